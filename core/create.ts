@@ -1,0 +1,96 @@
+/**
+ * Making images.
+ *
+ * @module
+ */
+import type { BlockNode, CreateContext, Preallocation } from "./driver.ts";
+import { BlockError } from "./errors.ts";
+import { describeSource, openProtocol, protocolStack } from "./open.ts";
+import {
+  defaultOptions,
+  type OptionTable,
+  type OptionValues,
+  parseOptions,
+} from "./options.ts";
+import { findDriver, getDriver } from "./registry.ts";
+import type { Source } from "./spec.ts";
+
+/** The largest size an image can have here, in bytes: 2^53 - 512. */
+export const MAX_IMAGE_SIZE = 2 ** 53 - 512;
+
+/**
+ * Make an image of a format. `target` names its file (or describes the
+ * protocol node); what was there before is lost, but not before all options
+ * have been found valid.
+ *
+ * @param format A registered format, such as `qcow2` or `raw`.
+ * @param target A file name, or the description of a protocol node.
+ * @param options The format's create options; `size` in bytes.
+ * @throws {BlockError} EINVAL for options that do not fit, and what the
+ * protocol says of the target.
+ *
+ * @example
+ * ```ts
+ * import { createImage, MemoryStore } from "@bdrv/bdrv";
+ * const file = { driver: "memory", store: new MemoryStore() };
+ * await createImage("qcow2", file, { size: 10 * 1024 ** 3, cluster_size: 4096 });
+ * ```
+ */
+export async function createImage(
+  format: string,
+  target: Source,
+  options: OptionValues = {},
+): Promise<void> {
+  const driver = findDriver(format);
+  if (!driver) {
+    throw new BlockError("EINVAL", `Unknown file format '${format}'`);
+  }
+  if (!driver.create || !driver.createOptions) {
+    throw new BlockError(
+      "ENOTSUP",
+      `Format driver '${format}' does not support image creation`,
+    );
+  }
+  const table = driver.createOptions;
+  const parsed = parseOptions(table, options);
+  const filename = describeSource(target);
+  let file: BlockNode | undefined;
+  const context: CreateContext = {
+    filename,
+    createFile: async (size, preallocation) => {
+      file = await createFile(target, size, preallocation);
+      return file;
+    },
+  };
+  try {
+    await driver.create({ ...defaultOptions(table), ...parsed }, context);
+    await file?.flush?.();
+  } finally {
+    await file?.close();
+  }
+}
+
+/** Make or empty the file at the bottom of a stack, and open it. */
+async function createFile(
+  target: Source,
+  size: number,
+  preallocation: Preallocation = "off",
+): Promise<BlockNode> {
+  const stack = protocolStack(target);
+  const name = String(stack.driver);
+  const protocol = getDriver(name);
+  if (protocol.role !== "protocol" || !protocol.create) {
+    throw new BlockError(
+      "ENOTSUP",
+      `Protocol driver '${name}' does not support image creation`,
+    );
+  }
+  const { driver: _, ...options } = stack;
+  await protocol.create({ ...options, size, preallocation }, {
+    filename: describeSource(stack),
+    createFile: () => {
+      throw new BlockError("EINVAL", "A protocol has no file below it");
+    },
+  });
+  return await openProtocol(stack);
+}

@@ -1,0 +1,272 @@
+/**
+ * What a driver is: the contract that every format and protocol fulfils.
+ *
+ * A *driver* is registered; opening one yields a *node*; a node has named
+ * *children*. A request enters at the top node and travels down through
+ * children, never back up. All offsets and lengths are in bytes.
+ *
+ * @module
+ */
+import type { IoVector } from "./bytes.ts";
+import type { OptionTable, OptionValues } from "./options.ts";
+
+/**
+ * Where a driver stands in a stack. A `protocol` reaches bytes by itself, a
+ * `format` maps them onto its `file` child, a `filter` passes them through.
+ */
+export type DriverRole = "protocol" | "format" | "filter";
+
+/** A registered kind of node. */
+export interface BlockDriver {
+  /** The name by which stacks refer to it, such as `qcow2`. */
+  readonly name: string;
+  /** Where in a stack it stands. */
+  readonly role: DriverRole;
+  /** The options that `open` understands, apart from its children. */
+  readonly openOptions?: OptionTable;
+  /** The options that `create` understands; absent if it cannot create. */
+  readonly createOptions?: OptionTable;
+  /** Scheme names that select this protocol in `scheme:rest` file names. */
+  readonly schemes?: readonly string[];
+  /**
+   * How sure it is, 0 to 100, that an image which begins with `head` is its
+   * own. Formats only. `head` holds up to 2048 bytes.
+   */
+  probe?(head: Uint8Array, filename: string): number;
+  /**
+   * Turn the rest of a `scheme:rest` file name into options.
+   * Without it, `rest` becomes the option `filename`.
+   */
+  parseFilename?(filename: string): OptionValues;
+  /**
+   * One name for each file, however it is spelt: links followed, `..` worked
+   * out. Protocols whose names are paths have it; the gate relies on it.
+   */
+  canonicalName?(filename: string): string;
+  /** Open a node. */
+  open(options: OptionValues, context: OpenContext): Promise<BlockNode>;
+  /** Make a new image. `options` were parsed by `createOptions`. */
+  create?(options: OptionValues, context: CreateContext): Promise<void>;
+}
+
+/** What `open` may ask of the block layer. */
+export interface OpenContext {
+  /** Whether nothing may be written through the new node. */
+  readonly readOnly: boolean;
+  /** The name under which the user knows this node, for messages. */
+  readonly filename: string;
+  /**
+   * Why the node is opened: `io` to use its data, `info` only to describe it
+   * (nothing that its header names is opened), `check` to examine an image
+   * whose tables may be damaged.
+   */
+  readonly purpose: OpenPurpose;
+  /**
+   * Whether the format was guessed from the content, which its guest controls.
+   * The raw driver then refuses writes that would make another guess likely.
+   */
+  readonly probed: boolean;
+  /** Whether to leave it to the system when written data reaches the disk. */
+  readonly noFlush: boolean;
+  /** Whether to bypass the page cache where the system can. */
+  readonly direct: boolean;
+  /** Tell the user about something that is not an error. */
+  warn(message: string): void;
+  /**
+   * Open the child called `name` as `options[name]` describes it; a file name
+   * there is taken for a protocol's, its content is not probed.
+   */
+  openChild(name: string): Promise<BlockNode>;
+  /** Whether the user described the child called `name`, or named it `null`. */
+  describes(name: string): boolean;
+  /**
+   * Open a file that an image names (a backing file): it must pass the gate.
+   * `name` is as the image has it, relative to that image's own folder; the
+   * answer is `undefined` if backing files are not wanted.
+   */
+  openImplicit(
+    child: string,
+    name: string,
+    format: string | undefined,
+  ): Promise<BlockNode | undefined>;
+}
+
+/** Why a node is opened; see {@linkcode OpenContext.purpose}. */
+export type OpenPurpose = "io" | "info" | "check";
+
+/** What `create` may ask of the block layer. */
+export interface CreateContext {
+  /** The name of the file to make. */
+  readonly filename: string;
+  /**
+   * Make or empty the protocol layer's file and open it for writing. Ask for
+   * it only when all options have been found valid, so that a mistake costs
+   * no existing file.
+   */
+  createFile(
+    size: number,
+    preallocation?: Preallocation,
+  ): Promise<BlockNode>;
+}
+
+/** How much of a new area is reserved at once. */
+export type Preallocation = "off" | "metadata" | "falloc" | "full";
+
+/** Wishes that go with a write. */
+export interface WriteFlags {
+  /** Reach the disk before the promise is fulfilled. */
+  fua?: boolean;
+}
+
+/** Wishes that go with a write of zeroes. */
+export interface ZeroFlags extends WriteFlags {
+  /** The space may be given back. */
+  unmap?: boolean;
+  /** Fail with ENOTSUP rather than write zeroes as data. */
+  noFallback?: boolean;
+}
+
+/** Wishes that go with a change of size. */
+export interface TruncateOptions {
+  /** How to reserve the new area. */
+  preallocation?: Preallocation;
+  /** Whether the size must be exact even where the driver would round. */
+  exact?: boolean;
+  /** Whether the new area must read as zeroes. Default: true. */
+  zero?: boolean;
+}
+
+/** What a range of a node holds. */
+export type ExtentKind = "data" | "zero" | "compressed" | "unallocated";
+
+/** One range of a node in which everything is of the same kind. */
+export interface Extent {
+  /** Bytes from the offset that was asked for. */
+  length: number;
+  /**
+   * `data` has bytes of its own, `compressed` likewise, `zero` reads as
+   * zeroes, `unallocated` is left to the backing file (zeroes without one).
+   */
+  kind: ExtentKind;
+  /** Where in `file` the range lies, if it has a plain place there. */
+  hostOffset?: number;
+  /** The child that `hostOffset` refers to. */
+  file?: BlockNode;
+  /** The child may know better: part of this data may be holes there. */
+  recurse?: boolean;
+}
+
+/** What a driver tells about an image. */
+export interface NodeInfo {
+  /** Bytes of a cluster, for formats that have clusters. */
+  clusterSize?: number;
+  /** Whether it was not closed properly. */
+  dirty?: boolean;
+  /** Whether its content is encrypted. */
+  encrypted?: boolean;
+  /** Whether it holds only compressed clusters (streaming formats). */
+  compressed?: boolean;
+  /** Bytes it takes on the disk below; of a protocol. */
+  actualSize?: number;
+  /** The backing file's name as the image has it. */
+  backingFile?: string;
+  /** The backing file's format as the image has it. */
+  backingFormat?: string;
+  /** Offset at which VM state is kept, for formats that keep it. */
+  vmStateOffset?: number;
+  /** What only this format has, in the field names of QEMU's QAPI. */
+  specific?: { type: string; data: Record<string, unknown> };
+}
+
+/** Sizes to which requests of a node must keep. */
+export interface RequestLimits {
+  /** Offsets and lengths must be multiples of this, in bytes. Default 1. */
+  requestAlignment?: number;
+  /** Largest read or write, in bytes. */
+  maxTransfer?: number;
+  /** Writing zeroes is best done in multiples of this, in bytes. */
+  writeZeroesAlignment?: number;
+  /** Discarding is best done in multiples of this, in bytes. */
+  discardAlignment?: number;
+}
+
+/** Counts of what a check found; in the terms of `qemu-img check`. */
+export interface CheckResult {
+  /** References that do not fit what is stored: data may be damaged. */
+  corruptions: number;
+  /** Clusters that nothing refers to: space is wasted, nothing lost. */
+  leaks: number;
+  /** What could not be checked. */
+  checkErrors: number;
+  /** Corruptions that were repaired. */
+  corruptionsFixed: number;
+  /** Leaks that were repaired. */
+  leaksFixed: number;
+  /** End of the last cluster in use, bytes. */
+  imageEndOffset: number;
+  /** Guest clusters that the disk has. */
+  totalClusters: number;
+  /** Guest clusters that have a place in the file. */
+  allocatedClusters: number;
+  /** Of those, the ones that do not follow their predecessor in the file. */
+  fragmentedClusters: number;
+  /** Of those, the compressed ones. */
+  compressedClusters: number;
+}
+
+/** How to check. */
+export interface CheckOptions {
+  /** What to repair. */
+  repair?: { leaks: boolean; corruptions: boolean };
+  /** Receives each finding as it is made, a line each. */
+  report?(line: string): void;
+}
+
+/** An opened driver: one layer of a stack. */
+export interface BlockNode {
+  /** The driver that made it. */
+  readonly driver: BlockDriver;
+  /** The name under which the user knows it, for messages. */
+  readonly filename: string;
+  /** Bytes it presents now. */
+  readonly size: number;
+  /** Whether it refuses to be written to. */
+  readonly readOnly: boolean;
+  /** The nodes below it, by role. */
+  readonly children: { readonly [role: string]: BlockNode | undefined };
+  /** Sizes to which requests must keep, if any. */
+  readonly limits?: RequestLimits;
+
+  /**
+   * Fill `iov` with the bytes from `offset` on. A protocol gives zeroes past
+   * its end; of a format, only ranges within `size` may be asked for.
+   */
+  readv(offset: number, iov: IoVector): Promise<void>;
+  /** What the range from `offset` holds: the first extent of it. */
+  status(offset: number, length: number): Promise<Extent>;
+  /** Make everything durable that can be, and let go of the children. */
+  close(): Promise<void>;
+
+  /** Write the bytes of `iov`. A protocol grows when written past its end. */
+  writev?(offset: number, iov: IoVector, flags?: WriteFlags): Promise<void>;
+  /** Make a range read as zeroes. */
+  writeZeroes?(
+    offset: number,
+    length: number,
+    flags?: ZeroFlags,
+  ): Promise<void>;
+  /** Give a range up; what it then reads as depends on the format. */
+  discard?(offset: number, length: number): Promise<void>;
+  /** Store one cluster compressed; `iov` may be shorter at the disk's end. */
+  writeCompressed?(offset: number, iov: IoVector): Promise<void>;
+  /** Make everything written before durable. */
+  flush?(): Promise<void>;
+  /** Change the size, in bytes. */
+  truncate?(size: number, options?: TruncateOptions): Promise<void>;
+  /** Describe the image. */
+  info?(): Promise<NodeInfo>;
+  /** Examine, and on demand repair, the image's own structures. */
+  check?(options?: CheckOptions): Promise<CheckResult>;
+  /** Record another backing file in the image; `undefined` removes it. */
+  changeBacking?(name?: string, format?: string): Promise<void>;
+}

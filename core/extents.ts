@@ -1,0 +1,117 @@
+/**
+ * What ranges of a stack hold, seen through its whole backing chain.
+ *
+ * @module
+ */
+import type { BlockNode, Extent } from "./driver.ts";
+
+/** An extent of a stack, and where in the chain its bytes come from. */
+export interface ChainExtent extends Extent {
+  /** Bytes from the start of the disk. */
+  offset: number;
+  /** How many backing files below the top its content is found. */
+  depth: number;
+  /**
+   * Whether a layer of the chain says what it holds; otherwise it reads as
+   * zeroes for want of anyone who does.
+   */
+  present: boolean;
+}
+
+/**
+ * The layer below that a node leaves unallocated ranges to; of a filter, its
+ * filtered child.
+ */
+export function backingOf(node: BlockNode): BlockNode | undefined {
+  return skipFilters(node).children.backing;
+}
+
+/** The node that says what ranges hold: filters hand the question down. */
+export function skipFilters(node: BlockNode): BlockNode {
+  while (node.driver.role === "filter") {
+    const next = node.children.file ?? node.children.backing;
+    if (!next) break;
+    node = next;
+  }
+  return node;
+}
+
+/**
+ * The first extent of `[offset, offset + length)`, looking down the chain to,
+ * but not into, `base`. What no layer above `base` holds is `unallocated`.
+ */
+export async function chainStatus(
+  top: BlockNode,
+  offset: number,
+  length: number,
+  base?: BlockNode,
+): Promise<ChainExtent> {
+  let node = top;
+  for (let depth = 0;; depth++) {
+    const extent = await resolved(node, offset, length);
+    length = Math.min(length, extent.length);
+    if (extent.kind !== "unallocated") {
+      return { ...extent, length, offset, depth, present: true };
+    }
+    const below = backingOf(node);
+    if (!below || offset >= below.size) {
+      return { offset, length, depth, kind: "zero", present: false };
+    }
+    if (below === base) {
+      return { offset, length, depth, kind: "unallocated", present: false };
+    }
+    // What lies past a shorter backing file's end is an extent of its own.
+    length = Math.min(length, below.size - offset);
+    node = below;
+  }
+}
+
+/** A node's own answer, refined by its file where that may know of holes. */
+async function resolved(
+  node: BlockNode,
+  offset: number,
+  length: number,
+): Promise<Extent> {
+  const extent = await node.status(offset, length);
+  if (!extent.recurse || !extent.file || extent.hostOffset === undefined) {
+    return extent;
+  }
+  const below = await extent.file.status(
+    extent.hostOffset,
+    Math.min(extent.length, length),
+  );
+  return {
+    ...extent,
+    length: Math.min(extent.length, below.length),
+    kind: below.kind === "zero" ? "zero" : extent.kind,
+  };
+}
+
+/** All extents of a range in order, neighbours of one kind joined. */
+export async function* chainExtents(
+  top: BlockNode,
+  offset = 0,
+  length: number = top.size - offset,
+): AsyncGenerator<ChainExtent> {
+  const end = offset + length;
+  let pending: ChainExtent | undefined;
+  while (offset < end) {
+    const extent = await chainStatus(top, offset, end - offset);
+    offset += extent.length;
+    if (pending && continues(pending, extent)) {
+      pending.length += extent.length;
+    } else {
+      if (pending) yield pending;
+      pending = extent;
+    }
+  }
+  if (pending) yield pending;
+}
+
+function continues(first: ChainExtent, next: ChainExtent): boolean {
+  return first.kind === next.kind && first.depth === next.depth &&
+    first.present === next.present && first.file === next.file &&
+    (first.hostOffset === undefined
+      ? next.hostOffset === undefined
+      : next.hostOffset === first.hostOffset + first.length);
+}

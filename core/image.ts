@@ -1,0 +1,340 @@
+/**
+ * The handle through which an opened stack is used.
+ *
+ * @module
+ */
+import { allocate, type IoVector, vectorLength } from "./bytes.ts";
+import type {
+  BlockNode,
+  CheckOptions,
+  CheckResult,
+  NodeInfo,
+  TruncateOptions,
+  WriteFlags,
+  ZeroFlags,
+} from "./driver.ts";
+import { asBlockError, BlockError } from "./errors.ts";
+import { type ChainExtent, chainExtents } from "./extents.ts";
+import { writeZeroes } from "./requests.ts";
+import { describeSource, openNode, type OpenOptions } from "./open.ts";
+import type { Source } from "./spec.ts";
+
+/** Bytes moved so far through a handle. */
+export interface ByteCounters {
+  /** Bytes read. */
+  read: number;
+  /** Bytes written, zeroes included. */
+  written: number;
+  /** Bytes discarded. */
+  discarded: number;
+}
+
+/** A range for the streams of an {@linkcode Image}. */
+export interface StreamOptions {
+  /** First byte. Default: 0. */
+  offset?: number;
+  /** Bytes to read. Default: up to the end. */
+  length?: number;
+  /** Bytes a chunk. Default: 256 KiB. */
+  chunkSize?: number;
+}
+
+/**
+ * Open an image: a file name (its format found by probing), `json:{…}`,
+ * `scheme:rest`, or the description of a stack.
+ *
+ * @throws {BlockError} ENOENT, EACCES, EINVAL, ENOTSUP … with a message that
+ * names the source.
+ *
+ * @example Make an image, write to it and read it back
+ * ```ts
+ * import { createImage, MemoryStore, openImage } from "@bdrv/bdrv";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const file = { driver: "memory", store: new MemoryStore() };
+ * await createImage("qcow2", file, { size: 64 * 1024 * 1024 });
+ * await using image = await openImage({ driver: "qcow2", file });
+ * await image.write(1_000_000, new TextEncoder().encode("hello"));
+ * const bytes = await image.read(1_000_000, 5);
+ * assertEquals(new TextDecoder().decode(bytes), "hello");
+ * ```
+ */
+export async function openImage(
+  source: Source | BlockNode,
+  options: OpenOptions = {},
+): Promise<Image> {
+  try {
+    return new Image(await openNode(source, options), options);
+  } catch (thrown) {
+    const error = asBlockError(thrown);
+    if (error.message.startsWith("Could not open '")) throw error;
+    throw error.prefixed(`Could not open '${describeSource(source)}': `);
+  }
+}
+
+/**
+ * A virtual disk, byte for byte. Reads and writes take any offset and length
+ * within it, and any number may be under way at once.
+ */
+export class Image implements AsyncDisposable {
+  /** The top node of the stack, for what this handle does not offer. */
+  readonly node: BlockNode;
+  /** Bytes moved through this handle. */
+  readonly counters: ByteCounters = { read: 0, written: 0, discarded: 0 };
+  readonly #writethrough: boolean;
+  #closed = false;
+
+  /** Wrap an opened node; {@linkcode openImage} does both. */
+  constructor(node: BlockNode, options: Pick<OpenOptions, "cache"> = {}) {
+    this.node = node;
+    this.#writethrough = options.cache === "writethrough" ||
+      options.cache === "directsync";
+  }
+
+  /** The size of the disk in bytes. */
+  get size(): number {
+    return this.node.size;
+  }
+
+  /** Whether the disk refuses to be written to. */
+  get readOnly(): boolean {
+    return this.node.readOnly;
+  }
+
+  /** The name of the format's driver, such as `qcow2`. */
+  get format(): string {
+    return this.node.driver.name;
+  }
+
+  /** The name under which it was opened. */
+  get filename(): string {
+    return this.node.filename;
+  }
+
+  /**
+   * Read bytes.
+   *
+   * @param offset First byte.
+   * @param target How many bytes, or a buffer to fill.
+   * @returns the buffer.
+   * @throws {BlockError} EIO if the range is not within the disk.
+   */
+  async read(
+    offset: number,
+    target: number | Uint8Array,
+  ): Promise<Uint8Array> {
+    if (typeof target === "number") {
+      this.#checkRange("read", offset, target);
+      target = allocate(target);
+    }
+    await this.readv(offset, [target]);
+    return target;
+  }
+
+  /** Fill several buffers, one after the other, from `offset` on. */
+  async readv(offset: number, iov: IoVector): Promise<void> {
+    const length = vectorLength(iov);
+    this.#checkRange("read", offset, length);
+    if (length === 0) return;
+    await this.node.readv(offset, iov);
+    this.counters.read += length;
+  }
+
+  /**
+   * Write bytes.
+   *
+   * @throws {BlockError} EACCES if opened read-only, EIO if the range is not
+   * within the disk.
+   */
+  write(
+    offset: number,
+    data: Uint8Array,
+    flags?: WriteFlags,
+  ): Promise<void> {
+    return this.writev(offset, [data], flags);
+  }
+
+  /** Write several buffers, one after the other, from `offset` on. */
+  async writev(
+    offset: number,
+    iov: IoVector,
+    flags?: WriteFlags,
+  ): Promise<void> {
+    const length = vectorLength(iov);
+    this.#checkWritable("write", offset, length);
+    if (length === 0) return;
+    const { node } = this;
+    if (!node.writev) throw this.#cannot("be written to");
+    await node.writev(offset, iov, flags);
+    this.counters.written += length;
+    if (this.#writethrough) await node.flush?.();
+  }
+
+  /** Make a range read as zeroes, storing no data where that is possible. */
+  async writeZeroes(
+    offset: number,
+    length: number,
+    flags?: ZeroFlags,
+  ): Promise<void> {
+    this.#checkWritable("write zeroes", offset, length);
+    if (length === 0) return;
+    await writeZeroes(this.node, offset, length, flags);
+    this.counters.written += length;
+    if (this.#writethrough) await this.node.flush?.();
+  }
+
+  /**
+   * Give a range up. What it reads as afterwards is the format's choice; only
+   * whole clusters are affected. Without support this does nothing.
+   */
+  async discard(offset: number, length: number): Promise<void> {
+    this.#checkWritable("discard", offset, length);
+    if (length === 0) return;
+    await this.node.discard?.(offset, length);
+    this.counters.discarded += length;
+  }
+
+  /** Make everything written before durable. */
+  async flush(): Promise<void> {
+    this.#checkOpen();
+    await this.node.flush?.();
+  }
+
+  /**
+   * Change the size of the disk, in bytes.
+   *
+   * @throws {BlockError} EACCES if opened read-only, ENOTSUP if the driver
+   * cannot, EINVAL if the format does not permit the size.
+   */
+  async resize(size: number, options?: TruncateOptions): Promise<void> {
+    this.#checkWritable("resize", 0, 0);
+    if (!Number.isSafeInteger(size) || size < 0) {
+      throw new BlockError("EINVAL", `Cannot resize to ${size} bytes`);
+    }
+    if (!this.node.truncate) throw this.#cannot("be resized");
+    await this.node.truncate(size, options);
+  }
+
+  /**
+   * What the disk holds and where: runs of data, zeroes and compressed
+   * clusters, through the whole backing chain.
+   *
+   * @example
+   * ```ts
+   * import { createImage, MemoryStore, openImage } from "@bdrv/bdrv";
+   * const file = { driver: "memory", store: new MemoryStore() };
+   * await createImage("qcow2", file, { size: 1 << 20 });
+   * await using image = await openImage({ driver: "qcow2", file });
+   * for await (const extent of image.extents()) {
+   *   console.log(extent.offset, extent.length, extent.kind); // 0 1048576 zero
+   * }
+   * ```
+   */
+  extents(
+    offset = 0,
+    length: number = this.size - offset,
+  ): AsyncIterable<ChainExtent> {
+    this.#checkRange("map", offset, length);
+    return chainExtents(this.node, offset, length);
+  }
+
+  /** The disk's bytes, or a range of them, as a stream. */
+  readable(options: StreamOptions = {}): ReadableStream<Uint8Array> {
+    const { offset = 0, chunkSize = 256 * 1024 } = options;
+    const { length = this.size - offset } = options;
+    this.#checkRange("read", offset, length);
+    let at = offset;
+    return new ReadableStream<Uint8Array>({
+      pull: async (controller) => {
+        const take = Math.min(chunkSize, offset + length - at);
+        if (take === 0) return controller.close();
+        controller.enqueue(await this.read(at, take));
+        at += take;
+        if (at === offset + length) controller.close();
+      },
+    }, { highWaterMark: 1 });
+  }
+
+  /** A stream whose chunks are written one after the other from `offset` on. */
+  writable(options: { offset?: number } = {}): WritableStream<Uint8Array> {
+    let at = options.offset ?? 0;
+    return new WritableStream<Uint8Array>({
+      write: async (chunk) => {
+        await this.write(at, chunk);
+        at += chunk.length;
+      },
+      close: () => this.flush(),
+    });
+  }
+
+  /** Describe the image. */
+  async info(): Promise<NodeInfo> {
+    this.#checkOpen();
+    return await this.node.info?.() ?? {};
+  }
+
+  /**
+   * Examine the image's own structures.
+   *
+   * @throws {BlockError} ENOTSUP if its format has none.
+   */
+  async check(options?: CheckOptions): Promise<CheckResult> {
+    this.#checkOpen();
+    if (!this.node.check) {
+      throw new BlockError(
+        "ENOTSUP",
+        "This image format does not support checks",
+      );
+    }
+    return await this.node.check(options);
+  }
+
+  /** Flush and close. A closed image does nothing more; closing again is fine. */
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    await this.node.close();
+  }
+
+  /** Closes; for `await using`. */
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  #cannot(what: string): BlockError {
+    return new BlockError(
+      "ENOTSUP",
+      `Image '${this.filename}' (${this.format}) cannot ${what}`,
+    );
+  }
+
+  #checkOpen(): void {
+    if (this.#closed) {
+      throw new BlockError("EBADF", `Image '${this.filename}' is closed`);
+    }
+  }
+
+  #checkRange(verb: string, offset: number, length: number): void {
+    this.#checkOpen();
+    if (
+      !Number.isSafeInteger(offset) || !Number.isSafeInteger(length) ||
+      offset < 0 || length < 0 || offset + length > this.size
+    ) {
+      throw new BlockError(
+        "EIO",
+        `Cannot ${verb} ${length} bytes at offset ${offset}: ` +
+          `'${this.filename}' has ${this.size} bytes`,
+      );
+    }
+  }
+
+  #checkWritable(verb: string, offset: number, length: number): void {
+    this.#checkRange(verb, offset, length);
+    if (this.readOnly) {
+      throw new BlockError(
+        "EACCES",
+        `Cannot ${verb}: '${this.filename}' was opened read-only`,
+      );
+    }
+  }
+}

@@ -1,0 +1,372 @@
+/**
+ * From the description of a stack to open nodes: protocols by name, formats by
+ * probing, children by the wish of the driver, backing files through the gate.
+ *
+ * @module
+ */
+import { allocate } from "./bytes.ts";
+import type {
+  BlockDriver,
+  BlockNode,
+  OpenContext,
+  OpenPurpose,
+} from "./driver.ts";
+import { asBlockError, BlockError } from "./errors.ts";
+import { normalizePath, resolveName, schemeOf } from "./names.ts";
+import type { OptionValues } from "./options.ts";
+import { getDriver, PROBE_LENGTH, probeFormat } from "./registry.ts";
+import {
+  isNode,
+  parseFilename,
+  type Source,
+  type StackObject,
+} from "./spec.ts";
+
+/** A file that an image asks to have opened. */
+export interface ImplicitOpen {
+  /** The file's name, as seen from where we are. */
+  readonly filename: string;
+  /** The format that the image says it has. */
+  readonly format?: string;
+  /** The image that names it. */
+  readonly namedBy: string;
+}
+
+/**
+ * Decides which files an image may have opened by naming them: all, none,
+ * those in or below a folder (links followed), or what a function says.
+ */
+export type Gate =
+  | "allow"
+  | "deny"
+  | { below: string }
+  | ((request: ImplicitOpen) => boolean | Promise<boolean>);
+
+/** How writes reach the disk; the names are qemu-img's `-t`. */
+export type CacheMode =
+  | "writeback"
+  | "writethrough"
+  | "none"
+  | "directsync"
+  | "unsafe";
+
+/** How to open an image. */
+export interface OpenOptions {
+  /** The format's driver; found by probing if absent. */
+  format?: string;
+  /** Refuse to write. Default: false. */
+  readOnly?: boolean;
+  /** Why it is opened. Default: `io`. */
+  purpose?: OpenPurpose;
+  /** Whether to open backing files. Default: true. */
+  backing?: boolean;
+  /**
+   * Which files the image may have opened. Default: those in or below the
+   * folder of the file that was asked for.
+   */
+  gate?: Gate;
+  /** Most images in a chain of backing files. Default: 256. */
+  maxChain?: number;
+  /** How writes reach the disk. Default: `writeback`. */
+  cache?: CacheMode;
+  /** Receives warnings. Default: they are dropped. */
+  warn?(message: string): void;
+}
+
+/** What stays the same from the top of a stack to its bottom. */
+interface Opening {
+  options: OpenOptions;
+  /** Where the default gate lets files be opened. */
+  home: string;
+}
+
+/** Where in the stack we are. */
+interface Place {
+  readOnly: boolean;
+  /** The images of the backing chain above, by canonical name. */
+  chain: readonly string[];
+}
+
+/**
+ * Open a stack and answer its top node. Most callers want `openImage`, whose
+ * handle checks requests; a node trusts them.
+ *
+ * @throws {BlockError} with the driver's own message, not naming the source.
+ */
+export function openNode(
+  source: Source | BlockNode,
+  options: OpenOptions = {},
+): Promise<BlockNode> {
+  if (isNode(source)) return Promise.resolve(source);
+  let stack = toStack(source);
+  if (options.format !== undefined) {
+    stack = applyFormat(stack, options.format);
+  }
+  const name = filenameOf(stack);
+  const home = name.slice(0, name.lastIndexOf("/") + 1) || ".";
+  return openStack(
+    stack,
+    { options, home },
+    { readOnly: options.readOnly ?? false, chain: [] },
+    false,
+  );
+}
+
+/** Open only the protocol node of a source, without looking for a format. */
+export function openProtocol(
+  source: Source,
+  options: OpenOptions = {},
+): Promise<BlockNode> {
+  const place = { readOnly: options.readOnly ?? false, chain: [] };
+  return openStack(protocolStack(source), { options, home: "." }, place, true);
+}
+
+/** A source as the description of a protocol node. */
+export function protocolStack(source: Source): StackObject {
+  const stack = toStack(source);
+  return stack.driver === undefined ? { driver: "file", ...stack } : stack;
+}
+
+/** The name that stands for a source in messages. */
+export function describeSource(source: Source | BlockNode): string {
+  if (isNode(source)) return source.filename;
+  if (typeof source === "string") return source;
+  return filenameOf(toStack(source)) || `json:${JSON.stringify(source)}`;
+}
+
+function toStack(source: Source): StackObject {
+  if (typeof source === "string") return parseFilename(source);
+  if (source instanceof URL) {
+    if (source.protocol !== "file:") return parseFilename(source.href);
+    return { driver: "file", filename: decodeURIComponent(source.pathname) };
+  }
+  return source;
+}
+
+/** Put `format` on top of what a name selects. */
+function applyFormat(stack: StackObject, format: string): StackObject {
+  if (stack.driver === undefined) return { ...stack, driver: format };
+  if (stack.driver === format) return stack;
+  if (getDriver(stack.driver).role === "protocol") {
+    return { driver: format, file: stack };
+  }
+  throw new BlockError("EINVAL", "Driver specified twice");
+}
+
+/** The name of the file at the bottom of the `file` children. */
+function filenameOf(stack: unknown): string {
+  if (typeof stack === "string") return stack;
+  if (typeof stack !== "object" || stack === null) return "";
+  const { filename, file } = stack as StackObject;
+  return typeof filename === "string" ? filename : filenameOf(file);
+}
+
+async function openStack(
+  source: unknown,
+  opening: Opening,
+  place: Place,
+  wantProtocol: boolean,
+): Promise<BlockNode> {
+  if (isNode(source)) return source;
+  let stack: StackObject;
+  if (typeof source === "string" || source instanceof URL) {
+    stack = toStack(source);
+  } else if (typeof source === "object" && source !== null) {
+    stack = source as StackObject;
+  } else {
+    throw new BlockError("EINVAL", `Cannot open '${source}' as an image`);
+  }
+  const { driver: name, ...options } = stack;
+  if (name !== undefined) {
+    const driver = getDriver(String(name));
+    if (driver.role === "protocol") {
+      if (wantProtocol || options.file !== undefined) {
+        return openDriver(driver, options, opening, place);
+      }
+      return openProbed({}, stack, opening, place);
+    }
+    return openDriver(driver, withFile(options), opening, place);
+  }
+  if (typeof options.filename === "string") {
+    const { filename, ...others } = options;
+    const byName = parseFilename(filename);
+    if (byName.driver === undefined) byName.driver = "file";
+    if (wantProtocol) {
+      return openStack({ ...byName, ...others }, opening, place, true);
+    }
+    if (getDriver(byName.driver).role !== "protocol") {
+      return openStack({ ...byName, ...others }, opening, place, false);
+    }
+    return openProbed(others, byName, opening, place);
+  }
+  if (options.file !== undefined && options.file !== null) {
+    if (wantProtocol) return openStack(options.file, opening, place, true);
+    const { file, ...others } = options;
+    return openProbed(others, file, opening, place);
+  }
+  throw new BlockError("EINVAL", "A block device must be specified for 'file'");
+}
+
+/** A format's `filename` stands for its `file` child. */
+function withFile(options: OptionValues): OptionValues {
+  if (options.filename === undefined || options.file !== undefined) {
+    return options;
+  }
+  const { filename, ...others } = options;
+  return { ...others, file: filename };
+}
+
+/** Open the file below, look at it, and put the fitting format on top. */
+async function openProbed(
+  options: OptionValues,
+  fileSource: unknown,
+  opening: Opening,
+  place: Place,
+): Promise<BlockNode> {
+  const file = await openStack(fileSource, opening, place, true);
+  try {
+    const head = allocate(Math.min(PROBE_LENGTH, file.size));
+    await file.readv(0, [head]);
+    const driver = probeFormat(head, file.filename);
+    return await openDriver(
+      driver,
+      { ...options, file },
+      opening,
+      place,
+      driver.name === "raw",
+    );
+  } catch (error) {
+    await file.close();
+    throw error;
+  }
+}
+
+async function openDriver(
+  driver: BlockDriver,
+  options: OptionValues,
+  opening: Opening,
+  place: Place,
+  probed = false,
+): Promise<BlockNode> {
+  const opened: BlockNode[] = [];
+  const filename = isNode(options.file)
+    ? options.file.filename
+    : filenameOf(options);
+  const keep = async (node: Promise<BlockNode>) => {
+    opened.push(await node);
+    return node;
+  };
+  const { cache } = opening.options;
+  const context: OpenContext = {
+    filename,
+    readOnly: place.readOnly,
+    probed,
+    purpose: opening.options.purpose ?? "io",
+    noFlush: cache === "unsafe",
+    direct: cache === "none" || cache === "directsync",
+    warn: (message) => opening.options.warn?.(message),
+    describes: (name) =>
+      options[name] === null || isNode(options[name]) ||
+      filenameOf(options[name]) !== "" ||
+      (options[name] as StackObject | undefined)?.file !== undefined ||
+      isSelfContained(options[name]),
+    openChild: (name) => {
+      if (isNode(options[name])) return Promise.resolve(options[name]);
+      if (options[name] === undefined || options[name] === null) {
+        throw new BlockError(
+          "EINVAL",
+          `A block device must be specified for '${name}'`,
+        );
+      }
+      const below = name === "backing" ? { ...place, readOnly: true } : place;
+      return keep(
+        openStack(options[name], opening, below, name !== "backing"),
+      );
+    },
+    openImplicit: async (child, name, format) => {
+      if (
+        opening.options.backing === false || context.purpose === "info"
+      ) return undefined;
+      const above = canonicalName(filename, driver);
+      const chain = [...place.chain, above];
+      return await keep(openBacking(
+        { ...options[child] as OptionValues },
+        { filename: resolveName(filename, name), format, namedBy: filename },
+        opening,
+        chain,
+      ));
+    },
+  };
+  try {
+    return await driver.open(options, context);
+  } catch (error) {
+    for (const node of opened) await node.close();
+    throw asBlockError(error);
+  }
+}
+
+/** Whether a description needs no file, as `{driver: "memory"}` does not. */
+function isSelfContained(described: unknown): boolean {
+  const driver = (described as StackObject | undefined)?.driver;
+  return driver !== undefined && getDriver(driver).role === "protocol";
+}
+
+async function openBacking(
+  overrides: OptionValues,
+  request: ImplicitOpen,
+  opening: Opening,
+  chain: readonly string[],
+): Promise<BlockNode> {
+  const { filename, format } = request;
+  const refuse = (code: "ELOOP" | "EACCES", why: string) =>
+    new BlockError(code, `Could not open backing file: ${why}`);
+  if (chain.includes(canonicalName(filename))) {
+    throw refuse("ELOOP", `'${filename}' creates an infinite loop`);
+  }
+  const limit = opening.options.maxChain ?? 256;
+  if (chain.length >= limit) {
+    throw refuse("ELOOP", `the chain is longer than ${limit} images`);
+  }
+  if (!await passes(opening, request)) {
+    throw refuse(
+      "EACCES",
+      `'${request.namedBy}' names '${filename}', which is not permitted`,
+    );
+  }
+  try {
+    let stack: StackObject = { ...parseFilename(filename), ...overrides };
+    if (format !== undefined && overrides.driver === undefined) {
+      stack = applyFormat(stack, format);
+    }
+    return await openStack(stack, opening, { readOnly: true, chain }, false);
+  } catch (error) {
+    const cause = asBlockError(error);
+    if (cause.message.startsWith("Could not open backing file: ")) throw cause;
+    throw cause.prefixed("Could not open backing file: ");
+  }
+}
+
+/** Whether the gate lets a file be opened. */
+async function passes(
+  opening: Opening,
+  request: ImplicitOpen,
+): Promise<boolean> {
+  const gate = opening.options.gate ?? { below: opening.home };
+  if (gate === "allow") return true;
+  if (gate === "deny") return false;
+  if (typeof gate === "function") return await gate(request);
+  const scheme = schemeOf(request.filename);
+  if (scheme !== undefined && scheme !== "file") return false;
+  const folder = canonicalName(gate.below);
+  const file = canonicalName(request.filename);
+  return file.startsWith(folder.endsWith("/") ? folder : folder + "/");
+}
+
+/** The same string for two spellings of one file's name. */
+function canonicalName(filename: string, driver?: BlockDriver): string {
+  const scheme = schemeOf(filename);
+  if (scheme !== undefined && scheme !== "file") return filename;
+  const path = scheme === "file" ? filename.slice(5) : filename;
+  const file = driver?.canonicalName ? driver : getDriver("file");
+  return file.canonicalName?.(path) ?? normalizePath(path);
+}

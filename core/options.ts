@@ -1,0 +1,227 @@
+/**
+ * Options of drivers: typed tables that parse and validate, and the two
+ * spellings in which users give them (`a=b,c.d=e` and nested objects).
+ *
+ * @module
+ */
+import { BlockError } from "./errors.ts";
+
+/** Options by name; children of a stack are nested objects or nodes. */
+export type OptionValues = { [name: string]: unknown };
+
+/** One option that a driver understands. */
+export interface OptionSpec {
+  /** How its value is written. Sizes are bytes and accept suffixes. */
+  readonly type: "string" | "size" | "number" | "boolean" | "enum";
+  /** What it is for, one line. */
+  readonly help: string;
+  /** The accepted values of an `enum`. */
+  readonly values?: readonly string[];
+  /** The value where none is given. */
+  readonly default?: string | number | boolean;
+}
+
+/** The options of a driver by name, in the order in which they are shown. */
+export type OptionTable = { readonly [name: string]: OptionSpec };
+
+const SIZE_HINT =
+  "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n" +
+  "and exabytes, respectively.";
+
+const SUFFIXES = "BKMGTPE";
+
+/**
+ * Parse a size in bytes: decimal or `0x` hexadecimal, with an optional suffix
+ * K, M, G, T, P or E (powers of 1024, any case) that permits a fraction.
+ *
+ * @returns the size, or `undefined` if `text` is not a size; a size of 2^53
+ * or more loses precision, which the caller's range check refuses.
+ *
+ * @example
+ * ```ts
+ * import { parseSize } from "@bdrv/bdrv";
+ * import { assertEquals } from "@std/assert";
+ * assertEquals(parseSize("1.5k"), 1536);
+ * assertEquals(parseSize("64 apples"), undefined);
+ * ```
+ */
+export function parseSize(text: string): number | undefined {
+  const match = /^\s*\+?(?:0[xX]([0-9a-fA-F]+)|(\d*)(\.\d*)?)([bkmgtpe]?)$/i
+    .exec(text);
+  if (!match) return undefined;
+  const [, hex, whole, fraction, suffix] = match;
+  if (hex !== undefined) {
+    const scale = suffix ? 1024 ** SUFFIXES.indexOf(suffix.toUpperCase()) : 1;
+    return parseInt(hex, 16) * scale;
+  }
+  if (!whole && !(fraction && fraction.length > 1)) return undefined;
+  const exponent = suffix ? SUFFIXES.indexOf(suffix.toUpperCase()) : 0;
+  // A fraction of a byte has no meaning.
+  if (fraction && Number(fraction + "0") !== 0 && exponent === 0) {
+    return undefined;
+  }
+  const scale = 1024 ** exponent;
+  return Number(whole || "0") * scale +
+    Math.trunc(Number("0" + (fraction ?? "") + "0") * scale);
+}
+
+/** Check one value against its specification, and give it its type. */
+export function parseOption(
+  name: string,
+  spec: OptionSpec,
+  value: unknown,
+): string | number | boolean {
+  const refuse = (expected: string, hint?: string) =>
+    new BlockError("EINVAL", `Parameter '${name}' expects ${expected}`, {
+      hint,
+    });
+  switch (spec.type) {
+    case "boolean":
+      if (typeof value === "boolean") return value;
+      if (value === "on" || value === "true") return true;
+      if (value === "off" || value === "false") return false;
+      throw refuse("'on' or 'off'");
+    case "size": {
+      const size = typeof value === "number" ? value : parseSize(String(value));
+      if (size === undefined || !(size >= 0) || size >= 2 ** 64) {
+        throw refuse("a non-negative number below 2^64", SIZE_HINT);
+      }
+      return size;
+    }
+    case "number": {
+      const text = String(value).trim();
+      const number = /^(\d+|0x[0-9a-f]+)$/i.test(text) ? Number(text) : NaN;
+      if (!(number < 2 ** 64)) throw refuse("a number");
+      return number;
+    }
+    case "enum":
+      if (!spec.values!.includes(String(value))) {
+        throw new BlockError(
+          "EINVAL",
+          `Parameter '${
+            name.replaceAll("_", "-")
+          }' does not accept value '${value}'`,
+        );
+      }
+      return String(value);
+    case "string":
+      return String(value);
+  }
+}
+
+/**
+ * Give each option its type. Options that the table lacks are refused, except
+ * those whose name (up to the first dot) is in `others`.
+ */
+export function parseOptions(
+  table: OptionTable,
+  values: OptionValues,
+  others: readonly string[] = [],
+): OptionValues {
+  const parsed: OptionValues = {};
+  for (const [name, value] of Object.entries(values)) {
+    const spec = Object.hasOwn(table, name) ? table[name] : undefined;
+    if (spec) {
+      if (value !== undefined) parsed[name] = parseOption(name, spec, value);
+    } else if (others.includes(name)) {
+      parsed[name] = value;
+    } else {
+      throw new BlockError("EINVAL", `Invalid parameter '${name}'`);
+    }
+  }
+  return parsed;
+}
+
+/** The defaults of a table. */
+export function defaultOptions(table: OptionTable): OptionValues {
+  const values: OptionValues = {};
+  for (const [name, spec] of Object.entries(table)) {
+    if (spec.default !== undefined) values[name] = spec.default;
+  }
+  return values;
+}
+
+/**
+ * Split `a=b,c=d` into pairs. A doubled comma stands for one within a value.
+ * A name without `=` is the flag `on`, `noname` is `off`; the first element,
+ * if it has no `=`, is the value of `firstKey` where one is given.
+ *
+ * @example
+ * ```ts
+ * import { parseKeyValueList } from "@bdrv/bdrv";
+ * import { assertEquals } from "@std/assert";
+ * assertEquals(
+ *   parseKeyValueList("driver=raw,file.filename=a,,b"),
+ *   [["driver", "raw"], ["file.filename", "a,b"]],
+ * );
+ * ```
+ */
+export function parseKeyValueList(
+  text: string,
+  firstKey?: string,
+): [name: string, value: string][] {
+  const pairs: [string, string][] = [];
+  for (const element of splitList(text)) {
+    const equals = element.indexOf("=");
+    if (equals >= 0) {
+      pairs.push([element.slice(0, equals), element.slice(equals + 1)]);
+    } else if (firstKey !== undefined && pairs.length === 0) {
+      pairs.push([firstKey, element]);
+    } else if (element.startsWith("no")) {
+      pairs.push([element.slice(2), "off"]);
+    } else {
+      pairs.push([element, "on"]);
+    }
+  }
+  return pairs;
+}
+
+/** Split at commas; a doubled comma stands for a comma within an element. */
+function splitList(text: string): string[] {
+  const elements: string[] = [];
+  let element = "";
+  for (let i = 0; i < text.length; i++) {
+    if (text[i] !== ",") {
+      element += text[i];
+    } else if (text[i + 1] === ",") {
+      element += ",";
+      i++;
+    } else {
+      elements.push(element);
+      element = "";
+    }
+  }
+  if (element !== "" || elements.length === 0) elements.push(element);
+  return elements.filter((element) => element !== "");
+}
+
+/**
+ * Nest dotted names: `{"file.driver": "raw"}` becomes
+ * `{file: {driver: "raw"}}`. Objects among the values are kept as they are.
+ *
+ * @throws {BlockError} EINVAL if a name is both a value and an object.
+ */
+export function nestOptions(flat: OptionValues): OptionValues {
+  const nested: OptionValues = {};
+  for (const [name, value] of Object.entries(flat)) {
+    let at = nested;
+    const path = name.split(".");
+    for (const step of path.slice(0, -1)) {
+      if (!Object.hasOwn(at, step)) at[step] = {};
+      const next = at[step];
+      if (typeof next !== "object" || next === null) throw mixed(step);
+      at = next as OptionValues;
+    }
+    const last = path[path.length - 1];
+    if (Object.hasOwn(at, last)) throw mixed(last);
+    at[last] = value;
+  }
+  return nested;
+}
+
+function mixed(name: string): BlockError {
+  return new BlockError(
+    "EINVAL",
+    `Cannot mix scalar and non-scalar keys at '${name}'`,
+  );
+}

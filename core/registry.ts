@@ -1,0 +1,80 @@
+/**
+ * The drivers that are known.
+ *
+ * @module
+ */
+import type { BlockDriver } from "./driver.ts";
+import { BlockError } from "./errors.ts";
+
+const drivers = new Map<string, BlockDriver>();
+
+/** Bytes from the start of an image that probing looks at. */
+export const PROBE_LENGTH = 2048;
+
+/**
+ * Make a driver known under its name.
+ *
+ * @throws {BlockError} EEXIST if another driver has that name.
+ *
+ * @example
+ * ```ts
+ * import { type BlockDriver, getDriver, registerDriver } from "@bdrv/bdrv";
+ * const driver: BlockDriver = {
+ *   name: "my-driver",
+ *   role: "filter",
+ *   open: (_options, context) => context.openChild("file"),
+ * };
+ * registerDriver(driver);
+ * console.log(getDriver("my-driver").role); // filter
+ * ```
+ */
+export function registerDriver(driver: BlockDriver): void {
+  const known = drivers.get(driver.name);
+  if (known && known !== driver) {
+    throw new BlockError(
+      "EEXIST",
+      `Cannot register driver '${driver.name}': another one has that name`,
+    );
+  }
+  drivers.set(driver.name, driver);
+}
+
+/**
+ * The driver of a name.
+ *
+ * @throws {BlockError} EINVAL if there is none.
+ */
+export function getDriver(name: string): BlockDriver {
+  const driver = drivers.get(name);
+  if (!driver) throw new BlockError("EINVAL", `Unknown driver '${name}'`);
+  return driver;
+}
+
+/** The driver of a name, or `undefined`. */
+export function findDriver(name: string): BlockDriver | undefined {
+  return drivers.get(name);
+}
+
+/** All drivers, sorted by name. */
+export function listDrivers(): BlockDriver[] {
+  return [...drivers.values()].sort((a, b) => a.name < b.name ? -1 : 1);
+}
+
+/** The protocol that `scheme:` selects in a file name, or `undefined`. */
+export function findProtocol(scheme: string): BlockDriver | undefined {
+  return listDrivers().find((driver) =>
+    driver.role !== "format" &&
+    (driver.name === scheme || driver.schemes?.includes(scheme))
+  );
+}
+
+/** The format whose probe is surest about `head`; raw if none claims it. */
+export function probeFormat(head: Uint8Array, filename: string): BlockDriver {
+  let best = getDriver("raw");
+  let bestScore = 0;
+  for (const driver of listDrivers()) {
+    const score = driver.probe?.(head, filename) ?? 0;
+    if (score > bestScore) [best, bestScore] = [driver, score];
+  }
+  return best;
+}

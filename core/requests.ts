@@ -1,0 +1,56 @@
+/**
+ * Requests to nodes that need more than the node's own verbs.
+ *
+ * @module
+ */
+import {
+  allocate,
+  fillVector,
+  type IoVector,
+  sliceVector,
+  vectorLength,
+} from "./bytes.ts";
+import type { BlockNode, ZeroFlags } from "./driver.ts";
+import { asBlockError, BlockError } from "./errors.ts";
+
+const ZEROES = allocate(256 * 1024);
+
+/**
+ * Make a range of a node read as zeroes: by the driver's own means or, where
+ * it has none, by writing zeroes as data.
+ */
+export async function writeZeroes(
+  node: BlockNode,
+  offset: number,
+  length: number,
+  flags?: ZeroFlags,
+): Promise<void> {
+  if (node.writeZeroes) {
+    try {
+      return await node.writeZeroes(offset, length, flags);
+    } catch (error) {
+      if (asBlockError(error).code !== "ENOTSUP" || flags?.noFallback) {
+        throw error;
+      }
+    }
+  } else if (flags?.noFallback) {
+    throw new BlockError("ENOTSUP");
+  }
+  for (let done = 0; done < length;) {
+    const take = Math.min(ZEROES.length, length - done);
+    await node.writev!(offset + done, [ZEROES.subarray(0, take)], flags);
+    done += take;
+  }
+}
+
+/** Read from a node that may be shorter than the range: zeroes past its end. */
+export async function readPadded(
+  node: BlockNode,
+  offset: number,
+  iov: IoVector,
+): Promise<void> {
+  const length = vectorLength(iov);
+  const inside = Math.max(0, Math.min(length, node.size - offset));
+  if (inside > 0) await node.readv(offset, sliceVector(iov, 0, inside));
+  if (inside < length) fillVector(iov, inside, length - inside);
+}

@@ -1,0 +1,106 @@
+/**
+ * Descriptions of stacks, in all their spellings.
+ *
+ * @module
+ */
+import type { BlockNode } from "./driver.ts";
+import { asBlockError, BlockError } from "./errors.ts";
+import { schemeOf } from "./names.ts";
+import {
+  nestOptions,
+  type OptionValues,
+  parseKeyValueList,
+} from "./options.ts";
+import { findDriver, findProtocol } from "./registry.ts";
+
+/**
+ * A stack: a driver, its options, and its children, each again such an object,
+ * an opened node, or a file name; in the field names of QEMU's `blockdev`.
+ * Without `driver` the format is found by probing.
+ */
+export interface StackObject {
+  /** Name of a registered driver. */
+  driver?: string;
+  /** Options of the driver, and its children. */
+  [option: string]: unknown;
+}
+
+/**
+ * Whatever can be opened: a file name, `json:{…}`, `scheme:rest`, or a
+ * description of a stack.
+ */
+export type Source = string | URL | StackObject;
+
+/** Whether a value is a node that is already open. */
+export function isNode(value: unknown): value is BlockNode {
+  return typeof value === "object" && value !== null &&
+    typeof (value as BlockNode).readv === "function";
+}
+
+/**
+ * The stack that a file name stands for. A plain name becomes
+ * `{filename: name}`, whose protocol and format are left to find.
+ *
+ * @throws {BlockError} EINVAL on malformed `json:` and unknown protocols.
+ */
+export function parseFilename(name: string): StackObject {
+  if (name.startsWith("json:")) return parseJson(name.slice(5));
+  const scheme = schemeOf(name);
+  if (scheme === undefined) return { filename: name };
+  const driver = findProtocol(scheme) ?? findDriver(scheme);
+  if (!driver) {
+    throw new BlockError("EINVAL", `Unknown protocol '${scheme}'`);
+  }
+  const rest = name.slice(scheme.length + 1);
+  if (driver.parseFilename) {
+    return { driver: driver.name, ...driver.parseFilename(name) };
+  }
+  if (driver.role === "protocol") {
+    return { driver: driver.name, filename: rest };
+  }
+  return { driver: driver.name, file: rest };
+}
+
+function parseJson(text: string): StackObject {
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (error) {
+    throw new BlockError(
+      "EINVAL",
+      `Could not parse the JSON options: ${(error as Error).message}`,
+      { cause: error },
+    );
+  }
+  if (typeof value !== "object" || value === null || Array.isArray(value)) {
+    throw new BlockError("EINVAL", "Invalid JSON object given");
+  }
+  try {
+    return nestOptions(value as OptionValues);
+  } catch (error) {
+    throw asBlockError(error);
+  }
+}
+
+/**
+ * The stack that `driver=qcow2,file.filename=a.qcow2` stands for; this is
+ * what `--image-opts` takes.
+ *
+ * @example
+ * ```ts
+ * import { parseStack } from "@bdrv/bdrv";
+ * import { assertEquals } from "@std/assert";
+ * assertEquals(parseStack("driver=raw,offset=512,file.filename=disk.img"), {
+ *   driver: "raw",
+ *   offset: "512",
+ *   file: { filename: "disk.img" },
+ * });
+ * ```
+ */
+export function parseStack(text: string): StackObject {
+  const flat: OptionValues = {};
+  for (const [name, value] of parseKeyValueList(text, "file")) {
+    flat[name] = value;
+  }
+  return nestOptions(flat);
+}

@@ -1,0 +1,55 @@
+/**
+ * **bdrv**: a block layer for disk images. Drivers for raw and qcow2 are
+ * stacked declaratively on files or memory, and used through one handle.
+ *
+ * @example Read a disk inside a qcow2 image
+ * ```ts ignore
+ * import { openImage } from "@bdrv/bdrv";
+ * await using image = await openImage("disk.qcow2", { readOnly: true });
+ * const bootSector = await image.read(0, 512);
+ * ```
+ *
+ * @module
+ */
+import { registerDriver } from "./core/registry.ts";
+import { fileDriver } from "./drivers/file/driver.ts";
+import { memoryDriver } from "./drivers/memory.ts";
+import { qcow2Driver } from "./drivers/qcow2/driver.ts";
+import { rawDriver } from "./drivers/raw.ts";
+
+for (const driver of [fileDriver, memoryDriver, rawDriver, qcow2Driver]) {
+  registerDriver(driver);
+}
+
+export * from "./core/create.ts";
+export * from "./core/driver.ts";
+export * from "./core/errors.ts";
+export type { ChainExtent } from "./core/extents.ts";
+export type { IoVector } from "./core/bytes.ts";
+export {
+  type ByteCounters,
+  Image,
+  openImage,
+  type StreamOptions,
+} from "./core/image.ts";
+export {
+  type CacheMode,
+  type Gate,
+  type ImplicitOpen,
+  type OpenOptions,
+} from "./core/open.ts";
+export {
+  type OptionSpec,
+  type OptionTable,
+  type OptionValues,
+  parseKeyValueList,
+  parseSize,
+} from "./core/options.ts";
+export {
+  findDriver,
+  getDriver,
+  listDrivers,
+  registerDriver,
+} from "./core/registry.ts";
+export { parseStack, type Source, type StackObject } from "./core/spec.ts";
+export { MemoryStore } from "./drivers/memory.ts";
