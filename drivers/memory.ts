@@ -1,0 +1,285 @@
+/**
+ * The protocol driver `memory`: bytes in a sparse store, for as long as
+ * somebody holds on to it.
+ *
+ * @module
+ */
+import type { IoVector } from "../core/bytes.ts";
+import type {
+  BlockDriver,
+  BlockNode,
+  Extent,
+  NodeInfo,
+} from "../core/driver.ts";
+import { BlockError } from "../core/errors.ts";
+import { type OptionTable, parseOptions } from "../core/options.ts";
+
+const CHUNK_SIZE = 64 * 1024;
+
+/**
+ * Bytes in memory that outlive the nodes opened on them. Only what was
+ * written takes room, so a store of terabytes costs nothing.
+ *
+ * @example
+ * ```ts
+ * import { MemoryStore, openImage } from "@bdrv/bdrv";
+ * const store = new MemoryStore(1024 ** 4);
+ * await using image = await openImage({
+ *   driver: "raw",
+ *   file: { driver: "memory", store },
+ * });
+ * await image.write(1_000_000_000_000, new Uint8Array([1, 2, 3]));
+ * console.log(store.allocated); // 65536
+ * ```
+ */
+export class MemoryStore {
+  readonly #chunks = new Map<number, Uint8Array>();
+  #size: number;
+
+  /** Make a store that reads as `size` zero bytes. */
+  constructor(size = 0) {
+    if (!Number.isSafeInteger(size) || size < 0) {
+      throw new BlockError("EINVAL", `Cannot make a store of ${size} bytes`);
+    }
+    this.#size = size;
+  }
+
+  /** Bytes that it presents. */
+  get size(): number {
+    return this.#size;
+  }
+
+  /** Bytes of memory that it takes. */
+  get allocated(): number {
+    return this.#chunks.size * CHUNK_SIZE;
+  }
+
+  /** Fill `target` from `offset` on, with zeroes past the end. */
+  read(offset: number, target: Uint8Array): void {
+    eachPiece(offset, target.length, (index, start, length, done) => {
+      const chunk = this.#chunks.get(index);
+      if (chunk) target.set(chunk.subarray(start, start + length), done);
+      else target.fill(0, done, done + length);
+    });
+  }
+
+  /** Write `data`; the store grows where it must. */
+  write(offset: number, data: Uint8Array): void {
+    eachPiece(offset, data.length, (index, start, length, done) => {
+      let chunk = this.#chunks.get(index);
+      if (!chunk) {
+        chunk = new Uint8Array(CHUNK_SIZE);
+        this.#chunks.set(index, chunk);
+      }
+      chunk.set(data.subarray(done, done + length), start);
+    });
+    this.#size = Math.max(this.#size, offset + data.length);
+  }
+
+  /** Make a range read as zeroes; whole chunks of it take no room any more. */
+  zero(offset: number, length: number): void {
+    this.#clear(offset, Math.min(length, this.#size - offset));
+    this.#size = Math.max(this.#size, offset + length);
+  }
+
+  /** Change the size; what is added reads as zeroes. */
+  truncate(size: number): void {
+    this.#clear(size, this.#size - size);
+    this.#size = size;
+  }
+
+  #clear(offset: number, length: number): void {
+    if (length <= 0) return;
+    const end = offset + length;
+    const isLast = end >= this.#size;
+    const clear = (chunk: Uint8Array, index: number) => {
+      const base = index * CHUNK_SIZE;
+      const start = Math.max(0, offset - base);
+      // Beyond the end of the store there is nothing to keep.
+      const stop = isLast ? CHUNK_SIZE : Math.min(CHUNK_SIZE, end - base);
+      if (start === 0 && stop === CHUNK_SIZE) this.#chunks.delete(index);
+      else if (start < stop) chunk.fill(0, start, stop);
+    };
+    const [first, last] = [chunkIndex(offset), chunkIndex(end - 1)];
+    if (last - first > this.#chunks.size) {
+      for (const [index, chunk] of this.#chunks) {
+        if (index >= first && index <= last) clear(chunk, index);
+      }
+      return;
+    }
+    for (let index = first; index <= last; index++) {
+      const chunk = this.#chunks.get(index);
+      if (chunk) clear(chunk, index);
+    }
+  }
+
+  /** Whether data was written at `offset`, and for how many bytes that holds. */
+  extent(offset: number, length: number): { data: boolean; length: number } {
+    const last = chunkIndex(offset + length - 1);
+    let index = chunkIndex(offset);
+    const data = this.#chunks.has(index);
+    index++;
+    if (!data && last - index > this.#chunks.size) {
+      index = this.#nextChunk(index, last + 1);
+    }
+    while (index <= last && this.#chunks.has(index) === data) index++;
+    return { data, length: Math.min(length, index * CHUNK_SIZE - offset) };
+  }
+
+  /** The first chunk from `index` on, or `none`; fast in a large, empty store. */
+  #nextChunk(index: number, none: number): number {
+    let next = none;
+    for (const candidate of this.#chunks.keys()) {
+      if (candidate >= index && candidate < next) next = candidate;
+    }
+    return next;
+  }
+}
+
+function chunkIndex(offset: number): number {
+  return Math.floor(offset / CHUNK_SIZE);
+}
+
+/** Split a range at the borders of chunks. */
+function eachPiece(
+  offset: number,
+  length: number,
+  visit: (index: number, start: number, length: number, done: number) => void,
+): void {
+  for (let done = 0; done < length;) {
+    const index = chunkIndex(offset + done);
+    const start = offset + done - index * CHUNK_SIZE;
+    const take = Math.min(length - done, CHUNK_SIZE - start);
+    visit(index, start, take, done);
+    done += take;
+  }
+}
+
+const OPEN_OPTIONS: OptionTable = {
+  size: { type: "size", help: "Size of a new store in bytes" },
+};
+
+const CREATE_OPTIONS: OptionTable = {
+  size: { type: "size", help: "Virtual disk size" },
+  preallocation: {
+    type: "enum",
+    values: ["off", "falloc", "full"],
+    default: "off",
+    help: "Accepted for likeness to files; memory is taken when written",
+  },
+};
+
+/** Bytes in memory: `{driver: "memory", store}`, or `size` for a new store. */
+export const memoryDriver: BlockDriver = {
+  name: "memory",
+  role: "protocol",
+  openOptions: OPEN_OPTIONS,
+  createOptions: CREATE_OPTIONS,
+  parseFilename: () => ({}),
+
+  // deno-lint-ignore require-await -- the interface is asynchronous
+  async open(options, context) {
+    const { store, size } = parseOptions(OPEN_OPTIONS, options, ["store"]);
+    if (store !== undefined && size !== undefined) {
+      throw new BlockError(
+        "EINVAL",
+        "'size' is for a new store, and 'store' is given",
+      );
+    }
+    return new MemoryNode(
+      store === undefined ? new MemoryStore(size as number) : asStore(store),
+      context.filename,
+      context.readOnly,
+    );
+  },
+
+  // deno-lint-ignore require-await
+  async create(options) {
+    const { store, size = 0 } = parseOptions(CREATE_OPTIONS, options, [
+      "store",
+    ]);
+    if (store === undefined) {
+      throw new BlockError(
+        "EINVAL",
+        "Cannot create an image in memory without a 'store' that keeps it",
+      );
+    }
+    const target = asStore(store);
+    target.truncate(0);
+    target.truncate(size as number);
+  },
+};
+
+function asStore(value: unknown): MemoryStore {
+  if (value instanceof MemoryStore) return value;
+  throw new BlockError("EINVAL", "Parameter 'store' expects a MemoryStore");
+}
+
+class MemoryNode implements BlockNode {
+  readonly driver = memoryDriver;
+  readonly filename: string;
+  readonly readOnly: boolean;
+  readonly children = {};
+  readonly #store: MemoryStore;
+
+  constructor(store: MemoryStore, filename: string, readOnly: boolean) {
+    this.#store = store;
+    this.filename = filename;
+    this.readOnly = readOnly;
+  }
+
+  get size(): number {
+    return this.#store.size;
+  }
+
+  // deno-lint-ignore require-await
+  async readv(offset: number, iov: IoVector): Promise<void> {
+    for (const part of iov) {
+      this.#store.read(offset, part);
+      offset += part.length;
+    }
+  }
+
+  // deno-lint-ignore require-await
+  async writev(offset: number, iov: IoVector): Promise<void> {
+    for (const part of iov) {
+      this.#store.write(offset, part);
+      offset += part.length;
+    }
+  }
+
+  // deno-lint-ignore require-await
+  async writeZeroes(offset: number, length: number): Promise<void> {
+    this.#store.zero(offset, length);
+  }
+
+  // deno-lint-ignore require-await
+  async discard(offset: number, length: number): Promise<void> {
+    const inside = Math.min(length, this.#store.size - offset);
+    if (inside > 0) this.#store.zero(offset, inside);
+  }
+
+  // deno-lint-ignore require-await
+  async truncate(size: number): Promise<void> {
+    this.#store.truncate(size);
+  }
+
+  async flush(): Promise<void> {}
+
+  // deno-lint-ignore require-await
+  async status(offset: number, length: number): Promise<Extent> {
+    const place = { hostOffset: offset, file: this };
+    const inside = Math.min(length, this.#store.size - offset);
+    if (inside <= 0) return { kind: "zero", length, ...place };
+    const extent = this.#store.extent(offset, inside);
+    const kind = extent.data ? "data" : "zero";
+    return { kind, length: extent.length, ...place };
+  }
+
+  // deno-lint-ignore require-await
+  async info(): Promise<NodeInfo> {
+    return { actualSize: this.#store.allocated };
+  }
+
+  async close(): Promise<void> {}
+}
