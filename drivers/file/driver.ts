@@ -48,7 +48,13 @@ export const fileDriver: BlockDriver = {
   // deno-lint-ignore require-await -- opening is synchronous, as I/O is
   async open(options, context) {
     const { filename, io } = openOptions(options);
-    return openFile(filename, io, context.readOnly, context.noFlush);
+    return openFile(
+      filename,
+      // Loading libc takes 3 ms, which one look at a header does not repay.
+      io === "auto" && context.purpose === "info" ? "deno" : io,
+      context.readOnly,
+      context.noFlush,
+    );
   },
 
   async create(options) {
