@@ -88,3 +88,79 @@ export class SharedLock {
     }
   }
 }
+
+/** A held range of a {@linkcode RangeLock}. */
+export interface HeldRange extends Held {
+  readonly start: number;
+  readonly end: number;
+  readonly exclusive: boolean;
+  /** Fulfilled when the range is let go. */
+  readonly released: Promise<void>;
+}
+
+/**
+ * Locks on ranges of offsets: any number may share one, or one hold it alone.
+ * Finding a conflict and taking a range are separate and immediate, so that
+ * they can be done in one turn with looking at what the lock protects:
+ *
+ * ```ts ignore
+ * let blocker;
+ * while ((blocker = ranges.conflict(start, end, true))) await blocker.released;
+ * using held = ranges.hold(start, end, true);
+ * ```
+ */
+export class RangeLock {
+  readonly #held: HeldRange[] = [];
+
+  /** A held range that stands in the way, if any. */
+  conflict(
+    start: number,
+    end: number,
+    exclusive: boolean,
+  ): HeldRange | undefined {
+    for (const held of this.#held) {
+      if (
+        held.start < end && start < held.end && (exclusive || held.exclusive)
+      ) return held;
+    }
+    return undefined;
+  }
+
+  /** Take a range with which nothing conflicts. */
+  hold(start: number, end: number, exclusive: boolean): HeldRange {
+    const range = new Range(start, end, exclusive, this.#held);
+    this.#held.push(range);
+    return range;
+  }
+}
+
+class Range implements HeldRange {
+  readonly start: number;
+  readonly end: number;
+  readonly exclusive: boolean;
+  readonly #all: HeldRange[];
+  #released?: Promise<void>;
+  #release?: () => void;
+
+  constructor(
+    start: number,
+    end: number,
+    exclusive: boolean,
+    all: HeldRange[],
+  ) {
+    this.start = start;
+    this.end = end;
+    this.exclusive = exclusive;
+    this.#all = all;
+  }
+
+  /** Made only when somebody waits: most ranges are let go unnoticed. */
+  get released(): Promise<void> {
+    return this.#released ??= new Promise((resolve) => this.#release = resolve);
+  }
+
+  [Symbol.dispose](): void {
+    this.#all.splice(this.#all.indexOf(this), 1);
+    this.#release?.();
+  }
+}

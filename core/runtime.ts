@@ -244,3 +244,23 @@ function isZeroSlowly(bytes: Uint8Array, from: number, to: number): boolean {
   for (let i = from; i < to; i++) if (bytes[i] !== 0) return false;
   return true;
 }
+
+/** Bytes compared the portable way before the runtime's `Buffer` is loaded. */
+let equalBytesSeen = 0;
+
+/** Whether two buffers of one length hold the same bytes. */
+export function isEqual(a: Uint8Array, b: Uint8Array): boolean {
+  if (equalBytesSeen >= PATIENCE) {
+    const native = nativeBuffer();
+    if (native) return native.compare(a, b) === 0;
+  }
+  equalBytesSeen += a.length;
+  const { length } = a;
+  const aligned = ((a.byteOffset | b.byteOffset) & 3) === 0;
+  const count = aligned ? length >> 2 : 0;
+  const wordsA = new Int32Array(a.buffer, aligned ? a.byteOffset : 0, count);
+  const wordsB = new Int32Array(b.buffer, aligned ? b.byteOffset : 0, count);
+  for (let i = 0; i < count; i++) if (wordsA[i] !== wordsB[i]) return false;
+  for (let i = count * 4; i < length; i++) if (a[i] !== b[i]) return false;
+  return true;
+}

@@ -1,0 +1,263 @@
+/**
+ * Comparing two disks.
+ *
+ * @module
+ */
+import { allocate, SECTOR_SIZE } from "../bytes.ts";
+import type { BlockNode } from "../driver.ts";
+import { asBlockError, BlockError, strerror } from "../errors.ts";
+import { type ChainExtent, chainStatus } from "../extents.ts";
+import { isEqual, isZero } from "../runtime.ts";
+import { Pace } from "./pace.ts";
+
+/** How to compare. */
+export interface CompareOptions {
+  /**
+   * Whether size and allocation count as well; else a longer disk equals a
+   * shorter one if the rest of it is zero. Default: false.
+   */
+  strict?: boolean;
+  /** Ends the job with ECANCELED. */
+  signal?: AbortSignal;
+  /** Told how many bytes of how many are done with. */
+  progress?(done: number, total: number): void;
+}
+
+/** What came out of a comparison. */
+export type CompareResult =
+  | { outcome: "identical" }
+  /** The sector at `offset` is the first that differs. */
+  | { outcome: "content"; offset: number }
+  /** The sizes differ; of strict comparisons. */
+  | { outcome: "size" }
+  /** At `offset` one is allocated where the other is not; of strict ones. */
+  | { outcome: "status"; offset: number };
+
+/** A disk that could not be compared. */
+export class CompareError extends BlockError {
+  /** What failed: asking what a range holds, or reading it. */
+  readonly stage: "status" | "read";
+
+  /** Made by {@linkcode compare}. */
+  constructor(stage: "status" | "read", message: string, cause: BlockError) {
+    super(cause.code, message, { cause });
+    this.stage = stage;
+  }
+}
+
+/** Bytes of one request: two of them stay in the processor's cache. */
+const REQUEST_SIZE = 512 * 1024;
+
+/**
+ * Whether two disks have the same content. Ranges that are known to be zero
+ * in both are not read.
+ *
+ * @throws {CompareError} if one of them cannot be read.
+ *
+ * @example
+ * ```ts
+ * import { compare, createImage, MemoryStore, openImage } from "@bdrv/bdrv";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const a = { driver: "memory", store: new MemoryStore() };
+ * const b = { driver: "memory", store: new MemoryStore() };
+ * await createImage("raw", a, { size: 1 << 20 });
+ * await createImage("qcow2", b, { size: 1 << 20 });
+ * await using first = await openImage({ driver: "raw", file: a });
+ * await using second = await openImage({ driver: "qcow2", file: b });
+ * const result = await compare(first.node, second.node);
+ * assertEquals(result.outcome, "identical");
+ * ```
+ */
+export async function compare(
+  first: BlockNode,
+  second: BlockNode,
+  options: CompareOptions = {},
+): Promise<CompareResult> {
+  return await new Comparison(first, second, options).run();
+}
+
+class Comparison {
+  readonly #first: BlockNode;
+  readonly #second: BlockNode;
+  readonly #options: CompareOptions;
+  readonly #pace: Pace;
+  readonly #buffers: [Uint8Array, Uint8Array] = [
+    allocate(REQUEST_SIZE),
+    allocate(REQUEST_SIZE),
+  ];
+
+  constructor(first: BlockNode, second: BlockNode, options: CompareOptions) {
+    this.#first = first;
+    this.#second = second;
+    this.#options = options;
+    this.#pace = new Pace(options.signal);
+  }
+
+  async run(): Promise<CompareResult> {
+    const [a, b] = [this.#first, this.#second];
+    const { strict } = this.#options;
+    if (strict && a.size !== b.size) return { outcome: "size" };
+    const common = Math.min(a.size, b.size);
+    const known: [ChainExtent?, ChainExtent?] = [];
+    for (let offset = 0; offset < common;) {
+      const inA = known[0] = await this.#extentAt(a, offset, known[0]);
+      const inB = known[1] = await this.#extentAt(b, offset, known[1]);
+      if (strict && allocation(inA, a) !== allocation(inB, b)) {
+        return { outcome: "status", offset };
+      }
+      const end = Math.min(endOf(inA), endOf(inB), common);
+      const different = await this.#compareRange(
+        offset,
+        end,
+        inA.kind === "zero",
+        inB.kind === "zero",
+      );
+      if (different !== undefined) {
+        return { outcome: "content", offset: different };
+      }
+      offset = end;
+    }
+    return await this.#checkRest(a.size > b.size ? a : b, common);
+  }
+
+  /** What lies beyond the shorter disk's end must be zero. */
+  async #checkRest(longer: BlockNode, from: number): Promise<CompareResult> {
+    for (let offset = from; offset < longer.size;) {
+      const extent = await this.#extentAt(longer, offset, undefined);
+      const end = endOf(extent);
+      const offsets = extent.kind === "zero"
+        ? undefined
+        : await this.#findData(longer, offset, end);
+      if (offsets !== undefined) return { outcome: "content", offset: offsets };
+      await this.#advance(end);
+      offset = end;
+    }
+    return { outcome: "identical" };
+  }
+
+  /** The extent at `offset`, asked for only if it is not known already. */
+  async #extentAt(
+    node: BlockNode,
+    offset: number,
+    known: ChainExtent | undefined,
+  ): Promise<ChainExtent> {
+    if (known && offset < endOf(known)) return known;
+    try {
+      return await chainStatus(node, offset, node.size - offset);
+    } catch (error) {
+      throw new CompareError(
+        "status",
+        `Sector allocation test failed for ${node.filename}`,
+        asBlockError(error),
+      );
+    }
+  }
+
+  /** The first sector that differs between `offset` and `end`, if any. */
+  async #compareRange(
+    offset: number,
+    end: number,
+    firstIsZero: boolean,
+    secondIsZero: boolean,
+  ): Promise<number | undefined> {
+    let different: number | undefined;
+    if (firstIsZero !== secondIsZero) {
+      const node = firstIsZero ? this.#second : this.#first;
+      different = await this.#findData(node, offset, end);
+    } else if (!firstIsZero) {
+      different = await this.#findDifference(offset, end);
+    }
+    if (different === undefined) await this.#advance(end);
+    return different;
+  }
+
+  async #findDifference(
+    offset: number,
+    end: number,
+  ): Promise<number | undefined> {
+    for (let at = offset; at < end;) {
+      const length = Math.min(REQUEST_SIZE, end - at);
+      const a = await this.#read(this.#first, at, length, this.#buffers[0]);
+      const b = await this.#read(this.#second, at, length, this.#buffers[1]);
+      if (!isEqual(a, b)) {
+        return at +
+          firstSector(
+            length,
+            (from, to) => !isEqual(a.subarray(from, to), b.subarray(from, to)),
+          );
+      }
+      at += length;
+      await this.#advance(at);
+    }
+    return undefined;
+  }
+
+  /** The first sector of a node that is not zero, if any. */
+  async #findData(
+    node: BlockNode,
+    offset: number,
+    end: number,
+  ): Promise<number | undefined> {
+    for (let at = offset; at < end;) {
+      const length = Math.min(REQUEST_SIZE, end - at);
+      const bytes = await this.#read(node, at, length, this.#buffers[0]);
+      if (!isZero(bytes)) {
+        return at +
+          firstSector(length, (from, to) => !isZero(bytes.subarray(from, to)));
+      }
+      at += length;
+      await this.#advance(at);
+    }
+    return undefined;
+  }
+
+  async #read(
+    node: BlockNode,
+    offset: number,
+    length: number,
+    buffer: Uint8Array,
+  ): Promise<Uint8Array> {
+    const bytes = buffer.subarray(0, length);
+    try {
+      await node.readv(offset, [bytes]);
+      return bytes;
+    } catch (thrown) {
+      const error = asBlockError(thrown);
+      throw new CompareError(
+        "read",
+        `Error while reading offset ${offset} of ${node.filename}: ` +
+          strerror(error.code),
+        error,
+      );
+    }
+  }
+
+  async #advance(done: number): Promise<void> {
+    const total = Math.max(this.#first.size, this.#second.size);
+    this.#options.progress?.(done, total);
+    if (this.#pace.isDue) await this.#pace.rest();
+  }
+}
+
+function endOf(extent: ChainExtent): number {
+  return extent.offset + extent.length;
+}
+
+/** All that counts of an extent when allocation is compared. */
+function allocation(extent: ChainExtent, node: BlockNode): string {
+  const { kind, present, hostOffset, recurse } = extent;
+  const hasPlace = hostOffset !== undefined;
+  const isLast = endOf(extent) === node.size;
+  return `${kind} ${present} ${hasPlace} ${recurse ?? false} ${isLast}`;
+}
+
+/** The first sector for which `differs` is true; there is one. */
+function firstSector(
+  length: number,
+  differs: (from: number, to: number) => boolean,
+): number {
+  let at = 0;
+  while (!differs(at, Math.min(length, at + SECTOR_SIZE))) at += SECTOR_SIZE;
+  return at;
+}

@@ -1,0 +1,88 @@
+/**
+ * Several disks, one after the other, as one.
+ *
+ * @module
+ */
+import { roundUp, SECTOR_SIZE } from "../bytes.ts";
+import type { BlockNode } from "../driver.ts";
+import { backingOf, type ChainExtent, chainStatus } from "../extents.ts";
+import { readPadded } from "../requests.ts";
+
+interface Part {
+  readonly node: BlockNode;
+  /** Where on the whole it begins and ends, in bytes. */
+  readonly start: number;
+  readonly end: number;
+  /** What it is best read in multiples of, in bytes. */
+  readonly alignment: number;
+}
+
+/** Disks in a row. Each takes whole sectors; what one lacks reads as zeroes. */
+export class Concatenation {
+  readonly #parts: Part[] = [];
+
+  /** Put `nodes` in a row. */
+  static async of(nodes: readonly BlockNode[]): Promise<Concatenation> {
+    const whole = new Concatenation();
+    for (const node of nodes) {
+      const start = whole.size;
+      const { clusterSize = 1 } = await node.info?.() ?? {};
+      const { requestAlignment = 1 } = node.limits ?? {};
+      whole.#parts.push({
+        node,
+        start,
+        end: start + roundUp(node.size, SECTOR_SIZE),
+        alignment: Math.max(SECTOR_SIZE, requestAlignment, clusterSize),
+      });
+    }
+    return whole;
+  }
+
+  /** Bytes of all of them. */
+  get size(): number {
+    return this.#parts.at(-1)?.end ?? 0;
+  }
+
+  /** The end of the disk in which the byte at `offset` lies. */
+  endOfPart(offset: number): number {
+    return this.#partAt(offset).end;
+  }
+
+  /**
+   * What the range from `offset` holds, one extent of one disk. It ends on a
+   * cluster of that disk where it can, so that none is read twice.
+   *
+   * @param aboveBacking Whether to leave out what the disk's backing files
+   * hold: that is `unallocated` then.
+   */
+  async status(offset: number, aboveBacking: boolean): Promise<ChainExtent> {
+    const { node, start, end, alignment } = this.#partAt(offset);
+    const at = offset - start;
+    if (at >= node.size) {
+      const length = end - offset;
+      return { offset, length, kind: "zero", depth: 0, present: false };
+    }
+    const base = aboveBacking ? backingOf(node) : undefined;
+    const extent = await chainStatus(node, at, node.size - at, base);
+    let length = roundUp(extent.length, SECTOR_SIZE);
+    const tail = (at + length) % alignment;
+    if (offset + length < end && length > tail) length -= tail;
+    return { ...extent, offset, length };
+  }
+
+  /** Fill `bytes` from `offset` on; the range may span several disks. */
+  async read(offset: number, bytes: Uint8Array): Promise<void> {
+    for (let done = 0; done < bytes.length;) {
+      const { node, start, end } = this.#partAt(offset + done);
+      const take = Math.min(bytes.length - done, end - offset - done);
+      await readPadded(node, offset + done - start, [
+        take === bytes.length ? bytes : bytes.subarray(done, done + take),
+      ]);
+      done += take;
+    }
+  }
+
+  #partAt(offset: number): Part {
+    return this.#parts.find(({ end }) => offset < end)!;
+  }
+}

@@ -1,0 +1,53 @@
+/**
+ * What long jobs owe to the rest of the program.
+ *
+ * @module
+ */
+import { BlockError } from "../errors.ts";
+
+/** Longest time for which a job keeps others waiting, in milliseconds. */
+const SLICE = 100;
+
+/**
+ * Lets others run now and then. Requests to local files are done before
+ * control returns, so that a job of nothing else would let no signal and no
+ * timer through until its end.
+ */
+export class Pace {
+  /** Whether the job waits only for its turn. */
+  resting = false;
+  readonly #signal?: AbortSignal;
+  #since = performance.now();
+
+  /** `signal` ends the job. */
+  constructor(signal?: AbortSignal) {
+    this.#signal = signal;
+  }
+
+  /** Whether it is time for a rest; cheap enough to ask at each step. */
+  get isDue(): boolean {
+    return performance.now() - this.#since > SLICE;
+  }
+
+  /**
+   * Let others run.
+   *
+   * @throws {BlockError} ECANCELED if the job is to end.
+   */
+  async rest(): Promise<void> {
+    this.resting = true;
+    await new Promise((resolve) => setTimeout(resolve, 0));
+    this.resting = false;
+    this.#since = performance.now();
+    this.check();
+  }
+
+  /** Throws ECANCELED if the job is to end. */
+  check(): void {
+    if (this.#signal?.aborted) {
+      throw new BlockError("ECANCELED", undefined, {
+        cause: this.#signal.reason,
+      });
+    }
+  }
+}

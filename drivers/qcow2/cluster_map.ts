@@ -1,0 +1,332 @@
+/**
+ * From guest offsets to what their L2 entries say: the two levels of tables.
+ * (Specification: "Cluster mapping".)
+ *
+ * @module
+ */
+import { allocate, roundUp } from "../../core/bytes.ts";
+import { BlockError } from "../../core/errors.ts";
+import {
+  type ClusterKind,
+  clusterKind,
+  COPIED,
+  ENTRY_SIZE,
+  entryOffset,
+  hex,
+  MAX_L1_BYTES,
+  viewOf,
+  writeUint64,
+} from "./format.ts";
+import type { Qcow2State } from "./state.ts";
+import type { CachedTable } from "./table_cache.ts";
+
+/** A run of guest clusters of one kind, in a row in the file if they are there. */
+export interface Mapping {
+  kind: ClusterKind;
+  /** Bytes from the offset that was asked for. */
+  length: number;
+  /** Of the byte that was asked for; `normal` and `zeroAllocated` only. */
+  hostOffset: number;
+  /** The halves of the first L2 entry. */
+  high: number;
+  low: number;
+}
+
+/** An L2 entry in the cache: valid until the next `await`. */
+export interface EntryPlace {
+  slice: CachedTable;
+  /** Index of the entry within the slice. */
+  index: number;
+}
+
+/** The active L1 table and, through the cache, its L2 tables. */
+export class ClusterMap {
+  readonly #state: Qcow2State;
+  /** The active L1 table as it is in the file. */
+  #l1: DataView = viewOf(new Uint8Array());
+
+  constructor(state: Qcow2State) {
+    this.#state = state;
+  }
+
+  /** Read the active L1 table. */
+  async load(): Promise<void> {
+    const { file, header } = this.#state;
+    const bytes = allocate(header.l1Size * ENTRY_SIZE);
+    if (bytes.length > 0) await file.readv(header.l1TableOffset, [bytes]);
+    this.#l1 = viewOf(bytes);
+  }
+
+  /** The bytes of the active L1 table, as in the file. */
+  get l1Bytes(): Uint8Array {
+    const { buffer, byteOffset, byteLength } = this.#l1;
+    return new Uint8Array(buffer, byteOffset, byteLength);
+  }
+
+  /** The halves of an L1 entry; zeroes past the end of the table. */
+  l1Entry(index: number): { high: number; low: number } {
+    const at = index * ENTRY_SIZE;
+    if (at >= this.#l1.byteLength) return { high: 0, low: 0 };
+    return { high: this.#l1.getUint32(at), low: this.#l1.getUint32(at + 4) };
+  }
+
+  /** Where the L2 table of an L1 entry lies; 0 if it has none. */
+  l2TableOffset(l1Index: number): number {
+    const { high, low } = this.l1Entry(l1Index);
+    return entryOffset(high, low);
+  }
+
+  /**
+   * What the bytes from `guestOffset` are mapped to, as far as one slice of an
+   * L2 table tells; `undefined` if that slice is not in memory.
+   */
+  lookup(guestOffset: number, length: number): Mapping | undefined {
+    const { geometry, l2Cache } = this.#state;
+    const l1Index = geometry.l1Index(guestOffset);
+    const l2Offset = this.l2TableOffset(l1Index);
+    if (l2Offset === 0) {
+      const end = this.#emptyUntil(l1Index, guestOffset + length);
+      return unallocated(Math.min(length, end - guestOffset));
+    }
+    const l2Index = geometry.l2Index(guestOffset);
+    const slice = l2Cache.peek(this.#sliceOffset(l2Offset, l2Index));
+    if (!slice) return undefined;
+    const index = l2Index % (l2Cache.entrySize / ENTRY_SIZE);
+    return this.#decodeRun(slice.view, index, guestOffset, length);
+  }
+
+  /** As {@linkcode lookup}, reading the slice if need be. */
+  async map(guestOffset: number, length: number): Promise<Mapping> {
+    let mapping = this.lookup(guestOffset, length);
+    if (!mapping) {
+      using _ = await this.#state.metadata.lock();
+      await this.#loadSlice(guestOffset);
+      mapping = this.lookup(guestOffset, length)!;
+    }
+    await this.#validate(mapping, guestOffset);
+    return mapping;
+  }
+
+  /** As {@linkcode map}, for the holder of the metadata lock. */
+  async mapLocked(guestOffset: number, length: number): Promise<Mapping> {
+    let mapping = this.lookup(guestOffset, length);
+    if (!mapping) {
+      await this.#loadSlice(guestOffset);
+      mapping = this.lookup(guestOffset, length)!;
+    }
+    await this.#validate(mapping, guestOffset);
+    return mapping;
+  }
+
+  /**
+   * The place of an L2 entry in a table that may be changed: made if there is
+   * none, copied if a snapshot shares it. For the metadata lock's holder.
+   */
+  async entryForWrite(guestOffset: number): Promise<EntryPlace> {
+    const { geometry, l2Cache } = this.#state;
+    const l1Index = geometry.l1Index(guestOffset);
+    const { high } = this.l1Entry(l1Index);
+    if (!(high & COPIED)) await this.#makeTable(l1Index);
+    await this.#loadSlice(guestOffset);
+    const l2Index = geometry.l2Index(guestOffset);
+    const offset = this.#sliceOffset(this.l2TableOffset(l1Index), l2Index);
+    const index = l2Index % (l2Cache.entrySize / ENTRY_SIZE);
+    return { slice: l2Cache.peek(offset)!, index };
+  }
+
+  /** Entries of the table of `place` from there to the end of its slice. */
+  entriesLeft(place: EntryPlace): number {
+    return this.#state.l2Cache.entrySize / ENTRY_SIZE - place.index;
+  }
+
+  /** Set an L2 entry; the caller has seen to the write order. */
+  setEntry(place: EntryPlace, high: number, low: number): void {
+    const at = place.index * ENTRY_SIZE;
+    place.slice.view.setUint32(at, high);
+    place.slice.view.setUint32(at + 4, low);
+    this.#state.l2Cache.markDirty(place.slice);
+  }
+
+  /**
+   * Make room for more entries. The new table is complete before the header
+   * points to it.
+   */
+  async growL1(entries: number, exact: boolean): Promise<void> {
+    const { header, geometry, file, refcounts, refcountCache } = this.#state;
+    if (entries <= header.l1Size) return;
+    let size = entries;
+    if (!exact) {
+      size = Math.max(header.l1Size, 1);
+      while (size < entries) size = Math.ceil(size * 1.5);
+    }
+    if (size * ENTRY_SIZE > MAX_L1_BYTES) throw new BlockError("EFBIG");
+    const { clusterSize } = geometry;
+    const bytes = allocate(roundUp(size * ENTRY_SIZE, clusterSize));
+    bytes.set(this.l1Bytes);
+    const offset = await refcounts.allocate(bytes.length / clusterSize);
+    const old = { offset: header.l1TableOffset, size: header.l1Size };
+    try {
+      await file.writev!(offset, [bytes]);
+      await refcountCache.flush();
+      header.l1TableOffset = offset;
+      header.l1Size = size;
+      await this.#state.writeHeader();
+    } catch (error) {
+      header.l1TableOffset = old.offset;
+      header.l1Size = old.size;
+      await refcounts.add(offset, bytes.length, -1);
+      throw error;
+    }
+    this.#l1 = viewOf(bytes.subarray(0, size * ENTRY_SIZE));
+    await refcounts.free(old.offset, old.size * ENTRY_SIZE);
+  }
+
+  /** Change an L1 entry, in the file first. */
+  async setL1Entry(index: number, offset: number): Promise<void> {
+    const { file, header } = this.#state;
+    const at = index * ENTRY_SIZE;
+    const entry = allocate(ENTRY_SIZE);
+    writeUint64(viewOf(entry), 0, offset);
+    if (offset !== 0) entry[0] |= COPIED >>> 24;
+    await file.writev!(header.l1TableOffset + at, [entry]);
+    this.l1Bytes.set(entry, at);
+  }
+
+  #sliceOffset(l2Offset: number, l2Index: number): number {
+    const { entrySize } = this.#state.l2Cache;
+    const at = l2Index * ENTRY_SIZE;
+    return l2Offset + at - at % entrySize;
+  }
+
+  /** The guest offset up to which L1 entries from `l1Index` on are empty. */
+  #emptyUntil(l1Index: number, end: number): number {
+    const { l2Coverage } = this.#state.geometry;
+    do l1Index++; while (
+      l1Index * l2Coverage < end && this.l2TableOffset(l1Index) === 0
+    );
+    return l1Index * l2Coverage;
+  }
+
+  #decodeRun(
+    view: DataView,
+    index: number,
+    guestOffset: number,
+    length: number,
+  ): Mapping {
+    const { clusterSize } = this.#state.geometry;
+    const within = guestOffset % clusterSize;
+    let at = index * ENTRY_SIZE;
+    const high = view.getUint32(at);
+    const low = view.getUint32(at + 4);
+    const kind = clusterKind(high, low);
+    if (kind === "compressed") {
+      const rest = Math.min(length, clusterSize - within);
+      return { kind, length: rest, hostOffset: 0, high, low };
+    }
+    const start = entryOffset(high, low);
+    const step = start === 0 ? 0 : clusterSize;
+    let run = clusterSize - within;
+    let expected = start;
+    while (run < length && (at += ENTRY_SIZE) < view.byteLength) {
+      expected += step;
+      const nextHigh = view.getUint32(at);
+      const nextLow = view.getUint32(at + 4);
+      if (
+        ((nextLow ^ low) & 1) !== 0 || (nextHigh & 0x40000000) !== 0 ||
+        entryOffset(nextHigh, nextLow) !== expected
+      ) break;
+      run += clusterSize;
+    }
+    return {
+      kind,
+      length: Math.min(run, length),
+      hostOffset: start === 0 ? 0 : start + within,
+      high,
+      low,
+    };
+  }
+
+  /** Refuse entries that no correct program writes. */
+  async #validate(mapping: Mapping, guestOffset: number): Promise<void> {
+    const { kind, hostOffset } = mapping;
+    const { geometry, header } = this.#state;
+    if (kind === "normal" || kind === "zeroAllocated") {
+      const cluster = hostOffset - guestOffset % geometry.clusterSize;
+      if (geometry.isAligned(cluster) && cluster < 2 ** 53) return;
+      const what = kind === "normal"
+        ? "Cluster allocation"
+        : "Preallocated zero cluster";
+      await this.#state.corrupt(
+        `${what} offset ${hex(cluster)} unaligned (L2 offset: ${
+          this.#place(guestOffset)
+        })`,
+        kind === "normal",
+      );
+    }
+    if (header.version < 3 && kind === "zero") {
+      await this.#state.corrupt(
+        `Zero cluster entry found in pre-v3 image (L2 offset: ${
+          this.#place(guestOffset)
+        })`,
+      );
+    }
+  }
+
+  #place(guestOffset: number): string {
+    const { geometry } = this.#state;
+    const l2Offset = this.l2TableOffset(geometry.l1Index(guestOffset));
+    return `${hex(l2Offset)}, L2 index: ${hex(geometry.l2Index(guestOffset))}`;
+  }
+
+  async #loadSlice(guestOffset: number): Promise<void> {
+    const { geometry, l2Cache } = this.#state;
+    const l1Index = geometry.l1Index(guestOffset);
+    const l2Offset = this.l2TableOffset(l1Index);
+    if (!geometry.isAligned(l2Offset)) {
+      await this.#state.corrupt(
+        `L2 table offset ${hex(l2Offset)} unaligned (L1 index: ${
+          hex(l1Index)
+        })`,
+      );
+    }
+    if (l2Offset >= 2 ** 53) throw new BlockError("EIO");
+    await l2Cache.load(
+      this.#sliceOffset(l2Offset, geometry.l2Index(guestOffset)),
+    );
+  }
+
+  /** Give an L1 entry an L2 table of its own. */
+  async #makeTable(l1Index: number): Promise<void> {
+    const { geometry, file, l2Cache, refcountCache, refcounts } = this.#state;
+    const { clusterSize } = geometry;
+    const oldOffset = this.l2TableOffset(l1Index);
+    const bytes = allocate(clusterSize);
+    if (oldOffset !== 0) {
+      await l2Cache.write();
+      await file.readv(oldOffset, [bytes]);
+    }
+    const offset = await refcounts.allocate(1);
+    if (offset === 0) {
+      await this.#state.corrupt(
+        "Preventing invalid allocation of L2 table at offset 0",
+      );
+    }
+    try {
+      await file.writev!(offset, [bytes]);
+      // Both the table and its refcount must be durable before they are used.
+      await refcountCache.flush();
+      await this.setL1Entry(l1Index, offset);
+    } catch (error) {
+      await refcounts.add(offset, clusterSize, -1);
+      throw error;
+    }
+    if (oldOffset !== 0) {
+      await file.flush?.();
+      await refcounts.free(oldOffset, clusterSize);
+    }
+  }
+}
+
+function unallocated(length: number): Mapping {
+  return { kind: "unallocated", length, hostOffset: 0, high: 0, low: 0 };
+}

@@ -1,0 +1,250 @@
+/**
+ * Making images.
+ *
+ * @module
+ */
+import {
+  allocate,
+  isPowerOfTwo,
+  roundUp,
+  SECTOR_SIZE,
+} from "../../core/bytes.ts";
+import type { CreateContext, Preallocation } from "../../core/driver.ts";
+import { BlockError } from "../../core/errors.ts";
+import type { OptionTable, OptionValues } from "../../core/options.ts";
+import {
+  Compatible,
+  DEFAULT_CLUSTER_SIZE,
+  ENTRY_SIZE,
+  Geometry,
+  Incompatible,
+  MAX_CLUSTER_BITS,
+  MAX_L1_BYTES,
+  MIN_CLUSTER_BITS,
+  viewOf,
+  writeUint64,
+} from "./format.ts";
+import { encodeHeader, type Header } from "./header.ts";
+import { writeRefcount } from "./refcounts.ts";
+import { preallocate } from "./resize.ts";
+import { Qcow2State } from "./state.ts";
+
+/** The options of `create`, in the order in which they are shown. */
+export const CREATE_OPTIONS: OptionTable = {
+  cluster_size: {
+    type: "size",
+    default: DEFAULT_CLUSTER_SIZE,
+    help: "qcow2 cluster size",
+  },
+  extended_l2: {
+    type: "boolean",
+    default: false,
+    help: "Extended L2 tables",
+  },
+  preallocation: {
+    type: "enum",
+    values: ["off", "metadata", "falloc", "full"],
+    help: "Preallocation mode (allowed values: off, metadata, falloc, full)",
+  },
+  compression_type: {
+    type: "enum",
+    values: ["zlib", "zstd"],
+    default: "zlib",
+    help: "Compression method used for image cluster compression",
+  },
+  size: { type: "size", help: "Virtual disk size" },
+  compat: {
+    type: "string",
+    help: "Compatibility level (v2 [0.10] or v3 [1.1])",
+  },
+  backing_file: { type: "string", help: "File name of a base image" },
+  backing_fmt: { type: "string", help: "Image format of the base image" },
+  lazy_refcounts: {
+    type: "boolean",
+    default: false,
+    help: "Postpone refcount updates",
+  },
+  refcount_bits: {
+    type: "number",
+    default: 16,
+    help: "Width of a reference count entry in bits",
+  },
+};
+
+/** Valid options, with names and units of ours. */
+interface Plan {
+  header: Header;
+  size: number;
+  preallocation: Preallocation;
+}
+
+/** Make an image. */
+export async function create(
+  options: OptionValues,
+  context: CreateContext,
+): Promise<void> {
+  const { header, size, preallocation } = planImage(options);
+  // Whether it all fits into the first cluster is known before the file goes.
+  encodeHeader(header);
+  const file = await context.createFile(0);
+  const { clusterSize, refcountOrder } = new Geometry(
+    header.clusterBits,
+    header.refcountOrder,
+  );
+  if (preallocation === "falloc" || preallocation === "full") {
+    const end = estimateFileSize(size, header);
+    await file.truncate!(end, { preallocation });
+  }
+  // Clusters 0 to 2: the header, the refcount table, the first refcount block.
+  const table = allocate(clusterSize);
+  writeUint64(viewOf(table), 0, 2 * clusterSize);
+  const block = allocate(clusterSize);
+  for (let index = 0; index < 3; index++) {
+    writeRefcount(viewOf(block), refcountOrder, index, 1);
+  }
+  const first = allocate(clusterSize);
+  first.set(encodeHeader({ ...header, size: 0 }));
+  await file.writev!(0, [first, table, block]);
+  const caches = { l2: 1024 * 1024, l2Entry: clusterSize, refcount: 0 };
+  const state = new Qcow2State(
+    file,
+    { ...header, size: 0 },
+    false,
+    caches,
+    () => {},
+  );
+  await state.load();
+  {
+    using _ = await state.metadata.lock();
+    await state.clusters.growL1(state.geometry.l1EntriesFor(size), true);
+  }
+  state.header.size = size;
+  if (preallocation !== "off") {
+    // The file's blocks are reserved already; what is left is metadata.
+    await preallocate(state, 0, size, "metadata");
+  }
+  using _ = await state.metadata.lock();
+  await state.flushCaches();
+  await state.writeHeader();
+}
+
+/**
+ * Bytes that the file of a fully allocated image takes.
+ */
+export function estimateFileSize(size: number, header: Header): number {
+  const geometry = new Geometry(header.clusterBits, header.refcountOrder);
+  const { clusterSize, refcountBlockEntries } = geometry;
+  const data = geometry.clustersFor(size);
+  const l1 = geometry.l1EntriesFor(size);
+  const fixed = 1 + data + l1 + geometry.clustersFor(l1 * ENTRY_SIZE);
+  let refcounts = 0;
+  for (;;) {
+    const blocks = Math.ceil((fixed + refcounts) / refcountBlockEntries);
+    const needed = blocks + geometry.clustersFor(blocks * ENTRY_SIZE);
+    if (needed <= refcounts) break;
+    refcounts = needed;
+  }
+  return (fixed + refcounts) * clusterSize;
+}
+
+function planImage(options: OptionValues): Plan {
+  const invalid = (message: string, hint?: string) =>
+    new BlockError("EINVAL", message, { hint });
+  if (options.size === undefined) {
+    throw invalid("Image creation needs a size parameter");
+  }
+  const size = roundUp(options.size as number, SECTOR_SIZE);
+  const version = parseVersion(options.compat as string | undefined);
+  const v3 = (what: string) =>
+    invalid(
+      `${what} compatibility level 1.1 and above (use version=v3 or greater)`,
+    );
+  const clusterSize = options.cluster_size as number;
+  const clusterBits = Math.log2(clusterSize);
+  if (
+    !isPowerOfTwo(clusterSize) || clusterBits < MIN_CLUSTER_BITS ||
+    clusterBits > MAX_CLUSTER_BITS
+  ) {
+    throw invalid("Cluster size must be a power of two between 512 and 2048k");
+  }
+  if (options.extended_l2) {
+    throw new BlockError("ENOTSUP", "Extended L2 entries are not supported");
+  }
+  const refcountBits = options.refcount_bits as number;
+  if (!isPowerOfTwo(refcountBits) || refcountBits > 64) {
+    throw invalid(
+      "Refcount width must be a power of two and may not exceed 64 bits",
+    );
+  }
+  if (version === 2 && refcountBits !== 16) {
+    throw invalid(
+      "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or greater)",
+    );
+  }
+  const lazy = options.lazy_refcounts === true;
+  if (version === 2 && lazy) throw v3("Lazy refcounts only supported with");
+  const zstd = options.compression_type === "zstd";
+  if (version === 2 && zstd) {
+    throw v3("Non-zlib compression type is only supported with");
+  }
+  const preallocation = (options.preallocation ?? "off") as Preallocation;
+  const backingFile = options.backing_file as string | undefined;
+  const backingFormat = options.backing_fmt as string | undefined;
+  if (backingFile !== undefined && preallocation !== "off") {
+    throw invalid(
+      "Backing file and preallocation can only be used at the same time if extended_l2 is on",
+    );
+  }
+  if (backingFile === undefined && backingFormat !== undefined) {
+    throw invalid("Backing format cannot be used without backing file");
+  }
+  const nameLength = new TextEncoder().encode(backingFile ?? "").length;
+  if (nameLength > 1023) throw invalid("Backing file name too long");
+  const geometry = new Geometry(clusterBits, Math.log2(refcountBits));
+  if (
+    geometry.l1EntriesFor(size) * ENTRY_SIZE > MAX_L1_BYTES || size >= 2 ** 53
+  ) {
+    throw new BlockError(
+      "EFBIG",
+      "The image size is too large for file format 'qcow2' (try using a larger cluster size)",
+    );
+  }
+  const header: Header = {
+    version,
+    backingFile,
+    backingFormat,
+    clusterBits,
+    size,
+    cryptMethod: 0,
+    l1Size: 0,
+    l1TableOffset: 0,
+    refcountTableOffset: clusterSize,
+    refcountTableClusters: 1,
+    snapshotCount: 0,
+    snapshotsOffset: 0,
+    incompatible: { high: 0, low: zstd ? Incompatible.COMPRESSION : 0 },
+    compatible: { high: 0, low: lazy ? Compatible.LAZY_REFCOUNTS : 0 },
+    autoclear: { high: 0, low: 0 },
+    refcountOrder: geometry.refcountOrder,
+    compressionType: zstd ? "zstd" : "zlib",
+    unknownFields: new Uint8Array(),
+    unknownExtensions: [],
+  };
+  return { header, size, preallocation };
+}
+
+function parseVersion(compat: string | undefined): 2 | 3 {
+  switch (compat) {
+    case "v2":
+    case "0.10":
+      return 2;
+    case undefined:
+    case "v3":
+    case "1.1":
+      return 3;
+  }
+  throw new BlockError(
+    "EINVAL",
+    `Parameter 'version' does not accept value '${compat}'`,
+  );
+}

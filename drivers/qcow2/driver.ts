@@ -1,0 +1,355 @@
+/**
+ * The format driver `qcow2`: binds the parts of an image into a node.
+ *
+ * @module
+ */
+import type { IoVector } from "../../core/bytes.ts";
+import type {
+  BlockDriver,
+  BlockNode,
+  CheckOptions,
+  CheckResult,
+  Extent,
+  NodeInfo,
+  OpenContext,
+  TruncateOptions,
+  WriteFlags,
+  ZeroFlags,
+} from "../../core/driver.ts";
+import { BlockError } from "../../core/errors.ts";
+import {
+  type OptionTable,
+  type OptionValues,
+  parseOptions,
+} from "../../core/options.ts";
+import { checkImage } from "./check.ts";
+import { create, CREATE_OPTIONS } from "./create.ts";
+import {
+  Autoclear,
+  Compatible,
+  ENTRY_SIZE,
+  Geometry,
+  Incompatible,
+} from "./format.ts";
+import {
+  Crypt,
+  encodeHeader,
+  type Header,
+  probe,
+  readHeader,
+} from "./header.ts";
+import { guestStatus, readGuest } from "./read.ts";
+import { resize } from "./resize.ts";
+import { type CacheSizes, Qcow2State } from "./state.ts";
+import { discardGuest, zeroGuest } from "./unmap.ts";
+import { writeCompressedCluster, writeGuest } from "./write.ts";
+
+const MIB = 1024 * 1024;
+
+const OPEN_OPTIONS: OptionTable = {
+  "cache-size": {
+    type: "size",
+    help:
+      "Maximum combined metadata (L2 tables and refcount blocks) cache size",
+  },
+  "l2-cache-size": { type: "size", help: "Maximum L2 table cache size" },
+  "l2-cache-entry-size": {
+    type: "size",
+    help: "Size of each entry in the L2 cache",
+  },
+  "refcount-cache-size": {
+    type: "size",
+    help: "Maximum refcount block cache size",
+  },
+};
+
+/**
+ * QEMU's copy-on-write format, versions 2 and 3.
+ *
+ * Options to open: `cache-size`, `l2-cache-size`, `l2-cache-entry-size` and
+ * `refcount-cache-size`, in bytes.
+ */
+export const qcow2Driver: BlockDriver = {
+  name: "qcow2",
+  role: "format",
+  openOptions: OPEN_OPTIONS,
+  createOptions: CREATE_OPTIONS,
+  probe,
+  open,
+  create,
+};
+
+async function open(
+  options: OptionValues,
+  context: OpenContext,
+): Promise<BlockNode> {
+  const parsed = parseOptions(OPEN_OPTIONS, options, ["file", "backing"]);
+  const file = await context.openChild("file");
+  const { purpose, readOnly } = context;
+  const header = await readHeader(file, {
+    readOnly,
+    forCheck: purpose === "check",
+    infoOnly: purpose === "info",
+    warn: (message) => context.warn(message),
+  });
+  const state = new Qcow2State(
+    file,
+    header,
+    readOnly,
+    cacheSizes(parsed, header),
+    (message) => context.warn(message),
+  );
+  await state.load();
+  if (context.describes("backing")) {
+    if (options.backing !== null) {
+      state.backing = await context.openChild("backing");
+    }
+  } else if (header.backingFile !== undefined) {
+    state.backing = await context.openImplicit(
+      "backing",
+      header.backingFile,
+      header.backingFormat,
+    );
+  }
+  const node = new Qcow2Node(state, context.filename);
+  if (!readOnly && purpose === "io") await node.prepareForWriting();
+  return node;
+}
+
+/** The sizes of the caches: QEMU's rules, with QEMU's messages. */
+function cacheSizes(options: OptionValues, header: Header): CacheSizes {
+  const refuse = (message: string) => new BlockError("EINVAL", message);
+  const geometry = new Geometry(header.clusterBits, header.refcountOrder);
+  const { clusterSize } = geometry;
+  const total = options["cache-size"] as number | undefined;
+  let l2 = options["l2-cache-size"] as number | undefined;
+  let refcount = options["refcount-cache-size"] as number | undefined;
+  const minRefcount = 4 * clusterSize;
+  const covering = geometry.clustersFor(header.size) * ENTRY_SIZE;
+  const wholeL2 = geometry.clusterEnd(covering);
+  if (total !== undefined) {
+    if (l2 !== undefined && refcount !== undefined) {
+      throw refuse(
+        "cache-size, l2-cache-size and refcount-cache-size may not be set at the same time",
+      );
+    }
+    if (l2 !== undefined && l2 > total) {
+      throw refuse("l2-cache-size may not exceed cache-size");
+    }
+    if (refcount !== undefined && refcount > total) {
+      throw refuse("refcount-cache-size may not exceed cache-size");
+    }
+    if (l2 !== undefined) refcount = total - l2;
+    else if (refcount !== undefined) l2 = total - refcount;
+    else {
+      l2 = Math.min(wholeL2, Math.max(0, total - minRefcount));
+      refcount = total - l2;
+    }
+  }
+  l2 = Math.min(l2 ?? 32 * MIB, wholeL2);
+  refcount ??= minRefcount;
+  if (l2 > 2 ** 31 * clusterSize) throw refuse("L2 cache size too big");
+  if (refcount > 2 ** 31 * clusterSize) {
+    throw refuse("Refcount cache size too big");
+  }
+  const l2Entry = options["l2-cache-entry-size"] as number | undefined ??
+    (l2 < wholeL2 ? Math.min(4096, clusterSize) : clusterSize);
+  if (
+    l2Entry < 512 || l2Entry > clusterSize ||
+    !Number.isInteger(Math.log2(l2Entry))
+  ) {
+    throw refuse(
+      `L2 cache entry size must be a power of two between 512 and the cluster size (${clusterSize})`,
+    );
+  }
+  return { l2, l2Entry, refcount: Math.max(refcount, minRefcount) };
+}
+
+class Qcow2Node implements BlockNode {
+  readonly driver = qcow2Driver;
+  readonly filename: string;
+  readonly limits;
+  readonly #state: Qcow2State;
+
+  constructor(state: Qcow2State, filename: string) {
+    this.#state = state;
+    this.filename = filename;
+    const { clusterSize } = state.geometry;
+    this.limits = {
+      writeZeroesAlignment: clusterSize,
+      discardAlignment: clusterSize,
+    };
+  }
+
+  get size(): number {
+    return this.#state.header.size;
+  }
+
+  get readOnly(): boolean {
+    return this.#state.readOnly;
+  }
+
+  get children(): { [role: string]: BlockNode | undefined } {
+    return { file: this.#state.file, backing: this.#state.backing };
+  }
+
+  /** Repair what an unclean end left, and drop claims that writing voids. */
+  async prepareForWriting(): Promise<void> {
+    const { header } = this.#state;
+    if (header.incompatible.low & Incompatible.DIRTY) {
+      const result = await this.#check({
+        repair: { leaks: true, corruptions: true },
+      });
+      if (result.checkErrors > 0 || result.corruptions > 0) {
+        throw new BlockError(
+          "EIO",
+          "Could not repair dirty image: Input/output error",
+        );
+      }
+    }
+    const { high, low } = header.autoclear;
+    if (high !== 0 || low !== 0) {
+      // Bitmaps are not kept up to date by this driver, and a feature that
+      // nobody knows is not either: the format has a bit to say so.
+      header.autoclear = { high: 0, low: 0 };
+      await this.#state.writeHeader();
+    }
+  }
+
+  async readv(offset: number, iov: IoVector): Promise<void> {
+    using _ = await this.#state.operations.share();
+    await readGuest(this.#state, offset, iov);
+  }
+
+  async writev(
+    offset: number,
+    iov: IoVector,
+    flags?: WriteFlags,
+  ): Promise<void> {
+    {
+      using _ = await this.#state.operations.share();
+      await writeGuest(this.#state, offset, iov);
+    }
+    if (flags?.fua) await this.flush();
+  }
+
+  async writeZeroes(
+    offset: number,
+    length: number,
+    flags?: ZeroFlags,
+  ): Promise<void> {
+    {
+      using _ = await this.#state.operations.share();
+      await zeroGuest(this.#state, offset, length, flags?.unmap ?? false);
+    }
+    if (flags?.fua) await this.flush();
+  }
+
+  async discard(offset: number, length: number): Promise<void> {
+    using _ = await this.#state.operations.share();
+    await discardGuest(this.#state, offset, length);
+  }
+
+  async writeCompressed(offset: number, iov: IoVector): Promise<void> {
+    using _ = await this.#state.operations.share();
+    await writeCompressedCluster(this.#state, offset, iov);
+  }
+
+  async flush(): Promise<void> {
+    if (this.readOnly) return;
+    using _ = await this.#state.metadata.lock();
+    this.#state.checkUsable();
+    await this.#state.flushCaches();
+  }
+
+  async truncate(size: number, options?: TruncateOptions): Promise<void> {
+    using _ = await this.#state.operations.exclude();
+    await resize(this.#state, size, options);
+  }
+
+  async status(offset: number, length: number): Promise<Extent> {
+    using _ = await this.#state.operations.share();
+    return await guestStatus(this.#state, offset, length);
+  }
+
+  info(): Promise<NodeInfo> {
+    const { header, geometry } = this.#state;
+    return Promise.resolve({
+      clusterSize: geometry.clusterSize,
+      dirty: (header.incompatible.low & Incompatible.DIRTY) !== 0,
+      encrypted: header.cryptMethod !== Crypt.NONE,
+      backingFile: header.backingFile,
+      backingFormat: header.backingFormat,
+      vmStateOffset: geometry.l1EntriesFor(header.size) * geometry.l2Coverage,
+      specific: { type: "qcow2", data: specificInfo(header) },
+    });
+  }
+
+  async check(options?: CheckOptions): Promise<CheckResult> {
+    using _ = await this.#state.operations.exclude();
+    return await this.#check(options);
+  }
+
+  async #check(options?: CheckOptions): Promise<CheckResult> {
+    const state = this.#state;
+    using _ = await state.metadata.lock();
+    if (!state.readOnly) await state.flushCaches();
+    const result = await checkImage(state, options ?? {});
+    if (options?.repair) await state.reload();
+    return result;
+  }
+
+  async changeBacking(name?: string, format?: string): Promise<void> {
+    using _ = await this.#state.operations.exclude();
+    const { header } = this.#state;
+    const old = { name: header.backingFile, format: header.backingFormat };
+    header.backingFile = name;
+    header.backingFormat = name === undefined ? undefined : format;
+    try {
+      // Too long a name is found out before anything is written.
+      encodeHeader(header);
+      await this.#state.writeHeader();
+    } catch (error) {
+      header.backingFile = old.name;
+      header.backingFormat = old.format;
+      throw error;
+    }
+  }
+
+  async close(): Promise<void> {
+    const state = this.#state;
+    const { file, backing } = state;
+    try {
+      if (!state.readOnly && !state.unusable) {
+        using _ = await state.operations.exclude();
+        using _lock = await state.metadata.lock();
+        await state.flushCaches();
+      }
+    } finally {
+      await file.close();
+      await backing?.close();
+    }
+  }
+}
+
+/** What only this format has, in the names of QEMU's `ImageInfoSpecificQCow2`. */
+function specificInfo(header: Header): Record<string, unknown> {
+  const { version, incompatible, compatible, refcountOrder } = header;
+  const common = {
+    compat: version === 2 ? "0.10" : "1.1",
+    "compression-type": header.compressionType,
+    "refcount-bits": 2 ** refcountOrder,
+  };
+  if (version === 2) return common;
+  const dataFile = header.dataFile === undefined ? {} : {
+    "data-file": header.dataFile,
+    "data-file-raw": (header.autoclear.low & Autoclear.RAW_EXTERNAL_DATA) !== 0,
+  };
+  return {
+    ...common,
+    ...dataFile,
+    "lazy-refcounts": (compatible.low & Compatible.LAZY_REFCOUNTS) !== 0,
+    corrupt: (incompatible.low & Incompatible.CORRUPT) !== 0,
+    "extended-l2": (incompatible.low & Incompatible.EXTENDED_L2) !== 0,
+  };
+}

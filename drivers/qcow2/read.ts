@@ -1,0 +1,116 @@
+/**
+ * Reading guest data: from the file, compressed clusters, or what lies below.
+ *
+ * @module
+ */
+import {
+  copyIntoVector,
+  fillVector,
+  type IoVector,
+  sliceVector,
+  vectorLength,
+} from "../../core/bytes.ts";
+import type { Extent } from "../../core/driver.ts";
+import type { HeldRange } from "../../core/lock.ts";
+import { readPadded } from "../../core/requests.ts";
+import type { Mapping } from "./cluster_map.ts";
+import type { Qcow2State } from "./state.ts";
+
+/** Read guest data, keeping its clusters where they are meanwhile. */
+export async function readGuest(
+  state: Qcow2State,
+  offset: number,
+  iov: IoVector,
+): Promise<void> {
+  const { geometry, ranges } = state;
+  const length = vectorLength(iov);
+  for (let done = 0; done < length;) {
+    const at = offset + done;
+    // One turn from looking to holding: nothing changes in between.
+    let mapping = state.clusters.lookup(at, length - done) ??
+      await state.clusters.map(at, length - done);
+    let blocker: HeldRange | undefined;
+    while ((blocker = ranges.conflict(at, at + mapping.length, false))) {
+      await blocker.released;
+      mapping = await state.clusters.map(at, length - done);
+    }
+    using _ = ranges.hold(
+      geometry.clusterStart(at),
+      geometry.clusterEnd(at + mapping.length),
+      false,
+    );
+    await readMapping(
+      state,
+      mapping,
+      at,
+      sliceVector(iov, done, mapping.length),
+    );
+    done += mapping.length;
+  }
+}
+
+/**
+ * Read guest data whose clusters the caller holds; past the disk's end it is
+ * zeroes.
+ */
+export async function readHeld(
+  state: Qcow2State,
+  offset: number,
+  iov: IoVector,
+): Promise<void> {
+  const length = vectorLength(iov);
+  const inside = Math.max(0, Math.min(length, state.header.size - offset));
+  for (let done = 0; done < inside;) {
+    const mapping = await state.clusters.map(offset + done, inside - done);
+    const part = sliceVector(iov, done, mapping.length);
+    await readMapping(state, mapping, offset + done, part);
+    done += mapping.length;
+  }
+  if (inside < length) fillVector(iov, inside, length - inside);
+}
+
+async function readMapping(
+  state: Qcow2State,
+  mapping: Mapping,
+  guestOffset: number,
+  iov: IoVector,
+): Promise<void> {
+  switch (mapping.kind) {
+    case "normal":
+      return await state.file.readv(mapping.hostOffset, iov);
+    case "compressed": {
+      const cluster = await state.compressed.read(mapping.high, mapping.low);
+      const start = state.geometry.offsetInCluster(guestOffset);
+      const end = start + mapping.length;
+      return copyIntoVector(iov, 0, cluster.subarray(start, end));
+    }
+    case "unallocated":
+      if (state.backing) {
+        return await readPadded(state.backing, guestOffset, iov);
+      }
+  }
+  fillVector(iov, 0, mapping.length);
+}
+
+/** What a range of the disk is mapped to, in the terms of all drivers. */
+export async function guestStatus(
+  state: Qcow2State,
+  offset: number,
+  length: number,
+): Promise<Extent> {
+  const { kind, hostOffset, length: run } = await state.clusters.map(
+    offset,
+    length,
+  );
+  const { file } = state;
+  switch (kind) {
+    case "normal":
+      return { length: run, kind: "data", hostOffset, file };
+    case "zeroAllocated":
+      return { length: run, kind: "zero", hostOffset, file };
+    case "zero":
+    case "compressed":
+    case "unallocated":
+      return { length: run, kind };
+  }
+}

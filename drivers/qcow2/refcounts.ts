@@ -1,0 +1,525 @@
+/**
+ * Reference counts of host clusters, and finding free ones. (Specification:
+ * "Host cluster management".)
+ *
+ * All methods but the constructor belong to the holder of the image's metadata
+ * lock.
+ *
+ * @module
+ */
+import { allocate, divideUp, roundUp } from "../../core/bytes.ts";
+import type { BlockNode } from "../../core/driver.ts";
+import { BlockError } from "../../core/errors.ts";
+import {
+  ENTRY_SIZE,
+  entryOffset,
+  type Geometry,
+  hex,
+  MAX_REFCOUNT_TABLE_BYTES,
+  readUint64,
+  viewOf,
+  writeUint64,
+} from "./format.ts";
+import type { Header } from "./header.ts";
+import type { CachedTable, TableCache } from "./table_cache.ts";
+
+/** What the refcounts need of the image they belong to. */
+export interface RefcountHost {
+  readonly file: BlockNode;
+  readonly header: Header;
+  readonly geometry: Geometry;
+  readonly refcountCache: TableCache;
+  readonly l2Cache: TableCache;
+  /** Write the header as it is now and make it durable. */
+  writeHeader(): Promise<void>;
+  /** Report damage: never answers. */
+  corrupt(message: string): Promise<never>;
+}
+
+/** Read the refcount at `index` of a block; inexact for 2^53 and more. */
+export function readRefcount(
+  view: DataView,
+  order: number,
+  index: number,
+): number {
+  switch (order) {
+    case 3:
+      return view.getUint8(index);
+    case 4:
+      return view.getUint16(index * 2);
+    case 5:
+      return view.getUint32(index * 4);
+    case 6:
+      return readUint64(view, index * 8);
+  }
+  const bits = 1 << order;
+  const at = index << order;
+  return (view.getUint8(at >> 3) >> (at & 7)) & ((1 << bits) - 1);
+}
+
+/** Write the refcount at `index` of a block. */
+export function writeRefcount(
+  view: DataView,
+  order: number,
+  index: number,
+  value: number,
+): void {
+  switch (order) {
+    case 3:
+      return view.setUint8(index, value);
+    case 4:
+      return view.setUint16(index * 2, value);
+    case 5:
+      return view.setUint32(index * 4, value);
+    case 6:
+      return writeUint64(view, index * 8, value);
+  }
+  const mask = (1 << (1 << order)) - 1;
+  const at = index << order;
+  const byte = view.getUint8(at >> 3);
+  const shift = at & 7;
+  view.setUint8(at >> 3, (byte & ~(mask << shift)) | (value << shift));
+}
+
+/** The refcount table, its blocks, and the search for free clusters. */
+export class Refcounts {
+  readonly #host: RefcountHost;
+  /** The refcount table as it is in the file. */
+  #table: DataView = viewOf(new Uint8Array());
+  /** No cluster below this index is free. */
+  #firstFree = 0;
+  /**
+   * Clusters, as a range of indices, whose last reference may still be on the
+   * disk. Before one is used again, the L2 tables are made durable: else,
+   * after a power cut, the old reference would show the new content.
+   */
+  #recentlyFreed = { start: Infinity, end: 0 };
+  /** Where the next compressed cluster may start; 0 if nowhere. */
+  #freeByte = 0;
+
+  constructor(host: RefcountHost) {
+    this.#host = host;
+  }
+
+  /** Read the refcount table. */
+  async load(): Promise<void> {
+    const { file, header, geometry } = this.#host;
+    const length = header.refcountTableClusters * geometry.clusterSize;
+    const bytes = allocate(length);
+    if (length > 0) await file.readv(header.refcountTableOffset, [bytes]);
+    this.#table = viewOf(bytes);
+    this.#firstFree = 0;
+    this.#freeByte = 0;
+    this.#recentlyFreed = { start: Infinity, end: 0 };
+  }
+
+  /** Entries that the refcount table has room for. */
+  get tableSize(): number {
+    return this.#table.byteLength / ENTRY_SIZE;
+  }
+
+  /** The refcount of the cluster with that index in the file. */
+  async get(clusterIndex: number): Promise<number> {
+    const { geometry } = this.#host;
+    const entries = geometry.refcountBlockEntries;
+    const block = await this.#loadBlock(Math.floor(clusterIndex / entries));
+    if (!block) return 0;
+    const { refcountOrder } = geometry;
+    return readRefcount(block.view, refcountOrder, clusterIndex % entries);
+  }
+
+  /**
+   * Find `count` free clusters in a row and take them.
+   *
+   * @returns the offset of the first.
+   */
+  async allocate(count: number): Promise<number> {
+    const { clusterSize } = this.#host.geometry;
+    const start = await this.#reserve(count);
+    await this.#add(start, count, 1);
+    this.#firstFree = Math.max(this.#firstFree, start + count);
+    return start * clusterSize;
+  }
+
+  /**
+   * Take up to `count` clusters from the offset on, as many as are free.
+   *
+   * @returns how many were taken, perhaps 0.
+   */
+  async allocateAt(offset: number, count: number): Promise<number> {
+    const { clusterSize } = this.#host.geometry;
+    const start = offset / clusterSize;
+    for (;;) {
+      let free = 0;
+      while (free < count && await this.get(start + free) === 0) free++;
+      if (free === 0) return 0;
+      if (await this.#prepare(start, free)) {
+        await this.#add(start, free, 1);
+        return free;
+      }
+      // A refcount block was made, perhaps just there: look again.
+    }
+  }
+
+  /**
+   * Find room for `length` bytes of a compressed cluster, in the rest of the
+   * host cluster that holds the last one if they fit there.
+   *
+   * @returns the offset of the first byte.
+   */
+  async allocateBytes(length: number): Promise<number> {
+    const { geometry } = this.#host;
+    const { clusterSize } = geometry;
+    let offset = this.#freeByte;
+    if (offset > 0) {
+      const index = Math.floor(offset / clusterSize);
+      if (await this.get(index) >= geometry.refcountMax) offset = 0;
+    }
+    const room = offset > 0 ? clusterSize - offset % clusterSize : 0;
+    if (room < length) {
+      const fresh = await this.allocate(1);
+      // Bytes may run on from the last cluster into the new one.
+      if (offset > 0 && room > 0 && offset + room === fresh) {
+        await this.#add(Math.floor(offset / clusterSize), 1, 1);
+      } else {
+        offset = fresh;
+      }
+    } else {
+      await this.#add(Math.floor(offset / clusterSize), 1, 1);
+    }
+    const end = offset + length;
+    this.#freeByte = geometry.offsetInCluster(end) === 0 ? 0 : end;
+    return offset;
+  }
+
+  /**
+   * Give up one reference to each cluster that the bytes touch. What referred
+   * to them must have been changed in the L2 cache or the file before.
+   */
+  async free(offset: number, length: number): Promise<void> {
+    if (length === 0) return;
+    const { clusterSize } = this.#host.geometry;
+    if (offset === 0) {
+      await this.#host.corrupt(`Cannot free unaligned cluster ${hex(offset)}`);
+    }
+    const start = Math.floor(offset / clusterSize);
+    const end = divideUp(offset + length, clusterSize);
+    await this.#host.refcountCache.dependOn(this.#host.l2Cache);
+    await this.#add(start, end - start, -1);
+  }
+
+  /** Add `delta` (1 or -1) to the refcount of each cluster of a range. */
+  async add(offset: number, length: number, delta: 1 | -1): Promise<void> {
+    const { clusterSize } = this.#host.geometry;
+    const start = Math.floor(offset / clusterSize);
+    const end = divideUp(offset + length, clusterSize);
+    await this.#add(start, end - start, delta);
+  }
+
+  /** The L2 tables are durable: freed clusters may be used again at once. */
+  settled(): void {
+    this.#recentlyFreed = { start: Infinity, end: 0 };
+  }
+
+  /** The index of the first of `count` free clusters in a row, made ready. */
+  async #reserve(count: number): Promise<number> {
+    for (;;) {
+      const start = await this.#findFree(count);
+      const { clusterSize } = this.#host.geometry;
+      if ((start + count) * clusterSize > 2 ** 53) {
+        throw new BlockError("EFBIG");
+      }
+      if (await this.#prepare(start, count)) return start;
+      // A refcount block was made, perhaps just there: look again.
+    }
+  }
+
+  /**
+   * Whether free clusters can be taken at once. If they lack a refcount block,
+   * it is made, and the answer is false: it may have taken one of them.
+   */
+  async #prepare(start: number, count: number): Promise<boolean> {
+    if (await this.#makeBlocks(start, count)) return false;
+    const { start: freed, end } = this.#recentlyFreed;
+    if (start < end && start + count > freed) {
+      await this.#host.l2Cache.flush();
+      this.settled();
+    }
+    return true;
+  }
+
+  async #findFree(count: number): Promise<number> {
+    const { geometry } = this.#host;
+    const { refcountOrder, refcountBlockEntries } = geometry;
+    let found = 0;
+    let at = this.#firstFree;
+    while (found < count) {
+      const tableIndex = Math.floor(at / refcountBlockEntries);
+      const blockEnd = (tableIndex + 1) * refcountBlockEntries;
+      const block = await this.#loadBlock(tableIndex);
+      if (!block) {
+        found += blockEnd - at;
+        at = blockEnd;
+        continue;
+      }
+      for (; at < blockEnd && found < count; at++) {
+        const entry = at - blockEnd + refcountBlockEntries;
+        const free = readRefcount(block.view, refcountOrder, entry) === 0;
+        found = free ? found + 1 : 0;
+        // The start of the search moves on only past what is not free.
+        if (!free && this.#firstFree === at) this.#firstFree = at + 1;
+      }
+    }
+    return at - found;
+  }
+
+  /** The refcount block of an entry of the table, if there is one. */
+  async #loadBlock(tableIndex: number): Promise<CachedTable | undefined> {
+    const offset = this.#blockOffset(tableIndex);
+    if (offset === 0) return undefined;
+    const known = this.#host.refcountCache.peek(offset);
+    if (known) return known;
+    if (!this.#host.geometry.isAligned(offset)) {
+      await this.#host.corrupt(
+        `Refblock offset ${hex(offset)} unaligned (reftable index: ${
+          hex(tableIndex)
+        })`,
+      );
+    }
+    return await this.#host.refcountCache.load(offset);
+  }
+
+  #blockOffset(tableIndex: number): number {
+    if (tableIndex >= this.tableSize) return 0;
+    const at = tableIndex * ENTRY_SIZE;
+    return entryOffset(
+      this.#table.getUint32(at),
+      this.#table.getUint32(at + 4),
+    );
+  }
+
+  async #add(start: number, count: number, delta: number): Promise<void> {
+    let done = 0;
+    try {
+      while (done < count) {
+        done += await this.#addInBlock(start + done, count - done, delta);
+      }
+    } catch (error) {
+      // All or nothing: give back what was done.
+      if (done > 0) await this.#add(start, done, -delta);
+      throw error;
+    }
+  }
+
+  /** Change the refcounts that lie in the block of the first. */
+  async #addInBlock(
+    start: number,
+    count: number,
+    delta: number,
+  ): Promise<number> {
+    const { geometry, refcountCache } = this.#host;
+    const { refcountOrder, refcountBlockEntries, refcountMax } = geometry;
+    const tableIndex = Math.floor(start / refcountBlockEntries);
+    let block = await this.#loadBlock(tableIndex);
+    if (!block) {
+      if (delta < 0) return await this.#refuse(start);
+      await this.#makeBlocks(start, 1);
+      block = await this.#loadBlock(tableIndex);
+    }
+    const { view, bytes } = block!;
+    const first = start % refcountBlockEntries;
+    const end = Math.min(first + count, refcountBlockEntries);
+    let freed = false;
+    for (let index = first; index < end; index++) {
+      const value = readRefcount(view, refcountOrder, index) + delta;
+      if (value < 0 || value > refcountMax) {
+        // Undo this block's part; the caller undoes the others.
+        for (let done = first; done < index; done++) {
+          const old = readRefcount(view, refcountOrder, done) - delta;
+          writeRefcount(view, refcountOrder, done, old);
+        }
+        return await this.#refuse(start + index - first, value > 0);
+      }
+      writeRefcount(view, refcountOrder, index, value);
+      if (value === 0) {
+        this.#noteFree(start + index - first);
+        freed = true;
+      }
+    }
+    if (bytes.length > 0) refcountCache.markDirty(block!);
+    if (freed) this.#forgetTables(start, end - first);
+    return end - first;
+  }
+
+  #noteFree(clusterIndex: number): void {
+    this.#firstFree = Math.min(this.#firstFree, clusterIndex);
+    const freed = this.#recentlyFreed;
+    freed.start = Math.min(freed.start, clusterIndex);
+    freed.end = Math.max(freed.end, clusterIndex + 1);
+    const { clusterSize } = this.#host.geometry;
+    if (Math.floor(this.#freeByte / clusterSize) === clusterIndex) {
+      this.#freeByte = 0;
+    }
+  }
+
+  /** Freed clusters may have been tables: what the caches hold is void. */
+  #forgetTables(start: number, count: number): void {
+    const { geometry, l2Cache, refcountCache } = this.#host;
+    const { clusterSize } = geometry;
+    for (const cache of [l2Cache, refcountCache]) {
+      cache.forget(start * clusterSize, count * clusterSize);
+    }
+  }
+
+  async #refuse(clusterIndex: number, overflow = false): Promise<never> {
+    if (overflow) {
+      throw new BlockError(
+        "EINVAL",
+        `The refcount of the cluster at ${
+          hex(clusterIndex * this.#host.geometry.clusterSize)
+        } cannot grow: ${this.#host.geometry.refcountBits} bits hold no more`,
+      );
+    }
+    return await this.#host.corrupt(
+      `Cannot free cluster ${clusterIndex}: its refcount is zero`,
+    );
+  }
+
+  /**
+   * Make the refcount blocks of a range of clusters.
+   *
+   * @returns whether any was missing.
+   */
+  async #makeBlocks(start: number, count: number): Promise<boolean> {
+    const { refcountBlockEntries } = this.#host.geometry;
+    const first = Math.floor(start / refcountBlockEntries);
+    const last = Math.floor((start + count - 1) / refcountBlockEntries);
+    let missing = false;
+    if (last >= this.tableSize) {
+      await this.#growTable(last + 1);
+      missing = true;
+    }
+    for (let index = first; index <= last; index++) {
+      while (this.#blockOffset(index) === 0) {
+        await this.#makeBlock(index);
+        missing = true;
+      }
+    }
+    return missing;
+  }
+
+  /**
+   * Make one refcount block. Its own cluster is the first free one; the block
+   * may be the one that counts itself.
+   */
+  async #makeBlock(tableIndex: number): Promise<void> {
+    const { geometry, refcountCache, file } = this.#host;
+    const { clusterSize, refcountBlockEntries, refcountOrder } = geometry;
+    const cluster = await this.#findFree(1);
+    const countedBy = Math.floor(cluster / refcountBlockEntries);
+    if (countedBy !== tableIndex) {
+      if (this.#blockOffset(countedBy) === 0) {
+        return countedBy >= this.tableSize
+          ? await this.#growTable(countedBy + 1)
+          : await this.#makeBlock(countedBy);
+      }
+      await this.#prepare(cluster, 1);
+      await this.#add(cluster, 1, 1);
+    }
+    const offset = cluster * clusterSize;
+    const block = await refcountCache.loadEmpty(offset);
+    if (countedBy === tableIndex) {
+      const index = cluster % refcountBlockEntries;
+      writeRefcount(block.view, refcountOrder, index, 1);
+    }
+    // The block, and the count of its cluster, before what refers to it.
+    await refcountCache.flush();
+    const at = tableIndex * ENTRY_SIZE;
+    const entry = allocate(ENTRY_SIZE);
+    writeUint64(viewOf(entry), 0, offset);
+    await file.writev!(this.#host.header.refcountTableOffset + at, [entry]);
+    await file.flush?.();
+    writeUint64(this.#table, at, offset);
+  }
+
+  /**
+   * Replace the table by a larger one. The new table, and the blocks that
+   * count its clusters and their own, lie past all that the old table can
+   * count; a new header makes them valid in one step.
+   */
+  async #growTable(neededEntries: number): Promise<void> {
+    const { geometry, file, header, refcountCache } = this.#host;
+    const { clusterSize, refcountBlockEntries, refcountOrder } = geometry;
+    const old = {
+      offset: header.refcountTableOffset,
+      clusters: header.refcountTableClusters,
+      entries: this.tableSize,
+    };
+    const start = old.entries * refcountBlockEntries;
+    const layout = growthLayout(
+      geometry,
+      old.entries,
+      Math.max(neededEntries, Math.ceil(old.entries * 1.5)),
+    );
+    const { blocks, tableClusters } = layout;
+    const tableBytes = tableClusters * clusterSize;
+    if (tableBytes > MAX_REFCOUNT_TABLE_BYTES) throw new BlockError("EFBIG");
+    const table = allocate(tableBytes);
+    table.set(
+      new Uint8Array(
+        this.#table.buffer,
+        this.#table.byteOffset,
+        this.#table.byteLength,
+      ),
+    );
+    const taken = blocks + tableClusters;
+    for (let block = 0; block < blocks; block++) {
+      const bytes = allocate(clusterSize);
+      const first = block * refcountBlockEntries;
+      const counted = Math.min(taken - first, refcountBlockEntries);
+      for (let index = 0; index < counted; index++) {
+        writeRefcount(viewOf(bytes), refcountOrder, index, 1);
+      }
+      const offset = (start + block) * clusterSize;
+      await file.writev!(offset, [bytes]);
+      writeUint64(viewOf(table), (old.entries + block) * ENTRY_SIZE, offset);
+    }
+    const tableOffset = (start + blocks) * clusterSize;
+    await file.writev!(tableOffset, [table]);
+    await refcountCache.flush();
+    header.refcountTableOffset = tableOffset;
+    header.refcountTableClusters = tableClusters;
+    try {
+      await this.#host.writeHeader();
+    } catch (error) {
+      header.refcountTableOffset = old.offset;
+      header.refcountTableClusters = old.clusters;
+      throw error;
+    }
+    this.#table = viewOf(table);
+    await this.#add(old.offset / clusterSize, old.clusters, -1);
+  }
+}
+
+/**
+ * How many blocks and table clusters to put past the clusters that `entries`
+ * blocks count, so that the blocks count themselves and the new table.
+ */
+export function growthLayout(
+  geometry: Geometry,
+  entries: number,
+  neededEntries: number,
+): { blocks: number; tableClusters: number } {
+  const { clusterSize, refcountBlockEntries } = geometry;
+  let blocks = 1;
+  for (;;) {
+    const tableEntries = roundUp(
+      Math.max(neededEntries, entries + blocks),
+      clusterSize / ENTRY_SIZE,
+    );
+    const tableClusters = tableEntries * ENTRY_SIZE / clusterSize;
+    const needed = divideUp(blocks + tableClusters, refcountBlockEntries);
+    if (needed <= blocks) return { blocks, tableClusters };
+    blocks = needed;
+  }
+}

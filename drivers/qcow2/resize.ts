@@ -1,0 +1,173 @@
+/**
+ * Changing the size of the disk, and reserving clusters ahead of their use.
+ *
+ * @module
+ */
+import { SECTOR_SIZE } from "../../core/bytes.ts";
+import type { Preallocation, TruncateOptions } from "../../core/driver.ts";
+import { BlockError } from "../../core/errors.ts";
+import { writeZeroes } from "../../core/requests.ts";
+import type { Qcow2State } from "./state.ts";
+import { cutOff, zeroGuest } from "./unmap.ts";
+import {
+  type Freed,
+  giveUp,
+  noteFreed,
+  orderL2AfterData,
+  readsAsZeroes,
+  setNormal,
+} from "./write.ts";
+
+/**
+ * Change the size of the disk; the caller holds the image alone.
+ *
+ * @param size Bytes, a multiple of 512.
+ */
+export async function resize(
+  state: Qcow2State,
+  size: number,
+  options: TruncateOptions = {},
+): Promise<void> {
+  const { header } = state;
+  const { preallocation = "off" } = options;
+  if (size % SECTOR_SIZE !== 0) {
+    throw new BlockError("EINVAL", "The new size must be a multiple of 512");
+  }
+  if (header.snapshotCount > 0 && header.version < 3) {
+    throw new BlockError(
+      "ENOTSUP",
+      "Can't resize a v2 image which has snapshots",
+    );
+  }
+  if (size < header.size) {
+    if (preallocation !== "off") {
+      throw new BlockError(
+        "EINVAL",
+        "Preallocation can't be used for shrinking an image",
+      );
+    }
+    await shrink(state, size);
+  } else if (size > header.size) {
+    await grow(state, size, preallocation);
+  }
+}
+
+async function grow(
+  state: Qcow2State,
+  size: number,
+  preallocation: Preallocation,
+): Promise<void> {
+  const { header, geometry, clusters, backing } = state;
+  const oldSize = header.size;
+  {
+    using _ = await state.metadata.lock();
+    try {
+      await clusters.growL1(geometry.l1EntriesFor(size), true);
+    } catch (error) {
+      if (!(error instanceof BlockError)) throw error;
+      throw error.prefixed("Failed to grow the L1 table: ");
+    }
+  }
+  // The new area must read as zeroes before the disk reaches it: neither what
+  // a larger backing file has there, nor what the last cluster held past the
+  // old end, may show.
+  header.size = size;
+  try {
+    const clusterEnd = Math.min(size, geometry.clusterEnd(oldSize));
+    if (oldSize < clusterEnd && !await readsAsZeroes(state, oldSize - 1)) {
+      await zeroGuest(state, oldSize, clusterEnd - oldSize, false);
+    }
+    if (backing && backing.size > oldSize) {
+      await zeroGuest(state, oldSize, size - oldSize, false);
+    }
+    if (preallocation !== "off") {
+      await preallocate(state, oldSize, size, preallocation);
+    }
+    using _ = await state.metadata.lock();
+    await state.flushCaches();
+    await state.writeHeader();
+  } catch (error) {
+    header.size = oldSize;
+    throw error;
+  }
+}
+
+async function shrink(state: Qcow2State, size: number): Promise<void> {
+  const { header, geometry, file } = state;
+  const oldSize = header.size;
+  await cutOff(state, geometry.clusterEnd(size), oldSize);
+  using _ = await state.metadata.lock();
+  await state.flushCaches();
+  header.size = size;
+  await state.writeHeader();
+  await dropL2Tables(state, geometry.l1EntriesFor(size));
+  await state.flushCaches();
+  const end = await endOfUse(state);
+  if (end < file.size) await file.truncate?.(end);
+}
+
+/** Give up the L2 tables of all L1 entries from an index on. */
+async function dropL2Tables(state: Qcow2State, from: number): Promise<void> {
+  const { header, geometry, clusters, refcounts, file } = state;
+  const tables: number[] = [];
+  for (let index = from; index < header.l1Size; index++) {
+    const offset = clusters.l2TableOffset(index);
+    if (offset === 0) continue;
+    await clusters.setL1Entry(index, 0);
+    tables.push(offset);
+  }
+  await file.flush?.();
+  for (const offset of tables) {
+    await refcounts.free(offset, geometry.clusterSize);
+  }
+}
+
+/** The end of the last host cluster that is in use. */
+async function endOfUse(state: Qcow2State): Promise<number> {
+  const { file, geometry, refcounts } = state;
+  let index = geometry.clustersFor(file.size);
+  while (index > 0 && await refcounts.get(index - 1) === 0) index--;
+  return index * geometry.clusterSize;
+}
+
+/**
+ * Give every cluster of a range a place in the file, reading as before (which
+ * must be zeroes). `falloc` and `full` also reserve the space on the disk.
+ */
+export async function preallocate(
+  state: Qcow2State,
+  start: number,
+  end: number,
+  mode: Preallocation,
+): Promise<void> {
+  const { geometry, file, refcounts, clusters } = state;
+  const { clusterSize } = geometry;
+  // The cluster that the old end lies in may be in use; leave it.
+  const first = geometry.clusterEnd(start);
+  const count = geometry.clustersFor(Math.max(0, end - first));
+  if (count === 0) return;
+  const freed: Freed[] = [];
+  {
+    using _ = await state.metadata.lock();
+    const hostStart = await refcounts.allocate(count);
+    const hostEnd = hostStart + count * clusterSize;
+    // Clusters that were used before hold what they held then.
+    const used = Math.min(file.size, hostEnd) - hostStart;
+    if (used > 0) await writeZeroes(file, hostStart, used, { unmap: true });
+    if (hostEnd > file.size) {
+      await file.truncate!(hostEnd, {
+        preallocation: mode === "metadata" ? "off" : mode,
+      });
+    }
+    for (let done = 0; done < count;) {
+      await orderL2AfterData(state);
+      const place = await clusters.entryForWrite(first + done * clusterSize);
+      const run = Math.min(clusters.entriesLeft(place), count - done);
+      for (let i = 0; i < run; i++, done++, place.index++) {
+        noteFreed(state, place, freed);
+        setNormal(state, place, hostStart + done * clusterSize);
+      }
+    }
+  }
+  await giveUp(state, freed);
+}

@@ -1,0 +1,197 @@
+/**
+ * A write-back cache of pieces of metadata tables: slices of L2 tables, and
+ * refcount blocks. Entries stay as they are in the file, big-endian.
+ *
+ * **Write order.** A cache may depend on another: none of its entries is
+ * written before the other cache is durable. So a refcount increase reaches
+ * the disk before the L2 entry that relies on it, and a decrease after the L2
+ * entry is gone.
+ *
+ * **Who may call what.** {@linkcode TableCache.peek} may be called at any time,
+ * and its answer used until the next `await`. Everything else belongs to the
+ * holder of the image's metadata lock.
+ *
+ * @module
+ */
+import { allocate } from "../../core/bytes.ts";
+import type { BlockNode } from "../../core/driver.ts";
+import { viewOf } from "./format.ts";
+
+/** A piece of a table in memory. */
+export interface CachedTable {
+  readonly offset: number;
+  readonly bytes: Uint8Array;
+  readonly view: DataView;
+  /** Differs from the file. */
+  dirty: boolean;
+  /** Used since the last clean-up of unused entries. */
+  used: boolean;
+}
+
+/** A cache of equally long pieces of the file. */
+export class TableCache {
+  /** Bytes of an entry. */
+  readonly entrySize: number;
+  readonly #file: BlockNode;
+  readonly #capacity: number;
+  /** In the order of their last use, oldest first. */
+  readonly #entries = new Map<number, CachedTable>();
+  #latest?: CachedTable;
+  /** Must be durable before any entry here is written. */
+  #dependsOn?: TableCache;
+  /** The file itself must be flushed before any entry here is written. */
+  #dependsOnFlush = false;
+  #dirtyCount = 0;
+
+  /** @param size Bytes to hold at most; at least two entries are kept. */
+  constructor(file: BlockNode, entrySize: number, size: number) {
+    this.#file = file;
+    this.entrySize = entrySize;
+    this.#capacity = Math.max(2, Math.floor(size / entrySize));
+  }
+
+  /** Whether anything waits to be written. */
+  get dirty(): boolean {
+    return this.#dirtyCount > 0;
+  }
+
+  /** The entry at a file offset if it is in memory; valid until an `await`. */
+  peek(offset: number): CachedTable | undefined {
+    const latest = this.#latest;
+    if (latest !== undefined && latest.offset === offset) return latest;
+    const entry = this.#entries.get(offset);
+    if (entry) {
+      this.#entries.delete(offset);
+      this.#entries.set(offset, entry);
+      entry.used = true;
+      this.#latest = entry;
+    }
+    return entry;
+  }
+
+  /** The entry at a file offset; read if need be. */
+  async load(offset: number): Promise<CachedTable> {
+    const known = this.peek(offset);
+    if (known) return known;
+    const bytes = await this.#makeRoom();
+    await this.#file.readv(offset, [bytes]);
+    return this.#insert(offset, bytes);
+  }
+
+  /** An entry whose former content does not matter: zeroes, to be written. */
+  async loadEmpty(offset: number): Promise<CachedTable> {
+    let entry = this.peek(offset);
+    if (entry) entry.bytes.fill(0);
+    else {
+      const bytes = await this.#makeRoom();
+      bytes.fill(0);
+      entry = this.#insert(offset, bytes);
+    }
+    this.markDirty(entry);
+    return entry;
+  }
+
+  /** To be called in the same turn as the change to `entry`. */
+  markDirty(entry: CachedTable): void {
+    if (entry.dirty) return;
+    entry.dirty = true;
+    this.#dirtyCount++;
+  }
+
+  /** Nothing here is written before `other` is durable. */
+  async dependOn(other: TableCache): Promise<void> {
+    if (this.#dependsOn === other) return;
+    // No circles: what the other one waits for is settled first.
+    if (other.#dependsOn) await other.#settleDependency();
+    if (this.#dependsOn) await this.#settleDependency();
+    this.#dependsOn = other;
+  }
+
+  /** Nothing here is written before what is in the file now is durable. */
+  dependOnFlush(): void {
+    this.#dependsOnFlush = true;
+  }
+
+  /** Write what has changed, without waiting for the disk. */
+  async write(): Promise<void> {
+    if (this.#dirtyCount === 0) return;
+    const dirty = [...this.#entries.values()].filter((entry) => entry.dirty);
+    dirty.sort((a, b) => a.offset - b.offset);
+    for (const entry of dirty) await this.#writeEntry(entry);
+  }
+
+  /** Write what has changed and make it durable. */
+  async flush(): Promise<void> {
+    await this.write();
+    await this.#file.flush?.();
+  }
+
+  /** Forget entries within a range whose clusters are not tables any more. */
+  forget(offset: number, length: number): void {
+    for (let at = offset; at < offset + length; at += this.entrySize) {
+      const entry = this.#entries.get(at);
+      if (entry) this.#remove(entry);
+    }
+  }
+
+  /** Forget everything, changes included. */
+  clear(): void {
+    this.#entries.clear();
+    this.#latest = undefined;
+    this.#dirtyCount = 0;
+    this.#dependsOn = undefined;
+    this.#dependsOnFlush = false;
+  }
+
+  /** Forget entries that nobody used since the last call. */
+  dropUnused(): void {
+    for (const entry of this.#entries.values()) {
+      if (!entry.used && !entry.dirty) this.#remove(entry);
+      entry.used = false;
+    }
+    this.#latest = undefined;
+  }
+
+  #insert(offset: number, bytes: Uint8Array): CachedTable {
+    const view = viewOf(bytes);
+    const entry = { offset, bytes, view, dirty: false, used: true };
+    this.#entries.set(offset, entry);
+    this.#latest = entry;
+    return entry;
+  }
+
+  #remove(entry: CachedTable): void {
+    this.#entries.delete(entry.offset);
+    if (this.#latest === entry) this.#latest = undefined;
+    if (entry.dirty) this.#dirtyCount--;
+    entry.dirty = false;
+  }
+
+  /** A buffer for a new entry; that of the longest unused one if all are. */
+  async #makeRoom(): Promise<Uint8Array> {
+    if (this.#entries.size < this.#capacity) return allocate(this.entrySize);
+    const oldest: CachedTable = this.#entries.values().next().value!;
+    // All at once: they share the barrier that comes before.
+    if (oldest.dirty) await this.write();
+    this.#remove(oldest);
+    return oldest.bytes;
+  }
+
+  async #writeEntry(entry: CachedTable): Promise<void> {
+    await this.#settleDependency();
+    await this.#file.writev!(entry.offset, [entry.bytes]);
+    entry.dirty = false;
+    this.#dirtyCount--;
+  }
+
+  async #settleDependency(): Promise<void> {
+    if (this.#dependsOn) {
+      await this.#dependsOn.flush();
+      this.#dependsOn = undefined;
+      this.#dependsOnFlush = false;
+    } else if (this.#dependsOnFlush) {
+      await this.#file.flush?.();
+      this.#dependsOnFlush = false;
+    }
+  }
+}

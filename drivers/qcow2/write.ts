@@ -1,0 +1,417 @@
+/**
+ * Writing guest data: in place where a cluster is this image's alone, into
+ * newly allocated clusters with copy-on-write elsewhere.
+ *
+ * @module
+ */
+import {
+  allocate,
+  flattenVector,
+  type IoVector,
+  sliceVector,
+  vectorLength,
+} from "../../core/bytes.ts";
+import { BlockError } from "../../core/errors.ts";
+import type { HeldRange } from "../../core/lock.ts";
+import type { EntryPlace, Mapping } from "./cluster_map.ts";
+import { compressCluster } from "./compression.ts";
+import {
+  type ClusterKind,
+  clusterKind,
+  COPIED,
+  ENTRY_SIZE,
+  entryOffset,
+} from "./format.ts";
+import { readHeld } from "./read.ts";
+import type { Qcow2State } from "./state.ts";
+
+/** A part of a write that goes to one place in the file. */
+interface WritePlan {
+  /** Bytes of the request that it covers. */
+  length: number;
+  /** Where in the file its first byte goes. */
+  hostOffset: number;
+  /** The guest clusters, held until the write is done. */
+  held: HeldRange;
+  /** New clusters whose L2 entries are to be set when the data is there. */
+  allocation?: Allocation;
+}
+
+/** Clusters that have a place in the file, but no L2 entries yet. */
+interface Allocation {
+  guestStart: number;
+  hostStart: number;
+  clusters: number;
+  /** They had this place already, as preallocated zero clusters. */
+  inPlace: boolean;
+}
+
+/** Write guest data. */
+export async function writeGuest(
+  state: Qcow2State,
+  offset: number,
+  iov: IoVector,
+): Promise<void> {
+  const length = vectorLength(iov);
+  for (let done = 0; done < length;) {
+    const plan = await planWrite(state, offset + done, length - done);
+    using _ = plan.held;
+    const part = sliceVector(iov, done, plan.length);
+    if (plan.allocation) {
+      await writeAllocated(state, plan, plan.allocation, offset + done, part);
+    } else {
+      await state.file.writev!(plan.hostOffset, part);
+    }
+    done += plan.length;
+  }
+}
+
+/**
+ * Decide where the first part of a write goes, holding its clusters. Looking
+ * at an entry and holding its range happen in one turn under the metadata
+ * lock; a range that is in use is waited for without the lock.
+ */
+async function planWrite(
+  state: Qcow2State,
+  offset: number,
+  length: number,
+): Promise<WritePlan> {
+  const { geometry, ranges } = state;
+  for (;;) {
+    let blocker: HeldRange | undefined;
+    {
+      using _ = await state.metadata.lock();
+      state.checkUsable();
+      const mapping = await state.clusters.mapLocked(offset, length);
+      const place = await state.clusters.entryForWrite(offset);
+      const run = writableRun(state, place, mapping, offset, length);
+      const start = geometry.clusterStart(offset);
+      const end = geometry.clusterEnd(offset + run.length);
+      const exclusive = run.kind !== "inPlace";
+      blocker = ranges.conflict(start, end, exclusive);
+      if (!blocker) {
+        const held = ranges.hold(start, end, exclusive);
+        if (run.kind === "inPlace") {
+          return { length: run.length, hostOffset: mapping.hostOffset, held };
+        }
+        try {
+          return await allocateRun(state, run, mapping, offset, held);
+        } catch (error) {
+          held[Symbol.dispose]();
+          throw error;
+        }
+      }
+    }
+    await blocker.released;
+  }
+}
+
+/** How the first part of a write can be done, and how far. */
+interface WritableRun {
+  kind: "inPlace" | "zeroInPlace" | "allocate";
+  length: number;
+}
+
+/** Whether the entry's cluster belongs to this image alone. */
+function isOwned(high: number, kind: ClusterKind): boolean {
+  return (high & COPIED) !== 0 &&
+    (kind === "normal" || kind === "zeroAllocated");
+}
+
+function writableRun(
+  state: Qcow2State,
+  place: EntryPlace,
+  first: Mapping,
+  offset: number,
+  length: number,
+): WritableRun {
+  const { geometry, clusters } = state;
+  const { clusterSize } = geometry;
+  const { view } = place.slice;
+  const owned = isOwned(first.high, first.kind);
+  const within = offset % clusterSize;
+  const most = Math.min(
+    clusters.entriesLeft(place),
+    geometry.clustersFor(within + length),
+  );
+  let count = 1;
+  let expected = entryOffset(first.high, first.low);
+  for (; count < most; count++) {
+    const at = (place.index + count) * ENTRY_SIZE;
+    const [high, low] = [view.getUint32(at), view.getUint32(at + 4)];
+    const kind = clusterKind(high, low);
+    if (isOwned(high, kind) !== owned) break;
+    if (!owned) continue;
+    expected += clusterSize;
+    if (kind !== first.kind || entryOffset(high, low) !== expected) break;
+  }
+  return {
+    kind: !owned
+      ? "allocate"
+      : first.kind === "normal"
+      ? "inPlace"
+      : "zeroInPlace",
+    length: Math.min(length, count * clusterSize - within),
+  };
+}
+
+async function allocateRun(
+  state: Qcow2State,
+  run: WritableRun,
+  mapping: Mapping,
+  offset: number,
+  held: HeldRange,
+): Promise<WritePlan> {
+  const { geometry, refcounts } = state;
+  const within = geometry.offsetInCluster(offset);
+  const clusters = geometry.clustersFor(within + run.length);
+  const inPlace = run.kind === "zeroInPlace";
+  const hostStart = inPlace
+    ? mapping.hostOffset - within
+    : await refcounts.allocate(clusters);
+  if (hostStart === 0) {
+    await state.corrupt(
+      "Preventing invalid allocation of data cluster at offset 0",
+    );
+  }
+  const guestStart = held.start;
+  return {
+    length: run.length,
+    hostOffset: hostStart + within,
+    held,
+    allocation: { guestStart, hostStart, clusters, inPlace },
+  };
+}
+
+/** Write data and what of its clusters it leaves as it was; then link them. */
+async function writeAllocated(
+  state: Qcow2State,
+  plan: WritePlan,
+  allocation: Allocation,
+  offset: number,
+  iov: IoVector,
+): Promise<void> {
+  let freed: Freed[];
+  try {
+    await copyOnWrite(state, plan, allocation, offset, iov);
+    freed = await link(state, allocation);
+  } catch (error) {
+    if (!allocation.inPlace) {
+      using _ = await state.metadata.lock();
+      const length = allocation.clusters * state.geometry.clusterSize;
+      await state.refcounts.add(allocation.hostStart, length, -1);
+    }
+    throw error;
+  }
+  // Past this point the clusters are in use: a failure can only leak others.
+  await giveUp(state, freed);
+}
+
+async function copyOnWrite(
+  state: Qcow2State,
+  plan: WritePlan,
+  allocation: Allocation,
+  offset: number,
+  iov: IoVector,
+): Promise<void> {
+  const { file, geometry } = state;
+  const { guestStart, hostStart, clusters, inPlace } = allocation;
+  const end = guestStart + clusters * geometry.clusterSize;
+  const head = offset - guestStart;
+  const tail = end - offset - plan.length;
+  // Past the file's end, unwritten bytes read as zeroes anyway.
+  const fresh = !inPlace && hostStart >= file.size;
+  const before = head > 0 &&
+    await oldContent(state, guestStart, head, inPlace, fresh);
+  const after = tail > 0 &&
+    await oldContent(state, end - tail, tail, inPlace, fresh);
+  const all: Uint8Array[] = [...iov];
+  if (before) all.unshift(before);
+  if (after) all.push(after);
+  await file.writev!(before ? hostStart : plan.hostOffset, all);
+}
+
+/**
+ * What a part of a cluster held before, to be copied; `false` if it was zeroes
+ * and `fresh` space holds them already.
+ */
+async function oldContent(
+  state: Qcow2State,
+  offset: number,
+  length: number,
+  zero: boolean,
+  fresh: boolean,
+): Promise<Uint8Array | false> {
+  if (zero || await readsAsZeroes(state, offset)) {
+    return fresh ? false : allocate(length);
+  }
+  const bytes = allocate(length);
+  await readHeld(state, offset, [bytes]);
+  return bytes;
+}
+
+/** Whether a guest cluster is known to hold zeroes without being read. */
+export async function readsAsZeroes(
+  state: Qcow2State,
+  offset: number,
+): Promise<boolean> {
+  if (offset >= state.header.size) return true;
+  const { kind } = await state.clusters.map(offset, 1);
+  if (kind === "zero" || kind === "zeroAllocated") return true;
+  return kind === "unallocated" &&
+    (!state.backing || offset >= state.backing.size);
+}
+
+/**
+ * Point the L2 entries at clusters whose data has been written.
+ *
+ * @returns what they pointed to before. If this fails, no entry has changed:
+ * all are in one slice, and change in one turn.
+ */
+async function link(
+  state: Qcow2State,
+  allocation: Allocation,
+): Promise<Freed[]> {
+  const { geometry, clusters } = state;
+  const { guestStart, hostStart, inPlace } = allocation;
+  using _ = await state.metadata.lock();
+  await orderL2AfterData(state);
+  const place = await clusters.entryForWrite(guestStart);
+  const freed: Freed[] = [];
+  for (let i = 0; i < allocation.clusters; i++, place.index++) {
+    if (!inPlace) noteFreed(state, place, freed);
+    setNormal(state, place, hostStart + i * geometry.clusterSize);
+  }
+  return freed;
+}
+
+/** Point an L2 entry at a cluster that is this image's alone. */
+export function setNormal(
+  state: Qcow2State,
+  place: EntryPlace,
+  host: number,
+): void {
+  const high = (Math.floor(host / 2 ** 32) | COPIED) >>> 0;
+  state.clusters.setEntry(place, high, host % 2 ** 32);
+}
+
+/**
+ * Before L2 entries change: neither data nor refcounts that they rely on may
+ * reach the disk later than they do.
+ */
+export async function orderL2AfterData(state: Qcow2State): Promise<void> {
+  await state.l2Cache.dependOn(state.refcountCache);
+  state.l2Cache.dependOnFlush();
+}
+
+/** A place in the file that an L2 entry no longer refers to. */
+export interface Freed {
+  offset: number;
+  length: number;
+}
+
+/** Note what an L2 entry refers to, which is about to be overwritten. */
+export function noteFreed(
+  state: Qcow2State,
+  place: EntryPlace,
+  freed: Freed[],
+): void {
+  const { geometry } = state;
+  const at = place.index * ENTRY_SIZE;
+  const high = place.slice.view.getUint32(at);
+  const low = place.slice.view.getUint32(at + 4);
+  const kind = clusterKind(high, low);
+  if (kind === "compressed") {
+    const { hostOffset, length } = geometry.compressedCluster(high, low);
+    freed.push({ offset: hostOffset, length });
+  } else if (kind === "normal" || kind === "zeroAllocated") {
+    const offset = entryOffset(high, low);
+    const last = freed[freed.length - 1];
+    if (last && last.offset + last.length === offset) {
+      last.length += geometry.clusterSize;
+    } else {
+      freed.push({ offset, length: geometry.clusterSize });
+    }
+  }
+}
+
+/** Give up references that L2 entries no longer make. */
+export async function giveUp(
+  state: Qcow2State,
+  freed: readonly Freed[],
+): Promise<void> {
+  if (freed.length === 0) return;
+  using _ = await state.metadata.lock();
+  state.compressed.forget();
+  for (const { offset, length } of freed) {
+    await state.refcounts.free(offset, length);
+  }
+}
+
+/**
+ * Store one cluster compressed. Where that saves nothing it is stored plain.
+ *
+ * @throws {BlockError} EINVAL unless it is a whole cluster, or the last part
+ * of the disk; EIO if the cluster is allocated already.
+ */
+export async function writeCompressedCluster(
+  state: Qcow2State,
+  offset: number,
+  iov: IoVector,
+): Promise<void> {
+  const { geometry, header } = state;
+  const { clusterSize } = geometry;
+  const length = vectorLength(iov);
+  const last = offset + length === header.size && length < clusterSize;
+  if (!geometry.isAligned(offset) || (length !== clusterSize && !last)) {
+    throw new BlockError("EINVAL");
+  }
+  let cluster = flattenVector(iov);
+  if (last) {
+    const padded = allocate(clusterSize);
+    padded.set(cluster);
+    cluster = padded;
+  }
+  const compressed = await compressCluster(cluster, header.compressionType);
+  if (!compressed) return await writeGuest(state, offset, iov);
+  await storeCompressed(state, offset, compressed);
+}
+
+async function storeCompressed(
+  state: Qcow2State,
+  guestOffset: number,
+  compressed: Uint8Array,
+): Promise<void> {
+  const { geometry, ranges, refcounts, file } = state;
+  const end = guestOffset + geometry.clusterSize;
+  for (;;) {
+    const blocker = ranges.conflict(guestOffset, end, true);
+    if (!blocker) break;
+    await blocker.released;
+  }
+  using _held = ranges.hold(guestOffset, end, true);
+  let hostOffset: number;
+  {
+    using _ = await state.metadata.lock();
+    state.checkUsable();
+    const { high, kind } = await state.clusters.mapLocked(guestOffset, 1);
+    if (isOwned(high, kind)) throw new BlockError("EIO");
+    hostOffset = await refcounts.allocateBytes(compressed.length);
+  }
+  const freed: Freed[] = [];
+  try {
+    await file.writev!(hostOffset, [compressed]);
+    using _ = await state.metadata.lock();
+    await orderL2AfterData(state);
+    const place = await state.clusters.entryForWrite(guestOffset);
+    noteFreed(state, place, freed);
+    const high = geometry.compressedEntryHigh(hostOffset, compressed.length);
+    state.clusters.setEntry(place, high, hostOffset % 2 ** 32);
+    state.compressed.forget();
+  } catch (error) {
+    using _ = await state.metadata.lock();
+    await refcounts.add(hostOffset, compressed.length, -1);
+    throw error;
+  }
+  await giveUp(state, freed);
+}
