@@ -37,19 +37,19 @@ const OPEN_OPTIONS: OptionTable = {
 };
 
 const CREATE_OPTIONS: OptionTable = {
+  size: { type: "size", help: "Virtual disk size" },
   preallocation: {
     type: "enum",
     values: ["off", "falloc", "full"],
-    default: "off",
     help: "Preallocation mode (allowed values: off, falloc, full)",
   },
-  size: { type: "size", help: "Virtual disk size" },
 };
 
 /**
  * A disk that is its file, byte for byte; with `offset` and `size`, a part of
- * it. Without `size` the disk ends where the file does, rounded up to a
- * multiple of 512 bytes: disks are counted in sectors.
+ * it. Without `size` the disk ends where the file does. Disks are counted in
+ * sectors: the file's size is rounded up to 512 bytes, and what `offset`
+ * leaves of it once more. The bytes that adds read as zeroes.
  */
 export const rawDriver: BlockDriver = {
   name: "raw",
@@ -81,7 +81,7 @@ export const rawDriver: BlockDriver = {
     }
     await context.createFile(
       roundUp(size as number, SECTOR_SIZE),
-      preallocation as Preallocation,
+      preallocation as Preallocation | undefined,
     );
   },
 };

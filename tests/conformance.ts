@@ -1,0 +1,443 @@
+/**
+ * What every driver must do. Call {@linkcode conformance} with a way to make
+ * a fresh disk, and it registers the tests:
+ *
+ * ```ts ignore
+ * conformance("my-driver", {
+ *   async open(size) {
+ *     const file = { driver: "memory", store: new MemoryStore(size) };
+ *     return { node: await openNode({ driver: "my-driver", file }) };
+ *   },
+ * });
+ * ```
+ *
+ * What a node cannot do (it lacks the method) is not tested.
+ *
+ * @module
+ */
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { allocate, type IoVector } from "../core/bytes.ts";
+import type { BlockNode } from "../core/driver.ts";
+import { BlockError } from "../core/errors.ts";
+import { Image } from "../core/image.ts";
+import { writeZeroes } from "../core/requests.ts";
+
+/** A disk that was made for one test. */
+export interface TestDisk {
+  /** The disk, open for writing, reading as zeroes. */
+  node: BlockNode;
+  /** Open the same disk once more, after `node` has been closed. */
+  reopen?(): Promise<BlockNode>;
+  /** Clear away what closing leaves behind. */
+  dispose?(): void | Promise<void>;
+}
+
+/** How to get at disks of the driver under test. */
+export interface Subject {
+  /** Make a new disk of `size` bytes, a multiple of 64 KiB. */
+  open(size: number): Promise<TestDisk>;
+  /** Whether its disks keep their size, although the driver is a protocol. */
+  fixedSize?: boolean;
+  /** Leave these tests out, with the reason in the name. */
+  ignore?: boolean;
+}
+
+const KIB = 1024;
+const SIZE = 1024 * KIB;
+
+/** Offsets and lengths that meet and miss all sorts of borders. */
+const RANGES: readonly (readonly [offset: number, length: number])[] = [
+  [0, 1],
+  [1, 511],
+  [511, 2],
+  [4095, 4098],
+  [65535, 2],
+  [65536, 65536],
+  [100_001, 200_003],
+  [SIZE - 1, 1],
+  [SIZE - 70_000, 70_000],
+  [0, SIZE],
+];
+
+/** Register the tests that every driver must pass. */
+export function conformance(name: string, subject: Subject): void {
+  const test = (
+    what: string,
+    run: (disk: Disk) => Promise<void>,
+    size = SIZE,
+  ) =>
+    Deno.test({
+      name: `${name}: ${what}`,
+      ignore: subject.ignore,
+      fn: async () => {
+        const disk = await Disk.make(subject, size);
+        try {
+          await run(disk);
+        } finally {
+          await disk.dispose();
+        }
+      },
+    });
+
+  test("has the size it was made with, and reads as zeroes", async (disk) => {
+    assertEquals(disk.image.size, SIZE);
+    await disk.verify();
+  });
+
+  test("reads back what was written at any offset", async (disk) => {
+    for (const [offset, length] of RANGES) {
+      await disk.write(offset, length);
+      await disk.verifyRange(Math.max(0, offset - 10), length + 20);
+    }
+    await disk.verify();
+  });
+
+  test("reads any part of what was written", async (disk) => {
+    await disk.write(0, SIZE);
+    for (const [offset, length] of RANGES) {
+      await disk.verifyRange(offset, length);
+    }
+  });
+
+  test("takes vectors of many parts", async (disk) => {
+    for (const parts of [2, 3, 40, 1500]) {
+      const lengths = Array.from({ length: parts }, (_, i) => (i * 37) % 611);
+      const iov = lengths.map((length) => randomBytes(length));
+      await disk.writev(12_345, iov);
+      const back = lengths.map((length) => allocate(length).fill(0xee));
+      await disk.image.readv(12_345, back);
+      assertEquals(back, iov.map((part) => part));
+    }
+    await disk.verify();
+  });
+
+  test("does nothing on empty requests", async (disk) => {
+    await disk.write(0, 4096);
+    for (const offset of [0, 77, SIZE]) {
+      assertEquals((await disk.image.read(offset, 0)).length, 0);
+      await disk.image.write(offset, new Uint8Array(0));
+      await disk.image.writeZeroes(offset, 0);
+      await disk.image.discard(offset, 0);
+    }
+    assertEquals(disk.image.size, SIZE);
+    await disk.verify();
+  });
+
+  test("refuses requests past the end of the disk", async (disk) => {
+    const { image } = disk;
+    const requests = [
+      () => image.read(SIZE, 1),
+      () => image.read(SIZE - 1, 2),
+      () => image.read(-1, 2),
+      () => image.write(SIZE - 1, new Uint8Array(2)),
+      () => image.writeZeroes(SIZE, 1),
+      () => image.discard(SIZE - 10, 11),
+    ];
+    for (const request of requests) {
+      const error = await assertRejects(request, BlockError);
+      assertEquals(error.code, "EIO");
+    }
+    await disk.verify();
+  });
+
+  test("as a protocol reads zeroes past its end, and grows", async (disk) => {
+    const { node } = disk.image;
+    if (node.driver.role !== "protocol" || subject.fixedSize) return;
+    await disk.write(SIZE - 100, 100);
+    const tail = allocate(300).fill(0xee);
+    await node.readv(SIZE - 100, [tail.subarray(0, 50), tail.subarray(50)]);
+    assertEquals(tail.subarray(0, 100), disk.model.subarray(SIZE - 100));
+    assertEquals(tail.subarray(100), new Uint8Array(200));
+    const far = allocate(10).fill(0xee);
+    await node.readv(SIZE * 3, [far]);
+    assertEquals(far, new Uint8Array(10));
+
+    disk.grow(SIZE + 1000);
+    const bytes = randomBytes(100);
+    await node.writev!(SIZE + 900, [bytes]);
+    disk.model.set(bytes, SIZE + 900);
+    assertEquals(node.size, SIZE + 1000);
+    await disk.verify();
+    disk.grow(SIZE + 5000);
+    await writeZeroes(node, SIZE + 950, 4050);
+    disk.model.fill(0, SIZE + 950);
+    assertEquals(node.size, SIZE + 5000);
+    await disk.verify();
+  });
+
+  test("writes zeroes, with and without unmapping", async (disk) => {
+    for (const unmap of [false, true]) {
+      await disk.write(0, SIZE);
+      for (const [offset, length] of RANGES) {
+        await disk.image.writeZeroes(offset, length, { unmap });
+        disk.model.fill(0, offset, offset + length);
+        await disk.verify();
+        await disk.checkStatus();
+        await disk.write(offset, Math.min(length, 777));
+      }
+    }
+  });
+
+  test("gives up what is discarded, and nothing else", async (disk) => {
+    for (const [offset, length] of RANGES) {
+      await disk.write(0, SIZE);
+      await disk.image.discard(offset, length);
+      const now = await disk.image.read(offset, length);
+      const before = disk.model.subarray(offset, offset + length);
+      assert(
+        now.every((byte, i) => byte === 0 || byte === before[i]),
+        `discarding ${length} bytes at ${offset} made up data`,
+      );
+      before.set(now);
+      await disk.verify();
+      await disk.checkStatus();
+    }
+  });
+
+  test("tells what its ranges hold", async (disk) => {
+    await disk.checkStatus();
+    await disk.write(70_000, 1);
+    await disk.write(300_000, 150_000);
+    await disk.checkStatus();
+    for (const [offset, length] of RANGES) {
+      const extent = await disk.image.node.status(offset, length);
+      assert(extent.length >= 1, `an extent of ${extent.length} bytes`);
+    }
+    const written = await disk.image.node.status(300_001, 1000);
+    assertEquals(written.kind, "data");
+    let next = 0;
+    for await (const extent of disk.image.extents()) {
+      assertEquals(extent.offset, next);
+      next += extent.length;
+    }
+    assertEquals(next, SIZE);
+  });
+
+  test("grows with zeroes, and shrinks", async (disk) => {
+    if (!disk.image.node.truncate || subject.fixedSize) return;
+    await disk.write(0, SIZE);
+    for (const size of [SIZE - 66_048, SIZE, 512, 2 * SIZE, 2 * SIZE + 512]) {
+      await disk.image.resize(size);
+      disk.grow(size);
+      assertEquals(disk.image.size, size);
+      await disk.verify();
+      await disk.checkStatus();
+      await disk.write(size - 300, 300);
+    }
+    await disk.verify();
+  });
+
+  test("keeps requests apart that are under way together", async (disk) => {
+    const step = 3001;
+    const count = Math.floor(SIZE / step);
+    await Promise.all(
+      Array.from({ length: count }, (_, i) => disk.write(i * step, step)),
+    );
+    await disk.verify();
+    const reads = Array.from(
+      { length: count },
+      (_, i) => disk.verifyRange(i * step, step),
+    );
+    await Promise.all(reads);
+    // Each on its own bytes, but in clusters and sectors that they share.
+    await Promise.all(Array.from({ length: 200 }, async (_, i) => {
+      const offset = i * 100;
+      if (i % 3 === 0) {
+        await disk.image.writeZeroes(offset, 100);
+        disk.model.fill(0, offset, offset + 100);
+      } else {
+        await disk.write(offset, 100);
+      }
+      await disk.verifyRange(offset, 100);
+    }));
+    await disk.verify();
+  });
+
+  test("streams", async (disk) => {
+    const bytes = randomBytes(SIZE - 1000);
+    await new Blob([bytes]).stream().pipeTo(disk.image.writable({
+      offset: 500,
+    }));
+    disk.model.set(bytes, 500);
+    const back = await new Response(
+      disk.image.readable({ chunkSize: 10_007 }) as ReadableStream,
+    ).bytes();
+    assertEquals(sameBytes(back, disk.model), true);
+    const part = await new Response(
+      disk.image.readable({ offset: 499, length: 3 }) as ReadableStream,
+    ).bytes();
+    assertEquals(sameBytes(part, disk.model.subarray(499, 502)), true);
+  });
+
+  test("survives a random mix of requests", async (disk) => {
+    const random = generator(42);
+    for (let round = 0; round < 300; round++) {
+      const offset = random(SIZE);
+      const length = random(Math.min(SIZE - offset, 100_000)) + 1;
+      switch (random(6)) {
+        case 0:
+          await disk.image.writeZeroes(offset, length, {
+            unmap: random(2) === 0,
+          });
+          disk.model.fill(0, offset, offset + length);
+          break;
+        case 1:
+          await disk.verifyRange(offset, length);
+          break;
+        case 2:
+          if (random(10) === 0) await disk.image.flush();
+          break;
+        default:
+          await disk.write(offset, length);
+      }
+    }
+    await disk.verify();
+    await disk.checkStatus();
+  });
+
+  test("keeps everything when closed and opened again", async (disk) => {
+    await disk.write(33_333, 123_456);
+    await disk.image.flush();
+    await disk.image.writeZeroes(50_000, 20_000);
+    disk.model.fill(0, 50_000, 70_000);
+    await disk.write(SIZE - 5, 5);
+    if (!await disk.reopen()) return;
+    assertEquals(disk.image.size, SIZE);
+    await disk.verify();
+    await disk.checkStatus();
+  });
+
+  test("can be closed twice, and then does nothing more", async (disk) => {
+    const { image } = disk;
+    await image.close();
+    await image.close();
+    const error = await assertRejects(() => image.read(0, 1), BlockError);
+    assertEquals(error.code, "EBADF");
+  });
+}
+
+/** A disk together with what it should hold. */
+class Disk {
+  image: Image;
+  model: Uint8Array;
+  readonly #made: TestDisk;
+
+  private constructor(made: TestDisk, size: number) {
+    this.#made = made;
+    this.image = new Image(made.node);
+    this.model = new Uint8Array(size);
+  }
+
+  static async make(subject: Subject, size: number): Promise<Disk> {
+    return new Disk(await subject.open(size), size);
+  }
+
+  async reopen(): Promise<boolean> {
+    await this.image.close();
+    if (!this.#made.reopen) return false;
+    this.image = new Image(await this.#made.reopen());
+    return true;
+  }
+
+  async dispose(): Promise<void> {
+    await this.image.close();
+    await this.#made.dispose?.();
+  }
+
+  async write(offset: number, length: number): Promise<void> {
+    await this.writev(offset, [randomBytes(length)]);
+  }
+
+  async writev(offset: number, iov: IoVector): Promise<void> {
+    await this.image.writev(offset, iov);
+    for (const part of iov) {
+      this.model.set(part, offset);
+      offset += part.length;
+    }
+  }
+
+  /** Give the model another size. */
+  grow(size: number): void {
+    const old = this.model;
+    this.model = new Uint8Array(size);
+    this.model.set(old.subarray(0, size));
+  }
+
+  verify(): Promise<void> {
+    return this.verifyRange(0, this.model.length);
+  }
+
+  async verifyRange(offset: number, length: number): Promise<void> {
+    length = Math.min(length, this.model.length - offset);
+    const target = allocate(length).fill(0xee);
+    await this.image.node.readv(offset, [target]);
+    const expected = this.model.subarray(offset, offset + length);
+    if (sameBytes(target, expected)) return;
+    const at = target.findIndex((byte, i) => byte !== expected[i]);
+    throw new Error(
+      `byte ${offset + at} of ${this.model.length} is ${target[at]} and ` +
+        `should be ${expected[at]} (read ${length} bytes at ${offset})`,
+    );
+  }
+
+  /** Compare the extents with what reading gives. */
+  async checkStatus(): Promise<void> {
+    const { node } = this.image;
+    const { size } = node;
+    for (let offset = 0; offset < size;) {
+      const extent = await node.status(offset, size - offset);
+      assert(extent.length >= 1, `an extent of ${extent.length} at ${offset}`);
+      const length = Math.min(extent.length, size - offset);
+      const bytes = allocate(length).fill(0xee);
+      await node.readv(offset, [bytes]);
+      const empty = extent.kind === "zero" ||
+        (extent.kind === "unallocated" && !node.children.backing);
+      if (empty) {
+        assert(
+          bytes.every((byte) => byte === 0),
+          `what is ${extent.kind} at ${offset} (${length} bytes) is not zero`,
+        );
+      }
+      const { file, hostOffset } = extent;
+      if (
+        extent.kind === "data" && file && file !== node &&
+        hostOffset !== undefined
+      ) {
+        const below = allocate(length).fill(0xdd);
+        await file.readv(hostOffset, [below]);
+        assert(
+          sameBytes(below, bytes),
+          `the data at ${offset} does not lie at ${hostOffset} of its file`,
+        );
+      }
+      offset += length;
+    }
+  }
+}
+
+function sameBytes(a: Uint8Array, b: Uint8Array): boolean {
+  if (a.length !== b.length) return false;
+  for (let i = 0; i < a.length; i++) if (a[i] !== b[i]) return false;
+  return true;
+}
+
+let seed = 1;
+
+/** Bytes that are nowhere zero, so that lost ones show. */
+function randomBytes(length: number): Uint8Array<ArrayBuffer> {
+  const bytes = allocate(length);
+  const random = generator(seed++);
+  for (let i = 0; i < length; i++) bytes[i] = 1 + random(255);
+  return bytes;
+}
+
+/** Repeatable whole numbers from 0 up to, not including, a limit. */
+export function generator(start: number): (limit: number) => number {
+  let state = start | 0;
+  return (limit) => {
+    state = (state + 0x6d2b79f5) | 0;
+    let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
+    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
+    return Math.floor(((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32 * limit);
+  };
+}
