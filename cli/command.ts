@@ -1,0 +1,147 @@
+/**
+ * What a command is, and what the commands' options have in common.
+ *
+ * @module
+ */
+import { OptionParser, type OptionSpec } from "./getopt.ts";
+import { CommandError, type Program } from "./program.ts";
+
+/** A command of an image program. */
+export interface Command {
+  /** What it does, one line. */
+  readonly summary: string;
+  /** Its operands, as the help shows them. */
+  readonly operands: string;
+  /** The options it accepts. */
+  readonly options: readonly OptionSpec[];
+  /** What else there is to know, for the help. */
+  readonly notes?: string;
+  /** Run it; answers the exit code. */
+  run(invocation: Invocation): Promise<number>;
+}
+
+/** The user asked for help and got it. */
+export class HelpShown extends Error {}
+
+/** One call of a command. */
+export class Invocation {
+  /** What remains of the arguments after the options; known after parsing. */
+  operands: readonly string[] = [];
+
+  /** `name` calls `command` with `args`. */
+  constructor(
+    readonly program: Program,
+    readonly name: string,
+    readonly command: Command,
+    readonly args: readonly string[],
+  ) {}
+
+  /**
+   * The options one after the other. What means the same everywhere, help and
+   * objects, is dealt with here.
+   */
+  *options(args: readonly string[] = this.args): Generator<[string, string]> {
+    const parser = new OptionParser(this.command.options, this.name, args);
+    for (const [name, argument] of parser.parse()) {
+      if (name === "h") {
+        this.program.print(commandHelp(this));
+        throw new HelpShown();
+      }
+      if (name === "object") throw unsupportedObject(argument);
+      yield [name, argument];
+    }
+    this.operands = parser.operands;
+  }
+}
+
+function unsupportedObject(definition: string): CommandError {
+  const [type] = definition.split(",");
+  return new CommandError(`--object: objects of type '${type}' do not exist`, {
+    code: 1,
+  });
+}
+
+/** `-h`: show the help. */
+export const HELP: OptionSpec = {
+  short: "h",
+  long: "help",
+  help: "show this help",
+};
+
+/** `--object`. */
+export const OBJECT: OptionSpec = {
+  long: "object",
+  argument: "OBJECT",
+  help: "define an object that images refer to (none exists yet)",
+};
+
+/** `--image-opts`. */
+export const IMAGE_OPTS: OptionSpec = {
+  long: "image-opts",
+  help: "FILE is a description: driver=qcow2,file.filename=a.qcow2",
+};
+
+/** `-U`. */
+export const FORCE_SHARE: OptionSpec = {
+  short: "U",
+  long: "force-share",
+  help: "open the image even if another process is writing to it",
+};
+
+/** `-f`, with its long form. */
+export const FORMAT: OptionSpec = {
+  short: "f",
+  long: "format",
+  argument: "FMT",
+  help: "format of the image; by default it is found by looking at it",
+};
+
+/** `--output`. */
+export const OUTPUT: OptionSpec = {
+  long: "output",
+  argument: "human|json",
+  help: "for whom to write the result",
+};
+
+/** `-q`. */
+export const QUIET: OptionSpec = {
+  short: "q",
+  help: "print nothing but errors",
+};
+
+/** `-p`. */
+export const PROGRESS: OptionSpec = { short: "p", help: "show progress" };
+
+/** `-T`. */
+export const SOURCE_CACHE: OptionSpec = {
+  short: "T",
+  argument: "CACHE",
+  help: "how to cache what is read: writeback, none, unsafe, …",
+};
+
+/** The argument of `--output`. */
+export function outputFormat(text: string | undefined): "human" | "json" {
+  if (text === undefined || text === "human") return "human";
+  if (text === "json") return "json";
+  throw new CommandError(
+    "--output must be used with human or json as argument.",
+  );
+}
+
+/** The help of one command. */
+function commandHelp({ program, name, command }: Invocation): string {
+  const lines = command.options.map((spec): [string, string] => {
+    const names = [
+      ...(spec.short ? [`-${spec.short}`] : []),
+      ...(spec.long ? [`--${spec.long}`] : []),
+    ].join(", ");
+    return [names + (spec.argument ? ` ${spec.argument}` : ""), spec.help];
+  });
+  const width = Math.max(...lines.map(([names]) => names.length));
+  const options = lines.map(([names, help]) =>
+    `  ${names.padEnd(width)}  ${help}\n`
+  );
+  return `Usage: ${program.name} ${name} [OPTIONS] ${command.operands}\n` +
+    `${command.summary}.\n\n${options.join("")}` +
+    (command.notes ? `\n${command.notes}\n` : "");
+}

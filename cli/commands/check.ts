@@ -1,0 +1,201 @@
+/** `check`: examine an image's own structures. @module */
+import type { BlockNode, CheckResult } from "../../core/driver.ts";
+import { asBlockError, strerror } from "../../core/errors.ts";
+import {
+  type Command,
+  FORCE_SHARE,
+  FORMAT,
+  HELP,
+  IMAGE_OPTS,
+  type Invocation,
+  OBJECT,
+  OUTPUT,
+  outputFormat,
+  QUIET,
+  SOURCE_CACHE,
+} from "../command.ts";
+import { cacheMode, openImageArgument, usingNodes } from "../images.ts";
+import { prettyJson } from "../json.ts";
+import { fixed } from "../numbers.ts";
+import { CommandError, type Program, usageError } from "../program.ts";
+
+/** What to repair. */
+interface Repair {
+  leaks: boolean;
+  corruptions: boolean;
+}
+
+/** The command. */
+export const command: Command = {
+  summary: "Examine an image's own structures",
+  operands: "FILE",
+  options: [
+    HELP,
+    QUIET,
+    OBJECT,
+    IMAGE_OPTS,
+    FORCE_SHARE,
+    FORMAT,
+    OUTPUT,
+    {
+      short: "r",
+      long: "repair",
+      argument: "leaks|all",
+      help: "repair what is found",
+    },
+    SOURCE_CACHE,
+  ],
+  notes:
+    "Exit code: 0 good, 1 could not be checked, 2 corrupt, 3 leaks only,\n" +
+    "63 the format has nothing to check.",
+
+  async run(invocation) {
+    const { program } = invocation;
+    const { output, repair, quiet, ...image } = parse(invocation);
+    const [file] = invocation.operands;
+    const node = await openImageArgument(program, file, {
+      ...image,
+      writable: repair !== undefined,
+      purpose: "check",
+    });
+    return await usingNodes([node], async () => {
+      if (!node.check) {
+        throw new CommandError("This image format does not support checks", {
+          code: 63,
+        });
+      }
+      const print = (text: string) => quiet || program.print(text);
+      const result = await checkTwice(program, node, repair, (first) => {
+        if (output === "human") print(repairText(first));
+      });
+      print(
+        output === "human"
+          ? humanText(result)
+          : `${jsonText(result, file, node.driver.name)}\n`,
+      );
+      if (result.checkErrors > 0) throw new CommandError("Check failed");
+      return result.corruptions > 0 ? 2 : result.leaks > 0 ? 3 : 0;
+    });
+  },
+};
+
+function parse(invocation: Invocation) {
+  let format: string | undefined;
+  let output: string | undefined;
+  let repair: Repair | undefined;
+  let cache = "writeback";
+  let quiet = false;
+  let imageOpts = false;
+  for (const [option, argument] of invocation.options()) {
+    if (option === "f") format = argument;
+    else if (option === "r") repair = parseRepair(argument);
+    else if (option === "output") output = argument;
+    else if (option === "T") cache = argument;
+    else if (option === "q") quiet = true;
+    else if (option === "image-opts") imageOpts = true;
+  }
+  if (invocation.operands.length !== 1) {
+    throw usageError("Expecting one image file name");
+  }
+  return {
+    output: outputFormat(output),
+    cache: cacheMode(cache, "source cache option"),
+    format,
+    repair,
+    quiet,
+    imageOpts,
+  };
+}
+
+function parseRepair(text: string): Repair {
+  if (text === "leaks") return { leaks: true, corruptions: false };
+  if (text === "all") return { leaks: true, corruptions: true };
+  throw usageError(
+    `Unknown option value for -r (expecting 'leaks' or 'all'): ${text}`,
+  );
+}
+
+/** Check and, if anything was repaired, check what it has become. */
+async function checkTwice(
+  program: Program,
+  node: BlockNode,
+  repair: Repair | undefined,
+  repaired: (first: CheckResult) => void,
+): Promise<CheckResult> {
+  const report = (line: string) => program.printError(`${line}\n`);
+  try {
+    const first = await node.check!({ repair, report });
+    const { corruptionsFixed, leaksFixed } = first;
+    if (corruptionsFixed === 0 && leaksFixed === 0) return first;
+    repaired(first);
+    const second = await node.check!({ report });
+    return { ...second, corruptionsFixed, leaksFixed };
+  } catch (thrown) {
+    const { code, message } = asBlockError(thrown);
+    const why = message === strerror(code) ? "" : ` (${message})`;
+    throw new CommandError(`Check failed: ${strerror(code)}${why}`);
+  }
+}
+
+function repairText(result: CheckResult): string {
+  return "The following inconsistencies were found and repaired:\n\n" +
+    `    ${result.leaksFixed} leaked clusters\n` +
+    `    ${result.corruptionsFixed} corruptions\n\n` +
+    "Double checking the fixed image now...\n";
+}
+
+function humanText(result: CheckResult): string {
+  let text = "";
+  if (result.corruptions > 0) {
+    text += `\n${result.corruptions} errors were found on the image.\n` +
+      "Data may be corrupted, or further writes to the image may corrupt " +
+      "it.\n";
+  }
+  if (result.leaks > 0) {
+    text += `\n${result.leaks} leaked clusters were found on the image.\n` +
+      "This means waste of disk space, but no harm to data.\n";
+  }
+  if (result.checkErrors > 0) {
+    text += `\n${result.checkErrors} internal errors have occurred during ` +
+      "the check.\n";
+  }
+  if (text === "") text = "No errors were found on the image.\n";
+  if (result.totalClusters > 0 && result.allocatedClusters > 0) {
+    text += allocationText(result);
+  }
+  if (result.imageEndOffset > 0) {
+    text += `Image end offset: ${result.imageEndOffset}\n`;
+  }
+  return text;
+}
+
+function allocationText(result: CheckResult): string {
+  const { totalClusters: total, allocatedClusters: allocated } = result;
+  const share = (part: number, whole: number) =>
+    `${fixed(part * 100 / whole, 2)}%`;
+  return `${allocated}/${total} = ${share(allocated, total)} allocated, ` +
+    `${share(result.fragmentedClusters, allocated)} fragmented, ` +
+    `${share(result.compressedClusters, allocated)} compressed clusters\n`;
+}
+
+function jsonText(
+  result: CheckResult,
+  filename: string,
+  format: string,
+): string {
+  const unlessZero = (count: number) => count === 0 ? undefined : count;
+  return prettyJson({
+    "filename": filename,
+    "format": format,
+    "check-errors": result.checkErrors,
+    "image-end-offset": unlessZero(result.imageEndOffset),
+    "corruptions": unlessZero(result.corruptions),
+    "leaks": unlessZero(result.leaks),
+    "corruptions-fixed": unlessZero(result.corruptionsFixed),
+    "leaks-fixed": unlessZero(result.leaksFixed),
+    "total-clusters": unlessZero(result.totalClusters),
+    "allocated-clusters": unlessZero(result.allocatedClusters),
+    "fragmented-clusters": unlessZero(result.fragmentedClusters),
+    "compressed-clusters": unlessZero(result.compressedClusters),
+  });
+}

@@ -1,0 +1,150 @@
+/** `compare`: compare the content of two images. @module */
+import { asBlockError } from "../../core/errors.ts";
+import type { BlockNode } from "../../core/driver.ts";
+import {
+  compare,
+  CompareError,
+  type CompareResult,
+} from "../../core/jobs/compare.ts";
+import {
+  type Command,
+  FORCE_SHARE,
+  HELP,
+  IMAGE_OPTS,
+  type Invocation,
+  OBJECT,
+  PROGRESS,
+  QUIET,
+  SOURCE_CACHE,
+} from "../command.ts";
+import {
+  cacheMode,
+  type ImageArgument,
+  openImageArgument,
+  usingNodes,
+} from "../images.ts";
+import { Progress } from "../progress.ts";
+import { CommandError, type Program, usageError } from "../program.ts";
+
+/** The command. */
+export const command: Command = {
+  summary: "Compare the content of two images",
+  operands: "FILE1 FILE2",
+  options: [
+    HELP,
+    QUIET,
+    PROGRESS,
+    OBJECT,
+    IMAGE_OPTS,
+    FORCE_SHARE,
+    { short: "f", argument: "FMT", help: "format of the first image" },
+    { short: "F", argument: "FMT", help: "format of the second image" },
+    SOURCE_CACHE,
+    { short: "s", help: "size and allocation must be the same, too" },
+  ],
+  notes: "Exit code: 0 identical, 1 different, 2 an image cannot be opened,\n" +
+    "3 its allocation cannot be found out, 4 it cannot be read.",
+
+  async run(invocation) {
+    const { program } = invocation;
+    const wish = parse(invocation);
+    const [first, second] = invocation.operands;
+    const a = await open(program, first, { ...wish, format: wish.format1 });
+    return await usingNodes([a], async () => {
+      const b = await open(program, second, { ...wish, format: wish.format2 });
+      return await usingNodes([b], () => compareNodes(program, a, b, wish));
+    });
+  },
+};
+
+function parse(invocation: Invocation) {
+  const wish = {
+    format1: undefined as string | undefined,
+    format2: undefined as string | undefined,
+    strict: false,
+    quiet: false,
+    progress: false,
+    imageOpts: false,
+  };
+  let cache = "writeback";
+  for (const [option, argument] of invocation.options()) {
+    if (option === "f") wish.format1 = argument;
+    else if (option === "F") wish.format2 = argument;
+    else if (option === "T") cache = argument;
+    else if (option === "s") wish.strict = true;
+    else if (option === "q") wish.quiet = true;
+    else if (option === "p") wish.progress = true;
+    else if (option === "image-opts") wish.imageOpts = true;
+  }
+  if (invocation.operands.length !== 2) {
+    throw usageError("Expecting two image file names");
+  }
+  return { ...wish, cache: cacheMode(cache, "source cache option", 2) };
+}
+
+/** Open one of the two; that fails with an exit code of its own. */
+async function open(
+  program: Program,
+  file: string,
+  image: ImageArgument,
+): Promise<BlockNode> {
+  try {
+    return await openImageArgument(program, file, image);
+  } catch (thrown) {
+    const { message, hint } = asBlockError(
+      thrown instanceof CommandError ? undefined : thrown,
+    );
+    if (thrown instanceof CommandError) {
+      throw new CommandError(thrown.message, { code: 2 });
+    }
+    throw new CommandError(message, { hint, code: 2 });
+  }
+}
+
+async function compareNodes(
+  program: Program,
+  a: BlockNode,
+  b: BlockNode,
+  wish: { strict: boolean; quiet: boolean; progress: boolean },
+): Promise<number> {
+  const progress = new Progress(program, wish.progress && !wish.quiet, 2);
+  try {
+    const result = await compare(a, b, {
+      strict: wish.strict,
+      progress: (done, total) => progress.update(done, total),
+    });
+    if (!wish.quiet) program.print(resultText(result, a, b));
+    return result.outcome === "identical" ? 0 : 1;
+  } catch (error) {
+    if (!(error instanceof CompareError)) throw error;
+    const code = error.stage === "status" ? 3 : 4;
+    throw new CommandError(error.message, { code });
+  } finally {
+    progress.end();
+  }
+}
+
+function resultText(
+  result: CompareResult,
+  a: BlockNode,
+  b: BlockNode,
+): string {
+  switch (result.outcome) {
+    case "size":
+      return "Strict mode: Image size mismatch!\n";
+    case "status":
+      return `Strict mode: Offset ${result.offset} block status mismatch!\n`;
+    case "content":
+      return sizeWarning(a, b, result.offset) +
+        `Content mismatch at offset ${result.offset}!\n`;
+    case "identical":
+      return sizeWarning(a, b, Infinity) + "Images are identical.\n";
+  }
+}
+
+/** The sizes are looked at when all that both have was found equal. */
+function sizeWarning(a: BlockNode, b: BlockNode, reached: number): string {
+  return a.size !== b.size && reached >= Math.min(a.size, b.size)
+    ? "Warning: Image size mismatch!\n"
+    : "";
+}

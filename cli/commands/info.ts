@@ -1,0 +1,252 @@
+/** `info`: describe an image. @module */
+import type { BlockNode, NodeInfo, SnapshotInfo } from "../../core/driver.ts";
+import { resolveName } from "../../core/names.ts";
+import {
+  type Command,
+  FORCE_SHARE,
+  FORMAT,
+  HELP,
+  IMAGE_OPTS,
+  type Invocation,
+  OBJECT,
+  OUTPUT,
+  outputFormat,
+} from "../command.ts";
+import { openImageArgument, usingNodes } from "../images.ts";
+import { inKeyOrder, type Json, prettyJson } from "../json.ts";
+import { humanSize, integerText } from "../numbers.ts";
+import { CommandError, type Program, usageError } from "../program.ts";
+
+/** What is told about one image. */
+interface Description {
+  filename: string;
+  format: string;
+  size: number;
+  /** The backing file's name as seen from where we are. */
+  fullBackingFile?: string;
+  info: NodeInfo;
+}
+
+/** The command. */
+export const command: Command = {
+  summary: "Describe an image",
+  operands: "FILE",
+  options: [
+    HELP,
+    OBJECT,
+    IMAGE_OPTS,
+    FORCE_SHARE,
+    FORMAT,
+    OUTPUT,
+    {
+      long: "backing-chain",
+      help: "describe its backing file as well, and so on",
+    },
+  ],
+
+  async run(invocation) {
+    const { program } = invocation;
+    const { output, chain, ...image } = parse(invocation);
+    const [file] = invocation.operands;
+    const images = await describeChain(program, file, chain, image);
+    if (output === "human") {
+      program.print(images.map(humanText).join("\n"));
+    } else {
+      const described = images.map(jsonOf);
+      program.print(`${prettyJson(chain ? described : described[0])}\n`);
+    }
+    return 0;
+  },
+};
+
+function parse(invocation: Invocation) {
+  let format: string | undefined;
+  let output: string | undefined;
+  let chain = false;
+  let imageOpts = false;
+  for (const [option, argument] of invocation.options()) {
+    if (option === "f") format = argument;
+    else if (option === "output") output = argument;
+    else if (option === "backing-chain") chain = true;
+    else if (option === "image-opts") imageOpts = true;
+  }
+  if (invocation.operands.length !== 1) {
+    throw usageError("Expecting one image file name");
+  }
+  return { output: outputFormat(output), chain, format, imageOpts };
+}
+
+/** Describe an image and, if wanted, those below it, each opened by itself. */
+async function describeChain(
+  program: Program,
+  file: string,
+  chain: boolean,
+  image: { format?: string; imageOpts?: boolean },
+): Promise<Description[]> {
+  const images: Description[] = [];
+  const seen = new Set<string>();
+  for (let name: string | undefined = file; name !== undefined;) {
+    if (seen.has(name)) {
+      throw new CommandError(
+        `Backing file '${name}' creates an infinite loop.`,
+      );
+    }
+    seen.add(name);
+    const node = await openImageArgument(program, name, {
+      ...image,
+      purpose: "info",
+      backing: false,
+    });
+    const described = await usingNodes([node], () => describe(node));
+    images.push(described);
+    name = chain ? described.fullBackingFile : undefined;
+    image = { format: described.info.backingFormat };
+  }
+  return images;
+}
+
+async function describe(node: BlockNode): Promise<Description> {
+  const info = await node.info?.() ?? {};
+  info.actualSize = await actualSizeOf(node);
+  const backing = info.backingFile;
+  return {
+    filename: node.filename,
+    format: node.driver.name,
+    size: node.size,
+    ...(backing !== undefined && {
+      fullBackingFile: resolveName(node.filename, backing),
+    }),
+    info,
+  };
+}
+
+/** Bytes that an image takes on its disks, without those of backing files. */
+async function actualSizeOf(node: BlockNode): Promise<number | undefined> {
+  const { actualSize } = await node.info?.() ?? {};
+  if (actualSize !== undefined) return actualSize;
+  let sum: number | undefined;
+  for (const [role, child] of Object.entries(node.children)) {
+    if (role === "backing" || !child) continue;
+    const size = await actualSizeOf(child);
+    if (size === undefined) return undefined;
+    sum = (sum ?? 0) + size;
+  }
+  return sum;
+}
+
+function jsonOf({ info, ...image }: Description): Json {
+  return {
+    "filename": image.filename,
+    "format": image.format,
+    "dirty-flag": info.dirty ?? false,
+    "actual-size": info.actualSize,
+    "virtual-size": image.size,
+    "cluster-size": info.clusterSize,
+    "encrypted": info.encrypted || undefined,
+    "compressed": info.compressed || undefined,
+    "backing-filename": info.backingFile,
+    "full-backing-filename": image.fullBackingFile,
+    "backing-filename-format": info.backingFile === undefined
+      ? undefined
+      : info.backingFormat,
+    "snapshots": info.snapshots?.length
+      ? info.snapshots.map(jsonOfSnapshot)
+      : undefined,
+    "format-specific": info.specific as Json,
+  };
+}
+
+function jsonOfSnapshot(snapshot: SnapshotInfo): Json {
+  return {
+    "id": snapshot.id,
+    "name": snapshot.name,
+    "vm-state-size": snapshot.vmStateSize,
+    "date-sec": snapshot.dateSeconds,
+    "date-nsec": snapshot.dateNanoseconds,
+    "vm-clock-sec": snapshot.vmClockSeconds,
+    "vm-clock-nsec": snapshot.vmClockNanoseconds,
+    "icount": snapshot.icount,
+  };
+}
+
+function humanText({ info, ...image }: Description): string {
+  const lines = [
+    `image: ${image.filename}`,
+    `file format: ${image.format}`,
+    `virtual size: ${humanSize(image.size)} (${integerText(image.size)} bytes)`,
+    `disk size: ${
+      info.actualSize === undefined ? "unavailable" : humanSize(info.actualSize)
+    }`,
+  ];
+  if (info.encrypted) lines.push("encrypted: yes");
+  if (info.clusterSize) lines.push(`cluster_size: ${info.clusterSize}`);
+  if (info.dirty) lines.push("cleanly shut down: no");
+  if (info.backingFile !== undefined) {
+    const { fullBackingFile: full } = image;
+    lines.push(
+      `backing file: ${info.backingFile}` +
+        (full === info.backingFile ? "" : ` (actual path: ${full})`),
+    );
+    if (info.backingFormat !== undefined) {
+      lines.push(`backing file format: ${info.backingFormat}`);
+    }
+  }
+  if (info.snapshots?.length) {
+    lines.push("Snapshot list:", SNAPSHOT_HEADER);
+    lines.push(...info.snapshots.map(snapshotLine));
+  }
+  if (info.specific) {
+    lines.push("Format specific information:");
+    lines.push(...detailLines(info.specific.data as Json, "    "));
+  }
+  return lines.map((line) => `${line}\n`).join("");
+}
+
+/** The members of an object or list, a line each, nested ones indented. */
+function detailLines(value: Json, indent: string): string[] {
+  const members: [string, Json][] = Array.isArray(value)
+    ? value.map((item, index) => [`[${index}]`, item])
+    : inKeyOrder(value as { readonly [name: string]: Json })
+      .map(([name, item]) => [name.replaceAll("-", " "), item]);
+  return members.flatMap(([name, item]) =>
+    typeof item === "object" && item !== null
+      ? [`${indent}${name}:`, ...detailLines(item, `${indent}    `)]
+      : [`${indent}${name}: ${item}`]
+  );
+}
+
+const SNAPSHOT_HEADER = "ID".padEnd(10) + "TAG".padEnd(17) +
+  "VM SIZE".padStart(8) + "DATE".padStart(20) + "VM CLOCK".padStart(13) +
+  "ICOUNT".padStart(11);
+
+function snapshotLine(snapshot: SnapshotInfo): string {
+  return `${snapshot.id.padEnd(9)} ${snapshot.name.padEnd(16)} ` +
+    humanSize(snapshot.vmStateSize).padStart(8) +
+    localDate(snapshot.dateSeconds).padStart(20) +
+    clock(snapshot).padStart(13) +
+    String(snapshot.icount ?? "").padStart(11);
+}
+
+/** A point in time as `2025-12-31 23:59:59`, in the local time zone. */
+function localDate(seconds: number): string {
+  const date = new Date(seconds * 1000);
+  const day = [date.getFullYear(), date.getMonth() + 1, date.getDate()];
+  const time = [date.getHours(), date.getMinutes(), date.getSeconds()];
+  return `${day.map(twoDigits).join("-")} ${time.map(twoDigits).join(":")}`;
+}
+
+function clock(snapshot: SnapshotInfo): string {
+  const seconds = snapshot.vmClockSeconds;
+  const parts = [
+    Math.floor(seconds / 3600),
+    Math.floor(seconds / 60) % 60,
+    seconds % 60,
+  ];
+  const milliseconds = Math.floor(snapshot.vmClockNanoseconds / 1e6) % 1000;
+  return `${parts.map(twoDigits).join(":")}.` +
+    String(milliseconds).padStart(3, "0");
+}
+
+function twoDigits(value: number): string {
+  return String(value).padStart(2, "0");
+}

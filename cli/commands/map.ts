@@ -1,0 +1,213 @@
+/** `map`: show what an image holds, and where. @module */
+import { asBlockError, strerror } from "../../core/errors.ts";
+import { type ChainExtent, chainStatus } from "../../core/extents.ts";
+import type { BlockNode } from "../../core/driver.ts";
+import {
+  type Command,
+  FORCE_SHARE,
+  FORMAT,
+  HELP,
+  IMAGE_OPTS,
+  type Invocation,
+  OBJECT,
+  OUTPUT,
+  outputFormat,
+} from "../command.ts";
+import { openImageArgument, usingNodes } from "../images.ts";
+import { sizeArgument } from "../numbers.ts";
+import { CommandError, usageError } from "../program.ts";
+
+/** One line of the map. */
+interface Entry {
+  start: number;
+  length: number;
+  depth: number;
+  present: boolean;
+  zero: boolean;
+  data: boolean;
+  /** Where in `file` it lies, if it has a plain place. */
+  offset?: number;
+  file?: string;
+}
+
+/** The command. */
+export const command: Command = {
+  summary: "Show what an image holds, and where",
+  operands: "FILE",
+  options: [
+    HELP,
+    OBJECT,
+    IMAGE_OPTS,
+    FORCE_SHARE,
+    FORMAT,
+    OUTPUT,
+    {
+      short: "s",
+      long: "start-offset",
+      argument: "SIZE",
+      help: "where to begin",
+    },
+    {
+      short: "l",
+      long: "max-length",
+      argument: "SIZE",
+      help: "how much of the image to show",
+    },
+  ],
+
+  async run(invocation) {
+    const { program } = invocation;
+    const { output, start, maxLength, ...image } = parse(invocation);
+    const [file] = invocation.operands;
+    const node = await openImageArgument(program, file, image);
+    return await usingNodes([node], async () => {
+      const end = Math.min(node.size, start + maxLength);
+      const print = (text: string) => program.print(text);
+      if (output === "json") await printJson(entries(node, start, end), print);
+      else await printHuman(entries(node, start, end), print);
+      return 0;
+    });
+  },
+};
+
+function parse(invocation: Invocation) {
+  let format: string | undefined;
+  let output: string | undefined;
+  let imageOpts = false;
+  let start = 0;
+  let maxLength = Infinity;
+  for (const [option, argument] of invocation.options()) {
+    if (option === "f") format = argument;
+    else if (option === "output") output = argument;
+    else if (option === "image-opts") imageOpts = true;
+    else if (option === "s") start = sizeArgument("start offset", argument);
+    else if (option === "l") maxLength = sizeArgument("max length", argument);
+  }
+  if (invocation.operands.length !== 1) {
+    throw usageError("Expecting one image file name");
+  }
+  return { output: outputFormat(output), start, maxLength, format, imageOpts };
+}
+
+/** The extents of a range as they are shown, not yet joined. */
+async function* entries(
+  node: BlockNode,
+  start: number,
+  end: number,
+): AsyncGenerator<Entry> {
+  for (let at = start; at < end;) {
+    let extent: ChainExtent;
+    try {
+      extent = await chainStatus(node, at, end - at);
+    } catch (error) {
+      const { code } = asBlockError(error);
+      throw new CommandError(
+        `Could not read file metadata: ${strerror(code)}`,
+      );
+    }
+    yield entryOf(extent);
+    at += extent.length;
+  }
+}
+
+function entryOf(extent: ChainExtent): Entry {
+  const { kind, hostOffset, file } = extent;
+  return {
+    start: extent.offset,
+    length: extent.length,
+    depth: extent.depth,
+    present: extent.present,
+    zero: kind === "zero",
+    // Allocated data stays data even where the file below has a hole for it.
+    data: kind === "data" || kind === "compressed" ||
+      (kind === "zero" && extent.recurse === true),
+    ...(hostOffset !== undefined && {
+      offset: hostOffset,
+      file: file?.filename,
+    }),
+  };
+}
+
+/** Whether `next` goes on where `entry` ends, in every respect. */
+function continues(entry: Entry, next: Entry): boolean {
+  return entry.zero === next.zero && entry.data === next.data &&
+    entry.depth === next.depth && entry.present === next.present &&
+    entry.file === next.file &&
+    (entry.offset === undefined
+      ? next.offset === undefined
+      : next.offset === entry.offset + entry.length);
+}
+
+async function printJson(
+  found: AsyncIterable<Entry>,
+  print: (text: string) => void,
+): Promise<void> {
+  print("[");
+  let entry: Entry | undefined;
+  for await (const next of found) {
+    if (entry && continues(entry, next)) {
+      entry.length += next.length;
+      continue;
+    }
+    if (entry) print(`${jsonLine(entry)},\n`);
+    entry = next;
+  }
+  print(`${jsonLine(entry ?? EMPTY)}]\n`);
+}
+
+/** What is shown of an image in which there is nothing. */
+const EMPTY: Entry = {
+  start: 0,
+  length: 0,
+  depth: 0,
+  present: false,
+  zero: false,
+  data: false,
+};
+
+function jsonLine(entry: Entry): string {
+  const place = entry.offset === undefined ? "" : `, "offset": ${entry.offset}`;
+  return `{ "start": ${entry.start}, "length": ${entry.length}, ` +
+    `"depth": ${entry.depth}, "present": ${entry.present}, ` +
+    `"zero": ${entry.zero}, "data": ${entry.data}${place}}`;
+}
+
+async function printHuman(
+  found: AsyncIterable<Entry>,
+  print: (text: string) => void,
+): Promise<void> {
+  const columns = ["Offset", "Length", "Mapped to"];
+  print(`${columns.map((name) => name.padEnd(16)).join("")}File\n`);
+  let entry: Entry | undefined;
+  for await (const next of found) {
+    if (entry && continues(entry, next)) {
+      entry.length += next.length;
+      continue;
+    }
+    if (entry) print(humanLine(entry));
+    entry = next;
+    // Only data is shown, so all other kinds may be joined.
+    if (!entry.data || entry.zero) {
+      entry.data = false;
+      entry.zero = true;
+    }
+  }
+  if (entry) print(humanLine(entry));
+}
+
+function humanLine(entry: Entry): string {
+  if (!entry.data) return "";
+  if (entry.offset === undefined) {
+    throw new CommandError(
+      "File contains external, encrypted or compressed clusters.",
+    );
+  }
+  if (entry.zero) return "";
+  const numbers = [entry.start, entry.length, entry.offset];
+  return `${numbers.map(hexColumn).join("")}${entry.file}\n`;
+}
+
+/** C's `%#-16x`, which writes zero without its prefix. */
+function hexColumn(value: number): string {
+  return (value === 0 ? "0" : `0x${value.toString(16)}`).padEnd(16);
+}

@@ -1,0 +1,146 @@
+/**
+ * The options of new images, as `-o` gives them.
+ *
+ * @module
+ */
+import type { BlockDriver } from "../core/driver.ts";
+import { BlockError } from "../core/errors.ts";
+import { protocolStack } from "../core/open.ts";
+import {
+  type OptionSpec,
+  type OptionTable,
+  type OptionValues,
+  parseKeyValueList,
+  parseOption,
+} from "../core/options.ts";
+import { findDriver, getDriver } from "../core/registry.ts";
+import { integerText } from "./numbers.ts";
+import { CommandError, type Program } from "./program.ts";
+
+/** Collects the arguments of several `-o`. */
+export class OptionList {
+  #text: string | undefined;
+
+  /** Whether there was any. */
+  get isGiven(): boolean {
+    return this.#text !== undefined;
+  }
+
+  /** Whether one of the options asks for help. */
+  get asksForHelp(): boolean {
+    return parseKeyValueList(this.#text ?? "").some(([name, value]) =>
+      value === "on" && (name === "help" || name === "?")
+    );
+  }
+
+  /** Add the argument of one `-o`. */
+  add(text: string): void {
+    const commas = /,*$/.exec(text)![0].length;
+    // Joined with a comma, these would change what stands beside them.
+    if (text === "" || text.startsWith(",") || commas % 2 === 1) {
+      throw new CommandError(`Invalid option list: ${text}`);
+    }
+    this.#text = this.#text === undefined ? text : `${this.#text},${text}`;
+  }
+
+  /**
+   * The options by name, for a format. Values of enumerations are left to the
+   * driver, which is asked only after the user was told what will be made.
+   */
+  parse(table: OptionTable): OptionValues {
+    const values: OptionValues = {};
+    for (const [name, value] of parseKeyValueList(this.#text ?? "")) {
+      if (!Object.hasOwn(table, name)) {
+        throw new BlockError("EINVAL", `Invalid parameter '${name}'`);
+      }
+      const spec = table[name];
+      values[name] = spec.type === "enum"
+        ? value
+        : parseOption(name, spec, value);
+    }
+    return values;
+  }
+}
+
+/** The create options of a format and of the protocol a file name selects. */
+export function createTable(
+  format: string,
+  filename?: string,
+): { driver: BlockDriver; table: OptionTable } {
+  const driver = findDriver(format);
+  if (!driver) {
+    throw new BlockError("EINVAL", `Unknown file format '${format}'`);
+  }
+  const protocol = filename === undefined
+    ? undefined
+    : getDriver(protocolStack(filename).driver!);
+  if (!driver.createOptions) {
+    throw new BlockError(
+      "ENOTSUP",
+      `Format driver '${format}' does not support image creation`,
+    );
+  }
+  if (protocol && !protocol.create) {
+    throw new BlockError(
+      "ENOTSUP",
+      `Protocol driver '${protocol.name}' does not support image creation`,
+    );
+  }
+  return { driver, table: driver.createOptions };
+}
+
+const TYPE_NAMES: { readonly [type in OptionSpec["type"]]: string } = {
+  string: "str",
+  enum: "str",
+  size: "size",
+  number: "num",
+  boolean: "bool (on/off)",
+};
+
+/** Answer `-o help`. */
+export function printCreateHelp(
+  program: Program,
+  format: string,
+  filename: string | undefined,
+): void {
+  const { table } = createTable(format, filename);
+  const lines = Object.entries(table).map(([name, spec]) =>
+    `  ${name}=<${TYPE_NAMES[spec.type]}>`.padEnd(24) + ` - ${spec.help}\n`
+  );
+  program.print(
+    filename === undefined
+      ? `Supported ${format} options:\n`
+      : "Supported options:\n",
+  );
+  program.print(lines.sort().join(""));
+  if (filename === undefined) {
+    program.print(
+      "\nThe protocol level may support further options.\n" +
+        "Specify the target filename to include those options.\n",
+    );
+  }
+}
+
+/** What `Formatting …` says of the options: the given and the default ones. */
+export function describeOptions(
+  table: OptionTable,
+  values: OptionValues,
+): string {
+  const parts: string[] = [];
+  for (const [name, spec] of Object.entries(table)) {
+    const value = values[name] ?? spec.default;
+    if (value !== undefined) parts.push(`${name}=${valueText(value)}`);
+  }
+  return parts.join(" ");
+}
+
+function valueText(value: unknown): string {
+  switch (typeof value) {
+    case "number":
+      return integerText(value);
+    case "boolean":
+      return value ? "on" : "off";
+    default:
+      return String(value).replaceAll(",", ",,");
+  }
+}

@@ -1,0 +1,56 @@
+/**
+ * Picks the program: our own name, or the one of QEMU's that is stood in for.
+ *
+ * @module
+ */
+import { Program } from "./program.ts";
+
+/** What a program's module offers. */
+interface ProgramModule {
+  run(program: Program, args: string[]): Promise<number>;
+}
+
+const imageTool = (): Promise<ProgramModule> => import("./image_tool.ts");
+
+/** How each program is loaded. Nothing but the one that runs costs time. */
+const PROGRAMS: { [name: string]: () => Promise<ProgramModule> } = {
+  "bdrv": imageTool,
+  "qemu-img": imageTool,
+};
+
+/**
+ * Run the program that the first argument, or the name of the link we were
+ * called through, stands for; without either it is `bdrv`.
+ *
+ * @returns the exit code.
+ */
+export async function main(args: readonly string[]): Promise<number> {
+  let name = calledAs();
+  let rest = [...args];
+  if (!Object.hasOwn(PROGRAMS, name)) {
+    name = "bdrv";
+    if (rest.length > 0 && Object.hasOwn(PROGRAMS, rest[0])) {
+      [name, ...rest] = rest;
+    }
+  }
+  const program = new Program(name);
+  let code: number;
+  try {
+    code = await (await PROGRAMS[name]()).run(program, rest);
+  } catch (error) {
+    code = program.fail(error);
+  }
+  return program.finish(code);
+}
+
+/** The name of a compiled binary, or of the link to it that was called. */
+function calledAs(): string {
+  if (!Deno.build.standalone) return "";
+  try {
+    // The executable's own path does not tell by which link it was found.
+    const words = Deno.readTextFileSync("/proc/self/cmdline").split("\0");
+    return words[0].slice(words[0].lastIndexOf("/") + 1);
+  } catch {
+    return "";
+  }
+}

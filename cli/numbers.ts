@@ -1,0 +1,71 @@
+/**
+ * Numbers as the user writes them and as QEMU prints them.
+ *
+ * @module
+ */
+import { parseSize } from "../core/options.ts";
+import { CommandError } from "./program.ts";
+
+/** The largest 64-bit signed number, as text: it is not exact as a number. */
+const INT64_MAX = "9223372036854775807";
+
+/**
+ * Parse a size given on the command line; `what` names it in messages.
+ *
+ * @throws {CommandError} if it is none, or not within 0 and 2^63-1.
+ */
+export function sizeArgument(what: string, text: string): number {
+  const size = parseSize(text);
+  if (size === undefined) {
+    throw new CommandError(
+      `Invalid ${what} specified. You may use k, M, G, T, P or E suffixes ` +
+        "for\nkilobytes, megabytes, gigabytes, terabytes, petabytes and " +
+        "exabytes.",
+    );
+  }
+  if (size >= 2 ** 63) {
+    throw new CommandError(
+      `Invalid ${what} specified. Must be between 0 and ${INT64_MAX}.`,
+    );
+  }
+  return size;
+}
+
+/** A whole number with all its digits, also beyond 2^53. */
+export function integerText(value: number | bigint): string {
+  return BigInt(value).toString();
+}
+
+/**
+ * C's `%.Nf`, for up to three digits: a tie goes to the even neighbour, where
+ * `toFixed` goes up.
+ */
+export function fixed(value: number, digits: number): string {
+  const scaled = value * 10 ** digits;
+  const below = Math.floor(scaled);
+  const isTie = scaled - below === 0.5 &&
+    Number.isInteger(value * 2 ** (digits + 1));
+  if (isTie && below % 2 === 0) {
+    return (below / 10 ** digits).toFixed(digits);
+  }
+  return value.toFixed(digits);
+}
+
+const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+
+/** A size with three digits and a unit, such as `1.5 GiB`. */
+export function humanSize(bytes: number): string {
+  // The next unit is taken from 1000 on, so that three digits suffice.
+  let unit = 0;
+  while (bytes / (1000 / 1024) >= 1024 ** (unit + 1)) unit++;
+  return `${threeDigits(bytes / 1024 ** unit)} ${UNITS[unit]}`;
+}
+
+/** C's `%.3g` for values of 0 and from 0.1 to 1000. */
+function threeDigits(value: number): string {
+  if (value === 0) return "0";
+  const digits = value < 1 ? 3 : value < 10 ? 2 : value < 100 ? 1 : 0;
+  const text = fixed(value, digits);
+  if (Number(text) >= 1000) return "1e+03";
+  return String(Number(text));
+}

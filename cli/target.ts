@@ -1,0 +1,124 @@
+/**
+ * Files that must not be left half done.
+ *
+ * @module
+ */
+import { protocolStack } from "../core/open.ts";
+import type { Program } from "./program.ts";
+
+/** The signals by which a user or a system ends a program. */
+const SIGNALS: readonly [name: Deno.Signal, number: number][] = [
+  ["SIGINT", 2],
+  ["SIGTERM", 15],
+  ["SIGHUP", 1],
+];
+
+/**
+ * The target of a command that writes an image. If the command fails or is
+ * interrupted before {@linkcode Target.complete}, a file that it made is removed:
+ * what is left could be taken for a good image.
+ */
+export class Target implements Disposable {
+  readonly #program: Program;
+  readonly #name: string;
+  /** Where it lies, if it is a local file. */
+  readonly #path: string | undefined;
+  readonly #listeners: [Deno.Signal, () => void][] = [];
+  /** Whose file it is, once it is being written to. */
+  #state: "untouched" | "ours" | "theirs" = "untouched";
+
+  /** `name` as the user gave it. */
+  constructor(program: Program, name: string) {
+    this.#program = program;
+    this.#name = name;
+    this.#path = localPath(name);
+    for (const [signal, number] of SIGNALS) {
+      const listener = () => this.#interrupt(number);
+      try {
+        Deno.addSignalListener(signal, listener);
+      } catch {
+        continue; // Not all systems know all of them.
+      }
+      this.#listeners.push([signal, listener]);
+    }
+  }
+
+  /** Whether it is a plain file, or is not there yet. */
+  get isPlainFile(): boolean {
+    return this.#path !== undefined && fileKind(this.#path) !== "other";
+  }
+
+  /** Run what makes the file. */
+  async make(create: () => Promise<void>): Promise<void> {
+    // If this fails, a file that was there may still be what it was.
+    if (fileKind(this.#path) === "none") this.#state = "ours";
+    await create();
+    this.#state = "ours";
+  }
+
+  /** Write to a file that others have made. */
+  use(): void {
+    this.#state = "theirs";
+  }
+
+  /** Everything is written. */
+  complete(): void {
+    this.#state = "untouched";
+  }
+
+  /** Removes what is not complete. */
+  [Symbol.dispose](): void {
+    for (const [signal, listener] of this.#listeners) {
+      Deno.removeSignalListener(signal, listener);
+    }
+    const left = this.#removeOurs();
+    // QEMU's tools leave it at the error, and scripts compare what they say.
+    if (left && this.#program.isOurs) this.#tellIncomplete();
+  }
+
+  /** The file is removed while it is open: nothing else may take long. */
+  #interrupt(signal: number): never {
+    if (this.#removeOurs()) this.#tellIncomplete();
+    Deno.exit(this.#program.finish(128 + signal));
+  }
+
+  /** Remove what is ours; answers whether something incomplete is left. */
+  #removeOurs(): boolean {
+    const state = this.#state;
+    this.#state = "untouched";
+    if (state === "untouched") return false;
+    if (state === "ours" && fileKind(this.#path) === "none") return false;
+    if (state === "theirs" || fileKind(this.#path) !== "file") return true;
+    try {
+      Deno.removeSync(Deno.realPathSync(this.#path!));
+      return false;
+    } catch {
+      return true;
+    }
+  }
+
+  #tellIncomplete(): void {
+    this.#program.error(`'${this.#name}' is left incomplete`);
+  }
+}
+
+/** The path of a name that stands for a local file. */
+function localPath(name: string): string | undefined {
+  try {
+    const { driver, filename } = protocolStack(name);
+    return driver === "file" && typeof filename === "string"
+      ? filename
+      : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+function fileKind(path: string | undefined): "none" | "file" | "other" {
+  if (path === undefined) return "other";
+  try {
+    return Deno.statSync(path).isFile ? "file" : "other";
+  } catch (error) {
+    return error instanceof Deno.errors.NotFound ? "none" : "other";
+  }
+}
