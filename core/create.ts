@@ -6,12 +6,7 @@
 import type { BlockNode, CreateContext, Preallocation } from "./driver.ts";
 import { BlockError } from "./errors.ts";
 import { describeSource, openProtocol, protocolStack } from "./open.ts";
-import {
-  defaultOptions,
-  type OptionTable,
-  type OptionValues,
-  parseOptions,
-} from "./options.ts";
+import { defaultOptions, type OptionValues, parseOptions } from "./options.ts";
 import { findDriver, getDriver } from "./registry.ts";
 import type { Source } from "./spec.ts";
 

@@ -240,8 +240,11 @@ export interface CheckResult {
 export interface CheckOptions {
   /** What to repair. */
   repair?: { leaks: boolean; corruptions: boolean };
-  /** Receives each finding as it is made, a line each. */
-  report?(line: string): void;
+  /**
+   * Receives each finding as it is made, a line each. `named` marks an error
+   * message, before which a program puts its name.
+   */
+  report?(line: string, named?: boolean): void;
 }
 
 /** An opened driver: one layer of a stack. */

@@ -93,18 +93,18 @@ interface Place {
  *
  * @throws {BlockError} with the driver's own message, not naming the source.
  */
-export function openNode(
+export async function openNode(
   source: Source | BlockNode,
   options: OpenOptions = {},
 ): Promise<BlockNode> {
-  if (isNode(source)) return Promise.resolve(source);
+  if (isNode(source)) return source;
   let stack = toStack(source);
   if (options.format !== undefined) {
     stack = applyFormat(stack, options.format);
   }
   const name = filenameOf(stack);
   const home = name.slice(0, name.lastIndexOf("/") + 1) || ".";
-  return openStack(
+  return await openStack(
     stack,
     { options, home },
     { readOnly: options.readOnly ?? false, chain: [] },
@@ -113,12 +113,17 @@ export function openNode(
 }
 
 /** Open only the protocol node of a source, without looking for a format. */
-export function openProtocol(
+export async function openProtocol(
   source: Source,
   options: OpenOptions = {},
 ): Promise<BlockNode> {
   const place = { readOnly: options.readOnly ?? false, chain: [] };
-  return openStack(protocolStack(source), { options, home: "." }, place, true);
+  return await openStack(
+    protocolStack(source),
+    { options, home: "." },
+    place,
+    true,
+  );
 }
 
 /** A source as the description of a protocol node. */
@@ -181,28 +186,30 @@ async function openStack(
     const driver = getDriver(String(name));
     if (driver.role === "protocol") {
       if (wantProtocol || options.file !== undefined) {
-        return openDriver(driver, options, opening, place);
+        return await openDriver(driver, options, opening, place);
       }
-      return openProbed({}, stack, opening, place);
+      return await openProbed({}, stack, opening, place);
     }
-    return openDriver(driver, withFile(options), opening, place);
+    return await openDriver(driver, withFile(options), opening, place);
   }
   if (typeof options.filename === "string") {
     const { filename, ...others } = options;
     const byName = parseFilename(filename);
     if (byName.driver === undefined) byName.driver = "file";
     if (wantProtocol) {
-      return openStack({ ...byName, ...others }, opening, place, true);
+      return await openStack({ ...byName, ...others }, opening, place, true);
     }
     if (getDriver(byName.driver).role !== "protocol") {
-      return openStack({ ...byName, ...others }, opening, place, false);
+      return await openStack({ ...byName, ...others }, opening, place, false);
     }
-    return openProbed(others, byName, opening, place);
+    return await openProbed(others, byName, opening, place);
   }
   if (options.file !== undefined && options.file !== null) {
-    if (wantProtocol) return openStack(options.file, opening, place, true);
+    if (wantProtocol) {
+      return await openStack(options.file, opening, place, true);
+    }
     const { file, ...others } = options;
-    return openProbed(others, file, opening, place);
+    return await openProbed(others, file, opening, place);
   }
   throw new BlockError("EINVAL", "A block device must be specified for 'file'");
 }
