@@ -1,0 +1,230 @@
+/**
+ * Check and repair: every reference in the metadata is counted and compared
+ * with the refcounts stored in the image. What is found, and the order in
+ * which it is told, is that of `qemu-img check`.
+ *
+ * @module
+ */
+import type { CheckOptions, CheckResult } from "../../core/driver.ts";
+import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
+import { countBitmaps } from "./check_bitmaps.ts";
+import { checkCopiedFlags } from "./check_copied.ts";
+import { compareRefcounts, countRefcountBlocks } from "./check_refcounts.ts";
+import { CheckRun, type CheckTarget } from "./check_run.ts";
+import { TableWalk } from "./check_tables.ts";
+import { ENTRY_SIZE, hex, MAX_L1_BYTES, MAX_SNAPSHOTS } from "./format.ts";
+import { rebuildRefcounts } from "./rebuild.ts";
+import {
+  markClean,
+  rewriteSnapshotTable,
+  writeSnapshotCount,
+} from "./repair.ts";
+import {
+  isIncomplete,
+  readSnapshotTable,
+  type SnapshotTableRepair,
+} from "./snapshot_table.ts";
+
+export type { CheckTarget } from "./check_run.ts";
+
+const NOTHING = { leaks: false, corruptions: false };
+
+/**
+ * Check an image, and repair what the options say. Nothing else may use the
+ * file meanwhile; caches of tables must have been written before, and be read
+ * anew after a repair, as must `header`, which is kept true to the file.
+ *
+ * A repair is done when the result says that something was fixed; to learn
+ * whether the image is sound then, check again.
+ *
+ * @throws {BlockError} if the check could not be completed.
+ */
+export async function checkImage(
+  target: CheckTarget,
+  options: CheckOptions = {},
+): Promise<CheckResult> {
+  const run = new CheckRun(target, options);
+  const { result } = run;
+  const inSnapshots = await readSnapshots(run);
+  await run.stored.load();
+  await checkReferences(run);
+  if (inSnapshots > 0 && run.fix.corruptions) {
+    await rewriteSnapshotTable(run);
+    result.corruptionsFixed += inSnapshots;
+  } else {
+    result.corruptions += inSnapshots;
+  }
+  if (run.repairs) {
+    await run.file.flush?.();
+    if (result.checkErrors === 0 && result.corruptions === 0) {
+      await markClean(run);
+    }
+  }
+  return result;
+}
+
+/** Read the snapshot table; the number of entries that must be rewritten. */
+async function readSnapshots(run: CheckRun): Promise<number> {
+  const { header, result, fix } = run;
+  const removed: SnapshotTableRepair = {
+    discarded: 0,
+    shortened: 0,
+    report: (line) => run.report(line),
+  };
+  if (header.snapshotCount > MAX_SNAPSHOTS && fix.corruptions) {
+    removed.discarded = header.snapshotCount - MAX_SNAPSHOTS;
+    run.report(`Discarding ${removed.discarded} overhanging snapshots`);
+    header.snapshotCount = MAX_SNAPSHOTS;
+  }
+  checkSnapshotPointer(run);
+  try {
+    const repair = fix.corruptions ? removed : undefined;
+    run.snapshots = await readSnapshotTable(run.file, header, repair);
+  } catch (error) {
+    const { code, message, hint } = asBlockError(error);
+    run.report(`ERROR failed to read the snapshot table: ${message}`, true);
+    if (hint) run.report(hint);
+    throw new BlockError(code, strerror(code), { cause: error });
+  }
+  if (removed.discarded > 0) {
+    // Now, since counting goes by what the header says.
+    header.snapshotCount = run.snapshots.entries.length;
+    await writeSnapshotCount(run);
+    result.corruptionsFixed += removed.discarded;
+  }
+  let damaged = removed.shortened;
+  run.snapshots.entries.forEach((entry, index) => {
+    if (!isIncomplete(entry, header.version)) return;
+    damaged++;
+    const verdict = fix.corruptions ? "Repairing" : "ERROR";
+    run.report(`${verdict} snapshot table entry ${index} is incomplete`);
+  });
+  return damaged;
+}
+
+function checkSnapshotPointer(run: CheckRun): void {
+  const { snapshotCount, snapshotsOffset } = run.header;
+  if (snapshotCount > MAX_SNAPSHOTS) {
+    run.report("ERROR snapshot table too large", true);
+    const rest = snapshotCount - MAX_SNAPSHOTS;
+    run.report(
+      `You can force-remove all ${rest} overhanging snapshots ` +
+        "with qemu-img check -r all",
+    );
+    throw new BlockError("EFBIG");
+  }
+  if (snapshotsOffset >= 2 ** 53 || !run.geometry.isAligned(snapshotsOffset)) {
+    run.report("ERROR snapshot table offset invalid", true);
+    throw new BlockError("EINVAL");
+  }
+}
+
+/** Compare refcounts and references, and repair what is to be repaired. */
+async function checkReferences(run: CheckRun): Promise<void> {
+  const { result, fix, geometry } = run;
+  result.totalClusters = geometry.clustersFor(run.diskSize);
+  const damaged = await countReferences(run, fix.corruptions);
+  const before = { ...result };
+  let comparison = await compareRefcounts(run, NOTHING);
+  const rebuild = damaged || comparison.rebuild;
+  if (rebuild && fix.corruptions) {
+    comparison = await replaceRefcounts(run) ?? comparison;
+  } else if (run.repairs) {
+    if (rebuild) {
+      throw run.failure(
+        "ERROR need to rebuild refcount structures",
+        new BlockError("EIO"),
+      );
+    }
+    if (result.leaks > 0 || result.corruptions > 0) {
+      Object.assign(result, before);
+      comparison = await compareRefcounts(run, fix);
+    }
+  }
+  await checkCopiedFlags(run);
+  result.imageEndOffset = (comparison.highestCluster + 1) *
+    geometry.clusterSize;
+}
+
+/** Replace the refcount structure, and account for what that has repaired. */
+async function replaceRefcounts(run: CheckRun) {
+  const { result, fix } = run;
+  const before = { ...result };
+  run.report("Rebuilding refcount structure");
+  await rebuildRefcounts(run);
+  result.corruptions = 0;
+  result.leaks = 0;
+  run.startCounting();
+  await countReferences(run, false);
+  let comparison;
+  let newLeaks = 0;
+  if (fix.leaks) {
+    // The old structure is leaked now; only what stays so is of interest.
+    const counted = { ...result };
+    const repair = { leaks: true, corruptions: false };
+    comparison = await compareRefcounts(run, repair);
+    if (comparison.rebuild) {
+      run.report("ERROR rebuilt refcount structure is still broken");
+    }
+    newLeaks = result.leaks;
+    Object.assign(result, counted);
+  }
+  const { corruptions, leaks } = result;
+  result.corruptionsFixed += Math.max(0, before.corruptions - corruptions);
+  result.leaksFixed += Math.max(0, before.leaks - leaks);
+  result.leaks += newLeaks;
+  return comparison;
+}
+
+/**
+ * Count every reference in the metadata.
+ *
+ * @returns whether the refcount structure must be made anew.
+ */
+async function countReferences(
+  run: CheckRun,
+  repair: boolean,
+): Promise<boolean> {
+  const { header, geometry, snapshots } = run;
+  const { clusterSize } = geometry;
+  const walk = new TableWalk(run, repair);
+  run.count(0, clusterSize);
+  await walk.walk({
+    offset: header.l1TableOffset,
+    size: header.l1Size,
+    active: true,
+  });
+  await countSnapshots(run, walk);
+  run.count(header.snapshotsOffset, snapshots.byteLength);
+  const tableBytes = header.refcountTableClusters * clusterSize;
+  run.count(header.refcountTableOffset, tableBytes);
+  if (header.encryptionHeader) {
+    const { offset, length } = header.encryptionHeader;
+    run.count(offset, length);
+  }
+  await countBitmaps(run);
+  return await countRefcountBlocks(run, repair);
+}
+
+async function countSnapshots(run: CheckRun, walk: TableWalk): Promise<void> {
+  const { entries } = run.snapshots;
+  if (run.uses("DATA_FILE") && entries.length > 0) {
+    run.corruption(`ERROR ${entries.length} snapshots in image with data file`);
+  }
+  for (const { id, name, l1TableOffset, l1Size } of entries) {
+    const corrupted = (what: string) =>
+      run.corruption(
+        `ERROR snapshot ${id} (${name}) ${what}; ` +
+          "snapshot table entry corrupted",
+      );
+    if (!run.geometry.isAligned(l1TableOffset)) {
+      const offset = hex(l1TableOffset);
+      corrupted(`l1_offset=${offset}: L1 table is not cluster aligned`);
+    } else if (l1Size > MAX_L1_BYTES / ENTRY_SIZE) {
+      corrupted(`l1_size=${hex(l1Size)}: L1 table is too large`);
+    } else {
+      await walk.walk({ offset: l1TableOffset, size: l1Size, active: false });
+    }
+  }
+  await walk.finish();
+}

@@ -1,0 +1,196 @@
+/**
+ * The COPIED flags of the active L1 and L2 tables against the stored
+ * refcounts: set where the refcount is exactly one, and nowhere else.
+ *
+ * @module
+ */
+import { allocate } from "../../core/bytes.ts";
+import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
+import type { CheckRun } from "./check_run.ts";
+import {
+  COMPRESSED,
+  COPIED,
+  ENTRY_SIZE,
+  entryOffset,
+  entryToHex,
+  viewOf,
+} from "./format.ts";
+import { readRefcount } from "./refcounts.ts";
+
+/** Check, and repair if that is safe, all COPIED flags. */
+export async function checkCopiedFlags(run: CheckRun): Promise<void> {
+  const { fix, result, header } = run;
+  const sound = result.checkErrors === 0 && result.corruptions === 0 &&
+    result.leaks === 0;
+  const repair = fix.corruptions || (fix.leaks && sound);
+  const tables = new L2Flags(run, repair);
+  const parts = run.tableParts(header.l1TableOffset, header.l1Size);
+  for await (const { first, view } of parts) {
+    for (let at = 0; at < view.byteLength; at += ENTRY_SIZE) {
+      const offset = entryOffset(view.getUint32(at), view.getUint32(at + 4));
+      if (offset === 0) continue;
+      const refcount = await refcountAt(run, offset);
+      if (refcount === undefined) continue;
+      const index = first + at / ENTRY_SIZE;
+      if (isWrong(view, at, refcount)) {
+        await wrongL1Entry(run, view, at, index, refcount, repair);
+      }
+      await tables.check(offset);
+    }
+  }
+}
+
+async function refcountAt(
+  run: CheckRun,
+  offset: number,
+): Promise<number | undefined> {
+  const cluster = Math.floor(offset / run.geometry.clusterSize);
+  return await run.stored.get(cluster);
+}
+
+/** Whether the flag of an entry does not fit the refcount. */
+function isWrong(view: DataView, at: number, refcount: number): boolean {
+  return (refcount === 1) !== ((view.getUint32(at) & COPIED) !== 0);
+}
+
+function setFlag(view: DataView, at: number, refcount: number): void {
+  const rest = view.getUint32(at) & ~COPIED;
+  view.setUint32(at, refcount === 1 ? rest | COPIED : rest);
+}
+
+async function wrongL1Entry(
+  run: CheckRun,
+  view: DataView,
+  at: number,
+  index: number,
+  refcount: number,
+  repair: boolean,
+): Promise<void> {
+  const entry = entryToHex(view.getUint32(at), view.getUint32(at + 4));
+  run.corruption(
+    `${repair ? "Repairing" : "ERROR"} OFLAG_COPIED L2 cluster: ` +
+      `l1_index=${index} l1_entry=${entry} refcount=${refcount}`,
+  );
+  if (!repair) return;
+  setFlag(view, at, refcount);
+  const bytes = new Uint8Array(view.buffer, view.byteOffset + at, ENTRY_SIZE);
+  try {
+    const offset = run.header.l1TableOffset + index * ENTRY_SIZE;
+    await run.write(offset, bytes, "active L1 table");
+  } catch (error) {
+    run.result.checkErrors++;
+    throw error;
+  }
+  run.result.corruptions--;
+  run.result.corruptionsFixed++;
+}
+
+/** The flags in L2 tables. */
+class L2Flags {
+  readonly #run: CheckRun;
+  readonly #repair: boolean;
+  readonly #bytes: Uint8Array<ArrayBuffer>;
+  readonly #view: DataView;
+  readonly #entrySize: number;
+  readonly #dataFile: boolean;
+  #changed = 0;
+  /** The refcount block that was looked at last, and its number. */
+  #block: DataView | null = null;
+  #blockIndex = -1;
+
+  constructor(run: CheckRun, repair: boolean) {
+    this.#run = run;
+    this.#repair = repair;
+    this.#bytes = allocate(run.geometry.clusterSize);
+    this.#view = viewOf(this.#bytes);
+    this.#entrySize = run.uses("EXTENDED_L2") ? 2 * ENTRY_SIZE : ENTRY_SIZE;
+    this.#dataFile = run.uses("DATA_FILE");
+  }
+
+  /** Check the table at `offset`. */
+  async check(offset: number): Promise<void> {
+    const run = this.#run;
+    try {
+      run.spend(this.#bytes.length);
+      await run.read(offset, this.#bytes);
+    } catch (error) {
+      const reason = strerror(asBlockError(error).code);
+      throw run.failure(`ERROR: Could not read L2 table: ${reason}`, error);
+    }
+    this.#changed = 0;
+    this.#blockIndex = -1;
+    for (let at = 0; (at = this.#scan(at)) < this.#bytes.length;) {
+      // Stopped for want of a refcount block.
+      this.#blockIndex = this.#blockIndexOf(at);
+      this.#block = await run.stored.block(this.#blockIndex);
+    }
+    if (this.#changed > 0) await this.#write(offset);
+  }
+
+  /** Check entries until a refcount block must be loaded, or to the end. */
+  #scan(from: number): number {
+    const view = this.#view;
+    const { refcountOrder, refcountBlockEntries, clusterSize } =
+      this.#run.geometry;
+    const { length } = this.#bytes;
+    for (let at = from; at < length; at += this.#entrySize) {
+      const high = view.getUint32(at);
+      const low = view.getUint32(at + 4);
+      if ((high | low) === 0 || (high & COMPRESSED) !== 0) continue;
+      const offset = entryOffset(high, low);
+      if (offset === 0 && !(this.#dataFile && (high & COPIED))) continue;
+      let refcount = 1;
+      if (!this.#dataFile) {
+        const cluster = Math.floor(offset / clusterSize);
+        const blockIndex = Math.floor(cluster / refcountBlockEntries);
+        if (blockIndex !== this.#blockIndex) return at;
+        if (this.#block === null) continue;
+        const index = cluster - blockIndex * refcountBlockEntries;
+        refcount = readRefcount(this.#block, refcountOrder, index);
+      }
+      if ((refcount === 1) === ((high & COPIED) !== 0)) continue;
+      this.#wrong(at, refcount);
+    }
+    return length;
+  }
+
+  #wrong(at: number, refcount: number): void {
+    const view = this.#view;
+    const entry = entryToHex(view.getUint32(at), view.getUint32(at + 4));
+    this.#run.corruption(
+      `${this.#repair ? "Repairing" : "ERROR"} OFLAG_COPIED data cluster: ` +
+        `l2_entry=${entry} refcount=${refcount}`,
+    );
+    if (!this.#repair) return;
+    setFlag(view, at, refcount);
+    this.#changed++;
+  }
+
+  #blockIndexOf(at: number): number {
+    const view = this.#view;
+    const { clusterSize, refcountBlockEntries } = this.#run.geometry;
+    const offset = entryOffset(view.getUint32(at), view.getUint32(at + 4));
+    const cluster = Math.floor(offset / clusterSize);
+    return Math.floor(cluster / refcountBlockEntries);
+  }
+
+  async #write(offset: number): Promise<void> {
+    const run = this.#run;
+    const { length } = this.#bytes;
+    if (!await run.mayWrite(offset, length, "active L2 table")) {
+      throw run.failure(
+        "ERROR: Could not write L2 table; metadata overlap check failed: " +
+          strerror("EIO"),
+        new BlockError("EIO"),
+      );
+    }
+    try {
+      await run.file.writev!(offset, [this.#bytes]);
+    } catch (error) {
+      const reason = strerror(asBlockError(error).code);
+      throw run.failure(`ERROR: Could not write L2 table: ${reason}`, error);
+    }
+    run.result.corruptions -= this.#changed;
+    run.result.corruptionsFixed += this.#changed;
+  }
+}

@@ -1,0 +1,162 @@
+/**
+ * The refcount structure against the references that were counted: blocks
+ * that lie where none can, and clusters whose stored refcount is wrong.
+ *
+ * @module
+ */
+import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
+import type { CheckOptions } from "../../core/driver.ts";
+import type { CheckRun } from "./check_run.ts";
+import { readRefcount, writeRefcount } from "./refcounts.ts";
+
+type Repair = NonNullable<CheckOptions["repair"]>;
+
+/**
+ * Count the references of the refcount table, and look at its entries.
+ *
+ * @param repair Whether the file may be made longer for blocks past its end.
+ * @returns whether the structure is beyond repair and must be made anew.
+ */
+export async function countRefcountBlocks(
+  run: CheckRun,
+  repair: boolean,
+): Promise<boolean> {
+  const { stored, geometry, counts } = run;
+  const { clusterSize } = geometry;
+  let rebuild = false;
+  for (let index = 0; index < stored.tableSize; index++) {
+    const { high, low } = stored.entry(index);
+    if (high === 0 && low === 0) continue;
+    const offset = stored.blockOffset(index);
+    if ((low & 0x1ff) !== 0) {
+      run.corruption(
+        `ERROR refcount table entry ${index} has reserved bits set`,
+      );
+      rebuild = true;
+    } else if (!geometry.isAligned(offset)) {
+      run.corruption(
+        `ERROR refcount block ${index} is not cluster aligned; ` +
+          "refcount table entry corrupted",
+      );
+      rebuild = true;
+    } else if (offset / clusterSize >= counts.length) {
+      run.corruption(
+        `${repair ? "Repairing" : "ERROR"} refcount block ${index} ` +
+          "is outside image",
+      );
+      if (repair && !await growFile(run, offset)) rebuild = true;
+    } else {
+      run.count(offset, clusterSize);
+      const refcount = counts.get(offset / clusterSize);
+      if (refcount !== 1) {
+        run.corruption(`ERROR refcount block ${index} refcount=${refcount}`);
+        rebuild = true;
+      }
+    }
+  }
+  return rebuild;
+}
+
+/** Make the file long enough for a block, which then reads as zeroes. */
+async function growFile(run: CheckRun, offset: number): Promise<boolean> {
+  const { file, geometry, counts, result } = run;
+  const size = offset + geometry.clusterSize;
+  try {
+    if (geometry.clustersFor(size) >= 2 ** 31) throw new BlockError("EFBIG");
+    if (!file.truncate) throw new BlockError("ENOTSUP");
+    await file.truncate(size);
+  } catch (error) {
+    const { code, message } = asBlockError(error);
+    run.report(message, true);
+    run.report(`ERROR could not resize image: ${strerror(code)}`);
+    return false;
+  }
+  counts.grow(geometry.clustersFor(file.size));
+  result.corruptions--;
+  result.corruptionsFixed++;
+  run.count(offset, geometry.clusterSize);
+  return true;
+}
+
+/** What a comparison showed. */
+export interface Comparison {
+  /** Whether the refcount structure lacks blocks, and must be made anew. */
+  rebuild: boolean;
+  /** The last cluster in use. */
+  highestCluster: number;
+}
+
+/** Compare the stored refcounts with the counted ones. */
+export async function compareRefcounts(
+  run: CheckRun,
+  repair: Repair,
+): Promise<Comparison> {
+  const { counts, stored, geometry } = run;
+  const entries = geometry.refcountBlockEntries;
+  const comparison = { rebuild: false, highestCluster: 0 };
+  for (let index = 0; index * entries < counts.length; index++) {
+    const first = index * entries;
+    const end = Math.min(first + entries, counts.length);
+    if (stored.isAbsent(index) && counts.nextUsed(first, end) === end) continue;
+    const block = await stored.block(index);
+    if (block === null) {
+      unreadable(run, first, end);
+    } else if (compareBlock(run, block, first, end, repair, comparison)) {
+      await stored.write(index);
+    }
+  }
+  return comparison;
+}
+
+function unreadable(run: CheckRun, first: number, end: number): void {
+  for (let cluster = first; cluster < end; cluster++) {
+    run.report(
+      `Can't get refcount for cluster ${cluster}: ${strerror("EIO")}`,
+    );
+    run.result.checkErrors++;
+  }
+}
+
+/** Compare the clusters of one block; whether the block was changed. */
+function compareBlock(
+  run: CheckRun,
+  block: DataView,
+  first: number,
+  end: number,
+  repair: Repair,
+  comparison: Comparison,
+): boolean {
+  const { counts, result } = run;
+  const { refcountOrder } = run.geometry;
+  let changed = false;
+  let highest = -1;
+  for (let cluster = first; cluster < end; cluster++) {
+    const refcount = readRefcount(block, refcountOrder, cluster - first);
+    const references = counts.get(cluster);
+    if (refcount > 0 || references > 0) highest = cluster;
+    if (refcount === references) continue;
+    const leaked = refcount > references;
+    const fixable = leaked ? repair.leaks : repair.corruptions;
+    const fix = fixable && refcount !== 0;
+    if (refcount === 0) comparison.rebuild = true;
+    const verdict = fix ? "Repairing" : leaked ? "Leaked" : "ERROR";
+    const text = refcount < 2 ** 53
+      ? refcount
+      : block.getBigUint64((cluster - first) * 8);
+    run.report(
+      `${verdict} cluster ${cluster} refcount=${text} reference=${references}`,
+    );
+    if (fix) {
+      writeRefcount(block, refcountOrder, cluster - first, references);
+      changed = true;
+      if (leaked) result.leaksFixed++;
+      else result.corruptionsFixed++;
+    } else if (leaked) {
+      result.leaks++;
+    } else {
+      result.corruptions++;
+    }
+  }
+  if (highest >= 0) comparison.highestCluster = highest;
+  return changed;
+}

@@ -1,0 +1,278 @@
+/**
+ * What the parts of a check share: the image, what was counted, what was
+ * found, and access to the file that believes no offset.
+ *
+ * @module
+ */
+import { roundDown, SECTOR_SIZE } from "../../core/bytes.ts";
+import type {
+  BlockNode,
+  CheckOptions,
+  CheckResult,
+} from "../../core/driver.ts";
+import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
+import { readPadded } from "../../core/requests.ts";
+import { ENTRY_SIZE, type Geometry, Incompatible } from "./format.ts";
+import type { Header } from "./header.ts";
+import { type Metadata, MetadataMap } from "./metadata_map.ts";
+import { ReferenceCounts } from "./reference_counts.ts";
+import type { SnapshotTable } from "./snapshot_table.ts";
+import { StoredRefcounts } from "./stored_refcounts.ts";
+
+/** The image to check. Nothing of it may be cached elsewhere meanwhile. */
+export interface CheckTarget {
+  readonly file: BlockNode;
+  readonly header: Header;
+  readonly geometry: Geometry;
+  /** Write the header as it is now and make it durable. */
+  writeHeader(): Promise<void>;
+  /** Report damage, and mark the image as corrupt if it is writable. */
+  corrupt?(message: string): Promise<never>;
+}
+
+/** Clusters of the file at most, as in QEMU. */
+const MAX_CLUSTERS = 2 ** 31 - 1;
+/** Offsets past this cannot be read, as in QEMU. */
+const MAX_OFFSET = 2 ** 63 - 2 ** 30;
+/**
+ * How often the bytes of the file may be read as tables. In a sound image
+ * each is read once; damaged tables may refer to each other so often that the
+ * check would never end.
+ */
+const MAX_TABLE_READS = 16;
+const MIN_TABLE_BYTES = 64 * 1024 * 1024;
+
+/** A check in progress. */
+export class CheckRun {
+  readonly file: BlockNode;
+  readonly header: Header;
+  readonly geometry: Geometry;
+  readonly target: CheckTarget;
+  /** What to repair. */
+  readonly fix: { readonly leaks: boolean; readonly corruptions: boolean };
+  readonly result: CheckResult;
+  /** References found in tables. */
+  readonly counts: ReferenceCounts;
+  /** Refcounts stored in the image. */
+  readonly stored: StoredRefcounts;
+  snapshots: SnapshotTable = { entries: [], byteLength: 0 };
+  /** Findings so far; says whether a table was sound. */
+  findings = 0;
+  readonly #report?: CheckOptions["report"];
+  #metadata?: MetadataMap;
+  #tableBytes = 0;
+  #signaled = false;
+
+  constructor(target: CheckTarget, options: CheckOptions) {
+    this.target = target;
+    this.file = target.file;
+    this.header = target.header;
+    this.geometry = target.geometry;
+    this.fix = options.repair ?? { leaks: false, corruptions: false };
+    this.#report = options.report;
+    this.result = emptyResult();
+    const clusters = this.geometry.clustersFor(this.file.size);
+    if (clusters > MAX_CLUSTERS) throw new BlockError("EFBIG");
+    this.counts = new ReferenceCounts(clusters, this.geometry.refcountMax);
+    this.stored = new StoredRefcounts(this);
+  }
+
+  /** Whether anything is to be repaired. */
+  get repairs(): boolean {
+    return this.fix.leaks || this.fix.corruptions;
+  }
+
+  /** Whether an incompatible feature is in use. */
+  uses(feature: keyof typeof Incompatible): boolean {
+    return (this.header.incompatible.low & Incompatible[feature]) !== 0;
+  }
+
+  /** Bytes of the virtual disk, whole sectors. */
+  get diskSize(): number {
+    return roundDown(this.header.size, SECTOR_SIZE);
+  }
+
+  /**
+   * Tell the user.
+   *
+   * @param named Whether it is an error message, before which a program puts
+   * its name.
+   */
+  report(line: string, named = false): void {
+    this.#report?.(line, named);
+  }
+
+  /** Tell of damage, and count it. */
+  corruption(line: string): void {
+    this.report(line);
+    this.result.corruptions++;
+    this.findings++;
+  }
+
+  /** Tell why the check cannot go on. */
+  failure(line: string, error: unknown): BlockError {
+    this.report(line);
+    this.result.checkErrors++;
+    const { code } = asBlockError(error);
+    return new BlockError(code, strerror(code), { cause: error });
+  }
+
+  /** Fill `target` from the file; zeroes past its end. */
+  async read(offset: number, target: Uint8Array): Promise<void> {
+    if (offset > MAX_OFFSET) throw new BlockError("EIO");
+    if (offset >= this.file.size) target.fill(0);
+    else await readPadded(this.file, offset, [target]);
+  }
+
+  /**
+   * Whether metadata of the given kind can be written there: not if that is
+   * the place of other metadata.
+   */
+  async mayWrite(
+    offset: number,
+    length: number,
+    kind?: Metadata,
+  ): Promise<boolean> {
+    this.#metadata ??= await MetadataMap.of(this);
+    const other = this.#metadata.find(offset, length, kind);
+    if (other === undefined) return true;
+    await this.signalCorruption(
+      `Preventing invalid write on metadata (overlaps with ${other})`,
+    );
+    return false;
+  }
+
+  /**
+   * Write metadata of the given kind.
+   *
+   * @throws {BlockError} EIO if other metadata lies there.
+   */
+  async write(
+    offset: number,
+    bytes: Uint8Array,
+    kind?: Metadata,
+  ): Promise<void> {
+    if (!await this.mayWrite(offset, bytes.length, kind)) {
+      throw new BlockError("EIO");
+    }
+    await this.file.writev!(offset, [bytes]);
+  }
+
+  /** Tables lie elsewhere now. */
+  metadataMoved(): void {
+    this.#metadata = undefined;
+  }
+
+  /**
+   * Damage through which nothing more may be written by way of the driver.
+   * The check itself goes on.
+   */
+  async signalCorruption(message: string): Promise<void> {
+    if (this.#signaled) return;
+    this.#signaled = true;
+    if (!this.target.corrupt) {
+      const fate = this.repairs
+        ? `Marking image as corrupt: ${message}; further`
+        : `Image is corrupt: ${message}; further non-fatal`;
+      this.report(`qcow2: ${fate} corruption events will be suppressed`);
+      return;
+    }
+    try {
+      await this.target.corrupt(message);
+    } catch (error) {
+      if (asBlockError(error).code !== "EIO") throw error;
+    }
+  }
+
+  /** Account for a table that is about to be read. */
+  spend(bytes: number): void {
+    this.#tableBytes += bytes;
+    const limit = Math.max(MIN_TABLE_BYTES, MAX_TABLE_READS * this.file.size);
+    if (this.#tableBytes > limit) {
+      throw this.failure(
+        "ERROR: too many references to the same tables; check given up",
+        new BlockError("EFBIG"),
+      );
+    }
+  }
+
+  /** Count from nothing. */
+  startCounting(): void {
+    this.counts.clear();
+    this.#tableBytes = 0;
+  }
+
+  /**
+   * Count a reference to each cluster that the bytes touch.
+   *
+   * @param weight How many references.
+   * @param text The offset in hexadecimal digits, where it may be inexact.
+   */
+  count(offset: number, length: number, weight = 1, text?: string): void {
+    if (length <= 0) return;
+    const { clusterSize } = this.geometry;
+    if (offset + length - this.file.size >= clusterSize) {
+      this.corruption(
+        "ERROR: counting reference for region exceeding the end of the file " +
+          `by one cluster or more: offset 0x${text ?? offset.toString(16)} ` +
+          `size 0x${length.toString(16)}`,
+      );
+      return;
+    }
+    const first = Math.floor(offset / clusterSize);
+    const last = Math.floor((offset + length - 1) / clusterSize);
+    this.counts.grow(last + 1);
+    for (let cluster = first; cluster <= last; cluster++) {
+      const rest = this.counts.add(cluster, weight);
+      if (rest > 0) this.overflow(cluster, rest);
+    }
+  }
+
+  /** There are more references to a cluster than a refcount can say. */
+  overflow(cluster: number, count = 1): void {
+    const offset = cluster * this.geometry.clusterSize;
+    this.corruption(`ERROR: overflow cluster offset=0x${offset.toString(16)}`);
+    this.result.corruptions += count - 1;
+    this.report(
+      "Use qemu-img amend to increase the refcount entry width or qemu-img " +
+        "convert to create a clean copy if the image cannot be opened for " +
+        "writing",
+    );
+  }
+
+  /**
+   * The table of `entries` 64-bit entries at `offset`, in parts; what lies
+   * past the end of the file is zero and left out.
+   */
+  async *tableParts(
+    offset: number,
+    entries: number,
+  ): AsyncGenerator<{ first: number; view: DataView }> {
+    const inside = Math.max(0, this.file.size - offset);
+    const end = Math.min(entries, Math.ceil(inside / ENTRY_SIZE));
+    const part = new Uint8Array(Math.min(end, PART_ENTRIES) * ENTRY_SIZE);
+    for (let first = 0; first < end; first += PART_ENTRIES) {
+      const length = Math.min(PART_ENTRIES, end - first) * ENTRY_SIZE;
+      this.spend(length);
+      await this.read(offset + first * ENTRY_SIZE, part.subarray(0, length));
+      yield { first, view: new DataView(part.buffer, 0, length) };
+    }
+  }
+}
+
+const PART_ENTRIES = 8192;
+
+function emptyResult(): CheckResult {
+  return {
+    corruptions: 0,
+    leaks: 0,
+    checkErrors: 0,
+    corruptionsFixed: 0,
+    leaksFixed: 0,
+    imageEndOffset: 0,
+    totalClusters: 0,
+    allocatedClusters: 0,
+    fragmentedClusters: 0,
+    compressedClusters: 0,
+  };
+}

@@ -1,0 +1,122 @@
+/**
+ * Numbers counted per host cluster, in memory proportional to the part of the
+ * file that is used: one byte a cluster, in pages that exist once something in
+ * them is counted; a page with a larger number is widened.
+ *
+ * @module
+ */
+
+const PAGE_BITS = 15;
+const PAGE_SIZE = 1 << PAGE_BITS;
+const PAGE_MASK = PAGE_SIZE - 1;
+const MAX_BYTE = 255;
+
+type Page = Uint8Array | Float64Array;
+
+/** A growing array of counters that start at zero; indices are below 2^31. */
+export class ReferenceCounts {
+  /** Largest value of a counter. */
+  readonly max: number;
+  /** Clusters that are counted. */
+  #length: number;
+  #pages: (Page | undefined)[] = [];
+
+  constructor(length: number, max: number) {
+    this.#length = length;
+    this.max = max;
+    this.#pages = new Array(Math.ceil(length / PAGE_SIZE));
+  }
+
+  get length(): number {
+    return this.#length;
+  }
+
+  /** Make room for at least `length` clusters. */
+  grow(length: number): void {
+    if (length <= this.#length) return;
+    this.#length = length;
+    const pages = Math.ceil(length / PAGE_SIZE);
+    while (this.#pages.length < pages) this.#pages.push(undefined);
+  }
+
+  /** Set all counters to zero. */
+  clear(): void {
+    this.#pages = new Array(Math.ceil(this.#length / PAGE_SIZE));
+  }
+
+  /** The counter of a cluster. */
+  get(cluster: number): number {
+    const page = this.#pages[cluster >>> PAGE_BITS];
+    return page === undefined ? 0 : page[cluster & PAGE_MASK];
+  }
+
+  /** Set the counter of a cluster. */
+  set(cluster: number, value: number): void {
+    const index = cluster >>> PAGE_BITS;
+    let page = this.#pages[index] ??= new Uint8Array(PAGE_SIZE);
+    if (value > MAX_BYTE && page instanceof Uint8Array) {
+      page = this.#pages[index] = Float64Array.from(page);
+    }
+    page[cluster & PAGE_MASK] = value;
+  }
+
+  /** Add one; whether that was possible. */
+  increment(cluster: number): boolean {
+    const page = this.#pages[cluster >>> PAGE_BITS];
+    if (page !== undefined) {
+      const value = page[cluster & PAGE_MASK];
+      if (value < MAX_BYTE && value < this.max) {
+        page[cluster & PAGE_MASK] = value + 1;
+        return true;
+      }
+    }
+    return this.add(cluster, 1) === 0;
+  }
+
+  /** Add `amount`; how much of it there was no room for. */
+  add(cluster: number, amount: number): number {
+    const value = this.get(cluster);
+    const added = Math.min(amount, this.max - value);
+    if (added > 0) this.set(cluster, value + added);
+    return amount - added;
+  }
+
+  /** The first cluster in `from` to `end` whose counter is not zero, or `end`. */
+  nextUsed(from: number, end = this.#length): number {
+    for (let at = from; at < end;) {
+      const page = this.#pages[at >>> PAGE_BITS];
+      const pageEnd = Math.min((at | PAGE_MASK) + 1, end);
+      if (page !== undefined) {
+        for (; at < pageEnd; at++) if (page[at & PAGE_MASK] !== 0) return at;
+      }
+      at = pageEnd;
+    }
+    return end;
+  }
+
+  /** The first cluster from `from` on whose counter is zero, or the end. */
+  nextFree(from: number): number {
+    let at = from;
+    while (at < this.#length && this.get(at) !== 0) at++;
+    return at;
+  }
+
+  /**
+   * Find `count` zero counters in a row, and set them to one; it grows if
+   * there is no such place.
+   *
+   * @returns the first cluster.
+   */
+  take(count: number, from: number): number {
+    let start = this.nextFree(from);
+    while (start < this.#length) {
+      const limit = Math.min(start + count, this.#length);
+      const end = this.nextUsed(start, limit);
+      if (end === limit) break;
+      start = this.nextFree(end);
+    }
+    this.grow(start + count);
+    for (let at = start; at < start + count; at++) this.set(at, 1);
+    return start;
+  }
+}

@@ -1,0 +1,128 @@
+/**
+ * Repairs that go beyond single entries: a snapshot table that must be
+ * written anew, and the marks in the header of an image that is sound again.
+ *
+ * @module
+ */
+import { allocate } from "../../core/bytes.ts";
+import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
+import type { CheckRun } from "./check_run.ts";
+import { Incompatible, viewOf, writeUint64 } from "./format.ts";
+import { rebuildRefcounts } from "./rebuild.ts";
+import { writeRefcount } from "./refcounts.ts";
+import { encodeSnapshotTable } from "./snapshot_table.ts";
+
+/** Where the header has the number of snapshots, and their table's offset. */
+const SNAPSHOT_COUNT = 60;
+
+/** Let the header say how many snapshots are left. */
+export async function writeSnapshotCount(run: CheckRun): Promise<void> {
+  const bytes = allocate(4);
+  viewOf(bytes).setUint32(0, run.header.snapshotCount);
+  await run.file.writev!(SNAPSHOT_COUNT, [bytes]);
+  await run.file.flush?.();
+}
+
+/**
+ * Write the snapshot table to a new place with all its entries complete. The
+ * refcounts must be sound.
+ */
+export async function rewriteSnapshotTable(run: CheckRun): Promise<void> {
+  const { snapshots, header, file, geometry } = run;
+  try {
+    const table = encodeSnapshotTable(snapshots.entries);
+    const clusters = geometry.clustersFor(table.length);
+    const first = await takeClusters(run, clusters);
+    const offset = first * geometry.clusterSize;
+    // Refcounts and table before the header that names the table.
+    await run.write(offset, table);
+    await file.flush?.();
+    const old = {
+      offset: header.snapshotsOffset,
+      length: snapshots.byteLength,
+    };
+    const pointer = allocate(12);
+    viewOf(pointer).setUint32(0, snapshots.entries.length);
+    writeUint64(viewOf(pointer), 4, offset);
+    await file.writev!(SNAPSHOT_COUNT, [pointer]);
+    await file.flush?.();
+    header.snapshotCount = snapshots.entries.length;
+    header.snapshotsOffset = offset;
+    snapshots.byteLength = table.length;
+    run.metadataMoved();
+    for (let at = 0; at < geometry.clustersFor(old.length); at++) {
+      await release(run, old.offset / geometry.clusterSize + at);
+    }
+  } catch (error) {
+    const { code } = asBlockError(error);
+    const reason = strerror(code);
+    run.report(`ERROR failed to update snapshot table: ${reason}`);
+    run.result.checkErrors++;
+    throw new BlockError(code, reason, { cause: error });
+  }
+}
+
+/** Take free clusters in a row, and record it in the file. */
+async function takeClusters(run: CheckRun, count: number): Promise<number> {
+  const { counts, stored, geometry } = run;
+  const first = counts.take(count, 0);
+  const entries = geometry.refcountBlockEntries;
+  const last = Math.floor((first + count - 1) / entries);
+  let covered = true;
+  for (let index = Math.floor(first / entries); index <= last; index++) {
+    if (stored.isAbsent(index)) covered = false;
+  }
+  if (covered) {
+    for (let at = first; at < first + count; at++) await storeCount(run, at);
+  } else {
+    // They lie past what the refcount blocks cover, at the end of the file.
+    await replaceRefcounts(run);
+  }
+  return first;
+}
+
+/** Make the refcount structure anew, and give the old one up. */
+async function replaceRefcounts(run: CheckRun): Promise<void> {
+  const { stored, geometry, header } = run;
+  const { clusterSize } = geometry;
+  const old: number[] = [];
+  const table = header.refcountTableOffset / clusterSize;
+  for (let at = 0; at < header.refcountTableClusters; at++) {
+    old.push(table + at);
+  }
+  for (let index = 0; index < stored.tableSize; index++) {
+    const offset = stored.blockOffset(index);
+    if (offset) old.push(offset / clusterSize);
+  }
+  await rebuildRefcounts(run);
+  for (const cluster of old) await release(run, cluster);
+}
+
+/** Give up a reference that was counted. */
+async function release(run: CheckRun, cluster: number): Promise<void> {
+  const references = run.counts.get(cluster);
+  if (references === 0) return;
+  run.counts.set(cluster, references - 1);
+  await storeCount(run, cluster);
+}
+
+/** Store the counted references of one cluster as its refcount. */
+async function storeCount(run: CheckRun, cluster: number): Promise<void> {
+  const { refcountBlockEntries, refcountOrder } = run.geometry;
+  const index = Math.floor(cluster / refcountBlockEntries);
+  const block = await run.stored.block(index);
+  if (block === null) throw new BlockError("EIO");
+  const entry = cluster % refcountBlockEntries;
+  writeRefcount(block, refcountOrder, entry, run.counts.get(cluster));
+  await run.stored.write(index);
+}
+
+/** Clear the marks of an image that was not closed well, or corrupt. */
+export async function markClean(run: CheckRun): Promise<void> {
+  const { incompatible } = run.header;
+  const marks = Incompatible.DIRTY | Incompatible.CORRUPT;
+  if ((incompatible.low & marks) === 0) return;
+  await run.file.flush?.();
+  incompatible.low = (incompatible.low & ~marks) >>> 0;
+  await run.target.writeHeader();
+}

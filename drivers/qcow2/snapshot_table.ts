@@ -1,0 +1,302 @@
+/**
+ * The snapshot table: reading and writing its entries, with everything kept
+ * that is not understood. (Specification: "Snapshots", "Snapshot table".)
+ *
+ * @module
+ */
+import { allocate, roundDown, roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
+import type { BlockNode } from "../../core/driver.ts";
+import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
+import { readPadded } from "../../core/requests.ts";
+import {
+  MAX_SNAPSHOT_EXTRA_BYTES,
+  MAX_SNAPSHOT_TABLE_BYTES,
+  readUint64,
+  viewOf,
+  writeUint64,
+} from "./format.ts";
+import type { Header } from "./header.ts";
+
+/** Bytes of the part of an entry that each has. */
+const ENTRY_LENGTH = 40;
+/** Bytes of the extra data that are understood. */
+const KNOWN_EXTRA = 24;
+/** Bytes of extra data that version 3 demands. */
+const V3_EXTRA = 16;
+/** The table ends before this, or the rest cannot be addressed in QEMU. */
+const MAX_TABLE_SPAN = 0x7fffffff;
+/** What `icount` is where no instructions were counted. */
+const NO_ICOUNT = 2n ** 64n - 1n;
+
+/** One snapshot. Offsets and sizes are bytes. */
+export interface SnapshotEntry {
+  /** A number as text, unique in the image. */
+  id: string;
+  name: string;
+  l1TableOffset: number;
+  /** Entries of its L1 table. */
+  l1Size: number;
+  /** When it was taken: seconds since 1970, and nanoseconds. */
+  dateSeconds: number;
+  dateNanoseconds: number;
+  /** How long the guest had run. */
+  vmClockNanoseconds: bigint;
+  /** Bytes of VM state; 0 without one. */
+  vmStateSize: number;
+  /** Size of the virtual disk at the time. */
+  diskSize: number;
+  /** Instructions that the guest had executed; 2^64 - 1 if not counted. */
+  icount: bigint;
+  /** Bytes of extra data in the file; new entries may say 0. */
+  extraDataSize: number;
+  /** Extra data past the known fields. */
+  unknownExtraData: Uint8Array;
+  /** The id and the name as stored, where that is not valid UTF-8. */
+  rawId?: Uint8Array;
+  rawName?: Uint8Array;
+}
+
+/** All snapshots of an image. */
+export interface SnapshotTable {
+  entries: SnapshotEntry[];
+  /** Bytes that the table takes in the file. */
+  byteLength: number;
+}
+
+/** What was left out of a damaged table to make it readable. */
+export interface SnapshotTableRepair {
+  /** Entries at the end. */
+  discarded: number;
+  /** Entries whose extra data was cut. */
+  shortened: number;
+  /** Receives a line about each. */
+  report(line: string): void;
+}
+
+/** Whether an entry lacks fields that the image's version demands. */
+export function isIncomplete(entry: SnapshotEntry, version: number): boolean {
+  return version >= 3 && entry.extraDataSize < V3_EXTRA;
+}
+
+/**
+ * Read the snapshot table that the header names.
+ *
+ * @param repair If given, too large a table is cut, and `repair` says how.
+ * @throws {BlockError} EFBIG if the table or extra data is too large.
+ */
+export async function readSnapshotTable(
+  file: BlockNode,
+  header: Header,
+  repair?: SnapshotTableRepair,
+): Promise<SnapshotTable> {
+  const reader = new TableReader(file, header.snapshotsOffset);
+  const entries: SnapshotEntry[] = [];
+  const count = header.snapshotCount;
+  // The size that the table has when it is written again.
+  let written = 0;
+  for (let index = 0; index < count; index++) {
+    const start = reader.position;
+    reader.alignTo(8);
+    const entry = await readEntry(reader, header, index, repair);
+    const { bytes } = entry;
+    written = roundUp(written, 8) + bytes;
+    if (
+      written > MAX_SNAPSHOT_TABLE_BYTES || reader.position > MAX_TABLE_SPAN
+    ) {
+      if (!repair) throw tableTooBig(count - index);
+      repair.report(
+        `Discarding ${count - index} overhanging snapshots ` +
+          "(snapshot table is too big)",
+      );
+      repair.discarded += count - index;
+      return { entries, byteLength: start };
+    }
+    entries.push(entry.entry);
+  }
+  return { entries, byteLength: count === 0 ? 0 : reader.position };
+}
+
+function tableTooBig(rest: number): BlockError {
+  return new BlockError("EFBIG", "Snapshot table is too big", {
+    hint: `You can force-remove all ${rest} overhanging snapshots with ` +
+      "qemu-img check -r all",
+  });
+}
+
+async function readEntry(
+  reader: TableReader,
+  header: Header,
+  index: number,
+  repair: SnapshotTableRepair | undefined,
+): Promise<{ entry: SnapshotEntry; bytes: number }> {
+  const view = viewOf(await reader.take(ENTRY_LENGTH));
+  const idLength = view.getUint16(12);
+  const nameLength = view.getUint16(14);
+  const storedExtra = view.getUint32(36);
+  let extraDataSize = storedExtra;
+  if (storedExtra > MAX_SNAPSHOT_EXTRA_BYTES) {
+    if (!repair) throw tooMuchExtra(index);
+    repair.report(
+      `Discarding too much extra metadata in snapshot table entry ${index} ` +
+        `(${storedExtra} > ${MAX_SNAPSHOT_EXTRA_BYTES})`,
+    );
+    repair.shortened++;
+    extraDataSize = MAX_SNAPSHOT_EXTRA_BYTES;
+  }
+  const extra = await reader.take(extraDataSize);
+  reader.skip(storedExtra - extraDataSize);
+  const idBytes = await reader.take(idLength);
+  const nameBytes = await reader.take(nameLength);
+  const [id, rawId] = decodeText(idBytes);
+  const [name, rawName] = decodeText(nameBytes);
+  const entry: SnapshotEntry = {
+    id,
+    name,
+    l1TableOffset: readUint64(view, 0),
+    l1Size: view.getUint32(8),
+    dateSeconds: view.getUint32(16),
+    dateNanoseconds: view.getUint32(20),
+    vmClockNanoseconds: view.getBigUint64(24),
+    vmStateSize: view.getUint32(32),
+    diskSize: roundDown(header.size, SECTOR_SIZE),
+    icount: NO_ICOUNT,
+    extraDataSize,
+    unknownExtraData: extra.slice(KNOWN_EXTRA),
+    ...(rawId && { rawId }),
+    ...(rawName && { rawName }),
+  };
+  readKnownExtra(entry, viewOf(extra));
+  const bytes = ENTRY_LENGTH + extraDataSize + idLength + nameLength;
+  return { entry, bytes };
+}
+
+function tooMuchExtra(index: number): BlockError {
+  return new BlockError(
+    "EFBIG",
+    `Too much extra metadata in snapshot table entry ${index}`,
+    {
+      hint: "You can force-remove this extra metadata with " +
+        "qemu-img check -r all",
+    },
+  );
+}
+
+function readKnownExtra(entry: SnapshotEntry, extra: DataView): void {
+  if (extra.byteLength >= 8) entry.vmStateSize = readUint64(extra, 0);
+  if (extra.byteLength >= 16) entry.diskSize = readUint64(extra, 8);
+  if (extra.byteLength >= 24) entry.icount = extra.getBigUint64(16);
+}
+
+/** Text up to a zero byte, and its bytes if the text alone does not tell them. */
+function decodeText(bytes: Uint8Array): [text: string, raw?: Uint8Array] {
+  const end = bytes.indexOf(0);
+  const used = end < 0 ? bytes : bytes.subarray(0, end);
+  try {
+    return [new TextDecoder("utf-8", STRICT).decode(used)];
+  } catch {
+    return [new TextDecoder().decode(used), used.slice()];
+  }
+}
+
+const STRICT = { fatal: true, ignoreBOM: true } as const;
+
+/**
+ * The bytes of a snapshot table. Every entry has all known fields.
+ *
+ * @throws {BlockError} EFBIG if they are too many.
+ */
+export function encodeSnapshotTable(
+  entries: readonly SnapshotEntry[],
+): Uint8Array<ArrayBuffer> {
+  const parts = entries.map(encodeEntry);
+  let length = 0;
+  for (const part of parts) length = roundUp(length, 8) + part.length;
+  if (length > MAX_SNAPSHOT_TABLE_BYTES) throw new BlockError("EFBIG");
+  const table = allocate(length);
+  let at = 0;
+  for (const part of parts) {
+    at = roundUp(at, 8);
+    table.set(part, at);
+    at += part.length;
+  }
+  return table;
+}
+
+function encodeEntry(entry: SnapshotEntry): Uint8Array {
+  const id = entry.rawId ?? new TextEncoder().encode(entry.id);
+  const name = entry.rawName ?? new TextEncoder().encode(entry.name);
+  if (id.length > 0xffff || name.length > 0xffff) {
+    throw new BlockError("EINVAL", "Snapshot name too long");
+  }
+  const extra = KNOWN_EXTRA + entry.unknownExtraData.length;
+  const fixed = ENTRY_LENGTH + extra;
+  const bytes = allocate(fixed + id.length + name.length);
+  const view = viewOf(bytes);
+  writeUint64(view, 0, entry.l1TableOffset);
+  view.setUint32(8, entry.l1Size);
+  view.setUint16(12, id.length);
+  view.setUint16(14, name.length);
+  view.setUint32(16, entry.dateSeconds);
+  view.setUint32(20, entry.dateNanoseconds);
+  view.setBigUint64(24, entry.vmClockNanoseconds);
+  // What needs more bits is left to the extra data; old programs then take
+  // the snapshot for one without VM state.
+  const { vmStateSize } = entry;
+  view.setUint32(32, vmStateSize < 2 ** 32 ? vmStateSize : 0);
+  view.setUint32(36, extra);
+  writeUint64(view, 40, vmStateSize);
+  writeUint64(view, 48, entry.diskSize);
+  view.setBigUint64(56, entry.icount);
+  bytes.set(entry.unknownExtraData, ENTRY_LENGTH + KNOWN_EXTRA);
+  bytes.set(id, fixed);
+  bytes.set(name, fixed + id.length);
+  return bytes;
+}
+
+const WINDOW_BYTES = 65536;
+
+/** Reads forward through a part of a file, in large requests. */
+class TableReader {
+  readonly #file: BlockNode;
+  readonly #start: number;
+  /** Bytes from the start. */
+  position = 0;
+  #window = new Uint8Array();
+  #windowStart = 0;
+
+  constructor(file: BlockNode, start: number) {
+    this.#file = file;
+    this.#start = start;
+  }
+
+  skip(length: number): void {
+    this.position += length;
+  }
+
+  /** Go on to an offset in the file that is a multiple of `unit`. */
+  alignTo(unit: number): void {
+    const at = this.#start + this.position;
+    this.position = roundUp(at, unit) - this.#start;
+  }
+
+  /** The next bytes. */
+  async take(length: number): Promise<Uint8Array> {
+    const at = this.position - this.#windowStart;
+    this.position += length;
+    if (at >= 0 && at + length <= this.#window.length) {
+      return this.#window.subarray(at, at + length);
+    }
+    const bytes = new Uint8Array(Math.max(length, WINDOW_BYTES));
+    this.#windowStart = this.position - length;
+    try {
+      const offset = this.#start + this.#windowStart;
+      await readPadded(this.#file, offset, [bytes]);
+    } catch (error) {
+      const { code } = asBlockError(error);
+      const message = `Failed to read snapshot table: ${strerror(code)}`;
+      throw new BlockError(code, message, { cause: error });
+    }
+    this.#window = bytes;
+    return bytes.subarray(0, length);
+  }
+}

@@ -1,0 +1,130 @@
+/**
+ * The refcounts as they are in the file, for check and repair: the tables may
+ * be damaged, so nothing here refuses; what cannot be read is said to be so.
+ * (Specification: "Host cluster management".)
+ *
+ * @module
+ */
+import { allocate } from "../../core/bytes.ts";
+import type { CheckRun } from "./check_run.ts";
+import { ENTRY_SIZE, entryToHex, readUint64, viewOf } from "./format.ts";
+import { readRefcount } from "./refcounts.ts";
+
+/** Bytes of refcount blocks that are kept at most. */
+const CACHE_BYTES = 32 * 1024 * 1024;
+
+/** The refcount table and its blocks. */
+export class StoredRefcounts {
+  readonly #run: CheckRun;
+  #table: DataView = viewOf(new Uint8Array());
+  readonly #blocks = new Map<number, DataView | null>();
+  /** Stands for every block that does not exist. */
+  readonly #zeroes: DataView;
+  readonly #maxBlocks: number;
+
+  constructor(run: CheckRun) {
+    this.#run = run;
+    const { clusterSize } = run.geometry;
+    this.#zeroes = viewOf(allocate(clusterSize));
+    this.#maxBlocks = Math.max(4, CACHE_BYTES / clusterSize);
+  }
+
+  /** Read the refcount table that the header names. */
+  async load(): Promise<void> {
+    const { header, geometry } = this.#run;
+    this.#blocks.clear();
+    const length = header.refcountTableClusters * geometry.clusterSize;
+    const table = allocate(length);
+    await this.#run.read(header.refcountTableOffset, table);
+    this.#table = viewOf(table);
+  }
+
+  /** Entries of the refcount table. */
+  get tableSize(): number {
+    return this.#table.byteLength / ENTRY_SIZE;
+  }
+
+  /** An entry of the table, as halves. */
+  entry(index: number): { high: number; low: number } {
+    const at = index * ENTRY_SIZE;
+    return {
+      high: this.#table.getUint32(at),
+      low: this.#table.getUint32(at + 4),
+    };
+  }
+
+  /** Where the block of an entry lies; 0 if there is none. */
+  blockOffset(index: number): number {
+    if (index >= this.tableSize) return 0;
+    const offset = readUint64(this.#table, index * ENTRY_SIZE);
+    return offset - offset % 512;
+  }
+
+  /**
+   * The block of an entry: null if it cannot be read, `undefined` if it must
+   * be loaded before.
+   */
+  peek(index: number): DataView | null | undefined {
+    if (this.blockOffset(index) === 0) return this.#zeroes;
+    return this.#blocks.get(index);
+  }
+
+  /** Whether an entry has no block. */
+  isAbsent(index: number): boolean {
+    return this.blockOffset(index) === 0;
+  }
+
+  /** The block of an entry, or null if it cannot be read. */
+  async block(index: number): Promise<DataView | null> {
+    const known = this.peek(index);
+    if (known !== undefined) return known;
+    const block = await this.#read(index);
+    for (const oldest of this.#blocks.keys()) {
+      if (this.#blocks.size < this.#maxBlocks) break;
+      this.#blocks.delete(oldest);
+    }
+    this.#blocks.set(index, block);
+    return block;
+  }
+
+  async #read(index: number): Promise<DataView | null> {
+    const { geometry } = this.#run;
+    const offset = this.blockOffset(index);
+    if (!geometry.isAligned(offset)) {
+      const { high, low } = this.entry(index);
+      const text = `0x${entryToHex(high, (low & ~0x1ff) >>> 0)}`;
+      const at = index === 0 ? "0" : `0x${index.toString(16)}`;
+      await this.#run.signalCorruption(
+        `Refblock offset ${text} unaligned (reftable index: ${at})`,
+      );
+      return null;
+    }
+    try {
+      const block = allocate(geometry.clusterSize);
+      await this.#run.read(offset, block);
+      return viewOf(block);
+    } catch {
+      return null;
+    }
+  }
+
+  /** Write a block that was changed. */
+  async write(index: number): Promise<void> {
+    const view = this.#blocks.get(index);
+    if (!view) return;
+    const bytes = new Uint8Array(
+      view.buffer,
+      view.byteOffset,
+      view.byteLength,
+    );
+    await this.#run.write(this.blockOffset(index), bytes, "refcount block");
+  }
+
+  /** The refcount of a cluster; `undefined` if it cannot be read. */
+  async get(cluster: number): Promise<number | undefined> {
+    const { refcountBlockEntries, refcountOrder } = this.#run.geometry;
+    const view = await this.block(Math.floor(cluster / refcountBlockEntries));
+    if (view === null) return undefined;
+    return readRefcount(view, refcountOrder, cluster % refcountBlockEntries);
+  }
+}
