@@ -247,6 +247,60 @@ export interface CheckOptions {
   report?(line: string, named?: boolean): void;
 }
 
+/** A snapshot within an image. */
+export interface Snapshot {
+  /** A number as text, unique in the image. */
+  id: string;
+  /** The name its user gave it; need not be unique. */
+  name: string;
+  /** When it was taken: seconds since 1970. */
+  dateSeconds: number;
+  /** And nanoseconds past that. */
+  dateNanoseconds: number;
+  /** How long the guest had run, in nanoseconds. */
+  vmClockNanoseconds: bigint;
+  /** Bytes of VM state kept with it; 0 without one. */
+  vmStateSize: number;
+  /** Size of the disk at the time, in bytes. */
+  diskSize: number;
+  /** Instructions the guest had executed, if they were counted. */
+  icount?: bigint;
+}
+
+/** What to record with a new snapshot. */
+export interface SnapshotRequest {
+  /** Its name; may be empty. */
+  name: string;
+  /** When it was taken, in milliseconds since 1970. Default: now. */
+  date?: number;
+  /** How long the guest had run, in nanoseconds. Default: 0. */
+  vmClockNanoseconds?: bigint;
+  /** Bytes of VM state that `saveVmState` wrote before. Default: 0. */
+  vmStateSize?: number;
+  /** Instructions the guest had executed. Default: not counted. */
+  icount?: bigint;
+}
+
+/**
+ * Snapshots within an image. They are found by id first, then by name, the
+ * first of that name.
+ */
+export interface SnapshotOperations {
+  /** All snapshots, oldest first. */
+  list(): Promise<Snapshot[]>;
+  /** Keep the disk as it is now. */
+  create(request: SnapshotRequest): Promise<Snapshot>;
+  /** Make the disk what it was; what it is now is lost. */
+  apply(idOrName: string): Promise<void>;
+  /** Forget a snapshot. */
+  delete(idOrName: string): Promise<void>;
+  /**
+   * Show a snapshot in place of the disk, until the node is closed. Read-only
+   * nodes only.
+   */
+  loadTemporary(idOrName: string): Promise<void>;
+}
+
 /** An opened driver: one layer of a stack. */
 export interface BlockNode {
   /** The driver that made it. */
@@ -292,6 +346,14 @@ export interface BlockNode {
   info?(): Promise<NodeInfo>;
   /** Examine, and on demand repair, the image's own structures. */
   check?(options?: CheckOptions): Promise<CheckResult>;
+  /** Snapshots within the image; absent where its format has none. */
+  readonly snapshots?: SnapshotOperations;
+  /** Write VM state, `offset` bytes from its start; it is no part of the disk. */
+  saveVmState?(offset: number, iov: IoVector): Promise<void>;
+  /** Read VM state, `offset` bytes from its start. */
+  loadVmState?(offset: number, iov: IoVector): Promise<void>;
+  /** Read everything anew: another program changed the image. */
+  invalidate?(): Promise<void>;
   /** Record another backing file in the image; `undefined` removes it. */
   changeBacking?(name?: string, format?: string): Promise<void>;
 }
