@@ -8,7 +8,7 @@
 export type ErrorCode = keyof typeof STRERROR;
 
 /** What the C library says for each code; QEMU's users know these texts. */
-const STRERROR = {
+export const STRERROR = {
   EPERM: "Operation not permitted",
   ENOENT: "No such file or directory",
   EINTR: "Interrupted system call",
