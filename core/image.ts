@@ -190,7 +190,12 @@ export class Image implements AsyncDisposable {
   async discard(offset: number, length: number): Promise<void> {
     this.#checkWritable("discard", offset, length);
     if (length === 0) return;
-    await this.node.discard?.(offset, length);
+    try {
+      await this.node.discard?.(offset, length);
+    } catch (error) {
+      // As where the driver has no such method: it is no more than a hint.
+      if (asBlockError(error).code !== "ENOTSUP") throw error;
+    }
     this.counters.discarded += length;
   }
 

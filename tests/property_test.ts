@@ -1,0 +1,414 @@
+/**
+ * Random requests, several at once, on random stacks, against a model; and
+ * every now and then QEMU's opinion of the image.
+ *
+ * `BDRV_SEED` (`7` or `1-500`) chooses seeds, `BDRV_STEPS` changes how many rounds of
+ * requests each seed gets.
+ *
+ * @module
+ */
+import type { BlockNode } from "../core/driver.ts";
+import { BlockError } from "../core/errors.ts";
+import { Image } from "../core/image.ts";
+import { openProtocol } from "../core/open.ts";
+import {
+  createImage,
+  MemoryStore,
+  openImage,
+  type StackObject,
+} from "../mod.ts";
+import { DelayNode, Scheduler } from "./delay.ts";
+import {
+  DiskModel,
+  type Effect,
+  environmentNumber,
+  type Finding,
+  Random,
+} from "./model.ts";
+import { isInstalled, run, runOk, TempDir } from "./qemu.ts";
+
+const SEEDS = 15;
+const STEPS = environmentNumber("BDRV_STEPS") ?? 150;
+const FULL_CHECK_EVERY = 50;
+/** Clusters that a disk has at least, whatever their size. */
+const CLUSTER_SIZES = [512, 512, 1024, 4096, 4096, 65536, 65536, 2 ** 21];
+
+/** One image of a chain. */
+interface Layer {
+  format: "raw" | "qcow2";
+  /** The protocol node's description. */
+  file: StackObject & { store?: MemoryStore; filename?: string };
+  clusterSize: number;
+  version: 2 | 3;
+  openOptions: Record<string, unknown>;
+}
+
+/** A stack under test, with what it should hold. */
+class Subject {
+  readonly #random: Random;
+  readonly #folder: TempDir;
+  readonly #delayed: boolean;
+  readonly #scheduler: Scheduler;
+  readonly #layers: Layer[] = [];
+  #image!: Image;
+  #model = new DiskModel(0);
+  #step = 0;
+
+  constructor(seed: number, folder: TempDir) {
+    this.#random = new Random(seed);
+    this.#folder = folder;
+    this.#delayed = this.#random.below(3) > 0;
+    this.#scheduler = new Scheduler(this.#random);
+  }
+
+  /** What the stack looks like, for messages. */
+  describe(): string {
+    const layers = this.#layers.map((
+      { format, clusterSize, version, openOptions, file },
+    ) =>
+      format === "raw"
+        ? `raw on ${file.driver}`
+        : `qcow2 v${version} of ${clusterSize} on ${file.driver} ` +
+          JSON.stringify(openOptions)
+    );
+    const timing = this.#delayed ? "delayed" : "undelayed";
+    return `step ${this.#step}, ${timing}: ${layers.join(" <- ")}`;
+  }
+
+  async run(steps: number): Promise<void> {
+    const depth = 1 + this.#random.below(3);
+    for (let level = 0; level < depth; level++) {
+      const isTop = level === depth - 1;
+      await this.#addLayer(isTop);
+      await this.#rounds(isTop ? steps : Math.ceil(steps / 10));
+      await this.#fullCheck();
+      if (!isTop) await this.#image.close();
+    }
+    await this.#image.close();
+  }
+
+  async #rounds(count: number): Promise<void> {
+    for (let i = 1; i <= count; i++) {
+      this.#step++;
+      await this.#round();
+      if (i % FULL_CHECK_EVERY === 0) await this.#fullCheck();
+    }
+  }
+
+  async #addLayer(isTop: boolean): Promise<void> {
+    const random = this.#random;
+    const format = !isTop && random.oneIn(3) ? "raw" : "qcow2";
+    const level = this.#layers.length;
+    if (format === "raw" && level > 0) return await this.#addLayer(isTop);
+    const filename = this.#folder.file(`layer${level}`);
+    const file = random.oneIn(3)
+      ? { driver: "file", filename }
+      : { driver: "memory", store: new MemoryStore() };
+    const version = random.oneIn(4) ? 2 : 3;
+    const clusterSize = random.pick(CLUSTER_SIZES);
+    const layer = {
+      format,
+      file,
+      clusterSize,
+      version,
+      openOptions: {},
+    } as Layer;
+    if (format === "qcow2" && random.below(3) > 0) {
+      layer.openOptions = {
+        "l2-cache-size": random.pick([0, 4096, 65536]),
+        "l2-cache-entry-size": random.pick([512, Math.min(4096, clusterSize)]),
+        "refcount-cache-size": 0,
+      };
+    }
+    const size = this.#newSize(clusterSize);
+    const options = format === "raw" ? { size } : {
+      size,
+      cluster_size: clusterSize,
+      compat: version === 2 ? "v2" : "v3",
+      refcount_bits: version === 2 ? 16 : random.pick([1, 2, 4, 8, 16, 32, 64]),
+      compression_type: version === 3 && random.oneIn(2) ? "zstd" : "zlib",
+      ...(level === 0 && random.oneIn(4) && { preallocation: "metadata" }),
+    };
+    await createImage(format, file, options);
+    this.#layers.push(layer);
+    this.#model.resize(size);
+    await this.#open();
+  }
+
+  /** From a few to a few thousand clusters, and a bit. */
+  #newSize(clusterSize: number): number {
+    const most = Math.min(clusterSize * 3000, 6 * 2 ** 20);
+    const size = 512 * (1 + this.#random.below(most / 512));
+    return this.#random.oneIn(3)
+      ? Math.ceil(size / clusterSize) * clusterSize
+      : size;
+  }
+
+  async #open(): Promise<void> {
+    this.#image = await openImage(await this.#stack(this.#layers.length - 1));
+    this.#model.resize(this.#image.size);
+  }
+
+  async #stack(level: number): Promise<StackObject> {
+    const { format, file, openOptions } = this.#layers[level];
+    const backing = format === "raw"
+      ? {}
+      : { backing: level > 0 ? await this.#stack(level - 1) : null };
+    let node: BlockNode = await openProtocol(file);
+    if (this.#delayed) {
+      node = new DelayNode(node, this.#scheduler, this.#random);
+    }
+    return { driver: format, file: node, ...openOptions, ...backing };
+  }
+
+  /** Some requests at once, and then what they must have done. */
+  async #round(): Promise<void> {
+    const random = this.#random;
+    if (random.oneIn(25)) return await this.#resize();
+    if (random.oneIn(40)) {
+      await this.#image.close();
+      return await this.#open();
+    }
+    const findings: Finding[] = [];
+    const requests: Promise<Effect | undefined>[] = [];
+    const place = this.#somewhere();
+    for (let count = random.pick([1, 1, 2, 4, 8, 16]); count > 0; count--) {
+      // Half of them near to each other.
+      const { offset, length } = random.oneIn(2)
+        ? this.#near(place)
+        : this.#somewhere();
+      requests.push(this.#request(offset, length, findings));
+    }
+    const effects = await Promise.all(requests);
+    await this.#model.apply(
+      effects.filter((effect) => effect !== undefined),
+      findings,
+      (offset, length) => this.#image.read(offset, length),
+    );
+    if (random.oneIn(8)) await this.#verify();
+  }
+
+  #somewhere(): { offset: number; length: number } {
+    const random = this.#random;
+    const { size } = this.#model;
+    const { clusterSize } = this.#layers[this.#layers.length - 1];
+    let offset = random.below(size);
+    let length = 1 + random.below(random.pick([
+      10,
+      clusterSize,
+      3 * clusterSize,
+      200_000,
+    ]));
+    if (random.oneIn(3)) offset -= offset % clusterSize;
+    else if (random.oneIn(3)) offset -= offset % 512;
+    if (random.oneIn(3)) length = Math.ceil(length / clusterSize) * clusterSize;
+    if (random.oneIn(10)) length = size;
+    return { offset, length: Math.min(length, size - offset) };
+  }
+
+  #near(
+    place: { offset: number; length: number },
+  ): { offset: number; length: number } {
+    const { size } = this.#model;
+    const { length } = this.#somewhere();
+    const jitter = this.#random.below(2 * place.length) - place.length;
+    const offset = Math.min(size - 1, Math.max(0, place.offset + jitter));
+    return { offset, length: Math.min(length, size - offset) };
+  }
+
+  /** Send one request; answers its effect on the disk, if it has one. */
+  async #request(
+    offset: number,
+    length: number,
+    findings: Finding[],
+  ): Promise<Effect | undefined> {
+    const random = this.#random;
+    const image = this.#image;
+    const kind = random.below(20);
+    if (kind < 8) {
+      const bytes = random.bytes(length);
+      const iov = random.oneIn(3) ? this.#cut(bytes) : [bytes];
+      await image.writev(offset, iov, { fua: random.oneIn(20) });
+      return { offset, bytes };
+    }
+    if (kind < 12) {
+      const bytes = new Uint8Array(length).fill(0xa5);
+      await image.readv(offset, random.oneIn(3) ? this.#cut(bytes) : [bytes]);
+      findings.push({ offset, bytes });
+      return undefined;
+    }
+    if (kind < 15) {
+      await image.writeZeroes(offset, length, { unmap: random.oneIn(2) });
+      return { offset, bytes: new Uint8Array(length) };
+    }
+    if (kind < 17) return await this.#discard(offset, length);
+    if (kind < 18) {
+      await image.flush();
+      return undefined;
+    }
+    return await this.#compressed(offset);
+  }
+
+  #cut(bytes: Uint8Array): Uint8Array[] {
+    const parts: Uint8Array[] = [];
+    for (let at = 0; at < bytes.length;) {
+      const end = at + 1 + this.#random.below(bytes.length);
+      parts.push(bytes.subarray(at, end));
+      at = end;
+    }
+    return parts;
+  }
+
+  /** Whole clusters read as zeroes then; nothing else changes. */
+  async #discard(offset: number, length: number): Promise<Effect | undefined> {
+    const { format, clusterSize, version } =
+      this.#layers[this.#layers.length - 1];
+    await this.#image.discard(offset, length);
+    let end = offset + length;
+    if (format === "qcow2") {
+      if (version === 2 && this.#layers.length > 1) return undefined;
+      offset = Math.ceil(offset / clusterSize) * clusterSize;
+      if (end < this.#model.size) end -= end % clusterSize;
+      if (offset >= end) return undefined;
+    } else {
+      // The driver's choice: whatever is there now, after the others ended.
+      await this.#image.writeZeroes(offset, length);
+    }
+    return { offset, bytes: new Uint8Array(end - offset) };
+  }
+
+  /** A whole cluster, refused where one lies that cannot be written over. */
+  async #compressed(offset: number): Promise<Effect | undefined> {
+    const { format, clusterSize } = this.#layers[this.#layers.length - 1];
+    if (format === "raw") return undefined;
+    const random = this.#random;
+    offset -= offset % clusterSize;
+    const length = Math.min(clusterSize, this.#model.size - offset);
+    const bytes = random.oneIn(4)
+      ? random.bytes(length)
+      : random.dullBytes(length);
+    try {
+      await this.#image.node.writeCompressed!(offset, [bytes]);
+    } catch (error) {
+      if (error instanceof BlockError && error.code === "EIO") return undefined;
+      throw error;
+    }
+    return { offset, bytes };
+  }
+
+  async #resize(): Promise<void> {
+    const { clusterSize, version } = this.#layers[this.#layers.length - 1];
+    const random = this.#random;
+    const size = random.oneIn(4)
+      ? Math.min(this.#model.size + 512 * random.below(64), 8 * 2 ** 20)
+      : this.#newSize(clusterSize);
+    const preallocation = size > this.#model.size && random.oneIn(4)
+      ? "metadata"
+      : "off";
+    try {
+      await this.#image.resize(size, { preallocation });
+    } catch (error) {
+      if (this.#image.format === "raw" && preallocation !== "off") return;
+      // It cannot hide what a longer backing file has there.
+      if (
+        version === 2 && this.#layers.length > 1 &&
+        error instanceof BlockError && error.code === "ENOTSUP"
+      ) return;
+      throw error;
+    }
+    this.#model.resize(size);
+  }
+
+  async #verify(): Promise<void> {
+    const { size } = this.#model;
+    this.#model.check(0, await this.#image.read(0, size), "of the whole disk");
+  }
+
+  async #fullCheck(): Promise<void> {
+    await this.#verify();
+    await this.#checkStatus();
+    await this.#image.flush();
+    await this.#verify();
+    if (!isInstalled("qemu-img")) return;
+    const files = this.#layers.map((_, level) => this.#export(level));
+    const top = files.length - 1;
+    if (this.#layers[top].format === "qcow2") {
+      const { code, stdout, stderr } = await run(
+        ["qemu-img", "check", "-f", "qcow2", "-U", files[top]],
+      );
+      if (code !== 0) throw new Error(`qemu-img check: ${stdout}${stderr}`);
+    }
+    const model = this.#folder.file("model");
+    Deno.writeFileSync(model, this.#model.bytes);
+    await runOk([
+      "qemu-img",
+      "compare",
+      "-U",
+      `json:${JSON.stringify(this.#qemuStack(files, top))}`,
+      `json:{"driver":"raw","file":{"driver":"file","filename":"${model}"}}`,
+    ]);
+  }
+
+  /** The file of a layer, written out if it lies in memory. */
+  #export(level: number): string {
+    const { file } = this.#layers[level];
+    if (file.filename !== undefined) return file.filename;
+    const name = this.#folder.file(`exported${level}`);
+    const bytes = new Uint8Array(file.store!.size);
+    file.store!.read(0, bytes);
+    Deno.writeFileSync(name, bytes);
+    return name;
+  }
+
+  #qemuStack(files: readonly string[], level: number): unknown {
+    const { format } = this.#layers[level];
+    const file = { driver: "file", filename: files[level] };
+    if (format === "raw") return { driver: format, file };
+    const backing = level > 0 ? this.#qemuStack(files, level - 1) : null;
+    return { driver: format, file, backing };
+  }
+
+  /** What is said to be zero must be. */
+  async #checkStatus(): Promise<void> {
+    let next = 0;
+    for await (const { kind, offset, length } of this.#image.extents()) {
+      if (offset !== next) throw new Error(`a gap in the map at ${next}`);
+      next += length;
+      if (kind !== "zero") continue;
+      this.#model.check(offset, new Uint8Array(length), "by the map");
+    }
+    if (next !== this.#model.size) throw new Error(`the map ends at ${next}`);
+  }
+}
+
+async function runSeed(seed: number): Promise<void> {
+  await using folder = new TempDir();
+  const subject = new Subject(seed, folder);
+  try {
+    await subject.run(STEPS);
+  } catch (error) {
+    throw new Error(`BDRV_SEED=${seed}, ${subject.describe()}: ${error}`, {
+      cause: error,
+    });
+  }
+}
+
+/** One seed, or `first-last`. */
+function seeds(): number[] {
+  const [first, last] = (Deno.env.get("BDRV_SEED") ?? `1-${SEEDS}`).split("-")
+    .map(Number);
+  return Array.from(
+    { length: (last ?? first) - first + 1 },
+    (_, i) => first + i,
+  );
+}
+
+Deno.test("random requests on random stacks do what the model does", async () => {
+  const failures: Error[] = [];
+  for (const seed of seeds()) {
+    await runSeed(seed).catch((error) => failures.push(error));
+  }
+  if (failures.length > 0) {
+    throw new AggregateError(failures, failures.map(String).join("\n"));
+  }
+});
