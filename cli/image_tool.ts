@@ -42,6 +42,10 @@ const COMMANDS: { readonly [name: string]: Entry } = {
     summary: "Change the size of an image",
     load: () => import("./commands/resize.ts"),
   },
+  snapshot: {
+    summary: "List, take, apply or delete snapshots within an image",
+    load: () => import("./commands/snapshot.ts"),
+  },
 };
 
 const OPTIONS: readonly OptionSpec[] = [

@@ -156,26 +156,6 @@ export interface Extent {
   recurse?: boolean;
 }
 
-/** An internal snapshot of an image. */
-export interface SnapshotInfo {
-  /** Its number, as text; unique in the image. */
-  id: string;
-  /** The name its user gave it. */
-  name: string;
-  /** Bytes of VM state that were saved with it. */
-  vmStateSize: number;
-  /** When it was taken: whole seconds since 1970 … */
-  dateSeconds: number;
-  /** … and nanoseconds. */
-  dateNanoseconds: number;
-  /** How long the VM had run: whole seconds … */
-  vmClockSeconds: number;
-  /** … and nanoseconds. */
-  vmClockNanoseconds: number;
-  /** How many instructions the VM had executed, if they were counted. */
-  icount?: bigint;
-}
-
 /** What a driver tells about an image. */
 export interface NodeInfo {
   /** Bytes of a cluster, for formats that have clusters. */
@@ -194,8 +174,6 @@ export interface NodeInfo {
   backingFormat?: string;
   /** Offset at which VM state is kept, for formats that keep it. */
   vmStateOffset?: number;
-  /** Its internal snapshots. */
-  snapshots?: readonly SnapshotInfo[];
   /** What only this format has, in the field names of QEMU's QAPI. */
   specific?: { type: string; data: Record<string, unknown> };
 }
@@ -282,8 +260,8 @@ export interface SnapshotRequest {
 }
 
 /**
- * Snapshots within an image. They are found by id first, then by name, the
- * first of that name.
+ * Snapshots within an image. Where one is wanted `idOrName`, an id goes before
+ * a name, and the first of a name before others.
  */
 export interface SnapshotOperations {
   /** All snapshots, oldest first. */

@@ -4,37 +4,37 @@
  * @module
  */
 
-/** POSIX error names used as {@linkcode BlockError.code}. */
-export type ErrorCode = keyof typeof STRERROR;
-
-/** What the C library says for each code; QEMU's users know these texts. */
-export const STRERROR = {
-  EPERM: "Operation not permitted",
-  ENOENT: "No such file or directory",
-  EINTR: "Interrupted system call",
-  EIO: "Input/output error",
-  EBADF: "Bad file descriptor",
-  EAGAIN: "Resource temporarily unavailable",
-  ENOMEM: "Cannot allocate memory",
-  EACCES: "Permission denied",
-  EBUSY: "Device or resource busy",
-  EEXIST: "File exists",
-  ENOTDIR: "Not a directory",
-  EISDIR: "Is a directory",
-  EINVAL: "Invalid argument",
-  EMFILE: "Too many open files",
-  EFBIG: "File too large",
-  ENOSPC: "No space left on device",
-  EROFS: "Read-only file system",
-  ERANGE: "Numerical result out of range",
-  ENAMETOOLONG: "File name too long",
-  ENOSYS: "Function not implemented",
-  ENOTSUP: "Operation not supported",
-  ENOMEDIUM: "No medium found",
-  ELOOP: "Too many levels of symbolic links",
-  ETIMEDOUT: "Connection timed out",
-  ECANCELED: "Operation canceled",
+/** What Linux numbers each code, and what its C library says for it. */
+const CODES = {
+  EPERM: [1, "Operation not permitted"],
+  ENOENT: [2, "No such file or directory"],
+  EINTR: [4, "Interrupted system call"],
+  EIO: [5, "Input/output error"],
+  EBADF: [9, "Bad file descriptor"],
+  EAGAIN: [11, "Resource temporarily unavailable"],
+  ENOMEM: [12, "Cannot allocate memory"],
+  EACCES: [13, "Permission denied"],
+  EBUSY: [16, "Device or resource busy"],
+  EEXIST: [17, "File exists"],
+  ENOTDIR: [20, "Not a directory"],
+  EISDIR: [21, "Is a directory"],
+  EINVAL: [22, "Invalid argument"],
+  EMFILE: [24, "Too many open files"],
+  EFBIG: [27, "File too large"],
+  ENOSPC: [28, "No space left on device"],
+  EROFS: [30, "Read-only file system"],
+  ERANGE: [34, "Numerical result out of range"],
+  ENAMETOOLONG: [36, "File name too long"],
+  ENOSYS: [38, "Function not implemented"],
+  ENOTSUP: [95, "Operation not supported"],
+  ENOMEDIUM: [123, "No medium found"],
+  ELOOP: [40, "Too many levels of symbolic links"],
+  ETIMEDOUT: [110, "Connection timed out"],
+  ECANCELED: [125, "Operation canceled"],
 } as const;
+
+/** POSIX error names used as {@linkcode BlockError.code}. */
+export type ErrorCode = keyof typeof CODES;
 
 /**
  * The system's text for an error code.
@@ -46,7 +46,35 @@ export const STRERROR = {
  * ```
  */
 export function strerror(code: ErrorCode): string {
-  return STRERROR[code];
+  return CODES[code][1];
+}
+
+/** Whether a text is an error code. */
+export function isErrorCode(text: unknown): text is ErrorCode {
+  return typeof text === "string" && Object.hasOwn(CODES, text);
+}
+
+/** Linux's number for an error code. */
+export function errno(code: ErrorCode): number {
+  return CODES[code][0];
+}
+
+/** Numbers of Linux's that mean the same to us as another one's code. */
+const ALIASES: { readonly [number: number]: ErrorCode } = {
+  23: "EMFILE", // ENFILE
+  26: "EBUSY", // ETXTBSY
+  38: "ENOTSUP", // ENOSYS
+  75: "EFBIG", // EOVERFLOW
+  122: "ENOSPC", // EDQUOT
+};
+
+/** The error code of a number of Linux's; EIO if it has none here. */
+export function codeOfErrno(number: number): ErrorCode {
+  if (ALIASES[number]) return ALIASES[number];
+  for (const [code, [known]] of Object.entries(CODES)) {
+    if (known === number) return code as ErrorCode;
+  }
+  return "EIO";
 }
 
 /** Further facts about a {@linkcode BlockError}. */
@@ -80,7 +108,7 @@ export class BlockError extends Error {
   /** Make an error; without a message it has the system's text for `code`. */
   constructor(
     code: ErrorCode,
-    message: string = STRERROR[code],
+    message: string = strerror(code),
     options: BlockErrorOptions = {},
   ) {
     super(message, options);

@@ -1,5 +1,5 @@
 /** `info`: describe an image. @module */
-import type { BlockNode, NodeInfo, SnapshotInfo } from "../../core/driver.ts";
+import type { BlockNode, NodeInfo, Snapshot } from "../../core/driver.ts";
 import { resolveName } from "../../core/names.ts";
 import {
   type Command,
@@ -15,6 +15,7 @@ import {
 import { openImageArgument, usingNodes } from "../images.ts";
 import { inKeyOrder, type Json, prettyJson } from "../json.ts";
 import { humanSize, integerText } from "../numbers.ts";
+import { snapshotList } from "../snapshot_list.ts";
 import { CommandError, type Program, usageError } from "../program.ts";
 
 /** What is told about one image. */
@@ -25,6 +26,7 @@ interface Description {
   /** The backing file's name as seen from where we are. */
   fullBackingFile?: string;
   info: NodeInfo;
+  snapshots: Snapshot[];
 }
 
 /** The command. */
@@ -107,6 +109,7 @@ async function describeChain(
 
 async function describe(node: BlockNode): Promise<Description> {
   const info = await node.info?.() ?? {};
+  const snapshots = await node.snapshots?.list() ?? [];
   info.actualSize = await actualSizeOf(node);
   const backing = info.backingFile;
   return {
@@ -117,6 +120,7 @@ async function describe(node: BlockNode): Promise<Description> {
       fullBackingFile: resolveName(node.filename, backing),
     }),
     info,
+    snapshots,
   };
 }
 
@@ -149,22 +153,22 @@ function jsonOf({ info, ...image }: Description): Json {
     "backing-filename-format": info.backingFile === undefined
       ? undefined
       : info.backingFormat,
-    "snapshots": info.snapshots?.length
-      ? info.snapshots.map(jsonOfSnapshot)
+    "snapshots": image.snapshots.length
+      ? image.snapshots.map(jsonOfSnapshot)
       : undefined,
     "format-specific": info.specific as Json,
   };
 }
 
-function jsonOfSnapshot(snapshot: SnapshotInfo): Json {
+function jsonOfSnapshot(snapshot: Snapshot): Json {
   return {
     "id": snapshot.id,
     "name": snapshot.name,
     "vm-state-size": snapshot.vmStateSize,
     "date-sec": snapshot.dateSeconds,
     "date-nsec": snapshot.dateNanoseconds,
-    "vm-clock-sec": snapshot.vmClockSeconds,
-    "vm-clock-nsec": snapshot.vmClockNanoseconds,
+    "vm-clock-sec": Number(snapshot.vmClockNanoseconds / 1_000_000_000n),
+    "vm-clock-nsec": Number(snapshot.vmClockNanoseconds % 1_000_000_000n),
     "icount": snapshot.icount,
   };
 }
@@ -191,9 +195,8 @@ function humanText({ info, ...image }: Description): string {
       lines.push(`backing file format: ${info.backingFormat}`);
     }
   }
-  if (info.snapshots?.length) {
-    lines.push("Snapshot list:", SNAPSHOT_HEADER);
-    lines.push(...info.snapshots.map(snapshotLine));
+  if (image.snapshots.length) {
+    lines.push("Snapshot list:", ...snapshotList(image.snapshots));
   }
   if (info.specific) {
     lines.push("Format specific information:");
@@ -213,40 +216,4 @@ function detailLines(value: Json, indent: string): string[] {
       ? [`${indent}${name}:`, ...detailLines(item, `${indent}    `)]
       : [`${indent}${name}: ${item}`]
   );
-}
-
-const SNAPSHOT_HEADER = "ID".padEnd(10) + "TAG".padEnd(17) +
-  "VM SIZE".padStart(8) + "DATE".padStart(20) + "VM CLOCK".padStart(13) +
-  "ICOUNT".padStart(11);
-
-function snapshotLine(snapshot: SnapshotInfo): string {
-  return `${snapshot.id.padEnd(9)} ${snapshot.name.padEnd(16)} ` +
-    humanSize(snapshot.vmStateSize).padStart(8) +
-    localDate(snapshot.dateSeconds).padStart(20) +
-    clock(snapshot).padStart(13) +
-    String(snapshot.icount ?? "").padStart(11);
-}
-
-/** A point in time as `2025-12-31 23:59:59`, in the local time zone. */
-function localDate(seconds: number): string {
-  const date = new Date(seconds * 1000);
-  const day = [date.getFullYear(), date.getMonth() + 1, date.getDate()];
-  const time = [date.getHours(), date.getMinutes(), date.getSeconds()];
-  return `${day.map(twoDigits).join("-")} ${time.map(twoDigits).join(":")}`;
-}
-
-function clock(snapshot: SnapshotInfo): string {
-  const seconds = snapshot.vmClockSeconds;
-  const parts = [
-    Math.floor(seconds / 3600),
-    Math.floor(seconds / 60) % 60,
-    seconds % 60,
-  ];
-  const milliseconds = Math.floor(snapshot.vmClockNanoseconds / 1e6) % 1000;
-  return `${parts.map(twoDigits).join(":")}.` +
-    String(milliseconds).padStart(3, "0");
-}
-
-function twoDigits(value: number): string {
-  return String(value).padStart(2, "0");
 }

@@ -5,7 +5,7 @@
  * @module
  */
 import type { IoVector } from "../../core/bytes.ts";
-import { BlockError, type ErrorCode } from "../../core/errors.ts";
+import { BlockError, codeOfErrno, isErrorCode } from "../../core/errors.ts";
 
 /**
  * An open file. Offsets and lengths are in bytes. Everything throws
@@ -36,42 +36,9 @@ export interface HostFile {
   seekHole?(offset: number): number;
 }
 
-/** The errors that Linux numbers the same on x86-64 and ARM64. */
-const ERRNO: { readonly [errno: number]: ErrorCode } = {
-  1: "EPERM",
-  2: "ENOENT",
-  4: "EINTR",
-  5: "EIO",
-  9: "EBADF",
-  11: "EAGAIN",
-  12: "ENOMEM",
-  13: "EACCES",
-  16: "EBUSY",
-  17: "EEXIST",
-  20: "ENOTDIR",
-  21: "EISDIR",
-  22: "EINVAL",
-  23: "EMFILE",
-  24: "EMFILE",
-  26: "EBUSY",
-  27: "EFBIG",
-  28: "ENOSPC",
-  30: "EROFS",
-  34: "ERANGE",
-  36: "ENAMETOOLONG",
-  38: "ENOTSUP",
-  40: "ELOOP",
-  75: "EFBIG",
-  95: "ENOTSUP",
-  110: "ETIMEDOUT",
-  122: "ENOSPC",
-  123: "ENOMEDIUM",
-  125: "ECANCELED",
-};
-
 /** The error for a number that the C library left in `errno`. */
 export function errnoError(errno: number): BlockError {
-  return new BlockError(ERRNO[errno] ?? "EIO");
+  return new BlockError(codeOfErrno(errno));
 }
 
 /** The error for what one of Deno's file functions threw. */
@@ -86,8 +53,8 @@ export function denoError(error: unknown): BlockError {
   }
   const { code, message } = error as { code?: string; message?: string };
   const errno = Number(/\(os error (\d+)\)/.exec(message ?? "")?.[1]);
-  const known = Object.values(ERRNO).find((name) => name === code);
-  return new BlockError(known ?? ERRNO[errno] ?? "EIO", undefined, {
+  const known = isErrorCode(code) ? code : codeOfErrno(errno);
+  return new BlockError(known, undefined, {
     cause: error,
   });
 }

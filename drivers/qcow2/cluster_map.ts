@@ -63,6 +63,11 @@ export class ClusterMap {
     return new Uint8Array(buffer, byteOffset, byteLength);
   }
 
+  /** Go on with another L1 table, which the file holds already. */
+  replaceL1(bytes: Uint8Array): void {
+    this.#l1 = viewOf(bytes);
+  }
+
   /** The halves of an L1 entry; zeroes past the end of the table. */
   l1Entry(index: number): { high: number; low: number } {
     const at = index * ENTRY_SIZE;

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { IoVector } from "../../core/bytes.ts";
+import { type IoVector, vectorLength } from "../../core/bytes.ts";
 import type {
   BlockDriver,
   BlockNode,
@@ -12,6 +12,7 @@ import type {
   Extent,
   NodeInfo,
   OpenContext,
+  SnapshotOperations,
   TruncateOptions,
   WriteFlags,
   ZeroFlags,
@@ -40,6 +41,15 @@ import {
 } from "./header.ts";
 import { guestStatus, readGuest } from "./read.ts";
 import { resize } from "./resize.ts";
+import {
+  applySnapshot,
+  createSnapshot,
+  deleteSnapshot,
+  listSnapshots,
+  loadSnapshot,
+  loadSnapshotTable,
+  vmStateOffset,
+} from "./snapshots.ts";
 import { type CacheSizes, Qcow2State } from "./state.ts";
 import { discardGuest, zeroGuest } from "./unmap.ts";
 import { writeCompressedCluster, writeGuest } from "./write.ts";
@@ -86,20 +96,26 @@ async function open(
   const parsed = parseOptions(OPEN_OPTIONS, options, ["file", "backing"]);
   const file = await context.openChild("file");
   const { purpose, readOnly } = context;
-  const header = await readHeader(file, {
+  const policy = {
     readOnly,
     forCheck: purpose === "check",
     infoOnly: purpose === "info",
-    warn: (message) => context.warn(message),
-  });
+    warn: (message: string) => context.warn(message),
+  };
+  const header = await readHeader(file, policy);
+  const sizes = (header: Header) => cacheSizes(parsed, header);
   const state = new Qcow2State(
     file,
     header,
     readOnly,
-    cacheSizes(parsed, header),
-    (message) => context.warn(message),
+    sizes(header),
+    policy.warn,
   );
-  await state.load();
+  const load = async () => {
+    await state.load();
+    if (purpose !== "check") await loadSnapshotTable(state);
+  };
+  await load();
   if (context.describes("backing")) {
     if (options.backing !== null) {
       state.backing = await context.openChild("backing");
@@ -111,7 +127,12 @@ async function open(
       header.backingFormat,
     );
   }
-  const node = new Qcow2Node(state, context.filename);
+  const reopen = async () => {
+    const header = await readHeader(file, policy);
+    state.adopt(header, sizes(header));
+    await load();
+  };
+  const node = new Qcow2Node(state, context.filename, reopen);
   if (!readOnly && purpose === "io") await node.prepareForWriting();
   return node;
 }
@@ -171,8 +192,15 @@ class Qcow2Node implements BlockNode {
   readonly limits;
   readonly #state: Qcow2State;
 
-  constructor(state: Qcow2State, filename: string) {
+  readonly #reopen: () => Promise<void>;
+
+  constructor(
+    state: Qcow2State,
+    filename: string,
+    reopen: () => Promise<void>,
+  ) {
     this.#state = state;
+    this.#reopen = reopen;
     this.filename = filename;
     const { clusterSize } = state.geometry;
     this.limits = {
@@ -283,6 +311,47 @@ class Qcow2Node implements BlockNode {
       vmStateOffset: geometry.l1EntriesFor(header.size) * geometry.l2Coverage,
       specific: { type: "qcow2", data: specificInfo(header) },
     });
+  }
+
+  get snapshots(): SnapshotOperations {
+    const state = this.#state;
+    const alone = async <T>(act: () => Promise<T>): Promise<T> => {
+      using _ = await state.operations.exclude();
+      state.checkUsable();
+      return await act();
+    };
+    return {
+      list: () => Promise.resolve(listSnapshots(state)),
+      create: (request) => alone(() => createSnapshot(state, request)),
+      apply: (name) => alone(() => applySnapshot(state, name)),
+      delete: (name) => alone(() => deleteSnapshot(state, name)),
+      loadTemporary: (name) => alone(() => loadSnapshot(state, name)),
+    };
+  }
+
+  async saveVmState(offset: number, iov: IoVector): Promise<void> {
+    const state = this.#state;
+    using _ = await state.operations.exclude();
+    const start = vmStateOffset(state) + offset;
+    const end = start + vectorLength(iov);
+    {
+      using _lock = await state.metadata.lock();
+      await state.clusters.growL1(state.geometry.l1EntriesFor(end), false);
+    }
+    await writeGuest(state, start, iov);
+  }
+
+  async loadVmState(offset: number, iov: IoVector): Promise<void> {
+    using _ = await this.#state.operations.share();
+    await readGuest(this.#state, vmStateOffset(this.#state) + offset, iov);
+  }
+
+  async invalidate(): Promise<void> {
+    const state = this.#state;
+    using _ = await state.operations.exclude();
+    using _lock = await state.metadata.lock();
+    if (!state.readOnly) await state.flushCaches();
+    await this.#reopen();
   }
 
   async check(options?: CheckOptions): Promise<CheckResult> {

@@ -203,7 +203,7 @@ export class Geometry {
     const mask = 2 ** bits - 1;
     const hostOffset = (high & mask) * TWO_32 + (low >>> 0);
     const sectors = ((high & 0x3fffffff) >>> bits) + 1;
-    return { hostOffset, length: sectors * 512 - hostOffset % 512 };
+    return { hostOffset, length: sectors * 512 - (low & 511) };
   }
 
   /** The upper half of an L2 entry for compressed bytes; the lower half is

@@ -50,8 +50,8 @@ export async function readGuest(
 }
 
 /**
- * Read guest data whose clusters the caller holds; past the disk's end it is
- * zeroes.
+ * Read guest data whose clusters the caller holds; in the last cluster, past
+ * the disk's end, it is zeroes.
  */
 export async function readHeld(
   state: Qcow2State,
@@ -59,7 +59,7 @@ export async function readHeld(
   iov: IoVector,
 ): Promise<void> {
   const length = vectorLength(iov);
-  const inside = Math.max(0, Math.min(length, state.header.size - offset));
+  const inside = lengthWithin(state, offset, length);
   for (let done = 0; done < inside;) {
     const mapping = await state.clusters.map(offset + done, inside - done);
     const part = sliceVector(iov, done, mapping.length);
@@ -67,6 +67,17 @@ export async function readHeld(
     done += mapping.length;
   }
   if (inside < length) fillVector(iov, inside, length - inside);
+}
+
+/** Bytes of a range that belong to the disk, or to the VM state past it. */
+function lengthWithin(
+  state: Qcow2State,
+  offset: number,
+  length: number,
+): number {
+  const { size } = state.header;
+  if (offset >= state.geometry.clusterEnd(size)) return length;
+  return Math.max(0, Math.min(length, size - offset));
 }
 
 async function readMapping(
@@ -85,7 +96,7 @@ async function readMapping(
       return copyIntoVector(iov, 0, cluster.subarray(start, end));
     }
     case "unallocated":
-      if (state.backing) {
+      if (state.backing && guestOffset < state.header.size) {
         return await readPadded(state.backing, guestOffset, iov);
       }
   }

@@ -19,6 +19,7 @@ import { CompressedReader } from "./compression.ts";
 import { Geometry, Incompatible } from "./format.ts";
 import { encodeHeader, type Header } from "./header.ts";
 import { type RefcountHost, Refcounts } from "./refcounts.ts";
+import type { SnapshotEntry } from "./snapshot_table.ts";
 import { TableCache } from "./table_cache.ts";
 
 /** Sizes of the caches, in bytes. */
@@ -31,11 +32,11 @@ export interface CacheSizes {
 /** An open image. */
 export class Qcow2State implements RefcountHost {
   readonly file: BlockNode;
-  readonly header: Header;
   readonly readOnly: boolean;
-  readonly geometry: Geometry;
-  readonly l2Cache: TableCache;
-  readonly refcountCache: TableCache;
+  header!: Header;
+  geometry!: Geometry;
+  l2Cache!: TableCache;
+  refcountCache!: TableCache;
   readonly refcounts: Refcounts;
   readonly clusters: ClusterMap;
   readonly compressed: CompressedReader;
@@ -44,6 +45,9 @@ export class Qcow2State implements RefcountHost {
   readonly metadata = new Mutex();
   /** What unallocated clusters are left to. */
   backing?: BlockNode;
+  /** The snapshot table, and the bytes it takes in the file. */
+  snapshots: SnapshotEntry[] = [];
+  snapshotTableLength = 0;
   readonly #warn: (message: string) => void;
   #corruptionSeen = false;
   #unusable = false;
@@ -56,19 +60,25 @@ export class Qcow2State implements RefcountHost {
     warn: (message: string) => void,
   ) {
     this.file = file;
-    this.header = header;
     this.readOnly = readOnly;
-    this.geometry = new Geometry(header.clusterBits, header.refcountOrder);
-    this.l2Cache = new TableCache(file, caches.l2Entry, caches.l2);
-    this.refcountCache = new TableCache(
-      file,
-      this.geometry.clusterSize,
-      caches.refcount,
-    );
+    this.adopt(header, caches);
     this.refcounts = new Refcounts(this);
     this.clusters = new ClusterMap(this);
     this.compressed = new CompressedReader(this);
     this.#warn = warn;
+  }
+
+  /** Go on with a header, and empty caches that fit it. */
+  adopt(header: Header, caches: CacheSizes): void {
+    this.header = header;
+    this.geometry = new Geometry(header.clusterBits, header.refcountOrder);
+    const { clusterSize } = this.geometry;
+    this.l2Cache = new TableCache(this.file, caches.l2Entry, caches.l2);
+    this.refcountCache = new TableCache(
+      this.file,
+      clusterSize,
+      caches.refcount,
+    );
   }
 
   /** Read the tables that are kept whole. */
@@ -79,10 +89,15 @@ export class Qcow2State implements RefcountHost {
 
   /** Read everything anew, after a repair changed the file. */
   async reload(): Promise<void> {
-    this.l2Cache.clear();
     this.refcountCache.clear();
-    this.compressed.forget();
+    this.forgetTables();
     await this.load();
+  }
+
+  /** Forget what was read of L2 tables: others are in force now. */
+  forgetTables(): void {
+    this.l2Cache.clear();
+    this.compressed.forget();
   }
 
   /** Write the header as it is now and make it durable. */

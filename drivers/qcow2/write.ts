@@ -255,7 +255,8 @@ export async function readsAsZeroes(
   state: Qcow2State,
   offset: number,
 ): Promise<boolean> {
-  if (offset >= state.header.size) return true;
+  const { size } = state.header;
+  if (offset >= size && offset < state.geometry.clusterEnd(size)) return true;
   const { kind } = await state.clusters.map(offset, 1);
   if (kind === "zero" || kind === "zeroAllocated") return true;
   return kind === "unallocated" &&

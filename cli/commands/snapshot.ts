@@ -1,0 +1,140 @@
+/** `snapshot`: list, take, apply or delete snapshots. @module */
+import type { SnapshotOperations } from "../../core/driver.ts";
+import { asBlockError, BlockError, errno } from "../../core/errors.ts";
+import {
+  type Command,
+  FORCE_SHARE,
+  FORMAT,
+  HELP,
+  IMAGE_OPTS,
+  type Invocation,
+  OBJECT,
+  QUIET,
+} from "../command.ts";
+import { openImageArgument, usingNodes } from "../images.ts";
+import { CommandError, usageError } from "../program.ts";
+import { snapshotList } from "../snapshot_list.ts";
+
+/** The command. */
+export const command: Command = {
+  summary: "List, take, apply or delete snapshots within an image",
+  operands: "FILE",
+  options: [
+    HELP,
+    QUIET,
+    OBJECT,
+    IMAGE_OPTS,
+    FORCE_SHARE,
+    FORMAT,
+    { short: "l", long: "list", help: "list the snapshots" },
+    {
+      short: "a",
+      long: "apply",
+      argument: "SNAPSHOT",
+      help: "make the disk what it was then",
+    },
+    {
+      short: "c",
+      long: "create",
+      argument: "NAME",
+      help: "keep the disk as it is now",
+    },
+    {
+      short: "d",
+      long: "delete",
+      argument: "NAME",
+      help: "forget a snapshot",
+    },
+  ],
+
+  async run(invocation) {
+    const { program } = invocation;
+    const { action, name, ...image } = parse(invocation);
+    const [file] = invocation.operands;
+    const node = await openImageArgument(program, file, {
+      ...image,
+      writable: action !== "l",
+    });
+    return await usingNodes([node], async () => {
+      const { snapshots } = node;
+      if (action === undefined) return 0;
+      if (!snapshots) {
+        if (action === "l") return 0;
+        throw new BlockError("ENOTSUP");
+      }
+      if (action === "l") {
+        const list = await snapshots.list();
+        if (list.length > 0) {
+          const lines = ["Snapshot list:", ...snapshotList(list)];
+          program.print(lines.map((line) => `${line}\n`).join(""));
+        }
+      } else {
+        await ACTIONS[action](snapshots, name!);
+      }
+      return 0;
+    });
+  },
+};
+
+/** A name has at most 255 bytes, as in QEMU. */
+function shortened(name: string): string {
+  const bytes = new TextEncoder().encode(name).subarray(0, 255);
+  return new TextDecoder().decode(bytes).replace(/\ufffd$/, "");
+}
+
+const ACTIONS = {
+  async c(snapshots: SnapshotOperations, name: string) {
+    try {
+      await snapshots.create({ name: shortened(name) });
+    } catch (thrown) {
+      const { code } = asBlockError(thrown);
+      throw failed("create", name, `${-errno(code)} (${strerrorOf(thrown)})`);
+    }
+  },
+  async a(snapshots: SnapshotOperations, name: string) {
+    try {
+      await snapshots.apply(name);
+    } catch (thrown) {
+      const why = asBlockError(thrown).message;
+      throw failed("apply", name, `Failed to load snapshot: ${why}`);
+    }
+  },
+  async d(snapshots: SnapshotOperations, name: string) {
+    const found = (await snapshots.list()).find((one) => one.name === name);
+    if (!found) throw failed("delete", name, "snapshot not found");
+    try {
+      await snapshots.delete(found.id);
+    } catch (thrown) {
+      throw failed("delete", name, asBlockError(thrown).message);
+    }
+  },
+};
+
+function failed(verb: string, name: string, why: string): CommandError {
+  return new CommandError(`Could not ${verb} snapshot '${name}': ${why}`);
+}
+
+function strerrorOf(thrown: unknown): string {
+  return new BlockError(asBlockError(thrown).code).message;
+}
+
+function parse(invocation: Invocation) {
+  let format: string | undefined;
+  let imageOpts = false;
+  let action: "l" | keyof typeof ACTIONS | undefined;
+  let name: string | undefined;
+  for (const [option, argument] of invocation.options()) {
+    if (option === "f") format = argument;
+    else if (option === "image-opts") imageOpts = true;
+    else if (
+      option === "l" || option === "a" || option === "c" || option === "d"
+    ) {
+      if (action) throw usageError("Cannot mix '-l', '-a', '-c', '-d'");
+      [action, name] = [option, argument];
+    }
+  }
+  if (invocation.operands.length !== 1) {
+    throw usageError("Expecting one image file name");
+  }
+  return { format, imageOpts, action, name };
+}

@@ -1,0 +1,265 @@
+/**
+ * Snapshots: taking one, going back to one, forgetting one, looking at one.
+ *
+ * A snapshot is a copy of the L1 table; each cluster that it leads to counts
+ * one reference more. The snapshot table in the file is replaced as a whole,
+ * by a header that points to the new one. (Specification: "Snapshots".)
+ *
+ * All functions belong to the holder of the image alone.
+ *
+ * @module
+ */
+import { allocate, roundUp } from "../../core/bytes.ts";
+import type { Snapshot, SnapshotRequest } from "../../core/driver.ts";
+import { asBlockError, BlockError } from "../../core/errors.ts";
+import { ENTRY_SIZE, MAX_L1_BYTES, MAX_SNAPSHOTS, viewOf } from "./format.ts";
+import { countTree, updateCopiedFlags } from "./references.ts";
+import { resize } from "./resize.ts";
+import {
+  encodeSnapshotTable,
+  readSnapshotTable,
+  type SnapshotEntry,
+} from "./snapshot_table.ts";
+import type { Qcow2State } from "./state.ts";
+import { cutOff } from "./unmap.ts";
+
+const NO_ICOUNT = 2n ** 64n - 1n;
+
+/** The snapshots of an image as everybody sees them. */
+export function listSnapshots(state: Qcow2State): Snapshot[] {
+  return state.snapshots.map(describe);
+}
+
+function describe(entry: SnapshotEntry): Snapshot {
+  const { id, name, dateSeconds, dateNanoseconds, vmClockNanoseconds } = entry;
+  const { vmStateSize, diskSize, icount } = entry;
+  return {
+    id,
+    name,
+    dateSeconds,
+    dateNanoseconds,
+    vmClockNanoseconds,
+    vmStateSize,
+    diskSize,
+    ...(icount === NO_ICOUNT ? {} : { icount }),
+  };
+}
+
+/** Find by id, or else by name. */
+function find(state: Qcow2State, idOrName: string): SnapshotEntry {
+  const found = state.snapshots.find(({ id }) => id === idOrName) ??
+    state.snapshots.find(({ name }) => name === idOrName);
+  if (!found) throw new BlockError("ENOENT", "Can't find the snapshot");
+  return found;
+}
+
+/** Keep the disk as it is now. */
+export async function createSnapshot(
+  state: Qcow2State,
+  request: SnapshotRequest,
+): Promise<Snapshot> {
+  const { geometry, clusters, refcounts, header, file } = state;
+  if (state.snapshots.length >= MAX_SNAPSHOTS) throw new BlockError("EFBIG");
+  const now = request.date ?? Date.now();
+  const entry: SnapshotEntry = {
+    id: String(
+      1 + Math.max(0, ...state.snapshots.map(({ id }) => toNumber(id))),
+    ),
+    name: request.name,
+    l1TableOffset: 0,
+    l1Size: header.l1Size,
+    dateSeconds: Math.floor(now / 1000),
+    dateNanoseconds: Math.floor(now % 1000 * 1e6),
+    vmClockNanoseconds: request.vmClockNanoseconds ?? 0n,
+    vmStateSize: request.vmStateSize ?? 0,
+    diskSize: header.size,
+    icount: request.icount ?? NO_ICOUNT,
+    extraDataSize: 0,
+    unknownExtraData: new Uint8Array(),
+  };
+  {
+    using _ = await state.metadata.lock();
+    await state.flushCaches();
+    const l1 = clusters.l1Bytes;
+    const length = roundUp(Math.max(l1.length, 1), geometry.clusterSize);
+    entry.l1TableOffset = await refcounts.allocate(
+      length / geometry.clusterSize,
+    );
+    try {
+      await countTree(state, viewOf(l1), 1);
+    } catch (error) {
+      await refcounts.add(entry.l1TableOffset, length, -1);
+      throw error;
+    }
+    try {
+      // The counts are durable before an entry may lose its COPIED flag: what
+      // is counted too high is a leak, what is too low is lost.
+      await state.flushCaches();
+      await updateCopiedFlags(state, true);
+      const copy = allocate(length);
+      copy.set(l1);
+      await file.writev!(entry.l1TableOffset, [copy]);
+      await writeTable(state, [...state.snapshots, entry]);
+    } catch (error) {
+      await countTree(state, viewOf(l1), -1);
+      await refcounts.add(entry.l1TableOffset, length, -1);
+      await updateCopiedFlags(state, false);
+      throw error;
+    }
+  }
+  // The VM state belongs to the snapshot now; left in the active tables, it
+  // would have to be copied when the next one is written.
+  const start = vmStateOffset(state);
+  await cutOff(
+    state,
+    start,
+    start + roundUp(entry.vmStateSize, geometry.clusterSize),
+  );
+  return describe(entry);
+}
+
+function toNumber(id: string): number {
+  return /^\d+$/.test(id) ? Number(id) : 0;
+}
+
+/** Make the disk what it was. */
+export async function applySnapshot(
+  state: Qcow2State,
+  idOrName: string,
+): Promise<void> {
+  const entry = find(state, idOrName);
+  const l1 = await readL1(state, entry);
+  if (entry.diskSize !== state.header.size) {
+    await resize(state, entry.diskSize);
+  }
+  const { clusters, file, header } = state;
+  using _ = await state.metadata.lock();
+  await clusters.growL1(entry.l1Size, true);
+  await state.flushCaches();
+  const old = clusters.l1Bytes.slice();
+  const replaced = allocate(header.l1Size * ENTRY_SIZE);
+  replaced.set(l1);
+  await countTree(state, viewOf(replaced), 1);
+  await state.flushCaches();
+  // Nothing is this disk's alone now, so no entry has its COPIED flag yet.
+  clearCopied(viewOf(replaced));
+  await file.writev!(header.l1TableOffset, [replaced]);
+  await file.flush?.();
+  clusters.replaceL1(replaced);
+  state.forgetTables();
+  await countTree(state, viewOf(old), -1);
+  await state.flushCaches();
+  await updateCopiedFlags(state, false);
+  await file.flush?.();
+}
+
+function clearCopied(l1: DataView): void {
+  for (let at = 0; at < l1.byteLength; at += ENTRY_SIZE) {
+    l1.setUint32(at, l1.getUint32(at) & 0x7fffffff);
+  }
+}
+
+/** Forget a snapshot, and give up what only it referred to. */
+export async function deleteSnapshot(
+  state: Qcow2State,
+  idOrName: string,
+): Promise<void> {
+  const entry = find(state, idOrName);
+  const l1 = await readL1(state, entry);
+  using _ = await state.metadata.lock();
+  await state.flushCaches();
+  await writeTable(state, state.snapshots.filter((other) => other !== entry));
+  await countTree(state, viewOf(l1), -1);
+  await state.refcounts.free(entry.l1TableOffset, l1.length);
+  await state.flushCaches();
+  await updateCopiedFlags(state, false);
+  await state.file.flush?.();
+}
+
+/** Show a snapshot in place of the disk. */
+export async function loadSnapshot(
+  state: Qcow2State,
+  idOrName: string,
+): Promise<void> {
+  if (!state.readOnly) {
+    throw new BlockError("EINVAL", "Device is not readonly");
+  }
+  const entry = find(state, idOrName);
+  const l1 = await readL1(state, entry);
+  const needed = state.geometry.l1EntriesFor(entry.diskSize);
+  if (entry.l1Size < needed) {
+    throw new BlockError("EINVAL", "L1 table is too small");
+  }
+  using _ = await state.metadata.lock();
+  state.forgetTables();
+  state.clusters.replaceL1(l1);
+  state.header.size = entry.diskSize;
+}
+
+/** Where VM state begins: past all that L2 tables of the disk cover. */
+export function vmStateOffset(state: Qcow2State): number {
+  const { geometry, header } = state;
+  return geometry.l1EntriesFor(header.size) * geometry.l2Coverage;
+}
+
+async function readL1(
+  state: Qcow2State,
+  entry: SnapshotEntry,
+): Promise<Uint8Array> {
+  if (entry.l1Size > MAX_L1_BYTES / ENTRY_SIZE) {
+    throw new BlockError("EFBIG", "Snapshot L1 table too large");
+  }
+  const length = entry.l1Size * ENTRY_SIZE;
+  if (
+    !state.geometry.isAligned(entry.l1TableOffset) ||
+    entry.l1TableOffset + length >= 2 ** 53
+  ) throw new BlockError("EINVAL", "Snapshot L1 table offset invalid");
+  const l1 = allocate(length);
+  try {
+    if (length > 0) await state.file.readv(entry.l1TableOffset, [l1]);
+  } catch (error) {
+    throw asBlockError(error).prefixed(
+      "Failed to read l1 table for snapshot: ",
+    );
+  }
+  return l1;
+}
+
+/** Replace the table in the file; a new header makes it valid in one step. */
+async function writeTable(
+  state: Qcow2State,
+  entries: SnapshotEntry[],
+): Promise<void> {
+  const { geometry, refcounts, header, file } = state;
+  const bytes = encodeSnapshotTable(entries);
+  const old = {
+    offset: header.snapshotsOffset,
+    count: header.snapshotCount,
+    length: state.snapshotTableLength,
+  };
+  const offset = bytes.length === 0
+    ? 0
+    : await refcounts.allocate(geometry.clustersFor(bytes.length));
+  try {
+    if (bytes.length > 0) await file.writev!(offset, [bytes]);
+    await state.flushCaches();
+    header.snapshotsOffset = offset;
+    header.snapshotCount = entries.length;
+    await state.writeHeader();
+  } catch (error) {
+    header.snapshotsOffset = old.offset;
+    header.snapshotCount = old.count;
+    if (bytes.length > 0) await refcounts.add(offset, bytes.length, -1);
+    throw error;
+  }
+  state.snapshots = entries;
+  state.snapshotTableLength = bytes.length;
+  if (old.length > 0) await refcounts.free(old.offset, old.length);
+}
+
+/** Read the snapshot table of an image that is being opened. */
+export async function loadSnapshotTable(state: Qcow2State): Promise<void> {
+  const table = await readSnapshotTable(state.file, state.header);
+  state.snapshots = table.entries;
+  state.snapshotTableLength = table.byteLength;
+}
