@@ -22,9 +22,7 @@ interface NativeBuffer {
 
 /** The globals of Node.js, which other runtimes have as well. */
 interface NativeGlobals {
-  process?: {
-    getBuiltinModule?(name: "node:zlib"): NativeZlib | undefined;
-  };
+  process?: { getBuiltinModule?(name: string): unknown };
   Buffer?: NativeBuffer;
 }
 
@@ -44,10 +42,19 @@ function globals(): NativeGlobals {
   return globalThis as NativeGlobals;
 }
 
+/**
+ * A module of Node.js that the runtime has as well, or `null`. Loading one
+ * takes 30 ms and more: ask when it is needed, not before.
+ */
+export function nativeModule<T>(name: `node:${string}`): T | null {
+  if (portable) return null;
+  const module = globals().process?.getBuiltinModule?.(name);
+  return module as T | undefined ?? null;
+}
+
 function nativeZlib(): NativeZlib | null {
   if (portable) return null;
-  zlib ??= globals().process?.getBuiltinModule?.("node:zlib") ?? null;
-  return zlib;
+  return zlib ??= nativeModule<NativeZlib>("node:zlib");
 }
 
 /**

@@ -1,0 +1,194 @@
+/**
+ * Ciphers for the sectors of disks. The block cipher underneath is the
+ * runtime's own where there is one and the batch is worth the call, and ours
+ * in plain JavaScript elsewhere; the modes are built on batches of it, because
+ * a call costs as much as many blocks do.
+ *
+ * @module
+ */
+import { Aes } from "./aes.ts";
+import { SECTOR_SIZE } from "./bytes.ts";
+import { nativeModule } from "./runtime.ts";
+
+/** A cipher that works on blocks of 16 bytes, each by itself. */
+export interface BlockCipher {
+  /** The blocks of `input`, encrypted. */
+  encrypt(input: Uint32Array): Uint32Array;
+  /** The blocks of `input`, decrypted. */
+  decrypt(input: Uint32Array): Uint32Array;
+}
+
+/** A cipher for whole sectors of 512 bytes, whose place is part of the key. */
+export interface SectorCipher {
+  /** Encrypt sectors where they are; the first one has this number. */
+  encrypt(sectors: Uint8Array, firstSector: number): void;
+  /** Decrypt sectors where they are; the first one has this number. */
+  decrypt(sectors: Uint8Array, firstSector: number): void;
+}
+
+/** The part of `node:crypto` in use. */
+interface NativeCrypto {
+  createCipheriv(name: string, key: Uint8Array, iv: null): NativeCipher;
+  createDecipheriv(name: string, key: Uint8Array, iv: null): NativeCipher;
+}
+
+interface NativeCipher {
+  setAutoPadding(on: boolean): void;
+  update(input: Uint8Array): Uint8Array;
+}
+
+/** Bytes for which a call to the runtime takes less time than our own AES. */
+const WORTH_A_CALL = 256;
+/**
+ * Bytes to work on before the runtime's cipher is loaded. That takes some 35
+ * ms, in which our own does this much.
+ */
+const PATIENCE = 4 * 1024 * 1024;
+
+/** AES with a key of 16, 24 or 32 bytes. */
+export function aes(key: Uint8Array): BlockCipher {
+  return new AdaptiveAes(key);
+}
+
+class AdaptiveAes implements BlockCipher {
+  readonly #key: Uint8Array;
+  readonly #own: Aes;
+  #encryptor?: NativeCipher | null;
+  #decryptor?: NativeCipher | null;
+  #bytesSeen = 0;
+
+  constructor(key: Uint8Array) {
+    this.#key = key.slice();
+    this.#own = new Aes(key);
+  }
+
+  encrypt(input: Uint32Array): Uint32Array {
+    if (!this.#worthCall(input)) return this.#own.encrypt(input);
+    this.#encryptor ??= this.#native("createCipheriv");
+    return callNative(this.#encryptor, input) ?? this.#own.encrypt(input);
+  }
+
+  decrypt(input: Uint32Array): Uint32Array {
+    if (!this.#worthCall(input)) return this.#own.decrypt(input);
+    this.#decryptor ??= this.#native("createDecipheriv");
+    return callNative(this.#decryptor, input) ?? this.#own.decrypt(input);
+  }
+
+  #worthCall({ byteLength }: Uint32Array): boolean {
+    if (this.#bytesSeen < PATIENCE) this.#bytesSeen += byteLength;
+    return byteLength >= WORTH_A_CALL && this.#bytesSeen >= PATIENCE;
+  }
+
+  #native(make: keyof NativeCrypto): NativeCipher | null {
+    const crypto = nativeModule<NativeCrypto>("node:crypto");
+    if (!crypto) return null;
+    const name = `aes-${this.#key.length * 8}-ecb`;
+    const cipher = crypto[make](name, this.#key, null);
+    cipher.setAutoPadding(false);
+    return cipher;
+  }
+}
+
+/** Without padding, a cipher gives each block back in the call it came by. */
+function callNative(
+  cipher: NativeCipher | null,
+  input: Uint32Array,
+): Uint32Array | undefined {
+  return cipher ? wordsOf(cipher.update(bytesOf(input))) : undefined;
+}
+
+function bytesOf(words: Uint32Array): Uint8Array {
+  return new Uint8Array(words.buffer, words.byteOffset, words.byteLength);
+}
+
+/** Bytes as words, in a copy if they do not begin where a word could. */
+function wordsOf(bytes: Uint8Array): Uint32Array {
+  const { buffer, byteOffset, length } = bytes;
+  return byteOffset % 4 === 0
+    ? new Uint32Array(buffer, byteOffset, length / 4)
+    : new Uint32Array(bytes.slice().buffer);
+}
+
+const SECTOR_WORDS = SECTOR_SIZE / 4;
+const BLOCK_WORDS = 4;
+
+/**
+ * A block cipher in CBC mode, each sector beginning with its own number as a
+ * 64-bit little-endian initialization vector ("plain64").
+ */
+export function cbcPlain64(cipher: BlockCipher): SectorCipher {
+  return {
+    encrypt: (sectors, first) =>
+      inWords(sectors, (words) => encryptCbc(cipher, words, first)),
+    decrypt: (sectors, first) =>
+      inWords(sectors, (words) => decryptCbc(cipher, words, first)),
+  };
+}
+
+/** Let `change` work on bytes as words. */
+function inWords(bytes: Uint8Array, change: (words: Uint32Array) => void) {
+  const words = wordsOf(bytes);
+  change(words);
+  if (words.buffer !== bytes.buffer) bytes.set(bytesOf(words));
+}
+
+/**
+ * Within a sector each block needs the one before, but sectors do not need each
+ * other: the first blocks of all are encrypted together, then the second ones.
+ */
+function encryptCbc(
+  cipher: BlockCipher,
+  words: Uint32Array,
+  firstSector: number,
+): void {
+  const count = words.length / SECTOR_WORDS;
+  let previous = new Uint32Array(count * BLOCK_WORDS);
+  for (let i = 0; i < count; i++) {
+    previous[i * BLOCK_WORDS] = firstSector + i;
+    previous[i * BLOCK_WORDS + 1] = (firstSector + i) / 2 ** 32;
+  }
+  const column = new Uint32Array(previous.length);
+  for (let block = 0; block < SECTOR_WORDS; block += BLOCK_WORDS) {
+    for (let i = 0, at = block; i < column.length; at += SECTOR_WORDS) {
+      column[i] = words[at] ^ previous[i++];
+      column[i] = words[at + 1] ^ previous[i++];
+      column[i] = words[at + 2] ^ previous[i++];
+      column[i] = words[at + 3] ^ previous[i++];
+    }
+    previous = cipher.encrypt(column) as Uint32Array<ArrayBuffer>;
+    for (let i = 0, at = block; i < column.length; at += SECTOR_WORDS) {
+      words[at] = previous[i++];
+      words[at + 1] = previous[i++];
+      words[at + 2] = previous[i++];
+      words[at + 3] = previous[i++];
+    }
+  }
+}
+
+/** Bytes decrypted at a time, few enough to stay in the processor's cache. */
+const DECRYPT_BATCH = 64 * 1024;
+
+/** All blocks are decrypted together; what came before each is then removed. */
+function decryptCbc(
+  cipher: BlockCipher,
+  words: Uint32Array,
+  firstSector: number,
+): void {
+  const step = DECRYPT_BATCH / 4;
+  for (let start = 0; start < words.length; start += step) {
+    const batch = words.subarray(start, start + step);
+    const mixed = cipher.decrypt(batch);
+    const first = firstSector + start / SECTOR_WORDS;
+    for (let at = 0; at < batch.length; at += SECTOR_WORDS) {
+      // From the end: each block's encrypted predecessor is still there.
+      for (let i = at + SECTOR_WORDS - 1; i >= at + BLOCK_WORDS; i--) {
+        batch[i] = mixed[i] ^ batch[i - BLOCK_WORDS];
+      }
+      const sector = first + at / SECTOR_WORDS;
+      batch[at] = mixed[at] ^ sector;
+      batch[at + 1] = mixed[at + 1] ^ (sector / 2 ** 32);
+      batch[at + 2] = mixed[at + 2];
+      batch[at + 3] = mixed[at + 3];
+    }
+  }
+}
