@@ -6,7 +6,7 @@
  */
 import type { IoVector } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
-import { errnoError, type HostFile } from "./host.ts";
+import { denoError, errnoError, type HostFile } from "./host.ts";
 
 /** Where distributions keep it; `--allow-ffi=PATH` needs an absolute path. */
 const PLACES = {
@@ -94,8 +94,7 @@ export function openLibcFile(path: string, readOnly: boolean): HostFile {
       "The C library is not available: 'io=libc' needs Linux and --allow-ffi",
     );
   }
-  requirePermission("read", path);
-  if (!readOnly) requirePermission("write", path);
+  requirePermissions(path, readOnly);
   const name = new TextEncoder().encode(path + "\0");
   if (name.indexOf(0) !== name.length - 1) throw new BlockError("ENOENT");
   const flags = (readOnly ? 0 : O_RDWR) | O_CLOEXEC;
@@ -106,12 +105,16 @@ export function openLibcFile(path: string, readOnly: boolean): HostFile {
   }
 }
 
-function requirePermission(name: "read" | "write", path: string): void {
-  if (Deno.permissions.querySync({ name, path }).state === "granted") return;
-  throw new BlockError("EACCES", undefined, {
-    hint: `Requires ${name} access to "${path}", run again with the ` +
-      `--allow-${name} flag`,
-  });
+/**
+ * Have Deno open the file as well: that checks its permissions as they are
+ * applied to files, special ones included, which a query of the path does not.
+ */
+function requirePermissions(path: string, readOnly: boolean): void {
+  try {
+    Deno.openSync(path, { read: true, write: !readOnly }).close();
+  } catch (error) {
+    throw denoError(error);
+  }
 }
 
 function throwUnlessInterrupted(): void {

@@ -1,0 +1,164 @@
+import { assertEquals, assertThrows } from "@std/assert";
+import { BlockError } from "../../core/errors.ts";
+import {
+  defaultOptions,
+  nestOptions,
+  type OptionTable,
+  parseKeyValueList,
+  parseOption,
+  parseOptions,
+  parseSize,
+} from "../../core/options.ts";
+
+const TABLE: OptionTable = {
+  name: { type: "string", help: "" },
+  size: { type: "size", help: "" },
+  count: { type: "number", help: "", default: 16 },
+  lazy: { type: "boolean", help: "", default: false },
+  compat_mode: { type: "enum", values: ["v2", "v3"], help: "" },
+};
+
+Deno.test("parseSize() takes what qemu-img takes", () => {
+  const cases: [string, number | undefined][] = [
+    ["0", 0],
+    ["1234", 1234],
+    ["1k", 1024],
+    ["1K", 1024],
+    ["2M", 2 << 20],
+    ["1.5G", 1.5 * 2 ** 30],
+    [".5k", 512],
+    ["3T", 3 * 2 ** 40],
+    ["1P", 2 ** 50],
+    ["100b", 100],
+    ["0x10", 16],
+    ["0x10k", 16384],
+    ["1.0", 1],
+    ["", undefined],
+    ["k", undefined],
+    [".", undefined],
+    ["-1", undefined],
+    ["1.5", undefined],
+    ["1kk", undefined],
+    ["1 k", undefined],
+    ["ten", undefined],
+    ["1e3", undefined],
+    ["0x1.8k", undefined],
+    ["NaN", undefined],
+  ];
+  for (const [text, size] of cases) assertEquals(parseSize(text), size, text);
+});
+
+Deno.test("parseOptions() gives each option its type", () => {
+  const parsed = parseOptions(TABLE, {
+    name: 5,
+    size: "64k",
+    count: "0x20",
+    lazy: "on",
+    compat_mode: "v3",
+  });
+  assertEquals(parsed, {
+    name: "5",
+    size: 65536,
+    count: 32,
+    lazy: true,
+    compat_mode: "v3",
+  });
+  assertEquals(parseOptions(TABLE, { size: undefined }), {});
+  const file = { driver: "file" };
+  assertEquals(parseOptions(TABLE, { file }, ["file"]), { file });
+  assertEquals(defaultOptions(TABLE), { count: 16, lazy: false });
+});
+
+Deno.test("parseOptions() refuses what does not fit, as QEMU words it", () => {
+  const cases: [string, unknown, string][] = [
+    ["other", 1, "Invalid parameter 'other'"],
+    ["toString", 1, "Invalid parameter 'toString'"],
+    ["__proto__x", 1, "Invalid parameter '__proto__x'"],
+    [
+      "size",
+      "big",
+      "Parameter 'size' expects a non-negative number below 2^64",
+    ],
+    ["size", -1, "Parameter 'size' expects a non-negative number below 2^64"],
+    [
+      "size",
+      "16E",
+      "Parameter 'size' expects a non-negative number below 2^64",
+    ],
+    ["size", NaN, "Parameter 'size' expects a non-negative number below 2^64"],
+    ["count", "1k", "Parameter 'count' expects a number"],
+    ["count", "", "Parameter 'count' expects a number"],
+    ["lazy", "maybe", "Parameter 'lazy' expects 'on' or 'off'"],
+    [
+      "compat_mode",
+      "v4",
+      "Parameter 'compat-mode' does not accept value 'v4'",
+    ],
+  ];
+  for (const [name, value, message] of cases) {
+    const error = assertThrows(
+      () => parseOptions(TABLE, { [name]: value }),
+      BlockError,
+      message,
+    );
+    assertEquals([error.code, error.message], ["EINVAL", message]);
+  }
+});
+
+Deno.test("parseOption() reads booleans in QEMU's four spellings", () => {
+  for (const [text, value] of [["on", true], ["off", false]] as const) {
+    assertEquals(parseOption("lazy", TABLE.lazy, text), value);
+  }
+  assertEquals(parseOption("lazy", TABLE.lazy, "true"), true);
+  assertEquals(parseOption("lazy", TABLE.lazy, "false"), false);
+});
+
+Deno.test("parseKeyValueList() splits at commas that are not doubled", () => {
+  const cases: [string, [string, string][]][] = [
+    ["a=1,b=2", [["a", "1"], ["b", "2"]]],
+    ["a=x,,y,b=,,", [["a", "x,y"], ["b", ","]]],
+    ["a=,,,b=1", [["a", ","], ["b", "1"]]],
+    ["a=b=c", [["a", "b=c"]]],
+    ["lazy,nolazy", [["lazy", "on"], ["lazy", "off"]]],
+    ["a=1,", [["a", "1"]]],
+    ["", []],
+  ];
+  for (const [text, pairs] of cases) {
+    assertEquals(parseKeyValueList(text), pairs, text);
+  }
+  assertEquals(parseKeyValueList("disk.img,size=1", "file"), [
+    ["file", "disk.img"],
+    ["size", "1"],
+  ]);
+});
+
+Deno.test("nestOptions() makes objects of dotted names", () => {
+  assertEquals(
+    nestOptions({ "file.driver": "raw", "file.file.filename": "x", size: 1 }),
+    { file: { driver: "raw", file: { filename: "x" } }, size: 1 },
+  );
+});
+
+Deno.test("nestOptions() refuses a name that is a value and an object", () => {
+  for (
+    const flat of [
+      { file: "x", "file.driver": "raw" },
+      { "file.driver": "raw", file: "x" },
+      { "a.b": 1, "a.b.c": 2 },
+    ]
+  ) {
+    const error = assertThrows(() => nestOptions(flat), BlockError);
+    assertEquals(error.code, "EINVAL");
+  }
+});
+
+Deno.test("nestOptions() does not touch prototypes", () => {
+  const before = Object.keys(Object.prototype).length;
+  try {
+    nestOptions({ "__proto__.polluted": 1, "constructor.prototype.x": 2 });
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
+  }
+  assertEquals(Object.keys(Object.prototype).length, before);
+  assertEquals(({} as { polluted?: number }).polluted, undefined);
+});
