@@ -8,10 +8,17 @@ import { BlockError } from "./errors.ts";
 import { describeSource, openProtocol, protocolStack } from "./open.ts";
 import { defaultOptions, type OptionValues, parseOptions } from "./options.ts";
 import { findDriver, getDriver } from "./registry.ts";
+import { findSecret, type SecretSource } from "./secrets.ts";
 import type { Source } from "./spec.ts";
 
 /** The largest size an image can have here, in bytes: 2^53 - 512. */
 export const MAX_IMAGE_SIZE = 2 ** 53 - 512;
+
+/** What making an image may need besides the format's own options. */
+export interface CreateOptions {
+  /** Where the keys of encrypted images come from. */
+  secrets?: SecretSource;
+}
 
 /**
  * Make an image of a format. `target` names its file (or describes the
@@ -35,6 +42,7 @@ export async function createImage(
   format: string,
   target: Source,
   options: OptionValues = {},
+  { secrets }: CreateOptions = {},
 ): Promise<void> {
   const driver = findDriver(format);
   if (!driver) {
@@ -56,6 +64,7 @@ export async function createImage(
       file = await createFile(target, size, preallocation);
       return file;
     },
+    secret: (id) => findSecret(secrets, { id, filename }),
   };
   try {
     await driver.create({ ...defaultOptions(table), ...parsed }, context);
@@ -86,6 +95,7 @@ async function createFile(
     createFile: () => {
       throw new BlockError("EINVAL", "A protocol has no file below it");
     },
+    secret: () => Promise.resolve(undefined),
   });
   return await openProtocol(stack);
 }

@@ -70,8 +70,17 @@ export interface OpenContext {
   readonly noFlush: boolean;
   /** Whether to bypass the page cache where the system can. */
   readonly direct: boolean;
+  /** Tell that a step of the driver's work is about to be done. */
+  event?(name: string): void;
   /** Tell the user about something that is not an error. */
   warn(message: string): void;
+  /**
+   * The bytes of a secret; `undefined` if none is named (`id` is absent) and
+   * the user does not offer one either.
+   *
+   * @throws {BlockError} EINVAL if there is no secret of that name.
+   */
+  secret(id: string | undefined): Promise<Uint8Array | undefined>;
   /**
    * Open the child called `name` as `options[name]` describes it; a file name
    * there is taken for a protocol's, its content is not probed.
@@ -107,6 +116,8 @@ export interface CreateContext {
     size: number,
     preallocation?: Preallocation,
   ): Promise<BlockNode>;
+  /** As {@linkcode OpenContext.secret}. */
+  secret(id: string | undefined): Promise<Uint8Array | undefined>;
 }
 
 /** How much of a new area is reserved at once. */
@@ -180,7 +191,12 @@ export interface NodeInfo {
 
 /** Sizes to which requests of a node must keep. */
 export interface RequestLimits {
-  /** Offsets and lengths must be multiples of this, in bytes. Default 1. */
+  /**
+   * Offsets and lengths of reads and writes must be multiples of this, in
+   * bytes. Default 1. The driver need not care for others: an opened node is
+   * made to take any. Where the size is no multiple, requests may go on to the
+   * next one.
+   */
   requestAlignment?: number;
   /** Largest read or write, in bytes. */
   maxTransfer?: number;
@@ -320,6 +336,11 @@ export interface BlockNode {
   flush?(): Promise<void>;
   /** Change the size, in bytes. */
   truncate?(size: number, options?: TruncateOptions): Promise<void>;
+  /**
+   * A step of the work of the node above is about to be done, by the name that
+   * QEMU's `blkdebug` has for it. Nodes for tests fail or wait then.
+   */
+  debugEvent?(name: string): Promise<void> | void;
   /** Describe the image. */
   info?(): Promise<NodeInfo>;
   /** Examine, and on demand repair, the image's own structures. */

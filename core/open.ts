@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { alignRequests } from "./alignment.ts";
 import { allocate } from "./bytes.ts";
 import type {
   BlockDriver,
@@ -15,6 +16,7 @@ import { asBlockError, BlockError } from "./errors.ts";
 import { normalizePath, resolveName, schemeOf } from "./names.ts";
 import type { OptionValues } from "./options.ts";
 import { getDriver, PROBE_LENGTH, probeFormat } from "./registry.ts";
+import { findSecret, type SecretSource } from "./secrets.ts";
 import {
   isNode,
   parseFilename,
@@ -69,6 +71,13 @@ export interface OpenOptions {
   maxChain?: number;
   /** How writes reach the disk. Default: `writeback`. */
   cache?: CacheMode;
+  /** Where the keys of encrypted images come from. Default: nowhere. */
+  secrets?: SecretSource;
+  /**
+   * Receives what drivers do as they do it (allocation, copy-on-write, loads
+   * and updates of metadata, flushes), by the names QEMU's `blkdebug` uses.
+   */
+  onEvent?(name: string, filename: string): void;
   /** Receives warnings. Default: they are dropped. */
   warn?(message: string): void;
 }
@@ -271,7 +280,11 @@ async function openDriver(
     purpose: opening.options.purpose ?? "io",
     noFlush: cache === "unsafe",
     direct: cache === "none" || cache === "directsync",
+    ...(opening.options.onEvent && {
+      event: (name: string) => opening.options.onEvent?.(name, filename),
+    }),
     warn: (message) => opening.options.warn?.(message),
+    secret: (id) => findSecret(opening.options.secrets, { id, filename }),
     describes: (name) =>
       options[name] === null || isNode(options[name]) ||
       filenameOf(options[name]) !== "" ||
@@ -305,7 +318,7 @@ async function openDriver(
     },
   };
   try {
-    return await driver.open(options, context);
+    return alignRequests(await driver.open(options, context));
   } catch (error) {
     for (const node of opened) await node.close();
     throw asBlockError(error);

@@ -99,7 +99,7 @@ export function parseOption(
         throw new BlockError(
           "EINVAL",
           `Parameter '${
-            name.replaceAll("_", "-")
+            lastName(name).replaceAll("_", "-")
           }' does not accept value '${value}'`,
         );
       }
@@ -107,6 +107,11 @@ export function parseOption(
     case "string":
       return String(value);
   }
+}
+
+/** What follows the last dot of a name. */
+function lastName(name: string): string {
+  return name.slice(name.lastIndexOf(".") + 1);
 }
 
 /**

@@ -1,0 +1,158 @@
+/**
+ * Unaligned requests to nodes that work in units: an encrypted image whose
+ * sectors are encrypted whole, a file opened to bypass the page cache.
+ *
+ * A write that covers a unit in part reads the unit, and writes it back whole.
+ * Meanwhile no other request may touch that unit, or one of the two is lost.
+ *
+ * @module
+ */
+import {
+  allocate,
+  type IoVector,
+  roundDown,
+  roundUp,
+  vectorLength,
+} from "./bytes.ts";
+import type { BlockNode, WriteFlags } from "./driver.ts";
+import { type Held, RangeLock } from "./lock.ts";
+
+type Read = (offset: number, iov: IoVector) => Promise<void>;
+type Write = (
+  offset: number,
+  iov: IoVector,
+  flags?: WriteFlags,
+) => Promise<void>;
+
+/**
+ * Let a node take requests of any offset and length if its
+ * `limits.requestAlignment` asks for multiples: the node's methods are replaced
+ * by ones that round. Others are left alone.
+ *
+ * `status` is asked as before: it moves no data. Of a discard, the units that
+ * it covers in part are left out.
+ */
+export function alignRequests(node: BlockNode): BlockNode {
+  const unit = node.limits?.requestAlignment ?? 1;
+  if (unit === 1) return node;
+  const data = new AlignedArea(
+    unit,
+    node.readv.bind(node),
+    node.writev?.bind(node),
+  );
+  node.readv = data.read;
+  if (node.writev) node.writev = data.write;
+  const writeZeroes = node.writeZeroes?.bind(node);
+  if (writeZeroes) {
+    node.writeZeroes = (offset, length, flags) =>
+      data.change(
+        offset,
+        length,
+        (start, length) => writeZeroes(start, length, flags),
+        (start, length) => data.write(start, [allocate(length)], flags),
+      );
+  }
+  const discard = node.discard?.bind(node);
+  if (discard) {
+    node.discard = (offset, length) =>
+      data.change(offset, length, discard, () => Promise.resolve());
+  }
+  const { loadVmState, saveVmState } = node;
+  if (loadVmState) {
+    const vmState = new AlignedArea(
+      unit,
+      loadVmState.bind(node),
+      saveVmState?.bind(node),
+    );
+    node.loadVmState = vmState.read;
+    if (saveVmState) node.saveVmState = vmState.write;
+  }
+  return node;
+}
+
+/** One space of offsets in which requests are rounded. */
+class AlignedArea {
+  readonly #unit: number;
+  readonly #read: Read;
+  readonly #write: Write | undefined;
+  /** Units being read or written; alone by who needs them whole. */
+  readonly #ranges = new RangeLock();
+
+  constructor(unit: number, read: Read, write: Write | undefined) {
+    this.#unit = unit;
+    this.#read = read;
+    this.#write = write;
+  }
+
+  readonly read: Read = async (offset, iov) => {
+    const end = offset + vectorLength(iov);
+    const [start, stop] = this.#around(offset, end);
+    using _ = await this.#hold(start, stop, false);
+    if (start === offset && stop === end) return await this.#read(start, iov);
+    const before = allocate(offset - start);
+    const after = allocate(stop - end);
+    await this.#read(start, [before, ...iov, after].filter(isFilled));
+  };
+
+  readonly write: Write = async (offset, iov, flags) => {
+    const end = offset + vectorLength(iov);
+    const [start, stop] = this.#around(offset, end);
+    const whole = start === offset && stop === end;
+    using _ = await this.#hold(start, stop, !whole);
+    if (whole) return await this.#write!(start, iov, flags);
+    const first = await this.#unitAt(offset);
+    const shared = first.length > 0 && stop - start === this.#unit;
+    const last = shared ? first : await this.#unitAt(end);
+    const before = first.subarray(0, offset - start);
+    const after = last.subarray(last.length - (stop - end));
+    await this.#write!(start, [before, ...iov, after].filter(isFilled), flags);
+  };
+
+  /**
+   * Do something to a range: `whole` to the units that lie in it, `part` to
+   * what else there is of it at its ends.
+   */
+  async change(
+    offset: number,
+    length: number,
+    whole: (offset: number, length: number) => Promise<void>,
+    part: (offset: number, length: number) => Promise<void>,
+  ): Promise<void> {
+    const end = offset + length;
+    const start = roundUp(offset, this.#unit);
+    const stop = roundDown(end, this.#unit);
+    if (start > stop) return await part(offset, length);
+    if (offset < start) await part(offset, start - offset);
+    if (start < stop) {
+      using _ = await this.#hold(start, stop, false);
+      await whole(start, stop - start);
+    }
+    if (stop < end) await part(stop, end - stop);
+  }
+
+  /** The units that a range touches. */
+  #around(offset: number, end: number): [start: number, stop: number] {
+    return [roundDown(offset, this.#unit), roundUp(end, this.#unit)];
+  }
+
+  /** The content of the unit in which an offset lies, if not at its border. */
+  async #unitAt(offset: number): Promise<Uint8Array> {
+    const start = roundDown(offset, this.#unit);
+    if (start === offset) return allocate(0);
+    const unit = allocate(this.#unit);
+    await this.#read(start, [unit]);
+    return unit;
+  }
+
+  async #hold(start: number, stop: number, alone: boolean): Promise<Held> {
+    let blocker;
+    while ((blocker = this.#ranges.conflict(start, stop, alone))) {
+      await blocker.released;
+    }
+    return this.#ranges.hold(start, stop, alone);
+  }
+}
+
+function isFilled(part: Uint8Array): boolean {
+  return part.length > 0;
+}

@@ -1,0 +1,67 @@
+/**
+ * Secrets that images ask for: the keys of encrypted ones.
+ *
+ * @module
+ */
+import { BlockError } from "./errors.ts";
+
+/** What a secret is wanted for. */
+export interface SecretRequest {
+  /** The secret's name; absent if the description of the stack names none. */
+  readonly id?: string;
+  /** The image that needs it. */
+  readonly filename: string;
+}
+
+/**
+ * Where secrets come from: by name, or from a function that finds or asks for
+ * them and answers `undefined` if it knows none. Text stands for its UTF-8
+ * bytes.
+ *
+ * @example
+ * ```ts
+ * import { createImage, MemoryStore, openImage } from "@bdrv/bdrv";
+ * const file = { driver: "memory", store: new MemoryStore() };
+ * const secrets = { sec0: "correct horse" };
+ * const encrypt = { format: "aes", "key-secret": "sec0" };
+ * await createImage("qcow2", file, {
+ *   size: 1 << 20,
+ *   "encrypt.format": "aes",
+ *   "encrypt.key-secret": "sec0",
+ * }, { secrets });
+ * await using image = await openImage(
+ *   { driver: "qcow2", encrypt, file },
+ *   { secrets },
+ * );
+ * await image.write(0, new TextEncoder().encode("hidden"));
+ * ```
+ */
+export type SecretSource =
+  | { readonly [id: string]: string | Uint8Array }
+  | ((
+    request: SecretRequest,
+  ) => Secret | undefined | Promise<Secret | undefined>);
+
+type Secret = string | Uint8Array;
+
+/**
+ * Find a secret.
+ *
+ * @returns its bytes; `undefined` if the request names none and none is offered.
+ * @throws {BlockError} EINVAL if there is no secret of the name.
+ */
+export async function findSecret(
+  source: SecretSource | undefined,
+  request: SecretRequest,
+): Promise<Uint8Array | undefined> {
+  const { id } = request;
+  const secret = typeof source === "function"
+    ? await source(request)
+    : source && id !== undefined && Object.hasOwn(source, id)
+    ? source[id]
+    : undefined;
+  if (secret === undefined && id !== undefined) {
+    throw new BlockError("EINVAL", `No secret with id '${id}'`);
+  }
+  return typeof secret === "string" ? new TextEncoder().encode(secret) : secret;
+}
