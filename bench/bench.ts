@@ -1,0 +1,161 @@
+/**
+ * Measures us side by side with qemu-img, and prints a table.
+ *
+ * `deno task bench [WORD…] [--runs=5] [--size=1024] [--save]`: only works whose
+ * names have one of the words; runs of each side (medians are shown); MiB of
+ * the main input; write the table to bench/RESULTS.md. Whole processes are
+ * timed, in turn, on files in memory (/dev/shm).
+ *
+ * @module
+ */
+import { isInput, makeInput } from "./inputs.ts";
+import { machine, median, peakMemory, runTool, time } from "./measure.ts";
+import { type Work, works } from "./works.ts";
+
+const HERE = new URL(".", import.meta.url).pathname;
+const QEMU_IMG = ["qemu-img"];
+const OURS = [Deno.execPath(), "run", "--quiet", "--no-prompt", "-A"];
+const FILES = { ours: "ours.out", theirs: "theirs.out" };
+
+type Side = keyof typeof FILES;
+
+interface Settings {
+  folder: string;
+  /** Of the main input, bytes. */
+  size: number;
+  runs: number;
+}
+
+interface Measured {
+  milliseconds: { [side in Side]: number };
+  mebibytes: { [side in Side]: number };
+}
+
+/** A command's words, with the names of this side's files. */
+function words(command: string, side: Side): string[] {
+  return command.split(" ").map((word) =>
+    word === "OUT" ? FILES[side] : word === "THEIRS" ? FILES.theirs : word
+  );
+}
+
+function commandOf(work: Work, side: Side): string[] {
+  if (side === "theirs") return [...QEMU_IMG, ...words(work.command, side)];
+  if (work.script === undefined) {
+    return [...OURS, `${HERE}../cli.ts`, ...words(work.command, side)];
+  }
+  const [script, ...args] = words(work.script, side);
+  return [...OURS, HERE + script, ...args];
+}
+
+/** Clear the way for a run, and leave nothing of it to be timed. */
+async function prepare(
+  work: Work,
+  side: Side,
+  folder: string,
+): Promise<void> {
+  await Deno.remove(`${folder}/${FILES[side]}`).catch(() => {});
+  if (work.before) await runTool(folder, "qemu-img", words(work.before, side));
+}
+
+async function measure(work: Work, settings: Settings): Promise<Measured> {
+  const { folder, size, runs } = settings;
+  for (const word of work.command.split(" ")) {
+    if (isInput(word)) await makeInput(word, size, folder);
+  }
+  const sides: Side[] = ["ours", "theirs"];
+  const mebibytes = { ours: 0, theirs: 0 };
+  // These runs also fill caches: the page cache, and Deno's of checked code.
+  for (const side of sides) {
+    await prepare(work, side, folder);
+    mebibytes[side] = await peakMemory(folder, commandOf(work, side));
+  }
+  for (const check of work.verify ?? []) {
+    await runTool(folder, "qemu-img", words(check, "ours"));
+  }
+  const times: { [side in Side]: number[] } = { ours: [], theirs: [] };
+  for (let run = 0; run < runs; run++) {
+    for (const side of sides) {
+      await prepare(work, side, folder);
+      times[side].push(await time(folder, commandOf(work, side)));
+    }
+    sides.reverse();
+  }
+  return {
+    milliseconds: { ours: median(times.ours), theirs: median(times.theirs) },
+    mebibytes,
+  };
+}
+
+function row(work: Work, { milliseconds, mebibytes }: Measured): string {
+  const ratio = milliseconds.ours / milliseconds.theirs;
+  const cells = [
+    work.name.padEnd(36),
+    milliseconds.ours.toFixed(0).padStart(8),
+    milliseconds.theirs.toFixed(0).padStart(8),
+    ratio.toFixed(2).padStart(6),
+    work.goal.toFixed(1).padStart(6),
+    mebibytes.ours.toFixed(0).padStart(8),
+    mebibytes.theirs.toFixed(0).padStart(8),
+  ];
+  return `| ${cells.join(" | ")} |`;
+}
+
+const HEADER = [
+  `| ${
+    "work".padEnd(36)
+  } |  ours ms |  qemu ms |  ratio | at most | ours MiB | qemu MiB |`,
+  `| ${
+    "-".repeat(36)
+  } | -------: | -------: | -----: | -----: | -------: | -------: |`,
+];
+
+function option(name: string, otherwise: number): number {
+  const given = Deno.args.find((arg) => arg.startsWith(`--${name}=`));
+  return given === undefined ? otherwise : Number(given.split("=")[1]);
+}
+
+const wanted = Deno.args.filter((arg) => !arg.startsWith("--"));
+const chosen = works.filter(({ name }) =>
+  wanted.length === 0 || wanted.some((word) => name.includes(word))
+);
+const settings: Settings = {
+  folder: await Deno.makeTempDir({ dir: "/dev/shm", prefix: "bdrv-bench-" }),
+  size: option("size", 1024) * 1024 * 1024,
+  runs: option("runs", 5),
+};
+const lines = [
+  `${await machine()}`,
+  `Main input ${settings.size / 2 ** 20} MiB (a quarter random, a quarter ` +
+  `text, half holes), medians of ${settings.runs} alternating runs.`,
+  "",
+  ...HEADER,
+];
+for (const line of lines) console.log(line);
+try {
+  for (const work of chosen) {
+    let line: string;
+    try {
+      line = row(work, await measure(work, settings));
+    } catch (error) {
+      // One work that fails must not cost the figures of the others.
+      console.error((error as Error).message);
+      line = `| ${work.name.padEnd(36)} | failed |`;
+      Deno.exitCode = 1;
+    }
+    console.log(line);
+    lines.push(line);
+  }
+} finally {
+  await Deno.remove(settings.folder, { recursive: true });
+}
+if (Deno.args.includes("--save")) {
+  const command = `deno task bench ${Deno.args.join(" ")}`;
+  const date = new Date().toISOString().slice(0, 10);
+  await Deno.writeTextFile(
+    `${HERE}RESULTS.md`,
+    `# Measured side by side with qemu-img\n\n` +
+      `${date}, by \`${command}\`. Every result was checked with qemu-img ` +
+      `in the same run. Ratio: ours ÷ qemu-img, whole processes.\n\n` +
+      lines.join("\n") + "\n",
+  );
+}

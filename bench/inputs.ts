@@ -1,0 +1,116 @@
+/**
+ * The images that are measured on. Each is made when a work first asks for it.
+ *
+ * @module
+ */
+import { runTool } from "./measure.ts";
+
+const MIB = 1024 * 1024;
+
+/** Makes the image called `name` in the folder; `size` is that of `mixed`. */
+type Recipe = (name: string, size: number, folder: string) => Promise<void>;
+
+const recipes: { [name: string]: Recipe } = {
+  "mixed.raw": makeMixed,
+  "mixed.qcow2": fromMixed(),
+  "zlib.qcow2": fromMixed("-c"),
+  "zstd.qcow2": fromMixed("-c", "-o", "compression_type=zstd"),
+  // Two layers: what the upper one holds replaces half of the random data.
+  "overlay.qcow2": async (name, size, folder) => {
+    await makeInput("mixed.qcow2", size, folder);
+    const backing = ["-b", "mixed.qcow2", "-F", "qcow2"];
+    await runTool(folder, "qemu-img", [
+      ...["create", "-q", "-f", "qcow2", ...backing, name],
+    ]);
+    const writes = [];
+    for (let at = 0; at < size; at += 8 * MIB) {
+      writes.push("-c", `write -q -P 0x5a ${at} ${MIB}`);
+    }
+    await runTool(folder, "qemu-io", [...writes, name]);
+  },
+  "sparse.raw": async (name, size, folder) => {
+    using file = await open(folder, name);
+    await file.truncate(500 * size);
+    for (let at = 0; at < 8; at++) {
+      await file.seek(at * 60 * size, Deno.SeekMode.Start);
+      await file.write(text(MIB, at));
+    }
+  },
+  "preallocated.qcow2": async (name, size, folder) => {
+    await runTool(folder, "qemu-img", [
+      ...["create", "-q", "-f", "qcow2", "-o", "preallocation=metadata"],
+      ...[name, `${256 * size}`],
+    ]);
+  },
+};
+
+/** Make an image, unless it is there. */
+export async function makeInput(
+  name: string,
+  size: number,
+  folder: string,
+): Promise<void> {
+  try {
+    await Deno.stat(`${folder}/${name}`);
+  } catch {
+    await recipes[name](name, size, folder);
+  }
+}
+
+/** Whether there is a recipe for an image. */
+export function isInput(name: string): boolean {
+  return Object.hasOwn(recipes, name);
+}
+
+/** A quarter random, a quarter text, half holes; in turn, a MiB each. */
+async function makeMixed(
+  name: string,
+  size: number,
+  folder: string,
+): Promise<void> {
+  using file = await open(folder, name);
+  await file.truncate(size);
+  const random = new Uint8Array(MIB);
+  for (let piece = 0; piece * MIB < size; piece += 2) {
+    await file.seek(piece * MIB, Deno.SeekMode.Start);
+    if (piece % 4 === 0) {
+      for (let at = 0; at < MIB; at += 65536) {
+        crypto.getRandomValues(random.subarray(at, at + 65536));
+      }
+      await file.write(random);
+    } else {
+      await file.write(text(MIB, piece));
+    }
+  }
+}
+
+function fromMixed(...options: string[]): Recipe {
+  return async (name, size, folder) => {
+    await makeInput("mixed.raw", size, folder);
+    await runTool(folder, "qemu-img", [
+      ...["convert", "-f", "raw", "-O", "qcow2", ...options, "mixed.raw", name],
+    ]);
+  };
+}
+
+function open(folder: string, name: string): Promise<Deno.FsFile> {
+  return Deno.open(`${folder}/${name}`, { create: true, write: true });
+}
+
+const WORDS = ("the block layer of a virtual machine reads and writes disk " +
+  "images whose clusters are found by way of tables error warning info " +
+  "2025-01-01T00:00:00Z kernel: daemon started connection from port user")
+  .split(" ");
+
+/** Words in an arbitrary order, which `seed` decides. */
+function text(length: number, seed: number): Uint8Array {
+  const words: string[] = [];
+  let state = seed | 1;
+  for (let bytes = 0; bytes < length;) {
+    state = (Math.imul(state, 1664525) + 1013904223) | 0;
+    const word = WORDS[(state >>> 16) % WORDS.length];
+    words.push(word);
+    bytes += word.length + 1;
+  }
+  return new TextEncoder().encode(words.join(" ")).subarray(0, length);
+}

@@ -1,0 +1,86 @@
+/**
+ * What is measured. A work is a command that both programs understand; words
+ * in it that name an input (see `inputs.ts`) are made beforehand, and `OUT`
+ * is a file of the program's own, absent at the start.
+ *
+ * @module
+ */
+
+/** One row of the table. */
+export interface Work {
+  /** What it is, for the reader. */
+  readonly name: string;
+  /** The arguments of `qemu-img`, and of ours. */
+  readonly command: string;
+  /** Ours where our command line has no such command: a script and its arguments. */
+  readonly script?: string;
+  /** The ratio to reach: ours ÷ qemu-img. */
+  readonly goal: number;
+  /** What is run for each side before each run: `qemu-img` with these arguments. */
+  readonly before?: string;
+  /** What must succeed after a run of ours: `qemu-img` with these arguments. */
+  readonly verify?: readonly string[];
+}
+
+const SAME_AS_MIXED = "compare -f raw mixed.raw OUT";
+const SCATTER = 269 * 4096;
+
+/** The rows of the table, in its order. */
+export const works: readonly Work[] = [
+  {
+    name: "convert raw → qcow2",
+    command: "convert -f raw -O qcow2 mixed.raw OUT",
+    goal: 0.9,
+    verify: [SAME_AS_MIXED, "check OUT"],
+  },
+  {
+    name: "convert qcow2 → raw",
+    command: "convert -f qcow2 -O raw mixed.qcow2 OUT",
+    goal: 0.9,
+    verify: ["compare -f raw -F raw mixed.raw OUT"],
+  },
+  {
+    name: "convert overlay of two → raw",
+    command: "convert -f qcow2 -O raw overlay.qcow2 OUT",
+    goal: 0.9,
+    verify: ["compare -f qcow2 -F raw overlay.qcow2 OUT"],
+  },
+  {
+    name: "compare raw with qcow2",
+    command: "compare -f raw -F qcow2 mixed.raw mixed.qcow2",
+    goal: 0.9,
+  },
+  {
+    name: "4 KiB scattered reads, depth 1",
+    command: `bench -f qcow2 -c 100000 -d 1 -s 4096 -S ${SCATTER} mixed.qcow2`,
+    script: `requests.ts read 100000 1 4096 ${SCATTER} mixed.qcow2`,
+    goal: 0.4,
+  },
+  {
+    name: "4 KiB scattered reads, depth 64",
+    command: `bench -f qcow2 -c 100000 -d 64 -s 4096 -S ${SCATTER} mixed.qcow2`,
+    script: `requests.ts read 100000 64 4096 ${SCATTER} mixed.qcow2`,
+    goal: 1.0,
+  },
+  {
+    name: "4 KiB allocating writes, depth 1",
+    command: "bench -f qcow2 -w -c 16384 -d 1 -s 4096 -S 65536 OUT",
+    script: "requests.ts write 16384 1 4096 65536 OUT",
+    goal: 0.4,
+    before: "create -q -f qcow2 OUT 1G",
+    verify: ["compare -f qcow2 -F qcow2 OUT THEIRS", "check OUT"],
+  },
+  {
+    name: "64 KiB allocating writes, depth 64",
+    command: "bench -f qcow2 -w -c 16384 -d 64 -s 65536 OUT",
+    script: "requests.ts write 16384 64 65536 65536 OUT",
+    goal: 0.9,
+    before: "create -q -f qcow2 OUT 1G",
+    verify: ["compare -f qcow2 -F qcow2 OUT THEIRS", "check OUT"],
+  },
+  {
+    name: "info, whole process",
+    command: "info mixed.qcow2",
+    goal: 5,
+  },
+];
