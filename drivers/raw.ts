@@ -255,7 +255,7 @@ class RawNode implements BlockNode {
     if (options?.preallocation === "metadata") {
       throw new BlockError(
         "ENOTSUP",
-        "Unsupported preallocation mode 'metadata'",
+        "Unsupported preallocation mode: metadata",
       );
     }
     await this.#file.truncate(this.#offset + size, options);

@@ -63,8 +63,11 @@ export const command: Command = {
     return await usingNodes([node], async () => {
       const end = Math.min(node.size, start + maxLength);
       const print = (text: string) => program.print(text);
-      if (output === "json") await printJson(entries(node, start, end), print);
-      else await printHuman(entries(node, start, end), print);
+      if (output === "json") {
+        await printJson(entries(node, start, end), start, print);
+      } else {
+        await printHuman(entries(node, start, end), print);
+      }
       return 0;
     });
   },
@@ -140,6 +143,7 @@ function continues(entry: Entry, next: Entry): boolean {
 
 async function printJson(
   found: AsyncIterable<Entry>,
+  start: number,
   print: (text: string) => void,
 ): Promise<void> {
   print("[");
@@ -152,11 +156,11 @@ async function printJson(
     if (entry) print(`${jsonLine(entry)},\n`);
     entry = next;
   }
-  print(`${jsonLine(entry ?? EMPTY)}]\n`);
+  print(`${jsonLine(entry ?? { ...NOTHING, start })}]\n`);
 }
 
-/** What is shown of an image in which there is nothing. */
-const EMPTY: Entry = {
+/** What is shown of a range in which there is nothing. */
+const NOTHING: Entry = {
   start: 0,
   length: 0,
   depth: 0,

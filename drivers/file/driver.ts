@@ -63,6 +63,7 @@ export const fileDriver: BlockDriver = {
     const node = openFile(filename, io, false, false);
     try {
       await node.truncate(roundUp(size, SECTOR_SIZE), { preallocation });
+      if (preallocation === "off") await allocateFirstBlock(node);
     } finally {
       await node.close();
     }
@@ -118,9 +119,22 @@ function openFile(
     });
   } catch (error) {
     host?.close();
+    if (error instanceof BlockError && error.code === "EISDIR") throw error;
     throw cannotOpen(filename, error);
   }
 }
+
+/**
+ * Have a block behind the start of a file. QEMU does so, since a hole would
+ * not tell it what alignment direct I/O needs; sizes and maps then agree.
+ */
+async function allocateFirstBlock(node: FileNode): Promise<void> {
+  if (node.size === 0) return;
+  const length = node.size < FIRST_BLOCK ? SECTOR_SIZE : FIRST_BLOCK;
+  await node.writev(0, [new Uint8Array(length)]);
+}
+
+const FIRST_BLOCK = 4096;
 
 /** Make a file, or empty the one that is there; a device stays as it is. */
 function makeEmpty(filename: string): void {

@@ -143,7 +143,7 @@ export class FileNode implements BlockNode {
     if (preallocation === "metadata") {
       throw new BlockError(
         "ENOTSUP",
-        `Unsupported preallocation mode '${preallocation}'`,
+        `Unsupported preallocation mode: ${preallocation}`,
       );
     }
     if (this.#fixedSize) {

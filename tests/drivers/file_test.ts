@@ -136,7 +136,7 @@ eachWay("reserves what it grows by", async (io, folder) => {
     await assertRejects(
       () => node.truncate!(500_000, { preallocation: "metadata" }),
       BlockError,
-      "Unsupported preallocation mode 'metadata'",
+      "Unsupported preallocation mode: metadata",
     );
   });
   const bytes = await Deno.readFile(filename);
