@@ -271,3 +271,11 @@ export function isEqual(a: Uint8Array, b: Uint8Array): boolean {
   for (let i = count * 4; i < length; i++) if (a[i] !== b[i]) return false;
   return true;
 }
+
+/** Have a timer not keep the program running, where that can be said. */
+export function unrefTimer(timer: unknown): void {
+  const { Deno } = globalThis as {
+    Deno?: { unrefTimer?(timer: unknown): void };
+  };
+  Deno?.unrefTimer?.(timer);
+}

@@ -168,11 +168,16 @@ export class ClusterMap {
     const { clusterSize } = geometry;
     const bytes = allocate(roundUp(size * ENTRY_SIZE, clusterSize));
     bytes.set(this.l1Bytes);
+    await this.#state.event("l1_grow_alloc_table");
     const offset = await refcounts.allocate(bytes.length / clusterSize);
     const old = { offset: header.l1TableOffset, size: header.l1Size };
     try {
-      await file.writev!(offset, [bytes]);
       await refcountCache.flush();
+      await this.#state.overlap.check(offset, bytes.length);
+      await this.#state.event("l1_grow_write_table");
+      await file.writev!(offset, [bytes]);
+      await file.flush?.();
+      await this.#state.event("l1_grow_activate_table");
       header.l1TableOffset = offset;
       header.l1Size = size;
       await this.#state.writeHeader();
@@ -193,7 +198,11 @@ export class ClusterMap {
     const entry = allocate(ENTRY_SIZE);
     writeUint64(viewOf(entry), 0, offset);
     if (offset !== 0) entry[0] |= COPIED >>> 24;
-    await file.writev!(header.l1TableOffset + at, [entry]);
+    const place = header.l1TableOffset + at;
+    await this.#state.overlap.check(place, ENTRY_SIZE, "active-l1");
+    await this.#state.event("l1_update");
+    await file.writev!(place, [entry]);
+    this.#state.overlap.replaceL2(this.l2TableOffset(index), offset);
     this.l1Bytes.set(entry, at);
   }
 
@@ -251,36 +260,32 @@ export class ClusterMap {
     };
   }
 
-  /** Refuse entries that no correct program writes. */
-  async #validate(mapping: Mapping, guestOffset: number): Promise<void> {
-    const { kind, hostOffset } = mapping;
+  /** Whether a correct program may have written the entry. */
+  isSound({ kind, hostOffset }: Mapping, guestOffset: number): boolean {
     const { geometry, header } = this.#state;
-    if (kind === "normal" || kind === "zeroAllocated") {
-      const cluster = hostOffset - guestOffset % geometry.clusterSize;
-      if (geometry.isAligned(cluster) && cluster < 2 ** 53) return;
-      const what = kind === "normal"
-        ? "Cluster allocation"
-        : "Preallocated zero cluster";
-      await this.#state.corrupt(
-        `${what} offset ${hex(cluster)} unaligned (L2 offset: ${
-          this.#place(guestOffset)
-        })`,
-        kind === "normal",
-      );
-    }
-    if (header.version < 3 && kind === "zero") {
-      await this.#state.corrupt(
-        `Zero cluster entry found in pre-v3 image (L2 offset: ${
-          this.#place(guestOffset)
-        })`,
-      );
-    }
+    if (kind === "unallocated" || kind === "compressed") return true;
+    if (kind !== "normal" && header.version < 3) return false;
+    if (kind === "zero") return true;
+    const cluster = hostOffset - geometry.offsetInCluster(guestOffset);
+    return geometry.isAligned(cluster) && cluster < 2 ** 53;
   }
 
-  #place(guestOffset: number): string {
-    const { geometry } = this.#state;
-    const l2Offset = this.l2TableOffset(geometry.l1Index(guestOffset));
-    return `${hex(l2Offset)}, L2 index: ${hex(geometry.l2Index(guestOffset))}`;
+  /** Refuse entries that no correct program writes. */
+  async #validate(mapping: Mapping, guestOffset: number): Promise<void> {
+    if (this.isSound(mapping, guestOffset)) return;
+    const { geometry, header } = this.#state;
+    const l2Offset = hex(this.l2TableOffset(geometry.l1Index(guestOffset)));
+    const l2Index = hex(geometry.l2Index(guestOffset));
+    const place = `(L2 offset: ${l2Offset}, L2 index: ${l2Index})`;
+    if (mapping.kind !== "normal" && header.version < 3) {
+      await this.#state.corrupt(
+        `Zero cluster entry found in pre-v3 image ${place}`,
+      );
+    }
+    const cluster = mapping.hostOffset - geometry.offsetInCluster(guestOffset);
+    await this.#state.corrupt(
+      `Cluster allocation offset ${hex(cluster)} unaligned ${place}`,
+    );
   }
 
   async #loadSlice(guestOffset: number): Promise<void> {
@@ -308,6 +313,7 @@ export class ClusterMap {
     const bytes = allocate(clusterSize);
     if (oldOffset !== 0) {
       await l2Cache.write();
+      await this.#state.event("l2_alloc_cow_read");
       await file.readv(oldOffset, [bytes]);
     }
     const offset = await refcounts.allocate(1);
@@ -317,6 +323,8 @@ export class ClusterMap {
       );
     }
     try {
+      await this.#state.event("l2_alloc_write");
+      await this.#state.overlap.check(offset, clusterSize);
       await file.writev!(offset, [bytes]);
       // Both the table and its refcount must be durable before they are used.
       await refcountCache.flush();

@@ -48,6 +48,7 @@ export class CompressedReader {
     const { hostOffset, length } = geometry.compressedCluster(high, low);
     if (hostOffset >= 2 ** 53) throw new BlockError("EIO");
     const stored = allocate(length);
+    await this.#state.event("read_compressed");
     await file.readv(hostOffset, [stored]);
     const { clusterSize } = geometry;
     try {

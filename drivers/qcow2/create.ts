@@ -24,13 +24,15 @@ import {
   viewOf,
   writeUint64,
 } from "./format.ts";
-import { encodeHeader, type Header } from "./header.ts";
+import { createEncryption, ENCRYPT_CREATE_OPTIONS } from "./encryption.ts";
+import { Crypt, encodeHeader, type Header } from "./header.ts";
 import { writeRefcount } from "./refcounts.ts";
 import { preallocate } from "./resize.ts";
-import { Qcow2State } from "./state.ts";
+import { Qcow2State, QUIET } from "./state.ts";
 
 /** The options of `create`, in the order in which they are shown. */
 export const CREATE_OPTIONS: OptionTable = {
+  ...ENCRYPT_CREATE_OPTIONS,
   cluster_size: {
     type: "size",
     default: DEFAULT_CLUSTER_SIZE,
@@ -84,6 +86,8 @@ export async function create(
   context: CreateContext,
 ): Promise<void> {
   const { header, size, preallocation } = planImage(options);
+  const encryption = await createEncryption(options, context);
+  if (encryption) header.cryptMethod = Crypt.AES;
   // Whether it all fits into the first cluster is known before the file goes.
   encodeHeader(header);
   const file = await context.createFile(0);
@@ -111,8 +115,9 @@ export async function create(
     { ...header, size: 0 },
     false,
     caches,
-    () => {},
+    QUIET,
   );
+  state.encryption = encryption;
   await state.load();
   {
     using _ = await state.metadata.lock();
@@ -215,7 +220,7 @@ function planImage(options: OptionValues): Plan {
     backingFormat,
     clusterBits,
     size,
-    cryptMethod: 0,
+    cryptMethod: Crypt.NONE,
     l1Size: 0,
     l1TableOffset: 0,
     refcountTableOffset: clusterSize,

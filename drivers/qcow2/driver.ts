@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { type IoVector, vectorLength } from "../../core/bytes.ts";
+import { type IoVector, SECTOR_SIZE, vectorLength } from "../../core/bytes.ts";
 import type {
   BlockDriver,
   BlockNode,
@@ -23,8 +23,10 @@ import {
   type OptionValues,
   parseOptions,
 } from "../../core/options.ts";
+import { unrefTimer } from "../../core/runtime.ts";
 import { checkImage } from "./check.ts";
 import { create, CREATE_OPTIONS } from "./create.ts";
+import { ENCRYPT_OPTIONS, openEncryption } from "./encryption.ts";
 import {
   Autoclear,
   Compatible,
@@ -39,6 +41,7 @@ import {
   probe,
   readHeader,
 } from "./header.ts";
+import { OVERLAP_OPTIONS, protectedKinds } from "./overlap.ts";
 import { guestStatus, readGuest } from "./read.ts";
 import { resize } from "./resize.ts";
 import {
@@ -50,7 +53,7 @@ import {
   loadSnapshotTable,
   vmStateOffset,
 } from "./snapshots.ts";
-import { type CacheSizes, Qcow2State } from "./state.ts";
+import { type Behaviour, type CacheSizes, Qcow2State } from "./state.ts";
 import { discardGuest, zeroGuest } from "./unmap.ts";
 import { writeCompressedCluster, writeGuest } from "./write.ts";
 
@@ -71,6 +74,28 @@ const OPEN_OPTIONS: OptionTable = {
     type: "size",
     help: "Maximum refcount block cache size",
   },
+  "cache-clean-interval": {
+    type: "number",
+    help: "Clean unused cache entries after this time (in seconds)",
+  },
+  "lazy-refcounts": {
+    type: "boolean",
+    help: "Postpone refcount updates",
+  },
+  "pass-discard-request": {
+    type: "boolean",
+    help: "Pass guest discard requests to the layer below",
+  },
+  "pass-discard-snapshot": {
+    type: "boolean",
+    help: "Generate discard requests when snapshot related space is freed",
+  },
+  "pass-discard-other": {
+    type: "boolean",
+    help: "Generate discard requests when other clusters are freed",
+  },
+  ...OVERLAP_OPTIONS,
+  ...ENCRYPT_OPTIONS,
 };
 
 /**
@@ -89,11 +114,28 @@ export const qcow2Driver: BlockDriver = {
   create,
 };
 
+/** `{"overlap-check": {template: "all"}}` as `{"overlap-check.template": …}`. */
+function flatten(options: OptionValues): OptionValues {
+  const flat = { ...options };
+  for (const group of ["overlap-check", "encrypt"]) {
+    const nested = options[group];
+    if (typeof nested !== "object" || nested === null) continue;
+    delete flat[group];
+    for (const [name, value] of Object.entries(nested)) {
+      flat[`${group}.${name}`] = value;
+    }
+  }
+  return flat;
+}
+
 async function open(
   options: OptionValues,
   context: OpenContext,
 ): Promise<BlockNode> {
-  const parsed = parseOptions(OPEN_OPTIONS, options, ["file", "backing"]);
+  const parsed = parseOptions(OPEN_OPTIONS, flatten(options), [
+    "file",
+    "backing",
+  ]);
   const file = await context.openChild("file");
   const { purpose, readOnly } = context;
   const policy = {
@@ -103,14 +145,16 @@ async function open(
     warn: (message: string) => context.warn(message),
   };
   const header = await readHeader(file, policy);
+  const behaviour = behaviourOf(parsed, header, context);
   const sizes = (header: Header) => cacheSizes(parsed, header);
   const state = new Qcow2State(
     file,
     header,
     readOnly,
     sizes(header),
-    policy.warn,
+    behaviour,
   );
+  state.encryption = await openEncryption(header, parsed, context);
   const load = async () => {
     await state.load();
     if (purpose !== "check") await loadSnapshotTable(state);
@@ -133,8 +177,40 @@ async function open(
     await load();
   };
   const node = new Qcow2Node(state, context.filename, reopen);
+  node.cleanCaches(parsed["cache-clean-interval"] as number ?? 600);
   if (!readOnly && purpose === "io") await node.prepareForWriting();
   return node;
+}
+
+/** How the image is to be used, by its options and its header. */
+function behaviourOf(
+  options: OptionValues,
+  header: Header,
+  context: OpenContext,
+): Behaviour {
+  const wish = (name: string, otherwise: boolean) =>
+    options[name] as boolean | undefined ?? otherwise;
+  const isLazy = (header.compatible.low & Compatible.LAZY_REFCOUNTS) !== 0;
+  const lazyRefcounts = wish("lazy-refcounts", isLazy);
+  if (lazyRefcounts && header.version < 3) {
+    throw new BlockError(
+      "EINVAL",
+      "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level",
+    );
+  }
+  return {
+    lazyRefcounts,
+    protectedKinds: protectedKinds(options),
+    passDiscard: {
+      request: wish("pass-discard-request", true),
+      snapshot: wish("pass-discard-snapshot", true),
+      other: wish("pass-discard-other", false),
+      always: true,
+      never: false,
+    },
+    warn: (message) => context.warn(message),
+    ...(context.event && { event: (name) => context.event?.(name) }),
+  };
 }
 
 /** The sizes of the caches: QEMU's rules, with QEMU's messages. */
@@ -193,6 +269,7 @@ class Qcow2Node implements BlockNode {
   readonly #state: Qcow2State;
 
   readonly #reopen: () => Promise<void>;
+  #cleaning?: ReturnType<typeof setInterval>;
 
   constructor(
     state: Qcow2State,
@@ -204,6 +281,7 @@ class Qcow2Node implements BlockNode {
     this.filename = filename;
     const { clusterSize } = state.geometry;
     this.limits = {
+      ...(state.encryption && { requestAlignment: SECTOR_SIZE }),
       writeZeroesAlignment: clusterSize,
       discardAlignment: clusterSize,
     };
@@ -219,6 +297,21 @@ class Qcow2Node implements BlockNode {
 
   get children(): { [role: string]: BlockNode | undefined } {
     return { file: this.#state.file, backing: this.#state.backing };
+  }
+
+  /** Let go of cached tables that were not used for some seconds; 0: never. */
+  cleanCaches(interval: number): void {
+    if (interval > 2 ** 31 / 1000) {
+      throw new BlockError("EINVAL", "Cache clean interval too big");
+    }
+    if (interval === 0) return;
+    const state = this.#state;
+    this.#cleaning = setInterval(() => {
+      state.l2Cache.dropUnused();
+      state.refcountCache.dropUnused();
+    }, interval * 1000);
+    // Cleaning up is no reason for a program to go on.
+    unrefTimer(this.#cleaning);
   }
 
   /** Repair what an unclean end left, and drop claims that writing voids. */
@@ -292,6 +385,7 @@ class Qcow2Node implements BlockNode {
 
   async truncate(size: number, options?: TruncateOptions): Promise<void> {
     using _ = await this.#state.operations.exclude();
+    this.#state.checkUsable();
     await resize(this.#state, size, options);
   }
 
@@ -393,8 +487,10 @@ class Qcow2Node implements BlockNode {
         using _ = await state.operations.exclude();
         using _lock = await state.metadata.lock();
         await state.flushCaches();
+        await state.markClean();
       }
     } finally {
+      clearInterval(this.#cleaning);
       await file.close();
       await backing?.close();
     }
@@ -408,6 +504,7 @@ function specificInfo(header: Header): Record<string, unknown> {
     compat: version === 2 ? "0.10" : "1.1",
     "compression-type": header.compressionType,
     "refcount-bits": 2 ** refcountOrder,
+    ...(header.cryptMethod === Crypt.AES && { encrypt: { format: "aes" } }),
   };
   if (version === 2) return common;
   const dataFile = header.dataFile === undefined ? {} : {

@@ -11,9 +11,9 @@ import {
   vectorLength,
 } from "../../core/bytes.ts";
 import type { Extent } from "../../core/driver.ts";
-import type { HeldRange } from "../../core/lock.ts";
 import { readPadded } from "../../core/requests.ts";
 import type { Mapping } from "./cluster_map.ts";
+import { readData } from "./encryption.ts";
 import type { Qcow2State } from "./state.ts";
 
 /** Read guest data, keeping its clusters where they are meanwhile. */
@@ -26,14 +26,19 @@ export async function readGuest(
   const length = vectorLength(iov);
   for (let done = 0; done < length;) {
     const at = offset + done;
-    // One turn from looking to holding: nothing changes in between.
-    let mapping = state.clusters.lookup(at, length - done) ??
+    const mapping = state.clusters.lookup(at, length - done);
+    if (!mapping || !state.clusters.isSound(mapping, at)) {
+      // Reads the table, or reports the damage. By the time we go on, the
+      // entry may have changed again: so look anew.
       await state.clusters.map(at, length - done);
-    let blocker: HeldRange | undefined;
-    while ((blocker = ranges.conflict(at, at + mapping.length, false))) {
-      await blocker.released;
-      mapping = await state.clusters.map(at, length - done);
+      continue;
     }
+    const blocker = ranges.conflict(at, at + mapping.length, false);
+    if (blocker) {
+      await blocker.released;
+      continue;
+    }
+    // From looking to holding is one turn: nothing changes in between.
     using _ = ranges.hold(
       geometry.clusterStart(at),
       geometry.clusterEnd(at + mapping.length),
@@ -88,7 +93,8 @@ async function readMapping(
 ): Promise<void> {
   switch (mapping.kind) {
     case "normal":
-      return await state.file.readv(mapping.hostOffset, iov);
+      await state.event("read_aio");
+      return await readData(state, mapping.hostOffset, guestOffset, iov);
     case "compressed": {
       const cluster = await state.compressed.read(mapping.high, mapping.low);
       const start = state.geometry.offsetInCluster(guestOffset);
@@ -97,6 +103,7 @@ async function readMapping(
     }
     case "unallocated":
       if (state.backing && guestOffset < state.header.size) {
+        await state.event("read_backing_aio");
         return await readPadded(state.backing, guestOffset, iov);
       }
   }
@@ -113,12 +120,14 @@ export async function guestStatus(
     offset,
     length,
   );
-  const { file } = state;
+  const { file, encryption } = state;
+  // What lies encrypted in the file is not what the disk holds.
+  const place = encryption ? {} : { hostOffset, file };
   switch (kind) {
     case "normal":
-      return { length: run, kind: "data", hostOffset, file };
+      return { length: run, kind: "data", ...place };
     case "zeroAllocated":
-      return { length: run, kind: "zero", hostOffset, file };
+      return { length: run, kind: "zero", ...place };
     case "zero":
     case "compressed":
     case "unallocated":

@@ -21,6 +21,8 @@ import {
   writeUint64,
 } from "./format.ts";
 import type { Header } from "./header.ts";
+import type { OverlapGuard } from "./overlap.ts";
+import type { Behaviour, FreeReason } from "./state.ts";
 import type { CachedTable, TableCache } from "./table_cache.ts";
 
 /** What the refcounts need of the image they belong to. */
@@ -30,6 +32,12 @@ export interface RefcountHost {
   readonly geometry: Geometry;
   readonly refcountCache: TableCache;
   readonly l2Cache: TableCache;
+  readonly overlap: OverlapGuard;
+  readonly behaviour: Behaviour;
+  /** Whether the refcounts on the disk must never be too low. */
+  readonly accurateRefcounts: boolean;
+  /** Tell that a step is about to be done. */
+  event(name: string): Promise<void> | void;
   /** Write the header as it is now and make it durable. */
   writeHeader(): Promise<void>;
   /** Report damage: never answers. */
@@ -94,6 +102,8 @@ export class Refcounts {
    * after a power cut, the old reference would show the new content.
    */
   #recentlyFreed = { start: Infinity, end: 0 };
+  /** Clusters that are refcount blocks, by index; found at the first use. */
+  #blocks?: Set<number>;
   /** Where the next compressed cluster may start; 0 if nowhere. */
   #freeByte = 0;
 
@@ -106,6 +116,8 @@ export class Refcounts {
     const { file, header, geometry } = this.#host;
     const length = header.refcountTableClusters * geometry.clusterSize;
     const bytes = allocate(length);
+    if (length > 0) await this.#host.event("reftable_load");
+    this.#blocks = undefined;
     if (length > 0) await file.readv(header.refcountTableOffset, [bytes]);
     this.#table = viewOf(bytes);
     this.#firstFree = 0;
@@ -116,6 +128,19 @@ export class Refcounts {
   /** Entries that the refcount table has room for. */
   get tableSize(): number {
     return this.#table.byteLength / ENTRY_SIZE;
+  }
+
+  /** Whether the cluster with that index is a refcount block. */
+  isBlock(clusterIndex: number): boolean {
+    if (!this.#blocks) {
+      this.#blocks = new Set();
+      const { clusterSize } = this.#host.geometry;
+      for (let index = 0; index < this.tableSize; index++) {
+        const offset = this.#blockOffset(index);
+        if (offset !== 0) this.#blocks.add(Math.floor(offset / clusterSize));
+      }
+    }
+    return this.#blocks.has(clusterIndex);
   }
 
   /** The refcount of the cluster with that index in the file. */
@@ -135,6 +160,7 @@ export class Refcounts {
    */
   async allocate(count: number): Promise<number> {
     const { clusterSize } = this.#host.geometry;
+    await this.#host.event("cluster_alloc");
     const start = await this.#reserve(count);
     await this.#add(start, count, 1);
     this.#firstFree = Math.max(this.#firstFree, start + count);
@@ -170,6 +196,7 @@ export class Refcounts {
   async allocateBytes(length: number): Promise<number> {
     const { geometry } = this.#host;
     const { clusterSize } = geometry;
+    await this.#host.event("cluster_alloc_bytes");
     let offset = this.#freeByte;
     if (offset > 0) {
       const index = Math.floor(offset / clusterSize);
@@ -196,16 +223,45 @@ export class Refcounts {
    * Give up one reference to each cluster that the bytes touch. What referred
    * to them must have been changed in the L2 cache or the file before.
    */
-  async free(offset: number, length: number): Promise<void> {
+  async free(
+    offset: number,
+    length: number,
+    reason: FreeReason = "other",
+  ): Promise<void> {
     if (length === 0) return;
     const { clusterSize } = this.#host.geometry;
+    await this.#host.event("cluster_free");
     if (offset === 0) {
       await this.#host.corrupt(`Cannot free unaligned cluster ${hex(offset)}`);
     }
     const start = Math.floor(offset / clusterSize);
     const end = divideUp(offset + length, clusterSize);
-    await this.#host.refcountCache.dependOn(this.#host.l2Cache);
+    if (this.#host.accurateRefcounts) {
+      await this.#host.refcountCache.dependOn(this.#host.l2Cache);
+    }
     await this.#add(start, end - start, -1);
+    if (this.#host.behaviour.passDiscard[reason]) {
+      await this.#passDiscard(start, end);
+    }
+  }
+
+  /** Give the space of free clusters back to the file, if it can take it. */
+  async #passDiscard(start: number, end: number): Promise<void> {
+    const { file, geometry } = this.#host;
+    if (!file.discard) return;
+    for (let at = start; at < end;) {
+      if (await this.get(at) !== 0) {
+        at++;
+        continue;
+      }
+      const first = at;
+      while (at < end && await this.get(at) === 0) at++;
+      const { clusterSize } = geometry;
+      const offset = first * clusterSize;
+      const length = Math.min(at * clusterSize, file.size) - offset;
+      // Only a wish: that it fails does no harm.
+      if (length > 0) await file.discard(offset, length).catch(() => {});
+    }
   }
 
   /** Add `delta` (1 or -1) to the refcount of each cluster of a range. */
@@ -279,6 +335,7 @@ export class Refcounts {
     if (offset === 0) return undefined;
     const known = this.#host.refcountCache.peek(offset);
     if (known) return known;
+    await this.#host.event("refblock_load");
     if (!this.#host.geometry.isAligned(offset)) {
       await this.#host.corrupt(
         `Refblock offset ${hex(offset)} unaligned (reftable index: ${
@@ -415,6 +472,7 @@ export class Refcounts {
   async #makeBlock(tableIndex: number): Promise<void> {
     const { geometry, refcountCache, file } = this.#host;
     const { clusterSize, refcountBlockEntries, refcountOrder } = geometry;
+    await this.#host.event("refblock_alloc");
     const cluster = await this.#findFree(1);
     const countedBy = Math.floor(cluster / refcountBlockEntries);
     if (countedBy !== tableIndex) {
@@ -433,13 +491,16 @@ export class Refcounts {
       writeRefcount(block.view, refcountOrder, index, 1);
     }
     // The block, and the count of its cluster, before what refers to it.
+    await this.#host.event("refblock_alloc_write");
     await refcountCache.flush();
+    await this.#host.event("refblock_alloc_hookup");
     const at = tableIndex * ENTRY_SIZE;
     const entry = allocate(ENTRY_SIZE);
     writeUint64(viewOf(entry), 0, offset);
     await file.writev!(this.#host.header.refcountTableOffset + at, [entry]);
     await file.flush?.();
     writeUint64(this.#table, at, offset);
+    this.#blocks?.add(cluster);
   }
 
   /**
@@ -455,6 +516,7 @@ export class Refcounts {
       clusters: header.refcountTableClusters,
       entries: this.tableSize,
     };
+    await this.#host.event("reftable_grow");
     const start = old.entries * refcountBlockEntries;
     const layout = growthLayout(
       geometry,
@@ -473,6 +535,8 @@ export class Refcounts {
       ),
     );
     const taken = blocks + tableClusters;
+    await this.#host.overlap.check(start * clusterSize, taken * clusterSize);
+    await this.#host.event("refblock_alloc_write_blocks");
     for (let block = 0; block < blocks; block++) {
       const bytes = allocate(clusterSize);
       const first = block * refcountBlockEntries;
@@ -485,8 +549,10 @@ export class Refcounts {
       writeUint64(viewOf(table), (old.entries + block) * ENTRY_SIZE, offset);
     }
     const tableOffset = (start + blocks) * clusterSize;
+    await this.#host.event("refblock_alloc_write_table");
     await file.writev!(tableOffset, [table]);
     await refcountCache.flush();
+    await this.#host.event("refblock_alloc_switch_table");
     header.refcountTableOffset = tableOffset;
     header.refcountTableClusters = tableClusters;
     try {
@@ -497,6 +563,7 @@ export class Refcounts {
       throw error;
     }
     this.#table = viewOf(table);
+    this.#blocks = undefined;
     await this.#add(old.offset / clusterSize, old.clusters, -1);
   }
 }

@@ -28,8 +28,13 @@ export async function countTree(
   const done: TreeRange[] = [];
   try {
     for await (const range of treeRanges(state, l1)) {
-      await state.refcounts.add(range.offset, range.length, delta);
-      if (delta === 1) done.push(range);
+      const { offset, length } = range;
+      if (delta === 1) {
+        await state.refcounts.add(offset, length, 1);
+        done.push(range);
+      } else {
+        await state.refcounts.free(offset, length, "snapshot");
+      }
     }
   } catch (error) {
     // A count that cannot grow any further must not leave the others grown.

@@ -7,8 +7,9 @@ import { SECTOR_SIZE } from "../../core/bytes.ts";
 import type { Preallocation, TruncateOptions } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
 import { writeZeroes } from "../../core/requests.ts";
+import { ZERO } from "./format.ts";
 import type { Qcow2State } from "./state.ts";
-import { cutOff, zeroGuest } from "./unmap.ts";
+import { cutOff, zeroGuest, zeroParts } from "./unmap.ts";
 import {
   type Freed,
   giveUp,
@@ -95,7 +96,7 @@ async function grow(
 async function shrink(state: Qcow2State, size: number): Promise<void> {
   const { header, geometry, file } = state;
   const oldSize = header.size;
-  await cutOff(state, geometry.clusterEnd(size), oldSize);
+  await cutOff(state, geometry.clusterEnd(size), oldSize, "always");
   using _ = await state.metadata.lock();
   await state.flushCaches();
   header.size = size;
@@ -118,7 +119,7 @@ async function dropL2Tables(state: Qcow2State, from: number): Promise<void> {
   }
   await file.flush?.();
   for (const offset of tables) {
-    await refcounts.free(offset, geometry.clusterSize);
+    await refcounts.free(offset, geometry.clusterSize, "always");
   }
 }
 
@@ -140,8 +141,10 @@ export async function preallocate(
   end: number,
   mode: Preallocation,
 ): Promise<void> {
-  const { geometry, file, refcounts, clusters } = state;
+  const { geometry, file, refcounts, clusters, header } = state;
   const { clusterSize } = geometry;
+  // Zeroes in the file do not decrypt to zeroes: the entries must say it.
+  const flag = state.encryption && header.version >= 3 ? ZERO : 0;
   // The cluster that the old end lies in may be in use; leave it.
   const first = geometry.clusterEnd(start);
   const count = geometry.clustersFor(Math.max(0, end - first));
@@ -165,9 +168,11 @@ export async function preallocate(
       const run = Math.min(clusters.entriesLeft(place), count - done);
       for (let i = 0; i < run; i++, done++, place.index++) {
         noteFreed(state, place, freed);
-        setNormal(state, place, hostStart + done * clusterSize);
+        setNormal(state, place, hostStart + done * clusterSize, flag);
       }
     }
   }
   await giveUp(state, freed);
+  // Entries of version 2 cannot say it: there, the data does.
+  if (state.encryption && flag === 0) await zeroParts(state, first, end);
 }

@@ -98,6 +98,7 @@ export async function createSnapshot(
       await updateCopiedFlags(state, true);
       const copy = allocate(length);
       copy.set(l1);
+      await state.overlap.check(entry.l1TableOffset, length);
       await file.writev!(entry.l1TableOffset, [copy]);
       await writeTable(state, [...state.snapshots, entry]);
     } catch (error) {
@@ -114,6 +115,7 @@ export async function createSnapshot(
     state,
     start,
     start + roundUp(entry.vmStateSize, geometry.clusterSize),
+    "never",
   );
   return describe(entry);
 }
@@ -241,6 +243,7 @@ async function writeTable(
     ? 0
     : await refcounts.allocate(geometry.clustersFor(bytes.length));
   try {
+    await state.overlap.check(offset, bytes.length);
     if (bytes.length > 0) await file.writev!(offset, [bytes]);
     await state.flushCaches();
     header.snapshotsOffset = offset;
@@ -253,6 +256,7 @@ async function writeTable(
     throw error;
   }
   state.snapshots = entries;
+  state.overlap.forget();
   state.snapshotTableLength = bytes.length;
   if (old.length > 0) await refcounts.free(old.offset, old.length);
 }

@@ -16,8 +16,10 @@ import { BlockError } from "../../core/errors.ts";
 import { Mutex, RangeLock, SharedLock } from "../../core/lock.ts";
 import { ClusterMap } from "./cluster_map.ts";
 import { CompressedReader } from "./compression.ts";
+import type { Encryption } from "./encryption.ts";
 import { Geometry, Incompatible } from "./format.ts";
 import { encodeHeader, type Header } from "./header.ts";
+import { type MetadataKind, OverlapGuard } from "./overlap.ts";
 import { type RefcountHost, Refcounts } from "./refcounts.ts";
 import type { SnapshotEntry } from "./snapshot_table.ts";
 import { TableCache } from "./table_cache.ts";
@@ -28,6 +30,37 @@ export interface CacheSizes {
   l2Entry: number;
   refcount: number;
 }
+
+/** How an image is used, apart from its caches. */
+export interface Behaviour {
+  /** Refcounts on the disk may lag behind; the dirty bit says so. */
+  lazyRefcounts: boolean;
+  /** Metadata that no other write may overlap. */
+  protectedKinds: ReadonlySet<MetadataKind>;
+  /** Whether to pass freed space down to the file, by the reason. */
+  passDiscard: { readonly [reason in FreeReason]: boolean };
+  /** Receives what is not an error. */
+  warn(message: string): void;
+  /** Receives the name of each step, as QEMU's blkdebug has them. */
+  event?(name: string): void;
+}
+
+/** For an image that is being made. */
+export const QUIET: Behaviour = {
+  lazyRefcounts: false,
+  protectedKinds: new Set(),
+  passDiscard: {
+    request: false,
+    snapshot: false,
+    other: false,
+    always: true,
+    never: false,
+  },
+  warn: () => {},
+};
+
+/** Why clusters are given up. */
+export type FreeReason = "request" | "snapshot" | "other" | "always" | "never";
 
 /** An open image. */
 export class Qcow2State implements RefcountHost {
@@ -40,15 +73,18 @@ export class Qcow2State implements RefcountHost {
   readonly refcounts: Refcounts;
   readonly clusters: ClusterMap;
   readonly compressed: CompressedReader;
+  readonly overlap: OverlapGuard;
+  readonly behaviour: Behaviour;
   readonly operations = new SharedLock();
   readonly ranges = new RangeLock();
   readonly metadata = new Mutex();
   /** What unallocated clusters are left to. */
   backing?: BlockNode;
+  /** What guest data is encrypted with in the file, if it is. */
+  encryption?: Encryption;
   /** The snapshot table, and the bytes it takes in the file. */
   snapshots: SnapshotEntry[] = [];
   snapshotTableLength = 0;
-  readonly #warn: (message: string) => void;
   #corruptionSeen = false;
   #unusable = false;
 
@@ -57,15 +93,16 @@ export class Qcow2State implements RefcountHost {
     header: Header,
     readOnly: boolean,
     caches: CacheSizes,
-    warn: (message: string) => void,
+    behaviour: Behaviour,
   ) {
     this.file = file;
     this.readOnly = readOnly;
+    this.behaviour = behaviour;
+    this.overlap = new OverlapGuard(this, behaviour.protectedKinds);
     this.adopt(header, caches);
     this.refcounts = new Refcounts(this);
     this.clusters = new ClusterMap(this);
     this.compressed = new CompressedReader(this);
-    this.#warn = warn;
   }
 
   /** Go on with a header, and empty caches that fit it. */
@@ -73,11 +110,24 @@ export class Qcow2State implements RefcountHost {
     this.header = header;
     this.geometry = new Geometry(header.clusterBits, header.refcountOrder);
     const { clusterSize } = this.geometry;
-    this.l2Cache = new TableCache(this.file, caches.l2Entry, caches.l2);
+    this.overlap.forget();
+    this.l2Cache = new TableCache(this.file, caches.l2Entry, caches.l2, {
+      loading: () => this.event("l2_load"),
+      writing: async (offset) => {
+        await this.overlap.check(offset, caches.l2Entry, "active-l2");
+        await this.event("l2_update");
+      },
+    });
     this.refcountCache = new TableCache(
       this.file,
       clusterSize,
       caches.refcount,
+      {
+        writing: async (offset) => {
+          await this.overlap.check(offset, clusterSize, "refcount-block");
+          await this.event("refblock_update_part");
+        },
+      },
     );
   }
 
@@ -96,8 +146,40 @@ export class Qcow2State implements RefcountHost {
 
   /** Forget what was read of L2 tables: others are in force now. */
   forgetTables(): void {
+    this.overlap.forget();
     this.l2Cache.clear();
     this.compressed.forget();
+  }
+
+  /**
+   * Tell that a step is about to be done. The node below may use that to fail
+   * or delay it.
+   */
+  event(name: string): Promise<void> | void {
+    this.behaviour.event?.(name);
+    return this.file.debugEvent?.(name);
+  }
+
+  /** Whether the refcounts on the disk must never be too low. */
+  get accurateRefcounts(): boolean {
+    return (this.header.incompatible.low & Incompatible.DIRTY) === 0;
+  }
+
+  /** From now on, the refcounts on the disk may lag behind. */
+  async markDirty(): Promise<void> {
+    if (!this.behaviour.lazyRefcounts || !this.accurateRefcounts) return;
+    this.header.incompatible.low |= Incompatible.DIRTY;
+    await this.writeHeader();
+  }
+
+  /** The refcounts on the disk are right again, and stay so. */
+  async markClean(): Promise<void> {
+    if (this.accurateRefcounts) return;
+    await this.l2Cache.write();
+    await this.refcountCache.write();
+    await this.file.flush?.();
+    this.header.incompatible.low &= ~Incompatible.DIRTY;
+    await this.writeHeader();
   }
 
   /** Write the header as it is now and make it durable. */
@@ -109,12 +191,14 @@ export class Qcow2State implements RefcountHost {
   /** Write all cached tables, in the safe order. For the metadata lock. */
   async writeCaches(): Promise<void> {
     await this.l2Cache.write();
-    await this.refcountCache.write();
+    if (this.accurateRefcounts) await this.refcountCache.write();
   }
 
   /** Make all metadata durable. For the metadata lock's holder. */
   async flushCaches(): Promise<void> {
+    await this.event("flush_to_os");
     await this.writeCaches();
+    await this.event("flush_to_disk");
     await this.file.flush?.();
     this.refcounts.settled();
   }
@@ -139,7 +223,7 @@ export class Qcow2State implements RefcountHost {
     const mark = fatal && !this.readOnly;
     if (mark && !this.#unusable) {
       this.#unusable = true;
-      this.#warn(
+      this.behaviour.warn(
         `qcow2: Marking image as corrupt: ${message}; further corruption events will be suppressed`,
       );
       if (this.header.version >= 3) {
@@ -147,7 +231,7 @@ export class Qcow2State implements RefcountHost {
         await this.writeHeader();
       }
     } else if (!this.#corruptionSeen) {
-      this.#warn(
+      this.behaviour.warn(
         `qcow2: Image is corrupt: ${message}; further non-fatal corruption events will be suppressed`,
       );
     }

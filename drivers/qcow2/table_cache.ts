@@ -28,10 +28,19 @@ export interface CachedTable {
   used: boolean;
 }
 
+/** What is to happen before the file is touched. */
+export interface TableHooks {
+  /** Before an entry is read. */
+  loading?(offset: number): Promise<void> | void;
+  /** Before an entry is written; may refuse. */
+  writing?(offset: number): Promise<void> | void;
+}
+
 /** A cache of equally long pieces of the file. */
 export class TableCache {
   /** Bytes of an entry. */
   readonly entrySize: number;
+  readonly #hooks: TableHooks;
   readonly #file: BlockNode;
   readonly #capacity: number;
   /** In the order of their last use, oldest first. */
@@ -44,8 +53,14 @@ export class TableCache {
   #dirtyCount = 0;
 
   /** @param size Bytes to hold at most; at least two entries are kept. */
-  constructor(file: BlockNode, entrySize: number, size: number) {
+  constructor(
+    file: BlockNode,
+    entrySize: number,
+    size: number,
+    hooks: TableHooks = {},
+  ) {
     this.#file = file;
+    this.#hooks = hooks;
     this.entrySize = entrySize;
     this.#capacity = Math.max(2, Math.floor(size / entrySize));
   }
@@ -74,6 +89,7 @@ export class TableCache {
     const known = this.peek(offset);
     if (known) return known;
     const bytes = await this.#makeRoom();
+    await this.#hooks.loading?.(offset);
     await this.#file.readv(offset, [bytes]);
     return this.#insert(offset, bytes);
   }
@@ -179,6 +195,7 @@ export class TableCache {
 
   async #writeEntry(entry: CachedTable): Promise<void> {
     await this.#settleDependency();
+    await this.#hooks.writing?.(entry.offset);
     await this.#file.writev!(entry.offset, [entry.bytes]);
     entry.dirty = false;
     this.#dirtyCount--;

@@ -7,7 +7,7 @@
 import { BlockError } from "../../core/errors.ts";
 import type { HeldRange } from "../../core/lock.ts";
 import { type ClusterKind, ENTRY_SIZE, ZERO } from "./format.ts";
-import type { Qcow2State } from "./state.ts";
+import type { FreeReason, Qcow2State } from "./state.ts";
 import {
   type Freed,
   giveUp,
@@ -30,6 +30,7 @@ async function changeEntries(
   state: Qcow2State,
   start: number,
   end: number,
+  reason: FreeReason,
   decide: (kind: ClusterKind) => Change,
 ): Promise<void> {
   const { geometry, ranges, clusters } = state;
@@ -69,7 +70,7 @@ async function changeEntries(
       }
     }
     if (blocker) await blocker.released;
-    else await giveUp(state, freed);
+    else await giveUp(state, freed, reason);
   }
 }
 
@@ -91,10 +92,11 @@ async function zeroClusters(
       state,
       start,
       end,
+      "request",
       (kind) => kind === "unallocated" ? "keep" : "unmap",
     );
   }
-  await changeEntries(state, start, end, (kind) => {
+  await changeEntries(state, start, end, "request", (kind) => {
     switch (kind) {
       case "zero":
         return "keep";
@@ -132,7 +134,7 @@ export async function zeroGuest(
 }
 
 /** Write zeroes as data, except to clusters that read as zeroes. */
-async function zeroParts(
+export async function zeroParts(
   state: Qcow2State,
   start: number,
   end: number,
@@ -167,7 +169,7 @@ export async function discardGuest(
   const first = geometry.clusterEnd(offset);
   const last = end === header.size ? end : geometry.clusterStart(end);
   const gone = header.version < 3 ? "unmap" : "unmapZero";
-  await changeEntries(state, first, last, (kind) => {
+  await changeEntries(state, first, last, "request", (kind) => {
     if (kind === "zero") return "keep";
     return kind === "unallocated" && !backing ? "keep" : gone;
   });
@@ -178,11 +180,13 @@ export async function cutOff(
   state: Qcow2State,
   start: number,
   end: number,
+  reason: FreeReason,
 ): Promise<void> {
   await changeEntries(
     state,
     start,
     end,
+    reason,
     (kind) => kind === "unallocated" ? "keep" : "unmap",
   );
 }

@@ -15,6 +15,7 @@ import { BlockError } from "../../core/errors.ts";
 import type { HeldRange } from "../../core/lock.ts";
 import type { EntryPlace, Mapping } from "./cluster_map.ts";
 import { compressCluster } from "./compression.ts";
+import { writeData } from "./encryption.ts";
 import {
   type ClusterKind,
   clusterKind,
@@ -23,7 +24,7 @@ import {
   entryOffset,
 } from "./format.ts";
 import { readHeld } from "./read.ts";
-import type { Qcow2State } from "./state.ts";
+import type { FreeReason, Qcow2State } from "./state.ts";
 
 /** A part of a write that goes to one place in the file. */
 interface WritePlan {
@@ -60,7 +61,9 @@ export async function writeGuest(
     if (plan.allocation) {
       await writeAllocated(state, plan, plan.allocation, offset + done, part);
     } else {
-      await state.file.writev!(plan.hostOffset, part);
+      await state.overlap.check(plan.hostOffset, plan.length);
+      await state.event("write_aio");
+      await writeData(state, plan.hostOffset, offset + done, part);
     }
     done += plan.length;
   }
@@ -214,21 +217,28 @@ async function copyOnWrite(
   offset: number,
   iov: IoVector,
 ): Promise<void> {
-  const { file, geometry } = state;
+  const { file, geometry, encryption } = state;
   const { guestStart, hostStart, clusters, inPlace } = allocation;
   const end = guestStart + clusters * geometry.clusterSize;
   const head = offset - guestStart;
   const tail = end - offset - plan.length;
-  // Past the file's end, unwritten bytes read as zeroes anyway.
-  const fresh = !inPlace && hostStart >= file.size;
+  // Past the file's end, unwritten bytes read as zeroes anyway; but as
+  // encrypted ones, they are something else.
+  const fresh = !encryption && !inPlace && hostStart >= file.size;
   const before = head > 0 &&
     await oldContent(state, guestStart, head, inPlace, fresh);
   const after = tail > 0 &&
     await oldContent(state, end - tail, tail, inPlace, fresh);
+  await state.overlap.check(
+    hostStart,
+    clusters * geometry.clusterSize,
+  );
+  await state.event("write_aio");
   const all: Uint8Array[] = [...iov];
   if (before) all.unshift(before);
   if (after) all.push(after);
-  await file.writev!(before ? hostStart : plan.hostOffset, all);
+  const skipped = before ? 0 : head;
+  await writeData(state, hostStart + skipped, guestStart + skipped, all);
 }
 
 /**
@@ -246,6 +256,7 @@ async function oldContent(
     return fresh ? false : allocate(length);
   }
   const bytes = allocate(length);
+  await state.event("cow_read");
   await readHeld(state, offset, [bytes]);
   return bytes;
 }
@@ -286,14 +297,19 @@ async function link(
   return freed;
 }
 
-/** Point an L2 entry at a cluster that is this image's alone. */
+/**
+ * Point an L2 entry at a cluster that is this image's alone.
+ *
+ * @param flag {@linkcode ZERO} if it is to read as zeroes all the same.
+ */
 export function setNormal(
   state: Qcow2State,
   place: EntryPlace,
   host: number,
+  flag = 0,
 ): void {
   const high = (Math.floor(host / 2 ** 32) | COPIED) >>> 0;
-  state.clusters.setEntry(place, high, host % 2 ** 32);
+  state.clusters.setEntry(place, high, host % 2 ** 32 + flag);
 }
 
 /**
@@ -301,7 +317,10 @@ export function setNormal(
  * reach the disk later than they do.
  */
 export async function orderL2AfterData(state: Qcow2State): Promise<void> {
-  await state.l2Cache.dependOn(state.refcountCache);
+  await state.markDirty();
+  if (state.accurateRefcounts) {
+    await state.l2Cache.dependOn(state.refcountCache);
+  }
   state.l2Cache.dependOnFlush();
 }
 
@@ -340,12 +359,13 @@ export function noteFreed(
 export async function giveUp(
   state: Qcow2State,
   freed: readonly Freed[],
+  reason: FreeReason = "other",
 ): Promise<void> {
   if (freed.length === 0) return;
   using _ = await state.metadata.lock();
   state.compressed.forget();
   for (const { offset, length } of freed) {
-    await state.refcounts.free(offset, length);
+    await state.refcounts.free(offset, length, reason);
   }
 }
 
@@ -372,6 +392,13 @@ export async function writeCompressedCluster(
     const padded = allocate(clusterSize);
     padded.set(cluster);
     cluster = padded;
+  }
+  if (state.encryption) {
+    // The format has compressed clusters lie open for all to read.
+    throw new BlockError(
+      "ENOTSUP",
+      "Compression and encryption not supported at the same time",
+    );
   }
   const compressed = await compressCluster(cluster, header.compressionType);
   if (!compressed) return await writeGuest(state, offset, iov);
@@ -401,6 +428,8 @@ async function storeCompressed(
   }
   const freed: Freed[] = [];
   try {
+    await state.overlap.check(hostOffset, compressed.length);
+    await state.event("write_compressed");
     await file.writev!(hostOffset, [compressed]);
     using _ = await state.metadata.lock();
     await orderL2AfterData(state);

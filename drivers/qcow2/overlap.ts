@@ -1,0 +1,231 @@
+/**
+ * The last line of defence: no write may land on metadata that it is not meant
+ * for. In an image whose refcounts are wrong, a "free" cluster may be a table.
+ *
+ * @module
+ */
+import { BlockError } from "../../core/errors.ts";
+import type { OptionTable, OptionValues } from "../../core/options.ts";
+import { Autoclear, ENTRY_SIZE, entryOffset, viewOf } from "./format.ts";
+import type { Qcow2State } from "./state.ts";
+
+/** The kinds of metadata, in the order in which they are looked at. */
+const KINDS = [
+  "main-header",
+  "active-l1",
+  "refcount-table",
+  "snapshot-table",
+  "inactive-l1",
+  "active-l2",
+  "refcount-block",
+  "inactive-l2",
+  "bitmap-directory",
+] as const;
+
+/** A kind of metadata. */
+export type MetadataKind = typeof KINDS[number];
+
+/** What the messages call them. */
+const NAMES: { readonly [kind in MetadataKind]: string } = {
+  "main-header": "qcow2_header",
+  "active-l1": "active L1 table",
+  "refcount-table": "refcount table",
+  "snapshot-table": "snapshot table",
+  "inactive-l1": "inactive L1 table",
+  "active-l2": "active L2 table",
+  "refcount-block": "refcount block",
+  "inactive-l2": "inactive L2 table",
+  "bitmap-directory": "bitmap directory",
+};
+
+const CONSTANT: readonly MetadataKind[] = [
+  "main-header",
+  "active-l1",
+  "refcount-table",
+  "snapshot-table",
+  "bitmap-directory",
+];
+
+/** What each value of `overlap-check` looks at. */
+const TEMPLATES: { readonly [name: string]: readonly MetadataKind[] } = {
+  none: [],
+  constant: CONSTANT,
+  cached: [...CONSTANT, "active-l2", "refcount-block", "inactive-l1"],
+  all: KINDS,
+};
+
+/** The options of `overlap-check`, as QEMU has them. */
+export const OVERLAP_OPTIONS: OptionTable = {
+  "overlap-check": {
+    type: "string",
+    help: "Selects which overlap checks to perform from a range of templates " +
+      "(none, constant, cached, all)",
+  },
+  "overlap-check.template": {
+    type: "string",
+    help: "Selects which overlap checks to perform from a range of templates " +
+      "(none, constant, cached, all)",
+  },
+  ...Object.fromEntries(
+    KINDS.map((kind) => [`overlap-check.${kind}`, {
+      type: "boolean",
+      help: `Check for unintended writes into ${NAMES[kind]}`,
+    }]),
+  ),
+};
+
+/** Which kinds of metadata the options say to protect. */
+export function protectedKinds(options: OptionValues): Set<MetadataKind> {
+  const plain = options["overlap-check"] as string | undefined;
+  const template = options["overlap-check.template"] as string | undefined;
+  if (plain !== undefined && template !== undefined && plain !== template) {
+    throw new BlockError(
+      "EINVAL",
+      `Conflicting values for qcow2 options 'overlap-check' ('${plain}') and ` +
+        `'overlap-check.template' ('${template}')`,
+    );
+  }
+  const name = plain ?? template ?? "cached";
+  if (!Object.hasOwn(TEMPLATES, name)) {
+    throw new BlockError(
+      "EINVAL",
+      `Unsupported value '${name}' for qcow2 option 'overlap-check'. ` +
+        "Allowed are any of the following: none, constant, cached, all",
+    );
+  }
+  const kinds = new Set(TEMPLATES[name]);
+  for (const kind of KINDS) {
+    const wish = options[`overlap-check.${kind}`];
+    if (wish === true) kinds.add(kind);
+    if (wish === false) kinds.delete(kind);
+  }
+  return kinds;
+}
+
+/** Knows where metadata lies, and refuses writes there. */
+export class OverlapGuard {
+  readonly #state: Qcow2State;
+  readonly #kinds: ReadonlySet<MetadataKind>;
+  /** Clusters that are L2 tables, by index; found at the first use. */
+  #l2Tables?: Set<number>;
+  /** Clusters that are L2 tables of snapshots. */
+  #inactiveL2?: Set<number>;
+
+  constructor(state: Qcow2State, kinds: ReadonlySet<MetadataKind>) {
+    this.#state = state;
+    this.#kinds = kinds;
+  }
+
+  /** The tables have changed: look for them again. */
+  forget(): void {
+    this.#l2Tables = undefined;
+    this.#inactiveL2 = undefined;
+  }
+
+  /**
+   * Refuse a write that would overlap metadata.
+   *
+   * @param kind What the write is meant for, which it may of course overlap.
+   * @throws {BlockError} EIO; the image is marked as corrupt.
+   */
+  async check(
+    offset: number,
+    length: number,
+    kind?: MetadataKind,
+  ): Promise<void> {
+    if (length === 0) return;
+    if (this.#kinds.has("inactive-l2") && !this.#inactiveL2) {
+      this.#inactiveL2 = await this.#findInactiveL2();
+    }
+    const hit = this.#find(offset, length, kind);
+    if (!hit) return;
+    await this.#state.corrupt(
+      "Preventing invalid write on metadata (overlaps with " +
+        `${NAMES[hit]})`,
+    );
+  }
+
+  #find(
+    offset: number,
+    length: number,
+    ignored?: MetadataKind,
+  ): MetadataKind | undefined {
+    const { header, geometry, snapshots, refcounts } = this.#state;
+    const looksAt = (kind: MetadataKind) =>
+      kind !== ignored && this.#kinds.has(kind);
+    if (looksAt("main-header") && offset < geometry.clusterSize) {
+      return "main-header";
+    }
+    const start = geometry.clusterStart(offset);
+    const end = geometry.clusterEnd(offset + length);
+    const overlaps = (at: number, bytes: number) =>
+      bytes > 0 && at < end && start < at + bytes;
+    if (
+      looksAt("active-l1") &&
+      overlaps(header.l1TableOffset, header.l1Size * ENTRY_SIZE)
+    ) return "active-l1";
+    const tableBytes = header.refcountTableClusters * geometry.clusterSize;
+    if (
+      looksAt("refcount-table") &&
+      overlaps(header.refcountTableOffset, tableBytes)
+    ) return "refcount-table";
+    if (
+      looksAt("snapshot-table") &&
+      overlaps(header.snapshotsOffset, this.#state.snapshotTableLength)
+    ) return "snapshot-table";
+    if (looksAt("inactive-l1")) {
+      for (const { l1TableOffset, l1Size } of snapshots) {
+        if (overlaps(l1TableOffset, l1Size * ENTRY_SIZE)) return "inactive-l1";
+      }
+    }
+    const { bitmaps, autoclear } = header;
+    if (
+      looksAt("bitmap-directory") && bitmaps &&
+      (autoclear.low & Autoclear.BITMAPS) !== 0 &&
+      overlaps(bitmaps.directoryOffset, bitmaps.directorySize)
+    ) return "bitmap-directory";
+    const checkL2 = looksAt("active-l2");
+    const checkBlocks = looksAt("refcount-block");
+    const checkInactive = looksAt("inactive-l2");
+    const l2Tables = this.#l2Tables ??= this.#findL2();
+    const last = end / geometry.clusterSize;
+    for (let index = start / geometry.clusterSize; index < last; index++) {
+      if (checkL2 && l2Tables.has(index)) return "active-l2";
+      if (checkBlocks && refcounts.isBlock(index)) return "refcount-block";
+      if (checkInactive && this.#inactiveL2!.has(index)) return "inactive-l2";
+    }
+    return undefined;
+  }
+
+  #findL2(): Set<number> {
+    const tables = new Set<number>();
+    this.#addTables(tables, this.#state.clusters.l1Bytes);
+    return tables;
+  }
+
+  async #findInactiveL2(): Promise<Set<number>> {
+    const tables = new Set<number>();
+    for (const { l1TableOffset, l1Size } of this.#state.snapshots) {
+      const l1 = new Uint8Array(l1Size * ENTRY_SIZE);
+      await this.#state.file.readv(l1TableOffset, [l1]);
+      this.#addTables(tables, l1);
+    }
+    return tables;
+  }
+
+  #addTables(tables: Set<number>, l1: Uint8Array): void {
+    const view = viewOf(l1);
+    const { clusterSize } = this.#state.geometry;
+    for (let at = 0; at < l1.length; at += ENTRY_SIZE) {
+      const offset = entryOffset(view.getUint32(at), view.getUint32(at + 4));
+      if (offset !== 0) tables.add(Math.floor(offset / clusterSize));
+    }
+  }
+
+  /** An L1 entry refers to another L2 table than before; 0 is none. */
+  replaceL2(oldOffset: number, offset: number): void {
+    const { clusterSize } = this.#state.geometry;
+    this.#l2Tables?.delete(oldOffset / clusterSize);
+    if (offset !== 0) this.#l2Tables?.add(offset / clusterSize);
+  }
+}
