@@ -38,6 +38,8 @@ export {
   type ImplicitOpen,
   type OpenOptions,
 } from "./core/open.ts";
+export * from "./core/jobs/compare.ts";
+export * from "./core/jobs/convert.ts";
 export {
   type OptionSpec,
   type OptionTable,
