@@ -53,19 +53,11 @@ export async function openImageArgument(
       backing,
       cache,
       gate: "allow",
-      warn: (message) => showWarning(program, message),
+      warn: (message) => program.warn(message),
+      report: (line) => program.printError(`${line}\n`),
     });
   } catch (error) {
     throw asBlockError(error).prefixed(`Could not open '${text}': `);
-  }
-}
-
-/** The guess of a raw format is told in QEMU's own way, without our name. */
-function showWarning(program: Program, message: string): void {
-  if (message.startsWith("Image format was not specified")) {
-    program.printError(`WARNING: ${message}\n`);
-  } else {
-    program.warn(message);
   }
 }
 

@@ -26,7 +26,11 @@ export interface BlockDriver {
   readonly openOptions?: OptionTable;
   /** The options that `create` understands; absent if it cannot create. */
   readonly createOptions?: OptionTable;
-  /** Scheme names that select this protocol in `scheme:rest` file names. */
+  /**
+   * Scheme names that select this protocol in `scheme:rest` file names. A
+   * filter that has them stands in for a protocol: it is put right above one,
+   * and the format on top of it is found by probing.
+   */
   readonly schemes?: readonly string[];
   /**
    * How sure it is, 0 to 100, that an image which begins with `head` is its
@@ -74,6 +78,8 @@ export interface OpenContext {
   event?(name: string): void;
   /** Tell the user about something that is not an error. */
   warn(message: string): void;
+  /** Show a whole line: a finding, or the news that an image is damaged. */
+  report(line: string): void;
   /**
    * The bytes of a secret; `undefined` if none is named (`id` is absent) and
    * the user does not offer one either.
@@ -202,8 +208,41 @@ export interface RequestLimits {
   maxTransfer?: number;
   /** Writing zeroes is best done in multiples of this, in bytes. */
   writeZeroesAlignment?: number;
+  /** Most bytes to be zeroed at once. */
+  maxWriteZeroes?: number;
   /** Discarding is best done in multiples of this, in bytes. */
   discardAlignment?: number;
+  /** Most bytes to be discarded at once. */
+  maxDiscard?: number;
+}
+
+/** Stopping requests at what they are about to do; for tests. */
+export interface DebugOperations {
+  /**
+   * Stop the next request that tells of `event`; it waits until `tag` is
+   * resumed.
+   *
+   * @throws {BlockError} ENOENT if there is no such event.
+   */
+  breakpoint(event: string, tag: string): void;
+  /**
+   * Let one of the requests that were stopped under `tag` go on.
+   *
+   * @throws {BlockError} ENOENT if there is none.
+   */
+  resume(tag: string): void;
+  /**
+   * Forget the breakpoints of that name, and let all that they stopped go on.
+   *
+   * @throws {BlockError} ENOENT if there are none of both.
+   */
+  removeBreakpoint(tag: string): void;
+  /** Whether a request is stopped under `tag`. */
+  isSuspended(tag: string): boolean;
+  /** Fulfilled when a request is stopped under `tag`. */
+  waitSuspended(tag: string): Promise<void>;
+  /** Receives a line when a request is stopped or goes on. */
+  report?: (line: string) => void;
 }
 
 /** Counts of what a check found; in the terms of `qemu-img check`. */
@@ -341,6 +380,8 @@ export interface BlockNode {
    * QEMU's `blkdebug` has for it. Nodes for tests fail or wait then.
    */
   debugEvent?(name: string): Promise<void> | void;
+  /** Breakpoints; only nodes for tests have them. */
+  readonly debug?: DebugOperations;
   /** Describe the image. */
   info?(): Promise<NodeInfo>;
   /** Examine, and on demand repair, the image's own structures. */

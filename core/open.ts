@@ -4,7 +4,6 @@
  *
  * @module
  */
-import { alignRequests } from "./alignment.ts";
 import { allocate } from "./bytes.ts";
 import type {
   BlockDriver,
@@ -13,6 +12,7 @@ import type {
   OpenPurpose,
 } from "./driver.ts";
 import { asBlockError, BlockError } from "./errors.ts";
+import { applyLimits } from "./limits.ts";
 import { normalizePath, resolveName, schemeOf } from "./names.ts";
 import type { OptionValues } from "./options.ts";
 import { getDriver, PROBE_LENGTH, probeFormat } from "./registry.ts";
@@ -80,6 +80,11 @@ export interface OpenOptions {
   onEvent?(name: string, filename: string): void;
   /** Receives warnings. Default: they are dropped. */
   warn?(message: string): void;
+  /**
+   * Receives findings, a line each: damage, and repairs made on opening.
+   * Default: they are dropped.
+   */
+  report?(line: string): void;
 }
 
 /** What stays the same from the top of a stack to its bottom. */
@@ -94,6 +99,8 @@ interface Place {
   readOnly: boolean;
   /** The images of the backing chain above, by canonical name. */
   chain: readonly string[];
+  /** Whether the format of the child `file` is to be found by probing. */
+  probeFile?: boolean;
 }
 
 /**
@@ -167,12 +174,12 @@ function applyFormat(stack: StackObject, format: string): StackObject {
   throw new BlockError("EINVAL", "Driver specified twice");
 }
 
-/** The name of the file at the bottom of the `file` children. */
+/** The name of the file at the bottom of the `file` or `image` children. */
 function filenameOf(stack: unknown): string {
   if (typeof stack === "string") return stack;
   if (typeof stack !== "object" || stack === null) return "";
-  const { filename, file } = stack as StackObject;
-  return typeof filename === "string" ? filename : filenameOf(file);
+  const { filename, file, image } = stack as StackObject;
+  return typeof filename === "string" ? filename : filenameOf(file ?? image);
 }
 
 async function openStack(
@@ -199,7 +206,17 @@ async function openStack(
       }
       return await openProbed({}, stack, opening, place);
     }
-    return await openDriver(driver, withFile(options), opening, place);
+    return await openDriver(driver, withFile(driver, options), opening, {
+      ...place,
+      // What a filter passes through may be probed if the filter itself may.
+      probeFile: driver.role === "filter" && !wantProtocol &&
+        !standsForProtocol(driver),
+    });
+  }
+  if (typeof options.filename === "string" && isDescription(options.file)) {
+    const { filename, file, ...others } = options;
+    const below = { filename, ...file };
+    return await openStack({ ...others, file: below }, opening, place, false);
   }
   if (typeof options.filename === "string") {
     const { filename, ...others } = options;
@@ -208,7 +225,7 @@ async function openStack(
     if (wantProtocol) {
       return await openStack({ ...byName, ...others }, opening, place, true);
     }
-    if (getDriver(byName.driver).role !== "protocol") {
+    if (!standsForProtocol(getDriver(byName.driver))) {
       return await openStack({ ...byName, ...others }, opening, place, false);
     }
     return await openProbed(others, byName, opening, place);
@@ -223,13 +240,31 @@ async function openStack(
   throw new BlockError("EINVAL", "A block device must be specified for 'file'");
 }
 
-/** A format's `filename` stands for its `file` child. */
-function withFile(options: OptionValues): OptionValues {
-  if (options.filename === undefined || options.file !== undefined) {
-    return options;
-  }
+/** Whether what a driver's file name leads to is yet to be probed. */
+function standsForProtocol(driver: BlockDriver): boolean {
+  return driver.role === "protocol" || driver.schemes !== undefined;
+}
+
+/** Whether a child is described by an object, to which more may be added. */
+function isDescription(child: unknown): child is StackObject {
+  return typeof child === "object" && child !== null && !isNode(child);
+}
+
+/** A `filename` stands for the child of a driver that has none itself. */
+function withFile(driver: BlockDriver, options: OptionValues): OptionValues {
   const { filename, ...others } = options;
-  return { ...others, file: filename };
+  if (typeof filename !== "string") return options;
+  if (!driver.parseFilename) {
+    if (options.file === undefined) return { ...others, file: filename };
+    if (!isDescription(options.file)) return options;
+    return { ...others, file: { filename, ...options.file } };
+  }
+  const parsed = driver.parseFilename(filename);
+  for (const [name, value] of Object.entries(others)) {
+    const both = isDescription(value) && isDescription(parsed[name]);
+    parsed[name] = both ? { ...parsed[name] as StackObject, ...value } : value;
+  }
+  return parsed;
 }
 
 /** Open the file below, look at it, and put the fitting format on top. */
@@ -284,6 +319,7 @@ async function openDriver(
       event: (name: string) => opening.options.onEvent?.(name, filename),
     }),
     warn: (message) => opening.options.warn?.(message),
+    report: (line) => opening.options.report?.(line),
     secret: (id) => findSecret(opening.options.secrets, { id, filename }),
     describes: (name) =>
       options[name] === null || isNode(options[name]) ||
@@ -298,10 +334,13 @@ async function openDriver(
           `A block device must be specified for '${name}'`,
         );
       }
-      const below = name === "backing" ? { ...place, readOnly: true } : place;
-      return keep(
-        openStack(options[name], opening, below, name !== "backing"),
-      );
+      const isBacking = name === "backing";
+      const below = {
+        readOnly: place.readOnly || isBacking,
+        chain: place.chain,
+      };
+      const asProtocol = !isBacking && !place.probeFile;
+      return keep(openStack(options[name], opening, below, asProtocol));
     },
     openImplicit: async (child, name, format) => {
       if (
@@ -318,7 +357,7 @@ async function openDriver(
     },
   };
   try {
-    return alignRequests(await driver.open(options, context));
+    return applyLimits(await driver.open(options, context));
   } catch (error) {
     for (const node of opened) await node.close();
     throw asBlockError(error);

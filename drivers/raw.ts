@@ -64,7 +64,7 @@ export const rawDriver: BlockDriver = {
     const { offset = 0, size } = parseOptions(OPEN_OPTIONS, options, ["file"]);
     const file = await context.openChild("file");
     if (context.probed && !context.readOnly) {
-      context.warn(probingWarning(context.filename));
+      context.report(probingWarning(context.filename));
     }
     return new RawNode(file, {
       offset: offset as number,
@@ -288,7 +288,7 @@ class RawNode implements BlockNode {
 }
 
 function probingWarning(filename: string): string {
-  return `Image format was not specified for '${filename}' and probing ` +
+  return `WARNING: Image format was not specified for '${filename}' and probing ` +
     "guessed raw.\n" +
     "         Automatically detecting the format is dangerous for raw " +
     "images, write operations on block 0 will be restricted.\n" +

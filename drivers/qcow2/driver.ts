@@ -208,7 +208,7 @@ function behaviourOf(
       always: true,
       never: false,
     },
-    warn: (message) => context.warn(message),
+    report: (line) => context.report(line),
     ...(context.event && { event: (name) => context.event?.(name) }),
   };
 }
@@ -320,6 +320,7 @@ class Qcow2Node implements BlockNode {
     if (header.incompatible.low & Incompatible.DIRTY) {
       const result = await this.#check({
         repair: { leaks: true, corruptions: true },
+        report: (line) => this.#state.behaviour.report(line),
       });
       if (result.checkErrors > 0 || result.corruptions > 0) {
         throw new BlockError(

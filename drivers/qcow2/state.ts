@@ -39,8 +39,8 @@ export interface Behaviour {
   protectedKinds: ReadonlySet<MetadataKind>;
   /** Whether to pass freed space down to the file, by the reason. */
   passDiscard: { readonly [reason in FreeReason]: boolean };
-  /** Receives what is not an error. */
-  warn(message: string): void;
+  /** Receives findings, a line each. */
+  report(line: string): void;
   /** Receives the name of each step, as QEMU's blkdebug has them. */
   event?(name: string): void;
 }
@@ -56,7 +56,7 @@ export const QUIET: Behaviour = {
     always: true,
     never: false,
   },
-  warn: () => {},
+  report: () => {},
 };
 
 /** Why clusters are given up. */
@@ -223,7 +223,7 @@ export class Qcow2State implements RefcountHost {
     const mark = fatal && !this.readOnly;
     if (mark && !this.#unusable) {
       this.#unusable = true;
-      this.behaviour.warn(
+      this.behaviour.report(
         `qcow2: Marking image as corrupt: ${message}; further corruption events will be suppressed`,
       );
       if (this.header.version >= 3) {
@@ -231,7 +231,7 @@ export class Qcow2State implements RefcountHost {
         await this.writeHeader();
       }
     } else if (!this.#corruptionSeen) {
-      this.behaviour.warn(
+      this.behaviour.report(
         `qcow2: Image is corrupt: ${message}; further non-fatal corruption events will be suppressed`,
       );
     }
