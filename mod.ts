@@ -53,6 +53,6 @@ export {
   listDrivers,
   registerDriver,
 } from "./core/registry.ts";
-export type { SecretRequest, SecretSource } from "./core/secrets.ts";
+export type { Secret, SecretRequest, SecretSource } from "./core/secrets.ts";
 export { parseStack, type Source, type StackObject } from "./core/spec.ts";
 export { MemoryStore } from "./drivers/memory.ts";

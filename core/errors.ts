@@ -5,7 +5,7 @@
  */
 
 /** What Linux numbers each code, and what its C library says for it. */
-const CODES = {
+export const CODES = {
   EPERM: [1, "Operation not permitted"],
   ENOENT: [2, "No such file or directory"],
   EINTR: [4, "Interrupted system call"],

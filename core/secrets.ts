@@ -42,7 +42,8 @@ export type SecretSource =
     request: SecretRequest,
   ) => Secret | undefined | Promise<Secret | undefined>);
 
-type Secret = string | Uint8Array;
+/** A password or a key: text is taken as UTF-8. */
+export type Secret = string | Uint8Array;
 
 /**
  * Find a secret.
