@@ -224,3 +224,13 @@ export function environmentNumber(name: string): number | undefined {
   const value = Deno.env.get(name);
   return value === undefined ? undefined : Number(value);
 }
+
+/**
+ * The seeds that `BDRV_SEED` chooses: one, or `first-last`. By default those
+ * from 1 to `count`.
+ */
+export function seedsToRun(count: number): number[] {
+  const text = Deno.env.get("BDRV_SEED") ?? `1-${count}`;
+  const [first, last = first] = text.split("-").map(Number);
+  return Array.from({ length: last - first + 1 }, (_, i) => first + i);
+}
