@@ -174,7 +174,7 @@ Deno.test("raw found by probing stays raw", async () => {
   const store = new MemoryStore(4096);
   const warnings: string[] = [];
   await using image = await openImage({ file: memory(store) }, {
-    warn: (message) => warnings.push(message),
+    report: (line) => warnings.push(line),
   });
   assertEquals(image.format, "raw");
   assertEquals(warnings.length, 1);
