@@ -47,18 +47,18 @@ export class Invocation {
         this.program.print(commandHelp(this));
         throw new HelpShown();
       }
-      if (name === "object") throw unsupportedObject(argument);
-      yield [name, argument];
+      if (name === "object") this.#define(argument);
+      else yield [name, argument];
     }
     this.operands = parser.operands;
   }
-}
 
-function unsupportedObject(definition: string): CommandError {
-  const [type] = definition.split(",");
-  return new CommandError(`--object: objects of type '${type}' do not exist`, {
-    code: 1,
-  });
+  #define(definition: string): void {
+    const help = this.program.objects.define(definition);
+    if (help === undefined) return;
+    this.program.print(help);
+    throw new HelpShown();
+  }
 }
 
 /** `-h`: show the help. */
@@ -72,7 +72,7 @@ export const HELP: OptionSpec = {
 export const OBJECT: OptionSpec = {
   long: "object",
   argument: "OBJECT",
-  help: "define an object that images refer to (none exists yet)",
+  help: "define what images refer to: secret,id=ID,data=TEXT (or file=PATH)",
 };
 
 /** `--image-opts`. */

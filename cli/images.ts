@@ -7,6 +7,7 @@ import type { BlockNode, OpenPurpose } from "../core/driver.ts";
 import { asBlockError } from "../core/errors.ts";
 import type { CacheMode } from "../core/open.ts";
 import { openNode } from "../core/open.ts";
+import type { OptionValues } from "../core/options.ts";
 import { parseStack } from "../core/spec.ts";
 // Registers the drivers.
 import "../mod.ts";
@@ -26,6 +27,8 @@ export interface ImageArgument {
   backing?: boolean;
   /** How writes reach the disk. */
   cache?: CacheMode;
+  /** Further options of the format, which is given then. */
+  options?: OptionValues;
 }
 
 /**
@@ -46,13 +49,19 @@ export async function openImageArgument(
     );
   }
   try {
-    return await openNode(imageOpts ? parseStack(text) : text, {
+    const source = argument.options
+      ? { ...argument.options, driver: format, file: text }
+      : imageOpts
+      ? parseStack(text)
+      : text;
+    return await openNode(source, {
       ...(format !== undefined && { format }),
       readOnly: !writable,
       purpose,
       backing,
       cache,
       gate: "allow",
+      secrets: program.secrets,
       warn: (message) => program.warn(message),
       report: (line) => program.printError(`${line}\n`),
     });

@@ -4,6 +4,8 @@
  * @module
  */
 import { BlockError } from "../core/errors.ts";
+import type { SecretSource } from "../core/secrets.ts";
+import { Secrets } from "./objects.ts";
 import { Output, ReaderGone } from "./output.ts";
 
 /** Facts about a {@linkcode CommandError}. */
@@ -47,6 +49,8 @@ export class Program {
   readonly name: string;
   /** Its standard output. */
   readonly output: Output = new Output();
+  /** What `--object` defines. */
+  readonly objects: Secrets = new Secrets();
   /** Where its help is found. */
   helpCommand: string;
 
@@ -59,6 +63,14 @@ export class Program {
   /** Whether it is us under our own name, and not a stand-in. */
   get isOurs(): boolean {
     return this.name === "bdrv";
+  }
+
+  /**
+   * Where images find their keys. Under our own name the user is asked for
+   * those that no option names; a stand-in must not ask what QEMU does not.
+   */
+  get secrets(): SecretSource {
+    return this.objects.source(this.isOurs);
   }
 
   /** Write to standard output; nothing is added. */

@@ -4,7 +4,8 @@ import type { BlockNode } from "../../core/driver.ts";
 import { asBlockError } from "../../core/errors.ts";
 import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { convert } from "../../core/jobs/convert.ts";
-import type { OptionValues } from "../../core/options.ts";
+import { nestOptions, type OptionValues } from "../../core/options.ts";
+import type { SecretSource } from "../../core/secrets.ts";
 import {
   type Command,
   FORCE_SHARE,
@@ -211,7 +212,8 @@ async function convertInto(
   checkBacking(wish, backing !== undefined, sources.length);
   const cache = cacheMode(wish.targetCache, "cache option");
   using target = new Target(program, filename);
-  if (created) await makeTarget(target, wish, filename, created);
+  const { secrets } = program;
+  if (created) await makeTarget(target, wish, filename, created, secrets);
   else target.use();
   const node = await openImageArgument(program, filename, {
     format: wish.targetImageOpts
@@ -220,6 +222,7 @@ async function convertInto(
     imageOpts: wish.targetImageOpts,
     writable: true,
     cache,
+    options: created && keyOptions(created),
   });
   const isThrough = cache === "writethrough" || cache === "directsync";
   await usingNodes([node], async () => {
@@ -254,6 +257,13 @@ function createValues(
   return values;
 }
 
+/** What of a new image's options tells its keys: it takes them to open it. */
+function keyOptions(created: OptionValues): OptionValues | undefined {
+  const keys = Object.entries(created)
+    .filter(([name]) => name.endsWith("key-secret"));
+  return keys.length ? nestOptions(Object.fromEntries(keys)) : undefined;
+}
+
 function checkBacking(wish: Wish, hasBacking: boolean, sources: number): void {
   if (!hasBacking) return;
   if (wish.targetIsZero) {
@@ -275,11 +285,17 @@ async function makeTarget(
   wish: Wish,
   filename: string,
   values: OptionValues,
+  secrets: SecretSource,
 ): Promise<void> {
   const { outputFormat: format = "raw", compressed } = wish;
   if (values.backing_file !== undefined && values.backing_fmt === undefined) {
     throw new CommandError(
       "Use of backing file requires explicit backing format",
+    );
+  }
+  if (compressed && (values.encryption || values["encrypt.format"])) {
+    throw new CommandError(
+      "Compression and encryption not supported at the same time",
     );
   }
   if (compressed && (values.preallocation ?? "off") !== "off") {
@@ -288,7 +304,7 @@ async function makeTarget(
     );
   }
   try {
-    await target.make(() => createImage(format, filename, values));
+    await target.make(() => createImage(format, filename, values, { secrets }));
   } catch (thrown) {
     const error = asBlockError(thrown);
     throw error.prefixed(`${filename}: error while converting ${format}: `);

@@ -1,0 +1,222 @@
+/**
+ * What `--object` defines: secrets, by which images find their keys.
+ *
+ * @module
+ */
+import { aes } from "../core/ciphers.ts";
+import { BlockError } from "../core/errors.ts";
+import { parseKeyValueList } from "../core/options.ts";
+import type { SecretRequest, SecretSource } from "../core/secrets.ts";
+
+/** What `--object help` prints. */
+export const OBJECT_HELP = "List of user creatable objects:\n  secret\n";
+
+/** What `--object secret,help` prints. */
+export const SECRET_HELP = `secret options:
+  data=<string>
+  file=<string>
+  format=<QCryptoSecretFormat>
+  iv=<string>
+  keyid=<string>
+`;
+
+const SECRET_PROPERTIES = ["data", "file", "format", "iv", "keyid"];
+
+function invalid(message: string, hint?: string): BlockError {
+  return new BlockError("EINVAL", message, { hint });
+}
+
+/** The values of one `--object` by name. */
+type Properties = Map<string, string>;
+
+/** The secrets that a command line defines. */
+export class Secrets {
+  readonly #secrets = new Map<string, Uint8Array>();
+  readonly #typed = new Map<string, Promise<Uint8Array | undefined>>();
+
+  /**
+   * Take the argument of one `--object`.
+   *
+   * @returns the help, if that was asked for.
+   */
+  define(argument: string): string | undefined {
+    const properties = argument.startsWith("{")
+      ? parseJson(argument)
+      : new Map(parseKeyValueList(argument, "qom-type"));
+    const type = required(properties, "qom-type");
+    if (type === "help") return OBJECT_HELP;
+    if (type !== "secret") throw notAccepted("qom-type", type);
+    if (properties.get("help") === "on") return SECRET_HELP;
+    this.#add(properties);
+    return undefined;
+  }
+
+  /**
+   * Secrets for opening and making images.
+   *
+   * @param ask Whether the user may be asked for those that have no name.
+   */
+  source(ask: boolean): SecretSource {
+    return (request) =>
+      request.id !== undefined
+        ? this.#secrets.get(request.id)
+        : ask
+        ? this.#askOnce(request)
+        : undefined;
+  }
+
+  #add(properties: Properties): void {
+    const id = required(properties, "id");
+    for (const name of properties.keys()) {
+      if (![...SECRET_PROPERTIES, "qom-type", "id"].includes(name)) {
+        throw invalid(`Parameter '${name}' is unexpected`);
+      }
+    }
+    const format = properties.get("format") ?? "raw";
+    if (format !== "raw" && format !== "base64") {
+      throw notAccepted("format", format);
+    }
+    if (!/^[a-z][-._0-9a-z]*$/i.test(id)) {
+      throw invalid(
+        "Parameter 'id' expects an identifier",
+        "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.",
+      );
+    }
+    const keyId = properties.get("keyid");
+    let value = readValue(properties);
+    if (format === "base64") value = decodeBase64(latin1.decode(value));
+    if (keyId !== undefined) {
+      value = decrypt(value, this.#masterKey(keyId), properties.get("iv"));
+    }
+    if (this.#secrets.has(id)) {
+      throw invalid(
+        `attempt to add duplicate property '${id}' to object (type 'container')`,
+      );
+    }
+    this.#secrets.set(id, value);
+  }
+
+  #masterKey(id: string): Uint8Array {
+    const key = this.#secrets.get(id);
+    if (!key) throw invalid(`No secret with id '${id}'`);
+    if (key.length !== 32) {
+      throw invalid("Key should be 32 bytes in length");
+    }
+    return key;
+  }
+
+  /** An image that is made and then opened is asked for once. */
+  #askOnce({ filename }: SecretRequest): Promise<Uint8Array | undefined> {
+    let typed = this.#typed.get(filename);
+    if (!typed) this.#typed.set(filename, typed = ask(filename));
+    return typed;
+  }
+}
+
+const latin1 = new TextDecoder("latin1");
+
+async function ask(filename: string): Promise<Uint8Array | undefined> {
+  const { promptSecret } = await import("@std/cli/prompt-secret");
+  const answer = promptSecret(`Password of '${filename}':`, { mask: "" });
+  return answer === null ? undefined : new TextEncoder().encode(answer);
+}
+
+function parseJson(text: string): Properties {
+  let object: unknown;
+  try {
+    object = JSON.parse(text);
+  } catch (error) {
+    throw invalid(`JSON parse error, ${(error as Error).message}`);
+  }
+  const properties: Properties = new Map();
+  for (const [name, value] of Object.entries(object as object)) {
+    if (typeof value !== "string") {
+      throw invalid(
+        `Invalid parameter type for '${name}', expected: string`,
+      );
+    }
+    properties.set(name, value);
+  }
+  return properties;
+}
+
+function required(properties: Properties, name: string): string {
+  const value = properties.get(name);
+  if (value === undefined) {
+    throw invalid(`Parameter '${name}' is missing`);
+  }
+  return value;
+}
+
+function notAccepted(name: string, value: string): BlockError {
+  return invalid(
+    `Parameter '${name}' does not accept value '${value}'`,
+  );
+}
+
+function readValue(properties: Properties): Uint8Array {
+  const file = properties.get("file");
+  const data = properties.get("data");
+  if (file !== undefined && data !== undefined) {
+    throw invalid("'file' and 'data' are mutually exclusive");
+  }
+  if (data !== undefined) return new TextEncoder().encode(data);
+  if (file === undefined) {
+    throw invalid("Either 'file' or 'data' must be provided");
+  }
+  try {
+    return Deno.readFileSync(file);
+  } catch (error) {
+    const reason = error instanceof Deno.errors.NotFound
+      ? "No such file or directory"
+      : error instanceof Deno.errors.PermissionDenied ||
+          error instanceof Deno.errors.NotCapable
+      ? "Permission denied"
+      : (error as Error).message;
+    throw invalid(
+      `Unable to read ${file}: Failed to open file “${file}”: ${reason}`,
+    );
+  }
+}
+
+/** As QEMU reads it: line ends are skipped, missing padding is none the worse. */
+function decodeBase64(text: string): Uint8Array {
+  if (!/^[A-Za-z0-9+/=\n]*$/.test(text)) {
+    throw invalid("Base64 data contains invalid characters");
+  }
+  const digits = text.replace(/[=\n]/g, "");
+  const whole = digits.length % 4 === 1 ? digits.slice(0, -1) : digits;
+  return Uint8Array.from(atob(whole), (char) => char.charCodeAt(0));
+}
+
+/** AES-256 in CBC mode, with padding that says its own length. */
+function decrypt(
+  data: Uint8Array,
+  key: Uint8Array,
+  ivText: string | undefined,
+): Uint8Array {
+  if (ivText === undefined) {
+    throw invalid("IV is required to decrypt secret");
+  }
+  const iv = decodeBase64(ivText);
+  if (iv.length !== 16) {
+    throw invalid(
+      `IV should be 16 bytes in length not ${iv.length}`,
+    );
+  }
+  if (data.length % 16 !== 0) {
+    throw invalid(
+      `Length ${data.length} must be a multiple of block size 16`,
+    );
+  }
+  const mixed = aes(key).decrypt(new Uint32Array(data.slice().buffer));
+  const plain = new Uint8Array(mixed.buffer, mixed.byteOffset, data.length)
+    .map((byte, i) => byte ^ (i < 16 ? iv[i] : data[i - 16]));
+  const padding = plain.at(-1) ?? 0;
+  if (padding > 16 || padding > plain.length) {
+    throw invalid(
+      `Incorrect number of padding bytes (${padding}) found on decrypted data`,
+    );
+  }
+  return plain.subarray(0, plain.length - padding);
+}
