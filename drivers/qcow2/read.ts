@@ -110,6 +110,28 @@ async function readMapping(
   fillVector(iov, 0, mapping.length);
 }
 
+/**
+ * Whether the file has far fewer bytes on its disk than clusters in use, as
+ * after preallocation of metadata: then it pays to ask it where its holes are.
+ */
+function hasHoles(state: Qcow2State): Promise<boolean> {
+  return state.hasHoles ??= (async () => {
+    const { file, geometry, refcounts } = state;
+    const { actualSize } = await file.info?.() ?? {};
+    if (actualSize === undefined) return false;
+    const real = Math.floor(actualSize / geometry.clusterSize);
+    const threshold = Math.max(Math.floor(real * 10 / 9), real + 2);
+    const clusters = geometry.clustersFor(file.size);
+    if (clusters < threshold) return false;
+    using _ = await state.metadata.lock();
+    let used = 0;
+    for (let index = 0; index < clusters && used < threshold; index++) {
+      if (await refcounts.get(index) > 0) used++;
+    }
+    return used >= threshold;
+  })();
+}
+
 /** What a range of the disk is mapped to, in the terms of all drivers. */
 export async function guestStatus(
   state: Qcow2State,
@@ -124,8 +146,10 @@ export async function guestStatus(
   // What lies encrypted in the file is not what the disk holds.
   const place = encryption ? {} : { hostOffset, file };
   switch (kind) {
-    case "normal":
-      return { length: run, kind: "data", ...place };
+    case "normal": {
+      const recurse = !encryption && await hasHoles(state);
+      return { length: run, kind: "data", ...place, recurse };
+    }
     case "zeroAllocated":
       return { length: run, kind: "zero", ...place };
     case "zero":
