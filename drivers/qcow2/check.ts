@@ -56,6 +56,7 @@ export async function checkImage(
   }
   if (run.repairs) {
     await run.file.flush?.();
+    await run.discardFreed();
     if (result.checkErrors === 0 && result.corruptions === 0) {
       await markClean(run);
     }
@@ -142,6 +143,9 @@ async function checkReferences(run: CheckRun): Promise<void> {
     }
   }
   await checkCopiedFlags(run);
+  await run.stored.flush();
+  // Before any of them is taken for something new.
+  await run.discardFreed();
   result.imageEndOffset = (comparison.highestCluster + 1) *
     geometry.clusterSize;
 }
@@ -211,15 +215,16 @@ async function countSnapshots(run: CheckRun, walk: TableWalk): Promise<void> {
   if (run.uses("DATA_FILE") && entries.length > 0) {
     run.corruption(`ERROR ${entries.length} snapshots in image with data file`);
   }
-  for (const { id, name, l1TableOffset, l1Size } of entries) {
+  for (const { id, name, l1TableOffset, l1Size, huge } of entries) {
     const corrupted = (what: string) =>
       run.corruption(
         `ERROR snapshot ${id} (${name}) ${what}; ` +
           "snapshot table entry corrupted",
       );
-    if (!run.geometry.isAligned(l1TableOffset)) {
-      const offset = hex(l1TableOffset);
-      corrupted(`l1_offset=${offset}: L1 table is not cluster aligned`);
+    const offset = huge?.l1TableOffset ?? BigInt(l1TableOffset);
+    if (offset % BigInt(run.geometry.clusterSize) !== 0n) {
+      const text = offset.toString(16);
+      corrupted(`l1_offset=0x${text}: L1 table is not cluster aligned`);
     } else if (l1Size > MAX_L1_BYTES / ENTRY_SIZE) {
       corrupted(`l1_size=${hex(l1Size)}: L1 table is too large`);
     } else {

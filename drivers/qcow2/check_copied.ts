@@ -16,6 +16,7 @@ import {
   viewOf,
 } from "./format.ts";
 import { readRefcount } from "./refcounts.ts";
+import { refcountText } from "./stored_refcounts.ts";
 
 /** Check, and repair if that is safe, all COPIED flags. */
 export async function checkCopiedFlags(run: CheckRun): Promise<void> {
@@ -29,23 +30,16 @@ export async function checkCopiedFlags(run: CheckRun): Promise<void> {
     for (let at = 0; at < view.byteLength; at += ENTRY_SIZE) {
       const offset = entryOffset(view.getUint32(at), view.getUint32(at + 4));
       if (offset === 0) continue;
-      const refcount = await refcountAt(run, offset);
+      const cluster = Math.floor(offset / run.geometry.clusterSize);
+      const refcount = await run.stored.get(cluster);
       if (refcount === undefined) continue;
       const index = first + at / ENTRY_SIZE;
-      if (isWrong(view, at, refcount)) {
+      if (isWrong(view, at, refcount.value)) {
         await wrongL1Entry(run, view, at, index, refcount, repair);
       }
       await tables.check(offset);
     }
   }
-}
-
-async function refcountAt(
-  run: CheckRun,
-  offset: number,
-): Promise<number | undefined> {
-  const cluster = Math.floor(offset / run.geometry.clusterSize);
-  return await run.stored.get(cluster);
 }
 
 /** Whether the flag of an entry does not fit the refcount. */
@@ -63,16 +57,16 @@ async function wrongL1Entry(
   view: DataView,
   at: number,
   index: number,
-  refcount: number,
+  refcount: { value: number; text: string },
   repair: boolean,
 ): Promise<void> {
   const entry = entryToHex(view.getUint32(at), view.getUint32(at + 4));
   run.corruption(
     `${repair ? "Repairing" : "ERROR"} OFLAG_COPIED L2 cluster: ` +
-      `l1_index=${index} l1_entry=${entry} refcount=${refcount}`,
+      `l1_index=${index} l1_entry=${entry} refcount=${refcount.text}`,
   );
   if (!repair) return;
-  setFlag(view, at, refcount);
+  setFlag(view, at, refcount.value);
   const bytes = new Uint8Array(view.buffer, view.byteOffset + at, ENTRY_SIZE);
   try {
     const offset = run.header.l1TableOffset + index * ENTRY_SIZE;
@@ -140,26 +134,30 @@ class L2Flags {
       const offset = entryOffset(high, low);
       if (offset === 0 && !(this.#dataFile && (high & COPIED))) continue;
       let refcount = 1;
+      let index = 0;
       if (!this.#dataFile) {
         const cluster = Math.floor(offset / clusterSize);
         const blockIndex = Math.floor(cluster / refcountBlockEntries);
         if (blockIndex !== this.#blockIndex) return at;
         if (this.#block === null) continue;
-        const index = cluster - blockIndex * refcountBlockEntries;
+        index = cluster - blockIndex * refcountBlockEntries;
         refcount = readRefcount(this.#block, refcountOrder, index);
       }
       if ((refcount === 1) === ((high & COPIED) !== 0)) continue;
-      this.#wrong(at, refcount);
+      this.#wrong(at, refcount, index);
     }
     return length;
   }
 
-  #wrong(at: number, refcount: number): void {
+  #wrong(at: number, refcount: number, index: number): void {
     const view = this.#view;
+    const text = this.#dataFile || !this.#block
+      ? refcount
+      : refcountText(this.#block, this.#run.geometry.refcountOrder, index);
     const entry = entryToHex(view.getUint32(at), view.getUint32(at + 4));
     this.#run.corruption(
       `${this.#repair ? "Repairing" : "ERROR"} OFLAG_COPIED data cluster: ` +
-        `l2_entry=${entry} refcount=${refcount}`,
+        `l2_entry=${entry} refcount=${text}`,
     );
     if (!this.#repair) return;
     setFlag(view, at, refcount);

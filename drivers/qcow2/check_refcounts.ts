@@ -7,6 +7,7 @@
 import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import type { CheckOptions } from "../../core/driver.ts";
 import type { CheckRun } from "./check_run.ts";
+import { refcountText } from "./stored_refcounts.ts";
 import { readRefcount, writeRefcount } from "./refcounts.ts";
 
 type Repair = NonNullable<CheckOptions["repair"]>;
@@ -33,7 +34,7 @@ export async function countRefcountBlocks(
         `ERROR refcount table entry ${index} has reserved bits set`,
       );
       rebuild = true;
-    } else if (!geometry.isAligned(offset)) {
+    } else if (!stored.isAligned(index)) {
       run.corruption(
         `ERROR refcount block ${index} is not cluster aligned; ` +
           "refcount table entry corrupted",
@@ -62,13 +63,11 @@ async function growFile(run: CheckRun, offset: number): Promise<boolean> {
   const { file, geometry, counts, result } = run;
   const size = offset + geometry.clusterSize;
   try {
-    if (geometry.clustersFor(size) >= 2 ** 31) throw new BlockError("EFBIG");
-    if (!file.truncate) throw new BlockError("ENOTSUP");
-    await file.truncate(size);
+    if (size >= 2 ** 63) throw new BlockError("EINVAL");
+    await resize(run, size);
   } catch (error) {
-    const { code, message } = asBlockError(error);
-    run.report(message, true);
-    run.report(`ERROR could not resize image: ${strerror(code)}`);
+    const reason = strerror(asBlockError(error).code);
+    run.report(`ERROR could not resize image: ${reason}`);
     return false;
   }
   counts.grow(geometry.clustersFor(file.size));
@@ -76,6 +75,19 @@ async function growFile(run: CheckRun, offset: number): Promise<boolean> {
   result.corruptionsFixed++;
   run.count(offset, geometry.clusterSize);
   return true;
+}
+
+async function resize(run: CheckRun, size: number): Promise<void> {
+  const { file, geometry } = run;
+  try {
+    if (geometry.clustersFor(size) >= 2 ** 31) throw new BlockError("EFBIG");
+    if (!file.truncate) throw new BlockError("ENOTSUP");
+    await file.truncate(size);
+  } catch (error) {
+    const { code } = asBlockError(error);
+    run.report(`Could not resize file: ${strerror(code)}`, true);
+    throw error;
+  }
 }
 
 /** What a comparison showed. */
@@ -102,7 +114,7 @@ export async function compareRefcounts(
     if (block === null) {
       unreadable(run, first, end);
     } else if (compareBlock(run, block, first, end, repair, comparison)) {
-      await stored.write(index);
+      stored.markDirty(index);
     }
   }
   return comparison;
@@ -140,15 +152,15 @@ function compareBlock(
     const fix = fixable && refcount !== 0;
     if (refcount === 0) comparison.rebuild = true;
     const verdict = fix ? "Repairing" : leaked ? "Leaked" : "ERROR";
-    const text = refcount < 2 ** 53
-      ? refcount
-      : block.getBigUint64((cluster - first) * 8);
     run.report(
-      `${verdict} cluster ${cluster} refcount=${text} reference=${references}`,
+      `${verdict} cluster ${cluster} ` +
+        `refcount=${refcountText(block, refcountOrder, cluster - first)} ` +
+        `reference=${references}`,
     );
     if (fix) {
       writeRefcount(block, refcountOrder, cluster - first, references);
       changed = true;
+      if (references === 0) run.freed(cluster);
       if (leaked) result.leaksFixed++;
       else result.corruptionsFixed++;
     } else if (leaked) {

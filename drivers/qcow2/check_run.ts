@@ -60,6 +60,8 @@ export class CheckRun {
   findings = 0;
   readonly #report?: CheckOptions["report"];
   #metadata?: MetadataMap;
+  /** Clusters to give up, as ranges. */
+  readonly #freed: { start: number; end: number }[] = [];
   #tableBytes = 0;
   #signaled = false;
 
@@ -181,6 +183,28 @@ export class CheckRun {
       await this.target.corrupt(message);
     } catch (error) {
       if (asBlockError(error).code !== "EIO") throw error;
+    }
+  }
+
+  /** Nothing refers to a cluster any more, and its refcount is zero. */
+  freed(cluster: number): void {
+    const last = this.#freed.at(-1);
+    if (last?.end === cluster) last.end++;
+    else this.#freed.push({ start: cluster, end: cluster + 1 });
+  }
+
+  /** Give freed clusters up; the refcounts must have been written. */
+  async discardFreed(): Promise<void> {
+    const { clusterSize } = this.geometry;
+    for (const { start, end } of this.#freed.splice(0)) {
+      const offset = start * clusterSize;
+      const length = Math.min(end * clusterSize, this.file.size) - offset;
+      if (length <= 0 || !this.file.discard) continue;
+      try {
+        await this.file.discard(offset, length);
+      } catch {
+        return; // Only a wish.
+      }
     }
   }
 

@@ -50,9 +50,7 @@ export async function rewriteSnapshotTable(run: CheckRun): Promise<void> {
     header.snapshotsOffset = offset;
     snapshots.byteLength = table.length;
     run.metadataMoved();
-    for (let at = 0; at < geometry.clustersFor(old.length); at++) {
-      await release(run, old.offset / geometry.clusterSize + at);
-    }
+    await freeOldTable(run, old.offset, old.length);
   } catch (error) {
     const { code } = asBlockError(error);
     const reason = strerror(code);
@@ -60,6 +58,28 @@ export async function rewriteSnapshotTable(run: CheckRun): Promise<void> {
     run.result.checkErrors++;
     throw new BlockError(code, reason, { cause: error });
   }
+}
+
+/** Give up the place of the table that was replaced. */
+async function freeOldTable(
+  run: CheckRun,
+  offset: number,
+  length: number,
+): Promise<void> {
+  const { geometry, stored } = run;
+  const first = offset / geometry.clusterSize;
+  const end = first + geometry.clustersFor(length);
+  for (let cluster = first; cluster < end; cluster++) {
+    if ((await stored.get(cluster))?.value) continue;
+    // The old table was not where the header had it.
+    const reason = strerror("EINVAL");
+    run.report(`qcow2_free_clusters failed: ${reason}`);
+    return;
+  }
+  for (let cluster = first; cluster < end; cluster++) {
+    await release(run, cluster);
+  }
+  await stored.flush();
 }
 
 /** Take free clusters in a row, and record it in the file. */
@@ -73,7 +93,10 @@ async function takeClusters(run: CheckRun, count: number): Promise<number> {
     if (stored.isAbsent(index)) covered = false;
   }
   if (covered) {
-    for (let at = first; at < first + count; at++) await storeCount(run, at);
+    for (let at = first; at < first + count; at++) {
+      await storeRefcount(run, at, 1);
+    }
+    await stored.flush();
   } else {
     // They lie past what the refcount blocks cover, at the end of the file.
     await replaceRefcounts(run);
@@ -96,25 +119,28 @@ async function replaceRefcounts(run: CheckRun): Promise<void> {
   }
   await rebuildRefcounts(run);
   for (const cluster of old) await release(run, cluster);
+  await stored.flush();
 }
 
-/** Give up a reference that was counted. */
+/** Give up one reference to a cluster. */
 async function release(run: CheckRun, cluster: number): Promise<void> {
-  const references = run.counts.get(cluster);
-  if (references === 0) return;
-  run.counts.set(cluster, references - 1);
-  await storeCount(run, cluster);
+  const refcount = await run.stored.get(cluster);
+  if (!refcount || refcount.value === 0) return;
+  await storeRefcount(run, cluster, refcount.value - 1);
+  if (refcount.value === 1) run.freed(cluster);
 }
 
-/** Store the counted references of one cluster as its refcount. */
-async function storeCount(run: CheckRun, cluster: number): Promise<void> {
+async function storeRefcount(
+  run: CheckRun,
+  cluster: number,
+  value: number,
+): Promise<void> {
   const { refcountBlockEntries, refcountOrder } = run.geometry;
   const index = Math.floor(cluster / refcountBlockEntries);
   const block = await run.stored.block(index);
   if (block === null) throw new BlockError("EIO");
-  const entry = cluster % refcountBlockEntries;
-  writeRefcount(block, refcountOrder, entry, run.counts.get(cluster));
-  await run.stored.write(index);
+  writeRefcount(block, refcountOrder, cluster % refcountBlockEntries, value);
+  run.stored.markDirty(index);
 }
 
 /** Clear the marks of an image that was not closed well, or corrupt. */

@@ -13,7 +13,6 @@ import {
   MAX_SNAPSHOT_TABLE_BYTES,
   readUint64,
   viewOf,
-  writeUint64,
 } from "./format.ts";
 import type { Header } from "./header.ts";
 
@@ -54,6 +53,8 @@ export interface SnapshotEntry {
   /** The id and the name as stored, where that is not valid UTF-8. */
   rawId?: Uint8Array;
   rawName?: Uint8Array;
+  /** Fields as stored that are too large for a number: damage, but kept. */
+  huge?: { l1TableOffset?: bigint; vmStateSize?: bigint; diskSize?: bigint };
 }
 
 /** All snapshots of an image. */
@@ -166,6 +167,7 @@ async function readEntry(
     ...(rawName && { rawName }),
   };
   readKnownExtra(entry, viewOf(extra));
+  keepHuge(entry, view, viewOf(extra));
   const bytes = ENTRY_LENGTH + extraDataSize + idLength + nameLength;
   return { entry, bytes };
 }
@@ -185,6 +187,23 @@ function readKnownExtra(entry: SnapshotEntry, extra: DataView): void {
   if (extra.byteLength >= 8) entry.vmStateSize = readUint64(extra, 0);
   if (extra.byteLength >= 16) entry.diskSize = readUint64(extra, 8);
   if (extra.byteLength >= 24) entry.icount = extra.getBigUint64(16);
+}
+
+/** Keep what a number is not exact enough for. */
+function keepHuge(
+  entry: SnapshotEntry,
+  fixed: DataView,
+  extra: DataView,
+): void {
+  const { l1TableOffset, vmStateSize, diskSize } = entry;
+  const huge: SnapshotEntry["huge"] = {
+    ...(!Number.isSafeInteger(l1TableOffset) &&
+      { l1TableOffset: fixed.getBigUint64(0) }),
+    ...(!Number.isSafeInteger(vmStateSize) &&
+      { vmStateSize: extra.getBigUint64(0) }),
+    ...(!Number.isSafeInteger(diskSize) && { diskSize: extra.getBigUint64(8) }),
+  };
+  if (Object.keys(huge).length > 0) entry.huge = huge;
 }
 
 /** Text up to a zero byte, and its bytes if the text alone does not tell them. */
@@ -232,7 +251,9 @@ function encodeEntry(entry: SnapshotEntry): Uint8Array {
   const fixed = ENTRY_LENGTH + extra;
   const bytes = allocate(fixed + id.length + name.length);
   const view = viewOf(bytes);
-  writeUint64(view, 0, entry.l1TableOffset);
+  const { huge } = entry;
+  const { vmStateSize } = entry;
+  view.setBigUint64(0, huge?.l1TableOffset ?? BigInt(entry.l1TableOffset));
   view.setUint32(8, entry.l1Size);
   view.setUint16(12, id.length);
   view.setUint16(14, name.length);
@@ -241,11 +262,10 @@ function encodeEntry(entry: SnapshotEntry): Uint8Array {
   view.setBigUint64(24, entry.vmClockNanoseconds);
   // What needs more bits is left to the extra data; old programs then take
   // the snapshot for one without VM state.
-  const { vmStateSize } = entry;
   view.setUint32(32, vmStateSize < 2 ** 32 ? vmStateSize : 0);
   view.setUint32(36, extra);
-  writeUint64(view, 40, vmStateSize);
-  writeUint64(view, 48, entry.diskSize);
+  view.setBigUint64(40, huge?.vmStateSize ?? BigInt(vmStateSize));
+  view.setBigUint64(48, huge?.diskSize ?? BigInt(entry.diskSize));
   view.setBigUint64(56, entry.icount);
   bytes.set(entry.unknownExtraData, ENTRY_LENGTH + KNOWN_EXTRA);
   bytes.set(id, fixed);

@@ -13,11 +13,25 @@ import { readRefcount } from "./refcounts.ts";
 /** Bytes of refcount blocks that are kept at most. */
 const CACHE_BYTES = 32 * 1024 * 1024;
 
+/** A refcount for people, exact at any width. */
+export function refcountText(
+  block: DataView,
+  order: number,
+  index: number,
+): string {
+  const wide = order === 6;
+  const value = wide
+    ? block.getBigUint64(index * 8)
+    : readRefcount(block, order, index);
+  return value.toString();
+}
+
 /** The refcount table and its blocks. */
 export class StoredRefcounts {
   readonly #run: CheckRun;
   #table: DataView = viewOf(new Uint8Array());
   readonly #blocks = new Map<number, DataView | null>();
+  readonly #dirty = new Set<number>();
   /** Stands for every block that does not exist. */
   readonly #zeroes: DataView;
   readonly #maxBlocks: number;
@@ -32,6 +46,7 @@ export class StoredRefcounts {
   /** Read the refcount table that the header names. */
   async load(): Promise<void> {
     const { header, geometry } = this.#run;
+    await this.flush();
     this.#blocks.clear();
     const length = header.refcountTableClusters * geometry.clusterSize;
     const table = allocate(length);
@@ -60,6 +75,13 @@ export class StoredRefcounts {
     return offset - offset % 512;
   }
 
+  /** Whether the block of an entry lies where a cluster can. */
+  isAligned(index: number): boolean {
+    // By the lower half: a damaged offset may be too large for a number.
+    const { low } = this.entry(index);
+    return this.#run.geometry.isAligned(low - low % 512);
+  }
+
   /**
    * The block of an entry: null if it cannot be read, `undefined` if it must
    * be loaded before.
@@ -81,6 +103,7 @@ export class StoredRefcounts {
     const block = await this.#read(index);
     for (const oldest of this.#blocks.keys()) {
       if (this.#blocks.size < this.#maxBlocks) break;
+      if (this.#dirty.has(oldest)) await this.#write(oldest);
       this.#blocks.delete(oldest);
     }
     this.#blocks.set(index, block);
@@ -90,7 +113,7 @@ export class StoredRefcounts {
   async #read(index: number): Promise<DataView | null> {
     const { geometry } = this.#run;
     const offset = this.blockOffset(index);
-    if (!geometry.isAligned(offset)) {
+    if (!this.isAligned(index)) {
       const { high, low } = this.entry(index);
       const text = `0x${entryToHex(high, (low & ~0x1ff) >>> 0)}`;
       const at = index === 0 ? "0" : `0x${index.toString(16)}`;
@@ -108,8 +131,18 @@ export class StoredRefcounts {
     }
   }
 
-  /** Write a block that was changed. */
-  async write(index: number): Promise<void> {
+  /** A block was changed: it is written by and by. */
+  markDirty(index: number): void {
+    this.#dirty.add(index);
+  }
+
+  /** Write all blocks that were changed. */
+  async flush(): Promise<void> {
+    for (const index of this.#dirty) await this.#write(index);
+  }
+
+  async #write(index: number): Promise<void> {
+    this.#dirty.delete(index);
     const view = this.#blocks.get(index);
     if (!view) return;
     const bytes = new Uint8Array(
@@ -120,11 +153,17 @@ export class StoredRefcounts {
     await this.#run.write(this.blockOffset(index), bytes, "refcount block");
   }
 
-  /** The refcount of a cluster; `undefined` if it cannot be read. */
-  async get(cluster: number): Promise<number | undefined> {
+  /** The refcount of a cluster, also as text; `undefined` if unreadable. */
+  async get(
+    cluster: number,
+  ): Promise<{ value: number; text: string } | undefined> {
     const { refcountBlockEntries, refcountOrder } = this.#run.geometry;
     const view = await this.block(Math.floor(cluster / refcountBlockEntries));
     if (view === null) return undefined;
-    return readRefcount(view, refcountOrder, cluster % refcountBlockEntries);
+    const index = cluster % refcountBlockEntries;
+    return {
+      value: readRefcount(view, refcountOrder, index),
+      text: refcountText(view, refcountOrder, index),
+    };
   }
 }

@@ -1,0 +1,198 @@
+/** Check and repair, compared with qemu-img's. @module */
+import { assert, assertEquals } from "@std/assert";
+import {
+  asBlockError,
+  type CheckResult,
+  openImage,
+  strerror,
+} from "../../../mod.ts";
+import { qemuTest, run, TempDir } from "../../qemu.ts";
+import { damage, makeImage, Random, RECIPES } from "./damage.ts";
+
+/** Damaged images of each recipe; more with BDRV_CHECK_SEEDS. */
+const SEEDS = Number(Deno.env.get("BDRV_CHECK_SEEDS") ?? "16");
+const FIRST = Number(Deno.env.get("BDRV_CHECK_FIRST") ?? "0");
+
+type Mode = "report" | "leaks" | "all";
+
+/** What a check said. */
+interface Verdict {
+  code: number;
+  lines: string[];
+  /** Absent if the check could not be completed. */
+  counts?: Record<string, number>;
+}
+
+async function qemuCheck(path: string, mode: Mode): Promise<Verdict> {
+  const repair = mode === "report" ? [] : ["-r", mode];
+  const command = ["qemu-img", "check", "--output=json", "-f", "qcow2"];
+  const outcome = await run([...command, ...repair, path]);
+  const lines = outcome.stderr.split("\n").filter((line) => line !== "");
+  const { filename: _, format: __, ...counts } = outcome.stdout
+    ? JSON.parse(outcome.stdout)
+    : {};
+  return {
+    code: outcome.code,
+    lines,
+    ...(outcome.stdout && { counts }),
+  };
+}
+
+function countsOf(result: CheckResult): Record<string, number> {
+  const all = {
+    "image-end-offset": result.imageEndOffset,
+    "total-clusters": result.totalClusters,
+    "allocated-clusters": result.allocatedClusters,
+    "fragmented-clusters": result.fragmentedClusters,
+    "compressed-clusters": result.compressedClusters,
+    "corruptions": result.corruptions,
+    "corruptions-fixed": result.corruptionsFixed,
+    "leaks": result.leaks,
+    "leaks-fixed": result.leaksFixed,
+  };
+  const set = Object.entries(all).filter(([, count]) => count !== 0);
+  return { "check-errors": result.checkErrors, ...Object.fromEntries(set) };
+}
+
+async function ownCheck(path: string, mode: Mode): Promise<Verdict> {
+  const lines: string[] = [];
+  const say = (line: string) => void lines.push(line);
+  const report = (line: string, named?: boolean) =>
+    say(named ? `qemu-img: ${line}` : line);
+  const failed = (reason?: string): Verdict => {
+    say(`qemu-img: Check failed${reason ? `: ${reason}` : ""}`);
+    return { code: 1, lines };
+  };
+  let image;
+  try {
+    image = await openImage(path, {
+      format: "qcow2",
+      readOnly: mode === "report",
+      purpose: "check",
+      warn: say,
+    });
+  } catch (error) {
+    say(`qemu-img: ${asBlockError(error).message}`);
+    return { code: 1, lines };
+  }
+  await using _ = image;
+  const repair = mode === "report"
+    ? undefined
+    : { leaks: true, corruptions: mode === "all" };
+  let result: CheckResult;
+  try {
+    result = await image.node.check!({ repair, report });
+    const { leaksFixed, corruptionsFixed } = result;
+    if (leaksFixed > 0 || corruptionsFixed > 0) {
+      const again = await image.node.check!({ report });
+      result = { ...again, leaksFixed, corruptionsFixed };
+    }
+  } catch (error) {
+    assert(asBlockError(error) === error, String(error));
+    return failed(strerror(asBlockError(error).code));
+  }
+  const counts = countsOf(result);
+  if (result.checkErrors > 0) return { ...failed(), counts };
+  const code = result.corruptions > 0 ? 2 : result.leaks > 0 ? 3 : 0;
+  return { code, lines, counts };
+}
+
+/** In a few lines, what is not as expected; nothing if all is. */
+function difference(actual: Verdict, expected: Verdict): string | undefined {
+  const { lines, ...rest } = actual;
+  const { lines: wanted, ...wantedRest } = expected;
+  if (JSON.stringify(sorted(rest)) !== JSON.stringify(sorted(wantedRest))) {
+    return `  ${JSON.stringify(rest)}\n  not ${JSON.stringify(wantedRest)}\n` +
+      lineDifference(lines, wanted);
+  }
+  return lineDifference(lines, wanted) || undefined;
+}
+
+function lineDifference(lines: string[], wanted: string[]): string {
+  const at = wanted.findIndex((line, index) => line !== lines[index]);
+  const index = at < 0 && lines.length > wanted.length ? wanted.length : at;
+  if (index < 0) return "";
+  return `  line ${index}: ${lines[index]}\n  not: ${wanted[index]}`;
+}
+
+function sorted(verdict: Omit<Verdict, "lines">) {
+  const counts = Object.entries(verdict.counts ?? {}).sort();
+  return { code: verdict.code, counts };
+}
+
+/** Check and repair copies of an image; what differs from QEMU's verdicts. */
+async function compareModes(
+  dir: TempDir,
+  bytes: Uint8Array,
+  hasBitmap = false,
+): Promise<string[]> {
+  const [own, theirs] = [dir.file("own.qcow2"), dir.file("qemu.qcow2")];
+  const found: string[] = [];
+  // An image with bitmaps loses its snapshots when QEMU opens it to repair it.
+  const losesSnapshots = hasBitmap && bytes.slice(60, 64).some((byte) => byte);
+  for (const mode of ["report", "leaks", "all"] as const) {
+    if (losesSnapshots && mode !== "report") continue;
+    for (const path of [own, theirs]) await Deno.writeFile(path, bytes);
+    const expected = await qemuCheck(theirs, mode);
+    const actual = await ownCheck(own, mode);
+    if (expected.lines.at(-1)?.startsWith("qemu-img: Could not open")) {
+      if (actual.code !== 1) found.push(`${mode}: QEMU cannot open it`);
+      continue;
+    }
+    // QEMU stores bitmaps when it closes the image, and may fail, or crash.
+    const died = expected.lines.some((line) => line.includes("as corrupt:"));
+    if (hasBitmap && (died || expected.code === 139)) continue;
+    const first = difference(actual, expected);
+    if (first) found.push(`${mode}:\n${first}`);
+    // Of what it repaired before it failed, QEMU writes only some.
+    if (mode === "report" || expected.counts === undefined) continue;
+    const [after1, after2] = [
+      await qemuCheck(own, "report"),
+      await qemuCheck(theirs, "report"),
+    ];
+    if (hasBitmap) {
+      // QEMU stores bitmaps elsewhere whenever it has had an image open.
+      delete after1.counts?.["image-end-offset"];
+      delete after2.counts?.["image-end-offset"];
+    }
+    const after = difference(after1, after2);
+    if (after) found.push(`after ${mode}:\n${after}`);
+    const contents = await contentsDiffer(own, theirs);
+    if (contents) found.push(`contents after ${mode}: ${contents}`);
+  }
+  return found;
+}
+
+async function contentsDiffer(
+  own: string,
+  theirs: string,
+): Promise<string | undefined> {
+  const command = ["qemu-img", "compare", "-f", "qcow2", "-F", "qcow2"];
+  const { code, stdout, stderr } = await run([...command, own, theirs]);
+  // Where QEMU cannot read what it has repaired, there is nothing to compare.
+  return code === 0 || stderr !== "" ? undefined : stdout;
+}
+
+RECIPES.forEach((recipe, number) => {
+  const name = `v${recipe.version}, clusters of ${recipe.clusterSize}, ` +
+    `${recipe.refcountBits}-bit refcounts` +
+    (recipe.snapshots ? `, ${recipe.snapshots} snapshots` : "") +
+    (recipe.bitmap ? ", a bitmap" : "") +
+    (recipe.preallocation ? ", preallocated" : "");
+  qemuTest(`check() agrees with qemu-img on damage: ${name}`, async () => {
+    await using dir = new TempDir();
+    const sound = dir.file("sound.qcow2");
+    await makeImage(sound, recipe);
+    const image = await Deno.readFile(sound);
+    assertEquals(await compareModes(dir, image, recipe.bitmap), []);
+    const problems: string[] = [];
+    for (let seed = FIRST; seed < FIRST + SEEDS; seed++) {
+      const random = new Random(seed * 100 + number);
+      const { bytes, what } = damage(image, random);
+      const differences = await compareModes(dir, bytes, recipe.bitmap);
+      if (differences.length === 0) continue;
+      problems.push(`seed ${seed}: ${what}\n${differences.join("\n")}`);
+    }
+    assert(problems.length === 0, "\n" + problems.join("\n\n"));
+  }, ["qemu-img", "qemu-io"]);
+});
