@@ -246,10 +246,12 @@ function endOf(extent: ChainExtent): number {
 
 /** All that counts of an extent when allocation is compared. */
 function allocation(extent: ChainExtent, node: BlockNode): string {
-  const { kind, present, hostOffset, recurse } = extent;
+  const { kind, present, hostOffset } = extent;
   const hasPlace = hostOffset !== undefined;
+  // Allocated, although the file below has a hole for it.
+  const isHollow = kind === "zero" && extent.recurse === true;
   const isLast = endOf(extent) === node.size;
-  return `${kind} ${present} ${hasPlace} ${recurse ?? false} ${isLast}`;
+  return `${kind} ${isHollow} ${present} ${hasPlace} ${isLast}`;
 }
 
 /** The first sector for which `differs` is true; there is one. */

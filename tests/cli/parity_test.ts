@@ -357,32 +357,46 @@ async function outcome(command: readonly string[], cwd: string) {
   return { code, stdout, stderr };
 }
 
-/** The disk in the file that calls make, as qemu-img sees it. */
-async function madeDisk(call: string, cwd: string): Promise<string> {
-  const text: string[] = [];
-  for (const name of ["a", "a,b", "empty.qcow2", "full.raw"]) {
-    if (!call.includes(name)) continue;
-    const path = `${cwd}/${name}`;
-    const isThere = await Deno.stat(path).then(() => true, () => false);
-    if (!isThere) continue;
-    const map = await run(["qemu-img", "map", "--output=json", path]);
-    // Where something lies is the writer's choice, what lies there is not.
-    text.push(`${name}: ${map.stdout.replace(/, "offset": \d+/g, "")}`);
-    const raw = `${cwd}/${name}.content`;
-    await run(["qemu-img", "convert", "-O", "raw", path, raw]);
-    text.push(await digest(raw));
-  }
-  return text.join("\n");
+/** Fill the holes of a qcow2 file. */
+async function solidify(path: string): Promise<void> {
+  using file = Deno.openSync(path);
+  const magic = new Uint8Array(4);
+  file.readSync(magic);
+  if (magic[0] !== 0x51 || magic[3] !== 0xfb) return;
+  await runOk(["cp", "--sparse=never", path, `${path}.solid`]);
+  await Deno.rename(`${path}.solid`, path);
 }
 
-async function digest(path: string): Promise<string> {
-  try {
-    const bytes = await Deno.readFile(path);
-    await Deno.remove(path);
-    const hash = await crypto.subtle.digest("SHA-256", bytes);
-    return new Uint8Array(hash).toHex?.() ?? `${new Uint8Array(hash)}`;
-  } catch {
-    return "unreadable";
+/** The files that calls make or change. */
+const MADE = ["a", "a,b", "empty.qcow2", "full.raw"];
+
+/** Both calls must have made the same disk, allocated in the same places. */
+async function assertSameDisks(
+  call: string,
+  ours: string,
+  theirs: string,
+): Promise<void> {
+  const targets = MADE.filter((name) =>
+    words(call).some((word) => word === name || word.endsWith(`=${name}`))
+  );
+  // A backing file that is not there keeps QEMU from opening the image.
+  if (words(call).includes("-u")) return;
+  for (const name of targets) {
+    const maps: string[] = [];
+    for (const folder of [ours, theirs]) {
+      // Where many of a file's blocks are holes, QEMU shows those, too; how
+      // many there are is the writer's choice.
+      await solidify(`${folder}/${name}`);
+      const map = await runOk(
+        ["qemu-img", "map", "--output=json", `${folder}/${name}`],
+      );
+      // Where something lies is the writer's choice, what lies there is not.
+      maps.push(map.replace(/, "offset": \d+/g, ""));
+    }
+    assertEquals(maps[0], maps[1]);
+    await runOk(
+      ["qemu-img", "compare", `${ours}/${name}`, `${theirs}/${name}`],
+    );
   }
 }
 
@@ -404,11 +418,9 @@ for (const [command, calls] of Object.entries(CALLS)) {
           outcome([...BDRV, "qemu-img", ...words(call)], ours),
         ]);
         assertEquals(actual, expected);
-        if (/^(create|convert|resize)/.test(call) && expected.code === 0) {
-          assertEquals(
-            await madeDisk(call, ours),
-            await madeDisk(call, theirs),
-          );
+        const mayHaveMade = /^(create|convert|resize)/.test(call);
+        if (mayHaveMade && expected.code === 0) {
+          await assertSameDisks(call, ours, theirs);
         }
         for (const folder of [theirs, ours]) {
           await Deno.remove(folder, { recursive: true });
