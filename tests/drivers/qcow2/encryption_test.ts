@@ -167,6 +167,15 @@ Deno.test("snapshots of an encrypted image keep what they had", async () => {
   assertEquals(await image.read(1000, before.length), before);
 });
 
+Deno.test("an encrypted image keeps its key when it is read anew", async () => {
+  const file = memory();
+  await make(file, 1024 * KIB);
+  await using image = await open(file);
+  await image.write(1, bytes(1000, 14));
+  await image.node.invalidate!();
+  assertEquals(await image.read(1, 1000), bytes(1000, 14));
+});
+
 Deno.test("encrypted images and others can be each other's backing files", async (t) => {
   const size = 1024 * KIB;
   const lower = bytes(300_000, 8);
