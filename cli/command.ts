@@ -72,20 +72,20 @@ export const HELP: OptionSpec = {
 export const OBJECT: OptionSpec = {
   long: "object",
   argument: "OBJECT",
-  help: "define what images refer to: secret,id=ID,data=TEXT (or file=PATH)",
+  help: "a key: secret,id=ID,data=TEXT (or file=PATH)",
 };
 
 /** `--image-opts`. */
 export const IMAGE_OPTS: OptionSpec = {
   long: "image-opts",
-  help: "FILE is a description: driver=qcow2,file.filename=a.qcow2",
+  help: "FILE is a list: driver=qcow2,file.filename=a",
 };
 
 /** `-U`. */
 export const FORCE_SHARE: OptionSpec = {
   short: "U",
   long: "force-share",
-  help: "open the image even if another process is writing to it",
+  help: "do not mind another process that writes to it",
 };
 
 /** `-f`, with its long form. */
@@ -93,7 +93,7 @@ export const FORMAT: OptionSpec = {
   short: "f",
   long: "format",
   argument: "FMT",
-  help: "format of the image; by default it is found by looking at it",
+  help: "format of the image; default: looked for",
 };
 
 /** `--output`. */
