@@ -34,7 +34,7 @@ export const command: Command = {
     {
       long: "preallocation",
       argument: "MODE",
-      help: "how to reserve what is added: off, metadata, falloc, full",
+      help: "what to reserve: off, metadata, falloc, full",
     },
     { long: "shrink", help: "permit SIZE to be less than it is now" },
   ],

@@ -1,0 +1,230 @@
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import type { BlockNode, Extent } from "../../../core/driver.ts";
+import { BlockError } from "../../../core/errors.ts";
+import { convert } from "../../../core/jobs/convert.ts";
+import { getDriver } from "../../../mod.ts";
+
+const MiB = 1024 * 1024;
+
+/** A node on an array that tells what is asked of it. */
+class ArrayNode implements BlockNode {
+  readonly driver = getDriver("raw");
+  readonly filename = "array";
+  readonly readOnly = false;
+  readonly children = {};
+  readonly calls: string[] = [];
+  /** Requests under way, and the most there were. */
+  inFlight = 0;
+  mostInFlight = 0;
+  /** Milliseconds that each request takes. */
+  delay = 0;
+  /** Offset at which requests fail. */
+  failAt = Infinity;
+
+  constructor(
+    readonly bytes: Uint8Array,
+    /** Ends of extents, data and holes in turn. */
+    readonly extents: readonly number[] = [bytes.length],
+  ) {}
+
+  get size(): number {
+    return this.bytes.length;
+  }
+
+  async readv(offset: number, iov: readonly Uint8Array[]): Promise<void> {
+    await this.#perform("read", offset, iov[0].length);
+    iov[0].set(this.bytes.subarray(offset, offset + iov[0].length));
+  }
+
+  async writev(offset: number, iov: readonly Uint8Array[]): Promise<void> {
+    const copy = iov[0].slice();
+    await this.#perform("write", offset, copy.length);
+    this.bytes.set(copy, offset);
+  }
+
+  async writeZeroes(offset: number, length: number): Promise<void> {
+    await this.#perform("zero", offset, length);
+    this.bytes.fill(0, offset, offset + length);
+  }
+
+  status(offset: number, length: number): Promise<Extent> {
+    const index = this.extents.findIndex((end) => offset < end);
+    return Promise.resolve({
+      length: Math.min(length, this.extents[index] - offset),
+      kind: index % 2 === 0 ? "data" : "zero",
+    });
+  }
+
+  close(): Promise<void> {
+    return Promise.resolve();
+  }
+
+  async #perform(verb: string, offset: number, length: number) {
+    this.calls.push(`${verb} ${offset} ${length}`);
+    if (offset <= this.failAt && this.failAt < offset + length) {
+      throw new BlockError("ENOSPC");
+    }
+    if (this.delay === 0) return;
+    this.mostInFlight = Math.max(this.mostInFlight, ++this.inFlight);
+    await new Promise((resolve) => setTimeout(resolve, this.delay));
+    this.inFlight--;
+  }
+
+  offsets(verb: string): number[] {
+    return this.calls.filter((call) => call.startsWith(verb))
+      .map((call) => Number(call.split(" ")[1]));
+  }
+}
+
+function filled(size: number): Uint8Array {
+  return new Uint8Array(size).fill(7);
+}
+
+Deno.test("convert() reads no holes and writes none to a fresh target", async () => {
+  const bytes = filled(8 * MiB);
+  bytes.fill(0, MiB, 7 * MiB);
+  const source = new ArrayNode(bytes, [MiB, 7 * MiB, 8 * MiB]);
+  const target = new ArrayNode(new Uint8Array(8 * MiB));
+  await convert([source], target, { targetIsZero: true });
+  assertEquals(target.bytes, bytes);
+  assertEquals(source.offsets("read"), [0, 7 * MiB]);
+  assertEquals(target.offsets("write"), [0, 7 * MiB]);
+  assertEquals(target.offsets("zero"), []);
+});
+
+Deno.test("convert() zeroes holes where the target may hold data", async () => {
+  const bytes = filled(2 * MiB);
+  bytes.fill(0, MiB);
+  const source = new ArrayNode(bytes, [MiB, 2 * MiB]);
+  const target = new ArrayNode(filled(2 * MiB));
+  await convert([source], target);
+  assertEquals(target.bytes, bytes);
+  assertEquals(target.calls.at(-1), `zero ${MiB} ${MiB}`);
+});
+
+Deno.test("convert() finds zeroes in data", async () => {
+  const bytes = filled(MiB);
+  bytes.fill(0, 100_000, 200_000);
+  const target = new ArrayNode(new Uint8Array(MiB));
+  await convert([new ArrayNode(bytes)], target, { targetIsZero: true });
+  assertEquals(target.bytes, bytes);
+  assertEquals(target.calls, [
+    "write 0 102400",
+    `write 196608 ${MiB - 196608}`,
+  ]);
+});
+
+Deno.test("convert() with sparseSize 0 writes everything", async () => {
+  const source = new ArrayNode(new Uint8Array(3 * MiB), [0, 3 * MiB]);
+  const target = new ArrayNode(filled(3 * MiB));
+  await convert([source], target, { targetIsZero: true, sparseSize: 0 });
+  assertEquals(target.bytes, new Uint8Array(3 * MiB));
+  assertEquals(target.offsets("zero"), []);
+  assertEquals(source.calls, []);
+});
+
+Deno.test("convert() puts sources in a row, each in whole sectors", async () => {
+  const target = new ArrayNode(filled(2048));
+  const sources = [new ArrayNode(filled(1000)), new ArrayNode(filled(700))];
+  await convert(sources, target);
+  const expected = filled(2048);
+  expected.fill(0, 1000, 1024);
+  expected.fill(0, 1724);
+  assertEquals(target.bytes, expected);
+});
+
+Deno.test("convert() joins data in many extents into large requests", async () => {
+  const ends = Array.from({ length: 32 }, (_, i) => (i >> 1) * 65536 + 65536);
+  const source = new ArrayNode(filled(MiB), ends);
+  const target = new ArrayNode(new Uint8Array(MiB));
+  await convert([source], target, { targetIsZero: true });
+  assertEquals(source.calls, [`read 0 ${MiB}`]);
+});
+
+Deno.test("convert() has several requests in flight where they wait", async () => {
+  const source = new ArrayNode(filled(32 * MiB));
+  const target = new ArrayNode(new Uint8Array(32 * MiB));
+  source.delay = target.delay = 2;
+  await convert([source], target, { targetIsZero: true, parallel: 4 });
+  assertEquals(target.bytes, source.bytes);
+  assert(source.mostInFlight > 1 && source.mostInFlight <= 4);
+  assertEquals(target.mostInFlight, 1, "writes keep their order");
+  assertEquals(
+    target.offsets("write"),
+    target.offsets("write").toSorted(
+      (a, b) => a - b,
+    ),
+  );
+});
+
+Deno.test("convert() lets writes overtake each other where permitted", async () => {
+  const source = new ArrayNode(filled(32 * MiB));
+  const target = new ArrayNode(new Uint8Array(32 * MiB));
+  source.delay = target.delay = 2;
+  await convert([source], target, { targetIsZero: true, outOfOrder: true });
+  assertEquals(target.bytes, source.bytes);
+  assert(target.mostInFlight > 1 && target.mostInFlight <= 8);
+});
+
+Deno.test("convert() reports where it failed, and starts no more", async () => {
+  for (const delay of [0, 1]) {
+    const source = new ArrayNode(filled(32 * MiB));
+    const target = new ArrayNode(new Uint8Array(32 * MiB));
+    source.delay = target.delay = delay;
+    target.failAt = 3 * MiB + 5;
+    const error = await assertRejects(
+      () => convert([source], target, { targetIsZero: true }),
+      BlockError,
+      `error while writing at byte ${3 * MiB}: No space left on device`,
+    );
+    assertEquals(error.code, "ENOSPC");
+    assert(source.offsets("read").length < 16);
+    source.failAt = 0;
+    await assertRejects(
+      () => convert([source], target),
+      BlockError,
+      "error while reading at byte 0: No space left on device",
+    );
+  }
+});
+
+Deno.test("convert() refuses a target that is too small", async () => {
+  const [source, target] = [1024, 512].map((n) => new ArrayNode(filled(n)));
+  await assertRejects(
+    () => convert([source], target),
+    BlockError,
+    "output file is smaller than input file",
+  );
+});
+
+Deno.test("convert() refuses to compress where the target cannot", async () => {
+  const [source, target] = [512, 512].map((n) => new ArrayNode(filled(n)));
+  const error = await assertRejects(
+    () => convert([source], target, { compressed: true }),
+    BlockError,
+  );
+  assertEquals(error.code, "ENOTSUP");
+});
+
+Deno.test("convert() ends when it is told to", async () => {
+  const source = new ArrayNode(filled(32 * MiB));
+  const target = new ArrayNode(new Uint8Array(32 * MiB));
+  source.delay = 20;
+  const controller = new AbortController();
+  setTimeout(() => controller.abort(), 50);
+  const error = await assertRejects(
+    () => convert([source], target, { signal: controller.signal, parallel: 1 }),
+    BlockError,
+  );
+  assertEquals(error.code, "ECANCELED");
+});
+
+Deno.test("convert() tells how far it is", async () => {
+  const source = new ArrayNode(filled(4 * MiB));
+  const target = new ArrayNode(new Uint8Array(4 * MiB));
+  const seen: number[] = [];
+  await convert([source], target, {
+    progress: (done, total) => seen.push(done / total),
+  });
+  assertEquals(seen, [0.25, 0.5, 0.75, 1]);
+});
