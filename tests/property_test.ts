@@ -11,6 +11,7 @@ import type { BlockNode } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
 import type { Image } from "../core/image.ts";
 import { openProtocol } from "../core/open.ts";
+import { isEqual } from "../core/runtime.ts";
 import {
   createImage,
   MemoryStore,
@@ -28,7 +29,7 @@ import {
 } from "./model.ts";
 import { isInstalled, run, runOk, TempDir } from "./qemu.ts";
 
-const SEEDS = 15;
+const SEEDS = 12;
 const STEPS = environmentNumber("BDRV_STEPS") ?? 150;
 const FULL_CHECK_EVERY = 50;
 /** Clusters that a disk has at least, whatever their size. */
@@ -53,6 +54,10 @@ class Subject {
   readonly #layers: Layer[] = [];
   #image!: Image;
   #model = new DiskModel(0);
+  /** What the top image's snapshots hold, by id. */
+  #snapshots = new Map<string, Uint8Array>();
+  #isLazy = false;
+  #refcountBits = 16;
   #step = 0;
 
   constructor(seed: number, folder: TempDir) {
@@ -122,16 +127,22 @@ class Subject {
       };
     }
     const size = this.#newSize(clusterSize);
+    this.#refcountBits = version === 2
+      ? 16
+      : random.pick([1, 2, 4, 8, 16, 32, 64]);
+    this.#isLazy = version === 3 && random.oneIn(5);
     const options = format === "raw" ? { size } : {
       size,
       cluster_size: clusterSize,
       compat: version === 2 ? "v2" : "v3",
-      refcount_bits: version === 2 ? 16 : random.pick([1, 2, 4, 8, 16, 32, 64]),
+      refcount_bits: this.#refcountBits,
       compression_type: version === 3 && random.oneIn(2) ? "zstd" : "zlib",
+      lazy_refcounts: this.#isLazy,
       ...(level === 0 && random.oneIn(4) && { preallocation: "metadata" }),
     };
     await createImage(format, file, options);
     this.#layers.push(layer);
+    this.#snapshots.clear();
     this.#model.resize(size);
     await this.#open();
   }
@@ -166,6 +177,7 @@ class Subject {
   async #round(): Promise<void> {
     const random = this.#random;
     if (random.oneIn(25)) return await this.#resize();
+    if (random.oneIn(20)) return await this.#snapshot();
     if (random.oneIn(40)) {
       await this.#image.close();
       return await this.#open();
@@ -290,7 +302,7 @@ class Subject {
     try {
       await this.#image.node.writeCompressed!(offset, [bytes]);
     } catch (error) {
-      if (error instanceof BlockError && error.code === "EIO") return undefined;
+      if (isError(error, "EIO")) return undefined;
       throw error;
     }
     return { offset, bytes };
@@ -309,14 +321,63 @@ class Subject {
       await this.#image.resize(size, { preallocation });
     } catch (error) {
       if (this.#image.format === "raw" && preallocation !== "off") return;
-      // It cannot hide what a longer backing file has there.
-      if (
-        version === 2 && this.#layers.length > 1 &&
-        error instanceof BlockError && error.code === "ENOTSUP"
-      ) return;
+      // It can neither hide what a longer backing file has there, nor tell
+      // the sizes of its snapshots.
+      const mayFail = version === 2 &&
+        (this.#layers.length > 1 || this.#snapshots.size > 0);
+      if (mayFail && isError(error, "ENOTSUP")) return;
       throw error;
     }
     this.#model.resize(size);
+  }
+
+  /** Take a snapshot, delete one, or go back to one. */
+  async #snapshot(): Promise<void> {
+    const { snapshots } = this.#image.node;
+    if (!snapshots) return;
+    const random = this.#random;
+    const id = random.pick([...this.#snapshots.keys(), undefined]);
+    if (id === undefined) {
+      try {
+        const { id } = await snapshots.create({ name: "a snapshot" });
+        this.#snapshots.set(id, this.#model.bytes.slice());
+      } catch (error) {
+        if (!this.#isOverflow(error)) throw error;
+      }
+    } else if (random.oneIn(2)) {
+      await snapshots.delete(id);
+      this.#snapshots.delete(id);
+    } else {
+      const bytes = this.#snapshots.get(id)!;
+      try {
+        await snapshots.apply(id);
+      } catch (error) {
+        // As for any change of the size.
+        const { version } = this.#layers[this.#layers.length - 1];
+        if (
+          version === 2 && bytes.length !== this.#model.size &&
+          isError(error, "ENOTSUP")
+        ) return;
+        if (this.#isOverflow(error)) return;
+        throw error;
+      }
+      this.#model.bytes = bytes.slice();
+    }
+  }
+
+  /** Refcounts of one bit count no second user, narrow ones not many. */
+  #isOverflow(error: unknown): boolean {
+    return this.#refcountBits <= 4 && isError(error, "EINVAL");
+  }
+
+  async #checkSnapshots(): Promise<void> {
+    const stack = await this.#stack(this.#layers.length - 1);
+    await using image = await openImage(stack, { readOnly: true });
+    for (const [id, bytes] of this.#snapshots) {
+      await image.node.snapshots!.loadTemporary(id);
+      const found = await image.read(0, image.size);
+      if (!isEqual(found, bytes)) throw new Error(`snapshot ${id} has changed`);
+    }
   }
 
   async #verify(): Promise<void> {
@@ -329,6 +390,12 @@ class Subject {
     await this.#checkStatus();
     await this.#image.flush();
     await this.#verify();
+    if (this.#isLazy) {
+      // Its refcounts are not true before it is closed.
+      await this.#image.close();
+      await this.#open();
+    }
+    if (this.#snapshots.size > 0) await this.#checkSnapshots();
     if (!isInstalled("qemu-img")) return;
     const files = this.#layers.map((_, level) => this.#export(level));
     const top = files.length - 1;
@@ -379,6 +446,10 @@ class Subject {
     }
     if (next !== this.#model.size) throw new Error(`the map ends at ${next}`);
   }
+}
+
+function isError(error: unknown, code: string): boolean {
+  return error instanceof BlockError && error.code === code;
 }
 
 async function runSeed(seed: number): Promise<void> {
