@@ -53,7 +53,10 @@ export async function peakMemory(
   return Number(await Deno.readTextFile(report)) / 1024;
 }
 
-/** What was measured on: processor, memory, system, versions. */
+/**
+ * What was measured on: processor, memory, system, versions, and how busy it
+ * was before. With a load above 1 or so the figures of both sides say little.
+ */
 export async function machine(): Promise<string> {
   const cpuinfo = await Deno.readTextFile("/proc/cpuinfo");
   const model = /^model name\s*: (.*)$/m.exec(cpuinfo)?.[1] ?? Deno.build.arch;
@@ -63,5 +66,6 @@ export async function machine(): Promise<string> {
   const qemu = /version ([\d.]+)/.exec(new TextDecoder().decode(stdout))?.[1];
   return `${model}, ${navigator.hardwareConcurrency} cores, ` +
     `${Math.round(total / 2 ** 30)} GiB; Linux ${Deno.osRelease()}; ` +
-    `Deno ${Deno.version.deno}; qemu-img ${qemu}`;
+    `Deno ${Deno.version.deno}; qemu-img ${qemu}; ` +
+    `load ${Deno.loadavg()[0].toFixed(1)}`;
 }
