@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { allocate, roundUp } from "../../core/bytes.ts";
+import { allocate, roundDown, roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import type { BlockNode } from "../../core/driver.ts";
 import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import {
@@ -172,6 +172,8 @@ export async function readHeader(
   await readExtensions(file, header, headerLength, extensionsEnd, policy);
   checkSupported(header, policy);
   await readBackingName(file, header, backingOffset, view.getUint32(16));
+  // Disks are counted in sectors: half a one at the end is no part of it.
+  header.size = roundDown(header.size, SECTOR_SIZE);
   return header;
 }
 
@@ -347,6 +349,9 @@ function checkSupported(header: Header, policy: HeaderPolicy): void {
     throw invalid(`Unsupported encryption method ${header.cryptMethod}`);
   }
   if (policy.infoOnly) return;
+  if (header.cryptMethod === Crypt.LUKS && !header.encryptionHeader) {
+    throw invalid("Missing CRYPTO header for crypt method 2");
+  }
   const missing: string[] = [];
   if (header.incompatible.low & Incompatible.DATA_FILE) {
     missing.push("external data file");
@@ -456,9 +461,7 @@ function parseBitmaps(
   policy: HeaderPolicy,
 ): BitmapsExtension | undefined {
   if (data.length !== 24) {
-    throw invalid(
-      `bitmaps_ext: Invalid extension length: ${strerror("EINVAL")}`,
-    );
+    throw invalid("bitmaps_ext: Invalid extension length");
   }
   if (!(header.autoclear.low & 1)) {
     policy.warn(
@@ -470,9 +473,7 @@ function parseBitmaps(
   }
   const view = viewOf(data);
   if (view.getUint32(4) !== 0) {
-    throw invalid(
-      `bitmaps_ext: Reserved field is not zero: ${strerror("EINVAL")}`,
-    );
+    throw invalid("bitmaps_ext: Reserved field is not zero");
   }
   const count = view.getUint32(0);
   const directorySize = readUint64(view, 8);
