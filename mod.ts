@@ -15,9 +15,18 @@ import { registerDriver } from "./core/registry.ts";
 import { fileDriver } from "./drivers/file/driver.ts";
 import { memoryDriver } from "./drivers/memory.ts";
 import { qcow2Driver } from "./drivers/qcow2/driver.ts";
+import { rareDrivers } from "./drivers/rare.ts";
 import { rawDriver } from "./drivers/raw.ts";
 
-for (const driver of [fileDriver, memoryDriver, rawDriver, qcow2Driver]) {
+for (
+  const driver of [
+    fileDriver,
+    memoryDriver,
+    rawDriver,
+    qcow2Driver,
+    ...rareDrivers,
+  ]
+) {
   registerDriver(driver);
 }
 

@@ -39,6 +39,7 @@ export function alignRequests(node: BlockNode): BlockNode {
     unit,
     node.readv.bind(node),
     node.writev?.bind(node),
+    node.debugEvent?.bind(node),
   );
   node.readv = data.read;
   if (node.writev) node.writev = data.write;
@@ -75,13 +76,20 @@ class AlignedArea {
   readonly #unit: number;
   readonly #read: Read;
   readonly #write: Write | undefined;
+  readonly #event: BlockNode["debugEvent"];
   /** Units being read or written; alone by who needs them whole. */
   readonly #ranges = new RangeLock();
 
-  constructor(unit: number, read: Read, write: Write | undefined) {
+  constructor(
+    unit: number,
+    read: Read,
+    write: Write | undefined,
+    event?: BlockNode["debugEvent"],
+  ) {
     this.#unit = unit;
     this.#read = read;
     this.#write = write;
+    this.#event = event;
   }
 
   readonly read: Read = async (offset, iov) => {
@@ -100,9 +108,9 @@ class AlignedArea {
     const whole = start === offset && stop === end;
     using _ = await this.#hold(start, stop, !whole);
     if (whole) return await this.#write!(start, iov, flags);
-    const first = await this.#unitAt(offset);
+    const first = await this.#unitAt(offset, "head");
     const shared = first.length > 0 && stop - start === this.#unit;
-    const last = shared ? first : await this.#unitAt(end);
+    const last = shared ? first : await this.#unitAt(end, "tail");
     const before = first.subarray(0, offset - start);
     const after = last.subarray(last.length - (stop - end));
     await this.#write!(start, [before, ...iov, after].filter(isFilled), flags);
@@ -136,11 +144,13 @@ class AlignedArea {
   }
 
   /** The content of the unit in which an offset lies, if not at its border. */
-  async #unitAt(offset: number): Promise<Uint8Array> {
+  async #unitAt(offset: number, which: "head" | "tail"): Promise<Uint8Array> {
     const start = roundDown(offset, this.#unit);
     if (start === offset) return allocate(0);
     const unit = allocate(this.#unit);
+    await this.#event?.(`pwritev_rmw_${which}`);
     await this.#read(start, [unit]);
+    await this.#event?.(`pwritev_rmw_after_${which}`);
     return unit;
   }
 

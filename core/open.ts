@@ -144,7 +144,9 @@ export async function openProtocol(
 
 /** A source as the description of a protocol node. */
 export function protocolStack(source: Source): StackObject {
-  const stack = toStack(source);
+  const stack = typeof source === "string"
+    ? parseFilename(source)
+    : toStack(source);
   return stack.driver === undefined ? { driver: "file", ...stack } : stack;
 }
 
@@ -156,7 +158,11 @@ export function describeSource(source: Source | BlockNode): string {
 }
 
 function toStack(source: Source): StackObject {
-  if (typeof source === "string") return parseFilename(source);
+  if (typeof source === "string") {
+    const stack = parseFilename(source);
+    // What a name selects is a protocol, as far as the user is concerned.
+    return isNamedFilter(source, stack) ? { file: stack } : stack;
+  }
   if (source instanceof URL) {
     if (source.protocol !== "file:") return parseFilename(source.href);
     return { driver: "file", filename: decodeURIComponent(source.pathname) };
@@ -168,7 +174,7 @@ function toStack(source: Source): StackObject {
 function applyFormat(stack: StackObject, format: string): StackObject {
   if (stack.driver === undefined) return { ...stack, driver: format };
   if (stack.driver === format) return stack;
-  if (getDriver(stack.driver).role === "protocol") {
+  if (standsForProtocol(getDriver(stack.driver))) {
     return { driver: format, file: stack };
   }
   throw new BlockError("EINVAL", "Driver specified twice");
@@ -238,6 +244,13 @@ async function openStack(
     return await openProbed(others, file, opening, place);
   }
   throw new BlockError("EINVAL", "A block device must be specified for 'file'");
+}
+
+/** Whether a file name selects a filter that stands in for a protocol. */
+function isNamedFilter(name: string, { driver }: StackObject): boolean {
+  return driver !== undefined && !name.startsWith("json:") &&
+    getDriver(driver).role === "filter" &&
+    standsForProtocol(getDriver(driver));
 }
 
 /** Whether what a driver's file name leads to is yet to be probed. */
@@ -339,7 +352,9 @@ async function openDriver(
         readOnly: place.readOnly || isBacking,
         chain: place.chain,
       };
-      const asProtocol = !isBacking && !place.probeFile;
+      // A protocol that is named is wanted as it is.
+      const asProtocol = !isBacking &&
+        (!place.probeFile || isSelfContained(options[name]));
       return keep(openStack(options[name], opening, below, asProtocol));
     },
     openImplicit: async (child, name, format) => {

@@ -10,7 +10,12 @@ import {
   sliceVector,
   vectorLength,
 } from "./bytes.ts";
-import type { BlockNode, ZeroFlags } from "./driver.ts";
+import type {
+  BlockNode,
+  DebugOperations,
+  WriteFlags,
+  ZeroFlags,
+} from "./driver.ts";
 import { asBlockError, BlockError } from "./errors.ts";
 
 const ZEROES = allocate(256 * 1024);
@@ -36,6 +41,16 @@ export async function writeZeroes(
   } else if (flags?.noFallback) {
     throw new BlockError("ENOTSUP");
   }
+  await writeZeroData(node, offset, length, flags);
+}
+
+/** Write zeroes to a range of a node as data. */
+export async function writeZeroData(
+  node: BlockNode,
+  offset: number,
+  length: number,
+  flags?: WriteFlags,
+): Promise<void> {
   for (let done = 0; done < length;) {
     const take = Math.min(ZEROES.length, length - done);
     await node.writev!(offset + done, [ZEROES.subarray(0, take)], flags);
@@ -53,4 +68,12 @@ export async function readPadded(
   const inside = Math.max(0, Math.min(length, node.size - offset));
   if (inside > 0) await node.readv(offset, sliceVector(iov, 0, inside));
   if (inside < length) fillVector(iov, inside, length - inside);
+}
+
+/** The nearest node, down from this one, at which requests can be stopped. */
+export function debuggerOf(node: BlockNode): DebugOperations | undefined {
+  for (let at: BlockNode | undefined = node; at; at = at.children.file) {
+    if (at.debug) return at.debug;
+  }
+  return undefined;
 }

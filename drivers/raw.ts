@@ -128,17 +128,17 @@ class RawNode implements BlockNode {
     );
   }
 
-  // deno-lint-ignore require-await -- so that a refusal is a rejection
   async readv(offset: number, iov: IoVector): Promise<void> {
     if (this.#fixedSize !== undefined) {
       this.#checkInside(offset, vectorLength(iov), "EINVAL");
     }
+    await this.#file.debugEvent?.("read_aio");
     const { driver } = this.#file;
     // Only a protocol promises zeroes past its end.
     if (driver.role === "protocol") {
-      return this.#file.readv(this.#offset + offset, iov);
+      return await this.#file.readv(this.#offset + offset, iov);
     }
-    return readPadded(this.#file, this.#offset + offset, iov);
+    await readPadded(this.#file, this.#offset + offset, iov);
   }
 
   async writev(
@@ -149,6 +149,7 @@ class RawNode implements BlockNode {
     const length = vectorLength(iov);
     this.#checkWrite(offset, length);
     offset += this.#offset;
+    await this.#file.debugEvent?.("write_aio");
     if (!this.#touchesHead(offset, length)) {
       return await this.#file.writev!(offset, iov, flags);
     }
@@ -242,6 +243,8 @@ class RawNode implements BlockNode {
   }
 
   async flush(): Promise<void> {
+    await this.#file.debugEvent?.("flush_to_os");
+    await this.#file.debugEvent?.("flush_to_disk");
     await this.#file.flush?.();
   }
 

@@ -1,0 +1,137 @@
+/**
+ * What `blkdebug` does when an event occurs or a request arrives.
+ *
+ * @module
+ */
+import type { DebugOperations } from "../../core/driver.ts";
+import { BlockError, codeOfErrno } from "../../core/errors.ts";
+import { EVENTS, type Injection, type IoType, type Rule } from "./rules.ts";
+
+/** A request that waits at a breakpoint. */
+interface Suspended {
+  readonly tag: string;
+  go(): void;
+}
+
+/** Rules at work. */
+export class Debugger implements DebugOperations {
+  report?: (line: string) => void;
+  /** By event, the newest first. */
+  readonly #rules = new Map<string, Rule[]>();
+  /** The rules by which requests fail at present, the oldest first. */
+  #active: Rule[] = [];
+  #state = 1;
+  /** The newest first. */
+  readonly #suspended: Suspended[] = [];
+  readonly #watchers: Suspended[] = [];
+
+  constructor(rules: readonly Rule[]) {
+    for (const rule of rules) this.#add(rule);
+  }
+
+  /**
+   * An event occurs. Rules for it that inject errors take the place of those
+   * in force; the others act at once.
+   */
+  event(name: string): Promise<void> | void {
+    const rules = this.#rules.get(name);
+    if (!rules) return;
+    let next = this.#state;
+    const injecting: Rule[] = [];
+    const waits: Promise<void>[] = [];
+    for (const rule of [...rules]) {
+      if (rule.state !== 0 && rule.state !== this.#state) continue;
+      if (rule.injection) injecting.unshift(rule);
+      if (rule.newState !== undefined) next = rule.newState;
+      if (rule.tag !== undefined) waits.push(this.#suspend(rule, rule.tag));
+    }
+    if (injecting.length > 0) this.#active = injecting;
+    this.#state = next;
+    if (waits.length > 0) return Promise.all(waits).then(() => {});
+  }
+
+  /** A request arrives; it fails if a rule in force says so. */
+  async check(type: IoType, offset = 0, length = 0): Promise<void> {
+    const rule = this.#active.find(({ injection }) =>
+      applies(injection!, type, offset, length)
+    );
+    if (!rule?.injection?.errno) return;
+    const { errno, once, immediately } = rule.injection;
+    if (once) {
+      this.#active.splice(this.#active.indexOf(rule), 1);
+      this.#remove(rule);
+    }
+    if (!immediately) await Promise.resolve();
+    throw new BlockError(codeOfErrno(errno));
+  }
+
+  breakpoint(event: string, tag: string): void {
+    if (!EVENTS.has(event)) throw new BlockError("ENOENT");
+    this.#add({ event, state: 0, tag });
+  }
+
+  resume(tag: string): void {
+    const index = this.#suspended.findIndex((request) => request.tag === tag);
+    if (index < 0) throw new BlockError("ENOENT");
+    const [request] = this.#suspended.splice(index, 1);
+    this.report?.(`blkdebug: Resuming request '${tag}'`);
+    request.go();
+  }
+
+  removeBreakpoint(tag: string): void {
+    const rules = [...this.#rules.values()].flat();
+    const named = rules.filter((rule) => rule.tag === tag);
+    if (named.length === 0 && !this.isSuspended(tag)) {
+      throw new BlockError("ENOENT");
+    }
+    for (const rule of named) this.#remove(rule);
+    while (this.isSuspended(tag)) this.resume(tag);
+  }
+
+  isSuspended(tag: string): boolean {
+    return this.#suspended.some((request) => request.tag === tag);
+  }
+
+  waitSuspended(tag: string): Promise<void> {
+    if (this.isSuspended(tag)) return Promise.resolve();
+    return new Promise((go) => this.#watchers.push({ tag, go }));
+  }
+
+  #suspend(rule: Rule, tag: string): Promise<void> {
+    this.#remove(rule);
+    this.report?.(`blkdebug: Suspended request '${tag}'`);
+    return new Promise((go) => {
+      this.#suspended.unshift({ tag, go });
+      for (const watcher of this.#watchers.splice(0)) {
+        if (watcher.tag === tag) watcher.go();
+        else this.#watchers.push(watcher);
+      }
+    });
+  }
+
+  #add(rule: Rule): void {
+    const rules = this.#rules.get(rule.event);
+    if (rules) rules.unshift(rule);
+    else this.#rules.set(rule.event, [rule]);
+  }
+
+  #remove(rule: Rule): void {
+    const rules = this.#rules.get(rule.event)!;
+    const index = rules.indexOf(rule);
+    if (index >= 0) rules.splice(index, 1);
+  }
+}
+
+function applies(
+  injection: Injection,
+  type: IoType,
+  offset: number,
+  length: number,
+): boolean {
+  const at = injection.offset;
+  if (at !== undefined && !(at >= offset && at < offset + length)) return false;
+  // Asking what a range holds fails only on demand.
+  return injection.ioType === undefined
+    ? type !== "block-status"
+    : injection.ioType === type;
+}

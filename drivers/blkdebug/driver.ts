@@ -1,0 +1,169 @@
+/**
+ * The filter `blkdebug`: fails, or holds up, the requests of the driver above
+ * it at steps of that driver's work, and imposes limits on them. For tests.
+ *
+ * @module
+ */
+import { vectorLength } from "../../core/bytes.ts";
+import type {
+  BlockDriver,
+  BlockNode,
+  RequestLimits,
+} from "../../core/driver.ts";
+import { BlockError } from "../../core/errors.ts";
+import { filterNode } from "../../core/filter.ts";
+import {
+  nestOptions,
+  type OptionTable,
+  type OptionValues,
+  parseOptions,
+} from "../../core/options.ts";
+import { writeZeroes } from "../../core/requests.ts";
+import { Debugger } from "./debugger.ts";
+import { parseBlkdebugFilename } from "./filename.ts";
+import { readRules, RULE_GROUPS } from "./rules.ts";
+
+const OPEN_OPTIONS: OptionTable = {
+  config: { type: "string", help: "Path to the configuration file" },
+  align: { type: "size", help: "Required alignment in bytes" },
+  "max-transfer": { type: "size", help: "Maximum transfer size in bytes" },
+  "opt-write-zero": {
+    type: "size",
+    help: "Optimum write zero alignment in bytes",
+  },
+  "max-write-zero": {
+    type: "size",
+    help: "Maximum write zero size in bytes",
+  },
+  "opt-discard": { type: "size", help: "Optimum discard alignment in bytes" },
+  "max-discard": { type: "size", help: "Maximum discard size in bytes" },
+};
+
+/**
+ * A filter below a format's driver. Its child is `image`. Options: rules
+ * (`inject-error`, `set-state`: one, or a list), the file `config` with such
+ * rules, and limits. `blkdebug:CONFIG:FILENAME` is a file name for it.
+ *
+ * @example Fail the first write of data with ENOSPC
+ * ```ts
+ * import { BlockError, createImage, MemoryStore, openImage } from "@bdrv/bdrv";
+ * import { assertRejects } from "@std/assert";
+ *
+ * const image = { driver: "memory", store: new MemoryStore() };
+ * await createImage("qcow2", image, { size: 1 << 20 });
+ * const rule = { event: "write_aio", errno: 28, once: true };
+ * await using disk = await openImage({
+ *   driver: "qcow2",
+ *   file: { driver: "blkdebug", image, "inject-error": rule },
+ * });
+ * await assertRejects(() => disk.write(0, new Uint8Array(1)), BlockError);
+ * await disk.write(0, new Uint8Array(1));
+ * ```
+ */
+export const blkdebugDriver: BlockDriver = {
+  name: "blkdebug",
+  role: "filter",
+  schemes: ["blkdebug"],
+  openOptions: OPEN_OPTIONS,
+
+  parseFilename: parseBlkdebugFilename,
+
+  async open(options, context) {
+    const nested = nestOptions(options);
+    const children = ["image", ...RULE_GROUPS];
+    const parsed = parseOptions(OPEN_OPTIONS, nested, children);
+    const config = parsed.config as string | undefined;
+    const rules = await readRules(config, nested);
+    const image = await context.openChild("image");
+    const limits = parseLimits(parsed, image.limits?.requestAlignment ?? 1);
+    const debug = new Debugger(rules);
+    await debug.event("none");
+    return debuggedNode(image, limits, debug);
+  },
+};
+
+/** The limits that were asked for; each must be a multiple of what it needs. */
+function parseLimits(options: OptionValues, below: number): RequestLimits {
+  const take = (name: string, unit: number): number | undefined => {
+    const value = options[name] as number | undefined;
+    if (!value) return undefined;
+    if (value >= 2 ** 31 - 1 || value % unit !== 0) {
+      throw new BlockError(
+        "EINVAL",
+        `Cannot meet constraints with ${name} ${value}`,
+      );
+    }
+    return value;
+  };
+  const requestAlignment = take("align", 1);
+  if (requestAlignment && !Number.isInteger(Math.log2(requestAlignment))) {
+    throw new BlockError(
+      "EINVAL",
+      `Cannot meet constraints with align ${requestAlignment}`,
+    );
+  }
+  const unit = Math.max(requestAlignment ?? 1, below);
+  const maxTransfer = take("max-transfer", unit);
+  const writeZeroesAlignment = take("opt-write-zero", unit);
+  const discardAlignment = take("opt-discard", unit);
+  return {
+    requestAlignment,
+    maxTransfer,
+    writeZeroesAlignment,
+    maxWriteZeroes: take(
+      "max-write-zero",
+      Math.max(writeZeroesAlignment ?? 0, unit),
+    ),
+    discardAlignment,
+    maxDiscard: take("max-discard", Math.max(discardAlignment ?? 0, unit)),
+  };
+}
+
+function debuggedNode(
+  file: BlockNode,
+  limits: RequestLimits,
+  debug: Debugger,
+): BlockNode {
+  const { requestAlignment = 1, writeZeroesAlignment = 1 } = limits;
+  const zeroUnit = Math.max(requestAlignment, writeZeroesAlignment);
+  const changes: Partial<BlockNode> = {
+    limits,
+    debug,
+    debugEvent: (name) => debug.event(name),
+    async readv(offset, iov) {
+      await debug.check("read", offset, vectorLength(iov));
+      await file.readv(offset, iov);
+    },
+    async status(offset, length) {
+      await debug.check("block-status", offset, length);
+      return await file.status(offset, length);
+    },
+    async flush() {
+      await debug.check("flush");
+      await file.flush?.();
+    },
+  };
+  if (file.writev) {
+    changes.writev = async (offset, iov, flags) => {
+      await debug.event("pwritev");
+      await debug.check("write", offset, vectorLength(iov));
+      await file.writev!(offset, iov, flags);
+      await debug.event("pwritev_done");
+    };
+    changes.writeZeroes = async (offset, length, flags) => {
+      // Too small a piece is to be written as data: that is tested too.
+      if (length < zeroUnit) throw new BlockError("ENOTSUP");
+      await debug.event("pwritev_zero");
+      await debug.check("write-zeroes", offset, length);
+      await writeZeroes(file, offset, length, flags);
+      await debug.event("pwritev_done");
+    };
+  }
+  if (file.discard) {
+    changes.discard = async (offset, length) => {
+      await debug.check("discard", offset, length);
+      await file.discard!(offset, length);
+    };
+  }
+  return filterNode(blkdebugDriver, file, changes);
+}
