@@ -58,12 +58,23 @@ export function isInstalled(program: string): boolean {
   return known;
 }
 
+/**
+ * A command that can take neither all memory nor all time, since QEMU's tools
+ * take as much as a damaged image asks for.
+ */
+function withinLimits(command: readonly string[]): readonly string[] {
+  if (!command[0].startsWith("qemu-") || !isInstalled("prlimit")) {
+    return command;
+  }
+  return ["prlimit", "--as=3000000000", "--cpu=60", ...command];
+}
+
 /** Run a program, and wait for its end. */
 export async function run(
   command: readonly string[],
   options: RunOptions = {},
 ): Promise<Outcome> {
-  const [program, ...args] = command;
+  const [program, ...args] = withinLimits(command);
   const child = new Deno.Command(program, {
     args,
     cwd: options.cwd,

@@ -85,7 +85,7 @@ function shortened(name: string): string {
 const ACTIONS = {
   async c(snapshots: SnapshotOperations, name: string) {
     try {
-      await snapshots.create({ name: shortened(name) });
+      await snapshots.create({ name: shortened(name), icount: 0n });
     } catch (thrown) {
       const { code } = asBlockError(thrown);
       throw failed("create", name, `${-errno(code)} (${strerrorOf(thrown)})`);

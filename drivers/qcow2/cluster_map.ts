@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { allocate, roundUp } from "../../core/bytes.ts";
+import { allocate } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
 import {
   type ClusterKind,
@@ -165,11 +165,12 @@ export class ClusterMap {
       while (size < entries) size = Math.ceil(size * 1.5);
     }
     if (size * ENTRY_SIZE > MAX_L1_BYTES) throw new BlockError("EFBIG");
-    const { clusterSize } = geometry;
-    const bytes = allocate(roundUp(size * ENTRY_SIZE, clusterSize));
+    const bytes = allocate(size * ENTRY_SIZE);
     bytes.set(this.l1Bytes);
     await this.#state.event("l1_grow_alloc_table");
-    const offset = await refcounts.allocate(bytes.length / clusterSize);
+    const offset = await refcounts.allocate(
+      geometry.clustersFor(bytes.length),
+    );
     const old = { offset: header.l1TableOffset, size: header.l1Size };
     try {
       await refcountCache.flush();
@@ -187,7 +188,7 @@ export class ClusterMap {
       await refcounts.add(offset, bytes.length, -1);
       throw error;
     }
-    this.#l1 = viewOf(bytes.subarray(0, size * ENTRY_SIZE));
+    this.#l1 = viewOf(bytes);
     await refcounts.free(old.offset, old.size * ENTRY_SIZE);
   }
 

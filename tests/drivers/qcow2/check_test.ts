@@ -70,6 +70,7 @@ async function ownCheck(path: string, mode: Mode): Promise<Verdict> {
       readOnly: mode === "report",
       purpose: "check",
       warn: say,
+      report: say,
     });
   } catch (error) {
     say(`qemu-img: ${asBlockError(error).message}`);
@@ -124,24 +125,21 @@ function sorted(verdict: Omit<Verdict, "lines">) {
 async function compareModes(
   dir: TempDir,
   bytes: Uint8Array,
-  hasBitmap = false,
+  modes: readonly Mode[],
 ): Promise<string[]> {
   const [own, theirs] = [dir.file("own.qcow2"), dir.file("qemu.qcow2")];
   const found: string[] = [];
-  // An image with bitmaps loses its snapshots when QEMU opens it to repair it.
-  const losesSnapshots = hasBitmap && bytes.slice(60, 64).some((byte) => byte);
-  for (const mode of ["report", "leaks", "all"] as const) {
-    if (losesSnapshots && mode !== "report") continue;
+  for (const mode of modes) {
     for (const path of [own, theirs]) await Deno.writeFile(path, bytes);
     const expected = await qemuCheck(theirs, mode);
+    // More memory or time than anyone has: QEMU was stopped, we must not be.
+    const stopped = expected.code > 128;
     const actual = await ownCheck(own, mode);
+    if (stopped) continue;
     if (expected.lines.at(-1)?.startsWith("qemu-img: Could not open")) {
       if (actual.code !== 1) found.push(`${mode}: QEMU cannot open it`);
       continue;
     }
-    // QEMU stores bitmaps when it closes the image, and may fail, or crash.
-    const died = expected.lines.some((line) => line.includes("as corrupt:"));
-    if (hasBitmap && (died || expected.code === 139)) continue;
     const first = difference(actual, expected);
     if (first) found.push(`${mode}:\n${first}`);
     // Of what it repaired before it failed, QEMU writes only some.
@@ -150,11 +148,8 @@ async function compareModes(
       await qemuCheck(own, "report"),
       await qemuCheck(theirs, "report"),
     ];
-    if (hasBitmap) {
-      // QEMU stores bitmaps elsewhere whenever it has had an image open.
-      delete after1.counts?.["image-end-offset"];
-      delete after2.counts?.["image-end-offset"];
-    }
+    // Repaired beyond use: its header was taken for a table, and given up.
+    if (after2.lines.at(-1)?.startsWith("qemu-img: Could not open")) continue;
     const after = difference(after1, after2);
     if (after) found.push(`after ${mode}:\n${after}`);
     const contents = await contentsDiffer(own, theirs);
@@ -184,12 +179,17 @@ RECIPES.forEach((recipe, number) => {
     const sound = dir.file("sound.qcow2");
     await makeImage(sound, recipe);
     const image = await Deno.readFile(sound);
-    assertEquals(await compareModes(dir, image, recipe.bitmap), []);
+    // Opened for repair by QEMU, an image with bitmaps loses its snapshots,
+    // and the bitmaps are stored elsewhere as it is closed.
+    const modes: Mode[] = recipe.bitmap
+      ? ["report"]
+      : ["report", "leaks", "all"];
+    assertEquals(await compareModes(dir, image, modes), []);
     const problems: string[] = [];
     for (let seed = FIRST; seed < FIRST + SEEDS; seed++) {
       const random = new Random(seed * 100 + number);
       const { bytes, what } = damage(image, random);
-      const differences = await compareModes(dir, bytes, recipe.bitmap);
+      const differences = await compareModes(dir, bytes, modes);
       if (differences.length === 0) continue;
       problems.push(`seed ${seed}: ${what}\n${differences.join("\n")}`);
     }
