@@ -131,18 +131,29 @@ export async function applySnapshot(
 ): Promise<void> {
   const entry = find(state, idOrName);
   const l1 = await readL1(state, entry);
-  if (entry.diskSize !== state.header.size) {
-    await resize(state, entry.diskSize);
-  }
   const { clusters, file, header } = state;
+  {
+    // First, since it may fail: narrow refcounts may have no room for it.
+    // Nothing of the disk has been lost then.
+    using _ = await state.metadata.lock();
+    await state.flushCaches();
+    await countTree(state, viewOf(l1), 1);
+  }
+  try {
+    if (entry.diskSize !== header.size) await resize(state, entry.diskSize);
+    using _ = await state.metadata.lock();
+    await clusters.growL1(entry.l1Size, true);
+  } catch (error) {
+    using _ = await state.metadata.lock();
+    await state.flushCaches();
+    await countTree(state, viewOf(l1), -1);
+    throw error;
+  }
   using _ = await state.metadata.lock();
-  await clusters.growL1(entry.l1Size, true);
   await state.flushCaches();
   const old = clusters.l1Bytes.slice();
   const replaced = allocate(header.l1Size * ENTRY_SIZE);
   replaced.set(l1);
-  await countTree(state, viewOf(replaced), 1);
-  await state.flushCaches();
   // Nothing is this disk's alone now, so no entry has its COPIED flag yet.
   clearCopied(viewOf(replaced));
   await file.writev!(header.l1TableOffset, [replaced]);
