@@ -6,6 +6,7 @@
 import { type Command, HelpShown, Invocation } from "./command.ts";
 import { OptionParser, type OptionSpec } from "./getopt.ts";
 import { type Program, usageError } from "./program.ts";
+import { versionText } from "./version.ts";
 
 /** A command's line in the help, and its module, loaded when it is called. */
 interface Entry {
@@ -97,14 +98,4 @@ FILE is a path, json:{…}, or DRIVER:FILE.
 
 Supported formats: ${drivers.join(" ")}
 `;
-}
-
-async function versionText(program: Program): Promise<string> {
-  const { default: manifest } = await import("../deno.json", {
-    with: { type: "json" },
-  });
-  // Scripts look for the version of the program that we stand in for.
-  return program.isOurs
-    ? `bdrv ${manifest.version}\n`
-    : `${program.name} version 7.2.22 (bdrv ${manifest.version})\n`;
 }

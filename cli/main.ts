@@ -16,6 +16,7 @@ const imageTool = (): Promise<ProgramModule> => import("./image_tool.ts");
 const PROGRAMS: { [name: string]: () => Promise<ProgramModule> } = {
   "bdrv": imageTool,
   "qemu-img": imageTool,
+  "qemu-io": () => import("./io_tool.ts"),
 };
 
 /**

@@ -12,8 +12,9 @@ import {
   OUTPUT,
   outputFormat,
 } from "../command.ts";
+import { detailLines } from "../details.ts";
 import { openImageArgument, usingNodes } from "../images.ts";
-import { inKeyOrder, type Json, prettyJson } from "../json.ts";
+import { type Json, prettyJson } from "../json.ts";
 import { humanSize, integerText } from "../numbers.ts";
 import { snapshotList } from "../snapshot_list.ts";
 import { CommandError, type Program, usageError } from "../program.ts";
@@ -203,17 +204,4 @@ function humanText({ info, ...image }: Description): string {
     lines.push(...detailLines(info.specific.data as Json, "    "));
   }
   return lines.map((line) => `${line}\n`).join("");
-}
-
-/** The members of an object or list, a line each, nested ones indented. */
-function detailLines(value: Json, indent: string): string[] {
-  const members: [string, Json][] = Array.isArray(value)
-    ? value.map((item, index) => [`[${index}]`, item])
-    : inKeyOrder(value as { readonly [name: string]: Json })
-      .map(([name, item]) => [name.replaceAll("-", " "), item]);
-  return members.flatMap(([name, item]) =>
-    typeof item === "object" && item !== null
-      ? [`${indent}${name}:`, ...detailLines(item, `${indent}    `)]
-      : [`${indent}${name}: ${item}`]
-  );
 }

@@ -1,0 +1,82 @@
+/**
+ * What a command of `qemu-io` is.
+ *
+ * @module
+ */
+import { libraryText, OptionParser, type OptionSpec } from "../getopt.ts";
+import type { Session } from "./session.ts";
+
+/** A command that cannot go on. Its message goes to standard output. */
+export class Refusal extends Error {
+  /** The class name. */
+  override name = "Refusal";
+}
+
+/** A command. */
+export interface IoCommand {
+  readonly name: string;
+  readonly alias?: string;
+  /** What it does, as the help shows it. */
+  readonly summary: string;
+  /** Its options and operands, as the help shows them. */
+  readonly usage?: string;
+  /** The least number of words after its name. Default: 0. */
+  readonly min?: number;
+  /** The largest number of words after its name. Default: 0. */
+  readonly max?: number;
+  /** The options it accepts. */
+  readonly options?: readonly OptionSpec[];
+  /** What else there is to know, for its help. */
+  readonly notes?: string;
+  /** What must be open: a file, one that may be written to, or nothing. */
+  readonly needs?: "file" | "writable" | "nothing";
+  /** Run it. Whatever it throws makes it a failed command. */
+  run(call: Call): Promise<void> | void;
+}
+
+/** One call of a command. */
+export class Call {
+  /** What remains of the words after the options; known after parsing. */
+  operands: readonly string[] = [];
+
+  /** `name` is how the command was called. */
+  constructor(
+    readonly session: Session,
+    readonly command: IoCommand,
+    readonly name: string,
+    readonly words: readonly string[],
+  ) {}
+
+  /** The options one after the other. */
+  *options(): Generator<[string, string]> {
+    const { command, name, session } = this;
+    const { options = [] } = command;
+    const complaint = (mistake: Parameters<typeof libraryText>[0]) => {
+      session.program.printError(`${name}: ${libraryText(mistake)}\n`);
+      return this.misused();
+    };
+    const parser = new OptionParser(options, name, this.words, complaint);
+    yield* parser.parse();
+    this.operands = parser.operands;
+  }
+
+  /** What is thrown if the words make no sense. */
+  misused(): Refusal {
+    return new Refusal(usageLine(this.command.name, this.command));
+  }
+}
+
+/** A command's line in the help, for a command called `name`. */
+export function usageLine(name: string, command: IoCommand): string {
+  const usage = command.usage === undefined ? "" : `${command.usage} `;
+  return `${name} ${usage}-- ${command.summary}`;
+}
+
+/** `-C`. */
+export const TERSE: OptionSpec = {
+  short: "C",
+  help: "report in one line, for programs",
+};
+
+/** `-q`. */
+export const SILENT: OptionSpec = { short: "q", help: "report nothing" };

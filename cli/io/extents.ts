@@ -1,0 +1,118 @@
+/**
+ * `length`, `alloc`, `map` and `info`: what the file is and holds.
+ *
+ * @module
+ */
+import { SECTOR_SIZE } from "../../core/bytes.ts";
+import type { BlockNode } from "../../core/driver.ts";
+import { detailLines } from "../details.ts";
+import type { Json } from "../json.ts";
+import { integerText } from "../numbers.ts";
+import type { IoCommand } from "./command.ts";
+import { byteCount, sizeText } from "./numbers.ts";
+
+/** `length`. */
+export const length: IoCommand = {
+  name: "length",
+  alias: "l",
+  summary: "gets the length of the current file",
+  run: ({ session }) =>
+    session.program.print(`${sizeText(session.image.size)}\n`),
+};
+
+/** `alloc`. */
+export const alloc: IoCommand = {
+  name: "alloc",
+  alias: "a",
+  usage: "offset [count]",
+  summary: "checks if offset is allocated in the file",
+  min: 1,
+  max: 2,
+
+  async run({ session, words }) {
+    const offset = byteCount(words[0]);
+    let count = words.length > 1 ? byteCount(words[1]) : SECTOR_SIZE;
+    const { image, program } = session;
+    count = Math.min(count, Math.max(0, image.size - offset));
+    let allocated = 0;
+    for await (const run of runsOf(image.node, offset, count)) {
+      if (run.isAllocated) allocated += run.length;
+    }
+    program.print(
+      `${integerText(allocated)}/${integerText(count)} bytes allocated ` +
+        `at offset ${sizeText(offset)}\n`,
+    );
+  },
+};
+
+/** `map`. */
+export const map: IoCommand = {
+  name: "map",
+  usage: "",
+  summary: "prints the allocated areas of a file",
+
+  async run({ session }) {
+    const { image, program } = session;
+    for await (const run of runsOf(image.node, 0, image.size)) {
+      const state = run.isAllocated ? "    allocated" : "not allocated";
+      program.print(
+        `${withHex(run.length)} bytes ${state} at offset ` +
+          `${withHex(run.offset)}\n`,
+      );
+    }
+  },
+};
+
+function withHex(value: number): string {
+  return `${sizeText(value)} (0x${value.toString(16)})`;
+}
+
+/** A part of the file that has, or has not, content of its own. */
+interface Run {
+  offset: number;
+  length: number;
+  isAllocated: boolean;
+}
+
+/** The runs of a range, each as long as it can be. */
+async function* runsOf(
+  node: BlockNode,
+  offset: number,
+  length: number,
+): AsyncGenerator<Run> {
+  let run: Run | undefined;
+  for (const end = offset + length; offset < end;) {
+    const extent = await node.status(offset, end - offset);
+    const isAllocated = extent.kind !== "unallocated";
+    if (run?.isAllocated === isAllocated) {
+      run.length += extent.length;
+    } else {
+      if (run) yield run;
+      run = { offset, length: extent.length, isAllocated };
+    }
+    offset += extent.length;
+  }
+  if (run) yield run;
+}
+
+/** `info`. */
+export const info: IoCommand = {
+  name: "info",
+  alias: "i",
+  summary: "prints information about the current file",
+
+  async run({ session }) {
+    const { image, program } = session;
+    const info = await image.info();
+    const lines = [
+      `format name: ${image.format}`,
+      `cluster size: ${sizeText(info.clusterSize ?? 0)}`,
+      `vm state offset: ${sizeText(info.vmStateOffset ?? 0)}`,
+    ];
+    if (info.specific) {
+      lines.push("Format specific information:");
+      lines.push(...detailLines(info.specific.data as Json, "    "));
+    }
+    program.print(lines.map((line) => `${line}\n`).join(""));
+  },
+};

@@ -1,0 +1,49 @@
+/**
+ * `flush` and `truncate`: the file as a whole.
+ *
+ * @module
+ */
+import type { Preallocation } from "../../core/driver.ts";
+import { CommandError } from "../program.ts";
+import type { IoCommand } from "./command.ts";
+import { byteCount } from "./numbers.ts";
+
+/** `flush`. */
+export const flush: IoCommand = {
+  name: "flush",
+  alias: "f",
+  summary: "flush all in-core file state to disk",
+  run: ({ session }) => session.background.during(session.image.flush()),
+};
+
+const MODES: readonly string[] = ["off", "metadata", "falloc", "full"];
+
+/** `truncate`. */
+export const truncate: IoCommand = {
+  name: "truncate",
+  alias: "t",
+  usage: "[-m prealloc_mode] off",
+  summary: "truncates the current file at the given offset",
+  min: 1,
+  max: 3,
+  needs: "writable",
+  options: [
+    { short: "m", argument: "MODE", help: "off, metadata, falloc or full" },
+  ],
+
+  async run(call) {
+    let preallocation: Preallocation | undefined;
+    for (const [, mode] of call.options()) {
+      if (!MODES.includes(mode)) {
+        throw new CommandError(`Invalid preallocation mode '${mode}'`);
+      }
+      preallocation = mode as Preallocation;
+    }
+    if (call.operands.length === 0) throw call.misused();
+    const size = byteCount(call.operands[0]);
+    const { image, background } = call.session;
+    await background.during(
+      image.resize(size, { preallocation, exact: true }),
+    );
+  },
+};

@@ -1,0 +1,226 @@
+/**
+ * `open`, `reopen` and `close`.
+ *
+ * @module
+ */
+import type { BlockNode } from "../../core/driver.ts";
+import { asBlockError } from "../../core/errors.ts";
+import { type OptionValues, parseKeyValueList } from "../../core/options.ts";
+import type { OptionSpec } from "../getopt.ts";
+import { cacheMode } from "../images.ts";
+import { CommandError } from "../program.ts";
+import { type Call, type IoCommand, Refusal } from "./command.ts";
+import {
+  checkAioMode,
+  DEFAULT_OPENING,
+  discardMode,
+  type Opening,
+  withCommonOptions,
+} from "./opening.ts";
+import type { Session } from "./session.ts";
+
+/** Options of the program as well as of `open`. */
+export const OPEN_OPTIONS: readonly OptionSpec[] = [
+  { short: "r", long: "read-only", help: "do not write to it" },
+  { short: "s", long: "snapshot", help: "write to a temporary overlay" },
+  { short: "n", long: "nocache", help: "the same as -t none" },
+  {
+    short: "C",
+    long: "copy-on-read",
+    help: "keep what is read from backing files",
+  },
+  { short: "k", long: "native-aio", help: "the same as -i native" },
+  {
+    short: "i",
+    long: "aio",
+    argument: "MODE",
+    help: "accepted for QEMU's sake: threads, native or io_uring",
+  },
+  {
+    short: "d",
+    long: "discard",
+    argument: "MODE",
+    help: "unmap (the default), or ignore discards",
+  },
+  {
+    short: "t",
+    long: "cache",
+    argument: "MODE",
+    help: "writethrough (the default), writeback, none, directsync, unsafe",
+  },
+  {
+    short: "U",
+    long: "force-share",
+    help: "open it even if another process is writing to it",
+  },
+];
+
+/** Parts of an {@linkcode Opening} that options change. */
+type Changes = { -readonly [name in keyof Opening]?: Opening[name] } & {
+  forceShare?: boolean;
+};
+
+/** Take an option of {@linkcode OPEN_OPTIONS}. */
+export function takeOpening(
+  changes: Changes,
+  option: string,
+  argument: string,
+): void {
+  if (option === "r") changes.readOnly = true;
+  else if (option === "s") changes.snapshot = true;
+  else if (option === "n") changes.cache = "none";
+  else if (option === "C") changes.copyOnRead = true;
+  else if (option === "U") changes.forceShare = true;
+  else if (option === "i") checkAioMode(argument);
+  else if (option === "d") changes.discard = discardMode(argument);
+  else if (option === "t") changes.cache = cacheMode(argument, "cache option");
+}
+
+/** `name=value,…` by name. */
+export function namedOptions(text: string, firstKey?: string): OptionValues {
+  return Object.fromEntries(parseKeyValueList(text, firstKey));
+}
+
+/** `open`. */
+export const open: IoCommand = {
+  name: "open",
+  alias: "o",
+  usage: "[-rsCnkU] [-t cache] [-d discard] [-o options] [path]",
+  summary: "open the file specified by path",
+  min: 1,
+  max: Infinity,
+  needs: "nothing",
+  options: [
+    ...OPEN_OPTIONS.map(({ long: _, ...option }) => option),
+    { short: "o", argument: "OPTIONS", help: "driver=qcow2,NAME=VALUE,…" },
+  ],
+
+  async run(call) {
+    const { session } = call;
+    const changes: Changes = {};
+    const options: OptionValues = {};
+    for (const [option, argument] of call.options()) {
+      if (option !== "o") takeOpening(changes, option, argument);
+      else if (!session.imageOpts) {
+        Object.assign(options, namedOptions(argument));
+      } else {
+        throw new Refusal(
+          "--image-opts and 'open -o' are mutually exclusive",
+        );
+      }
+    }
+    if (call.operands.length > 1) throw call.misused();
+    const [file] = call.operands;
+    await openFile(session, file, { ...changes, options });
+  },
+};
+
+/** Open what `file` names, or what the options describe. */
+export async function openFile(
+  session: Session,
+  file: string | undefined,
+  { forceShare, ...changes }: Changes,
+): Promise<void> {
+  if (session.isOpen) {
+    throw new CommandError("file open already, try 'help close'");
+  }
+  const options = { ...changes.options };
+  let filename = file;
+  if (session.imageOpts && file !== undefined) {
+    filename = undefined;
+    Object.assign(options, namedOptions(file, "file"));
+  }
+  const { "force-share": shares, ...others } = options;
+  if (forceShare && shares !== undefined && shares !== "on") {
+    throw new CommandError("-U conflicts with image options");
+  }
+  try {
+    await session.open(withCommonOptions({
+      ...DEFAULT_OPENING,
+      ...changes,
+      options: others,
+      ...(filename !== undefined && { filename }),
+    }));
+  } catch (error) {
+    const name = filename === undefined ? "" : ` device ${filename}`;
+    throw asBlockError(error).prefixed(`can't open${name}: `);
+  }
+}
+
+/** `reopen`. */
+export const reopen: IoCommand = {
+  name: "reopen",
+  usage: "[(-r|-w)] [-c cache] [-o options]",
+  summary: "reopens an image with new options",
+  max: Infinity,
+  options: [
+    { short: "c", argument: "MODE", help: "another cache mode" },
+    { short: "o", argument: "OPTIONS", help: "other options of the driver" },
+    { short: "r", help: "read-only" },
+    { short: "w", help: "for reading and writing" },
+  ],
+
+  async run(call) {
+    const { session } = call;
+    const { options, ...changes } = parseReopen(call);
+    if (call.operands.length > 0) throw call.misused();
+    if (changes.readOnly !== undefined && "read-only" in options) {
+      throw new CommandError("Cannot set both -r/-w and 'read-only'");
+    }
+    const hasCacheOption = "cache.direct" in options ||
+      "cache.no-flush" in options;
+    if (changes.cache !== undefined && hasCacheOption) {
+      throw new CommandError("Cannot set both -c and the cache options");
+    }
+    const { opening } = session;
+    const next = withCommonOptions({ ...opening, ...changes, options });
+    checkChangeable(session.image.node, opening.options, next.options);
+    await session.reopen({
+      ...next,
+      options: { ...opening.options, ...next.options },
+    });
+  },
+};
+
+function parseReopen(call: Call): Changes & { options: OptionValues } {
+  const changes: Changes & { options: OptionValues } = { options: {} };
+  for (const [option, argument] of call.options()) {
+    if (option === "o") {
+      Object.assign(changes.options, namedOptions(argument));
+    } else if (option === "c") {
+      changes.cache = cacheMode(argument, "cache option");
+    } else {
+      if (changes.readOnly !== undefined) {
+        throw new CommandError("Only one -r/-w option may be given");
+      }
+      changes.readOnly = option === "r";
+    }
+  }
+  return changes;
+}
+
+/** Refuse options that are not of the driver, or belong to another node. */
+function checkChangeable(
+  node: BlockNode,
+  before: OptionValues,
+  options: OptionValues,
+): void {
+  for (const [name, value] of Object.entries(options)) {
+    if (before[name] === value) continue;
+    const [role, ...rest] = name.split(".");
+    const child = node.children[role];
+    if (child && rest.length > 0) {
+      checkChangeable(child, {}, { [rest.join(".")]: value });
+    } else if (!Object.hasOwn(node.driver.openOptions ?? {}, name)) {
+      throw new CommandError(`Cannot change the option '${name}'`);
+    }
+  }
+}
+
+/** `close`. */
+export const close: IoCommand = {
+  name: "close",
+  alias: "c",
+  summary: "close the current open file",
+  run: ({ session }) => session.close(),
+};

@@ -1,0 +1,77 @@
+/**
+ * Commands about the process: `sigraise`, `abort`, `sleep` and `quit`.
+ *
+ * @module
+ */
+import { type IoCommand, Refusal } from "./command.ts";
+import { byteCount, cInteger } from "./numbers.ts";
+
+/** One above the last signal of Linux. */
+const SIGNALS_END = 65;
+const SIGABRT = 6;
+
+/** `sigraise`. */
+export const sigraise: IoCommand = {
+  name: "sigraise",
+  usage: "signal",
+  summary: "raises a signal",
+  min: 1,
+  max: 1,
+  needs: "nothing",
+
+  async run({ session, words }) {
+    const signal = byteCount(words[0]);
+    if (signal > SIGNALS_END) {
+      throw new Refusal(
+        `signal argument '${words[0]}' is too large to be a valid signal`,
+      );
+    }
+    session.program.output.flush();
+    await raise(signal);
+  },
+};
+
+/** `abort`: what standard output holds back is lost, as in a crash. */
+export const abort: IoCommand = {
+  name: "abort",
+  summary: "simulate a program crash using abort(3)",
+  needs: "nothing",
+  run: () => raise(SIGABRT),
+};
+
+async function raise(signal: number): Promise<void> {
+  // Deno's own function knows signals by their names only.
+  const { default: process } = await import("node:process");
+  process.kill(process.pid, signal);
+}
+
+/** `sleep`. */
+export const sleep: IoCommand = {
+  name: "sleep",
+  summary: "waits for the given value in milliseconds",
+  min: 1,
+  max: 1,
+  needs: "nothing",
+
+  async run({ session, words }) {
+    const time = cInteger(words[0]);
+    if (time === undefined || time < 0) {
+      throw new Refusal(`${words[0]} is not a valid number`);
+    }
+    await session.background.during(
+      new Promise<void>((resolve) => setTimeout(resolve, time)),
+    );
+  },
+};
+
+/** `quit`. */
+export const quit: IoCommand = {
+  name: "quit",
+  alias: "q",
+  summary: "exit the program",
+  max: Infinity,
+  needs: "nothing",
+  run({ session }) {
+    session.hasQuit = true;
+  },
+};

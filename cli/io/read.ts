@@ -1,0 +1,205 @@
+/**
+ * `read` and `readv`.
+ *
+ * @module
+ */
+import { BlockError } from "../../core/errors.ts";
+import type { Image } from "../../core/image.ts";
+import type { OptionSpec } from "../getopt.ts";
+import {
+  type Call,
+  type IoCommand,
+  Refusal,
+  SILENT,
+  TERSE,
+} from "./command.ts";
+import { byteCount, patternByte } from "./numbers.ts";
+import { dumpText, reportText } from "./report.ts";
+import {
+  checkLength,
+  checkSectors,
+  filled,
+  type Reporting,
+  timed,
+  vectorOf,
+} from "./requests.ts";
+
+/** What buffers hold before they are read into. */
+export const UNREAD = 0xab;
+
+/** How what was read is to be shown. */
+export interface Showing extends Reporting {
+  /** All of it. */
+  dump?: boolean;
+  /** The byte that everything must be. */
+  pattern?: number;
+}
+
+/** The options that say how to show what was read. */
+export const SHOWING: readonly OptionSpec[] = [
+  TERSE,
+  {
+    short: "P",
+    argument: "BYTE",
+    help: "fail unless all bytes read are this one",
+  },
+  SILENT,
+  { short: "v", help: "show the bytes read" },
+];
+
+/** Take one of these options. */
+export function takeShowing(
+  showing: Showing,
+  option: string,
+  argument: string,
+): void {
+  if (option === "C") showing.terse = true;
+  else if (option === "q") showing.silent = true;
+  else if (option === "v") showing.dump = true;
+  else if (option === "P") showing.pattern = patternByte(argument);
+}
+
+/** `read`. */
+export const read: IoCommand = {
+  name: "read",
+  alias: "r",
+  usage: "[-abCqv] [-P pattern [-s off] [-l len]] off len",
+  summary: "reads a number of bytes at a specified offset",
+  min: 2,
+  max: Infinity,
+  options: [
+    ...SHOWING,
+    { short: "b", help: "read VM state, not the disk" },
+    { short: "l", argument: "LEN", help: "with -P, bytes to look at" },
+    { short: "p", help: "has no effect" },
+    { short: "s", argument: "OFF", help: "with -P, bytes to skip first" },
+  ],
+
+  async run(call) {
+    const { image, background } = call.session;
+    const { vmState, skip, lookAt, ...showing } = parseRead(call);
+    if (call.operands.length !== 2) throw call.misused();
+    const [offset, length] = call.operands.map(byteCount);
+    checkLength(length, call.operands[1]);
+    if (showing.pattern === undefined && (skip ?? lookAt) !== undefined) {
+      throw call.misused();
+    }
+    const range = lookedAt(length, skip, lookAt);
+    if (vmState) checkSectors(offset, length);
+    const buffer = filled(length, UNREAD);
+    const request = () =>
+      vmState ? readVmState(image, offset, buffer) : image.read(offset, buffer);
+    const seconds = await background.during(timed("read", request));
+    present(call, shown(buffer, offset, seconds, showing, range));
+  },
+};
+
+interface ReadOptions extends Showing {
+  vmState?: boolean;
+  skip?: number;
+  lookAt?: number;
+}
+
+function parseRead(call: Call): ReadOptions {
+  const options: ReadOptions = {};
+  for (const [option, argument] of call.options()) {
+    if (option === "b") options.vmState = true;
+    else if (option === "l") options.lookAt = byteCount(argument);
+    else if (option === "s") options.skip = byteCount(argument);
+    else takeShowing(options, option, argument);
+  }
+  return options;
+}
+
+/** A part of what was read. */
+interface Range {
+  readonly start: number;
+  readonly end: number;
+}
+
+/** The part at which a pattern is looked for. */
+function lookedAt(
+  length: number,
+  start = 0,
+  count: number = length - start,
+): Range {
+  if (count < 0 || start + count > length) {
+    throw new Refusal("pattern verification range exceeds end of read data");
+  }
+  return { start, end: start + count };
+}
+
+async function readVmState(
+  { node }: Image,
+  offset: number,
+  buffer: Uint8Array,
+): Promise<void> {
+  if (!node.loadVmState) throw new BlockError("ENOTSUP");
+  await node.loadVmState(offset, [buffer]);
+}
+
+/** `readv`. */
+export const readv: IoCommand = {
+  name: "readv",
+  usage: "[-Cqv] [-P pattern] off len [len..]",
+  summary: "reads a number of bytes at a specified offset",
+  min: 2,
+  max: Infinity,
+  options: SHOWING,
+
+  async run(call) {
+    const { image, background } = call.session;
+    const showing: Showing = {};
+    for (const option of call.options()) takeShowing(showing, ...option);
+    if (call.operands.length < 2) throw call.misused();
+    const [at, ...sizes] = call.operands;
+    const offset = byteCount(at);
+    const { whole, parts } = vectorOf(sizes, UNREAD);
+    const request = () => image.readv(offset, parts);
+    const seconds = await background.during(timed("readv", request));
+    present(call, shown(whole, offset, seconds, showing));
+  },
+};
+
+/** What there is to say about bytes that were read. */
+interface Shown {
+  readonly text: string;
+  /** Whether they are what they had to be. */
+  readonly isExpected: boolean;
+}
+
+/** Look at bytes that were read from `offset` on, and report. */
+export function shown(
+  bytes: Uint8Array,
+  offset: number,
+  seconds: number,
+  showing: Showing,
+  range: Range = { start: 0, end: bytes.length },
+): Shown {
+  const { pattern, silent, dump, terse = false } = showing;
+  const { start, end } = range;
+  const { length } = bytes;
+  const isExpected = pattern === undefined ||
+    consistsOf(bytes.subarray(start, end), pattern);
+  let text = isExpected
+    ? ""
+    : `Pattern verification failed at offset ${offset + start}, ` +
+      `${end - start} bytes\n`;
+  if (!silent) {
+    if (dump) text += dumpText(bytes, offset);
+    text += reportText({ verb: "read", offset, length, seconds, terse });
+  }
+  return { text, isExpected };
+}
+
+function consistsOf(bytes: Uint8Array, value: number): boolean {
+  for (let i = 0; i < bytes.length; i++) {
+    if (bytes[i] !== value) return false;
+  }
+  return true;
+}
+
+function present(call: Call, { text, isExpected }: Shown): void {
+  call.session.program.print(text);
+  if (!isExpected) throw new Refusal();
+}

@@ -1,0 +1,65 @@
+/**
+ * What `qemu-io` tells of a request: the bytes it read, and how long it took.
+ *
+ * @module
+ */
+import { fixed, integerText } from "../numbers.ts";
+import { sizeText } from "./numbers.ts";
+
+/** A request that succeeded. */
+export interface Done {
+  /** What was done, such as `wrote`. */
+  readonly verb: string;
+  readonly offset: number;
+  readonly length: number;
+  readonly seconds: number;
+  /** Whether a program reads it (`-C`). */
+  readonly terse: boolean;
+}
+
+/** The report of a request, one or two lines. */
+export function reportText(done: Done): string {
+  const { verb, offset, length, terse } = done;
+  // A clock that stood still must not lead to a division by zero.
+  const seconds = Math.max(done.seconds, 1e-9);
+  const rate = length / seconds;
+  const time = timeText(seconds, terse);
+  if (terse) {
+    return `${length},1,${time},${fixed(rate, 3)},${fixed(1 / seconds, 3)}\n`;
+  }
+  return `${verb} ${integerText(length)}/${integerText(length)} bytes ` +
+    `at offset ${integerText(offset)}\n` +
+    `${sizeText(length)}, 1 ops; ${time} ` +
+    `(${sizeText(rate)}/sec and ${(1 / seconds).toFixed(4)} ops/sec)\n`;
+}
+
+function timeText(seconds: number, withHours: boolean): string {
+  const whole = Math.floor(seconds);
+  const text = (seconds - whole + whole % 60).toFixed(2).padStart(5, "0");
+  if (!withHours && whole === 0) return `${text} sec`;
+  const minutes = String(Math.floor(whole / 60) % 60).padStart(2, "0");
+  return `${Math.floor(whole / 3600)}:${minutes}:${text}`;
+}
+
+const LINE = 16;
+
+/** Bytes in hexadecimal and as letters; `offset` is where the first one lies. */
+export function dumpText(bytes: Uint8Array, offset: number): string {
+  let text = "";
+  for (let at = 0; at < bytes.length; at += LINE) {
+    const line = Array.from(bytes.subarray(at, at + LINE));
+    const digits = line.map((byte) => `${hex(byte, 2)} `).join("");
+    const letters = line.map(letterOrDot).join("");
+    text += `${hex(offset + at, 8)}:  ${digits} ${letters}\n`;
+  }
+  return text;
+}
+
+function hex(value: number, digits: number): string {
+  return value.toString(16).padStart(digits, "0");
+}
+
+function letterOrDot(byte: number): string {
+  const char = String.fromCharCode(byte);
+  return /[0-9A-Za-z]/.test(char) ? char : ".";
+}

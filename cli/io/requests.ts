@@ -1,0 +1,93 @@
+/**
+ * What all commands that read or write have in common.
+ *
+ * @module
+ */
+import { allocate, SECTOR_SIZE } from "../../core/bytes.ts";
+import { BlockError, strerror } from "../../core/errors.ts";
+import { integerText } from "../numbers.ts";
+import { Refusal } from "./command.ts";
+import { byteCount } from "./numbers.ts";
+
+/** The most bytes that one request may have: 2 GiB, less a sector. */
+export const MAX_REQUEST = 2 ** 31 - 512;
+
+/** How a request is to be reported. */
+export interface Reporting {
+  /** Not at all. */
+  silent?: boolean;
+  /** For a program. */
+  terse?: boolean;
+}
+
+/** Refuse lengths that no request may have. */
+export function checkLength(length: number, text: string, but = ""): void {
+  if (length <= MAX_REQUEST) return;
+  throw new Refusal(`length cannot exceed ${MAX_REQUEST}${but}, given ${text}`);
+}
+
+/** Refuse what must be, and is not, made of whole sectors. */
+export function checkSectors(offset: number, count: number): void {
+  for (const [name, value] of Object.entries({ offset, count })) {
+    if (value % SECTOR_SIZE === 0) continue;
+    throw new Refusal(
+      `${integerText(value)} is not a sector-aligned value for '${name}'`,
+    );
+  }
+}
+
+/**
+ * Do a request and answer the seconds it took.
+ *
+ * @param what names it in the message if it fails.
+ */
+export async function timed(
+  what: string,
+  request: () => Promise<unknown>,
+): Promise<number> {
+  const start = performance.now();
+  try {
+    await request();
+  } catch (error) {
+    // Anything else is a mistake of ours, not a failure of the disk.
+    if (!(error instanceof BlockError)) throw error;
+    throw new Refusal(`${what} failed: ${strerror(error.code)}`);
+  }
+  return (performance.now() - start) / 1000;
+}
+
+/** The buffers of a vectored request, parts of one. */
+export interface Vector {
+  readonly whole: Uint8Array;
+  readonly parts: Uint8Array[];
+}
+
+/** Buffers as large as the operands say, filled with a byte. */
+export function vectorOf(sizes: readonly string[], fill: number): Vector {
+  const lengths: number[] = [];
+  let total = 0;
+  for (const text of sizes) {
+    const length = byteCount(text);
+    if (length > MAX_REQUEST) {
+      throw new Refusal(
+        `Argument '${text}' exceeds maximum size ${MAX_REQUEST}`,
+      );
+    }
+    if (total > MAX_REQUEST - length) {
+      throw new Refusal(
+        `The total number of bytes exceed the maximum size ${MAX_REQUEST}`,
+      );
+    }
+    lengths.push(length);
+    total += length;
+  }
+  const whole = filled(total, fill);
+  let at = 0;
+  const parts = lengths.map((length) => whole.subarray(at, at += length));
+  return { whole, parts };
+}
+
+/** A buffer filled with a byte. */
+export function filled(length: number, fill: number): Uint8Array {
+  return allocate(length).fill(fill);
+}

@@ -1,0 +1,66 @@
+/**
+ * What lasts from one command of `qemu-io` to the next.
+ *
+ * @module
+ */
+import { Image } from "../../core/image.ts";
+import type { Program } from "../program.ts";
+import { BackgroundRequests } from "./background.ts";
+import { type Opening, openNode } from "./opening.ts";
+
+/** The file that is open, and the requests under way. */
+export class Session {
+  /** Whether the program is to end. */
+  hasQuit = false;
+  /** Requests that were started and not waited for. */
+  readonly background: BackgroundRequests;
+  #image: Image | undefined;
+  #opening: Opening | undefined;
+
+  /** `imageOpts`: whether files are given as lists of options. */
+  constructor(readonly program: Program, readonly imageOpts: boolean) {
+    this.background = new BackgroundRequests(program);
+  }
+
+  /** Whether a file is open. */
+  get isOpen(): boolean {
+    return this.#image !== undefined;
+  }
+
+  /** The file that is open. Commands run only with one if they need it. */
+  get image(): Image {
+    return this.#image!;
+  }
+
+  /** How it was opened. */
+  get opening(): Opening {
+    return this.#opening!;
+  }
+
+  /** Open a file. */
+  async open(opening: Opening): Promise<void> {
+    const node = await openNode(this.program, opening);
+    this.#image = new Image(node, { cache: opening.cache });
+    this.#opening = opening;
+  }
+
+  /** Open the same file in another way; if that fails, as it was. */
+  async reopen(opening: Opening): Promise<void> {
+    const before = this.opening;
+    await this.close();
+    try {
+      await this.open(opening);
+    } catch (error) {
+      await this.open(before);
+      throw error;
+    }
+  }
+
+  /** Finish what is under way, and close the file if one is open. */
+  async close(): Promise<void> {
+    await this.background.drain();
+    const image = this.#image;
+    this.#image = undefined;
+    await image?.close();
+  }
+}

@@ -1,0 +1,293 @@
+/**
+ * `write`, `writev` and `discard`.
+ *
+ * @module
+ */
+import { roundDown } from "../../core/bytes.ts";
+import type { WriteFlags, ZeroFlags } from "../../core/driver.ts";
+import { BlockError, strerror } from "../../core/errors.ts";
+import type { Image } from "../../core/image.ts";
+import { openProtocol } from "../../core/open.ts";
+import type { OptionSpec } from "../getopt.ts";
+import {
+  type Call,
+  type IoCommand,
+  Refusal,
+  SILENT,
+  TERSE,
+} from "./command.ts";
+import { byteCount, patternByte } from "./numbers.ts";
+import { reportText } from "./report.ts";
+import {
+  checkLength,
+  checkSectors,
+  filled,
+  type Reporting,
+  timed,
+  vectorOf,
+} from "./requests.ts";
+
+/** What is written if nothing else is asked for. */
+export const UNTOUCHED = 0xcd;
+
+/** `-P`. */
+export const FILL: OptionSpec = {
+  short: "P",
+  argument: "BYTE",
+  help: "write this byte, not 0xcd",
+};
+
+/** `-f`. */
+export const FUA: OptionSpec = {
+  short: "f",
+  help: "reach the disk before it ends",
+};
+
+/** `-u`. */
+export const UNMAP: OptionSpec = {
+  short: "u",
+  help: "with -z, the space may be given back",
+};
+
+/** `-z`. */
+export const ZERO: OptionSpec = { short: "z", help: "write zeroes, not data" };
+
+/** What is common to all writes. */
+export interface WriteOptions extends Reporting, ZeroFlags {
+  zero?: boolean;
+  pattern?: number;
+}
+
+/** Take an option that all writes have. */
+export function takeWriting(
+  options: WriteOptions,
+  option: string,
+  argument: string,
+): void {
+  if (option === "C") options.terse = true;
+  else if (option === "q") options.silent = true;
+  else if (option === "f") options.fua = true;
+  else if (option === "u") options.unmap = true;
+  else if (option === "z") options.zero = true;
+  else if (option === "P") options.pattern = patternByte(argument);
+}
+
+/** `write`. */
+export const write: IoCommand = {
+  name: "write",
+  alias: "w",
+  usage: "[-bcCfnquz] [-P pattern | -s source_file] off len",
+  summary: "writes a number of bytes at a specified offset",
+  min: 2,
+  max: Infinity,
+  needs: "writable",
+  options: [
+    { short: "b", help: "write VM state, not the disk" },
+    { short: "c", help: "store it compressed" },
+    TERSE,
+    FUA,
+    { short: "n", help: "with -z, fail rather than write zeroes as data" },
+    { short: "p", help: "has no effect" },
+    FILL,
+    SILENT,
+    { short: "s", argument: "FILE", help: "write what this file holds" },
+    UNMAP,
+    ZERO,
+  ],
+
+  async run(call) {
+    const options = parseWrite(call);
+    if (call.operands.length !== 2) throw call.misused();
+    checkTogether(options);
+    const [offset, length] = call.operands.map(byteCount);
+    if (!options.noFallback) {
+      checkLength(length, call.operands[1], " without -n");
+    }
+    if (options.vmState || options.compressed) checkSectors(offset, length);
+    const request = await requestOf(call, options, offset, length);
+    await perform(call, "write", options, { offset, length }, request);
+  },
+};
+
+interface SingleWriteOptions extends WriteOptions {
+  vmState?: boolean;
+  compressed?: boolean;
+  source?: string;
+}
+
+function parseWrite(call: Call): SingleWriteOptions {
+  const options: SingleWriteOptions = {};
+  for (const [option, argument] of call.options()) {
+    if (option === "b") options.vmState = true;
+    else if (option === "c") options.compressed = true;
+    else if (option === "n") options.noFallback = true;
+    else if (option === "s") options.source = argument;
+    else takeWriting(options, option, argument);
+  }
+  return options;
+}
+
+/** Refuse options that make no sense together. */
+function checkTogether(options: SingleWriteOptions): void {
+  const { vmState, compressed, zero, fua, noFallback, unmap } = options;
+  const atOnce = "cannot be specified at the same time";
+  if (vmState && zero) throw new Refusal(`-b and -z ${atOnce}`);
+  if (fua && (vmState || compressed)) {
+    throw new Refusal(`-f and -b or -c ${atOnce}`);
+  }
+  if (noFallback && !zero) throw new Refusal("-n requires -z to be specified");
+  if (unmap && !zero) throw new Refusal("-u requires -z to be specified");
+  const { pattern, source } = options;
+  const contents = [zero || undefined, pattern, source];
+  if (contents.filter((content) => content !== undefined).length > 1) {
+    throw new Refusal(
+      "Only one of -z, -P, and -s can be specified at the same time",
+    );
+  }
+}
+
+/** The request, its data made ready. */
+async function requestOf(
+  call: Call,
+  options: SingleWriteOptions,
+  offset: number,
+  length: number,
+): Promise<() => Promise<void>> {
+  const { image } = call.session;
+  if (options.zero) return () => image.writeZeroes(offset, length, options);
+  const data = options.source === undefined
+    ? filled(length, options.pattern ?? UNTOUCHED)
+    : await fromFile(call, options.source, length);
+  if (options.vmState) return () => writeVmState(image, offset, data);
+  if (options.compressed) return () => writeCompressed(image, offset, data);
+  return () => image.write(offset, data, options);
+}
+
+/** What a file holds, over and over. */
+async function fromFile(
+  call: Call,
+  filename: string,
+  length: number,
+): Promise<Uint8Array> {
+  let content: Uint8Array;
+  try {
+    const source = { driver: "file", filename };
+    const file = await openProtocol(source, { readOnly: true });
+    try {
+      content = new Uint8Array(Math.min(length, file.size));
+      await file.readv(0, [content]);
+    } finally {
+      await file.close();
+    }
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
+    call.session.program.printError(`${filename}: ${strerror(error.code)}\n`);
+    throw new Refusal();
+  }
+  if (content.length === 0) {
+    call.session.program.printError(`${filename}: file is empty\n`);
+    throw new Refusal();
+  }
+  const data = filled(length, 0);
+  for (let at = 0; at < length; at += content.length) {
+    data.set(content.subarray(0, length - at), at);
+  }
+  return data;
+}
+
+async function writeVmState(
+  { node }: Image,
+  offset: number,
+  data: Uint8Array,
+): Promise<void> {
+  if (!node.saveVmState) throw new BlockError("ENOTSUP");
+  await node.saveVmState(offset, [data]);
+}
+
+/** Store data compressed, cluster by cluster. */
+async function writeCompressed(
+  image: Image,
+  offset: number,
+  data: Uint8Array,
+): Promise<void> {
+  const { node, size } = image;
+  const end = offset + data.length;
+  if (end > size) throw new BlockError("EIO");
+  if (!node.writeCompressed) throw new BlockError("ENOTSUP");
+  const { clusterSize = 1 } = await image.info();
+  if (offset % clusterSize !== 0) throw new BlockError("EINVAL");
+  // What follows whole clusters must be the last of the disk.
+  const whole = end === size ? end : roundDown(end, clusterSize);
+  for (let at = offset; at < whole; at += clusterSize) {
+    const start = at - offset;
+    const cluster = data.subarray(start, start + clusterSize);
+    await node.writeCompressed(at, [cluster]);
+  }
+  if (whole < end) throw new BlockError("EINVAL");
+}
+
+/** `writev`. */
+export const writev: IoCommand = {
+  name: "writev",
+  usage: "[-Cfq] [-P pattern] off len [len..]",
+  summary: "writes a number of bytes at a specified offset",
+  min: 2,
+  max: Infinity,
+  needs: "writable",
+  options: [TERSE, FUA, SILENT, FILL],
+
+  async run(call) {
+    const { image } = call.session;
+    const options: WriteOptions = {};
+    for (const option of call.options()) takeWriting(options, ...option);
+    if (call.operands.length < 2) throw call.misused();
+    const [at, ...sizes] = call.operands;
+    const offset = byteCount(at);
+    const { whole, parts } = vectorOf(sizes, options.pattern ?? UNTOUCHED);
+    const range = { offset, length: whole.length };
+    const flags: WriteFlags = options;
+    const request = () => image.writev(offset, parts, flags);
+    await perform(call, "writev", options, range, request);
+  },
+};
+
+/** `discard`. */
+export const discard: IoCommand = {
+  name: "discard",
+  alias: "d",
+  usage: "[-Cq] off len",
+  summary: "discards a number of bytes at a specified offset",
+  min: 2,
+  max: Infinity,
+  needs: "writable",
+  options: [TERSE, SILENT],
+
+  async run(call) {
+    const { image, opening } = call.session;
+    const options: WriteOptions = {};
+    for (const option of call.options()) takeWriting(options, ...option);
+    if (call.operands.length !== 2) throw call.misused();
+    const [offset, length] = call.operands.map(byteCount);
+    checkLength(length, call.operands[1]);
+    const request = async () => {
+      // Where discards are ignored, the range must still be one of the disk.
+      if (offset + length > image.size) throw new BlockError("EIO");
+      if (opening.discard) await image.discard(offset, length);
+    };
+    await perform(call, "discard", options, { offset, length }, request);
+  },
+};
+
+/** Do a request that the command waits for, and report it. */
+async function perform(
+  { session }: Call,
+  what: string,
+  { silent, terse = false }: Reporting,
+  range: { offset: number; length: number },
+  request: () => Promise<unknown>,
+): Promise<void> {
+  const seconds = await session.background.during(timed(what, request));
+  if (silent) return;
+  const verb = what === "discard" ? "discard" : "wrote";
+  session.program.print(reportText({ ...range, verb, seconds, terse }));
+}
