@@ -143,6 +143,15 @@ export interface ZeroFlags extends WriteFlags {
   noFallback?: boolean;
 }
 
+/** How to compress. */
+export interface CompressOptions {
+  /**
+   * How hard to try: 0 to 9 for zlib, 1 to 22 for zstd. Default: the result is
+   * about as small as QEMU's.
+   */
+  level?: number;
+}
+
 /** Wishes that go with a change of size. */
 export interface TruncateOptions {
   /** How to reserve the new area. */
@@ -369,8 +378,15 @@ export interface BlockNode {
   ): Promise<void>;
   /** Give a range up; what it then reads as depends on the format. */
   discard?(offset: number, length: number): Promise<void>;
-  /** Store one cluster compressed; `iov` may be shorter at the disk's end. */
-  writeCompressed?(offset: number, iov: IoVector): Promise<void>;
+  /**
+   * Store whole clusters compressed; the disk's last one goes up to its end.
+   * Clusters are stored in the order in which this is called.
+   */
+  writeCompressed?(
+    offset: number,
+    iov: IoVector,
+    options?: CompressOptions,
+  ): Promise<void>;
   /** Make everything written before durable. */
   flush?(): Promise<void>;
   /** Change the size, in bytes. */

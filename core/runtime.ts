@@ -1,20 +1,10 @@
 /**
- * What a runtime provides that JavaScript itself does not: compression and
- * fast comparison. Native means are looked for when first needed, and portable
+ * What a runtime provides that JavaScript itself does not: modules of Node.js
+ * and fast comparison. Native means are looked for when first needed, and portable
  * ones take their place where there are none, as in a browser.
  *
  * @module
  */
-import { BlockError } from "./errors.ts";
-
-/** The part of `node:zlib` in use; not every runtime has it. */
-interface NativeZlib {
-  inflateRawSync(input: Uint8Array, options: object): Uint8Array;
-  deflateRawSync(input: Uint8Array, options: object): Uint8Array;
-  zstdDecompressSync?(input: Uint8Array, options: object): Uint8Array;
-  zstdCompressSync?(input: Uint8Array, options: object): Uint8Array;
-  constants: { readonly [name: string]: number };
-}
 
 interface NativeBuffer {
   compare(a: Uint8Array, b: Uint8Array): number;
@@ -27,7 +17,6 @@ interface NativeGlobals {
 }
 
 let portable = false;
-let zlib: NativeZlib | null | undefined;
 let buffer: NativeBuffer | null | undefined;
 
 /**
@@ -50,144 +39,6 @@ export function nativeModule<T>(name: `node:${string}`): T | null {
   if (portable) return null;
   const module = globals().process?.getBuiltinModule?.(name);
   return module as T | undefined ?? null;
-}
-
-function nativeZlib(): NativeZlib | null {
-  if (portable) return null;
-  return zlib ??= nativeModule<NativeZlib>("node:zlib");
-}
-
-/**
- * Inflate a raw deflate stream to exactly `outputLength` bytes. What follows
- * the stream's end is ignored, as is what it holds beyond that length:
- * qcow2 counts compressed data in sectors and pads the last one.
- *
- * @throws {BlockError} EIO if the data is corrupt or too short.
- */
-export function inflateRaw(
-  input: Uint8Array,
-  outputLength: number,
-): Uint8Array | Promise<Uint8Array> {
-  const native = nativeZlib();
-  if (!native) return inflatePortably(input, outputLength);
-  let output: Uint8Array;
-  try {
-    output = native.inflateRawSync(input, {
-      // One byte more than needed, so that the whole output is one chunk.
-      chunkSize: Math.max(64, outputLength + 1),
-      maxOutputLength: outputLength,
-      // A missing end is no harm where all of the output is there.
-      finishFlush: native.constants.Z_SYNC_FLUSH,
-    });
-  } catch (error) {
-    const { code } = error as { code?: string };
-    if (code === "ERR_BUFFER_TOO_LARGE") {
-      return inflatePortably(input, outputLength);
-    }
-    throw corrupt(error);
-  }
-  return checkLength(output, outputLength);
-}
-
-async function inflatePortably(
-  input: Uint8Array,
-  outputLength: number,
-): Promise<Uint8Array> {
-  if (input.length === 0) throw corrupt();
-  const { inflateSync } = await import("fflate");
-  // Given a buffer to fill, it neither grows it nor writes beyond it.
-  const out = new Uint8Array(outputLength);
-  let output: Uint8Array;
-  try {
-    output = inflateSync(input, { out });
-  } catch (error) {
-    throw corrupt(error);
-  }
-  return checkLength(output, outputLength);
-}
-
-/**
- * Deflate to a raw stream with a window of 4096 bytes, all that readers of
- * qcow2 allow for.
- *
- * @param level 0 to 9; the runtime's default if absent.
- * @returns `undefined` where the runtime cannot: portable deflaters do not
- * limit their window.
- */
-export function deflateRaw(
-  input: Uint8Array,
-  level?: number,
-): Uint8Array | undefined {
-  return withoutBuffer(
-    nativeZlib()?.deflateRawSync(input, {
-      windowBits: 12,
-      memLevel: 9,
-      chunkSize: input.length + 1024,
-      ...(level !== undefined && { level }),
-    }),
-  );
-}
-
-/**
- * Decompress a zstd frame to exactly `outputLength` bytes; what follows the
- * frame is ignored.
- *
- * @throws {BlockError} EIO if the data is corrupt, too short or too long,
- * ENOTSUP where the runtime has no zstd.
- */
-export function unzstd(input: Uint8Array, outputLength: number): Uint8Array {
-  const native = nativeZlib();
-  if (!native?.zstdDecompressSync) {
-    throw new BlockError("ENOTSUP", "This runtime cannot decompress zstd");
-  }
-  let output: Uint8Array;
-  try {
-    output = native.zstdDecompressSync(input, {
-      // With room left after the frame, padding is not taken for a second one.
-      chunkSize: outputLength + 1024,
-      maxOutputLength: outputLength,
-    });
-  } catch (error) {
-    throw corrupt(error);
-  }
-  // Truncated input is reported by nothing but its length.
-  return checkLength(output, outputLength);
-}
-
-/**
- * Compress to one zstd frame.
- *
- * @param level 1 to 22; the runtime's default if absent.
- * @returns `undefined` where the runtime has no zstd.
- */
-export function zstd(
-  input: Uint8Array,
-  level?: number,
-): Uint8Array | undefined {
-  const native = nativeZlib();
-  const name = native?.constants.ZSTD_c_compressionLevel;
-  return withoutBuffer(
-    native?.zstdCompressSync?.(input, {
-      // With less room than the output needs, an empty second frame may follow.
-      chunkSize: input.length + (input.length >> 7) + 1024,
-      ...(level !== undefined && { params: { [name!]: level } }),
-    }),
-  );
-}
-
-/** A plain array instead of a `Buffer`, whose `slice` differs. */
-function withoutBuffer<T extends Uint8Array | undefined>(bytes: T): T {
-  return bytes &&
-    new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.length) as T;
-}
-
-function checkLength(output: Uint8Array, length: number): Uint8Array {
-  if (output.length !== length) throw corrupt();
-  return withoutBuffer(output);
-}
-
-function corrupt(cause?: unknown): BlockError {
-  return new BlockError("EIO", "Compressed data is corrupt", { cause });
 }
 
 /**

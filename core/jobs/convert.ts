@@ -33,6 +33,8 @@ export interface ConvertOptions {
   onlyDifferences?: boolean;
   /** Store clusters compressed. Default: false. */
   compressed?: boolean;
+  /** How hard to compress; 0 to 9 for zlib, 1 to 22 for zstd. */
+  compressionLevel?: number;
   /** Whether writes may overtake each other. Default: false. */
   outOfOrder?: boolean;
   /** Wishes that go with each write. */
@@ -108,6 +110,8 @@ class Conversion {
   readonly #pace: Pace;
   /** Largest amount of data in one request. */
   readonly #requestSize: number;
+  /** Of the target, if clusters are to be compressed; else 0. */
+  readonly #clusterSize: number;
   readonly #sparse: ZeroRunOptions | undefined;
   /** From here on, the target's backing file reads as zeroes anyway. */
   readonly #backingEnd: number;
@@ -132,7 +136,9 @@ class Conversion {
     this.#target = target;
     this.#options = options;
     this.#pace = new Pace(options.signal);
-    this.#requestSize = options.compressed ? clusterSize : REQUEST_SIZE;
+    this.#requestSize = REQUEST_SIZE;
+    this.#clusterSize = options.compressed ? clusterSize : 0;
+    if (this.#clusterSize > REQUEST_SIZE) this.#requestSize = clusterSize;
     const { sparseSize = 4096 } = options;
     if (sparseSize > 0) {
       const { requestAlignment = 1 } = target.limits ?? {};
@@ -263,7 +269,7 @@ class Conversion {
 
   /** Compressed clusters are written as a whole, whatever is in their parts. */
   #wholeClusters(offset: number, end: number, action: Action): Range {
-    const cluster = this.#requestSize;
+    const cluster = this.#clusterSize;
     const length = end - offset;
     if (length >= cluster) {
       return { offset, length: roundDown(length, cluster), action };
@@ -309,10 +315,7 @@ class Conversion {
     const sparse = this.#sparse;
     try {
       if (this.#options.compressed) {
-        if (sparse && zeroEnd(bytes, 0, bytes.length, 0, bytes.length) > 0) {
-          return await this.#zero(offset, bytes.length);
-        }
-        return await this.#target.writeCompressed!(offset, [bytes]);
+        return await this.#writeCompressed(offset, bytes);
       }
       if (!sparse) return await this.#writeData(offset, bytes);
       for (let at = 0; at < bytes.length;) {
@@ -333,6 +336,35 @@ class Conversion {
     } catch (error) {
       throw located("writing at byte", offset, error);
     }
+  }
+
+  /** Compress clusters that are not zero, and zero the others. */
+  async #writeCompressed(offset: number, bytes: Uint8Array): Promise<void> {
+    const { length } = bytes;
+    const options = { level: this.#options.compressionLevel };
+    const writes: Promise<void>[] = [];
+    for (let at = 0; at < length;) {
+      const zeroes = this.#zeroClusters(bytes, at);
+      if (zeroes > at) writes.push(this.#zero(offset + at, zeroes - at));
+      let end = zeroes;
+      while (end < length && this.#zeroClusters(bytes, end) === end) {
+        end = Math.min(length, end + this.#clusterSize);
+      }
+      if (end > zeroes) {
+        const data = [bytes.subarray(zeroes, end)];
+        const place = offset + zeroes;
+        writes.push(this.#target.writeCompressed!(place, data, options));
+      }
+      at = end;
+    }
+    await Promise.all(writes);
+  }
+
+  /** Where the whole clusters of zeroes that begin at `from` end. */
+  #zeroClusters(bytes: Uint8Array, from: number): number {
+    const cluster = this.#clusterSize;
+    if (!this.#sparse) return from;
+    return zeroEnd(bytes, from, bytes.length, from, cluster);
   }
 
   #writeData(offset: number, bytes: Uint8Array): Promise<void> {

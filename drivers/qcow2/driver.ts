@@ -9,6 +9,7 @@ import type {
   BlockNode,
   CheckOptions,
   CheckResult,
+  CompressOptions,
   Extent,
   NodeInfo,
   OpenContext,
@@ -55,7 +56,8 @@ import {
 } from "./snapshots.ts";
 import { type Behaviour, type CacheSizes, Qcow2State } from "./state.ts";
 import { discardGuest, zeroGuest } from "./unmap.ts";
-import { writeCompressedCluster, writeGuest } from "./write.ts";
+import { writeGuest } from "./write.ts";
+import { writeCompressedGuest } from "./write_compressed.ts";
 
 const MIB = 1024 * 1024;
 
@@ -372,9 +374,13 @@ class Qcow2Node implements BlockNode {
     await discardGuest(this.#state, offset, length);
   }
 
-  async writeCompressed(offset: number, iov: IoVector): Promise<void> {
+  async writeCompressed(
+    offset: number,
+    iov: IoVector,
+    options?: CompressOptions,
+  ): Promise<void> {
     using _ = await this.#state.operations.share();
-    await writeCompressedCluster(this.#state, offset, iov);
+    await writeCompressedGuest(this.#state, offset, iov, options?.level);
   }
 
   async flush(): Promise<void> {
@@ -457,6 +463,7 @@ class Qcow2Node implements BlockNode {
   async #check(options?: CheckOptions): Promise<CheckResult> {
     const state = this.#state;
     using _ = await state.metadata.lock();
+    state.checkUsable();
     if (!state.readOnly) await state.flushCaches();
     const result = await checkImage(state, options ?? {});
     if (options?.repair) await state.reload();
@@ -492,6 +499,7 @@ class Qcow2Node implements BlockNode {
       }
     } finally {
       clearInterval(this.#cleaning);
+      state.compressed.close();
       await file.close();
       await backing?.close();
     }

@@ -33,7 +33,12 @@ export async function readGuest(
       await state.clusters.map(at, length - done);
       continue;
     }
-    const blocker = ranges.conflict(at, at + mapping.length, false);
+    const isCompressed = mapping.kind === "compressed";
+    const mappings = isCompressed
+      ? state.compressed.run(mapping, at, length - done)
+      : [mapping];
+    const run = mappings.reduce((sum, { length }) => sum + length, 0);
+    const blocker = ranges.conflict(at, at + run, false);
     if (blocker) {
       await blocker.released;
       continue;
@@ -41,16 +46,13 @@ export async function readGuest(
     // From looking to holding is one turn: nothing changes in between.
     using _ = ranges.hold(
       geometry.clusterStart(at),
-      geometry.clusterEnd(at + mapping.length),
+      geometry.clusterEnd(at + run),
       false,
     );
-    await readMapping(
-      state,
-      mapping,
-      at,
-      sliceVector(iov, done, mapping.length),
-    );
-    done += mapping.length;
+    const part = sliceVector(iov, done, run);
+    if (isCompressed) await readCompressed(state, mappings, at, part);
+    else await readMapping(state, mapping, at, part);
+    done += run;
   }
 }
 
@@ -95,12 +97,8 @@ async function readMapping(
     case "normal":
       await state.event("read_aio");
       return await readData(state, mapping.hostOffset, guestOffset, iov);
-    case "compressed": {
-      const cluster = await state.compressed.read(mapping.high, mapping.low);
-      const start = state.geometry.offsetInCluster(guestOffset);
-      const end = start + mapping.length;
-      return copyIntoVector(iov, 0, cluster.subarray(start, end));
-    }
+    case "compressed":
+      return await readCompressed(state, [mapping], guestOffset, iov);
     case "unallocated":
       if (state.backing && guestOffset < state.header.size) {
         await state.event("read_backing_aio");
@@ -130,6 +128,22 @@ function hasHoles(state: Qcow2State): Promise<boolean> {
     }
     return used >= threshold;
   })();
+}
+
+/** Read from compressed clusters; each mapping is about one of them. */
+async function readCompressed(
+  state: Qcow2State,
+  mappings: readonly Mapping[],
+  guestOffset: number,
+  iov: IoVector,
+): Promise<void> {
+  const clusters = await state.compressed.read(mappings);
+  let done = 0;
+  for (const [i, { length }] of mappings.entries()) {
+    const start = state.geometry.offsetInCluster(guestOffset + done);
+    copyIntoVector(iov, done, clusters[i].subarray(start, start + length));
+    done += length;
+  }
 }
 
 /** What a range of the disk is mapped to, in the terms of all drivers. */

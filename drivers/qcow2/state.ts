@@ -15,7 +15,7 @@ import type { BlockNode } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
 import { Mutex, RangeLock, SharedLock } from "../../core/lock.ts";
 import { ClusterMap } from "./cluster_map.ts";
-import { CompressedReader } from "./compression.ts";
+import { CompressedClusters } from "./compression.ts";
 import type { Encryption } from "./encryption.ts";
 import { Geometry, Incompatible } from "./format.ts";
 import { encodeHeader, type Header } from "./header.ts";
@@ -72,7 +72,7 @@ export class Qcow2State implements RefcountHost {
   refcountCache!: TableCache;
   readonly refcounts: Refcounts;
   readonly clusters: ClusterMap;
-  readonly compressed: CompressedReader;
+  readonly compressed: CompressedClusters;
   readonly overlap: OverlapGuard;
   readonly behaviour: Behaviour;
   readonly operations = new SharedLock();
@@ -104,7 +104,7 @@ export class Qcow2State implements RefcountHost {
     this.adopt(header, caches);
     this.refcounts = new Refcounts(this);
     this.clusters = new ClusterMap(this);
-    this.compressed = new CompressedReader(this);
+    this.compressed = new CompressedClusters(this);
   }
 
   /** Go on with a header, and empty caches that fit it. */

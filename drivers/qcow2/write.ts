@@ -14,7 +14,6 @@ import {
 import { BlockError } from "../../core/errors.ts";
 import type { HeldRange } from "../../core/lock.ts";
 import type { EntryPlace, Mapping } from "./cluster_map.ts";
-import { compressCluster } from "./compression.ts";
 import { writeData } from "./encryption.ts";
 import {
   type ClusterKind,
@@ -116,7 +115,7 @@ interface WritableRun {
 }
 
 /** Whether the entry's cluster belongs to this image alone. */
-function isOwned(high: number, kind: ClusterKind): boolean {
+export function isOwned(high: number, kind: ClusterKind): boolean {
   return (high & COPIED) !== 0 &&
     (kind === "normal" || kind === "zeroAllocated");
 }
@@ -367,81 +366,4 @@ export async function giveUp(
   for (const { offset, length } of freed) {
     await state.refcounts.free(offset, length, reason);
   }
-}
-
-/**
- * Store one cluster compressed. Where that saves nothing it is stored plain.
- *
- * @throws {BlockError} EINVAL unless it is a whole cluster, or the last part
- * of the disk; EIO if the cluster is allocated already.
- */
-export async function writeCompressedCluster(
-  state: Qcow2State,
-  offset: number,
-  iov: IoVector,
-): Promise<void> {
-  const { geometry, header } = state;
-  const { clusterSize } = geometry;
-  const length = vectorLength(iov);
-  const last = offset + length === header.size && length < clusterSize;
-  if (!geometry.isAligned(offset) || (length !== clusterSize && !last)) {
-    throw new BlockError("EINVAL");
-  }
-  let cluster = flattenVector(iov);
-  if (last) {
-    const padded = allocate(clusterSize);
-    padded.set(cluster);
-    cluster = padded;
-  }
-  if (state.encryption) {
-    // The format has compressed clusters lie open for all to read.
-    throw new BlockError(
-      "ENOTSUP",
-      "Compression and encryption not supported at the same time",
-    );
-  }
-  const compressed = await compressCluster(cluster, header.compressionType);
-  if (!compressed) return await writeGuest(state, offset, iov);
-  await storeCompressed(state, offset, compressed);
-}
-
-async function storeCompressed(
-  state: Qcow2State,
-  guestOffset: number,
-  compressed: Uint8Array,
-): Promise<void> {
-  const { geometry, ranges, refcounts, file } = state;
-  const end = guestOffset + geometry.clusterSize;
-  for (;;) {
-    const blocker = ranges.conflict(guestOffset, end, true);
-    if (!blocker) break;
-    await blocker.released;
-  }
-  using _held = ranges.hold(guestOffset, end, true);
-  let hostOffset: number;
-  {
-    using _ = await state.metadata.lock();
-    state.checkUsable();
-    const { high, kind } = await state.clusters.mapLocked(guestOffset, 1);
-    if (isOwned(high, kind)) throw new BlockError("EIO");
-    hostOffset = await refcounts.allocateBytes(compressed.length);
-  }
-  const freed: Freed[] = [];
-  try {
-    await state.overlap.check(hostOffset, compressed.length);
-    await state.event("write_compressed");
-    await file.writev!(hostOffset, [compressed]);
-    using _ = await state.metadata.lock();
-    await orderL2AfterData(state);
-    const place = await state.clusters.entryForWrite(guestOffset);
-    noteFreed(state, place, freed);
-    const high = geometry.compressedEntryHigh(hostOffset, compressed.length);
-    state.clusters.setEntry(place, high, hostOffset % 2 ** 32);
-    state.compressed.forget();
-  } catch (error) {
-    using _ = await state.metadata.lock();
-    await refcounts.add(hostOffset, compressed.length, -1);
-    throw error;
-  }
-  await giveUp(state, freed);
 }

@@ -1,0 +1,150 @@
+/**
+ * Compression, by the runtime's `node:zlib` on all processors; without it, only
+ * deflated data can be read.
+ *
+ * @module
+ */
+import { BlockError } from "./errors.ts";
+import { callZlib, nativeZlib, type ZlibCall } from "./zlib_workers.ts";
+
+/** How data is compressed: `zlib` stands for a raw deflate stream. */
+export type CompressionType = "zlib" | "zstd";
+
+/**
+ * Compress with a window of 4096 bytes (`zlib`), all that readers of qcow2
+ * allow for, or to one frame (`zstd`).
+ *
+ * @param level 0 to 9 or 1 to 22. Default: as small as QEMU makes it.
+ * @returns `undefined` if the result would not be shorter.
+ * @throws {BlockError} ENOTSUP where the runtime cannot: portable deflaters do
+ * not limit their window.
+ */
+export async function compress(
+  type: CompressionType,
+  input: Uint8Array,
+  level?: number,
+): Promise<Uint8Array | undefined> {
+  const call = type === "zstd"
+    ? zstdCall(input.length, level)
+    : deflateCall(input.length, level);
+  if (!nativeZlib()?.[call.method]) {
+    throw new BlockError(
+      "ENOTSUP",
+      `Cannot compress: this runtime has no ${type} that qcow2 could use`,
+    );
+  }
+  const output = await callZlib(call, input, input.length);
+  return output.length < input.length ? withoutBuffer(output) : undefined;
+}
+
+function deflateCall(length: number, level: number | undefined): ZlibCall {
+  return {
+    method: "deflateRawSync",
+    options: {
+      windowBits: 12,
+      memLevel: 9,
+      chunkSize: length + 1024,
+      ...(level !== undefined && { level }),
+    },
+  };
+}
+
+function zstdCall(length: number, level: number | undefined): ZlibCall {
+  const name = nativeZlib()?.constants.ZSTD_c_compressionLevel;
+  return {
+    method: "zstdCompressSync",
+    options: {
+      // With less room than the output needs, an empty second frame may follow.
+      chunkSize: length + (length >> 7) + 1024,
+      ...(level !== undefined && { params: { [name!]: level } }),
+    },
+  };
+}
+
+/**
+ * Decompress to exactly `length` bytes. What follows the compressed data is
+ * ignored: qcow2 counts it in sectors and pads the last one. A deflate stream
+ * may go on beyond that length.
+ *
+ * @throws {BlockError} EIO if the data is corrupt, too short or (zstd) too
+ * long; ENOTSUP where the runtime has no zstd.
+ */
+export async function decompress(
+  type: CompressionType,
+  input: Uint8Array,
+  length: number,
+): Promise<Uint8Array> {
+  const native = nativeZlib();
+  if (type === "zlib" && !native) return await inflatePortably(input, length);
+  const call = type === "zstd" ? unzstdCall(length) : inflateCall(length);
+  if (!native?.[call.method]) {
+    throw new BlockError("ENOTSUP", "This runtime cannot decompress zstd");
+  }
+  let output: Uint8Array;
+  try {
+    output = await callZlib(call, input, length);
+  } catch (error) {
+    const { code } = error as { code?: string };
+    if (type === "zlib" && code === "ERR_BUFFER_TOO_LARGE") {
+      return await inflatePortably(input, length);
+    }
+    throw corrupt(error);
+  }
+  // Truncated input of zstd is reported by nothing but its length.
+  return checkLength(output, length);
+}
+
+function inflateCall(length: number): ZlibCall {
+  return {
+    method: "inflateRawSync",
+    options: {
+      // One byte more than needed, so that the whole output is one chunk.
+      chunkSize: Math.max(64, length + 1),
+      maxOutputLength: length,
+      // A missing end is no harm where all of the output is there.
+      finishFlush: nativeZlib()?.constants.Z_SYNC_FLUSH,
+    },
+  };
+}
+
+function unzstdCall(length: number): ZlibCall {
+  return {
+    method: "zstdDecompressSync",
+    options: {
+      // With room left after the frame, padding is not taken for a second one.
+      chunkSize: length + 1024,
+      maxOutputLength: length,
+    },
+  };
+}
+
+async function inflatePortably(
+  input: Uint8Array,
+  length: number,
+): Promise<Uint8Array> {
+  if (input.length === 0) throw corrupt();
+  const { inflateSync } = await import("fflate");
+  // Given a buffer to fill, it neither grows it nor writes beyond it.
+  const out = new Uint8Array(length);
+  let output: Uint8Array;
+  try {
+    output = inflateSync(input, { out });
+  } catch (error) {
+    throw corrupt(error);
+  }
+  return checkLength(output, length);
+}
+
+/** A plain array instead of a `Buffer`, whose `slice` differs. */
+function withoutBuffer(bytes: Uint8Array): Uint8Array {
+  return new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.length);
+}
+
+function checkLength(output: Uint8Array, length: number): Uint8Array {
+  if (output.length !== length) throw corrupt();
+  return withoutBuffer(output);
+}
+
+function corrupt(cause?: unknown): BlockError {
+  return new BlockError("EIO", "Compressed data is corrupt", { cause });
+}

@@ -1,0 +1,407 @@
+/**
+ * Calls of `node:zlib` on all processors. It has no parallel calls of its own:
+ * its asynchronous ones run one after the other. So a few workers take calls
+ * from slots in shared memory, and put their results there.
+ *
+ * Waking a worker, or being woken by one, costs some 20 µs each; a message
+ * would cost 100. Workers start when enough work has been seen to repay that,
+ * and until they are up, the calls are made here. They end when nobody holds
+ * them any more, and after some idleness, so that no program is kept running.
+ *
+ * @module
+ */
+import { nativeModule } from "./runtime.ts";
+
+/** One call of `node:zlib`, as plain data. */
+export interface ZlibCall {
+  readonly method:
+    | "inflateRawSync"
+    | "deflateRawSync"
+    | "zstdDecompressSync"
+    | "zstdCompressSync";
+  readonly options: { readonly [name: string]: unknown };
+}
+
+/** What is used of `node:zlib`. */
+export interface Zlib {
+  readonly constants: { readonly [name: string]: number };
+  readonly inflateRawSync: ZlibFunction;
+  readonly deflateRawSync: ZlibFunction;
+  readonly zstdDecompressSync?: ZlibFunction;
+  readonly zstdCompressSync?: ZlibFunction;
+}
+
+type ZlibFunction = (input: Uint8Array, options: object) => Uint8Array;
+
+/** The runtime's `node:zlib`, if it has one. */
+export function nativeZlib(): Zlib | null {
+  return nativeModule<Zlib>("node:zlib");
+}
+
+/** Calls that can be with the workers at once. */
+const SLOTS = 32;
+
+/** Bytes of all calls with the workers: bounds the memory, not the address space. */
+const MAX_BYTES = 8 * 1024 * 1024;
+
+/** How all threads see the shared memory. Indices count 32-bit words. */
+const LAYOUT = {
+  slots: SLOTS,
+  /** Bytes of a slot: the largest cluster of qcow2, or what it may grow to. */
+  slotSize: 2 * 1024 * 1024 + 64 * 1024,
+  /** Counts calls put into slots; workers sleep on it. */
+  submitted: 0,
+  /** Counts calls made; we sleep on it. */
+  done: 1,
+  /** Workers that look for calls. */
+  alive: 2,
+  /** Workers that ever did. */
+  started: 3,
+  /** Not 0 when workers are to end. */
+  quit: 4,
+  /** The first slot; of each, its state, lengths of the call and the data. */
+  firstSlot: 5,
+  slotWords: 3,
+  states: { free: 0, ready: 1, taken: 2, done: 3, failed: 4 },
+  /** Milliseconds without work after which a worker ends. */
+  idle: 1000,
+} as const;
+
+/**
+ * What a worker runs, as text: so it must refer to nothing outside. (A module
+ * of its own would need a permission to be read, and be missing from bundles
+ * and compiled programs.)
+ */
+function serve(layout: typeof LAYOUT): void {
+  const scope = globalThis as unknown as {
+    process: { getBuiltinModule(name: string): Zlib };
+    close(): void;
+    onmessage(event: {
+      data: { control: Int32Array; memory: Uint8Array };
+    }): void;
+  };
+  const { slots, slotSize, firstSlot, slotWords, states } = layout;
+  let next = 0;
+  scope.onmessage = ({ data: { control, memory } }) => {
+    const zlib = scope.process.getBuiltinModule("node:zlib");
+    const make = (slot: number, words: number): number => {
+      const start = slot * slotSize;
+      const data = start + control[words + 1];
+      try {
+        const call = JSON.parse(
+          new TextDecoder().decode(memory.slice(start, data)),
+        );
+        const input = memory.subarray(data, data + control[words + 2]);
+        const output = zlib[call.method as ZlibCall["method"]]!(
+          input,
+          call.options,
+        );
+        if (output.length > slotSize) return states.failed;
+        memory.set(output, start);
+        control[words + 2] = output.length;
+        return states.done;
+      } catch {
+        return states.failed;
+      }
+    };
+    const makeAll = (): void => {
+      for (let seen = 0; seen < slots; seen++, next = (next + 1) % slots) {
+        const words = firstSlot + next * slotWords;
+        const { ready, taken } = states;
+        if (Atomics.compareExchange(control, words, ready, taken) !== ready) {
+          continue;
+        }
+        Atomics.store(control, words, make(next, words));
+        Atomics.add(control, layout.done, 1);
+        Atomics.notify(control, layout.done);
+        seen = 0;
+      }
+    };
+    Atomics.add(control, layout.alive, 1);
+    Atomics.add(control, layout.started, 1);
+    for (;;) {
+      const submitted = Atomics.load(control, layout.submitted);
+      makeAll();
+      if (Atomics.load(control, layout.quit) !== 0) break;
+      const { idle } = layout;
+      if (
+        Atomics.wait(control, layout.submitted, submitted, idle) === "timed-out"
+      ) break;
+    }
+    Atomics.sub(control, layout.alive, 1);
+    // Who submits a call looks for workers afterwards: one of both notices.
+    makeAll();
+    scope.close();
+  };
+}
+
+interface Job {
+  readonly call: ZlibCall;
+  readonly input: Uint8Array;
+  /** Bytes of what is or becomes plain. */
+  readonly size: number;
+  resolve(output: Uint8Array): void;
+  reject(error: unknown): void;
+}
+
+const { states } = LAYOUT;
+
+/** Workers, and the calls that wait for them. */
+class Workers {
+  readonly #control = new Int32Array(
+    new SharedArrayBuffer(
+      4 * (LAYOUT.firstSlot + SLOTS * LAYOUT.slotWords),
+    ),
+  );
+  /** Memory that was never written to takes up none. */
+  readonly #memory = new Uint8Array(
+    new SharedArrayBuffer(SLOTS * LAYOUT.slotSize),
+  );
+  readonly #jobs: (Job | undefined)[] = new Array(SLOTS).fill(undefined);
+  readonly #waiting: Job[] = [];
+  #next = 0;
+  #bytes = 0;
+  #busy = 0;
+  #collecting = false;
+  #helping = false;
+  /** Whether workers cannot be had after all: all calls are made here then. */
+  broken = false;
+
+  constructor() {
+    this.#start();
+  }
+
+  /** Whether no call is under way. */
+  get isIdle(): boolean {
+    return this.#busy === 0 && this.#waiting.length === 0;
+  }
+
+  /** Whether all workers have ended. */
+  get isOver(): boolean {
+    return this.#alive === 0 &&
+      Atomics.load(this.#control, LAYOUT.started) > 0;
+  }
+
+  /** Have the calls made. */
+  submit(jobs: readonly Job[]): void {
+    this.#waiting.push(...jobs);
+    this.#fill();
+    if (this.#alive === 0) this.#help();
+    if (!this.#collecting) this.#collect();
+  }
+
+  /** Let the workers end when the calls that they have are made. */
+  quit(): void {
+    Atomics.store(this.#control, LAYOUT.quit, 1);
+    this.#wake();
+  }
+
+  get #alive(): number {
+    return Atomics.load(this.#control, LAYOUT.alive);
+  }
+
+  #start(): void {
+    const program = `(${serve})(${JSON.stringify(LAYOUT)})`;
+    const url = `data:text/javascript,${encodeURIComponent(program)}`;
+    const message = { control: this.#control, memory: this.#memory };
+    for (let count = workerCount(); count > 0 && !this.broken; count--) {
+      try {
+        const worker = new Worker(url, { type: "module" });
+        worker.onerror = (event) => {
+          event.preventDefault();
+          this.broken = true;
+        };
+        worker.postMessage(message);
+      } catch {
+        this.broken = true;
+      }
+    }
+  }
+
+  #wake(): void {
+    Atomics.add(this.#control, LAYOUT.submitted, 1);
+    Atomics.notify(this.#control, LAYOUT.submitted);
+  }
+
+  /** Put calls that wait into free slots. */
+  #fill(): void {
+    let filled = 0;
+    while (this.#waiting.length > 0 && this.#busy < SLOTS) {
+      const { size } = this.#waiting[0];
+      if (this.#busy > 0 && this.#bytes + size > MAX_BYTES) break;
+      this.#place(this.#waiting.shift()!);
+      filled++;
+    }
+    if (filled > 0) this.#wake();
+  }
+
+  #place(job: Job): void {
+    while (this.#jobs[this.#next]) this.#next = (this.#next + 1) % SLOTS;
+    const slot = this.#next;
+    this.#jobs[slot] = job;
+    this.#busy++;
+    this.#bytes += job.size;
+    const call = new TextEncoder().encode(JSON.stringify(job.call));
+    const start = slot * LAYOUT.slotSize;
+    this.#memory.set(call, start);
+    this.#memory.set(job.input, start + call.length);
+    const words = LAYOUT.firstSlot + slot * LAYOUT.slotWords;
+    this.#control[words + 1] = call.length;
+    this.#control[words + 2] = job.input.length;
+    Atomics.store(this.#control, words, states.ready);
+  }
+
+  /** Make calls here until a worker is there to make them. */
+  async #help(): Promise<void> {
+    if (this.#helping) return;
+    this.#helping = true;
+    for (let slot = 0; slot < SLOTS && this.#alive === 0; slot++) {
+      const words = LAYOUT.firstSlot + slot * LAYOUT.slotWords;
+      const { ready, taken } = states;
+      if (
+        Atomics.compareExchange(this.#control, words, ready, taken) === ready
+      ) {
+        makeHere(this.#release(slot));
+        this.#fill();
+        // What was waiting for this result goes on.
+        await null;
+        slot = -1;
+      }
+    }
+    this.#helping = false;
+  }
+
+  /** Take results out of slots until no call is with the workers. */
+  async #collect(): Promise<void> {
+    this.#collecting = true;
+    while (this.#busy > 0) {
+      const done = Atomics.load(this.#control, LAYOUT.done);
+      if (this.#takeResults()) {
+        this.#fill();
+        await null;
+        continue;
+      }
+      const change = Atomics.waitAsync(this.#control, LAYOUT.done, done);
+      if (change.async) await change.value;
+    }
+    this.#collecting = false;
+  }
+
+  /** Whether there were results. */
+  #takeResults(): boolean {
+    let any = false;
+    for (let slot = 0; slot < SLOTS; slot++) {
+      const words = LAYOUT.firstSlot + slot * LAYOUT.slotWords;
+      const state = Atomics.load(this.#control, words);
+      if (state !== states.done && state !== states.failed) continue;
+      any = true;
+      const start = slot * LAYOUT.slotSize;
+      const end = start + this.#control[words + 2];
+      const job = this.#release(slot);
+      // What failed there fails here with the error that is expected.
+      if (state === states.failed) makeHere(job);
+      else job.resolve(this.#memory.slice(start, end));
+    }
+    return any;
+  }
+
+  #release(slot: number): Job {
+    const job = this.#jobs[slot]!;
+    this.#jobs[slot] = undefined;
+    this.#busy--;
+    this.#bytes -= job.size;
+    const words = LAYOUT.firstSlot + slot * LAYOUT.slotWords;
+    Atomics.store(this.#control, words, states.free);
+    return job;
+  }
+}
+
+/** Bytes of plain data below which a call is sooner made than passed on. */
+const WORTH_PASSING = 16 * 1024;
+
+/** Bytes of plain data after which workers are expected to repay their start. */
+const WORTH_STARTING = 1024 * 1024;
+
+let holders = 0;
+let workers: Workers | undefined;
+let seen = 0;
+/** Calls of this turn: many at once are for the workers, one alone is not. */
+let submitted: Job[] = [];
+
+/**
+ * Let calls be made by workers, until what is returned is disposed of. With
+ * the last holder the workers end.
+ */
+export function holdWorkers(): Disposable {
+  let held = true;
+  holders++;
+  return {
+    [Symbol.dispose]() {
+      if (!held) return;
+      held = false;
+      holders--;
+      if (holders > 0) return;
+      workers?.quit();
+      workers = undefined;
+    },
+  };
+}
+
+/**
+ * Make a call, here or in a worker; the runtime must have the function.
+ *
+ * @param size Bytes of the plain data, which are read or which result.
+ */
+export function callZlib(
+  call: ZlibCall,
+  input: Uint8Array,
+  size: number,
+): Promise<Uint8Array> {
+  const { promise, resolve, reject } = Promise.withResolvers<Uint8Array>();
+  submitted.push({ call, input, size, resolve, reject });
+  if (submitted.length === 1) queueMicrotask(dispatch);
+  return promise;
+}
+
+function dispatch(): void {
+  const jobs = submitted;
+  submitted = [];
+  const isAlone = jobs.length === 1 && (workers?.isIdle ?? true);
+  const large = isAlone ? [] : jobs.filter(isWorthPassing);
+  if (large.length > 0 && startWorkers(large)) workers!.submit(large);
+  else large.length = 0;
+  const passed = new Set(large);
+  for (const job of jobs) if (!passed.has(job)) makeHere(job);
+}
+
+function isWorthPassing({ input, size }: Job): boolean {
+  const room = LAYOUT.slotSize - 1024;
+  return size >= WORTH_PASSING && size <= room && input.length <= room;
+}
+
+/** Whether there are workers, for these calls at the latest. */
+function startWorkers(jobs: readonly Job[]): boolean {
+  if (holders === 0 || workerCount() < 2) return false;
+  for (const { size } of jobs) seen += size;
+  if (seen < WORTH_STARTING || workers?.broken) return false;
+  if (workers?.isOver && workers.isIdle) workers = undefined;
+  workers ??= new Workers();
+  return true;
+}
+
+/** One worker a processor; none where memory cannot be shared. */
+function workerCount(): number {
+  const { hardwareConcurrency = 1 } = globalThis.navigator ?? {};
+  const possible = typeof Worker === "function" &&
+    typeof SharedArrayBuffer === "function" &&
+    typeof Atomics.waitAsync === "function";
+  return possible ? Math.min(hardwareConcurrency, 8) : 0;
+}
+
+function makeHere({ call, input, resolve, reject }: Job): void {
+  try {
+    resolve(nativeZlib()![call.method]!(input, call.options));
+  } catch (error) {
+    reject(error);
+  }
+}

@@ -1,0 +1,237 @@
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { allocate } from "../../core/bytes.ts";
+import {
+  compress,
+  type CompressionType,
+  decompress,
+} from "../../core/compression.ts";
+import { BlockError } from "../../core/errors.ts";
+import { setPortable } from "../../core/runtime.ts";
+import { holdWorkers } from "../../core/zlib_workers.ts";
+
+/** Run a test with what the runtime provides, and without it. */
+function bothWays(name: string, test: () => Promise<void> | void): void {
+  for (const portable of [false, true]) {
+    Deno.test(`${name} (${portable ? "portable" : "native"})`, async () => {
+      setPortable(portable);
+      try {
+        await test();
+      } finally {
+        setPortable(false);
+      }
+    });
+  }
+}
+
+/** 64 KiB that compress, but not to nothing. */
+function sample(length = 65536): Uint8Array {
+  const bytes = allocate(length);
+  crypto.getRandomValues(bytes.subarray(0, Math.min(65536, length >> 1)));
+  bytes.fill(7, (length * 3) >> 2);
+  return bytes;
+}
+
+function padded(bytes: Uint8Array, filling: number): Uint8Array {
+  const whole = new Uint8Array(bytes.length + 700).fill(filling);
+  whole.set(bytes);
+  return whole;
+}
+
+const plain = sample();
+const deflated = await deflate(plain);
+const deflatedSmall = await deflate(sample(512), 1);
+const deflatedBomb = await deflate(new Uint8Array(1 << 24));
+const zstandard = await zstd(plain);
+
+async function deflate(input: Uint8Array, level?: number) {
+  return (await compress("zlib", input, level))!;
+}
+
+async function zstd(input: Uint8Array, level?: number) {
+  return (await compress("zstd", input, level))!;
+}
+
+function inflate(input: Uint8Array, length: number) {
+  return decompress("zlib", input, length);
+}
+
+function unzstd(input: Uint8Array, length: number) {
+  return decompress("zstd", input, length);
+}
+
+bothWays("decompress() of zlib restores what was deflated", async () => {
+  assertEquals(await inflate(deflated, plain.length), plain);
+  assertEquals((await inflate(deflatedSmall, 512)).length, 512);
+});
+
+bothWays("decompress() of zlib ignores what follows the stream", async () => {
+  for (const filling of [0, 0xaa, 0xff]) {
+    assertEquals(await inflate(padded(deflated, filling), 65536), plain);
+  }
+});
+
+bothWays("decompress() of zlib stops at the wanted length", async () => {
+  assertEquals(await inflate(deflatedBomb, 65536), new Uint8Array(65536));
+});
+
+bothWays("decompress() of zlib refuses what is corrupt or short", async () => {
+  const inputs = [
+    new Uint8Array(0),
+    new Uint8Array(100).fill(0xff),
+    deflated.subarray(0, 100),
+    deflatedSmall,
+  ];
+  for (const input of inputs) {
+    const error = await assertRejects(() => inflate(input, 65536), BlockError);
+    assertEquals(error.code, "EIO");
+  }
+});
+
+bothWays("decompress() of zlib throws nothing but BlockError", async () => {
+  const bytes = deflated.slice();
+  for (let round = 0; round < 200; round++) {
+    bytes.set(deflated);
+    for (let i = 0; i < 5; i++) {
+      bytes[Math.floor(Math.random() * 200)] = Math.random() * 256;
+    }
+    try {
+      assertEquals((await inflate(bytes, 65536)).length, 65536);
+    } catch (error) {
+      assert(error instanceof BlockError, String(error));
+    }
+  }
+});
+
+Deno.test("compress() with zlib keeps to a window of 4096 bytes", async () => {
+  // Two equal random halves, 8 KiB apart, shrink only with a larger window.
+  const bytes = allocate(16384);
+  crypto.getRandomValues(bytes.subarray(0, 8192));
+  bytes.copyWithin(8192, 0, 8192);
+  assertEquals(await compress("zlib", bytes, 9), undefined);
+  bytes.copyWithin(4096 - 300, 0, 4096 - 300);
+  const output = await deflate(bytes, 9);
+  assertEquals(await inflate(output, 16384), bytes);
+});
+
+Deno.test("compress() says where the runtime cannot", async () => {
+  setPortable(true);
+  try {
+    for (const type of ["zlib", "zstd"] as const) {
+      const error = await assertRejects(
+        () => compress(type, plain),
+        BlockError,
+      );
+      assertEquals(error.code, "ENOTSUP");
+    }
+  } finally {
+    setPortable(false);
+  }
+});
+
+Deno.test("decompress() of zstd restores what was compressed", async () => {
+  assertEquals(await unzstd(zstandard, 65536), plain);
+  for (const size of [512, 4096, 1 << 21]) {
+    const bytes = sample(size);
+    for (const level of [undefined, 1, 9]) {
+      assertEquals(await unzstd(await zstd(bytes, level), size), bytes);
+    }
+  }
+});
+
+Deno.test("decompress() of zstd ignores what follows the frame", async () => {
+  for (const filling of [0, 0xaa]) {
+    assertEquals(await unzstd(padded(zstandard, filling), 65536), plain);
+  }
+});
+
+Deno.test("decompress() of zstd refuses what is corrupt, short or long", async () => {
+  const inputs = [
+    new Uint8Array(0),
+    new Uint8Array(100).fill(0xff),
+    zstandard.subarray(0, 100),
+    zstandard.subarray(0, zstandard.length - 1),
+    await zstd(sample(1000)),
+    await zstd(new Uint8Array(1 << 24)),
+  ];
+  for (const input of inputs) {
+    const error = await assertRejects(
+      () => unzstd(input, 65536),
+      BlockError,
+    );
+    assertEquals(error.code, "EIO");
+  }
+});
+
+Deno.test("decompress() of zstd says where the runtime cannot", async () => {
+  setPortable(true);
+  try {
+    const error = await assertRejects(
+      () => unzstd(zstandard, 65536),
+      BlockError,
+    );
+    assertEquals(error.code, "ENOTSUP");
+  } finally {
+    setPortable(false);
+  }
+});
+
+/** As many clusters as workers are started for, and more than fit at once. */
+async function roundTrip(type: CompressionType, size: number): Promise<void> {
+  const clusters = Array.from(
+    { length: Math.max(6, (12 << 20) / size) },
+    () => sample(size),
+  );
+  const stored = await Promise.all(
+    clusters.map((cluster) => compress(type, cluster)),
+  );
+  const again = await Promise.all(
+    stored.map((bytes) => decompress(type, bytes!, size)),
+  );
+  for (const [i, cluster] of again.entries()) {
+    assertEquals(cluster, clusters[i]);
+  }
+}
+
+Deno.test("compress() and decompress() have workers work", async () => {
+  using _ = holdWorkers();
+  for (const type of ["zlib", "zstd"] as const) {
+    for (const size of [1 << 16, 1 << 21, 1 << 12]) {
+      await roundTrip(type, size);
+    }
+  }
+});
+
+Deno.test("compress() fails in workers as it does without", async () => {
+  using _ = holdWorkers();
+  await roundTrip("zlib", 1 << 16);
+  const results = await Promise.allSettled(
+    Array.from({ length: 100 }, (_, i) => {
+      const bytes = i % 3 === 0 ? deflated.subarray(0, 1000) : deflated;
+      return decompress("zlib", bytes, 65536);
+    }),
+  );
+  for (const [i, result] of results.entries()) {
+    if (i % 3 !== 0) assert(result.status === "fulfilled");
+    else {
+      assert(result.status === "rejected");
+      assert(result.reason instanceof BlockError);
+      assertEquals(result.reason.code, "EIO");
+    }
+  }
+});
+
+Deno.test("holdWorkers() has workers start anew after a rest", async () => {
+  using _ = holdWorkers();
+  await roundTrip("zlib", 1 << 16);
+  // Longer than workers wait for work.
+  await new Promise((resolve) => setTimeout(resolve, 1300));
+  await roundTrip("zlib", 1 << 16);
+});
+
+Deno.test("holdWorkers() loses no calls when let go", async () => {
+  const hold = holdWorkers();
+  const pending = roundTrip("zlib", 1 << 16);
+  await null;
+  hold[Symbol.dispose]();
+  await pending;
+});
