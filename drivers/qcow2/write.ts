@@ -6,12 +6,10 @@
  */
 import {
   allocate,
-  flattenVector,
   type IoVector,
   sliceVector,
   vectorLength,
 } from "../../core/bytes.ts";
-import { BlockError } from "../../core/errors.ts";
 import type { HeldRange } from "../../core/lock.ts";
 import type { EntryPlace, Mapping } from "./cluster_map.ts";
 import { writeData } from "./encryption.ts";
