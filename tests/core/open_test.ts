@@ -111,7 +111,7 @@ inFolder("openImage() finds an image inside another file", async (folder) => {
     file: {
       driver: "raw",
       offset: 4096,
-      size: inner.length,
+      size: inner.length + 4096 - inner.length % 4096,
       file: { driver: "file", filename },
     },
   });
