@@ -60,7 +60,8 @@ async function prepare(
 
 async function measure(work: Work, settings: Settings): Promise<Measured> {
   const { folder, size, runs } = settings;
-  for (const word of work.command.split(" ")) {
+  const named = [work.command, ...work.verify ?? []].join(" ").split(" ");
+  for (const word of named) {
     if (isInput(word)) await makeInput(word, size, folder);
   }
   const sides: Side[] = ["ours", "theirs"];

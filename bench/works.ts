@@ -46,9 +46,57 @@ export const works: readonly Work[] = [
     verify: ["compare -f qcow2 -F raw overlay.qcow2 OUT"],
   },
   {
+    name: "convert -c, zlib",
+    command: "convert -c -f raw -O qcow2 quarter.raw OUT",
+    goal: 0.5,
+    verify: ["compare -f raw quarter.raw OUT", "check OUT"],
+  },
+  {
+    name: "convert -c, zstd",
+    command:
+      "convert -c -o compression_type=zstd -f raw -O qcow2 quarter.raw OUT",
+    goal: 0.7,
+    verify: ["compare -f raw quarter.raw OUT", "check OUT"],
+  },
+  {
+    name: "compressed → raw, zlib",
+    command: "convert -f qcow2 -O raw zlib.qcow2 OUT",
+    goal: 0.8,
+    verify: ["compare -f raw -F raw quarter.raw OUT"],
+  },
+  {
+    name: "compressed → raw, zstd",
+    command: "convert -f qcow2 -O raw zstd.qcow2 OUT",
+    goal: 0.9,
+    verify: ["compare -f raw -F raw quarter.raw OUT"],
+  },
+  {
     name: "compare raw with qcow2",
     command: "compare -f raw -F qcow2 mixed.raw mixed.qcow2",
     goal: 0.9,
+  },
+  {
+    name: "check, 256 GiB preallocated",
+    command: "check -f qcow2 preallocated.qcow2",
+    goal: 0.9,
+  },
+  {
+    name: "map, 256 GiB preallocated",
+    command: "map -f qcow2 --output=json preallocated.qcow2",
+    goal: 0.8,
+  },
+  {
+    name: "snapshot -c, 256 GiB preallocated",
+    command: "snapshot -c s OUT",
+    goal: 0.5,
+    before: "create -q -f qcow2 -o preallocation=metadata OUT 256G",
+    verify: ["check OUT"],
+  },
+  {
+    name: "500 GiB sparse raw → qcow2",
+    command: "convert -f raw -O qcow2 sparse.raw OUT",
+    goal: 8,
+    verify: ["compare -f raw -F qcow2 sparse.raw OUT", "check OUT"],
   },
   {
     name: "4 KiB scattered reads, depth 1",
