@@ -1,0 +1,214 @@
+/**
+ * Entries of tables that no correct program writes.
+ *
+ * @module
+ */
+import { assertEquals, assertRejects } from "@std/assert";
+import { Image } from "../../../core/image.ts";
+import { clusterKind, Geometry } from "../../../drivers/qcow2/format.ts";
+import { BlockError, MemoryStore, openImage } from "../../../mod.ts";
+import { Random } from "../../model.ts";
+import { contentOf, newImage, openBytes, put64, storeOf } from "./bytes.ts";
+
+/** An image whose first L2 table has entries; where that table is. */
+async function writtenImage(
+  options = {},
+): Promise<{ bytes: Uint8Array; l1: number; l2: number }> {
+  const store = storeOf(await newImage(options));
+  const file = { driver: "memory", store };
+  await using image = await openImage({ driver: "qcow2", file });
+  await image.write(0, new Uint8Array(20_000).fill(1));
+  await image.close();
+  const bytes = contentOf(store);
+  const view = new DataView(bytes.buffer);
+  const l1 = Number(view.getBigUint64(40));
+  const l2 = Number(view.getBigUint64(l1) & 0xfffffffffffffen);
+  return { bytes, l1, l2 };
+}
+
+const COPIED = 1n << 63n;
+const COMPRESSED = 1n << 62n;
+
+/** Open, and collect what is said meanwhile. */
+async function open(bytes: Uint8Array, readOnly = false) {
+  const said: string[] = [];
+  const report = (line: string) => said.push(line);
+  const image = new Image(await openBytes(bytes, { readOnly, report }));
+  return { image, said };
+}
+
+async function assertCorrupt(act: () => Promise<unknown>): Promise<void> {
+  const error = await assertRejects(act, BlockError);
+  assertEquals(error.code, "EIO");
+}
+
+for (const cached of [false, true]) {
+  const how = cached ? "in the cache already" : "not read before";
+  Deno.test(`an unaligned cluster, its table ${how}, is not read`, async () => {
+    const { bytes, l2 } = await writtenImage();
+    put64(bytes, l2 + 8, COPIED | 0x5200n);
+    const { image, said } = await open(bytes, true);
+    if (cached) await image.read(0, 100);
+    await assertCorrupt(() => image.read(5000, 100));
+    assertEquals(said, [
+      "qcow2: Image is corrupt: Cluster allocation offset 0x5200 unaligned " +
+      `(L2 offset: 0x${l2.toString(16)}, L2 index: 0x1); ` +
+      "further non-fatal corruption events will be suppressed",
+    ]);
+    // The others are still there.
+    assertEquals((await image.read(8192, 1))[0], 1);
+  });
+}
+
+Deno.test("reading damage in a writable image marks it, and ends its use", async () => {
+  const { bytes, l2 } = await writtenImage();
+  put64(bytes, l2 + 8, COPIED | 0x5200n);
+  const store = storeOf(bytes);
+  const file = { driver: "memory", store };
+  const said: string[] = [];
+  const image = await openImage({ driver: "qcow2", file }, {
+    report: (line) => said.push(line),
+  });
+  await assertCorrupt(() => image.read(5000, 100));
+  assertEquals(said, [
+    "qcow2: Marking image as corrupt: Cluster allocation offset 0x5200 " +
+    `unaligned (L2 offset: 0x${l2.toString(16)}, L2 index: 0x1); ` +
+    "further corruption events will be suppressed",
+  ]);
+  const error = await assertRejects(
+    () => image.write(0, new Uint8Array(1)),
+    BlockError,
+  );
+  assertEquals(error.code, "ENOMEDIUM");
+  await image.close();
+  assertEquals(contentOf(store)[79], 2);
+  const refused = await assertRejects(
+    () => openImage({ driver: "qcow2", file }),
+    BlockError,
+  );
+  assertEquals(refused.code, "EACCES");
+});
+
+Deno.test("an unaligned L2 table is not used", async () => {
+  const { bytes, l1 } = await writtenImage();
+  put64(bytes, l1, COPIED | 0x5200n);
+  for (const act of ["read", "write"]) {
+    const { image, said } = await open(bytes);
+    await assertCorrupt(() =>
+      act === "read" ? image.read(0, 1) : image.write(0, new Uint8Array(1))
+    );
+    assertEquals(said, [
+      "qcow2: Marking image as corrupt: L2 table offset 0x5200 unaligned " +
+      "(L1 index: 0); further corruption events will be suppressed",
+    ]);
+  }
+});
+
+for (const entry of [1n, COPIED | 0x5001n]) {
+  Deno.test(`version 2 has no zero clusters (${entry.toString(16)})`, async () => {
+    const { bytes, l2 } = await writtenImage({ compat: "v2" });
+    put64(bytes, l2, entry);
+    const { image, said } = await open(bytes, true);
+    await assertCorrupt(() => image.read(0, 1));
+    assertEquals(said.length, 1);
+    assertEquals(
+      said[0].includes("Zero cluster entry found in pre-v3 image"),
+      true,
+    );
+  });
+}
+
+Deno.test("a compressed cluster of nothing but rubbish is an EIO", async () => {
+  const { bytes, l2 } = await writtenImage();
+  // Past the end of the file; over the header; as far away as can be.
+  const places = [COMPRESSED | 0x7fffff00n, COMPRESSED, (1n << 63n) - 1n];
+  for (const entry of places) {
+    put64(bytes, l2, entry);
+    const { image } = await open(bytes, true);
+    await assertCorrupt(() => image.read(0, 4096));
+    assertEquals((await image.read(8192, 1))[0], 1);
+  }
+});
+
+Deno.test("data far past the end of the file reads as zeroes", async () => {
+  const { bytes, l2 } = await writtenImage();
+  put64(bytes, l2, COPIED | (1n << 50n));
+  const { image } = await open(bytes, true);
+  assertEquals(await image.read(0, 4096), new Uint8Array(4096));
+});
+
+Deno.test("shrinking does not look at each cluster of a file made huge", async () => {
+  const { bytes } = await writtenImage();
+  put64(bytes, 40, (1n << 40n) + 4096n);
+  const { image } = await open(bytes);
+  await image.write(0, new Uint8Array(1));
+  const start = performance.now();
+  await image.resize(512).catch(() => {});
+  assertEquals(performance.now() - start < 2000, true);
+});
+
+Deno.test("refcount blocks and tables are never put over the header", async () => {
+  const { bytes } = await writtenImage();
+  // Nothing is counted any more: the first free cluster is that of the header.
+  const table = Number(new DataView(bytes.buffer).getBigUint64(48));
+  put64(bytes, table, 0);
+  const head = bytes.slice(0, 104);
+  const store = storeOf(bytes);
+  const file = { driver: "memory", store };
+  const image = await openImage({ driver: "qcow2", file });
+  await assertCorrupt(() => image.write(40_000, new Uint8Array(10)));
+  await image.close();
+  const now = contentOf(store).slice(0, 104);
+  now[79] &= ~2;
+  assertEquals(now, head);
+});
+
+Deno.test("compressed cluster descriptors are what they were", () => {
+  const random = new Random(1);
+  for (let bits = 9; bits <= 21; bits++) {
+    const geometry = new Geometry(bits, 4);
+    for (let i = 0; i < 100; i++) {
+      const length = 1 + random.below(geometry.clusterSize);
+      const hostOffset = random.below(2 ** 31) * random.pick([1, 2, 4, 1000]);
+      const high = geometry.compressedEntryHigh(hostOffset, length);
+      const low = hostOffset % 2 ** 32;
+      assertEquals(clusterKind(high, low), "compressed");
+      const found = geometry.compressedCluster(high, low);
+      assertEquals(found.hostOffset, hostOffset);
+      // It is counted in sectors.
+      const end = Math.ceil((hostOffset + length) / 512) * 512;
+      assertEquals(found.hostOffset + found.length, end);
+    }
+  }
+});
+
+Deno.test("a reader sees no other cluster's data while its own moves", async () => {
+  // Small caches, and clusters given up and taken anew all the time.
+  const store = new MemoryStore();
+  store.write(0, await newImage({ cluster_size: 512, size: 16384 }));
+  const image = await openImage({
+    driver: "qcow2",
+    file: { driver: "memory", store },
+    "l2-cache-size": 0,
+    "l2-cache-entry-size": 512,
+  });
+  const cluster = (index: number) => new Uint8Array(512).fill(index + 1);
+  const requests: Promise<unknown>[] = [];
+  for (let round = 0; round < 300; round++) {
+    const index = (round * 7) % 32;
+    const offset = index * 512;
+    requests.push(
+      image.write(offset, cluster(index)),
+      image.read(offset, 512).then((found) => {
+        assertEquals(
+          found.every((byte) => byte === 0 || byte === index + 1),
+          true,
+        );
+      }),
+      image.discard(offset, 512),
+    );
+    if (round % 3 === 0) await Promise.all(requests.splice(0));
+  }
+  await Promise.all(requests);
+  await image.close();
+});

@@ -1,0 +1,54 @@
+/**
+ * The golden images of `tests/fixtures`.
+ *
+ * @module
+ */
+import type { OptionValues } from "../../../core/options.ts";
+import golden from "../../fixtures/golden.json" with { type: "json" };
+import { storeOf } from "./bytes.ts";
+
+/** One image, or one of its snapshots. */
+export interface Golden {
+  /** Its file's name, without `.gz`. */
+  name: string;
+  /** What is special about it. */
+  what: string;
+  /** Bytes of the disk. */
+  size: number;
+  /** Of the disk's content, in hexadecimal digits. */
+  sha256: string;
+  open?: {
+    /** Its backing files, nearest first. */
+    backing?: string[];
+    /** The snapshot that is meant. */
+    snapshot?: string;
+    /** The key of its encryption. */
+    key?: string;
+  };
+}
+
+/** All golden images. */
+export const GOLDEN: readonly Golden[] = golden;
+
+/** The bytes of a golden file. */
+export async function goldenBytes(
+  name: string,
+): Promise<Uint8Array<ArrayBuffer>> {
+  const url = new URL(`../../fixtures/${name}.gz`, import.meta.url);
+  const packed = new Blob([await Deno.readFile(url)]).stream();
+  const stream = packed.pipeThrough(new DecompressionStream("gzip"));
+  return await new Response(stream).bytes();
+}
+
+/** Describe the stack of an image and its backing files, all in memory. */
+export async function goldenStack(
+  name: string,
+  backing: readonly string[] = [],
+): Promise<OptionValues> {
+  const store = storeOf(await goldenBytes(name));
+  const file = { driver: "memory", store };
+  if (name.endsWith(".raw")) return { driver: "raw", file };
+  const [next, ...rest] = backing;
+  const below = next === undefined ? null : await goldenStack(next, rest);
+  return { driver: "qcow2", file, backing: below };
+}
