@@ -153,6 +153,33 @@ export class Refcounts {
     return readRefcount(block.view, refcountOrder, clusterIndex % entries);
   }
 
+  /** The end of the last cluster that is in use, in bytes. */
+  async endOfUse(): Promise<number> {
+    const { geometry, file } = this.#host;
+    const { clusterSize, refcountOrder, refcountBlockEntries } = geometry;
+    let end = Math.min(
+      geometry.clustersFor(file.size),
+      this.tableSize * refcountBlockEntries,
+    );
+    while (end > 0) {
+      // What no block counts is passed over at once: a damaged offset may have
+      // made the file large beyond measure.
+      const tableIndex = Math.floor((end - 1) / refcountBlockEntries);
+      const start = tableIndex * refcountBlockEntries;
+      const block = await this.#loadBlock(tableIndex);
+      for (; block && end > start; end--) {
+        const entry = end - 1 - start;
+        if (readRefcount(block.view, refcountOrder, entry) !== 0) {
+          return end * clusterSize;
+        }
+      }
+      end = start;
+    }
+    return await this.#host.corrupt(
+      "There are no references in the refcount table.",
+    );
+  }
+
   /**
    * Find `count` free clusters in a row and take them.
    *

@@ -103,7 +103,7 @@ async function shrink(state: Qcow2State, size: number): Promise<void> {
   await state.writeHeader();
   await dropL2Tables(state, geometry.l1EntriesFor(size));
   await state.flushCaches();
-  const end = await endOfUse(state);
+  const end = await state.refcounts.endOfUse();
   if (end < file.size) await file.truncate?.(end);
 }
 
@@ -121,14 +121,6 @@ async function dropL2Tables(state: Qcow2State, from: number): Promise<void> {
   for (const offset of tables) {
     await refcounts.free(offset, geometry.clusterSize, "always");
   }
-}
-
-/** The end of the last host cluster that is in use. */
-async function endOfUse(state: Qcow2State): Promise<number> {
-  const { file, geometry, refcounts } = state;
-  let index = geometry.clustersFor(file.size);
-  while (index > 0 && await refcounts.get(index - 1) === 0) index--;
-  return index * geometry.clusterSize;
 }
 
 /**
