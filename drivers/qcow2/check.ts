@@ -159,7 +159,7 @@ async function replaceRefcounts(run: CheckRun) {
   result.corruptions = 0;
   result.leaks = 0;
   run.startCounting();
-  await countReferences(run, false);
+  const damaged = await countReferences(run, false);
   let comparison;
   let newLeaks = 0;
   if (fix.leaks) {
@@ -167,7 +167,7 @@ async function replaceRefcounts(run: CheckRun) {
     const counted = { ...result };
     const repair = { leaks: true, corruptions: false };
     comparison = await compareRefcounts(run, repair);
-    if (comparison.rebuild) {
+    if (damaged || comparison.rebuild) {
       run.report("ERROR rebuilt refcount structure is still broken");
     }
     newLeaks = result.leaks;
@@ -222,13 +222,18 @@ async function countSnapshots(run: CheckRun, walk: TableWalk): Promise<void> {
           "snapshot table entry corrupted",
       );
     const offset = huge?.l1TableOffset ?? BigInt(l1TableOffset);
+    const offsetText = offset.toString(16);
     if (offset % BigInt(run.geometry.clusterSize) !== 0n) {
-      const text = offset.toString(16);
-      corrupted(`l1_offset=0x${text}: L1 table is not cluster aligned`);
+      corrupted(`l1_offset=0x${offsetText}: L1 table is not cluster aligned`);
     } else if (l1Size > MAX_L1_BYTES / ENTRY_SIZE) {
       corrupted(`l1_size=${hex(l1Size)}: L1 table is too large`);
     } else {
-      await walk.walk({ offset: l1TableOffset, size: l1Size, active: false });
+      await walk.walk({
+        offset: l1TableOffset,
+        size: l1Size,
+        active: false,
+        offsetText,
+      });
     }
   }
   await walk.finish();

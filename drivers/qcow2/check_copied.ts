@@ -15,6 +15,7 @@ import {
   entryToHex,
   viewOf,
 } from "./format.ts";
+import { ReferenceCounts } from "./reference_counts.ts";
 import { readRefcount } from "./refcounts.ts";
 import { refcountText } from "./stored_refcounts.ts";
 
@@ -87,6 +88,8 @@ class L2Flags {
   readonly #view: DataView;
   readonly #entrySize: number;
   readonly #dataFile: boolean;
+  /** Tables without a finding: entries may name them again and again. */
+  readonly #sound: ReferenceCounts;
   #changed = 0;
   /** The refcount block that was looked at last, and its number. */
   #block: DataView | null = null;
@@ -95,6 +98,7 @@ class L2Flags {
   constructor(run: CheckRun, repair: boolean) {
     this.#run = run;
     this.#repair = repair;
+    this.#sound = new ReferenceCounts(run.counts.length, 1);
     this.#bytes = allocate(run.geometry.clusterSize);
     this.#view = viewOf(this.#bytes);
     this.#entrySize = run.uses("EXTENDED_L2") ? 2 * ENTRY_SIZE : ENTRY_SIZE;
@@ -104,6 +108,10 @@ class L2Flags {
   /** Check the table at `offset`. */
   async check(offset: number): Promise<void> {
     const run = this.#run;
+    const cluster = offset / run.geometry.clusterSize;
+    const known = Number.isInteger(cluster) && cluster < this.#sound.length;
+    if (known && this.#sound.get(cluster) > 0) return;
+    const { findings } = run;
     try {
       run.spend(this.#bytes.length);
       await run.read(offset, this.#bytes);
@@ -119,6 +127,7 @@ class L2Flags {
       this.#block = await run.stored.block(this.#blockIndex);
     }
     if (this.#changed > 0) await this.#write(offset);
+    else if (known && run.findings === findings) this.#sound.set(cluster, 1);
   }
 
   /** Check entries until a refcount block must be loaded, or to the end. */

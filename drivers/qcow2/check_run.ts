@@ -40,7 +40,10 @@ const MAX_OFFSET = 2 ** 63 - 2 ** 30;
  * check would never end.
  */
 const MAX_TABLE_READS = 16;
-const MIN_TABLE_BYTES = 64 * 1024 * 1024;
+const MIN_TABLE_BYTES = 2 ** 31;
+/** Likewise, how many findings there may be in tables for each cluster. */
+const MAX_FINDINGS = 4;
+const MIN_FINDINGS = 2 ** 22;
 
 /** A check in progress. */
 export class CheckRun {
@@ -209,10 +212,11 @@ export class CheckRun {
   }
 
   /** Account for a table that is about to be read. */
-  spend(bytes: number): void {
-    this.#tableBytes += bytes;
-    const limit = Math.max(MIN_TABLE_BYTES, MAX_TABLE_READS * this.file.size);
-    if (this.#tableBytes > limit) {
+  spend(length: number): void {
+    this.#tableBytes += length;
+    const bytes = Math.max(MIN_TABLE_BYTES, MAX_TABLE_READS * this.file.size);
+    const findings = Math.max(MIN_FINDINGS, MAX_FINDINGS * this.counts.length);
+    if (this.#tableBytes > bytes || this.findings > findings) {
       throw this.failure(
         "ERROR: too many references to the same tables; check given up",
         new BlockError("EFBIG"),
@@ -224,6 +228,7 @@ export class CheckRun {
   startCounting(): void {
     this.counts.clear();
     this.#tableBytes = 0;
+    this.findings = 0;
   }
 
   /**

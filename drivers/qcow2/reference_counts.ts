@@ -65,7 +65,8 @@ export class ReferenceCounts {
     const page = this.#pages[cluster >>> PAGE_BITS];
     if (page !== undefined) {
       const value = page[cluster & PAGE_MASK];
-      if (value < MAX_BYTE && value < this.max) {
+      const wide = page.BYTES_PER_ELEMENT > 1;
+      if ((wide || value < MAX_BYTE) && value < this.max) {
         page[cluster & PAGE_MASK] = value + 1;
         return true;
       }

@@ -85,23 +85,40 @@ async function freeOldTable(
 /** Take free clusters in a row, and record it in the file. */
 async function takeClusters(run: CheckRun, count: number): Promise<number> {
   const { counts, stored, geometry } = run;
-  const first = counts.take(count, 0);
+  const first = await findFree(run, count);
+  const end = first + count;
+  counts.grow(end);
+  for (let at = first; at < end; at++) counts.set(at, 1);
   const entries = geometry.refcountBlockEntries;
-  const last = Math.floor((first + count - 1) / entries);
+  const last = Math.floor((end - 1) / entries);
   let covered = true;
   for (let index = Math.floor(first / entries); index <= last; index++) {
     if (stored.isAbsent(index)) covered = false;
   }
   if (covered) {
-    for (let at = first; at < first + count; at++) {
-      await storeRefcount(run, at, 1);
-    }
+    for (let at = first; at < end; at++) await storeRefcount(run, at, 1);
     await stored.flush();
   } else {
     // They lie past what the refcount blocks cover, at the end of the file.
     await replaceRefcounts(run);
   }
   return first;
+}
+
+/**
+ * Find clusters that nothing refers to. Their stored refcounts must be zero as
+ * well: clusters past the end of the file are not counted, but entries that
+ * nobody could repair may refer to them.
+ */
+async function findFree(run: CheckRun, count: number): Promise<number> {
+  let free = 0;
+  let at = run.counts.nextFree(0);
+  for (; free < count; at++) {
+    const used = run.counts.get(at) !== 0 ||
+      (await run.stored.get(at))?.value !== 0;
+    free = used ? 0 : free + 1;
+  }
+  return at - count;
 }
 
 /** Make the refcount structure anew, and give the old one up. */
@@ -126,6 +143,8 @@ async function replaceRefcounts(run: CheckRun): Promise<void> {
 async function release(run: CheckRun, cluster: number): Promise<void> {
   const refcount = await run.stored.get(cluster);
   if (!refcount || refcount.value === 0) return;
+  // A damaged table may lie in the header's place, which it must not take.
+  if (cluster === 0 && refcount.value === 1) return;
   await storeRefcount(run, cluster, refcount.value - 1);
   if (refcount.value === 1) run.freed(cluster);
 }

@@ -250,12 +250,17 @@ class Damager {
         return old ^ 1n << 62n;
       case 3:
         return old ^ 1n;
-      case 4:
-        return old ^ 1n << BigInt(random.below(64));
+      case 4: {
+        const bit = BigInt(random.below(64));
+        return bit > 26n && bit < 60n ? old ^ 2n : old ^ 1n << bit;
+      }
       case 5:
         return old + 512n * BigInt(1 + random.below(3));
-      case 6:
-        return flags | BigInt(2 ** (20 + random.below(30)));
+      case 6: {
+        // Not so far for refcount blocks: QEMU makes the file that long.
+        const bits = places === this.#found.refcountTable ? 6 : 30;
+        return flags | BigInt(2 ** (20 + random.below(bits)));
+      }
       case 7:
         return this.#view.getBigUint64(random.pick(places));
       case 8:
