@@ -179,12 +179,8 @@ export class ClusterMap {
       await file.writev!(offset, [bytes]);
       await file.flush?.();
       await this.#state.event("l1_grow_activate_table");
-      header.l1TableOffset = offset;
-      header.l1Size = size;
-      await this.#state.writeHeader();
+      await this.#state.changeHeader({ l1TableOffset: offset, l1Size: size });
     } catch (error) {
-      header.l1TableOffset = old.offset;
-      header.l1Size = old.size;
       await refcounts.add(offset, bytes.length, -1);
       throw error;
     }

@@ -35,13 +35,7 @@ import {
   Geometry,
   Incompatible,
 } from "./format.ts";
-import {
-  Crypt,
-  encodeHeader,
-  type Header,
-  probe,
-  readHeader,
-} from "./header.ts";
+import { Crypt, type Header, probe, readHeader } from "./header.ts";
 import { OVERLAP_OPTIONS, protectedKinds } from "./overlap.ts";
 import { guestStatus, readGuest } from "./read.ts";
 import { resize } from "./resize.ts";
@@ -472,19 +466,11 @@ class Qcow2Node implements BlockNode {
 
   async changeBacking(name?: string, format?: string): Promise<void> {
     using _ = await this.#state.operations.exclude();
-    const { header } = this.#state;
-    const old = { name: header.backingFile, format: header.backingFormat };
-    header.backingFile = name;
-    header.backingFormat = name === undefined ? undefined : format;
-    try {
-      // Too long a name is found out before anything is written.
-      encodeHeader(header);
-      await this.#state.writeHeader();
-    } catch (error) {
-      header.backingFile = old.name;
-      header.backingFormat = old.format;
-      throw error;
-    }
+    // Too long a name is found out before anything is written.
+    await this.#state.changeHeader({
+      backingFile: name,
+      backingFormat: name === undefined ? undefined : format,
+    });
   }
 
   async close(): Promise<void> {

@@ -38,8 +38,8 @@ export interface RefcountHost {
   readonly accurateRefcounts: boolean;
   /** Tell that a step is about to be done. */
   event(name: string): Promise<void> | void;
-  /** Write the header as it is now and make it durable. */
-  writeHeader(): Promise<void>;
+  /** Change the header, in memory and durably in the file, or not at all. */
+  changeHeader(changes: Partial<Header>): Promise<void>;
   /** Report damage: never answers. */
   corrupt(message: string): Promise<never>;
 }
@@ -580,15 +580,10 @@ export class Refcounts {
     await file.writev!(tableOffset, [table]);
     await refcountCache.flush();
     await this.#host.event("refblock_alloc_switch_table");
-    header.refcountTableOffset = tableOffset;
-    header.refcountTableClusters = tableClusters;
-    try {
-      await this.#host.writeHeader();
-    } catch (error) {
-      header.refcountTableOffset = old.offset;
-      header.refcountTableClusters = old.clusters;
-      throw error;
-    }
+    await this.#host.changeHeader({
+      refcountTableOffset: tableOffset,
+      refcountTableClusters: tableClusters,
+    });
     this.#table = viewOf(table);
     this.#blocks = undefined;
     await this.#add(old.offset / clusterSize, old.clusters, -1);

@@ -86,11 +86,13 @@ async function grow(
     }
     using _ = await state.metadata.lock();
     await state.flushCaches();
-    await state.writeHeader();
   } catch (error) {
     header.size = oldSize;
     throw error;
   }
+  // In the file it is still the old one, to which a failure goes back.
+  header.size = oldSize;
+  await state.changeHeader({ size });
 }
 
 async function shrink(state: Qcow2State, size: number): Promise<void> {
@@ -99,8 +101,7 @@ async function shrink(state: Qcow2State, size: number): Promise<void> {
   await cutOff(state, geometry.clusterEnd(size), oldSize, "always");
   using _ = await state.metadata.lock();
   await state.flushCaches();
-  header.size = size;
-  await state.writeHeader();
+  await state.changeHeader({ size });
   await dropL2Tables(state, geometry.l1EntriesFor(size));
   await state.flushCaches();
   const end = await state.refcounts.endOfUse();

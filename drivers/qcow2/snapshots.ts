@@ -102,6 +102,8 @@ export async function createSnapshot(
       await file.writev!(entry.l1TableOffset, [copy]);
       await writeTable(state, [...state.snapshots, entry]);
     } catch (error) {
+      // The snapshot may be in the file: better leak than lose it.
+      if (state.unusable) throw error;
       await countTree(state, viewOf(l1), -1);
       await refcounts.add(entry.l1TableOffset, length, -1);
       await updateCopiedFlags(state, false);
@@ -156,8 +158,12 @@ export async function applySnapshot(
   replaced.set(l1);
   // Nothing is this disk's alone now, so no entry has its COPIED flag yet.
   clearCopied(viewOf(replaced));
-  await file.writev!(header.l1TableOffset, [replaced]);
-  await file.flush?.();
+  try {
+    await state.overwrite(header.l1TableOffset, replaced, old);
+  } catch (error) {
+    if (!state.unusable) await countTree(state, viewOf(l1), -1);
+    throw error;
+  }
   clusters.replaceL1(replaced);
   state.forgetTables();
   await countTree(state, viewOf(old), -1);
@@ -247,7 +253,6 @@ async function writeTable(
   const bytes = encodeSnapshotTable(entries);
   const old = {
     offset: header.snapshotsOffset,
-    count: header.snapshotCount,
     length: state.snapshotTableLength,
   };
   const offset = bytes.length === 0
@@ -257,12 +262,11 @@ async function writeTable(
     await state.overlap.check(offset, bytes.length);
     if (bytes.length > 0) await file.writev!(offset, [bytes]);
     await state.flushCaches();
-    header.snapshotsOffset = offset;
-    header.snapshotCount = entries.length;
-    await state.writeHeader();
+    await state.changeHeader({
+      snapshotsOffset: offset,
+      snapshotCount: entries.length,
+    });
   } catch (error) {
-    header.snapshotsOffset = old.offset;
-    header.snapshotCount = old.count;
     if (bytes.length > 0) await refcounts.add(offset, bytes.length, -1);
     throw error;
   }

@@ -170,8 +170,9 @@ export class Qcow2State implements RefcountHost {
   /** From now on, the refcounts on the disk may lag behind. */
   async markDirty(): Promise<void> {
     if (!this.behaviour.lazyRefcounts || !this.accurateRefcounts) return;
-    this.header.incompatible.low |= Incompatible.DIRTY;
-    await this.writeHeader();
+    const { low, high } = this.header.incompatible;
+    const incompatible = { high, low: low | Incompatible.DIRTY };
+    await this.changeHeader({ incompatible });
   }
 
   /** The refcounts on the disk are right again, and stay so. */
@@ -180,14 +181,56 @@ export class Qcow2State implements RefcountHost {
     await this.l2Cache.write();
     await this.refcountCache.write();
     await this.file.flush?.();
-    this.header.incompatible.low &= ~Incompatible.DIRTY;
-    await this.writeHeader();
+    const { low, high } = this.header.incompatible;
+    const incompatible = { high, low: low & ~Incompatible.DIRTY };
+    await this.changeHeader({ incompatible });
   }
 
   /** Write the header as it is now and make it durable. */
   async writeHeader(): Promise<void> {
     await this.file.writev!(0, [encodeHeader(this.header)]);
     await this.file.flush?.();
+  }
+
+  /**
+   * Change the header, in memory and durably in the file. If that fails, it is
+   * in both what it was.
+   */
+  async changeHeader(changes: Partial<Header>): Promise<void> {
+    const { header } = this;
+    const old = { ...header };
+    Object.assign(header, changes);
+    try {
+      await this.overwrite(0, encodeHeader(header), encodeHeader(old));
+    } catch (error) {
+      Object.assign(header, old);
+      throw error;
+    }
+  }
+
+  /**
+   * Replace bytes that have a place of their own, durably. If that fails, they
+   * are put back; where that fails as well, it is not known any more what the
+   * file holds, and nothing more can be done with the image.
+   */
+  async overwrite(
+    offset: number,
+    bytes: Uint8Array,
+    old: Uint8Array,
+  ): Promise<void> {
+    const { file } = this;
+    let isWritten = false;
+    try {
+      await file.writev!(offset, [bytes]);
+      isWritten = true;
+      await file.flush?.();
+    } catch (error) {
+      await file.writev!(offset, [old]).catch(() => {
+        // A request that failed has not changed anything, most likely.
+        if (isWritten) this.#unusable = true;
+      });
+      throw error;
+    }
   }
 
   /** Write all cached tables, in the safe order. For the metadata lock. */

@@ -1,0 +1,330 @@
+/**
+ * Requests below qcow2 fail: at each event that it tells of, and at each n-th
+ * request. The operation above fails with a `BlockError`, the next ones work
+ * or fail as well, and what is left is a sound image, at worst with leaked
+ * clusters, that holds all that was flushed.
+ *
+ * @module
+ */
+import { assertEquals, assertNotEquals } from "@std/assert";
+import { openNode } from "../../../core/open.ts";
+import { Image } from "../../../core/image.ts";
+import type { OptionValues } from "../../../core/options.ts";
+import {
+  BlockError,
+  type BlockNode,
+  createImage,
+  type ErrorCode,
+  MemoryStore,
+  openImage,
+} from "../../../mod.ts";
+import {
+  contentOf,
+  FaultDisk,
+  type FaultKind,
+  faultyNode,
+  type NthFault,
+} from "../../fault_disk.ts";
+import { qemuTest, run, TempDir } from "../../qemu.ts";
+
+const KIB = 1024;
+
+/** What is done to an image, and what kind of image it is. */
+interface Workload {
+  readonly options: OptionValues;
+  readonly size: number;
+  /** Bytes of a backing file, all of them data. */
+  readonly backing?: number;
+  /** How many bytes were written before, from the start of the disk on. */
+  readonly filled?: number;
+  run(disk: FaultDisk): Promise<void>;
+}
+
+/** Bytes that differ from place to place and from call to call. */
+function pattern(seed: number, length: number): Uint8Array {
+  const bytes = new Uint8Array(length);
+  for (let i = 0, x = seed * 7919 + 1; i < length; i++) {
+    x = (Math.imul(x, 1103515245) + 12345) >>> 0;
+    bytes[i] = 1 + (x >>> 16) % 255;
+  }
+  return bytes;
+}
+
+/** What deflates well. */
+function dull(seed: number, length: number): Uint8Array {
+  return new Uint8Array(length).fill(1 + seed % 255);
+}
+
+/** Allocation, copy-on-write, snapshots, zeroes, compression, resizing. */
+const mixed: Workload = {
+  options: { cluster_size: 512 },
+  size: 96 * KIB,
+  backing: 80 * KIB,
+  async run(disk) {
+    await disk.write(1000, pattern(1, 5000));
+    await disk.flush();
+    await disk.write(40_000, pattern(2, 100));
+    await disk.write(1000, pattern(3, 600));
+    await disk.takeSnapshot("one");
+    await disk.write(500, pattern(4, 3000));
+    await disk.zero(2048, 1024, false);
+    await disk.zero(70 * KIB, 3 * KIB, true);
+    await disk.flush();
+    await disk.writeCompressed(8192, dull(5, 512));
+    await disk.writeCompressed(8704, dull(6, 512));
+    await disk.writeCompressed(60 * KIB, dull(7, 512));
+    await disk.write(8200, pattern(8, 100));
+    await disk.takeSnapshot("two");
+    await disk.discard(1024, 2048);
+    await disk.write(33 * KIB, pattern(9, 2000));
+    await disk.deleteSnapshot("one");
+    await disk.write(90 * KIB, pattern(10, 1000));
+    await disk.resize(200 * KIB);
+    await disk.write(198 * KIB, pattern(11, 1024));
+    await disk.flush();
+    await disk.takeSnapshot("three");
+    await disk.write(0, pattern(12, 1024));
+    await disk.applySnapshot("three");
+    await disk.read();
+    await disk.deleteSnapshot("two");
+    await disk.deleteSnapshot("three");
+    await disk.resize(100 * KIB);
+    await disk.write(99 * KIB, pattern(13, 1024));
+  },
+};
+
+/** The refcount table has to move. */
+const growing: Workload = {
+  options: { cluster_size: 512, refcount_bits: 64 },
+  size: 3000 * KIB,
+  filled: 1850 * KIB,
+  async run(disk) {
+    await disk.write(1900 * KIB, pattern(2, 250 * KIB));
+    await disk.flush();
+    await disk.write(2400 * KIB, pattern(4, 40 * KIB));
+  },
+};
+
+/** Refcounts are written late, and repaired if that goes wrong. */
+const lazy: Workload = {
+  ...mixed,
+  options: { cluster_size: 1024, lazy_refcounts: true },
+  async run(disk) {
+    await disk.write(1000, pattern(1, 5000));
+    await disk.flush();
+    await disk.write(60_000, pattern(2, 9000));
+    await disk.discard(2048, 2048);
+    await disk.write(1000, pattern(3, 600));
+    await disk.flush();
+    await disk.write(3000, pattern(4, 600));
+  },
+};
+
+const WORKLOADS: { readonly [name: string]: Workload } = {
+  mixed,
+  growing,
+  lazy,
+};
+
+/** A new image, and how to open it with failing requests. */
+class Subject {
+  readonly store = new MemoryStore();
+  readonly #workload: Workload;
+  readonly #base = new MemoryStore();
+  readonly #content: Uint8Array;
+
+  private constructor(workload: Workload) {
+    this.#workload = workload;
+    this.#content = new Uint8Array(workload.size);
+  }
+
+  /** Make the image, or a copy of one that was made so before. */
+  static async make(workload: Workload, like?: Subject): Promise<Subject> {
+    const { options, size, backing = 0, filled = 0 } = workload;
+    const subject = new Subject(workload);
+    if (like) {
+      subject.#content.set(like.#content);
+      subject.#base.write(0, contentOf(like.#base));
+      subject.store.write(0, contentOf(like.store));
+      return subject;
+    }
+    subject.#content.set(pattern(99, Math.max(backing, filled)));
+    subject.#base.write(0, subject.#content.subarray(0, backing));
+    await createImage("qcow2", subject.#file, { size, ...options });
+    if (filled > 0) {
+      await using image = await openImage({
+        driver: "qcow2",
+        file: subject.#file,
+      });
+      await image.write(0, subject.#content.subarray(0, filled));
+    }
+    return subject;
+  }
+
+  get #file() {
+    return { driver: "memory", store: this.store };
+  }
+
+  get backing(): object | undefined {
+    if (this.#workload.backing === undefined) return undefined;
+    return { driver: "raw", file: { driver: "memory", store: this.#base } };
+  }
+
+  /**
+   * Do the work on top of `file`, close, and look at what is left.
+   *
+   * @returns how many steps failed.
+   */
+  async work(file: BlockNode): Promise<number> {
+    const { backing } = this;
+    let node: BlockNode;
+    try {
+      node = await openNode(
+        { driver: "qcow2", file, ...(backing && { backing }) },
+        { gate: "allow" },
+      );
+    } catch (error) {
+      if (!(error instanceof BlockError)) throw error;
+      return 1;
+    }
+    const disk = new FaultDisk(new Image(node), this.#content);
+    await this.#workload.run(disk);
+    await disk.close();
+    await disk.inspect(await this.plainFile(), backing);
+    return disk.failures;
+  }
+
+  async plainFile(): Promise<BlockNode> {
+    return await openNode({ driver: "raw", file: this.#file });
+  }
+
+  async blkdebug(options: OptionValues): Promise<BlockNode> {
+    return await openNode({
+      driver: "blkdebug",
+      image: this.#file,
+      ...options,
+    });
+  }
+}
+
+/** Do the work without failures, and count. */
+async function rehearse(workload: Workload) {
+  const model = await Subject.make(workload);
+  const subject = await Subject.make(workload, model);
+  const events = new Map<string, number>();
+  const { node, counts } = faultyNode(await subject.plainFile());
+  // Opening is no part of the work.
+  node.debugEvent = (name) => {
+    events.set(name, (events.get(name) ?? 0) + 1);
+  };
+  assertEquals(await subject.work(node), 0);
+  return { model, events, counts };
+}
+
+/** Many cases, of which all are tried and those that go wrong are named. */
+class Trials {
+  readonly #wrong: string[] = [];
+  #count = 0;
+
+  async run(what: string, run: () => Promise<void>): Promise<void> {
+    this.#count++;
+    try {
+      await run();
+    } catch (error) {
+      const text = (error as Error).stack?.slice(0, 600);
+      this.#wrong.push(`${what}: ${text}`);
+    }
+  }
+
+  end(): void {
+    if (this.#wrong.length === 0) return;
+    throw new Error(
+      `${this.#wrong.length} of ${this.#count} cases went wrong:\n` +
+        this.#wrong.slice(0, 10).join("\n"),
+    );
+  }
+}
+
+/** The rules that make the `nth` occurrence of an event fail requests. */
+function rulesFor(event: string, nth: number, fault: OptionValues) {
+  const steps = Array.from({ length: nth - 1 }, (_, i) => ({
+    event,
+    state: i + 1,
+    new_state: i + 2,
+  }));
+  return {
+    "set-state": steps,
+    "inject-error": [{ event, state: nth, ...fault }],
+  };
+}
+
+for (const [name, workload] of Object.entries(WORKLOADS)) {
+  Deno.test(`qcow2 outlives errors at each event: ${name}`, async () => {
+    const { model, events } = await rehearse(workload);
+    const trials = new Trials();
+    for (const [event, count] of events) {
+      const occurrences = name === "growing" ? [1, count] : [1, 2, count];
+      for (const nth of new Set(occurrences)) {
+        if (nth > Math.min(count, 200)) continue;
+        for (const [errno, once] of [[5, true], [28, true], [28, false]]) {
+          await trials.run(
+            `${event} ${nth}, ${errno}, once ${once}`,
+            async () => {
+              const subject = await Subject.make(workload, model);
+              const fault = { errno, once };
+              const rules = rulesFor(event, nth, fault);
+              await subject.work(await subject.blkdebug(rules));
+            },
+          );
+        }
+      }
+    }
+    trials.end();
+  });
+}
+
+const KINDS: readonly FaultKind[] = ["readv", "writev", "flush"];
+
+/** About `most` numbers below `count`, the first ones among them. */
+function sample(count: number, most: number): Set<number> {
+  const step = Math.max(1, count / most);
+  const numbers = new Set<number>();
+  for (let at = 0; at < count; at += step) numbers.add(Math.floor(at));
+  return numbers;
+}
+
+for (const [name, workload] of Object.entries(WORKLOADS)) {
+  Deno.test(`qcow2 outlives errors of each request: ${name}`, async () => {
+    const { model, counts } = await rehearse(workload);
+    const trials = new Trials();
+    for (const kind of KINDS) {
+      for (const after of sample(counts[kind], name === "growing" ? 8 : 80)) {
+        for (const once of [true, false]) {
+          const code: ErrorCode = after % 2 === 0 ? "EIO" : "ENOSPC";
+          const fault: NthFault = { after, kind, once, code };
+          await trials.run(JSON.stringify(fault), async () => {
+            const subject = await Subject.make(workload, model);
+            const { node } = faultyNode(await subject.plainFile(), fault);
+            assertNotEquals(await subject.work(node), 0);
+          });
+        }
+      }
+    }
+    trials.end();
+  });
+}
+
+qemuTest("what errors leave behind of qcow2 is sound for QEMU", async () => {
+  await using dir = new TempDir();
+  const { events } = await rehearse(mixed);
+  for (const event of events.keys()) {
+    const subject = await Subject.make(mixed);
+    const rules = rulesFor(event, 1, { errno: 28, once: event < "m" });
+    await subject.work(await subject.blkdebug(rules));
+    const path = dir.file(event);
+    await Deno.writeFile(path, contentOf(subject.store));
+    const { code, stdout } = await run(["qemu-img", "check", path]);
+    // 3 stands for leaks alone.
+    assertEquals([0, 3].includes(code), true, `${event}: ${stdout}`);
+  }
+});

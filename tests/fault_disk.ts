@@ -1,0 +1,340 @@
+/**
+ * A disk whose requests may fail, and what it may hold after that.
+ *
+ * @module
+ */
+import { assert, assertEquals } from "@std/assert";
+import { filterNode } from "../core/filter.ts";
+import { Image } from "../core/image.ts";
+import { openNode } from "../core/open.ts";
+import { isEqual } from "../core/runtime.ts";
+import {
+  BlockError,
+  type BlockNode,
+  type ErrorCode,
+  getDriver,
+  MemoryStore,
+} from "../mod.ts";
+
+/** Which request below the format fails. */
+export interface NthFault {
+  /** How many requests of the kind succeed before. */
+  after: number;
+  /** The kind of request. */
+  kind: FaultKind;
+  /** Whether only one fails, or all from then on. */
+  once: boolean;
+  /** The error. */
+  code: ErrorCode;
+}
+
+/** A kind of request that can fail; zeroing and truncating are writing. */
+export type FaultKind = "readv" | "writev" | "flush" | "discard";
+
+/** How many requests of each kind there were. */
+export type RequestCounts = { [kind in FaultKind]: number };
+
+/** A node that passes requests on until it is time for one to fail. */
+export function faultyNode(
+  below: BlockNode,
+  fault?: NthFault,
+): { node: BlockNode; counts: RequestCounts } {
+  const counts = { readv: 0, writev: 0, flush: 0, discard: 0 };
+  const count = (kind: FaultKind) => {
+    const index = counts[kind]++;
+    if (kind !== fault?.kind || index < fault.after) return;
+    if (fault.once && index > fault.after) return;
+    throw new BlockError(fault.code);
+  };
+  const node = filterNode(getDriver("blkdebug"), below, {
+    async readv(offset, iov) {
+      count("readv");
+      await below.readv(offset, iov);
+    },
+    async writev(offset, iov) {
+      count("writev");
+      await below.writev!(offset, iov);
+    },
+    async writeZeroes(offset, length) {
+      count("writev");
+      await below.writeZeroes!(offset, length);
+    },
+    async discard(offset, length) {
+      count("discard");
+      await below.discard!(offset, length);
+    },
+    async truncate(size) {
+      count("writev");
+      await below.truncate!(size);
+    },
+    async flush() {
+      count("flush");
+      await below.flush?.();
+    },
+  });
+  return { node, counts };
+}
+
+/** A whole disk at some moment. */
+type Content = Uint8Array;
+
+/**
+ * An image under test. Each step is tried; where it fails, the disk must hold
+ * for each byte what it held before or what the step was to put there.
+ */
+export class FaultDisk {
+  readonly image: Image;
+  /** What the disk holds, as far as is known. */
+  #current: Content;
+  /** What it may hold once it has been opened again, the newest last. */
+  #possible: Content[];
+  /** Whether a step failed, and the disk could not be read since. */
+  #blind = false;
+  readonly snapshots = new Map<string, Content>();
+  /** Names of snapshots that may be there or not. */
+  readonly #uncertain = new Set<string>();
+  failures = 0;
+
+  constructor(image: Image, content: Content) {
+    this.image = image;
+    this.#current = content;
+    this.#possible = [content];
+  }
+
+  get size(): number {
+    return this.#current.length;
+  }
+
+  async write(offset: number, bytes: Uint8Array): Promise<void> {
+    if (offset + bytes.length > this.image.size) return;
+    await this.#step(
+      withBytes(this.#current, offset, bytes),
+      () => this.image.write(offset, bytes),
+    );
+  }
+
+  async writeCompressed(offset: number, bytes: Uint8Array): Promise<void> {
+    await this.#step(
+      withBytes(this.#current, offset, bytes),
+      () => this.image.node.writeCompressed!(offset, [bytes]),
+    );
+  }
+
+  async zero(offset: number, length: number, unmap: boolean): Promise<void> {
+    const zeroes = new Uint8Array(length);
+    await this.#step(
+      withBytes(this.#current, offset, zeroes),
+      () => this.image.writeZeroes(offset, length, { unmap }),
+    );
+  }
+
+  /** Discard whole clusters of an image that reads them as zeroes then. */
+  async discard(offset: number, length: number): Promise<void> {
+    const zeroes = new Uint8Array(length);
+    await this.#step(
+      withBytes(this.#current, offset, zeroes),
+      () => this.image.discard(offset, length),
+    );
+  }
+
+  async read(): Promise<void> {
+    await this.#step(this.#current, () => this.#verify());
+  }
+
+  async resize(size: number): Promise<void> {
+    const next = new Uint8Array(size);
+    next.set(this.#current.subarray(0, size));
+    await this.#step(next, () => this.image.resize(size));
+  }
+
+  async flush(): Promise<void> {
+    const isDone = await this.#step(this.#current, () => this.image.flush());
+    if (isDone && !this.#blind) this.#possible = [this.#current];
+  }
+
+  async takeSnapshot(name: string): Promise<void> {
+    this.#uncertain.add(name);
+    const isDone = await this.#step(this.#current, async () => {
+      await this.image.node.snapshots!.create({ name });
+    });
+    if (!isDone || this.#blind) return;
+    this.#uncertain.delete(name);
+    this.snapshots.set(name, this.#current);
+  }
+
+  async deleteSnapshot(name: string): Promise<void> {
+    if (!this.snapshots.has(name)) return;
+    this.snapshots.delete(name);
+    this.#uncertain.add(name);
+    await this.#step(
+      this.#current,
+      () => this.image.node.snapshots!.delete(name),
+    );
+  }
+
+  async applySnapshot(name: string): Promise<void> {
+    const content = this.snapshots.get(name);
+    if (!content) return;
+    await this.#step(content, () => this.image.node.snapshots!.apply(name));
+  }
+
+  /** Close; what was not flushed may be lost if that fails. */
+  async close(): Promise<void> {
+    const isDone = await attempt(() => this.image.close());
+    if (!isDone) this.failures++;
+    else if (!this.#blind) this.#possible = [this.#current];
+  }
+
+  /** Look at what is left: a sound image that holds what it must. */
+  async inspect(file: BlockNode, backing?: object): Promise<void> {
+    const open = async (readOnly: boolean) =>
+      new Image(
+        await openNode(
+          { driver: "qcow2", file, ...(backing && { backing }) },
+          { readOnly, gate: "allow" },
+        ),
+      );
+    if (await isDirty(await open(true))) {
+      // Refcounts that are written late are repaired by the next to write.
+      await (await open(false)).close();
+    }
+    await this.#checkSound(await open(true));
+    if (await hasFindings(await open(false))) {
+      await this.#checkSound(await open(true));
+    }
+  }
+
+  /** Look at the metadata, the content, and the snapshots. */
+  async #checkSound(image: Image): Promise<void> {
+    const lines: string[] = [];
+    const result = await image.check({ report: (line) => lines.push(line) });
+    // Where undoing fails too, a flag may not fit a count that is too high:
+    // then a cluster is copied, or leaked, without need.
+    const flags = lines.filter((line) => line.startsWith("ERROR OFLAG_COPIED"));
+    assertEquals(
+      [result.corruptions - flags.length, result.checkErrors],
+      [0, 0],
+      lines.filter((line) => !line.startsWith("Leaked")).join("\n"),
+    );
+    this.#checkContent(await image.read(0, image.size));
+    const listed = await image.node.snapshots!.list();
+    for (const { name } of listed) {
+      assert(
+        this.snapshots.has(name) || this.#uncertain.has(name),
+        `there is a snapshot '${name}'`,
+      );
+    }
+    for (const [name, content] of this.snapshots) {
+      await image.node.snapshots!.loadTemporary(name);
+      const read = await image.read(0, image.size);
+      assertEquals(firstDifference(read, [content]), -1, `snapshot '${name}'`);
+    }
+  }
+
+  #checkContent(read: Content): void {
+    const sizes = this.#possible.map((content) => content.length);
+    assert(
+      sizes.includes(read.length),
+      `the disk has ${read.length} bytes, not ${sizes}`,
+    );
+    const at = firstDifference(read, this.#possible);
+    if (at >= 0) {
+      const may = this.#possible.map((content) => content[at]).join(" or ");
+      throw new Error(`byte ${at} is ${read[at]}, not ${may}`);
+    }
+  }
+
+  /** Try something that makes the disk hold `next`. */
+  async #step(next: Content, run: () => Promise<void>): Promise<boolean> {
+    const isDone = await attempt(run);
+    if (next !== this.#current) this.#possible.push(next);
+    if (isDone && !this.#blind) {
+      this.#current = next;
+      return true;
+    }
+    if (!isDone) this.failures++;
+    await this.#settle();
+    return isDone;
+  }
+
+  /** After a failure, see what the disk holds now. */
+  async #settle(): Promise<void> {
+    const read = new Uint8Array(this.image.size);
+    this.#blind = !await attempt(async () => {
+      await this.image.read(0, read);
+    });
+    if (this.#blind) return;
+    this.#checkContent(read);
+    this.#current = read;
+    this.#possible.push(read);
+  }
+
+  async #verify(): Promise<void> {
+    const read = await this.image.read(0, this.image.size);
+    if (!this.#blind) {
+      assertEquals(firstDifference(read, [this.#current]), -1, "what is read");
+    }
+  }
+}
+
+async function isDirty(image: Image): Promise<boolean> {
+  const { dirty } = await image.info();
+  return dirty === true;
+}
+
+/** Repair; whether there was something to repair. */
+async function hasFindings(image: Image): Promise<boolean> {
+  const repair = { leaks: true, corruptions: true };
+  const found = await image.check({ repair });
+  await image.close();
+  return found.leaksFixed + found.corruptionsFixed > 0;
+}
+
+/** Whether it succeeded; it may fail with nothing but a `BlockError`. */
+async function attempt(run: () => Promise<void>): Promise<boolean> {
+  try {
+    await run();
+    return true;
+  } catch (error) {
+    // A programming error hides as the cause of EIO.
+    const { cause } = error as Error;
+    if (!(error instanceof BlockError)) throw error;
+    if (
+      cause instanceof TypeError || cause instanceof RangeError ||
+      cause instanceof ReferenceError
+    ) throw cause;
+    return false;
+  }
+}
+
+function withBytes(
+  content: Content,
+  offset: number,
+  bytes: Uint8Array,
+): Content {
+  const size = Math.max(content.length, offset + bytes.length);
+  const next = new Uint8Array(size);
+  next.set(content);
+  next.set(bytes, offset);
+  return next;
+}
+
+/** The first byte that none of the contents has; past an end are zeroes. */
+function firstDifference(
+  read: Uint8Array,
+  contents: readonly Content[],
+): number {
+  for (const content of contents.toReversed()) {
+    if (isEqual(read, content)) return -1;
+  }
+  return read.findIndex((byte, i) =>
+    contents.every((content) => (content[i] ?? 0) !== byte)
+  );
+}
+
+/** A copy of a store, to be looked at by others. */
+export function contentOf(store: MemoryStore): Uint8Array {
+  const bytes = new Uint8Array(store.size);
+  store.read(0, bytes);
+  return bytes;
+}
