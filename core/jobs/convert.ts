@@ -60,6 +60,13 @@ interface Range {
   readonly action: Action;
 }
 
+/** What was learned last about the source. */
+interface Known {
+  readonly start: number;
+  readonly end: number;
+  readonly action: Action;
+}
+
 /**
  * Copy `sources`, one after the other, into `target`, which must be large
  * enough. Holes are not read, and zeroes not written where the target reads
@@ -121,7 +128,7 @@ class Conversion {
   /** Everything before it was given to a worker or needs none. */
   #position = 0;
   /** What was last learnt about the source. */
-  #known: { end: number; action: Action } = { end: 0, action: "skip" };
+  #known: Known = { start: 0, end: 0, action: "skip" };
   /** Fulfilled when all writes before have taken place. */
   #writes: Promise<void> = Promise.resolve();
   #error: BlockError | undefined;
@@ -243,7 +250,11 @@ class Conversion {
 
   /** The range from `offset` on, of one kind, cut to what one request takes. */
   async #findRange(offset: number): Promise<Range> {
-    if (this.#known.end <= offset) this.#known = await this.#learn(offset);
+    const { start, end: knownEnd } = this.#known;
+    // Cut to whole clusters, a range may end before what was learned last.
+    if (offset < start || offset >= knownEnd) {
+      this.#known = await this.#learn(offset);
+    }
     const { action } = this.#known;
     let { end } = this.#known;
     const writesZeroes = action === "zero" && !this.#sparse;
@@ -279,7 +290,7 @@ class Conversion {
   }
 
   /** What the source holds from `offset` on, and what that asks for. */
-  async #learn(offset: number): Promise<{ end: number; action: Action }> {
+  async #learn(offset: number): Promise<Known> {
     const { onlyDifferences = false, targetIsZero } = this.#options;
     let extent;
     try {
@@ -291,14 +302,15 @@ class Conversion {
     if (offset < this.#backingEnd) end = Math.min(end, this.#backingEnd);
     switch (extent.kind) {
       case "unallocated":
-        return { end, action: "skip" };
+        return { start: offset, end, action: "skip" };
       case "zero": {
         const readsAsZero = offset >= this.#backingEnd ||
           (targetIsZero && this.#sparse !== undefined);
-        return { end, action: readsAsZero ? "skip" : "zero" };
+        const action = readsAsZero ? "skip" : "zero";
+        return { start: offset, end, action };
       }
       default:
-        return { end, action: "copy" };
+        return { start: offset, end, action: "copy" };
     }
   }
 

@@ -2,7 +2,12 @@ import { assert, assertEquals, assertRejects } from "@std/assert";
 import type { BlockNode, Extent } from "../../../core/driver.ts";
 import { BlockError } from "../../../core/errors.ts";
 import { convert } from "../../../core/jobs/convert.ts";
-import { getDriver } from "../../../mod.ts";
+import {
+  createImage,
+  getDriver,
+  MemoryStore,
+  openImage,
+} from "../../../mod.ts";
 
 const MiB = 1024 * 1024;
 
@@ -204,6 +209,17 @@ Deno.test("convert() refuses to compress where the target cannot", async () => {
     BlockError,
   );
   assertEquals(error.code, "ENOTSUP");
+});
+
+Deno.test("convert() compresses whole clusters whose end is a hole", async () => {
+  const disk = filled(4 * 65536);
+  disk.fill(0, 65536 + 4096, 2 * 65536);
+  const source = new ArrayNode(disk, [65536 + 4096, 2 * 65536, 4 * 65536]);
+  const file = { driver: "memory", store: new MemoryStore() };
+  await createImage("qcow2", file, { size: disk.length });
+  await using target = await openImage({ driver: "qcow2", file });
+  await convert([source], target.node, { compressed: true });
+  assertEquals(await target.read(0, disk.length), disk);
 });
 
 Deno.test("convert() ends when it is told to", async () => {
