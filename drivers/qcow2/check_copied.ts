@@ -136,6 +136,12 @@ class L2Flags {
     const { refcountOrder, refcountBlockEntries, clusterSize } =
       this.#run.geometry;
     const { length } = this.#bytes;
+    const perByte = 1 / clusterSize;
+    // What the refcount block at hand covers.
+    const coverage = refcountBlockEntries * clusterSize;
+    const start = this.#blockIndex * coverage;
+    const end = start + coverage;
+    const block = this.#block;
     for (let at = from; at < length; at += this.#entrySize) {
       const high = view.getUint32(at);
       const low = view.getUint32(at + 4);
@@ -145,12 +151,12 @@ class L2Flags {
       let refcount = 1;
       let index = 0;
       if (!this.#dataFile) {
-        const cluster = Math.floor(offset / clusterSize);
-        const blockIndex = Math.floor(cluster / refcountBlockEntries);
-        if (blockIndex !== this.#blockIndex) return at;
-        if (this.#block === null) continue;
-        index = cluster - blockIndex * refcountBlockEntries;
-        refcount = readRefcount(this.#block, refcountOrder, index);
+        if (offset < start || offset >= end) return at;
+        if (block === null) continue;
+        index = ((offset - start) * perByte) | 0;
+        refcount = refcountOrder === 4
+          ? block.getUint16(index * 2)
+          : readRefcount(block, refcountOrder, index);
       }
       if ((refcount === 1) === ((high & COPIED) !== 0)) continue;
       this.#wrong(at, refcount, index);

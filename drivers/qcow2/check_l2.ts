@@ -85,6 +85,7 @@ export class L2Scan {
     const end = this.#entries;
     const step = this.#entrySize;
     const inCluster = clusterSize - 1;
+    const perByte = 1 / clusterSize;
     const fileLength = run.file.size;
     const plain = !this.#subclusters && !this.#dataFile && this.#weight === 1;
     for (let index = from; index < end; index++) {
@@ -98,7 +99,7 @@ export class L2Scan {
           const offset = (high & 0x00ffffff) * TWO_32 + low;
           if (offset !== 0 && offset < fileLength) {
             if (this.#statistics) this.#noteCluster(offset);
-            const cluster = offset / clusterSize;
+            const cluster = (offset * perByte) | 0;
             if (!counts.increment(cluster)) run.overflow(cluster);
             continue;
           }
