@@ -122,7 +122,8 @@ async function checkTwice(
   repair: Repair | undefined,
   repaired: (first: CheckResult) => void,
 ): Promise<CheckResult> {
-  const report = (line: string) => program.printError(`${line}\n`);
+  const report = (line: string, named = false) =>
+    program.printError(`${named ? `${program.name}: ` : ""}${line}\n`);
   try {
     const first = await node.check!({ repair, report });
     const { corruptionsFixed, leaksFixed } = first;
