@@ -45,11 +45,13 @@ export function isInstalled(program: string): boolean {
   let known = installed.get(program);
   if (known === undefined) {
     try {
-      known = new Deno.Command(program, {
+      new Deno.Command(program, {
         args: ["--version"],
         stdout: "null",
         stderr: "null",
-      }).outputSync().success;
+      }).outputSync();
+      // Not all of them know that option; it is enough that they run.
+      known = true;
     } catch {
       known = false;
     }
