@@ -249,11 +249,16 @@ class LibcFile implements HostFile {
   }
 
   seekData(offset: number): number | undefined {
-    const found = this.#libc.lseek(this.#fd, BigInt(offset), SEEK_DATA);
-    if (found >= 0n) return Number(found);
-    const errno = errnoView.getInt32();
-    if (errno === ENXIO) return undefined;
-    throw errnoError(errno);
+    // That no data follows is told by errno, which the runtime itself may
+    // overwrite before we look (seen: ENOENT, once in many runs). Asking again
+    // settles it.
+    for (let attempt = 1;; attempt++) {
+      const found = this.#libc.lseek(this.#fd, BigInt(offset), SEEK_DATA);
+      if (found >= 0n) return Number(found);
+      const errno = errnoView.getInt32();
+      if (errno === ENXIO) return undefined;
+      if (attempt === 3) throw errnoError(errno);
+    }
   }
 
   seekHole(offset: number): number {
