@@ -153,13 +153,15 @@ try {
   await Deno.remove(settings.folder, { recursive: true });
 }
 if (Deno.args.includes("--save")) {
-  const command = `deno task bench ${Deno.args.join(" ")}`;
+  const command = ["deno task bench", ...Deno.args].join(" ");
   const date = new Date().toISOString().slice(0, 10);
+  const file = `${HERE}RESULTS.md`;
   await Deno.writeTextFile(
-    `${HERE}RESULTS.md`,
+    file,
     `# Measured side by side with qemu-img\n\n` +
       `${date}, by \`${command}\`. Every result was checked with qemu-img ` +
       `in the same run. Ratio: ours ÷ qemu-img, whole processes.\n\n` +
       lines.join("\n") + "\n",
   );
+  await runTool(HERE, Deno.execPath(), ["fmt", "--quiet", file]);
 }
