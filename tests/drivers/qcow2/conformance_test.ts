@@ -1,7 +1,10 @@
 import { createImage, MemoryStore } from "../../../mod.ts";
-import { openNode } from "../../../core/open.ts";
+import { openNode, openProtocol } from "../../../core/open.ts";
 import type { OptionValues } from "../../../core/options.ts";
 import { conformance } from "../../conformance.ts";
+import { DelayNode, Scheduler } from "../../delay.ts";
+import { Random } from "../../model.ts";
+import { TempDir } from "../../qemu.ts";
 
 const VARIANTS: { readonly [name: string]: OptionValues } = {
   "as it is by default": {},
@@ -24,3 +27,35 @@ for (const [name, options] of Object.entries(VARIANTS)) {
     },
   });
 }
+
+conformance("qcow2, on a file", {
+  async open(size) {
+    const folder = new TempDir();
+    const file = { driver: "file", filename: folder.file("disk.qcow2") };
+    await createImage("qcow2", file, { size });
+    const open = () => openNode({ driver: "qcow2", file });
+    return {
+      node: await open(),
+      reopen: open,
+      dispose: () => folder[Symbol.asyncDispose](),
+    };
+  },
+});
+
+conformance("qcow2, with small caches and requests that take their time", {
+  async open(size) {
+    const file = { driver: "memory", store: new MemoryStore() };
+    await createImage("qcow2", file, { size, cluster_size: 4096 });
+    const random = new Random(size);
+    const scheduler = new Scheduler(random);
+    const open = async () =>
+      openNode({
+        driver: "qcow2",
+        file: new DelayNode(await openProtocol(file), scheduler, random),
+        "l2-cache-size": 0,
+        "l2-cache-entry-size": 512,
+        "refcount-cache-size": 0,
+      });
+    return { node: await open(), reopen: open };
+  },
+});
