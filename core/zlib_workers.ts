@@ -4,12 +4,14 @@
  * from slots in shared memory, and put their results there.
  *
  * Waking a worker, or being woken by one, costs some 20 µs each; a message
- * would cost 100. Workers start when enough work has been seen to repay that,
- * and until they are up, the calls are made here. They end when nobody holds
- * them any more, and after some idleness, so that no program is kept running.
+ * would cost 100. Workers start when enough work has been seen to repay that.
+ * This thread helps: always while they start, then with what is more than they
+ * can begin with. They end when nobody holds them any more, and after some
+ * idleness, so that no program is kept running.
  *
  * @module
  */
+import { Pace } from "./jobs/pace.ts";
 import { nativeModule } from "./runtime.ts";
 
 /** One call of `node:zlib`, as plain data. */
@@ -163,7 +165,6 @@ class Workers {
   #bytes = 0;
   #busy = 0;
   #collecting = false;
-  #helping = false;
   /** Whether workers cannot be had after all: all calls are made here then. */
   broken = false;
 
@@ -186,7 +187,6 @@ class Workers {
   submit(jobs: readonly Job[]): void {
     this.#waiting.push(...jobs);
     this.#fill();
-    if (this.#alive === 0) this.#help();
     if (!this.#collecting) this.#collect();
   }
 
@@ -251,40 +251,49 @@ class Workers {
     Atomics.store(this.#control, words, states.ready);
   }
 
-  /** Make calls here until a worker is there to make them. */
-  async #help(): Promise<void> {
-    if (this.#helping) return;
-    this.#helping = true;
-    for (let slot = 0; slot < SLOTS && this.#alive === 0; slot++) {
-      const words = LAYOUT.firstSlot + slot * LAYOUT.slotWords;
-      const { ready, taken } = states;
-      if (
-        Atomics.compareExchange(this.#control, words, ready, taken) === ready
-      ) {
-        makeHere(this.#release(slot));
-        this.#fill();
-        // What was waiting for this result goes on.
-        await null;
-        slot = -1;
-      }
-    }
-    this.#helping = false;
-  }
-
-  /** Take results out of slots until no call is with the workers. */
+  /** Take results out of slots, and help, until no call is left. */
   async #collect(): Promise<void> {
     this.#collecting = true;
+    const pace = new Pace();
     while (this.#busy > 0) {
       const done = Atomics.load(this.#control, LAYOUT.done);
-      if (this.#takeResults()) {
+      if (this.#takeResults() || this.#help()) {
         this.#fill();
-        await null;
+        // What was waiting for these results goes on.
+        if (pace.isDue) await pace.rest();
+        else await null;
         continue;
       }
       const change = Atomics.waitAsync(this.#control, LAYOUT.done, done);
       if (change.async) await change.value;
     }
     this.#collecting = false;
+  }
+
+  /**
+   * Make a call here, if more are ready than there are workers to take the
+   * next ones. It answers whether it did.
+   */
+  #help(): boolean {
+    const { ready, taken } = states;
+    let count = 0;
+    for (let i = 0; i < SLOTS; i++) {
+      const words = LAYOUT.firstSlot + i * LAYOUT.slotWords;
+      if (Atomics.load(this.#control, words) === ready) count++;
+    }
+    if (count <= this.#alive) return false;
+    for (let i = 0; i < SLOTS; i++) {
+      // The oldest comes first: slots are used in turn.
+      const slot = (this.#next + i) % SLOTS;
+      const words = LAYOUT.firstSlot + slot * LAYOUT.slotWords;
+      if (
+        Atomics.compareExchange(this.#control, words, ready, taken) === ready
+      ) {
+        makeHere(this.#release(slot));
+        return true;
+      }
+    }
+    return false;
   }
 
   /** Whether there were results. */
@@ -319,12 +328,16 @@ class Workers {
 /** Bytes of plain data below which a call is sooner made than passed on. */
 const WORTH_PASSING = 16 * 1024;
 
-/** Bytes of plain data after which workers are expected to repay their start. */
-const WORTH_STARTING = 1024 * 1024;
+/**
+ * Milliseconds of calls after which workers are expected to repay their start,
+ * which takes as long.
+ */
+const WORTH_STARTING = 100;
 
 let holders = 0;
 let workers: Workers | undefined;
-let seen = 0;
+/** Milliseconds spent here on calls that workers could have made. */
+let spent = 0;
 /** Calls of this turn: many at once are for the workers, one alone is not. */
 let submitted: Job[] = [];
 
@@ -366,12 +379,16 @@ export function callZlib(
 function dispatch(): void {
   const jobs = submitted;
   submitted = [];
-  const isAlone = jobs.length === 1 && (workers?.isIdle ?? true);
-  const large = isAlone ? [] : jobs.filter(isWorthPassing);
-  if (large.length > 0 && startWorkers(large)) workers!.submit(large);
-  else large.length = 0;
-  const passed = new Set(large);
-  for (const job of jobs) if (!passed.has(job)) makeHere(job);
+  if (jobs.length === 1 && (workers?.isIdle ?? true)) return makeHere(jobs[0]);
+  const large = jobs.filter(isWorthPassing);
+  const small = jobs.filter((job) => !isWorthPassing(job));
+  if (large.length > 0 && startWorkers()) workers!.submit(large);
+  else {
+    const start = performance.now();
+    large.forEach(makeHere);
+    spent += performance.now() - start;
+  }
+  small.forEach(makeHere);
 }
 
 function isWorthPassing({ input, size }: Job): boolean {
@@ -379,23 +396,22 @@ function isWorthPassing({ input, size }: Job): boolean {
   return size >= WORTH_PASSING && size <= room && input.length <= room;
 }
 
-/** Whether there are workers, for these calls at the latest. */
-function startWorkers(jobs: readonly Job[]): boolean {
-  if (holders === 0 || workerCount() < 2) return false;
-  for (const { size } of jobs) seen += size;
-  if (seen < WORTH_STARTING || workers?.broken) return false;
+/** Whether there are workers, or it is time that there are. */
+function startWorkers(): boolean {
+  if (holders === 0 || workerCount() === 0) return false;
+  if (spent < WORTH_STARTING || workers?.broken) return false;
   if (workers?.isOver && workers.isIdle) workers = undefined;
   workers ??= new Workers();
   return true;
 }
 
-/** One worker a processor; none where memory cannot be shared. */
+/** One for each processor but ours; none where memory cannot be shared. */
 function workerCount(): number {
   const { hardwareConcurrency = 1 } = globalThis.navigator ?? {};
   const possible = typeof Worker === "function" &&
     typeof SharedArrayBuffer === "function" &&
     typeof Atomics.waitAsync === "function";
-  return possible ? Math.min(hardwareConcurrency, 8) : 0;
+  return possible ? Math.min(hardwareConcurrency, 8) - 1 : 0;
 }
 
 function makeHere({ call, input, resolve, reject }: Job): void {
