@@ -125,8 +125,7 @@ export async function create(
   }
   state.header.size = size;
   if (preallocation !== "off") {
-    // The file's blocks are reserved already; what is left is metadata.
-    await preallocate(state, 0, size, "metadata");
+    await preallocate(state, 0, size, preallocation);
   }
   using _ = await state.metadata.lock();
   await state.flushCaches();

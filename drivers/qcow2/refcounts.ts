@@ -479,17 +479,15 @@ export class Refcounts {
     const first = Math.floor(start / refcountBlockEntries);
     const last = Math.floor((start + count - 1) / refcountBlockEntries);
     let missing = false;
-    if (last >= this.tableSize) {
-      await this.#growTable(last + 1);
-      missing = true;
-    }
-    for (let index = first; index <= last; index++) {
+    for (let index = first; index <= last && index < this.tableSize; index++) {
       while (this.#blockOffset(index) === 0) {
         await this.#makeBlock(index);
         missing = true;
       }
     }
-    return missing;
+    if (missing || last < this.tableSize) return missing;
+    await this.#growTable(start + count);
+    return true;
   }
 
   /**
@@ -505,7 +503,7 @@ export class Refcounts {
     if (countedBy !== tableIndex) {
       if (this.#blockOffset(countedBy) === 0) {
         return countedBy >= this.tableSize
-          ? await this.#growTable(countedBy + 1)
+          ? await this.#growTable(cluster + 1)
           : await this.#makeBlock(countedBy);
       }
       await this.#prepare(cluster, 1);
@@ -535,7 +533,7 @@ export class Refcounts {
    * count its clusters and their own, lie past all that the old table can
    * count; a new header makes them valid in one step.
    */
-  async #growTable(neededEntries: number): Promise<void> {
+  async #growTable(neededClusters: number): Promise<void> {
     const { geometry, file, header, refcountCache } = this.#host;
     const { clusterSize, refcountBlockEntries, refcountOrder } = geometry;
     const old = {
@@ -544,13 +542,8 @@ export class Refcounts {
       entries: this.tableSize,
     };
     await this.#host.event("reftable_grow");
-    const start = old.entries * refcountBlockEntries;
-    const layout = growthLayout(
-      geometry,
-      old.entries,
-      Math.max(neededEntries, Math.ceil(old.entries * 1.5)),
-    );
-    const { blocks, tableClusters } = layout;
+    const layout = growthLayout(geometry, old.entries, neededClusters);
+    const { start, blocks, tableClusters } = layout;
     const tableBytes = tableClusters * clusterSize;
     if (tableBytes > MAX_REFCOUNT_TABLE_BYTES) throw new BlockError("EFBIG");
     const table = allocate(tableBytes);
@@ -566,9 +559,10 @@ export class Refcounts {
     await this.#host.event("refblock_alloc_write_blocks");
     for (let block = 0; block < blocks; block++) {
       const bytes = allocate(clusterSize);
-      const first = block * refcountBlockEntries;
-      const counted = Math.min(taken - first, refcountBlockEntries);
-      for (let index = 0; index < counted; index++) {
+      const first = (old.entries + block) * refcountBlockEntries;
+      const from = Math.max(0, start - first);
+      const to = Math.min(start + taken - first, refcountBlockEntries);
+      for (let index = from; index < to; index++) {
         writeRefcount(viewOf(bytes), refcountOrder, index, 1);
       }
       const offset = (start + block) * clusterSize;
@@ -590,25 +584,37 @@ export class Refcounts {
   }
 }
 
+/** Where the parts of a larger refcount table go. */
+interface GrowthLayout {
+  /** The cluster where the new blocks begin; the table follows them. */
+  start: number;
+  /** New blocks: from the old table's end to those that count the new table. */
+  blocks: number;
+  tableClusters: number;
+}
+
 /**
- * How many blocks and table clusters to put past the clusters that `entries`
- * blocks count, so that the blocks count themselves and the new table.
+ * The layout of a table that counts `neededClusters` and itself, past them and
+ * past all that the `entries` of the old one count. It is half as large again
+ * as the old one, so that it need not grow often.
  */
 export function growthLayout(
   geometry: Geometry,
   entries: number,
-  neededEntries: number,
-): { blocks: number; tableClusters: number } {
+  neededClusters: number,
+): GrowthLayout {
   const { clusterSize, refcountBlockEntries } = geometry;
+  const start = Math.max(neededClusters, entries * refcountBlockEntries);
   let blocks = 1;
   for (;;) {
     const tableEntries = roundUp(
-      Math.max(neededEntries, entries + blocks),
+      Math.max(entries + blocks, Math.ceil(entries * 1.5)),
       clusterSize / ENTRY_SIZE,
     );
     const tableClusters = tableEntries * ENTRY_SIZE / clusterSize;
-    const needed = divideUp(blocks + tableClusters, refcountBlockEntries);
-    if (needed <= blocks) return { blocks, tableClusters };
+    const end = start + blocks + tableClusters;
+    const needed = divideUp(end, refcountBlockEntries) - entries;
+    if (needed <= blocks) return { start, blocks, tableClusters };
     blocks = needed;
   }
 }

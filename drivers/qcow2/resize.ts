@@ -149,7 +149,10 @@ export async function preallocate(
     const hostEnd = hostStart + count * clusterSize;
     // Clusters that were used before hold what they held then.
     const used = Math.min(file.size, hostEnd) - hostStart;
-    if (used > 0) await writeZeroes(file, hostStart, used, { unmap: true });
+    if (used > 0) {
+      const unmap = mode === "metadata";
+      await writeZeroes(file, hostStart, used, { unmap });
+    }
     if (hostEnd > file.size) {
       await file.truncate!(hostEnd, {
         preallocation: mode === "metadata" ? "off" : mode,
