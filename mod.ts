@@ -64,4 +64,10 @@ export {
 } from "./core/registry.ts";
 export type { Secret, SecretRequest, SecretSource } from "./core/secrets.ts";
 export { parseStack, type Source, type StackObject } from "./core/spec.ts";
+export {
+  ThrottleGroup,
+  type ThrottleKind,
+  type ThrottleLimit,
+  type ThrottleLimits,
+} from "./core/throttle_group.ts";
 export { MemoryStore } from "./drivers/memory.ts";

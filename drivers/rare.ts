@@ -7,6 +7,7 @@
  */
 import type { BlockDriver } from "../core/driver.ts";
 import { parseBlkdebugFilename } from "./blkdebug/filename.ts";
+import { parseNullFilename } from "./null_filename.ts";
 
 type Facts = Omit<BlockDriver, "open">;
 
@@ -29,5 +30,37 @@ export const rareDrivers: readonly BlockDriver[] = [
       parseFilename: parseBlkdebugFilename,
     },
     async () => (await import("./blkdebug/driver.ts")).blkdebugDriver,
+  ),
+  lazily(
+    { name: "compress", role: "filter" },
+    async () => (await import("./compress.ts")).compressDriver,
+  ),
+  lazily(
+    { name: "copy-on-read", role: "filter" },
+    async () => (await import("./copy_on_read.ts")).copyOnReadDriver,
+  ),
+  lazily(
+    {
+      name: "null-aio",
+      role: "protocol",
+      parseFilename: (name) => parseNullFilename("null-aio", name),
+    },
+    async () => (await import("./null.ts")).nullAioDriver,
+  ),
+  lazily(
+    {
+      name: "null-co",
+      role: "protocol",
+      parseFilename: (name) => parseNullFilename("null-co", name),
+    },
+    async () => (await import("./null.ts")).nullCoDriver,
+  ),
+  lazily(
+    { name: "preallocate", role: "filter" },
+    async () => (await import("./preallocate.ts")).preallocateDriver,
+  ),
+  lazily(
+    { name: "throttle", role: "filter" },
+    async () => (await import("./throttle.ts")).throttleDriver,
   ),
 ];

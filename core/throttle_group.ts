@@ -1,0 +1,224 @@
+/**
+ * Groups of disks that share limits on bytes and requests per second.
+ *
+ * Each limit is a leaky bucket: a request fills it, time empties it, and while
+ * it is too full, requests wait.
+ *
+ * @module
+ */
+import { BlockError } from "./errors.ts";
+import { Mutex } from "./lock.ts";
+
+/** What is limited: `bps` counts bytes, `iops` requests. */
+export type ThrottleKind =
+  | "bps-total"
+  | "bps-read"
+  | "bps-write"
+  | "iops-total"
+  | "iops-read"
+  | "iops-write";
+
+const KINDS: readonly ThrottleKind[] = [
+  "bps-total",
+  "bps-read",
+  "bps-write",
+  "iops-total",
+  "iops-read",
+  "iops-write",
+];
+
+/** A name among {@linkcode ThrottleLimits}. */
+export type ThrottleLimit =
+  | ThrottleKind
+  | `${ThrottleKind}-max`
+  | `${ThrottleKind}-max-length`
+  | "iops-size";
+
+/**
+ * Limits, each a number per second; by `-max` more is allowed for bursts of
+ * `-max-length` seconds. `iops-size` is the number of bytes from which a
+ * request counts as several.
+ */
+export type ThrottleLimits = { [limit in ThrottleLimit]?: number };
+
+/** The names of all limits. */
+export const THROTTLE_LIMITS: readonly ThrottleLimit[] = [
+  ...KINDS.flatMap((kind): ThrottleLimit[] => [
+    kind,
+    `${kind}-max`,
+    `${kind}-max-length`,
+  ]),
+  "iops-size",
+];
+
+const MOST = 1e15;
+
+/** One limit, and how near it is. */
+class Bucket {
+  readonly #average: number;
+  readonly #burst: number;
+  readonly #burstSeconds: number;
+  #level = 0;
+  #burstLevel = 0;
+
+  constructor(average = 0, burst = 0, burstSeconds = 1) {
+    const refuse = (message: string) => new BlockError("EINVAL", message);
+    if (average > MOST || burst > MOST) {
+      throw refuse(`bps/iops/max values must be within [0, ${MOST}]`);
+    }
+    if (burstSeconds === 0) throw refuse("the burst length cannot be 0");
+    if (burstSeconds > 1 && burst === 0) {
+      throw refuse("burst length set without burst rate");
+    }
+    if (burst > 0 && burstSeconds > MOST / burst) {
+      throw refuse("burst length too high for this burst rate");
+    }
+    if (burst > 0 && average === 0) {
+      throw refuse(
+        "bps_max/iops_max require corresponding bps/iops values",
+      );
+    }
+    if (burst > 0 && burst < average) {
+      throw refuse("bps_max/iops_max cannot be lower than bps/iops");
+    }
+    this.#average = average;
+    this.#burst = burst;
+    this.#burstSeconds = burstSeconds;
+  }
+
+  leak(seconds: number): void {
+    this.#level = Math.max(0, this.#level - this.#average * seconds);
+    this.#burstLevel = Math.max(0, this.#burstLevel - this.#burst * seconds);
+  }
+
+  /** How many seconds a request has to wait before it may begin. */
+  get wait(): number {
+    if (this.#average === 0) return 0;
+    // Without an explicit burst, a tenth of a second's worth may come at once.
+    const room = this.#burst > 0
+      ? this.#burst * this.#burstSeconds
+      : this.#average / 10;
+    const excess = this.#level - room;
+    if (excess > 0) return excess / this.#average;
+    if (this.#burstSeconds <= 1) return 0;
+    return Math.max(0, (this.#burstLevel - this.#burst / 10) / this.#burst);
+  }
+
+  fill(units: number): void {
+    this.#level += units;
+    this.#burstLevel += units;
+  }
+}
+
+/**
+ * Limits that all members of the group share.
+ *
+ * @example At most 1 MiB a second
+ * ```ts
+ * import { MemoryStore, openImage, ThrottleGroup } from "@bdrv/bdrv";
+ * const group = new ThrottleGroup({ "bps-total": 1 << 20 });
+ * await using image = await openImage({
+ *   driver: "throttle",
+ *   "throttle-group": group,
+ *   file: { driver: "memory", store: new MemoryStore(4096) },
+ * });
+ * await image.write(0, new Uint8Array(4096));
+ * ```
+ */
+export class ThrottleGroup {
+  readonly #buckets = new Map<ThrottleKind, Bucket>();
+  readonly #requestSize: number;
+  /** Requests begin in the order in which they came, reads apart from writes. */
+  readonly #turns = { read: new Mutex(), write: new Mutex() };
+  #lastLeak = performance.now();
+
+  /**
+   * Make a group.
+   *
+   * @throws {BlockError} EINVAL if the limits contradict each other.
+   */
+  constructor(limits: ThrottleLimits) {
+    checkTotals(limits);
+    this.#requestSize = limits["iops-size"] ?? 0;
+    const hasRate = KINDS.some((kind) =>
+      kind.startsWith("iops") && limits[kind]
+    );
+    if (this.#requestSize > 0 && !hasRate) {
+      throw new BlockError(
+        "EINVAL",
+        "iops size requires an iops value to be set",
+      );
+    }
+    for (const kind of KINDS) {
+      const seconds = limits[`${kind}-max-length`];
+      const bucket = new Bucket(limits[kind], limits[`${kind}-max`], seconds);
+      if (limits[kind]) this.#buckets.set(kind, bucket);
+    }
+  }
+
+  /** Wait until a request of so many bytes may begin. */
+  async admit(direction: "read" | "write", bytes: number): Promise<void> {
+    using _ = await this.#turns[direction].lock();
+    const kinds = [
+      "bps-total",
+      "iops-total",
+      `bps-${direction}`,
+      `iops-${direction}`,
+    ] as const;
+    for (;;) {
+      this.#leak();
+      const waits = kinds.map((kind) => this.#buckets.get(kind)?.wait ?? 0);
+      const wait = Math.max(...waits);
+      if (wait === 0) break;
+      await new Promise((done) => setTimeout(done, Math.ceil(wait * 1000)));
+    }
+    const requests = this.#requestSize > 0 && bytes > this.#requestSize
+      ? bytes / this.#requestSize
+      : 1;
+    for (const kind of kinds) {
+      const units = kind.startsWith("bps") ? bytes : requests;
+      this.#buckets.get(kind)?.fill(units);
+    }
+  }
+
+  #leak(): void {
+    const now = performance.now();
+    for (const bucket of this.#buckets.values()) {
+      bucket.leak((now - this.#lastLeak) / 1000);
+    }
+    this.#lastLeak = now;
+  }
+}
+
+function checkTotals(limits: ThrottleLimits): void {
+  for (const unit of ["bps", "iops"] as const) {
+    for (const suffix of ["", "-max"] as const) {
+      const read = limits[`${unit}-read${suffix}`];
+      const write = limits[`${unit}-write${suffix}`];
+      if (limits[`${unit}-total${suffix}`] && (read || write)) {
+        throw new BlockError(
+          "EINVAL",
+          "bps/iops/max total values and read/write values cannot be used at the same time",
+        );
+      }
+    }
+  }
+}
+
+const groups = new Map<string, ThrottleGroup>();
+
+/** Make a group known by a name, as `--object throttle-group,id=…` does. */
+export function defineThrottleGroup(id: string, group: ThrottleGroup): void {
+  if (groups.has(id)) {
+    throw new BlockError(
+      "EEXIST",
+      `attempt to add duplicate property '${id}' to object (type 'container')`,
+    );
+  }
+  groups.set(id, group);
+}
+
+/** The group of a name, if there is one. */
+export function findThrottleGroup(id: string): ThrottleGroup | undefined {
+  return groups.get(id);
+}

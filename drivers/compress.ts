@@ -1,0 +1,58 @@
+/**
+ * The filter `compress`: all that is written is stored compressed.
+ *
+ * @module
+ */
+import { type IoVector, sliceVector, vectorLength } from "../core/bytes.ts";
+import type { BlockDriver, BlockNode, Extent } from "../core/driver.ts";
+import { BlockError } from "../core/errors.ts";
+import { filterNode } from "../core/filter.ts";
+import { parseOptions } from "../core/options.ts";
+import { readPadded } from "../core/requests.ts";
+
+/** A filter on an image of a format that can compress; its child is `file`. */
+export const compressDriver: BlockDriver = {
+  name: "compress",
+  role: "filter",
+
+  async open(options, context) {
+    parseOptions({}, options, ["file"]);
+    const file = await context.openChild("file");
+    if (!file.writeCompressed) {
+      throw new BlockError(
+        "ENOTSUP",
+        `Compression is not supported for underlying format: ${file.driver.name}`,
+      );
+    }
+    const { clusterSize } = await file.info?.() ?? {};
+    return filterNode(compressDriver, file, {
+      // Whole clusters alone can be compressed.
+      limits: { requestAlignment: clusterSize },
+      readv: (offset, iov) => readPadded(file, offset, iov),
+      writev: (offset, iov) => writeCompressed(file, offset, iov),
+    });
+  },
+};
+
+async function writeCompressed(
+  file: BlockNode,
+  offset: number,
+  iov: IoVector,
+): Promise<void> {
+  // The disk may end within its last cluster.
+  const length = Math.min(vectorLength(iov), file.size - offset);
+  for (let done = 0; done < length;) {
+    const at = offset + done;
+    const extent = await file.status(at, length - done);
+    const take = Math.min(extent.length, length - done);
+    const part = sliceVector(iov, done, take);
+    if (hasPlace(extent)) await file.writev!(at, part);
+    else await file.writeCompressed!(at, part);
+    done += take;
+  }
+}
+
+/** Whether a cluster is stored as it is; such a one is not compressed anew. */
+function hasPlace({ kind, hostOffset }: Extent): boolean {
+  return kind === "data" || (kind === "zero" && hostOffset !== undefined);
+}

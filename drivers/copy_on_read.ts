@@ -1,0 +1,139 @@
+/**
+ * The filter `copy-on-read`: what is read from a backing file is kept in the
+ * image above it.
+ *
+ * @module
+ */
+import {
+  allocate,
+  type IoVector,
+  roundDown,
+  roundUp,
+  sliceVector,
+  vectorLength,
+} from "../core/bytes.ts";
+import type { BlockDriver, BlockNode } from "../core/driver.ts";
+import { BlockError } from "../core/errors.ts";
+import { skipFilters } from "../core/extents.ts";
+import { filterNode } from "../core/filter.ts";
+import { type Held, RangeLock } from "../core/lock.ts";
+import { parseOptions } from "../core/options.ts";
+import { writeZeroes } from "../core/requests.ts";
+import { isZero } from "../core/runtime.ts";
+
+/** Most bytes to be copied at once. */
+const MAX_COPY = 1024 * 1024;
+
+/** A filter on an image with a backing file; its child is `file`. */
+export const copyOnReadDriver: BlockDriver = {
+  name: "copy-on-read",
+  role: "filter",
+
+  async open(options, context) {
+    parseOptions({}, options, ["file"]);
+    const file = await context.openChild("file");
+    if (context.readOnly) {
+      throw new BlockError("EACCES", "Block node is read-only");
+    }
+    const { clusterSize } = await file.info?.() ?? {};
+    return copyingNode(file, clusterSize ?? 1);
+  },
+};
+
+function copyingNode(file: BlockNode, clusterSize: number): BlockNode {
+  const copier = new Copier(file, clusterSize);
+  const changes: Partial<BlockNode> = {
+    readv: (offset, iov) => copier.read(offset, iov),
+  };
+  const { writev, writeZeroes, discard, writeCompressed } = file;
+  if (writev) {
+    changes.writev = async (offset, iov, flags) => {
+      using _ = await copier.hold(offset, vectorLength(iov), false);
+      await file.writev!(offset, iov, flags);
+    };
+  }
+  if (writeZeroes) {
+    changes.writeZeroes = async (offset, length, flags) => {
+      using _ = await copier.hold(offset, length, false);
+      await file.writeZeroes!(offset, length, flags);
+    };
+  }
+  if (discard) {
+    changes.discard = async (offset, length) => {
+      using _ = await copier.hold(offset, length, false);
+      await file.discard!(offset, length);
+    };
+  }
+  if (writeCompressed) {
+    changes.writeCompressed = async (offset, iov, options) => {
+      using _ = await copier.hold(offset, vectorLength(iov), false);
+      await file.writeCompressed!(offset, iov, options);
+    };
+  }
+  return filterNode(copyOnReadDriver, file, changes);
+}
+
+/** Reads, and writes what it has read of a backing file. */
+class Copier {
+  readonly #file: BlockNode;
+  /** The node that knows what it holds itself. */
+  readonly #image: BlockNode;
+  readonly #clusterSize: number;
+  /** Clusters that are written to, or alone by who copies them. */
+  readonly #ranges = new RangeLock();
+
+  constructor(file: BlockNode, clusterSize: number) {
+    this.#file = file;
+    this.#image = skipFilters(file);
+    this.#clusterSize = clusterSize;
+  }
+
+  async read(offset: number, iov: IoVector): Promise<void> {
+    const length = vectorLength(iov);
+    for (let done = 0; done < length;) {
+      const at = offset + done;
+      const extent = await this.#image.status(at, length - done);
+      const most = extent.kind === "unallocated" ? MAX_COPY : Infinity;
+      const take = Math.min(extent.length, length - done, most);
+      const part = sliceVector(iov, done, take);
+      if (extent.kind === "unallocated") await this.#copy(at, part);
+      else await this.#file.readv(at, part);
+      done += take;
+    }
+  }
+
+  /** Read what the image does not hold itself, and make it hold it. */
+  async #copy(offset: number, iov: IoVector): Promise<void> {
+    const length = vectorLength(iov);
+    const start = roundDown(offset, this.#clusterSize);
+    const end = Math.min(
+      roundUp(offset + length, this.#clusterSize),
+      this.#file.size,
+    );
+    using _ = await this.hold(start, end - start, true);
+    const extent = await this.#image.status(start, end - start);
+    if (extent.kind !== "unallocated" || extent.length < end - start) {
+      // Somebody has written here meanwhile: leave that alone.
+      return await this.#file.readv(offset, iov);
+    }
+    const bytes = allocate(end - start);
+    await this.#file.readv(start, [bytes]);
+    await this.#file.debugEvent?.("cor_write");
+    if (isZero(bytes)) await writeZeroes(this.#file, start, bytes.length);
+    else await this.#file.writev!(start, [bytes]);
+    let at = offset - start;
+    for (const part of iov) {
+      part.set(bytes.subarray(at, at + part.length));
+      at += part.length;
+    }
+  }
+
+  async hold(offset: number, length: number, alone: boolean): Promise<Held> {
+    const end = offset + length;
+    let blocker;
+    while ((blocker = this.#ranges.conflict(offset, end, alone))) {
+      await blocker.released;
+    }
+    return this.#ranges.hold(offset, end, alone);
+  }
+}

@@ -1,0 +1,95 @@
+/**
+ * The protocols `null-co` and `null-aio`: disks that forget what is written.
+ *
+ * @module
+ */
+import { fillVector, type IoVector, vectorLength } from "../core/bytes.ts";
+import type { BlockDriver, BlockNode, Extent } from "../core/driver.ts";
+import { type OptionTable, parseOptions } from "../core/options.ts";
+import { parseNullFilename } from "./null_filename.ts";
+
+const OPEN_OPTIONS: OptionTable = {
+  size: {
+    type: "size",
+    default: 1024 ** 3,
+    help: "Size of the disk in bytes",
+  },
+  "latency-ns": {
+    type: "number",
+    default: 0,
+    help: "Nanoseconds (approximated) to wait before completing a request",
+  },
+  "read-zeroes": {
+    type: "boolean",
+    default: false,
+    help: "Read zeroes; otherwise buffers are left as they are",
+  },
+};
+
+/**
+ * A disk that takes everything and keeps nothing, for measuring what lies
+ * above it. Options: `size`, `latency-ns`, `read-zeroes`.
+ */
+export const nullCoDriver: BlockDriver = nullDriver("null-co");
+
+/** As {@linkcode nullCoDriver}; in QEMU the two differ in their insides. */
+export const nullAioDriver: BlockDriver = nullDriver("null-aio");
+
+function nullDriver(name: string): BlockDriver {
+  const driver: BlockDriver = {
+    name,
+    role: "protocol",
+    openOptions: OPEN_OPTIONS,
+    parseFilename: (filename) => parseNullFilename(name, filename),
+    // deno-lint-ignore require-await -- the interface is asynchronous
+    async open(options, context) {
+      const parsed = parseOptions(OPEN_OPTIONS, options);
+      return nullNode(driver, context.readOnly, {
+        size: parsed.size as number | undefined ?? 1024 ** 3,
+        latency: (parsed["latency-ns"] as number | undefined ?? 0) / 1e6,
+        zeroes: parsed["read-zeroes"] as boolean | undefined ?? false,
+      });
+    },
+  };
+  return driver;
+}
+
+interface NullOptions {
+  size: number;
+  /** Milliseconds. */
+  latency: number;
+  zeroes: boolean;
+}
+
+function nullNode(
+  driver: BlockDriver,
+  readOnly: boolean,
+  { size, latency, zeroes }: NullOptions,
+): BlockNode {
+  const pass = async () => {
+    if (latency > 0) await new Promise((done) => setTimeout(done, latency));
+  };
+  const node: BlockNode = {
+    driver,
+    filename: `${driver.name}://`,
+    size,
+    readOnly,
+    children: {},
+    readv(_offset: number, iov: IoVector) {
+      if (zeroes) fillVector(iov, 0, vectorLength(iov));
+      return pass();
+    },
+    writev: pass,
+    flush: pass,
+    status: (offset: number, length: number): Promise<Extent> =>
+      Promise.resolve({
+        kind: zeroes ? "zero" : "data",
+        length,
+        hostOffset: offset,
+        file: node,
+      }),
+    info: () => Promise.resolve({ actualSize: 0 }),
+    close: () => Promise.resolve(),
+  };
+  return node;
+}

@@ -1,0 +1,144 @@
+/**
+ * The filter `preallocate`: a file grows in large steps, and is cut to what
+ * was written when it is closed.
+ *
+ * @module
+ */
+import { roundUp, SECTOR_SIZE, vectorLength } from "../core/bytes.ts";
+import type {
+  BlockDriver,
+  BlockNode,
+  TruncateOptions,
+} from "../core/driver.ts";
+import { asBlockError, BlockError } from "../core/errors.ts";
+import { filterNode } from "../core/filter.ts";
+import { type OptionTable, parseOptions } from "../core/options.ts";
+
+const MIB = 1024 * 1024;
+
+const OPEN_OPTIONS: OptionTable = {
+  "prealloc-align": {
+    type: "size",
+    default: MIB,
+    help: "On preallocation, align the file's length to this number",
+  },
+  "prealloc-size": {
+    type: "size",
+    default: 128 * MIB,
+    help: "How much to preallocate",
+  },
+};
+
+/** A filter between a format and the protocol `file`, its child. */
+export const preallocateDriver: BlockDriver = {
+  name: "preallocate",
+  role: "filter",
+  openOptions: OPEN_OPTIONS,
+
+  async open(options, context) {
+    const parsed = parseOptions(OPEN_OPTIONS, options, ["file"]);
+    const file = await context.openChild("file");
+    const align = parsed["prealloc-align"] as number | undefined ?? MIB;
+    const size = parsed["prealloc-size"] as number | undefined ?? 128 * MIB;
+    const refuse = (what: string) =>
+      new BlockError(
+        "EINVAL",
+        `prealloc-align parameter of preallocate filter is not aligned to ${what}`,
+      );
+    if (align % SECTOR_SIZE !== 0) throw refuse(`${SECTOR_SIZE}`);
+    const { requestAlignment = 1 } = file.limits ?? {};
+    if (align % requestAlignment !== 0) {
+      throw refuse(`underlying node request alignment (${requestAlignment})`);
+    }
+    if (context.readOnly) return filterNode(preallocateDriver, file, {});
+    return growingNode(new Growth(file, align, size));
+  },
+};
+
+function growingNode(growth: Growth): BlockNode {
+  const { file } = growth;
+  const changes: Partial<BlockNode> = {
+    get size() {
+      return growth.dataEnd;
+    },
+    close: async () => {
+      try {
+        await growth.crop();
+      } finally {
+        await file.close();
+      }
+    },
+  };
+  if (file.writev) {
+    changes.writev = async (offset, iov, flags) => {
+      await growth.reach(offset + vectorLength(iov));
+      await file.writev!(offset, iov, flags);
+    };
+  }
+  if (file.writeZeroes) {
+    changes.writeZeroes = async (offset, length, flags) => {
+      await growth.reach(offset + length);
+      await file.writeZeroes!(offset, length, flags);
+    };
+  }
+  if (file.truncate) {
+    changes.truncate = (size, options) => growth.truncate(size, options);
+  }
+  return filterNode(preallocateDriver, file, changes);
+}
+
+/** A file that is longer than what was written to it. */
+class Growth {
+  readonly file: BlockNode;
+  /** The end of what was written: the size, as far as others can see. */
+  dataEnd: number;
+  readonly #align: number;
+  readonly #step: number;
+  /** The end of what is reserved, or is being reserved. */
+  #reserved: number;
+  /** The preallocation under way: writes go on when the file has grown. */
+  #growing: Promise<void> = Promise.resolve();
+
+  constructor(file: BlockNode, align: number, step: number) {
+    this.file = file;
+    this.#align = Math.max(1, align);
+    this.#step = step;
+    this.dataEnd = file.size;
+    this.#reserved = file.size;
+  }
+
+  /** A write up to `end` is to come: have more than that reserved. */
+  async reach(end: number): Promise<void> {
+    this.dataEnd = Math.max(this.dataEnd, end);
+    if (end > this.#reserved && this.file.writeZeroes) {
+      const start = this.#reserved;
+      const stop = roundUp(end + this.#step, this.#align);
+      this.#reserved = stop;
+      this.#growing = this.#growing.then(() => this.#reserve(start, stop));
+    }
+    await this.#growing;
+  }
+
+  async #reserve(start: number, stop: number): Promise<void> {
+    try {
+      const flags = { noFallback: true };
+      await this.file.writeZeroes!(start, stop - start, flags);
+    } catch (error) {
+      // Only a wish: the write itself tells whether there is room for it.
+      asBlockError(error);
+    }
+  }
+
+  /** Give up what is reserved and was not written to. */
+  async crop(): Promise<void> {
+    await this.#growing;
+    if (this.dataEnd < this.file.size) await this.file.truncate?.(this.dataEnd);
+    this.#reserved = this.dataEnd;
+  }
+
+  async truncate(size: number, options?: TruncateOptions): Promise<void> {
+    await this.crop();
+    await this.file.truncate!(size, options);
+    this.dataEnd = this.#reserved = size;
+  }
+}

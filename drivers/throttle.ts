@@ -1,0 +1,71 @@
+/**
+ * The filter `throttle`: requests wait, so that a group of disks keeps to its
+ * limits.
+ *
+ * @module
+ */
+import { vectorLength } from "../core/bytes.ts";
+import type { BlockDriver, BlockNode } from "../core/driver.ts";
+import { BlockError } from "../core/errors.ts";
+import { filterNode } from "../core/filter.ts";
+import { parseOptions } from "../core/options.ts";
+import { findThrottleGroup, ThrottleGroup } from "../core/throttle_group.ts";
+
+/**
+ * A filter on `file`. Its option `throttle-group` is a group or the name of
+ * one.
+ */
+export const throttleDriver: BlockDriver = {
+  name: "throttle",
+  role: "filter",
+
+  async open(options, context) {
+    const parsed = parseOptions({}, options, ["file", "throttle-group"]);
+    const group = groupOf(parsed["throttle-group"]);
+    return throttledNode(await context.openChild("file"), group);
+  },
+};
+
+function groupOf(value: unknown): ThrottleGroup {
+  if (value instanceof ThrottleGroup) return value;
+  if (value === undefined) {
+    throw new BlockError("EINVAL", "Please specify a throttle group");
+  }
+  const group = findThrottleGroup(String(value));
+  if (group) return group;
+  throw new BlockError("EINVAL", `Throttle group '${value}' does not exist`);
+}
+
+function throttledNode(file: BlockNode, group: ThrottleGroup): BlockNode {
+  const changes: Partial<BlockNode> = {
+    async readv(offset, iov) {
+      await group.admit("read", vectorLength(iov));
+      await file.readv(offset, iov);
+    },
+  };
+  if (file.writev) {
+    changes.writev = async (offset, iov, flags) => {
+      await group.admit("write", vectorLength(iov));
+      await file.writev!(offset, iov, flags);
+    };
+  }
+  if (file.writeZeroes) {
+    changes.writeZeroes = async (offset, length, flags) => {
+      await group.admit("write", length);
+      await file.writeZeroes!(offset, length, flags);
+    };
+  }
+  if (file.discard) {
+    changes.discard = async (offset, length) => {
+      await group.admit("write", length);
+      await file.discard!(offset, length);
+    };
+  }
+  if (file.writeCompressed) {
+    changes.writeCompressed = async (offset, iov, options) => {
+      await group.admit("write", vectorLength(iov));
+      await file.writeCompressed!(offset, iov, options);
+    };
+  }
+  return filterNode(throttleDriver, file, changes);
+}
