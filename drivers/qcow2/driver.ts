@@ -18,7 +18,7 @@ import type {
   WriteFlags,
   ZeroFlags,
 } from "../../core/driver.ts";
-import { BlockError } from "../../core/errors.ts";
+import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import {
   type OptionTable,
   type OptionValues,
@@ -49,6 +49,7 @@ import {
   vmStateOffset,
 } from "./snapshots.ts";
 import { type Behaviour, type CacheSizes, Qcow2State } from "./state.ts";
+import type { TableCache } from "./table_cache.ts";
 import { discardGuest, zeroGuest } from "./unmap.ts";
 import { writeGuest } from "./write.ts";
 import { writeCompressedGuest } from "./write_compressed.ts";
@@ -318,7 +319,7 @@ class Qcow2Node implements BlockNode {
         repair: { leaks: true, corruptions: true },
         report: (line) => this.#state.behaviour.report(line),
       });
-      if (result.checkErrors > 0 || result.corruptions > 0) {
+      if (result.checkErrors > 0) {
         throw new BlockError(
           "EIO",
           "Could not repair dirty image: Input/output error",
@@ -480,7 +481,7 @@ class Qcow2Node implements BlockNode {
       if (!state.readOnly && !state.unusable) {
         using _ = await state.operations.exclude();
         using _lock = await state.metadata.lock();
-        await state.flushCaches();
+        await state.flushCaches().catch((error) => this.#explain(error));
         await state.markClean();
       }
     } finally {
@@ -489,6 +490,25 @@ class Qcow2Node implements BlockNode {
       await file.close();
       await backing?.close();
     }
+  }
+
+  /** Tables could not be written: try once more, and say which ones fail. */
+  async #explain(error: unknown): Promise<never> {
+    const { l2Cache, refcountCache } = this.#state;
+    const failures: string[] = [];
+    const attempt = async (name: string, cache: TableCache) => {
+      try {
+        await cache.flush();
+      } catch (error) {
+        const why = strerror(asBlockError(error).code);
+        failures.push(`Failed to flush the ${name} cache: ${why}`);
+      }
+    };
+    await attempt("L2 table", l2Cache);
+    await attempt("refcount block", refcountCache);
+    if (failures.length === 0) throw error;
+    const { code } = asBlockError(error);
+    throw new BlockError(code, failures.join("\n"), { cause: error });
   }
 }
 

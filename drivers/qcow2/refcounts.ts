@@ -143,6 +143,16 @@ export class Refcounts {
     return this.#blocks.has(clusterIndex);
   }
 
+  /** The refcount of a cluster if it is in memory. */
+  peek(clusterIndex: number): number | undefined {
+    const { geometry, refcountCache } = this.#host;
+    const { refcountOrder, refcountBlockEntries: entries } = geometry;
+    const offset = this.#blockOffset(Math.floor(clusterIndex / entries));
+    const block = offset === 0 ? undefined : refcountCache.peek(offset);
+    return block &&
+      readRefcount(block.view, refcountOrder, clusterIndex % entries);
+  }
+
   /** The refcount of the cluster with that index in the file. */
   async get(clusterIndex: number): Promise<number> {
     const { geometry } = this.#host;
