@@ -13,7 +13,7 @@ import {
   type BlockNode,
   type ErrorCode,
   getDriver,
-  MemoryStore,
+  type MemoryStore,
 } from "../mod.ts";
 
 /** Which request below the format fails. */

@@ -198,12 +198,15 @@ export class Qcow2State implements RefcountHost {
    */
   async changeHeader(changes: Partial<Header>): Promise<void> {
     const { header } = this;
-    const old = { ...header };
-    Object.assign(header, changes);
+    const old = encodeHeader(header);
+    const fields = Object.keys(changes) as (keyof Header)[];
+    const before = fields.map((field) => [field, header[field]]);
     try {
-      await this.overwrite(0, encodeHeader(header), encodeHeader(old));
+      Object.assign(header, changes);
+      await this.overwrite(0, encodeHeader(header), old);
     } catch (error) {
-      Object.assign(header, old);
+      // Fields that were not set before are set to nothing again.
+      Object.assign(header, Object.fromEntries(before));
       throw error;
     }
   }
