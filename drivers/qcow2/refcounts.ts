@@ -496,7 +496,7 @@ export class Refcounts {
       }
     }
     if (missing || last < this.tableSize) return missing;
-    await this.#growTable(start + count);
+    await this.#growTable(start, start + count);
     return true;
   }
 
@@ -513,7 +513,7 @@ export class Refcounts {
     if (countedBy !== tableIndex) {
       if (this.#blockOffset(countedBy) === 0) {
         return countedBy >= this.tableSize
-          ? await this.#growTable(cluster + 1)
+          ? await this.#growTable(cluster, cluster + 1)
           : await this.#makeBlock(countedBy);
       }
       await this.#prepare(cluster, 1);
@@ -539,11 +539,12 @@ export class Refcounts {
   }
 
   /**
-   * Replace the table by a larger one. The new table, and the blocks that
-   * count its clusters and their own, lie past all that the old table can
-   * count; a new header makes them valid in one step.
+   * Replace the table by a larger one, for clusters from `first` up to `end`.
+   * The new table, and the blocks that count its clusters and their own, lie
+   * past all that the old table can count; a new header makes them valid in
+   * one step.
    */
-  async #growTable(neededClusters: number): Promise<void> {
+  async #growTable(first: number, end: number): Promise<void> {
     const { geometry, file, header, refcountCache } = this.#host;
     const { clusterSize, refcountBlockEntries, refcountOrder } = geometry;
     const old = {
@@ -552,8 +553,8 @@ export class Refcounts {
       entries: this.tableSize,
     };
     await this.#host.event("reftable_grow");
-    const layout = growthLayout(geometry, old.entries, neededClusters);
-    const { start, blocks, tableClusters } = layout;
+    const layout = growthLayout(geometry, old.entries, first, end);
+    const { start, firstBlock, blocks, tableClusters } = layout;
     const tableBytes = tableClusters * clusterSize;
     if (tableBytes > MAX_REFCOUNT_TABLE_BYTES) throw new BlockError("EFBIG");
     const table = allocate(tableBytes);
@@ -569,7 +570,7 @@ export class Refcounts {
     await this.#host.event("refblock_alloc_write_blocks");
     for (let block = 0; block < blocks; block++) {
       const bytes = allocate(clusterSize);
-      const first = (old.entries + block) * refcountBlockEntries;
+      const first = (firstBlock + block) * refcountBlockEntries;
       const from = Math.max(0, start - first);
       const to = Math.min(start + taken - first, refcountBlockEntries);
       for (let index = from; index < to; index++) {
@@ -577,7 +578,7 @@ export class Refcounts {
       }
       const offset = (start + block) * clusterSize;
       await file.writev!(offset, [bytes]);
-      writeUint64(viewOf(table), (old.entries + block) * ENTRY_SIZE, offset);
+      writeUint64(viewOf(table), (firstBlock + block) * ENTRY_SIZE, offset);
     }
     const tableOffset = (start + blocks) * clusterSize;
     await this.#host.event("refblock_alloc_write_table");
@@ -598,33 +599,41 @@ export class Refcounts {
 interface GrowthLayout {
   /** The cluster where the new blocks begin; the table follows them. */
   start: number;
-  /** New blocks: from the old table's end to those that count the new table. */
+  /** The first entry that gets a new block. */
+  firstBlock: number;
+  /** New blocks: from there to those that count the new table. */
   blocks: number;
   tableClusters: number;
 }
 
 /**
- * The layout of a table that counts `neededClusters` and itself, past them and
- * past all that the `entries` of the old one count. It is half as large again
- * as the old one, so that it need not grow often.
+ * The layout of a table that counts the clusters from `first` up to `end` and
+ * itself, past them and past all that the `entries` of the old one count. It is
+ * half as large again as the old one, so that it need not grow often. Clusters
+ * before `first` get no blocks: a damaged offset may lie very far away.
  */
 export function growthLayout(
   geometry: Geometry,
   entries: number,
-  neededClusters: number,
+  first: number,
+  end: number,
 ): GrowthLayout {
   const { clusterSize, refcountBlockEntries } = geometry;
-  const start = Math.max(neededClusters, entries * refcountBlockEntries);
+  const start = Math.max(end, entries * refcountBlockEntries);
+  const firstBlock = Math.max(
+    entries,
+    Math.floor(first / refcountBlockEntries),
+  );
   let blocks = 1;
   for (;;) {
     const tableEntries = roundUp(
-      Math.max(entries + blocks, Math.ceil(entries * 1.5)),
+      Math.max(firstBlock + blocks, Math.ceil(entries * 1.5)),
       clusterSize / ENTRY_SIZE,
     );
     const tableClusters = tableEntries * ENTRY_SIZE / clusterSize;
-    const end = start + blocks + tableClusters;
-    const needed = divideUp(end, refcountBlockEntries) - entries;
-    if (needed <= blocks) return { start, blocks, tableClusters };
+    const stop = start + blocks + tableClusters;
+    const needed = divideUp(stop, refcountBlockEntries) - firstBlock;
+    if (needed <= blocks) return { start, firstBlock, blocks, tableClusters };
     blocks = needed;
   }
 }

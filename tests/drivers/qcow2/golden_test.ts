@@ -150,8 +150,11 @@ Deno.test("a damaged image causes BlockErrors at worst, and soon", async () => {
       });
     }
     const took = performance.now() - start;
-    assert(took < 5000, `BDRV_SEED=${seed}, ${names[which]}: ${took} ms`);
-    const { allocated } = store;
+    const { allocated, size } = store;
+    // What was written where a damaged entry points may have made the file
+    // terabytes long, of which a check looks at each cluster.
+    const most = 5000 + size / 2 ** 26;
+    assert(took < most, `BDRV_SEED=${seed}, ${names[which]}: ${took} ms`);
     assert(
       allocated < bytes.length + 64 * 2 ** 20,
       `BDRV_SEED=${seed}, ${names[which]}: grew to ${allocated} bytes`,
