@@ -22,6 +22,7 @@ import { cacheMode, openImageArgument, usingNodes } from "../images.ts";
 import { sizeArgument } from "../numbers.ts";
 import { Progress } from "../progress.ts";
 import { CommandError, type Program } from "../program.ts";
+import { showSnapshot } from "../snapshots.ts";
 import { Target } from "../target.ts";
 import { addBackingOptions } from "./create.ts";
 
@@ -29,6 +30,7 @@ const MAX_SPARSE_SIZE = 16 * 1024 * 1024;
 
 class Wish {
   format?: string;
+  snapshot?: string;
   outputFormat?: string;
   backingFile?: string;
   backingFormat?: string;
@@ -66,6 +68,11 @@ export const command: Command = {
       help: "options of that format; -o help lists them",
     },
     { short: "c", help: "store clusters compressed" },
+    {
+      short: "l",
+      argument: "SNAPSHOT",
+      help: "copy a snapshot: its id, its name, or snapshot.name=NAME",
+    },
     {
       short: "B",
       argument: "FILE",
@@ -123,6 +130,14 @@ export const command: Command = {
             }),
           );
         }
+        if (wish.snapshot !== undefined) {
+          if (nodes.length > 1) {
+            throw new CommandError(
+              "No support for concatenating multiple snapshot",
+            );
+          }
+          await showSnapshot(nodes[0], wish.snapshot);
+        }
         await convertInto(program, wish, nodes, target, progress);
         progress.complete();
         return 0;
@@ -141,6 +156,7 @@ function parse(invocation: Invocation): Wish {
     else if (option === "o") wish.options.add(argument);
     else if (option === "B") wish.backingFile = argument;
     else if (option === "F") wish.backingFormat = argument;
+    else if (option === "l") wish.snapshot = argument;
     else if (option === "c") wish.compressed = true;
     else if (option === "n") wish.skipCreate = true;
     else if (option === "p") wish.progress = true;

@@ -16,7 +16,7 @@ import { detailLines } from "../details.ts";
 import { openImageArgument, usingNodes } from "../images.ts";
 import { type Json, prettyJson } from "../json.ts";
 import { humanSize, integerText } from "../numbers.ts";
-import { snapshotList } from "../snapshot_list.ts";
+import { snapshotList } from "../snapshots.ts";
 import { CommandError, type Program, usageError } from "../program.ts";
 
 /** What is told about one image. */

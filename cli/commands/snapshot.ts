@@ -1,6 +1,11 @@
 /** `snapshot`: list, take, apply or delete snapshots. @module */
 import type { SnapshotOperations } from "../../core/driver.ts";
-import { asBlockError, BlockError, errno } from "../../core/errors.ts";
+import {
+  asBlockError,
+  BlockError,
+  errno,
+  strerror,
+} from "../../core/errors.ts";
 import {
   type Command,
   FORCE_SHARE,
@@ -13,7 +18,7 @@ import {
 } from "../command.ts";
 import { openImageArgument, usingNodes } from "../images.ts";
 import { CommandError, usageError } from "../program.ts";
-import { snapshotList } from "../snapshot_list.ts";
+import { snapshotList } from "../snapshots.ts";
 
 /** The command. */
 export const command: Command = {
@@ -88,14 +93,14 @@ const ACTIONS = {
       await snapshots.create({ name: shortened(name), icount: 0n });
     } catch (thrown) {
       const { code } = asBlockError(thrown);
-      throw failed("create", name, `${-errno(code)} (${strerrorOf(thrown)})`);
+      throw failed("create", name, `${-errno(code)} (${strerror(code)})`);
     }
   },
   async a(snapshots: SnapshotOperations, name: string) {
     try {
       await snapshots.apply(name);
     } catch (thrown) {
-      const why = asBlockError(thrown).message;
+      const why = strerror(asBlockError(thrown).code);
       throw failed("apply", name, `Failed to load snapshot: ${why}`);
     }
   },
@@ -112,10 +117,6 @@ const ACTIONS = {
 
 function failed(verb: string, name: string, why: string): CommandError {
   return new CommandError(`Could not ${verb} snapshot '${name}': ${why}`);
-}
-
-function strerrorOf(thrown: unknown): string {
-  return new BlockError(asBlockError(thrown).code).message;
 }
 
 function parse(invocation: Invocation) {

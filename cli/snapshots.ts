@@ -1,10 +1,55 @@
 /**
- * The table of an image's snapshots, as `info` and `snapshot -l` print it.
+ * Snapshots as commands show and find them.
  *
  * @module
  */
-import type { Snapshot } from "../core/driver.ts";
+import type { BlockNode, Snapshot } from "../core/driver.ts";
+import { asBlockError } from "../core/errors.ts";
+import { parseKeyValueList } from "../core/options.ts";
 import { humanSize } from "./numbers.ts";
+import { CommandError } from "./program.ts";
+
+/**
+ * Show a snapshot in place of the disk. `wanted` is an id, a name, or
+ * `snapshot.id=ID,snapshot.name=NAME`.
+ */
+export async function showSnapshot(
+  node: BlockNode,
+  wanted: string,
+): Promise<void> {
+  const failed = (why: string) =>
+    new CommandError(`Failed to load snapshot: ${why}`);
+  const { snapshots } = node;
+  if (!snapshots) {
+    throw failed(
+      `Block format '${node.driver.name}' used by device '' does not ` +
+        "support internal snapshots",
+    );
+  }
+  const found = findSnapshot(await snapshots.list(), wanted);
+  if (!found) throw failed("Can't find snapshot");
+  try {
+    await snapshots.loadTemporary(found.id);
+  } catch (error) {
+    throw failed(asBlockError(error).message);
+  }
+}
+
+function findSnapshot(
+  list: readonly Snapshot[],
+  wanted: string,
+): Snapshot | undefined {
+  if (!wanted.startsWith("snapshot.")) {
+    return list.find(({ id }) => id === wanted) ??
+      list.find(({ name }) => name === wanted);
+  }
+  const given = new Map(parseKeyValueList(wanted));
+  const fits = (key: string, value: string) =>
+    !given.has(key) || given.get(key) === value;
+  return list.find(({ id, name }) =>
+    fits("snapshot.id", id) && fits("snapshot.name", name)
+  );
+}
 
 const HEADER = "ID".padEnd(10) + "TAG".padEnd(17) +
   "VM SIZE".padStart(8) + "DATE".padStart(20) + "VM CLOCK".padStart(13) +
