@@ -131,9 +131,15 @@ export class ClusterMap {
     const { geometry, l2Cache } = this.#state;
     const l1Index = geometry.l1Index(guestOffset);
     const { high } = this.l1Entry(l1Index);
-    if (!(high & COPIED)) await this.#makeTable(l1Index);
-    await this.#loadSlice(guestOffset);
     const l2Index = geometry.l2Index(guestOffset);
+    if (high & COPIED) {
+      await this.#loadSlice(guestOffset);
+    } else {
+      const table = await this.#makeTable(l1Index);
+      const at = this.#sliceOffset(0, l2Index);
+      const slice = table.subarray(at, at + l2Cache.entrySize);
+      await l2Cache.adopt(this.l2TableOffset(l1Index) + at, slice);
+    }
     const offset = this.#sliceOffset(this.l2TableOffset(l1Index), l2Index);
     const index = l2Index % (l2Cache.entrySize / ENTRY_SIZE);
     return { slice: l2Cache.peek(offset)!, index };
@@ -302,8 +308,8 @@ export class ClusterMap {
     );
   }
 
-  /** Give an L1 entry an L2 table of its own. */
-  async #makeTable(l1Index: number): Promise<void> {
+  /** Give an L1 entry an L2 table of its own; answers what that holds. */
+  async #makeTable(l1Index: number): Promise<Uint8Array> {
     const { geometry, file, l2Cache, refcountCache, refcounts } = this.#state;
     const { clusterSize } = geometry;
     const oldOffset = this.l2TableOffset(l1Index);
@@ -334,6 +340,7 @@ export class ClusterMap {
       await file.flush?.();
       await refcounts.free(oldOffset, clusterSize);
     }
+    return bytes;
   }
 }
 

@@ -94,6 +94,13 @@ export class TableCache {
     return this.#insert(offset, bytes);
   }
 
+  /** Remember an entry that has just been written to the file. */
+  async adopt(offset: number, bytes: Uint8Array): Promise<void> {
+    const entry = this.peek(offset) ??
+      this.#insert(offset, await this.#makeRoom());
+    entry.bytes.set(bytes);
+  }
+
   /** An entry whose former content does not matter: zeroes, to be written. */
   async loadEmpty(offset: number): Promise<CachedTable> {
     let entry = this.peek(offset);
