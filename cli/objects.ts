@@ -1,5 +1,6 @@
 /**
- * What `--object` defines: secrets, by which images find their keys.
+ * What `--object` defines: secrets, by which images find their keys, and
+ * groups of limits.
  *
  * @module
  */
@@ -7,9 +8,11 @@ import { aes } from "../core/ciphers.ts";
 import { BlockError } from "../core/errors.ts";
 import { parseKeyValueList } from "../core/options.ts";
 import type { SecretRequest, SecretSource } from "../core/secrets.ts";
+import { defineThrottleObject, THROTTLE_HELP } from "./throttle_object.ts";
 
 /** What `--object help` prints. */
-export const OBJECT_HELP = "List of user creatable objects:\n  secret\n";
+export const OBJECT_HELP =
+  "List of user creatable objects:\n  secret\n  throttle-group\n";
 
 /** What `--object secret,help` prints. */
 export const SECRET_HELP = `secret options:
@@ -45,8 +48,14 @@ export class Secrets {
       : new Map(parseKeyValueList(argument, "qom-type"));
     const type = required(properties, "qom-type");
     if (type === "help") return OBJECT_HELP;
+    const isHelp = properties.get("help") === "on";
+    if (type === "throttle-group") {
+      if (isHelp) return THROTTLE_HELP;
+      defineThrottleObject(identifier(properties), properties);
+      return undefined;
+    }
     if (type !== "secret") throw notAccepted("qom-type", type);
-    if (properties.get("help") === "on") return SECRET_HELP;
+    if (isHelp) return SECRET_HELP;
     this.#add(properties);
     return undefined;
   }
@@ -66,7 +75,7 @@ export class Secrets {
   }
 
   #add(properties: Properties): void {
-    const id = required(properties, "id");
+    const id = identifier(properties);
     for (const name of properties.keys()) {
       if (![...SECRET_PROPERTIES, "qom-type", "id"].includes(name)) {
         throw invalid(`Parameter '${name}' is unexpected`);
@@ -75,12 +84,6 @@ export class Secrets {
     const format = properties.get("format") ?? "raw";
     if (format !== "raw" && format !== "base64") {
       throw notAccepted("format", format);
-    }
-    if (!/^[a-z][-._0-9a-z]*$/i.test(id)) {
-      throw invalid(
-        "Parameter 'id' expects an identifier",
-        "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.",
-      );
     }
     const keyId = properties.get("keyid");
     let value = readValue(properties);
@@ -138,6 +141,15 @@ function parseJson(text: string): Properties {
     properties.set(name, value);
   }
   return properties;
+}
+
+function identifier(properties: Properties): string {
+  const id = required(properties, "id");
+  if (/^[a-z][-._0-9a-z]*$/i.test(id)) return id;
+  throw invalid(
+    "Parameter 'id' expects an identifier",
+    "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.",
+  );
 }
 
 function required(properties: Properties, name: string): string {

@@ -6,7 +6,6 @@
 import { fillVector, type IoVector, vectorLength } from "../core/bytes.ts";
 import type { BlockDriver, BlockNode, Extent } from "../core/driver.ts";
 import { type OptionTable, parseOptions } from "../core/options.ts";
-import { parseNullFilename } from "./null_filename.ts";
 
 const OPEN_OPTIONS: OptionTable = {
   size: {
@@ -40,7 +39,6 @@ function nullDriver(name: string): BlockDriver {
     name,
     role: "protocol",
     openOptions: OPEN_OPTIONS,
-    parseFilename: (filename) => parseNullFilename(name, filename),
     // deno-lint-ignore require-await -- the interface is asynchronous
     async open(options, context) {
       const parsed = parseOptions(OPEN_OPTIONS, options);

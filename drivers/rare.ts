@@ -6,8 +6,8 @@
  * @module
  */
 import type { BlockDriver } from "../core/driver.ts";
-import { parseBlkdebugFilename } from "./blkdebug/filename.ts";
-import { parseNullFilename } from "./null_filename.ts";
+import { BlockError } from "../core/errors.ts";
+import type { OptionValues } from "../core/options.ts";
 
 type Facts = Omit<BlockDriver, "open">;
 
@@ -64,3 +64,35 @@ export const rareDrivers: readonly BlockDriver[] = [
     async () => (await import("./throttle.ts")).throttleDriver,
   ),
 ];
+
+/**
+ * The options that `blkdebug:CONFIG:FILENAME` stands for. CONFIG may be empty;
+ * a name without the prefix is the image's own.
+ */
+function parseBlkdebugFilename(filename: string): OptionValues {
+  if (!filename.startsWith("blkdebug:")) return { image: { filename } };
+  const rest = filename.slice("blkdebug:".length);
+  const colon = rest.indexOf(":");
+  if (colon < 0) {
+    throw new BlockError(
+      "EINVAL",
+      "blkdebug requires both config file and image path",
+    );
+  }
+  return {
+    ...(colon > 0 && { config: rest.slice(0, colon) }),
+    image: { filename: rest.slice(colon + 1) },
+  };
+}
+
+/** The options of a file name: none, and there is only one name. */
+function parseNullFilename(
+  driver: string,
+  filename: string,
+): OptionValues {
+  if (filename === `${driver}://`) return {};
+  throw new BlockError(
+    "EINVAL",
+    `The only allowed filename for this driver is '${driver}://'`,
+  );
+}

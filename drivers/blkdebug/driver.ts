@@ -20,7 +20,6 @@ import {
 } from "../../core/options.ts";
 import { writeZeroes } from "../../core/requests.ts";
 import { Debugger } from "./debugger.ts";
-import { parseBlkdebugFilename } from "./filename.ts";
 import { readRules, RULE_GROUPS } from "./rules.ts";
 
 const OPEN_OPTIONS: OptionTable = {
@@ -65,8 +64,6 @@ export const blkdebugDriver: BlockDriver = {
   role: "filter",
   schemes: ["blkdebug"],
   openOptions: OPEN_OPTIONS,
-
-  parseFilename: parseBlkdebugFilename,
 
   async open(options, context) {
     const nested = nestOptions(options);

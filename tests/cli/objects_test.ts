@@ -68,6 +68,18 @@ const BAD: readonly [message: string, definition: string][] = [
     "Base64 data contains invalid characters",
     "secret,id=s0,format=base64,data=a!",
   ],
+  [
+    "Parameter 'limits.bps-totl' is unexpected",
+    "throttle-group,id=g0,limits.bps-totl=1",
+  ],
+  [
+    "Parameter 'x-iops-read' expects integer",
+    "throttle-group,id=g0,x-iops-read=5k",
+  ],
+  [
+    "bps_max/iops_max require corresponding bps/iops values",
+    "throttle-group,id=g0,limits.bps-total-max=20",
+  ],
   ["No secret with id 's1'", "secret,id=s0,keyid=s1,data=abc"],
   ["Key should be 32 bytes in length", "secret,id=s0,keyid=short,data=abc"],
   ["IV is required to decrypt secret", "secret,id=s0,keyid=key,data=abc"],
