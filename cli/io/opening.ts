@@ -135,9 +135,13 @@ function cacheWith(
   noFlush: boolean = mode === "unsafe",
 ): CacheMode {
   if (noFlush) return "unsafe";
-  const writesThrough = mode === "writethrough" || mode === "directsync";
-  if (direct) return writesThrough ? "directsync" : "none";
-  return writesThrough ? "writethrough" : "writeback";
+  if (direct) return writesThrough(mode) ? "directsync" : "none";
+  return writesThrough(mode) ? "writethrough" : "writeback";
+}
+
+/** Whether each write is to reach the disk before it is done. */
+export function writesThrough(mode: CacheMode): boolean {
+  return mode === "writethrough" || mode === "directsync";
 }
 
 /** Whether a discard mode lets discards through. */

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { BlockError } from "../../core/errors.ts";
 import { Image } from "../../core/image.ts";
 import type { Program } from "../program.ts";
 import { BackgroundRequests } from "./background.ts";
@@ -56,11 +57,19 @@ export class Session {
     }
   }
 
-  /** Finish what is under way, and close the file if one is open. */
+  /**
+   * Finish what is under way, and close the file if one is open. What goes
+   * wrong then is told, but is no command's failure.
+   */
   async close(): Promise<void> {
     await this.background.drain();
     const image = this.#image;
     this.#image = undefined;
-    await image?.close();
+    try {
+      await image?.close();
+    } catch (error) {
+      if (!(error instanceof BlockError)) throw error;
+      this.program.error(error.message);
+    }
   }
 }

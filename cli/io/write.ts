@@ -3,11 +3,11 @@
  *
  * @module
  */
-import { roundDown } from "../../core/bytes.ts";
 import type { WriteFlags, ZeroFlags } from "../../core/driver.ts";
 import { BlockError, strerror } from "../../core/errors.ts";
 import type { Image } from "../../core/image.ts";
 import { openProtocol } from "../../core/open.ts";
+import { writesThrough } from "./opening.ts";
 import type { OptionSpec } from "../getopt.ts";
 import {
   type Call,
@@ -158,9 +158,15 @@ async function requestOf(
   const data = options.source === undefined
     ? filled(length, options.pattern ?? UNTOUCHED)
     : await fromFile(call, options.source, length);
-  if (options.vmState) return () => writeVmState(image, offset, data);
-  if (options.compressed) return () => writeCompressed(image, offset, data);
-  return () => image.write(offset, data, options);
+  const { vmState, compressed } = options;
+  if (!vmState && !compressed) {
+    return () => image.write(offset, data, options);
+  }
+  return async () => {
+    if (vmState) await writeVmState(image, offset, data);
+    else await writeCompressed(image, offset, data);
+    if (writesThrough(call.session.opening.cache)) await image.flush();
+  };
 }
 
 /** What a file holds, over and over. */
@@ -204,26 +210,14 @@ async function writeVmState(
   await node.saveVmState(offset, [data]);
 }
 
-/** Store data compressed, cluster by cluster. */
 async function writeCompressed(
-  image: Image,
+  { node, size }: Image,
   offset: number,
   data: Uint8Array,
 ): Promise<void> {
-  const { node, size } = image;
-  const end = offset + data.length;
-  if (end > size) throw new BlockError("EIO");
+  if (offset + data.length > size) throw new BlockError("EIO");
   if (!node.writeCompressed) throw new BlockError("ENOTSUP");
-  const { clusterSize = 1 } = await image.info();
-  if (offset % clusterSize !== 0) throw new BlockError("EINVAL");
-  // What follows whole clusters must be the last of the disk.
-  const whole = end === size ? end : roundDown(end, clusterSize);
-  for (let at = offset; at < whole; at += clusterSize) {
-    const start = at - offset;
-    const cluster = data.subarray(start, start + clusterSize);
-    await node.writeCompressed(at, [cluster]);
-  }
-  if (whole < end) throw new BlockError("EINVAL");
+  await node.writeCompressed(offset, [data]);
 }
 
 /** `writev`. */
