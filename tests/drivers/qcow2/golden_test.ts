@@ -129,7 +129,7 @@ function damage(bytes: Uint8Array, random: Random): void {
   }
 }
 
-const FUZZ_SEEDS = 100;
+const FUZZ_SEEDS = 300;
 
 Deno.test("a damaged image causes BlockErrors at worst, and soon", async () => {
   const names = [...new Set(GOLDEN.map(({ name }) => name))]
