@@ -43,7 +43,12 @@ interface Layer {
   clusterSize: number;
   version: 2 | 3;
   openOptions: Record<string, unknown>;
+  /** Legacy AES, with the key in `SECRETS`. */
+  isEncrypted: boolean;
 }
+
+const SECRETS = { key: "a secret" };
+const KEY_OPTION = { "encrypt.key-secret": "key" };
 
 /** A stack under test, with what it should hold. */
 class Subject {
@@ -118,6 +123,7 @@ class Subject {
       clusterSize,
       version,
       openOptions: {},
+      isEncrypted: format === "qcow2" && random.oneIn(4),
     } as Layer;
     if (format === "qcow2" && random.below(3) > 0) {
       layer.openOptions = {
@@ -126,6 +132,7 @@ class Subject {
         "refcount-cache-size": 0,
       };
     }
+    if (layer.isEncrypted) Object.assign(layer.openOptions, KEY_OPTION);
     const size = this.#newSize(clusterSize);
     this.#refcountBits = version === 2
       ? 16
@@ -138,9 +145,10 @@ class Subject {
       refcount_bits: this.#refcountBits,
       compression_type: version === 3 && random.oneIn(2) ? "zstd" : "zlib",
       lazy_refcounts: this.#isLazy,
+      ...(layer.isEncrypted && { "encrypt.format": "aes", ...KEY_OPTION }),
       ...(level === 0 && random.oneIn(4) && { preallocation: "metadata" }),
     };
-    await createImage(format, file, options);
+    await createImage(format, file, options, { secrets: SECRETS });
     this.#layers.push(layer);
     this.#snapshots.clear();
     this.#model.resize(size);
@@ -157,7 +165,9 @@ class Subject {
   }
 
   async #open(): Promise<void> {
-    this.#image = await openImage(await this.#stack(this.#layers.length - 1));
+    this.#image = await openImage(await this.#stack(this.#layers.length - 1), {
+      secrets: SECRETS,
+    });
     this.#model.resize(this.#image.size);
   }
 
@@ -291,8 +301,9 @@ class Subject {
 
   /** A whole cluster, refused where one lies that cannot be written over. */
   async #compressed(offset: number): Promise<Effect | undefined> {
-    const { format, clusterSize } = this.#layers[this.#layers.length - 1];
-    if (format === "raw") return undefined;
+    const { format, clusterSize, isEncrypted } =
+      this.#layers[this.#layers.length - 1];
+    if (format === "raw" || isEncrypted) return undefined;
     const random = this.#random;
     offset -= offset % clusterSize;
     const length = Math.min(clusterSize, this.#model.size - offset);
@@ -372,7 +383,10 @@ class Subject {
 
   async #checkSnapshots(): Promise<void> {
     const stack = await this.#stack(this.#layers.length - 1);
-    await using image = await openImage(stack, { readOnly: true });
+    await using image = await openImage(stack, {
+      readOnly: true,
+      secrets: SECRETS,
+    });
     for (const [id, bytes] of this.#snapshots) {
       await image.node.snapshots!.loadTemporary(id);
       const found = await image.read(0, image.size);
@@ -410,6 +424,8 @@ class Subject {
     await runOk([
       "qemu-img",
       "compare",
+      "--object",
+      `secret,id=key,data=${SECRETS.key}`,
       "-U",
       `json:${JSON.stringify(this.#qemuStack(files, top))}`,
       `json:{"driver":"raw","file":{"driver":"file","filename":"${model}"}}`,
@@ -428,11 +444,12 @@ class Subject {
   }
 
   #qemuStack(files: readonly string[], level: number): unknown {
-    const { format } = this.#layers[level];
+    const { format, isEncrypted } = this.#layers[level];
     const file = { driver: "file", filename: files[level] };
     if (format === "raw") return { driver: format, file };
     const backing = level > 0 ? this.#qemuStack(files, level - 1) : null;
-    return { driver: format, file, backing };
+    const key = isEncrypted ? KEY_OPTION : {};
+    return { driver: format, file, ...key, backing };
   }
 
   /** What is said to be zero must be. */
