@@ -8,6 +8,7 @@ import type {
   BlockNode,
   CheckOptions,
   CheckResult,
+  CompressOptions,
   NodeInfo,
   TruncateOptions,
   WriteFlags,
@@ -166,6 +167,39 @@ export class Image implements AsyncDisposable {
     const { node } = this;
     if (!node.writev) throw this.#cannot("be written to");
     await node.writev(offset, iov, flags);
+    this.counters.written += length;
+    if (this.#writethrough) await node.flush?.();
+  }
+
+  /**
+   * Write whole clusters, the disk's last one up to its end, and store them
+   * compressed; those that would not become smaller are stored plain. They must
+   * not be allocated yet, or hold compressed data.
+   *
+   * @example
+   * ```ts
+   * import { createImage, MemoryStore, openImage } from "@bdrv/bdrv";
+   *
+   * const file = { driver: "memory", store: new MemoryStore() };
+   * await createImage("qcow2", file, { size: 1 << 20 });
+   * await using image = await openImage({ driver: "qcow2", file });
+   * await image.writeCompressed(0, new Uint8Array(1 << 16).fill(7), { level: 9 });
+   * ```
+   *
+   * @throws {BlockError} EINVAL if they are not whole clusters, EIO if one is
+   * allocated, ENOTSUP if the format, or the runtime, has no compression.
+   */
+  async writeCompressed(
+    offset: number,
+    data: Uint8Array,
+    options?: CompressOptions,
+  ): Promise<void> {
+    const { length } = data;
+    this.#checkWritable("write", offset, length);
+    if (length === 0) return;
+    const { node } = this;
+    if (!node.writeCompressed) throw this.#cannot("store compressed data");
+    await node.writeCompressed(offset, [data], options);
     this.counters.written += length;
     if (this.#writethrough) await node.flush?.();
   }
