@@ -96,6 +96,7 @@ Deno.test("blkdebug fails from the start on at the event none", async () => {
     "inject-error": { event: "none", iotype: "flush" },
   }));
   await node.readv(0, [new Uint8Array(10)]);
+  await node.writev!(0, [one]);
   await fails(() => node.flush!());
   await node.close();
 });
