@@ -61,10 +61,22 @@ export function parseFilename(name: string): StackObject {
   return { driver: driver.name, file: rest };
 }
 
+/** A string of JSON, or one in single quotes, which QEMU takes as well. */
+const STRING = /"(?:[^"\\]|\\.)*"|'((?:[^'\\]|\\.)*)'/gs;
+
+function inDoubleQuotes(found: string, content?: string): string {
+  if (content === undefined) return found;
+  const escaped = content.replace(/\\.|"/gs, (part) => {
+    if (part === '"') return '\\"';
+    return part === "\\'" ? "'" : part;
+  });
+  return `"${escaped}"`;
+}
+
 function parseJson(text: string): StackObject {
   let value: unknown;
   try {
-    value = JSON.parse(text);
+    value = JSON.parse(text.replace(STRING, inDoubleQuotes));
   } catch (error) {
     throw new BlockError(
       "EINVAL",

@@ -123,6 +123,8 @@ function debuggedNode(
 ): BlockNode {
   const { requestAlignment = 1, writeZeroesAlignment = 1 } = limits;
   const zeroUnit = Math.max(requestAlignment, writeZeroesAlignment);
+  /** Whether there is anything to flush; without, it cannot fail either. */
+  let isChanged = false;
   const changes: Partial<BlockNode> = {
     limits,
     debug,
@@ -136,12 +138,15 @@ function debuggedNode(
       return await file.status(offset, length);
     },
     async flush() {
+      if (!isChanged) return;
       await debug.check("flush");
       await file.flush?.();
+      isChanged = false;
     },
   };
   if (file.writev) {
     changes.writev = async (offset, iov, flags) => {
+      isChanged = true;
       await debug.event("pwritev");
       await debug.check("write", offset, vectorLength(iov));
       await file.writev!(offset, iov, flags);
@@ -150,6 +155,7 @@ function debuggedNode(
     changes.writeZeroes = async (offset, length, flags) => {
       // Too small a piece is to be written as data: that is tested too.
       if (length < zeroUnit) throw new BlockError("ENOTSUP");
+      isChanged = true;
       await debug.event("pwritev_zero");
       await debug.check("write-zeroes", offset, length);
       await writeZeroes(file, offset, length, flags);
@@ -158,6 +164,7 @@ function debuggedNode(
   }
   if (file.discard) {
     changes.discard = async (offset, length) => {
+      isChanged = true;
       await debug.check("discard", offset, length);
       await file.discard!(offset, length);
     };

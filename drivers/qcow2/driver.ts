@@ -95,6 +95,9 @@ const OPEN_OPTIONS: OptionTable = {
   ...ENCRYPT_OPTIONS,
 };
 
+/** Autoclear features that repairs leave right. */
+const KEPT_FEATURES = Autoclear.BITMAPS | Autoclear.RAW_EXTERNAL_DATA;
+
 /**
  * QEMU's copy-on-write format, versions 2 and 3.
  *
@@ -176,6 +179,7 @@ async function open(
   const node = new Qcow2Node(state, context.filename, reopen);
   node.cleanCaches(parsed["cache-clean-interval"] as number ?? 600);
   if (!readOnly && purpose === "io") await node.prepareForWriting();
+  if (!readOnly && purpose === "check") await node.clearFeatures(KEPT_FEATURES);
   return node;
 }
 
@@ -326,13 +330,18 @@ class Qcow2Node implements BlockNode {
         );
       }
     }
-    const { high, low } = header.autoclear;
-    if (high !== 0 || low !== 0) {
-      // Bitmaps are not kept up to date by this driver, and a feature that
-      // nobody knows is not either: the format has a bit to say so.
-      header.autoclear = { high: 0, low: 0 };
-      await this.#state.writeHeader();
-    }
+    await this.clearFeatures(0);
+  }
+
+  /**
+   * Bitmaps are not kept up to date by this driver, and a feature that nobody
+   * knows is not either: the format has a bit to say so. `kept` remain.
+   */
+  async clearFeatures(kept: number): Promise<void> {
+    const { high, low } = this.#state.header.autoclear;
+    const rest = low & kept;
+    if (high === 0 && low === rest) return;
+    await this.#state.changeHeader({ autoclear: { high: 0, low: rest } });
   }
 
   async readv(offset: number, iov: IoVector): Promise<void> {

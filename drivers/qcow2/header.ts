@@ -248,7 +248,8 @@ async function featureNames(
   const names = new Map<number, string>();
   for await (const { type, data } of extensions(file, start, end)) {
     if (type !== Extension.FEATURE_NAMES) continue;
-    for (let at = 0; at + 48 <= data.length; at += 48) {
+    // The last name may be cut short; one without letters ends the table.
+    for (let at = 0; at + 2 < data.length && data[at + 2] !== 0; at += 48) {
       if (data[at] !== 0) continue;
       names.set(data[at + 1], text(data.subarray(at + 2, at + 48)));
     }

@@ -414,6 +414,8 @@ export class Refcounts {
     const { geometry, refcountCache } = this.#host;
     const { refcountOrder, refcountBlockEntries, refcountMax } = geometry;
     const tableIndex = Math.floor(start / refcountBlockEntries);
+    // QEMU tells of it also where the block is there already.
+    await this.#host.event("refblock_alloc");
     let block = await this.#loadBlock(tableIndex);
     if (!block) {
       if (delta < 0) return await this.#refuse(start);

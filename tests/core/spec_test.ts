@@ -9,6 +9,13 @@ Deno.test("parseFilename() leaves a plain name to be probed", () => {
   }
 });
 
+Deno.test("parseFilename() reads json: with strings in single quotes", () => {
+  assertEquals(
+    parseFilename(`json:{'driver': 'raw', "file.filename": 'it\\'s "a"\\n'}`),
+    { driver: "raw", file: { filename: 'it\'s "a"\n' } },
+  );
+});
+
 Deno.test("parseFilename() reads json:", () => {
   assertEquals(
     parseFilename('json:{"driver":"raw","file":{"filename":"a"}}'),
