@@ -413,9 +413,11 @@ class Subject {
     if (!isInstalled("qemu-img")) return;
     const files = this.#layers.map((_, level) => this.#export(level));
     const top = files.length - 1;
+    const stack = `json:${JSON.stringify(this.#qemuStack(files, top))}`;
+    const object = ["--object", `secret,id=key,data=${SECRETS.key}`];
     if (this.#layers[top].format === "qcow2") {
       const { code, stdout, stderr } = await run(
-        ["qemu-img", "check", "-f", "qcow2", "-U", files[top]],
+        ["qemu-img", "check", ...object, "-U", stack],
       );
       if (code !== 0) throw new Error(`qemu-img check: ${stdout}${stderr}`);
     }
@@ -424,10 +426,9 @@ class Subject {
     await runOk([
       "qemu-img",
       "compare",
-      "--object",
-      `secret,id=key,data=${SECRETS.key}`,
+      ...object,
       "-U",
-      `json:${JSON.stringify(this.#qemuStack(files, top))}`,
+      stack,
       `json:{"driver":"raw","file":{"driver":"file","filename":"${model}"}}`,
     ]);
   }
