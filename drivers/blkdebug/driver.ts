@@ -139,34 +139,40 @@ function debuggedNode(
     },
     async flush() {
       if (!isChanged) return;
-      await debug.check("flush");
-      await file.flush?.();
+      // What is written meanwhile is for the next flush.
       isChanged = false;
+      try {
+        await debug.check("flush");
+        await file.flush?.();
+      } catch (error) {
+        isChanged = true;
+        throw error;
+      }
     },
   };
   if (file.writev) {
     changes.writev = async (offset, iov, flags) => {
-      isChanged = true;
       await debug.event("pwritev");
       await debug.check("write", offset, vectorLength(iov));
       await file.writev!(offset, iov, flags);
+      isChanged = true;
       await debug.event("pwritev_done");
     };
     changes.writeZeroes = async (offset, length, flags) => {
       // Too small a piece is to be written as data: that is tested too.
       if (length < zeroUnit) throw new BlockError("ENOTSUP");
-      isChanged = true;
       await debug.event("pwritev_zero");
       await debug.check("write-zeroes", offset, length);
       await writeZeroes(file, offset, length, flags);
+      isChanged = true;
       await debug.event("pwritev_done");
     };
   }
   if (file.discard) {
     changes.discard = async (offset, length) => {
-      isChanged = true;
       await debug.check("discard", offset, length);
       await file.discard!(offset, length);
+      isChanged = true;
     };
   }
   return filterNode(blkdebugDriver, file, changes);
