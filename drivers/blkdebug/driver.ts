@@ -125,6 +125,14 @@ function debuggedNode(
   const zeroUnit = Math.max(requestAlignment, writeZeroesAlignment);
   /** Whether there is anything to flush; without, it cannot fail either. */
   let isChanged = false;
+  /** Also one that failed may have changed something. */
+  const changing = async (act: () => Promise<void>): Promise<void> => {
+    try {
+      await act();
+    } finally {
+      isChanged = true;
+    }
+  };
   const changes: Partial<BlockNode> = {
     limits,
     debug,
@@ -153,27 +161,29 @@ function debuggedNode(
   if (file.writev) {
     changes.writev = async (offset, iov, flags) => {
       await debug.event("pwritev");
-      await debug.check("write", offset, vectorLength(iov));
-      await file.writev!(offset, iov, flags);
-      isChanged = true;
+      await changing(async () => {
+        await debug.check("write", offset, vectorLength(iov));
+        await file.writev!(offset, iov, flags);
+      });
       await debug.event("pwritev_done");
     };
     changes.writeZeroes = async (offset, length, flags) => {
       // Too small a piece is to be written as data: that is tested too.
       if (length < zeroUnit) throw new BlockError("ENOTSUP");
       await debug.event("pwritev_zero");
-      await debug.check("write-zeroes", offset, length);
-      await writeZeroes(file, offset, length, flags);
-      isChanged = true;
+      await changing(async () => {
+        await debug.check("write-zeroes", offset, length);
+        await writeZeroes(file, offset, length, flags);
+      });
       await debug.event("pwritev_done");
     };
   }
   if (file.discard) {
-    changes.discard = async (offset, length) => {
-      await debug.check("discard", offset, length);
-      await file.discard!(offset, length);
-      isChanged = true;
-    };
+    changes.discard = (offset, length) =>
+      changing(async () => {
+        await debug.check("discard", offset, length);
+        await file.discard!(offset, length);
+      });
   }
   return filterNode(blkdebugDriver, file, changes);
 }
