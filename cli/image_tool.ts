@@ -3,6 +3,7 @@
  *
  * @module
  */
+import type { DriverRole } from "../core/driver.ts";
 import { type Command, HelpShown, Invocation } from "./command.ts";
 import { OptionParser, type OptionSpec } from "./getopt.ts";
 import { type Program, usageError } from "./program.ts";
@@ -82,7 +83,9 @@ export async function run(program: Program, args: string[]): Promise<number> {
 
 async function programHelp(program: Program): Promise<string> {
   const { listDrivers } = await import("../mod.ts");
-  const drivers = listDrivers().map(({ name }) => name);
+  const named = (wanted: DriverRole) =>
+    listDrivers().filter(({ role }) => role === wanted)
+      .map(({ name }) => name).join(" ");
   const commands = Object.entries(COMMANDS).map(([name, { summary }]) =>
     `  ${name.padEnd(10)}${summary}\n`
   );
@@ -96,6 +99,8 @@ ${commands.join("")}
 Sizes are in bytes, or have a suffix: k, M, G, T, P, E (powers of 1024).
 FILE is a path, json:{…}, or DRIVER:FILE.
 
-Supported formats: ${drivers.join(" ")}
+Supported formats: ${named("format")}
+Protocols: ${named("protocol")}
+Filters: ${named("filter")}
 `;
 }
