@@ -91,7 +91,7 @@ function zstdCall(length: number, level: number | undefined): ZlibCall {
 }
 
 /**
- * Decompress to exactly `length` bytes. What follows the compressed data is
+ * Decompress to exactly as many bytes as `target` has, into it. What follows the compressed data is
  * ignored: qcow2 counts it in sectors and pads the last one. A deflate stream
  * may go on beyond that length.
  *
@@ -101,26 +101,28 @@ function zstdCall(length: number, level: number | undefined): ZlibCall {
 export async function decompress(
   type: CompressionType,
   input: Uint8Array,
-  length: number,
-): Promise<Uint8Array> {
+  target: Uint8Array,
+): Promise<void> {
   const native = nativeZlib();
-  if (type === "zlib" && !native) return await inflatePortably(input, length);
+  if (type === "zlib" && !native) return await inflatePortably(input, target);
+  const { length } = target;
   const call = type === "zstd" ? unzstdCall(length) : inflateCall(length);
   if (!native?.[call.method]) {
     throw new BlockError("ENOTSUP", "This runtime cannot decompress zstd");
   }
   let output: Uint8Array;
   try {
-    output = await callZlib(call, input, length);
+    output = await callZlib(call, input, length, target);
   } catch (error) {
     const { code } = error as { code?: string };
     if (type === "zlib" && code === "ERR_BUFFER_TOO_LARGE") {
-      return await inflatePortably(input, length);
+      return await inflatePortably(input, target);
     }
     throw corrupt(error);
   }
   // Truncated input of zstd is reported by nothing but its length.
-  return checkLength(output, length);
+  if (output.length !== length) throw corrupt();
+  if (output !== target) target.set(output);
 }
 
 function inflateCall(length: number): ZlibCall {
@@ -149,29 +151,25 @@ function unzstdCall(length: number): ZlibCall {
 
 async function inflatePortably(
   input: Uint8Array,
-  length: number,
-): Promise<Uint8Array> {
+  target: Uint8Array,
+): Promise<void> {
   if (input.length === 0) throw corrupt();
   const { inflateSync } = await import("fflate");
   // Given a buffer to fill, it neither grows it nor writes beyond it.
-  const out = new Uint8Array(length);
+  const out = new Uint8Array(target.length);
   let output: Uint8Array;
   try {
     output = inflateSync(input, { out });
   } catch (error) {
     throw corrupt(error);
   }
-  return checkLength(output, length);
+  if (output.length !== target.length) throw corrupt();
+  target.set(output);
 }
 
 /** A plain array instead of a `Buffer`, whose `slice` differs. */
 function withoutBuffer(bytes: Uint8Array): Uint8Array {
   return new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.length);
-}
-
-function checkLength(output: Uint8Array, length: number): Uint8Array {
-  if (output.length !== length) throw corrupt();
-  return withoutBuffer(output);
 }
 
 function corrupt(cause?: unknown): BlockError {

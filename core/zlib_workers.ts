@@ -142,6 +142,8 @@ interface Job {
   readonly input: Uint8Array;
   /** Bytes of what is or becomes plain. */
   readonly size: number;
+  /** Where the result goes, if that is of this length; else where it wants. */
+  readonly target?: Uint8Array;
   resolve(output: Uint8Array): void;
   reject(error: unknown): void;
 }
@@ -307,9 +309,13 @@ class Workers {
       const start = slot * LAYOUT.slotSize;
       const end = start + this.#control[words + 2];
       const job = this.#release(slot);
+      const { target } = job;
       // What failed there fails here with the error that is expected.
       if (state === states.failed) makeHere(job);
-      else job.resolve(this.#memory.slice(start, end));
+      else if (target?.length === end - start) {
+        target.set(this.#memory.subarray(start, end));
+        job.resolve(target);
+      } else job.resolve(this.#memory.slice(start, end));
     }
     return any;
   }
@@ -364,14 +370,17 @@ export function holdWorkers(): Disposable {
  * Make a call, here or in a worker; the runtime must have the function.
  *
  * @param size Bytes of the plain data, which are read or which result.
+ * @param target Memory that a result of its length may be put into: then that
+ * is what is answered, which saves a copy.
  */
 export function callZlib(
   call: ZlibCall,
   input: Uint8Array,
   size: number,
+  target?: Uint8Array,
 ): Promise<Uint8Array> {
   const { promise, resolve, reject } = Promise.withResolvers<Uint8Array>();
-  submitted.push({ call, input, size, resolve, reject });
+  submitted.push({ call, input, size, resolve, reject, target });
   if (submitted.length === 1) queueMicrotask(dispatch);
   return promise;
 }

@@ -5,7 +5,12 @@
  *
  * @module
  */
-import { allocate } from "../../core/bytes.ts";
+import {
+  allocate,
+  copyIntoVector,
+  type IoVector,
+  sliceVector,
+} from "../../core/bytes.ts";
 import { compress, decompress } from "../../core/compression.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
 import { Mutex } from "../../core/lock.ts";
@@ -23,11 +28,9 @@ const MAX_RUN = 2 * 1024 * 1024;
 /** Bytes between compressed clusters that are read rather than skipped. */
 const MAX_GAP = 4096;
 
-/** The halves of an L2 entry. */
-type Entry = Pick<Mapping, "high" | "low">;
-
-/** A cluster that is to be read, and who waits for it. */
+/** A cluster that is to be read, where to, and who waits for it. */
 interface Wanted extends CompressedCluster {
+  readonly target: Uint8Array;
   resolve(cluster: Uint8Array): void;
   reject(error: BlockError): void;
 }
@@ -57,24 +60,52 @@ export class CompressedClusters {
     return run;
   }
 
-  /** The contents of clusters by their L2 entries. */
-  read(entries: readonly Entry[]): Promise<Uint8Array[]> {
-    const wanted: Wanted[] = [];
-    const clusters = entries.map(({ high, low }) => {
-      const key = `${high}:${low}`;
-      let cluster = this.#clusters.get(key);
-      if (!cluster) {
-        const { promise, ...settle } = Promise.withResolvers<Uint8Array>();
-        const place = this.#state.geometry.compressedCluster(high, low);
-        wanted.push({ ...place, ...settle });
-        cluster = promise;
-        this.#remember(key, cluster);
-      }
-      return cluster;
-    });
+  /** Read the bytes from `offset` on; each mapping is about one cluster. */
+  async read(
+    mappings: readonly Mapping[],
+    offset: number,
+    iov: IoVector,
+  ): Promise<void> {
     this.#workers ??= holdWorkers();
+    const wanted: Wanted[] = [];
+    const pending: Promise<void>[] = [];
+    let done = 0;
+    for (const mapping of mappings) {
+      const start = this.#state.geometry.offsetInCluster(offset + done);
+      const part = sliceVector(iov, done, mapping.length);
+      pending.push(this.#readPart(mapping, start, part, wanted));
+      done += mapping.length;
+    }
     this.#readRuns(wanted);
-    return Promise.all(clusters);
+    // Even if one fails, others may still be writing to the caller's buffers.
+    for (const result of await Promise.allSettled(pending)) {
+      if (result.status === "rejected") throw result.reason;
+    }
+  }
+
+  /** What has to be read for it is added to `wanted` at once. */
+  async #readPart(
+    { high, low, length }: Mapping,
+    start: number,
+    iov: IoVector,
+    wanted: Wanted[],
+  ): Promise<void> {
+    const { geometry } = this.#state;
+    const { clusterSize } = geometry;
+    const key = `${high}:${low}`;
+    let cluster = this.#clusters.get(key);
+    if (!cluster) {
+      // Who wants all of it will hardly ask for it again soon.
+      const direct = length === clusterSize && iov.length === 1;
+      const target = direct ? iov[0] : allocate(clusterSize);
+      const { promise, ...settle } = Promise.withResolvers<Uint8Array>();
+      const place = geometry.compressedCluster(high, low);
+      wanted.push({ ...place, ...settle, target });
+      if (direct) return void await promise;
+      cluster = promise;
+      this.#remember(key, cluster);
+    }
+    copyIntoVector(iov, 0, (await cluster).subarray(start, start + length));
   }
 
   /**
@@ -123,7 +154,7 @@ export class CompressedClusters {
 
   /** Read clusters that lie together at once, and have them decompressed. */
   async #readRun(run: readonly Wanted[]): Promise<void> {
-    const { file, geometry, header } = this.#state;
+    const { file, header } = this.#state;
     const start = run[0].hostOffset;
     const ends = run.map(({ hostOffset, length }) => hostOffset + length);
     const end = Math.max(...ends);
@@ -131,11 +162,13 @@ export class CompressedClusters {
     for (const _ of run) await this.#state.event("read_compressed");
     const bytes = allocate(end - start);
     await file.readv(start, [bytes]);
-    for (const { hostOffset, length, resolve, reject } of run) {
+    const type = header.compressionType;
+    for (const { hostOffset, length, target, resolve, reject } of run) {
       const at = hostOffset - start;
-      const stored = bytes.subarray(at, at + length);
-      decompress(header.compressionType, stored, geometry.clusterSize)
-        .then(resolve, (error) => reject(readError(error)));
+      decompress(type, bytes.subarray(at, at + length), target).then(
+        () => resolve(target),
+        (error) => reject(readError(error)),
+      );
     }
   }
 }

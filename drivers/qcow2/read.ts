@@ -4,7 +4,6 @@
  * @module
  */
 import {
-  copyIntoVector,
   fillVector,
   type IoVector,
   sliceVector,
@@ -50,7 +49,7 @@ export async function readGuest(
       false,
     );
     const part = sliceVector(iov, done, run);
-    if (isCompressed) await readCompressed(state, mappings, at, part);
+    if (isCompressed) await state.compressed.read(mappings, at, part);
     else await readMapping(state, mapping, at, part);
     done += run;
   }
@@ -98,7 +97,7 @@ async function readMapping(
       await state.event("read_aio");
       return await readData(state, mapping.hostOffset, guestOffset, iov);
     case "compressed":
-      return await readCompressed(state, [mapping], guestOffset, iov);
+      return await state.compressed.read([mapping], guestOffset, iov);
     case "unallocated":
       if (state.backing && guestOffset < state.header.size) {
         await state.event("read_backing_aio");
@@ -128,22 +127,6 @@ function hasHoles(state: Qcow2State): Promise<boolean> {
     }
     return used >= threshold;
   })();
-}
-
-/** Read from compressed clusters; each mapping is about one of them. */
-async function readCompressed(
-  state: Qcow2State,
-  mappings: readonly Mapping[],
-  guestOffset: number,
-  iov: IoVector,
-): Promise<void> {
-  const clusters = await state.compressed.read(mappings);
-  let done = 0;
-  for (const [i, { length }] of mappings.entries()) {
-    const start = state.geometry.offsetInCluster(guestOffset + done);
-    copyIntoVector(iov, done, clusters[i].subarray(start, start + length));
-    done += length;
-  }
 }
 
 /** What a range of the disk is mapped to, in the terms of all drivers. */

@@ -51,12 +51,22 @@ async function zstd(input: Uint8Array, level?: number) {
   return (await compress("zstd", input, level))!;
 }
 
+async function restore(
+  type: CompressionType,
+  input: Uint8Array,
+  length: number,
+) {
+  const target = new Uint8Array(length);
+  await decompress(type, input, target);
+  return target;
+}
+
 function inflate(input: Uint8Array, length: number) {
-  return decompress("zlib", input, length);
+  return restore("zlib", input, length);
 }
 
 function unzstd(input: Uint8Array, length: number) {
-  return decompress("zstd", input, length);
+  return restore("zstd", input, length);
 }
 
 bothWays("decompress() of zlib restores what was deflated", async () => {
@@ -185,7 +195,7 @@ async function roundTrip(type: CompressionType, size: number): Promise<void> {
     clusters.map((cluster) => compress(type, cluster)),
   );
   const again = await Promise.all(
-    stored.map((bytes) => decompress(type, bytes!, size)),
+    stored.map((bytes) => restore(type, bytes!, size)),
   );
   for (const [i, cluster] of again.entries()) {
     assertEquals(cluster, clusters[i]);
@@ -207,7 +217,7 @@ Deno.test("compress() fails in workers as it does without", async () => {
   const results = await Promise.allSettled(
     Array.from({ length: 100 }, (_, i) => {
       const bytes = i % 3 === 0 ? deflated.subarray(0, 1000) : deflated;
-      return decompress("zlib", bytes, 65536);
+      return inflate(bytes, 65536);
     }),
   );
   for (const [i, result] of results.entries()) {
