@@ -84,14 +84,26 @@ function parseJson(text: string): StackObject {
       { cause: error },
     );
   }
-  if (typeof value !== "object" || value === null || Array.isArray(value)) {
+  if (!isObject(value)) {
     throw new BlockError("EINVAL", "Invalid JSON object given");
   }
   try {
-    return nestOptions(value as OptionValues);
+    return nestDeeply(value);
   } catch (error) {
     throw asBlockError(error);
   }
+}
+
+/** As `nestOptions`, at every level. */
+function nestDeeply(options: OptionValues): OptionValues {
+  const nested = Object.entries(options).map(([name, value]) =>
+    [name, isObject(value) ? nestDeeply(value) : value] as const
+  );
+  return nestOptions(Object.fromEntries(nested));
+}
+
+function isObject(value: unknown): value is OptionValues {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
 /**

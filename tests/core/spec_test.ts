@@ -9,6 +9,13 @@ Deno.test("parseFilename() leaves a plain name to be probed", () => {
   }
 });
 
+Deno.test("parseFilename() nests the dotted names of json: at every level", () => {
+  assertEquals(
+    parseFilename('json:{"file":{"driver":"x","image.filename":"a"}}'),
+    { file: { driver: "x", image: { filename: "a" } } },
+  );
+});
+
 Deno.test("parseFilename() reads json: with strings in single quotes", () => {
   assertEquals(
     parseFilename(`json:{'driver': 'raw', "file.filename": 'it\\'s "a"\\n'}`),
