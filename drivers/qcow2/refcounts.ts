@@ -372,7 +372,6 @@ export class Refcounts {
     if (offset === 0) return undefined;
     const known = this.#host.refcountCache.peek(offset);
     if (known) return known;
-    await this.#host.event("refblock_load");
     if (!this.#host.geometry.isAligned(offset)) {
       await this.#host.corrupt(
         `Refblock offset ${hex(offset)} unaligned (reftable index: ${
@@ -414,8 +413,11 @@ export class Refcounts {
     const { geometry, refcountCache } = this.#host;
     const { refcountOrder, refcountBlockEntries, refcountMax } = geometry;
     const tableIndex = Math.floor(start / refcountBlockEntries);
-    // QEMU tells of it also where the block is there already.
+    // QEMU tells of both also where the block is in memory already.
     await this.#host.event("refblock_alloc");
+    if (this.#blockOffset(tableIndex) !== 0) {
+      await this.#host.event("refblock_load");
+    }
     let block = await this.#loadBlock(tableIndex);
     if (!block) {
       if (delta < 0) return await this.#refuse(start);

@@ -40,8 +40,12 @@ interface Allocation {
   guestStart: number;
   hostStart: number;
   clusters: number;
-  /** They had this place already, as preallocated zero clusters. */
+  /** They had this place already, some of them as preallocated zeroes. */
   inPlace: boolean;
+  /** The first one holds data there. */
+  keepsHead: boolean;
+  /** The last one holds data there. */
+  keepsTail: boolean;
 }
 
 /** Write guest data. */
@@ -110,6 +114,8 @@ async function planWrite(
 interface WritableRun {
   kind: "inPlace" | "zeroInPlace" | "allocate";
   length: number;
+  /** What its last cluster is now. */
+  last: ClusterKind;
 }
 
 /** Whether the entry's cluster belongs to this image alone. */
@@ -136,22 +142,24 @@ function writableRun(
   );
   let count = 1;
   let expected = entryOffset(first.high, first.low);
+  let last = first.kind;
+  let hasZeroes = first.kind !== "normal";
   for (; count < most; count++) {
     const at = (place.index + count) * ENTRY_SIZE;
     const [high, low] = [view.getUint32(at), view.getUint32(at + 4)];
     const kind = clusterKind(high, low);
     if (isOwned(high, kind) !== owned) break;
-    if (!owned) continue;
-    expected += clusterSize;
-    if (kind !== first.kind || entryOffset(high, low) !== expected) break;
+    if (owned) {
+      expected += clusterSize;
+      if (entryOffset(high, low) !== expected) break;
+      if (kind !== "normal") hasZeroes = true;
+    }
+    last = kind;
   }
   return {
-    kind: !owned
-      ? "allocate"
-      : first.kind === "normal"
-      ? "inPlace"
-      : "zeroInPlace",
+    kind: !owned ? "allocate" : hasZeroes ? "zeroInPlace" : "inPlace",
     length: Math.min(length, count * clusterSize - within),
+    last,
   };
 }
 
@@ -179,7 +187,14 @@ async function allocateRun(
     length: run.length,
     hostOffset: hostStart + within,
     held,
-    allocation: { guestStart, hostStart, clusters, inPlace },
+    allocation: {
+      guestStart,
+      hostStart,
+      clusters,
+      inPlace,
+      keepsHead: inPlace && mapping.kind === "normal",
+      keepsTail: inPlace && run.last === "normal",
+    },
   };
 }
 
@@ -216,15 +231,16 @@ async function copyOnWrite(
 ): Promise<void> {
   const { file, geometry, encryption } = state;
   const { guestStart, hostStart, clusters, inPlace } = allocation;
+  const { keepsHead, keepsTail } = allocation;
   const end = guestStart + clusters * geometry.clusterSize;
   const head = offset - guestStart;
   const tail = end - offset - plan.length;
   // Past the file's end, unwritten bytes read as zeroes anyway; but as
   // encrypted ones, they are something else.
   const fresh = !encryption && !inPlace && hostStart >= file.size;
-  const before = head > 0 &&
+  const before = head > 0 && !keepsHead &&
     await oldContent(state, guestStart, head, inPlace, fresh);
-  const after = tail > 0 &&
+  const after = tail > 0 && !keepsTail &&
     await oldContent(state, end - tail, tail, inPlace, fresh);
   await state.overlap.check(
     hostStart,
