@@ -40,10 +40,13 @@ export function nativeZlib(): Zlib | null {
   return nativeModule<Zlib>("node:zlib");
 }
 
-/** Calls that can be with the workers at once. */
-const SLOTS = 32;
+/**
+ * Calls that can be with the workers at once: enough that they do not run out
+ * of them while this thread writes the results of others.
+ */
+const SLOTS = 64;
 
-/** Bytes of all calls with the workers: bounds the memory, not the address space. */
+/** Bytes of plain data with the workers: bounds the memory that slots take up. */
 const MAX_BYTES = 8 * 1024 * 1024;
 
 /** How all threads see the shared memory. Indices count 32-bit words. */
@@ -61,8 +64,11 @@ const LAYOUT = {
   started: 3,
   /** Not 0 when workers are to end. */
   quit: 4,
+  /** Workers that sleep, and whether we do: others need not be woken. */
+  asleep: 5,
+  waiting: 6,
   /** The first slot; of each, its state, lengths of the call and the data. */
-  firstSlot: 5,
+  firstSlot: 7,
   slotWords: 3,
   states: { free: 0, ready: 1, taken: 2, done: 3, failed: 4 },
   /** Milliseconds without work after which a worker ends. */
@@ -115,7 +121,9 @@ function serve(layout: typeof LAYOUT): void {
         }
         Atomics.store(control, words, make(next, words));
         Atomics.add(control, layout.done, 1);
-        Atomics.notify(control, layout.done);
+        if (Atomics.load(control, layout.waiting) !== 0) {
+          Atomics.notify(control, layout.done);
+        }
         seen = 0;
       }
     };
@@ -126,9 +134,10 @@ function serve(layout: typeof LAYOUT): void {
       makeAll();
       if (Atomics.load(control, layout.quit) !== 0) break;
       const { idle } = layout;
-      if (
-        Atomics.wait(control, layout.submitted, submitted, idle) === "timed-out"
-      ) break;
+      Atomics.add(control, layout.asleep, 1);
+      const woken = Atomics.wait(control, layout.submitted, submitted, idle);
+      Atomics.sub(control, layout.asleep, 1);
+      if (woken === "timed-out") break;
     }
     Atomics.sub(control, layout.alive, 1);
     // Who submits a call looks for workers afterwards: one of both notices.
@@ -163,6 +172,7 @@ class Workers {
   );
   readonly #jobs: (Job | undefined)[] = new Array(SLOTS).fill(undefined);
   readonly #waiting: Job[] = [];
+  /** The slot used last. */
   #next = 0;
   #bytes = 0;
   #busy = 0;
@@ -222,6 +232,7 @@ class Workers {
 
   #wake(): void {
     Atomics.add(this.#control, LAYOUT.submitted, 1);
+    if (Atomics.load(this.#control, LAYOUT.asleep) === 0) return;
     Atomics.notify(this.#control, LAYOUT.submitted);
   }
 
@@ -238,6 +249,8 @@ class Workers {
   }
 
   #place(job: Job): void {
+    // Memory of slots that are not needed is not touched.
+    if (this.#next >= Math.floor(MAX_BYTES / job.size)) this.#next = 0;
     while (this.#jobs[this.#next]) this.#next = (this.#next + 1) % SLOTS;
     const slot = this.#next;
     this.#jobs[slot] = job;
@@ -266,8 +279,10 @@ class Workers {
         else await null;
         continue;
       }
+      Atomics.store(this.#control, LAYOUT.waiting, 1);
       const change = Atomics.waitAsync(this.#control, LAYOUT.done, done);
       if (change.async) await change.value;
+      Atomics.store(this.#control, LAYOUT.waiting, 0);
     }
     this.#collecting = false;
   }
@@ -284,7 +299,7 @@ class Workers {
       if (Atomics.load(this.#control, words) === ready) count++;
     }
     if (count <= this.#alive) return false;
-    for (let i = 0; i < SLOTS; i++) {
+    for (let i = 1; i <= SLOTS; i++) {
       // The oldest comes first: slots are used in turn.
       const slot = (this.#next + i) % SLOTS;
       const words = LAYOUT.firstSlot + slot * LAYOUT.slotWords;
