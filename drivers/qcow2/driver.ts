@@ -25,6 +25,7 @@ import {
   parseOptions,
 } from "../../core/options.ts";
 import { unrefTimer } from "../../core/runtime.ts";
+import type { Held } from "../../core/lock.ts";
 import { checkImage } from "./check.ts";
 import { create, CREATE_OPTIONS } from "./create.ts";
 import { ENCRYPT_OPTIONS, openEncryption } from "./encryption.ts";
@@ -344,8 +345,20 @@ class Qcow2Node implements BlockNode {
     await this.#state.changeHeader({ autoclear: { high: 0, low: rest } });
   }
 
+  /**
+   * Begin a request. While it waited, the disk may have become shorter.
+   *
+   * @throws {BlockError} EIO if the range is not within the disk any more.
+   */
+  async #begin(offset: number, length: number): Promise<Held> {
+    const held = await this.#state.operations.share();
+    if (offset + length <= this.size) return held;
+    held[Symbol.dispose]();
+    throw new BlockError("EIO");
+  }
+
   async readv(offset: number, iov: IoVector): Promise<void> {
-    using _ = await this.#state.operations.share();
+    using _ = await this.#begin(offset, vectorLength(iov));
     await readGuest(this.#state, offset, iov);
   }
 
@@ -355,7 +368,7 @@ class Qcow2Node implements BlockNode {
     flags?: WriteFlags,
   ): Promise<void> {
     {
-      using _ = await this.#state.operations.share();
+      using _ = await this.#begin(offset, vectorLength(iov));
       await writeGuest(this.#state, offset, iov);
     }
     if (flags?.fua) await this.flush();
@@ -367,14 +380,14 @@ class Qcow2Node implements BlockNode {
     flags?: ZeroFlags,
   ): Promise<void> {
     {
-      using _ = await this.#state.operations.share();
+      using _ = await this.#begin(offset, length);
       await zeroGuest(this.#state, offset, length, flags?.unmap ?? false);
     }
     if (flags?.fua) await this.flush();
   }
 
   async discard(offset: number, length: number): Promise<void> {
-    using _ = await this.#state.operations.share();
+    using _ = await this.#begin(offset, length);
     await discardGuest(this.#state, offset, length);
   }
 
@@ -383,7 +396,7 @@ class Qcow2Node implements BlockNode {
     iov: IoVector,
     options?: CompressOptions,
   ): Promise<void> {
-    using _ = await this.#state.operations.share();
+    using _ = await this.#begin(offset, vectorLength(iov));
     await writeCompressedGuest(this.#state, offset, iov, options?.level);
   }
 
