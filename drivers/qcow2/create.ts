@@ -25,7 +25,8 @@ import {
   writeUint64,
 } from "./format.ts";
 import { createEncryption, ENCRYPT_CREATE_OPTIONS } from "./encryption.ts";
-import { Crypt, encodeHeader, type Header } from "./header.ts";
+import { Crypt, type Header } from "./header.ts";
+import { encodeHeader } from "./header_encoding.ts";
 import { writeRefcount } from "./refcounts.ts";
 import { preallocate } from "./resize.ts";
 import { Qcow2State, QUIET } from "./state.ts";

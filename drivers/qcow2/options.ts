@@ -1,0 +1,149 @@
+/**
+ * The options with which an image is opened, and what follows from them.
+ *
+ * @module
+ */
+import type { OpenContext } from "../../core/driver.ts";
+import { BlockError } from "../../core/errors.ts";
+import type { OptionTable, OptionValues } from "../../core/options.ts";
+import { ENCRYPT_OPTIONS } from "./encryption.ts";
+import { Compatible, ENTRY_SIZE, Geometry } from "./format.ts";
+import type { Header } from "./header.ts";
+import { OVERLAP_OPTIONS, protectedKinds } from "./overlap.ts";
+import type { Behaviour, CacheSizes } from "./state.ts";
+
+const MIB = 1024 * 1024;
+
+/** What `open` understands, apart from the children. */
+export const OPEN_OPTIONS: OptionTable = {
+  "cache-size": {
+    type: "size",
+    help:
+      "Maximum combined metadata (L2 tables and refcount blocks) cache size",
+  },
+  "l2-cache-size": { type: "size", help: "Maximum L2 table cache size" },
+  "l2-cache-entry-size": {
+    type: "size",
+    help: "Size of each entry in the L2 cache",
+  },
+  "refcount-cache-size": {
+    type: "size",
+    help: "Maximum refcount block cache size",
+  },
+  "cache-clean-interval": {
+    type: "number",
+    help: "Clean unused cache entries after this time (in seconds)",
+  },
+  "lazy-refcounts": {
+    type: "boolean",
+    help: "Postpone refcount updates",
+  },
+  "pass-discard-request": {
+    type: "boolean",
+    help: "Pass guest discard requests to the layer below",
+  },
+  "pass-discard-snapshot": {
+    type: "boolean",
+    help: "Generate discard requests when snapshot related space is freed",
+  },
+  "pass-discard-other": {
+    type: "boolean",
+    help: "Generate discard requests when other clusters are freed",
+  },
+  ...OVERLAP_OPTIONS,
+  ...ENCRYPT_OPTIONS,
+};
+
+/** `{"overlap-check": {template: "all"}}` as `{"overlap-check.template": …}`. */
+export function flatten(options: OptionValues): OptionValues {
+  const flat = { ...options };
+  for (const group of ["overlap-check", "encrypt"]) {
+    const nested = options[group];
+    if (typeof nested !== "object" || nested === null) continue;
+    delete flat[group];
+    for (const [name, value] of Object.entries(nested)) {
+      flat[`${group}.${name}`] = value;
+    }
+  }
+  return flat;
+}
+
+/** How the image is to be used, by its options and its header. */
+export function behaviourOf(
+  options: OptionValues,
+  header: Header,
+  context: OpenContext,
+): Behaviour {
+  const wish = (name: string, otherwise: boolean) =>
+    options[name] as boolean | undefined ?? otherwise;
+  const isLazy = (header.compatible.low & Compatible.LAZY_REFCOUNTS) !== 0;
+  const lazyRefcounts = wish("lazy-refcounts", isLazy);
+  if (lazyRefcounts && header.version < 3) {
+    throw new BlockError(
+      "EINVAL",
+      "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level",
+    );
+  }
+  return {
+    lazyRefcounts,
+    protectedKinds: protectedKinds(options),
+    passDiscard: {
+      request: wish("pass-discard-request", true),
+      snapshot: wish("pass-discard-snapshot", true),
+      other: wish("pass-discard-other", false),
+      always: true,
+      never: false,
+    },
+    report: (line) => context.report(line),
+    ...(context.event && { event: (name) => context.event?.(name) }),
+  };
+}
+
+/** The sizes of the caches: QEMU's rules, with QEMU's messages. */
+export function cacheSizes(options: OptionValues, header: Header): CacheSizes {
+  const refuse = (message: string) => new BlockError("EINVAL", message);
+  const geometry = new Geometry(header.clusterBits, header.refcountOrder);
+  const { clusterSize } = geometry;
+  const total = options["cache-size"] as number | undefined;
+  let l2 = options["l2-cache-size"] as number | undefined;
+  let refcount = options["refcount-cache-size"] as number | undefined;
+  const minRefcount = 4 * clusterSize;
+  const covering = geometry.clustersFor(header.size) * ENTRY_SIZE;
+  const wholeL2 = geometry.clusterEnd(covering);
+  if (total !== undefined) {
+    if (l2 !== undefined && refcount !== undefined) {
+      throw refuse(
+        "cache-size, l2-cache-size and refcount-cache-size may not be set at the same time",
+      );
+    }
+    if (l2 !== undefined && l2 > total) {
+      throw refuse("l2-cache-size may not exceed cache-size");
+    }
+    if (refcount !== undefined && refcount > total) {
+      throw refuse("refcount-cache-size may not exceed cache-size");
+    }
+    if (l2 !== undefined) refcount = total - l2;
+    else if (refcount !== undefined) l2 = total - refcount;
+    else {
+      l2 = Math.min(wholeL2, Math.max(0, total - minRefcount));
+      refcount = total - l2;
+    }
+  }
+  l2 = Math.min(l2 ?? 32 * MIB, wholeL2);
+  refcount ??= minRefcount;
+  if (l2 > 2 ** 31 * clusterSize) throw refuse("L2 cache size too big");
+  if (refcount > 2 ** 31 * clusterSize) {
+    throw refuse("Refcount cache size too big");
+  }
+  const l2Entry = options["l2-cache-entry-size"] as number | undefined ??
+    (l2 < wholeL2 ? Math.min(4096, clusterSize) : clusterSize);
+  if (
+    l2Entry < 512 || l2Entry > clusterSize ||
+    !Number.isInteger(Math.log2(l2Entry))
+  ) {
+    throw refuse(
+      `L2 cache entry size must be a power of two between 512 and the cluster size (${clusterSize})`,
+    );
+  }
+  return { l2, l2Entry, refcount: Math.max(refcount, minRefcount) };
+}
