@@ -46,7 +46,7 @@ const SUFFIXES = "BKMGTPE";
  * ```
  */
 export function parseSize(text: string): number | undefined {
-  const match = /^\s*\+?(?:0[xX]([0-9a-fA-F]+)|(\d*)(\.\d*)?)([bkmgtpe]?)$/i
+  const match = /^\s*\+?(?:0[xX]([0-9a-fA-F]+)|(\d+)(\.\d*)?)([bkmgtpe]?)$/i
     .exec(text);
   if (!match) return undefined;
   const [, hex, whole, fraction, suffix] = match;
@@ -54,14 +54,13 @@ export function parseSize(text: string): number | undefined {
     const scale = suffix ? 1024 ** SUFFIXES.indexOf(suffix.toUpperCase()) : 1;
     return parseInt(hex, 16) * scale;
   }
-  if (!whole && !(fraction && fraction.length > 1)) return undefined;
   const exponent = suffix ? SUFFIXES.indexOf(suffix.toUpperCase()) : 0;
   // A fraction of a byte has no meaning.
   if (fraction && Number(fraction + "0") !== 0 && exponent === 0) {
     return undefined;
   }
   const scale = 1024 ** exponent;
-  return Number(whole || "0") * scale +
+  return Number(whole) * scale +
     Math.trunc(Number("0" + (fraction ?? "") + "0") * scale);
 }
 

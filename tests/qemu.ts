@@ -85,12 +85,15 @@ export async function run(
     stdout: "piped",
     stderr: "piped",
   }).spawn();
-  if (options.stdin !== undefined) {
-    const writer = child.stdin.getWriter();
-    await writer.write(new TextEncoder().encode(options.stdin));
-    await writer.close();
-  }
-  const { code, stdout, stderr } = await child.output();
+  const writing = options.stdin === undefined
+    ? Promise.resolve()
+    : ReadableStream.from([new TextEncoder().encode(options.stdin)])
+      .pipeTo(child.stdin);
+  // Its output is read meanwhile: it may wait for that.
+  const [{ code, stdout, stderr }] = await Promise.all([
+    child.output(),
+    writing.catch(() => {}), // It need not read everything.
+  ]);
   const text = new TextDecoder();
   return { code, stdout: text.decode(stdout), stderr: text.decode(stderr) };
 }

@@ -96,14 +96,11 @@ export const aioWrite: IoCommand = {
 };
 
 function checkTogether(options: WriteOptions, operands: number): void {
-  const { zero, unmap, pattern } = options;
+  const { zero, unmap } = options;
   if (zero && operands !== 2) {
     throw new Refusal("-z supports only a single length parameter");
   }
   if (unmap && !zero) throw new Refusal("-u requires -z to be specified");
-  if (zero && pattern !== undefined) {
-    throw new Refusal("-z and -P cannot be specified at the same time");
-  }
 }
 
 function requestOf(

@@ -199,7 +199,7 @@ function parseReopen(call: Call): Changes & { options: OptionValues } {
   return changes;
 }
 
-/** Refuse options that are not of the driver, or belong to another node. */
+/** Refuse options that the driver lacks, and those that cannot be changed. */
 function checkChangeable(
   node: BlockNode,
   before: OptionValues,
@@ -207,11 +207,13 @@ function checkChangeable(
 ): void {
   for (const [name, value] of Object.entries(options)) {
     if (before[name] === value) continue;
+    if (name === "driver" && value === node.driver.name) continue;
     const [role, ...rest] = name.split(".");
     const child = node.children[role];
+    const { role: kind, openOptions = {} } = node.driver;
     if (child && rest.length > 0) {
       checkChangeable(child, {}, { [rest.join(".")]: value });
-    } else if (!Object.hasOwn(node.driver.openOptions ?? {}, name)) {
+    } else if (kind === "protocol" || !Object.hasOwn(openOptions, name)) {
       throw new CommandError(`Cannot change the option '${name}'`);
     }
   }
