@@ -158,13 +158,10 @@ async function requestOf(
   const data = options.source === undefined
     ? filled(length, options.pattern ?? UNTOUCHED)
     : await fromFile(call, options.source, length);
-  const { vmState, compressed } = options;
-  if (!vmState && !compressed) {
-    return () => image.write(offset, data, options);
-  }
+  if (options.compressed) return () => writeCompressed(image, offset, data);
+  if (!options.vmState) return () => image.write(offset, data, options);
   return async () => {
-    if (vmState) await writeVmState(image, offset, data);
-    else await writeCompressed(image, offset, data);
+    await writeVmState(image, offset, data);
     if (writesThrough(call.session.opening.cache)) await image.flush();
   };
 }
@@ -210,14 +207,26 @@ async function writeVmState(
   await node.saveVmState(offset, [data]);
 }
 
+/** Store data compressed where nothing is: QEMU replaces no cluster so. */
 async function writeCompressed(
-  { node, size }: Image,
+  image: Image,
   offset: number,
   data: Uint8Array,
 ): Promise<void> {
-  if (offset + data.length > size) throw new BlockError("EIO");
-  if (!node.writeCompressed) throw new BlockError("ENOTSUP");
-  await node.writeCompressed(offset, [data]);
+  const { node, size } = image;
+  const end = offset + data.length;
+  const { clusterSize = 1 } = await image.info();
+  const isWhole = offset % clusterSize === 0 &&
+    (end % clusterSize === 0 || end === size);
+  // The driver has its own words for what is not made of clusters.
+  const from = isWhole && end <= size && node.writeCompressed ? offset : end;
+  for (let at = from; at < end;) {
+    const { kind, length, hostOffset } = await node.status(at, end - at);
+    const isEmpty = hostOffset === undefined && kind !== "compressed";
+    if (!isEmpty) throw new BlockError("EIO");
+    at += length;
+  }
+  await image.writeCompressed(offset, data);
 }
 
 /** `writev`. */

@@ -15,6 +15,7 @@ import type { Qcow2State } from "./state.ts";
 import {
   type Freed,
   giveUp,
+  isOwned,
   noteFreed,
   orderL2AfterData,
   writeGuest,
@@ -104,8 +105,8 @@ async function store(
   {
     using _ = await state.metadata.lock();
     state.checkUsable();
-    const { kind } = await state.clusters.mapLocked(guestOffset, 1);
-    if (kind !== "unallocated" && kind !== "zero") throw new BlockError("EIO");
+    const { high, kind } = await state.clusters.mapLocked(guestOffset, 1);
+    if (isOwned(high, kind)) throw new BlockError("EIO");
     hostOffset = await refcounts.allocateBytes(compressed.length);
   }
   const freed: Freed[] = [];
