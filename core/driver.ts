@@ -24,6 +24,11 @@ export interface BlockDriver {
   readonly role: DriverRole;
   /** The options that `open` understands, apart from its children. */
   readonly openOptions?: OptionTable;
+  /**
+   * The options of a node that is opened anew, by their dotted names: `changes`
+   * to those `before`. Absent if each option stands for itself.
+   */
+  joinOptions?(before: OptionValues, changes: OptionValues): OptionValues;
   /** The options that `create` understands; absent if it cannot create. */
   readonly createOptions?: OptionTable;
   /**

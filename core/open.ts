@@ -14,7 +14,8 @@ import type {
 import { asBlockError, BlockError } from "./errors.ts";
 import { applyLimits } from "./limits.ts";
 import { normalizePath, resolveName, schemeOf } from "./names.ts";
-import type { OptionValues } from "./options.ts";
+import { openAsPermitted, takeNodeOptions } from "./node_options.ts";
+import { type OptionValues, UnknownOptionError } from "./options.ts";
 import { getDriver, PROBE_LENGTH, probeFormat } from "./registry.ts";
 import { findSecret, type SecretSource } from "./secrets.ts";
 import {
@@ -97,6 +98,10 @@ interface Opening {
 /** Where in the stack we are. */
 interface Place {
   readOnly: boolean;
+  /** Whether to bypass the page cache, if an option says so. */
+  direct?: boolean;
+  /** Whether to ignore flushes, if an option says so. */
+  noFlush?: boolean;
   /** The images of the backing chain above, by canonical name. */
   chain: readonly string[];
   /** Whether the format of the child `file` is to be found by probing. */
@@ -307,12 +312,19 @@ async function openProbed(
 
 async function openDriver(
   driver: BlockDriver,
-  options: OptionValues,
+  allOptions: OptionValues,
   opening: Opening,
-  place: Place,
+  above: Place,
   probed = false,
 ): Promise<BlockNode> {
   const opened: BlockNode[] = [];
+  const [common, options] = takeNodeOptions(allOptions);
+  const place = {
+    ...above,
+    readOnly: above.readOnly || common.readOnly === true,
+    direct: common.direct ?? above.direct,
+    noFlush: common.noFlush ?? above.noFlush,
+  };
   const filename = isNode(options.file)
     ? options.file.filename
     : filenameOf(options);
@@ -326,8 +338,8 @@ async function openDriver(
     readOnly: place.readOnly,
     probed,
     purpose: opening.options.purpose ?? "io",
-    noFlush: cache === "unsafe",
-    direct: cache === "none" || cache === "directsync",
+    noFlush: place.noFlush ?? cache === "unsafe",
+    direct: place.direct ?? (cache === "none" || cache === "directsync"),
     ...(opening.options.onEvent && {
       event: (name: string) => opening.options.onEvent?.(name, filename),
     }),
@@ -348,10 +360,9 @@ async function openDriver(
         );
       }
       const isBacking = name === "backing";
-      const below = {
-        readOnly: place.readOnly || isBacking,
-        chain: place.chain,
-      };
+      const { chain, direct, noFlush } = place;
+      const readOnly = place.readOnly || isBacking;
+      const below = { readOnly, chain, direct, noFlush };
       // A protocol that is named is wanted as it is.
       const asProtocol = !isBacking &&
         (!place.probeFile || isSelfContained(options[name]));
@@ -361,8 +372,7 @@ async function openDriver(
       if (
         opening.options.backing === false || context.purpose === "info"
       ) return undefined;
-      const above = canonicalName(filename, driver);
-      const chain = [...place.chain, above];
+      const chain = [...place.chain, canonicalName(filename, driver)];
       return await keep(openBacking(
         { ...options[child] as OptionValues },
         { filename: resolveName(filename, name), format, namedBy: filename },
@@ -372,11 +382,27 @@ async function openDriver(
     },
   };
   try {
-    return applyLimits(await driver.open(options, context));
+    const node = await openAsPermitted(driver, options, context, common);
+    if (common.discards === false) node.discard = undefined;
+    return applyLimits(node);
   } catch (error) {
     for (const node of opened) await node.close();
+    if (error instanceof UnknownOptionError) throw notSupported(driver, error);
     throw asBlockError(error);
   }
+}
+
+/** An option that a driver lacks, in the words of those who open nodes. */
+function notSupported(
+  driver: BlockDriver,
+  { option }: UnknownOptionError,
+): BlockError {
+  return new BlockError(
+    "EINVAL",
+    standsForProtocol(driver)
+      ? `Block protocol '${driver.name}' doesn't support the option '${option}'`
+      : `Block format '${driver.name}' does not support the option '${option}'`,
+  );
 }
 
 /** Whether a description needs no file, as `{driver: "memory"}` does not. */

@@ -89,9 +89,10 @@ export function parseOption(
     }
     case "number": {
       const text = String(value).trim();
-      const number = /^(\d+|0x[0-9a-f]+)$/i.test(text) ? Number(text) : NaN;
-      if (!(number < 2 ** 64)) throw refuse("a number");
-      return number;
+      const number = /^-?(\d+|0x[0-9a-f]+)$/i.test(text) ? Number(text) : NaN;
+      if (!(Math.abs(number) < 2 ** 64)) throw refuse("a number");
+      // Negative ones are what C's strtoull makes of them.
+      return number < 0 ? number + 2 ** 64 : number;
     }
     case "enum":
       if (!spec.values!.includes(String(value))) {
@@ -113,6 +114,18 @@ function lastName(name: string): string {
   return name.slice(name.lastIndexOf(".") + 1);
 }
 
+/** There is no option of that name. */
+export class UnknownOptionError extends BlockError {
+  /** Its name. */
+  readonly option: string;
+
+  /** An error about `option`. */
+  constructor(option: string) {
+    super("EINVAL", `Invalid parameter '${option}'`);
+    this.option = option;
+  }
+}
+
 /**
  * Give each option its type. Options that the table lacks are refused, except
  * those whose name (up to the first dot) is in `others`.
@@ -130,10 +143,17 @@ export function parseOptions(
     } else if (others.includes(name)) {
       parsed[name] = value;
     } else {
-      throw new BlockError("EINVAL", `Invalid parameter '${name}'`);
+      throw new UnknownOptionError(leafOf(name, value));
     }
   }
   return parsed;
+}
+
+/** The dotted name of the first value within an option. */
+function leafOf(name: string, value: unknown): string {
+  if (typeof value !== "object" || value === null) return name;
+  const [first] = Object.entries(value);
+  return first ? leafOf(`${name}.${first[0]}`, first[1]) : name;
 }
 
 /** The defaults of a table. */

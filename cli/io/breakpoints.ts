@@ -4,8 +4,9 @@
  *
  * @module
  */
-import type { BlockNode, DebugOperations } from "../../core/driver.ts";
+import type { DebugOperations } from "../../core/driver.ts";
 import { BlockError, strerror } from "../../core/errors.ts";
+import { debuggerOf } from "../../core/requests.ts";
 import { type Call, type IoCommand, Refusal } from "./command.ts";
 
 /** `break`. */
@@ -82,10 +83,4 @@ function debug(
     if (!(error instanceof BlockError)) throw error;
     throw new Refusal(`${what}: ${strerror(error.code)}`);
   }
-}
-
-/** The first node with breakpoints, from the top down. */
-function debuggerOf(node: BlockNode | undefined): DebugOperations | undefined {
-  if (!node) return undefined;
-  return node.debug ?? debuggerOf(node.children.file);
 }

@@ -8,7 +8,7 @@ import type { BlockNode } from "../../core/driver.ts";
 import { detailLines } from "../details.ts";
 import type { Json } from "../json.ts";
 import { integerText } from "../numbers.ts";
-import type { IoCommand } from "./command.ts";
+import { type IoCommand, Refusal } from "./command.ts";
 import { byteCount, sizeText } from "./numbers.ts";
 
 /** `length`. */
@@ -103,9 +103,15 @@ export const info: IoCommand = {
 
   async run({ session }) {
     const { image, program } = session;
+    const { node, format } = image;
+    program.print(`format name: ${format}\n`);
+    if (node.driver.role === "protocol") {
+      // Its name is told twice, and of the protocols only files have more.
+      program.print(`format name: ${format}\n`);
+      if (format !== "file") throw new Refusal();
+    }
     const info = await image.info();
     const lines = [
-      `format name: ${image.format}`,
       `cluster size: ${sizeText(info.clusterSize ?? 0)}`,
       `vm state offset: ${sizeText(info.vmStateOffset ?? 0)}`,
     ];

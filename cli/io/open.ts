@@ -3,8 +3,8 @@
  *
  * @module
  */
-import type { BlockNode } from "../../core/driver.ts";
-import { asBlockError } from "../../core/errors.ts";
+import type { BlockDriver, BlockNode } from "../../core/driver.ts";
+import { asBlockError, BlockError } from "../../core/errors.ts";
 import { type OptionValues, parseKeyValueList } from "../../core/options.ts";
 import type { OptionSpec } from "../getopt.ts";
 import { cacheMode } from "../images.ts";
@@ -15,7 +15,6 @@ import {
   DEFAULT_OPENING,
   discardMode,
   type Opening,
-  withCommonOptions,
 } from "./opening.ts";
 import type { Session } from "./session.ts";
 
@@ -135,17 +134,31 @@ export async function openFile(
     throw new CommandError("-U conflicts with image options");
   }
   try {
-    await session.open(withCommonOptions({
+    await session.open({
       ...DEFAULT_OPENING,
       ...changes,
       options: others,
       ...(filename !== undefined && { filename }),
-    }));
+    });
+    if (session.image.readOnly && !session.opening.readOnly) {
+      await session.close();
+      throw new BlockError("EACCES", "Block node is read-only");
+    }
   } catch (error) {
     const name = filename === undefined ? "" : ` device ${filename}`;
     throw asBlockError(error).prefixed(`can't open${name}: `);
   }
 }
+
+const CACHE_OPTIONS = ["cache.direct", "cache.no-flush"];
+
+/** Options of every node that can be changed. */
+const CHANGEABLE = [
+  ...CACHE_OPTIONS,
+  "read-only",
+  "auto-read-only",
+  "discard",
+];
 
 /** `reopen`. */
 export const reopen: IoCommand = {
@@ -167,20 +180,35 @@ export const reopen: IoCommand = {
     if (changes.readOnly !== undefined && "read-only" in options) {
       throw new CommandError("Cannot set both -r/-w and 'read-only'");
     }
-    const hasCacheOption = "cache.direct" in options ||
-      "cache.no-flush" in options;
+    const hasCacheOption = CACHE_OPTIONS.some((name) => name in options);
     if (changes.cache !== undefined && hasCacheOption) {
       throw new CommandError("Cannot set both -c and the cache options");
     }
-    const { opening } = session;
-    const next = withCommonOptions({ ...opening, ...changes, options });
-    checkChangeable(session.image.node, opening.options, next.options);
-    await session.reopen({
-      ...next,
-      options: { ...opening.options, ...next.options },
-    });
+    const { opening, image } = session;
+    checkChangeable(image.node, opening.options, options);
+    await session.reopen(
+      reopening(image.node.driver, opening, changes, options),
+    );
   },
 };
+
+/** How a file is to be opened after changes. */
+function reopening(
+  driver: BlockDriver,
+  opening: Opening,
+  changes: Changes,
+  options: OptionValues,
+): Opening {
+  const before = { ...opening.options };
+  // What has a letter of its own takes the place of the option.
+  if (changes.readOnly !== undefined) delete before["read-only"];
+  if (changes.cache !== undefined) {
+    CACHE_OPTIONS.forEach((name) => delete before[name]);
+  }
+  const joined = driver.joinOptions?.(before, options) ??
+    { ...before, ...options };
+  return { ...opening, ...changes, options: joined };
+}
 
 function parseReopen(call: Call): Changes & { options: OptionValues } {
   const changes: Changes & { options: OptionValues } = { options: {} };
@@ -206,7 +234,7 @@ function checkChangeable(
   options: OptionValues,
 ): void {
   for (const [name, value] of Object.entries(options)) {
-    if (before[name] === value) continue;
+    if (before[name] === value || CHANGEABLE.includes(name)) continue;
     if (name === "driver" && value === node.driver.name) continue;
     const [role, ...rest] = name.split(".");
     const child = node.children[role];

@@ -9,12 +9,10 @@ import {
   type CacheMode,
   openNode as open,
   type OpenOptions,
+  openProtocol,
 } from "../../core/open.ts";
-import {
-  nestOptions,
-  type OptionValues,
-  parseOption,
-} from "../../core/options.ts";
+import { nestOptions, type OptionValues } from "../../core/options.ts";
+import { findDriver } from "../../core/registry.ts";
 import { parseFilename, type Source } from "../../core/spec.ts";
 import { MemoryStore } from "../../mod.ts";
 import { CommandError, type Program } from "../program.ts";
@@ -64,6 +62,8 @@ export async function openNode(
   let node: BlockNode;
   if (copyOnRead && !readOnly && !snapshot) {
     node = await open({ driver: "copy-on-read", file: source }, options);
+  } else if (namesProtocol(source)) {
+    node = await openProtocol(source, options);
   } else {
     node = await open(source, options);
   }
@@ -72,13 +72,34 @@ export async function openNode(
   return node;
 }
 
+/** Whether a protocol is asked for by its name, and no format above it. */
+function namesProtocol(source: Source): boolean {
+  if (typeof source !== "object" || source instanceof URL) return false;
+  const { driver } = source;
+  return driver !== undefined && findDriver(driver)?.role === "protocol";
+}
+
 function sourceOf({ filename, options }: Opening): Source {
-  const nested = nestOptions(options);
+  const nested = nestedOptions(options);
   if (filename === undefined) return nested;
   if (Object.keys(options).length === 0) return filename;
   return filename.startsWith("json:")
     ? { ...parseFilename(filename), ...nested }
     : { ...nested, filename };
+}
+
+/** Dotted names are nested, but for those of which a part has a value itself. */
+function nestedOptions(options: OptionValues): OptionValues {
+  const flat: OptionValues = {};
+  const others: OptionValues = {};
+  for (const [name, value] of Object.entries(options)) {
+    const steps = name.split(".");
+    const isMixed = steps.slice(1).some((_, length) =>
+      Object.hasOwn(options, steps.slice(0, length + 1).join("."))
+    );
+    (isMixed ? flat : others)[name] = value;
+  }
+  return { ...nestOptions(others), ...flat };
 }
 
 /** Something to write to that is gone when it is closed. */
@@ -99,44 +120,6 @@ function listenToDebuggers(program: Program, node: BlockNode): void {
   for (const child of Object.values(node.children)) {
     if (child) listenToDebuggers(program, child);
   }
-}
-
-/** What options say that any driver understands. */
-export function withCommonOptions(opening: Opening): Opening {
-  const {
-    "read-only": readOnly = opening.readOnly,
-    "discard": discard,
-    "cache.direct": direct,
-    "cache.no-flush": noFlush,
-    ...options
-  } = opening.options;
-  return {
-    ...opening,
-    options,
-    readOnly: flag("read-only", readOnly),
-    discard: discard === undefined ? opening.discard : discardMode(discard),
-    cache: cacheWith(
-      opening.cache,
-      direct === undefined ? undefined : flag("cache.direct", direct),
-      noFlush === undefined ? undefined : flag("cache.no-flush", noFlush),
-    ),
-  };
-}
-
-function flag(name: string, value: unknown): boolean {
-  const spec = { type: "boolean", help: "" } as const;
-  return parseOption(name, spec, value) as boolean;
-}
-
-/** A cache mode, two of the three things that it stands for changed. */
-function cacheWith(
-  mode: CacheMode,
-  direct: boolean = mode === "none" || mode === "directsync",
-  noFlush: boolean = mode === "unsafe",
-): CacheMode {
-  if (noFlush) return "unsafe";
-  if (direct) return writesThrough(mode) ? "directsync" : "none";
-  return writesThrough(mode) ? "writethrough" : "writeback";
 }
 
 /** Whether each write is to reach the disk before it is done. */

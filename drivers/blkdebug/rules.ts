@@ -158,6 +158,11 @@ async function readConfig(filename?: string): Promise<GivenRule[]> {
 }
 
 function parseRule([group, values]: GivenRule): Rule {
+  for (const name of Object.keys(values)) {
+    if (!Object.hasOwn(RULE_OPTIONS[group], name)) {
+      throw new BlockError("EINVAL", `Invalid parameter '${name}'`);
+    }
+  }
   const parsed = parseOptions(RULE_OPTIONS[group], values);
   const number = (name: string) => parsed[name] as number | undefined;
   const event = parsed.event as string | undefined;

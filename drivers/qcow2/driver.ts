@@ -27,7 +27,13 @@ import { create, CREATE_OPTIONS } from "./create.ts";
 import { openEncryption } from "./encryption.ts";
 import { Autoclear, Compatible, Incompatible } from "./format.ts";
 import { Crypt, type Header, probe, readHeader } from "./header.ts";
-import { behaviourOf, cacheSizes, flatten, OPEN_OPTIONS } from "./options.ts";
+import {
+  behaviourOf,
+  cacheSizes,
+  flatten,
+  joinOptions,
+  OPEN_OPTIONS,
+} from "./options.ts";
 import { guestStatus, readGuest } from "./read.ts";
 import { resize } from "./resize.ts";
 import {
@@ -58,6 +64,7 @@ export const qcow2Driver: BlockDriver = {
   name: "qcow2",
   role: "format",
   openOptions: OPEN_OPTIONS,
+  joinOptions,
   createOptions: CREATE_OPTIONS,
   probe,
   open,

@@ -131,10 +131,6 @@ export function cacheSizes(options: OptionValues, header: Header): CacheSizes {
   }
   l2 = Math.min(l2 ?? 32 * MIB, wholeL2);
   refcount ??= minRefcount;
-  if (l2 > 2 ** 31 * clusterSize) throw refuse("L2 cache size too big");
-  if (refcount > 2 ** 31 * clusterSize) {
-    throw refuse("Refcount cache size too big");
-  }
   const l2Entry = options["l2-cache-entry-size"] as number | undefined ??
     (l2 < wholeL2 ? Math.min(4096, clusterSize) : clusterSize);
   if (
@@ -145,5 +141,34 @@ export function cacheSizes(options: OptionValues, header: Header): CacheSizes {
       `L2 cache entry size must be a power of two between 512 and the cluster size (${clusterSize})`,
     );
   }
+  if (l2 / l2Entry >= 2 ** 31) throw refuse("L2 cache size too big");
+  if (refcount / clusterSize >= 2 ** 31) {
+    throw refuse("Refcount cache size too big");
+  }
   return { l2, l2Entry, refcount: Math.max(refcount, minRefcount) };
+}
+
+const CACHE_SIZES = ["cache-size", "l2-cache-size", "refcount-cache-size"];
+
+/**
+ * The options of an image that is opened anew. A new template for overlap
+ * checks, or a new total of cache sizes, takes the place of all details that
+ * were given before; details that are complete take that of the old total.
+ */
+export function joinOptions(
+  before: OptionValues,
+  changes: OptionValues,
+): OptionValues {
+  const isChanged = (name: string) => Object.hasOwn(changes, name);
+  const newTemplate = isChanged("overlap-check") ||
+    isChanged("overlap-check.template");
+  const [total, ...parts] = CACHE_SIZES;
+  const kept = Object.entries(before).filter(([name]) =>
+    !(newTemplate && name.startsWith("overlap-check")) &&
+    !(isChanged(total) && parts.includes(name))
+  );
+  const joined = { ...Object.fromEntries(kept), ...changes };
+  const hasAll = CACHE_SIZES.every((name) => Object.hasOwn(joined, name));
+  if (hasAll && !CACHE_SIZES.every(isChanged)) delete joined[total];
+  return joined;
 }

@@ -86,6 +86,17 @@ const CALLS: { [subject: string]: string[] } = {
     "-f qcow2 top.qcow2; reopen -ro read-only=on; reopen -c none -o cache.direct=on; reopen -o read-only=on; write 0 1",
     "-f qcow2 top.qcow2; reopen -o read-only=x; reopen -o cache.no-flush=x; write -q 0 1k; reopen -c writeback; map",
   ],
+  "options of nodes": [
+    "; open -o driver=qcow2,foo.bar=1,file.filename=top.qcow2; open -o driver=qcow2,file.filename=top.qcow2,file.foo=1; open -o driver=blkdebug,image.filename=top.qcow2,foo=1",
+    "; open -o driver=qcow2,file.filename=top.qcow2,discard=x; open -o file.filename=top.qcow2,read-only=x; open -o node-name=1x top.qcow2",
+    "; open -o node-name=a,read-only=on,file.node-name=b top.qcow2; write 0 1; reopen -o node-name=a,file.node-name=b; reopen -o node-name=c; reopen -w; write 0 1; reopen -o file.node-name=c",
+    "; open -o driver=qcow2,discard=off top.qcow2; write 0 1M; discard 0 64k; map; reopen -o discard=on; discard 0 64k; map",
+    "; open -o driver=file,filename=disk.raw; info; write 0 512; reopen; length",
+    "; open -o driver=null-co,size=64k; info; read 0 64k; length",
+    "-f qcow2 top.qcow2; reopen -o driver=qcow2,file.driver=file; reopen -o file.driver=raw; reopen -o auto-read-only=x; reopen -o backing.driver=qcow2",
+    "-f qcow2 top.qcow2; reopen -o overlap-check=none; reopen -o overlap-check.template=all; reopen -o overlap-check.main-header=off; write 0 1k; reopen -o overlap-check=constant,overlap-check.template=all",
+    "-f qcow2 top.qcow2; reopen -o cache-size=1M; reopen -o l2-cache-size=512k; reopen -o refcount-cache-size=256k; reopen -o cache-size=1M,l2-cache-size=64k,refcount-cache-size=64k; reopen -o cache-clean-interval=-1",
+  ],
   "mistakes": [
     "disk.raw; flush 1; foo; read 0; read -x 0 1; read -P; read --foo 1 2; r -qx 1 2; map 1; quit 1 2; length",
     "-f raw disk.raw; help foo; help q; help alloc; help l; ?; help a b; help map",

@@ -136,7 +136,11 @@ Deno.test("openImage() refuses descriptions that make no sense", async () => {
     [{}, "block device must be specified for 'file'"],
     [
       { driver: "raw", file: { driver: "memory" }, speed: 3 },
-      "Invalid parameter",
+      "Block format 'raw' does not support the option 'speed'",
+    ],
+    [
+      { driver: "raw", file: { driver: "memory", a: { b: 1 } } },
+      "Block protocol 'memory' doesn't support the option 'a.b'",
     ],
     ["json:{}", "block device must be specified for 'file'"],
     [5 as unknown as string, "Cannot open '5'"],
@@ -152,6 +156,37 @@ Deno.test("openImage() refuses descriptions that make no sense", async () => {
     "EINVAL",
     "Driver specified twice",
   );
+});
+
+Deno.test("openImage() heeds the options of every node", async () => {
+  const store = new MemoryStore();
+  await createImage("raw", { driver: "memory", store }, { size: 1024 });
+  const open = (options: Record<string, unknown>) =>
+    openImage({ driver: "raw", file: { driver: "memory", store }, ...options });
+  {
+    await using image = await open({ "node-name": "a", "read-only": "on" });
+    assert(image.readOnly);
+  }
+  {
+    await using image = await open({ discard: "ignore" });
+    assertEquals(image.node.discard, undefined);
+  }
+  {
+    await using _ = await open({
+      cache: { direct: true },
+      "cache.no-flush": "on",
+    });
+  }
+  const cases: [Record<string, unknown>, string][] = [
+    [{ "read-only": "x" }, "Parameter 'read-only' expects 'on' or 'off'"],
+    [{ discard: "x" }, "Invalid discard option"],
+    [{ "node-name": "1" }, "Invalid node-name: '1'"],
+    [{ cache: { x: 1 } }, "does not support the option 'cache.x'"],
+    [{ cache: 1 }, "does not support the option 'cache'"],
+  ];
+  for (const [options, message] of cases) {
+    await refused(() => open(options), "EINVAL", message);
+  }
 });
 
 Deno.test("openImage() names the source that cannot be opened", async () => {

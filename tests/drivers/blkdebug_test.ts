@@ -299,7 +299,10 @@ Deno.test("blkdebug refuses what makes no sense, in QEMU's words", async () => {
       { "inject-error": [5] },
       "[inject-error] section (index 0) does not consist of keys",
     ],
-    [{ bad: 1 }, "Invalid parameter 'bad'"],
+    [
+      { bad: 1 },
+      "Block protocol 'blkdebug' doesn't support the option 'bad'",
+    ],
     [
       { config: "/does/not/exist" },
       "Could not read blkdebug config file: No such file or directory",

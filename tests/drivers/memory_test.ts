@@ -66,7 +66,7 @@ Deno.test("memory refuses options that do not fit", async () => {
     ],
     [
       () => openProtocol({ driver: "memory", filename: "x" }),
-      "Invalid parameter 'filename'",
+      "Block protocol 'memory' doesn't support the option 'filename'",
     ],
     [
       () => createImage("raw", { driver: "memory" }, { size: 512 }),

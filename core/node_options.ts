@@ -1,0 +1,103 @@
+/**
+ * The options that every node has, whatever its driver.
+ *
+ * @module
+ */
+import type { BlockDriver, BlockNode, OpenContext } from "./driver.ts";
+import { asBlockError, BlockError } from "./errors.ts";
+import { type OptionTable, type OptionValues, parseOption } from "./options.ts";
+
+const TABLE = {
+  "node-name": { type: "string", help: "A name for the node" },
+  "read-only": { type: "boolean", help: "Refuse to be written to" },
+  "auto-read-only": {
+    type: "boolean",
+    help: "Be read-only if the file cannot be written to",
+  },
+  "discard": { type: "string", help: "ignore (or off), or unmap (or on)" },
+  "cache.direct": { type: "boolean", help: "Bypass the page cache" },
+  "cache.no-flush": { type: "boolean", help: "Ignore flushes" },
+} as const satisfies OptionTable;
+
+/** What the options say; absent where they say nothing. */
+export interface NodeOptions {
+  /** For this node and those below. */
+  readonly readOnly?: boolean;
+  /** Whether to open read-only what cannot be opened for writing. */
+  readonly autoReadOnly?: boolean;
+  /** Whether discards do anything. */
+  readonly discards?: boolean;
+  /** For this node and those below. */
+  readonly direct?: boolean;
+  /** For this node and those below. */
+  readonly noFlush?: boolean;
+}
+
+/**
+ * Take apart the options of every node and those of its driver.
+ *
+ * @throws {BlockError} EINVAL for values that do not fit.
+ */
+export function takeNodeOptions(
+  options: OptionValues,
+): [common: NodeOptions, own: OptionValues] {
+  const own: [name: string, value: unknown][] = [];
+  const common: { -readonly [name in keyof typeof TABLE]?: unknown } = {};
+  for (const [name, value] of Object.entries(withDottedCache(options))) {
+    if (!Object.hasOwn(TABLE, name)) own.push([name, value]);
+    else if (value !== undefined) {
+      const known = name as keyof typeof TABLE;
+      common[known] = parseOption(name, TABLE[known], value);
+    }
+  }
+  checkName(common["node-name"] as string | undefined);
+  const flag = (name: keyof typeof TABLE) =>
+    common[name] as boolean | undefined;
+  return [{
+    readOnly: flag("read-only"),
+    autoReadOnly: flag("auto-read-only"),
+    discards: discardsOf(common.discard as string | undefined),
+    direct: flag("cache.direct"),
+    noFlush: flag("cache.no-flush"),
+  }, Object.fromEntries(own)];
+}
+
+/** `{cache: {direct: true}}` as `{"cache.direct": true}`. */
+function withDottedCache({ cache, ...options }: OptionValues): OptionValues {
+  if (typeof cache !== "object" || cache === null) {
+    return cache === undefined ? options : { cache, ...options };
+  }
+  for (const [name, value] of Object.entries(cache)) {
+    options[`cache.${name}`] = value;
+  }
+  return options;
+}
+
+function checkName(name: string | undefined): void {
+  if (name === undefined || /^[a-z][-._0-9a-z]{0,30}$/i.test(name)) return;
+  throw new BlockError("EINVAL", `Invalid node-name: '${name}'`);
+}
+
+function discardsOf(mode: string | undefined): boolean | undefined {
+  if (mode === undefined) return undefined;
+  if (mode === "unmap" || mode === "on") return true;
+  if (mode === "ignore" || mode === "off") return false;
+  throw new BlockError("EINVAL", "Invalid discard option");
+}
+
+/** Open a node; read-only where that is all one may, if that is enough. */
+export async function openAsPermitted(
+  driver: BlockDriver,
+  options: OptionValues,
+  context: OpenContext,
+  { autoReadOnly }: NodeOptions,
+): Promise<BlockNode> {
+  try {
+    return await driver.open(options, context);
+  } catch (error) {
+    const isEnough = autoReadOnly && !context.readOnly &&
+      ["EACCES", "EPERM", "EROFS"].includes(asBlockError(error).code);
+    if (!isEnough) throw error;
+    return await driver.open(options, { ...context, readOnly: true });
+  }
+}
