@@ -5,6 +5,7 @@
  */
 import { createImage } from "../../core/create.ts";
 import type { BlockNode } from "../../core/driver.ts";
+import { BlockError } from "../../core/errors.ts";
 import {
   type CacheMode,
   openNode as open,
@@ -58,9 +59,15 @@ export async function openNode(
     warn: (message) => program.warn(message),
     report: (line) => program.printError(`${line}\n`),
   };
+  if (copyOnRead && readOnly) {
+    throw new BlockError(
+      "EINVAL",
+      "Can't use copy-on-read on read-only device",
+    );
+  }
   const source = sourceOf(opening);
   let node: BlockNode;
-  if (copyOnRead && !readOnly && !snapshot) {
+  if (copyOnRead && !snapshot) {
     node = await open({ driver: "copy-on-read", file: source }, options);
   } else if (namesProtocol(source)) {
     node = await openProtocol(source, options);

@@ -243,7 +243,7 @@ class Qcow2Node implements BlockNode {
   ): Promise<void> {
     {
       using _ = await this.#begin(offset, length);
-      await zeroGuest(this.#state, offset, length, flags?.unmap ?? false);
+      await zeroGuest(this.#state, offset, length, flags);
     }
     if (flags?.fua) await this.flush();
   }

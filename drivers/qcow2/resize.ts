@@ -76,10 +76,10 @@ async function grow(
   try {
     const clusterEnd = Math.min(size, geometry.clusterEnd(oldSize));
     if (oldSize < clusterEnd && !await readsAsZeroes(state, oldSize - 1)) {
-      await zeroGuest(state, oldSize, clusterEnd - oldSize, false);
+      await zeroGuest(state, oldSize, clusterEnd - oldSize);
     }
     if (backing && backing.size > oldSize) {
-      await zeroGuest(state, oldSize, size - oldSize, false);
+      await zeroGuest(state, oldSize, size - oldSize);
     }
     if (preallocation !== "off") {
       await preallocate(state, oldSize, size, preallocation);

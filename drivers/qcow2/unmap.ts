@@ -4,7 +4,9 @@
  *
  * @module
  */
+import type { ZeroFlags } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
+import { chainExtents } from "../../core/extents.ts";
 import type { HeldRange } from "../../core/lock.ts";
 import { type ClusterKind, ENTRY_SIZE, ZERO } from "./format.ts";
 import type { FreeReason, Qcow2State } from "./state.ts";
@@ -77,6 +79,8 @@ async function changeEntries(
 /**
  * Make whole clusters read as zeroes.
  *
+ * @param onlyEmpty Leave those alone that hold data.
+ * @returns whether all of them read as zeroes now.
  * @throws {BlockError} ENOTSUP for version 2 with a backing file, which has no
  * way to say it.
  */
@@ -84,19 +88,18 @@ async function zeroClusters(
   state: Qcow2State,
   start: number,
   end: number,
-  unmap: boolean,
-): Promise<void> {
-  if (state.header.version < 3) {
-    if (state.backing) throw new BlockError("ENOTSUP");
-    return await changeEntries(
-      state,
-      start,
-      end,
-      "request",
-      (kind) => kind === "unallocated" ? "keep" : "unmap",
-    );
-  }
+  unmap = false,
+  onlyEmpty = false,
+): Promise<boolean> {
+  const isOld = state.header.version < 3;
+  if (isOld && state.backing) throw new BlockError("ENOTSUP");
+  let areAllZero = true;
   await changeEntries(state, start, end, "request", (kind) => {
+    if (onlyEmpty && (kind === "normal" || kind === "compressed")) {
+      areAllZero = false;
+      return "keep";
+    }
+    if (isOld) return kind === "unallocated" ? "keep" : "unmap";
     switch (kind) {
       case "zero":
         return "keep";
@@ -109,28 +112,70 @@ async function zeroClusters(
         return unmap ? "unmapZero" : "zero";
     }
   });
+  return areAllZero;
 }
 
 /**
- * Make a range read as zeroes: whole clusters by their entries, the parts of
- * clusters at its ends as data unless they are zeroes already.
+ * Make a range read as zeroes: whole clusters by their entries, and so the
+ * clusters at its ends if the rest of them is zeroes already; otherwise these
+ * are written to.
+ *
+ * @throws {BlockError} ENOTSUP where that must not be.
  */
 export async function zeroGuest(
   state: Qcow2State,
   offset: number,
   length: number,
-  unmap: boolean,
+  flags: ZeroFlags = {},
 ): Promise<void> {
   const { geometry, header } = state;
   const end = offset + length;
-  const first = geometry.clusterEnd(offset);
+  const first = Math.min(geometry.clusterEnd(offset), end);
   const last = end === header.size ? end : geometry.clusterStart(end);
-  if (first >= last) {
-    return await zeroParts(state, offset, end);
+  if (offset < first) await zeroPart(state, offset, first, flags);
+  if (first < last) await zeroClusters(state, first, last, flags.unmap);
+  if (Math.max(first, last) < end) {
+    await zeroPart(state, Math.max(first, last), end, flags);
   }
-  await zeroParts(state, offset, first);
-  await zeroClusters(state, first, last, unmap);
-  await zeroParts(state, last, end);
+}
+
+/** Make a part of a cluster read as zeroes. */
+async function zeroPart(
+  state: Qcow2State,
+  start: number,
+  end: number,
+  { unmap, noFallback }: ZeroFlags,
+): Promise<void> {
+  const { geometry, header, backing } = state;
+  const clusterStart = geometry.clusterStart(start);
+  const clusterEnd = Math.min(
+    clusterStart + geometry.clusterSize,
+    header.size,
+  );
+  const canSay = header.version >= 3 || !backing;
+  if (
+    canSay && await holdsZeroes(state, clusterStart, start) &&
+    await holdsZeroes(state, end, clusterEnd) &&
+    await zeroClusters(state, clusterStart, clusterEnd, unmap, true)
+  ) return;
+  if (noFallback) throw new BlockError("ENOTSUP");
+  await writeGuest(state, start, [zeroes(end - start)]);
+}
+
+/** Whether a part of a cluster reads as zeroes, as far as can be told. */
+async function holdsZeroes(
+  state: Qcow2State,
+  start: number,
+  end: number,
+): Promise<boolean> {
+  if (start === end || await readsAsZeroes(state, start)) return true;
+  const { kind } = await state.clusters.map(start, 1);
+  if (kind !== "unallocated" || !state.backing) return false;
+  const stop = Math.min(end, state.backing.size);
+  for await (const extent of chainExtents(state.backing, start, stop - start)) {
+    if (extent.kind !== "zero") return false;
+  }
+  return true;
 }
 
 /** Write zeroes as data, except to clusters that read as zeroes. */

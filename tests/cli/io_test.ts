@@ -38,7 +38,7 @@ const CALLS: { [subject: string]: string[] } = {
     "-f qcow2 top.qcow2; readv 0 2147483137; writev 0 1G 1G; readv 0 x",
   ],
   "all kinds of writes": [
-    "-f qcow2 top.qcow2; write 0 192k; write -z 64k 64k; write -zu 0 64k; map; write -zn 1k 1k; map",
+    "-f qcow2 top.qcow2; write 0 192k; write -z 64k 64k; write -zu 0 64k; map; write -zn 1k 1k; map; write -z 100k 1k; write -zn 190k 1k; map; write -z 200k 1k; write -zu 999k 25k; map",
     "-f qcow2 top.qcow2; write -c 0 128k; write -c 0 64k; write -c 512 64k; write -c 64k 512; write -c 1M 512; write -c 1 512; write -c 0 5",
     "-f qcow2 base.qcow2; write -b 512 1k; read -b -P 0xcd 512 1k; read -bv 0 512; write -b 1 512; read -b 0 1",
     "-f raw disk.raw; write -b 0 512; read -b 0 512; write -c 0 512; write -zn 0 512; write -f 0 512",
@@ -51,7 +51,7 @@ const CALLS: { [subject: string]: string[] } = {
     "-f qcow2 top.qcow2; aio_write -P 3 0 64k; aio_flush; aio_read -P 3 0 64k; aio_flush; aio_read -P 4 0 1 1; length",
     "-f qcow2 top.qcow2; aio_write -q 0 1k; aio_write -z 64k 64k; aio_flush; aio_write -zu 64k 64k; aio_flush; aio_read -v 0 4",
     "-f qcow2 top.qcow2; aio_write 1M 1; aio_flush; aio_read 1M 1; aio_flush; aio_write -i 0 1; aio_read -i 0 1",
-    "-f qcow2 top.qcow2; aio_write -z 0 1 1; aio_write -u 0 1; aio_write -zP 1 0 1; aio_write 0; aio_read x 1; aio_write -C 0 1k",
+    "-f qcow2 top.qcow2; aio_write -z 0 1 1; aio_write -u 0 1; aio_write -zP 1 0 1; aio_flush; aio_write 0; aio_read x 1; aio_write -C 0 1k",
   ],
   "what the file is": [
     "-f raw disk.raw; info; map; alloc 0; alloc 0 2M; alloc 1M; alloc 2M 5; length; l",
