@@ -10,6 +10,7 @@
 import { allocate, divideUp, roundUp } from "../../core/bytes.ts";
 import type { BlockNode } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
+import { isZero } from "../../core/runtime.ts";
 import {
   ENTRY_SIZE,
   entryOffset,
@@ -161,6 +162,53 @@ export class Refcounts {
     if (!block) return 0;
     const { refcountOrder } = geometry;
     return readRefcount(block.view, refcountOrder, clusterIndex % entries);
+  }
+
+  /**
+   * Give up the blocks that count nothing, or only themselves. For the metadata
+   * lock's holder, when all refcounts are durable.
+   *
+   * @returns whether there were any: others may have counted only those.
+   */
+  async dropEmptyBlocks(): Promise<boolean> {
+    const { geometry, file, header, refcountCache } = this.#host;
+    const { clusterSize, refcountBlockEntries } = geometry;
+    const table = new Uint8Array(this.#table.buffer, this.#table.byteOffset)
+      .slice(0, this.#table.byteLength);
+    const dropped: [tableIndex: number, cluster: number][] = [];
+    for (let index = 0; index < this.tableSize; index++) {
+      const block = await this.#loadBlock(index);
+      if (!block || !this.#countsNothing(block, index)) continue;
+      dropped.push([index, block.offset / clusterSize]);
+      table.fill(0, index * ENTRY_SIZE, (index + 1) * ENTRY_SIZE);
+    }
+    if (dropped.length === 0) return false;
+    await file.writev!(header.refcountTableOffset, [table]);
+    await file.flush?.();
+    this.#table = viewOf(table);
+    for (const [index, cluster] of dropped) {
+      this.#blocks?.delete(cluster);
+      refcountCache.forget(cluster * clusterSize, clusterSize);
+      // The count of one that counted itself is gone with it.
+      const countedBy = Math.floor(cluster / refcountBlockEntries);
+      const isCounted = countedBy !== index && await this.get(cluster) > 0;
+      if (isCounted) await this.#add(cluster, 1, -1);
+      else this.#noteFree(cluster);
+    }
+    return true;
+  }
+
+  /** Whether all refcounts in a block are zero, but for that of itself. */
+  #countsNothing({ offset, view, bytes }: CachedTable, index: number): boolean {
+    const { refcountOrder, refcountBlockEntries, clusterSize } =
+      this.#host.geometry;
+    const own = offset / clusterSize - index * refcountBlockEntries;
+    if (own < 0 || own >= refcountBlockEntries) return isZero(bytes);
+    const count = readRefcount(view, refcountOrder, own);
+    writeRefcount(view, refcountOrder, own, 0);
+    const isEmpty = isZero(bytes);
+    writeRefcount(view, refcountOrder, own, count);
+    return isEmpty;
   }
 
   /** The end of the last cluster that is in use, in bytes. */

@@ -104,6 +104,7 @@ async function shrink(state: Qcow2State, size: number): Promise<void> {
   await state.changeHeader({ size });
   await dropL2Tables(state, geometry.l1EntriesFor(size));
   await state.flushCaches();
+  while (await state.refcounts.dropEmptyBlocks()) await state.flushCaches();
   const end = await state.refcounts.endOfUse();
   if (end < file.size) await file.truncate?.(end);
 }

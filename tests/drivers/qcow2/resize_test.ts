@@ -1,5 +1,5 @@
 /** Changing the size of an image in use. @module */
-import { assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertRejects } from "@std/assert";
 import {
   BlockError,
   createImage,
@@ -27,6 +27,36 @@ Deno.test("a request that waits for a shrink finds itself past the end", async (
   await shrinking;
   await image.resize(4 * MIB);
   assertEquals(await image.read(3 * MIB, 10), new Uint8Array(10));
+  const { corruptions, leaks } = await image.check();
+  assertEquals([corruptions, leaks], [0, 0]);
+});
+
+Deno.test("shrinking gives up refcount blocks that count nothing any more", async () => {
+  const file = { driver: "memory", store: new MemoryStore() };
+  const options = { size: 3 * MIB, cluster_size: 512, refcount_bits: 64 };
+  await createImage("qcow2", file, options);
+  await using image = await openImage({ driver: "qcow2", file });
+  await image.write(0, new Uint8Array(3 * MIB).fill(1));
+  await image.resize(4096);
+  await image.flush();
+  await using content = await openImage({ driver: "raw", file });
+  const read = async (offset: number, length: number) =>
+    new DataView((await content.read(offset, length)).slice().buffer);
+  const header = await read(0, 72);
+  const place = Number(header.getBigUint64(48));
+  const table = await read(place, header.getUint32(56) * 512);
+  for (let at = 0; at < table.byteLength; at += 8) {
+    const block = Number(table.getBigUint64(at));
+    const counts = new Uint8Array((await read(block, 512)).buffer);
+    assert(block === 0 || counts.some((byte) => byte !== 0));
+  }
+  assertEquals(await image.read(0, 4096), new Uint8Array(4096).fill(1));
+  await image.resize(3 * MIB);
+  await image.write(MIB, new Uint8Array(2 * MIB).fill(2));
+  assertEquals(
+    await image.read(MIB, 2 * MIB),
+    new Uint8Array(2 * MIB).fill(2),
+  );
   const { corruptions, leaks } = await image.check();
   assertEquals([corruptions, leaks], [0, 0]);
 });
