@@ -179,7 +179,14 @@ export class Refcounts {
     for (let index = 0; index < this.tableSize; index++) {
       const block = await this.#loadBlock(index);
       if (!block || !this.#countsNothing(block, index)) continue;
-      dropped.push([index, block.offset / clusterSize]);
+      const cluster = block.offset / clusterSize;
+      if (this.#blockOffset(Math.floor(cluster / refcountBlockEntries)) === 0) {
+        await this.#host.corrupt(
+          `Refblock at ${hex(block.offset)} is not covered by the refcount ` +
+            "structures",
+        );
+      }
+      dropped.push([index, cluster]);
       table.fill(0, index * ENTRY_SIZE, (index + 1) * ENTRY_SIZE);
     }
     if (dropped.length === 0) return false;

@@ -104,7 +104,12 @@ async function shrink(state: Qcow2State, size: number): Promise<void> {
   await state.changeHeader({ size });
   await dropL2Tables(state, geometry.l1EntriesFor(size));
   await state.flushCaches();
-  while (await state.refcounts.dropEmptyBlocks()) await state.flushCaches();
+  try {
+    while (await state.refcounts.dropEmptyBlocks()) await state.flushCaches();
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
+    throw error.prefixed("Failed to discard unused refblocks: ");
+  }
   const end = await state.refcounts.endOfUse();
   if (end < file.size) await file.truncate?.(end);
 }
