@@ -35,18 +35,14 @@ export * from "./core/driver.ts";
 export * from "./core/errors.ts";
 export type { ChainExtent } from "./core/extents.ts";
 export type { IoVector } from "./core/bytes.ts";
+export type { Gate, ImplicitOpen } from "./core/gate.ts";
 export {
   type ByteCounters,
   Image,
   openImage,
   type StreamOptions,
 } from "./core/image.ts";
-export {
-  type CacheMode,
-  type Gate,
-  type ImplicitOpen,
-  type OpenOptions,
-} from "./core/open.ts";
+export { type CacheMode, type OpenOptions } from "./core/open.ts";
 export * from "./core/jobs/compare.ts";
 export * from "./core/jobs/convert.ts";
 export {

@@ -12,8 +12,9 @@ import type {
   OpenPurpose,
 } from "./driver.ts";
 import { asBlockError, BlockError } from "./errors.ts";
+import { canonicalName, type Gate, type ImplicitOpen, passes } from "./gate.ts";
 import { applyLimits } from "./limits.ts";
-import { normalizePath, resolveName, schemeOf } from "./names.ts";
+import { resolveName } from "./names.ts";
 import { openAsPermitted, takeNodeOptions } from "./node_options.ts";
 import { type OptionValues, UnknownOptionError } from "./options.ts";
 import { getDriver, PROBE_LENGTH, probeFormat } from "./registry.ts";
@@ -24,26 +25,6 @@ import {
   type Source,
   type StackObject,
 } from "./spec.ts";
-
-/** A file that an image asks to have opened. */
-export interface ImplicitOpen {
-  /** The file's name, as seen from where we are. */
-  readonly filename: string;
-  /** The format that the image says it has. */
-  readonly format?: string;
-  /** The image that names it. */
-  readonly namedBy: string;
-}
-
-/**
- * Decides which files an image may have opened by naming them: all, none,
- * those in or below a folder (links followed), or what a function says.
- */
-export type Gate =
-  | "allow"
-  | "deny"
-  | { below: string }
-  | ((request: ImplicitOpen) => boolean | Promise<boolean>);
 
 /** How writes reach the disk; the names are qemu-img's `-t`. */
 export type CacheMode =
@@ -427,7 +408,8 @@ async function openBacking(
   if (chain.length >= limit) {
     throw refuse("ELOOP", `the chain is longer than ${limit} images`);
   }
-  if (!await passes(opening, request)) {
+  const gate = opening.options.gate ?? { below: opening.home };
+  if (!await passes(gate, request)) {
     throw refuse(
       "EACCES",
       `'${request.namedBy}' names '${filename}', which is not permitted`,
@@ -444,29 +426,4 @@ async function openBacking(
     if (cause.message.startsWith("Could not open backing file: ")) throw cause;
     throw cause.prefixed("Could not open backing file: ");
   }
-}
-
-/** Whether the gate lets a file be opened. */
-async function passes(
-  opening: Opening,
-  request: ImplicitOpen,
-): Promise<boolean> {
-  const gate = opening.options.gate ?? { below: opening.home };
-  if (gate === "allow") return true;
-  if (gate === "deny") return false;
-  if (typeof gate === "function") return await gate(request);
-  const scheme = schemeOf(request.filename);
-  if (scheme !== undefined && scheme !== "file") return false;
-  const folder = canonicalName(gate.below);
-  const file = canonicalName(request.filename);
-  return file.startsWith(folder.endsWith("/") ? folder : folder + "/");
-}
-
-/** The same string for two spellings of one file's name. */
-function canonicalName(filename: string, driver?: BlockDriver): string {
-  const scheme = schemeOf(filename);
-  if (scheme !== undefined && scheme !== "file") return filename;
-  const path = scheme === "file" ? filename.slice(5) : filename;
-  const file = driver?.canonicalName ? driver : getDriver("file");
-  return file.canonicalName?.(path) ?? normalizePath(path);
 }
