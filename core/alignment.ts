@@ -15,7 +15,7 @@ import {
   vectorLength,
 } from "./bytes.ts";
 import type { BlockNode, WriteFlags } from "./driver.ts";
-import { type Held, RangeLock } from "./lock.ts";
+import { RangeLock } from "./lock.ts";
 
 type Read = (offset: number, iov: IoVector) => Promise<void>;
 type Write = (
@@ -95,7 +95,7 @@ class AlignedArea {
   readonly read: Read = async (offset, iov) => {
     const end = offset + vectorLength(iov);
     const [start, stop] = this.#around(offset, end);
-    using _ = await this.#hold(start, stop, false);
+    using _ = await this.#ranges.acquire(start, stop, false);
     if (start === offset && stop === end) return await this.#read(start, iov);
     const before = allocate(offset - start);
     const after = allocate(stop - end);
@@ -106,7 +106,7 @@ class AlignedArea {
     const end = offset + vectorLength(iov);
     const [start, stop] = this.#around(offset, end);
     const whole = start === offset && stop === end;
-    using _ = await this.#hold(start, stop, !whole);
+    using _ = await this.#ranges.acquire(start, stop, !whole);
     if (whole) return await this.#write!(start, iov, flags);
     const first = await this.#unitAt(offset, "head");
     const shared = first.length > 0 && stop - start === this.#unit;
@@ -132,7 +132,7 @@ class AlignedArea {
     if (start > stop) return await part(offset, length);
     if (offset < start) await part(offset, start - offset);
     if (start < stop) {
-      using _ = await this.#hold(start, stop, false);
+      using _ = await this.#ranges.acquire(start, stop, false);
       await whole(start, stop - start);
     }
     if (stop < end) await part(stop, end - stop);
@@ -152,14 +152,6 @@ class AlignedArea {
     await this.#read(start, [unit]);
     await this.#event?.(`pwritev_rmw_after_${which}`);
     return unit;
-  }
-
-  async #hold(start: number, stop: number, alone: boolean): Promise<Held> {
-    let blocker;
-    while ((blocker = this.#ranges.conflict(start, stop, alone))) {
-      await blocker.released;
-    }
-    return this.#ranges.hold(start, stop, alone);
   }
 }
 

@@ -100,14 +100,9 @@ export interface HeldRange extends Held {
 
 /**
  * Locks on ranges of offsets: any number may share one, or one hold it alone.
- * Finding a conflict and taking a range are separate and immediate, so that
- * they can be done in one turn with looking at what the lock protects:
- *
- * ```ts ignore
- * let blocker;
- * while ((blocker = ranges.conflict(start, end, true))) await blocker.released;
- * using held = ranges.hold(start, end, true);
- * ```
+ * `acquire` waits and takes; its two halves are there as well, `conflict` and
+ * `hold`, both immediate, so that they can be done in one turn with looking at
+ * what the lock protects.
  */
 export class RangeLock {
   readonly #held: HeldRange[] = [];
@@ -124,6 +119,19 @@ export class RangeLock {
       ) return held;
     }
     return undefined;
+  }
+
+  /** Wait until nothing conflicts with a range, and take it. */
+  async acquire(
+    start: number,
+    end: number,
+    exclusive: boolean,
+  ): Promise<HeldRange> {
+    let blocker;
+    while ((blocker = this.conflict(start, end, exclusive))) {
+      await blocker.released;
+    }
+    return this.hold(start, end, exclusive);
   }
 
   /** Take a range with which nothing conflicts. */

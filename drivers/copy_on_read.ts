@@ -6,6 +6,7 @@
  */
 import {
   allocate,
+  copyIntoVector,
   type IoVector,
   roundDown,
   roundUp,
@@ -121,19 +122,11 @@ class Copier {
     await this.#file.debugEvent?.("cor_write");
     if (isZero(bytes)) await writeZeroes(this.#file, start, bytes.length);
     else await this.#file.writev!(start, [bytes]);
-    let at = offset - start;
-    for (const part of iov) {
-      part.set(bytes.subarray(at, at + part.length));
-      at += part.length;
-    }
+    const at = offset - start;
+    copyIntoVector(iov, 0, bytes.subarray(at, at + length));
   }
 
-  async hold(offset: number, length: number, alone: boolean): Promise<Held> {
-    const end = offset + length;
-    let blocker;
-    while ((blocker = this.#ranges.conflict(offset, end, alone))) {
-      await blocker.released;
-    }
-    return this.#ranges.hold(offset, end, alone);
+  hold(offset: number, length: number, alone: boolean): Promise<Held> {
+    return this.#ranges.acquire(offset, offset + length, alone);
   }
 }

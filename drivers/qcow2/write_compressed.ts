@@ -95,12 +95,7 @@ async function store(
 ): Promise<void> {
   const { geometry, ranges, refcounts, file } = state;
   const end = guestOffset + geometry.clusterSize;
-  for (;;) {
-    const blocker = ranges.conflict(guestOffset, end, true);
-    if (!blocker) break;
-    await blocker.released;
-  }
-  using _held = ranges.hold(guestOffset, end, true);
+  using _held = await ranges.acquire(guestOffset, end, true);
   let hostOffset: number;
   {
     using _ = await state.metadata.lock();
