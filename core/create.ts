@@ -11,9 +11,6 @@ import { findDriver, getDriver } from "./registry.ts";
 import { findSecret, type SecretSource } from "./secrets.ts";
 import type { Source } from "./spec.ts";
 
-/** The largest size an image can have here, in bytes: 2^53 - 512. */
-export const MAX_IMAGE_SIZE = 2 ** 53 - 512;
-
 /** What making an image may need besides the format's own options. */
 export interface CreateOptions {
   /** Where the keys of encrypted images come from. */

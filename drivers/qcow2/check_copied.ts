@@ -16,7 +16,7 @@ import {
   viewOf,
 } from "./format.ts";
 import { ReferenceCounts } from "./reference_counts.ts";
-import { readRefcount } from "./refcounts.ts";
+import { readRefcount } from "./refcount_layout.ts";
 import { refcountText } from "./stored_refcounts.ts";
 
 /** Check, and repair if that is safe, all COPIED flags. */

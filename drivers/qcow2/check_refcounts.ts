@@ -8,7 +8,7 @@ import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import type { CheckOptions } from "../../core/driver.ts";
 import type { CheckRun } from "./check_run.ts";
 import { refcountText } from "./stored_refcounts.ts";
-import { readRefcount, writeRefcount } from "./refcounts.ts";
+import { readRefcount, writeRefcount } from "./refcount_layout.ts";
 
 type Repair = NonNullable<CheckOptions["repair"]>;
 

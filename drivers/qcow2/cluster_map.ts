@@ -7,6 +7,7 @@
 import { allocate } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
 import {
+  bytesOf,
   type ClusterKind,
   clusterKind,
   COPIED,
@@ -59,8 +60,7 @@ export class ClusterMap {
 
   /** The bytes of the active L1 table, as in the file. */
   get l1Bytes(): Uint8Array {
-    const { buffer, byteOffset, byteLength } = this.#l1;
-    return new Uint8Array(buffer, byteOffset, byteLength);
+    return bytesOf(this.#l1);
   }
 
   /** Go on with another L1 table, which the file holds already. */
@@ -102,11 +102,10 @@ export class ClusterMap {
 
   /** As {@linkcode lookup}, reading the slice if need be. */
   async map(guestOffset: number, length: number): Promise<Mapping> {
-    let mapping = this.lookup(guestOffset, length);
+    const mapping = this.lookup(guestOffset, length);
     if (!mapping) {
       using _ = await this.#state.metadata.lock();
-      await this.#loadSlice(guestOffset);
-      mapping = this.lookup(guestOffset, length)!;
+      return await this.mapLocked(guestOffset, length);
     }
     await this.#validate(mapping, guestOffset);
     return mapping;

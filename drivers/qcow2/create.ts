@@ -27,7 +27,7 @@ import {
 import { createEncryption, ENCRYPT_CREATE_OPTIONS } from "./encryption.ts";
 import { Crypt, type Header } from "./header.ts";
 import { encodeHeader } from "./header_encoding.ts";
-import { writeRefcount } from "./refcounts.ts";
+import { writeRefcount } from "./refcount_layout.ts";
 import { preallocate } from "./resize.ts";
 import { Qcow2State, QUIET } from "./state.ts";
 

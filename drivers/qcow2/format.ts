@@ -78,6 +78,13 @@ export function viewOf(bytes: Uint8Array): DataView {
   return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 }
 
+/** The bytes that a view shows, sharing its memory. */
+export function bytesOf(
+  { buffer, byteOffset, byteLength }: DataView,
+): Uint8Array {
+  return new Uint8Array(buffer, byteOffset, byteLength);
+}
+
 /** What the halves of an L2 entry say of the cluster. */
 export function clusterKind(high: number, low: number): ClusterKind {
   if (high & COMPRESSED) return "compressed";

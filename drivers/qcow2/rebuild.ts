@@ -14,7 +14,7 @@ import {
   viewOf,
   writeUint64,
 } from "./format.ts";
-import { writeRefcount } from "./refcounts.ts";
+import { writeRefcount } from "./refcount_layout.ts";
 
 /** Where the header has the refcount table's offset and its clusters. */
 const HEADER_POINTER = 48;

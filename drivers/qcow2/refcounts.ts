@@ -7,22 +7,27 @@
  *
  * @module
  */
-import { allocate, divideUp, roundUp } from "../../core/bytes.ts";
+import { allocate, divideUp } from "../../core/bytes.ts";
 import type { BlockNode } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
 import { isZero } from "../../core/runtime.ts";
 import {
+  bytesOf,
   ENTRY_SIZE,
   entryOffset,
   type Geometry,
   hex,
   MAX_REFCOUNT_TABLE_BYTES,
-  readUint64,
   viewOf,
   writeUint64,
 } from "./format.ts";
 import type { Header } from "./header.ts";
 import type { OverlapGuard } from "./overlap.ts";
+import {
+  growthLayout,
+  readRefcount,
+  writeRefcount,
+} from "./refcount_layout.ts";
 import type { Behaviour, FreeReason } from "./state.ts";
 import type { CachedTable, TableCache } from "./table_cache.ts";
 
@@ -43,51 +48,6 @@ export interface RefcountHost {
   changeHeader(changes: Partial<Header>): Promise<void>;
   /** Report damage: never answers. */
   corrupt(message: string): Promise<never>;
-}
-
-/** Read the refcount at `index` of a block; inexact for 2^53 and more. */
-export function readRefcount(
-  view: DataView,
-  order: number,
-  index: number,
-): number {
-  switch (order) {
-    case 3:
-      return view.getUint8(index);
-    case 4:
-      return view.getUint16(index * 2);
-    case 5:
-      return view.getUint32(index * 4);
-    case 6:
-      return readUint64(view, index * 8);
-  }
-  const bits = 1 << order;
-  const at = index << order;
-  return (view.getUint8(at >> 3) >> (at & 7)) & ((1 << bits) - 1);
-}
-
-/** Write the refcount at `index` of a block. */
-export function writeRefcount(
-  view: DataView,
-  order: number,
-  index: number,
-  value: number,
-): void {
-  switch (order) {
-    case 3:
-      return view.setUint8(index, value);
-    case 4:
-      return view.setUint16(index * 2, value);
-    case 5:
-      return view.setUint32(index * 4, value);
-    case 6:
-      return writeUint64(view, index * 8, value);
-  }
-  const mask = (1 << (1 << order)) - 1;
-  const at = index << order;
-  const byte = view.getUint8(at >> 3);
-  const shift = at & 7;
-  view.setUint8(at >> 3, (byte & ~(mask << shift)) | (value << shift));
 }
 
 /** The refcount table, its blocks, and the search for free clusters. */
@@ -173,8 +133,7 @@ export class Refcounts {
   async dropEmptyBlocks(): Promise<boolean> {
     const { geometry, file, header, refcountCache } = this.#host;
     const { clusterSize, refcountBlockEntries } = geometry;
-    const table = new Uint8Array(this.#table.buffer, this.#table.byteOffset)
-      .slice(0, this.#table.byteLength);
+    const table = bytesOf(this.#table).slice();
     const dropped: [tableIndex: number, cluster: number][] = [];
     for (let index = 0; index < this.tableSize; index++) {
       const block = await this.#loadBlock(index);
@@ -260,26 +219,6 @@ export class Refcounts {
   }
 
   /**
-   * Take up to `count` clusters from the offset on, as many as are free.
-   *
-   * @returns how many were taken, perhaps 0.
-   */
-  async allocateAt(offset: number, count: number): Promise<number> {
-    const { clusterSize } = this.#host.geometry;
-    const start = offset / clusterSize;
-    for (;;) {
-      let free = 0;
-      while (free < count && await this.get(start + free) === 0) free++;
-      if (free === 0) return 0;
-      if (await this.#prepare(start, free)) {
-        await this.#add(start, free, 1);
-        return free;
-      }
-      // A refcount block was made, perhaps just there: look again.
-    }
-  }
-
-  /**
    * Find room for `length` bytes of a compressed cluster, in the rest of the
    * host cluster that holds the last one if they fit there.
    *
@@ -341,18 +280,15 @@ export class Refcounts {
   async #passDiscard(start: number, end: number): Promise<void> {
     const { file, geometry } = this.#host;
     if (!file.discard) return;
-    for (let at = start; at < end;) {
-      if (await this.get(at) !== 0) {
-        at++;
-        continue;
-      }
-      const first = at;
-      while (at < end && await this.get(at) === 0) at++;
-      const { clusterSize } = geometry;
+    const { clusterSize } = geometry;
+    let first = start;
+    for (let at = start; at <= end; at++) {
+      if (at < end && (this.peek(at) ?? await this.get(at)) === 0) continue;
       const offset = first * clusterSize;
       const length = Math.min(at * clusterSize, file.size) - offset;
       // Only a wish: that it fails does no harm.
       if (length > 0) await file.discard(offset, length).catch(() => {});
+      first = at + 1;
     }
   }
 
@@ -479,7 +415,7 @@ export class Refcounts {
       await this.#makeBlocks(start, 1);
       block = await this.#loadBlock(tableIndex);
     }
-    const { view, bytes } = block!;
+    const { view } = block!;
     const first = start % refcountBlockEntries;
     const end = Math.min(first + count, refcountBlockEntries);
     let freed = false;
@@ -499,7 +435,7 @@ export class Refcounts {
         freed = true;
       }
     }
-    if (bytes.length > 0) refcountCache.markDirty(block!);
+    refcountCache.markDirty(block!);
     if (freed) this.#forgetTables(start, end - first);
     return end - first;
   }
@@ -617,13 +553,7 @@ export class Refcounts {
     const tableBytes = tableClusters * clusterSize;
     if (tableBytes > MAX_REFCOUNT_TABLE_BYTES) throw new BlockError("EFBIG");
     const table = allocate(tableBytes);
-    table.set(
-      new Uint8Array(
-        this.#table.buffer,
-        this.#table.byteOffset,
-        this.#table.byteLength,
-      ),
-    );
+    table.set(bytesOf(this.#table));
     const taken = blocks + tableClusters;
     await this.#host.overlap.check(start * clusterSize, taken * clusterSize);
     await this.#host.event("refblock_alloc_write_blocks");
@@ -651,48 +581,5 @@ export class Refcounts {
     this.#table = viewOf(table);
     this.#blocks = undefined;
     await this.#add(old.offset / clusterSize, old.clusters, -1);
-  }
-}
-
-/** Where the parts of a larger refcount table go. */
-interface GrowthLayout {
-  /** The cluster where the new blocks begin; the table follows them. */
-  start: number;
-  /** The first entry that gets a new block. */
-  firstBlock: number;
-  /** New blocks: from there to those that count the new table. */
-  blocks: number;
-  tableClusters: number;
-}
-
-/**
- * The layout of a table that counts the clusters from `first` up to `end` and
- * itself, past them and past all that the `entries` of the old one count. It is
- * half as large again as the old one, so that it need not grow often. Clusters
- * before `first` get no blocks: a damaged offset may lie very far away.
- */
-export function growthLayout(
-  geometry: Geometry,
-  entries: number,
-  first: number,
-  end: number,
-): GrowthLayout {
-  const { clusterSize, refcountBlockEntries } = geometry;
-  const start = Math.max(end, entries * refcountBlockEntries);
-  const firstBlock = Math.max(
-    entries,
-    Math.floor(first / refcountBlockEntries),
-  );
-  let blocks = 1;
-  for (;;) {
-    const tableEntries = roundUp(
-      Math.max(firstBlock + blocks, Math.ceil(entries * 1.5)),
-      clusterSize / ENTRY_SIZE,
-    );
-    const tableClusters = tableEntries * ENTRY_SIZE / clusterSize;
-    const stop = start + blocks + tableClusters;
-    const needed = divideUp(stop, refcountBlockEntries) - firstBlock;
-    if (needed <= blocks) return { start, firstBlock, blocks, tableClusters };
-    blocks = needed;
   }
 }

@@ -9,7 +9,7 @@ import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import type { CheckRun } from "./check_run.ts";
 import { Incompatible, viewOf, writeUint64 } from "./format.ts";
 import { rebuildRefcounts } from "./rebuild.ts";
-import { writeRefcount } from "./refcounts.ts";
+import { writeRefcount } from "./refcount_layout.ts";
 import { encodeSnapshotTable } from "./snapshot_table.ts";
 
 /** Where the header has the number of snapshots, and their table's offset. */

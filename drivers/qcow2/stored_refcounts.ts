@@ -8,7 +8,7 @@
 import { allocate } from "../../core/bytes.ts";
 import type { CheckRun } from "./check_run.ts";
 import { ENTRY_SIZE, entryToHex, readUint64, viewOf } from "./format.ts";
-import { readRefcount } from "./refcounts.ts";
+import { readRefcount } from "./refcount_layout.ts";
 
 /** Bytes of refcount blocks that are kept at most. */
 const CACHE_BYTES = 32 * 1024 * 1024;

@@ -1,0 +1,101 @@
+/**
+ * The arithmetic of refcounts: entries of a block, and where a larger table
+ * goes. (Specification: "Host cluster management".)
+ *
+ * @module
+ */
+import { divideUp, roundUp } from "../../core/bytes.ts";
+import {
+  ENTRY_SIZE,
+  type Geometry,
+  readUint64,
+  writeUint64,
+} from "./format.ts";
+
+/** Read the refcount at `index` of a block; inexact for 2^53 and more. */
+export function readRefcount(
+  view: DataView,
+  order: number,
+  index: number,
+): number {
+  switch (order) {
+    case 3:
+      return view.getUint8(index);
+    case 4:
+      return view.getUint16(index * 2);
+    case 5:
+      return view.getUint32(index * 4);
+    case 6:
+      return readUint64(view, index * 8);
+  }
+  const bits = 1 << order;
+  const at = index << order;
+  return (view.getUint8(at >> 3) >> (at & 7)) & ((1 << bits) - 1);
+}
+
+/** Write the refcount at `index` of a block. */
+export function writeRefcount(
+  view: DataView,
+  order: number,
+  index: number,
+  value: number,
+): void {
+  switch (order) {
+    case 3:
+      return view.setUint8(index, value);
+    case 4:
+      return view.setUint16(index * 2, value);
+    case 5:
+      return view.setUint32(index * 4, value);
+    case 6:
+      return writeUint64(view, index * 8, value);
+  }
+  const mask = (1 << (1 << order)) - 1;
+  const at = index << order;
+  const byte = view.getUint8(at >> 3);
+  const shift = at & 7;
+  view.setUint8(at >> 3, (byte & ~(mask << shift)) | (value << shift));
+}
+
+/** Where the parts of a larger refcount table go. */
+interface GrowthLayout {
+  /** The cluster where the new blocks begin; the table follows them. */
+  start: number;
+  /** The first entry that gets a new block. */
+  firstBlock: number;
+  /** New blocks: from there to those that count the new table. */
+  blocks: number;
+  tableClusters: number;
+}
+
+/**
+ * The layout of a table that counts the clusters from `first` up to `end` and
+ * itself, past them and past all that the `entries` of the old one count. It is
+ * half as large again as the old one, so that it need not grow often. Clusters
+ * before `first` get no blocks: a damaged offset may lie very far away.
+ */
+export function growthLayout(
+  geometry: Geometry,
+  entries: number,
+  first: number,
+  end: number,
+): GrowthLayout {
+  const { clusterSize, refcountBlockEntries } = geometry;
+  const start = Math.max(end, entries * refcountBlockEntries);
+  const firstBlock = Math.max(
+    entries,
+    Math.floor(first / refcountBlockEntries),
+  );
+  let blocks = 1;
+  for (;;) {
+    const tableEntries = roundUp(
+      Math.max(firstBlock + blocks, Math.ceil(entries * 1.5)),
+      clusterSize / ENTRY_SIZE,
+    );
+    const tableClusters = tableEntries * ENTRY_SIZE / clusterSize;
+    const stop = start + blocks + tableClusters;
+    const needed = divideUp(stop, refcountBlockEntries) - firstBlock;
+    if (needed <= blocks) return { start, firstBlock, blocks, tableClusters };
+    blocks = needed;
+  }
+}
