@@ -4,7 +4,7 @@
  * @module
  */
 import { OptionParser, type OptionSpec } from "./getopt.ts";
-import { CommandError, type Program } from "./program.ts";
+import { CommandError, type Program, usageError } from "./program.ts";
 
 /** A command of an image program. */
 export interface Command {
@@ -47,10 +47,22 @@ export class Invocation {
         this.program.print(commandHelp(this));
         throw new HelpShown();
       }
+      if (name === PROGRESS.short && argument) this.#setProgress(argument);
       if (name === "object") this.#define(argument);
       else yield [name, argument];
     }
     this.operands = parser.operands;
+  }
+
+  /** How progress is told is a choice that QEMU's programs do not offer. */
+  #setProgress(format: string): void {
+    if (!this.program.isOurs) {
+      throw usageError(`unrecognized option '--progress=${format}'`);
+    }
+    if (format !== "json") {
+      throw new CommandError(`Invalid progress format: ${format}`);
+    }
+    this.program.progressFormat = format;
   }
 
   #define(definition: string): void {
@@ -109,8 +121,14 @@ export const QUIET: OptionSpec = {
   help: "print nothing but errors",
 };
 
-/** `-p`. */
-export const PROGRESS: OptionSpec = { short: "p", help: "show progress" };
+/** `-p`; programs that watch us say `--progress=json`. */
+export const PROGRESS: OptionSpec = {
+  short: "p",
+  long: "progress",
+  argument: "json",
+  optional: true,
+  help: "show progress; =json: lines of JSON on standard error",
+};
 
 /** `-T`. */
 export const SOURCE_CACHE: OptionSpec = {
@@ -135,7 +153,10 @@ function commandHelp({ program, name, command }: Invocation): string {
       ...(spec.short ? [`-${spec.short}`] : []),
       ...(spec.long ? [`--${spec.long}`] : []),
     ].join(", ");
-    return [names + (spec.argument ? ` ${spec.argument}` : ""), spec.help];
+    const argument = spec.optional
+      ? `[=${spec.argument}]`
+      : spec.argument && ` ${spec.argument}`;
+    return [names + (argument ?? ""), spec.help];
   });
   const width = Math.max(...lines.map(([names]) => names.length));
   const options = lines.map(([names, help]) =>

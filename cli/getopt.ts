@@ -16,6 +16,8 @@ export interface OptionSpec {
   readonly long?: string;
   /** What its argument is called in the help; without it, it takes none. */
   readonly argument?: string;
+  /** Whether that may be left out; then it is given only as `--name=argument`. */
+  readonly optional?: boolean;
   /** What it does, for the help. */
   readonly help: string;
 }
@@ -142,7 +144,7 @@ export class OptionParser {
         const option = arg[i];
         throw this.#complaint({ kind: "unknown", element, option });
       }
-      if (spec.argument) {
+      if (spec.argument && !spec.optional) {
         const attached = arg.slice(i + 1) || undefined;
         yield this.#found(spec, arg, spec.short!, attached);
         return;
@@ -161,6 +163,7 @@ export class OptionParser {
     const name = spec.short ?? spec.long!;
     this.#lastOption = arg;
     if (!spec.argument) return [name, ""];
+    if (spec.optional) return [name, attached ?? ""];
     if (attached === undefined) {
       if (this.#at === this.#args.length) {
         throw this.#complaint({ kind: "missing", element: arg, option });

@@ -53,6 +53,8 @@ export class Program {
   readonly objects: Secrets = new Secrets();
   /** Where its help is found. */
   helpCommand: string;
+  /** How progress is told where it is wanted. */
+  progressFormat: "line" | "json" = "line";
 
   /** A program called `name`. */
   constructor(name: string) {
