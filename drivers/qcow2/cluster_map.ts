@@ -10,6 +10,7 @@ import {
   bytesOf,
   type ClusterKind,
   clusterKind,
+  COMPRESSED,
   COPIED,
   ENTRY_SIZE,
   entryOffset,
@@ -17,6 +18,7 @@ import {
   MAX_L1_BYTES,
   viewOf,
   writeUint64,
+  ZERO,
 } from "./format.ts";
 import type { Qcow2State } from "./state.ts";
 import type { CachedTable } from "./table_cache.ts";
@@ -100,22 +102,34 @@ export class ClusterMap {
     return this.#decodeRun(slice.view, index, guestOffset, length);
   }
 
-  /** As {@linkcode lookup}, reading the slice if need be. */
-  async map(guestOffset: number, length: number): Promise<Mapping> {
+  /**
+   * As {@linkcode lookup}, reading the slice if need be.
+   *
+   * @param passing Whether this is a step of a walk through the whole disk.
+   */
+  async map(
+    guestOffset: number,
+    length: number,
+    passing = false,
+  ): Promise<Mapping> {
     const mapping = this.lookup(guestOffset, length);
     if (!mapping) {
       using _ = await this.#state.metadata.lock();
-      return await this.mapLocked(guestOffset, length);
+      return await this.mapLocked(guestOffset, length, passing);
     }
     await this.#validate(mapping, guestOffset);
     return mapping;
   }
 
   /** As {@linkcode map}, for the holder of the metadata lock. */
-  async mapLocked(guestOffset: number, length: number): Promise<Mapping> {
+  async mapLocked(
+    guestOffset: number,
+    length: number,
+    passing = false,
+  ): Promise<Mapping> {
     let mapping = this.lookup(guestOffset, length);
     if (!mapping) {
-      await this.#loadSlice(guestOffset);
+      await this.#loadSlice(guestOffset, passing);
       mapping = this.lookup(guestOffset, length)!;
     }
     await this.#validate(mapping, guestOffset);
@@ -241,18 +255,35 @@ export class ClusterMap {
     }
     const start = entryOffset(high, low);
     const step = start === 0 ? 0 : clusterSize;
-    let run = clusterSize - within;
-    let expected = start;
-    while (run < length && (at += ENTRY_SIZE) < view.byteLength) {
-      expected += step;
-      const nextHigh = view.getUint32(at);
-      const nextLow = view.getUint32(at + 4);
+    const first = at;
+    // Past this entry, the run is as long as was asked for.
+    const end = Math.min(
+      view.byteLength,
+      at + Math.ceil((within + length) / clusterSize) * ENTRY_SIZE,
+    );
+    // The halves that lengthen the run. Long runs are the rule: looking at
+    // these alone takes a tenth of the time of decoding each entry (3 ns).
+    const flags = ~COPIED;
+    let expectedHigh = high & flags;
+    let expectedLow = low | 0;
+    while ((at += ENTRY_SIZE) < end) {
+      expectedLow = (expectedLow + step) | 0;
+      const nextHigh = view.getInt32(at) & flags;
+      const nextLow = view.getInt32(at + 4);
       if (
-        ((nextLow ^ low) & 1) !== 0 || (nextHigh & 0x40000000) !== 0 ||
+        nextLow === expectedLow && nextHigh === expectedHigh &&
+        (nextLow >>> 0) >= step
+      ) continue;
+      // Other flags make no difference, or the lower half has begun anew.
+      const expected = start + (at - first) / ENTRY_SIZE * step;
+      if (
+        ((nextLow ^ low) & ZERO) !== 0 || (nextHigh & COMPRESSED) !== 0 ||
         entryOffset(nextHigh, nextLow) !== expected
       ) break;
-      run += clusterSize;
+      expectedHigh = nextHigh;
+      expectedLow = nextLow;
     }
+    const run = (at - first) / ENTRY_SIZE * clusterSize - within;
     return {
       kind,
       length: Math.min(run, length),
@@ -290,7 +321,7 @@ export class ClusterMap {
     );
   }
 
-  async #loadSlice(guestOffset: number): Promise<void> {
+  async #loadSlice(guestOffset: number, passing = false): Promise<void> {
     const { geometry, l2Cache } = this.#state;
     const l1Index = geometry.l1Index(guestOffset);
     const l2Offset = this.l2TableOffset(l1Index);
@@ -302,9 +333,9 @@ export class ClusterMap {
       );
     }
     if (l2Offset >= 2 ** 53) throw new BlockError("EIO");
-    await l2Cache.load(
-      this.#sliceOffset(l2Offset, geometry.l2Index(guestOffset)),
-    );
+    const slice = this.#sliceOffset(l2Offset, geometry.l2Index(guestOffset));
+    if (passing) await l2Cache.pass(slice);
+    else await l2Cache.load(slice);
   }
 
   /** Give an L1 entry an L2 table of its own; answers what that holds. */

@@ -92,12 +92,10 @@ export async function create(
   // Whether it all fits into the first cluster is known before the file goes.
   encodeHeader(header);
   const file = await context.createFile(0);
-  const { clusterSize, refcountOrder } = new Geometry(
-    header.clusterBits,
-    header.refcountOrder,
-  );
+  const geometry = new Geometry(header.clusterBits, header.refcountOrder);
+  const { clusterSize, refcountOrder } = geometry;
   if (preallocation === "falloc" || preallocation === "full") {
-    const end = estimateFileSize(size, header);
+    const end = estimateFileSize(size, geometry);
     await file.truncate!(end, { preallocation });
   }
   // Clusters 0 to 2: the header, the refcount table, the first refcount block.
@@ -135,13 +133,19 @@ export async function create(
 
 /**
  * Bytes that the file of a fully allocated image takes.
+ *
+ * @param l2EntrySize Bytes; twice as many with subclusters.
  */
-export function estimateFileSize(size: number, header: Header): number {
-  const geometry = new Geometry(header.clusterBits, header.refcountOrder);
+export function estimateFileSize(
+  size: number,
+  geometry: Geometry,
+  l2EntrySize = ENTRY_SIZE,
+): number {
   const { clusterSize, refcountBlockEntries } = geometry;
   const data = geometry.clustersFor(size);
-  const l1 = geometry.l1EntriesFor(size);
-  const fixed = 1 + data + l1 + geometry.clustersFor(l1 * ENTRY_SIZE);
+  const l2Tables = geometry.clustersFor(data * l2EntrySize);
+  const l1 = geometry.clustersFor(l2Tables * ENTRY_SIZE);
+  const fixed = 1 + data + l2Tables + l1;
   let refcounts = 0;
   for (;;) {
     const blocks = Math.ceil((fixed + refcounts) / refcountBlockEntries);

@@ -5,6 +5,7 @@
  */
 import { type IoVector, SECTOR_SIZE, vectorLength } from "../../core/bytes.ts";
 import type {
+  BitmapInfo,
   BlockDriver,
   BlockNode,
   CheckOptions,
@@ -22,6 +23,7 @@ import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import { type OptionValues, parseOptions } from "../../core/options.ts";
 import { unrefTimer } from "../../core/runtime.ts";
 import type { Held } from "../../core/lock.ts";
+import { listBitmaps } from "./bitmap_directory.ts";
 import { checkImage } from "./check.ts";
 import { create, CREATE_OPTIONS } from "./create.ts";
 import { openEncryption } from "./encryption.ts";
@@ -64,11 +66,15 @@ export const qcow2Driver: BlockDriver = {
   name: "qcow2",
   role: "format",
   openOptions: OPEN_OPTIONS,
+  strongOptions: ["encrypt.key-secret"],
   joinOptions,
   createOptions: CREATE_OPTIONS,
   probe,
   open,
   create,
+  // Loaded when it is used: every start would pay for it.
+  measure: async (options, source) =>
+    (await import("./measure.ts")).measure(options, source),
 };
 
 async function open(
@@ -280,17 +286,19 @@ class Qcow2Node implements BlockNode {
     return await guestStatus(this.#state, offset, length);
   }
 
-  info(): Promise<NodeInfo> {
-    const { header, geometry } = this.#state;
-    return Promise.resolve({
+  async info(): Promise<NodeInfo> {
+    const { file, header, geometry } = this.#state;
+    const bitmaps = await listBitmaps(file, header, geometry);
+    return {
+      ...(bitmaps && { bitmaps }),
       clusterSize: geometry.clusterSize,
       dirty: (header.incompatible.low & Incompatible.DIRTY) !== 0,
       encrypted: header.cryptMethod !== Crypt.NONE,
       backingFile: header.backingFile,
       backingFormat: header.backingFormat,
       vmStateOffset: geometry.l1EntriesFor(header.size) * geometry.l2Coverage,
-      specific: { type: "qcow2", data: specificInfo(header) },
-    });
+      specific: { type: "qcow2", data: specificInfo(header, bitmaps) },
+    };
   }
 
   get snapshots(): SnapshotOperations {
@@ -397,7 +405,10 @@ class Qcow2Node implements BlockNode {
 }
 
 /** What only this format has, in the names of QEMU's `ImageInfoSpecificQCow2`. */
-function specificInfo(header: Header): Record<string, unknown> {
+function specificInfo(
+  header: Header,
+  bitmaps: readonly BitmapInfo[] = [],
+): Record<string, unknown> {
   const { version, incompatible, compatible, refcountOrder } = header;
   const common = {
     compat: version === 2 ? "0.10" : "1.1",
@@ -413,6 +424,7 @@ function specificInfo(header: Header): Record<string, unknown> {
   return {
     ...common,
     ...dataFile,
+    ...(bitmaps.length > 0 && { bitmaps }),
     "lazy-refcounts": (compatible.low & Compatible.LAZY_REFCOUNTS) !== 0,
     corrupt: (incompatible.low & Incompatible.CORRUPT) !== 0,
     "extended-l2": (incompatible.low & Incompatible.EXTENDED_L2) !== 0,

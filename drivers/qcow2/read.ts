@@ -138,6 +138,7 @@ export async function guestStatus(
   const { kind, hostOffset, length: run } = await state.clusters.map(
     offset,
     length,
+    true,
   );
   const { file, encryption } = state;
   // What lies encrypted in the file is not what the disk holds.

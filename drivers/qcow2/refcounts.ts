@@ -24,6 +24,8 @@ import {
 import type { Header } from "./header.ts";
 import type { OverlapGuard } from "./overlap.ts";
 import {
+  addToRefcounts,
+  findRefcount,
   growthLayout,
   readRefcount,
   writeRefcount,
@@ -346,12 +348,21 @@ export class Refcounts {
         at = blockEnd;
         continue;
       }
-      for (; at < blockEnd && found < count; at++) {
-        const entry = at - blockEnd + refcountBlockEntries;
-        const free = readRefcount(block.view, refcountOrder, entry) === 0;
-        found = free ? found + 1 : 0;
-        // The start of the search moves on only past what is not free.
-        if (!free && this.#firstFree === at) this.#firstFree = at + 1;
+      const start = blockEnd - refcountBlockEntries;
+      const next = (free: boolean, end: number) =>
+        start +
+        findRefcount(block.view, refcountOrder, at - start, end - start, free);
+      while (at < blockEnd && found < count) {
+        if (found === 0) {
+          const free = next(true, blockEnd);
+          // The start of the search moves on only past what is not free.
+          if (this.#firstFree === at) this.#firstFree = free;
+          at = free;
+        }
+        const end = Math.min(blockEnd, at + count - found);
+        const taken = next(false, end);
+        found = taken < end ? 0 : found + taken - at;
+        at = taken;
       }
     }
     return at - found;
@@ -418,26 +429,34 @@ export class Refcounts {
     const { view } = block!;
     const first = start % refcountBlockEntries;
     const end = Math.min(first + count, refcountBlockEntries);
-    let freed = false;
-    for (let index = first; index < end; index++) {
-      const value = readRefcount(view, refcountOrder, index) + delta;
-      if (value < 0 || value > refcountMax) {
-        // Undo this block's part; the caller undoes the others.
-        for (let done = first; done < index; done++) {
-          const old = readRefcount(view, refcountOrder, done) - delta;
-          writeRefcount(view, refcountOrder, done, old);
-        }
-        return await this.#refuse(start + index - first, value > 0);
-      }
-      writeRefcount(view, refcountOrder, index, value);
-      if (value === 0) {
-        this.#noteFree(start + index - first);
-        freed = true;
-      }
+    const stop = addToRefcounts(
+      view,
+      refcountOrder,
+      first,
+      end,
+      delta,
+      refcountMax,
+    );
+    if (stop < end) {
+      // Undo this block's part; the caller undoes the others.
+      addToRefcounts(view, refcountOrder, first, stop, -delta, refcountMax);
+      return await this.#refuse(start + stop - first, delta > 0);
     }
     refcountCache.markDirty(block!);
-    if (freed) this.#forgetTables(start, end - first);
+    if (delta < 0) this.#noteFreed(view, start, first, end);
     return end - first;
+  }
+
+  /** Some refcounts of a block are less by one; `start` is the first's cluster. */
+  #noteFreed(view: DataView, start: number, first: number, end: number): void {
+    const { refcountOrder: order } = this.#host.geometry;
+    const next = (from: number) => findRefcount(view, order, from, end, true);
+    let index = next(first);
+    if (index === end) return;
+    for (; index < end; index = next(index + 1)) {
+      this.#noteFree(start + index - first);
+    }
+    this.#forgetTables(start, end - first);
   }
 
   #noteFree(clusterIndex: number): void {

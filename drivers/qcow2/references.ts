@@ -10,6 +10,7 @@ import {
   COPIED,
   ENTRY_SIZE,
   entryOffset,
+  type Geometry,
   hex,
   viewOf,
 } from "./format.ts";
@@ -45,106 +46,142 @@ export async function countTree(
   }
 }
 
-interface TreeRange {
-  offset: number;
-  length: number;
-}
-
 /** All ranges of the file that an L1 table leads to, L2 tables among them. */
 async function* treeRanges(
   state: Qcow2State,
   l1: DataView,
 ): AsyncGenerator<TreeRange> {
-  const { geometry } = state;
-  const { clusterSize } = geometry;
-  const table = allocate(clusterSize);
-  const view = viewOf(table);
-  for (let at = 0; at < l1.byteLength; at += ENTRY_SIZE) {
-    const l2Offset = entryOffset(l1.getUint32(at), l1.getUint32(at + 4));
-    if (l2Offset === 0) continue;
-    await readTable(state, l2Offset, table, at / ENTRY_SIZE);
-    let run: TreeRange | undefined;
-    // The halves of the offset that would lengthen the run. Long runs are the
-    // rule: this takes a quarter of the time of decoding each entry.
-    let nextHigh = -1;
-    let nextLow = -1;
-    for (let entry = 0; entry < clusterSize; entry += ENTRY_SIZE) {
-      const high = view.getUint32(entry);
-      const low = view.getUint32(entry + 4);
-      if (low === nextLow && (high & ~COPIED) === nextHigh) {
-        run!.length += clusterSize;
-        nextLow += clusterSize;
-        continue;
-      }
-      const kind = clusterKind(high, low);
-      if (kind === "unallocated" || kind === "zero") continue;
-      if (kind === "compressed") {
-        const { hostOffset, length } = geometry.compressedCluster(high, low);
-        yield { offset: hostOffset, length };
-        continue;
-      }
-      const offset = entryOffset(high, low);
-      if (offset % clusterSize !== 0) {
+  const { clusterSize } = state.geometry;
+  for await (const { l2Offset, table } of l2Tables(state, l1)) {
+    const view = viewOf(table);
+    for (let at = 0; at < clusterSize;) {
+      const { range, next } = rangeFrom(state.geometry, view, at);
+      if (range && range.offset % clusterSize !== 0 && !range.compressed) {
         await state.corrupt(
-          `Data cluster offset ${hex(offset)} unaligned (L2 offset: ${
+          `Data cluster offset ${hex(range.offset)} unaligned (L2 offset: ${
             hex(l2Offset)
-          }, L2 index: ${hex(entry / ENTRY_SIZE)})`,
+          }, L2 index: ${hex(next / ENTRY_SIZE - 1)})`,
         );
       }
-      if (run && run.offset + run.length === offset) {
-        run.length += clusterSize;
-      } else {
-        if (run) yield run;
-        run = { offset, length: clusterSize };
-      }
-      // Past 32 bits, `nextLow` matches nothing, and the entry is decoded.
-      nextHigh = Math.floor(offset / 2 ** 32);
-      nextLow = offset % 2 ** 32 + clusterSize;
+      if (range) yield range;
+      at = next;
     }
-    if (run) yield run;
     yield { offset: l2Offset, length: clusterSize };
   }
+}
+
+interface TreeRange {
+  offset: number;
+  length: number;
+  compressed?: boolean;
+}
+
+/**
+ * What the entry at `at` of an L2 table leads to, with the entries after it
+ * that go on where it ends; and where to look next. No promises and no objects
+ * for each entry: a large disk has millions.
+ */
+function rangeFrom(
+  geometry: Geometry,
+  view: DataView,
+  at: number,
+): { range?: TreeRange; next: number } {
+  const { clusterSize } = geometry;
+  for (; at < clusterSize; at += ENTRY_SIZE) {
+    const high = view.getUint32(at);
+    const low = view.getUint32(at + 4);
+    const kind = clusterKind(high, low);
+    if (kind === "unallocated" || kind === "zero") continue;
+    let next = at + ENTRY_SIZE;
+    if (kind === "compressed") {
+      const { hostOffset, length } = geometry.compressedCluster(high, low);
+      const range = { offset: hostOffset, length, compressed: true };
+      return { range, next };
+    }
+    const offset = entryOffset(high, low);
+    let end = offset + clusterSize;
+    if (offset % clusterSize === 0) {
+      // The flags may differ, but compressed entries mean something else.
+      while (
+        next < clusterSize && (view.getUint8(next) & 0x40) === 0 &&
+        entryOffset(view.getUint32(next), view.getUint32(next + 4)) === end
+      ) {
+        end += clusterSize;
+        next += ENTRY_SIZE;
+      }
+    }
+    return { range: { offset, length: end - offset }, next };
+  }
+  return { next: at };
+}
+
+/** Each L2 table that an L1 table leads to; its bytes are used again. */
+async function* l2Tables(
+  state: Qcow2State,
+  l1: DataView,
+): AsyncGenerator<{ l1At: number; l2Offset: number; table: Uint8Array }> {
+  const table = allocate(state.geometry.clusterSize);
+  for (let l1At = 0; l1At < l1.byteLength; l1At += ENTRY_SIZE) {
+    const l2Offset = entryOffset(l1.getUint32(l1At), l1.getUint32(l1At + 4));
+    if (l2Offset === 0) continue;
+    await readTable(state, l2Offset, table, l1At / ENTRY_SIZE);
+    yield { l1At, l2Offset, table };
+  }
+}
+
+/**
+ * Clear the COPIED flags of the active tables: everything is shared now. For
+ * the metadata lock's holder; the caches must have been written, and forget
+ * what this changes in the file.
+ */
+export async function clearCopiedFlags(state: Qcow2State): Promise<void> {
+  const l1 = state.clusters.l1Bytes;
+  for await (const { l2Offset, table } of l2Tables(state, viewOf(l1))) {
+    if (clearCopied(table)) await state.file.writev!(l2Offset, [table]);
+  }
+  state.l2Cache.clear();
+  if (clearCopied(l1)) {
+    await state.file.writev!(state.header.l1TableOffset, [l1]);
+  }
+}
+
+/** Clear the COPIED flags of a table; whether any was set. */
+export function clearCopied(table: Uint8Array): boolean {
+  let changed = false;
+  for (let at = 0; at < table.length; at += ENTRY_SIZE) {
+    if (table[at] < 0x80) continue;
+    table[at] &= 0x7f;
+    changed = true;
+  }
+  return changed;
 }
 
 /**
  * Make the COPIED flags of the active tables true to the refcounts. For the
  * metadata lock's holder; the caches must have been written, and forget what
  * this changes in the file.
- *
- * @param shared Everything is known to be referenced more than once.
  */
-export async function updateCopiedFlags(
-  state: Qcow2State,
-  shared: boolean,
-): Promise<void> {
-  const { geometry, file, clusters, header } = state;
-  const { clusterSize } = geometry;
+export async function updateCopiedFlags(state: Qcow2State): Promise<void> {
+  const { file, clusters, header, refcounts } = state;
+  const { clusterSize } = state.geometry;
   const l1 = viewOf(clusters.l1Bytes);
-  const table = allocate(clusterSize);
-  const view = viewOf(table);
-  const { refcounts } = state;
-  const isSole = async (offset: number) =>
-    !shared && await refcounts.get(offset / clusterSize) === 1;
   let l1Changed = false;
-  for (let at = 0; at < l1.byteLength; at += ENTRY_SIZE) {
-    const l2Offset = entryOffset(l1.getUint32(at), l1.getUint32(at + 4));
-    if (l2Offset === 0) continue;
-    await readTable(state, l2Offset, table, at / ENTRY_SIZE);
+  for await (const { l1At, l2Offset, table } of l2Tables(state, l1)) {
+    const view = viewOf(table);
     let changed = false;
-    for (let entry = 0; entry < clusterSize; entry += ENTRY_SIZE) {
-      const high = view.getUint32(entry);
-      const low = view.getUint32(entry + 4);
-      if (shared && !(high & COPIED)) continue;
+    for (let at = 0; at < table.length; at += ENTRY_SIZE) {
+      const high = view.getUint32(at);
+      const low = view.getUint32(at + 4);
       const kind = clusterKind(high, low);
       if (kind !== "normal" && kind !== "zeroAllocated") continue;
-      const offset = entryOffset(high, low);
+      const cluster = entryOffset(high, low) / clusterSize;
       // Nearly always at hand: no waiting for each of millions of entries.
-      const count = shared ? 2 : refcounts.peek(offset / clusterSize);
-      const sole = count === undefined ? await isSole(offset) : count === 1;
-      changed = setCopied(view, entry, sole) || changed;
+      const count = refcounts.peek(cluster) ?? await refcounts.get(cluster);
+      changed = setCopied(view, at, count === 1) || changed;
     }
     if (changed) await file.writev!(l2Offset, [table]);
-    l1Changed = setCopied(l1, at, await isSole(l2Offset)) || l1Changed;
+    const count = await refcounts.get(l2Offset / clusterSize);
+    l1Changed = setCopied(l1, l1At, count === 1) || l1Changed;
   }
   state.l2Cache.clear();
   if (l1Changed) await file.writev!(header.l1TableOffset, [clusters.l1Bytes]);

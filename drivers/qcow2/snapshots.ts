@@ -13,14 +13,19 @@ import { allocate, roundUp } from "../../core/bytes.ts";
 import type { Snapshot, SnapshotRequest } from "../../core/driver.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
 import { ENTRY_SIZE, MAX_L1_BYTES, MAX_SNAPSHOTS, viewOf } from "./format.ts";
-import { countTree, updateCopiedFlags } from "./references.ts";
+import {
+  clearCopied,
+  clearCopiedFlags,
+  countTree,
+  updateCopiedFlags,
+} from "./references.ts";
 import { resize } from "./resize.ts";
 import {
   encodeSnapshotTable,
   readSnapshotTable,
   type SnapshotEntry,
 } from "./snapshot_table.ts";
-import type { Qcow2State } from "./state.ts";
+import type { Qcow2State, UndoSteps } from "./state.ts";
 import { cutOff } from "./unmap.ts";
 
 const NO_ICOUNT = 2n ** 64n - 1n;
@@ -82,33 +87,26 @@ export async function createSnapshot(
     await state.flushCaches();
     const l1 = clusters.l1Bytes;
     const length = roundUp(Math.max(l1.length, 1), geometry.clusterSize);
-    entry.l1TableOffset = await refcounts.allocate(
-      length / geometry.clusterSize,
-    );
-    try {
+    await state.changeAsOne(async (undo) => {
+      entry.l1TableOffset = await refcounts.allocate(
+        length / geometry.clusterSize,
+      );
+      undo.push(() => refcounts.add(entry.l1TableOffset, length, -1));
       await countTree(state, viewOf(l1), 1);
-    } catch (error) {
-      await refcounts.add(entry.l1TableOffset, length, -1);
-      throw error;
-    }
-    try {
+      undo.push(async () => {
+        await countTree(state, viewOf(l1), -1);
+        await updateCopiedFlags(state);
+      });
       // The counts are durable before an entry may lose its COPIED flag: what
       // is counted too high is a leak, what is too low is lost.
       await state.flushCaches();
-      await updateCopiedFlags(state, true);
+      await clearCopiedFlags(state);
       const copy = allocate(length);
       copy.set(l1);
       await state.overlap.check(entry.l1TableOffset, length);
       await file.writev!(entry.l1TableOffset, [copy]);
       await writeTable(state, [...state.snapshots, entry]);
-    } catch (error) {
-      // The snapshot may be in the file: better leak than lose it.
-      if (state.unusable) throw error;
-      await countTree(state, viewOf(l1), -1);
-      await refcounts.add(entry.l1TableOffset, length, -1);
-      await updateCopiedFlags(state, false);
-      throw error;
-    }
+    });
   }
   // The VM state belongs to the snapshot now; left in the active tables, it
   // would have to be copied when the next one is written.
@@ -133,49 +131,53 @@ export async function applySnapshot(
 ): Promise<void> {
   const entry = find(state, idOrName);
   const l1 = await readL1(state, entry);
-  const { clusters, file, header } = state;
-  {
-    // First, since it may fail: narrow refcounts may have no room for it.
-    // Nothing of the disk has been lost then.
+  await state.changeAsOne(async (undo) => {
+    await makeRoom(state, entry, viewOf(l1), undo);
     using _ = await state.metadata.lock();
     await state.flushCaches();
-    await countTree(state, viewOf(l1), 1);
-  }
-  try {
-    if (entry.diskSize !== header.size) await resize(state, entry.diskSize);
-    using _ = await state.metadata.lock();
-    await clusters.growL1(entry.l1Size, true);
-  } catch (error) {
-    using _ = await state.metadata.lock();
-    await state.flushCaches();
-    await countTree(state, viewOf(l1), -1);
-    throw error;
-  }
-  using _ = await state.metadata.lock();
-  await state.flushCaches();
-  const old = clusters.l1Bytes.slice();
-  const replaced = allocate(header.l1Size * ENTRY_SIZE);
-  replaced.set(l1);
-  // Nothing is this disk's alone now, so no entry has its COPIED flag yet.
-  clearCopied(viewOf(replaced));
-  try {
+    const { clusters, file, header } = state;
+    const old = clusters.l1Bytes.slice();
+    const replaced = allocate(header.l1Size * ENTRY_SIZE);
+    replaced.set(l1);
+    // Nothing is this disk's alone now, so no entry has its COPIED flag yet.
+    clearCopied(replaced);
     await state.overwrite(header.l1TableOffset, replaced, old);
-  } catch (error) {
-    if (!state.unusable) await countTree(state, viewOf(l1), -1);
-    throw error;
-  }
-  clusters.replaceL1(replaced);
-  state.forgetTables();
-  await countTree(state, viewOf(old), -1);
-  await state.flushCaches();
-  await updateCopiedFlags(state, false);
-  await file.flush?.();
+    undo.push(pastUndoing);
+    clusters.replaceL1(replaced);
+    state.forgetTables();
+    await countTree(state, viewOf(old), -1);
+    await state.flushCaches();
+    await updateCopiedFlags(state);
+    await file.flush?.();
+  });
 }
 
-function clearCopied(l1: DataView): void {
-  for (let at = 0; at < l1.byteLength; at += ENTRY_SIZE) {
-    l1.setUint32(at, l1.getUint32(at) & 0x7fffffff);
+/** Do what may fail before the disk changes. */
+async function makeRoom(
+  state: Qcow2State,
+  entry: SnapshotEntry,
+  l1: DataView,
+  undo: UndoSteps,
+): Promise<void> {
+  {
+    // First of all: narrow refcounts may have no room for it.
+    using _ = await state.metadata.lock();
+    await state.flushCaches();
+    await countTree(state, l1, 1);
+    undo.push(async () => {
+      using _ = await state.metadata.lock();
+      await state.flushCaches();
+      await countTree(state, l1, -1);
+    });
   }
+  if (entry.diskSize !== state.header.size) await resize(state, entry.diskSize);
+  using _ = await state.metadata.lock();
+  await state.clusters.growL1(entry.l1Size, true);
+}
+
+/** In place of what would undo a step that others have seen. */
+function pastUndoing(): Promise<never> {
+  return Promise.reject(new Error("it is done"));
 }
 
 /** Forget a snapshot, and give up what only it referred to. */
@@ -188,11 +190,14 @@ export async function deleteSnapshot(
   using _ = await state.metadata.lock();
   await state.flushCaches();
   await writeTable(state, state.snapshots.filter((other) => other !== entry));
-  await countTree(state, viewOf(l1), -1);
-  await state.refcounts.free(entry.l1TableOffset, l1.length);
-  await state.flushCaches();
-  await updateCopiedFlags(state, false);
-  await state.file.flush?.();
+  await state.changeAsOne(async (undo) => {
+    undo.push(pastUndoing);
+    await countTree(state, viewOf(l1), -1);
+    await state.refcounts.free(entry.l1TableOffset, l1.length);
+    await state.flushCaches();
+    await updateCopiedFlags(state);
+    await state.file.flush?.();
+  });
 }
 
 /** Show a snapshot in place of the disk. */

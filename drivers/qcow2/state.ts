@@ -60,6 +60,9 @@ export const QUIET: Behaviour = {
   report: () => {},
 };
 
+/** What undoes the steps of a change, in the order in which they were done. */
+export type UndoSteps = (() => Promise<unknown>)[];
+
 /** Why clusters are given up. */
 export type FreeReason = "request" | "snapshot" | "other" | "always" | "never";
 
@@ -90,6 +93,8 @@ export class Qcow2State implements RefcountHost {
   snapshotTableLength = 0;
   #corruptionSeen = false;
   #unusable = false;
+  /** Something was begun, and neither done nor undone. */
+  #needsRepair = false;
 
   constructor(
     file: BlockNode,
@@ -142,6 +147,7 @@ export class Qcow2State implements RefcountHost {
 
   /** Read everything anew, after a repair changed the file. */
   async reload(): Promise<void> {
+    this.#needsRepair &&= this.isDirty;
     this.refcountCache.clear();
     this.forgetTables();
     await this.load();
@@ -163,14 +169,23 @@ export class Qcow2State implements RefcountHost {
     return this.file.debugEvent?.(name);
   }
 
+  /** Whether the image says that its refcounts may be wrong. */
+  get isDirty(): boolean {
+    return (this.header.incompatible.low & Incompatible.DIRTY) !== 0;
+  }
+
   /** Whether the refcounts on the disk must never be too low. */
   get accurateRefcounts(): boolean {
-    return (this.header.incompatible.low & Incompatible.DIRTY) === 0;
+    return !this.isDirty || !this.behaviour.lazyRefcounts;
   }
 
   /** From now on, the refcounts on the disk may lag behind. */
   async markDirty(): Promise<void> {
-    if (!this.behaviour.lazyRefcounts || !this.accurateRefcounts) return;
+    if (this.behaviour.lazyRefcounts) await this.#setDirty();
+  }
+
+  async #setDirty(): Promise<void> {
+    if (this.isDirty) return;
     const { low, high } = this.header.incompatible;
     const incompatible = { high, low: low | Incompatible.DIRTY };
     await this.changeHeader({ incompatible });
@@ -178,13 +193,48 @@ export class Qcow2State implements RefcountHost {
 
   /** The refcounts on the disk are right again, and stay so. */
   async markClean(): Promise<void> {
-    if (this.accurateRefcounts) return;
+    if (!this.isDirty || this.#needsRepair) return;
     await this.l2Cache.write();
     await this.refcountCache.write();
     await this.file.flush?.();
     const { low, high } = this.header.incompatible;
     const incompatible = { high, low: low & ~Incompatible.DIRTY };
     await this.changeHeader({ incompatible });
+  }
+
+  /**
+   * Change refcounts and COPIED flags of many clusters, which cannot be done in
+   * one step. What is left in the midst of it by a power cut, or by an error
+   * that `undo` meets as well, is marked as dirty, so that whoever opens the
+   * image to write to it repairs it first. (Version 2 has no such mark.)
+   *
+   * @param change Pushes what undoes each of its steps, once that is done; a
+   * step that cannot be undone any more has one that fails.
+   */
+  async changeAsOne<T>(change: (undo: UndoSteps) => Promise<T>): Promise<T> {
+    const undo: UndoSteps = [];
+    if (this.header.version >= 3) await this.#setDirty();
+    this.#needsRepair = true;
+    let result: T;
+    try {
+      result = await change(undo);
+    } catch (error) {
+      // If it is not known what is in the file: better leak than lose something.
+      if (!this.unusable) await this.#undo(undo).catch(() => {});
+      throw error;
+    }
+    await this.#endChange();
+    return result;
+  }
+
+  async #undo(steps: UndoSteps): Promise<void> {
+    for (const step of steps.reverse()) await step();
+    await this.#endChange();
+  }
+
+  async #endChange(): Promise<void> {
+    this.#needsRepair = false;
+    if (!this.behaviour.lazyRefcounts) await this.markClean();
   }
 
   /** Write the header as it is now and make it durable. */

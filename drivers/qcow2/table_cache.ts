@@ -46,6 +46,8 @@ export class TableCache {
   /** In the order of their last use, oldest first. */
   readonly #entries = new Map<number, CachedTable>();
   #latest?: CachedTable;
+  /** An entry that is only passed by: not among the others, never dirty. */
+  #passing?: CachedTable;
   /** Must be durable before any entry here is written. */
   #dependsOn?: TableCache;
   /** The file itself must be flushed before any entry here is written. */
@@ -80,8 +82,9 @@ export class TableCache {
       this.#entries.set(offset, entry);
       entry.used = true;
       this.#latest = entry;
+      return entry;
     }
-    return entry;
+    return this.#passing?.offset === offset ? this.#passing : undefined;
   }
 
   /** The entry at a file offset; read if need be. */
@@ -92,6 +95,21 @@ export class TableCache {
     await this.#hooks.loading?.(offset);
     await this.#file.readv(offset, [bytes]);
     return this.#insert(offset, bytes);
+  }
+
+  /**
+   * As {@linkcode load}, for who walks through all tables of the image and
+   * will hardly come back. All that are met so share one buffer: filling new
+   * ones takes ten times as long, and would drive out what others use.
+   */
+  async pass(offset: number): Promise<CachedTable> {
+    const known = this.peek(offset);
+    if (known) return known;
+    const bytes = this.#passing?.bytes ?? allocate(this.entrySize);
+    this.#dropPassing();
+    await this.#hooks.loading?.(offset);
+    await this.#file.readv(offset, [bytes]);
+    return this.#latest = this.#passing = newEntry(offset, bytes);
   }
 
   /** Remember an entry that has just been written to the file. */
@@ -117,6 +135,10 @@ export class TableCache {
   /** To be called in the same turn as the change to `entry`. */
   markDirty(entry: CachedTable): void {
     if (entry.dirty) return;
+    if (entry === this.#passing) {
+      this.#entries.set(entry.offset, entry);
+      this.#passing = undefined;
+    }
     entry.dirty = true;
     this.#dirtyCount++;
   }
@@ -151,6 +173,7 @@ export class TableCache {
 
   /** Forget entries within a range whose clusters are not tables any more. */
   forget(offset: number, length: number): void {
+    this.#dropPassing();
     for (let at = offset; at < offset + length; at += this.entrySize) {
       const entry = this.#entries.get(at);
       if (entry) this.#remove(entry);
@@ -160,6 +183,7 @@ export class TableCache {
   /** Forget everything, changes included. */
   clear(): void {
     this.#entries.clear();
+    this.#dropPassing();
     this.#latest = undefined;
     this.#dirtyCount = 0;
     this.#dependsOn = undefined;
@@ -168,6 +192,7 @@ export class TableCache {
 
   /** Forget entries that nobody used since the last call. */
   dropUnused(): void {
+    this.#dropPassing();
     for (const entry of this.#entries.values()) {
       if (!entry.used && !entry.dirty) this.#remove(entry);
       entry.used = false;
@@ -176,11 +201,15 @@ export class TableCache {
   }
 
   #insert(offset: number, bytes: Uint8Array): CachedTable {
-    const view = viewOf(bytes);
-    const entry = { offset, bytes, view, dirty: false, used: true };
+    const entry = newEntry(offset, bytes);
     this.#entries.set(offset, entry);
     this.#latest = entry;
     return entry;
+  }
+
+  #dropPassing(): void {
+    if (this.#latest === this.#passing) this.#latest = undefined;
+    this.#passing = undefined;
   }
 
   #remove(entry: CachedTable): void {
@@ -192,12 +221,15 @@ export class TableCache {
 
   /** A buffer for a new entry; that of the longest unused one if all are. */
   async #makeRoom(): Promise<Uint8Array> {
-    if (this.#entries.size < this.#capacity) return allocate(this.entrySize);
-    const oldest: CachedTable = this.#entries.values().next().value!;
-    // All at once: they share the barrier that comes before.
-    if (oldest.dirty) await this.write();
-    this.#remove(oldest);
-    return oldest.bytes;
+    let bytes: Uint8Array | undefined;
+    while (this.#entries.size >= this.#capacity) {
+      const oldest: CachedTable = this.#entries.values().next().value!;
+      // All at once: they share the barrier that comes before.
+      if (oldest.dirty) await this.write();
+      this.#remove(oldest);
+      bytes = oldest.bytes;
+    }
+    return bytes ?? allocate(this.entrySize);
   }
 
   async #writeEntry(entry: CachedTable): Promise<void> {
@@ -218,4 +250,8 @@ export class TableCache {
       this.#dependsOnFlush = false;
     }
   }
+}
+
+function newEntry(offset: number, bytes: Uint8Array): CachedTable {
+  return { offset, bytes, view: viewOf(bytes), dirty: false, used: true };
 }

@@ -1,0 +1,157 @@
+/**
+ * How large the file of a new image would become.
+ *
+ * @module
+ */
+import { isPowerOfTwo, roundUp } from "../../core/bytes.ts";
+import type { BitmapInfo, BlockNode, Measurement } from "../../core/driver.ts";
+import { BlockError } from "../../core/errors.ts";
+import { chainStatus } from "../../core/extents.ts";
+import type { OptionValues } from "../../core/options.ts";
+import { bitmapEntryLength } from "./bitmap_directory.ts";
+import { estimateFileSize } from "./create.ts";
+import {
+  ENTRY_SIZE,
+  Geometry,
+  MAX_CLUSTER_BITS,
+  MAX_L1_BYTES,
+  MIN_CLUSTER_BITS,
+} from "./format.ts";
+
+/** Bytes of an L2 entry that tells of subclusters. */
+const EXTENDED_ENTRY_SIZE = 16;
+
+/** What the options say of the new image. */
+interface Plan {
+  version: 2 | 3;
+  geometry: Geometry;
+  l2EntrySize: number;
+  /** Whether space for all data is reserved at once. */
+  reserves: boolean;
+  hasBacking: boolean;
+}
+
+/** Measure a new image, the way QEMU does it: tables count in full. */
+export async function measure(
+  options: OptionValues,
+  source?: BlockNode,
+): Promise<Measurement> {
+  const plan = planOf(options);
+  const { geometry, l2EntrySize } = plan;
+  const { clusterSize } = geometry;
+  const wanted = roundUp(options.size as number ?? 0, clusterSize);
+  const l2Tables = geometry.clustersFor(wanted / clusterSize * l2EntrySize);
+  if (l2Tables * ENTRY_SIZE > MAX_L1_BYTES) {
+    throw new BlockError(
+      "EFBIG",
+      "The image size is too large (try using a larger cluster size)",
+    );
+  }
+  const size = source ? roundUp(source.size, clusterSize) : wanted;
+  const fullyAllocated = estimateFileSize(size, geometry, l2EntrySize);
+  const data = plan.reserves
+    ? size
+    : source
+    ? await dataOf(source, plan, size)
+    : 0;
+  const bitmaps = plan.version >= 3 && source
+    ? (await source.info?.())?.bitmaps
+    : undefined;
+  return {
+    required: fullyAllocated - size + data,
+    fullyAllocated,
+    ...(source && bitmaps && {
+      bitmaps: bitmapBytes(bitmaps, source.size, clusterSize),
+    }),
+  };
+}
+
+function planOf(options: OptionValues): Plan {
+  const invalid = (message: string) => new BlockError("EINVAL", message);
+  const clusterSize = options.cluster_size as number;
+  const clusterBits = Math.log2(clusterSize);
+  if (
+    !isPowerOfTwo(clusterSize) || clusterBits < MIN_CLUSTER_BITS ||
+    clusterBits > MAX_CLUSTER_BITS
+  ) {
+    throw invalid("Cluster size must be a power of two between 512 and 2048k");
+  }
+  const isExtended = options.extended_l2 === true;
+  if (isExtended && clusterBits < 14) {
+    throw invalid(
+      "Extended L2 entries are only supported with cluster sizes of at least 16384 bytes",
+    );
+  }
+  const version = versionOf(options.compat as string | undefined);
+  const refcountBits = options.refcount_bits as number;
+  if (!isPowerOfTwo(refcountBits) || refcountBits > 64) {
+    throw invalid(
+      "Refcount width must be a power of two and may not exceed 64 bits",
+    );
+  }
+  if (version === 2 && refcountBits !== 16) {
+    throw invalid(
+      "Different refcount widths than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)",
+    );
+  }
+  const { preallocation = "off" } = options;
+  if (!["off", "metadata", "falloc", "full"].includes(String(preallocation))) {
+    throw invalid(`invalid parameter value: ${preallocation}`);
+  }
+  if (options["encrypt.format"] === "luks") {
+    throw new BlockError("ENOTSUP", "LUKS encryption is not supported");
+  }
+  return {
+    version,
+    geometry: new Geometry(clusterBits, Math.log2(refcountBits)),
+    l2EntrySize: isExtended ? EXTENDED_ENTRY_SIZE : ENTRY_SIZE,
+    reserves: preallocation === "falloc" || preallocation === "full",
+    hasBacking: options.backing_file !== undefined,
+  };
+}
+
+/** QEMU's own `measure` takes only the older names of versions. */
+function versionOf(compat: string | undefined): 2 | 3 {
+  if (compat === "0.10") return 2;
+  if (compat === undefined || compat === "1.1") return 3;
+  throw new BlockError("EINVAL", `Invalid compatibility level: '${compat}'`);
+}
+
+/** Bytes of the clusters that are needed for what the source holds. */
+async function dataOf(
+  source: BlockNode,
+  { hasBacking, geometry }: Plan,
+  size: number,
+): Promise<number> {
+  // How much of it the backing file has as well is not known.
+  if (hasBacking) return size;
+  let data = 0;
+  for (let offset = 0; offset < source.size;) {
+    const extent = await chainStatus(source, offset, source.size - offset);
+    let end = offset + extent.length;
+    if (extent.kind !== "zero") {
+      end = geometry.clusterEnd(end);
+      data += end - geometry.clusterStart(offset);
+    }
+    offset = end;
+  }
+  return data;
+}
+
+/** What bitmaps take, if every bit of them is stored. */
+function bitmapBytes(
+  bitmaps: readonly BitmapInfo[],
+  diskSize: number,
+  clusterSize: number,
+): number {
+  let bytes = 0;
+  let directory = 0;
+  for (const { name, granularity } of bitmaps) {
+    const bits = Math.ceil(diskSize / granularity);
+    const clusters = Math.ceil(bits / 8 / clusterSize);
+    bytes += clusters * clusterSize;
+    bytes += roundUp(clusters * ENTRY_SIZE, clusterSize);
+    directory += bitmapEntryLength(new TextEncoder().encode(name).length);
+  }
+  return bytes + roundUp(directory, clusterSize);
+}
