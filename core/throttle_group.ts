@@ -156,8 +156,16 @@ export class ThrottleGroup {
     }
   }
 
-  /** Wait until a request of so many bytes may begin. */
-  async admit(direction: "read" | "write", bytes: number): Promise<void> {
+  /**
+   * Wait until a request of so many bytes may begin.
+   *
+   * @throws {BlockError} ECANCELED if `signal` is aborted meanwhile.
+   */
+  async admit(
+    direction: "read" | "write",
+    bytes: number,
+    signal?: AbortSignal,
+  ): Promise<void> {
     using _ = await this.#turns[direction].lock();
     const kinds = [
       "bps-total",
@@ -170,7 +178,7 @@ export class ThrottleGroup {
       const waits = kinds.map((kind) => this.#buckets.get(kind)?.wait ?? 0);
       const wait = Math.max(...waits);
       if (wait === 0) break;
-      await new Promise((done) => setTimeout(done, Math.ceil(wait * 1000)));
+      await delay(wait, signal);
     }
     const requests = this.#requestSize > 0 && bytes > this.#requestSize
       ? bytes / this.#requestSize
@@ -187,6 +195,25 @@ export class ThrottleGroup {
       bucket.leak((now - this.#lastLeak) / 1000);
     }
     this.#lastLeak = now;
+  }
+}
+
+/** Wait so many seconds. */
+async function delay(seconds: number, signal?: AbortSignal): Promise<void> {
+  // Timers take no more than 31 bits of milliseconds; who waits asks again.
+  const milliseconds = Math.min(Math.ceil(seconds * 1000), 2 ** 31 - 1);
+  const { promise, resolve } = Promise.withResolvers<void>();
+  const timer = setTimeout(resolve, milliseconds);
+  const wake = () => resolve();
+  signal?.addEventListener("abort", wake);
+  try {
+    if (!signal?.aborted) await promise;
+  } finally {
+    clearTimeout(timer);
+    signal?.removeEventListener("abort", wake);
+  }
+  if (signal?.aborted) {
+    throw new BlockError("ECANCELED", undefined, { cause: signal.reason });
   }
 }
 
