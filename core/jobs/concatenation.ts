@@ -5,10 +5,12 @@
  */
 import { roundUp, SECTOR_SIZE } from "../bytes.ts";
 import type { BlockNode } from "../driver.ts";
-import { backingOf, type ChainExtent, chainStatus } from "../extents.ts";
+import { type ChainExtent, chainStatus } from "../extents.ts";
 import { readPadded } from "../requests.ts";
 
-interface Part {
+/** One of the disks. */
+export interface Part {
+  /** The disk. */
   readonly node: BlockNode;
   /** Where on the whole it begins and ends, in bytes. */
   readonly start: number;
@@ -43,46 +45,47 @@ export class Concatenation {
     return this.#parts.at(-1)?.end ?? 0;
   }
 
-  /** The end of the disk in which the byte at `offset` lies. */
-  endOfPart(offset: number): number {
-    return this.#partAt(offset).end;
+  /** The disk in which the byte at `offset` lies. */
+  partAt(offset: number): Part {
+    return this.#parts.find(({ end }) => offset < end)!;
   }
 
   /**
    * What the range from `offset` holds, one extent of one disk. It ends on a
    * cluster of that disk where it can, so that none is read twice.
    *
-   * @param aboveBacking Whether to leave out what the disk's backing files
-   * hold: that is `unallocated` then.
+   * @param base An image of the disk's backing chain: what it and those below
+   * it hold is `unallocated`.
+   * @param most Most bytes to ask about.
    */
-  async status(offset: number, aboveBacking: boolean): Promise<ChainExtent> {
-    const { node, start, end, alignment } = this.#partAt(offset);
+  async status(
+    offset: number,
+    base?: BlockNode,
+    most = Infinity,
+  ): Promise<ChainExtent> {
+    const { node, start, end, alignment } = this.partAt(offset);
     const at = offset - start;
     if (at >= node.size) {
       const length = end - offset;
       return { offset, length, kind: "zero", depth: 0, present: false };
     }
-    const base = aboveBacking ? backingOf(node) : undefined;
-    const extent = await chainStatus(node, at, node.size - at, base);
-    let length = roundUp(extent.length, SECTOR_SIZE);
-    const tail = (at + length) % alignment;
-    if (offset + length < end && length > tail) length -= tail;
-    return { ...extent, offset, length };
+    const length = Math.min(most, node.size - at);
+    const extent = await chainStatus(node, at, length, base);
+    let known = roundUp(extent.length, SECTOR_SIZE);
+    const tail = (at + known) % alignment;
+    if (offset + known < end && known > tail) known -= tail;
+    return { ...extent, offset, length: known };
   }
 
   /** Fill `bytes` from `offset` on; the range may span several disks. */
   async read(offset: number, bytes: Uint8Array): Promise<void> {
     for (let done = 0; done < bytes.length;) {
-      const { node, start, end } = this.#partAt(offset + done);
+      const { node, start, end } = this.partAt(offset + done);
       const take = Math.min(bytes.length - done, end - offset - done);
       await readPadded(node, offset + done - start, [
         take === bytes.length ? bytes : bytes.subarray(done, done + take),
       ]);
       done += take;
     }
-  }
-
-  #partAt(offset: number): Part {
-    return this.#parts.find(({ end }) => offset < end)!;
   }
 }

@@ -1,0 +1,237 @@
+/**
+ * Copying ranges of disks into another one: what converting and committing
+ * have in common.
+ *
+ * @module
+ */
+import { allocate, roundDown } from "../bytes.ts";
+import type { BlockNode } from "../driver.ts";
+import { asBlockError, type BlockError } from "../errors.ts";
+import { type Held, Mutex } from "../lock.ts";
+import { ThrottleGroup } from "../throttle_group.ts";
+import type { Concatenation } from "./concatenation.ts";
+import { type Range, RangeFinder, type RangeRules } from "./copy_ranges.ts";
+import { CopySource, type CopySourceOptions } from "./copy_source.ts";
+import { CopyTarget, type CopyTargetOptions } from "./copy_target.ts";
+import { Pace } from "./pace.ts";
+
+/** How to copy. */
+export interface CopyOptions extends CopySourceOptions, CopyTargetOptions {
+  /** From here on, nothing shines through where the target is unallocated. */
+  readonly backingEnd?: number;
+  /** Most requests in flight. Default: 8. */
+  readonly parallel?: number;
+  /** Whether writes may overtake each other. Default: false. */
+  readonly outOfOrder?: boolean;
+  /** Most bytes of data a second; 0 and absent: no limit. */
+  readonly rateLimit?: number;
+  /** Ends the job with ECANCELED. */
+  readonly signal?: AbortSignal;
+  /**
+   * Told how many bytes of data are done with or under way, of how many that
+   * the source holds. That number is found out beforehand.
+   */
+  progress?(done: number, total: number): void;
+}
+
+/** Bytes of one request: few enough to stay in the processor's cache. */
+export const REQUEST_SIZE = 1024 * 1024;
+
+/** Fewest bytes of one request, however low the limit on the rate. */
+const LEAST_REQUEST_SIZE = 64 * 1024;
+
+/**
+ * Copy `source` into `target`, which is large enough. Holes are not read.
+ *
+ * @throws {BlockError} the error of the first request that failed, with the
+ * place before it. All requests have come to an end then.
+ */
+export async function copy(
+  source: Concatenation,
+  target: BlockNode,
+  options: CopyOptions,
+): Promise<void> {
+  await new Copy(source, target, options).run();
+}
+
+/** A range that waits for its worker, and its place in the order of writes. */
+interface Turn {
+  readonly range: Range;
+  /** Fulfilled when all writes before have taken place. */
+  readonly before?: Promise<void>;
+  /** To be called when this one has. */
+  done(): void;
+}
+
+class Copy {
+  readonly #source: CopySource;
+  readonly #target: CopyTarget;
+  readonly #options: CopyOptions;
+  readonly #rules: RangeRules;
+  readonly #ranges: RangeFinder;
+  readonly #pace: Pace;
+  readonly #throttle?: ThrottleGroup;
+  readonly #workers: Promise<void>[] = [];
+  /** Held while the next range is being found. */
+  readonly #finding = new Mutex();
+  /** Fulfilled when all writes before have taken place. */
+  #writes: Promise<void> = Promise.resolve();
+  /** Bytes of data that were given to workers, and of all there is. */
+  #copied = 0;
+  #total = 0;
+  #error: BlockError | undefined;
+
+  constructor(
+    source: Concatenation,
+    target: BlockNode,
+    options: CopyOptions,
+  ) {
+    const { rateLimit = 0, compression, backingEnd = Infinity } = options;
+    this.#source = new CopySource(source, options);
+    this.#target = new CopyTarget(target, options);
+    this.#options = options;
+    this.#pace = new Pace(options.signal);
+    let requestSize = REQUEST_SIZE;
+    if (rateLimit > 0) {
+      this.#throttle = new ThrottleGroup({
+        "bps-write": Math.min(rateLimit, 1e15),
+      });
+      // Many small steps: the data comes evenly, and an end is soon heeded.
+      const share = roundDown(Math.ceil(rateLimit / 10), LEAST_REQUEST_SIZE);
+      requestSize = Math.min(requestSize, Math.max(LEAST_REQUEST_SIZE, share));
+    }
+    const clusterSize = compression?.clusterSize ?? 0;
+    this.#rules = {
+      requestSize: Math.max(requestSize, clusterSize),
+      clusterSize,
+      fills: options.zeroes === "fill",
+      targetIsZero: options.targetIsZero ?? false,
+      backingEnd,
+      // Where a disk is damaged, each extent is read when it was found.
+      joins: !options.salvage,
+    };
+    this.#ranges = new RangeFinder(this.#source, this.#rules);
+  }
+
+  async run(): Promise<void> {
+    // With damaged disks, that shows once more where they are.
+    if (this.#options.progress || this.#options.salvage) await this.#count();
+    this.#startWorker();
+    const starter = this.#startOthersWhenIdle();
+    try {
+      // Workers may be added while the first are awaited.
+      for (const worker of this.#workers) await worker;
+    } finally {
+      clearInterval(starter);
+    }
+    if (this.#error) throw this.#error;
+  }
+
+  /** Find out how much data there is to be copied. */
+  async #count(): Promise<void> {
+    const ranges = new RangeFinder(this.#source, this.#rules);
+    for (let range; (range = await ranges.next());) {
+      if (this.#pace.isDue) await this.#pace.rest();
+      if (isData(range)) this.#total += range.length;
+    }
+  }
+
+  /**
+   * Requests to local files are done when they return: more of them in flight
+   * would gain nothing, and their buffers would drive each other out of the
+   * processor's cache. So the others start when the first is seen to wait.
+   */
+  #startOthersWhenIdle(): ReturnType<typeof setInterval> {
+    const { parallel = 8 } = this.#options;
+    const starter = setInterval(() => {
+      if (this.#pace.resting) return;
+      clearInterval(starter);
+      while (this.#workers.length < parallel) this.#startWorker();
+    }, 0);
+    return starter;
+  }
+
+  #startWorker(): void {
+    this.#workers.push(
+      this.#work().catch((error) => {
+        this.#error ??= asBlockError(error);
+      }),
+    );
+  }
+
+  async #work(): Promise<void> {
+    const buffer = new LazyBuffer(this.#rules.requestSize);
+    while (!this.#error) {
+      const turn = await this.#nextTurn();
+      if (!turn) return;
+      try {
+        if (isData(turn.range)) await this.#copy(turn, buffer);
+        else await this.#zero(turn);
+      } finally {
+        turn.done();
+      }
+    }
+  }
+
+  /** The next range that needs a worker. */
+  async #nextTurn(): Promise<Turn | undefined> {
+    using _held: Held = await this.#finding.lock();
+    while (!this.#error) {
+      if (this.#pace.isDue) await this.#pace.rest();
+      const range = await this.#ranges.next();
+      if (!range) break;
+      if (range.action === "skip") continue;
+      if (isData(range)) {
+        this.#copied += range.length;
+        this.#options.progress?.(this.#copied, this.#total);
+      }
+      if (this.#options.outOfOrder) return { range, done: () => {} };
+      const before = this.#writes;
+      const { promise, resolve } = Promise.withResolvers<void>();
+      this.#writes = promise;
+      return { range, before, done: resolve };
+    }
+    return undefined;
+  }
+
+  async #copy({ range, before, done }: Turn, buffer: LazyBuffer) {
+    const { offset, length, action } = range;
+    await this.#throttle?.admit("write", length, this.#options.signal);
+    const bytes = buffer.take(length);
+    if (action === "copy") await this.#source.read(offset, bytes);
+    else bytes.fill(0);
+    if (before) await before;
+    if (this.#error) return;
+    const written = this.#target.write(offset, bytes);
+    // Compressing is what takes the time, and it may go on in parallel: only
+    // the beginning of these writes needs to be in order.
+    if (this.#rules.clusterSize > 0) done();
+    await written;
+  }
+
+  async #zero({ range: { offset, length }, before }: Turn): Promise<void> {
+    if (before) await before;
+    await this.#target.zero(offset, length);
+  }
+}
+
+/** Whether there are bytes to be written. */
+function isData({ action }: Range): boolean {
+  return action === "copy" || action === "fill";
+}
+
+/** A buffer that is made when it is first needed. */
+class LazyBuffer {
+  readonly #size: number;
+  #bytes?: Uint8Array;
+
+  constructor(size: number) {
+    this.#size = size;
+  }
+
+  /** Its first `length` bytes. */
+  take(length: number): Uint8Array {
+    this.#bytes ??= allocate(this.#size);
+    return this.#bytes.subarray(0, length);
+  }
+}

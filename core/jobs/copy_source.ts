@@ -1,0 +1,121 @@
+/**
+ * What is copied from, with errors that tell the place.
+ *
+ * @module
+ */
+import { SECTOR_SIZE } from "../bytes.ts";
+import type { BlockNode } from "../driver.ts";
+import { asBlockError, BlockError, strerror } from "../errors.ts";
+import type { ChainExtent } from "../extents.ts";
+import type { Concatenation, Part } from "./concatenation.ts";
+
+/** How to read what is copied. */
+export interface CopySourceOptions {
+  /** Leave out what this image of the source's chain, or one below, holds. */
+  readonly base?: BlockNode;
+  /**
+   * Go on where a disk cannot be read: such sectors become zeroes, and `warn`
+   * is told of each. Default: false.
+   */
+  readonly salvage?: boolean;
+  /** Receives warnings. Default: they are dropped. */
+  warn?(message: string): void;
+}
+
+/** Most bytes to ask about at once where disks may be damaged. */
+const MAX_STATUS = (2 ** 22 - 1) * SECTOR_SIZE;
+
+/** Disks in a row, to be copied. */
+export class CopySource {
+  readonly #whole: Concatenation;
+  readonly #options: CopySourceOptions;
+
+  constructor(whole: Concatenation, options: CopySourceOptions) {
+    this.#whole = whole;
+    this.#options = options;
+  }
+
+  /** Bytes of all disks. */
+  get size(): number {
+    return this.#whole.size;
+  }
+
+  /** The disk in which the byte at `offset` lies. */
+  partAt(offset: number): Part {
+    return this.#whole.partAt(offset);
+  }
+
+  /** What the range from `offset` holds: one extent of one disk. */
+  async status(offset: number): Promise<ChainExtent> {
+    if (this.#options.salvage) return await this.#salvageStatus(offset);
+    try {
+      return await this.#whole.status(offset, this.#options.base);
+    } catch (error) {
+      const within = offset - this.partAt(offset).start;
+      throw located("reading block status at offset", within, error);
+    }
+  }
+
+  /** Asks about less and less; what nobody can tell of may still be read. */
+  async #salvageStatus(offset: number): Promise<ChainExtent> {
+    const { base } = this.#options;
+    for (let most = MAX_STATUS;;) {
+      try {
+        return await this.#whole.status(offset, base, most);
+      } catch (error) {
+        const { start, end } = this.partAt(offset);
+        const sectors = Math.min(most, end - offset) / SECTOR_SIZE;
+        if (sectors === 1) {
+          this.#warn("reading block status at offset", offset - start, error);
+          const length = SECTOR_SIZE;
+          return { offset, length, kind: "data", depth: 0, present: true };
+        }
+        most = Math.ceil(sectors / 4) * SECTOR_SIZE;
+      }
+    }
+  }
+
+  /** Fill `bytes` from `offset` on; the range may span several disks. */
+  async read(offset: number, bytes: Uint8Array): Promise<void> {
+    try {
+      await this.#whole.read(offset, bytes);
+    } catch (error) {
+      if (!this.#options.salvage) {
+        throw located("reading at byte", offset, error);
+      }
+      await this.#salvageSectors(offset, bytes);
+    }
+  }
+
+  async #salvageSectors(offset: number, bytes: Uint8Array): Promise<void> {
+    for (let at = 0; at < bytes.length; at += SECTOR_SIZE) {
+      const sector = bytes.subarray(at, at + SECTOR_SIZE);
+      try {
+        await this.#whole.read(offset + at, sector);
+      } catch (error) {
+        const { start } = this.partAt(offset + at);
+        this.#warn("reading offset", offset + at - start, error);
+        sector.fill(0);
+      }
+    }
+  }
+
+  #warn(what: string, offset: number, error: unknown): void {
+    this.#options.warn?.(located(what, offset, error).message);
+  }
+}
+
+/** An error with the place at which it happened. */
+export function located(
+  what: string,
+  offset: number,
+  thrown: unknown,
+): BlockError {
+  const error = asBlockError(thrown);
+  if (error.message.startsWith("error while ")) return error;
+  return new BlockError(
+    error.code,
+    `error while ${what} ${offset}: ${strerror(error.code)}`,
+    { cause: error },
+  );
+}
