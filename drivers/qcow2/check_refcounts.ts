@@ -110,7 +110,9 @@ export async function compareRefcounts(
     const first = index * entries;
     const end = Math.min(first + entries, counts.length);
     if (stored.isAbsent(index) && counts.nextUsed(first, end) === end) continue;
-    const block = await stored.block(index);
+    const block = repair.leaks || repair.corruptions
+      ? await stored.block(index)
+      : await stored.pass(index);
     if (block === null) {
       unreadable(run, first, end);
     } else if (compareBlock(run, block, first, end, repair, comparison)) {
@@ -140,13 +142,19 @@ function compareBlock(
 ): boolean {
   const { counts, result } = run;
   const { refcountOrder } = run.geometry;
+  const refcountOf = (cluster: number) =>
+    readRefcount(block, refcountOrder, cluster - first);
+  const next = (from: number) =>
+    counts.nextDifferent(block, refcountOrder, first, from, end);
+  let highest = end - 1;
+  while (
+    highest >= first && refcountOf(highest) === 0 && counts.get(highest) === 0
+  ) highest--;
+  if (highest >= first) comparison.highestCluster = highest;
   let changed = false;
-  let highest = -1;
-  for (let cluster = first; cluster < end; cluster++) {
-    const refcount = readRefcount(block, refcountOrder, cluster - first);
+  for (let cluster = next(first); cluster < end; cluster = next(cluster + 1)) {
+    const refcount = refcountOf(cluster);
     const references = counts.get(cluster);
-    if (refcount > 0 || references > 0) highest = cluster;
-    if (refcount === references) continue;
     const leaked = refcount > references;
     const fixable = leaked ? repair.leaks : repair.corruptions;
     const fix = fixable && refcount !== 0;
@@ -169,6 +177,5 @@ function compareBlock(
       result.corruptions++;
     }
   }
-  if (highest >= 0) comparison.highestCluster = highest;
   return changed;
 }

@@ -61,6 +61,8 @@ export class CheckRun {
   snapshots: SnapshotTable = { entries: [], byteLength: 0 };
   /** Findings so far; says whether a table was sound. */
   findings = 0;
+  /** Whether all entries of active tables that have a cluster are flagged. */
+  allCopied = true;
   readonly #report?: CheckOptions["report"];
   #metadata?: MetadataMap;
   /** Clusters to give up, as ranges. */
@@ -229,6 +231,7 @@ export class CheckRun {
     this.counts.clear();
     this.#tableBytes = 0;
     this.findings = 0;
+    this.allCopied = true;
   }
 
   /**

@@ -9,6 +9,7 @@ import type { CheckResult } from "../../core/driver.ts";
 import { L2Scan } from "./check_l2.ts";
 import type { CheckRun } from "./check_run.ts";
 import {
+  COPIED,
   ENTRY_SIZE,
   entryOffset,
   entryToHex,
@@ -91,6 +92,7 @@ export class TableWalk {
             `ERROR found L1 entry with reserved bits set: ${text}`,
           );
         }
+        if (active && (high & COPIED) === 0) run.allCopied = false;
         const l2Offset = entryOffset(high, low);
         run.count(l2Offset, clusterSize);
         if (!run.geometry.isAligned(l2Offset)) {

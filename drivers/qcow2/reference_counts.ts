@@ -5,11 +5,13 @@
  *
  * @module
  */
+import { readRefcount } from "./refcount_layout.ts";
 
 const PAGE_BITS = 15;
 const PAGE_SIZE = 1 << PAGE_BITS;
 const PAGE_MASK = PAGE_SIZE - 1;
 const MAX_BYTE = 255;
+const NOTHING_COUNTED = new Uint8Array(PAGE_SIZE);
 
 type Page = Uint8Array | Float64Array;
 
@@ -19,6 +21,7 @@ export class ReferenceCounts {
   readonly max: number;
   /** Clusters that are counted. */
   #length: number;
+  #hasShared = false;
   #pages: (Page | undefined)[] = [];
 
   constructor(length: number, max: number) {
@@ -29,6 +32,11 @@ export class ReferenceCounts {
 
   get length(): number {
     return this.#length;
+  }
+
+  /** Whether a counter was ever more than one, since all were zero. */
+  get hasShared(): boolean {
+    return this.#hasShared;
   }
 
   /** Make room for at least `length` clusters. */
@@ -42,6 +50,7 @@ export class ReferenceCounts {
   /** Set all counters to zero. */
   clear(): void {
     this.#pages = new Array(Math.ceil(this.#length / PAGE_SIZE));
+    this.#hasShared = false;
   }
 
   /** The counter of a cluster. */
@@ -58,20 +67,32 @@ export class ReferenceCounts {
       page = this.#pages[index] = Float64Array.from(page);
     }
     page[cluster & PAGE_MASK] = value;
+    if (value > 1) this.#hasShared = true;
   }
 
-  /** Add one; whether that was possible. */
-  increment(cluster: number): boolean {
-    const page = this.#pages[cluster >>> PAGE_BITS];
-    if (page !== undefined) {
-      const value = page[cluster & PAGE_MASK];
+  /**
+   * Add one to `count` counters from `first` on, up to one that has no room.
+   *
+   * @returns how many there was room for.
+   */
+  incrementRun(first: number, count: number): number {
+    const end = first + count;
+    for (let at = first; at < end;) {
+      const page = this.#pages[at >>> PAGE_BITS] ??= new Uint8Array(PAGE_SIZE);
       const wide = page.BYTES_PER_ELEMENT > 1;
-      if ((wide || value < MAX_BYTE) && value < this.max) {
-        page[cluster & PAGE_MASK] = value + 1;
-        return true;
-      }
+      const limit = wide ? this.max : Math.min(this.max, MAX_BYTE);
+      const start = at & PAGE_MASK;
+      const stop = Math.min(start + end - at, PAGE_SIZE);
+      let i = start;
+      let before = 0;
+      while (i < stop && page[i] < limit) before |= page[i]++, i++;
+      if (before > 0) this.#hasShared = true;
+      at += i - start;
+      if (i === stop) continue;
+      if (this.add(at, 1) > 0) return at - first;
+      at++;
     }
-    return this.add(cluster, 1) === 0;
+    return count;
   }
 
   /** Add `amount`; how much of it there was no room for. */
@@ -91,6 +112,36 @@ export class ReferenceCounts {
         for (; at < pageEnd; at++) if (page[at & PAGE_MASK] !== 0) return at;
       }
       at = pageEnd;
+    }
+    return end;
+  }
+
+  /**
+   * The first cluster in `from` to `end` whose counter differs from the
+   * refcount in `block`, which begins with the cluster `first`; or `end`.
+   */
+  nextDifferent(
+    block: DataView,
+    order: number,
+    first: number,
+    from: number,
+    end: number,
+  ): number {
+    for (let at = from; at < end;) {
+      const page = this.#pages[at >>> PAGE_BITS] ?? NOTHING_COUNTED;
+      const pageEnd = Math.min((at | PAGE_MASK) + 1, end);
+      if (order === 4) {
+        let i = at & PAGE_MASK;
+        let entry = 2 * (at - first);
+        for (; at < pageEnd; at++, entry += 2) {
+          if (block.getUint16(entry) !== page[i++]) return at;
+        }
+      } else {
+        for (; at < pageEnd; at++) {
+          const refcount = readRefcount(block, order, at - first);
+          if (refcount !== page[at & PAGE_MASK]) return at;
+        }
+      }
     }
     return end;
   }

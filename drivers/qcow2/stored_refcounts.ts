@@ -32,6 +32,8 @@ export class StoredRefcounts {
   #table: DataView = viewOf(new Uint8Array());
   readonly #blocks = new Map<number, DataView | null>();
   readonly #dirty = new Set<number>();
+  /** A buffer for a block that is not kept. */
+  #passing?: Uint8Array;
   /** Stands for every block that does not exist. */
   readonly #zeroes: DataView;
   readonly #maxBlocks: number;
@@ -96,11 +98,23 @@ export class StoredRefcounts {
     return this.blockOffset(index) === 0;
   }
 
+  /**
+   * As {@linkcode block}, but valid only until this is called again: for who
+   * looks at all blocks in turn, so that they need not all be kept.
+   */
+  async pass(index: number): Promise<DataView | null> {
+    const known = this.peek(index);
+    if (known !== undefined) return known;
+    this.#passing ??= allocate(this.#run.geometry.clusterSize);
+    return await this.#read(index, this.#passing);
+  }
+
   /** The block of an entry, or null if it cannot be read. */
   async block(index: number): Promise<DataView | null> {
     const known = this.peek(index);
     if (known !== undefined) return known;
-    const block = await this.#read(index);
+    const { clusterSize } = this.#run.geometry;
+    const block = await this.#read(index, allocate(clusterSize));
     for (const oldest of this.#blocks.keys()) {
       if (this.#blocks.size < this.#maxBlocks) break;
       if (this.#dirty.has(oldest)) await this.#write(oldest);
@@ -110,8 +124,7 @@ export class StoredRefcounts {
     return block;
   }
 
-  async #read(index: number): Promise<DataView | null> {
-    const { geometry } = this.#run;
+  async #read(index: number, block: Uint8Array): Promise<DataView | null> {
     const offset = this.blockOffset(index);
     if (!this.isAligned(index)) {
       const { high, low } = this.entry(index);
@@ -123,7 +136,6 @@ export class StoredRefcounts {
       return null;
     }
     try {
-      const block = allocate(geometry.clusterSize);
       await this.#run.read(offset, block);
       return viewOf(block);
     } catch {
