@@ -43,8 +43,10 @@ export {
   type StreamOptions,
 } from "./core/image.ts";
 export { type CacheMode, type OpenOptions } from "./core/open.ts";
+export { bench, type BenchOptions } from "./core/jobs/bench.ts";
 export * from "./core/jobs/compare.ts";
 export * from "./core/jobs/convert.ts";
+export { measure } from "./core/jobs/measure.ts";
 export {
   type OptionSpec,
   type OptionTable,

@@ -3,7 +3,12 @@
  *
  * @module
  */
-import { OptionParser, type OptionSpec } from "./getopt.ts";
+import {
+  type Complaint,
+  libraryText,
+  OptionParser,
+  type OptionSpec,
+} from "./getopt.ts";
 import { CommandError, type Program, usageError } from "./program.ts";
 
 /** A command of an image program. */
@@ -16,6 +21,8 @@ export interface Command {
   readonly options: readonly OptionSpec[];
   /** What else there is to know, for the help. */
   readonly notes?: string;
+  /** Whether QEMU's answer to a mistake in the options is the help. */
+  readonly helpsOnMistake?: boolean;
   /** Run it; answers the exit code. */
   run(invocation: Invocation): Promise<number>;
 }
@@ -41,7 +48,12 @@ export class Invocation {
    * objects, is dealt with here.
    */
   *options(args: readonly string[] = this.args): Generator<[string, string]> {
-    const parser = new OptionParser(this.command.options, this.name, args);
+    const parser = new OptionParser(
+      this.command.options,
+      this.name,
+      args,
+      this.#complaint,
+    );
     for (const [name, argument] of parser.parse()) {
       if (name === "h") {
         this.program.print(commandHelp(this));
@@ -63,6 +75,17 @@ export class Invocation {
       throw new CommandError(`Invalid progress format: ${format}`);
     }
     this.program.progressFormat = format;
+  }
+
+  /** How mistakes are told, if not as elsewhere. */
+  get #complaint(): Complaint | undefined {
+    const { program, command } = this;
+    if (!command.helpsOnMistake || program.isOurs) return undefined;
+    return (mistake) => {
+      program.printError(`${this.name}: ${libraryText(mistake)}\n`);
+      program.print(commandHelp(this));
+      return new HelpShown();
+    };
   }
 
   #define(definition: string): void {

@@ -97,6 +97,14 @@ const TYPE_NAMES: { readonly [type in OptionSpec["type"]]: string } = {
   boolean: "bool (on/off)",
 };
 
+/** The options of a table, a line each. */
+export function optionHelp(table: OptionTable): string {
+  const lines = Object.entries(table).map(([name, spec]) =>
+    `  ${name}=<${TYPE_NAMES[spec.type]}>`.padEnd(24) + ` - ${spec.help}\n`
+  );
+  return lines.sort().join("");
+}
+
 /** Answer `-o help`. */
 export function printCreateHelp(
   program: Program,
@@ -104,15 +112,12 @@ export function printCreateHelp(
   filename: string | undefined,
 ): void {
   const { table } = createTable(format, filename);
-  const lines = Object.entries(table).map(([name, spec]) =>
-    `  ${name}=<${TYPE_NAMES[spec.type]}>`.padEnd(24) + ` - ${spec.help}\n`
-  );
   program.print(
     filename === undefined
       ? `Supported ${format} options:\n`
       : "Supported options:\n",
   );
-  program.print(lines.sort().join(""));
+  program.print(optionHelp(table));
   if (filename === undefined) {
     program.print(
       "\nThe protocol level may support further options.\n" +

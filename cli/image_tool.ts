@@ -16,6 +16,14 @@ interface Entry {
 }
 
 const COMMANDS: { readonly [name: string]: Entry } = {
+  amend: {
+    summary: "Change options of an image",
+    load: () => import("./commands/amend.ts"),
+  },
+  bench: {
+    summary: "Measure how fast an image answers requests",
+    load: () => import("./commands/bench.ts"),
+  },
   check: {
     summary: "Examine an image's own structures",
     load: () => import("./commands/check.ts"),
@@ -32,6 +40,10 @@ const COMMANDS: { readonly [name: string]: Entry } = {
     summary: "Make an image",
     load: () => import("./commands/create.ts"),
   },
+  dd: {
+    summary: "Copy a part of an image, block by block",
+    load: () => import("./commands/dd.ts"),
+  },
   info: {
     summary: "Describe an image",
     load: () => import("./commands/info.ts"),
@@ -39,6 +51,10 @@ const COMMANDS: { readonly [name: string]: Entry } = {
   map: {
     summary: "Show what an image holds, and where",
     load: () => import("./commands/map.ts"),
+  },
+  measure: {
+    summary: "Tell how large the file of a new image would become",
+    load: () => import("./commands/measure.ts"),
   },
   resize: {
     summary: "Change the size of an image",

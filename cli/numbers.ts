@@ -9,12 +9,21 @@ import { CommandError } from "./program.ts";
 /** The largest 64-bit signed number, as text: it is not exact as a number. */
 const INT64_MAX = "9223372036854775807";
 
+/** The largest 32-bit signed number. */
+export const INT32_MAX = 2 ** 31 - 1;
+
 /**
  * Parse a size given on the command line; `what` names it in messages.
  *
- * @throws {CommandError} if it is none, or not within 0 and 2^63-1.
+ * @throws {CommandError} if it is none, or not within `least` and `most`, by
+ * default 2^63-1.
  */
-export function sizeArgument(what: string, text: string): number {
+export function sizeArgument(
+  what: string,
+  text: string,
+  least = 0,
+  most?: number,
+): number {
   const size = parseSize(text);
   if (size === undefined) {
     throw new CommandError(
@@ -23,12 +32,41 @@ export function sizeArgument(what: string, text: string): number {
         "exabytes.",
     );
   }
-  if (size >= 2 ** 63) {
+  if (size < least || size > (most ?? 2 ** 63 - 1024)) {
     throw new CommandError(
-      `Invalid ${what} specified. Must be between 0 and ${INT64_MAX}.`,
+      `Invalid ${what} specified. Must be between ${least} and ${
+        most ?? INT64_MAX
+      }.`,
     );
   }
   return size;
+}
+
+/**
+ * Parse a number without a suffix; `what` names it in messages.
+ *
+ * @throws {CommandError} if it is none, or not within 0 and `most`.
+ */
+export function numberArgument(
+  what: string,
+  text: string,
+  most: number,
+): number {
+  const value = cInteger(text);
+  if (value === undefined || value < 0 || value > most) {
+    throw new CommandError(`Invalid ${what} specified`);
+  }
+  return value;
+}
+
+/** Parse an integer as C's `strtol` does with base 0; `undefined` if none. */
+export function cInteger(text: string): number | undefined {
+  const match = /^\s*([+-]?)(0x[0-9a-f]+|0[0-7]*|[1-9][0-9]*)$/i.exec(text);
+  if (!match) return undefined;
+  const [, sign, digits] = match;
+  const isOctal = /^0[0-7]+$/.test(digits);
+  const value = isOctal ? parseInt(digits, 8) : Number(digits);
+  return sign === "-" ? -value : value;
 }
 
 /** A whole number with all its digits, also beyond 2^53. */

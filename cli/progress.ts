@@ -55,9 +55,9 @@ export class Progress {
     // As a 32-bit number, it rounds where QEMU's does.
     const percent = total > 0 ? Math.fround(done / total * 100) : 100;
     this.#percent = Math.min(100, percent);
-    if (this.#percent > this.#shown + this.#step || percent >= 100) {
-      this.#show();
-    }
+    // It goes back where there proves to be more to do.
+    const change = Math.abs(this.#percent - this.#shown);
+    if (change > this.#step || percent === 0 || percent >= 100) this.#show();
   }
 
   /** The command has done all there was to do. */

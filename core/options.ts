@@ -88,6 +88,7 @@ export function parseOption(
       return size;
     }
     case "number": {
+      if (typeof value === "number" && value >= 0) return value;
       const text = String(value).trim();
       const number = /^-?(\d+|0x[0-9a-f]+)$/i.test(text) ? Number(text) : NaN;
       if (!(Math.abs(number) < 2 ** 64)) throw refuse("a number");

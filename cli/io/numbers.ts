@@ -4,7 +4,7 @@
  * @module
  */
 import { parseSize } from "../../core/options.ts";
-import { fixed } from "../numbers.ts";
+import { cInteger, fixed } from "../numbers.ts";
 import { Refusal } from "./command.ts";
 
 const INT64_MAX = 2n ** 63n - 1n;
@@ -33,16 +33,6 @@ function exceedsInt64(text: string, value: number): boolean {
   if (value < 2 ** 63) return false;
   const isExact = value === 2 ** 63 && /^(0x[0-9a-f]+|[0-9]+)$/i.test(text);
   return !isExact || BigInt(text) > INT64_MAX;
-}
-
-/** Parse an integer as C's `strtol` does with base 0; `undefined` if none. */
-export function cInteger(text: string): number | undefined {
-  const match = /^\s*([+-]?)(0x[0-9a-f]+|0[0-7]*|[1-9][0-9]*)$/i.exec(text);
-  if (!match) return undefined;
-  const [, sign, digits] = match;
-  const isOctal = /^0[0-7]+$/.test(digits);
-  const value = isOctal ? parseInt(digits, 8) : Number(digits);
-  return sign === "-" ? -value : value;
 }
 
 /** Parse the byte that fills a pattern. */

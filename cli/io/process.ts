@@ -4,7 +4,8 @@
  * @module
  */
 import { type IoCommand, Refusal } from "./command.ts";
-import { byteCount, cInteger } from "./numbers.ts";
+import { cInteger } from "../numbers.ts";
+import { byteCount } from "./numbers.ts";
 
 /** One above the last signal of Linux. */
 const SIGNALS_END = 65;

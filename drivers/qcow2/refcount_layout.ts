@@ -74,6 +74,13 @@ export function addToRefcounts(
 ): number {
   for (let index = from; index < end; index++) {
     const value = readRefcount(view, order, index) + delta;
+    if (value >= 2 ** 53) {
+      // Only damage counts so far, but it is not to be made worse.
+      const exact = view.getBigUint64(index * 8) + BigInt(delta);
+      if (exact >= 2n ** 64n) return index;
+      view.setBigUint64(index * 8, exact);
+      continue;
+    }
     if (value < 0 || value > max) return index;
     writeRefcount(view, order, index, value);
   }

@@ -1,0 +1,149 @@
+/** `amend`: change options of an image in place. @module */
+import type { BlockDriver } from "../../core/driver.ts";
+import { asBlockError, BlockError } from "../../core/errors.ts";
+import type { OptionValues } from "../../core/options.ts";
+import { findDriver } from "../../core/registry.ts";
+import {
+  type Command,
+  FORMAT,
+  HELP,
+  IMAGE_OPTS,
+  type Invocation,
+  OBJECT,
+  PROGRESS,
+  QUIET,
+} from "../command.ts";
+import { optionHelp, OptionList } from "../create_options.ts";
+import { cacheMode, openImageArgument, usingNodes } from "../images.ts";
+import { Progress } from "../progress.ts";
+import { CommandError } from "../program.ts";
+
+class Wish {
+  format?: string;
+  cache = "writeback";
+  imageOpts = false;
+  progress = false;
+  quiet = false;
+  readonly options = new OptionList();
+}
+
+/** The command. */
+export const command: Command = {
+  summary: "Change options of an image",
+  operands: "FILE",
+  options: [
+    HELP,
+    QUIET,
+    PROGRESS,
+    OBJECT,
+    IMAGE_OPTS,
+    FORMAT,
+    {
+      short: "o",
+      long: "options",
+      argument: "NAME=VALUE,…",
+      help: "what to change; -o help lists it",
+    },
+    {
+      short: "t",
+      long: "cache",
+      argument: "CACHE",
+      help: "how to cache what is written: writeback, none, unsafe, …",
+    },
+    {
+      long: "force",
+      help: "accepted for QEMU's sake: it is about keys of LUKS only",
+    },
+  ],
+
+  async run(invocation) {
+    const { program } = invocation;
+    const wish = parse(invocation);
+    const { format, options } = wish;
+    const progress = new Progress(program, wish.progress && !wish.quiet, 1);
+    try {
+      if (format !== undefined && options.asksForHelp) {
+        program.print(amendHelp(findDriver(format), format));
+        return 0;
+      }
+      const [file, ...surplus] = invocation.operands;
+      if (file === undefined || surplus.length > 0) {
+        throw new CommandError("Expecting one image file name");
+      }
+      const node = await openImageArgument(program, file, {
+        ...wish,
+        cache: cacheMode(wish.cache, "cache option"),
+        writable: true,
+        options: undefined,
+      });
+      return await usingNodes([node], async () => {
+        const { driver } = node;
+        if (options.asksForHelp) {
+          program.print(amendHelp(driver, driver.name));
+          return 0;
+        }
+        if (!node.amend) throw notSupported(driver.name);
+        const values = parseValues(options, driver);
+        await node.amend(values, {
+          progress: (done, total) => progress.update(done, total),
+        });
+        await node.flush?.();
+        progress.complete();
+        return 0;
+      });
+    } finally {
+      progress.end();
+    }
+  },
+};
+
+function parse(invocation: Invocation): Wish {
+  const wish = new Wish();
+  for (const [option, argument] of invocation.options()) {
+    if (option === "f") wish.format = argument;
+    else if (option === "o") wish.options.add(argument);
+    else if (option === "t") wish.cache = argument;
+    else if (option === "p") wish.progress = true;
+    else if (option === "q") wish.quiet = true;
+    else if (option === "image-opts") wish.imageOpts = true;
+  }
+  if (wish.options.isGiven) return wish;
+  throw new CommandError("Must specify options (-o)", { usage: true });
+}
+
+function notSupported(format: string): BlockError {
+  return new BlockError(
+    "ENOTSUP",
+    `Format driver '${format}' does not support option amendment`,
+  );
+}
+
+function amendHelp(driver: BlockDriver | undefined, format: string): string {
+  if (!driver) {
+    throw new BlockError("EINVAL", `Unknown file format '${format}'`);
+  }
+  const { amendOptions } = driver;
+  if (!amendOptions) throw notSupported(format);
+  return `Amend options for '${format}':\n${optionHelp(amendOptions)}`;
+}
+
+/** Options that fit only a new image are told from those that do not exist. */
+function parseValues(
+  options: OptionList,
+  { amendOptions = {}, createOptions = {} }: BlockDriver,
+): OptionValues {
+  try {
+    return options.parse(amendOptions);
+  } catch (thrown) {
+    try {
+      options.parse({ ...createOptions, ...amendOptions });
+    } catch {
+      throw thrown;
+    }
+    const { code, message } = asBlockError(thrown);
+    throw new BlockError(code, message, {
+      cause: thrown,
+      hint: "This option is only supported for image creation",
+    });
+  }
+}

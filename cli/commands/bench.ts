@@ -1,0 +1,214 @@
+/** `bench`: measure how fast an image answers requests. @module */
+import { bench } from "../../core/jobs/bench.ts";
+import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
+import type { CacheMode } from "../../core/open.ts";
+import {
+  type Command,
+  FORCE_SHARE,
+  FORMAT,
+  HELP,
+  IMAGE_OPTS,
+  type Invocation,
+  QUIET,
+} from "../command.ts";
+import { cacheMode, openImageArgument, usingNodes } from "../images.ts";
+import {
+  fixed,
+  INT32_MAX,
+  integerText,
+  numberArgument,
+  sizeArgument,
+} from "../numbers.ts";
+import { CommandError, usageError } from "../program.ts";
+
+class Wish {
+  format?: string;
+  imageOpts = false;
+  cache: CacheMode = "writeback";
+  nativeAio = false;
+  write = false;
+  count = 75_000;
+  depth = 64;
+  offset = 0;
+  length = 4096;
+  step = 0;
+  pattern = 0;
+  flushInterval = 0;
+  drain = true;
+}
+
+/** The command. */
+export const command: Command = {
+  summary: "Measure how fast an image answers requests",
+  operands: "FILE",
+  options: [
+    HELP,
+    QUIET,
+    IMAGE_OPTS,
+    FORCE_SHARE,
+    FORMAT,
+    {
+      short: "c",
+      long: "count",
+      argument: "N",
+      help: "requests in all; default: 75000",
+    },
+    {
+      short: "d",
+      long: "depth",
+      argument: "N",
+      help: "requests in flight; default: 64",
+    },
+    {
+      short: "s",
+      long: "buffer-size",
+      argument: "SIZE",
+      help: "bytes of a request; default: 4096",
+    },
+    {
+      short: "o",
+      long: "offset",
+      argument: "OFFSET",
+      help: "where the first request begins",
+    },
+    {
+      short: "S",
+      long: "step-size",
+      argument: "SIZE",
+      help: "bytes from one request to the next; default: those of one",
+    },
+    { short: "w", long: "write", help: "write rather than read" },
+    {
+      long: "pattern",
+      argument: "BYTE",
+      help: "the byte that is written; default: 0",
+    },
+    {
+      long: "flush-interval",
+      argument: "N",
+      help: "flush whenever so many requests have been sent",
+    },
+    { long: "no-drain", help: "go on sending requests during a flush" },
+    {
+      short: "t",
+      long: "cache",
+      argument: "CACHE",
+      help: "how to cache: writeback, none, unsafe, …",
+    },
+    {
+      short: "i",
+      long: "aio",
+      argument: "AIO",
+      help: "accepted for QEMU's sake: threads, native or io_uring",
+    },
+    { short: "n", long: "native", help: "the same as -i native" },
+  ],
+  notes: "Requests go through the disk one after the other, and begin anew\n" +
+    "at its end.",
+
+  async run(invocation) {
+    const { program } = invocation;
+    const wish = parse(invocation);
+    const [file] = invocation.operands;
+    if (wish.nativeAio && !/^(none|directsync)$/.test(wish.cache)) {
+      throw new CommandError(
+        `Could not open '${file}': aio=native was specified, but it requires ` +
+          "cache.direct=on, which was not specified.",
+      );
+    }
+    const { format, imageOpts, write: writable, cache } = wish;
+    const node = await openImageArgument(program, file, {
+      format,
+      imageOpts,
+      writable,
+      cache,
+    });
+    const { write, count, depth, offset, length, flushInterval } = wish;
+    const step = wish.step || length;
+    return await usingNodes([node], async () => {
+      program.print(
+        `Sending ${count} ${write ? "write" : "read"} requests, ${length} ` +
+          `bytes each, ${depth} in parallel (starting at offset ` +
+          `${integerText(offset)}, step size ${step})\n`,
+      );
+      if (flushInterval > 0) {
+        program.print(`Sending flush every ${flushInterval} requests\n`);
+      }
+      if (write && !node.writev) throw failed(new BlockError("ENOTSUP"));
+      const fua = cache === "writethrough" || cache === "directsync";
+      let seconds;
+      try {
+        seconds = await bench(node, { ...wish, step, fua });
+      } catch (error) {
+        throw failed(asBlockError(error));
+      }
+      program.print(`Run completed in ${fixed(seconds, 3)} seconds.\n`);
+      return 0;
+    });
+  },
+};
+
+function failed({ code }: BlockError): CommandError {
+  return new CommandError(`Failed request: ${strerror(code)}`);
+}
+
+function parse(invocation: Invocation): Wish {
+  const wish = new Wish();
+  for (const [option, argument] of invocation.options()) {
+    if (option === "c") {
+      wish.count = numberArgument("request count", argument, INT32_MAX);
+    } else if (option === "d") {
+      wish.depth = numberArgument("queue depth", argument, INT32_MAX);
+    } else if (option === "flush-interval") {
+      const what = "flush interval";
+      wish.flushInterval = numberArgument(what, argument, INT32_MAX);
+    } else if (option === "pattern") {
+      wish.pattern = numberArgument("pattern byte", argument, 255);
+    } else if (option === "s") {
+      wish.length = sizeArgument("buffer size", argument, 0, INT32_MAX);
+    } else if (option === "S") {
+      wish.step = sizeArgument("step_size", argument, 0, INT32_MAX);
+    } else if (option === "o") {
+      wish.offset = sizeArgument("offset", argument);
+    } else if (option === "t") wish.cache = benchCache(argument);
+    else if (option === "i") wish.nativeAio = isNative(argument);
+    else if (option === "n") wish.nativeAio = true;
+    else if (option === "f") wish.format = argument;
+    else if (option === "w") wish.write = true;
+    else if (option === "no-drain") wish.drain = false;
+    else if (option === "image-opts") wish.imageOpts = true;
+  }
+  check(invocation, wish);
+  return wish;
+}
+
+function check({ operands }: Invocation, wish: Wish): void {
+  if (operands.length !== 1) throw usageError("Expecting one image file name");
+  if (!wish.write && wish.flushInterval > 0) {
+    throw new CommandError(
+      "--flush-interval is only available in write tests",
+    );
+  }
+  if (wish.flushInterval > 0 && wish.flushInterval < wish.depth) {
+    throw new CommandError("Flush interval can't be smaller than depth");
+  }
+  // With none in flight, QEMU waits forever for the first.
+  if (wish.depth === 0 && wish.count > 0) {
+    throw new CommandError("Invalid queue depth specified");
+  }
+}
+
+function benchCache(text: string): CacheMode {
+  try {
+    return cacheMode(text, "cache mode");
+  } catch {
+    throw new CommandError("Invalid cache mode");
+  }
+}
+
+function isNative(text: string): boolean {
+  if (!["threads", "native", "io_uring"].includes(text)) {
+    throw new CommandError(`Invalid aio option: ${text}`);
+  }
+  return text === "native";
+}

@@ -1,0 +1,158 @@
+/** `measure`: tell how large the file of a new image would become. @module */
+import type { Measurement } from "../../core/driver.ts";
+import { asBlockError } from "../../core/errors.ts";
+import { measure } from "../../core/jobs/measure.ts";
+import type { OptionTable, OptionValues } from "../../core/options.ts";
+import {
+  type Command,
+  FORCE_SHARE,
+  FORMAT,
+  HELP,
+  IMAGE_OPTS,
+  type Invocation,
+  OBJECT,
+  OUTPUT,
+  outputFormat,
+} from "../command.ts";
+import { createTable, OptionList } from "../create_options.ts";
+import { openImageArgument, usingNodes } from "../images.ts";
+import { prettyJson } from "../json.ts";
+import { integerText, sizeArgument } from "../numbers.ts";
+import { CommandError, type Program } from "../program.ts";
+import { showSnapshot } from "../snapshots.ts";
+
+class Wish {
+  format?: string;
+  outputFormat = "raw";
+  snapshot?: string;
+  size?: number;
+  output: "human" | "json" = "human";
+  imageOpts = false;
+  readonly options = new OptionList();
+}
+
+/** The command. */
+export const command: Command = {
+  summary: "Tell how large the file of a new image would become",
+  operands: "[--size SIZE | FILE]",
+  options: [
+    HELP,
+    OBJECT,
+    IMAGE_OPTS,
+    FORCE_SHARE,
+    OUTPUT,
+    FORMAT,
+    {
+      short: "O",
+      long: "target-format",
+      argument: "FMT",
+      help: "format of the new image; default: raw",
+    },
+    { short: "o", argument: "NAME=VALUE,…", help: "options of that format" },
+    {
+      short: "l",
+      argument: "SNAPSHOT",
+      help: "measure a snapshot: its id, its name, or snapshot.name=NAME",
+    },
+    {
+      short: "s",
+      long: "size",
+      argument: "SIZE",
+      help: "size of an empty disk, in place of FILE",
+    },
+  ],
+  helpsOnMistake: true,
+
+  async run(invocation) {
+    const { program } = invocation;
+    const wish = parse(invocation);
+    const [file] = invocation.operands;
+    if (file === undefined) {
+      showMeasurement(program, wish, await measureFor(program, wish));
+      return 0;
+    }
+    const { format, imageOpts } = wish;
+    const node = await openImageArgument(program, file, { format, imageOpts });
+    return await usingNodes([node], async () => {
+      if (wish.snapshot !== undefined) await showSnapshot(node, wish.snapshot);
+      const measured = await measureFor(program, wish, node);
+      showMeasurement(program, wish, measured);
+      return 0;
+    });
+  },
+};
+
+function parse(invocation: Invocation): Wish {
+  const wish = new Wish();
+  for (const [option, argument] of invocation.options()) {
+    if (option === "f") wish.format = argument;
+    else if (option === "O") wish.outputFormat = argument;
+    else if (option === "o") wish.options.add(argument);
+    else if (option === "l") wish.snapshot = argument;
+    else if (option === "s") wish.size = sizeArgument("image size", argument);
+    else if (option === "output") wish.output = outputFormat(argument);
+    else if (option === "image-opts") wish.imageOpts = true;
+  }
+  const { operands } = invocation;
+  if (operands.length > 1) {
+    throw new CommandError("At most one filename argument is allowed.");
+  }
+  if (operands.length === 1) {
+    if (wish.size === undefined) return wish;
+    throw new CommandError("--size N cannot be used together with a filename.");
+  }
+  if (wish.imageOpts || (wish.format ?? wish.snapshot) !== undefined) {
+    throw new CommandError(
+      "--image-opts, -f, and -l require a filename argument.",
+    );
+  }
+  if (wish.size === undefined) {
+    throw new CommandError(
+      "Either --size N or one filename must be specified.",
+    );
+  }
+  return wish;
+}
+
+async function measureFor(
+  program: Program,
+  { outputFormat: format, options, size }: Wish,
+  source?: Parameters<typeof measure>[2],
+): Promise<Measurement> {
+  const { table } = createTable(format);
+  const values = parseValues(program, options, table, format);
+  if (size !== undefined) values.size = size;
+  return await measure(format, values, source);
+}
+
+function parseValues(
+  program: Program,
+  options: OptionList,
+  table: OptionTable,
+  format: string,
+): OptionValues {
+  try {
+    return options.parse(table);
+  } catch (thrown) {
+    const { message, hint } = asBlockError(thrown);
+    program.error(message, hint);
+    throw new CommandError(`Invalid options for file format '${format}'`);
+  }
+}
+
+function showMeasurement(
+  program: Program,
+  { output }: Wish,
+  { required, fullyAllocated, bitmaps }: Measurement,
+): void {
+  if (output === "json") {
+    const object = { required, "fully-allocated": fullyAllocated, bitmaps };
+    program.print(`${prettyJson(object)}\n`);
+    return;
+  }
+  program.print(`required size: ${integerText(required)}\n`);
+  program.print(`fully allocated size: ${integerText(fullyAllocated)}\n`);
+  if (bitmaps !== undefined) {
+    program.print(`bitmaps size: ${integerText(bitmaps)}\n`);
+  }
+}

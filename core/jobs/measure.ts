@@ -1,0 +1,63 @@
+/**
+ * How large the file of a new image would become.
+ *
+ * @module
+ */
+import type { BlockNode, Measurement } from "../driver.ts";
+import { BlockError } from "../errors.ts";
+import {
+  defaultOptions,
+  type OptionValues,
+  parseOption,
+  UnknownOptionError,
+} from "../options.ts";
+import { findDriver } from "../registry.ts";
+
+/**
+ * Tell how large the file of a new image would become: an upper bound, for
+ * disks to be reserved before an image is converted onto them.
+ *
+ * @param format A registered format, such as `qcow2` or `raw`.
+ * @param options The format's create options; `size` in bytes.
+ * @param source The disk that the image is to hold; its size counts instead.
+ * @throws {BlockError} EINVAL for options that do not fit, ENOTSUP if the
+ * format cannot tell, EFBIG if it cannot hold such a disk.
+ *
+ * @example
+ * ```ts
+ * import { measure } from "@bdrv/bdrv";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const { required, fullyAllocated } = await measure("qcow2", { size: 1 << 30 });
+ * assertEquals(required, 393_216);
+ * assertEquals(fullyAllocated, 1_074_135_040);
+ * ```
+ */
+export async function measure(
+  format: string,
+  options: OptionValues = {},
+  source?: BlockNode,
+): Promise<Measurement> {
+  const driver = findDriver(format);
+  if (!driver) {
+    throw new BlockError("EINVAL", `Unknown file format '${format}'`);
+  }
+  if (!driver.measure || !driver.createOptions) {
+    throw new BlockError(
+      "ENOTSUP",
+      `Block driver '${format}' does not support size measurement`,
+    );
+  }
+  const table = driver.createOptions;
+  const values = defaultOptions(table);
+  for (const [name, value] of Object.entries(options)) {
+    if (!Object.hasOwn(table, name)) throw new UnknownOptionError(name);
+    const spec = table[name];
+    // Many an enumeration makes no difference to the size; those that do are
+    // the driver's to check.
+    values[name] = spec.type === "enum" || value === undefined
+      ? value
+      : parseOption(name, spec, value);
+  }
+  return await driver.measure(values, source);
+}

@@ -1,0 +1,255 @@
+/**
+ * Changing options of an image in place.
+ *
+ * @module
+ */
+import { isPowerOfTwo } from "../../core/bytes.ts";
+import type { AmendOptions } from "../../core/driver.ts";
+import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
+import { type OptionValues, parseOptions } from "../../core/options.ts";
+import { AMEND_OPTIONS } from "./amend_options.ts";
+import { expandZeroClusters, hasCompressedClusters } from "./expand_zeroes.ts";
+import { Compatible, hex, Incompatible } from "./format.ts";
+import { changeRefcountWidth } from "./refcount_width.ts";
+import { resize } from "./resize.ts";
+import { isIncomplete } from "./snapshot_table.ts";
+import { writeTable } from "./snapshots.ts";
+import type { Qcow2State } from "./state.ts";
+
+/** Receives how much of a step is done. */
+export type StepProgress = (done: number, total: number) => void;
+
+/** What is to be different; absent where nothing was said. */
+interface Wish {
+  version: 2 | 3;
+  refcountBits: number;
+  lazyRefcounts: boolean;
+  /** Bytes; 0 leaves it. */
+  size: number;
+}
+
+function invalid(message: string, hint?: string): BlockError {
+  return new BlockError("EINVAL", message, { hint });
+}
+
+function unsupported(message: string): BlockError {
+  return new BlockError("ENOTSUP", message);
+}
+
+/**
+ * Change options; the caller holds the image alone.
+ *
+ * @param adopt Goes on with the header as it has become, and caches that fit.
+ */
+export async function amend(
+  state: Qcow2State,
+  options: OptionValues,
+  how: AmendOptions,
+  adopt: () => void,
+): Promise<void> {
+  const values = parseOptions(AMEND_OPTIONS, options);
+  const wish = wishOf(state, values);
+  const { header } = state;
+  const oldVersion = header.version;
+  const changesWidth = wish.refcountBits !== 2 ** header.refcountOrder;
+  const progress = new StepsProgress(
+    Number(wish.version !== oldVersion) + Number(changesWidth),
+    how.progress,
+  );
+  // First what makes more possible, last what makes less possible.
+  if (wish.version > oldVersion) await upgrade(state, progress.step());
+  if (changesWidth) {
+    if (wish.version < 3 && wish.refcountBits !== 16) {
+      throw invalid(
+        "Refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)",
+      );
+    }
+    const order = Math.log2(wish.refcountBits);
+    await changeRefcountWidth(state, order, adopt, progress.step());
+  }
+  checkBacking(state, values);
+  await setLazyRefcounts(state, wish);
+  if (wish.size > 0) await resize(state, wish.size);
+  if (wish.version < oldVersion) await downgrade(state, progress.step());
+}
+
+/** Checked in the order of the table; the first that does not fit is told. */
+function wishOf(state: Qcow2State, values: OptionValues): Wish {
+  const { header, encryption, behaviour } = state;
+  if (Object.keys(values).some((name) => name.startsWith("encrypt."))) {
+    throw encryption
+      ? unsupported("Only LUKS encryption options can be amended")
+      : invalid("Can't amend encryption options - encryption not present");
+  }
+  const version = versionOf(values.compat as string | undefined) ??
+    header.version;
+  if (values.data_file !== undefined) {
+    throw invalid(
+      "data-file can only be set for images that use an external data file",
+    );
+  }
+  if (values.data_file_raw) {
+    throw invalid("data-file-raw cannot be set on existing images");
+  }
+  const refcountBits = values.refcount_bits as number | undefined ??
+    2 ** header.refcountOrder;
+  if (!isPowerOfTwo(refcountBits) || refcountBits > 64) {
+    throw invalid(
+      "Refcount width must be a power of two and may not exceed 64 bits",
+    );
+  }
+  return {
+    version,
+    refcountBits,
+    lazyRefcounts: values.lazy_refcounts as boolean | undefined ??
+      behaviour.lazyRefcounts,
+    size: values.size as number | undefined ?? 0,
+  };
+}
+
+function versionOf(compat: string | undefined): 2 | 3 | undefined {
+  switch (compat) {
+    case undefined:
+      return undefined;
+    case "v2":
+    case "0.10":
+      return 2;
+    case "v3":
+    case "1.1":
+      return 3;
+  }
+  throw invalid(`Unknown compatibility level ${compat}`);
+}
+
+/** The backing file may be named, but is not changed here. */
+function checkBacking({ header }: Qcow2State, values: OptionValues): void {
+  const { backing_file: file, backing_fmt: format } = values;
+  if (file === undefined && format === undefined) return;
+  if (file === header.backingFile && format === header.backingFormat) return;
+  throw invalid(
+    "Cannot amend the backing file",
+    "You can use 'qemu-img rebase' instead.",
+  );
+}
+
+async function setLazyRefcounts(
+  state: Qcow2State,
+  { lazyRefcounts, version }: Wish,
+): Promise<void> {
+  const { header, behaviour } = state;
+  if (lazyRefcounts === behaviour.lazyRefcounts) return;
+  if (lazyRefcounts && version < 3) {
+    throw invalid(
+      "Lazy refcounts only supported with compatibility level 1.1 and above (use compat=1.1 or greater)",
+    );
+  }
+  using _ = await state.metadata.lock();
+  if (!lazyRefcounts) await state.markClean();
+  const { high, low } = header.compatible;
+  const others = low & ~Compatible.LAZY_REFCOUNTS;
+  const flag = lazyRefcounts ? Compatible.LAZY_REFCOUNTS : 0;
+  await state.changeHeader({ compatible: { high, low: others | flag } });
+  behaviour.lazyRefcounts = lazyRefcounts;
+}
+
+/** From version 2 to 3, which demands more of entries of the snapshot table. */
+async function upgrade(
+  state: Qcow2State,
+  progress: StepProgress,
+): Promise<void> {
+  using _ = await state.metadata.lock();
+  progress(0, 2);
+  if (state.snapshots.some((entry) => isIncomplete(entry, 3))) {
+    try {
+      await writeTable(state, state.snapshots);
+    } catch (error) {
+      throw failed("Failed to update the snapshot table", error);
+    }
+  }
+  progress(1, 2);
+  await state.changeHeader({ version: 3 });
+  progress(2, 2);
+}
+
+/** From version 3 to 2, which knows no zero clusters and no features. */
+async function downgrade(
+  state: Qcow2State,
+  progress: StepProgress,
+): Promise<void> {
+  const { header, behaviour } = state;
+  using _ = await state.metadata.lock();
+  if (header.refcountOrder !== 4) {
+    throw unsupported("compat=0.10 requires refcount_bits=16");
+  }
+  const holds = state.snapshots.every(({ vmStateSize, diskSize, huge }) =>
+    vmStateSize < 2 ** 32 && diskSize === header.size && !huge
+  );
+  if (!holds) {
+    throw unsupported("Internal snapshots prevent downgrade of image");
+  }
+  await state.markClean();
+  const features = header.incompatible.low & ~Incompatible.COMPRESSION;
+  if (features !== 0) {
+    throw unsupported(
+      "Cannot downgrade an image with incompatible features " +
+        `${hex(features)} set`,
+    );
+  }
+  await state.flushCaches();
+  if (header.compressionType !== "zlib" && await hasCompressedClusters(state)) {
+    throw unsupported(
+      "Cannot downgrade an image with zstd compression type and existing compressed clusters",
+    );
+  }
+  try {
+    await expandZeroClusters(state, progress);
+  } catch (error) {
+    throw failed("Failed to turn zero into data clusters", error);
+  }
+  // Version 2 has no mark for refcounts that lag behind.
+  behaviour.lazyRefcounts = false;
+  await state.markClean();
+  const none = { high: 0, low: 0 };
+  await state.changeHeader({
+    version: 2,
+    incompatible: none,
+    compatible: none,
+    autoclear: none,
+    compressionType: "zlib",
+  });
+}
+
+function failed(what: string, thrown: unknown): BlockError {
+  const { code } = asBlockError(thrown);
+  return new BlockError(code, `${what}: ${strerror(code)}`, { cause: thrown });
+}
+
+/**
+ * Joins the progress of several steps into one. How large the later ones are
+ * is guessed from those before.
+ */
+class StepsProgress {
+  readonly #steps: number;
+  readonly #report?: AmendOptions["progress"];
+  #begun = 0;
+  #finished = 0;
+  #latest = 0;
+
+  constructor(steps: number, report: AmendOptions["progress"]) {
+    this.#steps = steps;
+    this.#report = report;
+  }
+
+  /** Begin the next step. */
+  step(): StepProgress {
+    this.#finished += this.#latest;
+    this.#latest = 0;
+    const begun = ++this.#begun;
+    return (done, total) => {
+      this.#latest = total;
+      const known = this.#finished + total;
+      const guessed = Math.floor(known * (this.#steps - begun) / begun);
+      this.#report?.(this.#finished + done, known + guessed);
+    };
+  }
+}

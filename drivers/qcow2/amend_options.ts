@@ -1,0 +1,45 @@
+/**
+ * The options of an image that can be changed.
+ *
+ * @module
+ */
+import type { OptionTable } from "../../core/options.ts";
+import { CREATE_OPTIONS } from "./create.ts";
+
+const { size, compat, backing_file, backing_fmt } = CREATE_OPTIONS;
+const { lazy_refcounts, refcount_bits } = CREATE_OPTIONS;
+
+/** The options of `amend`, in the order in which they are looked at. */
+export const AMEND_OPTIONS: OptionTable = {
+  "encrypt.state": {
+    type: "string",
+    help: "Select new state of affected keyslots (active/inactive)",
+  },
+  "encrypt.keyslot": {
+    type: "number",
+    help: "Select a single keyslot to modify explicitly",
+  },
+  "encrypt.old-secret": {
+    type: "string",
+    help: "Select all keyslots that match this password",
+  },
+  "encrypt.new-secret": {
+    type: "string",
+    help: "New secret to set in the matching keyslots. Empty string to erase",
+  },
+  "encrypt.iter-time": {
+    type: "number",
+    help: "Time to spend in PBKDF in milliseconds",
+  },
+  size,
+  compat,
+  backing_file,
+  backing_fmt,
+  data_file: { type: "string", help: "File name of an external data file" },
+  data_file_raw: {
+    type: "boolean",
+    help: "The external data file must stay valid as a raw image",
+  },
+  lazy_refcounts,
+  refcount_bits,
+};

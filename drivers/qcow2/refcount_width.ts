@@ -1,0 +1,278 @@
+/**
+ * Making refcounts wider or narrower: a new refcount structure is written
+ * beside the old one, and a new header makes it valid in one step.
+ *
+ * @module
+ */
+import { allocate, roundUp } from "../../core/bytes.ts";
+import { BlockError } from "../../core/errors.ts";
+import { isZero } from "../../core/runtime.ts";
+import type { StepProgress } from "./amend.ts";
+import {
+  bytesOf,
+  ENTRY_SIZE,
+  Geometry,
+  hex,
+  MAX_REFCOUNT_TABLE_BYTES,
+  viewOf,
+  writeUint64,
+} from "./format.ts";
+import { readRefcount, writeRefcount } from "./refcount_layout.ts";
+import type { Qcow2State } from "./state.ts";
+import { refcountText } from "./stored_refcounts.ts";
+
+/**
+ * Rewrite all refcounts with `2 ** order` bits. Until the header names the new
+ * structure, the old one counts its clusters; then it is given up. What a
+ * power cut leaves of either is leaked.
+ *
+ * @param adopt Goes on with the header as it has become, and caches that fit.
+ */
+export async function changeRefcountWidth(
+  state: Qcow2State,
+  order: number,
+  adopt: () => void,
+  progress: StepProgress,
+): Promise<void> {
+  using _ = await state.metadata.lock();
+  await state.flushCaches();
+  const structure = new NewStructure(state, order, progress);
+  try {
+    await structure.allocate();
+    await structure.write();
+    await state.flushCaches();
+    const old = oldStructure(state);
+    await state.changeHeader(structure.header);
+    adopt();
+    await state.refcounts.load();
+    for (const { offset, length } of old) {
+      await state.refcounts.free(offset, length);
+    }
+  } catch (error) {
+    if (!structure.isInForce && !state.unusable) await structure.giveUp();
+    throw error;
+  }
+  await state.flushCaches();
+}
+
+/** A range of the file. */
+interface Place {
+  offset: number;
+  length: number;
+}
+
+/** Where the refcount table and its blocks lie. */
+function oldStructure({ refcounts, header, geometry }: Qcow2State): Place[] {
+  const { clusterSize } = geometry;
+  const places = [{
+    offset: header.refcountTableOffset,
+    length: header.refcountTableClusters * clusterSize,
+  }];
+  for (let index = 0; index < refcounts.tableSize; index++) {
+    const offset = refcounts.blockOffset(index);
+    if (offset !== 0) places.push({ offset, length: clusterSize });
+  }
+  return places;
+}
+
+/** What is done when all that one of the new blocks counts has been seen. */
+type BlockDone = (index: number, isEmpty: boolean) => Promise<void>;
+
+/** The structure that is being made. */
+class NewStructure {
+  readonly #state: Qcow2State;
+  readonly #geometry: Geometry;
+  readonly #progress: StepProgress;
+  /** Offsets of its blocks; 0 where none is needed. */
+  readonly #blocks: number[] = [];
+  #tableOffset = 0;
+  /** Entries, a whole number of clusters. */
+  #tableSize = 0;
+  /** How often the refcounts have been gone through. */
+  #walks = 0;
+
+  constructor(state: Qcow2State, order: number, progress: StepProgress) {
+    this.#state = state;
+    this.#geometry = new Geometry(state.geometry.clusterBits, order);
+    this.#progress = progress;
+  }
+
+  /** What the header says of it. */
+  get header() {
+    const { clusterSize, refcountOrder } = this.#geometry;
+    return {
+      refcountOrder,
+      refcountTableOffset: this.#tableOffset,
+      refcountTableClusters: this.#tableBytes / clusterSize,
+    };
+  }
+
+  /** Whether the header says so. */
+  get isInForce(): boolean {
+    const { refcountTableOffset } = this.#state.header;
+    return refcountTableOffset === this.#tableOffset;
+  }
+
+  get #tableBytes(): number {
+    return this.#tableSize * ENTRY_SIZE;
+  }
+
+  /**
+   * Take clusters for the blocks and the table. They are counted as well, so
+   * that more blocks may be needed for them: until nothing is missing.
+   */
+  async allocate(): Promise<void> {
+    const { refcounts } = this.#state;
+    for (let isMissing = true; isMissing;) {
+      isMissing = false;
+      // One more walk finds nothing missing, and another one writes.
+      const total = Math.max(this.#walks + 2, 3);
+      await this.#walk(total, undefined, async (index, isEmpty) => {
+        if (isEmpty || this.#blocks[index]) return;
+        this.#growTo(index + 1);
+        this.#blocks[index] = await refcounts.allocate(1);
+        isMissing = true;
+      });
+      if (!isMissing) continue;
+      if (this.#tableOffset !== 0) await this.#freeTable();
+      const entries = roundUp(
+        this.#blocks.length,
+        this.#geometry.clusterSize / ENTRY_SIZE,
+      );
+      this.#tableOffset = await refcounts.allocate(
+        this.#geometry.clustersFor(entries * ENTRY_SIZE),
+      );
+      this.#tableSize = entries;
+    }
+  }
+
+  #growTo(blocks: number): void {
+    if (blocks * ENTRY_SIZE > MAX_REFCOUNT_TABLE_BYTES) {
+      throw new BlockError(
+        "ENOTSUP",
+        "This operation would make the refcount table grow beyond the maximum size supported by QEMU, aborting",
+      );
+    }
+    while (this.#blocks.length < blocks) this.#blocks.push(0);
+  }
+
+  /** Write the blocks and the table. */
+  async write(): Promise<void> {
+    const { clusterSize } = this.#geometry;
+    const block = allocate(clusterSize);
+    const view = viewOf(block);
+    await this.#walk(this.#walks + 1, view, async (index) => {
+      const offset = this.#blocks[index];
+      if (offset) await this.#writeAt(offset, block);
+      block.fill(0);
+    });
+    const table = allocate(this.#tableBytes);
+    this.#blocks.forEach((offset, index) =>
+      writeUint64(viewOf(table), index * ENTRY_SIZE, offset)
+    );
+    await this.#writeAt(this.#tableOffset, table);
+  }
+
+  async #writeAt(offset: number, bytes: Uint8Array): Promise<void> {
+    const { overlap, file } = this.#state;
+    await overlap.check(offset, bytes.length);
+    await file.writev!(offset, [bytes]);
+  }
+
+  /**
+   * Go through all refcounts, in ranges that lie in one block of either
+   * structure.
+   *
+   * @param total How many walks there will be, as far as is known.
+   * @param target Receives the refcounts, block after block.
+   */
+  async #walk(
+    total: number,
+    target: DataView | undefined,
+    done: BlockDone,
+  ): Promise<void> {
+    const { refcounts, geometry } = this.#state;
+    const oldEntries = geometry.refcountBlockEntries;
+    const newEntries = this.#geometry.refcountBlockEntries;
+    const step = Math.min(oldEntries, newEntries);
+    let isEmpty = true;
+    let cluster = 0;
+    const walk = this.#walks++;
+    const told = (index: number) =>
+      this.#progress(
+        walk * refcounts.tableSize + index,
+        total * refcounts.tableSize,
+      );
+    for (let index = 0; index < refcounts.tableSize; index++) {
+      told(index);
+      for (let at = 0; at < oldEntries; at += step) {
+        const block = await refcounts.block(index);
+        if (block && !this.#copy(block, at, step, cluster, target)) {
+          isEmpty = false;
+        }
+        cluster += step;
+        if (cluster % newEntries !== 0) continue;
+        await done(cluster / newEntries - 1, isEmpty);
+        isEmpty = true;
+      }
+    }
+    if (cluster % newEntries !== 0) {
+      await done(Math.floor(cluster / newEntries), isEmpty);
+    }
+    told(refcounts.tableSize);
+  }
+
+  /**
+   * Copy refcounts from a block, beginning with its entry `at`, which counts
+   * `cluster`; answers whether all are zero.
+   */
+  #copy(
+    block: DataView,
+    at: number,
+    count: number,
+    cluster: number,
+    target: DataView | undefined,
+  ): boolean {
+    const { refcountOrder: oldOrder } = this.#state.geometry;
+    const { refcountOrder, refcountMax, refcountBlockEntries } = this.#geometry;
+    // Less than a byte only if there is no more in a block.
+    const start = (at << oldOrder) >> 3;
+    const length = Math.max(1, (count << oldOrder) >> 3);
+    if (isZero(bytesOf(block).subarray(start, start + length))) return true;
+    for (let i = 0; i < count; i++) {
+      const value = readRefcount(block, oldOrder, at + i);
+      if (value === 0) continue;
+      if (value > refcountMax) throw this.#tooLarge(block, at + i, cluster + i);
+      if (!target) continue;
+      const entry = (cluster + i) % refcountBlockEntries;
+      writeRefcount(target, refcountOrder, entry, value);
+    }
+    return false;
+  }
+
+  #tooLarge(block: DataView, at: number, cluster: number): BlockError {
+    const { refcountOrder } = this.#state.geometry;
+    const { refcountBits, clusterSize } = this.#geometry;
+    return new BlockError(
+      "EINVAL",
+      `Cannot decrease refcount entry width to ${refcountBits} bits: ` +
+        `Cluster at offset ${hex(cluster * clusterSize)} has a refcount of ` +
+        refcountText(block, refcountOrder, at),
+    );
+  }
+
+  async #freeTable(): Promise<void> {
+    const { refcounts } = this.#state;
+    await refcounts.free(this.#tableOffset, this.#tableBytes, "never");
+    this.#tableOffset = 0;
+  }
+
+  /** Give back all that was taken. */
+  async giveUp(): Promise<void> {
+    const { refcounts, geometry } = this.#state;
+    for (const offset of this.#blocks) {
+      if (offset) await refcounts.free(offset, geometry.clusterSize);
+    }
+    if (this.#tableOffset !== 0) await this.#freeTable();
+  }
+}
