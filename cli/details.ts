@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { inKeyOrder, type Json } from "./json.ts";
+import { inKeyOrder, type Json } from "../core/json.ts";
 
 /** The members of an object or list, a line each, nested ones indented. */
 export function detailLines(value: Json, indent: string): string[] {

@@ -1,44 +1,11 @@
 /**
- * JSON as QEMU prints it.
+ * JSON on several lines, as QEMU's programs print it.
  *
  * @module
  */
-import { integerText } from "./numbers.ts";
+import { inKeyOrder, type Json, quoteJson, scalarJson } from "../core/json.ts";
 
-/** What can be printed; `undefined` members of objects are left out. */
-export type Json =
-  | string
-  | number
-  | bigint
-  | boolean
-  | null
-  | undefined
-  | readonly Json[]
-  | { readonly [name: string]: Json };
-
-/**
- * The order in which QEMU's dictionaries give out their entries: by the
- * bucket of the key's hash, the latest first within a bucket.
- */
-export function inKeyOrder<T>(
-  object: { readonly [name: string]: T },
-): [name: string, value: T][] {
-  const entries = Object.entries(object)
-    .filter(([, value]) => value !== undefined)
-    .map((entry, index) => ({ entry, index, bucket: bucketOf(entry[0]) }));
-  entries.sort((a, b) => a.bucket - b.bucket || b.index - a.index);
-  return entries.map(({ entry }) => entry);
-}
-
-/** The bucket of a key: gdbm's hash, 512 buckets. */
-function bucketOf(key: string): number {
-  const bytes = new TextEncoder().encode(key);
-  let value = Math.imul(0x238f13af, bytes.length);
-  for (let i = 0; i < bytes.length; i++) {
-    value = (value + (bytes[i] << (i * 5 % 24))) | 0;
-  }
-  return (Math.imul(1103515243, value) + 12345) & 511;
-}
+export type { Json } from "../core/json.ts";
 
 /** A value on several lines, indented by four blanks a level. */
 export function prettyJson(value: Json, indent = ""): string {
@@ -48,48 +15,13 @@ export function prettyJson(value: Json, indent = ""): string {
   }
   if (typeof value === "object" && value !== null) {
     const members = inKeyOrder(value as { readonly [name: string]: Json })
-      .map(([name, item]) => `${quote(name)}: ${prettyJson(item, inner)}`);
+      .map(([name, item]) => `${quoteJson(name)}: ${prettyJson(item, inner)}`);
     return enclose("{", members, "}");
   }
-  return scalar(value);
+  return scalarJson(value as string | number | bigint | boolean | null);
 
   function enclose(open: string, items: string[], close: string): string {
     const body = items.map((item) => `\n${inner}${item}`).join(",");
     return `${open}${body}\n${indent}${close}`;
   }
-}
-
-/** A value on one line, with a blank after each comma and colon. */
-export function compactJson(value: Json): string {
-  if (Array.isArray(value)) return `[${value.map(compactJson).join(", ")}]`;
-  if (typeof value === "object" && value !== null) {
-    const members = inKeyOrder(value as { readonly [name: string]: Json })
-      .map(([name, item]) => `${quote(name)}: ${compactJson(item)}`);
-    return `{${members.join(", ")}}`;
-  }
-  return scalar(value);
-}
-
-function scalar(value: Json): string {
-  if (typeof value === "string") return quote(value);
-  if (typeof value === "bigint" || Number.isInteger(value)) {
-    return integerText(value as number | bigint);
-  }
-  return String(value);
-}
-
-/** A string in quotes, everything but plain ASCII escaped. */
-function quote(text: string): string {
-  return JSON.stringify(text).replace(
-    // An escaped backslash is matched to be left alone, whatever follows it.
-    // deno-lint-ignore no-control-regex
-    /\\\\|\\u[0-9a-f]{4}|[^\x00-\x7e]/g,
-    (found) => {
-      if (found === "\\\\") return found;
-      const code = found.length > 1
-        ? found.slice(2)
-        : found.charCodeAt(0).toString(16).padStart(4, "0");
-      return `\\u${code.toUpperCase()}`;
-    },
-  );
 }

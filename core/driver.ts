@@ -9,6 +9,7 @@
  */
 import type { IoVector } from "./bytes.ts";
 import type { OptionTable, OptionValues } from "./options.ts";
+import type { Parent, Permissions } from "./permissions.ts";
 
 /**
  * Where a driver stands in a stack. A `protocol` reaches bytes by itself, a
@@ -31,12 +32,26 @@ export interface BlockDriver {
   joinOptions?(before: OptionValues, changes: OptionValues): OptionValues;
   /** The options that `create` understands; absent if it cannot create. */
   readonly createOptions?: OptionTable;
+  /** The options that its nodes' `amend` understands; absent if they cannot. */
+  readonly amendOptions?: OptionTable;
   /**
    * Scheme names that select this protocol in `scheme:rest` file names. A
    * filter that has them stands in for a protocol: it is put right above one,
    * and the format on top of it is found by probing.
    */
   readonly schemes?: readonly string[];
+  /**
+   * The options that decide what its nodes hold: one that has them is not
+   * found by its file's name alone. A name that ends in a dot stands for all
+   * that begin with it.
+   */
+  readonly strongOptions?: readonly string[];
+  /**
+   * The file name that leads to a node with these options, of which there are
+   * only strong ones, above a child of that name, if there is one. Without it,
+   * a format is found by the name of its file, a protocol by its `filename`.
+   */
+  plainName?(options: OptionValues, child?: string): string | undefined;
   /**
    * How sure it is, 0 to 100, that an image which begins with `head` is its
    * own. Formats only. `head` holds up to 2048 bytes.
@@ -52,10 +67,40 @@ export interface BlockDriver {
    * out. Protocols whose names are paths have it; the gate relies on it.
    */
   canonicalName?(filename: string): string;
+  /**
+   * What a node of it, of which `own` is claimed, claims of the child called
+   * `name`. Absent if that is the same for all drivers of its role.
+   */
+  childPermissions?(
+    name: string,
+    own: Permissions,
+    parent: Parent,
+  ): Permissions;
   /** Open a node. */
   open(options: OptionValues, context: OpenContext): Promise<BlockNode>;
   /** Make a new image. `options` were parsed by `createOptions`. */
   create?(options: OptionValues, context: CreateContext): Promise<void>;
+  /**
+   * Tell how large the file of a new image would become.
+   *
+   * @param options As for `create`, with their types; values of enumerations
+   * are still to be checked. `size` counts only without `source`.
+   * @param source The disk that the image is to hold.
+   */
+  measure?(options: OptionValues, source?: BlockNode): Promise<Measurement>;
+}
+
+/** How large the file of a new image would become, in bytes. */
+export interface Measurement {
+  /** With only what the source holds. */
+  required: number;
+  /** Once all of the disk has been written to. */
+  fullyAllocated: number;
+  /**
+   * What the source's bitmaps would take in addition. Absent unless both can
+   * keep bitmaps.
+   */
+  bitmaps?: number;
 }
 
 /** What `open` may ask of the block layer. */
@@ -83,6 +128,8 @@ export interface OpenContext {
   event?(name: string): void;
   /** Tell the user about something that is not an error. */
   warn(message: string): void;
+  /** A file that is written to cannot be locked; `why` is a sentence. */
+  unlocked(why: string): void;
   /** Show a whole line: a finding, or the news that an image is damaged. */
   report(line: string): void;
   /**
@@ -191,7 +238,7 @@ export interface Extent {
 export interface NodeInfo {
   /** Bytes of a cluster, for formats that have clusters. */
   clusterSize?: number;
-  /** Whether it was not closed properly. */
+  /** Whether it was not closed properly; absent where that makes no sense. */
   dirty?: boolean;
   /** Whether its content is encrypted. */
   encrypted?: boolean;
@@ -203,10 +250,25 @@ export interface NodeInfo {
   backingFile?: string;
   /** The backing file's format as the image has it. */
   backingFormat?: string;
+  /** Bitmaps kept in the image; absent if it cannot keep any. */
+  bitmaps?: readonly BitmapInfo[];
   /** Offset at which VM state is kept, for formats that keep it. */
   vmStateOffset?: number;
   /** What only this format has, in the field names of QEMU's QAPI. */
   specific?: { type: string; data: Record<string, unknown> };
+}
+
+/** A bitmap that is kept in an image: which parts of the disk were written. */
+export interface BitmapInfo {
+  /** Its name, unique in the image. */
+  name: string;
+  /** Bytes of the disk that a bit stands for. */
+  granularity: number;
+  /**
+   * `in-use`: it was not stored properly. `auto`: it goes on recording when
+   * the image is opened.
+   */
+  flags: ("in-use" | "auto")[];
 }
 
 /** Sizes to which requests of a node must keep. */
@@ -257,6 +319,15 @@ export interface DebugOperations {
   waitSuspended(tag: string): Promise<void>;
   /** Receives a line when a request is stopped or goes on. */
   report?: (line: string) => void;
+}
+
+/** How to change options of an image. */
+export interface AmendOptions {
+  /**
+   * Told how far the work has come. `total` is a guess as long as it is not
+   * known how often tables must be gone through.
+   */
+  progress?(done: number, total: number): void;
 }
 
 /** Counts of what a check found; in the terms of `qemu-img check`. */
@@ -392,6 +463,19 @@ export interface BlockNode {
     iov: IoVector,
     options?: CompressOptions,
   ): Promise<void>;
+  /**
+   * Write what a protocol's node holds from `sourceOffset` on, without its
+   * passing through here: the system copies it from file to file.
+   *
+   * @throws {BlockError} ENOTSUP if that cannot be done; part of the range may
+   * have been written.
+   */
+  copyFrom?(
+    offset: number,
+    source: BlockNode,
+    sourceOffset: number,
+    length: number,
+  ): Promise<void>;
   /** Make everything written before durable. */
   flush?(): Promise<void>;
   /** Change the size, in bytes. */
@@ -403,6 +487,13 @@ export interface BlockNode {
   debugEvent?(name: string): Promise<void> | void;
   /** Breakpoints; only nodes for tests have them. */
   readonly debug?: DebugOperations;
+  /**
+   * Have other processes know what is claimed of it. Protocols whose files
+   * others can open have this.
+   *
+   * @throws {BlockError} EAGAIN if another one's claims do not permit it.
+   */
+  setPermissions?(permissions: Permissions): void;
   /** Describe the image. */
   info?(): Promise<NodeInfo>;
   /** Examine, and on demand repair, the image's own structures. */
@@ -415,6 +506,13 @@ export interface BlockNode {
   loadVmState?(offset: number, iov: IoVector): Promise<void>;
   /** Read everything anew: another program changed the image. */
   invalidate?(): Promise<void>;
+  /**
+   * Give up all that the image holds of its own, its snapshots apart: the disk
+   * then reads as its backing file, or as zeroes without one.
+   */
+  makeEmpty?(): Promise<void>;
   /** Record another backing file in the image; `undefined` removes it. */
   changeBacking?(name?: string, format?: string): Promise<void>;
+  /** Change options of the image in place, by the driver's `amendOptions`. */
+  amend?(options: OptionValues, how?: AmendOptions): Promise<void>;
 }

@@ -26,10 +26,15 @@ export function backingOf(node: BlockNode): BlockNode | undefined {
   return skipFilters(node).children.backing;
 }
 
+/** The node below from which a node has its data; of a filter, its only one. */
+export function primaryChild({ children }: BlockNode): BlockNode | undefined {
+  return children.file ?? children.image;
+}
+
 /** The node that says what ranges hold: filters hand the question down. */
 export function skipFilters(node: BlockNode): BlockNode {
   while (node.driver.role === "filter") {
-    const next = node.children.file ?? node.children.backing;
+    const next = primaryChild(node) ?? node.children.backing;
     if (!next) break;
     node = next;
   }

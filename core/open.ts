@@ -15,8 +15,16 @@ import { asBlockError, BlockError } from "./errors.ts";
 import { canonicalName, type Gate, type ImplicitOpen, passes } from "./gate.ts";
 import { applyLimits } from "./limits.ts";
 import { resolveName } from "./names.ts";
-import { openAsPermitted, takeNodeOptions } from "./node_options.ts";
+import { rememberOrigin } from "./node_names.ts";
+import {
+  checkForceShare,
+  inheritOptions,
+  openAsPermitted,
+  takeNodeOptions,
+  wantsWritable,
+} from "./node_options.ts";
 import { type OptionValues, UnknownOptionError } from "./options.ts";
+import { ACCESS, ALL_ACCESS, claim, Claims } from "./permissions.ts";
 import { getDriver, PROBE_LENGTH, probeFormat } from "./registry.ts";
 import { findSecret, type SecretSource } from "./secrets.ts";
 import {
@@ -42,8 +50,22 @@ export interface OpenOptions {
   readOnly?: boolean;
   /** Why it is opened. Default: `io`. */
   purpose?: OpenPurpose;
+  /**
+   * Open it even if another process is writing to it: what is read may then be
+   * half done. Read-only images only. Default: false.
+   */
+  forceShare?: boolean;
+  /** Whether others may write to it meanwhile if it can take it. Default: true. */
+  share?: boolean;
+  /** Whether its size will be changed: others must agree now. Default: false. */
+  resize?: boolean;
   /** Whether to open backing files. Default: true. */
   backing?: boolean;
+  /**
+   * Which backing files may be written to, as `commit` needs it, apart from
+   * those that an option says so of. Default: none.
+   */
+  writableBacking?(request: ImplicitOpen): boolean;
   /**
    * Which files the image may have opened. Default: those in or below the
    * folder of the file that was asked for.
@@ -63,6 +85,11 @@ export interface OpenOptions {
   /** Receives warnings. Default: they are dropped. */
   warn?(message: string): void;
   /**
+   * Learns that a file that is written to cannot be locked, so that nothing
+   * keeps another process off. Default: nobody does.
+   */
+  onUnlocked?(why: string): void;
+  /**
    * Receives findings, a line each: damage, and repairs made on opening.
    * Default: they are dropped.
    */
@@ -79,6 +106,8 @@ interface Opening {
 /** Where in the stack we are. */
 interface Place {
   readOnly: boolean;
+  /** Whether others may do anything with it, if an option says so. */
+  forceShare?: boolean;
   /** Whether to bypass the page cache, if an option says so. */
   direct?: boolean;
   /** Whether to ignore flushes, if an option says so. */
@@ -106,12 +135,37 @@ export async function openNode(
   }
   const name = filenameOf(stack);
   const home = name.slice(0, name.lastIndexOf("/") + 1) || ".";
-  return await openStack(
-    stack,
-    { options, home },
-    { readOnly: options.readOnly ?? false, chain: [] },
-    false,
+  return await claimed(
+    openStack(
+      stack,
+      { options, home },
+      topPlace(options),
+      false,
+    ),
+    options,
   );
+}
+
+function topPlace({ readOnly = false, forceShare }: OpenOptions): Place {
+  return { readOnly, forceShare, chain: [] };
+}
+
+/** Claim of a node what its user is going to do. */
+async function claimed(
+  opened: Promise<BlockNode>,
+  { purpose, resize, share = true }: OpenOptions,
+): Promise<BlockNode> {
+  const { READ, WRITE, WRITE_UNCHANGED, RESIZE } = ACCESS;
+  const node = await opened;
+  let needs = resize ? RESIZE : 0;
+  if (purpose !== "info") needs |= node.readOnly ? READ : READ | WRITE;
+  try {
+    claim(node, { needs, shares: share ? ALL_ACCESS : READ | WRITE_UNCHANGED });
+  } catch (error) {
+    await node.close();
+    throw error;
+  }
+  return node;
 }
 
 /** Open only the protocol node of a source, without looking for a format. */
@@ -119,20 +173,20 @@ export async function openProtocol(
   source: Source,
   options: OpenOptions = {},
 ): Promise<BlockNode> {
-  const place = { readOnly: options.readOnly ?? false, chain: [] };
-  return await openStack(
-    protocolStack(source),
-    { options, home: "." },
-    place,
-    true,
+  return await claimed(
+    openStack(
+      protocolStack(source),
+      { options, home: "." },
+      topPlace(options),
+      true,
+    ),
+    options,
   );
 }
 
 /** A source as the description of a protocol node. */
 export function protocolStack(source: Source): StackObject {
-  const stack = typeof source === "string"
-    ? parseFilename(source)
-    : toStack(source);
+  const stack = namedStack(source);
   return stack.driver === undefined ? { driver: "file", ...stack } : stack;
 }
 
@@ -143,17 +197,30 @@ export function describeSource(source: Source | BlockNode): string {
   return filenameOf(toStack(source)) || `json:${JSON.stringify(source)}`;
 }
 
+/** A source as a description; what a name selects may be just a protocol. */
+function namedStack(source: Source): StackObject {
+  if (typeof source === "string") return parseFilename(source);
+  if (!(source instanceof URL)) return source;
+  if (source.protocol !== "file:") return parseFilename(source.href);
+  return { driver: "file", filename: decodeURIComponent(source.pathname) };
+}
+
+/** A source as the description of an image. */
 function toStack(source: Source): StackObject {
-  if (typeof source === "string") {
-    const stack = parseFilename(source);
-    // What a name selects is a protocol, as far as the user is concerned.
-    return isNamedFilter(source, stack) ? { file: stack } : stack;
-  }
-  if (source instanceof URL) {
-    if (source.protocol !== "file:") return parseFilename(source.href);
-    return { driver: "file", filename: decodeURIComponent(source.pathname) };
-  }
-  return source;
+  const stack = namedStack(source);
+  // A name selects a protocol, whose content is yet to be looked at; who
+  // describes a stack and asks for a protocol in it gets that.
+  return isName(source) && isProtocol(stack) ? { file: stack } : stack;
+}
+
+function isName(source: Source): boolean {
+  return typeof source === "string"
+    ? !source.startsWith("json:")
+    : source instanceof URL;
+}
+
+function isProtocol({ driver }: StackObject): boolean {
+  return driver !== undefined && standsForProtocol(getDriver(driver));
 }
 
 /** Put `format` on top of what a name selects. */
@@ -193,10 +260,7 @@ async function openStack(
   if (name !== undefined) {
     const driver = getDriver(String(name));
     if (driver.role === "protocol") {
-      if (wantProtocol || options.file !== undefined) {
-        return await openDriver(driver, options, opening, place);
-      }
-      return await openProbed({}, stack, opening, place);
+      return await openDriver(driver, options, opening, place);
     }
     return await openDriver(driver, withFile(driver, options), opening, {
       ...place,
@@ -232,13 +296,6 @@ async function openStack(
   throw new BlockError("EINVAL", "A block device must be specified for 'file'");
 }
 
-/** Whether a file name selects a filter that stands in for a protocol. */
-function isNamedFilter(name: string, { driver }: StackObject): boolean {
-  return driver !== undefined && !name.startsWith("json:") &&
-    getDriver(driver).role === "filter" &&
-    standsForProtocol(getDriver(driver));
-}
-
 /** Whether what a driver's file name leads to is yet to be probed. */
 function standsForProtocol(driver: BlockDriver): boolean {
   return driver.role === "protocol" || driver.schemes !== undefined;
@@ -271,8 +328,9 @@ async function openProbed(
   options: OptionValues,
   fileSource: unknown,
   opening: Opening,
-  place: Place,
+  above: Place,
 ): Promise<BlockNode> {
+  const place = inheritOptions(above, takeNodeOptions(options)[0]);
   const file = await openStack(fileSource, opening, place, true);
   try {
     const head = allocate(Math.min(PROBE_LENGTH, file.size));
@@ -300,31 +358,35 @@ async function openDriver(
 ): Promise<BlockNode> {
   const opened: BlockNode[] = [];
   const [common, options] = takeNodeOptions(allOptions);
-  const place = {
-    ...above,
-    readOnly: above.readOnly || common.readOnly === true,
-    direct: common.direct ?? above.direct,
-    noFlush: common.noFlush ?? above.noFlush,
-  };
+  const place = inheritOptions(above, common);
   const filename = isNode(options.file)
     ? options.file.filename
     : filenameOf(options);
-  const keep = async (node: Promise<BlockNode>) => {
-    opened.push(await node);
+  const keep = async (name: string, opening: Promise<BlockNode>) => {
+    const node = await opening;
+    opened.push(node);
+    claims.adopt(name, node);
     return node;
   };
-  const { cache } = opening.options;
+  const { cache, purpose = "io" } = opening.options;
+  const { readOnly, forceShare = false } = place;
+  const parent = { driver, readOnly, purpose, forceShare, options };
+  const claims = new Claims(parent);
+  const isWritable = (backing: unknown, request: ImplicitOpen) =>
+    wantsWritable(backing) ||
+    opening.options.writableBacking?.(request) === true;
   const context: OpenContext = {
     filename,
-    readOnly: place.readOnly,
+    readOnly,
     probed,
-    purpose: opening.options.purpose ?? "io",
+    purpose,
     noFlush: place.noFlush ?? cache === "unsafe",
     direct: place.direct ?? (cache === "none" || cache === "directsync"),
     ...(opening.options.onEvent && {
       event: (name: string) => opening.options.onEvent?.(name, filename),
     }),
     warn: (message) => opening.options.warn?.(message),
+    unlocked: (why) => opening.options.onUnlocked?.(why),
     report: (line) => opening.options.report?.(line),
     secret: (id) => findSecret(opening.options.secrets, { id, filename }),
     describes: (name) =>
@@ -333,39 +395,54 @@ async function openDriver(
       (options[name] as StackObject | undefined)?.file !== undefined ||
       isSelfContained(options[name]),
     openChild: (name) => {
-      if (isNode(options[name])) return Promise.resolve(options[name]);
-      if (options[name] === undefined || options[name] === null) {
+      const given = options[name];
+      if (isNode(given)) {
+        claims.adopt(name, given);
+        return Promise.resolve(given);
+      }
+      if (given === undefined || given === null) {
         throw new BlockError(
           "EINVAL",
           `A block device must be specified for '${name}'`,
         );
       }
       const isBacking = name === "backing";
-      const { chain, direct, noFlush } = place;
-      const readOnly = place.readOnly || isBacking;
-      const below = { readOnly, chain, direct, noFlush };
+      const { probeFile, ...below } = place;
+      if (isBacking) {
+        const request = { filename: filenameOf(given), namedBy: filename };
+        below.readOnly = !isWritable(given, request);
+      }
       // A protocol that is named is wanted as it is.
       const asProtocol = !isBacking &&
-        (!place.probeFile || isSelfContained(options[name]));
-      return keep(openStack(options[name], opening, below, asProtocol));
+        (!probeFile || isSelfContained(given));
+      return keep(name, openStack(given, opening, below, asProtocol));
     },
     openImplicit: async (child, name, format) => {
       if (
         opening.options.backing === false || context.purpose === "info"
       ) return undefined;
       const chain = [...place.chain, canonicalName(filename, driver)];
-      return await keep(openBacking(
-        { ...options[child] as OptionValues },
-        { filename: resolveName(filename, name), format, namedBy: filename },
-        opening,
-        chain,
-      ));
+      const overrides = { ...options[child] as OptionValues };
+      const request = {
+        filename: resolveName(filename, name),
+        format,
+        namedBy: filename,
+      };
+      const readOnly = !isWritable(overrides, request);
+      const below = { chain, readOnly, forceShare };
+      return await keep(child, openBacking(overrides, request, opening, below));
     },
   };
   try {
+    checkForceShare(place);
     const node = await openAsPermitted(driver, options, context, common);
     if (common.discards === false) node.discard = undefined;
-    return applyLimits(node);
+    const otherBacking = options.backing !== undefined &&
+      context.purpose !== "info";
+    rememberOrigin(node, { options, otherBacking });
+    const limited = applyLimits(node);
+    claims.complete(limited);
+    return limited;
   } catch (error) {
     for (const node of opened) await node.close();
     if (error instanceof UnknownOptionError) throw notSupported(driver, error);
@@ -396,9 +473,10 @@ async function openBacking(
   overrides: OptionValues,
   request: ImplicitOpen,
   opening: Opening,
-  chain: readonly string[],
+  place: Place,
 ): Promise<BlockNode> {
   const { filename, format } = request;
+  const { chain } = place;
   const refuse = (code: "ELOOP" | "EACCES", why: string) =>
     new BlockError(code, `Could not open backing file: ${why}`);
   if (chain.includes(canonicalName(filename))) {
@@ -416,11 +494,11 @@ async function openBacking(
     );
   }
   try {
-    let stack: StackObject = { ...parseFilename(filename), ...overrides };
+    let stack: StackObject = { ...toStack(filename), ...overrides };
     if (format !== undefined && overrides.driver === undefined) {
       stack = applyFormat(stack, format);
     }
-    return await openStack(stack, opening, { readOnly: true, chain }, false);
+    return await openStack(stack, opening, place, false);
   } catch (error) {
     const cause = asBlockError(error);
     if (cause.message.startsWith("Could not open backing file: ")) throw cause;

@@ -174,6 +174,7 @@ export const memoryDriver: BlockDriver = {
   name: "memory",
   role: "protocol",
   openOptions: OPEN_OPTIONS,
+  strongOptions: ["size"],
   createOptions: CREATE_OPTIONS,
   parseFilename: () => ({}),
 
@@ -278,7 +279,7 @@ class MemoryNode implements BlockNode {
 
   // deno-lint-ignore require-await
   async info(): Promise<NodeInfo> {
-    return { actualSize: this.#store.allocated };
+    return { dirty: false, actualSize: this.#store.allocated };
   }
 
   async close(): Promise<void> {}

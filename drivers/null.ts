@@ -39,6 +39,9 @@ function nullDriver(name: string): BlockDriver {
     name,
     role: "protocol",
     openOptions: OPEN_OPTIONS,
+    strongOptions: ["size", "read-zeroes"],
+    plainName: (options) =>
+      Object.keys(options).length > 0 ? undefined : `${name}://`,
     // deno-lint-ignore require-await -- the interface is asynchronous
     async open(options, context) {
       const parsed = parseOptions(OPEN_OPTIONS, options);

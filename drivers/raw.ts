@@ -24,6 +24,7 @@ import type {
 import { BlockError } from "../core/errors.ts";
 import { Mutex } from "../core/lock.ts";
 import { type OptionTable, parseOptions } from "../core/options.ts";
+import { ACCESS } from "../core/permissions.ts";
 import { PROBE_LENGTH, probeFormat } from "../core/registry.ts";
 import { readPadded, writeZeroes } from "../core/requests.ts";
 
@@ -55,10 +56,17 @@ export const rawDriver: BlockDriver = {
   name: "raw",
   role: "format",
   openOptions: OPEN_OPTIONS,
+  strongOptions: ["offset", "size"],
   createOptions: CREATE_OPTIONS,
 
   /** Sure of nothing: raw is what no other format claims. */
   probe: () => 1,
+
+  /** All of a file is passed through; of a part, the place must stay. */
+  childPermissions(_name, { needs, shares }, { options }) {
+    const isPart = options.offset !== undefined || options.size !== undefined;
+    return { needs, shares: isPart ? shares & ~ACCESS.RESIZE : shares };
+  },
 
   async open(options, context) {
     const { offset = 0, size } = parseOptions(OPEN_OPTIONS, options, ["file"]);
@@ -83,6 +91,13 @@ export const rawDriver: BlockDriver = {
       roundUp(size as number, SECTOR_SIZE),
       preallocation as Preallocation | undefined,
     );
+  },
+
+  // deno-lint-ignore require-await -- the interface is asynchronous
+  async measure({ size = 0 }, source) {
+    const bytes = source?.size ?? roundUp(size as number, SECTOR_SIZE);
+    // What is unallocated counts as well, though it may take no space.
+    return { required: bytes, fullyAllocated: bytes };
   },
 };
 
@@ -114,6 +129,7 @@ class RawNode implements BlockNode {
     this.#offset = offset;
     this.#fixedSize = fixedSize;
     if (guardHead) this.#headLock = new Mutex();
+    if (file.copyFrom) this.copyFrom = this.#copyFrom;
   }
 
   get filename(): string {
@@ -166,6 +182,22 @@ class RawNode implements BlockNode {
     await this.#checkHead(offset, length, part);
     const rest = sliceVector(iov, inHead, length - inHead);
     await this.#file.writev!(offset, [part, ...rest], flags);
+  }
+
+  /** Present where the file has it. */
+  copyFrom?: BlockNode["copyFrom"];
+
+  async #copyFrom(
+    offset: number,
+    source: BlockNode,
+    sourceOffset: number,
+    length: number,
+  ): Promise<void> {
+    this.#checkWrite(offset, length);
+    offset += this.#offset;
+    // The head is looked at before it is written.
+    if (this.#touchesHead(offset, length)) throw new BlockError("ENOTSUP");
+    await this.#file.copyFrom!(offset, source, sourceOffset, length);
   }
 
   async writeZeroes(
@@ -278,11 +310,8 @@ class RawNode implements BlockNode {
   }
 
   async info(): Promise<NodeInfo> {
-    const { clusterSize, actualSize } = await this.#file.info?.() ?? {};
-    return {
-      ...(clusterSize !== undefined && { clusterSize }),
-      ...(actualSize !== undefined && { actualSize }),
-    };
+    const { clusterSize, dirty } = await this.#file.info?.() ?? {};
+    return { clusterSize, dirty };
   }
 
   async close(): Promise<void> {

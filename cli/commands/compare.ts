@@ -52,7 +52,11 @@ export const command: Command = {
     const a = await open(program, first, { ...wish, format: wish.format1 });
     return await usingNodes([a], async () => {
       const b = await open(program, second, { ...wish, format: wish.format2 });
-      return await usingNodes([b], () => compareNodes(program, a, b, wish));
+      const names = [first, second] as const;
+      return await usingNodes(
+        [b],
+        () => compareNodes(program, a, b, { ...wish, names }),
+      );
     });
   },
 };
@@ -65,6 +69,7 @@ function parse(invocation: Invocation) {
     quiet: false,
     progress: false,
     imageOpts: false,
+    forceShare: false,
   };
   let cache = "writeback";
   for (const [option, argument] of invocation.options()) {
@@ -74,6 +79,7 @@ function parse(invocation: Invocation) {
     else if (option === "s") wish.strict = true;
     else if (option === "q") wish.quiet = true;
     else if (option === "p") wish.progress = true;
+    else if (option === "U") wish.forceShare = true;
     else if (option === "image-opts") wish.imageOpts = true;
   }
   if (invocation.operands.length !== 2) {
@@ -105,18 +111,25 @@ async function compareNodes(
   program: Program,
   a: BlockNode,
   b: BlockNode,
-  wish: { strict: boolean; quiet: boolean; progress: boolean },
+  wish: {
+    strict: boolean;
+    quiet: boolean;
+    progress: boolean;
+    names: readonly [string, string];
+  },
 ): Promise<number> {
   const progress = new Progress(program, wish.progress && !wish.quiet, 2);
   try {
     const result = await compare(a, b, {
       strict: wish.strict,
+      names: wish.names,
       progress: (done, total) => progress.update(done, total),
     });
     if (!wish.quiet) program.print(resultText(result, a, b));
     return result.outcome === "identical" ? 0 : 1;
   } catch (error) {
     if (!(error instanceof CompareError)) throw error;
+    if (!wish.quiet) program.print(sizeWarning(a, b, error.offset));
     const code = error.stage === "status" ? 3 : 4;
     throw new CommandError(error.message, { code });
   } finally {

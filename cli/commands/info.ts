@@ -1,6 +1,7 @@
 /** `info`: describe an image. @module */
 import type { BlockNode, NodeInfo, Snapshot } from "../../core/driver.ts";
-import { resolveName } from "../../core/names.ts";
+import { BlockError } from "../../core/errors.ts";
+import { nameOf, resolveFrom } from "../../core/node_names.ts";
 import {
   type Command,
   FORCE_SHARE,
@@ -13,7 +14,11 @@ import {
   outputFormat,
 } from "../command.ts";
 import { detailLines } from "../details.ts";
-import { openImageArgument, usingNodes } from "../images.ts";
+import {
+  type ImageArgument,
+  openImageArgument,
+  usingNodes,
+} from "../images.ts";
 import { type Json, prettyJson } from "../json.ts";
 import { humanSize, integerText } from "../numbers.ts";
 import { snapshotList } from "../snapshots.ts";
@@ -67,16 +72,24 @@ function parse(invocation: Invocation) {
   let output: string | undefined;
   let chain = false;
   let imageOpts = false;
+  let forceShare = false;
   for (const [option, argument] of invocation.options()) {
     if (option === "f") format = argument;
     else if (option === "output") output = argument;
     else if (option === "backing-chain") chain = true;
     else if (option === "image-opts") imageOpts = true;
+    else if (option === "U") forceShare = true;
   }
   if (invocation.operands.length !== 1) {
     throw usageError("Expecting one image file name");
   }
-  return { output: outputFormat(output), chain, format, imageOpts };
+  return {
+    output: outputFormat(output),
+    chain,
+    format,
+    imageOpts,
+    forceShare,
+  };
 }
 
 /** Describe an image and, if wanted, those below it, each opened by itself. */
@@ -84,7 +97,7 @@ async function describeChain(
   program: Program,
   file: string,
   chain: boolean,
-  image: { format?: string; imageOpts?: boolean },
+  image: Pick<ImageArgument, "format" | "imageOpts" | "forceShare">,
 ): Promise<Description[]> {
   const images: Description[] = [];
   const seen = new Set<string>();
@@ -102,33 +115,63 @@ async function describeChain(
     });
     const described = await usingNodes([node], () => describe(node));
     images.push(described);
-    name = chain ? described.fullBackingFile : undefined;
-    image = { format: described.info.backingFormat };
+    name = chain ? nextInChain(described) : undefined;
+    const { forceShare } = image;
+    image = { format: described.info.backingFormat, forceShare };
   }
   return images;
 }
 
+function nextInChain({ info, fullBackingFile }: Description) {
+  if (info.backingFile === undefined || fullBackingFile !== undefined) {
+    return fullBackingFile;
+  }
+  throw new CommandError(
+    "Could not determine absolute backing filename, but backing filename " +
+      `'${info.backingFile}' present`,
+  );
+}
+
 async function describe(node: BlockNode): Promise<Description> {
-  const info = await node.info?.() ?? {};
   const snapshots = await node.snapshots?.list() ?? [];
-  info.actualSize = await actualSizeOf(node);
-  const backing = info.backingFile;
+  const info = await ownInfo(node);
+  const { backingFile } = info;
   return {
-    filename: node.filename,
+    filename: nameOf(node),
     format: node.driver.name,
     size: node.size,
-    ...(backing !== undefined && {
-      fullBackingFile: resolveName(node.filename, backing),
-    }),
-    info,
+    fullBackingFile: backingFile === undefined
+      ? undefined
+      : fullName(node, backingFile),
+    info: { ...info, actualSize: await actualSizeOf(node) },
     snapshots,
   };
 }
 
+/** What a filter passes on is its file's, for the most part. */
+async function ownInfo(node: BlockNode): Promise<NodeInfo> {
+  const info = await node.info?.() ?? {};
+  if (node.driver.role !== "filter") return info;
+  const { clusterSize, dirty } = info;
+  return { clusterSize, dirty };
+}
+
+/** A backing file's name as seen from where we are, if it can be told. */
+function fullName(node: BlockNode, backingFile: string): string | undefined {
+  try {
+    return resolveFrom(node, backingFile);
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
+    return undefined;
+  }
+}
+
 /** Bytes that an image takes on its disks, without those of backing files. */
 async function actualSizeOf(node: BlockNode): Promise<number | undefined> {
-  const { actualSize } = await node.info?.() ?? {};
-  if (actualSize !== undefined) return actualSize;
+  const { role, schemes } = node.driver;
+  if (role === "protocol") return (await node.info?.())?.actualSize;
+  // A filter that stands for a protocol has, to QEMU, no space of its own.
+  if (schemes) return undefined;
   let sum: number | undefined;
   for (const [role, child] of Object.entries(node.children)) {
     if (role === "backing" || !child) continue;
@@ -143,7 +186,7 @@ function jsonOf({ info, ...image }: Description): Json {
   return {
     "filename": image.filename,
     "format": image.format,
-    "dirty-flag": info.dirty ?? false,
+    "dirty-flag": info.dirty,
     "actual-size": info.actualSize,
     "virtual-size": image.size,
     "cluster-size": info.clusterSize,
@@ -188,10 +231,12 @@ function humanText({ info, ...image }: Description): string {
   if (info.dirty) lines.push("cleanly shut down: no");
   if (info.backingFile !== undefined) {
     const { fullBackingFile: full } = image;
-    lines.push(
-      `backing file: ${info.backingFile}` +
-        (full === info.backingFile ? "" : ` (actual path: ${full})`),
-    );
+    const place = full === undefined
+      ? " (cannot determine actual path)"
+      : full === info.backingFile
+      ? ""
+      : ` (actual path: ${full})`;
+    lines.push(`backing file: ${info.backingFile}${place}`);
     if (info.backingFormat !== undefined) {
       lines.push(`backing file format: ${info.backingFormat}`);
     }

@@ -1,6 +1,7 @@
 /** `map`: show what an image holds, and where. @module */
 import { asBlockError, strerror } from "../../core/errors.ts";
 import { type ChainExtent, chainStatus } from "../../core/extents.ts";
+import { nameOf } from "../../core/node_names.ts";
 import type { BlockNode } from "../../core/driver.ts";
 import {
   type Command,
@@ -27,7 +28,7 @@ interface Entry {
   data: boolean;
   /** Where in `file` it lies, if it has a plain place. */
   offset?: number;
-  file?: string;
+  file?: BlockNode;
 }
 
 /** The command. */
@@ -77,19 +78,28 @@ function parse(invocation: Invocation) {
   let format: string | undefined;
   let output: string | undefined;
   let imageOpts = false;
+  let forceShare = false;
   let start = 0;
   let maxLength = Infinity;
   for (const [option, argument] of invocation.options()) {
     if (option === "f") format = argument;
     else if (option === "output") output = argument;
     else if (option === "image-opts") imageOpts = true;
+    else if (option === "U") forceShare = true;
     else if (option === "s") start = sizeArgument("start offset", argument);
     else if (option === "l") maxLength = sizeArgument("max length", argument);
   }
   if (invocation.operands.length !== 1) {
     throw usageError("Expecting one image file name");
   }
-  return { output: outputFormat(output), start, maxLength, format, imageOpts };
+  return {
+    output: outputFormat(output),
+    start,
+    maxLength,
+    format,
+    imageOpts,
+    forceShare,
+  };
 }
 
 /** The extents of a range as they are shown, not yet joined. */
@@ -126,7 +136,7 @@ function entryOf(extent: ChainExtent): Entry {
       (kind === "zero" && extent.recurse === true),
     ...(hostOffset !== undefined && {
       offset: hostOffset,
-      file: file?.filename,
+      file,
     }),
   };
 }
@@ -208,7 +218,8 @@ function humanLine(entry: Entry): string {
   }
   if (entry.zero) return "";
   const numbers = [entry.start, entry.length, entry.offset];
-  return `${numbers.map(hexColumn).join("")}${entry.file}\n`;
+  const file = entry.file ? nameOf(entry.file) : "";
+  return `${numbers.map(hexColumn).join("")}${file}\n`;
 }
 
 /** C's `%#-16x`, which writes zero without its prefix. */

@@ -10,12 +10,11 @@ import {
   type CacheMode,
   openNode as open,
   type OpenOptions,
-  openProtocol,
 } from "../../core/open.ts";
 import { nestOptions, type OptionValues } from "../../core/options.ts";
-import { findDriver } from "../../core/registry.ts";
 import { parseFilename, type Source } from "../../core/spec.ts";
 import { MemoryStore } from "../../mod.ts";
+import { reporting } from "../images.ts";
 import { CommandError, type Program } from "../program.ts";
 
 /** What was said about a file, and how it is to be opened. */
@@ -25,6 +24,8 @@ export interface Opening {
   /** Options of the drivers, by their dotted names. */
   readonly options: OptionValues;
   readonly readOnly: boolean;
+  /** Whether others may do anything with it meanwhile. */
+  readonly forceShare: boolean;
   /** How writes reach the disk. */
   readonly cache: CacheMode;
   /** Whether discards do anything. */
@@ -39,6 +40,7 @@ export interface Opening {
 export const DEFAULT_OPENING: Opening = {
   options: {},
   readOnly: false,
+  forceShare: false,
   cache: "writethrough",
   discard: true,
   copyOnRead: false,
@@ -50,14 +52,14 @@ export async function openNode(
   program: Program,
   opening: Opening,
 ): Promise<BlockNode> {
-  const { readOnly, cache, copyOnRead, snapshot } = opening;
+  const { readOnly, forceShare, cache, copyOnRead, snapshot } = opening;
   const options: OpenOptions = {
     readOnly: readOnly || snapshot,
+    forceShare,
     cache,
     gate: "allow",
     secrets: program.secrets,
-    warn: (message) => program.warn(message),
-    report: (line) => program.printError(`${line}\n`),
+    ...reporting(program),
   };
   if (copyOnRead && readOnly) {
     throw new BlockError(
@@ -69,21 +71,12 @@ export async function openNode(
   let node: BlockNode;
   if (copyOnRead && !snapshot) {
     node = await open({ driver: "copy-on-read", file: source }, options);
-  } else if (namesProtocol(source)) {
-    node = await openProtocol(source, options);
   } else {
     node = await open(source, options);
   }
   if (snapshot && !readOnly) node = await temporaryOverlay(node);
   listenToDebuggers(program, node);
   return node;
-}
-
-/** Whether a protocol is asked for by its name, and no format above it. */
-function namesProtocol(source: Source): boolean {
-  if (typeof source !== "object" || source instanceof URL) return false;
-  const { driver } = source;
-  return driver !== undefined && findDriver(driver)?.role === "protocol";
 }
 
 function sourceOf({ filename, options }: Opening): Source {

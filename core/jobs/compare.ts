@@ -7,6 +7,7 @@ import { allocate, SECTOR_SIZE } from "../bytes.ts";
 import type { BlockNode } from "../driver.ts";
 import { asBlockError, BlockError, strerror } from "../errors.ts";
 import { type ChainExtent, chainStatus } from "../extents.ts";
+import { nameOf } from "../node_names.ts";
 import { isEqual, isZero } from "../runtime.ts";
 import { Pace } from "./pace.ts";
 
@@ -17,6 +18,8 @@ export interface CompareOptions {
    * shorter one if the rest of it is zero. Default: false.
    */
   strict?: boolean;
+  /** How to call the two in messages. Default: by their names. */
+  names?: readonly [string, string];
   /** Ends the job with ECANCELED. */
   signal?: AbortSignal;
   /** Told how many bytes of how many are done with. */
@@ -37,11 +40,19 @@ export type CompareResult =
 export class CompareError extends BlockError {
   /** What failed: asking what a range holds, or reading it. */
   readonly stage: "status" | "read";
+  /** Where it failed; all before was found equal. */
+  readonly offset: number;
 
   /** Made by {@linkcode compare}. */
-  constructor(stage: "status" | "read", message: string, cause: BlockError) {
+  constructor(
+    stage: "status" | "read",
+    offset: number,
+    message: string,
+    cause: BlockError,
+  ) {
     super(cause.code, message, { cause });
     this.stage = stage;
+    this.offset = offset;
   }
 }
 
@@ -148,7 +159,8 @@ class Comparison {
     } catch (error) {
       throw new CompareError(
         "status",
-        `Sector allocation test failed for ${node.filename}`,
+        offset,
+        `Sector allocation test failed for ${this.#nameOf(node)}`,
         asBlockError(error),
       );
     }
@@ -226,11 +238,17 @@ class Comparison {
       const error = asBlockError(thrown);
       throw new CompareError(
         "read",
-        `Error while reading offset ${offset} of ${node.filename}: ` +
+        offset,
+        `Error while reading offset ${offset} of ${this.#nameOf(node)}: ` +
           strerror(error.code),
         error,
       );
     }
+  }
+
+  #nameOf(node: BlockNode): string {
+    const { names } = this.#options;
+    return names ? names[node === this.#first ? 0 : 1] : nameOf(node);
   }
 
   async #advance(done: number): Promise<void> {

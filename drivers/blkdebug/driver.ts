@@ -64,11 +64,19 @@ export const blkdebugDriver: BlockDriver = {
   role: "filter",
   schemes: ["blkdebug"],
   openOptions: OPEN_OPTIONS,
+  strongOptions: [
+    ...Object.keys(OPEN_OPTIONS),
+    ...RULE_GROUPS.map((group) => `${group}.`),
+  ],
+  plainName: ({ config = "", ...others }, image) =>
+    image === undefined || Object.keys(others).length > 0
+      ? undefined
+      : `blkdebug:${config}:${image}`,
 
   async open(options, context) {
     const nested = nestOptions(options);
-    const children = ["image", ...RULE_GROUPS];
-    const parsed = parseOptions(OPEN_OPTIONS, nested, children);
+    const others = ["image", ...RULE_GROUPS];
+    const parsed = parseOptions(OPEN_OPTIONS, nested, others);
     const config = parsed.config as string | undefined;
     const rules = await readRules(config, nested);
     const image = await context.openChild("image");
@@ -134,6 +142,7 @@ function debuggedNode(
     }
   };
   const changes: Partial<BlockNode> = {
+    children: { image: file },
     limits,
     debug,
     debugEvent: (name) => debug.event(name),

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { asBlockError, BlockError } from "../../core/errors.ts";
+import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import { openProtocol } from "../../core/open.ts";
 import {
   type OptionTable,
@@ -132,7 +132,12 @@ async function readConfig(filename?: string): Promise<GivenRule[]> {
     }
     text = new TextDecoder().decode(bytes);
   } catch (error) {
-    throw asBlockError(error).prefixed("Could not read blkdebug config file: ");
+    const { code } = asBlockError(error);
+    throw new BlockError(
+      code,
+      `Could not read blkdebug config file: ${strerror(code)}`,
+      { cause: error },
+    );
   }
   const rules: GivenRule[] = [];
   for (const line of text.split("\n")) {

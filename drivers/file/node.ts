@@ -14,7 +14,9 @@ import type {
   ZeroFlags,
 } from "../../core/driver.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
+import type { Permissions } from "../../core/permissions.ts";
 import type { HostFile } from "./host.ts";
+import { FileLock, type Locking } from "./lock.ts";
 
 /** Bytes written at once where zeroes must be written. */
 const FILL_CHUNK = 256 * 1024;
@@ -28,6 +30,9 @@ export interface FileNodeOptions {
   readonly noFlush: boolean;
   /** Whether the size is given, as a block device's is. */
   readonly fixedSize: boolean;
+  readonly locking: Locking;
+  /** Learns why a file that is written to cannot be locked. */
+  unlocked(why: string): void;
 }
 
 /**
@@ -41,6 +46,7 @@ export class FileNode implements BlockNode {
   readonly children = {};
   readonly #noFlush: boolean;
   readonly #fixedSize: boolean;
+  readonly #lock: FileLock | undefined;
   #host: HostFile | undefined;
   #size: number;
   /**
@@ -58,6 +64,11 @@ export class FileNode implements BlockNode {
     this.#fixedSize = options.fixedSize;
     this.#host = host;
     this.#size = host.size();
+    if (host.copyFrom) this.copyFrom = this.#copyFrom;
+    if (options.locking !== "off") {
+      const { descriptor } = host;
+      this.#lock = new FileLock({ ...options, descriptor });
+    }
   }
 
   get size(): number {
@@ -85,6 +96,21 @@ export class FileNode implements BlockNode {
     const end = offset + vectorLength(iov);
     if (end > this.#size) this.#size = end;
     if (flags?.fua) this.#sync();
+  }
+
+  /** Present where the system has a way to do it. */
+  copyFrom?: BlockNode["copyFrom"];
+
+  // deno-lint-ignore require-await
+  async #copyFrom(
+    offset: number,
+    source: BlockNode,
+    sourceOffset: number,
+    length: number,
+  ): Promise<void> {
+    if (!(source instanceof FileNode)) throw new BlockError("ENOTSUP");
+    this.#open.copyFrom!(offset, source.#open, sourceOffset, length);
+    this.#size = Math.max(this.#size, offset + length);
   }
 
   // deno-lint-ignore require-await
@@ -233,16 +259,23 @@ export class FileNode implements BlockNode {
     return 0;
   }
 
+  setPermissions(permissions: Permissions): void {
+    // Until now another process may have changed the size.
+    if (this.#lock?.set(permissions)) this.#size = this.#open.size();
+  }
+
   async info(): Promise<NodeInfo> {
     const { blocks } = await Deno.stat(this.filename);
     // POSIX counts blocks of 512 bytes, whatever the file system's own are.
-    return blocks === null ? {} : { actualSize: blocks * 512 };
+    const actualSize = blocks === null ? undefined : blocks * 512;
+    return { dirty: false, actualSize };
   }
 
   // deno-lint-ignore require-await
   async close(): Promise<void> {
     const host = this.#host;
     this.#host = undefined;
+    if (host) this.#lock?.close();
     host?.close();
   }
 }

@@ -1,5 +1,6 @@
 import { assertEquals } from "@std/assert";
-import { compactJson, inKeyOrder, prettyJson } from "../../cli/json.ts";
+import { prettyJson } from "../../cli/json.ts";
+import { compactJson, inKeyOrder } from "../../core/json.ts";
 
 function order(...names: string[]): string[] {
   const object = Object.fromEntries(names.map((name) => [name, 1]));

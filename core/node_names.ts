@@ -1,0 +1,121 @@
+/**
+ * The names of open nodes: by which the same stack could be opened again.
+ *
+ * A stack that a file name alone leads to is named by it, every other by
+ * `json:` and its description, as QEMU does.
+ *
+ * @module
+ */
+import type { BlockNode } from "./driver.ts";
+import { BlockError } from "./errors.ts";
+import { primaryChild } from "./extents.ts";
+import { compactJson, type Json } from "./json.ts";
+import { isAbsolute, resolveName } from "./names.ts";
+import type { OptionValues } from "./options.ts";
+
+/** How a node was opened. */
+export interface Origin {
+  /** Its own options, by their dotted names. */
+  readonly options: OptionValues;
+  /** Whether it has another backing file than its image names. */
+  readonly otherBacking: boolean;
+}
+
+const origins = new WeakMap<BlockNode, Origin>();
+
+/** Remember how a node was opened. */
+export function rememberOrigin(node: BlockNode, origin: Origin): void {
+  origins.set(node, origin);
+}
+
+/**
+ * The name of a node: a file name if that alone leads to it, else `json:` and
+ * the description of the stack.
+ */
+export function nameOf(node: BlockNode): string {
+  return plainName(node) ?? `json:${compactJson(descriptionOf(node))}`;
+}
+
+/** The file name that alone leads to a node, if there is one. */
+export function plainName(node: BlockNode): string | undefined {
+  const { driver } = node;
+  const { options, otherBacking } = originOf(node);
+  const child = primaryChild(node);
+  const below = child && plainName(child);
+  if (driver.plainName) return driver.plainName(strongOptions(node), below);
+  if (!child) {
+    return typeof options.filename === "string" ? node.filename : undefined;
+  }
+  // A filter would not be found by looking at the file.
+  const isFound = driver.role === "format" && !otherBacking &&
+    (child.driver.role === "protocol" || child.driver.schemes !== undefined) &&
+    Object.keys(strongOptions(node)).length === 0;
+  return isFound ? below : undefined;
+}
+
+/** A stack as QEMU would describe it: all that decides what it holds. */
+function descriptionOf(node: BlockNode): { [name: string]: Json } {
+  const { options, otherBacking } = originOf(node);
+  const description: { [name: string]: Json } = {
+    driver: node.driver.name,
+    filename: options.filename as Json,
+    ...strongOptions(node),
+  };
+  for (const [role, child] of Object.entries(node.children)) {
+    if (!child || (role === "backing" && !otherBacking)) continue;
+    description[role] = descriptionOf(child);
+  }
+  if (otherBacking && !node.children.backing) description.backing = null;
+  return description;
+}
+
+function originOf(node: BlockNode): Origin {
+  return origins.get(node) ??
+    { options: { filename: node.filename }, otherBacking: false };
+}
+
+/** Those of a node's options that decide what it holds. */
+function strongOptions(node: BlockNode): { [name: string]: Json } {
+  const { strongOptions = [] } = node.driver;
+  const given = flatOptions(originOf(node).options);
+  return Object.fromEntries(
+    given.filter(([name]) =>
+      strongOptions.some((strong) =>
+        strong.endsWith(".") ? name.startsWith(strong) : name === strong
+      )
+    ),
+  );
+}
+
+/** Options by their dotted names; the items of lists have numbers. */
+function flatOptions(
+  options: OptionValues,
+  prefix = "",
+): [name: string, value: Json][] {
+  return Object.entries(options).flatMap(([name, value]) => {
+    if (value === undefined) return [];
+    return typeof value === "object" && value !== null
+      ? flatOptions(value as OptionValues, `${prefix}${name}.`)
+      : [[`${prefix}${name}`, value as Json]];
+  });
+}
+
+/**
+ * The name `relative` that the image of `node` has written down, as seen from
+ * where we are.
+ *
+ * @throws {BlockError} EINVAL if it is relative to what has no folder.
+ */
+export function resolveFrom(node: BlockNode, relative: string): string {
+  if (isAbsolute(relative)) return relative;
+  let at = node;
+  for (let next; (next = primaryChild(at)); at = next);
+  const name = plainName(at);
+  if (name === undefined) {
+    throw new BlockError(
+      "EINVAL",
+      `Cannot generate a base directory for ${at.driver.name} nodes`,
+    );
+  }
+  return resolveName(name, relative);
+}
