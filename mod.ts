@@ -11,24 +11,7 @@
  *
  * @module
  */
-import { registerDriver } from "./core/registry.ts";
-import { fileDriver } from "./drivers/file/driver.ts";
-import { memoryDriver } from "./drivers/memory.ts";
-import { qcow2Driver } from "./drivers/qcow2/driver.ts";
-import { rareDrivers } from "./drivers/rare.ts";
-import { rawDriver } from "./drivers/raw.ts";
-
-for (
-  const driver of [
-    fileDriver,
-    memoryDriver,
-    rawDriver,
-    qcow2Driver,
-    ...rareDrivers,
-  ]
-) {
-  registerDriver(driver);
-}
+import "./drivers/all.ts";
 
 export * from "./core/create.ts";
 export * from "./core/driver.ts";
@@ -44,9 +27,11 @@ export {
 } from "./core/image.ts";
 export { type CacheMode, type OpenOptions } from "./core/open.ts";
 export { bench, type BenchOptions } from "./core/jobs/bench.ts";
+export * from "./core/jobs/commit.ts";
 export * from "./core/jobs/compare.ts";
 export * from "./core/jobs/convert.ts";
 export { measure } from "./core/jobs/measure.ts";
+export * from "./core/jobs/rebase.ts";
 export {
   type OptionSpec,
   type OptionTable,

@@ -4,7 +4,7 @@
  * @module
  */
 import type { OptionTable } from "../../core/options.ts";
-import { CREATE_OPTIONS } from "./create.ts";
+import { CREATE_OPTIONS } from "./create_options.ts";
 
 const { size, compat, backing_file, backing_fmt } = CREATE_OPTIONS;
 const { lazy_refcounts, refcount_bits } = CREATE_OPTIONS;

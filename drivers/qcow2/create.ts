@@ -11,10 +11,9 @@ import {
 } from "../../core/bytes.ts";
 import type { CreateContext, Preallocation } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
-import type { OptionTable, OptionValues } from "../../core/options.ts";
+import type { OptionValues } from "../../core/options.ts";
 import {
   Compatible,
-  DEFAULT_CLUSTER_SIZE,
   ENTRY_SIZE,
   Geometry,
   Incompatible,
@@ -24,55 +23,12 @@ import {
   viewOf,
   writeUint64,
 } from "./format.ts";
-import { createEncryption, ENCRYPT_CREATE_OPTIONS } from "./encryption.ts";
+import { createEncryption } from "./encryption.ts";
 import { Crypt, type Header } from "./header.ts";
 import { encodeHeader } from "./header_encoding.ts";
 import { writeRefcount } from "./refcount_layout.ts";
 import { preallocate } from "./resize.ts";
 import { Qcow2State, QUIET } from "./state.ts";
-
-/** The options of `create`, in the order in which they are shown. */
-export const CREATE_OPTIONS: OptionTable = {
-  ...ENCRYPT_CREATE_OPTIONS,
-  cluster_size: {
-    type: "size",
-    default: DEFAULT_CLUSTER_SIZE,
-    help: "qcow2 cluster size",
-  },
-  extended_l2: {
-    type: "boolean",
-    default: false,
-    help: "Extended L2 tables",
-  },
-  preallocation: {
-    type: "enum",
-    values: ["off", "metadata", "falloc", "full"],
-    help: "Preallocation mode (allowed values: off, metadata, falloc, full)",
-  },
-  compression_type: {
-    type: "enum",
-    values: ["zlib", "zstd"],
-    default: "zlib",
-    help: "Compression method used for image cluster compression",
-  },
-  size: { type: "size", help: "Virtual disk size" },
-  compat: {
-    type: "string",
-    help: "Compatibility level (v2 [0.10] or v3 [1.1])",
-  },
-  backing_file: { type: "string", help: "File name of a base image" },
-  backing_fmt: { type: "string", help: "Image format of the base image" },
-  lazy_refcounts: {
-    type: "boolean",
-    default: false,
-    help: "Postpone refcount updates",
-  },
-  refcount_bits: {
-    type: "number",
-    default: 16,
-    help: "Width of a reference count entry in bits",
-  },
-};
 
 /** Valid options, with names and units of ours. */
 interface Plan {

@@ -9,6 +9,9 @@ import type { BlockNode } from "../../core/driver.ts";
 import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import { readPadded } from "../../core/requests.ts";
 import {
+  ENTRY_SIZE,
+  type Geometry,
+  MAX_L1_BYTES,
   MAX_SNAPSHOT_EXTRA_BYTES,
   MAX_SNAPSHOT_TABLE_BYTES,
   readUint64,
@@ -25,7 +28,7 @@ const V3_EXTRA = 16;
 /** The table ends before this, or the rest cannot be addressed in QEMU. */
 const MAX_TABLE_SPAN = 0x7fffffff;
 /** What `icount` is where no instructions were counted. */
-const NO_ICOUNT = 2n ** 64n - 1n;
+export const NO_ICOUNT = 2n ** 64n - 1n;
 
 /** One snapshot. Offsets and sizes are bytes. */
 export interface SnapshotEntry {
@@ -319,4 +322,32 @@ class TableReader {
     this.#window = bytes;
     return bytes.subarray(0, length);
   }
+}
+
+/**
+ * Read the L1 table of a snapshot.
+ *
+ * @throws {BlockError} EINVAL or EFBIG if its entry says what cannot be.
+ */
+export async function readSnapshotL1(
+  file: BlockNode,
+  geometry: Geometry,
+  { l1TableOffset, l1Size }: SnapshotEntry,
+): Promise<Uint8Array> {
+  const length = l1Size * ENTRY_SIZE;
+  if (length > MAX_L1_BYTES) {
+    throw new BlockError("EFBIG", "Snapshot L1 table too large");
+  }
+  if (!geometry.isAligned(l1TableOffset) || l1TableOffset + length >= 2 ** 53) {
+    throw new BlockError("EINVAL", "Snapshot L1 table offset invalid");
+  }
+  const l1 = allocate(length);
+  try {
+    if (length > 0) await file.readv(l1TableOffset, [l1]);
+  } catch (error) {
+    throw asBlockError(error).prefixed(
+      "Failed to read l1 table for snapshot: ",
+    );
+  }
+  return l1;
 }

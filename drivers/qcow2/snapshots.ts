@@ -11,8 +11,8 @@
  */
 import { allocate, roundUp } from "../../core/bytes.ts";
 import type { Snapshot, SnapshotRequest } from "../../core/driver.ts";
-import { asBlockError, BlockError } from "../../core/errors.ts";
-import { ENTRY_SIZE, MAX_L1_BYTES, MAX_SNAPSHOTS, viewOf } from "./format.ts";
+import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
+import { ENTRY_SIZE, MAX_SNAPSHOTS, viewOf } from "./format.ts";
 import {
   clearCopied,
   clearCopiedFlags,
@@ -20,35 +20,15 @@ import {
   updateCopiedFlags,
 } from "./references.ts";
 import { resize } from "./resize.ts";
+import { describeSnapshot, vmStateOffset } from "./snapshot_list.ts";
 import {
   encodeSnapshotTable,
-  readSnapshotTable,
+  NO_ICOUNT,
+  readSnapshotL1,
   type SnapshotEntry,
 } from "./snapshot_table.ts";
 import type { Qcow2State, UndoSteps } from "./state.ts";
 import { cutOff } from "./unmap.ts";
-
-const NO_ICOUNT = 2n ** 64n - 1n;
-
-/** The snapshots of an image as everybody sees them. */
-export function listSnapshots(state: Qcow2State): Snapshot[] {
-  return state.snapshots.map(describe);
-}
-
-function describe(entry: SnapshotEntry): Snapshot {
-  const { id, name, dateSeconds, dateNanoseconds, vmClockNanoseconds } = entry;
-  const { vmStateSize, diskSize, icount } = entry;
-  return {
-    id,
-    name,
-    dateSeconds,
-    dateNanoseconds,
-    vmClockNanoseconds,
-    vmStateSize,
-    diskSize,
-    ...(icount === NO_ICOUNT ? {} : { icount }),
-  };
-}
 
 /** Find by id, or else by name. */
 function find(state: Qcow2State, idOrName: string): SnapshotEntry {
@@ -117,7 +97,7 @@ export async function createSnapshot(
     start + roundUp(entry.vmStateSize, geometry.clusterSize),
     "never",
   );
-  return describe(entry);
+  return describeSnapshot(entry);
 }
 
 function toNumber(id: string): number {
@@ -130,7 +110,7 @@ export async function applySnapshot(
   idOrName: string,
 ): Promise<void> {
   const entry = find(state, idOrName);
-  const l1 = await readL1(state, entry);
+  const l1 = await readSnapshotL1(state.file, state.geometry, entry);
   await state.changeAsOne(async (undo) => {
     await makeRoom(state, entry, viewOf(l1), undo);
     using _ = await state.metadata.lock();
@@ -186,10 +166,15 @@ export async function deleteSnapshot(
   idOrName: string,
 ): Promise<void> {
   const entry = find(state, idOrName);
-  const l1 = await readL1(state, entry);
+  const l1 = await readSnapshotL1(state.file, state.geometry, entry);
   using _ = await state.metadata.lock();
   await state.flushCaches();
-  await writeTable(state, state.snapshots.filter((other) => other !== entry));
+  const others = state.snapshots.filter((other) => other !== entry);
+  await writeTable(state, others).catch((error) => {
+    throw asBlockError(error).prefixed(
+      "Failed to remove snapshot from snapshot list: ",
+    );
+  });
   await state.changeAsOne(async (undo) => {
     undo.push(pastUndoing);
     await countTree(state, viewOf(l1), -1);
@@ -197,6 +182,10 @@ export async function deleteSnapshot(
     await state.flushCaches();
     await updateCopiedFlags(state);
     await state.file.flush?.();
+  }).catch((error) => {
+    throw asBlockError(error).prefixed(
+      "Failed to free the cluster and L1 table: ",
+    );
   });
 }
 
@@ -209,7 +198,7 @@ export async function loadSnapshot(
     throw new BlockError("EINVAL", "Device is not readonly");
   }
   const entry = find(state, idOrName);
-  const l1 = await readL1(state, entry);
+  const l1 = await readSnapshotL1(state.file, state.geometry, entry);
   const needed = state.geometry.l1EntriesFor(entry.diskSize);
   if (entry.l1Size < needed) {
     throw new BlockError("EINVAL", "L1 table is too small");
@@ -220,37 +209,8 @@ export async function loadSnapshot(
   state.header.size = entry.diskSize;
 }
 
-/** Where VM state begins: past all that L2 tables of the disk cover. */
-export function vmStateOffset(state: Qcow2State): number {
-  const { geometry, header } = state;
-  return geometry.l1EntriesFor(header.size) * geometry.l2Coverage;
-}
-
-async function readL1(
-  state: Qcow2State,
-  entry: SnapshotEntry,
-): Promise<Uint8Array> {
-  if (entry.l1Size > MAX_L1_BYTES / ENTRY_SIZE) {
-    throw new BlockError("EFBIG", "Snapshot L1 table too large");
-  }
-  const length = entry.l1Size * ENTRY_SIZE;
-  if (
-    !state.geometry.isAligned(entry.l1TableOffset) ||
-    entry.l1TableOffset + length >= 2 ** 53
-  ) throw new BlockError("EINVAL", "Snapshot L1 table offset invalid");
-  const l1 = allocate(length);
-  try {
-    if (length > 0) await state.file.readv(entry.l1TableOffset, [l1]);
-  } catch (error) {
-    throw asBlockError(error).prefixed(
-      "Failed to read l1 table for snapshot: ",
-    );
-  }
-  return l1;
-}
-
 /** Replace the table in the file; a new header makes it valid in one step. */
-async function writeTable(
+export async function writeTable(
   state: Qcow2State,
   entries: SnapshotEntry[],
 ): Promise<void> {
@@ -278,12 +238,10 @@ async function writeTable(
   state.snapshots = entries;
   state.overlap.forget();
   state.snapshotTableLength = bytes.length;
-  if (old.length > 0) await refcounts.free(old.offset, old.length);
-}
-
-/** Read the snapshot table of an image that is being opened. */
-export async function loadSnapshotTable(state: Qcow2State): Promise<void> {
-  const table = await readSnapshotTable(state.file, state.header);
-  state.snapshots = table.entries;
-  state.snapshotTableLength = table.byteLength;
+  if (old.length === 0) return;
+  // The new table is in force: that the old one leaks is no reason to go back.
+  await refcounts.free(old.offset, old.length).catch((error) => {
+    const why = strerror(asBlockError(error).code);
+    state.behaviour.report(`qcow2_free_clusters failed: ${why}`);
+  });
 }

@@ -1,0 +1,24 @@
+/**
+ * Registers the drivers that the package has. The command line imports this
+ * rather than `mod.ts`, whose jobs each start would pay for.
+ *
+ * @module
+ */
+import { registerDriver } from "../core/registry.ts";
+import { fileDriver } from "./file/driver.ts";
+import { memoryDriver } from "./memory.ts";
+import { qcow2Driver } from "./qcow2/driver.ts";
+import { rareDrivers } from "./rare.ts";
+import { rawDriver } from "./raw.ts";
+
+for (
+  const driver of [
+    fileDriver,
+    memoryDriver,
+    rawDriver,
+    qcow2Driver,
+    ...rareDrivers,
+  ]
+) {
+  registerDriver(driver);
+}
