@@ -44,6 +44,11 @@ export interface ConvertOptions {
   salvage?: boolean;
   /** Receives warnings. Default: they are dropped. */
   warn?(message: string): void;
+  /**
+   * Have the system copy data from file to file, where it can: zeroes among it
+   * are not looked for then. Default: false.
+   */
+  copyOffload?: boolean;
   /** Wishes that go with each write. */
   flags?: WriteFlags;
   /** Ends the job with ECANCELED. */

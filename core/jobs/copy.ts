@@ -13,6 +13,7 @@ import type { Concatenation } from "./concatenation.ts";
 import { type Range, RangeFinder, type RangeRules } from "./copy_ranges.ts";
 import { CopySource, type CopySourceOptions } from "./copy_source.ts";
 import { CopyTarget, type CopyTargetOptions } from "./copy_target.ts";
+import { offload } from "./offload.ts";
 import { Pace } from "./pace.ts";
 
 /** How to copy. */
@@ -25,6 +26,8 @@ export interface CopyOptions extends CopySourceOptions, CopyTargetOptions {
   readonly outOfOrder?: boolean;
   /** Most bytes of data a second; 0 and absent: no limit. */
   readonly rateLimit?: number;
+  /** Have the system copy from file to file, where it can. */
+  readonly copyOffload?: boolean;
   /** Ends the job with ECANCELED. */
   readonly signal?: AbortSignal;
   /**
@@ -80,6 +83,8 @@ class Copy {
   #copied = 0;
   #total = 0;
   #error: BlockError | undefined;
+  /** Until it turns out that the system cannot. */
+  #offloads: boolean;
 
   constructor(
     source: Concatenation,
@@ -90,6 +95,8 @@ class Copy {
     this.#source = new CopySource(source, options);
     this.#target = new CopyTarget(target, options);
     this.#options = options;
+    // The system's copies do not reach the disk at once.
+    this.#offloads = (options.copyOffload ?? false) && !options.flags?.fua;
     this.#pace = new Pace(options.signal);
     let requestSize = REQUEST_SIZE;
     if (rateLimit > 0) {
@@ -197,6 +204,10 @@ class Copy {
   async #copy({ range, before, done }: Turn, buffer: LazyBuffer) {
     const { offset, length, action } = range;
     await this.#throttle?.admit("write", length, this.#options.signal);
+    if (action === "copy" && this.#offloads) {
+      if (before) await before;
+      if (this.#error || await this.#offload(offset, length)) return;
+    }
     const bytes = buffer.take(length);
     if (action === "copy") await this.#source.read(offset, bytes);
     else bytes.fill(0);
@@ -207,6 +218,12 @@ class Copy {
     // the beginning of these writes needs to be in order.
     if (this.#rules.clusterSize > 0) done();
     await written;
+  }
+
+  async #offload(offset: number, length: number): Promise<boolean> {
+    const part = this.#source.partAt(offset);
+    this.#offloads &&= await offload(part, this.#target.node, offset, length);
+    return this.#offloads;
   }
 
   async #zero({ range: { offset, length }, before }: Turn): Promise<void> {

@@ -4,15 +4,9 @@
  *
  * @module
  */
-import {
-  allocate,
-  type IoVector,
-  sliceVector,
-  vectorLength,
-} from "../../core/bytes.ts";
+import { allocate } from "../../core/bytes.ts";
 import type { HeldRange } from "../../core/lock.ts";
 import type { EntryPlace, Mapping } from "./cluster_map.ts";
-import { writeData } from "./encryption.ts";
 import {
   type ClusterKind,
   clusterKind,
@@ -20,6 +14,12 @@ import {
   ENTRY_SIZE,
   entryOffset,
 } from "./format.ts";
+import {
+  type Payload,
+  payloadLength,
+  slicePayload,
+  writePayload,
+} from "./payload.ts";
 import { readHeld } from "./read.ts";
 import type { FreeReason, Qcow2State } from "./state.ts";
 
@@ -52,19 +52,19 @@ interface Allocation {
 export async function writeGuest(
   state: Qcow2State,
   offset: number,
-  iov: IoVector,
+  payload: Payload,
 ): Promise<void> {
-  const length = vectorLength(iov);
+  const length = payloadLength(payload);
   for (let done = 0; done < length;) {
     const plan = await planWrite(state, offset + done, length - done);
     using _ = plan.held;
-    const part = sliceVector(iov, done, plan.length);
+    const part = slicePayload(payload, done, plan.length);
     if (plan.allocation) {
       await writeAllocated(state, plan, plan.allocation, offset + done, part);
     } else {
       await state.overlap.check(plan.hostOffset, plan.length);
       await state.event("write_aio");
-      await writeData(state, plan.hostOffset, offset + done, part);
+      await writePayload(state, plan.hostOffset, offset + done, part);
     }
     done += plan.length;
   }
@@ -204,11 +204,11 @@ async function writeAllocated(
   plan: WritePlan,
   allocation: Allocation,
   offset: number,
-  iov: IoVector,
+  payload: Payload,
 ): Promise<void> {
   let freed: Freed[];
   try {
-    await copyOnWrite(state, plan, allocation, offset, iov);
+    await copyOnWrite(state, plan, allocation, offset, payload);
     freed = await link(state, allocation);
   } catch (error) {
     if (!allocation.inPlace) {
@@ -227,7 +227,7 @@ async function copyOnWrite(
   plan: WritePlan,
   allocation: Allocation,
   offset: number,
-  iov: IoVector,
+  payload: Payload,
 ): Promise<void> {
   const { file, geometry, encryption } = state;
   const { guestStart, hostStart, clusters, inPlace } = allocation;
@@ -247,11 +247,15 @@ async function copyOnWrite(
     clusters * geometry.clusterSize,
   );
   await state.event("write_aio");
-  const all: Uint8Array[] = [...iov];
-  if (before) all.unshift(before);
-  if (after) all.push(after);
   const skipped = before ? 0 : head;
-  await writeData(state, hostStart + skipped, guestStart + skipped, all);
+  await writePayload(
+    state,
+    hostStart + skipped,
+    guestStart + skipped,
+    payload,
+    before ? [before] : [],
+    after ? [after] : [],
+  );
 }
 
 /**

@@ -1,0 +1,58 @@
+/**
+ * Bitmaps of images that are converted.
+ *
+ * @module
+ */
+import type { BitmapInfo, BlockNode } from "../core/driver.ts";
+import { CommandError, type Program } from "./program.ts";
+
+/** Refuse to copy bitmaps that cannot be relied upon, unless to skip them. */
+export async function checkSourceBitmaps(
+  skipBroken: boolean,
+  sources: readonly BlockNode[],
+): Promise<void> {
+  if (sources.length > 1) {
+    throw new CommandError("Copying bitmaps only possible with single source");
+  }
+  const { bitmaps } = await sources[0].info?.() ?? {};
+  if (!bitmaps) throw new CommandError("Source lacks bitmap support");
+  const broken = bitmaps.find(isBroken);
+  if (!broken || skipBroken) return;
+  throw new CommandError(`Cannot copy inconsistent bitmap '${broken.name}'`, {
+    hint: "Try --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to " +
+      "delete it",
+  });
+}
+
+function isBroken({ flags }: BitmapInfo): boolean {
+  return flags.includes("in-use");
+}
+
+/** Tell which bitmaps were left out. */
+export async function warnOfSkippedBitmaps(
+  program: Program,
+  source: BlockNode,
+): Promise<void> {
+  const { bitmaps = [] } = await source.info?.() ?? {};
+  for (const { name } of bitmaps.filter(isBroken)) {
+    program.warn(`Skipping inconsistent bitmap '${name}'`);
+  }
+}
+
+/** Refuse to copy bitmaps, if there are any: nothing writes them yet. */
+export async function refuseBitmaps(
+  source: BlockNode,
+  target: BlockNode,
+): Promise<void> {
+  if (!(await target.info?.())?.bitmaps) {
+    throw new CommandError(
+      `Format driver '${target.driver.name}' does not support bitmaps`,
+    );
+  }
+  const { bitmaps = [] } = await source.info?.() ?? {};
+  const copied = bitmaps.find((bitmap) => !isBroken(bitmap));
+  if (!copied) return;
+  throw new CommandError(
+    `Failed to create bitmap ${copied.name}: Writing bitmaps is not supported`,
+  );
+}

@@ -1,0 +1,226 @@
+/**
+ * What the user wants `convert` to do.
+ *
+ * @module
+ */
+import { SECTOR_SIZE } from "../core/bytes.ts";
+import {
+  FORCE_SHARE,
+  HELP,
+  IMAGE_OPTS,
+  type Invocation,
+  OBJECT,
+  PROGRESS,
+  QUIET,
+  SOURCE_CACHE,
+} from "./command.ts";
+import { OptionList } from "./create_options.ts";
+import type { OptionSpec } from "./getopt.ts";
+import { cInteger, sizeArgument } from "./numbers.ts";
+import { CommandError } from "./program.ts";
+
+const MAX_SPARSE_SIZE = 16 * 1024 * 1024;
+const MAX_PARALLEL = 16;
+
+/** The options of `convert`. */
+export const CONVERT_OPTIONS: readonly OptionSpec[] = [
+  HELP,
+  QUIET,
+  PROGRESS,
+  OBJECT,
+  IMAGE_OPTS,
+  FORCE_SHARE,
+  {
+    short: "f",
+    long: "source-format",
+    argument: "FMT",
+    help: "format of the images to read",
+  },
+  {
+    short: "O",
+    long: "target-format",
+    argument: "FMT",
+    help: "format of TARGET; default: raw",
+  },
+  {
+    short: "o",
+    long: "target-format-options",
+    argument: "NAME=VALUE,…",
+    help: "options of that format; -o help lists them",
+  },
+  { short: "c", long: "compress", help: "store clusters compressed" },
+  {
+    short: "l",
+    long: "snapshot",
+    argument: "SNAPSHOT",
+    help: "copy a snapshot: its id, its name, or snapshot.name=NAME",
+  },
+  {
+    short: "b",
+    long: "backing",
+    argument: "FILE",
+    help: "backing file of TARGET; copy only what differs from it",
+  },
+  { short: "B", argument: "FILE", help: "the same" },
+  {
+    short: "F",
+    long: "backing-format",
+    argument: "FMT",
+    help: "format of that backing file",
+  },
+  { short: "n", long: "no-create", help: "do not create TARGET: it is there" },
+  {
+    long: "target-image-opts",
+    help: "TARGET is a description, as with --image-opts",
+  },
+  { long: "target-is-zero", help: "TARGET is known to be all zero" },
+  {
+    short: "S",
+    long: "sparse-size",
+    argument: "SIZE",
+    help: "shortest run of zeroes to leave out; 0 writes all",
+  },
+  {
+    short: "m",
+    long: "parallel",
+    argument: "N",
+    help: "requests in flight, 1 to 16",
+  },
+  { short: "W", long: "oob-writes", help: "writes may be made out of order" },
+  {
+    short: "r",
+    long: "rate-limit",
+    argument: "SIZE",
+    help: "most bytes written a second",
+  },
+  {
+    short: "C",
+    long: "copy-range-offloading",
+    help: "have the system copy from file to file, where it can",
+  },
+  { long: "salvage", help: "zeroes take the place of what cannot be read" },
+  { long: "bitmaps", help: "copy the source's bitmaps, too" },
+  { long: "skip-broken-bitmaps", help: "but not those not stored properly" },
+  {
+    short: "t",
+    long: "target-cache",
+    argument: "CACHE",
+    help: "how to cache what is written; default: unsafe",
+  },
+  { ...SOURCE_CACHE, long: "source-cache" },
+];
+
+/** What the user wants. */
+export class ConvertWish {
+  format?: string;
+  snapshot?: string;
+  outputFormat?: string;
+  backingFile?: string;
+  backingFormat?: string;
+  readonly options = new OptionList();
+  sourceCache = "writeback";
+  targetCache = "unsafe";
+  imageOpts = false;
+  targetImageOpts = false;
+  forceShare = false;
+  targetIsZero = false;
+  skipCreate = false;
+  compressed = false;
+  outOfOrder = false;
+  copyOffload = false;
+  salvage = false;
+  bitmaps = false;
+  skipBrokenBitmaps = false;
+  progress = false;
+  quiet = false;
+  /** Bytes; `undefined` if it was not given. */
+  sparseSize?: number;
+  parallel = 8;
+  /** Bytes a second; 0 if there is no limit. */
+  rateLimit = 0;
+
+  /** The format of the target, where it is not described. */
+  get targetFormat(): string {
+    return this.outputFormat ?? "raw";
+  }
+}
+
+/** Parse the options of a call, and refuse what does not fit together. */
+export function parseConvert(invocation: Invocation): ConvertWish {
+  const wish = new ConvertWish();
+  for (const [option, argument] of invocation.options()) {
+    if (option === "f") wish.format = argument;
+    else if (option === "O") wish.outputFormat = argument;
+    else if (option === "o") wish.options.add(argument);
+    else if (option === "B" || option === "b") wish.backingFile = argument;
+    else if (option === "F") wish.backingFormat = argument;
+    else if (option === "l") wish.snapshot = argument;
+    else if (option === "c") wish.compressed = true;
+    else if (option === "n") wish.skipCreate = true;
+    else if (option === "p") wish.progress = true;
+    else if (option === "q") wish.quiet = true;
+    else if (option === "C") wish.copyOffload = true;
+    else if (option === "U") wish.forceShare = true;
+    else if (option === "W") wish.outOfOrder = true;
+    else if (option === "t") wish.targetCache = argument;
+    else if (option === "T") wish.sourceCache = argument;
+    else if (option === "S") wish.sparseSize = parseSparseSize(argument);
+    else if (option === "m") wish.parallel = parseParallel(argument);
+    else if (option === "r") {
+      wish.rateLimit = sizeArgument("rate limit", argument);
+    } else if (option === "salvage") wish.salvage = true;
+    else if (option === "bitmaps") wish.bitmaps = true;
+    else if (option === "skip-broken-bitmaps") wish.skipBrokenBitmaps = true;
+    else if (option === "image-opts") wish.imageOpts = true;
+    else if (option === "target-image-opts") wish.targetImageOpts = true;
+    else if (option === "target-is-zero") wish.targetIsZero = true;
+  }
+  const mistake = findMistake(wish);
+  if (mistake !== undefined) throw new CommandError(mistake);
+  return wish;
+}
+
+/** What does not fit together, in the order in which QEMU looks. */
+function findMistake(wish: ConvertWish): string | undefined {
+  if (wish.skipBrokenBitmaps && !wish.bitmaps) {
+    return "Use of --skip-broken-bitmaps requires --bitmaps";
+  }
+  if (wish.copyOffload) {
+    const cannot = "Cannot enable copy offloading when";
+    if (wish.compressed) return `${cannot} -c is used`;
+    if (wish.sparseSize !== undefined) return `${cannot} -S is used`;
+    if (wish.salvage) return "Cannot use copy offloading in salvaging mode";
+  }
+  if (wish.skipCreate) {
+    if (wish.options.isGiven) {
+      return "-o has no effect when skipping image creation";
+    }
+  } else if (wish.targetImageOpts) {
+    return "--target-image-opts requires use of -n flag";
+  } else if (wish.targetIsZero) {
+    return "--target-is-zero requires use of -n flag";
+  }
+}
+
+function parseSparseSize(text: string): number {
+  const size = sizeArgument("buffer size for sparse output", text);
+  if (size % SECTOR_SIZE !== 0 || size > MAX_SPARSE_SIZE) {
+    throw new CommandError(
+      "Invalid buffer size for sparse output specified. Valid sizes are " +
+        `multiples of ${SECTOR_SIZE} up to ${MAX_SPARSE_SIZE}. Select 0 to ` +
+        "disable sparse detection (fully allocates output).",
+    );
+  }
+  return size;
+}
+
+function parseParallel(text: string): number {
+  const count = cInteger(text) ?? 0;
+  if (count < 1 || count > MAX_PARALLEL) {
+    throw new CommandError(
+      "Invalid number of coroutines. Allowed number of coroutines is " +
+        `between 1 and ${MAX_PARALLEL}`,
+    );
+  }
+  return count;
+}

@@ -1,0 +1,66 @@
+/**
+ * Copying by the system, from file to file, without the bytes passing through
+ * here.
+ *
+ * @module
+ */
+import type { BlockNode } from "../driver.ts";
+import type { Part } from "./concatenation.ts";
+
+/** A range of a protocol's node. */
+interface Place {
+  readonly node: BlockNode;
+  readonly offset: number;
+  readonly length: number;
+}
+
+/**
+ * Have the system copy `length` bytes of data from `offset` on, which lie in
+ * one disk of a row.
+ *
+ * @returns whether it did. If not, that may have any reason: the ordinary way
+ * tells it.
+ */
+export async function offload(
+  { node, start }: Part,
+  target: BlockNode,
+  offset: number,
+  length: number,
+): Promise<boolean> {
+  if (!target.copyFrom) return false;
+  try {
+    for (let done = 0; done < length;) {
+      const at = offset + done;
+      const place = await placeOf(node, at - start, length - done);
+      if (!place) return false;
+      await target.copyFrom(at, place.node, place.offset, place.length);
+      done += place.length;
+    }
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** Where the first part of a range lies, if plainly in a file. */
+async function placeOf(
+  node: BlockNode,
+  offset: number,
+  length: number,
+): Promise<Place | undefined> {
+  // What a filter does to requests, the system would not do. In an image that
+  // is written to, data may move while it is being copied.
+  if (node.driver.role === "filter" || !node.readOnly) return undefined;
+  length = Math.min(length, node.size - offset);
+  if (length <= 0) return undefined;
+  if (node.driver.role === "protocol") return { node, offset, length };
+  const extent = await node.status(offset, length);
+  if (extent.kind === "unallocated") {
+    const { backing } = node.children;
+    return backing && await placeOf(backing, offset, extent.length);
+  }
+  const { kind, file, hostOffset } = extent;
+  if (kind !== "data" || !file || hostOffset === undefined) return undefined;
+  if (!Object.values(node.children).includes(file)) return undefined;
+  return await placeOf(file, hostOffset, extent.length);
+}
