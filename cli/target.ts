@@ -7,7 +7,7 @@ import { protocolStack } from "../core/open.ts";
 import type { Program } from "./program.ts";
 
 /** The signals by which a user or a system ends a program. */
-const SIGNALS: readonly [name: Deno.Signal, number: number][] = [
+export const SIGNALS: readonly [name: Deno.Signal, number: number][] = [
   ["SIGINT", 2],
   ["SIGTERM", 15],
   ["SIGHUP", 1],

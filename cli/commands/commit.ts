@@ -1,0 +1,237 @@
+/** `commit`: write what an overlay holds into its backing file. @module */
+import type { BlockNode } from "../../core/driver.ts";
+import { BlockError, strerror } from "../../core/errors.ts";
+import { backingOf } from "../../core/extents.ts";
+import { canonicalName, type ImplicitOpen } from "../../core/gate.ts";
+import { commit, CommitError } from "../../core/jobs/commit.ts";
+import { resolveName, schemeOf } from "../../core/names.ts";
+import type { CacheMode } from "../../core/open.ts";
+import {
+  type Command,
+  FORMAT,
+  HELP,
+  IMAGE_OPTS,
+  type Invocation,
+  OBJECT,
+  PROGRESS,
+  QUIET,
+} from "../command.ts";
+import { cacheMode, openImageArgument, usingNodes } from "../images.ts";
+import { Interruption } from "../interruption.ts";
+import { sizeArgument } from "../numbers.ts";
+import { Progress } from "../progress.ts";
+import { CommandError, type Program, usageError } from "../program.ts";
+
+class Wish {
+  format?: string;
+  imageOpts = false;
+  cache: CacheMode = "writeback";
+  /** The name of the image to write to. */
+  base?: string;
+  drop = false;
+  rateLimit = 0;
+  progress = false;
+  quiet = false;
+}
+
+/** The command. */
+export const command: Command = {
+  summary: "Write what an image holds into its backing file",
+  operands: "FILE",
+  options: [
+    HELP,
+    { ...QUIET, long: "quiet" },
+    PROGRESS,
+    OBJECT,
+    IMAGE_OPTS,
+    FORMAT,
+    {
+      short: "t",
+      long: "cache",
+      argument: "CACHE",
+      help: "how to cache what is written: writeback, none, unsafe, …",
+    },
+    {
+      short: "b",
+      long: "base",
+      argument: "NAME",
+      help: "the image of the chain to write to; implies -d",
+    },
+    { short: "d", long: "drop", help: "do not empty FILE afterwards" },
+    {
+      short: "r",
+      long: "rate-limit",
+      argument: "RATE",
+      help: "most bytes a second",
+    },
+  ],
+  notes: "NAME is relative to the folder of the image that names it. Images\n" +
+    "between FILE and NAME are worthless afterwards.",
+
+  async run(invocation) {
+    const { program } = invocation;
+    const wish = parse(invocation);
+    const [file] = invocation.operands;
+    const stack = await open(program, file, wish);
+    const progress = new Progress(program, wish.progress && !wish.quiet, 1);
+    try {
+      await usingNodes([stack.overlay], async () => {
+        if (stack.problem) throw stack.problem;
+        await commitTo(program, baseOf(stack, file, wish), stack, wish, {
+          file,
+          progress,
+        });
+      });
+    } finally {
+      progress.end();
+    }
+    if (!wish.quiet) program.print("Image committed.\n");
+    return 0;
+  },
+};
+
+function parse(invocation: Invocation): Wish {
+  const wish = new Wish();
+  let cache = "writeback";
+  for (const [option, argument] of invocation.options()) {
+    if (option === "f") wish.format = argument;
+    else if (option === "t") cache = argument;
+    else if (option === "b") wish.base = argument;
+    else if (option === "d") wish.drop = true;
+    else if (option === "r") wish.rateLimit = parseRate(argument);
+    else if (option === "p") wish.progress = true;
+    else if (option === "q") wish.quiet = true;
+    else if (option === "image-opts") wish.imageOpts = true;
+  }
+  if (invocation.operands.length !== 1) {
+    throw usageError("Expecting one image file name");
+  }
+  return { ...wish, cache: cacheMode(cache, "cache option") };
+}
+
+function parseRate(text: string): number {
+  return sizeArgument("rate limit", text);
+}
+
+/** An overlay whose base may be written to. */
+interface Stack {
+  readonly overlay: BlockNode;
+  /** How many backing files below the overlay the base is; 0 without one. */
+  readonly depth: number;
+  /** Why the base cannot be written to, if it cannot. */
+  readonly problem?: BlockError;
+}
+
+/** What keeps one from writing to what can be read. */
+const NOT_PERMITTED: readonly string[] = ["EACCES", "EPERM", "EROFS", "EAGAIN"];
+
+const IN_BACKING = "Could not open backing file: ";
+
+async function open(
+  program: Program,
+  file: string,
+  wish: Wish,
+): Promise<Stack> {
+  const search = new BaseSearch(wish.base);
+  const image = {
+    format: wish.format,
+    imageOpts: wish.imageOpts,
+    cache: wish.cache,
+    writable: true,
+  };
+  try {
+    const overlay = await openImageArgument(program, file, {
+      ...image,
+      writableBacking: (request) => search.isBase(request),
+    });
+    return { overlay, depth: search.depth };
+  } catch (error) {
+    const { depth } = search;
+    const isRefused = error instanceof BlockError && depth > 0 &&
+      NOT_PERMITTED.includes(error.code);
+    if (!isRefused) throw error;
+    // If all can be opened for reading, it is the base that is to blame.
+    const overlay = await openImageArgument(program, file, image);
+    const reason = error.message.split(IN_BACKING).at(-1);
+    const problem = new BlockError(error.code, reason, { hint: error.hint });
+    return { overlay, depth, problem };
+  }
+}
+
+/** Finds the base among backing files, which are opened from top to bottom. */
+class BaseSearch {
+  /** How deep it lies; 0 as long as it was not found. */
+  depth = 0;
+  readonly #name?: string;
+  #seen = 0;
+
+  /** Without a name it is the first. */
+  constructor(name?: string) {
+    this.#name = name;
+  }
+
+  isBase(request: ImplicitOpen): boolean {
+    this.#seen++;
+    if (this.depth > 0 || !this.#fits(request)) return false;
+    this.depth = this.#seen;
+    return true;
+  }
+
+  #fits({ filename, namedBy }: ImplicitOpen): boolean {
+    const name = this.#name;
+    if (name === undefined) return true;
+    // What is no path is compared as it is written.
+    if (schemeOf(name) !== undefined || schemeOf(filename) !== undefined) {
+      return name === filename;
+    }
+    const path = resolveName(namedBy, name);
+    return canonicalName(path) === canonicalName(filename);
+  }
+}
+
+function baseOf(
+  { overlay, depth }: Stack,
+  file: string,
+  wish: Wish,
+): BlockNode {
+  let base = depth > 0 ? overlay : undefined;
+  for (let i = 0; base && i < depth; i++) base = backingOf(base);
+  if (base) return base;
+  throw new CommandError(
+    wish.base === undefined
+      ? "Image does not have a backing file"
+      : `Did not find '${wish.base}' in the backing chain of '${file}'`,
+  );
+}
+
+async function commitTo(
+  program: Program,
+  base: BlockNode,
+  { overlay }: Stack,
+  wish: Wish,
+  { file, progress }: { file: string; progress: Progress },
+): Promise<void> {
+  using interruption = new Interruption();
+  try {
+    await interruption.run(
+      (signal) =>
+        commit(overlay, {
+          base,
+          keepOverlay: wish.drop || wish.base !== undefined,
+          rateLimit: wish.rateLimit,
+          signal,
+          progress: (done, total) => progress.update(done, total),
+        }),
+      `'${file}' holds what it held, and '${base.filename}' a part of that; ` +
+        "commit it again",
+    );
+  } catch (error) {
+    if (!(error instanceof CommitError) || program.isOurs) throw error;
+    throw new CommandError(
+      error.stage === "copy"
+        ? `Block job failed: ${strerror(error.code)}`
+        : error.message,
+    );
+  }
+  progress.complete();
+}

@@ -1,0 +1,274 @@
+/** `rebase`: give an image another backing file. @module */
+import type { BlockNode } from "../../core/driver.ts";
+import { asBlockError, BlockError } from "../../core/errors.ts";
+import { backingOf } from "../../core/extents.ts";
+import { canonicalName } from "../../core/gate.ts";
+import {
+  type BackingName,
+  changeBacking,
+  rebase,
+} from "../../core/jobs/rebase.ts";
+import { isAbsolute, resolveName } from "../../core/names.ts";
+import { nameOf } from "../../core/node_names.ts";
+import { type CacheMode, openNode } from "../../core/open.ts";
+import { findDriver } from "../../core/registry.ts";
+import {
+  type Command,
+  FORCE_SHARE,
+  FORMAT,
+  HELP,
+  IMAGE_OPTS,
+  type Invocation,
+  OBJECT,
+  PROGRESS,
+  QUIET,
+  SOURCE_CACHE,
+} from "../command.ts";
+import {
+  cacheMode,
+  openImageArgument,
+  reporting,
+  usingNodes,
+} from "../images.ts";
+import { Interruption } from "../interruption.ts";
+import { Progress } from "../progress.ts";
+import { CommandError, type Program, usageError } from "../program.ts";
+
+class Wish {
+  format?: string;
+  imageOpts = false;
+  cache = "writeback";
+  sourceCache = "writeback";
+  backing?: string;
+  backingFormat?: string;
+  compressed = false;
+  unsafe = false;
+  forceShare = false;
+  progress = false;
+  quiet = false;
+}
+
+/** The command. */
+export const command: Command = {
+  summary: "Give an image another backing file",
+  operands: "FILE",
+  options: [
+    HELP,
+    { ...QUIET, long: "quiet" },
+    PROGRESS,
+    OBJECT,
+    IMAGE_OPTS,
+    FORCE_SHARE,
+    FORMAT,
+    {
+      short: "b",
+      long: "backing",
+      argument: "NAME",
+      help: 'the new backing file, as seen from FILE\'s folder; "": none',
+    },
+    {
+      short: "B",
+      long: "backing-format",
+      argument: "FMT",
+      help: "format of the new backing file",
+    },
+    { short: "F", argument: "FMT", help: "the same" },
+    {
+      short: "u",
+      long: "backing-unsafe",
+      help: "change nothing but the name: the disk reads differently",
+    },
+    {
+      short: "c",
+      long: "compress",
+      help: "store what is copied into FILE compressed",
+    },
+    {
+      short: "t",
+      long: "cache",
+      argument: "CACHE",
+      help: "how to cache what is written: writeback, none, unsafe, …",
+    },
+    { ...SOURCE_CACHE, long: "backing-cache" },
+  ],
+  notes: "The disk reads as it did: what the new backing file does not have\n" +
+    "is copied into FILE before its name is recorded.",
+
+  async run(invocation) {
+    const { program } = invocation;
+    const wish = parse(invocation);
+    const [file] = invocation.operands;
+    const progress = new Progress(program, wish.progress && !wish.quiet, 2);
+    try {
+      const cache = cacheMode(wish.cache, "cache option");
+      const sourceCache = cacheMode(wish.sourceCache, "source cache option");
+      const overlay = await openImageArgument(program, file, {
+        format: wish.format,
+        imageOpts: wish.imageOpts,
+        cache,
+        writable: true,
+        backing: !wish.unsafe,
+      });
+      await usingNodes([overlay], async () => {
+        checkFormat(wish.backingFormat);
+        if (wish.unsafe) await changeName(overlay, wish);
+        else {
+          await rebaseSafely({
+            program,
+            wish,
+            file,
+            overlay,
+            sourceCache,
+            progress,
+          });
+        }
+        progress.complete();
+      });
+    } finally {
+      progress.end();
+    }
+    return 0;
+  },
+};
+
+function parse(invocation: Invocation): Wish {
+  const wish = new Wish();
+  for (const [option, argument] of invocation.options()) {
+    if (option === "f") wish.format = argument;
+    else if (option === "b") wish.backing = argument;
+    else if (option === "B" || option === "F") wish.backingFormat = argument;
+    else if (option === "t") wish.cache = argument;
+    else if (option === "T") wish.sourceCache = argument;
+    else if (option === "u") wish.unsafe = true;
+    else if (option === "c") wish.compressed = true;
+    else if (option === "U") wish.forceShare = true;
+    else if (option === "p") wish.progress = true;
+    else if (option === "q") wish.quiet = true;
+    else if (option === "image-opts") wish.imageOpts = true;
+  }
+  if (invocation.operands.length !== 1) {
+    throw usageError("Expecting one image file name");
+  }
+  if (!wish.unsafe && wish.backing === undefined) {
+    throw usageError("Must specify backing file (-b) or use unsafe mode (-u)");
+  }
+  if (wish.unsafe && wish.compressed) {
+    throw usageError("Cannot compress in unsafe mode: nothing is copied");
+  }
+  return wish;
+}
+
+function checkFormat(format: string | undefined): void {
+  if (format === undefined || findDriver(format)) return;
+  throw new CommandError(`Invalid format name: '${format}'`);
+}
+
+/** What is to be recorded; QEMU wants the format to be said. */
+function newName({ backing, backingFormat }: Wish): BackingName | undefined {
+  if (!backing) return undefined;
+  if (backingFormat !== undefined) {
+    return { name: backing, format: backingFormat };
+  }
+  throw new CommandError(
+    `Could not change the backing file to '${backing}': backing format must ` +
+      "be specified",
+  );
+}
+
+async function changeName(overlay: BlockNode, wish: Wish): Promise<void> {
+  try {
+    await changeBacking(overlay, newName(wish));
+  } catch (error) {
+    if (wish.backing !== undefined) throw error;
+    // What C makes of a text that is not there.
+    const { code, message } = asBlockError(error);
+    throw new BlockError(code, message.replace("to ''", "to '(null)'"));
+  }
+}
+
+/** All that it takes to rebase without changing the content. */
+interface SafeRebase {
+  readonly program: Program;
+  readonly wish: Wish;
+  /** The overlay, as the user calls it. */
+  readonly file: string;
+  readonly overlay: BlockNode;
+  readonly sourceCache: CacheMode;
+  readonly progress: Progress;
+}
+
+async function rebaseSafely(call: SafeRebase): Promise<void> {
+  const { program, wish, file, overlay, progress } = call;
+  const opened = wish.backing ? await openBacking(call) : undefined;
+  await usingNodes([opened?.isOurs ? opened.node : undefined], async () => {
+    if (opened && program.isOurs) {
+      wish.backingFormat ??= opened.node.driver.name;
+    }
+    const name = newName(wish);
+    using interruption = new Interruption();
+    await interruption.run(
+      (signal) =>
+        rebase(overlay, opened && name && { ...name, node: opened.node }, {
+          compressed: wish.compressed,
+          signal,
+          progress: (done, total) => progress.update(done, total),
+        }),
+      `'${file}' reads as it did, with the backing file that it had; rebase ` +
+        "it again",
+    );
+  });
+}
+
+/**
+ * The new backing file: an image of the overlay's chain, or opened for us, and
+ * to be closed by us.
+ */
+async function openBacking(
+  { program, wish, overlay, sourceCache }: SafeRebase,
+): Promise<{ node: BlockNode; isOurs: boolean }> {
+  const backing = wish.backing!;
+  const filename = resolvedName(overlay, backing);
+  const { backingFormat: format, forceShare } = wish;
+  const known = findInChain(overlay, filename, format);
+  if (known) return { node: known, isOurs: false };
+  try {
+    const node = await openNode(filename, {
+      ...(format !== undefined && { format }),
+      readOnly: true,
+      cache: sourceCache,
+      forceShare,
+      gate: "allow",
+      secrets: program.secrets,
+      ...reporting(program),
+    });
+    return { node, isOurs: true };
+  } catch (error) {
+    const prefix = `Could not open new backing file '${backing}': `;
+    throw asBlockError(error).prefixed(prefix);
+  }
+}
+
+/** The name of a backing file as seen from where we are. */
+function resolvedName(overlay: BlockNode, backing: string): string {
+  if (isAbsolute(backing)) return backing;
+  const name = nameOf(overlay);
+  if (!name.startsWith("json:")) return resolveName(name, backing);
+  throw new CommandError(
+    "Could not resolve backing filename: Cannot use relative backing file " +
+      `names for '${name}'`,
+  );
+}
+
+function findInChain(
+  overlay: BlockNode,
+  filename: string,
+  format: string | undefined,
+): BlockNode | undefined {
+  const wanted = canonicalName(filename);
+  let node = backingOf(overlay);
+  while (node && canonicalName(nameOf(node)) !== wanted) node = backingOf(node);
+  // The same file in another format is another disk.
+  return node && (format ?? node.driver.name) === node.driver.name
+    ? node
+    : undefined;
+}

@@ -1,0 +1,325 @@
+/**
+ * Giving a disk another backing file without changing what it reads as.
+ *
+ * @module
+ */
+import { allocate, roundDown, roundUp } from "../bytes.ts";
+import type { BlockNode } from "../driver.ts";
+import { asBlockError, BlockError, strerror } from "../errors.ts";
+import {
+  backingOf,
+  type ChainExtent,
+  chainStatus,
+  skipFilters,
+} from "../extents.ts";
+import { readPadded, writeZeroData, writeZeroes } from "../requests.ts";
+import { isEqual } from "../runtime.ts";
+import { Pace } from "./pace.ts";
+
+/** A backing file as an image names it. */
+export interface BackingName {
+  /** Its name, as seen from the folder of the image that names it. */
+  name: string;
+  /** Its format. */
+  format: string;
+}
+
+/** How to rebase. */
+export interface RebaseOptions {
+  /** Store the clusters that are copied compressed. Default: false. */
+  compressed?: boolean;
+  /** How hard to compress; 0 to 9 for zlib, 1 to 22 for zstd. */
+  compressionLevel?: number;
+  /** Ends the job with ECANCELED: the disk is then what it was. */
+  signal?: AbortSignal;
+  /** Told how many bytes of how many are done with. */
+  progress?(done: number, total: number): void;
+}
+
+/** Bytes of one request: two of them stay in the processor's cache. */
+const REQUEST_SIZE = 512 * 1024;
+
+/**
+ * Let `overlay` have another backing file, or none. What it shows of the old
+ * one, and the new one does not have, is copied into it. Only when that is
+ * durable its header names the new one: whatever ends the job before, the disk
+ * reads as it did, with the old backing file.
+ *
+ * The node goes on using the old backing file until it is opened again.
+ *
+ * @param backing The new backing file, opened, and how the image names it. It
+ * may be one of the overlay's present chain.
+ * @throws {BlockError} ENOTSUP if the format has no backing files; the error
+ * of the first request that failed.
+ *
+ * @example Make an overlay independent of its backing file
+ * ```ts
+ * import { createImage, MemoryStore, openImage, rebase } from "@bdrv/bdrv";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const base = { driver: "memory", store: new MemoryStore(1 << 20) };
+ * const file = { driver: "memory", store: new MemoryStore() };
+ * await createImage("qcow2", file, { size: 1 << 20 });
+ * {
+ *   const backing = { driver: "raw", file: base };
+ *   await using overlay = await openImage({ driver: "qcow2", file, backing });
+ *   await rebase(overlay.node, undefined);
+ * }
+ * await using alone = await openImage({ driver: "qcow2", file });
+ * assertEquals((await alone.info()).backingFile, undefined);
+ * ```
+ */
+export async function rebase(
+  overlay: BlockNode,
+  backing: BackingName & { node: BlockNode } | undefined,
+  options: RebaseOptions = {},
+): Promise<void> {
+  const image = skipFilters(overlay);
+  if (!image.changeBacking) throw cannotChange(backing, "ENOTSUP");
+  if (options.compressed && !overlay.writeCompressed) {
+    throw new BlockError(
+      "ENOTSUP",
+      "Compression not supported for this file format",
+    );
+  }
+  const { clusterSize = 512 } = await image.info?.() ?? {};
+  const merge = new Merge(overlay, backing?.node, options, clusterSize);
+  await merge.run();
+  try {
+    await overlay.flush?.();
+  } catch (error) {
+    throw notWritten(error);
+  }
+  await changeBacking(overlay, backing);
+}
+
+/**
+ * Let an image name another backing file, or none, whatever that holds.
+ *
+ * @throws {BlockError} with the new name in its message.
+ */
+export async function changeBacking(
+  overlay: BlockNode,
+  backing: BackingName | undefined,
+): Promise<void> {
+  const image = skipFilters(overlay);
+  if (!image.changeBacking) throw cannotChange(backing, "ENOTSUP");
+  try {
+    await image.changeBacking(backing?.name, backing?.format);
+  } catch (thrown) {
+    throw cannotChange(backing, asBlockError(thrown));
+  }
+}
+
+function cannotChange(
+  backing: BackingName | undefined,
+  why: BlockError | "ENOTSUP",
+): BlockError {
+  const cause = why === "ENOTSUP" ? new BlockError(why) : why;
+  const reason = cause.code === "ENOSPC"
+    ? "No space left in the file header"
+    : strerror(cause.code);
+  return new BlockError(
+    cause.code,
+    `Could not change the backing file to '${backing?.name ?? ""}': ${reason}`,
+    { cause },
+  );
+}
+
+function notWritten(thrown: unknown): BlockError {
+  const cause = asBlockError(thrown);
+  const message = `Error while writing to COW image: ${strerror(cause.code)}`;
+  return new BlockError(cause.code, message, { cause });
+}
+
+/** Copies into the overlay what would change with its backing file. */
+class Merge {
+  readonly #overlay: BlockNode;
+  readonly #old?: BlockNode;
+  readonly #new?: BlockNode;
+  /** Whether the new backing file is among those below the old one. */
+  readonly #isBelow: boolean;
+  /** The overlay stores or lacks clusters of this size as a whole. */
+  readonly #clusterSize: number;
+  readonly #options: RebaseOptions;
+  readonly #pace: Pace;
+  readonly #buffers: [Uint8Array, Uint8Array];
+
+  constructor(
+    overlay: BlockNode,
+    newBacking: BlockNode | undefined,
+    options: RebaseOptions,
+    clusterSize: number,
+  ) {
+    this.#overlay = overlay;
+    this.#old = backingOf(overlay);
+    this.#new = newBacking;
+    this.#isBelow = isBelow(newBacking, this.#old);
+    this.#clusterSize = clusterSize;
+    this.#options = options;
+    this.#pace = new Pace(options.signal);
+    const size = roundUp(REQUEST_SIZE, clusterSize);
+    this.#buffers = [allocate(size), allocate(size)];
+  }
+
+  async run(): Promise<void> {
+    if (this.#old === this.#new) return;
+    const image = skipFilters(this.#overlay);
+    const { size } = image;
+    for (let at = 0; at < size;) {
+      const own = await understood(image.status(at, size - at));
+      const end = at + own.length;
+      while (at < end) {
+        at = own.kind === "unallocated" ? await this.#step(at, end) : end;
+        this.#options.progress?.(at, size);
+        if (this.#pace.isDue) await this.#pace.rest();
+      }
+    }
+    this.#pace.check();
+  }
+
+  /**
+   * Deal with the beginning of a range of whole clusters that the overlay does
+   * not have; answers where what is left begins.
+   */
+  async #step(start: number, end: number): Promise<number> {
+    const oldEnd = roundUp(this.#old?.size ?? 0, this.#clusterSize);
+    if (start < oldEnd) end = Math.min(end, oldEnd);
+    const same = await this.#sameUntil(start, end);
+    if (same.isSame) {
+      const known = same.end === end
+        ? end
+        : roundDown(same.end, this.#clusterSize);
+      if (known > start) return known;
+    }
+    const stop = Math.min(
+      end,
+      start + this.#buffers[0].length,
+      roundUp(same.end, this.#clusterSize),
+    );
+    await this.#merge(start, stop);
+    return stop;
+  }
+
+  /** Whether it is known that a range has the same content in both. */
+  async #sameUntil(
+    start: number,
+    end: number,
+  ): Promise<{ isSame: boolean; end: number }> {
+    if (this.#isBelow && start < this.#old!.size) {
+      const length = Math.min(end, this.#old!.size) - start;
+      const above = await understood(
+        chainStatus(this.#old!, start, length, this.#new),
+      );
+      if (above.kind === "unallocated") {
+        return { isSame: true, end: start + above.length };
+      }
+    }
+    const before = await extentOf(this.#old, start, end);
+    const after = await extentOf(this.#new, start, end);
+    return {
+      isSame: before.kind === "zero" && after.kind === "zero",
+      end: start + Math.min(before.length, after.length),
+    };
+  }
+
+  /** Copy the clusters that differ; neighbours at once. */
+  async #merge(start: number, end: number): Promise<void> {
+    const [before, after] = this.#buffers.map((buffer) =>
+      buffer.subarray(0, end - start)
+    );
+    await read(this.#old, start, before, "old");
+    await read(this.#new, start, after, "new");
+    const step = this.#clusterSize;
+    const differs = (at: number) =>
+      !isEqual(before.subarray(at, at + step), after.subarray(at, at + step));
+    for (let at = 0; at < before.length;) {
+      const from = at;
+      while (at < before.length && differs(at)) at += step;
+      if (at > from) await this.#write(start + from, before.subarray(from, at));
+      else at += step;
+    }
+  }
+
+  async #write(offset: number, bytes: Uint8Array): Promise<void> {
+    const { compressed, compressionLevel: level } = this.#options;
+    const overlay = this.#overlay;
+    try {
+      if (offset >= (this.#old?.size ?? 0)) {
+        await this.#zero(offset, bytes.length);
+      } else if (compressed) {
+        await overlay.writeCompressed!(offset, [bytes], { level });
+      } else {
+        await overlay.writev!(offset, [bytes]);
+      }
+    } catch (error) {
+      throw notWritten(error);
+    }
+  }
+
+  /** Zeroes that stay zeroes, even with something below them. */
+  async #zero(offset: number, length: number): Promise<void> {
+    await writeZeroes(this.#overlay, offset, length);
+    // Without a backing file, a format need not have stored them.
+    const image = skipFilters(this.#overlay);
+    for (let done = 0; done < length;) {
+      const at = offset + done;
+      const extent = await image.status(at, length - done);
+      if (extent.kind === "unallocated") {
+        await writeZeroData(this.#overlay, at, extent.length);
+      }
+      done += extent.length;
+    }
+  }
+}
+
+/** Whether an image is one of the chain below another. */
+function isBelow(node: BlockNode | undefined, top?: BlockNode): boolean {
+  for (let at = top && backingOf(top); at; at = backingOf(at)) {
+    if (at === node) return true;
+  }
+  return false;
+}
+
+/** What a backing file, if there is one that goes so far, has at `start`. */
+async function extentOf(
+  node: BlockNode | undefined,
+  start: number,
+  end: number,
+): Promise<Pick<ChainExtent, "kind" | "length">> {
+  if (!node || start >= node.size) return { kind: "zero", length: end - start };
+  const length = Math.min(end, node.size) - start;
+  return await understood(chainStatus(node, start, length));
+}
+
+async function understood<T>(status: Promise<T>): Promise<T> {
+  try {
+    return await status;
+  } catch (thrown) {
+    const cause = asBlockError(thrown);
+    throw new BlockError(
+      cause.code,
+      `error while reading image metadata: ${strerror(cause.code)}`,
+      { cause },
+    );
+  }
+}
+
+async function read(
+  node: BlockNode | undefined,
+  offset: number,
+  bytes: Uint8Array,
+  which: "old" | "new",
+): Promise<void> {
+  if (!node) return void bytes.fill(0);
+  try {
+    await readPadded(node, offset, [bytes]);
+  } catch (thrown) {
+    const cause = asBlockError(thrown);
+    throw new BlockError(
+      cause.code,
+      `error while reading from ${which} backing file`,
+      { cause },
+    );
+  }
+}
