@@ -5,12 +5,11 @@
  */
 import type { BlockNode, OpenPurpose } from "../core/driver.ts";
 import { asBlockError } from "../core/errors.ts";
-import type { CacheMode } from "../core/open.ts";
-import { openNode } from "../core/open.ts";
+import { type CacheMode, openNode, type OpenOptions } from "../core/open.ts";
 import type { OptionValues } from "../core/options.ts";
-import { parseStack } from "../core/spec.ts";
+import { parseStack, type Source } from "../core/spec.ts";
 // Registers the drivers.
-import "../mod.ts";
+import "../drivers/all.ts";
 import { CommandError, type Program } from "./program.ts";
 
 /** How a command opens an image. */
@@ -25,6 +24,14 @@ export interface ImageArgument {
   purpose?: OpenPurpose;
   /** Whether to open its backing files. Default: true. */
   backing?: boolean;
+  /** Which backing files will be written to. Default: none. */
+  writableBacking?: OpenOptions["writableBacking"];
+  /** Whether others may do anything with it meanwhile (`-U`). */
+  forceShare?: boolean;
+  /** Whether others may write to it meanwhile. Default: true. */
+  share?: boolean;
+  /** Whether its size will be changed. */
+  resize?: boolean;
   /** How writes reach the disk. */
   cache?: CacheMode;
   /** Further options of the format, which is given then. */
@@ -42,32 +49,67 @@ export async function openImageArgument(
   text: string,
   argument: ImageArgument,
 ): Promise<BlockNode> {
-  const { format, imageOpts, writable, purpose, backing, cache } = argument;
+  const { format, imageOpts, writable, options, forceShare } = argument;
+  const { purpose, backing, writableBacking, share, resize, cache } = argument;
   if (imageOpts && format !== undefined) {
     throw new CommandError(
       "--image-opts and --format are mutually exclusive",
     );
   }
   try {
-    const source = argument.options
-      ? { ...argument.options, driver: format, file: text }
+    const source = options
+      ? { ...options, driver: format, file: text }
       : imageOpts
       ? parseStack(text)
       : text;
+    if (forceShare) checkSharing(source);
     return await openNode(source, {
       ...(format !== undefined && { format }),
       readOnly: !writable,
       purpose,
       backing,
+      writableBacking,
+      forceShare,
+      share,
+      resize,
       cache,
       gate: "allow",
       secrets: program.secrets,
-      warn: (message) => program.warn(message),
-      report: (line) => program.printError(`${line}\n`),
+      ...reporting(program),
     });
   } catch (error) {
+    if (error instanceof CommandError) throw error;
     throw asBlockError(error).prefixed(`Could not open '${text}': `);
   }
+}
+
+/** How a program tells its user what drivers have to say. */
+export function reporting(
+  program: Program,
+): Pick<OpenOptions, "warn" | "report" | "onUnlocked"> {
+  return {
+    warn: (message) => program.warn(message),
+    report: (line) => program.printError(`${line}\n`),
+    // QEMU's tools say nothing of it, and scripts compare what they say.
+    ...(program.isOurs && {
+      onUnlocked: (why) => warnUnlocked(program, why),
+    }),
+  };
+}
+
+let hasWarned = false;
+
+/** It is the same for all files: once is enough. */
+function warnUnlocked(program: Program, why: string): void {
+  if (!hasWarned) program.warn(why);
+  hasWarned = true;
+}
+
+function checkSharing(source: Source): void {
+  if (typeof source !== "object" || source instanceof URL) return;
+  const shares = source["force-share"];
+  if (shares === undefined || shares === "on") return;
+  throw new CommandError("--force-share/-U conflicts with image options");
 }
 
 const CACHE_MODES: readonly CacheMode[] = [
@@ -97,9 +139,14 @@ export async function usingNodes<T>(
   nodes: readonly (BlockNode | undefined)[],
   use: () => Promise<T>,
 ): Promise<T> {
+  let result: T;
   try {
-    return await use();
-  } finally {
-    for (const node of nodes) await node?.close();
+    result = await use();
+  } catch (error) {
+    // What closing meets after that is no news.
+    for (const node of nodes) await node?.close().catch(() => {});
+    throw error;
   }
+  for (const node of nodes) await node?.close();
+  return result;
 }

@@ -94,5 +94,5 @@ async function createFile(
     },
     secret: () => Promise.resolve(undefined),
   });
-  return await openProtocol(stack);
+  return await openProtocol(stack, { resize: true });
 }

@@ -16,6 +16,7 @@ import type {
 } from "./driver.ts";
 import { asBlockError, BlockError } from "./errors.ts";
 import { type ChainExtent, chainExtents } from "./extents.ts";
+import { ACCESS, ALL_ACCESS, claim } from "./permissions.ts";
 import { writeZeroes } from "./requests.ts";
 import { describeSource, openNode, type OpenOptions } from "./open.ts";
 import type { Source } from "./spec.ts";
@@ -45,7 +46,8 @@ export interface StreamOptions {
  * `scheme:rest`, or the description of a stack.
  *
  * @throws {BlockError} ENOENT, EACCES, EINVAL, ENOTSUP … with a message that
- * names the source.
+ * names the source; EAGAIN if another process, or another part of this one,
+ * uses the image in a way that does not go with it.
  *
  * @example Make an image, write to it and read it back
  * ```ts
@@ -243,7 +245,7 @@ export class Image implements AsyncDisposable {
    * Change the size of the disk, in bytes.
    *
    * @throws {BlockError} EACCES if opened read-only, ENOTSUP if the driver
-   * cannot, EINVAL if the format does not permit the size.
+   * cannot, EAGAIN if another process does not let us, EINVAL if the format does not permit the size.
    */
   async resize(size: number, options?: TruncateOptions): Promise<void> {
     this.#checkWritable("resize", 0, 0);
@@ -251,6 +253,7 @@ export class Image implements AsyncDisposable {
       throw new BlockError("EINVAL", `Cannot resize to ${size} bytes`);
     }
     if (!this.node.truncate) throw this.#cannot("be resized");
+    claim(this.node, { needs: ACCESS.RESIZE, shares: ALL_ACCESS });
     await this.node.truncate(size, options);
   }
 

@@ -14,6 +14,10 @@ const TABLE = {
     type: "boolean",
     help: "Be read-only if the file cannot be written to",
   },
+  "force-share": {
+    type: "boolean",
+    help: "Let other processes do what they like with it meanwhile",
+  },
   "discard": { type: "string", help: "ignore (or off), or unmap (or on)" },
   "cache.direct": { type: "boolean", help: "Bypass the page cache" },
   "cache.no-flush": { type: "boolean", help: "Ignore flushes" },
@@ -25,6 +29,8 @@ export interface NodeOptions {
   readonly readOnly?: boolean;
   /** Whether to open read-only what cannot be opened for writing. */
   readonly autoReadOnly?: boolean;
+  /** For this node and those below: whether others may do anything. */
+  readonly forceShare?: boolean;
   /** Whether discards do anything. */
   readonly discards?: boolean;
   /** For this node and those below. */
@@ -56,6 +62,7 @@ export function takeNodeOptions(
   return [{
     readOnly: flag("read-only"),
     autoReadOnly: flag("auto-read-only"),
+    forceShare: flag("force-share"),
     discards: discardsOf(common.discard as string | undefined),
     direct: flag("cache.direct"),
     noFlush: flag("cache.no-flush"),
@@ -83,6 +90,43 @@ function discardsOf(mode: string | undefined): boolean | undefined {
   if (mode === "unmap" || mode === "on") return true;
   if (mode === "ignore" || mode === "off") return false;
   throw new BlockError("EINVAL", "Invalid discard option");
+}
+
+/** What a node takes over from the one above it. */
+interface Inherited {
+  readonly readOnly: boolean;
+  readonly forceShare?: boolean;
+  readonly direct?: boolean;
+  readonly noFlush?: boolean;
+}
+
+/** What a node's options make of what it takes over. */
+export function inheritOptions<Place extends Inherited>(
+  above: Place,
+  options: NodeOptions,
+): Place {
+  return {
+    ...above,
+    readOnly: above.readOnly || options.readOnly === true,
+    forceShare: options.forceShare ?? above.forceShare,
+    direct: options.direct ?? above.direct,
+    noFlush: options.noFlush ?? above.noFlush,
+  };
+}
+
+/** Whether a backing file, read-only unless told otherwise, is told so. */
+export function wantsWritable(description: unknown): boolean {
+  const readOnly = (description as OptionValues | undefined)?.["read-only"];
+  return readOnly === false || readOnly === "off" || readOnly === "false";
+}
+
+/** Who writes cannot do so without regard to others. */
+export function checkForceShare({ forceShare, readOnly }: Inherited): void {
+  if (!forceShare || readOnly) return;
+  throw new BlockError(
+    "EINVAL",
+    "force-share=on can only be used with read-only images",
+  );
 }
 
 /** Open a node; read-only where that is all one may, if that is enough. */

@@ -19,6 +19,7 @@ import { skipFilters } from "../core/extents.ts";
 import { filterNode } from "../core/filter.ts";
 import { type Held, RangeLock } from "../core/lock.ts";
 import { parseOptions } from "../core/options.ts";
+import { ACCESS } from "../core/permissions.ts";
 import { writeZeroes } from "../core/requests.ts";
 import { isZero } from "../core/runtime.ts";
 
@@ -29,6 +30,12 @@ const MAX_COPY = 1024 * 1024;
 export const copyOnReadDriver: BlockDriver = {
   name: "copy-on-read",
   role: "filter",
+
+  /** Reading writes, though nothing that can be seen. */
+  childPermissions(_name, { needs, shares }) {
+    const own = ACCESS.WRITE_UNCHANGED;
+    return { needs: needs | own, shares: shares | own };
+  },
 
   async open(options, context) {
     parseOptions({}, options, ["file"]);

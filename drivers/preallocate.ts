@@ -13,6 +13,7 @@ import type {
 import { asBlockError, BlockError } from "../core/errors.ts";
 import { filterNode } from "../core/filter.ts";
 import { type OptionTable, parseOptions } from "../core/options.ts";
+import { ACCESS } from "../core/permissions.ts";
 
 const MIB = 1024 * 1024;
 
@@ -34,6 +35,13 @@ export const preallocateDriver: BlockDriver = {
   name: "preallocate",
   role: "filter",
   openOptions: OPEN_OPTIONS,
+
+  /** Where the file ends is known to nobody else. */
+  childPermissions(_name, { needs, shares }) {
+    const growing = ACCESS.WRITE | ACCESS.RESIZE;
+    const grows = (needs & growing) === growing;
+    return { needs, shares: grows ? shares & ~growing : shares };
+  },
 
   async open(options, context) {
     const parsed = parseOptions(OPEN_OPTIONS, options, ["file"]);

@@ -86,6 +86,7 @@ function parse(invocation: Invocation) {
   let cache = "writeback";
   let quiet = false;
   let imageOpts = false;
+  let forceShare = false;
   for (const [option, argument] of invocation.options()) {
     if (option === "f") format = argument;
     else if (option === "r") repair = parseRepair(argument);
@@ -93,6 +94,7 @@ function parse(invocation: Invocation) {
     else if (option === "T") cache = argument;
     else if (option === "q") quiet = true;
     else if (option === "image-opts") imageOpts = true;
+    else if (option === "U") forceShare = true;
   }
   if (invocation.operands.length !== 1) {
     throw usageError("Expecting one image file name");
@@ -104,6 +106,7 @@ function parse(invocation: Invocation) {
     repair,
     quiet,
     imageOpts,
+    forceShare,
   };
 }
 

@@ -4,7 +4,7 @@ import { asBlockError, BlockError } from "../../core/errors.ts";
 import { resolveName } from "../../core/names.ts";
 import { openNode } from "../../core/open.ts";
 import type { OptionTable, OptionValues } from "../../core/options.ts";
-import "../../mod.ts";
+import "../../drivers/all.ts";
 import {
   type Command,
   HELP,
@@ -187,6 +187,7 @@ async function openBackingFile(
     const node = await openNode(resolveName(wish.filename, String(backing)), {
       ...(format !== undefined && { format: String(format) }),
       readOnly: true,
+      forceShare: true,
       gate: "allow",
       // Any key does: nothing is read but the size.
       secrets: () => "",

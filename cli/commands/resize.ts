@@ -48,6 +48,7 @@ export const command: Command = {
     const node = await openImageArgument(program, file, {
       ...image,
       writable: true,
+      resize: true,
     });
     return await usingNodes([node], async () => {
       const total = change.relative * node.size + change.bytes;

@@ -100,8 +100,10 @@ const ACTIONS = {
     try {
       await snapshots.apply(name);
     } catch (thrown) {
-      const why = strerror(asBlockError(thrown).code);
-      throw failed("apply", name, `Failed to load snapshot: ${why}`);
+      const { code, message } = asBlockError(thrown);
+      const why = strerror(code);
+      const detail = message === why ? "" : `${message}\n`;
+      throw failed("apply", name, `Failed to load snapshot: ${why}`, detail);
     }
   },
   async d(snapshots: SnapshotOperations, name: string) {
@@ -115,18 +117,27 @@ const ACTIONS = {
   },
 };
 
-function failed(verb: string, name: string, why: string): CommandError {
-  return new CommandError(`Could not ${verb} snapshot '${name}': ${why}`);
+function failed(
+  verb: string,
+  name: string,
+  why: string,
+  detail = "",
+): CommandError {
+  return new CommandError(
+    `${detail}Could not ${verb} snapshot '${name}': ${why}`,
+  );
 }
 
 function parse(invocation: Invocation) {
   let format: string | undefined;
   let imageOpts = false;
+  let forceShare = false;
   let action: "l" | keyof typeof ACTIONS | undefined;
   let name: string | undefined;
   for (const [option, argument] of invocation.options()) {
     if (option === "f") format = argument;
     else if (option === "image-opts") imageOpts = true;
+    else if (option === "U") forceShare = true;
     else if (
       option === "l" || option === "a" || option === "c" || option === "d"
     ) {
@@ -137,5 +148,5 @@ function parse(invocation: Invocation) {
   if (invocation.operands.length !== 1) {
     throw usageError("Expecting one image file name");
   }
-  return { format, imageOpts, action, name };
+  return { format, imageOpts, forceShare, action, name };
 }

@@ -55,9 +55,7 @@ export const OPEN_OPTIONS: readonly OptionSpec[] = [
 ];
 
 /** Parts of an {@linkcode Opening} that options change. */
-type Changes = { -readonly [name in keyof Opening]?: Opening[name] } & {
-  forceShare?: boolean;
-};
+type Changes = { -readonly [name in keyof Opening]?: Opening[name] };
 
 /** Take an option of {@linkcode OPEN_OPTIONS}. */
 export function takeOpening(
@@ -118,7 +116,7 @@ export const open: IoCommand = {
 export async function openFile(
   session: Session,
   file: string | undefined,
-  { forceShare, ...changes }: Changes,
+  changes: Changes,
 ): Promise<void> {
   if (session.isOpen) {
     throw new CommandError("file open already, try 'help close'");
@@ -129,15 +127,15 @@ export async function openFile(
     filename = undefined;
     Object.assign(options, namedOptions(file, "file"));
   }
-  const { "force-share": shares, ...others } = options;
-  if (forceShare && shares !== undefined && shares !== "on") {
+  const { "force-share": shares } = options;
+  if (changes.forceShare && shares !== undefined && shares !== "on") {
     throw new CommandError("-U conflicts with image options");
   }
   try {
     await session.open({
       ...DEFAULT_OPENING,
       ...changes,
-      options: others,
+      options,
       ...(filename !== undefined && { filename }),
     });
     if (session.image.readOnly && !session.opening.readOnly) {

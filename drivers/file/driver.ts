@@ -3,7 +3,11 @@
  *
  * @module
  */
-import type { BlockDriver, Preallocation } from "../../core/driver.ts";
+import type {
+  BlockDriver,
+  OpenContext,
+  Preallocation,
+} from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
 import { normalizePath } from "../../core/names.ts";
 import {
@@ -12,9 +16,16 @@ import {
   parseOptions,
 } from "../../core/options.ts";
 import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
+import {
+  ACCESS,
+  ALL_ACCESS,
+  type Permissions,
+} from "../../core/permissions.ts";
 import { openFsFile } from "./fs_file.ts";
 import { denoError, type HostFile } from "./host.ts";
-import { isLibcAvailable, openLibcFile } from "./libc.ts";
+import { isLibcAvailable } from "./libc.ts";
+import { openLibcFile } from "./libc_file.ts";
+import type { Locking } from "./lock.ts";
 import { FileNode } from "./node.ts";
 
 const OPEN_OPTIONS: OptionTable = {
@@ -24,6 +35,11 @@ const OPEN_OPTIONS: OptionTable = {
     values: ["auto", "libc", "deno"],
     default: "auto",
     help: "How the file is used: through libc (needs --allow-ffi) or Deno",
+  },
+  locking: {
+    type: "string",
+    default: "auto",
+    help: "Whether to lock the file (on/off; auto: where that is possible)",
   },
 };
 
@@ -47,21 +63,30 @@ export const fileDriver: BlockDriver = {
 
   // deno-lint-ignore require-await -- opening is synchronous, as I/O is
   async open(options, context) {
-    const { filename, io } = openOptions(options);
-    return openFile(
-      filename,
-      // Loading libc takes 3 ms, which one look at a header does not repay.
-      io === "auto" && context.purpose === "info" ? "deno" : io,
-      context.readOnly,
-      context.noFlush,
-    );
+    const parsed = openOptions(options);
+    return openFile({
+      ...parsed,
+      // Loading libc takes 2 ms, which one look at a header does not repay.
+      ...(parsed.io === "auto" && context.purpose === "info" && { io: "deno" }),
+      readOnly: context.readOnly,
+      noFlush: context.noFlush,
+      unlocked: (why) => tellUnlocked(parsed, context, why),
+    });
   },
 
   async create(options) {
-    const { filename, io, size, preallocation } = createOptions(options);
-    makeEmpty(filename);
-    const node = openFile(filename, io, false, false);
+    const { size, preallocation, ...file } = createOptions(options);
+    makeFile(file.filename);
+    const node = openFile({
+      ...file,
+      readOnly: false,
+      noFlush: false,
+      unlocked: () => {},
+    });
     try {
+      // Nothing is lost of a file that somebody else is using.
+      node.setPermissions(EMPTYING);
+      await node.truncate(0);
       await node.truncate(roundUp(size, SECTOR_SIZE), { preallocation });
       if (preallocation === "off") await allocateFirstBlock(node);
     } finally {
@@ -70,15 +95,38 @@ export const fileDriver: BlockDriver = {
   },
 };
 
-function openOptions(options: OptionValues): { filename: string; io: string } {
-  const { filename, io = "auto" } = parseOptions(OPEN_OPTIONS, options);
+/** What is done to a file that was there; others must not change its size. */
+const EMPTYING: Permissions = {
+  needs: ACCESS.WRITE | ACCESS.RESIZE,
+  shares: ALL_ACCESS & ~ACCESS.RESIZE,
+};
+
+/** What its own options say of a file. */
+interface FileOptions {
+  readonly filename: string;
+  readonly io: string;
+  readonly locking: Locking;
+}
+
+function openOptions(options: OptionValues): FileOptions {
+  const parsed = parseOptions(OPEN_OPTIONS, options);
+  const { filename, io = "auto", locking = "auto" } = parsed;
   if (filename === undefined) {
     throw new BlockError(
       "EINVAL",
       "The 'file' block driver requires a file name",
     );
   }
-  return { filename: String(filename), io: String(io) };
+  return {
+    filename: String(filename),
+    io: String(io),
+    locking: lockingOf(locking),
+  };
+}
+
+function lockingOf(value: unknown): Locking {
+  if (value === "auto" || value === "on" || value === "off") return value;
+  throw new BlockError("EINVAL", `invalid parameter value: ${value}`);
 }
 
 function createOptions(options: OptionValues) {
@@ -93,12 +141,26 @@ function createOptions(options: OptionValues) {
   };
 }
 
-function openFile(
-  filename: string,
-  io: string,
-  readOnly: boolean,
-  noFlush: boolean,
-): FileNode {
+/** Who asked for locks is told in any case, others if they might do damage. */
+function tellUnlocked(
+  { filename, locking }: FileOptions,
+  context: OpenContext,
+  why: string,
+): void {
+  const message = `'${filename}' cannot be locked: ${why}`;
+  if (locking === "on") context.warn(message);
+  else if (!context.readOnly) context.unlocked(message);
+}
+
+/** How to open a file. */
+interface FileRequest extends FileOptions {
+  readonly readOnly: boolean;
+  readonly noFlush: boolean;
+  unlocked(why: string): void;
+}
+
+function openFile(request: FileRequest): FileNode {
+  const { filename, io, readOnly } = request;
   let host: HostFile | undefined;
   try {
     const { isFile, isDirectory } = Deno.statSync(filename);
@@ -110,13 +172,8 @@ function openFile(
     }
     const useLibc = io === "libc" || (io === "auto" && isLibcAvailable());
     host = (useLibc ? openLibcFile : openFsFile)(filename, readOnly);
-    return new FileNode(host, {
-      driver: fileDriver,
-      filename,
-      readOnly,
-      noFlush,
-      fixedSize: !isFile,
-    });
+    const facts = { driver: fileDriver, fixedSize: !isFile };
+    return new FileNode(host, { ...request, ...facts });
   } catch (error) {
     host?.close();
     if (error instanceof BlockError && error.code === "EISDIR") throw error;
@@ -136,15 +193,10 @@ async function allocateFirstBlock(node: FileNode): Promise<void> {
 
 const FIRST_BLOCK = 4096;
 
-/** Make a file, or empty the one that is there; a device stays as it is. */
-function makeEmpty(filename: string): void {
+/** Make an empty file, unless there is one. */
+function makeFile(filename: string): void {
   try {
-    Deno.openSync(filename, {
-      write: true,
-      create: true,
-      truncate: true,
-      mode: 0o644,
-    }).close();
+    Deno.openSync(filename, { write: true, create: true, mode: 0o644 }).close();
   } catch (error) {
     const { code, hint } = denoError(error);
     throw new BlockError(

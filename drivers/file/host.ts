@@ -12,6 +12,8 @@ import { BlockError, codeOfErrno, isErrorCode } from "../../core/errors.ts";
  * {@linkcode BlockError}; what is absent cannot be done.
  */
 export interface HostFile {
+  /** The descriptor, if the C library opened it. */
+  readonly descriptor?: number;
   /** Fill `iov` from `offset` on, with zeroes past the end of the file. */
   preadv(offset: number, iov: IoVector): void;
   /** Write all of `iov`. */
@@ -24,6 +26,19 @@ export interface HostFile {
   sync(): void;
   close(): void;
 
+  /**
+   * Have the system copy a range of another file, of which both have a
+   * `descriptor`.
+   *
+   * @throws {BlockError} ENOTSUP, EINVAL … if it cannot, or if the other file
+   * ends too early.
+   */
+  copyFrom?(
+    offset: number,
+    source: HostFile,
+    sourceOffset: number,
+    length: number,
+  ): void;
   /** Give a range's space back; it then reads as zeroes. */
   punchHole?(offset: number, length: number): void;
   /** Make a range read as zeroes, and keep its space. */

@@ -151,6 +151,7 @@ Deno.test("copy-on-read keeps what it reads of a backing file", async () => {
     [...await image.read(128 * KIB, 16)],
     [5, 5, 5, 5, 5, 9, 9, 9, 9, 9, 9, 9, 9, 9, 9, 5],
   );
+  await image.close();
   await assertRejects(
     () => openNode({ driver: "copy-on-read", file: top }, { readOnly: true }),
     BlockError,

@@ -1,0 +1,150 @@
+/**
+ * Who may do what with a node at the same time.
+ *
+ * Whoever uses a node needs some kinds of access for itself, and shares some
+ * with others. A node that is a parent hands both down to its children, changed
+ * as its work demands; a protocol node makes them known outside of the process
+ * (the file driver: as locks). The kinds, and the rules of handing down, are
+ * those of QEMU's block layer, so that its tools and ours keep off each other.
+ *
+ * @module
+ */
+import type { BlockDriver, BlockNode, OpenPurpose } from "./driver.ts";
+
+/** Kinds of access, to be combined: bits. */
+export const ACCESS = {
+  /** Reading what was written, and nothing half done. */
+  READ: 1,
+  /** Writing. */
+  WRITE: 2,
+  /** Writing what is there already, as copy-on-read does. */
+  WRITE_UNCHANGED: 4,
+  /** Changing the size. */
+  RESIZE: 8,
+} as const;
+
+const { READ, WRITE, WRITE_UNCHANGED, RESIZE } = ACCESS;
+
+/** All of {@linkcode ACCESS}. */
+export const ALL_ACCESS: number = READ | WRITE | WRITE_UNCHANGED | RESIZE;
+
+/** The names of single kinds of access, in messages. */
+export const ACCESS_NAMES: { readonly [bit: number]: string } = {
+  [READ]: "consistent read",
+  [WRITE]: "write",
+  [WRITE_UNCHANGED]: "write unchanged",
+  [RESIZE]: "resize",
+};
+
+/** What users of a node claim: combinations of {@linkcode ACCESS}. */
+export interface Permissions {
+  /** What they do. */
+  readonly needs: number;
+  /** What others may do meanwhile. */
+  readonly shares: number;
+}
+
+/** The claims of nobody. */
+export const NO_CLAIMS: Permissions = { needs: 0, shares: ALL_ACCESS };
+
+/** What a parent claims of its children depends on this. */
+export interface Parent {
+  readonly driver: BlockDriver;
+  readonly readOnly: boolean;
+  readonly purpose: OpenPurpose;
+  /** Whether it lets others do everything, whatever its users say. */
+  readonly forceShare: boolean;
+  /** The options of its driver. */
+  readonly options: { readonly [name: string]: unknown };
+}
+
+/** What a parent of which `own` is claimed claims of the child called `name`. */
+export function childPermissions(
+  parent: Parent,
+  name: string,
+  own: Permissions,
+): Permissions {
+  const { driver } = parent;
+  if (driver.childPermissions) {
+    return driver.childPermissions(name, own, parent);
+  }
+  if (driver.role === "filter") return own;
+  if (name === "backing") return ofBackingFile(own);
+  return name === "data-file" ? ofDataFile(own) : ofImageFile(parent, own);
+}
+
+/** Others may write to a backing file if they may change what is seen of it. */
+function ofBackingFile({ needs, shares }: Permissions): Permissions {
+  return {
+    needs: needs & READ,
+    shares: shares & WRITE ? ALL_ACCESS : READ | WRITE_UNCHANGED,
+  };
+}
+
+/** The format knows how large the file is, and may make it larger. */
+function ofDataFile({ needs, shares }: Permissions): Permissions {
+  if (needs & WRITE_UNCHANGED) needs |= WRITE;
+  if (needs & WRITE) needs |= RESIZE;
+  return { needs, shares: shares & ~RESIZE };
+}
+
+/** Metadata must be consistent, and may change even if the disk does not. */
+function ofImageFile(parent: Parent, own: Permissions): Permissions {
+  let { needs, shares } = ofDataFile(own);
+  if (!parent.readOnly) needs |= WRITE | RESIZE;
+  if (parent.purpose !== "info") needs |= READ;
+  shares &= ~WRITE;
+  return { needs, shares };
+}
+
+const claims = new WeakMap<BlockNode, (added: Permissions) => void>();
+
+/**
+ * Claim something of an open node, in addition to what is claimed of it
+ * already, and through it of all nodes below.
+ *
+ * @throws {BlockError} EAGAIN if somebody else does not let us.
+ */
+export function claim(node: BlockNode, added: Permissions): void {
+  const add = claims.get(node);
+  if (add) add(added);
+  else node.setPermissions?.(added);
+}
+
+/** The children of a node while it is opened, and what is claimed of them. */
+export class Claims {
+  readonly #children = new Map<string, BlockNode>();
+  #parent: Parent;
+  #own = NO_CLAIMS;
+
+  /** Those of a node that is about to be opened as `parent` says. */
+  constructor(parent: Parent) {
+    this.#parent = parent;
+  }
+
+  /** A child was opened: claim of it what the driver's own work needs. */
+  adopt(name: string, child: BlockNode): void {
+    this.#children.set(name, child);
+    claim(child, childPermissions(this.#parent, name, this.#own));
+  }
+
+  /** The node was opened: from now on others can claim it. */
+  complete(node: BlockNode): void {
+    this.#parent = { ...this.#parent, driver: node.driver };
+    claims.set(node, (added) => this.#add(node, added));
+  }
+
+  #add(node: BlockNode, added: Permissions): void {
+    const own = {
+      needs: this.#own.needs | added.needs,
+      shares: this.#parent.forceShare
+        ? ALL_ACCESS
+        : this.#own.shares & added.shares,
+    };
+    node.setPermissions?.(own);
+    for (const [name, child] of this.#children) {
+      claim(child, childPermissions(this.#parent, name, own));
+    }
+    this.#own = own;
+  }
+}

@@ -1,0 +1,208 @@
+/**
+ * The locks by which programs that use one image keep off each other: QEMU's.
+ *
+ * Each kind of access has two bytes, far apart. Who needs it holds a shared
+ * lock on the first, who does not share it with others holds one on the second;
+ * both then look whether anybody holds the other. The locks belong to the open
+ * file, so two in one process do not mix, and end with it.
+ *
+ * @module
+ */
+import { BlockError } from "../../core/errors.ts";
+import {
+  ACCESS_NAMES,
+  ALL_ACCESS,
+  type Permissions,
+} from "../../core/permissions.ts";
+import { errnoError } from "./host.ts";
+import { lastErrno, type Libc, libc, openDescriptor } from "./libc.ts";
+
+/** Where the bytes are of what is needed, one a kind of access. */
+const NEEDED = 100;
+/** Where those are of what is not shared. */
+const UNSHARED = 200;
+
+const F_OFD_GETLK = 36;
+const F_OFD_SETLK = 37;
+const F_RDLCK = 0;
+const F_WRLCK = 1;
+const F_UNLCK = 2;
+
+/** The `struct flock` of the current call; there is only ever one. */
+const flock = new DataView(new ArrayBuffer(32));
+const flockBytes = new Uint8Array(flock.buffer);
+
+/** Whether to lock: `auto` goes on without where it is impossible. */
+export type Locking = "auto" | "on" | "off";
+
+/** What a lock must know of its file. */
+export interface LockedFile {
+  readonly filename: string;
+  /** Its descriptor; without one, the lock opens the file itself. */
+  readonly descriptor?: number;
+  readonly locking: Locking;
+  /** Learns, at most once, why a file cannot be locked. */
+  unlocked(why: string): void;
+}
+
+/** The locks on one open file. */
+export class FileLock {
+  readonly #file: LockedFile;
+  /** `null` if it cannot be locked. */
+  #locker: Locker | null | undefined;
+  #needed = 0;
+  #unshared = 0;
+
+  /** A file that is not locked yet. */
+  constructor(file: LockedFile) {
+    this.#file = file;
+  }
+
+  /**
+   * Hold the locks for what is claimed of the file now.
+   *
+   * @returns whether any were added.
+   * @throws {BlockError} EAGAIN if those of others stand in the way. What was
+   * held before is then held still.
+   */
+  set({ needs, shares }: Permissions): boolean {
+    const unshared = ALL_ACCESS & ~shares;
+    const moreNeeded = needs & ~this.#needed;
+    const moreUnshared = unshared & ~this.#unshared;
+    if ((moreNeeded | moreUnshared) === 0) return false;
+    const locker = this.#locker ??= this.#open();
+    if (!locker) return false;
+    try {
+      for (const byte of bytesOf(NEEDED, moreNeeded)) locker.lock(byte);
+      for (const byte of bytesOf(UNSHARED, moreUnshared)) locker.lock(byte);
+      this.#checkOthers(locker, moreNeeded, moreUnshared);
+    } catch (error) {
+      for (const byte of bytesOf(NEEDED, moreNeeded)) locker.unlock(byte);
+      for (const byte of bytesOf(UNSHARED, moreUnshared)) locker.unlock(byte);
+      if (!(error instanceof Impossible)) throw error;
+      this.#giveUp(error);
+      return false;
+    }
+    this.#needed |= needs;
+    this.#unshared |= unshared;
+    return true;
+  }
+
+  #checkOthers(locker: Locker, needed: number, unshared: number): void {
+    for (const bit of bitsOf(needed)) {
+      if (locker.isLocked(UNSHARED + indexOf(bit))) {
+        throw this.#refused(`Failed to get "${ACCESS_NAMES[bit]}" lock`);
+      }
+    }
+    for (const bit of bitsOf(unshared)) {
+      if (locker.isLocked(NEEDED + indexOf(bit))) {
+        throw this.#refused(`Failed to get shared "${ACCESS_NAMES[bit]}" lock`);
+      }
+    }
+  }
+
+  #refused(message: string): BlockError {
+    return new BlockError("EAGAIN", message, {
+      hint: `Is another process using the image [${this.#file.filename}]?`,
+    });
+  }
+
+  #open(): Locker | null {
+    const library = libc();
+    if (library) return new Locker(library, this.#file);
+    this.#file.unlocked("that needs Linux and --allow-ffi");
+    return null;
+  }
+
+  /** The file system has no locks, as some network file systems have not. */
+  #giveUp({ byte, reason }: Impossible): void {
+    if (this.#file.locking === "on") {
+      throw new BlockError(
+        reason.code,
+        `Failed to lock byte ${byte}: ${reason.message}`,
+      );
+    }
+    this.close();
+    this.#locker = null;
+    this.#file.unlocked(reason.message);
+  }
+
+  /** Let go of everything. */
+  close(): void {
+    this.#locker?.close();
+  }
+}
+
+/** The system does not lock a byte, though nobody else has done so. */
+class Impossible extends Error {
+  constructor(readonly byte: number, readonly reason: BlockError) {
+    super();
+  }
+}
+
+/** Locks single bytes of a file. */
+class Locker {
+  readonly #libc: Libc;
+  readonly #descriptor: number;
+  readonly #isOwn: boolean;
+
+  constructor(library: Libc, { descriptor, filename }: LockedFile) {
+    this.#libc = library;
+    this.#isOwn = descriptor === undefined;
+    this.#descriptor = descriptor ?? openDescriptor(library, filename, 0);
+  }
+
+  /** Lock a byte, in company. */
+  lock(byte: number): void {
+    this.#call(F_OFD_SETLK, F_RDLCK, byte);
+  }
+
+  /** Unlock a byte; whether it was locked does not matter. */
+  unlock(byte: number): void {
+    try {
+      this.#call(F_OFD_SETLK, F_UNLCK, byte);
+    } catch {
+      // It was not locked, then.
+    }
+  }
+
+  /** Whether others have locked a byte. */
+  isLocked(byte: number): boolean {
+    this.#call(F_OFD_GETLK, F_WRLCK, byte);
+    return flock.getInt16(0, true) !== F_UNLCK;
+  }
+
+  #call(command: number, type: number, byte: number): void {
+    flock.setInt16(0, type, true);
+    flock.setInt16(2, 0, true); // SEEK_SET
+    flock.setBigInt64(8, BigInt(byte), true);
+    flock.setBigInt64(16, 1n, true);
+    flock.setInt32(24, 0, true); // Locks of open files have no process.
+    if (this.#libc.fcntl(this.#descriptor, command, flockBytes) === 0) return;
+    const reason = errnoError(lastErrno());
+    if (reason.code === "EAGAIN" || reason.code === "EACCES") {
+      throw new BlockError(reason.code, `Failed to lock byte ${byte}`);
+    }
+    throw new Impossible(byte, reason);
+  }
+
+  close(): void {
+    if (this.#isOwn) this.#libc.close(this.#descriptor);
+  }
+}
+
+/** The single bits of a combination. */
+function* bitsOf(combination: number): Generator<number> {
+  for (let bit = 1; bit <= ALL_ACCESS; bit *= 2) {
+    if (combination & bit) yield bit;
+  }
+}
+
+function* bytesOf(base: number, combination: number): Generator<number> {
+  for (const bit of bitsOf(combination)) yield base + indexOf(bit);
+}
+
+/** Which bit it is, from 0. */
+function indexOf(bit: number): number {
+  return 31 - Math.clz32(bit);
+}
