@@ -17,7 +17,7 @@ import {
   writeUint64,
 } from "./format.ts";
 import { readTable, updateCopiedFlags } from "./references.ts";
-import { readL1 } from "./snapshots.ts";
+import { readSnapshotL1 } from "./snapshot_table.ts";
 import { type Qcow2State, zeroes } from "./state.ts";
 
 /** Bytes of zeroes that are encrypted at once. */
@@ -76,7 +76,9 @@ export async function expandZeroClusters(
 async function l1Tables(state: Qcow2State): Promise<DataView[]> {
   const tables = [viewOf(state.clusters.l1Bytes)];
   for (const entry of state.snapshots) {
-    tables.push(viewOf(await readL1(state, entry)));
+    tables.push(
+      viewOf(await readSnapshotL1(state.file, state.geometry, entry)),
+    );
   }
   return tables;
 }

@@ -7,6 +7,7 @@
 import { BlockError } from "../../core/errors.ts";
 import type { OptionTable, OptionValues } from "../../core/options.ts";
 import { Autoclear, ENTRY_SIZE, entryOffset, viewOf } from "./format.ts";
+import { readSnapshotL1 } from "./snapshot_table.ts";
 import type { Qcow2State } from "./state.ts";
 
 /** The kinds of metadata, in the order in which they are looked at. */
@@ -125,19 +126,19 @@ export class OverlapGuard {
   /**
    * Refuse a write that would overlap metadata.
    *
-   * @param kind What the write is meant for, which it may of course overlap.
+   * @param kinds What the write is meant for, which it may of course overlap.
    * @throws {BlockError} EIO; the image is marked as corrupt.
    */
   async check(
     offset: number,
     length: number,
-    kind?: MetadataKind,
+    ...kinds: MetadataKind[]
   ): Promise<void> {
     if (length === 0) return;
     if (this.#kinds.has("inactive-l2") && !this.#inactiveL2) {
       this.#inactiveL2 = await this.#findInactiveL2();
     }
-    const hit = this.#find(offset, length, kind);
+    const hit = this.#find(offset, length, kinds);
     if (!hit) return;
     await this.#state.corrupt(
       "Preventing invalid write on metadata (overlaps with " +
@@ -148,11 +149,11 @@ export class OverlapGuard {
   #find(
     offset: number,
     length: number,
-    ignored?: MetadataKind,
+    ignored: readonly MetadataKind[],
   ): MetadataKind | undefined {
     const { header, geometry, snapshots, refcounts } = this.#state;
     const looksAt = (kind: MetadataKind) =>
-      kind !== ignored && this.#kinds.has(kind);
+      !ignored.includes(kind) && this.#kinds.has(kind);
     if (looksAt("main-header") && offset < geometry.clusterSize) {
       return "main-header";
     }
@@ -205,10 +206,9 @@ export class OverlapGuard {
 
   async #findInactiveL2(): Promise<Set<number>> {
     const tables = new Set<number>();
-    for (const { l1TableOffset, l1Size } of this.#state.snapshots) {
-      const l1 = new Uint8Array(l1Size * ENTRY_SIZE);
-      await this.#state.file.readv(l1TableOffset, [l1]);
-      this.#addTables(tables, l1);
+    const { file, geometry, snapshots } = this.#state;
+    for (const entry of snapshots) {
+      this.#addTables(tables, await readSnapshotL1(file, geometry, entry));
     }
     return tables;
   }

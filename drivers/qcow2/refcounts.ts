@@ -80,8 +80,13 @@ export class Refcounts {
     const length = header.refcountTableClusters * geometry.clusterSize;
     const bytes = allocate(length);
     if (length > 0) await this.#host.event("reftable_load");
-    this.#blocks = undefined;
     if (length > 0) await file.readv(header.refcountTableOffset, [bytes]);
+    this.replaceTable(bytes);
+  }
+
+  /** Go on with another refcount table, which the file holds already. */
+  replaceTable(bytes: Uint8Array): void {
+    this.#blocks = undefined;
     this.#table = viewOf(bytes);
     this.#firstFree = 0;
     this.#freeByte = 0;
@@ -99,18 +104,36 @@ export class Refcounts {
       this.#blocks = new Set();
       const { clusterSize } = this.#host.geometry;
       for (let index = 0; index < this.tableSize; index++) {
-        const offset = this.#blockOffset(index);
+        const offset = this.blockOffset(index);
         if (offset !== 0) this.#blocks.add(Math.floor(offset / clusterSize));
       }
     }
     return this.#blocks.has(clusterIndex);
   }
 
+  /**
+   * The block of an entry of the table, to be looked at until the next `await`;
+   * `undefined` if there is none.
+   */
+  async block(tableIndex: number): Promise<DataView | undefined> {
+    return (await this.#loadBlock(tableIndex))?.view;
+  }
+
+  /** Where the block of an entry of the table lies; 0 if there is none. */
+  blockOffset(tableIndex: number): number {
+    if (tableIndex >= this.tableSize) return 0;
+    const at = tableIndex * ENTRY_SIZE;
+    return entryOffset(
+      this.#table.getUint32(at),
+      this.#table.getUint32(at + 4),
+    );
+  }
+
   /** The refcount of a cluster if it is in memory. */
   peek(clusterIndex: number): number | undefined {
     const { geometry, refcountCache } = this.#host;
     const { refcountOrder, refcountBlockEntries: entries } = geometry;
-    const offset = this.#blockOffset(Math.floor(clusterIndex / entries));
+    const offset = this.blockOffset(Math.floor(clusterIndex / entries));
     const block = offset === 0 ? undefined : refcountCache.peek(offset);
     return block &&
       readRefcount(block.view, refcountOrder, clusterIndex % entries);
@@ -141,7 +164,7 @@ export class Refcounts {
       const block = await this.#loadBlock(index);
       if (!block || !this.#countsNothing(block, index)) continue;
       const cluster = block.offset / clusterSize;
-      if (this.#blockOffset(Math.floor(cluster / refcountBlockEntries)) === 0) {
+      if (this.blockOffset(Math.floor(cluster / refcountBlockEntries)) === 0) {
         await this.#host.corrupt(
           `Refblock at ${hex(block.offset)} is not covered by the refcount ` +
             "structures",
@@ -322,7 +345,7 @@ export class Refcounts {
 
   /**
    * Whether free clusters can be taken at once. If they lack a refcount block,
-   * it is made, and the answer is false: it may have taken one of them.
+   * it is made, past them, as QEMU does; then the answer is false.
    */
   async #prepare(start: number, count: number): Promise<boolean> {
     if (await this.#makeBlocks(start, count)) return false;
@@ -334,11 +357,12 @@ export class Refcounts {
     return true;
   }
 
-  async #findFree(count: number): Promise<number> {
+  /** The index of the first of `count` free clusters in a row from there on. */
+  async #findFree(count: number, from = 0): Promise<number> {
     const { geometry } = this.#host;
     const { refcountOrder, refcountBlockEntries } = geometry;
     let found = 0;
-    let at = this.#firstFree;
+    let at = Math.max(from, this.#firstFree);
     while (found < count) {
       const tableIndex = Math.floor(at / refcountBlockEntries);
       const blockEnd = (tableIndex + 1) * refcountBlockEntries;
@@ -370,7 +394,7 @@ export class Refcounts {
 
   /** The refcount block of an entry of the table, if there is one. */
   async #loadBlock(tableIndex: number): Promise<CachedTable | undefined> {
-    const offset = this.#blockOffset(tableIndex);
+    const offset = this.blockOffset(tableIndex);
     if (offset === 0) return undefined;
     const known = this.#host.refcountCache.peek(offset);
     if (known) return known;
@@ -382,15 +406,6 @@ export class Refcounts {
       );
     }
     return await this.#host.refcountCache.load(offset);
-  }
-
-  #blockOffset(tableIndex: number): number {
-    if (tableIndex >= this.tableSize) return 0;
-    const at = tableIndex * ENTRY_SIZE;
-    return entryOffset(
-      this.#table.getUint32(at),
-      this.#table.getUint32(at + 4),
-    );
   }
 
   async #add(start: number, count: number, delta: number): Promise<void> {
@@ -417,16 +432,18 @@ export class Refcounts {
     const tableIndex = Math.floor(start / refcountBlockEntries);
     // QEMU tells of both also where the block is in memory already.
     await this.#host.event("refblock_alloc");
-    if (this.#blockOffset(tableIndex) !== 0) {
+    if (this.blockOffset(tableIndex) !== 0) {
       await this.#host.event("refblock_load");
     }
-    let block = await this.#loadBlock(tableIndex);
+    const block = await this.#loadBlock(tableIndex);
     if (!block) {
       if (delta < 0) return await this.#refuse(start);
-      await this.#makeBlocks(start, 1);
-      block = await this.#loadBlock(tableIndex);
+      // Only damage refers to a cluster that nothing counts: whoever takes one
+      // makes its block first.
+      const isTooFar = tableIndex >= MAX_REFCOUNT_TABLE_BYTES / ENTRY_SIZE;
+      throw new BlockError(isTooFar ? "EFBIG" : "EAGAIN");
     }
-    const { view } = block!;
+    const { view } = block;
     const first = start % refcountBlockEntries;
     const end = Math.min(first + count, refcountBlockEntries);
     const stop = addToRefcounts(
@@ -442,7 +459,7 @@ export class Refcounts {
       addToRefcounts(view, refcountOrder, first, stop, -delta, refcountMax);
       return await this.#refuse(start + stop - first, delta > 0);
     }
-    refcountCache.markDirty(block!);
+    refcountCache.markDirty(block);
     if (delta < 0) this.#noteFreed(view, start, first, end);
     return end - first;
   }
@@ -504,8 +521,8 @@ export class Refcounts {
     const last = Math.floor((start + count - 1) / refcountBlockEntries);
     let missing = false;
     for (let index = first; index <= last && index < this.tableSize; index++) {
-      while (this.#blockOffset(index) === 0) {
-        await this.#makeBlock(index);
+      while (this.blockOffset(index) === 0) {
+        await this.#makeBlock(index, start + count);
         missing = true;
       }
     }
@@ -515,20 +532,20 @@ export class Refcounts {
   }
 
   /**
-   * Make one refcount block. Its own cluster is the first free one; the block
-   * may be the one that counts itself.
+   * Make one refcount block. Its own cluster is the first free one that is not
+   * before `from`; the block may be the one that counts itself.
    */
-  async #makeBlock(tableIndex: number): Promise<void> {
+  async #makeBlock(tableIndex: number, from: number): Promise<void> {
     const { geometry, refcountCache, file } = this.#host;
     const { clusterSize, refcountBlockEntries, refcountOrder } = geometry;
     await this.#host.event("refblock_alloc");
-    const cluster = await this.#findFree(1);
+    const cluster = await this.#findFree(1, from);
     const countedBy = Math.floor(cluster / refcountBlockEntries);
     if (countedBy !== tableIndex) {
-      if (this.#blockOffset(countedBy) === 0) {
+      if (this.blockOffset(countedBy) === 0) {
         return countedBy >= this.tableSize
           ? await this.#growTable(cluster, cluster + 1)
-          : await this.#makeBlock(countedBy);
+          : await this.#makeBlock(countedBy, from);
       }
       await this.#prepare(cluster, 1);
       await this.#add(cluster, 1, 1);

@@ -196,7 +196,8 @@ function setCopied(view: DataView, at: number, copied: boolean): boolean {
   return true;
 }
 
-async function readTable(
+/** Read an L2 table; `l1Index` says where it was found, for messages. */
+export async function readTable(
   state: Qcow2State,
   l2Offset: number,
   table: Uint8Array,

@@ -213,28 +213,23 @@ export class Qcow2State implements RefcountHost {
    */
   async changeAsOne<T>(change: (undo: UndoSteps) => Promise<T>): Promise<T> {
     const undo: UndoSteps = [];
+    const neededRepair = this.#needsRepair;
     if (this.header.version >= 3) await this.#setDirty();
     this.#needsRepair = true;
+    const end = async () => {
+      this.#needsRepair = neededRepair;
+      if (!this.behaviour.lazyRefcounts) await this.markClean();
+    };
     let result: T;
     try {
       result = await change(undo);
     } catch (error) {
       // If it is not known what is in the file: better leak than lose something.
-      if (!this.unusable) await this.#undo(undo).catch(() => {});
+      if (!this.unusable) await undoAll(undo).then(end).catch(() => {});
       throw error;
     }
-    await this.#endChange();
+    await end();
     return result;
-  }
-
-  async #undo(steps: UndoSteps): Promise<void> {
-    for (const step of steps.reverse()) await step();
-    await this.#endChange();
-  }
-
-  async #endChange(): Promise<void> {
-    this.#needsRepair = false;
-    if (!this.behaviour.lazyRefcounts) await this.markClean();
   }
 
   /** Write the header as it is now and make it durable. */
@@ -307,6 +302,11 @@ export class Qcow2State implements RefcountHost {
     return this.#unusable;
   }
 
+  /** Do nothing more with the image: what is in memory does not fit it. */
+  abandon(): void {
+    this.#unusable = true;
+  }
+
   /** Refuse to work on after damage was found while writing. */
   checkUsable(): void {
     if (this.#unusable) throw new BlockError("ENOMEDIUM");
@@ -337,6 +337,10 @@ export class Qcow2State implements RefcountHost {
     this.#corruptionSeen = true;
     throw new BlockError("EIO", undefined, { cause: new Error(message) });
   }
+}
+
+async function undoAll(steps: UndoSteps): Promise<void> {
+  for (const step of steps.reverse()) await step();
 }
 
 /** A buffer of zeroes of a cluster's size at least; never written to. */

@@ -326,7 +326,8 @@ function checkContent(epoch: Epoch, found: Uint8Array): void {
 /**
  * Check an image. A snapshot that is being taken or deleted changes refcounts
  * and COPIED flags, of which one comes first; so there may be a flag that is
- * missing, or one on a cluster that is counted twice but used once.
+ * missing, or one on a cluster that is counted twice but used once. The image
+ * is marked as dirty then, but in version 2, which has no mark.
  */
 async function assertSound(store: MemoryStore): Promise<void> {
   const file = { driver: "memory", store };
@@ -334,23 +335,29 @@ async function assertSound(store: MemoryStore): Promise<void> {
     { driver: "qcow2", file, backing: null },
     { purpose: "check", readOnly: true },
   );
-  const { clusterSize } = await image.info();
+  const { clusterSize, dirty, specific } = await image.info();
   const lines: string[] = [];
   const { corruptions, checkErrors } = await image.check({
     report: (line) => lines.push(line),
   });
+  let damage = corruptions + checkErrors;
+  if (dirty || specific!.data.compat === "0.10") {
+    damage -= harmlessFlags(lines, clusterSize!);
+  }
+  assertEquals(damage, 0, lines.join("\n"));
+}
+
+function harmlessFlags(lines: string[], clusterSize: number): number {
   const leaked = lines.map((line) =>
     /^Leaked cluster (\d+) .* reference=1$/.exec(line)?.[1]
   );
-  const harmless = lines.filter((line) => {
+  return lines.filter((line) => {
     const flag = /OFLAG_COPIED .*_entry=([0-9a-f]+) /.exec(line);
     if (!flag) return false;
     const entry = BigInt(`0x${flag[1]}`);
-    const cluster = (entry & 0xffffffffffffffn) / BigInt(clusterSize!);
+    const cluster = (entry & 0xffffffffffffffn) / BigInt(clusterSize);
     return entry >> 63n === 0n || leaked.includes(String(cluster));
-  });
-  const damage = corruptions - harmless.length + checkErrors;
-  assertEquals(damage, 0, lines.join("\n"));
+  }).length;
 }
 
 async function examineWithQemu(
@@ -361,7 +368,9 @@ async function examineWithQemu(
   Deno.writeFileSync(name, file);
   const { code, stderr } = await run(["qemu-img", "check", name]);
   // 3: leaked clusters only.
-  if (code === 0 || code === 3 || stderr.includes("OFLAG_COPIED")) return;
+  if (code === 0 || code === 3) return;
+  const repair = await run(["qemu-img", "check", "-r", "all", name]);
+  if (stderr.includes("OFLAG_COPIED") && repair.code === 0) return;
   throw new Error(`qemu-img check: ${stderr}`);
 }
 
