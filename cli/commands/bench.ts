@@ -24,6 +24,7 @@ import { CommandError, usageError } from "../program.ts";
 class Wish {
   format?: string;
   imageOpts = false;
+  forceShare = false;
   cache: CacheMode = "writeback";
   nativeAio = false;
   write = false;
@@ -116,11 +117,12 @@ export const command: Command = {
           "cache.direct=on, which was not specified.",
       );
     }
-    const { format, imageOpts, write: writable, cache } = wish;
+    const { format, imageOpts, forceShare, cache } = wish;
     const node = await openImageArgument(program, file, {
       format,
       imageOpts,
-      writable,
+      forceShare,
+      writable: wish.write,
       cache,
     });
     const { write, count, depth, offset, length, flushInterval } = wish;
@@ -177,6 +179,7 @@ function parse(invocation: Invocation): Wish {
     else if (option === "w") wish.write = true;
     else if (option === "no-drain") wish.drain = false;
     else if (option === "image-opts") wish.imageOpts = true;
+    else if (option === "U") wish.forceShare = true;
   }
   check(invocation, wish);
   return wish;

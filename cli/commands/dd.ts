@@ -23,6 +23,7 @@ class Wish {
   format?: string;
   outputFormat = "raw";
   imageOpts = false;
+  forceShare = false;
   input?: string;
   output?: string;
   blockSize = 512;
@@ -58,10 +59,11 @@ export const command: Command = {
     if (input === undefined || output === undefined) {
       throw new CommandError("Must specify both input and output files");
     }
-    const { format, imageOpts } = wish;
+    const { format, imageOpts, forceShare } = wish;
     const source = await openImageArgument(program, input, {
       format,
       imageOpts,
+      forceShare,
     });
     return await usingNodes([source], async () => {
       if (!findDriver(wish.outputFormat)) {
@@ -92,6 +94,7 @@ function parse(invocation: Invocation): Wish {
     if (option === "f") wish.format = argument;
     else if (option === "O") wish.outputFormat = argument;
     else if (option === "image-opts") wish.imageOpts = true;
+    else if (option === "U") wish.forceShare = true;
   }
   for (const operand of invocation.operands) {
     const equals = operand.indexOf("=");

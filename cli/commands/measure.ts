@@ -28,6 +28,7 @@ class Wish {
   size?: number;
   output: "human" | "json" = "human";
   imageOpts = false;
+  forceShare = false;
   readonly options = new OptionList();
 }
 
@@ -71,8 +72,12 @@ export const command: Command = {
       showMeasurement(program, wish, await measureFor(program, wish));
       return 0;
     }
-    const { format, imageOpts } = wish;
-    const node = await openImageArgument(program, file, { format, imageOpts });
+    const { format, imageOpts, forceShare } = wish;
+    const node = await openImageArgument(program, file, {
+      format,
+      imageOpts,
+      forceShare,
+    });
     return await usingNodes([node], async () => {
       if (wish.snapshot !== undefined) await showSnapshot(node, wish.snapshot);
       const measured = await measureFor(program, wish, node);
@@ -92,6 +97,7 @@ function parse(invocation: Invocation): Wish {
     else if (option === "s") wish.size = sizeArgument("image size", argument);
     else if (option === "output") wish.output = outputFormat(argument);
     else if (option === "image-opts") wish.imageOpts = true;
+    else if (option === "U") wish.forceShare = true;
   }
   const { operands } = invocation;
   if (operands.length > 1) {
