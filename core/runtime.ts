@@ -1,7 +1,8 @@
 /**
- * What a runtime provides that JavaScript itself does not: modules of Node.js
- * and fast comparison. Native means are looked for when first needed, and portable
- * ones take their place where there are none, as in a browser.
+ * What a runtime provides that JavaScript itself does not: modules of Node.js,
+ * libraries of the system, and fast comparison. Native means are looked for
+ * when first needed, and portable ones take their place where there are none,
+ * as in a browser.
  *
  * @module
  */
@@ -10,21 +11,38 @@ interface NativeBuffer {
   compare(a: Uint8Array, b: Uint8Array): number;
 }
 
-/** The globals of Node.js, which other runtimes have as well. */
+/** A function of a library, in the terms of `Deno.dlopen`. */
+export interface NativeFunction {
+  readonly parameters: readonly string[];
+  readonly result: string;
+  readonly nonblocking?: boolean;
+  /** What the library calls it, if not as we do. */
+  readonly name?: string;
+}
+
+/** The globals of Node.js, which other runtimes have as well, and of Deno. */
 interface NativeGlobals {
   process?: { getBuiltinModule?(name: string): unknown };
   Buffer?: NativeBuffer;
+  Deno?: {
+    build: { os: string; arch: string };
+    permissions: {
+      querySync(of: { name: "ffi"; path: string }): { state: string };
+    };
+    dlopen(path: string, functions: object): { symbols: unknown };
+    unrefTimer?(timer: unknown): void;
+  };
 }
 
-let portable = false;
-let buffer: NativeBuffer | null | undefined;
+let portable: boolean | "libraries" = false;
 
 /**
- * Pretend that the runtime provides nothing, so that tests see the portable
- * ways.
+ * Pretend that the runtime provides nothing, or all but `libraries`, so that
+ * tests see the other ways.
  */
-export function setPortable(value: boolean): void {
+export function setPortable(value: boolean | "libraries"): void {
   portable = value;
+  comparison = undefined;
 }
 
 function globals(): NativeGlobals {
@@ -36,16 +54,83 @@ function globals(): NativeGlobals {
  * takes 30 ms and more: ask when it is needed, not before.
  */
 export function nativeModule<T>(name: `node:${string}`): T | null {
-  if (portable) return null;
+  if (portable === true) return null;
   const module = globals().process?.getBuiltinModule?.(name);
   return module as T | undefined ?? null;
 }
 
+const libraries = new Map<string, unknown>();
+
 /**
- * Zero bytes to look at before the runtime's `Buffer` is loaded: that takes some 6 ms,
- * in which the portable way looks at more than this.
+ * Functions of a library of the system, or `null` if it is not there or not
+ * permitted (`--allow-ffi`). Binding a function takes up to 0.25 ms.
+ *
+ * @param file Such as `libz.so.1`; with the same functions each time.
  */
-const PATIENCE = 64 * 1024 * 1024;
+export function nativeLibrary<T extends object>(
+  file: string,
+  functions: { readonly [name in keyof T]: NativeFunction },
+): T | null {
+  if (portable) return null;
+  let library = libraries.get(file);
+  if (library === undefined) {
+    libraries.set(file, library = findLibrary(file, functions));
+  }
+  return library as T | null;
+}
+
+function findLibrary(file: string, functions: object): unknown {
+  const { Deno } = globals();
+  if (!Deno?.dlopen || Deno.build.os !== "linux") return null;
+  // Where distributions keep them; permissions are for absolute paths.
+  for (const folder of [`/lib/${Deno.build.arch}-linux-gnu`, "/lib64"]) {
+    const path = `${folder}/${file}`;
+    const permission = Deno.permissions.querySync({ name: "ffi", path });
+    if (permission.state !== "granted") continue;
+    try {
+      return Deno.dlopen(path, functions).symbols;
+    } catch {
+      // Elsewhere, or too old.
+    }
+  }
+  return null;
+}
+
+/** What is used of the C library. */
+interface MemoryFunctions {
+  memcmp(a: Uint8Array, b: Uint8Array, length: bigint): number;
+}
+
+function memoryFunctions(): MemoryFunctions | null {
+  return nativeLibrary<MemoryFunctions>("libc.so.6", {
+    memcmp: { parameters: ["buffer", "buffer", "usize"], result: "i32" },
+  });
+}
+
+/**
+ * Bytes to look at before a native means is loaded: the library takes some 0.5
+ * ms, and the runtime's `Buffer` 6, in which the portable way is done with
+ * about as many.
+ */
+const LIBRARY_PATIENCE = 2 * 1024 * 1024;
+const BUFFER_PATIENCE = 64 * 1024 * 1024;
+
+type Comparison = (a: Uint8Array, b: Uint8Array) => boolean;
+let comparison: Comparison | undefined;
+
+/** The fastest comparison that `seen` bytes have been worth, if any. */
+function nativeComparison(seen: number): Comparison | undefined {
+  if (comparison || seen < LIBRARY_PATIENCE || portable === true) {
+    return comparison;
+  }
+  const memory = memoryFunctions();
+  if (memory) {
+    return comparison = (a, b) => memory.memcmp(a, b, BigInt(a.length)) === 0;
+  }
+  const native = seen < BUFFER_PATIENCE ? undefined : globals().Buffer;
+  if (native) comparison = (a, b) => native.compare(a, b) === 0;
+  return comparison;
+}
 
 let zeroBytesSeen = 0;
 
@@ -57,25 +142,15 @@ export function isZero(bytes: Uint8Array): boolean {
   if (bytes[0] !== 0 || bytes[length >> 1] !== 0 || bytes[length - 1] !== 0) {
     return false;
   }
-  if (length >= 1024 && zeroBytesSeen >= PATIENCE) {
-    const native = nativeBuffer();
-    if (native) {
-      // All bytes are like the first eight if each is like its eighth next.
-      return isZeroSlowly(bytes, 0, 8) && native.compare(
-            bytes.subarray(8),
-            bytes.subarray(0, length - 8),
-          ) === 0;
-    }
+  const isSame = length < 1024 ? undefined : nativeComparison(zeroBytesSeen);
+  if (isSame) {
+    // All bytes are like the first eight if each is like its eighth next.
+    return isZeroSlowly(bytes, 0, 8) &&
+      isSame(bytes.subarray(8), bytes.subarray(0, length - 8));
   }
   const zero = isZeroByWords(bytes);
   if (zero) zeroBytesSeen += length;
   return zero;
-}
-
-function nativeBuffer(): NativeBuffer | null {
-  if (portable) return null;
-  buffer ??= globals().Buffer ?? null;
-  return buffer;
 }
 
 /** Eight words at a time, from the first aligned one on. */
@@ -103,17 +178,14 @@ function isZeroSlowly(bytes: Uint8Array, from: number, to: number): boolean {
   return true;
 }
 
-/** Bytes compared the portable way before the runtime's `Buffer` is loaded. */
 let equalBytesSeen = 0;
 
 /** Whether two buffers of one length hold the same bytes. */
 export function isEqual(a: Uint8Array, b: Uint8Array): boolean {
-  if (equalBytesSeen >= PATIENCE) {
-    const native = nativeBuffer();
-    if (native) return native.compare(a, b) === 0;
-  }
-  equalBytesSeen += a.length;
   const { length } = a;
+  const isSame = length < 64 ? undefined : nativeComparison(equalBytesSeen);
+  if (isSame && b.length === length) return isSame(a, b);
+  equalBytesSeen += length;
   const aligned = ((a.byteOffset | b.byteOffset) & 3) === 0;
   const count = aligned ? length >> 2 : 0;
   const wordsA = new Int32Array(a.buffer, aligned ? a.byteOffset : 0, count);
@@ -125,8 +197,5 @@ export function isEqual(a: Uint8Array, b: Uint8Array): boolean {
 
 /** Have a timer not keep the program running, where that can be said. */
 export function unrefTimer(timer: unknown): void {
-  const { Deno } = globalThis as {
-    Deno?: { unrefTimer?(timer: unknown): void };
-  };
-  Deno?.unrefTimer?.(timer);
+  globals().Deno?.unrefTimer?.(timer);
 }

@@ -56,8 +56,8 @@ export class CompareError extends BlockError {
   }
 }
 
-/** Bytes of one request: two of them stay in the processor's cache. */
-const REQUEST_SIZE = 512 * 1024;
+/** Bytes of one request. */
+const REQUEST_SIZE = 1024 * 1024;
 
 /**
  * Whether two disks have the same content. Ranges that are known to be zero
