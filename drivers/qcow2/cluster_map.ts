@@ -127,13 +127,21 @@ export class ClusterMap {
     length: number,
     passing = false,
   ): Promise<Mapping> {
-    let mapping = this.lookup(guestOffset, length);
-    if (!mapping) {
-      await this.#loadSlice(guestOffset, passing);
-      mapping = this.lookup(guestOffset, length)!;
-    }
+    const mapping = await this.findLocked(guestOffset, length, passing);
     await this.#validate(mapping, guestOffset);
     return mapping;
+  }
+
+  /** As {@linkcode mapLocked}; the entries may be damaged. */
+  async findLocked(
+    guestOffset: number,
+    length: number,
+    passing = false,
+  ): Promise<Mapping> {
+    const mapping = this.lookup(guestOffset, length);
+    if (mapping) return mapping;
+    await this.#loadSlice(guestOffset, passing);
+    return this.lookup(guestOffset, length)!;
   }
 
   /**

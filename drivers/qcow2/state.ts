@@ -329,13 +329,21 @@ export class Qcow2State implements RefcountHost {
         this.header.incompatible.low |= Incompatible.CORRUPT;
         await this.writeHeader();
       }
-    } else if (!this.#corruptionSeen) {
+    } else {
+      this.reportDamage(message);
+    }
+    this.#corruptionSeen = true;
+    throw new BlockError("EIO", undefined, { cause: new Error(message) });
+  }
+
+  /** Report damage that does not stop the request which found it. */
+  reportDamage(message: string): void {
+    if (!this.#corruptionSeen) {
       this.behaviour.report(
         `qcow2: Image is corrupt: ${message}; further non-fatal corruption events will be suppressed`,
       );
     }
     this.#corruptionSeen = true;
-    throw new BlockError("EIO", undefined, { cause: new Error(message) });
   }
 }
 

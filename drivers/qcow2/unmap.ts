@@ -42,7 +42,8 @@ async function changeEntries(
     {
       using _ = await state.metadata.lock();
       state.checkUsable();
-      const mapping = await clusters.mapLocked(at, end - at);
+      // Damaged entries as well: what they refer to is not touched.
+      const mapping = await clusters.findLocked(at, end - at);
       const change = decide(mapping.kind);
       if (change === "keep") {
         at += mapping.length;

@@ -13,6 +13,7 @@ import {
   COPIED,
   ENTRY_SIZE,
   entryOffset,
+  hex,
 } from "./format.ts";
 import {
   type Payload,
@@ -364,7 +365,9 @@ export function noteFreed(
   } else if (kind === "normal" || kind === "zeroAllocated") {
     const offset = entryOffset(high, low);
     const last = freed[freed.length - 1];
-    if (last && last.offset + last.length === offset) {
+    if (!geometry.isAligned(offset)) {
+      state.reportDamage(`Cannot free unaligned cluster ${hex(offset)}`);
+    } else if (last && last.offset + last.length === offset) {
       last.length += geometry.clusterSize;
     } else {
       freed.push({ offset, length: geometry.clusterSize });

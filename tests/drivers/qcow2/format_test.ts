@@ -93,6 +93,20 @@ Deno.test("reading damage in a writable image marks it, and ends its use", async
   assertEquals(refused.code, "EACCES");
 });
 
+Deno.test("an unaligned cluster can be discarded; what it referred to stays", async () => {
+  const { bytes, l2 } = await writtenImage();
+  put64(bytes, l2 + 8, COPIED | 0x5200n);
+  const { image, said } = await open(bytes);
+  await image.discard(0, image.size);
+  assertEquals(said, [
+    "qcow2: Image is corrupt: Cannot free unaligned cluster 0x5200; " +
+    "further non-fatal corruption events will be suppressed",
+  ]);
+  assertEquals(await image.read(4096, 1), new Uint8Array(1));
+  await image.write(4096, new Uint8Array([7]));
+  assertEquals((await image.read(4096, 1))[0], 7);
+});
+
 Deno.test("an unaligned L2 table is not used", async () => {
   const { bytes, l1 } = await writtenImage();
   put64(bytes, l1, COPIED | 0x5200n);
