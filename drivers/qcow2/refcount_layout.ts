@@ -115,41 +115,33 @@ export function findRefcount(
 interface GrowthLayout {
   /** The cluster where the new blocks begin; the table follows them. */
   start: number;
-  /** The first entry that gets a new block. */
-  firstBlock: number;
-  /** New blocks: from there to those that count the new table. */
+  /** New blocks: from the end of the old table to those that count the new. */
   blocks: number;
   tableClusters: number;
 }
 
 /**
- * The layout of a table that counts the clusters from `first` up to `end` and
- * itself, past them and past all that the `entries` of the old one count. It is
- * half as large again as the old one, so that it need not grow often. Clusters
- * before `first` get no blocks: a damaged offset may lie very far away.
+ * The layout of a table that counts the clusters up to `end` and itself, past
+ * them and past all that the `entries` of the old one count. It is half as
+ * large again as the old one, so that it need not grow often.
  */
 export function growthLayout(
   geometry: Geometry,
   entries: number,
-  first: number,
   end: number,
 ): GrowthLayout {
   const { clusterSize, refcountBlockEntries } = geometry;
   const start = Math.max(end, entries * refcountBlockEntries);
-  const firstBlock = Math.max(
-    entries,
-    Math.floor(first / refcountBlockEntries),
-  );
   let blocks = 1;
   for (;;) {
     const tableEntries = roundUp(
-      Math.max(firstBlock + blocks, Math.ceil(entries * 1.5)),
+      Math.max(entries + blocks, Math.ceil(entries * 1.5)),
       clusterSize / ENTRY_SIZE,
     );
     const tableClusters = tableEntries * ENTRY_SIZE / clusterSize;
     const stop = start + blocks + tableClusters;
-    const needed = divideUp(stop, refcountBlockEntries) - firstBlock;
-    if (needed <= blocks) return { start, firstBlock, blocks, tableClusters };
+    const needed = divideUp(stop, refcountBlockEntries) - entries;
+    if (needed <= blocks) return { start, blocks, tableClusters };
     blocks = needed;
   }
 }

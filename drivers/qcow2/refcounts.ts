@@ -527,7 +527,7 @@ export class Refcounts {
       }
     }
     if (missing || last < this.tableSize) return missing;
-    await this.#growTable(start, start + count);
+    await this.#growTable(start + count);
     return true;
   }
 
@@ -544,7 +544,7 @@ export class Refcounts {
     if (countedBy !== tableIndex) {
       if (this.blockOffset(countedBy) === 0) {
         return countedBy >= this.tableSize
-          ? await this.#growTable(cluster, cluster + 1)
+          ? await this.#growTable(cluster + 1)
           : await this.#makeBlock(countedBy, from);
       }
       await this.#prepare(cluster, 1);
@@ -570,12 +570,12 @@ export class Refcounts {
   }
 
   /**
-   * Replace the table by a larger one, for clusters from `first` up to `end`.
+   * Replace the table by a larger one, for clusters up to `end`.
    * The new table, and the blocks that count its clusters and their own, lie
    * past all that the old table can count; a new header makes them valid in
    * one step.
    */
-  async #growTable(first: number, end: number): Promise<void> {
+  async #growTable(end: number): Promise<void> {
     const { geometry, file, header, refcountCache } = this.#host;
     const { clusterSize, refcountBlockEntries, refcountOrder } = geometry;
     const old = {
@@ -584,8 +584,8 @@ export class Refcounts {
       entries: this.tableSize,
     };
     await this.#host.event("reftable_grow");
-    const layout = growthLayout(geometry, old.entries, first, end);
-    const { start, firstBlock, blocks, tableClusters } = layout;
+    const layout = growthLayout(geometry, old.entries, end);
+    const { start, blocks, tableClusters } = layout;
     const tableBytes = tableClusters * clusterSize;
     if (tableBytes > MAX_REFCOUNT_TABLE_BYTES) throw new BlockError("EFBIG");
     const table = allocate(tableBytes);
@@ -595,7 +595,7 @@ export class Refcounts {
     await this.#host.event("refblock_alloc_write_blocks");
     for (let block = 0; block < blocks; block++) {
       const bytes = allocate(clusterSize);
-      const first = (firstBlock + block) * refcountBlockEntries;
+      const first = (old.entries + block) * refcountBlockEntries;
       const from = Math.max(0, start - first);
       const to = Math.min(start + taken - first, refcountBlockEntries);
       for (let index = from; index < to; index++) {
@@ -603,7 +603,7 @@ export class Refcounts {
       }
       const offset = (start + block) * clusterSize;
       await file.writev!(offset, [bytes]);
-      writeUint64(viewOf(table), (firstBlock + block) * ENTRY_SIZE, offset);
+      writeUint64(viewOf(table), (old.entries + block) * ENTRY_SIZE, offset);
     }
     const tableOffset = (start + blocks) * clusterSize;
     await this.#host.event("refblock_alloc_write_table");
