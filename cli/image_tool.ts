@@ -28,6 +28,10 @@ const COMMANDS: { readonly [name: string]: Entry } = {
     summary: "Examine an image's own structures",
     load: () => import("./commands/check.ts"),
   },
+  commit: {
+    summary: "Write what an image holds into its backing file",
+    load: () => import("./commands/commit.ts"),
+  },
   compare: {
     summary: "Compare the content of two images",
     load: () => import("./commands/compare.ts"),
@@ -55,6 +59,10 @@ const COMMANDS: { readonly [name: string]: Entry } = {
   measure: {
     summary: "Tell how large the file of a new image would become",
     load: () => import("./commands/measure.ts"),
+  },
+  rebase: {
+    summary: "Give an image another backing file",
+    load: () => import("./commands/rebase.ts"),
   },
   resize: {
     summary: "Change the size of an image",
@@ -98,7 +106,8 @@ export async function run(program: Program, args: string[]): Promise<number> {
 }
 
 async function programHelp(program: Program): Promise<string> {
-  const { listDrivers } = await import("../mod.ts");
+  await import("../drivers/all.ts");
+  const { listDrivers } = await import("../core/registry.ts");
   const named = (wanted: DriverRole) =>
     listDrivers().filter(({ role }) => role === wanted)
       .map(({ name }) => name).join(" ");
