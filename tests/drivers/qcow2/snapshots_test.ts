@@ -1,0 +1,54 @@
+/**
+ * Snapshots that fail half-way.
+ *
+ * @module
+ */
+import { assertEquals, assertRejects } from "@std/assert";
+import { Image } from "../../../core/image.ts";
+import { openNode } from "../../../core/open.ts";
+import { BlockError, openImage } from "../../../mod.ts";
+import { newImage, storeOf } from "./bytes.ts";
+
+Deno.test("a snapshot whose clusters cannot be freed is gone; the next writer repairs", async () => {
+  const store = storeOf(await newImage());
+  const file = { driver: "memory", store };
+  {
+    await using image = await openImage({ driver: "qcow2", file });
+    await image.write(0, new Uint8Array(10_000).fill(1));
+    await image.node.snapshots!.create({ name: "s" });
+  }
+  const said: string[] = [];
+  const faulty = await openNode({
+    driver: "qcow2",
+    file: {
+      driver: "blkdebug",
+      "inject-error": [{ event: "cluster_free", errno: 5 }],
+      image: file,
+    },
+  }, { report: (line) => said.push(line) });
+  const error = await assertRejects(
+    () => faulty.snapshots!.delete("s"),
+    BlockError,
+  );
+  assertEquals(
+    error.message,
+    "Failed to free the cluster and L1 table: Input/output error",
+  );
+  assertEquals(said, ["qcow2_free_clusters failed: Input/output error"]);
+  await faulty.close().catch(() => {});
+  {
+    const options = { readOnly: true };
+    const image = new Image(await openNode({ driver: "qcow2", file }, options));
+    assertEquals(await image.node.snapshots!.list(), []);
+    const { corruptions, leaks } = await image.check();
+    assertEquals([corruptions, leaks > 0], [0, true]);
+    await image.close();
+  }
+  await (await openImage({ driver: "qcow2", file })).check({
+    repair: { leaks: true, corruptions: true },
+  });
+  await using image = await openImage({ driver: "qcow2", file });
+  const { corruptions, leaks } = await image.check();
+  assertEquals([corruptions, leaks], [0, 0]);
+  assertEquals(await image.read(9_999, 2), new Uint8Array([1, 0]));
+});
