@@ -180,11 +180,12 @@ function isZeroSlowly(bytes: Uint8Array, from: number, to: number): boolean {
 
 let equalBytesSeen = 0;
 
-/** Whether two buffers of one length hold the same bytes. */
+/** Whether two buffers hold the same bytes. */
 export function isEqual(a: Uint8Array, b: Uint8Array): boolean {
   const { length } = a;
+  if (b.length !== length) return false;
   const isSame = length < 64 ? undefined : nativeComparison(equalBytesSeen);
-  if (isSame && b.length === length) return isSame(a, b);
+  if (isSame) return isSame(a, b);
   equalBytesSeen += length;
   const aligned = ((a.byteOffset | b.byteOffset) & 3) === 0;
   const count = aligned ? length >> 2 : 0;

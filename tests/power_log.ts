@@ -102,6 +102,10 @@ export class PowerLog implements BlockNode {
     }
   }
 
+  writeZeroes(offset: number, length: number): Promise<void> {
+    return this.writev(offset, [new Uint8Array(length)]);
+  }
+
   // deno-lint-ignore require-await
   async truncate(size: number): Promise<void> {
     this.#record({ kind: "truncate", offset: size, bytes: NOTHING });

@@ -209,12 +209,11 @@ async function downgrade(
   // Version 2 has no mark for refcounts that lag behind.
   behaviour.lazyRefcounts = false;
   await state.markClean();
-  const none = { high: 0, low: 0 };
   await state.changeHeader({
     version: 2,
-    incompatible: none,
-    compatible: none,
-    autoclear: none,
+    incompatible: { high: 0, low: 0 },
+    compatible: { high: 0, low: 0 },
+    autoclear: { high: 0, low: 0 },
     compressionType: "zlib",
   });
 }

@@ -50,21 +50,25 @@ export async function expandZeroClusters(
   state: Qcow2State,
   progress: StepProgress,
 ): Promise<void> {
-  const { header, snapshots } = state;
-  let total = header.l1Size;
-  for (const { l1Size } of snapshots) total += l1Size;
-  const visited = { entries: 0, tables: new Set<number>() };
+  // From the tables, not the refcounts, which may be higher than they should.
+  const references = new Map<number, number>();
+  let total = 0;
+  for await (const l1 of l1Tables(state)) {
+    total += l1.byteLength / ENTRY_SIZE;
+    for (const { offset } of l1Entries(l1)) {
+      if (offset) references.set(offset, (references.get(offset) ?? 0) + 1);
+    }
+  }
   await state.changeAsOne(async (undo) => {
     // What is shared now need not be so for long, and the other way round.
     undo.push(() => updateCopiedFlags(state));
-    for (const l1 of await l1Tables(state)) {
-      for (let at = 0; at < l1.byteLength; at += ENTRY_SIZE) {
-        const offset = entryOffset(l1.getUint32(at), l1.getUint32(at + 4));
-        if (offset !== 0 && !visited.tables.has(offset)) {
-          visited.tables.add(offset);
-          await expandTable(state, offset, at / ENTRY_SIZE);
-        }
-        progress(++visited.entries, total);
+    let visited = 0;
+    for await (const l1 of l1Tables(state)) {
+      for (const { offset, l1Index } of l1Entries(l1)) {
+        const count = references.get(offset);
+        if (count) await expandTable(state, offset, l1Index, count);
+        references.delete(offset);
+        progress(++visited, total);
       }
     }
     await updateCopiedFlags(state);
@@ -73,14 +77,22 @@ export async function expandZeroClusters(
 }
 
 /** The active L1 table, and those of snapshots. */
-async function l1Tables(state: Qcow2State): Promise<DataView[]> {
-  const tables = [viewOf(state.clusters.l1Bytes)];
-  for (const entry of state.snapshots) {
-    tables.push(
-      viewOf(await readSnapshotL1(state.file, state.geometry, entry)),
-    );
+async function* l1Tables(state: Qcow2State): AsyncGenerator<DataView> {
+  const { clusters, snapshots, file, geometry } = state;
+  yield viewOf(clusters.l1Bytes);
+  for (const entry of snapshots) {
+    yield viewOf(await readSnapshotL1(file, geometry, entry));
   }
-  return tables;
+}
+
+/** Where the L2 tables lie that an L1 table names; 0 for none. */
+function* l1Entries(
+  l1: DataView,
+): Generator<{ offset: number; l1Index: number }> {
+  for (let at = 0; at < l1.byteLength; at += ENTRY_SIZE) {
+    const offset = entryOffset(l1.getUint32(at), l1.getUint32(at + 4));
+    yield { offset, l1Index: at / ENTRY_SIZE };
+  }
 }
 
 /** Whether any cluster is compressed, in the active tables or in snapshots. */
@@ -89,12 +101,10 @@ export async function hasCompressedClusters(
 ): Promise<boolean> {
   const bytes = new Uint8Array(state.geometry.clusterSize);
   const view = viewOf(bytes);
-  for (const l1 of await l1Tables(state)) {
-    for (let index = 0; index < l1.byteLength / ENTRY_SIZE; index++) {
-      const at = index * ENTRY_SIZE;
-      const offset = entryOffset(l1.getUint32(at), l1.getUint32(at + 4));
+  for await (const l1 of l1Tables(state)) {
+    for (const { offset, l1Index } of l1Entries(l1)) {
       if (offset === 0) continue;
-      await readTable(state, offset, bytes, index);
+      await readTable(state, offset, bytes, l1Index);
       for (let entry = 0; entry < bytes.length; entry += ENTRY_SIZE) {
         const high = view.getUint32(entry);
         const low = view.getUint32(entry + 4);
@@ -109,8 +119,9 @@ async function expandTable(
   state: Qcow2State,
   offset: number,
   l1Index: number,
+  references: number,
 ): Promise<void> {
-  const { geometry, file, refcounts } = state;
+  const { geometry, file } = state;
   const { clusterSize } = geometry;
   const bytes = new Uint8Array(clusterSize);
   await readTable(state, offset, bytes, l1Index);
@@ -118,7 +129,7 @@ async function expandTable(
     view: viewOf(bytes),
     offset,
     guestStart: l1Index * geometry.l2Coverage,
-    references: await refcounts.get(offset / clusterSize),
+    references,
   };
   const { wanted, freed, changed } = await examine(state, table);
   if (!changed) return;
@@ -129,8 +140,8 @@ async function expandTable(
       const guest = table.guestStart + at / ENTRY_SIZE * clusterSize;
       await zeroCluster(state, host!, guest);
     }
-    // The zeroes must be there before the entries that promise data.
-    if (wanted.length > 0) await file.flush?.();
+    // Zeroes and refcounts must be there before the entries that rely on them.
+    if (wanted.length > 0) await state.refcountCache.flush();
     await state.overlap.check(offset, clusterSize, "active-l2", "inactive-l2");
     await file.writev!(offset, [bytes]);
   } catch (error) {
@@ -167,7 +178,7 @@ async function examine(state: Qcow2State, table: Table) {
           }, L2 index: ${hex(at / ENTRY_SIZE)})`,
         );
       }
-      if (await refcounts.get(host / clusterSize) === references) {
+      if (await refcounts.get(host / clusterSize) <= references) {
         wanted.push({ at, host });
         continue;
       }

@@ -39,12 +39,12 @@ export async function changeRefcountWidth(
   const structure = new NewStructure(state, order, progress);
   try {
     await structure.allocate();
-    await structure.write();
+    const table = await structure.write();
     await state.flushCaches();
     const old = oldStructure(state);
     await state.changeHeader(structure.header);
     adopt();
-    await state.refcounts.load();
+    state.refcounts.replaceTable(table);
     for (const { offset, length } of old) {
       await state.refcounts.free(offset, length);
     }
@@ -156,8 +156,8 @@ class NewStructure {
     while (this.#blocks.length < blocks) this.#blocks.push(0);
   }
 
-  /** Write the blocks and the table. */
-  async write(): Promise<void> {
+  /** Write the blocks and the table; answers what the table holds. */
+  async write(): Promise<Uint8Array> {
     const { clusterSize } = this.#geometry;
     const block = allocate(clusterSize);
     const view = viewOf(block);
@@ -171,6 +171,7 @@ class NewStructure {
       writeUint64(viewOf(table), index * ENTRY_SIZE, offset)
     );
     await this.#writeAt(this.#tableOffset, table);
+    return table;
   }
 
   async #writeAt(offset: number, bytes: Uint8Array): Promise<void> {

@@ -120,10 +120,40 @@ const lazy: Workload = {
   },
 };
 
+/** Options are changed: zero clusters and refcounts are written anew. */
+const amending: Workload = {
+  options: { cluster_size: 512 },
+  size: 96 * KIB,
+  backing: 80 * KIB,
+  async run(disk) {
+    await disk.write(1000, pattern(1, 5000));
+    await disk.write(50_000, pattern(2, 3000));
+    await disk.zero(3 * KIB, KIB, false);
+    await disk.takeSnapshot("one");
+    await disk.zero(KIB, 2 * KIB, false);
+    await disk.zero(50_176, KIB, true);
+    await disk.zero(60 * KIB, 2 * KIB, true);
+    await disk.takeSnapshot("two");
+    await disk.write(60 * KIB, pattern(3, 700));
+    await disk.flush();
+    await disk.amend({ refcount_bits: 64 });
+    await disk.write(20 * KIB, pattern(4, 700));
+    await disk.amend({ refcount_bits: 16, compat: "0.10" });
+    await disk.read();
+    await disk.write(5 * KIB, pattern(5, 700));
+    await disk.deleteSnapshot("one");
+    await disk.amend({ compat: "1.1", lazy_refcounts: true, refcount_bits: 8 });
+    await disk.write(7 * KIB, pattern(6, 700));
+    await disk.amend({ lazy_refcounts: false, refcount_bits: 2 });
+    await disk.read();
+  },
+};
+
 const WORKLOADS: { readonly [name: string]: Workload } = {
   mixed,
   growing,
   lazy,
+  amending,
 };
 
 /** A new image, and how to open it with failing requests. */

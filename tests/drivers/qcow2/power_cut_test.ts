@@ -7,7 +7,7 @@
  *
  * @module
  */
-import { assertEquals } from "@std/assert";
+import { assertEquals, assertMatch } from "@std/assert";
 import type { Image } from "../../../core/image.ts";
 import { isEqual } from "../../../core/runtime.ts";
 import {
@@ -69,6 +69,8 @@ class Subject {
         await this.#resize();
       } else if (this.#random.oneIn(8)) {
         await this.#snapshot();
+      } else if (this.#random.oneIn(12)) {
+        await this.#amend();
       } else {
         await this.#round();
       }
@@ -213,6 +215,24 @@ class Subject {
       await snapshots.apply(id);
       this.#disk = bytes.slice();
     }
+  }
+
+  /** Change the width of refcounts, or the version; the disk stays as it is. */
+  async #amend(): Promise<void> {
+    const isVersion2 = this.#random.oneIn(3) && !this.#isLazy;
+    const width = this.#random.pick([1, 16, 16, 32, 64]);
+    try {
+      await this.#image.node.amend!({
+        compat: isVersion2 ? "0.10" : "1.1",
+        refcount_bits: isVersion2 ? 16 : width,
+      });
+    } catch (error) {
+      // Snapshots may need more bits, or be of another size.
+      if (!(error instanceof BlockError)) throw error;
+      assertMatch(error.message, /Cannot decrease|prevent downgrade/);
+    }
+    const { specific } = await this.#image.info();
+    this.#isVersion2 = specific?.data.compat === "0.10";
   }
 
   get #current(): Epoch {
