@@ -70,7 +70,8 @@ export class FileLock {
     const moreNeeded = needs & ~this.#needed;
     const moreUnshared = unshared & ~this.#unshared;
     if ((moreNeeded | moreUnshared) === 0) return false;
-    const locker = this.#locker ??= this.#open();
+    if (this.#locker === undefined) this.#locker = this.#open();
+    const locker = this.#locker;
     if (!locker) return false;
     try {
       for (const byte of bytesOf(NEEDED, moreNeeded)) locker.lock(byte);

@@ -1,0 +1,375 @@
+import { assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { BlockError } from "../../../core/errors.ts";
+import { openProtocol } from "../../../core/open.ts";
+import { ACCESS, ALL_ACCESS } from "../../../core/permissions.ts";
+import { isLibcAvailable } from "../../../drivers/file/libc.ts";
+import { FileLock } from "../../../drivers/file/lock.ts";
+import {
+  createImage,
+  openImage,
+  type OpenOptions,
+  type Source,
+} from "../../../mod.ts";
+import { BDRV, run, TempDir } from "../../qemu.ts";
+
+const MIB = 1024 * 1024;
+const ignore = !isLibcAvailable();
+
+/** A folder with a raw disk, an image, and an overlay of that. */
+async function images(): Promise<TempDir> {
+  const dir = new TempDir();
+  await createImage("raw", dir.file("disk.raw"), { size: MIB });
+  await createImage("qcow2", dir.file("base.qcow2"), { size: MIB });
+  await createImage("qcow2", dir.file("top.qcow2"), {
+    size: MIB,
+    backing_file: "base.qcow2",
+    backing_fmt: "qcow2",
+  });
+  return dir;
+}
+
+/** The bytes of a file that are locked, by anybody. */
+function lockedBytes(path: string): number[] {
+  const { ino } = Deno.statSync(path);
+  const bytes: number[] = [];
+  for (const line of Deno.readTextFileSync("/proc/locks").split("\n")) {
+    const words = line.split(/\s+/);
+    if (!words.some((word) => word.endsWith(`:${ino}`))) continue;
+    const [start, end] = words.slice(-2).map(Number);
+    for (let byte = start; byte <= end; byte++) bytes.push(byte);
+  }
+  return [...new Set(bytes)].sort((a, b) => a - b);
+}
+
+/** As strace shows it of QEMU 7.2's tools. */
+const LOCKS: [string, Source, OpenOptions, number[]][] = [
+  ["a raw disk, read", { driver: "raw", file: "disk.raw" }, {
+    readOnly: true,
+  }, [100]],
+  ["a raw disk, described", { driver: "raw", file: "disk.raw" }, {
+    purpose: "info",
+    readOnly: true,
+  }, []],
+  ["a raw disk, written", { driver: "raw", file: "disk.raw" }, {}, [100, 101]],
+  ["a raw disk, found by probing", "disk.raw", {}, [100, 101]],
+  ["a raw disk, resized", { driver: "raw", file: "disk.raw" }, {
+    resize: true,
+  }, [100, 101, 103]],
+  ["a raw disk, converted", { driver: "raw", file: "disk.raw" }, {
+    readOnly: true,
+    share: false,
+  }, [100, 201, 203]],
+  ["part of a file", { driver: "raw", offset: 512, file: "disk.raw" }, {}, [
+    100,
+    101,
+    203,
+  ]],
+  [
+    "a raw disk that is shared by force",
+    {
+      driver: "raw",
+      file: "disk.raw",
+      "force-share": true,
+    },
+    { readOnly: true, share: false },
+    [100],
+  ],
+  ["an image, read", "base.qcow2", { readOnly: true }, [100, 201, 203]],
+  ["an image, described", "base.qcow2", {
+    readOnly: true,
+    purpose: "info",
+  }, [201, 203]],
+  ["an image, written", "base.qcow2", {}, [100, 101, 103, 201, 203]],
+  ["an image that is shared by force", "base.qcow2", {
+    readOnly: true,
+    forceShare: true,
+  }, [100]],
+  [
+    "an image that is not to be locked",
+    {
+      driver: "qcow2",
+      file: { driver: "file", filename: "base.qcow2", locking: "off" },
+    },
+    {},
+    [],
+  ],
+  [
+    "a filter below an image",
+    {
+      driver: "qcow2",
+      file: { driver: "blkdebug", image: "base.qcow2" },
+    },
+    {},
+    [100, 101, 103, 201, 203],
+  ],
+  [
+    "a filter on an image",
+    {
+      driver: "copy-on-read",
+      file: { driver: "qcow2", file: "base.qcow2" },
+    },
+    {},
+    [100, 101, 102, 103, 201, 203],
+  ],
+  [
+    "a file that grows in large steps",
+    {
+      driver: "raw",
+      file: { driver: "preallocate", file: "disk.raw" },
+    },
+    { resize: true },
+    [100, 101, 103, 201, 203],
+  ],
+];
+
+/** The same source with its file in a folder. */
+function within(dir: TempDir, source: unknown): unknown {
+  if (typeof source === "string") {
+    return /\.(raw|qcow2)$/.test(source) ? dir.file(source) : source;
+  }
+  if (typeof source !== "object" || source === null) return source;
+  return Object.fromEntries(
+    Object.entries(source).map(([name, value]) => [name, within(dir, value)]),
+  );
+}
+
+Deno.test({
+  name: "locks are QEMU's bytes, for all that is done to an image",
+  ignore,
+  async fn(t) {
+    await using dir = await images();
+    for (const [name, source, options, expected] of LOCKS) {
+      await t.step(name, async () => {
+        const path = dir.file(
+          JSON.stringify(source).match(/\w+\.(raw|qcow2)/)![0],
+        );
+        {
+          await using _image = await openImage(
+            within(dir, source) as Source,
+            options,
+          );
+          assertEquals(lockedBytes(path), expected);
+        }
+        assertEquals(lockedBytes(path), []);
+      });
+    }
+  },
+});
+
+/** What opening fails with while the image is in use. */
+const IN_USE: [string, OpenOptions, OpenOptions, string | undefined][] = [
+  ["read twice", { readOnly: true }, { readOnly: true }, undefined],
+  ["read, then written", { readOnly: true }, {}, 'Failed to get "write" lock'],
+  ["written twice", {}, {}, 'Failed to get "write" lock'],
+  [
+    "written, then read",
+    {},
+    { readOnly: true },
+    'Failed to get shared "write" lock',
+  ],
+  [
+    "written, then described",
+    {},
+    { readOnly: true, purpose: "info" },
+    'Failed to get shared "write" lock',
+  ],
+  [
+    "written, then read by force",
+    {},
+    { readOnly: true, forceShare: true },
+    undefined,
+  ],
+];
+
+Deno.test({
+  name: "two parts of one process keep off each other's images",
+  ignore,
+  async fn(t) {
+    await using dir = await images();
+    const path = dir.file("base.qcow2");
+    for (const [name, first, second, refusal] of IN_USE) {
+      await t.step(name, async () => {
+        await using _user = await openImage(path, first);
+        if (refusal === undefined) {
+          return await (await openImage(path, second)).close();
+        }
+        const error = await assertRejects(
+          () => openImage(path, second),
+          BlockError,
+        );
+        assertEquals(error.code, "EAGAIN");
+        assertEquals(error.message, `Could not open '${path}': ${refusal}`);
+        assertEquals(
+          error.hint,
+          `Is another process using the image [${path}]?`,
+        );
+        // What the refused one locked is let go of.
+        const { readOnly } = first;
+        assertEquals(lockedBytes(path).includes(101), !readOnly);
+      });
+    }
+  },
+});
+
+Deno.test({
+  name: "a chain locks all of its images, and says which one is in use",
+  ignore,
+  async fn() {
+    await using dir = await images();
+    const [base, top] = [dir.file("base.qcow2"), dir.file("top.qcow2")];
+    {
+      await using _user = await openImage(base);
+      const error = await assertRejects(() => openImage(top), BlockError);
+      assertEquals(
+        error.message,
+        `Could not open '${top}': Could not open backing file: ` +
+          'Failed to get shared "write" lock',
+      );
+      const options = { readOnly: true, forceShare: true };
+      await (await openImage(top, options)).close();
+    }
+    {
+      await using _user = await openImage(top);
+      assertEquals(lockedBytes(top), [100, 101, 103, 201, 203]);
+      assertEquals(lockedBytes(base), [100, 201, 203]);
+      await (await openImage(base, { readOnly: true })).close();
+      await assertRejects(() => openImage(base), BlockError, '"write" lock');
+    }
+    // A backing file that is to be written to is locked for that.
+    const file = { driver: "qcow2", file: base, "read-only": "off" };
+    await using image = await openImage({
+      driver: "qcow2",
+      file: top,
+      backing: file,
+    });
+    assertEquals(image.node.children.backing?.readOnly, false);
+    assertEquals(lockedBytes(base), [100, 101, 103, 201, 203]);
+  },
+});
+
+Deno.test({
+  name: "a resize locks what it needs, and a refused one nothing",
+  ignore,
+  async fn() {
+    await using dir = await images();
+    const path = dir.file("disk.raw");
+    const source = { driver: "raw", file: path };
+    await using image = await openImage(source);
+    {
+      await using _part = await openImage({ ...source, offset: 512 });
+      await assertRejects(
+        () => image.resize(2 * MIB),
+        BlockError,
+        'Failed to get "resize" lock',
+      );
+      assertEquals(lockedBytes(path), [100, 101, 203]);
+    }
+    await image.resize(2 * MIB);
+    assertEquals(lockedBytes(path), [100, 101, 103]);
+  },
+});
+
+Deno.test({
+  name: "making an image does not empty a file that is in use",
+  ignore,
+  async fn() {
+    await using dir = await images();
+    const path = dir.file("base.qcow2");
+    const before = await Deno.readFile(path);
+    {
+      await using _user = await openImage(path, { readOnly: true });
+      const error = await assertRejects(
+        () => createImage("qcow2", path, { size: MIB }),
+        BlockError,
+        'Failed to get "write" lock',
+      );
+      assertEquals(
+        error.hint,
+        `Is another process using the image [${path}]?`,
+      );
+    }
+    assertEquals(await Deno.readFile(path), before);
+    await createImage("raw", path, { size: 5 * 512 });
+    assertEquals(Deno.statSync(path).size, 5 * 512);
+  },
+});
+
+Deno.test("force-share is for readers", async () => {
+  await using dir = await images();
+  const message = "force-share=on can only be used with read-only images";
+  for (const file of ["base.qcow2", "disk.raw"]) {
+    const path = dir.file(file);
+    for (
+      const open of [
+        () => openImage(path, { forceShare: true }),
+        () => openImage({ filename: path, "force-share": "on" }),
+        () => openProtocol({ filename: path, "force-share": true }),
+      ]
+    ) await assertRejects(open, BlockError, message);
+  }
+  await assertRejects(
+    () => openImage({ filename: dir.file("disk.raw"), "force-share": 5 }),
+    BlockError,
+    "Parameter 'force-share' expects 'on' or 'off'",
+  );
+  const file = { filename: dir.file("disk.raw"), locking: "maybe" };
+  await assertRejects(
+    () => openImage({ driver: "raw", file }),
+    BlockError,
+    "invalid parameter value: maybe",
+  );
+});
+
+Deno.test({
+  name: "where a file system has no locks, that is said once",
+  ignore,
+  fn() {
+    const needs = { needs: ACCESS.WRITE, shares: ALL_ACCESS };
+    const reasons: string[] = [];
+    const file = {
+      filename: "disk.raw",
+      descriptor: 1_000_000,
+      unlocked: (why: string) => reasons.push(why),
+    };
+    const lock = new FileLock({ ...file, locking: "auto" });
+    assertEquals(lock.set(needs), false);
+    assertEquals(lock.set({ ...needs, needs: ALL_ACCESS }), false);
+    assertEquals(reasons, ["Bad file descriptor"]);
+    const demanded = new FileLock({ ...file, locking: "on" });
+    assertThrows(
+      () => demanded.set(needs),
+      BlockError,
+      "Failed to lock byte 101: Bad file descriptor",
+    );
+  },
+});
+
+Deno.test("without FFI the user is told, and QEMU's stand-ins are silent", async () => {
+  await using dir = await images();
+  const bdrv = BDRV.map((word) =>
+    word === "--allow-all" ? `--allow-read --allow-write=${dir.path}` : word
+  ).join(" ").split(" ");
+  const args = ["convert", "-O", "qcow2", dir.file("disk.raw")];
+  const target = dir.file("new.qcow2");
+  const ours = await run([...bdrv, ...args, target]);
+  assertEquals(
+    ours.stderr,
+    `bdrv: warning: '${target}' cannot be locked: ` +
+      "that needs Linux and --allow-ffi\n",
+  );
+  const standIn = await run([...bdrv, "qemu-img", ...args, target]);
+  assertEquals([standIn.stderr, standIn.code, ours.code], ["", 0, 0]);
+  // Who asks for locks is told in any case; who only reads is not.
+  const locking = `driver=raw,file.filename=${dir.file("disk.raw")},` +
+    "file.locking=";
+  for (const [mode, isTold] of [["on", true], ["auto", false]] as const) {
+    const { stderr } = await run([
+      ...bdrv,
+      "qemu-img",
+      "map",
+      "--image-opts",
+      locking + mode,
+    ]);
+    assertEquals(stderr.includes("cannot be locked"), isTold);
+  }
+});
