@@ -29,8 +29,13 @@ export { type CacheMode, type OpenOptions } from "./core/open.ts";
 export { bench, type BenchOptions } from "./core/jobs/bench.ts";
 export * from "./core/jobs/commit.ts";
 export * from "./core/jobs/compare.ts";
-export * from "./core/jobs/convert.ts";
+export { convert, type ConvertOptions } from "./core/jobs/convert.ts";
+export {
+  convertStream,
+  type ConvertStreamOptions,
+} from "./core/jobs/convert_stream.ts";
 export { measure } from "./core/jobs/measure.ts";
+export { streamImage, type StreamImageOptions } from "./core/jobs/stream.ts";
 export * from "./core/jobs/rebase.ts";
 export {
   type OptionSpec,
@@ -39,6 +44,12 @@ export {
   parseKeyValueList,
   parseSize,
 } from "./core/options.ts";
+export {
+  ACCESS,
+  ALL_ACCESS,
+  type Claimant,
+  type Permissions,
+} from "./core/permissions.ts";
 export {
   findDriver,
   getDriver,

@@ -4,6 +4,7 @@
  * @module
  */
 import { SECTOR_SIZE } from "../core/bytes.ts";
+import type { OptionValues } from "../core/options.ts";
 import {
   FORCE_SHARE,
   HELP,
@@ -57,11 +58,11 @@ export const CONVERT_OPTIONS: readonly OptionSpec[] = [
   },
   {
     short: "b",
+    alias: "B",
     long: "backing",
     argument: "FILE",
     help: "backing file of TARGET; copy only what differs from it",
   },
-  { short: "B", argument: "FILE", help: "the same" },
   {
     short: "F",
     long: "backing-format",
@@ -152,7 +153,7 @@ export function parseConvert(invocation: Invocation): ConvertWish {
     if (option === "f") wish.format = argument;
     else if (option === "O") wish.outputFormat = argument;
     else if (option === "o") wish.options.add(argument);
-    else if (option === "B" || option === "b") wish.backingFile = argument;
+    else if (option === "b") wish.backingFile = argument;
     else if (option === "F") wish.backingFormat = argument;
     else if (option === "l") wish.snapshot = argument;
     else if (option === "c") wish.compressed = true;
@@ -200,6 +201,83 @@ function findMistake(wish: ConvertWish): string | undefined {
   } else if (wish.targetIsZero) {
     return "--target-is-zero requires use of -n flag";
   }
+}
+
+/** Refuse what a backing file of the target makes impossible. */
+export function checkBacking(
+  wish: ConvertWish,
+  hasBacking: boolean,
+  sources: number,
+): void {
+  if (!hasBacking) return;
+  if (wish.targetIsZero) {
+    throw new CommandError(
+      "Cannot use --target-is-zero when the destination image has a backing " +
+        "file",
+    );
+  }
+  if (sources > 1) {
+    throw new CommandError(
+      "Having a backing file for the target makes no sense when " +
+        "concatenating multiple input images",
+    );
+  }
+}
+
+/** Refuse what the options of a new image make impossible. */
+export function checkCreation(wish: ConvertWish, values: OptionValues): void {
+  if (values.backing_file !== undefined && values.backing_fmt === undefined) {
+    throw new CommandError(
+      "Use of backing file requires explicit backing format",
+    );
+  }
+  if (!wish.compressed) return;
+  if (values.encryption || values["encrypt.format"]) {
+    throw new CommandError(
+      "Compression and encryption not supported at the same time",
+    );
+  }
+  if ((values.preallocation ?? "off") !== "off") {
+    throw new CommandError(
+      "Compression and preallocation not supported at the same time",
+    );
+  }
+}
+
+/** Which ends of a conversion are standard input and standard output. */
+export interface Pipes {
+  /** Whether a source is a pipe, of which nothing is known beforehand. */
+  readonly fromPipe: boolean;
+  /** Whether the target is standard output. */
+  readonly toOutput: boolean;
+  /** The names of all sources. */
+  readonly sources: readonly string[];
+}
+
+/** Refuse what cannot be done with pipes: nothing there is gone back to. */
+export function checkPipes(
+  wish: ConvertWish,
+  { fromPipe, toOutput, sources }: Pipes,
+): void {
+  const refuse = (what: string, stream: "input" | "output") => {
+    throw new CommandError(`${what} with standard ${stream}`);
+  };
+  if (toOutput) {
+    if (wish.compressed) refuse("-c cannot be used", "output");
+    if (wish.skipCreate) refuse("-n cannot be used", "output");
+    if (wish.bitmaps) refuse("--bitmaps cannot be used", "output");
+  }
+  if (!fromPipe) return;
+  if (toOutput) {
+    throw new CommandError(
+      "Cannot convert a pipe to standard output: the source is gone through " +
+        "twice, once to see what it holds",
+    );
+  }
+  if (sources.length > 1) refuse("Images cannot be concatenated", "input");
+  if (wish.snapshot !== undefined) refuse("-l cannot be used", "input");
+  if (wish.bitmaps) refuse("--bitmaps cannot be used", "input");
+  if (wish.salvage) refuse("--salvage cannot be used", "input");
 }
 
 function parseSparseSize(text: string): number {

@@ -9,7 +9,7 @@
  */
 import type { IoVector } from "./bytes.ts";
 import type { OptionTable, OptionValues } from "./options.ts";
-import type { Parent, Permissions } from "./permissions.ts";
+import type { Claimant, Permissions } from "./permissions.ts";
 
 /**
  * Where a driver stands in a stack. A `protocol` reaches bytes by itself, a
@@ -74,12 +74,22 @@ export interface BlockDriver {
   childPermissions?(
     name: string,
     own: Permissions,
-    parent: Parent,
+    parent: Claimant,
   ): Permissions;
   /** Open a node. */
   open(options: OptionValues, context: OpenContext): Promise<BlockNode>;
   /** Make a new image. `options` were parsed by `createOptions`. */
   create?(options: OptionValues, context: CreateContext): Promise<void>;
+  /**
+   * Make a new image front to back, for where one cannot seek.
+   *
+   * @param options As for `create`; `size` is that of `source`.
+   * @returns its bytes. Each part is valid until the next is asked for.
+   */
+  stream?(
+    options: OptionValues,
+    source: StreamSource,
+  ): AsyncIterable<Uint8Array>;
   /**
    * Tell how large the file of a new image would become.
    *
@@ -88,6 +98,26 @@ export interface BlockDriver {
    * @param source The disk that the image is to hold.
    */
   measure?(options: OptionValues, source?: BlockNode): Promise<Measurement>;
+}
+
+/** A disk that a new image is to hold, for who writes it front to back. */
+export interface StreamSource {
+  /** Bytes, a multiple of 512. */
+  readonly size: number;
+  /** All of it, in order; may be asked for more than once. */
+  extents(): AsyncIterable<StreamExtent>;
+  /** Fill `bytes` from `offset` on. */
+  read(offset: number, bytes: Uint8Array): Promise<void>;
+}
+
+/** What a range of a disk holds: `unallocated` is left to the backing file. */
+export interface StreamExtent {
+  /** Bytes from the start of the disk. */
+  readonly offset: number;
+  /** Bytes. */
+  readonly length: number;
+  /** What it holds. */
+  readonly kind: "data" | "zero" | "unallocated";
 }
 
 /** How large the file of a new image would become, in bytes. */

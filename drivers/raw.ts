@@ -93,6 +93,24 @@ export const rawDriver: BlockDriver = {
     );
   },
 
+  async *stream({ preallocation = "off" }, source) {
+    if (preallocation !== "off") {
+      throw new BlockError(
+        "ENOTSUP",
+        "Preallocation is not possible in a stream",
+      );
+    }
+    const bytes = allocate(STREAM_SIZE);
+    for await (const { offset, length, kind } of source.extents()) {
+      if (kind !== "data") bytes.fill(0);
+      for (let done = 0; done < length; done += STREAM_SIZE) {
+        const part = bytes.subarray(0, Math.min(STREAM_SIZE, length - done));
+        if (kind === "data") await source.read(offset + done, part);
+        yield part;
+      }
+    }
+  },
+
   // deno-lint-ignore require-await -- the interface is asynchronous
   async measure({ size = 0 }, source) {
     const bytes = source?.size ?? roundUp(size as number, SECTOR_SIZE);
@@ -100,6 +118,9 @@ export const rawDriver: BlockDriver = {
     return { required: bytes, fullyAllocated: bytes };
   },
 };
+
+/** Bytes of a stream that are read at once. */
+const STREAM_SIZE = 1024 * 1024;
 
 interface RawOptions {
   readonly offset: number;

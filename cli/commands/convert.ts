@@ -1,7 +1,7 @@
 /** `convert`: copy images into a new one. @module */
 import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { createImage } from "../../core/create.ts";
-import type { BlockNode } from "../../core/driver.ts";
+import type { BlockNode, WriteFlags } from "../../core/driver.ts";
 import { asBlockError } from "../../core/errors.ts";
 import { convert, type ConvertOptions } from "../../core/jobs/convert.ts";
 import { nestOptions, type OptionValues } from "../../core/options.ts";
@@ -12,6 +12,9 @@ import {
 } from "../bitmaps.ts";
 import type { Command } from "../command.ts";
 import {
+  checkBacking,
+  checkCreation,
+  checkPipes,
   CONVERT_OPTIONS,
   type ConvertWish,
   parseConvert,
@@ -24,7 +27,7 @@ import { showSnapshot } from "../snapshots.ts";
 import { Target } from "../target.ts";
 import { addBackingOptions } from "./create.ts";
 
-/** What a name is that stands for standard input or standard output. */
+/** The name that stands for standard input or standard output. */
 const STANDARD = "-";
 
 /** The command. */
@@ -32,8 +35,8 @@ export const command: Command = {
   summary: "Copy images, one after the other, into a new one",
   operands: "FILE… TARGET",
   options: CONVERT_OPTIONS,
-  notes: "FILE may be - for standard input (raw data), TARGET may be - for\n" +
-    "standard output.",
+  notes: "TARGET may be - for standard output. FILE may be - for standard\n" +
+    "input: raw data, if that is a pipe.",
 
   async run(invocation) {
     const { program } = invocation;
@@ -50,89 +53,173 @@ export const command: Command = {
     if (target === undefined) {
       throw new CommandError("Must specify image file name");
     }
-    await new Conversion(program, wish, sources, target).run();
-    return 0;
+    const cache = cacheMode(wish.sourceCache, "source cache option");
+    const toOutput = target === STANDARD && !wish.targetImageOpts;
+    const progress = new Progress(
+      program,
+      wish.progress && !wish.quiet,
+      1,
+      toOutput,
+    );
+    try {
+      const conversion = new Conversion(program, wish, target, progress);
+      if (sources.includes(STANDARD) && !wish.imageOpts) {
+        const { inputFile } = await import("../standard_streams.ts");
+        const file = inputFile();
+        if (file === undefined) {
+          checkPipes(wish, { fromPipe: true, toOutput, sources });
+          return await conversion.fromPipe();
+        }
+        sources.splice(
+          0,
+          Infinity,
+          ...sources.map((name) => name === STANDARD ? file : name),
+        );
+      }
+      const nodes: BlockNode[] = [];
+      return await usingNodes(nodes, async () => {
+        for (const source of sources) {
+          const { format, imageOpts, forceShare } = wish;
+          const facts = { format, imageOpts, forceShare, share: false, cache };
+          nodes.push(await openImageArgument(program, source, facts));
+        }
+        await selectSnapshot(wish, nodes);
+        if (!toOutput) return await conversion.fromNodes(nodes);
+        checkPipes(wish, { fromPipe: false, toOutput, sources });
+        return await conversion.toOutput(nodes);
+      });
+    } finally {
+      progress.end();
+    }
   },
 };
+
+async function selectSnapshot(
+  { snapshot }: ConvertWish,
+  nodes: readonly BlockNode[],
+): Promise<void> {
+  if (snapshot === undefined) return;
+  if (nodes.length > 1 && !snapshot.startsWith("snapshot.")) {
+    throw new CommandError("No support for concatenating multiple snapshot");
+  }
+  await showSnapshot(nodes[0], snapshot);
+}
+
+function sizeOf(sources: readonly BlockNode[]): number {
+  return sources.reduce(
+    (sum, { size }) => sum + roundUp(size, SECTOR_SIZE),
+    0,
+  );
+}
+
+/** What is known of a target. */
+interface TargetFacts {
+  /** Whether it is known to read as zeroes. */
+  readonly targetIsZero: boolean;
+  /** Whether nothing in it hides its backing file yet. */
+  readonly targetIsNew: boolean;
+  /** Wishes that go with each write. */
+  readonly flags?: WriteFlags;
+}
 
 /** One call of the command. */
 class Conversion {
   readonly #program: Program;
   readonly #wish: ConvertWish;
-  readonly #sources: readonly string[];
   readonly #target: string;
+  readonly #progress: Progress;
 
   constructor(
     program: Program,
     wish: ConvertWish,
-    sources: readonly string[],
     target: string,
+    progress: Progress,
   ) {
     this.#program = program;
     this.#wish = wish;
-    this.#sources = sources;
     this.#target = target;
+    this.#progress = progress;
   }
 
-  async run(): Promise<void> {
+  /** Convert opened images. */
+  async fromNodes(sources: readonly BlockNode[]): Promise<number> {
     const wish = this.#wish;
-    const cache = cacheMode(wish.sourceCache, "source cache option");
-    const nodes: BlockNode[] = [];
-    const progress = new Progress(
-      this.#program,
-      wish.progress && !wish.quiet,
-      1,
-    );
-    try {
-      await usingNodes(nodes, async () => {
-        for (const source of this.#sources) {
-          nodes.push(
-            await openImageArgument(this.#program, source, {
-              format: wish.format,
-              imageOpts: wish.imageOpts,
-              forceShare: wish.forceShare,
-              share: false,
-              cache,
-            }),
-          );
-        }
-        await this.#selectSnapshot(nodes);
-        await this.#convert(nodes, progress);
-        progress.complete();
-      });
-    } finally {
-      progress.end();
-    }
-  }
-
-  async #selectSnapshot(nodes: readonly BlockNode[]): Promise<void> {
-    const { snapshot } = this.#wish;
-    if (snapshot === undefined) return;
-    if (nodes.length > 1 && !snapshot.startsWith("snapshot.")) {
-      throw new CommandError(
-        "No support for concatenating multiple snapshot",
-      );
-    }
-    await showSnapshot(nodes[0], snapshot);
-  }
-
-  /** Make the target, unless it is there, and copy the sources into it. */
-  async #convert(
-    sources: readonly BlockNode[],
-    progress: Progress,
-  ): Promise<void> {
-    const wish = this.#wish;
-    const size = sources.reduce(
-      (sum, { size }) => sum + roundUp(size, SECTOR_SIZE),
-      0,
-    );
-    const created = wish.skipCreate ? undefined : this.#createValues(size);
+    const created = wish.skipCreate
+      ? undefined
+      : this.#createValues(sizeOf(sources));
     const backing = created?.backing_file ?? wish.backingFile;
     checkBacking(wish, backing !== undefined, sources.length);
     if (created) checkCreation(wish, created);
     if (wish.bitmaps) {
       await checkSourceBitmaps(wish.skipBrokenBitmaps, sources);
     }
+    await this.#withTarget(created, async (node, facts) => {
+      if (wish.bitmaps) await refuseBitmaps(sources[0], node);
+      await convert(sources, node, {
+        ...this.#options,
+        ...facts,
+        onlyDifferences: backing !== undefined,
+        progress: (done, total) => this.#progress.update(done, total),
+      });
+      if (wish.bitmaps) await warnOfSkippedBitmaps(this.#program, sources[0]);
+    });
+    this.#progress.complete();
+    return 0;
+  }
+
+  /** Convert opened images to standard output. */
+  async toOutput(sources: readonly BlockNode[]): Promise<number> {
+    const { imageChunks } = await import("../../core/jobs/stream.ts");
+    const { checkOutput, writeOutput } = await import("../standard_streams.ts");
+    const { size: _, ...create } = this.#createValues(sizeOf(sources));
+    checkBacking(
+      this.#wish,
+      create.backing_file !== undefined,
+      sources.length,
+    );
+    checkCreation(this.#wish, create);
+    checkOutput();
+    const { sparseSize, ...options } = this.#options;
+    await writeOutput(imageChunks(this.#wish.targetFormat, sources, {
+      ...options,
+      create,
+      fill: sparseSize === 0,
+      onlyDifferences: create.backing_file !== undefined,
+      progress: (done, total) => this.#progress.update(done, total),
+    }));
+    this.#progress.complete();
+    return 0;
+  }
+
+  /** Convert what comes from standard input. */
+  async fromPipe(): Promise<number> {
+    const { convertStream } = await import("../../core/jobs/convert_stream.ts");
+    const { readInput } = await import("../standard_streams.ts");
+    const wish = this.#wish;
+    const created = wish.skipCreate ? undefined : this.#createValues(0);
+    checkBacking(wish, created?.backing_file !== undefined, 1);
+    if (created) checkCreation(wish, created);
+    if ((created?.preallocation ?? "off") !== "off") {
+      throw new CommandError("Preallocation needs a size that is known before");
+    }
+    const input = readInput(wish.format);
+    // What is wrong with it costs no file.
+    const first = await input.next();
+    await this.#withTarget(created, async (node, facts) => {
+      const all = prepended(first, input);
+      const resize = created !== undefined;
+      await convertStream(all, node, { ...this.#options, ...facts, resize });
+    });
+    this.#progress.complete();
+    return 0;
+  }
+
+  /** Make the target, unless it is there, and have it filled. */
+  async #withTarget(
+    created: OptionValues | undefined,
+    fill: (node: BlockNode, facts: TargetFacts) => Promise<void>,
+  ): Promise<void> {
+    const wish = this.#wish;
     const cache = cacheMode(wish.targetCache, "cache option");
     using target = new Target(this.#program, this.#target);
     if (created) await this.#make(target, created);
@@ -147,26 +234,22 @@ class Conversion {
       options: created && keyOptions(created),
     });
     await usingNodes([node], async () => {
-      if (wish.bitmaps) await refuseBitmaps(sources[0], node);
-      await convert(sources, node, {
-        ...this.#options(),
+      const isFresh = created !== undefined &&
+        created.backing_file === undefined;
+      await fill(node, {
         targetIsZero: wish.targetIsZero ||
-          (created !== undefined && backing === undefined &&
-            readsAsZero(target, node, created)),
+          (isFresh && readsAsZero(target, node, created)),
         targetIsNew: created !== undefined,
-        onlyDifferences: backing !== undefined,
         ...((cache === "writethrough" || cache === "directsync") &&
           { flags: { fua: true } }),
-        progress: (done, total) => progress.update(done, total),
       });
-      if (wish.bitmaps) await warnOfSkippedBitmaps(this.#program, sources[0]);
       await node.flush?.();
     });
     target.complete();
   }
 
   /** What the user says of how to copy. */
-  #options(): ConvertOptions {
+  get #options(): ConvertOptions {
     const { parallel, sparseSize, compressed, outOfOrder } = this.#wish;
     const { salvage, rateLimit, copyOffload, quiet } = this.#wish;
     return {
@@ -206,51 +289,20 @@ class Conversion {
   }
 }
 
+async function* prepended<T>(
+  first: IteratorResult<T, void>,
+  rest: AsyncIterable<T>,
+): AsyncGenerator<T> {
+  if (first.done) return;
+  yield first.value;
+  yield* rest;
+}
+
 /** What of a new image's options tells its keys: it takes them to open it. */
 function keyOptions(created: OptionValues): OptionValues | undefined {
   const keys = Object.entries(created)
     .filter(([name]) => name.endsWith("key-secret"));
   return keys.length ? nestOptions(Object.fromEntries(keys)) : undefined;
-}
-
-function checkBacking(
-  wish: ConvertWish,
-  hasBacking: boolean,
-  sources: number,
-): void {
-  if (!hasBacking) return;
-  if (wish.targetIsZero) {
-    throw new CommandError(
-      "Cannot use --target-is-zero when the destination image has a backing " +
-        "file",
-    );
-  }
-  if (sources > 1) {
-    throw new CommandError(
-      "Having a backing file for the target makes no sense when " +
-        "concatenating multiple input images",
-    );
-  }
-}
-
-/** Refuse what the options of a new image make impossible. */
-function checkCreation(wish: ConvertWish, values: OptionValues): void {
-  if (values.backing_file !== undefined && values.backing_fmt === undefined) {
-    throw new CommandError(
-      "Use of backing file requires explicit backing format",
-    );
-  }
-  if (!wish.compressed) return;
-  if (values.encryption || values["encrypt.format"]) {
-    throw new CommandError(
-      "Compression and encryption not supported at the same time",
-    );
-  }
-  if ((values.preallocation ?? "off") !== "off") {
-    throw new CommandError(
-      "Compression and preallocation not supported at the same time",
-    );
-  }
 }
 
 /** Whether an image that was just made, without backing, is zero all over. */

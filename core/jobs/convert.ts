@@ -9,6 +9,7 @@ import { BlockError } from "../errors.ts";
 import { backingOf } from "../extents.ts";
 import { Concatenation } from "./concatenation.ts";
 import { copy } from "./copy.ts";
+import type { CopyTargetOptions } from "./copy_target.ts";
 import type { ZeroRunOptions } from "./zero_runs.ts";
 
 /** How to convert. */
@@ -97,34 +98,53 @@ export async function convert(
   if (source.size > target.size) {
     throw new BlockError("EINVAL", "output file is smaller than input file");
   }
-  if (options.compressed && !target.writeCompressed) {
+  const { onlyDifferences = false } = options;
+  const targetBacking = onlyDifferences && options.targetIsNew
+    ? backingOf(target)
+    : undefined;
+  await copy(source, target, {
+    ...options,
+    ...await copyTargetOptions(target, options),
+    base: onlyDifferences ? backingOf(sources[0]) : undefined,
+    backingEnd: targetBacking?.size,
+  });
+}
+
+/**
+ * How to write to `target` what is converted.
+ *
+ * @throws {BlockError} ENOTSUP if it cannot store compressed clusters.
+ */
+export async function copyTargetOptions(
+  target: BlockNode,
+  options: ConvertOptions,
+): Promise<CopyTargetOptions> {
+  const { sparseSize = 4096, targetIsZero, flags } = options;
+  return {
+    zeroes: sparseSize === 0 ? "fill" : zeroRuns(sparseSize, target),
+    targetIsZero: targetIsZero && sparseSize > 0,
+    flags,
+    ...(options.compressed && {
+      compression: {
+        clusterSize: await compressedClusterSize(target),
+        level: options.compressionLevel,
+      },
+    }),
+  };
+}
+
+async function compressedClusterSize(target: BlockNode): Promise<number> {
+  if (!target.writeCompressed) {
     throw new BlockError(
       "ENOTSUP",
       "Compression not supported for this file format",
     );
   }
   const { clusterSize = 0 } = await target.info?.() ?? {};
-  if (options.compressed && clusterSize < SECTOR_SIZE) {
+  if (clusterSize < SECTOR_SIZE) {
     throw new BlockError("EINVAL", "invalid cluster size");
   }
-  const {
-    sparseSize = 4096,
-    onlyDifferences = false,
-    compressed = false,
-    ...others
-  } = options;
-  const targetBacking = onlyDifferences && options.targetIsNew
-    ? backingOf(target)
-    : undefined;
-  await copy(source, target, {
-    ...others,
-    zeroes: sparseSize === 0 ? "fill" : zeroRuns(sparseSize, target),
-    base: onlyDifferences ? backingOf(sources[0]) : undefined,
-    backingEnd: targetBacking?.size,
-    compression: compressed
-      ? { clusterSize, level: options.compressionLevel }
-      : undefined,
-  });
+  return clusterSize;
 }
 
 /** Which zeroes among data are not written, for `sparseSize`. */

@@ -31,7 +31,7 @@ import { preallocate } from "./resize.ts";
 import { Qcow2State, QUIET } from "./state.ts";
 
 /** Valid options, with names and units of ours. */
-interface Plan {
+export interface Plan {
   header: Header;
   size: number;
   preallocation: Preallocation;
@@ -112,7 +112,8 @@ export function estimateFileSize(
   return (fixed + refcounts) * clusterSize;
 }
 
-function planImage(options: OptionValues): Plan {
+/** Check the options of a new image, and tell what its header will be. */
+export function planImage(options: OptionValues): Plan {
   const invalid = (message: string, hint?: string) =>
     new BlockError("EINVAL", message, { hint });
   if (options.size === undefined) {

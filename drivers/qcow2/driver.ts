@@ -77,6 +77,9 @@ export const qcow2Driver: BlockDriver = {
   // Loaded when they are used: every start would pay for them.
   create: async (options, context) =>
     (await import("./create.ts")).create(options, context),
+  async *stream(options, source) {
+    yield* (await import("./stream.ts")).streamImage(options, source);
+  },
   measure: async (options, source) =>
     (await import("./measure.ts")).measure(options, source),
 };

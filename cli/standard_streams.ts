@@ -1,0 +1,117 @@
+/**
+ * Images on standard input and standard output.
+ *
+ * @module
+ */
+import { codeOfErrno, strerror } from "../core/errors.ts";
+import { PROBE_LENGTH, probeFormat } from "../core/registry.ts";
+import { CommandError } from "./program.ts";
+
+/** Linux's number for a pipe whose reader has gone. */
+const EPIPE = 32;
+
+/**
+ * The name of the file that is standard input; `undefined` if it is a pipe, or
+ * if part of it was read, so that it must be read from there.
+ */
+export function inputFile(): string | undefined {
+  try {
+    const { isFile } = Deno.statSync("/dev/stdin");
+    const facts = Deno.readTextFileSync("/proc/self/fdinfo/0");
+    return isFile && /^pos:\s*0$/m.test(facts) ? "/dev/stdin" : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/**
+ * The bytes of standard input, which are those of a raw disk.
+ *
+ * @param format The format that the user says it has; if none, what it begins
+ * with must not look like another one.
+ */
+export async function* readInput(
+  format: string | undefined,
+): AsyncGenerator<Uint8Array, void> {
+  if (format !== undefined && format !== "raw") throw cannotReadPipe(format);
+  if (Deno.stdin.isTerminal()) {
+    throw new CommandError("Standard input is a terminal: no image is there");
+  }
+  const chunks = inputChunks();
+  let head = new Uint8Array();
+  if (format === undefined) {
+    while (head.length < PROBE_LENGTH) {
+      const { value, done } = await chunks.next();
+      if (done) break;
+      head = joined(head, value);
+    }
+    const probed = probeFormat(head.subarray(0, PROBE_LENGTH), "-");
+    if (probed.name !== "raw") throw cannotReadPipe(probed.name);
+  }
+  yield head;
+  yield* chunks;
+}
+
+function cannotReadPipe(format: string): CommandError {
+  return new CommandError(
+    `Cannot read an image of format '${format}' from a pipe, only raw data`,
+    { hint: "Use -f raw to copy its bytes as they are." },
+  );
+}
+
+function joined(a: Uint8Array, b: Uint8Array): Uint8Array<ArrayBuffer> {
+  const both = new Uint8Array(a.length + b.length);
+  both.set(a);
+  both.set(b, a.length);
+  return both;
+}
+
+async function* inputChunks(): AsyncGenerator<Uint8Array, void> {
+  try {
+    // Not synchronously: while that waits, no signal is heeded.
+    for await (const chunk of Deno.stdin.readable) yield chunk;
+  } catch (error) {
+    throw failed("reading from standard input", error);
+  }
+}
+
+/** Refuse to have an image shown to the user. */
+export function checkOutput(): void {
+  if (Deno.stdout.isTerminal()) {
+    throw new CommandError(
+      "Standard output is a terminal: an image is not shown there",
+    );
+  }
+}
+
+/** Write an image to standard output. */
+export async function writeOutput(
+  chunks: AsyncIterable<Uint8Array>,
+): Promise<void> {
+  for await (const chunk of chunks) {
+    try {
+      for (let at = 0; at < chunk.length;) {
+        at += await writeSome(chunk.subarray(at));
+      }
+    } catch (error) {
+      throw failed("writing to standard output", error);
+    }
+  }
+}
+
+/** Four times as fast synchronously; a pipe may be set up not to wait, though. */
+async function writeSome(bytes: Uint8Array): Promise<number> {
+  try {
+    return Deno.stdout.writeSync(bytes);
+  } catch (error) {
+    if (!(error instanceof Deno.errors.WouldBlock)) throw error;
+    return await Deno.stdout.write(bytes);
+  }
+}
+
+function failed(what: string, error: unknown): CommandError {
+  const { message } = error as Error;
+  const errno = Number(/\(os error (\d+)\)/.exec(message)?.[1]);
+  const why = errno === EPIPE ? "Broken pipe" : strerror(codeOfErrno(errno));
+  return new CommandError(`error while ${what}: ${why}`);
+}

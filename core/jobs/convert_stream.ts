@@ -1,0 +1,158 @@
+/**
+ * Copying a stream of bytes, whose length is found out at its end, into a disk.
+ *
+ * @module
+ */
+import { allocate, roundUp, SECTOR_SIZE } from "../bytes.ts";
+import type { BlockNode } from "../driver.ts";
+import { BlockError } from "../errors.ts";
+import { ThrottleGroup } from "../throttle_group.ts";
+import { type ConvertOptions, copyTargetOptions } from "./convert.ts";
+import { REQUEST_SIZE } from "./copy.ts";
+import { CopyTarget, type CopyTargetOptions } from "./copy_target.ts";
+import { Pace } from "./pace.ts";
+
+/** How to convert a stream. */
+export interface ConvertStreamOptions extends
+  Pick<
+    ConvertOptions,
+    | "sparseSize"
+    | "targetIsZero"
+    | "compressed"
+    | "compressionLevel"
+    | "rateLimit"
+    | "flags"
+    | "signal"
+  > {
+  /**
+   * Whether the target takes the size of the stream, rounded up to sectors.
+   * Default: false, the stream must fit into it.
+   */
+  resize?: boolean;
+}
+
+/** A target that grows does so by its own size, but by no more and no less. */
+const [LEAST_GROWTH, MOST_GROWTH] = [16 * 1024 ** 2, 1024 ** 3];
+
+/**
+ * Copy the bytes of a raw disk, as they come, into `target`. Zeroes among them
+ * are left out as by `convert`.
+ *
+ * @returns how many there were.
+ * @throws {BlockError} the error of the first write that failed; EINVAL if the
+ * target is too small; and whatever the stream throws.
+ *
+ * @example An upload, stored as qcow2
+ * ```ts
+ * import {
+ *   convertStream,
+ *   createImage,
+ *   MemoryStore,
+ *   openImage,
+ * } from "@bdrv/bdrv";
+ *
+ * const upload = new Response("all bytes of a disk").body!;
+ * const file = { driver: "memory", store: new MemoryStore() };
+ * await createImage("qcow2", file, { size: 0 });
+ * await using image = await openImage({ driver: "qcow2", file });
+ * await convertStream(upload, image.node, { resize: true, targetIsZero: true });
+ * console.log(image.size); // 512
+ * ```
+ */
+export async function convertStream(
+  stream: AsyncIterable<Uint8Array>,
+  target: BlockNode,
+  options: ConvertStreamOptions = {},
+): Promise<number> {
+  const filling = new Filling(
+    target,
+    options,
+    await copyTargetOptions(target, options),
+  );
+  for await (const bytes of stream) await filling.add(bytes);
+  return await filling.end();
+}
+
+class Filling {
+  readonly #target: BlockNode;
+  readonly #writer: CopyTarget;
+  readonly #resizes: boolean;
+  readonly #signal?: AbortSignal;
+  readonly #throttle?: ThrottleGroup;
+  readonly #pace: Pace;
+  /** Whole clusters, where they are compressed. */
+  readonly #buffer: Uint8Array;
+  #filled = 0;
+  /** Where on the disk the buffer begins. */
+  #position = 0;
+
+  constructor(
+    target: BlockNode,
+    { resize = false, rateLimit = 0, signal }: ConvertStreamOptions,
+    options: CopyTargetOptions,
+  ) {
+    this.#target = target;
+    this.#writer = new CopyTarget(target, options);
+    this.#resizes = resize;
+    this.#signal = signal;
+    if (rateLimit > 0) {
+      this.#throttle = new ThrottleGroup({
+        "bps-write": Math.min(rateLimit, 1e15),
+      });
+    }
+    this.#pace = new Pace(signal);
+    const { clusterSize = 0 } = options.compression ?? {};
+    this.#buffer = allocate(Math.max(REQUEST_SIZE, clusterSize));
+  }
+
+  async add(bytes: Uint8Array): Promise<void> {
+    for (let done = 0; done < bytes.length;) {
+      const take = Math.min(
+        this.#buffer.length - this.#filled,
+        bytes.length - done,
+      );
+      this.#buffer.set(bytes.subarray(done, done + take), this.#filled);
+      this.#filled += take;
+      done += take;
+      if (this.#filled === this.#buffer.length) await this.#write();
+    }
+  }
+
+  /** There is no more; answers how much there was. */
+  async end(): Promise<number> {
+    const length = this.#position + this.#filled;
+    const size = roundUp(length, SECTOR_SIZE);
+    // The last cluster goes up to the disk's end, which must be known first.
+    if (this.#resizes) await this.#target.truncate!(size);
+    const rest = size - this.#position;
+    this.#buffer.fill(0, this.#filled, rest);
+    this.#filled = rest;
+    await this.#write();
+    return length;
+  }
+
+  async #write(): Promise<void> {
+    if (this.#filled === 0) return;
+    if (this.#pace.isDue) await this.#pace.rest();
+    await this.#throttle?.admit("write", this.#filled, this.#signal);
+    await this.#reach(this.#position + this.#filled);
+    await this.#writer.write(
+      this.#position,
+      this.#buffer.subarray(0, this.#filled),
+    );
+    this.#position += this.#filled;
+    this.#filled = 0;
+  }
+
+  /** Have the disk end at `end` or later. */
+  async #reach(end: number): Promise<void> {
+    const { size } = this.#target;
+    if (end <= size) return;
+    if (!this.#resizes) {
+      throw new BlockError("EINVAL", "output file is smaller than input file");
+    }
+    // Each change of size costs a qcow2 image a new header.
+    const growth = Math.min(Math.max(size, LEAST_GROWTH), MOST_GROWTH);
+    await this.#target.truncate!(Math.max(end, size + growth));
+  }
+}

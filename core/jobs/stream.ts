@@ -1,0 +1,191 @@
+/**
+ * New images as streams, written front to back: for pipes and downloads, where
+ * nothing can be gone back to.
+ *
+ * @module
+ */
+import { allocate } from "../bytes.ts";
+import type { BlockNode, StreamExtent, StreamSource } from "../driver.ts";
+import { BlockError } from "../errors.ts";
+import { defaultOptions, type OptionValues, parseOptions } from "../options.ts";
+import { findDriver } from "../registry.ts";
+import { ThrottleGroup } from "../throttle_group.ts";
+import { backingOf } from "../extents.ts";
+import { Concatenation } from "./concatenation.ts";
+import { CopySource } from "./copy_source.ts";
+import { Pace } from "./pace.ts";
+
+/** How to make an image that is a stream. */
+export interface StreamImageOptions {
+  /** The format's create options; the size is that of the sources. */
+  create?: OptionValues;
+  /** Whether zeroes are stored as data as well. Default: false. */
+  fill?: boolean;
+  /**
+   * Store only what differs from the source's backing file, for an image with
+   * the same content in its own. One source only. Default: false.
+   */
+  onlyDifferences?: boolean;
+  /**
+   * Go on where a source cannot be read: such sectors become zeroes, and `warn`
+   * is told of each. Default: false.
+   */
+  salvage?: boolean;
+  /** Receives warnings. Default: they are dropped. */
+  warn?(message: string): void;
+  /** Most bytes a second; 0: no limit. Default: 0. */
+  rateLimit?: number;
+  /** Ends the stream with ECANCELED. */
+  signal?: AbortSignal;
+  /** Told how many bytes of data were read, of how many the sources hold. */
+  progress?(done: number, total: number): void;
+}
+
+/** Small parts are gathered up to this many bytes. */
+const CHUNK_SIZE = 256 * 1024;
+
+/**
+ * An image of `format` that holds `sources`, one after the other, as a stream:
+ * for a download, an upload, a pipe. It is made as it is read; nothing is kept
+ * but lists of what is allocated where. The sources are gone through twice, so
+ * they must not change in size meanwhile.
+ *
+ * @param format A registered format whose driver has `stream`: `qcow2`, `raw`.
+ * @throws {BlockError} through the stream: EINVAL for options that do not fit,
+ * ENOTSUP for what cannot be written front to back (compression, encryption,
+ * preallocation), and what reading the sources throws.
+ *
+ * @example A disk in memory, to be downloaded as qcow2
+ * ```ts
+ * import { MemoryStore, openImage, streamImage } from "@bdrv/bdrv";
+ *
+ * const file = { driver: "memory", store: new MemoryStore(1 << 20) };
+ * await using disk = await openImage({ driver: "raw", file });
+ * await disk.write(4096, new TextEncoder().encode("hello"));
+ * const stream = streamImage("qcow2", disk.node);
+ * const bytes = await new Response(stream).bytes();
+ * console.log(bytes.length); // 393216
+ * ```
+ */
+export function streamImage(
+  format: string,
+  sources: BlockNode | readonly BlockNode[],
+  options: StreamImageOptions = {},
+): ReadableStream<Uint8Array<ArrayBuffer>> {
+  const list = Array.isArray(sources) ? sources : [sources];
+  const chunks = imageChunks(format, list, options);
+  return new ReadableStream({
+    async pull(controller) {
+      const { value, done } = await chunks.next();
+      if (done) controller.close();
+      // The reader may keep it, while the next one takes its place here.
+      else controller.enqueue(value.slice());
+    },
+    async cancel() {
+      await chunks.return();
+    },
+  });
+}
+
+/** As {@linkcode streamImage}; each chunk is valid until the next is asked for. */
+export async function* imageChunks(
+  format: string,
+  sources: readonly BlockNode[],
+  options: StreamImageOptions = {},
+): AsyncGenerator<Uint8Array, void> {
+  const driver = findDriver(format);
+  if (!driver) {
+    throw new BlockError("EINVAL", `Unknown file format '${format}'`);
+  }
+  if (!driver.stream || !driver.createOptions) {
+    throw new BlockError(
+      "ENOTSUP",
+      `Format driver '${format}' does not support streams`,
+    );
+  }
+  const source = new Source(await Concatenation.of(sources), sources, options);
+  if (options.progress) await source.count();
+  const parsed = parseOptions(driver.createOptions, {
+    ...options.create,
+    size: source.size,
+  });
+  const values = { ...defaultOptions(driver.createOptions), ...parsed };
+  const { rateLimit = 0, signal } = options;
+  const throttle = rateLimit > 0
+    ? new ThrottleGroup({ "bps-write": Math.min(rateLimit, 1e15) })
+    : undefined;
+  for await (const chunk of gathered(driver.stream(values, source))) {
+    await throttle?.admit("write", chunk.length, signal);
+    yield chunk;
+  }
+}
+
+/** The same bytes in fewer parts: each costs its reader a system call. */
+async function* gathered(
+  parts: AsyncIterable<Uint8Array>,
+): AsyncGenerator<Uint8Array, void> {
+  const chunk = allocate(CHUNK_SIZE);
+  let filled = 0;
+  for await (const part of parts) {
+    if (filled + part.length > CHUNK_SIZE && filled > 0) {
+      yield chunk.subarray(0, filled);
+      filled = 0;
+    }
+    if (part.length > CHUNK_SIZE / 4 && filled === 0) {
+      yield part;
+    } else {
+      chunk.set(part, filled);
+      filled += part.length;
+    }
+  }
+  if (filled > 0) yield chunk.subarray(0, filled);
+}
+
+/** What drivers are given to read from. */
+class Source implements StreamSource {
+  readonly #copied: CopySource;
+  readonly #options: StreamImageOptions;
+  readonly #pace: Pace;
+  #read = 0;
+  #total = 0;
+
+  constructor(
+    whole: Concatenation,
+    sources: readonly BlockNode[],
+    options: StreamImageOptions,
+  ) {
+    const base = options.onlyDifferences ? backingOf(sources[0]) : undefined;
+    this.#copied = new CopySource(whole, { ...options, base });
+    this.#options = options;
+    this.#pace = new Pace(options.signal);
+  }
+
+  get size(): number {
+    return this.#copied.size;
+  }
+
+  /** Find out how much data there is. */
+  async count(): Promise<void> {
+    for await (const { kind, length } of this.extents()) {
+      if (kind === "data") this.#total += length;
+    }
+  }
+
+  async *extents(): AsyncGenerator<StreamExtent> {
+    for (let offset = 0; offset < this.size;) {
+      if (this.#pace.isDue) await this.#pace.rest();
+      const { kind, length } = await this.#copied.status(offset);
+      const isHole = kind === "unallocated" ||
+        (kind === "zero" && !this.#options.fill);
+      yield { offset, length, kind: isHole ? kind : "data" };
+      offset += length;
+    }
+  }
+
+  async read(offset: number, bytes: Uint8Array): Promise<void> {
+    if (this.#pace.isDue) await this.#pace.rest();
+    this.#read += bytes.length;
+    this.#options.progress?.(this.#read, Math.max(this.#read, this.#total));
+    await this.#copied.read(offset, bytes);
+  }
+}

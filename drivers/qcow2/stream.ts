@@ -1,0 +1,265 @@
+/**
+ * New images written front to back. What is allocated is found out first; from
+ * that follows where everything lies, so that the tables can go ahead of the
+ * data: header, refcount table, refcount blocks, L1 table, L2 tables, and the
+ * clusters in the order of the disk, none of them twice.
+ *
+ * @module
+ */
+import { allocate, divideUp } from "../../core/bytes.ts";
+import type { StreamSource } from "../../core/driver.ts";
+import { BlockError } from "../../core/errors.ts";
+import type { OptionValues } from "../../core/options.ts";
+import { planImage } from "./create.ts";
+import {
+  COPIED,
+  ENTRY_SIZE,
+  Geometry,
+  MAX_REFCOUNT_TABLE_BYTES,
+  viewOf,
+  writeUint64,
+  ZERO,
+} from "./format.ts";
+import type { Header } from "./header.ts";
+import { encodeHeader } from "./header_encoding.ts";
+import { writeRefcount } from "./refcount_layout.ts";
+
+/** Bytes read at once. */
+const READ_SIZE = 1024 * 1024;
+
+/** What becomes of a cluster of the disk. */
+type Kind = "none" | "data" | "zero";
+
+/** Clusters of one kind in a row. */
+interface Run {
+  readonly kind: Kind;
+  /** The first one, counted from the start of the disk. */
+  readonly start: number;
+  /** The first one that is no part of it. */
+  end: number;
+}
+
+/** The parts of the file, in clusters from its start. */
+interface Layout {
+  refcountTable: number;
+  refcountBlocks: number;
+  l1: number;
+  l2: number;
+  data: number;
+  end: number;
+}
+
+/** An image that holds what `source` holds. */
+export async function* streamImage(
+  options: OptionValues,
+  source: StreamSource,
+): AsyncGenerator<Uint8Array> {
+  const { header, size, preallocation } = planImage(options);
+  if (preallocation !== "off") throw impossible("Preallocation");
+  if (options.encryption || options["encrypt.format"]) {
+    throw impossible("Encryption");
+  }
+  const geometry = new Geometry(header.clusterBits, header.refcountOrder);
+  const runs = await findRuns(source, geometry, header);
+  const tables = tablesFor(runs, geometry);
+  const layout = plan(runs, tables, size, geometry);
+  yield* metadata(header, layout, tables, size, geometry);
+  yield* l2Tables(runs, tables, layout, geometry);
+  yield* data(runs, source, geometry);
+}
+
+function impossible(what: string): BlockError {
+  return new BlockError("ENOTSUP", `${what} is not possible in a stream`);
+}
+
+/** Which clusters there will be. A cluster of which parts differ holds data. */
+async function findRuns(
+  source: StreamSource,
+  geometry: Geometry,
+  { version, backingFile }: Header,
+): Promise<Run[]> {
+  // Without a backing file, what is not allocated reads as zeroes.
+  const hidesBacking = backingFile !== undefined;
+  const zero = !hidesBacking ? "none" : version < 3 ? "data" : "zero";
+  const runs: Run[] = [];
+  const add = (kind: Kind, start: number, end: number) => {
+    if (kind === "none" || start === end) return;
+    const last = runs.at(-1);
+    if (last?.kind === kind && last.end === start) last.end = end;
+    else runs.push({ kind, start, end });
+  };
+  /** Of the cluster in the midst of which the last extent ended. */
+  let begun: Kind | undefined;
+  for await (const extent of source.extents()) {
+    const end = extent.offset + extent.length;
+    const kind = extent.kind === "zero"
+      ? zero
+      : extent.kind === "data"
+      ? "data"
+      : "none";
+    let first = Math.floor(extent.offset / geometry.clusterSize);
+    // The disk's end is the end of its last cluster.
+    const stop = end === source.size
+      ? geometry.clustersFor(end)
+      : Math.floor(end / geometry.clusterSize);
+    if (begun !== undefined) {
+      const both = begun === kind ? kind : "data";
+      if (stop === first) {
+        begun = both;
+        continue;
+      }
+      add(both, first, ++first);
+    }
+    add(kind, first, stop);
+    begun = geometry.isAligned(end) ? undefined : kind;
+  }
+  return runs;
+}
+
+/** The indices of the L1 entries that have a table. */
+function tablesFor(runs: readonly Run[], { l2Entries }: Geometry): number[] {
+  const tables: number[] = [];
+  for (const { start, end } of runs) {
+    const last = Math.floor((end - 1) / l2Entries);
+    let index = Math.floor(start / l2Entries);
+    if (index === tables.at(-1)) index++;
+    for (; index <= last; index++) tables.push(index);
+  }
+  return tables;
+}
+
+function plan(
+  runs: readonly Run[],
+  tables: readonly number[],
+  size: number,
+  geometry: Geometry,
+): Layout {
+  const { clusterSize, refcountBlockEntries } = geometry;
+  let clusters = 0;
+  for (const { kind, start, end } of runs) {
+    if (kind === "data") clusters += end - start;
+  }
+  const l1 = geometry.clustersFor(geometry.l1EntriesFor(size) * ENTRY_SIZE);
+  const rest = l1 + tables.length + clusters;
+  // The refcounts count themselves.
+  let blocks = 1;
+  let table = 1;
+  for (;;) {
+    const needed = divideUp(1 + table + blocks + rest, refcountBlockEntries);
+    if (needed <= blocks) break;
+    blocks = needed;
+    table = geometry.clustersFor(blocks * ENTRY_SIZE);
+  }
+  if (table * clusterSize > MAX_REFCOUNT_TABLE_BYTES) {
+    throw new BlockError("EFBIG");
+  }
+  const start = 1 + table + blocks;
+  return {
+    refcountTable: 1,
+    refcountBlocks: 1 + table,
+    l1: start,
+    l2: start + l1,
+    data: start + l1 + tables.length,
+    end: start + rest,
+  };
+}
+
+/** All that goes before the L2 tables. */
+function* metadata(
+  header: Header,
+  layout: Layout,
+  tables: readonly number[],
+  size: number,
+  geometry: Geometry,
+): Generator<Uint8Array> {
+  const { clusterSize, refcountBlockEntries, refcountOrder } = geometry;
+  const clusters = (count: number) => allocate(count * clusterSize);
+  const first = clusters(1);
+  first.set(encodeHeader({
+    ...header,
+    l1Size: geometry.l1EntriesFor(size),
+    l1TableOffset: layout.l1 * clusterSize,
+    refcountTableOffset: layout.refcountTable * clusterSize,
+    refcountTableClusters: layout.refcountBlocks - layout.refcountTable,
+  }));
+  yield first;
+  const blocks = layout.l1 - layout.refcountBlocks;
+  const table = clusters(layout.refcountBlocks - layout.refcountTable);
+  for (let i = 0; i < blocks; i++) {
+    const offset = (layout.refcountBlocks + i) * clusterSize;
+    writeUint64(viewOf(table), i * ENTRY_SIZE, offset);
+  }
+  yield table;
+  // All blocks are alike, but for the last one.
+  const block = clusters(1);
+  const mostInBlock = Math.min(layout.end, refcountBlockEntries);
+  const fill = (from: number, refcount: number) => {
+    for (let i = from; i < mostInBlock; i++) {
+      writeRefcount(viewOf(block), refcountOrder, i, refcount);
+    }
+  };
+  fill(0, 1);
+  for (let i = 1; i < blocks; i++) yield block;
+  fill(layout.end - (blocks - 1) * refcountBlockEntries, 0);
+  yield block;
+  const l1 = clusters(layout.l2 - layout.l1);
+  for (const [i, index] of tables.entries()) {
+    writeEntry(viewOf(l1), index, (layout.l2 + i) * clusterSize);
+  }
+  yield l1;
+}
+
+/** Set an L1 or L2 entry whose target nothing else refers to. */
+function writeEntry(view: DataView, index: number, offset: number): void {
+  const high = (Math.floor(offset / 2 ** 32) | COPIED) >>> 0;
+  view.setUint32(index * ENTRY_SIZE, high);
+  view.setUint32(index * ENTRY_SIZE + 4, offset % 2 ** 32);
+}
+
+function* l2Tables(
+  runs: readonly Run[],
+  tables: readonly number[],
+  layout: Layout,
+  { clusterSize, l2Entries }: Geometry,
+): Generator<Uint8Array> {
+  const table = allocate(clusterSize);
+  const view = viewOf(table);
+  let next = layout.data;
+  let run = 0;
+  for (const index of tables) {
+    table.fill(0);
+    const [from, to] = [index * l2Entries, (index + 1) * l2Entries];
+    while (run < runs.length && runs[run].start < to) {
+      const { kind, start, end } = runs[run];
+      const stop = Math.min(end, to);
+      for (let cluster = Math.max(start, from); cluster < stop; cluster++) {
+        const entry = cluster - from;
+        if (kind === "data") writeEntry(view, entry, next++ * clusterSize);
+        else view.setUint32(entry * ENTRY_SIZE + 4, ZERO);
+      }
+      if (end > to) break;
+      run++;
+    }
+    yield table;
+  }
+}
+
+async function* data(
+  runs: readonly Run[],
+  source: StreamSource,
+  { clusterSize }: Geometry,
+): AsyncGenerator<Uint8Array> {
+  const buffer = allocate(Math.max(READ_SIZE, clusterSize));
+  for (const { kind, start, end } of runs) {
+    if (kind !== "data") continue;
+    const stop = end * clusterSize;
+    for (let at = start * clusterSize; at < stop;) {
+      const bytes = buffer.subarray(0, Math.min(buffer.length, stop - at));
+      const inside = Math.min(bytes.length, source.size - at);
+      await source.read(at, bytes.subarray(0, inside));
+      bytes.fill(0, inside);
+      yield bytes;
+      at += bytes.length;
+    }
+  }
+}
