@@ -47,10 +47,13 @@ export interface Permissions {
 /** The claims of nobody. */
 export const NO_CLAIMS: Permissions = { needs: 0, shares: ALL_ACCESS };
 
-/** What a parent claims of its children depends on this. */
-export interface Parent {
+/** A node as it claims something of its children: what that depends on. */
+export interface Claimant {
+  /** Its driver. */
   readonly driver: BlockDriver;
+  /** Whether it refuses to be written to. */
   readonly readOnly: boolean;
+  /** Why it was opened. */
   readonly purpose: OpenPurpose;
   /** Whether it lets others do everything, whatever its users say. */
   readonly forceShare: boolean;
@@ -60,7 +63,7 @@ export interface Parent {
 
 /** What a parent of which `own` is claimed claims of the child called `name`. */
 export function childPermissions(
-  parent: Parent,
+  parent: Claimant,
   name: string,
   own: Permissions,
 ): Permissions {
@@ -89,7 +92,7 @@ function ofDataFile({ needs, shares }: Permissions): Permissions {
 }
 
 /** Metadata must be consistent, and may change even if the disk does not. */
-function ofImageFile(parent: Parent, own: Permissions): Permissions {
+function ofImageFile(parent: Claimant, own: Permissions): Permissions {
   let { needs, shares } = ofDataFile(own);
   if (!parent.readOnly) needs |= WRITE | RESIZE;
   if (parent.purpose !== "info") needs |= READ;
@@ -114,11 +117,11 @@ export function claim(node: BlockNode, added: Permissions): void {
 /** The children of a node while it is opened, and what is claimed of them. */
 export class Claims {
   readonly #children = new Map<string, BlockNode>();
-  #parent: Parent;
+  #parent: Claimant;
   #own = NO_CLAIMS;
 
   /** Those of a node that is about to be opened as `parent` says. */
-  constructor(parent: Parent) {
+  constructor(parent: Claimant) {
     this.#parent = parent;
   }
 
