@@ -60,7 +60,7 @@ export async function openImageArgument(
     const source = options
       ? { ...options, driver: format, file: text }
       : imageOpts
-      ? parseStack(text)
+      ? parseStack(text, (message) => program.warn(message))
       : text;
     if (forceShare) checkSharing(source);
     return await openNode(source, {
@@ -112,7 +112,8 @@ function checkSharing(source: Source): void {
   throw new CommandError("--force-share/-U conflicts with image options");
 }
 
-const CACHE_MODES: readonly CacheMode[] = [
+/** The cache modes, by the names of `-t` and `-T`. */
+export const CACHE_MODES: readonly CacheMode[] = [
   "writeback",
   "writethrough",
   "none",

@@ -61,7 +61,7 @@ export function parseSize(text: string): number | undefined {
   }
   const scale = 1024 ** exponent;
   return Number(whole) * scale +
-    Math.trunc(Number("0" + (fraction ?? "") + "0") * scale);
+    Math.round(Number("0" + (fraction ?? "") + "0") * scale);
 }
 
 /** Check one value against its specification, and give it its type. */
@@ -168,8 +168,9 @@ export function defaultOptions(table: OptionTable): OptionValues {
 
 /**
  * Split `a=b,c=d` into pairs. A doubled comma stands for one within a value.
- * A name without `=` is the flag `on`, `noname` is `off`; the first element,
- * if it has no `=`, is the value of `firstKey` where one is given.
+ * A name without `=` is the flag `on`, `noname` is `off`, of which `warn` is
+ * told: they should be written out. The first element, if it has no `=`, is the
+ * value of `firstKey` where one is given.
  *
  * @example
  * ```ts
@@ -184,6 +185,7 @@ export function defaultOptions(table: OptionTable): OptionValues {
 export function parseKeyValueList(
   text: string,
   firstKey?: string,
+  warn?: (message: string) => void,
 ): [name: string, value: string][] {
   const pairs: [string, string][] = [];
   for (const element of splitList(text)) {
@@ -192,10 +194,15 @@ export function parseKeyValueList(
       pairs.push([element.slice(0, equals), element.slice(equals + 1)]);
     } else if (firstKey !== undefined && pairs.length === 0) {
       pairs.push([firstKey, element]);
-    } else if (element.startsWith("no")) {
-      pairs.push([element.slice(2), "off"]);
     } else {
-      pairs.push([element, "on"]);
+      const pair: [string, string] = element.startsWith("no")
+        ? [element.slice(2), "off"]
+        : [element, "on"];
+      warn?.(
+        `short-form boolean option '${element}' deprecated\n` +
+          `Please use ${pair.join("=")} instead`,
+      );
+      pairs.push(pair);
     }
   }
   return pairs;

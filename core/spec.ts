@@ -108,7 +108,7 @@ function isObject(value: unknown): value is OptionValues {
 
 /**
  * The stack that `driver=qcow2,file.filename=a.qcow2` stands for; this is
- * what `--image-opts` takes.
+ * what `--image-opts` takes. `warn` is told of spellings to be avoided.
  *
  * @example
  * ```ts
@@ -121,9 +121,12 @@ function isObject(value: unknown): value is OptionValues {
  * });
  * ```
  */
-export function parseStack(text: string): StackObject {
+export function parseStack(
+  text: string,
+  warn?: (message: string) => void,
+): StackObject {
   const flat: OptionValues = {};
-  for (const [name, value] of parseKeyValueList(text, "file")) {
+  for (const [name, value] of parseKeyValueList(text, "file", warn)) {
     flat[name] = value;
   }
   return nestOptions(flat);

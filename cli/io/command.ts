@@ -60,6 +60,11 @@ export class Call {
     this.operands = parser.operands;
   }
 
+  /** The word after the name once the options, as QEMU does it, go first. */
+  get firstWord(): string {
+    return this.words.find((word) => /^-./.test(word)) ?? this.words[0];
+  }
+
   /** What is thrown if the words make no sense. */
   misused(): Refusal {
     return new Refusal(usageLine(this.command.name, this.command));

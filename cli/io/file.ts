@@ -40,7 +40,8 @@ export const truncate: IoCommand = {
       preallocation = mode as Preallocation;
     }
     if (call.operands.length === 0) throw call.misused();
-    const size = byteCount(call.operands[0]);
+    // What QEMU calls wrong is the first word, whatever that is.
+    const size = byteCount(call.operands[0], call.firstWord);
     const { image, background } = call.session;
     await background.during(
       image.resize(size, { preallocation, exact: true }),

@@ -12,18 +12,19 @@ const INT64_MAX = 2n ** 63n - 1n;
 /**
  * Parse a count of bytes, with an optional suffix.
  *
+ * @param name What to call it in messages.
  * @throws {Refusal} if it is none, or above 2^63-1.
  */
-export function byteCount(text: string): number {
+export function byteCount(text: string, name: string = text): number {
   const value = parseSize(text);
   if (value === undefined) {
     throw new Refusal(
       "Parsing error: non-numeric argument, or extraneous/unrecognized " +
-        `suffix -- ${text}`,
+        `suffix -- ${name}`,
     );
   }
   if (exceedsInt64(text, value)) {
-    throw new Refusal(`Parsing error: argument too large -- ${text}`);
+    throw new Refusal(`Parsing error: argument too large -- ${name}`);
   }
   return value;
 }

@@ -74,8 +74,13 @@ export function takeOpening(
 }
 
 /** `name=value,…` by name. */
-export function namedOptions(text: string, firstKey?: string): OptionValues {
-  return Object.fromEntries(parseKeyValueList(text, firstKey));
+function namedOptions(
+  { program }: Session,
+  text: string,
+  firstKey?: string,
+): OptionValues {
+  const warn = (message: string) => program.warn(message);
+  return Object.fromEntries(parseKeyValueList(text, firstKey, warn));
 }
 
 /** `open`. */
@@ -99,7 +104,7 @@ export const open: IoCommand = {
     for (const [option, argument] of call.options()) {
       if (option !== "o") takeOpening(changes, option, argument);
       else if (!session.imageOpts) {
-        Object.assign(options, namedOptions(argument));
+        Object.assign(options, namedOptions(call.session, argument));
       } else {
         throw new Refusal(
           "--image-opts and 'open -o' are mutually exclusive",
@@ -125,7 +130,7 @@ export async function openFile(
   let filename = file;
   if (session.imageOpts && file !== undefined) {
     filename = undefined;
-    Object.assign(options, namedOptions(file, "file"));
+    Object.assign(options, namedOptions(session, file, "file"));
   }
   const { "force-share": shares } = options;
   if (changes.forceShare && shares !== undefined && shares !== "on") {
@@ -212,7 +217,7 @@ function parseReopen(call: Call): Changes & { options: OptionValues } {
   const changes: Changes & { options: OptionValues } = { options: {} };
   for (const [option, argument] of call.options()) {
     if (option === "o") {
-      Object.assign(changes.options, namedOptions(argument));
+      Object.assign(changes.options, namedOptions(call.session, argument));
     } else if (option === "c") {
       changes.cache = cacheMode(argument, "cache option");
     } else {
