@@ -30,6 +30,9 @@ export interface Command {
 /** The user asked for help and got it. */
 export class HelpShown extends Error {}
 
+/** The user is to get the help. What writes it is loaded only then. */
+export class HelpWanted extends Error {}
+
 /** One call of a command. */
 export class Invocation {
   /** What remains of the arguments after the options; known after parsing. */
@@ -55,10 +58,7 @@ export class Invocation {
       this.#complaint,
     );
     for (const [name, argument] of parser.parse()) {
-      if (name === "h") {
-        this.program.print(commandHelp(this));
-        throw new HelpShown();
-      }
+      if (name === "h") throw new HelpWanted();
       if (name === PROGRESS.short && argument) this.#setProgress(argument);
       if (name === "object") this.#define(argument);
       else yield [name, argument];
@@ -83,8 +83,7 @@ export class Invocation {
     if (!command.helpsOnMistake || program.isOurs) return undefined;
     return (mistake) => {
       program.printError(`${this.name}: ${libraryText(mistake)}\n`);
-      program.print(commandHelp(this));
-      return new HelpShown();
+      return new HelpWanted();
     };
   }
 
@@ -141,6 +140,7 @@ export const OUTPUT: OptionSpec = {
 /** `-q`. */
 export const QUIET: OptionSpec = {
   short: "q",
+  long: "quiet",
   help: "print nothing but errors",
 };
 
@@ -153,11 +153,37 @@ export const PROGRESS: OptionSpec = {
   help: "show progress; =json: lines of JSON on standard error",
 };
 
-/** `-T`. */
+/** `-T`. Commands that write as well call it by a longer name. */
 export const SOURCE_CACHE: OptionSpec = {
   short: "T",
+  long: "cache",
   argument: "CACHE",
   help: "how to cache what is read: writeback, none, unsafe, …",
+};
+
+/** `-t`. */
+export const CACHE: OptionSpec = {
+  short: "t",
+  long: "cache",
+  argument: "CACHE",
+  help: "how to cache what is written: writeback, none, unsafe, …",
+};
+
+/** `-o`. */
+export const OPTIONS: OptionSpec = {
+  short: "o",
+  long: "options",
+  argument: "NAME=VALUE,…",
+  help: "options of the format; -o help lists them",
+};
+
+/** `-F`, which QEMU is about to call `-B` everywhere. */
+export const BACKING_FORMAT: OptionSpec = {
+  short: "F",
+  alias: "B",
+  long: "backing-format",
+  argument: "FMT",
+  help: "format of the backing file",
 };
 
 /** The argument of `--output`. */
@@ -167,25 +193,4 @@ export function outputFormat(text: string | undefined): "human" | "json" {
   throw new CommandError(
     "--output must be used with human or json as argument.",
   );
-}
-
-/** The help of one command. */
-function commandHelp({ program, name, command }: Invocation): string {
-  const lines = command.options.map((spec): [string, string] => {
-    const names = [
-      ...(spec.short ? [`-${spec.short}`] : []),
-      ...(spec.long ? [`--${spec.long}`] : []),
-    ].join(", ");
-    const argument = spec.optional
-      ? `[=${spec.argument}]`
-      : spec.argument && ` ${spec.argument}`;
-    return [names + (argument ?? ""), spec.help];
-  });
-  const width = Math.max(...lines.map(([names]) => names.length));
-  const options = lines.map(([names, help]) =>
-    `  ${names.padEnd(width)}  ${help}\n`
-  );
-  return `Usage: ${program.name} ${name} [OPTIONS] ${command.operands}\n` +
-    `${command.summary}.\n\n${options.join("")}` +
-    (command.notes ? `\n${command.notes}\n` : "");
 }

@@ -126,18 +126,38 @@ export function printCreateHelp(
   }
 }
 
-/** What `Formatting …` says of the options: the given and the default ones. */
+/**
+ * What `Formatting …` says of the options: the given and the default ones.
+ *
+ * @param human Whether sizes have the suffixes with which users write them.
+ */
 export function describeOptions(
   table: OptionTable,
   values: OptionValues,
+  human: boolean,
 ): string {
   const parts: string[] = [];
   for (const [name, spec] of Object.entries(table)) {
     const value = values[name] ?? spec.default;
-    if (value !== undefined) parts.push(`${name}=${valueText(value)}`);
+    if (value === undefined) continue;
+    const isSize = human && spec.type === "size";
+    const text = isSize ? sizeText(value as number) : valueText(value);
+    parts.push(`${name}=${text}`);
   }
   return parts.join(" ");
 }
+
+/** A size with the largest suffix that leaves it whole. */
+function sizeText(bytes: number): string {
+  let exponent = 0;
+  while (bytes > 0 && bytes % 1024 === 0 && exponent < SUFFIXES.length - 1) {
+    bytes /= 1024;
+    exponent++;
+  }
+  return integerText(bytes) + SUFFIXES[exponent];
+}
+
+const SUFFIXES = ["", "k", "M", "G", "T", "P", "E"];
 
 function valueText(value: unknown): string {
   switch (typeof value) {

@@ -12,6 +12,8 @@ import { usageError } from "./program.ts";
 export interface OptionSpec {
   /** The letter of `-f`. */
   readonly short?: string;
+  /** Another letter that stands for the same. */
+  readonly alias?: string;
   /** The name of `--format`. */
   readonly long?: string;
   /** What its argument is called in the help; without it, it takes none. */
@@ -135,7 +137,9 @@ export class OptionParser {
 
   *#bundle(arg: string): Generator<FoundOption> {
     for (let i = 1; i < arg.length; i++) {
-      const spec = this.#specs.find((spec) => spec.short === arg[i]);
+      const spec = this.#specs.find(({ short, alias }) =>
+        short === arg[i] || alias === arg[i]
+      );
       if (!spec) {
         // Inside a bundle, getopt has not passed the element yet, and the
         // programs name the one before it.

@@ -3,15 +3,16 @@
  *
  * @module
  */
-import type { DriverRole } from "../core/driver.ts";
-import { type Command, HelpShown, Invocation } from "./command.ts";
+import { type Command, HelpShown, HelpWanted, Invocation } from "./command.ts";
 import { OptionParser, type OptionSpec } from "./getopt.ts";
 import { type Program, usageError } from "./program.ts";
 import { versionText } from "./version.ts";
 
 /** A command's line in the help, and its module, loaded when it is called. */
-interface Entry {
+export interface Entry {
   readonly summary: string;
+  /** Whether QEMU's program has no such command. */
+  readonly onlyOurs?: boolean;
   load(): Promise<{ readonly command: Command }>;
 }
 
@@ -35,6 +36,11 @@ const COMMANDS: { readonly [name: string]: Entry } = {
   compare: {
     summary: "Compare the content of two images",
     load: () => import("./commands/compare.ts"),
+  },
+  completions: {
+    summary: "Print what completes command lines in a shell",
+    onlyOurs: true,
+    load: () => import("./completions.ts"),
   },
   convert: {
     summary: "Copy images into a new one, in any format",
@@ -74,58 +80,52 @@ const COMMANDS: { readonly [name: string]: Entry } = {
   },
 };
 
-const OPTIONS: readonly OptionSpec[] = [
-  { short: "h", long: "help", help: "show this help" },
+/** The options that stand before a command. */
+export const PROGRAM_OPTIONS: readonly OptionSpec[] = [
+  {
+    short: "h",
+    long: "help",
+    help: "show this help; with a command, what it accepts",
+  },
   { short: "V", long: "version", help: "show the version" },
 ];
 
+/** The commands that a program has. */
+export function commandsOf(program: Program): [name: string, entry: Entry][] {
+  return Object.entries(COMMANDS)
+    .filter(([_, { onlyOurs }]) => program.isOurs || !onlyOurs);
+}
+
 /** Run the program; answers the exit code. */
 export async function run(program: Program, args: string[]): Promise<number> {
+  const commands = commandsOf(program);
   // Options of the program stand before the command, all others after it.
   const at = args.findIndex((arg) => !arg.startsWith("-") || arg === "--");
   const own = at < 0 ? args : args.slice(0, at);
-  for (const [option] of new OptionParser(OPTIONS, "", own).parse()) {
-    program.print(
-      option === "h" ? await programHelp(program) : await versionText(program),
-    );
-    return 0;
-  }
   const [name, ...rest] = at < 0 ? [] : args.slice(at);
-  if (name === undefined) throw usageError("Not enough arguments");
-  if (!Object.hasOwn(COMMANDS, name)) {
-    throw usageError(`Command not found: ${name}`);
-  }
-  if (program.isOurs) program.helpCommand = `${program.name} ${name} --help`;
-  const { command } = await COMMANDS[name].load();
+  let command: Command | undefined;
   try {
+    for (const [option] of new OptionParser(PROGRAM_OPTIONS, "", own).parse()) {
+      if (option === "h") throw new HelpWanted();
+      program.print(await versionText(program));
+      return 0;
+    }
+    if (name === undefined) throw usageError("Not enough arguments");
+    const entry = commands.find(([known]) => known === name)?.[1];
+    if (!entry) throw usageError(`Command not found: ${name}`);
+    if (program.isOurs) program.helpCommand = `${program.name} ${name} --help`;
+    ({ command } = await entry.load());
     return await command.run(new Invocation(program, name, command, rest));
   } catch (error) {
     if (error instanceof HelpShown) return 0;
-    throw error;
+    if (error instanceof HelpWanted) {
+      const { helpText } = await import("./help.ts");
+      program.print(await helpText(program, commands, command && name));
+      return 0;
+    }
+    if (!program.isOurs) throw error;
+    const { withSuggestion } = await import("./suggest.ts");
+    const options = command?.options ?? PROGRAM_OPTIONS;
+    throw withSuggestion(error, commands.map(([name]) => name), options);
   }
-}
-
-async function programHelp(program: Program): Promise<string> {
-  await import("../drivers/all.ts");
-  const { listDrivers } = await import("../core/registry.ts");
-  const named = (wanted: DriverRole) =>
-    listDrivers().filter(({ role }) => role === wanted)
-      .map(({ name }) => name).join(" ");
-  const commands = Object.entries(COMMANDS).map(([name, { summary }]) =>
-    `  ${name.padEnd(10)}${summary}\n`
-  );
-  return `Usage: ${program.name} COMMAND [OPTIONS] …
-Work with disk images.
-
-${commands.join("")}
-  -h, --help     show this help; with a command, what it accepts
-  -V, --version  show the version
-
-Sizes are in bytes, or have a suffix: k, M, G, T, P, E (powers of 1024).
-FILE is a path, json:{…}, or DRIVER:FILE.
-
-Supported formats: ${named("format")}
-Protocols: ${named("protocol")}
-Filters: ${named("filter")}
-`;
 }

@@ -9,7 +9,7 @@ import { Secrets } from "./objects.ts";
 import { Output, ReaderGone } from "./output.ts";
 
 /** Facts about a {@linkcode CommandError}. */
-export interface CommandErrorOptions {
+export interface CommandErrorOptions extends ErrorOptions {
   /** Lines for the user that follow the message. */
   hint?: string;
   /** The exit code. Default: 1. */
@@ -31,7 +31,7 @@ export class CommandError extends Error {
 
   /** Each line of `message` is reported with the program's name before it. */
   constructor(message: string, options: CommandErrorOptions = {}) {
-    super(message);
+    super(message, options);
     this.hint = options.hint;
     this.code = options.code ?? 1;
     this.usage = options.usage ?? false;
@@ -42,6 +42,10 @@ export class CommandError extends Error {
 export function usageError(message: string): CommandError {
   return new CommandError(message, { usage: true });
 }
+
+/** Colours of a terminal's text. */
+const RED = 31;
+const YELLOW = 33;
 
 /** The running program. */
 export class Program {
@@ -94,13 +98,31 @@ export class Program {
 
   /** Report an error; each line of it carries the program's name. */
   error(message: string, hint?: string): void {
-    const lines = message.split("\n").map((line) => `${this.name}: ${line}\n`);
+    const name = this.#painted(RED, `${this.name}:`);
+    const lines = this.#concise(message).split("\n").map((line) =>
+      `${name} ${line}\n`
+    );
     this.printError(lines.join("") + (hint ? `${hint}\n` : ""));
   }
 
   /** Report something that is not an error. */
   warn(message: string): void {
-    this.printError(`${this.name}: warning: ${message}\n`);
+    const warning = this.#painted(YELLOW, "warning:");
+    this.printError(`${this.name}: ${warning} ${message}\n`);
+  }
+
+  /** QEMU says it twice where the layer that fails is the lowest one. */
+  #concise(message: string): string {
+    return this.isOurs
+      ? message.replaceAll(/(Could not open '[^\n]*': )\1/g, "$1")
+      : message;
+  }
+
+  /** Text in a colour where somebody sees it, and does not mind. */
+  #painted(colour: number, text: string): string {
+    return this.isOurs && !Deno.noColor && Deno.stderr.isTerminal()
+      ? `\x1b[1;${colour}m${text}\x1b[0m`
+      : text;
   }
 
   /** Report whatever was thrown; answers the exit code. */

@@ -4,6 +4,7 @@ import { asBlockError, BlockError } from "../../core/errors.ts";
 import type { OptionValues } from "../../core/options.ts";
 import { findDriver } from "../../core/registry.ts";
 import {
+  CACHE,
   type Command,
   FORMAT,
   HELP,
@@ -44,12 +45,7 @@ export const command: Command = {
       argument: "NAME=VALUE,…",
       help: "what to change; -o help lists it",
     },
-    {
-      short: "t",
-      long: "cache",
-      argument: "CACHE",
-      help: "how to cache what is written: writeback, none, unsafe, …",
-    },
+    CACHE,
     {
       long: "force",
       help: "accepted for QEMU's sake: it is about keys of LUKS only",

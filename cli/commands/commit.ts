@@ -7,6 +7,7 @@ import { commit, CommitError } from "../../core/jobs/commit.ts";
 import { resolveName, schemeOf } from "../../core/names.ts";
 import type { CacheMode } from "../../core/open.ts";
 import {
+  CACHE,
   type Command,
   FORMAT,
   HELP,
@@ -40,17 +41,12 @@ export const command: Command = {
   operands: "FILE",
   options: [
     HELP,
-    { ...QUIET, long: "quiet" },
+    QUIET,
     PROGRESS,
     OBJECT,
     IMAGE_OPTS,
     FORMAT,
-    {
-      short: "t",
-      long: "cache",
-      argument: "CACHE",
-      help: "how to cache what is written: writeback, none, unsafe, …",
-    },
+    CACHE,
     {
       short: "b",
       long: "base",

@@ -9,6 +9,7 @@ import {
 import {
   type Command,
   FORCE_SHARE,
+  FORMAT,
   HELP,
   IMAGE_OPTS,
   type Invocation,
@@ -37,10 +38,19 @@ export const command: Command = {
     OBJECT,
     IMAGE_OPTS,
     FORCE_SHARE,
-    { short: "f", argument: "FMT", help: "format of the first image" },
-    { short: "F", argument: "FMT", help: "format of the second image" },
+    { ...FORMAT, long: "a-format", help: "format of the first image" },
+    {
+      ...FORMAT,
+      short: "F",
+      long: "b-format",
+      help: "format of the second image",
+    },
     SOURCE_CACHE,
-    { short: "s", help: "size and allocation must be the same, too" },
+    {
+      short: "s",
+      long: "strict",
+      help: "size and allocation must be the same, too",
+    },
   ],
   notes: "Exit code: 0 identical, 1 different, 2 an image cannot be opened,\n" +
     "3 its allocation cannot be found out, 4 it cannot be read.",

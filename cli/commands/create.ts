@@ -6,10 +6,13 @@ import { openNode } from "../../core/open.ts";
 import type { OptionTable, OptionValues } from "../../core/options.ts";
 import "../../drivers/all.ts";
 import {
+  BACKING_FORMAT,
   type Command,
+  FORMAT,
   HELP,
   type Invocation,
   OBJECT,
+  OPTIONS,
   QUIET,
 } from "../command.ts";
 import {
@@ -40,15 +43,20 @@ export const command: Command = {
     HELP,
     QUIET,
     OBJECT,
-    { short: "f", argument: "FMT", help: "format of the image; default: raw" },
-    { short: "b", argument: "FILE", help: "backing file of the image" },
-    { short: "F", argument: "FMT", help: "format of the backing file" },
-    { short: "u", help: "do not open the backing file" },
+    { ...FORMAT, help: "format of the image; default: raw" },
     {
-      short: "o",
-      argument: "NAME=VALUE,…",
-      help: "options of the format; -o help lists them",
+      short: "b",
+      long: "backing",
+      argument: "FILE",
+      help: "backing file of the image",
     },
+    BACKING_FORMAT,
+    {
+      short: "u",
+      long: "backing-unsafe",
+      help: "do not open the backing file",
+    },
+    OPTIONS,
   ],
   notes: "Without SIZE the image is as large as its backing file.",
 
@@ -110,7 +118,7 @@ async function create(program: Program, wish: Wish): Promise<number> {
   if (!wish.quiet) {
     program.print(
       `Formatting '${filename}', fmt=${format} ` +
-        `${describeOptions(table, values)}\n`,
+        `${describeOptions(table, values, program.isOurs)}\n`,
     );
     program.output.flush();
   }

@@ -11,6 +11,7 @@ import {
   IMAGE_OPTS,
   type Invocation,
   OBJECT,
+  OPTIONS,
   OUTPUT,
   outputFormat,
 } from "../command.ts";
@@ -49,9 +50,10 @@ export const command: Command = {
       argument: "FMT",
       help: "format of the new image; default: raw",
     },
-    { short: "o", argument: "NAME=VALUE,…", help: "options of that format" },
+    { ...OPTIONS, help: "options of that format" },
     {
       short: "l",
+      long: "snapshot",
       argument: "SNAPSHOT",
       help: "measure a snapshot: its id, its name, or snapshot.name=NAME",
     },

@@ -13,6 +13,8 @@ import { nameOf } from "../../core/node_names.ts";
 import { type CacheMode, openNode } from "../../core/open.ts";
 import { findDriver } from "../../core/registry.ts";
 import {
+  BACKING_FORMAT,
+  CACHE,
   type Command,
   FORCE_SHARE,
   FORMAT,
@@ -54,7 +56,7 @@ export const command: Command = {
   operands: "FILE",
   options: [
     HELP,
-    { ...QUIET, long: "quiet" },
+    QUIET,
     PROGRESS,
     OBJECT,
     IMAGE_OPTS,
@@ -66,13 +68,7 @@ export const command: Command = {
       argument: "NAME",
       help: 'the new backing file, as seen from FILE\'s folder; "": none',
     },
-    {
-      short: "B",
-      long: "backing-format",
-      argument: "FMT",
-      help: "format of the new backing file",
-    },
-    { short: "F", argument: "FMT", help: "the same" },
+    { ...BACKING_FORMAT, help: "format of the new backing file" },
     {
       short: "u",
       long: "backing-unsafe",
@@ -83,12 +79,7 @@ export const command: Command = {
       long: "compress",
       help: "store what is copied into FILE compressed",
     },
-    {
-      short: "t",
-      long: "cache",
-      argument: "CACHE",
-      help: "how to cache what is written: writeback, none, unsafe, …",
-    },
+    CACHE,
     { ...SOURCE_CACHE, long: "backing-cache" },
   ],
   notes: "The disk reads as it did: what the new backing file does not have\n" +
@@ -136,7 +127,7 @@ function parse(invocation: Invocation): Wish {
   for (const [option, argument] of invocation.options()) {
     if (option === "f") wish.format = argument;
     else if (option === "b") wish.backing = argument;
-    else if (option === "B" || option === "F") wish.backingFormat = argument;
+    else if (option === "F") wish.backingFormat = argument;
     else if (option === "t") wish.cache = argument;
     else if (option === "T") wish.sourceCache = argument;
     else if (option === "u") wish.unsafe = true;

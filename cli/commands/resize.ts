@@ -11,7 +11,9 @@ import {
   OBJECT,
   QUIET,
 } from "../command.ts";
+import { OptionParser, type OptionSpec } from "../getopt.ts";
 import { openImageArgument, usingNodes } from "../images.ts";
+import { humanSize } from "../numbers.ts";
 import { CommandError, type Program, usageError } from "../program.ts";
 
 const PREALLOCATIONS: readonly Preallocation[] = [
@@ -30,15 +32,15 @@ export const command: Command = {
     QUIET,
     OBJECT,
     IMAGE_OPTS,
-    { ...FORMAT, long: undefined },
+    FORMAT,
     {
       long: "preallocation",
-      argument: "MODE",
-      help: "what to reserve: off, metadata, falloc, full",
+      argument: PREALLOCATIONS.join("|"),
+      help: "what to reserve of the new area",
     },
     { long: "shrink", help: "permit SIZE to be less than it is now" },
   ],
-  notes: "SIZE is the last argument; with + or - it is a difference.",
+  notes: "With + or -, SIZE is a difference.",
 
   async run(invocation) {
     const { program } = invocation;
@@ -51,8 +53,9 @@ export const command: Command = {
       resize: true,
     });
     return await usingNodes([node], async () => {
-      const total = change.relative * node.size + change.bytes;
-      checkSize(program, node.size, total, shrink, preallocation);
+      const before = node.size;
+      const total = change.relative * before + change.bytes;
+      checkSize(program, before, total, shrink, preallocation);
       if (!node.truncate) {
         throw new BlockError(
           "ENOTSUP",
@@ -61,24 +64,64 @@ export const command: Command = {
       }
       await node.truncate(total, { preallocation, exact: true });
       await node.flush?.();
-      if (!quiet) program.print("Image resized.\n");
+      if (!quiet) program.print(resultText(program, before, node.size));
       return 0;
     });
   },
 };
 
-function parse(invocation: Invocation) {
-  const { args } = invocation;
+function resultText(program: Program, before: number, now: number): string {
+  return program.isOurs
+    ? `Image resized from ${humanSize(before)} to ${humanSize(now)}.\n`
+    : "Image resized.\n";
+}
+
+/** A size apart from the other arguments. */
+type SplitArguments = [size: string, others: readonly string[]];
+
+function splitArguments(
+  { args, program, command }: Invocation,
+): SplitArguments {
+  const last = args.at(-1) ?? "";
+  const isHelp = last === "-h" || last === "--help";
+  if (isHelp && (args.length === 1 || program.isOurs)) return ["", args];
+  if (args.length < 2) throw usageError("Not enough arguments");
   // The size is taken away first: it may begin with a minus.
-  const size = args.at(-1);
-  const asksForHelp = args.length === 1 && (size === "-h" || size === "--help");
-  if (args.length < 2 && !asksForHelp) throw usageError("Not enough arguments");
+  const split: SplitArguments = [last, args.slice(0, -1)];
+  if (/^[+-]?\d/.test(last)) return split;
+  return findSize(args, command.options) ?? split;
+}
+
+/**
+ * Later releases of QEMU find the size anywhere, where 7.2 takes whatever is
+ * the last argument for it.
+ */
+function findSize(
+  args: readonly string[],
+  options: readonly OptionSpec[],
+): SplitArguments | undefined {
+  let at = args.findIndex((arg) => /^-\d/.test(arg));
+  if (at < 0) {
+    const parser = new OptionParser(options, "", args);
+    try {
+      for (const _ of parser.parse());
+    } catch {
+      return undefined;
+    }
+    const [_file, size, ...rest] = parser.operands;
+    if (rest.length > 0 || !/^\+?\d/.test(size ?? "")) return undefined;
+    at = args.lastIndexOf(size);
+  }
+  return [args[at], args.toSpliced(at, 1)];
+}
+
+function parse(invocation: Invocation) {
+  const [size, options] = splitArguments(invocation);
   let format: string | undefined;
   let imageOpts = false;
   let shrink = false;
   let quiet = false;
   let preallocation: Preallocation = "off";
-  const options = asksForHelp ? args : args.slice(0, -1);
   for (const [option, argument] of invocation.options(options)) {
     if (option === "f") format = argument;
     else if (option === "q") quiet = true;
@@ -95,7 +138,7 @@ function parse(invocation: Invocation) {
   if (invocation.operands.length !== 1) {
     throw usageError("Expecting image file name and size");
   }
-  return { size: size!, format, imageOpts, shrink, quiet, preallocation };
+  return { size, format, imageOpts, shrink, quiet, preallocation };
 }
 
 /** Relative is how often the present size counts: 0 or 1. */

@@ -31,7 +31,7 @@ export const command: Command = {
     IMAGE_OPTS,
     FORCE_SHARE,
     FORMAT,
-    { short: "l", long: "list", help: "list the snapshots" },
+    { short: "l", long: "list", help: "list the snapshots (the default)" },
     {
       short: "a",
       long: "apply",
@@ -54,7 +54,9 @@ export const command: Command = {
 
   async run(invocation) {
     const { program } = invocation;
-    const { action, name, ...image } = parse(invocation);
+    const { action: given, name, ...image } = parse(invocation);
+    // QEMU 7.2 does nothing then, but opens the image for writing.
+    const action = given ?? (program.isOurs ? "l" : undefined);
     const [file] = invocation.operands;
     const node = await openImageArgument(program, file, {
       ...image,

@@ -1,0 +1,155 @@
+/**
+ * The help of the program that works on images, made from the tables of its
+ * commands; loaded when somebody asks for it.
+ *
+ * @module
+ */
+import "../drivers/all.ts";
+import type { DriverRole } from "../core/driver.ts";
+import { listDrivers } from "../core/registry.ts";
+import type { Command } from "./command.ts";
+import type { OptionSpec } from "./getopt.ts";
+import { type Entry, PROGRAM_OPTIONS } from "./image_tool.ts";
+import type { Program } from "./program.ts";
+import { versionText } from "./version.ts";
+
+/** The commands of a program. */
+type Commands = readonly [name: string, entry: Entry][];
+
+/**
+ * What a program answers to `--help`, with the name of a command or without.
+ *
+ * Ours fits a screen, and tells of a command what it accepts. QEMU's tells
+ * everything each time, and scripts look for formats and options in that.
+ */
+export async function helpText(
+  program: Program,
+  commands: Commands,
+  name: string | undefined,
+): Promise<string> {
+  if (!program.isOurs) return await completeHelp(program, commands);
+  if (name === undefined) return overview(program, commands);
+  const { command } = await entryOf(commands, name).load();
+  return `Usage: ${program.name} ${name} [OPTIONS] ${command.operands}\n` +
+    commandText(command);
+}
+
+function entryOf(commands: Commands, name: string): Entry {
+  return commands.find(([known]) => known === name)![1];
+}
+
+function overview(program: Program, commands: Commands): string {
+  const width = Math.max(...commands.map(([name]) => name.length));
+  const lines = commands.map(([name, { summary }]) =>
+    `  ${name.padEnd(width)}  ${summary}\n`
+  );
+  return `Usage: ${program.name} COMMAND [OPTIONS] …
+
+${lines.join("")}
+${optionLines(PROGRAM_OPTIONS)}
+Sizes are in bytes, or have a suffix: k, M, G, T, P, E (powers of 1024).
+FILE is a path, json:{…}, or DRIVER:FILE.
+
+Formats: ${driverNames("format")}
+Protocols: ${driverNames("protocol")}
+Filters: ${driverNames("filter")}
+`;
+}
+
+/** Everything in one text. */
+async function completeHelp(
+  program: Program,
+  commands: Commands,
+): Promise<string> {
+  const loaded = await Promise.all(
+    commands.map(async ([name, { load }]) => {
+      const { command } = await load();
+      const options = command.options.map(asInQemu);
+      return [name, { ...command, options }] as const;
+    }),
+  );
+  const syntax = loaded.map(([name, { options, operands }]) =>
+    `  ${[name, ...options.map(syntaxOf), operands].join(" ")}\n`
+  );
+  const details = loaded.map(([name, command]) =>
+    `${name}: ${commandText(command)}\n`
+  );
+  return `${await versionText(program)}Usage: ${program.name} ` +
+    `[-h|--help] [-V|--version] COMMAND [OPTIONS] …
+
+Command syntax:
+${syntax.join("")}
+Sizes are in bytes, or have a suffix: k, M, G, T, P, E (powers of 1024).
+FILE is a path, json:{…}, or DRIVER:FILE.
+
+${details.join("")}Supported formats: ${driverNames()}
+`;
+}
+
+/** What may be added to an option is more than QEMU's programs offer. */
+function asInQemu(spec: OptionSpec): OptionSpec {
+  return spec.optional ? { ...spec, argument: undefined } : spec;
+}
+
+/** What a command does, and its options, a line each. */
+function commandText({ summary, options, notes }: Command): string {
+  return `${summary}.\n\n${optionLines(options)}` +
+    (notes ? `\n${notes}\n` : "");
+}
+
+/** Columns of a screen. */
+const WIDTH = 80;
+/** Names longer than this have a line of their own. */
+const MAX_NAMES = 30;
+
+function optionLines(options: readonly OptionSpec[]): string {
+  const rows = options.map((
+    spec,
+  ) => [namesOf(spec).join(", ") + argumentOf(spec), spec.help]);
+  const lengths = rows.map(([names]) => names.length);
+  const width = Math.max(...lengths.filter((length) => length <= MAX_NAMES));
+  const indent = " ".repeat(width + 4);
+  return rows.map(([names, help]) => {
+    const [first, ...rest] = wrapped(help, WIDTH - indent.length);
+    const start = names.length <= width
+      ? `  ${names.padEnd(width)}  ${first}`
+      : `  ${names}\n${indent}${first}`;
+    return [start, ...rest.map((line) => indent + line)].join("\n") + "\n";
+  }).join("");
+}
+
+/** Text in lines of a certain width. */
+function wrapped(text: string, width: number): string[] {
+  const lines: string[] = [];
+  for (const word of text.split(" ")) {
+    const last = lines.at(-1);
+    if (last !== undefined && last.length + 1 + word.length <= width) {
+      lines[lines.length - 1] = `${last} ${word}`;
+    } else lines.push(word);
+  }
+  return lines;
+}
+
+/** An option as one word of a command's syntax. */
+function syntaxOf(spec: OptionSpec): string {
+  return `[${namesOf(spec).join("|")}${argumentOf(spec)}]`;
+}
+
+function namesOf({ short, alias, long }: OptionSpec): string[] {
+  return [
+    ...(short ? [`-${short}`] : []),
+    ...(alias ? [`-${alias}`] : []),
+    ...(long ? [`--${long}`] : []),
+  ];
+}
+
+function argumentOf({ argument, optional }: OptionSpec): string {
+  if (argument === undefined) return "";
+  return optional ? `[=${argument}]` : ` ${argument}`;
+}
+
+function driverNames(role?: DriverRole): string {
+  return listDrivers()
+    .filter((driver) => role === undefined || driver.role === role)
+    .map(({ name }) => name).join(" ");
+}

@@ -1,0 +1,147 @@
+/**
+ * What the user may have meant: of a mistyped command, option or value, the
+ * known one that is nearest to it. Loaded when something has gone wrong.
+ *
+ * @module
+ */
+import { BlockError } from "../core/errors.ts";
+import type { OptionTable } from "../core/options.ts";
+import { listDrivers } from "../core/registry.ts";
+import type { OptionSpec } from "./getopt.ts";
+import { CACHE_MODES } from "./images.ts";
+import { CommandError } from "./program.ts";
+
+/**
+ * An error that says, after the word that is not known, which one is. Others
+ * are answered as they are.
+ *
+ * @param commands The program's commands.
+ * @param options The options of the command that was called.
+ */
+export function withSuggestion(
+  error: unknown,
+  commands: readonly string[],
+  options: readonly OptionSpec[],
+): unknown {
+  if (!(error instanceof CommandError || error instanceof BlockError)) {
+    return error;
+  }
+  const { message } = error;
+  for (const [pattern, known] of kinds(commands, options)) {
+    const match = pattern.exec(message);
+    const near = match && nearest(match[1], known());
+    if (!near) continue;
+    const end = match.index + match[0].length;
+    const question = ` (did you mean '${near}'?)`;
+    return new CommandError(
+      message.slice(0, end) + question + message.slice(end),
+      { ...optionsOf(error), cause: error },
+    );
+  }
+  return error;
+}
+
+function optionsOf(error: CommandError | BlockError) {
+  return error instanceof CommandError
+    ? { hint: error.hint, code: error.code, usage: error.usage }
+    : { hint: error.hint };
+}
+
+/** How messages tell of a word that is not known, and which ones are. */
+function kinds(
+  commands: readonly string[],
+  options: readonly OptionSpec[],
+): [RegExp, () => readonly string[]][] {
+  const argumentsOf = (name: string) =>
+    options.find(({ long }) => long === name)?.argument?.split("|") ?? [];
+  return [
+    [/Command not found: (\S+)/, () => commands],
+    [
+      /unrecognized option '(--[^'=]*)[^']*'/,
+      () => options.flatMap(({ long }) => long ? [`--${long}`] : []),
+    ],
+    [/Unknown (?:driver|file format) '([^']*)'/, driverNames],
+    [/Unknown protocol '([^']*)'/, protocolNames],
+    [/Invalid parameter '([^']*)'/, () => Object.keys(imageOptions())],
+    [/(?:does not|doesn't) support the option '([^']*)'/, openOptionNames],
+    [/does not accept value '([^']*)'/, imageOptionValues],
+    [/Invalid (?:source )?cache (?:option|mode): (\S+)/, () => CACHE_MODES],
+    [
+      /Invalid preallocation mode '([^']*)'/,
+      () => argumentsOf("preallocation"),
+    ],
+  ];
+}
+
+function driverNames(): string[] {
+  return listDrivers().map(({ name }) => name);
+}
+
+function protocolNames(): string[] {
+  return listDrivers().flatMap(({ name, role, schemes }) =>
+    role === "protocol" ? [name] : schemes ?? []
+  );
+}
+
+/** What `-o` may name, of all formats. */
+function imageOptions(): OptionTable {
+  return Object.assign(
+    {},
+    ...listDrivers().map(({ createOptions }) => createOptions),
+    ...listDrivers().map(({ amendOptions }) => amendOptions),
+  );
+}
+
+function imageOptionValues(): string[] {
+  return Object.values(imageOptions()).flatMap(({ values }) => values ?? []);
+}
+
+function openOptionNames(): string[] {
+  const own = listDrivers().flatMap(({ openOptions }) =>
+    Object.keys(openOptions ?? {})
+  );
+  return ["driver", "file", "backing", ...own];
+}
+
+/**
+ * The word that is nearest to another, if it is near enough to be meant: a
+ * third of the letters may differ, or the rest may be missing.
+ */
+export function nearest(
+  word: string,
+  known: readonly string[],
+): string | undefined {
+  let best: string | undefined;
+  let least = Math.floor(Math.max(word.replace(/^--/, "").length, 3) / 3) + 1;
+  for (const candidate of known) {
+    const distance = editDistance(word, candidate);
+    if (distance < least) [best, least] = [candidate, distance];
+  }
+  return best ?? onlyOneThatBegins(word, known);
+}
+
+function onlyOneThatBegins(
+  word: string,
+  known: readonly string[],
+): string | undefined {
+  const fitting = known.filter((candidate) => candidate.startsWith(word));
+  return word.length > 1 && fitting.length === 1 ? fitting[0] : undefined;
+}
+
+/** Letters to insert, remove, replace, or swap with the next. */
+function editDistance(a: string, b: string): number {
+  let beforeLast: number[] = [];
+  let last = Array.from({ length: b.length + 1 }, (_, j) => j);
+  for (let i = 1; i <= a.length; i++) {
+    const row = [i];
+    for (let j = 1; j <= b.length; j++) {
+      const replaced = last[j - 1] + (a[i - 1] === b[j - 1] ? 0 : 1);
+      row[j] = Math.min(last[j] + 1, row[j - 1] + 1, replaced);
+      const swapped = i > 1 && j > 1 && a[i - 1] === b[j - 2] &&
+        a[i - 2] === b[j - 1];
+      if (swapped) row[j] = Math.min(row[j], beforeLast[j - 2] + 1);
+    }
+    [beforeLast, last] = [last, row];
+  }
+  return last[b.length];
+}
