@@ -537,6 +537,13 @@ export interface BlockNode {
   /** Read everything anew: another program changed the image. */
   invalidate?(): Promise<void>;
   /**
+   * Go on with other options: all those of its driver that are not children.
+   * Those of all nodes, such as `read-only`, need opening it anew.
+   *
+   * @throws {BlockError} EINVAL if they make no sense; nothing is changed then.
+   */
+  reopen?(options: OptionValues): Promise<void>;
+  /**
    * Give up all that the image holds of its own, its snapshots apart: the disk
    * then reads as its backing file, or as zeroes without one.
    */

@@ -187,13 +187,44 @@ export const reopen: IoCommand = {
     if (changes.cache !== undefined && hasCacheOption) {
       throw new CommandError("Cannot set both -c and the cache options");
     }
-    const { opening, image } = session;
-    checkChangeable(image.node, opening.options, options);
-    await session.reopen(
-      reopening(image.node.driver, opening, changes, options),
-    );
+    const { opening, image: { node } } = session;
+    checkChangeable(node, opening.options, options);
+    const changed = reopening(node.driver, opening, changes, options);
+    if (opening.snapshot) {
+      // What was written to it would be lost.
+      throw new CommandError("Cannot reopen a temporary overlay");
+    }
+    if (isOwn(node, changes, options)) {
+      await session.change(changed, ownOptions(node, changed.options));
+    } else {
+      await session.reopen(changed);
+    }
   },
 };
+
+/** Whether changes are about nothing but what a node can change by itself. */
+function isOwn(
+  { driver, reopen }: BlockNode,
+  changes: Changes,
+  options: OptionValues,
+): boolean {
+  const names = Object.keys(options);
+  return Object.keys(changes).length === 0 &&
+    (reopen !== undefined || names.length === 0) &&
+    names.every((name) => Object.hasOwn(driver.openOptions ?? {}, name));
+}
+
+/** Those of the options that are a node's own. */
+function ownOptions(
+  { driver: { openOptions = {} } }: BlockNode,
+  options: OptionValues,
+): OptionValues {
+  return Object.fromEntries(
+    Object.entries(options).filter(([name]) =>
+      Object.hasOwn(openOptions, name)
+    ),
+  );
+}
 
 /** How a file is to be opened after changes. */
 function reopening(

@@ -84,8 +84,25 @@ function sourceOf({ filename, options }: Opening): Source {
   if (filename === undefined) return nested;
   if (Object.keys(options).length === 0) return filename;
   return filename.startsWith("json:")
-    ? { ...parseFilename(filename), ...nested }
+    ? merged(parseFilename(filename), nested)
     : { ...nested, filename };
+}
+
+/** Options, and those that take their place, at every level. */
+function merged(options: OptionValues, others: OptionValues): OptionValues {
+  const all = { ...options };
+  for (const [name, value] of Object.entries(others)) {
+    const before = all[name];
+    all[name] = isPlain(before) && isPlain(value)
+      ? merged(before, value)
+      : value;
+  }
+  return all;
+}
+
+function isPlain(value: unknown): value is OptionValues {
+  return typeof value === "object" && value !== null &&
+    Object.getPrototypeOf(value) === Object.prototype;
 }
 
 /** Dotted names are nested, but for those of which a part has a value itself. */

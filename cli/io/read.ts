@@ -79,7 +79,7 @@ export const read: IoCommand = {
     const { image, background } = call.session;
     const { vmState, skip, lookAt, ...showing } = parseRead(call);
     if (call.operands.length !== 2) throw call.misused();
-    const [offset, length] = call.operands.map(byteCount);
+    const [offset, length] = call.operands.map((word) => byteCount(word));
     checkLength(length, call.operands[1]);
     if (showing.pattern === undefined && (skip ?? lookAt) !== undefined) {
       throw call.misused();

@@ -3,11 +3,24 @@
  *
  * @module
  */
+import type { BlockNode } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
 import { Image } from "../../core/image.ts";
+import type { OptionValues } from "../../core/options.ts";
 import type { Program } from "../program.ts";
 import { BackgroundRequests } from "./background.ts";
 import { type Opening, openNode } from "./opening.ts";
+
+/** By dotted names, what keeps the rules of each `blkdebug` in a stack. */
+function debuggerOptions(node: BlockNode, prefix = ""): OptionValues {
+  const options: OptionValues = {};
+  if (node.debug) options[`${prefix}debugger`] = node.debug;
+  for (const [role, child] of Object.entries(node.children)) {
+    if (!child) continue;
+    Object.assign(options, debuggerOptions(child, `${prefix}${role}.`));
+  }
+  return options;
+}
 
 /** The file that is open, and the requests under way. */
 export class Session {
@@ -45,16 +58,32 @@ export class Session {
     this.#opening = opening;
   }
 
-  /** Open the same file in another way; if that fails, as it was. */
+  /**
+   * Open the same file in another way; if that fails, as it was. Nodes that
+   * stop requests go on where they are.
+   */
   async reopen(opening: Opening): Promise<void> {
     const before = this.opening;
+    const debuggers = debuggerOptions(this.image.node);
+    const open = async (opening: Opening) => {
+      const options = { ...opening.options, ...debuggers };
+      await this.open({ ...opening, options });
+      this.#opening = opening;
+    };
     await this.close();
     try {
-      await this.open(opening);
+      await open(opening);
     } catch (error) {
-      await this.open(before);
+      await open(before);
       throw error;
     }
+  }
+
+  /** Go on with other options of the topmost driver. */
+  async change(opening: Opening, options: OptionValues): Promise<void> {
+    await this.background.drain();
+    await this.image.node.reopen?.(options);
+    this.#opening = opening;
   }
 
   /**

@@ -99,7 +99,7 @@ export const write: IoCommand = {
     const options = parseWrite(call);
     if (call.operands.length !== 2) throw call.misused();
     checkTogether(options);
-    const [offset, length] = call.operands.map(byteCount);
+    const [offset, length] = call.operands.map((word) => byteCount(word));
     if (!options.noFallback) {
       checkLength(length, call.operands[1], " without -n");
     }
@@ -270,7 +270,7 @@ export const discard: IoCommand = {
     const options: WriteOptions = {};
     for (const option of call.options()) takeWriting(options, ...option);
     if (call.operands.length !== 2) throw call.misused();
-    const [offset, length] = call.operands.map(byteCount);
+    const [offset, length] = call.operands.map((word) => byteCount(word));
     checkLength(length, call.operands[1]);
     const request = async () => {
       // Where discards are ignored, the range must still be one of the disk.

@@ -41,7 +41,8 @@ const OPEN_OPTIONS: OptionTable = {
 /**
  * A filter below a format's driver. Its child is `image`. Options: rules
  * (`inject-error`, `set-state`: one, or a list), the file `config` with such
- * rules, and limits. `blkdebug:CONFIG:FILENAME` is a file name for it.
+ * rules, and limits; instead of rules `debugger`, the `debug` of another such
+ * node, to go on where that is. `blkdebug:CONFIG:FILENAME` is a file name for it.
  *
  * @example Fail the first write of data with ENOSPC
  * ```ts
@@ -75,17 +76,25 @@ export const blkdebugDriver: BlockDriver = {
 
   async open(options, context) {
     const nested = nestOptions(options);
-    const others = ["image", ...RULE_GROUPS];
+    const others = ["image", "debugger", ...RULE_GROUPS];
     const parsed = parseOptions(OPEN_OPTIONS, nested, others);
-    const config = parsed.config as string | undefined;
-    const rules = await readRules(config, nested);
+    const debug = parsed.debugger instanceof Debugger
+      ? parsed.debugger
+      : await newDebugger(parsed.config as string | undefined, nested);
     const image = await context.openChild("image");
     const limits = parseLimits(parsed, image.limits?.requestAlignment ?? 1);
-    const debug = new Debugger(rules);
-    await debug.event("none");
     return debuggedNode(image, limits, debug);
   },
 };
+
+async function newDebugger(
+  config: string | undefined,
+  options: OptionValues,
+): Promise<Debugger> {
+  const debug = new Debugger(await readRules(config, options));
+  await debug.event("none");
+  return debug;
+}
 
 /** The limits that were asked for; each must be a multiple of what it needs. */
 function parseLimits(options: OptionValues, below: number): RequestLimits {

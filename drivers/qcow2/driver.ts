@@ -88,10 +88,7 @@ async function open(
   options: OptionValues,
   context: OpenContext,
 ): Promise<BlockNode> {
-  const parsed = parseOptions(OPEN_OPTIONS, flatten(options), [
-    "file",
-    "backing",
-  ]);
+  let parsed = parseOpenOptions(options);
   const file = await context.openChild("file");
   const { purpose, readOnly } = context;
   const policy = {
@@ -128,15 +125,50 @@ async function open(
     );
   }
   const adopt = (header: Header) => state.adopt(header, sizes(header));
-  const reopen = async () => {
+  const reread = async () => {
     adopt(await readHeader(file, policy));
     await load();
   };
-  const node = new Qcow2Node(state, context.filename, reopen, adopt);
-  node.cleanCaches(parsed["cache-clean-interval"] as number ?? 600);
+  const change = async (options: OptionValues) => {
+    const wish = parseOpenOptions(options);
+    const behaviour = behaviourOf(wish, state.header, context);
+    // What makes no sense is refused before anything is changed.
+    cacheSizes(wish, state.header);
+    node.cleanCaches(cleanInterval(wish));
+    if (!readOnly) await state.flushCaches();
+    if (!readOnly && !behaviour.lazyRefcounts) await state.markClean();
+    state.behaviour = behaviour;
+    parsed = wish;
+    adopt(state.header);
+  };
+  const node = new Qcow2Node(state, context.filename, {
+    reread,
+    adopt,
+    change,
+  });
+  node.cleanCaches(cleanInterval(parsed));
   if (!readOnly && purpose === "io") await node.prepareForWriting();
   if (!readOnly && purpose === "check") await node.clearFeatures(KEPT_FEATURES);
   return node;
+}
+
+function parseOpenOptions(options: OptionValues): OptionValues {
+  return parseOptions(OPEN_OPTIONS, flatten(options), ["file", "backing"]);
+}
+
+/** Seconds after which unused tables are let go of. */
+function cleanInterval(options: OptionValues): number {
+  return options["cache-clean-interval"] as number | undefined ?? 600;
+}
+
+/** What a node does over that its opening did first. */
+interface Again {
+  /** Read everything anew. */
+  reread(): Promise<void>;
+  /** Go on with a header, and empty caches that fit it. */
+  adopt(header: Header): void;
+  /** Go on with other options. */
+  change(options: OptionValues): Promise<void>;
 }
 
 class Qcow2Node implements BlockNode {
@@ -145,22 +177,14 @@ class Qcow2Node implements BlockNode {
   readonly limits;
   readonly #state: Qcow2State;
 
-  readonly #reopen: () => Promise<void>;
-  /** Go on with a header, and empty caches that fit it. */
-  readonly #adopt: (header: Header) => void;
+  readonly #again: Again;
   #cleaning?: ReturnType<typeof setInterval>;
   #cleanInterval = 0;
   #requests = 0;
 
-  constructor(
-    state: Qcow2State,
-    filename: string,
-    reopen: () => Promise<void>,
-    adopt: (header: Header) => void,
-  ) {
+  constructor(state: Qcow2State, filename: string, again: Again) {
     this.#state = state;
-    this.#reopen = reopen;
-    this.#adopt = adopt;
+    this.#again = again;
     this.filename = filename;
     if (state.file.copyFrom) this.copyFrom = this.#copyFrom;
     const { clusterSize } = state.geometry;
@@ -381,7 +405,15 @@ class Qcow2Node implements BlockNode {
     using _ = await state.operations.exclude();
     using _lock = await state.metadata.lock();
     if (!state.readOnly) await state.flushCaches();
-    await this.#reopen();
+    await this.#again.reread();
+  }
+
+  async reopen(options: OptionValues): Promise<void> {
+    const state = this.#state;
+    using _ = await state.operations.exclude();
+    using _lock = await state.metadata.lock();
+    state.checkUsable();
+    await this.#again.change(options);
   }
 
   async check(options?: CheckOptions): Promise<CheckResult> {
@@ -422,7 +454,7 @@ class Qcow2Node implements BlockNode {
     using _ = await state.operations.exclude();
     state.checkUsable();
     const { amend } = await import("./amend.ts");
-    await amend(state, options, how, () => this.#adopt(state.header));
+    await amend(state, options, how, () => this.#again.adopt(state.header));
   }
 
   async close(): Promise<void> {

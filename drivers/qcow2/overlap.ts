@@ -106,15 +106,17 @@ export function protectedKinds(options: OptionValues): Set<MetadataKind> {
 /** Knows where metadata lies, and refuses writes there. */
 export class OverlapGuard {
   readonly #state: Qcow2State;
-  readonly #kinds: ReadonlySet<MetadataKind>;
   /** Clusters that are L2 tables, by index; found at the first use. */
   #l2Tables?: Set<number>;
   /** Clusters that are L2 tables of snapshots. */
   #inactiveL2?: Set<number>;
 
-  constructor(state: Qcow2State, kinds: ReadonlySet<MetadataKind>) {
+  constructor(state: Qcow2State) {
     this.#state = state;
-    this.#kinds = kinds;
+  }
+
+  get #kinds(): ReadonlySet<MetadataKind> {
+    return this.#state.behaviour.protectedKinds;
   }
 
   /** The tables have changed: look for them again. */

@@ -78,7 +78,7 @@ export class Qcow2State implements RefcountHost {
   readonly clusters: ClusterMap;
   readonly compressed: CompressedClusters;
   readonly overlap: OverlapGuard;
-  readonly behaviour: Behaviour;
+  behaviour: Behaviour;
   readonly operations = new SharedLock();
   readonly ranges = new RangeLock();
   readonly metadata = new Mutex();
@@ -106,7 +106,7 @@ export class Qcow2State implements RefcountHost {
     this.file = file;
     this.readOnly = readOnly;
     this.behaviour = behaviour;
-    this.overlap = new OverlapGuard(this, behaviour.protectedKinds);
+    this.overlap = new OverlapGuard(this);
     this.adopt(header, caches);
     this.refcounts = new Refcounts(this);
     this.clusters = new ClusterMap(this);

@@ -97,6 +97,15 @@ const CALLS: { [subject: string]: string[] } = {
     "-f qcow2 top.qcow2; reopen -o overlap-check=none; reopen -o overlap-check.template=all; reopen -o overlap-check.main-header=off; write 0 1k; reopen -o overlap-check=constant,overlap-check.template=all",
     "-f qcow2 top.qcow2; reopen -o cache-size=1M; reopen -o l2-cache-size=512k; reopen -o refcount-cache-size=256k; reopen -o cache-size=1M,l2-cache-size=64k,refcount-cache-size=64k; reopen -o cache-clean-interval=-1",
   ],
+  "odd numbers": [
+    "-f raw disk.raw; read 0 0x; read 0 0X1F; read 0 010; read 0 1.5; read 0 .5k; read 0 1.; read 0 1.k; read 0 0.1; read 0 1b; read 0 0.5b; read 0 1kk; read 0 1M1; read 0 00",
+    "-f raw disk.raw; read 0 0.0001k; read 0 0.0005k; read 0 0.4999k; read 1k 1.99999999k; read 0 0b1; read 0 inf; read 0 nan; read 0 1,5; read 0 1_000; read +1 +0x5; read -- -1 5; read 0 -1",
+    "-f raw disk.raw; read 8E 1; read 7E 1; read 9E 1; read 16E 1; read 9223372036854775807 0; read 18446744073709551616 1; read 0 12345678901234567890123; read 1P 1; read 0 2G",
+    "-f raw disk.raw; write -P 0x 0 1; write -P 08 0 1; write -P +5 0 1; write -P 99999999999999999999 0 1; read -P 0xff 0 1; read -P -1 0 1; read -s 1 -P 5 0 4; read -l 0 -P 0 0 4; read -s 9E -P 0 0 1",
+    "-f raw disk.raw; alloc -1; alloc 1 x; alloc 1 -1; alloc 8E; truncate 0.5b; truncate -m off 0.5b; truncate 1k -m off; l; truncate -m; discard 0 -1; discard 1.5 1",
+    "-f raw disk.raw; writev 0 1 x; writev 0 -1; readv 0 2G; readv 0 2147483136 1; aio_write 0 x; aio_flush; aio_write -z x 1; aio_flush; aio_read 0 x; aio_flush; aio_write -P x 0 1",
+    "; sigraise -1; sigraise 65; sigraise 66; sigraise 1e3; sleep 0x; sleep 1k; open -o driver disk.raw; open -o read-only disk.raw; l; reopen -o noread-only; write 0 1",
+  ],
   "mistakes": [
     "disk.raw; flush 1; foo; read 0; read -x 0 1; read -P; read --foo 1 2; r -qx 1 2; map 1; quit 1 2; length",
     "-f raw disk.raw; help foo; help q; help alloc; help l; ?; help a b; help map",
@@ -131,11 +140,15 @@ async function prepare(cwd: string): Promise<void> {
 async function compare(
   args: readonly string[],
   options: RunOptions = {},
+  files: { [name: string]: string } = {},
 ): Promise<void> {
   await using dir = new TempDir();
   const [theirs, ours] = [dir.file("theirs"), dir.file("ours")];
   await Deno.mkdir(theirs);
   await prepare(theirs);
+  for (const [name, text] of Object.entries(files)) {
+    await Deno.writeTextFile(`${theirs}/${name}`, text);
+  }
   await runOk(["cp", "-r", theirs, ours]);
   const outcome = async (program: readonly string[], cwd: string) => {
     const outcome = await run([...program, ...args], { ...options, cwd });
@@ -200,6 +213,40 @@ qemuTest("qemu-io: breakpoints", async () => {
   ];
   await compare(
     argumentsOf(["-f qcow2", file].join(" ") + `;${commands.join(";")}`),
+  );
+}, TOOLS);
+
+qemuTest("qemu-io: nodes go on where they are when reopened", async () => {
+  const rules = `[inject-error]
+event = "write_aio"
+errno = "28"
+once = "on"
+
+[set-state]
+event = "flush_to_disk"
+state = "1"
+new_state = "2"
+
+[inject-error]
+event = "l2_load"
+state = "2"
+errno = "5"
+once = "on"
+`;
+  const call = "-f qcow2 blkdebug:rules:top.qcow2; write 0 1k; write 0 1k; " +
+    "reopen -o lazy-refcounts=on; write 0 1k; reopen -r; read 0 1k; " +
+    "reopen -w; write 0 1k; break write_aio A; reopen; aio_write 0 1k; " +
+    "wait_break A; resume A; aio_flush; reopen -o lazy-refcounts=off; map";
+  const files = { rules };
+  await compare(argumentsOf(call), {}, files);
+  // Nothing of what is in force changes with options that make no sense.
+  await compare(
+    argumentsOf(
+      "-f qcow2 blkdebug:rules:top.qcow2; reopen -o overlap-check=x; " +
+        "reopen -o l2-cache-size=x; write 0 1k; write 0 1k; reopen -r -o foo=1",
+    ),
+    {},
+    files,
   );
 }, TOOLS);
 
