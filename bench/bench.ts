@@ -41,11 +41,7 @@ function words(command: string, side: Side): string[] {
 
 function commandOf(work: Work, side: Side): string[] {
   if (side === "theirs") return [...QEMU_IMG, ...words(work.command, side)];
-  if (work.script === undefined) {
-    return [...OURS, `${HERE}../cli.ts`, ...words(work.command, side)];
-  }
-  const [script, ...args] = words(work.script, side);
-  return [...OURS, HERE + script, ...args];
+  return [...OURS, `${HERE}../cli.ts`, ...words(work.command, side)];
 }
 
 /** Clear the way for a run, and leave nothing of it to be timed. */

@@ -12,8 +12,6 @@ export interface Work {
   readonly name: string;
   /** The arguments of `qemu-img`, and of ours. */
   readonly command: string;
-  /** Ours where our command line has no such command: a script and its arguments. */
-  readonly script?: string;
   /** The ratio to reach: ours ÷ qemu-img. */
   readonly goal: number;
   /** What is run for each side before each run: `qemu-img` with these arguments. */
@@ -101,19 +99,16 @@ export const works: readonly Work[] = [
   {
     name: "4 KiB scattered reads, depth 1",
     command: `bench -f qcow2 -c 100000 -d 1 -s 4096 -S ${SCATTER} mixed.qcow2`,
-    script: `requests.ts read 100000 1 4096 ${SCATTER} mixed.qcow2`,
     goal: 0.4,
   },
   {
     name: "4 KiB scattered reads, depth 64",
     command: `bench -f qcow2 -c 100000 -d 64 -s 4096 -S ${SCATTER} mixed.qcow2`,
-    script: `requests.ts read 100000 64 4096 ${SCATTER} mixed.qcow2`,
     goal: 1.0,
   },
   {
     name: "4 KiB allocating writes, depth 1",
     command: "bench -f qcow2 -w -c 16384 -d 1 -s 4096 -S 65536 OUT",
-    script: "requests.ts write 16384 1 4096 65536 OUT",
     goal: 0.4,
     before: "create -q -f qcow2 OUT 1G",
     verify: ["compare -f qcow2 -F qcow2 OUT THEIRS", "check OUT"],
@@ -121,7 +116,6 @@ export const works: readonly Work[] = [
   {
     name: "64 KiB allocating writes, depth 64",
     command: "bench -f qcow2 -w -c 16384 -d 64 -s 65536 OUT",
-    script: "requests.ts write 16384 64 65536 65536 OUT",
     goal: 0.9,
     before: "create -q -f qcow2 OUT 1G",
     verify: ["compare -f qcow2 -F qcow2 OUT THEIRS", "check OUT"],
