@@ -58,6 +58,11 @@ const COMMANDS: { readonly [name: string]: Entry } = {
     summary: "Describe an image",
     load: () => import("./commands/info.ts"),
   },
+  io: {
+    summary: "Try an image: read from it, write to it, see what it holds",
+    onlyOurs: true,
+    load: () => import("./commands/io.ts"),
+  },
   map: {
     summary: "Show what an image holds, and where",
     load: () => import("./commands/map.ts"),

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { OBJECT } from "./command.ts";
+import { HelpWanted, OBJECT } from "./command.ts";
 import { libraryText, OptionParser, type OptionSpec } from "./getopt.ts";
 import { OPEN_OPTIONS, openFile, takeOpening } from "./io/open.ts";
 import type { Opening } from "./io/opening.ts";
@@ -12,7 +12,8 @@ import { runAll, runInput } from "./io/shell.ts";
 import { CommandError, type Program } from "./program.ts";
 import { versionText } from "./version.ts";
 
-const OPTIONS: readonly OptionSpec[] = [
+/** The options of the program. */
+export const OPTIONS: readonly OptionSpec[] = [
   { short: "h", long: "help", help: "show this help" },
   { short: "V", long: "version", help: "show the version" },
   {
@@ -52,16 +53,21 @@ interface Request {
 }
 
 /** Run the program; answers the exit code. */
-export async function run(program: Program, args: string[]): Promise<number> {
+export async function run(
+  program: Program,
+  args: readonly string[],
+): Promise<number> {
   let request: Request;
   try {
     request = parse(program, args);
   } catch (error) {
-    if (!(error instanceof CommandError && error.usage)) throw error;
+    const isMistake = error instanceof CommandError && error.usage;
+    if (!isMistake || program.isOurs) throw error;
     if (error.message) program.error(error.message);
     program.print(programHelp(program));
     return 1;
   }
+  if (request.show === "help" && program.isOurs) throw new HelpWanted();
   if (request.show) {
     program.print(
       request.show === "help"
@@ -80,7 +86,7 @@ export async function run(program: Program, args: string[]): Promise<number> {
   return allSucceeded ? 0 : 1;
 }
 
-function parse(program: Program, args: string[]): Request {
+function parse(program: Program, args: readonly string[]): Request {
   const commands: string[] = [];
   const opening: Parameters<typeof takeOpening>[0] = {};
   let format: string | undefined;
@@ -102,7 +108,10 @@ function parse(program: Program, args: string[]): Request {
     else if (option === "image-opts") imageOpts = true;
     else takeOpening(opening, option, argument);
   }
-  if (parser.operands.length > 1) throw new CommandError("", { usage: true });
+  if (parser.operands.length > 1) {
+    const why = program.isOurs ? "Expecting one image file name" : "";
+    throw new CommandError(why, { usage: true });
+  }
   if (format !== undefined && imageOpts) {
     throw new CommandError("--image-opts and -f are mutually exclusive");
   }

@@ -293,3 +293,32 @@ Deno.test("qemu-io: mistakes among its options", async () => {
     );
   }
 });
+
+Deno.test("bdrv io is the same under our own name", async () => {
+  await using dir = new TempDir();
+  const file = dir.file("disk.raw");
+  await Deno.writeTextFile(file, "x".repeat(512));
+  const call = [...BDRV, "io"];
+  const stdin = "read -qP 0x78 0 512\nfoo\nopen nothing\nlength\n";
+  const { code, stdout, stderr } = await run(
+    [...call, "-f", "raw", file],
+    { stdin },
+  );
+  assertEquals([code, stdout], [
+    1,
+    "bdrv> bdrv> bdrv> bdrv> 512 bytes\nbdrv> ",
+  ]);
+  assertEquals(
+    stderr,
+    'command "foo" not found\n' +
+      "bdrv: file open already, try 'help close'\n",
+  );
+  const help = await run([...call, "--help"]);
+  assertEquals(help.stdout.split("\n")[0], "Usage: bdrv io [OPTIONS] [FILE]");
+  const mistake = await run([...call, "--foo"]);
+  assertEquals(
+    mistake.stderr,
+    "bdrv: unrecognized option '--foo'\n" +
+      "Try 'bdrv io --help' for more information\n",
+  );
+});
