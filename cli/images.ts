@@ -34,6 +34,8 @@ export interface ImageArgument {
   resize?: boolean;
   /** How writes reach the disk. */
   cache?: CacheMode;
+  /** Whether asynchronous I/O of the system is asked for. */
+  nativeAio?: boolean;
   /** Further options of the format, which is given then. */
   options?: OptionValues;
 }
@@ -50,7 +52,8 @@ export async function openImageArgument(
   argument: ImageArgument,
 ): Promise<BlockNode> {
   const { format, imageOpts, writable, options, forceShare } = argument;
-  const { purpose, backing, writableBacking, share, resize, cache } = argument;
+  const { purpose, backing, writableBacking, share, resize, cache, nativeAio } =
+    argument;
   if (imageOpts && format !== undefined) {
     throw new CommandError(
       "--image-opts and --format are mutually exclusive",
@@ -73,6 +76,7 @@ export async function openImageArgument(
       share,
       resize,
       cache,
+      nativeAio,
       gate: "allow",
       secrets: program.secrets,
       ...reporting(program),

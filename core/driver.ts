@@ -154,6 +154,8 @@ export interface OpenContext {
   readonly noFlush: boolean;
   /** Whether to bypass the page cache where the system can. */
   readonly direct: boolean;
+  /** Whether asynchronous I/O of the system is asked for. */
+  readonly nativeAio: boolean;
   /** Tell that a step of the driver's work is about to be done. */
   event?(name: string): void;
   /** Tell the user about something that is not an error. */

@@ -19,6 +19,10 @@ const TABLE = {
     help: "Let other processes do what they like with it meanwhile",
   },
   "discard": { type: "string", help: "ignore (or off), or unmap (or on)" },
+  "detect-zeroes": {
+    type: "string",
+    help: "Write zeroes for data that is zero: off, on, or unmap",
+  },
   "cache.direct": { type: "boolean", help: "Bypass the page cache" },
   "cache.no-flush": { type: "boolean", help: "Ignore flushes" },
 } as const satisfies OptionTable;
@@ -33,6 +37,8 @@ export interface NodeOptions {
   readonly forceShare?: boolean;
   /** Whether discards do anything. */
   readonly discards?: boolean;
+  /** Whether to look for zeroes in what is written, and what to do then. */
+  readonly detectZeroes?: "on" | "unmap";
   /** For this node and those below. */
   readonly direct?: boolean;
   /** For this node and those below. */
@@ -57,13 +63,15 @@ export function takeNodeOptions(
     }
   }
   checkName(common["node-name"] as string | undefined);
+  const discards = discardsOf(common.discard as string | undefined);
   const flag = (name: keyof typeof TABLE) =>
     common[name] as boolean | undefined;
   return [{
     readOnly: flag("read-only"),
     autoReadOnly: flag("auto-read-only"),
     forceShare: flag("force-share"),
-    discards: discardsOf(common.discard as string | undefined),
+    discards,
+    detectZeroes: detectionOf(common["detect-zeroes"], discards),
     direct: flag("cache.direct"),
     noFlush: flag("cache.no-flush"),
   }, Object.fromEntries(own)];
@@ -127,6 +135,42 @@ export function checkForceShare({ forceShare, readOnly }: Inherited): void {
     "EINVAL",
     "force-share=on can only be used with read-only images",
   );
+}
+
+function detectionOf(
+  mode: unknown,
+  discards = true,
+): "on" | "unmap" | undefined {
+  if (mode === undefined || mode === "off") return undefined;
+  if (mode === "unmap" && !discards) {
+    throw new BlockError(
+      "EINVAL",
+      "setting detect-zeroes to unmap is not allowed without setting " +
+        "discard operation to unmap",
+    );
+  }
+  if (mode === "on" || mode === "unmap") return mode;
+  throw new BlockError("EINVAL", `invalid parameter value: ${mode}`);
+}
+
+/** Have a node that was opened do as its options say. */
+export async function applyNodeOptions(
+  node: BlockNode,
+  { discards, detectZeroes: detection }: NodeOptions,
+): Promise<void> {
+  if (discards === false) ignoreDiscards(node);
+  if (detection) {
+    const { detectZeroes } = await import("./detect_zeroes.ts");
+    detectZeroes(node, detection === "unmap");
+  }
+}
+
+function ignoreDiscards(node: BlockNode): void {
+  node.discard = undefined;
+  const writeZeroes = node.writeZeroes?.bind(node);
+  if (!writeZeroes) return;
+  node.writeZeroes = (offset, length, flags) =>
+    writeZeroes(offset, length, { ...flags, unmap: false });
 }
 
 /** Open a node; read-only where that is all one may, if that is enough. */

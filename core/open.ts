@@ -17,6 +17,7 @@ import { applyLimits } from "./limits.ts";
 import { resolveName } from "./names.ts";
 import { rememberOrigin } from "./node_names.ts";
 import {
+  applyNodeOptions,
   checkForceShare,
   inheritOptions,
   openAsPermitted,
@@ -75,6 +76,8 @@ export interface OpenOptions {
   maxChain?: number;
   /** How writes reach the disk. Default: `writeback`. */
   cache?: CacheMode;
+  /** Whether files are to have the option `aio=native`. Default: false. */
+  nativeAio?: boolean;
   /** Where the keys of encrypted images come from. Default: nowhere. */
   secrets?: SecretSource;
   /**
@@ -382,6 +385,7 @@ async function openDriver(
     purpose,
     noFlush: place.noFlush ?? cache === "unsafe",
     direct: place.direct ?? (cache === "none" || cache === "directsync"),
+    nativeAio: opening.options.nativeAio ?? false,
     ...(opening.options.onEvent && {
       event: (name: string) => opening.options.onEvent?.(name, filename),
     }),
@@ -436,7 +440,7 @@ async function openDriver(
   try {
     checkForceShare(place);
     const node = await openAsPermitted(driver, options, context, common);
-    if (common.discards === false) node.discard = undefined;
+    await applyNodeOptions(node, common);
     const otherBacking = options.backing !== undefined &&
       context.purpose !== "info";
     rememberOrigin(node, { options, otherBacking });

@@ -111,19 +111,14 @@ export const command: Command = {
     const { program } = invocation;
     const wish = parse(invocation);
     const [file] = invocation.operands;
-    if (wish.nativeAio && !/^(none|directsync)$/.test(wish.cache)) {
-      throw new CommandError(
-        `Could not open '${file}': aio=native was specified, but it requires ` +
-          "cache.direct=on, which was not specified.",
-      );
-    }
-    const { format, imageOpts, forceShare, cache } = wish;
+    const { format, imageOpts, forceShare, cache, nativeAio } = wish;
     const node = await openImageArgument(program, file, {
       format,
       imageOpts,
       forceShare,
       writable: wish.write,
       cache,
+      nativeAio,
     });
     const { write, count, depth, offset, length, flushInterval } = wish;
     const step = wish.step || length;

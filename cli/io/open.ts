@@ -11,9 +11,9 @@ import { cacheMode } from "../images.ts";
 import { CommandError } from "../program.ts";
 import { type Call, type IoCommand, Refusal } from "./command.ts";
 import {
-  checkAioMode,
   DEFAULT_OPENING,
   discardMode,
+  isNativeAio,
   type Opening,
 } from "./opening.ts";
 import type { Session } from "./session.ts";
@@ -33,7 +33,7 @@ export const OPEN_OPTIONS: readonly OptionSpec[] = [
     short: "i",
     long: "aio",
     argument: "MODE",
-    help: "accepted for QEMU's sake: threads, native or io_uring",
+    help: "threads, native (which needs -n) or io_uring; all do the same",
   },
   {
     short: "d",
@@ -68,7 +68,8 @@ export function takeOpening(
   else if (option === "n") changes.cache = "none";
   else if (option === "C") changes.copyOnRead = true;
   else if (option === "U") changes.forceShare = true;
-  else if (option === "i") checkAioMode(argument);
+  else if (option === "k") changes.nativeAio = true;
+  else if (option === "i") changes.nativeAio = isNativeAio(argument);
   else if (option === "d") changes.discard = discardMode(argument);
   else if (option === "t") changes.cache = cacheMode(argument, "cache option");
 }
@@ -161,6 +162,7 @@ const CHANGEABLE = [
   "read-only",
   "auto-read-only",
   "discard",
+  "detect-zeroes",
 ];
 
 /** `reopen`. */

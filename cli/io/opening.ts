@@ -28,6 +28,8 @@ export interface Opening {
   readonly forceShare: boolean;
   /** How writes reach the disk. */
   readonly cache: CacheMode;
+  /** Whether asynchronous I/O of the system is asked for. */
+  readonly nativeAio: boolean;
   /** Whether discards do anything. */
   readonly discard: boolean;
   /** Whether to keep what is read from backing files. */
@@ -42,6 +44,7 @@ export const DEFAULT_OPENING: Opening = {
   readOnly: false,
   forceShare: false,
   cache: "writethrough",
+  nativeAio: false,
   discard: true,
   copyOnRead: false,
   snapshot: false,
@@ -52,11 +55,13 @@ export async function openNode(
   program: Program,
   opening: Opening,
 ): Promise<BlockNode> {
-  const { readOnly, forceShare, cache, copyOnRead, snapshot } = opening;
+  const { readOnly, forceShare, cache, nativeAio } = opening;
+  const { copyOnRead, snapshot } = opening;
   const options: OpenOptions = {
     readOnly: readOnly || snapshot,
     forceShare,
     cache,
+    nativeAio,
     gate: "allow",
     secrets: program.secrets,
     ...reporting(program),
@@ -151,8 +156,10 @@ export function discardMode(mode: unknown): boolean {
   throw new CommandError(`Invalid discard option: ${mode}`);
 }
 
-/** Refuse what is no way of asynchronous I/O; ours is always the same. */
-export function checkAioMode(mode: string): void {
-  if (["threads", "native", "io_uring"].includes(mode)) return;
+/** Whether it is the system's asynchronous I/O that is asked for. */
+export function isNativeAio(mode: string): boolean {
+  if (["threads", "native", "io_uring"].includes(mode)) {
+    return mode === "native";
+  }
   throw new CommandError(`Invalid aio option: ${mode}`);
 }

@@ -36,6 +36,10 @@ const OPEN_OPTIONS: OptionTable = {
     default: "auto",
     help: "How the file is used: through libc (needs --allow-ffi) or Deno",
   },
+  aio: {
+    type: "string",
+    help: "Accepted for QEMU's sake: threads, native or io_uring",
+  },
   locking: {
     type: "string",
     default: "auto",
@@ -61,10 +65,9 @@ export const fileDriver: BlockDriver = {
   createOptions: CREATE_OPTIONS,
   canonicalName,
 
-  // deno-lint-ignore require-await -- opening is synchronous, as I/O is
   async open(options, context) {
     const parsed = openOptions(options);
-    return openFile({
+    const node = openFile({
       ...parsed,
       // Loading libc takes 2 ms, which one look at a header does not repay.
       ...(parsed.io === "auto" && context.purpose === "info" && { io: "deno" }),
@@ -72,6 +75,12 @@ export const fileDriver: BlockDriver = {
       noFlush: context.noFlush,
       unlocked: (why) => tellUnlocked(parsed, context, why),
     });
+    const isNative = parsed.aio ? parsed.aio === "native" : context.nativeAio;
+    if (isNative && !context.direct) {
+      await node.close();
+      throw NOT_DIRECT;
+    }
+    return node;
   },
 
   async create(options) {
@@ -95,6 +104,12 @@ export const fileDriver: BlockDriver = {
   },
 };
 
+const NOT_DIRECT = new BlockError(
+  "EINVAL",
+  "aio=native was specified, but it requires cache.direct=on, which was not " +
+    "specified.",
+);
+
 /** What is done to a file that was there; others must not change its size. */
 const EMPTYING: Permissions = {
   needs: ACCESS.WRITE | ACCESS.RESIZE,
@@ -105,12 +120,13 @@ const EMPTYING: Permissions = {
 interface FileOptions {
   readonly filename: string;
   readonly io: string;
+  readonly aio?: string;
   readonly locking: Locking;
 }
 
 function openOptions(options: OptionValues): FileOptions {
   const parsed = parseOptions(OPEN_OPTIONS, options);
-  const { filename, io = "auto", locking = "auto" } = parsed;
+  const { filename, io = "auto", aio, locking = "auto" } = parsed;
   if (filename === undefined) {
     throw new BlockError(
       "EINVAL",
@@ -120,12 +136,16 @@ function openOptions(options: OptionValues): FileOptions {
   return {
     filename: String(filename),
     io: String(io),
-    locking: lockingOf(locking),
+    ...(aio !== undefined && { aio: oneOf(AIO_MODES, aio) }),
+    locking: oneOf(LOCKING_MODES, locking),
   };
 }
 
-function lockingOf(value: unknown): Locking {
-  if (value === "auto" || value === "on" || value === "off") return value;
+const AIO_MODES = ["threads", "native", "io_uring"] as const;
+const LOCKING_MODES = ["auto", "on", "off"] as const;
+
+function oneOf<T>(values: readonly T[], value: unknown): T {
+  if (values.includes(value as T)) return value as T;
   throw new BlockError("EINVAL", `invalid parameter value: ${value}`);
 }
 
