@@ -29,7 +29,10 @@ interface NativeGlobals {
     permissions: {
       querySync(of: { name: "ffi"; path: string }): { state: string };
     };
-    dlopen(path: string, functions: object): { symbols: unknown };
+    dlopen(
+      path: string,
+      functions: object,
+    ): { symbols: unknown; close(): void };
     unrefTimer?(timer: unknown): void;
   };
 }
@@ -71,15 +74,31 @@ export function nativeLibrary<T extends object>(
   file: string,
   functions: { readonly [name in keyof T]: NativeFunction },
 ): T | null {
-  if (portable) return null;
+  const path = libraryPath(file);
+  if (path === null) return null;
   let library = libraries.get(file);
   if (library === undefined) {
-    libraries.set(file, library = findLibrary(file, functions));
+    try {
+      library = globals().Deno!.dlopen(path, functions).symbols;
+    } catch {
+      library = null; // Too old.
+    }
+    libraries.set(file, library);
   }
   return library as T | null;
 }
 
-function findLibrary(file: string, functions: object): unknown {
+const paths = new Map<string, string | null>();
+
+/** Where a library is that is there and permitted, or `null`. */
+export function libraryPath(file: string): string | null {
+  if (portable) return null;
+  let path = paths.get(file);
+  if (path === undefined) paths.set(file, path = findLibrary(file));
+  return path;
+}
+
+function findLibrary(file: string): string | null {
   const { Deno } = globals();
   if (!Deno?.dlopen || Deno.build.os !== "linux") return null;
   // Where distributions keep them; permissions are for absolute paths.
@@ -88,9 +107,10 @@ function findLibrary(file: string, functions: object): unknown {
     const permission = Deno.permissions.querySync({ name: "ffi", path });
     if (permission.state !== "granted") continue;
     try {
-      return Deno.dlopen(path, functions).symbols;
+      Deno.dlopen(path, {}).close();
+      return path;
     } catch {
-      // Elsewhere, or too old.
+      // It may be elsewhere.
     }
   }
   return null;

@@ -12,139 +12,26 @@
  * @module
  */
 import { Pace } from "./jobs/pace.ts";
+import { compressZstd } from "./codecs.ts";
 import { nativeModule } from "./runtime.ts";
+import {
+  LAYOUT,
+  serve,
+  SLOTS,
+  type Zlib,
+  type ZlibCall,
+} from "./zlib_worker.ts";
+import { compressorOf } from "./zstd_compressor.ts";
 
-/** One call of `node:zlib`, as plain data. */
-export interface ZlibCall {
-  readonly method:
-    | "inflateRawSync"
-    | "deflateRawSync"
-    | "zstdDecompressSync"
-    | "zstdCompressSync";
-  readonly options: { readonly [name: string]: unknown };
-}
-
-/** What is used of `node:zlib`. */
-export interface Zlib {
-  readonly constants: { readonly [name: string]: number };
-  readonly inflateRawSync: ZlibFunction;
-  readonly deflateRawSync: ZlibFunction;
-  readonly zstdDecompressSync?: ZlibFunction;
-  readonly zstdCompressSync?: ZlibFunction;
-}
-
-type ZlibFunction = (input: Uint8Array, options: object) => Uint8Array;
+export type { ZlibCall } from "./zlib_worker.ts";
 
 /** The runtime's `node:zlib`, if it has one. */
 export function nativeZlib(): Zlib | null {
   return nativeModule<Zlib>("node:zlib");
 }
 
-/**
- * Calls that can be with the workers at once: enough that they do not run out
- * of them while this thread writes the results of others.
- */
-const SLOTS = 64;
-
 /** Bytes of plain data with the workers: bounds the memory that slots take up. */
 const MAX_BYTES = 8 * 1024 * 1024;
-
-/** How all threads see the shared memory. Indices count 32-bit words. */
-const LAYOUT = {
-  slots: SLOTS,
-  /** Bytes of a slot: the largest cluster of qcow2, or what it may grow to. */
-  slotSize: 2 * 1024 * 1024 + 64 * 1024,
-  /** Counts calls put into slots; workers sleep on it. */
-  submitted: 0,
-  /** Counts calls made; we sleep on it. */
-  done: 1,
-  /** Workers that look for calls. */
-  alive: 2,
-  /** Workers that ever did. */
-  started: 3,
-  /** Not 0 when workers are to end. */
-  quit: 4,
-  /** Workers that sleep, and whether we do: others need not be woken. */
-  asleep: 5,
-  waiting: 6,
-  /** The first slot; of each, its state, lengths of the call and the data. */
-  firstSlot: 7,
-  slotWords: 3,
-  states: { free: 0, ready: 1, taken: 2, done: 3, failed: 4 },
-  /** Milliseconds without work after which a worker ends. */
-  idle: 1000,
-} as const;
-
-/**
- * What a worker runs, as text: so it must refer to nothing outside. (A module
- * of its own would need a permission to be read, and be missing from bundles
- * and compiled programs.)
- */
-function serve(layout: typeof LAYOUT): void {
-  const scope = globalThis as unknown as {
-    process: { getBuiltinModule(name: string): Zlib };
-    close(): void;
-    onmessage(event: {
-      data: { control: Int32Array; memory: Uint8Array };
-    }): void;
-  };
-  const { slots, slotSize, firstSlot, slotWords, states } = layout;
-  let next = 0;
-  scope.onmessage = ({ data: { control, memory } }) => {
-    const zlib = scope.process.getBuiltinModule("node:zlib");
-    const make = (slot: number, words: number): number => {
-      const start = slot * slotSize;
-      const data = start + control[words + 1];
-      try {
-        const call = JSON.parse(
-          new TextDecoder().decode(memory.slice(start, data)),
-        );
-        const input = memory.subarray(data, data + control[words + 2]);
-        const output = zlib[call.method as ZlibCall["method"]]!(
-          input,
-          call.options,
-        );
-        if (output.length > slotSize) return states.failed;
-        memory.set(output, start);
-        control[words + 2] = output.length;
-        return states.done;
-      } catch {
-        return states.failed;
-      }
-    };
-    const makeAll = (): void => {
-      for (let seen = 0; seen < slots; seen++, next = (next + 1) % slots) {
-        const words = firstSlot + next * slotWords;
-        const { ready, taken } = states;
-        if (Atomics.compareExchange(control, words, ready, taken) !== ready) {
-          continue;
-        }
-        Atomics.store(control, words, make(next, words));
-        Atomics.add(control, layout.done, 1);
-        if (Atomics.load(control, layout.waiting) !== 0) {
-          Atomics.notify(control, layout.done);
-        }
-        seen = 0;
-      }
-    };
-    Atomics.add(control, layout.alive, 1);
-    Atomics.add(control, layout.started, 1);
-    for (;;) {
-      const submitted = Atomics.load(control, layout.submitted);
-      makeAll();
-      if (Atomics.load(control, layout.quit) !== 0) break;
-      const { idle } = layout;
-      Atomics.add(control, layout.asleep, 1);
-      const woken = Atomics.wait(control, layout.submitted, submitted, idle);
-      Atomics.sub(control, layout.asleep, 1);
-      if (woken === "timed-out") break;
-    }
-    Atomics.sub(control, layout.alive, 1);
-    // Who submits a call looks for workers afterwards: one of both notices.
-    makeAll();
-    scope.close();
-  };
-}
 
 interface Job {
   readonly call: ZlibCall;
@@ -213,7 +100,8 @@ class Workers {
   }
 
   #start(): void {
-    const program = `(${serve})(${JSON.stringify(LAYOUT)})`;
+    const layout = JSON.stringify(LAYOUT);
+    const program = `(${serve})(${layout}, ${compressorOf})`;
     const url = `data:text/javascript,${encodeURIComponent(program)}`;
     const message = { control: this.#control, memory: this.#memory };
     for (let count = workerCount(); count > 0 && !this.broken; count--) {
@@ -350,10 +238,10 @@ class Workers {
 const WORTH_PASSING = 16 * 1024;
 
 /**
- * Milliseconds of calls after which workers are expected to repay their start,
- * which takes as long.
+ * Milliseconds of calls after which workers are started. That takes three times
+ * as long, but on another processor, and who has begun goes on as a rule.
  */
-const WORTH_STARTING = 100;
+const WORTH_STARTING = 30;
 
 let holders = 0;
 let workers: Workers | undefined;
@@ -440,7 +328,11 @@ function workerCount(): number {
 
 function makeHere({ call, input, resolve, reject }: Job): void {
   try {
-    resolve(nativeZlib()![call.method]!(input, call.options));
+    resolve(
+      call.zstd
+        ? compressZstd(call.zstd, input).slice()
+        : nativeZlib()![call.method]!(input, call.options),
+    );
   } catch (error) {
     reject(error);
   }

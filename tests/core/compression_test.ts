@@ -9,18 +9,34 @@ import { BlockError } from "../../core/errors.ts";
 import { setPortable } from "../../core/runtime.ts";
 import { holdWorkers } from "../../core/zlib_workers.ts";
 
-/** Run a test with what the runtime provides, and without it. */
-function bothWays(name: string, test: () => Promise<void> | void): void {
-  for (const portable of [false, true]) {
-    Deno.test(`${name} (${portable ? "portable" : "native"})`, async () => {
-      setPortable(portable);
-      try {
-        await test();
-      } finally {
-        setPortable(false);
-      }
-    });
-  }
+type Test = () => Promise<void> | void;
+
+/** Run a test with libraries of the system, with `node:zlib`, with neither. */
+function allWays(name: string, test: Test): void {
+  nativeWays(name, test);
+  way(name, "portable", true, test);
+}
+
+/** Run a test with libraries of the system, and with `node:zlib`. */
+function nativeWays(name: string, test: Test): void {
+  way(name, "libraries", false, test);
+  way(name, "node:zlib", "libraries", test);
+}
+
+function way(
+  name: string,
+  way: string,
+  portable: boolean | "libraries",
+  test: Test,
+): void {
+  Deno.test(`${name} (${way})`, async () => {
+    setPortable(portable);
+    try {
+      await test();
+    } finally {
+      setPortable(false);
+    }
+  });
 }
 
 /** 64 KiB that compress, but not to nothing. */
@@ -69,22 +85,22 @@ function unzstd(input: Uint8Array, length: number) {
   return restore("zstd", input, length);
 }
 
-bothWays("decompress() of zlib restores what was deflated", async () => {
+allWays("decompress() of zlib restores what was deflated", async () => {
   assertEquals(await inflate(deflated, plain.length), plain);
   assertEquals((await inflate(deflatedSmall, 512)).length, 512);
 });
 
-bothWays("decompress() of zlib ignores what follows the stream", async () => {
+allWays("decompress() of zlib ignores what follows the stream", async () => {
   for (const filling of [0, 0xaa, 0xff]) {
     assertEquals(await inflate(padded(deflated, filling), 65536), plain);
   }
 });
 
-bothWays("decompress() of zlib stops at the wanted length", async () => {
+allWays("decompress() of zlib stops at the wanted length", async () => {
   assertEquals(await inflate(deflatedBomb, 65536), new Uint8Array(65536));
 });
 
-bothWays("decompress() of zlib refuses what is corrupt or short", async () => {
+allWays("decompress() of zlib refuses what is corrupt or short", async () => {
   const inputs = [
     new Uint8Array(0),
     new Uint8Array(100).fill(0xff),
@@ -97,7 +113,7 @@ bothWays("decompress() of zlib refuses what is corrupt or short", async () => {
   }
 });
 
-bothWays("decompress() of zlib throws nothing but BlockError", async () => {
+allWays("decompress() of zlib throws nothing but BlockError", async () => {
   const bytes = deflated.slice();
   for (let round = 0; round < 200; round++) {
     bytes.set(deflated);
@@ -112,7 +128,7 @@ bothWays("decompress() of zlib throws nothing but BlockError", async () => {
   }
 });
 
-Deno.test("compress() with zlib keeps to a window of 4096 bytes", async () => {
+nativeWays("compress() with zlib keeps to a window of 4096 bytes", async () => {
   // Two equal random halves, 8 KiB apart, shrink only with a larger window.
   const bytes = allocate(16384);
   crypto.getRandomValues(bytes.subarray(0, 8192));
@@ -138,7 +154,7 @@ Deno.test("compress() says where the runtime cannot", async () => {
   }
 });
 
-Deno.test("decompress() of zstd restores what was compressed", async () => {
+nativeWays("decompress() of zstd restores what was compressed", async () => {
   assertEquals(await unzstd(zstandard, 65536), plain);
   for (const size of [512, 4096, 1 << 21]) {
     const bytes = sample(size);
@@ -148,29 +164,32 @@ Deno.test("decompress() of zstd restores what was compressed", async () => {
   }
 });
 
-Deno.test("decompress() of zstd ignores what follows the frame", async () => {
+nativeWays("decompress() of zstd ignores what follows the frame", async () => {
   for (const filling of [0, 0xaa]) {
     assertEquals(await unzstd(padded(zstandard, filling), 65536), plain);
   }
 });
 
-Deno.test("decompress() of zstd refuses what is corrupt, short or long", async () => {
-  const inputs = [
-    new Uint8Array(0),
-    new Uint8Array(100).fill(0xff),
-    zstandard.subarray(0, 100),
-    zstandard.subarray(0, zstandard.length - 1),
-    await zstd(sample(1000)),
-    await zstd(new Uint8Array(1 << 24)),
-  ];
-  for (const input of inputs) {
-    const error = await assertRejects(
-      () => unzstd(input, 65536),
-      BlockError,
-    );
-    assertEquals(error.code, "EIO");
-  }
-});
+nativeWays(
+  "decompress() of zstd refuses what is corrupt, short or long",
+  async () => {
+    const inputs = [
+      new Uint8Array(0),
+      new Uint8Array(100).fill(0xff),
+      zstandard.subarray(0, 100),
+      zstandard.subarray(0, zstandard.length - 1),
+      await zstd(sample(1000)),
+      await zstd(new Uint8Array(1 << 24)),
+    ];
+    for (const input of inputs) {
+      const error = await assertRejects(
+        () => unzstd(input, 65536),
+        BlockError,
+      );
+      assertEquals(error.code, "EIO");
+    }
+  },
+);
 
 Deno.test("decompress() of zstd says where the runtime cannot", async () => {
   setPortable(true);
@@ -202,7 +221,7 @@ async function roundTrip(type: CompressionType, size: number): Promise<void> {
   }
 }
 
-Deno.test("compress() and decompress() have workers work", async () => {
+nativeWays("compress() and decompress() have workers work", async () => {
   using _ = holdWorkers();
   for (const type of ["zlib", "zstd"] as const) {
     for (const size of [1 << 16, 1 << 21, 1 << 12]) {
@@ -211,7 +230,7 @@ Deno.test("compress() and decompress() have workers work", async () => {
   }
 });
 
-Deno.test("compress() fails in workers as it does without", async () => {
+nativeWays("compress() fails in workers as it does without", async () => {
   using _ = holdWorkers();
   await roundTrip("zlib", 1 << 16);
   const results = await Promise.allSettled(
@@ -230,7 +249,7 @@ Deno.test("compress() fails in workers as it does without", async () => {
   }
 });
 
-Deno.test("holdWorkers() has workers start anew after a rest", async () => {
+nativeWays("holdWorkers() has workers start anew after a rest", async () => {
   using _ = holdWorkers();
   await roundTrip("zlib", 1 << 16);
   // Longer than workers wait for work.

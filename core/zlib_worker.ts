@@ -1,0 +1,144 @@
+/**
+ * What a worker runs that makes calls of `node:zlib`, and how it shares memory
+ * with the thread that wants them made.
+ *
+ * @module
+ */
+import type { ZstdCompression } from "./codecs.ts";
+import type { compressorOf } from "./zstd_compressor.ts";
+
+/** One call of `node:zlib`, as plain data. */
+export interface ZlibCall {
+  readonly method:
+    | "inflateRawSync"
+    | "deflateRawSync"
+    | "zstdDecompressSync"
+    | "zstdCompressSync";
+  readonly options: { readonly [name: string]: unknown };
+  /** How to have libzstd do it instead. */
+  readonly zstd?: ZstdCompression;
+}
+
+/** What is used of `node:zlib`. */
+export interface Zlib {
+  readonly constants: { readonly [name: string]: number };
+  readonly inflateRawSync: ZlibFunction;
+  readonly deflateRawSync: ZlibFunction;
+  readonly zstdDecompressSync?: ZlibFunction;
+  readonly zstdCompressSync?: ZlibFunction;
+}
+
+type ZlibFunction = (input: Uint8Array, options: object) => Uint8Array;
+
+/**
+ * Calls that can be with the workers at once: enough that they do not run out
+ * of them while this thread writes the results of others.
+ */
+export const SLOTS = 64;
+
+/** How all threads see the shared memory. Indices count 32-bit words. */
+export const LAYOUT = {
+  slots: SLOTS,
+  /** Bytes of a slot: the largest cluster of qcow2, or what it may grow to. */
+  slotSize: 2 * 1024 * 1024 + 64 * 1024,
+  /** Counts calls put into slots; workers sleep on it. */
+  submitted: 0,
+  /** Counts calls made; we sleep on it. */
+  done: 1,
+  /** Workers that look for calls. */
+  alive: 2,
+  /** Workers that ever did. */
+  started: 3,
+  /** Not 0 when workers are to end. */
+  quit: 4,
+  /** Workers that sleep, and whether we do: others need not be woken. */
+  asleep: 5,
+  waiting: 6,
+  /** The first slot; of each, its state, lengths of the call and the data. */
+  firstSlot: 7,
+  slotWords: 3,
+  states: { free: 0, ready: 1, taken: 2, done: 3, failed: 4 },
+  /** Milliseconds without work after which a worker ends. */
+  idle: 1000,
+} as const;
+
+/**
+ * What a worker runs, as text: so it must refer to nothing outside. (A module
+ * of its own would need a permission to be read, and be missing from bundles
+ * and compiled programs.)
+ */
+export function serve(
+  layout: typeof LAYOUT,
+  openCompressor: typeof compressorOf,
+): void {
+  const scope = globalThis as unknown as {
+    process: { getBuiltinModule(name: string): Zlib };
+    close(): void;
+    onmessage(event: {
+      data: { control: Int32Array; memory: Uint8Array };
+    }): void;
+  };
+  const { slots, slotSize, firstSlot, slotWords, states } = layout;
+  let next = 0;
+  scope.onmessage = ({ data: { control, memory } }) => {
+    let compressor: ReturnType<typeof compressorOf> | undefined;
+    const output = (call: ZlibCall, input: Uint8Array): Uint8Array => {
+      const { method, options, zstd } = call;
+      if (zstd) {
+        compressor ??= openCompressor(zstd.path);
+        return compressor(input, zstd.level);
+      }
+      // Loading it takes 30 ms.
+      const zlib = scope.process.getBuiltinModule("node:zlib");
+      return zlib[method]!(input, options);
+    };
+    const make = (slot: number, words: number): number => {
+      const start = slot * slotSize;
+      const data = start + control[words + 1];
+      try {
+        const call = JSON.parse(
+          new TextDecoder().decode(memory.slice(start, data)),
+        );
+        const input = memory.subarray(data, data + control[words + 2]);
+        const made = output(call, input);
+        if (made.length > slotSize) return states.failed;
+        memory.set(made, start);
+        control[words + 2] = made.length;
+        return states.done;
+      } catch {
+        return states.failed;
+      }
+    };
+    const makeAll = (): void => {
+      for (let seen = 0; seen < slots; seen++, next = (next + 1) % slots) {
+        const words = firstSlot + next * slotWords;
+        const { ready, taken } = states;
+        if (Atomics.compareExchange(control, words, ready, taken) !== ready) {
+          continue;
+        }
+        Atomics.store(control, words, make(next, words));
+        Atomics.add(control, layout.done, 1);
+        if (Atomics.load(control, layout.waiting) !== 0) {
+          Atomics.notify(control, layout.done);
+        }
+        seen = 0;
+      }
+    };
+    Atomics.add(control, layout.alive, 1);
+    Atomics.add(control, layout.started, 1);
+    for (;;) {
+      const submitted = Atomics.load(control, layout.submitted);
+      makeAll();
+      if (Atomics.load(control, layout.quit) !== 0) break;
+      const { idle } = layout;
+      Atomics.add(control, layout.asleep, 1);
+      const woken = Atomics.wait(control, layout.submitted, submitted, idle);
+      Atomics.sub(control, layout.asleep, 1);
+      if (woken === "timed-out") break;
+    }
+    Atomics.sub(control, layout.alive, 1);
+    // Who submits a call looks for workers afterwards: one of both notices.
+    makeAll();
+    scope.close();
+  };
+}

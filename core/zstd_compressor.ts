@@ -1,0 +1,58 @@
+/**
+ * The compressor of libzstd.
+ *
+ * @module
+ */
+
+/** What is used of Deno; other runtimes have no libraries. */
+interface Libraries {
+  dlopen(path: string, functions: object): { symbols: Zstd };
+}
+
+/** What is used of libzstd. Lengths are below 2^31, errors negative. */
+interface Zstd {
+  ZSTD_createCCtx(): unknown;
+  ZSTD_compressCCtx(
+    context: unknown,
+    output: Uint8Array,
+    room: bigint,
+    input: Uint8Array,
+    length: bigint,
+    level: number,
+  ): number;
+}
+
+/**
+ * Open the library, and answer what compresses to one frame; that is valid
+ * until the next call. Workers get this function as text, so it refers to
+ * nothing outside.
+ */
+export function compressorOf(
+  path: string,
+): (input: Uint8Array, level: number) => Uint8Array {
+  const { Deno } = globalThis as unknown as { Deno: Libraries };
+  const { symbols: zstd } = Deno.dlopen(path, {
+    ZSTD_createCCtx: { parameters: [], result: "pointer" },
+    ZSTD_compressCCtx: {
+      parameters: ["pointer", "buffer", "usize", "buffer", "usize", "i32"],
+      result: "i32",
+    },
+  });
+  const context = zstd.ZSTD_createCCtx();
+  let output = new Uint8Array(0);
+  return (input, level) => {
+    // More than the library needs at most.
+    const room = input.length + (input.length >> 7) + 1024;
+    if (output.length < room) output = new Uint8Array(room);
+    const length = context === null ? -1 : zstd.ZSTD_compressCCtx(
+      context,
+      output,
+      BigInt(output.length),
+      input,
+      BigInt(input.length),
+      level,
+    );
+    if (length < 0) throw new Error("zstd failed");
+    return output.subarray(0, length);
+  };
+}
