@@ -94,13 +94,15 @@ export async function commit(
   if (!isInChain(base, overlay)) {
     throw new BlockError(
       "EINVAL",
-      `'${nameOf(base)}' is not in the backing chain of '${nameOf(overlay)}'`,
+      `'${shortName(base)}' is not in the backing chain of ` +
+        `'${shortName(overlay)}'`,
     );
   }
   const { keepOverlay = base !== backingOf(overlay) } = options;
   for (const node of keepOverlay ? [base] : [base, overlay]) {
     if (!node.readOnly) continue;
-    throw new BlockError("EACCES", `'${nameOf(node)}' was opened read-only`);
+    const why = `'${shortName(node)}' was opened read-only`;
+    throw new BlockError("EACCES", why);
   }
   try {
     await copyDown(overlay, base, options);
@@ -108,13 +110,18 @@ export async function commit(
     const cause = asBlockError(thrown);
     throw new CommitError(
       "copy",
-      `Cannot commit '${nameOf(overlay)}': ${cause.message}`,
-      `Nothing is lost: '${nameOf(overlay)}' holds what it held, and ` +
-        `'${nameOf(base)}' a part of that. Commit it again.`,
+      `Cannot commit '${shortName(overlay)}': ${cause.message}`,
+      `Nothing is lost: '${shortName(overlay)}' holds what it held, and ` +
+        `'${shortName(base)}' a part of that. Commit it again.`,
       cause,
     );
   }
   if (!keepOverlay) await empty(overlay, base);
+}
+
+/** The name of the file, where there is one. */
+function shortName(node: BlockNode): string {
+  return node.filename || nameOf(node);
 }
 
 function isInChain(base: BlockNode, overlay: BlockNode): boolean {
@@ -166,7 +173,7 @@ async function empty(overlay: BlockNode, base: BlockNode): Promise<void> {
     throw new CommitError(
       "empty",
       `Failed to empty ${nameOf(overlay)}: ${strerror(cause.code)}`,
-      `Nothing is lost: all of it is in '${nameOf(base)}'.`,
+      `Nothing is lost: all of it is in '${shortName(base)}'.`,
       cause,
     );
   }

@@ -12,6 +12,8 @@ import {
   chainStatus,
   skipFilters,
 } from "../extents.ts";
+import { canonicalName } from "../gate.ts";
+import { plainName } from "../node_names.ts";
 import { readPadded, writeZeroData, writeZeroes } from "../requests.ts";
 import { isEqual } from "../runtime.ts";
 import { Pace } from "./pace.ts";
@@ -82,6 +84,7 @@ export async function rebase(
       "Compression not supported for this file format",
     );
   }
+  if (backing) refuseLoop(image, backing);
   const { clusterSize = 512 } = await image.info?.() ?? {};
   const merge = new Merge(overlay, backing?.node, options, clusterSize);
   await merge.run();
@@ -91,6 +94,29 @@ export async function rebase(
     throw notWritten(error);
   }
   await changeBacking(overlay, backing);
+}
+
+/** An image cannot be found below itself. */
+function refuseLoop(
+  image: BlockNode,
+  backing: BackingName & { node: BlockNode },
+): void {
+  const file = plainName(image);
+  if (file === undefined) return;
+  for (
+    let at: BlockNode | undefined = backing.node;
+    at;
+    at = backingOf(at)
+  ) {
+    const name = plainName(at);
+    if (name === undefined || canonicalName(name) !== canonicalName(file)) {
+      continue;
+    }
+    throw new BlockError(
+      "ELOOP",
+      `Backing file '${backing.name}' creates an infinite loop.`,
+    );
+  }
 }
 
 /**

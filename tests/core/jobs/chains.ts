@@ -1,0 +1,131 @@
+/**
+ * Chains of images in memory, for tests of the jobs that change them.
+ *
+ * @module
+ */
+import { filterNode } from "../../../core/filter.ts";
+import type { Image } from "../../../core/image.ts";
+import {
+  type BlockNode,
+  createImage,
+  getDriver,
+  MemoryStore,
+  openImage,
+  type StackObject,
+} from "../../../mod.ts";
+import type { Random } from "../../model.ts";
+
+/** An image in memory; what its stack leaves out is what is below it. */
+export interface Layer {
+  /** Its file. */
+  readonly store: MemoryStore;
+  /** Its format. */
+  readonly driver: "raw" | "qcow2";
+  /** Bytes of the disk. */
+  readonly size: number;
+}
+
+/** Make an empty image of a size. */
+export async function makeLayer(
+  size: number,
+  options: { [name: string]: unknown } = {},
+): Promise<Layer> {
+  const store = new MemoryStore();
+  await createImage("qcow2", { driver: "memory", store }, {
+    size,
+    ...options,
+  });
+  return { store, driver: "qcow2", size };
+}
+
+/** How to open a chain. */
+export interface ChainOptions {
+  /** Depths, from the top, of the backing files that may be written to. */
+  writable?: readonly number[];
+  /** Put in place of a layer's file, by its depth. */
+  files?: { [depth: number]: BlockNode };
+}
+
+/** Layers, the lowest first, as the description of a stack. */
+export function stackOf(
+  layers: readonly Layer[],
+  { writable = [], files = {} }: ChainOptions = {},
+): StackObject {
+  let stack: StackObject | null = null;
+  layers.forEach(({ driver, store }, index) => {
+    const depth = layers.length - 1 - index;
+    const file = files[depth] ?? { driver: "memory", store };
+    stack = {
+      driver,
+      file,
+      ...(driver === "qcow2" && { backing: stack }),
+      ...(writable.includes(depth) && { "read-only": false }),
+    };
+  });
+  return stack!;
+}
+
+/** Write at random to the top of a chain. */
+export async function scribble(
+  layers: readonly Layer[],
+  random: Random,
+  rounds = 12,
+): Promise<void> {
+  await using image = await openImage(stackOf(layers));
+  for (let round = 0; round < rounds; round++) {
+    const offset = random.below(image.size - 1);
+    const wish = 1 + random.below(random.pick([600, 20_000, 80_000]));
+    const length = Math.min(image.size - offset, wish);
+    const kind = random.below(6);
+    if (kind === 0) await image.writeZeroes(offset, length);
+    else if (kind === 1) {
+      await image.write(offset, new Uint8Array(length).fill(1));
+    } else await image.write(offset, random.bytes(length));
+  }
+}
+
+/** All that a chain shows. */
+export async function contentOf(
+  layers: readonly Layer[],
+): Promise<Uint8Array> {
+  await using image = await openImage(stackOf(layers), { readOnly: true });
+  return await image.read(0, image.size);
+}
+
+/** Corruptions and leaks of an image. */
+export async function damageOf(layer: Layer): Promise<number> {
+  await using image: Image = await openImage(stackOf([layer]), {
+    readOnly: true,
+    purpose: "check",
+  });
+  const { corruptions, leaks, checkErrors } = await image.check();
+  return corruptions + leaks + checkErrors;
+}
+
+/** A file that tells what is done to it. */
+export async function tellingFile(
+  layer: Layer,
+  name: string,
+  told: string[],
+): Promise<BlockNode> {
+  const raw = { driver: "raw", file: { driver: "memory", store: layer.store } };
+  const { node } = await openImage(raw);
+  return filterNode(getDriver("throttle"), node, {
+    async writev(offset, iov) {
+      told.push(`${name} write`);
+      await node.writev!(offset, iov);
+    },
+    async writeZeroes(offset, length) {
+      told.push(`${name} write`);
+      await node.writeZeroes!(offset, length);
+    },
+    async flush() {
+      told.push(`${name} flush`);
+      await node.flush!();
+    },
+    async truncate(size) {
+      told.push(`${name} write`);
+      await node.truncate!(size);
+    },
+  });
+}
