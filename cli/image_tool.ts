@@ -108,7 +108,7 @@ export async function run(program: Program, args: string[]): Promise<number> {
   const at = args.findIndex((arg) => !arg.startsWith("-") || arg === "--");
   const own = at < 0 ? args : args.slice(0, at);
   const [name, ...rest] = at < 0 ? [] : args.slice(at);
-  let command: Command | undefined;
+  let call: Invocation | undefined;
   try {
     for (const [option] of new OptionParser(PROGRAM_OPTIONS, "", own).parse()) {
       if (option === "h") throw new HelpWanted();
@@ -119,18 +119,18 @@ export async function run(program: Program, args: string[]): Promise<number> {
     const entry = commands.find(([known]) => known === name)?.[1];
     if (!entry) throw usageError(`Command not found: ${name}`);
     if (program.isOurs) program.helpCommand = `${program.name} ${name} --help`;
-    ({ command } = await entry.load());
-    return await command.run(new Invocation(program, name, command, rest));
+    const { command } = await entry.load();
+    call = new Invocation(program, name, command, rest);
+    return await command.run(call);
   } catch (error) {
     if (error instanceof HelpShown) return 0;
     if (error instanceof HelpWanted) {
       const { helpText } = await import("./help.ts");
-      program.print(await helpText(program, commands, command && name));
+      program.print(await helpText(program, commands, call?.name));
       return 0;
     }
     if (!program.isOurs) throw error;
-    const { withSuggestion } = await import("./suggest.ts");
-    const options = command?.options ?? PROGRAM_OPTIONS;
-    throw withSuggestion(error, commands.map(([name]) => name), options);
+    const { explained } = await import("./explain.ts");
+    throw explained(error, commands.map(([name]) => name), call);
   }
 }

@@ -113,9 +113,9 @@ export class Program {
 
   /** QEMU says it twice where the layer that fails is the lowest one. */
   #concise(message: string): string {
-    return this.isOurs
-      ? message.replaceAll(/(Could not open '[^\n]*': )\1/g, "$1")
-      : message;
+    return !this.isOurs ? message : message
+      .replaceAll(/(Could not open '[^\n]*': )\1/g, "$1")
+      .replace(/^(.+): (Could not create '\1')/, "$2");
   }
 
   /** Text in a colour where somebody sees it, and does not mind. */

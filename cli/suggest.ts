@@ -4,47 +4,32 @@
  *
  * @module
  */
-import { BlockError } from "../core/errors.ts";
 import type { OptionTable } from "../core/options.ts";
 import { listDrivers } from "../core/registry.ts";
 import type { OptionSpec } from "./getopt.ts";
 import { CACHE_MODES } from "./images.ts";
-import { CommandError } from "./program.ts";
 
 /**
- * An error that says, after the word that is not known, which one is. Others
- * are answered as they are.
+ * A message in which the word that is not known is followed by the one that is;
+ * `undefined` if it speaks of no such word, or none is near.
  *
- * @param commands The program's commands.
+ * @param commands The names of the program's commands.
  * @param options The options of the command that was called.
  */
-export function withSuggestion(
-  error: unknown,
+export function suggestion(
+  message: string,
   commands: readonly string[],
   options: readonly OptionSpec[],
-): unknown {
-  if (!(error instanceof CommandError || error instanceof BlockError)) {
-    return error;
-  }
-  const { message } = error;
+): string | undefined {
   for (const [pattern, known] of kinds(commands, options)) {
     const match = pattern.exec(message);
     const near = match && nearest(match[1], known());
     if (!near) continue;
     const end = match.index + match[0].length;
-    const question = ` (did you mean '${near}'?)`;
-    return new CommandError(
-      message.slice(0, end) + question + message.slice(end),
-      { ...optionsOf(error), cause: error },
-    );
+    return `${message.slice(0, end)} (did you mean '${near}'?)` +
+      message.slice(end);
   }
-  return error;
-}
-
-function optionsOf(error: CommandError | BlockError) {
-  return error instanceof CommandError
-    ? { hint: error.hint, code: error.code, usage: error.usage }
-    : { hint: error.hint };
+  return undefined;
 }
 
 /** How messages tell of a word that is not known, and which ones are. */

@@ -3,6 +3,8 @@
  *
  * @module
  */
+import type { BlockNode } from "../core/driver.ts";
+import { BlockError } from "../core/errors.ts";
 import { protocolStack } from "../core/open.ts";
 import type { Program } from "./program.ts";
 
@@ -27,10 +29,18 @@ export class Target implements Disposable {
   /** Whose file it is, once it is being written to. */
   #state: "untouched" | "ours" | "theirs" = "untouched";
 
+  /** What is being read meanwhile. */
+  readonly #sources: readonly BlockNode[];
+
   /** `name` as the user gave it. */
-  constructor(program: Program, name: string) {
+  constructor(
+    program: Program,
+    name: string,
+    sources: readonly BlockNode[] = [],
+  ) {
     this.#program = program;
     this.#name = name;
+    this.#sources = sources;
     this.#path = localPath(name);
     for (const [signal, number] of SIGNALS) {
       const listener = () => this.#interrupt(number);
@@ -50,10 +60,26 @@ export class Target implements Disposable {
 
   /** Run what makes the file. */
   async make(create: () => Promise<void>): Promise<void> {
+    this.#spareSources();
     // If this fails, a file that was there may still be what it was.
     if (fileKind(this.#path) === "none") this.#state = "ours";
     await create();
     this.#state = "ours";
+  }
+
+  /**
+   * Refuse to empty a file of which something is yet to be read: an image, or
+   * one below it. Where files can be locked, the locks would do so as well, and
+   * tell of another process; elsewhere the image would be lost.
+   */
+  #spareSources(): void {
+    const files = filesOf(this.#sources);
+    if (!files.some(({ filename }) => isSameFile(filename, this.#name))) return;
+    throw this.#program.isOurs
+      ? new BlockError("EBUSY", "it is to be read, and cannot be overwritten")
+      : new BlockError("EAGAIN", 'Failed to get "write" lock', {
+        hint: `Is another process using the image [${this.#name}]?`,
+      });
   }
 
   /** Write to a file that others have made. */
@@ -87,7 +113,7 @@ export class Target implements Disposable {
     const state = this.#state;
     this.#state = "untouched";
     if (state === "untouched") return false;
-    if (state === "ours" && fileKind(this.#path) === "none") return false;
+    if (fileKind(this.#path) === "none") return false;
     if (state === "theirs" || fileKind(this.#path) !== "file") return true;
     try {
       Deno.removeSync(Deno.realPathSync(this.#path!));
@@ -99,6 +125,26 @@ export class Target implements Disposable {
 
   #tellIncomplete(): void {
     this.#program.error(`'${this.#name}' is left incomplete`);
+  }
+}
+
+/** The protocol nodes below others. */
+function filesOf(nodes: readonly BlockNode[]): BlockNode[] {
+  return nodes.flatMap((node) =>
+    node.driver.role === "protocol"
+      ? [node]
+      : filesOf(Object.values(node.children).filter((child) => !!child))
+  );
+}
+
+/** Whether two names stand for one local file. */
+export function isSameFile(a: string, b: string): boolean {
+  const paths = [a, b].map(localPath);
+  try {
+    const [first, second] = paths.map((path) => Deno.statSync(path!));
+    return first.isFile && first.dev === second.dev && first.ino === second.ino;
+  } catch {
+    return false;
   }
 }
 

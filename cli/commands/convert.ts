@@ -128,6 +128,7 @@ class Conversion {
   readonly #wish: ConvertWish;
   readonly #target: string;
   readonly #progress: Progress;
+  #sources: readonly BlockNode[] = [];
 
   constructor(
     program: Program,
@@ -143,6 +144,7 @@ class Conversion {
 
   /** Convert opened images. */
   async fromNodes(sources: readonly BlockNode[]): Promise<number> {
+    this.#sources = sources;
     const wish = this.#wish;
     const created = wish.skipCreate
       ? undefined
@@ -221,7 +223,7 @@ class Conversion {
   ): Promise<void> {
     const wish = this.#wish;
     const cache = cacheMode(wish.targetCache, "cache option");
-    using target = new Target(this.#program, this.#target);
+    using target = new Target(this.#program, this.#target, this.#sources);
     if (created) await this.#make(target, created);
     else target.use();
     const node = await openImageArgument(this.#program, this.#target, {

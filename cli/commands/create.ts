@@ -23,6 +23,7 @@ import {
 } from "../create_options.ts";
 import { sizeArgument } from "../numbers.ts";
 import { type Program, usageError } from "../program.ts";
+import { isSameFile, Target } from "../target.ts";
 
 interface Wish {
   format: string;
@@ -105,6 +106,7 @@ async function create(program: Program, wish: Wish): Promise<number> {
   const { format, filename } = wish;
   const { table } = createTable(format, filename);
   const values = createValues(wish, table);
+  if (program.isOurs) spareBackingFile(wish, values);
   const detected = await openBackingFile(wish, values);
   if (values.backing_file !== undefined && values.backing_fmt === undefined) {
     program.error(`${filename}: Backing file specified without backing format`);
@@ -115,19 +117,43 @@ async function create(program: Program, wish: Wish): Promise<number> {
   if (values.size === undefined) {
     throw new BlockError("EINVAL", "Image creation needs a size parameter");
   }
-  if (!wish.quiet) {
-    program.print(
-      `Formatting '${filename}', fmt=${format} ` +
-        `${describeOptions(table, values, program.isOurs)}\n`,
-    );
+  const tell = () => {
+    if (wish.quiet) return;
+    const options = describeOptions(table, values, program.isOurs);
+    program.print(`Formatting '${filename}', fmt=${format} ${options}\n`);
     program.output.flush();
-  }
+  };
+  // QEMU tells it before, whether or not it can be done.
+  if (!program.isOurs) tell();
   try {
-    await createImage(format, filename, values, { secrets: program.secrets });
+    const { secrets } = program;
+    const make = () => createImage(format, filename, values, { secrets });
+    await (program.isOurs ? makeWhole(program, filename, make) : make());
   } catch (error) {
     throw explainTooLarge(asBlockError(error), format, table, values);
   }
+  if (program.isOurs) tell();
   return 0;
+}
+
+/** Leave no file behind that did not become an image. */
+async function makeWhole(
+  program: Program,
+  filename: string,
+  make: () => Promise<void>,
+): Promise<void> {
+  using target = new Target(program, filename);
+  await target.make(make);
+  target.complete();
+}
+
+/** QEMU knows a backing file only by the very same name, and empties others. */
+function spareBackingFile(wish: Wish, values: OptionValues): void {
+  const { backing_file: backing } = values;
+  if (backing === undefined) return;
+  if (isSameFile(resolveName(wish.filename, String(backing)), wish.filename)) {
+    throw new BlockError("EINVAL", "It would overwrite its own backing file");
+  }
 }
 
 /** The options of the image, put together from all over the command line. */

@@ -67,7 +67,9 @@ export const command: Command = {
       if (action === undefined) return 0;
       if (!snapshots) {
         if (action === "l") return 0;
-        throw new BlockError("ENOTSUP");
+        throw program.isOurs
+          ? new CommandError(`Format '${node.driver.name}' has no snapshots`)
+          : new BlockError("ENOTSUP");
       }
       if (action === "l") {
         const list = await snapshots.list();

@@ -1,0 +1,58 @@
+/**
+ * What our own program adds to an error that QEMU's tools leave out: the file
+ * that it is about, and what the user may have meant. Loaded when something has
+ * gone wrong.
+ *
+ * @module
+ */
+import { BlockError } from "../core/errors.ts";
+import type { Invocation } from "./command.ts";
+import { PROGRAM_OPTIONS } from "./image_tool.ts";
+import { CommandError } from "./program.ts";
+import { suggestion } from "./suggest.ts";
+
+/**
+ * An error as the user is told it. What is no error of ours, a mistake in the
+ * program, is answered as it is.
+ *
+ * @param commands The names of the program's commands.
+ * @param call What was called, once that is known.
+ */
+export function explained(
+  error: unknown,
+  commands: readonly string[],
+  call: Invocation | undefined,
+): unknown {
+  if (error instanceof CommandError || error instanceof BlockError) {
+    const options = call?.command.options ?? PROGRAM_OPTIONS;
+    const file = fileMeant(error, call?.operands ?? []);
+    const message = suggestion(error.message, commands, options) ??
+      error.message;
+    return new CommandError(file ? `${file}: ${message}` : message, {
+      hint: error.hint,
+      cause: error,
+      ...(error instanceof CommandError &&
+        { code: error.code, usage: error.usage }),
+    });
+  }
+  return error;
+}
+
+/** How messages of commands begin that speak of an image and do not name it. */
+const OF_AN_IMAGE =
+  /^(This image format|Check failed|Could not|Image |Format |Block job failed)/;
+
+/** The file that an error is about, if it does not say so itself. */
+function fileMeant(
+  error: CommandError | BlockError,
+  operands: readonly string[],
+): string | undefined {
+  const { message } = error;
+  const isOfImage = error instanceof BlockError || OF_AN_IMAGE.test(message);
+  const file = message.startsWith("error while writing")
+    ? operands.at(-1)
+    : operands.length === 1 && isOfImage
+    ? operands[0]
+    : undefined;
+  return file !== undefined && !message.includes(file) ? file : undefined;
+}
