@@ -26,7 +26,7 @@ import {
 import { createEncryption } from "./encryption.ts";
 import { Crypt, type Header } from "./header.ts";
 import { encodeHeader } from "./header_encoding.ts";
-import { writeRefcount } from "./refcount_layout.ts";
+import { refcountsFor, writeRefcount } from "./refcount_layout.ts";
 import { preallocate } from "./resize.ts";
 import { Qcow2State, QUIET } from "./state.ts";
 
@@ -97,19 +97,13 @@ export function estimateFileSize(
   geometry: Geometry,
   l2EntrySize = ENTRY_SIZE,
 ): number {
-  const { clusterSize, refcountBlockEntries } = geometry;
+  const { clusterSize } = geometry;
   const data = geometry.clustersFor(size);
   const l2Tables = geometry.clustersFor(data * l2EntrySize);
   const l1 = geometry.clustersFor(l2Tables * ENTRY_SIZE);
   const fixed = 1 + data + l2Tables + l1;
-  let refcounts = 0;
-  for (;;) {
-    const blocks = Math.ceil((fixed + refcounts) / refcountBlockEntries);
-    const needed = blocks + geometry.clustersFor(blocks * ENTRY_SIZE);
-    if (needed <= refcounts) break;
-    refcounts = needed;
-  }
-  return (fixed + refcounts) * clusterSize;
+  const { blocks, tableClusters } = refcountsFor(geometry, fixed);
+  return (fixed + blocks + tableClusters) * clusterSize;
 }
 
 /** Check the options of a new image, and tell what its header will be. */

@@ -111,6 +111,24 @@ export function findRefcount(
   return index;
 }
 
+/** How large the refcounts are that count `clusters` and themselves. */
+export function refcountsFor(
+  geometry: Geometry,
+  clusters: number,
+): { blocks: number; tableClusters: number } {
+  let blocks = 0;
+  let tableClusters = 0;
+  for (;;) {
+    const needed = divideUp(
+      clusters + blocks + tableClusters,
+      geometry.refcountBlockEntries,
+    );
+    if (needed === blocks) return { blocks, tableClusters };
+    blocks = needed;
+    tableClusters = geometry.clustersFor(blocks * ENTRY_SIZE);
+  }
+}
+
 /** Where the parts of a larger refcount table go. */
 interface GrowthLayout {
   /** The cluster where the new blocks begin; the table follows them. */
@@ -123,7 +141,8 @@ interface GrowthLayout {
 /**
  * The layout of a table that counts the clusters up to `end` and itself, past
  * them and past all that the `entries` of the old one count. It is half as
- * large again as the old one, so that it need not grow often.
+ * large again as it must be, so that it need not grow often; with blocks for
+ * as many clusters as QEMU makes them for.
  */
 export function growthLayout(
   geometry: Geometry,
@@ -131,17 +150,14 @@ export function growthLayout(
   end: number,
 ): GrowthLayout {
   const { clusterSize, refcountBlockEntries } = geometry;
-  const start = Math.max(end, entries * refcountBlockEntries);
-  let blocks = 1;
-  for (;;) {
-    const tableEntries = roundUp(
-      Math.max(entries + blocks, Math.ceil(entries * 1.5)),
-      clusterSize / ENTRY_SIZE,
-    );
-    const tableClusters = tableEntries * ENTRY_SIZE / clusterSize;
-    const stop = start + blocks + tableClusters;
-    const needed = divideUp(stop, refcountBlockEntries) - entries;
-    if (needed <= blocks) return { start, blocks, tableClusters };
-    blocks = needed;
-  }
+  const counted = Math.max(end, entries * refcountBlockEntries);
+  const start = roundUp(counted, refcountBlockEntries);
+  const spare = divideUp(refcountsFor(geometry, start).tableClusters, 2);
+  const { blocks } = refcountsFor(geometry, start + spare);
+  const tableEntries = roundUp(
+    Math.ceil(blocks * 1.5),
+    clusterSize / ENTRY_SIZE,
+  );
+  const tableClusters = tableEntries * ENTRY_SIZE / clusterSize;
+  return { start, blocks: blocks - entries, tableClusters };
 }

@@ -6,7 +6,7 @@
  *
  * @module
  */
-import { allocate, divideUp } from "../../core/bytes.ts";
+import { allocate } from "../../core/bytes.ts";
 import type { StreamSource } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
 import type { OptionValues } from "../../core/options.ts";
@@ -22,7 +22,7 @@ import {
 } from "./format.ts";
 import type { Header } from "./header.ts";
 import { encodeHeader } from "./header_encoding.ts";
-import { writeRefcount } from "./refcount_layout.ts";
+import { refcountsFor, writeRefcount } from "./refcount_layout.ts";
 
 /** Bytes read at once. */
 const READ_SIZE = 1024 * 1024;
@@ -134,22 +134,15 @@ function plan(
   size: number,
   geometry: Geometry,
 ): Layout {
-  const { clusterSize, refcountBlockEntries } = geometry;
+  const { clusterSize } = geometry;
   let clusters = 0;
   for (const { kind, start, end } of runs) {
     if (kind === "data") clusters += end - start;
   }
   const l1 = geometry.clustersFor(geometry.l1EntriesFor(size) * ENTRY_SIZE);
   const rest = l1 + tables.length + clusters;
-  // The refcounts count themselves.
-  let blocks = 1;
-  let table = 1;
-  for (;;) {
-    const needed = divideUp(1 + table + blocks + rest, refcountBlockEntries);
-    if (needed <= blocks) break;
-    blocks = needed;
-    table = geometry.clustersFor(blocks * ENTRY_SIZE);
-  }
+  const counts = refcountsFor(geometry, 1 + rest);
+  const { blocks, tableClusters: table } = counts;
   if (table * clusterSize > MAX_REFCOUNT_TABLE_BYTES) {
     throw new BlockError("EFBIG");
   }
