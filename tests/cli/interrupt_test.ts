@@ -115,3 +115,26 @@ Deno.test("a reader that goes away ends the command quietly", async () => {
   );
   assertEquals(stderr, "");
 });
+
+Deno.test("commit ends cleanly when interrupted, and says what is where", async () => {
+  await using dir = await new TempDir();
+  const [base, overlay] = [dir.file("base"), dir.file("overlay")];
+  await runOk([...BDRV, "create", "-q", "-f", "qcow2", base, "64M"]);
+  const below = ["-b", base, "-F", "qcow2"];
+  await runOk([...BDRV, "create", "-q", "-f", "qcow2", ...below, overlay]);
+  await runOk([...BDRV, "qemu-io", "-c", "write -P 7 0 2M", overlay]);
+  const args = ["commit", "-r", "100k", overlay];
+  assertEquals(await interrupt(args, base, "SIGTERM"), {
+    code: 143,
+    stderr: `bdrv: interrupted: '${overlay}' holds what it held, and ` +
+      `'${base}' a part of that; commit it again\n`,
+  });
+  const read = ["qemu-io", "-r", "-c", "read -P 7 0 2M"];
+  const holds = async (image: string) => {
+    const { stdout } = await run([...BDRV, ...read, image]);
+    return !stdout.includes("Pattern verification failed");
+  };
+  assert(await holds(overlay) && !await holds(base));
+  await runOk([...BDRV, "commit", "-q", overlay]);
+  assert(await holds(overlay) && await holds(base));
+});
