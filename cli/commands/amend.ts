@@ -1,6 +1,6 @@
 /** `amend`: change options of an image in place. @module */
 import type { BlockDriver } from "../../core/driver.ts";
-import { asBlockError, BlockError } from "../../core/errors.ts";
+import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import type { OptionValues } from "../../core/options.ts";
 import { findDriver } from "../../core/registry.ts";
 import {
@@ -82,7 +82,7 @@ export const command: Command = {
         const values = parseValues(options, driver);
         await node.amend(values, {
           progress: (done, total) => progress.update(done, total),
-        });
+        }).catch(withCause);
         await node.flush?.();
         progress.complete();
         return 0;
@@ -105,6 +105,15 @@ function parse(invocation: Invocation): Wish {
   }
   if (wish.options.isGiven) return wish;
   throw new CommandError("Must specify options (-o)", { usage: true });
+}
+
+/** Tell what was wrong with the image, before what came of it. */
+function withCause(thrown: unknown): never {
+  const { code, message, cause, hint } = asBlockError(thrown);
+  const isTold = !(cause instanceof BlockError) ||
+    cause.message === strerror(cause.code);
+  if (isTold) throw thrown;
+  throw new BlockError(code, `${cause.message}\n${message}`, { cause, hint });
 }
 
 function notSupported(format: string): BlockError {
