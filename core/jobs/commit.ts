@@ -80,7 +80,9 @@ export class CommitError extends BlockError {
  * await using overlay = await openImage(stack);
  * await overlay.write(0, new TextEncoder().encode("hello"));
  * await commit(overlay.node);
- * assertEquals(base.store.read(0, 5), new TextEncoder().encode("hello"));
+ * const bytes = new Uint8Array(5);
+ * base.store.read(0, bytes);
+ * assertEquals(new TextDecoder().decode(bytes), "hello");
  * ```
  */
 export async function commit(
