@@ -56,8 +56,11 @@ export class Progress {
     const percent = total > 0 ? Math.fround(done / total * 100) : 100;
     this.#percent = Math.min(100, percent);
     // It goes back where there proves to be more to do.
-    const change = Math.abs(this.#percent - this.#shown);
-    if (change > this.#step || percent === 0 || percent >= 100) this.#show();
+    const isWorthIt = percent > this.#shown + this.#step ||
+      percent < this.#shown || percent === 0;
+    const isLast = percent >= 100;
+    // For users, QEMU shows the end twice; for programs, it means success.
+    if (isLast ? this.#audience !== "program" : isWorthIt) this.#show();
   }
 
   /** The command has done all there was to do. */

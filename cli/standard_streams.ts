@@ -71,7 +71,7 @@ async function* inputChunks(): AsyncGenerator<Uint8Array, void> {
     // Not synchronously: while that waits, no signal is heeded.
     for await (const chunk of Deno.stdin.readable) yield chunk;
   } catch (error) {
-    throw failed("reading from standard input", error);
+    throw failed("read from standard input", error);
   }
 }
 
@@ -94,7 +94,7 @@ export async function writeOutput(
         at += await writeSome(chunk.subarray(at));
       }
     } catch (error) {
-      throw failed("writing to standard output", error);
+      throw failed("write to standard output", error);
     }
   }
 }
@@ -113,5 +113,5 @@ function failed(what: string, error: unknown): CommandError {
   const { message } = error as Error;
   const errno = Number(/\(os error (\d+)\)/.exec(message)?.[1]);
   const why = errno === EPIPE ? "Broken pipe" : strerror(codeOfErrno(errno));
-  return new CommandError(`error while ${what}: ${why}`);
+  return new CommandError(`Cannot ${what}: ${why}`);
 }
