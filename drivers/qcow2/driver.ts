@@ -262,12 +262,15 @@ class Qcow2Node implements BlockNode {
    *
    * @throws {BlockError} EIO if the range is not within the disk any more.
    */
-  async #begin(offset: number, length: number): Promise<Held> {
+  #begin(offset: number, length: number): Held | Promise<Held> {
     this.#countRequest();
-    const held = await this.#state.operations.share();
-    if (offset + length <= this.size) return held;
-    held[Symbol.dispose]();
-    throw new BlockError("EIO");
+    const checked = (held: Held) => {
+      if (offset + length <= this.size) return held;
+      held[Symbol.dispose]();
+      throw new BlockError("EIO");
+    };
+    const held = this.#state.operations.share();
+    return held instanceof Promise ? held.then(checked) : checked(held);
   }
 
   async readv(offset: number, iov: IoVector): Promise<void> {

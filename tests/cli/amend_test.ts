@@ -59,9 +59,8 @@ async function inspect(call: string, { pristine, ours, theirs }: Folders) {
       ]);
     }
     await runOk([
-      "cmp",
-      `${pristine}/${snapshot}.raw`,
-      `${ours}/${snapshot}.raw`,
+      ...["qemu-img", "compare", "-f", "raw", "-F", "raw"],
+      ...[`${pristine}/${snapshot}.raw`, `${ours}/${snapshot}.raw`],
     ]);
   }
   // QEMU overwrites what snapshots share with zero clusters of the disk.
@@ -85,10 +84,24 @@ async function describe(path: string) {
   await runOk(["cp", "--sparse=never", path, `${path}.solid`]);
   await Deno.rename(`${path}.solid`, path);
   const info = await runOk(["qemu-img", "info", "--output=json", path]);
-  const { "actual-size": _, filename: __, ...facts } = JSON.parse(info);
+  const facts = JSON.parse(info);
+  for (const name of ["actual-size", "filename", "full-backing-filename"]) {
+    delete facts[name];
+  }
   const map = await runOk(["qemu-img", "map", "--output=json", path]);
-  // Where something lies is the writer's choice.
-  return { facts, map: map.replace(/, "offset": \d+/g, "") };
+  return { facts, runs: runsOf(JSON.parse(map)) };
+}
+
+/** A map without the places, which are the writer's choice. */
+function runsOf(map: { start: number; length: number; offset?: number }[]) {
+  const runs = new Map<number, string>();
+  let last = "";
+  for (const { start, length: _, offset: __, ...kind } of map) {
+    if (JSON.stringify(kind) === last) continue;
+    last = JSON.stringify(kind);
+    runs.set(start, last);
+  }
+  return runs;
 }
 
 besideQemu("amend behaves as qemu-img does", {
