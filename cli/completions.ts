@@ -212,7 +212,7 @@ function zsh(name: string, { commands, options }: Grammar): string {
   const plain = (text: string) => text.replace(/[[\]:\\]/g, "\\$&");
   const offer = (values: Values) =>
     values === "anything"
-      ? ": "
+      ? "value: "
       : values === "files"
       ? "file:_files"
       : values.some((value) => value.endsWith("="))

@@ -106,7 +106,9 @@ const ACTIONS = {
     } catch (thrown) {
       const { code, message } = asBlockError(thrown);
       const why = strerror(code);
-      const detail = message === why ? "" : `${message}\n`;
+      // That there is none has no further cause.
+      const isPlain = message === why || code === "ENOENT";
+      const detail = isPlain ? "" : `${message}\n`;
       throw failed("apply", name, `Failed to load snapshot: ${why}`, detail);
     }
   },

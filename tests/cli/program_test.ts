@@ -1,29 +1,24 @@
 /** What the program says of itself, and how it speaks of mistakes. @module */
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import { BDRV, run, runOk, TempDir } from "../qemu.ts";
+import { commandsOf } from "../../cli/image_tool.ts";
+import { Program } from "../../cli/program.ts";
+import { BDRV, isInstalled, run, runOk, TempDir } from "../qemu.ts";
 
-const COMMANDS = [
-  "check",
-  "compare",
-  "convert",
-  "create",
-  "info",
-  "map",
-  "resize",
-];
+const QEMU_IMG = [...BDRV, "qemu-img"];
+const COMMANDS = commandsOf(new Program("bdrv"));
 
 Deno.test("--help fits a screen and names every command", async () => {
   const help = await runOk([...BDRV, "--help"]);
-  for (const command of COMMANDS) assertStringIncludes(help, `  ${command} `);
-  assertFits(help);
+  for (const [command] of COMMANDS) assertStringIncludes(help, `  ${command} `);
+  assertFits(help, 30);
 });
 
-for (const name of COMMANDS) {
+for (const [name, { load }] of COMMANDS) {
   Deno.test(`${name} --help fits a screen and lists every option`, async () => {
     const help = await runOk([...BDRV, name, "--help"]);
-    assertFits(help);
+    assertFits(help, 40);
     assertEquals(await runOk([...BDRV, name, "-h"]), help);
-    const { command } = await import(`../../cli/commands/${name}.ts`);
+    const { command } = await load();
     for (const { short, long } of command.options) {
       if (short) assertStringIncludes(help, `-${short}`);
       if (long) assertStringIncludes(help, `--${long}`);
@@ -31,30 +26,45 @@ for (const name of COMMANDS) {
   });
 }
 
-function assertFits(help: string): void {
+function assertFits(help: string, height: number): void {
   const lines = help.split("\n");
-  assert(lines.length <= 40, `${lines.length} lines`);
+  assert(lines.length <= height, `${lines.length} lines`);
   for (const line of lines) assert(line.length <= 80, line);
 }
+
+Deno.test("qemu-img --help tells everything, whatever stands before it", async () => {
+  const help = await runOk([...QEMU_IMG, "--help"]);
+  for (const [name, { load, onlyOurs }] of COMMANDS) {
+    const syntax = help.split("\n").find((line) =>
+      line.startsWith(`  ${name} [`)
+    );
+    assertEquals(syntax === undefined, onlyOurs === true, name);
+    if (onlyOurs) continue;
+    for (const { short, long } of (await load()).command.options) {
+      if (short) assert(new RegExp(`-${short}\\b`).test(syntax!), short);
+      if (long) assert(new RegExp(`--${long}\\b`).test(syntax!), long);
+    }
+  }
+  const formats = /^Supported formats: (.*)$/m.exec(help)![1].split(" ");
+  for (const name of ["file", "qcow2", "raw"]) assert(formats.includes(name));
+  assertEquals(formats, formats.toSorted());
+  for (const call of ["-h", "info -h", "info --help x", "resize -h"]) {
+    assertEquals(await runOk([...QEMU_IMG, ...call.split(" ")]), help);
+  }
+});
+
+Deno.test("commands of ours are none under the other name", async () => {
+  const { code, stderr } = await run([...QEMU_IMG, "completions", "bash"]);
+  assertEquals(code, 1);
+  assertStringIncludes(stderr, "qemu-img: Command not found: completions\n");
+});
 
 Deno.test("--version names the program", async () => {
   assertStringIncludes(await runOk([...BDRV, "--version"]), "bdrv ");
   assertStringIncludes(
-    await runOk([...BDRV, "qemu-img", "--version"]),
+    await runOk([...QEMU_IMG, "--version"]),
     "qemu-img version 7.2.22",
   );
-});
-
-Deno.test("errors are one line with the program's name", async () => {
-  const own = await run([...BDRV, "info", "/nothing"]);
-  assertEquals(own.code, 1);
-  assertEquals(
-    own.stderr,
-    "bdrv: Could not open '/nothing': Could not open '/nothing': " +
-      "No such file or directory\n",
-  );
-  const { stderr } = await run([...BDRV, "qemu-img", "info", "/nothing"]);
-  assertEquals(stderr, own.stderr.replace("bdrv", "qemu-img"));
 });
 
 Deno.test("BDRV_DEBUG adds the stack to an error", async () => {
@@ -78,4 +88,46 @@ Deno.test("-p ends at 100 % and on a line of its own", async () => {
   const out = await runOk([...BDRV, "convert", "-p", "-f", "raw", a, b]);
   assertEquals(out.slice(0, 20), "    (0.00/100%)\r    ");
   assertEquals(out.slice(-18), "    (100.00/100%)\r\n".slice(-18));
+});
+
+Deno.test({
+  name: "errors are red on a terminal, if that is welcome, and under our name",
+  ignore: !isInstalled("script"),
+  async fn() {
+    const onTerminal = async (command: readonly string[], env = {}) => {
+      const line = [...command, "info", "/nothing"].join(" ");
+      return (await run(["script", "-qec", line, "/dev/null"], { env })).stdout;
+    };
+    const text = "Could not open '/nothing': No such file or directory\r\n";
+    assertEquals(await onTerminal(BDRV), `\x1b[1;31mbdrv:\x1b[0m ${text}`);
+    assertEquals(await onTerminal(BDRV, { NO_COLOR: "1" }), `bdrv: ${text}`);
+    assertEquals(
+      await onTerminal(QEMU_IMG),
+      `qemu-img: Could not open '/nothing': ${text}`,
+    );
+    const { stderr } = await run([...BDRV, "info", "/nothing"]);
+    assertEquals(stderr, `bdrv: ${text.replace("\r", "")}`);
+  },
+});
+
+Deno.test("sizes have units under our own name, exactly", async () => {
+  await using dir = await new TempDir();
+  const both = async (call: string) => {
+    const words = call.split(" ");
+    return [
+      await runOk([...BDRV, ...words], { cwd: dir.path }),
+      await runOk([...QEMU_IMG, ...words], { cwd: dir.path }),
+    ];
+  };
+  assertEquals(await both("create a 20G"), [
+    "Formatting 'a', fmt=raw size=20G\n",
+    "Formatting 'a', fmt=raw size=21474836480\n",
+  ]);
+  const [ours] = await both("create -f qcow2 -o cluster_size=2M q 1025k");
+  assertStringIncludes(ours, " cluster_size=2M ");
+  assertStringIncludes(ours, " size=1025k ");
+  assertEquals(await both("resize -f raw a +1G"), [
+    "Image resized from 20 GiB to 21 GiB.\n",
+    "Image resized.\n",
+  ]);
 });

@@ -1,0 +1,54 @@
+/** What is suggested in place of a mistyped word. @module */
+import { assertEquals } from "@std/assert";
+import { nearest } from "../../cli/suggest.ts";
+import { BDRV, run, runOk, TempDir } from "../qemu.ts";
+
+Deno.test("nearest() finds what a third of the letters make different", () => {
+  const known = ["check", "compare", "convert", "create", "info"];
+  assertEquals(nearest("conver", known), "convert");
+  assertEquals(nearest("covnert", known), "convert");
+  assertEquals(nearest("inof", known), "info");
+  assertEquals(nearest("comp", known), "compare");
+  assertEquals(nearest("delete", known), undefined);
+  assertEquals(nearest("co", known), undefined); // It fits two of them.
+  assertEquals(nearest("c", known), undefined);
+  assertEquals(nearest("", known), undefined);
+});
+
+/** What each call suggests. */
+const CALLS: { readonly [call: string]: string } = {
+  "conver a b": "convert",
+  "--hlep": "--help",
+  "info --fromat raw disk": "--format",
+  "info --outptu=json disk": "--output",
+  "info -f qcow disk": "qcow2",
+  "info null-c://": "null-co",
+  "create -f qcow new 1G": "qcow2",
+  "create -f qcow2 -o clustersize=4k new 1G": "cluster_size",
+  "create -f qcow2 -o preallocation=ful new 1G": "full",
+  "convert -O qcow2 -t unsave disk new": "unsafe",
+  "convert -O qcow disk new": "qcow2",
+  "resize --preallocation=fallocate disk 1G": "falloc",
+  "amend -o lazy_refcount=on q": "lazy_refcounts",
+  "info --image-opts driver=raw,ofset=1,file.filename=disk": "offset",
+};
+
+Deno.test("our own program suggests, the one for QEMU's name does not", async (t) => {
+  await using dir = new TempDir();
+  Deno.writeFileSync(dir.file("disk"), new Uint8Array(512));
+  const create = ["create", "-q", "-f", "qcow2", dir.file("q"), "1M"];
+  await runOk([...BDRV, ...create]);
+  for (const [call, meant] of Object.entries(CALLS)) {
+    await t.step(call, async () => {
+      const [ours, theirs] = await Promise.all(
+        [BDRV, [...BDRV, "qemu-img"]].map((command) =>
+          run([...command, ...call.split(" ")], { cwd: dir.path })
+        ),
+      );
+      const question = /\(did you mean '(.*)'\?\)/;
+      assertEquals(question.exec(ours.stderr)?.[1], meant, ours.stderr);
+      assertEquals(question.exec(theirs.stderr), null);
+      assertEquals(ours.code, theirs.code);
+    });
+  }
+});
