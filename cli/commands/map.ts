@@ -31,6 +31,9 @@ interface Entry {
   file?: BlockNode;
 }
 
+/** Characters printed at once; line by line took a fifth longer. */
+const PIECE = 4096;
+
 /** The command. */
 export const command: Command = {
   summary: "Show what an image holds, and where",
@@ -63,11 +66,20 @@ export const command: Command = {
     const node = await openImageArgument(program, file, image);
     return await usingNodes([node], async () => {
       const end = Math.min(node.size, start + maxLength);
-      const print = (text: string) => program.print(text);
-      if (output === "json") {
-        await printJson(entries(node, start, end), start, print);
-      } else {
-        await printHuman(entries(node, start, end), print);
+      let text = "";
+      const print = (line: string) => {
+        text += line;
+        if (text.length < PIECE) return;
+        program.print(text);
+        text = "";
+      };
+      const walk = (found: (entry: Entry) => void) =>
+        forEachEntry(node, start, end, found);
+      try {
+        if (output === "json") await printJson(walk, start, print);
+        else await printHuman(walk, print);
+      } finally {
+        program.print(text);
       }
       return 0;
     });
@@ -102,12 +114,19 @@ function parse(invocation: Invocation) {
   };
 }
 
-/** The extents of a range as they are shown, not yet joined. */
-async function* entries(
+/** Goes through all entries, in order. */
+type Walk = (found: (entry: Entry) => void) => Promise<void>;
+
+/**
+ * The extents of a range as they are shown, not yet joined. (As a generator,
+ * this took a third longer: there may be millions of them.)
+ */
+async function forEachEntry(
   node: BlockNode,
   start: number,
   end: number,
-): AsyncGenerator<Entry> {
+  found: (entry: Entry) => void,
+): Promise<void> {
   for (let at = start; at < end;) {
     let extent: ChainExtent;
     try {
@@ -118,7 +137,7 @@ async function* entries(
         `Could not read file metadata: ${strerror(code)}`,
       );
     }
-    yield entryOf(extent);
+    found(entryOf(extent));
     at += extent.length;
   }
 }
@@ -134,10 +153,8 @@ function entryOf(extent: ChainExtent): Entry {
     // Allocated data stays data even where the file below has a hole for it.
     data: kind === "data" || kind === "compressed" ||
       (kind === "zero" && extent.recurse === true),
-    ...(hostOffset !== undefined && {
-      offset: hostOffset,
-      file,
-    }),
+    offset: hostOffset,
+    file: hostOffset === undefined ? undefined : file,
   };
 }
 
@@ -152,20 +169,20 @@ function continues(entry: Entry, next: Entry): boolean {
 }
 
 async function printJson(
-  found: AsyncIterable<Entry>,
+  walk: Walk,
   start: number,
   print: (text: string) => void,
 ): Promise<void> {
   print("[");
   let entry: Entry | undefined;
-  for await (const next of found) {
+  await walk((next) => {
     if (entry && continues(entry, next)) {
       entry.length += next.length;
-      continue;
+      return;
     }
     if (entry) print(`${jsonLine(entry)},\n`);
     entry = next;
-  }
+  });
   print(`${jsonLine(entry ?? { ...NOTHING, start })}]\n`);
 }
 
@@ -187,16 +204,16 @@ function jsonLine(entry: Entry): string {
 }
 
 async function printHuman(
-  found: AsyncIterable<Entry>,
+  walk: Walk,
   print: (text: string) => void,
 ): Promise<void> {
   const columns = ["Offset", "Length", "Mapped to"];
   print(`${columns.map((name) => name.padEnd(16)).join("")}File\n`);
   let entry: Entry | undefined;
-  for await (const next of found) {
+  await walk((next) => {
     if (entry && continues(entry, next)) {
       entry.length += next.length;
-      continue;
+      return;
     }
     if (entry) print(humanLine(entry));
     entry = next;
@@ -205,7 +222,7 @@ async function printHuman(
       entry.data = false;
       entry.zero = true;
     }
-  }
+  });
   if (entry) print(humanLine(entry));
 }
 

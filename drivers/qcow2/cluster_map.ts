@@ -117,8 +117,8 @@ export class ClusterMap {
       using _ = await this.#state.metadata.lock();
       return await this.mapLocked(guestOffset, length, passing);
     }
-    await this.#validate(mapping, guestOffset);
-    return mapping;
+    if (this.isSound(mapping, guestOffset)) return mapping;
+    return await this.#refuse(mapping, guestOffset);
   }
 
   /** As {@linkcode map}, for the holder of the metadata lock. */
@@ -128,8 +128,8 @@ export class ClusterMap {
     passing = false,
   ): Promise<Mapping> {
     const mapping = await this.findLocked(guestOffset, length, passing);
-    await this.#validate(mapping, guestOffset);
-    return mapping;
+    if (this.isSound(mapping, guestOffset)) return mapping;
+    return await this.#refuse(mapping, guestOffset);
   }
 
   /** As {@linkcode mapLocked}; the entries may be damaged. */
@@ -311,9 +311,8 @@ export class ClusterMap {
     return geometry.isAligned(cluster) && cluster < 2 ** 53;
   }
 
-  /** Refuse entries that no correct program writes. */
-  async #validate(mapping: Mapping, guestOffset: number): Promise<void> {
-    if (this.isSound(mapping, guestOffset)) return;
+  /** Refuse an entry that no correct program writes. */
+  async #refuse(mapping: Mapping, guestOffset: number): Promise<never> {
     const { geometry, header } = this.#state;
     const l2Offset = hex(this.l2TableOffset(geometry.l1Index(guestOffset)));
     const l2Index = hex(geometry.l2Index(guestOffset));
@@ -324,7 +323,7 @@ export class ClusterMap {
       );
     }
     const cluster = mapping.hostOffset - geometry.offsetInCluster(guestOffset);
-    await this.#state.corrupt(
+    return await this.#state.corrupt(
       `Cluster allocation offset ${hex(cluster)} unaligned ${place}`,
     );
   }
