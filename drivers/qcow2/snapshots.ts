@@ -71,7 +71,12 @@ export async function createSnapshot(
       entry.l1TableOffset = await refcounts.allocate(
         length / geometry.clusterSize,
       );
-      undo.push(() => refcounts.add(entry.l1TableOffset, length, -1));
+      // From here on, a snapshot that fails leaks its table, as in QEMU.
+      const copy = allocate(length);
+      copy.set(l1);
+      clearCopied(copy);
+      await state.overlap.check(entry.l1TableOffset, length);
+      await file.writev!(entry.l1TableOffset, [copy]);
       await countTree(state, viewOf(l1), 1);
       undo.push(async () => {
         await countTree(state, viewOf(l1), -1);
@@ -81,10 +86,6 @@ export async function createSnapshot(
       // is counted too high is a leak, what is too low is lost.
       await state.flushCaches();
       await clearCopiedFlags(state);
-      const copy = allocate(length);
-      copy.set(l1);
-      await state.overlap.check(entry.l1TableOffset, length);
-      await file.writev!(entry.l1TableOffset, [copy]);
       await writeTable(state, [...state.snapshots, entry]);
     });
   }
