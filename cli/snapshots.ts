@@ -23,7 +23,7 @@ export async function showSnapshot(
   if (!snapshots) {
     throw failed(
       `Block format '${node.driver.name}' used by device '' does not ` +
-        "support internal snapshots",
+        "support temporarily loading internal snapshots",
     );
   }
   const found = findSnapshot(await snapshots.list(), wanted);

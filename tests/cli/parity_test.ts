@@ -228,6 +228,26 @@ const CALLS: { [command: string]: string[] } = {
     "convert --image-opts -O raw driver=qcow2,file.filename=base.qcow2 a",
     "convert -t writethrough -T none -O qcow2 disk.raw a",
     "convert -q -p -O raw base.qcow2 a",
+    "convert -p -O qcow2 -f raw pattern.raw a",
+    "convert -p -S 0 -O qcow2 disk.raw a",
+    "convert -p -O raw small.raw a",
+    "convert -C -O raw pattern.raw a",
+    "convert -C -O raw base.qcow2 a",
+    "convert -C -O qcow2 base.qcow2 a",
+    "convert -C -O raw packed.qcow2 a",
+    "convert -r 1G -O qcow2 base.qcow2 a",
+    "convert -m 16 -W -S 512 -O qcow2 -f raw pattern.raw a",
+    "convert -m 0x10 -S 0x1000 -O qcow2 -f raw pattern.raw a",
+    "convert --salvage -O qcow2 base.qcow2 a",
+    "convert -q --salvage -U -O raw base.qcow2 a",
+    "convert --bitmaps -O qcow2 base.qcow2 a",
+    "convert --bitmaps --skip-broken-bitmaps -O qcow2 base.qcow2 a",
+    "convert -l one -O raw snap.qcow2 a",
+    "convert -l 2 -O raw snap.qcow2 a",
+    "convert -l snapshot.id=1 -O raw snap.qcow2 a",
+    "convert -l snapshot.name=two -O raw snap.qcow2 a",
+    "convert -l snapshot.id=1,snapshot.name=one -O raw snap.qcow2 a",
+    "convert -l snapshot.name=one -O raw snap.qcow2 small.raw a",
     // Mistakes.
     "convert",
     "convert base.qcow2",
@@ -255,6 +275,34 @@ const CALLS: { [command: string]: string[] } = {
     "convert -O raw base.qcow2 nothing/a",
     "convert -O raw base.qcow2 nothing:a",
     "convert --image-opts -f raw file.filename=base.qcow2 a",
+    "convert -c -C -O qcow2 base.qcow2 a",
+    "convert -C -S 4k -O qcow2 base.qcow2 a",
+    "convert -C --salvage -O qcow2 base.qcow2 a",
+    "convert --skip-broken-bitmaps -O qcow2 base.qcow2 a",
+    "convert --bitmaps -O qcow2 base.qcow2 base.qcow2 a",
+    "convert --bitmaps -O qcow2 disk.raw a",
+    "convert --bitmaps -f qcow2 -O raw base.qcow2 a",
+    "convert -r x -O qcow2 base.qcow2 a",
+    "convert -r 8E -O qcow2 base.qcow2 a",
+    "convert -m 0 base.qcow2 a",
+    "convert -m 1.5 base.qcow2 a",
+    "convert -m -1 base.qcow2 a",
+    "convert -S -1 base.qcow2 a",
+    "convert -S 511 base.qcow2 a",
+    "convert -l three -O raw snap.qcow2 a",
+    "convert -l snapshot.name=three -O raw snap.qcow2 a",
+    "convert -l snapshot.id=1,snapshot.name=two -O raw snap.qcow2 a",
+    "convert -l one -O raw snap.qcow2 snap.qcow2 a",
+    "convert -l one -O qcow2 disk.raw a",
+    "convert -c -O qcow2 -o preallocation=metadata base.qcow2 a",
+    "convert -c -O qcow2 -o encryption=on base.qcow2 a",
+    "convert -n -c -O raw base.qcow2 full.raw",
+    "convert -n --target-image-opts -O qcow2 base.qcow2 driver=qcow2,file.filename=empty.qcow2",
+    "convert -n --target-image-opts -o help base.qcow2 a",
+    "convert -O qcow2 -o , base.qcow2 a",
+    "convert -O null-co base.qcow2 a",
+    "convert --nothing base.qcow2 a",
+    "convert -O",
   ],
   resize: [
     "resize base.qcow2 +1M",
@@ -335,6 +383,11 @@ async function prepare(folder: string): Promise<void> {
     words("qemu-img rebase -u -b loop.qcow2 -F qcow2 loop.qcow2"),
     { cwd: folder },
   );
+  copy("base.qcow2", "snap.qcow2");
+  await runOk(words("qemu-img snapshot -c one snap.qcow2"), { cwd: folder });
+  await io("snap.qcow2", "write -P 9 2500k 1k");
+  await runOk(words("qemu-img snapshot -c two snap.qcow2"), { cwd: folder });
+  await io("snap.qcow2", "write -P 8 1M 100k");
   copy("base.qcow2", "leak.qcow2");
   patch(`${folder}/leak.qcow2`, 2 * 65536 + 2 * 40, [0, 1]);
   copy("base.qcow2", "broken.qcow2");

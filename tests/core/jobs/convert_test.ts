@@ -176,11 +176,11 @@ Deno.test("convert() reports where it failed, and starts no more", async () => {
     const source = new ArrayNode(filled(32 * MiB));
     const target = new ArrayNode(new Uint8Array(32 * MiB));
     source.delay = target.delay = delay;
-    target.failAt = 3 * MiB + 5;
+    target.failAt = 7 * MiB + 5;
     const error = await assertRejects(
       () => convert([source], target, { targetIsZero: true }),
       BlockError,
-      `error while writing at byte ${3 * MiB}: No space left on device`,
+      `error while writing at byte ${6 * MiB}: No space left on device`,
     );
     assertEquals(error.code, "ENOSPC");
     assert(source.offsets("read").length < 16);
@@ -236,11 +236,81 @@ Deno.test("convert() ends when it is told to", async () => {
 });
 
 Deno.test("convert() tells how far it is", async () => {
-  const source = new ArrayNode(filled(4 * MiB));
-  const target = new ArrayNode(new Uint8Array(4 * MiB));
+  // Of data; holes take no time.
+  const source = new ArrayNode(filled(24 * MiB), [6 * MiB, 22 * MiB, 24 * MiB]);
+  const target = new ArrayNode(new Uint8Array(24 * MiB));
   const seen: number[] = [];
   await convert([source], target, {
     progress: (done, total) => seen.push(done / total),
   });
   assertEquals(seen, [0.25, 0.5, 0.75, 1]);
+});
+
+Deno.test("convert() with salvage puts zeroes where it cannot read", async () => {
+  const source = new ArrayNode(filled(MiB));
+  const target = new ArrayNode(new Uint8Array(MiB));
+  source.failAt = 70_000;
+  const warnings: string[] = [];
+  await convert([source], target, {
+    salvage: true,
+    warn: (message) => warnings.push(message),
+  });
+  const expected = filled(MiB);
+  expected.fill(0, 136 * 512, 137 * 512);
+  assertEquals(target.bytes, expected);
+  assertEquals(warnings, [
+    "error while reading offset 69632: No space left on device",
+  ]);
+});
+
+Deno.test("convert() with salvage reads what it cannot tell the status of", async () => {
+  const source = new ArrayNode(filled(MiB));
+  const target = new ArrayNode(new Uint8Array(MiB));
+  const status = source.status.bind(source);
+  source.status = (offset, length) =>
+    offset <= 4096 && 4096 < offset + length
+      ? Promise.reject(new BlockError("EIO"))
+      : status(offset, length);
+  await assertRejects(
+    () => convert([source], target),
+    BlockError,
+    "error while reading block status at offset 0: Input/output error",
+  );
+  const warnings: string[] = [];
+  await convert([source], target, {
+    salvage: true,
+    warn: (message) => warnings.push(message),
+  });
+  assertEquals(target.bytes, source.bytes);
+  // Once to see how much there is, once more to copy it.
+  const warning =
+    "error while reading block status at offset 4096: Input/output error";
+  assertEquals(warnings, [warning, warning]);
+});
+
+Deno.test("convert() keeps to a limit of bytes a second", async () => {
+  const source = new ArrayNode(filled(3 * MiB));
+  const target = new ArrayNode(new Uint8Array(3 * MiB));
+  const start = performance.now();
+  await convert([source], target, { rateLimit: 8 * MiB });
+  const seconds = (performance.now() - start) / 1000;
+  assert(seconds > 0.15 && seconds < 3, `${seconds} s`);
+  assertEquals(target.bytes, source.bytes);
+});
+
+Deno.test("convert() has no more than 16 requests in flight, or as few as one", async () => {
+  for (const parallel of [0, 17, NaN]) {
+    await assertRejects(
+      () => convert([], new ArrayNode(filled(512)), { parallel }),
+      BlockError,
+      "requests in flight",
+    );
+  }
+  for (const parallel of [1, 16]) {
+    const source = new ArrayNode(filled(40 * MiB));
+    const target = new ArrayNode(new Uint8Array(40 * MiB));
+    source.delay = 5;
+    await convert([source], target, { parallel });
+    assertEquals(source.mostInFlight, parallel);
+  }
 });
