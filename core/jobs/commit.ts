@@ -147,6 +147,7 @@ async function copyDown(
   await copy(await Concatenation.of([overlay]), base, {
     zeroes: "known",
     base,
+    outOfOrder: true,
     rateLimit,
     signal,
     progress,
