@@ -16,6 +16,7 @@ import {
   createImage,
   MemoryStore,
   openImage,
+  type OpenOptions,
   type StackObject,
 } from "../mod.ts";
 import { DelayNode, Scheduler } from "./delay.ts";
@@ -171,12 +172,12 @@ class Subject {
     this.#model.resize(this.#image.size);
   }
 
-  async #stack(level: number): Promise<StackObject> {
+  async #stack(level: number, how?: OpenOptions): Promise<StackObject> {
     const { format, file, openOptions } = this.#layers[level];
     const backing = format === "raw"
       ? {}
-      : { backing: level > 0 ? await this.#stack(level - 1) : null };
-    let node: BlockNode = await openProtocol(file);
+      : { backing: level > 0 ? await this.#stack(level - 1, how) : null };
+    let node: BlockNode = await openProtocol(file, how);
     if (this.#delayed) {
       node = new DelayNode(node, this.#scheduler, this.#random);
     }
@@ -382,11 +383,10 @@ class Subject {
   }
 
   async #checkSnapshots(): Promise<void> {
-    const stack = await this.#stack(this.#layers.length - 1);
-    await using image = await openImage(stack, {
-      readOnly: true,
-      secrets: SECRETS,
-    });
+    // It is open for writing all the while.
+    const how = { readOnly: true, forceShare: true };
+    const stack = await this.#stack(this.#layers.length - 1, how);
+    await using image = await openImage(stack, { ...how, secrets: SECRETS });
     for (const [id, bytes] of this.#snapshots) {
       await image.node.snapshots!.loadTemporary(id);
       const found = await image.read(0, image.size);

@@ -21,6 +21,8 @@ import { lastErrno, type Libc, libc, openDescriptor } from "./libc.ts";
 const NEEDED = 100;
 /** Where those are of what is not shared. */
 const UNSHARED = 200;
+/** From the first of all of these bytes past the last. */
+const LENGTH = UNSHARED + 4 - NEEDED;
 
 const F_OFD_GETLK = 36;
 const F_OFD_SETLK = 37;
@@ -128,8 +130,12 @@ export class FileLock {
     this.#file.unlocked(reason.message);
   }
 
-  /** Let go of everything. */
+  /**
+   * Let go of everything. That the file is closed is not enough: a process that
+   * another thread is just starting has all of our files until it is itself.
+   */
   close(): void {
+    if (this.#needed | this.#unshared) this.#locker?.unlock(NEEDED, LENGTH);
     this.#locker?.close();
   }
 }
@@ -158,10 +164,10 @@ class Locker {
     this.#call(F_OFD_SETLK, F_RDLCK, byte);
   }
 
-  /** Unlock a byte; whether it was locked does not matter. */
-  unlock(byte: number): void {
+  /** Unlock bytes; whether they were locked does not matter. */
+  unlock(byte: number, length = 1): void {
     try {
-      this.#call(F_OFD_SETLK, F_UNLCK, byte);
+      this.#call(F_OFD_SETLK, F_UNLCK, byte, length);
     } catch {
       // It was not locked, then.
     }
@@ -173,11 +179,11 @@ class Locker {
     return flock.getInt16(0, true) !== F_UNLCK;
   }
 
-  #call(command: number, type: number, byte: number): void {
+  #call(command: number, type: number, byte: number, length = 1): void {
     flock.setInt16(0, type, true);
     flock.setInt16(2, 0, true); // SEEK_SET
     flock.setBigInt64(8, BigInt(byte), true);
-    flock.setBigInt64(16, 1n, true);
+    flock.setBigInt64(16, BigInt(length), true);
     flock.setInt32(24, 0, true); // Locks of open files have no process.
     if (this.#libc.fcntl(this.#descriptor, command, flockBytes) === 0) return;
     const reason = errnoError(lastErrno());

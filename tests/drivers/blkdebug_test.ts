@@ -245,9 +245,13 @@ Deno.test("blkdebug reads its rules from a file, and its name from a name", asyn
     await fails(() => disk.write(0, one), "ENOSPC");
     await disk.write(0, one);
   }
-  await using plain = await openImage(`blkdebug::${image}`);
+  const readOnly = true;
+  await using plain = await openImage(`blkdebug::${image}`, { readOnly });
   assertEquals(await plain.read(0, 1), one);
-  await using forced = await openImage(`blkdebug::${image}`, { format: "raw" });
+  await using forced = await openImage(`blkdebug::${image}`, {
+    format: "raw",
+    readOnly,
+  });
   assertEquals(await forced.read(0, 3), new TextEncoder().encode("QFI"));
 });
 

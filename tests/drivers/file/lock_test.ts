@@ -2,7 +2,11 @@ import { assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { BlockError } from "../../../core/errors.ts";
 import { openProtocol } from "../../../core/open.ts";
 import { ACCESS, ALL_ACCESS } from "../../../core/permissions.ts";
-import { isLibcAvailable } from "../../../drivers/file/libc.ts";
+import {
+  isLibcAvailable,
+  libc,
+  openDescriptor,
+} from "../../../drivers/file/libc.ts";
 import { FileLock } from "../../../drivers/file/lock.ts";
 import {
   createImage,
@@ -341,6 +345,32 @@ Deno.test({
       BlockError,
       "Failed to lock byte 101: Bad file descriptor",
     );
+  },
+});
+
+Deno.test({
+  name: "locks end when they are let go, even if the file stays open",
+  ignore,
+  async fn() {
+    await using dir = await images();
+    const filename = dir.file("disk.raw");
+    const library = libc()!;
+    const descriptor = openDescriptor(library, filename, 0);
+    const unlocked = () => {};
+    const lock = new FileLock({
+      filename,
+      descriptor,
+      locking: "on",
+      unlocked,
+    });
+    lock.set({ needs: ALL_ACCESS, shares: 0 });
+    assertEquals(
+      lockedBytes(filename),
+      [100, 101, 102, 103, 200, 201, 202, 203],
+    );
+    lock.close();
+    assertEquals(lockedBytes(filename), []);
+    library.close(descriptor);
   },
 });
 
