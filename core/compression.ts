@@ -58,7 +58,7 @@ async function isIncompressible(input: Uint8Array): Promise<boolean> {
 }
 
 /** Bytes that are looked at to see whether all values are as frequent. */
-const SAMPLE = 4096;
+const SAMPLE = 1024;
 const frequencies = new Uint16Array(256);
 
 function looksRandom(bytes: Uint8Array): boolean {

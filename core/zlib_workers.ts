@@ -253,10 +253,16 @@ let submitted: Job[] = [];
 /**
  * Let calls be made by workers, until what is returned is disposed of. With
  * the last holder the workers end.
+ *
+ * @param much Whether there is so much to do that they had better start now.
  */
-export function holdWorkers(): Disposable {
+export function holdWorkers(much = false): Disposable {
   let held = true;
   holders++;
+  if (much) {
+    spent = Math.max(spent, WORTH_STARTING);
+    startWorkers();
+  }
   return {
     [Symbol.dispose]() {
       if (!held) return;

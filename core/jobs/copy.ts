@@ -9,6 +9,7 @@ import type { BlockNode } from "../driver.ts";
 import { asBlockError, type BlockError } from "../errors.ts";
 import { type Held, Mutex } from "../lock.ts";
 import { ThrottleGroup } from "../throttle_group.ts";
+import { holdWorkers } from "../zlib_workers.ts";
 import type { Concatenation } from "./concatenation.ts";
 import { type Range, RangeFinder, type RangeRules } from "./copy_ranges.ts";
 import { CopySource, type CopySourceOptions } from "./copy_source.ts";
@@ -39,6 +40,12 @@ export interface CopyOptions extends CopySourceOptions, CopyTargetOptions {
 
 /** Bytes of one request, as many as QEMU's: progress is told in these steps. */
 export const REQUEST_SIZE = 2 * 1024 * 1024;
+
+/** Bytes of a disk from which on compressing it repays the start of workers. */
+const MUCH = 64 * 1024 * 1024;
+
+/** Turns of others, at 0.1 µs, after which a request is taken to wait. */
+const PATIENCE = 10_000;
 
 /** Fewest bytes of one request, however low the limit on the rate. */
 const LEAST_REQUEST_SIZE = 64 * 1024;
@@ -79,6 +86,8 @@ class Copy {
   readonly #finding = new Mutex();
   /** Fulfilled when all writes before have taken place. */
   #writes: Promise<void> = Promise.resolve();
+  /** Ranges that were given to workers. */
+  #turns = 0;
   /** Bytes of data that were given to workers, and of all there is. */
   #copied = 0;
   #total = 0;
@@ -121,17 +130,19 @@ class Copy {
   }
 
   async run(): Promise<void> {
+    using _workers = this.#holdWorkers();
     // With damaged disks, that shows once more where they are.
     if (this.#options.progress || this.#options.salvage) await this.#count();
     this.#startWorker();
-    const starter = this.#startOthersWhenIdle();
-    try {
-      // Workers may be added while the first are awaited.
-      for (const worker of this.#workers) await worker;
-    } finally {
-      clearInterval(starter);
-    }
+    // Workers may be added while the first are awaited.
+    for (const worker of this.#workers) await worker;
     if (this.#error) throw this.#error;
+  }
+
+  /** Where there is much to compress, workers start while it is first read. */
+  #holdWorkers(): Disposable | undefined {
+    const isMuch = this.#rules.clusterSize > 0 && this.#source.size >= MUCH;
+    return isMuch ? holdWorkers(true) : undefined;
   }
 
   /** Find out how much data there is to be copied. */
@@ -146,16 +157,18 @@ class Copy {
   /**
    * Requests to local files are done when they return: more of them in flight
    * would gain nothing, and their buffers would drive each other out of the
-   * processor's cache. So the others start when the first is seen to wait.
+   * processor's cache. So the others start when the first is seen to wait, by
+   * nothing happening while many others have their turn. (A timer would tell as
+   * well, but a process's first one costs as much as copying 20 MiB.)
    */
-  #startOthersWhenIdle(): ReturnType<typeof setInterval> {
+  async #startOthersIfWaiting(): Promise<void> {
+    const turns = this.#turns;
+    for (let i = 0; i < PATIENCE; i++) {
+      await undefined;
+      if (this.#turns !== turns || this.#pace.resting) return;
+    }
     const { parallel = 8 } = this.#options;
-    const starter = setInterval(() => {
-      if (this.#pace.resting) return;
-      clearInterval(starter);
-      while (this.#workers.length < parallel) this.#startWorker();
-    }, 0);
-    return starter;
+    while (this.#workers.length < parallel) this.#startWorker();
   }
 
   #startWorker(): void {
@@ -171,6 +184,10 @@ class Copy {
     while (!this.#error) {
       const turn = await this.#nextTurn();
       if (!turn) return;
+      this.#turns++;
+      // As long as there is but one worker, it is looked at now and then.
+      const isSample = this.#turns < 4 || this.#turns % 64 === 0;
+      if (isSample && this.#workers.length === 1) this.#startOthersIfWaiting();
       try {
         if (isData(turn.range)) await this.#copy(turn, buffer);
         else await this.#zero(turn);
