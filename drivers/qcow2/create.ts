@@ -50,10 +50,6 @@ export async function create(
   const file = await context.createFile(0);
   const geometry = new Geometry(header.clusterBits, header.refcountOrder);
   const { clusterSize, refcountOrder } = geometry;
-  if (preallocation === "falloc" || preallocation === "full") {
-    const end = estimateFileSize(size, geometry);
-    await file.truncate!(end, { preallocation });
-  }
   // Clusters 0 to 2: the header, the refcount table, the first refcount block.
   const table = allocate(clusterSize);
   writeUint64(viewOf(table), 0, 2 * clusterSize);

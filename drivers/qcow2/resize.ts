@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { SECTOR_SIZE } from "../../core/bytes.ts";
+import { allocate, SECTOR_SIZE } from "../../core/bytes.ts";
 import type { Preallocation, TruncateOptions } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
 import { writeZeroes } from "../../core/requests.ts";
@@ -17,6 +17,7 @@ import {
   orderL2AfterData,
   readsAsZeroes,
   setNormal,
+  writeGuest,
 } from "./write.ts";
 
 /**
@@ -82,7 +83,13 @@ async function grow(
       await zeroGuest(state, oldSize, size - oldSize);
     }
     if (preallocation !== "off") {
-      await preallocate(state, oldSize, size, preallocation);
+      // The cluster that the old end lies in may have no place yet, or one
+      // whose rest is a hole. Zeroes as data leave neither.
+      if (oldSize < clusterEnd) {
+        await writeGuest(state, oldSize, [allocate(clusterEnd - oldSize)]);
+      }
+      const first = geometry.clusterEnd(oldSize);
+      await preallocate(state, first, size, preallocation);
     }
     using _ = await state.metadata.lock();
     await state.flushCaches();
@@ -133,10 +140,12 @@ async function dropL2Tables(state: Qcow2State, from: number): Promise<void> {
 /**
  * Give every cluster of a range a place in the file, reading as before (which
  * must be zeroes). `falloc` and `full` also reserve the space on the disk.
+ *
+ * @param first Where the range begins: a cluster's start.
  */
 export async function preallocate(
   state: Qcow2State,
-  start: number,
+  first: number,
   end: number,
   mode: Preallocation,
 ): Promise<void> {
@@ -144,13 +153,16 @@ export async function preallocate(
   const { clusterSize } = geometry;
   // Zeroes in the file do not decrypt to zeroes: the entries must say it.
   const flag = state.encryption && header.version >= 3 ? ZERO : 0;
-  // The cluster that the old end lies in may be in use; leave it.
-  const first = geometry.clusterEnd(start);
   const count = geometry.clustersFor(Math.max(0, end - first));
   if (count === 0) return;
   const freed: Freed[] = [];
   {
     using _ = await state.metadata.lock();
+    // With the tables before it, the data lies in one piece.
+    for (let at = first; at < end; at += geometry.l2Coverage) {
+      await clusters.entryForWrite(at);
+    }
+    await clusters.entryForWrite(end - 1);
     const hostStart = await refcounts.allocate(count);
     const hostEnd = hostStart + count * clusterSize;
     // Clusters that were used before hold what they held then.
@@ -159,11 +171,15 @@ export async function preallocate(
       const unmap = mode === "metadata";
       await writeZeroes(file, hostStart, used, { unmap });
     }
-    if (hostEnd > file.size) {
-      await file.truncate!(hostEnd, {
-        preallocation: mode === "metadata" ? "off" : mode,
-      });
+    // Space is reserved for data only: tables are written in any case.
+    if (hostStart > file.size) await file.truncate!(hostStart);
+    // Of the last cluster, the part that the disk has.
+    const dataEnd = hostStart + end - first;
+    if (dataEnd > file.size) {
+      const preallocation = mode === "metadata" ? "off" : mode;
+      await file.truncate!(dataEnd, { preallocation });
     }
+    if (hostEnd > file.size) await file.truncate!(hostEnd);
     for (let done = 0; done < count;) {
       await orderL2AfterData(state);
       const place = await clusters.entryForWrite(first + done * clusterSize);

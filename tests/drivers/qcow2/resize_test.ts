@@ -60,3 +60,24 @@ Deno.test("shrinking gives up refcount blocks that count nothing any more", asyn
   const { corruptions, leaks } = await image.check();
   assertEquals([corruptions, leaks], [0, 0]);
 });
+
+Deno.test("what is preallocated is there also where the old end lies in a cluster", async () => {
+  for (const preallocation of ["metadata", "falloc", "full"] as const) {
+    for (const head of [0, 1]) {
+      const file = { driver: "memory", store: new MemoryStore() };
+      await createImage("qcow2", file, { size: MIB - 512 });
+      await using image = await openImage({ driver: "qcow2", file });
+      // The last cluster has no place yet, or one that is half empty.
+      await image.write(MIB - 1024, new Uint8Array(512 * head).fill(1));
+      await image.resize(MIB + 1536, { preallocation });
+      const grown = file.store.size;
+      await image.write(MIB - 512, new Uint8Array(2048).fill(2));
+      await image.flush();
+      assertEquals(file.store.size, grown);
+      const expected = new Uint8Array(512).fill(head);
+      assertEquals(await image.read(MIB - 1024, 512), expected);
+      const { corruptions, leaks } = await image.check();
+      assertEquals([corruptions, leaks], [0, 0]);
+    }
+  }
+});
