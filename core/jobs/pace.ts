@@ -4,6 +4,7 @@
  * @module
  */
 import { BlockError } from "../errors.ts";
+import { giveWay } from "../runtime.ts";
 
 /** Longest time for which a job keeps others waiting, in milliseconds. */
 const SLICE = 100;
@@ -36,7 +37,7 @@ export class Pace {
    */
   async rest(): Promise<void> {
     this.resting = true;
-    await new Promise((resolve) => setTimeout(resolve, 0));
+    await giveWay();
     this.resting = false;
     this.#since = performance.now();
     this.check();
