@@ -1,11 +1,12 @@
 import { assert } from "@std/assert";
-import { isZero, setPortable } from "../../core/runtime.ts";
+import { isEqual, isZero, setPortable } from "../../core/runtime.ts";
 
-/** Run a test with what the runtime provides, and without it. */
-function bothWays(name: string, test: () => Promise<void> | void): void {
-  for (const portable of [false, true]) {
-    Deno.test(`${name} (${portable ? "portable" : "native"})`, async () => {
-      setPortable(portable);
+/** Run a test with libraries of the system, without, and with nothing at all. */
+function allWays(name: string, test: () => Promise<void> | void): void {
+  const ways = { libraries: false, modules: "libraries", portable: true };
+  for (const [way, portable] of Object.entries(ways)) {
+    Deno.test(`${name} (${way})`, async () => {
+      setPortable(portable as boolean | "libraries");
       try {
         await test();
       } finally {
@@ -32,12 +33,39 @@ function checkIsZero(): void {
   }
 }
 
-bothWays("isZero() finds every byte that is not", () => {
+allWays("isZero() finds every byte that is not", () => {
   checkIsZero();
   // After this much, a runtime's own comparison is used.
   const zeroes = new Uint8Array(1 << 20);
   for (let i = 0; i < 80; i++) assert(isZero(zeroes));
   checkIsZero();
+});
+
+function checkIsEqual(): void {
+  const [wholeA, wholeB] = [new Uint8Array(5000), new Uint8Array(5000)];
+  for (const length of [0, 1, 7, 63, 64, 65, 512, 4096]) {
+    for (const [inA, inB] of [[0, 0], [4, 8], [1, 1], [1, 2], [48, 3]]) {
+      const a = wholeA.subarray(inA, inA + length);
+      const b = wholeB.subarray(inB, inB + length);
+      wholeA.fill(1);
+      wholeB.fill(2);
+      for (let i = 0; i < length; i++) a[i] = b[i] = i % 251;
+      assert(isEqual(a, b), `${length} bytes at ${inA} and ${inB}`);
+      for (let at = 0; at < length; at += length < 100 ? 1 : 61) {
+        b[at] ^= 1;
+        assert(!isEqual(a, b), `byte ${at} of ${length}`);
+        b[at] ^= 1;
+      }
+    }
+  }
+}
+
+allWays("isEqual() finds every byte that differs", () => {
+  checkIsEqual();
+  // After this much, a native comparison is used.
+  const [a, b] = [new Uint8Array(1 << 20), new Uint8Array(1 << 20)];
+  for (let i = 0; i < 80; i++) assert(isEqual(a, b));
+  checkIsEqual();
 });
 
 Deno.test("isZero() takes shared memory", () => {
