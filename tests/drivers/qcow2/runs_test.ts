@@ -60,6 +60,24 @@ Deno.test("a run goes on whatever COPIED says, but not where zeroes begin", asyn
   assertEquals(await runsOf(entries), [3, 2, 2, 9]);
 });
 
+Deno.test("check() counts what lies 4 GiB earlier where it lies", async () => {
+  const bytes = new Uint8Array(L2_TABLE + CLUSTER);
+  bytes.set(await newImage());
+  const l1 = Number(new DataView(bytes.buffer).getBigUint64(40));
+  put64(bytes, l1, copied(L2_TABLE));
+  put64(bytes, L2_TABLE, ...[2 ** 33 - CLUSTER, 2 ** 32].map(copied));
+  const store = storeOf(bytes);
+  store.write(2 ** 33 + CLUSTER, bytes.subarray(0, 1));
+  const file = { driver: "memory", store };
+  const image = await openImage({ driver: "qcow2", file }, { readOnly: true });
+  const found: string[] = [];
+  await image.check({ report: (line) => found.push(line) });
+  await image.close();
+  const places = found.filter((line) => line.includes("reference=1"))
+    .map((line) => Number(/cluster (\d+) /.exec(line)![1]) * CLUSTER);
+  assertEquals(places, [L2_TABLE, 2 ** 32, 2 ** 33 - CLUSTER]);
+});
+
 Deno.test("what was passed by is changed, and written, as anything else", async () => {
   const store = new MemoryStore();
   const file = { driver: "memory", store };
