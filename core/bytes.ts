@@ -10,6 +10,16 @@ export type IoVector = readonly Uint8Array[];
 /** The unit in which sizes of disks are counted, in bytes. */
 export const SECTOR_SIZE = 512;
 
+/**
+ * Whether a number of bytes, of a disk's size or an offset in it, is exact:
+ * below 2^53, or below 2^62 and made of whole sectors, of which a number then
+ * holds all digits.
+ */
+export function isExactSize(bytes: number): boolean {
+  return Number.isSafeInteger(bytes) ||
+    (bytes > 0 && bytes < 2 ** 62 && bytes % SECTOR_SIZE === 0);
+}
+
 /** `value` rounded down to a multiple of `unit` (both below 2^53). */
 export function roundDown(value: number, unit: number): number {
   return value - (value % unit);

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { allocate, type IoVector, vectorLength } from "./bytes.ts";
+import { allocate, type IoVector, isExactSize, vectorLength } from "./bytes.ts";
 import type {
   BlockNode,
   CheckOptions,
@@ -249,7 +249,7 @@ export class Image implements AsyncDisposable {
    */
   async resize(size: number, options?: TruncateOptions): Promise<void> {
     this.#checkWritable("resize", 0, 0);
-    if (!Number.isSafeInteger(size) || size < 0) {
+    if (!isExactSize(size) || size < 0) {
       throw new BlockError("EINVAL", `Cannot resize to ${size} bytes`);
     }
     if (!this.node.truncate) throw this.#cannot("be resized");
@@ -359,8 +359,9 @@ export class Image implements AsyncDisposable {
   #checkRange(verb: string, offset: number, length: number): void {
     this.#checkOpen();
     if (
-      !Number.isSafeInteger(offset) || !Number.isSafeInteger(length) ||
-      offset < 0 || length < 0 || offset + length > this.size
+      !isExactSize(offset) || !isExactSize(length) ||
+      !isExactSize(offset + length) || offset < 0 || length < 0 ||
+      offset + length > this.size
     ) {
       throw new BlockError(
         "EIO",

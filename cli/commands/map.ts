@@ -15,7 +15,7 @@ import {
   outputFormat,
 } from "../command.ts";
 import { openImageArgument, usingNodes } from "../images.ts";
-import { sizeArgument } from "../numbers.ts";
+import { integerText, sizeArgument } from "../numbers.ts";
 import { CommandError, usageError } from "../program.ts";
 
 /** One line of the map. */
@@ -198,7 +198,8 @@ const NOTHING: Entry = {
 
 function jsonLine(entry: Entry): string {
   const place = entry.offset === undefined ? "" : `, "offset": ${entry.offset}`;
-  return `{ "start": ${entry.start}, "length": ${entry.length}, ` +
+  return `{ "start": ${integerText(entry.start)}, ` +
+    `"length": ${integerText(entry.length)}, ` +
     `"depth": ${entry.depth}, "present": ${entry.present}, ` +
     `"zero": ${entry.zero}, "data": ${entry.data}${place}}`;
 }

@@ -5,6 +5,7 @@
  */
 import {
   allocate,
+  isExactSize,
   isPowerOfTwo,
   roundUp,
   SECTOR_SIZE,
@@ -158,7 +159,8 @@ export function planImage(options: OptionValues): Plan {
   if (nameLength > 1023) throw invalid("Backing file name too long");
   const geometry = new Geometry(clusterBits, Math.log2(refcountBits));
   if (
-    geometry.l1EntriesFor(size) * ENTRY_SIZE > MAX_L1_BYTES || size >= 2 ** 53
+    geometry.l1EntriesFor(size) * ENTRY_SIZE > MAX_L1_BYTES ||
+    !isExactSize(size)
   ) {
     throw new BlockError(
       "EFBIG",

@@ -5,7 +5,13 @@
  *
  * @module
  */
-import { allocate, roundDown, roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
+import {
+  allocate,
+  isExactSize,
+  roundDown,
+  roundUp,
+  SECTOR_SIZE,
+} from "../../core/bytes.ts";
 import type { BlockNode } from "../../core/driver.ts";
 import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import {
@@ -111,6 +117,13 @@ function invalid(message: string): BlockError {
   return new BlockError("EINVAL", message);
 }
 
+/** The disk's size; too large to be one if a number does not hold it. */
+function readSize(view: DataView, at: number): number {
+  const size = readUint64(view, at);
+  const isRounded = size >= 2 ** 53 && view.getUint32(at + 4) % SECTOR_SIZE > 0;
+  return isRounded ? Infinity : size;
+}
+
 /**
  * Read and check a header. The first condition that fails is reported, with
  * the message that QEMU gives.
@@ -149,7 +162,7 @@ export async function readHeader(
   const header: Header = {
     version,
     clusterBits,
-    size: readUint64(view, 24),
+    size: readSize(view, 24),
     cryptMethod: view.getUint32(32),
     l1Size: view.getUint32(36),
     l1TableOffset: readUint64(view, 40),
@@ -326,7 +339,7 @@ function checkTables(header: Header, policy: HeaderPolicy): void {
     "Active L1 table offset invalid",
   );
   const needed = geometry.l1EntriesFor(header.size);
-  if (needed > 0x7fffffff || header.size >= 2 ** 53) {
+  if (needed > 0x7fffffff || !isExactSize(header.size)) {
     throw new BlockError("EFBIG", "Image is too big");
   }
   if (header.l1Size < needed) throw invalid("L1 table is too small");
