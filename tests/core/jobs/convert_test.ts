@@ -314,3 +314,40 @@ Deno.test("convert() has no more than 16 requests in flight, or as few as one", 
     assertEquals(source.mostInFlight, parallel);
   }
 });
+
+Deno.test("convert() takes requests in proportion to what is allocated", async () => {
+  const MANY = 64;
+  const requests: number[] = [];
+  for (const scale of [1, 4, 16]) {
+    // Clusters far from each other: the disk grows much faster than they do.
+    const from = { driver: "memory", store: new MemoryStore() };
+    const size = scale * scale * 1024 ** 3;
+    await createImage("qcow2", from, { size });
+    await using source = await openImage({ driver: "qcow2", file: from });
+    const step = size / (MANY * scale);
+    for (let at = 0; at < size; at += step) {
+      await source.write(at, new Uint8Array(65536).fill(1));
+    }
+    const to = { driver: "memory", store: new MemoryStore() };
+    await createImage("qcow2", to, { size });
+    await using target = await openImage({ driver: "qcow2", file: to });
+    let count = 0;
+    const counted = (node: BlockNode, verb: "status" | "readv" | "writev") => {
+      const method = node[verb]!.bind(node) as (...args: unknown[]) => unknown;
+      Object.assign(node, {
+        [verb]: (...args: unknown[]) => (count++, method(...args)),
+      });
+    };
+    counted(source.node, "status");
+    counted(source.node, "readv");
+    counted(target.node, "writev");
+    await convert([source.node], target.node, { targetIsZero: true });
+    assertEquals(
+      await target.read(size - step, 65536),
+      new Uint8Array(65536).fill(1),
+    );
+    requests.push(count);
+  }
+  const [one, four, sixteen] = requests;
+  assert(four <= 4.2 * one && sixteen <= 4.2 * four, `${requests}`);
+});
