@@ -27,9 +27,8 @@ export class Mutex {
   }
 
   #release(): void {
-    const next = this.#waiting.shift();
     // The lock passes directly to the next in line, so nobody slips between.
-    if (next) next(this.#held);
+    if (this.#waiting.length > 0) this.#waiting.shift()!(this.#held);
     else this.#isHeld = false;
   }
 }
@@ -175,7 +174,8 @@ class Range implements HeldRange {
   }
 
   [Symbol.dispose](): void {
-    this.#all.splice(this.#all.indexOf(this), 1);
+    const last = this.#all.pop()!;
+    if (last !== this) this.#all[this.#all.indexOf(this)] = last;
     this.#release?.();
   }
 }

@@ -121,11 +121,24 @@ export class ClusterMap {
     return await this.#refuse(mapping, guestOffset);
   }
 
-  /** As {@linkcode map}, for the holder of the metadata lock. */
-  async mapLocked(
+  /**
+   * As {@linkcode map}, for the holder of the metadata lock; at once if the
+   * slice is in memory.
+   */
+  mapLocked(
     guestOffset: number,
     length: number,
     passing = false,
+  ): Mapping | Promise<Mapping> {
+    const mapping = this.lookup(guestOffset, length);
+    if (mapping && this.isSound(mapping, guestOffset)) return mapping;
+    return this.#mapLater(guestOffset, length, passing);
+  }
+
+  async #mapLater(
+    guestOffset: number,
+    length: number,
+    passing: boolean,
   ): Promise<Mapping> {
     const mapping = await this.findLocked(guestOffset, length, passing);
     if (this.isSound(mapping, guestOffset)) return mapping;
@@ -146,24 +159,37 @@ export class ClusterMap {
 
   /**
    * The place of an L2 entry in a table that may be changed: made if there is
-   * none, copied if a snapshot shares it. For the metadata lock's holder.
+   * none, copied if a snapshot shares it. At once if it is in memory. For the
+   * metadata lock's holder.
    */
-  async entryForWrite(guestOffset: number): Promise<EntryPlace> {
+  entryForWrite(guestOffset: number): EntryPlace | Promise<EntryPlace> {
+    const { high } = this.l1Entry(this.#state.geometry.l1Index(guestOffset));
+    return high & COPIED && this.#cachedEntry(guestOffset) ||
+      this.#prepareEntry(guestOffset);
+  }
+
+  /** The place of an L2 entry, if its slice is in memory. */
+  #cachedEntry(guestOffset: number): EntryPlace | undefined {
+    const { geometry, l2Cache } = this.#state;
+    const l2Offset = this.l2TableOffset(geometry.l1Index(guestOffset));
+    const l2Index = geometry.l2Index(guestOffset);
+    const slice = l2Cache.peek(this.#sliceOffset(l2Offset, l2Index));
+    const index = l2Index % (l2Cache.entrySize / ENTRY_SIZE);
+    return slice && { slice, index };
+  }
+
+  async #prepareEntry(guestOffset: number): Promise<EntryPlace> {
     const { geometry, l2Cache } = this.#state;
     const l1Index = geometry.l1Index(guestOffset);
-    const { high } = this.l1Entry(l1Index);
-    const l2Index = geometry.l2Index(guestOffset);
-    if (high & COPIED) {
+    if (this.l1Entry(l1Index).high & COPIED) {
       await this.#loadSlice(guestOffset);
     } else {
       const table = await this.#makeTable(l1Index);
-      const at = this.#sliceOffset(0, l2Index);
+      const at = this.#sliceOffset(0, geometry.l2Index(guestOffset));
       const slice = table.subarray(at, at + l2Cache.entrySize);
       await l2Cache.adopt(this.l2TableOffset(l1Index) + at, slice);
     }
-    const offset = this.#sliceOffset(this.l2TableOffset(l1Index), l2Index);
-    const index = l2Index % (l2Cache.entrySize / ENTRY_SIZE);
-    return { slice: l2Cache.peek(offset)!, index };
+    return this.#cachedEntry(guestOffset)!;
   }
 
   /** Entries of the table of `place` from there to the end of its slice. */

@@ -131,18 +131,31 @@ export class OverlapGuard {
    * @param kinds What the write is meant for, which it may of course overlap.
    * @throws {BlockError} EIO; the image is marked as corrupt.
    */
-  async check(
+  check(
     offset: number,
     length: number,
     ...kinds: MetadataKind[]
-  ): Promise<void> {
+  ): void | Promise<void> {
     if (length === 0) return;
     if (this.#kinds.has("inactive-l2") && !this.#inactiveL2) {
-      this.#inactiveL2 = await this.#findInactiveL2();
+      return this.#checkLater(offset, length, kinds);
     }
     const hit = this.#find(offset, length, kinds);
-    if (!hit) return;
-    await this.#state.corrupt(
+    if (hit) return this.#refuse(hit);
+  }
+
+  async #checkLater(
+    offset: number,
+    length: number,
+    kinds: readonly MetadataKind[],
+  ): Promise<void> {
+    this.#inactiveL2 = await this.#findInactiveL2();
+    const hit = this.#find(offset, length, kinds);
+    if (hit) await this.#refuse(hit);
+  }
+
+  async #refuse(hit: MetadataKind): Promise<never> {
+    return await this.#state.corrupt(
       "Preventing invalid write on metadata (overlaps with " +
         `${NAMES[hit]})`,
     );

@@ -230,11 +230,47 @@ export class Refcounts {
   }
 
   /**
-   * Find `count` free clusters in a row and take them.
+   * Find `count` free clusters in a row and take them; at once if their
+   * refcounts are in memory.
    *
    * @returns the offset of the first.
    */
-  async allocate(count: number): Promise<number> {
+  allocate(count: number): number | Promise<number> {
+    return this.#allocateCached(count) ?? this.#allocateLater(count);
+  }
+
+  /** Take the first free clusters, if they are in one block and in a row. */
+  #allocateCached(count: number): number | undefined {
+    const { geometry, refcountCache, file } = this.#host;
+    const { refcountOrder: order, refcountBlockEntries, clusterSize } =
+      geometry;
+    // A debugger below may have to wait at each step.
+    if (file.debugEvent) return undefined;
+    const first = this.#firstFree % refcountBlockEntries;
+    const blockStart = this.#firstFree - first;
+    const offset = this.blockOffset(blockStart / refcountBlockEntries);
+    const block = offset === 0 ? undefined : refcountCache.peek(offset);
+    if (!block) return undefined;
+    const { view } = block;
+    const end = refcountBlockEntries;
+    const from = findRefcount(view, order, first, end, true);
+    const to = from + count;
+    if (to > end || findRefcount(view, order, from, to, false) < to) {
+      return undefined;
+    }
+    const start = blockStart + from;
+    const freed = this.#recentlyFreed;
+    if (start < freed.end && start + count > freed.start) return undefined;
+    for (const step of ["cluster_alloc", "refblock_alloc", "refblock_load"]) {
+      this.#host.event(step);
+    }
+    addToRefcounts(view, order, from, to, 1, geometry.refcountMax);
+    refcountCache.markDirty(block);
+    this.#firstFree = start + count;
+    return start * clusterSize;
+  }
+
+  async #allocateLater(count: number): Promise<number> {
     const { clusterSize } = this.#host.geometry;
     await this.#host.event("cluster_alloc");
     const start = await this.#reserve(count);

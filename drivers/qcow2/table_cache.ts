@@ -144,8 +144,11 @@ export class TableCache {
   }
 
   /** Nothing here is written before `other` is durable. */
-  async dependOn(other: TableCache): Promise<void> {
-    if (this.#dependsOn === other) return;
+  dependOn(other: TableCache): void | Promise<void> {
+    if (this.#dependsOn !== other) return this.#changeDependency(other);
+  }
+
+  async #changeDependency(other: TableCache): Promise<void> {
     // No circles: what the other one waits for is settled first.
     if (other.#dependsOn) await other.#settleDependency();
     if (this.#dependsOn) await this.#settleDependency();

@@ -85,10 +85,15 @@ async function planWrite(
   for (;;) {
     let blocker: HeldRange | undefined;
     {
-      using _ = await state.metadata.lock();
+      // Tables are in memory nearly always. To `await` nothing then, not even
+      // for a moment, keeps others from queueing for the lock.
+      const lock = state.metadata.lock();
+      using _ = lock instanceof Promise ? await lock : lock;
       state.checkUsable();
-      const mapping = await state.clusters.mapLocked(offset, length);
-      const place = await state.clusters.entryForWrite(offset);
+      const mapped = state.clusters.mapLocked(offset, length);
+      const mapping = mapped instanceof Promise ? await mapped : mapped;
+      const entry = state.clusters.entryForWrite(offset);
+      const place = entry instanceof Promise ? await entry : entry;
       const run = writableRun(state, place, mapping, offset, length);
       const start = geometry.clusterStart(offset);
       const end = geometry.clusterEnd(offset + run.length);
@@ -100,7 +105,14 @@ async function planWrite(
           return { length: run.length, hostOffset: mapping.hostOffset, held };
         }
         try {
-          return await allocateRun(state, run, mapping, offset, held);
+          const host = takeClusters(state, run, mapping, offset);
+          const hostStart = host instanceof Promise ? await host : host;
+          if (hostStart === 0) {
+            await state.corrupt(
+              "Preventing invalid allocation of data cluster at offset 0",
+            );
+          }
+          return allocationPlan(state, run, mapping, offset, hostStart, held);
         } catch (error) {
           held[Symbol.dispose]();
           throw error;
@@ -164,25 +176,32 @@ function writableRun(
   };
 }
 
-async function allocateRun(
+/** Where the clusters of a run are, or are to be; they are taken then. */
+function takeClusters(
   state: Qcow2State,
   run: WritableRun,
   mapping: Mapping,
   offset: number,
-  held: HeldRange,
-): Promise<WritePlan> {
+): number | Promise<number> {
   const { geometry, refcounts } = state;
+  const within = geometry.offsetInCluster(offset);
+  return run.kind === "zeroInPlace"
+    ? mapping.hostOffset - within
+    : refcounts.allocate(geometry.clustersFor(within + run.length));
+}
+
+function allocationPlan(
+  state: Qcow2State,
+  run: WritableRun,
+  mapping: Mapping,
+  offset: number,
+  hostStart: number,
+  held: HeldRange,
+): WritePlan {
+  const { geometry } = state;
   const within = geometry.offsetInCluster(offset);
   const clusters = geometry.clustersFor(within + run.length);
   const inPlace = run.kind === "zeroInPlace";
-  const hostStart = inPlace
-    ? mapping.hostOffset - within
-    : await refcounts.allocate(clusters);
-  if (hostStart === 0) {
-    await state.corrupt(
-      "Preventing invalid allocation of data cluster at offset 0",
-    );
-  }
   const guestStart = held.start;
   return {
     length: run.length,
@@ -243,11 +262,13 @@ async function copyOnWrite(
     await oldContent(state, guestStart, head, inPlace, fresh);
   const after = tail > 0 && !keepsTail &&
     await oldContent(state, end - tail, tail, inPlace, fresh);
-  await state.overlap.check(
+  const checked = state.overlap.check(
     hostStart,
     clusters * geometry.clusterSize,
   );
-  await state.event("write_aio");
+  if (checked) await checked;
+  const told = state.event("write_aio");
+  if (told) await told;
   const skipped = before ? 0 : head;
   await writePayload(
     state,
@@ -304,9 +325,12 @@ async function link(
 ): Promise<Freed[]> {
   const { geometry, clusters } = state;
   const { guestStart, hostStart, inPlace } = allocation;
-  using _ = await state.metadata.lock();
-  await orderL2AfterData(state);
-  const place = await clusters.entryForWrite(guestStart);
+  const lock = state.metadata.lock();
+  using _ = lock instanceof Promise ? await lock : lock;
+  const ordered = orderL2AfterData(state);
+  if (ordered) await ordered;
+  const entry = clusters.entryForWrite(guestStart);
+  const place = entry instanceof Promise ? await entry : entry;
   const freed: Freed[] = [];
   for (let i = 0; i < allocation.clusters; i++, place.index++) {
     if (!inPlace) noteFreed(state, place, freed);
@@ -334,11 +358,11 @@ export function setNormal(
  * Before L2 entries change: neither data nor refcounts that they rely on may
  * reach the disk later than they do.
  */
-export async function orderL2AfterData(state: Qcow2State): Promise<void> {
-  await state.markDirty();
-  if (state.accurateRefcounts) {
-    await state.l2Cache.dependOn(state.refcountCache);
-  }
+export function orderL2AfterData(state: Qcow2State): void | Promise<void> {
+  const ready = state.behaviour.lazyRefcounts
+    ? state.markDirty()
+    : state.l2Cache.dependOn(state.refcountCache);
+  if (ready) return ready.then(() => state.l2Cache.dependOnFlush());
   state.l2Cache.dependOnFlush();
 }
 
