@@ -42,6 +42,8 @@ export class CompressedClusters {
   readonly #state: Qcow2State;
   readonly #clusters = new Map<string, Promise<Uint8Array>>();
   #workers?: Disposable;
+  /** For the next run: a new buffer takes as long as reading into it. */
+  #spare?: Uint8Array;
 
   constructor(state: Qcow2State) {
     this.#state = state;
@@ -131,6 +133,7 @@ export class CompressedClusters {
     this.forget();
     this.#workers?.[Symbol.dispose]();
     this.#workers = undefined;
+    this.#spare = undefined;
   }
 
   #remember(key: string, cluster: Promise<Uint8Array>): void {
@@ -160,16 +163,24 @@ export class CompressedClusters {
     const end = Math.max(...ends);
     if (end >= 2 ** 53) throw new BlockError("EIO");
     for (const _ of run) await this.#state.event("read_compressed");
-    const bytes = allocate(end - start);
-    await file.readv(start, [bytes]);
+    const buffer = this.#takeBuffer(end - start);
+    await file.readv(start, [buffer.subarray(0, end - start)]);
     const type = header.compressionType;
-    for (const { hostOffset, length, target, resolve, reject } of run) {
+    const done = run.map(({ hostOffset, length, target, resolve, reject }) => {
       const at = hostOffset - start;
-      decompress(type, bytes.subarray(at, at + length), target).then(
+      return decompress(type, buffer.subarray(at, at + length), target).then(
         () => resolve(target),
         (error) => reject(readError(error)),
       );
-    }
+    });
+    Promise.all(done).then(() => this.#spare = buffer);
+  }
+
+  /** A buffer of at least `length` bytes. */
+  #takeBuffer(length: number): Uint8Array {
+    const spare = this.#spare;
+    this.#spare = undefined;
+    return spare && spare.length >= length ? spare : allocate(length);
   }
 }
 
