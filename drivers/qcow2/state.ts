@@ -21,7 +21,8 @@ import { Geometry, Incompatible } from "./format.ts";
 import type { Header } from "./header.ts";
 import { encodeHeader } from "./header_encoding.ts";
 import { type MetadataKind, OverlapGuard } from "./overlap.ts";
-import { type RefcountHost, Refcounts } from "./refcounts.ts";
+import type { RefcountHost } from "./refcount_table.ts";
+import { Refcounts } from "./refcounts.ts";
 import type { SnapshotEntry } from "./snapshot_table.ts";
 import { TableCache } from "./table_cache.ts";
 

@@ -1,0 +1,283 @@
+/**
+ * Reference counts of host clusters: the refcount table and its blocks, read
+ * and changed. (Specification: "Host cluster management".)
+ *
+ * All methods but the constructor belong to the holder of the image's metadata
+ * lock.
+ *
+ * @module
+ */
+import { allocate, divideUp } from "../../core/bytes.ts";
+import type { BlockNode } from "../../core/driver.ts";
+import { BlockError } from "../../core/errors.ts";
+import {
+  bytesOf,
+  ENTRY_SIZE,
+  entryOffset,
+  type Geometry,
+  hex,
+  MAX_REFCOUNT_TABLE_BYTES,
+  viewOf,
+  writeUint64,
+} from "./format.ts";
+import type { Header } from "./header.ts";
+import type { OverlapGuard } from "./overlap.ts";
+import { addToRefcounts, readRefcount } from "./refcount_layout.ts";
+import type { Behaviour } from "./state.ts";
+import type { CachedTable, TableCache } from "./table_cache.ts";
+
+/** What the refcounts need of the image they belong to. */
+export interface RefcountHost {
+  readonly file: BlockNode;
+  readonly header: Header;
+  readonly geometry: Geometry;
+  readonly refcountCache: TableCache;
+  readonly l2Cache: TableCache;
+  readonly overlap: OverlapGuard;
+  readonly behaviour: Behaviour;
+  /** Whether the refcounts on the disk must never be too low. */
+  readonly accurateRefcounts: boolean;
+  /** Tell that a step is about to be done. */
+  event(name: string): Promise<void> | void;
+  /** Change the header, in memory and durably in the file, or not at all. */
+  changeHeader(changes: Partial<Header>): Promise<void>;
+  /** Report damage: never answers. */
+  corrupt(message: string): Promise<never>;
+}
+
+/** The refcount table, and through the cache its blocks. */
+export abstract class RefcountTable {
+  protected readonly host: RefcountHost;
+  /** The table as it is in the file. */
+  #table: DataView = viewOf(new Uint8Array());
+  /** Clusters that are refcount blocks, by index; found at the first use. */
+  #blocks?: Set<number>;
+
+  constructor(host: RefcountHost) {
+    this.host = host;
+  }
+
+  /** Read the refcount table. */
+  async load(): Promise<void> {
+    const { file, header, geometry } = this.host;
+    const length = header.refcountTableClusters * geometry.clusterSize;
+    const bytes = allocate(length);
+    if (length > 0) await this.host.event("reftable_load");
+    if (length > 0) await file.readv(header.refcountTableOffset, [bytes]);
+    this.replaceTable(bytes);
+  }
+
+  /** Go on with another refcount table, which the file holds already. */
+  replaceTable(bytes: Uint8Array): void {
+    this.#blocks = undefined;
+    this.#table = viewOf(bytes);
+  }
+
+  /** The bytes of the table, as in the file. */
+  protected get tableBytes(): Uint8Array {
+    return bytesOf(this.#table);
+  }
+
+  /** An entry of the table is in the file: 0, or where a block lies. */
+  protected setBlockOffset(tableIndex: number, offset: number): void {
+    const { clusterSize } = this.host.geometry;
+    const old = this.blockOffset(tableIndex);
+    if (old !== 0) this.#blocks?.delete(old / clusterSize);
+    if (offset !== 0) this.#blocks?.add(offset / clusterSize);
+    writeUint64(this.#table, tableIndex * ENTRY_SIZE, offset);
+  }
+
+  /** Entries that the refcount table has room for. */
+  get tableSize(): number {
+    return this.#table.byteLength / ENTRY_SIZE;
+  }
+
+  /** Whether the cluster with that index is a refcount block. */
+  isBlock(clusterIndex: number): boolean {
+    if (!this.#blocks) {
+      this.#blocks = new Set();
+      const { clusterSize } = this.host.geometry;
+      for (let index = 0; index < this.tableSize; index++) {
+        const offset = this.blockOffset(index);
+        if (offset !== 0) this.#blocks.add(Math.floor(offset / clusterSize));
+      }
+    }
+    return this.#blocks.has(clusterIndex);
+  }
+
+  /**
+   * The block of an entry of the table, to be looked at until the next `await`;
+   * `undefined` if there is none.
+   */
+  async block(tableIndex: number): Promise<DataView | undefined> {
+    return (await this.loadBlock(tableIndex))?.view;
+  }
+
+  /** Where the block of an entry of the table lies; 0 if there is none. */
+  blockOffset(tableIndex: number): number {
+    if (tableIndex >= this.tableSize) return 0;
+    const at = tableIndex * ENTRY_SIZE;
+    return entryOffset(
+      this.#table.getUint32(at),
+      this.#table.getUint32(at + 4),
+    );
+  }
+
+  /** The refcount of a cluster if it is in memory. */
+  peek(clusterIndex: number): number | undefined {
+    const { geometry, refcountCache } = this.host;
+    const { refcountOrder, refcountBlockEntries: entries } = geometry;
+    const offset = this.blockOffset(Math.floor(clusterIndex / entries));
+    const block = offset === 0 ? undefined : refcountCache.peek(offset);
+    return block &&
+      readRefcount(block.view, refcountOrder, clusterIndex % entries);
+  }
+
+  /** The refcount of the cluster with that index in the file. */
+  async get(clusterIndex: number): Promise<number> {
+    const { geometry } = this.host;
+    const entries = geometry.refcountBlockEntries;
+    const block = await this.loadBlock(Math.floor(clusterIndex / entries));
+    if (!block) return 0;
+    const { refcountOrder } = geometry;
+    return readRefcount(block.view, refcountOrder, clusterIndex % entries);
+  }
+
+  /** The refcount block of an entry of the table, if there is one. */
+  protected async loadBlock(
+    tableIndex: number,
+  ): Promise<CachedTable | undefined> {
+    const offset = this.blockOffset(tableIndex);
+    if (offset === 0) return undefined;
+    const known = this.host.refcountCache.peek(offset);
+    if (known) return known;
+    if (!this.host.geometry.isAligned(offset)) {
+      await this.host.corrupt(
+        `Refblock offset ${hex(offset)} unaligned (reftable index: ${
+          hex(tableIndex)
+        })`,
+      );
+    }
+    return await this.host.refcountCache.load(offset);
+  }
+
+  /** The end of the last cluster that is in use, in bytes. */
+  async endOfUse(): Promise<number> {
+    const { geometry, file } = this.host;
+    const { clusterSize, refcountOrder, refcountBlockEntries } = geometry;
+    let end = Math.min(
+      geometry.clustersFor(file.size),
+      this.tableSize * refcountBlockEntries,
+    );
+    while (end > 0) {
+      // What no block counts is passed over at once: a damaged offset may have
+      // made the file large beyond measure.
+      const tableIndex = Math.floor((end - 1) / refcountBlockEntries);
+      const start = tableIndex * refcountBlockEntries;
+      const block = await this.loadBlock(tableIndex);
+      for (; block && end > start; end--) {
+        const entry = end - 1 - start;
+        if (readRefcount(block.view, refcountOrder, entry) !== 0) {
+          return end * clusterSize;
+        }
+      }
+      end = start;
+    }
+    return await this.host.corrupt(
+      "There are no references in the refcount table.",
+    );
+  }
+
+  /** Add `delta` (1 or -1) to the refcount of each cluster of a range. */
+  async add(offset: number, length: number, delta: 1 | -1): Promise<void> {
+    const { clusterSize } = this.host.geometry;
+    const start = Math.floor(offset / clusterSize);
+    const end = divideUp(offset + length, clusterSize);
+    await this.addClusters(start, end - start, delta);
+  }
+
+  protected async addClusters(
+    start: number,
+    count: number,
+    delta: number,
+  ): Promise<void> {
+    let done = 0;
+    try {
+      while (done < count) {
+        done += await this.#addInBlock(start + done, count - done, delta);
+      }
+    } catch (error) {
+      // All or nothing: give back what was done.
+      if (done > 0) await this.addClusters(start, done, -delta);
+      throw error;
+    }
+  }
+
+  /** Change the refcounts that lie in the block of the first. */
+  async #addInBlock(
+    start: number,
+    count: number,
+    delta: number,
+  ): Promise<number> {
+    const { geometry, refcountCache } = this.host;
+    const { refcountOrder, refcountBlockEntries, refcountMax } = geometry;
+    const tableIndex = Math.floor(start / refcountBlockEntries);
+    // QEMU tells of both also where the block is in memory already.
+    await this.host.event("refblock_alloc");
+    if (this.blockOffset(tableIndex) !== 0) {
+      await this.host.event("refblock_load");
+    }
+    const block = await this.loadBlock(tableIndex);
+    if (!block) {
+      if (delta < 0) return await this.#refuse(start);
+      // Only damage refers to a cluster that nothing counts: whoever takes one
+      // makes its block first.
+      const isTooFar = tableIndex >= MAX_REFCOUNT_TABLE_BYTES / ENTRY_SIZE;
+      throw new BlockError(isTooFar ? "EFBIG" : "EAGAIN");
+    }
+    const { view } = block;
+    const first = start % refcountBlockEntries;
+    const end = Math.min(first + count, refcountBlockEntries);
+    const stop = addToRefcounts(
+      view,
+      refcountOrder,
+      first,
+      end,
+      delta,
+      refcountMax,
+    );
+    if (stop < end) {
+      // Undo this block's part; the caller undoes the others.
+      addToRefcounts(view, refcountOrder, first, stop, -delta, refcountMax);
+      return await this.#refuse(start + stop - first, delta > 0);
+    }
+    refcountCache.markDirty(block);
+    if (delta < 0) this.noteDecrease(view, start, first, end);
+    return end - first;
+  }
+
+  /**
+   * Refcounts from `first` to `end` of a block are less by one; the first is
+   * that of the cluster `start`.
+   */
+  protected abstract noteDecrease(
+    view: DataView,
+    start: number,
+    first: number,
+    end: number,
+  ): void;
+
+  async #refuse(clusterIndex: number, overflow = false): Promise<never> {
+    if (overflow) {
+      throw new BlockError(
+        "EINVAL",
+        `The refcount of the cluster at ${
+          hex(clusterIndex * this.host.geometry.clusterSize)
+        } cannot grow: ${this.host.geometry.refcountBits} bits hold no more`,
+      );
+    }
+    return await this.host.corrupt(
+      `Cannot free cluster ${clusterIndex}: its refcount is zero`,
+    );
+  }
+}
