@@ -173,9 +173,10 @@ export interface OpenContext {
   secret(id: string | undefined): Promise<Uint8Array | undefined>;
   /**
    * Open the child called `name` as `options[name]` describes it; a file name
-   * there is taken for a protocol's, its content is not probed.
+   * there is taken for a protocol's, its content is not probed. With a
+   * `description` it is what that says, and may be an image of any format.
    */
-  openChild(name: string): Promise<BlockNode>;
+  openChild(name: string, description?: unknown): Promise<BlockNode>;
   /** Whether the user described the child called `name`, or named it `null`. */
   describes(name: string): boolean;
   /**

@@ -63,7 +63,9 @@ function descriptionOf(node: BlockNode): { [name: string]: Json } {
   };
   for (const [role, child] of Object.entries(node.children)) {
     if (!child || (role === "backing" && !otherBacking)) continue;
-    description[role] = descriptionOf(child);
+    const [list, index] = role.split(".");
+    if (index === undefined) description[role] = descriptionOf(child);
+    else ((description[list] ??= []) as Json[]).push(descriptionOf(child));
   }
   if (otherBacking && !node.children.backing) description.backing = null;
   return description;

@@ -15,7 +15,7 @@ import { asBlockError, BlockError } from "./errors.ts";
 import { canonicalName, type Gate, type ImplicitOpen, passes } from "./gate.ts";
 import { applyLimits } from "./limits.ts";
 import { resolveName } from "./names.ts";
-import { rememberOrigin } from "./node_names.ts";
+import { rememberOrigin, resolveFrom } from "./node_names.ts";
 import {
   applyNodeOptions,
   checkForceShare,
@@ -398,8 +398,8 @@ async function openDriver(
       filenameOf(options[name]) !== "" ||
       (options[name] as StackObject | undefined)?.file !== undefined ||
       isSelfContained(options[name]),
-    openChild: (name) => {
-      const given = options[name];
+    openChild: (name, description) => {
+      const given = description ?? options[name];
       if (isNode(given)) {
         claims.adopt(name, given);
         return Promise.resolve(given);
@@ -417,7 +417,7 @@ async function openDriver(
         below.readOnly = !isWritable(given, request);
       }
       // A protocol that is named is wanted as it is.
-      const asProtocol = !isBacking &&
+      const asProtocol = !isBacking && description === undefined &&
         (!probeFile || isSelfContained(given));
       return keep(name, openStack(given, opening, below, asProtocol));
     },
@@ -427,8 +427,9 @@ async function openDriver(
       ) return undefined;
       const chain = [...place.chain, canonicalName(filename, driver)];
       const overrides = { ...options[child] as OptionValues };
+      const file = isNode(options.file) ? options.file : opened[0];
       const request = {
-        filename: resolveName(filename, name),
+        filename: file ? resolveFrom(file, name) : resolveName(filename, name),
         format,
         namedBy: filename,
       };

@@ -60,6 +60,10 @@ export const rareDrivers: readonly BlockDriver[] = [
     async () => (await import("./preallocate.ts")).preallocateDriver,
   ),
   lazily(
+    { name: "quorum", role: "format" },
+    async () => (await import("./quorum.ts")).quorumDriver,
+  ),
+  lazily(
     { name: "throttle", role: "filter" },
     async () => (await import("./throttle.ts")).throttleDriver,
   ),

@@ -110,6 +110,7 @@ export const info: IoCommand = {
       program.print(`format name: ${format}\n`);
       if (format !== "file") throw new Refusal();
     }
+    if (!node.info) throw new Refusal();
     const info = await image.info();
     const lines = [
       `cluster size: ${sizeText(info.clusterSize ?? 0)}`,

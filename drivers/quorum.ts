@@ -1,0 +1,276 @@
+/**
+ * The driver `quorum`: keeps a disk in several images, and believes what enough
+ * of them say.
+ *
+ * @module
+ */
+import {
+  allocate,
+  copyIntoVector,
+  type IoVector,
+  vectorLength,
+} from "../core/bytes.ts";
+import type {
+  BlockDriver,
+  BlockNode,
+  Extent,
+  OpenContext,
+} from "../core/driver.ts";
+import { asBlockError, BlockError } from "../core/errors.ts";
+import { chainStatus } from "../core/extents.ts";
+import {
+  type OptionTable,
+  type OptionValues,
+  parseOptions,
+} from "../core/options.ts";
+import { ACCESS } from "../core/permissions.ts";
+import { writeZeroes } from "../core/requests.ts";
+import { isEqual } from "../core/runtime.ts";
+
+const OPEN_OPTIONS: OptionTable = {
+  "vote-threshold": {
+    type: "number",
+    help: "The number of votes needed for reaching quorum",
+  },
+  blkverify: { type: "boolean", help: "Two images, which must agree" },
+  "rewrite-corrupted": {
+    type: "boolean",
+    help: "Rewrite what the others have outvoted",
+  },
+  "read-pattern": {
+    type: "string",
+    help: "How to read: quorum (all of them), or fifo (the first that can)",
+  },
+};
+
+/** What the options say. */
+interface Rules {
+  readonly threshold: number;
+  readonly rewrites: boolean;
+  /** Whether to believe the first that can be read. */
+  readonly first: boolean;
+}
+
+/**
+ * Several images of the same disk. Option `children` is the list of them;
+ * `vote-threshold` says how many must agree on what is read, and succeed in
+ * what is written. Others: `rewrite-corrupted`, `read-pattern`, `blkverify`.
+ *
+ * @example Two of three are enough
+ * ```ts
+ * import { createImage, MemoryStore, openImage } from "@bdrv/bdrv";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const children = [1, 2, 3].map(() => ({
+ *   driver: "memory",
+ *   store: new MemoryStore(),
+ * }));
+ * for (const child of children) await createImage("raw", child, { size: 512 });
+ * const stack = { driver: "quorum", "vote-threshold": 2, children };
+ * await using disk = await openImage(stack);
+ * await disk.write(0, new Uint8Array(512).fill(1));
+ * await using third = await openImage(children[2]);
+ * await third.write(0, new Uint8Array(512).fill(9));
+ * assertEquals(await disk.read(0, 1), new Uint8Array([1]));
+ * ```
+ */
+export const quorumDriver: BlockDriver = {
+  name: "quorum",
+  role: "format",
+  openOptions: OPEN_OPTIONS,
+  strongOptions: Object.keys(OPEN_OPTIONS),
+  // There is no single file by whose name it could be found.
+  plainName: () => undefined,
+  childPermissions: (_name, own, { options }) => ({
+    needs: own.needs |
+      (isOn(options["rewrite-corrupted"]) ? ACCESS.WRITE : 0),
+    // If one of them changed, they would differ.
+    shares: own.shares & ACCESS.READ | ACCESS.WRITE_UNCHANGED,
+  }),
+
+  async open(options, context) {
+    const parsed = parseOptions(OPEN_OPTIONS, options, ["children"]);
+    const described = childrenOf(options.children);
+    const rules = rulesOf(parsed, described.length, context);
+    const children: BlockNode[] = [];
+    for (const [index, child] of described.entries()) {
+      children.push(await context.openChild(`children.${index}`, child));
+    }
+    if (children.some(({ size }) => size !== children[0].size)) {
+      throw new BlockError(
+        "EIO",
+        "Could not refresh total sector count: Input/output error",
+      );
+    }
+    return quorumNode(children, rules, context.readOnly);
+  },
+};
+
+function isOn(value: unknown): boolean {
+  return value === true || value === "on" || value === "true";
+}
+
+function invalid(message: string): BlockError {
+  return new BlockError("EINVAL", message);
+}
+
+/** The descriptions of the children: a list, or by their numbers. */
+function childrenOf(given: unknown): unknown[] {
+  const children = typeof given === "object" && given !== null
+    ? Object.values(given)
+    : [];
+  if (children.length > 0) return children;
+  throw invalid("Number of provided children must be 1 or more");
+}
+
+function rulesOf(
+  options: OptionValues,
+  count: number,
+  { readOnly }: OpenContext,
+): Rules {
+  const threshold = options["vote-threshold"] as number | undefined ?? 0;
+  const pattern = options["read-pattern"] ?? "quorum";
+  const rewrites = options["rewrite-corrupted"] === true;
+  if (threshold < 1) {
+    throw invalid("Parameter 'vote-threshold' expects a value >= 1");
+  }
+  if (threshold > count) {
+    throw invalid("threshold may not exceed children count");
+  }
+  if (pattern !== "quorum" && pattern !== "fifo") {
+    throw invalid("Please set read-pattern as fifo or quorum");
+  }
+  if (options.blkverify === true && (count !== 2 || threshold !== 2)) {
+    throw invalid(
+      "blkverify=on can only be set if there are exactly two files and " +
+        "vote-threshold is 2",
+    );
+  }
+  if (options.blkverify === true && rewrites) {
+    throw invalid(
+      "rewrite-corrupted=on cannot be used with blkverify=on",
+    );
+  }
+  if (rewrites && readOnly) {
+    throw new BlockError("EACCES", "Block node is read-only");
+  }
+  return { threshold, rewrites, first: pattern === "fifo" };
+}
+
+function quorumNode(
+  children: readonly BlockNode[],
+  rules: Rules,
+  readOnly: boolean,
+): BlockNode {
+  const all = (act: (child: BlockNode) => Promise<void> | undefined) =>
+    enough(children.map(async (child) => await act(child)), rules.threshold);
+  const node: BlockNode = {
+    driver: quorumDriver,
+    filename: children[0].filename,
+    get size() {
+      return children[0].size;
+    },
+    readOnly,
+    children: Object.fromEntries(
+      children.map((child, index) => [`children.${index}`, child]),
+    ),
+    readv: (offset, iov) =>
+      rules.first
+        ? readFirst(children, offset, iov)
+        : readVoted(children, rules, offset, iov),
+    status: (offset, length) => jointStatus(children, offset, length),
+    flush: () => all((child) => child.flush?.()),
+    async close() {
+      for (const child of children) await child.close();
+    },
+  };
+  if (!readOnly && children.every(({ writev }) => writev)) {
+    node.writev = (offset, iov, flags) =>
+      all((child) => child.writev!(offset, iov, flags));
+    node.writeZeroes = (offset, length, flags) =>
+      all((child) => writeZeroes(child, offset, length, flags));
+  }
+  return node;
+}
+
+/** Wait for all; so many must succeed. */
+async function enough(
+  requests: readonly Promise<void>[],
+  threshold: number,
+): Promise<void> {
+  const outcomes = await Promise.allSettled(requests);
+  const failures = outcomes.filter((outcome) => outcome.status === "rejected");
+  if (outcomes.length - failures.length >= threshold) return;
+  throw mostCommon(failures.map(({ reason }) => asBlockError(reason)));
+}
+
+/** The error that most of them met. */
+function mostCommon(errors: readonly BlockError[]): BlockError {
+  const votes = (error: BlockError) =>
+    errors.filter(({ code }) => code === error.code).length;
+  return errors.reduce((most, error) =>
+    votes(error) > votes(most) ? error : most
+  );
+}
+
+async function readFirst(
+  children: readonly BlockNode[],
+  offset: number,
+  iov: IoVector,
+): Promise<void> {
+  for (const [index, child] of children.entries()) {
+    try {
+      return await child.readv(offset, iov);
+    } catch (error) {
+      if (index === children.length - 1) throw error;
+    }
+  }
+}
+
+/** Read all, and believe what most say, if they are enough. */
+async function readVoted(
+  children: readonly BlockNode[],
+  { threshold, rewrites }: Rules,
+  offset: number,
+  iov: IoVector,
+): Promise<void> {
+  const length = vectorLength(iov);
+  const versions: { bytes: Uint8Array; by: BlockNode[] }[] = [];
+  await enough(
+    children.map(async (child) => {
+      const bytes = allocate(length);
+      await child.readv(offset, [bytes]);
+      const same = versions.find((version) => isEqual(version.bytes, bytes));
+      if (same) same.by.push(child);
+      else versions.push({ bytes, by: [child] });
+    }),
+    threshold,
+  );
+  versions.sort((a, b) => b.by.length - a.by.length);
+  const [winner, ...others] = versions;
+  if (winner.by.length < threshold) throw new BlockError("EIO");
+  copyIntoVector(iov, 0, winner.bytes);
+  if (!rewrites) return;
+  for (const child of others.flatMap(({ by }) => by)) {
+    // That it cannot be mended is no reason to fail what was read.
+    await child.writev?.(offset, [winner.bytes]).catch(() => {});
+  }
+}
+
+/** Zero where all say so, as far as all do. */
+async function jointStatus(
+  children: readonly BlockNode[],
+  offset: number,
+  length: number,
+): Promise<Extent> {
+  let zeroes = length;
+  let data = 0;
+  for (const child of children) {
+    const extent = await chainStatus(child, offset, length);
+    if (extent.kind === "zero") zeroes = Math.min(zeroes, extent.length);
+    else data = Math.max(data, extent.length);
+  }
+  return data > 0
+    ? { kind: "data", length: data }
+    : { kind: "zero", length: zeroes };
+}
