@@ -1,10 +1,11 @@
 /**
  * Measures us side by side with qemu-img, and prints a table.
  *
- * `deno task bench [WORD…] [--runs=5] [--size=1024] [--save]`: only works whose
- * names have one of the words; runs of each side (medians are shown); MiB of
- * the main input; write the table to bench/RESULTS.md. Whole processes are
- * timed, in turn, on files in memory (/dev/shm).
+ * `deno task bench [WORD…] [--runs=5] [--size=1024] [--growth] [--save]`: only
+ * works whose names have one of the words; runs of each side (medians are
+ * shown); MiB of the main input; measure ours at a sixteenth, a quarter and the
+ * whole of that size as well; write the tables to bench/RESULTS.md. Whole
+ * processes are timed, in turn, on files in memory (/dev/shm).
  *
  * @module
  */
@@ -35,7 +36,7 @@ interface Measured {
 /** A command's words, with the names of this side's files. */
 function words(command: string, side: Side): string[] {
   return command.split(" ").map((word) =>
-    word === "OUT" ? FILES[side] : word === "THEIRS" ? FILES.theirs : word
+    word.replace(/^OUT/, FILES[side]).replace(/^THEIRS$/, FILES.theirs)
   );
 }
 
@@ -50,16 +51,25 @@ async function prepare(
   side: Side,
   folder: string,
 ): Promise<void> {
-  await Deno.remove(`${folder}/${FILES[side]}`).catch(() => {});
-  if (work.before) await runTool(folder, "qemu-img", words(work.before, side));
+  for (const file of [FILES[side], `${FILES[side]}.base`]) {
+    await Deno.remove(`${folder}/${file}`).catch(() => {});
+  }
+  for (const command of work.before ?? []) {
+    await runTool(folder, "qemu-img", words(command, side));
+  }
+}
+
+async function makeInputs(work: Work, { folder, size }: Settings) {
+  const { command, before = [], verify = [] } = work;
+  const words = [command, ...before, ...verify].join(" ").split(" ");
+  for (const word of words) {
+    if (isInput(word)) await makeInput(word, size, folder);
+  }
 }
 
 async function measure(work: Work, settings: Settings): Promise<Measured> {
-  const { folder, size, runs } = settings;
-  const named = [work.command, ...work.verify ?? []].join(" ").split(" ");
-  for (const word of named) {
-    if (isInput(word)) await makeInput(word, size, folder);
-  }
+  const { folder, runs } = settings;
+  await makeInputs(work, settings);
   const sides: Side[] = ["ours", "theirs"];
   const mebibytes = { ours: 0, theirs: 0 };
   // These runs also fill caches: the page cache, and Deno's of checked code.
@@ -108,6 +118,48 @@ const HEADER = [
   } | -------: | -------: | -----: | -----: | -----: | -------: | -------: |`,
 ];
 
+/** Milliseconds that ours takes, the median of some runs. */
+async function timeOurs(work: Work, settings: Settings): Promise<number> {
+  const { folder, runs } = settings;
+  await makeInputs(work, settings);
+  const times = [];
+  for (let run = 0; run <= runs; run++) {
+    await prepare(work, "ours", folder);
+    times.push(await time(folder, commandOf(work, "ours")));
+  }
+  // The first one fills caches.
+  return median(times.slice(1));
+}
+
+/** Works whose input is of the size that is asked for. */
+function grows({ command }: Work): boolean {
+  return command.split(" ").some((word) => isInput(word)) &&
+    !/^(bench|info)|huge/.test(command);
+}
+
+async function growthRow(work: Work, settings: Settings): Promise<string> {
+  const times = [];
+  for (const part of [16, 4, 1]) {
+    const folder = `${settings.folder}/${part}`;
+    await Deno.mkdir(folder, { recursive: true });
+    const size = settings.size / part;
+    times.push(await timeOurs(work, { ...settings, folder, size }));
+    await Deno.remove(folder, { recursive: true });
+  }
+  const cells = times.map((time) => time.toFixed(0).padStart(8));
+  const steps = [times[1] / times[0], times[2] / times[1]].map((ratio) =>
+    ratio.toFixed(1).padStart(6)
+  );
+  return `| ${[work.name.padEnd(36), ...cells, ...steps].join(" | ")} |`;
+}
+
+const GROWTH_HEADER = [
+  `| ${
+    "work, ours".padEnd(36)
+  } |  1/16 ms |   1/4 ms |     1 ms |  1/16→ |   1/4→ |`,
+  `| ${"-".repeat(36)} | -------: | -------: | -------: | -----: | -----: |`,
+];
+
 function option(name: string, otherwise: number): number {
   const given = Deno.args.find((arg) => arg.startsWith(`--${name}=`));
   return given === undefined ? otherwise : Number(given.split("=")[1]);
@@ -122,28 +174,49 @@ const settings: Settings = {
   size: option("size", 1024) * 1024 * 1024,
   runs: option("runs", 5),
 };
-const lines = [
-  `${await machine()}`,
+const lines: string[] = [];
+
+function print(...more: string[]): void {
+  for (const line of more) console.log(line);
+  lines.push(...more);
+}
+
+/** Print a row; that of a work which fails must not cost the others. */
+async function printRow(work: Work, row: Promise<string>): Promise<void> {
+  try {
+    print(await row);
+  } catch (error) {
+    console.error((error as Error).message);
+    print(`| ${work.name.padEnd(36)} | failed |`);
+    Deno.exitCode = 1;
+  }
+}
+
+print(
+  await machine(),
   `Main input ${settings.size / 2 ** 20} MiB (a quarter random, a quarter ` +
-  `text, half holes), medians of ${settings.runs} alternating runs; ` +
-  "best: the ratio of the shortest ones.",
+    `text, half holes), medians of ${settings.runs} alternating runs; ` +
+    "best: the ratio of the shortest ones.",
   "",
   ...HEADER,
-];
-for (const line of lines) console.log(line);
+);
 try {
   for (const work of chosen) {
-    let line: string;
-    try {
-      line = row(work, await measure(work, settings));
-    } catch (error) {
-      // One work that fails must not cost the figures of the others.
-      console.error((error as Error).message);
-      line = `| ${work.name.padEnd(36)} | failed |`;
-      Deno.exitCode = 1;
+    const result = measure(work, settings);
+    await printRow(work, result.then((measured) => row(work, measured)));
+  }
+  if (Deno.args.includes("--growth")) {
+    print(
+      "",
+      "How ours grows with the size of its input: at a sixteenth of it, a " +
+        "quarter, and the whole; and by which factors, where 4 is as fast as " +
+        "the size.",
+      "",
+      ...GROWTH_HEADER,
+    );
+    for (const work of chosen.filter(grows)) {
+      await printRow(work, growthRow(work, settings));
     }
-    console.log(line);
-    lines.push(line);
   }
 } finally {
   await Deno.remove(settings.folder, { recursive: true });

@@ -15,6 +15,14 @@ const recipes: { [name: string]: Recipe } = {
   "mixed.qcow2": asQcow2("mixed.raw"),
   // Compressing takes QEMU long, so it gets less to do.
   "quarter.raw": (name, size, folder) => makeMixed(name, size / 4, folder),
+  "full.raw": async (name, size, folder) => {
+    using file = await open(folder, name);
+    for (let piece = 0; piece * 8 * MIB < size; piece++) {
+      await file.write(piece % 2 === 0 ? random(MIB) : text(MIB, piece));
+    }
+  },
+  "huge.qcow2": (name, _size, folder) =>
+    runTool(folder, "qemu-img", ["create", "-q", "-f", "qcow2", name, "64T"]),
   "zlib.qcow2": asQcow2("quarter.raw", "-c"),
   "zstd.qcow2": asQcow2("quarter.raw", "-c", "-o", "compression_type=zstd"),
   // Two layers: what the upper one holds replaces half of the random data.
@@ -72,17 +80,9 @@ async function makeMixed(
 ): Promise<void> {
   using file = await open(folder, name);
   await file.truncate(size);
-  const random = new Uint8Array(MIB);
   for (let piece = 0; piece * MIB < size; piece += 2) {
     await file.seek(piece * MIB, Deno.SeekMode.Start);
-    if (piece % 4 === 0) {
-      for (let at = 0; at < MIB; at += 65536) {
-        crypto.getRandomValues(random.subarray(at, at + 65536));
-      }
-      await file.write(random);
-    } else {
-      await file.write(text(MIB, piece));
-    }
+    await file.write(piece % 4 === 0 ? random(MIB) : text(MIB, piece));
   }
 }
 
@@ -103,6 +103,14 @@ const WORDS = ("the block layer of a virtual machine reads and writes disk " +
   "images whose clusters are found by way of tables error warning info " +
   "2025-01-01T00:00:00Z kernel: daemon started connection from port user")
   .split(" ");
+
+function random(length: number): Uint8Array {
+  const bytes = new Uint8Array(length);
+  for (let at = 0; at < length; at += 65536) {
+    crypto.getRandomValues(bytes.subarray(at, at + 65536));
+  }
+  return bytes;
+}
 
 /** Words in an arbitrary order, which `seed` decides. */
 function text(length: number, seed: number): Uint8Array {

@@ -1,7 +1,7 @@
 /**
  * What is measured. A work is a command that both programs understand; words
  * in it that name an input (see `inputs.ts`) are made beforehand, and `OUT`
- * is a file of the program's own, absent at the start.
+ * and `OUT.base` are files of the program's own, absent at the start.
  *
  * @module
  */
@@ -15,7 +15,7 @@ export interface Work {
   /** The ratio to reach: ours ÷ qemu-img. */
   readonly goal: number;
   /** What is run for each side before each run: `qemu-img` with these arguments. */
-  readonly before?: string;
+  readonly before?: readonly string[];
   /** What must succeed after a run of ours: `qemu-img` with these arguments. */
   readonly verify?: readonly string[];
 }
@@ -87,8 +87,19 @@ export const works: readonly Work[] = [
     name: "snapshot -c, 256 GiB preallocated",
     command: "snapshot -c s OUT",
     goal: 0.5,
-    before: "create -q -f qcow2 -o preallocation=metadata OUT 256G",
+    before: ["create -q -f qcow2 -o preallocation=metadata OUT 256G"],
     verify: ["check OUT"],
+  },
+  {
+    name: "commit of 128 MiB",
+    command: "commit -q -f qcow2 OUT",
+    goal: 0.9,
+    before: [
+      "create -q -f qcow2 OUT.base 128M",
+      "create -q -f qcow2 -b OUT.base -F qcow2 OUT",
+      "convert -n -f raw -O qcow2 full.raw OUT",
+    ],
+    verify: ["compare -f raw -F qcow2 full.raw OUT.base", "check OUT"],
   },
   {
     name: "500 GiB sparse raw → qcow2",
@@ -110,15 +121,20 @@ export const works: readonly Work[] = [
     name: "4 KiB allocating writes, depth 1",
     command: "bench -f qcow2 -w -c 16384 -d 1 -s 4096 -S 65536 OUT",
     goal: 0.4,
-    before: "create -q -f qcow2 OUT 1G",
+    before: ["create -q -f qcow2 OUT 1G"],
     verify: ["compare -f qcow2 -F qcow2 OUT THEIRS", "check OUT"],
   },
   {
     name: "64 KiB allocating writes, depth 64",
     command: "bench -f qcow2 -w -c 16384 -d 64 -s 65536 OUT",
     goal: 0.9,
-    before: "create -q -f qcow2 OUT 1G",
+    before: ["create -q -f qcow2 OUT 1G"],
     verify: ["compare -f qcow2 -F qcow2 OUT THEIRS", "check OUT"],
+  },
+  {
+    name: "map, empty disk of 64 TiB",
+    command: "map -f qcow2 --output=json huge.qcow2",
+    goal: 8,
   },
   {
     name: "info, whole process",

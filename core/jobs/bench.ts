@@ -82,15 +82,11 @@ class BenchRun {
   }
 
   async run(): Promise<void> {
-    const { write = false, length = 4096, depth = 64 } = this.#options;
-    // What is written is the same for all, and stays as it is.
-    const written = write
-      ? allocate(length).fill(this.#options.pattern ?? 0)
-      : undefined;
+    const { length = 4096, depth = 64, pattern = 0 } = this.#options;
     const senders = Array.from(
       // Those that would have nothing to send need no buffer either.
       { length: Math.min(depth, this.#unsent) },
-      () => this.#send(written ?? allocate(length)),
+      () => this.#send(allocate(length).fill(pattern)),
     );
     const outcomes = await Promise.allSettled(senders);
     const flushes = await Promise.allSettled(this.#flushes);
