@@ -5,6 +5,7 @@
  */
 import { SECTOR_SIZE } from "../../core/bytes.ts";
 import type { BlockNode } from "../../core/driver.ts";
+import { skipFilters } from "../../core/extents.ts";
 import { detailLines } from "../details.ts";
 import type { Json } from "../json.ts";
 import { integerText } from "../numbers.ts";
@@ -102,8 +103,10 @@ export const info: IoCommand = {
   summary: "prints information about the current file",
 
   async run({ session }) {
-    const { image, program } = session;
-    const { node, format } = image;
+    const { image, opening, program } = session;
+    // That -C put a node on top of it is nobody's concern.
+    const node = opening.copyOnRead ? skipFilters(image.node) : image.node;
+    const format = node.driver.name;
     program.print(`format name: ${format}\n`);
     if (node.driver.role === "protocol") {
       // Its name is told twice, and of the protocols only files have more.

@@ -4,6 +4,7 @@
  * @module
  */
 import type { Preallocation } from "../../core/driver.ts";
+import { integerText } from "../numbers.ts";
 import { CommandError } from "../program.ts";
 import type { IoCommand } from "./command.ts";
 import { byteCount } from "./numbers.ts";
@@ -15,6 +16,9 @@ export const flush: IoCommand = {
   summary: "flush all in-core file state to disk",
   run: ({ session }) => session.background.during(session.image.flush()),
 };
+
+/** The largest size that QEMU permits: 2^63, less the largest alignment. */
+const MAX_LENGTH = 2 ** 63 - 2 ** 30;
 
 const MODES: readonly string[] = ["off", "metadata", "falloc", "full"];
 
@@ -42,6 +46,13 @@ export const truncate: IoCommand = {
     if (call.operands.length === 0) throw call.misused();
     // What QEMU calls wrong is the first word, whatever that is.
     const size = byteCount(call.operands[0], call.firstWord);
+    if (size > MAX_LENGTH) {
+      const [text] = call.operands;
+      const given = /^\d+$/.test(text) ? text : integerText(size);
+      throw new CommandError(
+        `offset(${given}) exceeds maximum(${integerText(MAX_LENGTH)})`,
+      );
+    }
     const { image, background } = call.session;
     await background.during(
       image.resize(size, { preallocation, exact: true }),

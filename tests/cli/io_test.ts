@@ -112,6 +112,7 @@ const CALLS: { [subject: string]: string[] } = {
     "-f qcow2 top.qcow2; reopen -o cache-size=1M; reopen -o l2-cache-size=512k; reopen -o refcount-cache-size=256k; reopen -o cache-size=1M,l2-cache-size=64k,refcount-cache-size=64k; reopen -o cache-clean-interval=-1",
   ],
   "odd numbers": [
+    "-C -f qcow2 top.qcow2; info; truncate 9223372036854775807; length",
     "-f raw disk.raw; read 0 0x; read 0 0X1F; read 0 010; read 0 1.5; read 0 .5k; read 0 1.; read 0 1.k; read 0 0.1; read 0 1b; read 0 0.5b; read 0 1kk; read 0 1M1; read 0 00",
     "-f raw disk.raw; read 0 0.0001k; read 0 0.0005k; read 0 0.4999k; read 1k 1.99999999k; read 0 0b1; read 0 inf; read 0 nan; read 0 1,5; read 0 1_000; read +1 +0x5; read -- -1 5; read 0 -1",
     "-f raw disk.raw; read 8E 1; read 7E 1; read 9E 1; read 16E 1; read 9223372036854775807 0; read 18446744073709551616 1; read 0 12345678901234567890123; read 1P 1; read 0 2G",
