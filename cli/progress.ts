@@ -50,6 +50,11 @@ export class Progress {
     this.#show();
   }
 
+  /** Whether it is shown all the time, and not only if somebody asks. */
+  get isShown(): boolean {
+    return this.#audience !== "asker";
+  }
+
   /** `done` of `total` is done. */
   update(done: number, total: number): void {
     // As a 32-bit number, it rounds where QEMU's does.

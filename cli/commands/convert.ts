@@ -161,6 +161,8 @@ class Conversion {
         ...this.#options,
         ...facts,
         onlyDifferences: backing !== undefined,
+        // Going through all extents once more is not worth it if nobody looks.
+        progressBy: this.#progress.isShown || wish.salvage ? "data" : "disk",
         progress: (done, total) => this.#progress.update(done, total),
       });
       if (wish.bitmaps) await warnOfSkippedBitmaps(this.#program, sources[0]);

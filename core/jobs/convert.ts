@@ -55,9 +55,11 @@ export interface ConvertOptions {
   /** Ends the job with ECANCELED. */
   signal?: AbortSignal;
   /**
-   * Told how many bytes of data are done with or under way, of how many that
-   * the sources hold.
+   * What progress is measured by: `data` is found out beforehand, the size of
+   * the `disk` is known. Default: `data`.
    */
+  progressBy?: "data" | "disk";
+  /** Told how many bytes are done with or under way, of how many. */
   progress?(done: number, total: number): void;
 }
 

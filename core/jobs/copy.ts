@@ -32,9 +32,11 @@ export interface CopyOptions extends CopySourceOptions, CopyTargetOptions {
   /** Ends the job with ECANCELED. */
   readonly signal?: AbortSignal;
   /**
-   * Told how many bytes of data are done with or under way, of how many that
-   * the source holds. That number is found out beforehand.
+   * What progress is measured by: `data` is found out beforehand, the size of
+   * the `disk` is known. Default: `data`.
    */
+  readonly progressBy?: "data" | "disk";
+  /** Told how many bytes are done with or under way, of how many. */
   progress?(done: number, total: number): void;
 }
 
@@ -88,7 +90,7 @@ class Copy {
   #writes: Promise<void> = Promise.resolve();
   /** Ranges that were given to workers. */
   #turns = 0;
-  /** Bytes of data that were given to workers, and of all there is. */
+  /** Bytes that are done with or under way, of all there are. */
   #copied = 0;
   #total = 0;
   #error: BlockError | undefined;
@@ -131,8 +133,10 @@ class Copy {
 
   async run(): Promise<void> {
     using _workers = this.#holdWorkers();
+    const { progress, progressBy = "data", salvage } = this.#options;
+    if (progressBy === "disk") this.#total = this.#source.size;
     // With damaged disks, that shows once more where they are.
-    if (this.#options.progress || this.#options.salvage) await this.#count();
+    else if (progress || salvage) await this.#count();
     this.#startWorker();
     // Workers may be added while the first are awaited.
     for (const worker of this.#workers) await worker;
@@ -204,11 +208,11 @@ class Copy {
       if (this.#pace.isDue) await this.#pace.rest();
       const range = await this.#ranges.next();
       if (!range) break;
-      if (range.action === "skip") continue;
-      if (isData(range)) {
+      if (this.#options.progressBy === "disk" || isData(range)) {
         this.#copied += range.length;
         this.#options.progress?.(this.#copied, this.#total);
       }
+      if (range.action === "skip") continue;
       if (this.#options.outOfOrder) return { range, done: () => {} };
       const before = this.#writes;
       const { promise, resolve } = Promise.withResolvers<void>();

@@ -51,9 +51,11 @@ import { writeCompressedGuest } from "./write_compressed.ts";
 
 /**
  * A program's first timer costs Deno 7 ms, clearing none at all another 6:
- * more than all of `info`. What a few requests leave in the caches is little.
+ * more than all of `info`. So there is none for a few requests, which leave
+ * little in the caches, nor in the first seconds: most programs end by then.
  */
 const REQUESTS_BEFORE_CLEANING = 64;
+const MILLISECONDS_BEFORE_CLEANING = 3000;
 
 /** Autoclear features that repairs leave right. */
 const KEPT_FEATURES = Autoclear.BITMAPS | Autoclear.RAW_EXTERNAL_DATA;
@@ -181,6 +183,7 @@ class Qcow2Node implements BlockNode {
   #cleaning?: ReturnType<typeof setInterval>;
   #cleanInterval = 0;
   #requests = 0;
+  readonly #openedAt = performance.now();
 
   constructor(state: Qcow2State, filename: string, again: Again) {
     this.#state = state;
@@ -217,8 +220,10 @@ class Qcow2Node implements BlockNode {
 
   /** A request comes, which may leave tables in the caches. */
   #countRequest(): void {
-    if (++this.#requests !== REQUESTS_BEFORE_CLEANING) return;
-    if (this.#cleanInterval === 0) return;
+    if (++this.#requests % REQUESTS_BEFORE_CLEANING !== 0) return;
+    if (this.#cleaning !== undefined || this.#cleanInterval === 0) return;
+    const age = performance.now() - this.#openedAt;
+    if (age < MILLISECONDS_BEFORE_CLEANING) return;
     const state = this.#state;
     this.#cleaning = setInterval(() => {
       state.l2Cache.dropUnused();
