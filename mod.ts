@@ -14,7 +14,7 @@
 import "./drivers/all.ts";
 
 export * from "./core/create.ts";
-export * from "./core/driver.ts";
+export type * from "./core/driver.ts";
 export * from "./core/errors.ts";
 export type { ChainExtent } from "./core/extents.ts";
 export type { IoVector } from "./core/bytes.ts";
@@ -37,6 +37,7 @@ export {
 export { measure } from "./core/jobs/measure.ts";
 export { streamImage, type StreamImageOptions } from "./core/jobs/stream.ts";
 export * from "./core/jobs/rebase.ts";
+export type * from "./core/node.ts";
 export {
   type OptionSpec,
   type OptionTable,

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { BitmapInfo, BlockNode } from "../core/driver.ts";
+import type { BitmapInfo, BlockNode } from "../core/node.ts";
 import { CommandError, type Program } from "./program.ts";
 
 /** Refuse to copy bitmaps that cannot be relied upon, unless to skip them. */

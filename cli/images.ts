@@ -3,8 +3,9 @@
  *
  * @module
  */
-import type { BlockNode, OpenPurpose } from "../core/driver.ts";
+import type { OpenPurpose } from "../core/driver.ts";
 import { asBlockError } from "../core/errors.ts";
+import type { BlockNode } from "../core/node.ts";
 import { type CacheMode, openNode, type OpenOptions } from "../core/open.ts";
 import type { OptionValues } from "../core/options.ts";
 import { parseStack, type Source } from "../core/spec.ts";

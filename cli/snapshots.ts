@@ -3,8 +3,8 @@
  *
  * @module
  */
-import type { BlockNode, Snapshot } from "../core/driver.ts";
 import { asBlockError } from "../core/errors.ts";
+import type { BlockNode, Snapshot } from "../core/node.ts";
 import { parseKeyValueList } from "../core/options.ts";
 import { humanSize } from "./numbers.ts";
 import { CommandError } from "./program.ts";

@@ -3,8 +3,8 @@
  *
  * @module
  */
-import type { BlockNode } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
+import type { BlockNode } from "../core/node.ts";
 import { protocolStack } from "../core/open.ts";
 import type { Program } from "./program.ts";
 

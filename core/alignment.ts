@@ -14,8 +14,8 @@ import {
   roundUp,
   vectorLength,
 } from "./bytes.ts";
-import type { BlockNode, WriteFlags } from "./driver.ts";
 import { RangeLock } from "./lock.ts";
+import type { BlockNode, WriteFlags } from "./node.ts";
 
 type Read = (offset: number, iov: IoVector) => Promise<void>;
 type Write = (

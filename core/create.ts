@@ -3,8 +3,9 @@
  *
  * @module
  */
-import type { BlockNode, CreateContext, Preallocation } from "./driver.ts";
+import type { CreateContext } from "./driver.ts";
 import { BlockError } from "./errors.ts";
+import type { BlockNode, Preallocation } from "./node.ts";
 import { describeSource, openProtocol, protocolStack } from "./open.ts";
 import { defaultOptions, type OptionValues, parseOptions } from "./options.ts";
 import { findDriver, getDriver } from "./registry.ts";

@@ -4,9 +4,9 @@
  *
  * @module
  */
-import type { BlockNode } from "./driver.ts";
 import { asBlockError } from "./errors.ts";
 import { vectorLength } from "./bytes.ts";
+import type { BlockNode } from "./node.ts";
 import { isZero } from "./runtime.ts";
 
 /** Have a node look at what is written to it; `unmap` gives space back. */

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { BlockNode, Extent } from "./driver.ts";
+import type { BlockNode, Extent } from "./node.ts";
 
 /** An extent of a stack, and where in the chain its bytes come from. */
 export interface ChainExtent extends Extent {

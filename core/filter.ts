@@ -3,7 +3,8 @@
  *
  * @module
  */
-import type { BlockDriver, BlockNode } from "./driver.ts";
+import type { BlockDriver } from "./driver.ts";
+import type { BlockNode } from "./node.ts";
 
 /** What a node can do only if the one below can. */
 const PASSED_ON = [

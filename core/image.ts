@@ -4,6 +4,8 @@
  * @module
  */
 import { allocate, type IoVector, isExactSize, vectorLength } from "./bytes.ts";
+import { asBlockError, BlockError } from "./errors.ts";
+import { type ChainExtent, chainExtents } from "./extents.ts";
 import type {
   BlockNode,
   CheckOptions,
@@ -13,9 +15,7 @@ import type {
   TruncateOptions,
   WriteFlags,
   ZeroFlags,
-} from "./driver.ts";
-import { asBlockError, BlockError } from "./errors.ts";
-import { type ChainExtent, chainExtents } from "./extents.ts";
+} from "./node.ts";
 import { ACCESS, ALL_ACCESS, claim } from "./permissions.ts";
 import { writeZeroes } from "./requests.ts";
 import { describeSource, openNode, type OpenOptions } from "./open.ts";

@@ -11,8 +11,8 @@ import {
   sliceVector,
   vectorLength,
 } from "./bytes.ts";
-import type { BlockNode, WriteFlags } from "./driver.ts";
 import { asBlockError } from "./errors.ts";
+import type { BlockNode, WriteFlags } from "./node.ts";
 import { writeZeroData } from "./requests.ts";
 
 /**

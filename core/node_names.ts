@@ -6,11 +6,11 @@
  *
  * @module
  */
-import type { BlockNode } from "./driver.ts";
 import { BlockError } from "./errors.ts";
 import { primaryChild } from "./extents.ts";
 import { compactJson, type Json } from "./json.ts";
 import { isAbsolute, resolveName } from "./names.ts";
+import type { BlockNode } from "./node.ts";
 import type { OptionValues } from "./options.ts";
 
 /** How a node was opened. */

@@ -3,8 +3,9 @@
  *
  * @module
  */
-import type { BlockDriver, BlockNode, OpenContext } from "./driver.ts";
+import type { BlockDriver, OpenContext } from "./driver.ts";
 import { asBlockError, BlockError } from "./errors.ts";
+import type { BlockNode } from "./node.ts";
 import { type OptionTable, type OptionValues, parseOption } from "./options.ts";
 
 const TABLE = {

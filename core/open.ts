@@ -5,16 +5,12 @@
  * @module
  */
 import { allocate } from "./bytes.ts";
-import type {
-  BlockDriver,
-  BlockNode,
-  OpenContext,
-  OpenPurpose,
-} from "./driver.ts";
+import type { BlockDriver, OpenContext, OpenPurpose } from "./driver.ts";
 import { asBlockError, BlockError } from "./errors.ts";
 import { canonicalName, type Gate, type ImplicitOpen, passes } from "./gate.ts";
 import { applyLimits } from "./limits.ts";
 import { resolveName } from "./names.ts";
+import type { BlockNode } from "./node.ts";
 import { rememberOrigin, resolveFrom } from "./node_names.ts";
 import {
   applyNodeOptions,

@@ -9,7 +9,8 @@
  *
  * @module
  */
-import type { BlockDriver, BlockNode, OpenPurpose } from "./driver.ts";
+import type { BlockDriver, OpenPurpose } from "./driver.ts";
+import type { BlockNode } from "./node.ts";
 
 /** Kinds of access, to be combined: bits. */
 export const ACCESS = {

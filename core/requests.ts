@@ -10,13 +10,13 @@ import {
   sliceVector,
   vectorLength,
 } from "./bytes.ts";
+import { asBlockError, BlockError } from "./errors.ts";
 import type {
   BlockNode,
   DebugOperations,
   WriteFlags,
   ZeroFlags,
-} from "./driver.ts";
-import { asBlockError, BlockError } from "./errors.ts";
+} from "./node.ts";
 
 const ZEROES = allocate(256 * 1024);
 

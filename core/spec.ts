@@ -3,9 +3,9 @@
  *
  * @module
  */
-import type { BlockNode } from "./driver.ts";
 import { asBlockError, BlockError } from "./errors.ts";
 import { schemeOf } from "./names.ts";
+import type { BlockNode } from "./node.ts";
 import {
   nestOptions,
   type OptionValues,

@@ -4,9 +4,10 @@
  * @module
  */
 import { type IoVector, sliceVector, vectorLength } from "../core/bytes.ts";
-import type { BlockDriver, BlockNode, Extent } from "../core/driver.ts";
+import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
 import { filterNode } from "../core/filter.ts";
+import type { BlockNode, Extent } from "../core/node.ts";
 import { parseOptions } from "../core/options.ts";
 import { readPadded } from "../core/requests.ts";
 

@@ -13,11 +13,12 @@ import {
   sliceVector,
   vectorLength,
 } from "../core/bytes.ts";
-import type { BlockDriver, BlockNode } from "../core/driver.ts";
+import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
 import { skipFilters } from "../core/extents.ts";
 import { filterNode } from "../core/filter.ts";
 import { type Held, RangeLock } from "../core/lock.ts";
+import type { BlockNode } from "../core/node.ts";
 import { parseOptions } from "../core/options.ts";
 import { ACCESS } from "../core/permissions.ts";
 import { writeZeroes } from "../core/requests.ts";

@@ -5,13 +5,9 @@
  * @module
  */
 import type { IoVector } from "../core/bytes.ts";
-import type {
-  BlockDriver,
-  BlockNode,
-  Extent,
-  NodeInfo,
-} from "../core/driver.ts";
+import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
+import type { BlockNode, Extent, NodeInfo } from "../core/node.ts";
 import { type OptionTable, parseOptions } from "../core/options.ts";
 
 const CHUNK_SIZE = 64 * 1024;

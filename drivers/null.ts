@@ -4,7 +4,8 @@
  * @module
  */
 import { fillVector, type IoVector, vectorLength } from "../core/bytes.ts";
-import type { BlockDriver, BlockNode, Extent } from "../core/driver.ts";
+import type { BlockDriver } from "../core/driver.ts";
+import type { BlockNode, Extent } from "../core/node.ts";
 import { type OptionTable, parseOptions } from "../core/options.ts";
 
 const OPEN_OPTIONS: OptionTable = {

@@ -5,13 +5,10 @@
  * @module
  */
 import { roundUp, SECTOR_SIZE, vectorLength } from "../core/bytes.ts";
-import type {
-  BlockDriver,
-  BlockNode,
-  TruncateOptions,
-} from "../core/driver.ts";
+import type { BlockDriver } from "../core/driver.ts";
 import { asBlockError, BlockError } from "../core/errors.ts";
 import { filterNode } from "../core/filter.ts";
+import type { BlockNode, TruncateOptions } from "../core/node.ts";
 import { type OptionTable, parseOptions } from "../core/options.ts";
 import { ACCESS } from "../core/permissions.ts";
 

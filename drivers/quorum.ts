@@ -10,14 +10,10 @@ import {
   type IoVector,
   vectorLength,
 } from "../core/bytes.ts";
-import type {
-  BlockDriver,
-  BlockNode,
-  Extent,
-  OpenContext,
-} from "../core/driver.ts";
+import type { BlockDriver, OpenContext } from "../core/driver.ts";
 import { asBlockError, BlockError } from "../core/errors.ts";
 import { chainStatus } from "../core/extents.ts";
+import type { BlockNode, Extent } from "../core/node.ts";
 import {
   type OptionTable,
   type OptionValues,

@@ -11,8 +11,10 @@ import {
   sliceVector,
   vectorLength,
 } from "../core/bytes.ts";
+import type { BlockDriver } from "../core/driver.ts";
+import { BlockError } from "../core/errors.ts";
+import { Mutex } from "../core/lock.ts";
 import type {
-  BlockDriver,
   BlockNode,
   Extent,
   NodeInfo,
@@ -20,9 +22,7 @@ import type {
   TruncateOptions,
   WriteFlags,
   ZeroFlags,
-} from "../core/driver.ts";
-import { BlockError } from "../core/errors.ts";
-import { Mutex } from "../core/lock.ts";
+} from "../core/node.ts";
 import { type OptionTable, parseOptions } from "../core/options.ts";
 import { ACCESS } from "../core/permissions.ts";
 import { PROBE_LENGTH, probeFormat } from "../core/registry.ts";

@@ -5,9 +5,10 @@
  * @module
  */
 import { vectorLength } from "../core/bytes.ts";
-import type { BlockDriver, BlockNode } from "../core/driver.ts";
+import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
 import { filterNode } from "../core/filter.ts";
+import type { BlockNode } from "../core/node.ts";
 import { parseOptions } from "../core/options.ts";
 import { findThrottleGroup, ThrottleGroup } from "../core/throttle_group.ts";
 

@@ -17,9 +17,9 @@
  */
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { allocate, type IoVector } from "../core/bytes.ts";
-import type { BlockNode } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
 import { Image } from "../core/image.ts";
+import type { BlockNode } from "../core/node.ts";
 import { writeZeroes } from "../core/requests.ts";
 
 /** A disk that was made for one test. */

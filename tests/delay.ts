@@ -6,7 +6,7 @@
  * @module
  */
 import type { IoVector } from "../core/bytes.ts";
-import type { BlockNode, TruncateOptions, ZeroFlags } from "../core/driver.ts";
+import type { BlockNode, TruncateOptions, ZeroFlags } from "../core/node.ts";
 import type { Random } from "./model.ts";
 
 /** Decides which of the waiting requests goes on next. */

@@ -9,7 +9,7 @@
  * @module
  */
 import { type IoVector, SECTOR_SIZE } from "../core/bytes.ts";
-import type { BlockNode } from "../core/driver.ts";
+import type { BlockNode } from "../core/node.ts";
 import { memoryDriver } from "../drivers/memory.ts";
 import type { Random } from "./model.ts";
 

@@ -7,9 +7,9 @@
  *
  * @module
  */
-import type { BlockNode } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
 import type { Image } from "../core/image.ts";
+import type { BlockNode } from "../core/node.ts";
 import { openProtocol } from "../core/open.ts";
 import { isEqual } from "../core/runtime.ts";
 import {

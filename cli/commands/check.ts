@@ -1,6 +1,6 @@
 /** `check`: examine an image's own structures. @module */
-import type { BlockNode, CheckResult } from "../../core/driver.ts";
 import { asBlockError, strerror } from "../../core/errors.ts";
+import type { BlockNode, CheckResult } from "../../core/node.ts";
 import {
   type Command,
   FORCE_SHARE,

@@ -1,10 +1,10 @@
 /** `commit`: write what an overlay holds into its backing file. @module */
-import type { BlockNode } from "../../core/driver.ts";
 import { BlockError, strerror } from "../../core/errors.ts";
 import { backingOf } from "../../core/extents.ts";
 import { canonicalName, type ImplicitOpen } from "../../core/gate.ts";
 import { commit, CommitError } from "../../core/jobs/commit.ts";
 import { resolveName, schemeOf } from "../../core/names.ts";
+import type { BlockNode } from "../../core/node.ts";
 import type { CacheMode } from "../../core/open.ts";
 import {
   CACHE,

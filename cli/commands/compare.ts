@@ -1,11 +1,11 @@
 /** `compare`: compare the content of two images. @module */
 import { asBlockError } from "../../core/errors.ts";
-import type { BlockNode } from "../../core/driver.ts";
 import {
   compare,
   CompareError,
   type CompareResult,
 } from "../../core/jobs/compare.ts";
+import type { BlockNode } from "../../core/node.ts";
 import {
   type Command,
   FORCE_SHARE,

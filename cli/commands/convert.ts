@@ -1,9 +1,9 @@
 /** `convert`: copy images into a new one. @module */
 import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { createImage } from "../../core/create.ts";
-import type { BlockNode, WriteFlags } from "../../core/driver.ts";
 import { asBlockError } from "../../core/errors.ts";
 import { convert, type ConvertOptions } from "../../core/jobs/convert.ts";
+import type { BlockNode, WriteFlags } from "../../core/node.ts";
 import { nestOptions, type OptionValues } from "../../core/options.ts";
 import {
   checkSourceBitmaps,

@@ -1,8 +1,8 @@
 /** `dd`: copy a part of an image, block by block. @module */
 import { createImage } from "../../core/create.ts";
 import { allocate, roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
-import type { BlockNode } from "../../core/driver.ts";
 import { asBlockError, strerror } from "../../core/errors.ts";
+import type { BlockNode } from "../../core/node.ts";
 import { findDriver } from "../../core/registry.ts";
 import {
   type Command,

@@ -1,6 +1,6 @@
 /** `info`: describe an image. @module */
-import type { BlockNode, NodeInfo, Snapshot } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
+import type { BlockNode, NodeInfo, Snapshot } from "../../core/node.ts";
 import { nameOf, resolveFrom } from "../../core/node_names.ts";
 import {
   type Command,

@@ -2,7 +2,7 @@
 import { asBlockError, strerror } from "../../core/errors.ts";
 import { type ChainExtent, chainStatus } from "../../core/extents.ts";
 import { nameOf } from "../../core/node_names.ts";
-import type { BlockNode } from "../../core/driver.ts";
+import type { BlockNode } from "../../core/node.ts";
 import {
   type Command,
   FORCE_SHARE,

@@ -1,5 +1,4 @@
 /** `rebase`: give an image another backing file. @module */
-import type { BlockNode } from "../../core/driver.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
 import { backingOf } from "../../core/extents.ts";
 import { canonicalName } from "../../core/gate.ts";
@@ -9,6 +8,7 @@ import {
   rebase,
 } from "../../core/jobs/rebase.ts";
 import { isAbsolute, resolveName } from "../../core/names.ts";
+import type { BlockNode } from "../../core/node.ts";
 import { nameOf } from "../../core/node_names.ts";
 import { type CacheMode, openNode } from "../../core/open.ts";
 import { findDriver } from "../../core/registry.ts";

@@ -1,6 +1,6 @@
 /** `resize`: change the size of an image. @module */
-import type { Preallocation } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
+import type { Preallocation } from "../../core/node.ts";
 import { parseOption } from "../../core/options.ts";
 import {
   type Command,

@@ -1,11 +1,11 @@
 /** `snapshot`: list, take, apply or delete snapshots. @module */
-import type { SnapshotOperations } from "../../core/driver.ts";
 import {
   asBlockError,
   BlockError,
   errno,
   strerror,
 } from "../../core/errors.ts";
+import type { SnapshotOperations } from "../../core/node.ts";
 import {
   type Command,
   FORCE_SHARE,

@@ -4,8 +4,8 @@
  *
  * @module
  */
-import type { DebugOperations } from "../../core/driver.ts";
 import { BlockError, strerror } from "../../core/errors.ts";
+import type { DebugOperations } from "../../core/node.ts";
 import { debuggerOf } from "../../core/requests.ts";
 import { type Call, type IoCommand, Refusal } from "./command.ts";
 

@@ -4,8 +4,8 @@
  * @module
  */
 import { SECTOR_SIZE } from "../../core/bytes.ts";
-import type { BlockNode } from "../../core/driver.ts";
 import { skipFilters } from "../../core/extents.ts";
+import type { BlockNode } from "../../core/node.ts";
 import { detailLines } from "../details.ts";
 import type { Json } from "../json.ts";
 import { integerText } from "../numbers.ts";

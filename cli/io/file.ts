@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { Preallocation } from "../../core/driver.ts";
+import type { Preallocation } from "../../core/node.ts";
 import { integerText } from "../numbers.ts";
 import { CommandError } from "../program.ts";
 import type { IoCommand } from "./command.ts";

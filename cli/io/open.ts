@@ -3,8 +3,9 @@
  *
  * @module
  */
-import type { BlockDriver, BlockNode } from "../../core/driver.ts";
+import type { BlockDriver } from "../../core/driver.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
+import type { BlockNode } from "../../core/node.ts";
 import { type OptionValues, parseKeyValueList } from "../../core/options.ts";
 import type { OptionSpec } from "../getopt.ts";
 import { cacheMode } from "../images.ts";

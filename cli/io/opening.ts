@@ -4,8 +4,8 @@
  * @module
  */
 import { createImage } from "../../core/create.ts";
-import type { BlockNode } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
+import type { BlockNode } from "../../core/node.ts";
 import {
   type CacheMode,
   openNode as open,

@@ -3,9 +3,9 @@
  *
  * @module
  */
-import type { BlockNode } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
 import { Image } from "../../core/image.ts";
+import type { BlockNode } from "../../core/node.ts";
 import type { OptionValues } from "../../core/options.ts";
 import type { Program } from "../program.ts";
 import { BackgroundRequests } from "./background.ts";

@@ -3,9 +3,9 @@
  *
  * @module
  */
-import type { WriteFlags, ZeroFlags } from "../../core/driver.ts";
 import { BlockError, strerror } from "../../core/errors.ts";
 import type { Image } from "../../core/image.ts";
+import type { WriteFlags, ZeroFlags } from "../../core/node.ts";
 import { openProtocol } from "../../core/open.ts";
 import { writesThrough } from "./opening.ts";
 import type { OptionSpec } from "../getopt.ts";

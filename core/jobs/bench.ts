@@ -4,8 +4,8 @@
  * @module
  */
 import { allocate } from "../bytes.ts";
-import type { BlockNode } from "../driver.ts";
 import { BlockError } from "../errors.ts";
+import type { BlockNode } from "../node.ts";
 
 /** What requests to send. */
 export interface BenchOptions {

@@ -4,9 +4,9 @@
  * @module
  */
 import { roundUp, SECTOR_SIZE } from "../bytes.ts";
-import type { BlockNode } from "../driver.ts";
 import { asBlockError, BlockError, strerror } from "../errors.ts";
 import { backingOf, chainStatus } from "../extents.ts";
+import type { BlockNode } from "../node.ts";
 import { nameOf } from "../node_names.ts";
 import { Concatenation } from "./concatenation.ts";
 import { copy } from "./copy.ts";

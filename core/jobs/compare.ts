@@ -4,9 +4,9 @@
  * @module
  */
 import { allocate, SECTOR_SIZE } from "../bytes.ts";
-import type { BlockNode } from "../driver.ts";
 import { asBlockError, BlockError, strerror } from "../errors.ts";
 import { type ChainExtent, chainStatus } from "../extents.ts";
+import type { BlockNode } from "../node.ts";
 import { nameOf } from "../node_names.ts";
 import { isEqual, isZero } from "../runtime.ts";
 import { Pace } from "./pace.ts";

@@ -4,8 +4,8 @@
  * @module
  */
 import { roundUp, SECTOR_SIZE } from "../bytes.ts";
-import type { BlockNode } from "../driver.ts";
 import { type ChainExtent, chainStatus } from "../extents.ts";
+import type { BlockNode } from "../node.ts";
 import { readPadded } from "../requests.ts";
 
 /** One of the disks. */

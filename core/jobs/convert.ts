@@ -4,9 +4,9 @@
  * @module
  */
 import { SECTOR_SIZE } from "../bytes.ts";
-import type { BlockNode, WriteFlags } from "../driver.ts";
 import { BlockError } from "../errors.ts";
 import { backingOf } from "../extents.ts";
+import type { BlockNode, WriteFlags } from "../node.ts";
 import { Concatenation } from "./concatenation.ts";
 import { copy } from "./copy.ts";
 import type { CopyTargetOptions } from "./copy_target.ts";

@@ -4,8 +4,8 @@
  * @module
  */
 import { allocate, roundUp, SECTOR_SIZE } from "../bytes.ts";
-import type { BlockNode } from "../driver.ts";
 import { BlockError } from "../errors.ts";
+import type { BlockNode } from "../node.ts";
 import { ThrottleGroup } from "../throttle_group.ts";
 import { type ConvertOptions, copyTargetOptions } from "./convert.ts";
 import { REQUEST_SIZE } from "./copy.ts";

@@ -5,9 +5,9 @@
  * @module
  */
 import { allocate, roundDown } from "../bytes.ts";
-import type { BlockNode } from "../driver.ts";
 import { asBlockError, type BlockError } from "../errors.ts";
 import { type Held, Mutex } from "../lock.ts";
+import type { BlockNode } from "../node.ts";
 import { ThrottleGroup } from "../throttle_group.ts";
 import { holdWorkers } from "../zlib_workers.ts";
 import type { Concatenation } from "./concatenation.ts";

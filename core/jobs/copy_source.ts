@@ -4,9 +4,9 @@
  * @module
  */
 import { SECTOR_SIZE } from "../bytes.ts";
-import type { BlockNode } from "../driver.ts";
 import { asBlockError, BlockError, strerror } from "../errors.ts";
 import type { ChainExtent } from "../extents.ts";
+import type { BlockNode } from "../node.ts";
 import type { Concatenation, Part } from "./concatenation.ts";
 
 /** How to read what is copied. */

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { BlockNode, WriteFlags } from "../driver.ts";
+import type { BlockNode, WriteFlags } from "../node.ts";
 import { writeZeroes } from "../requests.ts";
 import { located } from "./copy_source.ts";
 import { dataEnd, zeroEnd, type ZeroRunOptions } from "./zero_runs.ts";

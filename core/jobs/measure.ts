@@ -3,8 +3,9 @@
  *
  * @module
  */
-import type { BlockNode, Measurement } from "../driver.ts";
+import type { Measurement } from "../driver.ts";
 import { BlockError } from "../errors.ts";
+import type { BlockNode } from "../node.ts";
 import {
   defaultOptions,
   type OptionValues,

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { BlockNode } from "../driver.ts";
+import type { BlockNode } from "../node.ts";
 import type { Part } from "./concatenation.ts";
 
 /** A range of a protocol's node. */

@@ -4,7 +4,6 @@
  * @module
  */
 import { allocate, roundDown, roundUp } from "../bytes.ts";
-import type { BlockNode } from "../driver.ts";
 import { asBlockError, BlockError, strerror } from "../errors.ts";
 import {
   backingOf,
@@ -13,6 +12,7 @@ import {
   skipFilters,
 } from "../extents.ts";
 import { canonicalName } from "../gate.ts";
+import type { BlockNode } from "../node.ts";
 import { plainName } from "../node_names.ts";
 import { readPadded, writeZeroData, writeZeroes } from "../requests.ts";
 import { isEqual } from "../runtime.ts";

@@ -5,8 +5,9 @@
  * @module
  */
 import { allocate } from "../bytes.ts";
-import type { BlockNode, StreamExtent, StreamSource } from "../driver.ts";
+import type { StreamExtent, StreamSource } from "../driver.ts";
 import { BlockError } from "../errors.ts";
+import type { BlockNode } from "../node.ts";
 import { defaultOptions, type OptionValues, parseOptions } from "../options.ts";
 import { findDriver } from "../registry.ts";
 import { ThrottleGroup } from "../throttle_group.ts";

@@ -3,8 +3,8 @@
  *
  * @module
  */
-import type { DebugOperations } from "../../core/driver.ts";
 import { BlockError, codeOfErrno } from "../../core/errors.ts";
+import type { DebugOperations } from "../../core/node.ts";
 import { EVENTS, type Injection, type IoType, type Rule } from "./rules.ts";
 
 /** A request that waits at a breakpoint. */

@@ -5,13 +5,10 @@
  * @module
  */
 import { vectorLength } from "../../core/bytes.ts";
-import type {
-  BlockDriver,
-  BlockNode,
-  RequestLimits,
-} from "../../core/driver.ts";
+import type { BlockDriver } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
 import { filterNode } from "../../core/filter.ts";
+import type { BlockNode, RequestLimits } from "../../core/node.ts";
 import {
   nestOptions,
   type OptionTable,

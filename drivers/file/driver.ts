@@ -3,13 +3,10 @@
  *
  * @module
  */
-import type {
-  BlockDriver,
-  OpenContext,
-  Preallocation,
-} from "../../core/driver.ts";
+import type { BlockDriver, OpenContext } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
 import { normalizePath } from "../../core/names.ts";
+import type { Preallocation } from "../../core/node.ts";
 import {
   type OptionTable,
   type OptionValues,

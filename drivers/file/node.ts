@@ -4,16 +4,16 @@
  * @module
  */
 import { allocate, type IoVector, vectorLength } from "../../core/bytes.ts";
+import type { BlockDriver } from "../../core/driver.ts";
+import { asBlockError, BlockError } from "../../core/errors.ts";
 import type {
-  BlockDriver,
   BlockNode,
   Extent,
   NodeInfo,
   TruncateOptions,
   WriteFlags,
   ZeroFlags,
-} from "../../core/driver.ts";
-import { asBlockError, BlockError } from "../../core/errors.ts";
+} from "../../core/node.ts";
 import type { Permissions } from "../../core/permissions.ts";
 import type { HostFile } from "./host.ts";
 import { FileLock, type Locking } from "./lock.ts";

@@ -4,8 +4,8 @@
  * @module
  */
 import { isPowerOfTwo } from "../../core/bytes.ts";
-import type { AmendOptions } from "../../core/driver.ts";
 import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
+import type { AmendOptions } from "../../core/node.ts";
 import { type OptionValues, parseOptions } from "../../core/options.ts";
 import { AMEND_OPTIONS } from "./amend_options.ts";
 import { expandZeroClusters, hasCompressedClusters } from "./expand_zeroes.ts";

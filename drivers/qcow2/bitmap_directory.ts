@@ -5,7 +5,7 @@
  * @module
  */
 import { allocate, roundUp } from "../../core/bytes.ts";
-import type { BitmapInfo, BlockNode } from "../../core/driver.ts";
+import type { BitmapInfo, BlockNode } from "../../core/node.ts";
 import { type Geometry, readUint64, viewOf } from "./format.ts";
 import type { Header } from "./header.ts";
 

@@ -5,8 +5,8 @@
  *
  * @module
  */
-import type { CheckOptions, CheckResult } from "../../core/driver.ts";
 import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
+import type { CheckOptions, CheckResult } from "../../core/node.ts";
 import { countBitmaps } from "./check_bitmaps.ts";
 import { checkCopiedFlags } from "./check_copied.ts";
 import { compareRefcounts, countRefcountBlocks } from "./check_refcounts.ts";

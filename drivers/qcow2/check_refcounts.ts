@@ -5,7 +5,7 @@
  * @module
  */
 import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
-import type { CheckOptions } from "../../core/driver.ts";
+import type { CheckOptions } from "../../core/node.ts";
 import type { CheckRun } from "./check_run.ts";
 import { refcountText } from "./stored_refcounts.ts";
 import { readRefcount, writeRefcount } from "./refcount_layout.ts";

@@ -5,12 +5,8 @@
  * @module
  */
 import { roundDown, SECTOR_SIZE } from "../../core/bytes.ts";
-import type {
-  BlockNode,
-  CheckOptions,
-  CheckResult,
-} from "../../core/driver.ts";
 import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
+import type { BlockNode, CheckOptions, CheckResult } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
 import { ENTRY_SIZE, type Geometry, Incompatible } from "./format.ts";
 import type { Header } from "./header.ts";

@@ -5,7 +5,7 @@
  * @module
  */
 import { allocate } from "../../core/bytes.ts";
-import type { CheckResult } from "../../core/driver.ts";
+import type { CheckResult } from "../../core/node.ts";
 import { L2Scan } from "./check_l2.ts";
 import type { CheckRun } from "./check_run.ts";
 import {

@@ -10,8 +10,9 @@ import {
   roundUp,
   SECTOR_SIZE,
 } from "../../core/bytes.ts";
-import type { CreateContext, Preallocation } from "../../core/driver.ts";
+import type { CreateContext } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
+import type { Preallocation } from "../../core/node.ts";
 import type { OptionValues } from "../../core/options.ts";
 import {
   Compatible,

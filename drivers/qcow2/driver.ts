@@ -4,23 +4,22 @@
  * @module
  */
 import { type IoVector, SECTOR_SIZE, vectorLength } from "../../core/bytes.ts";
+import type { BlockDriver, OpenContext } from "../../core/driver.ts";
+import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import type {
   AmendOptions,
   BitmapInfo,
-  BlockDriver,
   BlockNode,
   CheckOptions,
   CheckResult,
   CompressOptions,
   Extent,
   NodeInfo,
-  OpenContext,
   SnapshotOperations,
   TruncateOptions,
   WriteFlags,
   ZeroFlags,
-} from "../../core/driver.ts";
-import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
+} from "../../core/node.ts";
 import { type OptionValues, parseOptions } from "../../core/options.ts";
 import { unrefTimer } from "../../core/runtime.ts";
 import type { Held } from "../../core/lock.ts";

@@ -4,7 +4,7 @@
  * @module
  */
 import { allocate } from "../../core/bytes.ts";
-import type { BlockNode } from "../../core/driver.ts";
+import type { BlockNode } from "../../core/node.ts";
 import { writeZeroes } from "../../core/requests.ts";
 import { viewOf, writeUint64 } from "./format.ts";
 import { Crypt } from "./header.ts";

@@ -16,12 +16,9 @@ import {
   vectorLength,
 } from "../../core/bytes.ts";
 import { aes, cbcPlain64, type SectorCipher } from "../../core/ciphers.ts";
-import type {
-  BlockNode,
-  CreateContext,
-  OpenContext,
-} from "../../core/driver.ts";
+import type { CreateContext, OpenContext } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
+import type { BlockNode } from "../../core/node.ts";
 import type { OptionTable, OptionValues } from "../../core/options.ts";
 import { Crypt, type Header } from "./header.ts";
 import type { Qcow2State } from "./state.ts";

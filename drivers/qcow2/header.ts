@@ -12,8 +12,8 @@ import {
   roundUp,
   SECTOR_SIZE,
 } from "../../core/bytes.ts";
-import type { BlockNode } from "../../core/driver.ts";
 import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
+import type { BlockNode } from "../../core/node.ts";
 import {
   ENTRY_SIZE,
   Geometry,

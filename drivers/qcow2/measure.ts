@@ -4,9 +4,10 @@
  * @module
  */
 import { isPowerOfTwo, roundUp } from "../../core/bytes.ts";
-import type { BitmapInfo, BlockNode, Measurement } from "../../core/driver.ts";
+import type { Measurement } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
 import { chainStatus } from "../../core/extents.ts";
+import type { BitmapInfo, BlockNode } from "../../core/node.ts";
 import type { OptionValues } from "../../core/options.ts";
 import { bitmapEntryLength } from "./bitmap_directory.ts";
 import { estimateFileSize } from "./create.ts";

@@ -5,8 +5,8 @@
  * @module
  */
 import { type IoVector, sliceVector, vectorLength } from "../../core/bytes.ts";
-import type { BlockNode } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
+import type { BlockNode } from "../../core/node.ts";
 import { writeData } from "./encryption.ts";
 import type { Qcow2State } from "./state.ts";
 

@@ -9,7 +9,7 @@ import {
   sliceVector,
   vectorLength,
 } from "../../core/bytes.ts";
-import type { Extent } from "../../core/driver.ts";
+import type { Extent } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
 import type { Mapping } from "./cluster_map.ts";
 import { readData } from "./encryption.ts";

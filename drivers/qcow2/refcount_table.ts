@@ -8,8 +8,8 @@
  * @module
  */
 import { allocate, divideUp } from "../../core/bytes.ts";
-import type { BlockNode } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
+import type { BlockNode } from "../../core/node.ts";
 import {
   bytesOf,
   ENTRY_SIZE,

@@ -4,8 +4,8 @@
  * @module
  */
 import { allocate, SECTOR_SIZE } from "../../core/bytes.ts";
-import type { Preallocation, TruncateOptions } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
+import type { Preallocation, TruncateOptions } from "../../core/node.ts";
 import { writeZeroes } from "../../core/requests.ts";
 import { ZERO } from "./format.ts";
 import type { Qcow2State } from "./state.ts";

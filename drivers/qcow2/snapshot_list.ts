@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { Snapshot } from "../../core/driver.ts";
+import type { Snapshot } from "../../core/node.ts";
 import {
   NO_ICOUNT,
   readSnapshotTable,

@@ -5,8 +5,8 @@
  * @module
  */
 import { allocate, roundDown, roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
-import type { BlockNode } from "../../core/driver.ts";
 import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
+import type { BlockNode } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
 import {
   ENTRY_SIZE,

@@ -10,8 +10,8 @@
  * @module
  */
 import { allocate, roundUp } from "../../core/bytes.ts";
-import type { Snapshot, SnapshotRequest } from "../../core/driver.ts";
 import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
+import type { Snapshot, SnapshotRequest } from "../../core/node.ts";
 import { ENTRY_SIZE, MAX_SNAPSHOTS, viewOf } from "./format.ts";
 import {
   clearCopied,

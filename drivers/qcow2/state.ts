@@ -11,9 +11,9 @@
  * @module
  */
 import { allocate } from "../../core/bytes.ts";
-import type { BlockNode } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
 import { Mutex, RangeLock, SharedLock } from "../../core/lock.ts";
+import type { BlockNode } from "../../core/node.ts";
 import { ClusterMap } from "./cluster_map.ts";
 import { CompressedClusters } from "./compression.ts";
 import type { Encryption } from "./encryption.ts";

@@ -14,7 +14,7 @@
  * @module
  */
 import { allocate } from "../../core/bytes.ts";
-import type { BlockNode } from "../../core/driver.ts";
+import type { BlockNode } from "../../core/node.ts";
 import { viewOf } from "./format.ts";
 
 /** A piece of a table in memory. */

@@ -4,10 +4,10 @@
  *
  * @module
  */
-import type { ZeroFlags } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
 import { chainExtents } from "../../core/extents.ts";
 import type { HeldRange } from "../../core/lock.ts";
+import type { ZeroFlags } from "../../core/node.ts";
 import { type ClusterKind, ENTRY_SIZE, ZERO } from "./format.ts";
 import type { FreeReason, Qcow2State } from "./state.ts";
 import {

@@ -1,7 +1,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { alignRequests } from "../../core/alignment.ts";
 import { type IoVector, vectorLength } from "../../core/bytes.ts";
-import type { BlockNode } from "../../core/driver.ts";
+import type { BlockNode } from "../../core/node.ts";
 import { openNode } from "../../core/open.ts";
 import { MemoryStore } from "../../drivers/memory.ts";
 import "../../mod.ts";

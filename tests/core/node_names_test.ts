@@ -2,7 +2,7 @@ import { assertEquals, assertThrows } from "@std/assert";
 import { BlockError } from "../../core/errors.ts";
 import { createImage, MemoryStore, openImage, type Source } from "../../mod.ts";
 import { nameOf, resolveFrom } from "../../core/node_names.ts";
-import type { BlockNode } from "../../core/driver.ts";
+import type { BlockNode } from "../../core/node.ts";
 import { TempDir } from "../qemu.ts";
 
 async function opened(

@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
-import type { BlockNode } from "../../core/driver.ts";
 import { Image } from "../../core/image.ts";
+import type { BlockNode } from "../../core/node.ts";
 import { openNode } from "../../core/open.ts";
 import { debuggerOf } from "../../core/requests.ts";
 import type { StackObject } from "../../core/spec.ts";

@@ -1,8 +1,8 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { createImage } from "../../core/create.ts";
-import type { BlockNode } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
 import { openImage } from "../../core/image.ts";
+import type { BlockNode } from "../../core/node.ts";
 import { openProtocol } from "../../core/open.ts";
 import { registerDriver } from "../../core/registry.ts";
 import { fileDriver } from "../../drivers/file/driver.ts";

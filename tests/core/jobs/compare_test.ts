@@ -1,7 +1,7 @@
 import { assertEquals, assertRejects } from "@std/assert";
-import type { BlockNode } from "../../../core/driver.ts";
 import { BlockError } from "../../../core/errors.ts";
 import { compare, CompareError } from "../../../core/jobs/compare.ts";
+import type { BlockNode } from "../../../core/node.ts";
 import { openNode } from "../../../core/open.ts";
 import { createImage, MemoryStore } from "../../../mod.ts";
 

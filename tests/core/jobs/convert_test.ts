@@ -1,7 +1,7 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import type { BlockNode, Extent } from "../../../core/driver.ts";
 import { BlockError } from "../../../core/errors.ts";
 import { convert } from "../../../core/jobs/convert.ts";
+import type { BlockNode, Extent } from "../../../core/node.ts";
 import {
   createImage,
   getDriver,

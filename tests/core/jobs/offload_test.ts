@@ -1,6 +1,6 @@
 /** Copying by the system, from file to file. @module */
 import { assert, assertEquals } from "@std/assert";
-import type { BlockNode } from "../../../core/driver.ts";
+import type { BlockNode } from "../../../core/node.ts";
 import { convert, createImage, openImage, type Source } from "../../../mod.ts";
 import { TempDir } from "../../qemu.ts";
 

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { BlockNode } from "../../../core/driver.ts";
+import type { BlockNode } from "../../../core/node.ts";
 import { openNode, type OpenOptions } from "../../../core/open.ts";
 import type { OptionValues } from "../../../core/options.ts";
 import { createImage, MemoryStore } from "../../../mod.ts";

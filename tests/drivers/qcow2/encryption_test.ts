@@ -1,8 +1,8 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import type { BlockNode } from "../../../core/driver.ts";
 import { BlockError } from "../../../core/errors.ts";
 import { Image } from "../../../core/image.ts";
 import { convert } from "../../../core/jobs/convert.ts";
+import type { BlockNode } from "../../../core/node.ts";
 import { openNode } from "../../../core/open.ts";
 import type { OptionValues } from "../../../core/options.ts";
 import type { SecretSource } from "../../../core/secrets.ts";

@@ -5,8 +5,8 @@
  */
 import { assertEquals, assertRejects } from "@std/assert";
 import type { IoVector } from "../../../core/bytes.ts";
-import type { BlockNode } from "../../../core/driver.ts";
 import { Image } from "../../../core/image.ts";
+import type { BlockNode } from "../../../core/node.ts";
 import { openProtocol } from "../../../core/open.ts";
 import { clusterKind, Geometry } from "../../../drivers/qcow2/format.ts";
 import { BlockError, openImage } from "../../../mod.ts";
