@@ -112,8 +112,9 @@ function valuesOf(argument: string): Values {
 }
 
 const KNOWN_VALUES: { readonly [argument: string]: () => string[] } = {
+  // Formats that a file can have; `quorum` is none.
   FMT: () =>
-    listDrivers().filter(({ role }) => role === "format")
+    listDrivers().filter(({ probe }) => probe !== undefined)
       .map(({ name }) => name),
   CACHE: () => [...CACHE_MODES],
   "NAME=VALUE,…": () => {

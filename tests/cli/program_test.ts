@@ -94,13 +94,14 @@ Deno.test({
   name: "errors are red on a terminal, if that is welcome, and under our name",
   ignore: !isInstalled("script"),
   async fn() {
-    const onTerminal = async (command: readonly string[], env = {}) => {
+    const onTerminal = async (command: readonly string[], NO_COLOR = "") => {
       const line = [...command, "info", "/nothing"].join(" ");
+      const env = { NO_COLOR };
       return (await run(["script", "-qec", line, "/dev/null"], { env })).stdout;
     };
     const text = "Could not open '/nothing': No such file or directory\r\n";
     assertEquals(await onTerminal(BDRV), `\x1b[1;31mbdrv:\x1b[0m ${text}`);
-    assertEquals(await onTerminal(BDRV, { NO_COLOR: "1" }), `bdrv: ${text}`);
+    assertEquals(await onTerminal(BDRV, "1"), `bdrv: ${text}`);
     assertEquals(
       await onTerminal(QEMU_IMG),
       `qemu-img: Could not open '/nothing': ${text}`,
