@@ -25,7 +25,7 @@ export {
   openImage,
   type StreamOptions,
 } from "./core/image.ts";
-export { type CacheMode, type OpenOptions } from "./core/open.ts";
+export type { CacheMode, OpenOptions } from "./core/open_options.ts";
 export { bench, type BenchOptions } from "./core/jobs/bench.ts";
 export * from "./core/jobs/commit.ts";
 export * from "./core/jobs/compare.ts";

@@ -5,7 +5,7 @@
  */
 import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
-import { protocolStack } from "../core/open.ts";
+import { protocolStack } from "../core/sources.ts";
 import {
   type OptionSpec,
   type OptionTable,

@@ -6,7 +6,8 @@
 import type { OpenPurpose } from "../core/driver.ts";
 import { asBlockError } from "../core/errors.ts";
 import type { BlockNode } from "../core/node.ts";
-import { type CacheMode, openNode, type OpenOptions } from "../core/open.ts";
+import { openNode } from "../core/open.ts";
+import type { CacheMode, OpenOptions } from "../core/open_options.ts";
 import type { OptionValues } from "../core/options.ts";
 import { parseStack, type Source } from "../core/spec.ts";
 // Registers the drivers.

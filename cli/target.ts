@@ -5,7 +5,7 @@
  */
 import { BlockError } from "../core/errors.ts";
 import type { BlockNode } from "../core/node.ts";
-import { protocolStack } from "../core/open.ts";
+import { protocolStack } from "../core/sources.ts";
 import type { Program } from "./program.ts";
 
 /** The signals by which a user or a system ends a program. */

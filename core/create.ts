@@ -6,7 +6,8 @@
 import type { CreateContext } from "./driver.ts";
 import { BlockError } from "./errors.ts";
 import type { BlockNode, Preallocation } from "./node.ts";
-import { describeSource, openProtocol, protocolStack } from "./open.ts";
+import { openProtocol } from "./open.ts";
+import { describeSource, protocolStack } from "./sources.ts";
 import { defaultOptions, type OptionValues, parseOptions } from "./options.ts";
 import { findDriver, getDriver } from "./registry.ts";
 import { findSecret, type SecretSource } from "./secrets.ts";

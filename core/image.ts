@@ -18,7 +18,9 @@ import type {
 } from "./node.ts";
 import { ACCESS, ALL_ACCESS, claim } from "./permissions.ts";
 import { writeZeroes } from "./requests.ts";
-import { describeSource, openNode, type OpenOptions } from "./open.ts";
+import { openNode } from "./open.ts";
+import type { OpenOptions } from "./open_options.ts";
+import { describeSource } from "./sources.ts";
 import type { Source } from "./spec.ts";
 
 /** Bytes moved so far through a handle. */

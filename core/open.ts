@@ -7,7 +7,7 @@
 import { allocate } from "./bytes.ts";
 import type { BlockDriver, OpenContext, OpenPurpose } from "./driver.ts";
 import { asBlockError, BlockError } from "./errors.ts";
-import { canonicalName, type Gate, type ImplicitOpen, passes } from "./gate.ts";
+import { canonicalName, type ImplicitOpen, passes } from "./gate.ts";
 import { applyLimits } from "./limits.ts";
 import { resolveName } from "./names.ts";
 import type { BlockNode } from "./node.ts";
@@ -20,80 +20,28 @@ import {
   takeNodeOptions,
   wantsWritable,
 } from "./node_options.ts";
+import type { OpenOptions } from "./open_options.ts";
 import { type OptionValues, UnknownOptionError } from "./options.ts";
 import { ACCESS, ALL_ACCESS, claim, Claims } from "./permissions.ts";
 import { getDriver, PROBE_LENGTH, probeFormat } from "./registry.ts";
-import { findSecret, type SecretSource } from "./secrets.ts";
+import { findSecret } from "./secrets.ts";
+import {
+  applyFormat,
+  describesChild,
+  filenameOf,
+  isDescription,
+  isSelfContained,
+  protocolStack,
+  standsForProtocol,
+  toStack,
+  withFile,
+} from "./sources.ts";
 import {
   isNode,
   parseFilename,
   type Source,
   type StackObject,
 } from "./spec.ts";
-
-/** How writes reach the disk; the names are qemu-img's `-t`. */
-export type CacheMode =
-  | "writeback"
-  | "writethrough"
-  | "none"
-  | "directsync"
-  | "unsafe";
-
-/** How to open an image. */
-export interface OpenOptions {
-  /** The format's driver; found by probing if absent. */
-  format?: string;
-  /** Refuse to write. Default: false. */
-  readOnly?: boolean;
-  /** Why it is opened. Default: `io`. */
-  purpose?: OpenPurpose;
-  /**
-   * Open it even if another process is writing to it: what is read may then be
-   * half done. Read-only images only. Default: false.
-   */
-  forceShare?: boolean;
-  /** Whether others may write to it meanwhile if it can take it. Default: true. */
-  share?: boolean;
-  /** Whether its size will be changed: others must agree now. Default: false. */
-  resize?: boolean;
-  /** Whether to open backing files. Default: true. */
-  backing?: boolean;
-  /**
-   * Which backing files may be written to, as `commit` needs it, apart from
-   * those that an option says so of. Default: none.
-   */
-  writableBacking?(request: ImplicitOpen): boolean;
-  /**
-   * Which files the image may have opened. Default: those in or below the
-   * folder of the file that was asked for.
-   */
-  gate?: Gate;
-  /** Most images in a chain of backing files. Default: 256. */
-  maxChain?: number;
-  /** How writes reach the disk. Default: `writeback`. */
-  cache?: CacheMode;
-  /** Whether files are to have the option `aio=native`. Default: false. */
-  nativeAio?: boolean;
-  /** Where the keys of encrypted images come from. Default: nowhere. */
-  secrets?: SecretSource;
-  /**
-   * Receives what drivers do as they do it (allocation, copy-on-write, loads
-   * and updates of metadata, flushes), by the names QEMU's `blkdebug` uses.
-   */
-  onEvent?(name: string, filename: string): void;
-  /** Receives warnings. Default: they are dropped. */
-  warn?(message: string): void;
-  /**
-   * Learns that a file that is written to cannot be locked, so that nothing
-   * keeps another process off. Default: nobody does.
-   */
-  onUnlocked?(why: string): void;
-  /**
-   * Receives findings, a line each: damage, and repairs made on opening.
-   * Default: they are dropped.
-   */
-  report?(line: string): void;
-}
 
 /** What stays the same from the top of a stack to its bottom. */
 interface Opening {
@@ -183,63 +131,6 @@ export async function openProtocol(
   );
 }
 
-/** A source as the description of a protocol node. */
-export function protocolStack(source: Source): StackObject {
-  const stack = namedStack(source);
-  return stack.driver === undefined ? { driver: "file", ...stack } : stack;
-}
-
-/** The name that stands for a source in messages. */
-export function describeSource(source: Source | BlockNode): string {
-  if (isNode(source)) return source.filename;
-  if (typeof source === "string") return source;
-  return filenameOf(toStack(source)) || `json:${JSON.stringify(source)}`;
-}
-
-/** A source as a description; what a name selects may be just a protocol. */
-function namedStack(source: Source): StackObject {
-  if (typeof source === "string") return parseFilename(source);
-  if (!(source instanceof URL)) return source;
-  if (source.protocol !== "file:") return parseFilename(source.href);
-  return { driver: "file", filename: decodeURIComponent(source.pathname) };
-}
-
-/** A source as the description of an image. */
-function toStack(source: Source): StackObject {
-  const stack = namedStack(source);
-  // A name selects a protocol, whose content is yet to be looked at; who
-  // describes a stack and asks for a protocol in it gets that.
-  return isName(source) && isProtocol(stack) ? { file: stack } : stack;
-}
-
-function isName(source: Source): boolean {
-  return typeof source === "string"
-    ? !source.startsWith("json:")
-    : source instanceof URL;
-}
-
-function isProtocol({ driver }: StackObject): boolean {
-  return driver !== undefined && standsForProtocol(getDriver(driver));
-}
-
-/** Put `format` on top of what a name selects. */
-function applyFormat(stack: StackObject, format: string): StackObject {
-  if (stack.driver === undefined) return { ...stack, driver: format };
-  if (stack.driver === format) return stack;
-  if (standsForProtocol(getDriver(stack.driver))) {
-    return { driver: format, file: stack };
-  }
-  throw new BlockError("EINVAL", "Driver specified twice");
-}
-
-/** The name of the file at the bottom of the `file` or `image` children. */
-function filenameOf(stack: unknown): string {
-  if (typeof stack === "string") return stack;
-  if (typeof stack !== "object" || stack === null) return "";
-  const { filename, file, image } = stack as StackObject;
-  return typeof filename === "string" ? filename : filenameOf(file ?? image);
-}
-
 async function openStack(
   source: unknown,
   opening: Opening,
@@ -295,33 +186,6 @@ async function openStack(
   throw new BlockError("EINVAL", "A block device must be specified for 'file'");
 }
 
-/** Whether what a driver's file name leads to is yet to be probed. */
-function standsForProtocol(driver: BlockDriver): boolean {
-  return driver.role === "protocol" || driver.schemes !== undefined;
-}
-
-/** Whether a child is described by an object, to which more may be added. */
-function isDescription(child: unknown): child is StackObject {
-  return typeof child === "object" && child !== null && !isNode(child);
-}
-
-/** A `filename` stands for the child of a driver that has none itself. */
-function withFile(driver: BlockDriver, options: OptionValues): OptionValues {
-  const { filename, ...others } = options;
-  if (typeof filename !== "string") return options;
-  if (!driver.parseFilename) {
-    if (options.file === undefined) return { ...others, file: filename };
-    if (!isDescription(options.file)) return options;
-    return { ...others, file: { filename, ...options.file } };
-  }
-  const parsed = driver.parseFilename(filename);
-  for (const [name, value] of Object.entries(others)) {
-    const both = isDescription(value) && isDescription(parsed[name]);
-    parsed[name] = both ? { ...parsed[name] as StackObject, ...value } : value;
-  }
-  return parsed;
-}
-
 /** Open the file below, look at it, and put the fitting format on top. */
 async function openProbed(
   options: OptionValues,
@@ -348,6 +212,21 @@ async function openProbed(
   }
 }
 
+/** A node that is about to be opened, and what is already open below it. */
+interface Pending {
+  driver: BlockDriver;
+  /** Its own options, without those that every node has. */
+  options: OptionValues;
+  filename: string;
+  /** Whether its format was found by probing. */
+  probed: boolean;
+  purpose: OpenPurpose;
+  opening: Opening;
+  place: Place;
+  claims: Claims;
+  opened: BlockNode[];
+}
+
 async function openDriver(
   driver: BlockDriver,
   allOptions: OptionValues,
@@ -355,91 +234,36 @@ async function openDriver(
   above: Place,
   probed = false,
 ): Promise<BlockNode> {
-  const opened: BlockNode[] = [];
   const [common, options] = takeNodeOptions(allOptions);
   const place = inheritOptions(above, common);
   const filename = isNode(options.file)
     ? options.file.filename
     : filenameOf(options);
-  const keep = async (name: string, opening: Promise<BlockNode>) => {
-    const node = await opening;
-    opened.push(node);
-    claims.adopt(name, node);
-    return node;
-  };
-  const { cache, purpose = "io" } = opening.options;
+  const { purpose = "io" } = opening.options;
   const { readOnly, forceShare = false } = place;
-  const parent = { driver, readOnly, purpose, forceShare, options };
-  const claims = new Claims(parent);
-  const isWritable = (backing: unknown, request: ImplicitOpen) =>
-    wantsWritable(backing) ||
-    opening.options.writableBacking?.(request) === true;
-  const context: OpenContext = {
+  const claims = new Claims({ driver, readOnly, purpose, forceShare, options });
+  const opened: BlockNode[] = [];
+  const pending: Pending = {
+    driver,
+    options,
     filename,
-    readOnly,
     probed,
     purpose,
-    noFlush: place.noFlush ?? cache === "unsafe",
-    direct: place.direct ?? (cache === "none" || cache === "directsync"),
-    nativeAio: opening.options.nativeAio ?? false,
-    ...(opening.options.onEvent && {
-      event: (name: string) => opening.options.onEvent?.(name, filename),
-    }),
-    warn: (message) => opening.options.warn?.(message),
-    unlocked: (why) => opening.options.onUnlocked?.(why),
-    report: (line) => opening.options.report?.(line),
-    secret: (id) => findSecret(opening.options.secrets, { id, filename }),
-    describes: (name) =>
-      options[name] === null || isNode(options[name]) ||
-      filenameOf(options[name]) !== "" ||
-      (options[name] as StackObject | undefined)?.file !== undefined ||
-      isSelfContained(options[name]),
-    openChild: (name, description) => {
-      const given = description ?? options[name];
-      if (isNode(given)) {
-        claims.adopt(name, given);
-        return Promise.resolve(given);
-      }
-      if (given === undefined || given === null) {
-        throw new BlockError(
-          "EINVAL",
-          `A block device must be specified for '${name}'`,
-        );
-      }
-      const isBacking = name === "backing";
-      const { probeFile, ...below } = place;
-      if (isBacking) {
-        const request = { filename: filenameOf(given), namedBy: filename };
-        below.readOnly = !isWritable(given, request);
-      }
-      // A protocol that is named is wanted as it is.
-      const asProtocol = !isBacking && description === undefined &&
-        (!probeFile || isSelfContained(given));
-      return keep(name, openStack(given, opening, below, asProtocol));
-    },
-    openImplicit: async (child, name, format) => {
-      if (
-        opening.options.backing === false || context.purpose === "info"
-      ) return undefined;
-      const chain = [...place.chain, canonicalName(filename, driver)];
-      const overrides = { ...options[child] as OptionValues };
-      const file = isNode(options.file) ? options.file : opened[0];
-      const request = {
-        filename: file ? resolveFrom(file, name) : resolveName(filename, name),
-        format,
-        namedBy: filename,
-      };
-      const readOnly = !isWritable(overrides, request);
-      const below = { chain, readOnly, forceShare };
-      return await keep(child, openBacking(overrides, request, opening, below));
-    },
+    opening,
+    place,
+    claims,
+    opened,
   };
   try {
     checkForceShare(place);
-    const node = await openAsPermitted(driver, options, context, common);
+    const node = await openAsPermitted(
+      driver,
+      options,
+      contextOf(pending),
+      common,
+    );
     await applyNodeOptions(node, common);
-    const otherBacking = options.backing !== undefined &&
-      context.purpose !== "info";
+    const otherBacking = options.backing !== undefined && purpose !== "info";
     rememberOrigin(node, { options, otherBacking });
     const limited = applyLimits(node);
     claims.complete(limited);
@@ -449,6 +273,114 @@ async function openDriver(
     if (error instanceof UnknownOptionError) throw notSupported(driver, error);
     throw asBlockError(error);
   }
+}
+
+/** What the driver of a node may ask for while it opens it. */
+function contextOf(pending: Pending): OpenContext {
+  const { filename, probed, purpose, options, place } = pending;
+  const wishes = pending.opening.options;
+  const { cache } = wishes;
+  return {
+    filename,
+    readOnly: place.readOnly,
+    probed,
+    purpose,
+    noFlush: place.noFlush ?? cache === "unsafe",
+    direct: place.direct ?? (cache === "none" || cache === "directsync"),
+    nativeAio: wishes.nativeAio ?? false,
+    ...(wishes.onEvent && {
+      event: (name: string) => wishes.onEvent?.(name, filename),
+    }),
+    warn: (message) => wishes.warn?.(message),
+    unlocked: (why) => wishes.onUnlocked?.(why),
+    report: (line) => wishes.report?.(line),
+    secret: (id) => findSecret(wishes.secrets, { id, filename }),
+    describes: (name) => describesChild(options[name]),
+    openChild: (name, description) => openChild(pending, name, description),
+    openImplicit: (child, name, format) =>
+      openImplicit(pending, child, name, format),
+  };
+}
+
+/** A child that will be closed if its parent cannot be opened. */
+async function keep(
+  { opened, claims }: Pending,
+  name: string,
+  opening: Promise<BlockNode>,
+): Promise<BlockNode> {
+  const node = await opening;
+  opened.push(node);
+  claims.adopt(name, node);
+  return node;
+}
+
+async function openChild(
+  pending: Pending,
+  name: string,
+  description?: unknown,
+): Promise<BlockNode> {
+  const { options, filename, opening, place, claims } = pending;
+  const given = description ?? options[name];
+  if (isNode(given)) {
+    claims.adopt(name, given);
+    return given;
+  }
+  if (given === undefined || given === null) {
+    throw new BlockError(
+      "EINVAL",
+      `A block device must be specified for '${name}'`,
+    );
+  }
+  const isBacking = name === "backing";
+  const { probeFile, ...below } = place;
+  if (isBacking) {
+    const request = { filename: filenameOf(given), namedBy: filename };
+    below.readOnly = !isWritable(opening, given, request);
+  }
+  // A protocol that is named is wanted as it is.
+  const asProtocol = !isBacking && description === undefined &&
+    (!probeFile || isSelfContained(given));
+  return await keep(
+    pending,
+    name,
+    openStack(given, opening, below, asProtocol),
+  );
+}
+
+async function openImplicit(
+  pending: Pending,
+  child: string,
+  name: string,
+  format?: string,
+): Promise<BlockNode | undefined> {
+  const { driver, options, filename, opening, place, opened } = pending;
+  if (opening.options.backing === false || pending.purpose === "info") {
+    return undefined;
+  }
+  const chain = [...place.chain, canonicalName(filename, driver)];
+  const overrides = { ...options[child] as OptionValues };
+  const file = isNode(options.file) ? options.file : opened[0];
+  const request = {
+    filename: file ? resolveFrom(file, name) : resolveName(filename, name),
+    format,
+    namedBy: filename,
+  };
+  const readOnly = !isWritable(opening, overrides, request);
+  const below = { chain, readOnly, forceShare: place.forceShare ?? false };
+  return await keep(
+    pending,
+    child,
+    openBacking(overrides, request, opening, below),
+  );
+}
+
+/** Whether a backing file may be written to. */
+function isWritable(
+  { options }: Opening,
+  backing: unknown,
+  request: ImplicitOpen,
+): boolean {
+  return wantsWritable(backing) || options.writableBacking?.(request) === true;
 }
 
 /** An option that a driver lacks, in the words of those who open nodes. */
@@ -462,12 +394,6 @@ function notSupported(
       ? `Block protocol '${driver.name}' doesn't support the option '${option}'`
       : `Block format '${driver.name}' does not support the option '${option}'`,
   );
-}
-
-/** Whether a description needs no file, as `{driver: "memory"}` does not. */
-function isSelfContained(described: unknown): boolean {
-  const driver = (described as StackObject | undefined)?.driver;
-  return driver !== undefined && getDriver(driver).role === "protocol";
 }
 
 async function openBacking(

@@ -1,7 +1,7 @@
 /** `bench`: measure how fast an image answers requests. @module */
 import { bench } from "../../core/jobs/bench.ts";
 import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
-import type { CacheMode } from "../../core/open.ts";
+import type { CacheMode } from "../../core/open_options.ts";
 import {
   type Command,
   FORCE_SHARE,

@@ -5,7 +5,7 @@ import { canonicalName, type ImplicitOpen } from "../../core/gate.ts";
 import { commit, CommitError } from "../../core/jobs/commit.ts";
 import { resolveName, schemeOf } from "../../core/names.ts";
 import type { BlockNode } from "../../core/node.ts";
-import type { CacheMode } from "../../core/open.ts";
+import type { CacheMode } from "../../core/open_options.ts";
 import {
   CACHE,
   type Command,

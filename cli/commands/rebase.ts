@@ -10,7 +10,8 @@ import {
 import { isAbsolute, resolveName } from "../../core/names.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { nameOf } from "../../core/node_names.ts";
-import { type CacheMode, openNode } from "../../core/open.ts";
+import { openNode } from "../../core/open.ts";
+import type { CacheMode } from "../../core/open_options.ts";
 import { findDriver } from "../../core/registry.ts";
 import {
   BACKING_FORMAT,

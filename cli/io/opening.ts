@@ -6,11 +6,8 @@
 import { createImage } from "../../core/create.ts";
 import { BlockError } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
-import {
-  type CacheMode,
-  openNode as open,
-  type OpenOptions,
-} from "../../core/open.ts";
+import { openNode as open } from "../../core/open.ts";
+import type { CacheMode, OpenOptions } from "../../core/open_options.ts";
 import { nestOptions, type OptionValues } from "../../core/options.ts";
 import { parseFilename, type Source } from "../../core/spec.ts";
 import { MemoryStore } from "../../mod.ts";

@@ -4,7 +4,8 @@
  * @module
  */
 import type { BlockNode } from "../../../core/node.ts";
-import { openNode, type OpenOptions } from "../../../core/open.ts";
+import { openNode } from "../../../core/open.ts";
+import type { OpenOptions } from "../../../core/open_options.ts";
 import type { OptionValues } from "../../../core/options.ts";
 import { createImage, MemoryStore } from "../../../mod.ts";
 

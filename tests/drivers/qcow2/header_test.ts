@@ -6,7 +6,7 @@
  */
 import { assertEquals, assertRejects } from "@std/assert";
 import { BlockError } from "../../../core/errors.ts";
-import type { OpenOptions } from "../../../core/open.ts";
+import type { OpenOptions } from "../../../core/open_options.ts";
 import type { OptionValues } from "../../../core/options.ts";
 import { openImage } from "../../../mod.ts";
 import { openProtocol } from "../../../core/open.ts";

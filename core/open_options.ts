@@ -1,0 +1,72 @@
+/**
+ * How to open an image: what a caller may wish.
+ *
+ * @module
+ */
+import type { OpenPurpose } from "./driver.ts";
+import type { Gate, ImplicitOpen } from "./gate.ts";
+import type { SecretSource } from "./secrets.ts";
+
+/** How writes reach the disk; the names are qemu-img's `-t`. */
+export type CacheMode =
+  | "writeback"
+  | "writethrough"
+  | "none"
+  | "directsync"
+  | "unsafe";
+
+/** How to open an image. */
+export interface OpenOptions {
+  /** The format's driver; found by probing if absent. */
+  format?: string;
+  /** Refuse to write. Default: false. */
+  readOnly?: boolean;
+  /** Why it is opened. Default: `io`. */
+  purpose?: OpenPurpose;
+  /**
+   * Open it even if another process is writing to it: what is read may then be
+   * half done. Read-only images only. Default: false.
+   */
+  forceShare?: boolean;
+  /** Whether others may write to it meanwhile if it can take it. Default: true. */
+  share?: boolean;
+  /** Whether its size will be changed: others must agree now. Default: false. */
+  resize?: boolean;
+  /** Whether to open backing files. Default: true. */
+  backing?: boolean;
+  /**
+   * Which backing files may be written to, as `commit` needs it, apart from
+   * those that an option says so of. Default: none.
+   */
+  writableBacking?(request: ImplicitOpen): boolean;
+  /**
+   * Which files the image may have opened. Default: those in or below the
+   * folder of the file that was asked for.
+   */
+  gate?: Gate;
+  /** Most images in a chain of backing files. Default: 256. */
+  maxChain?: number;
+  /** How writes reach the disk. Default: `writeback`. */
+  cache?: CacheMode;
+  /** Whether files are to have the option `aio=native`. Default: false. */
+  nativeAio?: boolean;
+  /** Where the keys of encrypted images come from. Default: nowhere. */
+  secrets?: SecretSource;
+  /**
+   * Receives what drivers do as they do it (allocation, copy-on-write, loads
+   * and updates of metadata, flushes), by the names QEMU's `blkdebug` uses.
+   */
+  onEvent?(name: string, filename: string): void;
+  /** Receives warnings. Default: they are dropped. */
+  warn?(message: string): void;
+  /**
+   * Learns that a file that is written to cannot be locked, so that nothing
+   * keeps another process off. Default: nobody does.
+   */
+  onUnlocked?(why: string): void;
+  /**
+   * Receives findings, a line each: damage, and repairs made on opening.
+   * Default: they are dropped.
+   */
+  report?(line: string): void;
+}
