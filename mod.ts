@@ -15,7 +15,13 @@ import "./drivers/all.ts";
 
 export * from "./core/create.ts";
 export type * from "./core/driver.ts";
-export * from "./core/errors.ts";
+export {
+  asBlockError,
+  BlockError,
+  type BlockErrorOptions,
+  type ErrorCode,
+  strerror,
+} from "./core/errors.ts";
 export type { ChainExtent } from "./core/extents.ts";
 export type { IoVector } from "./core/bytes.ts";
 export type { Gate, ImplicitOpen } from "./core/gate.ts";

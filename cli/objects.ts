@@ -5,7 +5,7 @@
  * @module
  */
 import { aes } from "../core/ciphers.ts";
-import { BlockError } from "../core/errors.ts";
+import { type BlockError, invalid } from "../core/errors.ts";
 import { parseKeyValueList } from "../core/options.ts";
 import type { SecretRequest, SecretSource } from "../core/secrets.ts";
 import { defineThrottleObject, THROTTLE_HELP } from "./throttle_object.ts";
@@ -24,10 +24,6 @@ export const SECRET_HELP = `secret options:
 `;
 
 const SECRET_PROPERTIES = ["data", "file", "format", "iv", "keyid"];
-
-function invalid(message: string, hint?: string): BlockError {
-  return new BlockError("EINVAL", message, { hint });
-}
 
 /** The values of one `--object` by name. */
 type Properties = Map<string, string>;

@@ -4,8 +4,38 @@
  * @module
  */
 
+/** POSIX error names used as {@linkcode BlockError.code}. */
+export type ErrorCode =
+  | "EPERM"
+  | "ENOENT"
+  | "EINTR"
+  | "EIO"
+  | "EBADF"
+  | "EAGAIN"
+  | "ENOMEM"
+  | "EACCES"
+  | "EBUSY"
+  | "EEXIST"
+  | "ENOTDIR"
+  | "EISDIR"
+  | "EINVAL"
+  | "EMFILE"
+  | "EFBIG"
+  | "ENOSPC"
+  | "EROFS"
+  | "ERANGE"
+  | "ENAMETOOLONG"
+  | "ENOSYS"
+  | "ENOTSUP"
+  | "ENOMEDIUM"
+  | "ELOOP"
+  | "ETIMEDOUT"
+  | "ECANCELED";
+
 /** What Linux numbers each code, and what its C library says for it. */
-export const CODES = {
+export const CODES: {
+  readonly [code in ErrorCode]: readonly [errno: number, text: string];
+} = {
   EPERM: [1, "Operation not permitted"],
   ENOENT: [2, "No such file or directory"],
   EINTR: [4, "Interrupted system call"],
@@ -31,10 +61,7 @@ export const CODES = {
   ELOOP: [40, "Too many levels of symbolic links"],
   ETIMEDOUT: [110, "Connection timed out"],
   ECANCELED: [125, "Operation canceled"],
-} as const;
-
-/** POSIX error names used as {@linkcode BlockError.code}. */
-export type ErrorCode = keyof typeof CODES;
+};
 
 /**
  * The system's text for an error code.
@@ -123,6 +150,11 @@ export class BlockError extends Error {
       hint: this.hint,
     });
   }
+}
+
+/** The error for what makes no sense: EINVAL. */
+export function invalid(message: string, hint?: string): BlockError {
+  return new BlockError("EINVAL", message, { hint });
 }
 
 /** Wrap whatever was thrown, keeping a {@linkcode BlockError} as it is. */

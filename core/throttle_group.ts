@@ -6,7 +6,7 @@
  *
  * @module
  */
-import { BlockError } from "./errors.ts";
+import { BlockError, invalid } from "./errors.ts";
 import { Mutex } from "./lock.ts";
 
 /** What is limited: `bps` counts bytes, `iops` requests. */
@@ -62,24 +62,23 @@ class Bucket {
   #burstLevel = 0;
 
   constructor(average = 0, burst = 0, burstSeconds = 1) {
-    const refuse = (message: string) => new BlockError("EINVAL", message);
     if (average > MOST || burst > MOST) {
-      throw refuse(`bps/iops/max values must be within [0, ${MOST}]`);
+      throw invalid(`bps/iops/max values must be within [0, ${MOST}]`);
     }
-    if (burstSeconds === 0) throw refuse("the burst length cannot be 0");
+    if (burstSeconds === 0) throw invalid("the burst length cannot be 0");
     if (burstSeconds > 1 && burst === 0) {
-      throw refuse("burst length set without burst rate");
+      throw invalid("burst length set without burst rate");
     }
     if (burst > 0 && burstSeconds > MOST / burst) {
-      throw refuse("burst length too high for this burst rate");
+      throw invalid("burst length too high for this burst rate");
     }
     if (burst > 0 && average === 0) {
-      throw refuse(
+      throw invalid(
         "bps_max/iops_max require corresponding bps/iops values",
       );
     }
     if (burst > 0 && burst < average) {
-      throw refuse("bps_max/iops_max cannot be lower than bps/iops");
+      throw invalid("bps_max/iops_max cannot be lower than bps/iops");
     }
     this.#average = average;
     this.#burst = burst;

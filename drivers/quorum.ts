@@ -11,7 +11,7 @@ import {
   vectorLength,
 } from "../core/bytes.ts";
 import type { BlockDriver, OpenContext } from "../core/driver.ts";
-import { asBlockError, BlockError } from "../core/errors.ts";
+import { asBlockError, BlockError, invalid } from "../core/errors.ts";
 import { chainStatus } from "../core/extents.ts";
 import type { BlockNode, Extent } from "../core/node.ts";
 import {
@@ -104,10 +104,6 @@ export const quorumDriver: BlockDriver = {
 
 function isOn(value: unknown): boolean {
   return value === true || value === "on" || value === "true";
-}
-
-function invalid(message: string): BlockError {
-  return new BlockError("EINVAL", message);
 }
 
 /** The descriptions of the children: a list, or by their numbers. */

@@ -4,7 +4,12 @@
  * @module
  */
 import { isPowerOfTwo } from "../../core/bytes.ts";
-import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
+import {
+  asBlockError,
+  BlockError,
+  invalid,
+  strerror,
+} from "../../core/errors.ts";
 import type { AmendOptions } from "../../core/node.ts";
 import { type OptionValues, parseOptions } from "../../core/options.ts";
 import { AMEND_OPTIONS } from "./amend_options.ts";
@@ -26,10 +31,6 @@ interface Wish {
   lazyRefcounts: boolean;
   /** Bytes; 0 leaves it. */
   size: number;
-}
-
-function invalid(message: string, hint?: string): BlockError {
-  return new BlockError("EINVAL", message, { hint });
 }
 
 function unsupported(message: string): BlockError {

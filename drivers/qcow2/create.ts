@@ -16,6 +16,7 @@ import type { Preallocation } from "../../core/node.ts";
 import type { OptionValues } from "../../core/options.ts";
 import {
   Compatible,
+  Crypt,
   ENTRY_SIZE,
   Geometry,
   Incompatible,
@@ -26,7 +27,7 @@ import {
   writeUint64,
 } from "./format.ts";
 import { createEncryption } from "./encryption.ts";
-import { Crypt, type Header } from "./header.ts";
+import type { Header } from "./header.ts";
 import { encodeHeader } from "./header_encoding.ts";
 import { refcountsFor, writeRefcount } from "./refcount_layout.ts";
 import { preallocate } from "./resize.ts";

@@ -27,8 +27,8 @@ import { AMEND_OPTIONS } from "./amend_options.ts";
 import { listBitmaps } from "./bitmap_directory.ts";
 import { CREATE_OPTIONS } from "./create_options.ts";
 import { openEncryption } from "./encryption.ts";
-import { Autoclear, Compatible, Incompatible } from "./format.ts";
-import { Crypt, type Header, probe, readHeader } from "./header.ts";
+import { Autoclear, Compatible, Crypt, Incompatible } from "./format.ts";
+import { type Header, probe, readHeader } from "./header.ts";
 import {
   behaviourOf,
   cacheSizes,

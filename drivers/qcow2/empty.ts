@@ -6,8 +6,7 @@
 import { allocate } from "../../core/bytes.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { writeZeroes } from "../../core/requests.ts";
-import { viewOf, writeUint64 } from "./format.ts";
-import { Crypt } from "./header.ts";
+import { Crypt, viewOf, writeUint64 } from "./format.ts";
 import { writeRefcount } from "./refcount_layout.ts";
 import type { Qcow2State } from "./state.ts";
 import { cutOff } from "./unmap.ts";

@@ -17,10 +17,11 @@ import {
 } from "../../core/bytes.ts";
 import { aes, cbcPlain64, type SectorCipher } from "../../core/ciphers.ts";
 import type { CreateContext, OpenContext } from "../../core/driver.ts";
-import { BlockError } from "../../core/errors.ts";
+import { BlockError, invalid } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
 import type { OptionTable, OptionValues } from "../../core/options.ts";
-import { Crypt, type Header } from "./header.ts";
+import { Crypt } from "./format.ts";
+import type { Header } from "./header.ts";
 import type { Qcow2State } from "./state.ts";
 
 const FORMATS = ["aes", "luks"] as const;
@@ -55,10 +56,6 @@ export const ENCRYPT_CREATE_OPTIONS: OptionTable = {
     help: "ID of secret providing qcow AES key or LUKS passphrase",
   },
 };
-
-function invalid(message: string): BlockError {
-  return new BlockError("EINVAL", message);
-}
 
 /** What an image to be opened is encrypted with, if it is. */
 export async function openEncryption(

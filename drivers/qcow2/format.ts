@@ -52,6 +52,9 @@ export const Compatible = { LAZY_REFCOUNTS: 1 } as const;
 /** Autoclear feature bits. */
 export const Autoclear = { BITMAPS: 1, RAW_EXTERNAL_DATA: 2 } as const;
 
+/** Encryption methods. */
+export const Crypt = { NONE: 0, AES: 1, LUKS: 2 } as const;
+
 /** What an L2 entry says of its cluster. */
 export type ClusterKind =
   | "unallocated"

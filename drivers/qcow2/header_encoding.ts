@@ -7,13 +7,12 @@ import { allocate, roundUp } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
 import { MAGIC, viewOf, writeUint64 } from "./format.ts";
 import {
-  Extension,
   type FeatureBits,
   type Header,
-  type HeaderExtension,
   V2_LENGTH,
   V3_LENGTH,
 } from "./header.ts";
+import { Extension, type HeaderExtension } from "./header_extensions.ts";
 
 const FEATURE_NAMES: readonly [type: number, bit: number, name: string][] = [
   [0, 0, "dirty bit"],

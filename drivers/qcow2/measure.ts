@@ -5,7 +5,7 @@
  */
 import { isPowerOfTwo, roundUp } from "../../core/bytes.ts";
 import type { Measurement } from "../../core/driver.ts";
-import { BlockError } from "../../core/errors.ts";
+import { BlockError, invalid } from "../../core/errors.ts";
 import { chainStatus } from "../../core/extents.ts";
 import type { BitmapInfo, BlockNode } from "../../core/node.ts";
 import type { OptionValues } from "../../core/options.ts";
@@ -68,7 +68,6 @@ export async function measure(
 }
 
 function planOf(options: OptionValues): Plan {
-  const invalid = (message: string) => new BlockError("EINVAL", message);
   const clusterSize = options.cluster_size as number;
   const clusterBits = Math.log2(clusterSize);
   if (

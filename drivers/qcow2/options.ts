@@ -4,7 +4,7 @@
  * @module
  */
 import type { OpenContext } from "../../core/driver.ts";
-import { BlockError } from "../../core/errors.ts";
+import { BlockError, invalid } from "../../core/errors.ts";
 import type { OptionTable, OptionValues } from "../../core/options.ts";
 import { ENCRYPT_OPTIONS } from "./encryption.ts";
 import { Compatible, ENTRY_SIZE, Geometry } from "./format.ts";
@@ -101,7 +101,6 @@ export function behaviourOf(
 
 /** The sizes of the caches: QEMU's rules, with QEMU's messages. */
 export function cacheSizes(options: OptionValues, header: Header): CacheSizes {
-  const refuse = (message: string) => new BlockError("EINVAL", message);
   const geometry = new Geometry(header.clusterBits, header.refcountOrder);
   const { clusterSize } = geometry;
   const total = options["cache-size"] as number | undefined;
@@ -112,15 +111,15 @@ export function cacheSizes(options: OptionValues, header: Header): CacheSizes {
   const wholeL2 = geometry.clusterEnd(covering);
   if (total !== undefined) {
     if (l2 !== undefined && refcount !== undefined) {
-      throw refuse(
+      throw invalid(
         "cache-size, l2-cache-size and refcount-cache-size may not be set at the same time",
       );
     }
     if (l2 !== undefined && l2 > total) {
-      throw refuse("l2-cache-size may not exceed cache-size");
+      throw invalid("l2-cache-size may not exceed cache-size");
     }
     if (refcount !== undefined && refcount > total) {
-      throw refuse("refcount-cache-size may not exceed cache-size");
+      throw invalid("refcount-cache-size may not exceed cache-size");
     }
     if (l2 !== undefined) refcount = total - l2;
     else if (refcount !== undefined) l2 = total - refcount;
@@ -137,13 +136,13 @@ export function cacheSizes(options: OptionValues, header: Header): CacheSizes {
     l2Entry < 512 || l2Entry > clusterSize ||
     !Number.isInteger(Math.log2(l2Entry))
   ) {
-    throw refuse(
+    throw invalid(
       `L2 cache entry size must be a power of two between 512 and the cluster size (${clusterSize})`,
     );
   }
-  if (l2 / l2Entry >= 2 ** 31) throw refuse("L2 cache size too big");
+  if (l2 / l2Entry >= 2 ** 31) throw invalid("L2 cache size too big");
   if (refcount / clusterSize >= 2 ** 31) {
-    throw refuse("Refcount cache size too big");
+    throw invalid("Refcount cache size too big");
   }
   return { l2, l2Entry, refcount: Math.max(refcount, minRefcount) };
 }
