@@ -15,6 +15,14 @@ import type { Program } from "./program.ts";
 /** Whom a command tells how far it is. */
 type Audience = "user" | "program" | "asker";
 
+/** How progress is shown. */
+export interface ProgressOptions {
+  /** Whether standard output carries an image. Default: no. */
+  dataOnOutput?: boolean;
+  /** Whether 0 is shown at once, or by the first update. Default: at once. */
+  showsStart?: boolean;
+}
+
 /** The progress of one command. */
 export class Progress {
   readonly #program: Program;
@@ -29,14 +37,12 @@ export class Progress {
   /**
    * Begin at 0. `wanted` says whether there was a `-p`; `step` is the least
    * change, in per cent, that is worth showing.
-   *
-   * @param dataOnOutput Whether standard output carries an image.
    */
   constructor(
     program: Program,
     wanted: boolean,
     step: number,
-    dataOnOutput = false,
+    { dataOnOutput = false, showsStart = true }: ProgressOptions = {},
   ) {
     this.#program = program;
     this.#step = step;
@@ -47,7 +53,7 @@ export class Progress {
       ? "program"
       : "user";
     if (this.#audience === "asker") listen("add", this.#answer);
-    this.#show();
+    if (showsStart) this.#show();
   }
 
   /** Whether it is shown all the time, and not only if somebody asks. */
@@ -66,6 +72,16 @@ export class Progress {
     const isLast = percent >= 100;
     // For users, QEMU shows the end twice; for programs, it means success.
     if (isLast ? this.#audience !== "program" : isWorthIt) this.#show();
+  }
+
+  /** The command begins with what takes its time. */
+  begin(): void {
+    this.#show();
+  }
+
+  /** What takes its time has failed: users are shown the end nevertheless. */
+  fail(): void {
+    if (this.#audience === "user") this.complete();
   }
 
   /** The command has done all there was to do. */

@@ -428,7 +428,8 @@ async function openBacking(
     return await openStack(stack, opening, place, false);
   } catch (error) {
     const cause = asBlockError(error);
-    if (cause.message.startsWith("Could not open backing file: ")) throw cause;
+    // It is said once for each image of the chain, but not of an endless one.
+    if (cause.code === "ELOOP") throw cause;
     throw cause.prefixed("Could not open backing file: ");
   }
 }

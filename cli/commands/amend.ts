@@ -56,7 +56,8 @@ export const command: Command = {
     const { program } = invocation;
     const wish = parse(invocation);
     const { format, options } = wish;
-    const progress = new Progress(program, wish.progress && !wish.quiet, 1);
+    const isShown = wish.progress && !wish.quiet;
+    const progress = new Progress(program, isShown, 1, { showsStart: false });
     try {
       if (format !== undefined && options.asksForHelp) {
         program.print(amendHelp(findDriver(format), format));
@@ -80,9 +81,13 @@ export const command: Command = {
         }
         if (!node.amend) throw notSupported(driver.name);
         const values = parseValues(options, driver);
+        progress.begin();
         await node.amend(values, {
           progress: (done, total) => progress.update(done, total),
-        }).catch(withCause);
+        }).catch((thrown) => {
+          progress.fail();
+          throw withCause(thrown);
+        });
         await node.flush?.();
         progress.complete();
         return 0;
@@ -107,13 +112,13 @@ function parse(invocation: Invocation): Wish {
   throw new CommandError("Must specify options (-o)", { usage: true });
 }
 
-/** Tell what was wrong with the image, before what came of it. */
-function withCause(thrown: unknown): never {
+/** What was wrong with the image is told before what came of it. */
+function withCause(thrown: unknown): unknown {
   const { code, message, cause, hint } = asBlockError(thrown);
   const isTold = !(cause instanceof BlockError) ||
     cause.message === strerror(cause.code);
-  if (isTold) throw thrown;
-  throw new BlockError(code, `${cause.message}\n${message}`, { cause, hint });
+  if (isTold) return thrown;
+  return new BlockError(code, `${cause.message}\n${message}`, { cause, hint });
 }
 
 function notSupported(format: string): BlockError {

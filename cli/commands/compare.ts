@@ -59,15 +59,24 @@ export const command: Command = {
     const { program } = invocation;
     const wish = parse(invocation);
     const [first, second] = invocation.operands;
-    const a = await open(program, first, { ...wish, format: wish.format1 });
-    return await usingNodes([a], async () => {
-      const b = await open(program, second, { ...wish, format: wish.format2 });
-      const names = [first, second] as const;
-      return await usingNodes(
-        [b],
-        () => compareNodes(program, a, b, { ...wish, names }),
-      );
-    });
+    const isShown = wish.progress && !wish.quiet;
+    const progress = new Progress(program, isShown, 2, { showsStart: false });
+    try {
+      const cache = cacheMode(wish.cache, "source cache option", 2);
+      const { format1, format2, ...common } = { ...wish, cache };
+      const a = await open(program, first, { ...common, format: format1 });
+      return await usingNodes([a], async () => {
+        const b = await open(program, second, { ...common, format: format2 });
+        const names = [first, second] as const;
+        progress.begin();
+        return await usingNodes(
+          [b],
+          () => compareNodes(program, a, b, { ...wish, names, progress }),
+        );
+      });
+    } finally {
+      progress.end();
+    }
   },
 };
 
@@ -80,12 +89,12 @@ function parse(invocation: Invocation) {
     progress: false,
     imageOpts: false,
     forceShare: false,
+    cache: "writeback",
   };
-  let cache = "writeback";
   for (const [option, argument] of invocation.options()) {
     if (option === "f") wish.format1 = argument;
     else if (option === "F") wish.format2 = argument;
-    else if (option === "T") cache = argument;
+    else if (option === "T") wish.cache = argument;
     else if (option === "s") wish.strict = true;
     else if (option === "q") wish.quiet = true;
     else if (option === "p") wish.progress = true;
@@ -95,7 +104,7 @@ function parse(invocation: Invocation) {
   if (invocation.operands.length !== 2) {
     throw usageError("Expecting two image file names");
   }
-  return { ...wish, cache: cacheMode(cache, "source cache option", 2) };
+  return wish;
 }
 
 /** Open one of the two; that fails with an exit code of its own. */
@@ -124,11 +133,11 @@ async function compareNodes(
   wish: {
     strict: boolean;
     quiet: boolean;
-    progress: boolean;
+    progress: Progress;
     names: readonly [string, string];
   },
 ): Promise<number> {
-  const progress = new Progress(program, wish.progress && !wish.quiet, 2);
+  const { progress } = wish;
   try {
     const result = await compare(a, b, {
       strict: wish.strict,
@@ -142,8 +151,6 @@ async function compareNodes(
     if (!wish.quiet) program.print(sizeWarning(a, b, error.offset));
     const code = error.stage === "status" ? 3 : 4;
     throw new CommandError(error.message, { code });
-  } finally {
-    progress.end();
   }
 }
 

@@ -59,7 +59,7 @@ export const command: Command = {
       program,
       wish.progress && !wish.quiet,
       1,
-      toOutput,
+      { dataOnOutput: toOutput },
     );
     try {
       const conversion = new Conversion(program, wish, target, progress);

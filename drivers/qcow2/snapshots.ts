@@ -66,7 +66,8 @@ export async function createSnapshot(
     using _ = await state.metadata.lock();
     await state.flushCaches();
     const l1 = clusters.l1Bytes;
-    const length = roundUp(Math.max(l1.length, 1), geometry.clusterSize);
+    // An empty disk has no table: where it would be is free.
+    const length = roundUp(l1.length, geometry.clusterSize);
     await state.changeAsOne(async (undo) => {
       entry.l1TableOffset = await refcounts.allocate(
         length / geometry.clusterSize,

@@ -77,3 +77,25 @@ qemuTest("snapshot does what qemu-img's does", async () => {
     qemu.replace(/\d\d:\d\d:\d\d /g, ""),
   );
 }, ["qemu-img", "qemu-io"]);
+
+qemuTest(
+  "snapshots of an empty disk take no cluster for its table",
+  async () => {
+    await using dir = new TempDir();
+    const path = dir.file("empty.qcow2");
+    await runOk(["qemu-img", "create", "-q", "-f", "qcow2", path, "0"]);
+    const snapshot = [...BDRV, "qemu-img", "snapshot"];
+    const check = () => runOk(["qemu-img", "check", path]);
+    for (const name of ["one", "two"]) {
+      await runOk([...snapshot, "-c", name, path]);
+      await check();
+    }
+    await runOk(["qemu-img", "resize", "-q", path, "1M"]);
+    await runOk(["qemu-io", "-c", "write 0 1M", path]);
+    await runOk([...snapshot, "-a", "one", path]);
+    await check();
+    await runOk([...snapshot, "-d", "one", path]);
+    await check();
+  },
+  ["qemu-img", "qemu-io"],
+);
