@@ -1,0 +1,385 @@
+/**
+ * An opened image: which part does what a node is asked for, and what must
+ * wait for what. What few programs ask for is loaded when they do.
+ *
+ * @module
+ */
+import { type IoVector, SECTOR_SIZE, vectorLength } from "../../core/bytes.ts";
+import type { BlockDriver } from "../../core/driver.ts";
+import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
+import type { Held } from "../../core/lock.ts";
+import type {
+  AmendOptions,
+  BitmapInfo,
+  BlockNode,
+  CheckOptions,
+  CheckResult,
+  CompressOptions,
+  Extent,
+  NodeInfo,
+  SnapshotOperations,
+  TruncateOptions,
+  WriteFlags,
+  ZeroFlags,
+} from "../../core/node.ts";
+import type { OptionValues } from "../../core/options.ts";
+import { listBitmaps } from "./bitmap_directory.ts";
+import type { CacheCleaner } from "./cache_cleaner.ts";
+import { Autoclear, Compatible, Crypt, Incompatible } from "./format.ts";
+import type { Header } from "./header.ts";
+import { guestStatus, readGuest } from "./read.ts";
+import { listSnapshots, vmStateOffset } from "./snapshot_list.ts";
+import type { Qcow2State } from "./state.ts";
+import type { TableCache } from "./table_cache.ts";
+import { discardGuest, zeroGuest } from "./unmap.ts";
+import { writeGuest } from "./write.ts";
+import { writeCompressedGuest } from "./write_compressed.ts";
+
+/** What a node does over that its opening did first. */
+export interface Again {
+  /** Read everything anew. */
+  reread(): Promise<void>;
+  /** Go on with a header, and empty caches that fit it. */
+  adopt(header: Header): void;
+  /** Go on with other options. */
+  change(options: OptionValues): Promise<void>;
+}
+
+/** An opened image. */
+export class Qcow2Node implements BlockNode {
+  readonly driver: BlockDriver;
+  readonly filename: string;
+  readonly limits;
+  readonly #state: Qcow2State;
+  readonly #again: Again;
+  readonly #cleaner: CacheCleaner;
+
+  constructor(
+    driver: BlockDriver,
+    filename: string,
+    state: Qcow2State,
+    cleaner: CacheCleaner,
+    again: Again,
+  ) {
+    this.driver = driver;
+    this.filename = filename;
+    this.#state = state;
+    this.#cleaner = cleaner;
+    this.#again = again;
+    if (state.file.copyFrom) this.copyFrom = this.#copyFrom;
+    const { clusterSize } = state.geometry;
+    this.limits = {
+      ...(state.encryption && { requestAlignment: SECTOR_SIZE }),
+      writeZeroesAlignment: clusterSize,
+      discardAlignment: clusterSize,
+    };
+  }
+
+  get size(): number {
+    return this.#state.header.size;
+  }
+
+  get readOnly(): boolean {
+    return this.#state.readOnly;
+  }
+
+  get children(): { [role: string]: BlockNode | undefined } {
+    return { file: this.#state.file, backing: this.#state.backing };
+  }
+
+  /** Repair what an unclean end left, and drop claims that writing voids. */
+  async prepareForWriting(): Promise<void> {
+    const { header } = this.#state;
+    if (header.incompatible.low & Incompatible.DIRTY) {
+      const result = await this.#check({
+        repair: { leaks: true, corruptions: true },
+        report: (line) => this.#state.behaviour.report(line),
+      });
+      if (result.checkErrors > 0) {
+        throw new BlockError(
+          "EIO",
+          "Could not repair dirty image: Input/output error",
+        );
+      }
+    }
+    await this.clearFeatures(0);
+  }
+
+  /**
+   * Bitmaps are not kept up to date by this driver, and a feature that nobody
+   * knows is not either: the format has a bit to say so. `kept` remain.
+   */
+  async clearFeatures(kept: number): Promise<void> {
+    const { high, low } = this.#state.header.autoclear;
+    const rest = low & kept;
+    if (high === 0 && low === rest) return;
+    await this.#state.changeHeader({ autoclear: { high: 0, low: rest } });
+  }
+
+  /**
+   * Begin a request. While it waited, the disk may have become shorter.
+   *
+   * @throws {BlockError} EIO if the range is not within the disk any more.
+   */
+  #begin(offset: number, length: number): Held | Promise<Held> {
+    this.#cleaner.countRequest();
+    const checked = (held: Held) => {
+      if (offset + length <= this.size) return held;
+      held[Symbol.dispose]();
+      throw new BlockError("EIO");
+    };
+    const held = this.#state.operations.share();
+    return held instanceof Promise ? held.then(checked) : checked(held);
+  }
+
+  async readv(offset: number, iov: IoVector): Promise<void> {
+    using _ = await this.#begin(offset, vectorLength(iov));
+    await readGuest(this.#state, offset, iov);
+  }
+
+  async writev(
+    offset: number,
+    iov: IoVector,
+    flags?: WriteFlags,
+  ): Promise<void> {
+    {
+      using _ = await this.#begin(offset, vectorLength(iov));
+      await writeGuest(this.#state, offset, iov);
+    }
+    if (flags?.fua) await this.flush();
+  }
+
+  /** Present where the file has it. */
+  copyFrom?: BlockNode["copyFrom"];
+
+  async #copyFrom(
+    offset: number,
+    source: BlockNode,
+    sourceOffset: number,
+    length: number,
+  ): Promise<void> {
+    using _ = await this.#begin(offset, length);
+    const payload = { source, offset: sourceOffset, length };
+    await writeGuest(this.#state, offset, payload);
+  }
+
+  async writeZeroes(
+    offset: number,
+    length: number,
+    flags?: ZeroFlags,
+  ): Promise<void> {
+    {
+      using _ = await this.#begin(offset, length);
+      await zeroGuest(this.#state, offset, length, flags);
+    }
+    if (flags?.fua) await this.flush();
+  }
+
+  async discard(offset: number, length: number): Promise<void> {
+    using _ = await this.#begin(offset, length);
+    await discardGuest(this.#state, offset, length);
+  }
+
+  async writeCompressed(
+    offset: number,
+    iov: IoVector,
+    options?: CompressOptions,
+  ): Promise<void> {
+    using _ = await this.#begin(offset, vectorLength(iov));
+    await writeCompressedGuest(this.#state, offset, iov, options?.level);
+  }
+
+  async flush(): Promise<void> {
+    if (this.readOnly) return;
+    using _ = await this.#state.metadata.lock();
+    this.#state.checkUsable();
+    await this.#state.flushCaches();
+  }
+
+  async truncate(size: number, options?: TruncateOptions): Promise<void> {
+    using _ = await this.#state.operations.exclude();
+    this.#state.checkUsable();
+    const { resize } = await import("./resize.ts");
+    await resize(this.#state, size, options);
+  }
+
+  async status(offset: number, length: number): Promise<Extent> {
+    this.#cleaner.countRequest();
+    using _ = await this.#state.operations.share();
+    return await guestStatus(this.#state, offset, length);
+  }
+
+  async info(): Promise<NodeInfo> {
+    const { file, header, geometry } = this.#state;
+    const bitmaps = await listBitmaps(file, header, geometry);
+    return {
+      ...(bitmaps && { bitmaps }),
+      clusterSize: geometry.clusterSize,
+      dirty: (header.incompatible.low & Incompatible.DIRTY) !== 0,
+      encrypted: header.cryptMethod !== Crypt.NONE,
+      backingFile: header.backingFile,
+      backingFormat: header.backingFormat,
+      vmStateOffset: geometry.l1EntriesFor(header.size) * geometry.l2Coverage,
+      specific: { type: "qcow2", data: specificInfo(header, bitmaps) },
+    };
+  }
+
+  get snapshots(): SnapshotOperations {
+    const state = this.#state;
+    const alone = async <T>(act: () => Promise<T>): Promise<T> => {
+      using _ = await state.operations.exclude();
+      state.checkUsable();
+      return await act();
+    };
+    const load = () => import("./snapshots.ts");
+    return {
+      list: () => Promise.resolve(listSnapshots(state)),
+      create: (request) =>
+        alone(async () => (await load()).createSnapshot(state, request)),
+      apply: (name) =>
+        alone(async () => (await load()).applySnapshot(state, name)),
+      delete: (name) =>
+        alone(async () => (await load()).deleteSnapshot(state, name)),
+      loadTemporary: (name) =>
+        alone(async () => (await load()).loadSnapshot(state, name)),
+    };
+  }
+
+  async saveVmState(offset: number, iov: IoVector): Promise<void> {
+    const state = this.#state;
+    using _ = await state.operations.exclude();
+    const start = vmStateOffset(state) + offset;
+    const end = start + vectorLength(iov);
+    {
+      using _lock = await state.metadata.lock();
+      await state.clusters.growL1(state.geometry.l1EntriesFor(end), false);
+    }
+    await writeGuest(state, start, iov);
+  }
+
+  async loadVmState(offset: number, iov: IoVector): Promise<void> {
+    using _ = await this.#state.operations.share();
+    await readGuest(this.#state, vmStateOffset(this.#state) + offset, iov);
+  }
+
+  async invalidate(): Promise<void> {
+    const state = this.#state;
+    using _ = await state.operations.exclude();
+    using _lock = await state.metadata.lock();
+    if (!state.readOnly) await state.flushCaches();
+    await this.#again.reread();
+  }
+
+  async reopen(options: OptionValues): Promise<void> {
+    const state = this.#state;
+    using _ = await state.operations.exclude();
+    using _lock = await state.metadata.lock();
+    state.checkUsable();
+    await this.#again.change(options);
+  }
+
+  async check(options?: CheckOptions): Promise<CheckResult> {
+    using _ = await this.#state.operations.exclude();
+    return await this.#check(options);
+  }
+
+  async #check(options?: CheckOptions): Promise<CheckResult> {
+    const state = this.#state;
+    using _ = await state.metadata.lock();
+    state.checkUsable();
+    if (!state.readOnly) await state.flushCaches();
+    const { checkImage } = await import("./check.ts");
+    const result = await checkImage(state, options ?? {});
+    if (options?.repair) await state.reload();
+    return result;
+  }
+
+  async makeEmpty(): Promise<void> {
+    using _ = await this.#state.operations.exclude();
+    this.#state.checkUsable();
+    // Loaded when it is used: every start would pay for it.
+    const { makeEmpty } = await import("./empty.ts");
+    await makeEmpty(this.#state);
+  }
+
+  async changeBacking(name?: string, format?: string): Promise<void> {
+    using _ = await this.#state.operations.exclude();
+    // Too long a name is found out before anything is written.
+    await this.#state.changeHeader({
+      backingFile: name,
+      backingFormat: name === undefined ? undefined : format,
+    });
+  }
+
+  async amend(options: OptionValues, how: AmendOptions = {}): Promise<void> {
+    const state = this.#state;
+    using _ = await state.operations.exclude();
+    state.checkUsable();
+    const { amend } = await import("./amend.ts");
+    await amend(state, options, how, () => this.#again.adopt(state.header));
+  }
+
+  async close(): Promise<void> {
+    const state = this.#state;
+    const { file, backing } = state;
+    try {
+      if (!state.readOnly && !state.unusable) {
+        using _ = await state.operations.exclude();
+        using _lock = await state.metadata.lock();
+        await state.flushCaches().catch((error) => this.#explain(error));
+        await state.markClean();
+      }
+    } finally {
+      this.#cleaner.stop();
+      state.compressed.close();
+      await file.close();
+      await backing?.close();
+    }
+  }
+
+  /** Tables could not be written: try once more, and say which ones fail. */
+  async #explain(error: unknown): Promise<never> {
+    const { l2Cache, refcountCache } = this.#state;
+    const failures: string[] = [];
+    const attempt = async (name: string, cache: TableCache) => {
+      try {
+        await cache.flush();
+      } catch (error) {
+        const why = strerror(asBlockError(error).code);
+        failures.push(`Failed to flush the ${name} cache: ${why}`);
+      }
+    };
+    await attempt("L2 table", l2Cache);
+    await attempt("refcount block", refcountCache);
+    if (failures.length === 0) throw error;
+    const { code } = asBlockError(error);
+    throw new BlockError(code, failures.join("\n"), { cause: error });
+  }
+}
+
+/** What only this format has, in the names of QEMU's `ImageInfoSpecificQCow2`. */
+function specificInfo(
+  header: Header,
+  bitmaps: readonly BitmapInfo[] = [],
+): Record<string, unknown> {
+  const { version, incompatible, compatible, refcountOrder } = header;
+  const common = {
+    compat: version === 2 ? "0.10" : "1.1",
+    "compression-type": header.compressionType,
+    "refcount-bits": 2 ** refcountOrder,
+    ...(header.cryptMethod === Crypt.AES && { encrypt: { format: "aes" } }),
+  };
+  if (version === 2) return common;
+  const dataFile = header.dataFile === undefined ? {} : {
+    "data-file": header.dataFile,
+    "data-file-raw": (header.autoclear.low & Autoclear.RAW_EXTERNAL_DATA) !== 0,
+  };
+  return {
+    ...common,
+    ...dataFile,
+    ...(bitmaps.length > 0 && { bitmaps }),
+    "lazy-refcounts": (compatible.low & Compatible.LAZY_REFCOUNTS) !== 0,
+    corrupt: (incompatible.low & Incompatible.CORRUPT) !== 0,
+    "extended-l2": (incompatible.low & Incompatible.EXTENDED_L2) !== 0,
+  };
+}
