@@ -32,11 +32,6 @@ export function assert(expr: unknown, msg = ""): asserts expr {
   if (!expr) throw new AssertionError(msg);
 }
 
-/** Fail. */
-export function fail(msg?: string): never {
-  throw failure("Failed assertion", msg);
-}
-
 /** Structural equality, as `assertEquals` sees it. */
 export function equal(a: unknown, b: unknown): boolean {
   return compare(a, b, new Map());
@@ -114,19 +109,6 @@ export function assertNotEquals<T>(actual: T, expected: T, msg?: string): void {
   );
 }
 
-/** Assert that two values are the same, as `Object.is` sees it. */
-export function assertStrictEquals<T>(
-  actual: unknown,
-  expected: T,
-  msg?: string,
-): asserts actual is T {
-  if (Object.is(actual, expected)) return;
-  throw failure(
-    `Values are not strictly equal: ${show(actual)} and ${show(expected)}`,
-    msg,
-  );
-}
-
 /** Assert that `actual` contains `expected`. */
 export function assertStringIncludes(
   actual: string,
@@ -145,18 +127,6 @@ export function assertMatch(
 ): void {
   if (expected.test(actual)) return;
   throw failure(`Expected actual: "${actual}" to match: "${expected}"`, msg);
-}
-
-/** Assert that `actual` is greater than `expected`. */
-export function assertGreater<T>(actual: T, expected: T, msg?: string): void {
-  if (actual > expected) return;
-  throw failure(`Expect ${show(actual)} > ${show(expected)}`, msg);
-}
-
-/** Assert that `actual` is less than `expected`. */
-export function assertLess<T>(actual: T, expected: T, msg?: string): void {
-  if (actual < expected) return;
-  throw failure(`Expect ${show(actual)} < ${show(expected)}`, msg);
 }
 
 function checkError<E extends Error>(

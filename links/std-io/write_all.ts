@@ -3,27 +3,10 @@
 // that cannot reach JSR; deno.json's "links" puts it in place.
 // Signatures and behaviour are those of the real module.
 
-/** Something bytes can be written to. */
-export interface Writer {
-  /** Write some of `p`, and answer how many bytes. */
-  write(p: Uint8Array): Promise<number>;
-}
-
 /** Something bytes can be written to synchronously. */
 export interface WriterSync {
   /** Write some of `p`, and answer how many bytes. */
   writeSync(p: Uint8Array): number;
-}
-
-/** Write all of `data`. */
-export async function writeAll(
-  writer: Writer,
-  data: Uint8Array,
-): Promise<void> {
-  let written = 0;
-  while (written < data.length) {
-    written += await writer.write(data.subarray(written));
-  }
 }
 
 /** Synchronously write all of `data`. */
