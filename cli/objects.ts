@@ -11,11 +11,11 @@ import type { SecretRequest, SecretSource } from "../core/secrets.ts";
 import { defineThrottleObject, THROTTLE_HELP } from "./throttle_object.ts";
 
 /** What `--object help` prints. */
-export const OBJECT_HELP =
+const OBJECT_HELP =
   "List of user creatable objects:\n  secret\n  throttle-group\n";
 
 /** What `--object secret,help` prints. */
-export const SECRET_HELP = `secret options:
+const SECRET_HELP = `secret options:
   data=<string>
   file=<string>
   format=<QCryptoSecretFormat>

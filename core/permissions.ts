@@ -46,7 +46,7 @@ export interface Permissions {
 }
 
 /** The claims of nobody. */
-export const NO_CLAIMS: Permissions = { needs: 0, shares: ALL_ACCESS };
+const NO_CLAIMS: Permissions = { needs: 0, shares: ALL_ACCESS };
 
 /** A node as it claims something of its children: what that depends on. */
 export interface Claimant {

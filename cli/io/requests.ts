@@ -10,7 +10,7 @@ import { Refusal } from "./command.ts";
 import { byteCount } from "./numbers.ts";
 
 /** The most bytes that one request may have: 2 GiB, less a sector. */
-export const MAX_REQUEST = 2 ** 31 - 512;
+const MAX_REQUEST = 2 ** 31 - 512;
 
 /** How a request is to be reported. */
 export interface Reporting {
