@@ -163,7 +163,9 @@ class NewStructure {
     const view = viewOf(block);
     await this.#walk(this.#walks + 1, view, async (index) => {
       const offset = this.#blocks[index];
-      if (offset) await this.#writeAt(offset, block);
+      // What has no block is all zero, and there may be a million of those.
+      if (!offset) return;
+      await this.#writeAt(offset, block);
       block.fill(0);
     });
     const table = allocate(this.#tableBytes);
