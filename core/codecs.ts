@@ -55,9 +55,12 @@ let zstdContext: unknown;
 
 /**
  * Decompress one zstd frame, whatever follows it. Whether that filled `target`;
- * false without the library, too.
+ * `undefined` without the library.
  */
-export function decompressZstd(input: Uint8Array, target: Uint8Array): boolean {
+export function decompressZstd(
+  input: Uint8Array,
+  target: Uint8Array,
+): boolean | undefined {
   const zstd = nativeLibrary<Zstd>("libzstd.so.1", {
     ZSTD_createDCtx: { parameters: [], result: "pointer" },
     ZSTD_findFrameCompressedSize: {
@@ -69,11 +72,11 @@ export function decompressZstd(input: Uint8Array, target: Uint8Array): boolean {
       result: "i32",
     },
   });
-  if (!zstd) return false;
-  zstdContext ??= zstd.ZSTD_createDCtx();
+  zstdContext ??= zstd?.ZSTD_createDCtx();
+  if (!zstd || !zstdContext) return undefined;
   // What follows would be taken for another frame.
   const frame = zstd.ZSTD_findFrameCompressedSize(input, BigInt(input.length));
-  if (frame <= 0 || !zstdContext) return false;
+  if (frame <= 0) return false;
   const [room, length] = [BigInt(target.length), BigInt(frame)];
   return zstd.ZSTD_decompressDCtx(zstdContext, target, room, input, length) ===
     target.length;
@@ -96,10 +99,14 @@ interface Deflate {
 let inflateContext: unknown;
 
 /**
- * Inflate a stream, whatever follows it. Whether that filled `target`; false
- * without the library, and perhaps where the stream is longer or has no end.
+ * Inflate a stream, whatever follows it. Whether that filled `target`, which
+ * may be false where the stream is longer or has no end; `undefined` without
+ * the library.
  */
-export function inflate(input: Uint8Array, target: Uint8Array): boolean {
+export function inflate(
+  input: Uint8Array,
+  target: Uint8Array,
+): boolean | undefined {
   const deflate = nativeLibrary<Deflate>("libdeflate.so.0", {
     libdeflate_alloc_decompressor: { parameters: [], result: "pointer" },
     libdeflate_deflate_decompress: {
@@ -107,9 +114,8 @@ export function inflate(input: Uint8Array, target: Uint8Array): boolean {
       result: "i32",
     },
   });
-  if (!deflate) return false;
-  inflateContext ??= deflate.libdeflate_alloc_decompressor();
-  if (!inflateContext) return false;
+  inflateContext ??= deflate?.libdeflate_alloc_decompressor();
+  if (!deflate || !inflateContext) return undefined;
   const [room, length] = [BigInt(target.length), BigInt(input.length)];
   return deflate.libdeflate_deflate_decompress(
     inflateContext,

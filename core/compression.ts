@@ -113,13 +113,18 @@ export async function decompress(
   input: Uint8Array,
   target: Uint8Array,
 ): Promise<void> {
-  // What the libraries refuse may be right all the same.
   const decompressHere = type === "zstd" ? decompressZstd : inflate;
-  if (decompressHere(input, target)) return;
+  const isDone = decompressHere(input, target);
+  if (isDone) return;
+  // Of deflate, what the library refuses may be right all the same.
+  if (isDone === false && type === "zstd") throw corrupt();
   const native = nativeZlib();
   if (type === "zlib" && !native) return await inflatePortably(input, target);
   const { length } = target;
-  const call = type === "zstd" ? unzstdCall(length) : inflateCall(length);
+  const isDoubtful = isDone === false;
+  const call = type === "zstd"
+    ? unzstdCall(length)
+    : inflateCall(length, isDoubtful ? DOUBTFUL_CHUNK : MAX_CHUNK);
   if (!native?.[call.method]) {
     throw new BlockError("ENOTSUP", "This runtime cannot decompress zstd");
   }
@@ -138,12 +143,19 @@ export async function decompress(
   if (output !== target) target.set(output);
 }
 
-function inflateCall(length: number): ZlibCall {
+/**
+ * Bytes of output in one chunk. `node:zlib` of Deno 2.9 never frees the chunk
+ * in which a stream turned out to be corrupt, so that it must not be large;
+ * smaller still where that is to be expected.
+ */
+const [MAX_CHUNK, DOUBTFUL_CHUNK] = [256 * 1024, 4096];
+
+function inflateCall(length: number, most: number): ZlibCall {
   return {
     method: "inflateRawSync",
     options: {
       // One byte more than needed, so that the whole output is one chunk.
-      chunkSize: Math.max(64, length + 1),
+      chunkSize: Math.min(Math.max(64, length + 1), most),
       maxOutputLength: length,
       // A missing end is no harm where all of the output is there.
       finishFlush: nativeZlib()?.constants.Z_SYNC_FLUSH,

@@ -137,8 +137,11 @@ export class CompressedClusters {
   }
 
   #remember(key: string, cluster: Promise<Uint8Array>): void {
-    // A failure is not remembered: the next reader tries again.
-    cluster.catch(() => this.#clusters.delete(key));
+    // If it could not be read, the next reader tries again. What is corrupt
+    // stays so: it is not decompressed for each sector that is asked for.
+    cluster.catch((error) => {
+      if (!(error instanceof CorruptCluster)) this.#clusters.delete(key);
+    });
     this.#clusters.set(key, cluster);
     if (this.#clusters.size > REMEMBERED) {
       this.#clusters.delete(this.#clusters.keys().next().value!);
@@ -188,8 +191,11 @@ export class CompressedClusters {
 function readError(thrown: unknown): BlockError {
   const error = asBlockError(thrown);
   if (error.code === "ENOTSUP") return error;
-  return new BlockError("EIO", undefined, { cause: error });
+  return new CorruptCluster("EIO", undefined, { cause: error });
 }
+
+/** Compressed data that was read, but is none. */
+class CorruptCluster extends BlockError {}
 
 /** Split into groups that lie so close, in order, that one request reads them. */
 function inRuns(wanted: readonly Wanted[]): Wanted[][] {
