@@ -180,8 +180,9 @@ function openFile(request: FileRequest): FileNode {
   const { filename, io, readOnly } = request;
   let host: HostFile | undefined;
   try {
-    const { isFile, isDirectory } = Deno.statSync(filename);
-    if (isDirectory) {
+    const { isFile, ...is } = Deno.statSync(filename);
+    // To open a pipe would wait for whoever may open its other end.
+    if (is.isDirectory || is.isFifo || is.isSocket) {
       throw new BlockError(
         "EISDIR",
         `'file' driver requires '${filename}' to be a regular file`,

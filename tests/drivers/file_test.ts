@@ -90,6 +90,19 @@ eachWay("refuses a folder", async (io, folder) => {
   assertEquals(error.code, "EISDIR");
 });
 
+eachWay("does not wait at a pipe", async (io, folder) => {
+  const filename = `${folder}/pipe`;
+  await new Deno.Command("mkfifo", { args: [filename] }).output();
+  const error = await assertRejects(
+    () => openProtocol({ driver: "file", filename, io }, { readOnly: true }),
+    BlockError,
+  );
+  assertEquals(
+    error.message,
+    `'file' driver requires '${filename}' to be a regular file`,
+  );
+});
+
 eachWay("reports a full device", async (io) => {
   await withNode({ filename: "/dev/full", io }, async (node) => {
     const error = await assertRejects(
