@@ -10,6 +10,7 @@ export type ErrorCode =
   | "ENOENT"
   | "EINTR"
   | "EIO"
+  | "ENXIO"
   | "EBADF"
   | "EAGAIN"
   | "ENOMEM"
