@@ -1,0 +1,376 @@
+/**
+ * Hostile images: what a damaged or malicious qcow2 image may hold, and all
+ * that can be done with one.
+ *
+ * @module
+ */
+import {
+  bench,
+  BlockError,
+  type BlockNode,
+  commit,
+  compare,
+  convert,
+  createImage,
+  measure,
+  MemoryStore,
+  openImage,
+  type OpenOptions,
+  rebase,
+  type StackObject,
+  streamImage,
+} from "../mod.ts";
+import { readPadded } from "../core/requests.ts";
+import { put32, put64, storeOf } from "./drivers/qcow2/bytes.ts";
+import { damage, type Random } from "./drivers/qcow2/damage.ts";
+
+/** Values that have broken programs before. */
+const VALUES = [
+  ...[0n, 1n, 2n, 3n, 8n, 9n, 72n, 104n, 112n, 511n, 512n, 4096n, 65536n],
+  ...[0x7fffffffn, 0x80000000n, 0xffffffffn, 0x100000000n, 1n << 40n],
+  ...[(1n << 53n) - 1n, 1n << 53n, (1n << 56n) - 512n, 1n << 62n],
+  ...[(1n << 63n) - 1n, 1n << 63n, (1n << 64n) - 1n, (1n << 64n) - 512n],
+];
+
+/** Fields of the header: their places and bytes. */
+const FIELDS: readonly (readonly [string, number, 4 | 8])[] = [
+  ["version", 4, 4],
+  ["backing offset", 8, 8],
+  ["backing length", 16, 4],
+  ["cluster bits", 20, 4],
+  ["size", 24, 8],
+  ["encryption", 32, 4],
+  ["L1 entries", 36, 4],
+  ["L1 offset", 40, 8],
+  ["refcount table offset", 48, 8],
+  ["refcount table clusters", 56, 4],
+  ["snapshots", 60, 4],
+  ["snapshots offset", 64, 8],
+  ["incompatible", 72, 8],
+  ["compatible", 80, 8],
+  ["autoclear", 88, 8],
+  ["refcount order", 96, 4],
+  ["header length", 100, 4],
+  ["compression", 104, 4],
+];
+
+/** Names that a backing file must not be found by. */
+export const BACKING_NAMES: readonly string[] = [
+  'json:{"driver":"file","filename":"/dev/zero"}',
+  'json:{"driver":"raw","file":{"driver":"file","filename":"/etc/hostname"}}',
+  "json:{",
+  "json:[]",
+  'json:{"driver":{"a":1}}',
+  "json:" + '{"file":'.repeat(100),
+  "/dev/zero",
+  "/dev/stdin",
+  "/etc/hostname",
+  "../../../../../../../../../../etc/hostname",
+  "nbd://127.0.0.1:1/x",
+  "fd:0",
+  "blkdebug:/etc/hostname:/etc/hostname",
+  "null-co:",
+  ".",
+  "x".repeat(1023),
+];
+
+/** Damage the header, or a byte anywhere; says how. */
+function damageHeader(bytes: Uint8Array, random: Random): string {
+  const kind = random.below(10);
+  const view = new DataView(bytes.buffer, bytes.byteOffset);
+  if (kind < 5) {
+    const [name, at, length] = random.pick(FIELDS);
+    const old = length === 8
+      ? view.getBigUint64(at)
+      : BigInt(view.getUint32(at));
+    const value = random.below(4) === 0
+      ? old ^ 1n << BigInt(random.below(length * 8))
+      : random.below(4) === 0
+      ? BigInt(random.below(64) * 2 ** view.getInt8(23))
+      : random.pick(VALUES);
+    if (length === 8) put64(bytes, at, BigInt.asUintN(64, value));
+    else put32(bytes, at, Number(BigInt.asUintN(32, value)));
+    return `${name} = 0x${value.toString(16)}`;
+  }
+  if (kind < 7) {
+    // In the extensions of the header, or the name that follows them.
+    const at = 72 + random.below(400);
+    bytes[at] = random.pick([0, 1, 0x10, 0x7f, 0xff, bytes[at] ^ 1]);
+    return `header byte ${at} = ${bytes[at]}`;
+  }
+  if (kind < 8) {
+    const at = 112 + 8 * random.below(16);
+    const type = random.pick(
+      [0xe2792aca, 0x6803f857, 0x0537be77, 0x23852875, 0x44415441, 0x1234],
+    );
+    const length = random.pick([0, 1, 15, 16, 24, 48, 1000, 2 ** 32 - 1]);
+    put32(bytes, at, type, length);
+    return `extension at ${at}: ${type.toString(16)}, ${length} bytes`;
+  }
+  if (kind < 9) {
+    const name = random.pick(BACKING_NAMES);
+    const encoded = new TextEncoder().encode(name);
+    const offset = Math.min(2 ** bytes[23], bytes.length) - encoded.length;
+    if (offset < 112) return "no place for a name";
+    bytes.set(encoded, offset);
+    put64(bytes, 8, offset);
+    put32(bytes, 16, encoded.length);
+    return `backing file ${name.slice(0, 60)}`;
+  }
+  const at = random.below(bytes.length);
+  bytes[at] ^= 1 << random.below(8);
+  return `byte ${at} = ${bytes[at]}`;
+}
+
+/** Damage an image in its header, its tables, or both; says how. */
+export function makeHostile(
+  image: Uint8Array,
+  random: Random,
+): { bytes: Uint8Array; what: string } {
+  const kind = random.below(3);
+  const hostile = kind > 0
+    ? damage(image, random)
+    : { bytes: image.slice(), what: "" };
+  if (kind === 1) return hostile;
+  const steps = [hostile.what];
+  for (let left = 1 + random.below(3); left > 0; left--) {
+    steps.push(damageHeader(hostile.bytes, random));
+  }
+  return { ...hostile, what: steps.filter(Boolean).join("; ") };
+}
+
+/** What an operation gets: a fresh copy of the image. */
+export interface Victim {
+  /** The image in memory, for `openImage`. */
+  stack: StackObject;
+  /** How to open it, with a limit to its chain. */
+  options: OpenOptions;
+}
+
+/** Bytes that are read of a disk which may claim any size. */
+const LOOK = 2 * 1024 * 1024;
+/** Extents that are asked for. */
+const MOST_EXTENTS = 3000;
+/** Disks that are larger are not copied. */
+const LARGEST = 64 * 1024 * 1024;
+
+type Operation = (victim: Victim, random: Random) => Promise<void>;
+
+async function using(
+  { stack, options }: Victim,
+  readOnly: boolean,
+  use: (node: BlockNode) => Promise<unknown>,
+): Promise<void> {
+  await using image = await openImage(stack, { ...options, readOnly });
+  await use(image.node);
+}
+
+const reading =
+  (use: (node: BlockNode, random: Random) => Promise<unknown>): Operation =>
+  (victim, random) => using(victim, true, (node) => use(node, random));
+const writing =
+  (use: (node: BlockNode, random: Random) => Promise<unknown>): Operation =>
+  (victim, random) => using(victim, false, (node) => use(node, random));
+
+function checking(
+  repair?: { leaks: boolean; corruptions: boolean },
+): Operation {
+  return async ({ stack, options }) => {
+    await using image = await openImage(stack, {
+      ...options,
+      purpose: "check",
+      readOnly: !repair,
+    });
+    await image.check({ repair });
+  };
+}
+
+/** Places on a disk: its start, its end, and somewhere. */
+function places(node: BlockNode, random: Random): number[] {
+  const sectors = Math.floor(node.size / 512);
+  const somewhere = Math.min(sectors, 4096);
+  return [0, random.below(Math.max(1, somewhere)) * 512, (sectors - 1) * 512]
+    .filter((at) => at >= 0 && at < node.size);
+}
+
+async function newTarget(format: string, size: number): Promise<BlockNode> {
+  const file = { driver: "memory", store: new MemoryStore() };
+  await createImage(format, file, { size });
+  return (await openImage({ driver: format, file })).node;
+}
+
+function converting(options: Parameters<typeof convert>[2]): Operation {
+  return reading(async (node) => {
+    if (node.size > LARGEST) return;
+    const target = await newTarget("qcow2", node.size);
+    try {
+      await convert([node], target, { targetIsZero: true, ...options });
+    } finally {
+      await target.close();
+    }
+  });
+}
+
+/** Everything that can be done with an image, by name. */
+export const OPERATIONS: { readonly [name: string]: Operation } = {
+  info: async ({ stack, options }) => {
+    await using image = await openImage(stack, {
+      ...options,
+      purpose: "info",
+      readOnly: true,
+    });
+    await image.info();
+    await image.node.snapshots?.list();
+  },
+  map: async ({ stack, options }) => {
+    await using image = await openImage(stack, { ...options, readOnly: true });
+    let left = MOST_EXTENTS;
+    for await (const _ of image.extents()) if (--left === 0) break;
+  },
+  check: checking(),
+  "check -r leaks": checking({ leaks: true, corruptions: false }),
+  "check -r all": checking({ leaks: true, corruptions: true }),
+  read: reading(async (node, random) => {
+    for (const at of places(node, random)) {
+      const length = Math.min(LOOK, node.size - at);
+      await readPadded(node, at, [new Uint8Array(length)]);
+    }
+  }),
+  write: writing(async (node, random) => {
+    for (const at of places(node, random)) {
+      const length = Math.min(20000, node.size - at);
+      await node.writev!(at, [new Uint8Array(length).fill(1)]);
+      await node.writeZeroes!(at, length, { unmap: true });
+      await node.flush!();
+    }
+  }),
+  discard: writing(async (node, random) => {
+    for (const at of places(node, random)) {
+      await node.discard!(at, Math.min(1 << 30, node.size - at));
+    }
+    await node.discard!(0, node.size);
+    await node.writeZeroes!(0, node.size);
+  }),
+  "write -c": writing(async (node) => {
+    const { clusterSize = 512 } = await node.info!();
+    const length = Math.min(clusterSize, node.size);
+    await node.writeCompressed!(0, [new Uint8Array(length).fill(3)]);
+  }),
+  "vm state": writing(async (node) => {
+    await node.saveVmState!(0, [new Uint8Array(3000).fill(1)]);
+    await node.loadVmState!(0, [new Uint8Array(3000)]);
+  }),
+  convert: converting({}),
+  "convert -c": converting({ compressed: true }),
+  "convert --salvage": converting({ salvage: true }),
+  "convert -C": converting({ copyOffload: true }),
+  "convert to -": reading(async (node) => {
+    if (node.size > LARGEST) return;
+    for await (const _ of streamImage("qcow2", node));
+    for await (const _ of streamImage("raw", node));
+  }),
+  compare: reading(async (node) => {
+    if (node.size > 2 ** 40) return;
+    const store = new MemoryStore(node.size);
+    await using other = await openImage(
+      { driver: "raw", file: { driver: "memory", store } },
+      { readOnly: true },
+    );
+    await compare(node, other.node);
+    await compare(node, other.node, { strict: true });
+  }),
+  measure: reading(async (node) => {
+    await measure("qcow2", {}, node);
+    await measure("raw", {}, node);
+  }),
+  bench: writing(async (node) => {
+    await bench(node, { count: 64, depth: 8, step: 12345 * 512 });
+    await bench(node, { count: 64, depth: 8, step: 7 * 512, write: true });
+  }),
+  "amend compat=0.10": writing((node) => node.amend!({ compat: "0.10" })),
+  "amend compat=1.1": writing((node) => node.amend!({ compat: "1.1" })),
+  "amend lazy_refcounts": writing((node) =>
+    node.amend!({ lazy_refcounts: true })
+  ),
+  "amend refcount_bits": writing((node, random) =>
+    node.amend!({ refcount_bits: random.pick([1, 2, 8, 32, 64]) })
+  ),
+  commit: async ({ stack, options }) => {
+    const file = { driver: "memory", store: new MemoryStore(1 << 16) };
+    const backing = { driver: "raw", file, "read-only": false };
+    await using(
+      { stack: { ...stack, backing }, options },
+      false,
+      (node) => node.size > LARGEST ? Promise.resolve() : commit(node),
+    );
+  },
+  empty: writing((node) => node.makeEmpty!()),
+  rebase: async ({ stack, options }) => {
+    const file = { driver: "memory", store: storeOf(new Uint8Array(1 << 16)) };
+    const backing = { driver: "raw", file };
+    await using(
+      { stack: { ...stack, backing }, options },
+      false,
+      (node) =>
+        node.size > LARGEST ? Promise.resolve() : rebase(node, undefined),
+    );
+  },
+  "rebase -u": writing((node) => node.changeBacking!("other", "raw")),
+  "resize grow": writing((node) => node.truncate!(node.size + (1 << 20))),
+  "resize much": writing((node) => node.truncate!(2 ** 40)),
+  "resize preallocation": writing((node) =>
+    node.truncate!(node.size + (1 << 20), { preallocation: "metadata" })
+  ),
+  "resize shrink": writing((node) =>
+    node.truncate!(Math.floor(node.size / 1024) * 512)
+  ),
+  "snapshot -c": writing((node) => node.snapshots!.create({ name: "new" })),
+  "snapshot -a": writing((node) => eachSnapshot(node, "apply")),
+  "snapshot -d": writing((node) => eachSnapshot(node, "delete")),
+  "snapshot -l": reading(async (node) => {
+    for (const { id } of (await node.snapshots!.list()).slice(0, 20)) {
+      await node.snapshots!.loadTemporary(id);
+      await readPadded(node, 0, [new Uint8Array(Math.min(4096, node.size))]);
+    }
+  }),
+  reload: writing((node) => node.invalidate!()),
+};
+
+async function eachSnapshot(
+  node: BlockNode,
+  verb: "apply" | "delete",
+): Promise<void> {
+  for (const { id } of (await node.snapshots!.list()).slice(0, 20)) {
+    await node.snapshots![verb](id);
+  }
+}
+
+/**
+ * Why an operation did not end as it may, with success or a `BlockError` that
+ * stems from no mistake of the program's; `undefined` if it did.
+ */
+export function mistake(thrown: unknown): string | undefined {
+  if (thrown instanceof SuppressedError) {
+    // What failed, and closing after that.
+    return mistake(thrown.error) ?? mistake(thrown.suppressed);
+  }
+  if (!(thrown instanceof BlockError)) return stackOf(thrown);
+  if (thrown.message.trim() === "") return `no message: ${stackOf(thrown)}`;
+  if (thrown.message.includes("\n")) return `two lines: ${stackOf(thrown)}`;
+  for (let at: unknown = thrown; at !== undefined;) {
+    if (!(at instanceof Error)) return `not an error: ${at}`;
+    if (isMistake(at)) return stackOf(at);
+    at = at.cause;
+  }
+  return undefined;
+}
+
+function isMistake(error: Error): boolean {
+  return error instanceof TypeError || error instanceof RangeError ||
+    error instanceof ReferenceError || error instanceof SyntaxError ||
+    error.name === "AssertionError";
+}
+
+function stackOf(thrown: unknown): string {
+  return thrown instanceof Error ? thrown.stack ?? String(thrown) : `${thrown}`;
+}

@@ -1,0 +1,170 @@
+/** What hostile images may not do, whatever is done with them. @module */
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import {
+  BlockError,
+  convert,
+  createImage,
+  MemoryStore,
+  openImage,
+} from "../mod.ts";
+import { put32, put64, storeOf } from "./drivers/qcow2/bytes.ts";
+import { Random } from "./drivers/qcow2/damage.ts";
+import { GOLDEN, goldenBytes } from "./drivers/qcow2/golden.ts";
+import { BACKING_NAMES, makeHostile, mistake, OPERATIONS } from "./hostile.ts";
+import { TempDir } from "./qemu.ts";
+
+/** Images that are made; more with BDRV_HOSTILE_SEEDS. */
+const SEEDS = Number(Deno.env.get("BDRV_HOSTILE_SEEDS") ?? "40");
+const FIRST = Number(Deno.env.get("BDRV_HOSTILE_FIRST") ?? "0");
+
+/** Milliseconds that no operation may take. */
+const LONGEST = 10_000;
+/** Bytes by which the memory that is in use may have grown at its end. */
+const MOST_MEMORY = 400 * 1024 ** 2;
+
+const NAMES = [...new Set(GOLDEN.map(({ name }) => name))]
+  .filter((name) => name.endsWith(".qcow2"));
+
+Deno.test("whatever an image holds, each operation succeeds or says why not", async () => {
+  await using folder = new TempDir();
+  const images = await Promise.all(NAMES.map(goldenBytes));
+  const found: string[] = [];
+  for (let seed = FIRST; seed < FIRST + SEEDS; seed++) {
+    const random = new Random(seed);
+    const { bytes, what } = makeHostile(random.pick(images), random);
+    // Half of them are files, of which backing files' names are relative.
+    const filename = seed % 2 === 0 ? undefined : folder.file("hostile");
+    for (const [name, operate] of Object.entries(OPERATIONS)) {
+      if (filename) await Deno.writeFile(filename, bytes);
+      const file = filename
+        ? { driver: "file", filename }
+        : { driver: "memory", store: storeOf(bytes) };
+      const options = { secrets: () => "sesame", maxChain: 8 };
+      const start = performance.now();
+      const before = Deno.memoryUsage().rss;
+      let wrong: string | undefined;
+      try {
+        const stack = { driver: "qcow2", file };
+        await operate({ stack, options }, new Random(seed));
+      } catch (error) {
+        wrong = mistake(error);
+      }
+      const time = performance.now() - start;
+      if (time > LONGEST) wrong ??= `${Math.round(time)} ms`;
+      const memory = Deno.memoryUsage().rss - before;
+      if (memory > MOST_MEMORY) wrong ??= `${memory} bytes`;
+      if (wrong) found.push(`${seed} ${name} (${what}): ${wrong}`);
+    }
+  }
+  assertEquals(found.join("\n"), "");
+});
+
+Deno.test("amend() skips what a refcount table as large as it may be does not count", async () => {
+  const bytes = await goldenBytes("large-clusters.qcow2");
+  const file = { driver: "memory", store: storeOf(bytes) };
+  await using image = await openImage({ driver: "qcow2", file });
+  const start = performance.now();
+  await image.node.amend!({ refcount_bits: 64 });
+  // Of a million blocks four are needed. Clearing a buffer for each: 40 s.
+  assert(performance.now() - start < LONGEST);
+});
+
+Deno.test("a corrupt compressed cluster takes no more memory each time it is read", async () => {
+  const store = new MemoryStore();
+  const file = { driver: "memory", store };
+  const size = 4 * 1024 ** 2;
+  await createImage("qcow2", file, { size, cluster_size: 2 * 1024 ** 2 });
+  {
+    await using image = await openImage({ driver: "qcow2", file });
+    await image.writeCompressed(0, new Uint8Array(2 * 1024 ** 2).fill(7));
+    const { value } = await image.node.snapshots!.list().then(() =>
+      image.extents()[Symbol.asyncIterator]().next()
+    );
+    assertEquals(value.kind, "compressed");
+  }
+  // Where the L2 table says that the compressed data lies.
+  const entry = new Uint8Array(8);
+  const l1 = new Uint8Array(8);
+  store.read(3 * 2 * 1024 ** 2, l1);
+  const l2 = Number(
+    new DataView(l1.buffer).getBigUint64(0) & 0xffffffffffff00n,
+  );
+  store.read(l2, entry);
+  const offsetBits = (1n << 49n) - 1n;
+  const at = Number(new DataView(entry.buffer).getBigUint64(0) & offsetBits);
+  store.write(at, new Uint8Array(512).fill(6));
+
+  await using image = await openImage({ driver: "qcow2", file }, {
+    readOnly: true,
+  });
+  const target = { driver: "memory", store: new MemoryStore(size) };
+  await using copy = await openImage({ driver: "raw", file: target });
+  const before = Deno.memoryUsage().external;
+  let warnings = 0;
+  await convert([image.node], copy.node, {
+    salvage: true,
+    warn: () => warnings++,
+  });
+  assertEquals(warnings, 2 * 1024 ** 2 / 512);
+  // It was 2 MiB for each sector.
+  assert(Deno.memoryUsage().external - before < 200 * 1024 ** 2);
+});
+
+Deno.test("no name in an image leads out of its folder", async () => {
+  await using folder = new TempDir();
+  await Deno.mkdir(folder.file("in"));
+  const filename = folder.file("in/overlay");
+  await createImage("qcow2", filename, { size: 1 << 20 });
+  const fresh = await Deno.readFile(filename);
+  await Deno.writeFile(folder.file("secret"), new Uint8Array(512));
+  const names = [
+    ...BACKING_NAMES,
+    folder.file("secret"),
+    "../secret",
+    `blkdebug::${folder.file("secret")}`,
+    `blkdebug:${folder.file("secret")}:${filename}`,
+    `json:{"driver":"quorum","children":["${folder.file("secret")}"]}`,
+    `json:{"driver":"raw","file.filename":"${folder.file("secret")}"}`,
+    `file:../secret`,
+  ];
+  const formats = ["raw", "qcow2", "blkdebug", "quorum", "throttle", "file"];
+  for (const name of names) {
+    for (const format of formats) {
+      await Deno.writeFile(filename, withBacking(fresh, name, format));
+      const opened: string[] = [];
+      const error = await assertRejects(
+        () =>
+          openImage(filename, {
+            onEvent: (_, file) => void opened.push(file),
+            writableBacking: () => true,
+          }),
+        BlockError,
+      );
+      assertEquals(mistake(error), undefined);
+      const inside = name.startsWith("x") || name === ".";
+      assert(
+        inside || /which is not permitted/.test(error.message),
+        `${name}, ${format}: ${error.message}`,
+      );
+      assertEquals(opened.filter((file) => !file.startsWith(filename)), []);
+    }
+  }
+});
+
+/** The image, with another backing file and its format. */
+function withBacking(
+  image: Uint8Array,
+  name: string,
+  format: string,
+): Uint8Array {
+  const bytes = image.slice();
+  const [text, type] = [name, format].map((s) => new TextEncoder().encode(s));
+  put32(bytes, 112, 0xe2792aca, type.length);
+  bytes.fill(0, 120, 152);
+  bytes.set(type, 120);
+  const offset = 4096;
+  bytes.set(text, offset);
+  put64(bytes, 8, offset);
+  put32(bytes, 16, text.length);
+  return bytes;
+}
