@@ -23,6 +23,7 @@ import type {
   WriteFlags,
   ZeroFlags,
 } from "../core/node.ts";
+import { nameOf } from "../core/node_names.ts";
 import { type OptionTable, parseOptions } from "../core/options.ts";
 import { ACCESS } from "../core/permissions.ts";
 import { PROBE_LENGTH, probeFormat } from "../core/registry.ts";
@@ -72,7 +73,7 @@ export const rawDriver: BlockDriver = {
     const { offset = 0, size } = parseOptions(OPEN_OPTIONS, options, ["file"]);
     const file = await context.openChild("file");
     if (context.probed && !context.readOnly) {
-      context.report(probingWarning(context.filename));
+      context.report(probingWarning(nameOf(file)));
     }
     return new RawNode(file, {
       offset: offset as number,

@@ -76,7 +76,7 @@ export async function openNode(
   } else {
     node = await open(source, options);
   }
-  if (snapshot && !readOnly) node = await temporaryOverlay(node);
+  if (snapshot) node = await temporaryOverlay(node, readOnly);
   listenToDebuggers(program, node);
   return node;
 }
@@ -122,11 +122,14 @@ function nestedOptions(options: OptionValues): OptionValues {
 }
 
 /** Something to write to that is gone when it is closed. */
-async function temporaryOverlay(backing: BlockNode): Promise<BlockNode> {
+async function temporaryOverlay(
+  backing: BlockNode,
+  readOnly: boolean,
+): Promise<BlockNode> {
   try {
     const file = { driver: "memory", store: new MemoryStore() };
     await createImage("qcow2", file, { size: backing.size });
-    return await open({ driver: "qcow2", file, backing });
+    return await open({ driver: "qcow2", file, backing }, { readOnly });
   } catch (error) {
     await backing.close();
     throw error;

@@ -4,7 +4,7 @@
  * @module
  */
 import { allocate, SECTOR_SIZE } from "../../core/bytes.ts";
-import { BlockError } from "../../core/errors.ts";
+import { asBlockError, BlockError } from "../../core/errors.ts";
 import type { Preallocation, TruncateOptions } from "../../core/node.ts";
 import { writeZeroes } from "../../core/requests.ts";
 import { ZERO } from "./format.ts";
@@ -15,7 +15,6 @@ import {
   giveUp,
   noteFreed,
   orderL2AfterData,
-  readsAsZeroes,
   setNormal,
   writeGuest,
 } from "./write.ts";
@@ -76,11 +75,16 @@ async function grow(
   header.size = size;
   try {
     const clusterEnd = Math.min(size, geometry.clusterEnd(oldSize));
-    if (oldSize < clusterEnd && !await readsAsZeroes(state, oldSize - 1)) {
-      await zeroGuest(state, oldSize, clusterEnd - oldSize);
+    const showsMore = backing !== undefined && backing.size > oldSize;
+    if (showsMore && clusterEnd < size) {
+      await zeroGuest(state, clusterEnd, size - clusterEnd).catch((error) => {
+        throw asBlockError(error).prefixed("Failed to zero out new clusters: ");
+      });
     }
-    if (backing && backing.size > oldSize) {
-      await zeroGuest(state, oldSize, size - oldSize);
+    if (
+      oldSize < clusterEnd && (showsMore || await hasRest(state, oldSize - 1))
+    ) {
+      await zeroGuest(state, oldSize, clusterEnd - oldSize);
     }
     if (preallocation !== "off") {
       // The cluster that the old end lies in may have no place yet, or one
@@ -100,6 +104,12 @@ async function grow(
   // In the file it is still the old one, to which a failure goes back.
   header.size = oldSize;
   await state.changeHeader({ size });
+}
+
+/** Whether the cluster of an offset has bytes, also where the disk has not. */
+async function hasRest(state: Qcow2State, offset: number): Promise<boolean> {
+  const { kind } = await state.clusters.map(offset, 1);
+  return kind === "normal" || kind === "compressed";
 }
 
 async function shrink(state: Qcow2State, size: number): Promise<void> {

@@ -54,6 +54,7 @@ const CALLS: { [subject: string]: string[] } = {
     "-f qcow2 top.qcow2; aio_write -z 0 1 1; aio_write -u 0 1; aio_write -zP 1 0 1; aio_flush; aio_write 0; aio_read x 1; aio_write -C 0 1k",
   ],
   "what the file is": [
+    "-f qcow2 -r -s base.qcow2; map; write 0 1; read -P 0xcd 0 64k",
     "-f raw disk.raw; info; map; alloc 0; alloc 0 2M; alloc 1M; alloc 2M 5; length; l",
     "-f qcow2 top.qcow2; info; write 100k 100k; map; alloc 0; alloc 64k 1M; a 100k 5; length",
     "-f qcow2 old.qcow2; i; write 100k 1k; map",
