@@ -145,7 +145,11 @@ async function makeRoom(
     // First of all: narrow refcounts may have no room for it.
     using _ = await state.metadata.lock();
     await state.flushCaches();
-    await countTree(state, l1, 1);
+    await countTree(state, l1, 1).catch((error) => {
+      // QEMU gives its users the number alone.
+      const { code } = asBlockError(error);
+      throw new BlockError(code, strerror(code), { cause: error });
+    });
     undo.push(async () => {
       using _ = await state.metadata.lock();
       await state.flushCaches();

@@ -99,3 +99,26 @@ qemuTest(
   },
   ["qemu-img", "qemu-io"],
 );
+
+qemuTest(
+  "a snapshot that refcounts have no room for is refused in qemu-img's words",
+  async () => {
+    await using dir = new TempDir();
+    const path = dir.file("narrow.qcow2");
+    const options = ["-o", "refcount_bits=2", path, "1M"];
+    await runOk(["qemu-img", "create", "-q", "-f", "qcow2", ...options]);
+    await runOk(["qemu-io", "-c", "write 0 1M", path]);
+    for (const name of ["one", "two"]) {
+      await runOk(["qemu-img", "snapshot", "-c", name, path]);
+    }
+    const copy = dir.file("copy.qcow2");
+    for (const call of ["-c three", "-a one"]) {
+      await Deno.copyFile(path, copy);
+      const words = ["snapshot", ...call.split(" "), copy];
+      const own = await run([...BDRV, "qemu-img", ...words]);
+      await runOk(["qemu-img", "compare", "-q", path, copy]);
+      assertEquals(own, await run(["qemu-img", ...words]), call);
+    }
+  },
+  ["qemu-img", "qemu-io"],
+);
