@@ -9,6 +9,7 @@ import {
   OptionParser,
   type OptionSpec,
 } from "./getopt.ts";
+import type { ImageArgument } from "./images.ts";
 import { CommandError, type Program, usageError } from "./program.ts";
 
 /** A command of an image program. */
@@ -33,10 +34,22 @@ export class HelpShown extends Error {}
 /** The user is to get the help. What writes it is loaded only then. */
 export class HelpWanted extends Error {}
 
+/** What most commands let one say of the image that they are about. */
+export type ImageWish = Pick<
+  ImageArgument,
+  "format" | "imageOpts" | "forceShare"
+>;
+
 /** One call of a command. */
 export class Invocation {
   /** What remains of the arguments after the options; known after parsing. */
   operands: readonly string[] = [];
+
+  /** How the image is to be opened: `-f`, `--image-opts`, `-U`. */
+  readonly image: ImageWish = {};
+  /** `-q`. */
+  quiet = false;
+  #progress = false;
 
   /** `name` calls `command` with `args`. */
   constructor(
@@ -46,9 +59,14 @@ export class Invocation {
     readonly args: readonly string[],
   ) {}
 
+  /** `-p`, unless `-q` goes with it. */
+  get showsProgress(): boolean {
+    return this.#progress && !this.quiet;
+  }
+
   /**
-   * The options one after the other. What means the same everywhere, help and
-   * objects, is dealt with here.
+   * The options one after the other, but for those that mean the same
+   * everywhere: they are dealt with here.
    */
   *options(args: readonly string[] = this.args): Generator<[string, string]> {
     const parser = new OptionParser(
@@ -58,12 +76,24 @@ export class Invocation {
       this.#complaint,
     );
     for (const [name, argument] of parser.parse()) {
-      if (name === "h") throw new HelpWanted();
-      if (name === PROGRESS.short && argument) this.#setProgress(argument);
-      if (name === "object") this.#define(argument);
-      else yield [name, argument];
+      if (!this.#take(name, argument)) yield [name, argument];
     }
     this.operands = parser.operands;
+  }
+
+  /** Take over an option that is none of the command's own; tell if it was. */
+  #take(name: string, argument: string): boolean {
+    if (name === HELP.short) throw new HelpWanted();
+    else if (name === OBJECT.long) this.#define(argument);
+    else if (name === FORMAT.short) this.image.format = argument;
+    else if (name === IMAGE_OPTS.long) this.image.imageOpts = true;
+    else if (name === FORCE_SHARE.short) this.image.forceShare = true;
+    else if (name === QUIET.short) this.quiet = true;
+    else if (name === PROGRESS.short) {
+      this.#progress = true;
+      if (argument) this.#setProgress(argument);
+    } else return false;
+    return true;
   }
 
   /** How progress is told is a choice that QEMU's programs do not offer. */

@@ -9,6 +9,7 @@ import {
   FORCE_SHARE,
   HELP,
   IMAGE_OPTS,
+  type ImageWish,
   type Invocation,
   OBJECT,
   PROGRESS,
@@ -113,7 +114,9 @@ export const CONVERT_OPTIONS: readonly OptionSpec[] = [
 
 /** What the user wants. */
 export class ConvertWish {
-  format?: string;
+  /** Of the images to read. */
+  image: ImageWish = {};
+  quiet = false;
   snapshot?: string;
   outputFormat?: string;
   backingFile?: string;
@@ -121,9 +124,7 @@ export class ConvertWish {
   readonly options = new OptionList();
   sourceCache = "writeback";
   targetCache = "unsafe";
-  imageOpts = false;
   targetImageOpts = false;
-  forceShare = false;
   targetIsZero = false;
   skipCreate = false;
   compressed = false;
@@ -132,8 +133,6 @@ export class ConvertWish {
   salvage = false;
   bitmaps = false;
   skipBrokenBitmaps = false;
-  progress = false;
-  quiet = false;
   /** Bytes; `undefined` if it was not given. */
   sparseSize?: number;
   parallel = 8;
@@ -150,18 +149,14 @@ export class ConvertWish {
 export function parseConvert(invocation: Invocation): ConvertWish {
   const wish = new ConvertWish();
   for (const [option, argument] of invocation.options()) {
-    if (option === "f") wish.format = argument;
-    else if (option === "O") wish.outputFormat = argument;
+    if (option === "O") wish.outputFormat = argument;
     else if (option === "o") wish.options.add(argument);
     else if (option === "b") wish.backingFile = argument;
     else if (option === "F") wish.backingFormat = argument;
     else if (option === "l") wish.snapshot = argument;
     else if (option === "c") wish.compressed = true;
     else if (option === "n") wish.skipCreate = true;
-    else if (option === "p") wish.progress = true;
-    else if (option === "q") wish.quiet = true;
     else if (option === "C") wish.copyOffload = true;
-    else if (option === "U") wish.forceShare = true;
     else if (option === "W") wish.outOfOrder = true;
     else if (option === "t") wish.targetCache = argument;
     else if (option === "T") wish.sourceCache = argument;
@@ -172,10 +167,11 @@ export function parseConvert(invocation: Invocation): ConvertWish {
     } else if (option === "salvage") wish.salvage = true;
     else if (option === "bitmaps") wish.bitmaps = true;
     else if (option === "skip-broken-bitmaps") wish.skipBrokenBitmaps = true;
-    else if (option === "image-opts") wish.imageOpts = true;
     else if (option === "target-image-opts") wish.targetImageOpts = true;
     else if (option === "target-is-zero") wish.targetIsZero = true;
   }
+  wish.image = invocation.image;
+  wish.quiet = invocation.quiet;
   const mistake = findMistake(wish);
   if (mistake !== undefined) throw new CommandError(mistake);
   return wish;

@@ -20,11 +20,7 @@ import { Progress } from "../progress.ts";
 import { CommandError } from "../program.ts";
 
 class Wish {
-  format?: string;
   cache = "writeback";
-  imageOpts = false;
-  progress = false;
-  quiet = false;
   readonly options = new OptionList();
 }
 
@@ -55,8 +51,8 @@ export const command: Command = {
   async run(invocation) {
     const { program } = invocation;
     const wish = parse(invocation);
-    const { format, options } = wish;
-    const isShown = wish.progress && !wish.quiet;
+    const { image: { format }, showsProgress: isShown } = invocation;
+    const { options } = wish;
     const progress = new Progress(program, isShown, 1, { showsStart: false });
     try {
       if (format !== undefined && options.asksForHelp) {
@@ -68,10 +64,9 @@ export const command: Command = {
         throw new CommandError("Expecting one image file name");
       }
       const node = await openImageArgument(program, file, {
-        ...wish,
+        ...invocation.image,
         cache: cacheMode(wish.cache, "cache option"),
         writable: true,
-        options: undefined,
       });
       return await usingNodes([node], async () => {
         const { driver } = node;
@@ -101,12 +96,8 @@ export const command: Command = {
 function parse(invocation: Invocation): Wish {
   const wish = new Wish();
   for (const [option, argument] of invocation.options()) {
-    if (option === "f") wish.format = argument;
-    else if (option === "o") wish.options.add(argument);
+    if (option === "o") wish.options.add(argument);
     else if (option === "t") wish.cache = argument;
-    else if (option === "p") wish.progress = true;
-    else if (option === "q") wish.quiet = true;
-    else if (option === "image-opts") wish.imageOpts = true;
   }
   if (wish.options.isGiven) return wish;
   throw new CommandError("Must specify options (-o)", { usage: true });

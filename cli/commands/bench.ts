@@ -22,9 +22,6 @@ import {
 import { CommandError, usageError } from "../program.ts";
 
 class Wish {
-  format?: string;
-  imageOpts = false;
-  forceShare = false;
   cache: CacheMode = "writeback";
   nativeAio = false;
   write = false;
@@ -111,11 +108,9 @@ export const command: Command = {
     const { program } = invocation;
     const wish = parse(invocation);
     const [file] = invocation.operands;
-    const { format, imageOpts, forceShare, cache, nativeAio } = wish;
+    const { cache, nativeAio } = wish;
     const node = await openImageArgument(program, file, {
-      format,
-      imageOpts,
-      forceShare,
+      ...invocation.image,
       writable: wish.write,
       cache,
       nativeAio,
@@ -170,11 +165,8 @@ function parse(invocation: Invocation): Wish {
     } else if (option === "t") wish.cache = benchCache(argument);
     else if (option === "i") wish.nativeAio = isNative(argument);
     else if (option === "n") wish.nativeAio = true;
-    else if (option === "f") wish.format = argument;
     else if (option === "w") wish.write = true;
     else if (option === "no-drain") wish.drain = false;
-    else if (option === "image-opts") wish.imageOpts = true;
-    else if (option === "U") wish.forceShare = true;
   }
   check(invocation, wish);
   return wish;

@@ -51,10 +51,11 @@ export const command: Command = {
 
   async run(invocation) {
     const { program } = invocation;
-    const { output, repair, quiet, ...image } = parse(invocation);
+    const { output, repair, cache } = parse(invocation);
     const [file] = invocation.operands;
     const node = await openImageArgument(program, file, {
-      ...image,
+      ...invocation.image,
+      cache,
       writable: repair !== undefined,
       purpose: "check",
     });
@@ -64,7 +65,7 @@ export const command: Command = {
           code: 63,
         });
       }
-      const print = (text: string) => quiet || program.print(text);
+      const print = (text: string) => invocation.quiet || program.print(text);
       const result = await checkTwice(program, node, repair, (first) => {
         if (output === "human") print(repairText(first));
       });
@@ -80,21 +81,13 @@ export const command: Command = {
 };
 
 function parse(invocation: Invocation) {
-  let format: string | undefined;
   let output: string | undefined;
   let repair: Repair | undefined;
   let cache = "writeback";
-  let quiet = false;
-  let imageOpts = false;
-  let forceShare = false;
   for (const [option, argument] of invocation.options()) {
-    if (option === "f") format = argument;
-    else if (option === "r") repair = parseRepair(argument);
+    if (option === "r") repair = parseRepair(argument);
     else if (option === "output") output = argument;
     else if (option === "T") cache = argument;
-    else if (option === "q") quiet = true;
-    else if (option === "image-opts") imageOpts = true;
-    else if (option === "U") forceShare = true;
   }
   if (invocation.operands.length !== 1) {
     throw usageError("Expecting one image file name");
@@ -102,11 +95,7 @@ function parse(invocation: Invocation) {
   return {
     output: outputFormat(output),
     cache: cacheMode(cache, "source cache option"),
-    format,
     repair,
-    quiet,
-    imageOpts,
-    forceShare,
   };
 }
 

@@ -12,6 +12,7 @@ import {
   FORMAT,
   HELP,
   IMAGE_OPTS,
+  type ImageWish,
   type Invocation,
   OBJECT,
   PROGRESS,
@@ -24,15 +25,11 @@ import { Progress } from "../progress.ts";
 import { CommandError, type Program, usageError } from "../program.ts";
 
 class Wish {
-  format?: string;
-  imageOpts = false;
   cache: CacheMode = "writeback";
   /** The name of the image to write to. */
   base?: string;
   drop = false;
   rateLimit = 0;
-  progress = false;
-  quiet = false;
 }
 
 /** The command. */
@@ -68,8 +65,8 @@ export const command: Command = {
     const { program } = invocation;
     const wish = parse(invocation);
     const [file] = invocation.operands;
-    const stack = await open(program, file, wish);
-    const progress = new Progress(program, wish.progress && !wish.quiet, 1);
+    const stack = await open(program, file, invocation.image, wish);
+    const progress = new Progress(program, invocation.showsProgress, 1);
     try {
       await usingNodes([stack.overlay], async () => {
         if (stack.problem) throw stack.problem;
@@ -81,7 +78,7 @@ export const command: Command = {
     } finally {
       progress.end();
     }
-    if (!wish.quiet) program.print("Image committed.\n");
+    if (!invocation.quiet) program.print("Image committed.\n");
     return 0;
   },
 };
@@ -90,14 +87,10 @@ function parse(invocation: Invocation): Wish {
   const wish = new Wish();
   let cache = "writeback";
   for (const [option, argument] of invocation.options()) {
-    if (option === "f") wish.format = argument;
-    else if (option === "t") cache = argument;
+    if (option === "t") cache = argument;
     else if (option === "b") wish.base = argument;
     else if (option === "d") wish.drop = true;
     else if (option === "r") wish.rateLimit = parseRate(argument);
-    else if (option === "p") wish.progress = true;
-    else if (option === "q") wish.quiet = true;
-    else if (option === "image-opts") wish.imageOpts = true;
   }
   if (invocation.operands.length !== 1) {
     throw usageError("Expecting one image file name");
@@ -126,12 +119,12 @@ const IN_BACKING = "Could not open backing file: ";
 async function open(
   program: Program,
   file: string,
+  given: ImageWish,
   wish: Wish,
 ): Promise<Stack> {
   const search = new BaseSearch(wish.base);
   const image = {
-    format: wish.format,
-    imageOpts: wish.imageOpts,
+    ...given,
     cache: wish.cache,
     writable: true,
   };

@@ -57,21 +57,23 @@ export const command: Command = {
 
   async run(invocation) {
     const { program } = invocation;
-    const wish = parse(invocation);
-    const [first, second] = invocation.operands;
-    const isShown = wish.progress && !wish.quiet;
-    const progress = new Progress(program, isShown, 2, { showsStart: false });
+    const { format2, ...wish } = parse(invocation);
+    const { operands: [first, second], quiet, showsProgress } = invocation;
+    const progress = new Progress(program, showsProgress, 2, {
+      showsStart: false,
+    });
     try {
       const cache = cacheMode(wish.cache, "source cache option", 2);
-      const { format1, format2, ...common } = { ...wish, cache };
-      const a = await open(program, first, { ...common, format: format1 });
+      const image = { ...invocation.image, cache };
+      const a = await open(program, first, image);
       return await usingNodes([a], async () => {
-        const b = await open(program, second, { ...common, format: format2 });
+        const b = await open(program, second, { ...image, format: format2 });
         const names = [first, second] as const;
         progress.begin();
         return await usingNodes(
           [b],
-          () => compareNodes(program, a, b, { ...wish, names, progress }),
+          () =>
+            compareNodes(program, a, b, { ...wish, names, quiet, progress }),
         );
       });
     } finally {
@@ -82,24 +84,14 @@ export const command: Command = {
 
 function parse(invocation: Invocation) {
   const wish = {
-    format1: undefined as string | undefined,
     format2: undefined as string | undefined,
     strict: false,
-    quiet: false,
-    progress: false,
-    imageOpts: false,
-    forceShare: false,
     cache: "writeback",
   };
   for (const [option, argument] of invocation.options()) {
-    if (option === "f") wish.format1 = argument;
-    else if (option === "F") wish.format2 = argument;
+    if (option === "F") wish.format2 = argument;
     else if (option === "T") wish.cache = argument;
     else if (option === "s") wish.strict = true;
-    else if (option === "q") wish.quiet = true;
-    else if (option === "p") wish.progress = true;
-    else if (option === "U") wish.forceShare = true;
-    else if (option === "image-opts") wish.imageOpts = true;
   }
   if (invocation.operands.length !== 2) {
     throw usageError("Expecting two image file names");

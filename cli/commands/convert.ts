@@ -57,13 +57,13 @@ export const command: Command = {
     const toOutput = target === STANDARD && !wish.targetImageOpts;
     const progress = new Progress(
       program,
-      wish.progress && !wish.quiet,
+      invocation.showsProgress,
       1,
       { dataOnOutput: toOutput },
     );
     try {
       const conversion = new Conversion(program, wish, target, progress);
-      if (sources.includes(STANDARD) && !wish.imageOpts) {
+      if (sources.includes(STANDARD) && !wish.image.imageOpts) {
         const { inputFile } = await import("../standard_streams.ts");
         const file = inputFile();
         if (file === undefined) {
@@ -79,8 +79,7 @@ export const command: Command = {
       const nodes: BlockNode[] = [];
       return await usingNodes(nodes, async () => {
         for (const source of sources) {
-          const { format, imageOpts, forceShare } = wish;
-          const facts = { format, imageOpts, forceShare, share: false, cache };
+          const facts = { ...wish.image, share: false, cache };
           nodes.push(await openImageArgument(program, source, facts));
         }
         await selectSnapshot(wish, nodes);
@@ -206,7 +205,7 @@ class Conversion {
     if ((created?.preallocation ?? "off") !== "off") {
       throw new CommandError("Preallocation needs a size that is known before");
     }
-    const input = readInput(wish.format);
+    const input = readInput(wish.image.format);
     // What is wrong with it costs no file.
     const first = await input.next();
     await this.#withTarget(created, async (node, facts) => {

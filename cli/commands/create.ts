@@ -32,7 +32,6 @@ interface Wish {
   backingFile?: string;
   backingFormat?: string;
   openBacking: boolean;
-  quiet: boolean;
   size?: number;
 }
 
@@ -76,7 +75,7 @@ export const command: Command = {
     }
     wish.filename = filename;
     try {
-      return await create(program, wish);
+      return await create(program, wish, invocation.quiet);
     } catch (error) {
       throw asBlockError(error).prefixed(`${filename}: `);
     }
@@ -89,20 +88,22 @@ function parse(invocation: Invocation): Wish {
     filename: "",
     options: new OptionList(),
     openBacking: true,
-    quiet: false,
   };
   for (const [option, argument] of invocation.options()) {
-    if (option === "f") wish.format = argument;
-    else if (option === "b") wish.backingFile = argument;
+    if (option === "b") wish.backingFile = argument;
     else if (option === "F") wish.backingFormat = argument;
     else if (option === "u") wish.openBacking = false;
     else if (option === "o") wish.options.add(argument);
-    else if (option === "q") wish.quiet = true;
   }
+  wish.format = invocation.image.format ?? "raw";
   return wish;
 }
 
-async function create(program: Program, wish: Wish): Promise<number> {
+async function create(
+  program: Program,
+  wish: Wish,
+  quiet: boolean,
+): Promise<number> {
   const { format, filename } = wish;
   const { table } = createTable(format, filename);
   const values = createValues(wish, table);
@@ -118,7 +119,7 @@ async function create(program: Program, wish: Wish): Promise<number> {
     throw new BlockError("EINVAL", "Image creation needs a size parameter");
   }
   const tell = () => {
-    if (wish.quiet) return;
+    if (quiet) return;
     const options = describeOptions(table, values, program.isOurs);
     program.print(`Formatting '${filename}', fmt=${format} ${options}\n`);
     program.output.flush();

@@ -20,10 +20,7 @@ import { CommandError, type Program } from "../program.ts";
 import { Target } from "../target.ts";
 
 class Wish {
-  format?: string;
   outputFormat = "raw";
-  imageOpts = false;
-  forceShare = false;
   input?: string;
   output?: string;
   blockSize = 512;
@@ -59,12 +56,7 @@ export const command: Command = {
     if (input === undefined || output === undefined) {
       throw new CommandError("Must specify both input and output files");
     }
-    const { format, imageOpts, forceShare } = wish;
-    const source = await openImageArgument(program, input, {
-      format,
-      imageOpts,
-      forceShare,
-    });
+    const source = await openImageArgument(program, input, invocation.image);
     return await usingNodes([source], async () => {
       if (!findDriver(wish.outputFormat)) {
         throw new CommandError("Unknown file format");
@@ -91,10 +83,7 @@ export const command: Command = {
 function parse(invocation: Invocation): Wish {
   const wish = new Wish();
   for (const [option, argument] of invocation.options()) {
-    if (option === "f") wish.format = argument;
-    else if (option === "O") wish.outputFormat = argument;
-    else if (option === "image-opts") wish.imageOpts = true;
-    else if (option === "U") wish.forceShare = true;
+    if (option === "O") wish.outputFormat = argument;
   }
   for (const operand of invocation.operands) {
     const equals = operand.indexOf("=");

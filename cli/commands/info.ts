@@ -8,17 +8,14 @@ import {
   FORMAT,
   HELP,
   IMAGE_OPTS,
+  type ImageWish,
   type Invocation,
   OBJECT,
   OUTPUT,
   outputFormat,
 } from "../command.ts";
 import { detailLines } from "../details.ts";
-import {
-  type ImageArgument,
-  openImageArgument,
-  usingNodes,
-} from "../images.ts";
+import { openImageArgument, usingNodes } from "../images.ts";
 import { type Json, prettyJson } from "../json.ts";
 import { humanSize, integerText } from "../numbers.ts";
 import { snapshotList } from "../snapshots.ts";
@@ -54,7 +51,8 @@ export const command: Command = {
 
   async run(invocation) {
     const { program } = invocation;
-    const { output, chain, ...image } = parse(invocation);
+    const { output, chain } = parse(invocation);
+    const { image } = invocation;
     const [file] = invocation.operands;
     const images = await describeChain(program, file, chain, image);
     if (output === "human") {
@@ -68,28 +66,16 @@ export const command: Command = {
 };
 
 function parse(invocation: Invocation) {
-  let format: string | undefined;
   let output: string | undefined;
   let chain = false;
-  let imageOpts = false;
-  let forceShare = false;
   for (const [option, argument] of invocation.options()) {
-    if (option === "f") format = argument;
-    else if (option === "output") output = argument;
+    if (option === "output") output = argument;
     else if (option === "backing-chain") chain = true;
-    else if (option === "image-opts") imageOpts = true;
-    else if (option === "U") forceShare = true;
   }
   if (invocation.operands.length !== 1) {
     throw usageError("Expecting one image file name");
   }
-  return {
-    output: outputFormat(output),
-    chain,
-    format,
-    imageOpts,
-    forceShare,
-  };
+  return { output: outputFormat(output), chain };
 }
 
 /** Describe an image and, if wanted, those below it, each opened by itself. */
@@ -97,7 +83,7 @@ async function describeChain(
   program: Program,
   file: string,
   chain: boolean,
-  image: Pick<ImageArgument, "format" | "imageOpts" | "forceShare">,
+  image: ImageWish,
 ): Promise<Description[]> {
   const images: Description[] = [];
   const seen = new Set<string>();

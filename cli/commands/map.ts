@@ -61,9 +61,9 @@ export const command: Command = {
 
   async run(invocation) {
     const { program } = invocation;
-    const { output, start, maxLength, ...image } = parse(invocation);
+    const { output, start, maxLength } = parse(invocation);
     const [file] = invocation.operands;
-    const node = await openImageArgument(program, file, image);
+    const node = await openImageArgument(program, file, invocation.image);
     return await usingNodes([node], async () => {
       const end = Math.min(node.size, start + maxLength);
       let text = "";
@@ -87,31 +87,18 @@ export const command: Command = {
 };
 
 function parse(invocation: Invocation) {
-  let format: string | undefined;
   let output: string | undefined;
-  let imageOpts = false;
-  let forceShare = false;
   let start = 0;
   let maxLength = Infinity;
   for (const [option, argument] of invocation.options()) {
-    if (option === "f") format = argument;
-    else if (option === "output") output = argument;
-    else if (option === "image-opts") imageOpts = true;
-    else if (option === "U") forceShare = true;
+    if (option === "output") output = argument;
     else if (option === "s") start = sizeArgument("start offset", argument);
     else if (option === "l") maxLength = sizeArgument("max length", argument);
   }
   if (invocation.operands.length !== 1) {
     throw usageError("Expecting one image file name");
   }
-  return {
-    output: outputFormat(output),
-    start,
-    maxLength,
-    format,
-    imageOpts,
-    forceShare,
-  };
+  return { output: outputFormat(output), start, maxLength };
 }
 
 /** Goes through all entries, in order. */

@@ -23,13 +23,10 @@ import { CommandError, type Program } from "../program.ts";
 import { showSnapshot } from "../snapshots.ts";
 
 class Wish {
-  format?: string;
   outputFormat = "raw";
   snapshot?: string;
   size?: number;
   output: "human" | "json" = "human";
-  imageOpts = false;
-  forceShare = false;
   readonly options = new OptionList();
 }
 
@@ -74,12 +71,7 @@ export const command: Command = {
       showMeasurement(program, wish, await measureFor(program, wish));
       return 0;
     }
-    const { format, imageOpts, forceShare } = wish;
-    const node = await openImageArgument(program, file, {
-      format,
-      imageOpts,
-      forceShare,
-    });
+    const node = await openImageArgument(program, file, invocation.image);
     return await usingNodes([node], async () => {
       if (wish.snapshot !== undefined) await showSnapshot(node, wish.snapshot);
       const measured = await measureFor(program, wish, node);
@@ -92,16 +84,13 @@ export const command: Command = {
 function parse(invocation: Invocation): Wish {
   const wish = new Wish();
   for (const [option, argument] of invocation.options()) {
-    if (option === "f") wish.format = argument;
-    else if (option === "O") wish.outputFormat = argument;
+    if (option === "O") wish.outputFormat = argument;
     else if (option === "o") wish.options.add(argument);
     else if (option === "l") wish.snapshot = argument;
     else if (option === "s") wish.size = sizeArgument("image size", argument);
     else if (option === "output") wish.output = outputFormat(argument);
-    else if (option === "image-opts") wish.imageOpts = true;
-    else if (option === "U") wish.forceShare = true;
   }
-  const { operands } = invocation;
+  const { operands, image } = invocation;
   if (operands.length > 1) {
     throw new CommandError("At most one filename argument is allowed.");
   }
@@ -109,7 +98,7 @@ function parse(invocation: Invocation): Wish {
     if (wish.size === undefined) return wish;
     throw new CommandError("--size N cannot be used together with a filename.");
   }
-  if (wish.imageOpts || (wish.format ?? wish.snapshot) !== undefined) {
+  if (image.imageOpts || (image.format ?? wish.snapshot) !== undefined) {
     throw new CommandError(
       "--image-opts, -f, and -l require a filename argument.",
     );

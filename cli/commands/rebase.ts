@@ -38,17 +38,12 @@ import { Progress } from "../progress.ts";
 import { CommandError, type Program, usageError } from "../program.ts";
 
 class Wish {
-  format?: string;
-  imageOpts = false;
   cache = "writeback";
   sourceCache = "writeback";
   backing?: string;
   backingFormat?: string;
   compressed = false;
   unsafe = false;
-  forceShare = false;
-  progress = false;
-  quiet = false;
 }
 
 /** The command. */
@@ -90,13 +85,13 @@ export const command: Command = {
     const { program } = invocation;
     const wish = parse(invocation);
     const [file] = invocation.operands;
-    const progress = new Progress(program, wish.progress && !wish.quiet, 2);
+    const { forceShare, ...image } = invocation.image;
+    const progress = new Progress(program, invocation.showsProgress, 2);
     try {
       const cache = cacheMode(wish.cache, "cache option");
       const sourceCache = cacheMode(wish.sourceCache, "source cache option");
       const overlay = await openImageArgument(program, file, {
-        format: wish.format,
-        imageOpts: wish.imageOpts,
+        ...image,
         cache,
         writable: true,
         backing: !wish.unsafe,
@@ -111,6 +106,7 @@ export const command: Command = {
             file,
             overlay,
             sourceCache,
+            forceShare,
             progress,
           });
         }
@@ -126,17 +122,12 @@ export const command: Command = {
 function parse(invocation: Invocation): Wish {
   const wish = new Wish();
   for (const [option, argument] of invocation.options()) {
-    if (option === "f") wish.format = argument;
-    else if (option === "b") wish.backing = argument;
+    if (option === "b") wish.backing = argument;
     else if (option === "F") wish.backingFormat = argument;
     else if (option === "t") wish.cache = argument;
     else if (option === "T") wish.sourceCache = argument;
     else if (option === "u") wish.unsafe = true;
     else if (option === "c") wish.compressed = true;
-    else if (option === "U") wish.forceShare = true;
-    else if (option === "p") wish.progress = true;
-    else if (option === "q") wish.quiet = true;
-    else if (option === "image-opts") wish.imageOpts = true;
   }
   if (invocation.operands.length !== 1) {
     throw usageError("Expecting one image file name");
@@ -186,6 +177,8 @@ interface SafeRebase {
   readonly file: string;
   readonly overlay: BlockNode;
   readonly sourceCache: CacheMode;
+  /** Whether others may write to the new backing file meanwhile. */
+  readonly forceShare?: boolean;
   readonly progress: Progress;
 }
 
@@ -216,11 +209,11 @@ async function rebaseSafely(call: SafeRebase): Promise<void> {
  * to be closed by us.
  */
 async function openBacking(
-  { program, wish, overlay, sourceCache }: SafeRebase,
+  { program, wish, overlay, sourceCache, forceShare }: SafeRebase,
 ): Promise<{ node: BlockNode; isOurs: boolean }> {
   const backing = wish.backing!;
   const filename = resolvedName(overlay, backing);
-  const { backingFormat: format, forceShare } = wish;
+  const { backingFormat: format } = wish;
   const known = findInChain(overlay, filename, format);
   if (known) return { node: known, isOurs: false };
   try {

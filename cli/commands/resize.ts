@@ -44,11 +44,11 @@ export const command: Command = {
 
   async run(invocation) {
     const { program } = invocation;
-    const { size, shrink, quiet, preallocation, ...image } = parse(invocation);
+    const { size, shrink, preallocation } = parse(invocation);
     const change = parseChange(size);
     const [file] = invocation.operands;
     const node = await openImageArgument(program, file, {
-      ...image,
+      ...invocation.image,
       writable: true,
       resize: true,
     });
@@ -64,7 +64,9 @@ export const command: Command = {
       }
       await node.truncate(total, { preallocation, exact: true });
       await node.flush?.();
-      if (!quiet) program.print(resultText(program, before, node.size));
+      if (!invocation.quiet) {
+        program.print(resultText(program, before, node.size));
+      }
       return 0;
     });
   },
@@ -117,16 +119,10 @@ function findSize(
 
 function parse(invocation: Invocation) {
   const [size, options] = splitArguments(invocation);
-  let format: string | undefined;
-  let imageOpts = false;
   let shrink = false;
-  let quiet = false;
   let preallocation: Preallocation = "off";
   for (const [option, argument] of invocation.options(options)) {
-    if (option === "f") format = argument;
-    else if (option === "q") quiet = true;
-    else if (option === "image-opts") imageOpts = true;
-    else if (option === "shrink") shrink = true;
+    if (option === "shrink") shrink = true;
     else if (option === "preallocation") {
       const mode = PREALLOCATIONS.find((mode) => mode === argument);
       if (!mode) {
@@ -138,7 +134,7 @@ function parse(invocation: Invocation) {
   if (invocation.operands.length !== 1) {
     throw usageError("Expecting image file name and size");
   }
-  return { size, format, imageOpts, shrink, quiet, preallocation };
+  return { size, shrink, preallocation };
 }
 
 /** Relative is how often the present size counts: 0 or 1. */

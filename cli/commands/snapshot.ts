@@ -54,12 +54,12 @@ export const command: Command = {
 
   async run(invocation) {
     const { program } = invocation;
-    const { action: given, name, ...image } = parse(invocation);
+    const { action: given, name } = parse(invocation);
     // QEMU 7.2 does nothing then, but opens the image for writing.
     const action = given ?? (program.isOurs ? "l" : undefined);
     const [file] = invocation.operands;
     const node = await openImageArgument(program, file, {
-      ...image,
+      ...invocation.image,
       writable: action !== "l",
     });
     return await usingNodes([node], async () => {
@@ -135,16 +135,10 @@ function failed(
 }
 
 function parse(invocation: Invocation) {
-  let format: string | undefined;
-  let imageOpts = false;
-  let forceShare = false;
   let action: "l" | keyof typeof ACTIONS | undefined;
   let name: string | undefined;
   for (const [option, argument] of invocation.options()) {
-    if (option === "f") format = argument;
-    else if (option === "image-opts") imageOpts = true;
-    else if (option === "U") forceShare = true;
-    else if (
+    if (
       option === "l" || option === "a" || option === "c" || option === "d"
     ) {
       if (action) throw usageError("Cannot mix '-l', '-a', '-c', '-d'");
@@ -154,5 +148,5 @@ function parse(invocation: Invocation) {
   if (invocation.operands.length !== 1) {
     throw usageError("Expecting one image file name");
   }
-  return { format, imageOpts, forceShare, action, name };
+  return { action, name };
 }
