@@ -148,7 +148,10 @@ async function openStack(
   }
   const { driver: name, ...options } = stack;
   if (name !== undefined) {
-    const driver = getDriver(String(name));
+    if (typeof name !== "string") {
+      throw new BlockError("EINVAL", "Must specify either driver or file");
+    }
+    const driver = getDriver(name);
     if (driver.role === "protocol") {
       return await openDriver(driver, options, opening, place);
     }

@@ -356,7 +356,7 @@ export function mistake(thrown: unknown): string | undefined {
   }
   if (!(thrown instanceof BlockError)) return stackOf(thrown);
   if (thrown.message.trim() === "") return `no message: ${stackOf(thrown)}`;
-  if (thrown.message.includes("\n")) return `two lines: ${stackOf(thrown)}`;
+  if (/^\s*$|^ +at /m.test(thrown.message)) return stackOf(thrown);
   for (let at: unknown = thrown; at !== undefined;) {
     if (!(at instanceof Error)) return `not an error: ${at}`;
     if (isMistake(at)) return stackOf(at);

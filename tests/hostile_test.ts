@@ -110,6 +110,41 @@ Deno.test("a corrupt compressed cluster takes no more memory each time it is rea
   assert(Deno.memoryUsage().external - before < 200 * 1024 ** 2);
 });
 
+Deno.test("a header full of unknown extensions can be read and written", async () => {
+  const store = new MemoryStore();
+  const file = { driver: "memory", store };
+  const clusterSize = 2 * 1024 ** 2;
+  const options = { size: 1 << 20, cluster_size: clusterSize };
+  await createImage("qcow2", file, options);
+  const extensions = new Uint8Array(clusterSize - 112 - 4096);
+  for (let at = 0; at + 8 <= extensions.length; at += 8) {
+    put32(extensions, at, 0x1234);
+  }
+  store.write(112, extensions);
+  await using image = await openImage({ driver: "qcow2", file });
+  await image.node.changeBacking!("other", "raw");
+  assertEquals((await image.info()).backingFile, "other");
+});
+
+Deno.test("messages about hostile images show what was found", async () => {
+  const bytes = await goldenBytes("v3.qcow2");
+  put32(bytes, 32, 0xffffffff);
+  await assertRejects(
+    () =>
+      openImage({
+        driver: "qcow2",
+        file: { driver: "memory", store: storeOf(bytes) },
+      }),
+    BlockError,
+    "Unsupported encryption method -1",
+  );
+  await assertRejects(
+    () => openImage('json:{"driver":{"a":1}}'),
+    BlockError,
+    "Must specify either driver or file",
+  );
+});
+
 Deno.test("no name in an image leads out of its folder", async () => {
   await using folder = new TempDir();
   await Deno.mkdir(folder.file("in"));

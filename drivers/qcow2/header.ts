@@ -313,7 +313,7 @@ function checkPlace(
 /** What this driver does not do is refused by name. */
 function checkSupported(header: Header, policy: HeaderPolicy): void {
   if (header.cryptMethod > Crypt.LUKS) {
-    throw invalid(`Unsupported encryption method ${header.cryptMethod}`);
+    throw invalid(`Unsupported encryption method ${header.cryptMethod | 0}`);
   }
   if (policy.infoOnly) return;
   if (header.cryptMethod === Crypt.LUKS && !header.encryptionHeader) {

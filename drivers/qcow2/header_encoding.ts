@@ -107,9 +107,11 @@ function headerExtensions(header: Header): HeaderExtension[] {
     viewOf(data).setUint32(0, count);
     list.push({ type: Extension.BITMAPS, data });
   }
-  list.push(...header.unknownExtensions);
-  list.push({ type: Extension.END, data: new Uint8Array() });
-  return list;
+  // There may be more of them than a call can have arguments.
+  return list.concat(
+    header.unknownExtensions,
+    { type: Extension.END, data: new Uint8Array() },
+  );
 }
 
 function uint64s(...values: number[]): Uint8Array {

@@ -38,6 +38,9 @@ export interface BitmapsExtension {
   directoryOffset: number;
 }
 
+/** A header has room for a quarter of a million extensions without data. */
+const NO_DATA = new Uint8Array();
+
 /** The extensions between the header and the backing file name. */
 async function* extensions(
   file: BlockNode,
@@ -59,7 +62,7 @@ async function* extensions(
       throw invalid("Header extension too large");
     }
     if (type === Extension.END) return;
-    const data = allocate(length);
+    const data = length > 0 ? allocate(length) : NO_DATA;
     if (length > 0) await readOr(file, offset, data, "");
     yield { type, data, offset };
     offset += roundUp(length, 8);
