@@ -23,13 +23,11 @@ import {
   MAX_CLUSTER_BITS,
   MAX_L1_BYTES,
   MIN_CLUSTER_BITS,
-  viewOf,
-  writeUint64,
 } from "./format.ts";
 import { createEncryption } from "./encryption.ts";
 import type { Header } from "./header.ts";
 import { encodeHeader } from "./header_encoding.ts";
-import { refcountsFor, writeRefcount } from "./refcount_layout.ts";
+import { firstRefcounts, refcountsFor } from "./refcount_layout.ts";
 import { preallocate } from "./resize.ts";
 import { Qcow2State, QUIET } from "./state.ts";
 
@@ -52,17 +50,11 @@ export async function create(
   encodeHeader(header);
   const file = await context.createFile(0);
   const geometry = new Geometry(header.clusterBits, header.refcountOrder);
-  const { clusterSize, refcountOrder } = geometry;
+  const { clusterSize } = geometry;
   // Clusters 0 to 2: the header, the refcount table, the first refcount block.
-  const table = allocate(clusterSize);
-  writeUint64(viewOf(table), 0, 2 * clusterSize);
-  const block = allocate(clusterSize);
-  for (let index = 0; index < 3; index++) {
-    writeRefcount(viewOf(block), refcountOrder, index, 1);
-  }
   const first = allocate(clusterSize);
   first.set(encodeHeader({ ...header, size: 0 }));
-  await file.writev!(0, [first, table, block]);
+  await file.writev!(0, [first, ...firstRefcounts(geometry, 3)]);
   const caches = { l2: 1024 * 1024, l2Entry: clusterSize, refcount: 0 };
   const state = new Qcow2State(
     file,

@@ -3,11 +3,10 @@
  *
  * @module
  */
-import { allocate } from "../../core/bytes.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { writeZeroes } from "../../core/requests.ts";
-import { Crypt, viewOf, writeUint64 } from "./format.ts";
-import { writeRefcount } from "./refcount_layout.ts";
+import { Crypt } from "./format.ts";
+import { firstRefcounts } from "./refcount_layout.ts";
 import type { Qcow2State } from "./state.ts";
 import { cutOff } from "./unmap.ts";
 
@@ -67,7 +66,7 @@ async function reset(state: Qcow2State): Promise<void> {
         refcountTableClusters: 1,
       });
       await state.event("refblock_alloc");
-      await file.writev!(clusterSize, refcountStructure(state, total));
+      await file.writev!(clusterSize, firstRefcounts(geometry, total));
       await file.flush?.();
       await state.reload();
     } catch (error) {
@@ -87,19 +86,4 @@ async function zero(
 ): Promise<void> {
   if (length > 0) await writeZeroes(file, offset, length);
   await file.flush?.();
-}
-
-/** A refcount table with one block, which counts the first `count` clusters. */
-function refcountStructure(
-  { geometry }: Qcow2State,
-  count: number,
-): readonly Uint8Array[] {
-  const { clusterSize, refcountOrder } = geometry;
-  const table = allocate(clusterSize);
-  writeUint64(viewOf(table), 0, 2 * clusterSize);
-  const block = allocate(clusterSize);
-  for (let index = 0; index < count; index++) {
-    writeRefcount(viewOf(block), refcountOrder, index, 1);
-  }
-  return [table, block];
 }

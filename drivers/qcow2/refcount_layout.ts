@@ -4,11 +4,12 @@
  *
  * @module
  */
-import { divideUp, roundUp } from "../../core/bytes.ts";
+import { allocate, divideUp, roundUp } from "../../core/bytes.ts";
 import {
   ENTRY_SIZE,
   type Geometry,
   readUint64,
+  viewOf,
   writeUint64,
 } from "./format.ts";
 
@@ -109,6 +110,21 @@ export function findRefcount(
     index++;
   }
   return index;
+}
+
+/**
+ * The refcount table and its only block of an image in which they are the
+ * clusters 1 and 2; they count the first `count` clusters.
+ */
+export function firstRefcounts(
+  { clusterSize, refcountOrder, refcountMax }: Geometry,
+  count: number,
+): [table: Uint8Array, block: Uint8Array] {
+  const table = allocate(clusterSize);
+  writeUint64(viewOf(table), 0, 2 * clusterSize);
+  const block = allocate(clusterSize);
+  addToRefcounts(viewOf(block), refcountOrder, 0, count, 1, refcountMax);
+  return [table, block];
 }
 
 /** How large the refcounts are that count `clusters` and themselves. */

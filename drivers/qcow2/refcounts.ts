@@ -381,7 +381,8 @@ export class Refcounts extends RefcountTable {
    */
   async #growTable(end: number): Promise<void> {
     const { geometry, file, header, refcountCache } = this.host;
-    const { clusterSize, refcountBlockEntries, refcountOrder } = geometry;
+    const { clusterSize, refcountBlockEntries, refcountOrder, refcountMax } =
+      geometry;
     const old = {
       offset: header.refcountTableOffset,
       clusters: header.refcountTableClusters,
@@ -402,9 +403,7 @@ export class Refcounts extends RefcountTable {
       const first = (old.entries + block) * refcountBlockEntries;
       const from = Math.max(0, start - first);
       const to = Math.min(start + taken - first, refcountBlockEntries);
-      for (let index = from; index < to; index++) {
-        writeRefcount(viewOf(bytes), refcountOrder, index, 1);
-      }
+      addToRefcounts(viewOf(bytes), refcountOrder, from, to, 1, refcountMax);
       const offset = (start + block) * clusterSize;
       await file.writev!(offset, [bytes]);
       writeUint64(viewOf(table), (old.entries + block) * ENTRY_SIZE, offset);
