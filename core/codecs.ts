@@ -6,7 +6,7 @@
  *
  * @module
  */
-import { libraryPath, nativeLibrary } from "./runtime.ts";
+import { libraryPath, nativeLibrary, openLibrary } from "./runtime.ts";
 import { compressorOf } from "./zstd_compressor.ts";
 
 /** The level that QEMU uses, too. */
@@ -34,7 +34,7 @@ export function compressZstd(
   { path, level }: ZstdCompression,
   input: Uint8Array,
 ): Uint8Array {
-  compressor ??= compressorOf(path);
+  compressor ??= compressorOf((functions) => openLibrary(path, functions));
   return compressor(input, level);
 }
 

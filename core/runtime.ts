@@ -79,13 +79,21 @@ export function nativeLibrary<T extends object>(
   let library = libraries.get(file);
   if (library === undefined) {
     try {
-      library = globals().Deno!.dlopen(path, functions).symbols;
+      library = openLibrary(path, functions).symbols;
     } catch {
       library = null; // Too old.
     }
     libraries.set(file, library);
   }
   return library as T | null;
+}
+
+/** Open a library that {@linkcode libraryPath} found. */
+export function openLibrary(
+  path: string,
+  functions: { readonly [name: string]: NativeFunction },
+): { symbols: unknown; close(): void } {
+  return globals().Deno!.dlopen(path, functions);
 }
 
 const paths = new Map<string, string | null>();
@@ -98,16 +106,22 @@ export function libraryPath(file: string): string | null {
   return path;
 }
 
-function findLibrary(file: string): string | null {
+/** Where distributions keep a library, as far as it may be opened there. */
+export function libraryPlaces(file: string): string[] {
   const { Deno } = globals();
-  if (!Deno?.dlopen || Deno.build.os !== "linux") return null;
-  // Where distributions keep them; permissions are for absolute paths.
-  for (const folder of [`/lib/${Deno.build.arch}-linux-gnu`, "/lib64"]) {
-    const path = `${folder}/${file}`;
-    const permission = Deno.permissions.querySync({ name: "ffi", path });
-    if (permission.state !== "granted") continue;
+  if (!Deno?.dlopen || Deno.build.os !== "linux") return [];
+  // Permissions are for absolute paths.
+  return [`/lib/${Deno.build.arch}-linux-gnu`, "/lib64"]
+    .map((folder) => `${folder}/${file}`)
+    .filter((path) =>
+      Deno.permissions.querySync({ name: "ffi", path }).state === "granted"
+    );
+}
+
+function findLibrary(file: string): string | null {
+  for (const path of libraryPlaces(file)) {
     try {
-      Deno.dlopen(path, {}).close();
+      openLibrary(path, {}).close();
       return path;
     } catch {
       // It may be elsewhere.

@@ -73,6 +73,7 @@ export function serve(
 ): void {
   const scope = globalThis as unknown as {
     process: { getBuiltinModule(name: string): Zlib };
+    Deno: { dlopen(path: string, functions: object): { symbols: unknown } };
     close(): void;
     onmessage(event: {
       data: { control: Int32Array; memory: Uint8Array };
@@ -85,7 +86,10 @@ export function serve(
     const output = (call: ZlibCall, input: Uint8Array): Uint8Array => {
       const { method, options, zstd } = call;
       if (zstd) {
-        compressor ??= openCompressor(zstd.path);
+        const { path } = zstd;
+        compressor ??= openCompressor((functions) =>
+          scope.Deno.dlopen(path, functions)
+        );
         return compressor(input, zstd.level);
       }
       // Loading it takes 30 ms.

@@ -4,10 +4,12 @@
  * @module
  */
 
-/** What is used of Deno; other runtimes have no libraries. */
-interface Libraries {
-  dlopen(path: string, functions: object): { symbols: Zstd };
-}
+import type { NativeFunction } from "./runtime.ts";
+
+/** Opens the library, and binds functions of it. */
+type Opener = (
+  functions: { readonly [name: string]: NativeFunction },
+) => { symbols: unknown };
 
 /** What is used of libzstd. Lengths are below 2^31, errors negative. */
 interface Zstd {
@@ -23,21 +25,21 @@ interface Zstd {
 }
 
 /**
- * Open the library, and answer what compresses to one frame; that is valid
- * until the next call. Workers get this function as text, so it refers to
+ * What compresses to one frame with the library that `open` opens; that is
+ * valid until the next call. Workers get this function as text, so it refers to
  * nothing outside.
  */
 export function compressorOf(
-  path: string,
+  open: Opener,
 ): (input: Uint8Array, level: number) => Uint8Array {
-  const { Deno } = globalThis as unknown as { Deno: Libraries };
-  const { symbols: zstd } = Deno.dlopen(path, {
+  const { symbols } = open({
     ZSTD_createCCtx: { parameters: [], result: "pointer" },
     ZSTD_compressCCtx: {
       parameters: ["pointer", "buffer", "usize", "buffer", "usize", "i32"],
       result: "i32",
     },
   });
+  const zstd = symbols as Zstd;
   const context = zstd.ZSTD_createCCtx();
   let output = new Uint8Array(0);
   return (input, level) => {

@@ -4,13 +4,8 @@
  * @module
  */
 import { BlockError } from "../../core/errors.ts";
+import { libraryPlaces } from "../../core/runtime.ts";
 import { errnoError } from "./host.ts";
-
-/** Where distributions keep it; `--allow-ffi=PATH` needs an absolute path. */
-const PLACES = {
-  x86_64: ["/lib/x86_64-linux-gnu/libc.so.6", "/lib64/libc.so.6"],
-  aarch64: ["/lib/aarch64-linux-gnu/libc.so.6", "/lib64/libc.so.6"],
-};
 
 /**
  * `ssize_t` results are declared `i32`: the kernel moves less than 2^31 bytes
@@ -45,11 +40,7 @@ let errnoView: Deno.UnsafePointerView;
 export function libc(): Libc | null {
   if (loaded !== undefined) return loaded;
   loaded = null;
-  if (Deno.build.os !== "linux") return loaded;
-  for (const path of PLACES[Deno.build.arch]) {
-    if (Deno.permissions.querySync({ name: "ffi", path }).state !== "granted") {
-      continue;
-    }
+  for (const path of libraryPlaces("libc.so.6")) {
     try {
       const library = bindLazily(path);
       // Bound now: binding it after a call would overwrite what that left.
