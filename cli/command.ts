@@ -81,6 +81,16 @@ export class Invocation {
     this.operands = parser.operands;
   }
 
+  /**
+   * Insist on exactly one operand, an image.
+   *
+   * @throws {CommandError} otherwise.
+   */
+  expectOneImage(): void {
+    if (this.operands.length === 1) return;
+    throw usageError("Expecting one image file name");
+  }
+
   /** Take over an option that is none of the command's own; tell if it was. */
   #take(name: string, argument: string): boolean {
     if (name === HELP.short) throw new HelpWanted();

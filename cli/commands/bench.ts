@@ -19,7 +19,7 @@ import {
   numberArgument,
   sizeArgument,
 } from "../numbers.ts";
-import { CommandError, usageError } from "../program.ts";
+import { CommandError } from "../program.ts";
 
 class Wish {
   cache: CacheMode = "writeback";
@@ -168,12 +168,12 @@ function parse(invocation: Invocation): Wish {
     else if (option === "w") wish.write = true;
     else if (option === "no-drain") wish.drain = false;
   }
-  check(invocation, wish);
+  invocation.expectOneImage();
+  check(wish);
   return wish;
 }
 
-function check({ operands }: Invocation, wish: Wish): void {
-  if (operands.length !== 1) throw usageError("Expecting one image file name");
+function check(wish: Wish): void {
   if (!wish.write && wish.flushInterval > 0) {
     throw new CommandError(
       "--flush-interval is only available in write tests",

@@ -89,9 +89,7 @@ function parse(invocation: Invocation) {
     else if (option === "output") output = argument;
     else if (option === "T") cache = argument;
   }
-  if (invocation.operands.length !== 1) {
-    throw usageError("Expecting one image file name");
-  }
+  invocation.expectOneImage();
   return {
     output: outputFormat(output),
     cache: cacheMode(cache, "source cache option"),

@@ -22,7 +22,7 @@ import { cacheMode, openImageArgument, usingNodes } from "../images.ts";
 import { Interruption } from "../interruption.ts";
 import { sizeArgument } from "../numbers.ts";
 import { Progress } from "../progress.ts";
-import { CommandError, type Program, usageError } from "../program.ts";
+import { CommandError, type Program } from "../program.ts";
 
 class Wish {
   cache: CacheMode = "writeback";
@@ -92,9 +92,7 @@ function parse(invocation: Invocation): Wish {
     else if (option === "d") wish.drop = true;
     else if (option === "r") wish.rateLimit = parseRate(argument);
   }
-  if (invocation.operands.length !== 1) {
-    throw usageError("Expecting one image file name");
-  }
+  invocation.expectOneImage();
   return { ...wish, cache: cacheMode(cache, "cache option") };
 }
 

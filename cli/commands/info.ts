@@ -19,7 +19,7 @@ import { openImageArgument, usingNodes } from "../images.ts";
 import { type Json, prettyJson } from "../json.ts";
 import { humanSize, integerText } from "../numbers.ts";
 import { snapshotList } from "../snapshots.ts";
-import { CommandError, type Program, usageError } from "../program.ts";
+import { CommandError, type Program } from "../program.ts";
 
 /** What is told about one image. */
 interface Description {
@@ -72,9 +72,7 @@ function parse(invocation: Invocation) {
     if (option === "output") output = argument;
     else if (option === "backing-chain") chain = true;
   }
-  if (invocation.operands.length !== 1) {
-    throw usageError("Expecting one image file name");
-  }
+  invocation.expectOneImage();
   return { output: outputFormat(output), chain };
 }
 

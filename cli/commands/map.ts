@@ -16,7 +16,7 @@ import {
 } from "../command.ts";
 import { openImageArgument, usingNodes } from "../images.ts";
 import { integerText, sizeArgument } from "../numbers.ts";
-import { CommandError, usageError } from "../program.ts";
+import { CommandError } from "../program.ts";
 
 /** One line of the map. */
 interface Entry {
@@ -95,9 +95,7 @@ function parse(invocation: Invocation) {
     else if (option === "s") start = sizeArgument("start offset", argument);
     else if (option === "l") maxLength = sizeArgument("max length", argument);
   }
-  if (invocation.operands.length !== 1) {
-    throw usageError("Expecting one image file name");
-  }
+  invocation.expectOneImage();
   return { output: outputFormat(output), start, maxLength };
 }
 

@@ -129,9 +129,7 @@ function parse(invocation: Invocation): Wish {
     else if (option === "u") wish.unsafe = true;
     else if (option === "c") wish.compressed = true;
   }
-  if (invocation.operands.length !== 1) {
-    throw usageError("Expecting one image file name");
-  }
+  invocation.expectOneImage();
   if (!wish.unsafe && wish.backing === undefined) {
     throw usageError("Must specify backing file (-b) or use unsafe mode (-u)");
   }

@@ -145,8 +145,6 @@ function parse(invocation: Invocation) {
       [action, name] = [option, argument];
     }
   }
-  if (invocation.operands.length !== 1) {
-    throw usageError("Expecting one image file name");
-  }
+  invocation.expectOneImage();
   return { action, name };
 }
