@@ -11,7 +11,7 @@ import {
   SECTOR_SIZE,
 } from "../../core/bytes.ts";
 import type { CreateContext } from "../../core/driver.ts";
-import { BlockError } from "../../core/errors.ts";
+import { BlockError, invalid } from "../../core/errors.ts";
 import type { Preallocation } from "../../core/node.ts";
 import type { OptionValues } from "../../core/options.ts";
 import {
@@ -99,8 +99,6 @@ export function estimateFileSize(
 
 /** Check the options of a new image, and tell what its header will be. */
 export function planImage(options: OptionValues): Plan {
-  const invalid = (message: string, hint?: string) =>
-    new BlockError("EINVAL", message, { hint });
   if (options.size === undefined) {
     throw invalid("Image creation needs a size parameter");
   }
@@ -110,28 +108,11 @@ export function planImage(options: OptionValues): Plan {
     invalid(
       `${what} compatibility level 1.1 and above (use version=v3 or greater)`,
     );
-  const clusterSize = options.cluster_size as number;
-  const clusterBits = Math.log2(clusterSize);
-  if (
-    !isPowerOfTwo(clusterSize) || clusterBits < MIN_CLUSTER_BITS ||
-    clusterBits > MAX_CLUSTER_BITS
-  ) {
-    throw invalid("Cluster size must be a power of two between 512 and 2048k");
-  }
+  const clusterBits = clusterBitsOf(options);
   if (options.extended_l2) {
     throw new BlockError("ENOTSUP", "Extended L2 entries are not supported");
   }
-  const refcountBits = options.refcount_bits as number;
-  if (!isPowerOfTwo(refcountBits) || refcountBits > 64) {
-    throw invalid(
-      "Refcount width must be a power of two and may not exceed 64 bits",
-    );
-  }
-  if (version === 2 && refcountBits !== 16) {
-    throw invalid(
-      "Different refcount widths than 16 bits require compatibility level 1.1 or above (use version=v3 or greater)",
-    );
-  }
+  const refcountOrder = refcountOrderOf(options, version, "version=v3");
   const lazy = options.lazy_refcounts === true;
   if (version === 2 && lazy) throw v3("Lazy refcounts only supported with");
   const zstd = options.compression_type === "zstd";
@@ -151,7 +132,7 @@ export function planImage(options: OptionValues): Plan {
   }
   const nameLength = new TextEncoder().encode(backingFile ?? "").length;
   if (nameLength > 1023) throw invalid("Backing file name too long");
-  const geometry = new Geometry(clusterBits, Math.log2(refcountBits));
+  const geometry = new Geometry(clusterBits, refcountOrder);
   if (
     geometry.l1EntriesFor(size) * ENTRY_SIZE > MAX_L1_BYTES ||
     !isExactSize(size)
@@ -170,7 +151,7 @@ export function planImage(options: OptionValues): Plan {
     cryptMethod: Crypt.NONE,
     l1Size: 0,
     l1TableOffset: 0,
-    refcountTableOffset: clusterSize,
+    refcountTableOffset: geometry.clusterSize,
     refcountTableClusters: 1,
     snapshotCount: 0,
     snapshotsOffset: 0,
@@ -183,6 +164,40 @@ export function planImage(options: OptionValues): Plan {
     unknownExtensions: [],
   };
   return { header, size, preallocation };
+}
+
+/** What the options say of the cluster size. */
+export function clusterBitsOf(options: OptionValues): number {
+  const clusterSize = options.cluster_size as number;
+  const clusterBits = Math.log2(clusterSize);
+  if (
+    !isPowerOfTwo(clusterSize) || clusterBits < MIN_CLUSTER_BITS ||
+    clusterBits > MAX_CLUSTER_BITS
+  ) {
+    throw invalid("Cluster size must be a power of two between 512 and 2048k");
+  }
+  return clusterBits;
+}
+
+/** What the options say of refcounts; `remedy` is the option for wider ones. */
+export function refcountOrderOf(
+  options: OptionValues,
+  version: 2 | 3,
+  remedy: string,
+): number {
+  const refcountBits = options.refcount_bits as number;
+  if (!isPowerOfTwo(refcountBits) || refcountBits > 64) {
+    throw invalid(
+      "Refcount width must be a power of two and may not exceed 64 bits",
+    );
+  }
+  if (version === 2 && refcountBits !== 16) {
+    throw invalid(
+      "Different refcount widths than 16 bits require compatibility level " +
+        `1.1 or above (use ${remedy} or greater)`,
+    );
+  }
+  return Math.log2(refcountBits);
 }
 
 function parseVersion(compat: string | undefined): 2 | 3 {

@@ -3,21 +3,15 @@
  *
  * @module
  */
-import { isPowerOfTwo, roundUp } from "../../core/bytes.ts";
+import { roundUp } from "../../core/bytes.ts";
 import type { Measurement } from "../../core/driver.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
 import { chainStatus } from "../../core/extents.ts";
 import type { BitmapInfo, BlockNode } from "../../core/node.ts";
 import type { OptionValues } from "../../core/options.ts";
 import { bitmapEntryLength } from "./bitmap_directory.ts";
-import { estimateFileSize } from "./create.ts";
-import {
-  ENTRY_SIZE,
-  Geometry,
-  MAX_CLUSTER_BITS,
-  MAX_L1_BYTES,
-  MIN_CLUSTER_BITS,
-} from "./format.ts";
+import { clusterBitsOf, estimateFileSize, refcountOrderOf } from "./create.ts";
+import { ENTRY_SIZE, Geometry, MAX_L1_BYTES } from "./format.ts";
 
 /** Bytes of an L2 entry that tells of subclusters. */
 const EXTENDED_ENTRY_SIZE = 16;
@@ -68,14 +62,7 @@ export async function measure(
 }
 
 function planOf(options: OptionValues): Plan {
-  const clusterSize = options.cluster_size as number;
-  const clusterBits = Math.log2(clusterSize);
-  if (
-    !isPowerOfTwo(clusterSize) || clusterBits < MIN_CLUSTER_BITS ||
-    clusterBits > MAX_CLUSTER_BITS
-  ) {
-    throw invalid("Cluster size must be a power of two between 512 and 2048k");
-  }
+  const clusterBits = clusterBitsOf(options);
   const isExtended = options.extended_l2 === true;
   if (isExtended && clusterBits < 14) {
     throw invalid(
@@ -83,17 +70,7 @@ function planOf(options: OptionValues): Plan {
     );
   }
   const version = versionOf(options.compat as string | undefined);
-  const refcountBits = options.refcount_bits as number;
-  if (!isPowerOfTwo(refcountBits) || refcountBits > 64) {
-    throw invalid(
-      "Refcount width must be a power of two and may not exceed 64 bits",
-    );
-  }
-  if (version === 2 && refcountBits !== 16) {
-    throw invalid(
-      "Different refcount widths than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)",
-    );
-  }
+  const refcountOrder = refcountOrderOf(options, version, "compat=1.1");
   const { preallocation = "off" } = options;
   if (!["off", "metadata", "falloc", "full"].includes(String(preallocation))) {
     throw invalid(`invalid parameter value: ${preallocation}`);
@@ -103,7 +80,7 @@ function planOf(options: OptionValues): Plan {
   }
   return {
     version,
-    geometry: new Geometry(clusterBits, Math.log2(refcountBits)),
+    geometry: new Geometry(clusterBits, refcountOrder),
     l2EntrySize: isExtended ? EXTENDED_ENTRY_SIZE : ENTRY_SIZE,
     reserves: preallocation === "falloc" || preallocation === "full",
     hasBacking: options.backing_file !== undefined,
