@@ -46,6 +46,9 @@ export const REQUEST_SIZE = 2 * 1024 * 1024;
 /** Bytes of a disk from which on compressing it repays the start of workers. */
 const MUCH = 64 * 1024 * 1024;
 
+/** Workers to begin with: one reads while another one's data is written. */
+const FEW = 2;
+
 /** Turns of others, at 0.1 µs, after which a request is taken to wait. */
 const PATIENCE = 10_000;
 
@@ -69,10 +72,10 @@ export async function copy(
 /** A range that waits for its worker, and its place in the order of writes. */
 interface Turn {
   readonly range: Range;
-  /** Fulfilled when all writes before have taken place. */
+  /** Fulfilled when all writes before have begun. */
   readonly before?: Promise<void>;
   /** To be called when this one has. */
-  done(): void;
+  begun(): void;
 }
 
 class Copy {
@@ -86,7 +89,7 @@ class Copy {
   readonly #workers: Promise<void>[] = [];
   /** Held while the next range is being found. */
   readonly #finding = new Mutex();
-  /** Fulfilled when all writes before have taken place. */
+  /** Fulfilled when all writes before have begun. */
   #writes: Promise<void> = Promise.resolve();
   /** Ranges that were given to workers. */
   #turns = 0;
@@ -137,7 +140,7 @@ class Copy {
     if (progressBy === "disk") this.#total = this.#source.size;
     // With damaged disks, that shows once more where they are.
     else if (progress || salvage) await this.#count();
-    this.#startWorker();
+    this.#startWorkers(FEW);
     // Workers may be added while the first are awaited.
     for (const worker of this.#workers) await worker;
     if (this.#error) throw this.#error;
@@ -159,9 +162,9 @@ class Copy {
   }
 
   /**
-   * Requests to local files are done when they return: more of them in flight
-   * would gain nothing, and their buffers would drive each other out of the
-   * processor's cache. So the others start when the first is seen to wait, by
+   * Of requests to local files a few in flight are enough: more would gain
+   * nothing, and their buffers would drive each other out of the processor's
+   * cache. So the other workers start when the first are seen to wait, by
    * nothing happening while many others have their turn. (A timer would tell as
    * well, but a process's first one costs as much as copying 20 MiB.)
    */
@@ -171,16 +174,19 @@ class Copy {
       await undefined;
       if (this.#turns !== turns || this.#pace.resting) return;
     }
-    const { parallel = 8 } = this.#options;
-    while (this.#workers.length < parallel) this.#startWorker();
+    this.#startWorkers(Infinity);
   }
 
-  #startWorker(): void {
-    this.#workers.push(
-      this.#work().catch((error) => {
-        this.#error ??= asBlockError(error);
-      }),
-    );
+  /** Have `count` workers, or as many as there may be. */
+  #startWorkers(count: number): void {
+    const { parallel = 8 } = this.#options;
+    while (this.#workers.length < Math.min(count, parallel)) {
+      this.#workers.push(
+        this.#work().catch((error) => {
+          this.#error ??= asBlockError(error);
+        }),
+      );
+    }
   }
 
   async #work(): Promise<void> {
@@ -189,14 +195,16 @@ class Copy {
       const turn = await this.#nextTurn();
       if (!turn) return;
       this.#turns++;
-      // As long as there is but one worker, it is looked at now and then.
+      // As long as there are but the first, they are looked at now and then.
       const isSample = this.#turns < 4 || this.#turns % 64 === 0;
-      if (isSample && this.#workers.length === 1) this.#startOthersIfWaiting();
+      if (isSample && this.#workers.length === FEW) {
+        this.#startOthersIfWaiting();
+      }
       try {
         if (isData(turn.range)) await this.#copy(turn, buffer);
         else await this.#zero(turn);
       } finally {
-        turn.done();
+        turn.begun();
       }
     }
   }
@@ -213,16 +221,16 @@ class Copy {
         this.#options.progress?.(this.#copied, this.#total);
       }
       if (range.action === "skip") continue;
-      if (this.#options.outOfOrder) return { range, done: () => {} };
+      if (this.#options.outOfOrder) return { range, begun: () => {} };
       const before = this.#writes;
       const { promise, resolve } = Promise.withResolvers<void>();
       this.#writes = promise;
-      return { range, before, done: resolve };
+      return { range, before, begun: resolve };
     }
     return undefined;
   }
 
-  async #copy({ range, before, done }: Turn, buffer: LazyBuffer) {
+  async #copy({ range, before, begun }: Turn, buffer: LazyBuffer) {
     const { offset, length, action } = range;
     await this.#throttle?.admit("write", length, this.#options.signal);
     if (action === "copy" && this.#offloads) {
@@ -234,11 +242,8 @@ class Copy {
     else bytes.fill(0);
     if (before) await before;
     if (this.#error) return;
-    const written = this.#target.write(offset, bytes);
-    // Compressing is what takes the time, and it may go on in parallel: only
-    // the beginning of these writes needs to be in order.
-    if (this.#rules.clusterSize > 0) done();
-    await written;
+    // They go on in parallel: only their beginnings need to be in order.
+    await this.#target.write(offset, bytes, begun);
   }
 
   async #offload(offset: number, length: number): Promise<boolean> {

@@ -38,14 +38,22 @@ export class CopyTarget {
     if (typeof zeroes === "object") this.#sparse = zeroes;
   }
 
-  /** Write what is not zero, and zero the rest. */
-  async write(offset: number, bytes: Uint8Array): Promise<void> {
+  /**
+   * Write what is not zero, and zero the rest.
+   *
+   * @param begun Called when the last part of it is under way: what is written
+   * from then on comes after it.
+   */
+  async write(
+    offset: number,
+    bytes: Uint8Array,
+    begun?: () => void,
+  ): Promise<void> {
     try {
       if (this.#options.compression) {
-        return await this.#writeCompressed(offset, bytes);
+        return await this.#writeCompressed(offset, bytes, begun);
       }
-      if (!this.#sparse) return await this.#writeData(offset, bytes);
-      await this.#writeSparse(offset, bytes, this.#sparse);
+      await this.#writeSparse(offset, bytes, this.#sparse, begun);
     } catch (error) {
       throw located("writing at byte", offset, error);
     }
@@ -54,22 +62,38 @@ export class CopyTarget {
   async #writeSparse(
     offset: number,
     bytes: Uint8Array,
-    sparse: ZeroRunOptions,
+    sparse: ZeroRunOptions | undefined,
+    begun?: () => void,
   ): Promise<void> {
     const { length } = bytes;
     for (let at = 0; at < length;) {
-      const zeroes = zeroEnd(bytes, at, length, offset, sparse.alignment);
+      const zeroes = sparse
+        ? zeroEnd(bytes, at, length, offset, sparse.alignment)
+        : at;
       if (zeroes > at) await this.zero(offset + at, zeroes - at);
-      const end = dataEnd(bytes, zeroes, length, offset, sparse);
+      const end = sparse
+        ? dataEnd(bytes, zeroes, length, offset, sparse)
+        : length;
       if (end > zeroes) {
-        await this.#writeData(offset + zeroes, bytes.subarray(zeroes, end));
+        const data = bytes.subarray(zeroes, end);
+        const written = this.node.writev!(
+          offset + zeroes,
+          [data],
+          this.#options.flags,
+        );
+        if (end === length) begun?.();
+        await written;
       }
       at = end;
     }
   }
 
   /** Compress clusters that are not zero, and zero the others. */
-  async #writeCompressed(offset: number, bytes: Uint8Array): Promise<void> {
+  async #writeCompressed(
+    offset: number,
+    bytes: Uint8Array,
+    begun?: () => void,
+  ): Promise<void> {
     const { clusterSize, level } = this.#options.compression!;
     const { length } = bytes;
     const writes: Promise<void>[] = [];
@@ -87,6 +111,7 @@ export class CopyTarget {
       }
       at = end;
     }
+    begun?.();
     await Promise.all(writes);
   }
 
@@ -95,10 +120,6 @@ export class CopyTarget {
     const { clusterSize } = this.#options.compression!;
     if (!this.#sparse) return from;
     return zeroEnd(bytes, from, bytes.length, from, clusterSize);
-  }
-
-  #writeData(offset: number, bytes: Uint8Array): Promise<void> {
-    return this.node.writev!(offset, [bytes], this.#options.flags);
   }
 
   /** Have a range read as zeroes, unless it does. */

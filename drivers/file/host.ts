@@ -18,6 +18,12 @@ export interface HostFile {
   preadv(offset: number, iov: IoVector): void;
   /** Write all of `iov`. */
   pwritev(offset: number, iov: IoVector): void;
+  /**
+   * Have another thread write `part`, which must be left alone until then.
+   *
+   * @returns `undefined` if that cannot be done now.
+   */
+  beginWrite?(offset: number, part: Uint8Array): PendingWrite | undefined;
   /** Where the file or device ends now. */
   size(): number;
   /** Cut the file off at `size`, or extend it by a hole. */
@@ -49,6 +55,18 @@ export interface HostFile {
   seekData?(offset: number): number | undefined;
   /** The first hole at or after `offset`, which must lie within the file. */
   seekHole?(offset: number): number;
+}
+
+/** A write that another thread is making. */
+export interface PendingWrite {
+  /** Whether it has come to an end. */
+  readonly isDone: boolean;
+  /**
+   * Wait for the end.
+   *
+   * @throws {BlockError} if not all could be written, each time it is asked.
+   */
+  finish(): void;
 }
 
 /** The error for a number that the C library left in `errno`. */

@@ -27,6 +27,10 @@ const SYMBOLS = {
   fdatasync: { parameters: ["i32"], result: "i32" },
   fallocate: { parameters: ["i32", "i32", "i64", "i64"], result: "i32" },
   fcntl: { parameters: ["i32", "i32", "buffer"], result: "i32" },
+  aio_write: { parameters: ["buffer"], result: "i32" },
+  aio_error: { parameters: ["buffer"], result: "i32" },
+  aio_return: { parameters: ["buffer"], result: "i32" },
+  aio_suspend: { parameters: ["buffer", "i32", "pointer"], result: "i32" },
   __errno_location: { parameters: [], result: "pointer" },
 } as const;
 

@@ -6,7 +6,13 @@
  */
 import type { IoVector } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
-import { denoError, errnoError, type HostFile } from "./host.ts";
+import { beginWrite } from "./background_write.ts";
+import {
+  denoError,
+  errnoError,
+  type HostFile,
+  type PendingWrite,
+} from "./host.ts";
 import {
   lastErrno,
   type Libc,
@@ -116,6 +122,10 @@ class LibcFile implements HostFile {
       else if (count === 0) throw new BlockError("ENOSPC");
       else done += count;
     }
+  }
+
+  beginWrite(offset: number, part: Uint8Array): PendingWrite | undefined {
+    return beginWrite(this.#libc, this.descriptor, offset, part);
   }
 
   /** One call a group of parts; what it leaves undone is done part by part. */

@@ -111,7 +111,57 @@ eachWay("reports a full device", async (io) => {
     );
     assertEquals(error.code, "ENOSPC");
     assertEquals(error.message, "No space left on device");
+    // Large writes take another way.
+    const writes = [1, 2, 3].map((length) =>
+      node.writev!(0, [new Uint8Array(length << 20)])
+    );
+    for (const { status } of await Promise.allSettled(writes)) {
+      assertEquals(status, "rejected");
+    }
   });
+});
+
+eachWay(
+  "writes large pieces, some at a time, amid reads",
+  async (io, folder) => {
+    const filename = `${folder}/large`;
+    const piece = 300_001;
+    const pieces = Array.from(
+      { length: 20 },
+      (_, i) => new Uint8Array(piece).fill(i + 1),
+    );
+    await Deno.writeFile(filename, new Uint8Array(1000).fill(0xff));
+    await withNode({ filename, io }, async (node) => {
+      const writes = pieces.map((bytes, i) =>
+        node.writev!(1000 + i * piece, [bytes])
+      );
+      const head = new Uint8Array(1000);
+      await node.readv(0, [head]);
+      assert(head.every((byte) => byte === 0xff));
+      await Promise.all(writes);
+      assertEquals(node.size, 1000 + 20 * piece);
+      // What was written is there at once.
+      const last = new Uint8Array(piece);
+      await node.readv(1000 + 19 * piece, [last]);
+      assertEquals(last, pieces[19]);
+    });
+    const bytes = await Deno.readFile(filename);
+    for (const [i, expected] of pieces.entries()) {
+      const start = 1000 + i * piece;
+      assertEquals(bytes.subarray(start, start + piece), expected);
+    }
+  },
+);
+
+eachWay("closes when large writes are done", async (io, folder) => {
+  const filename = `${folder}/closed`;
+  await Deno.writeFile(filename, new Uint8Array());
+  const node = await openProtocol({ driver: "file", filename, io });
+  const bytes = new Uint8Array(4 << 20).fill(7);
+  const write = node.writev!(0, [bytes]);
+  await node.close();
+  assertEquals(await Deno.readFile(filename), bytes);
+  await write;
 });
 
 eachWay(

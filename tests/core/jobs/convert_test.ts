@@ -152,8 +152,10 @@ Deno.test("convert() has several requests in flight where they wait", async () =
   source.delay = target.delay = 2;
   await convert([source], target, { targetIsZero: true, parallel: 4 });
   assertEquals(target.bytes, source.bytes);
-  assert(source.mostInFlight > 1 && source.mostInFlight <= 4);
-  assertEquals(target.mostInFlight, 1, "writes keep their order");
+  for (const { mostInFlight } of [source, target]) {
+    assert(mostInFlight > 1 && mostInFlight <= 4);
+  }
+  // But in this order they begin.
   assertEquals(
     target.offsets("write"),
     target.offsets("write").toSorted(
