@@ -119,6 +119,11 @@ export interface BlockNode {
 export interface WriteFlags {
   /** Reach the disk before the promise is fulfilled. */
   fua?: boolean;
+  /**
+   * Others are under way meanwhile: it may take a little longer if they get on
+   * faster so.
+   */
+  background?: boolean;
 }
 
 /** Wishes that go with a write of zeroes. */

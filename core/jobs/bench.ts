@@ -98,10 +98,11 @@ class BenchRun {
   /** Send one request after the other, until all have been sent. */
   async #send(buffer: Uint8Array): Promise<void> {
     const node = this.#node;
-    const { write = false, step = buffer.length, fua } = this.#options;
+    const { write = false, step = buffer.length, fua, depth = 64 } =
+      this.#options;
     const { flushInterval = 0 } = this.#options;
     const iov = [buffer];
-    const flags = fua ? { fua } : undefined;
+    const flags = { fua, background: depth > 1 };
     const { size } = node;
     try {
       while (this.#unsent > 0) {

@@ -30,10 +30,13 @@ export class CopyTarget {
   readonly node: BlockNode;
   readonly #options: CopyTargetOptions;
   readonly #sparse?: ZeroRunOptions;
+  /** What is read next is read while the last is written. */
+  readonly #flags: WriteFlags;
 
   constructor(node: BlockNode, options: CopyTargetOptions) {
     this.node = node;
     this.#options = options;
+    this.#flags = { ...options.flags, background: true };
     const { zeroes } = options;
     if (typeof zeroes === "object") this.#sparse = zeroes;
   }
@@ -79,7 +82,7 @@ export class CopyTarget {
         const written = this.node.writev!(
           offset + zeroes,
           [data],
-          this.#options.flags,
+          this.#flags,
         );
         if (end === length) begun?.();
         await written;

@@ -9,16 +9,6 @@ import { asBlockError, BlockError } from "../../core/errors.ts";
 import { errnoError, type PendingWrite } from "./host.ts";
 import { lastErrno, type Libc } from "./libc.ts";
 
-/** Places in `struct aiocb`, which is alike on all 64-bit systems of Linux. */
-const CONTROL_BLOCK = {
-  size: 168,
-  descriptor: 0,
-  buffer: 16,
-  length: 24,
-  notification: 44,
-  offset: 128,
-};
-
 const SIGEV_NONE = 1;
 const EINPROGRESS = 115;
 
@@ -47,8 +37,7 @@ export function beginWrite(
 
 class BackgroundWrite implements PendingWrite {
   readonly #libc: Libc;
-  readonly #block = new Uint8Array(CONTROL_BLOCK.size);
-  readonly #view = new DataView(this.#block.buffer);
+  readonly #block = spare.pop() ?? new ControlBlock();
   readonly #offset: number;
   /** What is written: in use by the other thread, so it is kept alive. */
   readonly #part: Uint8Array;
@@ -64,59 +53,90 @@ class BackgroundWrite implements PendingWrite {
     this.#libc = library;
     this.#offset = offset;
     this.#part = part;
-    this.#view.setInt32(CONTROL_BLOCK.descriptor, descriptor, true);
-    this.#view.setInt32(CONTROL_BLOCK.notification, SIGEV_NONE, true);
+    this.#block.descriptor = descriptor;
     this.#begin(0);
   }
 
   /** Begin to write all but the first `done` bytes. */
   #begin(done: number): void {
-    const view = this.#view;
-    const left = this.#part.length - done;
     const address = addressOf(this.#part) + BigInt(done);
-    view.setBigUint64(CONTROL_BLOCK.buffer, address, true);
-    view.setBigUint64(CONTROL_BLOCK.length, BigInt(left), true);
-    view.setBigInt64(CONTROL_BLOCK.offset, BigInt(this.#offset + done), true);
-    if (this.#libc.aio_write(this.#block) < 0) throw errnoError(lastErrno());
+    const length = this.#part.length - done;
+    this.#block.setRange(address, length, this.#offset + done);
+    const code = this.#libc.aio_write(this.#block.bytes);
+    if (code < 0) throw errnoError(lastErrno());
   }
 
   get isDone(): boolean {
-    return this.#isOver || this.#libc.aio_error(this.#block) !== EINPROGRESS;
+    return this.#isOver ||
+      this.#libc.aio_error(this.#block.bytes) !== EINPROGRESS;
+  }
+
+  wait(): void {
+    if (this.#isOver) return;
+    try {
+      this.#writeAll();
+    } catch (error) {
+      this.#error = asBlockError(error);
+    }
+    this.#isOver = true;
+    spare.push(this.#block);
   }
 
   finish(): void {
-    if (!this.#isOver) {
-      try {
-        this.#writeAll();
-      } catch (error) {
-        this.#error = asBlockError(error);
-      }
-      this.#isOver = true;
-    }
+    this.wait();
     if (this.#error) throw this.#error;
   }
 
   #writeAll(): void {
     for (let done = 0;;) {
-      done += this.#wait();
+      done += this.#waitOnce();
       if (done === this.#part.length) return;
       this.#begin(done);
     }
   }
 
   /** Wait for the end of what was begun; answers the bytes written. */
-  #wait(): number {
-    const list = new BigUint64Array([addressOf(this.#block)]);
-    const blocks = new Uint8Array(list.buffer);
-    while (!this.isDone) this.#libc.aio_suspend(blocks, 1, null);
-    const errno = this.#libc.aio_error(this.#block);
+  #waitOnce(): number {
+    const { bytes, list } = this.#block;
+    let errno: number;
+    while ((errno = this.#libc.aio_error(bytes)) === EINPROGRESS) {
+      this.#libc.aio_suspend(list, 1, null);
+    }
     // Not only for its result: the library lets go of the request.
-    const written = this.#libc.aio_return(this.#block);
+    const written = this.#libc.aio_return(bytes);
     if (errno !== 0) throw errnoError(errno);
     if (written === 0) throw new BlockError("ENOSPC");
     return written;
   }
 }
+
+/** A `struct aiocb`, which is alike on all 64-bit systems of Linux. */
+class ControlBlock {
+  readonly bytes = new Uint8Array(168);
+  /** The list that has only this one. */
+  readonly list: Uint8Array<ArrayBuffer>;
+  readonly #view = new DataView(this.bytes.buffer);
+
+  constructor() {
+    this.list = new Uint8Array(
+      new BigUint64Array([addressOf(this.bytes)]).buffer,
+    );
+    this.#view.setInt32(44, SIGEV_NONE, true);
+  }
+
+  set descriptor(descriptor: number) {
+    this.#view.setInt32(0, descriptor, true);
+  }
+
+  setRange(address: bigint, length: number, offset: number): void {
+    this.#view.setBigUint64(16, address, true);
+    this.#view.setBigUint64(24, BigInt(length), true);
+    this.#view.setBigInt64(128, BigInt(offset), true);
+  }
+}
+
+/** Blocks that are not in use: making one takes longer than all else here. */
+const spare: ControlBlock[] = [];
 
 function addressOf(bytes: Uint8Array): bigint {
   const pointer = Deno.UnsafePointer.of(bytes as Uint8Array<ArrayBuffer>);

@@ -61,8 +61,10 @@ export interface HostFile {
 export interface PendingWrite {
   /** Whether it has come to an end. */
   readonly isDone: boolean;
+  /** Wait for the end. */
+  wait(): void;
   /**
-   * Wait for the end.
+   * Wait for the end, and learn of the outcome.
    *
    * @throws {BlockError} if not all could be written, each time it is asked.
    */

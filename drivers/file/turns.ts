@@ -15,8 +15,8 @@ const INTERVAL = 16;
 /** Reads and writes of all files so far: as they grow, somebody is at work. */
 let transfers = 0;
 
-/** Those that somebody waits for, oldest first. */
-const pending = new Set<PendingWrite>();
+/** Those that are waited for, oldest first, and how to tell that it is done. */
+const pending: [write: PendingWrite, tell: () => void][] = [];
 
 /** A file is about to be read from or written to. */
 export function noteTransfer(): void {
@@ -29,22 +29,34 @@ export function noteTransfer(): void {
  * @throws {BlockError} if not all could be written.
  */
 export async function settle(write: PendingWrite): Promise<void> {
-  pending.add(write);
+  await new Promise<void>((tell) => {
+    pending.push([write, tell]);
+    if (pending.length === 1) watch();
+  });
+  write.finish();
+}
+
+/** Tell of all that are pending, one after the other. */
+async function watch(): Promise<void> {
+  while (pending.length > 0) {
+    const [write, tell] = pending[0];
+    await othersTurn(write);
+    write.wait();
+    pending.shift();
+    tell();
+    // Whoever waited for it has its turn before there is more waiting.
+    noteTransfer();
+  }
+}
+
+/** Until a write is done, or there is nothing else to do. */
+async function othersTurn(write: PendingWrite): Promise<void> {
   let seen = transfers;
-  for (let turn = 1; turn < PATIENCE || !isOldest(write); turn++) {
+  for (let turn = 0; turn < PATIENCE; turn++) {
+    if (turn % INTERVAL === 0 && write.isDone) return;
     await undefined;
-    if (turn % INTERVAL === 0 && write.isDone) break;
     if (transfers === seen) continue;
     seen = transfers;
     turn = 0;
   }
-  pending.delete(write);
-  // Whoever waited for this one has its turn now, before there is more waiting.
-  noteTransfer();
-  write.finish();
-}
-
-function isOldest(write: PendingWrite): boolean {
-  const [oldest] = pending;
-  return oldest === write;
 }

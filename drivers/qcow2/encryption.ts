@@ -18,7 +18,7 @@ import {
 import { aes, cbcPlain64, type SectorCipher } from "../../core/ciphers.ts";
 import type { CreateContext, OpenContext } from "../../core/driver.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
-import type { BlockNode } from "../../core/node.ts";
+import type { BlockNode, WriteFlags } from "../../core/node.ts";
 import type { OptionTable, OptionValues } from "../../core/options.ts";
 import { Crypt } from "./format.ts";
 import type { Header } from "./header.ts";
@@ -225,8 +225,9 @@ export function writeData(
   hostOffset: number,
   guestOffset: number,
   iov: IoVector,
+  flags?: WriteFlags,
 ): Promise<void> {
   return encryption
     ? encryption.writev(file, hostOffset, guestOffset, iov)
-    : file.writev!(hostOffset, iov);
+    : file.writev!(hostOffset, iov, flags);
 }

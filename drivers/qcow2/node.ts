@@ -144,7 +144,13 @@ export class Qcow2Node implements BlockNode {
   ): Promise<void> {
     {
       using _ = await this.#begin(offset, vectorLength(iov));
-      await writeGuest(this.#state, offset, iov);
+      const { background } = flags ?? {};
+      await writeGuest(
+        this.#state,
+        offset,
+        iov,
+        background ? { background } : undefined,
+      );
     }
     if (flags?.fua) await this.flush();
   }

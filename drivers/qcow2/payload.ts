@@ -6,7 +6,7 @@
  */
 import { type IoVector, sliceVector, vectorLength } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
-import type { BlockNode } from "../../core/node.ts";
+import type { BlockNode, WriteFlags } from "../../core/node.ts";
 import { writeData } from "./encryption.ts";
 import type { Qcow2State } from "./state.ts";
 
@@ -53,6 +53,7 @@ export async function writePayload(
   hostOffset: number,
   guestOffset: number,
   payload: Payload,
+  flags?: WriteFlags,
   before: IoVector = [],
   after: IoVector = [],
 ): Promise<void> {
@@ -60,7 +61,7 @@ export async function writePayload(
     const all = before.length || after.length
       ? [...before, ...payload, ...after]
       : payload;
-    return await writeData(state, hostOffset, guestOffset, all);
+    return await writeData(state, hostOffset, guestOffset, all, flags);
   }
   const { file, encryption } = state;
   if (encryption || !file.copyFrom) throw new BlockError("ENOTSUP");

@@ -6,6 +6,7 @@
  */
 import { allocate } from "../../core/bytes.ts";
 import type { HeldRange } from "../../core/lock.ts";
+import type { WriteFlags } from "../../core/node.ts";
 import type { EntryPlace, Mapping } from "./cluster_map.ts";
 import {
   type ClusterKind,
@@ -54,6 +55,7 @@ export async function writeGuest(
   state: Qcow2State,
   offset: number,
   payload: Payload,
+  flags?: WriteFlags,
 ): Promise<void> {
   const length = payloadLength(payload);
   for (let done = 0; done < length;) {
@@ -61,11 +63,12 @@ export async function writeGuest(
     using _ = plan.held;
     const part = slicePayload(payload, done, plan.length);
     if (plan.allocation) {
-      await writeAllocated(state, plan, plan.allocation, offset + done, part);
+      const { allocation } = plan;
+      await writeAllocated(state, plan, allocation, offset + done, part, flags);
     } else {
       await state.overlap.check(plan.hostOffset, plan.length);
       await state.event("write_aio");
-      await writePayload(state, plan.hostOffset, offset + done, part);
+      await writePayload(state, plan.hostOffset, offset + done, part, flags);
     }
     done += plan.length;
   }
@@ -225,10 +228,11 @@ async function writeAllocated(
   allocation: Allocation,
   offset: number,
   payload: Payload,
+  flags?: WriteFlags,
 ): Promise<void> {
   let freed: Freed[];
   try {
-    await copyOnWrite(state, plan, allocation, offset, payload);
+    await copyOnWrite(state, plan, allocation, offset, payload, flags);
     freed = await link(state, allocation);
   } catch (error) {
     if (!allocation.inPlace) {
@@ -248,6 +252,7 @@ async function copyOnWrite(
   allocation: Allocation,
   offset: number,
   payload: Payload,
+  flags?: WriteFlags,
 ): Promise<void> {
   const { file, geometry, encryption } = state;
   const { guestStart, hostStart, clusters, inPlace } = allocation;
@@ -275,6 +280,7 @@ async function copyOnWrite(
     hostStart + skipped,
     guestStart + skipped,
     payload,
+    flags,
     before ? [before] : [],
     after ? [after] : [],
   );
