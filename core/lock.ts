@@ -112,6 +112,8 @@ export interface HeldRange extends Held {
  */
 export class RangeLock {
   readonly #held: HeldRange[] = [];
+  /** How many of them are held alone. */
+  #exclusive = 0;
 
   /** A held range that stands in the way, if any. */
   conflict(
@@ -119,6 +121,8 @@ export class RangeLock {
     end: number,
     exclusive: boolean,
   ): HeldRange | undefined {
+    // Readers, of whom there are many, are in nobody's way but a writer's.
+    if (!exclusive && this.#exclusive === 0) return undefined;
     for (const held of this.#held) {
       if (
         held.start < end && start < held.end && (exclusive || held.exclusive)
@@ -142,9 +146,17 @@ export class RangeLock {
 
   /** Take a range with which nothing conflicts. */
   hold(start: number, end: number, exclusive: boolean): HeldRange {
-    const range = new Range(start, end, exclusive, this.#held);
+    const range = new Range(start, end, exclusive, this);
     this.#held.push(range);
+    if (exclusive) this.#exclusive++;
     return range;
+  }
+
+  /** Let go of a range that is held. */
+  release(range: HeldRange): void {
+    const last = this.#held.pop()!;
+    if (last !== range) this.#held[this.#held.indexOf(range)] = last;
+    if (range.exclusive) this.#exclusive--;
   }
 }
 
@@ -152,7 +164,7 @@ class Range implements HeldRange {
   readonly start: number;
   readonly end: number;
   readonly exclusive: boolean;
-  readonly #all: HeldRange[];
+  readonly #lock: RangeLock;
   #released?: Promise<void>;
   #release?: () => void;
 
@@ -160,12 +172,12 @@ class Range implements HeldRange {
     start: number,
     end: number,
     exclusive: boolean,
-    all: HeldRange[],
+    lock: RangeLock,
   ) {
     this.start = start;
     this.end = end;
     this.exclusive = exclusive;
-    this.#all = all;
+    this.#lock = lock;
   }
 
   /** Made only when somebody waits: most ranges are let go unnoticed. */
@@ -174,8 +186,7 @@ class Range implements HeldRange {
   }
 
   [Symbol.dispose](): void {
-    const last = this.#all.pop()!;
-    if (last !== this) this.#all[this.#all.indexOf(this)] = last;
+    this.#lock.release(this);
     this.#release?.();
   }
 }

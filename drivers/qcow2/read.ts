@@ -93,9 +93,11 @@ async function readMapping(
   iov: IoVector,
 ): Promise<void> {
   switch (mapping.kind) {
-    case "normal":
-      await state.event("read_aio");
+    case "normal": {
+      const told = state.event("read_aio");
+      if (told) await told;
       return await readData(state, mapping.hostOffset, guestOffset, iov);
+    }
     case "compressed":
       return await state.compressed.read([mapping], guestOffset, iov);
     case "unallocated":
