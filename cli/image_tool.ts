@@ -120,6 +120,7 @@ export async function run(program: Program, args: string[]): Promise<number> {
     if (!entry) throw usageError(`Command not found: ${name}`);
     if (program.isOurs) program.helpCommand = `${program.name} ${name} --help`;
     const { command } = await entry.load();
+    await program.prepareObjects(rest);
     call = new Invocation(program, name, command, rest);
     return await command.run(call);
   } catch (error) {

@@ -58,6 +58,7 @@ export async function run(
   args: readonly string[],
 ): Promise<number> {
   let request: Request;
+  await program.prepareObjects(args);
   try {
     request = parse(program, args);
   } catch (error) {

@@ -7,7 +7,7 @@
 import { aes } from "../core/ciphers.ts";
 import { type BlockError, invalid } from "../core/errors.ts";
 import { parseKeyValueList } from "../core/options.ts";
-import type { SecretRequest, SecretSource } from "../core/secrets.ts";
+import type { SecretRequest } from "../core/secrets.ts";
 import { defineThrottleObject, THROTTLE_HELP } from "./throttle_object.ts";
 
 /** What `--object help` prints. */
@@ -57,17 +57,16 @@ export class Secrets {
   }
 
   /**
-   * Secrets for opening and making images.
+   * A secret for opening or making an image.
    *
-   * @param ask Whether the user may be asked for those that have no name.
+   * @param ask Whether the user may be asked for one that has no name.
    */
-  source(ask: boolean): SecretSource {
-    return (request) =>
-      request.id !== undefined
-        ? this.#secrets.get(request.id)
-        : ask
-        ? this.#askOnce(request)
-        : undefined;
+  find(
+    request: SecretRequest,
+    ask: boolean,
+  ): Uint8Array | undefined | Promise<Uint8Array | undefined> {
+    if (request.id !== undefined) return this.#secrets.get(request.id);
+    return ask ? this.#askOnce(request) : undefined;
   }
 
   #add(properties: Properties): void {

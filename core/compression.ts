@@ -13,6 +13,8 @@ import {
 import { BlockError } from "./errors.ts";
 import { callZlib, nativeZlib, type ZlibCall } from "./zlib_workers.ts";
 
+export { holdWorkers } from "./zlib_workers.ts";
+
 /** How data is compressed: `zlib` stands for a raw deflate stream. */
 export type CompressionType = "zlib" | "zstd";
 

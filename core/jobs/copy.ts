@@ -8,8 +8,7 @@ import { allocate, roundDown } from "../bytes.ts";
 import { asBlockError, type BlockError } from "../errors.ts";
 import { type Held, Mutex } from "../lock.ts";
 import type { BlockNode } from "../node.ts";
-import { ThrottleGroup } from "../throttle_group.ts";
-import { holdWorkers } from "../zlib_workers.ts";
+import type { ThrottleGroup } from "../throttle_group.ts";
 import type { Concatenation } from "./concatenation.ts";
 import { type Range, RangeFinder, type RangeRules } from "./copy_ranges.ts";
 import { CopySource, type CopySourceOptions } from "./copy_source.ts";
@@ -85,7 +84,7 @@ class Copy {
   readonly #rules: RangeRules;
   readonly #ranges: RangeFinder;
   readonly #pace: Pace;
-  readonly #throttle?: ThrottleGroup;
+  #throttle?: ThrottleGroup;
   readonly #workers: Promise<void>[] = [];
   /** Held while the next range is being found. */
   readonly #finding = new Mutex();
@@ -114,9 +113,6 @@ class Copy {
     this.#pace = new Pace(options.signal);
     let requestSize = REQUEST_SIZE;
     if (rateLimit > 0) {
-      this.#throttle = new ThrottleGroup({
-        "bps-write": Math.min(rateLimit, 1e15),
-      });
       // Many small steps: the data comes evenly, and an end is soon heeded.
       const share = roundDown(Math.ceil(rateLimit / 10), LEAST_REQUEST_SIZE);
       requestSize = Math.min(requestSize, Math.max(LEAST_REQUEST_SIZE, share));
@@ -135,7 +131,8 @@ class Copy {
   }
 
   async run(): Promise<void> {
-    using _workers = this.#holdWorkers();
+    using _workers = await this.#holdWorkers();
+    await this.#prepareThrottle();
     const { progress, progressBy = "data", salvage } = this.#options;
     if (progressBy === "disk") this.#total = this.#source.size;
     // With damaged disks, that shows once more where they are.
@@ -147,9 +144,19 @@ class Copy {
   }
 
   /** Where there is much to compress, workers start while it is first read. */
-  #holdWorkers(): Disposable | undefined {
+  async #holdWorkers(): Promise<Disposable | undefined> {
     const isMuch = this.#rules.clusterSize > 0 && this.#source.size >= MUCH;
-    return isMuch ? holdWorkers(true) : undefined;
+    if (!isMuch) return undefined;
+    const { holdWorkers } = await import("../zlib_workers.ts");
+    return holdWorkers(true);
+  }
+
+  async #prepareThrottle(): Promise<void> {
+    const { rateLimit = 0 } = this.#options;
+    if (rateLimit <= 0) return;
+    const { ThrottleGroup } = await import("../throttle_group.ts");
+    const limits = { "bps-write": Math.min(rateLimit, 1e15) };
+    this.#throttle = new ThrottleGroup(limits);
   }
 
   /** Find out how much data there is to be copied. */

@@ -24,6 +24,9 @@ export interface CopyTargetOptions {
   readonly flags?: WriteFlags;
 }
 
+/** Bytes of a cluster of which those of a request are in one L2 table. */
+const MIN_CLUSTER = 64 * 1024;
+
 /** A disk that is written to. */
 export class CopyTarget {
   /** The disk. */
@@ -44,8 +47,8 @@ export class CopyTarget {
   /**
    * Write what is not zero, and zero the rest.
    *
-   * @param begun Called when the last part of it is under way: what is written
-   * from then on comes after it.
+   * @param begun Called when the last part of it is under way, and what is
+   * written next need not wait for it: it will come after it.
    */
   async write(
     offset: number,
@@ -78,17 +81,25 @@ export class CopyTarget {
         ? dataEnd(bytes, zeroes, length, offset, sparse)
         : length;
       if (end > zeroes) {
+        const place = offset + zeroes;
         const data = bytes.subarray(zeroes, end);
-        const written = this.node.writev!(
-          offset + zeroes,
-          [data],
-          this.#flags,
-        );
-        if (end === length) begun?.();
+        const written = this.node.writev!(place, [data], this.#flags);
+        if (end === length && this.#isOneStep(place, data.length)) begun?.();
         await written;
       }
       at = end;
     }
+  }
+
+  /**
+   * Whether all clusters of a write find their places at once. One that shares
+   * its first or last, or has many small ones, takes several steps: the next
+   * write would overtake it, and its clusters come to lie in between.
+   */
+  #isOneStep(offset: number, length: number): boolean {
+    const { writeZeroesAlignment: clusterSize = 1 } = this.node.limits ?? {};
+    return offset % clusterSize === 0 && length % clusterSize === 0 &&
+      (clusterSize === 1 || clusterSize >= MIN_CLUSTER);
   }
 
   /** Compress clusters that are not zero, and zero the others. */

@@ -7,7 +7,7 @@
 import { allocate, roundUp } from "../../core/bytes.ts";
 import type { BitmapInfo, BlockNode } from "../../core/node.ts";
 import { type Geometry, readUint64, viewOf } from "./format.ts";
-import type { Header } from "./header.ts";
+import type { BitmapsExtension } from "./header_extensions.ts";
 
 /** Bytes of the part of a directory entry that each has. */
 const ENTRY_LENGTH = 24;
@@ -104,19 +104,17 @@ function parseEntry(
 
 /**
  * The bitmaps of an image; none if the directory is damaged, which is for a
- * check to tell. Absent if the image is of a version that cannot keep any.
+ * check to tell.
  */
 export async function listBitmaps(
   file: BlockNode,
-  header: Header,
+  { directoryOffset, directorySize, count }: BitmapsExtension,
   geometry: Geometry,
-): Promise<BitmapInfo[] | undefined> {
-  if (header.version < 3) return undefined;
-  if (!header.bitmaps) return [];
-  const { directoryOffset, directorySize, count } = header.bitmaps;
+  diskSize: number,
+): Promise<BitmapInfo[]> {
   const bytes = allocate(directorySize);
   await file.readv(directoryOffset, [bytes]);
-  const entries = parseBitmapDirectory(bytes, count, geometry, header.size);
+  const entries = parseBitmapDirectory(bytes, count, geometry, diskSize);
   return (entries ?? []).map(({ name, granularity, flags }) => ({
     name,
     granularity,

@@ -11,10 +11,8 @@ import {
   type IoVector,
   sliceVector,
 } from "../../core/bytes.ts";
-import { compress, decompress } from "../../core/compression.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
 import { Mutex } from "../../core/lock.ts";
-import { holdWorkers } from "../../core/zlib_workers.ts";
 import type { Mapping } from "./cluster_map.ts";
 import type { CompressedCluster } from "./format.ts";
 import type { Qcow2State } from "./state.ts";
@@ -27,6 +25,9 @@ const MAX_RUN = 2 * 1024 * 1024;
 
 /** Bytes between compressed clusters that are read rather than skipped. */
 const MAX_GAP = 4096;
+
+/** What works on the data. */
+type Codecs = typeof import("../../core/compression.ts");
 
 /** A cluster that is to be read, where to, and who waits for it. */
 interface Wanted extends CompressedCluster {
@@ -41,6 +42,7 @@ export class CompressedClusters {
   readonly storing = new Mutex();
   readonly #state: Qcow2State;
   readonly #clusters = new Map<string, Promise<Uint8Array>>();
+  #codecs?: Promise<Codecs>;
   #workers?: Disposable;
   /** For the next run: a new buffer takes as long as reading into it. */
   #spare?: Uint8Array;
@@ -68,7 +70,6 @@ export class CompressedClusters {
     offset: number,
     iov: IoVector,
   ): Promise<void> {
-    this.#workers ??= holdWorkers();
     const wanted: Wanted[] = [];
     const pending: Promise<void>[] = [];
     let done = 0;
@@ -115,12 +116,22 @@ export class CompressedClusters {
    *
    * @returns `undefined` if that saves nothing.
    */
-  compress(
+  async compress(
     cluster: Uint8Array,
     level: number | undefined,
   ): Promise<Uint8Array | undefined> {
-    this.#workers ??= holdWorkers();
-    return compress(this.#state.header.compressionType, cluster, level);
+    const { compress } = await this.#load();
+    return await compress(this.#state.header.compressionType, cluster, level);
+  }
+
+  /** Most images have nothing that is compressed, and need no codecs. */
+  #load(): Promise<Codecs> {
+    return this.#codecs ??= import("../../core/compression.ts").then(
+      (codecs) => {
+        this.#workers = codecs.holdWorkers();
+        return codecs;
+      },
+    );
   }
 
   /** Forget what was read: clusters have been freed or written anew. */
@@ -133,6 +144,7 @@ export class CompressedClusters {
     this.forget();
     this.#workers?.[Symbol.dispose]();
     this.#workers = undefined;
+    this.#codecs = undefined;
     this.#spare = undefined;
   }
 
@@ -169,6 +181,7 @@ export class CompressedClusters {
     const buffer = this.#takeBuffer(end - start);
     await file.readv(start, [buffer.subarray(0, end - start)]);
     const type = header.compressionType;
+    const { decompress } = await this.#load();
     const done = run.map(({ hostOffset, length, target, resolve, reject }) => {
       const at = hostOffset - start;
       return decompress(type, buffer.subarray(at, at + length), target).then(

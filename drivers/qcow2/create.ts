@@ -28,7 +28,6 @@ import { createEncryption } from "./encryption.ts";
 import type { Header } from "./header.ts";
 import { encodeHeader } from "./header_encoding.ts";
 import { firstRefcounts, refcountsFor } from "./refcount_layout.ts";
-import { preallocate } from "./resize.ts";
 import { Qcow2State, QUIET } from "./state.ts";
 
 /** Valid options, with names and units of ours. */
@@ -71,6 +70,7 @@ export async function create(
   }
   state.header.size = size;
   if (preallocation !== "off") {
+    const { preallocate } = await import("./resize.ts");
     await preallocate(state, 0, size, preallocation);
   }
   using _ = await state.metadata.lock();

@@ -15,7 +15,7 @@ import {
   sliceVector,
   vectorLength,
 } from "../../core/bytes.ts";
-import { aes, cbcPlain64, type SectorCipher } from "../../core/ciphers.ts";
+import type { SectorCipher } from "../../core/ciphers.ts";
 import type { CreateContext, OpenContext } from "../../core/driver.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
 import type { BlockNode, WriteFlags } from "../../core/node.ts";
@@ -112,7 +112,9 @@ async function withKey(
   if (!secret) {
     throw invalid("Parameter 'encrypt.key-secret' is required for cipher");
   }
-  return new Encryption(cbcPlain64(aes(keyOf(secret, id))));
+  const key = keyOf(secret, id);
+  const { aes, cbcPlain64 } = await import("../../core/ciphers.ts");
+  return new Encryption(cbcPlain64(aes(key)));
 }
 
 /** The key that a passphrase stands for: its first 16 bytes, or zeroes after. */

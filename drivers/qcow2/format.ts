@@ -55,6 +55,9 @@ export const Autoclear = { BITMAPS: 1, RAW_EXTERNAL_DATA: 2 } as const;
 /** Encryption methods. */
 export const Crypt = { NONE: 0, AES: 1, LUKS: 2 } as const;
 
+/** What `icount` is where no instructions were counted. */
+export const NO_ICOUNT = 2n ** 64n - 1n;
+
 /** What an L2 entry says of its cluster. */
 export type ClusterKind =
   | "unallocated"

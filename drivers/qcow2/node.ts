@@ -23,7 +23,6 @@ import type {
   ZeroFlags,
 } from "../../core/node.ts";
 import type { OptionValues } from "../../core/options.ts";
-import { listBitmaps } from "./bitmap_directory.ts";
 import type { CacheCleaner } from "./cache_cleaner.ts";
 import { Autoclear, Compatible, Crypt, Incompatible } from "./format.ts";
 import type { Header } from "./header.ts";
@@ -31,9 +30,14 @@ import { guestStatus, readGuest } from "./read.ts";
 import { listSnapshots, vmStateOffset } from "./snapshot_list.ts";
 import type { Qcow2State } from "./state.ts";
 import type { TableCache } from "./table_cache.ts";
-import { discardGuest, zeroGuest } from "./unmap.ts";
 import { writeGuest } from "./write.ts";
-import { writeCompressedGuest } from "./write_compressed.ts";
+
+let unmap: Promise<typeof import("./unmap.ts")> | undefined;
+
+/** Kept, since an `import` takes longer than a small request. */
+function loadUnmap(): Promise<typeof import("./unmap.ts")> {
+  return unmap ??= import("./unmap.ts");
+}
 
 /** What a node does over that its opening did first. */
 export interface Again {
@@ -179,6 +183,7 @@ export class Qcow2Node implements BlockNode {
   ): Promise<void> {
     {
       using _ = await this.#begin(offset, length);
+      const { zeroGuest } = await loadUnmap();
       await zeroGuest(this.#state, offset, length, flags);
     }
     if (flags?.fua) await this.flush();
@@ -186,6 +191,7 @@ export class Qcow2Node implements BlockNode {
 
   async discard(offset: number, length: number): Promise<void> {
     using _ = await this.#begin(offset, length);
+    const { discardGuest } = await loadUnmap();
     await discardGuest(this.#state, offset, length);
   }
 
@@ -195,6 +201,7 @@ export class Qcow2Node implements BlockNode {
     options?: CompressOptions,
   ): Promise<void> {
     using _ = await this.#begin(offset, vectorLength(iov));
+    const { writeCompressedGuest } = await import("./write_compressed.ts");
     await writeCompressedGuest(this.#state, offset, iov, options?.level);
   }
 
@@ -219,8 +226,8 @@ export class Qcow2Node implements BlockNode {
   }
 
   async info(): Promise<NodeInfo> {
-    const { file, header, geometry } = this.#state;
-    const bitmaps = await listBitmaps(file, header, geometry);
+    const { header, geometry } = this.#state;
+    const bitmaps = await this.#bitmaps();
     return {
       ...(bitmaps && { bitmaps }),
       clusterSize: geometry.clusterSize,
@@ -231,6 +238,15 @@ export class Qcow2Node implements BlockNode {
       vmStateOffset: geometry.l1EntriesFor(header.size) * geometry.l2Coverage,
       specific: { type: "qcow2", data: specificInfo(header, bitmaps) },
     };
+  }
+
+  /** Absent if the image is of a version that cannot keep any. */
+  async #bitmaps(): Promise<BitmapInfo[] | undefined> {
+    const { file, header, geometry } = this.#state;
+    if (header.version < 3) return undefined;
+    if (!header.bitmaps) return [];
+    const { listBitmaps } = await import("./bitmap_directory.ts");
+    return await listBitmaps(file, header.bitmaps, geometry, header.size);
   }
 
   get snapshots(): SnapshotOperations {

@@ -7,7 +7,6 @@
 import { BlockError } from "../../core/errors.ts";
 import type { OptionTable, OptionValues } from "../../core/options.ts";
 import { Autoclear, ENTRY_SIZE, entryOffset, viewOf } from "./format.ts";
-import { readSnapshotL1 } from "./snapshot_table.ts";
 import type { Qcow2State } from "./state.ts";
 
 /** The kinds of metadata, in the order in which they are looked at. */
@@ -222,6 +221,8 @@ export class OverlapGuard {
   async #findInactiveL2(): Promise<Set<number>> {
     const tables = new Set<number>();
     const { file, geometry, snapshots } = this.#state;
+    if (snapshots.length === 0) return tables;
+    const { readSnapshotL1 } = await import("./snapshot_table.ts");
     for (const entry of snapshots) {
       this.#addTables(tables, await readSnapshotL1(file, geometry, entry));
     }

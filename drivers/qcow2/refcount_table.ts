@@ -10,6 +10,7 @@
 import { allocate, divideUp } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
+import { isZero } from "../../core/runtime.ts";
 import {
   bytesOf,
   ENTRY_SIZE,
@@ -25,6 +26,9 @@ import type { OverlapGuard } from "./overlap.ts";
 import { addToRefcounts, readRefcount } from "./refcount_layout.ts";
 import type { Behaviour } from "./state.ts";
 import type { CachedTable, TableCache } from "./table_cache.ts";
+
+/** Bytes of the refcount table that are looked at together. */
+const SCAN_BYTES = 4096;
 
 /** What the refcounts need of the image they belong to. */
 export interface RefcountHost {
@@ -94,15 +98,26 @@ export abstract class RefcountTable {
 
   /** Whether the cluster with that index is a refcount block. */
   isBlock(clusterIndex: number): boolean {
-    if (!this.#blocks) {
-      this.#blocks = new Set();
-      const { clusterSize } = this.host.geometry;
-      for (let index = 0; index < this.tableSize; index++) {
+    return (this.#blocks ??= this.#findBlocks()).has(clusterIndex);
+  }
+
+  /**
+   * Looks at entries only where there are any: most of a table's are zero, and
+   * thousands of looks take 3 ms while the code is new.
+   */
+  #findBlocks(): Set<number> {
+    const blocks = new Set<number>();
+    const { clusterSize } = this.host.geometry;
+    const bytes = this.tableBytes;
+    for (let at = 0; at < bytes.length; at += SCAN_BYTES) {
+      if (isZero(bytes.subarray(at, at + SCAN_BYTES))) continue;
+      const end = Math.min(bytes.length, at + SCAN_BYTES) / ENTRY_SIZE;
+      for (let index = at / ENTRY_SIZE; index < end; index++) {
         const offset = this.blockOffset(index);
-        if (offset !== 0) this.#blocks.add(Math.floor(offset / clusterSize));
+        if (offset !== 0) blocks.add(Math.floor(offset / clusterSize));
       }
     }
-    return this.#blocks.has(clusterIndex);
+    return blocks;
   }
 
   /**

@@ -5,16 +5,18 @@
  * @module
  */
 import type { Snapshot } from "../../core/node.ts";
-import {
-  NO_ICOUNT,
-  readSnapshotTable,
-  type SnapshotEntry,
-} from "./snapshot_table.ts";
+import { NO_ICOUNT } from "./format.ts";
+import type { SnapshotEntry } from "./snapshot_table.ts";
 import type { Qcow2State } from "./state.ts";
 
 /** Read the snapshot table of an image that is being opened. */
 export async function loadSnapshotTable(state: Qcow2State): Promise<void> {
-  const table = await readSnapshotTable(state.file, state.header);
+  const { file, header } = state;
+  // Loaded where there is one to be read.
+  const table = header.snapshotCount === 0
+    ? { entries: [], byteLength: 0 }
+    : await (await import("./snapshot_table.ts"))
+      .readSnapshotTable(file, header);
   state.snapshots = table.entries;
   state.snapshotTableLength = table.byteLength;
 }

@@ -14,6 +14,7 @@ import {
   MAX_L1_BYTES,
   MAX_SNAPSHOT_EXTRA_BYTES,
   MAX_SNAPSHOT_TABLE_BYTES,
+  NO_ICOUNT,
   readUint64,
   viewOf,
 } from "./format.ts";
@@ -27,9 +28,6 @@ const KNOWN_EXTRA = 24;
 const V3_EXTRA = 16;
 /** The table ends before this, or the rest cannot be addressed in QEMU. */
 const MAX_TABLE_SPAN = 0x7fffffff;
-/** What `icount` is where no instructions were counted. */
-export const NO_ICOUNT = 2n ** 64n - 1n;
-
 /** One snapshot. Offsets and sizes are bytes. */
 export interface SnapshotEntry {
   /** A number as text, unique in the image. */

@@ -12,7 +12,7 @@
 import { allocate, roundUp } from "../../core/bytes.ts";
 import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import type { Snapshot, SnapshotRequest } from "../../core/node.ts";
-import { ENTRY_SIZE, MAX_SNAPSHOTS, viewOf } from "./format.ts";
+import { ENTRY_SIZE, MAX_SNAPSHOTS, NO_ICOUNT, viewOf } from "./format.ts";
 import {
   clearCopied,
   clearCopiedFlags,
@@ -23,7 +23,6 @@ import { resize } from "./resize.ts";
 import { describeSnapshot, vmStateOffset } from "./snapshot_list.ts";
 import {
   encodeSnapshotTable,
-  NO_ICOUNT,
   readSnapshotL1,
   type SnapshotEntry,
 } from "./snapshot_table.ts";

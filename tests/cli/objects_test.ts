@@ -8,7 +8,10 @@ async function secretOf(definitions: string[], id = "s0"): Promise<string> {
   const secrets = new Secrets();
   for (const definition of definitions) secrets.define(definition);
   const request = { id, filename: "x" };
-  const bytes = await findSecret(secrets.source(false), request);
+  const bytes = await findSecret(
+    (request) => secrets.find(request, false),
+    request,
+  );
   return new TextDecoder().decode(bytes);
 }
 
