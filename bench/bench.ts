@@ -5,7 +5,8 @@
  * works whose names have one of the words; runs of each side (medians are
  * shown); MiB of the main input; measure ours at a sixteenth, a quarter and the
  * whole of that size as well; write the tables to bench/RESULTS.md. Whole
- * processes are timed, in turn, on files in memory (/dev/shm).
+ * processes are timed, in turn, on files in memory (/dev/shm): ours run from its
+ * source, ours as `deno task build` makes it for being installed, and qemu-img.
  *
  * @module
  */
@@ -14,9 +15,14 @@ import { machine, median, peakMemory, runTool, time } from "./measure.ts";
 import { type Work, works } from "./works.ts";
 
 const HERE = new URL(".", import.meta.url).pathname;
-const QEMU_IMG = ["qemu-img"];
-const OURS = [Deno.execPath(), "run", "--quiet", "--no-prompt", "-A"];
-const FILES = { ours: "ours.out", theirs: "theirs.out" };
+const RUN = [Deno.execPath(), "run", "--quiet", "--no-prompt", "-A"];
+/** How each side is called: ours from its source, as installed, and QEMU's. */
+const PROGRAMS = {
+  ours: [...RUN, `${HERE}../cli.ts`],
+  built: [...RUN, "--unstable-lazy-dynamic-imports", `${HERE}../dist/cli.js`],
+  theirs: ["qemu-img"],
+};
+const FILES = { ours: "ours.out", built: "built.out", theirs: "theirs.out" };
 
 type Side = keyof typeof FILES;
 
@@ -41,8 +47,7 @@ function words(command: string, side: Side): string[] {
 }
 
 function commandOf(work: Work, side: Side): string[] {
-  if (side === "theirs") return [...QEMU_IMG, ...words(work.command, side)];
-  return [...OURS, `${HERE}../cli.ts`, ...words(work.command, side)];
+  return [...PROGRAMS[side], ...words(work.command, side)];
 }
 
 /** Clear the way for a run, and leave nothing of it to be timed. */
@@ -70,8 +75,8 @@ async function makeInputs(work: Work, { folder, size }: Settings) {
 async function measure(work: Work, settings: Settings): Promise<Measured> {
   const { folder, runs } = settings;
   await makeInputs(work, settings);
-  const sides: Side[] = ["ours", "theirs"];
-  const mebibytes = { ours: 0, theirs: 0 };
+  const sides: Side[] = ["ours", "built", "theirs"];
+  const mebibytes = { ours: 0, built: 0, theirs: 0 };
   // These runs also fill caches: the page cache, and Deno's of checked code.
   for (const side of sides) {
     await prepare(work, side, folder);
@@ -79,8 +84,13 @@ async function measure(work: Work, settings: Settings): Promise<Measured> {
   }
   for (const check of work.verify ?? []) {
     await runTool(folder, "qemu-img", words(check, "ours"));
+    await runTool(folder, "qemu-img", words(check, "built"));
   }
-  const times: { [side in Side]: number[] } = { ours: [], theirs: [] };
+  const times: { [side in Side]: number[] } = {
+    ours: [],
+    built: [],
+    theirs: [],
+  };
   for (let run = 0; run < runs; run++) {
     for (const side of sides) {
       await prepare(work, side, folder);
@@ -92,16 +102,18 @@ async function measure(work: Work, settings: Settings): Promise<Measured> {
 }
 
 function row(work: Work, { milliseconds, mebibytes }: Measured): string {
-  const [ours, theirs] = [milliseconds.ours, milliseconds.theirs];
+  const { ours, built, theirs } = milliseconds;
   const ratio = median(ours) / median(theirs);
   // Other work on the machine makes times longer, never shorter.
   const best = Math.min(...ours) / Math.min(...theirs);
   const cells = [
     work.name.padEnd(36),
     median(ours).toFixed(0).padStart(8),
+    median(built).toFixed(0).padStart(8),
     median(theirs).toFixed(0).padStart(8),
     ratio.toFixed(2).padStart(6),
     best.toFixed(2).padStart(6),
+    (median(built) / median(theirs)).toFixed(2).padStart(6),
     work.goal.toFixed(1).padStart(6),
     mebibytes.ours.toFixed(0).padStart(8),
     mebibytes.theirs.toFixed(0).padStart(8),
@@ -112,10 +124,10 @@ function row(work: Work, { milliseconds, mebibytes }: Measured): string {
 const HEADER = [
   `| ${
     "work".padEnd(36)
-  } |  ours ms |  qemu ms |  ratio |   best |   goal | ours MiB | qemu MiB |`,
+  } |  ours ms | built ms |  qemu ms |  ratio |   best |  built |   goal | ours MiB | qemu MiB |`,
   `| ${
     "-".repeat(36)
-  } | -------: | -------: | -----: | -----: | -----: | -------: | -------: |`,
+  } | -------: | -------: | -------: | -----: | -----: | -----: | -----: | -------: | -------: |`,
 ];
 
 /** Milliseconds that ours takes, the median of some runs. */
@@ -175,6 +187,7 @@ const settings: Settings = {
   runs: option("runs", 5),
 };
 const lines: string[] = [];
+await runTool(HERE, Deno.execPath(), ["task", "--quiet", "build"]);
 
 function print(...more: string[]): void {
   for (const line of more) console.log(line);
@@ -196,7 +209,8 @@ print(
   await machine(),
   `Main input ${settings.size / 2 ** 20} MiB (a quarter random, a quarter ` +
     `text, half holes), medians of ${settings.runs} alternating runs; ` +
-    "best: the ratio of the shortest ones.",
+    "best: the ratio of the shortest ones; built: of the program as " +
+    "installed.",
   "",
   ...HEADER,
 );
