@@ -49,8 +49,10 @@ export async function readGuest(
       false,
     );
     const part = sliceVector(iov, done, run);
-    if (isCompressed) await state.compressed.read(mappings, at, part);
-    else await readMapping(state, mapping, at, part);
+    const reading = isCompressed
+      ? state.compressed.read(mappings, at, part)
+      : readMapping(state, mapping, at, part);
+    if (reading) await reading;
     done += run;
   }
 }
@@ -86,24 +88,27 @@ function lengthWithin(
   return Math.max(0, Math.min(length, size - offset));
 }
 
-async function readMapping(
+/** No promise where nothing has to be waited for: it would cost 0.2 µs. */
+function readMapping(
   state: Qcow2State,
   mapping: Mapping,
   guestOffset: number,
   iov: IoVector,
-): Promise<void> {
+): void | Promise<void> {
+  const { backing, header } = state;
   switch (mapping.kind) {
     case "normal": {
+      const read = () => readData(state, mapping.hostOffset, guestOffset, iov);
       const told = state.event("read_aio");
-      if (told) await told;
-      return await readData(state, mapping.hostOffset, guestOffset, iov);
+      return told ? told.then(read) : read();
     }
     case "compressed":
-      return await state.compressed.read([mapping], guestOffset, iov);
+      return state.compressed.read([mapping], guestOffset, iov);
     case "unallocated":
-      if (state.backing && guestOffset < state.header.size) {
-        await state.event("read_backing_aio");
-        return await readPadded(state.backing, guestOffset, iov);
+      if (backing && guestOffset < header.size) {
+        const read = () => readPadded(backing, guestOffset, iov);
+        const told = state.event("read_backing_aio");
+        return told ? told.then(read) : read();
       }
   }
   fillVector(iov, 0, mapping.length);
