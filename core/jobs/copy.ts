@@ -106,7 +106,9 @@ class Copy {
   ) {
     const { rateLimit = 0, compression, backingEnd = Infinity } = options;
     this.#source = new CopySource(source, options);
-    this.#target = new CopyTarget(target, options);
+    // What is read next is read while the last is written.
+    const flags = { ...options.flags, background: true };
+    this.#target = new CopyTarget(target, { ...options, flags });
     this.#options = options;
     // The system's copies do not reach the disk at once.
     this.#offloads = (options.copyOffload ?? false) && !options.flags?.fua;

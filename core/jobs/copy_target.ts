@@ -33,13 +33,10 @@ export class CopyTarget {
   readonly node: BlockNode;
   readonly #options: CopyTargetOptions;
   readonly #sparse?: ZeroRunOptions;
-  /** What is read next is read while the last is written. */
-  readonly #flags: WriteFlags;
 
   constructor(node: BlockNode, options: CopyTargetOptions) {
     this.node = node;
     this.#options = options;
-    this.#flags = { ...options.flags, background: true };
     const { zeroes } = options;
     if (typeof zeroes === "object") this.#sparse = zeroes;
   }
@@ -59,18 +56,19 @@ export class CopyTarget {
       if (this.#options.compression) {
         return await this.#writeCompressed(offset, bytes, begun);
       }
-      await this.#writeSparse(offset, bytes, this.#sparse, begun);
+      await this.#writeParts(offset, bytes, begun);
     } catch (error) {
       throw located("writing at byte", offset, error);
     }
   }
 
-  async #writeSparse(
+  async #writeParts(
     offset: number,
     bytes: Uint8Array,
-    sparse: ZeroRunOptions | undefined,
     begun?: () => void,
   ): Promise<void> {
+    const { flags } = this.#options;
+    const sparse = this.#sparse;
     const { length } = bytes;
     for (let at = 0; at < length;) {
       const zeroes = sparse
@@ -83,7 +81,7 @@ export class CopyTarget {
       if (end > zeroes) {
         const place = offset + zeroes;
         const data = bytes.subarray(zeroes, end);
-        const written = this.node.writev!(place, [data], this.#flags);
+        const written = this.node.writev!(place, [data], flags);
         if (end === length && this.#isOneStep(place, data.length)) begun?.();
         await written;
       }
