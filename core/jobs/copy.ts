@@ -42,7 +42,7 @@ export interface CopyOptions extends CopySourceOptions, CopyTargetOptions {
 /** Bytes of one request, as many as QEMU's: progress is told in these steps. */
 export const REQUEST_SIZE = 2 * 1024 * 1024;
 
-/** Bytes of a disk from which on compressing it repays the start of workers. */
+/** Bytes of a disk from which on it repays the start of other threads. */
 const MUCH = 64 * 1024 * 1024;
 
 /** Workers to begin with: one reads while another one's data is written. */
@@ -107,7 +107,8 @@ class Copy {
     const { rateLimit = 0, compression, backingEnd = Infinity } = options;
     this.#source = new CopySource(source, options);
     // What is read next is read while the last is written.
-    const flags = { ...options.flags, background: true };
+    const background = source.size >= MUCH;
+    const flags = { ...options.flags, background };
     this.#target = new CopyTarget(target, { ...options, flags });
     this.#options = options;
     // The system's copies do not reach the disk at once.
