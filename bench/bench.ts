@@ -39,28 +39,34 @@ interface Measured {
   mebibytes: { [side in Side]: number };
 }
 
-/** A command's words, with the names of this side's files. */
-function words(command: string, side: Side): string[] {
+/** A command's words, with this side's files and the size filled in. */
+function words(command: string, side: Side, { size }: Settings): string[] {
   return command.split(" ").map((word) =>
     word.replace(/^OUT/, FILES[side]).replace(/^THEIRS$/, FILES.theirs)
+      .replace(
+        /^SIZE\*?(\/?)(\d*)$/,
+        (_, divided, factor) =>
+          String(Math.floor(divided ? size / factor : size * (factor || 1))),
+      )
   );
 }
 
-function commandOf(work: Work, side: Side): string[] {
-  return [...PROGRAMS[side], ...words(work.command, side)];
+function commandOf(work: Work, side: Side, settings: Settings): string[] {
+  return [...PROGRAMS[side], ...words(work.command, side, settings)];
 }
 
 /** Clear the way for a run, and leave nothing of it to be timed. */
 async function prepare(
   work: Work,
   side: Side,
-  folder: string,
+  settings: Settings,
 ): Promise<void> {
+  const { folder } = settings;
   for (const file of [FILES[side], `${FILES[side]}.base`]) {
     await Deno.remove(`${folder}/${file}`).catch(() => {});
   }
   for (const command of work.before ?? []) {
-    await runTool(folder, "qemu-img", words(command, side));
+    await runTool(folder, "qemu-img", words(command, side, settings));
   }
 }
 
@@ -79,12 +85,13 @@ async function measure(work: Work, settings: Settings): Promise<Measured> {
   const mebibytes = { ours: 0, built: 0, theirs: 0 };
   // These runs also fill caches: the page cache, and Deno's of checked code.
   for (const side of sides) {
-    await prepare(work, side, folder);
-    mebibytes[side] = await peakMemory(folder, commandOf(work, side));
+    await prepare(work, side, settings);
+    const command = commandOf(work, side, settings);
+    mebibytes[side] = await peakMemory(folder, command);
   }
   for (const check of work.verify ?? []) {
-    await runTool(folder, "qemu-img", words(check, "ours"));
-    await runTool(folder, "qemu-img", words(check, "built"));
+    await runTool(folder, "qemu-img", words(check, "ours", settings));
+    await runTool(folder, "qemu-img", words(check, "built", settings));
   }
   const times: { [side in Side]: number[] } = {
     ours: [],
@@ -93,8 +100,8 @@ async function measure(work: Work, settings: Settings): Promise<Measured> {
   };
   for (let run = 0; run < runs; run++) {
     for (const side of sides) {
-      await prepare(work, side, folder);
-      times[side].push(await time(folder, commandOf(work, side)));
+      await prepare(work, side, settings);
+      times[side].push(await time(folder, commandOf(work, side, settings)));
     }
     sides.reverse();
   }
@@ -136,17 +143,16 @@ async function timeOurs(work: Work, settings: Settings): Promise<number> {
   await makeInputs(work, settings);
   const times = [];
   for (let run = 0; run <= runs; run++) {
-    await prepare(work, "ours", folder);
-    times.push(await time(folder, commandOf(work, "ours")));
+    await prepare(work, "ours", settings);
+    times.push(await time(folder, commandOf(work, "ours", settings)));
   }
   // The first one fills caches.
   return median(times.slice(1));
 }
 
-/** Works whose input is of the size that is asked for. */
+/** Works that are the larger, the larger the size that is asked for. */
 function grows({ command }: Work): boolean {
-  return command.split(" ").some((word) => isInput(word)) &&
-    !/^(bench|info)|huge/.test(command);
+  return !/^info|huge/.test(command);
 }
 
 async function growthRow(work: Work, settings: Settings): Promise<string> {

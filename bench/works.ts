@@ -1,7 +1,8 @@
 /**
  * What is measured. A work is a command that both programs understand; words
  * in it that name an input (see `inputs.ts`) are made beforehand, and `OUT`
- * and `OUT.base` are files of the program's own, absent at the start.
+ * and `OUT.base` are files of the program's own, absent at the start. `SIZE` is
+ * that of the main input in bytes; `SIZE*N` and `SIZE/N` are more and less.
  *
  * @module
  */
@@ -22,6 +23,8 @@ export interface Work {
 
 const SAME_AS_MIXED = "compare -f raw mixed.raw OUT";
 const SCATTER = 269 * 4096;
+/** Some 100,000 of the whole size. */
+const READS = "SIZE/10737";
 
 /** The rows of the table, in its order. */
 export const works: readonly Work[] = [
@@ -87,7 +90,7 @@ export const works: readonly Work[] = [
     name: "snapshot -c, 256 GiB preallocated",
     command: "snapshot -c s OUT",
     goal: 0.5,
-    before: ["create -q -f qcow2 -o preallocation=metadata OUT 256G"],
+    before: ["create -q -f qcow2 -o preallocation=metadata OUT SIZE*256"],
     verify: ["check OUT"],
   },
   {
@@ -95,7 +98,7 @@ export const works: readonly Work[] = [
     command: "commit -q -f qcow2 OUT",
     goal: 0.9,
     before: [
-      "create -q -f qcow2 OUT.base 128M",
+      "create -q -f qcow2 OUT.base SIZE/8",
       "create -q -f qcow2 -b OUT.base -F qcow2 OUT",
       "convert -n -f raw -O qcow2 full.raw OUT",
     ],
@@ -109,26 +112,28 @@ export const works: readonly Work[] = [
   },
   {
     name: "4 KiB scattered reads, depth 1",
-    command: `bench -f qcow2 -c 100000 -d 1 -s 4096 -S ${SCATTER} mixed.qcow2`,
+    command:
+      `bench -f qcow2 -c ${READS} -d 1 -s 4096 -S ${SCATTER} mixed.qcow2`,
     goal: 0.4,
   },
   {
     name: "4 KiB scattered reads, depth 64",
-    command: `bench -f qcow2 -c 100000 -d 64 -s 4096 -S ${SCATTER} mixed.qcow2`,
+    command:
+      `bench -f qcow2 -c ${READS} -d 64 -s 4096 -S ${SCATTER} mixed.qcow2`,
     goal: 1.0,
   },
   {
     name: "4 KiB allocating writes, depth 1",
-    command: "bench -f qcow2 -w -c 16384 -d 1 -s 4096 -S 65536 OUT",
+    command: "bench -f qcow2 -w -c SIZE/65536 -d 1 -s 4096 -S 65536 OUT",
     goal: 0.4,
-    before: ["create -q -f qcow2 OUT 1G"],
+    before: ["create -q -f qcow2 OUT SIZE"],
     verify: ["compare -f qcow2 -F qcow2 OUT THEIRS", "check OUT"],
   },
   {
     name: "64 KiB allocating writes, depth 64",
-    command: "bench -f qcow2 -w -c 16384 -d 64 -s 65536 OUT",
+    command: "bench -f qcow2 -w -c SIZE/65536 -d 64 -s 65536 OUT",
     goal: 0.9,
-    before: ["create -q -f qcow2 OUT 1G"],
+    before: ["create -q -f qcow2 OUT SIZE"],
     verify: ["compare -f qcow2 -F qcow2 OUT THEIRS", "check OUT"],
   },
   {
