@@ -107,7 +107,7 @@ class Copy {
     const { rateLimit = 0, compression, backingEnd = Infinity } = options;
     this.#source = new CopySource(source, options);
     // What is read next is read while the last is written.
-    const background = source.size >= MUCH;
+    const background = source.size >= MUCH && options.parallel !== 1;
     const flags = { ...options.flags, background };
     this.#target = new CopyTarget(target, { ...options, flags });
     this.#options = options;

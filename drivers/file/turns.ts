@@ -52,11 +52,12 @@ async function watch(): Promise<void> {
 /** Until a write is done, or there is nothing else to do. */
 async function othersTurn(write: PendingWrite): Promise<void> {
   let seen = transfers;
-  for (let turn = 0; turn < PATIENCE; turn++) {
+  let idle = 0;
+  for (let turn = 0; idle < PATIENCE; turn++) {
+    // However busy they are, it is looked at.
     if (turn % INTERVAL === 0 && write.isDone) return;
     await undefined;
-    if (transfers === seen) continue;
+    idle = transfers === seen ? idle + 1 : 0;
     seen = transfers;
-    turn = 0;
   }
 }

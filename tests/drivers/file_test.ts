@@ -153,6 +153,28 @@ eachWay(
   },
 );
 
+eachWay(
+  "tells of a write in the background amid endless reads",
+  async (io, folder) => {
+    const filename = `${folder}/busy`;
+    await Deno.writeFile(filename, new Uint8Array(4096));
+    await withNode({ filename, io }, async (node) => {
+      const bytes = new Uint8Array(4 << 20).fill(7);
+      let isDone = false;
+      const write = node.writev!(4096, [bytes], { background: true })
+        .then(() => isDone = true);
+      const head = new Uint8Array(512);
+      let reads = 0;
+      while (!isDone && reads < 500_000) {
+        await node.readv(0, [head]);
+        reads++;
+      }
+      assert(isDone, "nobody was told");
+      await write;
+    });
+  },
+);
+
 eachWay("closes when writes in the background are done", async (io, folder) => {
   const filename = `${folder}/closed`;
   await Deno.writeFile(filename, new Uint8Array());
