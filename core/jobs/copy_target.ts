@@ -24,9 +24,6 @@ export interface CopyTargetOptions {
   readonly flags?: WriteFlags;
 }
 
-/** Bytes of a cluster of which those of a request are in one L2 table. */
-const MIN_CLUSTER = 64 * 1024;
-
 /** A disk that is written to. */
 export class CopyTarget {
   /** The disk. */
@@ -91,13 +88,18 @@ export class CopyTarget {
 
   /**
    * Whether all clusters of a write find their places at once. One that shares
-   * its first or last, or has many small ones, takes several steps: the next
-   * write would overtake it, and its clusters come to lie in between.
+   * its first or last, meets some that have a place, or goes on in another
+   * table takes several steps: the next write would overtake it, and its
+   * clusters come to lie in between.
    */
   #isOneStep(offset: number, length: number): boolean {
     const { writeZeroesAlignment: clusterSize = 1 } = this.node.limits ?? {};
-    return offset % clusterSize === 0 && length % clusterSize === 0 &&
-      (clusterSize === 1 || clusterSize >= MIN_CLUSTER);
+    if (clusterSize === 1) return true;
+    // As in qcow2: a table takes a cluster, an entry 8 bytes.
+    const coverage = clusterSize * clusterSize / 8;
+    return (this.#options.targetIsZero ?? false) &&
+      offset % clusterSize === 0 && length % clusterSize === 0 &&
+      offset % coverage + length <= coverage;
   }
 
   /** Compress clusters that are not zero, and zero the others. */

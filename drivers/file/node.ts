@@ -143,10 +143,18 @@ export class FileNode implements BlockNode {
     length: number,
     flags?: ZeroFlags,
   ): Promise<void> {
+    if (offset + length > this.#size) this.#finishWrites();
     const inside = Math.min(length, this.#size - offset);
     if (inside > 0) this.#zero(offset, inside, flags?.unmap ?? false);
     if (offset + length > this.#size) this.#resize(offset + length);
     if (flags?.fua) this.#sync();
+  }
+
+  /** To be done before the size is changed: they may have changed it as well. */
+  #finishWrites(): void {
+    if (this.#writes.size === 0) return;
+    for (const write of this.#writes) write.wait();
+    this.#size = Math.max(this.#size, this.#open.size());
   }
 
   #zero(offset: number, length: number, unmap: boolean): void {
@@ -211,6 +219,7 @@ export class FileNode implements BlockNode {
         "Cannot use preallocation for shrinking files",
       );
     }
+    this.#finishWrites();
     const grownFrom = this.#size;
     if (preallocation === "off") return this.#resize(size);
     try {

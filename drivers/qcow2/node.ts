@@ -32,12 +32,17 @@ import type { Qcow2State } from "./state.ts";
 import type { TableCache } from "./table_cache.ts";
 import { writeGuest } from "./write.ts";
 
-let unmap: Promise<typeof import("./unmap.ts")> | undefined;
-
-/** Kept, since an `import` takes longer than a small request. */
-function loadUnmap(): Promise<typeof import("./unmap.ts")> {
-  return unmap ??= import("./unmap.ts");
+/**
+ * Loads a module when it is first wanted, once for all: an `import` of its own
+ * takes longer than a small request, and one request may overtake another.
+ */
+function once<T>(load: () => Promise<T>): () => Promise<T> {
+  let loaded: Promise<T> | undefined;
+  return () => loaded ??= load();
 }
+
+const loadUnmap = once(() => import("./unmap.ts"));
+const loadWriteCompressed = once(() => import("./write_compressed.ts"));
 
 /** What a node does over that its opening did first. */
 export interface Again {
@@ -201,7 +206,7 @@ export class Qcow2Node implements BlockNode {
     options?: CompressOptions,
   ): Promise<void> {
     using _ = await this.#begin(offset, vectorLength(iov));
-    const { writeCompressedGuest } = await import("./write_compressed.ts");
+    const { writeCompressedGuest } = await loadWriteCompressed();
     await writeCompressedGuest(this.#state, offset, iov, options?.level);
   }
 

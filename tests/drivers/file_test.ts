@@ -5,6 +5,7 @@ import { openImage } from "../../core/image.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { openProtocol } from "../../core/open.ts";
 import { registerDriver } from "../../core/registry.ts";
+import { writeZeroes } from "../../core/requests.ts";
 import { fileDriver } from "../../drivers/file/driver.ts";
 import { isLibcAvailable } from "../../drivers/file/libc.ts";
 import { rawDriver } from "../../drivers/raw.ts";
@@ -122,7 +123,7 @@ eachWay("reports a full device", async (io) => {
 });
 
 eachWay(
-  "writes large pieces, some at a time, amid reads",
+  "writes in the background, amid reads",
   async (io, folder) => {
     const filename = `${folder}/large`;
     const piece = 300_001;
@@ -133,7 +134,7 @@ eachWay(
     await Deno.writeFile(filename, new Uint8Array(1000).fill(0xff));
     await withNode({ filename, io }, async (node) => {
       const writes = pieces.map((bytes, i) =>
-        node.writev!(1000 + i * piece, [bytes])
+        node.writev!(1000 + i * piece, [bytes], { background: true })
       );
       const head = new Uint8Array(1000);
       await node.readv(0, [head]);
@@ -149,6 +150,29 @@ eachWay(
     for (const [i, expected] of pieces.entries()) {
       const start = 1000 + i * piece;
       assertEquals(bytes.subarray(start, start + piece), expected);
+    }
+  },
+);
+
+eachWay(
+  "keeps what is written in the background past its end",
+  async (io, folder) => {
+    for (const change of ["writeZeroes", "truncate"] as const) {
+      const filename = `${folder}/${change}`;
+      await Deno.writeFile(filename, new Uint8Array());
+      await withNode({ filename, io }, async (node) => {
+        const bytes = new Uint8Array(2 << 20).fill(7);
+        const write = node.writev!(4 << 20, [bytes], { background: true });
+        // It gets somewhere meanwhile, but nobody has been told.
+        for (const end = performance.now() + 5; performance.now() < end;);
+        if (change === "writeZeroes") await writeZeroes(node, 0, 1 << 20);
+        else await node.truncate!(8 << 20);
+        await write;
+        const found = new Uint8Array(2 << 20);
+        await node.readv(4 << 20, [found]);
+        assertEquals(found, bytes);
+        assertEquals(node.size, change === "truncate" ? 8 << 20 : 6 << 20);
+      });
     }
   },
 );
