@@ -248,3 +248,13 @@ export function defineThrottleGroup(id: string, group: ThrottleGroup): void {
 export function findThrottleGroup(id: string): ThrottleGroup | undefined {
   return groups.get(id);
 }
+
+/**
+ * A group that limits writes.
+ *
+ * @param rate Bytes a second, however many; 0: no limit, and no group.
+ */
+export function limitedWrites(rate: number): ThrottleGroup | undefined {
+  if (rate <= 0) return undefined;
+  return new ThrottleGroup({ "bps-write": Math.min(rate, MOST) });
+}

@@ -6,7 +6,7 @@
 import { allocate, roundUp, SECTOR_SIZE } from "../bytes.ts";
 import { BlockError } from "../errors.ts";
 import type { BlockNode } from "../node.ts";
-import { ThrottleGroup } from "../throttle_group.ts";
+import { limitedWrites, type ThrottleGroup } from "../throttle_group.ts";
 import { type ConvertOptions, copyTargetOptions } from "./convert.ts";
 import { REQUEST_SIZE } from "./copy.ts";
 import { CopyTarget, type CopyTargetOptions } from "./copy_target.ts";
@@ -95,11 +95,7 @@ class Filling {
     this.#writer = new CopyTarget(target, options);
     this.#resizes = resize;
     this.#signal = signal;
-    if (rateLimit > 0) {
-      this.#throttle = new ThrottleGroup({
-        "bps-write": Math.min(rateLimit, 1e15),
-      });
-    }
+    this.#throttle = limitedWrites(rateLimit);
     this.#pace = new Pace(signal);
     const { clusterSize = 0 } = options.compression ?? {};
     this.#buffer = allocate(Math.max(REQUEST_SIZE, clusterSize));

@@ -157,9 +157,8 @@ class Copy {
   async #prepareThrottle(): Promise<void> {
     const { rateLimit = 0 } = this.#options;
     if (rateLimit <= 0) return;
-    const { ThrottleGroup } = await import("../throttle_group.ts");
-    const limits = { "bps-write": Math.min(rateLimit, 1e15) };
-    this.#throttle = new ThrottleGroup(limits);
+    const { limitedWrites } = await import("../throttle_group.ts");
+    this.#throttle = limitedWrites(rateLimit);
   }
 
   /** Find out how much data there is to be copied. */

@@ -10,7 +10,7 @@ import { BlockError } from "../errors.ts";
 import type { BlockNode } from "../node.ts";
 import { defaultOptions, type OptionValues, parseOptions } from "../options.ts";
 import { findDriver } from "../registry.ts";
-import { ThrottleGroup } from "../throttle_group.ts";
+import { limitedWrites } from "../throttle_group.ts";
 import { backingOf } from "../extents.ts";
 import { Concatenation } from "./concatenation.ts";
 import { CopySource } from "./copy_source.ts";
@@ -112,9 +112,7 @@ export async function* imageChunks(
   });
   const values = { ...defaultOptions(driver.createOptions), ...parsed };
   const { rateLimit = 0, signal } = options;
-  const throttle = rateLimit > 0
-    ? new ThrottleGroup({ "bps-write": Math.min(rateLimit, 1e15) })
-    : undefined;
+  const throttle = limitedWrites(rateLimit);
   for await (const chunk of gathered(driver.stream(values, source))) {
     await throttle?.admit("write", chunk.length, signal);
     yield chunk;

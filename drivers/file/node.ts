@@ -198,6 +198,7 @@ export class FileNode implements BlockNode {
   // deno-lint-ignore require-await
   async truncate(size: number, options: TruncateOptions = {}): Promise<void> {
     const { preallocation = "off" } = options;
+    this.#finishWrites();
     if (preallocation === "metadata") {
       throw new BlockError(
         "ENOTSUP",
@@ -219,7 +220,6 @@ export class FileNode implements BlockNode {
         "Cannot use preallocation for shrinking files",
       );
     }
-    this.#finishWrites();
     const grownFrom = this.#size;
     if (preallocation === "off") return this.#resize(size);
     try {

@@ -28,6 +28,7 @@ const KNOWN_EXTRA = 24;
 const V3_EXTRA = 16;
 /** The table ends before this, or the rest cannot be addressed in QEMU. */
 const MAX_TABLE_SPAN = 0x7fffffff;
+
 /** One snapshot. Offsets and sizes are bytes. */
 export interface SnapshotEntry {
   /** A number as text, unique in the image. */
