@@ -144,8 +144,12 @@ export class Qcow2Node implements BlockNode {
   async readv(offset: number, iov: IoVector): Promise<void> {
     // Nothing is awaited that need not be: that costs 0.1 µs, of 3 in all.
     const begun = this.#begin(offset, vectorLength(iov));
-    using _ = begun instanceof Promise ? await begun : begun;
-    await readGuest(this.#state, offset, iov);
+    const held = begun instanceof Promise ? await begun : begun;
+    try {
+      await readGuest(this.#state, offset, iov);
+    } finally {
+      held[Symbol.dispose]();
+    }
   }
 
   async writev(
@@ -153,9 +157,9 @@ export class Qcow2Node implements BlockNode {
     iov: IoVector,
     flags?: WriteFlags,
   ): Promise<void> {
-    {
-      const begun = this.#begin(offset, vectorLength(iov));
-      using _ = begun instanceof Promise ? await begun : begun;
+    const begun = this.#begin(offset, vectorLength(iov));
+    const held = begun instanceof Promise ? await begun : begun;
+    try {
       const { background } = flags ?? {};
       await writeGuest(
         this.#state,
@@ -163,6 +167,8 @@ export class Qcow2Node implements BlockNode {
         iov,
         background ? { background } : undefined,
       );
+    } finally {
+      held[Symbol.dispose]();
     }
     if (flags?.fua) await this.flush();
   }

@@ -43,16 +43,20 @@ export async function readGuest(
       continue;
     }
     // From looking to holding is one turn: nothing changes in between.
-    using _ = ranges.hold(
+    const held = ranges.hold(
       geometry.clusterStart(at),
       geometry.clusterEnd(at + run),
       false,
     );
-    const part = sliceVector(iov, done, run);
-    const reading = isCompressed
-      ? state.compressed.read(mappings, at, part)
-      : readMapping(state, mapping, at, part);
-    if (reading) await reading;
+    try {
+      const part = sliceVector(iov, done, run);
+      const reading = isCompressed
+        ? state.compressed.read(mappings, at, part)
+        : readMapping(state, mapping, at, part);
+      if (reading) await reading;
+    } finally {
+      held[Symbol.dispose]();
+    }
     done += run;
   }
 }

@@ -60,18 +60,32 @@ export async function writeGuest(
   const length = payloadLength(payload);
   for (let done = 0; done < length;) {
     const plan = await planWrite(state, offset + done, length - done);
-    using _ = plan.held;
-    const part = slicePayload(payload, done, plan.length);
-    if (plan.allocation) {
+    try {
       const { allocation } = plan;
-      await writeAllocated(state, plan, allocation, offset + done, part, flags);
-    } else {
-      await state.overlap.check(plan.hostOffset, plan.length);
-      await state.event("write_aio");
-      await writePayload(state, plan.hostOffset, offset + done, part, flags);
+      const at = offset + done;
+      const part = slicePayload(payload, done, plan.length);
+      await (allocation
+        ? writeAllocated(state, plan, allocation, at, part, flags)
+        : writeInPlace(state, plan, at, part, flags));
+    } finally {
+      plan.held[Symbol.dispose]();
     }
     done += plan.length;
   }
+}
+
+async function writeInPlace(
+  state: Qcow2State,
+  { hostOffset, length }: WritePlan,
+  offset: number,
+  payload: Payload,
+  flags?: WriteFlags,
+): Promise<void> {
+  const checked = state.overlap.check(hostOffset, length);
+  if (checked) await checked;
+  const told = state.event("write_aio");
+  if (told) await told;
+  await writePayload(state, hostOffset, offset, payload, flags);
 }
 
 /**
@@ -87,11 +101,11 @@ async function planWrite(
   const { geometry, ranges } = state;
   for (;;) {
     let blocker: HeldRange | undefined;
-    {
-      // Tables are in memory nearly always. To `await` nothing then, not even
-      // for a moment, keeps others from queueing for the lock.
-      const lock = state.metadata.lock();
-      using _ = lock instanceof Promise ? await lock : lock;
+    // Tables are in memory nearly always. To `await` nothing then, not even
+    // for a moment, keeps others from queueing for the lock.
+    const lock = state.metadata.lock();
+    const locked = lock instanceof Promise ? await lock : lock;
+    try {
       state.checkUsable();
       const mapped = state.clusters.mapLocked(offset, length);
       const mapping = mapped instanceof Promise ? await mapped : mapped;
@@ -121,6 +135,8 @@ async function planWrite(
           throw error;
         }
       }
+    } finally {
+      locked[Symbol.dispose]();
     }
     await blocker.released;
   }
@@ -332,17 +348,21 @@ async function link(
   const { geometry, clusters } = state;
   const { guestStart, hostStart, inPlace } = allocation;
   const lock = state.metadata.lock();
-  using _ = lock instanceof Promise ? await lock : lock;
-  const ordered = orderL2AfterData(state);
-  if (ordered) await ordered;
-  const entry = clusters.entryForWrite(guestStart);
-  const place = entry instanceof Promise ? await entry : entry;
-  const freed: Freed[] = [];
-  for (let i = 0; i < allocation.clusters; i++, place.index++) {
-    if (!inPlace) noteFreed(state, place, freed);
-    setNormal(state, place, hostStart + i * geometry.clusterSize);
+  const locked = lock instanceof Promise ? await lock : lock;
+  try {
+    const ordered = orderL2AfterData(state);
+    if (ordered) await ordered;
+    const entry = clusters.entryForWrite(guestStart);
+    const place = entry instanceof Promise ? await entry : entry;
+    const freed: Freed[] = [];
+    for (let i = 0; i < allocation.clusters; i++, place.index++) {
+      if (!inPlace) noteFreed(state, place, freed);
+      setNormal(state, place, hostStart + i * geometry.clusterSize);
+    }
+    return freed;
+  } finally {
+    locked[Symbol.dispose]();
   }
-  return freed;
 }
 
 /**
