@@ -295,27 +295,15 @@ export class ClusterMap {
       view.byteLength,
       at + Math.ceil((within + length) / clusterSize) * ENTRY_SIZE,
     );
-    // The halves that lengthen the run. Long runs are the rule: looking at
-    // these alone takes a tenth of the time of decoding each entry (3 ns).
-    const flags = ~COPIED;
-    let expectedHigh = high & flags;
-    let expectedLow = low | 0;
-    while ((at += ENTRY_SIZE) < end) {
-      expectedLow = (expectedLow + step) | 0;
-      const nextHigh = view.getInt32(at) & flags;
-      const nextLow = view.getInt32(at + 4);
-      if (
-        nextLow === expectedLow && nextHigh === expectedHigh &&
-        (nextLow >>> 0) >= step
-      ) continue;
+    while ((at = sequenceEnd(view, at + ENTRY_SIZE, end, step)) < end) {
       // Other flags make no difference, or the lower half has begun anew.
+      const nextHigh = view.getUint32(at);
+      const nextLow = view.getUint32(at + 4);
       const expected = start + (at - first) / ENTRY_SIZE * step;
       if (
         ((nextLow ^ low) & ZERO) !== 0 || (nextHigh & COMPRESSED) !== 0 ||
         entryOffset(nextHigh, nextLow) !== expected
       ) break;
-      expectedHigh = nextHigh;
-      expectedLow = nextLow;
     }
     const run = (at - first) / ENTRY_SIZE * clusterSize - within;
     return {
@@ -409,4 +397,29 @@ export class ClusterMap {
 
 function unallocated(length: number): Mapping {
   return { kind: "unallocated", length, hostOffset: 0, high: 0, low: 0 };
+}
+
+/**
+ * Where the entries from `at` on cease to be like the one before: each `step`
+ * bytes further in the file, within the same 4 GiB, and with the same flags
+ * but COPIED. Long runs are the rule, and this takes 2 ns an entry.
+ */
+function sequenceEnd(
+  view: DataView,
+  at: number,
+  end: number,
+  step: number,
+): number {
+  // They are integers, but V8 may not know, and take 8 ns an entry.
+  [at, end, step] = [at | 0, end | 0, step | 0];
+  const flags = ~COPIED;
+  const high = view.getInt32(at - ENTRY_SIZE) & flags;
+  let low = view.getInt32(at - ENTRY_SIZE + 4);
+  for (; at < end; at += ENTRY_SIZE) {
+    low = (low + step) | 0;
+    const isNext = view.getInt32(at + 4) === low &&
+      (view.getInt32(at) & flags) === high && (low >>> 0) >= step;
+    if (!isNext) break;
+  }
+  return at;
 }
