@@ -19,7 +19,12 @@ const RUN = [Deno.execPath(), "run", "--quiet", "--no-prompt", "-A"];
 /** How each side is called: ours from its source, as installed, and QEMU's. */
 const PROGRAMS = {
   ours: [...RUN, `${HERE}../cli.ts`],
-  built: [...RUN, "--unstable-lazy-dynamic-imports", `${HERE}../dist/cli.js`],
+  built: [
+    ...RUN,
+    "--unstable-lazy-dynamic-imports",
+    "--v8-flags=--no-lazy",
+    `${HERE}../dist/cli.js`,
+  ],
   theirs: ["qemu-img"],
 };
 const FILES = { ours: "ours.out", built: "built.out", theirs: "theirs.out" };

@@ -26,6 +26,7 @@ Deno.test({
     // As the README has it installed.
     const built = [
       ...[Deno.execPath(), "run", "-A", "--unstable-lazy-dynamic-imports"],
+      "--v8-flags=--no-lazy",
       dir.file("cli.js"),
     ];
 
