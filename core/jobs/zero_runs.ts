@@ -47,15 +47,31 @@ export function dataEnd(
   offset: number,
   { minimum, alignment }: ZeroRunOptions,
 ): number {
-  while (from < to) {
-    const limit = Math.min(to, from + Math.max(minimum, alignment));
-    const zeroes = bytes[from] !== 0
-      ? from
-      : zeroEnd(bytes, from, limit, offset, alignment);
+  const step = Math.max(minimum, alignment);
+  while ((from = startsWithZero(bytes, from, to, offset, alignment)) < to) {
+    const limit = Math.min(to, from + step);
+    const zeroes = zeroEnd(bytes, from, limit, offset, alignment);
     if (zeroes === to || zeroes - from >= minimum) return from;
     from = Math.min(to, blockEnd(offset + zeroes, alignment) - offset);
   }
   return to;
+}
+
+/**
+ * The first block from `from` on that begins with a zero. Most do not: apart,
+ * this loop is compiled in 1 ms, as part of the other in up to 30.
+ */
+function startsWithZero(
+  bytes: Uint8Array,
+  from: number,
+  to: number,
+  offset: number,
+  alignment: number,
+): number {
+  while (from < to && bytes[from] !== 0) {
+    from = blockEnd(offset + from, alignment) - offset;
+  }
+  return Math.min(from, to);
 }
 
 /** The end of the block in which the byte at `at` lies. */

@@ -7,7 +7,7 @@
 import type { PendingWrite } from "./host.ts";
 
 /** Turns of others, at 0.1 µs, after which they are taken to wait as well. */
-const PATIENCE = 1000;
+const PATIENCE = 200;
 
 /** Turns after which to look whether a write is done: looking costs as many. */
 const INTERVAL = 16;
