@@ -53,7 +53,8 @@ export async function chainStatus(
 ): Promise<ChainExtent> {
   let node = top;
   for (let depth = 0;; depth++) {
-    const extent = await resolved(node, offset, length);
+    let extent = await node.status(offset, length);
+    if (extent.recurse) extent = await refined(extent, length);
     length = Math.min(length, extent.length);
     if (extent.kind !== "unallocated") {
       return { ...extent, length, offset, depth, present: true };
@@ -71,20 +72,11 @@ export async function chainStatus(
   }
 }
 
-/** A node's own answer, refined by its file where that may know of holes. */
-async function resolved(
-  node: BlockNode,
-  offset: number,
-  length: number,
-): Promise<Extent> {
-  const extent = await node.status(offset, length);
-  if (!extent.recurse || !extent.file || extent.hostOffset === undefined) {
-    return extent;
-  }
-  const below = await extent.file.status(
-    extent.hostOffset,
-    Math.min(extent.length, length),
-  );
+/** A node's answer, refined by its file, which may know of holes. */
+async function refined(extent: Extent, length: number): Promise<Extent> {
+  const { file, hostOffset } = extent;
+  if (!file || hostOffset === undefined) return extent;
+  const below = await file.status(hostOffset, Math.min(extent.length, length));
   return {
     ...extent,
     length: Math.min(extent.length, below.length),

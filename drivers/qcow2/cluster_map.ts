@@ -103,22 +103,28 @@ export class ClusterMap {
   }
 
   /**
-   * As {@linkcode lookup}, reading the slice if need be.
+   * As {@linkcode lookup}, reading the slice if need be; at once if it is in
+   * memory.
    *
    * @param passing Whether this is a step of a walk through the whole disk.
    */
-  async map(
+  map(
     guestOffset: number,
     length: number,
     passing = false,
-  ): Promise<Mapping> {
+  ): Mapping | Promise<Mapping> {
     const mapping = this.lookup(guestOffset, length);
-    if (!mapping) {
-      using _ = await this.#state.metadata.lock();
-      return await this.mapLocked(guestOffset, length, passing);
-    }
-    if (this.isSound(mapping, guestOffset)) return mapping;
-    return await this.#refuse(mapping, guestOffset);
+    if (mapping && this.isSound(mapping, guestOffset)) return mapping;
+    return this.#lockAndMap(guestOffset, length, passing);
+  }
+
+  async #lockAndMap(
+    guestOffset: number,
+    length: number,
+    passing: boolean,
+  ): Promise<Mapping> {
+    using _ = await this.#state.metadata.lock();
+    return await this.mapLocked(guestOffset, length, passing);
   }
 
   /**

@@ -232,8 +232,13 @@ export class Qcow2Node implements BlockNode {
 
   async status(offset: number, length: number): Promise<Extent> {
     this.#cleaner.countRequest();
-    using _ = await this.#state.operations.share();
-    return await guestStatus(this.#state, offset, length);
+    const shared = this.#state.operations.share();
+    const held = shared instanceof Promise ? await shared : shared;
+    try {
+      return await guestStatus(this.#state, offset, length);
+    } finally {
+      held[Symbol.dispose]();
+    }
   }
 
   async info(): Promise<NodeInfo> {

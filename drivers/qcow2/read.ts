@@ -122,22 +122,26 @@ function readMapping(
  * Whether the file has far fewer bytes on its disk than clusters in use, as
  * after preallocation of metadata: then it pays to ask it where its holes are.
  */
-function hasHoles(state: Qcow2State): Promise<boolean> {
-  return state.hasHoles ??= (async () => {
-    const { file, geometry, refcounts } = state;
-    const { actualSize } = await file.info?.() ?? {};
-    if (actualSize === undefined) return false;
-    const real = Math.floor(actualSize / geometry.clusterSize);
-    const threshold = Math.max(Math.floor(real * 10 / 9), real + 2);
-    const clusters = geometry.clustersFor(file.size);
-    if (clusters < threshold) return false;
-    using _ = await state.metadata.lock();
-    let used = 0;
-    for (let index = 0; index < clusters && used < threshold; index++) {
-      if (await refcounts.get(index) > 0) used++;
-    }
-    return used >= threshold;
-  })();
+async function findHoles(state: Qcow2State): Promise<boolean> {
+  const { file, geometry, refcounts } = state;
+  const { actualSize } = await file.info?.() ?? {};
+  if (actualSize === undefined) return false;
+  const real = Math.floor(actualSize / geometry.clusterSize);
+  const threshold = Math.max(Math.floor(real * 10 / 9), real + 2);
+  const clusters = geometry.clustersFor(file.size);
+  if (clusters < threshold) return false;
+  using _ = await state.metadata.lock();
+  let used = 0;
+  for (let index = 0; index < clusters && used < threshold; index++) {
+    if (await refcounts.get(index) > 0) used++;
+  }
+  return used >= threshold;
+}
+
+/** What {@linkcode findHoles} found, once it has. */
+function hasHoles(state: Qcow2State): boolean | Promise<boolean> {
+  return state.hasHoles ??= findHoles(state)
+    .then((found) => state.hasHoles = found);
 }
 
 /** What a range of the disk is mapped to, in the terms of all drivers. */
@@ -146,17 +150,16 @@ export async function guestStatus(
   offset: number,
   length: number,
 ): Promise<Extent> {
-  const { kind, hostOffset, length: run } = await state.clusters.map(
-    offset,
-    length,
-    true,
-  );
   const { file, encryption } = state;
+  const mapped = state.clusters.map(offset, length, true);
+  const mapping = mapped instanceof Promise ? await mapped : mapped;
+  const { kind, hostOffset, length: run } = mapping;
   // What lies encrypted in the file is not what the disk holds.
   const place = encryption ? {} : { hostOffset, file };
   switch (kind) {
     case "normal": {
-      const recurse = !encryption && await hasHoles(state);
+      const holes = !encryption && hasHoles(state);
+      const recurse = holes instanceof Promise ? await holes : holes;
       return { length: run, kind: "data", ...place, recurse };
     }
     case "zeroAllocated":

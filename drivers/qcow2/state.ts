@@ -84,7 +84,7 @@ export class Qcow2State implements RefcountHost {
   readonly ranges = new RangeLock();
   readonly metadata = new Mutex();
   /** Whether data clusters may be holes in the file; found out when asked. */
-  hasHoles?: Promise<boolean>;
+  hasHoles?: boolean | Promise<boolean>;
   /** What unallocated clusters are left to. */
   backing?: BlockNode;
   /** What guest data is encrypted with in the file, if it is. */
