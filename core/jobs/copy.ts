@@ -6,7 +6,7 @@
  */
 import { allocate, roundDown } from "../bytes.ts";
 import { asBlockError, type BlockError } from "../errors.ts";
-import { type Held, Mutex } from "../lock.ts";
+import { Mutex } from "../lock.ts";
 import type { BlockNode } from "../node.ts";
 import type { ThrottleGroup } from "../throttle_group.ts";
 import type { Concatenation } from "./concatenation.ts";
@@ -220,23 +220,27 @@ class Copy {
 
   /** The next range that needs a worker. */
   async #nextTurn(): Promise<Turn | undefined> {
-    using _held: Held = await this.#finding.lock();
-    while (!this.#error) {
-      if (this.#pace.isDue) await this.#pace.rest();
-      const range = await this.#ranges.next();
-      if (!range) break;
-      if (this.#options.progressBy === "disk" || isData(range)) {
-        this.#copied += range.length;
-        this.#options.progress?.(this.#copied, this.#total);
+    const held = await this.#finding.lock();
+    try {
+      while (!this.#error) {
+        if (this.#pace.isDue) await this.#pace.rest();
+        const range = await this.#ranges.next();
+        if (!range) break;
+        if (this.#options.progressBy === "disk" || isData(range)) {
+          this.#copied += range.length;
+          this.#options.progress?.(this.#copied, this.#total);
+        }
+        if (range.action === "skip") continue;
+        if (this.#options.outOfOrder) return { range, begun: () => {} };
+        const before = this.#writes;
+        const { promise, resolve } = Promise.withResolvers<void>();
+        this.#writes = promise;
+        return { range, before, begun: resolve };
       }
-      if (range.action === "skip") continue;
-      if (this.#options.outOfOrder) return { range, begun: () => {} };
-      const before = this.#writes;
-      const { promise, resolve } = Promise.withResolvers<void>();
-      this.#writes = promise;
-      return { range, before, begun: resolve };
+      return undefined;
+    } finally {
+      held[Symbol.dispose]();
     }
-    return undefined;
   }
 
   async #copy({ range, before, begun }: Turn, buffer: LazyBuffer) {
