@@ -132,24 +132,21 @@ export class Qcow2Node implements BlockNode {
    */
   #begin(offset: number, length: number): Held | Promise<Held> {
     this.#cleaner.countRequest();
-    const checked = (held: Held) => {
-      if (offset + length <= this.size) return held;
-      held[Symbol.dispose]();
-      throw new BlockError("EIO");
-    };
     const held = this.#state.operations.share();
-    return held instanceof Promise ? held.then(checked) : checked(held);
+    const isReady = !(held instanceof Promise) && offset + length <= this.size;
+    return isReady ? held : this.#beginLater(held, offset + length);
   }
 
-  async readv(offset: number, iov: IoVector): Promise<void> {
-    // Nothing is awaited that need not be: that costs 0.1 µs, of 3 in all.
-    const begun = this.#begin(offset, vectorLength(iov));
-    const held = begun instanceof Promise ? await begun : begun;
-    try {
-      await readGuest(this.#state, offset, iov);
-    } finally {
-      held[Symbol.dispose]();
-    }
+  async #beginLater(held: Held | Promise<Held>, end: number): Promise<Held> {
+    const request = await held;
+    if (end <= this.size) return request;
+    request[Symbol.dispose]();
+    throw new BlockError("EIO");
+  }
+
+  readv(offset: number, iov: IoVector): Promise<void> {
+    const request = this.#begin(offset, vectorLength(iov));
+    return readGuest(this.#state, request, offset, iov);
   }
 
   async writev(
@@ -298,9 +295,10 @@ export class Qcow2Node implements BlockNode {
     await writeGuest(state, start, iov);
   }
 
-  async loadVmState(offset: number, iov: IoVector): Promise<void> {
-    using _ = await this.#state.operations.share();
-    await readGuest(this.#state, vmStateOffset(this.#state) + offset, iov);
+  loadVmState(offset: number, iov: IoVector): Promise<void> {
+    const state = this.#state;
+    const request = state.operations.share();
+    return readGuest(state, request, vmStateOffset(state) + offset, iov);
   }
 
   async invalidate(): Promise<void> {

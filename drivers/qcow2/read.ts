@@ -9,55 +9,67 @@ import {
   sliceVector,
   vectorLength,
 } from "../../core/bytes.ts";
+import type { Held } from "../../core/lock.ts";
 import type { Extent } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
 import type { Mapping } from "./cluster_map.ts";
 import { readData } from "./encryption.ts";
 import type { Qcow2State } from "./state.ts";
 
-/** Read guest data, keeping its clusters where they are meanwhile. */
+/**
+ * Read guest data, keeping its clusters where they are meanwhile.
+ *
+ * @param request Held until the end. (A function around this one that held it
+ * would cost 0.2 µs, an eighth of a read of 4 KiB.)
+ */
 export async function readGuest(
   state: Qcow2State,
+  request: Held | Promise<Held>,
   offset: number,
   iov: IoVector,
 ): Promise<void> {
   const { geometry, ranges } = state;
   const length = vectorLength(iov);
-  for (let done = 0; done < length;) {
-    const at = offset + done;
-    const mapping = state.clusters.lookup(at, length - done);
-    if (!mapping || !state.clusters.isSound(mapping, at)) {
-      // Reads the table, or reports the damage. By the time we go on, the
-      // entry may have changed again: so look anew.
-      await state.clusters.map(at, length - done);
-      continue;
+  const operation = request instanceof Promise ? await request : request;
+  try {
+    for (let done = 0; done < length;) {
+      const at = offset + done;
+      const mapping = state.clusters.lookup(at, length - done);
+      if (!mapping || !state.clusters.isSound(mapping, at)) {
+        // Reads the table, or reports the damage. By the time we go on, the
+        // entry may have changed again: so look anew.
+        await state.clusters.map(at, length - done);
+        continue;
+      }
+      const mappings = mapping.kind === "compressed"
+        ? state.compressed.run(mapping, at, length - done)
+        : undefined;
+      const run = mappings?.reduce((sum, { length }) => sum + length, 0) ??
+        mapping.length;
+      const blocker = ranges.conflict(at, at + run, false);
+      if (blocker) {
+        await blocker.released;
+        continue;
+      }
+      // From looking to holding is one turn: nothing changes in between.
+      const clusters = ranges.hold(
+        geometry.clusterStart(at),
+        geometry.clusterEnd(at + run),
+        false,
+      );
+      try {
+        const part = sliceVector(iov, done, run);
+        const reading = mappings
+          ? state.compressed.read(mappings, at, part)
+          : readMapping(state, mapping, at, part);
+        if (reading) await reading;
+      } finally {
+        clusters[Symbol.dispose]();
+      }
+      done += run;
     }
-    const isCompressed = mapping.kind === "compressed";
-    const mappings = isCompressed
-      ? state.compressed.run(mapping, at, length - done)
-      : [mapping];
-    const run = mappings.reduce((sum, { length }) => sum + length, 0);
-    const blocker = ranges.conflict(at, at + run, false);
-    if (blocker) {
-      await blocker.released;
-      continue;
-    }
-    // From looking to holding is one turn: nothing changes in between.
-    const held = ranges.hold(
-      geometry.clusterStart(at),
-      geometry.clusterEnd(at + run),
-      false,
-    );
-    try {
-      const part = sliceVector(iov, done, run);
-      const reading = isCompressed
-        ? state.compressed.read(mappings, at, part)
-        : readMapping(state, mapping, at, part);
-      if (reading) await reading;
-    } finally {
-      held[Symbol.dispose]();
-    }
-    done += run;
+  } finally {
+    operation[Symbol.dispose]();
   }
 }
 
