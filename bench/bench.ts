@@ -188,10 +188,20 @@ function option(name: string, otherwise: number): number {
   return given === undefined ? otherwise : Number(given.split("=")[1]);
 }
 
-const wanted = Deno.args.filter((arg) => !arg.startsWith("--"));
+const wanted = Deno.args.filter((arg) => !arg.startsWith("-"));
 const chosen = works.filter(({ name }) =>
   wanted.length === 0 || wanted.some((word) => name.includes(word))
 );
+const argument = /^([^-].*|--(runs|size)=[1-9]\d*|--growth|--save)$/;
+if (chosen.length === 0 || !Deno.args.every((arg) => argument.test(arg))) {
+  console.error(
+    "Usage: deno task bench [WORD...] [--runs=5] [--size=1024] [--growth] " +
+      `[--save]\nA WORD is part of one of: ${
+        works.map(({ name }) => name).join("; ")
+      }`,
+  );
+  Deno.exit(2);
+}
 const settings: Settings = {
   folder: await Deno.makeTempDir({ dir: "/dev/shm", prefix: "bdrv-bench-" }),
   size: option("size", 1024) * 1024 * 1024,

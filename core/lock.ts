@@ -6,8 +6,8 @@
 
 /**
  * A lock that is let go at the end of a `using` block. That takes 0.3 µs, a
- * tenth of a small request: on the path of each of those there is `try` and
- * `finally` instead, which take 0.01.
+ * tenth of a small request: reads and writes of qcow2, and what goes through
+ * extents, have `try` and `finally` instead, which take 0.01.
  */
 export type Held = Disposable;
 

@@ -48,20 +48,21 @@ export function dataEnd(
   { minimum, alignment }: ZeroRunOptions,
 ): number {
   const step = Math.max(minimum, alignment);
-  while ((from = startsWithZero(bytes, from, to, offset, alignment)) < to) {
+  while ((from = nextZero(bytes, from, to, offset, alignment)) < to) {
     const limit = Math.min(to, from + step);
     const zeroes = zeroEnd(bytes, from, limit, offset, alignment);
     if (zeroes === to || zeroes - from >= minimum) return from;
-    from = Math.min(to, blockEnd(offset + zeroes, alignment) - offset);
+    from = blockEnd(offset + zeroes, alignment) - offset;
   }
   return to;
 }
 
 /**
- * The first block from `from` on that begins with a zero. Most do not: apart,
- * this loop is compiled in 1 ms, as part of the other in up to 30.
+ * The first of `from` and the block starts after it at which there is a zero;
+ * `to` or more if there is none. Mostly there is none: apart, this loop is
+ * compiled in 2 ms, as part of the other in up to 30.
  */
-function startsWithZero(
+function nextZero(
   bytes: Uint8Array,
   from: number,
   to: number,
@@ -71,7 +72,7 @@ function startsWithZero(
   while (from < to && bytes[from] !== 0) {
     from = blockEnd(offset + from, alignment) - offset;
   }
-  return Math.min(from, to);
+  return from;
 }
 
 /** The end of the block in which the byte at `at` lies. */

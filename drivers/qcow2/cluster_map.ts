@@ -104,7 +104,7 @@ export class ClusterMap {
 
   /**
    * As {@linkcode lookup}, reading the slice if need be; at once if it is in
-   * memory.
+   * memory and the entry is sound.
    *
    * @param passing Whether this is a step of a walk through the whole disk.
    */
@@ -408,7 +408,8 @@ function unallocated(length: number): Mapping {
 /**
  * Where the entries from `at` on cease to be like the one before: each `step`
  * bytes further in the file, within the same 4 GiB, and with the same flags
- * but COPIED. Long runs are the rule, and this takes 2 ns an entry.
+ * but COPIED; `end` or more if they do not. There must be one before. Long
+ * runs are the rule, and this takes 2 ns an entry.
  */
 function sequenceEnd(
   view: DataView,
@@ -417,7 +418,9 @@ function sequenceEnd(
   step: number,
 ): number {
   // They are integers, but V8 may not know, and take 8 ns an entry.
-  [at, end, step] = [at | 0, end | 0, step | 0];
+  at |= 0;
+  end |= 0;
+  step |= 0;
   const flags = ~COPIED;
   const high = view.getInt32(at - ENTRY_SIZE) & flags;
   let low = view.getInt32(at - ENTRY_SIZE + 4);

@@ -132,21 +132,22 @@ export class Qcow2Node implements BlockNode {
    */
   #begin(offset: number, length: number): Held | Promise<Held> {
     this.#cleaner.countRequest();
-    const held = this.#state.operations.share();
-    const isReady = !(held instanceof Promise) && offset + length <= this.size;
-    return isReady ? held : this.#beginLater(held, offset + length);
+    const share = this.#state.operations.share();
+    const end = offset + length;
+    const isReady = !(share instanceof Promise) && end <= this.size;
+    return isReady ? share : this.#checkRange(share, end);
   }
 
-  async #beginLater(held: Held | Promise<Held>, end: number): Promise<Held> {
-    const request = await held;
-    if (end <= this.size) return request;
-    request[Symbol.dispose]();
+  async #checkRange(share: Held | Promise<Held>, end: number): Promise<Held> {
+    const held = await share;
+    if (end <= this.size) return held;
+    held[Symbol.dispose]();
     throw new BlockError("EIO");
   }
 
   readv(offset: number, iov: IoVector): Promise<void> {
-    const request = this.#begin(offset, vectorLength(iov));
-    return readGuest(this.#state, request, offset, iov);
+    const share = this.#begin(offset, vectorLength(iov));
+    return readGuest(this.#state, share, offset, iov);
   }
 
   async writev(
@@ -154,8 +155,8 @@ export class Qcow2Node implements BlockNode {
     iov: IoVector,
     flags?: WriteFlags,
   ): Promise<void> {
-    const begun = this.#begin(offset, vectorLength(iov));
-    const held = begun instanceof Promise ? await begun : begun;
+    const share = this.#begin(offset, vectorLength(iov));
+    const held = share instanceof Promise ? await share : share;
     try {
       const { background } = flags ?? {};
       await writeGuest(
@@ -229,8 +230,8 @@ export class Qcow2Node implements BlockNode {
 
   async status(offset: number, length: number): Promise<Extent> {
     this.#cleaner.countRequest();
-    const shared = this.#state.operations.share();
-    const held = shared instanceof Promise ? await shared : shared;
+    const share = this.#state.operations.share();
+    const held = share instanceof Promise ? await share : share;
     try {
       return await guestStatus(this.#state, offset, length);
     } finally {
@@ -295,10 +296,10 @@ export class Qcow2Node implements BlockNode {
     await writeGuest(state, start, iov);
   }
 
-  loadVmState(offset: number, iov: IoVector): Promise<void> {
+  async loadVmState(offset: number, iov: IoVector): Promise<void> {
     const state = this.#state;
-    const request = state.operations.share();
-    return readGuest(state, request, vmStateOffset(state) + offset, iov);
+    const held = await state.operations.share();
+    await readGuest(state, held, vmStateOffset(state) + offset, iov);
   }
 
   async invalidate(): Promise<void> {

@@ -104,7 +104,7 @@ async function planWrite(
     // Tables are in memory nearly always. To `await` nothing then, not even
     // for a moment, keeps others from queueing for the lock.
     const lock = state.metadata.lock();
-    const locked = lock instanceof Promise ? await lock : lock;
+    const held = lock instanceof Promise ? await lock : lock;
     try {
       state.checkUsable();
       const mapped = state.clusters.mapLocked(offset, length);
@@ -117,9 +117,10 @@ async function planWrite(
       const exclusive = run.kind !== "inPlace";
       blocker = ranges.conflict(start, end, exclusive);
       if (!blocker) {
-        const held = ranges.hold(start, end, exclusive);
+        const range = ranges.hold(start, end, exclusive);
         if (run.kind === "inPlace") {
-          return { length: run.length, hostOffset: mapping.hostOffset, held };
+          const { hostOffset } = mapping;
+          return { length: run.length, hostOffset, held: range };
         }
         try {
           const host = takeClusters(state, run, mapping, offset);
@@ -129,14 +130,14 @@ async function planWrite(
               "Preventing invalid allocation of data cluster at offset 0",
             );
           }
-          return allocationPlan(state, run, mapping, offset, hostStart, held);
+          return allocationPlan(state, run, mapping, offset, hostStart, range);
         } catch (error) {
-          held[Symbol.dispose]();
+          range[Symbol.dispose]();
           throw error;
         }
       }
     } finally {
-      locked[Symbol.dispose]();
+      held[Symbol.dispose]();
     }
     await blocker.released;
   }
@@ -348,7 +349,7 @@ async function link(
   const { geometry, clusters } = state;
   const { guestStart, hostStart, inPlace } = allocation;
   const lock = state.metadata.lock();
-  const locked = lock instanceof Promise ? await lock : lock;
+  const held = lock instanceof Promise ? await lock : lock;
   try {
     const ordered = orderL2AfterData(state);
     if (ordered) await ordered;
@@ -361,7 +362,7 @@ async function link(
     }
     return freed;
   } finally {
-    locked[Symbol.dispose]();
+    held[Symbol.dispose]();
   }
 }
 

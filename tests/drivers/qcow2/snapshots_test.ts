@@ -1,5 +1,5 @@
 /**
- * Snapshots that fail half-way.
+ * Snapshots that fail half-way, and that others have to wait for.
  *
  * @module
  */
@@ -51,4 +51,34 @@ Deno.test("a snapshot whose clusters cannot be freed is gone; the next writer re
   const { corruptions, leaks } = await image.check();
   assertEquals([corruptions, leaks], [0, 0]);
   assertEquals(await image.read(9_999, 2), new Uint8Array([1, 0]));
+});
+
+Deno.test("VM state is read where it is when a snapshot has been applied", async () => {
+  const file = { driver: "memory", store: storeOf(await newImage()) };
+  await using image = await openImage({ driver: "qcow2", file });
+  const { node } = image;
+  const state = new Uint8Array(16).fill(7);
+  await node.saveVmState!(0, [state]);
+  await node.snapshots!.create({ name: "s", vmStateSize: state.length });
+  // The VM state lies behind the disk, whose size the snapshot takes back.
+  await node.truncate!(1 << 30);
+  const read = new Uint8Array(state.length);
+  await Promise.all([
+    node.snapshots!.apply("s"),
+    node.loadVmState!(0, [read]),
+  ]);
+  assertEquals(read, state);
+});
+
+Deno.test("a read that waits for the disk to shrink is refused", async () => {
+  const file = { driver: "memory", store: storeOf(await newImage()) };
+  await using image = await openImage({ driver: "qcow2", file });
+  const { node } = image;
+  const shrinking = node.truncate!(4096);
+  const reading = node.readv(8192, [new Uint8Array(512)]);
+  const error = await assertRejects(() => reading, BlockError);
+  assertEquals(error.code, "EIO");
+  await shrinking;
+  // What waited has let go: nothing stands in the way of the next change.
+  await node.truncate!(1 << 20);
 });
