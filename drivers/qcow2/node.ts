@@ -218,7 +218,7 @@ export class Qcow2Node implements BlockNode {
     if (this.readOnly) return;
     using _ = await this.#state.metadata.lock();
     this.#state.checkUsable();
-    await this.#state.flushCaches();
+    await this.#state.flushCaches("needed");
   }
 
   async truncate(size: number, options?: TruncateOptions): Promise<void> {

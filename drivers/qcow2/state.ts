@@ -283,16 +283,18 @@ export class Qcow2State implements RefcountHost {
     }
   }
 
-  /** Write all cached tables, in the safe order. For the metadata lock. */
-  async writeCaches(): Promise<void> {
-    await this.l2Cache.write();
-    if (this.accurateRefcounts) await this.refcountCache.write();
-  }
-
-  /** Make all metadata durable. For the metadata lock's holder. */
-  async flushCaches(): Promise<void> {
+  /**
+   * Make metadata durable: all of it, so that it may be read from the file or
+   * be forgotten, or as much as it takes to lose nothing, lazy refcounts left
+   * out. For the metadata lock's holder.
+   */
+  async flushCaches(what: "all" | "needed" = "all"): Promise<void> {
     await this.event("flush_to_os");
-    await this.writeCaches();
+    // In the safe order.
+    await this.l2Cache.write();
+    if (what === "all" || this.accurateRefcounts) {
+      await this.refcountCache.write();
+    }
     await this.event("flush_to_disk");
     await this.file.flush?.();
     this.refcounts.settled();

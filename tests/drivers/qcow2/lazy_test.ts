@@ -1,0 +1,54 @@
+/**
+ * With lazy refcounts, those in the file lag behind while it is open: what
+ * reads them there, or forgets the tables in memory, has them written before.
+ *
+ * @module
+ */
+import { assertEquals } from "@std/assert";
+import type { Image } from "../../../core/image.ts";
+import { openImage } from "../../../mod.ts";
+import { newImage, storeOf } from "./bytes.ts";
+
+const CLUSTER = 4096;
+const REPAIR = { repair: { leaks: true, corruptions: true } };
+
+/** What may be done with a disk between writes. */
+const STEPS: { [name: string]: (image: Image) => Promise<unknown> } = {
+  "check()": async (image) => {
+    const { leaks, corruptions } = await image.check();
+    assertEquals([leaks, corruptions], [0, 0]);
+  },
+  "check() to repair": async (image) => {
+    const { leaksFixed, corruptionsFixed } = await image.check(REPAIR);
+    assertEquals([leaksFixed, corruptionsFixed], [0, 0]);
+  },
+  "reopen()": (image) => image.node.reopen!({ "l2-cache-size": 65536 }),
+  "invalidate()": (image) => image.node.invalidate!(),
+  "a snapshot": (image) => image.node.snapshots!.create({ name: "s" }),
+  "flush()": (image) => image.flush(),
+};
+
+for (const [name, step] of Object.entries(STEPS)) {
+  Deno.test(`refcounts that lag behind survive ${name}`, async () => {
+    const bytes = await newImage({ lazy_refcounts: true, size: 1 << 20 });
+    const file = { driver: "memory", store: storeOf(bytes) };
+    {
+      await using image = await openImage({ driver: "qcow2", file });
+      for (let i = 0; i < 20; i++) {
+        await image.write(i * CLUSTER, new Uint8Array(CLUSTER).fill(1));
+      }
+      await image.discard(0, 4 * CLUSTER);
+      await step(image);
+      for (let i = 10; i < 40; i++) {
+        await image.write(i * CLUSTER, new Uint8Array(CLUSTER).fill(2));
+      }
+    }
+    await using image = await openImage({ driver: "qcow2", file });
+    const { leaks, corruptions } = await image.check();
+    assertEquals([leaks, corruptions], [0, 0]);
+    const read = await image.read(0, 50 * CLUSTER);
+    const firsts = Array.from({ length: 50 }, (_, i) => read[i * CLUSTER]);
+    const value = (i: number) => i < 4 ? 0 : i < 10 ? 1 : i < 40 ? 2 : 0;
+    assertEquals(firsts, Array.from({ length: 50 }, (_, i) => value(i)));
+  });
+}
