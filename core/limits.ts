@@ -46,7 +46,12 @@ function splitTransfers(node: BlockNode): void {
     const length = vectorLength(iov);
     for (let done = 0; done < length; done += most) {
       const take = Math.min(most, length - done);
-      await request(offset + done, sliceVector(iov, done, take), flags);
+      const isLast = done + take === length;
+      await request(
+        offset + done,
+        sliceVector(iov, done, take),
+        isLast ? flags : { ...flags, placed: undefined },
+      );
     }
   };
   node.readv = split(node.readv.bind(node));

@@ -124,6 +124,12 @@ export interface WriteFlags {
    * faster so.
    */
   background?: boolean;
+  /**
+   * Called when it is settled where all of it goes: what is written from then
+   * on comes to lie after it, whichever ends first. Copies wait for that, or
+   * the end, before they write on. A node that cannot tell does not call it.
+   */
+  placed?(): void;
 }
 
 /** Wishes that go with a write of zeroes. */

@@ -71,10 +71,10 @@ export async function copy(
 /** A range that waits for its worker, and its place in the order of writes. */
 interface Turn {
   readonly range: Range;
-  /** Fulfilled when all writes before have begun. */
+  /** Fulfilled when all writes before have their places. */
   readonly before?: Promise<void>;
   /** To be called when this one has. */
-  begun(): void;
+  placed(): void;
 }
 
 class Copy {
@@ -88,7 +88,7 @@ class Copy {
   readonly #workers: Promise<void>[] = [];
   /** Held while the next range is being found. */
   readonly #finding = new Mutex();
-  /** Fulfilled when all writes before have begun. */
+  /** Fulfilled when all writes before have their places. */
   #writes: Promise<void> = Promise.resolve();
   /** Ranges that were given to workers. */
   #turns = 0;
@@ -213,7 +213,7 @@ class Copy {
         if (isData(turn.range)) await this.#copy(turn, buffer);
         else await this.#zero(turn);
       } finally {
-        turn.begun();
+        turn.placed();
       }
     }
   }
@@ -231,11 +231,11 @@ class Copy {
           this.#options.progress?.(this.#copied, this.#total);
         }
         if (range.action === "skip") continue;
-        if (this.#options.outOfOrder) return { range, begun: () => {} };
+        if (this.#options.outOfOrder) return { range, placed: () => {} };
         const before = this.#writes;
         const { promise, resolve } = Promise.withResolvers<void>();
         this.#writes = promise;
-        return { range, before, begun: resolve };
+        return { range, before, placed: resolve };
       }
       return undefined;
     } finally {
@@ -243,7 +243,7 @@ class Copy {
     }
   }
 
-  async #copy({ range, before, begun }: Turn, buffer: LazyBuffer) {
+  async #copy({ range, before, placed }: Turn, buffer: LazyBuffer) {
     const { offset, length, action } = range;
     await this.#throttle?.admit("write", length, this.#options.signal);
     if (action === "copy" && this.#offloads) {
@@ -255,8 +255,8 @@ class Copy {
     else bytes.fill(0);
     if (before) await before;
     if (this.#error) return;
-    // They go on in parallel: only their beginnings need to be in order.
-    await this.#target.write(offset, bytes, begun);
+    // They go on in parallel: only their places need to be in order.
+    await this.#target.write(offset, bytes, placed);
   }
 
   async #offload(offset: number, length: number): Promise<boolean> {

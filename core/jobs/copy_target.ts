@@ -41,19 +41,19 @@ export class CopyTarget {
   /**
    * Write what is not zero, and zero the rest.
    *
-   * @param begun Called when the last part of it is under way, and what is
-   * written next need not wait for it: it will come after it.
+   * @param placed Called when what is written from then on comes to lie after
+   * all of it; not at all if that cannot be told before the end.
    */
   async write(
     offset: number,
     bytes: Uint8Array,
-    begun?: () => void,
+    placed?: () => void,
   ): Promise<void> {
     try {
       if (this.#options.compression) {
-        return await this.#writeCompressed(offset, bytes, begun);
+        return await this.#writeCompressed(offset, bytes, placed);
       }
-      await this.#writeParts(offset, bytes, begun);
+      await this.#writeParts(offset, bytes, placed);
     } catch (error) {
       throw located("writing at byte", offset, error);
     }
@@ -62,7 +62,7 @@ export class CopyTarget {
   async #writeParts(
     offset: number,
     bytes: Uint8Array,
-    begun?: () => void,
+    placed?: () => void,
   ): Promise<void> {
     const { flags } = this.#options;
     const sparse = this.#sparse;
@@ -76,37 +76,19 @@ export class CopyTarget {
         ? dataEnd(bytes, zeroes, length, offset, sparse)
         : length;
       if (end > zeroes) {
-        const place = offset + zeroes;
-        const data = bytes.subarray(zeroes, end);
-        const written = this.node.writev!(place, [data], flags);
-        if (end === length && this.#isOneStep(place, data.length)) begun?.();
-        await written;
+        const data = [bytes.subarray(zeroes, end)];
+        const wishes = end === length ? { ...flags, placed } : flags;
+        await this.node.writev!(offset + zeroes, data, wishes);
       }
       at = end;
     }
-  }
-
-  /**
-   * Whether all clusters of a write find their places at once. One that shares
-   * its first or last, meets some that have a place, or goes on in another
-   * table takes several steps: the next write would overtake it, and its
-   * clusters come to lie in between.
-   */
-  #isOneStep(offset: number, length: number): boolean {
-    const { writeZeroesAlignment: clusterSize = 1 } = this.node.limits ?? {};
-    if (clusterSize === 1) return true;
-    // As in qcow2: a table takes a cluster, an entry 8 bytes.
-    const coverage = clusterSize * clusterSize / 8;
-    return (this.#options.targetIsZero ?? false) &&
-      offset % clusterSize === 0 && length % clusterSize === 0 &&
-      offset % coverage + length <= coverage;
   }
 
   /** Compress clusters that are not zero, and zero the others. */
   async #writeCompressed(
     offset: number,
     bytes: Uint8Array,
-    begun?: () => void,
+    placed?: () => void,
   ): Promise<void> {
     const { clusterSize, level } = this.#options.compression!;
     const { length } = bytes;
@@ -125,7 +107,7 @@ export class CopyTarget {
       }
       at = end;
     }
-    begun?.();
+    placed?.();
     await Promise.all(writes);
   }
 

@@ -107,8 +107,11 @@ export class FileNode implements BlockNode {
     const isBulk = flags?.background && iov.length === 1 &&
       iov[0].length >= BULK;
     const write = isBulk ? host.beginWrite?.(offset, iov[0]) : undefined;
-    if (write) await this.#settle(write);
-    else host.pwritev(offset, iov);
+    if (write) {
+      // Writes to one file are made one after the other.
+      flags?.placed?.();
+      await this.#settle(write);
+    } else host.pwritev(offset, iov);
     if (end > this.#size) this.#size = end;
     if (flags?.fua) this.#sync();
   }

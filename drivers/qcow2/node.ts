@@ -158,13 +158,7 @@ export class Qcow2Node implements BlockNode {
     const share = this.#begin(offset, vectorLength(iov));
     const held = share instanceof Promise ? await share : share;
     try {
-      const { background } = flags ?? {};
-      await writeGuest(
-        this.#state,
-        offset,
-        iov,
-        background ? { background } : undefined,
-      );
+      await writeGuest(this.#state, offset, iov, flags);
     } finally {
       held[Symbol.dispose]();
     }

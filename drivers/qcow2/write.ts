@@ -50,17 +50,19 @@ interface Allocation {
   keepsTail: boolean;
 }
 
-/** Write guest data. */
+/** Write guest data. Whether it has to reach the disk is the caller's business. */
 export async function writeGuest(
   state: Qcow2State,
   offset: number,
   payload: Payload,
-  flags?: WriteFlags,
+  { background, placed }: WriteFlags = {},
 ): Promise<void> {
+  const flags = background ? { background } : undefined;
   const length = payloadLength(payload);
   for (let done = 0; done < length;) {
     const plan = await planWrite(state, offset + done, length - done);
     try {
+      if (done + plan.length === length) placed?.();
       const { allocation } = plan;
       const at = offset + done;
       const part = slicePayload(payload, done, plan.length);

@@ -1,7 +1,7 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { BlockError } from "../../../core/errors.ts";
 import { convert } from "../../../core/jobs/convert.ts";
-import type { BlockNode, Extent } from "../../../core/node.ts";
+import type { BlockNode, Extent, WriteFlags } from "../../../core/node.ts";
 import {
   createImage,
   getDriver,
@@ -41,7 +41,12 @@ class ArrayNode implements BlockNode {
     iov[0].set(this.bytes.subarray(offset, offset + iov[0].length));
   }
 
-  async writev(offset: number, iov: readonly Uint8Array[]): Promise<void> {
+  async writev(
+    offset: number,
+    iov: readonly Uint8Array[],
+    flags?: WriteFlags,
+  ): Promise<void> {
+    flags?.placed?.();
     const copy = iov[0].slice();
     await this.#perform("write", offset, copy.length);
     this.bytes.set(copy, offset);
