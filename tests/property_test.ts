@@ -189,6 +189,7 @@ class Subject {
     const random = this.#random;
     if (random.oneIn(25)) return await this.#resize();
     if (random.oneIn(20)) return await this.#snapshot();
+    if (random.oneIn(30)) return await this.#lookAfter();
     if (random.oneIn(40)) {
       await this.#image.close();
       return await this.#open();
@@ -341,6 +342,22 @@ class Subject {
       throw error;
     }
     this.#model.resize(size);
+  }
+
+  /** Check the image, or read its tables anew: that must change nothing. */
+  async #lookAfter(): Promise<void> {
+    const { format, openOptions } = this.#layers[this.#layers.length - 1];
+    if (format === "raw") return;
+    const { node } = this.#image;
+    const way = this.#random.below(3);
+    if (way === 0) return await node.invalidate!();
+    if (way === 1) return await node.reopen!(openOptions);
+    const { leaks, leaksFixed, corruptions, corruptionsFixed } = await this
+      .#image.check({ repair: { leaks: true, corruptions: true } });
+    const found = [leaks, leaksFixed, corruptions, corruptionsFixed];
+    if (found.some((count) => count > 0)) {
+      throw new Error(`check() found and mended ${found}`);
+    }
   }
 
   /** Take a snapshot, delete one, or go back to one. */
