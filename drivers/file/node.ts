@@ -44,7 +44,8 @@ export interface FileNodeOptions {
 
 /**
  * The node of an open file. Its verbs return promises, but have done their
- * work when they return: synchronous I/O is many times faster here.
+ * work when they return, but for writes in the background: synchronous I/O is
+ * many times faster here.
  */
 export class FileNode implements BlockNode {
   readonly driver: BlockDriver;
@@ -107,11 +108,18 @@ export class FileNode implements BlockNode {
     const isBulk = flags?.background && iov.length === 1 &&
       iov[0].length >= BULK;
     const write = isBulk ? host.beginWrite?.(offset, iov[0]) : undefined;
-    if (write) {
-      // Writes to one file are made one after the other.
-      flags?.placed?.();
-      await this.#settle(write);
-    } else host.pwritev(offset, iov);
+    try {
+      if (write) {
+        flags?.placed?.();
+        await this.#settle(write);
+      } else host.pwritev(offset, iov);
+    } catch (error) {
+      // What was written before it failed is there, and is no hole.
+      if (this.#host && end > this.#size) {
+        this.#size = Math.max(this.#size, host.size());
+      }
+      throw error;
+    }
     if (end > this.#size) this.#size = end;
     if (flags?.fua) this.#sync();
   }

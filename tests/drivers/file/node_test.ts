@@ -1,0 +1,63 @@
+import { assertEquals, assertRejects } from "@std/assert";
+import { BlockError } from "../../../core/errors.ts";
+import { fileDriver } from "../../../drivers/file/driver.ts";
+import type { HostFile } from "../../../drivers/file/host.ts";
+import { FileNode } from "../../../drivers/file/node.ts";
+
+/** A file on a disk that is full after `room` bytes. */
+class FullDisk implements HostFile {
+  #size = 0;
+
+  constructor(readonly room: number) {}
+
+  preadv(): void {}
+
+  pwritev(offset: number, iov: readonly Uint8Array[]): void {
+    const end = offset + iov[0].length;
+    this.#size = Math.max(this.#size, Math.min(end, this.room));
+    if (end > this.room) throw new BlockError("ENOSPC");
+  }
+
+  beginWrite(offset: number, part: Uint8Array) {
+    const finish = () => this.pwritev(offset, [part]);
+    return { isDone: true, wait: () => {}, finish };
+  }
+
+  size(): number {
+    return this.#size;
+  }
+
+  truncate(size: number): void {
+    this.#size = size;
+  }
+
+  sync(): void {}
+
+  close(): void {}
+}
+
+for (const background of [false, true]) {
+  const way = background ? "in the background" : "at once";
+  Deno.test(`a file ends where a write made ${way} failed`, async () => {
+    const node = new FileNode(new FullDisk(100_000), {
+      driver: fileDriver,
+      filename: "full",
+      readOnly: false,
+      noFlush: false,
+      fixedSize: false,
+      locking: "off",
+      unlocked: () => {},
+    });
+    const data = [new Uint8Array(65536)];
+    await node.writev(0, data, { background });
+    assertEquals(node.size, 65536);
+    const error = await assertRejects(
+      () => node.writev(65536, data, { background }),
+      BlockError,
+    );
+    assertEquals(error.code, "ENOSPC");
+    // A part of it is there: who allocates that must not take it for a hole.
+    assertEquals(node.size, 100_000);
+    await node.close();
+  });
+}
