@@ -84,6 +84,7 @@ async function open(
   state.backing = await openBacking(header, options, context);
   const adopt = (header: Header) => state.adopt(header, sizes(header));
   const reread = async () => {
+    state.forgetTables();
     adopt(await readHeader(file, policy));
     await load();
   };

@@ -323,8 +323,16 @@ export class Qcow2Node implements BlockNode {
     state.checkUsable();
     if (!state.readOnly) await state.flushCaches();
     const { checkImage } = await import("./check.ts");
-    const result = await checkImage(state, options ?? {});
-    if (options?.repair) await state.reload();
+    if (!options?.repair) return await checkImage(state, options ?? {});
+    let result: CheckResult;
+    try {
+      result = await checkImage(state, options);
+    } catch (error) {
+      // However far it came, tables in memory are not those of the file.
+      await state.reload().catch(() => state.abandon());
+      throw error;
+    }
+    await state.reload();
     return result;
   }
 

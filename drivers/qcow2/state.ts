@@ -156,6 +156,7 @@ export class Qcow2State implements RefcountHost {
 
   /** Forget what was read of L2 tables: others are in force now. */
   forgetTables(): void {
+    this.hasHoles = undefined;
     this.overlap.forget();
     this.l2Cache.clear();
     this.compressed.forget();

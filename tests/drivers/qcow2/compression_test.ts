@@ -278,3 +278,22 @@ Deno.test("convert() compresses with all processors, and back", async () => {
     }
   }
 });
+
+Deno.test("invalidate() forgets what was decompressed", async () => {
+  const contents = await Promise.all([1, 2].map(async (value) => {
+    const { store, image } = await memoryImage(128 * KIB);
+    const cluster = new Uint8Array(64 * KIB).fill(value);
+    await image.node.writeCompressed!(0, [cluster]);
+    await image.close();
+    return contentOf(store);
+  }));
+  const store = new MemoryStore();
+  store.write(0, contents[0]);
+  const file = { driver: "memory", store };
+  const options = { readOnly: true };
+  await using image = await openImage({ driver: "qcow2", file }, options);
+  assertEquals((await image.read(0, 512))[0], 1);
+  store.write(0, contents[1]);
+  await image.node.invalidate!();
+  assertEquals((await image.read(0, 512))[0], 2);
+});
