@@ -17,7 +17,8 @@ export function detectZeroes(node: BlockNode, unmap: boolean): void {
   node.writev = async (offset, iov, flags) => {
     if (!iov.every(isZero)) return await writev(offset, iov, flags);
     try {
-      await writeZeroes(offset, vectorLength(iov), { ...flags, unmap });
+      const fua = flags?.fua;
+      await writeZeroes(offset, vectorLength(iov), { fua, unmap });
     } catch (error) {
       if (asBlockError(error).code !== "ENOTSUP") throw error;
       await writev(offset, iov, flags);

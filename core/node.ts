@@ -125,15 +125,16 @@ export interface WriteFlags {
    */
   background?: boolean;
   /**
-   * Called when it is settled where all of it goes: what is written from then
-   * on comes to lie after it, whichever ends first. Copies wait for that, or
-   * the end, before they write on. A node that cannot tell does not call it.
+   * Called when it is settled where all of it goes, so that what is written
+   * from then on finds its place as it would after the end. Copies wait for
+   * that, or the end, before they write on. It says nothing of what is written
+   * first, or whether it can be. A node that cannot tell does not call it.
    */
   placed?(): void;
 }
 
 /** Wishes that go with a write of zeroes. */
-export interface ZeroFlags extends WriteFlags {
+export interface ZeroFlags extends Pick<WriteFlags, "fua"> {
   /** The space may be given back. */
   unmap?: boolean;
   /** Fail with ENOTSUP rather than write zeroes as data. */

@@ -30,7 +30,10 @@ export const compressDriver: BlockDriver = {
       // Whole clusters alone can be compressed.
       limits: { requestAlignment: clusterSize },
       readv: (offset, iov) => readPadded(file, offset, iov),
-      writev: (offset, iov) => writeCompressed(file, offset, iov),
+      async writev(offset, iov, flags) {
+        await writeCompressed(file, offset, iov);
+        if (flags?.fua) await file.flush?.();
+      },
     });
   },
 };

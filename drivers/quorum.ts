@@ -177,8 +177,11 @@ function quorumNode(
     },
   };
   if (!readOnly && children.every(({ writev }) => writev)) {
-    node.writev = (offset, iov, flags) =>
-      all((child) => child.writev!(offset, iov, flags));
+    node.writev = (offset, iov, flags) => {
+      // That one child has a place for it says nothing of the others.
+      const wishes = { ...flags, placed: undefined };
+      return all((child) => child.writev!(offset, iov, wishes));
+    };
     node.writeZeroes = (offset, length, flags) =>
       all((child) => writeZeroes(child, offset, length, flags));
   }

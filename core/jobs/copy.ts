@@ -212,6 +212,9 @@ class Copy {
       try {
         if (isData(turn.range)) await this.#copy(turn, buffer);
         else await this.#zero(turn);
+      } catch (error) {
+        // Known before others go on.
+        this.#error ??= asBlockError(error);
       } finally {
         turn.placed();
       }
@@ -267,7 +270,7 @@ class Copy {
 
   async #zero({ range: { offset, length }, before }: Turn): Promise<void> {
     if (before) await before;
-    await this.#target.zero(offset, length);
+    if (!this.#error) await this.#target.zero(offset, length);
   }
 }
 

@@ -44,13 +44,15 @@ interface Allocation {
   clusters: number;
   /** They had this place already, some of them as preallocated zeroes. */
   inPlace: boolean;
+  /** They replace others, which are given up in the end. */
+  replaces: boolean;
   /** The first one holds data there. */
   keepsHead: boolean;
   /** The last one holds data there. */
   keepsTail: boolean;
 }
 
-/** Write guest data. Whether it has to reach the disk is the caller's business. */
+/** Write guest data; to have it reach the disk (`fua`) is the caller's part. */
 export async function writeGuest(
   state: Qcow2State,
   offset: number,
@@ -58,12 +60,15 @@ export async function writeGuest(
   { background, placed }: WriteFlags = {},
 ): Promise<void> {
   const flags = background ? { background } : undefined;
+  let replaces = false;
   const length = payloadLength(payload);
   for (let done = 0; done < length;) {
     const plan = await planWrite(state, offset + done, length - done);
     try {
-      if (done + plan.length === length) placed?.();
       const { allocation } = plan;
+      replaces ||= allocation?.replaces ?? false;
+      // What is given up in the end may become the place of something else.
+      if (done + plan.length === length && !replaces) placed?.();
       const at = offset + done;
       const part = slicePayload(payload, done, plan.length);
       await (allocation
@@ -151,6 +156,8 @@ interface WritableRun {
   length: number;
   /** What its last cluster is now. */
   last: ClusterKind;
+  /** Whether clusters are replaced that are not the image's alone. */
+  replaces: boolean;
 }
 
 /** Whether the entry's cluster belongs to this image alone. */
@@ -179,6 +186,7 @@ function writableRun(
   let expected = entryOffset(first.high, first.low);
   let last = first.kind;
   let hasZeroes = first.kind !== "normal";
+  let replaces = !owned && hasPlace(first.kind);
   for (; count < most; count++) {
     const at = (place.index + count) * ENTRY_SIZE;
     const [high, low] = [view.getUint32(at), view.getUint32(at + 4)];
@@ -188,14 +196,20 @@ function writableRun(
       expected += clusterSize;
       if (entryOffset(high, low) !== expected) break;
       if (kind !== "normal") hasZeroes = true;
-    }
+    } else if (hasPlace(kind)) replaces = true;
     last = kind;
   }
   return {
     kind: !owned ? "allocate" : hasZeroes ? "zeroInPlace" : "inPlace",
     length: Math.min(length, count * clusterSize - within),
     last,
+    replaces,
   };
+}
+
+/** Whether such a cluster takes up space in the file. */
+function hasPlace(kind: ClusterKind): boolean {
+  return kind !== "unallocated" && kind !== "zero";
 }
 
 /** Where the clusters of a run are, or are to be; they are taken then. */
@@ -234,6 +248,7 @@ function allocationPlan(
       hostStart,
       clusters,
       inPlace,
+      replaces: run.replaces,
       keepsHead: inPlace && mapping.kind === "normal",
       keepsTail: inPlace && run.last === "normal",
     },

@@ -17,8 +17,9 @@ for (
     "-o cluster_size=8k -m 16",
     "-o cluster_size=64k",
     "-o cluster_size=64k -S 0",
-    // Some clusters have a place already.
+    // Some clusters have a place already, others give theirs up.
     "-n",
+    "-n -m 4",
   ]
 ) {
   qemuTest(
@@ -44,7 +45,12 @@ for (
         await runOk(["qemu-img", "create", "-q", "-f", "qcow2", "a", "24M"], {
           cwd,
         });
-        await runOk(["qemu-io", "-c", "write 7M 1M", "a"], { cwd });
+        const there = [
+          ...["-c", "write 7M 1M"],
+          ...[8, 9, 10, 11].flatMap((at) => ["-c", `write -c ${at}M 64k`]),
+          ...[14, 15, 16].flatMap((at) => ["-c", `write -c ${at}M 64k`]),
+        ];
+        await runOk(["qemu-io", ...there, "a"], { cwd });
         const words = `convert ${options} -f raw -O qcow2 disk a`.split(" ");
         await runOk([...program, ...words], { cwd });
         await runOk(["qemu-img", "check", "a"], { cwd });
