@@ -108,7 +108,10 @@ export class CopyTarget {
       at = end;
     }
     placed?.();
-    await Promise.all(writes);
+    // Even if one fails, the others are still under way.
+    for (const outcome of await Promise.allSettled(writes)) {
+      if (outcome.status === "rejected") throw outcome.reason;
+    }
   }
 
   /** Where the whole clusters of zeroes that begin at `from` end. */

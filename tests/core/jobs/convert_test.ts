@@ -1,5 +1,6 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { BlockError } from "../../../core/errors.ts";
+import { filterNode } from "../../../core/filter.ts";
 import { convert } from "../../../core/jobs/convert.ts";
 import type { BlockNode, Extent, WriteFlags } from "../../../core/node.ts";
 import {
@@ -227,6 +228,33 @@ Deno.test("convert() compresses whole clusters whose end is a hole", async () =>
   await using target = await openImage({ driver: "qcow2", file });
   await convert([source], target.node, { compressed: true });
   assertEquals(await target.read(0, disk.length), disk);
+});
+
+Deno.test("convert() that compresses ends when all its writes have", async () => {
+  const disk = filled(8 * 65536);
+  for (let i = 1; i < 8; i += 2) disk.fill(0, i * 65536, (i + 1) * 65536);
+  const source = new ArrayNode(disk);
+  const file = { driver: "memory", store: new MemoryStore() };
+  await createImage("qcow2", file, { size: disk.length });
+  await using image = await openImage({ driver: "qcow2", file });
+  let inFlight = 0;
+  const target = filterNode(getDriver("throttle"), image.node, {
+    async writeCompressed(offset, iov) {
+      inFlight++;
+      await new Promise((resolve) => setTimeout(resolve, 10));
+      await image.node.writeCompressed!(offset, iov);
+      inFlight--;
+    },
+    // deno-lint-ignore require-await
+    async writeZeroes() {
+      throw new BlockError("ENOSPC");
+    },
+  });
+  const error = await assertRejects(
+    () => convert([source], target, { compressed: true }),
+    BlockError,
+  );
+  assertEquals([error.code, inFlight], ["ENOSPC", 0]);
 });
 
 Deno.test("convert() ends when it is told to", async () => {
