@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
-import { openNode } from "../../core/open.ts";
+import { openNode, openProtocol } from "../../core/open.ts";
 import type { OptionValues } from "../../core/options.ts";
 import type { StackObject } from "../../core/spec.ts";
 import { defineThrottleGroup } from "../../core/throttle_group.ts";
@@ -12,6 +12,7 @@ import {
   type ThrottleLimits,
 } from "../../mod.ts";
 import { conformance } from "../conformance.ts";
+import { faultyNode } from "../fault_disk.ts";
 import { TempDir } from "../qemu.ts";
 
 const KIB = 1024;
@@ -162,6 +163,20 @@ Deno.test("copy-on-read keeps what it reads of a backing file", async () => {
 function sum(bytes: Uint8Array): number {
   return bytes.reduce((total, byte) => total + byte, 0);
 }
+
+Deno.test("compress has writes reach the disk that are to", async () => {
+  const { driver, file } = await qcow2(MIB);
+  const { node, counts } = faultyNode(await openProtocol(file));
+  await using image = await openImage({
+    driver: "compress",
+    file: { driver, file: node },
+  });
+  const data = [new Uint8Array(64 * KIB).fill(1)];
+  await image.writev(0, data);
+  const before = counts.flush;
+  await image.writev(64 * KIB, data, { fua: true });
+  assert(counts.flush > before);
+});
 
 Deno.test("compress stores what is written compressed", async () => {
   const file = await qcow2(MIB + 1024);
