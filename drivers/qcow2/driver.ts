@@ -84,7 +84,6 @@ async function open(
   state.backing = await openBacking(header, options, context);
   const adopt = (header: Header) => state.adopt(header, sizes(header));
   const reread = async () => {
-    state.forgetTables();
     adopt(await readHeader(file, policy));
     await load();
   };

@@ -108,10 +108,10 @@ export class Qcow2State implements RefcountHost {
     this.readOnly = readOnly;
     this.behaviour = behaviour;
     this.overlap = new OverlapGuard(this);
+    this.compressed = new CompressedClusters(this);
     this.adopt(header, caches);
     this.refcounts = new Refcounts(this);
     this.clusters = new ClusterMap(this);
-    this.compressed = new CompressedClusters(this);
   }
 
   /** Go on with a header, and empty caches that fit it. */
@@ -119,7 +119,7 @@ export class Qcow2State implements RefcountHost {
     this.header = header;
     this.geometry = new Geometry(header.clusterBits, header.refcountOrder);
     const { clusterSize } = this.geometry;
-    this.overlap.forget();
+    this.#forgetFindings();
     this.l2Cache = new TableCache(this.file, caches.l2Entry, caches.l2, {
       loading: () => this.event("l2_load"),
       writing: async (offset) => {
@@ -156,9 +156,14 @@ export class Qcow2State implements RefcountHost {
 
   /** Forget what was read of L2 tables: others are in force now. */
   forgetTables(): void {
+    this.l2Cache.clear();
+    this.#forgetFindings();
+  }
+
+  /** Forget what was found by way of tables. */
+  #forgetFindings(): void {
     this.hasHoles = undefined;
     this.overlap.forget();
-    this.l2Cache.clear();
     this.compressed.forget();
   }
 
