@@ -5,16 +5,14 @@
  * @module
  */
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { filterNode } from "../../../core/filter.ts";
 import { openProtocol } from "../../../core/open.ts";
 import {
   BlockError,
-  type BlockNode,
-  getDriver,
   type Image,
   type MemoryStore,
   openImage,
 } from "../../../mod.ts";
+import { faultyNode, type NthFault } from "../../fault_disk.ts";
 import { contentOf, newImage, storeOf } from "./bytes.ts";
 
 const CLUSTER = 4096;
@@ -43,19 +41,6 @@ async function damagedImage(): Promise<MemoryStore> {
   return store;
 }
 
-/** A node on it whose writes fail from the one after `left` on. */
-async function failing(store: MemoryStore) {
-  const below = await openProtocol({ driver: "memory", store });
-  const fault = { left: Infinity };
-  const node: BlockNode = filterNode(getDriver("blkdebug"), below, {
-    async writev(offset, iov) {
-      if (fault.left-- <= 0) throw new BlockError("EIO");
-      await below.writev!(offset, iov);
-    },
-  });
-  return { node, fault };
-}
-
 async function soundness(store: MemoryStore) {
   const file = { driver: "memory", store };
   const options = { readOnly: true };
@@ -76,17 +61,24 @@ Deno.test("a repair that fails half-way leaves no old tables in use", async () =
   const mended: number[] = [];
   for (let after = 0;; after++) {
     const store = await damagedImage();
-    const { node, fault } = await failing(store);
+    const file = await openProtocol({ driver: "memory", store });
+    const fault: NthFault = {
+      after: Infinity,
+      kind: "writev",
+      once: false,
+      code: "EIO",
+    };
+    const { node, counts } = faultyNode(file, fault);
     const image = await openImage({ driver: "qcow2", file: node });
     // Now the damaged refcounts are in memory.
     await image.discard((DATA - 1) * CLUSTER, CLUSTER);
     await image.flush();
-    fault.left = after;
+    fault.after = counts.writev + after;
     const repair = { leaks: true, corruptions: true };
     const checking = image.check({ repair });
     const isOver = await checking.then(() => true, () => false);
     if (!isOver) await assertRejects(() => checking, BlockError);
-    fault.left = Infinity;
+    fault.after = Infinity;
     const { corruptions, data } = await soundness(store);
     if (corruptions === 0) {
       mended.push(after);
