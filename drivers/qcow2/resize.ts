@@ -7,17 +7,17 @@ import { allocate, SECTOR_SIZE } from "../../core/bytes.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
 import type { Preallocation, TruncateOptions } from "../../core/node.ts";
 import { writeZeroes } from "../../core/requests.ts";
-import { ZERO } from "./format.ts";
-import type { Qcow2State } from "./state.ts";
-import { cutOff, zeroGuest, zeroParts } from "./unmap.ts";
 import {
   type Freed,
   giveUp,
   noteFreed,
   orderL2AfterData,
   setNormal,
-  writeGuest,
-} from "./write.ts";
+} from "./entry_changes.ts";
+import { ZERO } from "./format.ts";
+import type { Qcow2State } from "./state.ts";
+import { cutOff, zeroGuest, zeroParts } from "./unmap.ts";
+import { writeGuest } from "./write.ts";
 
 /**
  * Change the size of the disk; the caller holds the image alone.

@@ -8,16 +8,15 @@ import { BlockError } from "../../core/errors.ts";
 import { chainExtents } from "../../core/extents.ts";
 import type { HeldRange } from "../../core/lock.ts";
 import type { ZeroFlags } from "../../core/node.ts";
-import { type ClusterKind, ENTRY_SIZE, ZERO } from "./format.ts";
-import type { FreeReason, Qcow2State } from "./state.ts";
 import {
   type Freed,
   giveUp,
   noteFreed,
   orderL2AfterData,
-  readsAsZeroes,
-  writeGuest,
-} from "./write.ts";
+} from "./entry_changes.ts";
+import { type ClusterKind, ENTRY_SIZE, ZERO } from "./format.ts";
+import type { FreeReason, Qcow2State } from "./state.ts";
+import { readsAsZeroes, writeGuest } from "./write.ts";
 import { zeroes } from "./state.ts";
 
 /**

@@ -11,15 +11,15 @@ import {
   vectorLength,
 } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
-import type { Qcow2State } from "./state.ts";
 import {
   type Freed,
   giveUp,
   isOwned,
   noteFreed,
   orderL2AfterData,
-  writeGuest,
-} from "./write.ts";
+} from "./entry_changes.ts";
+import type { Qcow2State } from "./state.ts";
+import { writeGuest } from "./write.ts";
 
 /** Bytes of clusters that are compressed at once: enough for all processors. */
 const MAX_AT_ONCE = 8 * 1024 * 1024;

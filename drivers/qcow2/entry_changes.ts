@@ -1,0 +1,102 @@
+/**
+ * Changing L2 entries: whose clusters they refer to, what has to reach the disk
+ * before they change, and what they no longer refer to then. (Specification:
+ * "L2 table entry".)
+ *
+ * @module
+ */
+import type { EntryPlace } from "./cluster_map.ts";
+import {
+  type ClusterKind,
+  clusterKind,
+  COPIED,
+  ENTRY_SIZE,
+  entryOffset,
+  hex,
+} from "./format.ts";
+import type { FreeReason, Qcow2State } from "./state.ts";
+
+/** Whether the entry's cluster belongs to this image alone. */
+export function isOwned(high: number, kind: ClusterKind): boolean {
+  return (high & COPIED) !== 0 &&
+    (kind === "normal" || kind === "zeroAllocated");
+}
+
+/** Whether such a cluster takes up space in the file. */
+export function hasPlace(kind: ClusterKind): boolean {
+  return kind !== "unallocated" && kind !== "zero";
+}
+
+/**
+ * Point an L2 entry at a cluster that is this image's alone.
+ *
+ * @param flag {@linkcode ZERO} if it is to read as zeroes all the same.
+ */
+export function setNormal(
+  state: Qcow2State,
+  place: EntryPlace,
+  host: number,
+  flag = 0,
+): void {
+  const high = (Math.floor(host / 2 ** 32) | COPIED) >>> 0;
+  state.clusters.setEntry(place, high, host % 2 ** 32 + flag);
+}
+
+/**
+ * Before L2 entries change: neither data nor refcounts that they rely on may
+ * reach the disk later than they do.
+ */
+export function orderL2AfterData(state: Qcow2State): void | Promise<void> {
+  const ready = state.behaviour.lazyRefcounts
+    ? state.markDirty()
+    : state.l2Cache.dependOn(state.refcountCache);
+  if (ready) return ready.then(() => state.l2Cache.dependOnFlush());
+  state.l2Cache.dependOnFlush();
+}
+
+/** A place in the file that an L2 entry no longer refers to. */
+export interface Freed {
+  offset: number;
+  length: number;
+}
+
+/** Note what an L2 entry refers to, which is about to be overwritten. */
+export function noteFreed(
+  state: Qcow2State,
+  place: EntryPlace,
+  freed: Freed[],
+): void {
+  const { geometry } = state;
+  const at = place.index * ENTRY_SIZE;
+  const high = place.slice.view.getUint32(at);
+  const low = place.slice.view.getUint32(at + 4);
+  const kind = clusterKind(high, low);
+  if (kind === "compressed") {
+    const { hostOffset, length } = geometry.compressedCluster(high, low);
+    freed.push({ offset: hostOffset, length });
+  } else if (kind === "normal" || kind === "zeroAllocated") {
+    const offset = entryOffset(high, low);
+    const last = freed[freed.length - 1];
+    if (!geometry.isAligned(offset)) {
+      state.reportDamage(`Cannot free unaligned cluster ${hex(offset)}`);
+    } else if (last && last.offset + last.length === offset) {
+      last.length += geometry.clusterSize;
+    } else {
+      freed.push({ offset, length: geometry.clusterSize });
+    }
+  }
+}
+
+/** Give up references that L2 entries no longer make. */
+export async function giveUp(
+  state: Qcow2State,
+  freed: readonly Freed[],
+  reason: FreeReason = "other",
+): Promise<void> {
+  if (freed.length === 0) return;
+  using _ = await state.metadata.lock();
+  state.compressed.forget();
+  for (const { offset, length } of freed) {
+    await state.refcounts.free(offset, length, reason);
+  }
+}
