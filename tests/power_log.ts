@@ -4,7 +4,9 @@
  *
  * The model of a disk with a cache: what a flush covers is there. Of each
  * sector written since, any version may be there, whatever the order of the
- * writes; a sector is never torn, and neither is the header.
+ * writes; a sector is never torn, and neither is the header. What changes the
+ * file's extents (holes, zeroes without data, its size) may be there at once,
+ * however late the writes before it come: file systems have a journal for it.
  *
  * @module
  */
@@ -13,9 +15,9 @@ import type { BlockNode } from "../core/node.ts";
 import { memoryDriver } from "../drivers/memory.ts";
 import type { Random } from "./model.ts";
 
-/** A write, a change of size (`bytes` is empty), or a flush. */
+/** What happened to the file. A new size is the `offset`, without `bytes`. */
 interface Event {
-  kind: "write" | "truncate" | "flush";
+  kind: "write" | "zero" | "truncate" | "flush";
   offset: number;
   bytes: Uint8Array;
 }
@@ -55,7 +57,7 @@ class GrowingBytes {
   }
 
   apply({ kind, offset, bytes }: Event): void {
-    if (kind === "write") this.write(offset, bytes);
+    if (kind === "write" || kind === "zero") this.write(offset, bytes);
     else if (kind === "truncate") this.resize(offset);
   }
 }
@@ -69,10 +71,15 @@ export class PowerLog implements BlockNode {
   readonly #start: Uint8Array;
   readonly #events: Event[] = [];
   readonly #file: GrowingBytes;
+  readonly #recorded: () => void;
 
-  /** @param start What the file holds, durably, at first. */
-  constructor(start: Uint8Array) {
+  /**
+   * @param start What the file holds, durably, at first.
+   * @param recorded Called after each event: for logs that are cut together.
+   */
+  constructor(start: Uint8Array, recorded: () => void = () => {}) {
     this.#start = start;
+    this.#recorded = recorded;
     this.#file = new GrowingBytes(start);
   }
 
@@ -102,8 +109,16 @@ export class PowerLog implements BlockNode {
     }
   }
 
-  writeZeroes(offset: number, length: number): Promise<void> {
-    return this.writev(offset, [new Uint8Array(length)]);
+  // deno-lint-ignore require-await
+  async writeZeroes(offset: number, length: number): Promise<void> {
+    const bytes = new Uint8Array(length);
+    this.#record({ kind: "zero", offset, bytes });
+  }
+
+  // deno-lint-ignore require-await
+  async discard(offset: number, length: number): Promise<void> {
+    const bytes = new Uint8Array(Math.min(length, this.size - offset));
+    this.#record({ kind: "zero", offset, bytes });
   }
 
   // deno-lint-ignore require-await
@@ -119,6 +134,7 @@ export class PowerLog implements BlockNode {
   #record(event: Event): void {
     this.#events.push(event);
     this.#file.apply(event);
+    this.#recorded();
   }
 
   // deno-lint-ignore require-await
@@ -145,6 +161,11 @@ export class PowerLog implements BlockNode {
       yield { moment, file: survivors(durable.bytes, late, random) };
     }
   }
+
+  /** A file that a power cut at one moment may leave. */
+  cut(moment: number, random: Random): Uint8Array<ArrayBuffer> {
+    return this.cuts([moment], random).next().value!.file;
+  }
 }
 
 /** What may be there if `late` came after the last flush. */
@@ -154,14 +175,15 @@ function survivors(
   random: Random,
 ): Uint8Array<ArrayBuffer> {
   const arrives = arrival(late, random);
+  const extentsAtOnce = random.oneIn(2);
   // The cache has every byte; a sector that goes to the disk is the cache's
   // at that time, so it brings along what was written to it before.
   const cache = new GrowingBytes(durable);
   const disk = new GrowingBytes(durable);
   late.forEach((event, index) => {
     cache.apply(event);
-    if (event.kind === "truncate") {
-      if (arrives(index)) disk.apply(event);
+    if (event.kind !== "write") {
+      if (extentsAtOnce || arrives(index)) disk.apply(event);
       return;
     }
     const end = event.offset + event.bytes.length;

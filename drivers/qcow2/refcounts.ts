@@ -29,6 +29,16 @@ import { RefcountTable } from "./refcount_table.ts";
 import type { FreeReason } from "./state.ts";
 import type { CachedTable } from "./table_cache.ts";
 
+/** Clusters in a row, by their indices. */
+interface ClusterRange {
+  start: number;
+  /** Past the last one. */
+  end: number;
+}
+
+/** Ranges to be discarded that are kept in memory at most. */
+const MAX_DISCARDS = 4096;
+
 /** The refcounts of an image, and the search for free clusters. */
 export class Refcounts extends RefcountTable {
   /** No cluster below this index is free. */
@@ -38,7 +48,13 @@ export class Refcounts extends RefcountTable {
    * disk. Before one is used again, the L2 tables are made durable: else,
    * after a power cut, the old reference would show the new content.
    */
-  #recentlyFreed = { start: Infinity, end: 0 };
+  #recentlyFreed: ClusterRange = { start: Infinity, end: 0 };
+  /**
+   * Of these clusters, those whose space the file is to have back. Not before
+   * the last reference is gone from the disk: a file system may punch a hole
+   * durably long before it writes the L2 table.
+   */
+  #discards: ClusterRange[] = [];
   /** Where the next compressed cluster may start; 0 if nowhere. */
   #freeByte = 0;
 
@@ -47,6 +63,7 @@ export class Refcounts extends RefcountTable {
     this.#firstFree = 0;
     this.#freeByte = 0;
     this.#recentlyFreed = { start: Infinity, end: 0 };
+    this.#discards = [];
   }
 
   /**
@@ -191,30 +208,47 @@ export class Refcounts extends RefcountTable {
       await this.host.refcountCache.dependOn(this.host.l2Cache);
     }
     await this.addClusters(start, end - start, -1);
-    if (this.host.behaviour.passDiscard[reason]) {
-      await this.#passDiscard(start, end);
+    if (this.host.behaviour.passDiscard[reason] && this.host.file.discard) {
+      await this.#noteDiscard(start, end);
     }
   }
 
-  /** Give the space of free clusters back to the file, if it can take it. */
+  async #noteDiscard(start: number, end: number): Promise<void> {
+    const last = this.#discards.at(-1);
+    if (last?.end === start) last.end = end;
+    else this.#discards.push({ start, end });
+    if (this.#discards.length < MAX_DISCARDS) return;
+    await this.host.l2Cache.flush();
+    await this.settle();
+  }
+
+  /**
+   * No reference to a freed cluster is left on the disk: the space of those
+   * that are free is given back, and they may be used again at once.
+   */
+  settle(): void | Promise<void> {
+    this.#recentlyFreed = { start: Infinity, end: 0 };
+    if (this.#discards.length > 0) return this.#passDiscards();
+  }
+
+  async #passDiscards(): Promise<void> {
+    for (const { start, end } of this.#discards.splice(0)) {
+      // Only a wish: that it fails does no harm.
+      await this.#passDiscard(start, end).catch(() => {});
+    }
+  }
+
   async #passDiscard(start: number, end: number): Promise<void> {
     const { file, geometry } = this.host;
-    if (!file.discard) return;
     const { clusterSize } = geometry;
     let first = start;
     for (let at = start; at <= end; at++) {
       if (at < end && (this.peek(at) ?? await this.get(at)) === 0) continue;
       const offset = first * clusterSize;
       const length = Math.min(at * clusterSize, file.size) - offset;
-      // Only a wish: that it fails does no harm.
-      if (length > 0) await file.discard(offset, length).catch(() => {});
+      if (length > 0) await file.discard!(offset, length);
       first = at + 1;
     }
-  }
-
-  /** The L2 tables are durable: freed clusters may be used again at once. */
-  settled(): void {
-    this.#recentlyFreed = { start: Infinity, end: 0 };
   }
 
   /** The index of the first of `count` free clusters in a row, made ready. */
@@ -239,7 +273,7 @@ export class Refcounts extends RefcountTable {
     const { start: freed, end } = this.#recentlyFreed;
     if (start < end && start + count > freed) {
       await this.host.l2Cache.flush();
-      this.settled();
+      await this.settle();
     }
     return true;
   }

@@ -303,7 +303,7 @@ export class Qcow2State implements RefcountHost {
     }
     await this.event("flush_to_disk");
     await this.file.flush?.();
-    this.refcounts.settled();
+    await this.refcounts.settle();
   }
 
   /** Whether damage was found while writing. */

@@ -1,0 +1,128 @@
+/**
+ * Removes each write barrier in turn, and says which of them no test misses:
+ * a test is lacking then, or the barrier is not needed. Takes some minutes, so
+ * it is run by hand: `deno run -A tests/barriers.ts [words of the line …]`.
+ *
+ * @module
+ */
+
+const ROOT = new URL("..", import.meta.url).pathname;
+
+/** Where barriers are. */
+const SOURCES = [
+  "drivers/qcow2",
+  "core/jobs/commit.ts",
+  "core/jobs/rebase.ts",
+];
+
+/** What must notice. */
+const TESTS = [
+  "tests/drivers/qcow2/power_cut_test.ts",
+  "tests/core/jobs/power_cut_test.ts",
+];
+
+/** A whole statement on a line that makes something durable, or orders it. */
+const BARRIER =
+  /^\s*(if \(.*\) )?(await )?[\w.#!?]*\b(flush\?\.\(\)|flush\(\)|flushCaches\(.*\)|dependOn\(.*\)|dependOnFlush\(\)|settleDependency\(\)|orderL2AfterData\(.*\)|setDirty\(\)|markDirty\(\))(\.catch\(.*\))?;$/;
+
+/** Barriers that are no statement of their own: what stands for them. */
+const OTHERS: readonly [file: string, from: string, to: string][] = [
+  [
+    "drivers/qcow2/refcounts.ts",
+    "if (start < end && start + count > freed) {",
+    "if (false) {",
+  ],
+  [
+    "drivers/qcow2/refcounts.ts",
+    "if (start < freed.end && start + count > freed.start) return undefined;",
+    "",
+  ],
+  [
+    "drivers/qcow2/refcounts.ts",
+    "await this.#noteDiscard(start, end);",
+    "await this.#passDiscard(start, end);",
+  ],
+  [
+    "drivers/qcow2/entry_changes.ts",
+    "if (ready) return ready.then(() => state.l2Cache.dependOnFlush());",
+    "if (ready) return ready;",
+  ],
+  [
+    "drivers/qcow2/entry_changes.ts",
+    ": state.l2Cache.dependOn(state.refcountCache);",
+    ": undefined;",
+  ],
+];
+
+interface Mutant {
+  readonly file: string;
+  readonly line: number;
+  readonly text: string;
+  readonly content: string;
+}
+
+function* sourceFiles(): Generator<string> {
+  for (const source of SOURCES) {
+    if (source.endsWith(".ts")) yield source;
+    else {
+      for (const { name } of Deno.readDirSync(ROOT + source)) {
+        if (name.endsWith(".ts")) yield `${source}/${name}`;
+      }
+    }
+  }
+}
+
+function* mutantsOf(file: string): Generator<Mutant> {
+  const lines = Deno.readTextFileSync(ROOT + file).split("\n");
+  for (const [index, text] of lines.entries()) {
+    const other = OTHERS.find(([name, from]) =>
+      name === file && text.includes(from)
+    );
+    if (!other && !BARRIER.test(text)) continue;
+    const changed = [...lines];
+    // What is left must be a statement: some follow an `if` on a line above.
+    changed[index] = other ? text.replace(other[1], other[2]) : ";";
+    const content = changed.join("\n");
+    yield { file, line: index + 1, text: text.trim(), content };
+  }
+}
+
+/** Whether any test fails on a tree. */
+async function isNoticed(tree: string): Promise<boolean> {
+  const { code } = await new Deno.Command("timeout", {
+    args: ["-k", "5", "600", Deno.execPath(), "test", "--no-check"].concat(
+      ["--quiet", "-A", "--fail-fast", ...TESTS],
+    ),
+    cwd: tree,
+    env: { BDRV_SEED: Deno.env.get("BDRV_SEED") ?? "1-150" },
+    stdout: "null",
+    stderr: "null",
+  }).output();
+  return code !== 0;
+}
+
+async function copyTree(): Promise<string> {
+  const tree = await Deno.makeTempDir({ prefix: "bdrv-barriers-" });
+  const names = ["core", "drivers", "tests", "links", "cli", "mod.ts"];
+  const args = ["-r", ...[...names, "deno.json", "deno.lock"], tree];
+  await new Deno.Command("cp", { args, cwd: ROOT }).output();
+  return tree;
+}
+
+const wanted = Deno.args.join(" ");
+const mutants = [...sourceFiles()].flatMap((file) => [...mutantsOf(file)])
+  .filter(({ file, text }) => `${file} ${text}`.includes(wanted));
+const tree = await copyTree();
+if (await isNoticed(tree)) throw new Error("The tests fail as it is");
+let survivors = 0;
+for (const { file, line, text, content } of mutants) {
+  const original = await Deno.readTextFile(ROOT + file);
+  await Deno.writeTextFile(`${tree}/${file}`, content);
+  const noticed = await isNoticed(tree);
+  await Deno.writeTextFile(`${tree}/${file}`, original);
+  if (!noticed) survivors++;
+  console.log(`${noticed ? "noticed " : "SURVIVES"} ${file}:${line} ${text}`);
+}
+await Deno.remove(tree, { recursive: true });
+console.log(`${mutants.length} barriers, ${survivors} survive`);
+Deno.exit(survivors > 0 ? 1 : 0);
