@@ -17,8 +17,13 @@ const SOURCES = [
 
 /** What must notice. */
 const TESTS = [
-  "tests/drivers/qcow2/power_cut_test.ts",
+  "tests/drivers/qcow2/write_order_test.ts",
   "tests/core/jobs/power_cut_test.ts",
+  "tests/drivers/qcow2/lazy_test.ts",
+  "tests/drivers/qcow2/power_cut_test.ts",
+  "tests/property_test.ts",
+  "tests/drivers/qcow2",
+  "tests/property_test.ts",
 ];
 
 /** A whole statement on a line that makes something durable, or orders it. */

@@ -393,10 +393,7 @@ export class ClusterMap {
       await refcounts.add(offset, clusterSize, -1);
       throw error;
     }
-    if (oldOffset !== 0) {
-      await file.flush?.();
-      await refcounts.free(oldOffset, clusterSize);
-    }
+    if (oldOffset !== 0) await refcounts.free(oldOffset, clusterSize);
     return bytes;
   }
 }

@@ -47,11 +47,10 @@ export function setNormal(
  * reach the disk later than they do.
  */
 export function orderL2AfterData(state: Qcow2State): void | Promise<void> {
-  const ready = state.behaviour.lazyRefcounts
-    ? state.markDirty()
-    : state.l2Cache.dependOn(state.refcountCache);
-  if (ready) return ready.then(() => state.l2Cache.dependOnFlush());
-  state.l2Cache.dependOnFlush();
+  const { l2Cache, refcountCache, behaviour } = state;
+  // Flushing that cache flushes the file, and with it the data.
+  if (!behaviour.lazyRefcounts) return l2Cache.dependOn(refcountCache);
+  return state.markDirty().then(() => l2Cache.dependOnFlush());
 }
 
 /** A place in the file that an L2 entry no longer refers to. */

@@ -37,7 +37,7 @@ interface ClusterRange {
 }
 
 /** Ranges to be discarded that are kept in memory at most. */
-const MAX_DISCARDS = 4096;
+const MAX_DISCARDS = 1024;
 
 /** The refcounts of an image, and the search for free clusters. */
 export class Refcounts extends RefcountTable {
@@ -189,7 +189,9 @@ export class Refcounts extends RefcountTable {
 
   /**
    * Give up one reference to each cluster that the bytes touch. What referred
-   * to them must have been changed in the L2 cache or the file before.
+   * to them must have been changed in the L2 cache or written to the file
+   * before; it need not be durable. Nothing below relies on that before the L2
+   * cache, and with it the file, has been flushed.
    */
   async free(
     offset: number,
@@ -402,8 +404,9 @@ export class Refcounts extends RefcountTable {
     const at = tableIndex * ENTRY_SIZE;
     const entry = allocate(ENTRY_SIZE);
     writeUint64(viewOf(entry), 0, offset);
+    // Whoever refers to what it counts has the cache flushed before, and so
+    // the file, the table included.
     await file.writev!(this.host.header.refcountTableOffset + at, [entry]);
-    await file.flush?.();
     this.setBlockOffset(tableIndex, offset);
   }
 

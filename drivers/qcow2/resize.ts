@@ -133,16 +133,11 @@ async function shrink(state: Qcow2State, size: number): Promise<void> {
 
 /** Give up the L2 tables of all L1 entries from an index on. */
 async function dropL2Tables(state: Qcow2State, from: number): Promise<void> {
-  const { header, geometry, clusters, refcounts, file } = state;
-  const tables: number[] = [];
+  const { header, geometry, clusters, refcounts } = state;
   for (let index = from; index < header.l1Size; index++) {
     const offset = clusters.l2TableOffset(index);
     if (offset === 0) continue;
     await clusters.setL1Entry(index, 0);
-    tables.push(offset);
-  }
-  await file.flush?.();
-  for (const offset of tables) {
     await refcounts.free(offset, geometry.clusterSize, "always");
   }
 }

@@ -8,12 +8,7 @@ import { BlockError } from "../../core/errors.ts";
 import { chainExtents } from "../../core/extents.ts";
 import type { HeldRange } from "../../core/lock.ts";
 import type { ZeroFlags } from "../../core/node.ts";
-import {
-  type Freed,
-  giveUp,
-  noteFreed,
-  orderL2AfterData,
-} from "./entry_changes.ts";
+import { type Freed, giveUp, noteFreed } from "./entry_changes.ts";
 import { type ClusterKind, ENTRY_SIZE, ZERO } from "./format.ts";
 import type { FreeReason, Qcow2State } from "./state.ts";
 import { readsAsZeroes, writeGuest } from "./write.ts";
@@ -48,7 +43,7 @@ async function changeEntries(
         at += mapping.length;
         continue;
       }
-      await orderL2AfterData(state);
+      // Entries that refer to less rely on nothing that must come before.
       const place = await clusters.entryForWrite(at);
       const count = Math.min(
         geometry.clustersFor(mapping.length),

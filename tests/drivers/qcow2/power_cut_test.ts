@@ -20,6 +20,8 @@ import { DelayNode, Scheduler } from "../../delay.ts";
 import { type Effect, Random, seedsToRun } from "../../model.ts";
 import { PowerLog } from "../../power_log.ts";
 import { isInstalled, run, TempDir } from "../../qemu.ts";
+import { contentOf } from "./bytes.ts";
+import { assertSound, isDirty } from "./soundness.ts";
 
 const SEEDS = 30;
 const ROUNDS = 40;
@@ -385,50 +387,6 @@ function checkContent(epoch: Epoch, found: Uint8Array): void {
   }
 }
 
-/**
- * Check an image. A snapshot that is being taken or deleted changes refcounts
- * and COPIED flags, of which one comes first; so there may be a flag that is
- * missing, or one on a cluster that is counted twice but used once. The image
- * is marked as dirty then, but in version 2, which has no mark.
- */
-async function assertSound(store: MemoryStore): Promise<void> {
-  const file = { driver: "memory", store };
-  await using image = await openImage(
-    { driver: "qcow2", file, backing: null },
-    { purpose: "check", readOnly: true },
-  );
-  const { clusterSize, dirty, specific } = await image.info();
-  const lines: string[] = [];
-  const { corruptions, checkErrors } = await image.check({
-    report: (line) => lines.push(line),
-  });
-  let damage = corruptions + checkErrors;
-  if (dirty || specific!.data.compat === "0.10") {
-    damage -= harmlessFlags(lines, clusterSize!);
-  }
-  assertEquals(damage, 0, lines.join("\n"));
-}
-
-async function isDirty(store: MemoryStore): Promise<boolean> {
-  const file = { driver: "memory", store };
-  const stack = { driver: "qcow2", file, backing: null };
-  await using image = await openImage(stack, { readOnly: true });
-  return (await image.info()).dirty ?? false;
-}
-
-function harmlessFlags(lines: string[], clusterSize: number): number {
-  const leaked = lines.map((line) =>
-    /^Leaked cluster (\d+) .* reference=1$/.exec(line)?.[1]
-  );
-  return lines.filter((line) => {
-    const flag = /OFLAG_COPIED .*_entry=([0-9a-f]+) /.exec(line);
-    if (!flag) return false;
-    const entry = BigInt(`0x${flag[1]}`);
-    const cluster = (entry & 0xffffffffffffffn) / BigInt(clusterSize);
-    return entry >> 63n === 0n || leaked.includes(String(cluster));
-  }).length;
-}
-
 async function examineWithQemu(
   file: Uint8Array,
   folder: TempDir,
@@ -450,12 +408,6 @@ async function examineWithQemu(
 function resized(disk: Uint8Array, size: number): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(size);
   bytes.set(disk.subarray(0, size));
-  return bytes;
-}
-
-function contentOf(store: MemoryStore): Uint8Array<ArrayBuffer> {
-  const bytes = new Uint8Array(store.size);
-  store.read(0, bytes);
   return bytes;
 }
 

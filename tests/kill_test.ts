@@ -1,0 +1,5 @@
+import { kill, WORKS } from "./kills.ts";
+
+Deno.test("killed programs leave images whole", async () => {
+  await kill(Object.keys(WORKS).length, 1);
+});
