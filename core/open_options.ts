@@ -40,8 +40,9 @@ export interface OpenOptions {
    */
   writableBacking?(request: ImplicitOpen): boolean;
   /**
-   * Which files the image may have opened. Default: those in or below the
-   * folder of the file that was asked for.
+   * Which files the image may have opened. Default: plain files in or below
+   * the folder of the file that was asked for; none if that has no folder: if
+   * it is a device, or lies in memory.
    */
   gate?: Gate;
   /** Most images in a chain of backing files. Default: 256. */

@@ -4,6 +4,7 @@ import { asBlockError, BlockError } from "../../core/errors.ts";
 import { resolveName } from "../../core/names.ts";
 import { openNode } from "../../core/open.ts";
 import type { OptionTable, OptionValues } from "../../core/options.ts";
+import { UnsupportedFormatError } from "../../core/probe.ts";
 import "../../drivers/all.ts";
 import {
   BACKING_FORMAT,
@@ -210,7 +211,7 @@ export function addBackingOptions(
  * See whether the backing file can be opened, and take the size from it where
  * none was given.
  *
- * @returns its format, if it was opened.
+ * @returns its format, if that was found out.
  */
 async function openBackingFile(
   wish: Wish,
@@ -232,6 +233,9 @@ async function openBackingFile(
     await node.close();
     return detected;
   } catch (thrown) {
+    if (thrown instanceof UnsupportedFormatError && format === undefined) {
+      return thrown.format;
+    }
     const error = asBlockError(thrown);
     const hints = [error.hint, "Could not open backing image."];
     throw new BlockError(error.code, error.message, {

@@ -1,0 +1,170 @@
+/**
+ * Keeping a disk that was probed to be raw from looking like anything else.
+ *
+ * Its guest could otherwise write the header of an image that names any file
+ * of the host as its backing file, and read that the next time.
+ *
+ * @module
+ */
+import { allocate, type IoVector, sliceVector, vectorLength } from "./bytes.ts";
+import { BlockError } from "./errors.ts";
+import { HEAD_LENGTH, TAIL_LENGTH } from "./formats.ts";
+import { Mutex } from "./lock.ts";
+import type { BlockNode, WriteFlags } from "./node.ts";
+import { type Guess, guessFormat, type Sample, takeSample } from "./probe.ts";
+
+/** Bytes that are about to be written, and where in the file. */
+type Patch = readonly [offset: number, bytes: Uint8Array];
+
+/**
+ * Passes changes of a file on, unless probing would take it for something that
+ * it does not take it for now. What probing does not look at is not held up.
+ *
+ * QEMU looks at the first sector alone. Here every byte counts that our probing
+ * looks at, so more is refused: footers, and headers that QEMU takes for raw.
+ * Archives, which are raw with a warning, may be written as anywhere.
+ */
+export class ProbeGuard {
+  readonly #file: BlockNode;
+  /** Held from looking at the file until it has been changed. */
+  readonly #lock = new Mutex();
+  /** Changes under way of what probing does not look at. */
+  readonly #others = new Set<Promise<void>>();
+  /** Whether the end of the file, where footers are, is about to move. */
+  #isResizing = false;
+
+  /** Guard a file. */
+  constructor(file: BlockNode) {
+    this.#file = file;
+  }
+
+  /** Whether probing looks at any of a range, now or once it is written. */
+  watches(offset: number, length: number): boolean {
+    return length > 0 &&
+      (this.#isResizing || offset < HEAD_LENGTH ||
+        offset + length > this.#file.size - TAIL_LENGTH);
+  }
+
+  /** Write to the file. */
+  async writev(
+    offset: number,
+    iov: IoVector,
+    flags?: WriteFlags,
+  ): Promise<void> {
+    const length = vectorLength(iov);
+    const file = this.#file;
+    if (!this.watches(offset, length)) {
+      return await this.writeUnwatched(() => file.writev!(offset, iov, flags));
+    }
+    using _held = await this.#lock.lock();
+    const size = Math.max(file.size, offset + length);
+    const head = within(HEAD_LENGTH - offset, 0, length);
+    const tail = within(size - TAIL_LENGTH - offset, head, length);
+    // Copies are checked and written: the owner of the buffers, the guest
+    // perhaps, may change them in between.
+    const first = copyOf(sliceVector(iov, 0, head));
+    const last = copyOf(sliceVector(iov, tail, length - tail));
+    await this.#check(size, [[offset, first], [offset + tail, last]]);
+    const middle = sliceVector(iov, head, tail - head);
+    const parts = [first, ...middle, last].filter((part) => part.length > 0);
+    await file.writev!(offset, parts, flags);
+  }
+
+  /**
+   * Do what makes a range read as zeroes.
+   *
+   * @param size Bytes of the file afterwards.
+   */
+  async zero(
+    offset: number,
+    length: number,
+    size: number,
+    change: () => Promise<void>,
+  ): Promise<void> {
+    if (!this.watches(offset, length)) return await this.writeUnwatched(change);
+    using _held = await this.#lock.lock();
+    const head = within(HEAD_LENGTH - offset, 0, length);
+    const tail = within(size - TAIL_LENGTH - offset, 0, length);
+    await this.#check(size, [
+      [offset, allocate(head)],
+      [offset + tail, allocate(Math.min(TAIL_LENGTH, length - tail))],
+    ]);
+    await change();
+  }
+
+  /** Do what gives the file another size, in bytes. */
+  async resize(size: number, change: () => Promise<void>): Promise<void> {
+    using _held = await this.#lock.lock();
+    this.#isResizing = true;
+    try {
+      // They may write to what is going to be the end.
+      await Promise.allSettled(this.#others);
+      await this.#check(size, []);
+      await change();
+    } finally {
+      this.#isResizing = false;
+    }
+  }
+
+  /** Do what changes a range that is not watched, as was just found out. */
+  async writeUnwatched(change: () => Promise<void>): Promise<void> {
+    const changing = change();
+    this.#others.add(changing);
+    try {
+      await changing;
+    } finally {
+      this.#others.delete(changing);
+    }
+  }
+
+  async #check(size: number, patches: readonly Patch[]): Promise<void> {
+    const file = this.#file;
+    const before = guessFormat(await takeSample(file), file.filename);
+    const sample = await takeSample(file, size);
+    for (const patch of patches) apply(sample, patch);
+    const after = guessFormat(sample, file.filename);
+    const [name, last] = [verdictOf(after), verdictOf(before)];
+    if (name === "raw" || name === last) return;
+    throw new BlockError(
+      "EPERM",
+      "The format was not given but guessed to be raw, and this write " +
+        "would make it look like another",
+      { hint: "Open the image with the format 'raw' to permit it." },
+    );
+  }
+}
+
+/** What a guess comes to; two that differ are told apart. */
+function verdictOf({ formats, hasVhdFooter }: Guess): string {
+  const names = formats.map(({ name }) => name).join(" ");
+  return hasVhdFooter ? `${names} with a footer` : names;
+}
+
+/** Let a sample be what it is after a write. */
+function apply({ head, tail, size }: Sample, patch: Patch): void {
+  overlay(head, 0, patch);
+  overlay(tail, size - tail.length, patch);
+}
+
+/** Copy what of a patch lies in `target`, which is at `start` of the file. */
+function overlay(target: Uint8Array, start: number, patch: Patch): void {
+  const [offset, bytes] = patch;
+  const from = Math.max(offset, start);
+  const to = Math.min(offset + bytes.length, start + target.length);
+  if (from >= to) return;
+  target.set(bytes.subarray(from - offset, to - offset), from - start);
+}
+
+function within(value: number, least: number, most: number): number {
+  return Math.min(Math.max(value, least), most);
+}
+
+function copyOf(iov: IoVector): Uint8Array {
+  const copy = allocate(vectorLength(iov));
+  let at = 0;
+  for (const part of iov) {
+    copy.set(part, at);
+    at += part.length;
+  }
+  return copy;
+}
