@@ -121,21 +121,21 @@ function hasFooter(tail: Uint8Array, size: number, magic: string): boolean {
 }
 
 /** Files in which an image may be, by how they begin. */
-const WRAPPINGS: readonly [magic: RegExp, what: string][] = [
-  [/^\x1f\x8b\x08/, "compressed with gzip"],
-  [/^BZh[1-9]/, "compressed with bzip2"],
-  [/^\xfd7zXZ\0/, "compressed with xz"],
-  [/^\x28\xb5\x2f\xfd/, "compressed with zstd"],
-  [/^\x04\x22\x4d\x18/, "compressed with lz4"],
-  [/^PK\x03\x04/, "a zip archive"],
-  [/^7z\xbc\xaf\x27\x1c/, "a 7z archive"],
-  [/^[^]{257}ustar/, "a tar archive, as an OVA is"],
+const WRAPPINGS: readonly [magic: string, what: string, offset?: number][] = [
+  ["\x1f\x8b\x08", "compressed with gzip"],
+  ["BZh", "compressed with bzip2"],
+  ["\xfd7zXZ\0", "compressed with xz"],
+  ["\x28\xb5\x2f\xfd", "compressed with zstd"],
+  ["\x04\x22\x4d\x18", "compressed with lz4"],
+  ["PK\x03\x04", "a zip archive"],
+  ["7z\xbc\xaf\x27\x1c", "a 7z archive"],
+  ["ustar", "a tar archive, as an OVA is", 257],
 ];
 
 /** What a file is that has to be unpacked first, by how it begins. */
 export function wrappingOf(head: Uint8Array): string | undefined {
-  const text = textOf(head.subarray(0, TAIL_LENGTH));
-  return WRAPPINGS.find(([magic]) => magic.test(text))?.[1];
+  return WRAPPINGS.find(([magic, _, offset = 0]) => has(head, offset, magic))
+    ?.[1];
 }
 
 function isQcow(head: Uint8Array): boolean {

@@ -9,9 +9,17 @@
  * one letter before it is a Windows drive.
  */
 export function schemeOf(name: string): string | undefined {
-  const match = /^([^/:]+):/.exec(name);
+  const match = /^([^/:]*):/.exec(name);
   if (!match || /^[A-Za-z]:[\\/]/.test(name)) return undefined;
   return match[1];
+}
+
+/**
+ * A path that is taken for one, whatever is in it: `file:` may stand before a
+ * name that would seem to have a scheme without that.
+ */
+export function asPath(path: string): string {
+  return schemeOf(path) === undefined ? path : `./${path}`;
 }
 
 /** Whether a name needs no folder to be found. */

@@ -42,12 +42,7 @@ import {
   toStack,
   withFile,
 } from "./sources.ts";
-import {
-  isNode,
-  parseFilename,
-  type Source,
-  type StackObject,
-} from "./spec.ts";
+import { isNode, type Source, type StackObject } from "./spec.ts";
 
 /** What stays the same from the top of a stack to its bottom. */
 interface Opening {
@@ -172,16 +167,12 @@ async function openStack(
     return await openStack({ ...others, file: below }, opening, place, false);
   }
   if (typeof options.filename === "string") {
+    // In a description, a scheme is what `driver` says: this is a path.
     const { filename, ...others } = options;
-    const byName = parseFilename(filename);
-    if (byName.driver === undefined) byName.driver = "file";
-    if (wantProtocol) {
-      return await openStack({ ...byName, ...others }, opening, place, true);
-    }
-    if (!standsForProtocol(getDriver(byName.driver))) {
-      return await openStack({ ...byName, ...others }, opening, place, false);
-    }
-    return await openProbed(others, byName, opening, place);
+    const file = { driver: "file", filename };
+    return wantProtocol
+      ? await openStack({ ...file, ...others }, opening, place, true)
+      : await openProbed(others, file, opening, place);
   }
   if (options.file !== undefined && options.file !== null) {
     if (wantProtocol) {

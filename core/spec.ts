@@ -4,7 +4,7 @@
  * @module
  */
 import { asBlockError, BlockError } from "./errors.ts";
-import { schemeOf } from "./names.ts";
+import { asPath, schemeOf } from "./names.ts";
 import type { BlockNode } from "./node.ts";
 import {
   nestOptions,
@@ -56,7 +56,9 @@ export function parseFilename(name: string): StackObject {
     return { driver: driver.name, ...driver.parseFilename(name) };
   }
   if (driver.role === "protocol") {
-    return { driver: driver.name, filename: rest };
+    // Where names are paths, what looks like another scheme is none.
+    const filename = driver.canonicalName ? asPath(rest) : rest;
+    return { driver: driver.name, filename };
   }
   return { driver: driver.name, file: rest };
 }

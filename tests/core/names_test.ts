@@ -15,7 +15,7 @@ Deno.test("schemeOf() knows a protocol from a path", () => {
     ["/a/b:c", undefined],
     ["C:\\disk.img", undefined],
     ["C:/disk.img", undefined],
-    [":x", undefined],
+    [":x", ""],
     ["file:disk.img", "file"],
   ];
   for (const [name, scheme] of cases) {
