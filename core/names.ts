@@ -28,10 +28,14 @@ export function isAbsolute(name: string): boolean {
     /^[A-Za-z]:[\\/]/.test(name);
 }
 
-/** The name `relative`, written down in `base`, as seen from where we are. */
+/**
+ * The name `relative`, written down in `base`, as seen from where we are; of a
+ * base with a scheme, that is kept.
+ */
 export function resolveName(base: string, relative: string): string {
   if (isAbsolute(relative)) return relative;
-  return base.slice(0, base.lastIndexOf("/") + 1) + relative;
+  const path = schemeOf(base) === undefined ? 0 : base.indexOf(":") + 1;
+  return base.slice(0, Math.max(path, base.lastIndexOf("/") + 1)) + relative;
 }
 
 /** A path with `.` and `..` worked out, so that two spellings compare equal. */
