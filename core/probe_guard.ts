@@ -28,8 +28,10 @@ export class ProbeGuard {
   readonly #file: BlockNode;
   /** Held from looking at the file until it has been changed. */
   readonly #lock = new Mutex();
-  /** Changes under way of what probing does not look at. */
-  readonly #others = new Set<Promise<void>>();
+  /** How many changes are under way of what probing does not look at. */
+  #others = 0;
+  /** Called when the last of them has ended. */
+  #whenAlone?: () => void;
   /** Whether the end of the file, where footers are, is about to move. */
   #isResizing = false;
 
@@ -45,7 +47,20 @@ export class ProbeGuard {
         offset + length > this.#file.size - TAIL_LENGTH);
   }
 
-  /** Write to the file. */
+  /**
+   * A change of a range that is not watched begins, as was just found out. To
+   * be followed by {@linkcode ProbeGuard.leave}.
+   */
+  enter(): void {
+    this.#others++;
+  }
+
+  /** It has ended. */
+  leave(): void {
+    if (--this.#others === 0) this.#whenAlone?.();
+  }
+
+  /** Write to a range that is watched. */
   async writev(
     offset: number,
     iov: IoVector,
@@ -53,9 +68,6 @@ export class ProbeGuard {
   ): Promise<void> {
     const length = vectorLength(iov);
     const file = this.#file;
-    if (!this.watches(offset, length)) {
-      return await this.writeUnwatched(() => file.writev!(offset, iov, flags));
-    }
     using _held = await this.#lock.lock();
     const size = Math.max(file.size, offset + length);
     const head = within(HEAD_LENGTH - offset, 0, length);
@@ -71,7 +83,7 @@ export class ProbeGuard {
   }
 
   /**
-   * Do what makes a range read as zeroes.
+   * Do what makes a range that is watched read as zeroes.
    *
    * @param size Bytes of the file afterwards.
    */
@@ -81,7 +93,6 @@ export class ProbeGuard {
     size: number,
     change: () => Promise<void>,
   ): Promise<void> {
-    if (!this.watches(offset, length)) return await this.writeUnwatched(change);
     using _held = await this.#lock.lock();
     const head = within(HEAD_LENGTH - offset, 0, length);
     const tail = within(size - TAIL_LENGTH - offset, 0, length);
@@ -98,22 +109,14 @@ export class ProbeGuard {
     this.#isResizing = true;
     try {
       // They may write to what is going to be the end.
-      await Promise.allSettled(this.#others);
+      if (this.#others > 0) {
+        await new Promise<void>((alone) => this.#whenAlone = alone);
+      }
       await this.#check(size, []);
       await change();
     } finally {
+      this.#whenAlone = undefined;
       this.#isResizing = false;
-    }
-  }
-
-  /** Do what changes a range that is not watched, as was just found out. */
-  async writeUnwatched(change: () => Promise<void>): Promise<void> {
-    const changing = change();
-    this.#others.add(changing);
-    try {
-      await changing;
-    } finally {
-      this.#others.delete(changing);
     }
   }
 

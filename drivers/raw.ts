@@ -24,7 +24,7 @@ import type {
 import { nameOf } from "../core/node_names.ts";
 import { type OptionTable, parseOptions } from "../core/options.ts";
 import { ACCESS } from "../core/permissions.ts";
-import { ProbeGuard } from "../core/probe_guard.ts";
+import type { ProbeGuard } from "../core/probe_guard.ts";
 import { readPadded, writeZeroes } from "../core/requests.ts";
 
 const OPEN_OPTIONS: OptionTable = {
@@ -70,14 +70,16 @@ export const rawDriver: BlockDriver = {
   async open(options, context) {
     const { offset = 0, size } = parseOptions(OPEN_OPTIONS, options, ["file"]);
     const file = await context.openChild("file");
-    if (context.probed && !context.readOnly) {
-      context.report(probingWarning(nameOf(file)));
-    }
+    const isGuarded = context.probed && !context.readOnly;
+    if (isGuarded) context.report(probingWarning(nameOf(file)));
     return new RawNode(file, {
       offset: offset as number,
       fixedSize: size as number | undefined,
       readOnly: context.readOnly,
-      probed: context.probed,
+      // Loaded when it is used: every start would pay for it.
+      guard: isGuarded
+        ? new (await import("../core/probe_guard.ts")).ProbeGuard(file)
+        : undefined,
     });
   },
 
@@ -126,8 +128,8 @@ interface RawOptions {
   /** The window's size, if the user gave one. */
   readonly fixedSize: number | undefined;
   readonly readOnly: boolean;
-  /** Whether the content must not come to look like another format. */
-  readonly probed: boolean;
+  /** Keeps the content from coming to look like another format. */
+  readonly guard: ProbeGuard | undefined;
 }
 
 class RawNode implements BlockNode {
@@ -140,14 +142,14 @@ class RawNode implements BlockNode {
   readonly #guard: ProbeGuard | undefined;
 
   constructor(file: BlockNode, options: RawOptions) {
-    const { offset, fixedSize, probed } = options;
+    const { offset, fixedSize } = options;
     checkWindow(sectorsOf(file), offset, fixedSize);
     this.children = { file };
     this.readOnly = options.readOnly;
     this.#file = file;
     this.#offset = offset;
     this.#fixedSize = fixedSize;
-    if (probed) this.#guard = new ProbeGuard(file);
+    this.#guard = options.guard;
     if (file.copyFrom) this.copyFrom = this.#copyFrom;
   }
 
@@ -185,8 +187,17 @@ class RawNode implements BlockNode {
     this.#checkWrite(offset, length);
     offset += this.#offset;
     await this.#file.debugEvent?.("write_aio");
-    if (this.#guard) return await this.#guard.writev(offset, iov, flags);
-    await this.#file.writev!(offset, iov, flags);
+    const guard = this.#guard;
+    if (!guard) return await this.#file.writev!(offset, iov, flags);
+    if (guard.watches(offset, length)) {
+      return await guard.writev(offset, iov, flags);
+    }
+    guard.enter();
+    try {
+      await this.#file.writev!(offset, iov, flags);
+    } finally {
+      guard.leave();
+    }
   }
 
   /** Present where the file has it. */
@@ -200,12 +211,21 @@ class RawNode implements BlockNode {
   ): Promise<void> {
     this.#checkWrite(offset, length);
     offset += this.#offset;
-    const copy = () =>
-      this.#file.copyFrom!(offset, source, sourceOffset, length);
-    if (!this.#guard) return await copy();
     // What probing looks at is looked at before it is written.
-    if (this.#guard.watches(offset, length)) throw new BlockError("ENOTSUP");
-    await this.#guard.writeUnwatched(copy);
+    if (this.#guard?.watches(offset, length)) throw new BlockError("ENOTSUP");
+    await this.#besides(() =>
+      this.#file.copyFrom!(offset, source, sourceOffset, length)
+    );
+  }
+
+  /** Make a change of what probing does not look at. */
+  async #besides(change: () => Promise<void>): Promise<void> {
+    this.#guard?.enter();
+    try {
+      await change();
+    } finally {
+      this.#guard?.leave();
+    }
   }
 
   async writeZeroes(
@@ -217,7 +237,7 @@ class RawNode implements BlockNode {
     offset += this.#offset;
     const file = this.#file;
     const zero = () => writeZeroes(file, offset, length, flags);
-    if (!this.#guard) return await zero();
+    if (!this.#guard?.watches(offset, length)) return await this.#besides(zero);
     const size = Math.max(file.size, offset + length);
     await this.#guard.zero(offset, length, size, zero);
   }
@@ -227,7 +247,9 @@ class RawNode implements BlockNode {
     offset += this.#offset;
     const file = this.#file;
     const discard = async () => await file.discard?.(offset, length);
-    if (!this.#guard) return await discard();
+    if (!this.#guard?.watches(offset, length)) {
+      return await this.#besides(discard);
+    }
     await this.#guard.zero(offset, length, file.size, discard);
   }
 
