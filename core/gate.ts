@@ -46,15 +46,19 @@ export async function passes(
  * or below the folder of the image that the user asked for. The folder of a
  * device is that of all devices, and what lies in memory has none: images
  * there have nothing opened.
+ *
+ * @param source What the user asked for.
+ * @param file Where the image that names the file lies: that, or one below it.
  */
 export function passesByDefault(
   source: unknown,
+  file: unknown,
   request: ImplicitOpen,
 ): boolean {
   const folder = folderOf(source);
-  return folder !== undefined && isImageBelow(folder, request) &&
-    folderOf({ driver: "file", filename: pathOf(request.filename) }) !==
-      undefined;
+  const named = { driver: "file", filename: pathOf(request.filename) };
+  return folder !== undefined && folderOf(file) !== undefined &&
+    folderOf(named) !== undefined && isImageBelow(folder, request);
 }
 
 function isImageBelow(

@@ -381,7 +381,7 @@ async function openImplicit(
   return await keep(
     pending,
     child,
-    openBacking(overrides, request, opening, below),
+    openBacking(overrides, { ...request, file }, opening, below),
   );
 }
 
@@ -409,7 +409,7 @@ function notSupported(
 
 async function openBacking(
   overrides: OptionValues,
-  request: ImplicitOpen,
+  { file, ...request }: ImplicitOpen & { file: BlockNode | undefined },
   opening: Opening,
   place: Place,
 ): Promise<BlockNode> {
@@ -426,7 +426,7 @@ async function openBacking(
   }
   const { gate } = opening.options;
   const isPermitted = gate === undefined
-    ? passesByDefault(opening.source, request)
+    ? passesByDefault(opening.source, file, request)
     : await passes(gate, request);
   if (!isPermitted) {
     const namedBy = request.namedBy ? `'${request.namedBy}'` : "the image";

@@ -21,7 +21,10 @@ export interface OpenOptions {
   format?: string;
   /** Refuse to write. Default: false. */
   readOnly?: boolean;
-  /** Why it is opened. Default: `io`. */
+  /**
+   * Why it is opened. Default: `io`. For `info`, also an image can be opened
+   * whose format has no driver; its size is `NaN`.
+   */
   purpose?: OpenPurpose;
   /**
    * Open it even if another process is writing to it: what is read may then be

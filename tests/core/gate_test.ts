@@ -175,6 +175,23 @@ Deno.test("what has a folder may use it, however it is opened", async () => {
   });
 });
 
+Deno.test("what has no folder is not lent that of what is above it", async () => {
+  await inFolder(async (folder) => {
+    await createImage("raw", `${folder}/base`, { size: SIZE });
+    await createImage("qcow2", `${folder}/top`, { size: SIZE });
+    const source = {
+      driver: "qcow2",
+      file: `${folder}/top`,
+      backing: {
+        driver: "qcow2",
+        file: await overlayInMemory(`${folder}/base`),
+      },
+    };
+    assertEquals(await opens(source), false);
+    assertEquals(await opens(source, { gate: "allow" }), true);
+  });
+});
+
 Deno.test("what is no plain file is not opened, wherever it lies", async () => {
   await inFolder(async (folder) => {
     await runOk(["mkfifo", `${folder}/fifo`]);
@@ -227,15 +244,19 @@ Deno.test("a device, or an open file, has no folder", () => {
   for (const source of sources) {
     for (const name of names) {
       for (const described of [source, { driver: "file", filename: source }]) {
-        const passes = passesByDefault(described, request(name));
+        const passes = passesByDefault(described, described, request(name));
         assertEquals(passes, false, `${source} names ${name}`);
       }
     }
   }
   // A folder of files is one, also there.
   const image = "/dev/shm/images/top";
-  assert(passesByDefault(image, request("/dev/shm/images/base")));
-  assert(!passesByDefault(image, request("/dev/shm/base")));
+  assert(passesByDefault(image, image, request("/dev/shm/images/base")));
+  assert(!passesByDefault(image, image, request("/dev/shm/base")));
+  // It does not lend its folder to what has none.
+  for (const file of ["/dev/zero", { driver: "memory" }, undefined]) {
+    assert(!passesByDefault(image, file, request("/dev/shm/images/base")));
+  }
 });
 
 Deno.test("an image does not choose what opens the file it names", async () => {
