@@ -11,7 +11,7 @@ import { BlockError } from "./errors.ts";
 import { HEAD_LENGTH, TAIL_LENGTH } from "./formats.ts";
 import { Mutex } from "./lock.ts";
 import type { BlockNode, WriteFlags } from "./node.ts";
-import { type Guess, guessFormat, type Sample, takeSample } from "./probe.ts";
+import { guessFormat, type Sample, takeSample } from "./probe.ts";
 
 /** Bytes that are about to be written, and where in the file. */
 type Patch = readonly [offset: number, bytes: Uint8Array];
@@ -85,15 +85,16 @@ export class ProbeGuard {
   /**
    * Do what makes a range that is watched read as zeroes.
    *
-   * @param size Bytes of the file afterwards.
+   * @param grows Whether the file goes on to the end of the range then.
    */
   async zero(
     offset: number,
     length: number,
-    size: number,
+    grows: boolean,
     change: () => Promise<void>,
   ): Promise<void> {
     using _held = await this.#lock.lock();
+    const size = Math.max(this.#file.size, grows ? offset + length : 0);
     const head = within(HEAD_LENGTH - offset, 0, length);
     const tail = within(size - TAIL_LENGTH - offset, 0, length);
     await this.#check(size, [
@@ -120,14 +121,20 @@ export class ProbeGuard {
     }
   }
 
+  /** What probing makes of a sample, in words to be compared. */
+  #verdict(sample: Sample): string {
+    const { filename } = this.#file;
+    const { formats, hasVhdFooter } = guessFormat(sample, filename);
+    const names = formats.map(({ name }) => name).join(" ");
+    return hasVhdFooter ? `${names} with a footer` : names;
+  }
+
   async #check(size: number, patches: readonly Patch[]): Promise<void> {
-    const file = this.#file;
-    const before = guessFormat(await takeSample(file), file.filename);
-    const sample = await takeSample(file, size);
+    const sample = await takeSample(this.#file, size);
     for (const patch of patches) apply(sample, patch);
-    const after = guessFormat(sample, file.filename);
-    const [name, last] = [verdictOf(after), verdictOf(before)];
-    if (name === "raw" || name === last) return;
+    const after = this.#verdict(sample);
+    if (after === "raw") return;
+    if (after === this.#verdict(await takeSample(this.#file))) return;
     throw new BlockError(
       "EPERM",
       "The format was not given but guessed to be raw, and this write " +
@@ -135,12 +142,6 @@ export class ProbeGuard {
       { hint: "Open the image with the format 'raw' to permit it." },
     );
   }
-}
-
-/** What a guess comes to; two that differ are told apart. */
-function verdictOf({ formats, hasVhdFooter }: Guess): string {
-  const names = formats.map(({ name }) => name).join(" ");
-  return hasVhdFooter ? `${names} with a footer` : names;
 }
 
 /** Let a sample be what it is after a write. */

@@ -238,8 +238,7 @@ class RawNode implements BlockNode {
     const file = this.#file;
     const zero = () => writeZeroes(file, offset, length, flags);
     if (!this.#guard?.watches(offset, length)) return await this.#besides(zero);
-    const size = Math.max(file.size, offset + length);
-    await this.#guard.zero(offset, length, size, zero);
+    await this.#guard.zero(offset, length, true, zero);
   }
 
   async discard(offset: number, length: number): Promise<void> {
@@ -250,7 +249,7 @@ class RawNode implements BlockNode {
     if (!this.#guard?.watches(offset, length)) {
       return await this.#besides(discard);
     }
-    await this.#guard.zero(offset, length, file.size, discard);
+    await this.#guard.zero(offset, length, false, discard);
   }
 
   #checkWrite(offset: number, length: number): void {
