@@ -16,7 +16,8 @@ import { findDriver, findProtocol } from "./registry.ts";
 /**
  * A stack: a driver, its options, and its children, each again such an object,
  * an opened node, or a file name; in the field names of QEMU's `blockdev`.
- * Without `driver` the format is found by probing.
+ * Without `driver` the format is found by probing. A `filename` without one is
+ * a path, also if it has colons in it.
  */
 export interface StackObject {
   /** Name of a registered driver. */
