@@ -4,8 +4,15 @@
  * @module
  */
 import { codeOfErrno, strerror } from "../core/errors.ts";
-import { PROBE_LENGTH, probeFormat } from "../core/registry.ts";
-import { CommandError } from "./program.ts";
+import { HEAD_LENGTH, TAIL_LENGTH } from "../core/formats.ts";
+import {
+  doubtsOfRaw,
+  type Guess,
+  guessFormat,
+  onlyFormat,
+  type Sample,
+} from "../core/probe.ts";
+import { CommandError, type Program } from "./program.ts";
 
 /** Linux's number for a pipe whose reader has gone. */
 const EPIPE = 32;
@@ -27,10 +34,11 @@ export function inputFile(): string | undefined {
 /**
  * The bytes of standard input, which are those of a raw disk.
  *
- * @param format The format that the user says it has; if none, what it begins
- * with must not look like another one.
+ * @param format The format that the user says it has; if none, it must not
+ * look like another one, neither as it begins nor as it ends.
  */
 export async function* readInput(
+  program: Program,
   format: string | undefined,
 ): AsyncGenerator<Uint8Array, void> {
   if (format !== undefined && format !== "raw") throw cannotReadPipe(format);
@@ -38,18 +46,34 @@ export async function* readInput(
     throw new CommandError("Standard input is a terminal: no image is there");
   }
   const chunks = inputChunks();
-  let head = new Uint8Array();
-  if (format === undefined) {
-    while (head.length < PROBE_LENGTH) {
-      const { value, done } = await chunks.next();
-      if (done) break;
-      head = joined(head, value);
-    }
-    const probed = probeFormat(head.subarray(0, PROBE_LENGTH), "-");
-    if (probed.name !== "raw") throw cannotReadPipe(probed.name);
+  if (format !== undefined) return yield* chunks;
+  let first = new Uint8Array();
+  while (first.length < HEAD_LENGTH) {
+    const { value, done } = await chunks.next();
+    if (done) break;
+    first = joined(first, value);
   }
-  yield head;
-  yield* chunks;
+  const head = new Uint8Array(HEAD_LENGTH);
+  head.set(first.subarray(0, HEAD_LENGTH));
+  let { length: size } = first;
+  let tail = first.slice(-TAIL_LENGTH);
+  checkRaw({ head, tail: new Uint8Array(), size });
+  yield first;
+  for await (const chunk of chunks) {
+    size += chunk.length;
+    tail = joined(tail, chunk.subarray(-TAIL_LENGTH)).slice(-TAIL_LENGTH);
+    yield chunk;
+  }
+  const doubts = doubtsOfRaw(head, checkRaw({ head, tail, size }), "-");
+  if (doubts) program.warn(doubts);
+}
+
+/** What a guess makes of a raw disk; other images cannot be read. */
+function checkRaw(sample: Sample): Guess {
+  const guess = guessFormat(sample, "-");
+  const { name } = onlyFormat(guess, "-");
+  if (name !== "raw") throw cannotReadPipe(name);
+  return guess;
 }
 
 function cannotReadPipe(format: string): CommandError {

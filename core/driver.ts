@@ -54,7 +54,9 @@ export interface BlockDriver {
   plainName?(options: OptionValues, child?: string): string | undefined;
   /**
    * How sure it is, 0 to 100, that an image which begins with `head` is its
-   * own. Formats only. `head` holds up to 2048 bytes.
+   * own. Formats only. `head` holds 2048 bytes, zeroes past the end of the
+   * image. A driver with a name that QEMU has as well needs none: the magics
+   * of such formats are known.
    */
   probe?(head: Uint8Array, filename: string): number;
   /**
@@ -67,6 +69,13 @@ export interface BlockDriver {
    * out. Protocols whose names are paths have it; the gate relies on it.
    */
   canonicalName?(filename: string): string;
+  /**
+   * The folder in which an image of that name lies; `undefined` if it has none:
+   * a device, a pipe, what another program has opened. Protocols whose names
+   * are paths have it; only in its own folder, and from there, may an image
+   * name others unless the user says otherwise.
+   */
+  ownFolder?(filename: string): string | undefined;
   /**
    * What a node of it, of which `own` is claimed, claims of the child called
    * `name`. Absent if that is the same for all drivers of its role.

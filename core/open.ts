@@ -4,12 +4,17 @@
  *
  * @module
  */
-import { allocate } from "./bytes.ts";
 import type { BlockDriver, OpenContext, OpenPurpose } from "./driver.ts";
 import { asBlockError, BlockError } from "./errors.ts";
-import { canonicalName, type ImplicitOpen, passes } from "./gate.ts";
+import {
+  canonicalName,
+  type ImplicitOpen,
+  passes,
+  passesByDefault,
+} from "./gate.ts";
 import { applyLimits } from "./limits.ts";
 import { resolveName } from "./names.ts";
+import type { ImageFormat } from "./formats.ts";
 import type { BlockNode } from "./node.ts";
 import { rememberOrigin, resolveFrom } from "./node_names.ts";
 import {
@@ -23,7 +28,8 @@ import {
 import type { OpenOptions } from "./open_options.ts";
 import { type OptionValues, UnknownOptionError } from "./options.ts";
 import { ACCESS, ALL_ACCESS, claim, Claims } from "./permissions.ts";
-import { getDriver, PROBE_LENGTH, probeFormat } from "./registry.ts";
+import { doubtsOfRaw, driverOf, onlyFormat, probe } from "./probe.ts";
+import { findDriver, getDriver } from "./registry.ts";
 import { findSecret } from "./secrets.ts";
 import {
   applyFormat,
@@ -36,18 +42,13 @@ import {
   toStack,
   withFile,
 } from "./sources.ts";
-import {
-  isNode,
-  parseFilename,
-  type Source,
-  type StackObject,
-} from "./spec.ts";
+import { isNode, type Source, type StackObject } from "./spec.ts";
 
 /** What stays the same from the top of a stack to its bottom. */
 interface Opening {
   options: OpenOptions;
-  /** Where the default gate lets files be opened. */
-  home: string;
+  /** What the user asked for: its folder is open to what images name. */
+  source: unknown;
 }
 
 /** Where in the stack we are. */
@@ -80,12 +81,10 @@ export async function openNode(
   if (options.format !== undefined) {
     stack = applyFormat(stack, options.format);
   }
-  const name = filenameOf(stack);
-  const home = name.slice(0, name.lastIndexOf("/") + 1) || ".";
   return await claimed(
     openStack(
       stack,
-      { options, home },
+      { options, source: stack },
       topPlace(options),
       false,
     ),
@@ -123,7 +122,7 @@ export async function openProtocol(
   return await claimed(
     openStack(
       protocolStack(source),
-      { options, home: "." },
+      { options, source },
       topPlace(options),
       true,
     ),
@@ -168,16 +167,12 @@ async function openStack(
     return await openStack({ ...others, file: below }, opening, place, false);
   }
   if (typeof options.filename === "string") {
+    // In a description, a scheme is what `driver` says: this is a path.
     const { filename, ...others } = options;
-    const byName = parseFilename(filename);
-    if (byName.driver === undefined) byName.driver = "file";
-    if (wantProtocol) {
-      return await openStack({ ...byName, ...others }, opening, place, true);
-    }
-    if (!standsForProtocol(getDriver(byName.driver))) {
-      return await openStack({ ...byName, ...others }, opening, place, false);
-    }
-    return await openProbed(others, byName, opening, place);
+    const file = { driver: "file", filename };
+    return wantProtocol
+      ? await openStack({ ...file, ...others }, opening, place, true)
+      : await openProbed(others, file, opening, place);
   }
   if (options.file !== undefined && options.file !== null) {
     if (wantProtocol) {
@@ -199,20 +194,33 @@ async function openProbed(
   const place = inheritOptions(above, takeNodeOptions(options)[0]);
   const file = await openStack(fileSource, opening, place, true);
   try {
-    const head = allocate(Math.min(PROBE_LENGTH, file.size));
-    await file.readv(0, [head]);
-    const driver = probeFormat(head, file.filename);
+    const { filename } = file;
+    const { guess, head } = await probe(file);
+    const format = onlyFormat(guess, filename);
+    const isRaw = format.name === "raw";
+    if (isRaw) {
+      const doubts = doubtsOfRaw(head, guess, filename);
+      if (doubts) opening.options.warn?.(doubts);
+    }
+    const isKnown = findDriver(format.name) !== undefined;
+    const driver = isKnown || opening.options.purpose !== "info"
+      ? driverOf(format, filename)
+      : await describingDriver(format);
     return await openDriver(
       driver,
       { ...options, file },
       opening,
       place,
-      driver.name === "raw",
+      isRaw,
     );
   } catch (error) {
     await file.close();
     throw error;
   }
+}
+
+async function describingDriver(format: ImageFormat): Promise<BlockDriver> {
+  return (await import("./described_format.ts")).describingDriver(format);
 }
 
 /** A node that is about to be opened, and what is already open below it. */
@@ -373,7 +381,7 @@ async function openImplicit(
   return await keep(
     pending,
     child,
-    openBacking(overrides, request, opening, below),
+    openBacking(overrides, { ...request, file }, opening, below),
   );
 }
 
@@ -401,7 +409,7 @@ function notSupported(
 
 async function openBacking(
   overrides: OptionValues,
-  request: ImplicitOpen,
+  { file, ...request }: ImplicitOpen & { file: BlockNode | undefined },
   opening: Opening,
   place: Place,
 ): Promise<BlockNode> {
@@ -416,11 +424,15 @@ async function openBacking(
   if (chain.length >= limit) {
     throw refuse("ELOOP", `the chain is longer than ${limit} images`);
   }
-  const gate = opening.options.gate ?? { below: opening.home };
-  if (!await passes(gate, request)) {
+  const { gate } = opening.options;
+  const isPermitted = gate === undefined
+    ? passesByDefault(opening.source, file, request)
+    : await passes(gate, request);
+  if (!isPermitted) {
+    const namedBy = request.namedBy ? `'${request.namedBy}'` : "the image";
     throw refuse(
       "EACCES",
-      `'${request.namedBy}' names '${filename}', which is not permitted`,
+      `${namedBy} names '${filename}', which is not permitted`,
     );
   }
   try {

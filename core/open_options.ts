@@ -21,7 +21,10 @@ export interface OpenOptions {
   format?: string;
   /** Refuse to write. Default: false. */
   readOnly?: boolean;
-  /** Why it is opened. Default: `io`. */
+  /**
+   * Why it is opened. Default: `io`. For `info`, also an image can be opened
+   * whose format has no driver; its size is `NaN`.
+   */
   purpose?: OpenPurpose;
   /**
    * Open it even if another process is writing to it: what is read may then be
@@ -40,8 +43,9 @@ export interface OpenOptions {
    */
   writableBacking?(request: ImplicitOpen): boolean;
   /**
-   * Which files the image may have opened. Default: those in or below the
-   * folder of the file that was asked for.
+   * Which files the image may have opened. Default: plain files in or below
+   * the folder of the file that was asked for; none if that has no folder: if
+   * it is a device, or lies in memory.
    */
   gate?: Gate;
   /** Most images in a chain of backing files. Default: 256. */

@@ -8,9 +8,6 @@ import { BlockError } from "./errors.ts";
 
 const drivers = new Map<string, BlockDriver>();
 
-/** Bytes from the start of an image that probing looks at. */
-export const PROBE_LENGTH = 2048;
-
 /**
  * Make a driver known under its name.
  *
@@ -66,15 +63,4 @@ export function findProtocol(scheme: string): BlockDriver | undefined {
     driver.role !== "format" &&
     (driver.name === scheme || driver.schemes?.includes(scheme))
   );
-}
-
-/** The format whose probe is surest about `head`; raw if none claims it. */
-export function probeFormat(head: Uint8Array, filename: string): BlockDriver {
-  let best = getDriver("raw");
-  let bestScore = 0;
-  for (const driver of listDrivers()) {
-    const score = driver.probe?.(head, filename) ?? 0;
-    if (score > bestScore) [best, bestScore] = [driver, score];
-  }
-  return best;
 }

@@ -4,7 +4,7 @@
  * @module
  */
 import { asBlockError, BlockError } from "./errors.ts";
-import { schemeOf } from "./names.ts";
+import { asPath, schemeOf } from "./names.ts";
 import type { BlockNode } from "./node.ts";
 import {
   nestOptions,
@@ -16,7 +16,8 @@ import { findDriver, findProtocol } from "./registry.ts";
 /**
  * A stack: a driver, its options, and its children, each again such an object,
  * an opened node, or a file name; in the field names of QEMU's `blockdev`.
- * Without `driver` the format is found by probing.
+ * Without `driver` the format is found by probing. A `filename` without one is
+ * a path, also if it has colons in it.
  */
 export interface StackObject {
   /** Name of a registered driver. */
@@ -56,7 +57,9 @@ export function parseFilename(name: string): StackObject {
     return { driver: driver.name, ...driver.parseFilename(name) };
   }
   if (driver.role === "protocol") {
-    return { driver: driver.name, filename: rest };
+    // Where names are paths, what looks like another scheme is none.
+    const filename = driver.canonicalName ? asPath(rest) : rest;
+    return { driver: driver.name, filename };
   }
   return { driver: driver.name, file: rest };
 }

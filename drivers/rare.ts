@@ -8,6 +8,7 @@
 import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
 import type { OptionValues } from "../core/options.ts";
+import { protocolStack } from "../core/sources.ts";
 
 type Facts = Omit<BlockDriver, "open">;
 
@@ -74,7 +75,9 @@ export const rareDrivers: readonly BlockDriver[] = [
  * a name without the prefix is the image's own.
  */
 function parseBlkdebugFilename(filename: string): OptionValues {
-  if (!filename.startsWith("blkdebug:")) return { image: { filename } };
+  if (!filename.startsWith("blkdebug:")) {
+    return { image: protocolStack(filename) };
+  }
   const rest = filename.slice("blkdebug:".length);
   const colon = rest.indexOf(":");
   if (colon < 0) {
@@ -85,7 +88,7 @@ function parseBlkdebugFilename(filename: string): OptionValues {
   }
   return {
     ...(colon > 0 && { config: rest.slice(0, colon) }),
-    image: { filename: rest.slice(colon + 1) },
+    image: protocolStack(rest.slice(colon + 1)),
   };
 }
 

@@ -8,12 +8,10 @@ import {
   type IoVector,
   roundUp,
   SECTOR_SIZE,
-  sliceVector,
   vectorLength,
 } from "../core/bytes.ts";
 import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
-import { Mutex } from "../core/lock.ts";
 import type {
   BlockNode,
   Extent,
@@ -26,7 +24,7 @@ import type {
 import { nameOf } from "../core/node_names.ts";
 import { type OptionTable, parseOptions } from "../core/options.ts";
 import { ACCESS } from "../core/permissions.ts";
-import { PROBE_LENGTH, probeFormat } from "../core/registry.ts";
+import type { ProbeGuard } from "../core/probe_guard.ts";
 import { readPadded, writeZeroes } from "../core/requests.ts";
 
 const OPEN_OPTIONS: OptionTable = {
@@ -72,14 +70,16 @@ export const rawDriver: BlockDriver = {
   async open(options, context) {
     const { offset = 0, size } = parseOptions(OPEN_OPTIONS, options, ["file"]);
     const file = await context.openChild("file");
-    if (context.probed && !context.readOnly) {
-      context.report(probingWarning(nameOf(file)));
-    }
+    const isGuarded = context.probed && !context.readOnly;
+    if (isGuarded) context.report(probingWarning(nameOf(file)));
     return new RawNode(file, {
       offset: offset as number,
       fixedSize: size as number | undefined,
       readOnly: context.readOnly,
-      guardHead: context.probed,
+      // Loaded when it is used: every start would pay for it.
+      guard: isGuarded
+        ? new (await import("../core/probe_guard.ts")).ProbeGuard(file)
+        : undefined,
     });
   },
 
@@ -128,8 +128,8 @@ interface RawOptions {
   /** The window's size, if the user gave one. */
   readonly fixedSize: number | undefined;
   readonly readOnly: boolean;
-  /** Whether the content must not come to look like another format. */
-  readonly guardHead: boolean;
+  /** Keeps the content from coming to look like another format. */
+  readonly guard: ProbeGuard | undefined;
 }
 
 class RawNode implements BlockNode {
@@ -139,18 +139,17 @@ class RawNode implements BlockNode {
   readonly #file: BlockNode;
   readonly #offset: number;
   readonly #fixedSize: number | undefined;
-  /** Held from looking at the head until it has been written. */
-  readonly #headLock: Mutex | undefined;
+  readonly #guard: ProbeGuard | undefined;
 
   constructor(file: BlockNode, options: RawOptions) {
-    const { offset, fixedSize, guardHead } = options;
+    const { offset, fixedSize } = options;
     checkWindow(sectorsOf(file), offset, fixedSize);
     this.children = { file };
     this.readOnly = options.readOnly;
     this.#file = file;
     this.#offset = offset;
     this.#fixedSize = fixedSize;
-    if (guardHead) this.#headLock = new Mutex();
+    this.#guard = options.guard;
     if (file.copyFrom) this.copyFrom = this.#copyFrom;
   }
 
@@ -188,22 +187,17 @@ class RawNode implements BlockNode {
     this.#checkWrite(offset, length);
     offset += this.#offset;
     await this.#file.debugEvent?.("write_aio");
-    if (!this.#touchesHead(offset, length)) {
-      return await this.#file.writev!(offset, iov, flags);
+    const guard = this.#guard;
+    if (!guard) return await this.#file.writev!(offset, iov, flags);
+    if (guard.watches(offset, length)) {
+      return await guard.writev(offset, iov, flags);
     }
-    using _held = await this.#headLock!.lock();
-    // A copy is checked and written: the owner of the buffer, the guest
-    // perhaps, may change it in between.
-    const inHead = Math.min(length, PROBE_LENGTH - offset);
-    const part = allocate(inHead);
-    let at = 0;
-    for (const piece of sliceVector(iov, 0, inHead)) {
-      part.set(piece, at);
-      at += piece.length;
+    guard.enter();
+    try {
+      await this.#file.writev!(offset, iov, flags);
+    } finally {
+      guard.leave();
     }
-    await this.#checkHead(offset, length, part);
-    const rest = sliceVector(iov, inHead, length - inHead);
-    await this.#file.writev!(offset, [part, ...rest], flags);
   }
 
   /** Present where the file has it. */
@@ -217,9 +211,21 @@ class RawNode implements BlockNode {
   ): Promise<void> {
     this.#checkWrite(offset, length);
     offset += this.#offset;
-    // The head is looked at before it is written.
-    if (this.#touchesHead(offset, length)) throw new BlockError("ENOTSUP");
-    await this.#file.copyFrom!(offset, source, sourceOffset, length);
+    // What probing looks at is looked at before it is written.
+    if (this.#guard?.watches(offset, length)) throw new BlockError("ENOTSUP");
+    await this.#besides(() =>
+      this.#file.copyFrom!(offset, source, sourceOffset, length)
+    );
+  }
+
+  /** Make a change of what probing does not look at. */
+  async #besides(change: () => Promise<void>): Promise<void> {
+    this.#guard?.enter();
+    try {
+      await change();
+    } finally {
+      this.#guard?.leave();
+    }
   }
 
   async writeZeroes(
@@ -229,15 +235,21 @@ class RawNode implements BlockNode {
   ): Promise<void> {
     this.#checkWrite(offset, length);
     offset += this.#offset;
-    using _held = await this.#holdZeroedHead(offset, length);
-    await writeZeroes(this.#file, offset, length, flags);
+    const file = this.#file;
+    const zero = () => writeZeroes(file, offset, length, flags);
+    if (!this.#guard?.watches(offset, length)) return await this.#besides(zero);
+    await this.#guard.zero(offset, length, true, zero);
   }
 
   async discard(offset: number, length: number): Promise<void> {
     this.#checkWrite(offset, length);
     offset += this.#offset;
-    using _held = await this.#holdZeroedHead(offset, length);
-    await this.#file.discard?.(offset, length);
+    const file = this.#file;
+    const discard = async () => await file.discard?.(offset, length);
+    if (!this.#guard?.watches(offset, length)) {
+      return await this.#besides(discard);
+    }
+    await this.#guard.zero(offset, length, false, discard);
   }
 
   #checkWrite(offset: number, length: number): void {
@@ -250,50 +262,6 @@ class RawNode implements BlockNode {
   /** What lies outside of a window is not ours to read or to write. */
   #checkInside(offset: number, length: number, code: "EINVAL" | "ENOSPC") {
     if (offset + length > this.#fixedSize!) throw new BlockError(code);
-  }
-
-  #touchesHead(offset: number, length: number): boolean {
-    return this.#headLock !== undefined && offset < PROBE_LENGTH && length > 0;
-  }
-
-  async #holdZeroedHead(
-    offset: number,
-    length: number,
-  ): Promise<Disposable | undefined> {
-    if (!this.#touchesHead(offset, length)) return undefined;
-    const held = await this.#headLock!.lock();
-    try {
-      const part = allocate(Math.min(length, PROBE_LENGTH - offset));
-      await this.#checkHead(offset, length, part);
-      return held;
-    } catch (error) {
-      held[Symbol.dispose]();
-      throw error;
-    }
-  }
-
-  /**
-   * Refuse a write that would make the next probe find another format, whose
-   * header could name any file of the host. `offset` is the file's, `part`
-   * what of the write falls into the bytes that probing looks at.
-   */
-  async #checkHead(
-    offset: number,
-    length: number,
-    part: Uint8Array,
-  ): Promise<void> {
-    const fileSize = Math.max(this.#file.size, offset + length);
-    const head = allocate(Math.min(PROBE_LENGTH, fileSize));
-    await readPadded(this.#file, 0, [head]);
-    head.set(part, offset);
-    if (probeFormat(head, this.filename) !== rawDriver) {
-      throw new BlockError(
-        "EPERM",
-        "The format was not given but guessed to be raw, and this write " +
-          "would make it look like another",
-        { hint: "Open the image with the format 'raw' to permit it." },
-      );
-    }
   }
 
   async flush(): Promise<void> {
@@ -315,7 +283,9 @@ class RawNode implements BlockNode {
         "Unsupported preallocation mode: metadata",
       );
     }
-    await this.#file.truncate(this.#offset + size, options);
+    const end = this.#offset + size;
+    const resize = () => this.#file.truncate!(end, options);
+    await (this.#guard ? this.#guard.resize(end, resize) : resize());
   }
 
   async status(offset: number, length: number): Promise<Extent> {

@@ -205,7 +205,7 @@ class Conversion {
     if ((created?.preallocation ?? "off") !== "off") {
       throw new CommandError("Preallocation needs a size that is known before");
     }
-    const input = readInput(wish.image.format);
+    const input = readInput(this.#program, wish.image.format);
     // What is wrong with it costs no file.
     const first = await input.next();
     await this.#withTarget(created, async (node, facts) => {

@@ -4,6 +4,8 @@ import { asBlockError, BlockError } from "../../core/errors.ts";
 import { resolveName } from "../../core/names.ts";
 import { openNode } from "../../core/open.ts";
 import type { OptionTable, OptionValues } from "../../core/options.ts";
+import { UnsupportedFormatError } from "../../core/probe.ts";
+import { filenameOf, protocolStack } from "../../core/sources.ts";
 import "../../drivers/all.ts";
 import {
   BACKING_FORMAT,
@@ -152,9 +154,16 @@ async function makeWhole(
 function spareBackingFile(wish: Wish, values: OptionValues): void {
   const { backing_file: backing } = values;
   if (backing === undefined) return;
-  if (isSameFile(resolveName(wish.filename, String(backing)), wish.filename)) {
+  if (isSameFile(backingName(wish, String(backing)), wish.filename)) {
     throw new BlockError("EINVAL", "It would overwrite its own backing file");
   }
+}
+
+/** The name of a backing file as seen from where we are. */
+function backingName({ filename }: Wish, backing: string): string {
+  const isDescribed = filename.startsWith("json:");
+  const name = isDescribed ? filenameOf(protocolStack(filename)) : filename;
+  return resolveName(name, backing);
 }
 
 /** The options of the image, put together from all over the command line. */
@@ -210,7 +219,7 @@ export function addBackingOptions(
  * See whether the backing file can be opened, and take the size from it where
  * none was given.
  *
- * @returns its format, if it was opened.
+ * @returns its format, if that was found out.
  */
 async function openBackingFile(
   wish: Wish,
@@ -219,7 +228,7 @@ async function openBackingFile(
   const { backing_file: backing, backing_fmt: format } = values;
   if (backing === undefined || !wish.openBacking) return undefined;
   try {
-    const node = await openNode(resolveName(wish.filename, String(backing)), {
+    const node = await openNode(backingName(wish, String(backing)), {
       ...(format !== undefined && { format: String(format) }),
       readOnly: true,
       forceShare: true,
@@ -232,6 +241,9 @@ async function openBackingFile(
     await node.close();
     return detected;
   } catch (thrown) {
+    if (thrown instanceof UnsupportedFormatError && format === undefined) {
+      return thrown.format;
+    }
     const error = asBlockError(thrown);
     const hints = [error.hint, "Could not open backing image."];
     throw new BlockError(error.code, error.message, {

@@ -166,13 +166,18 @@ async function actualSizeOf(node: BlockNode): Promise<number | undefined> {
   return sum;
 }
 
+/** The size of an image whose format has no driver is not. */
+function isKnown(size: number): boolean {
+  return !Number.isNaN(size);
+}
+
 function jsonOf({ info, ...image }: Description): Json {
   return {
     "filename": image.filename,
     "format": image.format,
     "dirty-flag": info.dirty,
     "actual-size": info.actualSize,
-    "virtual-size": image.size,
+    "virtual-size": isKnown(image.size) ? image.size : undefined,
     "cluster-size": info.clusterSize,
     "encrypted": info.encrypted || undefined,
     "compressed": info.compressed || undefined,
@@ -205,7 +210,11 @@ function humanText({ info, ...image }: Description): string {
   const lines = [
     `image: ${image.filename}`,
     `file format: ${image.format}`,
-    `virtual size: ${humanSize(image.size)} (${integerText(image.size)} bytes)`,
+    `virtual size: ${
+      isKnown(image.size)
+        ? `${humanSize(image.size)} (${integerText(image.size)} bytes)`
+        : "unavailable"
+    }`,
     `disk size: ${
       info.actualSize === undefined ? "unavailable" : humanSize(info.actualSize)
     }`,

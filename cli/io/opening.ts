@@ -9,7 +9,8 @@ import type { BlockNode } from "../../core/node.ts";
 import { openNode as open } from "../../core/open.ts";
 import type { CacheMode, OpenOptions } from "../../core/open_options.ts";
 import { nestOptions, type OptionValues } from "../../core/options.ts";
-import { parseFilename, type Source } from "../../core/spec.ts";
+import { toStack } from "../../core/sources.ts";
+import type { Source } from "../../core/spec.ts";
 import { MemoryStore } from "../../mod.ts";
 import { reporting } from "../images.ts";
 import { CommandError, type Program } from "../program.ts";
@@ -85,9 +86,7 @@ function sourceOf({ filename, options }: Opening): Source {
   const nested = nestedOptions(options);
   if (filename === undefined) return nested;
   if (Object.keys(options).length === 0) return filename;
-  return filename.startsWith("json:")
-    ? merged(parseFilename(filename), nested)
-    : { ...nested, filename };
+  return merged(toStack(filename), nested);
 }
 
 /** Options, and those that take their place, at every level. */

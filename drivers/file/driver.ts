@@ -61,6 +61,7 @@ export const fileDriver: BlockDriver = {
   openOptions: OPEN_OPTIONS,
   createOptions: CREATE_OPTIONS,
   canonicalName,
+  ownFolder,
 
   async open(options, context) {
     const parsed = openOptions(options);
@@ -233,6 +234,19 @@ function cannotOpen(filename: string, error: unknown): BlockError {
 function canonicalName(filename: string): string {
   const path = normalizeStart(filename);
   return resolveLinks(path, 40) ?? normalizePath(path);
+}
+
+/** The folder of a plain file, or of one that is not there yet. */
+function ownFolder(filename: string): string | undefined {
+  try {
+    if (!Deno.statSync(filename).isFile) return undefined;
+  } catch {
+    // To open it will tell what is the matter.
+  }
+  const end = filename.lastIndexOf("/") + 1;
+  const folder = canonicalName(filename.slice(0, end) || ".");
+  // Names there stand for what was opened elsewhere: standard input, say.
+  return /^\/(dev|proc\/.*)$/.test(folder) ? undefined : folder;
 }
 
 /** An absolute path, with whatever `..` it has: those depend on links. */

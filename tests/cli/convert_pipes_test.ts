@@ -1,5 +1,10 @@
 /** Images on standard input and standard output. @module */
-import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertRejects,
+  assertStringIncludes,
+} from "@std/assert";
 import { BDRV, type Outcome, qemuTest, run, runOk, TempDir } from "../qemu.ts";
 
 const MiB = 1024 * 1024;
@@ -33,6 +38,31 @@ function makeDisk(path: string, size = 20 * MiB + 1536): void {
   write(data, 1024 * Math.floor(size / 2048));
   write(data, size - 1000);
 }
+
+Deno.test("a pipe with another format in it is refused, whole", async () => {
+  await using dir = new TempDir();
+  const write = (at: number, magic: string) => {
+    const bytes = new Uint8Array(MiB);
+    bytes.set(new TextEncoder().encode(magic), at);
+    Deno.writeFileSync(dir.file("image"), bytes);
+  };
+  const convert = (options = "") =>
+    shell(`cat image | $bdrv convert ${options} -O raw - out`, dir);
+  const cases = [[0, "KDMV", "vmdk"], [MiB - 512, "koly", "dmg"]] as const;
+  for (const [at, magic, format] of cases) {
+    write(at, magic);
+    const { code, stderr } = await convert();
+    assertEquals(code, 1);
+    assertStringIncludes(stderr, `'${format}'`);
+    await assertRejects(() => Deno.stat(dir.file("out")), Deno.errors.NotFound);
+    assertEquals((await convert("-f raw")).code, 0);
+    await Deno.remove(dir.file("out"));
+  }
+  write(MiB - 512, "conectix");
+  const { code, stderr } = await convert();
+  assertEquals(code, 0);
+  assertStringIncludes(stderr, "VHD");
+});
 
 /** What QEMU says of an image that must hold a raw one. */
 async function examine(image: string, raw: string, dir: TempDir) {

@@ -1,5 +1,6 @@
 import { assertEquals } from "@std/assert";
 import {
+  asPath,
   isAbsolute,
   normalizePath,
   resolveName,
@@ -15,7 +16,7 @@ Deno.test("schemeOf() knows a protocol from a path", () => {
     ["/a/b:c", undefined],
     ["C:\\disk.img", undefined],
     ["C:/disk.img", undefined],
-    [":x", undefined],
+    [":x", ""],
     ["file:disk.img", "file"],
   ];
   for (const [name, scheme] of cases) {
@@ -31,6 +32,10 @@ Deno.test("resolveName() takes a name from its image's folder", () => {
     ["/a/top.qcow2", "/b/base.qcow2", "/b/base.qcow2"],
     ["/a/top.qcow2", "nbd:host:1", "nbd:host:1"],
     ["/a/top.qcow2", "json:{}", "json:{}"],
+    ["file:top.qcow2", "base.qcow2", "file:base.qcow2"],
+    ["file:dir/top.qcow2", "base.qcow2", "file:dir/base.qcow2"],
+    ["./image:top", "./image:base", "././image:base"],
+    ["image:top", "./image:base", "image:./image:base"],
   ];
   for (const [base, name, resolved] of cases) {
     assertEquals(resolveName(base, name), resolved);
@@ -43,6 +48,13 @@ Deno.test("isAbsolute() is about what needs no folder", () => {
   }
   for (const name of ["a", "../a", "./a:b"]) {
     assertEquals(isAbsolute(name), false);
+  }
+});
+
+Deno.test("asPath() keeps a path from looking like a scheme", () => {
+  assertEquals(asPath("image:top"), "./image:top");
+  for (const path of ["top", "./image:top", "dir/image:top", "/image:top"]) {
+    assertEquals(asPath(path), path);
   }
 });
 

@@ -1,0 +1,35 @@
+/**
+ * Images that can be described, but not used: their format has no driver.
+ *
+ * @module
+ */
+import type { BlockDriver } from "./driver.ts";
+import type { ImageFormat } from "./formats.ts";
+import { UnsupportedFormatError, withoutDriver } from "./probe.ts";
+
+/** A driver that stands in for the one that is not there; for `info` alone. */
+export function describingDriver(format: ImageFormat): BlockDriver {
+  const driver: BlockDriver = {
+    name: format.name,
+    role: "format",
+    async open(_options, context) {
+      const file = await context.openChild("file");
+      const { filename } = file;
+      const refuse = () =>
+        Promise.reject(new UnsupportedFormatError(format, filename));
+      context.warn(`'${filename}' ${withoutDriver(format)}`);
+      return {
+        driver,
+        filename,
+        readOnly: true,
+        children: { file },
+        // Its header would tell.
+        size: NaN,
+        readv: refuse,
+        status: refuse,
+        close: () => file.close(),
+      };
+    },
+  };
+  return driver;
+}

@@ -1,0 +1,174 @@
+/**
+ * Images of formats that we have no driver for, as QEMU makes and takes them.
+ *
+ * @module
+ */
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { BlockError, openImage } from "../../mod.ts";
+import { fileOf, HEADERS, RAW_DISKS } from "../core/headers.ts";
+import { BDRV, qemuTest, run, runOk, TempDir } from "../qemu.ts";
+
+/** Formats, and the options of `qemu-img create` that make images of them. */
+const IMAGES: readonly [format: string, ...options: string[]][] = [
+  ["qcow", "-f", "qcow"],
+  ["qed", "-f", "qed"],
+  ["vdi", "-f", "vdi"],
+  ["vdi", "-f", "vdi", "-o", "static=on"],
+  ["vhdx", "-f", "vhdx"],
+  ["vpc", "-f", "vpc"],
+  ["parallels", "-f", "parallels"],
+  ["vmdk", "-f", "vmdk"],
+  ["vmdk", "-f", "vmdk", "-o", "subformat=streamOptimized"],
+  ["vmdk", "-f", "vmdk", "-o", "subformat=monolithicFlat"],
+  ["vmdk", "-f", "vmdk", "-o", "subformat=twoGbMaxExtentSparse"],
+  [
+    "luks",
+    ..."-f luks --object secret,id=s,data=x -o key-secret=s,iter-time=10"
+      .split(" "),
+  ],
+];
+
+/** Those that this qemu-img can make, in a folder. */
+async function makeImages(
+  folder: TempDir,
+): Promise<[format: string, file: string][]> {
+  const made: [string, string][] = [];
+  for (const [i, [format, ...options]] of IMAGES.entries()) {
+    const file = folder.file(`image${i}.bin`);
+    const create = ["qemu-img", "create", "-q", ...options, file, "4M"];
+    if ((await run(create)).code === 0) made.push([format, file]);
+  }
+  assert(made.length > 4, "QEMU makes none of them");
+  return made;
+}
+
+qemuTest(
+  "images of other formats are refused, and left as they are",
+  async () => {
+    await using folder = new TempDir();
+    for (const [format, file] of await makeImages(folder)) {
+      const before = await Deno.readFile(file);
+      for (
+        const source of [file, `file:${file}`, { file: { filename: file } }]
+      ) {
+        const error = await assertRejects(() => openImage(source), BlockError);
+        assert(error.message.includes(`'${format}'`), error.message);
+        assert(error.message.includes(file), error.message);
+      }
+      await using image = await openImage(file, { purpose: "info" });
+      assertEquals(image.format, format);
+      await using raw = await openImage(file, {
+        format: "raw",
+        readOnly: true,
+      });
+      assertEquals(raw.format, "raw");
+      assertEquals(await Deno.readFile(file), before);
+    }
+  },
+);
+
+qemuTest("a fixed VHD is raw, with a warning", async () => {
+  await using folder = new TempDir();
+  const file = folder.file("disk.vhd");
+  const options = ["-f", "vpc", "-o", "subformat=fixed,force_size=on"];
+  await runOk(["qemu-img", "create", "-q", ...options, file, "1M"]);
+  const warnings: string[] = [];
+  await using image = await openImage(file, {
+    readOnly: true,
+    warn: (message) => warnings.push(message),
+  });
+  assertEquals([image.format, image.size], ["raw", 1024 * 1024 + 512]);
+  assert(warnings[0].includes("VHD"), warnings[0]);
+});
+
+qemuTest("every command refuses an image of another format", async () => {
+  await using folder = new TempDir();
+  const cwd = { cwd: folder.path };
+  const sh = (line: string) => runOk(["bash", "-c", line], cwd);
+  await sh("qemu-img create -q -f vmdk x.vmdk 4M; cp x.vmdk before");
+  await sh("qemu-img create -q -f raw disk 4M");
+  await sh("qemu-img create -q -f qcow2 -b disk -F raw top");
+  // An image that does not say which format its backing file has.
+  await sh("qemu-img create -q -f qcow2 -o compat=0.10 over 4M");
+  const over = await Deno.readFile(folder.file("over"));
+  const view = new DataView(over.buffer);
+  view.setUint32(12, 1000);
+  view.setUint32(16, 6);
+  over.set(new TextEncoder().encode("x.vmdk"), 1000);
+  await Deno.writeFile(folder.file("over"), over);
+  const calls = [
+    "convert -O raw x.vmdk out",
+    "convert -O raw disk x.vmdk out",
+    "convert -O raw - out < x.vmdk",
+    "convert -O raw over out",
+    "dd if=x.vmdk of=out",
+    "map over",
+    "resize x.vmdk +1M",
+    "create -f qcow2 -b x.vmdk out",
+    "rebase -b x.vmdk top",
+    "map --image-opts file.filename=x.vmdk",
+    "io -c 'write 0 512' x.vmdk",
+    "qemu-img convert -O raw x.vmdk out",
+  ];
+  for (const call of calls) {
+    const bdrv = BDRV.map((word) => `'${word}'`).join(" ");
+    const { code, stdout, stderr } = await run(
+      ["bash", "-c", `${bdrv} ${call}`],
+      cwd,
+    );
+    assert(code !== 0, call);
+    assert(/'vmdk'|format of vmdk/.test(stdout + stderr), `${call}: ${stderr}`);
+    assert(!stderr.includes("    at "), stderr);
+    await assertRejects(() => Deno.stat(folder.file("out")), call);
+  }
+  await sh("cmp x.vmdk before");
+  const info = await run([...BDRV, "info", "--output=json", "x.vmdk"], cwd);
+  const { format, "virtual-size": size } = JSON.parse(info.stdout);
+  assertEquals([info.code, format, size], [0, "vmdk", undefined]);
+  assert(info.stderr.includes("no driver"), info.stderr);
+  const chain = await runOk([...BDRV, "info", "--backing-chain", "over"], cwd);
+  assert(chain.includes("file format: vmdk"), chain);
+  assert(chain.includes("virtual size: unavailable"), chain);
+});
+
+qemuTest(
+  "what QEMU finds by probing, we find; what its guard refuses, ours does",
+  async () => {
+    await using folder = new TempDir();
+    const [file, disk] = [folder.file("head"), folder.file("disk")];
+    await Deno.writeFile(disk, new Uint8Array(65536));
+    for (const [format, ...pieces] of [...HEADERS, ...RAW_DISKS]) {
+      const bytes = fileOf(pieces, 65536);
+      await Deno.writeFile(file, bytes);
+      const told = await run(["qemu-img", "info", "--output=json", file]);
+      const found = told.code === 0
+        ? JSON.parse(told.stdout).format
+        : undefined;
+      const isRaw = await openImage(file, { purpose: "info" }).then(
+        async (image) => {
+          await using _ = image;
+          if (found !== undefined && found !== "raw") {
+            assertEquals(image.format, found);
+          }
+          return image.format === "raw";
+        },
+        () => false, // Its own driver finds the rest of it missing.
+      );
+      const write = `write -s ${file} 0 512`;
+      const { stdout } = await run(["qemu-io", "-c", write, disk]);
+      const isRefused = stdout.includes("Operation not permitted");
+      assert(
+        !(isRaw && (isRefused || told.code !== 0)),
+        `${format}: ${stdout}`,
+      );
+      await Deno.writeFile(disk, new Uint8Array(65536));
+      await using image = await openImage(disk);
+      const ours = await image.write(0, bytes.subarray(0, 512)).then(
+        () => false,
+        ({ code }) => code === "EPERM",
+      );
+      assert(ours || !isRefused, `${format} is refused by QEMU`);
+    }
+  },
+  ["qemu-img", "qemu-io"],
+);
