@@ -23,7 +23,12 @@ import {
 import type { OpenOptions } from "./open_options.ts";
 import { type OptionValues, UnknownOptionError } from "./options.ts";
 import { ACCESS, ALL_ACCESS, claim, Claims } from "./permissions.ts";
-import { getDriver, PROBE_LENGTH, probeFormat } from "./registry.ts";
+import {
+  getDriver,
+  PROBE_LENGTH,
+  probeFormat,
+  protocolOf,
+} from "./registry.ts";
 import { findSecret } from "./secrets.ts";
 import {
   applyFormat,
@@ -170,7 +175,7 @@ async function openStack(
   if (typeof options.filename === "string") {
     const { filename, ...others } = options;
     const byName = parseFilename(filename);
-    if (byName.driver === undefined) byName.driver = "file";
+    byName.driver ??= protocolOf(byName.filename).name;
     if (wantProtocol) {
       return await openStack({ ...byName, ...others }, opening, place, true);
     }

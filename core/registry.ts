@@ -68,6 +68,13 @@ export function findProtocol(scheme: string): BlockDriver | undefined {
   );
 }
 
+/** The protocol that a file name without a scheme leads to. */
+export function protocolOf(filename: unknown): BlockDriver {
+  const claims = ({ claimsFile }: BlockDriver) =>
+    typeof filename === "string" && claimsFile?.(filename);
+  return listDrivers().find(claims) ?? getDriver("file");
+}
+
 /** The format whose probe is surest about `head`; raw if none claims it. */
 export function probeFormat(head: Uint8Array, filename: string): BlockDriver {
   let best = getDriver("raw");

@@ -185,9 +185,15 @@ export async function preallocate(
     if (hostStart > file.size) await file.truncate!(hostStart);
     // Of the last cluster, the part that the disk has.
     const dataEnd = hostStart + end - first;
-    if (dataEnd > file.size) {
-      const preallocation = mode === "metadata" ? "off" : mode;
-      await file.truncate!(dataEnd, { preallocation });
+    const preallocation = mode === "metadata" ? "off" : mode;
+    // Also where it is large enough: who cannot reserve says so.
+    const reserved = Math.max(dataEnd, file.size);
+    if (reserved > file.size || preallocation !== "off") {
+      await file.truncate!(reserved, { preallocation }).catch((error) => {
+        throw asBlockError(error).prefixed(
+          "Failed to resize underlying file: ",
+        );
+      });
     }
     if (hostEnd > file.size) await file.truncate!(hostEnd);
     for (let done = 0; done < count;) {

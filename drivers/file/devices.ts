@@ -1,0 +1,107 @@
+/**
+ * The protocol drivers `host_device` and `host_cdrom`: the bytes of a block or
+ * character device. A plain file name that is a device's leads to them.
+ *
+ * @module
+ */
+import { SECTOR_SIZE } from "../../core/bytes.ts";
+import { asBlockError, BlockError } from "../../core/errors.ts";
+import {
+  canonicalName,
+  CREATE_OPTIONS,
+  createOptions,
+  OPEN_OPTIONS,
+  openPath,
+  openToCreate,
+  type PathDriver,
+} from "./driver.ts";
+import type { FileNode } from "./node.ts";
+
+/** What Linux numbers drives of optical discs. */
+const CDROM_MAJOR = 11;
+
+/** Devices of the host: disks, partitions, loop devices. */
+export const hostDeviceDriver: PathDriver = deviceDriver(
+  "host_device",
+  (filename) => isDevice(statOf(filename)),
+);
+
+/** Drives of optical discs. */
+export const hostCdromDriver: PathDriver = deviceDriver(
+  "host_cdrom",
+  (filename) => {
+    const { isBlockDevice, rdev } = statOf(filename) ?? {};
+    return isBlockDevice === true && majorOf(rdev ?? 0) === CDROM_MAJOR;
+  },
+);
+
+function deviceDriver(
+  name: string,
+  claimsFile: (filename: string) => boolean,
+): PathDriver {
+  const driver: PathDriver = {
+    name,
+    role: "protocol",
+    kind: "either a character or block device",
+    isKind: isDevice,
+    claimsFile,
+    openOptions: OPEN_OPTIONS,
+    createOptions: CREATE_OPTIONS,
+    canonicalName,
+    open: (options, context) => openPath(driver, options, context),
+
+    async create(options) {
+      const { size, preallocation, ...file } = createOptions(driver, options);
+      if (preallocation !== "off") {
+        throw new BlockError(
+          "ENOTSUP",
+          `Unsupported preallocation mode '${preallocation}'`,
+        );
+      }
+      const node = openExisting(driver, file);
+      try {
+        await node.truncate(size);
+        // What was there before would be found by probing.
+        const length = Math.min(SECTOR_SIZE, node.size);
+        if (length > 0) await node.writev(0, [new Uint8Array(length)]);
+      } finally {
+        await node.close();
+      }
+    },
+  };
+  return driver;
+}
+
+/** A device is there already, or is none. */
+function openExisting(
+  driver: PathDriver,
+  file: Parameters<typeof openToCreate>[1],
+): FileNode {
+  try {
+    return openToCreate(driver, file);
+  } catch (thrown) {
+    const error = asBlockError(thrown);
+    if (error.code === "EAGAIN") throw error;
+    throw error.prefixed(
+      `Protocol driver '${driver.name}' does not support image creation, and ` +
+        "opening the image failed: ",
+    );
+  }
+}
+
+function isDevice(info: Deno.FileInfo | undefined): boolean {
+  return info?.isBlockDevice === true || info?.isCharDevice === true;
+}
+
+/** What is known of a path, if we may look. */
+function statOf(filename: string): Deno.FileInfo | undefined {
+  try {
+    return Deno.statSync(filename);
+  } catch {
+    return undefined;
+  }
+}
+
+function majorOf(device: number): number {
+  return Math.floor(device / 256) % 4096;
+}
