@@ -128,7 +128,15 @@ async function shrink(state: Qcow2State, size: number): Promise<void> {
     throw error.prefixed("Failed to discard unused refblocks: ");
   }
   const end = await state.refcounts.endOfUse();
-  if (end < file.size) await file.truncate?.(end);
+  if (end < file.size) {
+    // The disk is smaller in any case; a window on a file cannot be.
+    await file.truncate?.(end).catch((error) => {
+      state.behaviour.report(
+        "warning: Failed to truncate the tail of the image: " +
+          asBlockError(error).message,
+      );
+    });
+  }
 }
 
 /** Give up the L2 tables of all L1 entries from an index on. */
