@@ -79,10 +79,8 @@ function openExisting(
 ): FileNode {
   try {
     return openToCreate(driver, file);
-  } catch (thrown) {
-    const error = asBlockError(thrown);
-    if (error.code === "EAGAIN") throw error;
-    throw error.prefixed(
+  } catch (error) {
+    throw asBlockError(error).prefixed(
       `Protocol driver '${driver.name}' does not support image creation, and ` +
         "opening the image failed: ",
     );

@@ -223,13 +223,7 @@ function openFile(driver: PathDriver, request: FileRequest): FileNode {
     if (!driver.isKind(info)) throw wrongKind(driver, filename);
     const useLibc = io === "libc" || (io === "auto" && isLibcAvailable());
     host = (useLibc ? openLibcFile : openFsFile)(filename, readOnly);
-    const { isFile, isBlockDevice } = info;
-    return new FileNode(host, {
-      ...request,
-      driver,
-      fixedSize: !isFile,
-      isBlockDevice: isBlockDevice === true,
-    });
+    return new FileNode(host, { ...request, driver, fixedSize: !info.isFile });
   } catch (error) {
     host?.close();
     if (error instanceof BlockError && error.code === "EISDIR") throw error;

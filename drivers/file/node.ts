@@ -28,7 +28,7 @@ const FILL_CHUNK = 256 * 1024;
  */
 const BULK = 32 * 1024;
 
-/** Zeroing and discarding less, no device's sectors are left to do it by. */
+/** Devices zero and discard whole sectors, of which these are the largest. */
 const DEVICE_UNIT = 4096;
 
 /** What the node must know apart from the open file. */
@@ -38,10 +38,8 @@ export interface FileNodeOptions {
   readonly readOnly: boolean;
   /** Whether a flush does nothing. */
   readonly noFlush: boolean;
-  /** Whether the size is given, as a block device's is. */
+  /** Whether it is a device: its size is given, and nothing in it is a hole. */
   readonly fixedSize: boolean;
-  /** Whether what it holds comes in sectors, of which none is a hole. */
-  readonly isBlockDevice: boolean;
   readonly locking: Locking;
   /** Learns why a file that is written to cannot be locked. */
   unlocked(why: string): void;
@@ -78,7 +76,7 @@ export class FileNode implements BlockNode {
     this.readOnly = options.readOnly;
     this.#noFlush = options.noFlush;
     this.#fixedSize = options.fixedSize;
-    if (options.isBlockDevice) {
+    if (options.fixedSize) {
       this.limits = {
         writeZeroesAlignment: DEVICE_UNIT,
         discardAlignment: DEVICE_UNIT,
