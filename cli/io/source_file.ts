@@ -5,22 +5,21 @@
  */
 import { BlockError, codeOfErrno } from "../../core/errors.ts";
 
-/** Milliseconds in which somebody must have begun to write to a pipe. */
-const PATIENCE = 5000;
-
 /**
  * The first bytes of a file, device or pipe, as many as it has and at most
  * `most`. The size of a device does not say how many it has, so it is read.
  *
+ * @param patience Milliseconds in which somebody must begin to write to a pipe.
  * @throws {BlockError} as the system does; ENXIO for a pipe to which nobody
  * writes.
  */
 export async function headOf(
   filename: string,
   most: number,
+  patience = 5000,
 ): Promise<Uint8Array> {
   try {
-    using file = await openInTime(filename);
+    using file = await openInTime(filename, patience);
     const bytes = new Uint8Array(most);
     let length = 0;
     while (length < most) {
@@ -35,12 +34,15 @@ export async function headOf(
 }
 
 /** Opening a pipe takes until somebody opens its other end. */
-async function openInTime(filename: string): Promise<Deno.FsFile> {
+async function openInTime(
+  filename: string,
+  patience: number,
+): Promise<Deno.FsFile> {
   const { isFifo } = await Deno.stat(filename);
   const opening = Deno.open(filename);
   if (!isFifo) return await opening;
   const { promise: expired, reject } = Promise.withResolvers<never>();
-  const timer = setTimeout(() => reject(new BlockError("ENXIO")), PATIENCE);
+  const timer = setTimeout(() => reject(new BlockError("ENXIO")), patience);
   try {
     return await Promise.race([opening, expired]);
   } catch (error) {
