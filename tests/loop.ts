@@ -20,11 +20,12 @@ export class LoopDevice implements Disposable {
   readonly path: string;
 
   /** Make a device of a file. Bytes past its last whole sector are cut off. */
-  constructor(file: string, sectorSize = 512) {
+  constructor(file: string, sectorSize = 512, readOnly = false) {
     const path = losetup(
       "--find",
       "--show",
       `--sector-size=${sectorSize}`,
+      ...(readOnly ? ["--read-only"] : []),
       file,
     );
     if (path === undefined) throw new Error(`Cannot make a device of ${file}`);

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { SECTOR_SIZE } from "../../core/bytes.ts";
+import { roundDown, SECTOR_SIZE } from "../../core/bytes.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
 import {
   canonicalName,
@@ -31,7 +31,7 @@ export const hostCdromDriver: PathDriver = deviceDriver(
   "host_cdrom",
   (filename) => {
     const { isBlockDevice, rdev } = statOf(filename) ?? {};
-    return isBlockDevice === true && majorOf(rdev ?? 0) === CDROM_MAJOR;
+    return isBlockDevice === true && numbersOf(rdev ?? 0)[0] === CDROM_MAJOR;
   },
 );
 
@@ -44,6 +44,7 @@ function deviceDriver(
     role: "protocol",
     kind: "either a character or block device",
     isKind: isDevice,
+    checkWritable,
     claimsFile,
     openOptions: OPEN_OPTIONS,
     createOptions: CREATE_OPTIONS,
@@ -100,6 +101,28 @@ function statOf(filename: string): Deno.FileInfo | undefined {
   }
 }
 
-function majorOf(device: number): number {
-  return Math.floor(device / 256) % 4096;
+/** Linux opens write-protected devices all the same, and fails each write. */
+function checkWritable({ isBlockDevice, rdev }: Deno.FileInfo): void {
+  if (!isBlockDevice || rdev === null) return;
+  let isProtected = false;
+  try {
+    const facts = `/sys/dev/block/${numbersOf(rdev).join(":")}/ro`;
+    isProtected = Deno.readTextFileSync(facts).trim() === "1";
+  } catch {
+    // Where nobody tells, the writes will.
+  }
+  if (isProtected) {
+    throw new BlockError(
+      "EACCES",
+      "The device is not writable: Permission denied",
+    );
+  }
+}
+
+/** Linux packs both into one, each in two parts. */
+function numbersOf(device: number): [major: number, minor: number] {
+  const [high, low] = [Math.floor(device / 2 ** 32), device % 2 ** 32];
+  const major = Math.floor(low / 2 ** 8) % 2 ** 12;
+  const minor = low % 2 ** 8 + Math.floor(low / 2 ** 20) * 2 ** 8;
+  return [major + roundDown(high, 2 ** 12), minor];
 }

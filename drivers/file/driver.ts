@@ -61,6 +61,12 @@ export interface PathDriver extends BlockDriver {
   readonly kind: string;
   /** Whether what is there is of that kind. */
   isKind(info: Deno.FileInfo): boolean;
+  /**
+   * Refuse what opens for writing, but cannot be written to.
+   *
+   * @throws {BlockError} EACCES.
+   */
+  checkWritable?(info: Deno.FileInfo): void;
 }
 
 /** Local files. */
@@ -216,17 +222,25 @@ interface FileRequest extends FileOptions {
 
 function openFile(driver: PathDriver, request: FileRequest): FileNode {
   const { filename, io, readOnly } = request;
+  const info = lookAt(filename);
+  // To open a pipe would wait for whoever may open its other end.
+  if (!driver.isKind(info)) throw wrongKind(driver, filename);
+  if (!readOnly) driver.checkWritable?.(info);
   let host: HostFile | undefined;
   try {
-    const info = Deno.statSync(filename);
-    // To open a pipe would wait for whoever may open its other end.
-    if (!driver.isKind(info)) throw wrongKind(driver, filename);
     const useLibc = io === "libc" || (io === "auto" && isLibcAvailable());
     host = (useLibc ? openLibcFile : openFsFile)(filename, readOnly);
     return new FileNode(host, { ...request, driver, fixedSize: !info.isFile });
   } catch (error) {
     host?.close();
-    if (error instanceof BlockError && error.code === "EISDIR") throw error;
+    throw cannotOpen(filename, error);
+  }
+}
+
+function lookAt(filename: string): Deno.FileInfo {
+  try {
+    return Deno.statSync(filename);
+  } catch (error) {
     throw cannotOpen(filename, error);
   }
 }

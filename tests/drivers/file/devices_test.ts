@@ -7,7 +7,7 @@ import {
   type Source,
 } from "../../../mod.ts";
 import { LoopDevice, loopTest } from "../../loop.ts";
-import { TempDir } from "../../qemu.ts";
+import { BDRV, run, TempDir } from "../../qemu.ts";
 
 const SIZE = 4 * 1024 * 1024;
 
@@ -210,6 +210,43 @@ loopTest(
       await createImage("raw", path, { size: 1 << 20 });
       await using disk = await openImage(path, { readOnly: true });
       assertEquals(disk.format, "raw");
+    }),
+);
+
+loopTest(
+  "a device that is write-protected is opened by readers only",
+  async () => {
+    await using dir = new TempDir();
+    Deno.writeFileSync(dir.file("disk"), new Uint8Array(8192));
+    using device = new LoopDevice(dir.file("disk"), 512, true);
+    const stack = { driver: "raw", file: device.path };
+    const message = "The device is not writable: Permission denied";
+    await assertRejects(() => openImage(stack), BlockError, message);
+    await assertRejects(
+      () => createImage("raw", device.path, { size: 512 }),
+      BlockError,
+      message,
+    );
+    await using disk = await openImage({ ...stack, "read-only": "on" });
+    assertEquals(await disk.read(0, 8192), new Uint8Array(8192));
+  },
+);
+
+loopTest(
+  "a device is not converted onto itself, by whatever names",
+  () =>
+    onDevice(512, async ({ path }, dir, content) => {
+      Deno.symlinkSync(path, dir.file("link"));
+      const names = [dir.file("link"), `host_device:${path}`];
+      const args = ["convert", "-f", "raw", "-O", "qcow2", ...names];
+      const { code, stderr } = await run([...BDRV, ...args]);
+      assertEquals(code, 1);
+      assertEquals(
+        stderr,
+        `bdrv: ${names[1]}: error while converting qcow2: it is to be read, ` +
+          "and cannot be overwritten\n",
+      );
+      assertEquals(Deno.readFileSync(path), content);
     }),
 );
 
