@@ -6,9 +6,9 @@
  */
 import { roundDown, SECTOR_SIZE } from "../../core/bytes.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
+import type { OptionTable } from "../../core/options.ts";
 import {
   canonicalName,
-  CREATE_OPTIONS,
   createOptions,
   OPEN_OPTIONS,
   openPath,
@@ -16,6 +16,15 @@ import {
   type PathDriver,
 } from "./driver.ts";
 import type { FileNode } from "./node.ts";
+
+const CREATE_OPTIONS: OptionTable = {
+  size: { type: "size", help: "Virtual disk size" },
+  // Another mode than that is refused in words of its own.
+  preallocation: {
+    type: "string",
+    help: "Preallocation mode (allowed values: off)",
+  },
+};
 
 /** What Linux numbers drives of optical discs. */
 const CDROM_MAJOR = 11;

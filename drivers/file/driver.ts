@@ -45,8 +45,7 @@ export const OPEN_OPTIONS: OptionTable = {
   },
 };
 
-/** How a path becomes an image. */
-export const CREATE_OPTIONS: OptionTable = {
+const CREATE_OPTIONS: OptionTable = {
   size: { type: "size", help: "Virtual disk size" },
   preallocation: {
     type: "enum",
