@@ -89,9 +89,14 @@ for (const compression_type of ["zlib", "zstd"]) {
       const start = Math.min(last * cluster_size, MIB - cluster_size);
       const read = () => image.read(start, cluster_size);
       assertEquals(await read(), textOf(cluster_size, start / cluster_size));
-      store.truncate(store.size - 512);
-      await image.node.invalidate!();
-      assertEquals((await assertRejects(read, BlockError)).code, "EIO");
+      // Zeroes in place of what is missing may well decode, to other data.
+      const whole = store.size - 512;
+      for (let missing = 0; missing < Math.min(512, cluster_size / 8);) {
+        store.truncate(whole - missing);
+        await image.node.invalidate!();
+        assertEquals((await assertRejects(read, BlockError)).code, "EIO");
+        missing += 17;
+      }
     });
   }
 }
