@@ -397,7 +397,8 @@ export class Qcow2Node implements BlockNode {
     const { file } = this.#state;
     const isWhole = file.size % SECTOR_SIZE === 0;
     if (isWhole || file.size <= this.#sizeAtOpen) return;
-    await file.truncate?.(roundUp(file.size, SECTOR_SIZE));
+    // If it cannot be made longer, it is still whole to all others.
+    await file.truncate?.(roundUp(file.size, SECTOR_SIZE)).catch(() => {});
   }
 
   /** Tables could not be written: try once more, and say which ones fail. */
