@@ -75,6 +75,8 @@ export class Target implements Disposable {
   #spareSources(): void {
     const files = filesOf(this.#sources);
     if (!files.some(({ filename }) => isSameFile(filename, this.#name))) return;
+    // QEMU says of a device what opening it is for.
+    if (!this.#program.isOurs && !this.isPlainFile) return;
     throw this.#program.isOurs
       ? new BlockError("EBUSY", "it is to be read, and cannot be overwritten")
       : new BlockError("EAGAIN", 'Failed to get "write" lock', {
@@ -137,22 +139,27 @@ function filesOf(nodes: readonly BlockNode[]): BlockNode[] {
   );
 }
 
-/** Whether two names stand for one local file. */
+/** Whether two names stand for one local file, or for one device. */
 export function isSameFile(a: string, b: string): boolean {
   const paths = [a, b].map(localPath);
   try {
     const [first, second] = paths.map((path) => Deno.statSync(path!));
+    if (first.isBlockDevice) {
+      return second.isBlockDevice === true && first.rdev === second.rdev;
+    }
     return first.isFile && first.dev === second.dev && first.ino === second.ino;
   } catch {
     return false;
   }
 }
 
-/** The path of a name that stands for a local file. */
+const PATH_DRIVERS = ["file", "host_device", "host_cdrom"];
+
+/** The path of a name that stands for a local file or device. */
 function localPath(name: string): string | undefined {
   try {
     const { driver, filename } = protocolStack(name);
-    return driver === "file" && typeof filename === "string"
+    return PATH_DRIVERS.includes(driver ?? "") && typeof filename === "string"
       ? filename
       : undefined;
   } catch {

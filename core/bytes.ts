@@ -50,6 +50,12 @@ export function allocate(length: number): Uint8Array<ArrayBuffer> {
   return new Uint8Array(length + 64).subarray(48, 48 + length);
 }
 
+/** `bytes` with zeroes after them, up to a multiple of `unit`. */
+export function padded(bytes: Uint8Array, unit: number): IoVector {
+  const rest = bytes.length % unit;
+  return rest === 0 ? [bytes] : [bytes, allocate(unit - rest)];
+}
+
 /** The number of bytes in a vector. */
 export function vectorLength(iov: IoVector): number {
   if (iov.length === 1) return iov[0].length;

@@ -55,6 +55,13 @@ export async function createImage(
   }
   const table = driver.createOptions;
   const parsed = parseOptions(table, options);
+  if (driver.role === "protocol") {
+    // Without a format, the file is all there is.
+    const stack = { ...protocolStack(target), driver: format };
+    const { size = 0, preallocation } = parsed as NewFile;
+    const file = await createFile(stack, size, preallocation);
+    return await file.close();
+  }
   const filename = describeSource(target);
   let file: BlockNode | undefined;
   const context: CreateContext = {
@@ -71,6 +78,12 @@ export async function createImage(
   } finally {
     await file?.close();
   }
+}
+
+/** What a file that is an image by itself is asked to be. */
+interface NewFile {
+  size?: number;
+  preallocation?: Preallocation;
 }
 
 /** Make or empty the file at the bottom of a stack, and open it. */

@@ -77,6 +77,11 @@ export interface BlockDriver {
    */
   ownFolder?(filename: string): string | undefined;
   /**
+   * Whether a plain file name leads to it rather than to `file`, as that of a
+   * device does. Protocols only.
+   */
+  claimsFile?(filename: string): boolean;
+  /**
    * What a node of it, of which `own` is claimed, claims of the child called
    * `name`. Absent if that is the same for all drivers of its role.
    */

@@ -29,7 +29,7 @@ import type { OpenOptions } from "./open_options.ts";
 import { type OptionValues, UnknownOptionError } from "./options.ts";
 import { ACCESS, ALL_ACCESS, claim, Claims } from "./permissions.ts";
 import { doubtsOfRaw, driverOf, onlyFormat, probe } from "./probe.ts";
-import { findDriver, getDriver } from "./registry.ts";
+import { findDriver, getDriver, protocolOf } from "./registry.ts";
 import { findSecret } from "./secrets.ts";
 import {
   applyFormat,
@@ -169,7 +169,7 @@ async function openStack(
   if (typeof options.filename === "string") {
     // In a description, a scheme is what `driver` says: this is a path.
     const { filename, ...others } = options;
-    const file = { driver: "file", filename };
+    const file = { driver: protocolOf(filename).name, filename };
     return wantProtocol
       ? await openStack({ ...file, ...others }, opening, place, true)
       : await openProbed(others, file, opening, place);

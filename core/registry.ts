@@ -64,3 +64,10 @@ export function findProtocol(scheme: string): BlockDriver | undefined {
     (driver.name === scheme || driver.schemes?.includes(scheme))
   );
 }
+
+/** The protocol that a file name without a scheme leads to. */
+export function protocolOf(filename: unknown): BlockDriver {
+  const claims = ({ claimsFile }: BlockDriver) =>
+    typeof filename === "string" && claimsFile?.(filename);
+  return listDrivers().find(claims) ?? getDriver("file");
+}

@@ -9,7 +9,7 @@ import type { BlockDriver } from "./driver.ts";
 import { BlockError } from "./errors.ts";
 import type { BlockNode } from "./node.ts";
 import type { OptionValues } from "./options.ts";
-import { getDriver } from "./registry.ts";
+import { getDriver, protocolOf } from "./registry.ts";
 import {
   isNode,
   parseFilename,
@@ -20,7 +20,8 @@ import {
 /** A source as the description of a protocol node. */
 export function protocolStack(source: Source): StackObject {
   const stack = namedStack(source);
-  return stack.driver === undefined ? { driver: "file", ...stack } : stack;
+  if (stack.driver !== undefined) return stack;
+  return { ...stack, driver: protocolOf(stack.filename).name };
 }
 
 /** The name that stands for a source in messages. */
@@ -35,7 +36,8 @@ function namedStack(source: Source): StackObject {
   if (typeof source === "string") return parseFilename(source);
   if (!(source instanceof URL)) return source;
   if (source.protocol !== "file:") return parseFilename(source.href);
-  return { driver: "file", filename: decodeURIComponent(source.pathname) };
+  const filename = decodeURIComponent(source.pathname);
+  return { driver: protocolOf(filename).name, filename };
 }
 
 /** A source as the description of an image. */

@@ -5,6 +5,7 @@
  * @module
  */
 import { registerDriver } from "../core/registry.ts";
+import { hostCdromDriver, hostDeviceDriver } from "./file/devices.ts";
 import { fileDriver } from "./file/driver.ts";
 import { memoryDriver } from "./memory.ts";
 import { qcow2Driver } from "./qcow2/driver.ts";
@@ -14,6 +15,8 @@ import { rawDriver } from "./raw.ts";
 for (
   const driver of [
     fileDriver,
+    hostCdromDriver,
+    hostDeviceDriver,
     memoryDriver,
     rawDriver,
     qcow2Driver,

@@ -111,7 +111,7 @@ export const info: IoCommand = {
     if (node.driver.role === "protocol") {
       // Its name is told twice, and of the protocols only files have more.
       program.print(`format name: ${format}\n`);
-      if (format !== "file") throw new Refusal();
+      if (!["file", "host_device"].includes(format)) throw new Refusal();
     }
     if (!node.info) throw new Refusal();
     const info = await image.info();

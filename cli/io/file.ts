@@ -55,7 +55,7 @@ export const truncate: IoCommand = {
     }
     const { image, background } = call.session;
     await background.during(
-      image.resize(size, { preallocation, exact: true }),
+      image.resize(size, { preallocation }),
     );
   },
 };

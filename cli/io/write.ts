@@ -6,7 +6,6 @@
 import { BlockError, strerror } from "../../core/errors.ts";
 import type { Image } from "../../core/image.ts";
 import type { WriteFlags, ZeroFlags } from "../../core/node.ts";
-import { openProtocol } from "../../core/open.ts";
 import { writesThrough } from "./opening.ts";
 import type { OptionSpec } from "../getopt.ts";
 import {
@@ -26,6 +25,7 @@ import {
   timed,
   vectorOf,
 } from "./requests.ts";
+import { headOf } from "./source_file.ts";
 
 /** What is written if nothing else is asked for. */
 export const UNTOUCHED = 0xcd;
@@ -174,14 +174,7 @@ async function fromFile(
 ): Promise<Uint8Array> {
   let content: Uint8Array;
   try {
-    const source = { driver: "file", filename };
-    const file = await openProtocol(source, { readOnly: true });
-    try {
-      content = new Uint8Array(Math.min(length, file.size));
-      await file.readv(0, [content]);
-    } finally {
-      await file.close();
-    }
+    content = await headOf(filename, length);
   } catch (error) {
     if (!(error instanceof BlockError)) throw error;
     call.session.program.printError(`${filename}: ${strerror(error.code)}\n`);

@@ -1,5 +1,5 @@
 /**
- * The protocol driver `file`: bytes in a local file or block device.
+ * The protocol driver `file`: bytes in a local file.
  *
  * @module
  */
@@ -25,7 +25,8 @@ import { openLibcFile } from "./libc_file.ts";
 import type { Locking } from "./lock.ts";
 import { FileNode } from "./node.ts";
 
-const OPEN_OPTIONS: OptionTable = {
+/** How a path is opened. */
+export const OPEN_OPTIONS: OptionTable = {
   filename: { type: "string", help: "File name of the image" },
   io: {
     type: "enum",
@@ -49,50 +50,45 @@ const CREATE_OPTIONS: OptionTable = {
   preallocation: {
     type: "enum",
     values: ["off", "falloc", "full"],
-    default: "off",
     help: "Preallocation mode (allowed values: off, falloc, full)",
   },
 };
 
-/** Local files and block devices. */
-export const fileDriver: BlockDriver = {
+/** A driver of what has a path, of one kind. */
+export interface PathDriver extends BlockDriver {
+  /** What a path that it opens must be, at the end of a sentence. */
+  readonly kind: string;
+  /** Whether what is there is of that kind. */
+  isKind(info: Deno.FileInfo): boolean;
+  /**
+   * Refuse what opens for writing, but cannot be written to.
+   *
+   * @throws {BlockError} EACCES.
+   */
+  checkWritable?(info: Deno.FileInfo): void;
+}
+
+/** Local files. */
+export const fileDriver: PathDriver = {
   name: "file",
   role: "protocol",
+  kind: "a regular file",
+  // A socket says by itself that it cannot be opened.
+  isKind: ({ isFile, isSocket }) => isFile || isSocket === true,
   openOptions: OPEN_OPTIONS,
   createOptions: CREATE_OPTIONS,
   canonicalName,
   ownFolder,
-
-  async open(options, context) {
-    const parsed = openOptions(options);
-    const node = openFile({
-      ...parsed,
-      // Loading libc takes 2 ms, which one look at a header does not repay.
-      ...(parsed.io === "auto" && context.purpose === "info" && { io: "deno" }),
-      readOnly: context.readOnly,
-      noFlush: context.noFlush,
-      unlocked: (why) => tellUnlocked(parsed, context, why),
-    });
-    const isNative = parsed.aio ? parsed.aio === "native" : context.nativeAio;
-    if (isNative && !context.direct) {
-      await node.close();
-      throw NOT_DIRECT;
-    }
-    return node;
-  },
+  open: (options, context) => openPath(fileDriver, options, context),
 
   async create(options) {
-    const { size, preallocation, ...file } = createOptions(options);
+    const { size, preallocation, ...file } = createOptions(
+      fileDriver,
+      options,
+    );
     makeFile(file.filename);
-    const node = openFile({
-      ...file,
-      readOnly: false,
-      noFlush: false,
-      unlocked: () => {},
-    });
+    const node = openToCreate(fileDriver, file);
     try {
-      // Nothing is lost of a file that somebody else is using.
-      node.setPermissions(EMPTYING);
       await node.truncate(0);
       await node.truncate(roundUp(size, SECTOR_SIZE), { preallocation });
       if (preallocation === "off") await allocateFirstBlock(node);
@@ -101,6 +97,49 @@ export const fileDriver: BlockDriver = {
     }
   },
 };
+
+/** Open a node as `options` and `context` say. */
+export async function openPath(
+  driver: PathDriver,
+  options: OptionValues,
+  context: OpenContext,
+): Promise<FileNode> {
+  const parsed = openOptions(driver, options);
+  const node = openFile(driver, {
+    ...parsed,
+    // Loading libc takes 2 ms, which one look at a header does not repay.
+    ...(parsed.io === "auto" && context.purpose === "info" && { io: "deno" }),
+    readOnly: context.readOnly,
+    noFlush: context.noFlush,
+    unlocked: (why) => tellUnlocked(parsed, context, why),
+  });
+  const isNative = parsed.aio ? parsed.aio === "native" : context.nativeAio;
+  if (isNative && !context.direct) {
+    await node.close();
+    throw NOT_DIRECT;
+  }
+  return node;
+}
+
+/**
+ * Open what is to hold a new image. Nothing is lost of what somebody else is
+ * using.
+ */
+export function openToCreate(driver: PathDriver, file: FileOptions): FileNode {
+  const node = openFile(driver, {
+    ...file,
+    readOnly: false,
+    noFlush: false,
+    unlocked: () => {},
+  });
+  try {
+    node.setPermissions(EMPTYING);
+    return node;
+  } catch (error) {
+    node.close();
+    throw error;
+  }
+}
 
 const NOT_DIRECT = new BlockError(
   "EINVAL",
@@ -115,20 +154,23 @@ const EMPTYING: Permissions = {
 };
 
 /** What its own options say of a file. */
-interface FileOptions {
+export interface FileOptions {
   readonly filename: string;
   readonly io: string;
   readonly aio?: string;
   readonly locking: Locking;
 }
 
-function openOptions(options: OptionValues): FileOptions {
+function openOptions(
+  { name }: PathDriver,
+  options: OptionValues,
+): FileOptions {
   const parsed = parseOptions(OPEN_OPTIONS, options);
   const { filename, io = "auto", aio, locking = "auto" } = parsed;
   if (filename === undefined) {
     throw new BlockError(
       "EINVAL",
-      "The 'file' block driver requires a file name",
+      `The '${name}' block driver requires a file name`,
     );
   }
   return {
@@ -147,13 +189,14 @@ function oneOf<T>(values: readonly T[], value: unknown): T {
   throw new BlockError("EINVAL", `invalid parameter value: ${value}`);
 }
 
-function createOptions(options: OptionValues) {
+/** What is asked of a new image. */
+export function createOptions(driver: PathDriver, options: OptionValues) {
   const { size = 0, preallocation = "off", ...others } = parseOptions(
     { ...OPEN_OPTIONS, ...CREATE_OPTIONS },
     options,
   );
   return {
-    ...openOptions(others),
+    ...openOptions(driver, others),
     size: size as number,
     preallocation: preallocation as Preallocation,
   };
@@ -177,27 +220,36 @@ interface FileRequest extends FileOptions {
   unlocked(why: string): void;
 }
 
-function openFile(request: FileRequest): FileNode {
+function openFile(driver: PathDriver, request: FileRequest): FileNode {
   const { filename, io, readOnly } = request;
+  const info = lookAt(filename);
+  // To open a pipe would wait for whoever may open its other end.
+  if (!driver.isKind(info)) throw wrongKind(driver, filename);
+  if (!readOnly) driver.checkWritable?.(info);
   let host: HostFile | undefined;
   try {
-    const { isFile, ...is } = Deno.statSync(filename);
-    // To open a pipe would wait for whoever may open its other end.
-    if (is.isDirectory || is.isFifo || is.isSocket) {
-      throw new BlockError(
-        "EISDIR",
-        `'file' driver requires '${filename}' to be a regular file`,
-      );
-    }
     const useLibc = io === "libc" || (io === "auto" && isLibcAvailable());
     host = (useLibc ? openLibcFile : openFsFile)(filename, readOnly);
-    const facts = { driver: fileDriver, fixedSize: !isFile };
-    return new FileNode(host, { ...request, ...facts });
+    return new FileNode(host, { ...request, driver, fixedSize: !info.isFile });
   } catch (error) {
     host?.close();
-    if (error instanceof BlockError && error.code === "EISDIR") throw error;
     throw cannotOpen(filename, error);
   }
+}
+
+function lookAt(filename: string): Deno.FileInfo {
+  try {
+    return Deno.statSync(filename);
+  } catch (error) {
+    throw cannotOpen(filename, error);
+  }
+}
+
+function wrongKind({ name, kind }: PathDriver, filename: string): BlockError {
+  return new BlockError(
+    "EISDIR",
+    `'${name}' driver requires '${filename}' to be ${kind}`,
+  );
 }
 
 /**
@@ -214,6 +266,7 @@ const FIRST_BLOCK = 4096;
 
 /** Make an empty file, unless there is one. */
 function makeFile(filename: string): void {
+  refuseWhatWaits(filename);
   try {
     Deno.openSync(filename, { write: true, create: true, mode: 0o644 }).close();
   } catch (error) {
@@ -226,12 +279,26 @@ function makeFile(filename: string): void {
   }
 }
 
+/** To open a pipe, or to look for a medium, may take for ever. */
+function refuseWhatWaits(filename: string): void {
+  let info: Deno.FileInfo;
+  try {
+    info = Deno.statSync(filename);
+  } catch {
+    return; // Making it tells why not, if it cannot be made.
+  }
+  const { isDirectory } = info;
+  if (!isDirectory && !fileDriver.isKind(info)) {
+    throw wrongKind(fileDriver, filename);
+  }
+}
+
 function cannotOpen(filename: string, error: unknown): BlockError {
   return denoError(error).prefixed(`Could not open '${filename}': `);
 }
 
 /** Links followed as far as the path exists, the rest worked out by name. */
-function canonicalName(filename: string): string {
+export function canonicalName(filename: string): string {
   const path = normalizeStart(filename);
   return resolveLinks(path, 40) ?? normalizePath(path);
 }

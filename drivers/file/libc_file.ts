@@ -29,7 +29,11 @@ const SEEK_HOLE = 4;
 const FALLOC_KEEP_SIZE = 0x01;
 const FALLOC_PUNCH_HOLE = 0x02;
 const FALLOC_ZERO_RANGE = 0x10;
-const ENXIO = 6;
+const [EINTR, EIO, ENXIO, EBADF] = [4, 5, 6, 9];
+const [EFBIG, ENOSPC, EDQUOT] = [27, 28, 122];
+
+/** Errors of what would be refused however it were asked for. */
+const FAILURES = new Set([EIO, EBADF, EFBIG, ENOSPC, EDQUOT]);
 
 /** Bytes copied by one call: others want to run as well. */
 const MAX_COPY = 16 * 1024 * 1024;
@@ -221,7 +225,15 @@ class LibcFile implements HostFile {
 
   #fallocate(mode: number, offset: number, length: number): void {
     const [from, bytes] = [BigInt(offset), BigInt(length)];
-    this.#retry(() => this.#libc.fallocate(this.descriptor, mode, from, bytes));
+    while (this.#libc.fallocate(this.descriptor, mode, from, bytes) < 0) {
+      const errno = lastErrno();
+      if (errno === EINTR) continue;
+      // No file system is obliged to do it, and each has an error of its own
+      // for what it does not do.
+      throw FAILURES.has(errno)
+        ? errnoError(errno)
+        : new BlockError("ENOTSUP", undefined, { cause: errnoError(errno) });
+    }
   }
 
   #retry(call: () => number): void {

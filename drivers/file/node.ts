@@ -28,6 +28,9 @@ const FILL_CHUNK = 256 * 1024;
  */
 const BULK = 32 * 1024;
 
+/** Devices zero and discard whole sectors, of which these are the largest. */
+const DEVICE_UNIT = 4096;
+
 /** What the node must know apart from the open file. */
 export interface FileNodeOptions {
   readonly driver: BlockDriver;
@@ -35,7 +38,7 @@ export interface FileNodeOptions {
   readonly readOnly: boolean;
   /** Whether a flush does nothing. */
   readonly noFlush: boolean;
-  /** Whether the size is given, as a block device's is. */
+  /** Whether it is a device: its size is given, and nothing in it is a hole. */
   readonly fixedSize: boolean;
   readonly locking: Locking;
   /** Learns why a file that is written to cannot be locked. */
@@ -52,6 +55,7 @@ export class FileNode implements BlockNode {
   readonly filename: string;
   readonly readOnly: boolean;
   readonly children = {};
+  readonly limits;
   readonly #noFlush: boolean;
   readonly #fixedSize: boolean;
   readonly #lock: FileLock | undefined;
@@ -72,6 +76,12 @@ export class FileNode implements BlockNode {
     this.readOnly = options.readOnly;
     this.#noFlush = options.noFlush;
     this.#fixedSize = options.fixedSize;
+    if (options.fixedSize) {
+      this.limits = {
+        writeZeroesAlignment: DEVICE_UNIT,
+        discardAlignment: DEVICE_UNIT,
+      };
+    }
     this.#host = host;
     this.#size = host.size();
     if (host.copyFrom) this.copyFrom = this.#copyFrom;
@@ -156,8 +166,11 @@ export class FileNode implements BlockNode {
   ): Promise<void> {
     if (offset + length > this.#size) this.#finishWrites();
     const inside = Math.min(length, this.#size - offset);
-    if (inside > 0) this.#zero(offset, inside, flags?.unmap ?? false);
-    if (offset + length > this.#size) this.#resize(offset + length);
+    if (inside > 0) this.#zero(offset, inside, flags);
+    if (offset + length > this.#size) {
+      if (this.#fixedSize) throw new BlockError("ENOSPC");
+      this.#resize(offset + length);
+    }
     if (flags?.fua) this.#sync();
   }
 
@@ -168,9 +181,17 @@ export class FileNode implements BlockNode {
     this.#size = Math.max(this.#size, this.#open.size());
   }
 
-  #zero(offset: number, length: number, unmap: boolean): void {
+  #zero(
+    offset: number,
+    length: number,
+    { unmap = false, noFallback = false }: ZeroFlags = {},
+  ): void {
     const host = this.#open;
     this.#dataEnd = 0;
+    // Devices that cannot do it have the system write zeroes.
+    if (this.#fixedSize && noFallback && !unmap) {
+      throw new BlockError("ENOTSUP");
+    }
     if (!unmap && host.zeroRange) {
       try {
         return host.zeroRange(offset, length);
@@ -210,19 +231,11 @@ export class FileNode implements BlockNode {
   async truncate(size: number, options: TruncateOptions = {}): Promise<void> {
     const { preallocation = "off" } = options;
     this.#finishWrites();
+    if (this.#fixedSize) return this.#checkFixedSize(size, options);
     if (preallocation === "metadata") {
       throw new BlockError(
         "ENOTSUP",
         `Unsupported preallocation mode: ${preallocation}`,
-      );
-    }
-    if (this.#fixedSize) {
-      if (size === this.#size || (size < this.#size && !options.exact)) return;
-      throw new BlockError(
-        size > this.#size ? "EINVAL" : "ENOTSUP",
-        size > this.#size
-          ? "Cannot grow device files"
-          : "Cannot resize device files",
       );
     }
     if (preallocation !== "off" && size < this.#size) {
@@ -242,6 +255,25 @@ export class FileNode implements BlockNode {
       throw error;
     }
     this.#size = size;
+  }
+
+  #checkFixedSize(
+    size: number,
+    { preallocation = "off", exact }: TruncateOptions,
+  ): void {
+    if (preallocation !== "off") {
+      throw new BlockError(
+        "ENOTSUP",
+        `Preallocation mode '${preallocation}' unsupported for this ` +
+          "non-regular file",
+      );
+    }
+    if (exact && size !== this.#size) {
+      throw new BlockError("ENOTSUP", "Cannot resize device files");
+    }
+    if (size > this.#size) {
+      throw new BlockError("EINVAL", "Cannot grow device files");
+    }
   }
 
   #resize(size: number): void {
@@ -293,13 +325,19 @@ export class FileNode implements BlockNode {
     const host = this.#open;
     this.#dataStart = offset;
     this.#dataEnd = this.#size;
-    if (!host.seekData || !host.seekHole) return 0;
-    const data = host.seekData(offset);
-    if (data === undefined || data > offset) {
-      this.#dataEnd = 0;
-      return data === undefined ? length : data - offset;
+    if (this.#fixedSize || !host.seekData || !host.seekHole) return 0;
+    try {
+      const data = host.seekData(offset);
+      if (data === undefined || data > offset) {
+        this.#dataEnd = 0;
+        return data === undefined ? length : data - offset;
+      }
+      // Meanwhile somebody else may have made a hole of it.
+      const hole = host.seekHole(offset);
+      if (hole > offset) this.#dataEnd = hole;
+    } catch {
+      // Whatever the reason is that holes are not told: data reads as well.
     }
-    this.#dataEnd = host.seekHole(offset);
     return 0;
   }
 
@@ -310,11 +348,22 @@ export class FileNode implements BlockNode {
 
   // deno-lint-ignore require-await
   async info(): Promise<NodeInfo> {
-    // Not the asynchronous one, whose first call costs 1 to 4 ms.
-    const { blocks } = Deno.statSync(this.filename);
-    // POSIX counts blocks of 512 bytes, whatever the file system's own are.
-    const actualSize = blocks === null ? undefined : blocks * 512;
+    const actualSize = this.#actualSize();
+    // A drive's medium is somebody else's: nothing is known of its state.
+    if (this.driver.name === "host_cdrom") return { actualSize };
     return { dirty: false, actualSize };
+  }
+
+  /** Bytes on the disk, if the file is still where it was opened. */
+  #actualSize(): number | undefined {
+    try {
+      // Not the asynchronous one, whose first call costs 1 to 4 ms.
+      const { blocks } = Deno.statSync(this.filename);
+      // POSIX counts blocks of 512 bytes, whatever the file system's own are.
+      return blocks === null ? undefined : blocks * 512;
+    } catch {
+      return undefined;
+    }
   }
 
   // deno-lint-ignore require-await

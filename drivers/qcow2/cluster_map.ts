@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { allocate } from "../../core/bytes.ts";
+import { allocate, padded, SECTOR_SIZE } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
 import {
   bytesOf,
@@ -235,7 +235,8 @@ export class ClusterMap {
       await refcountCache.flush();
       await this.#state.overlap.check(offset, bytes.length);
       await this.#state.event("l1_grow_write_table");
-      await file.writev!(offset, [bytes]);
+      // The table may end the file, which ends with a whole sector.
+      await file.writev!(offset, padded(bytes, SECTOR_SIZE));
       await file.flush?.();
       await this.#state.event("l1_grow_activate_table");
       await this.#state.changeHeader({ l1TableOffset: offset, l1Size: size });

@@ -180,11 +180,14 @@ export class CompressedClusters {
     for (const _ of run) await this.#state.event("read_compressed");
     const buffer = this.#takeBuffer(end - start);
     await file.readv(start, [buffer.subarray(0, end - start)]);
+    // Of what a device has cut off, the zeroes in its place are no data.
+    const inside = Math.max(0, Math.min(end, file.size) - start);
     const type = header.compressionType;
     const { decompress } = await this.#load();
     const done = run.map(({ hostOffset, length, target, resolve, reject }) => {
       const at = hostOffset - start;
-      return decompress(type, buffer.subarray(at, at + length), target).then(
+      const stop = Math.max(at, Math.min(at + length, inside));
+      return decompress(type, buffer.subarray(at, stop), target).then(
         () => resolve(target),
         (error) => reject(readError(error)),
       );

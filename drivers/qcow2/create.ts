@@ -11,7 +11,7 @@ import {
   SECTOR_SIZE,
 } from "../../core/bytes.ts";
 import type { CreateContext } from "../../core/driver.ts";
-import { BlockError, invalid } from "../../core/errors.ts";
+import { asBlockError, BlockError, invalid } from "../../core/errors.ts";
 import type { Preallocation } from "../../core/node.ts";
 import type { OptionValues } from "../../core/options.ts";
 import {
@@ -71,7 +71,9 @@ export async function create(
   state.header.size = size;
   if (preallocation !== "off") {
     const { preallocate } = await import("./resize.ts");
-    await preallocate(state, 0, size, preallocation);
+    await preallocate(state, 0, size, preallocation).catch((error) => {
+      throw asBlockError(error).prefixed("Could not resize image: ");
+    });
   }
   using _ = await state.metadata.lock();
   await state.flushCaches();

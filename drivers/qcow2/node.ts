@@ -4,7 +4,12 @@
  *
  * @module
  */
-import { type IoVector, SECTOR_SIZE, vectorLength } from "../../core/bytes.ts";
+import {
+  type IoVector,
+  roundUp,
+  SECTOR_SIZE,
+  vectorLength,
+} from "../../core/bytes.ts";
 import type { BlockDriver } from "../../core/driver.ts";
 import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import type { Held } from "../../core/lock.ts";
@@ -62,6 +67,8 @@ export class Qcow2Node implements BlockNode {
   readonly #state: Qcow2State;
   readonly #again: Again;
   readonly #cleaner: CacheCleaner;
+  /** Bytes of the file before anything was written to it. */
+  readonly #sizeAtOpen: number;
 
   constructor(
     driver: BlockDriver,
@@ -74,6 +81,7 @@ export class Qcow2Node implements BlockNode {
     this.filename = filename;
     this.#state = state;
     this.#cleaner = cleaner;
+    this.#sizeAtOpen = state.file.size;
     this.#again = again;
     if (state.file.copyFrom) this.copyFrom = this.#copyFrom;
     const { clusterSize } = state.geometry;
@@ -370,6 +378,7 @@ export class Qcow2Node implements BlockNode {
         using _lock = await state.metadata.lock();
         await state.flushCaches().catch((error) => this.#explain(error));
         await state.markClean();
+        await this.#endWhole();
       }
     } finally {
       this.#cleaner.stop();
@@ -377,6 +386,19 @@ export class Qcow2Node implements BlockNode {
       await file.close();
       await backing?.close();
     }
+  }
+
+  /**
+   * Have a file that became longer end with a whole sector: who sees it as a
+   * device, which has no other, would miss the rest. Data of the disk that is
+   * not made of sectors is seen to only here, where nobody else is writing.
+   */
+  async #endWhole(): Promise<void> {
+    const { file } = this.#state;
+    const isWhole = file.size % SECTOR_SIZE === 0;
+    if (isWhole || file.size <= this.#sizeAtOpen) return;
+    // If it cannot be made longer, it is still whole to all others.
+    await file.truncate?.(roundUp(file.size, SECTOR_SIZE)).catch(() => {});
   }
 
   /** Tables could not be written: try once more, and say which ones fail. */

@@ -145,7 +145,7 @@ async function findHoles(state: Qcow2State): Promise<boolean> {
   using _ = await state.metadata.lock();
   let used = 0;
   for (let index = 0; index < clusters && used < threshold; index++) {
-    if (await refcounts.get(index) > 0) used++;
+    if (await refcounts.get(index, false) > 0) used++;
   }
   return used >= threshold;
 }
@@ -153,6 +153,8 @@ async function findHoles(state: Qcow2State): Promise<boolean> {
 /** What {@linkcode findHoles} found, once it has. */
 function hasHoles(state: Qcow2State): boolean | Promise<boolean> {
   return state.hasHoles ??= findHoles(state)
+    // Who is not told reads what is there.
+    .catch(() => false)
     .then((found) => state.hasHoles = found);
 }
 

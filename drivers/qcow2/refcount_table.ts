@@ -46,7 +46,7 @@ export interface RefcountHost {
   /** Change the header, in memory and durably in the file, or not at all. */
   changeHeader(changes: Partial<Header>): Promise<void>;
   /** Report damage: never answers. */
-  corrupt(message: string): Promise<never>;
+  corrupt(message: string, fatal?: boolean): Promise<never>;
 }
 
 /** The refcount table, and through the cache its blocks. */
@@ -148,11 +148,15 @@ export abstract class RefcountTable {
       readRefcount(block.view, refcountOrder, clusterIndex % entries);
   }
 
-  /** The refcount of the cluster with that index in the file. */
-  async get(clusterIndex: number): Promise<number> {
+  /**
+   * The refcount of the cluster with that index in the file. Who can do without
+   * says that damage is not `fatal`: it is no more than reported then.
+   */
+  async get(clusterIndex: number, fatal = true): Promise<number> {
     const { geometry } = this.host;
     const entries = geometry.refcountBlockEntries;
-    const block = await this.loadBlock(Math.floor(clusterIndex / entries));
+    const tableIndex = Math.floor(clusterIndex / entries);
+    const block = await this.loadBlock(tableIndex, fatal);
     if (!block) return 0;
     const { refcountOrder } = geometry;
     return readRefcount(block.view, refcountOrder, clusterIndex % entries);
@@ -161,6 +165,7 @@ export abstract class RefcountTable {
   /** The refcount block of an entry of the table, if there is one. */
   protected async loadBlock(
     tableIndex: number,
+    fatal = true,
   ): Promise<CachedTable | undefined> {
     const offset = this.blockOffset(tableIndex);
     if (offset === 0) return undefined;
@@ -171,6 +176,7 @@ export abstract class RefcountTable {
         `Refblock offset ${hex(offset)} unaligned (reftable index: ${
           hex(tableIndex)
         })`,
+        fatal,
       );
     }
     return await this.host.refcountCache.load(offset);

@@ -128,7 +128,15 @@ async function shrink(state: Qcow2State, size: number): Promise<void> {
     throw error.prefixed("Failed to discard unused refblocks: ");
   }
   const end = await state.refcounts.endOfUse();
-  if (end < file.size) await file.truncate?.(end);
+  if (end < file.size) {
+    // The disk is smaller in any case; a window on a file cannot be.
+    await file.truncate?.(end).catch((error) => {
+      state.behaviour.report(
+        "warning: Failed to truncate the tail of the image: " +
+          asBlockError(error).message,
+      );
+    });
+  }
 }
 
 /** Give up the L2 tables of all L1 entries from an index on. */
@@ -180,9 +188,15 @@ export async function preallocate(
     if (hostStart > file.size) await file.truncate!(hostStart);
     // Of the last cluster, the part that the disk has.
     const dataEnd = hostStart + end - first;
-    if (dataEnd > file.size) {
-      const preallocation = mode === "metadata" ? "off" : mode;
-      await file.truncate!(dataEnd, { preallocation });
+    const preallocation = mode === "metadata" ? "off" : mode;
+    // Also where it is large enough: who cannot reserve says so.
+    const reserved = Math.max(dataEnd, file.size);
+    if (reserved > file.size || preallocation !== "off") {
+      await file.truncate!(reserved, { preallocation }).catch((error) => {
+        throw asBlockError(error).prefixed(
+          "Failed to resize underlying file: ",
+        );
+      });
     }
     if (hostEnd > file.size) await file.truncate!(hostEnd);
     for (let done = 0; done < count;) {

@@ -9,7 +9,7 @@
  *
  * @module
  */
-import { allocate, roundUp } from "../../core/bytes.ts";
+import { allocate, padded, roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import type { Snapshot, SnapshotRequest } from "../../core/node.ts";
 import { ENTRY_SIZE, MAX_SNAPSHOTS, NO_ICOUNT, viewOf } from "./format.ts";
@@ -230,7 +230,10 @@ export async function writeTable(
     : await refcounts.allocate(geometry.clustersFor(bytes.length));
   try {
     await state.overlap.check(offset, bytes.length);
-    if (bytes.length > 0) await file.writev!(offset, [bytes]);
+    // The table may end the file, which ends with a whole sector.
+    if (bytes.length > 0) {
+      await file.writev!(offset, padded(bytes, SECTOR_SIZE));
+    }
     await state.flushCaches();
     await state.changeHeader({
       snapshotsOffset: offset,

@@ -7,6 +7,8 @@ import {
   allocate,
   flattenVector,
   type IoVector,
+  roundUp,
+  SECTOR_SIZE,
   sliceVector,
   vectorLength,
 } from "../../core/bytes.ts";
@@ -18,7 +20,7 @@ import {
   noteFreed,
   orderL2AfterData,
 } from "./entry_changes.ts";
-import type { Qcow2State } from "./state.ts";
+import { type Qcow2State, zeroes } from "./state.ts";
 import { writeGuest } from "./write.ts";
 
 /** Bytes of clusters that are compressed at once: enough for all processors. */
@@ -108,7 +110,7 @@ async function store(
   try {
     await state.overlap.check(hostOffset, compressed.length);
     await state.event("write_compressed");
-    await file.writev!(hostOffset, [compressed]);
+    await file.writev!(hostOffset, endingWhole(state, hostOffset, compressed));
     using _ = await state.metadata.lock();
     await orderL2AfterData(state);
     const place = await state.clusters.entryForWrite(guestOffset);
@@ -122,4 +124,19 @@ async function store(
     throw error;
   }
   await giveUp(state, freed);
+}
+
+/**
+ * What ends the file ends a sector of it: who sees the file as a device, which
+ * has whole sectors only, would miss the rest. The next compressed cluster
+ * begins where this one ends, and takes the place of the zeroes.
+ */
+function endingWhole(
+  { file }: Qcow2State,
+  offset: number,
+  bytes: Uint8Array,
+): IoVector {
+  const end = offset + bytes.length;
+  const missing = end > file.size ? roundUp(end, SECTOR_SIZE) - end : 0;
+  return missing === 0 ? [bytes] : [bytes, zeroes(missing)];
 }

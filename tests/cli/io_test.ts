@@ -44,6 +44,7 @@ const CALLS: { [subject: string]: string[] } = {
     "-f raw disk.raw; write -b 0 512; read -b 0 512; write -c 0 512; write -zn 0 512; write -f 0 512",
     "-f raw disk.raw; write -bz 0 1; write -fb 0 1; write -fc 0 1; write -n 0 1; write -u 0 1; write -zP 1 0 1; write -s a -P 1 0 1",
     "-f raw disk.raw; write -s pattern 0 20; read -v 0 20; write -s nothing 0 20; write -s empty 0 1; write -s pattern 0 0; write -s . 0 1",
+    "-f raw disk.raw; write 0 4k; write -s /dev/zero 1 1001; read -P 0 1 1001; write -s /dev/full 2k 100; read -P 0 2k 100; write -s /dev/null 0 1",
     "-f qcow2 top.qcow2; write 0 1M; discard 0 64k; discard -q 64k 1k; map; d 1M 1; discard 0",
     "-f qcow2 -d ignore top.qcow2; write 0 1M; discard 0 64k; map; discard 1M 1",
   ],

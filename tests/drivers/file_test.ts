@@ -6,12 +6,14 @@ import type { BlockNode } from "../../core/node.ts";
 import { openProtocol } from "../../core/open.ts";
 import { registerDriver } from "../../core/registry.ts";
 import { writeZeroes } from "../../core/requests.ts";
+import { hostDeviceDriver } from "../../drivers/file/devices.ts";
 import { fileDriver } from "../../drivers/file/driver.ts";
 import { isLibcAvailable } from "../../drivers/file/libc.ts";
 import { rawDriver } from "../../drivers/raw.ts";
 import { conformance } from "../conformance.ts";
 
 registerDriver(fileDriver);
+registerDriver(hostDeviceDriver);
 registerDriver(rawDriver);
 
 const WAYS = isLibcAvailable() ? ["libc", "deno"] : ["deno"];
@@ -50,7 +52,7 @@ for (const io of ["libc", "deno"]) {
 }
 
 async function withNode(
-  source: { filename: string; io: string },
+  source: { driver?: string; filename: string; io: string },
   run: (node: BlockNode) => Promise<void>,
 ): Promise<void> {
   const node = await openProtocol({ driver: "file", ...source });
@@ -105,7 +107,8 @@ eachWay("does not wait at a pipe", async (io, folder) => {
 });
 
 eachWay("reports a full device", async (io) => {
-  await withNode({ filename: "/dev/full", io }, async (node) => {
+  const source = { driver: "host_device", filename: "/dev/full", io };
+  await withNode(source, async (node) => {
     const error = await assertRejects(
       () => node.writev!(0, [new Uint8Array(512)]),
       BlockError,

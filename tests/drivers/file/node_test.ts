@@ -61,3 +61,64 @@ for (const background of [false, true]) {
     await node.close();
   });
 }
+
+/** A file on a system that does as little as it may. */
+class PoorFile implements HostFile {
+  constructor(readonly refusal: BlockError) {}
+
+  preadv(): void {}
+
+  pwritev(): void {}
+
+  size(): number {
+    return 10_000;
+  }
+
+  truncate(): void {}
+
+  sync(): void {}
+
+  close(): void {}
+
+  seekData(): number {
+    throw this.refusal;
+  }
+
+  seekHole(): number {
+    throw this.refusal;
+  }
+}
+
+function nodeOf(host: HostFile): FileNode {
+  return new FileNode(host, {
+    driver: fileDriver,
+    filename: "no longer there",
+    readOnly: false,
+    noFlush: false,
+    fixedSize: false,
+    locking: "off",
+    unlocked: () => {},
+  });
+}
+
+for (const code of ["EINVAL", "EPERM", "ENOTSUP", "EIO"] as const) {
+  Deno.test(`holes that are not told of (${code}) are data`, async () => {
+    const node = nodeOf(new PoorFile(new BlockError(code)));
+    const { kind, length } = await node.status(1000, 5000);
+    assertEquals([kind, length], ["data", 5000]);
+    assertEquals((await node.status(0, 10_000)).length, 10_000);
+  });
+}
+
+Deno.test("data that becomes a hole while it is looked for is an extent", async () => {
+  const host = new PoorFile(new BlockError("EIO"));
+  host.seekData = () => 100;
+  host.seekHole = () => 100;
+  const { kind, length } = await nodeOf(host).status(100, 5000);
+  assertEquals([kind, length], ["data", 5000]);
+});
+
+Deno.test("a file that is not where it was has no size on disk", async () => {
+  const node = nodeOf(new PoorFile(new BlockError("EIO")));
+  assertEquals((await node.info()).actualSize, undefined);
+});

@@ -1,0 +1,64 @@
+/**
+ * What a file named on the command line holds, whatever kind of file it is.
+ *
+ * @module
+ */
+import { BlockError, codeOfErrno } from "../../core/errors.ts";
+
+/**
+ * The first bytes of a file, device or pipe, as many as it has and at most
+ * `most`. The size of a device does not say how many it has, so it is read.
+ *
+ * @param patience Milliseconds in which somebody must begin to write to a pipe.
+ * @throws {BlockError} as the system does; ENXIO for a pipe to which nobody
+ * writes.
+ */
+export async function headOf(
+  filename: string,
+  most: number,
+  patience = 5000,
+): Promise<Uint8Array> {
+  try {
+    using file = await openInTime(filename, patience);
+    const bytes = new Uint8Array(most);
+    let length = 0;
+    while (length < most) {
+      const count = await file.read(bytes.subarray(length));
+      if (count === null || count === 0) break;
+      length += count;
+    }
+    return bytes.subarray(0, length);
+  } catch (error) {
+    throw asHostError(error);
+  }
+}
+
+/** Opening a pipe takes until somebody opens its other end. */
+async function openInTime(
+  filename: string,
+  patience: number,
+): Promise<Deno.FsFile> {
+  const { isFifo } = await Deno.stat(filename);
+  const opening = Deno.open(filename);
+  if (!isFifo) return await opening;
+  const { promise: expired, reject } = Promise.withResolvers<never>();
+  const timer = setTimeout(() => reject(new BlockError("ENXIO")), patience);
+  try {
+    return await Promise.race([opening, expired]);
+  } catch (error) {
+    // Should somebody come later, there is nobody any more.
+    opening.then((file) => file.close(), () => {});
+    throw error;
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+function asHostError(error: unknown): BlockError {
+  if (error instanceof BlockError) return error;
+  const { message } = error as Error;
+  const errno = Number(/\(os error (\d+)\)/.exec(message)?.[1]);
+  const isRefused = error instanceof Deno.errors.NotCapable;
+  const code = isRefused ? "EACCES" : codeOfErrno(errno);
+  return new BlockError(code, undefined, { cause: error });
+}

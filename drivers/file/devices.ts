@@ -1,0 +1,137 @@
+/**
+ * The protocol drivers `host_device` and `host_cdrom`: the bytes of a block or
+ * character device. A plain file name that is a device's leads to them.
+ *
+ * @module
+ */
+import { roundDown, SECTOR_SIZE } from "../../core/bytes.ts";
+import { asBlockError, BlockError } from "../../core/errors.ts";
+import type { OptionTable } from "../../core/options.ts";
+import {
+  canonicalName,
+  createOptions,
+  OPEN_OPTIONS,
+  openPath,
+  openToCreate,
+  type PathDriver,
+} from "./driver.ts";
+import type { FileNode } from "./node.ts";
+
+const CREATE_OPTIONS: OptionTable = {
+  size: { type: "size", help: "Virtual disk size" },
+  // Another mode than that is refused in words of its own.
+  preallocation: {
+    type: "string",
+    help: "Preallocation mode (allowed values: off)",
+  },
+};
+
+/** What Linux numbers drives of optical discs. */
+const CDROM_MAJOR = 11;
+
+/** Devices of the host: disks, partitions, loop devices. */
+export const hostDeviceDriver: PathDriver = deviceDriver(
+  "host_device",
+  (filename) => isDevice(statOf(filename)),
+);
+
+/** Drives of optical discs. */
+export const hostCdromDriver: PathDriver = deviceDriver(
+  "host_cdrom",
+  (filename) => {
+    const { isBlockDevice, rdev } = statOf(filename) ?? {};
+    return isBlockDevice === true && numbersOf(rdev ?? 0)[0] === CDROM_MAJOR;
+  },
+);
+
+function deviceDriver(
+  name: string,
+  claimsFile: (filename: string) => boolean,
+): PathDriver {
+  const driver: PathDriver = {
+    name,
+    role: "protocol",
+    kind: "either a character or block device",
+    isKind: isDevice,
+    checkWritable,
+    claimsFile,
+    openOptions: OPEN_OPTIONS,
+    createOptions: CREATE_OPTIONS,
+    canonicalName,
+    open: (options, context) => openPath(driver, options, context),
+
+    async create(options) {
+      const { size, preallocation, ...file } = createOptions(driver, options);
+      if (preallocation !== "off") {
+        throw new BlockError(
+          "ENOTSUP",
+          `Unsupported preallocation mode '${preallocation}'`,
+        );
+      }
+      const node = openExisting(driver, file);
+      try {
+        await node.truncate(size);
+        // What was there before would be found by probing.
+        const length = Math.min(SECTOR_SIZE, node.size);
+        if (length > 0) await node.writev(0, [new Uint8Array(length)]);
+      } finally {
+        await node.close();
+      }
+    },
+  };
+  return driver;
+}
+
+/** A device is there already, or is none. */
+function openExisting(
+  driver: PathDriver,
+  file: Parameters<typeof openToCreate>[1],
+): FileNode {
+  try {
+    return openToCreate(driver, file);
+  } catch (error) {
+    throw asBlockError(error).prefixed(
+      `Protocol driver '${driver.name}' does not support image creation, and ` +
+        "opening the image failed: ",
+    );
+  }
+}
+
+function isDevice(info: Deno.FileInfo | undefined): boolean {
+  return info?.isBlockDevice === true || info?.isCharDevice === true;
+}
+
+/** What is known of a path, if we may look. */
+function statOf(filename: string): Deno.FileInfo | undefined {
+  try {
+    return Deno.statSync(filename);
+  } catch {
+    return undefined;
+  }
+}
+
+/** Linux opens write-protected devices all the same, and fails each write. */
+function checkWritable({ isBlockDevice, rdev }: Deno.FileInfo): void {
+  if (!isBlockDevice || rdev === null) return;
+  let isProtected = false;
+  try {
+    const facts = `/sys/dev/block/${numbersOf(rdev).join(":")}/ro`;
+    isProtected = Deno.readTextFileSync(facts).trim() === "1";
+  } catch {
+    // Where nobody tells, the writes will.
+  }
+  if (isProtected) {
+    throw new BlockError(
+      "EACCES",
+      "The device is not writable: Permission denied",
+    );
+  }
+}
+
+/** Linux packs both into one, each in two parts. */
+function numbersOf(device: number): [major: number, minor: number] {
+  const [high, low] = [Math.floor(device / 2 ** 32), device % 2 ** 32];
+  const major = Math.floor(low / 2 ** 8) % 2 ** 12;
+  const minor = low % 2 ** 8 + Math.floor(low / 2 ** 20) * 2 ** 8;
+  return [major + roundDown(high, 2 ** 12), minor];
+}
