@@ -10,15 +10,16 @@ import { beginWrite } from "./background_write.ts";
 import {
   denoError,
   errnoError,
-  type HostFile,
-  type PendingWrite,
+  type HostFile, type PendingWrite,
 } from "./host.ts";
 import {
-  lastErrno,
+  addressOf,
   type Libc,
   libc,
   openDescriptor,
   throwUnlessInterrupted,
+  uninterrupted,
+  writeAll,
 } from "./libc.ts";
 
 const O_RDONLY = 0;
@@ -101,7 +102,7 @@ class LibcFile implements HostFile {
         BigInt(length - done),
         BigInt(offset + done),
       );
-      if (count < 0) throwUnlessInterrupted();
+      if (count < 0) throwUnlessInterrupted(count);
       else if (count === 0) {
         part.fill(0, done);
         return;
@@ -110,18 +111,7 @@ class LibcFile implements HostFile {
   }
 
   #pwrite(offset: number, part: Uint8Array): void {
-    const { length } = part;
-    for (let done = 0; done < length;) {
-      const count = this.#libc.pwrite(
-        this.descriptor,
-        (done === 0 ? part : part.subarray(done)) as Uint8Array<ArrayBuffer>,
-        BigInt(length - done),
-        BigInt(offset + done),
-      );
-      if (count < 0) throwUnlessInterrupted();
-      else if (count === 0) throw new BlockError("ENOSPC");
-      else done += count;
-    }
+    writeAll(this.#libc, this.descriptor, offset, part);
   }
 
   beginWrite(offset: number, part: Uint8Array): PendingWrite | undefined {
@@ -134,11 +124,9 @@ class LibcFile implements HostFile {
       const end = Math.min(iov.length, first + IOV_MAX);
       let filled = 0;
       for (let i = first; i < end; i++) {
-        const part = iov[i] as Uint8Array<ArrayBuffer>;
+        const part = iov[i];
         if (part.length === 0) continue;
-        iovecs[filled++] = Deno.UnsafePointer.value(
-          Deno.UnsafePointer.of(part),
-        );
+        iovecs[filled++] = addressOf(part);
         iovecs[filled++] = BigInt(part.length);
       }
       let count = 0;
@@ -150,7 +138,7 @@ class LibcFile implements HostFile {
           BigInt(offset),
         );
         if (count < 0) {
-          throwUnlessInterrupted();
+          throwUnlessInterrupted(count);
           count = 0;
         }
       }
@@ -186,7 +174,7 @@ class LibcFile implements HostFile {
         BigInt(Math.min(length - done, MAX_COPY)),
         0,
       );
-      if (count < 0) throwUnlessInterrupted();
+      if (count < 0) throwUnlessInterrupted(count);
       // The other file ends here; to this one, that would be zeroes.
       else if (count === 0) throw new BlockError("ENOTSUP");
       else done += count;
@@ -194,17 +182,15 @@ class LibcFile implements HostFile {
   }
 
   size(): number {
-    const end = this.#libc.lseek(this.descriptor, 0n, SEEK_END);
-    if (end < 0n) throw errnoError(lastErrno());
-    return Number(end);
+    return uninterrupted(() => this.#seek(0, SEEK_END));
   }
 
   truncate(size: number): void {
-    this.#retry(() => this.#libc.ftruncate(this.descriptor, BigInt(size)));
+    uninterrupted(() => this.#libc.ftruncate(this.descriptor, BigInt(size)));
   }
 
   sync(): void {
-    this.#retry(() => this.#libc.fdatasync(this.descriptor));
+    uninterrupted(() => this.#libc.fdatasync(this.descriptor));
   }
 
   punchHole(offset: number, length: number): void {
@@ -221,34 +207,38 @@ class LibcFile implements HostFile {
 
   #fallocate(mode: number, offset: number, length: number): void {
     const [from, bytes] = [BigInt(offset), BigInt(length)];
-    this.#retry(() => this.#libc.fallocate(this.descriptor, mode, from, bytes));
-  }
-
-  #retry(call: () => number): void {
-    while (call() < 0) throwUnlessInterrupted();
+    uninterrupted(() =>
+      this.#libc.fallocate(this.descriptor, mode, from, bytes)
+    );
   }
 
   seekData(offset: number): number | undefined {
-    // That no data follows is told by errno, which the runtime itself may
-    // overwrite before we look (seen: ENOENT, once in many runs). Asking again
-    // settles it.
+    // That no data follows is told by an error's number alone, and whoever
+    // believes a wrong one loses that data. So it has to say so twice, and the
+    // other question must agree.
     for (let attempt = 1;; attempt++) {
-      const found = this.#libc.lseek(
-        this.descriptor,
-        BigInt(offset),
-        SEEK_DATA,
-      );
-      if (found >= 0n) return Number(found);
-      const errno = lastErrno();
-      if (errno === ENXIO) return undefined;
-      if (attempt === 3) throw errnoError(errno);
+      const found = this.#seek(offset, SEEK_DATA);
+      if (found >= 0) return found;
+      const isAgain = this.#seek(offset, SEEK_DATA) === found;
+      if (isAgain && found === -ENXIO && this.#isInHole(offset)) {
+        return undefined;
+      }
+      if (isAgain || attempt === 3) throw errnoError(-found);
     }
   }
 
+  /** Whether no data is at `offset`, or the file ends before. */
+  #isInHole(offset: number): boolean {
+    const hole = this.#seek(offset, SEEK_HOLE);
+    return hole === offset || hole === -ENXIO;
+  }
+
   seekHole(offset: number): number {
-    const found = this.#libc.lseek(this.descriptor, BigInt(offset), SEEK_HOLE);
-    if (found < 0n) throw errnoError(lastErrno());
-    return Number(found);
+    return uninterrupted(() => this.#seek(offset, SEEK_HOLE));
+  }
+
+  #seek(offset: number, whence: number): number {
+    return this.#libc.lseek(this.descriptor, BigInt(offset), whence);
   }
 
   close(): void {
