@@ -10,7 +10,8 @@ import { beginWrite } from "./background_write.ts";
 import {
   denoError,
   errnoError,
-  type HostFile, type PendingWrite,
+  type HostFile,
+  type PendingWrite,
 } from "./host.ts";
 import {
   addressOf,
