@@ -34,6 +34,8 @@ interface NativeGlobals {
       functions: object,
     ): { symbols: unknown; close(): void };
     unrefTimer?(timer: unknown): void;
+    addSignalListener?(signal: string, listener: () => void): void;
+    removeSignalListener?(signal: string, listener: () => void): void;
   };
 }
 
@@ -233,6 +235,28 @@ export function isEqual(a: Uint8Array, b: Uint8Array): boolean {
 /** Have a timer not keep the program running, where that can be said. */
 export function unrefTimer(timer: unknown): void {
   globals().Deno?.unrefTimer?.(timer);
+}
+
+/**
+ * Have a signal not end the program, until what is returned is disposed of;
+ * where the runtime has such signals.
+ */
+export function surviveSignal(signal: string): Disposable {
+  const { Deno } = globals();
+  const listener = () => {};
+  let isListening = false;
+  try {
+    Deno?.addSignalListener?.(signal, listener);
+    isListening = true;
+  } catch {
+    // Not all systems know all of them.
+  }
+  return {
+    [Symbol.dispose]() {
+      if (isListening) Deno?.removeSignalListener?.(signal, listener);
+      isListening = false;
+    },
+  };
 }
 
 /**

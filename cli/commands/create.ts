@@ -4,7 +4,6 @@ import { asBlockError, BlockError } from "../../core/errors.ts";
 import { resolveName } from "../../core/names.ts";
 import { openNode } from "../../core/open.ts";
 import type { OptionTable, OptionValues } from "../../core/options.ts";
-import "../../drivers/all.ts";
 import {
   BACKING_FORMAT,
   type Command,
@@ -21,6 +20,7 @@ import {
   OptionList,
   printCreateHelp,
 } from "../create_options.ts";
+import { creating } from "../images.ts";
 import { sizeArgument } from "../numbers.ts";
 import { type Program, usageError } from "../program.ts";
 import { isSameFile, Target } from "../target.ts";
@@ -127,8 +127,8 @@ async function create(
   // QEMU tells it before, whether or not it can be done.
   if (!program.isOurs) tell();
   try {
-    const { secrets } = program;
-    const make = () => createImage(format, filename, values, { secrets });
+    const wishes = creating(program);
+    const make = () => createImage(format, filename, values, wishes);
     await (program.isOurs ? makeWhole(program, filename, make) : make());
   } catch (error) {
     throw explainTooLarge(asBlockError(error), format, table, values);

@@ -80,14 +80,14 @@ export const fileDriver: BlockDriver = {
     return node;
   },
 
-  async create(options) {
+  async create(options, context) {
     const { size, preallocation, ...file } = createOptions(options);
     makeFile(file.filename);
     const node = openFile({
       ...file,
       readOnly: false,
       noFlush: false,
-      unlocked: () => {},
+      unlocked: (why) => context.unlocked(cannotLock(file.filename, why)),
     });
     try {
       // Nothing is lost of a file that somebody else is using.
@@ -158,13 +158,17 @@ function createOptions(options: OptionValues) {
   };
 }
 
+function cannotLock(filename: string, why: string): string {
+  return `'${filename}' cannot be locked: ${why}`;
+}
+
 /** Who asked for locks is told in any case, others if they might do damage. */
 function tellUnlocked(
   { filename, locking }: FileOptions,
   context: OpenContext,
   why: string,
 ): void {
-  const message = `'${filename}' cannot be locked: ${why}`;
+  const message = cannotLock(filename, why);
   if (locking === "on") context.warn(message);
   else if (!context.readOnly) context.unlocked(message);
 }

@@ -7,22 +7,37 @@
 import type { IoVector } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
 import { denoError, type HostFile } from "./host.ts";
+import { heedSizeLimit } from "./size_limit.ts";
 
 /** Open an existing file. */
 export function openFsFile(path: string, readOnly: boolean): HostFile {
   try {
-    return new DenoFile(Deno.openSync(path, { read: true, write: !readOnly }));
+    const file = Deno.openSync(path, { read: true, write: !readOnly });
+    return new DenoFile(file, readOnly ? undefined : heedSizeLimit());
   } catch (error) {
     throw denoError(error);
+  }
+}
+
+/** Make a call until no signal interrupts it. The other calls do so by themselves. */
+function retry<T>(call: () => T): T {
+  for (;;) {
+    try {
+      return call();
+    } catch (error) {
+      if (!(error instanceof Deno.errors.Interrupted)) throw error;
+    }
   }
 }
 
 /** Seeking and moving follow each other synchronously: nobody comes between. */
 class DenoFile implements HostFile {
   readonly #file: Deno.FsFile;
+  readonly #limit?: Disposable;
 
-  constructor(file: Deno.FsFile) {
+  constructor(file: Deno.FsFile, limit?: Disposable) {
     this.#file = file;
+    this.#limit = limit;
   }
 
   preadv(offset: number, iov: IoVector): void {
@@ -36,7 +51,7 @@ class DenoFile implements HostFile {
 
   #read(part: Uint8Array): void {
     for (let done = 0; done < part.length;) {
-      const count = this.#file.readSync(part.subarray(done));
+      const count = retry(() => this.#file.readSync(part.subarray(done)));
       if (count === null || count === 0) {
         part.fill(0, done);
         return;
@@ -56,7 +71,7 @@ class DenoFile implements HostFile {
 
   #write(part: Uint8Array): void {
     for (let done = 0; done < part.length;) {
-      const count = this.#file.writeSync(part.subarray(done));
+      const count = retry(() => this.#file.writeSync(part.subarray(done)));
       if (count === 0) throw new BlockError("ENOSPC");
       done += count;
     }
@@ -88,5 +103,6 @@ class DenoFile implements HostFile {
 
   close(): void {
     this.#file.close();
+    this.#limit?.[Symbol.dispose]();
   }
 }

@@ -22,6 +22,7 @@ import {
   uninterrupted,
   writeAll,
 } from "./libc.ts";
+import { heedSizeLimit } from "./size_limit.ts";
 
 const O_RDONLY = 0;
 const O_RDWR = 0o2;
@@ -59,7 +60,7 @@ export function openLibcFile(path: string, readOnly: boolean): HostFile {
   }
   requirePermissions(path, readOnly);
   const fd = openDescriptor(library, path, readOnly ? O_RDONLY : O_RDWR);
-  return new LibcFile(library, fd);
+  return new LibcFile(library, fd, readOnly ? undefined : heedSizeLimit());
 }
 
 /**
@@ -74,13 +75,16 @@ function requirePermissions(path: string, readOnly: boolean): void {
   }
 }
 
-class LibcFile implements HostFile {
+/** An open file, by its descriptor. */
+export class LibcFile implements HostFile {
   readonly #libc: Libc;
   readonly descriptor: number;
+  readonly #limit?: Disposable;
 
-  constructor(library: Libc, descriptor: number) {
+  constructor(library: Libc, descriptor: number, limit?: Disposable) {
     this.#libc = library;
     this.descriptor = descriptor;
+    this.#limit = limit;
   }
 
   preadv(offset: number, iov: IoVector): void {
@@ -244,5 +248,6 @@ class LibcFile implements HostFile {
 
   close(): void {
     this.#libc.close(this.descriptor);
+    this.#limit?.[Symbol.dispose]();
   }
 }

@@ -1,0 +1,39 @@
+/**
+ * The limit that a system may set to the size of files (`ulimit -f`).
+ *
+ * @module
+ */
+import { surviveSignal } from "../../core/runtime.ts";
+import { type Libc, libc } from "./libc.ts";
+
+const RLIMIT_FSIZE = 1;
+const RLIM_INFINITY = 0xffff_ffff_ffff_ffffn;
+
+let writers = 0;
+let survival: Disposable | undefined;
+
+/**
+ * Have writes past the limit fail with EFBIG as long as a file is open for
+ * writing. The signal that comes first would end the program without a word;
+ * to listen to it takes a millisecond or two, and a limit is rare.
+ */
+export function heedSizeLimit(): Disposable {
+  if (writers++ === 0 && isLimited(libc())) survival = surviveSignal("SIGXFSZ");
+  return {
+    [Symbol.dispose]() {
+      if (--writers > 0) return;
+      survival?.[Symbol.dispose]();
+      survival = undefined;
+    },
+  };
+}
+
+/** Whether there is a limit, as far as that can be told. */
+function isLimited(library: Libc | null): boolean {
+  const limits = new BigUint64Array(2);
+  const result = library?.getrlimit(
+    RLIMIT_FSIZE,
+    new Uint8Array(limits.buffer),
+  );
+  return result !== 0 || limits[0] !== RLIM_INFINITY;
+}
