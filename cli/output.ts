@@ -75,7 +75,7 @@ export class Output {
     this.#length = 0;
     this.#hold(whole.subarray(whole.length - rest));
     // So much that the file may become too large for the user's limit.
-    using _ = surviveSignal("SIGXFSZ");
+    surviveSignal("SIGXFSZ");
     this.#writeOut(whole.subarray(0, whole.length - rest));
   }
 

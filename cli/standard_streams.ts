@@ -87,7 +87,7 @@ export async function writeOutput(
   chunks: AsyncIterable<Uint8Array>,
 ): Promise<void> {
   // At a limit to the size of files, it fails with an error that is told.
-  using _ = surviveSignal("SIGXFSZ");
+  surviveSignal("SIGXFSZ");
   for await (const chunk of chunks) {
     try {
       for (let at = 0; at < chunk.length;) {

@@ -35,7 +35,6 @@ interface NativeGlobals {
     ): { symbols: unknown; close(): void };
     unrefTimer?(timer: unknown): void;
     addSignalListener?(signal: string, listener: () => void): void;
-    removeSignalListener?(signal: string, listener: () => void): void;
   };
 }
 
@@ -237,26 +236,21 @@ export function unrefTimer(timer: unknown): void {
   globals().Deno?.unrefTimer?.(timer);
 }
 
+const survived = new Set<string>();
+
 /**
- * Have a signal not end the program, until what is returned is disposed of;
- * where the runtime has such signals.
+ * Have a signal not end the program from now on, where the runtime has such
+ * signals. There is no way back: Deno delivers signals late, and one that came
+ * before a listener was removed would end the program after that.
  */
-export function surviveSignal(signal: string): Disposable {
-  const { Deno } = globals();
-  const listener = () => {};
-  let isListening = false;
+export function surviveSignal(signal: string): void {
+  if (survived.has(signal)) return;
+  survived.add(signal);
   try {
-    Deno?.addSignalListener?.(signal, listener);
-    isListening = true;
+    globals().Deno?.addSignalListener?.(signal, () => {});
   } catch {
     // Not all systems know all of them.
   }
-  return {
-    [Symbol.dispose]() {
-      if (isListening) Deno?.removeSignalListener?.(signal, listener);
-      isListening = false;
-    },
-  };
 }
 
 /**

@@ -13,7 +13,8 @@ import { heedSizeLimit } from "./size_limit.ts";
 export function openFsFile(path: string, readOnly: boolean): HostFile {
   try {
     const file = Deno.openSync(path, { read: true, write: !readOnly });
-    return new DenoFile(file, readOnly ? undefined : heedSizeLimit());
+    if (!readOnly) heedSizeLimit();
+    return new DenoFile(file);
   } catch (error) {
     throw denoError(error);
   }
@@ -33,11 +34,9 @@ function retry<T>(call: () => T): T {
 /** Seeking and moving follow each other synchronously: nobody comes between. */
 class DenoFile implements HostFile {
   readonly #file: Deno.FsFile;
-  readonly #limit?: Disposable;
 
-  constructor(file: Deno.FsFile, limit?: Disposable) {
+  constructor(file: Deno.FsFile) {
     this.#file = file;
-    this.#limit = limit;
   }
 
   preadv(offset: number, iov: IoVector): void {
@@ -103,6 +102,5 @@ class DenoFile implements HostFile {
 
   close(): void {
     this.#file.close();
-    this.#limit?.[Symbol.dispose]();
   }
 }

@@ -60,7 +60,8 @@ export function openLibcFile(path: string, readOnly: boolean): HostFile {
   }
   requirePermissions(path, readOnly);
   const fd = openDescriptor(library, path, readOnly ? O_RDONLY : O_RDWR);
-  return new LibcFile(library, fd, readOnly ? undefined : heedSizeLimit());
+  if (!readOnly) heedSizeLimit();
+  return new LibcFile(library, fd);
 }
 
 /**
@@ -79,12 +80,10 @@ function requirePermissions(path: string, readOnly: boolean): void {
 export class LibcFile implements HostFile {
   readonly #libc: Libc;
   readonly descriptor: number;
-  readonly #limit?: Disposable;
 
-  constructor(library: Libc, descriptor: number, limit?: Disposable) {
+  constructor(library: Libc, descriptor: number) {
     this.#libc = library;
     this.descriptor = descriptor;
-    this.#limit = limit;
   }
 
   preadv(offset: number, iov: IoVector): void {
@@ -248,6 +247,5 @@ export class LibcFile implements HostFile {
 
   close(): void {
     this.#libc.close(this.descriptor);
-    this.#limit?.[Symbol.dispose]();
   }
 }

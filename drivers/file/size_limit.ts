@@ -9,23 +9,17 @@ import { type Libc, libc } from "./libc.ts";
 const RLIMIT_FSIZE = 1;
 const RLIM_INFINITY = 0xffff_ffff_ffff_ffffn;
 
-let writers = 0;
-let survival: Disposable | undefined;
+let isHeeded = false;
 
 /**
- * Have writes past the limit fail with EFBIG as long as a file is open for
- * writing. The signal that comes first would end the program without a word;
- * to listen to it takes a millisecond or two, and a limit is rare.
+ * Have writes past the limit fail with EFBIG. The signal that comes first would
+ * end the program without a word; to listen to it takes a millisecond or two,
+ * and a limit is rare.
  */
-export function heedSizeLimit(): Disposable {
-  if (writers++ === 0 && isLimited(libc())) survival = surviveSignal("SIGXFSZ");
-  return {
-    [Symbol.dispose]() {
-      if (--writers > 0) return;
-      survival?.[Symbol.dispose]();
-      survival = undefined;
-    },
-  };
+export function heedSizeLimit(): void {
+  if (isHeeded) return;
+  isHeeded = true;
+  if (isLimited(libc())) surviveSignal("SIGXFSZ");
 }
 
 /** Whether there is a limit, as far as that can be told. */
