@@ -35,6 +35,7 @@ export interface HostFile {
   truncate(size: number): void;
   /** Have what was written reach the disk. */
   sync(): void;
+  /** It is closed even if this throws. */
   close(): void;
 
   /**

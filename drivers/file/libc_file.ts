@@ -246,6 +246,9 @@ export class LibcFile implements HostFile {
   }
 
   close(): void {
-    this.#libc.close(this.descriptor);
+    // It is closed in any case: after a signal, another file may have its
+    // descriptor. Some file systems say only now that there was no space.
+    const result = this.#libc.close(this.descriptor);
+    if (result < 0) throwUnlessInterrupted(result);
   }
 }
