@@ -4,7 +4,7 @@
  * @module
  */
 import type { BlockDriver, OpenContext } from "../../core/driver.ts";
-import { BlockError } from "../../core/errors.ts";
+import { BlockError, invalid } from "../../core/errors.ts";
 import { normalizePath } from "../../core/names.ts";
 import type { Preallocation } from "../../core/node.ts";
 import {
@@ -64,6 +64,7 @@ export const fileDriver: BlockDriver = {
 
   async open(options, context) {
     const parsed = openOptions(options);
+    if (parsed.filename === "") throw nameless();
     const node = openFile({
       ...parsed,
       // Loading libc takes 2 ms, which one look at a header does not repay.
@@ -124,18 +125,17 @@ interface FileOptions {
 function openOptions(options: OptionValues): FileOptions {
   const parsed = parseOptions(OPEN_OPTIONS, options);
   const { filename, io = "auto", aio, locking = "auto" } = parsed;
-  if (filename === undefined) {
-    throw new BlockError(
-      "EINVAL",
-      "The 'file' block driver requires a file name",
-    );
-  }
+  if (filename === undefined) throw nameless();
   return {
     filename: String(filename),
     io: String(io),
     ...(aio !== undefined && { aio: oneOf(AIO_MODES, aio) }),
     locking: oneOf(LOCKING_MODES, locking),
   };
+}
+
+function nameless(): BlockError {
+  return invalid("The 'file' block driver requires a file name");
 }
 
 const AIO_MODES = ["threads", "native", "io_uring"] as const;
@@ -184,6 +184,7 @@ function openFile(request: FileRequest): FileNode {
   const { filename, io, readOnly } = request;
   let host: HostFile | undefined;
   try {
+    checkName(filename);
     const { isFile, ...is } = Deno.statSync(filename);
     // To open a pipe would wait for whoever may open its other end.
     if (is.isDirectory || is.isFifo || is.isSocket) {
@@ -218,14 +219,22 @@ const FIRST_BLOCK = 4096;
 /** Make an empty file, unless there is one. */
 function makeFile(filename: string): void {
   try {
+    checkName(filename);
     Deno.openSync(filename, { write: true, create: true, mode: 0o644 }).close();
   } catch (error) {
-    const { code, hint } = denoError(error);
-    throw new BlockError(
-      code,
-      `Could not create '${filename}': ${new BlockError(code).message}`,
-      { cause: error, hint },
-    );
+    throw denoError(error).prefixed(`Could not create '${filename}': `);
+  }
+}
+
+/**
+ * Refuse a name that is not the one of the file that is meant: text has the
+ * replacement character where bytes were no UTF-8, and the system would be
+ * given that where text is not well-formed.
+ */
+function checkName(filename: string): void {
+  if (filename.includes("\0")) throw new BlockError("ENOENT");
+  if (filename.includes("\ufffd") || !filename.isWellFormed()) {
+    throw invalid("The name of the file is not UTF-8");
   }
 }
 
