@@ -9,8 +9,15 @@
 // know whether this is the program. So it is looked at before.
 if (!("Deno" in globalThis)) refuse();
 else if (import.meta.main) {
-  const { main } = await import("./cli/main.ts");
+  const { main } = await import("./cli/main.ts").catch(tellPermission);
   Deno.exit(await main(Deno.args));
+}
+
+/** What loads its parts late has to be permitted to read them. */
+function tellPermission(error: Error): never {
+  if (!error.message.startsWith("Requires ")) throw error;
+  console.error(`bdrv: ${error.message}`);
+  Deno.exit(1);
 }
 
 /** Say what is needed, in the words of a program that was started by Node.js. */
