@@ -26,6 +26,7 @@ export type ErrorCode =
   | "EROFS"
   | "ERANGE"
   | "ENAMETOOLONG"
+  | "ENOLCK"
   | "ENOSYS"
   | "ENOTSUP"
   | "ENOMEDIUM"
@@ -57,6 +58,7 @@ const CODES: {
   EROFS: [30, "Read-only file system"],
   ERANGE: [34, "Numerical result out of range"],
   ENAMETOOLONG: [36, "File name too long"],
+  ENOLCK: [37, "No locks available"],
   ENOSYS: [38, "Function not implemented"],
   ENOTSUP: [95, "Operation not supported"],
   ENOMEDIUM: [123, "No medium found"],

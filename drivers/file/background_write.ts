@@ -13,6 +13,9 @@ const SIGEV_NONE = 1;
 const EINTR = 4;
 const EINPROGRESS = 115;
 
+/** Bound before a write begins, which has to be waited for then. */
+const WAITING = ["aio_error", "aio_return", "aio_suspend"] as const;
+
 let isAvailable = true;
 
 /**
@@ -59,6 +62,7 @@ class BackgroundWrite implements PendingWrite {
     this.#part = part;
     this.#block.descriptor = descriptor;
     this.#block.setRange(addressOf(part), part.length, offset);
+    for (const name of WAITING) void library[name];
     const code = library.aio_write(this.#block.bytes);
     if (code < 0) throw errnoError(-code);
   }

@@ -311,7 +311,13 @@ export class FileNode implements BlockNode {
   // deno-lint-ignore require-await
   async info(): Promise<NodeInfo> {
     // Not the asynchronous one, whose first call costs 1 to 4 ms.
-    const { blocks } = Deno.statSync(this.filename);
+    let blocks: number | null;
+    try {
+      ({ blocks } = Deno.statSync(this.filename));
+    } catch {
+      // It has another name by now, or none; or we may not look any more.
+      blocks = null;
+    }
     // POSIX counts blocks of 512 bytes, whatever the file system's own are.
     const actualSize = blocks === null ? undefined : blocks * 512;
     return { dirty: false, actualSize };
