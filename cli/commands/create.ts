@@ -1,6 +1,6 @@
 /** `create`: make an image. @module */
 import { createImage } from "../../core/create.ts";
-import { asBlockError, BlockError } from "../../core/errors.ts";
+import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import { resolveName } from "../../core/names.ts";
 import { openNode } from "../../core/open.ts";
 import type { OptionTable, OptionValues } from "../../core/options.ts";
@@ -131,7 +131,11 @@ async function create(
     const make = () => createImage(format, filename, values, wishes);
     await (program.isOurs ? makeWhole(program, filename, make) : make());
   } catch (error) {
-    throw explainTooLarge(asBlockError(error), format, table, values);
+    const why = asBlockError(error);
+    // QEMU's program takes the system's limits for those of the format.
+    throw program.isOurs && isOfSystem(why, format, values)
+      ? why
+      : explainTooLarge(why, format, table, values);
   }
   if (program.isOurs) tell();
   return 0;
@@ -239,6 +243,16 @@ async function openBackingFile(
       hint: hints.filter((hint) => hint !== undefined).join("\n"),
     });
   }
+}
+
+/** Whether it is the system that cannot have so large a file. */
+function isOfSystem(
+  { code, message }: BlockError,
+  format: string,
+  { preallocation = "off" }: OptionValues,
+): boolean {
+  return message === strerror(code) &&
+    (format === "raw" || preallocation !== "off");
 }
 
 /** What a driver says of too large a size helps less than this. */
