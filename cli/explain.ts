@@ -50,7 +50,8 @@ function fileMeant(
   const { message } = error;
   const isOfImage = error instanceof BlockError || OF_AN_IMAGE.test(message);
   const file = message.startsWith("error while writing")
-    ? operands.at(-1)
+    ? operands.find((operand) => operand.startsWith("of="))?.slice(3) ??
+      operands.at(-1)
     : operands.length === 1 && isOfImage
     ? operands[0]
     : undefined;

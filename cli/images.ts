@@ -6,6 +6,7 @@
 import type { OpenPurpose } from "../core/driver.ts";
 import { asBlockError } from "../core/errors.ts";
 import type { BlockNode } from "../core/node.ts";
+import type { CreateOptions } from "../core/create.ts";
 import { openNode } from "../core/open.ts";
 import type { CacheMode, OpenOptions } from "../core/open_options.ts";
 import type { OptionValues } from "../core/options.ts";
@@ -101,6 +102,12 @@ export function reporting(
       onUnlocked: (why) => warnUnlocked(program, why),
     }),
   };
+}
+
+/** What a program has to offer to the making of an image. */
+export function creating(program: Program): CreateOptions {
+  const { secrets } = program;
+  return { secrets, onUnlocked: reporting(program).onUnlocked };
 }
 
 let hasWarned = false;

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { Program } from "./program.ts";
+import { CommandError, Program } from "./program.ts";
 
 /** What a program's module offers. */
 interface ProgramModule {
@@ -37,11 +37,22 @@ export async function main(args: readonly string[]): Promise<number> {
   const program = new Program(name);
   let code: number;
   try {
+    checkText(args);
     code = await (await PROGRAMS[name]()).run(program, rest);
   } catch (error) {
     code = program.fail(error);
   }
   return program.finish(code);
+}
+
+/**
+ * Refuse arguments that are not UTF-8. Deno replaces what is not, so that they
+ * would name other files, images and snapshots.
+ */
+function checkText(args: readonly string[]): void {
+  const wrong = args.find((arg) => arg.includes("\ufffd"));
+  if (wrong === undefined) return;
+  throw new CommandError(`The argument '${wrong}' is not UTF-8`);
 }
 
 /** The name of a compiled binary, or of the link to it that was called. */

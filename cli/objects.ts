@@ -5,7 +5,7 @@
  * @module
  */
 import { aes } from "../core/ciphers.ts";
-import { type BlockError, invalid } from "../core/errors.ts";
+import { asBlockError, type BlockError, invalid } from "../core/errors.ts";
 import { parseKeyValueList } from "../core/options.ts";
 import type { SecretRequest } from "../core/secrets.ts";
 import { defineThrottleObject, THROTTLE_HELP } from "./throttle_object.ts";
@@ -182,6 +182,7 @@ function readValue(properties: Properties): Uint8Array {
       : (error as Error).message;
     throw invalid(
       `Unable to read ${file}: Failed to open file “${file}”: ${reason}`,
+      asBlockError(error).hint,
     );
   }
 }

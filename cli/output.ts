@@ -4,6 +4,9 @@
  * @module
  */
 import { writeAllSync } from "@std/io/write-all";
+import { codeOfErrno, strerror } from "../core/errors.ts";
+import { surviveSignal } from "../core/runtime.ts";
+import { CommandError } from "./command_error.ts";
 
 /** The reader of our output has gone; nobody is left to tell anything. */
 export class ReaderGone extends Error {
@@ -12,6 +15,12 @@ export class ReaderGone extends Error {
 }
 
 const BLOCK = 4096;
+
+/** Milliseconds after which it is tried again to write to a full pipe. */
+export const PAUSE = 5;
+
+/** Linux's number for a pipe whose reader has gone. */
+const EPIPE = 32;
 
 /**
  * Text on its way to standard output: held back in blocks where it goes to a
@@ -23,6 +32,15 @@ export class Output {
   #length = 0;
   #interactive?: boolean;
   readonly #encoder = new TextEncoder();
+  #failure?: CommandError;
+
+  /**
+   * Why not everything could be written, if so. Nobody is told before the end:
+   * whoever is changing an image must not be stopped by that.
+   */
+  get failure(): CommandError | undefined {
+    return this.#failure;
+  }
 
   /** Add text. */
   write(text: string): void {
@@ -40,7 +58,7 @@ export class Output {
   flush(): void {
     const held = this.#held.subarray(0, this.#length);
     this.#length = 0;
-    writeOut(held);
+    this.#writeOut(held);
   }
 
   #hold(bytes: Uint8Array): void {
@@ -56,15 +74,50 @@ export class Output {
     const rest = whole.length % BLOCK;
     this.#length = 0;
     this.#hold(whole.subarray(whole.length - rest));
-    writeOut(whole.subarray(0, whole.length - rest));
+    // So much that the file may become too large for the user's limit.
+    surviveSignal("SIGXFSZ");
+    this.#writeOut(whole.subarray(0, whole.length - rest));
+  }
+
+  /** After something is missing, nothing follows. */
+  #writeOut(bytes: Uint8Array): void {
+    if (this.#failure) return;
+    try {
+      writeFully(Deno.stdout, bytes);
+    } catch (error) {
+      if (error instanceof Deno.errors.BrokenPipe) throw new ReaderGone();
+      this.#failure = streamError("write to standard output", error);
+    }
   }
 }
 
-function writeOut(bytes: Uint8Array): void {
-  try {
-    writeAllSync(Deno.stdout, bytes);
-  } catch (error) {
-    if (error instanceof Deno.errors.BrokenPipe) throw new ReaderGone();
-    throw error;
+/** What a stream needs in order to be written to. */
+interface Stream {
+  writeSync(bytes: Uint8Array): number;
+}
+
+/** Write everything, whatever interrupts that, and however full a pipe is. */
+export function writeFully(stream: Stream, bytes: Uint8Array): void {
+  writeAllSync({ writeSync: (rest) => writePatiently(stream, rest) }, bytes);
+}
+
+function writePatiently(stream: Stream, bytes: Uint8Array): number {
+  for (;;) {
+    try {
+      return stream.writeSync(bytes);
+    } catch (error) {
+      if (error instanceof Deno.errors.Interrupted) continue;
+      if (!(error instanceof Deno.errors.WouldBlock)) throw error;
+      // Who shares the pipe with us has set it up not to wait.
+      Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, PAUSE);
+    }
   }
+}
+
+/** The error of a standard stream; `what` could not be done. */
+export function streamError(what: string, error: unknown): CommandError {
+  const { message } = error as Error;
+  const errno = Number(/\(os error (\d+)\)/.exec(message)?.[1]);
+  const why = errno === EPIPE ? "Broken pipe" : strerror(codeOfErrno(errno));
+  return new CommandError(`Cannot ${what}: ${why}`);
 }

@@ -3,40 +3,13 @@
  *
  * @module
  */
-import { BlockError } from "../core/errors.ts";
+import { asBlockError, BlockError } from "../core/errors.ts";
 import type { SecretSource } from "../core/secrets.ts";
 import type { Secrets } from "./objects.ts";
-import { Output, ReaderGone } from "./output.ts";
+import { CommandError } from "./command_error.ts";
+import { Output, ReaderGone, writeFully } from "./output.ts";
 
-/** Facts about a {@linkcode CommandError}. */
-export interface CommandErrorOptions extends ErrorOptions {
-  /** Lines for the user that follow the message. */
-  hint?: string;
-  /** The exit code. Default: 1. */
-  code?: number;
-  /** Whether the command line was wrong: the way to the help is told. */
-  usage?: boolean;
-}
-
-/** A command that cannot go on. Its message is for the user. */
-export class CommandError extends Error {
-  /** The class name. */
-  override name = "CommandError";
-  /** Lines for the user that follow the message. */
-  readonly hint?: string;
-  /** The exit code. */
-  readonly code: number;
-  /** Whether the command line was wrong. */
-  readonly usage: boolean;
-
-  /** Each line of `message` is reported with the program's name before it. */
-  constructor(message: string, options: CommandErrorOptions = {}) {
-    super(message, options);
-    this.hint = options.hint;
-    this.code = options.code ?? 1;
-    this.usage = options.usage ?? false;
-  }
-}
+export { CommandError } from "./command_error.ts";
 
 /** A mistake on the command line. */
 export function usageError(message: string): CommandError {
@@ -102,11 +75,8 @@ export class Program {
 
   /** Write to standard error; nothing is added. */
   printError(text: string): void {
-    const bytes = new TextEncoder().encode(text);
     try {
-      for (let at = 0; at < bytes.length;) {
-        at += Deno.stderr.writeSync(bytes.subarray(at));
-      }
+      writeFully(Deno.stderr, new TextEncoder().encode(text));
     } catch {
       // There is no other place to complain to.
     }
@@ -150,7 +120,10 @@ export class Program {
     } else if (thrown instanceof BlockError) {
       this.error(thrown.message, thrown.hint);
     } else {
-      this.error(`internal error: ${String(thrown).split("\n")[0]}`);
+      // A module that could not be loaded, for one.
+      const { code, message, hint } = asBlockError(thrown);
+      const what = `internal error: ${String(thrown).split("\n")[0]}`;
+      this.error(code === "EACCES" ? message : what, hint);
     }
     this.#printStack(thrown);
     return thrown instanceof CommandError ? thrown.code : 1;
@@ -160,10 +133,11 @@ export class Program {
   finish(code: number): number {
     try {
       this.output.flush();
-      return code;
     } catch (error) {
       return this.fail(error);
     }
+    const { failure } = this.output;
+    return failure ? code || this.fail(failure) : code;
   }
 
   #printStack(thrown: unknown): void {
@@ -174,11 +148,11 @@ export class Program {
   }
 }
 
-/** Whether the developer asked for stacks. */
+/** Whether the developer asked for stacks. Nobody is asked for a permission. */
 function wantsStack(): boolean {
-  try {
-    return Deno.env.get("BDRV_DEBUG") !== undefined;
-  } catch {
-    return false;
-  }
+  const { state } = Deno.permissions.querySync({
+    name: "env",
+    variable: "BDRV_DEBUG",
+  });
+  return state === "granted" && Deno.env.get("BDRV_DEBUG") !== undefined;
 }

@@ -3,7 +3,6 @@
  *
  * @module
  */
-import { codeOfErrno, strerror } from "../core/errors.ts";
 import { HEAD_LENGTH, TAIL_LENGTH } from "../core/formats.ts";
 import {
   doubtsOfRaw,
@@ -12,10 +11,9 @@ import {
   onlyFormat,
   type Sample,
 } from "../core/probe.ts";
+import { surviveSignal } from "../core/runtime.ts";
+import { PAUSE, streamError } from "./output.ts";
 import { CommandError, type Program } from "./program.ts";
-
-/** Linux's number for a pipe whose reader has gone. */
-const EPIPE = 32;
 
 /**
  * The name of the file that is standard input; `undefined` if it is a pipe, or
@@ -95,7 +93,7 @@ async function* inputChunks(): AsyncGenerator<Uint8Array, void> {
     // Not synchronously: while that waits, no signal is heeded.
     for await (const chunk of Deno.stdin.readable) yield chunk;
   } catch (error) {
-    throw failed("read from standard input", error);
+    throw streamError("read from standard input", error);
   }
 }
 
@@ -112,30 +110,29 @@ export function checkOutput(): void {
 export async function writeOutput(
   chunks: AsyncIterable<Uint8Array>,
 ): Promise<void> {
+  // At a limit to the size of files, it fails with an error that is told.
+  surviveSignal("SIGXFSZ");
   for await (const chunk of chunks) {
     try {
       for (let at = 0; at < chunk.length;) {
         at += await writeSome(chunk.subarray(at));
       }
     } catch (error) {
-      throw failed("write to standard output", error);
+      throw streamError("write to standard output", error);
     }
   }
 }
 
 /** Four times as fast synchronously; a pipe may be set up not to wait, though. */
 async function writeSome(bytes: Uint8Array): Promise<number> {
-  try {
-    return Deno.stdout.writeSync(bytes);
-  } catch (error) {
-    if (!(error instanceof Deno.errors.WouldBlock)) throw error;
-    return await Deno.stdout.write(bytes);
+  for (;;) {
+    try {
+      return Deno.stdout.writeSync(bytes);
+    } catch (error) {
+      if (error instanceof Deno.errors.Interrupted) continue;
+      if (!(error instanceof Deno.errors.WouldBlock)) throw error;
+      // Signals are heeded meanwhile.
+      await new Promise((resolve) => setTimeout(resolve, PAUSE));
+    }
   }
-}
-
-function failed(what: string, error: unknown): CommandError {
-  const { message } = error as Error;
-  const errno = Number(/\(os error (\d+)\)/.exec(message)?.[1]);
-  const why = errno === EPIPE ? "Broken pipe" : strerror(codeOfErrno(errno));
-  return new CommandError(`Cannot ${what}: ${why}`);
 }

@@ -17,6 +17,11 @@ import type { Source } from "./spec.ts";
 export interface CreateOptions {
   /** Where the keys of encrypted images come from. */
   secrets?: SecretSource;
+  /**
+   * Learns why a file cannot be locked, before anything in it is lost; `why` is
+   * a sentence. Default: it is made all the same, and nobody is told.
+   */
+  onUnlocked?(why: string): void;
 }
 
 /**
@@ -41,7 +46,7 @@ export async function createImage(
   format: string,
   target: Source,
   options: OptionValues = {},
-  { secrets }: CreateOptions = {},
+  wishes: CreateOptions = {},
 ): Promise<void> {
   const driver = findDriver(format);
   if (!driver) {
@@ -59,7 +64,7 @@ export async function createImage(
     // Without a format, the file is all there is.
     const stack = { ...protocolStack(target), driver: format };
     const { size = 0, preallocation } = parsed as NewFile;
-    const file = await createFile(stack, size, preallocation);
+    const file = await createFile(stack, size, preallocation, wishes);
     return await file.close();
   }
   const filename = describeSource(target);
@@ -67,10 +72,11 @@ export async function createImage(
   const context: CreateContext = {
     filename,
     createFile: async (size, preallocation) => {
-      file = await createFile(target, size, preallocation);
+      file = await createFile(target, size, preallocation, wishes);
       return file;
     },
-    secret: (id) => findSecret(secrets, { id, filename }),
+    unlocked: (why) => wishes.onUnlocked?.(why),
+    secret: (id) => findSecret(wishes.secrets, { id, filename }),
   };
   try {
     await driver.create({ ...defaultOptions(table), ...parsed }, context);
@@ -91,6 +97,7 @@ async function createFile(
   target: Source,
   size: number,
   preallocation: Preallocation = "off",
+  { onUnlocked }: CreateOptions,
 ): Promise<BlockNode> {
   const stack = protocolStack(target);
   const name = String(stack.driver);
@@ -107,7 +114,8 @@ async function createFile(
     createFile: () => {
       throw new BlockError("EINVAL", "A protocol has no file below it");
     },
+    unlocked: (why) => onUnlocked?.(why),
     secret: () => Promise.resolve(undefined),
   });
-  return await openProtocol(stack, { resize: true });
+  return await openProtocol(stack, { resize: true, onUnlocked });
 }

@@ -221,6 +221,8 @@ export interface CreateContext {
     size: number,
     preallocation?: Preallocation,
   ): Promise<BlockNode>;
+  /** As {@linkcode OpenContext.unlocked}. */
+  unlocked(why: string): void;
   /** As {@linkcode OpenContext.secret}. */
   secret(id: string | undefined): Promise<Uint8Array | undefined>;
 }

@@ -26,6 +26,7 @@ export type ErrorCode =
   | "EROFS"
   | "ERANGE"
   | "ENAMETOOLONG"
+  | "ENOLCK"
   | "ENOSYS"
   | "ENOTSUP"
   | "ENOMEDIUM"
@@ -57,6 +58,7 @@ const CODES: {
   EROFS: [30, "Read-only file system"],
   ERANGE: [34, "Numerical result out of range"],
   ENAMETOOLONG: [36, "File name too long"],
+  ENOLCK: [37, "No locks available"],
   ENOSYS: [38, "Function not implemented"],
   ENOTSUP: [95, "Operation not supported"],
   ENOMEDIUM: [123, "No medium found"],
@@ -159,8 +161,21 @@ export function invalid(message: string, hint?: string): BlockError {
   return new BlockError("EINVAL", message, { hint });
 }
 
-/** Wrap whatever was thrown, keeping a {@linkcode BlockError} as it is. */
+/** What Deno says of a permission that it was not given, in a whole line. */
+const NOT_PERMITTED = /^Requires \w+ access\b.*, run again with .*$/;
+
+/**
+ * Wrap whatever was thrown, keeping a {@linkcode BlockError} as it is. Where a
+ * permission of Deno's is missing, the hint says which: not only files need
+ * one, but also modules that are loaded late.
+ */
 export function asBlockError(error: unknown): BlockError {
   if (error instanceof BlockError) return error;
+  if (error instanceof Error && NOT_PERMITTED.test(error.message)) {
+    return new BlockError("EACCES", undefined, {
+      cause: error,
+      hint: error.message,
+    });
+  }
   return new BlockError("EIO", undefined, { cause: error });
 }

@@ -34,6 +34,7 @@ interface NativeGlobals {
       functions: object,
     ): { symbols: unknown; close(): void };
     unrefTimer?(timer: unknown): void;
+    addSignalListener?(signal: string, listener: () => void): void;
   };
 }
 
@@ -233,6 +234,23 @@ export function isEqual(a: Uint8Array, b: Uint8Array): boolean {
 /** Have a timer not keep the program running, where that can be said. */
 export function unrefTimer(timer: unknown): void {
   globals().Deno?.unrefTimer?.(timer);
+}
+
+const survived = new Set<string>();
+
+/**
+ * Have a signal not end the program from now on, where the runtime has such
+ * signals. There is no way back: Deno delivers signals late, and one that came
+ * before a listener was removed would end the program after that.
+ */
+export function surviveSignal(signal: string): void {
+  if (survived.has(signal)) return;
+  survived.add(signal);
+  try {
+    globals().Deno?.addSignalListener?.(signal, () => {});
+  } catch {
+    // Not all systems know all of them.
+  }
 }
 
 /**

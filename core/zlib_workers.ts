@@ -46,6 +46,13 @@ interface Job {
 
 const { states } = LAYOUT;
 
+/**
+ * Milliseconds after which it is asked whether the workers do anything, and how
+ * often in a row they may not have: once would be too strict with a program that
+ * was stopped in between. No call takes as long.
+ */
+const [LOOK, LOOKS] = [1000, 2];
+
 /** Workers, and the calls that wait for them. */
 class Workers {
   readonly #control = new Int32Array(
@@ -64,7 +71,12 @@ class Workers {
   #bytes = 0;
   #busy = 0;
   #collecting = false;
-  /** Whether workers cannot be had after all: all calls are made here then. */
+  /** Keeps the program running while there are calls: workers may be gone. */
+  readonly #vigil = new Vigil();
+  /**
+   * Whether workers cannot be had after all, or do no more: all calls are made
+   * here then, also those that are with them.
+   */
   broken = false;
 
   constructor() {
@@ -93,6 +105,7 @@ class Workers {
   quit(): void {
     Atomics.store(this.#control, LAYOUT.quit, 1);
     this.#wake();
+    if (!this.#collecting) this.#vigil.end();
   }
 
   get #alive(): number {
@@ -110,6 +123,9 @@ class Workers {
         worker.onerror = (event) => {
           event.preventDefault();
           this.broken = true;
+          // For us, who may be waiting for it.
+          Atomics.add(this.#control, LAYOUT.done, 1);
+          Atomics.notify(this.#control, LAYOUT.done);
         };
         worker.postMessage(message);
       } catch {
@@ -124,8 +140,9 @@ class Workers {
     Atomics.notify(this.#control, LAYOUT.submitted);
   }
 
-  /** Put calls that wait into free slots. */
+  /** Put calls that wait into free slots; without workers, they are made. */
   #fill(): void {
+    if (this.broken) return this.#waiting.splice(0).forEach(makeHere);
     let filled = 0;
     while (this.#waiting.length > 0 && this.#busy < SLOTS) {
       const { size } = this.#waiting[0];
@@ -157,10 +174,13 @@ class Workers {
   /** Take results out of slots, and help, until no call is left. */
   async #collect(): Promise<void> {
     this.#collecting = true;
+    this.#vigil.begin();
     const pace = new Pace();
+    let looks = 0;
     while (this.#busy > 0) {
       const done = Atomics.load(this.#control, LAYOUT.done);
       if (this.#takeResults() || this.#help()) {
+        looks = 0;
         this.#fill();
         // What was waiting for these results goes on.
         if (pace.isDue) await pace.rest();
@@ -168,11 +188,14 @@ class Workers {
         continue;
       }
       Atomics.store(this.#control, LAYOUT.waiting, 1);
-      const change = Atomics.waitAsync(this.#control, LAYOUT.done, done);
-      if (change.async) await change.value;
+      const change = Atomics.waitAsync(this.#control, LAYOUT.done, done, LOOK);
+      const outcome = change.async ? await change.value : change.value;
       Atomics.store(this.#control, LAYOUT.waiting, 0);
+      if (outcome === "timed-out" && ++looks === LOOKS) this.broken = true;
     }
     this.#collecting = false;
+    this.#vigil.pause();
+    if (Atomics.load(this.#control, LAYOUT.quit) !== 0) this.#vigil.end();
   }
 
   /**
@@ -180,6 +203,7 @@ class Workers {
    * next ones. It answers whether it did.
    */
   #help(): boolean {
+    if (this.broken) return this.#replace();
     const { ready, taken } = states;
     let count = 0;
     for (let i = 0; i < SLOTS; i++) {
@@ -201,10 +225,23 @@ class Workers {
     return false;
   }
 
+  /**
+   * Make a call here that is with a worker. If that is not dead but slow, what
+   * it writes does no harm: no other call is put there.
+   */
+  #replace(): boolean {
+    const slot = this.#jobs.findIndex((job) => job !== undefined);
+    if (slot < 0) return false;
+    makeHere(this.#release(slot));
+    return true;
+  }
+
   /** Whether there were results. */
   #takeResults(): boolean {
     let any = false;
     for (let slot = 0; slot < SLOTS; slot++) {
+      // A worker that was given up may still have filled it.
+      if (!this.#jobs[slot]) continue;
       const words = LAYOUT.firstSlot + slot * LAYOUT.slotWords;
       const state = Atomics.load(this.#control, words);
       if (state !== states.done && state !== states.failed) continue;
@@ -231,6 +268,32 @@ class Workers {
     const words = LAYOUT.firstSlot + slot * LAYOUT.slotWords;
     Atomics.store(this.#control, words, states.free);
     return job;
+  }
+}
+
+/** Keeps the program running, as a promise alone does not. */
+class Vigil {
+  /** Where there are programs, ports have these; not in browsers. */
+  readonly #port?: MessagePort & { ref?(): void; unref?(): void };
+
+  constructor() {
+    if (typeof MessageChannel !== "function") return;
+    // A timer would do as well, but Deno's first one takes 10 ms.
+    this.#port = new MessageChannel().port1;
+    this.#port.onmessage = () => {};
+    this.pause();
+  }
+
+  begin(): void {
+    this.#port?.ref?.();
+  }
+
+  pause(): void {
+    this.#port?.unref?.();
+  }
+
+  end(): void {
+    this.#port?.close();
   }
 }
 

@@ -20,7 +20,12 @@ import {
   parseConvert,
 } from "../convert_options.ts";
 import { createTable, printCreateHelp } from "../create_options.ts";
-import { cacheMode, openImageArgument, usingNodes } from "../images.ts";
+import {
+  cacheMode,
+  creating,
+  openImageArgument,
+  usingNodes,
+} from "../images.ts";
 import { Progress } from "../progress.ts";
 import { CommandError, type Program } from "../program.ts";
 import { showSnapshot } from "../snapshots.ts";
@@ -278,10 +283,10 @@ class Conversion {
 
   async #make(target: Target, values: OptionValues): Promise<void> {
     const { targetFormat: format } = this.#wish;
-    const { secrets } = this.#program;
+    const wishes = creating(this.#program);
     try {
       await target.make(() =>
-        createImage(format, this.#target, values, { secrets })
+        createImage(format, this.#target, values, wishes)
       );
     } catch (thrown) {
       const error = asBlockError(thrown);

@@ -1,12 +1,11 @@
 /** `create`: make an image. @module */
 import { createImage } from "../../core/create.ts";
-import { asBlockError, BlockError } from "../../core/errors.ts";
+import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import { resolveName } from "../../core/names.ts";
 import { openNode } from "../../core/open.ts";
 import type { OptionTable, OptionValues } from "../../core/options.ts";
 import { UnsupportedFormatError } from "../../core/probe.ts";
 import { filenameOf, protocolStack } from "../../core/sources.ts";
-import "../../drivers/all.ts";
 import {
   BACKING_FORMAT,
   type Command,
@@ -23,6 +22,7 @@ import {
   OptionList,
   printCreateHelp,
 } from "../create_options.ts";
+import { creating } from "../images.ts";
 import { sizeArgument } from "../numbers.ts";
 import { type Program, usageError } from "../program.ts";
 import { isSameFile, Target } from "../target.ts";
@@ -129,11 +129,15 @@ async function create(
   // QEMU tells it before, whether or not it can be done.
   if (!program.isOurs) tell();
   try {
-    const { secrets } = program;
-    const make = () => createImage(format, filename, values, { secrets });
+    const wishes = creating(program);
+    const make = () => createImage(format, filename, values, wishes);
     await (program.isOurs ? makeWhole(program, filename, make) : make());
   } catch (error) {
-    throw explainTooLarge(asBlockError(error), format, table, values);
+    const why = asBlockError(error);
+    // QEMU's program takes the system's limits for those of the format.
+    throw program.isOurs && isOfSystem(why, format, values)
+      ? why
+      : explainTooLarge(why, format, table, values);
   }
   if (program.isOurs) tell();
   return 0;
@@ -251,6 +255,16 @@ async function openBackingFile(
       hint: hints.filter((hint) => hint !== undefined).join("\n"),
     });
   }
+}
+
+/** Whether it is the system that cannot have so large a file. */
+function isOfSystem(
+  { code, message }: BlockError,
+  format: string,
+  { preallocation = "off" }: OptionValues,
+): boolean {
+  return message === strerror(code) &&
+    (format === "raw" || preallocation !== "off");
 }
 
 /** What a driver says of too large a size helps less than this. */

@@ -14,7 +14,7 @@ import {
   OBJECT,
 } from "../command.ts";
 import { createTable } from "../create_options.ts";
-import { openImageArgument, usingNodes } from "../images.ts";
+import { creating, openImageArgument, usingNodes } from "../images.ts";
 import { INT32_MAX, sizeArgument } from "../numbers.ts";
 import { CommandError, type Program } from "../program.ts";
 import { Target } from "../target.ts";
@@ -113,7 +113,8 @@ async function makeTarget(
   size: number,
 ): Promise<BlockNode> {
   try {
-    await target.make(() => createImage(format, filename, { size }));
+    const wishes = creating(program);
+    await target.make(() => createImage(format, filename, { size }, wishes));
   } catch (error) {
     throw asBlockError(error).prefixed(
       `${filename}: error while creating output image: `,

@@ -289,5 +289,5 @@ export const close: IoCommand = {
   name: "close",
   alias: "c",
   summary: "close the current open file",
-  run: ({ session }) => session.close(),
+  run: async ({ session }) => void await session.close(),
 };

@@ -89,16 +89,20 @@ export class Session {
   /**
    * Finish what is under way, and close the file if one is open. What goes
    * wrong then is told, but is no command's failure.
+   *
+   * @returns whether all that was written is known to be there.
    */
-  async close(): Promise<void> {
+  async close(): Promise<boolean> {
     await this.background.drain();
     const image = this.#image;
     this.#image = undefined;
     try {
       await image?.close();
+      return true;
     } catch (error) {
       if (!(error instanceof BlockError)) throw error;
       this.program.error(error.message);
+      return false;
     }
   }
 }

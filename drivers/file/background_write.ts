@@ -7,10 +7,14 @@
  */
 import { asBlockError, BlockError } from "../../core/errors.ts";
 import { errnoError, type PendingWrite } from "./host.ts";
-import { lastErrno, type Libc } from "./libc.ts";
+import { addressOf, type Libc, writeAll } from "./libc.ts";
 
 const SIGEV_NONE = 1;
+const EINTR = 4;
 const EINPROGRESS = 115;
+
+/** Bound before a write begins, which has to be waited for then. */
+const WAITING = ["aio_error", "aio_return", "aio_suspend"] as const;
 
 let isAvailable = true;
 
@@ -29,14 +33,16 @@ export function beginWrite(
   try {
     return new BackgroundWrite(library, descriptor, offset, part);
   } catch (error) {
-    // EAGAIN passes. But in libraries older than 2.34 there are none.
-    isAvailable = error instanceof BlockError;
+    // EAGAIN passes. But libraries older than 2.34 have no such functions.
+    if (!(error instanceof BlockError)) throw error;
+    if (error.code === "ENOTSUP") isAvailable = false;
     return undefined;
   }
 }
 
 class BackgroundWrite implements PendingWrite {
   readonly #libc: Libc;
+  readonly #descriptor: number;
   readonly #block = spare.pop() ?? new ControlBlock();
   readonly #offset: number;
   /** What is written: in use by the other thread, so it is kept alive. */
@@ -51,19 +57,14 @@ class BackgroundWrite implements PendingWrite {
     part: Uint8Array,
   ) {
     this.#libc = library;
+    this.#descriptor = descriptor;
     this.#offset = offset;
     this.#part = part;
     this.#block.descriptor = descriptor;
-    this.#begin(0);
-  }
-
-  /** Begin to write all but the first `done` bytes. */
-  #begin(done: number): void {
-    const address = addressOf(this.#part) + BigInt(done);
-    const length = this.#part.length - done;
-    this.#block.setRange(address, length, this.#offset + done);
-    const code = this.#libc.aio_write(this.#block.bytes);
-    if (code < 0) throw errnoError(lastErrno());
+    this.#block.setRange(addressOf(part), part.length, offset);
+    for (const name of WAITING) void library[name];
+    const code = library.aio_write(this.#block.bytes);
+    if (code < 0) throw errnoError(-code);
   }
 
   get isDone(): boolean {
@@ -74,7 +75,10 @@ class BackgroundWrite implements PendingWrite {
   wait(): void {
     if (this.#isOver) return;
     try {
-      this.#writeAll();
+      const written = this.#waitForThread();
+      // Whatever it stopped at, it is met again here, or it is over.
+      const rest = this.#part.subarray(written);
+      writeAll(this.#libc, this.#descriptor, this.#offset + written, rest);
     } catch (error) {
       this.#error = asBlockError(error);
     }
@@ -87,16 +91,8 @@ class BackgroundWrite implements PendingWrite {
     if (this.#error) throw this.#error;
   }
 
-  #writeAll(): void {
-    for (let done = 0;;) {
-      done += this.#waitOnce();
-      if (done === this.#part.length) return;
-      this.#begin(done);
-    }
-  }
-
   /** Wait for the end of what was begun; answers the bytes written. */
-  #waitOnce(): number {
+  #waitForThread(): number {
     const { bytes, list } = this.#block;
     let errno: number;
     while ((errno = this.#libc.aio_error(bytes)) === EINPROGRESS) {
@@ -104,9 +100,8 @@ class BackgroundWrite implements PendingWrite {
     }
     // Not only for its result: the library lets go of the request.
     const written = this.#libc.aio_return(bytes);
-    if (errno !== 0) throw errnoError(errno);
-    if (written === 0) throw new BlockError("ENOSPC");
-    return written;
+    if (errno !== 0 && errno !== EINTR) throw errnoError(errno);
+    return Math.max(0, written);
   }
 }
 
@@ -137,8 +132,3 @@ class ControlBlock {
 
 /** Blocks that are not in use: making one takes longer than all else here. */
 const spare: ControlBlock[] = [];
-
-function addressOf(bytes: Uint8Array): bigint {
-  const pointer = Deno.UnsafePointer.of(bytes as Uint8Array<ArrayBuffer>);
-  return BigInt(Deno.UnsafePointer.value(pointer));
-}

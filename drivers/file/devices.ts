@@ -5,6 +5,7 @@
  * @module
  */
 import { roundDown, SECTOR_SIZE } from "../../core/bytes.ts";
+import type { CreateContext } from "../../core/driver.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
 import type { OptionTable } from "../../core/options.ts";
 import {
@@ -60,7 +61,7 @@ function deviceDriver(
     canonicalName,
     open: (options, context) => openPath(driver, options, context),
 
-    async create(options) {
+    async create(options, context) {
       const { size, preallocation, ...file } = createOptions(driver, options);
       if (preallocation !== "off") {
         throw new BlockError(
@@ -68,7 +69,7 @@ function deviceDriver(
           `Unsupported preallocation mode '${preallocation}'`,
         );
       }
-      const node = openExisting(driver, file);
+      const node = openExisting(driver, file, context);
       try {
         await node.truncate(size);
         // What was there before would be found by probing.
@@ -86,9 +87,10 @@ function deviceDriver(
 function openExisting(
   driver: PathDriver,
   file: Parameters<typeof openToCreate>[1],
+  context: CreateContext,
 ): FileNode {
   try {
-    return openToCreate(driver, file);
+    return openToCreate(driver, file, context);
   } catch (error) {
     throw asBlockError(error).prefixed(
       `Protocol driver '${driver.name}' does not support image creation, and ` +

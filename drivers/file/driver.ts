@@ -3,8 +3,12 @@
  *
  * @module
  */
-import type { BlockDriver, OpenContext } from "../../core/driver.ts";
-import { BlockError } from "../../core/errors.ts";
+import type {
+  BlockDriver,
+  CreateContext,
+  OpenContext,
+} from "../../core/driver.ts";
+import { BlockError, invalid } from "../../core/errors.ts";
 import { normalizePath } from "../../core/names.ts";
 import type { Preallocation } from "../../core/node.ts";
 import {
@@ -81,13 +85,13 @@ export const fileDriver: PathDriver = {
   ownFolder,
   open: (options, context) => openPath(fileDriver, options, context),
 
-  async create(options) {
+  async create(options, context) {
     const { size, preallocation, ...file } = createOptions(
       fileDriver,
       options,
     );
     makeFile(file.filename);
-    const node = openToCreate(fileDriver, file);
+    const node = openToCreate(fileDriver, file, context);
     try {
       await node.truncate(0);
       await node.truncate(roundUp(size, SECTOR_SIZE), { preallocation });
@@ -105,6 +109,7 @@ export async function openPath(
   context: OpenContext,
 ): Promise<FileNode> {
   const parsed = openOptions(driver, options);
+  if (parsed.filename === "") throw nameless(driver.name);
   const node = openFile(driver, {
     ...parsed,
     // Loading libc takes 2 ms, which one look at a header does not repay.
@@ -125,12 +130,16 @@ export async function openPath(
  * Open what is to hold a new image. Nothing is lost of what somebody else is
  * using.
  */
-export function openToCreate(driver: PathDriver, file: FileOptions): FileNode {
+export function openToCreate(
+  driver: PathDriver,
+  file: FileOptions,
+  context: CreateContext,
+): FileNode {
   const node = openFile(driver, {
     ...file,
     readOnly: false,
     noFlush: false,
-    unlocked: () => {},
+    unlocked: (why) => context.unlocked(cannotLock(file.filename, why)),
   });
   try {
     node.setPermissions(EMPTYING);
@@ -167,18 +176,17 @@ function openOptions(
 ): FileOptions {
   const parsed = parseOptions(OPEN_OPTIONS, options);
   const { filename, io = "auto", aio, locking = "auto" } = parsed;
-  if (filename === undefined) {
-    throw new BlockError(
-      "EINVAL",
-      `The '${name}' block driver requires a file name`,
-    );
-  }
+  if (filename === undefined) throw nameless(name);
   return {
     filename: String(filename),
     io: String(io),
     ...(aio !== undefined && { aio: oneOf(AIO_MODES, aio) }),
     locking: oneOf(LOCKING_MODES, locking),
   };
+}
+
+function nameless(driver: string): BlockError {
+  return invalid(`The '${driver}' block driver requires a file name`);
 }
 
 const AIO_MODES = ["threads", "native", "io_uring"] as const;
@@ -202,13 +210,17 @@ export function createOptions(driver: PathDriver, options: OptionValues) {
   };
 }
 
+function cannotLock(filename: string, why: string): string {
+  return `'${filename}' cannot be locked: ${why}`;
+}
+
 /** Who asked for locks is told in any case, others if they might do damage. */
 function tellUnlocked(
   { filename, locking }: FileOptions,
   context: OpenContext,
   why: string,
 ): void {
-  const message = `'${filename}' cannot be locked: ${why}`;
+  const message = cannotLock(filename, why);
   if (locking === "on") context.warn(message);
   else if (!context.readOnly) context.unlocked(message);
 }
@@ -239,6 +251,7 @@ function openFile(driver: PathDriver, request: FileRequest): FileNode {
 
 function lookAt(filename: string): Deno.FileInfo {
   try {
+    checkName(filename);
     return Deno.statSync(filename);
   } catch (error) {
     throw cannotOpen(filename, error);
@@ -268,14 +281,22 @@ const FIRST_BLOCK = 4096;
 function makeFile(filename: string): void {
   refuseWhatWaits(filename);
   try {
+    checkName(filename);
     Deno.openSync(filename, { write: true, create: true, mode: 0o644 }).close();
   } catch (error) {
-    const { code, hint } = denoError(error);
-    throw new BlockError(
-      code,
-      `Could not create '${filename}': ${new BlockError(code).message}`,
-      { cause: error, hint },
-    );
+    throw denoError(error).prefixed(`Could not create '${filename}': `);
+  }
+}
+
+/**
+ * Refuse a name that is not the one of the file that is meant: text has the
+ * replacement character where bytes were no UTF-8, and the system would be
+ * given that where text is not well-formed.
+ */
+function checkName(filename: string): void {
+  if (filename.includes("\0")) throw new BlockError("ENOENT");
+  if (filename.includes("\ufffd") || !filename.isWellFormed()) {
+    throw invalid("The name of the file is not UTF-8");
   }
 }
 

@@ -7,13 +7,26 @@
 import type { IoVector } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
 import { denoError, type HostFile } from "./host.ts";
+import { heedSizeLimit } from "./size_limit.ts";
 
 /** Open an existing file. */
 export function openFsFile(path: string, readOnly: boolean): HostFile {
-  try {
-    return new DenoFile(Deno.openSync(path, { read: true, write: !readOnly }));
-  } catch (error) {
-    throw denoError(error);
+  const file = attempt(() =>
+    Deno.openSync(path, { read: true, write: !readOnly })
+  );
+  if (!readOnly) heedSizeLimit();
+  return new DenoFile(file);
+}
+
+/** Make a call until no signal interrupts it. */
+function attempt<T>(call: () => T): T {
+  for (;;) {
+    try {
+      return call();
+    } catch (error) {
+      if (error instanceof Deno.errors.Interrupted) continue;
+      throw denoError(error);
+    }
   }
 }
 
@@ -25,18 +38,19 @@ class DenoFile implements HostFile {
     this.#file = file;
   }
 
+  #seek(offset: number, whence: Deno.SeekMode): number {
+    return attempt(() => this.#file.seekSync(offset, whence));
+  }
+
   preadv(offset: number, iov: IoVector): void {
-    try {
-      this.#file.seekSync(offset, Deno.SeekMode.Start);
-      for (const part of iov) this.#read(part);
-    } catch (error) {
-      throw denoError(error);
-    }
+    this.#seek(offset, Deno.SeekMode.Start);
+    for (const part of iov) this.#read(part);
   }
 
   #read(part: Uint8Array): void {
     for (let done = 0; done < part.length;) {
-      const count = this.#file.readSync(part.subarray(done));
+      const rest = part.subarray(done);
+      const count = attempt(() => this.#file.readSync(rest));
       if (count === null || count === 0) {
         part.fill(0, done);
         return;
@@ -46,44 +60,29 @@ class DenoFile implements HostFile {
   }
 
   pwritev(offset: number, iov: IoVector): void {
-    try {
-      this.#file.seekSync(offset, Deno.SeekMode.Start);
-      for (const part of iov) this.#write(part);
-    } catch (error) {
-      throw denoError(error);
-    }
+    this.#seek(offset, Deno.SeekMode.Start);
+    for (const part of iov) this.#write(part);
   }
 
   #write(part: Uint8Array): void {
     for (let done = 0; done < part.length;) {
-      const count = this.#file.writeSync(part.subarray(done));
+      const rest = part.subarray(done);
+      const count = attempt(() => this.#file.writeSync(rest));
       if (count === 0) throw new BlockError("ENOSPC");
       done += count;
     }
   }
 
   size(): number {
-    try {
-      return this.#file.seekSync(0, Deno.SeekMode.End);
-    } catch (error) {
-      throw denoError(error);
-    }
+    return this.#seek(0, Deno.SeekMode.End);
   }
 
   truncate(size: number): void {
-    try {
-      this.#file.truncateSync(size);
-    } catch (error) {
-      throw denoError(error);
-    }
+    attempt(() => this.#file.truncateSync(size));
   }
 
   sync(): void {
-    try {
-      this.#file.syncDataSync();
-    } catch (error) {
-      throw denoError(error);
-    }
+    attempt(() => this.#file.syncDataSync());
   }
 
   close(): void {

@@ -5,7 +5,12 @@
  * @module
  */
 import type { IoVector } from "../../core/bytes.ts";
-import { BlockError, codeOfErrno, isErrorCode } from "../../core/errors.ts";
+import {
+  asBlockError,
+  BlockError,
+  codeOfErrno,
+  isErrorCode,
+} from "../../core/errors.ts";
 
 /**
  * An open file. Offsets and lengths are in bytes. Everything throws
@@ -30,6 +35,7 @@ export interface HostFile {
   truncate(size: number): void;
   /** Have what was written reach the disk. */
   sync(): void;
+  /** It is closed even if this throws. */
   close(): void;
 
   /**
@@ -79,13 +85,7 @@ export function errnoError(errno: number): BlockError {
 /** The error for what one of Deno's file functions threw. */
 export function denoError(error: unknown): BlockError {
   if (error instanceof BlockError) return error;
-  if (error instanceof Deno.errors.NotCapable) {
-    // Deno says which permission to grant.
-    return new BlockError("EACCES", undefined, {
-      cause: error,
-      hint: error.message,
-    });
-  }
+  if (error instanceof Deno.errors.NotCapable) return asBlockError(error);
   const { code, message } = error as { code?: string; message?: string };
   const errno = Number(/\(os error (\d+)\)/.exec(message ?? "")?.[1]);
   const known = isErrorCode(code) ? code : codeOfErrno(errno);

@@ -14,12 +14,16 @@ import {
   type PendingWrite,
 } from "./host.ts";
 import {
-  lastErrno,
+  addressOf,
+  EINTR,
   type Libc,
   libc,
   openDescriptor,
   throwUnlessInterrupted,
+  uninterrupted,
+  writeAll,
 } from "./libc.ts";
+import { heedSizeLimit } from "./size_limit.ts";
 
 const O_RDONLY = 0;
 const O_RDWR = 0o2;
@@ -29,7 +33,7 @@ const SEEK_HOLE = 4;
 const FALLOC_KEEP_SIZE = 0x01;
 const FALLOC_PUNCH_HOLE = 0x02;
 const FALLOC_ZERO_RANGE = 0x10;
-const [EINTR, EIO, ENXIO, EBADF] = [4, 5, 6, 9];
+const [EIO, ENXIO, EBADF] = [5, 6, 9];
 const [EFBIG, ENOSPC, EDQUOT] = [27, 28, 122];
 
 /** Errors of what would be refused however it were asked for. */
@@ -61,6 +65,7 @@ export function openLibcFile(path: string, readOnly: boolean): HostFile {
   }
   requirePermissions(path, readOnly);
   const fd = openDescriptor(library, path, readOnly ? O_RDONLY : O_RDWR);
+  if (!readOnly) heedSizeLimit();
   return new LibcFile(library, fd);
 }
 
@@ -76,7 +81,8 @@ function requirePermissions(path: string, readOnly: boolean): void {
   }
 }
 
-class LibcFile implements HostFile {
+/** An open file, by its descriptor. */
+export class LibcFile implements HostFile {
   readonly #libc: Libc;
   readonly descriptor: number;
 
@@ -105,7 +111,7 @@ class LibcFile implements HostFile {
         BigInt(length - done),
         BigInt(offset + done),
       );
-      if (count < 0) throwUnlessInterrupted();
+      if (count < 0) throwUnlessInterrupted(count);
       else if (count === 0) {
         part.fill(0, done);
         return;
@@ -114,18 +120,7 @@ class LibcFile implements HostFile {
   }
 
   #pwrite(offset: number, part: Uint8Array): void {
-    const { length } = part;
-    for (let done = 0; done < length;) {
-      const count = this.#libc.pwrite(
-        this.descriptor,
-        (done === 0 ? part : part.subarray(done)) as Uint8Array<ArrayBuffer>,
-        BigInt(length - done),
-        BigInt(offset + done),
-      );
-      if (count < 0) throwUnlessInterrupted();
-      else if (count === 0) throw new BlockError("ENOSPC");
-      else done += count;
-    }
+    writeAll(this.#libc, this.descriptor, offset, part);
   }
 
   beginWrite(offset: number, part: Uint8Array): PendingWrite | undefined {
@@ -138,11 +133,9 @@ class LibcFile implements HostFile {
       const end = Math.min(iov.length, first + IOV_MAX);
       let filled = 0;
       for (let i = first; i < end; i++) {
-        const part = iov[i] as Uint8Array<ArrayBuffer>;
+        const part = iov[i];
         if (part.length === 0) continue;
-        iovecs[filled++] = Deno.UnsafePointer.value(
-          Deno.UnsafePointer.of(part),
-        );
+        iovecs[filled++] = addressOf(part);
         iovecs[filled++] = BigInt(part.length);
       }
       let count = 0;
@@ -154,7 +147,7 @@ class LibcFile implements HostFile {
           BigInt(offset),
         );
         if (count < 0) {
-          throwUnlessInterrupted();
+          throwUnlessInterrupted(count);
           count = 0;
         }
       }
@@ -190,7 +183,7 @@ class LibcFile implements HostFile {
         BigInt(Math.min(length - done, MAX_COPY)),
         0,
       );
-      if (count < 0) throwUnlessInterrupted();
+      if (count < 0) throwUnlessInterrupted(count);
       // The other file ends here; to this one, that would be zeroes.
       else if (count === 0) throw new BlockError("ENOTSUP");
       else done += count;
@@ -198,17 +191,15 @@ class LibcFile implements HostFile {
   }
 
   size(): number {
-    const end = this.#libc.lseek(this.descriptor, 0n, SEEK_END);
-    if (end < 0n) throw errnoError(lastErrno());
-    return Number(end);
+    return uninterrupted(() => this.#seek(0, SEEK_END));
   }
 
   truncate(size: number): void {
-    this.#retry(() => this.#libc.ftruncate(this.descriptor, BigInt(size)));
+    uninterrupted(() => this.#libc.ftruncate(this.descriptor, BigInt(size)));
   }
 
   sync(): void {
-    this.#retry(() => this.#libc.fdatasync(this.descriptor));
+    uninterrupted(() => this.#libc.fdatasync(this.descriptor));
   }
 
   punchHole(offset: number, length: number): void {
@@ -225,45 +216,52 @@ class LibcFile implements HostFile {
 
   #fallocate(mode: number, offset: number, length: number): void {
     const [from, bytes] = [BigInt(offset), BigInt(length)];
-    while (this.#libc.fallocate(this.descriptor, mode, from, bytes) < 0) {
-      const errno = lastErrno();
-      if (errno === EINTR) continue;
+    for (;;) {
+      const result = this.#libc.fallocate(this.descriptor, mode, from, bytes);
+      if (result >= 0) return;
+      if (result === -EINTR) continue;
       // No file system is obliged to do it, and each has an error of its own
       // for what it does not do.
-      throw FAILURES.has(errno)
-        ? errnoError(errno)
-        : new BlockError("ENOTSUP", undefined, { cause: errnoError(errno) });
+      const cause = errnoError(-result);
+      throw FAILURES.has(-result)
+        ? cause
+        : new BlockError("ENOTSUP", undefined, { cause });
     }
-  }
-
-  #retry(call: () => number): void {
-    while (call() < 0) throwUnlessInterrupted();
   }
 
   seekData(offset: number): number | undefined {
-    // That no data follows is told by errno, which the runtime itself may
-    // overwrite before we look (seen: ENOENT, once in many runs). Asking again
-    // settles it.
+    // That no data follows is told by an error's number alone, and whoever
+    // believes a wrong one loses that data. So it has to say so twice, and the
+    // other question must agree.
     for (let attempt = 1;; attempt++) {
-      const found = this.#libc.lseek(
-        this.descriptor,
-        BigInt(offset),
-        SEEK_DATA,
-      );
-      if (found >= 0n) return Number(found);
-      const errno = lastErrno();
-      if (errno === ENXIO) return undefined;
-      if (attempt === 3) throw errnoError(errno);
+      const found = this.#seek(offset, SEEK_DATA);
+      if (found >= 0) return found;
+      const isAgain = this.#seek(offset, SEEK_DATA) === found;
+      if (isAgain && found === -ENXIO && this.#isInHole(offset)) {
+        return undefined;
+      }
+      if (isAgain || attempt === 3) throw errnoError(-found);
     }
   }
 
+  /** Whether no data is at `offset`, or the file ends before. */
+  #isInHole(offset: number): boolean {
+    const hole = this.#seek(offset, SEEK_HOLE);
+    return hole === offset || hole === -ENXIO;
+  }
+
   seekHole(offset: number): number {
-    const found = this.#libc.lseek(this.descriptor, BigInt(offset), SEEK_HOLE);
-    if (found < 0n) throw errnoError(lastErrno());
-    return Number(found);
+    return uninterrupted(() => this.#seek(offset, SEEK_HOLE));
+  }
+
+  #seek(offset: number, whence: number): number {
+    return this.#libc.lseek(this.descriptor, BigInt(offset), whence);
   }
 
   close(): void {
-    this.#libc.close(this.descriptor);
+    // It is closed in any case: after a signal, another file may have its
+    // descriptor. Some file systems say only now that there was no space.
+    const result = this.#libc.close(this.descriptor);
+    if (result < 0) throwUnlessInterrupted(result);
   }
 }

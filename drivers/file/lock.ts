@@ -15,7 +15,7 @@ import {
   type Permissions,
 } from "../../core/permissions.ts";
 import { errnoError } from "./host.ts";
-import { lastErrno, type Libc, libc, openDescriptor } from "./libc.ts";
+import { type Libc, libc, openDescriptor } from "./libc.ts";
 
 /** Where the bytes are of what is needed, one a kind of access. */
 const NEEDED = 100;
@@ -29,6 +29,15 @@ const F_OFD_SETLK = 37;
 const F_RDLCK = 0;
 const F_WRLCK = 1;
 const F_UNLCK = 2;
+
+const EINTR = 4;
+const EINVAL = 22;
+const ENOLCK = 37;
+const ENOSYS = 38;
+const ENOTSUP = 95;
+
+/** What a file system without locks answers, or a kernel without these. */
+const WITHOUT_LOCKS = new Set([EINVAL, ENOLCK, ENOSYS, ENOTSUP]);
 
 /** The `struct flock` of the current call; there is only ever one. */
 const flock = new DataView(new ArrayBuffer(32));
@@ -50,14 +59,16 @@ export interface LockedFile {
 /** The locks on one open file. */
 export class FileLock {
   readonly #file: LockedFile;
+  readonly #load: () => Libc | null;
   /** `null` if it cannot be locked. */
   #locker: Locker | null | undefined;
   #needed = 0;
   #unshared = 0;
 
-  /** A file that is not locked yet. */
-  constructor(file: LockedFile) {
+  /** A file that is not locked yet; `load` has the library when it is needed. */
+  constructor(file: LockedFile, load: () => Libc | null = libc) {
     this.#file = file;
+    this.#load = load;
   }
 
   /**
@@ -111,7 +122,7 @@ export class FileLock {
   }
 
   #open(): Locker | null {
-    const library = libc();
+    const library = this.#load();
     if (library) return new Locker(library, this.#file);
     this.#file.unlocked("that needs Linux and --allow-ffi");
     return null;
@@ -120,10 +131,7 @@ export class FileLock {
   /** The file system has no locks, as some network file systems have not. */
   #giveUp({ byte, reason }: Impossible): void {
     if (this.#file.locking === "on") {
-      throw new BlockError(
-        reason.code,
-        `Failed to lock byte ${byte}: ${reason.message}`,
-      );
+      throw failedToLock(byte, reason);
     }
     this.close();
     this.#locker = null;
@@ -138,6 +146,10 @@ export class FileLock {
     if (this.#needed | this.#unshared) this.#locker?.unlock(NEEDED, LENGTH);
     this.#locker?.close();
   }
+}
+
+function failedToLock(byte: number, { code, message }: BlockError): BlockError {
+  return new BlockError(code, `Failed to lock byte ${byte}: ${message}`);
 }
 
 /** The system does not lock a byte, though nobody else has done so. */
@@ -159,38 +171,57 @@ class Locker {
     this.#descriptor = descriptor ?? openDescriptor(library, filename, 0);
   }
 
-  /** Lock a byte, in company. */
+  /**
+   * Lock a byte, in company.
+   *
+   * @throws {Impossible} if files like this one cannot be locked at all.
+   * @throws {BlockError} for any other reason.
+   */
   lock(byte: number): void {
-    this.#call(F_OFD_SETLK, F_RDLCK, byte);
+    const result = this.#call(F_OFD_SETLK, F_RDLCK, byte);
+    if (result === 0) return;
+    const error = errnoError(-result);
+    if (error.code === "EAGAIN" || error.code === "EACCES") {
+      throw new BlockError(error.code, `Failed to lock byte ${byte}`);
+    }
+    // To go on without locks, an error's number is not enough: where there are
+    // locks, they can be asked for. That must fail as well, and for a reason
+    // that says that there are none.
+    const asked = this.#call(F_OFD_GETLK, F_WRLCK, byte);
+    if (asked < 0 && WITHOUT_LOCKS.has(-asked) && WITHOUT_LOCKS.has(-result)) {
+      throw new Impossible(byte, error);
+    }
+    throw failedToLock(byte, error);
   }
 
   /** Unlock bytes; whether they were locked does not matter. */
   unlock(byte: number, length = 1): void {
-    try {
-      this.#call(F_OFD_SETLK, F_UNLCK, byte, length);
-    } catch {
-      // It was not locked, then.
-    }
+    this.#call(F_OFD_SETLK, F_UNLCK, byte, length);
   }
 
-  /** Whether others have locked a byte. */
+  /**
+   * Whether others have locked a byte.
+   *
+   * @throws {BlockError} if that cannot be told.
+   */
   isLocked(byte: number): boolean {
-    this.#call(F_OFD_GETLK, F_WRLCK, byte);
+    const result = this.#call(F_OFD_GETLK, F_WRLCK, byte);
+    if (result < 0) throw failedToLock(byte, errnoError(-result));
     return flock.getInt16(0, true) !== F_UNLCK;
   }
 
-  #call(command: number, type: number, byte: number, length = 1): void {
+  /** Answers 0, or the number of an error, negated. */
+  #call(command: number, type: number, byte: number, length = 1): number {
     flock.setInt16(0, type, true);
     flock.setInt16(2, 0, true); // SEEK_SET
     flock.setBigInt64(8, BigInt(byte), true);
     flock.setBigInt64(16, BigInt(length), true);
     flock.setInt32(24, 0, true); // Locks of open files have no process.
-    if (this.#libc.fcntl(this.#descriptor, command, flockBytes) === 0) return;
-    const reason = errnoError(lastErrno());
-    if (reason.code === "EAGAIN" || reason.code === "EACCES") {
-      throw new BlockError(reason.code, `Failed to lock byte ${byte}`);
-    }
-    throw new Impossible(byte, reason);
+    let result: number;
+    do result = this.#libc.fcntl(this.#descriptor, command, flockBytes); while (
+      result === -EINTR
+    );
+    return result;
   }
 
   close(): void {

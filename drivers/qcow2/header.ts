@@ -51,6 +51,8 @@ export interface FeatureBits {
 export interface Header {
   version: 2 | 3;
   backingFile?: string;
+  /** The bytes of its name, which need not be UTF-8. */
+  rawBackingFile?: Uint8Array;
   backingFormat?: string;
   clusterBits: number;
   size: number;
@@ -348,4 +350,5 @@ async function readBackingName(
   const name = allocate(length);
   await readOr(file, offset, name, "Could not read backing file name: ");
   header.backingFile = text(name);
+  header.rawBackingFile = name;
 }

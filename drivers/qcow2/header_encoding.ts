@@ -12,7 +12,7 @@ import {
   V2_LENGTH,
   V3_LENGTH,
 } from "./header.ts";
-import { Extension, type HeaderExtension } from "./header_extensions.ts";
+import { Extension, type HeaderExtension, text } from "./header_extensions.ts";
 
 const FEATURE_NAMES: readonly [type: number, bit: number, name: string][] = [
   [0, 0, "dirty bit"],
@@ -50,7 +50,7 @@ export function encodeHeader(header: Header): Uint8Array {
     padded.set(data, 8);
     append(padded);
   }
-  const name = new TextEncoder().encode(header.backingFile ?? "");
+  const name = backingName(header);
   if (header.backingFile !== undefined) {
     if (name.length > 1023) throw new BlockError("EINVAL");
     writeUint64(view, 8, at);
@@ -128,4 +128,11 @@ function featureNameTable(): Uint8Array {
     data.set(new TextEncoder().encode(name), i * 48 + 2);
   });
   return data;
+}
+
+/** The name that was read is written as it was, if it is still the same. */
+function backingName({ backingFile = "", rawBackingFile }: Header): Uint8Array {
+  return rawBackingFile && text(rawBackingFile) === backingFile
+    ? rawBackingFile
+    : new TextEncoder().encode(backingFile);
 }

@@ -192,7 +192,9 @@ export async function featureNames(
 /** Zero-terminated text. */
 export function text(bytes: Uint8Array): string {
   const end = bytes.indexOf(0);
-  return new TextDecoder().decode(end < 0 ? bytes : bytes.subarray(0, end));
+  // A byte order mark is part of a name.
+  const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+  return decoder.decode(end < 0 ? bytes : bytes.subarray(0, end));
 }
 
 /** Read a part of the header; `message` comes before the reason if that fails. */

@@ -1,16 +1,9 @@
 /** The command line as `deno task build` bundles it. @module */
-import { assertEquals } from "@std/assert";
-import { BDRV, run, runOk, TempDir } from "../qemu.ts";
+import { assertEquals, assertMatch } from "@std/assert";
+import { BDRV, isInstalled, run, runOk, TempDir } from "../qemu.ts";
+import { build, canBundle } from "./built.ts";
 
 const ROOT = new URL("../..", import.meta.url).pathname;
-
-/** Whether what makes bundles is here, or can be had. */
-async function canBundle(): Promise<boolean> {
-  await using dir = new TempDir();
-  Deno.writeTextFileSync(dir.file("a.ts"), "");
-  const command = ["timeout", "30", Deno.execPath(), "bundle", "a.ts"];
-  return (await run(command, { cwd: dir.path })).code === 0;
-}
 
 Deno.test({
   name: "the built program does what the source does",
@@ -18,11 +11,7 @@ Deno.test({
   async fn() {
     await using dir = new TempDir();
     const cwd = dir.path;
-    const task = Deno.readTextFileSync(`${ROOT}deno.json`);
-    const words: string[] = JSON.parse(task).tasks.build.command.split(" ");
-    const outdir = words.indexOf("--outdir");
-    const build = words.with(0, Deno.execPath()).with(outdir + 1, cwd);
-    await runOk(build, { cwd: ROOT });
+    await build(cwd);
     // As the README has it installed.
     const built = [
       ...[Deno.execPath(), "run", "-A", "--unstable-lazy-dynamic-imports"],
@@ -49,6 +38,26 @@ Deno.test({
       // One after the other: the image is locked while it is written to.
       const ours = await run([...built, ...call], { cwd });
       assertEquals(ours, await run([...BDRV, ...call], { cwd }));
+    }
+  },
+});
+
+Deno.test({
+  name: "other runtimes say in one line that Deno is needed",
+  ignore: !isInstalled("node") || !await canBundle(),
+  async fn() {
+    await using dir = new TempDir();
+    await build(dir.path);
+    const programs = [dir.file("cli.js")];
+    // Those before do not know such files, and say so in their own words.
+    const { stdout: version } = await run(["node", "--version"]);
+    if (/^v(2[4-9]|[3-9]\d)/.test(version)) programs.push(`${ROOT}cli.ts`);
+    for (const program of programs) {
+      for (const args of [[], ["--version"], ["info", program]]) {
+        const { code, stdout, stderr } = await run(["node", program, ...args]);
+        assertEquals([code, stdout], [1, ""]);
+        assertMatch(stderr, /^bdrv needs Deno .*\n$/);
+      }
     }
   },
 });

@@ -1,9 +1,10 @@
-import { assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { BlockError } from "../../../core/errors.ts";
 import { openProtocol } from "../../../core/open.ts";
 import { ACCESS, ALL_ACCESS } from "../../../core/permissions.ts";
 import {
   isLibcAvailable,
+  type Libc,
   libc,
   openDescriptor,
 } from "../../../drivers/file/libc.ts";
@@ -324,28 +325,76 @@ Deno.test("force-share is for readers", async () => {
   );
 });
 
-Deno.test({
-  name: "where a file system has no locks, that is said once",
-  ignore,
-  fn() {
-    const needs = { needs: ACCESS.WRITE, shares: ALL_ACCESS };
-    const reasons: string[] = [];
-    const file = {
-      filename: "disk.raw",
-      descriptor: 1_000_000,
-      unlocked: (why: string) => reasons.push(why),
-    };
-    const lock = new FileLock({ ...file, locking: "auto" });
-    assertEquals(lock.set(needs), false);
-    assertEquals(lock.set({ ...needs, needs: ALL_ACCESS }), false);
-    assertEquals(reasons, ["Bad file descriptor"]);
-    const demanded = new FileLock({ ...file, locking: "on" });
-    assertThrows(
-      () => demanded.set(needs),
-      BlockError,
-      "Failed to lock byte 101: Bad file descriptor",
-    );
-  },
+/** Errors of Linux's, by number. */
+const [ENOENT, EINTR, EIO, EAGAIN, EINVAL, ENOLCK, ENOSYS, EOPNOTSUPP] = //
+  [2, 4, 5, 11, 22, 37, 38, 95];
+const F_OFD_SETLK = 37;
+
+/** A library whose `fcntl` answers errors: to lock, and to ask for locks. */
+function lockingLibc(toLock: number[], toAsk: number[] = []): () => Libc {
+  const next = (errors: number[]) =>
+    -((errors.length > 1 ? errors.shift() : errors[0]) ?? 0);
+  const fcntl = (_: number, command: number, flock: Uint8Array) => {
+    const isUnlocking = flock[0] === 2;
+    if (command === F_OFD_SETLK) return isUnlocking ? 0 : next(toLock);
+    flock[0] = 2;
+    return next(toAsk);
+  };
+  return () => ({ fcntl, close: () => 0 }) as unknown as Libc;
+}
+
+/** What comes of locking with that library, and what the user is told. */
+function tryLocking(load: () => Libc, locking: "on" | "auto" = "auto") {
+  const told: string[] = [];
+  const unlocked = (why: string) => told.push(why);
+  const file = { filename: "disk.raw", descriptor: 3, locking, unlocked };
+  const lock = new FileLock(file, load);
+  const needs = { needs: ACCESS.WRITE, shares: ALL_ACCESS };
+  try {
+    const isLocked = lock.set(needs);
+    assertEquals(lock.set({ ...needs, needs: ALL_ACCESS }), isLocked);
+    return { isLocked, told };
+  } catch (error) {
+    assert(error instanceof BlockError, String(error));
+    return { error: error.message, told };
+  }
+}
+
+Deno.test("where a file system has no locks, that is said once", () => {
+  for (const errno of [EINVAL, ENOLCK, ENOSYS, EOPNOTSUPP]) {
+    const library = () => lockingLibc([errno], [errno]);
+    const { isLocked, told } = tryLocking(library());
+    assertEquals([isLocked, told.length], [false, 1]);
+    const { error } = tryLocking(library(), "on");
+    assertEquals(error, `Failed to lock byte 101: ${told[0]}`);
+  }
+});
+
+Deno.test("a lock that fails for any other reason is an error", () => {
+  const cases: [toLock: number[], toAsk: number[]][] = [];
+  for (const errno of [ENOENT, EIO, 999]) {
+    cases.push([[errno], []], [[errno], [errno]]);
+  }
+  // Locks can be asked for: so there are some. And the other way round.
+  cases.push([[ENOLCK], []], [[EINVAL], [EIO]], [[EIO], [ENOLCK]]);
+  cases.push([[0], [ENOLCK]], [[0], [EIO]]);
+  for (const [toLock, toAsk] of cases) {
+    for (const locking of ["auto", "on"] as const) {
+      const outcome = tryLocking(lockingLibc([...toLock], toAsk), locking);
+      assertMatch(outcome.error ?? "", /^Failed to lock byte \d+: ./);
+      assertEquals(outcome.told, []);
+    }
+  }
+});
+
+Deno.test("a lock that others hold is no reason to go on without", () => {
+  const { error, told } = tryLocking(lockingLibc([EAGAIN], [ENOLCK]));
+  assertEquals([error, told], ["Failed to lock byte 101", []]);
+});
+
+Deno.test("a signal does not keep a file from being locked", () => {
+  const library = lockingLibc([EINTR, EINTR, 0], [EINTR, 0]);
+  assertEquals(tryLocking(library), { isLocked: true, told: [] });
 });
 
 Deno.test({
