@@ -12,6 +12,8 @@ import { Output, ReaderGone } from "./output.ts";
 export interface CommandErrorOptions extends ErrorOptions {
   /** Lines for the user that follow the message. */
   hint?: string;
+  /** The part of the message that QEMU's programs do not have. */
+  detail?: string;
   /** The exit code. Default: 1. */
   code?: number;
   /** Whether the command line was wrong: the way to the help is told. */
@@ -24,6 +26,8 @@ export class CommandError extends Error {
   override name = "CommandError";
   /** Lines for the user that follow the message. */
   readonly hint?: string;
+  /** The part of the message that QEMU's programs do not have. */
+  readonly detail?: string;
   /** The exit code. */
   readonly code: number;
   /** Whether the command line was wrong. */
@@ -33,9 +37,22 @@ export class CommandError extends Error {
   constructor(message: string, options: CommandErrorOptions = {}) {
     super(message, options);
     this.hint = options.hint;
+    this.detail = options.detail;
     this.code = options.code ?? 1;
     this.usage = options.usage ?? false;
   }
+}
+
+/** A word that is none of those that are known; QEMU does not list them. */
+export function notAmong(
+  message: string,
+  words: readonly string[],
+  options: CommandErrorOptions = {},
+): CommandError {
+  const detail = words.length === 1
+    ? `; it must be ${words[0]}`
+    : `; it must be one of ${words.join(", ")}`;
+  return new CommandError(message + detail, { ...options, detail });
 }
 
 /** A mistake on the command line. */
@@ -141,14 +158,25 @@ export class Program {
       : text;
   }
 
+  /** What an error says; to who takes us for QEMU's program, in its words only. */
+  messageOf(error: Error): string {
+    let { message } = error;
+    if (this.isOurs) return message;
+    for (let at: unknown = error; at instanceof Error; at = at.cause) {
+      const { detail } = at as Partial<BlockError>;
+      if (detail) message = message.replace(detail, "");
+    }
+    return message;
+  }
+
   /** Report whatever was thrown; answers the exit code. */
   fail(thrown: unknown): number {
-    if (thrown instanceof ReaderGone) return 1;
+    if (isReaderGone(thrown)) return 1;
     if (thrown instanceof CommandError) {
       const help = `Try '${this.helpCommand}' for more information`;
-      this.error(thrown.message, thrown.usage ? help : thrown.hint);
+      this.error(this.messageOf(thrown), thrown.usage ? help : thrown.hint);
     } else if (thrown instanceof BlockError) {
-      this.error(thrown.message, thrown.hint);
+      this.error(this.messageOf(thrown), thrown.hint);
     } else {
       this.error(`internal error: ${String(thrown).split("\n")[0]}`);
     }
@@ -172,6 +200,14 @@ export class Program {
       this.printError(`${error.stack}\n`);
     }
   }
+}
+
+/** Whether nobody reads our output any more; jobs wrap what callbacks throw. */
+function isReaderGone(thrown: unknown): boolean {
+  for (let error = thrown; error instanceof Error; error = error.cause) {
+    if (error instanceof ReaderGone) return true;
+  }
+  return false;
 }
 
 /** Whether the developer asked for stacks. */

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { shortened, valueText } from "./values.ts";
 
 /** POSIX error names used as {@linkcode BlockError.code}. */
 export type ErrorCode =
@@ -110,6 +111,13 @@ export function codeOfErrno(number: number): ErrorCode {
 export interface BlockErrorOptions extends ErrorOptions {
   /** A second line for a human reader: what to try next. */
   hint?: string;
+  /**
+   * The part of the message that QEMU's own does not have. Programs that stand
+   * in for QEMU's leave it out.
+   */
+  detail?: string;
+  /** Where a word is not known: those that are, one of which may be meant. */
+  words?: readonly string[];
 }
 
 /**
@@ -133,6 +141,10 @@ export class BlockError extends Error {
   readonly code: ErrorCode;
   /** A second line for a human reader, if there is one. */
   readonly hint?: string;
+  /** The part of the message that QEMU's own does not have. */
+  readonly detail?: string;
+  /** Where a word is not known: those that are. */
+  readonly words?: readonly string[];
 
   /** Make an error; without a message it has the system's text for `code`. */
   constructor(
@@ -143,6 +155,8 @@ export class BlockError extends Error {
     super(message, options);
     this.code = code;
     this.hint = options.hint;
+    this.detail = options.detail;
+    this.words = options.words;
   }
 
   /** The same error with `prefix` before its message. */
@@ -150,6 +164,8 @@ export class BlockError extends Error {
     return new BlockError(this.code, prefix + this.message, {
       cause: this,
       hint: this.hint,
+      detail: this.detail,
+      words: this.words,
     });
   }
 }
@@ -159,8 +175,44 @@ export function invalid(message: string, hint?: string): BlockError {
   return new BlockError("EINVAL", message, { hint });
 }
 
-/** Wrap whatever was thrown, keeping a {@linkcode BlockError} as it is. */
+/**
+ * The error for a range that is not within a disk: EINVAL, as for all that a
+ * caller gets wrong. QEMU's tools call it an error of input and output.
+ */
+export class OutOfRangeError extends BlockError {
+  /** An error with this message. */
+  constructor(message: string) {
+    super("EINVAL", message);
+  }
+}
+
+/**
+ * Wrap whatever was thrown, keeping a {@linkcode BlockError} as it is. Another
+ * error keeps its message, and its code if that is one of ours; it becomes the
+ * cause.
+ */
 export function asBlockError(error: unknown): BlockError {
   if (error instanceof BlockError) return error;
-  return new BlockError("EIO", undefined, { cause: error });
+  const { code, message } = factsOf(error);
+  return new BlockError(
+    isErrorCode(code) ? code : "EIO",
+    message === undefined ? undefined : shortened(message),
+    { cause: error },
+  );
+}
+
+/** What can be told of a thrown value, which may be anything at all. */
+function factsOf(error: unknown): { code?: unknown; message?: string } {
+  try {
+    if (typeof error !== "object" || error === null) {
+      return { message: `${valueText(error)} was thrown` };
+    }
+    const { code, message, name } = error as Partial<BlockError>;
+    const said = [message, name].find((text) =>
+      typeof text === "string" && text !== ""
+    );
+    return { code, message: said ?? `${valueText(error)} was thrown` };
+  } catch {
+    return {};
+  }
 }

@@ -6,7 +6,12 @@
 import type { BlockDriver, OpenContext } from "./driver.ts";
 import { asBlockError, BlockError } from "./errors.ts";
 import type { BlockNode } from "./node.ts";
-import { type OptionTable, type OptionValues, parseOption } from "./options.ts";
+import {
+  notAmong,
+  type OptionTable,
+  type OptionValues,
+  parseOption,
+} from "./options.ts";
 
 const TABLE = {
   "node-name": { type: "string", help: "A name for the node" },
@@ -98,7 +103,7 @@ function discardsOf(mode: string | undefined): boolean | undefined {
   if (mode === undefined) return undefined;
   if (mode === "unmap" || mode === "on") return true;
   if (mode === "ignore" || mode === "off") return false;
-  throw new BlockError("EINVAL", "Invalid discard option");
+  throw notAmong("Invalid discard option", ["ignore", "unmap", "off", "on"]);
 }
 
 /** What a node takes over from the one above it. */
@@ -151,7 +156,7 @@ function detectionOf(
     );
   }
   if (mode === "on" || mode === "unmap") return mode;
-  throw new BlockError("EINVAL", `invalid parameter value: ${mode}`);
+  throw notAmong(`invalid parameter value: ${mode}`, ["off", "on", "unmap"]);
 }
 
 /** Have a node that was opened do as its options say. */

@@ -5,8 +5,9 @@
  * @module
  */
 import { allocate } from "./bytes.ts";
+import { adoptNode, checkNode } from "./checks.ts";
 import type { BlockDriver, OpenContext, OpenPurpose } from "./driver.ts";
-import { asBlockError, BlockError } from "./errors.ts";
+import { asBlockError, BlockError, invalid } from "./errors.ts";
 import { canonicalName, type ImplicitOpen, passes } from "./gate.ts";
 import { applyLimits } from "./limits.ts";
 import { resolveName } from "./names.ts";
@@ -27,10 +28,12 @@ import { getDriver, PROBE_LENGTH, probeFormat } from "./registry.ts";
 import { findSecret } from "./secrets.ts";
 import {
   applyFormat,
+  checkedStack,
   describesChild,
   filenameOf,
   isDescription,
   isSelfContained,
+  MAX_DEPTH,
   protocolStack,
   standsForProtocol,
   toStack,
@@ -42,6 +45,7 @@ import {
   type Source,
   type StackObject,
 } from "./spec.ts";
+import { shortened } from "./values.ts";
 
 /** What stays the same from the top of a stack to its bottom. */
 interface Opening {
@@ -52,6 +56,8 @@ interface Opening {
 
 /** Where in the stack we are. */
 interface Place {
+  /** How many descriptions it lies in. */
+  depth: number;
   readOnly: boolean;
   /** Whether others may do anything with it, if an option says so. */
   forceShare?: boolean;
@@ -75,7 +81,10 @@ export async function openNode(
   source: Source | BlockNode,
   options: OpenOptions = {},
 ): Promise<BlockNode> {
-  if (isNode(source)) return source;
+  if (isNode(source)) {
+    checkNode("The source", source);
+    return source;
+  }
   let stack = toStack(source);
   if (options.format !== undefined) {
     stack = applyFormat(stack, options.format);
@@ -94,7 +103,7 @@ export async function openNode(
 }
 
 function topPlace({ readOnly = false, forceShare }: OpenOptions): Place {
-  return { readOnly, forceShare, chain: [] };
+  return { depth: 0, readOnly, forceShare, chain: [] };
 }
 
 /** Claim of a node what its user is going to do. */
@@ -141,10 +150,8 @@ async function openStack(
   let stack: StackObject;
   if (typeof source === "string" || source instanceof URL) {
     stack = toStack(source);
-  } else if (typeof source === "object" && source !== null) {
-    stack = source as StackObject;
   } else {
-    throw new BlockError("EINVAL", `Cannot open '${source}' as an image`);
+    stack = checkedStack(source);
   }
   const { driver: name, ...options } = stack;
   if (name !== undefined) {
@@ -239,12 +246,23 @@ async function openDriver(
 ): Promise<BlockNode> {
   const [common, options] = takeNodeOptions(allOptions);
   const place = inheritOptions(above, common);
+  if (++place.depth > MAX_DEPTH) {
+    throw invalid(`More than ${MAX_DEPTH} nodes lie on top of each other`);
+  }
   const filename = isNode(options.file)
     ? options.file.filename
     : filenameOf(options);
   const { purpose = "io" } = opening.options;
-  const { readOnly, forceShare = false } = place;
-  const claims = new Claims({ driver, readOnly, purpose, forceShare, options });
+  const { forceShare = false } = place;
+  const claims = new Claims({
+    driver,
+    get readOnly() {
+      return place.readOnly;
+    },
+    purpose,
+    forceShare,
+    options,
+  });
   const opened: BlockNode[] = [];
   const pending: Pending = {
     driver,
@@ -259,11 +277,9 @@ async function openDriver(
   };
   try {
     checkForceShare(place);
-    const node = await openAsPermitted(
+    const node = adoptNode(
       driver,
-      options,
-      contextOf(pending),
-      common,
+      await openAsPermitted(driver, options, contextOf(pending), common),
     );
     await applyNodeOptions(node, common);
     const otherBacking = options.backing !== undefined && purpose !== "info";
@@ -285,7 +301,9 @@ function contextOf(pending: Pending): OpenContext {
   const { cache } = wishes;
   return {
     filename,
-    readOnly: place.readOnly,
+    get readOnly() {
+      return place.readOnly;
+    },
     probed,
     purpose,
     noFlush: place.noFlush ?? cache === "unsafe",
@@ -307,14 +325,27 @@ function contextOf(pending: Pending): OpenContext {
 
 /** A child that will be closed if its parent cannot be opened. */
 async function keep(
-  { opened, claims }: Pending,
+  pending: Pending,
   name: string,
   opening: Promise<BlockNode>,
 ): Promise<BlockNode> {
   const node = await opening;
-  opened.push(node);
-  claims.adopt(name, node);
+  pending.opened.push(node);
+  adoptChild(pending, name, node);
   return node;
+}
+
+/** The children through which a node writes. */
+const WRITTEN = ["file", "image", "data-file"];
+
+/** Claim of a child what its parent needs, which it may be unable to do. */
+function adoptChild(
+  { place, claims }: Pending,
+  name: string,
+  node: BlockNode,
+): void {
+  if (!node.writev && WRITTEN.includes(name)) place.readOnly = true;
+  claims.adopt(name, node);
 }
 
 async function openChild(
@@ -322,10 +353,11 @@ async function openChild(
   name: string,
   description?: unknown,
 ): Promise<BlockNode> {
-  const { options, filename, opening, place, claims } = pending;
+  const { options, filename, opening, place } = pending;
   const given = description ?? options[name];
   if (isNode(given)) {
-    claims.adopt(name, given);
+    checkNode(`The child '${name}'`, given);
+    adoptChild(pending, name, given);
     return given;
   }
   if (given === undefined || given === null) {
@@ -369,7 +401,9 @@ async function openImplicit(
     namedBy: filename,
   };
   const readOnly = !isWritable(opening, overrides, request);
-  const below = { chain, readOnly, forceShare: place.forceShare ?? false };
+  const { forceShare = false } = place;
+  // Chains have a limit of their own.
+  const below = { depth: 0, chain, readOnly, forceShare };
   return await keep(
     pending,
     child,
@@ -389,13 +423,15 @@ function isWritable(
 /** An option that a driver lacks, in the words of those who open nodes. */
 function notSupported(
   driver: BlockDriver,
-  { option }: UnknownOptionError,
+  { option: unknown, words }: UnknownOptionError,
 ): BlockError {
+  const option = shortened(unknown, 80);
   return new BlockError(
     "EINVAL",
     standsForProtocol(driver)
       ? `Block protocol '${driver.name}' doesn't support the option '${option}'`
       : `Block format '${driver.name}' does not support the option '${option}'`,
+    { words },
   );
 }
 

@@ -108,13 +108,10 @@ async function open(
   try {
     return await openImageArgument(program, file, image);
   } catch (thrown) {
-    const { message, hint } = asBlockError(
-      thrown instanceof CommandError ? undefined : thrown,
-    );
-    if (thrown instanceof CommandError) {
-      throw new CommandError(thrown.message, { code: 2 });
-    }
-    throw new CommandError(message, { hint, code: 2 });
+    const { message, hint } = thrown instanceof CommandError
+      ? thrown
+      : asBlockError(thrown);
+    throw new CommandError(message, { hint, code: 2, cause: thrown });
   }
 }
 

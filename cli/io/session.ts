@@ -98,7 +98,7 @@ export class Session {
       await image?.close();
     } catch (error) {
       if (!(error instanceof BlockError)) throw error;
-      this.program.error(error.message);
+      this.program.error(this.program.messageOf(error));
     }
   }
 }

@@ -8,6 +8,7 @@ import { BlockError } from "../errors.ts";
 import type { BlockNode } from "../node.ts";
 import {
   defaultOptions,
+  optionNames,
   type OptionValues,
   parseOption,
   UnknownOptionError,
@@ -52,7 +53,9 @@ export async function measure(
   const table = driver.createOptions;
   const values = defaultOptions(table);
   for (const [name, value] of Object.entries(options)) {
-    if (!Object.hasOwn(table, name)) throw new UnknownOptionError(name);
+    if (!Object.hasOwn(table, name)) {
+      throw new UnknownOptionError(name, optionNames(table));
+    }
     const spec = table[name];
     // Many an enumeration makes no difference to the size; those that do are
     // the driver's to check.

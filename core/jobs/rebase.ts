@@ -9,6 +9,7 @@ import {
   backingOf,
   type ChainExtent,
   chainStatus,
+  checkedExtent,
   skipFilters,
 } from "../extents.ts";
 import { canonicalName } from "../gate.ts";
@@ -193,7 +194,10 @@ class Merge {
     const image = skipFilters(this.#overlay);
     const { size } = image;
     for (let at = 0; at < size;) {
-      const own = await understood(image.status(at, size - at));
+      const own = checkedExtent(
+        image,
+        await understood(image.status(at, size - at)),
+      );
       const end = at + own.length;
       while (at < end) {
         at = own.kind === "unallocated" ? await this.#step(at, end) : end;
@@ -290,7 +294,10 @@ class Merge {
     const image = skipFilters(this.#overlay);
     for (let done = 0; done < length;) {
       const at = offset + done;
-      const extent = await image.status(at, length - done);
+      const extent = checkedExtent(
+        image,
+        await image.status(at, length - done),
+      );
       if (extent.kind === "unallocated") {
         await writeZeroData(this.#overlay, at, extent.length);
       }

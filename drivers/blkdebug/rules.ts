@@ -6,6 +6,7 @@
 import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import { openProtocol } from "../../core/open.ts";
 import {
+  notAmong,
   type OptionTable,
   type OptionValues,
   parseOptions,
@@ -174,15 +175,19 @@ function parseRule([group, values]: GivenRule): Rule {
   if (event === undefined) {
     throw new BlockError("EINVAL", "Missing event name for rule");
   }
-  const invalid = (value: string) =>
-    new BlockError("EINVAL", `invalid parameter value: ${value}`);
-  if (!EVENTS.has(event)) throw invalid(event);
+  if (!EVENTS.has(event)) {
+    throw new BlockError("EINVAL", `invalid parameter value: ${event}`, {
+      words: [...EVENTS],
+    });
+  }
   const rule = { event, state: number("state") ?? 0 };
   if (group === "set-state") {
     return { ...rule, newState: number("new_state") ?? 0 };
   }
   const ioType = parsed.iotype as IoType | undefined;
-  if (ioType !== undefined && !IO_TYPES.includes(ioType)) throw invalid(ioType);
+  if (ioType !== undefined && !IO_TYPES.includes(ioType)) {
+    throw notAmong(`invalid parameter value: ${ioType}`, IO_TYPES);
+  }
   const sector = number("sector");
   const injection = {
     errno: number("errno") ?? 5,

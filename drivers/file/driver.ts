@@ -8,6 +8,7 @@ import { BlockError } from "../../core/errors.ts";
 import { normalizePath } from "../../core/names.ts";
 import type { Preallocation } from "../../core/node.ts";
 import {
+  notAmong,
   type OptionTable,
   type OptionValues,
   parseOptions,
@@ -141,9 +142,9 @@ function openOptions(options: OptionValues): FileOptions {
 const AIO_MODES = ["threads", "native", "io_uring"] as const;
 const LOCKING_MODES = ["auto", "on", "off"] as const;
 
-function oneOf<T>(values: readonly T[], value: unknown): T {
+function oneOf<T extends string>(values: readonly T[], value: unknown): T {
   if (values.includes(value as T)) return value as T;
-  throw new BlockError("EINVAL", `invalid parameter value: ${value}`);
+  throw notAmong(`invalid parameter value: ${value}`, values);
 }
 
 function createOptions(options: OptionValues) {

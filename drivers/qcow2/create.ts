@@ -13,7 +13,7 @@ import {
 import type { CreateContext } from "../../core/driver.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
 import type { Preallocation } from "../../core/node.ts";
-import type { OptionValues } from "../../core/options.ts";
+import { notAmong, type OptionValues } from "../../core/options.ts";
 import {
   Compatible,
   Crypt,
@@ -210,8 +210,8 @@ function parseVersion(compat: string | undefined): 2 | 3 {
     case "1.1":
       return 3;
   }
-  throw new BlockError(
-    "EINVAL",
+  throw notAmong(
     `Parameter 'version' does not accept value '${compat}'`,
+    ["0.10", "1.1", "v2", "v3"],
   );
 }

@@ -8,7 +8,7 @@ import type { Measurement } from "../../core/driver.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
 import { chainStatus } from "../../core/extents.ts";
 import type { BitmapInfo, BlockNode } from "../../core/node.ts";
-import type { OptionValues } from "../../core/options.ts";
+import { notAmong, type OptionValues } from "../../core/options.ts";
 import { bitmapEntryLength } from "./bitmap_directory.ts";
 import { clusterBitsOf, estimateFileSize, refcountOrderOf } from "./create.ts";
 import { ENTRY_SIZE, Geometry, MAX_L1_BYTES } from "./format.ts";
@@ -72,8 +72,9 @@ function planOf(options: OptionValues): Plan {
   const version = versionOf(options.compat as string | undefined);
   const refcountOrder = refcountOrderOf(options, version, "compat=1.1");
   const { preallocation = "off" } = options;
-  if (!["off", "metadata", "falloc", "full"].includes(String(preallocation))) {
-    throw invalid(`invalid parameter value: ${preallocation}`);
+  const modes = ["off", "metadata", "falloc", "full"];
+  if (!modes.includes(String(preallocation))) {
+    throw notAmong(`invalid parameter value: ${preallocation}`, modes);
   }
   if (options["encrypt.format"] === "luks") {
     throw new BlockError("ENOTSUP", "LUKS encryption is not supported");

@@ -6,7 +6,12 @@
  */
 import { type IoVector, SECTOR_SIZE, vectorLength } from "../../core/bytes.ts";
 import type { BlockDriver } from "../../core/driver.ts";
-import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
+import {
+  asBlockError,
+  BlockError,
+  OutOfRangeError,
+  strerror,
+} from "../../core/errors.ts";
 import type { Held } from "../../core/lock.ts";
 import type {
   AmendOptions,
@@ -128,7 +133,7 @@ export class Qcow2Node implements BlockNode {
   /**
    * Begin a request. While it waited, the disk may have become shorter.
    *
-   * @throws {BlockError} EIO if the range is not within the disk any more.
+   * @throws {BlockError} EINVAL if the range is not within the disk any more.
    */
   #begin(offset: number, length: number): Held | Promise<Held> {
     this.#cleaner.countRequest();
@@ -142,7 +147,9 @@ export class Qcow2Node implements BlockNode {
     const held = await share;
     if (end <= this.size) return held;
     held[Symbol.dispose]();
-    throw new BlockError("EIO");
+    throw new OutOfRangeError(
+      `'${this.filename}' has ${this.size} bytes, and ends before ${end}`,
+    );
   }
 
   readv(offset: number, iov: IoVector): Promise<void> {
