@@ -135,12 +135,15 @@ export function checkWritable(what: string, node: BlockNode): void {
 
 /** Why a node that is read-only is not written to. */
 export function cannotWrite(what: string, node: BlockNode): BlockError {
-  let at: BlockNode | undefined = node;
-  while (at?.writev) at = primaryChild(at);
-  return at
+  let unable: BlockNode | undefined;
+  for (let at: BlockNode | undefined = node; at; at = primaryChild(at)) {
+    if (!at.writev) unable = at;
+  }
+  return unable
     ? new BlockError(
       "ENOTSUP",
-      `${what}: driver '${at.driver.name}' cannot write to '${at.filename}'`,
+      `${what}: driver '${unable.driver.name}' cannot write to ` +
+        `'${unable.filename}'`,
     )
     : new BlockError(
       "EACCES",

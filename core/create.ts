@@ -4,12 +4,13 @@
  * @module
  */
 import type { CreateContext } from "./driver.ts";
-import { BlockError } from "./errors.ts";
+import { checkOptions } from "./checks.ts";
+import { asBlockError, BlockError } from "./errors.ts";
 import type { BlockNode, Preallocation } from "./node.ts";
 import { openProtocol } from "./open.ts";
 import { describeSource, protocolStack } from "./sources.ts";
 import { defaultOptions, type OptionValues, parseOptions } from "./options.ts";
-import { findDriver, getDriver } from "./registry.ts";
+import { getDriver, getFormat } from "./registry.ts";
 import { findSecret, type SecretSource } from "./secrets.ts";
 import type { Source } from "./spec.ts";
 
@@ -41,12 +42,11 @@ export async function createImage(
   format: string,
   target: Source,
   options: OptionValues = {},
-  { secrets }: CreateOptions = {},
+  creation: CreateOptions = {},
 ): Promise<void> {
-  const driver = findDriver(format);
-  if (!driver) {
-    throw new BlockError("EINVAL", `Unknown file format '${format}'`);
-  }
+  const driver = getFormat(format);
+  checkOptions("create an image", creation, {});
+  const { secrets } = creation;
   if (!driver.create || !driver.createOptions) {
     throw new BlockError(
       "ENOTSUP",
@@ -68,6 +68,8 @@ export async function createImage(
   try {
     await driver.create({ ...defaultOptions(table), ...parsed }, context);
     await file?.flush?.();
+  } catch (error) {
+    throw asBlockError(error);
   } finally {
     await file?.close();
   }

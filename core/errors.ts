@@ -76,7 +76,9 @@ const CODES: {
  * ```
  */
 export function strerror(code: ErrorCode): string {
-  return CODES[code][1];
+  return isErrorCode(code)
+    ? CODES[code][1]
+    : `Unknown error ${valueText(code)}`;
 }
 
 /** Whether a text is an error code. */
@@ -170,6 +172,15 @@ export class BlockError extends Error {
   }
 }
 
+/**
+ * What follows QEMU's words for an error, which are just the system's text:
+ * what its cause has to say beyond that.
+ */
+export function detailOf(cause: BlockError): string {
+  const { message, code } = cause;
+  return message === strerror(code) ? "" : ` (${shortened(message)})`;
+}
+
 /** The error for what makes no sense: EINVAL. */
 export function invalid(message: string, hint?: string): BlockError {
   return new BlockError("EINVAL", message, { hint });
@@ -192,7 +203,7 @@ export class OutOfRangeError extends BlockError {
  * cause.
  */
 export function asBlockError(error: unknown): BlockError {
-  if (error instanceof BlockError) return error;
+  if (isBlockError(error)) return error;
   const { code, message } = factsOf(error);
   return new BlockError(
     isErrorCode(code) ? code : "EIO",
@@ -201,9 +212,18 @@ export function asBlockError(error: unknown): BlockError {
   );
 }
 
+function isBlockError(error: unknown): error is BlockError {
+  try {
+    return error instanceof BlockError;
+  } catch {
+    return false; // A proxy that was revoked.
+  }
+}
+
 /** What can be told of a thrown value, which may be anything at all. */
 function factsOf(error: unknown): { code?: unknown; message?: string } {
   try {
+    if (typeof error === "string" && error !== "") return { message: error };
     if (typeof error !== "object" || error === null) {
       return { message: `${valueText(error)} was thrown` };
     }

@@ -313,7 +313,7 @@ export class Image implements AsyncDisposable {
    */
   extents(
     offset = 0,
-    length: number = this.size - offset,
+    length: number = this.#rest(offset),
   ): AsyncIterable<ChainExtent> {
     this.#checkRange("map", offset, length);
     return chainExtents(this.node, offset, length);
@@ -323,7 +323,7 @@ export class Image implements AsyncDisposable {
   readable(options: StreamOptions = {}): ReadableStream<Uint8Array> {
     checkOptions("read", options, { chunkSize: { least: 1 } });
     const { offset = 0, chunkSize = 256 * 1024 } = options;
-    const { length = this.size - offset } = options;
+    const { length = this.#rest(offset) } = options;
     this.#checkRange("read", offset, length);
     let at = offset;
     return new ReadableStream<Uint8Array>({
@@ -385,6 +385,11 @@ export class Image implements AsyncDisposable {
   /** Closes; for `await using`. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
+  }
+
+  /** Bytes up to the end; none from what is no offset, which is refused then. */
+  #rest(offset: number): number {
+    return typeof offset === "number" ? this.size - offset : 0;
   }
 
   #cannot(what: string): BlockError {

@@ -118,7 +118,7 @@ async function claimed(
   try {
     claim(node, { needs, shares: share ? ALL_ACCESS : READ | WRITE_UNCHANGED });
   } catch (error) {
-    await node.close();
+    await closeQuietly(node);
     throw error;
   }
   return node;
@@ -217,8 +217,17 @@ async function openProbed(
       driver.name === "raw",
     );
   } catch (error) {
-    await file.close();
+    await closeQuietly(file);
     throw error;
+  }
+}
+
+/** Close what is of no use; why it is none is what the user wants to know. */
+async function closeQuietly(node: BlockNode): Promise<void> {
+  try {
+    await node.close();
+  } catch {
+    // It could not be used either.
   }
 }
 
@@ -249,6 +258,8 @@ async function openDriver(
   if (++place.depth > MAX_DEPTH) {
     throw invalid(`More than ${MAX_DEPTH} nodes lie on top of each other`);
   }
+  // Descriptions may lie in each other deeper than calls may.
+  if (place.depth % 16 === 0) await undefined;
   const filename = isNode(options.file)
     ? options.file.filename
     : filenameOf(options);
@@ -275,12 +286,12 @@ async function openDriver(
     claims,
     opened,
   };
+  let made: BlockNode | undefined;
   try {
     checkForceShare(place);
-    const node = adoptNode(
-      driver,
-      await openAsPermitted(driver, options, contextOf(pending), common),
-    );
+    const context = contextOf(pending);
+    made = await openAsPermitted(driver, options, context, common);
+    const node = adoptNode(driver, made);
     await applyNodeOptions(node, common);
     const otherBacking = options.backing !== undefined && purpose !== "info";
     rememberOrigin(node, { options, otherBacking });
@@ -288,7 +299,9 @@ async function openDriver(
     claims.complete(limited);
     return limited;
   } catch (error) {
-    for (const node of opened) await node.close();
+    // What a node has open, if it is not its children, is its own.
+    const open = opened.length > 0 || !made ? opened : [made];
+    for (const node of open) await closeQuietly(node);
     if (error instanceof UnknownOptionError) throw notSupported(driver, error);
     throw asBlockError(error);
   }

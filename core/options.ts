@@ -100,8 +100,9 @@ export function parseOption(
       return size;
     }
     case "number": {
-      if (Number.isInteger(value) && value as number >= 0) {
-        return value as number;
+      if (typeof value === "number") {
+        if (Number.isInteger(value) && value >= 0) return value;
+        throw refuse(EXPECTED.number);
       }
       const text = String(value).trim();
       const number = /^-?(\d+|0x[0-9a-f]+)$/i.test(text) ? Number(text) : NaN;

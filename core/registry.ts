@@ -4,7 +4,7 @@
  * @module
  */
 import type { BlockDriver } from "./driver.ts";
-import { BlockError, invalid } from "./errors.ts";
+import { asBlockError, BlockError, invalid } from "./errors.ts";
 import { valueText } from "./values.ts";
 
 const drivers = new Map<string, BlockDriver>();
@@ -31,7 +31,11 @@ export const PROBE_LENGTH = 2048;
  * ```
  */
 export function registerDriver(driver: BlockDriver): void {
-  checkDriver(driver);
+  try {
+    checkDriver(driver);
+  } catch (error) {
+    throw asBlockError(error);
+  }
   const known = drivers.get(driver.name);
   if (known && known !== driver) {
     throw new BlockError(
@@ -75,6 +79,17 @@ function checkDriver(driver: BlockDriver): void {
 export function getDriver(name: string): BlockDriver {
   const driver = drivers.get(name);
   if (!driver) throw invalid(`Unknown driver ${valueText(name)}`);
+  return driver;
+}
+
+/**
+ * The driver of a format that is to be made.
+ *
+ * @throws {BlockError} EINVAL if there is none.
+ */
+export function getFormat(name: string): BlockDriver {
+  const driver = drivers.get(name);
+  if (!driver) throw invalid(`Unknown file format ${valueText(name)}`);
   return driver;
 }
 

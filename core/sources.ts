@@ -15,7 +15,7 @@ import {
   type Source,
   type StackObject,
 } from "./spec.ts";
-import { isPlainObject, shortened, valueText } from "./values.ts";
+import { isPlainObject, nameText, shortened, valueText } from "./values.ts";
 
 /** Most descriptions within each other; what has more contains itself. */
 export const MAX_DEPTH = 1000;
@@ -33,37 +33,27 @@ export function protocolStack(source: Source): StackObject {
 export function describeSource(source: unknown): string {
   try {
     if (isNode(source)) return shortened(source.filename);
-    if (typeof source === "string") return longName(source);
-    if (source instanceof URL) return longName(filenameOf(namedStack(source)));
+    if (typeof source === "string") return nameText(source);
+    if (source instanceof URL) return nameText(filenameOf(namedStack(source)));
     if (!isPlainObject(source)) return valueText(source);
-    return longName(filenameOf(toStack(source))) || `json:${jsonText(source)}`;
+    return nameText(filenameOf(toStack(source))) || `json:${jsonText(source)}`;
   } catch {
     // A getter of somebody else's, or a name that cannot be decoded.
     return valueText(source);
   }
 }
 
-/** The longest path that Linux takes, and room for a description. */
-const MAX_NAME = 1024;
-
-/** A name, which may be of any length, and is told as it is if it can be. */
-function longName(name: string): string {
-  return name.length > MAX_NAME ? shortened(name, MAX_NAME) : name;
-}
-
 /** A description as JSON, in which what is no JSON is told by its kind. */
 function jsonText(description: object): string {
   const text = JSON.stringify(description, (_name, value) => {
     if (typeof value !== "object" || value === null) {
-      return typeof value === "string" && value.length > MAX_NAME
-        ? shortened(value, MAX_NAME)
-        : value;
+      return typeof value === "string" ? nameText(value) : value;
     }
     return Array.isArray(value) || isPlainObject(value)
       ? value
       : valueText(value);
   });
-  return shortened(text);
+  return shortened(text, 255);
 }
 
 /** A source as a description; what a name selects may be just a protocol. */
@@ -85,8 +75,12 @@ export function checkedStack(source: unknown): StackObject {
 
 /** Whether a value can be a source at all. */
 export function isSource(value: unknown): boolean {
-  return typeof value === "string" || value instanceof URL ||
-    isPlainObject(value) || isNode(value);
+  try {
+    return typeof value === "string" || value instanceof URL ||
+      isPlainObject(value) || isNode(value);
+  } catch {
+    return false; // A proxy that was revoked.
+  }
 }
 
 function pathOf({ href, pathname }: URL): string {

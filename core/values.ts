@@ -20,6 +20,14 @@ export function shortened(text: string, most = 512): string {
   return line.replace(/[\x00-\x1f\x7f]+/g, " ");
 }
 
+/** The longest name that a message holds as it is. */
+const MAX_NAME = 1024;
+
+/** A file's name; of one that no system would take, what fits a message. */
+export function nameText(name: string): string {
+  return name.length > MAX_NAME ? shortened(name, 255) : name;
+}
+
 /** A value as a message shows it: short ones in full, large ones by their kind. */
 export function valueText(value: unknown): string {
   switch (typeof value) {

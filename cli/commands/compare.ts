@@ -139,7 +139,7 @@ async function compareNodes(
     if (!(error instanceof CompareError)) throw error;
     if (!wish.quiet) program.print(sizeWarning(a, b, error.offset));
     const code = error.stage === "status" ? 3 : 4;
-    throw new CommandError(error.message, { code });
+    throw new CommandError(error.message, { code, cause: error });
   }
 }
 

@@ -4,7 +4,8 @@
  * @module
  */
 import type { Measurement } from "../driver.ts";
-import { BlockError } from "../errors.ts";
+import { checkNode, checkOptions } from "../checks.ts";
+import { asBlockError, BlockError } from "../errors.ts";
 import type { BlockNode } from "../node.ts";
 import {
   defaultOptions,
@@ -13,7 +14,7 @@ import {
   parseOption,
   UnknownOptionError,
 } from "../options.ts";
-import { findDriver } from "../registry.ts";
+import { getFormat } from "../registry.ts";
 
 /**
  * Tell how large the file of a new image would become: an upper bound, for
@@ -40,10 +41,9 @@ export async function measure(
   options: OptionValues = {},
   source?: BlockNode,
 ): Promise<Measurement> {
-  const driver = findDriver(format);
-  if (!driver) {
-    throw new BlockError("EINVAL", `Unknown file format '${format}'`);
-  }
+  const driver = getFormat(format);
+  checkOptions("measure", options, {});
+  if (source !== undefined) checkNode("The source", source);
   if (!driver.measure || !driver.createOptions) {
     throw new BlockError(
       "ENOTSUP",
@@ -63,5 +63,9 @@ export async function measure(
       ? value
       : parseOption(name, spec, value);
   }
-  return await driver.measure(values, source);
+  try {
+    return await driver.measure(values, source);
+  } catch (error) {
+    throw asBlockError(error);
+  }
 }

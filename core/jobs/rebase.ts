@@ -4,6 +4,7 @@
  * @module
  */
 import { allocate, roundDown, roundUp } from "../bytes.ts";
+import { checkNode, checkOptions, checkWritable } from "../checks.ts";
 import { asBlockError, BlockError, strerror } from "../errors.ts";
 import {
   backingOf,
@@ -77,6 +78,17 @@ export async function rebase(
   backing: BackingName & { node: BlockNode } | undefined,
   options: RebaseOptions = {},
 ): Promise<void> {
+  checkNode("The overlay", overlay);
+  if (backing !== undefined) {
+    checkOptions("rebase", backing, { name: "string", format: "string" });
+    checkNode("The new backing file", backing.node);
+  }
+  checkOptions("rebase", options, {
+    compressed: "boolean",
+    compressionLevel: { least: 0, most: 22 },
+    signal: "object",
+    progress: "function",
+  });
   const image = skipFilters(overlay);
   if (!image.changeBacking) throw cannotChange(backing, "ENOTSUP");
   if (options.compressed && !overlay.writeCompressed) {
@@ -85,6 +97,7 @@ export async function rebase(
       "Compression not supported for this file format",
     );
   }
+  checkWritable("Cannot rebase", overlay);
   if (backing) refuseLoop(image, backing);
   const { clusterSize = 512 } = await image.info?.() ?? {};
   const merge = new Merge(overlay, backing?.node, options, clusterSize);

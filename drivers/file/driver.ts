@@ -19,6 +19,7 @@ import {
   ALL_ACCESS,
   type Permissions,
 } from "../../core/permissions.ts";
+import { nameText } from "../../core/values.ts";
 import { openFsFile } from "./fs_file.ts";
 import { denoError, type HostFile } from "./host.ts";
 import { isLibcAvailable } from "./libc.ts";
@@ -220,14 +221,16 @@ function makeFile(filename: string): void {
     const { code, hint } = denoError(error);
     throw new BlockError(
       code,
-      `Could not create '${filename}': ${new BlockError(code).message}`,
+      `Could not create '${nameText(filename)}': ${
+        new BlockError(code).message
+      }`,
       { cause: error, hint },
     );
   }
 }
 
 function cannotOpen(filename: string, error: unknown): BlockError {
-  return denoError(error).prefixed(`Could not open '${filename}': `);
+  return denoError(error).prefixed(`Could not open '${nameText(filename)}': `);
 }
 
 /** Links followed as far as the path exists, the rest worked out by name. */

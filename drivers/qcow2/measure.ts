@@ -49,8 +49,9 @@ export async function measure(
     : source
     ? await dataOf(source, plan, size)
     : 0;
-  const bitmaps = plan.version >= 3 && source
-    ? (await source.info?.())?.bitmaps
+  const info = await source?.info?.();
+  const bitmaps = plan.version >= 3 && info?.bitmapsFault === undefined
+    ? info?.bitmaps
     : undefined;
   return {
     required: fullyAllocated - size + data,

@@ -242,9 +242,11 @@ export class Qcow2Node implements BlockNode {
 
   async info(): Promise<NodeInfo> {
     const { header, geometry } = this.#state;
-    const bitmaps = await this.#bitmaps();
+    let bitmapsFault: string | undefined;
+    const bitmaps = await this.#bitmaps((fault) => bitmapsFault = fault);
     return {
       ...(bitmaps && { bitmaps }),
+      ...(bitmapsFault !== undefined && { bitmapsFault }),
       clusterSize: geometry.clusterSize,
       dirty: (header.incompatible.low & Incompatible.DIRTY) !== 0,
       encrypted: header.cryptMethod !== Crypt.NONE,
@@ -256,12 +258,20 @@ export class Qcow2Node implements BlockNode {
   }
 
   /** Absent if the image is of a version that cannot keep any. */
-  async #bitmaps(): Promise<BitmapInfo[] | undefined> {
+  async #bitmaps(
+    tell: (fault: string) => void,
+  ): Promise<BitmapInfo[] | undefined> {
     const { file, header, geometry } = this.#state;
     if (header.version < 3) return undefined;
     if (!header.bitmaps) return [];
     const { listBitmaps } = await import("./bitmap_directory.ts");
-    return await listBitmaps(file, header.bitmaps, geometry, header.size);
+    return await listBitmaps(
+      file,
+      header.bitmaps,
+      geometry,
+      header.size,
+      tell,
+    );
   }
 
   get snapshots(): SnapshotOperations {

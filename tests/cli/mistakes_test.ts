@@ -47,7 +47,8 @@ const CALLS: { readonly [call: string]: string } = {
     "disk: Could not delete snapshot 'none': snapshot not found",
   "commit disk": "disk: Image does not have a backing file",
   "compare disk missing": "Could not open 'missing': No such file or directory",
-  "amend -o compat=9 disk": "disk: Unknown compatibility level 9",
+  "amend -o compat=9 disk":
+    "disk: Unknown compatibility level 9; it must be one of 0.10, 1.1, v2, v3",
 };
 
 const LIMITED = ["--allow-read", "--allow-write"];
