@@ -1,6 +1,6 @@
 /** The command line as `deno task build` bundles it. @module */
 import { assertEquals } from "@std/assert";
-import { BDRV, run, runOk, TempDir } from "../qemu.ts";
+import { BDRV, mustSkip, run, runOk, TempDir } from "../qemu.ts";
 
 const ROOT = new URL("../..", import.meta.url).pathname;
 
@@ -14,7 +14,7 @@ async function canBundle(): Promise<boolean> {
 
 Deno.test({
   name: "the built program does what the source does",
-  ignore: !await canBundle(),
+  ignore: mustSkip({ others: { "deno bundle": await canBundle() } }),
   async fn() {
     await using dir = new TempDir();
     const cwd = dir.path;

@@ -5,7 +5,7 @@
  * @module
  */
 import { assert, assertEquals } from "@std/assert";
-import { BDRV, isInstalled, run, runOk, TempDir } from "../qemu.ts";
+import { BDRV, isInstalled, mustSkip, run, runOk, TempDir } from "../qemu.ts";
 
 /** What each call says, after the program's name. */
 const CALLS: { readonly [call: string]: string } = {
@@ -103,7 +103,7 @@ function mayMount(): boolean {
 
 Deno.test({
   name: "a full and a read-only disk are told, and nothing is left on it",
-  ignore: !mayMount(),
+  ignore: mustSkip({ privileges: { "mounting file systems": mayMount() } }),
   async fn() {
     await using dir = new TempDir();
     const cwd = dir.path;

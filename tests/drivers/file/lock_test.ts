@@ -14,10 +14,10 @@ import {
   type OpenOptions,
   type Source,
 } from "../../../mod.ts";
-import { BDRV, run, TempDir } from "../../qemu.ts";
+import { BDRV, mustSkip, run, TempDir } from "../../qemu.ts";
 
 const MIB = 1024 * 1024;
-const ignore = !isLibcAvailable();
+const needed = { others: { "libc": isLibcAvailable() } };
 
 /** A folder with a raw disk, an image, and an overlay of that. */
 async function images(): Promise<TempDir> {
@@ -139,7 +139,7 @@ function within(dir: TempDir, source: unknown): unknown {
 
 Deno.test({
   name: "locks are QEMU's bytes, for all that is done to an image",
-  ignore,
+  ignore: mustSkip(needed),
   async fn(t) {
     await using dir = await images();
     for (const [name, source, options, expected] of LOCKS) {
@@ -187,7 +187,7 @@ const IN_USE: [string, OpenOptions, OpenOptions, string | undefined][] = [
 
 Deno.test({
   name: "two parts of one process keep off each other's images",
-  ignore,
+  ignore: mustSkip(needed),
   async fn(t) {
     await using dir = await images();
     const path = dir.file("base.qcow2");
@@ -217,7 +217,7 @@ Deno.test({
 
 Deno.test({
   name: "a chain locks all of its images, and says which one is in use",
-  ignore,
+  ignore: mustSkip(needed),
   async fn() {
     await using dir = await images();
     const [base, top] = [dir.file("base.qcow2"), dir.file("top.qcow2")];
@@ -253,7 +253,7 @@ Deno.test({
 
 Deno.test({
   name: "a resize locks what it needs, and a refused one nothing",
-  ignore,
+  ignore: mustSkip(needed),
   async fn() {
     await using dir = await images();
     const path = dir.file("disk.raw");
@@ -275,7 +275,7 @@ Deno.test({
 
 Deno.test({
   name: "making an image does not empty a file that is in use",
-  ignore,
+  ignore: mustSkip(needed),
   async fn() {
     await using dir = await images();
     const path = dir.file("base.qcow2");
@@ -326,7 +326,7 @@ Deno.test("force-share is for readers", async () => {
 
 Deno.test({
   name: "where a file system has no locks, that is said once",
-  ignore,
+  ignore: mustSkip(needed),
   fn() {
     const needs = { needs: ACCESS.WRITE, shares: ALL_ACCESS };
     const reasons: string[] = [];
@@ -350,7 +350,7 @@ Deno.test({
 
 Deno.test({
   name: "locks end when they are let go, even if the file stays open",
-  ignore,
+  ignore: mustSkip(needed),
   async fn() {
     await using dir = await images();
     const filename = dir.file("disk.raw");
