@@ -35,7 +35,7 @@ async function compile(
   await Deno.mkdir(folder, { recursive: true });
   const { code, stderr } = await new Deno.Command(Deno.execPath(), {
     args: [
-      ...["compile", "--quiet", "--no-prompt", ...permissions],
+      ...["compile", "--quiet", "--no-check", "--no-prompt", ...permissions],
       ...INCLUDED.flatMap((file) => ["--include", file]),
       ...["--target", target, "--output", `${folder}/${name}`, "cli.ts"],
     ],
@@ -61,10 +61,11 @@ async function compile(
 /** Why `deno compile` failed, in a line. */
 function reasonOf(said: string): string {
   const url = /error sending request for url \((\S+?)\)/.exec(said)?.[1];
-  if (url) {
+  if (url?.includes("denort")) {
     return `the runtime cannot be downloaded from ${url}; ` +
       "DENORT_BIN may name a file that was";
   }
+  if (url) return `${url} cannot be downloaded`;
   const [report] = said.split("Stack backtrace");
   const lines = report.split("\n").map((line) => line.trim());
   const first = lines.find((line) => line !== "") ?? "deno compile failed";

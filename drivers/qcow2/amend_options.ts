@@ -38,8 +38,9 @@ export const AMEND_OPTIONS: OptionTable = {
   },
   size,
   compat,
-  backing_file,
-  backing_fmt,
+  // They may be named, but `rebase` is what changes them.
+  backing_file: { ...backing_file, unsupported: true },
+  backing_fmt: { ...backing_fmt, unsupported: true },
   data_file: {
     type: "string",
     unsupported: true,
