@@ -44,6 +44,19 @@ export async function createImage(
   options: OptionValues = {},
   creation: CreateOptions = {},
 ): Promise<void> {
+  try {
+    await create(format, target, options, creation);
+  } catch (error) {
+    throw asBlockError(error);
+  }
+}
+
+async function create(
+  format: string,
+  target: Source,
+  options: OptionValues,
+  creation: CreateOptions,
+): Promise<void> {
   const driver = getFormat(format);
   checkOptions("create an image", creation, {});
   const { secrets } = creation;
@@ -68,8 +81,6 @@ export async function createImage(
   try {
     await driver.create({ ...defaultOptions(table), ...parsed }, context);
     await file?.flush?.();
-  } catch (error) {
-    throw asBlockError(error);
   } finally {
     await file?.close();
   }

@@ -12,6 +12,7 @@ import {
   type OptionValues,
   parseOption,
 } from "./options.ts";
+import { isPlainObject, shortened, valueText } from "./values.ts";
 
 const TABLE = {
   "node-name": { type: "string", help: "A name for the node" },
@@ -85,7 +86,7 @@ export function takeNodeOptions(
 
 /** `{cache: {direct: true}}` as `{"cache.direct": true}`. */
 function withDottedCache({ cache, ...options }: OptionValues): OptionValues {
-  if (typeof cache !== "object" || cache === null) {
+  if (!isPlainObject(cache)) {
     return cache === undefined ? options : { cache, ...options };
   }
   for (const [name, value] of Object.entries(cache)) {
@@ -96,7 +97,7 @@ function withDottedCache({ cache, ...options }: OptionValues): OptionValues {
 
 function checkName(name: string | undefined): void {
   if (name === undefined || /^[a-z][-._0-9a-z]{0,30}$/i.test(name)) return;
-  throw new BlockError("EINVAL", `Invalid node-name: '${name}'`);
+  throw new BlockError("EINVAL", `Invalid node-name: ${valueText(name)}`);
 }
 
 function discardsOf(mode: string | undefined): boolean | undefined {
@@ -156,7 +157,11 @@ function detectionOf(
     );
   }
   if (mode === "on" || mode === "unmap") return mode;
-  throw notAmong(`invalid parameter value: ${mode}`, ["off", "on", "unmap"]);
+  throw notAmong(`invalid parameter value: ${shortened(String(mode), 80)}`, [
+    "off",
+    "on",
+    "unmap",
+  ]);
 }
 
 /** Have a node that was opened do as its options say. */

@@ -59,7 +59,8 @@ export async function measure(
     const spec = table[name];
     // Many an enumeration makes no difference to the size; those that do are
     // the driver's to check.
-    values[name] = spec.type === "enum" || value === undefined
+    const isLeft = spec.type === "enum" && typeof value === "string";
+    values[name] = isLeft || value === undefined
       ? value
       : parseOption(name, spec, value);
   }

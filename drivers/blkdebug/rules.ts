@@ -11,6 +11,7 @@ import {
   type OptionValues,
   parseOptions,
 } from "../../core/options.ts";
+import { isPlainObject } from "../../core/values.ts";
 
 /** What can be injected at, in QEMU's names. */
 export const EVENTS: ReadonlySet<string> = new Set(
@@ -99,7 +100,7 @@ type GivenRule = [group: string, values: OptionValues];
 /** Rules among the options: one, or a list, or an object numbered from 0. */
 function givenRules(group: string, given: unknown): GivenRule[] {
   if (given === undefined) return [];
-  if (typeof given !== "object" || given === null) {
+  if (!Array.isArray(given) && !isPlainObject(given)) {
     throw new BlockError(
       "EINVAL",
       `Parameter '${group}' expects a rule or a list of rules`,

@@ -19,7 +19,7 @@ import {
   ALL_ACCESS,
   type Permissions,
 } from "../../core/permissions.ts";
-import { nameText } from "../../core/values.ts";
+import { nameText, shortened } from "../../core/values.ts";
 import { openFsFile } from "./fs_file.ts";
 import { denoError, type HostFile } from "./host.ts";
 import { isLibcAvailable } from "./libc.ts";
@@ -145,7 +145,8 @@ const LOCKING_MODES = ["auto", "on", "off"] as const;
 
 function oneOf<T extends string>(values: readonly T[], value: unknown): T {
   if (values.includes(value as T)) return value as T;
-  throw notAmong(`invalid parameter value: ${value}`, values);
+  const text = shortened(String(value), 80);
+  throw notAmong(`invalid parameter value: ${text}`, values);
 }
 
 function createOptions(options: OptionValues) {

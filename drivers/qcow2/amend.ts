@@ -16,6 +16,7 @@ import {
   type OptionValues,
   parseOptions,
 } from "../../core/options.ts";
+import { shortened } from "../../core/values.ts";
 import { AMEND_OPTIONS } from "./amend_options.ts";
 import { expandZeroClusters, hasCompressedClusters } from "./expand_zeroes.ts";
 import { Compatible, hex, Incompatible } from "./format.ts";
@@ -124,7 +125,7 @@ function versionOf(compat: string | undefined): 2 | 3 | undefined {
       return 3;
   }
   throw notAmong(
-    `Unknown compatibility level ${compat}`,
+    `Unknown compatibility level ${shortened(String(compat), 80)}`,
     ["0.10", "1.1", "v2", "v3"],
   );
 }

@@ -14,6 +14,7 @@ import type { CreateContext } from "../../core/driver.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
 import type { Preallocation } from "../../core/node.ts";
 import { notAmong, type OptionValues } from "../../core/options.ts";
+import { valueText } from "../../core/values.ts";
 import {
   Compatible,
   Crypt,
@@ -211,7 +212,7 @@ function parseVersion(compat: string | undefined): 2 | 3 {
       return 3;
   }
   throw notAmong(
-    `Parameter 'version' does not accept value '${compat}'`,
+    `Parameter 'version' does not accept value ${valueText(compat)}`,
     ["0.10", "1.1", "v2", "v3"],
   );
 }

@@ -9,6 +9,7 @@ import { BlockError, invalid } from "../../core/errors.ts";
 import { chainStatus } from "../../core/extents.ts";
 import type { BitmapInfo, BlockNode } from "../../core/node.ts";
 import { notAmong, type OptionValues } from "../../core/options.ts";
+import { shortened, valueText } from "../../core/values.ts";
 import { bitmapEntryLength } from "./bitmap_directory.ts";
 import { clusterBitsOf, estimateFileSize, refcountOrderOf } from "./create.ts";
 import { ENTRY_SIZE, Geometry, MAX_L1_BYTES } from "./format.ts";
@@ -75,7 +76,10 @@ function planOf(options: OptionValues): Plan {
   const { preallocation = "off" } = options;
   const modes = ["off", "metadata", "falloc", "full"];
   if (!modes.includes(String(preallocation))) {
-    throw notAmong(`invalid parameter value: ${preallocation}`, modes);
+    throw notAmong(
+      `invalid parameter value: ${shortened(String(preallocation), 80)}`,
+      modes,
+    );
   }
   if (options["encrypt.format"] === "luks") {
     throw new BlockError("ENOTSUP", "LUKS encryption is not supported");
@@ -93,7 +97,10 @@ function planOf(options: OptionValues): Plan {
 function versionOf(compat: string | undefined): 2 | 3 {
   if (compat === "0.10") return 2;
   if (compat === undefined || compat === "1.1") return 3;
-  throw new BlockError("EINVAL", `Invalid compatibility level: '${compat}'`);
+  throw new BlockError(
+    "EINVAL",
+    `Invalid compatibility level: ${valueText(compat)}`,
+  );
 }
 
 /** Bytes of the clusters that are needed for what the source holds. */

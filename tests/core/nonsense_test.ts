@@ -15,6 +15,7 @@ import {
   createImage,
   getDriver,
   Image,
+  listDrivers,
   measure,
   MemoryStore,
   openImage,
@@ -26,6 +27,7 @@ import {
   streamImage,
   ThrottleGroup,
 } from "../../mod.ts";
+import { mistake } from "../hostile.ts";
 
 const MIB = 1024 * 1024;
 
@@ -690,3 +692,78 @@ Deno.test("registerDriver() refuses what is no driver", async () => {
     "EEXIST",
   );
 });
+
+/** What every driver has, and what only some have. */
+const OPTION_NAMES = [
+  ...["node-name", "read-only", "discard", "detect-zeroes", "cache"],
+  ...["file", "backing", "image", "store", "children", "throttle-group"],
+  ...["encrypt", "overlap-check", "inject-error", "debugger", "filename"],
+  ...["", "__proto__", "constructor", "a.b", "driver"],
+];
+
+Deno.test("no option of any driver is answered by anything but a line", async (t) => {
+  const disk = () => ({ driver: "memory", store: new MemoryStore(MIB) });
+  const qcow2 = {
+    driver: "qcow2",
+    file: { driver: "memory", store: await qcow2Store() },
+  };
+  const values: Anything[] = [
+    ...[null, 5, -1, 1.5, NaN, 2 ** 60, "", "x", true, [], {}, { a: 1 }],
+    ...[{ driver: 5 }, big, new Map(), () => 1, Symbol("q"), 10n],
+    ...["x".repeat(100_000), trap, Object.create(null)],
+  ];
+  const children = { file: qcow2, image: disk(), children: [disk()] };
+  for (const driver of listDrivers()) {
+    if (driver.name.startsWith("nonsense-")) continue;
+    await t.step(driver.name, async () => {
+      const { openOptions = {}, createOptions = {} } = driver;
+      const names = new Set([...Object.keys(openOptions), ...OPTION_NAMES]);
+      for (const [name, value] of product([...names], values)) {
+        const child = ["file", "image", "children"].filter((role) =>
+          driver.role !== "protocol" && role !== name
+        );
+        const stack = Object.fromEntries([
+          ["driver", driver.name],
+          ...child.slice(0, 1).map((
+            role,
+          ) => [role, children[role as keyof typeof children]]),
+          [name, value],
+        ]);
+        await soundly(async () => {
+          await using opened = await openImage(stack);
+          await opened.read(0, Math.min(opened.size, 1));
+        });
+      }
+      for (
+        const [name, value] of product(
+          [...Object.keys(createOptions), "bogus"],
+          values,
+        )
+      ) {
+        const options = { size: MIB, [name]: value };
+        await soundly(() => createImage(driver.name, disk(), options));
+        await soundly(() => measure(driver.name, options));
+      }
+    });
+  }
+});
+
+function product<A, B>(first: A[], second: B[]): [A, B][] {
+  return first.flatMap((a) => second.map((b): [A, B] => [a, b]));
+}
+
+/** An act that succeeds, or fails with a line that stems from no mistake. */
+async function soundly(act: () => Promise<unknown>): Promise<void> {
+  let wrong: string | undefined;
+  try {
+    await act();
+  } catch (error) {
+    assert(error instanceof BlockError, String(error));
+    wrong = mistake(error);
+    assert(
+      error.message.length < LINE && !error.message.includes("\n"),
+      error.message,
+    );
+  }
+  assertEquals(wrong, undefined);
+}
