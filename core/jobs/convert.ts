@@ -97,7 +97,7 @@ export async function convert(
   target: BlockNode,
   options: ConvertOptions = {},
 ): Promise<void> {
-  if (!Array.isArray(sources) || sources.length === 0) {
+  if (!Array.isArray(sources)) {
     throw invalid(
       `Cannot convert: the sources must be a list of nodes, not ${
         valueText(sources)
@@ -107,6 +107,10 @@ export async function convert(
   for (const source of sources) checkNode("The source", source);
   checkWritable("Cannot convert", target);
   checkOptions("convert", options, CONVERT_OPTIONS);
+  const { parallel = 8 } = options;
+  if (!(parallel >= 1 && parallel <= 16 && Number.isInteger(parallel))) {
+    throw invalid(`Cannot have ${valueText(parallel)} requests in flight`);
+  }
   try {
     await convertNodes(sources, target, options);
   } catch (error) {
@@ -116,7 +120,6 @@ export async function convert(
 
 /** What the options of {@linkcode convert} may be. */
 export const CONVERT_OPTIONS: { readonly [name: string]: OptionKind } = {
-  parallel: { least: 1, most: 16 },
   sparseSize: { least: 0, unit: SECTOR_SIZE },
   targetIsZero: "boolean",
   targetIsNew: "boolean",

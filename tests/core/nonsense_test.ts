@@ -336,7 +336,6 @@ Deno.test("jobs say what makes no sense", async (t) => {
     "compare options": () => compare(a.node, b.node, null as Anything),
     "compare an image": () => compare(a as Anything, b.node),
     "convert no list": () => convert(a.node as Anything, b.node),
-    "convert nothing": () => convert([], b.node),
     "convert to image": () => convert([a.node], b as Anything),
     "commit": () => commit(a.node),
     "commit base": () => commit(a.node, { base: {} as Anything }),
