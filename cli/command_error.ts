@@ -8,6 +8,8 @@
 export interface CommandErrorOptions extends ErrorOptions {
   /** Lines for the user that follow the message. */
   hint?: string;
+  /** The part of the message that QEMU's programs do not have. */
+  detail?: string;
   /** The exit code. Default: 1. */
   code?: number;
   /** Whether the command line was wrong: the way to the help is told. */
@@ -20,6 +22,8 @@ export class CommandError extends Error {
   override name = "CommandError";
   /** Lines for the user that follow the message. */
   readonly hint?: string;
+  /** The part of the message that QEMU's programs do not have. */
+  readonly detail?: string;
   /** The exit code. */
   readonly code: number;
   /** Whether the command line was wrong. */
@@ -29,6 +33,7 @@ export class CommandError extends Error {
   constructor(message: string, options: CommandErrorOptions = {}) {
     super(message, options);
     this.hint = options.hint;
+    this.detail = options.detail;
     this.code = options.code ?? 1;
     this.usage = options.usage ?? false;
   }

@@ -18,6 +18,7 @@ import {
 } from "./command.ts";
 import { OptionList } from "./create_options.ts";
 import type { OptionSpec } from "./getopt.ts";
+import { valueText } from "../core/values.ts";
 import { cInteger, sizeArgument } from "./numbers.ts";
 import { CommandError } from "./program.ts";
 
@@ -279,10 +280,12 @@ export function checkPipes(
 function parseSparseSize(text: string): number {
   const size = sizeArgument("buffer size for sparse output", text);
   if (size % SECTOR_SIZE !== 0 || size > MAX_SPARSE_SIZE) {
+    const detail = ` ${valueText(text)}`;
     throw new CommandError(
-      "Invalid buffer size for sparse output specified. Valid sizes are " +
-        `multiples of ${SECTOR_SIZE} up to ${MAX_SPARSE_SIZE}. Select 0 to ` +
-        "disable sparse detection (fully allocates output).",
+      `Invalid buffer size for sparse output${detail} specified. Valid sizes ` +
+        `are multiples of ${SECTOR_SIZE} up to ${MAX_SPARSE_SIZE}. Select 0 ` +
+        "to disable sparse detection (fully allocates output).",
+      { detail },
     );
   }
   return size;
@@ -291,9 +294,11 @@ function parseSparseSize(text: string): number {
 function parseParallel(text: string): number {
   const count = cInteger(text) ?? 0;
   if (count < 1 || count > MAX_PARALLEL) {
+    const detail = ` ${valueText(text)}`;
     throw new CommandError(
-      "Invalid number of coroutines. Allowed number of coroutines is " +
-        `between 1 and ${MAX_PARALLEL}`,
+      `Invalid number of coroutines${detail}. Allowed number of coroutines ` +
+        `is between 1 and ${MAX_PARALLEL}`,
+      { detail },
     );
   }
   return count;

@@ -7,11 +7,13 @@ import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
 import { protocolStack } from "../core/sources.ts";
 import {
+  optionNames,
   type OptionSpec,
   type OptionTable,
   type OptionValues,
   parseKeyValueList,
   parseOption,
+  UnknownOptionError,
 } from "../core/options.ts";
 import { findDriver, getDriver } from "../core/registry.ts";
 import { integerText } from "./numbers.ts";
@@ -51,7 +53,7 @@ export class OptionList {
     const values: OptionValues = {};
     for (const [name, value] of parseKeyValueList(this.#text ?? "")) {
       if (!Object.hasOwn(table, name)) {
-        throw new BlockError("EINVAL", `Invalid parameter '${name}'`);
+        throw new UnknownOptionError(name, optionNames(table));
       }
       const spec = table[name];
       values[name] = spec.type === "enum"
@@ -97,11 +99,13 @@ const TYPE_NAMES: { readonly [type in OptionSpec["type"]]: string } = {
   boolean: "bool (on/off)",
 };
 
-/** The options of a table, a line each. */
-export function optionHelp(table: OptionTable): string {
-  const lines = Object.entries(table).map(([name, spec]) =>
-    `  ${name}=<${TYPE_NAMES[spec.type]}>`.padEnd(24) + ` - ${spec.help}\n`
-  );
+/** The options of a table, a line each; scripts look for all that QEMU has. */
+export function optionHelp(program: Program, table: OptionTable): string {
+  const names = program.isOurs ? optionNames(table) : Object.keys(table);
+  const lines = names.map((name) => {
+    const { type, help } = table[name];
+    return `  ${name}=<${TYPE_NAMES[type]}>`.padEnd(24) + ` - ${help}\n`;
+  });
   return lines.sort().join("");
 }
 
@@ -117,7 +121,7 @@ export function printCreateHelp(
       ? `Supported ${format} options:\n`
       : "Supported options:\n",
   );
-  program.print(optionHelp(table));
+  program.print(optionHelp(program, table));
   if (filename === undefined) {
     program.print(
       "\nThe protocol level may support further options.\n" +

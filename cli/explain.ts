@@ -26,7 +26,7 @@ export function explained(
   if (error instanceof CommandError || error instanceof BlockError) {
     const options = call?.command.options ?? PROGRAM_OPTIONS;
     const file = fileMeant(error, call?.operands ?? []);
-    const message = suggestion(error.message, commands, options) ??
+    const message = suggestion(error, commands, options) ??
       error.message;
     return new CommandError(file ? `${file}: ${message}` : message, {
       hint: error.hint,

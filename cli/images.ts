@@ -13,7 +13,7 @@ import type { OptionValues } from "../core/options.ts";
 import { parseStack, type Source } from "../core/spec.ts";
 // Registers the drivers.
 import "../drivers/all.ts";
-import { CommandError, type Program } from "./program.ts";
+import { CommandError, notAmong, type Program } from "./program.ts";
 
 /** How a command opens an image. */
 export interface ImageArgument {
@@ -144,7 +144,7 @@ export function cacheMode(
   const mode = CACHE_MODES.find((mode) =>
     mode === (text === "off" ? "none" : text)
   );
-  if (!mode) throw new CommandError(`Invalid ${what}: ${text}`, { code });
+  if (!mode) throw notAmong(`Invalid ${what}: ${text}`, CACHE_MODES, { code });
   return mode;
 }
 

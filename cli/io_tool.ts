@@ -64,7 +64,7 @@ export async function run(
   } catch (error) {
     const isMistake = error instanceof CommandError && error.usage;
     if (!isMistake || program.isOurs) throw error;
-    if (error.message) program.error(error.message);
+    if (error.message) program.error(program.messageOf(error));
     program.print(programHelp(program));
     return 1;
   }

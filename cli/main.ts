@@ -58,11 +58,13 @@ function checkText(args: readonly string[]): void {
 /** The name of a compiled binary, or of the link to it that was called. */
 function calledAs(): string {
   if (!Deno.build.standalone) return "";
+  let path: string;
   try {
-    // The executable's own path does not tell by which link it was found.
-    const words = Deno.readTextFileSync("/proc/self/cmdline").split("\0");
-    return words[0].slice(words[0].lastIndexOf("/") + 1);
+    // On Linux the executable's own path does not tell by which link it was
+    // found.
+    [path] = Deno.readTextFileSync("/proc/self/cmdline").split("\0");
   } catch {
-    return "";
+    path = Deno.execPath();
   }
+  return path.replace(/^.*[/\\]/, "").replace(/\.exe$/i, "");
 }

@@ -4,6 +4,7 @@
  * @module
  */
 import { parseSize } from "../core/options.ts";
+import { valueText } from "../core/values.ts";
 import { CommandError } from "./program.ts";
 
 /** The largest 64-bit signed number, as text: it is not exact as a number. */
@@ -25,18 +26,20 @@ export function sizeArgument(
   most?: number,
 ): number {
   const size = parseSize(text);
+  const detail = ` ${valueText(text)}`;
+  const refused = `Invalid ${what}${detail} specified`;
   if (size === undefined) {
     throw new CommandError(
-      `Invalid ${what} specified. You may use k, M, G, T, P or E suffixes ` +
+      `${refused}. You may use k, M, G, T, P or E suffixes ` +
         "for\nkilobytes, megabytes, gigabytes, terabytes, petabytes and " +
         "exabytes.",
+      { detail },
     );
   }
   if (size < least || size > (most ?? 2 ** 63 - 1024)) {
     throw new CommandError(
-      `Invalid ${what} specified. Must be between ${least} and ${
-        most ?? INT64_MAX
-      }.`,
+      `${refused}. Must be between ${least} and ${most ?? INT64_MAX}.`,
+      { detail },
     );
   }
   return size;
@@ -54,7 +57,8 @@ export function numberArgument(
 ): number {
   const value = cInteger(text);
   if (value === undefined || value < 0 || value > most) {
-    throw new CommandError(`Invalid ${what} specified`);
+    const detail = ` ${valueText(text)}`;
+    throw new CommandError(`Invalid ${what}${detail} specified`, { detail });
   }
   return value;
 }

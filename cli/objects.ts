@@ -5,8 +5,8 @@
  * @module
  */
 import { aes } from "../core/ciphers.ts";
-import { asBlockError, type BlockError, invalid } from "../core/errors.ts";
-import { parseKeyValueList } from "../core/options.ts";
+import { asBlockError, invalid } from "../core/errors.ts";
+import { notAmong, parseKeyValueList } from "../core/options.ts";
 import type { SecretRequest } from "../core/secrets.ts";
 import { defineThrottleObject, THROTTLE_HELP } from "./throttle_object.ts";
 
@@ -50,7 +50,12 @@ export class Secrets {
       defineThrottleObject(identifier(properties), properties);
       return undefined;
     }
-    if (type !== "secret") throw notAccepted("qom-type", type);
+    if (type !== "secret") {
+      throw notAmong(
+        `Parameter 'qom-type' does not accept value '${type}'`,
+        ["secret", "throttle-group"],
+      );
+    }
     if (isHelp) return SECRET_HELP;
     this.#add(properties);
     return undefined;
@@ -78,7 +83,10 @@ export class Secrets {
     }
     const format = properties.get("format") ?? "raw";
     if (format !== "raw" && format !== "base64") {
-      throw notAccepted("format", format);
+      throw notAmong(
+        `Parameter 'format' does not accept value '${format}'`,
+        ["raw", "base64"],
+      );
     }
     const keyId = properties.get("keyid");
     let value = readValue(properties);
@@ -153,12 +161,6 @@ function required(properties: Properties, name: string): string {
     throw invalid(`Parameter '${name}' is missing`);
   }
   return value;
-}
-
-function notAccepted(name: string, value: string): BlockError {
-  return invalid(
-    `Parameter '${name}' does not accept value '${value}'`,
-  );
 }
 
 function readValue(properties: Properties): Uint8Array {

@@ -6,10 +6,22 @@
 import { asBlockError, BlockError } from "../core/errors.ts";
 import type { SecretSource } from "../core/secrets.ts";
 import type { Secrets } from "./objects.ts";
-import { CommandError } from "./command_error.ts";
+import { CommandError, type CommandErrorOptions } from "./command_error.ts";
 import { Output, ReaderGone, writeFully } from "./output.ts";
 
 export { CommandError } from "./command_error.ts";
+
+/** A word that is none of those that are known; QEMU does not list them. */
+export function notAmong(
+  message: string,
+  words: readonly string[],
+  options: CommandErrorOptions = {},
+): CommandError {
+  const detail = words.length === 1
+    ? `; it must be ${words[0]}`
+    : `; it must be one of ${words.join(", ")}`;
+  return new CommandError(message + detail, { ...options, detail });
+}
 
 /** A mistake on the command line. */
 export function usageError(message: string): CommandError {
@@ -111,14 +123,25 @@ export class Program {
       : text;
   }
 
+  /** What an error says; to who takes us for QEMU's program, in its words only. */
+  messageOf(error: Error): string {
+    let { message } = error;
+    if (this.isOurs) return message;
+    for (let at: unknown = error; at instanceof Error; at = at.cause) {
+      const { detail } = at as Partial<BlockError>;
+      if (detail) message = message.replace(detail, "");
+    }
+    return message;
+  }
+
   /** Report whatever was thrown; answers the exit code. */
   fail(thrown: unknown): number {
-    if (thrown instanceof ReaderGone) return 1;
+    if (isReaderGone(thrown)) return 1;
     if (thrown instanceof CommandError) {
       const help = `Try '${this.helpCommand}' for more information`;
-      this.error(thrown.message, thrown.usage ? help : thrown.hint);
+      this.error(this.messageOf(thrown), thrown.usage ? help : thrown.hint);
     } else if (thrown instanceof BlockError) {
-      this.error(thrown.message, thrown.hint);
+      this.error(this.messageOf(thrown), thrown.hint);
     } else {
       // A module that could not be loaded, for one.
       const { code, message, hint } = asBlockError(thrown);
@@ -146,6 +169,14 @@ export class Program {
       this.printError(`${error.stack}\n`);
     }
   }
+}
+
+/** Whether nobody reads our output any more; jobs wrap what callbacks throw. */
+function isReaderGone(thrown: unknown): boolean {
+  for (let error = thrown; error instanceof Error; error = error.cause) {
+    if (error instanceof ReaderGone) return true;
+  }
+  return false;
 }
 
 /** Whether the developer asked for stacks. Nobody is asked for a permission. */

@@ -17,8 +17,8 @@ export async function showSnapshot(
   node: BlockNode,
   wanted: string,
 ): Promise<void> {
-  const failed = (why: string) =>
-    new CommandError(`Failed to load snapshot: ${why}`);
+  const failed = (why: string, cause?: unknown) =>
+    new CommandError(`Failed to load snapshot: ${why}`, { cause });
   const { snapshots } = node;
   if (!snapshots) {
     throw failed(
@@ -31,7 +31,7 @@ export async function showSnapshot(
   try {
     await snapshots.loadTemporary(found.id);
   } catch (error) {
-    throw failed(asBlockError(error).message);
+    throw failed(asBlockError(error).message, error);
   }
 }
 

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { OptionTable } from "../core/options.ts";
+import type { BlockError } from "../core/errors.ts";
 import { listDrivers } from "../core/registry.ts";
 import type { OptionSpec } from "./getopt.ts";
 import { CACHE_MODES } from "./images.ts";
@@ -13,21 +13,35 @@ import { CACHE_MODES } from "./images.ts";
  * A message in which the word that is not known is followed by the one that is;
  * `undefined` if it speaks of no such word, or none is near.
  *
+ * @param error The error; it may know which words there are.
  * @param commands The names of the program's commands.
  * @param options The options of the command that was called.
  */
 export function suggestion(
-  message: string,
+  error: Error,
   commands: readonly string[],
   options: readonly OptionSpec[],
 ): string | undefined {
+  const { message } = error;
+  const words = wordsOf(error);
   for (const [pattern, known] of kinds(commands, options)) {
     const match = pattern.exec(message);
-    const near = match && nearest(match[1], known());
-    if (!near) continue;
+    if (!match) continue;
+    const near = nearest(match[1], words ?? known());
+    // What is meant is not what was said.
+    if (!near || near === match[1]) continue;
     const end = match.index + match[0].length;
     return `${message.slice(0, end)} (did you mean '${near}'?)` +
       message.slice(end);
+  }
+  return undefined;
+}
+
+/** The words that would have been known, if an error tells. */
+function wordsOf(error: Error): readonly string[] | undefined {
+  for (let at: unknown = error; at instanceof Error; at = at.cause) {
+    const { words } = at as Partial<BlockError>;
+    if (words) return words;
   }
   return undefined;
 }
@@ -47,10 +61,12 @@ function kinds(
     ],
     [/Unknown (?:driver|file format) '([^']*)'/, driverNames],
     [/Unknown protocol '([^']*)'/, protocolNames],
-    [/Invalid parameter '([^']*)'/, () => Object.keys(imageOptions())],
-    [/(?:does not|doesn't) support the option '([^']*)'/, openOptionNames],
-    [/does not accept value '([^']*)'/, imageOptionValues],
-    [/Invalid (?:source )?cache (?:option|mode): (\S+)/, () => CACHE_MODES],
+    [/Invalid parameter '([^']*)'/, none],
+    [/(?:does not|doesn't) support the option '([^']*)'/, none],
+    [/does not accept value '([^']*)'/, none],
+    [/[Ii]nvalid parameter value: (\S+?)(?=;|$)/, none],
+    [/Unknown compatibility level ([^\s;]+)/, none],
+    [/Invalid (?:source )?cache (?:option|mode): ([^\s;]+)/, () => CACHE_MODES],
     [
       /Invalid preallocation mode '([^']*)'/,
       () => argumentsOf("preallocation"),
@@ -68,24 +84,9 @@ function protocolNames(): string[] {
   );
 }
 
-/** What `-o` may name, of all formats. */
-function imageOptions(): OptionTable {
-  return Object.assign(
-    {},
-    ...listDrivers().map(({ createOptions }) => createOptions),
-    ...listDrivers().map(({ amendOptions }) => amendOptions),
-  );
-}
-
-function imageOptionValues(): string[] {
-  return Object.values(imageOptions()).flatMap(({ values }) => values ?? []);
-}
-
-function openOptionNames(): string[] {
-  const own = listDrivers().flatMap(({ openOptions }) =>
-    Object.keys(openOptions ?? {})
-  );
-  return ["driver", "file", "backing", ...own];
+/** Such an error tells the words itself. */
+function none(): string[] {
+  return [];
 }
 
 /**

@@ -4,12 +4,13 @@
  * @module
  */
 import type { CreateContext } from "./driver.ts";
-import { BlockError } from "./errors.ts";
+import { checkOptions } from "./checks.ts";
+import { asBlockError, BlockError } from "./errors.ts";
 import type { BlockNode, Preallocation } from "./node.ts";
 import { openProtocol } from "./open.ts";
 import { describeSource, protocolStack } from "./sources.ts";
 import { defaultOptions, type OptionValues, parseOptions } from "./options.ts";
-import { findDriver, getDriver } from "./registry.ts";
+import { getDriver, getFormat } from "./registry.ts";
 import { findSecret, type SecretSource } from "./secrets.ts";
 import type { Source } from "./spec.ts";
 
@@ -48,10 +49,21 @@ export async function createImage(
   options: OptionValues = {},
   wishes: CreateOptions = {},
 ): Promise<void> {
-  const driver = findDriver(format);
-  if (!driver) {
-    throw new BlockError("EINVAL", `Unknown file format '${format}'`);
+  try {
+    await create(format, target, options, wishes);
+  } catch (error) {
+    throw asBlockError(error);
   }
+}
+
+async function create(
+  format: string,
+  target: Source,
+  options: OptionValues,
+  wishes: CreateOptions,
+): Promise<void> {
+  const driver = getFormat(format);
+  checkOptions("create an image", wishes, {});
   if (!driver.create || !driver.createOptions) {
     throw new BlockError(
       "ENOTSUP",

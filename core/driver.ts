@@ -149,7 +149,11 @@ export interface Measurement {
 
 /** What `open` may ask of the block layer. */
 export interface OpenContext {
-  /** Whether nothing may be written through the new node. */
+  /**
+   * Whether nothing may be written through the new node. It becomes true when
+   * a child that is opened as `file`, `image` or `data-file` cannot write at
+   * all, so ask after that.
+   */
   readonly readOnly: boolean;
   /** The name under which the user knows this node, for messages. */
   readonly filename: string;

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { shortened, valueText } from "./values.ts";
 
 /** POSIX error names used as {@linkcode BlockError.code}. */
 export type ErrorCode =
@@ -77,7 +78,9 @@ const CODES: {
  * ```
  */
 export function strerror(code: ErrorCode): string {
-  return CODES[code][1];
+  return isErrorCode(code)
+    ? CODES[code][1]
+    : `Unknown error ${valueText(code)}`;
 }
 
 /** Whether a text is an error code. */
@@ -112,6 +115,13 @@ export function codeOfErrno(number: number): ErrorCode {
 export interface BlockErrorOptions extends ErrorOptions {
   /** A second line for a human reader: what to try next. */
   hint?: string;
+  /**
+   * The part of the message that QEMU's own does not have. Programs that stand
+   * in for QEMU's leave it out.
+   */
+  detail?: string;
+  /** Where a word is not known: those that are, one of which may be meant. */
+  words?: readonly string[];
 }
 
 /**
@@ -135,6 +145,10 @@ export class BlockError extends Error {
   readonly code: ErrorCode;
   /** A second line for a human reader, if there is one. */
   readonly hint?: string;
+  /** The part of the message that QEMU's own does not have. */
+  readonly detail?: string;
+  /** Where a word is not known: those that are. */
+  readonly words?: readonly string[];
 
   /** Make an error; without a message it has the system's text for `code`. */
   constructor(
@@ -145,6 +159,8 @@ export class BlockError extends Error {
     super(message, options);
     this.code = code;
     this.hint = options.hint;
+    this.detail = options.detail;
+    this.words = options.words;
   }
 
   /** The same error with `prefix` before its message. */
@@ -152,8 +168,19 @@ export class BlockError extends Error {
     return new BlockError(this.code, prefix + this.message, {
       cause: this,
       hint: this.hint,
+      detail: this.detail,
+      words: this.words,
     });
   }
+}
+
+/**
+ * What follows QEMU's words for an error, which are just the system's text:
+ * what its cause has to say beyond that.
+ */
+export function detailOf(cause: BlockError): string {
+  const { message, code } = cause;
+  return message === strerror(code) ? "" : ` (${shortened(message)})`;
 }
 
 /** The error for what makes no sense: EINVAL. */
@@ -165,17 +192,56 @@ export function invalid(message: string, hint?: string): BlockError {
 const NOT_PERMITTED = /^Requires \w+ access\b.*, run again with .*$/;
 
 /**
- * Wrap whatever was thrown, keeping a {@linkcode BlockError} as it is. Where a
- * permission of Deno's is missing, the hint says which: not only files need
- * one, but also modules that are loaded late.
+ * The error for a range that is not within a disk: EINVAL, as for all that a
+ * caller gets wrong. QEMU's tools call it an error of input and output.
+ */
+export class OutOfRangeError extends BlockError {
+  /** An error with this message. */
+  constructor(message: string) {
+    super("EINVAL", message);
+  }
+}
+
+/**
+ * Wrap whatever was thrown, keeping a {@linkcode BlockError} as it is. Another
+ * error keeps its message, and its code if that is one of ours; it becomes the
+ * cause. Where a permission of Deno's is missing, the hint says which: not only
+ * files need one, but also modules that are loaded late.
  */
 export function asBlockError(error: unknown): BlockError {
-  if (error instanceof BlockError) return error;
-  if (error instanceof Error && NOT_PERMITTED.test(error.message)) {
-    return new BlockError("EACCES", undefined, {
-      cause: error,
-      hint: error.message,
-    });
+  if (isBlockError(error)) return error;
+  const { code, message } = factsOf(error);
+  if (message !== undefined && NOT_PERMITTED.test(message)) {
+    return new BlockError("EACCES", undefined, { cause: error, hint: message });
   }
-  return new BlockError("EIO", undefined, { cause: error });
+  return new BlockError(
+    isErrorCode(code) ? code : "EIO",
+    message === undefined ? undefined : shortened(message),
+    { cause: error },
+  );
+}
+
+function isBlockError(error: unknown): error is BlockError {
+  try {
+    return error instanceof BlockError;
+  } catch {
+    return false; // A proxy that was revoked.
+  }
+}
+
+/** What can be told of a thrown value, which may be anything at all. */
+function factsOf(error: unknown): { code?: unknown; message?: string } {
+  try {
+    if (typeof error === "string" && error !== "") return { message: error };
+    if (typeof error !== "object" || error === null) {
+      return { message: `${valueText(error)} was thrown` };
+    }
+    const { code, message, name } = error as Partial<BlockError>;
+    const said = [message, name].find((text) =>
+      typeof text === "string" && text !== ""
+    );
+    return { code, message: said ?? `${valueText(error)} was thrown` };
+  } catch {
+    return {};
+  }
 }

@@ -3,7 +3,9 @@
  *
  * @module
  */
+import { asBlockError, invalid } from "./errors.ts";
 import type { BlockNode, Extent } from "./node.ts";
+import { valueText } from "./values.ts";
 
 /** An extent of a stack, and where in the chain its bytes come from. */
 export interface ChainExtent extends Extent {
@@ -53,8 +55,13 @@ export async function chainStatus(
 ): Promise<ChainExtent> {
   let node = top;
   for (let depth = 0;; depth++) {
-    let extent = await node.status(offset, length);
-    if (extent.recurse) extent = await refined(extent, length);
+    let extent: Extent;
+    try {
+      extent = checkedExtent(node, await node.status(offset, length));
+      if (extent.recurse) extent = await refined(extent, length);
+    } catch (error) {
+      throw asBlockError(error);
+    }
     length = Math.min(length, extent.length);
     if (extent.kind !== "unallocated") {
       return { ...extent, length, offset, depth, present: true };
@@ -72,11 +79,27 @@ export async function chainStatus(
   }
 }
 
+/**
+ * What a driver says of a range, if that gets anybody further.
+ *
+ * @throws {BlockError} EINVAL for an extent of no length.
+ */
+export function checkedExtent(node: BlockNode, extent: Extent): Extent {
+  if (extent?.length > 0 && typeof extent.kind === "string") return extent;
+  throw invalid(
+    `Driver '${node.driver.name}' answers status() with ` +
+      `${valueText(extent)} of length ${valueText(extent?.length)}`,
+  );
+}
+
 /** A node's answer, refined by its file, which may know of holes. */
 async function refined(extent: Extent, length: number): Promise<Extent> {
   const { file, hostOffset } = extent;
   if (!file || hostOffset === undefined) return extent;
-  const below = await file.status(hostOffset, Math.min(extent.length, length));
+  const below = checkedExtent(
+    file,
+    await file.status(hostOffset, Math.min(extent.length, length)),
+  );
   return {
     ...extent,
     length: Math.min(extent.length, below.length),

@@ -4,7 +4,18 @@
  * @module
  */
 import { allocate, type IoVector, isExactSize, vectorLength } from "./bytes.ts";
-import { asBlockError, BlockError } from "./errors.ts";
+import {
+  cannotWrite,
+  checkNode,
+  checkOptions,
+  type OptionKind,
+} from "./checks.ts";
+import {
+  asBlockError,
+  BlockError,
+  invalid,
+  OutOfRangeError,
+} from "./errors.ts";
 import { type ChainExtent, chainExtents } from "./extents.ts";
 import type {
   BlockNode,
@@ -19,9 +30,10 @@ import type {
 import { ACCESS, ALL_ACCESS, claim } from "./permissions.ts";
 import { writeZeroes } from "./requests.ts";
 import { openNode } from "./open.ts";
-import type { OpenOptions } from "./open_options.ts";
-import { describeSource } from "./sources.ts";
+import { checkOpenOptions, type OpenOptions } from "./open_options.ts";
+import { describeSource, isSource } from "./sources.ts";
 import type { Source } from "./spec.ts";
+import { valueText } from "./values.ts";
 
 /** Bytes moved so far through a handle. */
 export interface ByteCounters {
@@ -68,11 +80,13 @@ export async function openImage(
   source: Source | BlockNode,
   options: OpenOptions = {},
 ): Promise<Image> {
+  checkOpenOptions(options);
   try {
     return new Image(await openNode(source, options), options);
   } catch (thrown) {
     const error = asBlockError(thrown);
-    if (error.message.startsWith("Could not open '")) throw error;
+    const saysWhat = error.message.startsWith("Could not open '");
+    if (saysWhat || !isSource(source)) throw error;
     throw error.prefixed(`Could not open '${describeSource(source)}': `);
   }
 }
@@ -91,6 +105,7 @@ export class Image implements AsyncDisposable {
 
   /** Wrap an opened node; {@linkcode openImage} does both. */
   constructor(node: BlockNode, options: Pick<OpenOptions, "cache"> = {}) {
+    checkNode("What an image wraps", node);
     this.node = node;
     this.#writethrough = options.cache === "writethrough" ||
       options.cache === "directsync";
@@ -122,7 +137,8 @@ export class Image implements AsyncDisposable {
    * @param offset First byte.
    * @param target How many bytes, or a buffer to fill.
    * @returns the buffer.
-   * @throws {BlockError} EIO if the range is not within the disk.
+   * @throws {BlockError} EINVAL if the range is not within the disk, ENOMEM if
+   * there is no memory for so many bytes at once.
    */
   async read(
     offset: number,
@@ -130,7 +146,7 @@ export class Image implements AsyncDisposable {
   ): Promise<Uint8Array> {
     if (typeof target === "number") {
       this.#checkRange("read", offset, target);
-      target = allocate(target);
+      target = newBuffer(target);
     }
     await this.readv(offset, [target]);
     return target;
@@ -138,18 +154,22 @@ export class Image implements AsyncDisposable {
 
   /** Fill several buffers, one after the other, from `offset` on. */
   async readv(offset: number, iov: IoVector): Promise<void> {
-    const length = vectorLength(iov);
+    const length = checkedLength("read into", iov);
     this.#checkRange("read", offset, length);
     if (length === 0) return;
-    await this.node.readv(offset, iov);
+    try {
+      await this.node.readv(offset, iov);
+    } catch (error) {
+      throw asBlockError(error);
+    }
     this.counters.read += length;
   }
 
   /**
    * Write bytes.
    *
-   * @throws {BlockError} EACCES if opened read-only, EIO if the range is not
-   * within the disk.
+   * @throws {BlockError} EACCES if opened read-only, EINVAL if the range is not
+   * within the disk, ENOTSUP if the driver cannot write.
    */
   write(
     offset: number,
@@ -165,14 +185,17 @@ export class Image implements AsyncDisposable {
     iov: IoVector,
     flags?: WriteFlags,
   ): Promise<void> {
-    const length = vectorLength(iov);
+    const length = checkedLength("write", iov);
     this.#checkWritable("write", offset, length);
     if (length === 0) return;
     const { node } = this;
-    if (!node.writev) throw this.#cannot("be written to");
-    await node.writev(offset, iov, flags);
-    this.counters.written += length;
-    if (this.#writethrough) await node.flush?.();
+    try {
+      await node.writev!(offset, iov, flags);
+      this.counters.written += length;
+      if (this.#writethrough) await node.flush?.();
+    } catch (error) {
+      throw asBlockError(error);
+    }
   }
 
   /**
@@ -190,22 +213,30 @@ export class Image implements AsyncDisposable {
    * await image.writeCompressed(0, new Uint8Array(1 << 16).fill(7), { level: 9 });
    * ```
    *
-   * @throws {BlockError} EINVAL if they are not whole clusters, EIO if one is
-   * allocated, ENOTSUP if the format, or the runtime, has no compression.
+   * @throws {BlockError} EINVAL if they are not whole clusters, or not within
+   * the disk, EIO if one is allocated, ENOTSUP if the format, or the runtime, has no compression.
    */
   async writeCompressed(
     offset: number,
     data: Uint8Array,
     options?: CompressOptions,
   ): Promise<void> {
-    const { length } = data;
+    const iov = [data];
+    const length = checkedLength("write", iov);
     this.#checkWritable("write", offset, length);
     if (length === 0) return;
     const { node } = this;
     if (!node.writeCompressed) throw this.#cannot("store compressed data");
-    await node.writeCompressed(offset, [data], options);
-    this.counters.written += length;
-    if (this.#writethrough) await node.flush?.();
+    if (options) {
+      checkOptions("write", options, { level: { least: 0, most: 22 } });
+    }
+    try {
+      await node.writeCompressed(offset, iov, options);
+      this.counters.written += length;
+      if (this.#writethrough) await node.flush?.();
+    } catch (error) {
+      throw asBlockError(error);
+    }
   }
 
   /** Make a range read as zeroes, storing no data where that is possible. */
@@ -216,9 +247,13 @@ export class Image implements AsyncDisposable {
   ): Promise<void> {
     this.#checkWritable("write zeroes", offset, length);
     if (length === 0) return;
-    await writeZeroes(this.node, offset, length, flags);
-    this.counters.written += length;
-    if (this.#writethrough) await this.node.flush?.();
+    try {
+      await writeZeroes(this.node, offset, length, flags);
+      this.counters.written += length;
+      if (this.#writethrough) await this.node.flush?.();
+    } catch (error) {
+      throw asBlockError(error);
+    }
   }
 
   /**
@@ -230,9 +265,10 @@ export class Image implements AsyncDisposable {
     if (length === 0) return;
     try {
       await this.node.discard?.(offset, length);
-    } catch (error) {
+    } catch (thrown) {
+      const error = asBlockError(thrown);
       // As where the driver has no such method: it is no more than a hint.
-      if (asBlockError(error).code !== "ENOTSUP") throw error;
+      if (error.code !== "ENOTSUP") throw error;
     }
     this.counters.discarded += length;
   }
@@ -240,7 +276,7 @@ export class Image implements AsyncDisposable {
   /** Make everything written before durable. */
   async flush(): Promise<void> {
     this.#checkOpen();
-    await this.node.flush?.();
+    await settled(() => this.node.flush?.());
   }
 
   /**
@@ -251,12 +287,13 @@ export class Image implements AsyncDisposable {
    */
   async resize(size: number, options?: TruncateOptions): Promise<void> {
     this.#checkWritable("resize", 0, 0);
-    if (!isExactSize(size) || size < 0) {
-      throw new BlockError("EINVAL", `Cannot resize to ${size} bytes`);
+    if (!isSize(size)) {
+      throw invalid(`Cannot resize to ${valueText(size)} bytes`);
     }
+    if (options !== undefined) checkOptions("resize", options, RESIZE_OPTIONS);
     if (!this.node.truncate) throw this.#cannot("be resized");
     claim(this.node, { needs: ACCESS.RESIZE, shares: ALL_ACCESS });
-    await this.node.truncate(size, options);
+    await settled(() => this.node.truncate!(size, options));
   }
 
   /**
@@ -276,7 +313,7 @@ export class Image implements AsyncDisposable {
    */
   extents(
     offset = 0,
-    length: number = this.size - offset,
+    length: number = this.#rest(offset),
   ): AsyncIterable<ChainExtent> {
     this.#checkRange("map", offset, length);
     return chainExtents(this.node, offset, length);
@@ -284,8 +321,9 @@ export class Image implements AsyncDisposable {
 
   /** The disk's bytes, or a range of them, as a stream. */
   readable(options: StreamOptions = {}): ReadableStream<Uint8Array> {
+    checkOptions("read", options, { chunkSize: { least: 1 } });
     const { offset = 0, chunkSize = 256 * 1024 } = options;
-    const { length = this.size - offset } = options;
+    const { length = this.#rest(offset) } = options;
     this.#checkRange("read", offset, length);
     let at = offset;
     return new ReadableStream<Uint8Array>({
@@ -301,7 +339,9 @@ export class Image implements AsyncDisposable {
 
   /** A stream whose chunks are written one after the other from `offset` on. */
   writable(options: { offset?: number } = {}): WritableStream<Uint8Array> {
+    checkOptions("write", options, {});
     let at = options.offset ?? 0;
+    this.#checkWritable("write", at, 0);
     return new WritableStream<Uint8Array>({
       write: async (chunk) => {
         await this.write(at, chunk);
@@ -314,7 +354,7 @@ export class Image implements AsyncDisposable {
   /** Describe the image. */
   async info(): Promise<NodeInfo> {
     this.#checkOpen();
-    return await this.node.info?.() ?? {};
+    return await settled(() => this.node.info?.()) ?? {};
   }
 
   /**
@@ -330,19 +370,26 @@ export class Image implements AsyncDisposable {
         "This image format does not support checks",
       );
     }
-    return await this.node.check(options);
+    if (options !== undefined) checkOptions("check", options, CHECK_OPTIONS);
+    if (options?.repair) checkOptions("check", options.repair, REPAIRS);
+    return await settled(() => this.node.check!(options));
   }
 
   /** Flush and close. A closed image does nothing more; closing again is fine. */
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
-    await this.node.close();
+    await settled(() => this.node.close());
   }
 
   /** Closes; for `await using`. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
+  }
+
+  /** Bytes up to the end; none from what is no offset, which is refused then. */
+  #rest(offset: number): number {
+    return typeof offset === "number" ? this.size - offset : 0;
   }
 
   #cannot(what: string): BlockError {
@@ -360,26 +407,80 @@ export class Image implements AsyncDisposable {
 
   #checkRange(verb: string, offset: number, length: number): void {
     this.#checkOpen();
+    const { size } = this;
     if (
-      !isExactSize(offset) || !isExactSize(length) ||
-      !isExactSize(offset + length) || offset < 0 || length < 0 ||
-      offset + length > this.size
-    ) {
-      throw new BlockError(
-        "EIO",
-        `Cannot ${verb} ${length} bytes at offset ${offset}: ` +
-          `'${this.filename}' has ${this.size} bytes`,
-      );
-    }
+      Number.isSafeInteger(offset) && Number.isSafeInteger(length) &&
+      offset >= 0 && length >= 0 && offset + length <= size
+    ) return;
+    const isInside = isSize(offset) && isSize(length) &&
+      isSize(offset + length) && offset + length <= size;
+    if (isInside) return;
+    throw new OutOfRangeError(
+      `Cannot ${verb} ${valueText(length)} bytes at offset ${
+        valueText(offset)
+      }: '${this.filename}' has ${size} bytes`,
+    );
   }
 
   #checkWritable(verb: string, offset: number, length: number): void {
     this.#checkRange(verb, offset, length);
-    if (this.readOnly) {
-      throw new BlockError(
-        "EACCES",
-        `Cannot ${verb}: '${this.filename}' was opened read-only`,
-      );
+    const { node } = this;
+    if (node.readOnly || !node.writev) {
+      throw cannotWrite(`Cannot ${verb}`, node);
     }
   }
 }
+
+/** Whether a value is a number of bytes. */
+function isSize(value: unknown): value is number {
+  return typeof value === "number" && isExactSize(value) && value >= 0;
+}
+
+/** The length of a vector, of which all parts must be bytes. */
+function checkedLength(verb: string, iov: IoVector): number {
+  if (!Array.isArray(iov)) {
+    throw invalid(
+      `Cannot ${verb} ${valueText(iov)}: it must be a list of Uint8Array`,
+    );
+  }
+  for (const part of iov) {
+    if (part instanceof Uint8Array) continue;
+    throw invalid(`Cannot ${verb} ${valueText(part)}: it must be a Uint8Array`);
+  }
+  return vectorLength(iov);
+}
+
+function newBuffer(length: number): Uint8Array {
+  try {
+    return allocate(length);
+  } catch (cause) {
+    throw new BlockError("ENOMEM", `Cannot read ${length} bytes at once`, {
+      cause,
+    });
+  }
+}
+
+/** What an operation of a node comes to; whatever fails is a BlockError. */
+async function settled<T>(act: () => T): Promise<Awaited<T>> {
+  try {
+    return await act();
+  } catch (error) {
+    throw asBlockError(error);
+  }
+}
+
+const RESIZE_OPTIONS: { readonly [name: string]: OptionKind } = {
+  preallocation: ["off", "metadata", "falloc", "full"],
+  exact: "boolean",
+  zero: "boolean",
+};
+
+const CHECK_OPTIONS: { readonly [name: string]: OptionKind } = {
+  repair: "object",
+  report: "function",
+};
+
+const REPAIRS: { readonly [name: string]: OptionKind } = {
+  leaks: "boolean",
+  corruptions: "boolean",
+};

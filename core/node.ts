@@ -222,6 +222,8 @@ export interface NodeInfo {
   backingFormat?: string;
   /** Bitmaps kept in the image; absent if it cannot keep any. */
   bitmaps?: readonly BitmapInfo[];
+  /** Why the bitmaps that the image has cannot be told. */
+  bitmapsFault?: string;
   /** Offset at which VM state is kept, for formats that keep it. */
   vmStateOffset?: number;
   /** What only this format has, in the field names of QEMU's QAPI. */

@@ -12,6 +12,7 @@ import { compactJson, type Json } from "./json.ts";
 import { isAbsolute, resolveName } from "./names.ts";
 import type { BlockNode } from "./node.ts";
 import type { OptionValues } from "./options.ts";
+import { isPlainObject } from "./values.ts";
 
 /** How a node was opened. */
 export interface Origin {
@@ -96,9 +97,13 @@ function flatOptions(
 ): [name: string, value: Json][] {
   return Object.entries(options).flatMap(([name, value]) => {
     if (value === undefined) return [];
-    return typeof value === "object" && value !== null
+    if (typeof value !== "object" || value === null) {
+      return [[`${prefix}${name}`, value as Json]];
+    }
+    // Others, such as a store in memory, have no description.
+    return Array.isArray(value) || isPlainObject(value)
       ? flatOptions(value as OptionValues, `${prefix}${name}.`)
-      : [[`${prefix}${name}`, value as Json]];
+      : [];
   });
 }
 

@@ -6,7 +6,13 @@
 import type { BlockDriver, OpenContext } from "./driver.ts";
 import { asBlockError, BlockError } from "./errors.ts";
 import type { BlockNode } from "./node.ts";
-import { type OptionTable, type OptionValues, parseOption } from "./options.ts";
+import {
+  notAmong,
+  type OptionTable,
+  type OptionValues,
+  parseOption,
+} from "./options.ts";
+import { isPlainObject, shortened, valueText } from "./values.ts";
 
 const TABLE = {
   "node-name": { type: "string", help: "A name for the node" },
@@ -80,7 +86,7 @@ export function takeNodeOptions(
 
 /** `{cache: {direct: true}}` as `{"cache.direct": true}`. */
 function withDottedCache({ cache, ...options }: OptionValues): OptionValues {
-  if (typeof cache !== "object" || cache === null) {
+  if (!isPlainObject(cache)) {
     return cache === undefined ? options : { cache, ...options };
   }
   for (const [name, value] of Object.entries(cache)) {
@@ -91,14 +97,14 @@ function withDottedCache({ cache, ...options }: OptionValues): OptionValues {
 
 function checkName(name: string | undefined): void {
   if (name === undefined || /^[a-z][-._0-9a-z]{0,30}$/i.test(name)) return;
-  throw new BlockError("EINVAL", `Invalid node-name: '${name}'`);
+  throw new BlockError("EINVAL", `Invalid node-name: ${valueText(name)}`);
 }
 
 function discardsOf(mode: string | undefined): boolean | undefined {
   if (mode === undefined) return undefined;
   if (mode === "unmap" || mode === "on") return true;
   if (mode === "ignore" || mode === "off") return false;
-  throw new BlockError("EINVAL", "Invalid discard option");
+  throw notAmong("Invalid discard option", ["ignore", "unmap", "off", "on"]);
 }
 
 /** What a node takes over from the one above it. */
@@ -151,7 +157,11 @@ function detectionOf(
     );
   }
   if (mode === "on" || mode === "unmap") return mode;
-  throw new BlockError("EINVAL", `invalid parameter value: ${mode}`);
+  throw notAmong(`invalid parameter value: ${shortened(String(mode), 80)}`, [
+    "off",
+    "on",
+    "unmap",
+  ]);
 }
 
 /** Have a node that was opened do as its options say. */

@@ -4,8 +4,9 @@
  *
  * @module
  */
+import { adoptNode, checkNode } from "./checks.ts";
 import type { BlockDriver, OpenContext, OpenPurpose } from "./driver.ts";
-import { asBlockError, BlockError } from "./errors.ts";
+import { asBlockError, BlockError, invalid } from "./errors.ts";
 import {
   canonicalName,
   type ImplicitOpen,
@@ -33,16 +34,19 @@ import { findDriver, getDriver, protocolOf } from "./registry.ts";
 import { findSecret } from "./secrets.ts";
 import {
   applyFormat,
+  checkedStack,
   describesChild,
   filenameOf,
   isDescription,
   isSelfContained,
+  MAX_DEPTH,
   protocolStack,
   standsForProtocol,
   toStack,
   withFile,
 } from "./sources.ts";
 import { isNode, type Source, type StackObject } from "./spec.ts";
+import { shortened } from "./values.ts";
 
 /** What stays the same from the top of a stack to its bottom. */
 interface Opening {
@@ -53,6 +57,8 @@ interface Opening {
 
 /** Where in the stack we are. */
 interface Place {
+  /** How many descriptions it lies in. */
+  depth: number;
   readOnly: boolean;
   /** Whether others may do anything with it, if an option says so. */
   forceShare?: boolean;
@@ -76,7 +82,10 @@ export async function openNode(
   source: Source | BlockNode,
   options: OpenOptions = {},
 ): Promise<BlockNode> {
-  if (isNode(source)) return source;
+  if (isNode(source)) {
+    checkNode("The source", source);
+    return source;
+  }
   let stack = toStack(source);
   if (options.format !== undefined) {
     stack = applyFormat(stack, options.format);
@@ -93,7 +102,7 @@ export async function openNode(
 }
 
 function topPlace({ readOnly = false, forceShare }: OpenOptions): Place {
-  return { readOnly, forceShare, chain: [] };
+  return { depth: 0, readOnly, forceShare, chain: [] };
 }
 
 /** Claim of a node what its user is going to do. */
@@ -108,7 +117,7 @@ async function claimed(
   try {
     claim(node, { needs, shares: share ? ALL_ACCESS : READ | WRITE_UNCHANGED });
   } catch (error) {
-    await node.close();
+    await closeQuietly(node);
     throw error;
   }
   return node;
@@ -140,10 +149,8 @@ async function openStack(
   let stack: StackObject;
   if (typeof source === "string" || source instanceof URL) {
     stack = toStack(source);
-  } else if (typeof source === "object" && source !== null) {
-    stack = source as StackObject;
   } else {
-    throw new BlockError("EINVAL", `Cannot open '${source}' as an image`);
+    stack = checkedStack(source);
   }
   const { driver: name, ...options } = stack;
   if (name !== undefined) {
@@ -214,13 +221,22 @@ async function openProbed(
       isRaw,
     );
   } catch (error) {
-    await file.close();
+    await closeQuietly(file);
     throw error;
   }
 }
 
 async function describingDriver(format: ImageFormat): Promise<BlockDriver> {
   return (await import("./described_format.ts")).describingDriver(format);
+}
+
+/** Close what is of no use; why it is none is what the user wants to know. */
+async function closeQuietly(node: BlockNode): Promise<void> {
+  try {
+    await node.close();
+  } catch {
+    // It could not be used either.
+  }
 }
 
 /** A node that is about to be opened, and what is already open below it. */
@@ -247,12 +263,25 @@ async function openDriver(
 ): Promise<BlockNode> {
   const [common, options] = takeNodeOptions(allOptions);
   const place = inheritOptions(above, common);
+  if (++place.depth > MAX_DEPTH) {
+    throw invalid(`More than ${MAX_DEPTH} nodes lie on top of each other`);
+  }
+  // Descriptions may lie in each other deeper than calls may.
+  if (place.depth % 16 === 0) await undefined;
   const filename = isNode(options.file)
     ? options.file.filename
     : filenameOf(options);
   const { purpose = "io" } = opening.options;
-  const { readOnly, forceShare = false } = place;
-  const claims = new Claims({ driver, readOnly, purpose, forceShare, options });
+  const { forceShare = false } = place;
+  const claims = new Claims({
+    driver,
+    get readOnly() {
+      return place.readOnly;
+    },
+    purpose,
+    forceShare,
+    options,
+  });
   const opened: BlockNode[] = [];
   const pending: Pending = {
     driver,
@@ -265,14 +294,12 @@ async function openDriver(
     claims,
     opened,
   };
+  let made: BlockNode | undefined;
   try {
     checkForceShare(place);
-    const node = await openAsPermitted(
-      driver,
-      options,
-      contextOf(pending),
-      common,
-    );
+    const context = contextOf(pending);
+    made = await openAsPermitted(driver, options, context, common);
+    const node = adoptNode(driver, made);
     await applyNodeOptions(node, common);
     const otherBacking = options.backing !== undefined && purpose !== "info";
     rememberOrigin(node, { options, otherBacking });
@@ -280,7 +307,9 @@ async function openDriver(
     claims.complete(limited);
     return limited;
   } catch (error) {
-    for (const node of opened) await node.close();
+    // What a node has open, if it is not its children, is its own.
+    const open = opened.length > 0 || !made ? opened : [made];
+    for (const node of open) await closeQuietly(node);
     if (error instanceof UnknownOptionError) throw notSupported(driver, error);
     throw asBlockError(error);
   }
@@ -293,7 +322,9 @@ function contextOf(pending: Pending): OpenContext {
   const { cache } = wishes;
   return {
     filename,
-    readOnly: place.readOnly,
+    get readOnly() {
+      return place.readOnly;
+    },
     probed,
     purpose,
     noFlush: place.noFlush ?? cache === "unsafe",
@@ -315,14 +346,27 @@ function contextOf(pending: Pending): OpenContext {
 
 /** A child that will be closed if its parent cannot be opened. */
 async function keep(
-  { opened, claims }: Pending,
+  pending: Pending,
   name: string,
   opening: Promise<BlockNode>,
 ): Promise<BlockNode> {
   const node = await opening;
-  opened.push(node);
-  claims.adopt(name, node);
+  pending.opened.push(node);
+  adoptChild(pending, name, node);
   return node;
+}
+
+/** The children through which a node writes. */
+const WRITTEN = ["file", "image", "data-file"];
+
+/** Claim of a child what its parent needs, which it may be unable to do. */
+function adoptChild(
+  { place, claims }: Pending,
+  name: string,
+  node: BlockNode,
+): void {
+  if (!node.writev && WRITTEN.includes(name)) place.readOnly = true;
+  claims.adopt(name, node);
 }
 
 async function openChild(
@@ -330,10 +374,11 @@ async function openChild(
   name: string,
   description?: unknown,
 ): Promise<BlockNode> {
-  const { options, filename, opening, place, claims } = pending;
+  const { options, filename, opening, place } = pending;
   const given = description ?? options[name];
   if (isNode(given)) {
-    claims.adopt(name, given);
+    checkNode(`The child '${name}'`, given);
+    adoptChild(pending, name, given);
     return given;
   }
   if (given === undefined || given === null) {
@@ -377,7 +422,9 @@ async function openImplicit(
     namedBy: filename,
   };
   const readOnly = !isWritable(opening, overrides, request);
-  const below = { chain, readOnly, forceShare: place.forceShare ?? false };
+  const { forceShare = false } = place;
+  // Chains have a limit of their own.
+  const below = { depth: 0, chain, readOnly, forceShare };
   return await keep(
     pending,
     child,
@@ -397,13 +444,15 @@ function isWritable(
 /** An option that a driver lacks, in the words of those who open nodes. */
 function notSupported(
   driver: BlockDriver,
-  { option }: UnknownOptionError,
+  { option: unknown, words }: UnknownOptionError,
 ): BlockError {
+  const option = shortened(unknown, 80);
   return new BlockError(
     "EINVAL",
     standsForProtocol(driver)
       ? `Block protocol '${driver.name}' doesn't support the option '${option}'`
       : `Block format '${driver.name}' does not support the option '${option}'`,
+    { words },
   );
 }
 

@@ -3,9 +3,12 @@
  *
  * @module
  */
+import { checkOptions, type OptionKind } from "./checks.ts";
 import type { OpenPurpose } from "./driver.ts";
+import { invalid } from "./errors.ts";
 import type { Gate, ImplicitOpen } from "./gate.ts";
 import type { SecretSource } from "./secrets.ts";
+import { valueText } from "./values.ts";
 
 /** How writes reach the disk; the names are qemu-img's `-t`. */
 export type CacheMode =
@@ -73,4 +76,48 @@ export interface OpenOptions {
    * Default: they are dropped.
    */
   report?(line: string): void;
+}
+
+const KINDS: { readonly [name in keyof OpenOptions]: OptionKind } = {
+  format: "string",
+  readOnly: "boolean",
+  purpose: ["io", "info", "check"],
+  forceShare: "boolean",
+  share: "boolean",
+  resize: "boolean",
+  backing: "boolean",
+  writableBacking: "function",
+  maxChain: { least: 0 },
+  cache: ["writeback", "writethrough", "none", "directsync", "unsafe"],
+  nativeAio: "boolean",
+  onEvent: "function",
+  warn: "function",
+  onUnlocked: "function",
+  report: "function",
+};
+
+/**
+ * Refuse options that make no sense.
+ *
+ * @throws {BlockError} EINVAL
+ */
+export function checkOpenOptions(options: OpenOptions): void {
+  checkOptions("open", options, KINDS);
+  const { gate, secrets } = options;
+  if (gate !== undefined && !isGate(gate)) {
+    throw invalid(
+      "Cannot open: option 'gate' must be 'allow', 'deny', a function, or " +
+        `{ below: FOLDER }, not ${valueText(gate)}`,
+    );
+  }
+  if (typeof secrets === "function") return;
+  checkOptions("open", { secrets }, { secrets: "object" });
+}
+
+function isGate(gate: unknown): boolean {
+  if (typeof gate === "function" || gate === "allow" || gate === "deny") {
+    return true;
+  }
+  const folder = (gate as { below?: unknown } | null)?.below;
+  return typeof gate === "object" && typeof folder === "string";
 }

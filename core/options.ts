@@ -4,7 +4,8 @@
  *
  * @module
  */
-import { BlockError } from "./errors.ts";
+import { BlockError, invalid } from "./errors.ts";
+import { isPlainObject, shortened, valueText } from "./values.ts";
 
 /** Options by name; children of a stack are nested objects or nodes. */
 export type OptionValues = { [name: string]: unknown };
@@ -17,6 +18,11 @@ export interface OptionSpec {
   readonly help: string;
   /** The accepted values of an `enum`. */
   readonly values?: readonly string[];
+  /**
+   * What of it is known, but cannot be had: all of it, or some values. The
+   * driver refuses it in its own words, and no help offers it.
+   */
+  readonly unsupported?: true | readonly string[];
   /** The value where none is given. */
   readonly default?: string | number | boolean;
 }
@@ -46,6 +52,7 @@ const SUFFIXES = "BKMGTPE";
  * ```
  */
 export function parseSize(text: string): number | undefined {
+  if (typeof text !== "string") return undefined;
   const match = /^\s*\+?(?:0[xX]([0-9a-fA-F]+)|(\d+)(\.\d*)?)([bkmgtpe]?)$/i
     .exec(text);
   if (!match) return undefined;
@@ -70,44 +77,87 @@ export function parseOption(
   spec: OptionSpec,
   value: unknown,
 ): string | number | boolean {
-  const refuse = (expected: string, hint?: string) =>
-    new BlockError("EINVAL", `Parameter '${name}' expects ${expected}`, {
-      hint,
-    });
+  const refuse = (expected: string, hint?: string) => {
+    const detail = `, not ${valueText(value)}`;
+    return new BlockError(
+      "EINVAL",
+      `Parameter '${shortened(name, 80)}' expects ${expected}${detail}`,
+      { hint, detail },
+    );
+  };
+  if (!isScalar(value)) throw refuse(EXPECTED[spec.type]);
   switch (spec.type) {
     case "boolean":
       if (typeof value === "boolean") return value;
       if (value === "on" || value === "true") return true;
       if (value === "off" || value === "false") return false;
-      throw refuse("'on' or 'off'");
+      throw refuse(EXPECTED.boolean);
     case "size": {
       const size = typeof value === "number" ? value : parseSize(String(value));
-      if (size === undefined || !(size >= 0) || size >= 2 ** 64) {
-        throw refuse("a non-negative number below 2^64", SIZE_HINT);
-      }
+      const isSize = size !== undefined && size >= 0 && size < 2 ** 64 &&
+        Number.isInteger(size);
+      if (!isSize) throw refuse(EXPECTED.size, SIZE_HINT);
       return size;
     }
     case "number": {
-      if (typeof value === "number" && value >= 0) return value;
+      if (typeof value === "number") {
+        if (Number.isInteger(value) && value >= 0) return value;
+        throw refuse(EXPECTED.number);
+      }
       const text = String(value).trim();
       const number = /^-?(\d+|0x[0-9a-f]+)$/i.test(text) ? Number(text) : NaN;
-      if (!(Math.abs(number) < 2 ** 64)) throw refuse("a number");
+      if (!(Math.abs(number) < 2 ** 64)) throw refuse(EXPECTED.number);
       // Negative ones are what C's strtoull makes of them.
       return number < 0 ? number + 2 ** 64 : number;
     }
     case "enum":
       if (!spec.values!.includes(String(value))) {
-        throw new BlockError(
-          "EINVAL",
+        throw notAmong(
           `Parameter '${
             lastName(name).replaceAll("_", "-")
-          }' does not accept value '${value}'`,
+          }' does not accept ` +
+            `value '${shortened(String(value), 80)}'`,
+          supportedValues(spec),
         );
       }
       return String(value);
     case "string":
       return String(value);
   }
+}
+
+/** What a value of each type must be. */
+const EXPECTED: { readonly [type in OptionSpec["type"]]: string } = {
+  boolean: "'on' or 'off'",
+  size: "a non-negative number below 2^64",
+  number: "a number",
+  enum: "a word",
+  string: "a string",
+};
+
+function isScalar(value: unknown): boolean {
+  return ["string", "number", "bigint", "boolean"].includes(typeof value);
+}
+
+/**
+ * The error for a word that is none of those that are known: what QEMU says of
+ * it, and the words.
+ */
+export function notAmong(
+  message: string,
+  words: readonly string[],
+): BlockError {
+  const detail = words.length === 1
+    ? `; it must be ${words[0]}`
+    : `; it must be one of ${words.join(", ")}`;
+  return new BlockError("EINVAL", message + detail, { detail, words });
+}
+
+/** The values of an enumeration that can be had. */
+function supportedValues({ values = [], unsupported }: OptionSpec) {
+  return Array.isArray(unsupported)
+    ? values.filter((value) => !unsupported.includes(value))
+    : values;
 }
 
 /** What follows the last dot of a name. */
@@ -120,9 +170,9 @@ export class UnknownOptionError extends BlockError {
   /** Its name. */
   readonly option: string;
 
-  /** An error about `option`. */
-  constructor(option: string) {
-    super("EINVAL", `Invalid parameter '${option}'`);
+  /** An error about `option`; `words` are the options that there are. */
+  constructor(option: string, words?: readonly string[]) {
+    super("EINVAL", `Invalid parameter '${shortened(option, 80)}'`, { words });
     this.option = option;
   }
 }
@@ -136,6 +186,9 @@ export function parseOptions(
   values: OptionValues,
   others: readonly string[] = [],
 ): OptionValues {
+  if (typeof values !== "object" || values === null) {
+    throw invalid(`Options must be an object, not ${valueText(values)}`);
+  }
   const parsed: OptionValues = {};
   for (const [name, value] of Object.entries(values)) {
     const spec = Object.hasOwn(table, name) ? table[name] : undefined;
@@ -144,17 +197,27 @@ export function parseOptions(
     } else if (others.includes(name)) {
       parsed[name] = value;
     } else {
-      throw new UnknownOptionError(leafOf(name, value));
+      throw new UnknownOptionError(leafOf(name, value), [
+        ...optionNames(table),
+        ...others,
+      ]);
     }
   }
   return parsed;
 }
 
+/** The options of a table that can be had. */
+export function optionNames(table: OptionTable): string[] {
+  return Object.keys(table).filter((name) => table[name].unsupported !== true);
+}
+
 /** The dotted name of the first value within an option. */
-function leafOf(name: string, value: unknown): string {
-  if (typeof value !== "object" || value === null) return name;
+function leafOf(name: string, value: unknown, depth = 0): string {
+  const isNested = isPlainObject(value) || Array.isArray(value);
+  // A longer name than that is told in part, one that contains itself has no end.
+  if (!isNested || depth > 20) return name;
   const [first] = Object.entries(value);
-  return first ? leafOf(`${name}.${first[0]}`, first[1]) : name;
+  return first ? leafOf(`${name}.${first[0]}`, first[1], depth + 1) : name;
 }
 
 /** The defaults of a table. */
@@ -187,6 +250,9 @@ export function parseKeyValueList(
   firstKey?: string,
   warn?: (message: string) => void,
 ): [name: string, value: string][] {
+  if (typeof text !== "string") {
+    throw invalid(`Options are parsed from text, not from ${valueText(text)}`);
+  }
   const pairs: [string, string][] = [];
   for (const element of splitList(text)) {
     const equals = element.indexOf("=");

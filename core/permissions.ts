@@ -10,7 +10,9 @@
  * @module
  */
 import type { BlockDriver, OpenPurpose } from "./driver.ts";
+import { BlockError } from "./errors.ts";
 import type { BlockNode } from "./node.ts";
+import { shortened } from "./values.ts";
 
 /** Kinds of access, to be combined: bits. */
 export const ACCESS = {
@@ -107,9 +109,16 @@ const claims = new WeakMap<BlockNode, (added: Permissions) => void>();
  * Claim something of an open node, in addition to what is claimed of it
  * already, and through it of all nodes below.
  *
- * @throws {BlockError} EAGAIN if somebody else does not let us.
+ * @throws {BlockError} EAGAIN if somebody else does not let us, EACCES if the
+ * node is read-only.
  */
 export function claim(node: BlockNode, added: Permissions): void {
+  if (node.readOnly && (added.needs & (WRITE | WRITE_UNCHANGED))) {
+    const detail = ` ('${shortened(node.filename)}', ${node.driver.name})`;
+    throw new BlockError("EACCES", `Block node is read-only${detail}`, {
+      detail,
+    });
+  }
   const add = claims.get(node);
   if (add) add(added);
   else node.setPermissions?.(added);

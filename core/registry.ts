@@ -4,14 +4,16 @@
  * @module
  */
 import type { BlockDriver } from "./driver.ts";
-import { BlockError } from "./errors.ts";
+import { asBlockError, BlockError, invalid } from "./errors.ts";
+import { valueText } from "./values.ts";
 
 const drivers = new Map<string, BlockDriver>();
 
 /**
  * Make a driver known under its name.
  *
- * @throws {BlockError} EEXIST if another driver has that name.
+ * @throws {BlockError} EEXIST if another driver has that name, EINVAL for what
+ * is no driver.
  *
  * @example
  * ```ts
@@ -26,6 +28,11 @@ const drivers = new Map<string, BlockDriver>();
  * ```
  */
 export function registerDriver(driver: BlockDriver): void {
+  try {
+    checkDriver(driver);
+  } catch (error) {
+    throw asBlockError(error);
+  }
   const known = drivers.get(driver.name);
   if (known && known !== driver) {
     throw new BlockError(
@@ -36,6 +43,31 @@ export function registerDriver(driver: BlockDriver): void {
   drivers.set(driver.name, driver);
 }
 
+const ROLES: readonly unknown[] = ["protocol", "format", "filter"];
+
+/** Refuse what is no driver; of its verbs only `open` is a must. */
+function checkDriver(driver: BlockDriver): void {
+  const { name, role, open, create, probe, schemes = [] } = driver ?? {};
+  const refuse = (why: string) => invalid(`Cannot register a driver: ${why}`);
+  if (typeof name !== "string" || name === "") {
+    throw refuse(`its name is ${valueText(name)}`);
+  }
+  if (!ROLES.includes(role)) {
+    throw refuse(`the role of '${name}' is ${valueText(role)}`);
+  }
+  for (const [verb, value] of Object.entries({ open, create, probe })) {
+    if (
+      typeof value === "function" || (value === undefined && verb !== "open")
+    ) {
+      continue;
+    }
+    throw refuse(`the '${verb}' of '${name}' is ${valueText(value)}`);
+  }
+  if (!Array.isArray(schemes)) {
+    throw refuse(`the schemes of '${name}' are ${valueText(schemes)}`);
+  }
+}
+
 /**
  * The driver of a name.
  *
@@ -43,7 +75,18 @@ export function registerDriver(driver: BlockDriver): void {
  */
 export function getDriver(name: string): BlockDriver {
   const driver = drivers.get(name);
-  if (!driver) throw new BlockError("EINVAL", `Unknown driver '${name}'`);
+  if (!driver) throw invalid(`Unknown driver ${valueText(name)}`);
+  return driver;
+}
+
+/**
+ * The driver of a format that is to be made.
+ *
+ * @throws {BlockError} EINVAL if there is none.
+ */
+export function getFormat(name: string): BlockDriver {
+  const driver = drivers.get(name);
+  if (!driver) throw invalid(`Unknown file format ${valueText(name)}`);
   return driver;
 }
 

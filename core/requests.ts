@@ -10,6 +10,7 @@ import {
   sliceVector,
   vectorLength,
 } from "./bytes.ts";
+import { cannotWrite } from "./checks.ts";
 import { asBlockError, BlockError } from "./errors.ts";
 import type {
   BlockNode,
@@ -51,9 +52,10 @@ export async function writeZeroData(
   length: number,
   flags?: WriteFlags,
 ): Promise<void> {
+  if (!node.writev) throw cannotWrite("Cannot write zeroes", node);
   for (let done = 0; done < length;) {
     const take = Math.min(ZEROES.length, length - done);
-    await node.writev!(offset + done, [ZEROES.subarray(0, take)], flags);
+    await node.writev(offset + done, [ZEROES.subarray(0, take)], flags);
     done += take;
   }
 }

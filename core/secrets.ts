@@ -3,7 +3,8 @@
  *
  * @module
  */
-import { BlockError } from "./errors.ts";
+import { BlockError, invalid } from "./errors.ts";
+import { valueText } from "./values.ts";
 
 /** What a secret is wanted for. */
 export interface SecretRequest {
@@ -64,5 +65,16 @@ export async function findSecret(
   if (secret === undefined && id !== undefined) {
     throw new BlockError("EINVAL", `No secret with id '${id}'`);
   }
+  if (secret !== undefined && !isSecret(secret)) {
+    throw invalid(
+      `The secret of '${request.filename}' must be text or bytes, not ${
+        valueText(secret)
+      }`,
+    );
+  }
   return typeof secret === "string" ? new TextEncoder().encode(secret) : secret;
+}
+
+function isSecret(value: unknown): value is Secret {
+  return typeof value === "string" || value instanceof Uint8Array;
 }

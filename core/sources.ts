@@ -6,8 +6,7 @@
  * @module
  */
 import type { BlockDriver } from "./driver.ts";
-import { BlockError } from "./errors.ts";
-import type { BlockNode } from "./node.ts";
+import { BlockError, invalid } from "./errors.ts";
 import type { OptionValues } from "./options.ts";
 import { getDriver, protocolOf } from "./registry.ts";
 import {
@@ -16,6 +15,10 @@ import {
   type Source,
   type StackObject,
 } from "./spec.ts";
+import { isPlainObject, nameText, shortened, valueText } from "./values.ts";
+
+/** Most descriptions within each other; what has more contains itself. */
+export const MAX_DEPTH = 1000;
 
 /** A source as the description of a protocol node. */
 export function protocolStack(source: Source): StackObject {
@@ -24,20 +27,70 @@ export function protocolStack(source: Source): StackObject {
   return { ...stack, driver: protocolOf(stack.filename).name };
 }
 
-/** The name that stands for a source in messages. */
-export function describeSource(source: Source | BlockNode): string {
-  if (isNode(source)) return source.filename;
-  if (typeof source === "string") return source;
-  return filenameOf(toStack(source)) || `json:${JSON.stringify(source)}`;
+/**
+ * The name that stands for a source in messages, whatever it is: at most a few
+ * lines long.
+ */
+export function describeSource(source: unknown): string {
+  try {
+    if (isNode(source)) return shortened(source.filename);
+    if (typeof source === "string") return nameText(source);
+    if (source instanceof URL) return nameText(filenameOf(namedStack(source)));
+    if (!isPlainObject(source)) return valueText(source);
+    return nameText(filenameOf(toStack(source))) || `json:${jsonText(source)}`;
+  } catch {
+    // A getter of somebody else's, or a name that cannot be decoded.
+    return valueText(source);
+  }
+}
+
+/** A description as JSON, in which what is no JSON is told by its kind. */
+function jsonText(description: object): string {
+  const text = JSON.stringify(description, (_name, value) => {
+    if (typeof value !== "object" || value === null) {
+      return typeof value === "string" ? nameText(value) : value;
+    }
+    return Array.isArray(value) || isPlainObject(value)
+      ? value
+      : valueText(value);
+  });
+  return shortened(text, 255);
 }
 
 /** A source as a description; what a name selects may be just a protocol. */
 function namedStack(source: Source): StackObject {
   if (typeof source === "string") return parseFilename(source);
-  if (!(source instanceof URL)) return source;
+  if (!(source instanceof URL)) return checkedStack(source);
   if (source.protocol !== "file:") return parseFilename(source.href);
-  const filename = decodeURIComponent(source.pathname);
+  const filename = pathOf(source);
   return { driver: protocolOf(filename).name, filename };
+}
+
+/** The description of a stack, if it is one. */
+export function checkedStack(source: unknown): StackObject {
+  if (isPlainObject(source)) return source;
+  throw invalid(
+    `Cannot open ${valueText(source)}: a file name or the description of a ` +
+      "stack is needed",
+  );
+}
+
+/** Whether a value can be a source at all. */
+export function isSource(value: unknown): boolean {
+  try {
+    return typeof value === "string" || value instanceof URL ||
+      isPlainObject(value) || isNode(value);
+  } catch {
+    return false; // A proxy that was revoked.
+  }
+}
+
+function pathOf({ href, pathname }: URL): string {
+  try {
+    return decodeURIComponent(pathname);
+  } catch {
+    throw invalid(`'${shortened(href)}' is no file name in UTF-8`);
+  }
 }
 
 /** A source as the description of an image. */
@@ -70,10 +123,14 @@ export function applyFormat(stack: StackObject, format: string): StackObject {
 
 /** The name of the file at the bottom of the `file` or `image` children. */
 export function filenameOf(stack: unknown): string {
-  if (typeof stack === "string") return stack;
-  if (typeof stack !== "object" || stack === null) return "";
-  const { filename, file, image } = stack as StackObject;
-  return typeof filename === "string" ? filename : filenameOf(file ?? image);
+  for (let depth = 0; depth <= MAX_DEPTH; depth++) {
+    if (typeof stack === "string") return stack;
+    if (typeof stack !== "object" || stack === null) return "";
+    const { filename, file, image } = stack as StackObject;
+    if (typeof filename === "string") return filename;
+    stack = file ?? image;
+  }
+  return "";
 }
 
 /** Whether what a driver's file name leads to is yet to be probed. */

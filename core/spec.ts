@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { asBlockError, BlockError } from "./errors.ts";
+import { BlockError, invalid } from "./errors.ts";
 import { asPath, schemeOf } from "./names.ts";
 import type { BlockNode } from "./node.ts";
 import {
@@ -12,6 +12,7 @@ import {
   parseKeyValueList,
 } from "./options.ts";
 import { findDriver, findProtocol } from "./registry.ts";
+import { shortened, valueText } from "./values.ts";
 
 /**
  * A stack: a driver, its options, and its children, each again such an object,
@@ -35,7 +36,8 @@ export type Source = string | URL | StackObject;
 /** Whether a value is a node that is already open. */
 export function isNode(value: unknown): value is BlockNode {
   return typeof value === "object" && value !== null &&
-    typeof (value as BlockNode).readv === "function";
+    typeof (value as BlockNode).readv === "function" &&
+    typeof (value as BlockNode).status === "function";
 }
 
 /**
@@ -50,7 +52,7 @@ export function parseFilename(name: string): StackObject {
   if (scheme === undefined) return { filename: name };
   const driver = findProtocol(scheme) ?? findDriver(scheme);
   if (!driver) {
-    throw new BlockError("EINVAL", `Unknown protocol '${scheme}'`);
+    throw invalid(`Unknown protocol ${valueText(scheme)}`);
   }
   const rest = name.slice(scheme.length + 1);
   if (driver.parseFilename) {
@@ -83,24 +85,28 @@ function parseJson(text: string): StackObject {
   } catch (error) {
     throw new BlockError(
       "EINVAL",
-      `Could not parse the JSON options: ${(error as Error).message}`,
+      `Could not parse the JSON options: ${
+        shortened((error as Error).message)
+      }`,
       { cause: error },
     );
   }
   if (!isObject(value)) {
     throw new BlockError("EINVAL", "Invalid JSON object given");
   }
-  try {
-    return nestDeeply(value);
-  } catch (error) {
-    throw asBlockError(error);
-  }
+  return nestDeeply(value);
 }
 
+/** Most objects within each other, as in QEMU. */
+const MAX_NESTING = 1024;
+
 /** As `nestOptions`, at every level. */
-function nestDeeply(options: OptionValues): OptionValues {
+function nestDeeply(options: OptionValues, depth = 1): OptionValues {
+  if (depth > MAX_NESTING) {
+    throw invalid("Could not parse the JSON options: they are nested too deep");
+  }
   const nested = Object.entries(options).map(([name, value]) =>
-    [name, isObject(value) ? nestDeeply(value) : value] as const
+    [name, isObject(value) ? nestDeeply(value, depth + 1) : value] as const
   );
   return nestOptions(Object.fromEntries(nested));
 }
@@ -128,6 +134,9 @@ export function parseStack(
   text: string,
   warn?: (message: string) => void,
 ): StackObject {
+  if (typeof text !== "string") {
+    throw invalid(`A stack is parsed from text, not from ${valueText(text)}`);
+  }
   const flat: OptionValues = {};
   for (const [name, value] of parseKeyValueList(text, "file", warn)) {
     flat[name] = value;

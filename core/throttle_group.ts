@@ -6,8 +6,10 @@
  *
  * @module
  */
+import { AMOUNT, checkOptions } from "./checks.ts";
 import { BlockError, invalid } from "./errors.ts";
 import { Mutex } from "./lock.ts";
+import { valueText } from "./values.ts";
 
 /** What is limited: `bps` counts bytes, `iops` requests. */
 export type ThrottleKind =
@@ -134,9 +136,11 @@ export class ThrottleGroup {
   /**
    * Make a group.
    *
-   * @throws {BlockError} EINVAL if the limits contradict each other.
+   * @throws {BlockError} EINVAL if the limits contradict each other, or are
+   * none.
    */
   constructor(limits: ThrottleLimits) {
+    checkLimits(limits);
     checkTotals(limits);
     this.#requestSize = limits["iops-size"] ?? 0;
     const hasRate = KINDS.some((kind) =>
@@ -213,6 +217,16 @@ async function delay(seconds: number, signal?: AbortSignal): Promise<void> {
   }
   if (signal?.aborted) {
     throw new BlockError("ECANCELED", undefined, { cause: signal.reason });
+  }
+}
+
+function checkLimits(limits: ThrottleLimits): void {
+  const kinds = THROTTLE_LIMITS.map((limit) => [limit, AMOUNT] as const);
+  checkOptions("limit requests", limits, Object.fromEntries(kinds));
+  const known: readonly string[] = THROTTLE_LIMITS;
+  const odd = Object.keys(limits).find((name) => !known.includes(name));
+  if (odd !== undefined) {
+    throw invalid(`Cannot limit requests: there is no limit ${valueText(odd)}`);
   }
 }
 

@@ -6,6 +6,7 @@
 import { type IoVector, sliceVector, vectorLength } from "../core/bytes.ts";
 import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
+import { checkedExtent } from "../core/extents.ts";
 import { filterNode } from "../core/filter.ts";
 import type { BlockNode, Extent } from "../core/node.ts";
 import { parseOptions } from "../core/options.ts";
@@ -47,7 +48,10 @@ async function writeCompressed(
   const length = Math.min(vectorLength(iov), file.size - offset);
   for (let done = 0; done < length;) {
     const at = offset + done;
-    const extent = await file.status(at, length - done);
+    const extent = checkedExtent(
+      file,
+      await file.status(at, length - done),
+    );
     const take = Math.min(extent.length, length - done);
     const part = sliceVector(iov, done, take);
     if (hasPlace(extent)) await file.writev!(at, part);

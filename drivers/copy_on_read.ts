@@ -15,7 +15,7 @@ import {
 } from "../core/bytes.ts";
 import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
-import { skipFilters } from "../core/extents.ts";
+import { checkedExtent, skipFilters } from "../core/extents.ts";
 import { filterNode } from "../core/filter.ts";
 import { type Held, RangeLock } from "../core/lock.ts";
 import type { BlockNode } from "../core/node.ts";
@@ -101,7 +101,10 @@ class Copier {
     const length = vectorLength(iov);
     for (let done = 0; done < length;) {
       const at = offset + done;
-      const extent = await this.#image.status(at, length - done);
+      const extent = checkedExtent(
+        this.#image,
+        await this.#image.status(at, length - done),
+      );
       const most = extent.kind === "unallocated" ? MAX_COPY : Infinity;
       const take = Math.min(extent.length, length - done, most);
       const part = sliceVector(iov, done, take);

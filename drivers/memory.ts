@@ -4,11 +4,12 @@
  *
  * @module
  */
-import type { IoVector } from "../core/bytes.ts";
+import { type IoVector, isExactSize } from "../core/bytes.ts";
 import type { BlockDriver } from "../core/driver.ts";
-import { BlockError } from "../core/errors.ts";
+import { BlockError, invalid } from "../core/errors.ts";
 import type { BlockNode, Extent, NodeInfo } from "../core/node.ts";
 import { type OptionTable, parseOptions } from "../core/options.ts";
+import { valueText } from "../core/values.ts";
 
 const CHUNK_SIZE = 64 * 1024;
 
@@ -35,7 +36,7 @@ export class MemoryStore {
   /** Make a store that reads as `size` zero bytes. */
   constructor(size = 0) {
     if (!Number.isSafeInteger(size) || size < 0) {
-      throw new BlockError("EINVAL", `Cannot make a store of ${size} bytes`);
+      throw invalid(`Cannot make a store of ${valueText(size)} bytes`);
     }
     this.#size = size;
   }
@@ -52,6 +53,7 @@ export class MemoryStore {
 
   /** Fill `target` from `offset` on, with zeroes past the end. */
   read(offset: number, target: Uint8Array): void {
+    checkBytes("read into", offset, target);
     eachPiece(offset, target.length, (index, start, length, done) => {
       const chunk = this.#chunks.get(index);
       if (chunk) target.set(chunk.subarray(start, start + length), done);
@@ -61,6 +63,7 @@ export class MemoryStore {
 
   /** Write `data`; the store grows where it must. */
   write(offset: number, data: Uint8Array): void {
+    checkBytes("write", offset, data);
     eachPiece(offset, data.length, (index, start, length, done) => {
       let chunk = this.#chunks.get(index);
       if (!chunk) {
@@ -74,12 +77,14 @@ export class MemoryStore {
 
   /** Make a range read as zeroes; whole chunks of it take no room any more. */
   zero(offset: number, length: number): void {
+    checkRange("write zeroes", offset, length);
     this.#clear(offset, Math.min(length, this.#size - offset));
     this.#size = Math.max(this.#size, offset + length);
   }
 
   /** Change the size; what is added reads as zeroes. */
   truncate(size: number): void {
+    checkRange("cut a store off", size, 0);
     this.#clear(size, this.#size - size);
     this.#size = size;
   }
@@ -130,6 +135,23 @@ export class MemoryStore {
     }
     return next;
   }
+}
+
+/** Refuse a range that no store can have; it may lie past the end. */
+function checkRange(verb: string, offset: number, length: number): void {
+  const isRange = typeof offset === "number" && typeof length === "number" &&
+    offset >= 0 && length >= 0 && isExactSize(offset + length);
+  if (isRange) return;
+  throw invalid(
+    `Cannot ${verb}: ${valueText(length)} bytes at offset ${valueText(offset)}`,
+  );
+}
+
+function checkBytes(verb: string, offset: number, bytes: Uint8Array): void {
+  if (!(bytes instanceof Uint8Array)) {
+    throw invalid(`Cannot ${verb} ${valueText(bytes)}: it is no Uint8Array`);
+  }
+  checkRange(verb, offset, bytes.length);
 }
 
 function chunkIndex(offset: number): number {

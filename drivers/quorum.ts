@@ -22,6 +22,7 @@ import {
 import { ACCESS } from "../core/permissions.ts";
 import { writeZeroes } from "../core/requests.ts";
 import { isEqual } from "../core/runtime.ts";
+import { isPlainObject } from "../core/values.ts";
 
 const OPEN_OPTIONS: OptionTable = {
   "vote-threshold": {
@@ -108,7 +109,7 @@ function isOn(value: unknown): boolean {
 
 /** The descriptions of the children: a list, or by their numbers. */
 function childrenOf(given: unknown): unknown[] {
-  const children = typeof given === "object" && given !== null
+  const children = Array.isArray(given) || isPlainObject(given)
     ? Object.values(given)
     : [];
   if (children.length > 0) return children;

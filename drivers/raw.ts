@@ -12,6 +12,7 @@ import {
 } from "../core/bytes.ts";
 import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
+import { checkedExtent } from "../core/extents.ts";
 import type {
   BlockNode,
   Extent,
@@ -293,7 +294,10 @@ class RawNode implements BlockNode {
     const inside = Math.min(length, this.#file.size - hostOffset);
     const place = { hostOffset, file: this.#file };
     if (inside <= 0) return { kind: "zero", length, ...place };
-    const below = await this.#file.status(hostOffset, inside);
+    const below = checkedExtent(
+      this.#file,
+      await this.#file.status(hostOffset, inside),
+    );
     return {
       kind: below.kind === "zero" ? "zero" : "data",
       length: Math.min(below.length, inside),

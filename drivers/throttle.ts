@@ -10,6 +10,7 @@ import { BlockError } from "../core/errors.ts";
 import { filterNode } from "../core/filter.ts";
 import type { BlockNode } from "../core/node.ts";
 import { parseOptions } from "../core/options.ts";
+import { valueText } from "../core/values.ts";
 import { findThrottleGroup, ThrottleGroup } from "../core/throttle_group.ts";
 
 /**
@@ -32,9 +33,12 @@ function groupOf(value: unknown): ThrottleGroup {
   if (value === undefined) {
     throw new BlockError("EINVAL", "Please specify a throttle group");
   }
-  const group = findThrottleGroup(String(value));
+  const group = typeof value === "string" && findThrottleGroup(value);
   if (group) return group;
-  throw new BlockError("EINVAL", `Throttle group '${value}' does not exist`);
+  throw new BlockError(
+    "EINVAL",
+    `Throttle group ${valueText(value)} does not exist`,
+  );
 }
 
 function throttledNode(file: BlockNode, group: ThrottleGroup): BlockNode {

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { isInstalled } from "./qemu.ts";
+import { mustSkip } from "./qemu.ts";
 
 function losetup(...args: string[]): string | undefined {
   const { success, stdout } = new Deno.Command("losetup", {
@@ -43,32 +43,11 @@ export class LoopDevice implements Disposable {
   }
 }
 
-let known: boolean | undefined;
-
-/** Whether loop devices can be made here. It takes privileges. */
-export function hasLoopDevices(): boolean {
-  return known ??= isInstalled("losetup") && tryLoop();
-}
-
-function tryLoop(): boolean {
-  const file = Deno.makeTempFileSync({ prefix: "bdrv-test-" });
-  try {
-    Deno.truncateSync(file, 8192);
-    using _ = new LoopDevice(file, 4096);
-    return true;
-  } catch {
-    return false;
-  } finally {
-    Deno.removeSync(file);
-  }
-}
-
-/** A test on loop devices; reported as ignored where there are none. */
+/** A test on loop devices; skipped where none can be made. */
 export function loopTest(
   name: string,
   fn: (t: Deno.TestContext) => Promise<void>,
   tools: readonly string[] = [],
 ): void {
-  const ignore = !hasLoopDevices() || !tools.every(isInstalled);
-  Deno.test({ name, ignore, fn });
+  Deno.test({ name, ignore: mustSkip({ loop: true, tools }), fn });
 }

@@ -1,6 +1,6 @@
 /**
  * What tests against QEMU's own tools share: running programs, temporary
- * folders, and skipping by name where the tools are not installed.
+ * folders, and skipping what the machine lacks the tools or privileges for.
  *
  * @module
  */
@@ -126,26 +126,117 @@ export class TempDir implements AsyncDisposable {
   }
 }
 
+/** What a test needs of the machine. */
+export interface Requirements {
+  /** Programs that have to be installed. */
+  tools?: readonly string[];
+  /** Whether it has to be run by root. */
+  root?: boolean;
+  /** Whether it makes loop devices. */
+  loop?: boolean;
+  /** Other privileges by name ("mounting"), and whether they are there. */
+  privileges?: Readonly<Record<string, boolean>>;
+  /** Whatever else by name ("libc"), and whether it is there. */
+  others?: Readonly<Record<string, boolean>>;
+}
+
+let loops: boolean | undefined;
+
+/** Whether loop devices can be made, which only a trial shows. */
+function canMakeLoops(): boolean {
+  loops ??= tryLoop();
+  return loops;
+}
+
+function tryLoop(): boolean {
+  if (!isInstalled("losetup")) return false;
+  const file = Deno.makeTempFileSync({ prefix: "bdrv-test-" });
+  const losetup = (...args: string[]) =>
+    new Deno.Command("losetup", { args, stderr: "null" }).outputSync();
+  try {
+    Deno.truncateSync(file, 4096);
+    const made = losetup("--find", "--show", file);
+    if (!made.success) return false;
+    losetup("--detach", new TextDecoder().decode(made.stdout).trim());
+    return true;
+  } finally {
+    Deno.removeSync(file);
+  }
+}
+
+/** What of it is absent here: each in a few words, privileges apart. */
+function missing(needed: Requirements) {
+  const absent = (named: Readonly<Record<string, boolean>> = {}) =>
+    Object.keys(named).filter((name) => !named[name]);
+  const tools = needed.tools?.filter((tool) => !isInstalled(tool)) ?? [];
+  return {
+    privileges: [
+      ...needed.root && Deno.uid() !== 0 ? ["root"] : [],
+      ...needed.loop && !canMakeLoops() ? ["loop devices"] : [],
+      ...absent(needed.privileges),
+    ],
+    others: [
+      ...tools.map((tool) => `${tool} (not installed)`),
+      ...absent(needed.others),
+    ],
+  };
+}
+
+const said = new Set<string>();
+
 /**
- * A test that needs QEMU's tools. Without them it is reported as ignored, by
- * its name; with `BDRV_REQUIRE_QEMU=1` in the environment it fails instead.
+ * Note why a test is skipped: in the file that `deno task test` names, which
+ * sums them up, or else on standard error, each reason once.
+ */
+function noteSkip(kind: "privilege" | "other", reason: string): void {
+  const file = Deno.env.get("BDRV_SKIPS");
+  if (file) {
+    Deno.writeTextFileSync(file, `${kind} ${reason}\n`, { append: true });
+  } else if (!said.has(reason)) {
+    said.add(reason);
+    console.warn(`Tests are skipped that need ${reason}`);
+  }
+}
+
+/**
+ * Whether a test must be skipped (its `ignore`) since the machine lacks what
+ * it needs; why is printed once. With `BDRV_REQUIRE_QEMU=1` in the environment
+ * only a privilege may be missing, and any other test is run, to fail.
+ */
+export function mustSkip(needed: Requirements): boolean {
+  const { privileges, others } = missing(needed);
+  const strict = Deno.env.get("BDRV_REQUIRE_QEMU") === "1";
+  if (others.length > 0 && !strict) {
+    noteSkip("other", others.join(", "));
+    return true;
+  }
+  if (privileges.length > 0) {
+    noteSkip("privilege", privileges.join(", "));
+    return true;
+  }
+  return false;
+}
+
+/**
+ * A test that needs QEMU's tools, or other things of the machine. Without them
+ * it is reported as ignored, and the reason printed once ({@linkcode mustSkip}).
  *
- * @param tools The programs it needs. Default: `qemu-img`.
+ * @param needs The programs it needs, or whatever it needs. Default: `qemu-img`.
  */
 export function qemuTest(
   name: string,
   fn: (t: Deno.TestContext) => Promise<void>,
-  tools: readonly string[] = ["qemu-img"],
+  needs: readonly string[] | Requirements = ["qemu-img"],
 ): void {
-  const missing = tools.filter((tool) => !isInstalled(tool));
-  const required = Deno.env.get("BDRV_REQUIRE_QEMU") === "1";
+  const needed = "length" in needs
+    ? { tools: needs as readonly string[] }
+    : needs as Requirements;
   Deno.test({
     name,
-    ignore: missing.length > 0 && !required,
+    ignore: mustSkip(needed),
     fn: async (t) => {
-      if (missing.length > 0) {
-        throw new Error(`Not installed: ${missing.join(", ")}`);
-      }
+      const { others } = missing(needed);
+      if (others.length > 0) throw new Error(`Missing: ${others.join(", ")}`);
       await fn(t);
     },
   });

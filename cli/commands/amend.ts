@@ -17,7 +17,7 @@ import {
 import { optionHelp, OptionList } from "../create_options.ts";
 import { cacheMode, openImageArgument, usingNodes } from "../images.ts";
 import { Progress } from "../progress.ts";
-import { CommandError } from "../program.ts";
+import { CommandError, type Program } from "../program.ts";
 
 class Wish {
   cache = "writeback";
@@ -56,7 +56,7 @@ export const command: Command = {
     const progress = new Progress(program, isShown, 1, { showsStart: false });
     try {
       if (format !== undefined && options.asksForHelp) {
-        program.print(amendHelp(findDriver(format), format));
+        program.print(amendHelp(program, findDriver(format), format));
         return 0;
       }
       const [file, ...surplus] = invocation.operands;
@@ -71,7 +71,7 @@ export const command: Command = {
       return await usingNodes([node], async () => {
         const { driver } = node;
         if (options.asksForHelp) {
-          program.print(amendHelp(driver, driver.name));
+          program.print(amendHelp(program, driver, driver.name));
           return 0;
         }
         if (!node.amend) throw notSupported(driver.name);
@@ -119,13 +119,17 @@ function notSupported(format: string): BlockError {
   );
 }
 
-function amendHelp(driver: BlockDriver | undefined, format: string): string {
+function amendHelp(
+  program: Program,
+  driver: BlockDriver | undefined,
+  format: string,
+): string {
   if (!driver) {
     throw new BlockError("EINVAL", `Unknown file format '${format}'`);
   }
   const { amendOptions } = driver;
   if (!amendOptions) throw notSupported(format);
-  return `Amend options for '${format}':\n${optionHelp(amendOptions)}`;
+  return `Amend options for '${format}':\n${optionHelp(program, amendOptions)}`;
 }
 
 /** Options that fit only a new image are told from those that do not exist. */

@@ -11,7 +11,12 @@ import {
   type Invocation,
   QUIET,
 } from "../command.ts";
-import { cacheMode, openImageArgument, usingNodes } from "../images.ts";
+import {
+  CACHE_MODES,
+  cacheMode,
+  openImageArgument,
+  usingNodes,
+} from "../images.ts";
 import {
   fixed,
   INT32_MAX,
@@ -19,7 +24,7 @@ import {
   numberArgument,
   sizeArgument,
 } from "../numbers.ts";
-import { CommandError } from "../program.ts";
+import { CommandError, notAmong } from "../program.ts";
 
 class Wish {
   cache: CacheMode = "writeback";
@@ -184,7 +189,10 @@ function check(wish: Wish): void {
   }
   // With none in flight, QEMU waits forever for the first.
   if (wish.depth === 0 && wish.count > 0) {
-    throw new CommandError("Invalid queue depth specified");
+    const detail = " '0'";
+    throw new CommandError(`Invalid queue depth${detail} specified`, {
+      detail,
+    });
   }
 }
 
@@ -192,13 +200,15 @@ function benchCache(text: string): CacheMode {
   try {
     return cacheMode(text, "cache mode");
   } catch {
-    throw new CommandError("Invalid cache mode");
+    throw notAmong("Invalid cache mode", CACHE_MODES);
   }
 }
 
+const AIO_MODES = ["threads", "native", "io_uring"];
+
 function isNative(text: string): boolean {
-  if (!["threads", "native", "io_uring"].includes(text)) {
-    throw new CommandError(`Invalid aio option: ${text}`);
+  if (!AIO_MODES.includes(text)) {
+    throw notAmong(`Invalid aio option: ${text}`, AIO_MODES);
   }
   return text === "native";
 }

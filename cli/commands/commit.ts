@@ -218,6 +218,7 @@ async function commitTo(
       error.stage === "copy"
         ? `Block job failed: ${strerror(error.code)}`
         : error.message,
+      { cause: error },
     );
   }
   progress.complete();

@@ -108,13 +108,10 @@ async function open(
   try {
     return await openImageArgument(program, file, image);
   } catch (thrown) {
-    const { message, hint } = asBlockError(
-      thrown instanceof CommandError ? undefined : thrown,
-    );
-    if (thrown instanceof CommandError) {
-      throw new CommandError(thrown.message, { code: 2 });
-    }
-    throw new CommandError(message, { hint, code: 2 });
+    const { message, hint } = thrown instanceof CommandError
+      ? thrown
+      : asBlockError(thrown);
+    throw new CommandError(message, { hint, code: 2, cause: thrown });
   }
 }
 
@@ -142,7 +139,7 @@ async function compareNodes(
     if (!(error instanceof CompareError)) throw error;
     if (!wish.quiet) program.print(sizeWarning(a, b, error.offset));
     const code = error.stage === "status" ? 3 : 4;
-    throw new CommandError(error.message, { code });
+    throw new CommandError(error.message, { code, cause: error });
   }
 }
 

@@ -98,6 +98,10 @@ async function describeChain(
       backing: false,
     });
     const described = await usingNodes([node], () => describe(node));
+    const { bitmapsFault } = described.info;
+    if (bitmapsFault !== undefined) {
+      program.warn(`'${name}': the bitmaps cannot be told: ${bitmapsFault}`);
+    }
     images.push(described);
     name = chain ? nextInChain(described) : undefined;
     const { forceShare } = image;

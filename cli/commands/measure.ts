@@ -131,8 +131,8 @@ function parseValues(
   try {
     return options.parse(table);
   } catch (thrown) {
-    const { message, hint } = asBlockError(thrown);
-    program.error(message, hint);
+    const error = asBlockError(thrown);
+    program.error(program.messageOf(error), error.hint);
     throw new CommandError(`Invalid options for file format '${format}'`);
   }
 }

@@ -163,7 +163,9 @@ async function changeName(overlay: BlockNode, wish: Wish): Promise<void> {
     if (wish.backing !== undefined) throw error;
     // What C makes of a text that is not there.
     const { code, message } = asBlockError(error);
-    throw new BlockError(code, message.replace("to ''", "to '(null)'"));
+    throw new BlockError(code, message.replace("to ''", "to '(null)'"), {
+      cause: error,
+    });
   }
 }
 

@@ -14,7 +14,12 @@ import {
 import { OptionParser, type OptionSpec } from "../getopt.ts";
 import { openImageArgument, usingNodes } from "../images.ts";
 import { humanSize } from "../numbers.ts";
-import { CommandError, type Program, usageError } from "../program.ts";
+import {
+  CommandError,
+  notAmong,
+  type Program,
+  usageError,
+} from "../program.ts";
 
 const PREALLOCATIONS: readonly Preallocation[] = [
   "off",
@@ -126,7 +131,10 @@ function parse(invocation: Invocation) {
     else if (option === "preallocation") {
       const mode = PREALLOCATIONS.find((mode) => mode === argument);
       if (!mode) {
-        throw new CommandError(`Invalid preallocation mode '${argument}'`);
+        throw notAmong(
+          `Invalid preallocation mode '${argument}'`,
+          PREALLOCATIONS,
+        );
       }
       preallocation = mode;
     }

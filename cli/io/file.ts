@@ -5,7 +5,7 @@
  */
 import type { Preallocation } from "../../core/node.ts";
 import { integerText } from "../numbers.ts";
-import { CommandError } from "../program.ts";
+import { CommandError, notAmong } from "../program.ts";
 import type { IoCommand } from "./command.ts";
 import { byteCount } from "./numbers.ts";
 
@@ -39,7 +39,7 @@ export const truncate: IoCommand = {
     let preallocation: Preallocation | undefined;
     for (const [, mode] of call.options()) {
       if (!MODES.includes(mode)) {
-        throw new CommandError(`Invalid preallocation mode '${mode}'`);
+        throw notAmong(`Invalid preallocation mode '${mode}'`, MODES);
       }
       preallocation = mode as Preallocation;
     }

@@ -13,7 +13,7 @@ import { toStack } from "../../core/sources.ts";
 import type { Source } from "../../core/spec.ts";
 import { MemoryStore } from "../../mod.ts";
 import { reporting } from "../images.ts";
-import { CommandError, type Program } from "../program.ts";
+import { notAmong, type Program } from "../program.ts";
 
 /** What was said about a file, and how it is to be opened. */
 export interface Opening {
@@ -148,17 +148,20 @@ export function writesThrough(mode: CacheMode): boolean {
   return mode === "writethrough" || mode === "directsync";
 }
 
+const DISCARD_MODES = ["ignore", "unmap", "off", "on"];
+const AIO_MODES = ["threads", "native", "io_uring"];
+
 /** Whether a discard mode lets discards through. */
 export function discardMode(mode: unknown): boolean {
   if (mode === "unmap" || mode === "on") return true;
   if (mode === "ignore" || mode === "off") return false;
-  throw new CommandError(`Invalid discard option: ${mode}`);
+  throw notAmong(`Invalid discard option: ${mode}`, DISCARD_MODES);
 }
 
 /** Whether it is the system's asynchronous I/O that is asked for. */
 export function isNativeAio(mode: string): boolean {
-  if (["threads", "native", "io_uring"].includes(mode)) {
+  if (AIO_MODES.includes(mode)) {
     return mode === "native";
   }
-  throw new CommandError(`Invalid aio option: ${mode}`);
+  throw notAmong(`Invalid aio option: ${mode}`, AIO_MODES);
 }

@@ -4,7 +4,7 @@
  * @module
  */
 import { allocate, SECTOR_SIZE } from "../../core/bytes.ts";
-import { BlockError, strerror } from "../../core/errors.ts";
+import { BlockError, OutOfRangeError, strerror } from "../../core/errors.ts";
 import { integerText } from "../numbers.ts";
 import { Refusal } from "./command.ts";
 import { byteCount } from "./numbers.ts";
@@ -51,7 +51,8 @@ export async function timed(
   } catch (error) {
     // Anything else is a mistake of ours, not a failure of the disk.
     if (!(error instanceof BlockError)) throw error;
-    throw new Refusal(`${what} failed: ${strerror(error.code)}`);
+    const code = error instanceof OutOfRangeError ? "EIO" : error.code;
+    throw new Refusal(`${what} failed: ${strerror(code)}`);
   }
   return (performance.now() - start) / 1000;
 }

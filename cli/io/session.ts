@@ -101,7 +101,7 @@ export class Session {
       return true;
     } catch (error) {
       if (!(error instanceof BlockError)) throw error;
-      this.program.error(error.message);
+      this.program.error(this.program.messageOf(error));
       return false;
     }
   }

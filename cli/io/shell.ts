@@ -132,7 +132,7 @@ async function runLine(session: Session, line: string): Promise<boolean> {
     if (error instanceof Refusal) {
       if (error.message) program.print(`${error.message}\n`);
     } else if (error instanceof BlockError || error instanceof CommandError) {
-      program.error(error.message, error.hint);
+      program.error(program.messageOf(error), error.hint);
     } else {
       throw error;
     }

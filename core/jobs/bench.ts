@@ -4,7 +4,13 @@
  * @module
  */
 import { allocate } from "../bytes.ts";
-import { BlockError } from "../errors.ts";
+import {
+  checkNode,
+  checkOptions,
+  checkWritable,
+  type OptionKind,
+} from "../checks.ts";
+import { asBlockError, BlockError } from "../errors.ts";
 import type { BlockNode } from "../node.ts";
 
 /** What requests to send. */
@@ -56,11 +62,31 @@ export async function bench(
   node: BlockNode,
   options: BenchOptions = {},
 ): Promise<number> {
+  checkOptions("measure", options, BENCH_OPTIONS);
+  if (options.write) checkWritable("Cannot measure", node);
+  else checkNode("What is measured", node);
   const run = new BenchRun(node, options);
   const start = performance.now();
-  await run.run();
+  try {
+    await run.run();
+  } catch (error) {
+    throw asBlockError(error);
+  }
   return (performance.now() - start) / 1000;
 }
+
+const BENCH_OPTIONS: { readonly [name: string]: OptionKind } = {
+  write: "boolean",
+  count: { least: 0 },
+  depth: { least: 0 },
+  length: { least: 0, most: 2 ** 31 },
+  offset: { least: 0 },
+  step: { least: 0 },
+  pattern: { least: 0, most: 255 },
+  flushInterval: { least: 0 },
+  drain: "boolean",
+  fua: "boolean",
+};
 
 class BenchRun {
   readonly #node: BlockNode;

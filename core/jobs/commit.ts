@@ -4,6 +4,7 @@
  * @module
  */
 import { roundUp, SECTOR_SIZE } from "../bytes.ts";
+import { AMOUNT, checkNode, checkOptions, checkWritable } from "../checks.ts";
 import { asBlockError, BlockError, strerror } from "../errors.ts";
 import { backingOf, chainStatus } from "../extents.ts";
 import type { BlockNode } from "../node.ts";
@@ -89,6 +90,14 @@ export async function commit(
   overlay: BlockNode,
   options: CommitOptions = {},
 ): Promise<void> {
+  checkNode("The overlay", overlay);
+  if (options?.base !== undefined) checkNode("The base", options.base);
+  checkOptions("commit", options, {
+    keepOverlay: "boolean",
+    rateLimit: AMOUNT,
+    signal: "object",
+    progress: "function",
+  });
   const base = options.base ?? backingOf(overlay);
   if (!base) {
     throw new BlockError("EINVAL", "Image does not have a backing file");
@@ -102,9 +111,11 @@ export async function commit(
   }
   const { keepOverlay = base !== backingOf(overlay) } = options;
   for (const node of keepOverlay ? [base] : [base, overlay]) {
-    if (!node.readOnly) continue;
-    const why = `'${shortName(node)}' was opened read-only`;
-    throw new BlockError("EACCES", why);
+    if (node.readOnly) {
+      const why = `'${shortName(node)}' was opened read-only`;
+      throw new BlockError("EACCES", why);
+    }
+    checkWritable("Cannot commit", node);
   }
   try {
     await copyDown(overlay, base, options);

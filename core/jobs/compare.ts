@@ -4,7 +4,8 @@
  * @module
  */
 import { allocate, SECTOR_SIZE } from "../bytes.ts";
-import { asBlockError, BlockError, strerror } from "../errors.ts";
+import { checkNode, checkOptions } from "../checks.ts";
+import { asBlockError, BlockError, detailOf, strerror } from "../errors.ts";
 import { type ChainExtent, chainStatus } from "../extents.ts";
 import type { BlockNode } from "../node.ts";
 import { nameOf } from "../node_names.ts";
@@ -50,7 +51,8 @@ export class CompareError extends BlockError {
     message: string,
     cause: BlockError,
   ) {
-    super(cause.code, message, { cause });
+    const detail = detailOf(cause);
+    super(cause.code, message + detail, { cause, detail });
     this.stage = stage;
     this.offset = offset;
   }
@@ -85,7 +87,19 @@ export async function compare(
   second: BlockNode,
   options: CompareOptions = {},
 ): Promise<CompareResult> {
-  return await new Comparison(first, second, options).run();
+  checkNode("The first disk", first);
+  checkNode("The second disk", second);
+  checkOptions("compare", options, {
+    strict: "boolean",
+    names: "object",
+    signal: "object",
+    progress: "function",
+  });
+  try {
+    return await new Comparison(first, second, options).run();
+  } catch (error) {
+    throw asBlockError(error);
+  }
 }
 
 class Comparison {

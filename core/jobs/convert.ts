@@ -4,10 +4,18 @@
  * @module
  */
 import { SECTOR_SIZE } from "../bytes.ts";
-import { BlockError } from "../errors.ts";
+import {
+  AMOUNT,
+  checkNode,
+  checkOptions,
+  checkWritable,
+  type OptionKind,
+} from "../checks.ts";
+import { asBlockError, BlockError, invalid } from "../errors.ts";
 import { backingOf } from "../extents.ts";
 import type { BlockNode, WriteFlags } from "../node.ts";
 import { Concatenation } from "./concatenation.ts";
+import { valueText } from "../values.ts";
 import { copy } from "./copy.ts";
 import type { CopyTargetOptions } from "./copy_target.ts";
 import type { ZeroRunOptions } from "./zero_runs.ts";
@@ -89,13 +97,51 @@ export async function convert(
   target: BlockNode,
   options: ConvertOptions = {},
 ): Promise<void> {
-  const { parallel = 8 } = options;
-  if (!(parallel >= 1 && parallel <= 16)) {
-    throw new BlockError(
-      "EINVAL",
-      `Cannot have ${parallel} requests in flight`,
+  if (!Array.isArray(sources)) {
+    throw invalid(
+      `Cannot convert: the sources must be a list of nodes, not ${
+        valueText(sources)
+      }`,
     );
   }
+  for (const source of sources) checkNode("The source", source);
+  checkWritable("Cannot convert", target);
+  checkOptions("convert", options, CONVERT_OPTIONS);
+  const { parallel = 8 } = options;
+  if (!(parallel >= 1 && parallel <= 16 && Number.isInteger(parallel))) {
+    throw invalid(`Cannot have ${valueText(parallel)} requests in flight`);
+  }
+  try {
+    await convertNodes(sources, target, options);
+  } catch (error) {
+    throw asBlockError(error);
+  }
+}
+
+/** What the options of {@linkcode convert} may be. */
+export const CONVERT_OPTIONS: { readonly [name: string]: OptionKind } = {
+  sparseSize: { least: 0, unit: SECTOR_SIZE },
+  targetIsZero: "boolean",
+  targetIsNew: "boolean",
+  onlyDifferences: "boolean",
+  compressed: "boolean",
+  compressionLevel: { least: 0, most: 22 },
+  outOfOrder: "boolean",
+  rateLimit: AMOUNT,
+  salvage: "boolean",
+  warn: "function",
+  copyOffload: "boolean",
+  flags: "object",
+  signal: "object",
+  progressBy: ["data", "disk"],
+  progress: "function",
+};
+
+async function convertNodes(
+  sources: readonly BlockNode[],
+  target: BlockNode,
+  options: ConvertOptions,
+): Promise<void> {
   const source = await Concatenation.of(sources);
   if (source.size > target.size) {
     throw new BlockError("EINVAL", "output file is smaller than input file");

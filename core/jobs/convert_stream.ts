@@ -4,10 +4,16 @@
  * @module
  */
 import { allocate, roundUp, SECTOR_SIZE } from "../bytes.ts";
-import { BlockError } from "../errors.ts";
+import { checkOptions, checkWritable } from "../checks.ts";
+import { BlockError, invalid } from "../errors.ts";
 import type { BlockNode } from "../node.ts";
 import { limitedWrites, type ThrottleGroup } from "../throttle_group.ts";
-import { type ConvertOptions, copyTargetOptions } from "./convert.ts";
+import { valueText } from "../values.ts";
+import {
+  CONVERT_OPTIONS,
+  type ConvertOptions,
+  copyTargetOptions,
+} from "./convert.ts";
 import { REQUEST_SIZE } from "./copy.ts";
 import { CopyTarget, type CopyTargetOptions } from "./copy_target.ts";
 import { Pace } from "./pace.ts";
@@ -64,12 +70,32 @@ export async function convertStream(
   target: BlockNode,
   options: ConvertStreamOptions = {},
 ): Promise<number> {
+  checkWritable("Cannot convert", target);
+  checkOptions("convert", options, { ...CONVERT_OPTIONS, resize: "boolean" });
+  if (options.resize && !target.truncate) {
+    throw new BlockError(
+      "ENOTSUP",
+      `Cannot convert: driver '${target.driver.name}' cannot be resized`,
+    );
+  }
+  const chunks = (stream as Partial<typeof stream> | undefined)
+    ?.[Symbol.asyncIterator];
+  if (typeof chunks !== "function") {
+    throw invalid(`Cannot convert ${valueText(stream)}: it is no stream`);
+  }
   const filling = new Filling(
     target,
     options,
     await copyTargetOptions(target, options),
   );
-  for await (const bytes of stream) await filling.add(bytes);
+  for await (const bytes of stream) {
+    if (!(bytes instanceof Uint8Array)) {
+      throw invalid(
+        `Cannot convert a stream of ${valueText(bytes)}: it must be of bytes`,
+      );
+    }
+    await filling.add(bytes);
+  }
   return await filling.end();
 }
 

@@ -4,7 +4,7 @@
  * @module
  */
 import { SECTOR_SIZE } from "../bytes.ts";
-import { asBlockError, BlockError, strerror } from "../errors.ts";
+import { asBlockError, BlockError, detailOf, strerror } from "../errors.ts";
 import type { ChainExtent } from "../extents.ts";
 import type { BlockNode } from "../node.ts";
 import type { Concatenation, Part } from "./concatenation.ts";
@@ -113,9 +113,10 @@ export function located(
 ): BlockError {
   const error = asBlockError(thrown);
   if (error.message.startsWith("error while ")) return error;
+  const detail = detailOf(error);
   return new BlockError(
     error.code,
-    `error while ${what} ${offset}: ${strerror(error.code)}`,
-    { cause: error },
+    `error while ${what} ${offset}: ${strerror(error.code)}${detail}`,
+    { cause: error, detail },
   );
 }

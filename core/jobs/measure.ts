@@ -4,15 +4,17 @@
  * @module
  */
 import type { Measurement } from "../driver.ts";
-import { BlockError } from "../errors.ts";
+import { checkNode, checkOptions } from "../checks.ts";
+import { asBlockError, BlockError } from "../errors.ts";
 import type { BlockNode } from "../node.ts";
 import {
   defaultOptions,
+  optionNames,
   type OptionValues,
   parseOption,
   UnknownOptionError,
 } from "../options.ts";
-import { findDriver } from "../registry.ts";
+import { getFormat } from "../registry.ts";
 
 /**
  * Tell how large the file of a new image would become: an upper bound, for
@@ -39,10 +41,9 @@ export async function measure(
   options: OptionValues = {},
   source?: BlockNode,
 ): Promise<Measurement> {
-  const driver = findDriver(format);
-  if (!driver) {
-    throw new BlockError("EINVAL", `Unknown file format '${format}'`);
-  }
+  const driver = getFormat(format);
+  checkOptions("measure", options, {});
+  if (source !== undefined) checkNode("The source", source);
   if (!driver.measure || !driver.createOptions) {
     throw new BlockError(
       "ENOTSUP",
@@ -52,13 +53,20 @@ export async function measure(
   const table = driver.createOptions;
   const values = defaultOptions(table);
   for (const [name, value] of Object.entries(options)) {
-    if (!Object.hasOwn(table, name)) throw new UnknownOptionError(name);
+    if (!Object.hasOwn(table, name)) {
+      throw new UnknownOptionError(name, optionNames(table));
+    }
     const spec = table[name];
     // Many an enumeration makes no difference to the size; those that do are
     // the driver's to check.
-    values[name] = spec.type === "enum" || value === undefined
+    const isLeft = spec.type === "enum" && typeof value === "string";
+    values[name] = isLeft || value === undefined
       ? value
       : parseOption(name, spec, value);
   }
-  return await driver.measure(values, source);
+  try {
+    return await driver.measure(values, source);
+  } catch (error) {
+    throw asBlockError(error);
+  }
 }

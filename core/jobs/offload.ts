@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { checkedExtent } from "../extents.ts";
 import type { BlockNode } from "../node.ts";
 import type { Part } from "./concatenation.ts";
 
@@ -54,7 +55,7 @@ async function placeOf(
   length = Math.min(length, node.size - offset);
   if (length <= 0) return undefined;
   if (node.driver.role === "protocol") return { node, offset, length };
-  const extent = await node.status(offset, length);
+  const extent = checkedExtent(node, await node.status(offset, length));
   if (extent.kind === "unallocated") {
     const { backing } = node.children;
     return backing && await placeOf(backing, offset, extent.length);

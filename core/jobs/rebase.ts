@@ -4,11 +4,13 @@
  * @module
  */
 import { allocate, roundDown, roundUp } from "../bytes.ts";
+import { checkNode, checkOptions, checkWritable } from "../checks.ts";
 import { asBlockError, BlockError, strerror } from "../errors.ts";
 import {
   backingOf,
   type ChainExtent,
   chainStatus,
+  checkedExtent,
   skipFilters,
 } from "../extents.ts";
 import { canonicalName } from "../gate.ts";
@@ -76,6 +78,17 @@ export async function rebase(
   backing: BackingName & { node: BlockNode } | undefined,
   options: RebaseOptions = {},
 ): Promise<void> {
+  checkNode("The overlay", overlay);
+  if (backing !== undefined) {
+    checkOptions("rebase", backing, { name: "string", format: "string" });
+    checkNode("The new backing file", backing.node);
+  }
+  checkOptions("rebase", options, {
+    compressed: "boolean",
+    compressionLevel: { least: 0, most: 22 },
+    signal: "object",
+    progress: "function",
+  });
   const image = skipFilters(overlay);
   if (!image.changeBacking) throw cannotChange(backing, "ENOTSUP");
   if (options.compressed && !overlay.writeCompressed) {
@@ -84,6 +97,7 @@ export async function rebase(
       "Compression not supported for this file format",
     );
   }
+  checkWritable("Cannot rebase", overlay);
   if (backing) refuseLoop(image, backing);
   const { clusterSize = 512 } = await image.info?.() ?? {};
   const merge = new Merge(overlay, backing?.node, options, clusterSize);
@@ -193,7 +207,10 @@ class Merge {
     const image = skipFilters(this.#overlay);
     const { size } = image;
     for (let at = 0; at < size;) {
-      const own = await understood(image.status(at, size - at));
+      const own = checkedExtent(
+        image,
+        await understood(image.status(at, size - at)),
+      );
       const end = at + own.length;
       while (at < end) {
         at = own.kind === "unallocated" ? await this.#step(at, end) : end;
@@ -290,7 +307,10 @@ class Merge {
     const image = skipFilters(this.#overlay);
     for (let done = 0; done < length;) {
       const at = offset + done;
-      const extent = await image.status(at, length - done);
+      const extent = checkedExtent(
+        image,
+        await image.status(at, length - done),
+      );
       if (extent.kind === "unallocated") {
         await writeZeroData(this.#overlay, at, extent.length);
       }

@@ -6,10 +6,11 @@
  */
 import { allocate } from "../bytes.ts";
 import type { StreamExtent, StreamSource } from "../driver.ts";
-import { BlockError } from "../errors.ts";
+import { AMOUNT, checkNode, checkOptions } from "../checks.ts";
+import { asBlockError, BlockError } from "../errors.ts";
 import type { BlockNode } from "../node.ts";
 import { defaultOptions, type OptionValues, parseOptions } from "../options.ts";
-import { findDriver } from "../registry.ts";
+import { getFormat } from "../registry.ts";
 import { limitedWrites } from "../throttle_group.ts";
 import { backingOf } from "../extents.ts";
 import { Concatenation } from "./concatenation.ts";
@@ -77,10 +78,14 @@ export function streamImage(
   const chunks = imageChunks(format, list, options);
   return new ReadableStream({
     async pull(controller) {
-      const { value, done } = await chunks.next();
-      if (done) controller.close();
-      // The reader may keep it, while the next one takes its place here.
-      else controller.enqueue(value.slice());
+      try {
+        const { value, done } = await chunks.next();
+        if (done) controller.close();
+        // The reader may keep it, while the next one takes its place here.
+        else controller.enqueue(value.slice());
+      } catch (error) {
+        throw asBlockError(error);
+      }
     },
     async cancel() {
       await chunks.return();
@@ -94,10 +99,18 @@ export async function* imageChunks(
   sources: readonly BlockNode[],
   options: StreamImageOptions = {},
 ): AsyncGenerator<Uint8Array, void> {
-  const driver = findDriver(format);
-  if (!driver) {
-    throw new BlockError("EINVAL", `Unknown file format '${format}'`);
-  }
+  const driver = getFormat(format);
+  for (const source of sources) checkNode("The source", source);
+  checkOptions("stream an image", options, {
+    create: "object",
+    fill: "boolean",
+    onlyDifferences: "boolean",
+    salvage: "boolean",
+    warn: "function",
+    rateLimit: AMOUNT,
+    signal: "object",
+    progress: "function",
+  });
   if (!driver.stream || !driver.createOptions) {
     throw new BlockError(
       "ENOTSUP",

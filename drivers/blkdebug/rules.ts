@@ -6,10 +6,12 @@
 import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import { openProtocol } from "../../core/open.ts";
 import {
+  notAmong,
   type OptionTable,
   type OptionValues,
   parseOptions,
 } from "../../core/options.ts";
+import { isPlainObject } from "../../core/values.ts";
 
 /** What can be injected at, in QEMU's names. */
 export const EVENTS: ReadonlySet<string> = new Set(
@@ -98,7 +100,7 @@ type GivenRule = [group: string, values: OptionValues];
 /** Rules among the options: one, or a list, or an object numbered from 0. */
 function givenRules(group: string, given: unknown): GivenRule[] {
   if (given === undefined) return [];
-  if (typeof given !== "object" || given === null) {
+  if (!Array.isArray(given) && !isPlainObject(given)) {
     throw new BlockError(
       "EINVAL",
       `Parameter '${group}' expects a rule or a list of rules`,
@@ -174,15 +176,19 @@ function parseRule([group, values]: GivenRule): Rule {
   if (event === undefined) {
     throw new BlockError("EINVAL", "Missing event name for rule");
   }
-  const invalid = (value: string) =>
-    new BlockError("EINVAL", `invalid parameter value: ${value}`);
-  if (!EVENTS.has(event)) throw invalid(event);
+  if (!EVENTS.has(event)) {
+    throw new BlockError("EINVAL", `invalid parameter value: ${event}`, {
+      words: [...EVENTS],
+    });
+  }
   const rule = { event, state: number("state") ?? 0 };
   if (group === "set-state") {
     return { ...rule, newState: number("new_state") ?? 0 };
   }
   const ioType = parsed.iotype as IoType | undefined;
-  if (ioType !== undefined && !IO_TYPES.includes(ioType)) throw invalid(ioType);
+  if (ioType !== undefined && !IO_TYPES.includes(ioType)) {
+    throw notAmong(`invalid parameter value: ${ioType}`, IO_TYPES);
+  }
   const sector = number("sector");
   const injection = {
     errno: number("errno") ?? 5,

@@ -12,6 +12,7 @@ import { BlockError, invalid } from "../../core/errors.ts";
 import { normalizePath } from "../../core/names.ts";
 import type { Preallocation } from "../../core/node.ts";
 import {
+  notAmong,
   type OptionTable,
   type OptionValues,
   parseOptions,
@@ -22,6 +23,7 @@ import {
   ALL_ACCESS,
   type Permissions,
 } from "../../core/permissions.ts";
+import { nameText, shortened } from "../../core/values.ts";
 import { openFsFile } from "./fs_file.ts";
 import { denoError, type HostFile } from "./host.ts";
 import { isLibcAvailable } from "./libc.ts";
@@ -192,9 +194,10 @@ function nameless(driver: string): BlockError {
 const AIO_MODES = ["threads", "native", "io_uring"] as const;
 const LOCKING_MODES = ["auto", "on", "off"] as const;
 
-function oneOf<T>(values: readonly T[], value: unknown): T {
+function oneOf<T extends string>(values: readonly T[], value: unknown): T {
   if (values.includes(value as T)) return value as T;
-  throw new BlockError("EINVAL", `invalid parameter value: ${value}`);
+  const text = shortened(String(value), 80);
+  throw notAmong(`invalid parameter value: ${text}`, values);
 }
 
 /** What is asked of a new image. */
@@ -315,7 +318,7 @@ function refuseWhatWaits(filename: string): void {
 }
 
 function cannotOpen(filename: string, error: unknown): BlockError {
-  return denoError(error).prefixed(`Could not open '${filename}': `);
+  return denoError(error).prefixed(`Could not open '${nameText(filename)}': `);
 }
 
 /** Links followed as far as the path exists, the rest worked out by name. */

@@ -11,7 +11,12 @@ import {
   strerror,
 } from "../../core/errors.ts";
 import type { AmendOptions } from "../../core/node.ts";
-import { type OptionValues, parseOptions } from "../../core/options.ts";
+import {
+  notAmong,
+  type OptionValues,
+  parseOptions,
+} from "../../core/options.ts";
+import { shortened } from "../../core/values.ts";
 import { AMEND_OPTIONS } from "./amend_options.ts";
 import { expandZeroClusters, hasCompressedClusters } from "./expand_zeroes.ts";
 import { Compatible, hex, Incompatible } from "./format.ts";
@@ -119,7 +124,10 @@ function versionOf(compat: string | undefined): 2 | 3 | undefined {
     case "1.1":
       return 3;
   }
-  throw invalid(`Unknown compatibility level ${compat}`);
+  throw notAmong(
+    `Unknown compatibility level ${shortened(String(compat), 80)}`,
+    ["0.10", "1.1", "v2", "v3"],
+  );
 }
 
 /** The backing file may be named, but is not changed here. */

@@ -13,31 +13,42 @@ const { lazy_refcounts, refcount_bits } = CREATE_OPTIONS;
 export const AMEND_OPTIONS: OptionTable = {
   "encrypt.state": {
     type: "string",
+    unsupported: true,
     help: "Select new state of affected keyslots (active/inactive)",
   },
   "encrypt.keyslot": {
     type: "number",
+    unsupported: true,
     help: "Select a single keyslot to modify explicitly",
   },
   "encrypt.old-secret": {
     type: "string",
+    unsupported: true,
     help: "Select all keyslots that match this password",
   },
   "encrypt.new-secret": {
     type: "string",
+    unsupported: true,
     help: "New secret to set in the matching keyslots. Empty string to erase",
   },
   "encrypt.iter-time": {
     type: "number",
+    unsupported: true,
     help: "Time to spend in PBKDF in milliseconds",
   },
   size,
   compat,
-  backing_file,
-  backing_fmt,
-  data_file: { type: "string", help: "File name of an external data file" },
+  // They may be named, but `rebase` is what changes them.
+  backing_file: { ...backing_file, unsupported: true },
+  backing_fmt: { ...backing_fmt, unsupported: true },
+  data_file: {
+    type: "string",
+    unsupported: true,
+    help: "File name of an external data file",
+  },
   data_file_raw: {
     type: "boolean",
+    unsupported: true,
     help: "The external data file must stay valid as a raw image",
   },
   lazy_refcounts,

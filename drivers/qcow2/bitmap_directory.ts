@@ -5,7 +5,9 @@
  * @module
  */
 import { allocate, roundUp } from "../../core/bytes.ts";
+import { asBlockError } from "../../core/errors.ts";
 import type { BitmapInfo, BlockNode } from "../../core/node.ts";
+import { shortened } from "../../core/values.ts";
 import { type Geometry, readUint64, viewOf } from "./format.ts";
 import type { BitmapsExtension } from "./header_extensions.ts";
 
@@ -40,28 +42,52 @@ export function bitmapEntryLength(nameLength: number, extraLength = 0): number {
  * sense.
  *
  * @param diskSize Bytes that each bitmap must cover.
+ * @param tell Told what is wrong, in QEMU's words.
  */
 export function parseBitmapDirectory(
   bytes: Uint8Array,
   count: number,
   geometry: Geometry,
   diskSize: number,
+  tell?: (fault: string) => void,
 ): BitmapEntry[] | undefined {
   const { length } = bytes;
   const view = viewOf(bytes);
   const entries: BitmapEntry[] = [];
+  const wrong = (fault: string) => {
+    tell?.(fault);
+    return undefined;
+  };
+  if (length === 0) return wrong("Requested bitmap directory size is zero");
   for (let at = 0; at < length;) {
-    if (at + ENTRY_LENGTH > length || entries.length >= count) return undefined;
+    if (entries.length >= count) {
+      return wrong("More bitmaps found than specified in header extension");
+    }
+    if (at + ENTRY_LENGTH > length) return wrong("Broken bitmap directory");
     const nameLength = view.getUint16(at + 18);
     const extraLength = view.getUint32(at + 20);
     const end = at + bitmapEntryLength(nameLength, extraLength);
-    if (end > length || extraLength !== 0) return undefined;
-    const entry = parseEntry(bytes.subarray(at, end), geometry, diskSize);
-    if (!entry) return undefined;
+    if (end > length) return wrong("Broken bitmap directory");
+    if (extraLength !== 0) return wrong("Bitmap extra data is not supported");
+    const bytesOfEntry = bytes.subarray(at, end);
+    const entry = parseEntry(bytesOfEntry, geometry, diskSize);
+    if (!entry) {
+      const name = shortened(nameIn(bytesOfEntry), 80);
+      return wrong(`Bitmap '${name}' doesn't satisfy the constraints`);
+    }
     entries.push(entry);
     at = end;
   }
-  return length > 0 && entries.length === count ? entries : undefined;
+  return entries.length === count
+    ? entries
+    : wrong("Less bitmaps found than specified in header extension");
+}
+
+function nameIn(entry: Uint8Array): string {
+  const length = viewOf(entry).getUint16(18);
+  return new TextDecoder().decode(
+    entry.subarray(ENTRY_LENGTH).subarray(0, length),
+  );
 }
 
 /** One entry, unless it makes no sense. */
@@ -89,9 +115,8 @@ function parseEntry(
   // One that was in use when the program died may be of an earlier size.
   const covered = bitmapBytes * 8 * granularity;
   if (!(flags & IN_USE) && diskSize > covered) return undefined;
-  const name = bytes.subarray(ENTRY_LENGTH, ENTRY_LENGTH + nameLength);
   return {
-    name: new TextDecoder().decode(name),
+    name: nameIn(bytes),
     granularity,
     flags: [
       ...(flags & IN_USE ? ["in-use" as const] : []),
@@ -103,18 +128,32 @@ function parseEntry(
 }
 
 /**
- * The bitmaps of an image; none if the directory is damaged, which is for a
- * check to tell.
+ * The bitmaps of an image; none if the directory is damaged, which does not
+ * keep anybody from the disk itself.
+ *
+ * @param tell Told what is wrong with the directory.
  */
 export async function listBitmaps(
   file: BlockNode,
   { directoryOffset, directorySize, count }: BitmapsExtension,
   geometry: Geometry,
   diskSize: number,
+  tell?: (fault: string) => void,
 ): Promise<BitmapInfo[]> {
   const bytes = allocate(directorySize);
-  await file.readv(directoryOffset, [bytes]);
-  const entries = parseBitmapDirectory(bytes, count, geometry, diskSize);
+  try {
+    await file.readv(directoryOffset, [bytes]);
+  } catch (error) {
+    tell?.(`Failed to read bitmap directory: ${asBlockError(error).message}`);
+    return [];
+  }
+  const entries = parseBitmapDirectory(
+    bytes,
+    count,
+    geometry,
+    diskSize,
+    tell,
+  );
   return (entries ?? []).map(({ name, granularity, flags }) => ({
     name,
     granularity,

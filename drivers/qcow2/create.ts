@@ -13,7 +13,8 @@ import {
 import type { CreateContext } from "../../core/driver.ts";
 import { asBlockError, BlockError, invalid } from "../../core/errors.ts";
 import type { Preallocation } from "../../core/node.ts";
-import type { OptionValues } from "../../core/options.ts";
+import { notAmong, type OptionValues } from "../../core/options.ts";
+import { valueText } from "../../core/values.ts";
 import {
   Compatible,
   Crypt,
@@ -212,8 +213,8 @@ function parseVersion(compat: string | undefined): 2 | 3 {
     case "1.1":
       return 3;
   }
-  throw new BlockError(
-    "EINVAL",
-    `Parameter 'version' does not accept value '${compat}'`,
+  throw notAmong(
+    `Parameter 'version' does not accept value ${valueText(compat)}`,
+    ["0.10", "1.1", "v2", "v3"],
   );
 }

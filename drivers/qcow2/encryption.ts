@@ -31,6 +31,7 @@ export const ENCRYPT_OPTIONS: OptionTable = {
   "encrypt.format": {
     type: "enum",
     values: FORMATS,
+    unsupported: ["luks"],
     help: "Encryption format that the image must have",
   },
   "encrypt.key-secret": {
@@ -49,11 +50,12 @@ export const ENCRYPT_CREATE_OPTIONS: OptionTable = {
   "encrypt.format": {
     type: "enum",
     values: FORMATS,
-    help: "Encrypt the image, format choices: 'aes', 'luks'",
+    unsupported: ["luks"],
+    help: "Encrypt the image, format choices: 'aes'",
   },
   "encrypt.key-secret": {
     type: "string",
-    help: "ID of secret providing qcow AES key or LUKS passphrase",
+    help: "ID of secret providing qcow AES key",
   },
 };
 

@@ -8,7 +8,8 @@ import type { Measurement } from "../../core/driver.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
 import { chainStatus } from "../../core/extents.ts";
 import type { BitmapInfo, BlockNode } from "../../core/node.ts";
-import type { OptionValues } from "../../core/options.ts";
+import { notAmong, type OptionValues } from "../../core/options.ts";
+import { shortened, valueText } from "../../core/values.ts";
 import { bitmapEntryLength } from "./bitmap_directory.ts";
 import { clusterBitsOf, estimateFileSize, refcountOrderOf } from "./create.ts";
 import { ENTRY_SIZE, Geometry, MAX_L1_BYTES } from "./format.ts";
@@ -49,8 +50,9 @@ export async function measure(
     : source
     ? await dataOf(source, plan, size)
     : 0;
-  const bitmaps = plan.version >= 3 && source
-    ? (await source.info?.())?.bitmaps
+  const info = await source?.info?.();
+  const bitmaps = plan.version >= 3 && info?.bitmapsFault === undefined
+    ? info?.bitmaps
     : undefined;
   return {
     required: fullyAllocated - size + data,
@@ -72,8 +74,12 @@ function planOf(options: OptionValues): Plan {
   const version = versionOf(options.compat as string | undefined);
   const refcountOrder = refcountOrderOf(options, version, "compat=1.1");
   const { preallocation = "off" } = options;
-  if (!["off", "metadata", "falloc", "full"].includes(String(preallocation))) {
-    throw invalid(`invalid parameter value: ${preallocation}`);
+  const modes = ["off", "metadata", "falloc", "full"];
+  if (!modes.includes(String(preallocation))) {
+    throw notAmong(
+      `invalid parameter value: ${shortened(String(preallocation), 80)}`,
+      modes,
+    );
   }
   if (options["encrypt.format"] === "luks") {
     throw new BlockError("ENOTSUP", "LUKS encryption is not supported");
@@ -91,7 +97,10 @@ function planOf(options: OptionValues): Plan {
 function versionOf(compat: string | undefined): 2 | 3 {
   if (compat === "0.10") return 2;
   if (compat === undefined || compat === "1.1") return 3;
-  throw new BlockError("EINVAL", `Invalid compatibility level: '${compat}'`);
+  throw new BlockError(
+    "EINVAL",
+    `Invalid compatibility level: ${valueText(compat)}`,
+  );
 }
 
 /** Bytes of the clusters that are needed for what the source holds. */

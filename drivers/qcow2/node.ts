@@ -11,7 +11,12 @@ import {
   vectorLength,
 } from "../../core/bytes.ts";
 import type { BlockDriver } from "../../core/driver.ts";
-import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
+import {
+  asBlockError,
+  BlockError,
+  OutOfRangeError,
+  strerror,
+} from "../../core/errors.ts";
 import type { Held } from "../../core/lock.ts";
 import type {
   AmendOptions,
@@ -136,7 +141,7 @@ export class Qcow2Node implements BlockNode {
   /**
    * Begin a request. While it waited, the disk may have become shorter.
    *
-   * @throws {BlockError} EIO if the range is not within the disk any more.
+   * @throws {BlockError} EINVAL if the range is not within the disk any more.
    */
   #begin(offset: number, length: number): Held | Promise<Held> {
     this.#cleaner.countRequest();
@@ -150,7 +155,9 @@ export class Qcow2Node implements BlockNode {
     const held = await share;
     if (end <= this.size) return held;
     held[Symbol.dispose]();
-    throw new BlockError("EIO");
+    throw new OutOfRangeError(
+      `'${this.filename}' has ${this.size} bytes, and ends before ${end}`,
+    );
   }
 
   readv(offset: number, iov: IoVector): Promise<void> {
@@ -243,9 +250,11 @@ export class Qcow2Node implements BlockNode {
 
   async info(): Promise<NodeInfo> {
     const { header, geometry } = this.#state;
-    const bitmaps = await this.#bitmaps();
+    let bitmapsFault: string | undefined;
+    const bitmaps = await this.#bitmaps((fault) => bitmapsFault = fault);
     return {
       ...(bitmaps && { bitmaps }),
+      ...(bitmapsFault !== undefined && { bitmapsFault }),
       clusterSize: geometry.clusterSize,
       dirty: (header.incompatible.low & Incompatible.DIRTY) !== 0,
       encrypted: header.cryptMethod !== Crypt.NONE,
@@ -257,12 +266,20 @@ export class Qcow2Node implements BlockNode {
   }
 
   /** Absent if the image is of a version that cannot keep any. */
-  async #bitmaps(): Promise<BitmapInfo[] | undefined> {
+  async #bitmaps(
+    tell: (fault: string) => void,
+  ): Promise<BitmapInfo[] | undefined> {
     const { file, header, geometry } = this.#state;
     if (header.version < 3) return undefined;
     if (!header.bitmaps) return [];
     const { listBitmaps } = await import("./bitmap_directory.ts");
-    return await listBitmaps(file, header.bitmaps, geometry, header.size);
+    return await listBitmaps(
+      file,
+      header.bitmaps,
+      geometry,
+      header.size,
+      tell,
+    );
   }
 
   get snapshots(): SnapshotOperations {

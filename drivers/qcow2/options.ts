@@ -6,6 +6,7 @@
 import type { OpenContext } from "../../core/driver.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
 import type { OptionTable, OptionValues } from "../../core/options.ts";
+import { isPlainObject } from "../../core/values.ts";
 import { ENCRYPT_OPTIONS } from "./encryption.ts";
 import { Compatible, ENTRY_SIZE, Geometry } from "./format.ts";
 import type { Header } from "./header.ts";
@@ -59,7 +60,7 @@ export function flatten(options: OptionValues): OptionValues {
   const flat = { ...options };
   for (const group of ["overlap-check", "encrypt"]) {
     const nested = options[group];
-    if (typeof nested !== "object" || nested === null) continue;
+    if (!isPlainObject(nested)) continue;
     delete flat[group];
     for (const [name, value] of Object.entries(nested)) {
       flat[`${group}.${name}`] = value;

@@ -5,6 +5,7 @@
  * @module
  */
 import { BlockError } from "../../core/errors.ts";
+import { valueText } from "../../core/values.ts";
 import type { OptionTable, OptionValues } from "../../core/options.ts";
 import { Autoclear, ENTRY_SIZE, entryOffset, viewOf } from "./format.ts";
 import type { Qcow2State } from "./state.ts";
@@ -89,7 +90,9 @@ export function protectedKinds(options: OptionValues): Set<MetadataKind> {
   if (!Object.hasOwn(TEMPLATES, name)) {
     throw new BlockError(
       "EINVAL",
-      `Unsupported value '${name}' for qcow2 option 'overlap-check'. ` +
+      `Unsupported value ${
+        valueText(name)
+      } for qcow2 option 'overlap-check'. ` +
         "Allowed are any of the following: none, constant, cached, all",
     );
   }

@@ -1,13 +1,13 @@
 /** The command line as `deno task build` bundles it. @module */
 import { assertEquals, assertMatch } from "@std/assert";
-import { BDRV, isInstalled, run, runOk, TempDir } from "../qemu.ts";
+import { BDRV, mustSkip, run, runOk, TempDir } from "../qemu.ts";
 import { build, canBundle } from "./built.ts";
 
 const ROOT = new URL("../..", import.meta.url).pathname;
 
 Deno.test({
   name: "the built program does what the source does",
-  ignore: !await canBundle(),
+  ignore: mustSkip({ others: { "deno bundle": await canBundle() } }),
   async fn() {
     await using dir = new TempDir();
     const cwd = dir.path;
@@ -44,7 +44,10 @@ Deno.test({
 
 Deno.test({
   name: "other runtimes say in one line that Deno is needed",
-  ignore: !isInstalled("node") || !await canBundle(),
+  ignore: mustSkip({
+    tools: ["node"],
+    others: { "deno bundle": await canBundle() },
+  }),
   async fn() {
     await using dir = new TempDir();
     await build(dir.path);

@@ -5,7 +5,7 @@
  * @module
  */
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import { BDRV, isInstalled, run, runOk, TempDir } from "../qemu.ts";
+import { BDRV, mustSkip, run, runOk, TempDir } from "../qemu.ts";
 
 /** What completes the last word of a line; the folder has `disk.qcow2`. */
 const LINES: { readonly [line: string]: readonly string[] } = {
@@ -30,7 +30,7 @@ function shellTest(
 ): void {
   Deno.test({
     name: `${shell} completes commands, options, values and files`,
-    ignore: !isInstalled(shell),
+    ignore: mustSkip({ tools: [shell] }),
     async fn(t) {
       await using dir = new TempDir();
       const cwd = dir.path;

@@ -1,7 +1,7 @@
 /** Names that cannot be those of a file, or not of the one meant. @module */
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { BlockError, createImage, openImage } from "../../mod.ts";
-import { BDRV, isInstalled, run, TempDir } from "../qemu.ts";
+import { BDRV, mustSkip, run, TempDir } from "../qemu.ts";
 import { besideQemu } from "./beside.ts";
 
 const MIB = 1024 * 1024;
@@ -33,7 +33,10 @@ Deno.test("names that are not UTF-8 are refused, and touch no other file", async
 
 Deno.test({
   name: "arguments that are not UTF-8 are refused",
-  ignore: Deno.build.os === "windows" || !isInstalled("bash"),
+  ignore: mustSkip({
+    tools: ["bash"],
+    others: { "a system like Unix": Deno.build.os !== "windows" },
+  }),
   async fn() {
     await using dir = new TempDir();
     await createImage("qcow2", dir.file("disk"), { size: MIB });

@@ -6,7 +6,7 @@
  */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { createImage, openImage } from "../../mod.ts";
-import { BDRV, isInstalled, run, runOk, TempDir } from "../qemu.ts";
+import { BDRV, mustSkip, run, runOk, TempDir } from "../qemu.ts";
 
 const MIB = 1024 * 1024;
 
@@ -103,11 +103,14 @@ async function check(
   }
 }
 
-const isWindows = Deno.build.os === "windows";
+const SHELL = {
+  tools: ["bash"],
+  others: { "a system like Unix": Deno.build.os !== "windows" },
+};
 
 Deno.test({
   name: "the limit on the size of files is an error",
-  ignore: isWindows || !isInstalled("bash"),
+  ignore: mustSkip(SHELL),
   async fn() {
     await using source = await images();
     await using dir = new TempDir();
@@ -152,7 +155,7 @@ async function mount(path: string): Promise<void> {
 
 Deno.test({
   name: "a full file system is an error",
-  ignore: isWindows || !isInstalled("bash") || !await canMount(),
+  ignore: mustSkip({ ...SHELL, privileges: { mounting: await canMount() } }),
   async fn() {
     await using source = await images();
     await using dir = new TempDir();
@@ -169,7 +172,10 @@ Deno.test({
 
 Deno.test({
   name: "output that cannot be written is an error, and stops nothing",
-  ignore: Deno.build.os !== "linux" || !isInstalled("bash"),
+  ignore: mustSkip({
+    tools: ["bash"],
+    others: { Linux: Deno.build.os === "linux" },
+  }),
   async fn() {
     await using source = await images();
     const line = (name: string) =>

@@ -55,12 +55,18 @@ Deno.test("--object secret,file=… takes the file as it is", async () => {
 });
 
 const BAD: readonly [message: string, definition: string][] = [
-  ["Parameter 'qom-type' does not accept value 'bogus'", "bogus,id=s0"],
+  [
+    "Parameter 'qom-type' does not accept value 'bogus'; it must be one of secret, throttle-group",
+    "bogus,id=s0",
+  ],
   ["Parameter 'qom-type' is missing", "id=s0,data=abc"],
   ["Parameter 'id' is missing", "secret,data=abc"],
   ["Parameter 'id' expects an identifier", "secret,id=1/s,data=abc"],
   ["Parameter 'bogus' is unexpected", "secret,id=s0,bogus=1,data=abc"],
-  ["Parameter 'format' does not accept value 'x'", "secret,id=s0,format=x"],
+  [
+    "Parameter 'format' does not accept value 'x'; it must be one of raw, base64",
+    "secret,id=s0,format=x",
+  ],
   ["Either 'file' or 'data' must be provided", "secret,id=s0"],
   ["'file' and 'data' are mutually exclusive", "secret,id=s0,file=a,data=b"],
   [

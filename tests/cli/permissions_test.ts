@@ -1,6 +1,6 @@
 /** The table of permissions in the README, row by row. @module */
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { BDRV, isInstalled, type Outcome, run, TempDir } from "../qemu.ts";
+import { BDRV, mustSkip, type Outcome, run, TempDir } from "../qemu.ts";
 import { isLibcAvailable } from "../../drivers/file/libc.ts";
 import { build, canBundle } from "./built.ts";
 
@@ -205,7 +205,10 @@ Deno.test("who makes an image without locks is told before", async () => {
 
 Deno.test({
   name: "with libc alone, what QEMU has open is refused",
-  ignore: !isLibcAvailable() || !isInstalled("qemu-io"),
+  ignore: mustSkip({
+    tools: ["qemu-io"],
+    others: { libc: isLibcAvailable() },
+  }),
   async fn() {
     await using dir = new TempDir();
     const path = dir.file("disk");

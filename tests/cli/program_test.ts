@@ -2,7 +2,7 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { commandsOf } from "../../cli/image_tool.ts";
 import { Program } from "../../cli/program.ts";
-import { BDRV, isInstalled, run, runOk, TempDir } from "../qemu.ts";
+import { BDRV, mustSkip, run, runOk, TempDir } from "../qemu.ts";
 
 const QEMU_IMG = [...BDRV, "qemu-img"];
 const COMMANDS = commandsOf(new Program("bdrv"));
@@ -92,7 +92,7 @@ Deno.test("-p ends at 100 % and on a line of its own", async () => {
 
 Deno.test({
   name: "errors are red on a terminal, if that is welcome, and under our name",
-  ignore: !isInstalled("script"),
+  ignore: mustSkip({ tools: ["script"] }),
   async fn() {
     const onTerminal = async (command: readonly string[], NO_COLOR = "") => {
       const line = [...command, "info", "/nothing"].join(" ");

@@ -9,7 +9,7 @@ import {
   type OpenOptions,
   type Source,
 } from "../../mod.ts";
-import { isInstalled, run, runOk } from "../qemu.ts";
+import { mustSkip, runOk } from "../qemu.ts";
 
 const SIZE = 1 << 20;
 
@@ -273,12 +273,9 @@ Deno.test("an image does not choose what opens the file it names", async () => {
   });
 });
 
-const canLoop = Deno.uid() === 0 && isInstalled("losetup") &&
-  (await run(["losetup", "--find"])).code === 0;
-
 Deno.test({
   name: "an image on a block device has no other device opened",
-  ignore: !canLoop,
+  ignore: mustSkip({ loop: true }),
   fn: () =>
     inFolder(async (folder) => {
       await createImage("raw", `${folder}/base`, { size: SIZE });

@@ -77,22 +77,30 @@ Deno.test("parseOptions() refuses what does not fit, as QEMU words it", () => {
     [
       "size",
       "big",
-      "Parameter 'size' expects a non-negative number below 2^64",
+      "Parameter 'size' expects a non-negative number below 2^64, not 'big'",
     ],
-    ["size", -1, "Parameter 'size' expects a non-negative number below 2^64"],
+    [
+      "size",
+      -1,
+      "Parameter 'size' expects a non-negative number below 2^64, not -1",
+    ],
     [
       "size",
       "16E",
-      "Parameter 'size' expects a non-negative number below 2^64",
+      "Parameter 'size' expects a non-negative number below 2^64, not '16E'",
     ],
-    ["size", NaN, "Parameter 'size' expects a non-negative number below 2^64"],
-    ["count", "1k", "Parameter 'count' expects a number"],
-    ["count", "", "Parameter 'count' expects a number"],
-    ["lazy", "maybe", "Parameter 'lazy' expects 'on' or 'off'"],
+    [
+      "size",
+      NaN,
+      "Parameter 'size' expects a non-negative number below 2^64, not NaN",
+    ],
+    ["count", "1k", "Parameter 'count' expects a number, not '1k'"],
+    ["count", "", "Parameter 'count' expects a number, not ''"],
+    ["lazy", "maybe", "Parameter 'lazy' expects 'on' or 'off', not 'maybe'"],
     [
       "compat_mode",
       "v4",
-      "Parameter 'compat-mode' does not accept value 'v4'",
+      "Parameter 'compat-mode' does not accept value 'v4'; it must be one of v2, v3",
     ],
   ];
   for (const [name, value, message] of cases) {

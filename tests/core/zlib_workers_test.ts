@@ -1,3 +1,4 @@
+import { mustSkip } from "../qemu.ts";
 import { assert, assertEquals } from "@std/assert";
 import { allocate } from "../../core/bytes.ts";
 import { compress, decompress } from "../../core/compression.ts";
@@ -89,7 +90,9 @@ for (const [name, program] of Object.entries(ENDS)) {
 
 Deno.test({
   name: "no call is lost with workers that are terminated",
-  ignore: navigator.hardwareConcurrency === 1,
+  ignore: mustSkip({
+    privileges: { "two processors": navigator.hardwareConcurrency > 1 },
+  }),
   fn: terminateWorkers,
 });
 

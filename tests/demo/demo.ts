@@ -1,14 +1,16 @@
 /**
  * `deno task demo [FOLDER]`: makes a disk, and shows what can be done with it.
- * Every command is printed as it is run; with a FOLDER the files stay, so that
- * the commands can be repeated and changed. Exits with 1 if anything is wrong.
+ * Every command is printed as it is run; the files stay, so that the commands
+ * can be repeated and changed. Exits with 1 if anything is wrong.
  *
  * @module
  */
 import { createImage, openImage } from "@bdrv/bdrv";
 import { makeFatDisk, patchFatFile, readFatFile } from "./fat_disk.ts";
 
-const CLI = new URL("../../cli.ts", import.meta.url).pathname;
+const CLI = decodeURIComponent(
+  new URL("../../cli.ts", import.meta.url).pathname,
+);
 const BEFORE = "This disk has never been changed.\r\n";
 const AFTER = "This disk has been CHANGED above.";
 
@@ -102,30 +104,30 @@ async function demo(): Promise<void> {
   );
 }
 
+/** A word that a shell takes as it is. */
+function quoted(word: string): string {
+  return /^[-./\w]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
+}
+
 const [wanted] = Deno.args;
 const folder = wanted ?? await Deno.makeTempDir({ prefix: "bdrv-demo-" });
 await Deno.mkdir(folder, { recursive: true });
 Deno.chdir(folder);
-console.log("The commands below were run after these:\n");
-console.log(`%ccd ${folder}`, "color: green");
+console.log("The commands below were run after these two:\n");
+console.log(`%ccd ${quoted(Deno.cwd())}`, "color: green");
+// By way of npx each call would take a second longer.
+const deno = quoted(Deno.execPath());
 console.log(
-  `%calias bdrv='npx -y deno@2.9.6 run --quiet -A ${CLI}'`,
+  `%cbdrv() { ${deno} run --quiet -A ${quoted(CLI)} "$@"; }`,
   "color: green",
 );
 try {
   await demo();
   console.log(
-    "\nAll is well. " +
-      (wanted
-        ? `The images are in ${folder}.`
-        : "`task demo FOLDER` keeps the images."),
+    `\nAll is well. The images are in ${Deno.cwd()}, for you to try more; ` +
+      `away with them by\nrm -r ${quoted(Deno.cwd())}`,
   );
 } catch (error) {
   console.error(`\nThe demo failed: ${(error as Error).message}`);
   Deno.exitCode = 1;
-} finally {
-  if (wanted === undefined) {
-    Deno.chdir("/");
-    await Deno.remove(folder, { recursive: true });
-  }
 }

@@ -2,7 +2,7 @@
 import { assert, assertEquals } from "@std/assert";
 import type { BlockNode } from "../../../core/node.ts";
 import { convert, createImage, openImage, type Source } from "../../../mod.ts";
-import { TempDir } from "../../qemu.ts";
+import { mustSkip, TempDir } from "../../qemu.ts";
 
 const MiB = 1024 * 1024;
 const SIZE = 5 * MiB;
@@ -45,7 +45,7 @@ for (const from of ["raw", "qcow2"]) {
   for (const to of ["raw", "qcow2"]) {
     Deno.test({
       name: `the system copies from ${from} to ${to}`,
-      ignore: !isLinux,
+      ignore: mustSkip({ others: { Linux: isLinux } }),
       fn: async () => {
         await using dir = await new TempDir();
         const path = await makeSource(dir, from);

@@ -15,10 +15,10 @@ import {
   type OpenOptions,
   type Source,
 } from "../../../mod.ts";
-import { BDRV, run, TempDir } from "../../qemu.ts";
+import { BDRV, mustSkip, run, TempDir } from "../../qemu.ts";
 
 const MIB = 1024 * 1024;
-const ignore = !isLibcAvailable();
+const needed = { others: { "libc": isLibcAvailable() } };
 
 /** A folder with a raw disk, an image, and an overlay of that. */
 async function images(): Promise<TempDir> {
@@ -140,7 +140,7 @@ function within(dir: TempDir, source: unknown): unknown {
 
 Deno.test({
   name: "locks are QEMU's bytes, for all that is done to an image",
-  ignore,
+  ignore: mustSkip(needed),
   async fn(t) {
     await using dir = await images();
     for (const [name, source, options, expected] of LOCKS) {
@@ -188,7 +188,7 @@ const IN_USE: [string, OpenOptions, OpenOptions, string | undefined][] = [
 
 Deno.test({
   name: "two parts of one process keep off each other's images",
-  ignore,
+  ignore: mustSkip(needed),
   async fn(t) {
     await using dir = await images();
     const path = dir.file("base.qcow2");
@@ -218,7 +218,7 @@ Deno.test({
 
 Deno.test({
   name: "a chain locks all of its images, and says which one is in use",
-  ignore,
+  ignore: mustSkip(needed),
   async fn() {
     await using dir = await images();
     const [base, top] = [dir.file("base.qcow2"), dir.file("top.qcow2")];
@@ -254,7 +254,7 @@ Deno.test({
 
 Deno.test({
   name: "a resize locks what it needs, and a refused one nothing",
-  ignore,
+  ignore: mustSkip(needed),
   async fn() {
     await using dir = await images();
     const path = dir.file("disk.raw");
@@ -276,7 +276,7 @@ Deno.test({
 
 Deno.test({
   name: "making an image does not empty a file that is in use",
-  ignore,
+  ignore: mustSkip(needed),
   async fn() {
     await using dir = await images();
     const path = dir.file("base.qcow2");
@@ -399,7 +399,7 @@ Deno.test("a signal does not keep a file from being locked", () => {
 
 Deno.test({
   name: "locks end when they are let go, even if the file stays open",
-  ignore,
+  ignore: mustSkip(needed),
   async fn() {
     await using dir = await images();
     const filename = dir.file("disk.raw");

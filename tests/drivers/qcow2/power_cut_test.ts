@@ -77,7 +77,7 @@ class Subject {
         await this.#snapshot();
       } else if (this.#random.oneIn(12)) {
         await this.#amend();
-      } else if (this.#random.oneIn(15)) {
+      } else if (this.#random.oneIn(14)) {
         await this.#makeEmpty();
       } else {
         await this.#round();

@@ -1,0 +1,78 @@
+/**
+ * Values that callers hand in, as messages show them: on one line that fits a
+ * line, whatever they are.
+ *
+ * @module
+ */
+
+/** Most letters of a value in a message. */
+const MOST = 80;
+
+/**
+ * Text on one line of at most `most` letters; of longer ones the middle is left
+ * out.
+ */
+export function shortened(text: string, most = 512): string {
+  const line = text.length > most
+    ? `${text.slice(0, most * 3 / 4)}…${text.slice(-(most / 4 - 1))}`
+    : text;
+  // deno-lint-ignore no-control-regex
+  return line.replace(/[\x00-\x1f\x7f]+/g, " ");
+}
+
+/** The longest name that a message holds as it is. */
+const MAX_NAME = 1024;
+
+/** A file's name; of one that no system would take, what fits a message. */
+export function nameText(name: string): string {
+  return name.length > MAX_NAME ? shortened(name, 255) : name;
+}
+
+/** A value as a message shows it: short ones in full, large ones by their kind. */
+export function valueText(value: unknown): string {
+  switch (typeof value) {
+    case "string":
+      return `'${shortened(value, MOST)}'`;
+    case "function":
+      return "a function";
+    case "object":
+      return value === null ? "null" : objectText(value);
+    default:
+      return shortened(String(value), MOST);
+  }
+}
+
+function objectText(value: object): string {
+  try {
+    if (ArrayBuffer.isView(value) || value instanceof ArrayBuffer) {
+      return `a ${kindOf(value)} of ${value.byteLength} bytes`;
+    }
+    if (Array.isArray(value)) return `a list of ${value.length}`;
+    const kind = kindOf(value);
+    return kind === "Object" ? "an object" : `an object (${kind})`;
+  } catch {
+    // A proxy, or a getter, of somebody else's.
+    return "an object";
+  }
+}
+
+function kindOf(value: object): string {
+  const { name } = value.constructor ?? {};
+  return typeof name === "string" && name !== ""
+    ? shortened(name, MOST)
+    : "Object";
+}
+
+/** Whether a value is an object of names and values, and nothing else. */
+export function isPlainObject(
+  value: unknown,
+): value is { [name: string]: unknown } {
+  if (typeof value !== "object" || value === null) return false;
+  try {
+    const prototype = Object.getPrototypeOf(value);
+    // Those of another realm have a prototype of their own that ends the chain.
+    return prototype === null || Object.getPrototypeOf(prototype) === null;
+  } catch {
+    return false; // A proxy that was revoked.
+  }
+}
