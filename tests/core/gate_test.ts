@@ -9,7 +9,7 @@ import {
   type OpenOptions,
   type Source,
 } from "../../mod.ts";
-import { mustSkip, runOk } from "../qemu.ts";
+import { mustSkip, run, runOk } from "../qemu.ts";
 
 const SIZE = 1 << 20;
 
