@@ -148,6 +148,8 @@ export interface CompressOptions {
    * about as small as QEMU's.
    */
   level?: number;
+  /** Fail (EIO) rather than replace compressed data. Default: false. */
+  onlyEmpty?: boolean;
 }
 
 /** How much of a new area is reserved at once. */

@@ -128,21 +128,24 @@ export class Qcow2Node implements BlockNode {
   /**
    * Begin a request. While it waited, the disk may have become shorter.
    *
-   * @throws {BlockError} EIO if the range is not within the disk any more.
+   * @throws {BlockError} EIO if the range is not within the disk any more;
+   * ENOMEDIUM if the image has been given up.
    */
   #begin(offset: number, length: number): Held | Promise<Held> {
     this.#cleaner.countRequest();
     const share = this.#state.operations.share();
     const end = offset + length;
-    const isReady = !(share instanceof Promise) && end <= this.size;
+    const isReady = !(share instanceof Promise) && end <= this.size &&
+      !this.#state.unusable;
     return isReady ? share : this.#checkRange(share, end);
   }
 
   async #checkRange(share: Held | Promise<Held>, end: number): Promise<Held> {
     const held = await share;
-    if (end <= this.size) return held;
+    const { unusable } = this.#state;
+    if (end <= this.size && !unusable) return held;
     held[Symbol.dispose]();
-    throw new BlockError("EIO");
+    throw new BlockError(unusable ? "ENOMEDIUM" : "EIO");
   }
 
   readv(offset: number, iov: IoVector): Promise<void> {
@@ -205,7 +208,7 @@ export class Qcow2Node implements BlockNode {
   ): Promise<void> {
     using _ = await this.#begin(offset, vectorLength(iov));
     const { writeCompressedGuest } = await loadWriteCompressed();
-    await writeCompressedGuest(this.#state, offset, iov, options?.level);
+    await writeCompressedGuest(this.#state, offset, iov, options);
   }
 
   async flush(): Promise<void> {
@@ -227,6 +230,7 @@ export class Qcow2Node implements BlockNode {
     const share = this.#state.operations.share();
     const held = share instanceof Promise ? await share : share;
     try {
+      this.#state.checkUsable();
       return await guestStatus(this.#state, offset, length);
     } finally {
       held[Symbol.dispose]();
@@ -369,7 +373,7 @@ export class Qcow2Node implements BlockNode {
         using _ = await state.operations.exclude();
         using _lock = await state.metadata.lock();
         await state.flushCaches().catch((error) => this.#explain(error));
-        await state.markClean();
+        if (!state.unusable) await state.markClean();
       }
     } finally {
       this.#cleaner.stop();
@@ -380,8 +384,10 @@ export class Qcow2Node implements BlockNode {
   }
 
   /** Tables could not be written: try once more, and say which ones fail. */
-  async #explain(error: unknown): Promise<never> {
-    const { l2Cache, refcountCache } = this.#state;
+  async #explain(error: unknown): Promise<void> {
+    const { l2Cache, refcountCache, unusable } = this.#state;
+    // That it is corrupt has been told, and nothing more is to be written.
+    if (unusable) return;
     const failures: string[] = [];
     const attempt = async (name: string, cache: TableCache) => {
       try {

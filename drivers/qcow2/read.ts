@@ -114,6 +114,8 @@ function readMapping(
   const { backing, header } = state;
   switch (mapping.kind) {
     case "normal": {
+      // Past the end of any file.
+      if (mapping.hostOffset >= 2 ** 53) break;
       const read = () => readData(state, mapping.hostOffset, guestOffset, iov);
       const told = state.event("read_aio");
       return told ? told.then(read) : read();

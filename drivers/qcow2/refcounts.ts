@@ -8,7 +8,7 @@
  * @module
  */
 import { allocate, divideUp } from "../../core/bytes.ts";
-import { BlockError } from "../../core/errors.ts";
+import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import { isZero } from "../../core/runtime.ts";
 import {
   ENTRY_SIZE,
@@ -149,6 +149,11 @@ export class Refcounts extends RefcountTable {
     const { clusterSize } = geometry;
     await this.host.event("cluster_alloc_bytes");
     let offset = this.#freeByte;
+    if (this.#firstFree === 0 && await this.#findFree(1) === 0) {
+      await this.host.corrupt(
+        "Preventing invalid allocation of compressed cluster at offset 0",
+      );
+    }
     if (offset > 0) {
       const index = Math.floor(offset / clusterSize);
       if (await this.get(index) >= geometry.refcountMax) offset = 0;
@@ -172,28 +177,70 @@ export class Refcounts extends RefcountTable {
 
   /**
    * Give up one reference to each cluster that the bytes touch. What referred
-   * to them must have been changed in the L2 cache or the file before.
+   * to them must have been changed in the L2 cache or the file before: so there
+   * is nothing to go back to where the refcounts are damaged, and what cannot
+   * be given up is only reported.
+   *
+   * @param step Bytes that are given up as a whole, or not at all.
    */
   async free(
     offset: number,
     length: number,
     reason: FreeReason = "other",
+    step: number = length,
   ): Promise<void> {
     if (length === 0) return;
-    const { clusterSize } = this.host.geometry;
     await this.host.event("cluster_free");
-    if (offset === 0) {
-      await this.host.corrupt(`Cannot free unaligned cluster ${hex(offset)}`);
+    try {
+      await this.release(offset, length, reason);
+    } catch (error) {
+      if (step < length) {
+        for (let at = offset; at < offset + length; at += step) {
+          await this.free(at, step, reason);
+        }
+        return;
+      }
+      const why = strerror(asBlockError(error).code);
+      this.host.behaviour.report(`qcow2_free_clusters failed: ${why}`);
     }
+  }
+
+  /**
+   * As {@linkcode free}, where damage is a reason to stop.
+   *
+   * @throws {BlockError} EINVAL if a refcount is zero already.
+   */
+  async release(
+    offset: number,
+    length: number,
+    reason: FreeReason,
+  ): Promise<void> {
+    const { clusterSize } = this.host.geometry;
     const start = Math.floor(offset / clusterSize);
     const end = divideUp(offset + length, clusterSize);
     if (this.host.accurateRefcounts) {
       await this.host.refcountCache.dependOn(this.host.l2Cache);
     }
+    if (this.#lacksBlock(start, end)) {
+      // Only damage refers to what nothing counts. QEMU counts it from here on.
+      await this.#makeBlocks(start, end - start);
+      throw new BlockError("EAGAIN");
+    }
     await this.addClusters(start, end - start, -1);
     if (this.host.behaviour.passDiscard[reason]) {
       await this.#passDiscard(start, end);
     }
+  }
+
+  /** Whether there is room for a block that would count some of the clusters. */
+  #lacksBlock(start: number, end: number): boolean {
+    const { refcountBlockEntries } = this.host.geometry;
+    const last = Math.floor((end - 1) / refcountBlockEntries);
+    let index = Math.floor(start / refcountBlockEntries);
+    for (; index <= last && index < this.tableSize; index++) {
+      if (this.blockOffset(index) === 0) return true;
+    }
+    return false;
   }
 
   /** Give the space of free clusters back to the file, if it can take it. */
@@ -345,6 +392,11 @@ export class Refcounts extends RefcountTable {
     const { clusterSize, refcountBlockEntries, refcountOrder } = geometry;
     await this.host.event("refblock_alloc");
     const cluster = await this.#findFree(1, from);
+    if (cluster === 0) {
+      await this.host.corrupt(
+        "Preventing invalid allocation of refcount block at offset 0",
+      );
+    }
     const countedBy = Math.floor(cluster / refcountBlockEntries);
     if (countedBy !== tableIndex) {
       if (this.blockOffset(countedBy) === 0) {

@@ -34,7 +34,7 @@ export async function countTree(
         await state.refcounts.add(offset, length, 1);
         done.push(range);
       } else {
-        await state.refcounts.free(offset, length, "snapshot");
+        await state.refcounts.release(offset, length, "snapshot");
       }
     }
   } catch (error) {

@@ -245,8 +245,5 @@ export async function writeTable(
   state.snapshotTableLength = bytes.length;
   if (old.length === 0) return;
   // The new table is in force: that the old one leaks is no reason to go back.
-  await refcounts.free(old.offset, old.length).catch((error) => {
-    const why = strerror(asBlockError(error).code);
-    state.behaviour.report(`qcow2_free_clusters failed: ${why}`);
-  });
+  await refcounts.free(old.offset, old.length);
 }
