@@ -194,13 +194,15 @@ export class Refcounts extends RefcountTable {
     try {
       await this.release(offset, length, reason);
     } catch (error) {
-      if (step < length) {
+      const { code } = asBlockError(error);
+      const isDamage = code === "EINVAL" || code === "EAGAIN";
+      if (isDamage && step < length) {
         for (let at = offset; at < offset + length; at += step) {
           await this.free(at, step, reason);
         }
         return;
       }
-      const why = strerror(asBlockError(error).code);
+      const why = strerror(code);
       this.host.behaviour.report(`qcow2_free_clusters failed: ${why}`);
     }
   }
