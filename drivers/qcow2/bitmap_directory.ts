@@ -5,6 +5,7 @@
  * @module
  */
 import { allocate, roundUp } from "../../core/bytes.ts";
+import { type BlockError, invalid } from "../../core/errors.ts";
 import type { BitmapInfo, BlockNode } from "../../core/node.ts";
 import { type Geometry, readUint64, viewOf } from "./format.ts";
 import type { BitmapsExtension } from "./header_extensions.ts";
@@ -36,40 +37,50 @@ export function bitmapEntryLength(nameLength: number, extraLength = 0): number {
 }
 
 /**
- * The entries of a directory with `count` of them; `undefined` if they make no
- * sense.
+ * The entries of a directory with `count` of them.
  *
  * @param diskSize Bytes that each bitmap must cover.
+ * @throws {BlockError} EINVAL if they make no sense.
  */
 export function parseBitmapDirectory(
   bytes: Uint8Array,
   count: number,
   geometry: Geometry,
   diskSize: number,
-): BitmapEntry[] | undefined {
+): BitmapEntry[] {
   const { length } = bytes;
   const view = viewOf(bytes);
   const entries: BitmapEntry[] = [];
   for (let at = 0; at < length;) {
-    if (at + ENTRY_LENGTH > length || entries.length >= count) return undefined;
+    if (at + ENTRY_LENGTH > length) throw invalid("Broken bitmap directory");
+    if (entries.length >= count) throw miscounted("More");
     const nameLength = view.getUint16(at + 18);
     const extraLength = view.getUint32(at + 20);
     const end = at + bitmapEntryLength(nameLength, extraLength);
-    if (end > length || extraLength !== 0) return undefined;
-    const entry = parseEntry(bytes.subarray(at, end), geometry, diskSize);
-    if (!entry) return undefined;
-    entries.push(entry);
+    if (end > length) throw invalid("Broken bitmap directory");
+    if (extraLength !== 0) {
+      throw invalid("Bitmap extra data is not supported");
+    }
+    entries.push(parseEntry(bytes.subarray(at, end), geometry, diskSize));
     at = end;
   }
-  return length > 0 && entries.length === count ? entries : undefined;
+  if (length === 0) {
+    throw invalid("Requested bitmap directory size is zero");
+  }
+  if (entries.length < count) throw miscounted("Less");
+  return entries;
 }
 
-/** One entry, unless it makes no sense. */
+function miscounted(how: "More" | "Less"): BlockError {
+  return invalid(`${how} bitmaps found than specified in header extension`);
+}
+
+/** One entry. */
 function parseEntry(
   bytes: Uint8Array,
   { clusterSize }: Geometry,
   diskSize: number,
-): BitmapEntry | undefined {
+): BitmapEntry {
   const view = viewOf(bytes);
   const tableOffset = readUint64(view, 0);
   const tableSize = view.getUint32(8);
@@ -84,14 +95,16 @@ function parseEntry(
     (flags & RESERVED_FLAGS) === 0 && nameLength <= MAX_NAME_LENGTH &&
     view.getUint8(16) === TYPE_DIRTY_TRACKING &&
     bitmapBytes <= MAX_BITMAP_BYTES;
-  if (!isValid) return undefined;
+  const bytesOfName = bytes.subarray(ENTRY_LENGTH, ENTRY_LENGTH + nameLength);
+  const name = new TextDecoder().decode(bytesOfName);
   const granularity = 2 ** granularityBits;
   // One that was in use when the program died may be of an earlier size.
   const covered = bitmapBytes * 8 * granularity;
-  if (!(flags & IN_USE) && diskSize > covered) return undefined;
-  const name = bytes.subarray(ENTRY_LENGTH, ENTRY_LENGTH + nameLength);
+  if (!isValid || !(flags & IN_USE) && diskSize > covered) {
+    throw invalid(`Bitmap '${name}' doesn't satisfy the constraints`);
+  }
   return {
-    name: new TextDecoder().decode(name),
+    name,
     granularity,
     flags: [
       ...(flags & IN_USE ? ["in-use" as const] : []),
@@ -103,8 +116,9 @@ function parseEntry(
 }
 
 /**
- * The bitmaps of an image; none if the directory is damaged, which is for a
- * check to tell.
+ * The bitmaps of an image.
+ *
+ * @throws {BlockError} EINVAL if the directory is damaged.
  */
 export async function listBitmaps(
   file: BlockNode,
@@ -115,7 +129,7 @@ export async function listBitmaps(
   const bytes = allocate(directorySize);
   await file.readv(directoryOffset, [bytes]);
   const entries = parseBitmapDirectory(bytes, count, geometry, diskSize);
-  return (entries ?? []).map(({ name, granularity, flags }) => ({
+  return entries.map(({ name, granularity, flags }) => ({
     name,
     granularity,
     flags,

@@ -44,6 +44,9 @@ function once<T>(load: () => Promise<T>): () => Promise<T> {
 const loadUnmap = once(() => import("./unmap.ts"));
 const loadWriteCompressed = once(() => import("./write_compressed.ts"));
 
+/** Autoclear features that repairs leave right. */
+const KEPT_FEATURES = Autoclear.BITMAPS | Autoclear.RAW_EXTERNAL_DATA;
+
 /** What a node does over that its opening did first. */
 export interface Again {
   /** Read everything anew. */
@@ -93,10 +96,10 @@ export class Qcow2Node implements BlockNode {
   }
 
   get children(): { [role: string]: BlockNode | undefined } {
-    return { file: this.#state.file, backing: this.#state.backing };
+    return { file: this.#state.plainFile, backing: this.#state.backing };
   }
 
-  /** Repair what an unclean end left, and drop claims that writing voids. */
+  /** Repair what an unclean end left. */
   async prepareForWriting(): Promise<void> {
     const { header } = this.#state;
     if (header.incompatible.low & Incompatible.DIRTY) {
@@ -111,18 +114,6 @@ export class Qcow2Node implements BlockNode {
         );
       }
     }
-    await this.clearFeatures(0);
-  }
-
-  /**
-   * Bitmaps are not kept up to date by this driver, and a feature that nobody
-   * knows is not either: the format has a bit to say so. `kept` remain.
-   */
-  async clearFeatures(kept: number): Promise<void> {
-    const { high, low } = this.#state.header.autoclear;
-    const rest = low & kept;
-    if (high === 0 && low === rest) return;
-    await this.#state.changeHeader({ autoclear: { high: 0, low: rest } });
   }
 
   /**
@@ -258,7 +249,16 @@ export class Qcow2Node implements BlockNode {
     if (header.version < 3) return undefined;
     if (!header.bitmaps) return [];
     const { listBitmaps } = await import("./bitmap_directory.ts");
-    return await listBitmaps(file, header.bitmaps, geometry, header.size);
+    try {
+      return await listBitmaps(file, header.bitmaps, geometry, header.size);
+    } catch (error) {
+      // All else that there is to be known is sound.
+      this.#state.behaviour.warn(
+        `'${this.filename}': the bitmaps cannot be listed: ` +
+          asBlockError(error).message,
+      );
+      return [];
+    }
   }
 
   get snapshots(): SnapshotOperations {
@@ -328,6 +328,7 @@ export class Qcow2Node implements BlockNode {
     if (!state.readOnly) await state.flushCaches();
     const { checkImage } = await import("./check.ts");
     if (!options?.repair) return await checkImage(state, options ?? {});
+    await state.clearFeatures(KEPT_FEATURES);
     let result: CheckResult;
     try {
       result = await checkImage(state, options);

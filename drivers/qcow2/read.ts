@@ -164,7 +164,7 @@ export async function guestStatus(
   offset: number,
   length: number,
 ): Promise<Extent> {
-  const { file, encryption } = state;
+  const { plainFile: file, encryption } = state;
   const mapped = state.clusters.map(offset, length, true);
   const mapping = mapped instanceof Promise ? await mapped : mapped;
   const { kind, hostOffset, length: run } = mapping;

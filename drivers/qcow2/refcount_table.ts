@@ -283,15 +283,12 @@ export abstract class RefcountTable {
   ): void;
 
   #beyond(clusterIndex: number, delta: number): BlockError {
+    if (delta < 0) return new BlockError("EINVAL");
     const { clusterSize, refcountBits } = this.host.geometry;
-    const why = delta > 0
-      ? `cannot grow: ${refcountBits} bits hold no more`
-      : "is zero already";
     return new BlockError(
       "EINVAL",
-      `The refcount of the cluster at ${
-        hex(clusterIndex * clusterSize)
-      } ${why}`,
+      `The refcount of the cluster at ${hex(clusterIndex * clusterSize)} ` +
+        `cannot grow: ${refcountBits} bits hold no more`,
     );
   }
 }

@@ -70,6 +70,17 @@ export class Refcounts extends RefcountTable {
             "structures",
         );
       }
+      const countedBy = Math.floor(cluster / refcountBlockEntries);
+      const count = await this.get(cluster);
+      if (count !== 1) {
+        await this.host.corrupt(
+          `Invalid refcount: refblock offset ${
+            hex(this.blockOffset(countedBy))
+          }, reftable index ${countedBy}, block offset ${
+            hex(block.offset)
+          }, refcount ${hex(count)}`,
+        );
+      }
       dropped.push([index, cluster]);
       table.fill(0, index * ENTRY_SIZE, (index + 1) * ENTRY_SIZE);
     }

@@ -115,7 +115,13 @@ async function hasRest(state: Qcow2State, offset: number): Promise<boolean> {
 async function shrink(state: Qcow2State, size: number): Promise<void> {
   const { header, geometry, file } = state;
   const oldSize = header.size;
-  await cutOff(state, geometry.clusterEnd(size), oldSize, "always");
+  await cutOff(state, geometry.clusterEnd(size), oldSize, "always").catch(
+    (error) => {
+      throw asBlockError(error).prefixed(
+        "Failed to discard cropped clusters: ",
+      );
+    },
+  );
   using _ = await state.metadata.lock();
   await state.flushCaches();
   await state.changeHeader({ size });

@@ -165,6 +165,16 @@ function pastUndoing(): Promise<never> {
   return Promise.reject(new Error("it is done"));
 }
 
+const FREEING = "Failed to free the cluster and L1 table: ";
+const UPDATING = "Failed to update snapshot status in disk: ";
+
+/** Rejects with the error, with what failed said before it. */
+function explain(what: string): (error: unknown) => never {
+  return (error) => {
+    throw asBlockError(error).prefixed(what);
+  };
+}
+
 /** Forget a snapshot, and give up what only it referred to. */
 export async function deleteSnapshot(
   state: Qcow2State,
@@ -175,22 +185,16 @@ export async function deleteSnapshot(
   using _ = await state.metadata.lock();
   await state.flushCaches();
   const others = state.snapshots.filter((other) => other !== entry);
-  await writeTable(state, others).catch((error) => {
-    throw asBlockError(error).prefixed(
-      "Failed to remove snapshot from snapshot list: ",
-    );
-  });
+  await writeTable(state, others).catch(
+    explain("Failed to remove snapshot from snapshot list: "),
+  );
   await state.changeAsOne(async (undo) => {
     undo.push(pastUndoing);
-    await countTree(state, viewOf(l1), -1);
+    await countTree(state, viewOf(l1), -1).catch(explain(FREEING));
     await state.refcounts.free(entry.l1TableOffset, l1.length);
-    await state.flushCaches();
-    await updateCopiedFlags(state);
+    await state.flushCaches().catch(explain(FREEING));
+    await updateCopiedFlags(state).catch(explain(UPDATING));
     await state.file.flush?.();
-  }).catch((error) => {
-    throw asBlockError(error).prefixed(
-      "Failed to free the cluster and L1 table: ",
-    );
   });
 }
 
