@@ -119,7 +119,7 @@ export class Qcow2Node implements BlockNode {
   /**
    * Begin a request. While it waited, the disk may have become shorter.
    *
-   * @throws {BlockError} EIO if the range is not within the disk any more;
+   * @throws {BlockError} EINVAL if the range is not within the disk any more;
    * ENOMEDIUM if the image has been given up.
    */
   #begin(offset: number, length: number): Held | Promise<Held> {
@@ -136,7 +136,7 @@ export class Qcow2Node implements BlockNode {
     const { unusable } = this.#state;
     if (end <= this.size && !unusable) return held;
     held[Symbol.dispose]();
-    throw new BlockError(unusable ? "ENOMEDIUM" : "EIO");
+    throw new BlockError(unusable ? "ENOMEDIUM" : "EINVAL");
   }
 
   readv(offset: number, iov: IoVector): Promise<void> {

@@ -236,6 +236,8 @@ export class Refcounts extends RefcountTable {
     }
     if (this.#lacksBlock(start, end)) {
       // Only damage refers to what nothing counts. QEMU counts it from here on.
+      await this.host.l2Cache.flush();
+      if (await this.#findFree(1) === 0) await this.#refuseBlock();
       await this.#makeBlocks(start, end - start);
       throw new BlockError("EAGAIN");
     }
@@ -243,6 +245,12 @@ export class Refcounts extends RefcountTable {
     if (this.host.behaviour.passDiscard[reason]) {
       await this.#passDiscard(start, end);
     }
+  }
+
+  #refuseBlock(): Promise<never> {
+    return this.host.corrupt(
+      "Preventing invalid allocation of refcount block at offset 0",
+    );
   }
 
   /** Whether there is room for a block that would count some of the clusters. */
@@ -405,11 +413,7 @@ export class Refcounts extends RefcountTable {
     const { clusterSize, refcountBlockEntries, refcountOrder } = geometry;
     await this.host.event("refblock_alloc");
     const cluster = await this.#findFree(1, from);
-    if (cluster === 0) {
-      await this.host.corrupt(
-        "Preventing invalid allocation of refcount block at offset 0",
-      );
-    }
+    if (cluster === 0) await this.#refuseBlock();
     const countedBy = Math.floor(cluster / refcountBlockEntries);
     if (countedBy !== tableIndex) {
       if (this.blockOffset(countedBy) === 0) {

@@ -93,7 +93,14 @@ async function grow(
         await writeGuest(state, oldSize, [allocate(clusterEnd - oldSize)]);
       }
       const first = geometry.clusterEnd(oldSize);
-      await preallocate(state, first, size, preallocation);
+      await preallocate(state, first, size, preallocation).catch((error) => {
+        throw asBlockError(error).prefixed("Allocating clusters failed: ");
+      });
+      // QEMU marks what would show the backing file as zeroes once more, unless
+      // its space is zeroed on the disk.
+      if (showsMore && preallocation === "metadata" && first < size) {
+        await zeroGuest(state, first, size - first);
+      }
     }
     using _ = await state.metadata.lock();
     await state.flushCaches();
