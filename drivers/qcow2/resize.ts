@@ -196,8 +196,9 @@ export async function preallocate(
     }
     // Space is reserved for data only: tables are written in any case.
     if (hostStart > file.size) await file.truncate!(hostStart);
-    // Of the last cluster, the part that the disk has.
-    const dataEnd = hostStart + end - first;
+    // Space is reserved for whole clusters; without, the last one is written
+    // as far as the disk goes.
+    const dataEnd = mode === "metadata" ? hostStart + end - first : hostEnd;
     if (dataEnd > file.size) {
       const preallocation = mode === "metadata" ? "off" : mode;
       await file.truncate!(dataEnd, { preallocation });

@@ -16,7 +16,7 @@ const CALLS = [
   "qemu-io -c discard~1k~1k X",
   "qemu-io -c write~-c~0~64k X",
   "qemu-io -c truncate~5 X",
-  "qemu-io -c write~-s~nothing_0~1k X",
+  "qemu-io -c write~-s~nothing~0~1k X",
   "qemu-img resize X 512k",
   "qemu-img resize X 1M",
   "qemu-img resize --preallocation=full --shrink X 512k",

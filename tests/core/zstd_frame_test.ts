@@ -1,6 +1,6 @@
 import { assertEquals } from "@std/assert";
 import { decompress } from "../../core/compression.ts";
-import { BlockError } from "../../core/errors.ts";
+import type { BlockError } from "../../core/errors.ts";
 import { setPortable } from "../../core/runtime.ts";
 import { nativeZlib } from "../../core/zlib_workers.ts";
 import { zstdFrameLength } from "../../core/zstd_frame.ts";
