@@ -168,13 +168,6 @@ function pastUndoing(): Promise<never> {
 const FREEING = "Failed to free the cluster and L1 table: ";
 const UPDATING = "Failed to update snapshot status in disk: ";
 
-/** Rejects with the error, with what failed said before it. */
-function explain(what: string): (error: unknown) => never {
-  return (error) => {
-    throw asBlockError(error).prefixed(what);
-  };
-}
-
 /** Forget a snapshot, and give up what only it referred to. */
 export async function deleteSnapshot(
   state: Qcow2State,
@@ -185,16 +178,22 @@ export async function deleteSnapshot(
   using _ = await state.metadata.lock();
   await state.flushCaches();
   const others = state.snapshots.filter((other) => other !== entry);
-  await writeTable(state, others).catch(
-    explain("Failed to remove snapshot from snapshot list: "),
-  );
+  await writeTable(state, others).catch((error) => {
+    throw asBlockError(error).prefixed(
+      "Failed to remove snapshot from snapshot list: ",
+    );
+  });
+  let step = FREEING;
   await state.changeAsOne(async (undo) => {
     undo.push(pastUndoing);
-    await countTree(state, viewOf(l1), -1).catch(explain(FREEING));
+    await countTree(state, viewOf(l1), -1);
     await state.refcounts.free(entry.l1TableOffset, l1.length);
-    await state.flushCaches().catch(explain(FREEING));
-    await updateCopiedFlags(state).catch(explain(UPDATING));
+    await state.flushCaches();
+    step = UPDATING;
+    await updateCopiedFlags(state);
     await state.file.flush?.();
+  }).catch((error) => {
+    throw asBlockError(error).prefixed(step);
   });
 }
 
