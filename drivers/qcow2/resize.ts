@@ -6,7 +6,7 @@
 import { allocate, SECTOR_SIZE } from "../../core/bytes.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
 import type { Preallocation, TruncateOptions } from "../../core/node.ts";
-import { writeZeroes } from "../../core/requests.ts";
+import { writeZeroData, writeZeroes } from "../../core/requests.ts";
 import {
   type Freed,
   giveUp,
@@ -196,14 +196,18 @@ export async function preallocate(
     }
     // Space is reserved for data only: tables are written in any case.
     if (hostStart > file.size) await file.truncate!(hostStart);
-    // Space is reserved for whole clusters; without, the last one is written
-    // as far as the disk goes.
-    const dataEnd = mode === "metadata" ? hostStart + end - first : hostEnd;
+    // Of the last cluster, the part that the disk has.
+    const dataEnd = hostStart + end - first;
     if (dataEnd > file.size) {
       const preallocation = mode === "metadata" ? "off" : mode;
       await file.truncate!(dataEnd, { preallocation });
     }
-    if (hostEnd > file.size) await file.truncate!(hostEnd);
+    if (hostEnd > file.size) {
+      // What is never written to would stay an extent of its own, if reserved.
+      const rest = hostEnd - file.size;
+      if (mode === "metadata") await file.truncate!(hostEnd);
+      else await writeZeroData(file, file.size, rest);
+    }
     for (let done = 0; done < count;) {
       await orderL2AfterData(state);
       const place = await clusters.entryForWrite(first + done * clusterSize);
