@@ -54,8 +54,8 @@ interface Zstd {
 let zstdContext: unknown;
 
 /**
- * Decompress one zstd frame, whatever follows it. Whether that filled `target`;
- * `undefined` without the library.
+ * Decompress zstd frames until `target` is full, whatever follows. Whether that
+ * filled it, and no frame went beyond; `undefined` without the library.
  */
 export function decompressZstd(
   input: Uint8Array,
@@ -74,12 +74,27 @@ export function decompressZstd(
   });
   zstdContext ??= zstd?.ZSTD_createDCtx();
   if (!zstd || !zstdContext) return undefined;
-  // What follows would be taken for another frame.
-  const frame = zstd.ZSTD_findFrameCompressedSize(input, BigInt(input.length));
-  if (frame <= 0) return false;
-  const [room, length] = [BigInt(target.length), BigInt(frame)];
-  return zstd.ZSTD_decompressDCtx(zstdContext, target, room, input, length) ===
-    target.length;
+  for (let filled = 0; filled < target.length;) {
+    // What follows would be taken for another frame.
+    const frame = zstd.ZSTD_findFrameCompressedSize(
+      input,
+      BigInt(input.length),
+    );
+    if (frame <= 0) return false;
+    const room = target.length - filled;
+    const length = zstd.ZSTD_decompressDCtx(
+      zstdContext,
+      filled === 0 ? target : target.subarray(filled),
+      BigInt(room),
+      input,
+      BigInt(frame),
+    );
+    if (length < 0) return false;
+    if (length === room) return true;
+    filled += length;
+    input = input.subarray(frame);
+  }
+  return target.length === 0;
 }
 
 /** What is used of libdeflate. */

@@ -12,6 +12,7 @@ import {
 } from "./codecs.ts";
 import { BlockError } from "./errors.ts";
 import { callZlib, nativeZlib, type ZlibCall } from "./zlib_workers.ts";
+import { isSkippable, zstdFrameLength } from "./zstd_frame.ts";
 
 export { holdWorkers } from "./zlib_workers.ts";
 
@@ -103,9 +104,12 @@ function zstdCall(length: number, level: number | undefined): ZlibCall {
 }
 
 /**
- * Decompress to exactly as many bytes as `target` has, into it. What follows the compressed data is
- * ignored: qcow2 counts it in sectors and pads the last one. A deflate stream
- * may go on beyond that length.
+ * Decompress to exactly as many bytes as `target` has, into it. The input need
+ * only reach so far: qcow2 counts it in sectors, which may be more or fewer
+ * than the data takes.
+ *
+ * What follows is ignored. A deflate stream may go on, or have no end; of zstd
+ * the frames that fill `target` must be whole, and none may go beyond it.
  *
  * @throws {BlockError} EIO if the data is corrupt, too short or (zstd) too
  * long; ENOTSUP where the runtime has no zstd.
@@ -115,83 +119,82 @@ export async function decompress(
   input: Uint8Array,
   target: Uint8Array,
 ): Promise<void> {
-  const decompressHere = type === "zstd" ? decompressZstd : inflate;
-  const isDone = decompressHere(input, target);
-  if (isDone) return;
-  // Of deflate, what the library refuses may be right all the same.
-  if (isDone === false && type === "zstd") throw corrupt();
-  const native = nativeZlib();
-  if (type === "zlib" && !native) return await inflatePortably(input, target);
-  const { length } = target;
-  const isDoubtful = isDone === false;
-  const call = type === "zstd"
-    ? unzstdCall(length)
-    : inflateCall(length, isDoubtful ? DOUBTFUL_CHUNK : MAX_CHUNK);
-  if (!native?.[call.method]) {
-    throw new BlockError("ENOTSUP", "This runtime cannot decompress zstd");
-  }
-  let output: Uint8Array;
-  try {
-    output = await callZlib(call, input, length, target);
-  } catch (error) {
-    const { code } = error as { code?: string };
-    if (type === "zlib" && code === "ERR_BUFFER_TOO_LARGE") {
-      return await inflatePortably(input, target);
+  if (type === "zstd") {
+    if (!(decompressZstd(input, target) ?? await unzstd(input, target))) {
+      throw corrupt();
     }
-    throw corrupt(error);
+    return;
   }
-  // Truncated input of zstd is reported by nothing but its length.
-  if (output.length !== length) throw corrupt();
-  if (output !== target) target.set(output);
+  const isDone = inflate(input, target);
+  if (isDone ?? await inflateNatively(input, target)) return;
+  // What a library refuses may be right as far as it is wanted.
+  const { inflateExactly } = await import("./inflate.ts");
+  if (!inflateExactly(input, target)) throw corrupt();
 }
 
 /**
- * Bytes of output in one chunk. `node:zlib` of Deno 2.9 never frees the chunk
- * in which a stream turned out to be corrupt, so that it must not be large;
- * smaller still where that is to be expected.
+ * Bytes of output in one chunk at most. `node:zlib` of Deno 2.9 never frees the
+ * chunk in which a stream turned out to be corrupt, so it must not be large.
  */
-const [MAX_CHUNK, DOUBTFUL_CHUNK] = [256 * 1024, 4096];
+const MAX_CHUNK = 256 * 1024;
 
-function inflateCall(length: number, most: number): ZlibCall {
-  return {
-    method: "inflateRawSync",
-    options: {
-      // One byte more than needed, so that the whole output is one chunk.
-      chunkSize: Math.min(Math.max(64, length + 1), most),
-      maxOutputLength: length,
-      // A missing end is no harm where all of the output is there.
-      finishFlush: nativeZlib()?.constants.Z_SYNC_FLUSH,
-    },
-  };
-}
-
-function unzstdCall(length: number): ZlibCall {
-  return {
-    method: "zstdDecompressSync",
-    options: {
-      // With room left after the frame, padding is not taken for a second one.
-      chunkSize: length + 1024,
-      maxOutputLength: length,
-    },
-  };
-}
-
-async function inflatePortably(
+/** Inflate by `node:zlib`; whether that could be done and filled `target`. */
+async function inflateNatively(
   input: Uint8Array,
   target: Uint8Array,
-): Promise<void> {
-  if (input.length === 0) throw corrupt();
-  const { inflateSync } = await import("fflate");
-  // Given a buffer to fill, it neither grows it nor writes beyond it.
-  const out = new Uint8Array(target.length);
-  let output: Uint8Array;
+): Promise<boolean> {
+  const native = nativeZlib();
+  if (!native) return false;
+  const { length } = target;
+  const options = {
+    // One byte more than needed, so that the whole output is one chunk.
+    chunkSize: Math.min(Math.max(64, length + 1), MAX_CHUNK),
+    maxOutputLength: length,
+    // A missing end is no harm where all of the output is there.
+    finishFlush: native.constants.Z_SYNC_FLUSH,
+  };
   try {
-    output = inflateSync(input, { out });
-  } catch (error) {
-    throw corrupt(error);
+    const call = { method: "inflateRawSync", options } as const;
+    const output = await callZlib(call, input, length, target);
+    if (output.length !== length) return false;
+    if (output !== target) target.set(output);
+    return true;
+  } catch {
+    return false;
   }
-  if (output.length !== target.length) throw corrupt();
-  target.set(output);
+}
+
+/** Decompress zstd by `node:zlib`, frame by frame. Whether `target` is full. */
+async function unzstd(
+  input: Uint8Array,
+  target: Uint8Array,
+): Promise<boolean> {
+  if (!nativeZlib()?.zstdDecompressSync) {
+    throw new BlockError("ENOTSUP", "This runtime cannot decompress zstd");
+  }
+  let filled = 0;
+  while (filled < target.length) {
+    const length = zstdFrameLength(input);
+    if (length === undefined) return false;
+    const frame = input.subarray(0, length);
+    input = input.subarray(length);
+    if (isSkippable(frame)) continue;
+    const rest = target.subarray(filled);
+    const options = {
+      // With less room than the output needs, it takes more than one chunk.
+      chunkSize: rest.length + 1024,
+      maxOutputLength: rest.length,
+    };
+    try {
+      const call = { method: "zstdDecompressSync", options } as const;
+      const output = await callZlib(call, frame, rest.length, rest);
+      if (output !== rest) rest.set(output);
+      filled += output.length;
+    } catch {
+      return false;
+    }
+  }
+  return true;
 }
 
 /** A plain array instead of a `Buffer`, whose `slice` differs. */
@@ -199,6 +202,6 @@ function withoutBuffer(bytes: Uint8Array): Uint8Array {
   return new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.length);
 }
 
-function corrupt(cause?: unknown): BlockError {
-  return new BlockError("EIO", "Compressed data is corrupt", { cause });
+function corrupt(): BlockError {
+  return new BlockError("EIO", "Compressed data is corrupt");
 }

@@ -23,8 +23,9 @@ export function describingDriver(format: ImageFormat): BlockDriver {
         filename,
         readOnly: true,
         children: { file },
+        size: 0,
         // Its header would tell.
-        size: NaN,
+        info: () => Promise.resolve({ sizeUnknown: true }),
         readv: refuse,
         status: refuse,
         close: () => file.close(),

@@ -148,6 +148,8 @@ export interface CompressOptions {
    * about as small as QEMU's.
    */
   level?: number;
+  /** Fail (EIO) rather than replace compressed data. Default: false. */
+  onlyEmpty?: boolean;
 }
 
 /** How much of a new area is reserved at once. */
@@ -206,6 +208,8 @@ export interface RequestLimits {
 
 /** What a driver tells about an image. */
 export interface NodeInfo {
+  /** The size of the disk is not known: there is no driver for its format. */
+  sizeUnknown?: boolean;
   /** Bytes of a cluster, for formats that have clusters. */
   clusterSize?: number;
   /** Whether it was not closed properly; absent where that makes no sense. */

@@ -26,7 +26,7 @@ export interface OpenOptions {
   readOnly?: boolean;
   /**
    * Why it is opened. Default: `io`. For `info`, also an image can be opened
-   * whose format has no driver; its size is `NaN`.
+   * whose format has no driver, and so no size that is known.
    */
   purpose?: OpenPurpose;
   /**

@@ -263,7 +263,7 @@ function isOfSystem(
   format: string,
   { preallocation = "off" }: OptionValues,
 ): boolean {
-  return message === strerror(code) &&
+  return message.endsWith(strerror(code)) &&
     (format === "raw" || preallocation !== "off");
 }
 

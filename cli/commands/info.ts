@@ -100,7 +100,7 @@ async function describeChain(
     const described = await usingNodes([node], () => describe(node));
     const { bitmapsFault } = described.info;
     if (bitmapsFault !== undefined) {
-      program.warn(`'${name}': the bitmaps cannot be told: ${bitmapsFault}`);
+      program.warn(`'${name}': the bitmaps cannot be listed: ${bitmapsFault}`);
     }
     images.push(described);
     name = chain ? nextInChain(described) : undefined;
@@ -170,18 +170,13 @@ async function actualSizeOf(node: BlockNode): Promise<number | undefined> {
   return sum;
 }
 
-/** The size of an image whose format has no driver is not. */
-function isKnown(size: number): boolean {
-  return !Number.isNaN(size);
-}
-
 function jsonOf({ info, ...image }: Description): Json {
   return {
     "filename": image.filename,
     "format": image.format,
     "dirty-flag": info.dirty,
     "actual-size": info.actualSize,
-    "virtual-size": isKnown(image.size) ? image.size : undefined,
+    "virtual-size": info.sizeUnknown ? undefined : image.size,
     "cluster-size": info.clusterSize,
     "encrypted": info.encrypted || undefined,
     "compressed": info.compressed || undefined,
@@ -215,9 +210,9 @@ function humanText({ info, ...image }: Description): string {
     `image: ${image.filename}`,
     `file format: ${image.format}`,
     `virtual size: ${
-      isKnown(image.size)
-        ? `${humanSize(image.size)} (${integerText(image.size)} bytes)`
-        : "unavailable"
+      info.sizeUnknown
+        ? "unavailable"
+        : `${humanSize(image.size)} (${integerText(image.size)} bytes)`
     }`,
     `disk size: ${
       info.actualSize === undefined ? "unavailable" : humanSize(info.actualSize)

@@ -3,10 +3,12 @@
  *
  * @module
  */
+import { asBlockError } from "../../core/errors.ts";
+import type { Image } from "../../core/image.ts";
 import type { Preallocation } from "../../core/node.ts";
 import { integerText } from "../numbers.ts";
 import { CommandError, notAmong } from "../program.ts";
-import type { IoCommand } from "./command.ts";
+import { type IoCommand, Refusal } from "./command.ts";
 import { byteCount } from "./numbers.ts";
 
 /** `flush`. */
@@ -14,8 +16,18 @@ export const flush: IoCommand = {
   name: "flush",
   alias: "f",
   summary: "flush all in-core file state to disk",
-  run: ({ session }) => session.background.during(session.image.flush()),
+  run: ({ session }) => session.background.during(flushImage(session.image)),
 };
+
+/** As in QEMU, failures show in the exit code alone. */
+async function flushImage(image: Image): Promise<void> {
+  try {
+    await image.flush();
+  } catch (error) {
+    // An image that was given up has nothing to flush.
+    if (asBlockError(error).code !== "ENOMEDIUM") throw new Refusal("");
+  }
+}
 
 /** The largest size that QEMU permits: 2^63, less the largest alignment. */
 const MAX_LENGTH = 2 ** 63 - 2 ** 30;

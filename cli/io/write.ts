@@ -158,7 +158,10 @@ async function requestOf(
   const data = options.source === undefined
     ? filled(length, options.pattern ?? UNTOUCHED)
     : await fromFile(call, options.source, length);
-  if (options.compressed) return () => writeCompressed(image, offset, data);
+  if (options.compressed) {
+    // QEMU replaces no cluster so.
+    return () => image.writeCompressed(offset, data, { onlyEmpty: true });
+  }
   if (!options.vmState) return () => image.write(offset, data, options);
   return async () => {
     await writeVmState(image, offset, data);
@@ -198,28 +201,6 @@ async function writeVmState(
 ): Promise<void> {
   if (!node.saveVmState) throw new BlockError("ENOTSUP");
   await node.saveVmState(offset, [data]);
-}
-
-/** Store data compressed where nothing is: QEMU replaces no cluster so. */
-async function writeCompressed(
-  image: Image,
-  offset: number,
-  data: Uint8Array,
-): Promise<void> {
-  const { node, size } = image;
-  const end = offset + data.length;
-  const { clusterSize = 1 } = await image.info();
-  const isWhole = offset % clusterSize === 0 &&
-    (end % clusterSize === 0 || end === size);
-  // The driver has its own words for what is not made of clusters.
-  const from = isWhole && end <= size && node.writeCompressed ? offset : end;
-  for (let at = from; at < end;) {
-    const { kind, length, hostOffset } = await node.status(at, end - at);
-    const isEmpty = hostOffset === undefined && kind !== "compressed";
-    if (!isEmpty) throw new BlockError("EIO");
-    at += length;
-  }
-  await image.writeCompressed(offset, data);
 }
 
 /** `writev`. */

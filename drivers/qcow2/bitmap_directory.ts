@@ -5,9 +5,8 @@
  * @module
  */
 import { allocate, roundUp } from "../../core/bytes.ts";
-import { asBlockError } from "../../core/errors.ts";
+import { type BlockError, invalid } from "../../core/errors.ts";
 import type { BitmapInfo, BlockNode } from "../../core/node.ts";
-import { shortened } from "../../core/values.ts";
 import { type Geometry, readUint64, viewOf } from "./format.ts";
 import type { BitmapsExtension } from "./header_extensions.ts";
 
@@ -38,64 +37,50 @@ export function bitmapEntryLength(nameLength: number, extraLength = 0): number {
 }
 
 /**
- * The entries of a directory with `count` of them; `undefined` if they make no
- * sense.
+ * The entries of a directory with `count` of them.
  *
  * @param diskSize Bytes that each bitmap must cover.
- * @param tell Told what is wrong, in QEMU's words.
+ * @throws {BlockError} EINVAL if they make no sense.
  */
 export function parseBitmapDirectory(
   bytes: Uint8Array,
   count: number,
   geometry: Geometry,
   diskSize: number,
-  tell?: (fault: string) => void,
-): BitmapEntry[] | undefined {
+): BitmapEntry[] {
   const { length } = bytes;
   const view = viewOf(bytes);
   const entries: BitmapEntry[] = [];
-  const wrong = (fault: string) => {
-    tell?.(fault);
-    return undefined;
-  };
-  if (length === 0) return wrong("Requested bitmap directory size is zero");
   for (let at = 0; at < length;) {
-    if (entries.length >= count) {
-      return wrong("More bitmaps found than specified in header extension");
-    }
-    if (at + ENTRY_LENGTH > length) return wrong("Broken bitmap directory");
+    if (at + ENTRY_LENGTH > length) throw invalid("Broken bitmap directory");
+    if (entries.length >= count) throw miscounted("More");
     const nameLength = view.getUint16(at + 18);
     const extraLength = view.getUint32(at + 20);
     const end = at + bitmapEntryLength(nameLength, extraLength);
-    if (end > length) return wrong("Broken bitmap directory");
-    if (extraLength !== 0) return wrong("Bitmap extra data is not supported");
-    const bytesOfEntry = bytes.subarray(at, end);
-    const entry = parseEntry(bytesOfEntry, geometry, diskSize);
-    if (!entry) {
-      const name = shortened(nameIn(bytesOfEntry), 80);
-      return wrong(`Bitmap '${name}' doesn't satisfy the constraints`);
+    if (end > length) throw invalid("Broken bitmap directory");
+    if (extraLength !== 0) {
+      throw invalid("Bitmap extra data is not supported");
     }
-    entries.push(entry);
+    entries.push(parseEntry(bytes.subarray(at, end), geometry, diskSize));
     at = end;
   }
-  return entries.length === count
-    ? entries
-    : wrong("Less bitmaps found than specified in header extension");
+  if (length === 0) {
+    throw invalid("Requested bitmap directory size is zero");
+  }
+  if (entries.length < count) throw miscounted("Less");
+  return entries;
 }
 
-function nameIn(entry: Uint8Array): string {
-  const length = viewOf(entry).getUint16(18);
-  return new TextDecoder().decode(
-    entry.subarray(ENTRY_LENGTH).subarray(0, length),
-  );
+function miscounted(how: "More" | "Less"): BlockError {
+  return invalid(`${how} bitmaps found than specified in header extension`);
 }
 
-/** One entry, unless it makes no sense. */
+/** One entry. */
 function parseEntry(
   bytes: Uint8Array,
   { clusterSize }: Geometry,
   diskSize: number,
-): BitmapEntry | undefined {
+): BitmapEntry {
   const view = viewOf(bytes);
   const tableOffset = readUint64(view, 0);
   const tableSize = view.getUint32(8);
@@ -110,13 +95,16 @@ function parseEntry(
     (flags & RESERVED_FLAGS) === 0 && nameLength <= MAX_NAME_LENGTH &&
     view.getUint8(16) === TYPE_DIRTY_TRACKING &&
     bitmapBytes <= MAX_BITMAP_BYTES;
-  if (!isValid) return undefined;
+  const bytesOfName = bytes.subarray(ENTRY_LENGTH, ENTRY_LENGTH + nameLength);
+  const name = new TextDecoder().decode(bytesOfName);
   const granularity = 2 ** granularityBits;
   // One that was in use when the program died may be of an earlier size.
   const covered = bitmapBytes * 8 * granularity;
-  if (!(flags & IN_USE) && diskSize > covered) return undefined;
+  if (!isValid || !(flags & IN_USE) && diskSize > covered) {
+    throw invalid(`Bitmap '${name}' doesn't satisfy the constraints`);
+  }
   return {
-    name: nameIn(bytes),
+    name,
     granularity,
     flags: [
       ...(flags & IN_USE ? ["in-use" as const] : []),
@@ -128,33 +116,20 @@ function parseEntry(
 }
 
 /**
- * The bitmaps of an image; none if the directory is damaged, which does not
- * keep anybody from the disk itself.
+ * The bitmaps of an image.
  *
- * @param tell Told what is wrong with the directory.
+ * @throws {BlockError} EINVAL if the directory is damaged.
  */
 export async function listBitmaps(
   file: BlockNode,
   { directoryOffset, directorySize, count }: BitmapsExtension,
   geometry: Geometry,
   diskSize: number,
-  tell?: (fault: string) => void,
 ): Promise<BitmapInfo[]> {
   const bytes = allocate(directorySize);
-  try {
-    await file.readv(directoryOffset, [bytes]);
-  } catch (error) {
-    tell?.(`Failed to read bitmap directory: ${asBlockError(error).message}`);
-    return [];
-  }
-  const entries = parseBitmapDirectory(
-    bytes,
-    count,
-    geometry,
-    diskSize,
-    tell,
-  );
-  return (entries ?? []).map(({ name, granularity, flags }) => ({
+  await file.readv(directoryOffset, [bytes]);
+  const entries = parseBitmapDirectory(bytes, count, geometry, diskSize);
+  return entries.map(({ name, granularity, flags }) => ({
     name,
     granularity,
     flags,

@@ -19,8 +19,12 @@ export async function countBitmaps(run: CheckRun): Promise<void> {
   const bytes = allocate(directorySize);
   await run.read(directoryOffset, bytes);
   const { geometry, diskSize } = run;
-  const entries = parseBitmapDirectory(bytes, count, geometry, diskSize);
-  if (!entries) throw damaged(run);
+  let entries: BitmapEntry[];
+  try {
+    entries = parseBitmapDirectory(bytes, count, geometry, diskSize);
+  } catch {
+    throw damaged(run);
+  }
   for (const entry of entries) await countBitmap(run, entry);
 }
 

@@ -6,6 +6,7 @@
  */
 import { allocate, padded, SECTOR_SIZE } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
+import { readPadded } from "../../core/requests.ts";
 import {
   bytesOf,
   type ClusterKind,
@@ -198,6 +199,15 @@ export class ClusterMap {
     return this.#cachedEntry(guestOffset)!;
   }
 
+  /** What the entries from `place` on say, which is that of a guest offset. */
+  mappingAt(
+    { slice, index }: EntryPlace,
+    guestOffset: number,
+    length: number,
+  ): Mapping {
+    return this.#decodeRun(slice.view, index, guestOffset, length);
+  }
+
   /** Entries of the table of `place` from there to the end of its slice. */
   entriesLeft(place: EntryPlace): number {
     return this.#state.l2Cache.entrySize / ENTRY_SIZE - place.index;
@@ -248,19 +258,28 @@ export class ClusterMap {
     await refcounts.free(old.offset, old.size * ENTRY_SIZE);
   }
 
-  /** Change an L1 entry, in the file first. */
+  /** Change an L1 entry; if that fails, it is in memory what it was. */
   async setL1Entry(index: number, offset: number): Promise<void> {
-    const { file, header } = this.#state;
+    const { file, header, overlap } = this.#state;
     const at = index * ENTRY_SIZE;
     const entry = allocate(ENTRY_SIZE);
     writeUint64(viewOf(entry), 0, offset);
     if (offset !== 0) entry[0] |= COPIED >>> 24;
     const place = header.l1TableOffset + at;
-    await this.#state.overlap.check(place, ENTRY_SIZE, "active-l1");
-    await this.#state.event("l1_update");
-    await file.writev!(place, [entry]);
-    this.#state.overlap.replaceL2(this.l2TableOffset(index), offset);
+    const oldOffset = this.l2TableOffset(index);
+    const old = this.l1Bytes.slice(at, at + ENTRY_SIZE);
+    // What the old entry points to need not be spared any more.
+    overlap.replaceL2(oldOffset, offset);
     this.l1Bytes.set(entry, at);
+    try {
+      await overlap.check(place, ENTRY_SIZE, "active-l1");
+      await this.#state.event("l1_update");
+      await file.writev!(place, [entry]);
+    } catch (error) {
+      overlap.replaceL2(offset, oldOffset);
+      this.l1Bytes.set(old, at);
+      throw error;
+    }
   }
 
   #sliceOffset(l2Offset: number, l2Index: number): number {
@@ -329,7 +348,7 @@ export class ClusterMap {
     if (kind !== "normal" && header.version < 3) return false;
     if (kind === "zero") return true;
     const cluster = hostOffset - geometry.offsetInCluster(guestOffset);
-    return geometry.isAligned(cluster) && cluster < 2 ** 53;
+    return geometry.isAligned(cluster);
   }
 
   /** Refuse an entry that no correct program writes. */
@@ -353,17 +372,21 @@ export class ClusterMap {
     const { geometry, l2Cache } = this.#state;
     const l1Index = geometry.l1Index(guestOffset);
     const l2Offset = this.l2TableOffset(l1Index);
-    if (!geometry.isAligned(l2Offset)) {
-      await this.#state.corrupt(
-        `L2 table offset ${hex(l2Offset)} unaligned (L1 index: ${
-          hex(l1Index)
-        })`,
-      );
-    }
-    if (l2Offset >= 2 ** 53) throw new BlockError("EIO");
+    await this.#checkTableOffset(l1Index, l2Offset);
     const slice = this.#sliceOffset(l2Offset, geometry.l2Index(guestOffset));
     if (passing) await l2Cache.pass(slice);
     else await l2Cache.load(slice);
+  }
+
+  /** Refuse an L1 entry that does not point to the start of a cluster. */
+  #checkTableOffset(
+    l1Index: number,
+    l2Offset: number,
+  ): void | Promise<never> {
+    if (this.#state.geometry.isAligned(l2Offset)) return;
+    return this.#state.corrupt(
+      `L2 table offset ${hex(l2Offset)} unaligned (L1 index: ${hex(l1Index)})`,
+    );
   }
 
   /** Give an L1 entry an L2 table of its own; answers what that holds. */
@@ -371,12 +394,8 @@ export class ClusterMap {
     const { geometry, file, l2Cache, refcountCache, refcounts } = this.#state;
     const { clusterSize } = geometry;
     const oldOffset = this.l2TableOffset(l1Index);
+    await this.#checkTableOffset(l1Index, oldOffset);
     const bytes = allocate(clusterSize);
-    if (oldOffset !== 0) {
-      await l2Cache.write();
-      await this.#state.event("l2_alloc_cow_read");
-      await file.readv(oldOffset, [bytes]);
-    }
     const offset = await refcounts.allocate(1);
     if (offset === 0) {
       await this.#state.corrupt(
@@ -384,8 +403,13 @@ export class ClusterMap {
       );
     }
     try {
+      if (oldOffset !== 0) {
+        await l2Cache.write();
+        await this.#state.event("l2_alloc_cow_read");
+        await readPadded(file, oldOffset, [bytes]);
+      }
       await this.#state.event("l2_alloc_write");
-      await this.#state.overlap.check(offset, clusterSize);
+      await this.#state.overlap.check(offset, clusterSize, "active-l2");
       await file.writev!(offset, [bytes]);
       // Both the table and its refcount must be durable before they are used.
       await refcountCache.flush();

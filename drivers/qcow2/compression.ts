@@ -13,6 +13,7 @@ import {
 } from "../../core/bytes.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
 import { Mutex } from "../../core/lock.ts";
+import { readPadded } from "../../core/requests.ts";
 import type { Mapping } from "./cluster_map.ts";
 import type { CompressedCluster } from "./format.ts";
 import type { Qcow2State } from "./state.ts";
@@ -179,8 +180,9 @@ export class CompressedClusters {
     if (end >= 2 ** 53) throw new BlockError("EIO");
     for (const _ of run) await this.#state.event("read_compressed");
     const buffer = this.#takeBuffer(end - start);
-    await file.readv(start, [buffer.subarray(0, end - start)]);
-    // Of what a device has cut off, the zeroes in its place are no data.
+    // The descriptor may claim more than there is: what decodes is enough. But
+    // of what a device has cut off, the zeroes in its place are no data.
+    await readPadded(file, start, [buffer.subarray(0, end - start)]);
     const inside = Math.max(0, Math.min(end, file.size) - start);
     const type = header.compressionType;
     const { decompress } = await this.#load();

@@ -10,7 +10,7 @@ import { AMEND_OPTIONS } from "./amend_options.ts";
 import { CacheCleaner } from "./cache_cleaner.ts";
 import { CREATE_OPTIONS } from "./create_options.ts";
 import { openEncryption } from "./encryption.ts";
-import { Autoclear } from "./format.ts";
+import { dropClaims } from "./first_change.ts";
 import { type Header, probe, readHeader } from "./header.ts";
 import { Qcow2Node } from "./node.ts";
 import {
@@ -22,9 +22,6 @@ import {
 } from "./options.ts";
 import { loadSnapshotTable } from "./snapshot_list.ts";
 import { Qcow2State } from "./state.ts";
-
-/** Autoclear features that repairs leave right. */
-const KEPT_FEATURES = Autoclear.BITMAPS | Autoclear.RAW_EXTERNAL_DATA;
 
 /**
  * QEMU's copy-on-write format, versions 2 and 3.
@@ -109,8 +106,10 @@ async function open(
     cleaner,
     again,
   );
-  if (!readOnly && purpose === "io") await node.prepareForWriting();
-  if (!readOnly && purpose === "check") await node.clearFeatures(KEPT_FEATURES);
+  if (!readOnly && purpose === "io") {
+    await node.prepareForWriting();
+    state.beforeChange(() => dropClaims(state));
+  }
   return node;
 }
 

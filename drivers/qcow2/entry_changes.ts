@@ -53,10 +53,12 @@ export function orderL2AfterData(state: Qcow2State): void | Promise<void> {
   return state.markDirty().then(() => l2Cache.dependOnFlush());
 }
 
-/** A place in the file that an L2 entry no longer refers to. */
+/** A place in the file that L2 entries no longer refer to. */
 export interface Freed {
   offset: number;
   length: number;
+  /** It is that of one compressed cluster. */
+  compressed?: boolean;
 }
 
 /** Note what an L2 entry refers to, which is about to be overwritten. */
@@ -72,13 +74,15 @@ export function noteFreed(
   const kind = clusterKind(high, low);
   if (kind === "compressed") {
     const { hostOffset, length } = geometry.compressedCluster(high, low);
-    freed.push({ offset: hostOffset, length });
+    freed.push({ offset: hostOffset, length, compressed: true });
   } else if (kind === "normal" || kind === "zeroAllocated") {
     const offset = entryOffset(high, low);
     const last = freed[freed.length - 1];
     if (!geometry.isAligned(offset)) {
       state.reportDamage(`Cannot free unaligned cluster ${hex(offset)}`);
-    } else if (last && last.offset + last.length === offset) {
+    } else if (
+      last && !last.compressed && last.offset + last.length === offset
+    ) {
       last.length += geometry.clusterSize;
     } else {
       freed.push({ offset, length: geometry.clusterSize });
@@ -95,7 +99,8 @@ export async function giveUp(
   if (freed.length === 0) return;
   using _ = await state.metadata.lock();
   state.compressed.forget();
-  for (const { offset, length } of freed) {
-    await state.refcounts.free(offset, length, reason);
+  for (const { offset, length, compressed } of freed) {
+    const step = compressed ? length : state.geometry.clusterSize;
+    await state.refcounts.free(offset, length, reason, step);
   }
 }

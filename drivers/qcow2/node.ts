@@ -54,6 +54,9 @@ function once<T>(load: () => Promise<T>): () => Promise<T> {
 const loadUnmap = once(() => import("./unmap.ts"));
 const loadWriteCompressed = once(() => import("./write_compressed.ts"));
 
+/** Autoclear features that repairs leave right. */
+const KEPT_FEATURES = Autoclear.BITMAPS | Autoclear.RAW_EXTERNAL_DATA;
+
 /** What a node does over that its opening did first. */
 export interface Again {
   /** Read everything anew. */
@@ -106,10 +109,10 @@ export class Qcow2Node implements BlockNode {
   }
 
   get children(): { [role: string]: BlockNode | undefined } {
-    return { file: this.#state.file, backing: this.#state.backing };
+    return { file: this.#state.plainFile, backing: this.#state.backing };
   }
 
-  /** Repair what an unclean end left, and drop claims that writing voids. */
+  /** Repair what an unclean end left. */
   async prepareForWriting(): Promise<void> {
     const { header } = this.#state;
     if (header.incompatible.low & Incompatible.DIRTY) {
@@ -124,37 +127,29 @@ export class Qcow2Node implements BlockNode {
         );
       }
     }
-    await this.clearFeatures(0);
-  }
-
-  /**
-   * Bitmaps are not kept up to date by this driver, and a feature that nobody
-   * knows is not either: the format has a bit to say so. `kept` remain.
-   */
-  async clearFeatures(kept: number): Promise<void> {
-    const { high, low } = this.#state.header.autoclear;
-    const rest = low & kept;
-    if (high === 0 && low === rest) return;
-    await this.#state.changeHeader({ autoclear: { high: 0, low: rest } });
   }
 
   /**
    * Begin a request. While it waited, the disk may have become shorter.
    *
-   * @throws {BlockError} EINVAL if the range is not within the disk any more.
+   * @throws {BlockError} EINVAL if the range is not within the disk any more;
+   * ENOMEDIUM if the image has been given up.
    */
   #begin(offset: number, length: number): Held | Promise<Held> {
     this.#cleaner.countRequest();
     const share = this.#state.operations.share();
     const end = offset + length;
-    const isReady = !(share instanceof Promise) && end <= this.size;
+    const isReady = !(share instanceof Promise) && end <= this.size &&
+      !this.#state.unusable;
     return isReady ? share : this.#checkRange(share, end);
   }
 
   async #checkRange(share: Held | Promise<Held>, end: number): Promise<Held> {
     const held = await share;
-    if (end <= this.size) return held;
+    const { unusable } = this.#state;
+    if (end <= this.size && !unusable) return held;
     held[Symbol.dispose]();
+    if (unusable) throw new BlockError("ENOMEDIUM");
     throw new OutOfRangeError(
       `'${this.filename}' has ${this.size} bytes, and ends before ${end}`,
     );
@@ -220,7 +215,7 @@ export class Qcow2Node implements BlockNode {
   ): Promise<void> {
     using _ = await this.#begin(offset, vectorLength(iov));
     const { writeCompressedGuest } = await loadWriteCompressed();
-    await writeCompressedGuest(this.#state, offset, iov, options?.level);
+    await writeCompressedGuest(this.#state, offset, iov, options);
   }
 
   async flush(): Promise<void> {
@@ -242,6 +237,7 @@ export class Qcow2Node implements BlockNode {
     const share = this.#state.operations.share();
     const held = share instanceof Promise ? await share : share;
     try {
+      this.#state.checkUsable();
       return await guestStatus(this.#state, offset, length);
     } finally {
       held[Symbol.dispose]();
@@ -273,13 +269,13 @@ export class Qcow2Node implements BlockNode {
     if (header.version < 3) return undefined;
     if (!header.bitmaps) return [];
     const { listBitmaps } = await import("./bitmap_directory.ts");
-    return await listBitmaps(
-      file,
-      header.bitmaps,
-      geometry,
-      header.size,
-      tell,
-    );
+    try {
+      return await listBitmaps(file, header.bitmaps, geometry, header.size);
+    } catch (error) {
+      // All else that there is to be known is sound.
+      tell(asBlockError(error).message);
+      return [];
+    }
   }
 
   get snapshots(): SnapshotOperations {
@@ -349,6 +345,7 @@ export class Qcow2Node implements BlockNode {
     if (!state.readOnly) await state.flushCaches();
     const { checkImage } = await import("./check.ts");
     if (!options?.repair) return await checkImage(state, options ?? {});
+    await state.clearFeatures(KEPT_FEATURES);
     let result: CheckResult;
     try {
       result = await checkImage(state, options);
@@ -394,8 +391,10 @@ export class Qcow2Node implements BlockNode {
         using _ = await state.operations.exclude();
         using _lock = await state.metadata.lock();
         await state.flushCaches().catch((error) => this.#explain(error));
-        await state.markClean();
-        await this.#endWhole();
+        if (!state.unusable) {
+          await state.markClean();
+          await this.#endWhole();
+        }
       }
     } finally {
       this.#cleaner.stop();
@@ -419,8 +418,10 @@ export class Qcow2Node implements BlockNode {
   }
 
   /** Tables could not be written: try once more, and say which ones fail. */
-  async #explain(error: unknown): Promise<never> {
-    const { l2Cache, refcountCache } = this.#state;
+  async #explain(error: unknown): Promise<void> {
+    const { l2Cache, refcountCache, unusable } = this.#state;
+    // That it is corrupt has been told, and nothing more is to be written.
+    if (unusable) return;
     const failures: string[] = [];
     const attempt = async (name: string, cache: TableCache) => {
       try {

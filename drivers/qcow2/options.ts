@@ -96,6 +96,7 @@ export function behaviourOf(
       never: false,
     },
     report: (line) => context.report(line),
+    warn: (message) => context.warn(message),
     ...(context.event && { event: (name) => context.event?.(name) }),
   };
 }

@@ -114,6 +114,8 @@ function readMapping(
   const { backing, header } = state;
   switch (mapping.kind) {
     case "normal": {
+      // Past the end of any file.
+      if (mapping.hostOffset >= 2 ** 53) break;
       const read = () => readData(state, mapping.hostOffset, guestOffset, iov);
       const told = state.event("read_aio");
       return told ? told.then(read) : read();
@@ -164,7 +166,7 @@ export async function guestStatus(
   offset: number,
   length: number,
 ): Promise<Extent> {
-  const { file, encryption } = state;
+  const { plainFile: file, encryption } = state;
   const mapped = state.clusters.map(offset, length, true);
   const mapping = mapped instanceof Promise ? await mapped : mapped;
   const { kind, hostOffset, length: run } = mapping;

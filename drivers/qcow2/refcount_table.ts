@@ -250,13 +250,14 @@ export abstract class RefcountTable {
     }
     const block = await this.loadBlock(tableIndex);
     if (!block) {
-      if (delta < 0) return await this.#refuse(start);
       // Only damage refers to a cluster that nothing counts: whoever takes one
       // makes its block first.
       const isTooFar = tableIndex >= MAX_REFCOUNT_TABLE_BYTES / ENTRY_SIZE;
       throw new BlockError(isTooFar ? "EFBIG" : "EAGAIN");
     }
     const { view } = block;
+    // Also if nothing changes: writing it may show that it is no block at all.
+    refcountCache.markDirty(block);
     const first = start % refcountBlockEntries;
     const end = Math.min(first + count, refcountBlockEntries);
     const stop = addToRefcounts(
@@ -270,9 +271,8 @@ export abstract class RefcountTable {
     if (stop < end) {
       // Undo this block's part; the caller undoes the others.
       addToRefcounts(view, refcountOrder, first, stop, -delta, refcountMax);
-      return await this.#refuse(start + stop - first, delta > 0);
+      throw this.#beyond(start + stop - first, delta);
     }
-    refcountCache.markDirty(block);
     if (delta < 0) this.noteDecrease(view, start, first, end);
     return end - first;
   }
@@ -288,17 +288,13 @@ export abstract class RefcountTable {
     end: number,
   ): void;
 
-  async #refuse(clusterIndex: number, overflow = false): Promise<never> {
-    if (overflow) {
-      throw new BlockError(
-        "EINVAL",
-        `The refcount of the cluster at ${
-          hex(clusterIndex * this.host.geometry.clusterSize)
-        } cannot grow: ${this.host.geometry.refcountBits} bits hold no more`,
-      );
-    }
-    return await this.host.corrupt(
-      `Cannot free cluster ${clusterIndex}: its refcount is zero`,
+  #beyond(clusterIndex: number, delta: number): BlockError {
+    if (delta < 0) return new BlockError("EINVAL");
+    const { clusterSize, refcountBits } = this.host.geometry;
+    return new BlockError(
+      "EINVAL",
+      `The refcount of the cluster at ${hex(clusterIndex * clusterSize)} ` +
+        `cannot grow: ${refcountBits} bits hold no more`,
     );
   }
 }

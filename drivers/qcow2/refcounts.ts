@@ -8,7 +8,7 @@
  * @module
  */
 import { allocate, divideUp } from "../../core/bytes.ts";
-import { BlockError } from "../../core/errors.ts";
+import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import { isZero } from "../../core/runtime.ts";
 import {
   ENTRY_SIZE,
@@ -85,6 +85,17 @@ export class Refcounts extends RefcountTable {
         await this.host.corrupt(
           `Refblock at ${hex(block.offset)} is not covered by the refcount ` +
             "structures",
+        );
+      }
+      const countedBy = Math.floor(cluster / refcountBlockEntries);
+      const count = await this.get(cluster);
+      if (count !== 1) {
+        await this.host.corrupt(
+          `Invalid refcount: refblock offset ${
+            hex(this.blockOffset(countedBy))
+          }, reftable index ${countedBy}, block offset ${
+            hex(block.offset)
+          }, refcount ${hex(count)}`,
         );
       }
       dropped.push([index, cluster]);
@@ -166,6 +177,11 @@ export class Refcounts extends RefcountTable {
     const { clusterSize } = geometry;
     await this.host.event("cluster_alloc_bytes");
     let offset = this.#freeByte;
+    if (this.#firstFree === 0 && await this.#findFree(1) === 0) {
+      await this.host.corrupt(
+        "Preventing invalid allocation of compressed cluster at offset 0",
+      );
+    }
     if (offset > 0) {
       const index = Math.floor(offset / clusterSize);
       if (await this.get(index) >= geometry.refcountMax) offset = 0;
@@ -190,24 +206,59 @@ export class Refcounts extends RefcountTable {
   /**
    * Give up one reference to each cluster that the bytes touch. What referred
    * to them must have been changed in the L2 cache or written to the file
-   * before; it need not be durable. Nothing below relies on that before the L2
-   * cache, and with it the file, has been flushed.
+   * before: so there is nothing to go back to where the refcounts are damaged,
+   * and what cannot be given up is only reported. The change need not be
+   * durable: nothing below relies on that before the L2 cache, and with it the
+   * file, has been flushed.
+   *
+   * @param step Bytes that are given up as a whole, or not at all.
    */
   async free(
     offset: number,
     length: number,
     reason: FreeReason = "other",
+    step: number = length,
   ): Promise<void> {
     if (length === 0) return;
-    const { clusterSize } = this.host.geometry;
     await this.host.event("cluster_free");
-    if (offset === 0) {
-      await this.host.corrupt(`Cannot free unaligned cluster ${hex(offset)}`);
+    try {
+      await this.release(offset, length, reason);
+    } catch (error) {
+      const { code } = asBlockError(error);
+      const isDamage = code === "EINVAL" || code === "EAGAIN";
+      if (isDamage && step < length) {
+        for (let at = offset; at < offset + length; at += step) {
+          await this.free(at, step, reason);
+        }
+        return;
+      }
+      const why = strerror(code);
+      this.host.behaviour.report(`qcow2_free_clusters failed: ${why}`);
     }
+  }
+
+  /**
+   * As {@linkcode free}, where damage is a reason to stop.
+   *
+   * @throws {BlockError} EINVAL if a refcount is zero already.
+   */
+  async release(
+    offset: number,
+    length: number,
+    reason: FreeReason,
+  ): Promise<void> {
+    const { clusterSize } = this.host.geometry;
     const start = Math.floor(offset / clusterSize);
     const end = divideUp(offset + length, clusterSize);
     if (this.host.accurateRefcounts) {
       await this.host.refcountCache.dependOn(this.host.l2Cache);
+    }
+    if (this.#lacksBlock(start, end)) {
+      // Only damage refers to what nothing counts. QEMU counts it from here on.
+      await this.host.l2Cache.flush();
+      if (await this.#findFree(1) === 0) await this.#refuseBlock();
+      await this.#makeBlocks(start, end - start);
+      throw new BlockError("EAGAIN");
     }
     await this.addClusters(start, end - start, -1);
     if (this.host.behaviour.passDiscard[reason] && this.host.file.discard) {
@@ -238,6 +289,23 @@ export class Refcounts extends RefcountTable {
       // Only a wish: that it fails does no harm.
       await this.#passDiscard(start, end).catch(() => {});
     }
+  }
+
+  #refuseBlock(): Promise<never> {
+    return this.host.corrupt(
+      "Preventing invalid allocation of refcount block at offset 0",
+    );
+  }
+
+  /** Whether there is room for a block that would count some of the clusters. */
+  #lacksBlock(start: number, end: number): boolean {
+    const { refcountBlockEntries } = this.host.geometry;
+    const last = Math.floor((end - 1) / refcountBlockEntries);
+    let index = Math.floor(start / refcountBlockEntries);
+    for (; index <= last && index < this.tableSize; index++) {
+      if (this.blockOffset(index) === 0) return true;
+    }
+    return false;
   }
 
   async #passDiscard(start: number, end: number): Promise<void> {
@@ -381,6 +449,7 @@ export class Refcounts extends RefcountTable {
     const { clusterSize, refcountBlockEntries, refcountOrder } = geometry;
     await this.host.event("refblock_alloc");
     const cluster = await this.#findFree(1, from);
+    if (cluster === 0) await this.#refuseBlock();
     const countedBy = Math.floor(cluster / refcountBlockEntries);
     if (countedBy !== tableIndex) {
       if (this.blockOffset(countedBy) === 0) {

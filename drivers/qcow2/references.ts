@@ -34,7 +34,7 @@ export async function countTree(
         await state.refcounts.add(offset, length, 1);
         done.push(range);
       } else {
-        await state.refcounts.free(offset, length, "snapshot");
+        await state.refcounts.release(offset, length, "snapshot");
       }
     }
   } catch (error) {
@@ -58,9 +58,7 @@ async function* treeRanges(
       const { range, next } = rangeFrom(state.geometry, view, at);
       if (range && range.offset % clusterSize !== 0 && !range.compressed) {
         await state.corrupt(
-          `Data cluster offset ${hex(range.offset)} unaligned (L2 offset: ${
-            hex(l2Offset)
-          }, L2 index: ${hex(next / ENTRY_SIZE - 1)})`,
+          unaligned(range.offset, l2Offset, next / ENTRY_SIZE - 1),
         );
       }
       if (range) yield range;
@@ -68,6 +66,12 @@ async function* treeRanges(
     }
     yield { offset: l2Offset, length: clusterSize };
   }
+}
+
+/** The message for an entry that does not point to the start of a cluster. */
+function unaligned(offset: number, l2Offset: number, index: number): string {
+  return `Cluster allocation offset ${hex(offset)} unaligned ` +
+    `(L2 offset: ${hex(l2Offset)}, L2 index: ${hex(index)})`;
 }
 
 interface TreeRange {
@@ -174,7 +178,12 @@ export async function updateCopiedFlags(state: Qcow2State): Promise<void> {
       const low = view.getUint32(at + 4);
       const kind = clusterKind(high, low);
       if (kind !== "normal" && kind !== "zeroAllocated") continue;
-      const cluster = entryOffset(high, low) / clusterSize;
+      const offset = entryOffset(high, low);
+      if (offset % clusterSize !== 0) {
+        const index = at / ENTRY_SIZE;
+        await state.corrupt(unaligned(offset, l2Offset, index));
+      }
+      const cluster = offset / clusterSize;
       // Nearly always at hand: no waiting for each of millions of entries.
       const count = refcounts.peek(cluster) ?? await refcounts.get(cluster);
       changed = setCopied(view, at, count === 1) || changed;

@@ -6,7 +6,7 @@
 import { allocate, SECTOR_SIZE } from "../../core/bytes.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
 import type { Preallocation, TruncateOptions } from "../../core/node.ts";
-import { writeZeroes } from "../../core/requests.ts";
+import { writeZeroData, writeZeroes } from "../../core/requests.ts";
 import {
   type Freed,
   giveUp,
@@ -93,7 +93,14 @@ async function grow(
         await writeGuest(state, oldSize, [allocate(clusterEnd - oldSize)]);
       }
       const first = geometry.clusterEnd(oldSize);
-      await preallocate(state, first, size, preallocation);
+      await preallocate(state, first, size, preallocation).catch((error) => {
+        throw asBlockError(error).prefixed("Allocating clusters failed: ");
+      });
+      // QEMU marks what would show the backing file as zeroes once more, unless
+      // its space is zeroed on the disk.
+      if (showsMore && preallocation === "metadata" && first < size) {
+        await zeroGuest(state, first, size - first);
+      }
     }
     using _ = await state.metadata.lock();
     await state.flushCaches();
@@ -115,7 +122,13 @@ async function hasRest(state: Qcow2State, offset: number): Promise<boolean> {
 async function shrink(state: Qcow2State, size: number): Promise<void> {
   const { header, geometry, file } = state;
   const oldSize = header.size;
-  await cutOff(state, geometry.clusterEnd(size), oldSize, "always");
+  await cutOff(state, geometry.clusterEnd(size), oldSize, "always").catch(
+    (error) => {
+      throw asBlockError(error).prefixed(
+        "Failed to discard cropped clusters: ",
+      );
+    },
+  );
   using _ = await state.metadata.lock();
   await state.flushCaches();
   await state.changeHeader({ size });
@@ -198,7 +211,12 @@ export async function preallocate(
         );
       });
     }
-    if (hostEnd > file.size) await file.truncate!(hostEnd);
+    if (hostEnd > file.size) {
+      // What is never written to would stay an extent of its own, if reserved.
+      const rest = hostEnd - file.size;
+      if (mode === "metadata") await file.truncate!(hostEnd);
+      else await writeZeroData(file, file.size, rest);
+    }
     for (let done = 0; done < count;) {
       await orderL2AfterData(state);
       const place = await clusters.entryForWrite(first + done * clusterSize);

@@ -165,6 +165,9 @@ function pastUndoing(): Promise<never> {
   return Promise.reject(new Error("it is done"));
 }
 
+const FREEING = "Failed to free the cluster and L1 table: ";
+const UPDATING = "Failed to update snapshot status in disk: ";
+
 /** Forget a snapshot, and give up what only it referred to. */
 export async function deleteSnapshot(
   state: Qcow2State,
@@ -180,17 +183,17 @@ export async function deleteSnapshot(
       "Failed to remove snapshot from snapshot list: ",
     );
   });
+  let step = FREEING;
   await state.changeAsOne(async (undo) => {
     undo.push(pastUndoing);
     await countTree(state, viewOf(l1), -1);
     await state.refcounts.free(entry.l1TableOffset, l1.length);
     await state.flushCaches();
+    step = UPDATING;
     await updateCopiedFlags(state);
     await state.file.flush?.();
   }).catch((error) => {
-    throw asBlockError(error).prefixed(
-      "Failed to free the cluster and L1 table: ",
-    );
+    throw asBlockError(error).prefixed(step);
   });
 }
 
@@ -248,8 +251,5 @@ export async function writeTable(
   state.snapshotTableLength = bytes.length;
   if (old.length === 0) return;
   // The new table is in force: that the old one leaks is no reason to go back.
-  await refcounts.free(old.offset, old.length).catch((error) => {
-    const why = strerror(asBlockError(error).code);
-    state.behaviour.report(`qcow2_free_clusters failed: ${why}`);
-  });
+  await refcounts.free(old.offset, old.length);
 }

@@ -17,6 +17,7 @@ import type { BlockNode } from "../../core/node.ts";
 import { ClusterMap } from "./cluster_map.ts";
 import { CompressedClusters } from "./compression.ts";
 import type { Encryption } from "./encryption.ts";
+import { watchChanges } from "./first_change.ts";
 import { Geometry, Incompatible } from "./format.ts";
 import type { Header } from "./header.ts";
 import { encodeHeader } from "./header_encoding.ts";
@@ -43,6 +44,8 @@ export interface Behaviour {
   passDiscard: { readonly [reason in FreeReason]: boolean };
   /** Receives findings, a line each. */
   report(line: string): void;
+  /** Receives warnings. */
+  warn(message: string): void;
   /** Receives the name of each step, as QEMU's blkdebug has them. */
   event?(name: string): void;
 }
@@ -59,6 +62,7 @@ export const QUIET: Behaviour = {
     never: false,
   },
   report: () => {},
+  warn: () => {},
 };
 
 /** What undoes the steps of a change, in the order in which they were done. */
@@ -69,7 +73,10 @@ export type FreeReason = "request" | "snapshot" | "other" | "always" | "never";
 
 /** An open image. */
 export class Qcow2State implements RefcountHost {
+  /** What metadata and data are written to. */
   readonly file: BlockNode;
+  /** The same, for what leaves true all that the image claims. */
+  readonly plainFile: BlockNode;
   readonly readOnly: boolean;
   header!: Header;
   geometry!: Geometry;
@@ -94,8 +101,12 @@ export class Qcow2State implements RefcountHost {
   snapshotTableLength = 0;
   #corruptionSeen = false;
   #unusable = false;
+  #beforeChange?: () => Promise<void>;
+  #preparing?: Promise<void>;
   /** Something was begun, and neither done nor undone. */
   #needsRepair = false;
+  /** The dirty bit is set for the sake of a change alone. */
+  #isMarked = false;
 
   constructor(
     file: BlockNode,
@@ -104,7 +115,11 @@ export class Qcow2State implements RefcountHost {
     caches: CacheSizes,
     behaviour: Behaviour,
   ) {
-    this.file = file;
+    this.plainFile = file;
+    const { high, low } = header.autoclear;
+    this.file = readOnly || (high | low) === 0
+      ? file
+      : watchChanges(file, () => this.prepareChange());
     this.readOnly = readOnly;
     this.behaviour = behaviour;
     this.overlap = new OverlapGuard(this);
@@ -221,10 +236,12 @@ export class Qcow2State implements RefcountHost {
   async changeAsOne<T>(change: (undo: UndoSteps) => Promise<T>): Promise<T> {
     const undo: UndoSteps = [];
     const neededRepair = this.#needsRepair;
-    if (this.header.version >= 3) await this.#setDirty();
+    this.#isMarked = this.header.version >= 3 && !this.isDirty;
+    if (this.#isMarked) await this.#setDirty();
     this.#needsRepair = true;
     const end = async () => {
       this.#needsRepair = neededRepair;
+      this.#isMarked = false;
       if (!this.behaviour.lazyRefcounts) await this.markClean();
     };
     let result: T;
@@ -239,10 +256,40 @@ export class Qcow2State implements RefcountHost {
     return result;
   }
 
-  /** Write the header as it is now and make it durable. */
+  /**
+   * Have something done before the image changes for the first time. What
+   * fails is tried again before the next change.
+   */
+  beforeChange(act: () => Promise<void>): void {
+    this.#beforeChange = act;
+  }
+
+  /** To be waited for before anything in the file changes. */
+  prepareChange(): void | Promise<void> {
+    return this.#beforeChange && this.#prepareFirstChange();
+  }
+
+  async #prepareFirstChange(): Promise<void> {
+    try {
+      await (this.#preparing ??= this.#beforeChange!());
+      this.#beforeChange = undefined;
+    } finally {
+      this.#preparing = undefined;
+    }
+  }
+
+  /** Clear autoclear features that are not among `kept`. */
+  async clearFeatures(kept: number): Promise<void> {
+    const { high, low } = this.header.autoclear;
+    const autoclear = { high: 0, low: low & kept };
+    if (high === 0 && low === autoclear.low) return;
+    await this.#changeHeader({ autoclear }, this.plainFile);
+  }
+
+  /** Write the marks in the header as they are now and make them durable. */
   async writeHeader(): Promise<void> {
-    await this.file.writev!(0, [encodeHeader(this.header)]);
-    await this.file.flush?.();
+    await this.plainFile.writev!(0, [encodeHeader(this.header)]);
+    await this.plainFile.flush?.();
   }
 
   /**
@@ -250,13 +297,21 @@ export class Qcow2State implements RefcountHost {
    * in both what it was.
    */
   async changeHeader(changes: Partial<Header>): Promise<void> {
+    await this.prepareChange();
+    await this.#changeHeader(changes, this.file);
+  }
+
+  async #changeHeader(
+    changes: Partial<Header>,
+    file: BlockNode,
+  ): Promise<void> {
     const { header } = this;
     const old = encodeHeader(header);
     const fields = Object.keys(changes) as (keyof Header)[];
     const before = fields.map((field) => [field, header[field]]);
     try {
       Object.assign(header, changes);
-      await this.overwrite(0, encodeHeader(header), old);
+      await this.#overwrite(file, 0, encodeHeader(header), old);
     } catch (error) {
       // Fields that were not set before are set to nothing again.
       Object.assign(header, Object.fromEntries(before));
@@ -274,7 +329,16 @@ export class Qcow2State implements RefcountHost {
     bytes: Uint8Array,
     old: Uint8Array,
   ): Promise<void> {
-    const { file } = this;
+    await this.prepareChange();
+    await this.#overwrite(this.file, offset, bytes, old);
+  }
+
+  async #overwrite(
+    file: BlockNode,
+    offset: number,
+    bytes: Uint8Array,
+    old: Uint8Array,
+  ): Promise<void> {
     let isWritten = false;
     try {
       await file.writev!(offset, [bytes]);
@@ -335,6 +399,8 @@ export class Qcow2State implements RefcountHost {
         `qcow2: Marking image as corrupt: ${message}; further corruption events will be suppressed`,
       );
       if (this.header.version >= 3) {
+        // Who is to repair it counts all references anyway.
+        if (this.#isMarked) this.header.incompatible.low &= ~Incompatible.DIRTY;
         this.header.incompatible.low |= Incompatible.CORRUPT;
         await this.writeHeader();
       }

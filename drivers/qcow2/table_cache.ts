@@ -15,6 +15,7 @@
  */
 import { allocate } from "../../core/bytes.ts";
 import type { BlockNode } from "../../core/node.ts";
+import { readPadded } from "../../core/requests.ts";
 import { viewOf } from "./format.ts";
 
 /** A piece of a table in memory. */
@@ -93,7 +94,7 @@ export class TableCache {
     if (known) return known;
     const bytes = await this.#makeRoom();
     await this.#hooks.loading?.(offset);
-    await this.#file.readv(offset, [bytes]);
+    await readPadded(this.#file, offset, [bytes]);
     return this.#insert(offset, bytes);
   }
 
@@ -108,7 +109,7 @@ export class TableCache {
     const bytes = this.#passing?.bytes ?? allocate(this.entrySize);
     this.#dropPassing();
     await this.#hooks.loading?.(offset);
-    await this.#file.readv(offset, [bytes]);
+    await readPadded(this.#file, offset, [bytes]);
     return this.#latest = this.#passing = newEntry(offset, bytes);
   }
 

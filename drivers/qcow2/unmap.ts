@@ -163,7 +163,14 @@ async function holdsZeroes(
   start: number,
   end: number,
 ): Promise<boolean> {
-  if (start === end || await readsAsZeroes(state, start)) return true;
+  if (start === end) return true;
+  try {
+    if (await readsAsZeroes(state, start)) return true;
+  } catch (error) {
+    // Damage has been reported; what is tried instead fails in its own way.
+    if (state.unusable) return false;
+    throw error;
+  }
   const { kind } = await state.clusters.map(start, 1);
   if (kind !== "unallocated" || !state.backing) return false;
   const stop = Math.min(end, state.backing.size);

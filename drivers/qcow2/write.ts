@@ -22,6 +22,7 @@ import {
   clusterKind,
   ENTRY_SIZE,
   entryOffset,
+  hex,
 } from "./format.ts";
 import {
   type Payload,
@@ -121,10 +122,13 @@ async function planWrite(
     const held = lock instanceof Promise ? await lock : lock;
     try {
       state.checkUsable();
-      const mapped = state.clusters.mapLocked(offset, length);
-      const mapping = mapped instanceof Promise ? await mapped : mapped;
       const entry = state.clusters.entryForWrite(offset);
       const place = entry instanceof Promise ? await entry : entry;
+      const mapping = state.clusters.mappingAt(place, offset, length);
+      if (isOwned(mapping.high, mapping.kind)) {
+        const checked = checkInPlace(state, mapping, offset);
+        if (checked) await checked;
+      }
       const run = writableRun(state, place, mapping, offset, length);
       const start = geometry.clusterStart(offset);
       const end = geometry.clusterEnd(offset + run.length);
@@ -139,11 +143,6 @@ async function planWrite(
         try {
           const host = takeClusters(state, run, mapping, offset);
           const hostStart = host instanceof Promise ? await host : host;
-          if (hostStart === 0) {
-            await state.corrupt(
-              "Preventing invalid allocation of data cluster at offset 0",
-            );
-          }
           return allocationPlan(state, run, mapping, offset, hostStart, range);
         } catch (error) {
           range[Symbol.dispose]();
@@ -155,6 +154,22 @@ async function planWrite(
     }
     await blocker.released;
   }
+}
+
+/** Refuse to write to a cluster in a place where none can be. */
+function checkInPlace(
+  state: Qcow2State,
+  { kind, hostOffset }: Mapping,
+  guestOffset: number,
+): void | Promise<never> {
+  const { geometry } = state;
+  const cluster = hostOffset - geometry.offsetInCluster(guestOffset);
+  if (geometry.isAligned(cluster)) return;
+  const what = kind === "normal" ? "Data" : "Preallocated zero";
+  return state.corrupt(
+    `${what} cluster offset ${hex(cluster)} unaligned ` +
+      `(guest offset: ${hex(guestOffset)})`,
+  );
 }
 
 /** How the first part of a write can be done, and how far. */
@@ -290,18 +305,21 @@ async function copyOnWrite(
   const end = guestStart + clusters * geometry.clusterSize;
   const head = offset - guestStart;
   const tail = end - offset - plan.length;
-  // Past the file's end, unwritten bytes read as zeroes anyway; but as
-  // encrypted ones, they are something else.
-  const fresh = !encryption && !inPlace && hostStart >= file.size;
-  const before = head > 0 && !keepsHead &&
-    await oldContent(state, guestStart, head, inPlace, fresh);
-  const after = tail > 0 && !keepsTail &&
-    await oldContent(state, end - tail, tail, inPlace, fresh);
+  // First of all, as QEMU has it: what is copied may be damaged as well.
   const checked = state.overlap.check(
     hostStart,
     clusters * geometry.clusterSize,
   );
   if (checked) await checked;
+  // Past the file's end, unwritten bytes read as zeroes anyway; but as
+  // encrypted ones, they are something else.
+  const fresh = !encryption && !inPlace && hostStart >= file.size;
+  // Version 2 has no zero clusters: reading what looks like one reports it.
+  const zero = inPlace && state.header.version >= 3;
+  const before = head > 0 && !keepsHead &&
+    await oldContent(state, guestStart, head, zero, fresh);
+  const after = tail > 0 && !keepsTail &&
+    await oldContent(state, end - tail, tail, zero, fresh);
   const told = state.event("write_aio");
   if (told) await told;
   const skipped = before ? 0 : head;

@@ -13,10 +13,11 @@ import {
   vectorLength,
 } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
+import type { CompressOptions } from "../../core/node.ts";
 import {
   type Freed,
   giveUp,
-  isOwned,
+  hasPlace,
   noteFreed,
   orderL2AfterData,
 } from "./entry_changes.ts";
@@ -39,7 +40,7 @@ export async function writeCompressedGuest(
   state: Qcow2State,
   offset: number,
   iov: IoVector,
-  level: number | undefined,
+  options: CompressOptions = {},
 ): Promise<void> {
   const { geometry, header } = state;
   const { clusterSize } = geometry;
@@ -57,7 +58,7 @@ export async function writeCompressedGuest(
   let failure: unknown;
   for (let done = 0; done < length && !failure; done += clusterSize) {
     const part = sliceVector(iov, done, Math.min(clusterSize, length - done));
-    const written = writeCluster(state, offset + done, part, level);
+    const written = writeCluster(state, offset + done, part, options);
     pending.push(written.catch((error) => {
       failure ??= error;
     }));
@@ -71,7 +72,7 @@ async function writeCluster(
   state: Qcow2State,
   offset: number,
   iov: IoVector,
-  level: number | undefined,
+  { level, onlyEmpty = false }: CompressOptions,
 ): Promise<void> {
   const { clusterSize } = state.geometry;
   let cluster = flattenVector(iov);
@@ -87,13 +88,14 @@ async function writeCluster(
   using _ = await turn;
   const compressed = await compressing;
   if (!compressed) return await writeGuest(state, offset, iov);
-  await store(state, offset, compressed);
+  await store(state, offset, compressed, onlyEmpty);
 }
 
 async function store(
   state: Qcow2State,
   guestOffset: number,
   compressed: Uint8Array,
+  onlyEmpty: boolean,
 ): Promise<void> {
   const { geometry, ranges, refcounts, file } = state;
   const end = guestOffset + geometry.clusterSize;
@@ -102,8 +104,10 @@ async function store(
   {
     using _ = await state.metadata.lock();
     state.checkUsable();
-    const { high, kind } = await state.clusters.mapLocked(guestOffset, 1);
-    if (isOwned(high, kind)) throw new BlockError("EIO");
+    const place = await state.clusters.entryForWrite(guestOffset);
+    const { kind } = state.clusters.mappingAt(place, guestOffset, 1);
+    const isFree = kind === "compressed" ? !onlyEmpty : !hasPlace(kind);
+    if (!isFree) throw new BlockError("EIO");
     hostOffset = await refcounts.allocateBytes(compressed.length);
   }
   const freed: Freed[] = [];

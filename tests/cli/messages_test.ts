@@ -234,7 +234,7 @@ qemuTest(
         const why = theirs.stderr.replace("qemu-img: Could not open 'b': ", "");
         assertEquals(
           stderr,
-          `bdrv: warning: 'b': the bitmaps cannot be told: ${why}`,
+          `bdrv: warning: 'b': the bitmaps cannot be listed: ${why}`,
         );
       });
     }

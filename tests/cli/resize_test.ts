@@ -33,13 +33,17 @@ besideQemu("resize leaves what qemu-img's leaves", {
     "resize old-same +1M",
     "resize shorter +512",
     "resize shorter +1M",
+    "resize --preallocation=metadata shorter +1M",
+    "resize --preallocation=falloc shorter +1M",
+    "resize --preallocation=full shorter +1M",
+    "resize --preallocation=falloc shorter 3M",
     "resize old-shorter +512",
     "resize old-shorter +1M",
     "resize blkdebug::disk +1M",
     "resize ./disk +1M",
   ],
   async inspect(call, { ours, theirs }) {
-    const file = call.split(" ")[1];
+    const file = call.split(" ").at(-2)!;
     if (file.endsWith("disk")) return;
     await runOk(["qemu-img", "check", "-q", file], { cwd: ours });
     const names = [`${ours}/${file}`, `${theirs}/${file}`];

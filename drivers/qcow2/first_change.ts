@@ -1,0 +1,95 @@
+/**
+ * What an image claims that holds only as long as nobody changes it without
+ * knowing of it. (Specification: "Autoclear features".)
+ *
+ * @module
+ */
+import { filterNode } from "../../core/filter.ts";
+import type { BlockNode } from "../../core/node.ts";
+import { Autoclear } from "./format.ts";
+import type { Qcow2State } from "./state.ts";
+
+/** Bitmaps that a warning names. */
+const NAMED = 8;
+
+/** The file of an image, with `prepare` waited for before it is changed. */
+export function watchChanges(
+  file: BlockNode,
+  prepare: () => void | Promise<void>,
+): BlockNode {
+  const { limits, debug } = file;
+  const changes: Partial<BlockNode> = {
+    async writev(...args) {
+      await prepare();
+      await file.writev!(...args);
+    },
+    ...(limits && { limits }),
+    ...(debug && { debug }),
+    ...(file.debugEvent && { debugEvent: file.debugEvent.bind(file) }),
+    ...(file.writeZeroes && {
+      async writeZeroes(...args) {
+        await prepare();
+        await file.writeZeroes!(...args);
+      },
+    }),
+    ...(file.discard && {
+      async discard(...args) {
+        await prepare();
+        await file.discard!(...args);
+      },
+    }),
+    ...(file.truncate && {
+      async truncate(...args) {
+        await prepare();
+        await file.truncate!(...args);
+      },
+    }),
+    ...(file.copyFrom && {
+      async copyFrom(...args) {
+        await prepare();
+        await file.copyFrom!(...args);
+      },
+    }),
+  };
+  return filterNode(file.driver, file, changes);
+}
+
+/**
+ * Bitmaps are not kept up to date by this driver, and a feature that nobody
+ * knows is not either: the format has bits to say so. The user is told which
+ * bitmaps are void from here on.
+ */
+export async function dropClaims(state: Qcow2State): Promise<void> {
+  const { autoclear, bitmaps } = state.header;
+  if ((autoclear.low & Autoclear.BITMAPS) !== 0 && bitmaps) {
+    const names = await bitmapNames(state);
+    state.behaviour.warn(
+      `'${state.plainFile.filename}' is changed without its persistent ` +
+        `bitmaps, which are void from here on: ${names}`,
+    );
+  }
+  await state.clearFeatures(0);
+}
+
+async function bitmapNames(
+  { plainFile, header, geometry }: Qcow2State,
+): Promise<string> {
+  const { count } = header.bitmaps!;
+  let names: string[] = [];
+  try {
+    const { listBitmaps } = await import("./bitmap_directory.ts");
+    const list = await listBitmaps(
+      plainFile,
+      header.bitmaps!,
+      geometry,
+      header.size,
+    );
+    names = list.map(({ name }) => `'${name}'`);
+  } catch {
+    // They are void in any case.
+  }
+  if (names.length === 0) return `${count} that cannot be read`;
+  const more = names.length - NAMED;
+  if (more <= 0) return names.join(", ");
+  return `${names.slice(0, NAMED).join(", ")} and ${more} more`;
+}

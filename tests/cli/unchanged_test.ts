@@ -1,0 +1,113 @@
+/**
+ * What was not asked to change does not: an image of which bitmaps are kept,
+ * a feature is unknown, and a backing file is longer, after commands that fail
+ * and commands that write nothing.
+ *
+ * @module
+ */
+import { assertEquals, assertMatch } from "@std/assert";
+import { BDRV, qemuTest, run, runOk, TempDir } from "../qemu.ts";
+
+/** Commands that fail, or have nothing to do; tildes stand for blanks. */
+const CALLS = [
+  "qemu-io -c length X",
+  "qemu-io -c flush -c read~0~1k X",
+  "qemu-io -c write~2M~1k X",
+  "qemu-io -c discard~1k~1k X",
+  "qemu-io -c write~-c~0~64k X",
+  "qemu-io -c truncate~5 X",
+  "qemu-io -c write~-s~nothing~0~1k X",
+  "qemu-img resize X 512k",
+  "qemu-img resize X 1M",
+  "qemu-img resize --preallocation=full --shrink X 512k",
+  "qemu-img amend -o foo=1 X",
+  "qemu-img amend -o compat=0.9 X",
+  "qemu-img amend -o refcount_bits=3 X",
+  "qemu-img snapshot -d none X",
+  "qemu-img snapshot -a none X",
+  "qemu-img rebase -b none -F qcow2 X",
+  "qemu-img rebase -u -b none -F foo X",
+  "qemu-img commit -b none X",
+  "qemu-img check -r foo X",
+  "qemu-img create -f qcow2 -o cluster_size=1000 X 1M",
+  "qemu-img create -f qcow2 -o compat=0.10,lazy_refcounts=on X 1M",
+  "qemu-img create -f qcow2 -b none -F raw X",
+  "qemu-img create -f qcow2 X",
+  "qemu-img convert -O qcow2 none X",
+  "qemu-img convert -O qcow2 -o refcount_bits=3 base X",
+  "qemu-img convert -n -O qcow2 -l none base X",
+  "qemu-img dd if=none of=X",
+];
+
+async function makeImages(cwd: string): Promise<Uint8Array> {
+  const commands = [
+    "qemu-img create -q -f qcow2 base 2M",
+    "qemu-img create -q -f qcow2 -b base -F qcow2 X 1M",
+    "qemu-img bitmap --add X one",
+    "qemu-img bitmap --add X two",
+  ];
+  for (const command of commands) await runOk(command.split(" "), { cwd });
+  await runOk(["qemu-io", "-c", "write 0 64k", "X"], { cwd });
+  const bytes = await Deno.readFile(`${cwd}/X`);
+  bytes[88] |= 0x80; // An autoclear feature that nobody knows.
+  await Deno.writeFile(`${cwd}/X`, bytes);
+  return bytes;
+}
+
+const NEEDED = ["qemu-img", "qemu-io"];
+
+qemuTest(
+  "commands that fail or write nothing leave an image as it was",
+  async (t) => {
+    await using dir = new TempDir();
+    const cwd = dir.path;
+    const bytes = await makeImages(cwd);
+    for (const call of CALLS) {
+      await t.step(call, async () => {
+        const words = call.split(" ").map((word) => word.replaceAll("~", " "));
+        const { stderr } = await run([...BDRV, ...words], { cwd });
+        assertEquals(await Deno.readFile(`${cwd}/X`), bytes, stderr);
+      });
+    }
+  },
+  NEEDED,
+);
+
+/** The file's autoclear features. */
+async function features(path: string): Promise<number> {
+  const bytes = await Deno.readFile(path);
+  return bytes[95] + bytes[88] * 256;
+}
+
+qemuTest("the first change voids bitmaps, and says so once", async (t) => {
+  await using dir = new TempDir();
+  const cwd = dir.path;
+  const bytes = await makeImages(cwd);
+  const changes = [
+    "qemu-io -c write~0~1k -c write~700k~1k X", // In place first.
+    "qemu-io -c discard~0~64k X",
+    "qemu-img resize -q X 3M",
+    "qemu-img snapshot -c new X",
+    "qemu-img rebase -u -b  X",
+    "qemu-img amend -o lazy_refcounts=on X",
+    "qemu-img commit -q X",
+  ];
+  for (const call of changes) {
+    await t.step(call, async () => {
+      await Deno.writeFile(`${cwd}/X`, bytes);
+      const words = call.split(" ").map((word) => word.replaceAll("~", " "));
+      const { code, stderr } = await run([...BDRV, ...words], { cwd });
+      assertEquals(code, 0, stderr);
+      assertMatch(stderr, /^[^\n]*warning: 'X' [^\n]*: 'one', 'two'\n$/);
+      assertEquals(await features(`${cwd}/X`), 0);
+    });
+  }
+  await t.step("but a repair does not", async () => {
+    bytes[79] |= 1; // Dirty.
+    await Deno.writeFile(`${cwd}/X`, bytes);
+    const repair = [...BDRV, "qemu-img", "check", "-q", "-r", "all", "X"];
+    const { code, stderr } = await run(repair, { cwd });
+    assertEquals({ code, stderr }, { code: 0, stderr: "" });
+    assertEquals(await features(`${cwd}/X`), 1);
+  });
+}, NEEDED);
