@@ -10,6 +10,7 @@ import {
   inflate,
   zstdCompression,
 } from "./codecs.ts";
+import { release } from "./bytes.ts";
 import { BlockError } from "./errors.ts";
 import { callZlib, nativeZlib, type ZlibCall } from "./zlib_workers.ts";
 
@@ -23,7 +24,7 @@ export type CompressionType = "zlib" | "zstd";
  * allow for, or to one frame (`zstd`).
  *
  * @param level 0 to 9 or 1 to 22. Default: as small as QEMU makes it.
- * @returns `undefined` if the result would not be shorter.
+ * @returns memory of its own; `undefined` if the result would not be shorter.
  * @throws {BlockError} ENOTSUP where the runtime cannot: portable deflaters do
  * not limit their window.
  */
@@ -43,7 +44,9 @@ export async function compress(
   }
   if (looksRandom(input) && await isIncompressible(input)) return undefined;
   const output = await callZlib(call, input, input.length);
-  return output.length < input.length ? withoutBuffer(output) : undefined;
+  if (output.length < input.length) return owned(output, call);
+  dispose(output, call);
+  return undefined;
 }
 
 /**
@@ -56,7 +59,9 @@ async function isIncompressible(input: Uint8Array): Promise<boolean> {
   if (call.zstd) return compressZstd(call.zstd, input).length >= input.length;
   if (!nativeZlib()?.zstdCompressSync) return false;
   const output = await callZlib(call, input, input.length);
-  return output.length >= input.length;
+  const isAsLong = output.length >= input.length;
+  dispose(output, call);
+  return isAsLong;
 }
 
 /** Bytes that are looked at to see whether all values are as frequent. */
@@ -142,7 +147,9 @@ export async function decompress(
   }
   // Truncated input of zstd is reported by nothing but its length.
   if (output.length !== length) throw corrupt();
-  if (output !== target) target.set(output);
+  if (output === target) return;
+  target.set(output);
+  dispose(output, call);
 }
 
 /**
@@ -195,8 +202,21 @@ async function inflatePortably(
 }
 
 /** A plain array instead of a `Buffer`, whose `slice` differs. */
-function withoutBuffer(bytes: Uint8Array): Uint8Array {
-  return new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.length);
+function owned(output: Uint8Array, call: ZlibCall): Uint8Array {
+  const { buffer, byteOffset, length } = output;
+  return isOwn(output, call)
+    ? new Uint8Array(buffer, byteOffset, length)
+    : new Uint8Array(output);
+}
+
+function dispose(output: Uint8Array, call: ZlibCall): void {
+  if (isOwn(output, call)) release(output);
+}
+
+/** Whether an output has memory of its own: small ones of zlib share theirs. */
+function isOwn({ buffer, length }: Uint8Array, { options }: ZlibCall): boolean {
+  const { byteLength } = buffer;
+  return byteLength === length || byteLength === options.chunkSize;
 }
 
 function corrupt(cause?: unknown): BlockError {

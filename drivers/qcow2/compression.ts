@@ -12,8 +12,8 @@ import {
   sliceVector,
 } from "../../core/bytes.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
-import { Mutex } from "../../core/lock.ts";
 import type { Mapping } from "./cluster_map.ts";
+import type { CompressionQueue } from "./compression_queue.ts";
 import type { CompressedCluster } from "./format.ts";
 import type { Qcow2State } from "./state.ts";
 
@@ -38,8 +38,8 @@ interface Wanted extends CompressedCluster {
 
 /** Compresses clusters, and reads compressed ones. */
 export class CompressedClusters {
-  /** Held to store a compressed cluster; places in line are given early. */
-  readonly storing = new Mutex();
+  /** What is being compressed; made when something is. */
+  queue?: CompressionQueue;
   readonly #state: Qcow2State;
   readonly #clusters = new Map<string, Promise<Uint8Array>>();
   #codecs?: Promise<Codecs>;

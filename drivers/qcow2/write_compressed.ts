@@ -5,12 +5,15 @@
  */
 import {
   allocate,
+  divideUp,
   flattenVector,
   type IoVector,
+  release,
   sliceVector,
   vectorLength,
 } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
+import { CompressionQueue } from "./compression_queue.ts";
 import {
   type Freed,
   giveUp,
@@ -20,9 +23,6 @@ import {
 } from "./entry_changes.ts";
 import type { Qcow2State } from "./state.ts";
 import { writeGuest } from "./write.ts";
-
-/** Bytes of clusters that are compressed at once: enough for all processors. */
-const MAX_AT_ONCE = 8 * 1024 * 1024;
 
 /**
  * Store clusters compressed. Those that would not become smaller are stored
@@ -51,41 +51,31 @@ export async function writeCompressedGuest(
       "Compression and encryption not supported at the same time",
     );
   }
-  const pending: Promise<void>[] = [];
-  let failure: unknown;
-  for (let done = 0; done < length && !failure; done += clusterSize) {
-    const part = sliceVector(iov, done, Math.min(clusterSize, length - done));
-    const written = writeCluster(state, offset + done, part, level);
-    pending.push(written.catch((error) => {
-      failure ??= error;
-    }));
-    if (pending.length * clusterSize >= MAX_AT_ONCE) await pending.shift();
-  }
-  await Promise.all(pending);
-  if (failure) throw failure;
+  const part = (index: number) => {
+    const start = index * clusterSize;
+    return sliceVector(iov, start, Math.min(clusterSize, length - start));
+  };
+  state.compressed.queue ??= new CompressionQueue(clusterSize);
+  await state.compressed.queue.run(
+    divideUp(length, clusterSize),
+    (index) => {
+      const cluster = padded(flattenVector(part(index)), clusterSize);
+      return state.compressed.compress(cluster, level);
+    },
+    async (index, compressed) => {
+      const at = offset + index * clusterSize;
+      if (!compressed) return await writeGuest(state, at, part(index));
+      await store(state, at, compressed);
+      release(compressed);
+    },
+  );
 }
 
-async function writeCluster(
-  state: Qcow2State,
-  offset: number,
-  iov: IoVector,
-  level: number | undefined,
-): Promise<void> {
-  const { clusterSize } = state.geometry;
-  let cluster = flattenVector(iov);
-  if (cluster.length < clusterSize) {
-    const padded = allocate(clusterSize);
-    padded.set(cluster);
-    cluster = padded;
-  }
-  const turn = state.compressed.storing.lock();
-  const compressing = state.compressed.compress(cluster, level);
-  // If it fails before our turn, that is still dealt with below.
-  compressing.catch(() => {});
-  using _ = await turn;
-  const compressed = await compressing;
-  if (!compressed) return await writeGuest(state, offset, iov);
-  await store(state, offset, compressed);
+function padded(cluster: Uint8Array, clusterSize: number): Uint8Array {
+  if (cluster.length === clusterSize) return cluster;
+  const whole = allocate(clusterSize);
+  whole.set(cluster);
+  return whole;
 }
 
 async function store(
