@@ -11,6 +11,7 @@ import {
   zstdCompression,
 } from "./codecs.ts";
 import { release } from "./bytes.ts";
+import { deflate } from "./deflater.ts";
 import { BlockError } from "./errors.ts";
 import { callZlib, nativeZlib, type ZlibCall } from "./zlib_workers.ts";
 
@@ -47,6 +48,24 @@ export async function compress(
   if (output.length < input.length) return owned(output, call);
   dispose(output, call);
   return undefined;
+}
+
+/**
+ * As {@linkcode compress}, at once, for at most 16 KiB.
+ *
+ * @returns valid until the next call; `undefined` if it would not be shorter,
+ * `null` where no library of the system can do it.
+ */
+export function compressNow(
+  type: CompressionType,
+  input: Uint8Array,
+  level?: number,
+): Uint8Array | undefined | null {
+  if (type === "zlib") return deflate(input, level);
+  const zstd = zstdCompression(level);
+  if (!zstd) return null;
+  const output = compressZstd(zstd, input);
+  return output.length < input.length ? output : undefined;
 }
 
 /**

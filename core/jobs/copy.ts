@@ -51,6 +51,12 @@ const FEW = 2;
 /** Turns of others, at 0.1 µs, after which a request is taken to wait. */
 const PATIENCE = 10_000;
 
+/**
+ * Most bytes of buffers where data is compressed, which takes so long that
+ * reading it hardly counts, and takes memory of its own.
+ */
+const MAX_COMPRESSED = 12 * 1024 * 1024;
+
 /** Fewest bytes of one request, however low the limit on the rate. */
 const LEAST_REQUEST_SIZE = 64 * 1024;
 
@@ -188,8 +194,12 @@ class Copy {
 
   /** Have `count` workers, or as many as there may be. */
   #startWorkers(count: number): void {
-    const { parallel = 8 } = this.#options;
-    while (this.#workers.length < Math.min(count, parallel)) {
+    const { clusterSize, requestSize } = this.#rules;
+    const most = Math.min(
+      this.#options.parallel ?? 8,
+      clusterSize > 0 ? MAX_COMPRESSED / requestSize : Infinity,
+    );
+    while (this.#workers.length < Math.min(count, most)) {
       this.#workers.push(
         this.#work().catch((error) => {
           this.#error ??= asBlockError(error);

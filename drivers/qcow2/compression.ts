@@ -120,12 +120,12 @@ export class CompressedClusters {
     cluster: Uint8Array,
     level: number | undefined,
   ): Promise<Uint8Array | undefined> {
-    const { compress } = await this.#load();
+    const { compress } = await this.load();
     return await compress(this.#state.header.compressionType, cluster, level);
   }
 
   /** Most images have nothing that is compressed, and need no codecs. */
-  #load(): Promise<Codecs> {
+  load(): Promise<Codecs> {
     return this.#codecs ??= import("../../core/compression.ts").then(
       (codecs) => {
         this.#workers = codecs.holdWorkers();
@@ -181,7 +181,7 @@ export class CompressedClusters {
     const buffer = this.#takeBuffer(end - start);
     await file.readv(start, [buffer.subarray(0, end - start)]);
     const type = header.compressionType;
-    const { decompress } = await this.#load();
+    const { decompress } = await this.load();
     const done = run.map(({ hostOffset, length, target, resolve, reject }) => {
       const at = hostOffset - start;
       return decompress(type, buffer.subarray(at, at + length), target).then(

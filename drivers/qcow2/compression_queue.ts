@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { Mutex } from "../../core/lock.ts";
+import { type Held, Mutex } from "../../core/lock.ts";
 
 /**
  * Most bytes, and most clusters, that are compressed before their turn to be
@@ -13,14 +13,6 @@ import { Mutex } from "../../core/lock.ts";
  */
 const MAX_BYTES = 8 * 1024 * 1024;
 const MAX_CLUSTERS = 128;
-
-/**
- * Of smaller clusters than that, which other processors do not help with, a
- * few at a time: what outlives a collection of garbage has V8 let more garbage
- * gather before the next one.
- */
-const SMALL = 16 * 1024;
-const FEW_CLUSTERS = 4;
 
 /** What a cluster was compressed to; `undefined` if that saves nothing. */
 export type Compressed = Uint8Array | undefined;
@@ -49,9 +41,12 @@ export class CompressionQueue {
 
   /** A queue for clusters of so many bytes. */
   constructor(clusterSize: number) {
-    this.#most = clusterSize < SMALL
-      ? FEW_CLUSTERS
-      : Math.min(MAX_CLUSTERS, MAX_BYTES / clusterSize);
+    this.#most = Math.min(MAX_CLUSTERS, MAX_BYTES / clusterSize);
+  }
+
+  /** Wait until the clusters of all calls before are stored. */
+  turn(): Held | Promise<Held> {
+    return this.#turn.lock();
   }
 
   /**

@@ -24,6 +24,9 @@ import {
 import type { Qcow2State } from "./state.ts";
 import { writeGuest } from "./write.ts";
 
+/** Bytes of a cluster from which on other processors help to compress it. */
+const SMALL = 16 * 1024;
+
 /**
  * Store clusters compressed. Those that would not become smaller are stored
  * plain. They are compressed at once, but stored in the order in which this
@@ -56,7 +59,12 @@ export async function writeCompressedGuest(
     return sliceVector(iov, start, Math.min(clusterSize, length - start));
   };
   state.compressed.queue ??= new CompressionQueue(clusterSize);
-  await state.compressed.queue.run(
+  const { queue } = state.compressed;
+  if (clusterSize < SMALL) {
+    using _ = await queue.turn();
+    return await writeSmall(state, offset, iov, level);
+  }
+  await queue.run(
     divideUp(length, clusterSize),
     (index) => {
       const cluster = padded(flattenVector(part(index)), clusterSize);
@@ -65,10 +73,64 @@ export async function writeCompressedGuest(
     async (index, compressed) => {
       const at = offset + index * clusterSize;
       if (!compressed) return await writeGuest(state, at, part(index));
-      await store(state, at, compressed);
+      const lengths = [compressed.length];
+      await store(state, { guestOffset: at, bytes: compressed, lengths });
       release(compressed);
     },
   );
+}
+
+/** Clusters that are stored together at most. */
+const GROUP = 64;
+
+/**
+ * Compress and store small clusters: in groups, since their number counts, not
+ * their bytes. Other processors do not help, so that nothing goes ahead.
+ */
+async function writeSmall(
+  state: Qcow2State,
+  offset: number,
+  iov: IoVector,
+  level: number | undefined,
+): Promise<void> {
+  const { geometry: { clusterSize }, header, compressed: codec } = state;
+  const { compressNow } = await codec.load();
+  const length = vectorLength(iov);
+  const count = divideUp(length, clusterSize);
+  const bytes = allocate(Math.min(GROUP, count) * clusterSize);
+  let filled = 0;
+  let lengths: number[] = [];
+  /** Clusters before the current one that do not become smaller. */
+  let plain = 0;
+  /** Store those that wait, all of one kind; the last one ends at `end`. */
+  const storeAll = async (end: number) => {
+    if (plain > 0) {
+      const start = end - plain * clusterSize;
+      const part = sliceVector(iov, start, Math.min(end, length) - start);
+      await writeGuest(state, offset + start, part);
+    } else {
+      const guestOffset = offset + end - lengths.length * clusterSize;
+      await store(state, { guestOffset, bytes, lengths });
+    }
+    plain = filled = 0;
+    lengths = [];
+  };
+  for (let index = 0; index < count; index++) {
+    const at = index * clusterSize;
+    const part = sliceVector(iov, at, Math.min(clusterSize, length - at));
+    const cluster = padded(flattenVector(part), clusterSize);
+    let output = compressNow(header.compressionType, cluster, level);
+    if (output === null) output = await codec.compress(cluster, level);
+    const isOtherKind = output ? plain > 0 : lengths.length > 0;
+    if (isOtherKind || plain + lengths.length === GROUP) await storeAll(at);
+    if (output) {
+      bytes.set(output, filled);
+      filled += output.length;
+      lengths.push(output.length);
+    } else plain++;
+  }
+  await storeAll(count * clusterSize);
+  release(bytes);
 }
 
 function padded(cluster: Uint8Array, clusterSize: number): Uint8Array {
@@ -78,38 +140,97 @@ function padded(cluster: Uint8Array, clusterSize: number): Uint8Array {
   return whole;
 }
 
-async function store(
-  state: Qcow2State,
-  guestOffset: number,
-  compressed: Uint8Array,
-): Promise<void> {
-  const { geometry, ranges, refcounts, file } = state;
-  const end = guestOffset + geometry.clusterSize;
+/**
+ * Compressed clusters that follow each other on the disk, to be stored together
+ * as far as they come to lie together.
+ */
+interface Group {
+  guestOffset: number;
+  /** The clusters' data, one after the other, and how long each one's is. */
+  readonly bytes: Uint8Array;
+  readonly lengths: readonly number[];
+}
+
+async function store(state: Qcow2State, group: Group): Promise<void> {
+  const { geometry, ranges, refcounts } = state;
+  const { clusterSize } = geometry;
+  const { guestOffset, lengths } = group;
+  const end = guestOffset + lengths.length * clusterSize;
   using _held = await ranges.acquire(guestOffset, end, true);
-  let hostOffset: number;
-  {
-    using _ = await state.metadata.lock();
-    state.checkUsable();
-    const { high, kind } = await state.clusters.mapLocked(guestOffset, 1);
-    if (isOwned(high, kind)) throw new BlockError("EIO");
-    hostOffset = await refcounts.allocateBytes(compressed.length);
-  }
+  const { places, failure } = await findPlaces(state, group);
   const freed: Freed[] = [];
+  let done = 0;
   try {
-    await state.overlap.check(hostOffset, compressed.length);
-    await state.event("write_compressed");
-    await file.writev!(hostOffset, [compressed]);
+    await writeRuns(state, group, places);
     using _ = await state.metadata.lock();
     await orderL2AfterData(state);
-    const place = await state.clusters.entryForWrite(guestOffset);
-    noteFreed(state, place, freed);
-    const high = geometry.compressedEntryHigh(hostOffset, compressed.length);
-    state.clusters.setEntry(place, high, hostOffset % 2 ** 32);
+    while (done < places.length) {
+      const at = guestOffset + done * clusterSize;
+      const entry = state.clusters.entryForWrite(at);
+      const place = entry instanceof Promise ? await entry : entry;
+      noteFreed(state, place, freed);
+      const host = places[done];
+      const high = geometry.compressedEntryHigh(host, lengths[done]);
+      state.clusters.setEntry(place, high, host % 2 ** 32);
+      done++;
+    }
     state.compressed.forget();
   } catch (error) {
     using _ = await state.metadata.lock();
-    await refcounts.add(hostOffset, compressed.length, -1);
+    for (; done < places.length; done++) {
+      await refcounts.add(places[done], lengths[done], -1);
+    }
     throw error;
   }
   await giveUp(state, freed);
+  if (failure) throw failure;
+}
+
+/** Room for the clusters of a group, as far as there is some for them. */
+async function findPlaces(
+  state: Qcow2State,
+  { guestOffset, lengths }: Group,
+): Promise<{ places: number[]; failure?: unknown }> {
+  const { clusterSize } = state.geometry;
+  const places: number[] = [];
+  using _ = await state.metadata.lock();
+  state.checkUsable();
+  try {
+    for (const length of lengths) {
+      const at = guestOffset + places.length * clusterSize;
+      const mapping = state.clusters.mapLocked(at, 1);
+      const { high, kind } = mapping instanceof Promise
+        ? await mapping
+        : mapping;
+      if (isOwned(high, kind)) throw new BlockError("EIO");
+      const place = state.refcounts.allocateBytes(length);
+      places.push(place instanceof Promise ? await place : place);
+    }
+  } catch (failure) {
+    // Those before it are stored all the same.
+    return { places, failure };
+  }
+  return { places };
+}
+
+/** Write the data of a group, as much at once as lies together. */
+async function writeRuns(
+  state: Qcow2State,
+  { bytes, lengths }: Group,
+  places: readonly number[],
+): Promise<void> {
+  for (let i = 0, from = 0; i < places.length;) {
+    const start = places[i];
+    let end = start;
+    for (; i < places.length && places[i] === end; i++) {
+      const event = state.event("write_compressed");
+      if (event) await event;
+      end += lengths[i];
+    }
+    const checked = state.overlap.check(start, end - start);
+    if (checked) await checked;
+    const run = bytes.subarray(from, from + end - start);
+    await state.file.writev!(start, [run]);
+    from += end - start;
+  }
 }
