@@ -127,6 +127,20 @@ function zstdCall(length: number, level: number | undefined): ZlibCall {
 }
 
 /**
+ * Decompress at once, where a library of the system can do it. Whether that
+ * filled `target`; if not, {@linkcode decompress} may still, or knows why not.
+ */
+export function decompressNow(
+  type: CompressionType,
+  input: Uint8Array,
+  target: Uint8Array,
+): boolean | undefined {
+  return type === "zstd"
+    ? decompressZstd(input, target)
+    : inflate(input, target);
+}
+
+/**
  * Decompress to exactly as many bytes as `target` has, into it. What follows the compressed data is
  * ignored: qcow2 counts it in sectors and pads the last one. A deflate stream
  * may go on beyond that length.
@@ -139,8 +153,7 @@ export async function decompress(
   input: Uint8Array,
   target: Uint8Array,
 ): Promise<void> {
-  const decompressHere = type === "zstd" ? decompressZstd : inflate;
-  const isDone = decompressHere(input, target);
+  const isDone = decompressNow(type, input, target);
   if (isDone) return;
   // Of deflate, what the library refuses may be right all the same.
   if (isDone === false && type === "zstd") throw corrupt();

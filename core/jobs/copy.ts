@@ -55,7 +55,7 @@ const PATIENCE = 10_000;
  * Most bytes of buffers where data is compressed, which takes so long that
  * reading it hardly counts, and takes memory of its own.
  */
-const MAX_COMPRESSED = 12 * 1024 * 1024;
+const MAX_COMPRESSED = 8 * 1024 * 1024;
 
 /** Fewest bytes of one request, however low the limit on the rate. */
 const LEAST_REQUEST_SIZE = 64 * 1024;
@@ -102,6 +102,8 @@ class Copy {
   #copied = 0;
   #total = 0;
   #error: BlockError | undefined;
+  /** Where the range begins that it is about. */
+  #errorOffset = Infinity;
   /** Until it turns out that the system cannot. */
   #offloads: boolean;
 
@@ -223,8 +225,10 @@ class Copy {
         if (isData(turn.range)) await this.#copy(turn, buffer);
         else await this.#zero(turn);
       } catch (error) {
-        // Known before others go on.
-        this.#error ??= asBlockError(error);
+        // Known before others go on. Of those under way the first one counts.
+        const { offset } = turn.range;
+        if (offset < this.#errorOffset) this.#error = asBlockError(error);
+        this.#errorOffset = Math.min(this.#errorOffset, offset);
       } finally {
         turn.placed();
       }

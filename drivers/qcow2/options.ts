@@ -103,7 +103,7 @@ export function behaviourOf(
  * Slices of L2 tables to cache, if nothing is said about that: of small
  * clusters, one takes up more memory than its bytes.
  */
-const USUAL_SLICES = 8192;
+const USUAL_SLICES = 4096;
 
 /** The sizes of the caches: QEMU's rules, with QEMU's messages. */
 export function cacheSizes(options: OptionValues, header: Header): CacheSizes {

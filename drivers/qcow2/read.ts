@@ -176,9 +176,32 @@ export async function guestStatus(
     }
     case "zeroAllocated":
       return { length: run, kind: "zero", ...place };
+    case "compressed": {
+      const unit = state.geometry.clusterSize;
+      const more = compressedAfter(state, offset + run, length - run);
+      return { length: run + more, kind, unit };
+    }
     case "zero":
-    case "compressed":
     case "unallocated":
       return { length: run, kind };
   }
+}
+
+/** Most bytes of compressed clusters that are told of at once. */
+const MAX_COMPRESSED = 2 * 1024 * 1024;
+
+/** Bytes of compressed clusters from `offset` on whose entries are in memory. */
+function compressedAfter(
+  state: Qcow2State,
+  offset: number,
+  length: number,
+): number {
+  const most = Math.min(length, MAX_COMPRESSED);
+  let run = 0;
+  while (run < most) {
+    const next = state.clusters.lookup(offset + run, length - run);
+    if (next?.kind !== "compressed") break;
+    run += next.length;
+  }
+  return run;
 }
