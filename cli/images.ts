@@ -80,6 +80,7 @@ export async function openImageArgument(
       cache,
       nativeAio,
       gate: "allow",
+      maxChain: program.maxChain,
       secrets: program.secrets,
       ...reporting(program),
     });

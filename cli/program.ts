@@ -56,6 +56,8 @@ export class Program {
   #objects?: Secrets;
   /** Where its help is found. */
   helpCommand: string;
+  /** Most images in a chain of backing files. */
+  maxChain = 10_000;
   /** How progress is told where it is wanted. */
   progressFormat: "line" | "json" = "line";
 

@@ -10,7 +10,7 @@ import {
   vectorLength,
 } from "../../core/bytes.ts";
 import type { Held } from "../../core/lock.ts";
-import type { Extent } from "../../core/node.ts";
+import type { BlockNode, Extent } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
 import type { Mapping } from "./cluster_map.ts";
 import { readData } from "./encryption.ts";
@@ -122,12 +122,33 @@ function readMapping(
       return state.compressed.read([mapping], guestOffset, iov);
     case "unallocated":
       if (backing && guestOffset < header.size) {
-        const read = () => readPadded(backing, guestOffset, iov);
+        const read = () => readBacking(backing, guestOffset, iov);
         const told = state.event("read_backing_aio");
         return told ? told.then(read) : read();
       }
   }
   fillVector(iov, 0, mapping.length);
+}
+
+/** Reads of backing files, one within the other, that are made at once. */
+const MAX_NESTED = 100;
+let nested = 0;
+
+/** A chain may be so long that the stack would overflow. */
+function readBacking(
+  backing: BlockNode,
+  offset: number,
+  iov: IoVector,
+): Promise<void> {
+  if (nested >= MAX_NESTED) {
+    return Promise.resolve().then(() => readBacking(backing, offset, iov));
+  }
+  nested++;
+  try {
+    return readPadded(backing, offset, iov);
+  } finally {
+    nested--;
+  }
 }
 
 /**
