@@ -155,7 +155,7 @@ export const OBJECT: OptionSpec = {
 export const MAX_CHAIN: OptionSpec = {
   long: "max-chain",
   argument: "N",
-  help: "most images in a chain of backing files; default: 10000",
+  help: "most images in a chain of backing files; default: 10001",
 };
 
 function chainLimit(text: string): number {

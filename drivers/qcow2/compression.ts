@@ -82,12 +82,10 @@ export class CompressedClusters {
       const part = sliceVector(iov, done, length);
       // Who wants all of it will hardly ask for it again soon.
       const isDirect = length === geometry.clusterSize && part.length === 1 &&
-        !this.#clusters.has(keyOf(mapping));
+        !(this.#clusters.size > 0 && this.#clusters.has(keyOf(mapping)));
       if (isDirect) {
-        wanted.push({
-          ...geometry.compressedCluster(high, low),
-          target: part[0],
-        });
+        const place = geometry.compressedCluster(high, low);
+        wanted.push(Object.assign(place, { target: part[0] }));
       } else {
         const start = geometry.offsetInCluster(offset + done);
         pending.push(this.#readPart(mapping, start, part, wanted));
