@@ -95,7 +95,9 @@ export class Invocation {
   #take(name: string, argument: string): boolean {
     if (name === HELP.short) throw new HelpWanted();
     else if (name === OBJECT.long) this.#define(argument);
-    else if (name === FORMAT.short) this.image.format = argument;
+    else if (name === MAX_CHAIN.long) {
+      this.program.maxChain = chainLimit(argument);
+    } else if (name === FORMAT.short) this.image.format = argument;
     else if (name === IMAGE_OPTS.long) this.image.imageOpts = true;
     else if (name === FORCE_SHARE.short) this.image.forceShare = true;
     else if (name === QUIET.short) this.quiet = true;
@@ -148,6 +150,21 @@ export const OBJECT: OptionSpec = {
   argument: "OBJECT",
   help: "a key: secret,id=ID,data=TEXT (or file=PATH)",
 };
+
+/** `--max-chain`, which QEMU's programs do not have. */
+export const MAX_CHAIN: OptionSpec = {
+  long: "max-chain",
+  argument: "N",
+  help: "most images in a backing chain; default: 10001",
+};
+
+function chainLimit(text: string): number {
+  const limit = /^\d+$/.test(text) ? Number(text) : 0;
+  if (limit >= 1 && limit <= 1_000_000) return limit;
+  throw new CommandError(
+    `Invalid --max-chain: '${text}' is not a number between 1 and 1000000`,
+  );
+}
 
 /** `--image-opts`. */
 export const IMAGE_OPTS: OptionSpec = {

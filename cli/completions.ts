@@ -11,7 +11,7 @@ import "../drivers/all.ts";
 import { listDrivers } from "../core/registry.ts";
 import { type Command, HELP, type Invocation } from "./command.ts";
 import type { OptionSpec } from "./getopt.ts";
-import { commandsOf, PROGRAM_OPTIONS } from "./image_tool.ts";
+import { commandsOf, loadCommand, PROGRAM_OPTIONS } from "./image_tool.ts";
 import { CACHE_MODES } from "./images.ts";
 import { CommandError, type Program, usageError } from "./program.ts";
 
@@ -73,11 +73,11 @@ interface Grammar {
 async function describe(program: Program): Promise<Grammar> {
   return {
     commands: await Promise.all(
-      commandsOf(program).map(async ([text, { summary, load }]) => {
-        const { command } = await load();
+      commandsOf(program).map(async ([text, entry]) => {
+        const command = await loadCommand(program, entry);
         return {
           text,
-          help: summary,
+          help: entry.summary,
           options: command.options.flatMap(optionWords),
           operands: valuesOf(command.operands),
         };

@@ -9,7 +9,7 @@ import type { DriverRole } from "../core/driver.ts";
 import { listDrivers } from "../core/registry.ts";
 import type { Command } from "./command.ts";
 import type { OptionSpec } from "./getopt.ts";
-import { type Entry, PROGRAM_OPTIONS } from "./image_tool.ts";
+import { type Entry, loadCommand, PROGRAM_OPTIONS } from "./image_tool.ts";
 import type { Program } from "./program.ts";
 import { versionText } from "./version.ts";
 
@@ -29,7 +29,7 @@ export async function helpText(
 ): Promise<string> {
   if (!program.isOurs) return await completeHelp(program, commands);
   if (name === undefined) return overview(program, commands);
-  const { command } = await entryOf(commands, name).load();
+  const command = await loadCommand(program, entryOf(commands, name));
   return `Usage: ${program.name} ${name} [OPTIONS] ${command.operands}\n` +
     commandText(command);
 }

@@ -3,7 +3,14 @@
  *
  * @module
  */
-import { type Command, HelpShown, HelpWanted, Invocation } from "./command.ts";
+import {
+  type Command,
+  HelpShown,
+  HelpWanted,
+  Invocation,
+  MAX_CHAIN,
+  OBJECT,
+} from "./command.ts";
 import { OptionParser, type OptionSpec } from "./getopt.ts";
 import { type Program, usageError } from "./program.ts";
 import { versionText } from "./version.ts";
@@ -101,6 +108,16 @@ export function commandsOf(program: Program): [name: string, entry: Entry][] {
     .filter(([_, { onlyOurs }]) => program.isOurs || !onlyOurs);
 }
 
+/** Load a command; under our own name each that opens images has one more option. */
+export async function loadCommand(
+  program: Program,
+  entry: Entry,
+): Promise<Command> {
+  const { command } = await entry.load();
+  if (!program.isOurs || !command.options.includes(OBJECT)) return command;
+  return { ...command, options: [...command.options, MAX_CHAIN] };
+}
+
 /** Run the program; answers the exit code. */
 export async function run(program: Program, args: string[]): Promise<number> {
   const commands = commandsOf(program);
@@ -119,7 +136,7 @@ export async function run(program: Program, args: string[]): Promise<number> {
     const entry = commands.find(([known]) => known === name)?.[1];
     if (!entry) throw usageError(`Command not found: ${name}`);
     if (program.isOurs) program.helpCommand = `${program.name} ${name} --help`;
-    const { command } = await entry.load();
+    const command = await loadCommand(program, entry);
     await program.prepareObjects(rest);
     call = new Invocation(program, name, command, rest);
     return await command.run(call);

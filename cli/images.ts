@@ -81,6 +81,7 @@ export async function openImageArgument(
       cache,
       nativeAio,
       gate: "allow",
+      maxChain: program.maxChain,
       secrets: program.secrets,
       ...reporting(program),
     });

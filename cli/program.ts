@@ -41,6 +41,8 @@ export class Program {
   #objects?: Secrets;
   /** Where its help is found. */
   helpCommand: string;
+  /** Most images in a chain of backing files: 10,000 overlays and their base. */
+  maxChain = 10_001;
   /** How progress is told where it is wanted. */
   progressFormat: "line" | "json" = "line";
 

@@ -4,6 +4,7 @@
  * @module
  */
 import { BlockError } from "../core/errors.ts";
+import { nodesOf } from "../core/extents.ts";
 import type { BlockNode } from "../core/node.ts";
 import { protocolStack } from "../core/sources.ts";
 import type { Program } from "./program.ts";
@@ -130,12 +131,11 @@ export class Target implements Disposable {
   }
 }
 
-/** The protocol nodes below others. */
+/** The protocol nodes of some stacks. */
 function filesOf(nodes: readonly BlockNode[]): BlockNode[] {
-  return nodes.flatMap((node) =>
-    node.driver.role === "protocol"
-      ? [node]
-      : filesOf(Object.values(node.children).filter((child) => !!child))
+  return nodes.flatMap((top) =>
+    [...nodesOf(top)].map(({ node }) => node)
+      .filter(({ driver }) => driver.role === "protocol")
   );
 }
 

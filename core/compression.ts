@@ -10,6 +10,8 @@ import {
   inflate,
   zstdCompression,
 } from "./codecs.ts";
+import { release } from "./bytes.ts";
+import { deflate } from "./deflater.ts";
 import { BlockError } from "./errors.ts";
 import { callZlib, nativeZlib, type ZlibCall } from "./zlib_workers.ts";
 import { isSkippable, zstdFrameLength } from "./zstd_frame.ts";
@@ -24,7 +26,7 @@ export type CompressionType = "zlib" | "zstd";
  * allow for, or to one frame (`zstd`).
  *
  * @param level 0 to 9 or 1 to 22. Default: as small as QEMU makes it.
- * @returns `undefined` if the result would not be shorter.
+ * @returns memory of its own; `undefined` if the result would not be shorter.
  * @throws {BlockError} ENOTSUP where the runtime cannot: portable deflaters do
  * not limit their window.
  */
@@ -44,7 +46,27 @@ export async function compress(
   }
   if (looksRandom(input) && await isIncompressible(input)) return undefined;
   const output = await callZlib(call, input, input.length);
-  return output.length < input.length ? withoutBuffer(output) : undefined;
+  if (output.length < input.length) return owned(output, call);
+  dispose(output, call);
+  return undefined;
+}
+
+/**
+ * As {@linkcode compress}, at once, for at most 16 KiB.
+ *
+ * @returns valid until the next call; `undefined` if it would not be shorter,
+ * `null` where no library of the system can do it.
+ */
+export function compressNow(
+  type: CompressionType,
+  input: Uint8Array,
+  level?: number,
+): Uint8Array | undefined | null {
+  if (type === "zlib") return deflate(input, level);
+  const zstd = zstdCompression(level);
+  if (!zstd) return null;
+  const output = compressZstd(zstd, input);
+  return output.length < input.length ? output : undefined;
 }
 
 /**
@@ -57,7 +79,9 @@ async function isIncompressible(input: Uint8Array): Promise<boolean> {
   if (call.zstd) return compressZstd(call.zstd, input).length >= input.length;
   if (!nativeZlib()?.zstdCompressSync) return false;
   const output = await callZlib(call, input, input.length);
-  return output.length >= input.length;
+  const isAsLong = output.length >= input.length;
+  dispose(output, call);
+  return isAsLong;
 }
 
 /** Bytes that are looked at to see whether all values are as frequent. */
@@ -101,6 +125,20 @@ function zstdCall(length: number, level: number | undefined): ZlibCall {
       ...(level !== undefined && { params: { [name!]: level } }),
     },
   };
+}
+
+/**
+ * Decompress at once, where a library of the system can do it. Whether that
+ * filled `target`; if not, {@linkcode decompress} may still, or knows why not.
+ */
+export function decompressNow(
+  type: CompressionType,
+  input: Uint8Array,
+  target: Uint8Array,
+): boolean | undefined {
+  return type === "zstd"
+    ? decompressZstd(input, target)
+    : inflate(input, target);
 }
 
 /**
@@ -157,7 +195,10 @@ async function inflateNatively(
     const call = { method: "inflateRawSync", options } as const;
     const output = await callZlib(call, input, length, target);
     if (output.length !== length) return false;
-    if (output !== target) target.set(output);
+    if (output !== target) {
+      target.set(output);
+      dispose(output, call);
+    }
     return true;
   } catch {
     return false;
@@ -188,8 +229,10 @@ async function unzstd(
     try {
       const call = { method: "zstdDecompressSync", options } as const;
       const output = await callZlib(call, frame, rest.length, rest);
-      if (output !== rest) rest.set(output);
       filled += output.length;
+      if (output === rest) continue;
+      rest.set(output);
+      dispose(output, call);
     } catch {
       return false;
     }
@@ -198,8 +241,21 @@ async function unzstd(
 }
 
 /** A plain array instead of a `Buffer`, whose `slice` differs. */
-function withoutBuffer(bytes: Uint8Array): Uint8Array {
-  return new Uint8Array(bytes.buffer, bytes.byteOffset, bytes.length);
+function owned(output: Uint8Array, call: ZlibCall): Uint8Array {
+  const { buffer, byteOffset, length } = output;
+  return isOwn(output, call)
+    ? new Uint8Array(buffer, byteOffset, length)
+    : new Uint8Array(output);
+}
+
+function dispose(output: Uint8Array, call: ZlibCall): void {
+  if (isOwn(output, call)) release(output);
+}
+
+/** Whether an output has memory of its own: small ones of zlib share theirs. */
+function isOwn({ buffer, length }: Uint8Array, { options }: ZlibCall): boolean {
+  const { byteLength } = buffer;
+  return byteLength === length || byteLength === options.chunkSize;
 }
 
 function corrupt(): BlockError {

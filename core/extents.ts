@@ -28,6 +28,29 @@ export function backingOf(node: BlockNode): BlockNode | undefined {
   return skipFilters(node).children.backing;
 }
 
+/** A node of a stack, and how it is reached from the top. */
+export interface Reached {
+  readonly node: BlockNode;
+  /** What it is to the one above; both absent for the top. */
+  readonly role?: string;
+  readonly above?: Reached;
+}
+
+/**
+ * All nodes of a stack, the top one first. (Not one call within another: chains
+ * of backing files may be longer than the stack of calls is deep.)
+ */
+export function* nodesOf(top: BlockNode): Generator<Reached> {
+  const pending: Reached[] = [{ node: top }];
+  for (let next; (next = pending.pop());) {
+    yield next;
+    const children = Object.entries(next.node.children).reverse();
+    for (const [role, node] of children) {
+      if (node) pending.push({ node, role, above: next });
+    }
+  }
+}
+
 /** The node below from which a node has its data; of a filter, its only one. */
 export function primaryChild({ children }: BlockNode): BlockNode | undefined {
   return children.file ?? children.image;

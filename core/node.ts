@@ -180,6 +180,8 @@ export interface Extent {
   file?: BlockNode;
   /** The child may know better: part of this data may be holes there. */
   recurse?: boolean;
+  /** Of compressed data, how many bytes of the disk are stored as one. */
+  unit?: number;
 }
 
 /** What a range of a node holds. */

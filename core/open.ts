@@ -55,6 +55,20 @@ interface Opening {
   source: unknown;
 }
 
+/** An image of a backing chain, and those above it. */
+interface ChainLink {
+  /** Its canonical name. */
+  readonly name: string;
+  readonly above?: ChainLink;
+  /** How many images the chain has down to this one. */
+  readonly length: number;
+}
+
+function isInChain(link: ChainLink | undefined, name: string): boolean {
+  for (; link; link = link.above) if (link.name === name) return true;
+  return false;
+}
+
 /** Where in the stack we are. */
 interface Place {
   /** How many descriptions it lies in. */
@@ -66,8 +80,8 @@ interface Place {
   direct?: boolean;
   /** Whether to ignore flushes, if an option says so. */
   noFlush?: boolean;
-  /** The images of the backing chain above, by canonical name. */
-  chain: readonly string[];
+  /** The images of the backing chain above. */
+  chain?: ChainLink;
   /** Whether the format of the child `file` is to be found by probing. */
   probeFile?: boolean;
 }
@@ -102,7 +116,7 @@ export async function openNode(
 }
 
 function topPlace({ readOnly = false, forceShare }: OpenOptions): Place {
-  return { depth: 0, readOnly, forceShare, chain: [] };
+  return { depth: 0, readOnly, forceShare };
 }
 
 /** Claim of a node what its user is going to do. */
@@ -413,7 +427,11 @@ async function openImplicit(
   if (opening.options.backing === false || pending.purpose === "info") {
     return undefined;
   }
-  const chain = [...place.chain, canonicalName(filename, driver)];
+  const chain = {
+    name: canonicalName(filename, driver),
+    above: place.chain,
+    length: (place.chain?.length ?? 0) + 1,
+  };
   const overrides = { ...options[child] as OptionValues };
   const file = isNode(options.file) ? options.file : opened[0];
   const request = {
@@ -456,6 +474,9 @@ function notSupported(
   );
 }
 
+/** Codes of errors that a chain without end or with too many files leads to. */
+const TOO_MUCH = new Set(["ELOOP", "EMFILE", "ENFILE"]);
+
 async function openBacking(
   overrides: OptionValues,
   { file, ...request }: ImplicitOpen & { file: BlockNode | undefined },
@@ -464,13 +485,13 @@ async function openBacking(
 ): Promise<BlockNode> {
   const { filename, format } = request;
   const { chain } = place;
+  const limit = opening.options.maxChain ?? 256;
   const refuse = (code: "ELOOP" | "EACCES", why: string) =>
     new BlockError(code, `Could not open backing file: ${why}`);
-  if (chain.includes(canonicalName(filename))) {
+  if (isInChain(chain, canonicalName(filename))) {
     throw refuse("ELOOP", `'${filename}' creates an infinite loop`);
   }
-  const limit = opening.options.maxChain ?? 256;
-  if (chain.length >= limit) {
+  if (chain!.length >= limit) {
     throw refuse("ELOOP", `the chain is longer than ${limit} images`);
   }
   const { gate } = opening.options;
@@ -492,8 +513,9 @@ async function openBacking(
     return await openStack(stack, opening, place, false);
   } catch (error) {
     const cause = asBlockError(error);
-    // It is said once for each image of the chain, but not of an endless one.
-    if (cause.code === "ELOOP") throw cause;
+    // It is said once for each image of the chain, but not where the chain
+    // itself is too much.
+    if (TOO_MUCH.has(cause.code)) throw cause;
     throw cause.prefixed("Could not open backing file: ");
   }
 }

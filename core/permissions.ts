@@ -103,7 +103,14 @@ function ofImageFile(parent: Claimant, own: Permissions): Permissions {
   return { needs, shares };
 }
 
-const claims = new WeakMap<BlockNode, (added: Permissions) => void>();
+/**
+ * What claims something of a node, adds what that asks of its children, and
+ * answers what notes that they agreed. (Not one call within another: chains of
+ * backing files may be longer than the stack is deep.)
+ */
+type Add = (added: Permissions, pending: Claim[]) => () => void;
+
+const claims = new WeakMap<BlockNode, Add>();
 
 /**
  * Claim something of an open node, in addition to what is claimed of it
@@ -113,15 +120,28 @@ const claims = new WeakMap<BlockNode, (added: Permissions) => void>();
  * node is read-only.
  */
 export function claim(node: BlockNode, added: Permissions): void {
-  if (node.readOnly && (added.needs & (WRITE | WRITE_UNCHANGED))) {
-    const detail = ` ('${shortened(node.filename)}', ${node.driver.name})`;
-    throw new BlockError("EACCES", `Block node is read-only${detail}`, {
-      detail,
-    });
+  const pending: Claim[] = [{ node, added }];
+  // What is claimed of a node counts when those below it have agreed.
+  const agreed: (() => void)[] = [];
+  for (let next; (next = pending.pop());) {
+    const { node } = next;
+    if (node.readOnly && (next.added.needs & (WRITE | WRITE_UNCHANGED))) {
+      const detail = ` ('${shortened(node.filename)}', ${node.driver.name})`;
+      throw new BlockError("EACCES", `Block node is read-only${detail}`, {
+        detail,
+      });
+    }
+    const add = claims.get(node);
+    if (add) agreed.push(add(next.added, pending));
+    else node.setPermissions?.(next.added);
   }
-  const add = claims.get(node);
-  if (add) add(added);
-  else node.setPermissions?.(added);
+  for (const note of agreed.reverse()) note();
+}
+
+/** Something that is to be claimed of a node. */
+interface Claim {
+  readonly node: BlockNode;
+  readonly added: Permissions;
 }
 
 /** The children of a node while it is opened, and what is claimed of them. */
@@ -129,6 +149,8 @@ export class Claims {
   readonly #children = new Map<string, BlockNode>();
   #parent: Claimant;
   #own = NO_CLAIMS;
+  /** What was claimed, if anything was. */
+  #claimed?: Permissions;
 
   /** Those of a node that is about to be opened as `parent` says. */
   constructor(parent: Claimant) {
@@ -144,20 +166,31 @@ export class Claims {
   /** The node was opened: from now on others can claim it. */
   complete(node: BlockNode): void {
     this.#parent = { ...this.#parent, driver: node.driver };
-    claims.set(node, (added) => this.#add(node, added));
+    claims.set(node, (added, pending) => this.#add(node, added, pending));
   }
 
-  #add(node: BlockNode, added: Permissions): void {
+  #add(node: BlockNode, added: Permissions, pending: Claim[]): () => void {
     const own = {
       needs: this.#own.needs | added.needs,
       shares: this.#parent.forceShare
         ? ALL_ACCESS
         : this.#own.shares & added.shares,
     };
-    node.setPermissions?.(own);
-    for (const [name, child] of this.#children) {
-      claim(child, childPermissions(this.#parent, name, own));
+    const before = this.#claimed;
+    if (before && own.needs === before.needs && own.shares === before.shares) {
+      return () => {};
     }
-    this.#own = own;
+    node.setPermissions?.(own);
+    const below: Claim[] = [];
+    for (const [name, child] of this.#children) {
+      const added = childPermissions(this.#parent, name, own);
+      below.push({ node: child, added });
+    }
+    // The first child is the first to be asked.
+    pending.push(...below.reverse());
+    return () => {
+      this.#own = own;
+      this.#claimed = own;
+    };
   }
 }

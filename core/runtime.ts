@@ -33,6 +33,10 @@ interface NativeGlobals {
       path: string,
       functions: object,
     ): { symbols: unknown; close(): void };
+    UnsafePointer: {
+      of(bytes: Uint8Array): unknown;
+      value(pointer: unknown): bigint;
+    };
     unrefTimer?(timer: unknown): void;
     addSignalListener?(signal: string, listener: () => void): void;
   };
@@ -95,6 +99,12 @@ export function openLibrary(
   functions: { readonly [name: string]: NativeFunction },
 ): { symbols: unknown; close(): void } {
   return globals().Deno!.dlopen(path, functions);
+}
+
+/** Where a buffer lies, for libraries that keep that; it must be kept alive. */
+export function addressOf(bytes: Uint8Array): bigint {
+  const { UnsafePointer } = globals().Deno!;
+  return UnsafePointer.value(UnsafePointer.of(bytes));
 }
 
 const paths = new Map<string, string | null>();

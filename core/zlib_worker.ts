@@ -108,6 +108,9 @@ export function serve(
         if (made.length > slotSize) return states.failed;
         memory.set(made, start);
         control[words + 2] = made.length;
+        // Else tens of MiB gather. (Smaller ones may share their memory.)
+        const buffer = made.buffer as ArrayBuffer;
+        if (buffer.byteLength === call.options.chunkSize) buffer.transfer?.(0);
         return states.done;
       } catch {
         return states.failed;

@@ -110,7 +110,7 @@ async function create(
   const { table } = createTable(format, filename);
   const values = createValues(wish, table);
   if (program.isOurs) spareBackingFile(wish, values);
-  const detected = await openBackingFile(wish, values);
+  const detected = await openBackingFile(wish, values, program.maxChain);
   if (values.backing_file !== undefined && values.backing_fmt === undefined) {
     program.error(`${filename}: Backing file specified without backing format`);
     // Scripts know this line as one that does not end.
@@ -228,6 +228,7 @@ export function addBackingOptions(
 async function openBackingFile(
   wish: Wish,
   values: OptionValues,
+  maxChain: number,
 ): Promise<string | undefined> {
   const { backing_file: backing, backing_fmt: format } = values;
   if (backing === undefined || !wish.openBacking) return undefined;
@@ -237,6 +238,7 @@ async function openBackingFile(
       readOnly: true,
       forceShare: true,
       gate: "allow",
+      maxChain,
       // Any key does: nothing is read but the size.
       secrets: () => "",
     });

@@ -223,6 +223,7 @@ async function openBacking(
       cache: sourceCache,
       forceShare,
       gate: "allow",
+      maxChain: program.maxChain,
       secrets: program.secrets,
       ...reporting(program),
     });

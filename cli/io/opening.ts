@@ -5,6 +5,7 @@
  */
 import { createImage } from "../../core/create.ts";
 import { BlockError } from "../../core/errors.ts";
+import { nodesOf } from "../../core/extents.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { openNode as open } from "../../core/open.ts";
 import type { CacheMode, OpenOptions } from "../../core/open_options.ts";
@@ -61,6 +62,7 @@ export async function openNode(
     cache,
     nativeAio,
     gate: "allow",
+    maxChain: program.maxChain,
     secrets: program.secrets,
     ...reporting(program),
   };
@@ -137,9 +139,8 @@ async function temporaryOverlay(
 
 /** Have all nodes with breakpoints tell when they stop a request. */
 function listenToDebuggers(program: Program, node: BlockNode): void {
-  if (node.debug) node.debug.report = (line) => program.print(`${line}\n`);
-  for (const child of Object.values(node.children)) {
-    if (child) listenToDebuggers(program, child);
+  for (const { node: { debug } } of nodesOf(node)) {
+    if (debug) debug.report = (line) => program.print(`${line}\n`);
   }
 }
 

@@ -4,6 +4,7 @@
  * @module
  */
 import { BlockError } from "../../core/errors.ts";
+import { nodesOf, type Reached } from "../../core/extents.ts";
 import { Image } from "../../core/image.ts";
 import type { BlockNode } from "../../core/node.ts";
 import type { OptionValues } from "../../core/options.ts";
@@ -12,12 +13,15 @@ import { BackgroundRequests } from "./background.ts";
 import { type Opening, openNode } from "./opening.ts";
 
 /** By dotted names, what keeps the rules of each `blkdebug` in a stack. */
-function debuggerOptions(node: BlockNode, prefix = ""): OptionValues {
+function debuggerOptions(top: BlockNode): OptionValues {
   const options: OptionValues = {};
-  if (node.debug) options[`${prefix}debugger`] = node.debug;
-  for (const [role, child] of Object.entries(node.children)) {
-    if (!child) continue;
-    Object.assign(options, debuggerOptions(child, `${prefix}${role}.`));
+  for (const reached of nodesOf(top)) {
+    if (!reached.node.debug) continue;
+    let name = "debugger";
+    for (let at: Reached | undefined = reached; at?.above; at = at.above) {
+      name = `${at.role}.${name}`;
+    }
+    options[name] = reached.node.debug;
   }
   return options;
 }

@@ -131,7 +131,11 @@ class Comparison {
       if (strict && allocation(inA, a) !== allocation(inB, b)) {
         return { outcome: "status", offset };
       }
-      const end = Math.min(endOf(inA), endOf(inB), common);
+      const end = Math.min(
+        unitEnd(inA, offset),
+        unitEnd(inB, offset),
+        common,
+      );
       const different = await this.#compareRange(
         offset,
         end,
@@ -148,9 +152,10 @@ class Comparison {
 
   /** What lies beyond the shorter disk's end must be zero. */
   async #checkRest(longer: BlockNode, from: number): Promise<CompareResult> {
+    let extent: ChainExtent | undefined;
     for (let offset = from; offset < longer.size;) {
-      const extent = await this.#extentAt(longer, offset, undefined);
-      const end = endOf(extent);
+      extent = await this.#extentAt(longer, offset, extent);
+      const end = unitEnd(extent, offset);
       const offsets = extent.kind === "zero"
         ? undefined
         : await this.#findData(longer, offset, end);
@@ -274,6 +279,15 @@ class Comparison {
 
 function endOf(extent: ChainExtent): number {
   return extent.offset + extent.length;
+}
+
+/**
+ * Where what is compared at once ends: errors tell which compressed cluster
+ * they are about.
+ */
+function unitEnd(extent: ChainExtent, offset: number): number {
+  const { unit = Infinity } = extent;
+  return Math.min(endOf(extent), offset - offset % unit + unit);
 }
 
 /** All that counts of an extent when allocation is compared. */

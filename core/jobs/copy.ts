@@ -51,6 +51,12 @@ const FEW = 2;
 /** Turns of others, at 0.1 µs, after which a request is taken to wait. */
 const PATIENCE = 10_000;
 
+/**
+ * Most bytes of buffers where data is compressed, which takes so long that
+ * reading it hardly counts, and takes memory of its own.
+ */
+const MAX_COMPRESSED = 8 * 1024 * 1024;
+
 /** Fewest bytes of one request, however low the limit on the rate. */
 const LEAST_REQUEST_SIZE = 64 * 1024;
 
@@ -96,6 +102,8 @@ class Copy {
   #copied = 0;
   #total = 0;
   #error: BlockError | undefined;
+  /** Where the range begins that it is about. */
+  #errorOffset = Infinity;
   /** Until it turns out that the system cannot. */
   #offloads: boolean;
 
@@ -188,8 +196,12 @@ class Copy {
 
   /** Have `count` workers, or as many as there may be. */
   #startWorkers(count: number): void {
-    const { parallel = 8 } = this.#options;
-    while (this.#workers.length < Math.min(count, parallel)) {
+    const { clusterSize, requestSize } = this.#rules;
+    const most = Math.min(
+      this.#options.parallel ?? 8,
+      clusterSize > 0 ? MAX_COMPRESSED / requestSize : Infinity,
+    );
+    while (this.#workers.length < Math.min(count, most)) {
       this.#workers.push(
         this.#work().catch((error) => {
           this.#error ??= asBlockError(error);
@@ -213,8 +225,10 @@ class Copy {
         if (isData(turn.range)) await this.#copy(turn, buffer);
         else await this.#zero(turn);
       } catch (error) {
-        // Known before others go on.
-        this.#error ??= asBlockError(error);
+        // Known before others go on. Of those under way the first one counts.
+        const { offset } = turn.range;
+        if (offset < this.#errorOffset) this.#error = asBlockError(error);
+        this.#errorOffset = Math.min(this.#errorOffset, offset);
       } finally {
         turn.placed();
       }

@@ -29,6 +29,8 @@ const MAX_STATUS = (2 ** 22 - 1) * SECTOR_SIZE;
 export class CopySource {
   readonly #whole: Concatenation;
   readonly #options: CopySourceOptions;
+  /** The end of the last sector that nobody could tell anything of. */
+  #unknownEnd = -1;
 
   constructor(whole: Concatenation, options: CopySourceOptions) {
     this.#whole = whole;
@@ -56,18 +58,28 @@ export class CopySource {
     }
   }
 
-  /** Asks about less and less; what nobody can tell of may still be read. */
+  /**
+   * Asks about less and less; what nobody can tell of may still be read. After
+   * a sector of that kind, the next one is most likely another.
+   */
   async #salvageStatus(offset: number): Promise<ChainExtent> {
     const { base } = this.#options;
-    for (let most = MAX_STATUS;;) {
+    let isGuess = this.#unknownEnd === offset;
+    let most = isGuess ? SECTOR_SIZE : MAX_STATUS;
+    for (;;) {
       try {
-        return await this.#whole.status(offset, base, most);
+        const extent = await this.#whole.status(offset, base, most);
+        if (!isGuess) return extent;
+        isGuess = false;
+        most = MAX_STATUS;
       } catch (error) {
+        isGuess = false;
         const { start, end } = this.partAt(offset);
         const sectors = Math.min(most, end - offset) / SECTOR_SIZE;
         if (sectors === 1) {
           this.#warn("reading block status at offset", offset - start, error);
           const length = SECTOR_SIZE;
+          this.#unknownEnd = offset + length;
           return { offset, length, kind: "data", depth: 0, present: true };
         }
         most = Math.ceil(sectors / 4) * SECTOR_SIZE;
@@ -81,10 +93,44 @@ export class CopySource {
       await this.#whole.read(offset, bytes);
     } catch (error) {
       if (!this.#options.salvage) {
-        throw located("reading at byte", offset, error);
+        throw await this.#failure(offset, bytes, error);
       }
-      await this.#salvageSectors(offset, bytes);
+      if (bytes.length > SECTOR_SIZE) {
+        return await this.#salvageSectors(offset, bytes);
+      }
+      this.#fillUnreadable(offset, bytes, error);
     }
+  }
+
+  /**
+   * What to tell of bytes that cannot be read: those from the start of the
+   * extent on that is to blame, or of the cluster, if it is compressed.
+   */
+  async #failure(
+    offset: number,
+    bytes: Uint8Array,
+    error: unknown,
+  ): Promise<BlockError> {
+    for (let done = 0; done < bytes.length;) {
+      const at = offset + done;
+      try {
+        const { length, unit = Infinity } = await this.#whole.status(
+          at,
+          this.#options.base,
+          bytes.length - done,
+        );
+        const within = (at - this.partAt(at).start) % unit;
+        const end = Math.min(
+          bytes.length,
+          done + Math.min(length, unit - within),
+        );
+        await this.#whole.read(at, bytes.subarray(done, end));
+        done = end;
+      } catch (inPart) {
+        return located("reading at byte", at, inPart);
+      }
+    }
+    return located("reading at byte", offset, error);
   }
 
   async #salvageSectors(offset: number, bytes: Uint8Array): Promise<void> {
@@ -93,15 +139,20 @@ export class CopySource {
       try {
         await this.#whole.read(offset + at, sector);
       } catch (error) {
-        const { start } = this.partAt(offset + at);
-        this.#warn("reading offset", offset + at - start, error);
-        sector.fill(0);
+        this.#fillUnreadable(offset + at, sector, error);
       }
     }
   }
 
+  #fillUnreadable(offset: number, sector: Uint8Array, error: unknown): void {
+    const { start } = this.partAt(offset);
+    this.#warn("reading offset", offset - start, error);
+    sector.fill(0);
+  }
+
   #warn(what: string, offset: number, error: unknown): void {
-    this.#options.warn?.(located(what, offset, error).message);
+    // There may be one for each sector: an error to hold it would be slow.
+    this.#options.warn?.(messageOf(what, offset, asBlockError(error)));
   }
 }
 
@@ -113,10 +164,11 @@ export function located(
 ): BlockError {
   const error = asBlockError(thrown);
   if (error.message.startsWith("error while ")) return error;
+  const message = messageOf(what, offset, error);
   const detail = detailOf(error);
-  return new BlockError(
-    error.code,
-    `error while ${what} ${offset}: ${strerror(error.code)}${detail}`,
-    { cause: error, detail },
-  );
+  return new BlockError(error.code, message + detail, { cause: error, detail });
+}
+
+function messageOf(what: string, offset: number, { code }: BlockError): string {
+  return `error while ${what} ${offset}: ${strerror(code)}`;
 }

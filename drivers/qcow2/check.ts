@@ -10,7 +10,7 @@ import type { CheckOptions, CheckResult } from "../../core/node.ts";
 import { countBitmaps } from "./check_bitmaps.ts";
 import { checkCopiedFlags } from "./check_copied.ts";
 import { compareRefcounts, countRefcountBlocks } from "./check_refcounts.ts";
-import { CheckRun, type CheckTarget } from "./check_run.ts";
+import { CheckGivenUp, CheckRun, type CheckTarget } from "./check_run.ts";
 import { TableWalk } from "./check_tables.ts";
 import { ENTRY_SIZE, hex, MAX_L1_BYTES, MAX_SNAPSHOTS } from "./format.ts";
 import { rebuildRefcounts } from "./rebuild.ts";
@@ -47,7 +47,14 @@ export async function checkImage(
   const { result } = run;
   const inSnapshots = await readSnapshots(run);
   await run.stored.load();
-  await checkReferences(run);
+  try {
+    await checkReferences(run);
+  } catch (error) {
+    const isKnown = error instanceof CheckGivenUp && result.corruptions > 0;
+    if (!isKnown || run.repairs) throw error;
+    // That it is damaged is certain, and all that was asked.
+    result.imageEndOffset = run.file.size;
+  }
   if (inSnapshots > 0 && run.fix.corruptions) {
     await rewriteSnapshotTable(run);
     result.corruptionsFixed += inSnapshots;

@@ -116,8 +116,8 @@ class L2Flags {
     const known = Number.isInteger(cluster) && cluster < this.#sound.length;
     if (known && this.#sound.get(cluster) > 0) return;
     const { findings } = run;
+    run.spend(this.#bytes.length, offset);
     try {
-      run.spend(this.#bytes.length);
       await run.read(offset, this.#bytes);
     } catch (error) {
       const reason = strerror(asBlockError(error).code);

@@ -41,6 +41,9 @@ const MIN_TABLE_BYTES = 2 ** 31;
 const MAX_FINDINGS = 4;
 const MIN_FINDINGS = 2 ** 22;
 
+/** The check would hardly end: what it found so far is all that is known. */
+export class CheckGivenUp extends BlockError {}
+
 /** A check in progress. */
 export class CheckRun {
   readonly file: BlockNode;
@@ -209,16 +212,22 @@ export class CheckRun {
     }
   }
 
-  /** Account for a table that is about to be read. */
-  spend(length: number): void {
+  /**
+   * Account for a table that is about to be read; past the end of the file,
+   * there is none, and each entry that names it has but one finding.
+   *
+   * @throws {CheckGivenUp} if there were too many.
+   */
+  spend(length: number, offset: number): void {
+    if (offset >= this.file.size) return;
     this.#tableBytes += length;
     const bytes = Math.max(MIN_TABLE_BYTES, MAX_TABLE_READS * this.file.size);
     const findings = Math.max(MIN_FINDINGS, MAX_FINDINGS * this.counts.length);
     if (this.#tableBytes > bytes || this.findings > findings) {
-      throw this.failure(
+      this.report(
         "ERROR: too many references to the same tables; check given up",
-        new BlockError("EFBIG"),
       );
+      throw new CheckGivenUp("EFBIG");
     }
   }
 
@@ -281,7 +290,7 @@ export class CheckRun {
     const part = new Uint8Array(Math.min(end, PART_ENTRIES) * ENTRY_SIZE);
     for (let first = 0; first < end; first += PART_ENTRIES) {
       const length = Math.min(PART_ENTRIES, end - first) * ENTRY_SIZE;
-      this.spend(length);
+      this.spend(length, offset);
       await this.read(offset + first * ENTRY_SIZE, part.subarray(0, length));
       yield { first, view: new DataView(part.buffer, 0, length) };
     }

@@ -12,9 +12,9 @@ import {
   sliceVector,
 } from "../../core/bytes.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
-import { Mutex } from "../../core/lock.ts";
 import { readPadded } from "../../core/requests.ts";
 import type { Mapping } from "./cluster_map.ts";
+import type { CompressionQueue } from "./compression_queue.ts";
 import type { CompressedCluster } from "./format.ts";
 import type { Qcow2State } from "./state.ts";
 
@@ -24,23 +24,26 @@ const REMEMBERED = 4;
 /** Most bytes that are read or decompressed at once, if it is not one cluster. */
 const MAX_RUN = 2 * 1024 * 1024;
 
+/** Most clusters of it: with small ones, what tells of them takes more memory. */
+const MAX_CLUSTERS = 128;
+
 /** Bytes between compressed clusters that are read rather than skipped. */
 const MAX_GAP = 4096;
 
 /** What works on the data. */
 type Codecs = typeof import("../../core/compression.ts");
 
-/** A cluster that is to be read, where to, and who waits for it. */
+/** A cluster that is to be read, where to, and who else waits for it. */
 interface Wanted extends CompressedCluster {
   readonly target: Uint8Array;
-  resolve(cluster: Uint8Array): void;
-  reject(error: BlockError): void;
+  resolve?(cluster: Uint8Array): void;
+  reject?(error: BlockError): void;
 }
 
 /** Compresses clusters, and reads compressed ones. */
 export class CompressedClusters {
-  /** Held to store a compressed cluster; places in line are given early. */
-  readonly storing = new Mutex();
+  /** What is being compressed; made when something is. */
+  queue?: CompressionQueue;
   readonly #state: Qcow2State;
   readonly #clusters = new Map<string, Promise<Uint8Array>>();
   #codecs?: Promise<Codecs>;
@@ -56,7 +59,7 @@ export class CompressedClusters {
   run(first: Mapping, offset: number, length: number): Mapping[] {
     const run = [first];
     const most = Math.min(length, MAX_RUN);
-    for (let end = first.length; end < most;) {
+    for (let end = first.length; end < most && run.length < MAX_CLUSTERS;) {
       const next = this.#state.clusters.lookup(offset + end, length - end);
       if (next?.kind !== "compressed") break;
       run.push(next);
@@ -71,16 +74,26 @@ export class CompressedClusters {
     offset: number,
     iov: IoVector,
   ): Promise<void> {
+    const { geometry } = this.#state;
     const wanted: Wanted[] = [];
     const pending: Promise<void>[] = [];
     let done = 0;
     for (const mapping of mappings) {
-      const start = this.#state.geometry.offsetInCluster(offset + done);
-      const part = sliceVector(iov, done, mapping.length);
-      pending.push(this.#readPart(mapping, start, part, wanted));
-      done += mapping.length;
+      const { length, high, low } = mapping;
+      const part = sliceVector(iov, done, length);
+      // Who wants all of it will hardly ask for it again soon.
+      const isDirect = length === geometry.clusterSize && part.length === 1 &&
+        !(this.#clusters.size > 0 && this.#clusters.has(keyOf(mapping)));
+      if (isDirect) {
+        const place = geometry.compressedCluster(high, low);
+        wanted.push(Object.assign(place, { target: part[0] }));
+      } else {
+        const start = geometry.offsetInCluster(offset + done);
+        pending.push(this.#readPart(mapping, start, part, wanted));
+      }
+      done += length;
     }
-    this.#readRuns(wanted);
+    pending.push(this.#readRuns(wanted));
     // Even if one fails, others may still be writing to the caller's buffers.
     for (const result of await Promise.allSettled(pending)) {
       if (result.status === "rejected") throw result.reason;
@@ -89,23 +102,20 @@ export class CompressedClusters {
 
   /** What has to be read for it is added to `wanted` at once. */
   async #readPart(
-    { high, low, length }: Mapping,
+    mapping: Mapping,
     start: number,
     iov: IoVector,
     wanted: Wanted[],
   ): Promise<void> {
     const { geometry } = this.#state;
-    const { clusterSize } = geometry;
-    const key = `${high}:${low}`;
+    const { high, low, length } = mapping;
+    const key = keyOf(mapping);
     let cluster = this.#clusters.get(key);
     if (!cluster) {
-      // Who wants all of it will hardly ask for it again soon.
-      const direct = length === clusterSize && iov.length === 1;
-      const target = direct ? iov[0] : allocate(clusterSize);
+      const target = allocate(geometry.clusterSize);
       const { promise, ...settle } = Promise.withResolvers<Uint8Array>();
       const place = geometry.compressedCluster(high, low);
       wanted.push({ ...place, ...settle, target });
-      if (direct) return void await promise;
       cluster = promise;
       this.#remember(key, cluster);
     }
@@ -121,12 +131,12 @@ export class CompressedClusters {
     cluster: Uint8Array,
     level: number | undefined,
   ): Promise<Uint8Array | undefined> {
-    const { compress } = await this.#load();
+    const { compress } = await this.load();
     return await compress(this.#state.header.compressionType, cluster, level);
   }
 
   /** Most images have nothing that is compressed, and need no codecs. */
-  #load(): Promise<Codecs> {
+  load(): Promise<Codecs> {
     return this.#codecs ??= import("../../core/compression.ts").then(
       (codecs) => {
         this.#workers = codecs.holdWorkers();
@@ -161,40 +171,73 @@ export class CompressedClusters {
     }
   }
 
+  /** @throws what one of the clusters did that could not be read. */
   async #readRuns(wanted: readonly Wanted[]): Promise<void> {
+    const pending: Promise<void>[] = [];
+    const failures: unknown[] = [];
     for (const run of inRuns(wanted)) {
       try {
-        await this.#readRun(run);
+        await this.#readRun(run, pending, failures);
       } catch (error) {
-        for (const { reject } of run) reject(asBlockError(error));
+        for (const { reject } of run) reject?.(asBlockError(error));
+        failures.push(error);
       }
     }
+    await Promise.all(pending);
+    if (failures.length > 0) throw failures[0];
   }
 
-  /** Read clusters that lie together at once, and have them decompressed. */
-  async #readRun(run: readonly Wanted[]): Promise<void> {
+  /**
+   * Read clusters that lie together at once, and have them decompressed, which
+   * may still be `pending` then.
+   */
+  async #readRun(
+    run: readonly Wanted[],
+    pending: Promise<void>[],
+    failures: unknown[],
+  ): Promise<void> {
     const { file, header } = this.#state;
     const start = run[0].hostOffset;
-    const ends = run.map(({ hostOffset, length }) => hostOffset + length);
-    const end = Math.max(...ends);
+    const end = run.reduce(
+      (end, { hostOffset, length }) => Math.max(end, hostOffset + length),
+      0,
+    );
     if (end >= 2 ** 53) throw new BlockError("EIO");
-    for (const _ of run) await this.#state.event("read_compressed");
+    for (const _ of run) {
+      const event = this.#state.event("read_compressed");
+      if (event) await event;
+    }
     const buffer = this.#takeBuffer(end - start);
     // The descriptor may claim more than there is: what decodes is enough. But
     // of what a device has cut off, the zeroes in its place are no data.
     await readPadded(file, start, [buffer.subarray(0, end - start)]);
     const inside = Math.max(0, Math.min(end, file.size) - start);
     const type = header.compressionType;
-    const { decompress } = await this.#load();
-    const done = run.map(({ hostOffset, length, target, resolve, reject }) => {
-      const at = hostOffset - start;
-      const stop = Math.max(at, Math.min(at + length, inside));
-      return decompress(type, buffer.subarray(at, stop), target).then(
-        () => resolve(target),
-        (error) => reject(readError(error)),
-      );
+    const { decompress, decompressNow } = await this.load();
+    const later: Promise<void>[] = [];
+    for (const cluster of run) {
+      const at = cluster.hostOffset - start;
+      const stop = Math.max(at, Math.min(at + cluster.length, inside));
+      const data = buffer.subarray(at, stop);
+      const { target } = cluster;
+      // Thousands of small clusters would otherwise have a promise each.
+      if (decompressNow(type, data, target)) cluster.resolve?.(target);
+      else {
+        later.push(
+          decompress(type, data, target).then(
+            () => cluster.resolve?.(target),
+            (error) => {
+              failures.push(readError(error));
+              cluster.reject?.(readError(error));
+            },
+          ),
+        );
+      }
+    }
+    const done = Promise.all(later).then(() => {
+      this.#spare = buffer;
     });
-    Promise.all(done).then(() => this.#spare = buffer);
+    pending.push(done);
   }
 
   /** A buffer of at least `length` bytes. */
@@ -203,6 +246,11 @@ export class CompressedClusters {
     this.#spare = undefined;
     return spare && spare.length >= length ? spare : allocate(length);
   }
+}
+
+/** What clusters are remembered by. */
+function keyOf({ high, low }: Mapping): string {
+  return `${high}:${low}`;
 }
 
 /** What to tell of data that cannot be decompressed. */

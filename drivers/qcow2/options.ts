@@ -101,6 +101,12 @@ export function behaviourOf(
   };
 }
 
+/**
+ * Slices of L2 tables to cache, if nothing is said about that: of small
+ * clusters, one takes up more memory than its bytes.
+ */
+const USUAL_SLICES = 4096;
+
 /** The sizes of the caches: QEMU's rules, with QEMU's messages. */
 export function cacheSizes(options: OptionValues, header: Header): CacheSizes {
   const geometry = new Geometry(header.clusterBits, header.refcountOrder);
@@ -130,7 +136,8 @@ export function cacheSizes(options: OptionValues, header: Header): CacheSizes {
       refcount = total - l2;
     }
   }
-  l2 = Math.min(l2 ?? 32 * MIB, wholeL2);
+  const usual = Math.min(32 * MIB, USUAL_SLICES * clusterSize);
+  l2 = Math.min(l2 ?? usual, wholeL2);
   refcount ??= minRefcount;
   const l2Entry = options["l2-cache-entry-size"] as number | undefined ??
     (l2 < wholeL2 ? Math.min(4096, clusterSize) : clusterSize);

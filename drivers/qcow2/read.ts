@@ -10,7 +10,7 @@ import {
   vectorLength,
 } from "../../core/bytes.ts";
 import type { Held } from "../../core/lock.ts";
-import type { Extent } from "../../core/node.ts";
+import type { BlockNode, Extent } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
 import type { Mapping } from "./cluster_map.ts";
 import { readData } from "./encryption.ts";
@@ -124,12 +124,33 @@ function readMapping(
       return state.compressed.read([mapping], guestOffset, iov);
     case "unallocated":
       if (backing && guestOffset < header.size) {
-        const read = () => readPadded(backing, guestOffset, iov);
+        const read = () => readBacking(backing, guestOffset, iov);
         const told = state.event("read_backing_aio");
         return told ? told.then(read) : read();
       }
   }
   fillVector(iov, 0, mapping.length);
+}
+
+/** Reads of backing files, one within the other, that are made at once. */
+const MAX_NESTED = 100;
+let nested = 0;
+
+/** A chain may be so long that the stack would overflow. */
+function readBacking(
+  backing: BlockNode,
+  offset: number,
+  iov: IoVector,
+): Promise<void> {
+  if (nested >= MAX_NESTED) {
+    return Promise.resolve().then(() => readBacking(backing, offset, iov));
+  }
+  nested++;
+  try {
+    return readPadded(backing, offset, iov);
+  } finally {
+    nested--;
+  }
 }
 
 /**
@@ -180,9 +201,32 @@ export async function guestStatus(
     }
     case "zeroAllocated":
       return { length: run, kind: "zero", ...place };
+    case "compressed": {
+      const unit = state.geometry.clusterSize;
+      const more = compressedAfter(state, offset + run, length - run);
+      return { length: run + more, kind, unit };
+    }
     case "zero":
-    case "compressed":
     case "unallocated":
       return { length: run, kind };
   }
+}
+
+/** Most bytes of compressed clusters that are told of at once. */
+const MAX_COMPRESSED = 2 * 1024 * 1024;
+
+/** Bytes of compressed clusters from `offset` on whose entries are in memory. */
+function compressedAfter(
+  state: Qcow2State,
+  offset: number,
+  length: number,
+): number {
+  const most = Math.min(length, MAX_COMPRESSED);
+  let run = 0;
+  while (run < most) {
+    const next = state.clusters.lookup(offset + run, length - run);
+    if (next?.kind !== "compressed") break;
+    run += next.length;
+  }
+  return run;
 }

@@ -168,11 +168,55 @@ export class Refcounts extends RefcountTable {
 
   /**
    * Find room for `length` bytes of a compressed cluster, in the rest of the
-   * host cluster that holds the last one if they fit there.
+   * host cluster that holds the last one if they fit there; at once if the
+   * refcounts are in memory.
    *
    * @returns the offset of the first byte.
    */
-  async allocateBytes(length: number): Promise<number> {
+  allocateBytes(length: number): number | Promise<number> {
+    return this.#allocateBytesCached(length) ??
+      this.#allocateBytesLater(length);
+  }
+
+  #allocateBytesCached(length: number): number | undefined {
+    const { geometry, refcountCache, file } = this.host;
+    const { clusterSize, refcountOrder, refcountBlockEntries } = geometry;
+    const last = this.#freeByte;
+    // A debugger below may have to wait at each step.
+    if (file.debugEvent || last === 0) return undefined;
+    const index = Math.floor(last / clusterSize);
+    const count = this.peek(index);
+    if (count === undefined || count >= geometry.refcountMax) return undefined;
+    const room = clusterSize - last % clusterSize;
+    let offset = last;
+    if (room < length) {
+      const fresh = this.#allocateCached(1);
+      if (fresh === undefined) return undefined;
+      if (last + room !== fresh) offset = fresh;
+    }
+    this.host.event("cluster_alloc_bytes");
+    if (offset === last) {
+      this.host.event("refblock_alloc");
+      this.host.event("refblock_load");
+      const first = index % refcountBlockEntries;
+      const block = refcountCache.peek(
+        this.blockOffset(Math.floor(index / refcountBlockEntries)),
+      )!;
+      const { view } = block;
+      const { refcountMax } = geometry;
+      addToRefcounts(view, refcountOrder, first, first + 1, 1, refcountMax);
+      refcountCache.markDirty(block);
+    }
+    this.#noteBytes(offset + length);
+    return offset;
+  }
+
+  /** The next compressed cluster may start at `end`, unless that begins one. */
+  #noteBytes(end: number): void {
+    this.#freeByte = this.host.geometry.offsetInCluster(end) === 0 ? 0 : end;
+  }
+
+  async #allocateBytesLater(length: number): Promise<number> {
     const { geometry } = this.host;
     const { clusterSize } = geometry;
     await this.host.event("cluster_alloc_bytes");
@@ -198,8 +242,7 @@ export class Refcounts extends RefcountTable {
     } else {
       await this.addClusters(Math.floor(offset / clusterSize), 1, 1);
     }
-    const end = offset + length;
-    this.#freeByte = geometry.offsetInCluster(end) === 0 ? 0 : end;
+    this.#noteBytes(offset + length);
     return offset;
   }
 

@@ -18,9 +18,10 @@ import type { BlockNode } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
 import { viewOf } from "./format.ts";
 
-/** A piece of a table in memory. */
+/** A piece of a table in memory; it may become another one at an `await`. */
 export interface CachedTable {
-  readonly offset: number;
+  /** Where it lies in the file; -1 if it is not in use. */
+  offset: number;
   readonly bytes: Uint8Array;
   readonly view: DataView;
   /** Differs from the file. */
@@ -92,10 +93,10 @@ export class TableCache {
   async load(offset: number): Promise<CachedTable> {
     const known = this.peek(offset);
     if (known) return known;
-    const bytes = await this.#makeRoom();
+    const entry = await this.#makeRoom();
     await this.#hooks.loading?.(offset);
-    await readPadded(this.#file, offset, [bytes]);
-    return this.#insert(offset, bytes);
+    await readPadded(this.#file, offset, [entry.bytes]);
+    return this.#insert(offset, entry);
   }
 
   /**
@@ -106,11 +107,13 @@ export class TableCache {
   async pass(offset: number): Promise<CachedTable> {
     const known = this.peek(offset);
     if (known) return known;
-    const bytes = this.#passing?.bytes ?? allocate(this.entrySize);
+    const entry = this.#passing ?? newEntry(this.entrySize);
     this.#dropPassing();
     await this.#hooks.loading?.(offset);
-    await readPadded(this.#file, offset, [bytes]);
-    return this.#latest = this.#passing = newEntry(offset, bytes);
+    await readPadded(this.#file, offset, [entry.bytes]);
+    entry.offset = offset;
+    entry.used = true;
+    return this.#latest = this.#passing = entry;
   }
 
   /** Remember an entry that has just been written to the file. */
@@ -125,9 +128,8 @@ export class TableCache {
     let entry = this.peek(offset);
     if (entry) entry.bytes.fill(0);
     else {
-      const bytes = await this.#makeRoom();
-      bytes.fill(0);
-      entry = this.#insert(offset, bytes);
+      entry = this.#insert(offset, await this.#makeRoom());
+      entry.bytes.fill(0);
     }
     this.markDirty(entry);
     return entry;
@@ -204,8 +206,9 @@ export class TableCache {
     this.#latest = undefined;
   }
 
-  #insert(offset: number, bytes: Uint8Array): CachedTable {
-    const entry = newEntry(offset, bytes);
+  #insert(offset: number, entry: CachedTable): CachedTable {
+    entry.offset = offset;
+    entry.used = true;
     this.#entries.set(offset, entry);
     this.#latest = entry;
     return entry;
@@ -221,19 +224,24 @@ export class TableCache {
     if (this.#latest === entry) this.#latest = undefined;
     if (entry.dirty) this.#dirtyCount--;
     entry.dirty = false;
+    entry.offset = -1;
   }
 
-  /** A buffer for a new entry; that of the longest unused one if all are. */
-  async #makeRoom(): Promise<Uint8Array> {
-    let bytes: Uint8Array | undefined;
+  /**
+   * An entry that is not in use, what is in it notwithstanding; the one that was
+   * not used for longest if all are. (That is cheaper than a new one, which also
+   * outlives many collections of garbage before it is garbage.)
+   */
+  async #makeRoom(): Promise<CachedTable> {
+    let spare: CachedTable | undefined;
     while (this.#entries.size >= this.#capacity) {
       const oldest: CachedTable = this.#entries.values().next().value!;
       // All at once: they share the barrier that comes before.
       if (oldest.dirty) await this.write();
       this.#remove(oldest);
-      bytes = oldest.bytes;
+      spare = oldest;
     }
-    return bytes ?? allocate(this.entrySize);
+    return spare ?? newEntry(this.entrySize);
   }
 
   async #writeEntry(entry: CachedTable): Promise<void> {
@@ -256,6 +264,7 @@ export class TableCache {
   }
 }
 
-function newEntry(offset: number, bytes: Uint8Array): CachedTable {
-  return { offset, bytes, view: viewOf(bytes), dirty: false, used: true };
+function newEntry(size: number): CachedTable {
+  const bytes = allocate(size);
+  return { offset: -1, bytes, view: viewOf(bytes), dirty: false, used: true };
 }

@@ -5,8 +5,10 @@
  */
 import {
   allocate,
+  divideUp,
   flattenVector,
   type IoVector,
+  release,
   roundUp,
   SECTOR_SIZE,
   sliceVector,
@@ -14,6 +16,7 @@ import {
 } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
 import type { CompressOptions } from "../../core/node.ts";
+import { CompressionQueue } from "./compression_queue.ts";
 import {
   type Freed,
   giveUp,
@@ -24,8 +27,8 @@ import {
 import { type Qcow2State, zeroes } from "./state.ts";
 import { writeGuest } from "./write.ts";
 
-/** Bytes of clusters that are compressed at once: enough for all processors. */
-const MAX_AT_ONCE = 8 * 1024 * 1024;
+/** Bytes of a cluster from which on other processors help to compress it. */
+const SMALL = 16 * 1024;
 
 /**
  * Store clusters compressed. Those that would not become smaller are stored
@@ -44,6 +47,7 @@ export async function writeCompressedGuest(
 ): Promise<void> {
   const { geometry, header } = state;
   const { clusterSize } = geometry;
+  const { level, onlyEmpty = false } = options;
   const length = vectorLength(iov);
   const whole = geometry.isAligned(length) || offset + length === header.size;
   if (!geometry.isAligned(offset) || !whole) throw new BlockError("EINVAL");
@@ -54,80 +58,188 @@ export async function writeCompressedGuest(
       "Compression and encryption not supported at the same time",
     );
   }
-  const pending: Promise<void>[] = [];
-  let failure: unknown;
-  for (let done = 0; done < length && !failure; done += clusterSize) {
-    const part = sliceVector(iov, done, Math.min(clusterSize, length - done));
-    const written = writeCluster(state, offset + done, part, options);
-    pending.push(written.catch((error) => {
-      failure ??= error;
-    }));
-    if (pending.length * clusterSize >= MAX_AT_ONCE) await pending.shift();
+  const part = (index: number) => {
+    const start = index * clusterSize;
+    return sliceVector(iov, start, Math.min(clusterSize, length - start));
+  };
+  state.compressed.queue ??= new CompressionQueue(clusterSize);
+  const { queue } = state.compressed;
+  if (clusterSize < SMALL) {
+    using _ = await queue.turn();
+    return await writeSmall(state, offset, iov, options);
   }
-  await Promise.all(pending);
-  if (failure) throw failure;
+  await queue.run(
+    divideUp(length, clusterSize),
+    (index) => {
+      const cluster = padded(flattenVector(part(index)), clusterSize);
+      return state.compressed.compress(cluster, level);
+    },
+    async (index, compressed) => {
+      const at = offset + index * clusterSize;
+      if (!compressed) return await writeGuest(state, at, part(index));
+      const lengths = [compressed.length];
+      const group = { guestOffset: at, bytes: compressed, lengths, onlyEmpty };
+      await store(state, group);
+      release(compressed);
+    },
+  );
 }
 
-async function writeCluster(
+/** Clusters that are stored together at most. */
+const GROUP = 64;
+
+/**
+ * Compress and store small clusters: in groups, since their number counts, not
+ * their bytes. Other processors do not help, so that nothing goes ahead.
+ */
+async function writeSmall(
   state: Qcow2State,
   offset: number,
   iov: IoVector,
   { level, onlyEmpty = false }: CompressOptions,
 ): Promise<void> {
-  const { clusterSize } = state.geometry;
-  let cluster = flattenVector(iov);
-  if (cluster.length < clusterSize) {
-    const padded = allocate(clusterSize);
-    padded.set(cluster);
-    cluster = padded;
+  const { geometry: { clusterSize }, header, compressed: codec } = state;
+  const { compressNow } = await codec.load();
+  const length = vectorLength(iov);
+  const count = divideUp(length, clusterSize);
+  const bytes = allocate(Math.min(GROUP, count) * clusterSize);
+  let filled = 0;
+  let lengths: number[] = [];
+  /** Clusters before the current one that do not become smaller. */
+  let plain = 0;
+  /** Store those that wait, all of one kind; the last one ends at `end`. */
+  const storeAll = async (end: number) => {
+    if (plain > 0) {
+      const start = end - plain * clusterSize;
+      const part = sliceVector(iov, start, Math.min(end, length) - start);
+      await writeGuest(state, offset + start, part);
+    } else {
+      const guestOffset = offset + end - lengths.length * clusterSize;
+      await store(state, { guestOffset, bytes, lengths, onlyEmpty });
+    }
+    plain = filled = 0;
+    lengths = [];
+  };
+  for (let index = 0; index < count; index++) {
+    const at = index * clusterSize;
+    const part = sliceVector(iov, at, Math.min(clusterSize, length - at));
+    const cluster = padded(flattenVector(part), clusterSize);
+    let output = compressNow(header.compressionType, cluster, level);
+    if (output === null) output = await codec.compress(cluster, level);
+    const isOtherKind = output ? plain > 0 : lengths.length > 0;
+    if (isOtherKind || plain + lengths.length === GROUP) await storeAll(at);
+    if (output) {
+      bytes.set(output, filled);
+      filled += output.length;
+      lengths.push(output.length);
+    } else plain++;
   }
-  const turn = state.compressed.storing.lock();
-  const compressing = state.compressed.compress(cluster, level);
-  // If it fails before our turn, that is still dealt with below.
-  compressing.catch(() => {});
-  using _ = await turn;
-  const compressed = await compressing;
-  if (!compressed) return await writeGuest(state, offset, iov);
-  await store(state, offset, compressed, onlyEmpty);
+  await storeAll(count * clusterSize);
+  release(bytes);
 }
 
-async function store(
-  state: Qcow2State,
-  guestOffset: number,
-  compressed: Uint8Array,
-  onlyEmpty: boolean,
-): Promise<void> {
-  const { geometry, ranges, refcounts, file } = state;
-  const end = guestOffset + geometry.clusterSize;
+function padded(cluster: Uint8Array, clusterSize: number): Uint8Array {
+  if (cluster.length === clusterSize) return cluster;
+  const whole = allocate(clusterSize);
+  whole.set(cluster);
+  return whole;
+}
+
+/**
+ * Compressed clusters that follow each other on the disk, to be stored together
+ * as far as they come to lie together.
+ */
+interface Group {
+  guestOffset: number;
+  /** The clusters' data, one after the other, and how long each one's is. */
+  readonly bytes: Uint8Array;
+  readonly lengths: readonly number[];
+  /** Refuse where something compressed is stored already. */
+  readonly onlyEmpty: boolean;
+}
+
+async function store(state: Qcow2State, group: Group): Promise<void> {
+  const { geometry, ranges, refcounts } = state;
+  const { clusterSize } = geometry;
+  const { guestOffset, lengths } = group;
+  const end = guestOffset + lengths.length * clusterSize;
   using _held = await ranges.acquire(guestOffset, end, true);
-  let hostOffset: number;
-  {
-    using _ = await state.metadata.lock();
-    state.checkUsable();
-    const place = await state.clusters.entryForWrite(guestOffset);
-    const { kind } = state.clusters.mappingAt(place, guestOffset, 1);
-    const isFree = kind === "compressed" ? !onlyEmpty : !hasPlace(kind);
-    if (!isFree) throw new BlockError("EIO");
-    hostOffset = await refcounts.allocateBytes(compressed.length);
-  }
+  const { places, failure } = await findPlaces(state, group);
   const freed: Freed[] = [];
+  let done = 0;
   try {
-    await state.overlap.check(hostOffset, compressed.length);
-    await state.event("write_compressed");
-    await file.writev!(hostOffset, endingWhole(state, hostOffset, compressed));
+    await writeRuns(state, group, places);
     using _ = await state.metadata.lock();
     await orderL2AfterData(state);
-    const place = await state.clusters.entryForWrite(guestOffset);
-    noteFreed(state, place, freed);
-    const high = geometry.compressedEntryHigh(hostOffset, compressed.length);
-    state.clusters.setEntry(place, high, hostOffset % 2 ** 32);
+    while (done < places.length) {
+      const at = guestOffset + done * clusterSize;
+      const entry = state.clusters.entryForWrite(at);
+      const place = entry instanceof Promise ? await entry : entry;
+      noteFreed(state, place, freed);
+      const host = places[done];
+      const high = geometry.compressedEntryHigh(host, lengths[done]);
+      state.clusters.setEntry(place, high, host % 2 ** 32);
+      done++;
+    }
     state.compressed.forget();
   } catch (error) {
     using _ = await state.metadata.lock();
-    await refcounts.add(hostOffset, compressed.length, -1);
+    for (; done < places.length; done++) {
+      await refcounts.add(places[done], lengths[done], -1);
+    }
     throw error;
   }
   await giveUp(state, freed);
+  if (failure) throw failure;
+}
+
+/** Room for the clusters of a group, as far as there is some for them. */
+async function findPlaces(
+  state: Qcow2State,
+  { guestOffset, lengths, onlyEmpty }: Group,
+): Promise<{ places: number[]; failure?: unknown }> {
+  const { clusterSize } = state.geometry;
+  const places: number[] = [];
+  using _ = await state.metadata.lock();
+  state.checkUsable();
+  try {
+    for (const length of lengths) {
+      const at = guestOffset + places.length * clusterSize;
+      const prepared = state.clusters.entryForWrite(at);
+      const entry = prepared instanceof Promise ? await prepared : prepared;
+      const { kind } = state.clusters.mappingAt(entry, at, 1);
+      const isFree = kind === "compressed" ? !onlyEmpty : !hasPlace(kind);
+      if (!isFree) throw new BlockError("EIO");
+      const place = state.refcounts.allocateBytes(length);
+      places.push(place instanceof Promise ? await place : place);
+    }
+  } catch (failure) {
+    // Those before it are stored all the same.
+    return { places, failure };
+  }
+  return { places };
+}
+
+/** Write the data of a group, as much at once as lies together. */
+async function writeRuns(
+  state: Qcow2State,
+  { bytes, lengths }: Group,
+  places: readonly number[],
+): Promise<void> {
+  for (let i = 0, from = 0; i < places.length;) {
+    const start = places[i];
+    let end = start;
+    for (; i < places.length && places[i] === end; i++) {
+      const event = state.event("write_compressed");
+      if (event) await event;
+      end += lengths[i];
+    }
+    const checked = state.overlap.check(start, end - start);
+    if (checked) await checked;
+    const run = bytes.subarray(from, from + end - start);
+    await state.file.writev!(start, endingWhole(state, start, run));
+    from += end - start;
+  }
 }
 
 /**

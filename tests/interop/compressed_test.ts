@@ -5,6 +5,7 @@
  * @module
  */
 import { assertEquals } from "@std/assert";
+import { isEqual } from "../../core/runtime.ts";
 import { openImage } from "../../mod.ts";
 import { qemuTest, run, runOk, TempDir } from "../qemu.ts";
 
@@ -84,7 +85,12 @@ for (const type of ["zlib", "zstd"]) {
         const claim = COMPRESSED | further << SECTORS_AT | place;
         new DataView(bytes.buffer).setBigUint64(l2, claim);
         await Deno.writeFile(image, bytes);
-        const expected = await theirs(image, dir);
+        let expected = await theirs(image, dir);
+        // Zeroes in the place of what was cut off are data for QEMU: it reads
+        // something that was never written, which is no example.
+        if (length < whole.length && expected && !isEqual(expected, plain)) {
+          expected = undefined;
+        }
         const actual = await ours(image);
         assertEquals([claim, actual], [claim, expected]);
       }

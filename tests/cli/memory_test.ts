@@ -1,0 +1,76 @@
+/**
+ * How much memory the command line takes, in a process of its own; the README
+ * promises a limit.
+ */
+import { assert, assertEquals } from "@std/assert";
+import { BDRV, TempDir } from "../qemu.ts";
+
+/** MiB that no command takes more of. */
+const LIMIT = 130;
+
+/** Bytes that compress, but not to nothing, and are nowhere the same. */
+function sample(length: number): Uint8Array<ArrayBuffer> {
+  const words = new Uint32Array(length / 4);
+  let state = 1;
+  for (let i = 0; i < words.length; i++) {
+    state = (Math.imul(state, 1664525) + 1013904223) | 0;
+    // Half of the bits are noise.
+    words[i] = state & 0xffff0000;
+  }
+  return new Uint8Array(words.buffer);
+}
+
+/** The most memory that a command had at once, in MiB; it must succeed. */
+async function peakMemory(cwd: string, args: string[]): Promise<number> {
+  const [program, ...before] = BDRV;
+  const child = new Deno.Command(program, {
+    args: [...before, ...args],
+    cwd,
+    stdin: "null",
+    stdout: "null",
+    stderr: "null",
+  }).spawn();
+  let isOver = false;
+  const ending = child.status.finally(() => isOver = true);
+  let peak = 0;
+  while (!isOver) {
+    // The system counts the highest: it is enough to look now and then.
+    const status = await Deno.readTextFile(`/proc/${child.pid}/status`)
+      .catch(() => "");
+    peak = Number(/VmHWM:\s+(\d+) kB/.exec(status)?.[1] ?? 1024 * peak) / 1024;
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+  assertEquals((await ending).code, 0);
+  return peak;
+}
+
+Deno.test({
+  name:
+    "convert takes no more than 130 MiB, however small or large clusters are",
+  ignore: Deno.build.os !== "linux",
+  async fn(t) {
+    await using dir = new TempDir();
+    const cwd = dir.path;
+    const size = 40 * 2 ** 20;
+    await Deno.writeFile(dir.file("a.raw"), sample(size));
+    const make = ["convert", "-c", "-f", "raw", "-O", "qcow2"];
+    for (
+      const options of [
+        "cluster_size=512,compression_type=zstd",
+        "cluster_size=512",
+        "cluster_size=64k",
+        "cluster_size=2M",
+      ]
+    ) {
+      await t.step(options, async () => {
+        const args = [...make, "-o", options, "a.raw", "a.qcow2"];
+        const there = await peakMemory(cwd, args);
+        const back = await peakMemory(cwd, [
+          ...["convert", "-O", "raw", "a.qcow2", "b.raw"],
+        ]);
+        assert(there < LIMIT, `compressing took ${there} MiB`);
+        assert(back < LIMIT, `decompressing took ${back} MiB`);
+      });
+    }
+  },
+});
