@@ -88,6 +88,8 @@ function sourceOf({ filename, options }: Opening): Source {
   const nested = nestedOptions(options);
   if (filename === undefined) return nested;
   if (Object.keys(options).length === 0) return filename;
+  // A driver that is named takes the file's name apart by itself.
+  if (nested.driver !== undefined) return { filename, ...nested };
   return merged(toStack(filename), nested);
 }
 
