@@ -9,6 +9,7 @@ import {
   allocate,
   copyIntoVector,
   type IoVector,
+  release,
   sliceVector,
 } from "../../core/bytes.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
@@ -229,17 +230,22 @@ export class CompressedClusters {
         );
       }
     }
-    const done = Promise.all(later).then(() => {
-      this.#spare = buffer;
-    });
-    pending.push(done);
+    pending.push(Promise.all(later).then(() => this.#giveBack(buffer)));
   }
 
   /** A buffer of at least `length` bytes. */
   #takeBuffer(length: number): Uint8Array {
     const spare = this.#spare;
     this.#spare = undefined;
-    return spare && spare.length >= length ? spare : allocate(length);
+    if (spare && spare.length >= length) return spare;
+    if (spare) release(spare);
+    return allocate(length);
+  }
+
+  /** Keep one buffer: of many requests at once, each has one. */
+  #giveBack(buffer: Uint8Array): void {
+    if (this.#spare) release(this.#spare);
+    this.#spare = buffer;
   }
 }
 
