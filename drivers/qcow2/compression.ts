@@ -242,10 +242,13 @@ export class CompressedClusters {
     return allocate(length);
   }
 
-  /** Keep one buffer: of many requests at once, each has one. */
+  /** Keep one buffer, the largest: of many requests at once, each has one. */
   #giveBack(buffer: Uint8Array): void {
-    if (this.#spare) release(this.#spare);
-    this.#spare = buffer;
+    const spare = this.#spare;
+    const isLarger = !spare || spare.length < buffer.length;
+    if (isLarger) this.#spare = buffer;
+    const other = isLarger ? spare : buffer;
+    if (other) release(other);
   }
 }
 
