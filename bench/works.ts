@@ -60,6 +60,14 @@ export const works: readonly Work[] = [
     verify: ["compare -f raw quarter.raw OUT", "check OUT"],
   },
   {
+    name: "convert -c, zstd, clusters of 512 bytes",
+    command:
+      "convert -c -o compression_type=zstd,cluster_size=512 -f raw -O qcow2 " +
+      "quarter.raw OUT",
+    goal: 0.9,
+    verify: ["compare -f raw quarter.raw OUT", "check OUT"],
+  },
+  {
     name: "compressed → raw, zlib",
     command: "convert -f qcow2 -O raw zlib.qcow2 OUT",
     goal: 0.8,

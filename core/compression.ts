@@ -243,9 +243,14 @@ async function unzstd(
 /** A plain array instead of a `Buffer`, whose `slice` differs. */
 function owned(output: Uint8Array, call: ZlibCall): Uint8Array {
   const { buffer, byteOffset, length } = output;
-  return isOwn(output, call)
-    ? new Uint8Array(buffer, byteOffset, length)
-    : new Uint8Array(output);
+  const isTight = 2 * length > buffer.byteLength;
+  if (isTight && isOwn(output, call)) {
+    return new Uint8Array(buffer, byteOffset, length);
+  }
+  // It may wait for long, and need not keep the room that it did not take.
+  const copy = new Uint8Array(output);
+  dispose(output, call);
+  return copy;
 }
 
 function dispose(output: Uint8Array, call: ZlibCall): void {

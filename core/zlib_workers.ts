@@ -61,9 +61,7 @@ class Workers {
     ),
   );
   /** Memory that was never written to takes up none. */
-  readonly #memory = new Uint8Array(
-    new SharedArrayBuffer(SLOTS * LAYOUT.slotSize),
-  );
+  readonly memory: Uint8Array;
   readonly #jobs: (Job | undefined)[] = new Array(SLOTS).fill(undefined);
   readonly #waiting: Job[] = [];
   /** The slot used last. */
@@ -79,7 +77,10 @@ class Workers {
    */
   broken = false;
 
-  constructor() {
+  /** @param before Workers that have ended, whose memory these go on with. */
+  constructor(before?: Workers) {
+    this.memory = before?.memory ??
+      new Uint8Array(new SharedArrayBuffer(SLOTS * LAYOUT.slotSize));
     this.#start();
   }
 
@@ -116,7 +117,7 @@ class Workers {
     const layout = JSON.stringify(LAYOUT);
     const program = `(${serve})(${layout}, ${compressorOf})`;
     const url = `data:text/javascript,${encodeURIComponent(program)}`;
-    const message = { control: this.#control, memory: this.#memory };
+    const message = { control: this.#control, memory: this.memory };
     for (let count = workerCount(); count > 0 && !this.broken; count--) {
       try {
         const worker = new Worker(url, { type: "module" });
@@ -163,8 +164,8 @@ class Workers {
     this.#bytes += job.size;
     const call = new TextEncoder().encode(JSON.stringify(job.call));
     const start = slot * LAYOUT.slotSize;
-    this.#memory.set(call, start);
-    this.#memory.set(job.input, start + call.length);
+    this.memory.set(call, start);
+    this.memory.set(job.input, start + call.length);
     const words = LAYOUT.firstSlot + slot * LAYOUT.slotWords;
     this.#control[words + 1] = call.length;
     this.#control[words + 2] = job.input.length;
@@ -253,9 +254,9 @@ class Workers {
       // What failed there fails here with the error that is expected.
       if (state === states.failed) makeHere(job);
       else if (target?.length === end - start) {
-        target.set(this.#memory.subarray(start, end));
+        target.set(this.memory.subarray(start, end));
         job.resolve(target);
-      } else job.resolve(this.#memory.slice(start, end));
+      } else job.resolve(this.memory.slice(start, end));
     }
     return any;
   }
@@ -381,7 +382,7 @@ function isWorthPassing({ input, size }: Job): boolean {
 function startWorkers(): boolean {
   if (holders === 0 || workerCount() === 0) return false;
   if (spent < WORTH_STARTING || workers?.broken) return false;
-  if (workers?.isOver && workers.isIdle) workers = undefined;
+  if (workers?.isOver && workers.isIdle) workers = new Workers(workers);
   workers ??= new Workers();
   return true;
 }

@@ -55,7 +55,7 @@ const PATIENCE = 10_000;
  * Most bytes of buffers where data is compressed, which takes so long that
  * reading it hardly counts, and takes memory of its own.
  */
-const MAX_COMPRESSED = 8 * 1024 * 1024;
+const MAX_COMPRESSED = 6 * 1024 * 1024;
 
 /** Fewest bytes of one request, however low the limit on the rate. */
 const LEAST_REQUEST_SIZE = 64 * 1024;

@@ -9,6 +9,7 @@ import {
   allocate,
   copyIntoVector,
   type IoVector,
+  release,
   sliceVector,
 } from "../../core/bytes.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
@@ -234,17 +235,25 @@ export class CompressedClusters {
         );
       }
     }
-    const done = Promise.all(later).then(() => {
-      this.#spare = buffer;
-    });
-    pending.push(done);
+    pending.push(Promise.all(later).then(() => this.#giveBack(buffer)));
   }
 
   /** A buffer of at least `length` bytes. */
   #takeBuffer(length: number): Uint8Array {
     const spare = this.#spare;
     this.#spare = undefined;
-    return spare && spare.length >= length ? spare : allocate(length);
+    if (spare && spare.length >= length) return spare;
+    if (spare) release(spare);
+    return allocate(length);
+  }
+
+  /** Keep one buffer, the largest: of many requests at once, each has one. */
+  #giveBack(buffer: Uint8Array): void {
+    const spare = this.#spare;
+    const isLarger = !spare || spare.length < buffer.length;
+    if (isLarger) this.#spare = buffer;
+    const other = isLarger ? spare : buffer;
+    if (other) release(other);
   }
 }
 

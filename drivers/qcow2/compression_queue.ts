@@ -11,7 +11,7 @@ import { type Held, Mutex } from "../../core/lock.ts";
  * stored has come: enough for all processors, and no more than that, since
  * they take up memory.
  */
-const MAX_BYTES = 8 * 1024 * 1024;
+const MAX_BYTES = 6 * 1024 * 1024;
 const MAX_CLUSTERS = 128;
 
 /** What a cluster was compressed to; `undefined` if that saves nothing. */

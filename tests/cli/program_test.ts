@@ -16,7 +16,7 @@ Deno.test("--help fits a screen and names every command", async () => {
 for (const [name, { load }] of COMMANDS) {
   Deno.test(`${name} --help fits a screen and lists every option`, async () => {
     const help = await runOk([...BDRV, name, "--help"]);
-    assertFits(help, 40);
+    assertFits(help, 42);
     assertEquals(await runOk([...BDRV, name, "-h"]), help);
     const { command } = await load();
     for (const { short, long } of command.options) {
