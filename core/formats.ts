@@ -154,9 +154,10 @@ const VMDK_BEGINNING = new RegExp(
 
 /** Whether a file is the text that describes a VMDK; zeroes may follow it. */
 function isVmdkDescriptor(head: Uint8Array): boolean {
+  // QEMU skips comments by their line, whatever bytes are in them.
+  if (VMDK_BEGINNING.test(textOf(head))) return true;
   const end = head.indexOf(0);
   const text = textOf(end < 0 ? head : head.subarray(0, end));
-  if (VMDK_BEGINNING.test(text)) return true;
   // Its entries may be in any order, but there is nothing else.
   return /^\s*version\s*=/im.test(text) && /^\s*createType\s*=/im.test(text) &&
     !/[^\t\n\r\x20-\x7e\x80-\xff]/.test(text);
