@@ -285,7 +285,9 @@ function makeFile(filename: string): void {
   refuseWhatWaits(filename);
   try {
     checkName(filename);
-    Deno.openSync(filename, { write: true, create: true, mode: 0o644 }).close();
+    // It will be read as well: who may not do that is not left an empty file.
+    const options = { read: true, write: true, create: true, mode: 0o644 };
+    Deno.openSync(filename, options).close();
   } catch (error) {
     throw denoError(error).prefixed(`Could not create '${filename}': `);
   }

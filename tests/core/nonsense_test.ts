@@ -491,6 +491,21 @@ Deno.test("what a driver opens is looked at", async (t) => {
   });
 });
 
+Deno.test("a driver names a backing file by a text", async () => {
+  const driver = `nonsense-${crypto.randomUUID()}`;
+  registerDriver({
+    name: driver,
+    role: "format",
+    open: (_options, context) =>
+      context.openImplicit("backing", 5 as Anything, undefined) as Promise<
+        BlockNode
+      >,
+  });
+  const { code, message } = await failure(() => openImage({ driver }));
+  assertEquals(code, "EINVAL");
+  assert(message.endsWith("name of a backing file cannot be 5"), message);
+});
+
 Deno.test("whatever a driver throws becomes a BlockError with its message", async (t) => {
   const thrown: [what: unknown, message: string][] = [
     [new TypeError("x is not a function"), "x is not a function"],
@@ -623,12 +638,15 @@ Deno.test("a node that is read-only is not written to from above", async () => {
   }
 });
 
-Deno.test("an extent of no length ends in an error, not in a loop", async (t) => {
+Deno.test("an extent of no length or kind ends in an error, not in a loop", async (t) => {
   const extents: Anything[] = [
     { kind: "data", length: 0 },
     { kind: "data", length: NaN },
     { kind: "data", length: -5 },
     { kind: "data" },
+    { kind: "data", length: "512" },
+    { kind: "data", length: 0.5 },
+    { kind: "nothing", length: 512 },
     { length: 5 },
     undefined,
     null,
@@ -680,6 +698,8 @@ Deno.test("registerDriver() refuses what is no driver", async () => {
       { name: "nonsense", role: "format", open: 5 },
       { name: "nonsense", role: "format", open, create: 5 },
       { name: "nonsense", role: "format", open, schemes: "x" },
+      { name: "nonsense", role: "format", open, openOptions: 5 },
+      { name: "nonsense", role: "format", open, createOptions: ["size"] },
     ]
   ) {
     const error = await failure(() => registerDriver(driver as Anything));
