@@ -286,11 +286,18 @@ function makeFile(filename: string): void {
   try {
     checkName(filename);
     // It will be read as well: who may not do that is not left an empty file.
-    const options = { read: true, write: true, create: true, mode: 0o644 };
+    // Who may do neither is told of writing, which is what this is for.
+    const read = mayWrite(filename);
+    const options = { read, write: true, create: true, mode: 0o644 };
     Deno.openSync(filename, options).close();
   } catch (error) {
     throw denoError(error).prefixed(`Could not create '${filename}': `);
   }
+}
+
+function mayWrite(path: string): boolean {
+  return Deno.permissions.querySync({ name: "write", path }).state ===
+    "granted";
 }
 
 /**
