@@ -8,6 +8,7 @@ import {
   type BlockDriver,
   BlockError,
   type BlockNode,
+  changeBacking,
   commit,
   compare,
   convert,
@@ -341,6 +342,10 @@ Deno.test("jobs say what makes no sense", async (t) => {
     "commit base": () => commit(a.node, { base: {} as Anything }),
     "commit rate": () => commit(a.node, { rateLimit: NaN }),
     "rebase": () => rebase(a.node, {} as Anything),
+    "rebase to a file without a name": () =>
+      rebase(a.node, { node: b.node } as Anything),
+    "change to a backing file without a name": () =>
+      changeBacking(a.node, {} as Anything),
     "rebase node": () =>
       rebase(a.node, { name: "x", format: "raw", node: b as Anything }),
     "measure": () => measure("nosuch"),
@@ -393,6 +398,10 @@ Deno.test("jobs say what makes no sense", async (t) => {
   for (const [name, value] of Object.entries(NONSENSE)) {
     if (value === undefined) continue;
     cases[`compare with ${name}`] = () => compare(a.node, value as Anything);
+    cases[`change the backing file of ${name}`] = () =>
+      changeBacking(value as Anything, undefined);
+    cases[`change the backing file to ${name}`] = () =>
+      changeBacking(a.node, value as Anything);
     cases[`convert ${name}`] = () => convert([value as Anything], b.node);
     cases[`commit to ${name}`] = () =>
       commit(a.node, { base: value as Anything });
