@@ -76,13 +76,13 @@ const MAGICS: readonly Magic[] = [
   },
   {
     name: "asif",
-    title: "a sparse image of Apple's",
+    title: "Apple's sparse image",
     matches: (head) => has(head, 0, "shdw"),
   },
 ];
 
 /** This one is known by how it ends. */
-const DMG: ImageFormat = { name: "dmg", title: "a disk image of Apple's" };
+const DMG: ImageFormat = { name: "dmg", title: "Apple's disk image" };
 
 /** The formats of images that begin with `head`, {@linkcode HEAD_LENGTH} bytes. */
 export function formatsOfHead(head: Uint8Array): ImageFormat[] {
