@@ -18,6 +18,9 @@ const TARGETS = [
   "x86_64-pc-windows-msvc",
 ];
 
+/** What `deno compile` takes for a permission. */
+const PERMISSION = /^(-[A-Z]|--(allow|deny|ignore)-[a-z])/;
+
 /** The names that choose the program when they are what it is called by. */
 const LINKS = ["qemu-img", "qemu-io"];
 
@@ -63,7 +66,7 @@ function reasonOf(said: string): string {
   const url = /error sending request for url \((\S+?)\)/.exec(said)?.[1];
   if (url?.includes("denort")) {
     return `the runtime cannot be downloaded from ${url}; ` +
-      "DENORT_BIN may name a file that was";
+      "DENORT_BIN may name a copy of it that you have";
   }
   if (url) return `${url} cannot be downloaded`;
   const [report] = said.split("Stack backtrace");
@@ -78,6 +81,14 @@ function reasonOf(said: string): string {
 function parse(args: readonly string[]) {
   const targets = args.filter((arg) => !arg.startsWith("-"));
   const permissions = args.filter((arg) => arg.startsWith("-"));
+  // With others, such as --help, nothing may be compiled.
+  const other = permissions.find((flag) => !PERMISSION.test(flag));
+  if (other !== undefined) {
+    throw new Error(
+      `'${other}' is no permission; those are ` +
+        "--allow-all, --allow-read=FOLDER, --allow-write=FOLDER, --allow-ffi",
+    );
+  }
   const unknown = targets.find((name) =>
     name !== "all" && !TARGETS.includes(name)
   );

@@ -184,7 +184,7 @@ export const FORMAT: OptionSpec = {
   short: "f",
   long: "format",
   argument: "FMT",
-  help: "format of the image; default: looked for",
+  help: "format of the image; default: found by probing",
 };
 
 /** `--output`. */

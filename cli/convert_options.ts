@@ -103,7 +103,7 @@ export const CONVERT_OPTIONS: readonly OptionSpec[] = [
   },
   { long: "salvage", help: "zeroes take the place of what cannot be read" },
   { long: "bitmaps", help: "copy the source's bitmaps, too" },
-  { long: "skip-broken-bitmaps", help: "but not those not stored properly" },
+  { long: "skip-broken-bitmaps", help: "leave out those that are damaged" },
   {
     short: "t",
     long: "target-cache",

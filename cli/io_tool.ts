@@ -26,7 +26,7 @@ export const OPTIONS: readonly OptionSpec[] = [
     short: "f",
     long: "format",
     argument: "FMT",
-    help: "format of the image; by default it is found by looking at it",
+    help: "format of the image; default: found by probing",
   },
   ...OPEN_OPTIONS,
   { short: "m", long: "misalign", help: "accepted for QEMU's sake" },

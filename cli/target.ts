@@ -29,6 +29,8 @@ export class Target implements Disposable {
   readonly #listeners: [Deno.Signal, () => void][] = [];
   /** Whose file it is, once it is being written to. */
   #state: "untouched" | "ours" | "theirs" = "untouched";
+  /** What tells whether their file was changed. */
+  #stampBefore = "";
 
   /** What is being read meanwhile. */
   readonly #sources: readonly BlockNode[];
@@ -85,9 +87,10 @@ export class Target implements Disposable {
       });
   }
 
-  /** Write to a file that others have made. */
+  /** Begin to use a file that others have made. */
   use(): void {
     this.#state = "theirs";
+    this.#stampBefore = stampOf(this.#path);
   }
 
   /** Everything is written. */
@@ -117,7 +120,9 @@ export class Target implements Disposable {
     this.#state = "untouched";
     if (state === "untouched") return false;
     if (fileKind(this.#path) === "none") return false;
-    if (state === "theirs" || fileKind(this.#path) !== "file") return true;
+    if (fileKind(this.#path) !== "file") return true;
+    // It may have failed before anything was written.
+    if (state === "theirs") return stampOf(this.#path) !== this.#stampBefore;
     try {
       Deno.removeSync(Deno.realPathSync(this.#path!));
       return false;
@@ -164,6 +169,16 @@ function localPath(name: string): string | undefined {
       : undefined;
   } catch {
     return undefined;
+  }
+}
+
+/** Another text once a plain file was written to. */
+function stampOf(path: string | undefined): string {
+  try {
+    const { size, mtime } = Deno.statSync(path!);
+    return `${size} ${mtime?.getTime()}`;
+  } catch {
+    return "";
   }
 }
 

@@ -6,7 +6,7 @@
  */
 import { isExactSize } from "./bytes.ts";
 import type { BlockDriver } from "./driver.ts";
-import { BlockError, invalid } from "./errors.ts";
+import { asBlockError, BlockError, invalid } from "./errors.ts";
 import { primaryChild } from "./extents.ts";
 import type { BlockNode, RequestLimits } from "./node.ts";
 import { valueText } from "./values.ts";
@@ -215,7 +215,12 @@ export function checkOptions(
     );
   }
   for (const [name, kind] of Object.entries(kinds)) {
-    const value = (options as { readonly [name: string]: unknown })[name];
+    let value: unknown;
+    try {
+      value = (options as { readonly [name: string]: unknown })[name];
+    } catch (error) {
+      throw asBlockError(error); // A getter's, or a proxy's.
+    }
     if (value === undefined || fits(kind, value)) continue;
     throw invalid(
       `Cannot ${what}: option '${name}' must be ${kindText(kind)}, not ${

@@ -102,16 +102,20 @@ export async function chainStatus(
   }
 }
 
+const KINDS = new Set<unknown>(["data", "zero", "compressed", "unallocated"]);
+
 /**
  * What a driver says of a range, if that gets anybody further.
  *
- * @throws {BlockError} EINVAL for an extent of no length.
+ * @throws {BlockError} EINVAL for an extent of no length or kind.
  */
 export function checkedExtent(node: BlockNode, extent: Extent): Extent {
-  if (extent?.length > 0 && typeof extent.kind === "string") return extent;
+  const { length, kind } = extent ?? {};
+  if (Number.isInteger(length) && length > 0 && KINDS.has(kind)) return extent;
   throw invalid(
     `Driver '${node.driver.name}' answers status() with ` +
-      `${valueText(extent)} of length ${valueText(extent?.length)}`,
+      `${valueText(extent)} of length ${valueText(length)} and kind ` +
+      valueText(kind),
   );
 }
 

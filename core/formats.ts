@@ -76,13 +76,13 @@ const MAGICS: readonly Magic[] = [
   },
   {
     name: "asif",
-    title: "a sparse image of Apple's",
+    title: "Apple's sparse image",
     matches: (head) => has(head, 0, "shdw"),
   },
 ];
 
 /** This one is known by how it ends. */
-const DMG: ImageFormat = { name: "dmg", title: "a disk image of Apple's" };
+const DMG: ImageFormat = { name: "dmg", title: "Apple's disk image" };
 
 /** The formats of images that begin with `head`, {@linkcode HEAD_LENGTH} bytes. */
 export function formatsOfHead(head: Uint8Array): ImageFormat[] {
@@ -154,9 +154,10 @@ const VMDK_BEGINNING = new RegExp(
 
 /** Whether a file is the text that describes a VMDK; zeroes may follow it. */
 function isVmdkDescriptor(head: Uint8Array): boolean {
+  // QEMU skips comments by their line, whatever bytes are in them.
+  if (VMDK_BEGINNING.test(textOf(head))) return true;
   const end = head.indexOf(0);
   const text = textOf(end < 0 ? head : head.subarray(0, end));
-  if (VMDK_BEGINNING.test(text)) return true;
   // Its entries may be in any order, but there is nothing else.
   return /^\s*version\s*=/im.test(text) && /^\s*createType\s*=/im.test(text) &&
     !/[^\t\n\r\x20-\x7e\x80-\xff]/.test(text);

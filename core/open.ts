@@ -46,7 +46,7 @@ import {
   withFile,
 } from "./sources.ts";
 import { isNode, type Source, type StackObject } from "./spec.ts";
-import { shortened } from "./values.ts";
+import { shortened, valueText } from "./values.ts";
 
 /** What stays the same from the top of a stack to its bottom. */
 interface Opening {
@@ -424,6 +424,9 @@ async function openImplicit(
   format?: string,
 ): Promise<BlockNode | undefined> {
   const { driver, options, filename, opening, place, opened } = pending;
+  if (typeof name !== "string") {
+    throw invalid(`The name of a backing file cannot be ${valueText(name)}`);
+  }
   if (opening.options.backing === false || pending.purpose === "info") {
     return undefined;
   }

@@ -5,7 +5,7 @@
  */
 import type { BlockDriver } from "./driver.ts";
 import { asBlockError, BlockError, invalid } from "./errors.ts";
-import { valueText } from "./values.ts";
+import { isPlainObject, valueText } from "./values.ts";
 
 const drivers = new Map<string, BlockDriver>();
 
@@ -48,6 +48,7 @@ const ROLES: readonly unknown[] = ["protocol", "format", "filter"];
 /** Refuse what is no driver; of its verbs only `open` is a must. */
 function checkDriver(driver: BlockDriver): void {
   const { name, role, open, create, probe, schemes = [] } = driver ?? {};
+  const { openOptions = {}, createOptions = {} } = driver ?? {};
   const refuse = (why: string) => invalid(`Cannot register a driver: ${why}`);
   if (typeof name !== "string" || name === "") {
     throw refuse(`its name is ${valueText(name)}`);
@@ -62,6 +63,10 @@ function checkDriver(driver: BlockDriver): void {
       continue;
     }
     throw refuse(`the '${verb}' of '${name}' is ${valueText(value)}`);
+  }
+  for (const table of [openOptions, createOptions]) {
+    if (isPlainObject(table)) continue;
+    throw refuse(`the options of '${name}' are ${valueText(table)}`);
   }
   if (!Array.isArray(schemes)) {
     throw refuse(`the schemes of '${name}' are ${valueText(schemes)}`);

@@ -121,8 +121,9 @@ export function libraryPath(file: string): string | null {
 export function libraryPlaces(file: string): string[] {
   const { Deno } = globals();
   if (!Deno?.dlopen || Deno.build.os !== "linux") return [];
-  // Permissions are for absolute paths.
-  return [`/lib/${Deno.build.arch}-linux-gnu`, "/lib64"]
+  // Permissions are for absolute paths, and most systems have two for it.
+  const folders = [`/lib/${Deno.build.arch}-linux-gnu`, "/lib64"];
+  return [...folders, ...folders.map((folder) => `/usr${folder}`)]
     .map((folder) => `${folder}/${file}`)
     .filter((path) =>
       Deno.permissions.querySync({ name: "ffi", path }).state === "granted"

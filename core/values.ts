@@ -35,6 +35,8 @@ export function valueText(value: unknown): string {
       return `'${shortened(value, MOST)}'`;
     case "function":
       return "a function";
+    case "bigint":
+      return `${shortened(String(value), MOST)}n`;
     case "object":
       return value === null ? "null" : objectText(value);
     default:

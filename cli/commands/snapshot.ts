@@ -48,7 +48,7 @@ export const command: Command = {
       short: "d",
       long: "delete",
       argument: "NAME",
-      help: "forget a snapshot",
+      help: "delete a snapshot",
     },
   ],
 

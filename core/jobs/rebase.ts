@@ -5,7 +5,7 @@
  */
 import { allocate, roundDown, roundUp } from "../bytes.ts";
 import { checkNode, checkOptions, checkWritable } from "../checks.ts";
-import { asBlockError, BlockError, strerror } from "../errors.ts";
+import { asBlockError, BlockError, invalid, strerror } from "../errors.ts";
 import {
   backingOf,
   type ChainExtent,
@@ -80,7 +80,7 @@ export async function rebase(
 ): Promise<void> {
   checkNode("The overlay", overlay);
   if (backing !== undefined) {
-    checkOptions("rebase", backing, { name: "string", format: "string" });
+    checkBackingName("rebase", backing);
     checkNode("The new backing file", backing.node);
   }
   checkOptions("rebase", options, {
@@ -142,6 +142,10 @@ export async function changeBacking(
   overlay: BlockNode,
   backing: BackingName | undefined,
 ): Promise<void> {
+  checkNode("The overlay", overlay);
+  if (backing !== undefined) {
+    checkBackingName("change the backing file", backing);
+  }
   const image = skipFilters(overlay);
   if (!image.changeBacking) throw cannotChange(backing, "ENOTSUP");
   try {
@@ -149,6 +153,13 @@ export async function changeBacking(
   } catch (thrown) {
     throw cannotChange(backing, asBlockError(thrown));
   }
+}
+
+/** Without a name the image would have no backing file at all. */
+function checkBackingName(what: string, backing: BackingName): void {
+  checkOptions(what, backing, { name: "string", format: "string" });
+  if (backing.name !== undefined) return;
+  throw invalid(`Cannot ${what}: the new backing file has no name`);
 }
 
 function cannotChange(

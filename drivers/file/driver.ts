@@ -285,10 +285,19 @@ function makeFile(filename: string): void {
   refuseWhatWaits(filename);
   try {
     checkName(filename);
-    Deno.openSync(filename, { write: true, create: true, mode: 0o644 }).close();
+    // It will be read as well: who may not do that is not left an empty file.
+    // Who may do neither is told of writing, which is what this is for.
+    const read = mayWrite(filename);
+    const options = { read, write: true, create: true, mode: 0o644 };
+    Deno.openSync(filename, options).close();
   } catch (error) {
     throw denoError(error).prefixed(`Could not create '${filename}': `);
   }
+}
+
+function mayWrite(path: string): boolean {
+  return Deno.permissions.querySync({ name: "write", path }).state ===
+    "granted";
 }
 
 /**

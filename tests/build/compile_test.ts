@@ -66,4 +66,10 @@ Deno.test("deno task compile says in a line why it cannot", async (t) => {
     const said = await refused(["amiga"], {});
     assert(said.includes("'amiga'") && said.includes("aarch64-apple-darwin"));
   });
+  await t.step("no permission", async () => {
+    for (const flag of ["--help", "-o=x", "--output=x", "--", "-"]) {
+      const said = await refused([flag], { DENORT_BIN: "/bin/true" });
+      assert(said.includes(`'${flag}' is no permission`), said);
+    }
+  });
 });

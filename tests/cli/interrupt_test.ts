@@ -62,6 +62,25 @@ Deno.test("convert -n leaves the target when interrupted, and says so", async ()
   assert(await exists(target));
 });
 
+Deno.test("a target that nothing was written to is not said to be incomplete", async () => {
+  await using dir = new TempDir();
+  const { path: cwd } = dir;
+  await runOk([...BDRV, "create", "-q", "-f", "qcow2", "large", "2M"], { cwd });
+  await runOk([...BDRV, "create", "-q", "-f", "qcow2", "small", "1M"], { cwd });
+  await runOk([...BDRV, "create", "-q", "raw", "4M"], { cwd });
+  const calls = [
+    "convert -n -O qcow2 large small",
+    "convert -n -O qcow2 large raw",
+    "convert -n -O raw -c large raw",
+    "convert -n -O qcow2 large missing",
+  ];
+  for (const call of calls) {
+    const { code, stderr } = await run([...BDRV, ...call.split(" ")], { cwd });
+    assertEquals(code, 1, call);
+    assert(!stderr.includes("incomplete"), `${call}: ${stderr}`);
+  }
+});
+
 Deno.test("convert removes its target when a source cannot be read", async () => {
   await using dir = await new TempDir();
   const [source, target] = [dir.file("source"), dir.file("target")];

@@ -90,6 +90,11 @@ async function useRows(program: Program, dir: TempDir): Promise<void> {
     const isLocked = isLibcAvailable() && flags !== FILES;
     await useAll(program(...flags), dir.path, isLocked);
   }
+  // Where /lib is a link, the library has two names.
+  if (isLibcAvailable() && Deno.realPathSync("/lib") === "/usr/lib") {
+    const flags = [...FILES, `--allow-ffi=/usr${LIBC}`];
+    await useAll(program(...flags), dir.path, true);
+  }
   // Narrowed down to a folder, and with all that is not needed denied.
   const narrow = [`--allow-read=${dir.path}`, `--allow-write=${dir.path}`];
   const denied = ["--deny-env", "--deny-sys", "--deny-run", "--deny-net"];
@@ -109,6 +114,16 @@ async function useRows(program: Program, dir: TempDir): Promise<void> {
     [["--allow-read"], ["resize", "-f", "raw", disk, "2M"], "--allow-write"],
     [["--allow-write"], ["info", disk], "--allow-read"],
     [
+      ["--allow-write"],
+      ["create", "-q", dir.file("new"), "1M"],
+      "--allow-read",
+    ],
+    [
+      ["--allow-write", `--allow-read=${disk}`],
+      ["convert", "-f", "raw", disk, dir.file("new")],
+      "--allow-read",
+    ],
+    [
       ["-A", `--deny-write=${disk}`],
       ["resize", "-f", "raw", disk, "2M"],
       "--allow-write",
@@ -116,6 +131,7 @@ async function useRows(program: Program, dir: TempDir): Promise<void> {
   ];
   for (const [flags, args, missing] of calls) {
     assertNames(await run([...program(...flags), ...args]), missing);
+    assert(![...Deno.readDirSync(dir.path)].some(({ name }) => name === "new"));
   }
   const reading = program("--allow-read");
   for (const args of [["info", disk], ["map", disk], ["compare", disk, disk]]) {

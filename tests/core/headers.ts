@@ -25,6 +25,7 @@ export const HEADERS: readonly [format: string, ...pieces: Piece[]][] = [
   ["vmdk", [0, "#disk descriptorfile"]],
   ["vmdk", [0, `# made by hand\n   \n#${"-".repeat(600)}\n version = 2\n`]],
   ["vmdk", [0, "version=3\r\n"], [100, "\x01\x02\x03"]],
+  ["vmdk", [0, "# zeroes \0 in a comment\n#\0\nversion=1\n"]],
   ["vmdk", [0, 'CID=1\ncreateType="vmfs"\nversion=1\n']],
   ["vmdk", [0, '\xef\xbb\xbf\nencoding="UTF-8"\nversion=1\ncreatetype="x"']],
   ["vhdx", [0, "vhdxfile"]],

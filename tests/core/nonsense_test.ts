@@ -8,6 +8,7 @@ import {
   type BlockDriver,
   BlockError,
   type BlockNode,
+  changeBacking,
   commit,
   compare,
   convert,
@@ -341,6 +342,10 @@ Deno.test("jobs say what makes no sense", async (t) => {
     "commit base": () => commit(a.node, { base: {} as Anything }),
     "commit rate": () => commit(a.node, { rateLimit: NaN }),
     "rebase": () => rebase(a.node, {} as Anything),
+    "rebase to a file without a name": () =>
+      rebase(a.node, { node: b.node } as Anything),
+    "change to a backing file without a name": () =>
+      changeBacking(a.node, {} as Anything),
     "rebase node": () =>
       rebase(a.node, { name: "x", format: "raw", node: b as Anything }),
     "measure": () => measure("nosuch"),
@@ -393,6 +398,10 @@ Deno.test("jobs say what makes no sense", async (t) => {
   for (const [name, value] of Object.entries(NONSENSE)) {
     if (value === undefined) continue;
     cases[`compare with ${name}`] = () => compare(a.node, value as Anything);
+    cases[`change the backing file of ${name}`] = () =>
+      changeBacking(value as Anything, undefined);
+    cases[`change the backing file to ${name}`] = () =>
+      changeBacking(a.node, value as Anything);
     cases[`convert ${name}`] = () => convert([value as Anything], b.node);
     cases[`commit to ${name}`] = () =>
       commit(a.node, { base: value as Anything });
@@ -489,6 +498,21 @@ Deno.test("what a driver opens is looked at", async (t) => {
     const { message } = await failure(() => openImage({ driver }));
     assert(message.includes("a trap"), message);
   });
+});
+
+Deno.test("a driver names a backing file by a text", async () => {
+  const driver = `nonsense-${crypto.randomUUID()}`;
+  registerDriver({
+    name: driver,
+    role: "format",
+    open: (_options, context) =>
+      context.openImplicit("backing", 5 as Anything, undefined) as Promise<
+        BlockNode
+      >,
+  });
+  const { code, message } = await failure(() => openImage({ driver }));
+  assertEquals(code, "EINVAL");
+  assert(message.endsWith("name of a backing file cannot be 5"), message);
 });
 
 Deno.test("whatever a driver throws becomes a BlockError with its message", async (t) => {
@@ -623,12 +647,15 @@ Deno.test("a node that is read-only is not written to from above", async () => {
   }
 });
 
-Deno.test("an extent of no length ends in an error, not in a loop", async (t) => {
+Deno.test("an extent of no length or kind ends in an error, not in a loop", async (t) => {
   const extents: Anything[] = [
     { kind: "data", length: 0 },
     { kind: "data", length: NaN },
     { kind: "data", length: -5 },
     { kind: "data" },
+    { kind: "data", length: "512" },
+    { kind: "data", length: 0.5 },
+    { kind: "nothing", length: 512 },
     { length: 5 },
     undefined,
     null,
@@ -680,6 +707,8 @@ Deno.test("registerDriver() refuses what is no driver", async () => {
       { name: "nonsense", role: "format", open: 5 },
       { name: "nonsense", role: "format", open, create: 5 },
       { name: "nonsense", role: "format", open, schemes: "x" },
+      { name: "nonsense", role: "format", open, openOptions: 5 },
+      { name: "nonsense", role: "format", open, createOptions: ["size"] },
     ]
   ) {
     const error = await failure(() => registerDriver(driver as Anything));

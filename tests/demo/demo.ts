@@ -125,7 +125,7 @@ try {
   await demo();
   console.log(
     `\nAll is well. The images are in ${Deno.cwd()}, for you to try more; ` +
-      `away with them by\nrm -r ${quoted(Deno.cwd())}`,
+      `remove them with\nrm -r ${quoted(Deno.cwd())}`,
   );
 } catch (error) {
   console.error(`\nThe demo failed: ${(error as Error).message}`);
