@@ -5,8 +5,8 @@
  * @module
  */
 import "../drivers/all.ts";
-import type { DriverRole } from "../core/driver.ts";
 import { listDrivers } from "../core/registry.ts";
+import type { DriverRole } from "../core/traits.ts";
 import type { Command } from "./command.ts";
 import type { OptionSpec } from "./getopt.ts";
 import { type Entry, loadCommand, PROGRAM_OPTIONS } from "./image_tool.ts";
