@@ -6,6 +6,8 @@
  */
 import { allocate, padded, SECTOR_SIZE } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
+import type { Mutex } from "../../core/lock.ts";
+import type { BlockNode } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
 import {
   bytesOf,
@@ -15,14 +17,17 @@ import {
   COPIED,
   ENTRY_SIZE,
   entryOffset,
+  type Geometry,
   hex,
   MAX_L1_BYTES,
   viewOf,
   writeUint64,
   ZERO,
 } from "./format.ts";
-import type { Qcow2State } from "./state.ts";
-import type { CachedTable } from "./table_cache.ts";
+import type { Header } from "./header.ts";
+import type { OverlapGuard } from "./overlap.ts";
+import type { Refcounts } from "./refcounts.ts";
+import type { CachedTable, TableCache } from "./table_cache.ts";
 
 /** A run of guest clusters of one kind, in a row in the file if they are there. */
 export interface Mapping {
@@ -43,13 +48,32 @@ export interface EntryPlace {
   index: number;
 }
 
+/** What the tables need of the image that they belong to. */
+export interface ClusterMapHost {
+  readonly file: BlockNode;
+  readonly header: Header;
+  readonly geometry: Geometry;
+  readonly l2Cache: TableCache;
+  readonly refcountCache: TableCache;
+  readonly refcounts: Refcounts;
+  readonly overlap: OverlapGuard;
+  /** Protects tables and refcounts. */
+  readonly metadata: Mutex;
+  /** Tell that a step is about to be done. */
+  event(name: string): Promise<void> | void;
+  /** Change the header, in memory and durably in the file, or not at all. */
+  changeHeader(changes: Partial<Header>): Promise<void>;
+  /** Report damage: never answers. */
+  corrupt(message: string): Promise<never>;
+}
+
 /** The active L1 table and, through the cache, its L2 tables. */
 export class ClusterMap {
-  readonly #state: Qcow2State;
+  readonly #state: ClusterMapHost;
   /** The active L1 table as it is in the file. */
   #l1: DataView = viewOf(new Uint8Array());
 
-  constructor(state: Qcow2State) {
+  constructor(state: ClusterMapHost) {
     this.#state = state;
   }
 

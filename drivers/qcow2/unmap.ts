@@ -8,10 +8,11 @@ import { BlockError } from "../../core/errors.ts";
 import { chainExtents } from "../../core/extents.ts";
 import type { RangePlace } from "../../core/lock.ts";
 import type { ZeroFlags } from "../../core/node.ts";
+import type { FreeReason } from "./behaviour.ts";
 import type { EntryPlace } from "./cluster_map.ts";
 import { type Freed, giveUp, noteFreed } from "./entry_changes.ts";
 import { type ClusterKind, ENTRY_SIZE, ZERO } from "./format.ts";
-import type { FreeReason, Qcow2State } from "./state.ts";
+import type { Qcow2State } from "./state.ts";
 import { readsAsZeroes, writeGuest } from "./write.ts";
 import { zeroes } from "./state.ts";
 
