@@ -51,12 +51,7 @@ export {
   parseKeyValueList,
   parseSize,
 } from "./core/options.ts";
-export {
-  ACCESS,
-  ALL_ACCESS,
-  type Claimant,
-  type Permissions,
-} from "./core/permissions.ts";
+export { ACCESS, ALL_ACCESS } from "./core/permissions.ts";
 export {
   findDriver,
   getDriver,
@@ -65,6 +60,7 @@ export {
 } from "./core/registry.ts";
 export type { Secret, SecretRequest, SecretSource } from "./core/secrets.ts";
 export { parseStack, type Source, type StackObject } from "./core/spec.ts";
+export type * from "./core/traits.ts";
 export {
   ThrottleGroup,
   type ThrottleKind,

@@ -28,6 +28,17 @@ export interface Command {
   run(invocation: Invocation): Promise<number>;
 }
 
+/** A command's line in the help, and its module, loaded when it is called. */
+export interface Entry {
+  readonly summary: string;
+  /** Whether QEMU's program has no such command. */
+  readonly onlyOurs?: boolean;
+  load(): Promise<{ readonly command: Command }>;
+}
+
+/** The commands of a program. */
+export type Commands = readonly [name: string, entry: Entry][];
+
 /** The user asked for help and got it. */
 export class HelpShown extends Error {}
 
@@ -136,6 +147,26 @@ export class Invocation {
     throw new HelpShown();
   }
 }
+
+/** Load a command; under our own name each that opens images has one more option. */
+export async function loadCommand(
+  program: Program,
+  entry: Entry,
+): Promise<Command> {
+  const { command } = await entry.load();
+  if (!program.isOurs || !command.options.includes(OBJECT)) return command;
+  return { ...command, options: [...command.options, MAX_CHAIN] };
+}
+
+/** The options that stand before a command. */
+export const PROGRAM_OPTIONS: readonly OptionSpec[] = [
+  {
+    short: "h",
+    long: "help",
+    help: "show this help; with a command, what it accepts",
+  },
+  { short: "V", long: "version", help: "show the version" },
+];
 
 /** `-h`: show the help. */
 export const HELP: OptionSpec = {

@@ -9,14 +9,22 @@
  */
 import "../drivers/all.ts";
 import { listDrivers } from "../core/registry.ts";
-import { type Command, HELP, type Invocation } from "./command.ts";
+import {
+  type Command,
+  type Commands,
+  HELP,
+  type Invocation,
+  loadCommand,
+  PROGRAM_OPTIONS,
+} from "./command.ts";
 import type { OptionSpec } from "./getopt.ts";
-import { commandsOf, loadCommand, PROGRAM_OPTIONS } from "./image_tool.ts";
 import { CACHE_MODES } from "./images.ts";
 import { CommandError, type Program, usageError } from "./program.ts";
 
-/** The command. */
-export const command: Command = {
+/** The command, which is one of those that `commandsOf` tells of a program. */
+export const completions = (
+  commandsOf: (program: Program) => Commands,
+): Command => ({
   summary: "Print what completes command lines in a shell",
   operands: "bash|zsh|fish",
   options: [HELP],
@@ -32,10 +40,11 @@ export const command: Command = {
       );
     }
     const { program } = invocation;
-    program.print(SHELLS[shell](program.name, await describe(program)));
+    const grammar = await describe(program, commandsOf(program));
+    program.print(SHELLS[shell](program.name, grammar));
     return 0;
   },
-};
+});
 
 function operandOf(invocation: Invocation): string {
   for (const _ of invocation.options()) {
@@ -70,10 +79,13 @@ interface Grammar {
   readonly options: readonly OptionWords[];
 }
 
-async function describe(program: Program): Promise<Grammar> {
+async function describe(
+  program: Program,
+  commands: Commands,
+): Promise<Grammar> {
   return {
     commands: await Promise.all(
-      commandsOf(program).map(async ([text, entry]) => {
+      commands.map(async ([text, entry]) => {
         const command = await loadCommand(program, entry);
         return {
           text,

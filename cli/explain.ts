@@ -6,8 +6,7 @@
  * @module
  */
 import { BlockError } from "../core/errors.ts";
-import type { Invocation } from "./command.ts";
-import { PROGRAM_OPTIONS } from "./image_tool.ts";
+import { type Invocation, PROGRAM_OPTIONS } from "./command.ts";
 import { CommandError } from "./program.ts";
 import { suggestion } from "./suggest.ts";
 

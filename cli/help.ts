@@ -5,16 +5,18 @@
  * @module
  */
 import "../drivers/all.ts";
-import type { DriverRole } from "../core/driver.ts";
 import { listDrivers } from "../core/registry.ts";
-import type { Command } from "./command.ts";
+import type { DriverRole } from "../core/traits.ts";
+import {
+  type Command,
+  type Commands,
+  type Entry,
+  loadCommand,
+  PROGRAM_OPTIONS,
+} from "./command.ts";
 import type { OptionSpec } from "./getopt.ts";
-import { type Entry, loadCommand, PROGRAM_OPTIONS } from "./image_tool.ts";
 import type { Program } from "./program.ts";
 import { versionText } from "./version.ts";
-
-/** The commands of a program. */
-type Commands = readonly [name: string, entry: Entry][];
 
 /**
  * What a program answers to `--help`, with the name of a command or without.

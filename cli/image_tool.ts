@@ -4,24 +4,17 @@
  * @module
  */
 import {
-  type Command,
+  type Commands,
+  type Entry,
   HelpShown,
   HelpWanted,
   Invocation,
-  MAX_CHAIN,
-  OBJECT,
+  loadCommand,
+  PROGRAM_OPTIONS,
 } from "./command.ts";
-import { OptionParser, type OptionSpec } from "./getopt.ts";
+import { OptionParser } from "./getopt.ts";
 import { type Program, usageError } from "./program.ts";
 import { versionText } from "./version.ts";
-
-/** A command's line in the help, and its module, loaded when it is called. */
-export interface Entry {
-  readonly summary: string;
-  /** Whether QEMU's program has no such command. */
-  readonly onlyOurs?: boolean;
-  load(): Promise<{ readonly command: Command }>;
-}
 
 const COMMANDS: { readonly [name: string]: Entry } = {
   amend: {
@@ -47,7 +40,10 @@ const COMMANDS: { readonly [name: string]: Entry } = {
   completions: {
     summary: "Print what completes command lines in a shell",
     onlyOurs: true,
-    load: () => import("./completions.ts"),
+    load: async () => {
+      const { completions } = await import("./completions.ts");
+      return { command: completions(commandsOf) };
+    },
   },
   convert: {
     summary: "Copy images into a new one, in any format",
@@ -92,30 +88,10 @@ const COMMANDS: { readonly [name: string]: Entry } = {
   },
 };
 
-/** The options that stand before a command. */
-export const PROGRAM_OPTIONS: readonly OptionSpec[] = [
-  {
-    short: "h",
-    long: "help",
-    help: "show this help; with a command, what it accepts",
-  },
-  { short: "V", long: "version", help: "show the version" },
-];
-
 /** The commands that a program has. */
-export function commandsOf(program: Program): [name: string, entry: Entry][] {
+export function commandsOf(program: Program): Commands {
   return Object.entries(COMMANDS)
     .filter(([_, { onlyOurs }]) => program.isOurs || !onlyOurs);
-}
-
-/** Load a command; under our own name each that opens images has one more option. */
-export async function loadCommand(
-  program: Program,
-  entry: Entry,
-): Promise<Command> {
-  const { command } = await entry.load();
-  if (!program.isOurs || !command.options.includes(OBJECT)) return command;
-  return { ...command, options: [...command.options, MAX_CHAIN] };
 }
 
 /** Run the program; answers the exit code. */

@@ -3,7 +3,6 @@
  *
  * @module
  */
-import type { OpenPurpose } from "../core/driver.ts";
 import { asBlockError } from "../core/errors.ts";
 import type { BlockNode } from "../core/node.ts";
 import type { CreateOptions } from "../core/create.ts";
@@ -11,6 +10,7 @@ import { openNode } from "../core/open.ts";
 import type { CacheMode, OpenOptions } from "../core/open_options.ts";
 import type { OptionValues } from "../core/options.ts";
 import { parseStack, type Source } from "../core/spec.ts";
+import type { OpenPurpose } from "../core/traits.ts";
 // Registers the drivers.
 import "../drivers/all.ts";
 import { CommandError, notAmong, type Program } from "./program.ts";

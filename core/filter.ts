@@ -3,8 +3,8 @@
  *
  * @module
  */
-import type { BlockDriver } from "./driver.ts";
 import type { BlockNode } from "./node.ts";
+import type { DriverTraits } from "./traits.ts";
 
 /** What a node can do only if the one below can. */
 const PASSED_ON = [
@@ -25,7 +25,7 @@ const PASSED_ON = [
  * are not passed on.
  */
 export function filterNode(
-  driver: BlockDriver,
+  driver: DriverTraits,
   file: BlockNode,
   changes: Partial<BlockNode>,
 ): BlockNode {

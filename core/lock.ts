@@ -104,8 +104,12 @@ export interface HeldRange extends Held {
   readonly start: number;
   readonly end: number;
   readonly exclusive: boolean;
-  /** Fulfilled when the range is let go. */
-  readonly released: Promise<void>;
+}
+
+/** A place in the line for a range; to be left by whoever gives up. */
+export interface RangePlace extends Disposable {
+  /** Fulfilled when it is worth asking again. */
+  readonly turn?: Promise<void>;
 }
 
 /**
@@ -113,75 +117,137 @@ export interface HeldRange extends Held {
  * `acquire` waits and takes; its two halves are there as well, `conflict` and
  * `hold`, both immediate, so that they can be done in one turn with looking at
  * what the lock protects.
+ *
+ * First come, first served: nobody overtakes an earlier request that theirs
+ * conflicts with, so that no stream of readers starves a writer. For this not
+ * to deadlock, no one may wait for a range while holding another.
  */
 export class RangeLock {
-  readonly #held: HeldRange[] = [];
+  readonly #held: Range[] = [];
   /** How many of them are held alone. */
   #exclusive = 0;
+  /** Those who wait, in the order of their arrival. */
+  readonly #line: Range[] = [];
 
-  /** A held range that stands in the way, if any. */
+  /**
+   * What stands in the way of a range: `undefined` if it may be held in this
+   * turn, or else a place in the line. Who has a `place` keeps it; it is left
+   * when nothing stands in the way any more.
+   */
   conflict(
     start: number,
     end: number,
     exclusive: boolean,
-  ): HeldRange | undefined {
+    place?: RangePlace,
+  ): RangePlace | undefined {
+    const own = place as Range | undefined;
+    const blocker = this.#blocker(start, end, exclusive, own);
+    if (!blocker) {
+      own?.[Symbol.dispose]();
+      return undefined;
+    }
+    const waiting = own ?? new Range(this, this.#line);
+    if (!own) this.#line.push(waiting);
+    waiting.set(start, end, exclusive);
+    waiting.turn = blocker.released;
+    return waiting;
+  }
+
+  /** The first range that is held, or is waited for since earlier. */
+  #blocker(
+    start: number,
+    end: number,
+    exclusive: boolean,
+    own: Range | undefined,
+  ): Range | undefined {
     // Readers, of whom there are many, are in nobody's way but a writer's.
-    if (!exclusive && this.#exclusive === 0) return undefined;
-    for (const held of this.#held) {
-      if (
-        held.start < end && start < held.end && (exclusive || held.exclusive)
-      ) return held;
+    if (exclusive || this.#exclusive > 0) {
+      for (const held of this.#held) {
+        if (held.conflicts(start, end, exclusive)) return held;
+      }
+    }
+    for (const earlier of this.#line) {
+      if (earlier === own) break;
+      if (earlier.conflicts(start, end, exclusive)) return earlier;
     }
     return undefined;
   }
 
-  /** Wait until nothing conflicts with a range, and take it. */
-  async acquire(
+  /** Take a range; at once, or when nothing conflicts with it any more. */
+  acquire(
+    start: number,
+    end: number,
+    exclusive: boolean,
+  ): HeldRange | Promise<HeldRange> {
+    const place = this.conflict(start, end, exclusive);
+    if (!place) return this.hold(start, end, exclusive);
+    return this.#waitFor(place, start, end, exclusive);
+  }
+
+  async #waitFor(
+    first: RangePlace,
     start: number,
     end: number,
     exclusive: boolean,
   ): Promise<HeldRange> {
-    let blocker;
-    while ((blocker = this.conflict(start, end, exclusive))) {
-      await blocker.released;
+    let place: RangePlace | undefined = first;
+    while (place) {
+      await place.turn;
+      place = this.conflict(start, end, exclusive, place);
     }
     return this.hold(start, end, exclusive);
   }
 
   /** Take a range with which nothing conflicts. */
   hold(start: number, end: number, exclusive: boolean): HeldRange {
-    const range = new Range(start, end, exclusive, this);
+    const range = new Range(this, this.#held);
+    range.set(start, end, exclusive);
     this.#held.push(range);
     if (exclusive) this.#exclusive++;
     return range;
   }
 
-  /** Let go of a range that is held. */
-  release(range: HeldRange): void {
-    const last = this.#held.pop()!;
-    if (last !== range) this.#held[this.#held.indexOf(range)] = last;
+  /** Let go of a range, or leave the line. */
+  release(range: Range): void {
+    const { list } = range;
+    if (list === this.#line) {
+      // A place that was left before is not there any more.
+      const index = list.indexOf(range);
+      if (index >= 0) list.splice(index, 1);
+      return;
+    }
+    const last = list.pop()!;
+    if (last !== range) list[list.indexOf(range)] = last;
     if (range.exclusive) this.#exclusive--;
   }
 }
 
-class Range implements HeldRange {
-  readonly start: number;
-  readonly end: number;
-  readonly exclusive: boolean;
+/** A range that is held or waited for. */
+class Range implements HeldRange, RangePlace {
+  start = 0;
+  end = 0;
+  exclusive = false;
+  /** Of a place in the line: when what it waits for is gone. */
+  turn?: Promise<void>;
+  readonly list: Range[];
   readonly #lock: RangeLock;
   #released?: Promise<void>;
   #release?: () => void;
 
-  constructor(
-    start: number,
-    end: number,
-    exclusive: boolean,
-    lock: RangeLock,
-  ) {
+  constructor(lock: RangeLock, list: Range[]) {
+    this.#lock = lock;
+    this.list = list;
+  }
+
+  set(start: number, end: number, exclusive: boolean): void {
     this.start = start;
     this.end = end;
     this.exclusive = exclusive;
-    this.#lock = lock;
+  }
+
+  conflicts(start: number, end: number, exclusive: boolean): boolean {
+    return this.start < end && start < this.end &&
+      (exclusive || this.exclusive);
   }
 
   /** Made only when somebody waits: most ranges are let go unnoticed. */

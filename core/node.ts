@@ -6,14 +6,13 @@
  * @module
  */
 import type { IoVector } from "./bytes.ts";
-import type { BlockDriver } from "./driver.ts";
 import type { OptionValues } from "./options.ts";
-import type { Permissions } from "./permissions.ts";
+import type { DriverTraits, Permissions } from "./traits.ts";
 
 /** An opened driver: one layer of a stack. */
 export interface BlockNode {
   /** The driver that made it. */
-  readonly driver: BlockDriver;
+  readonly driver: DriverTraits;
   /** The name under which the user knows it, for messages. */
   readonly filename: string;
   /** Bytes it presents now. */

@@ -5,7 +5,7 @@
  * @module
  */
 import { adoptNode, checkNode } from "./checks.ts";
-import type { BlockDriver, OpenContext, OpenPurpose } from "./driver.ts";
+import type { BlockDriver, OpenContext } from "./driver.ts";
 import { asBlockError, BlockError, invalid } from "./errors.ts";
 import {
   canonicalName,
@@ -46,6 +46,7 @@ import {
   withFile,
 } from "./sources.ts";
 import { isNode, type Source, type StackObject } from "./spec.ts";
+import type { OpenPurpose } from "./traits.ts";
 import { shortened, valueText } from "./values.ts";
 
 /** What stays the same from the top of a stack to its bottom. */

@@ -4,10 +4,10 @@
  * @module
  */
 import { checkOptions, type OptionKind } from "./checks.ts";
-import type { OpenPurpose } from "./driver.ts";
 import { invalid } from "./errors.ts";
 import type { Gate, ImplicitOpen } from "./gate.ts";
 import type { SecretSource } from "./secrets.ts";
+import type { OpenPurpose } from "./traits.ts";
 import { valueText } from "./values.ts";
 
 /** How writes reach the disk; the names are qemu-img's `-t`. */

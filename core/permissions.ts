@@ -9,9 +9,9 @@
  *
  * @module
  */
-import type { BlockDriver, OpenPurpose } from "./driver.ts";
 import { BlockError } from "./errors.ts";
 import type { BlockNode } from "./node.ts";
+import type { Claimant, Permissions } from "./traits.ts";
 import { shortened } from "./values.ts";
 
 /** Kinds of access, to be combined: bits. */
@@ -39,30 +39,8 @@ export const ACCESS_NAMES: { readonly [bit: number]: string } = {
   [RESIZE]: "resize",
 };
 
-/** What users of a node claim: combinations of {@linkcode ACCESS}. */
-export interface Permissions {
-  /** What they do. */
-  readonly needs: number;
-  /** What others may do meanwhile. */
-  readonly shares: number;
-}
-
 /** The claims of nobody. */
 const NO_CLAIMS: Permissions = { needs: 0, shares: ALL_ACCESS };
-
-/** A node as it claims something of its children: what that depends on. */
-export interface Claimant {
-  /** Its driver. */
-  readonly driver: BlockDriver;
-  /** Whether it refuses to be written to. */
-  readonly readOnly: boolean;
-  /** Why it was opened. */
-  readonly purpose: OpenPurpose;
-  /** Whether it lets others do everything, whatever its users say. */
-  readonly forceShare: boolean;
-  /** The options of its driver. */
-  readonly options: { readonly [name: string]: unknown };
-}
 
 /** What a parent of which `own` is claimed claims of the child called `name`. */
 export function childPermissions(

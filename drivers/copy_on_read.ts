@@ -137,7 +137,11 @@ class Copier {
     copyIntoVector(iov, 0, bytes.subarray(at, at + length));
   }
 
-  hold(offset: number, length: number, alone: boolean): Promise<Held> {
+  hold(
+    offset: number,
+    length: number,
+    alone: boolean,
+  ): Held | Promise<Held> {
     return this.#ranges.acquire(offset, offset + length, alone);
   }
 }

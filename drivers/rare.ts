@@ -9,8 +9,9 @@ import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
 import type { OptionValues } from "../core/options.ts";
 import { protocolStack } from "../core/sources.ts";
+import { VDI_CREATE_OPTIONS } from "./vdi/create_options.ts";
 
-type Facts = Omit<BlockDriver, "open">;
+type Facts = Omit<BlockDriver, "open" | "create">;
 
 /** A driver of which only what names it is known yet. */
 function lazily(facts: Facts, load: () => Promise<BlockDriver>): BlockDriver {
@@ -18,6 +19,10 @@ function lazily(facts: Facts, load: () => Promise<BlockDriver>): BlockDriver {
     ...facts,
     open: async (options, context) =>
       await (await load()).open(options, context),
+    ...(facts.createOptions && {
+      create: async (options, context) =>
+        await (await load()).create!(options, context),
+    }),
   };
 }
 
@@ -67,6 +72,10 @@ export const rareDrivers: readonly BlockDriver[] = [
   lazily(
     { name: "throttle", role: "filter" },
     async () => (await import("./throttle.ts")).throttleDriver,
+  ),
+  lazily(
+    { name: "vdi", role: "format", createOptions: VDI_CREATE_OPTIONS },
+    async () => (await import("./vdi/driver.ts")).vdiDriver,
   ),
 ];
 

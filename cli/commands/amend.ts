@@ -1,8 +1,8 @@
 /** `amend`: change options of an image in place. @module */
-import type { BlockDriver } from "../../core/driver.ts";
 import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import type { OptionValues } from "../../core/options.ts";
 import { findDriver } from "../../core/registry.ts";
+import type { DriverTraits } from "../../core/traits.ts";
 import {
   CACHE,
   type Command,
@@ -121,7 +121,7 @@ function notSupported(format: string): BlockError {
 
 function amendHelp(
   program: Program,
-  driver: BlockDriver | undefined,
+  driver: DriverTraits | undefined,
   format: string,
 ): string {
   if (!driver) {
@@ -135,7 +135,7 @@ function amendHelp(
 /** Options that fit only a new image are told from those that do not exist. */
 function parseValues(
   options: OptionList,
-  { amendOptions = {}, createOptions = {} }: BlockDriver,
+  { amendOptions = {}, createOptions = {} }: DriverTraits,
 ): OptionValues {
   try {
     return options.parse(amendOptions);

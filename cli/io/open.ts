@@ -3,10 +3,10 @@
  *
  * @module
  */
-import type { BlockDriver } from "../../core/driver.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { type OptionValues, parseKeyValueList } from "../../core/options.ts";
+import type { DriverTraits } from "../../core/traits.ts";
 import type { OptionSpec } from "../getopt.ts";
 import { cacheMode } from "../images.ts";
 import { CommandError } from "../program.ts";
@@ -231,7 +231,7 @@ function ownOptions(
 
 /** How a file is to be opened after changes. */
 function reopening(
-  driver: BlockDriver,
+  driver: DriverTraits,
   opening: Opening,
   changes: Changes,
   options: OptionValues,

@@ -18,11 +18,8 @@ import {
   parseOptions,
 } from "../../core/options.ts";
 import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
-import {
-  ACCESS,
-  ALL_ACCESS,
-  type Permissions,
-} from "../../core/permissions.ts";
+import { ACCESS, ALL_ACCESS } from "../../core/permissions.ts";
+import type { Permissions } from "../../core/traits.ts";
 import { nameText, shortened } from "../../core/values.ts";
 import { openFsFile } from "./fs_file.ts";
 import { denoError, type HostFile } from "./host.ts";

@@ -9,11 +9,8 @@
  * @module
  */
 import { BlockError } from "../../core/errors.ts";
-import {
-  ACCESS_NAMES,
-  ALL_ACCESS,
-  type Permissions,
-} from "../../core/permissions.ts";
+import { ACCESS_NAMES, ALL_ACCESS } from "../../core/permissions.ts";
+import type { Permissions } from "../../core/traits.ts";
 import { errnoError } from "./host.ts";
 import { type Libc, libc, openDescriptor } from "./libc.ts";
 

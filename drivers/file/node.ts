@@ -14,7 +14,7 @@ import type {
   WriteFlags,
   ZeroFlags,
 } from "../../core/node.ts";
-import type { Permissions } from "../../core/permissions.ts";
+import type { Permissions } from "../../core/traits.ts";
 import type { HostFile, PendingWrite } from "./host.ts";
 import { FileLock, type Locking } from "./lock.ts";
 import { noteTransfer, settle } from "./turns.ts";

@@ -18,6 +18,7 @@ import {
 } from "../../core/options.ts";
 import { shortened } from "../../core/values.ts";
 import { AMEND_OPTIONS } from "./amend_options.ts";
+import { type StepProgress, StepsProgress } from "./amend_progress.ts";
 import { expandZeroClusters, hasCompressedClusters } from "./expand_zeroes.ts";
 import { Compatible, hex, Incompatible } from "./format.ts";
 import { changeRefcountWidth } from "./refcount_width.ts";
@@ -25,9 +26,6 @@ import { resize } from "./resize.ts";
 import { isIncomplete } from "./snapshot_table.ts";
 import { writeTable } from "./snapshots.ts";
 import type { Qcow2State } from "./state.ts";
-
-/** Receives how much of a step is done. */
-export type StepProgress = (done: number, total: number) => void;
 
 /** What is to be different; absent where nothing was said. */
 interface Wish {
@@ -230,34 +228,4 @@ async function downgrade(
 function failed(what: string, thrown: unknown): BlockError {
   const { code } = asBlockError(thrown);
   return new BlockError(code, `${what}: ${strerror(code)}`, { cause: thrown });
-}
-
-/**
- * Joins the progress of several steps into one. How large the later ones are
- * is guessed from those before.
- */
-class StepsProgress {
-  readonly #steps: number;
-  readonly #report?: AmendOptions["progress"];
-  #begun = 0;
-  #finished = 0;
-  #latest = 0;
-
-  constructor(steps: number, report: AmendOptions["progress"]) {
-    this.#steps = steps;
-    this.#report = report;
-  }
-
-  /** Begin the next step. */
-  step(): StepProgress {
-    this.#finished += this.#latest;
-    this.#latest = 0;
-    const begun = ++this.#begun;
-    return (done, total) => {
-      this.#latest = total;
-      const known = this.#finished + total;
-      const guessed = Math.floor(known * (this.#steps - begun) / begun);
-      this.#report?.(this.#finished + done, known + guessed);
-    };
-  }
 }

@@ -6,6 +6,8 @@
  */
 import { allocate, padded, SECTOR_SIZE } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
+import type { Mutex } from "../../core/lock.ts";
+import type { BlockNode } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
 import {
   bytesOf,
@@ -15,14 +17,17 @@ import {
   COPIED,
   ENTRY_SIZE,
   entryOffset,
+  type Geometry,
   hex,
   MAX_L1_BYTES,
   viewOf,
   writeUint64,
   ZERO,
 } from "./format.ts";
-import type { Qcow2State } from "./state.ts";
-import type { CachedTable } from "./table_cache.ts";
+import type { Header } from "./header.ts";
+import type { OverlapGuard } from "./overlap.ts";
+import type { Refcounts } from "./refcounts.ts";
+import type { CachedTable, TableCache } from "./table_cache.ts";
 
 /** A run of guest clusters of one kind, in a row in the file if they are there. */
 export interface Mapping {
@@ -43,13 +48,32 @@ export interface EntryPlace {
   index: number;
 }
 
+/** What the tables need of the image that they belong to. */
+export interface ClusterMapHost {
+  readonly file: BlockNode;
+  readonly header: Header;
+  readonly geometry: Geometry;
+  readonly l2Cache: TableCache;
+  readonly refcountCache: TableCache;
+  readonly refcounts: Refcounts;
+  readonly overlap: OverlapGuard;
+  /** Protects tables and refcounts. */
+  readonly metadata: Mutex;
+  /** Tell that a step is about to be done. */
+  event(name: string): Promise<void> | void;
+  /** Change the header, in memory and durably in the file, or not at all. */
+  changeHeader(changes: Partial<Header>): Promise<void>;
+  /** Report damage: never answers. */
+  corrupt(message: string): Promise<never>;
+}
+
 /** The active L1 table and, through the cache, its L2 tables. */
 export class ClusterMap {
-  readonly #state: Qcow2State;
+  readonly #state: ClusterMapHost;
   /** The active L1 table as it is in the file. */
   #l1: DataView = viewOf(new Uint8Array());
 
-  constructor(state: Qcow2State) {
+  constructor(state: ClusterMapHost) {
     this.#state = state;
   }
 
@@ -99,69 +123,66 @@ export class ClusterMap {
     const l2Index = geometry.l2Index(guestOffset);
     const slice = l2Cache.peek(this.#sliceOffset(l2Offset, l2Index));
     if (!slice) return undefined;
-    const index = l2Index % (l2Cache.entrySize / ENTRY_SIZE);
+    const index = this.#indexInSlice(l2Index);
     return this.#decodeRun(slice.view, index, guestOffset, length);
   }
 
   /**
    * As {@linkcode lookup}, reading the slice if need be; at once if it is in
-   * memory and the entry is sound.
+   * memory and the entry is sound. What is mapped may change until it is looked
+   * at, unless the caller holds its range.
    *
-   * @param passing Whether this is a step of a walk through the whole disk.
+   * @param readThrough Whether this is a step of a walk through the whole disk.
    */
   map(
     guestOffset: number,
     length: number,
-    passing = false,
+    readThrough = false,
   ): Mapping | Promise<Mapping> {
     const mapping = this.lookup(guestOffset, length);
-    if (mapping && this.isSound(mapping, guestOffset)) return mapping;
-    return this.#lockAndMap(guestOffset, length, passing);
+    if (!mapping) return this.#fetchAndMap(guestOffset, length, readThrough);
+    if (this.isSound(mapping, guestOffset)) return mapping;
+    return this.#lockAndMap(guestOffset, length);
   }
 
-  async #lockAndMap(
+  /** Without a lock: a slow file keeps nobody waiting for other tables. */
+  async #fetchAndMap(
     guestOffset: number,
     length: number,
-    passing: boolean,
+    readThrough: boolean,
   ): Promise<Mapping> {
+    const { geometry, l2Cache } = this.#state;
+    const l1Index = geometry.l1Index(guestOffset);
+    const l2Offset = this.l2TableOffset(l1Index);
+    if (!geometry.isAligned(l2Offset) || l2Offset >= 2 ** 53) {
+      return await this.#lockAndMap(guestOffset, length);
+    }
+    const l2Index = geometry.l2Index(guestOffset);
+    const offset = this.#sliceOffset(l2Offset, l2Index);
+    const slice =
+      await (readThrough ? l2Cache.readThrough(offset) : l2Cache.fetch(offset));
+    const isCurrent = slice?.offset === offset &&
+      this.l2TableOffset(l1Index) === l2Offset;
+    if (!isCurrent) return await this.map(guestOffset, length, readThrough);
+    const index = this.#indexInSlice(l2Index);
+    const mapping = this.#decodeRun(slice.view, index, guestOffset, length);
+    if (this.isSound(mapping, guestOffset)) return mapping;
+    return await this.#lockAndMap(guestOffset, length);
+  }
+
+  async #lockAndMap(guestOffset: number, length: number): Promise<Mapping> {
     using _ = await this.#state.metadata.lock();
-    return await this.mapLocked(guestOffset, length, passing);
-  }
-
-  /**
-   * As {@linkcode map}, for the holder of the metadata lock; at once if the
-   * slice is in memory.
-   */
-  mapLocked(
-    guestOffset: number,
-    length: number,
-    passing = false,
-  ): Mapping | Promise<Mapping> {
-    const mapping = this.lookup(guestOffset, length);
-    if (mapping && this.isSound(mapping, guestOffset)) return mapping;
-    return this.#mapLater(guestOffset, length, passing);
-  }
-
-  async #mapLater(
-    guestOffset: number,
-    length: number,
-    passing: boolean,
-  ): Promise<Mapping> {
-    const mapping = await this.findLocked(guestOffset, length, passing);
+    const mapping = await this.findLocked(guestOffset, length);
     if (this.isSound(mapping, guestOffset)) return mapping;
     return await this.#refuse(mapping, guestOffset);
   }
 
-  /** As {@linkcode mapLocked}; the entries may be damaged. */
-  async findLocked(
-    guestOffset: number,
-    length: number,
-    passing = false,
-  ): Promise<Mapping> {
+  /** As {@linkcode map}, under the metadata lock; entries may be damaged. */
+  async findLocked(guestOffset: number, length: number): Promise<Mapping> {
     const mapping = this.lookup(guestOffset, length);
     if (mapping) return mapping;
-    await this.#loadSlice(guestOffset, passing);
-    return this.lookup(guestOffset, length)!;
+    const { slice, index } = await this.#loadEntry(guestOffset);
+    return this.#decodeRun(slice.view, index, guestOffset, length);
   }
 
   /**
@@ -181,7 +202,7 @@ export class ClusterMap {
     const l2Offset = this.l2TableOffset(geometry.l1Index(guestOffset));
     const l2Index = geometry.l2Index(guestOffset);
     const slice = l2Cache.peek(this.#sliceOffset(l2Offset, l2Index));
-    const index = l2Index % (l2Cache.entrySize / ENTRY_SIZE);
+    const index = this.#indexInSlice(l2Index);
     return slice && { slice, index };
   }
 
@@ -189,14 +210,16 @@ export class ClusterMap {
     const { geometry, l2Cache } = this.#state;
     const l1Index = geometry.l1Index(guestOffset);
     if (this.l1Entry(l1Index).high & COPIED) {
-      await this.#loadSlice(guestOffset);
-    } else {
-      const table = await this.#makeTable(l1Index);
-      const at = this.#sliceOffset(0, geometry.l2Index(guestOffset));
-      const slice = table.subarray(at, at + l2Cache.entrySize);
-      await l2Cache.adopt(this.l2TableOffset(l1Index) + at, slice);
+      return await this.#loadEntry(guestOffset);
     }
-    return this.#cachedEntry(guestOffset)!;
+    const table = await this.#makeTable(l1Index);
+    const l2Index = geometry.l2Index(guestOffset);
+    const at = this.#sliceOffset(0, l2Index);
+    const slice = await l2Cache.adopt(
+      this.l2TableOffset(l1Index) + at,
+      table.subarray(at, at + l2Cache.entrySize),
+    );
+    return { slice, index: this.#indexInSlice(l2Index) };
   }
 
   /** What the entries from `place` on say, which is that of a guest offset. */
@@ -280,6 +303,10 @@ export class ClusterMap {
       this.l1Bytes.set(old, at);
       throw error;
     }
+  }
+
+  #indexInSlice(l2Index: number): number {
+    return l2Index % (this.#state.l2Cache.entrySize / ENTRY_SIZE);
   }
 
   #sliceOffset(l2Offset: number, l2Index: number): number {
@@ -368,14 +395,15 @@ export class ClusterMap {
     );
   }
 
-  async #loadSlice(guestOffset: number, passing = false): Promise<void> {
+  async #loadEntry(guestOffset: number): Promise<EntryPlace> {
     const { geometry, l2Cache } = this.#state;
     const l1Index = geometry.l1Index(guestOffset);
     const l2Offset = this.l2TableOffset(l1Index);
     await this.#checkTableOffset(l1Index, l2Offset);
-    const slice = this.#sliceOffset(l2Offset, geometry.l2Index(guestOffset));
-    if (passing) await l2Cache.pass(slice);
-    else await l2Cache.load(slice);
+    const l2Index = geometry.l2Index(guestOffset);
+    // Not looked up again: others may have driven it out by then.
+    const slice = await l2Cache.load(this.#sliceOffset(l2Offset, l2Index));
+    return { slice, index: this.#indexInSlice(l2Index) };
   }
 
   /** Refuse an L1 entry that does not point to the start of a cluster. */

@@ -13,11 +13,12 @@ import {
   sliceVector,
 } from "../../core/bytes.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
+import type { BlockNode } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
-import type { Mapping } from "./cluster_map.ts";
+import type { ClusterMap, Mapping } from "./cluster_map.ts";
 import type { CompressionQueue } from "./compression_queue.ts";
-import type { CompressedCluster } from "./format.ts";
-import type { Qcow2State } from "./state.ts";
+import type { CompressedCluster, Geometry } from "./format.ts";
+import type { Header } from "./header.ts";
 
 /** Clusters to remember: sequential readers ask for parts of the same one. */
 const REMEMBERED = 4;
@@ -41,18 +42,28 @@ interface Wanted extends CompressedCluster {
   reject?(error: BlockError): void;
 }
 
+/** What compressed clusters need of the image that they belong to. */
+export interface CompressionHost {
+  readonly file: BlockNode;
+  readonly header: Header;
+  readonly geometry: Geometry;
+  readonly clusters: ClusterMap;
+  /** Tell that a step is about to be done. */
+  event(name: string): Promise<void> | void;
+}
+
 /** Compresses clusters, and reads compressed ones. */
 export class CompressedClusters {
   /** What is being compressed; made when something is. */
   queue?: CompressionQueue;
-  readonly #state: Qcow2State;
+  readonly #state: CompressionHost;
   readonly #clusters = new Map<string, Promise<Uint8Array>>();
   #codecs?: Promise<Codecs>;
   #workers?: Disposable;
   /** For the next run: a new buffer takes as long as reading into it. */
   #spare?: Uint8Array;
 
-  constructor(state: Qcow2State) {
+  constructor(state: CompressionHost) {
     this.#state = state;
   }
 

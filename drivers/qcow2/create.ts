@@ -15,6 +15,7 @@ import { asBlockError, BlockError, invalid } from "../../core/errors.ts";
 import type { Preallocation } from "../../core/node.ts";
 import { notAmong, type OptionValues } from "../../core/options.ts";
 import { valueText } from "../../core/values.ts";
+import { QUIET } from "./behaviour.ts";
 import {
   Compatible,
   Crypt,
@@ -29,7 +30,7 @@ import { createEncryption } from "./encryption.ts";
 import type { Header } from "./header.ts";
 import { encodeHeader } from "./header_encoding.ts";
 import { firstRefcounts, refcountsFor } from "./refcount_layout.ts";
-import { Qcow2State, QUIET } from "./state.ts";
+import { Qcow2State } from "./state.ts";
 
 /** Valid options, with names and units of ours. */
 export interface Plan {

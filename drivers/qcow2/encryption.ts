@@ -22,7 +22,6 @@ import type { BlockNode, WriteFlags } from "../../core/node.ts";
 import type { OptionTable, OptionValues } from "../../core/options.ts";
 import { Crypt } from "./format.ts";
 import type { Header } from "./header.ts";
-import type { Qcow2State } from "./state.ts";
 
 const FORMATS = ["aes", "luks"] as const;
 
@@ -211,9 +210,15 @@ function sectorOf(guestOffset: number, length: number): number {
   return guestOffset / SECTOR_SIZE;
 }
 
+/** Where guest data lies, and how. */
+export interface DataPlace {
+  readonly file: BlockNode;
+  readonly encryption?: Encryption;
+}
+
 /** Read guest data from its place in the file. */
 export function readData(
-  { file, encryption }: Qcow2State,
+  { file, encryption }: DataPlace,
   hostOffset: number,
   guestOffset: number,
   iov: IoVector,
@@ -225,7 +230,7 @@ export function readData(
 
 /** Write guest data to its place in the file. */
 export function writeData(
-  { file, encryption }: Qcow2State,
+  { file, encryption }: DataPlace,
   hostOffset: number,
   guestOffset: number,
   iov: IoVector,

@@ -5,6 +5,7 @@
  *
  * @module
  */
+import type { FreeReason } from "./behaviour.ts";
 import type { EntryPlace } from "./cluster_map.ts";
 import {
   type ClusterKind,
@@ -14,7 +15,7 @@ import {
   entryOffset,
   hex,
 } from "./format.ts";
-import type { FreeReason, Qcow2State } from "./state.ts";
+import type { Qcow2State } from "./state.ts";
 
 /** Whether the entry's cluster belongs to this image alone. */
 export function isOwned(high: number, kind: ClusterKind): boolean {

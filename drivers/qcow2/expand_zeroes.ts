@@ -6,7 +6,7 @@
  * @module
  */
 import { writeZeroes } from "../../core/requests.ts";
-import type { StepProgress } from "./amend.ts";
+import type { StepProgress } from "./amend_progress.ts";
 import { writeData } from "./encryption.ts";
 import {
   clusterKind,

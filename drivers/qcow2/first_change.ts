@@ -6,11 +6,22 @@
  */
 import { filterNode } from "../../core/filter.ts";
 import type { BlockNode } from "../../core/node.ts";
-import { Autoclear } from "./format.ts";
-import type { Qcow2State } from "./state.ts";
+import { Autoclear, type Geometry } from "./format.ts";
+import type { Header } from "./header.ts";
 
 /** Bitmaps that a warning names. */
 const NAMED = 8;
+
+/** What it takes to withdraw what an image claims. */
+export interface ClaimsHost {
+  /** What is written to without anything being withdrawn before. */
+  readonly plainFile: BlockNode;
+  readonly header: Header;
+  readonly geometry: Geometry;
+  readonly behaviour: { warn(message: string): void };
+  /** Clear autoclear features that are not among `kept`. */
+  clearFeatures(kept: number): Promise<void>;
+}
 
 /** The file of an image, with `prepare` waited for before it is changed. */
 export function watchChanges(
@@ -59,7 +70,7 @@ export function watchChanges(
  * knows is not either: the format has bits to say so. The user is told which
  * bitmaps are void from here on.
  */
-export async function dropClaims(state: Qcow2State): Promise<void> {
+export async function dropClaims(state: ClaimsHost): Promise<void> {
   const { autoclear, bitmaps } = state.header;
   if ((autoclear.low & Autoclear.BITMAPS) !== 0 && bitmaps) {
     const names = await bitmapNames(state);
@@ -72,7 +83,7 @@ export async function dropClaims(state: Qcow2State): Promise<void> {
 }
 
 async function bitmapNames(
-  { plainFile, header, geometry }: Qcow2State,
+  { plainFile, header, geometry }: ClaimsHost,
 ): Promise<string> {
   const { count } = header.bitmaps!;
   let names: string[] = [];

@@ -27,9 +27,8 @@ import {
   viewOf,
 } from "./format.ts";
 import {
-  type BitmapsExtension,
+  type ExtensionFields,
   featureNames,
-  type HeaderExtension,
   readExtensions,
   readOr,
   text,
@@ -48,12 +47,11 @@ export interface FeatureBits {
 }
 
 /** The header of an image, decoded. Offsets and sizes are bytes. */
-export interface Header {
+export interface Header extends ExtensionFields {
   version: 2 | 3;
   backingFile?: string;
   /** The bytes of its name, which need not be UTF-8. */
   rawBackingFile?: Uint8Array;
-  backingFormat?: string;
   clusterBits: number;
   size: number;
   cryptMethod: number;
@@ -69,14 +67,8 @@ export interface Header {
   autoclear: FeatureBits;
   refcountOrder: number;
   compressionType: "zlib" | "zstd";
-  dataFile?: string;
-  /** Where the LUKS header lies. */
-  encryptionHeader?: { offset: number; length: number };
-  bitmaps?: BitmapsExtension;
   /** Header fields past the known ones, kept. */
   unknownFields: Uint8Array;
-  /** Extensions of unknown types, kept. */
-  unknownExtensions: HeaderExtension[];
 }
 
 /** How far to trust a header. */

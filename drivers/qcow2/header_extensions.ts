@@ -13,7 +13,6 @@ import {
 } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { Autoclear, Crypt, readUint64, viewOf } from "./format.ts";
-import type { Header, HeaderPolicy } from "./header.ts";
 
 /** The types of header extensions that are understood. */
 export const Extension = {
@@ -36,6 +35,30 @@ export interface BitmapsExtension {
   count: number;
   directorySize: number;
   directoryOffset: number;
+}
+
+/** What of a header the extensions hold. */
+export interface ExtensionFields {
+  backingFormat?: string;
+  dataFile?: string;
+  /** Where the LUKS header lies. */
+  encryptionHeader?: { offset: number; length: number };
+  bitmaps?: BitmapsExtension;
+  /** Extensions of unknown types, kept. */
+  unknownExtensions: HeaderExtension[];
+}
+
+/** A header, as far as its extensions must fit it. */
+interface ExtendedHeader extends ExtensionFields {
+  readonly version: 2 | 3;
+  readonly clusterBits: number;
+  readonly cryptMethod: number;
+  readonly autoclear: { readonly low: number };
+}
+
+/** Receives warnings. */
+interface Warned {
+  warn(message: string): void;
 }
 
 /** A header has room for a quarter of a million extensions without data. */
@@ -72,10 +95,10 @@ async function* extensions(
 /** Take over what the extensions between `start` and `end` say. */
 export async function readExtensions(
   file: BlockNode,
-  header: Header,
+  header: ExtendedHeader,
   start: number,
   end: number,
-  policy: HeaderPolicy,
+  policy: Warned,
 ): Promise<void> {
   for await (const extension of extensions(file, start, end)) {
     const { type, data } = extension;
@@ -106,7 +129,7 @@ export async function readExtensions(
 }
 
 function parseEncryption(
-  header: Header,
+  header: ExtendedHeader,
   data: Uint8Array,
 ): { offset: number; length: number } {
   if (header.cryptMethod !== Crypt.LUKS) {
@@ -130,9 +153,9 @@ function parseEncryption(
 }
 
 function parseBitmaps(
-  header: Header,
+  header: ExtendedHeader,
   data: Uint8Array,
-  policy: HeaderPolicy,
+  policy: Warned,
 ): BitmapsExtension | undefined {
   if (data.length !== 24) {
     throw invalid("bitmaps_ext: Invalid extension length");

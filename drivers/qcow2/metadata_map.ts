@@ -4,9 +4,12 @@
  *
  * @module
  */
-import type { CheckRun } from "./check_run.ts";
-import { ENTRY_SIZE, entryOffset } from "./format.ts";
+import type { BlockNode } from "../../core/node.ts";
+import { ENTRY_SIZE, entryOffset, type Geometry } from "./format.ts";
+import type { Header } from "./header.ts";
 import { ReferenceCounts } from "./reference_counts.ts";
+import type { SnapshotTable } from "./snapshot_table.ts";
+import type { StoredRefcounts } from "./stored_refcounts.ts";
 
 /** Kinds of metadata; of several in one place, the first is reported. */
 const KINDS = [
@@ -26,6 +29,22 @@ export type Metadata = typeof KINDS[number];
 /** Clusters past the end of the file that are looked at. */
 const SLACK = 65536;
 
+/** What is known of the image, by the check that writes to it. */
+export interface KnownMetadata {
+  readonly file: BlockNode;
+  readonly header: Header;
+  readonly geometry: Geometry;
+  readonly stored: StoredRefcounts;
+  readonly snapshots: SnapshotTable;
+  /** References that were found. */
+  readonly counts: ReferenceCounts;
+  /** A table of 64-bit entries, in parts. */
+  tableParts(
+    offset: number,
+    entries: number,
+  ): AsyncIterable<{ readonly view: DataView }>;
+}
+
 /** The places of all metadata of an image. */
 export class MetadataMap {
   /** A set of kinds, as bits, for each cluster. */
@@ -38,7 +57,7 @@ export class MetadataMap {
   }
 
   /** Look up the places. */
-  static async of(run: CheckRun): Promise<MetadataMap> {
+  static async of(run: KnownMetadata): Promise<MetadataMap> {
     const { header, geometry, stored, snapshots } = run;
     const { clusterSize } = geometry;
     const clusters = Math.max(

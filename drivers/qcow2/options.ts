@@ -7,11 +7,12 @@ import type { OpenContext } from "../../core/driver.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
 import type { OptionTable, OptionValues } from "../../core/options.ts";
 import { isPlainObject } from "../../core/values.ts";
+import type { Behaviour } from "./behaviour.ts";
 import { ENCRYPT_OPTIONS } from "./encryption.ts";
 import { Compatible, ENTRY_SIZE, Geometry } from "./format.ts";
 import type { Header } from "./header.ts";
 import { OVERLAP_OPTIONS, protectedKinds } from "./overlap.ts";
-import type { Behaviour, CacheSizes } from "./state.ts";
+import type { CacheSizes } from "./state.ts";
 
 const MIB = 1024 * 1024;
 

@@ -5,10 +5,18 @@
  * @module
  */
 import { BlockError } from "../../core/errors.ts";
+import type { BlockNode } from "../../core/node.ts";
 import { valueText } from "../../core/values.ts";
 import type { OptionTable, OptionValues } from "../../core/options.ts";
-import { Autoclear, ENTRY_SIZE, entryOffset, viewOf } from "./format.ts";
-import type { Qcow2State } from "./state.ts";
+import {
+  Autoclear,
+  ENTRY_SIZE,
+  entryOffset,
+  type Geometry,
+  viewOf,
+} from "./format.ts";
+import type { Header } from "./header.ts";
+import type { SnapshotEntry } from "./snapshot_table.ts";
 
 /** The kinds of metadata, in the order in which they are looked at. */
 const KINDS = [
@@ -105,15 +113,30 @@ export function protectedKinds(options: OptionValues): Set<MetadataKind> {
   return kinds;
 }
 
+/** What the guard needs of the image: what says where metadata lies. */
+export interface OverlapHost {
+  readonly file: BlockNode;
+  readonly header: Header;
+  readonly geometry: Geometry;
+  readonly snapshots: readonly SnapshotEntry[];
+  /** Bytes of the snapshot table in the file. */
+  readonly snapshotTableLength: number;
+  readonly behaviour: { readonly protectedKinds: ReadonlySet<MetadataKind> };
+  readonly clusters: { readonly l1Bytes: Uint8Array };
+  readonly refcounts: { isBlock(clusterIndex: number): boolean };
+  /** Report damage: never answers. */
+  corrupt(message: string): Promise<never>;
+}
+
 /** Knows where metadata lies, and refuses writes there. */
 export class OverlapGuard {
-  readonly #state: Qcow2State;
+  readonly #state: OverlapHost;
   /** Clusters that are L2 tables, by index; found at the first use. */
   #l2Tables?: Set<number>;
   /** Clusters that are L2 tables of snapshots. */
   #inactiveL2?: Set<number>;
 
-  constructor(state: Qcow2State) {
+  constructor(state: OverlapHost) {
     this.#state = state;
   }
 

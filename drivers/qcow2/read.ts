@@ -9,6 +9,7 @@ import {
   sliceVector,
   vectorLength,
 } from "../../core/bytes.ts";
+import { InFlight } from "../../core/in_flight.ts";
 import type { Held } from "../../core/lock.ts";
 import type { BlockNode, Extent } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
@@ -31,46 +32,96 @@ export async function readGuest(
   const held = share instanceof Promise ? await share : share;
   try {
     const { geometry, ranges } = state;
-    const length = vectorLength(iov);
-    for (let done = 0; done < length;) {
-      const at = offset + done;
-      const mapping = state.clusters.lookup(at, length - done);
-      if (!mapping || !state.clusters.isSound(mapping, at)) {
-        // Reads the table, or reports the damage. By the time we go on, the
-        // entry may have changed again: so look anew.
-        await state.clusters.map(at, length - done);
-        continue;
-      }
-      const mappings = mapping.kind === "compressed"
-        ? state.compressed.run(mapping, at, length - done)
-        : undefined;
-      const run = mappings?.reduce((sum, { length }) => sum + length, 0) ??
-        mapping.length;
-      const blocker = ranges.conflict(at, at + run, false);
-      if (blocker) {
-        await blocker.released;
-        continue;
-      }
-      // From looking to holding is one turn: nothing changes in between.
-      const range = ranges.hold(
-        geometry.clusterStart(at),
-        geometry.clusterEnd(at + run),
-        false,
-      );
-      try {
-        const part = sliceVector(iov, done, run);
-        const reading = mappings
-          ? state.compressed.read(mappings, at, part)
-          : readMapping(state, mapping, at, part);
-        if (reading) await reading;
-      } finally {
-        range[Symbol.dispose]();
-      }
-      done += run;
+    const end = offset + vectorLength(iov);
+    const taken = ranges.acquire(
+      geometry.clusterStart(offset),
+      geometry.clusterEnd(end),
+      false,
+    );
+    const range = taken instanceof Promise ? await taken : taken;
+    try {
+      await readRuns(state, offset, iov);
+    } finally {
+      range[Symbol.dispose]();
     }
   } finally {
     held[Symbol.dispose]();
   }
+}
+
+/** Read clusters that are held, so that what they are mapped to stays so. */
+function readRuns(
+  state: Qcow2State,
+  offset: number,
+  iov: IoVector,
+): void | Promise<void> {
+  const length = vectorLength(iov);
+  if (length === 0) return;
+  const mapping = state.clusters.map(offset, length);
+  if (!(mapping instanceof Promise)) {
+    const run = runFrom(state, mapping, offset, length);
+    if (run.length === length) return readRun(state, run, offset, iov);
+  }
+  return readManyRuns(state, mapping, offset, iov);
+}
+
+async function readManyRuns(
+  state: Qcow2State,
+  first: Mapping | Promise<Mapping>,
+  offset: number,
+  iov: IoVector,
+): Promise<void> {
+  const length = vectorLength(iov);
+  const inFlight = new InFlight();
+  let mapped = first;
+  for (let done = 0; !inFlight.hasFailed;) {
+    const at = offset + done;
+    const mapping = mapped instanceof Promise
+      ? await inFlight.whileUnderWay(mapped)
+      : mapped;
+    const run = runFrom(state, mapping, at, length - done);
+    const part = sliceVector(iov, done, run.length);
+    const reading = readRun(state, run, at, part);
+    const full = reading && inFlight.add(reading);
+    if (full) await full;
+    done += run.length;
+    if (done === length) break;
+    mapped = state.clusters.map(offset + done, length - done);
+  }
+  await inFlight.end();
+}
+
+/** What can be read at once: a mapping, or several compressed clusters. */
+interface ReadableRun {
+  readonly length: number;
+  readonly mapping: Mapping;
+  readonly compressed?: Mapping[];
+}
+
+function runFrom(
+  state: Qcow2State,
+  mapping: Mapping,
+  offset: number,
+  length: number,
+): ReadableRun {
+  if (mapping.kind !== "compressed") {
+    return { length: mapping.length, mapping };
+  }
+  const compressed = state.compressed.run(mapping, offset, length);
+  let sum = 0;
+  for (const { length } of compressed) sum += length;
+  return { length: sum, mapping, compressed };
+}
+
+function readRun(
+  state: Qcow2State,
+  { mapping, compressed }: ReadableRun,
+  offset: number,
+  iov: IoVector,
+): void | Promise<void> {
+  return compressed
+    ? state.compressed.read(compressed, offset, iov)
+    : readMapping(state, mapping, offset, iov);
 }
 
 /**

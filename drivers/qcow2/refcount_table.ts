@@ -11,6 +11,7 @@ import { allocate, divideUp } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { isZero } from "../../core/runtime.ts";
+import type { Behaviour } from "./behaviour.ts";
 import {
   bytesOf,
   ENTRY_SIZE,
@@ -24,7 +25,6 @@ import {
 import type { Header } from "./header.ts";
 import type { OverlapGuard } from "./overlap.ts";
 import { addToRefcounts, readRefcount } from "./refcount_layout.ts";
-import type { Behaviour } from "./state.ts";
 import type { CachedTable, TableCache } from "./table_cache.ts";
 
 /** Bytes of the refcount table that are looked at together. */

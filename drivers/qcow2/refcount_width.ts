@@ -7,7 +7,7 @@
 import { allocate, roundUp } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
 import { isZero } from "../../core/runtime.ts";
-import type { StepProgress } from "./amend.ts";
+import type { StepProgress } from "./amend_progress.ts";
 import {
   bytesOf,
   ENTRY_SIZE,

@@ -10,6 +10,7 @@
 import { allocate, divideUp } from "../../core/bytes.ts";
 import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import { isZero } from "../../core/runtime.ts";
+import type { FreeReason } from "./behaviour.ts";
 import {
   ENTRY_SIZE,
   type Geometry,
@@ -26,7 +27,6 @@ import {
   writeRefcount,
 } from "./refcount_layout.ts";
 import { RefcountTable } from "./refcount_table.ts";
-import type { FreeReason } from "./state.ts";
 import type { CachedTable } from "./table_cache.ts";
 
 /** Clusters in a row, by their indices. */

@@ -1,5 +1,7 @@
 /**
- * An open qcow2 image: what its parts share.
+ * An open qcow2 image: what its parts share. Each part says what it needs of
+ * the image, its host, in an interface of its own; only here are they known to
+ * belong together.
  *
  * **Locks, in the order in which they are taken:** `operations` is shared by
  * every request and held alone by what changes the image as a whole
@@ -14,14 +16,15 @@ import { allocate } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
 import { Mutex, RangeLock, SharedLock } from "../../core/lock.ts";
 import type { BlockNode } from "../../core/node.ts";
-import { ClusterMap } from "./cluster_map.ts";
-import { CompressedClusters } from "./compression.ts";
-import type { Encryption } from "./encryption.ts";
-import { watchChanges } from "./first_change.ts";
+import type { Behaviour } from "./behaviour.ts";
+import { ClusterMap, type ClusterMapHost } from "./cluster_map.ts";
+import { CompressedClusters, type CompressionHost } from "./compression.ts";
+import type { DataPlace, Encryption } from "./encryption.ts";
+import { type ClaimsHost, watchChanges } from "./first_change.ts";
 import { Geometry, Incompatible } from "./format.ts";
 import type { Header } from "./header.ts";
 import { encodeHeader } from "./header_encoding.ts";
-import { type MetadataKind, OverlapGuard } from "./overlap.ts";
+import { OverlapGuard, type OverlapHost } from "./overlap.ts";
 import type { RefcountHost } from "./refcount_table.ts";
 import { Refcounts } from "./refcounts.ts";
 import type { SnapshotEntry } from "./snapshot_table.ts";
@@ -34,45 +37,18 @@ export interface CacheSizes {
   refcount: number;
 }
 
-/** How an image is used, apart from its caches. */
-export interface Behaviour {
-  /** Refcounts on the disk may lag behind; the dirty bit says so. */
-  lazyRefcounts: boolean;
-  /** Metadata that no other write may overlap. */
-  protectedKinds: ReadonlySet<MetadataKind>;
-  /** Whether to pass freed space down to the file, by the reason. */
-  passDiscard: { readonly [reason in FreeReason]: boolean };
-  /** Receives findings, a line each. */
-  report(line: string): void;
-  /** Receives warnings. */
-  warn(message: string): void;
-  /** Receives the name of each step, as QEMU's blkdebug has them. */
-  event?(name: string): void;
-}
-
-/** For an image that is being made. */
-export const QUIET: Behaviour = {
-  lazyRefcounts: false,
-  protectedKinds: new Set(),
-  passDiscard: {
-    request: false,
-    snapshot: false,
-    other: false,
-    always: true,
-    never: false,
-  },
-  report: () => {},
-  warn: () => {},
-};
-
 /** What undoes the steps of a change, in the order in which they were done. */
 export type UndoSteps = (() => Promise<unknown>)[];
 
-/** Why clusters are given up. */
-export type FreeReason = "request" | "snapshot" | "other" | "always" | "never";
-
 /** An open image. */
-export class Qcow2State implements RefcountHost {
+export class Qcow2State
+  implements
+    ClaimsHost,
+    ClusterMapHost,
+    CompressionHost,
+    DataPlace,
+    OverlapHost,
+    RefcountHost {
   /** What metadata and data are written to. */
   readonly file: BlockNode;
   /** The same, for what leaves true all that the image claims. */

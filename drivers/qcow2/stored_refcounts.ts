@@ -6,8 +6,14 @@
  * @module
  */
 import { allocate } from "../../core/bytes.ts";
-import type { CheckRun } from "./check_run.ts";
-import { ENTRY_SIZE, entryToHex, readUint64, viewOf } from "./format.ts";
+import {
+  ENTRY_SIZE,
+  entryToHex,
+  type Geometry,
+  readUint64,
+  viewOf,
+} from "./format.ts";
+import type { Header } from "./header.ts";
 import { readRefcount } from "./refcount_layout.ts";
 
 /** Bytes of refcount blocks that are kept at most. */
@@ -26,9 +32,25 @@ export function refcountText(
   return value.toString();
 }
 
+/** What the stored refcounts need of the check that they belong to. */
+export interface StoredRefcountsHost {
+  readonly header: Header;
+  readonly geometry: Geometry;
+  /** Fill `target` from the file; zeroes past its end. */
+  read(offset: number, target: Uint8Array): Promise<void>;
+  /** Write a refcount block, unless other metadata lies there. */
+  write(
+    offset: number,
+    bytes: Uint8Array,
+    kind: "refcount block",
+  ): Promise<void>;
+  /** Report damage; nothing more may be written by way of the driver. */
+  signalCorruption(message: string): Promise<void>;
+}
+
 /** The refcount table and its blocks. */
 export class StoredRefcounts {
-  readonly #run: CheckRun;
+  readonly #run: StoredRefcountsHost;
   #table: DataView = viewOf(new Uint8Array());
   readonly #blocks = new Map<number, DataView | null>();
   readonly #dirty = new Set<number>();
@@ -38,7 +60,7 @@ export class StoredRefcounts {
   readonly #zeroes: DataView;
   readonly #maxBlocks: number;
 
-  constructor(run: CheckRun) {
+  constructor(run: StoredRefcountsHost) {
     this.#run = run;
     const { clusterSize } = run.geometry;
     this.#zeroes = viewOf(allocate(clusterSize));

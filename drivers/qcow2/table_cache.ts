@@ -7,9 +7,10 @@
  * the disk before the L2 entry that relies on it, and a decrease after the L2
  * entry is gone.
  *
- * **Who may call what.** {@linkcode TableCache.peek} may be called at any time,
- * and its answer used until the next `await`. Everything else belongs to the
- * holder of the image's metadata lock.
+ * **Who may call what.** {@linkcode TableCache.peek},
+ * {@linkcode TableCache.fetch} and {@linkcode TableCache.readThrough} may be
+ * called at any time, and the answer used until the next `await`. Everything
+ * else belongs to the holder of the image's metadata lock.
  *
  * @module
  */
@@ -48,6 +49,8 @@ export class TableCache {
   /** In the order of their last use, oldest first. */
   readonly #entries = new Map<number, CachedTable>();
   #latest?: CachedTable;
+  /** Entries that are being read by whoever does not hold the metadata lock. */
+  readonly #pending = new Map<number, Promise<CachedTable | undefined>>();
   /** An entry that is only passed by: not among the others, never dirty. */
   #passing?: CachedTable;
   /** Must be durable before any entry here is written. */
@@ -91,46 +94,100 @@ export class TableCache {
 
   /** The entry at a file offset; read if need be. */
   async load(offset: number): Promise<CachedTable> {
+    for (let pending; (pending = this.#pending.get(offset));) await pending;
     const known = this.peek(offset);
     if (known) return known;
     const entry = await this.#makeRoom();
-    await this.#hooks.loading?.(offset);
-    await readPadded(this.#file, offset, [entry.bytes]);
+    await this.#read(offset, entry);
     return this.#insert(offset, entry);
   }
 
   /**
-   * As {@linkcode load}, for who walks through all tables of the image and
+   * As {@linkcode load}, for who does not hold the metadata lock: a slow file
+   * keeps nobody waiting but those who want the same entry.
+   *
+   * @returns `undefined` if the entry is of no use by now: look anew.
+   */
+  fetch(offset: number): Promise<CachedTable | undefined> {
+    return this.#readUnlocked(offset, async (isCurrent) => {
+      const entry = newEntry(this.entrySize);
+      await this.#read(offset, entry);
+      if (!isCurrent() || this.#entries.has(offset)) return undefined;
+      this.#dropClean();
+      return this.#insert(offset, entry);
+    });
+  }
+
+  /**
+   * As {@linkcode fetch}, for who walks through all tables of the image and
    * will hardly come back. All that are met so share one buffer: filling new
    * ones takes ten times as long, and would drive out what others use.
    */
-  async pass(offset: number): Promise<CachedTable> {
-    const known = this.peek(offset);
-    if (known) return known;
-    const entry = this.#passing ?? newEntry(this.entrySize);
-    this.#dropPassing();
+  readThrough(offset: number): Promise<CachedTable | undefined> {
+    return this.#readUnlocked(offset, async (isCurrent) => {
+      // Who walks at the same time has a buffer of its own.
+      const entry = this.#passing ?? newEntry(this.entrySize);
+      this.#dropPassing();
+      entry.offset = -1;
+      await this.#read(offset, entry);
+      if (!isCurrent() || this.#entries.has(offset)) return undefined;
+      entry.offset = offset;
+      entry.used = true;
+      return this.#latest = this.#passing = entry;
+    });
+  }
+
+  /** Have an entry read, or wait for who is reading it. */
+  #readUnlocked(
+    offset: number,
+    read: (isCurrent: () => boolean) => Promise<CachedTable | undefined>,
+  ): Promise<CachedTable | undefined> {
+    const pending = this.#pending.get(offset);
+    if (pending) return pending;
+    const isCurrent = () => this.#pending.get(offset) === reading;
+    const reading: Promise<CachedTable | undefined> = read(isCurrent).finally(
+      () => {
+        if (isCurrent()) this.#pending.delete(offset);
+      },
+    );
+    this.#pending.set(offset, reading);
+    return reading;
+  }
+
+  async #read(offset: number, { bytes }: CachedTable): Promise<void> {
     await this.#hooks.loading?.(offset);
-    await readPadded(this.#file, offset, [entry.bytes]);
-    entry.offset = offset;
-    entry.used = true;
-    return this.#latest = this.#passing = entry;
+    await readPadded(this.#file, offset, [bytes]);
+  }
+
+  /**
+   * Have room for one entry more, unless all have changed. What is dropped is
+   * not used again: the metadata lock's holder may be about to change it.
+   */
+  #dropClean(): void {
+    if (this.#entries.size < this.#capacity) return;
+    for (const entry of this.#entries.values()) {
+      if (entry.dirty) continue;
+      this.#entries.delete(entry.offset);
+      if (this.#latest === entry) this.#latest = undefined;
+      return;
+    }
   }
 
   /** Remember an entry that has just been written to the file. */
-  async adopt(offset: number, bytes: Uint8Array): Promise<void> {
+  async adopt(offset: number, bytes: Uint8Array): Promise<CachedTable> {
     const entry = this.peek(offset) ??
       this.#insert(offset, await this.#makeRoom());
+    this.#pending.delete(offset);
     entry.bytes.set(bytes);
+    return entry;
   }
 
   /** An entry whose former content does not matter: zeroes, to be written. */
   async loadEmpty(offset: number): Promise<CachedTable> {
-    let entry = this.peek(offset);
-    if (entry) entry.bytes.fill(0);
-    else {
-      entry = this.#insert(offset, await this.#makeRoom());
-      entry.bytes.fill(0);
-    }
+    const entry = this.peek(offset) ??
+      this.#insert(offset, await this.#makeRoom());
+    this.#pending.delete(offset);
+    entry.bytes.fill(0);
     this.markDirty(entry);
     return entry;
   }
@@ -138,10 +195,10 @@ export class TableCache {
   /** To be called in the same turn as the change to `entry`. */
   markDirty(entry: CachedTable): void {
     if (entry.dirty) return;
-    if (entry === this.#passing) {
-      this.#entries.set(entry.offset, entry);
-      this.#passing = undefined;
-    }
+    if (entry === this.#passing) this.#passing = undefined;
+    // It may have been dropped since it was found: it is the one that counts.
+    this.#entries.set(entry.offset, entry);
+    this.#latest = entry;
     entry.dirty = true;
     this.#dirtyCount++;
   }
@@ -181,6 +238,7 @@ export class TableCache {
   forget(offset: number, length: number): void {
     this.#dropPassing();
     for (let at = offset; at < offset + length; at += this.entrySize) {
+      this.#pending.delete(at);
       const entry = this.#entries.get(at);
       if (entry) this.#remove(entry);
     }
@@ -189,6 +247,7 @@ export class TableCache {
   /** Forget everything, changes included. */
   clear(): void {
     this.#entries.clear();
+    this.#pending.clear();
     this.#dropPassing();
     this.#latest = undefined;
     this.#dirtyCount = 0;

@@ -6,11 +6,13 @@
  */
 import { BlockError } from "../../core/errors.ts";
 import { chainExtents } from "../../core/extents.ts";
-import type { HeldRange } from "../../core/lock.ts";
+import type { RangePlace } from "../../core/lock.ts";
 import type { ZeroFlags } from "../../core/node.ts";
+import type { FreeReason } from "./behaviour.ts";
+import type { EntryPlace } from "./cluster_map.ts";
 import { type Freed, giveUp, noteFreed } from "./entry_changes.ts";
 import { type ClusterKind, ENTRY_SIZE, ZERO } from "./format.ts";
-import type { FreeReason, Qcow2State } from "./state.ts";
+import type { Qcow2State } from "./state.ts";
 import { readsAsZeroes, writeGuest } from "./write.ts";
 import { zeroes } from "./state.ts";
 
@@ -30,44 +32,59 @@ async function changeEntries(
   decide: (kind: ClusterKind) => Change,
 ): Promise<void> {
   const { geometry, ranges, clusters } = state;
-  for (let at = start; at < end;) {
-    let blocker: HeldRange | undefined;
-    const freed: Freed[] = [];
-    {
-      using _ = await state.metadata.lock();
-      state.checkUsable();
-      // Damaged entries as well: what they refer to is not touched.
-      const mapping = await clusters.findLocked(at, end - at);
-      const change = decide(mapping.kind);
-      if (change === "keep") {
-        at += mapping.length;
-        continue;
-      }
-      // Entries that refer to less rely on nothing that must come before.
-      const place = await clusters.entryForWrite(at);
-      const count = Math.min(
-        geometry.clustersFor(mapping.length),
-        clusters.entriesLeft(place),
-      );
-      const stop = at + count * geometry.clusterSize;
-      blocker = ranges.conflict(at, stop, true);
-      if (!blocker) {
-        for (let i = 0; i < count; i++, place.index++) {
-          const entry = place.index * ENTRY_SIZE;
-          if (change === "zero") {
-            const high = place.slice.view.getUint32(entry);
-            const low = place.slice.view.getUint32(entry + 4);
-            clusters.setEntry(place, high, low | ZERO);
-          } else {
-            noteFreed(state, place, freed);
-            clusters.setEntry(place, 0, change === "unmapZero" ? ZERO : 0);
-          }
+  let inLine: RangePlace | undefined;
+  try {
+    for (let at = start; at < end;) {
+      const freed: Freed[] = [];
+      {
+        using _ = await state.metadata.lock();
+        state.checkUsable();
+        // Damaged entries as well: what they refer to is not touched.
+        const mapping = await clusters.findLocked(at, end - at);
+        const change = decide(mapping.kind);
+        if (change === "keep") {
+          at += mapping.length;
+          continue;
         }
-        at = Math.min(stop, end);
+        // Entries that refer to less rely on nothing that must come before.
+        const place = await clusters.entryForWrite(at);
+        const count = Math.min(
+          geometry.clustersFor(mapping.length),
+          clusters.entriesLeft(place),
+        );
+        const stop = at + count * geometry.clusterSize;
+        inLine = ranges.conflict(at, stop, true, inLine);
+        if (!inLine) {
+          changeRun(state, place, count, change, freed);
+          at = Math.min(stop, end);
+        }
       }
+      if (inLine) await inLine.turn;
+      else await giveUp(state, freed, reason);
     }
-    if (blocker) await blocker.released;
-    else await giveUp(state, freed, reason);
+  } finally {
+    inLine?.[Symbol.dispose]();
+  }
+}
+
+/** Change entries from `place` on; what they referred to is added to `freed`. */
+function changeRun(
+  state: Qcow2State,
+  place: EntryPlace,
+  count: number,
+  change: Change,
+  freed: Freed[],
+): void {
+  for (let i = 0; i < count; i++, place.index++) {
+    const entry = place.index * ENTRY_SIZE;
+    if (change === "zero") {
+      const high = place.slice.view.getUint32(entry);
+      const low = place.slice.view.getUint32(entry + 4);
+      state.clusters.setEntry(place, high, low | ZERO);
+    } else {
+      noteFreed(state, place, freed);
+      state.clusters.setEntry(place, 0, change === "unmapZero" ? ZERO : 0);
+    }
   }
 }
 

@@ -5,7 +5,7 @@
  * @module
  */
 import { allocate } from "../../core/bytes.ts";
-import type { HeldRange } from "../../core/lock.ts";
+import type { HeldRange, RangePlace } from "../../core/lock.ts";
 import type { WriteFlags } from "../../core/node.ts";
 import type { EntryPlace, Mapping } from "./cluster_map.ts";
 import {
@@ -114,45 +114,65 @@ async function planWrite(
   length: number,
 ): Promise<WritePlan> {
   const { geometry, ranges } = state;
-  for (;;) {
-    let blocker: HeldRange | undefined;
-    // Tables are in memory nearly always. To `await` nothing then, not even
-    // for a moment, keeps others from queueing for the lock.
-    const lock = state.metadata.lock();
-    const held = lock instanceof Promise ? await lock : lock;
-    try {
-      state.checkUsable();
-      const entry = state.clusters.entryForWrite(offset);
-      const place = entry instanceof Promise ? await entry : entry;
-      const mapping = state.clusters.mappingAt(place, offset, length);
-      if (isOwned(mapping.high, mapping.kind)) {
-        const checked = checkInPlace(state, mapping, offset);
-        if (checked) await checked;
-      }
-      const run = writableRun(state, place, mapping, offset, length);
-      const start = geometry.clusterStart(offset);
-      const end = geometry.clusterEnd(offset + run.length);
-      const exclusive = run.kind !== "inPlace";
-      blocker = ranges.conflict(start, end, exclusive);
-      if (!blocker) {
-        const range = ranges.hold(start, end, exclusive);
-        if (run.kind === "inPlace") {
-          const { hostOffset } = mapping;
-          return { length: run.length, hostOffset, held: range };
+  let inLine: RangePlace | undefined;
+  try {
+    for (;;) {
+      // Tables are in memory nearly always. To `await` nothing then, not even
+      // for a moment, keeps others from queueing for the lock.
+      const lock = state.metadata.lock();
+      const held = lock instanceof Promise ? await lock : lock;
+      try {
+        state.checkUsable();
+        const entry = state.clusters.entryForWrite(offset);
+        const place = entry instanceof Promise ? await entry : entry;
+        const mapping = state.clusters.mappingAt(place, offset, length);
+        if (isOwned(mapping.high, mapping.kind)) {
+          const checked = checkInPlace(state, mapping, offset);
+          if (checked) await checked;
         }
-        try {
-          const host = takeClusters(state, run, mapping, offset);
-          const hostStart = host instanceof Promise ? await host : host;
-          return allocationPlan(state, run, mapping, offset, hostStart, range);
-        } catch (error) {
-          range[Symbol.dispose]();
-          throw error;
+        const run = writableRun(state, place, mapping, offset, length);
+        const start = geometry.clusterStart(offset);
+        const end = geometry.clusterEnd(offset + run.length);
+        const exclusive = run.kind !== "inPlace";
+        inLine = ranges.conflict(start, end, exclusive, inLine);
+        if (!inLine) {
+          const range = ranges.hold(start, end, exclusive);
+          if (run.kind === "inPlace") {
+            const { hostOffset } = mapping;
+            return { length: run.length, hostOffset, held: range };
+          }
+          const plan = planAllocation(state, run, mapping, offset, range);
+          return plan instanceof Promise ? await plan : plan;
         }
+      } finally {
+        held[Symbol.dispose]();
       }
-    } finally {
-      held[Symbol.dispose]();
+      await inLine.turn;
     }
-    await blocker.released;
+  } finally {
+    inLine?.[Symbol.dispose]();
+  }
+}
+
+/** Take clusters for a range that is held; if there are none, let go of it. */
+function planAllocation(
+  state: Qcow2State,
+  run: WritableRun,
+  mapping: Mapping,
+  offset: number,
+  range: HeldRange,
+): WritePlan | Promise<WritePlan> {
+  const plan = (host: number) =>
+    allocationPlan(state, run, mapping, offset, host, range);
+  const letGo = (error: unknown): never => {
+    range[Symbol.dispose]();
+    throw error;
+  };
+  try {
+    const host = takeClusters(state, run, mapping, offset);
+    return host instanceof Promise ? host.then(plan, letGo) : plan(host);
+  } catch (error) {
+    return letGo(error);
   }
 }
 

@@ -12,8 +12,6 @@ import { BDRV, qemuTest, run, runOk, TempDir } from "../qemu.ts";
 const IMAGES: readonly [format: string, ...options: string[]][] = [
   ["qcow", "-f", "qcow"],
   ["qed", "-f", "qed"],
-  ["vdi", "-f", "vdi"],
-  ["vdi", "-f", "vdi", "-o", "static=on"],
   ["vhdx", "-f", "vhdx"],
   ["vpc", "-f", "vpc"],
   ["parallels", "-f", "parallels"],

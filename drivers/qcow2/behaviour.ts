@@ -1,0 +1,40 @@
+/**
+ * How an image is used, as its user's options say, or who makes it.
+ *
+ * @module
+ */
+import type { MetadataKind } from "./overlap.ts";
+
+/** Why clusters are given up. */
+export type FreeReason = "request" | "snapshot" | "other" | "always" | "never";
+
+/** How an image is used, apart from its caches. */
+export interface Behaviour {
+  /** Refcounts on the disk may lag behind; the dirty bit says so. */
+  lazyRefcounts: boolean;
+  /** Metadata that no other write may overlap. */
+  protectedKinds: ReadonlySet<MetadataKind>;
+  /** Whether to pass freed space down to the file, by the reason. */
+  passDiscard: { readonly [reason in FreeReason]: boolean };
+  /** Receives findings, a line each. */
+  report(line: string): void;
+  /** Receives warnings. */
+  warn(message: string): void;
+  /** Receives the name of each step, as QEMU's blkdebug has them. */
+  event?(name: string): void;
+}
+
+/** For an image that is being made. */
+export const QUIET: Behaviour = {
+  lazyRefcounts: false,
+  protectedKinds: new Set(),
+  passDiscard: {
+    request: false,
+    snapshot: false,
+    other: false,
+    always: true,
+    never: false,
+  },
+  report: () => {},
+  warn: () => {},
+};

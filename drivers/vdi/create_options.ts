@@ -1,0 +1,16 @@
+import type { OptionTable } from "../../core/options.ts";
+
+/** The options of new VDI images. What makes them is loaded when it is used. */
+export const VDI_CREATE_OPTIONS: OptionTable = {
+  size: { type: "size", help: "Virtual disk size" },
+  static: {
+    type: "boolean",
+    default: false,
+    help: "VDI static (pre-allocated) image",
+  },
+  preallocation: {
+    type: "enum",
+    values: ["off", "falloc", "full"],
+    help: "Preallocation mode (allowed values: off, falloc, full)",
+  },
+};

@@ -1,0 +1,180 @@
+import { assert, assertEquals } from "@std/assert";
+import {
+  type Held,
+  Mutex,
+  RangeLock,
+  type RangePlace,
+  SharedLock,
+} from "../../core/lock.ts";
+import { Random, seedsToRun } from "../model.ts";
+
+/** Let everything get on that can. */
+async function settle(): Promise<void> {
+  for (let i = 0; i < 20; i++) await null;
+}
+
+/** Notes when what was asked for is granted, and lets go of it. */
+class Log {
+  readonly granted: string[] = [];
+  readonly #held = new Map<string, Held>();
+
+  async ask(name: string, asked: Held | Promise<Held>): Promise<void> {
+    const held = await asked;
+    this.granted.push(name);
+    this.#held.set(name, held);
+  }
+
+  async release(...names: string[]): Promise<void> {
+    for (const name of names) {
+      this.#held.get(name)![Symbol.dispose]();
+      this.#held.delete(name);
+      await settle();
+    }
+  }
+}
+
+Deno.test("Mutex is held by one at a time, in the order of arrival", async () => {
+  const mutex = new Mutex();
+  const log = new Log();
+  for (const name of ["a", "b", "c"]) log.ask(name, mutex.lock());
+  await settle();
+  assertEquals(log.granted, ["a"]);
+  await log.release("a");
+  assertEquals(log.granted, ["a", "b"]);
+  // Who comes now does not get between.
+  log.ask("d", mutex.lock());
+  await log.release("b", "c");
+  assertEquals(log.granted, ["a", "b", "c", "d"]);
+  await log.release("d");
+  assert(!(mutex.lock() instanceof Promise));
+});
+
+Deno.test("SharedLock is shared by many, or held alone", async () => {
+  const lock = new SharedLock();
+  const log = new Log();
+  log.ask("r1", lock.share());
+  log.ask("r2", lock.share());
+  log.ask("w", lock.exclude());
+  log.ask("r3", lock.share());
+  log.ask("r4", lock.share());
+  await settle();
+  // Sharers that come later wait for the one that wants it alone.
+  assertEquals(log.granted, ["r1", "r2"]);
+  await log.release("r1", "r2");
+  assertEquals(log.granted, ["r1", "r2", "w"]);
+  await log.release("w");
+  assertEquals(log.granted, ["r1", "r2", "w", "r3", "r4"]);
+});
+
+Deno.test("RangeLock lets requests overlap that share, or are apart", async () => {
+  const lock = new RangeLock();
+  const log = new Log();
+  log.ask("r1", lock.acquire(0, 10, false));
+  log.ask("r2", lock.acquire(5, 15, false));
+  log.ask("w1", lock.acquire(15, 20, true));
+  log.ask("w2", lock.acquire(20, 25, true));
+  log.ask("w3", lock.acquire(9, 16, true));
+  await settle();
+  assertEquals(log.granted, ["r1", "r2", "w1", "w2"]);
+  await log.release("r1", "r2");
+  assertEquals(log.granted.length, 4);
+  await log.release("w1");
+  assertEquals(log.granted.at(-1), "w3");
+});
+
+Deno.test("RangeLock serves a writer among readers that overlap each other", async () => {
+  const lock = new RangeLock();
+  const log = new Log();
+  log.ask("r0", lock.acquire(0, 10, false));
+  await settle();
+  log.ask("writer", lock.acquire(0, 10, true));
+  await settle();
+  // There is a reader at any time: each comes before the last one has gone.
+  for (let i = 1; i < 5; i++) log.ask(`r${i}`, lock.acquire(0, 10, false));
+  await settle();
+  await log.release("r0");
+  assertEquals(log.granted, ["r0", "writer"]);
+  await log.release("writer");
+  assertEquals(log.granted, ["r0", "writer", "r1", "r2", "r3", "r4"]);
+});
+
+Deno.test("RangeLock lets those pass whom no one before concerns", async () => {
+  const lock = new RangeLock();
+  const log = new Log();
+  log.ask("w1", lock.acquire(0, 10, true));
+  log.ask("w2", lock.acquire(0, 20, true));
+  log.ask("w3", lock.acquire(15, 30, true));
+  log.ask("w4", lock.acquire(20, 30, true));
+  log.ask("w5", lock.acquire(40, 50, true));
+  await settle();
+  assertEquals(log.granted, ["w1", "w5"]);
+  await log.release("w1");
+  await log.release("w2", "w3");
+  assertEquals(log.granted, ["w1", "w5", "w2", "w3", "w4"]);
+});
+
+Deno.test("RangeLock forgets whoever leaves the line", async () => {
+  const lock = new RangeLock();
+  const log = new Log();
+  log.ask("r1", lock.acquire(0, 10, false));
+  await settle();
+  const place = lock.conflict(0, 10, true)!;
+  log.ask("r2", lock.acquire(0, 10, false));
+  await settle();
+  assertEquals(log.granted, ["r1"]);
+  place[Symbol.dispose]();
+  place[Symbol.dispose]();
+  await settle();
+  assertEquals(log.granted, ["r1", "r2"]);
+});
+
+Deno.test("RangeLock keeps a place whose range changes", async () => {
+  const lock = new RangeLock();
+  const log = new Log();
+  log.ask("w1", lock.acquire(0, 10, true));
+  await settle();
+  let place: RangePlace | undefined = lock.conflict(0, 10, true);
+  log.ask("w2", lock.acquire(0, 30, true));
+  await log.release("w1");
+  // Ahead of the second one, also where it has not asked before.
+  place = lock.conflict(20, 30, true, place);
+  assertEquals(place, undefined);
+  log.ask("w3", Promise.resolve(lock.hold(20, 30, true)));
+  await settle();
+  assertEquals(log.granted, ["w1", "w3"]);
+  await log.release("w3");
+  assertEquals(log.granted, ["w1", "w3", "w2"]);
+});
+
+Deno.test("RangeLock grants every request in the end, and none that conflict", async () => {
+  for (const seed of seedsToRun(50)) {
+    const random = new Random(seed);
+    const lock = new RangeLock();
+    const held: { start: number; end: number; alone: boolean }[] = [];
+    let granted = 0;
+    const request = async () => {
+      const start = random.below(50);
+      const own = {
+        start,
+        end: start + 1 + random.below(20),
+        alone: random.oneIn(3),
+      };
+      using _ = await lock.acquire(own.start, own.end, own.alone);
+      for (const { start, end, alone } of held) {
+        const overlaps = start < own.end && own.start < end;
+        assert(!overlaps || !(alone || own.alone), `seed ${seed}`);
+      }
+      held.push(own);
+      for (let ticks = random.below(10); ticks > 0; ticks--) await null;
+      held.splice(held.indexOf(own), 1);
+      granted++;
+    };
+    const requests: Promise<void>[] = [];
+    for (let i = 0; i < 100; i++) {
+      requests.push(request());
+      for (let ticks = random.below(4); ticks > 0; ticks--) await null;
+    }
+    await Promise.all(requests);
+    assertEquals(granted, 100);
+  }
+});
