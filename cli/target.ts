@@ -63,9 +63,14 @@ export class Target implements Disposable {
   async make(create: () => Promise<void>): Promise<void> {
     this.#spareSources();
     // If this fails, a file that was there may still be what it was.
-    if (fileKind(this.#path) === "none") this.#state = "ours";
-    await create();
-    this.#state = "ours";
+    const before = fingerprint(this.#path);
+    if (before === "") this.#state = "ours";
+    try {
+      await create();
+      this.#state = "ours";
+    } finally {
+      if (fingerprint(this.#path) !== before) this.#state = "ours";
+    }
   }
 
   /**
@@ -165,6 +170,13 @@ function localPath(name: string): string | undefined {
   } catch {
     return undefined;
   }
+}
+
+/** What tells that a file has been written to; nothing if there is none. */
+function fingerprint(path: string | undefined): string {
+  if (fileKind(path) !== "file") return fileKind(path) === "none" ? "" : "?";
+  const { size, blocks, mtime, ctime } = Deno.statSync(path!);
+  return [size, blocks, mtime?.getTime(), ctime?.getTime()].join();
 }
 
 function fileKind(path: string | undefined): "none" | "file" | "other" {
