@@ -221,7 +221,6 @@ export class CompressedClusters {
     pending: Promise<void>[],
     failures: unknown[],
   ): Promise<void> {
-    const { file, header } = this.#state;
     const start = run[0].hostOffset;
     const end = run.reduce(
       (end, { hostOffset, length }) => Math.max(end, hostOffset + length),

@@ -8,6 +8,9 @@ import { BDRV, TempDir } from "../qemu.ts";
 /** MiB that no command takes more of. */
 const LIMIT = 130;
 
+/** MiB that reading takes no more of: with longer disks it grows a little. */
+const READING_LIMIT = 120;
+
 /** Bytes that compress, but not to nothing, and are nowhere the same. */
 function sample(length: number): Uint8Array<ArrayBuffer> {
   const words = new Uint32Array(length / 4);
@@ -78,7 +81,7 @@ Deno.test({
           ]
         ) {
           const back = await peakMemory(cwd, reading.split(" "));
-          assert(back < LIMIT, `${reading} took ${back} MiB`);
+          assert(back < READING_LIMIT, `${reading} took ${back} MiB`);
         }
       });
     }
