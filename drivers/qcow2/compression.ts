@@ -238,6 +238,7 @@ export class CompressedClusters {
     try {
       await this.#decompressRun(run, buffer, start, end, later, failures);
     } catch (error) {
+      await Promise.all(later);
       this.#buffers.giveBack(buffer);
       throw error;
     }
@@ -333,7 +334,7 @@ class RunBuffers {
 
 /** So few sizes that one buffer does for the next run as well. */
 function sizeFor(length: number): number {
-  return 2 ** Math.ceil(Math.log2(Math.max(length, 65_536)));
+  return 2 ** Math.ceil(Math.log2(Math.max(length, 4096)));
 }
 
 /** What clusters are remembered by. */
