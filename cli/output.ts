@@ -74,14 +74,14 @@ export class Output {
     const rest = whole.length % BLOCK;
     this.#length = 0;
     this.#hold(whole.subarray(whole.length - rest));
-    // So much that the file may become too large for the user's limit.
-    surviveSignal("SIGXFSZ");
     this.#writeOut(whole.subarray(0, whole.length - rest));
   }
 
   /** After something is missing, nothing follows. */
   #writeOut(bytes: Uint8Array): void {
-    if (this.#failure) return;
+    if (this.#failure || bytes.length === 0) return;
+    // A file may become too large for the user's limit.
+    if (!this.#interactive) surviveSignal("SIGXFSZ");
     try {
       writeFully(Deno.stdout, bytes);
     } catch (error) {

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { surviveSignal } from "../core/runtime.ts";
 import { asBlockError, BlockError } from "../core/errors.ts";
 import type { SecretSource } from "../core/secrets.ts";
 import type { Secrets } from "./objects.ts";
@@ -89,6 +90,8 @@ export class Program {
 
   /** Write to standard error; nothing is added. */
   printError(text: string): void {
+    // It may go to a file that has reached the user's limit.
+    if (!Deno.stderr.isTerminal()) surviveSignal("SIGXFSZ");
     try {
       writeFully(Deno.stderr, new TextEncoder().encode(text));
     } catch {

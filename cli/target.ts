@@ -30,7 +30,7 @@ export class Target implements Disposable {
   /** Whose file it is, once it is being written to. */
   #state: "untouched" | "ours" | "theirs" = "untouched";
   /** What tells whether their file was changed. */
-  #stampBefore = "";
+  #fingerprintBefore = "";
 
   /** What is being read meanwhile. */
   readonly #sources: readonly BlockNode[];
@@ -65,9 +65,14 @@ export class Target implements Disposable {
   async make(create: () => Promise<void>): Promise<void> {
     this.#spareSources();
     // If this fails, a file that was there may still be what it was.
-    if (fileKind(this.#path) === "none") this.#state = "ours";
-    await create();
-    this.#state = "ours";
+    const before = fingerprint(this.#path);
+    if (before === "") this.#state = "ours";
+    try {
+      await create();
+      this.#state = "ours";
+    } finally {
+      if (fingerprint(this.#path) !== before) this.#state = "ours";
+    }
   }
 
   /**
@@ -90,7 +95,7 @@ export class Target implements Disposable {
   /** Begin to use a file that others have made. */
   use(): void {
     this.#state = "theirs";
-    this.#stampBefore = stampOf(this.#path);
+    this.#fingerprintBefore = fingerprint(this.#path);
   }
 
   /** Everything is written. */
@@ -122,7 +127,9 @@ export class Target implements Disposable {
     if (fileKind(this.#path) === "none") return false;
     if (fileKind(this.#path) !== "file") return true;
     // It may have failed before anything was written.
-    if (state === "theirs") return stampOf(this.#path) !== this.#stampBefore;
+    if (state === "theirs") {
+      return fingerprint(this.#path) !== this.#fingerprintBefore;
+    }
     try {
       Deno.removeSync(Deno.realPathSync(this.#path!));
       return false;
@@ -172,14 +179,11 @@ function localPath(name: string): string | undefined {
   }
 }
 
-/** Another text once a plain file was written to. */
-function stampOf(path: string | undefined): string {
-  try {
-    const { size, mtime } = Deno.statSync(path!);
-    return `${size} ${mtime?.getTime()}`;
-  } catch {
-    return "";
-  }
+/** What tells that a file has been written to; nothing if there is none. */
+function fingerprint(path: string | undefined): string {
+  if (fileKind(path) !== "file") return fileKind(path) === "none" ? "" : "?";
+  const { size, blocks, mtime, ctime } = Deno.statSync(path!);
+  return [size, blocks, mtime?.getTime(), ctime?.getTime()].join();
 }
 
 function fileKind(path: string | undefined): "none" | "file" | "other" {

@@ -131,7 +131,7 @@ async function create(
   try {
     const wishes = creating(program);
     const make = () => createImage(format, filename, values, wishes);
-    await (program.isOurs ? makeWhole(program, filename, make) : make());
+    await makeWhole(program, filename, make);
   } catch (error) {
     const why = asBlockError(error);
     // QEMU's program takes the system's limits for those of the format.

@@ -22,6 +22,8 @@ export interface CheckTarget {
   readonly geometry: Geometry;
   /** Write the header as it is now and make it durable. */
   writeHeader(): Promise<void>;
+  /** To be waited for before the header is written. */
+  prepareChange(): void | Promise<void>;
   /** Report damage, and mark the image as corrupt if it is writable. */
   corrupt?(message: string): Promise<never>;
 }

@@ -29,6 +29,12 @@ const MAX_RUN = 2 * 1024 * 1024;
 /** Most clusters of it: with small ones, what tells of them takes more memory. */
 const MAX_CLUSTERS = 128;
 
+/** Most bytes of compressed data in memory, if it is not one run. */
+const MAX_BUFFERS = 8 * 1024 * 1024;
+
+/** Most buffers that are kept for later ones. */
+const SPARE_BUFFERS = 4;
+
 /** Bytes between compressed clusters that are read rather than skipped. */
 const MAX_GAP = 4096;
 
@@ -52,16 +58,26 @@ export interface CompressionHost {
   event(name: string): Promise<void> | void;
 }
 
+/** A cluster that was read, or is being read. */
+interface Remembered {
+  readonly content: Promise<Uint8Array>;
+  /** How many are about to copy from it. */
+  readers: number;
+  /** Nobody will find it any more. */
+  isForgotten: boolean;
+}
+
 /** Compresses clusters, and reads compressed ones. */
 export class CompressedClusters {
   /** What is being compressed; made when something is. */
   queue?: CompressionQueue;
   readonly #state: CompressionHost;
-  readonly #clusters = new Map<string, Promise<Uint8Array>>();
+  readonly #clusters = new Map<string, Remembered>();
+  /** For the next cluster to remember. */
+  #spare?: Uint8Array;
   #codecs?: Promise<Codecs>;
   #workers?: Disposable;
-  /** For the next run: a new buffer takes as long as reading into it. */
-  #spare?: Uint8Array;
+  readonly #buffers = new RunBuffers();
 
   constructor(state: CompressionHost) {
     this.#state = state;
@@ -124,14 +140,19 @@ export class CompressedClusters {
     const key = keyOf(mapping);
     let cluster = this.#clusters.get(key);
     if (!cluster) {
-      const target = allocate(geometry.clusterSize);
+      const target = this.#spare ?? allocate(geometry.clusterSize);
+      this.#spare = undefined;
       const { promise, ...settle } = Promise.withResolvers<Uint8Array>();
       const place = geometry.compressedCluster(high, low);
       wanted.push({ ...place, ...settle, target });
-      cluster = promise;
+      cluster = { content: promise, readers: 0, isForgotten: false };
       this.#remember(key, cluster);
     }
-    copyIntoVector(iov, 0, (await cluster).subarray(start, start + length));
+    cluster.readers++;
+    const content = await cluster.content;
+    copyIntoVector(iov, 0, content.subarray(start, start + length));
+    // Nobody else can see it any more.
+    if (--cluster.readers === 0 && cluster.isForgotten) this.#spare = content;
   }
 
   /**
@@ -169,18 +190,22 @@ export class CompressedClusters {
     this.#workers = undefined;
     this.#codecs = undefined;
     this.#spare = undefined;
+    this.#buffers.clear();
   }
 
-  #remember(key: string, cluster: Promise<Uint8Array>): void {
+  #remember(key: string, cluster: Remembered): void {
     // If it could not be read, the next reader tries again. What is corrupt
     // stays so: it is not decompressed for each sector that is asked for.
-    cluster.catch((error) => {
+    cluster.content.catch((error) => {
       if (!(error instanceof CorruptCluster)) this.#clusters.delete(key);
     });
     this.#clusters.set(key, cluster);
-    if (this.#clusters.size > REMEMBERED) {
-      this.#clusters.delete(this.#clusters.keys().next().value!);
-    }
+    if (this.#clusters.size <= REMEMBERED) return;
+    const [oldest, forgotten] = this.#clusters.entries().next().value!;
+    this.#clusters.delete(oldest);
+    forgotten.isForgotten = true;
+    if (forgotten.readers > 0) return;
+    forgotten.content.then((content) => this.#spare = content, () => {});
   }
 
   /** @throws what one of the clusters did that could not be read. */
@@ -208,7 +233,6 @@ export class CompressedClusters {
     pending: Promise<void>[],
     failures: unknown[],
   ): Promise<void> {
-    const { file, header } = this.#state;
     const start = run[0].hostOffset;
     const end = run.reduce(
       (end, { hostOffset, length }) => Math.max(end, hostOffset + length),
@@ -219,14 +243,38 @@ export class CompressedClusters {
       const event = this.#state.event("read_compressed");
       if (event) await event;
     }
-    const buffer = this.#takeBuffer(end - start);
+    const waiting = this.#buffers.reserve(end - start);
+    if (waiting) await waiting;
+    const buffer = this.#buffers.take(end - start);
+    const later: Promise<void>[] = [];
+    try {
+      await this.#decompressRun(run, buffer, start, end, later, failures);
+    } catch (error) {
+      await Promise.all(later);
+      this.#buffers.giveBack(buffer);
+      throw error;
+    }
+    pending.push(
+      Promise.all(later).then(() => this.#buffers.giveBack(buffer)),
+    );
+  }
+
+  /** What is not done when this is takes part of `buffer` in `later`. */
+  async #decompressRun(
+    run: readonly Wanted[],
+    buffer: Uint8Array,
+    start: number,
+    end: number,
+    later: Promise<void>[],
+    failures: unknown[],
+  ): Promise<void> {
+    const { file, header } = this.#state;
     // The descriptor may claim more than there is: what decodes is enough. But
     // of what a device has cut off, the zeroes in its place are no data.
     await readPadded(file, start, [buffer.subarray(0, end - start)]);
     const inside = Math.max(0, Math.min(end, file.size) - start);
     const type = header.compressionType;
     const { decompress, decompressNow } = await this.load();
-    const later: Promise<void>[] = [];
     for (const cluster of run) {
       const at = cluster.hostOffset - start;
       const stop = Math.max(at, Math.min(at + cluster.length, inside));
@@ -246,26 +294,59 @@ export class CompressedClusters {
         );
       }
     }
-    pending.push(Promise.all(later).then(() => this.#giveBack(buffer)));
+  }
+}
+
+/**
+ * Buffers for compressed data, which are used again: a new one takes as long as
+ * reading into it, and stays until garbage is collected.
+ */
+class RunBuffers {
+  readonly #spare: Uint8Array[] = [];
+  readonly #waiting: (() => void)[] = [];
+  #bytes = 0;
+
+  /** To be waited for before a buffer is taken, if many are in use. */
+  reserve(length: number): Promise<void> | undefined {
+    if (this.#bytes === 0 || this.#bytes + sizeFor(length) <= MAX_BUFFERS) {
+      this.#bytes += sizeFor(length);
+      return undefined;
+    }
+    return this.#wait(length);
   }
 
-  /** A buffer of at least `length` bytes. */
-  #takeBuffer(length: number): Uint8Array {
-    const spare = this.#spare;
-    this.#spare = undefined;
-    if (spare && spare.length >= length) return spare;
-    if (spare) release(spare);
-    return allocate(length);
+  async #wait(length: number): Promise<void> {
+    while (this.#bytes > 0 && this.#bytes + sizeFor(length) > MAX_BUFFERS) {
+      await new Promise<void>((resolve) => this.#waiting.push(resolve));
+    }
+    this.#bytes += sizeFor(length);
   }
 
-  /** Keep one buffer, the largest: of many requests at once, each has one. */
-  #giveBack(buffer: Uint8Array): void {
-    const spare = this.#spare;
-    const isLarger = !spare || spare.length < buffer.length;
-    if (isLarger) this.#spare = buffer;
-    const other = isLarger ? spare : buffer;
-    if (other) release(other);
+  /** A buffer of at least `length` bytes, which were reserved. */
+  take(length: number): Uint8Array {
+    const size = sizeFor(length);
+    const index = this.#spare.findIndex((spare) => spare.length === size);
+    if (index < 0) return allocate(size);
+    return this.#spare.splice(index, 1)[0];
   }
+
+  /** The buffer may be used by others. */
+  giveBack(buffer: Uint8Array): void {
+    this.#bytes -= buffer.length;
+    this.#spare.push(buffer);
+    if (this.#spare.length > SPARE_BUFFERS) this.#spare.shift();
+    for (const resolve of this.#waiting.splice(0)) resolve();
+  }
+
+  /** Forget those that nobody uses. */
+  clear(): void {
+    this.#spare.length = 0;
+  }
+}
+
+/** So few sizes that one buffer does for the next run as well. */
+function sizeFor(length: number): number {
+  return 2 ** Math.ceil(Math.log2(Math.max(length, 4096)));
 }
 
 /** What clusters are remembered by. */

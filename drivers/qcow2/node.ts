@@ -345,7 +345,10 @@ export class Qcow2Node implements BlockNode {
     if (!state.readOnly) await state.flushCaches();
     const { checkImage } = await import("./check.ts");
     if (!options?.repair) return await checkImage(state, options ?? {});
-    await state.clearFeatures(KEPT_FEATURES);
+    // What nothing is wrong with is left as it is.
+    const pending = state.beforeChange(() =>
+      state.clearFeatures(KEPT_FEATURES)
+    );
     let result: CheckResult;
     try {
       result = await checkImage(state, options);
@@ -353,6 +356,8 @@ export class Qcow2Node implements BlockNode {
       // However far it came, tables in memory are not those of the file.
       await state.reload().catch(() => state.abandon());
       throw error;
+    } finally {
+      state.beforeChange(pending);
     }
     await state.reload();
     return result;

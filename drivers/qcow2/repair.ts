@@ -164,10 +164,11 @@ async function storeRefcount(
 
 /** Clear the marks of an image that was not closed well, or corrupt. */
 export async function markClean(run: CheckRun): Promise<void> {
-  const { incompatible } = run.header;
   const marks = Incompatible.DIRTY | Incompatible.CORRUPT;
-  if ((incompatible.low & marks) === 0) return;
+  if ((run.header.incompatible.low & marks) === 0) return;
   await run.file.flush?.();
+  await run.target.prepareChange();
+  const { incompatible } = run.header;
   incompatible.low = (incompatible.low & ~marks) >>> 0;
   await run.target.writeHeader();
 }

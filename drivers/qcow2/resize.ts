@@ -74,6 +74,7 @@ async function grow(
   // old end, may show.
   header.size = size;
   try {
+    await forgetPast(state, oldSize);
     const clusterEnd = Math.min(size, geometry.clusterEnd(oldSize));
     const showsMore = backing !== undefined && backing.size > oldSize;
     if (showsMore && clusterEnd < size) {
@@ -93,9 +94,7 @@ async function grow(
         await writeGuest(state, oldSize, [allocate(clusterEnd - oldSize)]);
       }
       const first = geometry.clusterEnd(oldSize);
-      await preallocate(state, first, size, preallocation).catch((error) => {
-        throw asBlockError(error).prefixed("Allocating clusters failed: ");
-      });
+      await preallocate(state, first, size, preallocation);
       // QEMU marks what would show the backing file as zeroes once more, unless
       // its space is zeroed on the disk.
       if (showsMore && preallocation === "metadata" && first < size) {
@@ -111,6 +110,25 @@ async function grow(
   // In the file it is still the old one, to which a failure goes back.
   header.size = oldSize;
   await state.changeHeader({ size });
+}
+
+/**
+ * Give up what tables map past the end of the disk, which is about to move: the
+ * state of a machine of which no snapshot came to be, for one.
+ *
+ * @param end The end of the disk so far.
+ */
+async function forgetPast(state: Qcow2State, end: number): Promise<void> {
+  const { header, geometry, clusters } = state;
+  const start = geometry.clusterEnd(end);
+  let index = Math.floor(start / geometry.l2Coverage);
+  for (; index < header.l1Size; index++) {
+    const first = index * geometry.l2Coverage;
+    if (first >= header.size) break;
+    if (clusters.l2TableOffset(index) === 0) continue;
+    const last = Math.min(first + geometry.l2Coverage, header.size);
+    await cutOff(state, Math.max(start, first), last, "always");
+  }
 }
 
 /** Whether the cluster of an offset has bytes, also where the disk has not. */
@@ -175,7 +193,7 @@ export async function preallocate(
   end: number,
   mode: Preallocation,
 ): Promise<void> {
-  const { geometry, file, refcounts, clusters, header } = state;
+  const { geometry, refcounts, clusters, header } = state;
   const { clusterSize } = geometry;
   // Zeroes in the file do not decrypt to zeroes: the entries must say it.
   const flag = state.encryption && header.version >= 3 ? ZERO : 0;
@@ -189,34 +207,13 @@ export async function preallocate(
       await clusters.entryForWrite(at);
     }
     await clusters.entryForWrite(end - 1);
-    const hostStart = await refcounts.allocate(count);
-    const hostEnd = hostStart + count * clusterSize;
-    // Clusters that were used before hold what they held then.
-    const used = Math.min(file.size, hostEnd) - hostStart;
-    if (used > 0) {
-      const unmap = mode === "metadata";
-      await writeZeroes(file, hostStart, used, { unmap });
-    }
-    // Space is reserved for data only: tables are written in any case.
-    if (hostStart > file.size) await file.truncate!(hostStart);
-    // Of the last cluster, the part that the disk has.
-    const dataEnd = hostStart + end - first;
-    const preallocation = mode === "metadata" ? "off" : mode;
-    // Also where it is large enough: who cannot reserve says so.
-    const reserved = Math.max(dataEnd, file.size);
-    if (reserved > file.size || preallocation !== "off") {
-      await file.truncate!(reserved, { preallocation }).catch((error) => {
-        throw asBlockError(error).prefixed(
-          "Failed to resize underlying file: ",
-        );
-      });
-    }
-    if (hostEnd > file.size) {
-      // What is never written to would stay an extent of its own, if reserved.
-      const rest = hostEnd - file.size;
-      if (mode === "metadata") await file.truncate!(hostEnd);
-      else await writeZeroData(file, file.size, rest);
-    }
+    const hostStart = await allocateClusters(state, count);
+    await reserveData(state, hostStart, count, end - first, mode).catch(
+      async (error) => {
+        await refcounts.free(hostStart, count * clusterSize);
+        throw error;
+      },
+    );
     for (let done = 0; done < count;) {
       await orderL2AfterData(state);
       const place = await clusters.entryForWrite(first + done * clusterSize);
@@ -230,4 +227,58 @@ export async function preallocate(
   await giveUp(state, freed);
   // Entries of version 2 cannot say it: there, the data does.
   if (state.encryption && flag === 0) await zeroParts(state, first, end);
+}
+
+async function allocateClusters(
+  { refcounts }: Qcow2State,
+  count: number,
+): Promise<number> {
+  try {
+    return await refcounts.allocate(count);
+  } catch (error) {
+    throw asBlockError(error).prefixed("Allocating clusters failed: ");
+  }
+}
+
+/**
+ * Have clusters that were just taken read as zeroes, with the space that a mode
+ * of preallocation demands.
+ *
+ * @param length Bytes of the disk in them.
+ */
+async function reserveData(
+  { file, geometry }: Qcow2State,
+  hostStart: number,
+  count: number,
+  length: number,
+  mode: Preallocation,
+): Promise<void> {
+  const hostEnd = hostStart + count * geometry.clusterSize;
+  // Clusters that were used before hold what they held then.
+  const used = Math.min(file.size, hostEnd) - hostStart;
+  if (used > 0) {
+    const unmap = mode === "metadata";
+    await writeZeroes(file, hostStart, used, { unmap });
+  }
+  // Space is reserved for data only: tables are written in any case.
+  if (hostStart > file.size) await file.truncate!(hostStart);
+  // Of the last cluster, the part that the disk has.
+  const dataEnd = hostStart + length;
+  const preallocation = mode === "metadata" ? "off" : mode;
+  // Also where it is large enough: who cannot reserve says so.
+  const reserved = Math.max(dataEnd, file.size);
+  if (reserved > file.size || preallocation !== "off") {
+    await file.truncate!(reserved, { preallocation }).catch((error) => {
+      const why = asBlockError(error);
+      throw mode === "metadata"
+        ? why
+        : why.prefixed("Failed to resize underlying file: ");
+    });
+  }
+  if (hostEnd > file.size) {
+    // What is never written to would stay an extent of its own, if reserved.
+    const rest = hostEnd - file.size;
+    if (mode === "metadata") await file.truncate!(hostEnd);
+    else await writeZeroData(file, file.size, rest);
+  }
 }

@@ -235,9 +235,15 @@ export class Qcow2State
   /**
    * Have something done before the image changes for the first time. What
    * fails is tried again before the next change.
+   *
+   * @returns what was to be done until now, and was not.
    */
-  beforeChange(act: () => Promise<void>): void {
+  beforeChange(
+    act: (() => Promise<void>) | undefined,
+  ): (() => Promise<void>) | undefined {
+    const before = this.#beforeChange;
     this.#beforeChange = act;
+    return before;
   }
 
   /** To be waited for before anything in the file changes. */

@@ -29,6 +29,8 @@ const CALLS = [
   "qemu-img rebase -u -b none -F foo X",
   "qemu-img commit -b none X",
   "qemu-img check -r foo X",
+  "qemu-img check -r leaks X",
+  "qemu-img check -r all X",
   "qemu-img create -f qcow2 -o cluster_size=1000 X 1M",
   "qemu-img create -f qcow2 -o compat=0.10,lazy_refcounts=on X 1M",
   "qemu-img create -f qcow2 -b none -F raw X",

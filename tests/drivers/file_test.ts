@@ -457,3 +457,14 @@ Deno.test("file does without libc where it may not be called", async () => {
   assert(libc.includes("needs Linux and --allow-ffi"), libc);
   await Deno.remove(filename);
 });
+
+eachWay("past its end it reads as zeroes, however far", async (io, folder) => {
+  const filename = `${folder}/short`;
+  await Deno.writeTextFile(filename, "short");
+  const stack = { driver: "file", filename, io };
+  await using file = await openImage(stack, { readOnly: true });
+  const buffer = new Uint8Array(8).fill(1);
+  // No file system could have a file as large as that.
+  await file.node.readv(2 ** 53 - 512, [buffer]);
+  assertEquals(buffer, new Uint8Array(8));
+});

@@ -81,3 +81,24 @@ Deno.test("what is preallocated is there also where the old end lies in a cluste
     }
   }
 });
+
+Deno.test("growing shows nothing of what lay past the end", async () => {
+  const file = { driver: "memory", store: new MemoryStore() };
+  // So many snapshots that there can be none.
+  const options = { size: MIB, cluster_size: 512, refcount_bits: 1 };
+  await createImage("qcow2", file, options);
+  for (const preallocation of ["off", "metadata"] as const) {
+    await using image = await openImage({ driver: "qcow2", file });
+    const { size } = image;
+    // The state of a machine of which no snapshot came to be.
+    await image.node.saveVmState!(0, [new Uint8Array(MIB).fill(1)]);
+    await image.resize(size + 1536, { preallocation });
+    await image.resize(size + MIB / 2, { preallocation });
+    const found = await image.read(size, MIB / 2);
+    assertEquals(found.every((byte) => byte === 0), true);
+    await image.resize(size + 3 * MIB);
+    await image.flush();
+    const { corruptions, leaks } = await image.check();
+    assertEquals([corruptions, leaks], [0, 0]);
+  }
+});
