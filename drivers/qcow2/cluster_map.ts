@@ -159,13 +159,17 @@ export class ClusterMap {
     }
     const l2Index = geometry.l2Index(guestOffset);
     const offset = this.#sliceOffset(l2Offset, l2Index);
-    const slice =
-      await (readThrough ? l2Cache.readThrough(offset) : l2Cache.fetch(offset));
-    const isCurrent = slice?.offset === offset &&
-      this.l2TableOffset(l1Index) === l2Offset;
-    if (!isCurrent) return await this.map(guestOffset, length, readThrough);
-    const index = this.#indexInSlice(l2Index);
-    const mapping = this.#decodeRun(slice.view, index, guestOffset, length);
+    const decode = (slice?: CachedTable) => {
+      const isCurrent = slice?.offset === offset &&
+        this.l2TableOffset(l1Index) === l2Offset;
+      if (!isCurrent) return undefined;
+      const index = this.#indexInSlice(l2Index);
+      return this.#decodeRun(slice.view, index, guestOffset, length);
+    };
+    const mapping = readThrough
+      ? await l2Cache.readThrough(offset, decode)
+      : decode(await l2Cache.fetch(offset));
+    if (!mapping) return await this.map(guestOffset, length, readThrough);
     if (this.isSound(mapping, guestOffset)) return mapping;
     return await this.#lockAndMap(guestOffset, length);
   }

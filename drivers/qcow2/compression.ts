@@ -9,7 +9,6 @@ import {
   allocate,
   copyIntoVector,
   type IoVector,
-  release,
   sliceVector,
 } from "../../core/bytes.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";

@@ -51,6 +51,8 @@ export class TableCache {
   #latest?: CachedTable;
   /** Entries that are being read by whoever does not hold the metadata lock. */
   readonly #pending = new Map<number, Promise<CachedTable | undefined>>();
+  /** Entries that walks are reading. */
+  readonly #walks = new Set<{ offset: number; isCurrent: boolean }>();
   /** An entry that is only passed by: not among the others, never dirty. */
   #passing?: CachedTable;
   /** Must be durable before any entry here is written. */
@@ -122,19 +124,29 @@ export class TableCache {
    * As {@linkcode fetch}, for who walks through all tables of the image and
    * will hardly come back. All that are met so share one buffer: filling new
    * ones takes ten times as long, and would drive out what others use.
+   *
+   * @param use Called in the turn in which the entry has been read: in the next
+   * one, another walk may have its buffer.
    */
-  readThrough(offset: number): Promise<CachedTable | undefined> {
-    return this.#readUnlocked(offset, async (isCurrent) => {
-      // Who walks at the same time has a buffer of its own.
+  async readThrough<T>(
+    offset: number,
+    use: (entry: CachedTable) => T,
+  ): Promise<T | undefined> {
+    const walk = { offset, isCurrent: true };
+    this.#walks.add(walk);
+    try {
       const entry = this.#passing ?? newEntry(this.entrySize);
       this.#dropPassing();
       entry.offset = -1;
       await this.#read(offset, entry);
-      if (!isCurrent() || this.#entries.has(offset)) return undefined;
+      if (!walk.isCurrent || this.#entries.has(offset)) return undefined;
       entry.offset = offset;
       entry.used = true;
-      return this.#latest = this.#passing = entry;
-    });
+      this.#latest = this.#passing = entry;
+      return use(entry);
+    } finally {
+      this.#walks.delete(walk);
+    }
   }
 
   /** Have an entry read, or wait for who is reading it. */
@@ -177,7 +189,7 @@ export class TableCache {
   async adopt(offset: number, bytes: Uint8Array): Promise<CachedTable> {
     const entry = this.peek(offset) ??
       this.#insert(offset, await this.#makeRoom());
-    this.#pending.delete(offset);
+    this.#overtake(offset, this.entrySize);
     entry.bytes.set(bytes);
     return entry;
   }
@@ -186,7 +198,7 @@ export class TableCache {
   async loadEmpty(offset: number): Promise<CachedTable> {
     const entry = this.peek(offset) ??
       this.#insert(offset, await this.#makeRoom());
-    this.#pending.delete(offset);
+    this.#overtake(offset, this.entrySize);
     entry.bytes.fill(0);
     this.markDirty(entry);
     return entry;
@@ -237,8 +249,8 @@ export class TableCache {
   /** Forget entries within a range whose clusters are not tables any more. */
   forget(offset: number, length: number): void {
     this.#dropPassing();
+    this.#overtake(offset, length);
     for (let at = offset; at < offset + length; at += this.entrySize) {
-      this.#pending.delete(at);
       const entry = this.#entries.get(at);
       if (entry) this.#remove(entry);
     }
@@ -247,7 +259,7 @@ export class TableCache {
   /** Forget everything, changes included. */
   clear(): void {
     this.#entries.clear();
-    this.#pending.clear();
+    this.#overtake(0, Infinity);
     this.#dropPassing();
     this.#latest = undefined;
     this.#dirtyCount = 0;
@@ -263,6 +275,17 @@ export class TableCache {
       entry.used = false;
     }
     this.#latest = undefined;
+  }
+
+  /** What is being read of a range, without a lock, is void by now. */
+  #overtake(start: number, length: number): void {
+    const isIn = (offset: number) => offset >= start && offset < start + length;
+    for (const walk of this.#walks) {
+      if (isIn(walk.offset)) walk.isCurrent = false;
+    }
+    for (const offset of this.#pending.keys()) {
+      if (isIn(offset)) this.#pending.delete(offset);
+    }
   }
 
   #insert(offset: number, entry: CachedTable): CachedTable {

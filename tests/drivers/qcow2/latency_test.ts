@@ -108,3 +108,16 @@ Deno.test("a copy's requests wait together", async () => {
   const [one, eight] = [await count(1), await count(8)];
   assert(4 * eight <= one + 4 * TABLES, `${eight} rounds, ${one} one by one`);
 });
+
+Deno.test("walks through all tables get on beside each other", async () => {
+  const file = { driver: "memory", store };
+  await using image = await openImage({ driver: "qcow2", file });
+  const walk = async () => {
+    let extents = 0;
+    for await (const _ of image.extents()) extents++;
+    return extents;
+  };
+  const alone = await walk();
+  const counts = await Promise.all(Array.from({ length: 8 }, walk));
+  assertEquals(counts, Array.from({ length: 8 }, () => alone));
+});
