@@ -132,7 +132,12 @@ async function assertSound(folder: TempDir, name: string): Promise<void> {
   for (const program of programs) {
     const { code, stderr } = await run(program, { cwd: folder.path });
     // 3: leaked clusters only.
-    if (code !== 0 && code !== 3) throw new Error(`${program}: ${stderr}`);
+    if (code === 0 || code === 3) continue;
+    // Version 2 has no mark for a snapshot of which some flags are not set yet.
+    const isMidway = stderr.split("\n").every((line) =>
+      /^$|^Leaked cluster |OFLAG_COPIED/.test(line)
+    );
+    if (!isMidway) throw new Error(`${program}: ${stderr}`);
   }
 }
 

@@ -10,6 +10,7 @@ import type { BlockNode } from "../../core/node.ts";
 import { openNode as open } from "../../core/open.ts";
 import type { CacheMode, OpenOptions } from "../../core/open_options.ts";
 import { nestOptions, type OptionValues } from "../../core/options.ts";
+import { findDriver } from "../../core/registry.ts";
 import { toStack } from "../../core/sources.ts";
 import type { Source } from "../../core/spec.ts";
 import { MemoryStore } from "../../mod.ts";
@@ -88,8 +89,11 @@ function sourceOf({ filename, options }: Opening): Source {
   const nested = nestedOptions(options);
   if (filename === undefined) return nested;
   if (Object.keys(options).length === 0) return filename;
-  // A driver that is named takes the file's name apart by itself.
-  if (nested.driver !== undefined) return { filename, ...nested };
+  const { driver } = nested;
+  if (typeof driver === "string" && findDriver(driver)?.parseFilename) {
+    // It takes the file's name apart by itself.
+    return { filename, ...nested };
+  }
   return merged(toStack(filename), nested);
 }
 

@@ -82,8 +82,13 @@ async function readManyRuns(
     const run = runFrom(state, mapping, at, length - done);
     const part = sliceVector(iov, done, run.length);
     const reading = readRun(state, run, at, part);
-    const full = reading && inFlight.add(reading);
-    if (full) await full;
+    if (reading && run.compressed) {
+      // Its clusters are decompressed together as it is: more take memory.
+      await inFlight.whileUnderWay(reading);
+    } else if (reading) {
+      const full = inFlight.add(reading);
+      if (full) await full;
+    }
     done += run.length;
     if (done === length) break;
     mapped = state.clusters.map(offset + done, length - done);
