@@ -72,6 +72,7 @@ const MAGICS: readonly Magic[] = [
     name: "cloop",
     title: "a compressed loop image",
     matches: (head) =>
+      has(head, 0, "#!/bin/sh\n#V") &&
       /^#!\/bin\/sh\n#V\d\.\d Format\nmodprobe cloop /.test(textOf(head)),
   },
   {
@@ -152,11 +153,17 @@ const VMDK_BEGINNING = new RegExp(
   "i",
 );
 
+/** Less text than this has not both of the entries. */
+const SHORTEST_ENTRIES = "version=\ncreateType=";
+
 /** Whether a file is the text that describes a VMDK; zeroes may follow it. */
 function isVmdkDescriptor(head: Uint8Array): boolean {
   // QEMU skips comments by their line, whatever bytes are in them.
-  if (VMDK_BEGINNING.test(textOf(head))) return true;
+  const mayBegin = "#vV \t\r\n\xef".includes(String.fromCharCode(head[0]));
+  if (mayBegin && VMDK_BEGINNING.test(textOf(head))) return true;
   const end = head.indexOf(0);
+  // Nearly every other image has a zero before so much text.
+  if (end >= 0 && end < SHORTEST_ENTRIES.length) return false;
   const text = textOf(end < 0 ? head : head.subarray(0, end));
   // Its entries may be in any order, but there is nothing else.
   return /^\s*version\s*=/im.test(text) && /^\s*createType\s*=/im.test(text) &&
