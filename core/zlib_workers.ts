@@ -279,7 +279,7 @@ class Vigil {
 
   constructor() {
     if (typeof MessageChannel !== "function") return;
-    // A timer would do as well, but Deno's first one takes 10 ms.
+    // A timer would do as well, but the first one loads a part of Node.js.
     this.#port = new MessageChannel().port1;
     this.#port.onmessage = () => {};
     this.pause();

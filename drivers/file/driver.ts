@@ -111,7 +111,7 @@ export async function openPath(
   if (parsed.filename === "") throw nameless(driver.name);
   const node = openFile(driver, {
     ...parsed,
-    // Loading libc takes 2 ms, which one look at a header does not repay.
+    // Loading libc takes longer than one look at a header repays.
     ...(parsed.io === "auto" && context.purpose === "info" && { io: "deno" }),
     readOnly: context.readOnly,
     noFlush: context.noFlush,

@@ -357,7 +357,7 @@ export class FileNode implements BlockNode {
   /** Bytes on the disk, if the file is still where it was opened. */
   #actualSize(): number | undefined {
     try {
-      // Not the asynchronous one, whose first call costs 1 to 4 ms.
+      // Not the asynchronous one, whose first call costs far more.
       const { blocks } = Deno.statSync(this.filename);
       // POSIX counts blocks of 512 bytes, whatever the file system's own are.
       return blocks === null ? undefined : blocks * 512;

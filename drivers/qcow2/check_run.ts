@@ -5,6 +5,7 @@
  * @module
  */
 import { roundDown, SECTOR_SIZE } from "../../core/bytes.ts";
+import { nothingFound } from "../../core/check_result.ts";
 import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import type { BlockNode, CheckOptions, CheckResult } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
@@ -78,7 +79,7 @@ export class CheckRun {
     this.geometry = target.geometry;
     this.fix = options.repair ?? { leaks: false, corruptions: false };
     this.#report = options.report;
-    this.result = emptyResult();
+    this.result = nothingFound();
     const clusters = this.geometry.clustersFor(this.file.size);
     if (clusters > MAX_CLUSTERS) throw new BlockError("EFBIG");
     this.counts = new ReferenceCounts(clusters, this.geometry.refcountMax);
@@ -300,18 +301,3 @@ export class CheckRun {
 }
 
 const PART_ENTRIES = 8192;
-
-function emptyResult(): CheckResult {
-  return {
-    corruptions: 0,
-    leaks: 0,
-    checkErrors: 0,
-    corruptionsFixed: 0,
-    leaksFixed: 0,
-    imageEndOffset: 0,
-    totalClusters: 0,
-    allocatedClusters: 0,
-    fragmentedClusters: 0,
-    compressedClusters: 0,
-  };
-}

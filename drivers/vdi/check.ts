@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { nothingFound } from "../../core/check_result.ts";
 import type { CheckOptions, CheckResult } from "../../core/node.ts";
 import { type BlockTable, hasPlace } from "./block_table.ts";
 import { BLOCK_SIZE, type VdiHeader } from "./header.ts";
@@ -43,19 +44,5 @@ export async function checkBlocks(
         `should be ${blocksAllocated}`,
     );
   }
-  return { ...NOTHING, corruptions };
+  return { ...nothingFound(), corruptions };
 }
-
-/** What is not counted is nothing. */
-const NOTHING: CheckResult = {
-  corruptions: 0,
-  leaks: 0,
-  checkErrors: 0,
-  corruptionsFixed: 0,
-  leaksFixed: 0,
-  imageEndOffset: 0,
-  totalClusters: 0,
-  allocatedClusters: 0,
-  fragmentedClusters: 0,
-  compressedClusters: 0,
-};
