@@ -107,7 +107,15 @@ async function isNoticed(tree: string): Promise<boolean> {
 
 async function copyTree(): Promise<string> {
   const tree = await Deno.makeTempDir({ prefix: "bdrv-barriers-" });
-  const names = ["core", "drivers", "tests", "links", "cli", "mod.ts"];
+  const names = [
+    "core",
+    "drivers",
+    "tests",
+    "links",
+    "cli",
+    "mod.ts",
+    "cli.ts",
+  ];
   const args = ["-r", ...[...names, "deno.json", "deno.lock"], tree];
   await new Deno.Command("cp", { args, cwd: ROOT }).output();
   return tree;

@@ -118,7 +118,13 @@ async function killAfter(
     stdout: "null",
     stderr: "null",
   }).spawn();
-  const timer = setTimeout(() => child.kill("SIGKILL"), milliseconds);
+  const timer = setTimeout(() => {
+    try {
+      child.kill("SIGKILL");
+    } catch {
+      // It has just ended by itself.
+    }
+  }, milliseconds);
   const { signal } = await child.status;
   clearTimeout(timer);
   return signal === "SIGKILL";
