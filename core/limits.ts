@@ -13,7 +13,7 @@ import {
 } from "./bytes.ts";
 import { asBlockError } from "./errors.ts";
 import type { BlockNode, WriteFlags } from "./node.ts";
-import { writeZeroData } from "./requests.ts";
+import { writeZeroDataBy } from "./requests.ts";
 
 /**
  * Let a node take requests of any offset and length, whatever its `limits`
@@ -63,13 +63,16 @@ function splitZeroes(node: BlockNode): void {
   const writeZeroes = node.writeZeroes?.bind(node);
   if (!writeZeroes || !(writeZeroesAlignment || maxWriteZeroes)) return;
   const unit = Math.max(writeZeroesAlignment ?? 1, unitOf(node));
+  // As it is now: what rounds requests holds the range already when this runs,
+  // and to wait for it once more would be to wait for oneself.
+  const writev = node.writev?.bind(node);
   node.writeZeroes = async (offset, length, flags) => {
     for (const [start, size] of pieces(offset, length, unit, maxWriteZeroes)) {
       try {
         await writeZeroes(start, size, flags);
       } catch (error) {
-        if (!isUnsupported(error) || flags?.noFallback) throw error;
-        await writeZeroData(node, start, size, flags);
+        if (!isUnsupported(error) || flags?.noFallback || !writev) throw error;
+        await writeZeroDataBy(writev, start, size, flags);
       }
     }
   };

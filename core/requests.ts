@@ -53,9 +53,19 @@ export async function writeZeroData(
   flags?: WriteFlags,
 ): Promise<void> {
   if (!node.writev) throw cannotWrite("Cannot write zeroes", node);
+  await writeZeroDataBy(node.writev.bind(node), offset, length, flags);
+}
+
+/** As {@linkcode writeZeroData}, by what writes to a node. */
+export async function writeZeroDataBy(
+  writev: NonNullable<BlockNode["writev"]>,
+  offset: number,
+  length: number,
+  flags?: WriteFlags,
+): Promise<void> {
   for (let done = 0; done < length;) {
     const take = Math.min(ZEROES.length, length - done);
-    await node.writev(offset + done, [ZEROES.subarray(0, take)], flags);
+    await writev(offset + done, [ZEROES.subarray(0, take)], flags);
     done += take;
   }
 }
