@@ -30,7 +30,7 @@ import {
 } from "./model.ts";
 import { isInstalled, run, runOk, TempDir } from "./qemu.ts";
 
-const SEEDS = 12;
+const SEEDS = 22;
 const STEPS = environmentNumber("BDRV_STEPS") ?? 150;
 const FULL_CHECK_EVERY = 50;
 /** Clusters that a disk has at least, whatever their size. */
