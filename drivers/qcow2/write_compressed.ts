@@ -8,6 +8,7 @@ import {
   divideUp,
   flattenVector,
   type IoVector,
+  padded,
   release,
   roundUp,
   SECTOR_SIZE,
@@ -71,7 +72,7 @@ export async function writeCompressedGuest(
   await queue.run(
     divideUp(length, clusterSize),
     (index) => {
-      const cluster = padded(flattenVector(part(index)), clusterSize);
+      const cluster = wholeCluster(part(index), clusterSize);
       return state.compressed.compress(cluster, level);
     },
     async (index, compressed) => {
@@ -123,7 +124,7 @@ async function writeSmall(
   for (let index = 0; index < count; index++) {
     const at = index * clusterSize;
     const part = sliceVector(iov, at, Math.min(clusterSize, length - at));
-    const cluster = padded(flattenVector(part), clusterSize);
+    const cluster = wholeCluster(part, clusterSize);
     let output = compressNow(header.compressionType, cluster, level);
     if (output === null) output = await codec.compress(cluster, level);
     const isOtherKind = output ? plain > 0 : lengths.length > 0;
@@ -138,11 +139,9 @@ async function writeSmall(
   release(bytes);
 }
 
-function padded(cluster: Uint8Array, clusterSize: number): Uint8Array {
-  if (cluster.length === clusterSize) return cluster;
-  const whole = allocate(clusterSize);
-  whole.set(cluster);
-  return whole;
+/** A cluster; the disk's last one goes on with zeroes. */
+function wholeCluster(part: IoVector, clusterSize: number): Uint8Array {
+  return flattenVector(padded(flattenVector(part), clusterSize));
 }
 
 /**
