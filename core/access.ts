@@ -1,15 +1,18 @@
 /**
  * Moving data where a format's map says it lies: splitting requests into runs,
- * reading backing files, copying what a new unit keeps of the old one.
+ * reading backing files, copying what a new place keeps of the old one.
  *
  * A request holds the whole range of the disk that it touches, from looking it
  * up to the end of the move, and queues once for all of it: one that waited for
  * a range while it held another could wait for somebody who waits for it. What
  * is mapped cannot change while it is held.
  *
+ * Where nothing has to be waited for, nothing is: small requests whose tables
+ * are in memory are so many that each promise counts.
+ *
  * @module
  */
-import type { Allocation, BlockMap, Run } from "./block_map.ts";
+import type { Allocation, BlockMap, Place, Run } from "./block_map.ts";
 import {
   allocate,
   fillVector,
@@ -19,9 +22,17 @@ import {
   sliceVector,
   vectorLength,
 } from "./bytes.ts";
+import type { Encryption } from "./encryption.ts";
+import { BlockError } from "./errors.ts";
 import { InFlight } from "./in_flight.ts";
-import { type HeldRange, RangeLock, type RangePlace } from "./lock.ts";
-import type { BlockNode, Extent } from "./node.ts";
+import { type Held, RangeLock, type RangePlace } from "./lock.ts";
+import type { BlockNode, Extent, WriteFlags } from "./node.ts";
+import {
+  isFileRange,
+  type Payload,
+  payloadLength,
+  slicePayload,
+} from "./payload.ts";
 import { readPadded } from "./requests.ts";
 
 /** What is moved for. */
@@ -30,130 +41,238 @@ export interface AccessHost {
   readonly size: number;
   /** What unallocated ranges are left to. */
   readonly backing?: BlockNode;
+  /** What data is encrypted with where it lies, if it is. */
+  readonly encryption?: Encryption;
+  /** A step is about to be done, by the name that `blkdebug` has for it. */
+  event?(name: string): void | Promise<void>;
 }
 
 /** The data verbs of a node, by way of its map. */
-export class Access {
+export class Access<R extends Run = Run> {
   readonly #host: AccessHost;
-  readonly #map: BlockMap;
-  readonly #ranges = new RangeLock();
+  readonly #map: BlockMap<R>;
+  /**
+   * Ranges of the disk in use; held exclusively by whoever changes where they
+   * lie, or writes compressed to them.
+   */
+  readonly ranges = new RangeLock();
 
-  constructor(host: AccessHost, map: BlockMap) {
+  constructor(host: AccessHost, map: BlockMap<R>) {
     this.#host = host;
     this.#map = map;
   }
 
-  /** Fill `iov` with the bytes from `offset` on, all of them of the disk. */
-  async readv(offset: number, iov: IoVector): Promise<void> {
-    const { unit } = this.#map;
-    const end = offset + vectorLength(iov);
-    const held = await this.#ranges.acquire(
-      roundDown(offset, unit),
-      roundUp(end, unit),
-      false,
-    );
+  /**
+   * Fill `iov` with the bytes from `offset` on, all of them of the disk.
+   *
+   * @param admission What the caller holds for the request, to be let go of at
+   * its end; a function around this one that did so would cost as much as a
+   * tenth of a small read.
+   */
+  async readv(
+    offset: number,
+    iov: IoVector,
+    admission?: Held | Promise<Held>,
+  ): Promise<void> {
+    const admitted = admission instanceof Promise ? await admission : admission;
     try {
-      await this.#readHeld(offset, iov);
+      const { unit } = this.#map;
+      const taken = this.ranges.acquire(
+        roundDown(offset, unit),
+        roundUp(offset + vectorLength(iov), unit),
+        false,
+      );
+      const held = taken instanceof Promise ? await taken : taken;
+      try {
+        await this.#readRuns(offset, iov);
+      } finally {
+        held[Symbol.dispose]();
+      }
     } finally {
-      held[Symbol.dispose]();
+      admitted?.[Symbol.dispose]();
     }
   }
 
-  async #readHeld(offset: number, iov: IoVector): Promise<void> {
+  /** Read what is held, all of it of the disk. */
+  #readRuns(offset: number, iov: IoVector): void | Promise<void> {
+    const length = vectorLength(iov);
+    if (length === 0) return;
+    const run = this.#map.lookup(offset, length);
+    if (run?.length === length) return this.#readRun(run, offset, iov);
+    return this.#readManyRuns(run, offset, iov);
+  }
+
+  async #readManyRuns(
+    first: R | undefined,
+    offset: number,
+    iov: IoVector,
+  ): Promise<void> {
     const length = vectorLength(iov);
     const moves = new InFlight();
-    for (let done = 0; done < length && !moves.hasFailed;) {
+    for (let done = 0, known = first; !moves.hasFailed;) {
       const at = offset + done;
-      const run = this.#map.lookup(at, length - done);
-      if (!run) {
-        // The others go on meanwhile; if this fails they must have ended.
-        await moves.whileUnderWay(this.#map.load(at));
-        continue;
+      const run = known ??
+        await moves.whileUnderWay(this.#map.find(at, length - done));
+      const reading = this.#readRun(
+        run,
+        at,
+        sliceVector(iov, done, run.length),
+      );
+      if (reading && run.kind === "special") {
+        // What the format has to decode takes memory: one at a time.
+        await moves.whileUnderWay(reading);
+      } else if (reading) {
+        const full = moves.add(reading);
+        if (full) await full;
       }
-      const part = sliceVector(iov, done, run.length);
-      const reading = this.#readRun(run, at, part);
-      if (reading) await moves.add(reading);
       done += run.length;
+      if (done === length) break;
+      known = this.#map.lookup(offset + done, length - done);
     }
     await moves.end();
   }
 
-  #readRun(run: Run, offset: number, iov: IoVector): Promise<void> | undefined {
-    const { backing } = this.#host;
+  #readRun(run: R, offset: number, iov: IoVector): void | Promise<void> {
+    const { backing, size } = this.#host;
     switch (run.kind) {
-      case "data":
-        return run.child!.readv(run.childOffset!, iov);
+      case "data": {
+        const told = this.#host.event?.("read_aio");
+        if (told) return told.then(() => this.#readData(run, offset, iov));
+        return this.#readData(run, offset, iov);
+      }
       case "special":
         return this.#map.readSpecial!(run, offset, iov);
       case "unallocated":
-        if (backing) return readPadded(backing, offset, iov);
+        if (backing && offset < size) {
+          const told = this.#host.event?.("read_backing_aio");
+          if (told) return told.then(() => readBacking(backing, offset, iov));
+          return readBacking(backing, offset, iov);
+        }
     }
     fillVector(iov, 0, run.length);
   }
 
-  /** Write to a range of the disk. */
-  async writev(offset: number, iov: IoVector): Promise<void> {
-    const length = vectorLength(iov);
-    const held = await this.#holdForWriting(offset, length);
+  #readData(
+    { child, childOffset }: Run,
+    offset: number,
+    iov: IoVector,
+  ): Promise<void> {
+    const { encryption } = this.#host;
+    return encryption
+      ? encryption.readv(child!, childOffset!, offset, iov)
+      : child!.readv(childOffset!, iov);
+  }
+
+  /** Write to a range of the disk; to make it durable is the caller's part. */
+  async writev(
+    offset: number,
+    payload: Payload,
+    flags: WriteFlags = {},
+  ): Promise<void> {
+    const { unit } = this.#map;
+    const length = payloadLength(payload);
+    if (length === 0) return;
+    const start = roundDown(offset, unit);
+    const end = roundUp(offset + length, unit);
+    let place: Place | undefined;
+    let isInPlace: boolean;
+    // From looking to holding is one turn: nothing changes in between.
+    for (let inLine: RangePlace | undefined;; await inLine!.turn) {
+      place = this.#map.inPlace(offset, length);
+      isInPlace = place !== undefined && place.length >= length;
+      inLine = this.ranges.conflict(start, end, !isInPlace, inLine);
+      if (!inLine) break;
+    }
+    const held = this.ranges.hold(start, end, !isInPlace);
     try {
-      const moves = new InFlight();
-      for (let done = 0; done < length && !moves.hasFailed;) {
-        const at = offset + done;
-        const run = this.#map.lookup(at, length - done);
-        if (!run) {
-          await moves.whileUnderWay(this.#map.load(at));
-        } else if (run.isOwned) {
-          const part = sliceVector(iov, done, run.length);
-          await moves.add(run.child!.writev!(run.childOffset!, part));
-          done += run.length;
-        } else {
-          const room = await moves.whileUnderWay(
-            this.#map.allocate(at, run.length),
-          );
-          const take = Math.min(run.length, room.start + room.length - at);
-          const part = sliceVector(iov, done, take);
-          await moves.add(this.#writeInto(room, at, part));
-          done += take;
-        }
+      if (isInPlace) {
+        flags.placed?.();
+        await this.#writeTo(place!, offset, payload, flags);
+      } else {
+        await this.#writeHeld(place, offset, payload, flags);
       }
-      await moves.end();
     } finally {
       held[Symbol.dispose]();
     }
   }
 
-  /**
-   * Hold a range with others if it can be written in place, or else alone.
-   * From looking to holding is one turn: nothing changes in between.
-   */
-  async #holdForWriting(offset: number, length: number): Promise<HeldRange> {
-    const { unit } = this.#map;
-    const start = roundDown(offset, unit);
-    const end = roundUp(offset + length, unit);
-    let place: RangePlace | undefined;
-    for (;;) {
-      const run = this.#map.lookup(offset, length);
-      const isInPlace = run?.isOwned === true && run.length >= length;
-      place = this.#ranges.conflict(start, end, !isInPlace, place);
-      if (!place) return this.#ranges.hold(start, end, !isInPlace);
-      await place.turn;
+  /** Write to a range that is held exclusively. */
+  async #writeHeld(
+    first: Place | undefined,
+    offset: number,
+    payload: Payload,
+    flags: WriteFlags,
+  ): Promise<void> {
+    const length = payloadLength(payload);
+    const moves = new InFlight();
+    let place = first;
+    let replaces = false;
+    for (let done = 0; !moves.hasFailed;) {
+      const at = offset + done;
+      const rest = length - done;
+      let room: Allocation | undefined;
+      if (!place) {
+        const found = this.#map.allocate(at, rest);
+        room = found instanceof Promise
+          ? await moves.whileUnderWay(found)
+          : found;
+        replaces ||= room.replaces;
+      }
+      const take = place
+        ? place.length
+        : Math.min(rest, room!.start + room!.length - at);
+      // What is freed in the end may become the place of something else.
+      if (take === rest && !replaces) flags.placed?.();
+      const part = slicePayload(payload, done, take);
+      const writing = place
+        ? this.#writeTo(place, at, part, flags)
+        : this.#writeInto(room!, at, part, flags);
+      if (take === length) return await writing;
+      const full = moves.add(writing);
+      if (full) await full;
+      done += take;
+      if (done === length) break;
+      place = this.#map.inPlace(offset + done, length - done);
     }
+    await moves.end();
   }
 
-  /** Write into new units, with what they keep of the old ones, and commit. */
+  #writeTo(
+    place: Place,
+    offset: number,
+    payload: Payload,
+    flags: WriteFlags,
+  ): Promise<void> {
+    const told = this.#host.event?.("write_aio");
+    const write = () =>
+      this.#put(place.child, place.childOffset, offset, payload, flags);
+    return told ? told.then(write) : write();
+  }
+
+  /** Write into new room, with what it keeps of the old place, and commit. */
   async #writeInto(
     room: Allocation,
     offset: number,
-    iov: IoVector,
+    payload: Payload,
+    flags: WriteFlags,
   ): Promise<void> {
+    const { start, length, child, childOffset } = room;
     try {
-      const end = offset + vectorLength(iov);
-      const head = await this.#kept(room, room.start, offset);
-      const tail = await this.#kept(room, end, room.start + room.length);
-      const first = head ? room.start : offset;
-      await room.child.writev!(
-        room.childOffset + first - room.start,
-        [...head ? [head] : [], ...iov, ...tail ? [tail] : []],
+      const end = offset + payloadLength(payload);
+      const head = offset > start && await this.#kept(room, start, offset);
+      const tail = end < start + length &&
+        await this.#kept(room, end, start + length);
+      const told = this.#host.event?.("write_aio");
+      if (told) await told;
+      const first = head ? start : offset;
+      await this.#put(
+        child,
+        childOffset + first - start,
+        first,
+        payload,
+        flags,
+        head ? [head] : [],
+        tail ? [tail] : [],
       );
     } catch (error) {
       await room.abort();
@@ -162,47 +281,145 @@ export class Access {
     await room.commit();
   }
 
-  /** What a new unit keeps of the old one; nothing if it is there already. */
+  /**
+   * What new room keeps of the old place; `undefined` if that is zeroes, and
+   * they are there already.
+   */
   async #kept(
     { isZero }: Allocation,
     start: number,
     end: number,
   ): Promise<Uint8Array | undefined> {
-    if (start === end) return undefined;
-    if (isZero && await this.#readsAsZeroes(start, end)) return undefined;
+    if (await this.readsAsZeroes(start, end)) {
+      return isZero ? undefined : allocate(end - start);
+    }
     const bytes = allocate(end - start);
-    await this.#readHeld(start, [bytes]);
+    const told = this.#host.event?.("cow_read");
+    if (told) await told;
+    const inside = this.#bytesWithin(start, end);
+    await this.#readRuns(start, [bytes.subarray(0, inside)]);
     return bytes;
   }
 
-  async #readsAsZeroes(start: number, end: number): Promise<boolean> {
-    const { backing } = this.#host;
-    while (start < end) {
-      const run = this.#map.lookup(start, end - start);
-      if (!run) {
-        await this.#map.load(start);
-        continue;
-      }
+  /**
+   * Whether a range is known to read as zeroes without reading its data. Past
+   * the end of the disk, the rest of its last unit does.
+   */
+  async readsAsZeroes(start: number, end: number): Promise<boolean> {
+    const { backing, size } = this.#host;
+    const stop = start + this.#bytesWithin(start, end);
+    while (start < stop) {
+      const run = this.#map.lookup(start, stop - start) ??
+        await this.#map.find(start, stop - start);
       const isEmpty = run.kind === "unallocated" &&
-        (!backing || start >= backing.size);
+        (!backing || start >= Math.min(backing.size, size));
       if (run.kind !== "zero" && !isEmpty) return false;
       start += run.length;
     }
     return true;
   }
 
+  /**
+   * Bytes of a range that are in use: those of the disk, or what a format keeps
+   * past its last unit.
+   */
+  #bytesWithin(start: number, end: number): number {
+    const { size } = this.#host;
+    if (start >= roundUp(size, this.#map.unit)) return end - start;
+    return Math.max(0, Math.min(end, size) - start);
+  }
+
+  /**
+   * Write where it lies, with what goes before and after it.
+   *
+   * @param offset Of the disk, of the first byte of all.
+   * @throws {BlockError} ENOTSUP if the system would have to encrypt.
+   */
+  async #put(
+    child: BlockNode,
+    childOffset: number,
+    offset: number,
+    payload: Payload,
+    { background }: WriteFlags,
+    before: IoVector = [],
+    after: IoVector = [],
+  ): Promise<void> {
+    const { encryption } = this.#host;
+    if (!isFileRange(payload)) {
+      const all = before.length || after.length
+        ? [...before, ...payload, ...after]
+        : payload;
+      return encryption
+        ? await encryption.writev(child, childOffset, offset, all)
+        : await child.writev!(
+          childOffset,
+          all,
+          background ? { background } : undefined,
+        );
+    }
+    if (encryption || !child.copyFrom) throw new BlockError("ENOTSUP");
+    const start = childOffset + vectorLength(before);
+    const end = start + payload.length;
+    if (before.length) await child.writev!(childOffset, before);
+    await child.copyFrom(start, payload.source, payload.offset, payload.length);
+    if (after.length) await child.writev!(end, after);
+  }
+
   /** What a range holds, in the terms of all nodes. */
   async status(offset: number, length: number): Promise<Extent> {
-    let run: Run | undefined;
-    while (!(run = this.#map.lookup(offset, length))) {
-      await this.#map.load(offset);
+    const run = this.#map.lookup(offset, length) ??
+      await this.#map.find(offset, length, true);
+    const { kind, child, childOffset } = run;
+    if (kind === "special") {
+      const { unit } = this.#map;
+      const end = offset + Math.min(length, MAX_SPECIAL);
+      const more = this.#specialAfter(offset + run.length, end);
+      return { length: run.length + more, kind: "compressed", unit };
     }
-    const { kind, child, childOffset, mayHaveHoles } = run;
+    // What lies encrypted in the child is not what the disk holds.
+    const isPlain = child !== undefined && !this.#host.encryption;
+    const holes = kind === "data" && isPlain && this.#map.mayHaveHoles?.(run);
+    const recurse = holes instanceof Promise ? await holes : holes;
     return {
       length: run.length,
-      kind: kind === "special" ? "compressed" : kind,
-      ...(child && { file: child, hostOffset: childOffset }),
-      ...(mayHaveHoles && { recurse: true }),
+      kind,
+      ...(isPlain && { file: child, hostOffset: childOffset }),
+      ...(recurse && { recurse }),
     };
+  }
+
+  /** Bytes of special runs from `start` on of which the tables are in memory. */
+  #specialAfter(start: number, end: number): number {
+    let at = start;
+    while (at < end) {
+      const run = this.#map.lookup(at, end - at);
+      if (run?.kind !== "special") break;
+      at += run.length;
+    }
+    return at - start;
+  }
+}
+
+/** Most bytes of special runs that are told of at once. */
+const MAX_SPECIAL = 2 * 1024 * 1024;
+
+/** Reads of backing files, one within the other, that are made at once. */
+const MAX_NESTED = 100;
+let nested = 0;
+
+/** A chain may be so long that the stack would overflow. */
+function readBacking(
+  backing: BlockNode,
+  offset: number,
+  iov: IoVector,
+): Promise<void> {
+  if (nested >= MAX_NESTED) {
+    return Promise.resolve().then(() => readBacking(backing, offset, iov));
+  }
+  nested++;
+  try {
+    return readPadded(backing, offset, iov);
+  } finally {
+    nested--;
   }
 }

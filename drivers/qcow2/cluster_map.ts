@@ -195,14 +195,17 @@ export class ClusterMap {
    * metadata lock's holder.
    */
   entryForWrite(guestOffset: number): EntryPlace | Promise<EntryPlace> {
-    const { high } = this.l1Entry(this.#state.geometry.l1Index(guestOffset));
-    return high & COPIED && this.#cachedEntry(guestOffset) ||
-      this.#prepareEntry(guestOffset);
+    return this.peekForWrite(guestOffset) ?? this.#prepareEntry(guestOffset);
   }
 
-  /** The place of an L2 entry, if its slice is in memory. */
-  #cachedEntry(guestOffset: number): EntryPlace | undefined {
+  /**
+   * The place of an L2 entry, if it is in memory and in a table that may be
+   * changed.
+   */
+  peekForWrite(guestOffset: number): EntryPlace | undefined {
     const { geometry, l2Cache } = this.#state;
+    const { high } = this.l1Entry(geometry.l1Index(guestOffset));
+    if (!(high & COPIED)) return undefined;
     const l2Offset = this.l2TableOffset(geometry.l1Index(guestOffset));
     const l2Index = geometry.l2Index(guestOffset);
     const slice = l2Cache.peek(this.#sliceOffset(l2Offset, l2Index));

@@ -6,19 +6,9 @@
  *
  * @module
  */
-import {
-  allocate,
-  copyIntoVector,
-  flattenVector,
-  type IoVector,
-  SECTOR_SIZE,
-  sliceVector,
-  vectorLength,
-} from "../../core/bytes.ts";
-import type { SectorCipher } from "../../core/ciphers.ts";
 import type { CreateContext, OpenContext } from "../../core/driver.ts";
+import { Encryption } from "../../core/encryption.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
-import type { BlockNode, WriteFlags } from "../../core/node.ts";
 import type { OptionTable, OptionValues } from "../../core/options.ts";
 import { Crypt } from "./format.ts";
 import type { Header } from "./header.ts";
@@ -136,107 +126,4 @@ function keyOf(secret: Uint8Array, id: string | undefined): Uint8Array {
   const key = new Uint8Array(16);
   key.set(secret.subarray(0, end < 0 ? 16 : Math.min(end, 16)));
   return key;
-}
-
-/** Bytes encrypted at a time: many sectors make good use of the cipher. */
-const BATCH = 256 * 1024;
-/** Buffers kept for writes under way together. */
-const KEPT_BUFFERS = 4;
-
-/** Moves guest data between the caller and the file, where it is encrypted. */
-export class Encryption {
-  readonly #cipher: SectorCipher;
-  readonly #buffers: Uint8Array[] = [];
-
-  constructor(cipher: SectorCipher) {
-    this.#cipher = cipher;
-  }
-
-  /** Read whole sectors from `hostOffset` of the file and decrypt them. */
-  async readv(
-    file: BlockNode,
-    hostOffset: number,
-    guestOffset: number,
-    iov: IoVector,
-  ): Promise<void> {
-    let sector = sectorOf(guestOffset, vectorLength(iov));
-    await file.readv(hostOffset, iov);
-    if (!iov.every((part) => part.length % SECTOR_SIZE === 0)) {
-      const flat = flattenVector(iov);
-      this.#cipher.decrypt(flat, sector);
-      return copyIntoVector(iov, 0, flat);
-    }
-    for (const part of iov) {
-      this.#cipher.decrypt(part, sector);
-      sector += part.length / SECTOR_SIZE;
-    }
-  }
-
-  /**
-   * Encrypt whole sectors and write them to `hostOffset` of the file. The
-   * caller's buffers stay as they are.
-   */
-  async writev(
-    file: BlockNode,
-    hostOffset: number,
-    guestOffset: number,
-    iov: IoVector,
-  ): Promise<void> {
-    const length = vectorLength(iov);
-    const sector = sectorOf(guestOffset, length);
-    const buffer = this.#buffers.pop() ?? allocate(BATCH);
-    try {
-      for (let done = 0; done < length; done += BATCH) {
-        const part = sliceVector(iov, done, Math.min(BATCH, length - done));
-        const batch = buffer.subarray(0, vectorLength(part));
-        let at = 0;
-        for (const bytes of part) {
-          batch.set(bytes, at);
-          at += bytes.length;
-        }
-        this.#cipher.encrypt(batch, sector + done / SECTOR_SIZE);
-        await file.writev!(hostOffset + done, [batch]);
-      }
-    } finally {
-      if (this.#buffers.length < KEPT_BUFFERS) this.#buffers.push(buffer);
-    }
-  }
-}
-
-function sectorOf(guestOffset: number, length: number): number {
-  if (guestOffset % SECTOR_SIZE !== 0 || length % SECTOR_SIZE !== 0) {
-    throw invalid("Encrypted data is read and written in whole sectors");
-  }
-  return guestOffset / SECTOR_SIZE;
-}
-
-/** Where guest data lies, and how. */
-export interface DataPlace {
-  readonly file: BlockNode;
-  readonly encryption?: Encryption;
-}
-
-/** Read guest data from its place in the file. */
-export function readData(
-  { file, encryption }: DataPlace,
-  hostOffset: number,
-  guestOffset: number,
-  iov: IoVector,
-): Promise<void> {
-  return encryption
-    ? encryption.readv(file, hostOffset, guestOffset, iov)
-    : file.readv(hostOffset, iov);
-}
-
-/** Write guest data to its place in the file. */
-export function writeData(
-  { file, encryption }: DataPlace,
-  hostOffset: number,
-  guestOffset: number,
-  iov: IoVector,
-  flags?: WriteFlags,
-): Promise<void> {
-  return encryption
-    ? encryption.writev(file, hostOffset, guestOffset, iov)
-    : file.writev!(hostOffset, iov, flags);
 }

@@ -5,6 +5,7 @@
  *
  * @module
  */
+import type { Mutex } from "../../core/lock.ts";
 import type { FreeReason } from "./behaviour.ts";
 import type { EntryPlace } from "./cluster_map.ts";
 import {
@@ -13,9 +14,30 @@ import {
   COPIED,
   ENTRY_SIZE,
   entryOffset,
+  type Geometry,
   hex,
 } from "./format.ts";
-import type { Qcow2State } from "./state.ts";
+import type { Refcounts } from "./refcounts.ts";
+import type { TableCache } from "./table_cache.ts";
+
+/** What changing entries needs of the image. */
+export interface EntryHost {
+  readonly geometry: Geometry;
+  readonly clusters: {
+    setEntry(place: EntryPlace, high: number, low: number): void;
+  };
+  readonly l2Cache: TableCache;
+  readonly refcountCache: TableCache;
+  readonly refcounts: Refcounts;
+  readonly compressed: { forget(): void };
+  readonly behaviour: { readonly lazyRefcounts: boolean };
+  /** Protects tables and refcounts. */
+  readonly metadata: Mutex;
+  /** Mark the image as dirty: refcounts need not be right from here on. */
+  markDirty(): Promise<void>;
+  /** Report damage that does not stop the request which found it. */
+  reportDamage(message: string): void;
+}
 
 /** Whether the entry's cluster belongs to this image alone. */
 export function isOwned(high: number, kind: ClusterKind): boolean {
@@ -34,7 +56,7 @@ export function hasPlace(kind: ClusterKind): boolean {
  * @param flag {@linkcode ZERO} if it is to read as zeroes all the same.
  */
 export function setNormal(
-  state: Qcow2State,
+  state: EntryHost,
   place: EntryPlace,
   host: number,
   flag = 0,
@@ -47,7 +69,7 @@ export function setNormal(
  * Before L2 entries change: neither data nor refcounts that they rely on may
  * reach the disk later than they do.
  */
-export function orderL2AfterData(state: Qcow2State): void | Promise<void> {
+export function orderL2AfterData(state: EntryHost): void | Promise<void> {
   const { l2Cache, refcountCache, behaviour } = state;
   // Flushing that cache flushes the file, and with it the data.
   if (!behaviour.lazyRefcounts) return l2Cache.dependOn(refcountCache);
@@ -64,7 +86,7 @@ export interface Freed {
 
 /** Note what an L2 entry refers to, which is about to be overwritten. */
 export function noteFreed(
-  state: Qcow2State,
+  state: EntryHost,
   place: EntryPlace,
   freed: Freed[],
 ): void {
@@ -93,7 +115,7 @@ export function noteFreed(
 
 /** Give up references that L2 entries no longer make. */
 export async function giveUp(
-  state: Qcow2State,
+  state: EntryHost,
   freed: readonly Freed[],
   reason: FreeReason = "other",
 ): Promise<void> {

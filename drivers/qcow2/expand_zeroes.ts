@@ -7,7 +7,6 @@
  */
 import { writeZeroes } from "../../core/requests.ts";
 import type { StepProgress } from "./amend_progress.ts";
-import { writeData } from "./encryption.ts";
 import {
   clusterKind,
   ENTRY_SIZE,
@@ -219,7 +218,7 @@ async function zeroCluster(
   if (!encryption) return await writeZeroes(file, host, clusterSize);
   for (let done = 0; done < clusterSize; done += BATCH) {
     const part = zeroes(Math.min(BATCH, clusterSize - done));
-    await writeData(state, host + done, guest + done, [part]);
+    await encryption.writev(file, host + done, guest + done, [part]);
   }
 }
 

@@ -36,11 +36,9 @@ import type { OptionValues } from "../../core/options.ts";
 import type { CacheCleaner } from "./cache_cleaner.ts";
 import { Autoclear, Compatible, Crypt, Incompatible } from "./format.ts";
 import type { Header } from "./header.ts";
-import { guestStatus, readGuest } from "./read.ts";
 import { listSnapshots, vmStateOffset } from "./snapshot_list.ts";
 import type { Qcow2State } from "./state.ts";
 import type { TableCache } from "./table_cache.ts";
-import { writeGuest } from "./write.ts";
 
 /**
  * Loads a module when it is first wanted, once for all: an `import` of its own
@@ -157,7 +155,7 @@ export class Qcow2Node implements BlockNode {
 
   readv(offset: number, iov: IoVector): Promise<void> {
     const share = this.#begin(offset, vectorLength(iov));
-    return readGuest(this.#state, share, offset, iov);
+    return this.#state.access.readv(offset, iov, share);
   }
 
   async writev(
@@ -168,7 +166,7 @@ export class Qcow2Node implements BlockNode {
     const share = this.#begin(offset, vectorLength(iov));
     const held = share instanceof Promise ? await share : share;
     try {
-      await writeGuest(this.#state, offset, iov, flags);
+      await this.#state.access.writev(offset, iov, flags);
     } finally {
       held[Symbol.dispose]();
     }
@@ -186,7 +184,7 @@ export class Qcow2Node implements BlockNode {
   ): Promise<void> {
     using _ = await this.#begin(offset, length);
     const payload = { source, offset: sourceOffset, length };
-    await writeGuest(this.#state, offset, payload);
+    await this.#state.access.writev(offset, payload);
   }
 
   async writeZeroes(
@@ -238,7 +236,7 @@ export class Qcow2Node implements BlockNode {
     const held = share instanceof Promise ? await share : share;
     try {
       this.#state.checkUsable();
-      return await guestStatus(this.#state, offset, length);
+      return await this.#state.access.status(offset, length);
     } finally {
       held[Symbol.dispose]();
     }
@@ -308,13 +306,13 @@ export class Qcow2Node implements BlockNode {
       using _lock = await state.metadata.lock();
       await state.clusters.growL1(state.geometry.l1EntriesFor(end), false);
     }
-    await writeGuest(state, start, iov);
+    await state.access.writev(start, iov);
   }
 
   async loadVmState(offset: number, iov: IoVector): Promise<void> {
     const state = this.#state;
     const held = await state.operations.share();
-    await readGuest(state, held, vmStateOffset(state) + offset, iov);
+    await state.access.readv(vmStateOffset(state) + offset, iov, held);
   }
 
   async invalidate(): Promise<void> {

@@ -169,6 +169,12 @@ export class OverlapGuard {
     if (hit) return this.#refuse(hit);
   }
 
+  /** Whether a write is known to overlap no metadata. */
+  isClear(offset: number, length: number): boolean {
+    if (this.#kinds.has("inactive-l2") && !this.#inactiveL2) return false;
+    return !this.#find(offset, length, []);
+  }
+
   async #checkLater(
     offset: number,
     length: number,

@@ -17,7 +17,6 @@ import {
 import { ZERO } from "./format.ts";
 import type { Qcow2State } from "./state.ts";
 import { cutOff, zeroGuest, zeroParts } from "./unmap.ts";
-import { writeGuest } from "./write.ts";
 
 /**
  * Change the size of the disk; the caller holds the image alone.
@@ -91,7 +90,7 @@ async function grow(
       // The cluster that the old end lies in may have no place yet, or one
       // whose rest is a hole. Zeroes as data leave neither.
       if (oldSize < clusterEnd) {
-        await writeGuest(state, oldSize, [allocate(clusterEnd - oldSize)]);
+        await state.access.writev(oldSize, [allocate(clusterEnd - oldSize)]);
       }
       const first = geometry.clusterEnd(oldSize);
       await preallocate(state, first, size, preallocation);

@@ -5,23 +5,25 @@
  *
  * **Locks, in the order in which they are taken:** `operations` is shared by
  * every request and held alone by what changes the image as a whole
- * (snapshots, resize, check). `ranges` holds the guest clusters that a request
- * is about: shared to read them and to write in place, alone to change what
- * they are mapped to. `metadata` protects tables and refcounts, and is never
+ * (snapshots, resize, check). `access.ranges` holds the guest clusters that a
+ * request is about: shared to read them and to write in place, alone to change
+ * what they are mapped to. `metadata` protects tables and refcounts, and is never
  * held while guest data is read or written, or while waiting for a range.
  *
  * @module
  */
 import { allocate } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
-import { Mutex, RangeLock, SharedLock } from "../../core/lock.ts";
+import { Access, type AccessHost } from "../../core/access.ts";
+import type { Encryption } from "../../core/encryption.ts";
+import { Mutex, SharedLock } from "../../core/lock.ts";
 import type { BlockNode } from "../../core/node.ts";
 import type { Behaviour } from "./behaviour.ts";
 import { ClusterMap, type ClusterMapHost } from "./cluster_map.ts";
 import { CompressedClusters, type CompressionHost } from "./compression.ts";
-import type { DataPlace, Encryption } from "./encryption.ts";
 import { type ClaimsHost, watchChanges } from "./first_change.ts";
 import { Geometry, Incompatible } from "./format.ts";
+import { GuestMap, type GuestMapHost } from "./guest_map.ts";
 import type { Header } from "./header.ts";
 import { encodeHeader } from "./header_encoding.ts";
 import { OverlapGuard, type OverlapHost } from "./overlap.ts";
@@ -43,10 +45,11 @@ export type UndoSteps = (() => Promise<unknown>)[];
 /** An open image. */
 export class Qcow2State
   implements
+    AccessHost,
     ClaimsHost,
     ClusterMapHost,
     CompressionHost,
-    DataPlace,
+    GuestMapHost,
     OverlapHost,
     RefcountHost {
   /** What metadata and data are written to. */
@@ -64,7 +67,8 @@ export class Qcow2State
   readonly overlap: OverlapGuard;
   behaviour: Behaviour;
   readonly operations = new SharedLock();
-  readonly ranges = new RangeLock();
+  /** Moves guest data. */
+  readonly access: Access;
   readonly metadata = new Mutex();
   /** Whether data clusters may be holes in the file; found out when asked. */
   hasHoles?: boolean | Promise<boolean>;
@@ -103,6 +107,12 @@ export class Qcow2State
     this.adopt(header, caches);
     this.refcounts = new Refcounts(this);
     this.clusters = new ClusterMap(this);
+    this.access = new Access(this, new GuestMap(this));
+  }
+
+  /** Bytes of the disk. */
+  get size(): number {
+    return this.header.size;
   }
 
   /** Go on with a header, and empty caches that fit it. */

@@ -13,7 +13,6 @@ import type { EntryPlace } from "./cluster_map.ts";
 import { type Freed, giveUp, noteFreed } from "./entry_changes.ts";
 import { type ClusterKind, ENTRY_SIZE, ZERO } from "./format.ts";
 import type { Qcow2State } from "./state.ts";
-import { readsAsZeroes, writeGuest } from "./write.ts";
 import { zeroes } from "./state.ts";
 
 /**
@@ -31,7 +30,7 @@ async function changeEntries(
   reason: FreeReason,
   decide: (kind: ClusterKind) => Change,
 ): Promise<void> {
-  const { geometry, ranges, clusters } = state;
+  const { geometry, clusters, access: { ranges } } = state;
   let inLine: RangePlace | undefined;
   try {
     for (let at = start; at < end;) {
@@ -171,7 +170,7 @@ async function zeroPart(
     await zeroClusters(state, clusterStart, clusterEnd, unmap, true)
   ) return;
   if (noFallback) throw new BlockError("ENOTSUP");
-  await writeGuest(state, start, [zeroes(end - start)]);
+  await state.access.writev(start, [zeroes(end - start)]);
 }
 
 /** Whether a part of a cluster reads as zeroes, as far as can be told. */
@@ -182,7 +181,7 @@ async function holdsZeroes(
 ): Promise<boolean> {
   if (start === end) return true;
   try {
-    if (await readsAsZeroes(state, start)) return true;
+    if (await state.access.readsAsZeroes(start, end)) return true;
   } catch (error) {
     // Damage has been reported; what is tried instead fails in its own way.
     if (state.unusable) return false;
@@ -209,8 +208,8 @@ export async function zeroParts(
       end,
       geometry.clusterStart(start) + geometry.clusterSize,
     );
-    if (!await readsAsZeroes(state, start)) {
-      await writeGuest(state, start, [zeroes(stop - start)]);
+    if (!await state.access.readsAsZeroes(start, stop)) {
+      await state.access.writev(start, [zeroes(stop - start)]);
     }
     start = stop;
   }

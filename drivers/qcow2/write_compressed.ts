@@ -26,7 +26,6 @@ import {
   orderL2AfterData,
 } from "./entry_changes.ts";
 import { type Qcow2State, zeroes } from "./state.ts";
-import { writeGuest } from "./write.ts";
 
 /** Bytes of a cluster from which on other processors help to compress it. */
 const SMALL = 16 * 1024;
@@ -77,7 +76,7 @@ export async function writeCompressedGuest(
     },
     async (index, compressed) => {
       const at = offset + index * clusterSize;
-      if (!compressed) return await writeGuest(state, at, part(index));
+      if (!compressed) return await state.access.writev(at, part(index));
       const lengths = [compressed.length];
       const group = { guestOffset: at, bytes: compressed, lengths, onlyEmpty };
       await store(state, group);
@@ -113,7 +112,7 @@ async function writeSmall(
     if (plain > 0) {
       const start = end - plain * clusterSize;
       const part = sliceVector(iov, start, Math.min(end, length) - start);
-      await writeGuest(state, offset + start, part);
+      await state.access.writev(offset + start, part);
     } else {
       const guestOffset = offset + end - lengths.length * clusterSize;
       await store(state, { guestOffset, bytes, lengths, onlyEmpty });
@@ -158,7 +157,7 @@ interface Group {
 }
 
 async function store(state: Qcow2State, group: Group): Promise<void> {
-  const { geometry, ranges, refcounts } = state;
+  const { geometry, access: { ranges }, refcounts } = state;
   const { clusterSize } = geometry;
   const { guestOffset, lengths } = group;
   const end = guestOffset + lengths.length * clusterSize;

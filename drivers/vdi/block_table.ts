@@ -8,7 +8,13 @@
  *
  * @module
  */
-import type { Allocation, BlockMap, Run } from "../../core/block_map.ts";
+import {
+  type Allocation,
+  type BlockMap,
+  type Place,
+  roomInPlace,
+  type Run,
+} from "../../core/block_map.ts";
 import { allocate, divideUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { Mutex } from "../../core/lock.ts";
 import type { BlockNode } from "../../core/node.ts";
@@ -42,6 +48,8 @@ export class BlockTable implements BlockMap {
   /** Numbers below that of blocks that came to nothing. */
   readonly #spare: number[] = [];
   readonly #flushing = new Mutex();
+  /** One at a time, or the file might become shorter again. */
+  readonly #growing = new Mutex();
 
   constructor(file: BlockNode, header: VdiHeader) {
     this.#file = file;
@@ -56,7 +64,7 @@ export class BlockTable implements BlockMap {
   }
 
   lookup(offset: number, length: number): Run | undefined {
-    const { dataOffset, type } = this.#header;
+    const { dataOffset } = this.#header;
     const first = Math.floor(offset / BLOCK_SIZE);
     const block = this.entry(first);
     if (block === undefined) return undefined;
@@ -75,11 +83,25 @@ export class BlockTable implements BlockMap {
       kind: "data",
       child: this.#file,
       childOffset: dataOffset + block * BLOCK_SIZE + offset % BLOCK_SIZE,
-      isOwned: true,
-      mayHaveHoles: type === TYPE.STATIC,
     };
   }
 
+  async find(offset: number, length: number): Promise<Run> {
+    let run: Run | undefined;
+    while (!(run = this.lookup(offset, length))) await this.load(offset);
+    return run;
+  }
+
+  inPlace(offset: number, length: number): Place | undefined {
+    const run = this.lookup(offset, length);
+    return run?.kind === "data" ? run as Place : undefined;
+  }
+
+  mayHaveHoles(): boolean {
+    return this.#header.type === TYPE.STATIC;
+  }
+
+  /** Load the page of the map that tells of an offset. */
   async load(offset: number): Promise<void> {
     const index = Math.floor(offset / BLOCK_SIZE / PAGE_ENTRIES);
     const bytes = allocate(PAGE_BYTES);
@@ -105,9 +127,14 @@ export class BlockTable implements BlockMap {
     }
   }
 
-  // deno-lint-ignore require-await -- the interface is asynchronous
   async allocate(offset: number, length: number): Promise<Allocation> {
-    const { dataOffset, diskSize } = this.#header;
+    const { kind, ...place } = await this.find(offset, length);
+    if (kind === "data") return roomInPlace(offset, place as Place);
+    return this.#newBlocks(offset, place.length);
+  }
+
+  #newBlocks(offset: number, length: number): Allocation {
+    const { dataOffset } = this.#header;
     const first = Math.floor(offset / BLOCK_SIZE);
     const spare = this.#spare.pop();
     const count = spare === undefined
@@ -119,10 +146,11 @@ export class BlockTable implements BlockMap {
     const childOffset = dataOffset + block * BLOCK_SIZE;
     return {
       start,
-      length: Math.min(count * BLOCK_SIZE, diskSize - start),
+      length: count * BLOCK_SIZE,
       child: this.#file,
       childOffset,
       isZero: childOffset >= this.#file.size,
+      replaces: false,
       commit: () => this.#commit(first, block, count),
       abort: () => {
         for (let i = count; i-- > 0;) this.#spare.push(block + i);
@@ -133,8 +161,7 @@ export class BlockTable implements BlockMap {
 
   async #commit(first: number, block: number, count: number): Promise<void> {
     const end = this.#header.dataOffset + (block + count) * BLOCK_SIZE;
-    // Others count on whole blocks, of which the end may not be written.
-    if (this.#file.size < end) await this.#file.truncate!(end);
+    await this.#grow(end);
     for (let i = 0; i < count; i++) {
       while (this.entry(first + i) === undefined) {
         await this.load((first + i) * BLOCK_SIZE);
@@ -143,6 +170,12 @@ export class BlockTable implements BlockMap {
     }
     const used = Math.max(this.#header.blocksAllocated, block + count);
     setBlocksAllocated(this.#header, used);
+  }
+
+  /** Others count on whole blocks, of which the end may not be written. */
+  async #grow(end: number): Promise<void> {
+    using _ = await this.#growing.lock();
+    if (this.#file.size < end) await this.#file.truncate!(end);
   }
 
   #setEntry(index: number, block: number): void {

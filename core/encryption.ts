@@ -1,0 +1,90 @@
+/**
+ * Guest data that lies encrypted in a child: in sectors of 512 bytes, by their
+ * place on the disk.
+ *
+ * @module
+ */
+import {
+  allocate,
+  copyIntoVector,
+  flattenVector,
+  type IoVector,
+  SECTOR_SIZE,
+  sliceVector,
+  vectorLength,
+} from "./bytes.ts";
+import type { SectorCipher } from "./ciphers.ts";
+import { invalid } from "./errors.ts";
+import type { BlockNode } from "./node.ts";
+
+/** Bytes encrypted at a time: many sectors make good use of the cipher. */
+const BATCH = 256 * 1024;
+/** Buffers kept for writes under way together. */
+const KEPT_BUFFERS = 4;
+
+/** Moves guest data between the caller and a child in which it is encrypted. */
+export class Encryption {
+  readonly #cipher: SectorCipher;
+  readonly #buffers: Uint8Array[] = [];
+
+  constructor(cipher: SectorCipher) {
+    this.#cipher = cipher;
+  }
+
+  /** Read whole sectors from `childOffset` on and decrypt them. */
+  async readv(
+    child: BlockNode,
+    childOffset: number,
+    offset: number,
+    iov: IoVector,
+  ): Promise<void> {
+    let sector = sectorOf(offset, vectorLength(iov));
+    await child.readv(childOffset, iov);
+    if (!iov.every((part) => part.length % SECTOR_SIZE === 0)) {
+      const flat = flattenVector(iov);
+      this.#cipher.decrypt(flat, sector);
+      return copyIntoVector(iov, 0, flat);
+    }
+    for (const part of iov) {
+      this.#cipher.decrypt(part, sector);
+      sector += part.length / SECTOR_SIZE;
+    }
+  }
+
+  /**
+   * Encrypt whole sectors and write them to `childOffset`. The caller's buffers
+   * stay as they are.
+   */
+  async writev(
+    child: BlockNode,
+    childOffset: number,
+    offset: number,
+    iov: IoVector,
+  ): Promise<void> {
+    const length = vectorLength(iov);
+    const sector = sectorOf(offset, length);
+    const buffer = this.#buffers.pop() ?? allocate(BATCH);
+    try {
+      for (let done = 0; done < length; done += BATCH) {
+        const part = sliceVector(iov, done, Math.min(BATCH, length - done));
+        const batch = buffer.subarray(0, vectorLength(part));
+        let at = 0;
+        for (const bytes of part) {
+          batch.set(bytes, at);
+          at += bytes.length;
+        }
+        this.#cipher.encrypt(batch, sector + done / SECTOR_SIZE);
+        await child.writev!(childOffset + done, [batch]);
+      }
+    } finally {
+      if (this.#buffers.length < KEPT_BUFFERS) this.#buffers.push(buffer);
+    }
+  }
+}
+
+function sectorOf(offset: number, length: number): number {
+  if (offset % SECTOR_SIZE !== 0 || length % SECTOR_SIZE !== 0) {
+    throw invalid("Encrypted data is read and written in whole sectors");
+  }
+  return offset / SECTOR_SIZE;
+}

@@ -1,0 +1,109 @@
+/**
+ * Where guest data lies, for what moves it. (`core/access.ts`)
+ *
+ * @module
+ */
+import type { Allocation, BlockMap, Place, Run } from "../../core/block_map.ts";
+import type { IoVector } from "../../core/bytes.ts";
+import { allocateClusters, type AllocationHost } from "./allocation.ts";
+import type { ClusterMap, Mapping } from "./cluster_map.ts";
+import type { CompressedClusters } from "./compression.ts";
+import { hasHoles, type HolesHost } from "./holes.ts";
+import { writableRun } from "./writable_run.ts";
+
+/** What the map needs of the image. */
+export interface GuestMapHost extends AllocationHost, HolesHost {
+  readonly clusters: ClusterMap;
+  readonly compressed: CompressedClusters;
+  /** Whether damage was found while writing. */
+  readonly unusable: boolean;
+}
+
+/** A run of clusters; compressed ones that are best read together are one. */
+interface GuestRun extends Run {
+  readonly compressed?: readonly Mapping[];
+}
+
+/** The guest clusters of an image. */
+export class GuestMap implements BlockMap<GuestRun> {
+  readonly #host: GuestMapHost;
+
+  constructor(host: GuestMapHost) {
+    this.#host = host;
+  }
+
+  get unit(): number {
+    return this.#host.geometry.clusterSize;
+  }
+
+  lookup(offset: number, length: number): GuestRun | undefined {
+    const { clusters } = this.#host;
+    const mapping = clusters.lookup(offset, length);
+    if (!mapping || !clusters.isSound(mapping, offset)) return undefined;
+    return this.#runOf(mapping, offset, length);
+  }
+
+  async find(
+    offset: number,
+    length: number,
+    readThrough?: boolean,
+  ): Promise<GuestRun> {
+    const mapping = await this.#host.clusters.map(offset, length, readThrough);
+    return this.#runOf(mapping, offset, length);
+  }
+
+  #runOf(mapping: Mapping, offset: number, length: number): GuestRun {
+    const { plainFile: child, compressed } = this.#host;
+    const { kind, hostOffset: childOffset } = mapping;
+    switch (kind) {
+      case "normal":
+        // Past the end of any file, there are zeroes.
+        if (childOffset >= 2 ** 53) break;
+        return { length: mapping.length, kind: "data", child, childOffset };
+      case "zeroAllocated":
+        return { length: mapping.length, kind: "zero", child, childOffset };
+      case "compressed": {
+        const run = compressed.run(mapping, offset, length);
+        let sum = 0;
+        for (const { length } of run) sum += length;
+        return { length: sum, kind: "special", compressed: run };
+      }
+      case "unallocated":
+        return { length: mapping.length, kind };
+    }
+    return { length: mapping.length, kind: "zero" };
+  }
+
+  inPlace(offset: number, length: number): Place | undefined {
+    const { clusters, geometry, overlap, file, unusable } = this.#host;
+    // Whatever is wrong, `allocate` says so.
+    const entry = unusable ? undefined : clusters.peekForWrite(offset);
+    if (!entry) return undefined;
+    const mapping = clusters.mappingAt(entry, offset, length);
+    if (mapping.kind !== "normal") return undefined;
+    const { hostOffset: childOffset } = mapping;
+    const run = writableRun(this.#host, entry, mapping, offset, length);
+    const isSound = run.kind === "inPlace" &&
+      geometry.isAligned(childOffset - geometry.offsetInCluster(offset)) &&
+      overlap.isClear(childOffset, run.length);
+    return isSound
+      ? { length: run.length, child: file, childOffset }
+      : undefined;
+  }
+
+  allocate(offset: number, length: number): Promise<Allocation> {
+    return allocateClusters(this.#host, offset, length);
+  }
+
+  readSpecial(
+    { compressed }: GuestRun,
+    offset: number,
+    iov: IoVector,
+  ): Promise<void> {
+    return this.#host.compressed.read(compressed!, offset, iov);
+  }
+
+  mayHaveHoles(): boolean | Promise<boolean> {
+    return hasHoles(this.#host);
+  }
+}

@@ -1,0 +1,46 @@
+/**
+ * Whether it pays to ask the file where its holes are.
+ *
+ * @module
+ */
+import type { Mutex } from "../../core/lock.ts";
+import type { BlockNode } from "../../core/node.ts";
+import type { Geometry } from "./format.ts";
+import type { Refcounts } from "./refcounts.ts";
+
+/** What it takes to find out. */
+export interface HolesHost {
+  readonly plainFile: BlockNode;
+  readonly geometry: Geometry;
+  readonly refcounts: Refcounts;
+  readonly metadata: Mutex;
+  /** Whether data clusters may be holes in the file; found out when asked. */
+  hasHoles?: boolean | Promise<boolean>;
+}
+
+/**
+ * Whether the file has far fewer bytes on its disk than clusters in use, as
+ * after preallocation of metadata.
+ */
+export function hasHoles(host: HolesHost): boolean | Promise<boolean> {
+  return host.hasHoles ??= findHoles(host)
+    // Who is not told reads what is there.
+    .catch(() => false)
+    .then((found) => host.hasHoles = found);
+}
+
+async function findHoles(host: HolesHost): Promise<boolean> {
+  const { plainFile, geometry, refcounts } = host;
+  const { actualSize } = await plainFile.info?.() ?? {};
+  if (actualSize === undefined) return false;
+  const real = Math.floor(actualSize / geometry.clusterSize);
+  const threshold = Math.max(Math.floor(real * 10 / 9), real + 2);
+  const clusters = geometry.clustersFor(plainFile.size);
+  if (clusters < threshold) return false;
+  using _ = await host.metadata.lock();
+  let used = 0;
+  for (let index = 0; index < clusters && used < threshold; index++) {
+    if (await refcounts.get(index, false) > 0) used++;
+  }
+  return used >= threshold;
+}

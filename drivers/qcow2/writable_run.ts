@@ -1,0 +1,69 @@
+/**
+ * How far a write can go in one way.
+ *
+ * @module
+ */
+import type { EntryPlace, Mapping } from "./cluster_map.ts";
+import { hasPlace, isOwned } from "./entry_changes.ts";
+import {
+  type ClusterKind,
+  clusterKind,
+  ENTRY_SIZE,
+  entryOffset,
+  type Geometry,
+} from "./format.ts";
+
+/** How the first part of a write can be done, and how far. */
+export interface WritableRun {
+  readonly kind: "inPlace" | "zeroInPlace" | "allocate";
+  /** Bytes. */
+  readonly length: number;
+  /** What its last cluster is now. */
+  readonly last: ClusterKind;
+  /** Whether clusters are replaced that are not the image's alone. */
+  readonly replaces: boolean;
+}
+
+/** The run that begins with `first`, the mapping of `offset` at `place`. */
+export function writableRun(
+  { geometry, clusters }: {
+    readonly geometry: Geometry;
+    readonly clusters: { entriesLeft(place: EntryPlace): number };
+  },
+  place: EntryPlace,
+  first: Mapping,
+  offset: number,
+  length: number,
+): WritableRun {
+  const { clusterSize } = geometry;
+  const { view } = place.slice;
+  const owned = isOwned(first.high, first.kind);
+  const within = offset % clusterSize;
+  const most = Math.min(
+    clusters.entriesLeft(place),
+    geometry.clustersFor(within + length),
+  );
+  let count = 1;
+  let expected = entryOffset(first.high, first.low);
+  let last = first.kind;
+  let hasZeroes = first.kind !== "normal";
+  let replaces = !owned && hasPlace(first.kind);
+  for (; count < most; count++) {
+    const at = (place.index + count) * ENTRY_SIZE;
+    const [high, low] = [view.getUint32(at), view.getUint32(at + 4)];
+    const kind = clusterKind(high, low);
+    if (isOwned(high, kind) !== owned) break;
+    if (owned) {
+      expected += clusterSize;
+      if (entryOffset(high, low) !== expected) break;
+      if (kind !== "normal") hasZeroes = true;
+    } else if (hasPlace(kind)) replaces = true;
+    last = kind;
+  }
+  return {
+    kind: !owned ? "allocate" : hasZeroes ? "zeroInPlace" : "inPlace",
+    length: Math.min(length, count * clusterSize - within),
+    last,
+    replaces,
+  };
+}
