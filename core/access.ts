@@ -374,7 +374,8 @@ export class Access<R extends Run = Run> {
       const { unit } = this.#map;
       const end = offset + Math.min(length, MAX_SPECIAL);
       const more = this.#specialAfter(offset + run.length, end);
-      return { length: run.length + more, kind: "compressed", unit };
+      const state = { allocated: true, zero: false, compressed: true };
+      return { length: run.length + more, ...state, unit };
     }
     // What lies encrypted in the child is not what the disk holds.
     const isPlain = child !== undefined && !this.#host.encryption;
@@ -382,7 +383,8 @@ export class Access<R extends Run = Run> {
     const recurse = holes instanceof Promise ? await holes : holes;
     return {
       length: run.length,
-      kind,
+      allocated: kind !== "unallocated",
+      zero: kind === "zero",
       ...(isPlain && { file: child, hostOffset: childOffset }),
       ...(recurse && { recurse }),
     };

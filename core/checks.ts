@@ -21,17 +21,10 @@ const OPTIONAL_VERBS = [
   "copyFrom",
   "flush",
   "truncate",
-  "debugEvent",
   "setPermissions",
   "info",
-  "check",
-  "saveVmState",
-  "loadVmState",
   "invalidate",
   "reopen",
-  "makeEmpty",
-  "changeBacking",
-  "amend",
 ] as const satisfies readonly (keyof BlockNode)[];
 
 const LIMITS = [

@@ -26,9 +26,11 @@ import type {
   CheckResult,
   CompressOptions,
   Extent,
+  ImageOperations,
   NodeInfo,
   SnapshotOperations,
   TruncateOptions,
+  VmStateOperations,
   WriteFlags,
   ZeroFlags,
 } from "../../core/node.ts";
@@ -297,7 +299,12 @@ export class Qcow2Node implements BlockNode {
     };
   }
 
-  async saveVmState(offset: number, iov: IoVector): Promise<void> {
+  readonly vmState: VmStateOperations = {
+    save: (offset, iov) => this.#saveVmState(offset, iov),
+    load: (offset, iov) => this.#loadVmState(offset, iov),
+  };
+
+  async #saveVmState(offset: number, iov: IoVector): Promise<void> {
     const state = this.#state;
     using _ = await state.operations.exclude();
     const start = vmStateOffset(state) + offset;
@@ -309,7 +316,7 @@ export class Qcow2Node implements BlockNode {
     await state.access.writev(start, iov);
   }
 
-  async loadVmState(offset: number, iov: IoVector): Promise<void> {
+  async #loadVmState(offset: number, iov: IoVector): Promise<void> {
     const state = this.#state;
     const held = await state.operations.share();
     await state.access.readv(vmStateOffset(state) + offset, iov, held);
@@ -331,10 +338,15 @@ export class Qcow2Node implements BlockNode {
     await this.#again.change(options);
   }
 
-  async check(options?: CheckOptions): Promise<CheckResult> {
-    using _ = await this.#state.operations.exclude();
-    return await this.#check(options);
-  }
+  readonly image: ImageOperations = {
+    check: async (options) => {
+      using _ = await this.#state.operations.exclude();
+      return await this.#check(options);
+    },
+    amend: (options, how) => this.#amend(options, how),
+    changeBacking: (name, format) => this.#changeBacking(name, format),
+    makeEmpty: () => this.#makeEmpty(),
+  };
 
   async #check(options?: CheckOptions): Promise<CheckResult> {
     const state = this.#state;
@@ -361,7 +373,7 @@ export class Qcow2Node implements BlockNode {
     return result;
   }
 
-  async makeEmpty(): Promise<void> {
+  async #makeEmpty(): Promise<void> {
     using _ = await this.#state.operations.exclude();
     this.#state.checkUsable();
     // Loaded when it is used: every start would pay for it.
@@ -369,7 +381,7 @@ export class Qcow2Node implements BlockNode {
     await makeEmpty(this.#state);
   }
 
-  async changeBacking(name?: string, format?: string): Promise<void> {
+  async #changeBacking(name?: string, format?: string): Promise<void> {
     using _ = await this.#state.operations.exclude();
     // Too long a name is found out before anything is written.
     await this.#state.changeHeader({
@@ -378,7 +390,7 @@ export class Qcow2Node implements BlockNode {
     });
   }
 
-  async amend(options: OptionValues, how: AmendOptions = {}): Promise<void> {
+  async #amend(options: OptionValues, how: AmendOptions = {}): Promise<void> {
     const state = this.#state;
     using _ = await state.operations.exclude();
     state.checkUsable();
