@@ -21,7 +21,8 @@ import { ClusterMap, type ClusterMapHost } from "./cluster_map.ts";
 import { CompressedClusters, type CompressionHost } from "./compression.ts";
 import type { DataPlace, Encryption } from "./encryption.ts";
 import { type ClaimsHost, watchChanges } from "./first_change.ts";
-import { Geometry, Incompatible } from "./format.ts";
+import { Incompatible } from "./format.ts";
+import { Geometry } from "./geometry.ts";
 import type { Header } from "./header.ts";
 import { encodeHeader } from "./header_encoding.ts";
 import { OverlapGuard, type OverlapHost } from "./overlap.ts";
@@ -108,7 +109,7 @@ export class Qcow2State
   /** Go on with a header, and empty caches that fit it. */
   adopt(header: Header, caches: CacheSizes): void {
     this.header = header;
-    this.geometry = new Geometry(header.clusterBits, header.refcountOrder);
+    this.geometry = Geometry.of(header);
     const { clusterSize } = this.geometry;
     this.#forgetFindings();
     this.l2Cache = new TableCache(this.file, caches.l2Entry, caches.l2, {

@@ -15,15 +15,9 @@ import {
   isOwned,
   noteFreed,
   orderL2AfterData,
-  setNormal,
 } from "./entry_changes.ts";
-import {
-  type ClusterKind,
-  clusterKind,
-  ENTRY_SIZE,
-  entryOffset,
-  hex,
-} from "./format.ts";
+import { hex } from "./format.ts";
+import type { ClusterKind } from "./l2_entry.ts";
 import {
   type Payload,
   payloadLength,
@@ -126,7 +120,7 @@ async function planWrite(
         const entry = state.clusters.entryForWrite(offset);
         const place = entry instanceof Promise ? await entry : entry;
         const mapping = state.clusters.mappingAt(place, offset, length);
-        if (isOwned(mapping.high, mapping.kind)) {
+        if (isOwned(mapping.isCopied, mapping.kind)) {
           const checked = checkInPlace(state, mapping, offset);
           if (checked) await checked;
         }
@@ -210,27 +204,26 @@ function writableRun(
   length: number,
 ): WritableRun {
   const { geometry, clusters } = state;
-  const { clusterSize } = geometry;
+  const { clusterSize, l2 } = geometry;
   const { view } = place.slice;
-  const owned = isOwned(first.high, first.kind);
+  const owned = isOwned(first.isCopied, first.kind);
   const within = offset % clusterSize;
   const most = Math.min(
     clusters.entriesLeft(place),
     geometry.clustersFor(within + length),
   );
   let count = 1;
-  let expected = entryOffset(first.high, first.low);
+  let expected = first.hostOffset - within;
   let last = first.kind;
   let hasZeroes = first.kind !== "normal";
   let replaces = !owned && hasPlace(first.kind);
   for (; count < most; count++) {
-    const at = (place.index + count) * ENTRY_SIZE;
-    const [high, low] = [view.getUint32(at), view.getUint32(at + 4)];
-    const kind = clusterKind(high, low);
-    if (isOwned(high, kind) !== owned) break;
+    const index = place.index + count;
+    const kind = l2.kind(view, index);
+    if (isOwned(l2.isCopied(view, index), kind) !== owned) break;
     if (owned) {
       expected += clusterSize;
-      if (entryOffset(high, low) !== expected) break;
+      if (l2.offset(view, index) !== expected) break;
       if (kind !== "normal") hasZeroes = true;
     } else if (hasPlace(kind)) replaces = true;
     last = kind;
@@ -397,7 +390,7 @@ async function link(
   state: Qcow2State,
   allocation: Allocation,
 ): Promise<Freed[]> {
-  const { geometry, clusters } = state;
+  const { geometry: { clusterSize, l2 }, clusters } = state;
   const { guestStart, hostStart, inPlace } = allocation;
   const lock = state.metadata.lock();
   const held = lock instanceof Promise ? await lock : lock;
@@ -409,7 +402,8 @@ async function link(
     const freed: Freed[] = [];
     for (let i = 0; i < allocation.clusters; i++, place.index++) {
       if (!inPlace) noteFreed(state, place, freed);
-      setNormal(state, place, hostStart + i * geometry.clusterSize);
+      const host = hostStart + i * clusterSize;
+      l2.setPlace(clusters.changing(place), place.index, host);
     }
     return freed;
   } finally {
