@@ -177,11 +177,13 @@ export class Access<R extends Run = Run> {
     let place: Place | undefined;
     let isInPlace: boolean;
     // From looking to holding is one turn: nothing changes in between.
-    for (let inLine: RangePlace | undefined;; await inLine!.turn) {
+    let inLine: RangePlace | undefined;
+    for (;;) {
       place = this.#map.inPlace(offset, length);
       isInPlace = place !== undefined && place.length >= length;
       inLine = this.ranges.conflict(start, end, !isInPlace, inLine);
       if (!inLine) break;
+      await inLine.turn;
     }
     const held = this.ranges.hold(start, end, !isInPlace);
     try {

@@ -15,7 +15,6 @@ import {
   isOwned,
   noteFreed,
   orderL2AfterData,
-  setNormal,
 } from "./entry_changes.ts";
 import type { Encryption } from "../../core/encryption.ts";
 import { hex } from "./format.ts";
@@ -60,7 +59,7 @@ export async function allocateClusters(
     const entry = clusters.entryForWrite(offset);
     const place = entry instanceof Promise ? await entry : entry;
     const mapping = clusters.mappingAt(place, offset, length);
-    if (isOwned(mapping.high, mapping.kind)) {
+    if (isOwned(mapping.isCopied, mapping.kind)) {
       const checked = checkInPlace(host, mapping, offset);
       if (checked) await checked;
     }
@@ -189,7 +188,7 @@ async function link(
   { guestStart, hostStart, count }: Clusters,
   freed?: Freed[],
 ): Promise<void> {
-  const { geometry, clusters } = host;
+  const { geometry: { clusterSize, l2 }, clusters } = host;
   const lock = host.metadata.lock();
   const held = lock instanceof Promise ? await lock : lock;
   try {
@@ -199,7 +198,8 @@ async function link(
     const place = entry instanceof Promise ? await entry : entry;
     for (let i = 0; i < count; i++, place.index++) {
       if (freed) noteFreed(host, place, freed);
-      setNormal(host, place, hostStart + i * geometry.clusterSize);
+      const hostOffset = hostStart + i * clusterSize;
+      l2.setPlace(clusters.changing(place), place.index, hostOffset);
     }
   } finally {
     held[Symbol.dispose]();

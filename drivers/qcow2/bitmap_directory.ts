@@ -7,7 +7,8 @@
 import { allocate, roundUp } from "../../core/bytes.ts";
 import { type BlockError, invalid } from "../../core/errors.ts";
 import type { BitmapInfo, BlockNode } from "../../core/node.ts";
-import { type Geometry, readUint64, viewOf } from "./format.ts";
+import { readUint64, viewOf } from "./format.ts";
+import type { Geometry } from "./geometry.ts";
 import type { BitmapsExtension } from "./header_extensions.ts";
 
 /** Bytes of the part of a directory entry that each has. */

@@ -11,19 +11,16 @@ import type { BlockNode } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
 import {
   bytesOf,
-  type ClusterKind,
-  clusterKind,
-  COMPRESSED,
   COPIED,
   ENTRY_SIZE,
   entryOffset,
-  type Geometry,
   hex,
   MAX_L1_BYTES,
   viewOf,
   writeUint64,
-  ZERO,
 } from "./format.ts";
+import type { Geometry } from "./geometry.ts";
+import type { ClusterKind } from "./l2_entry.ts";
 import type { Header } from "./header.ts";
 import type { OverlapGuard } from "./overlap.ts";
 import type { Refcounts } from "./refcounts.ts";
@@ -34,11 +31,15 @@ export interface Mapping {
   kind: ClusterKind;
   /** Bytes from the offset that was asked for. */
   length: number;
-  /** Of the byte that was asked for; `normal` and `zeroAllocated` only. */
+  /**
+   * Of the byte that was asked for, in `normal` and `zeroAllocated` clusters;
+   * where the data of a `compressed` one begins.
+   */
   hostOffset: number;
-  /** The halves of the first L2 entry. */
-  high: number;
-  low: number;
+  /** Bytes of the data of a `compressed` cluster. */
+  compressedLength: number;
+  /** Whether the first cluster's refcount is exactly one. */
+  isCopied: boolean;
 }
 
 /** An L2 entry in the cache: valid until the next `await`. */
@@ -240,15 +241,16 @@ export class ClusterMap {
 
   /** Entries of the table of `place` from there to the end of its slice. */
   entriesLeft(place: EntryPlace): number {
-    return this.#state.l2Cache.entrySize / ENTRY_SIZE - place.index;
+    return this.#entriesPerSlice - place.index;
   }
 
-  /** Set an L2 entry; the caller has seen to the write order. */
-  setEntry(place: EntryPlace, high: number, low: number): void {
-    const at = place.index * ENTRY_SIZE;
-    place.slice.view.setUint32(at, high);
-    place.slice.view.setUint32(at + 4, low);
-    this.#state.l2Cache.markDirty(place.slice);
+  /**
+   * The slice of a table in which an L2 entry is set, in the same turn; the
+   * caller has seen to the write order.
+   */
+  changing({ slice }: EntryPlace): DataView {
+    this.#state.l2Cache.markDirty(slice);
+    return slice.view;
   }
 
   /**
@@ -312,14 +314,19 @@ export class ClusterMap {
     }
   }
 
+  get #entriesPerSlice(): number {
+    const { l2Cache, geometry } = this.#state;
+    return l2Cache.entrySize / geometry.l2.entrySize;
+  }
+
   #indexInSlice(l2Index: number): number {
-    return l2Index % (this.#state.l2Cache.entrySize / ENTRY_SIZE);
+    return l2Index % this.#entriesPerSlice;
   }
 
   #sliceOffset(l2Offset: number, l2Index: number): number {
-    const { entrySize } = this.#state.l2Cache;
-    const at = l2Index * ENTRY_SIZE;
-    return l2Offset + at - at % entrySize;
+    const { l2Cache, geometry } = this.#state;
+    const at = l2Index * geometry.l2.entrySize;
+    return l2Offset + at - at % l2Cache.entrySize;
   }
 
   /** The guest offset up to which L1 entries from `l1Index` on are empty. */
@@ -332,46 +339,32 @@ export class ClusterMap {
   }
 
   #decodeRun(
-    view: DataView,
+    table: DataView,
     index: number,
     guestOffset: number,
     length: number,
   ): Mapping {
-    const { clusterSize } = this.#state.geometry;
+    const { clusterSize, l2 } = this.#state.geometry;
+    const kind = l2.kind(table, index);
     const within = guestOffset % clusterSize;
-    let at = index * ENTRY_SIZE;
-    const high = view.getUint32(at);
-    const low = view.getUint32(at + 4);
-    const kind = clusterKind(high, low);
     if (kind === "compressed") {
-      const rest = Math.min(length, clusterSize - within);
-      return { kind, length: rest, hostOffset: 0, high, low };
+      return {
+        kind,
+        length: Math.min(length, clusterSize - within),
+        hostOffset: l2.compressedOffset(table, index),
+        compressedLength: l2.compressedLength(table, index),
+        isCopied: false,
+      };
     }
-    const start = entryOffset(high, low);
-    const step = start === 0 ? 0 : clusterSize;
-    const first = at;
-    // Past this entry, the run is as long as was asked for.
-    const end = Math.min(
-      view.byteLength,
-      at + Math.ceil((within + length) / clusterSize) * ENTRY_SIZE,
-    );
-    while ((at = sequenceEnd(view, at + ENTRY_SIZE, end, step)) < end) {
-      // Other flags make no difference, or the lower half has begun anew.
-      const nextHigh = view.getUint32(at);
-      const nextLow = view.getUint32(at + 4);
-      const expected = start + (at - first) / ENTRY_SIZE * step;
-      if (
-        ((nextLow ^ low) & ZERO) !== 0 || (nextHigh & COMPRESSED) !== 0 ||
-        entryOffset(nextHigh, nextLow) !== expected
-      ) break;
-    }
-    const run = (at - first) / ENTRY_SIZE * clusterSize - within;
+    const most = Math.ceil((within + length) / clusterSize);
+    const run = l2.runLength(table, index, most) * clusterSize - within;
+    const hasPlace = kind === "normal" || kind === "zeroAllocated";
     return {
       kind,
       length: Math.min(run, length),
-      hostOffset: start === 0 ? 0 : start + within,
-      high,
-      low,
+      hostOffset: hasPlace ? l2.offset(table, index) + within : 0,
+      compressedLength: 0,
+      isCopied: l2.isCopied(table, index),
     };
   }
 
@@ -459,33 +452,11 @@ export class ClusterMap {
 }
 
 function unallocated(length: number): Mapping {
-  return { kind: "unallocated", length, hostOffset: 0, high: 0, low: 0 };
-}
-
-/**
- * Where the entries from `at` on cease to be like the one before: each `step`
- * bytes further in the file, within the same 4 GiB, and with the same flags
- * but COPIED; `end` or more if they do not. There must be one before. Long
- * runs are the rule, and this takes 2 ns an entry.
- */
-function sequenceEnd(
-  view: DataView,
-  at: number,
-  end: number,
-  step: number,
-): number {
-  // They are integers, but V8 may not know, and take 8 ns an entry.
-  at |= 0;
-  end |= 0;
-  step |= 0;
-  const flags = ~COPIED;
-  const high = view.getInt32(at - ENTRY_SIZE) & flags;
-  let low = view.getInt32(at - ENTRY_SIZE + 4);
-  for (; at < end; at += ENTRY_SIZE) {
-    low = (low + step) | 0;
-    const isNext = view.getInt32(at + 4) === low &&
-      (view.getInt32(at) & flags) === high && (low >>> 0) >= step;
-    if (!isNext) break;
-  }
-  return at;
+  return {
+    kind: "unallocated",
+    length,
+    hostOffset: 0,
+    compressedLength: 0,
+    isCopied: false,
+  };
 }

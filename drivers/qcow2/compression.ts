@@ -16,7 +16,7 @@ import type { BlockNode } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
 import type { ClusterMap, Mapping } from "./cluster_map.ts";
 import type { CompressionQueue } from "./compression_queue.ts";
-import type { CompressedCluster, Geometry } from "./format.ts";
+import type { Geometry } from "./geometry.ts";
 import type { Header } from "./header.ts";
 
 /** Clusters to remember: sequential readers ask for parts of the same one. */
@@ -41,7 +41,11 @@ const MAX_GAP = 4096;
 type Codecs = typeof import("../../core/compression.ts");
 
 /** A cluster that is to be read, where to, and who else waits for it. */
-interface Wanted extends CompressedCluster {
+interface Wanted {
+  /** The first byte of its data, anywhere in the file. */
+  readonly hostOffset: number;
+  /** Bytes of its data, to the end of the last sector that it touches. */
+  readonly length: number;
   readonly target: Uint8Array;
   resolve?(cluster: Uint8Array): void;
   reject?(error: BlockError): void;
@@ -106,14 +110,13 @@ export class CompressedClusters {
     const pending: Promise<void>[] = [];
     let done = 0;
     for (const mapping of mappings) {
-      const { length, high, low } = mapping;
+      const { length } = mapping;
       const part = sliceVector(iov, done, length);
       // Who wants all of it will hardly ask for it again soon.
       const isDirect = length === geometry.clusterSize && part.length === 1 &&
         !(this.#clusters.size > 0 && this.#clusters.has(keyOf(mapping)));
       if (isDirect) {
-        const place = geometry.compressedCluster(high, low);
-        wanted.push(Object.assign(place, { target: part[0] }));
+        wanted.push({ ...placeOf(mapping), target: part[0] });
       } else {
         const start = geometry.offsetInCluster(offset + done);
         pending.push(this.#readPart(mapping, start, part, wanted));
@@ -135,15 +138,14 @@ export class CompressedClusters {
     wanted: Wanted[],
   ): Promise<void> {
     const { geometry } = this.#state;
-    const { high, low, length } = mapping;
+    const { length } = mapping;
     const key = keyOf(mapping);
     let cluster = this.#clusters.get(key);
     if (!cluster) {
       const target = this.#spare ?? allocate(geometry.clusterSize);
       this.#spare = undefined;
       const { promise, ...settle } = Promise.withResolvers<Uint8Array>();
-      const place = geometry.compressedCluster(high, low);
-      wanted.push({ ...place, ...settle, target });
+      wanted.push({ ...placeOf(mapping), ...settle, target });
       cluster = { content: promise, readers: 0, isForgotten: false };
       this.#remember(key, cluster);
     }
@@ -349,8 +351,12 @@ function sizeFor(length: number): number {
 }
 
 /** What clusters are remembered by. */
-function keyOf({ high, low }: Mapping): string {
-  return `${high}:${low}`;
+function keyOf({ hostOffset, compressedLength }: Mapping): string {
+  return `${hostOffset}:${compressedLength}`;
+}
+
+function placeOf({ hostOffset, compressedLength }: Mapping) {
+  return { hostOffset, length: compressedLength };
 }
 
 /** What to tell of data that cannot be decompressed. */
@@ -375,7 +381,7 @@ function inRuns(wanted: readonly Wanted[]): Wanted[][] {
 }
 
 /** Whether a cluster follows the last one of a run, and the run may grow. */
-function continues(run: readonly Wanted[], next: CompressedCluster): boolean {
+function continues(run: readonly Wanted[], next: Wanted): boolean {
   const last = run[run.length - 1];
   const end = next.hostOffset + next.length;
   // The next one may begin in the sector in which the last one ends.

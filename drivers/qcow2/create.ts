@@ -20,12 +20,12 @@ import {
   Compatible,
   Crypt,
   ENTRY_SIZE,
-  Geometry,
   Incompatible,
   MAX_CLUSTER_BITS,
   MAX_L1_BYTES,
   MIN_CLUSTER_BITS,
 } from "./format.ts";
+import { Geometry } from "./geometry.ts";
 import { createEncryption } from "./encryption.ts";
 import type { Header } from "./header.ts";
 import { encodeHeader } from "./header_encoding.ts";
@@ -50,7 +50,7 @@ export async function create(
   // Whether it all fits into the first cluster is known before the file goes.
   encodeHeader(header);
   const file = await context.createFile(0);
-  const geometry = new Geometry(header.clusterBits, header.refcountOrder);
+  const geometry = Geometry.of(header);
   const { clusterSize } = geometry;
   // Clusters 0 to 2: the header, the refcount table, the first refcount block.
   const first = allocate(clusterSize);
@@ -82,19 +82,11 @@ export async function create(
   await state.writeHeader();
 }
 
-/**
- * Bytes that the file of a fully allocated image takes.
- *
- * @param l2EntrySize Bytes; twice as many with subclusters.
- */
-export function estimateFileSize(
-  size: number,
-  geometry: Geometry,
-  l2EntrySize = ENTRY_SIZE,
-): number {
-  const { clusterSize } = geometry;
+/** Bytes that the file of a fully allocated image takes. */
+export function estimateFileSize(size: number, geometry: Geometry): number {
+  const { clusterSize, l2 } = geometry;
   const data = geometry.clustersFor(size);
-  const l2Tables = geometry.clustersFor(data * l2EntrySize);
+  const l2Tables = geometry.clustersFor(data * l2.entrySize);
   const l1 = geometry.clustersFor(l2Tables * ENTRY_SIZE);
   const fixed = 1 + data + l2Tables + l1;
   const { blocks, tableClusters } = refcountsFor(geometry, fixed);

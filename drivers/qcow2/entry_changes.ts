@@ -8,24 +8,15 @@
 import type { Mutex } from "../../core/lock.ts";
 import type { FreeReason } from "./behaviour.ts";
 import type { EntryPlace } from "./cluster_map.ts";
-import {
-  type ClusterKind,
-  clusterKind,
-  COPIED,
-  ENTRY_SIZE,
-  entryOffset,
-  type Geometry,
-  hex,
-} from "./format.ts";
+import { hex } from "./format.ts";
+import type { Geometry } from "./geometry.ts";
+import type { ClusterKind } from "./l2_entry.ts";
 import type { Refcounts } from "./refcounts.ts";
 import type { TableCache } from "./table_cache.ts";
 
 /** What changing entries needs of the image. */
 export interface EntryHost {
   readonly geometry: Geometry;
-  readonly clusters: {
-    setEntry(place: EntryPlace, high: number, low: number): void;
-  };
   readonly l2Cache: TableCache;
   readonly refcountCache: TableCache;
   readonly refcounts: Refcounts;
@@ -39,30 +30,14 @@ export interface EntryHost {
   reportDamage(message: string): void;
 }
 
-/** Whether the entry's cluster belongs to this image alone. */
-export function isOwned(high: number, kind: ClusterKind): boolean {
-  return (high & COPIED) !== 0 &&
-    (kind === "normal" || kind === "zeroAllocated");
+/** Whether an entry's cluster belongs to this image alone. */
+export function isOwned(isCopied: boolean, kind: ClusterKind): boolean {
+  return isCopied && (kind === "normal" || kind === "zeroAllocated");
 }
 
 /** Whether such a cluster takes up space in the file. */
 export function hasPlace(kind: ClusterKind): boolean {
   return kind !== "unallocated" && kind !== "zero";
-}
-
-/**
- * Point an L2 entry at a cluster that is this image's alone.
- *
- * @param flag {@linkcode ZERO} if it is to read as zeroes all the same.
- */
-export function setNormal(
-  state: EntryHost,
-  place: EntryPlace,
-  host: number,
-  flag = 0,
-): void {
-  const high = (Math.floor(host / 2 ** 32) | COPIED) >>> 0;
-  state.clusters.setEntry(place, high, host % 2 ** 32 + flag);
 }
 
 /**
@@ -90,16 +65,14 @@ export function noteFreed(
   place: EntryPlace,
   freed: Freed[],
 ): void {
-  const { geometry } = state;
-  const at = place.index * ENTRY_SIZE;
-  const high = place.slice.view.getUint32(at);
-  const low = place.slice.view.getUint32(at + 4);
-  const kind = clusterKind(high, low);
-  if (kind === "compressed") {
-    const { hostOffset, length } = geometry.compressedCluster(high, low);
-    freed.push({ offset: hostOffset, length, compressed: true });
-  } else if (kind === "normal" || kind === "zeroAllocated") {
-    const offset = entryOffset(high, low);
+  const { geometry, geometry: { l2 } } = state;
+  const { slice: { view }, index } = place;
+  if (l2.isCompressed(view, index)) {
+    const offset = l2.compressedOffset(view, index);
+    const length = l2.compressedLength(view, index);
+    freed.push({ offset, length, compressed: true });
+  } else if (l2.isPlaced(view, index)) {
+    const offset = l2.offset(view, index);
     const last = freed[freed.length - 1];
     if (!geometry.isAligned(offset)) {
       state.reportDamage(`Cannot free unaligned cluster ${hex(offset)}`);

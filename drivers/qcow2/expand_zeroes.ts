@@ -7,14 +7,7 @@
  */
 import { writeZeroes } from "../../core/requests.ts";
 import type { StepProgress } from "./amend_progress.ts";
-import {
-  clusterKind,
-  ENTRY_SIZE,
-  entryOffset,
-  hex,
-  viewOf,
-  writeUint64,
-} from "./format.ts";
+import { ENTRY_SIZE, entryOffset, hex, viewOf } from "./format.ts";
 import { readTable, updateCopiedFlags } from "./references.ts";
 import { readSnapshotL1 } from "./snapshot_table.ts";
 import { type Qcow2State, zeroes } from "./state.ts";
@@ -34,8 +27,8 @@ interface Table {
 
 /** A zero cluster that is to have a cluster of zeroes in the file. */
 interface Wanted {
-  /** Offset of its entry in the table. */
-  at: number;
+  /** Of its entry in the table. */
+  index: number;
   /** The cluster that it has already, if nobody else uses that. */
   host?: number;
 }
@@ -98,16 +91,15 @@ function* l1Entries(
 export async function hasCompressedClusters(
   state: Qcow2State,
 ): Promise<boolean> {
-  const bytes = new Uint8Array(state.geometry.clusterSize);
+  const { clusterSize, l2 } = state.geometry;
+  const bytes = new Uint8Array(clusterSize);
   const view = viewOf(bytes);
   for await (const l1 of l1Tables(state)) {
     for (const { offset, l1Index } of l1Entries(l1)) {
       if (offset === 0) continue;
       await readTable(state, offset, bytes, l1Index);
-      for (let entry = 0; entry < bytes.length; entry += ENTRY_SIZE) {
-        const high = view.getUint32(entry);
-        const low = view.getUint32(entry + 4);
-        if (clusterKind(high, low) === "compressed") return true;
+      for (let index = 0; index < l2.entriesPerTable; index++) {
+        if (l2.isCompressed(view, index)) return true;
       }
     }
   }
@@ -121,7 +113,7 @@ async function expandTable(
   references: number,
 ): Promise<void> {
   const { geometry, file } = state;
-  const { clusterSize } = geometry;
+  const { clusterSize, l2 } = geometry;
   const bytes = new Uint8Array(clusterSize);
   await readTable(state, offset, bytes, l1Index);
   const table: Table = {
@@ -134,9 +126,11 @@ async function expandTable(
   if (!changed) return;
   const fresh = await takeClusters(state, table, wanted);
   try {
-    for (const { at, host } of wanted) {
-      writeUint64(table.view, at, host!);
-      const guest = table.guestStart + at / ENTRY_SIZE * clusterSize;
+    for (const { index, host } of wanted) {
+      l2.setPlace(table.view, index, host!);
+      // Which flags are to be set is found out at the end, for all entries.
+      l2.setCopied(table.view, index, false);
+      const guest = table.guestStart + index * clusterSize;
       await zeroCluster(state, host!, guest);
     }
     // Zeroes and refcounts must be there before the entries that rely on them.
@@ -157,34 +151,32 @@ async function expandTable(
  */
 async function examine(state: Qcow2State, table: Table) {
   const { geometry, refcounts, backing } = state;
-  const { clusterSize } = geometry;
+  const { clusterSize, l2 } = geometry;
   const { view, references } = table;
   const wanted: Wanted[] = [];
   const freed: number[] = [];
   let changed = false;
-  for (let at = 0; at < view.byteLength; at += ENTRY_SIZE) {
-    const high = view.getUint32(at);
-    const low = view.getUint32(at + 4);
-    const kind = clusterKind(high, low);
+  for (let index = 0; index < l2.entriesPerTable; index++) {
+    const kind = l2.kind(view, index);
     if (kind !== "zero" && kind !== "zeroAllocated") continue;
     changed = true;
     if (kind === "zeroAllocated") {
-      const host = entryOffset(high, low);
+      const host = l2.offset(view, index);
       if (!geometry.isAligned(host)) {
         await state.corrupt(
           `Cluster allocation offset ${hex(host)} unaligned (L2 offset: ${
             hex(table.offset)
-          }, L2 index: ${hex(at / ENTRY_SIZE)})`,
+          }, L2 index: ${hex(index)})`,
         );
       }
       if (await refcounts.get(host / clusterSize) <= references) {
-        wanted.push({ at, host });
+        wanted.push({ index, host });
         continue;
       }
       freed.push(host);
     }
-    if (backing) wanted.push({ at });
-    else writeUint64(view, at, 0);
+    if (backing) wanted.push({ index });
+    else l2.clear(view, index, false);
   }
   return { wanted, freed, changed };
 }

@@ -6,7 +6,8 @@
  */
 import { filterNode } from "../../core/filter.ts";
 import type { BlockNode } from "../../core/node.ts";
-import { Autoclear, type Geometry } from "./format.ts";
+import { Autoclear } from "./format.ts";
+import type { Geometry } from "./geometry.ts";
 import type { Header } from "./header.ts";
 
 /** Bitmaps that a warning names. */

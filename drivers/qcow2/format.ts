@@ -1,7 +1,6 @@
 /**
- * The numbers of the qcow2 format: constants, entries of tables, and the
- * arithmetic that relates guest offsets to them. (Specification: "Header",
- * "L1 table entry", "L2 table entry", "Compressed Clusters Descriptor".)
+ * The numbers of the qcow2 format: constants, and what entries of all tables
+ * have in common. (Specification: "Header", "L1 table entry".)
  *
  * 64-bit entries are handled as two 32-bit halves; offsets are numbers below
  * 2^53.
@@ -26,16 +25,14 @@ export const MAX_SNAPSHOT_TABLE_BYTES = 1024 * MAX_SNAPSHOTS;
 /** Bytes of a snapshot's extra data at most. */
 export const MAX_SNAPSHOT_EXTRA_BYTES = 1024;
 
-/** Bytes of an L1, L2 or refcount table entry. */
+/** Bytes of an entry of any table, but for extended ones of L2 tables. */
 export const ENTRY_SIZE = 8;
 
-// Flags of L1 and L2 entries, in their upper halves.
-/** The refcount is exactly one: the target may be written in place. */
+/**
+ * In the upper halves of L1 and L2 entries: the refcount is exactly one, and so
+ * the target may be written in place.
+ */
 export const COPIED = 0x80000000;
-/** The L2 entry is a compressed cluster descriptor. */
-export const COMPRESSED = 0x40000000;
-/** In the lower half of an L2 entry: the cluster reads as zeroes. */
-export const ZERO = 1;
 
 /** Incompatible feature bits. */
 export const Incompatible = {
@@ -57,14 +54,6 @@ export const Crypt = { NONE: 0, AES: 1, LUKS: 2 } as const;
 
 /** What `icount` is where no instructions were counted. */
 export const NO_ICOUNT = 2n ** 64n - 1n;
-
-/** What an L2 entry says of its cluster. */
-export type ClusterKind =
-  | "unallocated"
-  | "zero"
-  | "zeroAllocated"
-  | "normal"
-  | "compressed";
 
 const TWO_32 = 2 ** 32;
 
@@ -91,17 +80,6 @@ export function bytesOf(
   return new Uint8Array(buffer, byteOffset, byteLength);
 }
 
-/** What the halves of an L2 entry say of the cluster. */
-export function clusterKind(high: number, low: number): ClusterKind {
-  if (high & COMPRESSED) return "compressed";
-  if (low & ZERO) return hasOffset(high, low) ? "zeroAllocated" : "zero";
-  return hasOffset(high, low) ? "normal" : "unallocated";
-}
-
-function hasOffset(high: number, low: number): boolean {
-  return (high & 0x00ffffff) !== 0 || (low & 0xfffffe00) !== 0;
-}
-
 /** The host offset in an entry of an L1, L2 or refcount table (bits 9 to 55). */
 export function entryOffset(high: number, low: number): number {
   return (high & 0x00ffffff) * TWO_32 + ((low & 0xfffffe00) >>> 0);
@@ -112,9 +90,17 @@ export function l1ReservedBits(high: number, low: number): boolean {
   return (high & 0x7f000000) !== 0 || (low & 0x1ff) !== 0;
 }
 
-/** Reserved bits of a plain L2 entry, which must be zero. */
-export function l2ReservedBits(high: number, low: number): boolean {
-  return (high & 0x3f000000) !== 0 || (low & 0x1fe) !== 0;
+/** Set or clear COPIED in the entry at a byte; whether that changed it. */
+export function setCopied(
+  view: DataView,
+  at: number,
+  copied: boolean,
+): boolean {
+  const high = view.getUint32(at);
+  const wanted = (copied ? high | COPIED : high & ~COPIED) >>> 0;
+  if (wanted === high) return false;
+  view.setUint32(at, wanted);
+  return true;
 }
 
 /** An entry as QEMU prints it: hexadecimal digits without leading zeroes. */
@@ -127,105 +113,4 @@ export function entryToHex(high: number, low: number): string {
 /** C's `%#x`: zero has no prefix. */
 export function hex(value: number): string {
   return value === 0 ? "0" : "0x" + value.toString(16);
-}
-
-/** Where the bytes of a compressed cluster lie. */
-export interface CompressedCluster {
-  /** The first byte, anywhere in the file. */
-  hostOffset: number;
-  /** Bytes to the end of the last 512-byte sector that it touches. */
-  length: number;
-}
-
-/** The sizes that follow from the cluster size, refcount width and version. */
-export class Geometry {
-  readonly clusterBits: number;
-  /** Bytes. */
-  readonly clusterSize: number;
-  /** Entries of an L2 table. */
-  readonly l2Entries: number;
-  /** Guest bytes that an L2 table covers. */
-  readonly l2Coverage: number;
-  readonly refcountOrder: number;
-  readonly refcountBits: number;
-  /** Entries of a refcount block. */
-  readonly refcountBlockEntries: number;
-  /** The largest refcount; inexact for 64 bits. */
-  readonly refcountMax: number;
-
-  constructor(clusterBits: number, refcountOrder: number) {
-    this.clusterBits = clusterBits;
-    this.clusterSize = 2 ** clusterBits;
-    this.l2Entries = this.clusterSize / ENTRY_SIZE;
-    this.l2Coverage = this.clusterSize * this.l2Entries;
-    this.refcountOrder = refcountOrder;
-    this.refcountBits = 2 ** refcountOrder;
-    this.refcountBlockEntries = this.clusterSize * 8 / this.refcountBits;
-    this.refcountMax = 2 ** this.refcountBits - 1;
-  }
-
-  /** Entries that an L1 table needs for a disk of `size` bytes. */
-  l1EntriesFor(size: number): number {
-    return Math.ceil(size / this.l2Coverage);
-  }
-
-  /** The index in the L1 table. */
-  l1Index(guestOffset: number): number {
-    return Math.floor(guestOffset / this.l2Coverage);
-  }
-
-  /** The index in the L2 table. */
-  l2Index(guestOffset: number): number {
-    return Math.floor((guestOffset % this.l2Coverage) / this.clusterSize);
-  }
-
-  /** The byte of its cluster. */
-  offsetInCluster(offset: number): number {
-    return offset % this.clusterSize;
-  }
-
-  /** The start of its cluster. */
-  clusterStart(offset: number): number {
-    return offset - offset % this.clusterSize;
-  }
-
-  /** The next start of a cluster, unless it is one. */
-  clusterEnd(offset: number): number {
-    const rest = offset % this.clusterSize;
-    return rest === 0 ? offset : offset + this.clusterSize - rest;
-  }
-
-  /** Clusters that `bytes` take. */
-  clustersFor(bytes: number): number {
-    return Math.ceil(bytes / this.clusterSize);
-  }
-
-  /** Whether an offset in the file can be that of a cluster. */
-  isAligned(offset: number): boolean {
-    return offset % this.clusterSize === 0;
-  }
-
-  /** Bits of the offset in a compressed cluster descriptor. */
-  get compressedOffsetBits(): number {
-    return 62 - (this.clusterBits - 8);
-  }
-
-  /** Decode the descriptor in the halves of an L2 entry. */
-  compressedCluster(high: number, low: number): CompressedCluster {
-    const bits = this.compressedOffsetBits - 32;
-    const mask = 2 ** bits - 1;
-    const hostOffset = (high & mask) * TWO_32 + (low >>> 0);
-    const sectors = ((high & 0x3fffffff) >>> bits) + 1;
-    return { hostOffset, length: sectors * 512 - (low & 511) };
-  }
-
-  /** The upper half of an L2 entry for compressed bytes; the lower half is
-   * the lower half of `hostOffset`. */
-  compressedEntryHigh(hostOffset: number, length: number): number {
-    const bits = this.compressedOffsetBits - 32;
-    const first = Math.floor(hostOffset / 512);
-    const last = Math.floor((hostOffset + length - 1) / 512);
-    const high = Math.floor(hostOffset / TWO_32);
-    return (COMPRESSED | ((last - first) << bits) | high) >>> 0;
-  }
 }

@@ -15,7 +15,6 @@ import type { BlockNode } from "../../core/node.ts";
 import {
   Crypt,
   ENTRY_SIZE,
-  Geometry,
   Incompatible,
   MAGIC,
   MAX_CLUSTER_BITS,
@@ -26,6 +25,7 @@ import {
   readUint64,
   viewOf,
 } from "./format.ts";
+import { Geometry } from "./geometry.ts";
 import {
   type ExtensionFields,
   featureNames,
@@ -257,7 +257,7 @@ function checkTables(header: Header, policy: HeaderPolicy): void {
       "Reference count entry width too large; may not exceed 64 bits",
     );
   }
-  const geometry = new Geometry(header.clusterBits, header.refcountOrder);
+  const geometry = Geometry.of(header);
   const { clusterSize } = geometry;
   if (header.refcountTableClusters === 0 && !policy.forCheck) {
     throw invalid("Image does not contain a reference count table");

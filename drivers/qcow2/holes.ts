@@ -5,7 +5,7 @@
  */
 import type { Mutex } from "../../core/lock.ts";
 import type { BlockNode } from "../../core/node.ts";
-import type { Geometry } from "./format.ts";
+import type { Geometry } from "./geometry.ts";
 import type { Refcounts } from "./refcounts.ts";
 
 /** What it takes to find out. */

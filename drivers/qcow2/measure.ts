@@ -12,16 +12,13 @@ import { notAmong, type OptionValues } from "../../core/options.ts";
 import { shortened, valueText } from "../../core/values.ts";
 import { bitmapEntryLength } from "./bitmap_directory.ts";
 import { clusterBitsOf, estimateFileSize, refcountOrderOf } from "./create.ts";
-import { ENTRY_SIZE, Geometry, MAX_L1_BYTES } from "./format.ts";
-
-/** Bytes of an L2 entry that tells of subclusters. */
-const EXTENDED_ENTRY_SIZE = 16;
+import { ENTRY_SIZE, Incompatible, MAX_L1_BYTES } from "./format.ts";
+import { Geometry } from "./geometry.ts";
 
 /** What the options say of the new image. */
 interface Plan {
   version: 2 | 3;
   geometry: Geometry;
-  l2EntrySize: number;
   /** Whether space for all data is reserved at once. */
   reserves: boolean;
   hasBacking: boolean;
@@ -33,10 +30,10 @@ export async function measure(
   source?: BlockNode,
 ): Promise<Measurement> {
   const plan = planOf(options);
-  const { geometry, l2EntrySize } = plan;
-  const { clusterSize } = geometry;
+  const { geometry } = plan;
+  const { clusterSize, l2 } = geometry;
   const wanted = roundUp(options.size as number ?? 0, clusterSize);
-  const l2Tables = geometry.clustersFor(wanted / clusterSize * l2EntrySize);
+  const l2Tables = geometry.clustersFor(wanted / clusterSize * l2.entrySize);
   if (l2Tables * ENTRY_SIZE > MAX_L1_BYTES) {
     throw new BlockError(
       "EFBIG",
@@ -44,7 +41,7 @@ export async function measure(
     );
   }
   const size = source ? roundUp(source.size, clusterSize) : wanted;
-  const fullyAllocated = estimateFileSize(size, geometry, l2EntrySize);
+  const fullyAllocated = estimateFileSize(size, geometry);
   const data = plan.reserves
     ? size
     : source
@@ -86,8 +83,11 @@ function planOf(options: OptionValues): Plan {
   }
   return {
     version,
-    geometry: new Geometry(clusterBits, refcountOrder),
-    l2EntrySize: isExtended ? EXTENDED_ENTRY_SIZE : ENTRY_SIZE,
+    geometry: new Geometry(
+      clusterBits,
+      refcountOrder,
+      isExtended ? Incompatible.EXTENDED_L2 : 0,
+    ),
     reserves: preallocation === "falloc" || preallocation === "full",
     hasBacking: options.backing_file !== undefined,
   };

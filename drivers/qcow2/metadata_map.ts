@@ -5,7 +5,8 @@
  * @module
  */
 import type { BlockNode } from "../../core/node.ts";
-import { ENTRY_SIZE, entryOffset, type Geometry } from "./format.ts";
+import { ENTRY_SIZE, entryOffset } from "./format.ts";
+import type { Geometry } from "./geometry.ts";
 import type { Header } from "./header.ts";
 import { ReferenceCounts } from "./reference_counts.ts";
 import type { SnapshotTable } from "./snapshot_table.ts";

@@ -9,7 +9,8 @@ import type { OptionTable, OptionValues } from "../../core/options.ts";
 import { isPlainObject } from "../../core/values.ts";
 import type { Behaviour } from "./behaviour.ts";
 import { ENCRYPT_OPTIONS } from "./encryption.ts";
-import { Compatible, ENTRY_SIZE, Geometry } from "./format.ts";
+import { Compatible } from "./format.ts";
+import { Geometry } from "./geometry.ts";
 import type { Header } from "./header.ts";
 import { OVERLAP_OPTIONS, protectedKinds } from "./overlap.ts";
 import type { CacheSizes } from "./state.ts";
@@ -110,13 +111,14 @@ const USUAL_SLICES = 4096;
 
 /** The sizes of the caches: QEMU's rules, with QEMU's messages. */
 export function cacheSizes(options: OptionValues, header: Header): CacheSizes {
-  const geometry = new Geometry(header.clusterBits, header.refcountOrder);
+  const geometry = Geometry.of(header);
   const { clusterSize } = geometry;
   const total = options["cache-size"] as number | undefined;
   let l2 = options["l2-cache-size"] as number | undefined;
   let refcount = options["refcount-cache-size"] as number | undefined;
   const minRefcount = 4 * clusterSize;
-  const covering = geometry.clustersFor(header.size) * ENTRY_SIZE;
+  const { entrySize } = geometry.l2;
+  const covering = geometry.clustersFor(header.size) * entrySize;
   const wholeL2 = geometry.clusterEnd(covering);
   if (total !== undefined) {
     if (l2 !== undefined && refcount !== undefined) {

@@ -16,12 +16,12 @@ import {
   bytesOf,
   ENTRY_SIZE,
   entryOffset,
-  type Geometry,
   hex,
   MAX_REFCOUNT_TABLE_BYTES,
   viewOf,
   writeUint64,
 } from "./format.ts";
+import type { Geometry } from "./geometry.ts";
 import type { Header } from "./header.ts";
 import type { OverlapGuard } from "./overlap.ts";
 import { addToRefcounts, readRefcount } from "./refcount_layout.ts";

@@ -11,12 +11,12 @@ import type { StepProgress } from "./amend_progress.ts";
 import {
   bytesOf,
   ENTRY_SIZE,
-  Geometry,
   hex,
   MAX_REFCOUNT_TABLE_BYTES,
   viewOf,
   writeUint64,
 } from "./format.ts";
+import { Geometry } from "./geometry.ts";
 import { readRefcount, writeRefcount } from "./refcount_layout.ts";
 import type { Qcow2State } from "./state.ts";
 import { refcountText } from "./stored_refcounts.ts";
@@ -93,7 +93,7 @@ class NewStructure {
 
   constructor(state: Qcow2State, order: number, progress: StepProgress) {
     this.#state = state;
-    this.#geometry = new Geometry(state.geometry.clusterBits, order);
+    this.#geometry = Geometry.of({ ...state.header, refcountOrder: order });
     this.#progress = progress;
   }
 

@@ -13,12 +13,12 @@ import { isZero } from "../../core/runtime.ts";
 import type { FreeReason } from "./behaviour.ts";
 import {
   ENTRY_SIZE,
-  type Geometry,
   hex,
   MAX_REFCOUNT_TABLE_BYTES,
   viewOf,
   writeUint64,
 } from "./format.ts";
+import type { Geometry } from "./geometry.ts";
 import {
   addToRefcounts,
   findRefcount,

@@ -6,14 +6,14 @@
  */
 import { allocate } from "../../core/bytes.ts";
 import {
-  clusterKind,
-  COPIED,
+  bytesOf,
   ENTRY_SIZE,
   entryOffset,
-  type Geometry,
   hex,
+  setCopied,
   viewOf,
 } from "./format.ts";
+import type { Geometry } from "./geometry.ts";
 import type { Qcow2State } from "./state.ts";
 
 /**
@@ -51,18 +51,15 @@ async function* treeRanges(
   state: Qcow2State,
   l1: DataView,
 ): AsyncGenerator<TreeRange> {
-  const { clusterSize } = state.geometry;
+  const { clusterSize, l2 } = state.geometry;
   for await (const { l2Offset, table } of l2Tables(state, l1)) {
-    const view = viewOf(table);
-    for (let at = 0; at < clusterSize;) {
-      const { range, next } = rangeFrom(state.geometry, view, at);
+    for (let index = 0; index < l2.entriesPerTable;) {
+      const { range, next } = rangeFrom(state.geometry, table, index);
       if (range && range.offset % clusterSize !== 0 && !range.compressed) {
-        await state.corrupt(
-          unaligned(range.offset, l2Offset, next / ENTRY_SIZE - 1),
-        );
+        await state.corrupt(unaligned(range.offset, l2Offset, next - 1));
       }
       if (range) yield range;
-      at = next;
+      index = next;
     }
     yield { offset: l2Offset, length: clusterSize };
   }
@@ -81,54 +78,44 @@ interface TreeRange {
 }
 
 /**
- * What the entry at `at` of an L2 table leads to, with the entries after it
- * that go on where it ends; and where to look next. No promises and no objects
- * for each entry: a large disk has millions.
+ * What an entry of an L2 table leads to, with the entries after it that go on
+ * where it ends; and where to look next. No promises and no objects for each
+ * entry: a large disk has millions.
  */
 function rangeFrom(
-  geometry: Geometry,
-  view: DataView,
-  at: number,
+  { clusterSize, l2 }: Geometry,
+  table: DataView,
+  index: number,
 ): { range?: TreeRange; next: number } {
-  const { clusterSize } = geometry;
-  for (; at < clusterSize; at += ENTRY_SIZE) {
-    const high = view.getUint32(at);
-    const low = view.getUint32(at + 4);
-    const kind = clusterKind(high, low);
-    if (kind === "unallocated" || kind === "zero") continue;
-    let next = at + ENTRY_SIZE;
-    if (kind === "compressed") {
-      const { hostOffset, length } = geometry.compressedCluster(high, low);
-      const range = { offset: hostOffset, length, compressed: true };
-      return { range, next };
+  for (; index < l2.entriesPerTable; index++) {
+    if (l2.isCompressed(table, index)) {
+      const offset = l2.compressedOffset(table, index);
+      const length = l2.compressedLength(table, index);
+      return { range: { offset, length, compressed: true }, next: index + 1 };
     }
-    const offset = entryOffset(high, low);
-    let end = offset + clusterSize;
-    if (offset % clusterSize === 0) {
-      // The flags may differ, but compressed entries mean something else.
-      while (
-        next < clusterSize && (view.getUint8(next) & 0x40) === 0 &&
-        entryOffset(view.getUint32(next), view.getUint32(next + 4)) === end
-      ) {
-        end += clusterSize;
-        next += ENTRY_SIZE;
-      }
-    }
-    return { range: { offset, length: end - offset }, next };
+    if (!l2.isPlaced(table, index)) continue;
+    const offset = l2.offset(table, index);
+    const isAligned = offset % clusterSize === 0;
+    const count = isAligned
+      ? l2.runLength(table, index, l2.entriesPerTable)
+      : 1;
+    const range = { offset, length: count * clusterSize };
+    return { range, next: index + count };
   }
-  return { next: at };
+  return { next: index };
 }
 
 /** Each L2 table that an L1 table leads to; its bytes are used again. */
 async function* l2Tables(
   state: Qcow2State,
   l1: DataView,
-): AsyncGenerator<{ l1At: number; l2Offset: number; table: Uint8Array }> {
-  const table = allocate(state.geometry.clusterSize);
+): AsyncGenerator<{ l1At: number; l2Offset: number; table: DataView }> {
+  const bytes = allocate(state.geometry.clusterSize);
+  const table = viewOf(bytes);
   for (let l1At = 0; l1At < l1.byteLength; l1At += ENTRY_SIZE) {
     const l2Offset = entryOffset(l1.getUint32(l1At), l1.getUint32(l1At + 4));
     if (l2Offset === 0) continue;
-    await readTable(state, l2Offset, table, l1At / ENTRY_SIZE);
+    await readTable(state, l2Offset, bytes, l1At / ENTRY_SIZE);
     yield { l1At, l2Offset, table };
   }
 }
@@ -139,23 +126,25 @@ async function* l2Tables(
  * what this changes in the file.
  */
 export async function clearCopiedFlags(state: Qcow2State): Promise<void> {
-  const l1 = state.clusters.l1Bytes;
+  const { clusters, file, geometry: { l2 }, header } = state;
+  const l1 = clusters.l1Bytes;
   for await (const { l2Offset, table } of l2Tables(state, viewOf(l1))) {
-    if (clearCopied(table)) await state.file.writev!(l2Offset, [table]);
+    let changed = false;
+    for (let index = 0; index < l2.entriesPerTable; index++) {
+      changed = l2.setCopied(table, index, false) || changed;
+    }
+    if (changed) await file.writev!(l2Offset, [bytesOf(table)]);
   }
   state.l2Cache.clear();
-  if (clearCopied(l1)) {
-    await state.file.writev!(state.header.l1TableOffset, [l1]);
-  }
+  if (clearCopied(l1)) await file.writev!(header.l1TableOffset, [l1]);
 }
 
-/** Clear the COPIED flags of a table; whether any was set. */
-export function clearCopied(table: Uint8Array): boolean {
+/** Clear the COPIED flags of an L1 table; whether any was set. */
+export function clearCopied(l1: Uint8Array): boolean {
+  const view = viewOf(l1);
   let changed = false;
-  for (let at = 0; at < table.length; at += ENTRY_SIZE) {
-    if (table[at] < 0x80) continue;
-    table[at] &= 0x7f;
-    changed = true;
+  for (let at = 0; at < l1.length; at += ENTRY_SIZE) {
+    changed = setCopied(view, at, false) || changed;
   }
   return changed;
 }
@@ -167,42 +156,28 @@ export function clearCopied(table: Uint8Array): boolean {
  */
 export async function updateCopiedFlags(state: Qcow2State): Promise<void> {
   const { file, clusters, header, refcounts } = state;
-  const { clusterSize } = state.geometry;
+  const { clusterSize, l2 } = state.geometry;
   const l1 = viewOf(clusters.l1Bytes);
   let l1Changed = false;
   for await (const { l1At, l2Offset, table } of l2Tables(state, l1)) {
-    const view = viewOf(table);
     let changed = false;
-    for (let at = 0; at < table.length; at += ENTRY_SIZE) {
-      const high = view.getUint32(at);
-      const low = view.getUint32(at + 4);
-      const kind = clusterKind(high, low);
-      if (kind !== "normal" && kind !== "zeroAllocated") continue;
-      const offset = entryOffset(high, low);
+    for (let index = 0; index < l2.entriesPerTable; index++) {
+      if (!l2.isPlaced(table, index)) continue;
+      const offset = l2.offset(table, index);
       if (offset % clusterSize !== 0) {
-        const index = at / ENTRY_SIZE;
         await state.corrupt(unaligned(offset, l2Offset, index));
       }
       const cluster = offset / clusterSize;
       // Nearly always at hand: no waiting for each of millions of entries.
       const count = refcounts.peek(cluster) ?? await refcounts.get(cluster);
-      changed = setCopied(view, at, count === 1) || changed;
+      changed = l2.setCopied(table, index, count === 1) || changed;
     }
-    if (changed) await file.writev!(l2Offset, [table]);
+    if (changed) await file.writev!(l2Offset, [bytesOf(table)]);
     const count = await refcounts.get(l2Offset / clusterSize);
     l1Changed = setCopied(l1, l1At, count === 1) || l1Changed;
   }
   state.l2Cache.clear();
   if (l1Changed) await file.writev!(header.l1TableOffset, [clusters.l1Bytes]);
-}
-
-/** Set or clear the flag of an entry; whether that changed it. */
-function setCopied(view: DataView, at: number, copied: boolean): boolean {
-  const high = view.getUint32(at);
-  const wanted = (copied ? high | COPIED : high & ~COPIED) >>> 0;
-  if (wanted === high) return false;
-  view.setUint32(at, wanted);
-  return true;
 }
 
 /** Read an L2 table; `l1Index` says where it was found, for messages. */

@@ -12,9 +12,8 @@ import {
   giveUp,
   noteFreed,
   orderL2AfterData,
-  setNormal,
 } from "./entry_changes.ts";
-import { ZERO } from "./format.ts";
+
 import type { Qcow2State } from "./state.ts";
 import { cutOff, zeroGuest, zeroParts } from "./unmap.ts";
 
@@ -193,9 +192,9 @@ export async function preallocate(
   mode: Preallocation,
 ): Promise<void> {
   const { geometry, refcounts, clusters, header } = state;
-  const { clusterSize } = geometry;
+  const { clusterSize, l2 } = geometry;
   // Zeroes in the file do not decrypt to zeroes: the entries must say it.
-  const flag = state.encryption && header.version >= 3 ? ZERO : 0;
+  const areZero = state.encryption !== undefined && header.version >= 3;
   const count = geometry.clustersFor(Math.max(0, end - first));
   if (count === 0) return;
   const freed: Freed[] = [];
@@ -219,13 +218,14 @@ export async function preallocate(
       const run = Math.min(clusters.entriesLeft(place), count - done);
       for (let i = 0; i < run; i++, done++, place.index++) {
         noteFreed(state, place, freed);
-        setNormal(state, place, hostStart + done * clusterSize, flag);
+        const host = hostStart + done * clusterSize;
+        l2.setPlace(clusters.changing(place), place.index, host, areZero);
       }
     }
   }
   await giveUp(state, freed);
   // Entries of version 2 cannot say it: there, the data does.
-  if (state.encryption && flag === 0) await zeroParts(state, first, end);
+  if (state.encryption && !areZero) await zeroParts(state, first, end);
 }
 
 async function allocateClusters(

@@ -10,7 +10,6 @@ import type { BlockNode } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
 import {
   ENTRY_SIZE,
-  type Geometry,
   MAX_L1_BYTES,
   MAX_SNAPSHOT_EXTRA_BYTES,
   MAX_SNAPSHOT_TABLE_BYTES,
@@ -18,6 +17,7 @@ import {
   readUint64,
   viewOf,
 } from "./format.ts";
+import type { Geometry } from "./geometry.ts";
 import type { Header } from "./header.ts";
 
 /** Bytes of the part of an entry that each has. */

@@ -22,7 +22,8 @@ import type { Behaviour } from "./behaviour.ts";
 import { ClusterMap, type ClusterMapHost } from "./cluster_map.ts";
 import { CompressedClusters, type CompressionHost } from "./compression.ts";
 import { type ClaimsHost, watchChanges } from "./first_change.ts";
-import { Geometry, Incompatible } from "./format.ts";
+import { Incompatible } from "./format.ts";
+import { Geometry } from "./geometry.ts";
 import { GuestMap, type GuestMapHost } from "./guest_map.ts";
 import type { Header } from "./header.ts";
 import { encodeHeader } from "./header_encoding.ts";
@@ -118,7 +119,7 @@ export class Qcow2State
   /** Go on with a header, and empty caches that fit it. */
   adopt(header: Header, caches: CacheSizes): void {
     this.header = header;
-    this.geometry = new Geometry(header.clusterBits, header.refcountOrder);
+    this.geometry = Geometry.of(header);
     const { clusterSize } = this.geometry;
     this.#forgetFindings();
     this.l2Cache = new TableCache(this.file, caches.l2Entry, caches.l2, {

@@ -6,13 +6,8 @@
  * @module
  */
 import { allocate } from "../../core/bytes.ts";
-import {
-  ENTRY_SIZE,
-  entryToHex,
-  type Geometry,
-  readUint64,
-  viewOf,
-} from "./format.ts";
+import { ENTRY_SIZE, entryToHex, readUint64, viewOf } from "./format.ts";
+import type { Geometry } from "./geometry.ts";
 import type { Header } from "./header.ts";
 import { readRefcount } from "./refcount_layout.ts";
 

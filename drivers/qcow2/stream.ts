@@ -12,14 +12,13 @@ import { BlockError } from "../../core/errors.ts";
 import type { OptionValues } from "../../core/options.ts";
 import { planImage } from "./create.ts";
 import {
-  COPIED,
   ENTRY_SIZE,
-  Geometry,
   MAX_REFCOUNT_TABLE_BYTES,
+  setCopied,
   viewOf,
   writeUint64,
-  ZERO,
 } from "./format.ts";
+import { Geometry } from "./geometry.ts";
 import type { Header } from "./header.ts";
 import { encodeHeader } from "./header_encoding.ts";
 import { refcountsFor, writeRefcount } from "./refcount_layout.ts";
@@ -59,7 +58,7 @@ export async function* streamImage(
   if (options.encryption || options["encrypt.format"]) {
     throw impossible("Encryption");
   }
-  const geometry = new Geometry(header.clusterBits, header.refcountOrder);
+  const geometry = Geometry.of(header);
   const runs = await findRuns(source, geometry, header);
   const tables = tablesFor(runs, geometry);
   const layout = plan(runs, tables, size, geometry);
@@ -117,11 +116,14 @@ async function findRuns(
 }
 
 /** The indices of the L1 entries that have a table. */
-function tablesFor(runs: readonly Run[], { l2Entries }: Geometry): number[] {
+function tablesFor(
+  runs: readonly Run[],
+  { l2: { entriesPerTable } }: Geometry,
+): number[] {
   const tables: number[] = [];
   for (const { start, end } of runs) {
-    const last = Math.floor((end - 1) / l2Entries);
-    let index = Math.floor(start / l2Entries);
+    const last = Math.floor((end - 1) / entriesPerTable);
+    let index = Math.floor(start / entriesPerTable);
     if (index === tables.at(-1)) index++;
     for (; index <= last; index++) tables.push(index);
   }
@@ -197,23 +199,18 @@ function* metadata(
   yield block;
   const l1 = clusters(layout.l2 - layout.l1);
   for (const [i, index] of tables.entries()) {
-    writeEntry(viewOf(l1), index, (layout.l2 + i) * clusterSize);
+    const at = index * ENTRY_SIZE;
+    writeUint64(viewOf(l1), at, (layout.l2 + i) * clusterSize);
+    setCopied(viewOf(l1), at, true);
   }
   yield l1;
-}
-
-/** Set an L1 or L2 entry whose target nothing else refers to. */
-function writeEntry(view: DataView, index: number, offset: number): void {
-  const high = (Math.floor(offset / 2 ** 32) | COPIED) >>> 0;
-  view.setUint32(index * ENTRY_SIZE, high);
-  view.setUint32(index * ENTRY_SIZE + 4, offset % 2 ** 32);
 }
 
 function* l2Tables(
   runs: readonly Run[],
   tables: readonly number[],
   layout: Layout,
-  { clusterSize, l2Entries }: Geometry,
+  { clusterSize, l2 }: Geometry,
 ): Generator<Uint8Array> {
   const table = allocate(clusterSize);
   const view = viewOf(table);
@@ -221,14 +218,15 @@ function* l2Tables(
   let run = 0;
   for (const index of tables) {
     table.fill(0);
-    const [from, to] = [index * l2Entries, (index + 1) * l2Entries];
+    const from = index * l2.entriesPerTable;
+    const to = from + l2.entriesPerTable;
     while (run < runs.length && runs[run].start < to) {
       const { kind, start, end } = runs[run];
       const stop = Math.min(end, to);
       for (let cluster = Math.max(start, from); cluster < stop; cluster++) {
         const entry = cluster - from;
-        if (kind === "data") writeEntry(view, entry, next++ * clusterSize);
-        else view.setUint32(entry * ENTRY_SIZE + 4, ZERO);
+        if (kind === "data") l2.setPlace(view, entry, next++ * clusterSize);
+        else l2.clear(view, entry, true);
       }
       if (end > to) break;
       run++;

@@ -11,7 +11,7 @@ import type { ZeroFlags } from "../../core/node.ts";
 import type { FreeReason } from "./behaviour.ts";
 import type { EntryPlace } from "./cluster_map.ts";
 import { type Freed, giveUp, noteFreed } from "./entry_changes.ts";
-import { type ClusterKind, ENTRY_SIZE, ZERO } from "./format.ts";
+import type { ClusterKind } from "./l2_entry.ts";
 import type { Qcow2State } from "./state.ts";
 import { zeroes } from "./state.ts";
 
@@ -74,16 +74,12 @@ function changeRun(
   change: Change,
   freed: Freed[],
 ): void {
+  const { geometry: { l2 }, clusters } = state;
   for (let i = 0; i < count; i++, place.index++) {
-    const entry = place.index * ENTRY_SIZE;
-    if (change === "zero") {
-      const high = place.slice.view.getUint32(entry);
-      const low = place.slice.view.getUint32(entry + 4);
-      state.clusters.setEntry(place, high, low | ZERO);
-    } else {
-      noteFreed(state, place, freed);
-      state.clusters.setEntry(place, 0, change === "unmapZero" ? ZERO : 0);
-    }
+    if (change !== "zero") noteFreed(state, place, freed);
+    const table = clusters.changing(place);
+    if (change === "zero") l2.setZero(table, place.index);
+    else l2.clear(table, place.index, change === "unmapZero");
   }
 }
 

@@ -5,13 +5,8 @@
  */
 import type { EntryPlace, Mapping } from "./cluster_map.ts";
 import { hasPlace, isOwned } from "./entry_changes.ts";
-import {
-  type ClusterKind,
-  clusterKind,
-  ENTRY_SIZE,
-  entryOffset,
-  type Geometry,
-} from "./format.ts";
+import type { Geometry } from "./geometry.ts";
+import type { ClusterKind } from "./l2_entry.ts";
 
 /** How the first part of a write can be done, and how far. */
 export interface WritableRun {
@@ -35,27 +30,26 @@ export function writableRun(
   offset: number,
   length: number,
 ): WritableRun {
-  const { clusterSize } = geometry;
+  const { clusterSize, l2 } = geometry;
   const { view } = place.slice;
-  const owned = isOwned(first.high, first.kind);
+  const owned = isOwned(first.isCopied, first.kind);
   const within = offset % clusterSize;
   const most = Math.min(
     clusters.entriesLeft(place),
     geometry.clustersFor(within + length),
   );
   let count = 1;
-  let expected = entryOffset(first.high, first.low);
+  let expected = first.hostOffset - within;
   let last = first.kind;
   let hasZeroes = first.kind !== "normal";
   let replaces = !owned && hasPlace(first.kind);
   for (; count < most; count++) {
-    const at = (place.index + count) * ENTRY_SIZE;
-    const [high, low] = [view.getUint32(at), view.getUint32(at + 4)];
-    const kind = clusterKind(high, low);
-    if (isOwned(high, kind) !== owned) break;
+    const index = place.index + count;
+    const kind = l2.kind(view, index);
+    if (isOwned(l2.isCopied(view, index), kind) !== owned) break;
     if (owned) {
       expected += clusterSize;
-      if (entryOffset(high, low) !== expected) break;
+      if (l2.offset(view, index) !== expected) break;
       if (kind !== "normal") hasZeroes = true;
     } else if (hasPlace(kind)) replaces = true;
     last = kind;

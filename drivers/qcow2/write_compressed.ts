@@ -158,7 +158,7 @@ interface Group {
 
 async function store(state: Qcow2State, group: Group): Promise<void> {
   const { geometry, access: { ranges }, refcounts } = state;
-  const { clusterSize } = geometry;
+  const { clusterSize, l2 } = geometry;
   const { guestOffset, lengths } = group;
   const end = guestOffset + lengths.length * clusterSize;
   using _held = await ranges.acquire(guestOffset, end, true);
@@ -174,9 +174,8 @@ async function store(state: Qcow2State, group: Group): Promise<void> {
       const entry = state.clusters.entryForWrite(at);
       const place = entry instanceof Promise ? await entry : entry;
       noteFreed(state, place, freed);
-      const host = places[done];
-      const high = geometry.compressedEntryHigh(host, lengths[done]);
-      state.clusters.setEntry(place, high, host % 2 ** 32);
+      const table = state.clusters.changing(place);
+      l2.setCompressed(table, place.index, places[done], lengths[done]);
       done++;
     }
     state.compressed.forget();

@@ -8,7 +8,6 @@ import type { IoVector } from "../../../core/bytes.ts";
 import { Image } from "../../../core/image.ts";
 import type { BlockNode } from "../../../core/node.ts";
 import { openProtocol } from "../../../core/open.ts";
-import { clusterKind, Geometry } from "../../../drivers/qcow2/format.ts";
 import { BlockError, openImage } from "../../../mod.ts";
 import { DelayNode, Scheduler } from "../../delay.ts";
 import { Random } from "../../model.ts";
@@ -196,25 +195,6 @@ Deno.test("refcount blocks and tables are never put over the header", async () =
   const now = contentOf(store).slice(0, 104);
   now[79] &= ~2;
   assertEquals(now, head);
-});
-
-Deno.test("compressed cluster descriptors are what they were", () => {
-  const random = new Random(1);
-  for (let bits = 9; bits <= 21; bits++) {
-    const geometry = new Geometry(bits, 4);
-    for (let i = 0; i < 100; i++) {
-      const length = 1 + random.below(geometry.clusterSize);
-      const hostOffset = random.below(2 ** 31) * random.pick([1, 2, 4, 1000]);
-      const high = geometry.compressedEntryHigh(hostOffset, length);
-      const low = hostOffset % 2 ** 32;
-      assertEquals(clusterKind(high, low), "compressed");
-      const found = geometry.compressedCluster(high, low);
-      assertEquals(found.hostOffset, hostOffset);
-      // It is counted in sectors.
-      const end = Math.ceil((hostOffset + length) / 512) * 512;
-      assertEquals(found.hostOffset + found.length, end);
-    }
-  }
 });
 
 /** A node whose reads are overtaken by many other requests. */

@@ -1,0 +1,376 @@
+/**
+ * Entries of L2 tables: nothing else knows how long they are and what their
+ * bits mean. (Specification: "L2 table entry", "Standard Cluster Descriptor",
+ * "Compressed Clusters Descriptor", "Extended L2 Entries".)
+ *
+ * | bits | of every entry |
+ * |---|---|
+ * | 63 | COPIED: the refcount is exactly one |
+ * | 62 | compressed: bits 0 to 61 are a compressed cluster descriptor |
+ * | 9–55 | host offset; with an external data file, 0 is one if COPIED is set |
+ * | 0 | the cluster reads as zeroes; without a meaning in extended entries |
+ *
+ * An extended entry goes on with 64 bits for the 32 subclusters: which of them
+ * read as zeroes (upper half), and which are allocated (lower half).
+ *
+ * All functions take a table, or a slice of one, as it is in the file, and the
+ * index of the entry in it. Entries are read as two 32-bit halves, without an
+ * object for each of them: a large disk has millions.
+ *
+ * @module
+ */
+import {
+  COPIED,
+  ENTRY_SIZE,
+  entryOffset,
+  entryToHex,
+  Incompatible,
+  setCopied,
+  writeUint64,
+} from "./format.ts";
+
+/** What an L2 entry says of its cluster. */
+export type ClusterKind =
+  | "unallocated"
+  | "zero"
+  | "zeroAllocated"
+  | "normal"
+  | "compressed";
+
+/**
+ * What an L2 entry says of a subcluster: one that is left to the backing file
+ * may have a place all the same, and the bits may contradict each other.
+ */
+export type SubclusterKind = ClusterKind | "unallocatedPlaced" | "invalid";
+
+// In the upper half.
+const COMPRESSED = 0x40000000;
+const RESERVED_HIGH = 0x3f000000;
+const OFFSET_HIGH = 0x00ffffff;
+// In the lower half.
+const ZERO = 1;
+const RESERVED_LOW = 0x1fe;
+const OFFSET_LOW = 0xfffffe00;
+
+const TWO_32 = 2 ** 32;
+const SUBCLUSTERS = 32;
+const ALL_SUBCLUSTERS = 0xffffffff;
+
+/** How the L2 tables of an image are laid out. */
+export class L2Layout {
+  /** Bytes of an entry: 8, or 16 in extended ones. */
+  readonly entrySize: number;
+  readonly entriesPerTable: number;
+  /** Whether entries tell of subclusters. */
+  readonly isExtended: boolean;
+  /** Of a cluster: 32, or itself alone. */
+  readonly subclusters: number;
+  readonly #clusterSize: number;
+  /** Of an index, to the offset of the entry. */
+  readonly #shift: number;
+  /** COPIED, where an entry with no other bit has a place. */
+  readonly #place: number;
+  /** Bits of a compressed cluster's offset in the upper half. */
+  readonly #compressedBits: number;
+
+  /** @param features The lower half of the incompatible features. */
+  constructor(clusterBits: number, features = 0) {
+    this.isExtended = (features & Incompatible.EXTENDED_L2) !== 0;
+    this.subclusters = this.isExtended ? SUBCLUSTERS : 1;
+    this.entrySize = this.isExtended ? 2 * ENTRY_SIZE : ENTRY_SIZE;
+    this.#clusterSize = 2 ** clusterBits;
+    this.entriesPerTable = this.#clusterSize / this.entrySize;
+    this.#shift = Math.log2(this.entrySize);
+    this.#place = features & Incompatible.DATA_FILE ? COPIED : 0;
+    this.#compressedBits = 62 - (clusterBits - 8) - 32;
+  }
+
+  /** What the entry says of its cluster; extended ones say it of subclusters. */
+  kind(table: DataView, index: number): ClusterKind {
+    const at = index << this.#shift;
+    const high = table.getUint32(at);
+    const low = table.getUint32(at + 4);
+    if (high & COMPRESSED) return "compressed";
+    const placed = this.#hasPlace(high, low);
+    if ((low & ZERO) !== 0 && !this.isExtended) {
+      return placed ? "zeroAllocated" : "zero";
+    }
+    return placed ? "normal" : "unallocated";
+  }
+
+  /** What the entry says of one of its subclusters. */
+  subclusterKind(
+    table: DataView,
+    index: number,
+    subcluster: number,
+  ): SubclusterKind {
+    const kind = this.kind(table, index);
+    if (!this.isExtended || kind === "compressed") return kind;
+    const allocated = this.allocatedSubclusters(table, index);
+    const zero = this.zeroSubclusters(table, index);
+    const isPlaced = kind === "normal";
+    // One contradiction makes the whole cluster useless.
+    if (allocated & (isPlaced ? zero : ALL_SUBCLUSTERS)) return "invalid";
+    const bit = 1 << subcluster;
+    if (zero & bit) return isPlaced ? "zeroAllocated" : "zero";
+    if (allocated & bit) return "normal";
+    return isPlaced ? "unallocatedPlaced" : "unallocated";
+  }
+
+  /** A bit for each subcluster that is allocated; standard entries have none. */
+  allocatedSubclusters(table: DataView, index: number): number {
+    if (!this.isExtended) return 0;
+    return table.getUint32((index << this.#shift) + ENTRY_SIZE + 4);
+  }
+
+  /** A bit for each subcluster that reads as zeroes. */
+  zeroSubclusters(table: DataView, index: number): number {
+    if (!this.isExtended) return 0;
+    return table.getUint32((index << this.#shift) + ENTRY_SIZE);
+  }
+
+  /** Whether the standard part of the entry has no bit set. */
+  isEmpty(table: DataView, index: number): boolean {
+    const at = index << this.#shift;
+    return (table.getInt32(at) | table.getInt32(at + 4)) === 0;
+  }
+
+  /** Whether the refcount of the entry's cluster is exactly one. */
+  isCopied(table: DataView, index: number): boolean {
+    return (table.getUint32(index << this.#shift) & COPIED) !== 0;
+  }
+
+  /** Whether the entry is a compressed cluster descriptor. */
+  isCompressed(table: DataView, index: number): boolean {
+    return (table.getUint32(index << this.#shift) & COMPRESSED) !== 0;
+  }
+
+  /** Whether the entry has a place for a whole cluster. */
+  isPlaced(table: DataView, index: number): boolean {
+    const at = index << this.#shift;
+    const high = table.getUint32(at);
+    return (high & COMPRESSED) === 0 &&
+      this.#hasPlace(high, table.getUint32(at + 4));
+  }
+
+  /** Whether the entry has an aligned cluster, and no flag but COPIED. */
+  isPlain(table: DataView, index: number): boolean {
+    const at = index << this.#shift;
+    const high = table.getUint32(at);
+    const low = table.getUint32(at + 4);
+    return ((high & ~(COPIED | OFFSET_HIGH)) |
+          (low & (this.#clusterSize - 1))) === 0 && this.#hasPlace(high, low);
+  }
+
+  /** Whether bits are set that must not be, in one that is not compressed. */
+  hasReservedBits(table: DataView, index: number): boolean {
+    const at = index << this.#shift;
+    return ((table.getUint32(at) & RESERVED_HIGH) |
+      (table.getUint32(at + 4) & RESERVED_LOW)) !== 0;
+  }
+
+  /** The host offset of a cluster that {@linkcode isPlaced}; 0 without one. */
+  offset(table: DataView, index: number): number {
+    const at = index << this.#shift;
+    return entryOffset(table.getUint32(at), table.getUint32(at + 4));
+  }
+
+  /** Where compressed data begins: at any byte. */
+  compressedOffset(table: DataView, index: number): number {
+    const at = index << this.#shift;
+    return this.#compressedHigh(table.getUint32(at)) * TWO_32 +
+      table.getUint32(at + 4);
+  }
+
+  /** Bytes of compressed data, to the end of the last sector that it touches. */
+  compressedLength(table: DataView, index: number): number {
+    const at = index << this.#shift;
+    const further = (table.getUint32(at) & ~(COPIED | COMPRESSED)) >>>
+      this.#compressedBits;
+    return (further + 1) * 512 - (table.getUint32(at + 4) & 511);
+  }
+
+  /**
+   * How many entries from `index` on, `most` at most, are of one kind, their
+   * clusters in a row in the file if they have any. COPIED may differ.
+   * Compressed ones are no run. What subclusters there are is not looked at.
+   */
+  runLength(table: DataView, index: number, most: number): number {
+    const first = index << this.#shift;
+    const high = table.getUint32(first);
+    const low = table.getUint32(first + 4);
+    if (high & COMPRESSED) return 1;
+    const placed = this.#hasPlace(high, low);
+    const step = placed ? this.#clusterSize : 0;
+    const start = entryOffset(high, low);
+    const { entrySize } = this;
+    const end = Math.min(table.byteLength, first + most * entrySize);
+    const flags = ~(COPIED ^ this.#place);
+    let at = first + entrySize;
+    for (
+      ;
+      (at = sequenceEnd(table, at, end, entrySize, step, flags)) < end;
+      at += entrySize
+    ) {
+      // Other flags make no difference, or the lower half has begun anew.
+      const nextHigh = table.getUint32(at);
+      const nextLow = table.getUint32(at + 4);
+      const expected = start + (at - first) / entrySize * step;
+      if (
+        ((nextLow ^ low) & ZERO) !== 0 || (nextHigh & COMPRESSED) !== 0 ||
+        entryOffset(nextHigh, nextLow) !== expected ||
+        this.#hasPlace(nextHigh, nextLow) !== placed
+      ) break;
+    }
+    return (Math.min(at, end) - first) / entrySize;
+  }
+
+  /**
+   * How many entries from `index` on, `most` at most, have exactly the flags of
+   * the first one, and clusters in a row, within the same 4 GiB of the file.
+   */
+  sequenceLength(table: DataView, index: number, most: number): number {
+    const { entrySize } = this;
+    const first = index << this.#shift;
+    const end = Math.min(table.byteLength, first + most * entrySize);
+    const next = first + entrySize;
+    const step = this.#clusterSize;
+    const at = sequenceEnd(table, next, end, entrySize, step, ~0);
+    return (Math.min(at, end) - first) / entrySize;
+  }
+
+  /**
+   * Give an entry a cluster that is this image's alone.
+   *
+   * @param readsAsZeroes Whether what is there does not count.
+   */
+  setPlace(
+    table: DataView,
+    index: number,
+    hostOffset: number,
+    readsAsZeroes = false,
+  ): void {
+    const at = index << this.#shift;
+    const low = hostOffset % TWO_32;
+    table.setUint32(at, (Math.floor(hostOffset / TWO_32) | COPIED) >>> 0);
+    if (!this.isExtended) {
+      table.setUint32(at + 4, readsAsZeroes ? low + ZERO : low);
+      return;
+    }
+    table.setUint32(at + 4, low);
+    this.#setSubclusters(at, table, readsAsZeroes);
+  }
+
+  /** Have a cluster that has a place, and keeps it, read as zeroes. */
+  setZero(table: DataView, index: number): void {
+    const at = index << this.#shift;
+    if (this.isExtended) this.#setSubclusters(at, table, true);
+    else table.setUint32(at + 4, table.getUint32(at + 4) | ZERO);
+  }
+
+  /** Have an entry refer to nothing, and read as zeroes or show the backing. */
+  clear(table: DataView, index: number, readsAsZeroes: boolean): void {
+    const at = index << this.#shift;
+    if (!this.isExtended) {
+      writeUint64(table, at, readsAsZeroes ? ZERO : 0);
+      return;
+    }
+    writeUint64(table, at, 0);
+    table.setUint32(at + ENTRY_SIZE, readsAsZeroes ? ALL_SUBCLUSTERS : 0);
+    table.setUint32(at + ENTRY_SIZE + 4, 0);
+  }
+
+  /** Have an entry without data lose its place, and read as before. */
+  dropPlace(table: DataView, index: number): void {
+    const isZero = this.kind(table, index) === "zeroAllocated";
+    writeUint64(table, index << this.#shift, isZero ? ZERO : 0);
+  }
+
+  /** Refer to compressed data: `length` bytes of it. */
+  setCompressed(
+    table: DataView,
+    index: number,
+    hostOffset: number,
+    length: number,
+  ): void {
+    const at = index << this.#shift;
+    const first = Math.floor(hostOffset / 512);
+    const further = Math.floor((hostOffset + length - 1) / 512) - first;
+    const high = Math.floor(hostOffset / TWO_32);
+    const descriptor = (further << this.#compressedBits) | high;
+    table.setUint32(at, (COMPRESSED | descriptor) >>> 0);
+    table.setUint32(at + 4, hostOffset % TWO_32);
+    if (this.isExtended) writeUint64(table, at + ENTRY_SIZE, 0);
+  }
+
+  /** Set or clear COPIED; whether that changed the entry. */
+  setCopied(table: DataView, index: number, copied: boolean): boolean {
+    return setCopied(table, index << this.#shift, copied);
+  }
+
+  /** The standard part of the entry, as QEMU prints it. */
+  text(table: DataView, index: number): string {
+    const at = index << this.#shift;
+    return entryToHex(table.getUint32(at), table.getUint32(at + 4));
+  }
+
+  /** A compressed cluster descriptor, as QEMU prints it. */
+  compressedText(table: DataView, index: number): string {
+    const at = index << this.#shift;
+    const high = table.getUint32(at) & ~COPIED;
+    return entryToHex(high, table.getUint32(at + 4));
+  }
+
+  /** {@linkcode compressedOffset}, in all its digits. */
+  compressedOffsetText(table: DataView, index: number): string {
+    const at = index << this.#shift;
+    const high = this.#compressedHigh(table.getUint32(at));
+    return entryToHex(high, table.getUint32(at + 4));
+  }
+
+  #hasPlace(high: number, low: number): boolean {
+    return ((high & (OFFSET_HIGH | this.#place)) | (low & OFFSET_LOW)) !== 0;
+  }
+
+  #compressedHigh(high: number): number {
+    return high & (2 ** this.#compressedBits - 1);
+  }
+
+  #setSubclusters(at: number, table: DataView, areZero: boolean): void {
+    const [zero, allocated] = areZero
+      ? [ALL_SUBCLUSTERS, 0]
+      : [0, ALL_SUBCLUSTERS];
+    table.setUint32(at + ENTRY_SIZE, zero);
+    table.setUint32(at + ENTRY_SIZE + 4, allocated);
+  }
+}
+
+/**
+ * Where the entries from `at` on cease to be like the one before: each `step`
+ * bytes further in the file, within the same 4 GiB, and with the same `flags`
+ * among those of the upper half; `end` or more if they do not. There must be
+ * one before.
+ */
+function sequenceEnd(
+  table: DataView,
+  at: number,
+  end: number,
+  entrySize: number,
+  step: number,
+  flags: number,
+): number {
+  // They are integers, but V8 may not know, and takes four times as long.
+  at |= 0;
+  end |= 0;
+  entrySize |= 0;
+  step |= 0;
+  const high = table.getInt32(at - entrySize) & flags;
+  let low = table.getInt32(at - entrySize + 4);
+  for (; at < end; at += entrySize) {
+    low = (low + step) | 0;
+    const isNext = table.getInt32(at + 4) === low &&
+      (table.getInt32(at) & flags) === high && (low >>> 0) >= step;
+    if (!isNext) break;
+  }
+  return at;
+}
