@@ -212,31 +212,31 @@ function sectorOf(guestOffset: number, length: number): number {
 
 /** Where guest data lies, and how. */
 export interface DataPlace {
-  readonly file: BlockNode;
+  readonly dataFile: BlockNode;
   readonly encryption?: Encryption;
 }
 
 /** Read guest data from its place in the file. */
 export function readData(
-  { file, encryption }: DataPlace,
+  { dataFile, encryption }: DataPlace,
   hostOffset: number,
   guestOffset: number,
   iov: IoVector,
 ): Promise<void> {
   return encryption
-    ? encryption.readv(file, hostOffset, guestOffset, iov)
-    : file.readv(hostOffset, iov);
+    ? encryption.readv(dataFile, hostOffset, guestOffset, iov)
+    : dataFile.readv(hostOffset, iov);
 }
 
 /** Write guest data to its place in the file. */
 export function writeData(
-  { file, encryption }: DataPlace,
+  { dataFile, encryption }: DataPlace,
   hostOffset: number,
   guestOffset: number,
   iov: IoVector,
   flags?: WriteFlags,
 ): Promise<void> {
   return encryption
-    ? encryption.writev(file, hostOffset, guestOffset, iov)
-    : file.writev!(hostOffset, iov, flags);
+    ? encryption.writev(dataFile, hostOffset, guestOffset, iov)
+    : dataFile.writev!(hostOffset, iov, flags);
 }

@@ -73,7 +73,8 @@ export async function giveUp(
   freed: readonly Freed[],
   reason: FreeReason = "other",
 ): Promise<void> {
-  if (freed.length === 0) return;
+  // In an external data file, nothing counts them.
+  if (freed.length === 0 || state.hasDataFile) return;
   using _ = await state.metadata.lock();
   state.compressed.forget();
   for (const { offset, length, compressed } of freed) {

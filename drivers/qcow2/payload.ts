@@ -63,11 +63,12 @@ export async function writePayload(
       : payload;
     return await writeData(state, hostOffset, guestOffset, all, flags);
   }
-  const { file, encryption } = state;
-  if (encryption || !file.copyFrom) throw new BlockError("ENOTSUP");
+  const { dataFile, encryption } = state;
+  if (encryption || !dataFile.copyFrom) throw new BlockError("ENOTSUP");
   const start = hostOffset + vectorLength(before);
   const end = start + payload.length;
-  if (before.length) await file.writev!(hostOffset, before);
-  await file.copyFrom(start, payload.source, payload.offset, payload.length);
-  if (after.length) await file.writev!(end, after);
+  const { source, offset, length } = payload;
+  if (before.length) await dataFile.writev!(hostOffset, before);
+  await dataFile.copyFrom(start, source, offset, length);
+  if (after.length) await dataFile.writev!(end, after);
 }

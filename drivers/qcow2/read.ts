@@ -243,7 +243,7 @@ export async function guestStatus(
   offset: number,
   length: number,
 ): Promise<Extent> {
-  const { plainFile: file, encryption } = state;
+  const { plainDataFile: file, encryption } = state;
   const mapped = state.clusters.map(offset, length, true);
   const mapping = mapped instanceof Promise ? await mapped : mapped;
   const { kind, hostOffset, length: run } = mapping;

@@ -8,6 +8,7 @@ import { allocate } from "../../core/bytes.ts";
 import type { HeldRange, RangePlace } from "../../core/lock.ts";
 import type { WriteFlags } from "../../core/node.ts";
 import type { EntryPlace, Mapping } from "./cluster_map.ts";
+import { allocateData, checkData, returnData } from "./data_clusters.ts";
 import {
   type Freed,
   giveUp,
@@ -90,7 +91,7 @@ async function writeInPlace(
   payload: Payload,
   flags?: WriteFlags,
 ): Promise<void> {
-  const checked = state.overlap.check(hostOffset, length);
+  const checked = checkData(state, hostOffset, length);
   if (checked) await checked;
   const told = state.event("write_aio");
   if (told) await told;
@@ -243,11 +244,11 @@ function takeClusters(
   mapping: Mapping,
   offset: number,
 ): number | Promise<number> {
-  const { geometry, refcounts } = state;
+  const { geometry } = state;
   const within = geometry.offsetInCluster(offset);
-  return run.kind === "zeroInPlace"
-    ? mapping.hostOffset - within
-    : refcounts.allocate(geometry.clustersFor(within + run.length));
+  if (run.kind === "zeroInPlace") return mapping.hostOffset - within;
+  const clusters = geometry.clustersFor(within + run.length);
+  return allocateData(state, offset - within, clusters);
 }
 
 function allocationPlan(
@@ -296,7 +297,7 @@ async function writeAllocated(
     if (!allocation.inPlace) {
       using _ = await state.metadata.lock();
       const length = allocation.clusters * state.geometry.clusterSize;
-      await state.refcounts.add(allocation.hostStart, length, -1);
+      await returnData(state, allocation.hostStart, length);
     }
     throw error;
   }
@@ -312,21 +313,22 @@ async function copyOnWrite(
   payload: Payload,
   flags?: WriteFlags,
 ): Promise<void> {
-  const { file, geometry, encryption } = state;
+  const { dataFile, geometry, encryption } = state;
   const { guestStart, hostStart, clusters, inPlace } = allocation;
   const { keepsHead, keepsTail } = allocation;
   const end = guestStart + clusters * geometry.clusterSize;
   const head = offset - guestStart;
   const tail = end - offset - plan.length;
   // First of all, as QEMU has it: what is copied may be damaged as well.
-  const checked = state.overlap.check(
+  const checked = checkData(
+    state,
     hostStart,
     clusters * geometry.clusterSize,
   );
   if (checked) await checked;
   // Past the file's end, unwritten bytes read as zeroes anyway; but as
   // encrypted ones, they are something else.
-  const fresh = !encryption && !inPlace && hostStart >= file.size;
+  const fresh = !encryption && !inPlace && hostStart >= dataFile.size;
   // Version 2 has no zero clusters: reading what looks like one reports it.
   const zero = inPlace && state.header.version >= 3;
   const before = head > 0 && !keepsHead &&
