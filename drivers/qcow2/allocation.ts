@@ -5,29 +5,28 @@
  * @module
  */
 import { type Allocation, roomInPlace } from "../../core/block_map.ts";
-import type { Mutex } from "../../core/lock.ts";
-import type { BlockNode } from "../../core/node.ts";
+import type { Encryption } from "../../core/encryption.ts";
 import type { ClusterMap, Mapping } from "./cluster_map.ts";
 import {
-  type EntryHost,
+  allocateData,
+  checkData,
   type Freed,
+  returnData,
+} from "./data_clusters.ts";
+import {
+  type EntryHost,
   giveUp,
   isOwned,
   noteFreed,
   orderL2AfterData,
 } from "./entry_changes.ts";
-import type { Encryption } from "../../core/encryption.ts";
 import { hex } from "./format.ts";
-import type { OverlapGuard } from "./overlap.ts";
 import { type WritableRun, writableRun } from "./writable_run.ts";
 
 /** What allocation needs of the image. */
 export interface AllocationHost extends EntryHost {
-  readonly file: BlockNode;
   readonly encryption?: Encryption;
-  readonly metadata: Mutex;
   readonly clusters: ClusterMap;
-  readonly overlap: OverlapGuard;
   /** Refuse to work on after damage was found while writing. */
   checkUsable(): void;
   /** Report damage: never answers. */
@@ -66,9 +65,9 @@ export async function allocateClusters(
     const run = writableRun(host, place, mapping, offset, length);
     if (run.kind === "inPlace") {
       const { hostOffset } = mapping;
-      const checked = host.overlap.check(hostOffset, run.length);
+      const checked = checkData(host, hostOffset, run.length);
       if (checked) await checked;
-      const place = { length: run.length, child: host.file };
+      const place = { length: run.length, child: host.dataFile };
       return roomInPlace(offset, { ...place, childOffset: hostOffset });
     }
     if (run.kind === "zeroInPlace") {
@@ -103,12 +102,12 @@ async function reuseClusters(
   mapping: Mapping,
   offset: number,
 ): Promise<Allocation> {
-  const { geometry, file } = host;
+  const { geometry, dataFile } = host;
   const { clusterSize } = geometry;
   const guestStart = geometry.clusterStart(offset);
   const hostStart = mapping.hostOffset - geometry.offsetInCluster(offset);
   const count = geometry.clustersFor(offset + length - guestStart);
-  const checked = host.overlap.check(hostStart, count * clusterSize);
+  const checked = checkData(host, hostStart, count * clusterSize);
   if (checked) await checked;
   // What lies in the first or the last one stays as it is.
   const start = mapping.kind === "normal" ? offset : guestStart;
@@ -118,7 +117,7 @@ async function reuseClusters(
   return {
     start,
     length: end - start,
-    child: file,
+    child: dataFile,
     childOffset: hostStart + start - guestStart,
     isZero: false,
     replaces: false,
@@ -133,34 +132,34 @@ async function newClusters(
   { length, replaces }: WritableRun,
   offset: number,
 ): Promise<Allocation> {
-  const { geometry, file, refcounts, encryption } = host;
+  const { geometry, dataFile, encryption } = host;
   const { clusterSize } = geometry;
   const guestStart = geometry.clusterStart(offset);
   const count = geometry.clustersFor(offset + length - guestStart);
-  const taken = refcounts.allocate(count);
+  const taken = allocateData(host, guestStart, count);
   const hostStart = taken instanceof Promise ? await taken : taken;
   const bytes = count * clusterSize;
   try {
     // First of all, as QEMU has it: what is copied may be damaged as well.
-    const checked = host.overlap.check(hostStart, bytes);
+    const checked = checkData(host, hostStart, bytes);
     if (checked) await checked;
   } catch (error) {
-    await refcounts.add(hostStart, bytes, -1);
+    await returnData(host, hostStart, bytes);
     throw error;
   }
   const abort = async () => {
     using _ = await host.metadata.lock();
     // If that fails, they are only leaked.
-    await refcounts.add(hostStart, bytes, -1).catch(() => {});
+    await returnData(host, hostStart, bytes).catch(() => {});
   };
   return {
     start: guestStart,
     length: bytes,
-    child: file,
+    child: dataFile,
     childOffset: hostStart,
     // Past the file's end, unwritten bytes read as zeroes anyway; but as
     // encrypted ones, they are something else.
-    isZero: !encryption && hostStart >= file.size,
+    isZero: !encryption && hostStart >= dataFile.size,
     replaces,
     abort,
     async commit() {

@@ -53,7 +53,7 @@ interface Wanted {
 
 /** What compressed clusters need of the image that they belong to. */
 export interface CompressionHost {
-  readonly file: BlockNode;
+  readonly dataFile: BlockNode;
   readonly header: Header;
   readonly geometry: Geometry;
   readonly clusters: ClusterMap;
@@ -269,11 +269,11 @@ export class CompressedClusters {
     later: Promise<void>[],
     failures: unknown[],
   ): Promise<void> {
-    const { file, header } = this.#state;
+    const { dataFile, header } = this.#state;
     // The descriptor may claim more than there is: what decodes is enough. But
     // of what a device has cut off, the zeroes in its place are no data.
-    await readPadded(file, start, [buffer.subarray(0, end - start)]);
-    const inside = Math.max(0, Math.min(end, file.size) - start);
+    await readPadded(dataFile, start, [buffer.subarray(0, end - start)]);
+    const inside = Math.max(0, Math.min(end, dataFile.size) - start);
     const type = header.compressionType;
     const { decompress, decompressNow } = await this.load();
     for (const cluster of run) {

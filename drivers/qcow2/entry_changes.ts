@@ -5,25 +5,19 @@
  *
  * @module
  */
-import type { Mutex } from "../../core/lock.ts";
 import type { FreeReason } from "./behaviour.ts";
 import type { EntryPlace } from "./cluster_map.ts";
+import type { DataHost, Freed } from "./data_clusters.ts";
 import { hex } from "./format.ts";
 import type { Geometry } from "./geometry.ts";
 import type { ClusterKind } from "./l2_entry.ts";
-import type { Refcounts } from "./refcounts.ts";
 import type { TableCache } from "./table_cache.ts";
 
 /** What changing entries needs of the image. */
-export interface EntryHost {
+export interface EntryHost extends DataHost {
   readonly geometry: Geometry;
-  readonly l2Cache: TableCache;
   readonly refcountCache: TableCache;
-  readonly refcounts: Refcounts;
   readonly compressed: { forget(): void };
-  readonly behaviour: { readonly lazyRefcounts: boolean };
-  /** Protects tables and refcounts. */
-  readonly metadata: Mutex;
   /** Mark the image as dirty: refcounts need not be right from here on. */
   markDirty(): Promise<void>;
   /** Report damage that does not stop the request which found it. */
@@ -49,14 +43,6 @@ export function orderL2AfterData(state: EntryHost): void | Promise<void> {
   // Flushing that cache flushes the file, and with it the data.
   if (!behaviour.lazyRefcounts) return l2Cache.dependOn(refcountCache);
   return state.markDirty().then(() => l2Cache.dependOnFlush());
-}
-
-/** A place in the file that L2 entries no longer refer to. */
-export interface Freed {
-  offset: number;
-  length: number;
-  /** It is that of one compressed cluster. */
-  compressed?: boolean;
 }
 
 /** Note what an L2 entry refers to, which is about to be overwritten. */
@@ -92,7 +78,8 @@ export async function giveUp(
   freed: readonly Freed[],
   reason: FreeReason = "other",
 ): Promise<void> {
-  if (freed.length === 0) return;
+  // In an external data file, nothing counts them.
+  if (freed.length === 0 || state.hasDataFile) return;
   using _ = await state.metadata.lock();
   state.compressed.forget();
   for (const { offset, length, compressed } of freed) {

@@ -7,6 +7,7 @@
  */
 import { writeZeroes } from "../../core/requests.ts";
 import type { StepProgress } from "./amend_progress.ts";
+import { checkData } from "./data_clusters.ts";
 import { ENTRY_SIZE, entryOffset, hex, viewOf } from "./format.ts";
 import { readTable, updateCopiedFlags } from "./references.ts";
 import { readSnapshotL1 } from "./snapshot_table.ts";
@@ -134,7 +135,10 @@ async function expandTable(
       await zeroCluster(state, host!, guest);
     }
     // Zeroes and refcounts must be there before the entries that rely on them.
-    if (wanted.length > 0) await state.refcountCache.flush();
+    if (wanted.length > 0) {
+      await state.flushData();
+      await state.refcountCache.flush();
+    }
     await state.overlap.check(offset, clusterSize, "active-l2", "inactive-l2");
     await file.writev!(offset, [bytes]);
   } catch (error) {
@@ -203,14 +207,14 @@ async function zeroCluster(
   host: number,
   guest: number,
 ): Promise<void> {
-  const { geometry, file, encryption, overlap } = state;
+  const { geometry, dataFile, encryption } = state;
   const { clusterSize } = geometry;
-  await overlap.check(host, clusterSize);
+  await checkData(state, host, clusterSize);
   // Plain zeroes in the file would not decrypt to zeroes.
-  if (!encryption) return await writeZeroes(file, host, clusterSize);
+  if (!encryption) return await writeZeroes(dataFile, host, clusterSize);
   for (let done = 0; done < clusterSize; done += BATCH) {
     const part = zeroes(Math.min(BATCH, clusterSize - done));
-    await encryption.writev(file, host + done, guest + done, [part]);
+    await encryption.writev(dataFile, host + done, guest + done, [part]);
   }
 }
 

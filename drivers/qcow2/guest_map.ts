@@ -5,9 +5,11 @@
  */
 import type { Allocation, BlockMap, Place, Run } from "../../core/block_map.ts";
 import type { IoVector } from "../../core/bytes.ts";
+import type { BlockNode } from "../../core/node.ts";
 import { allocateClusters, type AllocationHost } from "./allocation.ts";
 import type { ClusterMap, Mapping } from "./cluster_map.ts";
 import type { CompressedClusters } from "./compression.ts";
+import { isClearOfMetadata } from "./data_clusters.ts";
 import { hasHoles, type HolesHost } from "./holes.ts";
 import { writableRun } from "./writable_run.ts";
 
@@ -15,6 +17,8 @@ import { writableRun } from "./writable_run.ts";
 export interface GuestMapHost extends AllocationHost, HolesHost {
   readonly clusters: ClusterMap;
   readonly compressed: CompressedClusters;
+  /** Where guest data is, for those who only look. */
+  readonly plainDataFile: BlockNode;
   /** Whether damage was found while writing. */
   readonly unusable: boolean;
 }
@@ -53,7 +57,7 @@ export class GuestMap implements BlockMap<GuestRun> {
   }
 
   #runOf(mapping: Mapping, offset: number, length: number): GuestRun {
-    const { plainFile: child, compressed } = this.#host;
+    const { plainDataFile: child, compressed } = this.#host;
     const { kind, hostOffset: childOffset } = mapping;
     switch (kind) {
       case "normal":
@@ -75,7 +79,7 @@ export class GuestMap implements BlockMap<GuestRun> {
   }
 
   inPlace(offset: number, length: number): Place | undefined {
-    const { clusters, geometry, overlap, file, unusable } = this.#host;
+    const { clusters, geometry, dataFile, unusable } = this.#host;
     // Whatever is wrong, `allocate` says so.
     const entry = unusable ? undefined : clusters.peekForWrite(offset);
     if (!entry) return undefined;
@@ -85,9 +89,9 @@ export class GuestMap implements BlockMap<GuestRun> {
     const run = writableRun(this.#host, entry, mapping, offset, length);
     const isSound = run.kind === "inPlace" &&
       geometry.isAligned(childOffset - geometry.offsetInCluster(offset)) &&
-      overlap.isClear(childOffset, run.length);
+      isClearOfMetadata(this.#host, childOffset, run.length);
     return isSound
-      ? { length: run.length, child: file, childOffset }
+      ? { length: run.length, child: dataFile, childOffset }
       : undefined;
   }
 

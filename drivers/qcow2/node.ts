@@ -91,7 +91,7 @@ export class Qcow2Node implements BlockNode {
     this.#cleaner = cleaner;
     this.#sizeAtOpen = state.file.size;
     this.#again = again;
-    if (state.file.copyFrom) this.copyFrom = this.#copyFrom;
+    if (state.dataFile.copyFrom) this.copyFrom = this.#copyFrom;
     const { clusterSize } = state.geometry;
     this.limits = {
       ...(state.encryption && { requestAlignment: SECTOR_SIZE }),

@@ -7,12 +7,8 @@ import { allocate, SECTOR_SIZE } from "../../core/bytes.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
 import type { Preallocation, TruncateOptions } from "../../core/node.ts";
 import { writeZeroData, writeZeroes } from "../../core/requests.ts";
-import {
-  type Freed,
-  giveUp,
-  noteFreed,
-  orderL2AfterData,
-} from "./entry_changes.ts";
+import { allocateData, type Freed } from "./data_clusters.ts";
+import { giveUp, noteFreed, orderL2AfterData } from "./entry_changes.ts";
 
 import type { Qcow2State } from "./state.ts";
 import { cutOff, zeroGuest, zeroParts } from "./unmap.ts";
@@ -205,10 +201,12 @@ export async function preallocate(
       await clusters.entryForWrite(at);
     }
     await clusters.entryForWrite(end - 1);
-    const hostStart = await allocateClusters(state, count);
+    const hostStart = await allocateClusters(state, first, count);
     await reserveData(state, hostStart, count, end - first, mode).catch(
       async (error) => {
-        await refcounts.free(hostStart, count * clusterSize);
+        if (!state.hasDataFile) {
+          await refcounts.free(hostStart, count * clusterSize);
+        }
         throw error;
       },
     );
@@ -229,11 +227,12 @@ export async function preallocate(
 }
 
 async function allocateClusters(
-  { refcounts }: Qcow2State,
+  state: Qcow2State,
+  guestOffset: number,
   count: number,
 ): Promise<number> {
   try {
-    return await refcounts.allocate(count);
+    return await allocateData(state, guestOffset, count);
   } catch (error) {
     throw asBlockError(error).prefixed("Allocating clusters failed: ");
   }
@@ -246,7 +245,7 @@ async function allocateClusters(
  * @param length Bytes of the disk in them.
  */
 async function reserveData(
-  { file, geometry }: Qcow2State,
+  { dataFile: file, geometry }: Qcow2State,
   hostStart: number,
   count: number,
   length: number,

@@ -53,10 +53,16 @@ export class Qcow2State
     GuestMapHost,
     OverlapHost,
     RefcountHost {
-  /** What metadata and data are written to. */
+  /** What metadata is written to. */
   readonly file: BlockNode;
-  /** The same, for what leaves true all that the image claims. */
+  /** What guest data is written to: the same, or an external data file. */
+  readonly dataFile: BlockNode;
+  /** Whether guest data lies in a file of its own. */
+  readonly hasDataFile: boolean;
+  /** The file, for what leaves true all that the image claims. */
   readonly plainFile: BlockNode;
+  /** Where guest data is, for those who only look. */
+  readonly plainDataFile: BlockNode;
   readonly readOnly: boolean;
   header!: Header;
   geometry!: Geometry;
@@ -89,18 +95,25 @@ export class Qcow2State
   /** The dirty bit is set for the sake of a change alone. */
   #isMarked = false;
 
+  /** @param dataFile Where guest data lies, if the header says so. */
   constructor(
     file: BlockNode,
     header: Header,
     readOnly: boolean,
     caches: CacheSizes,
     behaviour: Behaviour,
+    dataFile?: BlockNode,
   ) {
-    this.plainFile = file;
     const { high, low } = header.autoclear;
-    this.file = readOnly || (high | low) === 0
-      ? file
-      : watchChanges(file, () => this.prepareChange());
+    const watch = (node: BlockNode) =>
+      readOnly || (high | low) === 0
+        ? node
+        : watchChanges(node, () => this.prepareChange());
+    this.plainFile = file;
+    this.file = watch(file);
+    this.hasDataFile = dataFile !== undefined;
+    this.plainDataFile = dataFile ?? file;
+    this.dataFile = dataFile ? watch(dataFile) : this.file;
     this.readOnly = readOnly;
     this.behaviour = behaviour;
     this.overlap = new OverlapGuard(this);
@@ -123,6 +136,7 @@ export class Qcow2State
     const { clusterSize } = this.geometry;
     this.#forgetFindings();
     this.l2Cache = new TableCache(this.file, caches.l2Entry, caches.l2, {
+      settling: () => this.flushData(),
       loading: () => this.event("l2_load"),
       writing: async (offset) => {
         await this.overlap.check(offset, caches.l2Entry, "active-l2");
@@ -346,10 +360,15 @@ export class Qcow2State
     }
   }
 
+  /** Make guest data durable, unless flushing the file does it. */
+  flushData(): Promise<void> | void {
+    if (this.hasDataFile) return this.dataFile.flush?.();
+  }
+
   /**
-   * Make metadata durable: all of it, so that it may be read from the file or
-   * be forgotten, or as much as it takes to lose nothing, lazy refcounts left
-   * out. For the metadata lock's holder.
+   * Make guest data and metadata durable: all of it, so that it may be read from
+   * the file or be forgotten, or as much as it takes to lose nothing, lazy
+   * refcounts left out. For the metadata lock's holder.
    */
   async flushCaches(what: "all" | "needed" = "all"): Promise<void> {
     await this.event("flush_to_os");
@@ -359,6 +378,7 @@ export class Qcow2State
       await this.refcountCache.write();
     }
     await this.event("flush_to_disk");
+    if (this.hasDataFile) await this.flushData();
     await this.file.flush?.();
     await this.refcounts.settle();
   }

@@ -33,6 +33,8 @@ export interface CachedTable {
 
 /** What is to happen before the file is touched. */
 export interface TableHooks {
+  /** Before what entries depend on is flushed; what lies in other files. */
+  settling?(): Promise<void> | void;
   /** Before an entry is read. */
   loading?(offset: number): Promise<void> | void;
   /** Before an entry is written; may refuse. */
@@ -335,6 +337,9 @@ export class TableCache {
   }
 
   async #settleDependency(): Promise<void> {
+    if (!this.#dependsOn && !this.#dependsOnFlush) return;
+    const settling = this.#hooks.settling?.();
+    if (settling) await settling;
     if (this.#dependsOn) {
       await this.#dependsOn.flush();
       this.#dependsOn = undefined;

@@ -6,11 +6,12 @@
  */
 import { BlockError } from "../../core/errors.ts";
 import { chainExtents } from "../../core/extents.ts";
-import type { RangePlace } from "../../core/lock.ts";
+import type { HeldRange, RangePlace } from "../../core/lock.ts";
 import type { ZeroFlags } from "../../core/node.ts";
 import type { FreeReason } from "./behaviour.ts";
 import type { EntryPlace } from "./cluster_map.ts";
-import { type Freed, giveUp, noteFreed } from "./entry_changes.ts";
+import { discardData, type Freed } from "./data_clusters.ts";
+import { giveUp, noteFreed } from "./entry_changes.ts";
 import type { ClusterKind } from "./l2_entry.ts";
 import type { Qcow2State } from "./state.ts";
 import { zeroes } from "./state.ts";
@@ -35,6 +36,7 @@ async function changeEntries(
   try {
     for (let at = start; at < end;) {
       const freed: Freed[] = [];
+      let held: HeldRange | undefined;
       {
         using _ = await state.metadata.lock();
         state.checkUsable();
@@ -54,12 +56,16 @@ async function changeEntries(
         const stop = at + count * geometry.clusterSize;
         inLine = ranges.conflict(at, stop, true, inLine);
         if (!inLine) {
+          if (state.hasDataFile) held = ranges.hold(at, stop, true);
           changeRun(state, place, count, change, freed);
           at = Math.min(stop, end);
         }
       }
       if (inLine) await inLine.turn;
-      else await giveUp(state, freed, reason);
+      else if (held) {
+        using _ = held;
+        await discardData(state, freed, reason);
+      } else await giveUp(state, freed, reason);
     }
   } finally {
     inLine?.[Symbol.dispose]();

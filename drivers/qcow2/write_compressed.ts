@@ -19,12 +19,12 @@ import { BlockError } from "../../core/errors.ts";
 import type { CompressOptions } from "../../core/node.ts";
 import { CompressionQueue } from "./compression_queue.ts";
 import {
-  type Freed,
   giveUp,
   hasPlace,
   noteFreed,
   orderL2AfterData,
 } from "./entry_changes.ts";
+import type { Freed } from "./data_clusters.ts";
 import { type Qcow2State, zeroes } from "./state.ts";
 
 /** Bytes of a cluster from which on other processors help to compress it. */
@@ -37,7 +37,7 @@ const SMALL = 16 * 1024;
  *
  * @throws {BlockError} EINVAL unless they are whole clusters, the disk's last
  * one up to its end; EIO if one is allocated already; ENOTSUP in an encrypted
- * image.
+ * image, and with an external data file.
  */
 export async function writeCompressedGuest(
   state: Qcow2State,
@@ -51,6 +51,8 @@ export async function writeCompressedGuest(
   const length = vectorLength(iov);
   const whole = geometry.isAligned(length) || offset + length === header.size;
   if (!geometry.isAligned(offset) || !whole) throw new BlockError("EINVAL");
+  // There, a cluster's place follows from that on the disk.
+  if (state.hasDataFile) throw new BlockError("ENOTSUP");
   if (state.encryption) {
     // The format has compressed clusters lie open for all to read.
     throw new BlockError(
@@ -234,7 +236,7 @@ async function writeRuns(
     const checked = state.overlap.check(start, end - start);
     if (checked) await checked;
     const run = bytes.subarray(from, from + end - start);
-    await state.file.writev!(start, endingWhole(state, start, run));
+    await state.dataFile.writev!(start, endingWhole(state, start, run));
     from += end - start;
   }
 }
@@ -245,11 +247,11 @@ async function writeRuns(
  * begins where this one ends, and takes the place of the zeroes.
  */
 function endingWhole(
-  { file }: Qcow2State,
+  { dataFile }: Qcow2State,
   offset: number,
   bytes: Uint8Array,
 ): IoVector {
   const end = offset + bytes.length;
-  const missing = end > file.size ? roundUp(end, SECTOR_SIZE) - end : 0;
+  const missing = end > dataFile.size ? roundUp(end, SECTOR_SIZE) - end : 0;
   return missing === 0 ? [bytes] : [bytes, zeroes(missing)];
 }

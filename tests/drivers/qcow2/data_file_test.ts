@@ -1,0 +1,302 @@
+/**
+ * Guest data in a file of its own: what is written where, and in which order.
+ */
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { roundUp } from "../../../core/bytes.ts";
+import { filterNode } from "../../../core/filter.ts";
+import { openProtocol } from "../../../core/open.ts";
+import type { BlockNode } from "../../../core/node.ts";
+import { memoryDriver } from "../../../drivers/memory.ts";
+import { type Behaviour, QUIET } from "../../../drivers/qcow2/behaviour.ts";
+import { checkImage } from "../../../drivers/qcow2/check.ts";
+import { Incompatible } from "../../../drivers/qcow2/format.ts";
+import { readHeader } from "../../../drivers/qcow2/header.ts";
+import { resize } from "../../../drivers/qcow2/resize.ts";
+import { Qcow2State } from "../../../drivers/qcow2/state.ts";
+import { discardGuest, zeroGuest } from "../../../drivers/qcow2/unmap.ts";
+import { writeCompressedGuest } from "../../../drivers/qcow2/write_compressed.ts";
+import { BlockError, MemoryStore } from "../../../mod.ts";
+import { faultyNode } from "../../fault_disk.ts";
+import { Random, seedsToRun } from "../../model.ts";
+import { PowerLog } from "../../power_log.ts";
+import { contentOf, newImage, storeOf } from "./bytes.ts";
+
+const CLUSTER = 4096;
+const SIZE = 65536;
+
+/** An image whose header says that there is a data file. */
+async function imageBytes(): Promise<Uint8Array> {
+  const bytes = await newImage();
+  bytes[79] |= Incompatible.DATA_FILE;
+  return bytes;
+}
+
+async function stateOf(
+  file: BlockNode,
+  dataFile: BlockNode,
+  passesDiscard = true,
+): Promise<Qcow2State> {
+  const header = await readHeader(file, {
+    readOnly: false,
+    forCheck: false,
+    // Nothing opens such an image for its data yet.
+    infoOnly: true,
+    warn: () => {},
+  });
+  const { passDiscard } = QUIET;
+  const request = passesDiscard;
+  const behaviour: Behaviour = {
+    ...QUIET,
+    passDiscard: { ...passDiscard, request },
+  };
+  const caches = { l2: 1024, l2Entry: 512, refcount: 2 * CLUSTER };
+  const state = new Qcow2State(
+    file,
+    header,
+    false,
+    caches,
+    behaviour,
+    dataFile,
+  );
+  await state.load();
+  return state;
+}
+
+function memoryNode(store: MemoryStore): Promise<BlockNode> {
+  return openProtocol({ driver: "memory", store });
+}
+
+/** A new image, its two files in memory. */
+async function newState(dataSize = 0) {
+  const store = storeOf(await imageBytes());
+  const dataStore = new MemoryStore();
+  if (dataSize > 0) dataStore.write(0, new Uint8Array(dataSize).fill(0xee));
+  const dataFile = await memoryNode(dataStore);
+  const state = await stateOf(await memoryNode(store), dataFile);
+  return { state, store, dataStore, dataFile };
+}
+
+async function flush(state: Qcow2State): Promise<void> {
+  using _ = await state.metadata.lock();
+  await state.flushCaches();
+}
+
+async function diskOf(state: Qcow2State): Promise<Uint8Array> {
+  const bytes = new Uint8Array(SIZE);
+  await state.access.readv(0, [bytes]);
+  return bytes;
+}
+
+async function assertSound(state: Qcow2State): Promise<void> {
+  await flush(state);
+  const said: string[] = [];
+  const { leaks, corruptions } = await checkImage(state, {
+    report: (line) => said.push(line),
+  });
+  assertEquals([leaks, corruptions, said], [0, 0, []]);
+}
+
+const filled = (length: number, value: number) =>
+  new Uint8Array(length).fill(value);
+
+Deno.test("guest data lies in the data file where it is on the disk", async () => {
+  const { state, store, dataStore, dataFile } = await newState();
+  const disk = new Uint8Array(SIZE);
+  for (const [offset, length] of [[0, 10_000], [30_000, 100], [4000, 200]]) {
+    const bytes = filled(length, 1 + offset % 255);
+    await state.access.writev(offset, [bytes]);
+    disk.set(bytes, offset);
+  }
+  await flush(state);
+  assertEquals(contentOf(dataStore), disk.subarray(0, 30_100));
+  assertEquals(await diskOf(state), disk);
+  const first = await state.access.status(0, SIZE);
+  assertEquals([first.hostOffset, first.length], [0, 3 * CLUSTER]);
+  assertEquals(first.file, dataFile);
+  // Offset 0 is a place like any other; entries are flagged, and not counted.
+  const file = contentOf(store);
+  const view = new DataView(file.buffer);
+  const l2 = Number(view.getBigUint64(view.getUint32(44)) & 0xffffffffffff00n);
+  assertEquals(view.getBigUint64(l2), 1n << 63n);
+  assertEquals(view.getBigUint64(l2 + 8), 1n << 63n | BigInt(CLUSTER));
+  // The L2 table is all that was added to it.
+  assertEquals(file.length, l2 + CLUSTER);
+  await assertSound(state);
+  const again = await stateOf(
+    await memoryNode(store),
+    await memoryNode(dataStore),
+  );
+  assertEquals(await diskOf(again), disk);
+});
+
+Deno.test("what was in the data file before does not show", async () => {
+  const { state } = await newState(SIZE);
+  assertEquals(await diskOf(state), new Uint8Array(SIZE));
+  await state.access.writev(5000, [filled(10, 7)]);
+  const disk = new Uint8Array(SIZE);
+  disk.fill(7, 5000, 5010);
+  assertEquals(await diskOf(state), disk);
+});
+
+Deno.test("zeroes and discards of clusters of a data file", async () => {
+  const { state, dataStore } = await newState();
+  await state.access.writev(0, [filled(SIZE, 5)]);
+  await zeroGuest(state, 0, CLUSTER);
+  await zeroGuest(state, CLUSTER, CLUSTER, { unmap: true });
+  await discardGuest(state, 2 * CLUSTER, CLUSTER);
+  const disk = filled(SIZE, 5).fill(0, 0, 3 * CLUSTER);
+  assertEquals(await diskOf(state), disk);
+  // The first one keeps its place, and the others are given back.
+  const data = disk.slice().fill(5, 0, CLUSTER);
+  assertEquals(contentOf(dataStore), data);
+  await state.access.writev(CLUSTER + 1, [filled(1, 6)]);
+  disk[CLUSTER + 1] = 6;
+  assertEquals(await diskOf(state), disk);
+  await assertSound(state);
+});
+
+Deno.test("a data file is punched when no durable entry refers to it", async () => {
+  const file = new PowerLog(await imageBytes());
+  let atDiscard: number | undefined;
+  const data = filterNode(memoryDriver, new PowerLog(new Uint8Array()), {
+    discard() {
+      atDiscard = file.now;
+      return Promise.resolve();
+    },
+  });
+  const state = await stateOf(file, data);
+  await state.access.writev(0, [filled(CLUSTER, 1)]);
+  await flush(state);
+  await discardGuest(state, 0, CLUSTER);
+  assert(atDiscard !== undefined);
+  for (let seed = 0; seed < 20; seed++) {
+    const bytes = file.cut(atDiscard, new Random(seed));
+    const left = await stateOf(await memoryNode(storeOf(bytes)), data);
+    assertEquals((await left.clusters.map(0, CLUSTER)).kind, "zero");
+  }
+});
+
+Deno.test("a write waits for the discard of its cluster of a data file", async () => {
+  const discarding = Promise.withResolvers<void>();
+  const below = await memoryNode(new MemoryStore());
+  const data = filterNode(memoryDriver, below, {
+    async discard(offset, length) {
+      await discarding.promise;
+      await below.discard!(offset, length);
+    },
+  });
+  const state = await stateOf(
+    await memoryNode(storeOf(await imageBytes())),
+    data,
+  );
+  await state.access.writev(0, [filled(2 * CLUSTER, 1)]);
+  const discard = discardGuest(state, 0, CLUSTER);
+  const write = state.access.writev(100, [filled(10, 2)]);
+  // That of another cluster does not.
+  await state.access.writev(CLUSTER, [filled(10, 3)]);
+  discarding.resolve();
+  await Promise.all([discard, write]);
+  const disk = new Uint8Array(SIZE).fill(1, CLUSTER, 2 * CLUSTER);
+  disk.fill(2, 100, 110).fill(3, CLUSTER, CLUSTER + 10);
+  assertEquals(await diskOf(state), disk);
+});
+
+Deno.test("the space for a data file is reserved in it", async () => {
+  const { state, store, dataStore } = await newState();
+  const before = store.size;
+  await resize(state, 2 * SIZE, { preallocation: "full" });
+  assertEquals(dataStore.size, 2 * SIZE);
+  // Of the image itself, the L2 table.
+  assertEquals(store.size, roundUp(before, CLUSTER) + CLUSTER);
+  assertEquals((await state.access.status(SIZE, SIZE)).hostOffset, SIZE);
+  await assertSound(state);
+});
+
+Deno.test("nothing is stored compressed in a data file", async () => {
+  const { state } = await newState();
+  const error = await assertRejects(
+    () => writeCompressedGuest(state, 0, [filled(CLUSTER, 1)]),
+    BlockError,
+  );
+  assertEquals(error.code, "ENOTSUP");
+});
+
+Deno.test("a data file that fails leaves the disk as it was", async () => {
+  const store = storeOf(await imageBytes());
+  const { node } = faultyNode(await memoryNode(new MemoryStore()), {
+    kind: "writev",
+    after: 1,
+    code: "ENOSPC",
+    once: true,
+  });
+  const state = await stateOf(await memoryNode(store), node);
+  await state.access.writev(0, [filled(CLUSTER, 1)]);
+  const before = await diskOf(state);
+  await assertRejects(
+    () => state.access.writev(CLUSTER, [filled(CLUSTER, 2)]),
+    BlockError,
+  );
+  assertEquals(await diskOf(state), before);
+  await assertSound(state);
+});
+
+/** Random requests; what the disk may be at each moment of two power logs. */
+async function recordHistory(random: Random, passesDiscard: boolean) {
+  /** What the disk was since it was flushed, that included. */
+  let disks = [new Uint8Array(SIZE)];
+  const moments: { at: [file: number, data: number]; disks: Uint8Array[] }[] =
+    [];
+  const note = () => moments.push({ at: [file.now, data.now], disks });
+  const file = new PowerLog(await imageBytes(), note);
+  const data = new PowerLog(filled(SIZE, 0xee), note);
+  const state = await stateOf(file, data, passesDiscard);
+  for (let step = 0; step < 60; step++) {
+    const disk = disks.at(-1)!.slice();
+    const offset = 512 * random.below(SIZE / 512);
+    const length = Math.min(SIZE - offset, 512 * (1 + random.below(40)));
+    disks.push(disk);
+    switch (random.below(5)) {
+      case 0:
+        disk.fill(0, offset, offset + length);
+        await zeroGuest(state, offset, length, { unmap: random.oneIn(2) });
+        break;
+      case 1: {
+        const start = Math.ceil(offset / CLUSTER) * CLUSTER;
+        const end = offset + length - (offset + length) % CLUSTER;
+        if (start < end) disk.fill(0, start, end);
+        await discardGuest(state, offset, length);
+        break;
+      }
+      case 2:
+        await flush(state);
+        disks = [disk];
+        break;
+      default:
+        disk.fill(step + 1, offset, offset + length);
+        await state.access.writev(offset, [filled(length, step + 1)]);
+    }
+    assertEquals(await diskOf(state), disks.at(-1));
+  }
+  return { file, data, moments };
+}
+
+for (const seed of seedsToRun(4)) {
+  Deno.test(`with a data file, the power may fail at any step (seed ${seed})`, async () => {
+    const random = new Random(seed);
+    const passesDiscard = seed % 2 === 0;
+    const { file, data, moments } = await recordHistory(random, passesDiscard);
+    assert(moments.length > 0);
+    for (const { at: [fileNow, dataNow], disks } of moments) {
+      const left = await stateOf(
+        await memoryNode(storeOf(file.cut(fileNow, random))),
+        await memoryNode(storeOf(data.cut(dataNow, random))),
+      );
+      const disk = await diskOf(left);
+      for (let at = 0; at < SIZE; at += 512) {
+        const found = disk[at];
+        const may = disks.map((disk) => disk[at]);
+        assert(may.includes(found), `${found} at ${at}, not among ${may}`);
+      }
+    }
+  });
+}
