@@ -177,10 +177,12 @@ Deno.test("a data file is punched when no durable entry refers to it", async () 
 });
 
 Deno.test("a write waits for the discard of its cluster of a data file", async () => {
+  const begun = Promise.withResolvers<void>();
   const discarding = Promise.withResolvers<void>();
   const below = await memoryNode(new MemoryStore());
   const data = filterNode(memoryDriver, below, {
     async discard(offset, length) {
+      begun.resolve();
       await discarding.promise;
       await below.discard!(offset, length);
     },
@@ -191,6 +193,7 @@ Deno.test("a write waits for the discard of its cluster of a data file", async (
   );
   await state.access.writev(0, [filled(2 * CLUSTER, 1)]);
   const discard = discardGuest(state, 0, CLUSTER);
+  await begun.promise;
   const write = state.access.writev(100, [filled(10, 2)]);
   // That of another cluster does not.
   await state.access.writev(CLUSTER, [filled(10, 3)]);
