@@ -8,6 +8,7 @@
  */
 import { BlockError } from "./errors.ts";
 import { primaryChild } from "./extents.ts";
+import { withoutWrappers } from "./filter.ts";
 import { compactJson, type Json } from "./json.ts";
 import { isAbsolute, resolveName } from "./names.ts";
 import type { BlockNode } from "./node.ts";
@@ -26,7 +27,7 @@ const origins = new WeakMap<BlockNode, Origin>();
 
 /** Remember how a node was opened. */
 export function rememberOrigin(node: BlockNode, origin: Origin): void {
-  origins.set(node, origin);
+  origins.set(withoutWrappers(node), origin);
 }
 
 /**
@@ -73,7 +74,7 @@ function descriptionOf(node: BlockNode): { [name: string]: Json } {
 }
 
 function originOf(node: BlockNode): Origin {
-  return origins.get(node) ??
+  return origins.get(withoutWrappers(node)) ??
     { options: { filename: node.filename }, otherBacking: false };
 }
 

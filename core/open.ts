@@ -314,13 +314,12 @@ async function openDriver(
     checkForceShare(place);
     const context = contextOf(pending);
     made = await openAsPermitted(driver, options, context, common);
-    const node = adoptNode(driver, made);
-    await applyNodeOptions(node, common);
+    const adopted = adoptNode(driver, made, place.readOnly);
+    const node = applyLimits(await applyNodeOptions(adopted, common));
     const otherBacking = options.backing !== undefined && purpose !== "info";
     rememberOrigin(node, { options, otherBacking });
-    const limited = applyLimits(node);
-    claims.complete(limited);
-    return limited;
+    claims.complete(node);
+    return node;
   } catch (error) {
     // What a node has open, if it is not its children, is its own.
     const open = opened.length > 0 || !made ? opened : [made];

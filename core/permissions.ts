@@ -103,7 +103,8 @@ export function claim(node: BlockNode, added: Permissions): void {
   const agreed: (() => void)[] = [];
   for (let next; (next = pending.pop());) {
     const { node } = next;
-    if (node.readOnly && (next.added.needs & (WRITE | WRITE_UNCHANGED))) {
+    const writes = (next.added.needs & (WRITE | WRITE_UNCHANGED)) !== 0;
+    if (writes && (node.readOnly || !node.writev)) {
       const detail = ` ('${shortened(node.filename)}', ${node.driver.name})`;
       throw new BlockError("EACCES", `Block node is read-only${detail}`, {
         detail,
