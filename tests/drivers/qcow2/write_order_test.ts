@@ -7,14 +7,15 @@
 import { assertEquals } from "@std/assert";
 import type { Image } from "../../../core/image.ts";
 import type { OptionValues } from "../../../core/options.ts";
+import { Incompatible } from "../../../drivers/qcow2/format.ts";
 import { createImage, MemoryStore, openImage } from "../../../mod.ts";
 import { Random } from "../../model.ts";
 import { PowerLog } from "../../power_log.ts";
-import { contentOf, put32, storeOf } from "./bytes.ts";
+import { contentOf, openBytes, put32, storeOf } from "./bytes.ts";
 import { assertSound, isDirty } from "./soundness.ts";
 
 /** Cuts of a change, spread evenly over its steps. */
-const CUTS = 300;
+const CUTS = 150;
 
 /** A change, and what comes before it. */
 interface Change {
@@ -22,6 +23,8 @@ interface Change {
   readonly create: OptionValues;
   /** What lies below it. */
   readonly backing?: Uint8Array;
+  /** What it is opened with. */
+  readonly options?: OptionValues;
   /** Done before, and durable. */
   prepare(image: Image, random: Random): Promise<void>;
   /** Damage done to the file. */
@@ -53,6 +56,11 @@ function changes(): { [name: string]: Change } {
       },
       change: (image) => image.resize(512),
     },
+    "shrinking drops L2 tables, but no refcount block": {
+      create: { size: 150 * 512, cluster_size: 512 },
+      prepare: writeShuffled,
+      change: (image) => image.resize(512),
+    },
     "the refcount table grows": {
       create: { size: 4500 * 512, cluster_size: 512, refcount_bits: 64 },
       prepare: (image, random) => image.write(0, random.bytes(3940 * 512)),
@@ -75,8 +83,10 @@ function changes(): { [name: string]: Change } {
       change: (image) => image.resize(200 * 512),
     },
     "emptying an image in more pieces than are kept in mind": {
-      create: { size: 1500 * 512, cluster_size: 512, compat: "0.10" },
-      backing: new Random(2).bytes(1500 * 512),
+      create: { size: 1100 * 512, cluster_size: 512, compat: "0.10" },
+      backing: new Random(2).bytes(1100 * 512),
+      // All fit: making room for another would write the L2 tables first.
+      options: { "refcount-cache-size": 65536 },
       prepare: writeShuffled,
       change: (image) => image.node.makeEmpty!(),
     },
@@ -92,6 +102,24 @@ function changes(): { [name: string]: Change } {
       create: { size: 100 * 512, cluster_size: 512 },
       prepare: writeShuffled,
       damage: (bytes) => put32(bytes, refcountTableOf(bytes), 0, 0),
+      isRepair: true,
+      change: repair,
+    },
+    "repairing a single refcount": {
+      create: { size: 100 * 512, cluster_size: 512 },
+      prepare: writeShuffled,
+      damage: (bytes) => setRefcount(bytes, 80, 0),
+      isRepair: true,
+      change: repair,
+    },
+    "repairing refcounts that lag behind": {
+      create: { size: 100 * 512, cluster_size: 512, lazy_refcounts: true },
+      prepare: writeShuffled,
+      damage(bytes) {
+        put32(bytes, 76, Incompatible.DIRTY);
+        setRefcount(bytes, 80, 2);
+        setRefcount(bytes, 130, 1);
+      },
       isRepair: true,
       change: repair,
     },
@@ -116,6 +144,12 @@ const snapshotsOf = (bytes: Uint8Array) => offsetAt(bytes, 64);
 function offsetAt(bytes: Uint8Array, field: number): number {
   const view = new DataView(bytes.buffer, bytes.byteOffset);
   return Number(view.getBigUint64(field));
+}
+
+/** Change a refcount of 16 bits that the first block has. */
+function setRefcount(bytes: Uint8Array, cluster: number, value: number): void {
+  const block = offsetAt(bytes, refcountTableOf(bytes));
+  new DataView(bytes.buffer).setUint16(block + 2 * cluster, value);
 }
 
 async function repair(image: Image): Promise<void> {
@@ -148,14 +182,15 @@ async function cutEverywhere(change: Change, random: Random): Promise<void> {
     await change.change(image);
   }
   const after = await read(change, storeOf(contentNow(log)));
-  const moments = Array.from(
-    { length: CUTS },
-    (_, index) => Math.floor(index * (log.now + 1) / CUTS),
-  );
-  for (const { moment, file } of log.cuts(moments, random)) {
+  const damage = await damageOf(start);
+  const wasDirty = await isDirty(storeOf(start));
+  for (const { what, file } of cutsOf(log, random)) {
     try {
       const store = storeOf(file);
       if (change.isRepair) {
+        // As much as was damaged may still be, unless no mark says so any more.
+        const isMended = wasDirty && !await isDirty(store);
+        await assertNoWorse(file, isMended ? 0 : damage);
         // It may have to be done again, and then is done.
         await using image = await open(change, { store }, true);
         await repair(image);
@@ -164,11 +199,37 @@ async function cutEverywhere(change: Change, random: Random): Promise<void> {
       if (!await isDirty(store)) await assertSound(store);
       assertEither(await read(change, store), before, after);
     } catch (error) {
-      throw new Error(`cut at ${moment} of ${log.now}: ${error}`, {
-        cause: error,
-      });
+      throw new Error(`${what}: ${error}`, { cause: error });
     }
   }
+}
+
+function* cutsOf(log: PowerLog, random: Random) {
+  const moments = Array.from(
+    { length: CUTS },
+    (_, index) => Math.floor(index * (log.now + 1) / CUTS),
+  );
+  for (const { moment, file } of log.cuts(moments, random)) {
+    yield { what: `cut at ${moment} of ${log.now}`, file };
+  }
+  yield* log.reordered();
+}
+
+/** Corruptions of an image, and what could not be checked. */
+async function damageOf(bytes: Uint8Array): Promise<number> {
+  const node = await openBytes(bytes, { purpose: "check", readOnly: true });
+  const { corruptions, checkErrors } = await node.check!();
+  await node.close();
+  return corruptions + checkErrors;
+}
+
+/** What a repair leaves that was cut off may be used without another one. */
+async function assertNoWorse(
+  bytes: Uint8Array,
+  damage: number,
+): Promise<void> {
+  const found = await damageOf(bytes);
+  if (found > damage) throw new Error(`${damage} corruptions became ${found}`);
 }
 
 async function makeImage(
@@ -204,7 +265,7 @@ function contentNow(log: PowerLog): Uint8Array {
 }
 
 function open(
-  { backing }: Change,
+  { backing, options }: Change,
   file: PowerLog | { store: MemoryStore },
   isCheck = false,
 ): Promise<Image> {
@@ -217,6 +278,7 @@ function open(
     file: file instanceof PowerLog ? file : { driver: "memory", ...file },
     backing: below ?? null,
     "pass-discard-other": true,
+    ...options,
   }, { ...(isCheck && { purpose: "check" as const }) });
 }
 
