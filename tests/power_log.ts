@@ -145,6 +145,14 @@ export class PowerLog implements BlockNode {
 
   async close(): Promise<void> {}
 
+  /** What has reached the disk for certain: all but what came after a flush. */
+  get durable(): Uint8Array<ArrayBuffer> {
+    const durable = new GrowingBytes(this.#start);
+    const flush = this.#events.findLastIndex(({ kind }) => kind === "flush");
+    for (const event of this.#events.slice(0, flush + 1)) durable.apply(event);
+    return durable.bytes;
+  }
+
   /** Files that power cuts may leave: one for each of the ascending moments. */
   *cuts(
     moments: readonly number[],
