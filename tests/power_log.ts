@@ -17,7 +17,7 @@ import type { Random } from "./model.ts";
 
 /** What happened to the file. A new size is the `offset`, without `bytes`. */
 interface Event {
-  kind: "write" | "zero" | "truncate" | "flush";
+  kind: "write" | "zero" | "discard" | "truncate" | "flush";
   offset: number;
   bytes: Uint8Array;
 }
@@ -57,8 +57,8 @@ class GrowingBytes {
   }
 
   apply({ kind, offset, bytes }: Event): void {
-    if (kind === "write" || kind === "zero") this.write(offset, bytes);
-    else if (kind === "truncate") this.resize(offset);
+    if (kind === "truncate") this.resize(offset);
+    else this.write(offset, bytes);
   }
 }
 
@@ -118,7 +118,7 @@ export class PowerLog implements BlockNode {
   // deno-lint-ignore require-await
   async discard(offset: number, length: number): Promise<void> {
     const bytes = new Uint8Array(Math.min(length, this.size - offset));
-    this.#record({ kind: "zero", offset, bytes });
+    this.#record({ kind: "discard", offset, bytes });
   }
 
   // deno-lint-ignore require-await
@@ -145,6 +145,14 @@ export class PowerLog implements BlockNode {
 
   async close(): Promise<void> {}
 
+  /** What has reached the disk for certain: all but what came after a flush. */
+  get durable(): Uint8Array<ArrayBuffer> {
+    const durable = new GrowingBytes(this.#start);
+    const flush = this.#events.findLastIndex(({ kind }) => kind === "flush");
+    for (const event of this.#events.slice(0, flush + 1)) durable.apply(event);
+    return durable.bytes;
+  }
+
   /** Files that power cuts may leave: one for each of the ascending moments. */
   *cuts(
     moments: readonly number[],
@@ -158,7 +166,42 @@ export class PowerLog implements BlockNode {
       );
       for (; flushed <= last; flushed++) durable.apply(this.#events[flushed]);
       const late = this.#events.slice(flushed, moment);
-      yield { moment, file: survivors(durable.bytes, late, random) };
+      const arrives = arrival(late, random);
+      const file = survivors(durable.bytes, late, arrives, random.oneIn(2));
+      yield { moment, file };
+    }
+  }
+
+  /**
+   * Files that power cuts may leave just before a flush: each event since the
+   * flush before it is the only one that comes too late, and the only one that
+   * comes in time. Where an order of two matters and no flush sees to it, one of
+   * these files shows it. (A discard may always be lost.)
+   */
+  *reordered(): Generator<{ what: string; file: Uint8Array<ArrayBuffer> }> {
+    const durable = new GrowingBytes(this.#start);
+    let late: Event[] = [];
+    const cut = (arrives: (index: number) => boolean, extentsAtOnce = false) =>
+      survivors(durable.bytes, late, arrives, extentsAtOnce);
+    for (let now = 0; now <= this.now; now++) {
+      const event = this.#events[now];
+      if (event && event.kind !== "flush") {
+        late.push(event);
+        continue;
+      }
+      const start = now - late.length;
+      for (const [chosen, { kind }] of late.entries()) {
+        if (kind === "discard") continue;
+        const what = `event ${start + chosen} of ${start} to ${now}`;
+        yield { what: `${what} is late`, file: cut((i) => i !== chosen) };
+        yield { what: `${what} is early`, file: cut((i) => i === chosen) };
+      }
+      if (late.some(({ kind }) => kind !== "write")) {
+        const what = `extents of ${start} to ${now} are early`;
+        yield { what, file: cut(() => false, true) };
+      }
+      for (const event of late) durable.apply(event);
+      late = [];
     }
   }
 
@@ -168,14 +211,16 @@ export class PowerLog implements BlockNode {
   }
 }
 
-/** What may be there if `late` came after the last flush. */
+/**
+ * What is there if `late` came after the last flush, and those events reach the
+ * disk of whose indices `arrives` says so, asked once for each sector.
+ */
 function survivors(
   durable: Uint8Array,
   late: readonly Event[],
-  random: Random,
+  arrives: (index: number) => boolean,
+  extentsAtOnce: boolean,
 ): Uint8Array<ArrayBuffer> {
-  const arrives = arrival(late, random);
-  const extentsAtOnce = random.oneIn(2);
   // The cache has every byte; a sector that goes to the disk is the cache's
   // at that time, so it brings along what was written to it before.
   const cache = new GrowingBytes(durable);
@@ -200,7 +245,7 @@ function survivors(
   return disk.bytes;
 }
 
-/** Which events reach the disk, asked once for each sector. */
+/** Which events reach the disk. */
 function arrival(
   late: readonly Event[],
   random: Random,

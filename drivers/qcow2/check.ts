@@ -62,7 +62,6 @@ export async function checkImage(
     result.corruptions += inSnapshots;
   }
   if (run.repairs) {
-    await run.file.flush?.();
     await run.discardFreed();
     if (result.checkErrors === 0 && result.corruptions === 0) {
       await markClean(run);

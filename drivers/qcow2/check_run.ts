@@ -201,7 +201,11 @@ export class CheckRun {
     else this.#freed.push({ start: cluster, end: cluster + 1 });
   }
 
-  /** Give freed clusters up; the refcounts must have been written. */
+  /**
+   * Give freed clusters up; the refcounts must have been written. Nothing in the
+   * file refers to them: either nothing did when the references were counted, or
+   * a header that names what took their place is durable.
+   */
   async discardFreed(): Promise<void> {
     const { clusterSize } = this.geometry;
     for (const { start, end } of this.#freed.splice(0)) {

@@ -67,7 +67,6 @@ async function reset(state: Qcow2State): Promise<void> {
       });
       await state.event("refblock_alloc");
       await file.writev!(clusterSize, firstRefcounts(geometry, total));
-      await file.flush?.();
       await state.reload();
     } catch (error) {
       // What is in memory is of the old disk, of which something is gone.

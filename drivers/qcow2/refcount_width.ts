@@ -35,7 +35,6 @@ export async function changeRefcountWidth(
   progress: StepProgress,
 ): Promise<void> {
   using _ = await state.metadata.lock();
-  await state.flushCaches();
   const structure = new NewStructure(state, order, progress);
   try {
     await structure.allocate();
@@ -52,7 +51,6 @@ export async function changeRefcountWidth(
     if (!structure.isInForce && !state.unusable) await structure.giveUp();
     throw error;
   }
-  await state.flushCaches();
 }
 
 /** A range of the file. */

@@ -219,6 +219,12 @@ Deno.test("an image that cannot be emptied is repaired at the next opening", asy
       code: "EIO",
     });
     const image = await open(node, subject);
+    const fresh = new Uint8Array(3000).fill(7);
+    if (!await image.write(CLUSTER, fresh).then(() => true, () => false)) {
+      await image.close().catch(() => {});
+      continue;
+    }
+    disk.set(fresh, CLUSTER);
     const failed = await image.node.image!.makeEmpty!().then(
       () => false,
       () => true,
@@ -231,7 +237,8 @@ Deno.test("an image that cannot be emptied is repaired at the next opening", asy
     const found = await left.read(0, SIZE);
     assertEither(found, disk, subject.below, after);
     await left.close();
-    await assertSound(store);
+    // Clusters of the last write may be leaked: its tables could not be written.
+    await assertSound(store, false);
     if (!failed) break;
   }
 });
