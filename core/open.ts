@@ -8,7 +8,7 @@ import {
   adoptNode,
   checkDriverOptions,
   checkNode,
-  openingError,
+  driverError,
 } from "./checks.ts";
 import type { BlockDriver, OpenContext } from "./driver.ts";
 import { asBlockError, BlockError, invalid } from "./errors.ts";
@@ -331,7 +331,7 @@ async function openDriver(
     const open = opened.length > 0 || !made ? opened : [made];
     for (const node of open) await closeQuietly(node);
     if (error instanceof UnknownOptionError) throw notSupported(driver, error);
-    throw openingError(driver, error);
+    throw driverError(driver, error);
   }
 }
 
