@@ -13,6 +13,7 @@
  */
 import type { BlockNode } from "./node.ts";
 import type { DriverTraits } from "./traits.ts";
+import { OPTIONAL_VERBS, type OptionalVerb } from "./verbs.ts";
 
 /** What a filter can do only if the node below can: it is passed on. */
 const PASSED_ON = [
@@ -23,16 +24,7 @@ const PASSED_ON = [
   "truncate",
   "info",
   "invalidate",
-] as const;
-
-/** All that a node can leave out and a wrapper passes on. */
-const ALL_VERBS = [
-  ...PASSED_ON,
-  "writeCompressed",
-  "copyFrom",
-  "setPermissions",
-  "reopen",
-] as const satisfies readonly (keyof BlockNode)[];
+] as const satisfies readonly OptionalVerb[];
 
 /** Verbs that say by their presence what a node can do to its disk. */
 const ABILITIES = [
@@ -145,7 +137,7 @@ export function wrapNode(
     get debug() {
       return node.debug;
     },
-    ...passed(node, ALL_VERBS),
+    ...passed(node, OPTIONAL_VERBS),
   };
   redefine(wrapper, interceptable([node], changes));
   wrapped.set(wrapper, node);
@@ -161,7 +153,7 @@ export function withoutWrappers(node: BlockNode): BlockNode {
 /** The verbs that every node has, and those of `verbs` that this one has. */
 function passed(
   below: BlockNode,
-  verbs: readonly typeof ALL_VERBS[number][],
+  verbs: readonly OptionalVerb[],
 ): Pick<BlockNode, "readv" | "status" | "close"> {
   const own: Partial<BlockNode> = {};
   for (const verb of verbs) {

@@ -9,6 +9,7 @@ import {
   checkNode,
   checkOptions,
   type OptionKind,
+  requestError,
 } from "./checks.ts";
 import {
   asBlockError,
@@ -93,7 +94,8 @@ export async function openImage(
 
 /**
  * A virtual disk, byte for byte. Reads and writes take any offset and length
- * within it, and any number may be under way at once.
+ * within it, and any number may be under way at once. A buffer is lent to a
+ * request until its promise settles: meanwhile it must stay as it is.
  */
 export class Image implements AsyncDisposable {
   /** The top node of the stack, for what this handle does not offer. */
@@ -160,7 +162,7 @@ export class Image implements AsyncDisposable {
     try {
       await this.node.readv(offset, iov);
     } catch (error) {
-      throw asBlockError(error);
+      throw requestError(this.node, error);
     }
     this.counters.read += length;
   }
@@ -187,6 +189,7 @@ export class Image implements AsyncDisposable {
   ): Promise<void> {
     const length = checkedLength("write", iov);
     this.#checkWritable("write", offset, length);
+    if (flags) checkOptions("write", flags, WRITE_FLAGS);
     if (length === 0) return;
     const { node } = this;
     try {
@@ -194,7 +197,7 @@ export class Image implements AsyncDisposable {
       this.counters.written += length;
       if (this.#writethrough) await node.flush?.();
     } catch (error) {
-      throw asBlockError(error);
+      throw requestError(this.node, error);
     }
   }
 
@@ -235,7 +238,7 @@ export class Image implements AsyncDisposable {
       this.counters.written += length;
       if (this.#writethrough) await node.flush?.();
     } catch (error) {
-      throw asBlockError(error);
+      throw requestError(this.node, error);
     }
   }
 
@@ -246,13 +249,14 @@ export class Image implements AsyncDisposable {
     flags?: ZeroFlags,
   ): Promise<void> {
     this.#checkWritable("write zeroes", offset, length);
+    if (flags) checkOptions("write zeroes", flags, ZERO_FLAGS);
     if (length === 0) return;
     try {
       await writeZeroes(this.node, offset, length, flags);
       this.counters.written += length;
       if (this.#writethrough) await this.node.flush?.();
     } catch (error) {
-      throw asBlockError(error);
+      throw requestError(this.node, error);
     }
   }
 
@@ -266,7 +270,7 @@ export class Image implements AsyncDisposable {
     try {
       await this.node.discard?.(offset, length);
     } catch (thrown) {
-      const error = asBlockError(thrown);
+      const error = requestError(this.node, thrown);
       // As where the driver has no such method: it is no more than a hint.
       if (error.code !== "ENOTSUP") throw error;
     }
@@ -276,7 +280,7 @@ export class Image implements AsyncDisposable {
   /** Make everything written before durable. */
   async flush(): Promise<void> {
     this.#checkOpen();
-    await settled(() => this.node.flush?.());
+    await this.#settled(() => this.node.flush?.());
   }
 
   /**
@@ -293,7 +297,7 @@ export class Image implements AsyncDisposable {
     if (options !== undefined) checkOptions("resize", options, RESIZE_OPTIONS);
     if (!this.node.truncate) throw this.#cannot("be resized");
     claim(this.node, { needs: ACCESS.RESIZE, shares: ALL_ACCESS });
-    await settled(() => this.node.truncate!(size, options));
+    await this.#settled(() => this.node.truncate!(size, options));
   }
 
   /**
@@ -354,7 +358,7 @@ export class Image implements AsyncDisposable {
   /** Describe the image. */
   async info(): Promise<NodeInfo> {
     this.#checkOpen();
-    return await settled(() => this.node.info?.()) ?? {};
+    return await this.#settled(() => this.node.info?.()) ?? {};
   }
 
   /**
@@ -373,19 +377,28 @@ export class Image implements AsyncDisposable {
     }
     if (options !== undefined) checkOptions("check", options, CHECK_OPTIONS);
     if (options?.repair) checkOptions("check", options.repair, REPAIRS);
-    return await settled(() => image.check!(options));
+    return await this.#settled(() => image.check!(options));
   }
 
   /** Flush and close. A closed image does nothing more; closing again is fine. */
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
-    await settled(() => this.node.close());
+    await this.#settled(() => this.node.close());
   }
 
   /** Closes; for `await using`. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
+  }
+
+  /** What an operation comes to; whatever fails is a BlockError. */
+  async #settled<T>(act: () => T): Promise<Awaited<T>> {
+    try {
+      return await act();
+    } catch (error) {
+      throw requestError(this.node, error);
+    }
   }
 
   /** Bytes up to the end; none from what is no offset, which is refused then. */
@@ -461,14 +474,17 @@ function newBuffer(length: number): Uint8Array {
   }
 }
 
-/** What an operation of a node comes to; whatever fails is a BlockError. */
-async function settled<T>(act: () => T): Promise<Awaited<T>> {
-  try {
-    return await act();
-  } catch (error) {
-    throw asBlockError(error);
-  }
-}
+const WRITE_FLAGS: { readonly [name: string]: OptionKind } = {
+  fua: "boolean",
+  background: "boolean",
+  placed: "function",
+};
+
+const ZERO_FLAGS: { readonly [name: string]: OptionKind } = {
+  fua: "boolean",
+  unmap: "boolean",
+  noFallback: "boolean",
+};
 
 const RESIZE_OPTIONS: { readonly [name: string]: OptionKind } = {
   preallocation: ["off", "metadata", "falloc", "full"],

@@ -4,7 +4,12 @@
  *
  * @module
  */
-import { adoptNode, checkNode } from "./checks.ts";
+import {
+  adoptNode,
+  checkDriverOptions,
+  checkNode,
+  driverError,
+} from "./checks.ts";
 import type { BlockDriver, OpenContext } from "./driver.ts";
 import { asBlockError, BlockError, invalid } from "./errors.ts";
 import {
@@ -312,6 +317,7 @@ async function openDriver(
   let made: BlockNode | undefined;
   try {
     checkForceShare(place);
+    checkDriverOptions(driver, options);
     const context = contextOf(pending);
     made = await openAsPermitted(driver, options, context, common);
     const adopted = adoptNode(driver, made, place.readOnly);
@@ -325,7 +331,7 @@ async function openDriver(
     const open = opened.length > 0 || !made ? opened : [made];
     for (const node of open) await closeQuietly(node);
     if (error instanceof UnknownOptionError) throw notSupported(driver, error);
-    throw asBlockError(error);
+    throw driverError(driver, error);
   }
 }
 
