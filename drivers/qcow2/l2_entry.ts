@@ -85,6 +85,11 @@ export class L2Layout {
     this.#compressedBits = 62 - (clusterBits - 8) - 32;
   }
 
+  /** The entries of a slice of so many bytes. */
+  entriesIn(bytes: number): number {
+    return bytes >> this.#shift;
+  }
+
   /** What the entry says of its cluster; extended ones say it of subclusters. */
   kind(table: DataView, index: number): ClusterKind {
     const at = index << this.#shift;
