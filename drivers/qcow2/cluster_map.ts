@@ -241,7 +241,8 @@ export class ClusterMap {
 
   /** Entries of the table of `place` from there to the end of its slice. */
   entriesLeft(place: EntryPlace): number {
-    return this.#entriesPerSlice - place.index;
+    const { l2Cache, geometry: { l2 } } = this.#state;
+    return l2.entriesIn(l2Cache.entrySize) - place.index;
   }
 
   /**
@@ -314,19 +315,15 @@ export class ClusterMap {
     }
   }
 
-  get #entriesPerSlice(): number {
-    const { l2Cache, geometry } = this.#state;
-    return l2Cache.entrySize / geometry.l2.entrySize;
-  }
-
+  // The sizes of slices and entries are powers of two.
   #indexInSlice(l2Index: number): number {
-    return l2Index % this.#entriesPerSlice;
+    const { l2Cache, geometry: { l2 } } = this.#state;
+    return l2Index & (l2.entriesIn(l2Cache.entrySize) - 1);
   }
 
   #sliceOffset(l2Offset: number, l2Index: number): number {
-    const { l2Cache, geometry } = this.#state;
-    const at = l2Index * geometry.l2.entrySize;
-    return l2Offset + at - at % l2Cache.entrySize;
+    const { l2Cache, geometry: { l2 } } = this.#state;
+    return l2Offset + (l2Index * l2.entrySize & -l2Cache.entrySize);
   }
 
   /** The guest offset up to which L1 entries from `l1Index` on are empty. */
@@ -356,8 +353,12 @@ export class ClusterMap {
         isCopied: false,
       };
     }
-    const most = Math.ceil((within + length) / clusterSize);
-    const run = l2.runLength(table, index, most) * clusterSize - within;
+    let run = length;
+    // Most requests are about one cluster, and need no other entry.
+    if (within + length > clusterSize) {
+      const most = Math.ceil((within + length) / clusterSize);
+      run = l2.runLength(table, index, most) * clusterSize - within;
+    }
     const hasPlace = kind === "normal" || kind === "zeroAllocated";
     return {
       kind,

@@ -53,7 +53,6 @@ const RESERVED_LOW = 0x1fe;
 const OFFSET_LOW = 0xfffffe00;
 
 const TWO_32 = 2 ** 32;
-const SUBCLUSTERS = 32;
 const ALL_SUBCLUSTERS = 0xffffffff;
 
 /** How the L2 tables of an image are laid out. */
@@ -63,8 +62,6 @@ export class L2Layout {
   readonly entriesPerTable: number;
   /** Whether entries tell of subclusters. */
   readonly isExtended: boolean;
-  /** Of a cluster: 32, or itself alone. */
-  readonly subclusters: number;
   readonly #clusterSize: number;
   /** Of an index, to the offset of the entry. */
   readonly #shift: number;
@@ -76,13 +73,17 @@ export class L2Layout {
   /** @param features The lower half of the incompatible features. */
   constructor(clusterBits: number, features = 0) {
     this.isExtended = (features & Incompatible.EXTENDED_L2) !== 0;
-    this.subclusters = this.isExtended ? SUBCLUSTERS : 1;
     this.entrySize = this.isExtended ? 2 * ENTRY_SIZE : ENTRY_SIZE;
     this.#clusterSize = 2 ** clusterBits;
     this.entriesPerTable = this.#clusterSize / this.entrySize;
     this.#shift = Math.log2(this.entrySize);
     this.#place = features & Incompatible.DATA_FILE ? COPIED : 0;
     this.#compressedBits = 62 - (clusterBits - 8) - 32;
+  }
+
+  /** The entries of a slice of so many bytes. */
+  entriesIn(bytes: number): number {
+    return bytes >> this.#shift;
   }
 
   /** What the entry says of its cluster; extended ones say it of subclusters. */
