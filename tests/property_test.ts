@@ -33,12 +33,12 @@ import { isInstalled, run, runOk, TempDir } from "./qemu.ts";
 const SEEDS = 22;
 const STEPS = environmentNumber("BDRV_STEPS") ?? 150;
 const FULL_CHECK_EVERY = 50;
-/** Clusters that a disk has at least, whatever their size. */
+const VDI_BLOCK_SIZE = 2 ** 20;
 const CLUSTER_SIZES = [512, 512, 1024, 4096, 4096, 65536, 65536, 2 ** 21];
 
 /** One image of a chain. */
 interface Layer {
-  format: "raw" | "qcow2";
+  format: "raw" | "vdi" | "qcow2";
   /** The protocol node's description. */
   file: StackObject & { store?: MemoryStore; filename?: string };
   clusterSize: number;
@@ -78,8 +78,8 @@ class Subject {
     const layers = this.#layers.map((
       { format, clusterSize, version, openOptions, file },
     ) =>
-      format === "raw"
-        ? `raw on ${file.driver}`
+      format !== "qcow2"
+        ? `${format} on ${file.driver}`
         : `qcow2 v${version} of ${clusterSize} on ${file.driver} ` +
           JSON.stringify(openOptions)
     );
@@ -109,15 +109,19 @@ class Subject {
 
   async #addLayer(isTop: boolean): Promise<void> {
     const random = this.#random;
-    const format = !isTop && random.oneIn(3) ? "raw" : "qcow2";
     const level = this.#layers.length;
-    if (format === "raw" && level > 0) return await this.#addLayer(isTop);
+    // What cannot have a backing file is the lowest one.
+    const format = level === 0 && random.oneIn(3)
+      ? random.pick(["raw", "vdi"] as const)
+      : "qcow2";
     const filename = this.#folder.file(`layer${level}`);
     const file = random.oneIn(3)
       ? { driver: "file", filename }
       : { driver: "memory", store: new MemoryStore() };
     const version = random.oneIn(4) ? 2 : 3;
-    const clusterSize = random.pick(CLUSTER_SIZES);
+    const clusterSize = format === "vdi"
+      ? VDI_BLOCK_SIZE
+      : random.pick(CLUSTER_SIZES);
     const layer = {
       format,
       file,
@@ -139,7 +143,7 @@ class Subject {
       ? 16
       : random.pick([1, 2, 4, 8, 16, 32, 64]);
     this.#isLazy = version === 3 && random.oneIn(5);
-    const options = format === "raw" ? { size } : {
+    const options = format !== "qcow2" ? { size } : {
       size,
       cluster_size: clusterSize,
       compat: version === 2 ? "v2" : "v3",
@@ -174,9 +178,9 @@ class Subject {
 
   async #stack(level: number, how?: OpenOptions): Promise<StackObject> {
     const { format, file, openOptions } = this.#layers[level];
-    const backing = format === "raw"
-      ? {}
-      : { backing: level > 0 ? await this.#stack(level - 1, how) : null };
+    const backing = format === "qcow2"
+      ? { backing: level > 0 ? await this.#stack(level - 1, how) : null }
+      : {};
     let node: BlockNode = await openProtocol(file, how);
     if (this.#delayed) {
       node = new DelayNode(node, this.#scheduler, this.#random);
@@ -305,7 +309,7 @@ class Subject {
   async #compressed(offset: number): Promise<Effect | undefined> {
     const { format, clusterSize, isEncrypted } =
       this.#layers[this.#layers.length - 1];
-    if (format === "raw" || isEncrypted) return undefined;
+    if (format !== "qcow2" || isEncrypted) return undefined;
     const random = this.#random;
     offset -= offset % clusterSize;
     const length = Math.min(clusterSize, this.#model.size - offset);
@@ -334,6 +338,7 @@ class Subject {
       await this.#image.resize(size, { preallocation });
     } catch (error) {
       if (this.#image.format === "raw" && preallocation !== "off") return;
+      if (this.#image.format === "vdi" && isError(error, "ENOTSUP")) return;
       // It can neither hide what a longer backing file has there, nor tell
       // the sizes of its snapshots.
       const mayFail = version === 2 &&
@@ -347,7 +352,7 @@ class Subject {
   /** Check the image, or read its tables anew: that must change nothing. */
   async #lookAfter(): Promise<void> {
     const { format, openOptions } = this.#layers[this.#layers.length - 1];
-    if (format === "raw") return;
+    if (format !== "qcow2") return;
     const { node } = this.#image;
     const way = this.#random.below(3);
     if (way === 0) return await node.invalidate!();
@@ -436,7 +441,7 @@ class Subject {
     const top = files.length - 1;
     const stack = `json:${JSON.stringify(this.#qemuStack(files, top))}`;
     const object = ["--object", `secret,id=key,data=${SECRETS.key}`];
-    if (this.#layers[top].format === "qcow2") {
+    if (this.#layers[top].format !== "raw") {
       const { code, stdout, stderr } = await run(
         ["qemu-img", "check", ...object, "-U", stack],
       );
@@ -468,7 +473,7 @@ class Subject {
   #qemuStack(files: readonly string[], level: number): unknown {
     const { format, isEncrypted } = this.#layers[level];
     const file = { driver: "file", filename: files[level] };
-    if (format === "raw") return { driver: format, file };
+    if (format !== "qcow2") return { driver: format, file };
     const backing = level > 0 ? this.#qemuStack(files, level - 1) : null;
     const key = isEncrypted ? KEY_OPTION : {};
     return { driver: format, file, ...key, backing };

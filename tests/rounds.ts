@@ -9,7 +9,7 @@ import type { IoVector } from "../core/bytes.ts";
 import { filterNode } from "../core/filter.ts";
 import { type BlockNode, getDriver } from "../mod.ts";
 
-/** Counts the rounds of a node's reads. */
+/** Counts the rounds of a node's reads and writes. */
 export class Rounds {
   /** The node that answers in rounds. */
   readonly node: BlockNode;
@@ -22,6 +22,10 @@ export class Rounds {
       readv: async (offset: number, iov: IoVector) => {
         await this.#round();
         await file.readv(offset, iov);
+      },
+      writev: async (offset: number, iov: IoVector) => {
+        await this.#round();
+        await file.writev!(offset, iov);
       },
     });
   }

@@ -56,6 +56,14 @@ async function openSlowly(
 
 const store = await makeImage();
 
+function copyOf(store: MemoryStore): MemoryStore {
+  const bytes = new Uint8Array(store.size);
+  store.read(0, bytes);
+  const copy = new MemoryStore();
+  copy.write(0, bytes);
+  return copy;
+}
+
 Deno.test("reads under L2 tables that are not in memory wait together", async () => {
   const { rounds, image } = await openSlowly(store);
   const count = await rounds.of(() =>
@@ -90,6 +98,18 @@ Deno.test("a read over scattered clusters waits once for all of them", async () 
     file: { driver: "memory", store },
   });
   assert(isEqual(found, await plain.read(0, length)));
+  await image.close();
+});
+
+Deno.test("a write over scattered clusters waits once for all of them", async () => {
+  const { rounds, image } = await openSlowly(copyOf(store));
+  const bytes = new Random(2).bytes(32 * CLUSTER);
+  await image.read(0, 1);
+  const count = await rounds.of(() => image.write(0, bytes));
+  // A refcount block; then 31 runs, in place and new, of which 16 at most are
+  // under way.
+  assertEquals(count, 3);
+  assert(isEqual(await image.read(0, bytes.length), bytes));
   await image.close();
 });
 
