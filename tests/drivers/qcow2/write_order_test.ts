@@ -4,14 +4,14 @@
  *
  * @module
  */
-import { assertEquals } from "@std/assert";
+import { assertEquals, assertRejects } from "@std/assert";
 import type { Image } from "../../../core/image.ts";
 import { defaultOptions } from "../../../core/options.ts";
 import { isEqual } from "../../../core/runtime.ts";
 import { create } from "../../../drivers/qcow2/create.ts";
 import { CREATE_OPTIONS } from "../../../drivers/qcow2/create_options.ts";
 import { Incompatible } from "../../../drivers/qcow2/format.ts";
-import { openImage } from "../../../mod.ts";
+import { BlockError, openImage } from "../../../mod.ts";
 import { Random } from "../../model.ts";
 import { PowerLog } from "../../power_log.ts";
 import { newImage, openBytes, put32 } from "./bytes.ts";
@@ -70,6 +70,26 @@ for (
     await left.close();
     assertEquals(isEqual(found, await image.read(0, image.size)), true);
   });
+}
+
+Deno.test("the mark of a corrupt image outlives a power cut at once", async () => {
+  const bytes = await newImage();
+  // An L2 table that lies within a cluster.
+  put32(bytes, l1Of(bytes), 0x80000000, 0x5200);
+  const log = new PowerLog(bytes);
+  await using image = await openImage({ driver: "qcow2", file: log }, {
+    report: () => {},
+  });
+  await assertRejects(() => image.write(0, new Uint8Array(512)), BlockError);
+  const { specific } = await infoOf(log.durable);
+  assertEquals(specific!.data.corrupt, true);
+});
+
+async function infoOf(bytes: Uint8Array) {
+  const node = await openBytes(bytes, { purpose: "info", readOnly: true });
+  const info = await node.info!();
+  await node.close();
+  return info;
 }
 
 function changes(): { [name: string]: Change } {
