@@ -4,6 +4,7 @@ import { createImage } from "../../core/create.ts";
 import { asBlockError } from "../../core/errors.ts";
 import { convert, type ConvertOptions } from "../../core/jobs/convert.ts";
 import type { BlockNode, WriteFlags } from "../../core/node.ts";
+import { openNode } from "../../core/open.ts";
 import { nestOptions, type OptionValues } from "../../core/options.ts";
 import {
   checkSourceBitmaps,
@@ -30,7 +31,7 @@ import { Progress } from "../progress.ts";
 import { CommandError, type Program } from "../program.ts";
 import { showSnapshot } from "../snapshots.ts";
 import { Target } from "../target.ts";
-import { addBackingOptions } from "./create.ts";
+import { addBackingOptions, backingName } from "./create.ts";
 
 /** The name that stands for standard input or standard output. */
 const STANDARD = "-";
@@ -229,9 +230,13 @@ class Conversion {
   ): Promise<void> {
     const wish = this.#wish;
     const cache = cacheMode(wish.targetCache, "cache option");
-    using target = new Target(this.#program, this.#target, this.#sources);
-    if (created) await this.#make(target, created);
-    else target.use();
+    const backing = created && await this.#openBackingFile(created);
+    const needed = backing ? [...this.#sources, backing] : this.#sources;
+    using target = new Target(this.#program, this.#target, needed);
+    await usingNodes([backing], async () => {
+      if (created) await this.#make(target, created);
+      else target.use();
+    });
     const node = await openImageArgument(this.#program, this.#target, {
       format: wish.targetImageOpts ? wish.outputFormat : wish.targetFormat,
       imageOpts: wish.targetImageOpts,
@@ -279,6 +284,29 @@ class Conversion {
     const values = { ...this.#wish.options.parse(table), size };
     addBackingOptions(values, table, { format, backingFile, backingFormat });
     return values;
+  }
+
+  /**
+   * The backing file of the new image, if it is to have one. Opening it comes
+   * first: that it cannot be opened is no reason to lose an existing target.
+   */
+  async #openBackingFile(
+    { backing_file: name, backing_fmt: format }: OptionValues,
+  ): Promise<BlockNode | undefined> {
+    if (name === undefined) return undefined;
+    try {
+      return await openNode(backingName(this.#target, String(name)), {
+        ...(format !== undefined && { format: String(format) }),
+        readOnly: true,
+        gate: "allow",
+        maxChain: this.#program.maxChain,
+        secrets: this.#program.secrets,
+      });
+    } catch (thrown) {
+      throw asBlockError(thrown).prefixed(
+        `Could not open '${this.#target}': Could not open backing file: `,
+      );
+    }
   }
 
   async #make(target: Target, values: OptionValues): Promise<void> {

@@ -158,13 +158,13 @@ async function makeWhole(
 function spareBackingFile(wish: Wish, values: OptionValues): void {
   const { backing_file: backing } = values;
   if (backing === undefined) return;
-  if (isSameFile(backingName(wish, String(backing)), wish.filename)) {
+  if (isSameFile(backingName(wish.filename, String(backing)), wish.filename)) {
     throw new BlockError("EINVAL", "It would overwrite its own backing file");
   }
 }
 
-/** The name of a backing file as seen from where we are. */
-function backingName({ filename }: Wish, backing: string): string {
+/** The name of an image's backing file as seen from where we are. */
+export function backingName(filename: string, backing: string): string {
   const isDescribed = filename.startsWith("json:");
   const name = isDescribed ? filenameOf(protocolStack(filename)) : filename;
   return resolveName(name, backing);
@@ -233,7 +233,7 @@ async function openBackingFile(
   const { backing_file: backing, backing_fmt: format } = values;
   if (backing === undefined || !wish.openBacking) return undefined;
   try {
-    const node = await openNode(backingName(wish, String(backing)), {
+    const node = await openNode(backingName(wish.filename, String(backing)), {
       ...(format !== undefined && { format: String(format) }),
       readOnly: true,
       forceShare: true,

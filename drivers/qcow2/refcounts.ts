@@ -67,8 +67,9 @@ export class Refcounts extends RefcountTable {
   }
 
   /**
-   * Give up the blocks that count nothing, or only themselves. For the metadata
-   * lock's holder, when all refcounts are durable.
+   * Durably give up the blocks that count nothing, or only themselves. For the
+   * metadata lock's holder, when no entry in the file refers to what is free. That
+   * blocks which are left count those that were dropped is a leak at worst.
    *
    * @returns whether there were any: others may have counted only those.
    */

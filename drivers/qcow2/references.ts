@@ -18,8 +18,8 @@ import type { Qcow2State } from "./state.ts";
 
 /**
  * Add `delta` to the refcount of each L2 table and each cluster that an L1
- * table leads to, once for every reference. For the metadata lock's holder;
- * the caches must have been written.
+ * table leads to, once for every reference. For the metadata lock's holder; the
+ * cached L2 tables, of which a snapshot's do not change, must have been written.
  */
 export async function countTree(
   state: Qcow2State,
@@ -122,8 +122,8 @@ async function* l2Tables(
 
 /**
  * Clear the COPIED flags of the active tables: everything is shared now. For
- * the metadata lock's holder; the caches must have been written, and forget
- * what this changes in the file.
+ * the metadata lock's holder; the cached L2 tables must have been written, and
+ * are forgotten.
  */
 export async function clearCopiedFlags(state: Qcow2State): Promise<void> {
   const { clusters, file, geometry: { l2 }, header } = state;
@@ -151,8 +151,8 @@ export function clearCopied(l1: Uint8Array): boolean {
 
 /**
  * Make the COPIED flags of the active tables true to the refcounts. For the
- * metadata lock's holder; the caches must have been written, and forget what
- * this changes in the file.
+ * metadata lock's holder; the cached L2 tables must have been written, and are
+ * forgotten.
  */
 export async function updateCopiedFlags(state: Qcow2State): Promise<void> {
   const { file, clusters, header, refcounts } = state;

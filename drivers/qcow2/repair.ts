@@ -20,12 +20,15 @@ import { encodeSnapshotTable } from "./snapshot_table.ts";
 /** Where the header has the number of snapshots, and their table's offset. */
 const SNAPSHOT_COUNT = 60;
 
-/** Let the header say how many snapshots are left. */
+/**
+ * Let the header say how many snapshots are left. It need not be durable when
+ * clusters of the others are freed: with so many snapshots, nobody opens the
+ * image but a repair, which drops the same ones again.
+ */
 export async function writeSnapshotCount(run: CheckRun): Promise<void> {
   const bytes = allocate(4);
   viewOf(bytes).setUint32(0, run.header.snapshotCount);
   await run.file.writev!(SNAPSHOT_COUNT, [bytes]);
-  await run.file.flush?.();
 }
 
 /**
@@ -56,6 +59,7 @@ export async function rewriteSnapshotTable(run: CheckRun): Promise<void> {
     snapshots.byteLength = table.length;
     run.metadataMoved();
     await freeOldTable(run, old.offset, old.length);
+    await run.stored.flush();
   } catch (error) {
     const { code } = asBlockError(error);
     const reason = reasonOf(error);
@@ -84,7 +88,6 @@ async function freeOldTable(
   for (let cluster = first; cluster < end; cluster++) {
     await release(run, cluster);
   }
-  await stored.flush();
 }
 
 /** Take free clusters in a row, and record it in the file. */
@@ -141,7 +144,6 @@ async function replaceRefcounts(run: CheckRun): Promise<void> {
   }
   await rebuildRefcounts(run);
   for (const cluster of old) await release(run, cluster);
-  await stored.flush();
 }
 
 /** Give up one reference to a cluster. */

@@ -147,7 +147,7 @@ async function shrink(state: Qcow2State, size: number): Promise<void> {
   await dropL2Tables(state, geometry.l1EntriesFor(size));
   await state.flushCaches();
   try {
-    while (await state.refcounts.dropEmptyBlocks()) await state.flushCaches();
+    while (await state.refcounts.dropEmptyBlocks());
   } catch (error) {
     if (!(error instanceof BlockError)) throw error;
     throw error.prefixed("Failed to discard unused refblocks: ");

@@ -82,9 +82,8 @@ export async function createSnapshot(
         await countTree(state, viewOf(l1), -1);
         await updateCopiedFlags(state);
       });
-      // The counts are durable before an entry may lose its COPIED flag: what
-      // is counted too high is a leak, what is too low is lost.
-      await state.flushCaches();
+      // In any order: an entry without the flag has its cluster copied before
+      // it is written to. Both are durable before the header names the table.
       await clearCopiedFlags(state);
       await writeTable(state, [...state.snapshots, entry]);
     });
@@ -116,7 +115,7 @@ export async function applySnapshot(
     await makeRoom(state, entry, viewOf(l1), undo);
     using _ = await state.metadata.lock();
     await state.flushCaches();
-    const { clusters, file, header } = state;
+    const { clusters, header } = state;
     const old = clusters.l1Bytes.slice();
     const replaced = allocate(header.l1Size * ENTRY_SIZE);
     replaced.set(l1);
@@ -126,10 +125,9 @@ export async function applySnapshot(
     undo.push(pastUndoing);
     clusters.replaceL1(replaced);
     state.forgetTables();
+    // In any order: counts that are too high are leaks, with the flag or without.
     await countTree(state, viewOf(old), -1);
-    await state.flushCaches();
     await updateCopiedFlags(state);
-    await file.flush?.();
   });
 }
 
@@ -143,7 +141,6 @@ async function makeRoom(
   {
     // First of all: narrow refcounts may have no room for it.
     using _ = await state.metadata.lock();
-    await state.flushCaches();
     await countTree(state, l1, 1).catch((error) => {
       // QEMU gives its users the number alone.
       const { code } = asBlockError(error);
@@ -151,7 +148,6 @@ async function makeRoom(
     });
     undo.push(async () => {
       using _ = await state.metadata.lock();
-      await state.flushCaches();
       await countTree(state, l1, -1);
     });
   }
@@ -176,7 +172,6 @@ export async function deleteSnapshot(
   const entry = find(state, idOrName);
   const l1 = await readSnapshotL1(state.file, state.geometry, entry);
   using _ = await state.metadata.lock();
-  await state.flushCaches();
   const others = state.snapshots.filter((other) => other !== entry);
   await writeTable(state, others).catch((error) => {
     throw asBlockError(error).prefixed(
@@ -188,10 +183,8 @@ export async function deleteSnapshot(
     undo.push(pastUndoing);
     await countTree(state, viewOf(l1), -1);
     await state.refcounts.free(entry.l1TableOffset, l1.length);
-    await state.flushCaches();
     step = UPDATING;
     await updateCopiedFlags(state);
-    await state.file.flush?.();
   }).catch((error) => {
     throw asBlockError(error).prefixed(step);
   });

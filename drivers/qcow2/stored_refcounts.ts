@@ -62,10 +62,9 @@ export class StoredRefcounts {
     this.#maxBlocks = Math.max(4, CACHE_BYTES / clusterSize);
   }
 
-  /** Read the refcount table that the header names. */
+  /** Read the refcount table that the header names; nothing may be dirty. */
   async load(): Promise<void> {
     const { header, geometry } = this.#run;
-    await this.flush();
     this.#blocks.clear();
     const length = header.refcountTableClusters * geometry.clusterSize;
     const table = allocate(length);

@@ -27,6 +27,16 @@ const STEPS: { [name: string]: (image: Image) => Promise<unknown> } = {
   "invalidate()": (image) => image.node.invalidate!(),
   "amend()": (image) => image.node.image!.amend!({ compat: "0.10" }),
   "a snapshot": (image) => image.node.snapshots!.create({ name: "s" }),
+  "applying a snapshot": async ({ node }) => {
+    await node.snapshots!.create({ name: "s" });
+    await node.snapshots!.apply("s");
+  },
+  "deleting a snapshot": async (image) => {
+    const { snapshots } = image.node;
+    await snapshots!.create({ name: "s" });
+    await image.write(15 * CLUSTER, new Uint8Array(CLUSTER).fill(2));
+    await snapshots!.delete("s");
+  },
   "flush()": (image) => image.flush(),
 };
 

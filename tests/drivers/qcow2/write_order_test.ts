@@ -4,14 +4,14 @@
  *
  * @module
  */
-import { assertEquals } from "@std/assert";
+import { assertEquals, assertRejects } from "@std/assert";
 import type { Image } from "../../../core/image.ts";
 import { defaultOptions } from "../../../core/options.ts";
 import { isEqual } from "../../../core/runtime.ts";
 import { create } from "../../../drivers/qcow2/create.ts";
 import { CREATE_OPTIONS } from "../../../drivers/qcow2/create_options.ts";
 import { Incompatible } from "../../../drivers/qcow2/format.ts";
-import { openImage } from "../../../mod.ts";
+import { BlockError, openImage } from "../../../mod.ts";
 import { Random } from "../../model.ts";
 import { PowerLog } from "../../power_log.ts";
 import { newImage, openBytes, put32 } from "./bytes.ts";
@@ -73,6 +73,26 @@ for (
   });
 }
 
+Deno.test("the mark of a corrupt image outlives a power cut at once", async () => {
+  const bytes = await newImage();
+  // An L2 table that lies within a cluster.
+  put32(bytes, l1Of(bytes), 0x80000000, 0x5200);
+  const log = new PowerLog(bytes);
+  await using image = await openImage({ driver: "qcow2", file: log }, {
+    report: () => {},
+  });
+  await assertRejects(() => image.write(0, new Uint8Array(512)), BlockError);
+  const { specific } = await infoOf(log.durable);
+  assertEquals(specific!.data.corrupt, true);
+});
+
+async function infoOf(bytes: Uint8Array) {
+  const node = await openBytes(bytes, { purpose: "info", readOnly: true });
+  const info = await node.info!();
+  await node.close();
+  return info;
+}
+
 function changes(): { [name: string]: Change } {
   return {
     "shrinking drops refcount blocks that others count": {
@@ -86,7 +106,8 @@ function changes(): { [name: string]: Change } {
     },
     "shrinking drops L2 tables, but no refcount block": {
       create: { size: 150 * 512, cluster_size: 512 },
-      prepare: writeShuffled,
+      // In a row, so that what is left lies before those tables.
+      prepare: (image, random) => image.write(0, random.bytes(150 * 512)),
       change: (image) => image.resize(512),
     },
     "the refcount table grows": {
@@ -94,6 +115,24 @@ function changes(): { [name: string]: Change } {
       prepare: (image, random) => image.write(0, random.bytes(3940 * 512)),
       change: async (image) => {
         await image.write(3940 * 512, new Uint8Array(60 * 512).fill(1));
+      },
+    },
+    "the L1 table grows": {
+      create: { size: 100 * 512, cluster_size: 512 },
+      prepare: writeShuffled,
+      change: (image) => image.resize(300 * 512),
+    },
+    "a refcount block is made": {
+      create: { size: 400 * 512, cluster_size: 512 },
+      prepare: (image, random) => image.write(0, random.bytes(200 * 512)),
+      change: (image) => image.write(200 * 512, new Random(6).bytes(150 * 512)),
+    },
+    "freed clusters are used again": {
+      create: { size: 100 * 512, cluster_size: 512 },
+      prepare: (image, random) => image.write(0, random.bytes(50 * 512)),
+      async change(image) {
+        await image.discard(0, 30 * 512);
+        await image.write(60 * 512, new Random(7).bytes(30 * 512));
       },
     },
     "growing hides what lies below": {
@@ -109,6 +148,11 @@ function changes(): { [name: string]: Change } {
         await image.resize(100 * 512 - 1024);
       },
       change: (image) => image.resize(200 * 512),
+    },
+    "growing reserves space": {
+      create: { size: 100 * 512, cluster_size: 512 },
+      prepare: writeShuffled,
+      change: (image) => image.resize(300 * 512, { preallocation: "metadata" }),
     },
     "overwriting clusters that nothing counts": {
       create: { size: 300 * 512, cluster_size: 512, lazy_refcounts: true },
@@ -165,21 +209,9 @@ function changes(): { [name: string]: Change } {
       backing: new Random(4).bytes(200 * 512),
       change: (image) => image.node.image!.amend!({ compat: "0.10" }),
     },
-    "taking a snapshot": {
-      create: { size: 100 * 512, cluster_size: 512 },
-      prepare: writeShuffled,
-      change: (image) => image.node.snapshots!.create({ name: "a snapshot" }),
-    },
-    "applying a snapshot": {
-      create: { size: 100 * 512, cluster_size: 512 },
-      prepare: writeBesideSnapshot,
-      change: (image) => image.node.snapshots!.apply("a snapshot"),
-    },
-    "deleting a snapshot": {
-      create: { size: 100 * 512, cluster_size: 512 },
-      prepare: writeBesideSnapshot,
-      change: (image) => image.node.snapshots!.delete("a snapshot"),
-    },
+    ...snapshotChanges("1.1"),
+    // Which has no mark that says that it must be repaired.
+    ...snapshotChanges("0.10"),
     "repairing leaks": {
       create: { size: 100 * 512, cluster_size: 512 },
       prepare: writeShuffled,
@@ -223,6 +255,27 @@ function changes(): { [name: string]: Change } {
       damage: (bytes) => put32(bytes, snapshotsOf(bytes) + 36, 0),
       isRepair: true,
       change: repair,
+    },
+  };
+}
+
+function snapshotChanges(compat: string): { [name: string]: Change } {
+  const create = { size: 100 * 512, cluster_size: 512, compat };
+  return {
+    [`taking a snapshot (${compat})`]: {
+      create,
+      prepare: writeShuffled,
+      change: (image) => image.node.snapshots!.create({ name: "a snapshot" }),
+    },
+    [`applying a snapshot (${compat})`]: {
+      create,
+      prepare: writeBesideSnapshot,
+      change: (image) => image.node.snapshots!.apply("a snapshot"),
+    },
+    [`deleting a snapshot (${compat})`]: {
+      create,
+      prepare: writeBesideSnapshot,
+      change: (image) => image.node.snapshots!.delete("a snapshot"),
     },
   };
 }
