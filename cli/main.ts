@@ -34,7 +34,7 @@ export async function main(args: readonly string[]): Promise<number> {
       [name, ...rest] = rest;
     }
   }
-  const program = new Program(name);
+  const program = new Program(name, rest);
   let code: number;
   try {
     checkText(args);

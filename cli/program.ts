@@ -47,9 +47,13 @@ export class Program {
   /** How progress is told where it is wanted. */
   progressFormat: "line" | "json" = "line";
 
-  /** A program called `name`. */
-  constructor(name: string) {
+  /** Arguments of several lines: names, as a rule. */
+  readonly #brokenNames: readonly string[];
+
+  /** A program called `name`, with all its arguments. */
+  constructor(name: string, args: readonly string[] = []) {
     this.name = name;
+    this.#brokenNames = args.filter((arg) => arg.includes("\n"));
     this.helpCommand = `${name} --help`;
   }
 
@@ -102,16 +106,31 @@ export class Program {
   /** Report an error; each line of it carries the program's name. */
   error(message: string, hint?: string): void {
     const name = this.#painted(RED, `${this.name}:`);
-    const lines = this.#concise(message).split("\n").map((line) =>
-      `${name} ${line}\n`
-    );
-    this.printError(lines.join("") + (hint ? `${hint}\n` : ""));
+    const text = this.#concise(this.#joinNames(message))
+      .replaceAll("\n", `\n${name} `);
+    const lines = hint ? [text, this.#joinNames(hint)] : [text];
+    this.printError(`${name} ${this.#splitNames(lines.join("\n"))}\n`);
   }
 
   /** Report something that is not an error. */
   warn(message: string): void {
     const warning = this.#painted(YELLOW, "warning:");
-    this.printError(`${this.name}: ${warning} ${message}\n`);
+    const text = this.#splitNames(this.#joinNames(message));
+    this.printError(`${this.name}: ${warning} ${text}\n`);
+  }
+
+  /** Put NUL, which no name has, for the line breaks within names. */
+  #joinNames(message: string): string {
+    const join = (name: string) => name.replaceAll("\n", "\0");
+    for (const name of this.#brokenNames) {
+      message = message.replaceAll(name, join);
+    }
+    return message.replaceAll(/(?<=^|[\s(:])'[^']*'/g, join);
+  }
+
+  /** Show the line breaks within names; QEMU does not keep to one line. */
+  #splitNames(text: string): string {
+    return text.replaceAll("\0", this.isOurs ? "\\n" : "\n");
   }
 
   /** QEMU says it twice where the layer that fails is the lowest one. */

@@ -2,10 +2,15 @@
 import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { createImage } from "../../core/create.ts";
 import { asBlockError } from "../../core/errors.ts";
-import { convert, type ConvertOptions } from "../../core/jobs/convert.ts";
+import {
+  convert,
+  type ConvertOptions,
+  copyTargetOptions,
+} from "../../core/jobs/convert.ts";
 import type { BlockNode, WriteFlags } from "../../core/node.ts";
 import { openNode } from "../../core/open.ts";
 import { nestOptions, type OptionValues } from "../../core/options.ts";
+import { getFormat } from "../../core/registry.ts";
 import {
   checkSourceBitmaps,
   refuseBitmaps,
@@ -176,6 +181,30 @@ class Conversion {
     return 0;
   }
 
+  /**
+   * Refuse what the new image will not be able to do, as a small one in memory
+   * shows: later, an existing target would be lost for it.
+   */
+  async #checkAbilities(created: OptionValues): Promise<void> {
+    const { targetFormat, bitmaps, compressed } = this.#wish;
+    if (!bitmaps && !compressed) return;
+    // A file by itself is not made to order.
+    if (getFormat(targetFormat).role === "protocol") return;
+    const { MemoryStore } = await import("../../mod.ts");
+    const { backing_file: _, backing_fmt: __, ...values } = created;
+    const file = { driver: "memory", store: new MemoryStore() };
+    const small = { ...values, size: 1 << 20 };
+    await this.#named(() =>
+      createImage(targetFormat, file, small, creating(this.#program))
+    );
+    const stack = { ...keyOptions(created), driver: targetFormat, file };
+    const node = await openNode(stack, { secrets: this.#program.secrets });
+    await usingNodes([node], async () => {
+      if (bitmaps) await refuseBitmaps(this.#sources[0], node);
+      if (compressed) await copyTargetOptions(node, { compressed });
+    });
+  }
+
   /** Convert opened images to standard output. */
   async toOutput(sources: readonly BlockNode[]): Promise<number> {
     const { imageChunks } = await import("../../core/jobs/stream.ts");
@@ -230,6 +259,7 @@ class Conversion {
   ): Promise<void> {
     const wish = this.#wish;
     const cache = cacheMode(wish.targetCache, "cache option");
+    if (created) await this.#checkAbilities(created);
     const backing = created && await this.#openBackingFile(created);
     const needed = backing ? [...this.#sources, backing] : this.#sources;
     using target = new Target(this.#program, this.#target, needed);
@@ -312,10 +342,16 @@ class Conversion {
   async #make(target: Target, values: OptionValues): Promise<void> {
     const { targetFormat: format } = this.#wish;
     const wishes = creating(this.#program);
+    await this.#named(() =>
+      target.make(() => createImage(format, this.#target, values, wishes))
+    );
+  }
+
+  /** Make an image; an error says of which target. */
+  async #named(make: () => Promise<void>): Promise<void> {
+    const { targetFormat: format } = this.#wish;
     try {
-      await target.make(() =>
-        createImage(format, this.#target, values, wishes)
-      );
+      await make();
     } catch (thrown) {
       const error = asBlockError(thrown);
       throw error.prefixed(

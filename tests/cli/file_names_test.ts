@@ -123,3 +123,30 @@ besideQemu("an empty name has no file", {
     "dd if=disk of=",
   ],
 });
+
+Deno.test("a name of two lines makes an error of one", async () => {
+  await using dir = new TempDir();
+  await createImage("qcow2", dir.file("disk"), { size: MIB });
+  for (
+    const [args, text] of [
+      [["info", "a\nb"], "Could not open 'a\\nb': No such file or directory"],
+      [
+        ["create", "-q", "-f", "raw", "no/a\nb", "1M"],
+        "Could not create 'no/a\\nb': No such file or directory",
+      ],
+      [
+        ["convert", "-O", "qcow2", "-B", "a\nb", "-F", "raw", "disk", "new"],
+        "Could not open 'new': Could not open backing file: " +
+        "Could not open 'a\\nb': No such file or directory",
+      ],
+    ] as const
+  ) {
+    const { code, stderr } = await run([...BDRV, ...args], { cwd: dir.path });
+    assertEquals([code, stderr], [1, `bdrv: ${text}\n`]);
+  }
+  // QEMU shows it as it is.
+  const command = [...BDRV, "qemu-img", "info", "a\nb"];
+  const { stderr } = await run(command, { cwd: dir.path });
+  const name = "Could not open 'a\nb': ";
+  assertEquals(stderr, `qemu-img: ${name}${name}No such file or directory\n`);
+});

@@ -37,6 +37,11 @@ const CALLS = [
   "qemu-img create -f qcow2 X",
   "qemu-img convert -O qcow2 none X",
   "qemu-img convert -O qcow2 -o refcount_bits=3 base X",
+  "qemu-img convert -O qcow2 -B none -F raw base X",
+  "qemu-img convert -O qcow2 -o backing_file=base,backing_fmt=vdi base X",
+  "qemu-img convert -O qcow2 -B X -F qcow2 base X",
+  "qemu-img convert -O raw -c base X",
+  "qemu-img convert -O raw --bitmaps base X",
   "qemu-img convert -n -O qcow2 -l none base X",
   "qemu-img dd if=none of=X",
 ];

@@ -127,6 +127,11 @@ function changes(): { [name: string]: Change } {
       prepare: (image, random) => image.write(0, random.bytes(200 * 512)),
       change: (image) => image.write(200 * 512, new Random(6).bytes(150 * 512)),
     },
+    "refcounts lag behind": {
+      create: { size: 100 * 512, cluster_size: 512, lazy_refcounts: true },
+      prepare: (image, random) => image.write(0, random.bytes(50 * 512)),
+      change: (image) => image.write(60 * 512, new Random(8).bytes(30 * 512)),
+    },
     "freed clusters are used again": {
       create: { size: 100 * 512, cluster_size: 512 },
       prepare: (image, random) => image.write(0, random.bytes(50 * 512)),
