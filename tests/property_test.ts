@@ -91,7 +91,7 @@ class Subject {
     const depth = 1 + this.#random.below(3);
     for (let level = 0; level < depth; level++) {
       const isTop = level === depth - 1;
-      await this.#addLayer(isTop);
+      await this.#addLayer();
       await this.#rounds(isTop ? steps : Math.ceil(steps / 10));
       await this.#fullCheck();
       if (!isTop) await this.#image.close();
@@ -107,7 +107,7 @@ class Subject {
     }
   }
 
-  async #addLayer(isTop: boolean): Promise<void> {
+  async #addLayer(): Promise<void> {
     const random = this.#random;
     const level = this.#layers.length;
     // What cannot have a backing file is the lowest one.
