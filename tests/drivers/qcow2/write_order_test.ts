@@ -136,6 +136,16 @@ function changes(): { [name: string]: Change } {
       },
       change: (image) => image.write(60 * 512, new Random(8).bytes(30 * 512)),
     },
+    "clusters are compressed": {
+      create: { size: 100 * 512, cluster_size: 512 },
+      prepare: (image, random) => image.write(0, random.bytes(50 * 512)),
+      async change(image) {
+        for (let at = 60 * 512; at < 90 * 512; at += 512) {
+          const bytes = new Uint8Array(512).fill(at / 512);
+          await image.node.writeCompressed!(at, [bytes]);
+        }
+      },
+    },
     "freed clusters are used again": {
       create: { size: 100 * 512, cluster_size: 512 },
       prepare: (image, random) => image.write(0, random.bytes(50 * 512)),
