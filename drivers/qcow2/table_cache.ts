@@ -223,9 +223,9 @@ export class TableCache {
   }
 
   async #changeDependency(other: TableCache): Promise<void> {
-    // No circles: what the other one waits for is settled first.
+    // No circles: what the other one waits for is settled first. (An image has
+    // but two caches: this one cannot depend on a third.)
     if (other.#dependsOn) await other.#settleDependency();
-    if (this.#dependsOn) await this.#settleDependency();
     this.#dependsOn = other;
   }
 

@@ -129,8 +129,23 @@ function changes(): { [name: string]: Change } {
     },
     "refcounts lag behind": {
       create: { size: 100 * 512, cluster_size: 512, lazy_refcounts: true },
-      prepare: (image, random) => image.write(0, random.bytes(50 * 512)),
+      // Clusters that are used again hold what they held.
+      options: { "pass-discard-request": false },
+      async prepare(image, random) {
+        await image.write(0, random.bytes(50 * 512));
+        await image.discard(0, 40 * 512);
+      },
       change: (image) => image.write(60 * 512, new Random(8).bytes(30 * 512)),
+    },
+    "clusters are compressed": {
+      create: { size: 100 * 512, cluster_size: 512 },
+      prepare: (image, random) => image.write(0, random.bytes(50 * 512)),
+      async change(image) {
+        for (let at = 60 * 512; at < 90 * 512; at += 512) {
+          const bytes = new Uint8Array(512).fill(at / 512);
+          await image.node.writeCompressed!(at, [bytes]);
+        }
+      },
     },
     "freed clusters are used again": {
       create: { size: 100 * 512, cluster_size: 512 },
