@@ -59,14 +59,28 @@ const RANGES: readonly (readonly [offset: number, length: number])[] = [
   [0, SIZE],
 ];
 
-/** Register the tests that every driver must pass. */
-export function conformance(name: string, subject: Subject): void {
+/** A test as a runner takes it. */
+export interface ConformanceTest {
+  readonly name: string;
+  readonly ignore?: boolean;
+  fn(): Promise<void>;
+}
+
+/**
+ * Register the tests that every driver must pass: with Deno's runner, unless
+ * another runtime has one of its own.
+ */
+export function conformance(
+  name: string,
+  subject: Subject,
+  register: (test: ConformanceTest) => void = Deno.test,
+): void {
   const test = (
     what: string,
     run: (disk: Disk) => Promise<void>,
     size = SIZE,
   ) =>
-    Deno.test({
+    register({
       name: `${name}: ${what}`,
       ignore: subject.ignore,
       fn: async () => {

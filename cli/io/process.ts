@@ -20,7 +20,7 @@ export const sigraise: IoCommand = {
   max: 1,
   needs: "nothing",
 
-  async run({ session, words }) {
+  run({ session, words }) {
     const signal = byteCount(words[0]);
     if (signal > SIGNALS_END) {
       throw new Refusal(
@@ -28,7 +28,7 @@ export const sigraise: IoCommand = {
       );
     }
     session.program.output.flush();
-    await raise(signal);
+    raise(signal);
   },
 };
 
@@ -40,9 +40,11 @@ export const abort: IoCommand = {
   run: () => raise(SIGABRT),
 };
 
-async function raise(signal: number): Promise<void> {
+function raise(signal: number): void {
   // Deno's own function knows signals by their names only.
-  const { default: process } = await import("node:process");
+  const { process } = globalThis as unknown as {
+    process: { readonly pid: number; kill(pid: number, signal: number): void };
+  };
   try {
     process.kill(process.pid, signal);
   } catch {

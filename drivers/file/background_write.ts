@@ -6,8 +6,8 @@
  * @module
  */
 import { asBlockError, BlockError } from "../../core/errors.ts";
-import { errnoError, type PendingWrite } from "./host.ts";
-import { addressOf, type Libc, writeAll } from "./libc.ts";
+import { errnoError, type PendingWrite } from "../../core/platform/files.ts";
+import { type Libc, throwUnlessInterrupted } from "../../core/platform/libc.ts";
 
 const SIGEV_NONE = 1;
 const EINTR = 4;
@@ -43,7 +43,7 @@ export function beginWrite(
 class BackgroundWrite implements PendingWrite {
   readonly #libc: Libc;
   readonly #descriptor: number;
-  readonly #block = spare.pop() ?? new ControlBlock();
+  readonly #block: ControlBlock;
   readonly #offset: number;
   /** What is written: in use by the other thread, so it is kept alive. */
   readonly #part: Uint8Array;
@@ -57,11 +57,12 @@ class BackgroundWrite implements PendingWrite {
     part: Uint8Array,
   ) {
     this.#libc = library;
+    this.#block = spare.pop() ?? new ControlBlock(library);
     this.#descriptor = descriptor;
     this.#offset = offset;
     this.#part = part;
     this.#block.descriptor = descriptor;
-    this.#block.setRange(addressOf(part), part.length, offset);
+    this.#block.setRange(library.addressOf(part), part.length, offset);
     for (const name of WAITING) void library[name];
     const code = library.aio_write(this.#block.bytes);
     if (code < 0) throw errnoError(-code);
@@ -112,9 +113,9 @@ class ControlBlock {
   readonly list: Uint8Array<ArrayBuffer>;
   readonly #view = new DataView(this.bytes.buffer);
 
-  constructor() {
+  constructor(library: Libc) {
     this.list = new Uint8Array(
-      new BigUint64Array([addressOf(this.bytes)]).buffer,
+      new BigUint64Array([library.addressOf(this.bytes)]).buffer,
     );
     this.#view.setInt32(44, SIGEV_NONE, true);
   }
@@ -132,3 +133,28 @@ class ControlBlock {
 
 /** Blocks that are not in use: making one takes longer than all else here. */
 const spare: ControlBlock[] = [];
+
+/**
+ * Write all of `part` at `offset`.
+ *
+ * @throws {BlockError} as the system does; part of it may be written then.
+ */
+export function writeAll(
+  library: Libc,
+  descriptor: number,
+  offset: number,
+  part: Uint8Array,
+): void {
+  const { length } = part;
+  for (let done = 0; done < length;) {
+    const count = library.pwrite(
+      descriptor,
+      done === 0 ? part : part.subarray(done),
+      BigInt(length - done),
+      BigInt(offset + done),
+    );
+    if (count < 0) throwUnlessInterrupted(count);
+    else if (count === 0) throw new BlockError("ENOSPC");
+    else done += count;
+  }
+}

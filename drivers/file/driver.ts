@@ -8,8 +8,12 @@ import type {
   CreateContext,
   OpenContext,
 } from "../../core/driver.ts";
-import { BlockError, invalid } from "../../core/errors.ts";
-import { normalizePath } from "../../core/names.ts";
+import { asBlockError, BlockError, invalid } from "../../core/errors.ts";
+import {
+  isAbsolutePath,
+  lastSeparator,
+  normalizePath,
+} from "../../core/names.ts";
 import type { Preallocation } from "../../core/node.ts";
 import {
   notAmong,
@@ -19,14 +23,14 @@ import {
 } from "../../core/options.ts";
 import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { ACCESS, ALL_ACCESS } from "../../core/permissions.ts";
+import type { FileInfo, HostFile } from "../../core/platform/files.ts";
+import { localFiles, platform } from "../../core/platform/mod.ts";
 import type { Permissions } from "../../core/traits.ts";
 import { nameText, shortened } from "../../core/values.ts";
-import { openFsFile } from "./fs_file.ts";
-import { denoError, type HostFile } from "./host.ts";
-import { isLibcAvailable } from "./libc.ts";
 import { openLibcFile } from "./libc_file.ts";
 import type { Locking } from "./lock.ts";
 import { FileNode } from "./node.ts";
+import { heedSizeLimit } from "./size_limit.ts";
 
 /** How a path is opened. */
 export const OPEN_OPTIONS: OptionTable = {
@@ -35,7 +39,8 @@ export const OPEN_OPTIONS: OptionTable = {
     type: "enum",
     values: ["auto", "libc", "deno"],
     default: "auto",
-    help: "How the file is used: through libc (needs --allow-ffi) or Deno",
+    help: "How the file is used: through libc (needs --allow-ffi), or as the " +
+      "runtime does it",
   },
   aio: {
     type: "string",
@@ -62,13 +67,13 @@ export interface PathDriver extends BlockDriver {
   /** What a path that it opens must be, at the end of a sentence. */
   readonly kind: string;
   /** Whether what is there is of that kind. */
-  isKind(info: Deno.FileInfo): boolean;
+  isKind(info: FileInfo): boolean;
   /**
    * Refuse what opens for writing, but cannot be written to.
    *
    * @throws {BlockError} EACCES.
    */
-  checkWritable?(info: Deno.FileInfo): void;
+  checkWritable?(info: FileInfo): void;
 }
 
 /** Local files. */
@@ -77,7 +82,7 @@ export const fileDriver: PathDriver = {
   role: "protocol",
   kind: "a regular file",
   // A socket says by itself that it cannot be opened.
-  isKind: ({ isFile, isSocket }) => isFile || isSocket === true,
+  isKind: ({ isFile, isSocket }) => isFile || isSocket,
   openOptions: OPEN_OPTIONS,
   createOptions: CREATE_OPTIONS,
   canonicalName,
@@ -240,8 +245,8 @@ function openFile(driver: PathDriver, request: FileRequest): FileNode {
   if (!readOnly) driver.checkWritable?.(info);
   let host: HostFile | undefined;
   try {
-    const useLibc = io === "libc" || (io === "auto" && isLibcAvailable());
-    host = (useLibc ? openLibcFile : openFsFile)(filename, readOnly);
+    host = openHostFile(io, filename, readOnly);
+    if (!readOnly) heedSizeLimit();
     return new FileNode(host, { ...request, driver, fixedSize: !info.isFile });
   } catch (error) {
     host?.close();
@@ -249,10 +254,21 @@ function openFile(driver: PathDriver, request: FileRequest): FileNode {
   }
 }
 
-function lookAt(filename: string): Deno.FileInfo {
+function openHostFile(
+  io: string,
+  filename: string,
+  readOnly: boolean,
+): HostFile {
+  const useLibc = io === "auto" ? platform().libc() !== null : io === "libc";
+  return useLibc
+    ? openLibcFile(filename, readOnly)
+    : localFiles().open(filename, !readOnly);
+}
+
+function lookAt(filename: string): FileInfo {
   try {
     checkName(filename);
-    return Deno.statSync(filename);
+    return localFiles().stat(filename);
   } catch (error) {
     throw cannotOpen(filename, error);
   }
@@ -282,19 +298,10 @@ function makeFile(filename: string): void {
   refuseWhatWaits(filename);
   try {
     checkName(filename);
-    // It will be read as well: who may not do that is not left an empty file.
-    // Who may do neither is told of writing, which is what this is for.
-    const read = mayWrite(filename);
-    const options = { read, write: true, create: true, mode: 0o644 };
-    Deno.openSync(filename, options).close();
+    localFiles().create(filename);
   } catch (error) {
-    throw denoError(error).prefixed(`Could not create '${filename}': `);
+    throw asBlockError(error).prefixed(`Could not create '${filename}': `);
   }
-}
-
-function mayWrite(path: string): boolean {
-  return Deno.permissions.querySync({ name: "write", path }).state ===
-    "granted";
 }
 
 /**
@@ -311,9 +318,9 @@ function checkName(filename: string): void {
 
 /** To open a pipe, or to look for a medium, may take for ever. */
 function refuseWhatWaits(filename: string): void {
-  let info: Deno.FileInfo;
+  let info: FileInfo;
   try {
-    info = Deno.statSync(filename);
+    info = localFiles().stat(filename);
   } catch {
     return; // Making it tells why not, if it cannot be made.
   }
@@ -324,7 +331,9 @@ function refuseWhatWaits(filename: string): void {
 }
 
 function cannotOpen(filename: string, error: unknown): BlockError {
-  return denoError(error).prefixed(`Could not open '${nameText(filename)}': `);
+  return asBlockError(error).prefixed(
+    `Could not open '${nameText(filename)}': `,
+  );
 }
 
 /** Links followed as far as the path exists, the rest worked out by name. */
@@ -336,11 +345,11 @@ export function canonicalName(filename: string): string {
 /** The folder of a plain file, or of one that is not there yet. */
 function ownFolder(filename: string): string | undefined {
   try {
-    if (!Deno.statSync(filename).isFile) return undefined;
+    if (!localFiles().stat(filename).isFile) return undefined;
   } catch {
     // To open it will tell what is the matter.
   }
-  const end = filename.lastIndexOf("/") + 1;
+  const end = lastSeparator(filename) + 1;
   const folder = canonicalName(filename.slice(0, end) || ".");
   // Names there stand for what was opened elsewhere: standard input, say.
   return /^\/(dev|proc\/.*)$/.test(folder) ? undefined : folder;
@@ -348,9 +357,9 @@ function ownFolder(filename: string): string | undefined {
 
 /** An absolute path, with whatever `..` it has: those depend on links. */
 function normalizeStart(filename: string): string {
-  if (filename.startsWith("/")) return filename;
+  if (isAbsolutePath(filename)) return filename;
   try {
-    return `${Deno.cwd()}/${filename}`;
+    return `${localFiles().workingFolder()}/${filename}`;
   } catch {
     return filename;
   }
@@ -362,24 +371,25 @@ function normalizeStart(filename: string): string {
  */
 function resolveLinks(path: string, linksLeft: number): string | undefined {
   try {
-    return Deno.realPathSync(path);
+    return normalizePath(localFiles().realPath(path));
   } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) return undefined;
+    if (asBlockError(error).code !== "ENOENT") return undefined;
   }
-  const trimmed = path.replace(/\/+$/, "");
-  const slash = trimmed.lastIndexOf("/");
-  if (slash < 0 || linksLeft === 0) return undefined;
-  const folder = resolveLinks(trimmed.slice(0, slash) || "/", linksLeft);
+  let end = path.length;
+  while (lastSeparator(path.slice(0, end)) === end - 1 && end > 0) end--;
+  const start = lastSeparator(path.slice(0, end)) + 1;
+  if (start === 0 || linksLeft === 0) return undefined;
+  const folder = resolveLinks(path.slice(0, start), linksLeft);
   if (folder === undefined) return undefined;
-  const here = `${folder}/${trimmed.slice(slash + 1)}`;
+  const here = `${folder}/${path.slice(start, end)}`;
   let target: string;
   try {
-    target = Deno.readLinkSync(here);
+    target = localFiles().readLink(here);
   } catch {
     return normalizePath(here);
   }
   return resolveLinks(
-    target.startsWith("/") ? target : `${folder}/${target}`,
+    isAbsolutePath(target) ? target : `${folder}/${target}`,
     linksLeft - 1,
   );
 }

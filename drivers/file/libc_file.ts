@@ -6,27 +6,23 @@
  */
 import type { IoVector } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
-import { beginWrite } from "./background_write.ts";
+import { beginWrite, writeAll } from "./background_write.ts";
 import {
-  denoError,
   errnoError,
   type HostFile,
   type PendingWrite,
-} from "./host.ts";
+} from "../../core/platform/files.ts";
 import {
-  addressOf,
   EINTR,
   type Libc,
-  libc,
-  openDescriptor,
   throwUnlessInterrupted,
   uninterrupted,
-  writeAll,
-} from "./libc.ts";
-import { heedSizeLimit } from "./size_limit.ts";
+} from "../../core/platform/libc.ts";
+import { localFiles, platform } from "../../core/platform/mod.ts";
 
 const O_RDONLY = 0;
 const O_RDWR = 0o2;
+const O_CLOEXEC = 0o2000000;
 const SEEK_END = 2;
 const SEEK_DATA = 3;
 const SEEK_HOLE = 4;
@@ -52,33 +48,38 @@ const iovecBytes = new Uint8Array(iovecs.buffer);
 /**
  * Open an existing file.
  *
- * @throws {BlockError} as the system does, and EACCES where Deno's own
- * permissions, which libc knows nothing of, do not cover the path.
+ * @throws {BlockError} as the system does, and EACCES where the runtime's
+ * own permissions, which libc knows nothing of, do not cover the path.
  */
 export function openLibcFile(path: string, readOnly: boolean): HostFile {
-  const library = libc();
+  const library = platform().libc();
   if (!library) {
     throw new BlockError(
       "ENOTSUP",
       "The C library is not available: 'io=libc' needs Linux and --allow-ffi",
     );
   }
-  requirePermissions(path, readOnly);
+  // That checks permissions as they are applied to files, special ones
+  // included, which a query of the path does not.
+  localFiles().open(path, !readOnly).close();
   const fd = openDescriptor(library, path, readOnly ? O_RDONLY : O_RDWR);
-  if (!readOnly) heedSizeLimit();
   return new LibcFile(library, fd);
 }
 
 /**
- * Have Deno open the file as well: that checks its permissions as they are
- * applied to files, special ones included, which a query of the path does not.
+ * Open an existing file; answers its descriptor. The runtime's permissions,
+ * which libc knows nothing of, are the caller's business.
+ *
+ * @throws {BlockError} as the system does.
  */
-function requirePermissions(path: string, readOnly: boolean): void {
-  try {
-    Deno.openSync(path, { read: true, write: !readOnly }).close();
-  } catch (error) {
-    throw denoError(error);
-  }
+export function openDescriptor(
+  library: Libc,
+  path: string,
+  flags: number,
+): number {
+  const name = new TextEncoder().encode(path + "\0");
+  if (name.indexOf(0) !== name.length - 1) throw new BlockError("ENOENT");
+  return uninterrupted(() => library.open(name, flags | O_CLOEXEC, 0));
 }
 
 /** An open file, by its descriptor. */
@@ -106,8 +107,7 @@ export class LibcFile implements HostFile {
     for (let done = 0; done < length;) {
       const count = this.#libc.pread(
         this.descriptor,
-        // Views of shared memory work as well, whatever the type says.
-        (done === 0 ? part : part.subarray(done)) as Uint8Array<ArrayBuffer>,
+        done === 0 ? part : part.subarray(done),
         BigInt(length - done),
         BigInt(offset + done),
       );
@@ -135,7 +135,7 @@ export class LibcFile implements HostFile {
       for (let i = first; i < end; i++) {
         const part = iov[i];
         if (part.length === 0) continue;
-        iovecs[filled++] = addressOf(part);
+        iovecs[filled++] = this.#libc.addressOf(part);
         iovecs[filled++] = BigInt(part.length);
       }
       let count = 0;

@@ -15,7 +15,8 @@ import type {
   ZeroFlags,
 } from "../../core/node.ts";
 import type { Permissions } from "../../core/traits.ts";
-import type { HostFile, PendingWrite } from "./host.ts";
+import type { HostFile, PendingWrite } from "../../core/platform/files.ts";
+import { localFiles } from "../../core/platform/mod.ts";
 import { FileLock, type Locking } from "./lock.ts";
 import { noteTransfer, settle } from "./turns.ts";
 
@@ -357,10 +358,7 @@ export class FileNode implements BlockNode {
   /** Bytes on the disk, if the file is still where it was opened. */
   #actualSize(): number | undefined {
     try {
-      // Not the asynchronous one, whose first call costs far more.
-      const { blocks } = Deno.statSync(this.filename);
-      // POSIX counts blocks of 512 bytes, whatever the file system's own are.
-      return blocks === null ? undefined : blocks * 512;
+      return localFiles().stat(this.filename).actualSize;
     } catch {
       return undefined;
     }

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { PendingWrite } from "./host.ts";
+import type { PendingWrite } from "../../core/platform/files.ts";
 
 /** Turns of others, at 0.1 µs, after which they are taken to wait as well. */
 const PATIENCE = 200;

@@ -8,7 +8,7 @@ import { registerDriver } from "../../core/registry.ts";
 import { writeZeroes } from "../../core/requests.ts";
 import { hostDeviceDriver } from "../../drivers/file/devices.ts";
 import { fileDriver } from "../../drivers/file/driver.ts";
-import { isLibcAvailable } from "../../drivers/file/libc.ts";
+import { isLibcAvailable } from "../platforms.ts";
 import { rawDriver } from "../../drivers/raw.ts";
 import { conformance } from "../conformance.ts";
 import { mustSkip } from "../qemu.ts";

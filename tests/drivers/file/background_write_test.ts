@@ -1,7 +1,8 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { BlockError } from "../../../core/errors.ts";
 import { beginWrite } from "../../../drivers/file/background_write.ts";
-import { isLibcAvailable, type Libc } from "../../../drivers/file/libc.ts";
+import type { Libc } from "../../../core/platform/libc.ts";
+import { isLibcAvailable } from "../../platforms.ts";
 
 const ignore = !isLibcAvailable();
 const EINTR = 4;
@@ -22,6 +23,7 @@ function stingyLibc(takes: number[]) {
       });
       return 0;
     },
+    addressOf: () => 0n,
     aio_error: () => Math.max(0, -takes[0]),
     aio_return: () => takes[0] < 0 ? -1 : takes[0],
     pwrite(_: number, part: Uint8Array, length: bigint, offset: bigint) {

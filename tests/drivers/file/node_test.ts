@@ -1,7 +1,7 @@
 import { assertEquals, assertRejects } from "@std/assert";
 import { BlockError } from "../../../core/errors.ts";
 import { fileDriver } from "../../../drivers/file/driver.ts";
-import type { HostFile } from "../../../drivers/file/host.ts";
+import type { HostFile } from "../../../core/platform/files.ts";
 import { FileNode } from "../../../drivers/file/node.ts";
 
 /** A file on a disk that is full after `room` bytes. */

@@ -4,30 +4,43 @@
  *
  * @module
  */
-import type { IoVector } from "../../core/bytes.ts";
-import { BlockError } from "../../core/errors.ts";
-import { denoError, type HostFile } from "./host.ts";
-import { heedSizeLimit } from "./size_limit.ts";
+import type { IoVector } from "../bytes.ts";
+import { BlockError } from "../errors.ts";
+import { attempt, type FileInfo, type Files, type HostFile } from "./files.ts";
 
-/** Open an existing file. */
-export function openFsFile(path: string, readOnly: boolean): HostFile {
-  const file = attempt(() =>
-    Deno.openSync(path, { read: true, write: !readOnly })
-  );
-  if (!readOnly) heedSizeLimit();
-  return new DenoFile(file);
-}
+export const files: Files = {
+  stat: (path) => infoOf(attempt(() => Deno.statSync(path))),
+  open: (path, write) =>
+    new DenoFile(attempt(() => Deno.openSync(path, { read: true, write }))),
 
-/** Make a call until no signal interrupts it. */
-function attempt<T>(call: () => T): T {
-  for (;;) {
-    try {
-      return call();
-    } catch (error) {
-      if (error instanceof Deno.errors.Interrupted) continue;
-      throw denoError(error);
-    }
-  }
+  create(path) {
+    // It will be read as well: who may not do that is not left an empty file.
+    // Who may do neither is told of writing, which is what this is for.
+    const { state } = Deno.permissions.querySync({ name: "write", path });
+    const read = state === "granted";
+    const options = { read, write: true, create: true, mode: 0o644 };
+    attempt(() => Deno.openSync(path, options)).close();
+  },
+
+  realPath: (path) => attempt(() => Deno.realPathSync(path)),
+  readLink: (path) => attempt(() => Deno.readLinkSync(path)),
+  readText: (path) => attempt(() => Deno.readTextFileSync(path)),
+  workingFolder: () => attempt(() => Deno.cwd()),
+  whyUnlocked: "that needs Linux and --allow-ffi",
+};
+
+function infoOf(info: Deno.FileInfo): FileInfo {
+  const { isFile, isDirectory, rdev, blocks } = info;
+  return {
+    isFile,
+    isDirectory,
+    isBlockDevice: info.isBlockDevice === true,
+    isCharDevice: info.isCharDevice === true,
+    isSocket: info.isSocket === true,
+    rdev: rdev ?? 0,
+    // POSIX counts blocks of 512 bytes, whatever the file system's own are.
+    ...(blocks !== null && { actualSize: blocks * 512 }),
+  };
 }
 
 /** Seeking and moving follow each other synchronously: nobody comes between. */
