@@ -4,6 +4,7 @@
  * @module
  */
 import { type IoCommand, Refusal } from "./command.ts";
+import { giveWay } from "../../core/runtime.ts";
 import { cInteger } from "../numbers.ts";
 import { byteCount } from "./numbers.ts";
 
@@ -20,7 +21,7 @@ export const sigraise: IoCommand = {
   max: 1,
   needs: "nothing",
 
-  run({ session, words }) {
+  async run({ session, words }) {
     const signal = byteCount(words[0]);
     if (signal > SIGNALS_END) {
       throw new Refusal(
@@ -28,7 +29,7 @@ export const sigraise: IoCommand = {
       );
     }
     session.program.output.flush();
-    raise(signal);
+    await raise(signal);
   },
 };
 
@@ -40,7 +41,7 @@ export const abort: IoCommand = {
   run: () => raise(SIGABRT),
 };
 
-function raise(signal: number): void {
+async function raise(signal: number): Promise<void> {
   // Deno's own function knows signals by their names only.
   const { process } = globalThis as unknown as {
     process: { readonly pid: number; kill(pid: number, signal: number): void };
@@ -50,6 +51,8 @@ function raise(signal: number): void {
   } catch {
     // There is no such signal; C's raise tells, but nobody asks it.
   }
+  // One that is listened to is told of only between turns.
+  await giveWay();
 }
 
 /** `sleep`. */

@@ -6,7 +6,13 @@
  */
 import type { IoVector } from "../bytes.ts";
 import { BlockError } from "../errors.ts";
-import { attempt, type FileInfo, type Files, type HostFile } from "./files.ts";
+import {
+  attempt,
+  attemptLater,
+  type FileInfo,
+  type Files,
+  type HostFile,
+} from "./files.ts";
 
 export const files: Files = {
   stat: (path) => infoOf(attempt(() => Deno.statSync(path))),
@@ -26,7 +32,7 @@ export const files: Files = {
   readLink: (path) => attempt(() => Deno.readLinkSync(path)),
   readText: (path) => attempt(() => Deno.readTextFileSync(path)),
   workingFolder: () => attempt(() => Deno.cwd()),
-  whyUnlocked: "that needs Linux and --allow-ffi",
+  whyNoLibc: "that needs Linux and --allow-ffi",
 };
 
 function infoOf(info: Deno.FileInfo): FileInfo {
@@ -46,9 +52,15 @@ function infoOf(info: Deno.FileInfo): FileInfo {
 /** Seeking and moving follow each other synchronously: nobody comes between. */
 class DenoFile implements HostFile {
   readonly #file: Deno.FsFile;
+  /** The size of what is no plain file, and keeps it. */
+  readonly #fixedSize: number | undefined;
+  /** Fulfilled when other threads have done all that they were given. */
+  #last: Promise<unknown> = Promise.resolve();
 
   constructor(file: Deno.FsFile) {
     this.#file = file;
+    const { isFile } = attempt(() => file.statSync());
+    if (!isFile) this.#fixedSize = this.#seek(0, Deno.SeekMode.End);
   }
 
   #seek(offset: number, whence: Deno.SeekMode): number {
@@ -93,8 +105,55 @@ class DenoFile implements HostFile {
     }
   }
 
+  preadvLater(offset: number, iov: IoVector): Promise<void> {
+    return this.#later(async () => {
+      for (const part of iov) {
+        let done = 0;
+        while (done < part.length && offset + done < this.size()) {
+          this.#seek(offset + done, Deno.SeekMode.Start);
+          const rest = part.subarray(done);
+          const count = await attemptLater<number | null>(() =>
+            this.#file.read(rest)
+          );
+          if (!count) break;
+          done += count;
+        }
+        part.fill(0, done);
+        offset += part.length;
+      }
+    });
+  }
+
+  pwritevLater(offset: number, iov: IoVector): Promise<void> {
+    return this.#later(async () => {
+      for (const part of iov) {
+        for (let done = 0; done < part.length;) {
+          this.#seek(offset + done, Deno.SeekMode.Start);
+          const rest = part.subarray(done);
+          const count = await attemptLater<number>(() =>
+            this.#file.write(rest)
+          );
+          if (count === 0) throw new BlockError("ENOSPC");
+          done += count;
+        }
+        offset += part.length;
+      }
+    });
+  }
+
+  syncLater(): Promise<void> {
+    return attemptLater(() => this.#file.syncData());
+  }
+
+  /** One after the other: they share the file's position. */
+  #later(transfer: () => Promise<void>): Promise<void> {
+    const done = this.#last.then(transfer);
+    this.#last = done.catch(() => {});
+    return done;
+  }
+
   size(): number {
-    return this.#seek(0, Deno.SeekMode.End);
+    return this.#fixedSize ?? attempt(() => this.#file.statSync().size);
   }
 
   truncate(size: number): void {

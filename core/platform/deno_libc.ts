@@ -29,10 +29,24 @@ const SYMBOLS = {
   fallocate: { parameters: ["i32", "i32", "i64", "i64"], result: "i32" },
   fcntl: { parameters: ["i32", "i32", "buffer"], result: "i32" },
   getrlimit: { parameters: ["i32", "buffer"], result: "i32" },
-  aio_write: { parameters: ["buffer"], result: "i32" },
-  aio_error: { parameters: ["buffer"], result: "i32" },
-  aio_return: { parameters: ["buffer"], result: "i32" },
-  aio_suspend: { parameters: ["buffer", "i32", "pointer"], result: "i32" },
+  fdatasyncLater: {
+    name: "fdatasync",
+    parameters: ["i32"],
+    result: "i32",
+    nonblocking: true,
+  },
+  preadLater: {
+    name: "pread",
+    parameters: ["i32", "buffer", "usize", "i64"],
+    result: "i32",
+    nonblocking: true,
+  },
+  pwriteLater: {
+    name: "pwrite",
+    parameters: ["i32", "buffer", "usize", "i64"],
+    result: "i32",
+    nonblocking: true,
+  },
 } as const satisfies Deno.ForeignLibraryInterface;
 
 /** Bound with the library: they have to be there when a call has failed. */
@@ -100,7 +114,8 @@ function addressOf(bytes: Uint8Array): bigint {
  * answers as a system call does that the kernel has not.
  */
 function bindLazily(path: string): Libc {
-  const library = { addressOf };
+  const O_DIRECT = Deno.build.arch === "aarch64" ? 0o200000 : 0o40000;
+  const library = { O_DIRECT, addressOf };
   for (const name of Object.keys(SYMBOLS) as (keyof typeof SYMBOLS)[]) {
     Object.defineProperty(library, name, {
       configurable: true,
@@ -126,8 +141,8 @@ function bind(path: string, name: keyof typeof SYMBOLS): AnyFunction {
     if (error instanceof Deno.errors.NotCapable) throw hostError(error);
     return () => -ENOSYS;
   }
-  // It answers an error's number by itself.
-  return name === "aio_error" ? call : answering(call);
+  // The number of an error is the other thread's own.
+  return "nonblocking" in SYMBOLS[name] ? call : answering(call);
 }
 
 /**

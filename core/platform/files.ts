@@ -41,8 +41,8 @@ export interface Files {
   readText(path: string): string;
   /** The folder that relative paths begin in. */
   workingFolder(): string;
-  /** Why files are not locked as long as there is no C library. */
-  readonly whyUnlocked: string;
+  /** Why there is no C library, at the end of a sentence. */
+  readonly whyNoLibc: string;
 }
 
 /** An open file. Offsets and lengths are in bytes; what is absent cannot be done. */
@@ -53,12 +53,14 @@ export interface HostFile {
   preadv(offset: number, iov: IoVector): void;
   /** Write all of `iov`. */
   pwritev(offset: number, iov: IoVector): void;
-  /**
-   * Have another thread write `part`, which must be left alone until then.
-   *
-   * @returns `undefined` if that cannot be done now.
-   */
-  beginWrite?(offset: number, part: Uint8Array): PendingWrite | undefined;
+  /** As {@linkcode preadv}, by another thread. */
+  preadvLater(offset: number, iov: IoVector): Promise<void>;
+  /** As {@linkcode pwritev}, by another thread; `iov` is left alone until then. */
+  pwritevLater(offset: number, iov: IoVector): Promise<void>;
+  /** As {@linkcode sync}, by another thread. */
+  syncLater(): Promise<void>;
+  /** What offsets and lengths of reads and writes must be multiples of. */
+  readonly alignment?: number;
   /** Where the file or device ends now. */
   size(): number;
   /** Cut the file off at `size`, or extend it by a hole. */
@@ -91,20 +93,6 @@ export interface HostFile {
   seekData?(offset: number): number | undefined;
   /** The first hole at or after `offset`, which must lie within the file. */
   seekHole?(offset: number): number;
-}
-
-/** A write that another thread is making. */
-export interface PendingWrite {
-  /** Whether it has come to an end. */
-  readonly isDone: boolean;
-  /** Wait for the end. */
-  wait(): void;
-  /**
-   * Wait for the end, and learn of the outcome.
-   *
-   * @throws {BlockError} if not all could be written, each time it is asked.
-   */
-  finish(): void;
 }
 
 /** The error for a number that the C library of Linux left in `errno`. */
@@ -142,6 +130,18 @@ export function hostError(error: unknown): BlockError {
     ? named
     : codeOfErrno(Number(said));
   return new BlockError(known, undefined, { cause: error });
+}
+
+/** As {@linkcode attempt}, for a call that another thread makes. */
+export async function attemptLater<T>(call: () => Promise<T>): Promise<T> {
+  for (;;) {
+    try {
+      return await call();
+    } catch (error) {
+      const known = hostError(error);
+      if (known.code !== "EINTR") throw known;
+    }
+  }
 }
 
 /** Make a call whose errors become those of the block layer. */

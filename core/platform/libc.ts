@@ -8,6 +8,8 @@ import { errnoError } from "./files.ts";
 
 /** Its functions, on memory that others do not replace meanwhile. */
 export interface Libc {
+  /** The flag of `open` for that, which not all processors have alike. */
+  readonly O_DIRECT: number;
   open(path: Uint8Array, flags: number, mode: number): number;
   close(descriptor: number): number;
   pread: Transfer;
@@ -33,10 +35,12 @@ export interface Libc {
   ): number;
   fcntl(descriptor: number, command: number, argument: Uint8Array): number;
   getrlimit(resource: number, limits: Uint8Array): number;
-  aio_write(block: Uint8Array): number;
-  aio_error(block: Uint8Array): number;
-  aio_return(block: Uint8Array): number;
-  aio_suspend(list: Uint8Array, count: number, timeout: null): number;
+  /** As `fdatasync`, in another thread; why it failed is not told, only -1. */
+  fdatasyncLater(descriptor: number): Promise<number>;
+  /** As `pread`, in another thread; why it failed is not told, only -1. */
+  preadLater: LateTransfer;
+  /** As `pwrite`, in another thread; why it failed is not told, only -1. */
+  pwriteLater: LateTransfer;
   /** Where bytes lie, which stay there as long as they are referred to. */
   addressOf(bytes: Uint8Array): bigint;
 }
@@ -47,6 +51,10 @@ type Transfer = (
   length: bigint,
   offset: bigint,
 ) => number;
+
+type LateTransfer = (
+  ...parameters: Parameters<Transfer>
+) => Promise<number>;
 
 type VectoredTransfer = (
   descriptor: number,

@@ -7,6 +7,7 @@ import type { IoVector } from "../bytes.ts";
 import { BlockError } from "../errors.ts";
 import {
   attempt,
+  attemptLater,
   deviceNumbers,
   type FileInfo,
   type Files,
@@ -20,6 +21,9 @@ interface FileSystem {
   closeSync(descriptor: number): void;
   readSync: Transfer;
   writeSync: Transfer;
+  read: LateTransfer;
+  write: LateTransfer;
+  fdatasync(descriptor: number, done: (error: unknown) => void): void;
   ftruncateSync(descriptor: number, size: number): void;
   fdatasyncSync(descriptor: number): void;
   fstatSync(descriptor: number): Stats;
@@ -37,6 +41,13 @@ type Transfer = (
   length: number,
   position: number,
 ) => number;
+
+type LateTransfer = (
+  ...parameters: [
+    ...Parameters<Transfer>,
+    done: (error: unknown, count: number) => void,
+  ]
+) => void;
 
 interface Stats {
   isFile(): boolean;
@@ -67,7 +78,7 @@ export function nodeFiles(): Files | null {
     readLink: (path) => attempt(() => fs.readlinkSync(path)),
     readText: (path) => attempt(() => fs.readFileSync(path, "utf8")),
     workingFolder: () => attempt(() => process.cwd()),
-    whyUnlocked: "this runtime has no such locks",
+    whyNoLibc: "that needs Deno on Linux, and --allow-ffi",
   };
 }
 
@@ -125,6 +136,57 @@ class NodeFile implements HostFile {
       done += count;
     }
     return done;
+  }
+
+  async preadvLater(offset: number, iov: IoVector): Promise<void> {
+    for (const part of iov) {
+      part.fill(0, await this.#transferLater("read", offset, part));
+      offset += part.length;
+    }
+  }
+
+  async pwritevLater(offset: number, iov: IoVector): Promise<void> {
+    for (const part of iov) {
+      const count = await this.#transferLater("write", offset, part);
+      if (count < part.length) throw new BlockError("ENOSPC");
+      offset += part.length;
+    }
+  }
+
+  async #transferLater(
+    call: "read" | "write",
+    offset: number,
+    part: Uint8Array,
+  ): Promise<number> {
+    let done = 0;
+    while (done < part.length) {
+      const count = await attemptLater(() =>
+        new Promise<number>((resolve, reject) =>
+          this.#fs[call](
+            this.#descriptor,
+            part,
+            done,
+            part.length - done,
+            offset + done,
+            (error, count) => error ? reject(error) : resolve(count),
+          )
+        )
+      );
+      if (count === 0) break;
+      done += count;
+    }
+    return done;
+  }
+
+  syncLater(): Promise<void> {
+    return attemptLater(() =>
+      new Promise<void>((resolve, reject) =>
+        this.#fs.fdatasync(
+          this.#descriptor,
+          (error) => error ? reject(error) : resolve(),
+        )
+      )
+    );
   }
 
   size(): number {

@@ -25,8 +25,9 @@ import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { ACCESS, ALL_ACCESS } from "../../core/permissions.ts";
 import type { FileInfo, HostFile } from "../../core/platform/files.ts";
 import { localFiles, platform } from "../../core/platform/mod.ts";
-import type { Permissions } from "../../core/traits.ts";
+import type { AioMode, Permissions } from "../../core/traits.ts";
 import { nameText, shortened } from "../../core/values.ts";
+import { notDirect, openDirectFile } from "./direct_file.ts";
 import { openLibcFile } from "./libc_file.ts";
 import type { Locking } from "./lock.ts";
 import { FileNode } from "./node.ts";
@@ -44,7 +45,7 @@ export const OPEN_OPTIONS: OptionTable = {
   },
   aio: {
     type: "string",
-    help: "Accepted for QEMU's sake: threads, native or io_uring",
+    help: "Have all requests made by threads (threads, native or io_uring)",
   },
   locking: {
     type: "string",
@@ -107,6 +108,7 @@ export const fileDriver: PathDriver = {
 };
 
 /** Open a node as `options` and `context` say. */
+// deno-lint-ignore require-await -- what it throws is to be a rejection
 export async function openPath(
   driver: PathDriver,
   options: OptionValues,
@@ -114,20 +116,19 @@ export async function openPath(
 ): Promise<FileNode> {
   const parsed = openOptions(driver, options);
   if (parsed.filename === "") throw nameless(driver.name);
-  const node = openFile(driver, {
+  const { aio = context.aio } = parsed;
+  const isInfo = context.purpose === "info" && !context.direct;
+  if (aio === "native" && !context.direct) throw NOT_DIRECT;
+  return openFile(driver, {
     ...parsed,
     // Loading libc takes longer than one look at a header repays.
-    ...(parsed.io === "auto" && context.purpose === "info" && { io: "deno" }),
+    ...(parsed.io === "auto" && isInfo && { io: "deno" }),
     readOnly: context.readOnly,
     noFlush: context.noFlush,
+    aio,
+    direct: context.direct,
     unlocked: (why) => tellUnlocked(parsed, context, why),
   });
-  const isNative = parsed.aio ? parsed.aio === "native" : context.nativeAio;
-  if (isNative && !context.direct) {
-    await node.close();
-    throw NOT_DIRECT;
-  }
-  return node;
 }
 
 /**
@@ -170,7 +171,7 @@ const EMPTYING: Permissions = {
 export interface FileOptions {
   readonly filename: string;
   readonly io: string;
-  readonly aio?: string;
+  readonly aio?: AioMode;
   readonly locking: Locking;
 }
 
@@ -193,7 +194,7 @@ function nameless(driver: string): BlockError {
   return invalid(`The '${driver}' block driver requires a file name`);
 }
 
-const AIO_MODES = ["threads", "native", "io_uring"] as const;
+const AIO_MODES: readonly AioMode[] = ["threads", "native", "io_uring"];
 const LOCKING_MODES = ["auto", "on", "off"] as const;
 
 function oneOf<T extends string>(values: readonly T[], value: unknown): T {
@@ -234,18 +235,20 @@ function tellUnlocked(
 interface FileRequest extends FileOptions {
   readonly readOnly: boolean;
   readonly noFlush: boolean;
+  /** Whether to go past the page cache. */
+  readonly direct?: boolean;
   unlocked(why: string): void;
 }
 
 function openFile(driver: PathDriver, request: FileRequest): FileNode {
-  const { filename, io, readOnly } = request;
+  const { filename, readOnly } = request;
   const info = lookAt(filename);
   // To open a pipe would wait for whoever may open its other end.
   if (!driver.isKind(info)) throw wrongKind(driver, filename);
   if (!readOnly) driver.checkWritable?.(info);
   let host: HostFile | undefined;
   try {
-    host = openHostFile(io, filename, readOnly);
+    host = openHostFile(request);
     if (!readOnly) heedSizeLimit();
     return new FileNode(host, { ...request, driver, fixedSize: !info.isFile });
   } catch (error) {
@@ -254,11 +257,16 @@ function openFile(driver: PathDriver, request: FileRequest): FileNode {
   }
 }
 
-function openHostFile(
-  io: string,
-  filename: string,
-  readOnly: boolean,
-): HostFile {
+function openHostFile({
+  io,
+  filename,
+  readOnly,
+  direct,
+}: FileRequest): HostFile {
+  if (direct) {
+    if (io === "deno") throw notDirect("use libc, not io=deno");
+    return openDirectFile(filename, readOnly);
+  }
   const useLibc = io === "auto" ? platform().libc() !== null : io === "libc";
   return useLibc
     ? openLibcFile(filename, readOnly)

@@ -6,12 +6,7 @@
  */
 import type { IoVector } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
-import { beginWrite, writeAll } from "./background_write.ts";
-import {
-  errnoError,
-  type HostFile,
-  type PendingWrite,
-} from "../../core/platform/files.ts";
+import { errnoError, type HostFile } from "../../core/platform/files.ts";
 import {
   EINTR,
   type Libc,
@@ -51,19 +46,28 @@ const iovecBytes = new Uint8Array(iovecs.buffer);
  * @throws {BlockError} as the system does, and EACCES where the runtime's
  * own permissions, which libc knows nothing of, do not cover the path.
  */
-export function openLibcFile(path: string, readOnly: boolean): HostFile {
+export function openLibcFile(path: string, readOnly: boolean): LibcFile {
   const library = platform().libc();
   if (!library) {
     throw new BlockError(
       "ENOTSUP",
-      "The C library is not available: 'io=libc' needs Linux and --allow-ffi",
+      `The C library is not available: ${localFiles().whyNoLibc}`,
     );
   }
+  return new LibcFile(library, openLibcDescriptor(library, path, readOnly));
+}
+
+/** As {@linkcode openLibcFile}, with further flags; answers the descriptor. */
+export function openLibcDescriptor(
+  library: Libc,
+  path: string,
+  readOnly: boolean,
+  flags = 0,
+): number {
   // That checks permissions as they are applied to files, special ones
   // included, which a query of the path does not.
   localFiles().open(path, !readOnly).close();
-  const fd = openDescriptor(library, path, readOnly ? O_RDONLY : O_RDWR);
-  return new LibcFile(library, fd);
+  return openDescriptor(library, path, flags | (readOnly ? O_RDONLY : O_RDWR));
 }
 
 /**
@@ -120,11 +124,68 @@ export class LibcFile implements HostFile {
   }
 
   #pwrite(offset: number, part: Uint8Array): void {
-    writeAll(this.#libc, this.descriptor, offset, part);
+    const { length } = part;
+    for (let done = 0; done < length;) {
+      const count = this.#libc.pwrite(
+        this.descriptor,
+        done === 0 ? part : part.subarray(done),
+        BigInt(length - done),
+        BigInt(offset + done),
+      );
+      if (count < 0) throwUnlessInterrupted(count);
+      else if (count === 0) throw new BlockError("ENOSPC");
+      else done += count;
+    }
   }
 
-  beginWrite(offset: number, part: Uint8Array): PendingWrite | undefined {
-    return beginWrite(this.#libc, this.descriptor, offset, part);
+  async syncLater(): Promise<void> {
+    if (await this.#libc.fdatasyncLater(this.descriptor) >= 0) return;
+    // The system tells each error once, so it is one whatever comes now.
+    this.sync();
+    throw new BlockError("EIO");
+  }
+
+  preadvLater(offset: number, iov: IoVector): Promise<void> {
+    return this.#later("preadLater", offset, iov);
+  }
+
+  pwritevLater(offset: number, iov: IoVector): Promise<void> {
+    return this.#later("pwriteLater", offset, iov);
+  }
+
+  /** What other threads leave undone is done here, and tells why. */
+  async #later(
+    call: "preadLater" | "pwriteLater",
+    offset: number,
+    iov: IoVector,
+  ): Promise<void> {
+    const { length } = iov;
+    const starts = new Array<number>(length);
+    const counts = new Array<Promise<number>>(length);
+    for (let i = 0; i < length; i++) {
+      const part = iov[i];
+      starts[i] = offset;
+      counts[i] = this.#libc[call](
+        this.descriptor,
+        part,
+        BigInt(part.length),
+        BigInt(offset),
+      );
+      offset += part.length;
+    }
+    let failure: unknown;
+    for (let i = 0; i < length; i++) {
+      const done = Math.max(0, await counts[i]);
+      if (done === iov[i].length) continue;
+      try {
+        const rest = iov[i].subarray(done);
+        if (call === "preadLater") this.#pread(starts[i] + done, rest);
+        else this.#pwrite(starts[i] + done, rest);
+      } catch (error) {
+        failure ??= error;
+      }
+    }
+    if (failure) throw failure;
   }
 
   /** One call a group of parts; what it leaves undone is done part by part. */

@@ -126,7 +126,7 @@ export class FileLock {
   #open(): Locker | null {
     const library = this.#load();
     if (library) return new Locker(library, this.#file);
-    this.#file.unlocked(localFiles().whyUnlocked);
+    this.#file.unlocked(localFiles().whyNoLibc);
     return null;
   }
 
