@@ -14,6 +14,7 @@ import type { OpenPurpose } from "../core/traits.ts";
 // Registers the drivers.
 import "../drivers/all.ts";
 import { CommandError, notAmong, type Program } from "./program.ts";
+import type { AioMode } from "../core/traits.ts";
 
 /** How a command opens an image. */
 export interface ImageArgument {
@@ -37,8 +38,8 @@ export interface ImageArgument {
   resize?: boolean;
   /** How writes reach the disk. */
   cache?: CacheMode;
-  /** Whether asynchronous I/O of the system is asked for. */
-  nativeAio?: boolean;
+  /** How files have their requests made. */
+  aio?: AioMode;
   /** Further options of the format, which is given then. */
   options?: OptionValues;
 }
@@ -55,7 +56,7 @@ export async function openImageArgument(
   argument: ImageArgument,
 ): Promise<BlockNode> {
   const { format, imageOpts, writable, options, forceShare } = argument;
-  const { purpose, backing, writableBacking, share, resize, cache, nativeAio } =
+  const { purpose, backing, writableBacking, share, resize, cache, aio } =
     argument;
   if (imageOpts && format !== undefined) {
     throw new CommandError(
@@ -79,7 +80,7 @@ export async function openImageArgument(
       share,
       resize,
       cache,
-      nativeAio,
+      aio,
       gate: "allow",
       maxChain: program.maxChain,
       secrets: program.secrets,

@@ -8,7 +8,8 @@
  */
 import { Aes } from "./aes.ts";
 import { SECTOR_SIZE } from "./bytes.ts";
-import { nativeModule } from "./runtime.ts";
+import { platform } from "./platform/mod.ts";
+import type { Cipher, Crypto } from "./platform/platform.ts";
 
 /** A cipher that works on blocks of 16 bytes, each by itself. */
 export interface BlockCipher {
@@ -24,17 +25,6 @@ export interface SectorCipher {
   encrypt(sectors: Uint8Array, firstSector: number): void;
   /** Decrypt sectors where they are; the first one has this number. */
   decrypt(sectors: Uint8Array, firstSector: number): void;
-}
-
-/** The part of `node:crypto` in use. */
-interface NativeCrypto {
-  createCipheriv(name: string, key: Uint8Array, iv: null): NativeCipher;
-  createDecipheriv(name: string, key: Uint8Array, iv: null): NativeCipher;
-}
-
-interface NativeCipher {
-  setAutoPadding(on: boolean): void;
-  update(input: Uint8Array): Uint8Array;
 }
 
 /** Bytes for which a call to the runtime takes less time than our own AES. */
@@ -53,8 +43,8 @@ export function aes(key: Uint8Array): BlockCipher {
 class AdaptiveAes implements BlockCipher {
   readonly #key: Uint8Array;
   readonly #own: Aes;
-  #encryptor?: NativeCipher | null;
-  #decryptor?: NativeCipher | null;
+  #encryptor?: Cipher | null;
+  #decryptor?: Cipher | null;
   #bytesSeen = 0;
 
   constructor(key: Uint8Array) {
@@ -79,8 +69,8 @@ class AdaptiveAes implements BlockCipher {
     return byteLength >= WORTH_A_CALL && this.#bytesSeen >= PATIENCE;
   }
 
-  #native(make: keyof NativeCrypto): NativeCipher | null {
-    const crypto = nativeModule<NativeCrypto>("node:crypto");
+  #native(make: keyof Crypto): Cipher | null {
+    const crypto = platform().crypto();
     if (!crypto) return null;
     const name = `aes-${this.#key.length * 8}-ecb`;
     const cipher = crypto[make](name, this.#key, null);
@@ -91,7 +81,7 @@ class AdaptiveAes implements BlockCipher {
 
 /** Without padding, a cipher gives each block back in the call it came by. */
 function callNative(
-  cipher: NativeCipher | null,
+  cipher: Cipher | null,
   input: Uint32Array,
 ): Uint32Array | undefined {
   return cipher ? wordsOf(cipher.update(bytesOf(input))) : undefined;

@@ -6,7 +6,8 @@
  *
  * @module
  */
-import { libraryPath, nativeLibrary, openLibrary } from "./runtime.ts";
+import { platform } from "./platform/mod.ts";
+import { nativeLibrary } from "./runtime.ts";
 import { compressorOf } from "./zstd_compressor.ts";
 
 /** The level that QEMU uses, too. */
@@ -23,8 +24,8 @@ export interface ZstdCompression {
 export function zstdCompression(
   level: number = DEFAULT_LEVEL,
 ): ZstdCompression | undefined {
-  const path = libraryPath("libzstd.so.1");
-  return path === null ? undefined : { path, level };
+  const path = platform().libraries?.find("libzstd.so.1");
+  return path ? { path, level } : undefined;
 }
 
 let compressor: ReturnType<typeof compressorOf> | undefined;
@@ -34,7 +35,9 @@ export function compressZstd(
   { path, level }: ZstdCompression,
   input: Uint8Array,
 ): Uint8Array {
-  compressor ??= compressorOf((functions) => openLibrary(path, functions));
+  compressor ??= compressorOf((functions) =>
+    platform().libraries!.open(path, functions)
+  );
   return compressor(input, level);
 }
 

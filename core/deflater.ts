@@ -4,7 +4,8 @@
  *
  * @module
  */
-import { addressOf, nativeLibrary } from "./runtime.ts";
+import { platform } from "./platform/mod.ts";
+import { nativeLibrary } from "./runtime.ts";
 
 /** What is used of zlib. Errors are negative. */
 interface ZlibLibrary {
@@ -42,6 +43,10 @@ const DEFAULT_LEVEL = 6;
 
 /** Most bytes of input. */
 export const MOST_DEFLATED = 16 * 1024;
+
+function addressOf(bytes: Uint8Array): bigint {
+  return platform().libraries!.addressOf(bytes);
+}
 
 /** A stream that is used for one input after the other. */
 class Deflater {

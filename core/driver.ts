@@ -9,7 +9,7 @@
  */
 import type { BlockNode, Preallocation } from "./node.ts";
 import type { OptionValues } from "./options.ts";
-import type { DriverTraits, OpenPurpose } from "./traits.ts";
+import type { AioMode, DriverTraits, OpenPurpose } from "./traits.ts";
 
 /** A registered kind of node. */
 export interface BlockDriver extends DriverTraits {
@@ -95,8 +95,8 @@ export interface OpenContext {
   readonly noFlush: boolean;
   /** Whether to bypass the page cache where the system can. */
   readonly direct: boolean;
-  /** Whether asynchronous I/O of the system is asked for. */
-  readonly nativeAio: boolean;
+  /** How a file's requests are to be made; if absent, as it is fastest. */
+  readonly aio?: AioMode;
   /** Tell that a step of the driver's work is about to be done. */
   event?(name: string): void;
   /** Tell the user about something that is not an error. */

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import "./disposal.ts";
 import { allocate, type IoVector, isExactSize, vectorLength } from "./bytes.ts";
 import {
   cannotWrite,

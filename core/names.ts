@@ -3,15 +3,42 @@
  *
  * @module
  */
+import { platform } from "./platform/mod.ts";
+
+/** A drive of Windows, and the root of its folders. */
+const DRIVE_ROOT = /^[A-Za-z]:[\\/]/;
+
+/**
+ * Whether `\` separates the folders of a path as `/` does: on Windows, and
+ * where it begins as only paths of Windows do. Elsewhere names may contain it.
+ */
+function hasBackslashes(path: string): boolean {
+  return DRIVE_ROOT.test(path) || platform().isWindows;
+}
+
+/** Where the last separator of a path is; -1 if there is none. */
+export function lastSeparator(path: string): number {
+  const slash = path.lastIndexOf("/");
+  return hasBackslashes(path) ? Math.max(slash, path.lastIndexOf("\\")) : slash;
+}
+
+/** Whether a path begins at a root. */
+export function isAbsolutePath(path: string): boolean {
+  return path.startsWith("/") || DRIVE_ROOT.test(path) ||
+    (path.startsWith("\\") && platform().isWindows);
+}
 
 /**
  * The scheme of `scheme:rest`. A colon after a slash belongs to a path, and
- * one letter before it is a Windows drive.
+ * one letter before it is a drive of Windows.
  */
 export function schemeOf(name: string): string | undefined {
-  const match = /^([^/:]*):/.exec(name);
-  if (!match || /^[A-Za-z]:[\\/]/.test(name)) return undefined;
-  return match[1];
+  const scheme = /^([^/:]*):/.exec(name)?.[1];
+  if (scheme === undefined || DRIVE_ROOT.test(name)) return undefined;
+  // There, `c:x` is a path, too: one that begins in that drive's own folder.
+  const isPath = platform().isWindows &&
+    (scheme.includes("\\") || /^[A-Za-z]$/.test(scheme));
+  return isPath ? undefined : scheme;
 }
 
 /**
@@ -24,8 +51,7 @@ export function asPath(path: string): string {
 
 /** Whether a name needs no folder to be found. */
 export function isAbsolute(name: string): boolean {
-  return schemeOf(name) !== undefined || name.startsWith("/") ||
-    /^[A-Za-z]:[\\/]/.test(name);
+  return schemeOf(name) !== undefined || isAbsolutePath(name);
 }
 
 /**
@@ -35,16 +61,24 @@ export function isAbsolute(name: string): boolean {
 export function resolveName(base: string, relative: string): string {
   if (isAbsolute(relative)) return relative;
   const path = schemeOf(base) === undefined ? 0 : base.indexOf(":") + 1;
-  return base.slice(0, Math.max(path, base.lastIndexOf("/") + 1)) + relative;
+  return base.slice(0, Math.max(path, lastSeparator(base) + 1)) + relative;
 }
 
-/** A path with `.` and `..` worked out, so that two spellings compare equal. */
+/**
+ * A path with `.` and `..` worked out and `/` for its separators, so that two
+ * spellings compare equal.
+ */
 export function normalizePath(path: string, workingFolder = ""): string {
-  const whole = path.startsWith("/") ? path : `${workingFolder}/${path}`;
+  let whole = isAbsolutePath(path) ? path : `${workingFolder}/${path}`;
+  if (hasBackslashes(whole)) whole = whole.replaceAll("\\", "/");
+  const [drive = ""] = DRIVE_ROOT.exec(whole) ?? [];
+  // Two of them begin the name of another computer.
+  const root = drive.toUpperCase() ||
+    (platform().isWindows && whole.startsWith("//") ? "//" : "/");
   const parts: string[] = [];
-  for (const part of whole.split("/")) {
+  for (const part of whole.slice(drive.length).split("/")) {
     if (part === "..") parts.pop();
     else if (part !== "" && part !== ".") parts.push(part);
   }
-  return "/" + parts.join("/");
+  return root + parts.join("/");
 }

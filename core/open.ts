@@ -349,7 +349,7 @@ function contextOf(pending: Pending): OpenContext {
     purpose,
     noFlush: place.noFlush ?? cache === "unsafe",
     direct: place.direct ?? (cache === "none" || cache === "directsync"),
-    nativeAio: wishes.nativeAio ?? false,
+    aio: wishes.aio,
     ...(wishes.onEvent && {
       event: (name: string) => wishes.onEvent?.(name, filename),
     }),

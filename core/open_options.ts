@@ -9,6 +9,7 @@ import type { Gate, ImplicitOpen } from "./gate.ts";
 import type { SecretSource } from "./secrets.ts";
 import type { OpenPurpose } from "./traits.ts";
 import { valueText } from "./values.ts";
+import type { AioMode } from "./traits.ts";
 
 /** How writes reach the disk; the names are qemu-img's `-t`. */
 export type CacheMode =
@@ -55,8 +56,8 @@ export interface OpenOptions {
   maxChain?: number;
   /** How writes reach the disk. Default: `writeback`. */
   cache?: CacheMode;
-  /** Whether files are to have the option `aio=native`. Default: false. */
-  nativeAio?: boolean;
+  /** How files whose own options do not say it have their requests made. */
+  aio?: AioMode;
   /** Where the keys of encrypted images come from. Default: nowhere. */
   secrets?: SecretSource;
   /**
@@ -89,7 +90,7 @@ const KINDS: { readonly [name in keyof OpenOptions]: OptionKind } = {
   writableBacking: "function",
   maxChain: { least: 0 },
   cache: ["writeback", "writethrough", "none", "directsync", "unsafe"],
-  nativeAio: "boolean",
+  aio: ["threads", "native", "io_uring"],
   onEvent: "function",
   warn: "function",
   onUnlocked: "function",

@@ -1,77 +1,18 @@
 /**
- * What a runtime provides that JavaScript itself does not: modules of Node.js,
- * libraries of the system, and fast comparison. Native means are looked for
- * when first needed, and portable ones take their place where there are none,
- * as in a browser.
+ * Comparison of bytes, and what else each part of the program asks of the
+ * runtime. Native means are looked for when first needed, and portable ones
+ * take their place where there are none, as in a browser.
  *
  * @module
  */
-
-interface NativeBuffer {
-  compare(a: Uint8Array, b: Uint8Array): number;
-}
-
-/** A function of a library, in the terms of `Deno.dlopen`. */
-export interface NativeFunction {
-  readonly parameters: readonly string[];
-  readonly result: string;
-  readonly nonblocking?: boolean;
-  /** What the library calls it, if not as we do. */
-  readonly name?: string;
-}
-
-/** The globals of Node.js, which other runtimes have as well, and of Deno. */
-interface NativeGlobals {
-  process?: { getBuiltinModule?(name: string): unknown };
-  Buffer?: NativeBuffer;
-  Deno?: {
-    build: { os: string; arch: string };
-    permissions: {
-      querySync(of: { name: "ffi"; path: string }): { state: string };
-    };
-    dlopen(
-      path: string,
-      functions: object,
-    ): { symbols: unknown; close(): void };
-    UnsafePointer: {
-      of(bytes: Uint8Array): unknown;
-      value(pointer: unknown): bigint;
-    };
-    unrefTimer?(timer: unknown): void;
-    addSignalListener?(signal: string, listener: () => void): void;
-  };
-}
-
-let portable: boolean | "libraries" = false;
-
-/**
- * Pretend that the runtime provides nothing, or all but `libraries`, so that
- * tests see the other ways.
- */
-export function setPortable(value: boolean | "libraries"): void {
-  portable = value;
-  comparison = undefined;
-}
-
-function globals(): NativeGlobals {
-  return globalThis as NativeGlobals;
-}
-
-/**
- * A module of Node.js that the runtime has as well, or `null`. Loading one
- * takes 30 ms and more: ask when it is needed, not before.
- */
-export function nativeModule<T>(name: `node:${string}`): T | null {
-  if (portable === true) return null;
-  const module = globals().process?.getBuiltinModule?.(name);
-  return module as T | undefined ?? null;
-}
+import { type Platform, platform } from "./platform/mod.ts";
+import type { NativeFunction } from "./platform/platform.ts";
 
 const libraries = new Map<string, unknown>();
 
 /**
  * Functions of a library of the system, or `null` if it is not there or not
- * permitted (`--allow-ffi`). Binding a function takes up to 0.25 ms.
+ * permitted. Binding a function takes up to 0.25 ms.
  *
  * @param file Such as `libz.so.1`; with the same functions each time.
  */
@@ -79,67 +20,19 @@ export function nativeLibrary<T extends object>(
   file: string,
   functions: { readonly [name in keyof T]: NativeFunction },
 ): T | null {
-  const path = libraryPath(file);
-  if (path === null) return null;
+  const found = platform().libraries;
+  const path = found?.find(file) ?? null;
+  if (!found || path === null) return null;
   let library = libraries.get(file);
   if (library === undefined) {
     try {
-      library = openLibrary(path, functions).symbols;
+      library = found.open(path, functions).symbols;
     } catch {
       library = null; // Too old.
     }
     libraries.set(file, library);
   }
   return library as T | null;
-}
-
-/** Open a library that {@linkcode libraryPath} found. */
-export function openLibrary(
-  path: string,
-  functions: { readonly [name: string]: NativeFunction },
-): { symbols: unknown; close(): void } {
-  return globals().Deno!.dlopen(path, functions);
-}
-
-/** Where a buffer lies, for libraries that keep that; it must be kept alive. */
-export function addressOf(bytes: Uint8Array): bigint {
-  const { UnsafePointer } = globals().Deno!;
-  return UnsafePointer.value(UnsafePointer.of(bytes));
-}
-
-const paths = new Map<string, string | null>();
-
-/** Where a library is that is there and permitted, or `null`. */
-export function libraryPath(file: string): string | null {
-  if (portable) return null;
-  let path = paths.get(file);
-  if (path === undefined) paths.set(file, path = findLibrary(file));
-  return path;
-}
-
-/** Where distributions keep a library, as far as it may be opened there. */
-export function libraryPlaces(file: string): string[] {
-  const { Deno } = globals();
-  if (!Deno?.dlopen || Deno.build.os !== "linux") return [];
-  // Permissions are for absolute paths, and most systems have two for it.
-  const folders = [`/lib/${Deno.build.arch}-linux-gnu`, "/lib64"];
-  return [...folders, ...folders.map((folder) => `/usr${folder}`)]
-    .map((folder) => `${folder}/${file}`)
-    .filter((path) =>
-      Deno.permissions.querySync({ name: "ffi", path }).state === "granted"
-    );
-}
-
-function findLibrary(file: string): string | null {
-  for (const path of libraryPlaces(file)) {
-    try {
-      openLibrary(path, {}).close();
-      return path;
-    } catch {
-      // It may be elsewhere.
-    }
-  }
-  return null;
 }
 
 /** What is used of the C library. */
@@ -162,20 +55,24 @@ const LIBRARY_PATIENCE = 2 * 1024 * 1024;
 const BUFFER_PATIENCE = 64 * 1024 * 1024;
 
 type Comparison = (a: Uint8Array, b: Uint8Array) => boolean;
-let comparison: Comparison | undefined;
+let comparison: { by: Platform; isSame: Comparison } | undefined;
 
 /** The fastest comparison that `seen` bytes have been worth, if any. */
 function nativeComparison(seen: number): Comparison | undefined {
-  if (comparison || seen < LIBRARY_PATIENCE || portable === true) {
-    return comparison;
-  }
+  if (seen < LIBRARY_PATIENCE) return undefined;
+  const by = platform();
+  if (comparison?.by === by) return comparison.isSame;
+  const isSame = findComparison(by, seen);
+  if (isSame) comparison = { by, isSame };
+  return isSame;
+}
+
+function findComparison(by: Platform, seen: number): Comparison | undefined {
   const memory = memoryFunctions();
-  if (memory) {
-    return comparison = (a, b) => memory.memcmp(a, b, BigInt(a.length)) === 0;
-  }
-  const native = seen < BUFFER_PATIENCE ? undefined : globals().Buffer;
-  if (native) comparison = (a, b) => native.compare(a, b) === 0;
-  return comparison;
+  if (memory) return (a, b) => memory.memcmp(a, b, BigInt(a.length)) === 0;
+  const { compare } = by;
+  if (!compare || seen < BUFFER_PATIENCE) return undefined;
+  return (a, b) => compare(a, b) === 0;
 }
 
 let zeroBytesSeen = 0;
@@ -244,7 +141,7 @@ export function isEqual(a: Uint8Array, b: Uint8Array): boolean {
 
 /** Have a timer not keep the program running, where that can be said. */
 export function unrefTimer(timer: unknown): void {
-  globals().Deno?.unrefTimer?.(timer);
+  platform().unrefTimer(timer);
 }
 
 const survived = new Set<string>();
@@ -257,11 +154,7 @@ const survived = new Set<string>();
 export function surviveSignal(signal: string): void {
   if (survived.has(signal)) return;
   survived.add(signal);
-  try {
-    globals().Deno?.addSignalListener?.(signal, () => {});
-  } catch {
-    // Not all systems know all of them.
-  }
+  platform().surviveSignal(signal);
 }
 
 /**
@@ -273,7 +166,7 @@ export function surviveSignal(signal: string): void {
  */
 export async function giveWay(): Promise<void> {
   const { subtle } = globalThis.crypto ?? {};
-  if (!subtle || portable) {
+  if (!subtle) {
     await new Promise((resolve) => setTimeout(resolve, 0));
     return;
   }

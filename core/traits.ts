@@ -13,6 +13,12 @@ import type { OptionTable, OptionValues } from "./options.ts";
  */
 export type DriverRole = "protocol" | "format" | "filter";
 
+/**
+ * How requests to a file are made: by threads, or by one of the ways that a
+ * kernel has to queue them. There, too, nobody waits for one to be made.
+ */
+export type AioMode = "threads" | "native" | "io_uring";
+
 /** A driver, apart from its work. */
 export interface DriverTraits {
   /** The name by which stacks refer to it, such as `qcow2`. */

@@ -5,6 +5,7 @@
  * @module
  */
 import type { ZstdCompression } from "./codecs.ts";
+import type { LibraryOpener, Zlib } from "./platform/platform.ts";
 import type { compressorOf } from "./zstd_compressor.ts";
 
 /** One call of `node:zlib`, as plain data. */
@@ -18,17 +19,6 @@ export interface ZlibCall {
   /** How to have libzstd do it instead. */
   readonly zstd?: ZstdCompression;
 }
-
-/** What is used of `node:zlib`. */
-export interface Zlib {
-  readonly constants: { readonly [name: string]: number };
-  readonly inflateRawSync: ZlibFunction;
-  readonly deflateRawSync: ZlibFunction;
-  readonly zstdDecompressSync?: ZlibFunction;
-  readonly zstdCompressSync?: ZlibFunction;
-}
-
-type ZlibFunction = (input: Uint8Array, options: object) => Uint8Array;
 
 /**
  * Calls that can be with the workers at once: enough that they do not run out
@@ -70,10 +60,10 @@ export const LAYOUT = {
 export function serve(
   layout: typeof LAYOUT,
   openCompressor: typeof compressorOf,
+  zlib: () => Zlib | null,
+  openLibrary: LibraryOpener | undefined,
 ): void {
   const scope = globalThis as unknown as {
-    process: { getBuiltinModule(name: string): Zlib };
-    Deno: { dlopen(path: string, functions: object): { symbols: unknown } };
     close(): void;
     onmessage(event: {
       data: { control: Int32Array; memory: Uint8Array };
@@ -88,13 +78,12 @@ export function serve(
       if (zstd) {
         const { path } = zstd;
         compressor ??= openCompressor((functions) =>
-          scope.Deno.dlopen(path, functions)
+          openLibrary!(path, functions)
         );
         return compressor(input, zstd.level);
       }
       // Loading it takes 30 ms.
-      const zlib = scope.process.getBuiltinModule("node:zlib");
-      return zlib[method]!(input, options);
+      return zlib()![method]!(input, options);
     };
     const make = (slot: number, words: number): number => {
       const start = slot * slotSize;

@@ -11,23 +11,19 @@
  *
  * @module
  */
+import "./disposal.ts";
 import { Pace } from "./jobs/pace.ts";
 import { compressZstd } from "./codecs.ts";
-import { nativeModule } from "./runtime.ts";
-import {
-  LAYOUT,
-  serve,
-  SLOTS,
-  type Zlib,
-  type ZlibCall,
-} from "./zlib_worker.ts";
+import { platform } from "./platform/mod.ts";
+import type { Zlib } from "./platform/platform.ts";
+import { LAYOUT, serve, SLOTS, type ZlibCall } from "./zlib_worker.ts";
 import { compressorOf } from "./zstd_compressor.ts";
 
 export type { ZlibCall } from "./zlib_worker.ts";
 
 /** The runtime's `node:zlib`, if it has one. */
 export function nativeZlib(): Zlib | null {
-  return nativeModule<Zlib>("node:zlib");
+  return platform().zlib();
 }
 
 /** Bytes of plain data with the workers: bounds the memory that slots take up. */
@@ -115,20 +111,20 @@ class Workers {
 
   #start(): void {
     const layout = JSON.stringify(LAYOUT);
-    const program = `(${serve})(${layout}, ${compressorOf})`;
-    const url = `data:text/javascript,${encodeURIComponent(program)}`;
+    const { zlib, libraries } = platform();
+    const program = `(${serve})(${layout}, ${compressorOf}, ${zlib}, ` +
+      `${libraries?.open})`;
     const message = { control: this.#control, memory: this.memory };
     for (let count = workerCount(); count > 0 && !this.broken; count--) {
       try {
-        const worker = new Worker(url, { type: "module" });
-        worker.onerror = (event) => {
-          event.preventDefault();
+        const worker = platform().startWorker(program);
+        worker.onFailure = () => {
           this.broken = true;
           // For us, who may be waiting for it.
           Atomics.add(this.#control, LAYOUT.done, 1);
           Atomics.notify(this.#control, LAYOUT.done);
         };
-        worker.postMessage(message);
+        worker.post(message);
       } catch {
         this.broken = true;
       }
@@ -390,8 +386,7 @@ function startWorkers(): boolean {
 /** One for each processor but ours; none where memory cannot be shared. */
 function workerCount(): number {
   const { hardwareConcurrency = 1 } = globalThis.navigator ?? {};
-  const possible = typeof Worker === "function" &&
-    typeof SharedArrayBuffer === "function" &&
+  const possible = typeof SharedArrayBuffer === "function" &&
     typeof Atomics.waitAsync === "function";
   return possible ? Math.min(hardwareConcurrency, 8) - 1 : 0;
 }

@@ -4,7 +4,7 @@
  * @module
  */
 
-import type { NativeFunction } from "./runtime.ts";
+import type { NativeFunction } from "./platform/platform.ts";
 
 /** Opens the library, and binds functions of it. */
 type Opener = (

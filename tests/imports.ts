@@ -1,6 +1,7 @@
 /**
- * Checks who imports whom: that no module leads back to itself, and that each
- * room of the house keeps to the dependency rule. Part of `deno task check`.
+ * Checks who imports whom: that no module leads back to itself, that each room
+ * of the house keeps to the dependency rule, and that no module depends on a
+ * runtime but those that are for it. Part of `deno task check`.
  *
  * Imports of types count as well, and those that are made only when a function
  * is called: two modules that need each other cannot be understood, or moved,
@@ -204,11 +205,72 @@ export function findBreaches(graph: ImportGraph): string[] {
   return breaches.sort();
 }
 
+/** Which modules may name what only some runtimes have. */
+const RUNTIMES: readonly {
+  what: string;
+  /** Whether a module's text names it, in code or in a string. */
+  isNamed(code: string, strings: readonly string[]): boolean;
+  /** Which modules must not name it, and which of them may all the same. */
+  in: RegExp;
+  but: RegExp;
+}[] = [
+  {
+    what: "Deno",
+    // The name alone may be looked for; a string may be a program.
+    isNamed: (code, strings) =>
+      /\bDeno\b/.test(code) ||
+      strings.some((text) => /^Deno$|\bDeno\??\.\w/.test(text)),
+    in: /^(core|drivers|web)\/|^mod\.ts$/,
+    but: /^core\/platform\/deno[^/]*$/,
+  },
+  {
+    what: "node:",
+    isNamed: (_, strings) => strings.some((text) => /\bnode:\w/.test(text)),
+    in: /^(core|drivers|web|cli)\/|^(mod|cli)\.ts$/,
+    but: /^core\/platform\/node[^/]*$/,
+  },
+];
+
+/** Comments, strings, and templates, each whole. */
+const NO_CODE =
+  /\/\/.*|\/\*[^]*?\*\/|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|`(?:\\[^]|[^`\\])*`/g;
+
+/** What a module names that belongs to a runtime, and is not for it to name. */
+export function findNamed(module: string, text: string): string[] {
+  const strings: string[] = [];
+  const code = text.replace(NO_CODE, (found) => {
+    if (!found.startsWith("/")) strings.push(found.slice(1, -1));
+    return found.startsWith("`") ? found.replace(/^`|`$/g, "") : " ";
+  });
+  return RUNTIMES.filter((runtime) =>
+    runtime.in.test(module) && !runtime.but.test(module) &&
+    runtime.isNamed(code, strings)
+  ).map(({ what }) => what);
+}
+
+async function findAllNamed(
+  root: string,
+  modules: Iterable<string>,
+): Promise<string[]> {
+  const found: string[] = [];
+  for (const module of modules) {
+    if (!/\.[mc]?[jt]sx?$/.test(module)) continue;
+    const text = await Deno.readTextFile(`${root}/${module}`);
+    for (const what of findNamed(module, text)) {
+      found.push(`${module} names ${what}`);
+    }
+  }
+  return found;
+}
+
 if (import.meta.main) {
-  const graph = await readImports(new URL("..", import.meta.url).pathname);
+  const root = new URL("..", import.meta.url).pathname;
+  const graph = await readImports(root);
   const faults = [
     ...findCycles(graph).map((it) => `Import cycle: ${chainText(graph, it)}`),
     ...findBreaches(graph).map((it) => `Import not permitted: ${it}`),
+    ...(await findAllNamed(root, graph.keys()))
+      .map((it) => `Not portable: ${it}`),
   ];
   for (const fault of faults) console.error(fault);
   if (faults.length > 0) Deno.exit(1);

@@ -3,6 +3,7 @@ import {
   chainText,
   findBreaches,
   findCycles,
+  findNamed,
   type ImportGraph,
   readImports,
 } from "./imports.ts";
@@ -96,3 +97,28 @@ Deno.test("findBreaches() names what the dependency rule forbids", async () => {
     ].map((it) => `${it} (a driver imports core and its own folder)`),
   ]);
 });
+
+const NAMED: readonly [module: string, text: string, what: string[]][] = [
+  ["core/a.ts", "Deno.cwd();", ["Deno"]],
+  ["core/jobs/a.ts", "globalThis.Deno?.cwd();", ["Deno"]],
+  ["mod.ts", 'globalThis["Deno"];', ["Deno"]],
+  ["drivers/a.ts", 'if ("Deno" in globalThis) go();', ["Deno"]],
+  ["drivers/file/a.ts", "let info: Deno.FileInfo;", ["Deno"]],
+  ["core/a.ts", "const program = `x(${1}); Deno.dlopen(path)`;", ["Deno"]],
+  ["core/platform/web.ts", "Deno.cwd();", ["Deno"]],
+  ["core/platform/deno_files.ts", "Deno.cwd();", []],
+  ["core/platform/deno.ts", 'import fs from "node:fs";', ["node:"]],
+  ["core/platform/node.ts", "Deno.cwd();", ["Deno"]],
+  ["core/platform/node_files.ts", 'module("node:fs");', []],
+  ["core/a.ts", 'import "node:fs";', ["node:"]],
+  ["drivers/a.ts", "const fs = await import('node:fs');", ["node:"]],
+  ["cli/a.ts", "Deno.exit(); require('node:fs');", ["node:"]],
+  ["core/a.ts", "// Deno.cwd()\n/* Deno, node:fs */ const node: Node;", []],
+  ["core/a.ts", 'fail("it needs Deno 2");', []],
+];
+
+for (const [module, text, what] of NAMED) {
+  Deno.test(`findNamed() sees who names a runtime: ${module}: ${text}`, () => {
+    assertEquals(findNamed(module, text), what);
+  });
+}

@@ -25,10 +25,11 @@ import {
   sizeArgument,
 } from "../numbers.ts";
 import { CommandError, notAmong } from "../program.ts";
+import type { AioMode } from "../../core/traits.ts";
 
 class Wish {
   cache: CacheMode = "writeback";
-  nativeAio = false;
+  aio?: AioMode;
   write = false;
   count = 75_000;
   depth = 64;
@@ -113,12 +114,12 @@ export const command: Command = {
     const { program } = invocation;
     const wish = parse(invocation);
     const [file] = invocation.operands;
-    const { cache, nativeAio } = wish;
+    const { cache, aio } = wish;
     const node = await openImageArgument(program, file, {
       ...invocation.image,
       writable: wish.write,
       cache,
-      nativeAio,
+      aio,
     });
     const { write, count, depth, offset, length, flushInterval } = wish;
     const step = wish.step || length;
@@ -168,8 +169,8 @@ function parse(invocation: Invocation): Wish {
     } else if (option === "o") {
       wish.offset = sizeArgument("offset", argument);
     } else if (option === "t") wish.cache = benchCache(argument);
-    else if (option === "i") wish.nativeAio = isNative(argument);
-    else if (option === "n") wish.nativeAio = true;
+    else if (option === "i") wish.aio = aioMode(argument);
+    else if (option === "n") wish.aio = "native";
     else if (option === "w") wish.write = true;
     else if (option === "no-drain") wish.drain = false;
   }
@@ -204,11 +205,11 @@ function benchCache(text: string): CacheMode {
   }
 }
 
-const AIO_MODES = ["threads", "native", "io_uring"];
+const AIO_MODES: readonly AioMode[] = ["threads", "native", "io_uring"];
 
-function isNative(text: string): boolean {
-  if (!AIO_MODES.includes(text)) {
+function aioMode(text: string): AioMode {
+  if (!AIO_MODES.includes(text as AioMode)) {
     throw notAmong(`Invalid aio option: ${text}`, AIO_MODES);
   }
-  return text === "native";
+  return text as AioMode;
 }

@@ -12,9 +12,9 @@ import { cacheMode } from "../images.ts";
 import { CommandError } from "../program.ts";
 import { type Call, type IoCommand, Refusal } from "./command.ts";
 import {
+  aioMode,
   DEFAULT_OPENING,
   discardMode,
-  isNativeAio,
   type Opening,
 } from "./opening.ts";
 import type { Session } from "./session.ts";
@@ -69,8 +69,8 @@ export function takeOpening(
   else if (option === "n") changes.cache = "none";
   else if (option === "C") changes.copyOnRead = true;
   else if (option === "U") changes.forceShare = true;
-  else if (option === "k") changes.nativeAio = true;
-  else if (option === "i") changes.nativeAio = isNativeAio(argument);
+  else if (option === "k") changes.aio = "native";
+  else if (option === "i") changes.aio = aioMode(argument);
   else if (option === "d") changes.discard = discardMode(argument);
   else if (option === "t") changes.cache = cacheMode(argument, "cache option");
 }

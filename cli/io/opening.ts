@@ -16,6 +16,7 @@ import type { Source } from "../../core/spec.ts";
 import { MemoryStore } from "../../mod.ts";
 import { reporting } from "../images.ts";
 import { notAmong, type Program } from "../program.ts";
+import type { AioMode } from "../../core/traits.ts";
 
 /** What was said about a file, and how it is to be opened. */
 export interface Opening {
@@ -28,8 +29,8 @@ export interface Opening {
   readonly forceShare: boolean;
   /** How writes reach the disk. */
   readonly cache: CacheMode;
-  /** Whether asynchronous I/O of the system is asked for. */
-  readonly nativeAio: boolean;
+  /** How files have their requests made. */
+  readonly aio?: AioMode;
   /** Whether discards do anything. */
   readonly discard: boolean;
   /** Whether to keep what is read from backing files. */
@@ -44,7 +45,6 @@ export const DEFAULT_OPENING: Opening = {
   readOnly: false,
   forceShare: false,
   cache: "writethrough",
-  nativeAio: false,
   discard: true,
   copyOnRead: false,
   snapshot: false,
@@ -55,13 +55,13 @@ export async function openNode(
   program: Program,
   opening: Opening,
 ): Promise<BlockNode> {
-  const { readOnly, forceShare, cache, nativeAio } = opening;
+  const { readOnly, forceShare, cache, aio } = opening;
   const { copyOnRead, snapshot } = opening;
   const options: OpenOptions = {
     readOnly: readOnly || snapshot,
     forceShare,
     cache,
-    nativeAio,
+    aio,
     gate: "allow",
     maxChain: program.maxChain,
     secrets: program.secrets,
@@ -157,7 +157,7 @@ export function writesThrough(mode: CacheMode): boolean {
 }
 
 const DISCARD_MODES = ["ignore", "unmap", "off", "on"];
-const AIO_MODES = ["threads", "native", "io_uring"];
+const AIO_MODES: readonly AioMode[] = ["threads", "native", "io_uring"];
 
 /** Whether a discard mode lets discards through. */
 export function discardMode(mode: unknown): boolean {
@@ -166,10 +166,8 @@ export function discardMode(mode: unknown): boolean {
   throw notAmong(`Invalid discard option: ${mode}`, DISCARD_MODES);
 }
 
-/** Whether it is the system's asynchronous I/O that is asked for. */
-export function isNativeAio(mode: string): boolean {
-  if (AIO_MODES.includes(mode)) {
-    return mode === "native";
-  }
+/** How requests are to be made. */
+export function aioMode(mode: string): AioMode {
+  if (AIO_MODES.includes(mode as AioMode)) return mode as AioMode;
   throw notAmong(`Invalid aio option: ${mode}`, AIO_MODES);
 }

@@ -4,6 +4,7 @@
  * @module
  */
 import { type IoCommand, Refusal } from "./command.ts";
+import { giveWay } from "../../core/runtime.ts";
 import { cInteger } from "../numbers.ts";
 import { byteCount } from "./numbers.ts";
 
@@ -42,12 +43,16 @@ export const abort: IoCommand = {
 
 async function raise(signal: number): Promise<void> {
   // Deno's own function knows signals by their names only.
-  const { default: process } = await import("node:process");
+  const { process } = globalThis as unknown as {
+    process: { readonly pid: number; kill(pid: number, signal: number): void };
+  };
   try {
     process.kill(process.pid, signal);
   } catch {
     // There is no such signal; C's raise tells, but nobody asks it.
   }
+  // One that is listened to is told of only between turns.
+  await giveWay();
 }
 
 /** `sleep`. */

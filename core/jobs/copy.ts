@@ -48,8 +48,8 @@ const MUCH = 64 * 1024 * 1024;
 /** Workers to begin with: one reads while another one's data is written. */
 const FEW = 2;
 
-/** Turns of others, at 0.1 µs, after which a request is taken to wait. */
-const PATIENCE = 10_000;
+/** Milliseconds of a request from which on it is taken to wait. */
+const SLOW = 10;
 
 /**
  * Most bytes of buffers where data is compressed, which takes so long that
@@ -96,8 +96,6 @@ class Copy {
   readonly #finding = new Mutex();
   /** Fulfilled when all writes before have their places. */
   #writes: Promise<void> = Promise.resolve();
-  /** Ranges that were given to workers. */
-  #turns = 0;
   /** Bytes that are done with or under way, of all there are. */
   #copied = 0;
   #total = 0;
@@ -178,22 +176,6 @@ class Copy {
     }
   }
 
-  /**
-   * Of requests to local files a few in flight are enough: more would gain
-   * nothing, and their buffers would drive each other out of the processor's
-   * cache. So the other workers start when the first are seen to wait, by
-   * nothing happening while many others have their turn. (A timer would tell as
-   * well, but a process's first one costs as much as copying 20 MiB.)
-   */
-  async #startOthersIfWaiting(): Promise<void> {
-    const turns = this.#turns;
-    for (let i = 0; i < PATIENCE; i++) {
-      await undefined;
-      if (this.#turns !== turns || this.#pace.resting) return;
-    }
-    this.#startWorkers(Infinity);
-  }
-
   /** Have `count` workers, or as many as there may be. */
   #startWorkers(count: number): void {
     const { clusterSize, requestSize } = this.#rules;
@@ -215,12 +197,7 @@ class Copy {
     while (!this.#error) {
       const turn = await this.#nextTurn();
       if (!turn) return;
-      this.#turns++;
-      // As long as there are but the first, they are looked at now and then.
-      const isSample = this.#turns < 4 || this.#turns % 64 === 0;
-      if (isSample && this.#workers.length === FEW) {
-        this.#startOthersIfWaiting();
-      }
+      const start = performance.now();
       try {
         if (isData(turn.range)) await this.#copy(turn, buffer);
         else await this.#zero(turn);
@@ -232,6 +209,10 @@ class Copy {
       } finally {
         turn.placed();
       }
+      // Of requests to local files a few in flight are enough: more would gain
+      // nothing, and their buffers would drive each other out of the
+      // processor's cache. The other workers start when the first wait.
+      if (performance.now() - start > SLOW) this.#startWorkers(Infinity);
     }
   }
 

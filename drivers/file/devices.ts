@@ -4,10 +4,12 @@
  *
  * @module
  */
-import { roundDown, SECTOR_SIZE } from "../../core/bytes.ts";
+import { SECTOR_SIZE } from "../../core/bytes.ts";
 import type { CreateContext } from "../../core/driver.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
 import type { OptionTable } from "../../core/options.ts";
+import { deviceNumbers, type FileInfo } from "../../core/platform/files.ts";
+import { platform } from "../../core/platform/mod.ts";
 import {
   canonicalName,
   createOptions,
@@ -41,7 +43,8 @@ export const hostCdromDriver: PathDriver = deviceDriver(
   "host_cdrom",
   (filename) => {
     const { isBlockDevice, rdev } = statOf(filename) ?? {};
-    return isBlockDevice === true && numbersOf(rdev ?? 0)[0] === CDROM_MAJOR;
+    return isBlockDevice === true &&
+      deviceNumbers(rdev ?? 0)[0] === CDROM_MAJOR;
   },
 );
 
@@ -99,26 +102,26 @@ function openExisting(
   }
 }
 
-function isDevice(info: Deno.FileInfo | undefined): boolean {
-  return info?.isBlockDevice === true || info?.isCharDevice === true;
+function isDevice(info: FileInfo | undefined): boolean {
+  return info !== undefined && (info.isBlockDevice || info.isCharDevice);
 }
 
 /** What is known of a path, if we may look. */
-function statOf(filename: string): Deno.FileInfo | undefined {
+function statOf(filename: string): FileInfo | undefined {
   try {
-    return Deno.statSync(filename);
+    return platform().files?.stat(filename);
   } catch {
     return undefined;
   }
 }
 
 /** Linux opens write-protected devices all the same, and fails each write. */
-function checkWritable({ isBlockDevice, rdev }: Deno.FileInfo): void {
-  if (!isBlockDevice || rdev === null) return;
+function checkWritable({ isBlockDevice, rdev }: FileInfo): void {
+  if (!isBlockDevice) return;
   let isProtected = false;
   try {
-    const facts = `/sys/dev/block/${numbersOf(rdev).join(":")}/ro`;
-    isProtected = Deno.readTextFileSync(facts).trim() === "1";
+    const facts = `/sys/dev/block/${deviceNumbers(rdev).join(":")}/ro`;
+    isProtected = platform().files?.readText(facts).trim() === "1";
   } catch {
     // Where nobody tells, the writes will.
   }
@@ -128,12 +131,4 @@ function checkWritable({ isBlockDevice, rdev }: Deno.FileInfo): void {
       "The device is not writable: Permission denied",
     );
   }
-}
-
-/** Linux packs both into one, each in two parts. */
-function numbersOf(device: number): [major: number, minor: number] {
-  const [high, low] = [Math.floor(device / 2 ** 32), device % 2 ** 32];
-  const major = Math.floor(low / 2 ** 8) % 2 ** 12;
-  const minor = low % 2 ** 8 + Math.floor(low / 2 ** 20) * 2 ** 8;
-  return [major + roundDown(high, 2 ** 12), minor];
 }

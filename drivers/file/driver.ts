@@ -8,8 +8,12 @@ import type {
   CreateContext,
   OpenContext,
 } from "../../core/driver.ts";
-import { BlockError, invalid } from "../../core/errors.ts";
-import { normalizePath } from "../../core/names.ts";
+import { asBlockError, BlockError, invalid } from "../../core/errors.ts";
+import {
+  isAbsolutePath,
+  lastSeparator,
+  normalizePath,
+} from "../../core/names.ts";
 import type { Preallocation } from "../../core/node.ts";
 import {
   notAmong,
@@ -19,14 +23,15 @@ import {
 } from "../../core/options.ts";
 import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { ACCESS, ALL_ACCESS } from "../../core/permissions.ts";
-import type { Permissions } from "../../core/traits.ts";
+import type { FileInfo, HostFile } from "../../core/platform/files.ts";
+import { localFiles, platform } from "../../core/platform/mod.ts";
+import type { AioMode, Permissions } from "../../core/traits.ts";
 import { nameText, shortened } from "../../core/values.ts";
-import { openFsFile } from "./fs_file.ts";
-import { denoError, type HostFile } from "./host.ts";
-import { isLibcAvailable } from "./libc.ts";
+import { notDirect, openDirectFile } from "./direct_file.ts";
 import { openLibcFile } from "./libc_file.ts";
 import type { Locking } from "./lock.ts";
 import { FileNode } from "./node.ts";
+import { heedSizeLimit } from "./size_limit.ts";
 
 /** How a path is opened. */
 export const OPEN_OPTIONS: OptionTable = {
@@ -35,11 +40,12 @@ export const OPEN_OPTIONS: OptionTable = {
     type: "enum",
     values: ["auto", "libc", "deno"],
     default: "auto",
-    help: "How the file is used: through libc (needs --allow-ffi) or Deno",
+    help: "How the file is used: through libc (needs --allow-ffi), or as the " +
+      "runtime does it",
   },
   aio: {
     type: "string",
-    help: "Accepted for QEMU's sake: threads, native or io_uring",
+    help: "Have all requests made by threads (threads, native or io_uring)",
   },
   locking: {
     type: "string",
@@ -62,13 +68,13 @@ export interface PathDriver extends BlockDriver {
   /** What a path that it opens must be, at the end of a sentence. */
   readonly kind: string;
   /** Whether what is there is of that kind. */
-  isKind(info: Deno.FileInfo): boolean;
+  isKind(info: FileInfo): boolean;
   /**
    * Refuse what opens for writing, but cannot be written to.
    *
    * @throws {BlockError} EACCES.
    */
-  checkWritable?(info: Deno.FileInfo): void;
+  checkWritable?(info: FileInfo): void;
 }
 
 /** Local files. */
@@ -77,7 +83,7 @@ export const fileDriver: PathDriver = {
   role: "protocol",
   kind: "a regular file",
   // A socket says by itself that it cannot be opened.
-  isKind: ({ isFile, isSocket }) => isFile || isSocket === true,
+  isKind: ({ isFile, isSocket }) => isFile || isSocket,
   openOptions: OPEN_OPTIONS,
   createOptions: CREATE_OPTIONS,
   canonicalName,
@@ -102,6 +108,7 @@ export const fileDriver: PathDriver = {
 };
 
 /** Open a node as `options` and `context` say. */
+// deno-lint-ignore require-await -- what it throws is to be a rejection
 export async function openPath(
   driver: PathDriver,
   options: OptionValues,
@@ -109,20 +116,19 @@ export async function openPath(
 ): Promise<FileNode> {
   const parsed = openOptions(driver, options);
   if (parsed.filename === "") throw nameless(driver.name);
-  const node = openFile(driver, {
+  const { aio = context.aio } = parsed;
+  const isInfo = context.purpose === "info" && !context.direct;
+  if (aio === "native" && !context.direct) throw NOT_DIRECT;
+  return openFile(driver, {
     ...parsed,
     // Loading libc takes longer than one look at a header repays.
-    ...(parsed.io === "auto" && context.purpose === "info" && { io: "deno" }),
+    ...(parsed.io === "auto" && isInfo && { io: "deno" }),
     readOnly: context.readOnly,
     noFlush: context.noFlush,
+    aio,
+    direct: context.direct,
     unlocked: (why) => tellUnlocked(parsed, context, why),
   });
-  const isNative = parsed.aio ? parsed.aio === "native" : context.nativeAio;
-  if (isNative && !context.direct) {
-    await node.close();
-    throw NOT_DIRECT;
-  }
-  return node;
 }
 
 /**
@@ -165,7 +171,7 @@ const EMPTYING: Permissions = {
 export interface FileOptions {
   readonly filename: string;
   readonly io: string;
-  readonly aio?: string;
+  readonly aio?: AioMode;
   readonly locking: Locking;
 }
 
@@ -188,7 +194,7 @@ function nameless(driver: string): BlockError {
   return invalid(`The '${driver}' block driver requires a file name`);
 }
 
-const AIO_MODES = ["threads", "native", "io_uring"] as const;
+const AIO_MODES: readonly AioMode[] = ["threads", "native", "io_uring"];
 const LOCKING_MODES = ["auto", "on", "off"] as const;
 
 function oneOf<T extends string>(values: readonly T[], value: unknown): T {
@@ -229,19 +235,21 @@ function tellUnlocked(
 interface FileRequest extends FileOptions {
   readonly readOnly: boolean;
   readonly noFlush: boolean;
+  /** Whether to go past the page cache. */
+  readonly direct?: boolean;
   unlocked(why: string): void;
 }
 
 function openFile(driver: PathDriver, request: FileRequest): FileNode {
-  const { filename, io, readOnly } = request;
+  const { filename, readOnly } = request;
   const info = lookAt(filename);
   // To open a pipe would wait for whoever may open its other end.
   if (!driver.isKind(info)) throw wrongKind(driver, filename);
   if (!readOnly) driver.checkWritable?.(info);
   let host: HostFile | undefined;
   try {
-    const useLibc = io === "libc" || (io === "auto" && isLibcAvailable());
-    host = (useLibc ? openLibcFile : openFsFile)(filename, readOnly);
+    host = openHostFile(request);
+    if (!readOnly) heedSizeLimit();
     return new FileNode(host, { ...request, driver, fixedSize: !info.isFile });
   } catch (error) {
     host?.close();
@@ -249,10 +257,26 @@ function openFile(driver: PathDriver, request: FileRequest): FileNode {
   }
 }
 
-function lookAt(filename: string): Deno.FileInfo {
+function openHostFile({
+  io,
+  filename,
+  readOnly,
+  direct,
+}: FileRequest): HostFile {
+  if (direct) {
+    if (io === "deno") throw notDirect("use libc, not io=deno");
+    return openDirectFile(filename, readOnly);
+  }
+  const useLibc = io === "auto" ? platform().libc() !== null : io === "libc";
+  return useLibc
+    ? openLibcFile(filename, readOnly)
+    : localFiles().open(filename, !readOnly);
+}
+
+function lookAt(filename: string): FileInfo {
   try {
     checkName(filename);
-    return Deno.statSync(filename);
+    return localFiles().stat(filename);
   } catch (error) {
     throw cannotOpen(filename, error);
   }
@@ -282,19 +306,10 @@ function makeFile(filename: string): void {
   refuseWhatWaits(filename);
   try {
     checkName(filename);
-    // It will be read as well: who may not do that is not left an empty file.
-    // Who may do neither is told of writing, which is what this is for.
-    const read = mayWrite(filename);
-    const options = { read, write: true, create: true, mode: 0o644 };
-    Deno.openSync(filename, options).close();
+    localFiles().create(filename);
   } catch (error) {
-    throw denoError(error).prefixed(`Could not create '${filename}': `);
+    throw asBlockError(error).prefixed(`Could not create '${filename}': `);
   }
-}
-
-function mayWrite(path: string): boolean {
-  return Deno.permissions.querySync({ name: "write", path }).state ===
-    "granted";
 }
 
 /**
@@ -311,9 +326,9 @@ function checkName(filename: string): void {
 
 /** To open a pipe, or to look for a medium, may take for ever. */
 function refuseWhatWaits(filename: string): void {
-  let info: Deno.FileInfo;
+  let info: FileInfo;
   try {
-    info = Deno.statSync(filename);
+    info = localFiles().stat(filename);
   } catch {
     return; // Making it tells why not, if it cannot be made.
   }
@@ -324,7 +339,9 @@ function refuseWhatWaits(filename: string): void {
 }
 
 function cannotOpen(filename: string, error: unknown): BlockError {
-  return denoError(error).prefixed(`Could not open '${nameText(filename)}': `);
+  return asBlockError(error).prefixed(
+    `Could not open '${nameText(filename)}': `,
+  );
 }
 
 /** Links followed as far as the path exists, the rest worked out by name. */
@@ -336,11 +353,11 @@ export function canonicalName(filename: string): string {
 /** The folder of a plain file, or of one that is not there yet. */
 function ownFolder(filename: string): string | undefined {
   try {
-    if (!Deno.statSync(filename).isFile) return undefined;
+    if (!localFiles().stat(filename).isFile) return undefined;
   } catch {
     // To open it will tell what is the matter.
   }
-  const end = filename.lastIndexOf("/") + 1;
+  const end = lastSeparator(filename) + 1;
   const folder = canonicalName(filename.slice(0, end) || ".");
   // Names there stand for what was opened elsewhere: standard input, say.
   return /^\/(dev|proc\/.*)$/.test(folder) ? undefined : folder;
@@ -348,9 +365,9 @@ function ownFolder(filename: string): string | undefined {
 
 /** An absolute path, with whatever `..` it has: those depend on links. */
 function normalizeStart(filename: string): string {
-  if (filename.startsWith("/")) return filename;
+  if (isAbsolutePath(filename)) return filename;
   try {
-    return `${Deno.cwd()}/${filename}`;
+    return `${localFiles().workingFolder()}/${filename}`;
   } catch {
     return filename;
   }
@@ -362,24 +379,25 @@ function normalizeStart(filename: string): string {
  */
 function resolveLinks(path: string, linksLeft: number): string | undefined {
   try {
-    return Deno.realPathSync(path);
+    return normalizePath(localFiles().realPath(path));
   } catch (error) {
-    if (!(error instanceof Deno.errors.NotFound)) return undefined;
+    if (asBlockError(error).code !== "ENOENT") return undefined;
   }
-  const trimmed = path.replace(/\/+$/, "");
-  const slash = trimmed.lastIndexOf("/");
-  if (slash < 0 || linksLeft === 0) return undefined;
-  const folder = resolveLinks(trimmed.slice(0, slash) || "/", linksLeft);
+  let end = path.length;
+  while (lastSeparator(path.slice(0, end)) === end - 1 && end > 0) end--;
+  const start = lastSeparator(path.slice(0, end)) + 1;
+  if (start === 0 || linksLeft === 0) return undefined;
+  const folder = resolveLinks(path.slice(0, start), linksLeft);
   if (folder === undefined) return undefined;
-  const here = `${folder}/${trimmed.slice(slash + 1)}`;
+  const here = `${folder}/${path.slice(start, end)}`;
   let target: string;
   try {
-    target = Deno.readLinkSync(here);
+    target = localFiles().readLink(here);
   } catch {
     return normalizePath(here);
   }
   return resolveLinks(
-    target.startsWith("/") ? target : `${folder}/${target}`,
+    isAbsolutePath(target) ? target : `${folder}/${target}`,
     linksLeft - 1,
   );
 }

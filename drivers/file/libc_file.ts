@@ -6,27 +6,18 @@
  */
 import type { IoVector } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
-import { beginWrite } from "./background_write.ts";
+import { errnoError, type HostFile } from "../../core/platform/files.ts";
 import {
-  denoError,
-  errnoError,
-  type HostFile,
-  type PendingWrite,
-} from "./host.ts";
-import {
-  addressOf,
   EINTR,
   type Libc,
-  libc,
-  openDescriptor,
   throwUnlessInterrupted,
   uninterrupted,
-  writeAll,
-} from "./libc.ts";
-import { heedSizeLimit } from "./size_limit.ts";
+} from "../../core/platform/libc.ts";
+import { localFiles, platform } from "../../core/platform/mod.ts";
 
 const O_RDONLY = 0;
 const O_RDWR = 0o2;
+const O_CLOEXEC = 0o2000000;
 const SEEK_END = 2;
 const SEEK_DATA = 3;
 const SEEK_HOLE = 4;
@@ -52,33 +43,47 @@ const iovecBytes = new Uint8Array(iovecs.buffer);
 /**
  * Open an existing file.
  *
- * @throws {BlockError} as the system does, and EACCES where Deno's own
- * permissions, which libc knows nothing of, do not cover the path.
+ * @throws {BlockError} as the system does, and EACCES where the runtime's
+ * own permissions, which libc knows nothing of, do not cover the path.
  */
-export function openLibcFile(path: string, readOnly: boolean): HostFile {
-  const library = libc();
+export function openLibcFile(path: string, readOnly: boolean): LibcFile {
+  const library = platform().libc();
   if (!library) {
     throw new BlockError(
       "ENOTSUP",
-      "The C library is not available: 'io=libc' needs Linux and --allow-ffi",
+      `The C library is not available: ${localFiles().whyNoLibc}`,
     );
   }
-  requirePermissions(path, readOnly);
-  const fd = openDescriptor(library, path, readOnly ? O_RDONLY : O_RDWR);
-  if (!readOnly) heedSizeLimit();
-  return new LibcFile(library, fd);
+  return new LibcFile(library, openLibcDescriptor(library, path, readOnly));
+}
+
+/** As {@linkcode openLibcFile}, with further flags; answers the descriptor. */
+export function openLibcDescriptor(
+  library: Libc,
+  path: string,
+  readOnly: boolean,
+  flags = 0,
+): number {
+  // That checks permissions as they are applied to files, special ones
+  // included, which a query of the path does not.
+  localFiles().open(path, !readOnly).close();
+  return openDescriptor(library, path, flags | (readOnly ? O_RDONLY : O_RDWR));
 }
 
 /**
- * Have Deno open the file as well: that checks its permissions as they are
- * applied to files, special ones included, which a query of the path does not.
+ * Open an existing file; answers its descriptor. The runtime's permissions,
+ * which libc knows nothing of, are the caller's business.
+ *
+ * @throws {BlockError} as the system does.
  */
-function requirePermissions(path: string, readOnly: boolean): void {
-  try {
-    Deno.openSync(path, { read: true, write: !readOnly }).close();
-  } catch (error) {
-    throw denoError(error);
-  }
+export function openDescriptor(
+  library: Libc,
+  path: string,
+  flags: number,
+): number {
+  const name = new TextEncoder().encode(path + "\0");
+  if (name.indexOf(0) !== name.length - 1) throw new BlockError("ENOENT");
+  return uninterrupted(() => library.open(name, flags | O_CLOEXEC, 0));
 }
 
 /** An open file, by its descriptor. */
@@ -106,8 +111,7 @@ export class LibcFile implements HostFile {
     for (let done = 0; done < length;) {
       const count = this.#libc.pread(
         this.descriptor,
-        // Views of shared memory work as well, whatever the type says.
-        (done === 0 ? part : part.subarray(done)) as Uint8Array<ArrayBuffer>,
+        done === 0 ? part : part.subarray(done),
         BigInt(length - done),
         BigInt(offset + done),
       );
@@ -120,11 +124,68 @@ export class LibcFile implements HostFile {
   }
 
   #pwrite(offset: number, part: Uint8Array): void {
-    writeAll(this.#libc, this.descriptor, offset, part);
+    const { length } = part;
+    for (let done = 0; done < length;) {
+      const count = this.#libc.pwrite(
+        this.descriptor,
+        done === 0 ? part : part.subarray(done),
+        BigInt(length - done),
+        BigInt(offset + done),
+      );
+      if (count < 0) throwUnlessInterrupted(count);
+      else if (count === 0) throw new BlockError("ENOSPC");
+      else done += count;
+    }
   }
 
-  beginWrite(offset: number, part: Uint8Array): PendingWrite | undefined {
-    return beginWrite(this.#libc, this.descriptor, offset, part);
+  async syncLater(): Promise<void> {
+    if (await this.#libc.fdatasyncLater(this.descriptor) >= 0) return;
+    // The system tells each error once, so it is one whatever comes now.
+    this.sync();
+    throw new BlockError("EIO");
+  }
+
+  preadvLater(offset: number, iov: IoVector): Promise<void> {
+    return this.#later("preadLater", offset, iov);
+  }
+
+  pwritevLater(offset: number, iov: IoVector): Promise<void> {
+    return this.#later("pwriteLater", offset, iov);
+  }
+
+  /** What other threads leave undone is done here, and tells why. */
+  async #later(
+    call: "preadLater" | "pwriteLater",
+    offset: number,
+    iov: IoVector,
+  ): Promise<void> {
+    const { length } = iov;
+    const starts = new Array<number>(length);
+    const counts = new Array<Promise<number>>(length);
+    for (let i = 0; i < length; i++) {
+      const part = iov[i];
+      starts[i] = offset;
+      counts[i] = this.#libc[call](
+        this.descriptor,
+        part,
+        BigInt(part.length),
+        BigInt(offset),
+      );
+      offset += part.length;
+    }
+    let failure: unknown;
+    for (let i = 0; i < length; i++) {
+      const done = Math.max(0, await counts[i]);
+      if (done === iov[i].length) continue;
+      try {
+        const rest = iov[i].subarray(done);
+        if (call === "preadLater") this.#pread(starts[i] + done, rest);
+        else this.#pwrite(starts[i] + done, rest);
+      } catch (error) {
+        failure ??= error;
+      }
+    }
+    if (failure) throw failure;
   }
 
   /** One call a group of parts; what it leaves undone is done part by part. */
@@ -135,7 +196,7 @@ export class LibcFile implements HostFile {
       for (let i = first; i < end; i++) {
         const part = iov[i];
         if (part.length === 0) continue;
-        iovecs[filled++] = addressOf(part);
+        iovecs[filled++] = this.#libc.addressOf(part);
         iovecs[filled++] = BigInt(part.length);
       }
       let count = 0;

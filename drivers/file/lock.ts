@@ -11,8 +11,10 @@
 import { BlockError } from "../../core/errors.ts";
 import { ACCESS_NAMES, ALL_ACCESS } from "../../core/permissions.ts";
 import type { Permissions } from "../../core/traits.ts";
-import { errnoError } from "./host.ts";
-import { type Libc, libc, openDescriptor } from "./libc.ts";
+import { errnoError } from "../../core/platform/files.ts";
+import type { Libc } from "../../core/platform/libc.ts";
+import { localFiles, platform } from "../../core/platform/mod.ts";
+import { openDescriptor } from "./libc_file.ts";
 
 /** Where the bytes are of what is needed, one a kind of access. */
 const NEEDED = 100;
@@ -63,7 +65,10 @@ export class FileLock {
   #unshared = 0;
 
   /** A file that is not locked yet; `load` has the library when it is needed. */
-  constructor(file: LockedFile, load: () => Libc | null = libc) {
+  constructor(
+    file: LockedFile,
+    load: () => Libc | null = () => platform().libc(),
+  ) {
     this.#file = file;
     this.#load = load;
   }
@@ -121,7 +126,7 @@ export class FileLock {
   #open(): Locker | null {
     const library = this.#load();
     if (library) return new Locker(library, this.#file);
-    this.#file.unlocked("that needs Linux and --allow-ffi");
+    this.#file.unlocked(localFiles().whyNoLibc);
     return null;
   }
 

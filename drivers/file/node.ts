@@ -3,9 +3,14 @@
  *
  * @module
  */
-import { allocate, type IoVector, vectorLength } from "../../core/bytes.ts";
+import {
+  allocate,
+  type IoVector,
+  roundUp,
+  vectorLength,
+} from "../../core/bytes.ts";
 import type { BlockDriver } from "../../core/driver.ts";
-import { asBlockError, BlockError } from "../../core/errors.ts";
+import { asBlockError, BlockError, invalid } from "../../core/errors.ts";
 import type {
   BlockNode,
   Extent,
@@ -14,10 +19,11 @@ import type {
   WriteFlags,
   ZeroFlags,
 } from "../../core/node.ts";
-import type { Permissions } from "../../core/traits.ts";
-import type { HostFile, PendingWrite } from "./host.ts";
+import type { AioMode, Permissions } from "../../core/traits.ts";
+import { ACCESS } from "../../core/permissions.ts";
+import type { HostFile } from "../../core/platform/files.ts";
+import { localFiles } from "../../core/platform/mod.ts";
 import { FileLock, type Locking } from "./lock.ts";
-import { noteTransfer, settle } from "./turns.ts";
 
 /** Bytes written at once where zeroes must be written. */
 const FILL_CHUNK = 256 * 1024;
@@ -38,6 +44,8 @@ export interface FileNodeOptions {
   readonly readOnly: boolean;
   /** Whether a flush does nothing. */
   readonly noFlush: boolean;
+  /** Whether all reads, writes and flushes are made by other threads. */
+  readonly aio?: AioMode;
   /** Whether it is a device: its size is given, and nothing in it is a hole. */
   readonly fixedSize: boolean;
   readonly locking: Locking;
@@ -58,9 +66,10 @@ export class FileNode implements BlockNode {
   readonly limits;
   readonly #noFlush: boolean;
   readonly #fixedSize: boolean;
+  readonly #usesThreads: boolean;
   readonly #lock: FileLock | undefined;
-  /** Those that another thread is making. */
-  readonly #writes = new Set<PendingWrite>();
+  /** Reads and writes that other threads are making. */
+  readonly #transfers = new Set<Promise<void>>();
   #host: HostFile | undefined;
   #size: number;
   /**
@@ -76,10 +85,16 @@ export class FileNode implements BlockNode {
     this.readOnly = options.readOnly;
     this.#noFlush = options.noFlush;
     this.#fixedSize = options.fixedSize;
-    if (options.fixedSize) {
+    const { alignment } = host;
+    // Past the page cache each request waits for the disk.
+    this.#usesThreads = options.aio !== undefined || alignment !== undefined;
+    if (options.fixedSize || alignment) {
       this.limits = {
-        writeZeroesAlignment: DEVICE_UNIT,
-        discardAlignment: DEVICE_UNIT,
+        ...(options.fixedSize && {
+          writeZeroesAlignment: DEVICE_UNIT,
+          discardAlignment: DEVICE_UNIT,
+        }),
+        ...(alignment && { requestAlignment: alignment }),
       };
     }
     this.#host = host;
@@ -103,8 +118,9 @@ export class FileNode implements BlockNode {
 
   // deno-lint-ignore require-await -- the interface is asynchronous
   async readv(offset: number, iov: IoVector): Promise<void> {
-    noteTransfer();
-    this.#open.preadv(offset, iov);
+    const host = this.#open;
+    if (this.#usesThreads) return this.#settle(host.preadvLater(offset, iov));
+    host.preadv(offset, iov);
   }
 
   async writev(
@@ -112,14 +128,12 @@ export class FileNode implements BlockNode {
     iov: IoVector,
     flags?: WriteFlags,
   ): Promise<void> {
-    noteTransfer();
     const host = this.#open;
     const end = offset + vectorLength(iov);
-    const isBulk = flags?.background && iov.length === 1 &&
-      iov[0].length >= BULK;
-    const write = isBulk ? host.beginWrite?.(offset, iov[0]) : undefined;
     try {
-      if (write) {
+      const isBulk = flags?.background && end - offset >= BULK;
+      if (this.#usesThreads || (isBulk && host.descriptor !== undefined)) {
+        const write = host.pwritevLater(offset, iov);
         flags?.placed?.();
         await this.#settle(write);
       } else host.pwritev(offset, iov);
@@ -131,15 +145,15 @@ export class FileNode implements BlockNode {
       throw error;
     }
     if (end > this.#size) this.#size = end;
-    if (flags?.fua) this.#sync();
+    if (flags?.fua) await this.flush();
   }
 
-  async #settle(write: PendingWrite): Promise<void> {
-    this.#writes.add(write);
+  async #settle(transfer: Promise<void>): Promise<void> {
+    this.#transfers.add(transfer);
     try {
-      await settle(write);
+      await transfer;
     } finally {
-      this.#writes.delete(write);
+      this.#transfers.delete(transfer);
     }
   }
 
@@ -158,26 +172,26 @@ export class FileNode implements BlockNode {
     this.#size = Math.max(this.#size, offset + length);
   }
 
-  // deno-lint-ignore require-await
   async writeZeroes(
     offset: number,
     length: number,
     flags?: ZeroFlags,
   ): Promise<void> {
-    if (offset + length > this.#size) this.#finishWrites();
+    if (offset + length > this.#size && this.#transfers.size > 0) {
+      await this.#finishTransfers();
+    }
     const inside = Math.min(length, this.#size - offset);
     if (inside > 0) this.#zero(offset, inside, flags);
     if (offset + length > this.#size) {
       if (this.#fixedSize) throw new BlockError("ENOSPC");
       this.#resize(offset + length);
     }
-    if (flags?.fua) this.#sync();
+    if (flags?.fua) await this.flush();
   }
 
   /** To be done before the size is changed: they may have changed it as well. */
-  #finishWrites(): void {
-    if (this.#writes.size === 0) return;
-    for (const write of this.#writes) write.wait();
+  async #finishTransfers(): Promise<void> {
+    await Promise.allSettled(this.#transfers);
     this.#size = Math.max(this.#size, this.#open.size());
   }
 
@@ -219,18 +233,15 @@ export class FileNode implements BlockNode {
 
   // deno-lint-ignore require-await
   async flush(): Promise<void> {
-    this.#sync();
-  }
-
-  #sync(): void {
+    const host = this.#open;
     if (this.readOnly || this.#noFlush) return;
-    this.#open.sync();
+    if (this.#usesThreads) return this.#settle(host.syncLater());
+    host.sync();
   }
 
-  // deno-lint-ignore require-await
   async truncate(size: number, options: TruncateOptions = {}): Promise<void> {
     const { preallocation = "off" } = options;
-    this.#finishWrites();
+    if (this.#transfers.size > 0) await this.#finishTransfers();
     if (this.#fixedSize) return this.#checkFixedSize(size, options);
     if (preallocation === "metadata") {
       throw new BlockError(
@@ -248,7 +259,7 @@ export class FileNode implements BlockNode {
     if (preallocation === "off") return this.#resize(size);
     try {
       if (preallocation === "full" || !this.#reserve(grownFrom, size)) {
-        this.#fill(grownFrom, size);
+        await this.#fill(grownFrom, size);
       }
     } catch (error) {
       this.#resize(grownFrom);
@@ -296,14 +307,18 @@ export class FileNode implements BlockNode {
     }
   }
 
-  #fill(start: number, end: number): void {
-    const zeroes = allocate(Math.min(FILL_CHUNK, end - start));
-    while (start < end) {
-      const take = Math.min(zeroes.length, end - start);
-      this.#open.pwritev(start, [zeroes.subarray(0, take)]);
-      start += take;
+  async #fill(start: number, end: number): Promise<void> {
+    const { alignment = 1 } = this.#open;
+    const zeroes = allocate(FILL_CHUNK);
+    const stop = roundUp(end, alignment);
+    // What is left of the last unit is there already.
+    for (let at = roundUp(start, alignment); at < stop;) {
+      const take = Math.min(zeroes.length, stop - at);
+      await this.writev(at, [zeroes.subarray(0, take)]);
+      at += take;
     }
-    this.#sync();
+    if (this.#open.size() !== end) this.#open.truncate(end);
+    await this.flush();
   }
 
   // deno-lint-ignore require-await
@@ -342,8 +357,20 @@ export class FileNode implements BlockNode {
   }
 
   setPermissions(permissions: Permissions): void {
+    this.#checkAlignment(permissions);
     // Until now another process may have changed the size.
     if (this.#lock?.set(permissions)) this.#size = this.#open.size();
+  }
+
+  /** The last unit is written whole, which makes the file longer. */
+  #checkAlignment({ needs }: Permissions): void {
+    const unit = this.#host?.alignment ?? 1;
+    const isWrittenOnly = needs & ACCESS.WRITE && !(needs & ACCESS.RESIZE);
+    if (!isWrittenOnly || this.#size % unit === 0) return;
+    throw invalid(
+      "Cannot get 'write' permission without 'resize': Image size is not a " +
+        "multiple of request alignment",
+    );
   }
 
   // deno-lint-ignore require-await
@@ -357,21 +384,17 @@ export class FileNode implements BlockNode {
   /** Bytes on the disk, if the file is still where it was opened. */
   #actualSize(): number | undefined {
     try {
-      // Not the asynchronous one, whose first call costs far more.
-      const { blocks } = Deno.statSync(this.filename);
-      // POSIX counts blocks of 512 bytes, whatever the file system's own are.
-      return blocks === null ? undefined : blocks * 512;
+      return localFiles().stat(this.filename).actualSize;
     } catch {
       return undefined;
     }
   }
 
-  // deno-lint-ignore require-await
   async close(): Promise<void> {
     const host = this.#host;
     this.#host = undefined;
     // The system may give the descriptor to another file at once.
-    for (const write of this.#writes) write.wait();
+    if (this.#transfers.size > 0) await Promise.allSettled(this.#transfers);
     if (host) this.#lock?.close();
     host?.close();
   }

@@ -3,8 +3,9 @@
  *
  * @module
  */
+import type { Libc } from "../../core/platform/libc.ts";
+import { platform } from "../../core/platform/mod.ts";
 import { surviveSignal } from "../../core/runtime.ts";
-import { type Libc, libc } from "./libc.ts";
 
 const RLIMIT_FSIZE = 1;
 const RLIM_INFINITY = 0xffff_ffff_ffff_ffffn;
@@ -19,7 +20,7 @@ let isHeeded = false;
 export function heedSizeLimit(): void {
   if (isHeeded) return;
   isHeeded = true;
-  if (isLimited(libc())) surviveSignal("SIGXFSZ");
+  if (isLimited(platform().libc())) surviveSignal("SIGXFSZ");
 }
 
 /** Whether there is a limit, as far as that can be told. */

@@ -158,6 +158,7 @@ function checkLayout(
 export function newHeader(diskSize: number, isStatic: boolean): VdiHeader {
   if (diskSize > MAX_DISK_SIZE) throw tooLarge(BigInt(diskSize));
   const blocks = divideUp(diskSize, BLOCK_SIZE);
+  const bytes = allocate(SECTOR_SIZE);
   const header: VdiHeader = {
     type: isStatic ? TYPE.STATIC : TYPE.DYNAMIC,
     mapOffset: SECTOR_SIZE,
@@ -165,9 +166,8 @@ export function newHeader(diskSize: number, isStatic: boolean): VdiHeader {
     diskSize,
     blocks,
     blocksAllocated: isStatic ? blocks : 0,
-    bytes: allocate(SECTOR_SIZE),
+    bytes,
   };
-  const { bytes } = header;
   const view = new DataView(bytes.buffer, bytes.byteOffset);
   const set = (at: number, value: number) => view.setUint32(at, value, true);
   const text = "<<< bdrv virtual disk image >>>\n";

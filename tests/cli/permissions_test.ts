@@ -1,7 +1,7 @@
 /** The table of permissions in the README, row by row. @module */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { BDRV, mustSkip, type Outcome, run, TempDir } from "../qemu.ts";
-import { isLibcAvailable } from "../../drivers/file/libc.ts";
+import { isLibcAvailable } from "../platforms.ts";
 import { build, canBundle } from "./built.ts";
 
 const ROOT = new URL("../..", import.meta.url).pathname;

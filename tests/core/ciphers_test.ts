@@ -2,7 +2,7 @@ import { assert, assertEquals } from "@std/assert";
 import { createCipheriv } from "node:crypto";
 import { Aes } from "../../core/aes.ts";
 import { aes, cbcPlain64, type SectorCipher } from "../../core/ciphers.ts";
-import { setPortable } from "../../core/runtime.ts";
+import { setPortable } from "../platforms.ts";
 
 function fromHex(text: string): Uint8Array<ArrayBuffer> {
   return Uint8Array.from(text.match(/../g)!, (byte) => parseInt(byte, 16));

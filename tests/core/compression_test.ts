@@ -6,7 +6,7 @@ import {
   decompress,
 } from "../../core/compression.ts";
 import { BlockError } from "../../core/errors.ts";
-import { setPortable } from "../../core/runtime.ts";
+import { setPortable } from "../platforms.ts";
 import { holdWorkers } from "../../core/zlib_workers.ts";
 
 type Test = () => Promise<void> | void;

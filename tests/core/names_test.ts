@@ -6,6 +6,8 @@ import {
   resolveName,
   schemeOf,
 } from "../../core/names.ts";
+import { usePlatform } from "../../core/platform/mod.ts";
+import { webPlatform } from "../../core/platform/web.ts";
 
 Deno.test("schemeOf() knows a protocol from a path", () => {
   const cases: [string, string | undefined][] = [
@@ -70,4 +72,57 @@ Deno.test("normalizePath() works out dots", () => {
   for (const [path, normal] of cases) {
     assertEquals(normalizePath(path, "/work"), normal, path);
   }
+});
+
+/** Run with the paths of Windows. */
+function onWindows(run: () => void): void {
+  usePlatform({ ...webPlatform(), isWindows: true });
+  try {
+    run();
+  } finally {
+    usePlatform();
+  }
+}
+
+Deno.test("a path of Windows has drives and two separators", () => {
+  onWindows(() => {
+    assertEquals(schemeOf("C:disk.img"), undefined);
+    assertEquals(schemeOf("dir\\odd:name"), undefined);
+    assertEquals(schemeOf("nbd:host"), "nbd");
+    const bases: [string, string][] = [
+      ["C:\\images\\top.qcow2", "C:\\images\\base"],
+      ["C:/images/top.qcow2", "C:/images/base"],
+      ["images\\top.qcow2", "images\\base"],
+      ["images\\of/top.qcow2", "images\\of/base"],
+      ["\\\\server\\share\\top.qcow2", "\\\\server\\share\\base"],
+      ["file:images\\top.qcow2", "file:images\\base"],
+      ["top.qcow2", "base"],
+    ];
+    for (const [base, resolved] of bases) {
+      assertEquals(resolveName(base, "base"), resolved);
+    }
+    for (const name of ["D:\\b", "\\b", "/b", "\\\\server\\b"]) {
+      assertEquals(isAbsolute(name), true, name);
+      assertEquals(resolveName("C:\\images\\top.qcow2", name), name);
+    }
+    const paths: [string, string][] = [
+      ["c:\\a\\.\\b\\..\\c", "C:/a/c"],
+      ["C:/a\\c", "C:/a/c"],
+      ["C:\\..\\..", "C:/"],
+      ["\\\\server\\share\\x", "//server/share/x"],
+      ["a\\b", "C:/work/a/b"],
+    ];
+    for (const [path, normal] of paths) {
+      assertEquals(normalizePath(path, "C:\\work"), normal);
+    }
+  });
+});
+
+Deno.test("elsewhere, a name may contain backslashes", () => {
+  assertEquals(resolveName("dir/odd\\top", "base"), "dir/base");
+  assertEquals(resolveName("odd\\top", "base"), "base");
+  assertEquals(normalizePath("/a\\..\\b"), "/a\\..\\b");
+  assertEquals(isAbsolute("\\a"), false);
+  // But for what begins with a drive.
+  assertEquals(resolveName("C:\\images\\top", "base"), "C:\\images\\base");
 });

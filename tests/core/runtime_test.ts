@@ -1,5 +1,6 @@
 import { assert } from "@std/assert";
-import { isEqual, isZero, setPortable } from "../../core/runtime.ts";
+import { isEqual, isZero } from "../../core/runtime.ts";
+import { setPortable } from "../platforms.ts";
 
 /** Run a test with libraries of the system, without, and with nothing at all. */
 function allWays(name: string, test: () => Promise<void> | void): void {

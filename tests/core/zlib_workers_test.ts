@@ -2,7 +2,7 @@ import { mustSkip } from "../qemu.ts";
 import { assert, assertEquals } from "@std/assert";
 import { allocate } from "../../core/bytes.ts";
 import { compress, decompress } from "../../core/compression.ts";
-import { setPortable } from "../../core/runtime.ts";
+import { setPortable } from "../platforms.ts";
 import { LAYOUT } from "../../core/zlib_worker.ts";
 import { holdWorkers } from "../../core/zlib_workers.ts";
 

@@ -1,7 +1,7 @@
 import { assertEquals } from "@std/assert";
 import { decompress } from "../../core/compression.ts";
 import type { BlockError } from "../../core/errors.ts";
-import { setPortable } from "../../core/runtime.ts";
+import { setPortable } from "../platforms.ts";
 import { nativeZlib } from "../../core/zlib_workers.ts";
 import { zstdFrameLength } from "../../core/zstd_frame.ts";
 

@@ -8,7 +8,7 @@ import { registerDriver } from "../../core/registry.ts";
 import { writeZeroes } from "../../core/requests.ts";
 import { hostDeviceDriver } from "../../drivers/file/devices.ts";
 import { fileDriver } from "../../drivers/file/driver.ts";
-import { isLibcAvailable } from "../../drivers/file/libc.ts";
+import { isLibcAvailable } from "../platforms.ts";
 import { rawDriver } from "../../drivers/raw.ts";
 import { conformance } from "../conformance.ts";
 import { mustSkip } from "../qemu.ts";
@@ -37,13 +37,24 @@ function eachWay(
   }
 }
 
-for (const io of ["libc", "deno"]) {
-  conformance(`file, io=${io}`, {
-    ignore: mustSkip({ others: { [io]: WAYS.includes(io) } }),
+const KINDS: { [option: string]: string | boolean }[] = [
+  {},
+  { aio: "threads" },
+  { "cache.direct": true },
+];
+
+for (
+  const [io, kind] of WAYS.flatMap((io) =>
+    KINDS.map((kind) => [io, kind] as const)
+  )
+) {
+  if (io === "deno" && "cache.direct" in kind) continue;
+  conformance(`file, io=${io} ${Object.keys(kind)}`, {
     async open(size) {
       const filename = await Deno.makeTempFile();
       await Deno.truncate(filename, size);
-      const open = () => openProtocol({ driver: "file", filename, io });
+      const open = () =>
+        openProtocol({ driver: "file", filename, io, ...kind });
       return {
         node: await open(),
         reopen: open,
@@ -182,28 +193,6 @@ eachWay(
   },
 );
 
-eachWay(
-  "tells of a write in the background amid endless reads",
-  async (io, folder) => {
-    const filename = `${folder}/busy`;
-    await Deno.writeFile(filename, new Uint8Array(4096));
-    await withNode({ filename, io }, async (node) => {
-      const bytes = new Uint8Array(4 << 20).fill(7);
-      let isDone = false;
-      const write = node.writev!(4096, [bytes], { background: true })
-        .then(() => isDone = true);
-      const head = new Uint8Array(512);
-      let reads = 0;
-      while (!isDone && reads < 500_000) {
-        await node.readv(0, [head]);
-        reads++;
-      }
-      assert(isDone, "nobody was told");
-      await write;
-    });
-  },
-);
-
 eachWay("closes when writes in the background are done", async (io, folder) => {
   const filename = `${folder}/closed`;
   await Deno.writeFile(filename, new Uint8Array());
@@ -269,7 +258,12 @@ eachWay("works with every cache mode", async (io, folder) => {
     "unsafe",
   ] as const;
   for (const cache of modes) {
-    await using image = await openImage({ driver: "raw", file }, { cache });
+    const opening = openImage({ driver: "raw", file }, { cache });
+    if (io === "deno" && (cache === "none" || cache === "directsync")) {
+      await assertRejects(() => opening, BlockError, "support O_DIRECT");
+      continue;
+    }
+    await using image = await opening;
     await image.write(100, new TextEncoder().encode(cache), { fua: true });
     await image.flush();
     const back = await image.read(100, cache.length);

@@ -5,7 +5,7 @@
  * @module
  */
 import { assertEquals } from "@std/assert";
-import { isLibcAvailable } from "../../drivers/file/libc.ts";
+import { isLibcAvailable } from "../platforms.ts";
 import { BDRV, qemuTest, run, runOk, TempDir } from "../qemu.ts";
 
 /** `qemu-io` with an image open, until it is closed. */

@@ -1,6 +1,6 @@
 /** Images as streams. @module */
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { setPortable } from "../../../core/runtime.ts";
+import { setPortable } from "../../platforms.ts";
 import {
   BlockError,
   convertStream,

@@ -2,12 +2,9 @@ import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { BlockError } from "../../../core/errors.ts";
 import { openProtocol } from "../../../core/open.ts";
 import { ACCESS, ALL_ACCESS } from "../../../core/permissions.ts";
-import {
-  isLibcAvailable,
-  type Libc,
-  libc,
-  openDescriptor,
-} from "../../../drivers/file/libc.ts";
+import type { Libc } from "../../../core/platform/libc.ts";
+import { platform } from "../../../core/platform/mod.ts";
+import { openDescriptor } from "../../../drivers/file/libc_file.ts";
 import { FileLock } from "../../../drivers/file/lock.ts";
 import {
   createImage,
@@ -15,6 +12,7 @@ import {
   type OpenOptions,
   type Source,
 } from "../../../mod.ts";
+import { isLibcAvailable } from "../../platforms.ts";
 import { BDRV, mustSkip, run, TempDir } from "../../qemu.ts";
 
 const MIB = 1024 * 1024;
@@ -403,7 +401,7 @@ Deno.test({
   async fn() {
     await using dir = await images();
     const filename = dir.file("disk.raw");
-    const library = libc()!;
+    const library = platform().libc()!;
     const descriptor = openDescriptor(library, filename, 0);
     const unlocked = () => {};
     const lock = new FileLock({

@@ -1,15 +1,44 @@
 import { assertEquals, assertRejects } from "@std/assert";
 import { BlockError } from "../../../core/errors.ts";
 import { fileDriver } from "../../../drivers/file/driver.ts";
-import type { HostFile } from "../../../drivers/file/host.ts";
+import type { HostFile } from "../../../core/platform/files.ts";
 import { FileNode } from "../../../drivers/file/node.ts";
 import { kindOf } from "../../extents.ts";
 
+/** Does at once what others have threads for. */
+abstract class Unthreaded {
+  readonly descriptor = 3;
+
+  abstract preadv(offset: number, iov: readonly Uint8Array[]): void;
+  abstract pwritev(offset: number, iov: readonly Uint8Array[]): void;
+  abstract sync(): void;
+
+  // deno-lint-ignore require-await
+  async preadvLater(offset: number, iov: readonly Uint8Array[]): Promise<void> {
+    this.preadv(offset, iov);
+  }
+
+  // deno-lint-ignore require-await
+  async pwritevLater(
+    offset: number,
+    iov: readonly Uint8Array[],
+  ): Promise<void> {
+    this.pwritev(offset, iov);
+  }
+
+  // deno-lint-ignore require-await
+  async syncLater(): Promise<void> {
+    this.sync();
+  }
+}
+
 /** A file on a disk that is full after `room` bytes. */
-class FullDisk implements HostFile {
+class FullDisk extends Unthreaded implements HostFile {
   #size = 0;
 
-  constructor(readonly room: number) {}
+  constructor(readonly room: number) {
+    super();
+  }
 
   preadv(): void {}
 
@@ -17,11 +46,6 @@ class FullDisk implements HostFile {
     const end = offset + iov[0].length;
     this.#size = Math.max(this.#size, Math.min(end, this.room));
     if (end > this.room) throw new BlockError("ENOSPC");
-  }
-
-  beginWrite(offset: number, part: Uint8Array) {
-    const finish = () => this.pwritev(offset, [part]);
-    return { isDone: true, wait: () => {}, finish };
   }
 
   size(): number {
@@ -64,8 +88,10 @@ for (const background of [false, true]) {
 }
 
 /** A file on a system that does as little as it may. */
-class PoorFile implements HostFile {
-  constructor(readonly refusal: BlockError) {}
+class PoorFile extends Unthreaded implements HostFile {
+  constructor(readonly refusal: BlockError) {
+    super();
+  }
 
   preadv(): void {}
 
@@ -123,3 +149,75 @@ Deno.test("a file that is not where it was has no size on disk", async () => {
   const node = nodeOf(new PoorFile(new BlockError("EIO")));
   assertEquals((await node.info()).actualSize, undefined);
 });
+
+/** Notes what it is asked for. */
+class NotingFile extends Unthreaded implements HostFile {
+  readonly calls: string[] = [];
+
+  preadv(): void {
+    this.calls.push("read");
+  }
+
+  pwritev(): void {
+    this.calls.push("write");
+  }
+
+  sync(): void {
+    this.calls.push("sync");
+  }
+
+  override preadvLater(): Promise<void> {
+    return this.#note("read later");
+  }
+
+  override pwritevLater(): Promise<void> {
+    return this.#note("write later");
+  }
+
+  override syncLater(): Promise<void> {
+    return this.#note("sync later");
+  }
+
+  size(): number {
+    return 10_000;
+  }
+
+  truncate(): void {}
+
+  close(): void {
+    this.calls.push("close");
+  }
+
+  async #note(call: string): Promise<void> {
+    await new Promise((resolve) => setTimeout(resolve, 1));
+    this.calls.push(call);
+  }
+}
+
+for (const aio of [undefined, "threads", "native", "io_uring"] as const) {
+  Deno.test(`with aio=${aio}, requests of all sizes take that way`, async () => {
+    const host = new NotingFile();
+    const node = new FileNode(host, {
+      driver: fileDriver,
+      filename: "file",
+      readOnly: false,
+      noFlush: false,
+      fixedSize: false,
+      aio,
+      locking: "off",
+      unlocked: () => {},
+    });
+    const part = [new Uint8Array(1)];
+    await node.readv(0, part);
+    await node.writev(0, part);
+    await node.writev(0, part, { fua: true });
+    await node.flush();
+    const last = node.readv(0, part);
+    // Whoever is under way still has the file.
+    await Promise.all([node.close(), last]);
+    const way = aio ? " later" : "";
+    const calls = ["read", "write", "write", "sync", "sync", "read"]
+      .map((call) => call + way);
+    assertEquals(host.calls, [...calls, "close"]);
+  });
+}

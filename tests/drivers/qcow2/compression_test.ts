@@ -2,7 +2,7 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { BlockError } from "../../../core/errors.ts";
 import type { Image } from "../../../core/image.ts";
-import { setPortable } from "../../../core/runtime.ts";
+import { setPortable } from "../../platforms.ts";
 import { convert, createImage, MemoryStore, openImage } from "../../../mod.ts";
 import { Random } from "../../model.ts";
 import { qemuTest, runOk, TempDir } from "../../qemu.ts";

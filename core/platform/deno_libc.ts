@@ -1,12 +1,12 @@
 /**
- * The C library of Linux, as far as files need it. Its functions answer here
- * what the kernel does: a result, or the number of an error, negated.
+ * The C library of Linux by `Deno.dlopen`, which takes the permission for that
+ * library alone (`--allow-ffi=/lib/x86_64-linux-gnu/libc.so.6`).
  *
  * @module
  */
-import { BlockError } from "../../core/errors.ts";
-import { libraryPlaces } from "../../core/runtime.ts";
-import { denoError, errnoError } from "./host.ts";
+import { libraryPlaces } from "./deno_libraries.ts";
+import { hostError } from "./files.ts";
+import type { Libc } from "./libc.ts";
 
 /**
  * `ssize_t` results are declared `i32`: the kernel moves less than 2^31 bytes
@@ -29,20 +29,25 @@ const SYMBOLS = {
   fallocate: { parameters: ["i32", "i32", "i64", "i64"], result: "i32" },
   fcntl: { parameters: ["i32", "i32", "buffer"], result: "i32" },
   getrlimit: { parameters: ["i32", "buffer"], result: "i32" },
-  aio_write: { parameters: ["buffer"], result: "i32" },
-  aio_error: { parameters: ["buffer"], result: "i32" },
-  aio_return: { parameters: ["buffer"], result: "i32" },
-  aio_suspend: { parameters: ["buffer", "i32", "pointer"], result: "i32" },
+  fdatasyncLater: {
+    name: "fdatasync",
+    parameters: ["i32"],
+    result: "i32",
+    nonblocking: true,
+  },
+  preadLater: {
+    name: "pread",
+    parameters: ["i32", "buffer", "usize", "i64"],
+    result: "i32",
+    nonblocking: true,
+  },
+  pwriteLater: {
+    name: "pwrite",
+    parameters: ["i32", "buffer", "usize", "i64"],
+    result: "i32",
+    nonblocking: true,
+  },
 } as const satisfies Deno.ForeignLibraryInterface;
-
-type Functions = Deno.DynamicLibrary<typeof SYMBOLS>["symbols"];
-
-/** Its functions. */
-export type Libc = {
-  readonly [name in keyof Functions]: (
-    ...parameters: Parameters<Functions[name]>
-  ) => number;
-};
 
 /** Bound with the library: they have to be there when a call has failed. */
 const HELPERS = {
@@ -61,14 +66,22 @@ const HELPERS = {
   },
 } as const;
 
+/**
+ * What the library is called with glibc, and with musl, whose loader is the
+ * library itself. Where there are both, Deno is a program of glibc's.
+ */
+const namesOf = (arch: string): string[] => [
+  "libc.so.6",
+  `libc.musl-${arch}.so.1`,
+  `ld-musl-${arch}.so.1`,
+];
+
 let loaded: Libc | null | undefined;
 let helpers: Deno.DynamicLibrary<typeof HELPERS>["symbols"];
 let errnoPlace: Deno.PointerValue;
 const errno = new Int32Array(1);
 const errnoBytes = new Uint8Array(errno.buffer);
 
-/** Linux's number for a call that a signal interrupted. */
-export const EINTR = 4;
 const EIO = 5;
 const ENOSYS = 38;
 
@@ -76,7 +89,7 @@ const ENOSYS = 38;
 export function libc(): Libc | null {
   if (loaded !== undefined) return loaded;
   loaded = null;
-  for (const path of libraryPlaces("libc.so.6")) {
+  for (const path of namesOf(Deno.build.arch).flatMap(libraryPlaces)) {
     try {
       helpers = Deno.dlopen(path, HELPERS).symbols;
       errnoPlace = helpers.__errno_location();
@@ -88,13 +101,7 @@ export function libc(): Libc | null {
   return loaded;
 }
 
-/** Whether it is there and permitted. */
-export function isLibcAvailable(): boolean {
-  return libc() !== null;
-}
-
-/** Where bytes lie, which stay there as long as they are referred to. */
-export function addressOf(bytes: Uint8Array): bigint {
+function addressOf(bytes: Uint8Array): bigint {
   // The runtime may keep a small array elsewhere until it is asked for this.
   void bytes.buffer;
   const memory = bytes as Uint8Array<ArrayBuffer>;
@@ -107,7 +114,8 @@ export function addressOf(bytes: Uint8Array): bigint {
  * answers as a system call does that the kernel has not.
  */
 function bindLazily(path: string): Libc {
-  const library = {} as { -readonly [name in keyof Libc]: Libc[name] };
+  const O_DIRECT = Deno.build.arch === "aarch64" ? 0o200000 : 0o40000;
+  const library = { O_DIRECT, addressOf };
   for (const name of Object.keys(SYMBOLS) as (keyof typeof SYMBOLS)[]) {
     Object.defineProperty(library, name, {
       configurable: true,
@@ -118,7 +126,7 @@ function bindLazily(path: string): Libc {
       },
     });
   }
-  return library;
+  return library as unknown as Libc;
 }
 
 // deno-lint-ignore no-explicit-any -- their types are those of `SYMBOLS`
@@ -130,11 +138,11 @@ function bind(path: string, name: keyof typeof SYMBOLS): AnyFunction {
     call = Deno.dlopen(path, { [name]: SYMBOLS[name] }).symbols[name];
   } catch (error) {
     // The permission may have been taken back.
-    if (error instanceof Deno.errors.NotCapable) throw denoError(error);
+    if (error instanceof Deno.errors.NotCapable) throw hostError(error);
     return () => -ENOSYS;
   }
-  // It answers an error's number by itself.
-  return name === "aio_error" ? call : answering(call);
+  // The number of an error is the other thread's own.
+  return "nonblocking" in SYMBOLS[name] ? call : answering(call);
 }
 
 /**
@@ -158,71 +166,4 @@ function answering(call: AnyFunction): AnyFunction {
 /** The kernel has none above; 0 stands for no error. */
 function isErrno(number: number): boolean {
   return number > 0 && number < 4096;
-}
-
-/**
- * The error of a call that failed; nothing if a signal interrupted it, so that
- * it is to be made again.
- *
- * @throws {BlockError} for all other numbers.
- */
-export function throwUnlessInterrupted(result: number): void {
-  if (result !== -EINTR) throw errnoError(-result);
-}
-
-/**
- * Make a call until no signal interrupts it; answers its result.
- *
- * @throws {BlockError} if it fails.
- */
-export function uninterrupted(call: () => number): number {
-  for (;;) {
-    const result = call();
-    if (result >= 0) return result;
-    throwUnlessInterrupted(result);
-  }
-}
-
-const O_CLOEXEC = 0o2000000;
-
-/**
- * Open an existing file; answers its descriptor. Deno's permissions, which
- * libc knows nothing of, are the caller's business.
- *
- * @throws {BlockError} as the system does.
- */
-export function openDescriptor(
-  library: Libc,
-  path: string,
-  flags: number,
-): number {
-  const name = new TextEncoder().encode(path + "\0");
-  if (name.indexOf(0) !== name.length - 1) throw new BlockError("ENOENT");
-  return uninterrupted(() => library.open(name, flags | O_CLOEXEC, 0));
-}
-
-/**
- * Write all of `part` at `offset`.
- *
- * @throws {BlockError} as the system does; part of it may be written then.
- */
-export function writeAll(
-  library: Libc,
-  descriptor: number,
-  offset: number,
-  part: Uint8Array,
-): void {
-  const { length } = part;
-  for (let done = 0; done < length;) {
-    const count = library.pwrite(
-      descriptor,
-      // Views of shared memory work as well, whatever the type says.
-      (done === 0 ? part : part.subarray(done)) as Uint8Array<ArrayBuffer>,
-      BigInt(length - done),
-      BigInt(offset + done),
-    );
-    if (count < 0) throwUnlessInterrupted(count);
-    else if (count === 0) throw new BlockError("ENOSPC");
-    else done += count;
-  }
 }

@@ -1,0 +1,33 @@
+/**
+ * What Deno provides: its files, the libraries of a Linux system where
+ * `--allow-ffi` permits them, and the modules of Node.js.
+ *
+ * @module
+ */
+import { files } from "./deno_files.ts";
+import { libc } from "./deno_libc.ts";
+import { libraries } from "./deno_libraries.ts";
+import { nodeModules } from "./node_modules.ts";
+import type { Platform } from "./platform.ts";
+import { webPlatform } from "./web.ts";
+
+/** Deno; `null` if this is another runtime. */
+export function denoPlatform(): Platform | null {
+  if (!("Deno" in globalThis)) return null;
+  return {
+    ...webPlatform(),
+    ...nodeModules(),
+    isWindows: Deno.build.os === "windows",
+    files,
+    libc,
+    libraries,
+    unrefTimer: (timer) => Deno.unrefTimer(timer as number),
+    surviveSignal(signal) {
+      try {
+        Deno.addSignalListener(signal as Deno.Signal, () => {});
+      } catch {
+        // Not all systems know all of them.
+      }
+    },
+  };
+}

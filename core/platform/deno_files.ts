@@ -1,0 +1,170 @@
+/**
+ * Files by way of `Deno.FsFile`, which works wherever Deno does, without
+ * holes: there a file is all data.
+ *
+ * @module
+ */
+import type { IoVector } from "../bytes.ts";
+import { BlockError } from "../errors.ts";
+import {
+  attempt,
+  attemptLater,
+  type FileInfo,
+  type Files,
+  type HostFile,
+} from "./files.ts";
+
+export const files: Files = {
+  stat: (path) => infoOf(attempt(() => Deno.statSync(path))),
+  open: (path, write) =>
+    new DenoFile(attempt(() => Deno.openSync(path, { read: true, write }))),
+
+  create(path) {
+    // It will be read as well: who may not do that is not left an empty file.
+    // Who may do neither is told of writing, which is what this is for.
+    const { state } = Deno.permissions.querySync({ name: "write", path });
+    const read = state === "granted";
+    const options = { read, write: true, create: true, mode: 0o644 };
+    attempt(() => Deno.openSync(path, options)).close();
+  },
+
+  realPath: (path) => attempt(() => Deno.realPathSync(path)),
+  readLink: (path) => attempt(() => Deno.readLinkSync(path)),
+  readText: (path) => attempt(() => Deno.readTextFileSync(path)),
+  workingFolder: () => attempt(() => Deno.cwd()),
+  whyNoLibc: "that needs Linux and --allow-ffi",
+};
+
+function infoOf(info: Deno.FileInfo): FileInfo {
+  const { isFile, isDirectory, rdev, blocks } = info;
+  return {
+    isFile,
+    isDirectory,
+    isBlockDevice: info.isBlockDevice === true,
+    isCharDevice: info.isCharDevice === true,
+    isSocket: info.isSocket === true,
+    rdev: rdev ?? 0,
+    // POSIX counts blocks of 512 bytes, whatever the file system's own are.
+    ...(blocks !== null && { actualSize: blocks * 512 }),
+  };
+}
+
+/** Seeking and moving follow each other synchronously: nobody comes between. */
+class DenoFile implements HostFile {
+  readonly #file: Deno.FsFile;
+  /** The size of what is no plain file, and keeps it. */
+  readonly #fixedSize: number | undefined;
+  /** Fulfilled when other threads have done all that they were given. */
+  #last: Promise<unknown> = Promise.resolve();
+
+  constructor(file: Deno.FsFile) {
+    this.#file = file;
+    const { isFile } = attempt(() => file.statSync());
+    if (!isFile) this.#fixedSize = this.#seek(0, Deno.SeekMode.End);
+  }
+
+  #seek(offset: number, whence: Deno.SeekMode): number {
+    return attempt(() => this.#file.seekSync(offset, whence));
+  }
+
+  preadv(offset: number, iov: IoVector): void {
+    try {
+      this.#seek(offset, Deno.SeekMode.Start);
+    } catch (error) {
+      // So far that the file system could not have a file of that size.
+      if (offset < this.size()) throw error;
+      for (const part of iov) part.fill(0);
+      return;
+    }
+    for (const part of iov) this.#read(part);
+  }
+
+  #read(part: Uint8Array): void {
+    for (let done = 0; done < part.length;) {
+      const rest = part.subarray(done);
+      const count = attempt(() => this.#file.readSync(rest));
+      if (count === null || count === 0) {
+        part.fill(0, done);
+        return;
+      }
+      done += count;
+    }
+  }
+
+  pwritev(offset: number, iov: IoVector): void {
+    this.#seek(offset, Deno.SeekMode.Start);
+    for (const part of iov) this.#write(part);
+  }
+
+  #write(part: Uint8Array): void {
+    for (let done = 0; done < part.length;) {
+      const rest = part.subarray(done);
+      const count = attempt(() => this.#file.writeSync(rest));
+      if (count === 0) throw new BlockError("ENOSPC");
+      done += count;
+    }
+  }
+
+  preadvLater(offset: number, iov: IoVector): Promise<void> {
+    return this.#later(async () => {
+      for (const part of iov) {
+        let done = 0;
+        while (done < part.length && offset + done < this.size()) {
+          this.#seek(offset + done, Deno.SeekMode.Start);
+          const rest = part.subarray(done);
+          const count = await attemptLater<number | null>(() =>
+            this.#file.read(rest)
+          );
+          if (!count) break;
+          done += count;
+        }
+        part.fill(0, done);
+        offset += part.length;
+      }
+    });
+  }
+
+  pwritevLater(offset: number, iov: IoVector): Promise<void> {
+    return this.#later(async () => {
+      for (const part of iov) {
+        for (let done = 0; done < part.length;) {
+          this.#seek(offset + done, Deno.SeekMode.Start);
+          const rest = part.subarray(done);
+          const count = await attemptLater<number>(() =>
+            this.#file.write(rest)
+          );
+          if (count === 0) throw new BlockError("ENOSPC");
+          done += count;
+        }
+        offset += part.length;
+      }
+    });
+  }
+
+  syncLater(): Promise<void> {
+    return attemptLater(() => this.#file.syncData());
+  }
+
+  /** One after the other: they share the file's position. */
+  #later(transfer: () => Promise<void>): Promise<void> {
+    const done = this.#last.then(transfer);
+    this.#last = done.catch(() => {});
+    return done;
+  }
+
+  size(): number {
+    return this.#fixedSize ?? attempt(() => this.#file.statSync().size);
+  }
+
+  truncate(size: number): void {
+    attempt(() => this.#file.truncateSync(size));
+  }
+
+  sync(): void {
+    attempt(() => this.#file.syncDataSync());
+  }
+
+  close(): void {
+    this.#file.close();
+  }
+}

@@ -1,0 +1,57 @@
+/**
+ * Libraries of the system by `Deno.dlopen`, on Linux.
+ *
+ * @module
+ */
+import type { Libraries } from "./platform.ts";
+
+/**
+ * Where distributions keep a library, as far as it may be opened there.
+ * Permissions are for absolute paths, and most systems have two for it; the
+ * loader, which takes a name, finds it in other places as well.
+ */
+export function libraryPlaces(file: string): string[] {
+  if (Deno.build.os !== "linux") return [];
+  const triple = `${Deno.build.arch}-linux-gnu`;
+  const folders = [`/lib/${triple}`, "/lib64", `/usr/lib/${triple}`]
+    .concat("/usr/lib64", "/lib", "/usr/lib");
+  const places = folders.map((folder) => `${folder}/${file}`).filter((path) =>
+    isGranted({ name: "ffi", path })
+  );
+  return isGranted({ name: "ffi" }) ? [...places, file] : places;
+}
+
+function isGranted(permission: Deno.PermissionDescriptor): boolean {
+  return Deno.permissions.querySync(permission).state === "granted";
+}
+
+/** Binds functions; workers have the text of this. */
+const open: Libraries["open"] = (path, functions) =>
+  Deno.dlopen(path, functions as Deno.ForeignLibraryInterface);
+
+const found = new Map<string, string | null>();
+
+export const libraries: Libraries = {
+  open,
+  find(file) {
+    let path = found.get(file);
+    if (path === undefined) found.set(file, path = find(file));
+    return path;
+  },
+  addressOf(bytes) {
+    const pointer = Deno.UnsafePointer.of(bytes as Uint8Array<ArrayBuffer>);
+    return Deno.UnsafePointer.value(pointer);
+  },
+};
+
+function find(file: string): string | null {
+  for (const path of libraryPlaces(file)) {
+    try {
+      Deno.dlopen(path, {}).close();
+      return path;
+    } catch {
+      // It may be elsewhere.
+    }
+  }
+  return null;
+}

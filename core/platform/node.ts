@@ -1,0 +1,67 @@
+/**
+ * What Node.js provides, from version 22.3 on, and Bun.
+ *
+ * @module
+ */
+import { nodeFiles } from "./node_files.ts";
+import { nodeModule, nodeModules } from "./node_modules.ts";
+import type { Platform, WorkerThread } from "./platform.ts";
+import { webPlatform } from "./web.ts";
+
+interface NodeProcess {
+  readonly platform: string;
+  on(signal: string, listener: () => void): void;
+}
+
+interface NodeWorker {
+  postMessage(message: unknown): void;
+  on(event: "error", listener: () => void): void;
+  unref(): void;
+}
+
+interface WorkerThreads {
+  readonly Worker: new (
+    program: string,
+    options: { eval: true },
+  ) => NodeWorker;
+}
+
+/** Node.js, or Bun; `null` if this is neither. */
+export function nodePlatform(): Platform | null {
+  const { process } = globalThis as { process?: NodeProcess };
+  const files = nodeFiles();
+  if (!process || !files) return null;
+  return {
+    ...webPlatform(),
+    ...nodeModules(),
+    isWindows: process.platform === "win32",
+    files,
+    startWorker,
+    unrefTimer: (timer) => (timer as { unref?(): void }).unref?.(),
+    surviveSignal(signal) {
+      try {
+        process.on(signal, () => {});
+      } catch {
+        // Not all systems know all of them.
+      }
+    },
+  };
+}
+
+/** What browsers' workers have, by the means of this one's. */
+const GLOBALS = `
+const { parentPort } = process.getBuiltinModule("node:worker_threads");
+globalThis.close = () => parentPort.close();
+parentPort.once("message", (data) => globalThis.onmessage({ data }));
+`;
+
+function startWorker(program: string): WorkerThread {
+  const { Worker } = nodeModule<WorkerThreads>("node:worker_threads")!;
+  const worker = new Worker(GLOBALS + program, { eval: true });
+  const thread: WorkerThread = {
+    post: (message) => worker.postMessage(message),
+  };
+  worker.on("error", () => thread.onFailure?.());
+  worker.unref();
+  return thread;
+}

@@ -1,0 +1,16 @@
+// deno-lint-ignore-file no-explicit-any
+/**
+ * Stands in for the types of Deno where what must run elsewhere is checked
+ * without them. Only `core/platform/deno*.ts` may name it (tests/imports.ts).
+ */
+declare namespace Deno {
+  type DynamicLibrary<_Functions> = { symbols: any };
+  type FileInfo = any;
+  type ForeignLibraryInterface = any;
+  type FsFile = any;
+  type PermissionDescriptor = any;
+  type PointerValue = any;
+  type SeekMode = any;
+  type Signal = any;
+}
+declare const Deno: any;
