@@ -48,13 +48,18 @@ const OTHERS: readonly [file: string, from: string, to: string][] = [
   ],
   [
     "drivers/qcow2/entry_changes.ts",
-    "if (ready) return ready.then(() => state.l2Cache.dependOnFlush());",
-    "if (ready) return ready;",
+    "return l2Cache.dependOn(refcountCache);",
+    "return;",
   ],
   [
     "drivers/qcow2/entry_changes.ts",
-    ": state.l2Cache.dependOn(state.refcountCache);",
-    ": undefined;",
+    "return state.markDirty().then(() => l2Cache.dependOnFlush());",
+    "return state.markDirty();",
+  ],
+  [
+    "drivers/qcow2/entry_changes.ts",
+    "return state.markDirty().then(() => l2Cache.dependOnFlush());",
+    "return l2Cache.dependOnFlush();",
   ],
 ];
 
@@ -79,15 +84,15 @@ function* sourceFiles(): Generator<string> {
 function* mutantsOf(file: string): Generator<Mutant> {
   const lines = Deno.readTextFileSync(ROOT + file).split("\n");
   for (const [index, text] of lines.entries()) {
-    const other = OTHERS.find(([name, from]) =>
+    const replacements = OTHERS.filter(([name, from]) =>
       name === file && text.includes(from)
-    );
-    if (!other && !BARRIER.test(text)) continue;
-    const changed = [...lines];
+    ).map(([, from, to]) => text.replace(from, to));
     // What is left must be a statement: some follow an `if` on a line above.
-    changed[index] = other ? text.replace(other[1], other[2]) : ";";
-    const content = changed.join("\n");
-    yield { file, line: index + 1, text: text.trim(), content };
+    if (BARRIER.test(text)) replacements.push(";");
+    for (const replacement of replacements) {
+      const content = lines.with(index, replacement).join("\n");
+      yield { file, line: index + 1, text: text.trim(), content };
+    }
   }
 }
 
@@ -121,6 +126,11 @@ async function copyTree(): Promise<string> {
   return tree;
 }
 
+for (const [file, from] of OTHERS) {
+  if (!Deno.readTextFileSync(ROOT + file).includes(from)) {
+    throw new Error(`${file} has no '${from}' any more`);
+  }
+}
 const wanted = Deno.args.join(" ");
 const mutants = [...sourceFiles()].flatMap((file) => [...mutantsOf(file)])
   .filter(({ file, text }) => `${file} ${text}`.includes(wanted));
