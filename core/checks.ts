@@ -17,7 +17,7 @@ import { nodesOf, primaryChild } from "./extents.ts";
 import { wrapNode } from "./filter.ts";
 import type { BlockNode, RequestLimits } from "./node.ts";
 import { type OptionValues, parseOption } from "./options.ts";
-import { valueText } from "./values.ts";
+import { isPlainObject, valueText } from "./values.ts";
 import { OPTIONAL_VERBS } from "./verbs.ts";
 
 const VERBS = ["readv", "status", "close"] as const;
@@ -219,6 +219,10 @@ export function checkDriverOptions(
   for (const [name, spec] of Object.entries(openOptions)) {
     const value = Object.hasOwn(options, name) ? options[name] : undefined;
     if (value === undefined) continue;
+    // A few are a value, or a group of options: the driver takes that apart.
+    const isGroup = isPlainObject(value) &&
+      Object.keys(openOptions).some((other) => other.startsWith(`${name}.`));
+    if (isGroup) continue;
     try {
       parseOption(name, spec, value);
     } catch (thrown) {
