@@ -24,9 +24,6 @@ const PERMISSION = /^(-[A-Z]|--(allow|deny|ignore)-[a-z])/;
 /** The names that choose the program when they are what it is called by. */
 const LINKS = ["qemu-img", "qemu-io"];
 
-/** What no import leads to: workers are started by their file's name. */
-const INCLUDED = ["core/zlib_worker.ts"];
-
 /** Compile for one target. */
 async function compile(
   target: string,
@@ -39,7 +36,6 @@ async function compile(
   const { code, stderr } = await new Deno.Command(Deno.execPath(), {
     args: [
       ...["compile", "--quiet", "--no-check", "--no-prompt", ...permissions],
-      ...INCLUDED.flatMap((file) => ["--include", file]),
       ...["--target", target, "--output", `${folder}/${name}`, "cli.ts"],
     ],
     cwd: ROOT,

@@ -4,8 +4,8 @@
  *
  * @module
  */
-import { aes } from "../core/ciphers.ts";
-import { asBlockError, invalid } from "../core/errors.ts";
+import { nativeAes } from "../core/ciphers.ts";
+import { asBlockError, BlockError, invalid } from "../core/errors.ts";
 import { notAmong, parseKeyValueList } from "../core/options.ts";
 import type { SecretRequest } from "../core/secrets.ts";
 import { defineThrottleObject, THROTTLE_HELP } from "./throttle_object.ts";
@@ -219,7 +219,9 @@ function decrypt(
       `Length ${data.length} must be a multiple of block size 16`,
     );
   }
-  const mixed = aes(key).decrypt(new Uint32Array(data.slice().buffer));
+  const cipher = nativeAes(key);
+  if (!cipher) throw new BlockError("ENOTSUP");
+  const mixed = cipher.decrypt(new Uint32Array(data.slice().buffer));
   const plain = new Uint8Array(mixed.buffer, mixed.byteOffset, data.length)
     .map((byte, i) => byte ^ (i < 16 ? iv[i] : data[i - 16]));
   const padding = plain.at(-1) ?? 0;

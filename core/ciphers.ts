@@ -1,15 +1,14 @@
 /**
  * Ciphers for the sectors of disks. The block cipher underneath is the
- * runtime's own where there is one and the batch is worth the call, and ours
- * in plain JavaScript elsewhere; the modes are built on batches of it, because
- * a call costs as much as many blocks do.
+ * runtime's own where there is one, and a library in plain JavaScript
+ * elsewhere; the modes are built on batches of it, because a call costs as
+ * much as many blocks do.
  *
  * @module
  */
-import { Aes } from "./aes.ts";
 import { SECTOR_SIZE } from "./bytes.ts";
 import { platform } from "./platform/mod.ts";
-import type { Cipher, Crypto } from "./platform/platform.ts";
+import type { Cipher } from "./platform/platform.ts";
 
 /** A cipher that works on blocks of 16 bytes, each by itself. */
 export interface BlockCipher {
@@ -27,64 +26,50 @@ export interface SectorCipher {
   decrypt(sectors: Uint8Array, firstSector: number): void;
 }
 
-/** Bytes for which a call to the runtime takes less time than our own AES. */
-const WORTH_A_CALL = 256;
-/**
- * Bytes to work on before the runtime's cipher is loaded. That takes some 35
- * ms, in which our own does this much.
- */
-const PATIENCE = 4 * 1024 * 1024;
-
 /** AES with a key of 16, 24 or 32 bytes. */
-export function aes(key: Uint8Array): BlockCipher {
-  return new AdaptiveAes(key);
+export async function aes(key: Uint8Array): Promise<BlockCipher> {
+  const own = key.slice();
+  return nativeAes(own) ?? await portableAes(own);
 }
 
-class AdaptiveAes implements BlockCipher {
-  readonly #key: Uint8Array;
-  readonly #own: Aes;
-  #encryptor?: Cipher | null;
-  #decryptor?: Cipher | null;
-  #bytesSeen = 0;
-
-  constructor(key: Uint8Array) {
-    this.#key = key.slice();
-    this.#own = new Aes(key);
+/** The same by the runtime, if it can. */
+export function nativeAes(key: Uint8Array): BlockCipher | undefined {
+  const crypto = platform().crypto();
+  if (!crypto) return undefined;
+  const name = `aes-${key.length * 8}-ecb`;
+  let encryptor: Cipher;
+  let decryptor: Cipher;
+  try {
+    encryptor = crypto.createCipheriv(name, key, null);
+    decryptor = crypto.createDecipheriv(name, key, null);
+  } catch {
+    return undefined; // Not all runtimes have all lengths.
   }
-
-  encrypt(input: Uint32Array): Uint32Array {
-    if (!this.#worthCall(input)) return this.#own.encrypt(input);
-    this.#encryptor ??= this.#native("createCipheriv");
-    return callNative(this.#encryptor, input) ?? this.#own.encrypt(input);
-  }
-
-  decrypt(input: Uint32Array): Uint32Array {
-    if (!this.#worthCall(input)) return this.#own.decrypt(input);
-    this.#decryptor ??= this.#native("createDecipheriv");
-    return callNative(this.#decryptor, input) ?? this.#own.decrypt(input);
-  }
-
-  #worthCall({ byteLength }: Uint32Array): boolean {
-    if (this.#bytesSeen < PATIENCE) this.#bytesSeen += byteLength;
-    return byteLength >= WORTH_A_CALL && this.#bytesSeen >= PATIENCE;
-  }
-
-  #native(make: keyof Crypto): Cipher | null {
-    const crypto = platform().crypto();
-    if (!crypto) return null;
-    const name = `aes-${this.#key.length * 8}-ecb`;
-    const cipher = crypto[make](name, this.#key, null);
-    cipher.setAutoPadding(false);
-    return cipher;
-  }
+  // Without padding, they give each block back in the call it came by.
+  encryptor.setAutoPadding(false);
+  decryptor.setAutoPadding(false);
+  return blockCipher(
+    (bytes) => encryptor.update(bytes),
+    (bytes) => decryptor.update(bytes),
+  );
 }
 
-/** Without padding, a cipher gives each block back in the call it came by. */
-function callNative(
-  cipher: Cipher | null,
-  input: Uint32Array,
-): Uint32Array | undefined {
-  return cipher ? wordsOf(cipher.update(bytesOf(input))) : undefined;
+async function portableAes(key: Uint8Array): Promise<BlockCipher> {
+  const { ecb } = await import("@noble/ciphers/aes.js");
+  const options = { disablePadding: true };
+  return blockCipher(
+    (bytes) => ecb(key, options).encrypt(bytes),
+    (bytes) => ecb(key, options).decrypt(bytes),
+  );
+}
+
+type Change = (blocks: Uint8Array) => Uint8Array;
+
+function blockCipher(encrypt: Change, decrypt: Change): BlockCipher {
+  return {
+    encrypt: (input) => wordsOf(encrypt(bytesOf(input))),
+    decrypt: (input) => wordsOf(decrypt(bytesOf(input))),
+  };
 }
 
 function bytesOf(words: Uint32Array): Uint8Array {

@@ -82,3 +82,17 @@ export function normalizePath(path: string, workingFolder = ""): string {
   }
   return root + parts.join("/");
 }
+
+/**
+ * The path that a `file:` URL stands for. On Windows a drive is its first
+ * folder, and another computer its host.
+ *
+ * @throws {URIError} if it is not UTF-8.
+ */
+export function pathOfUrl({ host, pathname }: URL): string {
+  const path = decodeURIComponent(pathname);
+  if (!platform().isWindows) return path;
+  return host === ""
+    ? path.replace(/^\/(?=[A-Za-z]:)/, "")
+    : `//${host}${path}`;
+}

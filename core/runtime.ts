@@ -157,22 +157,15 @@ export function surviveSignal(signal: string): void {
   platform().surviveSignal(signal);
 }
 
-/**
- * Give way to timers, signals and whatever else waits for its turn.
- *
- * The first timer of a process costs Deno 12 ms, since it loads that part of
- * Node.js, and each 2 ms more. A digest is made in another thread, and waiting
- * for it is enough: the first costs 1 ms, others 0.05.
- */
-export async function giveWay(): Promise<void> {
-  const { subtle } = globalThis.crypto ?? {};
-  if (!subtle) {
-    await new Promise((resolve) => setTimeout(resolve, 0));
-    return;
-  }
-  // Not each of them leads to all that waits.
-  const end = performance.now() + 0.5;
-  do await subtle.digest("SHA-1", new Uint8Array(1)); while (
-    performance.now() < end
-  );
+/** Give way to timers, signals and whatever else waits for its turn. */
+export function giveWay(): Promise<void> {
+  // A timer would take milliseconds, and the first of a process's ten of them.
+  return new Promise((resolve) => {
+    const { port1, port2 } = new MessageChannel();
+    port1.onmessage = () => {
+      port1.close();
+      resolve();
+    };
+    port2.postMessage(undefined);
+  });
 }

@@ -7,6 +7,7 @@
  */
 import type { BlockDriver } from "./driver.ts";
 import { BlockError, invalid } from "./errors.ts";
+import { pathOfUrl } from "./names.ts";
 import type { OptionValues } from "./options.ts";
 import { getDriver, protocolOf } from "./registry.ts";
 import {
@@ -85,11 +86,11 @@ export function isSource(value: unknown): boolean {
   }
 }
 
-function pathOf({ href, pathname }: URL): string {
+function pathOf(url: URL): string {
   try {
-    return decodeURIComponent(pathname);
+    return pathOfUrl(url);
   } catch {
-    throw invalid(`'${shortened(href)}' is no file name in UTF-8`);
+    throw invalid(`'${shortened(url.href)}' is no file name in UTF-8`);
   }
 }
 

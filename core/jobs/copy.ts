@@ -49,7 +49,7 @@ const MUCH = 64 * 1024 * 1024;
 const FEW = 2;
 
 /** Milliseconds of a request from which on it is taken to wait. */
-const SLOW = 10;
+const SLOW = 3;
 
 /**
  * Most bytes of buffers where data is compressed, which takes so long that

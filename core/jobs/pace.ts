@@ -15,8 +15,6 @@ const SLICE = 100;
  * timer through until its end.
  */
 export class Pace {
-  /** Whether the job waits only for its turn. */
-  resting = false;
   readonly #signal?: AbortSignal;
   #since = performance.now();
 
@@ -36,9 +34,7 @@ export class Pace {
    * @throws {BlockError} ECANCELED if the job is to end.
    */
   async rest(): Promise<void> {
-    this.resting = true;
     await giveWay();
-    this.resting = false;
     this.#since = performance.now();
     this.check();
   }

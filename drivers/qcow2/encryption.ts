@@ -105,7 +105,7 @@ async function withKey(
   }
   const key = keyOf(secret, id);
   const { aes, cbcPlain64 } = await import("../../core/ciphers.ts");
-  return new Encryption(cbcPlain64(aes(key)));
+  return new Encryption(cbcPlain64(await aes(key)));
 }
 
 /** The key that a passphrase stands for: its first 16 bytes, or zeroes after. */

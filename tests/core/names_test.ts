@@ -3,6 +3,7 @@ import {
   asPath,
   isAbsolute,
   normalizePath,
+  pathOfUrl,
   resolveName,
   schemeOf,
 } from "../../core/names.ts";
@@ -115,6 +116,15 @@ Deno.test("a path of Windows has drives and two separators", () => {
     for (const [path, normal] of paths) {
       assertEquals(normalizePath(path, "C:\\work"), normal);
     }
+  });
+});
+
+Deno.test("pathOfUrl() knows drives and computers of Windows", () => {
+  const drive = new URL("file:///C:/of%20mine/disk");
+  assertEquals(pathOfUrl(drive), "/C:/of mine/disk");
+  onWindows(() => {
+    assertEquals(pathOfUrl(drive), "C:/of mine/disk");
+    assertEquals(pathOfUrl(new URL("file://host/x/y")), "//host/x/y");
   });
 });
 

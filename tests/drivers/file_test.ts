@@ -4,6 +4,8 @@ import { BlockError } from "../../core/errors.ts";
 import { openImage } from "../../core/image.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { openProtocol } from "../../core/open.ts";
+import { usePlatform } from "../../core/platform/mod.ts";
+import { nodePlatform } from "../../core/platform/node.ts";
 import { registerDriver } from "../../core/registry.ts";
 import { writeZeroes } from "../../core/requests.ts";
 import { hostDeviceDriver } from "../../drivers/file/devices.ts";
@@ -63,6 +65,29 @@ for (
     },
   });
 }
+
+/** Open a file by `node:fs`, as other runtimes do it. */
+async function openByNode(filename: string): Promise<BlockNode> {
+  usePlatform(nodePlatform()!);
+  try {
+    return await openProtocol({ driver: "file", filename });
+  } finally {
+    usePlatform();
+  }
+}
+
+conformance("file by node:fs", {
+  async open(size) {
+    const filename = await Deno.makeTempFile();
+    await Deno.truncate(filename, size);
+    const open = () => openByNode(filename);
+    return {
+      node: await open(),
+      reopen: open,
+      dispose: () => Deno.remove(filename),
+    };
+  },
+});
 
 async function withNode(
   source: { driver?: string; filename: string; io: string },

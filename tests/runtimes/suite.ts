@@ -70,14 +70,16 @@ conformance("qcow2 in memory", {
   },
 }, register);
 
-conformance("file", {
-  async open(size) {
-    const filename = newFile();
-    fs.writeFileSync(filename, new Uint8Array(size));
-    const open = () => openProtocol({ driver: "file", filename });
-    return { node: await open(), reopen: open };
-  },
-}, register);
+for (const options of [{}, { aio: "threads" }]) {
+  conformance(`file ${Object.values(options)}`, {
+    async open(size) {
+      const filename = newFile();
+      fs.writeFileSync(filename, new Uint8Array(size));
+      const open = () => openProtocol({ driver: "file", filename, ...options });
+      return { node: await open(), reopen: open };
+    },
+  }, register);
+}
 
 test("the file driver goes by the runtime's own files", () => {
   assert(platform().files !== undefined);
