@@ -22,6 +22,7 @@ const OPTIONAL_VERBS = [
   "flush",
   "truncate",
   "debugEvent",
+  "replaceChild",
   "setPermissions",
   "info",
   "check",

@@ -16,20 +16,25 @@ import {
   invalid,
   OutOfRangeError,
 } from "./errors.ts";
-import { type ChainExtent, chainExtents } from "./extents.ts";
+import { attachRoot, rootToTake } from "./drain.ts";
+import { type ChainExtent, chainExtents, chainStatus } from "./extents.ts";
+import { ask, checkRoot, detach, type Edge } from "./graph.ts";
 import type {
   BlockNode,
   CheckOptions,
   CheckResult,
   CompressOptions,
+  DiscardFlags,
   NodeInfo,
+  ReadFlags,
   TruncateOptions,
   WriteFlags,
   ZeroFlags,
 } from "./node.ts";
-import { ACCESS, ALL_ACCESS, claim } from "./permissions.ts";
+import { ACCESS } from "./permissions.ts";
+import type { RequestGate } from "./request_gate.ts";
 import { writeZeroes } from "./requests.ts";
-import { openNode } from "./open.ts";
+import { claimsOf, openNode } from "./open.ts";
 import { checkOpenOptions, type OpenOptions } from "./open_options.ts";
 import { describeSource, isSource } from "./sources.ts";
 import type { Source } from "./spec.ts";
@@ -96,19 +101,33 @@ export async function openImage(
  * within it, and any number may be under way at once.
  */
 export class Image implements AsyncDisposable {
-  /** The top node of the stack, for what this handle does not offer. */
-  readonly node: BlockNode;
   /** Bytes moved through this handle. */
   readonly counters: ByteCounters = { read: 0, written: 0, discarded: 0 };
   readonly #writethrough: boolean;
+  /** What keeps the node open, and to itself. */
+  readonly #root: Edge;
+  readonly #gate: RequestGate;
   #closed = false;
 
-  /** Wrap an opened node; {@linkcode openImage} does both. */
+  /**
+   * Wrap an opened node; {@linkcode openImage} does both. A node that may be
+   * wrapped more than once, or be a child of others, closes with its last user.
+   */
   constructor(node: BlockNode, options: Pick<OpenOptions, "cache"> = {}) {
     checkNode("What an image wraps", node);
-    this.node = node;
+    this.#root = rootToTake(node) ?? attachRoot(node, claimsOf(node, {}));
+    this.#root.end = () => this.close();
+    this.#gate = this.#root.gate!;
     this.#writethrough = options.cache === "writethrough" ||
       options.cache === "directsync";
+  }
+
+  /**
+   * The top node of the stack, for what this handle does not offer. It is
+   * another one when a filter was put above it.
+   */
+  get node(): BlockNode {
+    return this.#root.target.node!;
   }
 
   /** The size of the disk in bytes. */
@@ -138,29 +157,41 @@ export class Image implements AsyncDisposable {
    * @param target How many bytes, or a buffer to fill.
    * @returns the buffer.
    * @throws {BlockError} EINVAL if the range is not within the disk, ENOMEM if
-   * there is no memory for so many bytes at once.
+   * there is no memory for so many bytes at once; ECANCELED if `flags.signal`
+   * ended it, when nothing touches the buffer any more.
    */
   async read(
     offset: number,
     target: number | Uint8Array,
+    flags?: ReadFlags,
   ): Promise<Uint8Array> {
     if (typeof target === "number") {
       this.#checkRange("read", offset, target);
       target = newBuffer(target);
     }
-    await this.readv(offset, [target]);
+    await this.readv(offset, [target], flags);
     return target;
   }
 
   /** Fill several buffers, one after the other, from `offset` on. */
-  async readv(offset: number, iov: IoVector): Promise<void> {
+  async readv(
+    offset: number,
+    iov: IoVector,
+    flags?: ReadFlags,
+  ): Promise<void> {
     const length = checkedLength("read into", iov);
     this.#checkRange("read", offset, length);
     if (length === 0) return;
+    const turn = this.#gate.enter(flags?.signal);
+    if (turn) {
+      await this.#after(turn, () => this.#checkInside("read", offset, length));
+    }
     try {
-      await this.node.readv(offset, iov);
+      await this.node.readv(offset, iov, flags);
     } catch (error) {
       throw asBlockError(error);
+    } finally {
+      this.#gate.leave();
     }
     this.counters.read += length;
   }
@@ -188,6 +219,10 @@ export class Image implements AsyncDisposable {
     const length = checkedLength("write", iov);
     this.#checkWritable("write", offset, length);
     if (length === 0) return;
+    const turn = this.#gate.enter(flags?.signal);
+    if (turn) {
+      await this.#after(turn, () => this.#checkNode("write", offset, length));
+    }
     const { node } = this;
     try {
       await node.writev!(offset, iov, flags);
@@ -195,6 +230,8 @@ export class Image implements AsyncDisposable {
       if (this.#writethrough) await node.flush?.();
     } catch (error) {
       throw asBlockError(error);
+    } finally {
+      this.#gate.leave();
     }
   }
 
@@ -225,18 +262,17 @@ export class Image implements AsyncDisposable {
     const length = checkedLength("write", iov);
     this.#checkWritable("write", offset, length);
     if (length === 0) return;
-    const { node } = this;
-    if (!node.writeCompressed) throw this.#cannot("store compressed data");
+    if (!this.node.writeCompressed) throw this.#cannot("store compressed data");
     if (options) {
       checkOptions("write", options, { level: { least: 0, most: 22 } });
     }
-    try {
+    await this.#request(options?.signal, async (node) => {
+      this.#checkNode("write", offset, length);
+      if (!node.writeCompressed) throw this.#cannot("store compressed data");
       await node.writeCompressed(offset, iov, options);
       this.counters.written += length;
       if (this.#writethrough) await node.flush?.();
-    } catch (error) {
-      throw asBlockError(error);
-    }
+    });
   }
 
   /** Make a range read as zeroes, storing no data where that is possible. */
@@ -247,24 +283,30 @@ export class Image implements AsyncDisposable {
   ): Promise<void> {
     this.#checkWritable("write zeroes", offset, length);
     if (length === 0) return;
-    try {
-      await writeZeroes(this.node, offset, length, flags);
+    await this.#request(flags?.signal, async (node) => {
+      this.#checkNode("write zeroes", offset, length);
+      await writeZeroes(node, offset, length, flags);
       this.counters.written += length;
-      if (this.#writethrough) await this.node.flush?.();
-    } catch (error) {
-      throw asBlockError(error);
-    }
+      if (this.#writethrough) await node.flush?.();
+    });
   }
 
   /**
    * Give a range up. What it reads as afterwards is the format's choice; only
    * whole clusters are affected. Without support this does nothing.
    */
-  async discard(offset: number, length: number): Promise<void> {
+  async discard(
+    offset: number,
+    length: number,
+    flags?: DiscardFlags,
+  ): Promise<void> {
     this.#checkWritable("discard", offset, length);
     if (length === 0) return;
     try {
-      await this.node.discard?.(offset, length);
+      await this.#request(flags?.signal, (node) => {
+        this.#checkNode("discard", offset, length);
+        return node.discard?.(offset, length, flags);
+      });
     } catch (thrown) {
       const error = asBlockError(thrown);
       // As where the driver has no such method: it is no more than a hint.
@@ -276,7 +318,7 @@ export class Image implements AsyncDisposable {
   /** Make everything written before durable. */
   async flush(): Promise<void> {
     this.#checkOpen();
-    await settled(() => this.node.flush?.());
+    await this.#request(undefined, (node) => node.flush?.());
   }
 
   /**
@@ -292,8 +334,14 @@ export class Image implements AsyncDisposable {
     }
     if (options !== undefined) checkOptions("resize", options, RESIZE_OPTIONS);
     if (!this.node.truncate) throw this.#cannot("be resized");
-    claim(this.node, { needs: ACCESS.RESIZE, shares: ALL_ACCESS });
-    await settled(() => this.node.truncate!(size, options));
+    checkRoot(this.#root, ACCESS.RESIZE);
+    const { needs, shares } = this.#root.permissions;
+    ask(this.#root, { needs: needs | ACCESS.RESIZE, shares });
+    await this.#request(options?.signal, (node) => {
+      this.#checkNode("resize", 0, 0);
+      if (!node.truncate) throw this.#cannot("be resized");
+      return node.truncate(size, options);
+    });
   }
 
   /**
@@ -316,7 +364,9 @@ export class Image implements AsyncDisposable {
     length: number = this.#rest(offset),
   ): AsyncIterable<ChainExtent> {
     this.#checkRange("map", offset, length);
-    return chainExtents(this.node, offset, length);
+    const status = (offset: number, length: number) =>
+      this.#request(undefined, (node) => chainStatus(node, offset, length));
+    return chainExtents(this.node, offset, length, status);
   }
 
   /** The disk's bytes, or a range of them, as a stream. */
@@ -354,7 +404,7 @@ export class Image implements AsyncDisposable {
   /** Describe the image. */
   async info(): Promise<NodeInfo> {
     this.#checkOpen();
-    return await settled(() => this.node.info?.()) ?? {};
+    return await this.#request(undefined, (node) => node.info?.()) ?? {};
   }
 
   /**
@@ -372,14 +422,31 @@ export class Image implements AsyncDisposable {
     }
     if (options !== undefined) checkOptions("check", options, CHECK_OPTIONS);
     if (options?.repair) checkOptions("check", options.repair, REPAIRS);
-    return await settled(() => this.node.check!(options));
+    return await this.#request(
+      options?.signal,
+      (node) => node.check!(options),
+    );
   }
 
-  /** Flush and close. A closed image does nothing more; closing again is fine. */
+  /**
+   * Wait for all requests that were made, flush, and let go of the node: it is
+   * closed if nobody else uses it. A closed image does nothing more; closing
+   * again is fine.
+   */
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
-    await settled(() => this.node.close());
+    await this.#gate.finish();
+    const { isForeign, users } = this.#root.target;
+    const staysOpen = isForeign ||
+      users.some((user) => user !== this.#root && user.holds);
+    try {
+      if (staysOpen && !this.readOnly) await this.node.flush?.();
+    } catch (error) {
+      throw asBlockError(error);
+    } finally {
+      await settled(() => detach(this.#root));
+    }
   }
 
   /** Closes; for `await using`. */
@@ -390,6 +457,22 @@ export class Image implements AsyncDisposable {
   /** Bytes up to the end; none from what is no offset, which is refused then. */
   #rest(offset: number): number {
     return typeof offset === "number" ? this.size - offset : 0;
+  }
+
+  /** A request that is not one of those that must cost next to nothing. */
+  async #request<T>(
+    signal: AbortSignal | undefined,
+    act: (node: BlockNode) => T,
+  ): Promise<Awaited<T>> {
+    const turn = this.#gate.enter(signal);
+    if (turn) await turn;
+    try {
+      return await act(this.node);
+    } catch (error) {
+      throw asBlockError(error);
+    } finally {
+      this.#gate.leave();
+    }
   }
 
   #cannot(what: string): BlockError {
@@ -405,8 +488,23 @@ export class Image implements AsyncDisposable {
     }
   }
 
+  /** Wait for a turn; meanwhile the disk may have become another one. */
+  async #after(turn: Promise<void>, check: () => void): Promise<void> {
+    await turn;
+    try {
+      check();
+    } catch (error) {
+      this.#gate.leave();
+      throw error;
+    }
+  }
+
   #checkRange(verb: string, offset: number, length: number): void {
     this.#checkOpen();
+    this.#checkInside(verb, offset, length);
+  }
+
+  #checkInside(verb: string, offset: number, length: number): void {
     const { size } = this;
     if (
       Number.isSafeInteger(offset) && Number.isSafeInteger(length) &&
@@ -423,11 +521,18 @@ export class Image implements AsyncDisposable {
   }
 
   #checkWritable(verb: string, offset: number, length: number): void {
-    this.#checkRange(verb, offset, length);
+    this.#checkOpen();
+    this.#checkNode(verb, offset, length);
+  }
+
+  /** Refuse to change what cannot be changed. */
+  #checkNode(verb: string, offset: number, length: number): void {
+    this.#checkInside(verb, offset, length);
     const { node } = this;
     if (node.readOnly || !node.writev) {
       throw cannotWrite(`Cannot ${verb}`, node);
     }
+    checkRoot(this.#root, ACCESS.WRITE);
   }
 }
 

@@ -28,10 +28,14 @@ export interface BlockNode {
    * Fill `iov` with the bytes from `offset` on. A protocol gives zeroes past
    * its end; of a format, only ranges within `size` may be asked for.
    */
-  readv(offset: number, iov: IoVector): Promise<void>;
+  readv(offset: number, iov: IoVector, flags?: ReadFlags): Promise<void>;
   /** What the range from `offset` holds: the first extent of it. */
   status(offset: number, length: number): Promise<Extent>;
-  /** Make everything durable that can be, and let go of the children. */
+  /**
+   * Make everything durable that can be. A driver's own ends its work; its
+   * children are closed after it, if nobody else uses them. Called by others, it
+   * lets go of a node that they have opened, which closes with its last user.
+   */
   close(): Promise<void>;
 
   /** Write the bytes of `iov`. A protocol grows when written past its end. */
@@ -43,7 +47,11 @@ export interface BlockNode {
     flags?: ZeroFlags,
   ): Promise<void>;
   /** Give a range up; what it then reads as depends on the format. */
-  discard?(offset: number, length: number): Promise<void>;
+  discard?(
+    offset: number,
+    length: number,
+    flags?: DiscardFlags,
+  ): Promise<void>;
   /**
    * Store whole clusters compressed; the disk's last one goes up to its end.
    * Clusters are stored in the order in which this is called.
@@ -94,6 +102,13 @@ export interface BlockNode {
   saveVmState?(offset: number, iov: IoVector): Promise<void>;
   /** Read VM state, `offset` bytes from its start. */
   loadVmState?(offset: number, iov: IoVector): Promise<void>;
+  /**
+   * Go on with another child, which holds the same bytes; nothing is under way
+   * meanwhile. Absent if the node cannot do so.
+   *
+   * @throws {BlockError} EINVAL if it does not fit; nothing is changed then.
+   */
+  replaceChild?(role: string, child: BlockNode): void;
   /** Read everything anew: another program changed the image. */
   invalidate?(): Promise<void>;
   /**
@@ -114,8 +129,24 @@ export interface BlockNode {
   amend?(options: OptionValues, how?: AmendOptions): Promise<void>;
 }
 
+/** Wishes that go with any request. */
+export interface RequestFlags {
+  /**
+   * Gives the request up. It fails with ECANCELED, the signal's reason as the
+   * cause, as soon as nobody touches its buffers any more; what it has done
+   * until then stays done. A node that cannot stop half-way goes on to the end.
+   */
+  signal?: AbortSignal;
+}
+
+/** Wishes that go with a read. */
+export type ReadFlags = RequestFlags;
+
+/** Wishes that go with a discard. */
+export type DiscardFlags = RequestFlags;
+
 /** Wishes that go with a write. */
-export interface WriteFlags {
+export interface WriteFlags extends RequestFlags {
   /** Reach the disk before the promise is fulfilled. */
   fua?: boolean;
   /**
@@ -133,7 +164,7 @@ export interface WriteFlags {
 }
 
 /** Wishes that go with a write of zeroes. */
-export interface ZeroFlags extends Pick<WriteFlags, "fua"> {
+export interface ZeroFlags extends RequestFlags, Pick<WriteFlags, "fua"> {
   /** The space may be given back. */
   unmap?: boolean;
   /** Fail with ENOTSUP rather than write zeroes as data. */
@@ -141,7 +172,7 @@ export interface ZeroFlags extends Pick<WriteFlags, "fua"> {
 }
 
 /** How to compress. */
-export interface CompressOptions {
+export interface CompressOptions extends RequestFlags {
   /**
    * How hard to try: 0 to 9 for zlib, 1 to 22 for zstd. Default: the result is
    * about as small as QEMU's.
@@ -155,7 +186,7 @@ export interface CompressOptions {
 export type Preallocation = "off" | "metadata" | "falloc" | "full";
 
 /** Wishes that go with a change of size. */
-export interface TruncateOptions {
+export interface TruncateOptions extends RequestFlags {
   /** How to reserve the new area. */
   preallocation?: Preallocation;
   /** Whether the size must be exact even where the driver would round. */
@@ -303,7 +334,7 @@ export interface SnapshotOperations {
 }
 
 /** How to check. */
-export interface CheckOptions {
+export interface CheckOptions extends RequestFlags {
   /** What to repair. */
   repair?: { leaks: boolean; corruptions: boolean };
   /**

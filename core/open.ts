@@ -5,6 +5,7 @@
  * @module
  */
 import { adoptNode, checkNode } from "./checks.ts";
+import { attachRoot, hold } from "./drain.ts";
 import type { BlockDriver, OpenContext } from "./driver.ts";
 import { asBlockError, BlockError, invalid } from "./errors.ts";
 import {
@@ -13,11 +14,12 @@ import {
   passes,
   passesByDefault,
 } from "./gate.ts";
+import { detach, findGraphNode, GraphNode } from "./graph.ts";
 import { applyLimits } from "./limits.ts";
 import { resolveName } from "./names.ts";
 import type { ImageFormat } from "./formats.ts";
 import type { BlockNode } from "./node.ts";
-import { rememberOrigin, resolveFrom } from "./node_names.ts";
+import { resolveFrom } from "./node_names.ts";
 import {
   applyNodeOptions,
   checkForceShare,
@@ -28,7 +30,7 @@ import {
 } from "./node_options.ts";
 import type { OpenOptions } from "./open_options.ts";
 import { type OptionValues, UnknownOptionError } from "./options.ts";
-import { ACCESS, ALL_ACCESS, claim, Claims } from "./permissions.ts";
+import { ACCESS, ALL_ACCESS } from "./permissions.ts";
 import { doubtsOfRaw, driverOf, onlyFormat, probe } from "./probe.ts";
 import { findDriver, getDriver, protocolOf } from "./registry.ts";
 import { findSecret } from "./secrets.ts";
@@ -46,7 +48,7 @@ import {
   withFile,
 } from "./sources.ts";
 import { isNode, type Source, type StackObject } from "./spec.ts";
-import type { OpenPurpose } from "./traits.ts";
+import type { OpenPurpose, Permissions } from "./traits.ts";
 import { shortened, valueText } from "./values.ts";
 
 /** What stays the same from the top of a stack to its bottom. */
@@ -120,22 +122,30 @@ function topPlace({ readOnly = false, forceShare }: OpenOptions): Place {
   return { depth: 0, readOnly, forceShare };
 }
 
-/** Claim of a node what its user is going to do. */
+/** Hold a node that was opened, for what its user is going to do. */
 async function claimed(
   opened: Promise<BlockNode>,
-  { purpose, resize, share = true }: OpenOptions,
+  options: OpenOptions,
 ): Promise<BlockNode> {
-  const { READ, WRITE, WRITE_UNCHANGED, RESIZE } = ACCESS;
   const node = await opened;
-  let needs = resize ? RESIZE : 0;
-  if (purpose !== "info") needs |= node.readOnly ? READ : READ | WRITE;
   try {
-    claim(node, { needs, shares: share ? ALL_ACCESS : READ | WRITE_UNCHANGED });
+    attachRoot(node, claimsOf(node, options));
   } catch (error) {
-    await closeQuietly(node);
+    await closeUnused(node);
     throw error;
   }
   return node;
+}
+
+/** What the user of a node claims of it. */
+export function claimsOf(
+  node: BlockNode,
+  { purpose, resize, share = true }: OpenOptions,
+): Permissions {
+  const { READ, WRITE, WRITE_UNCHANGED, RESIZE } = ACCESS;
+  let needs = resize ? RESIZE : 0;
+  if (purpose !== "info") needs |= node.readOnly ? READ : READ | WRITE;
+  return { needs, shares: share ? ALL_ACCESS : READ | WRITE_UNCHANGED };
 }
 
 /** Open only the protocol node of a source, without looking for a format. */
@@ -215,6 +225,7 @@ async function openProbed(
 ): Promise<BlockNode> {
   const place = inheritOptions(above, takeNodeOptions(options)[0]);
   const file = await openStack(fileSource, opening, place, true);
+  const held = hold(file);
   try {
     const { filename } = file;
     const { guess, head } = await probe(file);
@@ -235,9 +246,8 @@ async function openProbed(
       place,
       isRaw,
     );
-  } catch (error) {
-    await closeQuietly(file);
-    throw error;
+  } finally {
+    await detach(held).catch(() => {});
   }
 }
 
@@ -245,13 +255,9 @@ async function describingDriver(format: ImageFormat): Promise<BlockDriver> {
   return (await import("./described_format.ts")).describingDriver(format);
 }
 
-/** Close what is of no use; why it is none is what the user wants to know. */
-async function closeQuietly(node: BlockNode): Promise<void> {
-  try {
-    await node.close();
-  } catch {
-    // It could not be used either.
-  }
+/** Close what nobody uses; why it is of no use is what the user wants to know. */
+async function closeUnused(node: BlockNode): Promise<void> {
+  await findGraphNode(node)?.lose().catch(() => {});
 }
 
 /** A node that is about to be opened, and what is already open below it. */
@@ -265,8 +271,8 @@ interface Pending {
   purpose: OpenPurpose;
   opening: Opening;
   place: Place;
-  claims: Claims;
-  opened: BlockNode[];
+  /** What it will be in the graph. */
+  inGraph: GraphNode;
 }
 
 async function openDriver(
@@ -288,7 +294,7 @@ async function openDriver(
     : filenameOf(options);
   const { purpose = "io" } = opening.options;
   const { forceShare = false } = place;
-  const claims = new Claims({
+  const inGraph = new GraphNode({
     driver,
     get readOnly() {
       return place.readOnly;
@@ -297,7 +303,7 @@ async function openDriver(
     forceShare,
     options,
   });
-  const opened: BlockNode[] = [];
+  inGraph.name = common.name ?? shortened(filename);
   const pending: Pending = {
     driver,
     options,
@@ -306,27 +312,48 @@ async function openDriver(
     purpose,
     opening,
     place,
-    claims,
-    opened,
+    inGraph,
   };
   let made: BlockNode | undefined;
   try {
     checkForceShare(place);
     const context = contextOf(pending);
-    made = await openAsPermitted(driver, options, context, common);
+    const forget = () => inGraph.abandon();
+    made = await openAsPermitted(driver, options, context, common, forget);
     const node = adoptNode(driver, made);
+    if (isInUse(node)) {
+      // The driver had nothing to add to a child of its own.
+      await inGraph.abandon(node);
+      return node;
+    }
     await applyNodeOptions(node, common);
     const otherBacking = options.backing !== undefined && purpose !== "info";
-    rememberOrigin(node, { options, otherBacking });
+    inGraph.origin = { options, otherBacking };
     const limited = applyLimits(node);
-    claims.complete(limited);
+    inGraph.complete(limited);
     return limited;
   } catch (error) {
-    // What a node has open, if it is not its children, is its own.
-    const open = opened.length > 0 || !made ? opened : [made];
-    for (const node of open) await closeQuietly(node);
+    // What it has open by itself must be closed as well.
+    if (made && inGraph.phase === "opening" && !isInUse(made)) {
+      await closeQuietly(made);
+    }
+    await inGraph.abandon();
     if (error instanceof UnknownOptionError) throw notSupported(driver, error);
     throw asBlockError(error);
+  }
+}
+
+/** Whether a driver has opened a node before. */
+function isInUse(node: BlockNode): boolean {
+  return findGraphNode(node)?.isForeign === false;
+}
+
+/** Have a driver close what it has opened, if that can be closed. */
+async function closeQuietly(node: BlockNode): Promise<void> {
+  try {
+    await node.close();
+  } catch {
+    // It could not be used either.
   }
 }
 
@@ -366,8 +393,12 @@ async function keep(
   opening: Promise<BlockNode>,
 ): Promise<BlockNode> {
   const node = await opening;
-  pending.opened.push(node);
-  adoptChild(pending, name, node);
+  try {
+    adoptChild(pending, name, node);
+  } catch (error) {
+    await closeUnused(node);
+    throw error;
+  }
   return node;
 }
 
@@ -376,12 +407,12 @@ const WRITTEN = ["file", "image", "data-file"];
 
 /** Claim of a child what its parent needs, which it may be unable to do. */
 function adoptChild(
-  { place, claims }: Pending,
+  { place, inGraph }: Pending,
   name: string,
   node: BlockNode,
 ): void {
   if (!node.writev && WRITTEN.includes(name)) place.readOnly = true;
-  claims.adopt(name, node);
+  inGraph.adopt(name, node);
 }
 
 async function openChild(
@@ -424,7 +455,7 @@ async function openImplicit(
   name: string,
   format?: string,
 ): Promise<BlockNode | undefined> {
-  const { driver, options, filename, opening, place, opened } = pending;
+  const { driver, options, filename, opening, place, inGraph } = pending;
   if (typeof name !== "string") {
     throw invalid(`The name of a backing file cannot be ${valueText(name)}`);
   }
@@ -437,7 +468,8 @@ async function openImplicit(
     length: (place.chain?.length ?? 0) + 1,
   };
   const overrides = { ...options[child] as OptionValues };
-  const file = isNode(options.file) ? options.file : opened[0];
+  const [first] = inGraph.children.values();
+  const file = isNode(options.file) ? options.file : first?.target.node;
   const request = {
     filename: file ? resolveFrom(file, name) : resolveName(filename, name),
     format,

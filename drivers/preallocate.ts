@@ -66,13 +66,7 @@ function growingNode(growth: Growth): BlockNode {
     get size() {
       return growth.dataEnd;
     },
-    close: async () => {
-      try {
-        await growth.crop();
-      } finally {
-        await file.close();
-      }
-    },
+    close: () => growth.crop(),
   };
   if (file.writev) {
     changes.writev = async (offset, iov, flags) => {

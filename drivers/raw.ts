@@ -310,9 +310,7 @@ class RawNode implements BlockNode {
     return { clusterSize, dirty };
   }
 
-  async close(): Promise<void> {
-    await this.#file.close();
-  }
+  async close(): Promise<void> {}
 }
 
 function probingWarning(filename: string): string {

@@ -390,7 +390,6 @@ export class Qcow2Node implements BlockNode {
 
   async close(): Promise<void> {
     const state = this.#state;
-    const { file, backing } = state;
     try {
       if (!state.readOnly && !state.unusable) {
         using _ = await state.operations.exclude();
@@ -404,8 +403,6 @@ export class Qcow2Node implements BlockNode {
     } finally {
       this.#cleaner.stop();
       state.compressed.close();
-      await file.close();
-      await backing?.close();
     }
   }
 

@@ -117,11 +117,7 @@ class VdiNode implements BlockNode {
     return await checkBlocks(this.#header, this.#table, options);
   }
 
-  async close(): Promise<void> {
-    try {
-      await this.flush();
-    } finally {
-      await this.children.file.close();
-    }
+  close(): Promise<void> {
+    return this.flush();
   }
 }

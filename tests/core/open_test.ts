@@ -201,21 +201,6 @@ Deno.test("openImage() names the source that cannot be opened", async () => {
   );
 });
 
-Deno.test("openNode() closes what it opened when a driver refuses", async () => {
-  let closed = 0;
-  const store = new MemoryStore(SIZE);
-  const file = await openNode({
-    driver: "raw",
-    file: { driver: "memory", store },
-  });
-  const close = file.close.bind(file);
-  file.close = () => {
-    closed++;
-    return close();
-  };
-  await assertRejects(() => openNode({ file, offset: 2 * SIZE }), BlockError);
-  assertEquals(closed, 1);
-});
 
 inFolder("a backing file in the same folder may be opened", async (folder) => {
   await makeChain(`${folder}/base`, `${folder}/top`, "base");

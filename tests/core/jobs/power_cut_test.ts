@@ -62,6 +62,11 @@ function chain(files: readonly unknown[], writable: boolean) {
   return openImage(stack!, { readOnly: !writable });
 }
 
+async function backingFileOf(log: PowerLog): Promise<string | undefined> {
+  await using image = await chain([log], false);
+  return (await image.info()).backingFile;
+}
+
 async function contentAfter(files: readonly Uint8Array[]): Promise<Uint8Array> {
   // A mark that says they must be repaired first needs one that may write.
   const logs = files.map((bytes) => new PowerLog(bytes));
@@ -119,7 +124,7 @@ for (const seed of seedsToRun(SEEDS)) {
     }
     for (const [file] of disks.cuts(random)) {
       const log = new PowerLog(file);
-      const { backingFile } = await (await chain([log], false)).info();
+      const backingFile = await backingFileOf(log);
       const below = backingFile === "base" ? [base] : [base, middle];
       await using image = await chain([...below.map(read), log], true);
       const found = await image.read(0, SIZE);
