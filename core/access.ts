@@ -200,7 +200,9 @@ export class Access {
     const { kind, child, childOffset, mayHaveHoles } = run;
     return {
       length: run.length,
-      kind: kind === "special" ? "compressed" : kind,
+      allocated: kind !== "unallocated",
+      zero: kind === "zero",
+      compressed: kind === "special",
       ...(child && { file: child, hostOffset: childOffset }),
       ...(mayHaveHoles && { recurse: true }),
     };

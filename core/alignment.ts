@@ -15,7 +15,7 @@ import {
   vectorLength,
 } from "./bytes.ts";
 import { RangeLock } from "./lock.ts";
-import type { BlockNode, WriteFlags } from "./node.ts";
+import type { BlockNode, DebugOperations, WriteFlags } from "./node.ts";
 
 type Read = (offset: number, iov: IoVector) => Promise<void>;
 type Write = (
@@ -39,7 +39,7 @@ export function alignRequests(node: BlockNode): BlockNode {
     unit,
     node.readv.bind(node),
     node.writev?.bind(node),
-    node.debugEvent?.bind(node),
+    node.debug,
   );
   node.readv = data.read;
   if (node.writev) node.writev = data.write;
@@ -58,15 +58,16 @@ export function alignRequests(node: BlockNode): BlockNode {
     node.discard = (offset, length) =>
       data.change(offset, length, discard, () => Promise.resolve());
   }
-  const { loadVmState, saveVmState } = node;
-  if (loadVmState) {
-    const vmState = new AlignedArea(
+  const { vmState } = node;
+  if (vmState) {
+    const area = new AlignedArea(
       unit,
-      loadVmState.bind(node),
-      saveVmState?.bind(node),
+      vmState.load.bind(vmState),
+      vmState.save.bind(vmState),
     );
-    node.loadVmState = vmState.read;
-    if (saveVmState) node.saveVmState = vmState.write;
+    Object.defineProperty(node, "vmState", {
+      value: { load: area.read, save: area.write },
+    });
   }
   return node;
 }
@@ -76,7 +77,7 @@ class AlignedArea {
   readonly #unit: number;
   readonly #read: Read;
   readonly #write: Write | undefined;
-  readonly #event: BlockNode["debugEvent"];
+  readonly #debug: DebugOperations | undefined;
   /** Units being read or written; alone by who needs them whole. */
   readonly #ranges = new RangeLock();
 
@@ -84,12 +85,12 @@ class AlignedArea {
     unit: number,
     read: Read,
     write: Write | undefined,
-    event?: BlockNode["debugEvent"],
+    debug?: DebugOperations,
   ) {
     this.#unit = unit;
     this.#read = read;
     this.#write = write;
-    this.#event = event;
+    this.#debug = debug;
   }
 
   readonly read: Read = async (offset, iov) => {
@@ -148,9 +149,9 @@ class AlignedArea {
     const start = roundDown(offset, this.#unit);
     if (start === offset) return allocate(0);
     const unit = allocate(this.#unit);
-    await this.#event?.(`pwritev_rmw_${which}`);
+    await this.#debug?.event(`pwritev_rmw_${which}`);
     await this.#read(start, [unit]);
-    await this.#event?.(`pwritev_rmw_after_${which}`);
+    await this.#debug?.event(`pwritev_rmw_after_${which}`);
     return unit;
   }
 }

@@ -21,18 +21,11 @@ const OPTIONAL_VERBS = [
   "copyFrom",
   "flush",
   "truncate",
-  "debugEvent",
   "replaceChild",
   "setPermissions",
   "info",
-  "check",
-  "saveVmState",
-  "loadVmState",
   "invalidate",
   "reopen",
-  "makeEmpty",
-  "changeBacking",
-  "amend",
 ] as const satisfies readonly (keyof BlockNode)[];
 
 const LIMITS = [

@@ -7,17 +7,28 @@ import { asBlockError, invalid } from "./errors.ts";
 import type { BlockNode, Extent } from "./node.ts";
 import { valueText } from "./values.ts";
 
-/** An extent of a stack, and where in the chain its bytes come from. */
+/**
+ * An extent of a stack, and where in the chain its bytes come from. What no
+ * layer of a whole chain has allocated reads as zeroes.
+ */
 export interface ChainExtent extends Extent {
   /** Bytes from the start of the disk. */
   offset: number;
   /** How many backing files below the top its content is found. */
   depth: number;
-  /**
-   * Whether a layer of the chain says what it holds; otherwise it reads as
-   * zeroes for want of anyone who does.
-   */
-  present: boolean;
+  /** Whether it is stored compressed. */
+  compressed: boolean;
+}
+
+/** Whether what a range reads as is left to the layer below. */
+export function isInherited({ allocated, zero }: Extent): boolean {
+  return !allocated && !zero;
+}
+
+/** Whether data is stored for a range, even if only zeroes. */
+export function isStored({ allocated, zero, recurse }: Extent): boolean {
+  // The file below may have a hole where a format has data.
+  return allocated && (!zero || recurse === true);
 }
 
 /**
@@ -68,7 +79,8 @@ export function skipFilters(node: BlockNode): BlockNode {
 
 /**
  * The first extent of `[offset, offset + length)`, looking down the chain to,
- * but not into, `base`. What no layer above `base` holds is `unallocated`.
+ * but not into, `base`. What no layer above `base` holds is left to that: it is
+ * neither allocated nor zero.
  */
 export async function chainStatus(
   top: BlockNode,
@@ -77,7 +89,11 @@ export async function chainStatus(
   base?: BlockNode,
 ): Promise<ChainExtent> {
   let node = top;
-  for (let depth = 0;; depth++) {
+  let depth = 0;
+  const nothing = (zero: boolean): ChainExtent => (
+    { offset, length, depth, allocated: false, zero, compressed: false }
+  );
+  for (;; depth++) {
     let extent: Extent;
     try {
       extent = checkedExtent(node, await node.status(offset, length));
@@ -86,36 +102,36 @@ export async function chainStatus(
       throw asBlockError(error);
     }
     length = Math.min(length, extent.length);
-    if (extent.kind !== "unallocated") {
-      return { ...extent, length, offset, depth, present: true };
+    if (!isInherited(extent)) {
+      const compressed = extent.compressed === true;
+      return { ...extent, compressed, length, offset, depth };
     }
     const below = backingOf(node);
-    if (!below || offset >= below.size) {
-      return { offset, length, depth, kind: "zero", present: false };
-    }
-    if (below === base) {
-      return { offset, length, depth, kind: "unallocated", present: false };
-    }
+    if (!below || offset >= below.size) return nothing(true);
+    if (below === base) return nothing(false);
     // What lies past a shorter backing file's end is an extent of its own.
     length = Math.min(length, below.size - offset);
     node = below;
   }
 }
 
-const KINDS = new Set<unknown>(["data", "zero", "compressed", "unallocated"]);
-
 /**
  * What a driver says of a range, if that gets anybody further.
  *
- * @throws {BlockError} EINVAL for an extent of no length or kind.
+ * @throws {BlockError} EINVAL for an extent without a length, or one that does
+ * not say whether it is allocated and zero.
  */
 export function checkedExtent(node: BlockNode, extent: Extent): Extent {
-  const { length, kind } = extent ?? {};
-  if (Number.isInteger(length) && length > 0 && KINDS.has(kind)) return extent;
+  const { length, allocated, zero, compressed = false } = extent ?? {};
+  if (
+    Number.isInteger(length) && length > 0 && typeof allocated === "boolean" &&
+    typeof zero === "boolean" && typeof compressed === "boolean"
+  ) return extent;
   throw invalid(
     `Driver '${node.driver.name}' answers status() with ` +
-      `${valueText(extent)} of length ${valueText(length)} and kind ` +
-      valueText(kind),
+      `${valueText(extent)}: length ${valueText(length)}, allocated ` +
+      `${valueText(allocated)}, zero ${valueText(zero)}, compressed ` +
+      valueText(compressed),
   );
 }
 
@@ -130,13 +146,13 @@ async function refined(extent: Extent, length: number): Promise<Extent> {
   return {
     ...extent,
     length: Math.min(extent.length, below.length),
-    kind: below.kind === "zero" ? "zero" : extent.kind,
+    zero: extent.zero || below.zero,
   };
 }
 
 /**
- * All extents of a range in order, neighbours of one kind joined; `status` is
- * asked for one after the other.
+ * All extents of a range in order, alike neighbours joined; `status` is asked
+ * for one after the other.
  */
 export async function* chainExtents(
   top: BlockNode,
@@ -163,8 +179,9 @@ export async function* chainExtents(
 }
 
 function continues(first: ChainExtent, next: ChainExtent): boolean {
-  return first.kind === next.kind && first.depth === next.depth &&
-    first.present === next.present && first.file === next.file &&
+  return first.allocated === next.allocated && first.zero === next.zero &&
+    first.compressed === next.compressed && first.depth === next.depth &&
+    first.file === next.file &&
     (first.hostOffset === undefined
       ? next.hostOffset === undefined
       : next.hostOffset === first.hostOffset + first.length);

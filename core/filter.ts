@@ -14,8 +14,6 @@ const PASSED_ON = [
   "flush",
   "truncate",
   "info",
-  "saveVmState",
-  "loadVmState",
   "invalidate",
 ] as const;
 
@@ -40,6 +38,9 @@ export function filterNode(
     },
     get snapshots() {
       return file.snapshots;
+    },
+    get vmState() {
+      return file.vmState;
     },
     children: { file },
     readv: (offset, iov) => file.readv(offset, iov),

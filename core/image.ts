@@ -355,7 +355,7 @@ export class Image implements AsyncDisposable {
    * await createImage("qcow2", file, { size: 1 << 20 });
    * await using image = await openImage({ driver: "qcow2", file });
    * for await (const extent of image.extents()) {
-   *   console.log(extent.offset, extent.length, extent.kind); // 0 1048576 zero
+   *   console.log(extent.offset, extent.length, extent.zero); // 0 1048576 true
    * }
    * ```
    */
@@ -414,7 +414,8 @@ export class Image implements AsyncDisposable {
    */
   async check(options?: CheckOptions): Promise<CheckResult> {
     this.#checkOpen();
-    if (!this.node.check) {
+    const { image } = this.node;
+    if (!image?.check) {
       throw new BlockError(
         "ENOTSUP",
         "This image format does not support checks",
@@ -424,7 +425,7 @@ export class Image implements AsyncDisposable {
     if (options?.repair) checkOptions("check", options.repair, REPAIRS);
     return await this.#request(
       options?.signal,
-      (node) => node.check!(options),
+      (node) => node.image!.check!(options),
     );
   }
 

@@ -79,13 +79,6 @@ export interface BlockNode {
   /** Change the size, in bytes. */
   truncate?(size: number, options?: TruncateOptions): Promise<void>;
   /**
-   * A step of the work of the node above is about to be done, by the name that
-   * QEMU's `blkdebug` has for it. Nodes for tests fail or wait then.
-   */
-  debugEvent?(name: string): Promise<void> | void;
-  /** Breakpoints; only nodes for tests have them. */
-  readonly debug?: DebugOperations;
-  /**
    * Have other processes know what is claimed of it. Protocols whose files
    * others can open have this.
    *
@@ -94,14 +87,6 @@ export interface BlockNode {
   setPermissions?(permissions: Permissions): void;
   /** Describe the image. */
   info?(): Promise<NodeInfo>;
-  /** Examine, and on demand repair, the image's own structures. */
-  check?(options?: CheckOptions): Promise<CheckResult>;
-  /** Snapshots within the image; absent where its format has none. */
-  readonly snapshots?: SnapshotOperations;
-  /** Write VM state, `offset` bytes from its start; it is no part of the disk. */
-  saveVmState?(offset: number, iov: IoVector): Promise<void>;
-  /** Read VM state, `offset` bytes from its start. */
-  loadVmState?(offset: number, iov: IoVector): Promise<void>;
   /**
    * Go on with another child, which holds the same bytes; nothing is under way
    * meanwhile. Absent if the node cannot do so.
@@ -118,15 +103,15 @@ export interface BlockNode {
    * @throws {BlockError} EINVAL if they make no sense; nothing is changed then.
    */
   reopen?(options: OptionValues): Promise<void>;
-  /**
-   * Give up all that the image holds of its own, its snapshots apart: the disk
-   * then reads as its backing file, or as zeroes without one.
-   */
-  makeEmpty?(): Promise<void>;
-  /** Record another backing file in the image; `undefined` removes it. */
-  changeBacking?(name?: string, format?: string): Promise<void>;
-  /** Change options of the image in place, by the driver's `amendOptions`. */
-  amend?(options: OptionValues, how?: AmendOptions): Promise<void>;
+
+  /** Snapshots within the image; absent where its format has none. */
+  readonly snapshots?: SnapshotOperations;
+  /** What is done to an image as a whole; absent where there is none. */
+  readonly image?: ImageOperations;
+  /** State of a virtual machine that is kept with the disk. */
+  readonly vmState?: VmStateOperations;
+  /** Steps of the work of the node above; nodes for tests have this. */
+  readonly debug?: DebugOperations;
 }
 
 /** Wishes that go with any request. */
@@ -195,15 +180,19 @@ export interface TruncateOptions extends RequestFlags {
   zero?: boolean;
 }
 
-/** One range of a node in which everything is of the same kind. */
+/** One range of a node that is the same throughout. */
 export interface Extent {
   /** Bytes from the offset that was asked for. */
   length: number;
+  /** Whether the node itself determines what it reads as. */
+  allocated: boolean;
   /**
-   * `data` has bytes of its own, `compressed` likewise, `zero` reads as
-   * zeroes, `unallocated` is left to the backing file (zeroes without one).
+   * Whether it is known to read as zeroes. What is neither this nor allocated
+   * is left to the backing file (zeroes without one).
    */
-  kind: ExtentKind;
+  zero: boolean;
+  /** Whether it is stored compressed. Default: false. */
+  compressed?: boolean;
   /** Where in `file` the range lies, if it has a plain place there. */
   hostOffset?: number;
   /** The child that `hostOffset` refers to. */
@@ -213,9 +202,6 @@ export interface Extent {
   /** Of compressed data, how many bytes of the disk are stored as one. */
   unit?: number;
 }
-
-/** What a range of a node holds. */
-export type ExtentKind = "data" | "zero" | "compressed" | "unallocated";
 
 /** Sizes to which requests of a node must keep. */
 export interface RequestLimits {
@@ -307,7 +293,7 @@ export interface SnapshotRequest {
   date?: number;
   /** How long the guest had run, in nanoseconds. Default: 0. */
   vmClockNanoseconds?: bigint;
-  /** Bytes of VM state that `saveVmState` wrote before. Default: 0. */
+  /** Bytes of VM state that `vmState.save` wrote before. Default: 0. */
   vmStateSize?: number;
   /** Instructions the guest had executed. Default: not counted. */
   icount?: bigint;
@@ -331,6 +317,29 @@ export interface SnapshotOperations {
    * nodes only.
    */
   loadTemporary(idOrName: string): Promise<void>;
+}
+
+/** What is done to an image as a whole. What a format cannot do is absent. */
+export interface ImageOperations {
+  /** Examine, and on demand repair, the image's own structures. */
+  check?(options?: CheckOptions): Promise<CheckResult>;
+  /** Change options of the image in place, by the driver's `amendOptions`. */
+  amend?(options: OptionValues, how?: AmendOptions): Promise<void>;
+  /** Record another backing file in the image; `undefined` removes it. */
+  changeBacking?(name?: string, format?: string): Promise<void>;
+  /**
+   * Give up all that the image holds of its own, its snapshots apart: the disk
+   * then reads as its backing file, or as zeroes without one.
+   */
+  makeEmpty?(): Promise<void>;
+}
+
+/** VM state, which is no part of the disk. Offsets are from its start. */
+export interface VmStateOperations {
+  /** Write the bytes of `iov`; they are the caller's again afterwards. */
+  save(offset: number, iov: IoVector): Promise<void>;
+  /** Fill `iov`. */
+  load(offset: number, iov: IoVector): Promise<void>;
 }
 
 /** How to check. */
@@ -377,8 +386,19 @@ export interface AmendOptions {
   progress?(done: number, total: number): void;
 }
 
-/** Stopping requests at what they are about to do; for tests. */
+/** What nodes for tests offer to the node above. */
 export interface DebugOperations {
+  /**
+   * A step of the work of the node above is about to be done, by the name that
+   * QEMU's `blkdebug` has for it. The node fails or waits if it is to.
+   */
+  event(name: string): Promise<void> | void;
+  /** Absent where requests cannot be stopped. */
+  readonly breakpoints?: Breakpoints;
+}
+
+/** Stopping requests at what they are about to do. */
+export interface Breakpoints {
   /**
    * Stop the next request that tells of `event`; it waits until `tag` is
    * resumed.

@@ -12,12 +12,7 @@ import {
 } from "./bytes.ts";
 import { cannotWrite } from "./checks.ts";
 import { asBlockError, BlockError } from "./errors.ts";
-import type {
-  BlockNode,
-  DebugOperations,
-  WriteFlags,
-  ZeroFlags,
-} from "./node.ts";
+import type { BlockNode, Breakpoints, WriteFlags, ZeroFlags } from "./node.ts";
 
 const ZEROES = allocate(256 * 1024);
 
@@ -83,9 +78,9 @@ export async function readPadded(
 }
 
 /** The nearest node, down from this one, at which requests can be stopped. */
-export function debuggerOf(node: BlockNode): DebugOperations | undefined {
+export function breakpointsOf(node: BlockNode): Breakpoints | undefined {
   for (let at: BlockNode | undefined = node; at; at = at.children.file) {
-    if (at.debug) return at.debug;
+    if (at.debug?.breakpoints) return at.debug.breakpoints;
   }
   return undefined;
 }

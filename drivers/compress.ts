@@ -61,6 +61,7 @@ async function writeCompressed(
 }
 
 /** Whether a cluster is stored as it is; such a one is not compressed anew. */
-function hasPlace({ kind, hostOffset }: Extent): boolean {
-  return kind === "data" || (kind === "zero" && hostOffset !== undefined);
+function hasPlace(extent: Extent): boolean {
+  const { allocated, zero, compressed, hostOffset } = extent;
+  return zero ? hostOffset !== undefined : allocated && !compressed;
 }

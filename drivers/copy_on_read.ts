@@ -15,7 +15,7 @@ import {
 } from "../core/bytes.ts";
 import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
-import { checkedExtent, skipFilters } from "../core/extents.ts";
+import { checkedExtent, isInherited, skipFilters } from "../core/extents.ts";
 import { filterNode } from "../core/filter.ts";
 import { type Held, RangeLock } from "../core/lock.ts";
 import type { BlockNode } from "../core/node.ts";
@@ -105,10 +105,10 @@ class Copier {
         this.#image,
         await this.#image.status(at, length - done),
       );
-      const most = extent.kind === "unallocated" ? MAX_COPY : Infinity;
+      const most = isInherited(extent) ? MAX_COPY : Infinity;
       const take = Math.min(extent.length, length - done, most);
       const part = sliceVector(iov, done, take);
-      if (extent.kind === "unallocated") await this.#copy(at, part);
+      if (isInherited(extent)) await this.#copy(at, part);
       else await this.#file.readv(at, part);
       done += take;
     }
@@ -124,13 +124,13 @@ class Copier {
     );
     using _ = await this.hold(start, end - start, true);
     const extent = await this.#image.status(start, end - start);
-    if (extent.kind !== "unallocated" || extent.length < end - start) {
+    if (!isInherited(extent) || extent.length < end - start) {
       // Somebody has written here meanwhile: leave that alone.
       return await this.#file.readv(offset, iov);
     }
     const bytes = allocate(end - start);
     await this.#file.readv(start, [bytes]);
-    await this.#file.debugEvent?.("cor_write");
+    await this.#file.debug?.event("cor_write");
     if (isZero(bytes)) await writeZeroes(this.#file, start, bytes.length);
     else await this.#file.writev!(start, [bytes]);
     const at = offset - start;

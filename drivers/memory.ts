@@ -287,12 +287,11 @@ class MemoryNode implements BlockNode {
 
   // deno-lint-ignore require-await
   async status(offset: number, length: number): Promise<Extent> {
-    const place = { hostOffset: offset, file: this };
+    const place = { allocated: true, hostOffset: offset, file: this };
     const inside = Math.min(length, this.#store.size - offset);
-    if (inside <= 0) return { kind: "zero", length, ...place };
+    if (inside <= 0) return { length, zero: true, ...place };
     const extent = this.#store.extent(offset, inside);
-    const kind = extent.data ? "data" : "zero";
-    return { kind, length: extent.length, ...place };
+    return { length: extent.length, zero: !extent.data, ...place };
   }
 
   // deno-lint-ignore require-await

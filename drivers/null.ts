@@ -85,7 +85,8 @@ function nullNode(
     flush: pass,
     status: (offset: number, length: number): Promise<Extent> =>
       Promise.resolve({
-        kind: zeroes ? "zero" : "data",
+        allocated: true,
+        zero: zeroes,
         length,
         hostOffset: offset,
         file: node,

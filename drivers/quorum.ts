@@ -261,10 +261,10 @@ async function jointStatus(
   let data = 0;
   for (const child of children) {
     const extent = await chainStatus(child, offset, length);
-    if (extent.kind === "zero") zeroes = Math.min(zeroes, extent.length);
+    if (extent.zero) zeroes = Math.min(zeroes, extent.length);
     else data = Math.max(data, extent.length);
   }
   return data > 0
-    ? { kind: "data", length: data }
-    : { kind: "zero", length: zeroes };
+    ? { length: data, allocated: true, zero: false }
+    : { length: zeroes, allocated: true, zero: true };
 }

@@ -170,7 +170,8 @@ class RawNode implements BlockNode {
     if (this.#fixedSize !== undefined) {
       this.#checkInside(offset, vectorLength(iov), "EINVAL");
     }
-    await this.#file.debugEvent?.("read_aio");
+    const { debug } = this.#file;
+    if (debug) await debug.event("read_aio");
     const { driver } = this.#file;
     // Only a protocol promises zeroes past its end.
     if (driver.role === "protocol") {
@@ -187,7 +188,8 @@ class RawNode implements BlockNode {
     const length = vectorLength(iov);
     this.#checkWrite(offset, length);
     offset += this.#offset;
-    await this.#file.debugEvent?.("write_aio");
+    const { debug } = this.#file;
+    if (debug) await debug.event("write_aio");
     const guard = this.#guard;
     if (!guard) return await this.#file.writev!(offset, iov, flags);
     if (guard.watches(offset, length)) {
@@ -266,8 +268,8 @@ class RawNode implements BlockNode {
   }
 
   async flush(): Promise<void> {
-    await this.#file.debugEvent?.("flush_to_os");
-    await this.#file.debugEvent?.("flush_to_disk");
+    await this.#file.debug?.event("flush_to_os");
+    await this.#file.debug?.event("flush_to_disk");
     await this.#file.flush?.();
   }
 
@@ -292,14 +294,14 @@ class RawNode implements BlockNode {
   async status(offset: number, length: number): Promise<Extent> {
     const hostOffset = this.#offset + offset;
     const inside = Math.min(length, this.#file.size - hostOffset);
-    const place = { hostOffset, file: this.#file };
-    if (inside <= 0) return { kind: "zero", length, ...place };
+    const place = { allocated: true, hostOffset, file: this.#file };
+    if (inside <= 0) return { length, zero: true, ...place };
     const below = checkedExtent(
       this.#file,
       await this.#file.status(hostOffset, inside),
     );
     return {
-      kind: below.kind === "zero" ? "zero" : "data",
+      zero: below.zero,
       length: Math.min(below.length, inside),
       ...place,
     };

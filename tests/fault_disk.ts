@@ -181,7 +181,10 @@ export class FaultDisk {
 
   /** Change options of the image, which changes nothing on the disk. */
   async amend(options: OptionValues): Promise<void> {
-    await this.#step(this.#current, () => this.image.node.amend!(options));
+    await this.#step(
+      this.#current,
+      () => this.image.node.image!.amend!(options),
+    );
   }
 
   /** Close; what was not flushed may be lost if that fails. */

@@ -257,8 +257,8 @@ export const OPERATIONS: { readonly [name: string]: Operation } = {
     await node.writeCompressed!(0, [new Uint8Array(length).fill(3)]);
   }),
   "vm state": writing(async (node) => {
-    await node.saveVmState!(0, [new Uint8Array(3000).fill(1)]);
-    await node.loadVmState!(0, [new Uint8Array(3000)]);
+    await node.vmState!.save(0, [new Uint8Array(3000).fill(1)]);
+    await node.vmState!.load(0, [new Uint8Array(3000)]);
   }),
   convert: converting({}),
   "convert -c": converting({ compressed: true }),
@@ -287,13 +287,15 @@ export const OPERATIONS: { readonly [name: string]: Operation } = {
     await bench(node, { count: 64, depth: 8, step: 12345 * 512 });
     await bench(node, { count: 64, depth: 8, step: 7 * 512, write: true });
   }),
-  "amend compat=0.10": writing((node) => node.amend!({ compat: "0.10" })),
-  "amend compat=1.1": writing((node) => node.amend!({ compat: "1.1" })),
+  "amend compat=0.10": writing((node) =>
+    node.image!.amend!({ compat: "0.10" })
+  ),
+  "amend compat=1.1": writing((node) => node.image!.amend!({ compat: "1.1" })),
   "amend lazy_refcounts": writing((node) =>
-    node.amend!({ lazy_refcounts: true })
+    node.image!.amend!({ lazy_refcounts: true })
   ),
   "amend refcount_bits": writing((node, random) =>
-    node.amend!({ refcount_bits: random.pick([1, 2, 8, 32, 64]) })
+    node.image!.amend!({ refcount_bits: random.pick([1, 2, 8, 32, 64]) })
   ),
   commit: async ({ stack, options }) => {
     const file = { driver: "memory", store: new MemoryStore(1 << 16) };
@@ -304,7 +306,7 @@ export const OPERATIONS: { readonly [name: string]: Operation } = {
       (node) => node.size > LARGEST ? Promise.resolve() : commit(node),
     );
   },
-  empty: writing((node) => node.makeEmpty!()),
+  empty: writing((node) => node.image!.makeEmpty!()),
   rebase: async ({ stack, options }) => {
     const file = { driver: "memory", store: storeOf(new Uint8Array(1 << 16)) };
     const backing = { driver: "raw", file };
@@ -315,7 +317,7 @@ export const OPERATIONS: { readonly [name: string]: Operation } = {
         node.size > LARGEST ? Promise.resolve() : rebase(node, undefined),
     );
   },
-  "rebase -u": writing((node) => node.changeBacking!("other", "raw")),
+  "rebase -u": writing((node) => node.image!.changeBacking!("other", "raw")),
   "resize grow": writing((node) => node.truncate!(node.size + (1 << 20))),
   "resize much": writing((node) => node.truncate!(2 ** 40)),
   "resize preallocation": writing((node) =>

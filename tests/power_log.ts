@@ -140,7 +140,7 @@ export class PowerLog implements BlockNode {
   // deno-lint-ignore require-await
   async status(offset: number, length: number) {
     const place = { hostOffset: offset, file: this };
-    return { kind: "data" as const, length, ...place };
+    return { length, allocated: true, zero: false, ...place };
   }
 
   async close(): Promise<void> {}

@@ -477,10 +477,10 @@ class Subject {
   /** What is said to be zero must be. */
   async #checkStatus(): Promise<void> {
     let next = 0;
-    for await (const { kind, offset, length } of this.#image.extents()) {
+    for await (const { zero, offset, length } of this.#image.extents()) {
       if (offset !== next) throw new Error(`a gap in the map at ${next}`);
       next += length;
-      if (kind !== "zero") continue;
+      if (!zero) continue;
       this.#model.check(offset, new Uint8Array(length), "by the map");
     }
     if (next !== this.#model.size) throw new Error(`the map ends at ${next}`);

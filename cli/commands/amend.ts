@@ -74,10 +74,10 @@ export const command: Command = {
           program.print(amendHelp(program, driver, driver.name));
           return 0;
         }
-        if (!node.amend) throw notSupported(driver.name);
+        if (!node.image?.amend) throw notSupported(driver.name);
         const values = parseValues(options, driver);
         progress.begin();
-        await node.amend(values, {
+        await node.image.amend(values, {
           progress: (done, total) => progress.update(done, total),
         }).catch((thrown) => {
           progress.fail();

@@ -60,7 +60,7 @@ export const command: Command = {
       purpose: "check",
     });
     return await usingNodes([node], async () => {
-      if (!node.check) {
+      if (!node.image?.check) {
         throw new CommandError("This image format does not support checks", {
           code: 63,
         });
@@ -115,11 +115,11 @@ async function checkTwice(
   const report = (line: string, named = false) =>
     program.printError(`${named ? `${program.name}: ` : ""}${line}\n`);
   try {
-    const first = await node.check!({ repair, report });
+    const first = await node.image!.check!({ repair, report });
     const { corruptionsFixed, leaksFixed } = first;
     if (corruptionsFixed === 0 && leaksFixed === 0) return first;
     repaired(first);
-    const second = await node.check!({ report });
+    const second = await node.image!.check!({ report });
     return { ...second, corruptionsFixed, leaksFixed };
   } catch (thrown) {
     const { code, message } = asBlockError(thrown);

@@ -1,6 +1,6 @@
 /** `map`: show what an image holds, and where. @module */
 import { asBlockError, strerror } from "../../core/errors.ts";
-import { type ChainExtent, chainStatus } from "../../core/extents.ts";
+import { type ChainExtent, chainStatus, isStored } from "../../core/extents.ts";
 import { nameOf } from "../../core/node_names.ts";
 import type { BlockNode } from "../../core/node.ts";
 import {
@@ -128,16 +128,14 @@ async function forEachEntry(
 }
 
 function entryOf(extent: ChainExtent): Entry {
-  const { kind, hostOffset, file } = extent;
+  const { allocated, zero, hostOffset, file } = extent;
   return {
     start: extent.offset,
     length: extent.length,
     depth: extent.depth,
-    present: extent.present,
-    zero: kind === "zero",
-    // Allocated data stays data even where the file below has a hole for it.
-    data: kind === "data" || kind === "compressed" ||
-      (kind === "zero" && extent.recurse === true),
+    present: allocated,
+    zero,
+    data: isStored(extent),
     offset: hostOffset,
     file: hostOffset === undefined ? undefined : file,
   };

@@ -5,8 +5,8 @@
  * @module
  */
 import { BlockError, strerror } from "../../core/errors.ts";
-import type { DebugOperations } from "../../core/node.ts";
-import { debuggerOf } from "../../core/requests.ts";
+import type { Breakpoints } from "../../core/node.ts";
+import { breakpointsOf } from "../../core/requests.ts";
 import { type Call, type IoCommand, Refusal } from "./command.ts";
 
 /** `break`. */
@@ -20,7 +20,7 @@ export const setBreak: IoCommand = {
     debug(
       call,
       "Could not set breakpoint",
-      (debug, [event, tag]) => debug.breakpoint(event, tag),
+      (breakpoints, [event, tag]) => breakpoints.breakpoint(event, tag),
     ),
 };
 
@@ -35,7 +35,7 @@ export const removeBreak: IoCommand = {
     debug(
       call,
       `Could not remove breakpoint ${call.words[0]}`,
-      (debug, [tag]) => debug.removeBreakpoint(tag),
+      (breakpoints, [tag]) => breakpoints.removeBreakpoint(tag),
     ),
 };
 
@@ -50,7 +50,7 @@ export const resume: IoCommand = {
     debug(
       call,
       "Could not resume request",
-      (debug, [tag]) => debug.resume(tag),
+      (breakpoints, [tag]) => breakpoints.resume(tag),
     ),
 };
 
@@ -63,22 +63,24 @@ export const waitBreak: IoCommand = {
   max: 1,
 
   async run({ session, words }) {
-    const debug = debuggerOf(session.image.node);
+    const breakpoints = breakpointsOf(session.image.node);
     // QEMU waits for ever if nothing can be stopped.
-    if (!debug) throw new Refusal("Could not wait: Operation not supported");
-    await session.background.during(debug.waitSuspended(words[0]));
+    if (!breakpoints) {
+      throw new Refusal("Could not wait: Operation not supported");
+    }
+    await session.background.during(breakpoints.waitSuspended(words[0]));
   },
 };
 
 function debug(
   { session, words }: Call,
   what: string,
-  action: (debug: DebugOperations, words: readonly string[]) => void,
+  action: (breakpoints: Breakpoints, words: readonly string[]) => void,
 ): void {
   try {
-    const debug = debuggerOf(session.image.node);
-    if (!debug) throw new BlockError("ENOTSUP");
-    action(debug, words);
+    const breakpoints = breakpointsOf(session.image.node);
+    if (!breakpoints) throw new BlockError("ENOTSUP");
+    action(breakpoints, words);
   } catch (error) {
     if (!(error instanceof BlockError)) throw error;
     throw new Refusal(`${what}: ${strerror(error.code)}`);

@@ -4,7 +4,7 @@
  * @module
  */
 import { SECTOR_SIZE } from "../../core/bytes.ts";
-import { skipFilters } from "../../core/extents.ts";
+import { isInherited, skipFilters } from "../../core/extents.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { detailLines } from "../details.ts";
 import type { Json } from "../json.ts";
@@ -84,7 +84,7 @@ async function* runsOf(
   let run: Run | undefined;
   for (const end = offset + length; offset < end;) {
     const extent = await node.status(offset, end - offset);
-    const isAllocated = extent.kind !== "unallocated";
+    const isAllocated = !isInherited(extent);
     if (run?.isAllocated === isAllocated) {
       run.length += extent.length;
     } else {

@@ -146,7 +146,8 @@ async function temporaryOverlay(
 /** Have all nodes with breakpoints tell when they stop a request. */
 function listenToDebuggers(program: Program, node: BlockNode): void {
   for (const { node: { debug } } of nodesOf(node)) {
-    if (debug) debug.report = (line) => program.print(`${line}\n`);
+    if (!debug?.breakpoints) continue;
+    debug.breakpoints.report = (line) => program.print(`${line}\n`);
   }
 }
 

@@ -134,8 +134,8 @@ async function readVmState(
   offset: number,
   buffer: Uint8Array,
 ): Promise<void> {
-  if (!node.loadVmState) throw new BlockError("ENOTSUP");
-  await node.loadVmState(offset, [buffer]);
+  if (!node.vmState) throw new BlockError("ENOTSUP");
+  await node.vmState.load(offset, [buffer]);
 }
 
 /** `readv`. */

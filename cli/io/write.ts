@@ -199,8 +199,8 @@ async function writeVmState(
   offset: number,
   data: Uint8Array,
 ): Promise<void> {
-  if (!node.saveVmState) throw new BlockError("ENOTSUP");
-  await node.saveVmState(offset, [data]);
+  if (!node.vmState) throw new BlockError("ENOTSUP");
+  await node.vmState.save(offset, [data]);
 }
 
 /** `writev`. */

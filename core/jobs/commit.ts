@@ -6,7 +6,7 @@
 import { roundUp, SECTOR_SIZE } from "../bytes.ts";
 import { AMOUNT, checkNode, checkOptions, checkWritable } from "../checks.ts";
 import { asBlockError, BlockError, strerror } from "../errors.ts";
-import { backingOf, chainStatus } from "../extents.ts";
+import { backingOf, chainStatus, isInherited } from "../extents.ts";
 import type { BlockNode } from "../node.ts";
 import { nameOf } from "../node_names.ts";
 import { Concatenation } from "./concatenation.ts";
@@ -175,13 +175,13 @@ async function mustGrow(base: BlockNode, overlay: BlockNode): Promise<boolean> {
   if (roundUp(base.size, SECTOR_SIZE) < size) return true;
   const start = size - SECTOR_SIZE;
   const tail = await chainStatus(overlay, start, base.size - start, base);
-  return tail.kind !== "unallocated";
+  return !isInherited(tail);
 }
 
 async function empty(overlay: BlockNode, base: BlockNode): Promise<void> {
-  if (!overlay.makeEmpty) return;
+  if (!overlay.image?.makeEmpty) return;
   try {
-    await overlay.makeEmpty();
+    await overlay.image.makeEmpty();
   } catch (thrown) {
     const cause = asBlockError(thrown);
     throw new CommitError(

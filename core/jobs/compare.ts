@@ -6,7 +6,7 @@
 import { allocate, SECTOR_SIZE } from "../bytes.ts";
 import { checkNode, checkOptions } from "../checks.ts";
 import { asBlockError, BlockError, detailOf, strerror } from "../errors.ts";
-import { type ChainExtent, chainStatus } from "../extents.ts";
+import { type ChainExtent, chainStatus, isStored } from "../extents.ts";
 import type { BlockNode } from "../node.ts";
 import { nameOf } from "../node_names.ts";
 import { isEqual, isZero } from "../runtime.ts";
@@ -128,7 +128,7 @@ class Comparison {
     for (let offset = 0; offset < common;) {
       const inA = known[0] = await this.#extentAt(a, offset, known[0]);
       const inB = known[1] = await this.#extentAt(b, offset, known[1]);
-      if (strict && allocation(inA, a) !== allocation(inB, b)) {
+      if (strict && !isAllocatedAlike(a, inA, b, inB)) {
         return { outcome: "status", offset };
       }
       const end = Math.min(
@@ -139,8 +139,8 @@ class Comparison {
       const different = await this.#compareRange(
         offset,
         end,
-        inA.kind === "zero",
-        inB.kind === "zero",
+        inA.zero,
+        inB.zero,
       );
       if (different !== undefined) {
         return { outcome: "content", offset: different };
@@ -156,7 +156,7 @@ class Comparison {
     for (let offset = from; offset < longer.size;) {
       extent = await this.#extentAt(longer, offset, extent);
       const end = unitEnd(extent, offset);
-      const offsets = extent.kind === "zero"
+      const offsets = extent.zero
         ? undefined
         : await this.#findData(longer, offset, end);
       if (offsets !== undefined) return { outcome: "content", offset: offsets };
@@ -290,14 +290,17 @@ function unitEnd(extent: ChainExtent, offset: number): number {
   return Math.min(endOf(extent), offset - offset % unit + unit);
 }
 
-/** All that counts of an extent when allocation is compared. */
-function allocation(extent: ChainExtent, node: BlockNode): string {
-  const { kind, present, hostOffset } = extent;
-  const hasPlace = hostOffset !== undefined;
-  // Allocated, although the file below has a hole for it.
-  const isHollow = kind === "zero" && extent.recurse === true;
-  const isLast = endOf(extent) === node.size;
-  return `${kind} ${isHollow} ${present} ${hasPlace} ${isLast}`;
+/** Whether two extents agree in all that counts of their allocation. */
+function isAllocatedAlike(
+  a: BlockNode,
+  inA: ChainExtent,
+  b: BlockNode,
+  inB: ChainExtent,
+): boolean {
+  return inA.allocated === inB.allocated && inA.zero === inB.zero &&
+    inA.compressed === inB.compressed && isStored(inA) === isStored(inB) &&
+    (inA.hostOffset === undefined) === (inB.hostOffset === undefined) &&
+    (endOf(inA) === a.size) === (endOf(inB) === b.size);
 }
 
 /** The first sector for which `differs` is true; there is one. */

@@ -19,6 +19,9 @@ export interface Part {
   readonly alignment: number;
 }
 
+/** What lies past the end of a disk: zeroes that nobody stores. */
+const NOTHING = { depth: 0, allocated: false, zero: true, compressed: false };
+
 /** Disks in a row. Each takes whole sectors; what one lacks reads as zeroes. */
 export class Concatenation {
   readonly #parts: Part[] = [];
@@ -67,7 +70,7 @@ export class Concatenation {
     const at = offset - start;
     if (at >= node.size) {
       const length = end - offset;
-      return { offset, length, kind: "zero", depth: 0, present: false };
+      return { ...NOTHING, offset, length };
     }
     const length = Math.min(most, node.size - at);
     const extent = await chainStatus(node, at, length, base);

@@ -4,6 +4,7 @@
  * @module
  */
 import { roundDown } from "../bytes.ts";
+import { isInherited } from "../extents.ts";
 import type { CopySource } from "./copy_source.ts";
 
 /**
@@ -62,7 +63,7 @@ export class RangeFinder {
     this.#rules = rules;
   }
 
-  /** The next range of one kind; `undefined` at the end. */
+  /** The next range; `undefined` at the end. */
   async next(): Promise<Range | undefined> {
     if (this.#position >= this.#source.size) return undefined;
     const range = await this.#find(this.#position);
@@ -117,15 +118,10 @@ export class RangeFinder {
     let end = offset + extent.length;
     if (offset < backingEnd) end = Math.min(end, backingEnd);
     const known = (action: Action) => ({ start: offset, end, action });
-    switch (extent.kind) {
-      case "unallocated":
-        return known("skip");
-      case "zero":
-        if (offset >= backingEnd) return known("skip");
-        if (fills) return known("fill");
-        return known(targetIsZero ? "skip" : "zero");
-      default:
-        return known("copy");
-    }
+    if (isInherited(extent)) return known("skip");
+    if (!extent.zero) return known("copy");
+    if (offset >= backingEnd) return known("skip");
+    if (fills) return known("fill");
+    return known(targetIsZero ? "skip" : "zero");
   }
 }

@@ -25,6 +25,9 @@ export interface CopySourceOptions {
 /** Most bytes to ask about at once where disks may be damaged. */
 const MAX_STATUS = (2 ** 22 - 1) * SECTOR_SIZE;
 
+/** What may be data, as far as anybody can tell. */
+const UNKNOWN = { depth: 0, allocated: true, zero: false, compressed: false };
+
 /** Disks in a row, to be copied. */
 export class CopySource {
   readonly #whole: Concatenation;
@@ -80,7 +83,7 @@ export class CopySource {
           this.#warn("reading block status at offset", offset - start, error);
           const length = SECTOR_SIZE;
           this.#unknownEnd = offset + length;
-          return { offset, length, kind: "data", depth: 0, present: true };
+          return { ...UNKNOWN, offset, length };
         }
         most = Math.ceil(sectors / 4) * SECTOR_SIZE;
       }

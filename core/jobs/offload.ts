@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { checkedExtent } from "../extents.ts";
+import { checkedExtent, isInherited } from "../extents.ts";
 import type { BlockNode } from "../node.ts";
 import type { Part } from "./concatenation.ts";
 
@@ -56,12 +56,12 @@ async function placeOf(
   if (length <= 0) return undefined;
   if (node.driver.role === "protocol") return { node, offset, length };
   const extent = checkedExtent(node, await node.status(offset, length));
-  if (extent.kind === "unallocated") {
+  if (isInherited(extent)) {
     const { backing } = node.children;
     return backing && await placeOf(backing, offset, extent.length);
   }
-  const { kind, file, hostOffset } = extent;
-  if (kind !== "data" || !file || hostOffset === undefined) return undefined;
+  const { zero, compressed, file, hostOffset } = extent;
+  if (zero || compressed || !file || hostOffset === undefined) return undefined;
   if (!Object.values(node.children).includes(file)) return undefined;
   return await placeOf(file, hostOffset, extent.length);
 }

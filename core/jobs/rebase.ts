@@ -11,6 +11,7 @@ import {
   type ChainExtent,
   chainStatus,
   checkedExtent,
+  isInherited,
   skipFilters,
 } from "../extents.ts";
 import { canonicalName } from "../gate.ts";
@@ -90,7 +91,7 @@ export async function rebase(
     progress: "function",
   });
   const image = skipFilters(overlay);
-  if (!image.changeBacking) throw cannotChange(backing, "ENOTSUP");
+  if (!image.image?.changeBacking) throw cannotChange(backing, "ENOTSUP");
   if (options.compressed && !overlay.writeCompressed) {
     throw new BlockError(
       "ENOTSUP",
@@ -146,8 +147,8 @@ export async function changeBacking(
   if (backing !== undefined) {
     checkBackingName("change the backing file", backing);
   }
-  const image = skipFilters(overlay);
-  if (!image.changeBacking) throw cannotChange(backing, "ENOTSUP");
+  const { image } = skipFilters(overlay);
+  if (!image?.changeBacking) throw cannotChange(backing, "ENOTSUP");
   try {
     await image.changeBacking(backing?.name, backing?.format);
   } catch (thrown) {
@@ -224,7 +225,7 @@ class Merge {
       );
       const end = at + own.length;
       while (at < end) {
-        at = own.kind === "unallocated" ? await this.#step(at, end) : end;
+        at = isInherited(own) ? await this.#step(at, end) : end;
         this.#options.progress?.(at, size);
         if (this.#pace.isDue) await this.#pace.rest();
       }
@@ -265,14 +266,14 @@ class Merge {
       const above = await understood(
         chainStatus(this.#old!, start, length, this.#new),
       );
-      if (above.kind === "unallocated") {
+      if (isInherited(above)) {
         return { isSame: true, end: start + above.length };
       }
     }
     const before = await extentOf(this.#old, start, end);
     const after = await extentOf(this.#new, start, end);
     return {
-      isSame: before.kind === "zero" && after.kind === "zero",
+      isSame: before.zero && after.zero,
       end: start + Math.min(before.length, after.length),
     };
   }
@@ -322,7 +323,7 @@ class Merge {
         image,
         await image.status(at, length - done),
       );
-      if (extent.kind === "unallocated") {
+      if (isInherited(extent)) {
         await writeZeroData(this.#overlay, at, extent.length);
       }
       done += extent.length;
@@ -343,8 +344,8 @@ async function extentOf(
   node: BlockNode | undefined,
   start: number,
   end: number,
-): Promise<Pick<ChainExtent, "kind" | "length">> {
-  if (!node || start >= node.size) return { kind: "zero", length: end - start };
+): Promise<Pick<ChainExtent, "zero" | "length">> {
+  if (!node || start >= node.size) return { zero: true, length: end - start };
   const length = Math.min(end, node.size) - start;
   return await understood(chainStatus(node, start, length));
 }

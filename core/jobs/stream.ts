@@ -12,7 +12,7 @@ import type { BlockNode } from "../node.ts";
 import { defaultOptions, type OptionValues, parseOptions } from "../options.ts";
 import { getFormat } from "../registry.ts";
 import { limitedWrites } from "../throttle_group.ts";
-import { backingOf } from "../extents.ts";
+import { backingOf, isInherited } from "../extents.ts";
 import { Concatenation } from "./concatenation.ts";
 import { CopySource } from "./copy_source.ts";
 import { Pace } from "./pace.ts";
@@ -186,10 +186,14 @@ class Source implements StreamSource {
   async *extents(): AsyncGenerator<StreamExtent> {
     for (let offset = 0; offset < this.size;) {
       if (this.#pace.isDue) await this.#pace.rest();
-      const { kind, length } = await this.#copied.status(offset);
-      const isHole = kind === "unallocated" ||
-        (kind === "zero" && !this.#options.fill);
-      yield { offset, length, kind: isHole ? kind : "data" };
+      const extent = await this.#copied.status(offset);
+      const { length } = extent;
+      const kind = isInherited(extent)
+        ? "unallocated"
+        : extent.zero && !this.#options.fill
+        ? "zero"
+        : "data";
+      yield { offset, length, kind };
       offset += length;
     }
   }

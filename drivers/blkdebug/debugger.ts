@@ -4,7 +4,7 @@
  * @module
  */
 import { BlockError, codeOfErrno } from "../../core/errors.ts";
-import type { DebugOperations } from "../../core/node.ts";
+import type { Breakpoints, DebugOperations } from "../../core/node.ts";
 import { EVENTS, type Injection, type IoType, type Rule } from "./rules.ts";
 
 /** A request that waits at a breakpoint. */
@@ -14,7 +14,8 @@ interface Suspended {
 }
 
 /** Rules at work. */
-export class Debugger implements DebugOperations {
+export class Debugger implements DebugOperations, Breakpoints {
+  readonly breakpoints: Breakpoints = this;
   report?: (line: string) => void;
   /** By event, the newest first. */
   readonly #rules = new Map<string, Rule[]>();

@@ -151,7 +151,6 @@ function debuggedNode(
     children: { image: file },
     limits,
     debug,
-    debugEvent: (name) => debug.event(name),
     async readv(offset, iov) {
       await debug.check("read", offset, vectorLength(iov));
       await file.readv(offset, iov);

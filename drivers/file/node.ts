@@ -308,15 +308,15 @@ export class FileNode implements BlockNode {
 
   // deno-lint-ignore require-await
   async status(offset: number, length: number): Promise<Extent> {
-    const place = { hostOffset: offset, file: this };
-    if (offset >= this.#size) return { length, kind: "zero", ...place };
+    const place = { allocated: true, hostOffset: offset, file: this };
+    if (offset >= this.#size) return { length, zero: true, ...place };
     length = Math.min(length, this.#size - offset);
     const hole = this.#findHole(offset, length);
     if (hole > 0) {
-      return { length: Math.min(length, hole), kind: "zero", ...place };
+      return { length: Math.min(length, hole), zero: true, ...place };
     }
     const data = this.#dataEnd - offset;
-    return { length: Math.min(length, data), kind: "data", ...place };
+    return { length: Math.min(length, data), zero: false, ...place };
   }
 
   /** Bytes of the hole at `offset`; 0 if data is there, which is then known. */

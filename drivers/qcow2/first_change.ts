@@ -36,7 +36,6 @@ export function watchChanges(
     },
     ...(limits && { limits }),
     ...(debug && { debug }),
-    ...(file.debugEvent && { debugEvent: file.debugEvent.bind(file) }),
     ...(file.writeZeroes && {
       async writeZeroes(...args) {
         await prepare();

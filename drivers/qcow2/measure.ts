@@ -115,7 +115,7 @@ async function dataOf(
   for (let offset = 0; offset < source.size;) {
     const extent = await chainStatus(source, offset, source.size - offset);
     let end = offset + extent.length;
-    if (extent.kind !== "zero") {
+    if (!extent.zero) {
       end = geometry.clusterEnd(end);
       data += end - geometry.clusterStart(offset);
     }

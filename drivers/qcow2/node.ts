@@ -26,9 +26,11 @@ import type {
   CheckResult,
   CompressOptions,
   Extent,
+  ImageOperations,
   NodeInfo,
   SnapshotOperations,
   TruncateOptions,
+  VmStateOperations,
   WriteFlags,
   ZeroFlags,
 } from "../../core/node.ts";
@@ -299,7 +301,12 @@ export class Qcow2Node implements BlockNode {
     };
   }
 
-  async saveVmState(offset: number, iov: IoVector): Promise<void> {
+  readonly vmState: VmStateOperations = {
+    save: (offset, iov) => this.#saveVmState(offset, iov),
+    load: (offset, iov) => this.#loadVmState(offset, iov),
+  };
+
+  async #saveVmState(offset: number, iov: IoVector): Promise<void> {
     const state = this.#state;
     using _ = await state.operations.exclude();
     const start = vmStateOffset(state) + offset;
@@ -311,7 +318,7 @@ export class Qcow2Node implements BlockNode {
     await writeGuest(state, start, iov);
   }
 
-  async loadVmState(offset: number, iov: IoVector): Promise<void> {
+  async #loadVmState(offset: number, iov: IoVector): Promise<void> {
     const state = this.#state;
     const held = await state.operations.share();
     await readGuest(state, held, vmStateOffset(state) + offset, iov);
@@ -333,10 +340,15 @@ export class Qcow2Node implements BlockNode {
     await this.#again.change(options);
   }
 
-  async check(options?: CheckOptions): Promise<CheckResult> {
-    using _ = await this.#state.operations.exclude();
-    return await this.#check(options);
-  }
+  readonly image: ImageOperations = {
+    check: async (options) => {
+      using _ = await this.#state.operations.exclude();
+      return await this.#check(options);
+    },
+    amend: (options, how) => this.#amend(options, how),
+    changeBacking: (name, format) => this.#changeBacking(name, format),
+    makeEmpty: () => this.#makeEmpty(),
+  };
 
   async #check(options?: CheckOptions): Promise<CheckResult> {
     const state = this.#state;
@@ -363,7 +375,7 @@ export class Qcow2Node implements BlockNode {
     return result;
   }
 
-  async makeEmpty(): Promise<void> {
+  async #makeEmpty(): Promise<void> {
     using _ = await this.#state.operations.exclude();
     this.#state.checkUsable();
     // Loaded when it is used: every start would pay for it.
@@ -371,7 +383,7 @@ export class Qcow2Node implements BlockNode {
     await makeEmpty(this.#state);
   }
 
-  async changeBacking(name?: string, format?: string): Promise<void> {
+  async #changeBacking(name?: string, format?: string): Promise<void> {
     using _ = await this.#state.operations.exclude();
     // Too long a name is found out before anything is written.
     await this.#state.changeHeader({
@@ -380,7 +392,7 @@ export class Qcow2Node implements BlockNode {
     });
   }
 
-  async amend(options: OptionValues, how: AmendOptions = {}): Promise<void> {
+  async #amend(options: OptionValues, how: AmendOptions = {}): Promise<void> {
     const state = this.#state;
     using _ = await state.operations.exclude();
     state.checkUsable();

@@ -237,6 +237,9 @@ function hasHoles(state: Qcow2State): boolean | Promise<boolean> {
     .then((found) => state.hasHoles = found);
 }
 
+const DATA = { allocated: true, zero: false } as const;
+const ZERO = { allocated: true, zero: true } as const;
+
 /** What a range of the disk is mapped to, in the terms of all drivers. */
 export async function guestStatus(
   state: Qcow2State,
@@ -253,18 +256,19 @@ export async function guestStatus(
     case "normal": {
       const holes = !encryption && hasHoles(state);
       const recurse = holes instanceof Promise ? await holes : holes;
-      return { length: run, kind: "data", ...place, recurse };
+      return { length: run, ...DATA, ...place, recurse };
     }
     case "zeroAllocated":
-      return { length: run, kind: "zero", ...place };
+      return { length: run, ...ZERO, ...place };
     case "compressed": {
       const unit = state.geometry.clusterSize;
       const more = compressedAfter(state, offset + run, length - run);
-      return { length: run + more, kind, unit };
+      return { length: run + more, ...DATA, compressed: true, unit };
     }
     case "zero":
+      return { length: run, ...ZERO };
     case "unallocated":
-      return { length: run, kind };
+      return { length: run, allocated: false, zero: false };
   }
 }
 

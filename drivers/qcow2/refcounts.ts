@@ -132,7 +132,7 @@ export class Refcounts extends RefcountTable {
     const { refcountOrder: order, refcountBlockEntries, clusterSize } =
       geometry;
     // A debugger below may have to wait at each step.
-    if (file.debugEvent) return undefined;
+    if (file.debug) return undefined;
     const first = this.#firstFree % refcountBlockEntries;
     const blockStart = this.#firstFree - first;
     const offset = this.blockOffset(blockStart / refcountBlockEntries);
@@ -183,7 +183,7 @@ export class Refcounts extends RefcountTable {
     const { clusterSize, refcountOrder, refcountBlockEntries } = geometry;
     const last = this.#freeByte;
     // A debugger below may have to wait at each step.
-    if (file.debugEvent || last === 0) return undefined;
+    if (file.debug || last === 0) return undefined;
     const index = Math.floor(last / clusterSize);
     const count = this.peek(index);
     if (count === undefined || count >= geometry.refcountMax) return undefined;

@@ -164,7 +164,7 @@ export class Qcow2State
    */
   event(name: string): Promise<void> | void {
     this.behaviour.event?.(name);
-    return this.file.debugEvent?.(name);
+    return this.file.debug?.event(name);
   }
 
   /** Whether the image says that its refcounts may be wrong. */

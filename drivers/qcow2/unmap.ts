@@ -192,7 +192,7 @@ async function holdsZeroes(
   if (kind !== "unallocated" || !state.backing) return false;
   const stop = Math.min(end, state.backing.size);
   for await (const extent of chainExtents(state.backing, start, stop - start)) {
-    if (extent.kind !== "zero") return false;
+    if (!extent.zero) return false;
   }
   return true;
 }

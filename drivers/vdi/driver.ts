@@ -12,6 +12,7 @@ import type {
   CheckOptions,
   CheckResult,
   Extent,
+  ImageOperations,
   NodeInfo,
   Preallocation,
   WriteFlags,
@@ -107,7 +108,11 @@ class VdiNode implements BlockNode {
     return { clusterSize: BLOCK_SIZE };
   }
 
-  async check(options: CheckOptions = {}): Promise<CheckResult> {
+  readonly image: ImageOperations = {
+    check: (options) => this.#check(options),
+  };
+
+  async #check(options: CheckOptions = {}): Promise<CheckResult> {
     if (options.repair) {
       throw new BlockError(
         "ENOTSUP",

@@ -94,7 +94,7 @@ Deno.test("a backing file's name is kept as it is, if it is not UTF-8", async ()
         backing: null,
       });
       // The header is written anew.
-      await overlay.node.amend!({ compat: "0.10" });
+      await overlay.node.image!.amend!({ compat: "0.10" });
     }
     const written = Deno.readFileSync(path);
     const place = new DataView(written.buffer).getUint32(12);

@@ -6,6 +6,7 @@ import {
   MemoryStore,
   openImage,
 } from "../../mod.ts";
+import { kindOf } from "../extents.ts";
 
 const CLUSTER = 65536;
 
@@ -23,8 +24,9 @@ async function opened(options: Record<string, unknown>): Promise<Image> {
 /** The kind of each extent, and whether it has a place in the file. */
 async function kinds(image: Image): Promise<string[]> {
   const found: string[] = [];
-  for await (const { kind, hostOffset } of image.extents(0, 3 * CLUSTER)) {
-    found.push(hostOffset === undefined ? kind : `${kind} placed`);
+  for await (const extent of image.extents(0, 3 * CLUSTER)) {
+    const kind = kindOf(extent);
+    found.push(extent.hostOffset === undefined ? kind : `${kind} placed`);
   }
   return found;
 }

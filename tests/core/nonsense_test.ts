@@ -431,6 +431,8 @@ function driverOf(
   return name;
 }
 
+const DATA = { allocated: true, zero: false };
+
 /** A sound node of a MiB, apart from `changes`; it cannot be written to. */
 function nodeOf(driver: BlockDriver, changes: Anything = {}): BlockNode {
   return {
@@ -440,7 +442,7 @@ function nodeOf(driver: BlockDriver, changes: Anything = {}): BlockNode {
     readOnly: false,
     children: {},
     readv: () => Promise.resolve(),
-    status: (_offset, length) => Promise.resolve({ kind: "data", length }),
+    status: (_offset, length) => Promise.resolve({ ...DATA, length }),
     close: () => Promise.resolve(),
     ...changes,
   };
@@ -546,7 +548,7 @@ Deno.test("whatever a driver throws becomes a BlockError with its message", asyn
           flush: fail,
           status: fail,
           truncate: fail,
-          check: fail,
+          image: { check: fail },
           info: fail,
           discard: fail,
         })
@@ -647,15 +649,19 @@ Deno.test("a node that is read-only is not written to from above", async () => {
   }
 });
 
-Deno.test("an extent of no length or kind ends in an error, not in a loop", async (t) => {
+Deno.test("an extent of no length or content ends in an error, not in a loop", async (t) => {
   const extents: Anything[] = [
-    { kind: "data", length: 0 },
-    { kind: "data", length: NaN },
-    { kind: "data", length: -5 },
-    { kind: "data" },
-    { kind: "data", length: "512" },
-    { kind: "data", length: 0.5 },
-    { kind: "nothing", length: 512 },
+    { ...DATA, length: 0 },
+    { ...DATA, length: NaN },
+    { ...DATA, length: -5 },
+    DATA,
+    { ...DATA, length: "512" },
+    { ...DATA, length: 0.5 },
+    { length: 512, allocated: true },
+    { length: 512, zero: false },
+    { length: 512, allocated: "yes", zero: false },
+    { length: 512, allocated: true, zero: 0 },
+    { length: 512, allocated: true, zero: false, compressed: 1 },
     { length: 5 },
     undefined,
     null,
@@ -685,7 +691,7 @@ Deno.test("an extent of no length or kind ends in an error, not in a loop", asyn
   await t.step("one that is too long is cut", async () => {
     const driver = driverOf((driver) =>
       nodeOf(driver, {
-        status: () => Promise.resolve({ kind: "data", length: 2 ** 60 }),
+        status: () => Promise.resolve({ ...DATA, length: 2 ** 60 }),
       })
     );
     await using disk = await openImage({ driver });

@@ -133,7 +133,7 @@ Deno.test("a disk whose last sector cannot be read is found to be raw", async ()
         ? Promise.reject(new BlockError("EIO"))
         : Promise.resolve(),
     status: (_: number, length: number) =>
-      Promise.resolve({ kind: "data" as const, length }),
+      Promise.resolve({ length, allocated: true, zero: false }),
     close: () => Promise.resolve(),
   } satisfies BlockNode;
   await using image = await openImage({ file }, { readOnly: true });

@@ -2,11 +2,12 @@ import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { Image } from "../../core/image.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { openNode } from "../../core/open.ts";
-import { debuggerOf } from "../../core/requests.ts";
+import { breakpointsOf } from "../../core/requests.ts";
 import type { StackObject } from "../../core/spec.ts";
 import { BlockError, createImage, MemoryStore, openImage } from "../../mod.ts";
 import { conformance } from "../conformance.ts";
 import { TempDir } from "../qemu.ts";
+import { kindOf } from "../extents.ts";
 
 const KIB = 1024;
 const MIB = 1024 * KIB;
@@ -163,35 +164,35 @@ Deno.test("blkdebug replaces the rules in force at a new event", async () => {
       { event: "flush_to_os", errno: 0 },
     ],
   }));
-  await node.debugEvent!("cluster_alloc");
+  await node.debug!.event("cluster_alloc");
   await fails(() => node.writev!(0, [one]), "ENOSPC");
-  await node.debugEvent!("cluster_free");
+  await node.debug!.event("cluster_free");
   await fails(() => node.writev!(0, [one]), "EIO");
-  await node.debugEvent!("flush_to_os");
+  await node.debug!.event("flush_to_os");
   await node.writev!(0, [one]);
   await node.close();
 });
 
 Deno.test("blkdebug stops requests at breakpoints", async () => {
   await using disk = await qcow2Over({});
-  const debug = debuggerOf(disk.node)!;
+  const breakpoints = breakpointsOf(disk.node)!;
   const lines: string[] = [];
-  debug.report = (line) => lines.push(line);
-  debug.breakpoint("write_aio", "A");
-  debug.breakpoint("write_aio", "B");
-  assertEquals(debug.isSuspended("A"), false);
+  breakpoints.report = (line) => lines.push(line);
+  breakpoints.breakpoint("write_aio", "A");
+  breakpoints.breakpoint("write_aio", "B");
+  assertEquals(breakpoints.isSuspended("A"), false);
   let done = 0;
   const writes = [0, 300 * KIB].map(async (offset) => {
     await disk.write(offset, one);
     done++;
   });
-  await debug.waitSuspended("A");
-  await debug.waitSuspended("B");
+  await breakpoints.waitSuspended("A");
+  await breakpoints.waitSuspended("B");
   await writes[1];
-  assertEquals([done, debug.isSuspended("A")], [1, true]);
-  debug.resume("A");
-  assertEquals(debug.isSuspended("A"), false);
-  debug.resume("B");
+  assertEquals([done, breakpoints.isSuspended("A")], [1, true]);
+  breakpoints.resume("A");
+  assertEquals(breakpoints.isSuspended("A"), false);
+  breakpoints.resume("B");
   await Promise.all(writes);
   assertEquals(lines, [
     "blkdebug: Suspended request 'B'",
@@ -200,25 +201,25 @@ Deno.test("blkdebug stops requests at breakpoints", async () => {
     "blkdebug: Resuming request 'B'",
   ]);
   assertEquals(
-    assertThrows(() => debug.resume("A"), BlockError).code,
+    assertThrows(() => breakpoints.resume("A"), BlockError).code,
     "ENOENT",
   );
 });
 
 Deno.test("blkdebug forgets breakpoints, and lets go of what they stopped", async () => {
   await using disk = await qcow2Over({});
-  const debug = debuggerOf(disk.node)!;
+  const breakpoints = breakpointsOf(disk.node)!;
   const unknown = assertThrows(
-    () => debug.breakpoint("no_such_event", "A"),
+    () => breakpoints.breakpoint("no_such_event", "A"),
     BlockError,
   );
   assertEquals(unknown.code, "ENOENT");
-  assertThrows(() => debug.removeBreakpoint("A"), BlockError);
-  debug.breakpoint("write_aio", "A");
-  debug.breakpoint("read_aio", "A");
+  assertThrows(() => breakpoints.removeBreakpoint("A"), BlockError);
+  breakpoints.breakpoint("write_aio", "A");
+  breakpoints.breakpoint("read_aio", "A");
   const write = disk.write(0, one);
-  await debug.waitSuspended("A");
-  debug.removeBreakpoint("A");
+  await breakpoints.waitSuspended("A");
+  breakpoints.removeBreakpoint("A");
   await write;
   assertEquals(await disk.read(0, 1), one);
 });
@@ -269,7 +270,7 @@ Deno.test("blkdebug can be put above a format", async () => {
   assertEquals([disk.format, disk.size], ["blkdebug", MIB]);
   await disk.write(1000, new Uint8Array(128 * KIB).fill(33));
   const [first] = await Array.fromAsync(disk.extents());
-  assertEquals([first.offset, first.kind], [0, "data"]);
+  assertEquals([first.offset, kindOf(first)], [0, "data"]);
   assertEquals(first.file?.filename, image);
 });
 

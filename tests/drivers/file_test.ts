@@ -12,6 +12,7 @@ import { isLibcAvailable } from "../../drivers/file/libc.ts";
 import { rawDriver } from "../../drivers/raw.ts";
 import { conformance } from "../conformance.ts";
 import { mustSkip } from "../qemu.ts";
+import { kindOf } from "../extents.ts";
 
 registerDriver(fileDriver);
 registerDriver(hostDeviceDriver);
@@ -325,9 +326,9 @@ Deno.test({
       const kinds = async () => {
         const found: string[] = [];
         for (let at = 0; at < node.size;) {
-          const { kind, length } = await node.status(at, node.size - at);
-          found.push(`${kind} ${length / 1024}`);
-          at += length;
+          const extent = await node.status(at, node.size - at);
+          found.push(`${kindOf(extent)} ${extent.length / 1024}`);
+          at += extent.length;
         }
         return found.join(", ");
       };

@@ -62,7 +62,8 @@ class ArrayNode implements BlockNode {
     const index = this.extents.findIndex((end) => offset < end);
     return Promise.resolve({
       length: Math.min(length, this.extents[index] - offset),
-      kind: index % 2 === 0 ? "data" : "zero",
+      allocated: true,
+      zero: index % 2 !== 0,
     });
   }
 

@@ -53,7 +53,7 @@ for (const from of ["raw", "qcow2"]) {
         const file = { driver: "file", filename: dir.file("target") };
         assert(await convertByOffload(source.node, file, to) >= 2);
         await using target = await openImage({ driver: to, file });
-        if (target.node.check) {
+        if (target.node.image?.check) {
           const { corruptions, leaks } = await target.check();
           assertEquals([corruptions, leaks], [0, 0]);
         }

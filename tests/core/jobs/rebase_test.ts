@@ -19,6 +19,7 @@ import {
   stackOf,
   tellingFile,
 } from "./chains.ts";
+import { kindOf } from "../../extents.ts";
 
 const SIZE = 600 * 512;
 const NAME = { name: "new.qcow2", format: "qcow2" };
@@ -58,9 +59,10 @@ async function ownBytes(layer: Layer): Promise<{ [kind: string]: number }> {
   await using image = await openImage(stackOf([layer]));
   const bytes: { [kind: string]: number } = {};
   for (let at = 0; at < image.size;) {
-    const { kind, length } = await image.node.status(at, image.size - at);
-    bytes[kind] = (bytes[kind] ?? 0) + length;
-    at += length;
+    const extent = await image.node.status(at, image.size - at);
+    const kind = kindOf(extent);
+    bytes[kind] = (bytes[kind] ?? 0) + extent.length;
+    at += extent.length;
   }
   return bytes;
 }

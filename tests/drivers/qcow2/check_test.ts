@@ -82,10 +82,10 @@ async function ownCheck(path: string, mode: Mode): Promise<Verdict> {
     : { leaks: true, corruptions: mode === "all" };
   let result: CheckResult;
   try {
-    result = await image.node.check!({ repair, report });
+    result = await image.node.image!.check!({ repair, report });
     const { leaksFixed, corruptionsFixed } = result;
     if (leaksFixed > 0 || corruptionsFixed > 0) {
-      const again = await image.node.check!({ report });
+      const again = await image.node.image!.check!({ report });
       result = { ...again, leaksFixed, corruptionsFixed };
     }
   } catch (error) {

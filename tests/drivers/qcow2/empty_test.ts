@@ -95,7 +95,7 @@ Deno.test("makeEmpty() leaves a file as small as a new one", async () => {
   const { store } = subject;
   {
     await using image = await open({ driver: "memory", store }, subject);
-    await image.node.makeEmpty!();
+    await image.node.image!.makeEmpty!();
     await assertEmpty(image, subject);
     // 391 clusters need 7 L2 tables, and so one cluster of L1 table.
     assertEquals(store.size, 4 * CLUSTER);
@@ -131,7 +131,7 @@ for (
     const before = hasSnapshot ? await readSnapshot() : undefined;
     {
       await using image = await open(file, subject);
-      await image.node.makeEmpty!();
+      await image.node.image!.makeEmpty!();
       await assertEmpty(image, subject);
     }
     await assertSound(store);
@@ -145,7 +145,7 @@ Deno.test("makeEmpty() with lazy refcounts leaves a clean image", async () => {
   {
     await using image = await open({ driver: "memory", store }, subject);
     await image.write(0, new Uint8Array(5000).fill(1));
-    await image.node.makeEmpty!();
+    await image.node.image!.makeEmpty!();
     await assertEmpty(image, subject);
   }
   await assertSound(store);
@@ -164,7 +164,7 @@ Deno.test("a power cut while an image is emptied loses nothing", async () => {
       const log = new PowerLog(contentOf(subject.store));
       const image = await open(log, subject);
       const disk = await image.read(0, SIZE);
-      await image.node.makeEmpty!();
+      await image.node.image!.makeEmpty!();
       const emptied = log.now;
       await image.close();
       const moments = Array.from({ length: log.now + 1 }, (_, i) => i);
@@ -219,7 +219,10 @@ Deno.test("an image that cannot be emptied is repaired at the next opening", asy
       code: "EIO",
     });
     const image = await open(node, subject);
-    const failed = await image.node.makeEmpty!().then(() => false, () => true);
+    const failed = await image.node.image!.makeEmpty!().then(
+      () => false,
+      () => true,
+    );
     if (failed) {
       await assertRejects(() => image.write(0, new Uint8Array(1)), BlockError);
     }

@@ -245,10 +245,12 @@ async function rehearse(workload: Workload) {
   const events = new Map<string, number>();
   const { node, counts } = faultyNode(await subject.plainFile());
   // Opening is no part of the work.
-  node.debugEvent = (name) => {
-    events.set(name, (events.get(name) ?? 0) + 1);
+  const debug = {
+    event(name: string) {
+      events.set(name, (events.get(name) ?? 0) + 1);
+    },
   };
-  assertEquals(await subject.work(node), 0);
+  assertEquals(await subject.work(Object.assign(node, { debug })), 0);
   return { model, events, counts };
 }
 

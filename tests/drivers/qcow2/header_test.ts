@@ -489,7 +489,7 @@ Deno.test("opening for writing clears autoclear bits and keeps the unknown", asy
   assertEquals(contentOf(store), bytes);
   await reader.close();
   await using image = await openImage({ driver: "qcow2", file });
-  await image.node.changeBacking!("base.img", "raw");
+  await image.node.image!.changeBacking!("base.img", "raw");
   await image.close();
 
   const protocol = await openProtocol(file);
@@ -517,7 +517,7 @@ Deno.test("a backing file name without room is refused and changes nothing", asy
   await using image = await openImage({ driver: "qcow2", file });
   for (const length of [400, 1024]) {
     const error = await assertRejects(
-      () => image.node.changeBacking!("x".repeat(length)),
+      () => image.node.image!.changeBacking!("x".repeat(length)),
       BlockError,
     );
     assertEquals(error.code, length > 1023 ? "EINVAL" : "ENOSPC");

@@ -12,6 +12,7 @@ import { filterNode } from "../../../core/filter.ts";
 import type { BlockNode } from "../../../core/node.ts";
 import { qemuTest, run, runOk, TempDir } from "../../qemu.ts";
 import { BDRV } from "../../qemu.ts";
+import { kindOf } from "../../extents.ts";
 
 const MIB = 1024 * 1024;
 
@@ -59,7 +60,7 @@ for (const readOnly of [true, false]) {
       report,
     });
     const extents = await Array.fromAsync(image.extents());
-    assertEquals(extents.map(({ kind, length }) => [kind, length]), [
+    assertEquals(extents.map((one) => [kindOf(one), one.length]), [
       ["data", 4 * MIB],
     ]);
     const file = { driver: "memory", store: new MemoryStore() };

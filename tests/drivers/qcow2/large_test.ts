@@ -24,8 +24,8 @@ Deno.test("a disk may be larger than a number counts bytes exactly", async () =>
   // Beyond 2^53, only whole sectors have exact places.
   await assertRejects(() => image.read(2 ** 54, 1000), BlockError);
   const found = [];
-  for await (const { offset, length, kind } of image.extents()) {
-    if (kind === "data") found.push([offset, length]);
+  for await (const { offset, length, allocated } of image.extents()) {
+    if (allocated) found.push([offset, length]);
   }
   const cluster = 2 ** 18;
   assertEquals(found, [

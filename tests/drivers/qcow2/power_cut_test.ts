@@ -239,7 +239,7 @@ class Subject {
     const isVersion2 = this.#random.oneIn(3) && !this.#isLazy;
     const width = this.#random.pick([1, 16, 16, 32, 64]);
     try {
-      await this.#image.node.amend!({
+      await this.#image.node.image!.amend!({
         compat: isVersion2 ? "0.10" : "1.1",
         refcount_bits: isVersion2 ? 16 : width,
       });
@@ -267,7 +267,7 @@ class Subject {
     const bytes = this.#baseRange(0, this.#disk.length);
     this.#current.effects.push({ offset: 0, bytes });
     this.#current.mayBeDirty = true;
-    await this.#image.node.makeEmpty!();
+    await this.#image.node.image!.makeEmpty!();
     this.#disk = bytes.slice();
   }
 

@@ -91,7 +91,7 @@ Deno.test("growing shows nothing of what lay past the end", async () => {
     await using image = await openImage({ driver: "qcow2", file });
     const { size } = image;
     // The state of a machine of which no snapshot came to be.
-    await image.node.saveVmState!(0, [new Uint8Array(MIB).fill(1)]);
+    await image.node.vmState!.save(0, [new Uint8Array(MIB).fill(1)]);
     await image.resize(size + 1536, { preallocation });
     await image.resize(size + MIB / 2, { preallocation });
     const found = await image.read(size, MIB / 2);

@@ -58,14 +58,14 @@ Deno.test("VM state is read where it is when a snapshot has been applied", async
   await using image = await openImage({ driver: "qcow2", file });
   const { node } = image;
   const state = new Uint8Array(16).fill(7);
-  await node.saveVmState!(0, [state]);
+  await node.vmState!.save(0, [state]);
   await node.snapshots!.create({ name: "s", vmStateSize: state.length });
   // The VM state lies behind the disk, whose size the snapshot takes back.
   await node.truncate!(1 << 30);
   const read = new Uint8Array(state.length);
   await Promise.all([
     node.snapshots!.apply("s"),
-    node.loadVmState!(0, [read]),
+    node.vmState!.load(0, [read]),
   ]);
   assertEquals(read, state);
 });

@@ -49,7 +49,7 @@ function changes(): { [name: string]: Change } {
       async prepare(image, random) {
         await writeShuffled(image, random);
         // The new blocks lie together, counted by one of them.
-        await image.node.amend!({ refcount_bits: 64 });
+        await image.node.image!.amend!({ refcount_bits: 64 });
       },
       change: (image) => image.resize(512),
     },
@@ -78,7 +78,7 @@ function changes(): { [name: string]: Change } {
       create: { size: 1500 * 512, cluster_size: 512, compat: "0.10" },
       backing: new Random(2).bytes(1500 * 512),
       prepare: writeShuffled,
-      change: (image) => image.node.makeEmpty!(),
+      change: (image) => image.node.image!.makeEmpty!(),
     },
     "repairing leaks": {
       create: { size: 100 * 512, cluster_size: 512 },

@@ -1,0 +1,9 @@
+/** What an extent holds, in one word. @module */
+import type { Extent } from "../core/node.ts";
+
+/** The word for it. */
+export function kindOf({ allocated, zero, compressed }: Extent): string {
+  if (zero) return "zero";
+  if (compressed) return "compressed";
+  return allocated ? "data" : "unallocated";
+}
