@@ -151,7 +151,7 @@ function rulesOf(
 }
 
 function quorumNode(
-  children: readonly BlockNode[],
+  children: BlockNode[],
   rules: Rules,
   readOnly: boolean,
 ): BlockNode {
@@ -164,9 +164,19 @@ function quorumNode(
       return children[0].size;
     },
     readOnly,
-    children: Object.fromEntries(
-      children.map((child, index) => [`children.${index}`, child]),
-    ),
+    get children() {
+      return Object.fromEntries(
+        children.map((child, index) => [`children.${index}`, child]),
+      );
+    },
+    replaceChild(role, child) {
+      if (child.size !== node.size) {
+        throw invalid(
+          `Cannot replace '${role}': it has ${child.size} bytes, not ${node.size}`,
+        );
+      }
+      children[Number(role.split(".")[1])] = child;
+    },
     readv: (offset, iov) =>
       rules.first
         ? readFirst(children, offset, iov)

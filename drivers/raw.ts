@@ -136,8 +136,7 @@ interface RawOptions {
 class RawNode implements BlockNode {
   readonly driver = rawDriver;
   readonly readOnly: boolean;
-  readonly children: { readonly file: BlockNode };
-  readonly #file: BlockNode;
+  #file: BlockNode;
   readonly #offset: number;
   readonly #fixedSize: number | undefined;
   readonly #guard: ProbeGuard | undefined;
@@ -145,13 +144,27 @@ class RawNode implements BlockNode {
   constructor(file: BlockNode, options: RawOptions) {
     const { offset, fixedSize } = options;
     checkWindow(sectorsOf(file), offset, fixedSize);
-    this.children = { file };
     this.readOnly = options.readOnly;
     this.#file = file;
     this.#offset = offset;
     this.#fixedSize = fixedSize;
     this.#guard = options.guard;
-    if (file.copyFrom) this.copyFrom = this.#copyFrom;
+    this.#offerCopies();
+  }
+
+  get children(): { readonly file: BlockNode } {
+    return { file: this.#file };
+  }
+
+  replaceChild(_role: string, file: BlockNode): void {
+    checkWindow(sectorsOf(file), this.#offset, this.#fixedSize);
+    this.#file = file;
+    this.#guard?.useFile(file);
+    this.#offerCopies();
+  }
+
+  #offerCopies(): void {
+    this.copyFrom = this.#file.copyFrom && this.#copyFrom;
   }
 
   get filename(): string {

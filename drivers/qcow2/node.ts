@@ -93,7 +93,7 @@ export class Qcow2Node implements BlockNode {
     this.#cleaner = cleaner;
     this.#sizeAtOpen = state.file.size;
     this.#again = again;
-    if (state.file.copyFrom) this.copyFrom = this.#copyFrom;
+    this.#offerCopies();
     const { clusterSize } = state.geometry;
     this.limits = {
       ...(state.encryption && { requestAlignment: SECTOR_SIZE }),
@@ -175,6 +175,10 @@ export class Qcow2Node implements BlockNode {
       held[Symbol.dispose]();
     }
     if (flags?.fua) await this.flush();
+  }
+
+  #offerCopies(): void {
+    this.copyFrom = this.#state.file.copyFrom && this.#copyFrom;
   }
 
   /** Present where the file has it. */
@@ -322,6 +326,12 @@ export class Qcow2Node implements BlockNode {
     const state = this.#state;
     const held = await state.operations.share();
     await readGuest(state, held, vmStateOffset(state) + offset, iov);
+  }
+
+  replaceChild(role: string, child: BlockNode): void {
+    if (role === "file") this.#state.useFile(child);
+    else this.#state.backing = child;
+    this.#offerCopies();
   }
 
   async invalidate(): Promise<void> {

@@ -50,9 +50,9 @@ export class Qcow2State
     OverlapHost,
     RefcountHost {
   /** What metadata and data are written to. */
-  readonly file: BlockNode;
+  file: BlockNode;
   /** The same, for what leaves true all that the image claims. */
-  readonly plainFile: BlockNode;
+  plainFile: BlockNode;
   readonly readOnly: boolean;
   header!: Header;
   geometry!: Geometry;
@@ -75,6 +75,8 @@ export class Qcow2State
   /** The snapshot table, and the bytes it takes in the file. */
   snapshots: SnapshotEntry[] = [];
   snapshotTableLength = 0;
+  /** Whether the image claims something that changes would make untrue. */
+  readonly #watches: boolean;
   #corruptionSeen = false;
   #unusable = false;
   #beforeChange?: () => Promise<void>;
@@ -93,9 +95,8 @@ export class Qcow2State
   ) {
     this.plainFile = file;
     const { high, low } = header.autoclear;
-    this.file = readOnly || (high | low) === 0
-      ? file
-      : watchChanges(file, () => this.prepareChange());
+    this.#watches = !readOnly && (high | low) !== 0;
+    this.file = this.#watched(file);
     this.readOnly = readOnly;
     this.behaviour = behaviour;
     this.overlap = new OverlapGuard(this);
@@ -103,6 +104,22 @@ export class Qcow2State
     this.adopt(header, caches);
     this.refcounts = new Refcounts(this);
     this.clusters = new ClusterMap(this);
+  }
+
+  /** A file, or what has it changed only after the claims were withdrawn. */
+  #watched(file: BlockNode): BlockNode {
+    return this.#watches
+      ? watchChanges(file, () => this.prepareChange())
+      : file;
+  }
+
+  /** Go on with a file that holds the same as the one before. */
+  useFile(file: BlockNode): void {
+    this.plainFile = file;
+    this.file = this.#watched(file);
+    this.l2Cache.useFile(this.file);
+    this.refcountCache.useFile(this.file);
+    this.hasHoles = undefined;
   }
 
   /** Go on with a header, and empty caches that fit it. */

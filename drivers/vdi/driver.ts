@@ -59,7 +59,7 @@ class VdiNode implements BlockNode {
   readonly driver = vdiDriver;
   readonly filename: string;
   readonly readOnly: boolean;
-  readonly children: { readonly file: BlockNode };
+  children: { readonly file: BlockNode };
   readonly #header: VdiHeader;
   readonly #table: BlockTable;
   readonly #access: Access;
@@ -120,6 +120,11 @@ class VdiNode implements BlockNode {
       );
     }
     return await checkBlocks(this.#header, this.#table, options);
+  }
+
+  replaceChild(_role: string, file: BlockNode): void {
+    this.children = { file };
+    this.#table.useFile(file);
   }
 
   close(): Promise<void> {
