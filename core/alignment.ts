@@ -14,6 +14,7 @@ import {
   roundUp,
   vectorLength,
 } from "./bytes.ts";
+import { wrapNode } from "./filter.ts";
 import { RangeLock } from "./lock.ts";
 import type { BlockNode, DebugOperations, WriteFlags } from "./node.ts";
 
@@ -25,9 +26,8 @@ type Write = (
 ) => Promise<void>;
 
 /**
- * Let a node take requests of any offset and length if its
- * `limits.requestAlignment` asks for multiples: the node's methods are replaced
- * by ones that round. Others are left alone.
+ * A node that takes requests of any offset and length, and rounds them if the
+ * `limits.requestAlignment` of `node` asks for multiples; `node` itself if not.
  *
  * `status` is asked as before: it moves no data. Of a discard, the units that
  * it covers in part are left out.
@@ -35,41 +35,37 @@ type Write = (
 export function alignRequests(node: BlockNode): BlockNode {
   const unit = node.limits?.requestAlignment ?? 1;
   if (unit === 1) return node;
+  const { debug, vmState } = node;
   const data = new AlignedArea(
     unit,
     node.readv.bind(node),
     node.writev?.bind(node),
-    node.debug,
+    debug,
   );
-  node.readv = data.read;
-  if (node.writev) node.writev = data.write;
-  const writeZeroes = node.writeZeroes?.bind(node);
-  if (writeZeroes) {
-    node.writeZeroes = (offset, length, flags) =>
+  const state = vmState && new AlignedArea(
+    unit,
+    vmState.load.bind(vmState),
+    vmState.save.bind(vmState),
+  );
+  return wrapNode(node, {
+    readv: data.read,
+    writev: data.write,
+    writeZeroes: (offset, length, flags) =>
       data.change(
         offset,
         length,
-        (start, length) => writeZeroes(start, length, flags),
+        (start, length) => node.writeZeroes!(start, length, flags),
         (start, length) => data.write(start, [allocate(length)], flags),
-      );
-  }
-  const discard = node.discard?.bind(node);
-  if (discard) {
-    node.discard = (offset, length) =>
-      data.change(offset, length, discard, () => Promise.resolve());
-  }
-  const { vmState } = node;
-  if (vmState) {
-    const area = new AlignedArea(
-      unit,
-      vmState.load.bind(vmState),
-      vmState.save.bind(vmState),
-    );
-    Object.defineProperty(node, "vmState", {
-      value: { load: area.read, save: area.write },
-    });
-  }
-  return node;
+      ),
+    discard: (offset, length) =>
+      data.change(
+        offset,
+        length,
+        (start, length) => node.discard!(start, length),
+        () => Promise.resolve(),
+      ),
+    ...(state && { vmState: { load: state.read, save: state.write } }),
+  });
 }
 
 /** One space of offsets in which requests are rounded. */
@@ -78,7 +74,7 @@ class AlignedArea {
   readonly #read: Read;
   readonly #write: Write | undefined;
   readonly #debug: DebugOperations | undefined;
-  /** Units being read or written; alone by who needs them whole. */
+  /** Units in use; held exclusively by whoever rewrites one whole. */
   readonly #ranges = new RangeLock();
 
   constructor(

@@ -8,6 +8,7 @@ import { isExactSize } from "./bytes.ts";
 import type { BlockDriver } from "./driver.ts";
 import { asBlockError, BlockError, invalid } from "./errors.ts";
 import { primaryChild } from "./extents.ts";
+import { wrapNode } from "./filter.ts";
 import type { BlockNode, RequestLimits } from "./node.ts";
 import { valueText } from "./values.ts";
 
@@ -147,21 +148,25 @@ export function cannotWrite(what: string, node: BlockNode): BlockError {
 
 /**
  * Refuse what a driver opened if that is no node, and have one that cannot be
- * written to say so.
+ * written to, or is not to be (`readOnly`), say so.
  *
  * @throws {BlockError} EINVAL
  */
-export function adoptNode(driver: BlockDriver, value: unknown): BlockNode {
+export function adoptNode(
+  driver: BlockDriver,
+  value: unknown,
+  readOnly = false,
+): BlockNode {
   const fault = safeFaultOf(value);
   if (fault !== undefined) {
     throw invalid(`Driver '${driver.name}' opened no usable node: ${fault}`);
   }
   const node = value as BlockNode;
-  const readOnly = node.readOnly === true || !node.writev;
-  if (readOnly !== node.readOnly) {
-    Object.defineProperty(node, "readOnly", { value: readOnly });
+  const mustBe = readOnly || !node.writev;
+  if (!mustBe && node.readOnly === undefined) {
+    return wrapNode(node, { readOnly: false });
   }
-  return node;
+  return mustBe && !node.readOnly ? wrapNode(node, { readOnly: true }) : node;
 }
 
 /**

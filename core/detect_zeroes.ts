@@ -4,24 +4,25 @@
  *
  * @module
  */
-import { asBlockError } from "./errors.ts";
 import { vectorLength } from "./bytes.ts";
+import { asBlockError } from "./errors.ts";
+import { wrapNode } from "./filter.ts";
 import type { BlockNode } from "./node.ts";
 import { isZero } from "./runtime.ts";
 
-/** Have a node look at what is written to it; `unmap` gives space back. */
-export function detectZeroes(node: BlockNode, unmap: boolean): void {
-  if (!node.writev || !node.writeZeroes) return;
-  const writev = node.writev.bind(node);
-  const writeZeroes = node.writeZeroes.bind(node);
-  node.writev = async (offset, iov, flags) => {
-    if (!iov.every(isZero)) return await writev(offset, iov, flags);
-    try {
-      const fua = flags?.fua;
-      await writeZeroes(offset, vectorLength(iov), { fua, unmap });
-    } catch (error) {
-      if (asBlockError(error).code !== "ENOTSUP") throw error;
-      await writev(offset, iov, flags);
-    }
-  };
+/** A wrapper that looks at what is written; `unmap` gives space back. */
+export function detectZeroes(node: BlockNode, unmap: boolean): BlockNode {
+  if (!node.writeZeroes) return node;
+  return wrapNode(node, {
+    async writev(offset, iov, flags) {
+      if (!iov.every(isZero)) return await node.writev!(offset, iov, flags);
+      try {
+        const fua = flags?.fua;
+        await node.writeZeroes!(offset, vectorLength(iov), { fua, unmap });
+      } catch (error) {
+        if (asBlockError(error).code !== "ENOTSUP") throw error;
+        await node.writev!(offset, iov, flags);
+      }
+    },
+  });
 }

@@ -1,12 +1,20 @@
 /**
- * Nodes that pass requests through to the node below, changing some.
+ * Nodes that pass requests on to the node below, except for those that they
+ * intercept.
+ *
+ * A **filter** is a node of a driver's own: it has a name in the stack, and the
+ * node below as its child. A **wrapper** is what the core puts above a driver's
+ * node to do what no driver should have to (aligning, splitting, looking for
+ * zeroes). It shows everything of that node, its driver and its children
+ * included, so that nobody can tell it from the node; only requests pass
+ * through it. A node that needs none is not wrapped, and pays for none.
  *
  * @module
  */
 import type { BlockNode } from "./node.ts";
 import type { DriverTraits } from "./traits.ts";
 
-/** What a node can do only if the one below can. */
+/** What a filter can do only if the node below can: it is passed on. */
 const PASSED_ON = [
   "writev",
   "writeZeroes",
@@ -17,15 +25,44 @@ const PASSED_ON = [
   "invalidate",
 ] as const;
 
+/** All that a node can leave out and a wrapper passes on. */
+const ALL_VERBS = [
+  ...PASSED_ON,
+  "writeCompressed",
+  "copyFrom",
+  "setPermissions",
+  "replaceChild",
+  "reopen",
+] as const satisfies readonly (keyof BlockNode)[];
+
+/** Verbs that say by their presence what a node can do to its disk. */
+const ABILITIES = [
+  "writev",
+  "writeZeroes",
+  "discard",
+  "truncate",
+  "writeCompressed",
+  "copyFrom",
+] as const;
+
+type Ability = typeof ABILITIES[number];
+
+/** Which verb of the nodes below one needs that is intercepted. */
+export type Needs = { readonly [verb in Ability]?: Ability };
+
 /**
  * A node that does what `file` does, except for what `changes` holds. Its other
- * verbs are those of `file`; checking, repairing and storing compressed data
- * are not passed on.
+ * verbs are those of `file`; checking, repairing, storing compressed data and
+ * copying by the system are not passed on.
+ *
+ * @param changes May intercept verbs that `file` lacks: those are left out.
+ * @param needs As for {@linkcode interceptable}.
  */
 export function filterNode(
   driver: DriverTraits,
   file: BlockNode,
   changes: Partial<BlockNode>,
+  needs?: Needs,
 ): BlockNode {
   const node: BlockNode = {
     driver,
@@ -43,15 +80,107 @@ export function filterNode(
       return file.vmState;
     },
     children: { file },
-    readv: (offset, iov) => file.readv(offset, iov),
-    status: (offset, length) => file.status(offset, length),
+    ...passed(file, PASSED_ON),
     close: () => Promise.resolve(),
   };
-  for (const verb of PASSED_ON) {
-    if (file[verb]) Object.assign(node, { [verb]: file[verb].bind(file) });
+  return redefine(node, interceptable([file], changes, needs));
+}
+
+/**
+ * Those of `changes` that a node can have which passes requests on to all of
+ * `below`: a verb that changes the disk only if all of them have it.
+ *
+ * @param needs Of verbs that work where those below have another one.
+ */
+export function interceptable(
+  below: readonly BlockNode[],
+  changes: Partial<BlockNode>,
+  needs: Needs = {},
+): Partial<BlockNode> {
+  const kept = redefine<Partial<BlockNode>>({}, changes);
+  for (const verb of ABILITIES) {
+    const needed = needs[verb] ?? verb;
+    if (!below.every((node) => node[needed])) delete kept[verb];
   }
+  return kept;
+}
+
+const wrapped = new WeakMap<BlockNode, BlockNode>();
+
+/**
+ * A node that is `node` to all who look at it, except for what `changes` holds.
+ * Verbs that are `undefined` in `changes` are taken away; those that `node`
+ * lacks are left out.
+ */
+export function wrapNode(
+  node: BlockNode,
+  changes: Partial<BlockNode>,
+): BlockNode {
+  const wrapper: BlockNode = {
+    get driver() {
+      return node.driver;
+    },
+    get filename() {
+      return node.filename;
+    },
+    get size() {
+      return node.size;
+    },
+    get readOnly() {
+      return node.readOnly;
+    },
+    get children() {
+      return node.children;
+    },
+    get limits() {
+      return node.limits;
+    },
+    get snapshots() {
+      return node.snapshots;
+    },
+    get image() {
+      return node.image;
+    },
+    get vmState() {
+      return node.vmState;
+    },
+    get debug() {
+      return node.debug;
+    },
+    ...passed(node, ALL_VERBS),
+  };
+  redefine(wrapper, interceptable([node], changes));
+  wrapped.set(wrapper, node);
+  return wrapper;
+}
+
+/** The node that a driver made, without what the core has put above it. */
+export function withoutWrappers(node: BlockNode): BlockNode {
+  for (let below; (below = wrapped.get(node)); node = below);
+  return node;
+}
+
+/** The verbs that every node has, and those of `verbs` that this one has. */
+function passed(
+  below: BlockNode,
+  verbs: readonly typeof ALL_VERBS[number][],
+): Pick<BlockNode, "readv" | "status" | "close"> {
+  const own: Partial<BlockNode> = {};
+  for (const verb of verbs) {
+    if (below[verb]) Object.assign(own, { [verb]: below[verb].bind(below) });
+  }
+  return {
+    ...own,
+    readv: below.readv.bind(below),
+    status: below.status.bind(below),
+    close: below.close.bind(below),
+  };
+}
+
+/** Define the properties of `changes`, getters as getters. */
+function redefine<Node extends object>(node: Node, changes: object): Node {
   return Object.defineProperties(
     node,
     Object.getOwnPropertyDescriptors(changes),
-  ) as BlockNode;
+  );
 }

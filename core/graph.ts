@@ -14,6 +14,7 @@
  * @module
  */
 import { asBlockError, BlockError } from "./errors.ts";
+import { withoutWrappers } from "./filter.ts";
 import type { BlockNode } from "./node.ts";
 import type { OptionValues } from "./options.ts";
 import {
@@ -110,6 +111,9 @@ export class GraphNode {
       known.#dropChildren();
     }
     graph.set(node, this);
+    // What the driver's node says of itself is about the one around it.
+    const inner = withoutWrappers(node);
+    if (!graph.has(inner)) graph.set(inner, this);
     this.#close = node.close.bind(node);
     if (Object.isExtensible(node)) {
       Object.defineProperty(node, "close", {
@@ -425,7 +429,8 @@ type Wish = [edge: Edge, wanted: Permissions];
 function checkReadOnly({ target, permissions }: Edge): void {
   const { node } = target;
   const writes = ACCESS.WRITE | ACCESS.WRITE_UNCHANGED;
-  if (!node?.readOnly || (permissions.needs & writes) === 0) return;
+  if (!node || (permissions.needs & writes) === 0) return;
+  if (!node.readOnly && node.writev) return;
   const detail = ` ('${shortened(node.filename)}', ${node.driver.name})`;
   throw new BlockError("EACCES", `Block node is read-only${detail}`, {
     detail,

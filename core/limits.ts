@@ -12,29 +12,35 @@ import {
   vectorLength,
 } from "./bytes.ts";
 import { asBlockError } from "./errors.ts";
+import { wrapNode } from "./filter.ts";
 import type { BlockNode, WriteFlags } from "./node.ts";
 import { writeZeroDataBy } from "./requests.ts";
 
 /**
- * Let a node take requests of any offset and length, whatever its `limits`
- * say: the node's methods are replaced where they need it.
+ * A node that takes requests of any offset and length, whatever the `limits` of
+ * `node` say; that itself if it has none.
  */
 export function applyLimits(node: BlockNode): BlockNode {
   // Rounding is done first, so that the pieces begin and end at whole units.
   return alignRequests(splitRequests(node));
 }
 
+/** A wrapper that cuts requests up, if any have to be. */
 function splitRequests(node: BlockNode): BlockNode {
   if (!node.limits) return node;
-  splitTransfers(node);
-  splitZeroes(node);
-  splitDiscards(node);
-  return node;
+  const transfers = splitTransfers(node);
+  const writev = transfers.writev ?? node.writev?.bind(node);
+  const changes = {
+    ...transfers,
+    ...splitZeroes(node, writev),
+    ...splitDiscards(node),
+  };
+  return Object.keys(changes).length > 0 ? wrapNode(node, changes) : node;
 }
 
-function splitTransfers(node: BlockNode): void {
+function splitTransfers(node: BlockNode): Partial<BlockNode> {
   const most = node.limits?.maxTransfer;
-  if (!most) return;
+  if (!most) return {};
   const split = (
     request: (
       offset: number,
@@ -54,45 +60,56 @@ function splitTransfers(node: BlockNode): void {
       );
     }
   };
-  node.readv = split(node.readv.bind(node));
-  if (node.writev) node.writev = split(node.writev.bind(node));
+  return {
+    readv: split(node.readv.bind(node)),
+    ...(node.writev && { writev: split(node.writev.bind(node)) }),
+  };
 }
 
-function splitZeroes(node: BlockNode): void {
+/**
+ * @param writev What zeroes are written by as data: below what rounds requests,
+ * which holds the range already. To wait for it once more would be to wait for
+ * oneself.
+ */
+function splitZeroes(
+  node: BlockNode,
+  writev: BlockNode["writev"],
+): Partial<BlockNode> {
   const { writeZeroesAlignment, maxWriteZeroes } = node.limits!;
-  const writeZeroes = node.writeZeroes?.bind(node);
-  if (!writeZeroes || !(writeZeroesAlignment || maxWriteZeroes)) return;
+  if (!(writeZeroesAlignment || maxWriteZeroes)) return {};
   const unit = Math.max(writeZeroesAlignment ?? 1, unitOf(node));
-  // As it is now: what rounds requests holds the range already when this runs,
-  // and to wait for it once more would be to wait for oneself.
-  const writev = node.writev?.bind(node);
-  node.writeZeroes = async (offset, length, flags) => {
+  const writeZeroes: BlockNode["writeZeroes"] = async (
+    offset,
+    length,
+    flags,
+  ) => {
     for (const [start, size] of pieces(offset, length, unit, maxWriteZeroes)) {
       try {
-        await writeZeroes(start, size, flags);
+        await node.writeZeroes!(start, size, flags);
       } catch (error) {
         if (!isUnsupported(error) || flags?.noFallback || !writev) throw error;
         await writeZeroDataBy(writev, start, size, flags);
       }
     }
   };
+  return { writeZeroes };
 }
 
-function splitDiscards(node: BlockNode): void {
+function splitDiscards(node: BlockNode): Partial<BlockNode> {
   const { discardAlignment, maxDiscard } = node.limits!;
-  const discard = node.discard?.bind(node);
-  if (!discard || !(discardAlignment || maxDiscard)) return;
+  if (!(discardAlignment || maxDiscard)) return {};
   const unit = Math.max(discardAlignment ?? 1, unitOf(node));
-  node.discard = async (offset, length) => {
+  const discard: BlockNode["discard"] = async (offset, length) => {
     for (const [start, size] of pieces(offset, length, unit, maxDiscard)) {
       try {
-        await discard(start, size);
+        await node.discard!(start, size);
       } catch (error) {
         // Some pieces may be too small; a discard is no more than a hint.
         if (!isUnsupported(error)) throw error;
       }
     }
   };
+  return { discard };
 }
 
 function unitOf(node: BlockNode): number {

@@ -5,6 +5,7 @@
  */
 import type { BlockDriver, OpenContext } from "./driver.ts";
 import { asBlockError, BlockError } from "./errors.ts";
+import { wrapNode } from "./filter.ts";
 import type { BlockNode } from "./node.ts";
 import {
   notAmong,
@@ -168,24 +169,23 @@ function detectionOf(
   ]);
 }
 
-/** Have a node that was opened do as its options say. */
+/** A node that does as its options say: itself, or a wrapper. */
 export async function applyNodeOptions(
   node: BlockNode,
   { discards, detectZeroes: detection }: NodeOptions,
-): Promise<void> {
-  if (discards === false) ignoreDiscards(node);
-  if (detection) {
-    const { detectZeroes } = await import("./detect_zeroes.ts");
-    detectZeroes(node, detection === "unmap");
-  }
+): Promise<BlockNode> {
+  if (discards === false) node = ignoreDiscards(node);
+  if (!detection) return node;
+  const { detectZeroes } = await import("./detect_zeroes.ts");
+  return detectZeroes(node, detection === "unmap");
 }
 
-function ignoreDiscards(node: BlockNode): void {
-  node.discard = undefined;
-  const writeZeroes = node.writeZeroes?.bind(node);
-  if (!writeZeroes) return;
-  node.writeZeroes = (offset, length, flags) =>
-    writeZeroes(offset, length, { ...flags, unmap: false });
+function ignoreDiscards(node: BlockNode): BlockNode {
+  return wrapNode(node, {
+    discard: undefined,
+    writeZeroes: (offset, length, flags) =>
+      node.writeZeroes!(offset, length, { ...flags, unmap: false }),
+  });
 }
 
 /**

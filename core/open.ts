@@ -320,18 +320,17 @@ async function openDriver(
     const context = contextOf(pending);
     const forget = () => inGraph.abandon();
     made = await openAsPermitted(driver, options, context, common, forget);
-    const node = adoptNode(driver, made);
-    if (isInUse(node)) {
+    const adopted = adoptNode(driver, made, place.readOnly);
+    if (isInUse(adopted)) {
       // The driver had nothing to add to a child of its own.
-      await inGraph.abandon(node);
-      return node;
+      await inGraph.abandon(adopted);
+      return adopted;
     }
-    await applyNodeOptions(node, common);
+    const node = applyLimits(await applyNodeOptions(adopted, common));
     const otherBacking = options.backing !== undefined && purpose !== "info";
     inGraph.origin = { options, otherBacking };
-    const limited = applyLimits(node);
-    inGraph.complete(limited);
-    return limited;
+    inGraph.complete(node);
+    return node;
   } catch (error) {
     // What it has open by itself must be closed as well.
     if (made && inGraph.phase === "opening" && !isInUse(made)) {

@@ -51,35 +51,25 @@ export const copyOnReadDriver: BlockDriver = {
 
 function copyingNode(file: BlockNode, clusterSize: number): BlockNode {
   const copier = new Copier(file, clusterSize);
-  const changes: Partial<BlockNode> = {
+  return filterNode(copyOnReadDriver, file, {
     readv: (offset, iov) => copier.read(offset, iov),
-  };
-  const { writev, writeZeroes, discard, writeCompressed } = file;
-  if (writev) {
-    changes.writev = async (offset, iov, flags) => {
+    async writev(offset, iov, flags) {
       using _ = await copier.hold(offset, vectorLength(iov), false);
       await file.writev!(offset, iov, flags);
-    };
-  }
-  if (writeZeroes) {
-    changes.writeZeroes = async (offset, length, flags) => {
+    },
+    async writeZeroes(offset, length, flags) {
       using _ = await copier.hold(offset, length, false);
       await file.writeZeroes!(offset, length, flags);
-    };
-  }
-  if (discard) {
-    changes.discard = async (offset, length) => {
+    },
+    async discard(offset, length) {
       using _ = await copier.hold(offset, length, false);
       await file.discard!(offset, length);
-    };
-  }
-  if (writeCompressed) {
-    changes.writeCompressed = async (offset, iov, options) => {
+    },
+    async writeCompressed(offset, iov, options) {
       using _ = await copier.hold(offset, vectorLength(iov), false);
       await file.writeCompressed!(offset, iov, options);
-    };
-  }
-  return filterNode(copyOnReadDriver, file, changes);
+    },
+  });
 }
 
 /** Reads, and writes what it has read of a backing file. */

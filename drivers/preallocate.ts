@@ -62,28 +62,21 @@ export const preallocateDriver: BlockDriver = {
 
 function growingNode(growth: Growth): BlockNode {
   const { file } = growth;
-  const changes: Partial<BlockNode> = {
+  return filterNode(preallocateDriver, file, {
     get size() {
       return growth.dataEnd;
     },
-    close: () => growth.crop(),
-  };
-  if (file.writev) {
-    changes.writev = async (offset, iov, flags) => {
+    async writev(offset, iov, flags) {
       await growth.reach(offset + vectorLength(iov));
       await file.writev!(offset, iov, flags);
-    };
-  }
-  if (file.writeZeroes) {
-    changes.writeZeroes = async (offset, length, flags) => {
+    },
+    async writeZeroes(offset, length, flags) {
       await growth.reach(offset + length);
       await file.writeZeroes!(offset, length, flags);
-    };
-  }
-  if (file.truncate) {
-    changes.truncate = (size, options) => growth.truncate(size, options);
-  }
-  return filterNode(preallocateDriver, file, changes);
+    },
+    truncate: (size, options) => growth.truncate(size, options),
+    close: () => growth.crop(),
+  });
 }
 
 /** A file that is longer than what was written to it. */

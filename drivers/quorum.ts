@@ -13,6 +13,7 @@ import {
 import type { BlockDriver, OpenContext } from "../core/driver.ts";
 import { asBlockError, BlockError, invalid } from "../core/errors.ts";
 import { chainStatus } from "../core/extents.ts";
+import { interceptable } from "../core/filter.ts";
 import type { BlockNode, Extent } from "../core/node.ts";
 import {
   type OptionTable,
@@ -157,7 +158,7 @@ function quorumNode(
 ): BlockNode {
   const all = (act: (child: BlockNode) => Promise<void> | undefined) =>
     enough(children.map(async (child) => await act(child)), rules.threshold);
-  const node: BlockNode = {
+  return {
     driver: quorumDriver,
     filename: children[0].filename,
     get size() {
@@ -170,9 +171,10 @@ function quorumNode(
       );
     },
     replaceChild(role, child) {
-      if (child.size !== node.size) {
+      const { size } = children[0];
+      if (child.size !== size) {
         throw invalid(
-          `Cannot replace '${role}': it has ${child.size} bytes, not ${node.size}`,
+          `Cannot replace '${role}': it has ${child.size} bytes, not ${size}`,
         );
       }
       children[Number(role.split(".")[1])] = child;
@@ -184,17 +186,16 @@ function quorumNode(
     status: (offset, length) => jointStatus(children, offset, length),
     flush: () => all((child) => child.flush?.()),
     close: () => Promise.resolve(),
+    ...interceptable(children, {
+      writev(offset, iov, flags) {
+        // That one child has a place for it says nothing of the others.
+        const wishes = { ...flags, placed: undefined };
+        return all((child) => child.writev!(offset, iov, wishes));
+      },
+      writeZeroes: (offset, length, flags) =>
+        all((child) => writeZeroes(child, offset, length, flags)),
+    }, { writeZeroes: "writev" }),
   };
-  if (!readOnly && children.every(({ writev }) => writev)) {
-    node.writev = (offset, iov, flags) => {
-      // That one child has a place for it says nothing of the others.
-      const wishes = { ...flags, placed: undefined };
-      return all((child) => child.writev!(offset, iov, wishes));
-    };
-    node.writeZeroes = (offset, length, flags) =>
-      all((child) => writeZeroes(child, offset, length, flags));
-  }
-  return node;
 }
 
 /** Wait for all; so many must succeed. */

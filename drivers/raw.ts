@@ -149,7 +149,7 @@ class RawNode implements BlockNode {
     this.#offset = offset;
     this.#fixedSize = fixedSize;
     this.#guard = options.guard;
-    this.#offerCopies();
+    if (file.copyFrom) this.copyFrom = this.#copyFrom;
   }
 
   get children(): { readonly file: BlockNode } {
@@ -160,11 +160,6 @@ class RawNode implements BlockNode {
     checkWindow(sectorsOf(file), this.#offset, this.#fixedSize);
     this.#file = file;
     this.#guard?.useFile(file);
-    this.#offerCopies();
-  }
-
-  #offerCopies(): void {
-    this.copyFrom = this.#file.copyFrom && this.#copyFrom;
   }
 
   get filename(): string {
@@ -226,6 +221,7 @@ class RawNode implements BlockNode {
     length: number,
   ): Promise<void> {
     this.#checkWrite(offset, length);
+    if (!this.#file.copyFrom) throw new BlockError("ENOTSUP");
     offset += this.#offset;
     // What probing looks at is looked at before it is written.
     if (this.#guard?.watches(offset, length)) throw new BlockError("ENOTSUP");

@@ -42,35 +42,26 @@ function groupOf(value: unknown): ThrottleGroup {
 }
 
 function throttledNode(file: BlockNode, group: ThrottleGroup): BlockNode {
-  const changes: Partial<BlockNode> = {
+  return filterNode(throttleDriver, file, {
     async readv(offset, iov) {
       await group.admit("read", vectorLength(iov));
       await file.readv(offset, iov);
     },
-  };
-  if (file.writev) {
-    changes.writev = async (offset, iov, flags) => {
+    async writev(offset, iov, flags) {
       await group.admit("write", vectorLength(iov));
       await file.writev!(offset, iov, flags);
-    };
-  }
-  if (file.writeZeroes) {
-    changes.writeZeroes = async (offset, length, flags) => {
+    },
+    async writeZeroes(offset, length, flags) {
       await group.admit("write", length);
       await file.writeZeroes!(offset, length, flags);
-    };
-  }
-  if (file.discard) {
-    changes.discard = async (offset, length) => {
+    },
+    async discard(offset, length) {
       await group.admit("write", length);
       await file.discard!(offset, length);
-    };
-  }
-  if (file.writeCompressed) {
-    changes.writeCompressed = async (offset, iov, options) => {
+    },
+    async writeCompressed(offset, iov, options) {
       await group.admit("write", vectorLength(iov));
       await file.writeCompressed!(offset, iov, options);
-    };
-  }
-  return filterNode(throttleDriver, file, changes);
+    },
+  });
 }

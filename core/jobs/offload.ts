@@ -5,6 +5,7 @@
  * @module
  */
 import { checkedExtent, isInherited } from "../extents.ts";
+import { withoutWrappers } from "../filter.ts";
 import type { BlockNode } from "../node.ts";
 import type { Part } from "./concatenation.ts";
 
@@ -54,7 +55,9 @@ async function placeOf(
   if (node.driver.role === "filter" || !node.readOnly) return undefined;
   length = Math.min(length, node.size - offset);
   if (length <= 0) return undefined;
-  if (node.driver.role === "protocol") return { node, offset, length };
+  if (node.driver.role === "protocol") {
+    return { node: withoutWrappers(node), offset, length };
+  }
   const extent = checkedExtent(node, await node.status(offset, length));
   if (isInherited(extent)) {
     const { backing } = node.children;

@@ -147,7 +147,7 @@ function debuggedNode(
       isChanged = true;
     }
   };
-  const changes: Partial<BlockNode> = {
+  return filterNode(blkdebugDriver, file, {
     children: { image: file },
     limits,
     debug,
@@ -171,17 +171,15 @@ function debuggedNode(
         throw error;
       }
     },
-  };
-  if (file.writev) {
-    changes.writev = async (offset, iov, flags) => {
+    async writev(offset, iov, flags) {
       await debug.event("pwritev");
       await changing(async () => {
         await debug.check("write", offset, vectorLength(iov));
         await file.writev!(offset, iov, flags);
       });
       await debug.event("pwritev_done");
-    };
-    changes.writeZeroes = async (offset, length, flags) => {
+    },
+    async writeZeroes(offset, length, flags) {
       // Too small a piece is to be written as data: that is tested too.
       if (length < zeroUnit) throw new BlockError("ENOTSUP");
       await debug.event("pwritev_zero");
@@ -190,14 +188,11 @@ function debuggedNode(
         await writeZeroes(file, offset, length, flags);
       });
       await debug.event("pwritev_done");
-    };
-  }
-  if (file.discard) {
-    changes.discard = (offset, length) =>
+    },
+    discard: (offset, length) =>
       changing(async () => {
         await debug.check("discard", offset, length);
         await file.discard!(offset, length);
-      });
-  }
-  return filterNode(blkdebugDriver, file, changes);
+      }),
+  }, { writeZeroes: "writev" });
 }

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { filterNode } from "../../core/filter.ts";
+import { wrapNode } from "../../core/filter.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { Autoclear, type Geometry } from "./format.ts";
 import type { Header } from "./header.ts";
@@ -28,40 +28,28 @@ export function watchChanges(
   file: BlockNode,
   prepare: () => void | Promise<void>,
 ): BlockNode {
-  const { limits, debug } = file;
-  const changes: Partial<BlockNode> = {
+  return wrapNode(file, {
     async writev(...args) {
       await prepare();
       await file.writev!(...args);
     },
-    ...(limits && { limits }),
-    ...(debug && { debug }),
-    ...(file.writeZeroes && {
-      async writeZeroes(...args) {
-        await prepare();
-        await file.writeZeroes!(...args);
-      },
-    }),
-    ...(file.discard && {
-      async discard(...args) {
-        await prepare();
-        await file.discard!(...args);
-      },
-    }),
-    ...(file.truncate && {
-      async truncate(...args) {
-        await prepare();
-        await file.truncate!(...args);
-      },
-    }),
-    ...(file.copyFrom && {
-      async copyFrom(...args) {
-        await prepare();
-        await file.copyFrom!(...args);
-      },
-    }),
-  };
-  return filterNode(file.driver, file, changes);
+    async writeZeroes(...args) {
+      await prepare();
+      await file.writeZeroes!(...args);
+    },
+    async discard(...args) {
+      await prepare();
+      await file.discard!(...args);
+    },
+    async truncate(...args) {
+      await prepare();
+      await file.truncate!(...args);
+    },
+    async copyFrom(...args) {
+      await prepare();
+      await file.copyFrom!(...args);
+    },
+  });
 }
 
 /**

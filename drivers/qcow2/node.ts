@@ -93,7 +93,7 @@ export class Qcow2Node implements BlockNode {
     this.#cleaner = cleaner;
     this.#sizeAtOpen = state.file.size;
     this.#again = again;
-    this.#offerCopies();
+    if (state.file.copyFrom) this.copyFrom = this.#copyFrom;
     const { clusterSize } = state.geometry;
     this.limits = {
       ...(state.encryption && { requestAlignment: SECTOR_SIZE }),
@@ -177,10 +177,6 @@ export class Qcow2Node implements BlockNode {
     if (flags?.fua) await this.flush();
   }
 
-  #offerCopies(): void {
-    this.copyFrom = this.#state.file.copyFrom && this.#copyFrom;
-  }
-
   /** Present where the file has it. */
   copyFrom?: BlockNode["copyFrom"];
 
@@ -190,6 +186,7 @@ export class Qcow2Node implements BlockNode {
     sourceOffset: number,
     length: number,
   ): Promise<void> {
+    if (!this.#state.file.copyFrom) throw new BlockError("ENOTSUP");
     using _ = await this.#begin(offset, length);
     const payload = { source, offset: sourceOffset, length };
     await writeGuest(this.#state, offset, payload);
@@ -331,7 +328,6 @@ export class Qcow2Node implements BlockNode {
   replaceChild(role: string, child: BlockNode): void {
     if (role === "file") this.#state.useFile(child);
     else this.#state.backing = child;
-    this.#offerCopies();
   }
 
   async invalidate(): Promise<void> {

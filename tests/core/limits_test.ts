@@ -26,17 +26,17 @@ Deno.test("zeroes written as data do not wait behind who waits for them", async 
     status: (offset, length) => below.status(offset, length),
     close: () => below.close(),
   };
-  applyLimits(node);
-  await node.writev!(0, [new Uint8Array(8192).fill(1)]);
-  const zeroing = node.writeZeroes!(512, 2048);
+  const limited = applyLimits(node);
+  await limited.writev!(0, [new Uint8Array(8192).fill(1)]);
+  const zeroing = limited.writeZeroes!(512, 2048);
   await begun.promise;
   // It covers a unit in part, so it wants that alone.
-  const writing = node.writev!(1000, [new Uint8Array(100).fill(2)]);
+  const writing = limited.writev!(1000, [new Uint8Array(100).fill(2)]);
   goOn.resolve();
   await Promise.all([zeroing, writing]);
   const bytes = new Uint8Array(8192);
-  await node.readv(0, [bytes]);
+  await limited.readv(0, [bytes]);
   const at = (offset: number) => bytes[offset];
   assertEquals([511, 512, 1000, 1099, 1100, 2560].map(at), [1, 0, 2, 2, 0, 1]);
-  await node.close();
+  await limited.close();
 });
