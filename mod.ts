@@ -14,6 +14,7 @@
 import "./drivers/all.ts";
 
 export * from "./core/create.ts";
+export { drain } from "./core/drain.ts";
 export type * from "./core/driver.ts";
 export {
   asBlockError,
@@ -25,6 +26,11 @@ export {
 export type { ChainExtent } from "./core/extents.ts";
 export type { IoVector } from "./core/bytes.ts";
 export type { Gate, ImplicitOpen } from "./core/gate.ts";
+export {
+  insertFilter,
+  removeFilter,
+  replaceChild,
+} from "./core/graph_changes.ts";
 export {
   type ByteCounters,
   Image,

@@ -11,6 +11,7 @@
  *
  * @module
  */
+import { BlockError } from "./errors.ts";
 import type { BlockNode } from "./node.ts";
 import type { DriverTraits } from "./traits.ts";
 
@@ -51,7 +52,7 @@ type Ability = typeof ABILITIES[number];
 export type Needs = { readonly [verb in Ability]?: Ability };
 
 /**
- * A node that does what `file` does, except for what `changes` holds. Its other
+ * A node that does what `file`, a {@linkcode childSlot}, does, except for what `changes` holds. Its other
  * verbs are those of `file`; checking, repairing, storing compressed data and
  * copying by the system are not passed on.
  *
@@ -79,8 +80,11 @@ export function filterNode(
     get vmState() {
       return file.vmState;
     },
-    children: { file },
+    get children() {
+      return { [driver.childRole ?? "file"]: slots.get(file)?.child ?? file };
+    },
     ...passed(file, PASSED_ON),
+    ...replaceIn(file),
     close: () => Promise.resolve(),
   };
   return redefine(node, interceptable([file], changes, needs));
@@ -105,6 +109,33 @@ export function interceptable(
   return kept;
 }
 
+/** What a node shows of itself, apart from its verbs. */
+const FACTS = [
+  "driver",
+  "filename",
+  "size",
+  "readOnly",
+  "children",
+  "limits",
+  "snapshots",
+  "image",
+  "vmState",
+  "debug",
+] as const satisfies readonly (keyof BlockNode)[];
+
+/** The facts of whichever node it is at the time. */
+function factsOf(current: () => BlockNode): object {
+  const facts = {};
+  for (const name of FACTS) {
+    Object.defineProperty(facts, name, {
+      get: () => current()[name],
+      enumerable: true,
+      configurable: true,
+    });
+  }
+  return facts;
+}
+
 const wrapped = new WeakMap<BlockNode, BlockNode>();
 
 /**
@@ -116,42 +147,51 @@ export function wrapNode(
   node: BlockNode,
   changes: Partial<BlockNode>,
 ): BlockNode {
-  const wrapper: BlockNode = {
-    get driver() {
-      return node.driver;
-    },
-    get filename() {
-      return node.filename;
-    },
-    get size() {
-      return node.size;
-    },
-    get readOnly() {
-      return node.readOnly;
-    },
-    get children() {
-      return node.children;
-    },
-    get limits() {
-      return node.limits;
-    },
-    get snapshots() {
-      return node.snapshots;
-    },
-    get image() {
-      return node.image;
-    },
-    get vmState() {
-      return node.vmState;
-    },
-    get debug() {
-      return node.debug;
-    },
-    ...passed(node, ALL_VERBS),
-  };
+  const wrapper = redefine(
+    passed(node, ALL_VERBS),
+    factsOf(() => node),
+  ) as BlockNode;
   redefine(wrapper, interceptable([node], changes));
   wrapped.set(wrapper, node);
   return wrapper;
+}
+
+/** The children behind {@linkcode childSlot}s. */
+const slots = new WeakMap<BlockNode, { child: BlockNode }>();
+
+/**
+ * What a filter uses in place of its child, so that it can go on with another
+ * one: whatever is asked of it is asked of the child of the time.
+ */
+export function childSlot(child: BlockNode): BlockNode {
+  const slot = { child };
+  const node = factsOf(() => slot.child) as BlockNode;
+  for (const verb of ["readv", "status", "close", ...ALL_VERBS] as const) {
+    if (!child[verb]) continue;
+    const value = (...args: unknown[]) => {
+      const { child } = slot;
+      const act = child[verb] as ((...args: unknown[]) => unknown) | undefined;
+      if (act) return act.apply(child, args);
+      // One that came later may be able to do less.
+      return ABILITIES.some((ability) => ability === verb)
+        ? Promise.reject(new BlockError("ENOTSUP"))
+        : Promise.resolve();
+    };
+    Object.defineProperty(node, verb, { value });
+  }
+  slots.set(node, slot);
+  return node;
+}
+
+/** What replaces the child of a filter, if that has a slot. */
+function replaceIn(file: BlockNode): Partial<BlockNode> {
+  const slot = slots.get(file);
+  if (!slot) return {};
+  return {
+    replaceChild(_role, child) {
+      slot.child = child;
+    },
+  };
 }
 
 /** The node that a driver made, without what the core has put above it. */

@@ -24,6 +24,7 @@ import {
   childPermissions,
   NO_CLAIMS,
 } from "./permissions.ts";
+import type { OpenOptions } from "./open_options.ts";
 import type { RequestGate } from "./request_gate.ts";
 import type { Claimant, Permissions } from "./traits.ts";
 import { shortened } from "./values.ts";
@@ -34,6 +35,31 @@ export interface Origin {
   readonly options: OptionValues;
   /** Whether it has another backing file than its image names. */
   readonly otherBacking: boolean;
+}
+
+/** How a node can be opened once more. */
+export interface Reopening {
+  /** All options it was given. */
+  options: OptionValues;
+  /** Open another node like it, with what differs. */
+  again(changes: OpeningChanges): Promise<BlockNode>;
+}
+
+/** What is to be different when a node is opened once more. */
+export interface OpeningChanges {
+  /** All options, in place of those it had. */
+  readonly options?: OptionValues;
+  /** Wishes of its user's that take the place of those before. */
+  readonly wishes?: OpenOptions;
+  /** Nodes of protocols that are open already, and are to be used again. */
+  readonly kept?: readonly KeptNode[];
+}
+
+/** A node that stays open while those above it are opened once more. */
+export interface KeptNode {
+  readonly node: BlockNode;
+  /** Let go of it: it cannot be used again. */
+  letGo(): Promise<void>;
 }
 
 /** A use of a node. */
@@ -79,6 +105,7 @@ export class GraphNode {
   /** What messages call it: the name that its user gave it, or its file's. */
   name = "";
   origin?: Origin;
+  opened?: Reopening;
   /** Whether somebody else made it, who will close it. */
   isForeign = false;
   phase: "opening" | "open" | "closing" | "closed" = "opening";
@@ -365,6 +392,7 @@ export class Change {
       before.users.splice(place, 1);
       edge.target = target;
       target.users.push(edge);
+      if (target.isForeign) target.learnChildren();
     }, () => {
       drop(edge);
       edge.target = before;

@@ -14,7 +14,7 @@ import {
   passes,
   passesByDefault,
 } from "./gate.ts";
-import { detach, findGraphNode, GraphNode } from "./graph.ts";
+import { detach, findGraphNode, GraphNode, type KeptNode } from "./graph.ts";
 import { applyLimits } from "./limits.ts";
 import { resolveName } from "./names.ts";
 import type { ImageFormat } from "./formats.ts";
@@ -56,6 +56,8 @@ interface Opening {
   options: OpenOptions;
   /** What the user asked for: its folder is open to what images name. */
   source: unknown;
+  /** Nodes that are to be used again. */
+  kept?: readonly KeptNode[];
 }
 
 /** An image of a backing chain, and those above it. */
@@ -146,6 +148,32 @@ export function claimsOf(
   let needs = resize ? RESIZE : 0;
   if (purpose !== "info") needs |= node.readOnly ? READ : READ | WRITE;
   return { needs, shares: share ? ALL_ACCESS : READ | WRITE_UNCHANGED };
+}
+
+/**
+ * Open a filter above a node that is open.
+ *
+ * @param description Its driver and options, without the child.
+ */
+export async function openFilter(
+  description: StackObject,
+  child: BlockNode,
+  options: OpenOptions,
+): Promise<BlockNode> {
+  const { driver: name, ...others } = checkedStack(description);
+  if (typeof name !== "string") {
+    throw invalid("The description of a filter must name its driver");
+  }
+  const driver = getDriver(name);
+  if (driver.role !== "filter") throw invalid(`'${name}' is no filter`);
+  const { childRole = "file" } = driver;
+  const place = { ...topPlace(options), readOnly: child.readOnly };
+  return await openDriver(
+    driver,
+    { ...others, [childRole]: child },
+    { options, source: child },
+    place,
+  );
 }
 
 /** Open only the protocol node of a source, without looking for a format. */
@@ -329,6 +357,17 @@ async function openDriver(
     const node = applyLimits(await applyNodeOptions(adopted, common));
     const otherBacking = options.backing !== undefined && purpose !== "info";
     inGraph.origin = { options, otherBacking };
+    inGraph.opened = {
+      options: allOptions,
+      again: ({ options = allOptions, wishes, kept }) =>
+        openDriver(
+          driver,
+          options,
+          { ...opening, options: { ...opening.options, ...wishes }, kept },
+          { ...above, readOnly: wishes?.readOnly ?? above.readOnly },
+          probed,
+        ),
+    };
     inGraph.complete(node);
     return node;
   } catch (error) {

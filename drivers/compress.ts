@@ -7,7 +7,7 @@ import { type IoVector, sliceVector, vectorLength } from "../core/bytes.ts";
 import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
 import { checkedExtent } from "../core/extents.ts";
-import { filterNode } from "../core/filter.ts";
+import { childSlot, filterNode } from "../core/filter.ts";
 import type { BlockNode, Extent } from "../core/node.ts";
 import { parseOptions } from "../core/options.ts";
 import { readPadded } from "../core/requests.ts";
@@ -19,7 +19,7 @@ export const compressDriver: BlockDriver = {
 
   async open(options, context) {
     parseOptions({}, options, ["file"]);
-    const file = await context.openChild("file");
+    const file = childSlot(await context.openChild("file"));
     if (!file.writeCompressed) {
       throw new BlockError(
         "ENOTSUP",

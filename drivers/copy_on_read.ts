@@ -16,7 +16,7 @@ import {
 import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
 import { checkedExtent, isInherited, skipFilters } from "../core/extents.ts";
-import { filterNode } from "../core/filter.ts";
+import { childSlot, filterNode } from "../core/filter.ts";
 import { type Held, RangeLock } from "../core/lock.ts";
 import type { BlockNode } from "../core/node.ts";
 import { parseOptions } from "../core/options.ts";
@@ -40,7 +40,7 @@ export const copyOnReadDriver: BlockDriver = {
 
   async open(options, context) {
     parseOptions({}, options, ["file"]);
-    const file = await context.openChild("file");
+    const file = childSlot(await context.openChild("file"));
     if (context.readOnly) {
       throw new BlockError("EACCES", "Block node is read-only");
     }
@@ -75,16 +75,18 @@ function copyingNode(file: BlockNode, clusterSize: number): BlockNode {
 /** Reads, and writes what it has read of a backing file. */
 class Copier {
   readonly #file: BlockNode;
-  /** The node that knows what it holds itself. */
-  readonly #image: BlockNode;
   readonly #clusterSize: number;
   /** Clusters that are written to, or alone by who copies them. */
   readonly #ranges = new RangeLock();
 
   constructor(file: BlockNode, clusterSize: number) {
     this.#file = file;
-    this.#image = skipFilters(file);
     this.#clusterSize = clusterSize;
+  }
+
+  /** The node that knows what it holds itself. */
+  get #image(): BlockNode {
+    return skipFilters(this.#file);
   }
 
   async read(offset: number, iov: IoVector): Promise<void> {

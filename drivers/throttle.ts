@@ -7,7 +7,7 @@
 import { vectorLength } from "../core/bytes.ts";
 import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
-import { filterNode } from "../core/filter.ts";
+import { childSlot, filterNode } from "../core/filter.ts";
 import type { BlockNode } from "../core/node.ts";
 import { parseOptions } from "../core/options.ts";
 import { valueText } from "../core/values.ts";
@@ -24,7 +24,7 @@ export const throttleDriver: BlockDriver = {
   async open(options, context) {
     const parsed = parseOptions({}, options, ["file", "throttle-group"]);
     const group = groupOf(parsed["throttle-group"]);
-    return throttledNode(await context.openChild("file"), group);
+    return throttledNode(childSlot(await context.openChild("file")), group);
   },
 };
 

@@ -201,7 +201,6 @@ Deno.test("openImage() names the source that cannot be opened", async () => {
   );
 });
 
-
 inFolder("a backing file in the same folder may be opened", async (folder) => {
   await makeChain(`${folder}/base`, `${folder}/top`, "base");
   assertEquals(await firstBytes(`${folder}/top`), "base");
