@@ -6,28 +6,37 @@
  */
 import { isExactSize } from "./bytes.ts";
 import type { BlockDriver } from "./driver.ts";
-import { asBlockError, BlockError, invalid } from "./errors.ts";
-import { primaryChild } from "./extents.ts";
+import {
+  AbsentVerbError,
+  asBlockError,
+  BlockError,
+  invalid,
+  UnexpectedError,
+} from "./errors.ts";
+import { nodesOf, primaryChild } from "./extents.ts";
 import { wrapNode } from "./filter.ts";
 import type { BlockNode, RequestLimits } from "./node.ts";
+import { type OptionValues, parseOption } from "./options.ts";
 import { valueText } from "./values.ts";
+import { OPTIONAL_VERBS } from "./verbs.ts";
 
 const VERBS = ["readv", "status", "close"] as const;
 
-const OPTIONAL_VERBS = [
-  "writev",
-  "writeZeroes",
-  "discard",
-  "writeCompressed",
-  "copyFrom",
-  "flush",
-  "truncate",
-  "replaceChild",
-  "setPermissions",
-  "info",
-  "invalidate",
-  "reopen",
-] as const satisfies readonly (keyof BlockNode)[];
+/** Groups of verbs, with those that must be there and those that may. */
+const GROUPS: readonly [
+  group: keyof BlockNode,
+  verbs: readonly string[],
+  optional: readonly string[],
+][] = [
+  [
+    "snapshots",
+    ["list", "create", "apply", "delete", "loadTemporary"],
+    [],
+  ],
+  ["image", [], ["check", "amend", "changeBacking", "makeEmpty"]],
+  ["vmState", ["save", "load"], []],
+  ["debug", ["event"], []],
+];
 
 const LIMITS = [
   "maxTransfer",
@@ -62,7 +71,27 @@ function faultOf(value: unknown): string | undefined {
   if (typeof readOnly !== "boolean") {
     return `its 'readOnly' is ${valueText(readOnly)}`;
   }
-  return faultOfChildren(children) ?? faultOfLimits(node.limits);
+  return faultOfGroups(node) ?? faultOfChildren(children) ??
+    faultOfLimits(node.limits);
+}
+
+function faultOfGroups(
+  node: { readonly [name in keyof BlockNode]: unknown },
+): string | undefined {
+  for (const [group, verbs, optional] of GROUPS) {
+    const value = node[group];
+    if (value === undefined) continue;
+    if (typeof value !== "object" || value === null) {
+      return `its '${group}' is ${valueText(value)}`;
+    }
+    const given = value as { readonly [verb: string]: unknown };
+    const odd = verbs.find((verb) => typeof given[verb] !== "function") ??
+      optional.find((verb) =>
+        !["function", "undefined"].includes(typeof given[verb])
+      );
+    if (odd) return `its '${group}.${odd}' is ${valueText(given[odd])}`;
+  }
+  return undefined;
 }
 
 function faultOfChildren(children: unknown): string | undefined {
@@ -144,6 +173,64 @@ export function cannotWrite(what: string, node: BlockNode): BlockError {
       "EACCES",
       `${what}: '${node.filename}' was opened read-only`,
     );
+}
+
+/**
+ * What was thrown by a request to a stack, as a `BlockError`. Where a driver
+ * has called what a node below it cannot do, both are named.
+ */
+export function requestError(top: BlockNode, thrown: unknown): BlockError {
+  const error = asBlockError(thrown);
+  if (!(error instanceof AbsentVerbError)) return error;
+  const { verb } = error;
+  for (const { node, above } of nodesOf(top)) {
+    if (node[verb] || !above) continue;
+    return new BlockError(
+      error.code,
+      `Driver '${above.node.driver.name}' calls ${verb}() of ` +
+        `'${node.filename}', which driver '${node.driver.name}' does not have`,
+      { cause: error },
+    );
+  }
+  return error;
+}
+
+/**
+ * What opening a node failed with. Drivers name themselves, or need not be
+ * named, in errors of their own; of others, nothing would tell whose they are.
+ */
+export function openingError(driver: BlockDriver, thrown: unknown): BlockError {
+  const error = asBlockError(thrown);
+  return error instanceof UnexpectedError
+    ? error.prefixed(`Driver '${driver.name}': `)
+    : error;
+}
+
+/**
+ * Refuse options of a driver that are not of the type its table says.
+ *
+ * @throws {BlockError} EINVAL
+ */
+export function checkDriverOptions(
+  { name: driver, openOptions = {} }: BlockDriver,
+  options: OptionValues,
+): void {
+  for (const [name, spec] of Object.entries(openOptions)) {
+    const value = Object.hasOwn(options, name) ? options[name] : undefined;
+    if (value === undefined) continue;
+    try {
+      parseOption(name, spec, value);
+    } catch (thrown) {
+      const { code, message, hint, words, detail = "" } = asBlockError(thrown);
+      const named = ` (driver '${driver}')`;
+      throw new BlockError(code, message + named, {
+        cause: thrown,
+        hint,
+        words,
+        detail: detail + named,
+      });
+    }
+  }
 }
 
 /**

@@ -43,7 +43,7 @@ export interface StreamSource {
   readonly size: number;
   /** All of it, in order; may be asked for more than once. */
   extents(): AsyncIterable<StreamExtent>;
-  /** Fill `bytes` from `offset` on. */
+  /** Fill `bytes` from `offset` on: lent until the promise settles. */
   read(offset: number, bytes: Uint8Array): Promise<void>;
 }
 

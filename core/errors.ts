@@ -4,6 +4,7 @@
  * @module
  */
 import { shortened, valueText } from "./values.ts";
+import { OPTIONAL_VERBS, type OptionalVerb } from "./verbs.ts";
 
 /** POSIX error names used as {@linkcode BlockError.code}. */
 export type ErrorCode =
@@ -183,6 +184,44 @@ export function detailOf(cause: BlockError): string {
   return message === strerror(code) ? "" : ` (${shortened(message)})`;
 }
 
+/**
+ * Why something failed, in QEMU's words: the system's text for the code. Of an
+ * exception that nobody expected, its own message, since EIO alone says nothing.
+ */
+export function reasonOf(thrown: unknown): string {
+  const error = asBlockError(thrown);
+  for (let cause: unknown = error; isBlockError(cause); cause = cause.cause) {
+    if (cause instanceof UnexpectedError) return cause.message;
+  }
+  return strerror(error.code);
+}
+
+/** An exception that is no error of input and output: a mistake in a driver. */
+export class UnexpectedError extends BlockError {
+  /** An error for what was thrown, with its message. */
+  constructor(message: string, cause: unknown) {
+    super("EIO", message, { cause });
+  }
+}
+
+/** A driver has called a verb of a node that lacks it. */
+export class AbsentVerbError extends BlockError {
+  /** Its name. */
+  readonly verb: OptionalVerb;
+
+  /** An error for what the engine has thrown. */
+  constructor(verb: OptionalVerb, cause: TypeError) {
+    const message = `A node is asked to ${verb}(), which it cannot`;
+    super("ENOTSUP", message, { cause });
+    this.verb = verb;
+  }
+}
+
+/** What engines say of a verb that is called and is not there. */
+const NO_VERB = new RegExp(
+  `\\.(${OPTIONAL_VERBS.join("|")})\\b\\S* is not a function`,
+);
+
 /** The error for what makes no sense: EINVAL. */
 export function invalid(message: string, hint?: string): BlockError {
   return new BlockError("EINVAL", message, { hint });
@@ -214,11 +253,16 @@ export function asBlockError(error: unknown): BlockError {
   if (message !== undefined && NOT_PERMITTED.test(message)) {
     return new BlockError("EACCES", undefined, { cause: error, hint: message });
   }
-  return new BlockError(
-    isErrorCode(code) ? code : "EIO",
-    message === undefined ? undefined : shortened(message),
-    { cause: error },
-  );
+  const text = message === undefined ? undefined : shortened(message);
+  const verb = text === undefined ? undefined : NO_VERB.exec(text)?.[1];
+  if (verb && error instanceof TypeError) {
+    return new AbsentVerbError(verb as OptionalVerb, error);
+  }
+  if (text === undefined || isErrorCode(code)) {
+    const known = isErrorCode(code) ? code : "EIO";
+    return new BlockError(known, text, { cause: error });
+  }
+  return new UnexpectedError(text, error);
 }
 
 function isBlockError(error: unknown): error is BlockError {

@@ -14,6 +14,7 @@
 import { BlockError } from "./errors.ts";
 import type { BlockNode } from "./node.ts";
 import type { DriverTraits } from "./traits.ts";
+import { OPTIONAL_VERBS, type OptionalVerb } from "./verbs.ts";
 
 /** What a filter can do only if the node below can: it is passed on. */
 const PASSED_ON = [
@@ -24,17 +25,7 @@ const PASSED_ON = [
   "truncate",
   "info",
   "invalidate",
-] as const;
-
-/** All that a node can leave out and a wrapper passes on. */
-const ALL_VERBS = [
-  ...PASSED_ON,
-  "writeCompressed",
-  "copyFrom",
-  "setPermissions",
-  "replaceChild",
-  "reopen",
-] as const satisfies readonly (keyof BlockNode)[];
+] as const satisfies readonly OptionalVerb[];
 
 /** Verbs that say by their presence what a node can do to its disk. */
 const ABILITIES = [
@@ -148,7 +139,7 @@ export function wrapNode(
   changes: Partial<BlockNode>,
 ): BlockNode {
   const wrapper = redefine(
-    passed(node, ALL_VERBS),
+    passed(node, OPTIONAL_VERBS),
     factsOf(() => node),
   ) as BlockNode;
   redefine(wrapper, interceptable([node], changes));
@@ -166,7 +157,7 @@ const slots = new WeakMap<BlockNode, { child: BlockNode }>();
 export function childSlot(child: BlockNode): BlockNode {
   const slot = { child };
   const node = factsOf(() => slot.child) as BlockNode;
-  for (const verb of ["readv", "status", "close", ...ALL_VERBS] as const) {
+  for (const verb of ["readv", "status", "close", ...OPTIONAL_VERBS] as const) {
     if (!child[verb]) continue;
     const value = (...args: unknown[]) => {
       const { child } = slot;
@@ -203,7 +194,7 @@ export function withoutWrappers(node: BlockNode): BlockNode {
 /** The verbs that every node has, and those of `verbs` that this one has. */
 function passed(
   below: BlockNode,
-  verbs: readonly typeof ALL_VERBS[number][],
+  verbs: readonly OptionalVerb[],
 ): Pick<BlockNode, "readv" | "status" | "close"> {
   const own: Partial<BlockNode> = {};
   for (const verb of verbs) {

@@ -9,6 +9,7 @@ import {
   checkNode,
   checkOptions,
   type OptionKind,
+  requestError,
 } from "./checks.ts";
 import {
   asBlockError,
@@ -189,7 +190,7 @@ export class Image implements AsyncDisposable {
     try {
       await this.node.readv(offset, iov, flags);
     } catch (error) {
-      throw asBlockError(error);
+      throw requestError(this.node, error);
     } finally {
       this.#gate.leave();
     }
@@ -229,7 +230,7 @@ export class Image implements AsyncDisposable {
       this.counters.written += length;
       if (this.#writethrough) await node.flush?.();
     } catch (error) {
-      throw asBlockError(error);
+      throw requestError(this.node, error);
     } finally {
       this.#gate.leave();
     }
@@ -308,7 +309,7 @@ export class Image implements AsyncDisposable {
         return node.discard?.(offset, length, flags);
       });
     } catch (thrown) {
-      const error = asBlockError(thrown);
+      const error = requestError(this.node, thrown);
       // As where the driver has no such method: it is no more than a hint.
       if (error.code !== "ENOTSUP") throw error;
     }
@@ -441,18 +442,27 @@ export class Image implements AsyncDisposable {
     const { isForeign, users } = this.#root.target;
     const staysOpen = isForeign ||
       users.some((user) => user !== this.#root && user.holds);
-    try {
-      if (staysOpen && !this.readOnly) await this.node.flush?.();
-    } catch (error) {
-      throw asBlockError(error);
-    } finally {
-      await settled(() => detach(this.#root));
-    }
+    await this.#settled(async () => {
+      try {
+        if (staysOpen && !this.readOnly) await this.node.flush?.();
+      } finally {
+        await detach(this.#root);
+      }
+    });
   }
 
   /** Closes; for `await using`. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
+  }
+
+  /** What an operation comes to; whatever fails is a BlockError. */
+  async #settled<T>(act: () => T): Promise<Awaited<T>> {
+    try {
+      return await act();
+    } catch (error) {
+      throw requestError(this.node, error);
+    }
   }
 
   /** Bytes up to the end; none from what is no offset, which is refused then. */
@@ -468,9 +478,7 @@ export class Image implements AsyncDisposable {
     const turn = this.#gate.enter(signal);
     if (turn) await turn;
     try {
-      return await act(this.node);
-    } catch (error) {
-      throw asBlockError(error);
+      return await this.#settled(() => act(this.node));
     } finally {
       this.#gate.leave();
     }
@@ -563,15 +571,6 @@ function newBuffer(length: number): Uint8Array {
     throw new BlockError("ENOMEM", `Cannot read ${length} bytes at once`, {
       cause,
     });
-  }
-}
-
-/** What an operation of a node comes to; whatever fails is a BlockError. */
-async function settled<T>(act: () => T): Promise<Awaited<T>> {
-  try {
-    return await act();
-  } catch (error) {
-    throw asBlockError(error);
   }
 }
 

@@ -1,7 +1,17 @@
 /**
  * What a node is: the contract of one opened layer of a stack.
  *
- * What a node cannot do, it leaves out. All offsets and lengths are in bytes.
+ * What a node cannot do, it leaves out, and whoever wants it done asks first.
+ * All offsets and lengths are in bytes.
+ *
+ * **Whose a buffer is.** The parts of a vector are lent for one request. Until
+ * its promise settles, the caller neither changes them nor looks at what is to
+ * be filled, and the node may go on using them, in any order and in parts.
+ * Afterwards, whether it failed or not, they are the caller's again: a node that
+ * needs the bytes for longer has copied them, and settles only when no child can
+ * touch them any more. A node never changes bytes that it is to write. The list
+ * of parts is lent in the same way, and changed by nobody. What a node answers
+ * (an extent, a description) is the caller's.
  *
  * @module
  */
@@ -9,7 +19,10 @@ import type { IoVector } from "./bytes.ts";
 import type { OptionValues } from "./options.ts";
 import type { DriverTraits, Permissions } from "./traits.ts";
 
-/** An opened driver: one layer of a stack. */
+/**
+ * An opened driver: one layer of a stack. The first five properties and three
+ * verbs are all that it takes; the groups at the end are for few.
+ */
 export interface BlockNode {
   /** The driver that made it. */
   readonly driver: DriverTraits;
@@ -26,7 +39,9 @@ export interface BlockNode {
 
   /**
    * Fill `iov` with the bytes from `offset` on. A protocol gives zeroes past
-   * its end; of a format, only ranges within `size` may be asked for.
+   * its end; of a format, only ranges within `size` may be asked for. `iov` is
+   * the node's until the promise settles; if it rejects, what the parts hold
+   * is undefined.
    */
   readv(offset: number, iov: IoVector, flags?: ReadFlags): Promise<void>;
   /** What the range from `offset` holds: the first extent of it. */
@@ -38,9 +53,13 @@ export interface BlockNode {
    */
   close(): Promise<void>;
 
-  /** Write the bytes of `iov`. A protocol grows when written past its end. */
+  /**
+   * Write the bytes of `iov`. A protocol grows when written past its end. The
+   * bytes must stay as they are until the promise settles, `flags.placed` or
+   * not; the node does not change them.
+   */
   writev?(offset: number, iov: IoVector, flags?: WriteFlags): Promise<void>;
-  /** Make a range read as zeroes. */
+  /** Make a range read as zeroes. There is no buffer. */
   writeZeroes?(
     offset: number,
     length: number,
@@ -52,9 +71,17 @@ export interface BlockNode {
     length: number,
     flags?: DiscardFlags,
   ): Promise<void>;
+  /** Make everything written before durable. */
+  flush?(): Promise<void>;
+  /** Change the size, in bytes. */
+  truncate?(size: number, options?: TruncateOptions): Promise<void>;
+  /** Describe the image. */
+  info?(): Promise<NodeInfo>;
+
   /**
    * Store whole clusters compressed; the disk's last one goes up to its end.
-   * Clusters are stored in the order in which this is called.
+   * Clusters are stored in the order in which this is called. The bytes must
+   * stay as they are until the promise settles.
    */
   writeCompressed?(
     offset: number,
@@ -63,7 +90,8 @@ export interface BlockNode {
   ): Promise<void>;
   /**
    * Write what a protocol's node holds from `sourceOffset` on, without its
-   * passing through here: the system copies it from file to file.
+   * passing through here: the system copies it from file to file, and there is
+   * no buffer.
    *
    * @throws {BlockError} ENOTSUP if that cannot be done; part of the range may
    * have been written.
@@ -74,10 +102,6 @@ export interface BlockNode {
     sourceOffset: number,
     length: number,
   ): Promise<void>;
-  /** Make everything written before durable. */
-  flush?(): Promise<void>;
-  /** Change the size, in bytes. */
-  truncate?(size: number, options?: TruncateOptions): Promise<void>;
   /**
    * Have other processes know what is claimed of it. Protocols whose files
    * others can open have this.
@@ -85,8 +109,6 @@ export interface BlockNode {
    * @throws {BlockError} EAGAIN if another one's claims do not permit it.
    */
   setPermissions?(permissions: Permissions): void;
-  /** Describe the image. */
-  info?(): Promise<NodeInfo>;
   /**
    * Go on with another child, which holds the same bytes; nothing is under way
    * meanwhile. Absent if the node cannot do so.
@@ -336,9 +358,9 @@ export interface ImageOperations {
 
 /** VM state, which is no part of the disk. Offsets are from its start. */
 export interface VmStateOperations {
-  /** Write the bytes of `iov`; they are the caller's again afterwards. */
+  /** Write the bytes of `iov`, which are lent as for `writev`. */
   save(offset: number, iov: IoVector): Promise<void>;
-  /** Fill `iov`. */
+  /** Fill `iov`, which is lent as for `readv`. */
   load(offset: number, iov: IoVector): Promise<void>;
 }
 

@@ -4,7 +4,12 @@
  *
  * @module
  */
-import { adoptNode, checkNode } from "./checks.ts";
+import {
+  adoptNode,
+  checkDriverOptions,
+  checkNode,
+  openingError,
+} from "./checks.ts";
 import { attachRoot, hold } from "./drain.ts";
 import type { BlockDriver, OpenContext } from "./driver.ts";
 import { asBlockError, BlockError, invalid } from "./errors.ts";
@@ -345,6 +350,7 @@ async function openDriver(
   let made: BlockNode | undefined;
   try {
     checkForceShare(place);
+    checkDriverOptions(driver, options);
     const context = contextOf(pending);
     const forget = () => inGraph.abandon();
     made = await openAsPermitted(driver, options, context, common, forget);
@@ -377,7 +383,7 @@ async function openDriver(
     }
     await inGraph.abandon();
     if (error instanceof UnknownOptionError) throw notSupported(driver, error);
-    throw asBlockError(error);
+    throw openingError(driver, error);
   }
 }
 

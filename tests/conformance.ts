@@ -112,6 +112,28 @@ export function conformance(name: string, subject: Subject): void {
     await disk.verify();
   });
 
+  test("returns buffers as they were lent", async (disk) => {
+    const { node } = disk.image;
+    for (const [offset, length] of [[0, 4096], [100_001, 70_003]]) {
+      const bytes = randomBytes(length);
+      const original = bytes.slice();
+      const iov = Object.freeze([bytes.subarray(0, 9), bytes.subarray(9)]);
+      await node.writev!(offset, iov as IoVector);
+      assertEquals(bytes, original, "what is written is not changed");
+      disk.model.set(original, offset);
+      bytes.fill(0xcc);
+      await disk.verifyRange(offset, length);
+      const target = allocate(length);
+      const parts = Object.freeze([target.subarray(0, 7), target.subarray(7)]);
+      await node.readv(offset, parts as IoVector);
+      target.fill(0xdd);
+      await disk.verifyRange(offset, length);
+      await node.flush?.();
+      assert(target.every((byte) => byte === 0xdd), "read into once too often");
+    }
+    await disk.verify();
+  });
+
   test("does nothing on empty requests", async (disk) => {
     await disk.write(0, 4096);
     for (const offset of [0, 77, SIZE]) {
@@ -388,6 +410,10 @@ class Disk {
     for (let offset = 0; offset < size;) {
       const extent = await node.status(offset, size - offset);
       assert(extent.length >= 1, `an extent of ${extent.length} at ${offset}`);
+      const { allocated, zero, compressed = false } = extent;
+      assertEquals(typeof allocated, "boolean");
+      assertEquals(typeof zero, "boolean");
+      assertEquals(typeof compressed, "boolean");
       const length = Math.min(extent.length, size - offset);
       const bytes = allocate(length).fill(0xee);
       await node.readv(offset, [bytes]);

@@ -1,6 +1,6 @@
 /** `bench`: measure how fast an image answers requests. @module */
 import { bench } from "../../core/jobs/bench.ts";
-import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
+import { asBlockError, BlockError, reasonOf } from "../../core/errors.ts";
 import type { CacheMode } from "../../core/open_options.ts";
 import {
   type Command,
@@ -145,8 +145,8 @@ export const command: Command = {
   },
 };
 
-function failed({ code }: BlockError): CommandError {
-  return new CommandError(`Failed request: ${strerror(code)}`);
+function failed(error: BlockError): CommandError {
+  return new CommandError(`Failed request: ${reasonOf(error)}`);
 }
 
 function parse(invocation: Invocation): Wish {

@@ -1,7 +1,7 @@
 /** `dd`: copy a part of an image, block by block. @module */
 import { createImage } from "../../core/create.ts";
 import { allocate, roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
-import { asBlockError, strerror } from "../../core/errors.ts";
+import { asBlockError, reasonOf } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { findDriver } from "../../core/registry.ts";
 import {
@@ -144,7 +144,7 @@ async function orFail(what: string, request: Promise<void>): Promise<void> {
   try {
     await request;
   } catch (error) {
-    const reason = strerror(asBlockError(error).code);
+    const reason = reasonOf(error);
     throw new CommandError(`error while ${what} image file: ${reason}`);
   }
 }

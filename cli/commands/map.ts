@@ -1,5 +1,5 @@
 /** `map`: show what an image holds, and where. @module */
-import { asBlockError, strerror } from "../../core/errors.ts";
+import { reasonOf } from "../../core/errors.ts";
 import { type ChainExtent, chainStatus, isStored } from "../../core/extents.ts";
 import { nameOf } from "../../core/node_names.ts";
 import type { BlockNode } from "../../core/node.ts";
@@ -117,9 +117,8 @@ async function forEachEntry(
     try {
       extent = await chainStatus(node, at, end - at);
     } catch (error) {
-      const { code } = asBlockError(error);
       throw new CommandError(
-        `Could not read file metadata: ${strerror(code)}`,
+        `Could not read file metadata: ${reasonOf(error)}`,
       );
     }
     found(entryOf(extent));

@@ -3,6 +3,7 @@ import {
   asBlockError,
   BlockError,
   errno,
+  reasonOf,
   strerror,
 } from "../../core/errors.ts";
 import type { SnapshotOperations } from "../../core/node.ts";
@@ -97,7 +98,7 @@ const ACTIONS = {
       await snapshots.create({ name: shortened(name), icount: 0n });
     } catch (thrown) {
       const { code } = asBlockError(thrown);
-      throw failed("create", name, `${-errno(code)} (${strerror(code)})`);
+      throw failed("create", name, `${-errno(code)} (${reasonOf(thrown)})`);
     }
   },
   async a(snapshots: SnapshotOperations, name: string) {

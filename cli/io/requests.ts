@@ -4,7 +4,12 @@
  * @module
  */
 import { allocate, SECTOR_SIZE } from "../../core/bytes.ts";
-import { BlockError, OutOfRangeError, strerror } from "../../core/errors.ts";
+import {
+  BlockError,
+  OutOfRangeError,
+  reasonOf,
+  strerror,
+} from "../../core/errors.ts";
 import { integerText } from "../numbers.ts";
 import { Refusal } from "./command.ts";
 import { byteCount } from "./numbers.ts";
@@ -51,8 +56,10 @@ export async function timed(
   } catch (error) {
     // Anything else is a mistake of ours, not a failure of the disk.
     if (!(error instanceof BlockError)) throw error;
-    const code = error instanceof OutOfRangeError ? "EIO" : error.code;
-    throw new Refusal(`${what} failed: ${strerror(code)}`);
+    const why = error instanceof OutOfRangeError
+      ? strerror("EIO")
+      : reasonOf(error);
+    throw new Refusal(`${what} failed: ${why}`);
   }
   return (performance.now() - start) / 1000;
 }

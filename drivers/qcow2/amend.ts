@@ -8,7 +8,7 @@ import {
   asBlockError,
   BlockError,
   invalid,
-  strerror,
+  reasonOf,
 } from "../../core/errors.ts";
 import type { AmendOptions } from "../../core/node.ts";
 import {
@@ -227,5 +227,7 @@ async function downgrade(
 
 function failed(what: string, thrown: unknown): BlockError {
   const { code } = asBlockError(thrown);
-  return new BlockError(code, `${what}: ${strerror(code)}`, { cause: thrown });
+  return new BlockError(code, `${what}: ${reasonOf(thrown)}`, {
+    cause: thrown,
+  });
 }

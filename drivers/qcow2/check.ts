@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
+import { asBlockError, BlockError, reasonOf } from "../../core/errors.ts";
 import type { CheckOptions, CheckResult } from "../../core/node.ts";
 import { countBitmaps } from "./check_bitmaps.ts";
 import { checkCopiedFlags } from "./check_copied.ts";
@@ -92,7 +92,7 @@ async function readSnapshots(run: CheckRun): Promise<number> {
     const { code, message, hint } = asBlockError(error);
     run.report(`ERROR failed to read the snapshot table: ${message}`, true);
     if (hint) run.report(hint);
-    throw new BlockError(code, strerror(code), { cause: error });
+    throw new BlockError(code, reasonOf(error), { cause: error });
   }
   if (removed.discarded > 0) {
     // Now, since counting goes by what the header says.

@@ -5,7 +5,7 @@
  * @module
  */
 import { allocate } from "../../core/bytes.ts";
-import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
+import { BlockError, reasonOf, strerror } from "../../core/errors.ts";
 import type { CheckRun } from "./check_run.ts";
 import {
   COMPRESSED,
@@ -120,7 +120,7 @@ class L2Flags {
     try {
       await run.read(offset, this.#bytes);
     } catch (error) {
-      const reason = strerror(asBlockError(error).code);
+      const reason = reasonOf(error);
       throw run.failure(`ERROR: Could not read L2 table: ${reason}`, error);
     }
     this.#changed = 0;
@@ -239,7 +239,7 @@ class L2Flags {
     try {
       await run.file.writev!(offset, [this.#bytes]);
     } catch (error) {
-      const reason = strerror(asBlockError(error).code);
+      const reason = reasonOf(error);
       throw run.failure(`ERROR: Could not write L2 table: ${reason}`, error);
     }
     run.result.corruptions -= this.#changed;

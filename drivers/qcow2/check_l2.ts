@@ -6,7 +6,7 @@
  * @module
  */
 import { allocate } from "../../core/bytes.ts";
-import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
+import { BlockError, reasonOf } from "../../core/errors.ts";
 import type { CheckRun } from "./check_run.ts";
 import {
   COMPRESSED,
@@ -281,7 +281,7 @@ export class L2Scan {
     try {
       await run.file.writev!(tableOffset + at, [entry]);
     } catch (error) {
-      const reason = strerror(asBlockError(error).code);
+      const reason = reasonOf(error);
       run.failure(
         `ERROR: Failed to overwrite L2 table entry: ${reason}`,
         error,

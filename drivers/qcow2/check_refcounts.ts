@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
+import { BlockError, reasonOf, strerror } from "../../core/errors.ts";
 import type { CheckOptions } from "../../core/node.ts";
 import type { CheckRun } from "./check_run.ts";
 import { refcountText } from "./stored_refcounts.ts";
@@ -66,7 +66,7 @@ async function growFile(run: CheckRun, offset: number): Promise<boolean> {
     if (size >= 2 ** 63) throw new BlockError("EINVAL");
     await resize(run, size);
   } catch (error) {
-    const reason = strerror(asBlockError(error).code);
+    const reason = reasonOf(error);
     run.report(`ERROR could not resize image: ${reason}`);
     return false;
   }
@@ -84,8 +84,7 @@ async function resize(run: CheckRun, size: number): Promise<void> {
     if (!file.truncate) throw new BlockError("ENOTSUP");
     await file.truncate(size);
   } catch (error) {
-    const { code } = asBlockError(error);
-    run.report(`Could not resize file: ${strerror(code)}`, true);
+    run.report(`Could not resize file: ${reasonOf(error)}`, true);
     throw error;
   }
 }

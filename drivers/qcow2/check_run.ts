@@ -6,7 +6,7 @@
  */
 import { roundDown, SECTOR_SIZE } from "../../core/bytes.ts";
 import { nothingFound } from "../../core/check_result.ts";
-import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
+import { asBlockError, BlockError, reasonOf } from "../../core/errors.ts";
 import type { BlockNode, CheckOptions, CheckResult } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
 import { ENTRY_SIZE, type Geometry, Incompatible } from "./format.ts";
@@ -123,7 +123,7 @@ export class CheckRun {
     this.report(line);
     this.result.checkErrors++;
     const { code } = asBlockError(error);
-    return new BlockError(code, strerror(code), { cause: error });
+    return new BlockError(code, reasonOf(error), { cause: error });
   }
 
   /** Fill `target` from the file; zeroes past its end. */

@@ -9,7 +9,7 @@ import {
   asBlockError,
   BlockError,
   invalid,
-  strerror,
+  reasonOf,
 } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { Autoclear, Crypt, readUint64, viewOf } from "./format.ts";
@@ -231,6 +231,6 @@ export async function readOr(
     await file.readv(offset, [target]);
   } catch (error) {
     const { code } = asBlockError(error);
-    throw new BlockError(code, message + strerror(code), { cause: error });
+    throw new BlockError(code, message + reasonOf(error), { cause: error });
   }
 }

@@ -15,7 +15,7 @@ import {
   asBlockError,
   BlockError,
   OutOfRangeError,
-  strerror,
+  reasonOf,
 } from "../../core/errors.ts";
 import type { Held } from "../../core/lock.ts";
 import type {
@@ -79,6 +79,20 @@ export class Qcow2Node implements BlockNode {
   readonly #cleaner: CacheCleaner;
   /** Bytes of the file before anything was written to it. */
   readonly #sizeAtOpen: number;
+
+  readonly image: ImageOperations = {
+    check: async (options) => {
+      using _ = await this.#state.operations.exclude();
+      return await this.#check(options);
+    },
+    amend: (options, how) => this.#amend(options, how),
+    changeBacking: (name, format) => this.#changeBacking(name, format),
+    makeEmpty: () => this.#makeEmpty(),
+  };
+  readonly vmState: VmStateOperations = {
+    save: (offset, iov) => this.#saveVmState(offset, iov),
+    load: (offset, iov) => this.#loadVmState(offset, iov),
+  };
 
   constructor(
     driver: BlockDriver,
@@ -302,11 +316,6 @@ export class Qcow2Node implements BlockNode {
     };
   }
 
-  readonly vmState: VmStateOperations = {
-    save: (offset, iov) => this.#saveVmState(offset, iov),
-    load: (offset, iov) => this.#loadVmState(offset, iov),
-  };
-
   async #saveVmState(offset: number, iov: IoVector): Promise<void> {
     const state = this.#state;
     using _ = await state.operations.exclude();
@@ -345,16 +354,6 @@ export class Qcow2Node implements BlockNode {
     state.checkUsable();
     await this.#again.change(options);
   }
-
-  readonly image: ImageOperations = {
-    check: async (options) => {
-      using _ = await this.#state.operations.exclude();
-      return await this.#check(options);
-    },
-    amend: (options, how) => this.#amend(options, how),
-    changeBacking: (name, format) => this.#changeBacking(name, format),
-    makeEmpty: () => this.#makeEmpty(),
-  };
 
   async #check(options?: CheckOptions): Promise<CheckResult> {
     const state = this.#state;
@@ -447,7 +446,7 @@ export class Qcow2Node implements BlockNode {
       try {
         await cache.flush();
       } catch (error) {
-        const why = strerror(asBlockError(error).code);
+        const why = reasonOf(error);
         failures.push(`Failed to flush the ${name} cache: ${why}`);
       }
     };

@@ -6,7 +6,7 @@
  * @module
  */
 import { allocate, roundUp } from "../../core/bytes.ts";
-import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
+import { asBlockError, BlockError, reasonOf } from "../../core/errors.ts";
 import type { CheckRun } from "./check_run.ts";
 import {
   ENTRY_SIZE,
@@ -36,7 +36,7 @@ export async function rebuildRefcounts(run: CheckRun): Promise<void> {
   } catch (error) {
     run.result.checkErrors++;
     const { code } = asBlockError(error);
-    throw new BlockError(code, strerror(code), { cause: error });
+    throw new BlockError(code, reasonOf(error), { cause: error });
   }
   run.metadataMoved();
   await run.stored.load();
@@ -151,7 +151,7 @@ class NewStructure {
     try {
       await this.#run.write(offset, bytes);
     } catch (error) {
-      const reason = strerror(asBlockError(error).code);
+      const reason = reasonOf(error);
       this.#run.report(`ERROR writing ${what}: ${reason}`, true);
       throw error;
     }

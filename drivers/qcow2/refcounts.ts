@@ -8,7 +8,7 @@
  * @module
  */
 import { allocate, divideUp } from "../../core/bytes.ts";
-import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
+import { asBlockError, BlockError, reasonOf } from "../../core/errors.ts";
 import { isZero } from "../../core/runtime.ts";
 import type { FreeReason } from "./behaviour.ts";
 import {
@@ -275,7 +275,7 @@ export class Refcounts extends RefcountTable {
         }
         return;
       }
-      const why = strerror(code);
+      const why = reasonOf(error);
       this.host.behaviour.report(`qcow2_free_clusters failed: ${why}`);
     }
   }

@@ -5,7 +5,12 @@
  * @module
  */
 import { allocate } from "../../core/bytes.ts";
-import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
+import {
+  asBlockError,
+  BlockError,
+  reasonOf,
+  strerror,
+} from "../../core/errors.ts";
 import type { CheckRun } from "./check_run.ts";
 import { Incompatible, viewOf, writeUint64 } from "./format.ts";
 import { rebuildRefcounts } from "./rebuild.ts";
@@ -53,7 +58,7 @@ export async function rewriteSnapshotTable(run: CheckRun): Promise<void> {
     await freeOldTable(run, old.offset, old.length);
   } catch (error) {
     const { code } = asBlockError(error);
-    const reason = strerror(code);
+    const reason = reasonOf(error);
     run.report(`ERROR failed to update snapshot table: ${reason}`);
     run.result.checkErrors++;
     throw new BlockError(code, reason, { cause: error });

@@ -5,7 +5,7 @@
  * @module
  */
 import { allocate, roundDown, roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
-import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
+import { asBlockError, BlockError, reasonOf } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
 import {
@@ -315,7 +315,7 @@ class TableReader {
       await readPadded(this.#file, offset, [bytes]);
     } catch (error) {
       const { code } = asBlockError(error);
-      const message = `Failed to read snapshot table: ${strerror(code)}`;
+      const message = `Failed to read snapshot table: ${reasonOf(error)}`;
       throw new BlockError(code, message, { cause: error });
     }
     this.#window = bytes;

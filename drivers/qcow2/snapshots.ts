@@ -10,7 +10,7 @@
  * @module
  */
 import { allocate, padded, roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
-import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
+import { asBlockError, BlockError, reasonOf } from "../../core/errors.ts";
 import type { Snapshot, SnapshotRequest } from "../../core/node.ts";
 import { ENTRY_SIZE, MAX_SNAPSHOTS, NO_ICOUNT, viewOf } from "./format.ts";
 import {
@@ -147,7 +147,7 @@ async function makeRoom(
     await countTree(state, l1, 1).catch((error) => {
       // QEMU gives its users the number alone.
       const { code } = asBlockError(error);
-      throw new BlockError(code, strerror(code), { cause: error });
+      throw new BlockError(code, reasonOf(error), { cause: error });
     });
     undo.push(async () => {
       using _ = await state.metadata.lock();

@@ -60,6 +60,9 @@ class VdiNode implements BlockNode {
   readonly filename: string;
   readonly readOnly: boolean;
   children: { readonly file: BlockNode };
+  readonly image: ImageOperations = {
+    check: (options) => this.#check(options),
+  };
   readonly #header: VdiHeader;
   readonly #table: BlockTable;
   readonly #access: Access;
@@ -107,10 +110,6 @@ class VdiNode implements BlockNode {
   async info(): Promise<NodeInfo> {
     return { clusterSize: BLOCK_SIZE };
   }
-
-  readonly image: ImageOperations = {
-    check: (options) => this.#check(options),
-  };
 
   async #check(options: CheckOptions = {}): Promise<CheckResult> {
     if (options.repair) {
