@@ -57,6 +57,7 @@ export {
   parseKeyValueList,
   parseSize,
 } from "./core/options.ts";
+export type { ReopenOptions } from "./core/reopen.ts";
 export { ACCESS, ALL_ACCESS } from "./core/permissions.ts";
 export {
   findDriver,

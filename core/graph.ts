@@ -57,7 +57,10 @@ export interface OpeningChanges {
 
 /** A node that stays open while those above it are opened once more. */
 export interface KeptNode {
+  /** Of a protocol, and used by nobody else; or one that was given to it. */
   readonly node: BlockNode;
+  /** Whether it is in use again. */
+  isTaken: boolean;
   /** Let go of it: it cannot be used again. */
   letGo(): Promise<void>;
 }
@@ -80,6 +83,8 @@ export class Edge {
   isExempt = false;
   /** Ends what the root stands for, such as an image's handle. */
   end?: () => Promise<void>;
+  /** Tells what the root stands for that its node could not be kept. */
+  lost?: () => void;
 
   constructor(
     target: GraphNode,
@@ -106,6 +111,8 @@ export class GraphNode {
   name = "";
   origin?: Origin;
   opened?: Reopening;
+  /** Whether it is a filter that was put above a node in use. */
+  isInserted = false;
   /** Whether somebody else made it, who will close it. */
   isForeign = false;
   phase: "opening" | "open" | "closing" | "closed" = "opening";
@@ -115,6 +122,8 @@ export class GraphNode {
   readonly children = new Map<string, Edge>();
   /** What its users have claimed of it, and others know of. */
   claimed: Permissions = NO_CLAIMS;
+  /** Whether it lets others do everything, whatever its users say. */
+  forceShare: boolean;
   #claimant?: Claimant;
   #close?: () => Promise<void>;
   #closing?: Promise<void>;
@@ -122,6 +131,7 @@ export class GraphNode {
   /** A node that is about to be opened as `claimant` says, or a foreign one. */
   constructor(claimant?: Claimant) {
     this.#claimant = claimant;
+    this.forceShare = claimant?.forceShare ?? false;
   }
 
   /** Its driver was opened: from now on it can be used. */
@@ -171,7 +181,7 @@ export class GraphNode {
       needs |= permissions.needs;
       shares &= permissions.shares;
     }
-    return { needs, shares: this.#claimant?.forceShare ? ALL_ACCESS : shares };
+    return { needs, shares: this.forceShare ? ALL_ACCESS : shares };
   }
 
   /**
@@ -267,6 +277,7 @@ export class GraphNode {
     for (const edge of this.children.values()) {
       await attempt(() => detach(edge));
     }
+    this.children.clear();
     this.phase = "closed";
     if (failures.length > 0) throw failures[0];
   }

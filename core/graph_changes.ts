@@ -157,7 +157,9 @@ export async function insertFilter(
   }
   const filter = await openFilter(description, node, options);
   await checkSize(node, filter);
-  await moveUsers(below, graphNodeOf(filter), false);
+  const above = graphNodeOf(filter);
+  await moveUsers(below, above, false);
+  above.isInserted = true;
   return filter;
 }
 
@@ -264,10 +266,16 @@ export function point(
   to: GraphNode,
 ): void {
   if (!parent) return;
-  const { node } = parent;
+  const { node, opened } = parent;
   change.step(
     () => node!.replaceChild!(name, to.node!),
     () => node!.replaceChild!(name, from.node!),
+  );
+  if (!opened) return;
+  const { options } = opened;
+  change.step(
+    () => opened.options = { ...options, [name]: to.node },
+    () => opened.options = options,
   );
 }
 

@@ -33,6 +33,7 @@ import type {
   ZeroFlags,
 } from "./node.ts";
 import { ACCESS } from "./permissions.ts";
+import { reopenNode, type ReopenOptions } from "./reopen.ts";
 import type { RequestGate } from "./request_gate.ts";
 import { writeZeroes } from "./requests.ts";
 import { claimsOf, openNode } from "./open.ts";
@@ -104,7 +105,7 @@ export async function openImage(
 export class Image implements AsyncDisposable {
   /** Bytes moved through this handle. */
   readonly counters: ByteCounters = { read: 0, written: 0, discarded: 0 };
-  readonly #writethrough: boolean;
+  #writethrough: boolean;
   /** What keeps the node open, and to itself. */
   readonly #root: Edge;
   readonly #gate: RequestGate;
@@ -118,9 +119,9 @@ export class Image implements AsyncDisposable {
     checkNode("What an image wraps", node);
     this.#root = rootToTake(node) ?? attachRoot(node, claimsOf(node, {}));
     this.#root.end = () => this.close();
+    this.#root.lost = () => this.#closed = true;
     this.#gate = this.#root.gate!;
-    this.#writethrough = options.cache === "writethrough" ||
-      options.cache === "directsync";
+    this.#writethrough = writesThrough(options.cache);
   }
 
   /**
@@ -431,6 +432,36 @@ export class Image implements AsyncDisposable {
   }
 
   /**
+   * Go on with the image opened in another way: read-only, for writing, with
+   * other options. Requests that come meanwhile wait; those under way end
+   * first. Files stay open and locked, so that nobody can get in between.
+   *
+   * @throws {BlockError} if it cannot be opened so, ENOTSUP if it was not opened
+   * by its description. The image is what it was before, or, if even that is
+   * not possible any more, closed, and the message says so.
+   *
+   * @example
+   * ```ts
+   * import { createImage, MemoryStore, openImage } from "@bdrv/bdrv";
+   * import { assertEquals } from "@std/assert";
+   *
+   * const file = { driver: "memory", store: new MemoryStore() };
+   * await createImage("qcow2", file, { size: 1 << 20 });
+   * await using image = await openImage({ driver: "qcow2", file });
+   * await image.reopen({ readOnly: true });
+   * assertEquals(image.readOnly, true);
+   * await image.reopen({ readOnly: false, options: { "l2-cache-size": 1 << 20 } });
+   * await image.write(0, new Uint8Array(512));
+   * ```
+   */
+  async reopen(changes: ReopenOptions): Promise<void> {
+    this.#checkOpen();
+    checkOptions("reopen", changes, REOPEN_OPTIONS);
+    await this.#settled(() => reopenNode(this.node, changes));
+    if (changes.cache) this.#writethrough = writesThrough(changes.cache);
+  }
+
+  /**
    * Wait for all requests that were made, flush, and let go of the node: it is
    * closed if nobody else uses it. A closed image does nothing more; closing
    * again is fine.
@@ -545,6 +576,10 @@ export class Image implements AsyncDisposable {
   }
 }
 
+function writesThrough(cache: OpenOptions["cache"]): boolean {
+  return cache === "writethrough" || cache === "directsync";
+}
+
 /** Whether a value is a number of bytes. */
 function isSize(value: unknown): value is number {
   return typeof value === "number" && isExactSize(value) && value >= 0;
@@ -578,6 +613,12 @@ const RESIZE_OPTIONS: { readonly [name: string]: OptionKind } = {
   preallocation: ["off", "metadata", "falloc", "full"],
   exact: "boolean",
   zero: "boolean",
+};
+
+const REOPEN_OPTIONS: { readonly [name: string]: OptionKind } = {
+  readOnly: "boolean",
+  cache: ["writeback", "writethrough", "none", "directsync", "unsafe"],
+  options: "object",
 };
 
 const CHECK_OPTIONS: { readonly [name: string]: OptionKind } = {

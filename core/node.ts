@@ -110,6 +110,13 @@ export interface BlockNode {
    */
   setPermissions?(permissions: Permissions): void;
   /**
+   * Go on with another mode of access, and with all locks. Absent if it has to
+   * be closed and opened for that; of protocols only.
+   *
+   * @throws {BlockError} EACCES … if it cannot; nothing is changed then.
+   */
+  setMode?(mode: AccessMode): Promise<void>;
+  /**
    * Go on with another child, which holds the same bytes; nothing is under way
    * meanwhile. Absent if the node cannot do so.
    *
@@ -134,6 +141,16 @@ export interface BlockNode {
   readonly vmState?: VmStateOperations;
   /** Steps of the work of the node above; nodes for tests have this. */
   readonly debug?: DebugOperations;
+}
+
+/** How a protocol accesses what it presents. */
+export interface AccessMode {
+  /** Whether to refuse to write. */
+  readonly readOnly: boolean;
+  /** Whether a flush does nothing. */
+  readonly noFlush: boolean;
+  /** Whether to bypass the page cache where the system can. */
+  readonly direct: boolean;
 }
 
 /** Wishes that go with any request. */

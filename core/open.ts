@@ -272,13 +272,10 @@ async function openProbed(
     const driver = isKnown || opening.options.purpose !== "info"
       ? driverOf(format, filename)
       : await describingDriver(format);
-    return await openDriver(
-      driver,
-      { ...options, file },
-      opening,
-      place,
-      isRaw,
-    );
+    return await openDriver(driver, { ...options, file }, opening, place, {
+      probed: isRaw,
+      describedAs: { ...options, file: fileSource },
+    });
   } finally {
     await detach(held).catch(() => {});
   }
@@ -308,15 +305,25 @@ interface Pending {
   inGraph: GraphNode;
 }
 
+/** How it came about that a node is opened. */
+interface Found {
+  /** Whether its format was found by probing. */
+  probed?: boolean;
+  /** What to open it once more by, if its child is open by now. */
+  describedAs?: OptionValues;
+}
+
 async function openDriver(
   driver: BlockDriver,
   allOptions: OptionValues,
   opening: Opening,
   above: Place,
-  probed = false,
+  { probed = false, describedAs = allOptions }: Found = {},
 ): Promise<BlockNode> {
   const [common, options] = takeNodeOptions(allOptions);
   const place = inheritOptions(above, common);
+  const kept = await keptNode(driver, allOptions, options, opening, place);
+  if (kept) return kept;
   if (++place.depth > MAX_DEPTH) {
     throw invalid(`More than ${MAX_DEPTH} nodes lie on top of each other`);
   }
@@ -364,14 +371,14 @@ async function openDriver(
     const otherBacking = options.backing !== undefined && purpose !== "info";
     inGraph.origin = { options, otherBacking };
     inGraph.opened = {
-      options: allOptions,
-      again: ({ options = allOptions, wishes, kept }) =>
+      options: describedAs,
+      again: ({ options = describedAs, wishes, kept }) =>
         openDriver(
           driver,
           options,
           { ...opening, options: { ...opening.options, ...wishes }, kept },
           { ...above, readOnly: wishes?.readOnly ?? above.readOnly },
-          probed,
+          { probed },
         ),
     };
     inGraph.complete(node);
@@ -385,6 +392,81 @@ async function openDriver(
     if (error instanceof UnknownOptionError) throw notSupported(driver, error);
     throw openingError(driver, error);
   }
+}
+
+/** Options of every node that one that is open can take over. */
+const TAKEN_OVER = [
+  "read-only",
+  "auto-read-only",
+  "force-share",
+  "cache",
+  "cache.direct",
+  "cache.no-flush",
+];
+
+/**
+ * A protocol's node that stays open while what is above it is opened once more:
+ * it keeps its locks, and goes on as it would be opened now. One that cannot
+ * is closed, and opened like any other.
+ */
+async function keptNode(
+  driver: BlockDriver,
+  allOptions: OptionValues,
+  { filename, store }: OptionValues,
+  opening: Opening,
+  place: Place,
+): Promise<BlockNode | undefined> {
+  const kept = opening.kept?.find(({ node, isTaken }) => {
+    const options = findGraphNode(node)?.origin?.options;
+    return !isTaken && node.driver === driver &&
+      options?.filename === filename && options?.store === store;
+  });
+  if (!kept) return undefined;
+  kept.isTaken = true;
+  const known = findGraphNode(kept.node)!;
+  const isSame = isEqualOptions(known.opened!.options, allOptions, TAKEN_OVER);
+  if (isSame && await adjust(kept.node, opening, place)) return kept.node;
+  await kept.letGo();
+  return undefined;
+}
+
+/** Have a node that is open go on as one that is opened now; if it can. */
+async function adjust(
+  node: BlockNode,
+  { options }: Opening,
+  place: Place,
+): Promise<boolean> {
+  if (!node.setMode) return false;
+  checkForceShare(place);
+  await node.setMode({
+    readOnly: place.readOnly,
+    ...cachingOf(options, place),
+  });
+  findGraphNode(node)!.forceShare = place.forceShare ?? false;
+  return node.readOnly === place.readOnly;
+}
+
+/** How the caches of the system are used. */
+function cachingOf(
+  { cache }: OpenOptions,
+  { noFlush, direct }: Place,
+): { noFlush: boolean; direct: boolean } {
+  return {
+    noFlush: noFlush ?? cache === "unsafe",
+    direct: direct ?? (cache === "none" || cache === "directsync"),
+  };
+}
+
+/** Whether two sets of options say the same, apart from some of them. */
+function isEqualOptions(
+  one: OptionValues,
+  other: OptionValues,
+  except: readonly string[],
+): boolean {
+  const names = [...Object.keys(one), ...Object.keys(other)];
+  return names.every((name) =>
+    except.includes(name) || one[name] === other[name]
+  );
 }
 
 /** Whether a driver has opened a node before. */
@@ -405,7 +487,6 @@ async function closeQuietly(node: BlockNode): Promise<void> {
 function contextOf(pending: Pending): OpenContext {
   const { filename, probed, purpose, options, place } = pending;
   const wishes = pending.opening.options;
-  const { cache } = wishes;
   return {
     filename,
     get readOnly() {
@@ -413,8 +494,7 @@ function contextOf(pending: Pending): OpenContext {
     },
     probed,
     purpose,
-    noFlush: place.noFlush ?? cache === "unsafe",
-    direct: place.direct ?? (cache === "none" || cache === "directsync"),
+    ...cachingOf(wishes, place),
     nativeAio: wishes.nativeAio ?? false,
     ...(wishes.onEvent && {
       event: (name: string) => wishes.onEvent?.(name, filename),
@@ -468,6 +548,9 @@ async function openChild(
   const given = description ?? options[name];
   if (isNode(given)) {
     checkNode(`The child '${name}'`, given);
+    if (opening.kept?.some(({ node }) => node === given)) {
+      await adjust(given, opening, place);
+    }
     adoptChild(pending, name, given);
     return given;
   }

@@ -14,6 +14,7 @@ export const OPTIONAL_VERBS = [
   "flush",
   "truncate",
   "info",
+  "setMode",
   "replaceChild",
   "setPermissions",
   "invalidate",

@@ -22,7 +22,7 @@ import { ACCESS, ALL_ACCESS } from "../../core/permissions.ts";
 import type { Permissions } from "../../core/traits.ts";
 import { nameText, shortened } from "../../core/values.ts";
 import { openFsFile } from "./fs_file.ts";
-import { denoError, type HostFile } from "./host.ts";
+import { denoError } from "./host.ts";
 import { isLibcAvailable } from "./libc.ts";
 import { openLibcFile } from "./libc_file.ts";
 import type { Locking } from "./lock.ts";
@@ -238,13 +238,27 @@ function openFile(driver: PathDriver, request: FileRequest): FileNode {
   // To open a pipe would wait for whoever may open its other end.
   if (!driver.isKind(info)) throw wrongKind(driver, filename);
   if (!readOnly) driver.checkWritable?.(info);
-  let host: HostFile | undefined;
+  const useLibc = io === "libc" || (io === "auto" && isLibcAvailable());
+  const open = (readOnly: boolean) => {
+    try {
+      return (useLibc ? openLibcFile : openFsFile)(filename, readOnly);
+    } catch (error) {
+      throw cannotOpen(filename, error);
+    }
+  };
+  const host = open(readOnly);
   try {
-    const useLibc = io === "libc" || (io === "auto" && isLibcAvailable());
-    host = (useLibc ? openLibcFile : openFsFile)(filename, readOnly);
-    return new FileNode(host, { ...request, driver, fixedSize: !info.isFile });
+    return new FileNode(host, {
+      ...request,
+      driver,
+      fixedSize: !info.isFile,
+      reopen(readOnly) {
+        if (!readOnly) driver.checkWritable?.(info);
+        return open(readOnly);
+      },
+    });
   } catch (error) {
-    host?.close();
+    host.close();
     throw cannotOpen(filename, error);
   }
 }

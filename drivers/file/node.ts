@@ -7,6 +7,7 @@ import { allocate, type IoVector, vectorLength } from "../../core/bytes.ts";
 import type { BlockDriver } from "../../core/driver.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
 import type {
+  AccessMode,
   BlockNode,
   Extent,
   NodeInfo,
@@ -41,6 +42,8 @@ export interface FileNodeOptions {
   /** Whether it is a device: its size is given, and nothing in it is a hole. */
   readonly fixedSize: boolean;
   readonly locking: Locking;
+  /** Open the file once more. */
+  reopen(readOnly: boolean): HostFile;
   /** Learns why a file that is written to cannot be locked. */
   unlocked(why: string): void;
 }
@@ -53,12 +56,13 @@ export interface FileNodeOptions {
 export class FileNode implements BlockNode {
   readonly driver: BlockDriver;
   readonly filename: string;
-  readonly readOnly: boolean;
+  readOnly: boolean;
   readonly children = {};
   readonly limits;
-  readonly #noFlush: boolean;
+  #noFlush: boolean;
   readonly #fixedSize: boolean;
   readonly #lock: FileLock | undefined;
+  readonly #reopen: (readOnly: boolean) => HostFile;
   /** Those that another thread is making. */
   readonly #writes = new Set<PendingWrite>();
   #host: HostFile | undefined;
@@ -76,6 +80,7 @@ export class FileNode implements BlockNode {
     this.readOnly = options.readOnly;
     this.#noFlush = options.noFlush;
     this.#fixedSize = options.fixedSize;
+    this.#reopen = options.reopen;
     if (options.fixedSize) {
       this.limits = {
         writeZeroesAlignment: DEVICE_UNIT,
@@ -344,6 +349,25 @@ export class FileNode implements BlockNode {
   setPermissions(permissions: Permissions): void {
     // Until now another process may have changed the size.
     if (this.#lock?.set(permissions)) this.#size = this.#open.size();
+  }
+
+  // deno-lint-ignore require-await
+  async setMode({ readOnly, noFlush }: AccessMode): Promise<void> {
+    const before = this.#open;
+    if (readOnly !== this.readOnly) {
+      for (const write of this.#writes) write.wait();
+      const host = this.#reopen(readOnly);
+      try {
+        this.#lock?.moveTo(host.descriptor);
+      } catch (error) {
+        host.close();
+        throw error;
+      }
+      this.#host = host;
+      this.readOnly = readOnly;
+      before.close();
+    }
+    this.#noFlush = noFlush;
   }
 
   // deno-lint-ignore require-await

@@ -47,7 +47,10 @@ for (const background of [false, true]) {
       noFlush: false,
       fixedSize: false,
       locking: "off",
-      unlocked: () => {},
+      reopen: () => {
+      throw new Error("not here");
+    },
+    unlocked: () => {},
     });
     const data = [new Uint8Array(65536)];
     await node.writev(0, data, { background });
@@ -98,6 +101,9 @@ function nodeOf(host: HostFile): FileNode {
     noFlush: false,
     fixedSize: false,
     locking: "off",
+    reopen: () => {
+      throw new Error("not here");
+    },
     unlocked: () => {},
   });
 }
