@@ -196,14 +196,15 @@ export function requestError(top: BlockNode, thrown: unknown): BlockError {
 }
 
 /**
- * What opening a node failed with. Drivers name themselves, or need not be
- * named, in errors of their own; of others, nothing would tell whose they are.
+ * What a driver failed with while it opened or made something. Errors that it
+ * has thrown on purpose say enough; of others, nothing would tell whose they
+ * are.
  */
-export function openingError(driver: BlockDriver, thrown: unknown): BlockError {
+export function driverError(driver: BlockDriver, thrown: unknown): BlockError {
   const error = asBlockError(thrown);
-  return error instanceof UnexpectedError
-    ? error.prefixed(`Driver '${driver.name}': `)
-    : error;
+  const isMistake = error instanceof UnexpectedError ||
+    error instanceof AbsentVerbError;
+  return isMistake ? error.prefixed(`Driver '${driver.name}': `) : error;
 }
 
 /**

@@ -4,7 +4,7 @@
  * @module
  */
 import type { CreateContext } from "./driver.ts";
-import { checkOptions } from "./checks.ts";
+import { checkOptions, driverError } from "./checks.ts";
 import { asBlockError, BlockError } from "./errors.ts";
 import type { BlockNode, Preallocation } from "./node.ts";
 import { openProtocol } from "./open.ts";
@@ -93,6 +93,8 @@ async function create(
   try {
     await driver.create({ ...defaultOptions(table), ...parsed }, context);
     await file?.flush?.();
+  } catch (error) {
+    throw driverError(driver, error);
   } finally {
     await file?.close();
   }

@@ -100,7 +100,8 @@ export async function openImage(
 
 /**
  * A virtual disk, byte for byte. Reads and writes take any offset and length
- * within it, and any number may be under way at once.
+ * within it, and any number may be under way at once. A buffer is lent to a
+ * request until its promise settles: meanwhile it must stay as it is.
  */
 export class Image implements AsyncDisposable {
   /** Bytes moved through this handle. */
@@ -220,6 +221,7 @@ export class Image implements AsyncDisposable {
   ): Promise<void> {
     const length = checkedLength("write", iov);
     this.#checkWritable("write", offset, length);
+    if (flags) checkOptions("write", flags, WRITE_FLAGS);
     if (length === 0) return;
     const turn = this.#gate.enter(flags?.signal);
     if (turn) {
@@ -284,6 +286,7 @@ export class Image implements AsyncDisposable {
     flags?: ZeroFlags,
   ): Promise<void> {
     this.#checkWritable("write zeroes", offset, length);
+    if (flags) checkOptions("write zeroes", flags, ZERO_FLAGS);
     if (length === 0) return;
     await this.#request(flags?.signal, async (node) => {
       this.#checkNode("write zeroes", offset, length);
@@ -608,6 +611,18 @@ function newBuffer(length: number): Uint8Array {
     });
   }
 }
+
+const WRITE_FLAGS: { readonly [name: string]: OptionKind } = {
+  fua: "boolean",
+  background: "boolean",
+  placed: "function",
+};
+
+const ZERO_FLAGS: { readonly [name: string]: OptionKind } = {
+  fua: "boolean",
+  unmap: "boolean",
+  noFallback: "boolean",
+};
 
 const RESIZE_OPTIONS: { readonly [name: string]: OptionKind } = {
   preallocation: ["off", "metadata", "falloc", "full"],

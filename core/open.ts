@@ -8,7 +8,7 @@ import {
   adoptNode,
   checkDriverOptions,
   checkNode,
-  openingError,
+  driverError,
 } from "./checks.ts";
 import { attachRoot, hold } from "./drain.ts";
 import type { BlockDriver, OpenContext } from "./driver.ts";
@@ -390,7 +390,7 @@ async function openDriver(
     }
     await inGraph.abandon();
     if (error instanceof UnknownOptionError) throw notSupported(driver, error);
-    throw openingError(driver, error);
+    throw driverError(driver, error);
   }
 }
 

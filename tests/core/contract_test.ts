@@ -17,6 +17,7 @@ import {
   type OptionTable,
   registerDriver,
   type StackObject,
+  type WriteFlags,
 } from "../../mod.ts";
 
 const KIB = 1024;
@@ -367,6 +368,45 @@ Deno.test("an exception of a driver while it opens names it, and keeps its messa
   let cause: unknown = error;
   while (cause instanceof BlockError) cause = cause.cause;
   assert(cause === broken);
+});
+
+Deno.test("an exception of a driver while it makes an image names it", async () => {
+  const target = { driver: "memory", store: new MemoryStore() };
+  const fail = (error: unknown) =>
+    register(() => Promise.reject(error), {
+      role: "format",
+      createOptions: OPTIONS,
+      create: () => Promise.reject(error),
+    });
+  const broken = fail(new TypeError("x is not iterable"));
+  await refused(
+    () => createImage(broken, target),
+    "EIO",
+    `Driver '${broken}': x is not iterable`,
+  );
+  const full = fail(new BlockError("ENOSPC", "no room"));
+  await refused(() => createImage(full, target), "ENOSPC", "no room");
+});
+
+Deno.test("flags of a request are of the right type", async () => {
+  await using disk = await openImage({ driver: plainDriver(ALL).name });
+  const wrong: [flags: unknown, name: string][] = [
+    [{ fua: "yes" }, "'fua'"],
+    [{ placed: 5 }, "'placed'"],
+    ["fua", "an object"],
+  ];
+  for (const [flags, name] of wrong) {
+    await refused(
+      () => disk.write(0, new Uint8Array(1), flags as WriteFlags),
+      "EINVAL",
+      name,
+    );
+  }
+  await refused(
+    () => disk.writeZeroes(0, 1, { unmap: 1 as unknown as boolean }),
+    "EINVAL",
+    "'unmap'",
+  );
 });
 
 Deno.test("an exception of a file is not lost in what qcow2 makes of it", async () => {
