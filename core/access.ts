@@ -9,6 +9,7 @@
  *
  * @module
  */
+import { unlessAborted } from "./abort.ts";
 import type { Allocation, BlockMap, Run } from "./block_map.ts";
 import {
   allocate,
@@ -21,7 +22,7 @@ import {
 } from "./bytes.ts";
 import { InFlight } from "./in_flight.ts";
 import { type HeldRange, RangeLock, type RangePlace } from "./lock.ts";
-import type { BlockNode, Extent } from "./node.ts";
+import type { BlockNode, Extent, ReadFlags } from "./node.ts";
 import { readPadded } from "./requests.ts";
 
 /** What is moved for. */
@@ -44,24 +45,33 @@ export class Access {
   }
 
   /** Fill `iov` with the bytes from `offset` on, all of them of the disk. */
-  async readv(offset: number, iov: IoVector): Promise<void> {
+  async readv(
+    offset: number,
+    iov: IoVector,
+    flags?: ReadFlags,
+  ): Promise<void> {
     const { unit } = this.#map;
     const end = offset + vectorLength(iov);
     const held = await this.#ranges.acquire(
       roundDown(offset, unit),
       roundUp(end, unit),
       false,
+      flags?.signal,
     );
     try {
-      await this.#readHeld(offset, iov);
+      await this.#readHeld(offset, iov, flags);
     } finally {
       held[Symbol.dispose]();
     }
   }
 
-  async #readHeld(offset: number, iov: IoVector): Promise<void> {
+  async #readHeld(
+    offset: number,
+    iov: IoVector,
+    flags?: ReadFlags,
+  ): Promise<void> {
     const length = vectorLength(iov);
-    const moves = new InFlight();
+    const moves = new InFlight(flags?.signal);
     for (let done = 0; done < length && !moves.hasFailed;) {
       const at = offset + done;
       const run = this.#map.lookup(at, length - done);
@@ -71,32 +81,41 @@ export class Access {
         continue;
       }
       const part = sliceVector(iov, done, run.length);
-      const reading = this.#readRun(run, at, part);
+      const reading = this.#readRun(run, at, part, flags);
       if (reading) await moves.add(reading);
       done += run.length;
     }
     await moves.end();
   }
 
-  #readRun(run: Run, offset: number, iov: IoVector): Promise<void> | undefined {
+  #readRun(
+    run: Run,
+    offset: number,
+    iov: IoVector,
+    flags?: ReadFlags,
+  ): Promise<void> | undefined {
     const { backing } = this.#host;
     switch (run.kind) {
       case "data":
-        return run.child!.readv(run.childOffset!, iov);
+        return run.child!.readv(run.childOffset!, iov, flags);
       case "special":
         return this.#map.readSpecial!(run, offset, iov);
       case "unallocated":
-        if (backing) return readPadded(backing, offset, iov);
+        if (backing) return readPadded(backing, offset, iov, flags);
     }
     fillVector(iov, 0, run.length);
   }
 
-  /** Write to a range of the disk. */
-  async writev(offset: number, iov: IoVector): Promise<void> {
+  /** Write to a range of the disk; what is being allocated is done with first. */
+  async writev(
+    offset: number,
+    iov: IoVector,
+    signal?: AbortSignal,
+  ): Promise<void> {
     const length = vectorLength(iov);
-    const held = await this.#holdForWriting(offset, length);
+    const held = await this.#holdForWriting(offset, length, signal);
     try {
-      const moves = new InFlight();
+      const moves = new InFlight(signal);
       for (let done = 0; done < length && !moves.hasFailed;) {
         const at = offset + done;
         const run = this.#map.lookup(at, length - done);
@@ -126,17 +145,25 @@ export class Access {
    * Hold a range with others if it can be written in place, or else alone.
    * From looking to holding is one turn: nothing changes in between.
    */
-  async #holdForWriting(offset: number, length: number): Promise<HeldRange> {
+  async #holdForWriting(
+    offset: number,
+    length: number,
+    signal?: AbortSignal,
+  ): Promise<HeldRange> {
     const { unit } = this.#map;
     const start = roundDown(offset, unit);
     const end = roundUp(offset + length, unit);
     let place: RangePlace | undefined;
-    for (;;) {
-      const run = this.#map.lookup(offset, length);
-      const isInPlace = run?.isOwned === true && run.length >= length;
-      place = this.#ranges.conflict(start, end, !isInPlace, place);
-      if (!place) return this.#ranges.hold(start, end, !isInPlace);
-      await place.turn;
+    try {
+      for (;;) {
+        const run = this.#map.lookup(offset, length);
+        const isInPlace = run?.isOwned === true && run.length >= length;
+        place = this.#ranges.conflict(start, end, !isInPlace, place);
+        if (!place) return this.#ranges.hold(start, end, !isInPlace);
+        await unlessAborted(place.turn!, signal);
+      }
+    } finally {
+      place?.[Symbol.dispose]();
     }
   }
 

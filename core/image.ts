@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { checkSignal } from "./abort.ts";
 import { allocate, type IoVector, isExactSize, vectorLength } from "./bytes.ts";
 import {
   cannotWrite,
@@ -116,9 +117,12 @@ export class Image implements AsyncDisposable {
    * Wrap an opened node; {@linkcode openImage} does both. A node that may be
    * wrapped more than once, or be a child of others, closes with its last user.
    */
-  constructor(node: BlockNode, options: Pick<OpenOptions, "cache"> = {}) {
+  constructor(
+    node: BlockNode,
+    options: Pick<OpenOptions, "cache" | "purpose" | "resize" | "share"> = {},
+  ) {
     checkNode("What an image wraps", node);
-    this.#root = rootToTake(node) ?? attachRoot(node, claimsOf(node, {}));
+    this.#root = rootToTake(node) ?? attachRoot(node, claimsOf(node, options));
     this.#root.end = () => this.close();
     this.#root.lost = () => this.#closed = true;
     this.#gate = this.#root.gate!;
@@ -184,6 +188,7 @@ export class Image implements AsyncDisposable {
   ): Promise<void> {
     const length = checkedLength("read into", iov);
     this.#checkRange("read", offset, length);
+    if (flags) checkOptions("read", flags, REQUEST_FLAGS);
     if (length === 0) return;
     const turn = this.#gate.enter(flags?.signal);
     if (turn) {
@@ -191,6 +196,8 @@ export class Image implements AsyncDisposable {
     }
     try {
       await this.node.readv(offset, iov, flags);
+      // A node that cannot stop half-way went on to the end.
+      if (flags) checkSignal(flags.signal);
     } catch (error) {
       throw requestError(this.node, error);
     } finally {
@@ -231,6 +238,7 @@ export class Image implements AsyncDisposable {
     try {
       await node.writev!(offset, iov, flags);
       this.counters.written += length;
+      if (flags) checkSignal(flags.signal);
       if (this.#writethrough) await node.flush?.();
     } catch (error) {
       throw requestError(this.node, error);
@@ -306,6 +314,7 @@ export class Image implements AsyncDisposable {
     flags?: DiscardFlags,
   ): Promise<void> {
     this.#checkWritable("discard", offset, length);
+    if (flags) checkOptions("discard", flags, REQUEST_FLAGS);
     if (length === 0) return;
     try {
       await this.#request(flags?.signal, (node) => {
@@ -512,7 +521,9 @@ export class Image implements AsyncDisposable {
     const turn = this.#gate.enter(signal);
     if (turn) await turn;
     try {
-      return await this.#settled(() => act(this.node));
+      const result = await this.#settled(() => act(this.node));
+      checkSignal(signal);
+      return result;
     } finally {
       this.#gate.leave();
     }
@@ -612,13 +623,19 @@ function newBuffer(length: number): Uint8Array {
   }
 }
 
+const REQUEST_FLAGS: { readonly [name: string]: OptionKind } = {
+  signal: "object",
+};
+
 const WRITE_FLAGS: { readonly [name: string]: OptionKind } = {
+  ...REQUEST_FLAGS,
   fua: "boolean",
   background: "boolean",
   placed: "function",
 };
 
 const ZERO_FLAGS: { readonly [name: string]: OptionKind } = {
+  ...REQUEST_FLAGS,
   fua: "boolean",
   unmap: "boolean",
   noFallback: "boolean",

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { checkSignal } from "../core/abort.ts";
 import { type IoVector, sliceVector, vectorLength } from "../core/bytes.ts";
 import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
@@ -30,9 +31,9 @@ export const compressDriver: BlockDriver = {
     return filterNode(compressDriver, file, {
       // Whole clusters alone can be compressed.
       limits: { requestAlignment: clusterSize },
-      readv: (offset, iov) => readPadded(file, offset, iov),
+      readv: (offset, iov, flags) => readPadded(file, offset, iov, flags),
       async writev(offset, iov, flags) {
-        await writeCompressed(file, offset, iov);
+        await writeCompressed(file, offset, iov, flags?.signal);
         if (flags?.fua) await file.flush?.();
       },
     });
@@ -43,10 +44,12 @@ async function writeCompressed(
   file: BlockNode,
   offset: number,
   iov: IoVector,
+  signal?: AbortSignal,
 ): Promise<void> {
   // The disk may end within its last cluster.
   const length = Math.min(vectorLength(iov), file.size - offset);
   for (let done = 0; done < length;) {
+    checkSignal(signal);
     const at = offset + done;
     const extent = checkedExtent(
       file,

@@ -15,9 +15,11 @@ import { BlockError } from "../core/errors.ts";
 import { checkedExtent } from "../core/extents.ts";
 import type {
   BlockNode,
+  DiscardFlags,
   Extent,
   NodeInfo,
   Preallocation,
+  ReadFlags,
   TruncateOptions,
   WriteFlags,
   ZeroFlags,
@@ -174,7 +176,11 @@ class RawNode implements BlockNode {
     );
   }
 
-  async readv(offset: number, iov: IoVector): Promise<void> {
+  async readv(
+    offset: number,
+    iov: IoVector,
+    flags?: ReadFlags,
+  ): Promise<void> {
     if (this.#fixedSize !== undefined) {
       this.#checkInside(offset, vectorLength(iov), "EINVAL");
     }
@@ -183,9 +189,9 @@ class RawNode implements BlockNode {
     const { driver } = this.#file;
     // Only a protocol promises zeroes past its end.
     if (driver.role === "protocol") {
-      return await this.#file.readv(this.#offset + offset, iov);
+      return await this.#file.readv(this.#offset + offset, iov, flags);
     }
-    await readPadded(this.#file, this.#offset + offset, iov);
+    await readPadded(this.#file, this.#offset + offset, iov, flags);
   }
 
   async writev(
@@ -253,11 +259,15 @@ class RawNode implements BlockNode {
     await this.#guard.zero(offset, length, true, zero);
   }
 
-  async discard(offset: number, length: number): Promise<void> {
+  async discard(
+    offset: number,
+    length: number,
+    flags?: DiscardFlags,
+  ): Promise<void> {
     this.#checkWrite(offset, length);
     offset += this.#offset;
     const file = this.#file;
-    const discard = async () => await file.discard?.(offset, length);
+    const discard = async () => await file.discard?.(offset, length, flags);
     if (!this.#guard?.watches(offset, length)) {
       return await this.#besides(discard);
     }

@@ -43,24 +43,24 @@ function groupOf(value: unknown): ThrottleGroup {
 
 function throttledNode(file: BlockNode, group: ThrottleGroup): BlockNode {
   return filterNode(throttleDriver, file, {
-    async readv(offset, iov) {
-      await group.admit("read", vectorLength(iov));
-      await file.readv(offset, iov);
+    async readv(offset, iov, flags) {
+      await group.admit("read", vectorLength(iov), flags?.signal);
+      await file.readv(offset, iov, flags);
     },
     async writev(offset, iov, flags) {
-      await group.admit("write", vectorLength(iov));
+      await group.admit("write", vectorLength(iov), flags?.signal);
       await file.writev!(offset, iov, flags);
     },
     async writeZeroes(offset, length, flags) {
-      await group.admit("write", length);
+      await group.admit("write", length, flags?.signal);
       await file.writeZeroes!(offset, length, flags);
     },
-    async discard(offset, length) {
-      await group.admit("write", length);
-      await file.discard!(offset, length);
+    async discard(offset, length, flags) {
+      await group.admit("write", length, flags?.signal);
+      await file.discard!(offset, length, flags);
     },
     async writeCompressed(offset, iov, options) {
-      await group.admit("write", vectorLength(iov));
+      await group.admit("write", vectorLength(iov), options?.signal);
       await file.writeCompressed!(offset, iov, options);
     },
   });

@@ -151,9 +151,9 @@ function debuggedNode(
   return filterNode(blkdebugDriver, file, {
     limits,
     debug,
-    async readv(offset, iov) {
+    async readv(offset, iov, flags) {
       await debug.check("read", offset, vectorLength(iov));
-      await file.readv(offset, iov);
+      await file.readv(offset, iov, flags);
     },
     async status(offset, length) {
       await debug.check("block-status", offset, length);
@@ -189,10 +189,10 @@ function debuggedNode(
       });
       await debug.event("pwritev_done");
     },
-    discard: (offset, length) =>
+    discard: (offset, length, flags) =>
       changing(async () => {
         await debug.check("discard", offset, length);
-        await file.discard!(offset, length);
+        await file.discard!(offset, length, flags);
       }),
   }, { writeZeroes: "writev" });
 }

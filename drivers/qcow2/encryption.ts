@@ -18,7 +18,7 @@ import {
 import type { SectorCipher } from "../../core/ciphers.ts";
 import type { CreateContext, OpenContext } from "../../core/driver.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
-import type { BlockNode, WriteFlags } from "../../core/node.ts";
+import type { BlockNode, ReadFlags, WriteFlags } from "../../core/node.ts";
 import type { OptionTable, OptionValues } from "../../core/options.ts";
 import { Crypt } from "./format.ts";
 import type { Header } from "./header.ts";
@@ -222,10 +222,11 @@ export function readData(
   hostOffset: number,
   guestOffset: number,
   iov: IoVector,
+  flags?: ReadFlags,
 ): Promise<void> {
   return encryption
     ? encryption.readv(file, hostOffset, guestOffset, iov)
-    : file.readv(hostOffset, iov);
+    : file.readv(hostOffset, iov, flags);
 }
 
 /** Write guest data to its place in the file. */

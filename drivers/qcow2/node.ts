@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { lockUnlessAborted } from "../../core/abort.ts";
 import {
   type IoVector,
   roundUp,
@@ -25,9 +26,11 @@ import type {
   CheckOptions,
   CheckResult,
   CompressOptions,
+  DiscardFlags,
   Extent,
   ImageOperations,
   NodeInfo,
+  ReadFlags,
   SnapshotOperations,
   TruncateOptions,
   VmStateOperations,
@@ -171,9 +174,9 @@ export class Qcow2Node implements BlockNode {
     );
   }
 
-  readv(offset: number, iov: IoVector): Promise<void> {
+  readv(offset: number, iov: IoVector, flags?: ReadFlags): Promise<void> {
     const share = this.#begin(offset, vectorLength(iov));
-    return readGuest(this.#state, share, offset, iov);
+    return readGuest(this.#state, share, offset, iov, flags);
   }
 
   async writev(
@@ -182,7 +185,9 @@ export class Qcow2Node implements BlockNode {
     flags?: WriteFlags,
   ): Promise<void> {
     const share = this.#begin(offset, vectorLength(iov));
-    const held = share instanceof Promise ? await share : share;
+    const held = share instanceof Promise
+      ? await lockUnlessAborted(share, flags?.signal)
+      : share;
     try {
       await writeGuest(this.#state, offset, iov, flags);
     } finally {
@@ -212,15 +217,21 @@ export class Qcow2Node implements BlockNode {
     flags?: ZeroFlags,
   ): Promise<void> {
     {
-      using _ = await this.#begin(offset, length);
+      const share = this.#begin(offset, length);
+      using _ = await lockUnlessAborted(share, flags?.signal);
       const { zeroGuest } = await loadUnmap();
       await zeroGuest(this.#state, offset, length, flags);
     }
     if (flags?.fua) await this.flush();
   }
 
-  async discard(offset: number, length: number): Promise<void> {
-    using _ = await this.#begin(offset, length);
+  async discard(
+    offset: number,
+    length: number,
+    flags?: DiscardFlags,
+  ): Promise<void> {
+    const share = this.#begin(offset, length);
+    using _ = await lockUnlessAborted(share, flags?.signal);
     const { discardGuest } = await loadUnmap();
     await discardGuest(this.#state, offset, length);
   }
@@ -230,7 +241,8 @@ export class Qcow2Node implements BlockNode {
     iov: IoVector,
     options?: CompressOptions,
   ): Promise<void> {
-    using _ = await this.#begin(offset, vectorLength(iov));
+    const share = this.#begin(offset, vectorLength(iov));
+    using _ = await lockUnlessAborted(share, options?.signal);
     const { writeCompressedGuest } = await loadWriteCompressed();
     await writeCompressedGuest(this.#state, offset, iov, options);
   }

@@ -9,9 +9,10 @@ import {
   sliceVector,
   vectorLength,
 } from "../../core/bytes.ts";
+import { lockUnlessAborted } from "../../core/abort.ts";
 import { InFlight } from "../../core/in_flight.ts";
 import type { Held } from "../../core/lock.ts";
-import type { BlockNode, Extent } from "../../core/node.ts";
+import type { BlockNode, Extent, ReadFlags } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
 import type { Mapping } from "./cluster_map.ts";
 import { readData } from "./encryption.ts";
@@ -28,8 +29,11 @@ export async function readGuest(
   share: Held | Promise<Held>,
   offset: number,
   iov: IoVector,
+  flags?: ReadFlags,
 ): Promise<void> {
-  const held = share instanceof Promise ? await share : share;
+  const held = share instanceof Promise
+    ? await lockUnlessAborted(share, flags?.signal)
+    : share;
   try {
     const { geometry, ranges } = state;
     const end = offset + vectorLength(iov);
@@ -37,10 +41,11 @@ export async function readGuest(
       geometry.clusterStart(offset),
       geometry.clusterEnd(end),
       false,
+      flags?.signal,
     );
     const range = taken instanceof Promise ? await taken : taken;
     try {
-      await readRuns(state, offset, iov);
+      await readRuns(state, offset, iov, flags);
     } finally {
       range[Symbol.dispose]();
     }
@@ -54,15 +59,16 @@ function readRuns(
   state: Qcow2State,
   offset: number,
   iov: IoVector,
+  flags?: ReadFlags,
 ): void | Promise<void> {
   const length = vectorLength(iov);
   if (length === 0) return;
   const mapping = state.clusters.map(offset, length);
   if (!(mapping instanceof Promise)) {
     const run = runFrom(state, mapping, offset, length);
-    if (run.length === length) return readRun(state, run, offset, iov);
+    if (run.length === length) return readRun(state, run, offset, iov, flags);
   }
-  return readManyRuns(state, mapping, offset, iov);
+  return readManyRuns(state, mapping, offset, iov, flags);
 }
 
 async function readManyRuns(
@@ -70,9 +76,10 @@ async function readManyRuns(
   first: Mapping | Promise<Mapping>,
   offset: number,
   iov: IoVector,
+  flags?: ReadFlags,
 ): Promise<void> {
   const length = vectorLength(iov);
-  const inFlight = new InFlight();
+  const inFlight = new InFlight(flags?.signal);
   let mapped = first;
   for (let done = 0; !inFlight.hasFailed;) {
     const at = offset + done;
@@ -81,7 +88,7 @@ async function readManyRuns(
       : mapped;
     const run = runFrom(state, mapping, at, length - done);
     const part = sliceVector(iov, done, run.length);
-    const reading = readRun(state, run, at, part);
+    const reading = readRun(state, run, at, part, flags);
     if (reading && run.compressed) {
       // Its clusters are decompressed together as it is: more take memory.
       await inFlight.whileUnderWay(reading);
@@ -123,10 +130,11 @@ function readRun(
   { mapping, compressed }: ReadableRun,
   offset: number,
   iov: IoVector,
+  flags?: ReadFlags,
 ): void | Promise<void> {
   return compressed
     ? state.compressed.read(compressed, offset, iov)
-    : readMapping(state, mapping, offset, iov);
+    : readMapping(state, mapping, offset, iov, flags);
 }
 
 /**
@@ -166,13 +174,15 @@ function readMapping(
   mapping: Mapping,
   guestOffset: number,
   iov: IoVector,
+  flags?: ReadFlags,
 ): void | Promise<void> {
   const { backing, header } = state;
   switch (mapping.kind) {
     case "normal": {
       // Past the end of any file.
       if (mapping.hostOffset >= 2 ** 53) break;
-      const read = () => readData(state, mapping.hostOffset, guestOffset, iov);
+      const read = () =>
+        readData(state, mapping.hostOffset, guestOffset, iov, flags);
       const told = state.event("read_aio");
       return told ? told.then(read) : read();
     }
@@ -180,7 +190,7 @@ function readMapping(
       return state.compressed.read([mapping], guestOffset, iov);
     case "unallocated":
       if (backing && guestOffset < header.size) {
-        const read = () => readBacking(backing, guestOffset, iov);
+        const read = () => readBacking(backing, guestOffset, iov, flags);
         const told = state.event("read_backing_aio");
         return told ? told.then(read) : read();
       }
@@ -197,13 +207,16 @@ function readBacking(
   backing: BlockNode,
   offset: number,
   iov: IoVector,
+  flags?: ReadFlags,
 ): Promise<void> {
   if (nested >= MAX_NESTED) {
-    return Promise.resolve().then(() => readBacking(backing, offset, iov));
+    return Promise.resolve().then(() =>
+      readBacking(backing, offset, iov, flags)
+    );
   }
   nested++;
   try {
-    return readPadded(backing, offset, iov);
+    return readPadded(backing, offset, iov, flags);
   } finally {
     nested--;
   }

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { checkSignal, unlessAborted } from "../../core/abort.ts";
 import { allocate } from "../../core/bytes.ts";
 import type { HeldRange, RangePlace } from "../../core/lock.ts";
 import type { WriteFlags } from "../../core/node.ts";
@@ -65,13 +66,15 @@ export async function writeGuest(
   state: Qcow2State,
   offset: number,
   payload: Payload,
-  { background, placed }: WriteFlags = {},
+  { background, placed, signal }: WriteFlags = {},
 ): Promise<void> {
   const flags = background ? { background } : undefined;
   let replaces = false;
   const length = payloadLength(payload);
   for (let done = 0; done < length;) {
-    const plan = await planWrite(state, offset + done, length - done);
+    // Between clusters that are linked and those that are not allocated yet.
+    if (done > 0) checkSignal(signal);
+    const plan = await planWrite(state, offset + done, length - done, signal);
     try {
       const { allocation } = plan;
       replaces ||= allocation?.replaces ?? false;
@@ -112,6 +115,7 @@ async function planWrite(
   state: Qcow2State,
   offset: number,
   length: number,
+  signal?: AbortSignal,
 ): Promise<WritePlan> {
   const { geometry, ranges } = state;
   let inLine: RangePlace | undefined;
@@ -147,7 +151,7 @@ async function planWrite(
       } finally {
         held[Symbol.dispose]();
       }
-      await inLine.turn;
+      await unlessAborted(inLine.turn!, signal);
     }
   } finally {
     inLine?.[Symbol.dispose]();

@@ -15,6 +15,7 @@ import type {
   ImageOperations,
   NodeInfo,
   Preallocation,
+  ReadFlags,
   WriteFlags,
 } from "../../core/node.ts";
 import { parseOptions } from "../../core/options.ts";
@@ -85,8 +86,8 @@ class VdiNode implements BlockNode {
     return this.#header.diskSize;
   }
 
-  readv(offset: number, iov: IoVector): Promise<void> {
-    return this.#access.readv(offset, iov);
+  readv(offset: number, iov: IoVector, flags?: ReadFlags): Promise<void> {
+    return this.#access.readv(offset, iov, flags);
   }
 
   async writev(
@@ -94,7 +95,7 @@ class VdiNode implements BlockNode {
     iov: IoVector,
     flags?: WriteFlags,
   ): Promise<void> {
-    await this.#access.writev(offset, iov);
+    await this.#access.writev(offset, iov, flags?.signal);
     if (flags?.fua) await this.flush();
   }
 
