@@ -148,14 +148,26 @@ export function wrapNode(
 }
 
 /** The children behind {@linkcode childSlot}s. */
-const slots = new WeakMap<BlockNode, { child: BlockNode }>();
+const slots = new WeakMap<BlockNode, Slot>();
+
+interface Slot {
+  child: BlockNode;
+  /** Refuses a child that the filter cannot work on. */
+  readonly check?: (child: BlockNode) => void;
+}
 
 /**
  * What a filter uses in place of its child, so that it can go on with another
  * one: whatever is asked of it is asked of the child of the time.
+ *
+ * @param check Throws if the filter cannot work on a child.
  */
-export function childSlot(child: BlockNode): BlockNode {
-  const slot = { child };
+export function childSlot(
+  child: BlockNode,
+  check?: (child: BlockNode) => void,
+): BlockNode {
+  check?.(child);
+  const slot: Slot = { child, check };
   const node = factsOf(() => slot.child) as BlockNode;
   for (const verb of ["readv", "status", "close", ...OPTIONAL_VERBS] as const) {
     if (!child[verb]) continue;
@@ -180,6 +192,7 @@ function replaceIn(file: BlockNode): Partial<BlockNode> {
   if (!slot) return {};
   return {
     replaceChild(_role, child) {
+      slot.check?.(child);
       slot.child = child;
     },
   };

@@ -20,13 +20,8 @@ export const compressDriver: BlockDriver = {
 
   async open(options, context) {
     parseOptions({}, options, ["file"]);
-    const file = childSlot(await context.openChild("file"));
-    if (!file.writeCompressed) {
-      throw new BlockError(
-        "ENOTSUP",
-        `Compression is not supported for underlying format: ${file.driver.name}`,
-      );
-    }
+    const child = await context.openChild("file");
+    const file = childSlot(child, checkCompression);
     const { clusterSize } = await file.info?.() ?? {};
     return filterNode(compressDriver, file, {
       // Whole clusters alone can be compressed.
@@ -39,6 +34,15 @@ export const compressDriver: BlockDriver = {
     });
   },
 };
+
+/** Refuse a node that cannot store compressed data. */
+function checkCompression({ writeCompressed, driver }: BlockNode): void {
+  if (writeCompressed) return;
+  throw new BlockError(
+    "ENOTSUP",
+    `Compression is not supported for underlying format: ${driver.name}`,
+  );
+}
 
 async function writeCompressed(
   file: BlockNode,

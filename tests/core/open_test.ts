@@ -7,7 +7,6 @@ import {
   openImage,
   type OpenOptions,
 } from "../../mod.ts";
-import { openNode } from "../../core/open.ts";
 
 /** Run a test in a folder of its own. */
 function inFolder(name: string, run: (folder: string) => Promise<void>): void {
