@@ -72,12 +72,16 @@ export function filterNode(
       return file.vmState;
     },
     get children() {
-      return { [driver.childRole ?? "file"]: slots.get(file)?.child ?? file };
+      const child = file instanceof ChildSlot ? file.node : file;
+      return { [driver.childRole ?? "file"]: child };
     },
     ...passed(file, PASSED_ON),
-    ...replaceIn(file),
+    // Its child is closed after it.
     close: () => Promise.resolve(),
   };
+  if (file instanceof ChildSlot) {
+    node.replaceChild = (_role, child) => file.use(child);
+  }
   return redefine(node, interceptable([file], changes, needs));
 }
 
@@ -100,31 +104,121 @@ export function interceptable(
   return kept;
 }
 
-/** What a node shows of itself, apart from its verbs. */
-const FACTS = [
-  "driver",
-  "filename",
-  "size",
-  "readOnly",
-  "children",
-  "limits",
-  "snapshots",
-  "image",
-  "vmState",
-  "debug",
-] as const satisfies readonly (keyof BlockNode)[];
+/** Shows what a node says of itself, also what changes while it is open. */
+class Facts {
+  /** The node of the time. */
+  node: BlockNode;
 
-/** The facts of whichever node it is at the time. */
-function factsOf(current: () => BlockNode): object {
-  const facts = {};
-  for (const name of FACTS) {
-    Object.defineProperty(facts, name, {
-      get: () => current()[name],
-      enumerable: true,
-      configurable: true,
-    });
+  constructor(node: BlockNode) {
+    this.node = node;
   }
-  return facts;
+
+  get driver() {
+    return this.node.driver;
+  }
+
+  get filename() {
+    return this.node.filename;
+  }
+
+  get size() {
+    return this.node.size;
+  }
+
+  get readOnly() {
+    return this.node.readOnly;
+  }
+
+  get children() {
+    return this.node.children;
+  }
+
+  get limits() {
+    return this.node.limits;
+  }
+
+  get snapshots() {
+    return this.node.snapshots;
+  }
+
+  get image() {
+    return this.node.image;
+  }
+
+  get vmState() {
+    return this.node.vmState;
+  }
+
+  get debug() {
+    return this.node.debug;
+  }
+}
+
+/** Shows all of a node. */
+class Wrapper extends Facts implements BlockNode {
+  readonly readv: BlockNode["readv"];
+  readonly status: BlockNode["status"];
+  readonly close: BlockNode["close"];
+
+  constructor(node: BlockNode) {
+    super(node);
+    this.readv = node.readv.bind(node);
+    this.status = node.status.bind(node);
+    this.close = node.close.bind(node);
+    Object.assign(this, passed(node, OPTIONAL_VERBS));
+  }
+}
+
+/** Hands requests on to a child that may become another one. */
+class ChildSlot extends Facts implements BlockNode {
+  readonly #check?: (child: BlockNode) => void;
+
+  constructor(child: BlockNode, check?: (child: BlockNode) => void) {
+    check?.(child);
+    super(child);
+    this.#check = check;
+    for (const verb of OPTIONAL_VERBS) {
+      if (child[verb]) Object.assign(this, { [verb]: this.#handOn(verb) });
+    }
+  }
+
+  readonly readv: BlockNode["readv"] = (offset, iov, flags) =>
+    this.node.readv(offset, iov, flags);
+  readonly status: BlockNode["status"] = (offset, length) =>
+    this.node.status(offset, length);
+  readonly close: BlockNode["close"] = () => this.node.close();
+
+  #handOn(verb: OptionalVerb): (...args: unknown[]) => unknown {
+    const isAbility = ABILITIES.some((ability) => ability === verb);
+    return (...args) => {
+      const { node } = this;
+      const act = node[verb] as ((...args: unknown[]) => unknown) | undefined;
+      if (act) return act.apply(node, args);
+      // One that came later may be able to do less.
+      return isAbility
+        ? Promise.reject(new BlockError("ENOTSUP"))
+        : Promise.resolve();
+    };
+  }
+
+  /** Go on with another child. */
+  use(child: BlockNode): void {
+    this.#check?.(child);
+    this.node = child;
+  }
+}
+
+/**
+ * What a filter uses in place of its child, so that it can go on with another
+ * one: whatever is asked of it is asked of the child of the time.
+ *
+ * @param check Throws if the filter cannot work on a child.
+ */
+export function childSlot(
+  child: BlockNode,
+  check?: (child: BlockNode) => void,
+): BlockNode {
+  return new ChildSlot(child, check);
 }
 
 const wrapped = new WeakMap<BlockNode, BlockNode>();
@@ -138,64 +232,9 @@ export function wrapNode(
   node: BlockNode,
   changes: Partial<BlockNode>,
 ): BlockNode {
-  const wrapper = redefine(
-    passed(node, OPTIONAL_VERBS),
-    factsOf(() => node),
-  ) as BlockNode;
-  redefine(wrapper, interceptable([node], changes));
+  const wrapper = redefine(new Wrapper(node), interceptable([node], changes));
   wrapped.set(wrapper, node);
   return wrapper;
-}
-
-/** The children behind {@linkcode childSlot}s. */
-const slots = new WeakMap<BlockNode, Slot>();
-
-interface Slot {
-  child: BlockNode;
-  /** Refuses a child that the filter cannot work on. */
-  readonly check?: (child: BlockNode) => void;
-}
-
-/**
- * What a filter uses in place of its child, so that it can go on with another
- * one: whatever is asked of it is asked of the child of the time.
- *
- * @param check Throws if the filter cannot work on a child.
- */
-export function childSlot(
-  child: BlockNode,
-  check?: (child: BlockNode) => void,
-): BlockNode {
-  check?.(child);
-  const slot: Slot = { child, check };
-  const node = factsOf(() => slot.child) as BlockNode;
-  for (const verb of ["readv", "status", "close", ...OPTIONAL_VERBS] as const) {
-    if (!child[verb]) continue;
-    const value = (...args: unknown[]) => {
-      const { child } = slot;
-      const act = child[verb] as ((...args: unknown[]) => unknown) | undefined;
-      if (act) return act.apply(child, args);
-      // One that came later may be able to do less.
-      return ABILITIES.some((ability) => ability === verb)
-        ? Promise.reject(new BlockError("ENOTSUP"))
-        : Promise.resolve();
-    };
-    Object.defineProperty(node, verb, { value });
-  }
-  slots.set(node, slot);
-  return node;
-}
-
-/** What replaces the child of a filter, if that has a slot. */
-function replaceIn(file: BlockNode): Partial<BlockNode> {
-  const slot = slots.get(file);
-  if (!slot) return {};
-  return {
-    replaceChild(_role, child) {
-      slot.check?.(child);
-      slot.child = child;
-    },
-  };
 }
 
 /** The node that a driver made, without what the core has put above it. */
@@ -221,10 +260,17 @@ function passed(
   };
 }
 
-/** Define the properties of `changes`, getters as getters. */
+/**
+ * Define the properties of `changes`, getters as getters. One by one, and verbs
+ * by assignment: engines then keep the layout of the node, on which the speed
+ * of every request through it depends.
+ */
 function redefine<Node extends object>(node: Node, changes: object): Node {
-  return Object.defineProperties(
-    node,
-    Object.getOwnPropertyDescriptors(changes),
-  );
+  const given = Object.getOwnPropertyDescriptors(changes);
+  for (const [name, property] of Object.entries(given)) {
+    const isVerb = typeof property.value === "function";
+    if (isVerb) Object.assign(node, { [name]: property.value });
+    else Object.defineProperty(node, name, property);
+  }
+  return node;
 }

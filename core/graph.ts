@@ -153,11 +153,8 @@ export class GraphNode {
     if (!graph.has(inner)) graph.set(inner, this);
     this.#close = node.close.bind(node);
     if (Object.isExtensible(node)) {
-      Object.defineProperty(node, "close", {
-        value: () => this.#closeFromOutside(),
-        configurable: true,
-        writable: true,
-      });
+      // By assignment, which engines keep the layout of the node by.
+      node.close = () => this.#closeFromOutside();
     }
     // Children that cannot be written to may have made it read-only meanwhile.
     this.#claimant = { ...this.#claimant!, driver: node.driver };
