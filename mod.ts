@@ -14,6 +14,7 @@
 import "./drivers/all.ts";
 
 export * from "./core/create.ts";
+export { drain } from "./core/drain.ts";
 export type * from "./core/driver.ts";
 export {
   asBlockError,
@@ -25,6 +26,11 @@ export {
 export type { ChainExtent } from "./core/extents.ts";
 export type { IoVector } from "./core/bytes.ts";
 export type { Gate, ImplicitOpen } from "./core/gate.ts";
+export {
+  insertFilter,
+  removeFilter,
+  replaceChild,
+} from "./core/graph_changes.ts";
 export {
   type ByteCounters,
   Image,
@@ -40,7 +46,7 @@ export {
   convertStream,
   type ConvertStreamOptions,
 } from "./core/jobs/convert_stream.ts";
-export { measure } from "./core/jobs/measure.ts";
+export { measure, type MeasureOptions } from "./core/jobs/measure.ts";
 export { streamImage, type StreamImageOptions } from "./core/jobs/stream.ts";
 export * from "./core/jobs/rebase.ts";
 export type * from "./core/node.ts";
@@ -51,6 +57,7 @@ export {
   parseKeyValueList,
   parseSize,
 } from "./core/options.ts";
+export type { ReopenOptions } from "./core/reopen.ts";
 export { ACCESS, ALL_ACCESS } from "./core/permissions.ts";
 export {
   findDriver,

@@ -12,6 +12,7 @@
  *
  * @module
  */
+import { lockUnlessAborted, unlessAborted } from "./abort.ts";
 import type { Allocation, BlockMap, Place, Run } from "./block_map.ts";
 import {
   allocate,
@@ -26,7 +27,7 @@ import type { Encryption } from "./encryption.ts";
 import { BlockError } from "./errors.ts";
 import { InFlight } from "./in_flight.ts";
 import { type Held, RangeLock, type RangePlace } from "./lock.ts";
-import type { BlockNode, Extent, WriteFlags } from "./node.ts";
+import type { BlockNode, Extent, ReadFlags, WriteFlags } from "./node.ts";
 import {
   isFileRange,
   type Payload,
@@ -72,19 +73,24 @@ export class Access<R extends Run = Run> {
   async readv(
     offset: number,
     iov: IoVector,
+    flags?: ReadFlags,
     admission?: Held | Promise<Held>,
   ): Promise<void> {
-    const admitted = admission instanceof Promise ? await admission : admission;
+    const signal = flags?.signal;
+    const admitted = admission instanceof Promise
+      ? await lockUnlessAborted(admission, signal)
+      : admission;
     try {
       const { unit } = this.#map;
       const taken = this.ranges.acquire(
         roundDown(offset, unit),
         roundUp(offset + vectorLength(iov), unit),
         false,
+        signal,
       );
       const held = taken instanceof Promise ? await taken : taken;
       try {
-        await this.#readRuns(offset, iov);
+        await this.#readRuns(offset, iov, flags);
       } finally {
         held[Symbol.dispose]();
       }
@@ -94,30 +100,32 @@ export class Access<R extends Run = Run> {
   }
 
   /** Read what is held, all of it of the disk. */
-  #readRuns(offset: number, iov: IoVector): void | Promise<void> {
+  #readRuns(
+    offset: number,
+    iov: IoVector,
+    flags?: ReadFlags,
+  ): void | Promise<void> {
     const length = vectorLength(iov);
     if (length === 0) return;
     const run = this.#map.lookup(offset, length);
-    if (run?.length === length) return this.#readRun(run, offset, iov);
-    return this.#readManyRuns(run, offset, iov);
+    if (run?.length === length) return this.#readRun(run, offset, iov, flags);
+    return this.#readManyRuns(run, offset, iov, flags);
   }
 
   async #readManyRuns(
     first: R | undefined,
     offset: number,
     iov: IoVector,
+    flags?: ReadFlags,
   ): Promise<void> {
     const length = vectorLength(iov);
-    const moves = new InFlight();
+    const moves = new InFlight(flags?.signal);
     for (let done = 0, known = first; !moves.hasFailed;) {
       const at = offset + done;
       const run = known ??
         await moves.whileUnderWay(this.#map.find(at, length - done));
-      const reading = this.#readRun(
-        run,
-        at,
-        sliceVector(iov, done, run.length),
-      );
+      const part = sliceVector(iov, done, run.length);
+      const reading = this.#readRun(run, at, part, flags);
       if (reading && run.kind === "special") {
         // What the format has to decode takes memory: one at a time.
         await moves.whileUnderWay(reading);
@@ -132,21 +140,26 @@ export class Access<R extends Run = Run> {
     await moves.end();
   }
 
-  #readRun(run: R, offset: number, iov: IoVector): void | Promise<void> {
+  #readRun(
+    run: R,
+    offset: number,
+    iov: IoVector,
+    flags?: ReadFlags,
+  ): void | Promise<void> {
     const { backing, size } = this.#host;
     switch (run.kind) {
       case "data": {
+        const read = () => this.#readData(run, offset, iov, flags);
         const told = this.#host.event?.("read_aio");
-        if (told) return told.then(() => this.#readData(run, offset, iov));
-        return this.#readData(run, offset, iov);
+        return told ? told.then(read) : read();
       }
       case "special":
         return this.#map.readSpecial!(run, offset, iov);
       case "unallocated":
         if (backing && offset < size) {
+          const read = () => readBacking(backing, offset, iov, flags);
           const told = this.#host.event?.("read_backing_aio");
-          if (told) return told.then(() => readBacking(backing, offset, iov));
-          return readBacking(backing, offset, iov);
+          return told ? told.then(read) : read();
         }
     }
     fillVector(iov, 0, run.length);
@@ -156,14 +169,18 @@ export class Access<R extends Run = Run> {
     { child, childOffset }: Run,
     offset: number,
     iov: IoVector,
+    flags?: ReadFlags,
   ): Promise<void> {
     const { encryption } = this.#host;
     return encryption
       ? encryption.readv(child!, childOffset!, offset, iov)
-      : child!.readv(childOffset!, iov);
+      : child!.readv(childOffset!, iov, flags);
   }
 
-  /** Write to a range of the disk; to make it durable is the caller's part. */
+  /**
+   * Write to a range of the disk; to make it durable is the caller's part. What
+   * is being allocated when it is aborted is done with first.
+   */
   async writev(
     offset: number,
     payload: Payload,
@@ -178,12 +195,16 @@ export class Access<R extends Run = Run> {
     let isInPlace: boolean;
     // From looking to holding is one turn: nothing changes in between.
     let inLine: RangePlace | undefined;
-    for (;;) {
-      place = this.#map.inPlace(offset, length);
-      isInPlace = place !== undefined && place.length >= length;
-      inLine = this.ranges.conflict(start, end, !isInPlace, inLine);
-      if (!inLine) break;
-      await inLine.turn;
+    try {
+      for (;;) {
+        place = this.#map.inPlace(offset, length);
+        isInPlace = place !== undefined && place.length >= length;
+        inLine = this.ranges.conflict(start, end, !isInPlace, inLine);
+        if (!inLine) break;
+        await unlessAborted(inLine.turn!, flags.signal);
+      }
+    } finally {
+      inLine?.[Symbol.dispose]();
     }
     const held = this.ranges.hold(start, end, !isInPlace);
     try {
@@ -206,7 +227,7 @@ export class Access<R extends Run = Run> {
     flags: WriteFlags,
   ): Promise<void> {
     const length = payloadLength(payload);
-    const moves = new InFlight();
+    const moves = new InFlight(flags.signal);
     let place = first;
     let replaces = false;
     for (let done = 0; !moves.hasFailed;) {
@@ -416,13 +437,16 @@ function readBacking(
   backing: BlockNode,
   offset: number,
   iov: IoVector,
+  flags?: ReadFlags,
 ): Promise<void> {
   if (nested >= MAX_NESTED) {
-    return Promise.resolve().then(() => readBacking(backing, offset, iov));
+    return Promise.resolve().then(() =>
+      readBacking(backing, offset, iov, flags)
+    );
   }
   nested++;
   try {
-    return readPadded(backing, offset, iov);
+    return readPadded(backing, offset, iov, flags);
   } finally {
     nested--;
   }

@@ -16,9 +16,18 @@ import {
 } from "./bytes.ts";
 import { wrapNode } from "./filter.ts";
 import { RangeLock } from "./lock.ts";
-import type { BlockNode, DebugOperations, WriteFlags } from "./node.ts";
+import type {
+  BlockNode,
+  DebugOperations,
+  ReadFlags,
+  WriteFlags,
+} from "./node.ts";
 
-type Read = (offset: number, iov: IoVector) => Promise<void>;
+type Read = (
+  offset: number,
+  iov: IoVector,
+  flags?: ReadFlags,
+) => Promise<void>;
 type Write = (
   offset: number,
   iov: IoVector,
@@ -56,13 +65,15 @@ export function alignRequests(node: BlockNode): BlockNode {
         length,
         (start, length) => node.writeZeroes!(start, length, flags),
         (start, length) => data.write(start, [allocate(length)], flags),
+        flags?.signal,
       ),
-    discard: (offset, length) =>
+    discard: (offset, length, flags) =>
       data.change(
         offset,
         length,
-        (start, length) => node.discard!(start, length),
+        (start, length) => node.discard!(start, length, flags),
         () => Promise.resolve(),
+        flags?.signal,
       ),
     ...(state && { vmState: { load: state.read, save: state.write } }),
   });
@@ -89,21 +100,23 @@ class AlignedArea {
     this.#debug = debug;
   }
 
-  readonly read: Read = async (offset, iov) => {
+  readonly read: Read = async (offset, iov, flags) => {
     const end = offset + vectorLength(iov);
     const [start, stop] = this.#around(offset, end);
-    using _ = await this.#ranges.acquire(start, stop, false);
-    if (start === offset && stop === end) return await this.#read(start, iov);
+    using _ = await this.#ranges.acquire(start, stop, false, flags?.signal);
+    if (start === offset && stop === end) {
+      return await this.#read(start, iov, flags);
+    }
     const before = allocate(offset - start);
     const after = allocate(stop - end);
-    await this.#read(start, [before, ...iov, after].filter(isFilled));
+    await this.#read(start, [before, ...iov, after].filter(isFilled), flags);
   };
 
   readonly write: Write = async (offset, iov, flags) => {
     const end = offset + vectorLength(iov);
     const [start, stop] = this.#around(offset, end);
     const whole = start === offset && stop === end;
-    using _ = await this.#ranges.acquire(start, stop, !whole);
+    using _ = await this.#ranges.acquire(start, stop, !whole, flags?.signal);
     if (whole) return await this.#write!(start, iov, flags);
     const first = await this.#unitAt(offset, "head");
     const shared = first.length > 0 && stop - start === this.#unit;
@@ -122,6 +135,7 @@ class AlignedArea {
     length: number,
     whole: (offset: number, length: number) => Promise<void>,
     part: (offset: number, length: number) => Promise<void>,
+    signal?: AbortSignal,
   ): Promise<void> {
     const end = offset + length;
     const start = roundUp(offset, this.#unit);
@@ -129,7 +143,7 @@ class AlignedArea {
     if (start > stop) return await part(offset, length);
     if (offset < start) await part(offset, start - offset);
     if (start < stop) {
-      using _ = await this.#ranges.acquire(start, stop, false);
+      using _ = await this.#ranges.acquire(start, stop, false, signal);
       await whole(start, stop - start);
     }
     if (stop < end) await part(stop, end - stop);

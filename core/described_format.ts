@@ -28,7 +28,7 @@ export function describingDriver(format: ImageFormat): BlockDriver {
         info: () => Promise.resolve({ sizeUnknown: true }),
         readv: refuse,
         status: refuse,
-        close: () => file.close(),
+        close: () => Promise.resolve(),
       };
     },
   };

@@ -150,16 +150,23 @@ async function refined(extent: Extent, length: number): Promise<Extent> {
   };
 }
 
-/** All extents of a range in order, alike neighbours joined. */
+/**
+ * All extents of a range in order, alike neighbours joined; `status` is asked
+ * for one after the other.
+ */
 export async function* chainExtents(
   top: BlockNode,
   offset = 0,
   length: number = top.size - offset,
+  status: (offset: number, length: number) => Promise<ChainExtent> = (
+    offset,
+    length,
+  ) => chainStatus(top, offset, length),
 ): AsyncGenerator<ChainExtent> {
   const end = offset + length;
   let pending: ChainExtent | undefined;
   while (offset < end) {
-    const extent = await chainStatus(top, offset, end - offset);
+    const extent = await status(offset, end - offset);
     offset += extent.length;
     if (pending && continues(pending, extent)) {
       pending.length += extent.length;

@@ -11,6 +11,7 @@
  *
  * @module
  */
+import { BlockError } from "./errors.ts";
 import type { BlockNode } from "./node.ts";
 import type { DriverTraits } from "./traits.ts";
 import { OPTIONAL_VERBS, type OptionalVerb } from "./verbs.ts";
@@ -42,7 +43,7 @@ type Ability = typeof ABILITIES[number];
 export type Needs = { readonly [verb in Ability]?: Ability };
 
 /**
- * A node that does what `file` does, except for what `changes` holds. Its other
+ * A node that does what `file`, a {@linkcode childSlot}, does, except for what `changes` holds. Its other
  * verbs are those of `file`; checking, repairing, storing compressed data and
  * copying by the system are not passed on.
  *
@@ -70,9 +71,17 @@ export function filterNode(
     get vmState() {
       return file.vmState;
     },
-    children: { file },
+    get children() {
+      const child = file instanceof ChildSlot ? file.node : file;
+      return { [driver.childRole ?? "file"]: child };
+    },
     ...passed(file, PASSED_ON),
+    // Its child is closed after it.
+    close: () => Promise.resolve(),
   };
+  if (file instanceof ChildSlot) {
+    node.replaceChild = (_role, child) => file.use(child);
+  }
   return redefine(node, interceptable([file], changes, needs));
 }
 
@@ -95,60 +104,121 @@ export function interceptable(
   return kept;
 }
 
-/** Shows all of a node, also what changes while it is open. */
-class Wrapper implements BlockNode {
-  readonly #node: BlockNode;
+/** Shows what a node says of itself, also what changes while it is open. */
+class Facts {
+  /** The node of the time. */
+  node: BlockNode;
+
+  constructor(node: BlockNode) {
+    this.node = node;
+  }
+
+  get driver() {
+    return this.node.driver;
+  }
+
+  get filename() {
+    return this.node.filename;
+  }
+
+  get size() {
+    return this.node.size;
+  }
+
+  get readOnly() {
+    return this.node.readOnly;
+  }
+
+  get children() {
+    return this.node.children;
+  }
+
+  get limits() {
+    return this.node.limits;
+  }
+
+  get snapshots() {
+    return this.node.snapshots;
+  }
+
+  get image() {
+    return this.node.image;
+  }
+
+  get vmState() {
+    return this.node.vmState;
+  }
+
+  get debug() {
+    return this.node.debug;
+  }
+}
+
+/** Shows all of a node. */
+class Wrapper extends Facts implements BlockNode {
   readonly readv: BlockNode["readv"];
   readonly status: BlockNode["status"];
   readonly close: BlockNode["close"];
 
   constructor(node: BlockNode) {
-    this.#node = node;
+    super(node);
     this.readv = node.readv.bind(node);
     this.status = node.status.bind(node);
     this.close = node.close.bind(node);
     Object.assign(this, passed(node, OPTIONAL_VERBS));
   }
+}
 
-  get driver() {
-    return this.#node.driver;
+/** Hands requests on to a child that may become another one. */
+class ChildSlot extends Facts implements BlockNode {
+  readonly #check?: (child: BlockNode) => void;
+
+  constructor(child: BlockNode, check?: (child: BlockNode) => void) {
+    check?.(child);
+    super(child);
+    this.#check = check;
+    for (const verb of OPTIONAL_VERBS) {
+      if (child[verb]) Object.assign(this, { [verb]: this.#handOn(verb) });
+    }
   }
 
-  get filename() {
-    return this.#node.filename;
+  readonly readv: BlockNode["readv"] = (offset, iov, flags) =>
+    this.node.readv(offset, iov, flags);
+  readonly status: BlockNode["status"] = (offset, length) =>
+    this.node.status(offset, length);
+  readonly close: BlockNode["close"] = () => this.node.close();
+
+  #handOn(verb: OptionalVerb): (...args: unknown[]) => unknown {
+    const isAbility = ABILITIES.some((ability) => ability === verb);
+    return (...args) => {
+      const { node } = this;
+      const act = node[verb] as ((...args: unknown[]) => unknown) | undefined;
+      if (act) return act.apply(node, args);
+      // One that came later may be able to do less.
+      return isAbility
+        ? Promise.reject(new BlockError("ENOTSUP"))
+        : Promise.resolve();
+    };
   }
 
-  get size() {
-    return this.#node.size;
+  /** Go on with another child. */
+  use(child: BlockNode): void {
+    this.#check?.(child);
+    this.node = child;
   }
+}
 
-  get readOnly() {
-    return this.#node.readOnly;
-  }
-
-  get children() {
-    return this.#node.children;
-  }
-
-  get limits() {
-    return this.#node.limits;
-  }
-
-  get snapshots() {
-    return this.#node.snapshots;
-  }
-
-  get image() {
-    return this.#node.image;
-  }
-
-  get vmState() {
-    return this.#node.vmState;
-  }
-
-  get debug() {
-    return this.#node.debug;
-  }
+/**
+ * What a filter uses in place of its child, so that it can go on with another
+ * one: whatever is asked of it is asked of the child of the time.
+ *
+ * @param check Throws if the filter cannot work on a child.
+ */
+export function childSlot(
+  child: BlockNode,
+  check?: (child: BlockNode) => void,
+): BlockNode {
+  return new ChildSlot(child, check);
 }
 
 const wrapped = new WeakMap<BlockNode, BlockNode>();

@@ -4,6 +4,7 @@
  * @module
  */
 import "./disposal.ts";
+import { checkSignal } from "./abort.ts";
 import { allocate, type IoVector, isExactSize, vectorLength } from "./bytes.ts";
 import {
   cannotWrite,
@@ -18,20 +19,26 @@ import {
   invalid,
   OutOfRangeError,
 } from "./errors.ts";
-import { type ChainExtent, chainExtents } from "./extents.ts";
+import { attachRoot, rootToTake } from "./drain.ts";
+import { type ChainExtent, chainExtents, chainStatus } from "./extents.ts";
+import { ask, checkRoot, detach, type Edge } from "./graph.ts";
 import type {
   BlockNode,
   CheckOptions,
   CheckResult,
   CompressOptions,
+  DiscardFlags,
   NodeInfo,
+  ReadFlags,
   TruncateOptions,
   WriteFlags,
   ZeroFlags,
 } from "./node.ts";
-import { ACCESS, ALL_ACCESS, claim } from "./permissions.ts";
+import { ACCESS } from "./permissions.ts";
+import { reopenNode, type ReopenOptions } from "./reopen.ts";
+import type { RequestGate } from "./request_gate.ts";
 import { writeZeroes } from "./requests.ts";
-import { openNode } from "./open.ts";
+import { claimsOf, openNode } from "./open.ts";
 import { checkOpenOptions, type OpenOptions } from "./open_options.ts";
 import { describeSource, isSource } from "./sources.ts";
 import type { Source } from "./spec.ts";
@@ -99,19 +106,36 @@ export async function openImage(
  * request until its promise settles: meanwhile it must stay as it is.
  */
 export class Image implements AsyncDisposable {
-  /** The top node of the stack, for what this handle does not offer. */
-  readonly node: BlockNode;
   /** Bytes moved through this handle. */
   readonly counters: ByteCounters = { read: 0, written: 0, discarded: 0 };
-  readonly #writethrough: boolean;
+  #writethrough: boolean;
+  /** What keeps the node open, and to itself. */
+  readonly #root: Edge;
+  readonly #gate: RequestGate;
   #closed = false;
 
-  /** Wrap an opened node; {@linkcode openImage} does both. */
-  constructor(node: BlockNode, options: Pick<OpenOptions, "cache"> = {}) {
+  /**
+   * Wrap an opened node; {@linkcode openImage} does both. A node that may be
+   * wrapped more than once, or be a child of others, closes with its last user.
+   */
+  constructor(
+    node: BlockNode,
+    options: Pick<OpenOptions, "cache" | "purpose" | "resize" | "share"> = {},
+  ) {
     checkNode("What an image wraps", node);
-    this.node = node;
-    this.#writethrough = options.cache === "writethrough" ||
-      options.cache === "directsync";
+    this.#root = rootToTake(node) ?? attachRoot(node, claimsOf(node, options));
+    this.#root.end = () => this.close();
+    this.#root.lost = () => this.#closed = true;
+    this.#gate = this.#root.gate!;
+    this.#writethrough = writesThrough(options.cache);
+  }
+
+  /**
+   * The top node of the stack, for what this handle does not offer. It is
+   * another one when a filter was put above it.
+   */
+  get node(): BlockNode {
+    return this.#root.target.node!;
   }
 
   /** The size of the disk in bytes. */
@@ -141,29 +165,44 @@ export class Image implements AsyncDisposable {
    * @param target How many bytes, or a buffer to fill.
    * @returns the buffer.
    * @throws {BlockError} EINVAL if the range is not within the disk, ENOMEM if
-   * there is no memory for so many bytes at once.
+   * there is no memory for so many bytes at once; ECANCELED if `flags.signal`
+   * ended it, when nothing touches the buffer any more.
    */
   async read(
     offset: number,
     target: number | Uint8Array,
+    flags?: ReadFlags,
   ): Promise<Uint8Array> {
     if (typeof target === "number") {
       this.#checkRange("read", offset, target);
       target = newBuffer(target);
     }
-    await this.readv(offset, [target]);
+    await this.readv(offset, [target], flags);
     return target;
   }
 
   /** Fill several buffers, one after the other, from `offset` on. */
-  async readv(offset: number, iov: IoVector): Promise<void> {
+  async readv(
+    offset: number,
+    iov: IoVector,
+    flags?: ReadFlags,
+  ): Promise<void> {
     const length = checkedLength("read into", iov);
     this.#checkRange("read", offset, length);
+    if (flags) checkOptions("read", flags, REQUEST_FLAGS);
     if (length === 0) return;
+    const turn = this.#gate.enter(flags?.signal);
+    if (turn) {
+      await this.#after(turn, () => this.#checkInside("read", offset, length));
+    }
     try {
-      await this.node.readv(offset, iov);
+      await this.node.readv(offset, iov, flags);
+      // A node that cannot stop half-way went on to the end.
+      if (flags) checkSignal(flags.signal);
     } catch (error) {
       throw requestError(this.node, error);
+    } finally {
+      this.#gate.leave();
     }
     this.counters.read += length;
   }
@@ -192,13 +231,20 @@ export class Image implements AsyncDisposable {
     this.#checkWritable("write", offset, length);
     if (flags) checkOptions("write", flags, WRITE_FLAGS);
     if (length === 0) return;
+    const turn = this.#gate.enter(flags?.signal);
+    if (turn) {
+      await this.#after(turn, () => this.#checkNode("write", offset, length));
+    }
     const { node } = this;
     try {
       await node.writev!(offset, iov, flags);
       this.counters.written += length;
+      if (flags) checkSignal(flags.signal);
       if (this.#writethrough) await node.flush?.();
     } catch (error) {
       throw requestError(this.node, error);
+    } finally {
+      this.#gate.leave();
     }
   }
 
@@ -229,18 +275,17 @@ export class Image implements AsyncDisposable {
     const length = checkedLength("write", iov);
     this.#checkWritable("write", offset, length);
     if (length === 0) return;
-    const { node } = this;
-    if (!node.writeCompressed) throw this.#cannot("store compressed data");
+    if (!this.node.writeCompressed) throw this.#cannot("store compressed data");
     if (options) {
       checkOptions("write", options, { level: { least: 0, most: 22 } });
     }
-    try {
+    await this.#request(options?.signal, async (node) => {
+      this.#checkNode("write", offset, length);
+      if (!node.writeCompressed) throw this.#cannot("store compressed data");
       await node.writeCompressed(offset, iov, options);
       this.counters.written += length;
       if (this.#writethrough) await node.flush?.();
-    } catch (error) {
-      throw requestError(this.node, error);
-    }
+    });
   }
 
   /** Make a range read as zeroes, storing no data where that is possible. */
@@ -252,24 +297,31 @@ export class Image implements AsyncDisposable {
     this.#checkWritable("write zeroes", offset, length);
     if (flags) checkOptions("write zeroes", flags, ZERO_FLAGS);
     if (length === 0) return;
-    try {
-      await writeZeroes(this.node, offset, length, flags);
+    await this.#request(flags?.signal, async (node) => {
+      this.#checkNode("write zeroes", offset, length);
+      await writeZeroes(node, offset, length, flags);
       this.counters.written += length;
-      if (this.#writethrough) await this.node.flush?.();
-    } catch (error) {
-      throw requestError(this.node, error);
-    }
+      if (this.#writethrough) await node.flush?.();
+    });
   }
 
   /**
    * Give a range up. What it reads as afterwards is the format's choice; only
    * whole clusters are affected. Without support this does nothing.
    */
-  async discard(offset: number, length: number): Promise<void> {
+  async discard(
+    offset: number,
+    length: number,
+    flags?: DiscardFlags,
+  ): Promise<void> {
     this.#checkWritable("discard", offset, length);
+    if (flags) checkOptions("discard", flags, REQUEST_FLAGS);
     if (length === 0) return;
     try {
-      await this.node.discard?.(offset, length);
+      await this.#request(flags?.signal, (node) => {
+        this.#checkNode("discard", offset, length);
+        return node.discard?.(offset, length, flags);
+      });
     } catch (thrown) {
       const error = requestError(this.node, thrown);
       // As where the driver has no such method: it is no more than a hint.
@@ -281,7 +333,7 @@ export class Image implements AsyncDisposable {
   /** Make everything written before durable. */
   async flush(): Promise<void> {
     this.#checkOpen();
-    await this.#settled(() => this.node.flush?.());
+    await this.#request(undefined, (node) => node.flush?.());
   }
 
   /**
@@ -297,8 +349,14 @@ export class Image implements AsyncDisposable {
     }
     if (options !== undefined) checkOptions("resize", options, RESIZE_OPTIONS);
     if (!this.node.truncate) throw this.#cannot("be resized");
-    claim(this.node, { needs: ACCESS.RESIZE, shares: ALL_ACCESS });
-    await this.#settled(() => this.node.truncate!(size, options));
+    checkRoot(this.#root, ACCESS.RESIZE);
+    const { needs, shares } = this.#root.permissions;
+    ask(this.#root, { needs: needs | ACCESS.RESIZE, shares });
+    await this.#request(options?.signal, (node) => {
+      this.#checkNode("resize", 0, 0);
+      if (!node.truncate) throw this.#cannot("be resized");
+      return node.truncate(size, options);
+    });
   }
 
   /**
@@ -321,7 +379,9 @@ export class Image implements AsyncDisposable {
     length: number = this.#rest(offset),
   ): AsyncIterable<ChainExtent> {
     this.#checkRange("map", offset, length);
-    return chainExtents(this.node, offset, length);
+    const status = (offset: number, length: number) =>
+      this.#request(undefined, (node) => chainStatus(node, offset, length));
+    return chainExtents(this.node, offset, length, status);
   }
 
   /** The disk's bytes, or a range of them, as a stream. */
@@ -359,7 +419,7 @@ export class Image implements AsyncDisposable {
   /** Describe the image. */
   async info(): Promise<NodeInfo> {
     this.#checkOpen();
-    return await this.#settled(() => this.node.info?.()) ?? {};
+    return await this.#request(undefined, (node) => node.info?.()) ?? {};
   }
 
   /**
@@ -378,14 +438,61 @@ export class Image implements AsyncDisposable {
     }
     if (options !== undefined) checkOptions("check", options, CHECK_OPTIONS);
     if (options?.repair) checkOptions("check", options.repair, REPAIRS);
-    return await this.#settled(() => image.check!(options));
+    return await this.#request(
+      options?.signal,
+      (node) => node.image!.check!(options),
+    );
   }
 
-  /** Flush and close. A closed image does nothing more; closing again is fine. */
+  /**
+   * Go on with the image opened in another way: read-only, for writing, with
+   * other options. Requests that come meanwhile wait; those under way end
+   * first. Files stay open and locked, so that nobody can get in between.
+   *
+   * @throws {BlockError} if it cannot be opened so, ENOTSUP if it was not opened
+   * by its description. The image is what it was before, or, if even that is
+   * not possible any more, closed, and the message says so.
+   *
+   * @example
+   * ```ts
+   * import { createImage, MemoryStore, openImage } from "@bdrv/bdrv";
+   * import { assertEquals } from "@std/assert";
+   *
+   * const file = { driver: "memory", store: new MemoryStore() };
+   * await createImage("qcow2", file, { size: 1 << 20 });
+   * await using image = await openImage({ driver: "qcow2", file });
+   * await image.reopen({ readOnly: true });
+   * assertEquals(image.readOnly, true);
+   * await image.reopen({ readOnly: false, options: { "l2-cache-size": 1 << 20 } });
+   * await image.write(0, new Uint8Array(512));
+   * ```
+   */
+  async reopen(changes: ReopenOptions): Promise<void> {
+    this.#checkOpen();
+    checkOptions("reopen", changes, REOPEN_OPTIONS);
+    await this.#settled(() => reopenNode(this.node, changes));
+    if (changes.cache) this.#writethrough = writesThrough(changes.cache);
+  }
+
+  /**
+   * Wait for all requests that were made, flush, and let go of the node: it is
+   * closed if nobody else uses it. A closed image does nothing more; closing
+   * again is fine.
+   */
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
-    await this.#settled(() => this.node.close());
+    await this.#gate.finish();
+    const { isForeign, users } = this.#root.target;
+    const staysOpen = isForeign ||
+      users.some((user) => user !== this.#root && user.holds);
+    await this.#settled(async () => {
+      try {
+        if (staysOpen && !this.readOnly) await this.node.flush?.();
+      } finally {
+        await detach(this.#root);
+      }
+    });
   }
 
   /** Closes; for `await using`. */
@@ -407,6 +514,22 @@ export class Image implements AsyncDisposable {
     return typeof offset === "number" ? this.size - offset : 0;
   }
 
+  /** A request that is not one of those that must cost next to nothing. */
+  async #request<T>(
+    signal: AbortSignal | undefined,
+    act: (node: BlockNode) => T,
+  ): Promise<Awaited<T>> {
+    const turn = this.#gate.enter(signal);
+    if (turn) await turn;
+    try {
+      const result = await this.#settled(() => act(this.node));
+      checkSignal(signal);
+      return result;
+    } finally {
+      this.#gate.leave();
+    }
+  }
+
   #cannot(what: string): BlockError {
     return new BlockError(
       "ENOTSUP",
@@ -420,8 +543,23 @@ export class Image implements AsyncDisposable {
     }
   }
 
+  /** Wait for a turn; meanwhile the disk may have become another one. */
+  async #after(turn: Promise<void>, check: () => void): Promise<void> {
+    await turn;
+    try {
+      check();
+    } catch (error) {
+      this.#gate.leave();
+      throw error;
+    }
+  }
+
   #checkRange(verb: string, offset: number, length: number): void {
     this.#checkOpen();
+    this.#checkInside(verb, offset, length);
+  }
+
+  #checkInside(verb: string, offset: number, length: number): void {
     const { size } = this;
     if (
       Number.isSafeInteger(offset) && Number.isSafeInteger(length) &&
@@ -438,12 +576,23 @@ export class Image implements AsyncDisposable {
   }
 
   #checkWritable(verb: string, offset: number, length: number): void {
-    this.#checkRange(verb, offset, length);
+    this.#checkOpen();
+    this.#checkNode(verb, offset, length);
+  }
+
+  /** Refuse to change what cannot be changed. */
+  #checkNode(verb: string, offset: number, length: number): void {
+    this.#checkInside(verb, offset, length);
     const { node } = this;
     if (node.readOnly || !node.writev) {
       throw cannotWrite(`Cannot ${verb}`, node);
     }
+    checkRoot(this.#root, ACCESS.WRITE);
   }
+}
+
+function writesThrough(cache: OpenOptions["cache"]): boolean {
+  return cache === "writethrough" || cache === "directsync";
 }
 
 /** Whether a value is a number of bytes. */
@@ -475,13 +624,19 @@ function newBuffer(length: number): Uint8Array {
   }
 }
 
+const REQUEST_FLAGS: { readonly [name: string]: OptionKind } = {
+  signal: "object",
+};
+
 const WRITE_FLAGS: { readonly [name: string]: OptionKind } = {
+  ...REQUEST_FLAGS,
   fua: "boolean",
   background: "boolean",
   placed: "function",
 };
 
 const ZERO_FLAGS: { readonly [name: string]: OptionKind } = {
+  ...REQUEST_FLAGS,
   fua: "boolean",
   unmap: "boolean",
   noFallback: "boolean",
@@ -491,6 +646,12 @@ const RESIZE_OPTIONS: { readonly [name: string]: OptionKind } = {
   preallocation: ["off", "metadata", "falloc", "full"],
   exact: "boolean",
   zero: "boolean",
+};
+
+const REOPEN_OPTIONS: { readonly [name: string]: OptionKind } = {
+  readOnly: "boolean",
+  cache: ["writeback", "writethrough", "none", "directsync", "unsafe"],
+  options: "object",
 };
 
 const CHECK_OPTIONS: { readonly [name: string]: OptionKind } = {

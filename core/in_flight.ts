@@ -4,6 +4,8 @@
  * @module
  */
 
+import { aborted } from "./abort.ts";
+
 /** How many there are at most. */
 const MAX_IN_FLIGHT = 16;
 
@@ -13,10 +15,19 @@ const MAX_IN_FLIGHT = 16;
  */
 export class InFlight {
   readonly #pending = new Set<Promise<void>>();
+  readonly #signal?: AbortSignal;
   #failure?: { readonly error: unknown };
+
+  /** `signal` gives the request up. */
+  constructor(signal?: AbortSignal) {
+    this.#signal = signal;
+  }
 
   /** Whether there is no point in going on. */
   get hasFailed(): boolean {
+    if (this.#signal?.aborted) {
+      this.#failure ??= { error: aborted(this.#signal) };
+    }
     return this.#failure !== undefined;
   }
 

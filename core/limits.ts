@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { checkSignal } from "./abort.ts";
 import { alignRequests } from "./alignment.ts";
 import {
   type IoVector,
@@ -51,6 +52,7 @@ function splitTransfers(node: BlockNode): Partial<BlockNode> {
   async (offset: number, iov: IoVector, flags?: WriteFlags) => {
     const length = vectorLength(iov);
     for (let done = 0; done < length; done += most) {
+      checkSignal(flags?.signal);
       const take = Math.min(most, length - done);
       const isLast = done + take === length;
       await request(
@@ -84,6 +86,7 @@ function splitZeroes(
     flags,
   ) => {
     for (const [start, size] of pieces(offset, length, unit, maxWriteZeroes)) {
+      checkSignal(flags?.signal);
       try {
         await node.writeZeroes!(start, size, flags);
       } catch (error) {
@@ -99,10 +102,15 @@ function splitDiscards(node: BlockNode): Partial<BlockNode> {
   const { discardAlignment, maxDiscard } = node.limits!;
   if (!(discardAlignment || maxDiscard)) return {};
   const unit = Math.max(discardAlignment ?? 1, unitOf(node));
-  const discard: BlockNode["discard"] = async (offset, length) => {
+  const discard: BlockNode["discard"] = async (
+    offset,
+    length,
+    flags,
+  ) => {
     for (const [start, size] of pieces(offset, length, unit, maxDiscard)) {
+      checkSignal(flags?.signal);
       try {
-        await node.discard!(start, size);
+        await node.discard!(start, size, flags);
       } catch (error) {
         // Some pieces may be too small; a discard is no more than a hint.
         if (!isUnsupported(error)) throw error;

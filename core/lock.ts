@@ -4,6 +4,7 @@
  * @module
  */
 import "./disposal.ts";
+import { unlessAborted } from "./abort.ts";
 
 /**
  * A lock that is let go at the end of a `using` block. That takes 0.3 µs, a
@@ -174,15 +175,19 @@ export class RangeLock {
     return undefined;
   }
 
-  /** Take a range; at once, or when nothing conflicts with it any more. */
+  /**
+   * Take a range; at once, or when nothing conflicts with it any more. Whoever
+   * gives up meanwhile leaves the line at once.
+   */
   acquire(
     start: number,
     end: number,
     exclusive: boolean,
+    signal?: AbortSignal,
   ): HeldRange | Promise<HeldRange> {
     const place = this.conflict(start, end, exclusive);
     if (!place) return this.hold(start, end, exclusive);
-    return this.#waitFor(place, start, end, exclusive);
+    return this.#waitFor(place, start, end, exclusive, signal);
   }
 
   async #waitFor(
@@ -190,11 +195,17 @@ export class RangeLock {
     start: number,
     end: number,
     exclusive: boolean,
+    signal: AbortSignal | undefined,
   ): Promise<HeldRange> {
     let place: RangePlace | undefined = first;
-    while (place) {
-      await place.turn;
-      place = this.conflict(start, end, exclusive, place);
+    try {
+      while (place) {
+        await unlessAborted(place.turn!, signal);
+        place = this.conflict(start, end, exclusive, place);
+      }
+    } catch (error) {
+      first[Symbol.dispose]();
+      throw error;
     }
     return this.hold(start, end, exclusive);
   }

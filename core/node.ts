@@ -43,10 +43,14 @@ export interface BlockNode {
    * the node's until the promise settles; if it rejects, what the parts hold
    * is undefined.
    */
-  readv(offset: number, iov: IoVector): Promise<void>;
+  readv(offset: number, iov: IoVector, flags?: ReadFlags): Promise<void>;
   /** What the range from `offset` holds: the first extent of it. */
   status(offset: number, length: number): Promise<Extent>;
-  /** Make everything durable that can be, and let go of the children. */
+  /**
+   * Make everything durable that can be. A driver's own ends its work; its
+   * children are closed after it, if nobody else uses them. Called by others, it
+   * lets go of a node that they have opened, which closes with its last user.
+   */
   close(): Promise<void>;
 
   /**
@@ -62,7 +66,11 @@ export interface BlockNode {
     flags?: ZeroFlags,
   ): Promise<void>;
   /** Give a range up; what it then reads as depends on the format. */
-  discard?(offset: number, length: number): Promise<void>;
+  discard?(
+    offset: number,
+    length: number,
+    flags?: DiscardFlags,
+  ): Promise<void>;
   /** Make everything written before durable. */
   flush?(): Promise<void>;
   /** Change the size, in bytes. */
@@ -101,6 +109,20 @@ export interface BlockNode {
    * @throws {BlockError} EAGAIN if another one's claims do not permit it.
    */
   setPermissions?(permissions: Permissions): void;
+  /**
+   * Go on with another mode of access, and with all locks. Absent if it has to
+   * be closed and opened for that; of protocols only.
+   *
+   * @throws {BlockError} EACCES … if it cannot; nothing is changed then.
+   */
+  setMode?(mode: AccessMode): Promise<void>;
+  /**
+   * Go on with another child, which holds the same bytes; nothing is under way
+   * meanwhile. Absent if the node cannot do so.
+   *
+   * @throws {BlockError} EINVAL if it does not fit; nothing is changed then.
+   */
+  replaceChild?(role: string, child: BlockNode): void;
   /** Read everything anew: another program changed the image. */
   invalidate?(): Promise<void>;
   /**
@@ -121,8 +143,34 @@ export interface BlockNode {
   readonly debug?: DebugOperations;
 }
 
+/** How a protocol accesses what it presents. */
+export interface AccessMode {
+  /** Whether to refuse to write. */
+  readonly readOnly: boolean;
+  /** Whether a flush does nothing. */
+  readonly noFlush: boolean;
+  /** Whether to bypass the page cache where the system can. */
+  readonly direct: boolean;
+}
+
+/** Wishes that go with any request. */
+export interface RequestFlags {
+  /**
+   * Gives the request up. It fails with ECANCELED, the signal's reason as the
+   * cause, as soon as nobody touches its buffers any more; what it has done
+   * until then stays done. A node that cannot stop half-way goes on to the end.
+   */
+  signal?: AbortSignal;
+}
+
+/** Wishes that go with a read. */
+export type ReadFlags = RequestFlags;
+
+/** Wishes that go with a discard. */
+export type DiscardFlags = RequestFlags;
+
 /** Wishes that go with a write. */
-export interface WriteFlags {
+export interface WriteFlags extends RequestFlags {
   /** Reach the disk before the promise is fulfilled. */
   fua?: boolean;
   /**
@@ -140,7 +188,7 @@ export interface WriteFlags {
 }
 
 /** Wishes that go with a write of zeroes. */
-export interface ZeroFlags extends Pick<WriteFlags, "fua"> {
+export interface ZeroFlags extends RequestFlags, Pick<WriteFlags, "fua"> {
   /** The space may be given back. */
   unmap?: boolean;
   /** Fail with ENOTSUP rather than write zeroes as data. */
@@ -148,7 +196,7 @@ export interface ZeroFlags extends Pick<WriteFlags, "fua"> {
 }
 
 /** How to compress. */
-export interface CompressOptions {
+export interface CompressOptions extends RequestFlags {
   /**
    * How hard to try: 0 to 9 for zlib, 1 to 22 for zstd. Default: the result is
    * about as small as QEMU's.
@@ -162,7 +210,7 @@ export interface CompressOptions {
 export type Preallocation = "off" | "metadata" | "falloc" | "full";
 
 /** Wishes that go with a change of size. */
-export interface TruncateOptions {
+export interface TruncateOptions extends RequestFlags {
   /** How to reserve the new area. */
   preallocation?: Preallocation;
   /** Whether the size must be exact even where the driver would round. */
@@ -334,7 +382,7 @@ export interface VmStateOperations {
 }
 
 /** How to check. */
-export interface CheckOptions {
+export interface CheckOptions extends RequestFlags {
   /** What to repair. */
   repair?: { leaks: boolean; corruptions: boolean };
   /**

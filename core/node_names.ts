@@ -8,27 +8,12 @@
  */
 import { BlockError } from "./errors.ts";
 import { primaryChild } from "./extents.ts";
-import { withoutWrappers } from "./filter.ts";
+import { findGraphNode, type Origin } from "./graph.ts";
 import { compactJson, type Json } from "./json.ts";
 import { isAbsolute, resolveName } from "./names.ts";
 import type { BlockNode } from "./node.ts";
 import type { OptionValues } from "./options.ts";
 import { isPlainObject } from "./values.ts";
-
-/** How a node was opened. */
-export interface Origin {
-  /** Its own options, by their dotted names. */
-  readonly options: OptionValues;
-  /** Whether it has another backing file than its image names. */
-  readonly otherBacking: boolean;
-}
-
-const origins = new WeakMap<BlockNode, Origin>();
-
-/** Remember how a node was opened. */
-export function rememberOrigin(node: BlockNode, origin: Origin): void {
-  origins.set(withoutWrappers(node), origin);
-}
 
 /**
  * The name of a node: a file name if that alone leads to it, else `json:` and
@@ -74,7 +59,7 @@ function descriptionOf(node: BlockNode): { [name: string]: Json } {
 }
 
 function originOf(node: BlockNode): Origin {
-  return origins.get(withoutWrappers(node)) ??
+  return findGraphNode(node)?.origin ??
     { options: { filename: node.filename }, otherBacking: false };
 }
 

@@ -37,6 +37,8 @@ const TABLE = {
 
 /** What the options say; absent where they say nothing. */
 export interface NodeOptions {
+  /** What messages call it. */
+  readonly name?: string;
   /** For this node and those below. */
   readonly readOnly?: boolean;
   /** Whether to open read-only what cannot be opened for writing. */
@@ -70,11 +72,13 @@ export function takeNodeOptions(
       common[known] = parseOption(name, TABLE[known], value);
     }
   }
-  checkName(common["node-name"] as string | undefined);
+  const name = common["node-name"] as string | undefined;
+  checkName(name);
   const discards = discardsOf(common.discard as string | undefined);
   const flag = (name: keyof typeof TABLE) =>
     common[name] as boolean | undefined;
   return [{
+    name,
     readOnly: flag("read-only"),
     autoReadOnly: flag("auto-read-only"),
     forceShare: flag("force-share"),
@@ -184,12 +188,17 @@ function ignoreDiscards(node: BlockNode): BlockNode {
   });
 }
 
-/** Open a node; read-only where that is all one may, if that is enough. */
+/**
+ * Open a node; read-only where that is all one may, if that is enough.
+ *
+ * @param forget Lets go of what the first attempt has opened.
+ */
 export async function openAsPermitted(
   driver: BlockDriver,
   options: OptionValues,
   context: OpenContext,
   { autoReadOnly }: NodeOptions,
+  forget: () => Promise<void>,
 ): Promise<BlockNode> {
   try {
     return await driver.open(options, context);
@@ -197,6 +206,7 @@ export async function openAsPermitted(
     const isEnough = autoReadOnly && !context.readOnly &&
       ["EACCES", "EPERM", "EROFS"].includes(asBlockError(error).code);
     if (!isEnough) throw error;
+    await forget();
     return await driver.open(options, { ...context, readOnly: true });
   }
 }

@@ -10,6 +10,7 @@ import {
   checkNode,
   driverError,
 } from "./checks.ts";
+import { attachRoot, hold } from "./drain.ts";
 import type { BlockDriver, OpenContext } from "./driver.ts";
 import { asBlockError, BlockError, invalid } from "./errors.ts";
 import {
@@ -18,11 +19,12 @@ import {
   passes,
   passesByDefault,
 } from "./gate.ts";
+import { detach, findGraphNode, GraphNode, type KeptNode } from "./graph.ts";
 import { applyLimits } from "./limits.ts";
 import { resolveName } from "./names.ts";
 import type { ImageFormat } from "./formats.ts";
 import type { BlockNode } from "./node.ts";
-import { rememberOrigin, resolveFrom } from "./node_names.ts";
+import { resolveFrom } from "./node_names.ts";
 import {
   applyNodeOptions,
   checkForceShare,
@@ -33,7 +35,7 @@ import {
 } from "./node_options.ts";
 import type { OpenOptions } from "./open_options.ts";
 import { type OptionValues, UnknownOptionError } from "./options.ts";
-import { ACCESS, ALL_ACCESS, claim, Claims } from "./permissions.ts";
+import { ACCESS, ALL_ACCESS } from "./permissions.ts";
 import { doubtsOfRaw, driverOf, onlyFormat, probe } from "./probe.ts";
 import { findDriver, getDriver, protocolOf } from "./registry.ts";
 import { findSecret } from "./secrets.ts";
@@ -51,7 +53,7 @@ import {
   withFile,
 } from "./sources.ts";
 import { isNode, type Source, type StackObject } from "./spec.ts";
-import type { OpenPurpose } from "./traits.ts";
+import type { OpenPurpose, Permissions } from "./traits.ts";
 import { shortened, valueText } from "./values.ts";
 
 /** What stays the same from the top of a stack to its bottom. */
@@ -59,6 +61,8 @@ interface Opening {
   options: OpenOptions;
   /** What the user asked for: its folder is open to what images name. */
   source: unknown;
+  /** Nodes that are to be used again. */
+  kept?: readonly KeptNode[];
 }
 
 /** An image of a backing chain, and those above it. */
@@ -125,22 +129,56 @@ function topPlace({ readOnly = false, forceShare }: OpenOptions): Place {
   return { depth: 0, readOnly, forceShare };
 }
 
-/** Claim of a node what its user is going to do. */
+/** Hold a node that was opened, for what its user is going to do. */
 async function claimed(
   opened: Promise<BlockNode>,
-  { purpose, resize, share = true }: OpenOptions,
+  options: OpenOptions,
 ): Promise<BlockNode> {
-  const { READ, WRITE, WRITE_UNCHANGED, RESIZE } = ACCESS;
   const node = await opened;
-  let needs = resize ? RESIZE : 0;
-  if (purpose !== "info") needs |= node.readOnly ? READ : READ | WRITE;
   try {
-    claim(node, { needs, shares: share ? ALL_ACCESS : READ | WRITE_UNCHANGED });
+    attachRoot(node, claimsOf(node, options));
   } catch (error) {
-    await closeQuietly(node);
+    await closeUnused(node);
     throw error;
   }
   return node;
+}
+
+/** What the user of a node claims of it. */
+export function claimsOf(
+  node: BlockNode,
+  { purpose, resize, share = true }: OpenOptions,
+): Permissions {
+  const { READ, WRITE, WRITE_UNCHANGED, RESIZE } = ACCESS;
+  let needs = resize ? RESIZE : 0;
+  if (purpose !== "info") needs |= node.readOnly ? READ : READ | WRITE;
+  return { needs, shares: share ? ALL_ACCESS : READ | WRITE_UNCHANGED };
+}
+
+/**
+ * Open a filter above a node that is open.
+ *
+ * @param description Its driver and options, without the child.
+ */
+export async function openFilter(
+  description: StackObject,
+  child: BlockNode,
+  options: OpenOptions,
+): Promise<BlockNode> {
+  const { driver: name, ...others } = checkedStack(description);
+  if (typeof name !== "string") {
+    throw invalid("The description of a filter must name its driver");
+  }
+  const driver = getDriver(name);
+  if (driver.role !== "filter") throw invalid(`'${name}' is no filter`);
+  const { childRole = "file" } = driver;
+  const place = { ...topPlace(options), readOnly: child.readOnly };
+  return await openDriver(
+    driver,
+    { ...others, [childRole]: child },
+    { options, source: child },
+    place,
+  );
 }
 
 /** Open only the protocol node of a source, without looking for a format. */
@@ -220,6 +258,7 @@ async function openProbed(
 ): Promise<BlockNode> {
   const place = inheritOptions(above, takeNodeOptions(options)[0]);
   const file = await openStack(fileSource, opening, place, true);
+  const held = hold(file);
   try {
     const { filename } = file;
     const { guess, head } = await probe(file);
@@ -233,16 +272,12 @@ async function openProbed(
     const driver = isKnown || opening.options.purpose !== "info"
       ? driverOf(format, filename)
       : await describingDriver(format);
-    return await openDriver(
-      driver,
-      { ...options, file },
-      opening,
-      place,
-      isRaw,
-    );
-  } catch (error) {
-    await closeQuietly(file);
-    throw error;
+    return await openDriver(driver, { ...options, file }, opening, place, {
+      probed: isRaw,
+      describedAs: { ...options, file: fileSource },
+    });
+  } finally {
+    await detach(held).catch(() => {});
   }
 }
 
@@ -250,13 +285,9 @@ async function describingDriver(format: ImageFormat): Promise<BlockDriver> {
   return (await import("./described_format.ts")).describingDriver(format);
 }
 
-/** Close what is of no use; why it is none is what the user wants to know. */
-async function closeQuietly(node: BlockNode): Promise<void> {
-  try {
-    await node.close();
-  } catch {
-    // It could not be used either.
-  }
+/** Close what nobody uses; why it is of no use is what the user wants to know. */
+async function closeUnused(node: BlockNode): Promise<void> {
+  await findGraphNode(node)?.lose().catch(() => {});
 }
 
 /** A node that is about to be opened, and what is already open below it. */
@@ -270,8 +301,16 @@ interface Pending {
   purpose: OpenPurpose;
   opening: Opening;
   place: Place;
-  claims: Claims;
-  opened: BlockNode[];
+  /** What it will be in the graph. */
+  inGraph: GraphNode;
+}
+
+/** How it came about that a node is opened. */
+interface Found {
+  /** Whether its format was found by probing. */
+  probed?: boolean;
+  /** What to open it once more by, if its child is open by now. */
+  describedAs?: OptionValues;
 }
 
 async function openDriver(
@@ -279,10 +318,12 @@ async function openDriver(
   allOptions: OptionValues,
   opening: Opening,
   above: Place,
-  probed = false,
+  { probed = false, describedAs = allOptions }: Found = {},
 ): Promise<BlockNode> {
   const [common, options] = takeNodeOptions(allOptions);
   const place = inheritOptions(above, common);
+  const kept = await keptNode(driver, allOptions, options, opening, place);
+  if (kept) return kept;
   if (++place.depth > MAX_DEPTH) {
     throw invalid(`More than ${MAX_DEPTH} nodes lie on top of each other`);
   }
@@ -293,7 +334,7 @@ async function openDriver(
     : filenameOf(options);
   const { purpose = "io" } = opening.options;
   const { forceShare = false } = place;
-  const claims = new Claims({
+  const inGraph = new GraphNode({
     driver,
     get readOnly() {
       return place.readOnly;
@@ -302,7 +343,7 @@ async function openDriver(
     forceShare,
     options,
   });
-  const opened: BlockNode[] = [];
+  inGraph.name = common.name ?? shortened(filename);
   const pending: Pending = {
     driver,
     options,
@@ -311,27 +352,134 @@ async function openDriver(
     purpose,
     opening,
     place,
-    claims,
-    opened,
+    inGraph,
   };
   let made: BlockNode | undefined;
   try {
     checkForceShare(place);
     checkDriverOptions(driver, options);
     const context = contextOf(pending);
-    made = await openAsPermitted(driver, options, context, common);
+    const forget = () => inGraph.abandon();
+    made = await openAsPermitted(driver, options, context, common, forget);
     const adopted = adoptNode(driver, made, place.readOnly);
+    if (isInUse(adopted)) {
+      // The driver had nothing to add to a child of its own.
+      await inGraph.abandon(adopted);
+      return adopted;
+    }
     const node = applyLimits(await applyNodeOptions(adopted, common));
     const otherBacking = options.backing !== undefined && purpose !== "info";
-    rememberOrigin(node, { options, otherBacking });
-    claims.complete(node);
+    inGraph.origin = { options, otherBacking };
+    inGraph.opened = {
+      options: describedAs,
+      again: ({ options = describedAs, wishes, kept }) =>
+        openDriver(
+          driver,
+          options,
+          { ...opening, options: { ...opening.options, ...wishes }, kept },
+          { ...above, readOnly: wishes?.readOnly ?? above.readOnly },
+          { probed },
+        ),
+    };
+    inGraph.complete(node);
     return node;
   } catch (error) {
-    // What a node has open, if it is not its children, is its own.
-    const open = opened.length > 0 || !made ? opened : [made];
-    for (const node of open) await closeQuietly(node);
+    // What it has open by itself must be closed as well.
+    if (made && inGraph.phase === "opening" && !isInUse(made)) {
+      await closeQuietly(made);
+    }
+    await inGraph.abandon();
     if (error instanceof UnknownOptionError) throw notSupported(driver, error);
     throw driverError(driver, error);
+  }
+}
+
+/** Options of every node that one that is open can take over. */
+const TAKEN_OVER = [
+  "read-only",
+  "auto-read-only",
+  "force-share",
+  "cache",
+  "cache.direct",
+  "cache.no-flush",
+];
+
+/**
+ * A protocol's node that stays open while what is above it is opened once more:
+ * it keeps its locks, and goes on as it would be opened now. One that cannot
+ * is closed, and opened like any other.
+ */
+async function keptNode(
+  driver: BlockDriver,
+  allOptions: OptionValues,
+  { filename, store }: OptionValues,
+  opening: Opening,
+  place: Place,
+): Promise<BlockNode | undefined> {
+  const kept = opening.kept?.find(({ node, isTaken }) => {
+    const options = findGraphNode(node)?.origin?.options;
+    return !isTaken && node.driver === driver &&
+      options?.filename === filename && options?.store === store;
+  });
+  if (!kept) return undefined;
+  kept.isTaken = true;
+  const known = findGraphNode(kept.node)!;
+  const isSame = isEqualOptions(known.opened!.options, allOptions, TAKEN_OVER);
+  if (isSame && await adjust(kept.node, opening, place)) return kept.node;
+  await kept.letGo();
+  return undefined;
+}
+
+/** Have a node that is open go on as one that is opened now; if it can. */
+async function adjust(
+  node: BlockNode,
+  { options }: Opening,
+  place: Place,
+): Promise<boolean> {
+  if (!node.setMode) return false;
+  checkForceShare(place);
+  await node.setMode({
+    readOnly: place.readOnly,
+    ...cachingOf(options, place),
+  });
+  findGraphNode(node)!.forceShare = place.forceShare ?? false;
+  return node.readOnly === place.readOnly;
+}
+
+/** How the caches of the system are used. */
+function cachingOf(
+  { cache }: OpenOptions,
+  { noFlush, direct }: Place,
+): { noFlush: boolean; direct: boolean } {
+  return {
+    noFlush: noFlush ?? cache === "unsafe",
+    direct: direct ?? (cache === "none" || cache === "directsync"),
+  };
+}
+
+/** Whether two sets of options say the same, apart from some of them. */
+function isEqualOptions(
+  one: OptionValues,
+  other: OptionValues,
+  except: readonly string[],
+): boolean {
+  const names = [...Object.keys(one), ...Object.keys(other)];
+  return names.every((name) =>
+    except.includes(name) || one[name] === other[name]
+  );
+}
+
+/** Whether a driver has opened a node before. */
+function isInUse(node: BlockNode): boolean {
+  return findGraphNode(node)?.isForeign === false;
+}
+
+/** Have a driver close what it has opened, if that can be closed. */
+async function closeQuietly(node: BlockNode): Promise<void> {
+  try {
+    await node.close();
+  } catch {
+    // It could not be used either.
   }
 }
 
@@ -339,7 +487,6 @@ async function openDriver(
 function contextOf(pending: Pending): OpenContext {
   const { filename, probed, purpose, options, place } = pending;
   const wishes = pending.opening.options;
-  const { cache } = wishes;
   return {
     filename,
     get readOnly() {
@@ -347,8 +494,7 @@ function contextOf(pending: Pending): OpenContext {
     },
     probed,
     purpose,
-    noFlush: place.noFlush ?? cache === "unsafe",
-    direct: place.direct ?? (cache === "none" || cache === "directsync"),
+    ...cachingOf(wishes, place),
     aio: wishes.aio,
     ...(wishes.onEvent && {
       event: (name: string) => wishes.onEvent?.(name, filename),
@@ -371,8 +517,12 @@ async function keep(
   opening: Promise<BlockNode>,
 ): Promise<BlockNode> {
   const node = await opening;
-  pending.opened.push(node);
-  adoptChild(pending, name, node);
+  try {
+    adoptChild(pending, name, node);
+  } catch (error) {
+    await closeUnused(node);
+    throw error;
+  }
   return node;
 }
 
@@ -381,12 +531,12 @@ const WRITTEN = ["file", "image", "data-file"];
 
 /** Claim of a child what its parent needs, which it may be unable to do. */
 function adoptChild(
-  { place, claims }: Pending,
+  { place, inGraph }: Pending,
   name: string,
   node: BlockNode,
 ): void {
   if (!node.writev && WRITTEN.includes(name)) place.readOnly = true;
-  claims.adopt(name, node);
+  inGraph.adopt(name, node);
 }
 
 async function openChild(
@@ -398,6 +548,9 @@ async function openChild(
   const given = description ?? options[name];
   if (isNode(given)) {
     checkNode(`The child '${name}'`, given);
+    if (opening.kept?.some(({ node }) => node === given)) {
+      await adjust(given, opening, place);
+    }
     adoptChild(pending, name, given);
     return given;
   }
@@ -429,7 +582,7 @@ async function openImplicit(
   name: string,
   format?: string,
 ): Promise<BlockNode | undefined> {
-  const { driver, options, filename, opening, place, opened } = pending;
+  const { driver, options, filename, opening, place, inGraph } = pending;
   if (typeof name !== "string") {
     throw invalid(`The name of a backing file cannot be ${valueText(name)}`);
   }
@@ -442,7 +595,8 @@ async function openImplicit(
     length: (place.chain?.length ?? 0) + 1,
   };
   const overrides = { ...options[child] as OptionValues };
-  const file = isNode(options.file) ? options.file : opened[0];
+  const [first] = inGraph.children.values();
+  const file = isNode(options.file) ? options.file : first?.target.node;
   const request = {
     filename: file ? resolveFrom(file, name) : resolveName(filename, name),
     format,

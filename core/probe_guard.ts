@@ -25,7 +25,7 @@ type Patch = readonly [offset: number, bytes: Uint8Array];
  * Archives, which are raw with a warning, may be written as anywhere.
  */
 export class ProbeGuard {
-  readonly #file: BlockNode;
+  #file: BlockNode;
   /** Held from looking at the file until it has been changed. */
   readonly #lock = new Mutex();
   /** How many changes are under way of what probing does not look at. */
@@ -37,6 +37,11 @@ export class ProbeGuard {
 
   /** Guard a file. */
   constructor(file: BlockNode) {
+    this.#file = file;
+  }
+
+  /** Go on with a file that holds the same as the one before. */
+  useFile(file: BlockNode): void {
     this.#file = file;
   }
 

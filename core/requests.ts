@@ -10,9 +10,16 @@ import {
   sliceVector,
   vectorLength,
 } from "./bytes.ts";
+import { checkSignal } from "./abort.ts";
 import { cannotWrite } from "./checks.ts";
 import { asBlockError, BlockError } from "./errors.ts";
-import type { BlockNode, Breakpoints, WriteFlags, ZeroFlags } from "./node.ts";
+import type {
+  BlockNode,
+  Breakpoints,
+  ReadFlags,
+  WriteFlags,
+  ZeroFlags,
+} from "./node.ts";
 
 const ZEROES = allocate(256 * 1024);
 
@@ -59,6 +66,7 @@ export async function writeZeroDataBy(
   flags?: WriteFlags,
 ): Promise<void> {
   for (let done = 0; done < length;) {
+    checkSignal(flags?.signal);
     const take = Math.min(ZEROES.length, length - done);
     await writev(offset + done, [ZEROES.subarray(0, take)], flags);
     done += take;
@@ -70,10 +78,11 @@ export async function readPadded(
   node: BlockNode,
   offset: number,
   iov: IoVector,
+  flags?: ReadFlags,
 ): Promise<void> {
   const length = vectorLength(iov);
   const inside = Math.max(0, Math.min(length, node.size - offset));
-  if (inside > 0) await node.readv(offset, sliceVector(iov, 0, inside));
+  if (inside > 0) await node.readv(offset, sliceVector(iov, 0, inside), flags);
   if (inside < length) fillVector(iov, inside, length - inside);
 }
 

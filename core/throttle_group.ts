@@ -6,6 +6,7 @@
  *
  * @module
  */
+import { checkSignal, lockUnlessAborted } from "./abort.ts";
 import { AMOUNT, checkOptions } from "./checks.ts";
 import { BlockError, invalid } from "./errors.ts";
 import { Mutex } from "./lock.ts";
@@ -169,7 +170,8 @@ export class ThrottleGroup {
     bytes: number,
     signal?: AbortSignal,
   ): Promise<void> {
-    using _ = await this.#turns[direction].lock();
+    const turn = this.#turns[direction].lock();
+    using _ = await lockUnlessAborted(turn, signal);
     const kinds = [
       "bps-total",
       "iops-total",
@@ -215,9 +217,7 @@ async function delay(seconds: number, signal?: AbortSignal): Promise<void> {
     clearTimeout(timer);
     signal?.removeEventListener("abort", wake);
   }
-  if (signal?.aborted) {
-    throw new BlockError("ECANCELED", undefined, { cause: signal.reason });
-  }
+  checkSignal(signal);
 }
 
 function checkLimits(limits: ThrottleLimits): void {

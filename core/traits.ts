@@ -55,6 +55,10 @@ export interface DriverTraits {
    */
   plainName?(options: OptionValues, child?: string): string | undefined;
   /**
+   * The role of the node to which a filter passes requests on. Default: `file`.
+   */
+  readonly childRole?: string;
+  /**
    * How sure it is, 0 to 100, that an image which begins with `head` is its
    * own. Formats only. `head` holds 2048 bytes, zeroes past the end of the
    * image. A driver with a name that QEMU has as well needs none: the magics

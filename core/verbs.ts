@@ -14,6 +14,8 @@ export const OPTIONAL_VERBS = [
   "flush",
   "truncate",
   "info",
+  "setMode",
+  "replaceChild",
   "setPermissions",
   "invalidate",
   "reopen",

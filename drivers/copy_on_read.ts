@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { checkSignal } from "../core/abort.ts";
 import {
   allocate,
   copyIntoVector,
@@ -16,9 +17,9 @@ import {
 import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
 import { checkedExtent, isInherited, skipFilters } from "../core/extents.ts";
-import { filterNode } from "../core/filter.ts";
+import { childSlot, filterNode } from "../core/filter.ts";
 import { type Held, RangeLock } from "../core/lock.ts";
-import type { BlockNode } from "../core/node.ts";
+import type { BlockNode, ReadFlags } from "../core/node.ts";
 import { parseOptions } from "../core/options.ts";
 import { ACCESS } from "../core/permissions.ts";
 import { writeZeroes } from "../core/requests.ts";
@@ -40,7 +41,7 @@ export const copyOnReadDriver: BlockDriver = {
 
   async open(options, context) {
     parseOptions({}, options, ["file"]);
-    const file = await context.openChild("file");
+    const file = childSlot(await context.openChild("file"));
     if (context.readOnly) {
       throw new BlockError("EACCES", "Block node is read-only");
     }
@@ -52,7 +53,7 @@ export const copyOnReadDriver: BlockDriver = {
 function copyingNode(file: BlockNode, clusterSize: number): BlockNode {
   const copier = new Copier(file, clusterSize);
   return filterNode(copyOnReadDriver, file, {
-    readv: (offset, iov) => copier.read(offset, iov),
+    readv: (offset, iov, flags) => copier.read(offset, iov, flags),
     async writev(offset, iov, flags) {
       using _ = await copier.hold(offset, vectorLength(iov), false);
       await file.writev!(offset, iov, flags);
@@ -61,9 +62,9 @@ function copyingNode(file: BlockNode, clusterSize: number): BlockNode {
       using _ = await copier.hold(offset, length, false);
       await file.writeZeroes!(offset, length, flags);
     },
-    async discard(offset, length) {
+    async discard(offset, length, flags) {
       using _ = await copier.hold(offset, length, false);
-      await file.discard!(offset, length);
+      await file.discard!(offset, length, flags);
     },
     async writeCompressed(offset, iov, options) {
       using _ = await copier.hold(offset, vectorLength(iov), false);
@@ -75,21 +76,28 @@ function copyingNode(file: BlockNode, clusterSize: number): BlockNode {
 /** Reads, and writes what it has read of a backing file. */
 class Copier {
   readonly #file: BlockNode;
-  /** The node that knows what it holds itself. */
-  readonly #image: BlockNode;
   readonly #clusterSize: number;
   /** Clusters that are written to, or alone by who copies them. */
   readonly #ranges = new RangeLock();
 
   constructor(file: BlockNode, clusterSize: number) {
     this.#file = file;
-    this.#image = skipFilters(file);
     this.#clusterSize = clusterSize;
   }
 
-  async read(offset: number, iov: IoVector): Promise<void> {
+  /** The node that knows what it holds itself. */
+  get #image(): BlockNode {
+    return skipFilters(this.#file);
+  }
+
+  async read(
+    offset: number,
+    iov: IoVector,
+    flags?: ReadFlags,
+  ): Promise<void> {
     const length = vectorLength(iov);
     for (let done = 0; done < length;) {
+      checkSignal(flags?.signal);
       const at = offset + done;
       const extent = checkedExtent(
         this.#image,
@@ -99,7 +107,7 @@ class Copier {
       const take = Math.min(extent.length, length - done, most);
       const part = sliceVector(iov, done, take);
       if (isInherited(extent)) await this.#copy(at, part);
-      else await this.#file.readv(at, part);
+      else await this.#file.readv(at, part, flags);
       done += take;
     }
   }

@@ -7,7 +7,7 @@
 import { type IoVector, isExactSize } from "../core/bytes.ts";
 import type { BlockDriver } from "../core/driver.ts";
 import { BlockError, invalid } from "../core/errors.ts";
-import type { BlockNode, Extent, NodeInfo } from "../core/node.ts";
+import type { AccessMode, BlockNode, Extent, NodeInfo } from "../core/node.ts";
 import { type OptionTable, parseOptions } from "../core/options.ts";
 import { valueText } from "../core/values.ts";
 
@@ -237,7 +237,7 @@ function asStore(value: unknown): MemoryStore {
 class MemoryNode implements BlockNode {
   readonly driver = memoryDriver;
   readonly filename: string;
-  readonly readOnly: boolean;
+  readOnly: boolean;
   readonly children = {};
   readonly #store: MemoryStore;
 
@@ -292,6 +292,11 @@ class MemoryNode implements BlockNode {
     if (inside <= 0) return { length, zero: true, ...place };
     const extent = this.#store.extent(offset, inside);
     return { length: extent.length, zero: !extent.data, ...place };
+  }
+
+  // deno-lint-ignore require-await
+  async setMode({ readOnly }: AccessMode): Promise<void> {
+    this.readOnly = readOnly;
   }
 
   // deno-lint-ignore require-await

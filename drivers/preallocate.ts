@@ -7,7 +7,7 @@
 import { roundUp, SECTOR_SIZE, vectorLength } from "../core/bytes.ts";
 import type { BlockDriver } from "../core/driver.ts";
 import { asBlockError, BlockError } from "../core/errors.ts";
-import { filterNode } from "../core/filter.ts";
+import { childSlot, filterNode } from "../core/filter.ts";
 import type { BlockNode, TruncateOptions } from "../core/node.ts";
 import { type OptionTable, parseOptions } from "../core/options.ts";
 import { ACCESS } from "../core/permissions.ts";
@@ -42,7 +42,7 @@ export const preallocateDriver: BlockDriver = {
 
   async open(options, context) {
     const parsed = parseOptions(OPEN_OPTIONS, options, ["file"]);
-    const file = await context.openChild("file");
+    const file = childSlot(await context.openChild("file"));
     const align = parsed["prealloc-align"] as number | undefined ?? MIB;
     const size = parsed["prealloc-size"] as number | undefined ?? 128 * MIB;
     const refuse = (what: string) =>
@@ -75,13 +75,7 @@ function growingNode(growth: Growth): BlockNode {
       await file.writeZeroes!(offset, length, flags);
     },
     truncate: (size, options) => growth.truncate(size, options),
-    async close() {
-      try {
-        await growth.crop();
-      } finally {
-        await file.close();
-      }
-    },
+    close: () => growth.crop(),
   });
 }
 

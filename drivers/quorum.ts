@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { checkSignal } from "../core/abort.ts";
 import {
   allocate,
   copyIntoVector,
@@ -14,7 +15,7 @@ import type { BlockDriver, OpenContext } from "../core/driver.ts";
 import { asBlockError, BlockError, invalid } from "../core/errors.ts";
 import { chainStatus } from "../core/extents.ts";
 import { interceptable } from "../core/filter.ts";
-import type { BlockNode, Extent } from "../core/node.ts";
+import type { BlockNode, Extent, ReadFlags } from "../core/node.ts";
 import {
   type OptionTable,
   type OptionValues,
@@ -152,7 +153,7 @@ function rulesOf(
 }
 
 function quorumNode(
-  children: readonly BlockNode[],
+  children: BlockNode[],
   rules: Rules,
   readOnly: boolean,
 ): BlockNode {
@@ -165,26 +166,38 @@ function quorumNode(
       return children[0].size;
     },
     readOnly,
-    children: Object.fromEntries(
-      children.map((child, index) => [`children.${index}`, child]),
-    ),
-    readv: (offset, iov) =>
+    get children() {
+      return Object.fromEntries(
+        children.map((child, index) => [`children.${index}`, child]),
+      );
+    },
+    replaceChild(role, child) {
+      const { size } = children[0];
+      if (child.size !== size) {
+        throw invalid(
+          `Cannot replace '${role}': it has ${child.size} bytes, not ${size}`,
+        );
+      }
+      children[Number(role.split(".")[1])] = child;
+    },
+    readv: (offset, iov, flags) =>
       rules.first
-        ? readFirst(children, offset, iov)
-        : readVoted(children, rules, offset, iov),
+        ? readFirst(children, offset, iov, flags)
+        : readVoted(children, rules, offset, iov, flags),
     status: (offset, length) => jointStatus(children, offset, length),
     flush: () => all((child) => child.flush?.()),
-    async close() {
-      for (const child of children) await child.close();
-    },
+    close: () => Promise.resolve(),
     ...interceptable(children, {
       writev(offset, iov, flags) {
-        // That one child has a place for it says nothing of the others.
-        const wishes = { ...flags, placed: undefined };
+        // That one child has a place for it says nothing of the others; and
+        // all are to hold the same, whoever gives the request up.
+        const wishes = { ...flags, placed: undefined, signal: undefined };
         return all((child) => child.writev!(offset, iov, wishes));
       },
       writeZeroes: (offset, length, flags) =>
-        all((child) => writeZeroes(child, offset, length, flags)),
+        all((child) =>
+          writeZeroes(child, offset, length, { ...flags, signal: undefined })
+        ),
     }, { writeZeroes: "writev" }),
   };
 }
@@ -213,11 +226,13 @@ async function readFirst(
   children: readonly BlockNode[],
   offset: number,
   iov: IoVector,
+  flags?: ReadFlags,
 ): Promise<void> {
   for (const [index, child] of children.entries()) {
     try {
-      return await child.readv(offset, iov);
+      return await child.readv(offset, iov, flags);
     } catch (error) {
+      checkSignal(flags?.signal);
       if (index === children.length - 1) throw error;
     }
   }
@@ -229,13 +244,14 @@ async function readVoted(
   { threshold, rewrites }: Rules,
   offset: number,
   iov: IoVector,
+  flags?: ReadFlags,
 ): Promise<void> {
   const length = vectorLength(iov);
   const versions: { bytes: Uint8Array; by: BlockNode[] }[] = [];
   await enough(
     children.map(async (child) => {
       const bytes = allocate(length);
-      await child.readv(offset, [bytes]);
+      await child.readv(offset, [bytes], flags);
       const same = versions.find((version) => isEqual(version.bytes, bytes));
       if (same) same.by.push(child);
       else versions.push({ bytes, by: [child] });

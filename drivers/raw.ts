@@ -15,9 +15,11 @@ import { BlockError } from "../core/errors.ts";
 import { checkedExtent } from "../core/extents.ts";
 import type {
   BlockNode,
+  DiscardFlags,
   Extent,
   NodeInfo,
   Preallocation,
+  ReadFlags,
   TruncateOptions,
   WriteFlags,
   ZeroFlags,
@@ -136,8 +138,7 @@ interface RawOptions {
 class RawNode implements BlockNode {
   readonly driver = rawDriver;
   readonly readOnly: boolean;
-  readonly children: { readonly file: BlockNode };
-  readonly #file: BlockNode;
+  #file: BlockNode;
   readonly #offset: number;
   readonly #fixedSize: number | undefined;
   readonly #guard: ProbeGuard | undefined;
@@ -145,13 +146,22 @@ class RawNode implements BlockNode {
   constructor(file: BlockNode, options: RawOptions) {
     const { offset, fixedSize } = options;
     checkWindow(sectorsOf(file), offset, fixedSize);
-    this.children = { file };
     this.readOnly = options.readOnly;
     this.#file = file;
     this.#offset = offset;
     this.#fixedSize = fixedSize;
     this.#guard = options.guard;
     if (file.copyFrom) this.copyFrom = this.#copyFrom;
+  }
+
+  get children(): { readonly file: BlockNode } {
+    return { file: this.#file };
+  }
+
+  replaceChild(_role: string, file: BlockNode): void {
+    checkWindow(sectorsOf(file), this.#offset, this.#fixedSize);
+    this.#file = file;
+    this.#guard?.useFile(file);
   }
 
   get filename(): string {
@@ -166,7 +176,11 @@ class RawNode implements BlockNode {
     );
   }
 
-  async readv(offset: number, iov: IoVector): Promise<void> {
+  async readv(
+    offset: number,
+    iov: IoVector,
+    flags?: ReadFlags,
+  ): Promise<void> {
     if (this.#fixedSize !== undefined) {
       this.#checkInside(offset, vectorLength(iov), "EINVAL");
     }
@@ -175,9 +189,9 @@ class RawNode implements BlockNode {
     const { driver } = this.#file;
     // Only a protocol promises zeroes past its end.
     if (driver.role === "protocol") {
-      return await this.#file.readv(this.#offset + offset, iov);
+      return await this.#file.readv(this.#offset + offset, iov, flags);
     }
-    await readPadded(this.#file, this.#offset + offset, iov);
+    await readPadded(this.#file, this.#offset + offset, iov, flags);
   }
 
   async writev(
@@ -213,6 +227,7 @@ class RawNode implements BlockNode {
     length: number,
   ): Promise<void> {
     this.#checkWrite(offset, length);
+    if (!this.#file.copyFrom) throw new BlockError("ENOTSUP");
     offset += this.#offset;
     // What probing looks at is looked at before it is written.
     if (this.#guard?.watches(offset, length)) throw new BlockError("ENOTSUP");
@@ -244,11 +259,15 @@ class RawNode implements BlockNode {
     await this.#guard.zero(offset, length, true, zero);
   }
 
-  async discard(offset: number, length: number): Promise<void> {
+  async discard(
+    offset: number,
+    length: number,
+    flags?: DiscardFlags,
+  ): Promise<void> {
     this.#checkWrite(offset, length);
     offset += this.#offset;
     const file = this.#file;
-    const discard = async () => await file.discard?.(offset, length);
+    const discard = async () => await file.discard?.(offset, length, flags);
     if (!this.#guard?.watches(offset, length)) {
       return await this.#besides(discard);
     }
@@ -312,9 +331,7 @@ class RawNode implements BlockNode {
     return { clusterSize, dirty };
   }
 
-  async close(): Promise<void> {
-    await this.#file.close();
-  }
+  async close(): Promise<void> {}
 }
 
 function probingWarning(filename: string): string {

@@ -7,7 +7,7 @@
 import { vectorLength } from "../core/bytes.ts";
 import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
-import { filterNode } from "../core/filter.ts";
+import { childSlot, filterNode } from "../core/filter.ts";
 import type { BlockNode } from "../core/node.ts";
 import { parseOptions } from "../core/options.ts";
 import { valueText } from "../core/values.ts";
@@ -24,7 +24,7 @@ export const throttleDriver: BlockDriver = {
   async open(options, context) {
     const parsed = parseOptions({}, options, ["file", "throttle-group"]);
     const group = groupOf(parsed["throttle-group"]);
-    return throttledNode(await context.openChild("file"), group);
+    return throttledNode(childSlot(await context.openChild("file")), group);
   },
 };
 
@@ -43,24 +43,24 @@ function groupOf(value: unknown): ThrottleGroup {
 
 function throttledNode(file: BlockNode, group: ThrottleGroup): BlockNode {
   return filterNode(throttleDriver, file, {
-    async readv(offset, iov) {
-      await group.admit("read", vectorLength(iov));
-      await file.readv(offset, iov);
+    async readv(offset, iov, flags) {
+      await group.admit("read", vectorLength(iov), flags?.signal);
+      await file.readv(offset, iov, flags);
     },
     async writev(offset, iov, flags) {
-      await group.admit("write", vectorLength(iov));
+      await group.admit("write", vectorLength(iov), flags?.signal);
       await file.writev!(offset, iov, flags);
     },
     async writeZeroes(offset, length, flags) {
-      await group.admit("write", length);
+      await group.admit("write", length, flags?.signal);
       await file.writeZeroes!(offset, length, flags);
     },
-    async discard(offset, length) {
-      await group.admit("write", length);
-      await file.discard!(offset, length);
+    async discard(offset, length, flags) {
+      await group.admit("write", length, flags?.signal);
+      await file.discard!(offset, length, flags);
     },
     async writeCompressed(offset, iov, options) {
-      await group.admit("write", vectorLength(iov));
+      await group.admit("write", vectorLength(iov), options?.signal);
       await file.writeCompressed!(offset, iov, options);
     },
   });

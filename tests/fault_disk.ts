@@ -235,6 +235,7 @@ export class FaultDisk {
       const read = await image.read(0, image.size);
       assertEquals(firstDifference(read, [content]), -1, `snapshot '${name}'`);
     }
+    await image.close();
   }
 
   #checkContent(read: Content): void {
@@ -285,6 +286,7 @@ export class FaultDisk {
 
 async function isDirty(image: Image): Promise<boolean> {
   const { dirty } = await image.info();
+  await image.close();
   return dirty === true;
 }
 

@@ -197,37 +197,9 @@ export const reopen: IoCommand = {
       // What was written to it would be lost.
       throw new CommandError("Cannot reopen a temporary overlay");
     }
-    if (isOwn(node, changes, options)) {
-      await session.change(changed, ownOptions(node, changed.options));
-    } else {
-      await session.reopen(changed);
-    }
+    await session.reopen(changed, { ...changes, options });
   },
 };
-
-/** Whether changes are about nothing but what a node can change by itself. */
-function isOwn(
-  { driver, reopen }: BlockNode,
-  changes: Changes,
-  options: OptionValues,
-): boolean {
-  const names = Object.keys(options);
-  return Object.keys(changes).length === 0 &&
-    (reopen !== undefined || names.length === 0) &&
-    names.every((name) => Object.hasOwn(driver.openOptions ?? {}, name));
-}
-
-/** Those of the options that are a node's own. */
-function ownOptions(
-  { driver: { openOptions = {} } }: BlockNode,
-  options: OptionValues,
-): OptionValues {
-  return Object.fromEntries(
-    Object.entries(options).filter(([name]) =>
-      Object.hasOwn(openOptions, name)
-    ),
-  );
-}
 
 /** How a file is to be opened after changes. */
 function reopening(

@@ -137,9 +137,9 @@ async function temporaryOverlay(
     const file = { driver: "memory", store: new MemoryStore() };
     await createImage("qcow2", file, { size: backing.size });
     return await open({ driver: "qcow2", file, backing }, { readOnly });
-  } catch (error) {
+  } finally {
+    // From here on the overlay alone uses it.
     await backing.close();
-    throw error;
   }
 }
 

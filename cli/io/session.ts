@@ -4,27 +4,11 @@
  * @module
  */
 import { BlockError } from "../../core/errors.ts";
-import { nodesOf, type Reached } from "../../core/extents.ts";
 import { Image } from "../../core/image.ts";
-import type { BlockNode } from "../../core/node.ts";
-import type { OptionValues } from "../../core/options.ts";
+import type { ReopenOptions } from "../../core/reopen.ts";
 import type { Program } from "../program.ts";
 import { BackgroundRequests } from "./background.ts";
 import { type Opening, openNode } from "./opening.ts";
-
-/** By dotted names, what keeps the rules of each `blkdebug` in a stack. */
-function debuggerOptions(top: BlockNode): OptionValues {
-  const options: OptionValues = {};
-  for (const reached of nodesOf(top)) {
-    if (!reached.node.debug) continue;
-    let name = "debugger";
-    for (let at: Reached | undefined = reached; at?.above; at = at.above) {
-      name = `${at.role}.${name}`;
-    }
-    options[name] = reached.node.debug;
-  }
-  return options;
-}
 
 /** The file that is open, and the requests under way. */
 export class Session {
@@ -63,30 +47,13 @@ export class Session {
   }
 
   /**
-   * Open the same file in another way; if that fails, as it was. Nodes that
-   * stop requests go on where they are.
+   * Go on with the same file, opened in another way; if that fails, as it was.
+   *
+   * @param opening How it is opened then, of which `changes` differ.
    */
-  async reopen(opening: Opening): Promise<void> {
-    const before = this.opening;
-    const debuggers = debuggerOptions(this.image.node);
-    const open = async (opening: Opening) => {
-      const options = { ...opening.options, ...debuggers };
-      await this.open({ ...opening, options });
-      this.#opening = opening;
-    };
-    await this.close();
-    try {
-      await open(opening);
-    } catch (error) {
-      await open(before);
-      throw error;
-    }
-  }
-
-  /** Go on with other options of the topmost driver. */
-  async change(opening: Opening, options: OptionValues): Promise<void> {
+  async reopen(opening: Opening, changes: ReopenOptions): Promise<void> {
     await this.background.drain();
-    await this.image.node.reopen?.(options);
+    await this.image.reopen(changes);
     this.#opening = opening;
   }
 

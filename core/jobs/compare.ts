@@ -120,6 +120,7 @@ class Comparison {
   }
 
   async run(): Promise<CompareResult> {
+    this.#pace.check();
     const [a, b] = [this.#first, this.#second];
     const { strict } = this.#options;
     if (strict && a.size !== b.size) return { outcome: "size" };
@@ -251,9 +252,10 @@ class Comparison {
   ): Promise<Uint8Array> {
     const bytes = buffer.subarray(0, length);
     try {
-      await node.readv(offset, [bytes]);
+      await node.readv(offset, [bytes], { signal: this.#options.signal });
       return bytes;
     } catch (thrown) {
+      this.#pace.check();
       const error = asBlockError(thrown);
       throw new CompareError(
         "read",

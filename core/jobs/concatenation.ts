@@ -5,7 +5,7 @@
  */
 import { roundUp, SECTOR_SIZE } from "../bytes.ts";
 import { type ChainExtent, chainStatus } from "../extents.ts";
-import type { BlockNode } from "../node.ts";
+import type { BlockNode, ReadFlags } from "../node.ts";
 import { readPadded } from "../requests.ts";
 
 /** One of the disks. */
@@ -81,13 +81,17 @@ export class Concatenation {
   }
 
   /** Fill `bytes` from `offset` on; the range may span several disks. */
-  async read(offset: number, bytes: Uint8Array): Promise<void> {
+  async read(
+    offset: number,
+    bytes: Uint8Array,
+    flags?: ReadFlags,
+  ): Promise<void> {
     for (let done = 0; done < bytes.length;) {
       const { node, start, end } = this.partAt(offset + done);
       const take = Math.min(bytes.length - done, end - offset - done);
       await readPadded(node, offset + done - start, [
         take === bytes.length ? bytes : bytes.subarray(done, done + take),
-      ]);
+      ], flags);
       done += take;
     }
   }

@@ -114,7 +114,7 @@ class Copy {
     this.#source = new CopySource(source, options);
     // What is read next is read while the last is written.
     const background = source.size >= MUCH && options.parallel !== 1;
-    const flags = { ...options.flags, background };
+    const flags = { ...options.flags, background, signal: options.signal };
     this.#target = new CopyTarget(target, { ...options, flags });
     this.#options = options;
     // The system's copies do not reach the disk at once.
@@ -140,6 +140,7 @@ class Copy {
   }
 
   async run(): Promise<void> {
+    this.#pace.check();
     using _workers = await this.#holdWorkers();
     await this.#prepareThrottle();
     const { progress, progressBy = "data", salvage } = this.#options;

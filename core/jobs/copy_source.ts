@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { checkSignal } from "../abort.ts";
 import { SECTOR_SIZE } from "../bytes.ts";
 import { asBlockError, BlockError, detailOf, strerror } from "../errors.ts";
 import type { ChainExtent } from "../extents.ts";
@@ -20,6 +21,8 @@ export interface CopySourceOptions {
   readonly salvage?: boolean;
   /** Receives warnings. Default: they are dropped. */
   warn?(message: string): void;
+  /** Ends the job with ECANCELED. */
+  readonly signal?: AbortSignal;
 }
 
 /** Most bytes to ask about at once where disks may be damaged. */
@@ -92,9 +95,11 @@ export class CopySource {
 
   /** Fill `bytes` from `offset` on; the range may span several disks. */
   async read(offset: number, bytes: Uint8Array): Promise<void> {
+    const { signal } = this.#options;
     try {
-      await this.#whole.read(offset, bytes);
+      await this.#whole.read(offset, bytes, { signal });
     } catch (error) {
+      checkSignal(signal);
       if (!this.#options.salvage) {
         throw await this.#failure(offset, bytes, error);
       }
@@ -166,7 +171,9 @@ export function located(
   thrown: unknown,
 ): BlockError {
   const error = asBlockError(thrown);
-  if (error.message.startsWith("error while ")) return error;
+  const isPlain = error.code === "ECANCELED" ||
+    error.message.startsWith("error while ");
+  if (isPlain) return error;
   const message = messageOf(what, offset, error);
   const detail = detailOf(error);
   return new BlockError(error.code, message + detail, { cause: error, detail });

@@ -3,9 +3,11 @@
  *
  * @module
  */
+import { checkSignal } from "../abort.ts";
 import type { Measurement } from "../driver.ts";
 import { checkNode, checkOptions } from "../checks.ts";
 import { asBlockError, BlockError } from "../errors.ts";
+import { wrapNode } from "../filter.ts";
 import type { BlockNode } from "../node.ts";
 import {
   defaultOptions,
@@ -15,6 +17,12 @@ import {
   UnknownOptionError,
 } from "../options.ts";
 import { getFormat } from "../registry.ts";
+
+/** How to measure. */
+export interface MeasureOptions {
+  /** Ends the job with ECANCELED. */
+  signal?: AbortSignal;
+}
 
 /**
  * Tell how large the file of a new image would become: an upper bound, for
@@ -40,9 +48,11 @@ export async function measure(
   format: string,
   options: OptionValues = {},
   source?: BlockNode,
+  { signal }: MeasureOptions = {},
 ): Promise<Measurement> {
   const driver = getFormat(format);
   checkOptions("measure", options, {});
+  checkOptions("measure", { signal }, { signal: "object" });
   if (source !== undefined) checkNode("The source", source);
   if (!driver.measure || !driver.createOptions) {
     throw new BlockError(
@@ -65,8 +75,22 @@ export async function measure(
       : parseOption(name, spec, value);
   }
   try {
-    return await driver.measure(values, source);
+    checkSignal(signal);
+    return await driver.measure(
+      values,
+      source && signal ? endable(source, signal) : source,
+    );
   } catch (error) {
     throw asBlockError(error);
   }
+}
+
+/** A source that tells nothing more once the job is to end. */
+function endable(source: BlockNode, signal: AbortSignal): BlockNode {
+  return wrapNode(source, {
+    status(offset, length) {
+      checkSignal(signal);
+      return source.status(offset, length);
+    },
+  });
 }

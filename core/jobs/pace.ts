@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { BlockError } from "../errors.ts";
+import { checkSignal } from "../abort.ts";
 import { giveWay } from "../runtime.ts";
 
 /** Longest time for which a job keeps others waiting, in milliseconds. */
@@ -23,9 +23,12 @@ export class Pace {
     this.#signal = signal;
   }
 
-  /** Whether it is time for a rest; cheap enough to ask at each step. */
+  /**
+   * Whether it is time for a rest, or to end; cheap enough to ask at each step.
+   */
   get isDue(): boolean {
-    return performance.now() - this.#since > SLICE;
+    return this.#signal?.aborted === true ||
+      performance.now() - this.#since > SLICE;
   }
 
   /**
@@ -41,10 +44,6 @@ export class Pace {
 
   /** Throws ECANCELED if the job is to end. */
   check(): void {
-    if (this.#signal?.aborted) {
-      throw new BlockError("ECANCELED", undefined, {
-        cause: this.#signal.reason,
-      });
-    }
+    checkSignal(this.#signal);
   }
 }

@@ -7,7 +7,7 @@
 import { vectorLength } from "../../core/bytes.ts";
 import type { BlockDriver } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
-import { filterNode } from "../../core/filter.ts";
+import { childSlot, filterNode } from "../../core/filter.ts";
 import type { BlockNode, RequestLimits } from "../../core/node.ts";
 import {
   nestOptions,
@@ -61,6 +61,7 @@ export const blkdebugDriver: BlockDriver = {
   name: "blkdebug",
   role: "filter",
   schemes: ["blkdebug"],
+  childRole: "image",
   openOptions: OPEN_OPTIONS,
   strongOptions: [
     ...Object.keys(OPEN_OPTIONS),
@@ -78,7 +79,7 @@ export const blkdebugDriver: BlockDriver = {
     const debug = parsed.debugger instanceof Debugger
       ? parsed.debugger
       : await newDebugger(parsed.config as string | undefined, nested);
-    const image = await context.openChild("image");
+    const image = childSlot(await context.openChild("image"));
     const limits = parseLimits(parsed, image.limits?.requestAlignment ?? 1);
     return debuggedNode(image, limits, debug);
   },
@@ -148,12 +149,11 @@ function debuggedNode(
     }
   };
   return filterNode(blkdebugDriver, file, {
-    children: { image: file },
     limits,
     debug,
-    async readv(offset, iov) {
+    async readv(offset, iov, flags) {
       await debug.check("read", offset, vectorLength(iov));
-      await file.readv(offset, iov);
+      await file.readv(offset, iov, flags);
     },
     async status(offset, length) {
       await debug.check("block-status", offset, length);
@@ -189,10 +189,10 @@ function debuggedNode(
       });
       await debug.event("pwritev_done");
     },
-    discard: (offset, length) =>
+    discard: (offset, length, flags) =>
       changing(async () => {
         await debug.check("discard", offset, length);
-        await file.discard!(offset, length);
+        await file.discard!(offset, length, flags);
       }),
   }, { writeZeroes: "writev" });
 }

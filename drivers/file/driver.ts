@@ -246,13 +246,27 @@ function openFile(driver: PathDriver, request: FileRequest): FileNode {
   // To open a pipe would wait for whoever may open its other end.
   if (!driver.isKind(info)) throw wrongKind(driver, filename);
   if (!readOnly) driver.checkWritable?.(info);
-  let host: HostFile | undefined;
+  const open = (readOnly: boolean) => {
+    try {
+      return openHostFile({ ...request, readOnly });
+    } catch (error) {
+      throw cannotOpen(filename, error);
+    }
+  };
+  const host = open(readOnly);
   try {
-    host = openHostFile(request);
     if (!readOnly) heedSizeLimit();
-    return new FileNode(host, { ...request, driver, fixedSize: !info.isFile });
+    return new FileNode(host, {
+      ...request,
+      driver,
+      fixedSize: !info.isFile,
+      reopen(readOnly) {
+        if (!readOnly) driver.checkWritable?.(info);
+        return open(readOnly);
+      },
+    });
   } catch (error) {
-    host?.close();
+    host.close();
     throw cannotOpen(filename, error);
   }
 }

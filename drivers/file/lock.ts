@@ -57,7 +57,7 @@ export interface LockedFile {
 
 /** The locks on one open file. */
 export class FileLock {
-  readonly #file: LockedFile;
+  #file: LockedFile;
   readonly #load: () => Libc | null;
   /** `null` if it cannot be locked. */
   #locker: Locker | null | undefined;
@@ -74,7 +74,7 @@ export class FileLock {
   }
 
   /**
-   * Hold the locks for what is claimed of the file now.
+   * Hold the locks for what is claimed of the file now, and no others.
    *
    * @returns whether any were added.
    * @throws {BlockError} EAGAIN if those of others stand in the way. What was
@@ -84,7 +84,10 @@ export class FileLock {
     const unshared = ALL_ACCESS & ~shares;
     const moreNeeded = needs & ~this.#needed;
     const moreUnshared = unshared & ~this.#unshared;
-    if ((moreNeeded | moreUnshared) === 0) return false;
+    if ((moreNeeded | moreUnshared) === 0) {
+      this.#loosen(needs, unshared);
+      return false;
+    }
     if (this.#locker === undefined) this.#locker = this.#open();
     const locker = this.#locker;
     if (!locker) return false;
@@ -101,7 +104,47 @@ export class FileLock {
     }
     this.#needed |= needs;
     this.#unshared |= unshared;
+    this.#loosen(needs, unshared);
     return true;
+  }
+
+  /** Let go of locks for what is not claimed any more. */
+  #loosen(needed: number, unshared: number): void {
+    const locker = this.#locker;
+    if (!locker) return;
+    for (const byte of bytesOf(NEEDED, this.#needed & ~needed)) {
+      locker.unlock(byte);
+    }
+    for (const byte of bytesOf(UNSHARED, this.#unshared & ~unshared)) {
+      locker.unlock(byte);
+    }
+    this.#needed = needed;
+    this.#unshared = unshared;
+  }
+
+  /**
+   * Go on with another descriptor of the same file; at no time is anything not
+   * locked that was. What others hold was looked at when the locks were taken:
+   * to look once more would find our own.
+   */
+  moveTo(descriptor: number | undefined): void {
+    const file = { ...this.#file, descriptor };
+    const before = this.#locker;
+    const isByNode = this.#file.descriptor !== undefined;
+    if (before && isByNode) {
+      const next = new Locker(this.#load()!, file);
+      try {
+        for (const byte of bytesOf(NEEDED, this.#needed)) next.lock(byte);
+        for (const byte of bytesOf(UNSHARED, this.#unshared)) next.lock(byte);
+      } catch (error) {
+        next.close();
+        throw error;
+      }
+      before.unlock(NEEDED, LENGTH);
+      before.close();
+      this.#locker = next;
+    }
+    this.#file = file;
   }
 
   #checkOthers(locker: Locker, needed: number, unshared: number): void {

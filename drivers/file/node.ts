@@ -12,6 +12,7 @@ import {
 import type { BlockDriver } from "../../core/driver.ts";
 import { asBlockError, BlockError, invalid } from "../../core/errors.ts";
 import type {
+  AccessMode,
   BlockNode,
   Extent,
   NodeInfo,
@@ -49,6 +50,8 @@ export interface FileNodeOptions {
   /** Whether it is a device: its size is given, and nothing in it is a hole. */
   readonly fixedSize: boolean;
   readonly locking: Locking;
+  /** Open the file once more. */
+  reopen(readOnly: boolean): HostFile;
   /** Learns why a file that is written to cannot be locked. */
   unlocked(why: string): void;
 }
@@ -61,13 +64,14 @@ export interface FileNodeOptions {
 export class FileNode implements BlockNode {
   readonly driver: BlockDriver;
   readonly filename: string;
-  readonly readOnly: boolean;
+  readOnly: boolean;
   readonly children = {};
   readonly limits;
-  readonly #noFlush: boolean;
+  #noFlush: boolean;
   readonly #fixedSize: boolean;
   readonly #usesThreads: boolean;
   readonly #lock: FileLock | undefined;
+  readonly #reopen: (readOnly: boolean) => HostFile;
   /** Reads and writes that other threads are making. */
   readonly #transfers = new Set<Promise<void>>();
   #host: HostFile | undefined;
@@ -85,6 +89,7 @@ export class FileNode implements BlockNode {
     this.readOnly = options.readOnly;
     this.#noFlush = options.noFlush;
     this.#fixedSize = options.fixedSize;
+    this.#reopen = options.reopen;
     const { alignment } = host;
     // Past the page cache each request waits for the disk.
     this.#usesThreads = options.aio !== undefined || alignment !== undefined;
@@ -371,6 +376,24 @@ export class FileNode implements BlockNode {
       "Cannot get 'write' permission without 'resize': Image size is not a " +
         "multiple of request alignment",
     );
+  }
+
+  async setMode({ readOnly, noFlush }: AccessMode): Promise<void> {
+    if (readOnly !== this.readOnly) {
+      await Promise.all(this.#transfers);
+      const before = this.#open;
+      const host = this.#reopen(readOnly);
+      try {
+        this.#lock?.moveTo(host.descriptor);
+      } catch (error) {
+        host.close();
+        throw error;
+      }
+      this.#host = host;
+      this.readOnly = readOnly;
+      before.close();
+    }
+    this.#noFlush = noFlush;
   }
 
   // deno-lint-ignore require-await

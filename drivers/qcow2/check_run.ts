@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { checkSignal } from "../../core/abort.ts";
 import { roundDown, SECTOR_SIZE } from "../../core/bytes.ts";
 import { nothingFound } from "../../core/check_result.ts";
 import { asBlockError, BlockError, reasonOf } from "../../core/errors.ts";
@@ -67,6 +68,8 @@ export class CheckRun {
   /** Whether all entries of active tables that have a cluster are flagged. */
   allCopied = true;
   readonly #report?: CheckOptions["report"];
+  /** Ends the check; a repair that has begun is finished. */
+  readonly #signal?: AbortSignal;
   #metadata?: MetadataMap;
   /** Clusters to give up, as ranges. */
   readonly #freed: { start: number; end: number }[] = [];
@@ -80,6 +83,7 @@ export class CheckRun {
     this.geometry = target.geometry;
     this.fix = options.repair ?? { leaks: false, corruptions: false };
     this.#report = options.report;
+    if (!options.repair) this.#signal = options.signal;
     this.result = nothingFound();
     const clusters = this.geometry.clustersFor(this.file.size);
     if (clusters > MAX_CLUSTERS) throw new BlockError("EFBIG");
@@ -129,6 +133,7 @@ export class CheckRun {
 
   /** Fill `target` from the file; zeroes past its end. */
   async read(offset: number, target: Uint8Array): Promise<void> {
+    checkSignal(this.#signal);
     if (offset > MAX_OFFSET) throw new BlockError("EIO");
     if (offset >= this.file.size) target.fill(0);
     else await readPadded(this.file, offset, [target]);

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { lockUnlessAborted } from "../../core/abort.ts";
 import {
   type IoVector,
   roundUp,
@@ -25,9 +26,11 @@ import type {
   CheckOptions,
   CheckResult,
   CompressOptions,
+  DiscardFlags,
   Extent,
   ImageOperations,
   NodeInfo,
+  ReadFlags,
   SnapshotOperations,
   TruncateOptions,
   VmStateOperations,
@@ -169,9 +172,9 @@ export class Qcow2Node implements BlockNode {
     );
   }
 
-  readv(offset: number, iov: IoVector): Promise<void> {
+  readv(offset: number, iov: IoVector, flags?: ReadFlags): Promise<void> {
     const share = this.#begin(offset, vectorLength(iov));
-    return this.#state.access.readv(offset, iov, share);
+    return this.#state.access.readv(offset, iov, flags, share);
   }
 
   async writev(
@@ -180,7 +183,9 @@ export class Qcow2Node implements BlockNode {
     flags?: WriteFlags,
   ): Promise<void> {
     const share = this.#begin(offset, vectorLength(iov));
-    const held = share instanceof Promise ? await share : share;
+    const held = share instanceof Promise
+      ? await lockUnlessAborted(share, flags?.signal)
+      : share;
     try {
       await this.#state.access.writev(offset, iov, flags);
     } finally {
@@ -198,6 +203,7 @@ export class Qcow2Node implements BlockNode {
     sourceOffset: number,
     length: number,
   ): Promise<void> {
+    if (!this.#state.dataFile.copyFrom) throw new BlockError("ENOTSUP");
     using _ = await this.#begin(offset, length);
     const payload = { source, offset: sourceOffset, length };
     await this.#state.access.writev(offset, payload);
@@ -209,15 +215,21 @@ export class Qcow2Node implements BlockNode {
     flags?: ZeroFlags,
   ): Promise<void> {
     {
-      using _ = await this.#begin(offset, length);
+      const share = this.#begin(offset, length);
+      using _ = await lockUnlessAborted(share, flags?.signal);
       const { zeroGuest } = await loadUnmap();
       await zeroGuest(this.#state, offset, length, flags);
     }
     if (flags?.fua) await this.flush();
   }
 
-  async discard(offset: number, length: number): Promise<void> {
-    using _ = await this.#begin(offset, length);
+  async discard(
+    offset: number,
+    length: number,
+    flags?: DiscardFlags,
+  ): Promise<void> {
+    const share = this.#begin(offset, length);
+    using _ = await lockUnlessAborted(share, flags?.signal);
     const { discardGuest } = await loadUnmap();
     await discardGuest(this.#state, offset, length);
   }
@@ -227,7 +239,8 @@ export class Qcow2Node implements BlockNode {
     iov: IoVector,
     options?: CompressOptions,
   ): Promise<void> {
-    using _ = await this.#begin(offset, vectorLength(iov));
+    const share = this.#begin(offset, vectorLength(iov));
+    using _ = await lockUnlessAborted(share, options?.signal);
     const { writeCompressedGuest } = await loadWriteCompressed();
     await writeCompressedGuest(this.#state, offset, iov, options);
   }
@@ -328,7 +341,17 @@ export class Qcow2Node implements BlockNode {
   async #loadVmState(offset: number, iov: IoVector): Promise<void> {
     const state = this.#state;
     const held = await state.operations.share();
-    await state.access.readv(vmStateOffset(state) + offset, iov, held);
+    await state.access.readv(
+      vmStateOffset(state) + offset,
+      iov,
+      undefined,
+      held,
+    );
+  }
+
+  replaceChild(role: string, child: BlockNode): void {
+    if (role === "file") this.#state.useFile(child);
+    else this.#state.backing = child;
   }
 
   async invalidate(): Promise<void> {
@@ -399,7 +422,6 @@ export class Qcow2Node implements BlockNode {
 
   async close(): Promise<void> {
     const state = this.#state;
-    const { file, backing } = state;
     try {
       if (!state.readOnly && !state.unusable) {
         using _ = await state.operations.exclude();
@@ -413,8 +435,6 @@ export class Qcow2Node implements BlockNode {
     } finally {
       this.#cleaner.stop();
       state.compressed.close();
-      await file.close();
-      await backing?.close();
     }
   }
 

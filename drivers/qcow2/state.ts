@@ -54,15 +54,15 @@ export class Qcow2State
     OverlapHost,
     RefcountHost {
   /** What metadata is written to. */
-  readonly file: BlockNode;
+  file: BlockNode;
   /** What guest data is written to: the same, or an external data file. */
-  readonly dataFile: BlockNode;
+  dataFile: BlockNode;
   /** Whether guest data lies in a file of its own. */
   readonly hasDataFile: boolean;
   /** The file, for what leaves true all that the image claims. */
-  readonly plainFile: BlockNode;
+  plainFile: BlockNode;
   /** Where guest data is, for those who only look. */
-  readonly plainDataFile: BlockNode;
+  plainDataFile: BlockNode;
   readonly readOnly: boolean;
   header!: Header;
   geometry!: Geometry;
@@ -86,6 +86,8 @@ export class Qcow2State
   /** The snapshot table, and the bytes it takes in the file. */
   snapshots: SnapshotEntry[] = [];
   snapshotTableLength = 0;
+  /** Whether the image claims something that changes would make untrue. */
+  readonly #watches: boolean;
   #corruptionSeen = false;
   #unusable = false;
   #beforeChange?: () => Promise<void>;
@@ -105,15 +107,12 @@ export class Qcow2State
     dataFile?: BlockNode,
   ) {
     const { high, low } = header.autoclear;
-    const watch = (node: BlockNode) =>
-      readOnly || (high | low) === 0
-        ? node
-        : watchChanges(node, () => this.prepareChange());
+    this.#watches = !readOnly && (high | low) !== 0;
     this.plainFile = file;
-    this.file = watch(file);
+    this.file = this.#watched(file);
     this.hasDataFile = dataFile !== undefined;
     this.plainDataFile = dataFile ?? file;
-    this.dataFile = dataFile ? watch(dataFile) : this.file;
+    this.dataFile = dataFile ? this.#watched(dataFile) : this.file;
     this.readOnly = readOnly;
     this.behaviour = behaviour;
     this.overlap = new OverlapGuard(this);
@@ -127,6 +126,26 @@ export class Qcow2State
   /** Bytes of the disk. */
   get size(): number {
     return this.header.size;
+  }
+
+  /** A file, or what has it changed only after the claims were withdrawn. */
+  #watched(file: BlockNode): BlockNode {
+    return this.#watches
+      ? watchChanges(file, () => this.prepareChange())
+      : file;
+  }
+
+  /** Go on with a file that holds the same as the one before. */
+  useFile(file: BlockNode): void {
+    this.plainFile = file;
+    this.file = this.#watched(file);
+    if (!this.hasDataFile) {
+      this.plainDataFile = file;
+      this.dataFile = this.file;
+    }
+    this.l2Cache.useFile(this.file);
+    this.refcountCache.useFile(this.file);
+    this.hasHoles = undefined;
   }
 
   /** Go on with a header, and empty caches that fit it. */

@@ -46,7 +46,7 @@ export class TableCache {
   /** Bytes of an entry. */
   readonly entrySize: number;
   readonly #hooks: TableHooks;
-  readonly #file: BlockNode;
+  #file: BlockNode;
   readonly #capacity: number;
   /** In the order of their last use, oldest first. */
   readonly #entries = new Map<number, CachedTable>();
@@ -74,6 +74,11 @@ export class TableCache {
     this.#hooks = hooks;
     this.entrySize = entrySize;
     this.#capacity = Math.max(2, Math.floor(size / entrySize));
+  }
+
+  /** Go on with a file that holds the same as the one before. */
+  useFile(file: BlockNode): void {
+    this.#file = file;
   }
 
   /** Whether anything waits to be written. */

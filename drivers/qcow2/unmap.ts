@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { checkSignal } from "../../core/abort.ts";
 import { BlockError } from "../../core/errors.ts";
 import { chainExtents } from "../../core/extents.ts";
 import type { HeldRange, RangePlace } from "../../core/lock.ts";
@@ -146,6 +147,7 @@ export async function zeroGuest(
   const first = Math.min(geometry.clusterEnd(offset), end);
   const last = end === header.size ? end : geometry.clusterStart(end);
   if (offset < first) await zeroPart(state, offset, first, flags);
+  checkSignal(flags.signal);
   if (first < last) await zeroClusters(state, first, last, flags.unmap);
   if (Math.max(first, last) < end) {
     await zeroPart(state, Math.max(first, last), end, flags);
@@ -157,7 +159,7 @@ async function zeroPart(
   state: Qcow2State,
   start: number,
   end: number,
-  { unmap, noFallback }: ZeroFlags,
+  { unmap, noFallback, signal }: ZeroFlags,
 ): Promise<void> {
   const { geometry, header, backing } = state;
   const clusterStart = geometry.clusterStart(start);
@@ -172,7 +174,7 @@ async function zeroPart(
     await zeroClusters(state, clusterStart, clusterEnd, unmap, true)
   ) return;
   if (noFallback) throw new BlockError("ENOTSUP");
-  await state.access.writev(start, [zeroes(end - start)]);
+  await state.access.writev(start, [zeroes(end - start)], { signal });
 }
 
 /** Whether a part of a cluster reads as zeroes, as far as can be told. */

@@ -37,7 +37,7 @@ const MAX_PAGES = 256;
 /** The block map. */
 export class BlockTable implements BlockMap {
   readonly unit = BLOCK_SIZE;
-  readonly #file: BlockNode;
+  #file: BlockNode;
   readonly #header: VdiHeader;
   /** By index, in the order in which they were read. */
   readonly #pages = new Map<number, DataView>();
@@ -55,6 +55,11 @@ export class BlockTable implements BlockMap {
     this.#file = file;
     this.#header = header;
     this.#next = header.blocksAllocated;
+  }
+
+  /** Go on with a file that holds the same as the one before. */
+  useFile(file: BlockNode): void {
+    this.#file = file;
   }
 
   /** An entry of the map; `undefined` if its page is to be loaded before. */

@@ -15,6 +15,7 @@ import type {
   ImageOperations,
   NodeInfo,
   Preallocation,
+  ReadFlags,
   WriteFlags,
 } from "../../core/node.ts";
 import { parseOptions } from "../../core/options.ts";
@@ -59,7 +60,7 @@ class VdiNode implements BlockNode {
   readonly driver = vdiDriver;
   readonly filename: string;
   readonly readOnly: boolean;
-  readonly children: { readonly file: BlockNode };
+  children: { readonly file: BlockNode };
   readonly image: ImageOperations = {
     check: (options) => this.#check(options),
   };
@@ -85,8 +86,8 @@ class VdiNode implements BlockNode {
     return this.#header.diskSize;
   }
 
-  readv(offset: number, iov: IoVector): Promise<void> {
-    return this.#access.readv(offset, iov);
+  readv(offset: number, iov: IoVector, flags?: ReadFlags): Promise<void> {
+    return this.#access.readv(offset, iov, flags);
   }
 
   async writev(
@@ -94,7 +95,7 @@ class VdiNode implements BlockNode {
     iov: IoVector,
     flags?: WriteFlags,
   ): Promise<void> {
-    await this.#access.writev(offset, iov);
+    await this.#access.writev(offset, iov, flags);
     if (flags?.fua) await this.flush();
   }
 
@@ -121,11 +122,12 @@ class VdiNode implements BlockNode {
     return await checkBlocks(this.#header, this.#table, options);
   }
 
-  async close(): Promise<void> {
-    try {
-      await this.flush();
-    } finally {
-      await this.children.file.close();
-    }
+  replaceChild(_role: string, file: BlockNode): void {
+    this.children = { file };
+    this.#table.useFile(file);
+  }
+
+  close(): Promise<void> {
+    return this.flush();
   }
 }

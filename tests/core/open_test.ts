@@ -7,7 +7,6 @@ import {
   openImage,
   type OpenOptions,
 } from "../../mod.ts";
-import { openNode } from "../../core/open.ts";
 
 /** Run a test in a folder of its own. */
 function inFolder(name: string, run: (folder: string) => Promise<void>): void {
@@ -199,22 +198,6 @@ Deno.test("openImage() names the source that cannot be opened", async () => {
     error.message,
     "Could not open '/no/such/file': No such file or directory",
   );
-});
-
-Deno.test("openNode() closes what it opened when a driver refuses", async () => {
-  let closed = 0;
-  const store = new MemoryStore(SIZE);
-  const file = await openNode({
-    driver: "raw",
-    file: { driver: "memory", store },
-  });
-  const close = file.close.bind(file);
-  file.close = () => {
-    closed++;
-    return close();
-  };
-  await assertRejects(() => openNode({ file, offset: 2 * SIZE }), BlockError);
-  assertEquals(closed, 1);
 });
 
 inFolder("a backing file in the same folder may be opened", async (folder) => {

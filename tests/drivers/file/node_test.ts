@@ -71,6 +71,9 @@ for (const background of [false, true]) {
       noFlush: false,
       fixedSize: false,
       locking: "off",
+      reopen: () => {
+        throw new Error("not here");
+      },
       unlocked: () => {},
     });
     const data = [new Uint8Array(65536)];
@@ -124,6 +127,9 @@ function nodeOf(host: HostFile): FileNode {
     noFlush: false,
     fixedSize: false,
     locking: "off",
+    reopen: () => {
+      throw new Error("not here");
+    },
     unlocked: () => {},
   });
 }
@@ -206,6 +212,7 @@ for (const aio of [undefined, "threads", "native", "io_uring"] as const) {
       aio,
       locking: "off",
       unlocked: () => {},
+      reopen: () => host,
     });
     const part = [new Uint8Array(1)];
     await node.readv(0, part);

@@ -1,0 +1,154 @@
+/**
+ * Roots of the graph, and how the requests that come in by them are held up.
+ *
+ * @module
+ */
+import { checkNode } from "./checks.ts";
+import { attach, Edge, type GraphNode, graphNodeOf, usable } from "./graph.ts";
+import type { BlockNode } from "./node.ts";
+import { ALL_ACCESS } from "./permissions.ts";
+import { RequestGate } from "./request_gate.ts";
+import type { Permissions } from "./traits.ts";
+
+/** What messages call a root. */
+const ROOT_NAME = "an unnamed block device";
+
+/**
+ * Use a node from outside of the graph.
+ *
+ * @throws {BlockError} EBADF if it is closed, and what its other users say.
+ */
+export function attachRoot(node: BlockNode, permissions: Permissions): Edge {
+  const gate = new RequestGate();
+  const root = new Edge(usable(node), ROOT_NAME, { gate });
+  attach(root, permissions);
+  extendDrains();
+  return root;
+}
+
+/** The root by which a node was opened, if nothing has taken it over yet. */
+export function rootToTake(node: BlockNode): Edge | undefined {
+  return graphNodeOf(node).users.findLast(({ gate, end }) => gate && !end);
+}
+
+/** A root that claims nothing: it only keeps the node open. */
+export function hold(node: BlockNode): Edge {
+  return attachRoot(node, { needs: 0, shares: ALL_ACCESS });
+}
+
+/**
+ * Stop the requests to a node: those that come in by a handle (an `Image`) of
+ * it or of a node above it. Those under way come to their end first; those that
+ * come meanwhile wait, and go on in the order of their arrival when what this
+ * answers is disposed of. Requests made directly to nodes are not known here:
+ * whoever makes them sees to it.
+ *
+ * To wait for a request of a drained image while it is drained would be for
+ * ever; to close one is fine, unless requests are waiting.
+ *
+ * @example Take a copy of a file whose image is in use
+ * ```ts
+ * import { createImage, drain, MemoryStore, openImage } from "@bdrv/bdrv";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const file = { driver: "memory", store: new MemoryStore() };
+ * await createImage("raw", file, { size: 1024 });
+ * await using image = await openImage({ driver: "raw", file });
+ * let written = false;
+ * {
+ *   using _drained = await drain(image.node);
+ *   image.write(0, new Uint8Array(512)).then(() => written = true);
+ *   const copy = new Uint8Array(1024);
+ *   await image.node.readv(0, [copy]);
+ *   assertEquals(written, false);
+ * }
+ * await image.flush(); // Comes after the write.
+ * assertEquals(written, true);
+ * ```
+ */
+export async function drain(node: BlockNode): Promise<Disposable> {
+  checkNode("What is drained", node);
+  const drained = new Drain(graphNodeOf(node));
+  await drained.settle();
+  drains.add(drained);
+  return drained;
+}
+
+/** Those in force. */
+const drains = new Set<Drain>();
+
+/** The graph has changed: what is above a drained node is drained as well. */
+export function extendDrains(): void {
+  for (const drain of drains) drain.extend();
+}
+
+class Drain implements Disposable {
+  readonly #target: GraphNode;
+  readonly #gates = new Set<RequestGate>();
+
+  constructor(target: GraphNode) {
+    this.#target = target;
+  }
+
+  /**
+   * Shut the gates from the outermost inwards: a request that has passed one
+   * may have to pass another one further in before it ends.
+   */
+  async settle(): Promise<void> {
+    for (let gates; (gates = this.#outermost());) {
+      for (const gate of gates) this.#shut(gate);
+      for (const gate of gates) await gate.idle();
+    }
+  }
+
+  /** The gates of the first node, from above, that has some that are open. */
+  #outermost(): RequestGate[] | undefined {
+    for (const node of withAncestors(this.#target)) {
+      const gates = this.#gatesOf(node);
+      if (gates.length > 0) return gates;
+    }
+    return undefined;
+  }
+
+  #gatesOf({ users }: GraphNode): RequestGate[] {
+    return users.flatMap(({ gate }) =>
+      gate && !this.#gates.has(gate) ? [gate] : []
+    );
+  }
+
+  #shut(gate: RequestGate): void {
+    this.#gates.add(gate);
+    gate.shut();
+  }
+
+  /** Shut gates that are new above the node; nobody has passed them yet. */
+  extend(): void {
+    for (const node of withAncestors(this.#target)) {
+      for (const gate of this.#gatesOf(node)) this.#shut(gate);
+    }
+  }
+
+  [Symbol.dispose](): void {
+    if (!drains.delete(this)) return;
+    for (const gate of this.#gates) gate.open();
+  }
+}
+
+/** A node and all above it, each after those above it. */
+export function withAncestors(start: GraphNode): GraphNode[] {
+  const sorted: GraphNode[] = [];
+  const seen = new Set<GraphNode>();
+  const pending: [node: GraphNode, isNext: boolean][] = [[start, false]];
+  for (let next; (next = pending.pop());) {
+    const [node, isNext] = next;
+    if (isNext) sorted.push(node);
+    else if (!seen.has(node)) {
+      seen.add(node);
+      pending.push([node, true]);
+      for (const { parent } of node.users) {
+        if (parent) pending.push([parent, false]);
+      }
+    }
+  }
+  return sorted;
+}

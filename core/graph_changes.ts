@@ -1,0 +1,298 @@
+/**
+ * Changes of graphs in use: another child, a filter put in between or taken
+ * out. They are made while the nodes concerned are drained, all of one change
+ * or nothing of it.
+ *
+ * @module
+ */
+import { checkNode } from "./checks.ts";
+import { drain, extendDrains, withAncestors } from "./drain.ts";
+import { asBlockError, BlockError, invalid } from "./errors.ts";
+import { primaryChild } from "./extents.ts";
+import {
+  Change,
+  type Edge,
+  type GraphNode,
+  graphNodeOf,
+  usable,
+} from "./graph.ts";
+import { Mutex } from "./lock.ts";
+import type { BlockNode } from "./node.ts";
+import { openFilter } from "./open.ts";
+import type { OpenOptions } from "./open_options.ts";
+import type { StackObject } from "./spec.ts";
+import { shortened } from "./values.ts";
+
+/**
+ * Held while a graph is changed, after it has been drained: to wait for
+ * requests while holding it would keep others from changing graphs that have
+ * nothing to do with those.
+ */
+export const changing = new Mutex();
+
+/**
+ * Give a node another child in place of one that it has, while it is in use:
+ * requests that come in by images above it wait. The new child must hold the
+ * same bytes as the old one does then; what the parent has not written yet goes
+ * to the new one. The old one is closed if nobody else uses it.
+ *
+ * @param role The child's name in `parent.children`, such as `file`.
+ * @throws {BlockError} ENOTSUP if the parent's driver cannot do so, EINVAL if
+ * the new child does not fit, EPERM or EACCES if it cannot be used as the old
+ * one was. Nothing is changed then.
+ *
+ * @example Move an image to another file
+ * ```ts
+ * import {
+ *   createImage, MemoryStore, openImage, replaceChild,
+ * } from "@bdrv/bdrv";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const [from, to] = [new MemoryStore(1024), new MemoryStore(1024)];
+ * await using disk = await openImage({
+ *   driver: "raw",
+ *   file: { driver: "memory", store: from },
+ * });
+ * await using copy = await openImage({ driver: "memory", store: to });
+ * await replaceChild(disk.node, "file", copy.node);
+ * await disk.write(0, new Uint8Array([1]));
+ * assertEquals(await copy.read(0, 1), new Uint8Array([1]));
+ * ```
+ */
+export async function replaceChild(
+  parent: BlockNode,
+  role: string,
+  child: BlockNode,
+): Promise<void> {
+  checkNode("The parent", parent);
+  checkNode("The child", child);
+  using _drained = await drain(parent);
+  using _ = await changing.lock();
+  const above = usable(parent);
+  const edge = above.children.get(role);
+  if (!edge) {
+    throw invalid(`'${shortened(parent.filename)}' has no child '${role}'`);
+  }
+  const before = edge.target;
+  const next = usable(child);
+  if (next === before) return;
+  if (withAncestors(above).includes(next)) {
+    throw invalid(`Cannot replace '${role}': the new one lies above it`);
+  }
+  checkFit(parent, role, before.node!, child);
+  checkReplaceable(edge);
+  const size = parent.size;
+  together((change) => {
+    change.move(edge, next);
+    change.ask(edge, edge.permissions);
+    point(change, edge, before, next);
+    if (parent.size !== size) throw unfit(role, before.node!, child);
+  });
+  await before.lose();
+}
+
+/** Refuse a child that is too short. What there is beyond is the driver's. */
+function checkFit(
+  parent: BlockNode,
+  role: string,
+  before: BlockNode,
+  child: BlockNode,
+): void {
+  // Of a backing file, all that can be seen must be there, and no more.
+  const seen = ({ size }: BlockNode) => Math.min(size, parent.size);
+  const fits = role === "backing"
+    ? seen(child) === seen(before)
+    : child.size >= before.size;
+  if (!fits) throw unfit(role, before, child);
+}
+
+function unfit(role: string, before: BlockNode, child: BlockNode): BlockError {
+  return invalid(
+    `Cannot replace '${role}' by '${shortened(child.filename)}', which has ` +
+      `${child.size} bytes: it has ${before.size}`,
+  );
+}
+
+/**
+ * Put a filter above a node that is in use: whoever uses the node, be it an
+ * image or a parent, uses the filter then, and the filter the node.
+ *
+ * @param description The filter's driver and options, as in a stack; its child
+ * is the node.
+ * @returns the filter. It goes with those who use it.
+ * @throws {BlockError} EINVAL if it is no filter, or changes the size; ENOTSUP
+ * if a node above cannot have its child replaced. Nothing is changed then.
+ *
+ * @example Slow a disk down for a while
+ * ```ts
+ * import {
+ *   createImage, insertFilter, MemoryStore, openImage, removeFilter,
+ *   ThrottleGroup,
+ * } from "@bdrv/bdrv";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const file = { driver: "memory", store: new MemoryStore() };
+ * await createImage("qcow2", file, { size: 1 << 20 });
+ * await using disk = await openImage({ driver: "qcow2", file });
+ * const group = new ThrottleGroup({ iopsTotal: 1000 });
+ * const throttle = { driver: "throttle", "throttle-group": group };
+ * const filter = await insertFilter(disk.node, throttle);
+ * assertEquals(disk.format, "throttle");
+ * await disk.write(0, new Uint8Array(512));
+ * await removeFilter(filter);
+ * assertEquals(disk.format, "qcow2");
+ * ```
+ */
+export async function insertFilter(
+  node: BlockNode,
+  description: StackObject,
+  options: OpenOptions = {},
+): Promise<BlockNode> {
+  checkNode("What the filter is put above", node);
+  using _drained = await drain(node);
+  using _ = await changing.lock();
+  const below = usable(node);
+  if (!below.isHeld) {
+    throw invalid(`Nobody uses '${shortened(node.filename)}'`);
+  }
+  const filter = await openFilter(description, node, options);
+  await checkSize(node, filter);
+  const above = graphNodeOf(filter);
+  await moveUsers(below, above, false);
+  above.isInserted = true;
+  return filter;
+}
+
+/**
+ * Take a filter out that is in use: whoever uses it uses the node below then.
+ *
+ * @throws {BlockError} EINVAL if it is no filter; as for
+ * {@linkcode insertFilter}. Nothing is changed then, unless it is the filter's
+ * end that fails.
+ *
+ * @example
+ * ```ts
+ * import { MemoryStore, openImage, removeFilter, ThrottleGroup } from "@bdrv/bdrv";
+ * import { assertEquals } from "@std/assert";
+ *
+ * await using disk = await openImage({
+ *   driver: "throttle",
+ *   "throttle-group": new ThrottleGroup({}),
+ *   file: { driver: "memory", store: new MemoryStore(512) },
+ * });
+ * await removeFilter(disk.node);
+ * assertEquals(disk.format, "memory");
+ * ```
+ */
+export async function removeFilter(filter: BlockNode): Promise<void> {
+  checkNode("The filter", filter);
+  using _drained = await drain(filter);
+  using _ = await changing.lock();
+  const above = usable(filter);
+  const below = primaryChild(filter);
+  if (!isFilter(filter) || !below) {
+    throw invalid(`'${filter.driver.name}' is no filter`);
+  }
+  await moveUsers(above, graphNodeOf(below), true);
+  await above.lose();
+}
+
+/** Refuse, and close, a new filter that presents another size. */
+async function checkSize(node: BlockNode, filter: BlockNode): Promise<void> {
+  if (filter.size === node.size) return;
+  const { name } = filter.driver;
+  await graphNodeOf(filter).lose().catch(() => {});
+  throw invalid(
+    `Cannot put '${name}' above '${shortened(node.filename)}': it has ` +
+      `${filter.size} bytes then, not ${node.size}`,
+  );
+}
+
+function isFilter({ driver }: BlockNode): boolean {
+  return driver.role === "filter";
+}
+
+/**
+ * Have all who use one node use another one, which has the same bytes. If that
+ * cannot be, and nobody uses the other one, that is closed.
+ *
+ * @param ends Whether the first one is about to be closed: until it has ended,
+ * it uses its children as before, which is no business of those that come.
+ */
+async function moveUsers(
+  from: GraphNode,
+  to: GraphNode,
+  ends: boolean,
+): Promise<void> {
+  try {
+    together((change) => {
+      if (ends) {
+        for (const edge of from.children.values()) exempt(change, edge);
+      }
+      const moved = from.users.filter(({ parent }) => parent !== to);
+      for (const edge of moved) checkReplaceable(edge);
+      for (const edge of moved) change.move(edge, to);
+      for (const edge of moved) change.ask(edge, edge.permissions);
+      for (const edge of moved) point(change, edge, from, to);
+      if (!ends) change.settle(from);
+    });
+  } catch (error) {
+    await to.lose().catch(() => {});
+    throw error;
+  }
+}
+
+function exempt(change: Change, edge: Edge): void {
+  change.step(() => edge.isExempt = true, () => edge.isExempt = false);
+}
+
+/** Make changes that are all undone if one of them fails. */
+export function together(act: (change: Change) => void): void {
+  const change = new Change();
+  try {
+    act(change);
+  } catch (error) {
+    change.rollBack();
+    throw asBlockError(error);
+  }
+  extendDrains();
+}
+
+/** Have the parent of an edge, if it has one, go on with another child. */
+export function point(
+  change: Change,
+  { parent, name }: Edge,
+  from: GraphNode,
+  to: GraphNode,
+): void {
+  if (!parent) return;
+  const { node, opened } = parent;
+  change.step(
+    () => node!.replaceChild!(name, to.node!),
+    () => node!.replaceChild!(name, from.node!),
+  );
+  if (!opened) return;
+  const { options } = opened;
+  change.step(
+    () => opened.options = { ...options, [name]: to.node },
+    () => opened.options = options,
+  );
+}
+
+/**
+ * Refuse to change where an edge leads if whoever holds it would not know.
+ *
+ * @throws {BlockError} ENOTSUP
+ */
+export function checkReplaceable({ parent, name }: Edge): void {
+  if (!parent || (!parent.isForeign && parent.node?.replaceChild)) return;
+  throw cannotReplace(parent.node, name);
+}
+
+function cannotReplace(node: BlockNode | undefined, role: string): BlockError {
+  return new BlockError(
+    "ENOTSUP",
+    `Driver '${node?.driver.name}' cannot replace the child '${role}' of ` +
+      `'${shortened(node?.filename ?? "")}'`,
+  );
+}

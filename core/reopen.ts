@@ -1,0 +1,317 @@
+/**
+ * Opening an image once more, in another way, while it is in use.
+ *
+ * What holds the bytes at the bottom stays open, and with it its locks: nobody
+ * can get in between. What is above it is closed and opened over it anew.
+ *
+ * @module
+ */
+import { drain } from "./drain.ts";
+import { asBlockError, BlockError, invalid } from "./errors.ts";
+import { primaryChild } from "./extents.ts";
+import {
+  detach,
+  drop,
+  Edge,
+  type GraphNode,
+  graphNodeOf,
+  type KeptNode,
+  usable,
+} from "./graph.ts";
+import {
+  changing,
+  checkReplaceable,
+  point,
+  together,
+} from "./graph_changes.ts";
+import type { BlockNode } from "./node.ts";
+import type { CacheMode, OpenOptions } from "./open_options.ts";
+import type { OptionValues } from "./options.ts";
+import { ACCESS } from "./permissions.ts";
+import { isDescription, toStack } from "./sources.ts";
+import { isNode } from "./spec.ts";
+import type { Permissions } from "./traits.ts";
+import { isPlainObject, shortened, valueText } from "./values.ts";
+
+/** In which way to open an image once more. What is absent stays as it is. */
+export interface ReopenOptions {
+  /** Whether to refuse to write. */
+  readOnly?: boolean;
+  /** How writes reach the disk. */
+  cache?: CacheMode;
+  /**
+   * Options of the topmost driver, and by dotted names (`file.locking`) of
+   * those below.
+   */
+  options?: OptionValues;
+}
+
+/**
+ * Go on with a node, opened in another way; who uses it uses the new one then.
+ *
+ * @throws {BlockError} if it cannot be opened so: it is what it was before; or,
+ * if even that is not possible any more, closed, and the message says so.
+ */
+export async function reopenNode(
+  node: BlockNode,
+  changes: ReopenOptions,
+): Promise<void> {
+  using _drained = await drain(node);
+  using _ = await changing.lock();
+  const at = described(usable(node));
+  const options = joined(at, changes);
+  if (await changeByItself(at, changes, options)) return;
+  for (const edge of usersOf(at)) checkReplaceable(edge);
+  const { readOnly, cache } = changes;
+  carryDebuggers(at, options);
+  await openAgain(at, options, {
+    ...(readOnly !== undefined && { readOnly }),
+    ...(cache !== undefined && { cache }),
+  });
+}
+
+/** Below filters that were put above it later, what was opened as described. */
+function described(top: GraphNode): GraphNode {
+  let at = top;
+  while (at.isInserted) at = graphNodeOf(primaryChild(at.node!)!);
+  if (at.opened) return at;
+  throw new BlockError(
+    "ENOTSUP",
+    `'${shortened(top.node!.filename)}' cannot be opened once more: it was ` +
+      "not opened by its description",
+  );
+}
+
+const CACHE_OPTIONS = ["cache", "cache.direct", "cache.no-flush"];
+
+/** All options of a node after changes. */
+function joined(
+  { node, opened }: GraphNode,
+  { options = {}, readOnly, cache }: ReopenOptions,
+): OptionValues {
+  const { driver, children } = node!;
+  const isBelow = (name: string) => {
+    const [role, ...rest] = name.split(".");
+    return Object.hasOwn(children, role) || Object.hasOwn(children, name) ||
+      role === "children" && rest.length > 0;
+  };
+  const before: OptionValues = {};
+  const below: OptionValues = {};
+  for (const [name, value] of Object.entries(opened!.options)) {
+    (isBelow(name) || name === "children" ? below : before)[name] = value;
+  }
+  if (readOnly !== undefined) delete before["read-only"];
+  if (cache !== undefined) CACHE_OPTIONS.forEach((name) => delete before[name]);
+  const own: OptionValues = {};
+  for (const [name, value] of Object.entries(options)) {
+    if (isBelow(name)) changeBelow(below, name.split("."), value);
+    else if (name === "driver") checkDriver(driver.name, value);
+    else own[name] = value;
+  }
+  const after = driver.joinOptions?.(dotted(before), own) ??
+    { ...before, ...own };
+  return { ...after, ...below };
+}
+
+function checkDriver(name: string, wanted: unknown): void {
+  if (wanted === name) return;
+  throw invalid(`Cannot change the driver '${name}' to ${valueText(wanted)}`);
+}
+
+/** `{a: {b: 1}}` as `{"a.b": 1}`. */
+function dotted(options: OptionValues, prefix = ""): OptionValues {
+  const flat: OptionValues = {};
+  for (const [name, value] of Object.entries(options)) {
+    if (isPlainObject(value)) {
+      Object.assign(flat, dotted(value as OptionValues, `${prefix}${name}.`));
+    } else flat[`${prefix}${name}`] = value;
+  }
+  return flat;
+}
+
+/** Set an option of a child in the description of its parent. */
+function changeBelow(
+  description: OptionValues,
+  [role, ...rest]: string[],
+  value: unknown,
+): void {
+  if (rest.length === 0) {
+    description[role] = value;
+    return;
+  }
+  const before = description[role] ?? {};
+  if (isNode(before)) {
+    throw invalid(
+      `Cannot change options of '${shortened(before.filename)}', which was ` +
+        "opened by itself",
+    );
+  }
+  const child: OptionValues = isDescription(before)
+    ? { ...before }
+    : toStack(before as string | URL);
+  changeBelow(child, rest, value);
+  description[role] = child;
+}
+
+/** Whether a node can do all that is wished by itself; it has done so then. */
+async function changeByItself(
+  at: GraphNode,
+  { options = {}, readOnly, cache }: ReopenOptions,
+  all: OptionValues,
+): Promise<boolean> {
+  const node = at.node!;
+  const { openOptions = {} } = node.driver;
+  const names = Object.keys(options);
+  const isOwn = (name: string) => Object.hasOwn(openOptions, name);
+  if (readOnly !== undefined || cache !== undefined) return false;
+  if (!names.every(isOwn) || (names.length > 0 && !node.reopen)) return false;
+  const own = Object.entries(dotted(all)).filter(([name]) => isOwn(name));
+  await node.reopen?.(Object.fromEntries(own));
+  at.opened!.options = all;
+  return true;
+}
+
+/** Nodes that stop requests go on where they are. */
+function carryDebuggers(top: GraphNode, options: OptionValues): void {
+  const pending: [at: GraphNode, path: string[]][] = [[top, []]];
+  for (let next; (next = pending.pop());) {
+    const [{ node, children, opened }, path] = next;
+    if (node!.debug) changeBelow(options, [...path, "debugger"], node!.debug);
+    for (const [role, { target }] of children) {
+      if (isNode(opened?.options[role])) continue;
+      pending.push([target, [...path, ...role.split(".")]]);
+    }
+  }
+}
+
+function usersOf({ users }: GraphNode): Edge[] {
+  return users.filter(({ holds, isExempt }) => holds && !isExempt);
+}
+
+async function openAgain(
+  at: GraphNode,
+  options: OptionValues,
+  wishes: OpenOptions,
+): Promise<void> {
+  const users = usersOf(at);
+  const roots = rootsOf(users);
+  const claims = roots.map(({ permissions }) => permissions);
+  const keepers = keepBelow(at);
+  const keep = () =>
+    keepers.map((edge): KeptNode => ({
+      node: edge.target.node!,
+      isTaken: false,
+      letGo: () => detach(edge),
+    }));
+  for (const edge of users) drop(edge);
+  try {
+    try {
+      await at.lose();
+      await replace(at, users, options, wishes, keep());
+    } catch (thrown) {
+      const error = asBlockError(thrown);
+      roots.forEach((edge, i) => edge.permissions = claims[i]);
+      await restore(at, users, keep(), error);
+      throw error;
+    }
+  } finally {
+    for (const edge of keepers) await detach(edge).catch(() => {});
+  }
+}
+
+/** Hold what stays open: protocols at the bottom, and nodes that were given. */
+function keepBelow(top: GraphNode): Edge[] {
+  const keepers: Edge[] = [];
+  const pending = [top];
+  for (let next; (next = pending.pop());) {
+    for (const [role, { target }] of next.children) {
+      const isGiven = isNode(next.opened?.options[role]);
+      if (!isGiven && target.children.size > 0) {
+        pending.push(target);
+        continue;
+      }
+      const keeper = new Edge(target, "reopening");
+      keeper.isExempt = true;
+      keeper.permissions = target.claimed;
+      target.users.push(keeper);
+      keepers.push(keeper);
+    }
+  }
+  return keepers;
+}
+
+/** Open a node anew, and have its users use that. */
+async function replace(
+  at: GraphNode,
+  users: readonly Edge[],
+  options: OptionValues,
+  wishes: OpenOptions,
+  kept: readonly KeptNode[],
+): Promise<void> {
+  const node = await at.opened!.again({ options, wishes, kept });
+  const next = graphNodeOf(node);
+  const roots = rootsOf(users);
+  try {
+    together((change) => {
+      // Nobody claims to write to what is read-only now, not even by a filter.
+      const adjust = (root: Edge) => change.ask(root, claimsOfRoot(root, node));
+      if (node.readOnly) roots.forEach(adjust);
+      for (const edge of users) {
+        change.step(() => {
+          edge.target = next;
+          next.users.push(edge);
+        }, () => {
+          drop(edge);
+          edge.target = at;
+        });
+        const { parent, name, permissions } = edge;
+        change.ask(edge, parent?.asksOf(name) ?? permissions);
+        point(change, edge, at, next);
+      }
+      if (!node.readOnly) roots.forEach(adjust);
+    });
+  } catch (error) {
+    await next.lose().catch(() => {});
+    throw error;
+  }
+}
+
+/** The roots by which a node is used, those of filters put above it included. */
+function rootsOf(users: readonly Edge[]): Edge[] {
+  return users.flatMap((edge) => {
+    if (edge.gate) return [edge];
+    return edge.parent?.isInserted ? rootsOf(edge.parent.users) : [];
+  });
+}
+
+/** What a root claims of a node that may have become read-only, or writable. */
+function claimsOfRoot(
+  { permissions: { needs, shares } }: Edge,
+  { readOnly }: BlockNode,
+): Permissions {
+  const { READ, WRITE, RESIZE } = ACCESS;
+  if (readOnly) needs &= ~(WRITE | RESIZE);
+  else if (needs & READ) needs |= WRITE;
+  return { needs, shares };
+}
+
+/** Open a node as it was; if that fails as well, its users are told. */
+async function restore(
+  at: GraphNode,
+  users: readonly Edge[],
+  kept: readonly KeptNode[],
+  failure: BlockError,
+): Promise<void> {
+  try {
+    await replace(at, users, at.opened!.options, {}, kept);
+  } catch (thrown) {
+    for (const { lost } of users) lost?.();
+    const { message, code } = asBlockError(thrown);
+    throw new BlockError(
+      code,
+      `${failure.message}; nor can it be opened as it was, so that it is ` +
+        `closed now: ${message}`,
+      { cause: failure },
+    );
+  }
+}

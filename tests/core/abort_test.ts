@@ -1,0 +1,332 @@
+/** Requests and jobs that are given up. @module */
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import {
+  BlockError,
+  type BlockNode,
+  commit,
+  compare,
+  convert,
+  convertStream,
+  createImage,
+  drain,
+  Image,
+  insertFilter,
+  measure,
+  MemoryStore,
+  openImage,
+  streamImage,
+  ThrottleGroup,
+} from "../../mod.ts";
+import { RangeLock } from "../../core/lock.ts";
+
+const SIZE = 1 << 20;
+
+/** A file whose requests wait until they are let go. */
+class SlowFile implements BlockNode {
+  readonly driver = { name: "slow", role: "protocol" } as const;
+  readonly filename = "slow";
+  readonly readOnly = false;
+  readonly children = {};
+  readonly store: MemoryStore;
+  /** Those that wait. */
+  readonly waiting: (() => void)[] = [];
+  isSlow = false;
+
+  constructor(store: MemoryStore) {
+    this.store = store;
+  }
+
+  get size(): number {
+    return this.store.size;
+  }
+
+  async #turn(): Promise<void> {
+    if (!this.isSlow) return;
+    await new Promise<void>((go) => this.waiting.push(go));
+  }
+
+  /** Let all go that wait, until nobody comes any more. */
+  async letGo(): Promise<void> {
+    for (let idle = 0; idle < 20; idle++) {
+      if (this.waiting.length > 0) idle = 0;
+      for (const go of this.waiting.splice(0)) go();
+      await turns(5);
+    }
+  }
+
+  async readv(offset: number, iov: readonly Uint8Array[]): Promise<void> {
+    await this.#turn();
+    for (const part of iov) {
+      this.store.read(offset, part);
+      offset += part.length;
+    }
+  }
+
+  async writev(offset: number, iov: readonly Uint8Array[]): Promise<void> {
+    await this.#turn();
+    for (const part of iov) {
+      this.store.write(offset, part);
+      offset += part.length;
+    }
+  }
+
+  truncate(size: number): Promise<void> {
+    this.store.truncate(size);
+    return Promise.resolve();
+  }
+
+  status(_offset: number, length: number) {
+    return Promise.resolve({ length, allocated: true, zero: false });
+  }
+
+  close(): Promise<void> {
+    return Promise.resolve();
+  }
+}
+
+async function turns(count: number): Promise<void> {
+  for (let i = 0; i < count; i++) await undefined;
+}
+
+const REASON = new Error("no longer wanted");
+
+async function canceled(promise: Promise<unknown>): Promise<void> {
+  const error = await assertRejects(() => promise, BlockError);
+  assertEquals(error.code, "ECANCELED", error.message);
+  let cause: unknown = error;
+  while (cause instanceof BlockError) cause = cause.cause;
+  assertEquals(cause, REASON);
+}
+
+/** Whether a promise has settled by now. */
+async function isSettled(promise: Promise<unknown>): Promise<boolean> {
+  let settled = false;
+  promise.then(() => settled = true, () => settled = true);
+  await turns(100);
+  return settled;
+}
+
+async function image(driver: string, memory = new MemoryStore()) {
+  const file = new SlowFile(memory);
+  await createImage(driver, { driver: "memory", store: memory }, {
+    size: SIZE,
+    ...(driver === "qcow2" && { cluster_size: 4096 }),
+  });
+  return { file, disk: await openImage({ driver, file }) };
+}
+
+const aborted = () => AbortSignal.abort(REASON);
+
+Deno.test("a request that was given up before it began does nothing", async () => {
+  for (const driver of ["raw", "qcow2", "vdi"]) {
+    const { disk } = await image(driver);
+    const bytes = new Uint8Array(512).fill(1);
+    const flags = { signal: aborted() };
+    await canceled(disk.write(0, bytes, flags));
+    await canceled(disk.read(0, 512, flags));
+    await canceled(disk.writeZeroes(0, 512, flags));
+    await canceled(disk.discard(0, 4096, flags));
+    if (driver !== "vdi") await canceled(disk.resize(SIZE, flags));
+    if (driver === "qcow2") {
+      await canceled(disk.writeCompressed(0, new Uint8Array(4096), flags));
+      await canceled(disk.check(flags));
+    }
+    assertEquals(await disk.read(0, 512), new Uint8Array(512));
+    await disk.close();
+  }
+});
+
+Deno.test("a request settles when nobody touches its buffers any more", async () => {
+  for (const driver of ["raw", "qcow2", "vdi"]) {
+    const { file, disk } = await image(driver);
+    await disk.write(0, new Uint8Array(SIZE).fill(7));
+    await disk.flush();
+    file.isSlow = true;
+    const controller = new AbortController();
+    const buffer = new Uint8Array(SIZE);
+    const reading = disk.read(0, buffer, { signal: controller.signal });
+    await turns(50);
+    controller.abort(REASON);
+    assertEquals(await isSettled(reading), false, driver);
+    file.letGo();
+    await canceled(reading);
+    buffer.fill(9);
+    await file.letGo();
+    assert(buffer.every((byte) => byte === 9), driver);
+    file.isSlow = false;
+    assertEquals((await disk.read(SIZE - 1, 1))[0], 7);
+    await disk.close();
+  }
+});
+
+Deno.test("reads of many runs begin no more of them", async () => {
+  const { file, disk } = await image("qcow2");
+  // Every other cluster, last to first: as many runs in the file.
+  for (let at = SIZE - 8192; at >= 0; at -= 8192) {
+    await disk.write(at, new Uint8Array(4096).fill(1));
+  }
+  file.isSlow = true;
+  const controller = new AbortController();
+  const reading = disk.read(0, SIZE, { signal: controller.signal });
+  await turns(200);
+  const begun = file.waiting.length;
+  assert(begun > 0 && begun < 128, `${begun}`);
+  controller.abort(REASON);
+  for (const go of file.waiting.splice(0)) go();
+  await canceled(reading);
+  assertEquals(file.waiting.length, 0);
+  file.isSlow = false;
+  await disk.close();
+});
+
+Deno.test("a write that is given up leaves a sound image", async () => {
+  const { file, disk } = await image("qcow2");
+  file.isSlow = true;
+  for (let turn = 0; turn < 40; turn++) {
+    const controller = new AbortController();
+    // Across many L2 tables' worth of what is allocated in one go.
+    const data = new Uint8Array(SIZE - 1000).fill(turn + 1);
+    const writing = disk.write(500, data, { signal: controller.signal });
+    const outcome = writing.then(() => "done", (error) => error.code);
+    for (let step = 0; step < turn; step++) {
+      await turns(20);
+      file.waiting.shift()?.();
+    }
+    controller.abort(REASON);
+    file.letGo();
+    assert(["done", "ECANCELED"].includes(await outcome));
+    await file.letGo();
+  }
+  file.isSlow = false;
+  const { corruptions, leaks } = await disk.check();
+  assertEquals([corruptions, leaks], [0, 0]);
+  await disk.close();
+});
+
+Deno.test("whoever waits leaves the line at once", async () => {
+  const { file, disk } = await image("qcow2");
+  await disk.write(0, new Uint8Array(4096).fill(1));
+  file.isSlow = true;
+  // Its clusters are being allocated.
+  const first = disk.write(8192, new Uint8Array(4096).fill(2));
+  await turns(50);
+  const controller = new AbortController();
+  const { signal } = controller;
+  const second = disk.write(8192, new Uint8Array(10).fill(3), { signal });
+  const third = disk.read(8192, 10, { signal });
+  await turns(50);
+  const waits = file.waiting.length;
+  controller.abort(REASON);
+  await canceled(second);
+  await canceled(third);
+  assertEquals(file.waiting.length, waits);
+  file.isSlow = false;
+  await file.letGo();
+  await first;
+  assertEquals(await disk.read(8192, 10), new Uint8Array(10).fill(2));
+  // At a drained node.
+  const late = new AbortController();
+  using drained = await drain(disk.node);
+  const held = disk.read(0, 1, { signal: late.signal });
+  const behind = disk.read(0, 1);
+  await turns(20);
+  late.abort(REASON);
+  await canceled(held);
+  drained[Symbol.dispose]();
+  assertEquals(await behind, new Uint8Array([1]));
+  await disk.close();
+});
+
+Deno.test("RangeLock: who gives up leaves the line at once", async () => {
+  const lock = new RangeLock();
+  const held = await lock.acquire(0, 10, true);
+  const controller = new AbortController();
+  const waits = lock.acquire(0, 10, true, controller.signal);
+  const behind = lock.acquire(5, 20, false);
+  controller.abort(REASON);
+  await canceled(Promise.resolve(waits));
+  held[Symbol.dispose]();
+  (await behind)[Symbol.dispose]();
+  const again = lock.acquire(0, 20, true);
+  assert(!(again instanceof Promise));
+});
+
+Deno.test("a throttled request is not waited for", async () => {
+  const { disk } = await image("raw");
+  const group = new ThrottleGroup({ "iops-total": 1e-3 });
+  await insertFilter(disk.node, {
+    driver: "throttle",
+    "throttle-group": group,
+  });
+  await disk.read(0, 1);
+  const controller = new AbortController();
+  const { signal } = controller;
+  const requests = [1, 2, 3].map(() => disk.read(0, 1, { signal }));
+  await turns(50);
+  controller.abort(REASON);
+  for (const request of requests) await canceled(request);
+  await disk.close();
+});
+
+Deno.test("jobs end, and say so", async () => {
+  const { file, disk: source } = await image("raw");
+  const { disk: target } = await image("qcow2");
+  const { disk: other } = await image("raw");
+  const nodes = [source.node, target.node] as const;
+  const jobs = (signal: AbortSignal): (() => Promise<unknown>)[] => [
+    () => convert([nodes[0]], nodes[1], { signal }),
+    () => convert([nodes[0]], nodes[1], { signal, compressed: true }),
+    () => convert([nodes[0]], nodes[1], { signal, salvage: true }),
+    () => compare(nodes[0], other.node, { signal }),
+    () => measure("qcow2", {}, nodes[0], { signal }),
+    () => Array.fromAsync(streamImage("raw", [nodes[0]], { signal })),
+  ];
+  for (const job of jobs(aborted())) await canceled(job());
+  for (const index of [0, 1, 2, 3]) {
+    file.isSlow = true;
+    const controller = new AbortController();
+    const running = jobs(controller.signal)[index]();
+    running.catch(() => {});
+    await turns(300);
+    assert(file.waiting.length > 0, `job ${index} has not begun`);
+    controller.abort(REASON);
+    assertEquals(await isSettled(running), false);
+    file.letGo();
+    await canceled(running);
+    await file.letGo();
+    file.isSlow = false;
+  }
+  const { corruptions } = await target.check();
+  assertEquals(corruptions, 0);
+  for (const disk of [source, target, other]) await disk.close();
+});
+
+Deno.test("commit ends, and loses nothing", async () => {
+  const base = { driver: "memory", store: new MemoryStore(SIZE) };
+  const file = { driver: "memory", store: new MemoryStore() };
+  await createImage("qcow2", file, { size: SIZE });
+  await using overlay = await openImage({
+    driver: "qcow2",
+    file,
+    backing: { driver: "raw", "read-only": false, file: base },
+  });
+  await overlay.write(0, new Uint8Array(512).fill(1));
+  await canceled(commit(overlay.node, { signal: aborted() }));
+  assertEquals((await overlay.read(511, 1))[0], 1);
+});
+
+Deno.test("convertStream() ends, and says so", async () => {
+  const { disk } = await image("raw");
+  const wrapped = new Image(disk.node);
+  const chunks = new ReadableStream<Uint8Array>({
+    start(controller) {
+      controller.enqueue(new Uint8Array(1000));
+      controller.close();
+    },
+  });
+  await canceled(
+    convertStream(chunks, wrapped.node, { signal: aborted() }),
+  );
+  await wrapped.close();
+  await disk.close();
+});
