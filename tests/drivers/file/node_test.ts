@@ -48,9 +48,9 @@ for (const background of [false, true]) {
       fixedSize: false,
       locking: "off",
       reopen: () => {
-      throw new Error("not here");
-    },
-    unlocked: () => {},
+        throw new Error("not here");
+      },
+      unlocked: () => {},
     });
     const data = [new Uint8Array(65536)];
     await node.writev(0, data, { background });
