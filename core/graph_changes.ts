@@ -134,7 +134,7 @@ function unfit(role: string, before: BlockNode, child: BlockNode): BlockError {
  * const file = { driver: "memory", store: new MemoryStore() };
  * await createImage("qcow2", file, { size: 1 << 20 });
  * await using disk = await openImage({ driver: "qcow2", file });
- * const group = new ThrottleGroup({ iopsTotal: 1000 });
+ * const group = new ThrottleGroup({ "iops-total": 1000 });
  * const throttle = { driver: "throttle", "throttle-group": group };
  * const filter = await insertFilter(disk.node, throttle);
  * assertEquals(disk.format, "throttle");
