@@ -59,6 +59,8 @@ class Subject {
   readonly #scheduler: Scheduler;
   readonly #layers: Layer[] = [];
   #image!: Image;
+  /** What the image lies on. */
+  #nodes: BlockNode[] = [];
   #model = new DiskModel(0);
   /** What the top image's snapshots hold, by id. */
   #snapshots = new Map<string, Uint8Array>();
@@ -94,9 +96,9 @@ class Subject {
       await this.#addLayer();
       await this.#rounds(isTop ? steps : Math.ceil(steps / 10));
       await this.#fullCheck();
-      if (!isTop) await this.#image.close();
+      if (!isTop) await this.#close();
     }
-    await this.#image.close();
+    await this.#close();
   }
 
   async #rounds(count: number): Promise<void> {
@@ -170,21 +172,32 @@ class Subject {
   }
 
   async #open(): Promise<void> {
-    this.#image = await openImage(await this.#stack(this.#layers.length - 1), {
-      secrets: SECRETS,
-    });
+    this.#nodes = [];
+    const stack = await this.#stack(this.#layers.length - 1, this.#nodes);
+    this.#image = await openImage(stack, { secrets: SECRETS });
     this.#model.resize(this.#image.size);
   }
 
-  async #stack(level: number, how?: OpenOptions): Promise<StackObject> {
+  async #close(): Promise<void> {
+    await this.#image.close();
+    for (const node of this.#nodes) await node.close();
+  }
+
+  /** What it takes to open a layer; the caller closes `nodes`. */
+  async #stack(
+    level: number,
+    nodes: BlockNode[],
+    how?: OpenOptions,
+  ): Promise<StackObject> {
     const { format, file, openOptions } = this.#layers[level];
     const backing = format === "qcow2"
-      ? { backing: level > 0 ? await this.#stack(level - 1, how) : null }
+      ? { backing: level > 0 ? await this.#stack(level - 1, nodes, how) : null }
       : {};
     let node: BlockNode = await openProtocol(file, how);
     if (this.#delayed) {
       node = new DelayNode(node, this.#scheduler, this.#random);
     }
+    nodes.push(node);
     return { driver: format, file: node, ...openOptions, ...backing };
   }
 
@@ -195,7 +208,7 @@ class Subject {
     if (random.oneIn(20)) return await this.#snapshot();
     if (random.oneIn(30)) return await this.#lookAfter();
     if (random.oneIn(40)) {
-      await this.#image.close();
+      await this.#close();
       return await this.#open();
     }
     const findings: Finding[] = [];
@@ -411,13 +424,19 @@ class Subject {
   async #checkSnapshots(): Promise<void> {
     // It is open for writing all the while.
     const how = { readOnly: true, forceShare: true };
-    const stack = await this.#stack(this.#layers.length - 1, how);
-    await using image = await openImage(stack, { ...how, secrets: SECRETS });
-    for (const [id, bytes] of this.#snapshots) {
-      await image.node.snapshots!.loadTemporary(id);
-      const found = await image.read(0, image.size);
-      if (!isEqual(found, bytes)) throw new Error(`snapshot ${id} has changed`);
+    const nodes: BlockNode[] = [];
+    const stack = await this.#stack(this.#layers.length - 1, nodes, how);
+    {
+      await using image = await openImage(stack, { ...how, secrets: SECRETS });
+      for (const [id, bytes] of this.#snapshots) {
+        await image.node.snapshots!.loadTemporary(id);
+        const found = await image.read(0, image.size);
+        if (!isEqual(found, bytes)) {
+          throw new Error(`snapshot ${id} has changed`);
+        }
+      }
     }
+    for (const node of nodes) await node.close();
   }
 
   async #verify(): Promise<void> {
@@ -432,7 +451,7 @@ class Subject {
     await this.#verify();
     if (this.#isLazy) {
       // Its refcounts are not true before it is closed.
-      await this.#image.close();
+      await this.#close();
       await this.#open();
     }
     if (this.#snapshots.size > 0) await this.#checkSnapshots();
