@@ -51,6 +51,9 @@ const FEW = 2;
 /** Milliseconds of a request from which on it is taken to wait. */
 const SLOW = 3;
 
+/** As many in a row do so because of what they reach: one may be bad luck. */
+const OFTEN = 2;
+
 /**
  * Most bytes of buffers where data is compressed, which takes so long that
  * reading it hardly counts, and takes memory of its own.
@@ -96,6 +99,8 @@ class Copy {
   readonly #finding = new Mutex();
   /** Fulfilled when all writes before have their places. */
   #writes: Promise<void> = Promise.resolve();
+  /** Requests in a row, up to now, that took long. */
+  #slow = 0;
   /** Bytes that are done with or under way, of all there are. */
   #copied = 0;
   #total = 0;
@@ -212,7 +217,8 @@ class Copy {
       // Of requests to local files a few in flight are enough: more would gain
       // nothing, and their buffers would drive each other out of the
       // processor's cache. The other workers start when the first wait.
-      if (performance.now() - start > SLOW) this.#startWorkers(Infinity);
+      this.#slow = performance.now() - start > SLOW ? this.#slow + 1 : 0;
+      if (this.#slow === OFTEN) this.#startWorkers(Infinity);
     }
   }
 
