@@ -34,8 +34,7 @@ export class Rounds {
   }
 
   #round(): Promise<void> {
-    // Copies take what answers within a few milliseconds for a local file.
-    if (this.#waiting.length === 0) setTimeout(() => this.#answer(), 4);
+    if (this.#waiting.length === 0) setTimeout(() => this.#answer(), 1);
     return new Promise((resolve) => this.#waiting.push(resolve));
   }
 
