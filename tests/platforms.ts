@@ -4,7 +4,7 @@
  * @module
  */
 import { platform, usePlatform } from "../core/platform/mod.ts";
-import { nodePlatform } from "../core/platform/node.ts";
+import { denoPlatform } from "../core/platform/deno.ts";
 import { webPlatform } from "../core/platform/web.ts";
 
 /** Whether the system's C library is there and permitted. */
@@ -17,7 +17,8 @@ export function isLibcAvailable(): boolean {
  * no more than a browser does.
  */
 export function setPortable(value: boolean | "libraries"): void {
-  usePlatform(
-    value === "libraries" ? nodePlatform()! : value ? webPlatform() : undefined,
-  );
+  if (value === "libraries") {
+    const { libraries: _, ...others } = denoPlatform()!;
+    usePlatform({ ...others, libc: () => null });
+  } else usePlatform(value ? webPlatform() : undefined);
 }

@@ -7,6 +7,7 @@
 import { allocate, roundDown } from "../bytes.ts";
 import { asBlockError, type BlockError } from "../errors.ts";
 import { Mutex } from "../lock.ts";
+import { giveWay } from "../runtime.ts";
 import type { BlockNode } from "../node.ts";
 import type { ThrottleGroup } from "../throttle_group.ts";
 import type { Concatenation } from "./concatenation.ts";
@@ -49,7 +50,10 @@ const MUCH = 64 * 1024 * 1024;
 const FEW = 2;
 
 /** Milliseconds of a request from which on it is taken to wait. */
-const SLOW = 3;
+const SLOW = 20;
+
+/** As many in a row do so because of what they reach: one may be bad luck. */
+const OFTEN = 2;
 
 /**
  * Most bytes of buffers where data is compressed, which takes so long that
@@ -96,6 +100,10 @@ class Copy {
   readonly #finding = new Mutex();
   /** Fulfilled when all writes before have their places. */
   #writes: Promise<void> = Promise.resolve();
+  /** Ranges that were read. */
+  #reads = 0;
+  /** Requests in a row, up to now, that took long. */
+  #slow = 0;
   /** Bytes that are done with or under way, of all there are. */
   #copied = 0;
   #total = 0;
@@ -210,10 +218,8 @@ class Copy {
       } finally {
         turn.placed();
       }
-      // Of requests to local files a few in flight are enough: more would gain
-      // nothing, and their buffers would drive each other out of the
-      // processor's cache. The other workers start when the first wait.
-      if (performance.now() - start > SLOW) this.#startWorkers(Infinity);
+      this.#slow = performance.now() - start > SLOW ? this.#slow + 1 : 0;
+      if (this.#slow === OFTEN) this.#startWorkers(Infinity);
     }
   }
 
@@ -250,12 +256,29 @@ class Copy {
       if (this.#error || await this.#offload(offset, length)) return;
     }
     const bytes = buffer.take(length);
-    if (action === "copy") await this.#source.read(offset, bytes);
+    if (action === "copy") await this.#read(offset, bytes);
     else bytes.fill(0);
     if (before) await before;
     if (this.#error) return;
     // They go on in parallel: only their places need to be in order.
     await this.#target.write(offset, bytes, placed);
+  }
+
+  /**
+   * Of requests to local files a few in flight are enough: more would gain
+   * nothing, and their buffers would drive each other out of the processor's
+   * cache. The other workers start when the first wait: what is read from a
+   * local file is there before a message to oneself comes.
+   */
+  async #read(offset: number, bytes: Uint8Array): Promise<void> {
+    let hasWaited = false;
+    const isSample = this.#reads < 4 || this.#reads % 16 === 0;
+    this.#reads++;
+    if (isSample && this.#workers.length === FEW) {
+      giveWay().then(() => hasWaited = true);
+    }
+    await this.#source.read(offset, bytes);
+    if (hasWaited) this.#startWorkers(Infinity);
   }
 
   async #offload(offset: number, length: number): Promise<boolean> {
