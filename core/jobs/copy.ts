@@ -268,12 +268,14 @@ class Copy {
    * Of requests to local files a few in flight are enough: more would gain
    * nothing, and their buffers would drive each other out of the processor's
    * cache. The other workers start when the first wait: what is read from a
-   * local file is there before a message to oneself comes.
+   * local file is there before a message to oneself comes. (The very first
+   * requests may wait for parts of the program to be loaded.)
    */
   async #read(offset: number, bytes: Uint8Array): Promise<void> {
     let hasWaited = false;
-    const isSample = this.#reads < 4 || this.#reads % 16 === 0;
     this.#reads++;
+    const isSample = this.#reads > FEW &&
+      (this.#reads <= 3 * FEW || this.#reads % 16 === 0);
     if (isSample && this.#workers.length === FEW) {
       giveWay().then(() => hasWaited = true);
     }
