@@ -105,8 +105,10 @@ export function planImage(options: OptionValues): Plan {
       `${what} compatibility level 1.1 and above (use version=v3 or greater)`,
     );
   const clusterBits = clusterBitsOf(options);
-  if (options.extended_l2) {
-    throw new BlockError("ENOTSUP", "Extended L2 entries are not supported");
+  const isExtended = options.extended_l2 === true;
+  if (isExtended && clusterBits < 14) throw tooSmallForSubclusters();
+  if (isExtended && version < 3) {
+    throw v3("Extended L2 entries are only supported with");
   }
   const refcountOrder = refcountOrderOf(options, version, "version=v3");
   const lazy = options.lazy_refcounts === true;
@@ -118,7 +120,7 @@ export function planImage(options: OptionValues): Plan {
   const preallocation = (options.preallocation ?? "off") as Preallocation;
   const backingFile = options.backing_file as string | undefined;
   const backingFormat = options.backing_fmt as string | undefined;
-  if (backingFile !== undefined && preallocation !== "off") {
+  if (backingFile !== undefined && preallocation !== "off" && !isExtended) {
     throw invalid(
       "Backing file and preallocation can only be used at the same time if extended_l2 is on",
     );
@@ -128,7 +130,9 @@ export function planImage(options: OptionValues): Plan {
   }
   const nameLength = new TextEncoder().encode(backingFile ?? "").length;
   if (nameLength > 1023) throw invalid("Backing file name too long");
-  const geometry = new Geometry(clusterBits, refcountOrder);
+  const features = (zstd ? Incompatible.COMPRESSION : 0) |
+    (isExtended ? Incompatible.EXTENDED_L2 : 0);
+  const geometry = new Geometry(clusterBits, refcountOrder, features);
   if (
     geometry.l1EntriesFor(size) * ENTRY_SIZE > MAX_L1_BYTES ||
     !isExactSize(size)
@@ -151,7 +155,7 @@ export function planImage(options: OptionValues): Plan {
     refcountTableClusters: 1,
     snapshotCount: 0,
     snapshotsOffset: 0,
-    incompatible: { high: 0, low: zstd ? Incompatible.COMPRESSION : 0 },
+    incompatible: { high: 0, low: features },
     compatible: { high: 0, low: lazy ? Compatible.LAZY_REFCOUNTS : 0 },
     autoclear: { high: 0, low: 0 },
     refcountOrder: geometry.refcountOrder,
@@ -160,6 +164,13 @@ export function planImage(options: OptionValues): Plan {
     unknownExtensions: [],
   };
   return { header, size, preallocation };
+}
+
+/** Extended L2 entries have subclusters of 512 bytes at least. */
+export function tooSmallForSubclusters(): BlockError {
+  return invalid(
+    "Extended L2 entries are only supported with cluster sizes of at least 16384 bytes",
+  );
 }
 
 /** What the options say of the cluster size. */

@@ -18,7 +18,6 @@ export const CREATE_OPTIONS: OptionTable = {
   extended_l2: {
     type: "boolean",
     default: false,
-    unsupported: true,
     help: "Extended L2 tables",
   },
   preallocation: {

@@ -106,10 +106,10 @@ export class Qcow2Node implements BlockNode {
     this.#sizeAtOpen = state.file.size;
     this.#again = again;
     if (state.dataFile.copyFrom) this.copyFrom = this.#copyFrom;
-    const { clusterSize } = state.geometry;
+    const { clusterSize, l2 } = state.geometry;
     this.limits = {
       ...(state.encryption && { requestAlignment: SECTOR_SIZE }),
-      writeZeroesAlignment: clusterSize,
+      writeZeroesAlignment: l2.subclusterSize,
       discardAlignment: clusterSize,
     };
   }

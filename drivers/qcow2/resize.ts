@@ -77,7 +77,8 @@ async function grow(
       });
     }
     if (
-      oldSize < clusterEnd && (showsMore || await hasRest(state, oldSize - 1))
+      oldSize < clusterEnd &&
+      (showsMore || !await state.access.readsAsZeroes(oldSize, clusterEnd))
     ) {
       await zeroGuest(state, oldSize, clusterEnd - oldSize);
     }
@@ -123,12 +124,6 @@ async function forgetPast(state: Qcow2State, end: number): Promise<void> {
     const last = Math.min(first + geometry.l2Coverage, header.size);
     await cutOff(state, Math.max(start, first), last, "always");
   }
-}
-
-/** Whether the cluster of an offset has bytes, also where the disk has not. */
-async function hasRest(state: Qcow2State, offset: number): Promise<boolean> {
-  const { kind } = await state.clusters.map(offset, 1);
-  return kind === "normal" || kind === "compressed";
 }
 
 async function shrink(state: Qcow2State, size: number): Promise<void> {
@@ -217,7 +212,7 @@ export async function preallocate(
       for (let i = 0; i < run; i++, done++, place.index++) {
         noteFreed(state, place, freed);
         const host = hostStart + done * clusterSize;
-        l2.setPlace(clusters.changing(place), place.index, host, areZero);
+        l2.reserve(clusters.changing(place), place.index, host, areZero);
       }
     }
   }

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { roundDown, roundUp } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
 import { chainExtents } from "../../core/extents.ts";
 import type { HeldRange, RangePlace } from "../../core/lock.ts";
@@ -12,16 +13,23 @@ import type { FreeReason } from "./behaviour.ts";
 import type { EntryPlace } from "./cluster_map.ts";
 import { discardData, type Freed } from "./data_clusters.ts";
 import { giveUp, noteFreed } from "./entry_changes.ts";
-import type { ClusterKind } from "./l2_entry.ts";
+import type { WholeKind } from "./l2_entry.ts";
 import type { Qcow2State } from "./state.ts";
 import { zeroes } from "./state.ts";
 
 /**
  * What becomes of an L2 entry: `keep` it as it is, `zero` keeps its cluster
  * but reads as zeroes, `unmapZero` gives its cluster up and reads as zeroes,
- * `unmap` gives its cluster up and leaves the range to the backing file.
+ * `unmap` gives its cluster up and leaves the range to the backing file. Of a
+ * cluster's part, whole subclusters, zeroes are all that there can be.
  */
-type Change = "keep" | "zero" | "unmapZero" | "unmap";
+type Change = "keep" | "zero" | "unmapZero" | "unmap" | ClusterPart;
+
+/** Bytes of a cluster, from its start. */
+interface ClusterPart {
+  readonly from: number;
+  readonly to: number;
+}
 
 /** Change the entries of whole clusters; `end` may be the end of the disk. */
 async function changeEntries(
@@ -29,7 +37,7 @@ async function changeEntries(
   start: number,
   end: number,
   reason: FreeReason,
-  decide: (kind: ClusterKind) => Change,
+  decide: (kind: WholeKind) => Change,
 ): Promise<void> {
   const { geometry, clusters, access: { ranges } } = state;
   let inLine: RangePlace | undefined;
@@ -41,16 +49,16 @@ async function changeEntries(
         using _ = await state.metadata.lock();
         state.checkUsable();
         // Damaged entries as well: what they refer to is not touched.
-        const mapping = await clusters.findLocked(at, end - at);
-        const change = decide(mapping.kind);
+        const found = await clusters.findWhole(at, end - at);
+        const change = decide(found.kind);
         if (change === "keep") {
-          at += mapping.length;
+          at += found.length;
           continue;
         }
         // Entries that refer to less rely on nothing that must come before.
         const place = await clusters.entryForWrite(at);
         const count = Math.min(
-          geometry.clustersFor(mapping.length),
+          geometry.clustersFor(found.length),
           clusters.entriesLeft(place),
         );
         const stop = at + count * geometry.clusterSize;
@@ -82,11 +90,43 @@ function changeRun(
 ): void {
   const { geometry: { l2 }, clusters } = state;
   for (let i = 0; i < count; i++, place.index++) {
-    if (change !== "zero") noteFreed(state, place, freed);
+    const isKept = change === "zero" || typeof change === "object";
+    if (!isKept) noteFreed(state, place, freed);
     const table = clusters.changing(place);
-    if (change === "zero") l2.setZero(table, place.index);
+    if (typeof change === "object") {
+      l2.setZeroPart(table, place.index, change.from, change.to);
+    } else if (change === "zero") l2.setZero(table, place.index);
     else l2.clear(table, place.index, change === "unmapZero");
   }
+}
+
+/**
+ * Make a part of a cluster, whole subclusters of it, read as zeroes.
+ *
+ * @param onlyEmpty Leave it alone if it holds data.
+ * @returns whether it reads as zeroes now: a part of a compressed cluster cannot.
+ */
+async function zeroSubclusters(
+  state: Qcow2State,
+  start: number,
+  end: number,
+  onlyEmpty = false,
+): Promise<boolean> {
+  const { geometry, clusters } = state;
+  const clusterStart = geometry.clusterStart(start);
+  const part = { from: start - clusterStart, to: end - clusterStart };
+  let isZero = true;
+  const clusterEnd = clusterStart + geometry.clusterSize;
+  await changeEntries(state, clusterStart, clusterEnd, "request", (kind) => {
+    if (kind === "zero" || kind === "zeroAllocated") return "keep";
+    // Its table is in memory by now.
+    const holdsData = onlyEmpty &&
+      clusters.lookup(start, end - start)?.kind === "normal";
+    if (kind !== "compressed" && !holdsData) return part;
+    isZero = false;
+    return "keep";
+  });
+  return isZero;
 }
 
 /**
@@ -117,6 +157,7 @@ async function zeroClusters(
       case "zero":
         return "keep";
       case "unallocated":
+      case "partlyZero":
       case "compressed":
         return "unmapZero";
       case "zeroAllocated":
@@ -129,9 +170,9 @@ async function zeroClusters(
 }
 
 /**
- * Make a range read as zeroes: whole clusters by their entries, and so the
- * clusters at its ends if the rest of them is zeroes already; otherwise these
- * are written to.
+ * Make a range read as zeroes: whole clusters or subclusters by their entries,
+ * and so those at its ends if the rest of them is zeroes already; otherwise
+ * these are written to.
  *
  * @throws {BlockError} ENOTSUP where that must not be.
  */
@@ -141,41 +182,71 @@ export async function zeroGuest(
   length: number,
   flags: ZeroFlags = {},
 ): Promise<void> {
-  const { geometry, header } = state;
+  const { geometry: { l2: { subclusterSize } }, header } = state;
   const end = offset + length;
-  const first = Math.min(geometry.clusterEnd(offset), end);
-  const last = end === header.size ? end : geometry.clusterStart(end);
+  const first = Math.min(roundUp(offset, subclusterSize), end);
+  const last = end === header.size ? end : roundDown(end, subclusterSize);
   if (offset < first) await zeroPart(state, offset, first, flags);
-  if (first < last) await zeroClusters(state, first, last, flags.unmap);
+  if (first < last) await zeroUnits(state, first, last, flags);
   if (Math.max(first, last) < end) {
     await zeroPart(state, Math.max(first, last), end, flags);
   }
 }
 
-/** Make a part of a cluster read as zeroes. */
+/** Make whole clusters, and subclusters before and after them, zeroes. */
+async function zeroUnits(
+  state: Qcow2State,
+  start: number,
+  end: number,
+  flags: ZeroFlags,
+): Promise<void> {
+  const { geometry, header } = state;
+  const first = Math.min(geometry.clusterEnd(start), end);
+  // What ends the disk ends its cluster.
+  const last = end === header.size ? end : geometry.clusterStart(end);
+  const part = async (start: number, end: number) => {
+    if (start >= end || await zeroSubclusters(state, start, end)) return;
+    await zeroData(state, start, end, flags);
+  };
+  await part(start, first);
+  if (first < last) await zeroClusters(state, first, last, flags.unmap);
+  await part(Math.max(first, last), end);
+}
+
+/** Make a part of a cluster or subcluster read as zeroes. */
 async function zeroPart(
   state: Qcow2State,
   start: number,
   end: number,
-  { unmap, noFallback }: ZeroFlags,
+  flags: ZeroFlags,
 ): Promise<void> {
-  const { geometry, header, backing } = state;
-  const clusterStart = geometry.clusterStart(start);
-  const clusterEnd = Math.min(
-    clusterStart + geometry.clusterSize,
-    header.size,
-  );
+  const { geometry: { l2 }, header, backing } = state;
+  const { subclusterSize } = l2;
+  const unitStart = roundDown(start, subclusterSize);
+  const unitEnd = Math.min(unitStart + subclusterSize, header.size);
   const canSay = header.version >= 3 || !backing;
   if (
-    canSay && await holdsZeroes(state, clusterStart, start) &&
-    await holdsZeroes(state, end, clusterEnd) &&
-    await zeroClusters(state, clusterStart, clusterEnd, unmap, true)
+    canSay && await holdsZeroes(state, unitStart, start) &&
+    await holdsZeroes(state, end, unitEnd) &&
+    await (l2.isExtended
+      ? zeroSubclusters(state, unitStart, unitEnd, true)
+      : zeroClusters(state, unitStart, unitEnd, flags.unmap, true))
   ) return;
+  await zeroData(state, start, end, flags);
+}
+
+/** Write zeroes where entries cannot say it. */
+async function zeroData(
+  state: Qcow2State,
+  start: number,
+  end: number,
+  { noFallback }: ZeroFlags,
+): Promise<void> {
   if (noFallback) throw new BlockError("ENOTSUP");
   await state.access.writev(start, [zeroes(end - start)]);
 }
 
-/** Whether a part of a cluster reads as zeroes, as far as can be told. */
+/** Whether a part of a unit reads as zeroes, as far as can be told. */
 async function holdsZeroes(
   state: Qcow2State,
   start: number,
@@ -190,7 +261,8 @@ async function holdsZeroes(
     throw error;
   }
   const { kind } = await state.clusters.map(start, 1);
-  if (kind !== "unallocated" || !state.backing) return false;
+  const isLeft = kind === "unallocated" || kind === "unallocatedPlaced";
+  if (!isLeft || !state.backing) return false;
   const stop = Math.min(end, state.backing.size);
   for await (const extent of chainExtents(state.backing, start, stop - start)) {
     if (!extent.zero) return false;
@@ -236,7 +308,8 @@ export async function discardGuest(
   const gone = header.version < 3 ? "unmap" : "unmapZero";
   await changeEntries(state, first, last, "request", (kind) => {
     if (kind === "zero") return "keep";
-    return kind === "unallocated" && !backing ? "keep" : gone;
+    const isPlaced = kind !== "unallocated" && kind !== "partlyZero";
+    return !isPlaced && !backing ? "keep" : gone;
   });
 }
 
