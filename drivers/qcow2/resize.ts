@@ -83,13 +83,9 @@ async function grow(
       await zeroGuest(state, oldSize, clusterEnd - oldSize);
     }
     if (preallocation !== "off") {
-      // The cluster that the old end lies in may have no place yet, or one
-      // whose rest is a hole. Zeroes as data leave neither.
-      if (oldSize < clusterEnd) {
-        await state.access.writev(oldSize, [allocate(clusterEnd - oldSize)]);
-      }
       const first = geometry.clusterEnd(oldSize);
-      await preallocate(state, first, size, preallocation);
+      const start = await completeLast(state, oldSize, clusterEnd);
+      await preallocate(state, start, size, preallocation);
       // QEMU marks what would show the backing file as zeroes once more, unless
       // its space is zeroed on the disk.
       if (showsMore && preallocation === "metadata" && first < size) {
@@ -105,6 +101,34 @@ async function grow(
   // In the file it is still the old one, to which a failure goes back.
   header.size = oldSize;
   await state.changeHeader({ size });
+}
+
+/**
+ * See to the cluster that the old end lies in, which may have no place yet, or
+ * one whose rest is a hole.
+ *
+ * @returns where those begin that are to get a place.
+ */
+async function completeLast(
+  state: Qcow2State,
+  oldSize: number,
+  end: number,
+): Promise<number> {
+  const { geometry, clusters } = state;
+  const next = geometry.clusterEnd(oldSize);
+  if (oldSize >= end) return next;
+  if (!geometry.l2.isExtended) {
+    // Zeroes as data leave neither.
+    await state.access.writev(oldSize, [allocate(end - oldSize)]);
+    return next;
+  }
+  const start = geometry.clusterStart(oldSize);
+  using _ = await state.metadata.lock();
+  const { kind } = await clusters.findWhole(start, 1);
+  const isPlaced = kind === "normal" || kind === "zeroAllocated" ||
+    kind === "compressed";
+  // A place can be had without a change of what it holds.
+  return isPlaced ? next : start;
 }
 
 /**

@@ -141,7 +141,7 @@ async function zeroClusters(
   state: Qcow2State,
   start: number,
   end: number,
-  unmap = false,
+  { unmap = false }: ZeroFlags = {},
   onlyEmpty = false,
 ): Promise<boolean> {
   const isOld = state.header.version < 3;
@@ -193,24 +193,51 @@ export async function zeroGuest(
   }
 }
 
-/** Make whole clusters, and subclusters before and after them, zeroes. */
+/** Bytes to be written as data at most where entries cannot say it. */
+const MAX_FALLBACK = 16 * 1024 * 1024;
+
+/**
+ * Make whole clusters, and subclusters before and after them, read as zeroes.
+ * Where one of these is part of a compressed cluster, all is written as data, as
+ * QEMU does it.
+ */
 async function zeroUnits(
   state: Qcow2State,
   start: number,
   end: number,
   flags: ZeroFlags,
 ): Promise<void> {
+  const { geometry } = state;
+  if (!geometry.l2.isExtended) {
+    return void await zeroClusters(state, start, end, flags);
+  }
+  while (start < end) {
+    const most = geometry.clusterStart(start + MAX_FALLBACK);
+    const stop = Math.min(end, most);
+    if (!await zeroByEntries(state, start, stop, flags)) {
+      await zeroData(state, start, stop, flags);
+    }
+    start = stop;
+  }
+}
+
+/** Whether all of a range, whole subclusters, could be made to read as zeroes. */
+async function zeroByEntries(
+  state: Qcow2State,
+  start: number,
+  end: number,
+  flags: ZeroFlags,
+): Promise<boolean> {
   const { geometry, header } = state;
   const first = Math.min(geometry.clusterEnd(start), end);
   // What ends the disk ends its cluster.
   const last = end === header.size ? end : geometry.clusterStart(end);
-  const part = async (start: number, end: number) => {
-    if (start >= end || await zeroSubclusters(state, start, end)) return;
-    await zeroData(state, start, end, flags);
-  };
-  await part(start, first);
-  if (first < last) await zeroClusters(state, first, last, flags.unmap);
-  await part(Math.max(first, last), end);
+  if (start < first && !await zeroSubclusters(state, start, first)) {
+    return false;
+  }
+  if (first < last) await zeroClusters(state, first, last, flags);
+  const rest = Math.max(first, last);
+  return rest === end || await zeroSubclusters(state, rest, end);
 }
 
 /** Make a part of a cluster or subcluster read as zeroes. */
@@ -230,7 +257,7 @@ async function zeroPart(
     await holdsZeroes(state, end, unitEnd) &&
     await (l2.isExtended
       ? zeroSubclusters(state, unitStart, unitEnd, true)
-      : zeroClusters(state, unitStart, unitEnd, flags.unmap, true))
+      : zeroClusters(state, unitStart, unitEnd, flags, true))
   ) return;
   await zeroData(state, start, end, flags);
 }
