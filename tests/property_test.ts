@@ -34,7 +34,17 @@ const SEEDS = 22;
 const STEPS = environmentNumber("BDRV_STEPS") ?? 150;
 const FULL_CHECK_EVERY = 50;
 const VDI_BLOCK_SIZE = 2 ** 20;
-const CLUSTER_SIZES = [512, 512, 1024, 4096, 4096, 65536, 65536, 2 ** 21];
+const CLUSTER_SIZES = [
+  512,
+  512,
+  1024,
+  4096,
+  4096,
+  16384,
+  65536,
+  65536,
+  2 ** 21,
+];
 
 /** One image of a chain. */
 interface Layer {
@@ -44,6 +54,8 @@ interface Layer {
   clusterSize: number;
   version: 2 | 3;
   openOptions: Record<string, unknown>;
+  /** Whether L2 entries tell of subclusters. */
+  isExtended: boolean;
   /** Legacy AES, with the key in `SECRETS`. */
   isEncrypted: boolean;
 }
@@ -76,11 +88,12 @@ class Subject {
   /** What the stack looks like, for messages. */
   describe(): string {
     const layers = this.#layers.map((
-      { format, clusterSize, version, openOptions, file },
+      { format, clusterSize, version, isExtended, openOptions, file },
     ) =>
       format !== "qcow2"
         ? `${format} on ${file.driver}`
-        : `qcow2 v${version} of ${clusterSize} on ${file.driver} ` +
+        : `qcow2 v${version}${isExtended ? " extended" : ""} of ` +
+          `${clusterSize} on ${file.driver} ` +
           JSON.stringify(openOptions)
     );
     const timing = this.#delayed ? "delayed" : "undelayed";
@@ -128,6 +141,8 @@ class Subject {
       clusterSize,
       version,
       openOptions: {},
+      isExtended: format === "qcow2" && version === 3 && clusterSize >= 16384 &&
+        random.below(3) > 0,
       isEncrypted: format === "qcow2" && random.oneIn(4),
     } as Layer;
     if (format === "qcow2" && random.below(3) > 0) {
@@ -150,8 +165,10 @@ class Subject {
       refcount_bits: this.#refcountBits,
       compression_type: version === 3 && random.oneIn(2) ? "zstd" : "zlib",
       lazy_refcounts: this.#isLazy,
+      extended_l2: layer.isExtended,
       ...(layer.isEncrypted && { "encrypt.format": "aes", ...KEY_OPTION }),
-      ...(level === 0 && random.oneIn(4) && { preallocation: "metadata" }),
+      ...((level === 0 || layer.isExtended) && random.oneIn(4) &&
+        { preallocation: "metadata" }),
     };
     await createImage(format, file, options, { secrets: SECRETS });
     this.#layers.push(layer);

@@ -106,10 +106,10 @@ export function planImage(options: OptionValues): Plan {
     );
   const clusterBits = clusterBitsOf(options);
   const isExtended = options.extended_l2 === true;
-  if (isExtended && clusterBits < 14) throw tooSmallForSubclusters();
   if (isExtended && version < 3) {
     throw v3("Extended L2 entries are only supported with");
   }
+  if (isExtended && clusterBits < 14) throw tooSmallForSubclusters();
   const refcountOrder = refcountOrderOf(options, version, "version=v3");
   const lazy = options.lazy_refcounts === true;
   if (version === 2 && lazy) throw v3("Lazy refcounts only supported with");
