@@ -117,8 +117,7 @@ export async function chainStatus(
       return { ...extent, compressed, length, offset, depth };
     }
     const below = backingOf(node);
-    if (!below) return nothing(true, extent);
-    if (offset >= below.size) return nothing(true);
+    if (!below || offset >= below.size) return nothing(true, extent);
     if (below === base) return nothing(false);
     // What lies past a shorter backing file's end is an extent of its own.
     length = Math.min(length, below.size - offset);
