@@ -19,7 +19,7 @@ import {
   passesByDefault,
 } from "./gate.ts";
 import { applyLimits } from "./limits.ts";
-import { resolveName } from "./names.ts";
+import { asPath, resolveName } from "./names.ts";
 import type { ImageFormat } from "./formats.ts";
 import type { BlockNode } from "./node.ts";
 import { rememberOrigin, resolveFrom } from "./node_names.ts";
@@ -361,6 +361,7 @@ function contextOf(pending: Pending): OpenContext {
     openChild: (name, description) => openChild(pending, name, description),
     openImplicit: (child, name, format) =>
       openImplicit(pending, child, name, format),
+    openNamed: (child, path) => openNamed(pending, child, path),
   };
 }
 
@@ -459,6 +460,39 @@ async function openImplicit(
   );
 }
 
+async function openNamed(
+  pending: Pending,
+  child: string,
+  path: string,
+): Promise<BlockNode> {
+  const { filename, options, opening, place, opened } = pending;
+  const request = { filename: asPath(path), namedBy: filename };
+  const file = isNode(options.file) ? options.file : opened[0];
+  await checkGate(opening, file, request, `Could not open '${path}'`);
+  const { probeFile: _, ...below } = place;
+  const driver = protocolOf(path).name;
+  const stack = { driver, filename: path, ...options[child] as OptionValues };
+  return await keep(pending, child, openStack(stack, opening, below, true));
+}
+
+/** Refuse a file that an image must not have opened; `what` comes before why. */
+async function checkGate(
+  { options: { gate }, source }: Opening,
+  file: BlockNode | undefined,
+  request: ImplicitOpen,
+  what: string,
+): Promise<void> {
+  const isPermitted = gate === undefined
+    ? passesByDefault(source, file, request)
+    : await passes(gate, request);
+  if (isPermitted) return;
+  const namedBy = request.namedBy ? `'${request.namedBy}'` : "the image";
+  throw new BlockError(
+    "EACCES",
+    `${what}: ${namedBy} names '${request.filename}', which is not permitted`,
+  );
+}
+
 /** Whether a backing file may be written to. */
 function isWritable(
   { options }: Opening,
@@ -495,25 +529,15 @@ async function openBacking(
   const { filename, format } = request;
   const { chain } = place;
   const limit = opening.options.maxChain ?? 256;
-  const refuse = (code: "ELOOP" | "EACCES", why: string) =>
-    new BlockError(code, `Could not open backing file: ${why}`);
+  const what = "Could not open backing file";
+  const refuse = (why: string) => new BlockError("ELOOP", `${what}: ${why}`);
   if (isInChain(chain, canonicalName(filename))) {
-    throw refuse("ELOOP", `'${filename}' creates an infinite loop`);
+    throw refuse(`'${filename}' creates an infinite loop`);
   }
   if (chain!.length >= limit) {
-    throw refuse("ELOOP", `the chain is longer than ${limit} images`);
+    throw refuse(`the chain is longer than ${limit} images`);
   }
-  const { gate } = opening.options;
-  const isPermitted = gate === undefined
-    ? passesByDefault(opening.source, file, request)
-    : await passes(gate, request);
-  if (!isPermitted) {
-    const namedBy = request.namedBy ? `'${request.namedBy}'` : "the image";
-    throw refuse(
-      "EACCES",
-      `${namedBy} names '${filename}', which is not permitted`,
-    );
-  }
+  await checkGate(opening, file, request, what);
   try {
     let stack: StackObject = { ...toStack(filename), ...overrides };
     if (format !== undefined && overrides.driver === undefined) {
@@ -525,6 +549,6 @@ async function openBacking(
     // It is said once for each image of the chain, but not where the chain
     // itself is too much.
     if (TOO_MUCH.has(cause.code)) throw cause;
-    throw cause.prefixed("Could not open backing file: ");
+    throw cause.prefixed(`${what}: `);
   }
 }

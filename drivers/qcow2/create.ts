@@ -17,6 +17,7 @@ import { notAmong, type OptionValues } from "../../core/options.ts";
 import { valueText } from "../../core/values.ts";
 import { QUIET } from "./behaviour.ts";
 import {
+  Autoclear,
   Compatible,
   Crypt,
   ENTRY_SIZE,
@@ -50,6 +51,11 @@ export async function create(
   // Whether it all fits into the first cluster is known before the file goes.
   encodeHeader(header);
   const file = await context.createFile(0);
+  const dataFile = header.dataFile === undefined
+    ? undefined
+    : await context.createNamed(header.dataFile);
+  // A scheme before it has done its work.
+  if (dataFile) header.dataFile = dataFile.filename;
   const geometry = Geometry.of(header);
   const { clusterSize } = geometry;
   // Clusters 0 to 2: the header, the refcount table, the first refcount block.
@@ -63,6 +69,7 @@ export async function create(
     false,
     caches,
     QUIET,
+    dataFile,
   );
   state.encryption = encryption;
   await state.load();
@@ -77,6 +84,7 @@ export async function create(
       throw asBlockError(error).prefixed("Could not resize image: ");
     });
   }
+  if (dataFile && dataFile.size < size) await dataFile.truncate?.(size);
   using _ = await state.metadata.lock();
   await state.flushCaches();
   await state.writeHeader();
@@ -117,7 +125,22 @@ export function planImage(options: OptionValues): Plan {
   if (version === 2 && zstd) {
     throw v3("Non-zlib compression type is only supported with");
   }
-  const preallocation = (options.preallocation ?? "off") as Preallocation;
+  const dataFile = options.data_file as string | undefined;
+  const isRaw = options.data_file_raw === true;
+  if (isRaw && dataFile === undefined) {
+    throw invalid("data-file-raw requires data-file");
+  }
+  if (isRaw && options.backing_file !== undefined) {
+    throw invalid(
+      "Backing file and data-file-raw cannot be used at the same time",
+    );
+  }
+  if (dataFile !== undefined && version < 3) {
+    throw v3("External data files are only supported with");
+  }
+  let preallocation = (options.preallocation ?? "off") as Preallocation;
+  // Who reads the data file alone finds all of the disk there.
+  if (isRaw && preallocation === "off") preallocation = "metadata";
   const backingFile = options.backing_file as string | undefined;
   const backingFormat = options.backing_fmt as string | undefined;
   if (backingFile !== undefined && preallocation !== "off" && !isExtended) {
@@ -131,6 +154,7 @@ export function planImage(options: OptionValues): Plan {
   const nameLength = new TextEncoder().encode(backingFile ?? "").length;
   if (nameLength > 1023) throw invalid("Backing file name too long");
   const features = (zstd ? Incompatible.COMPRESSION : 0) |
+    (dataFile !== undefined ? Incompatible.DATA_FILE : 0) |
     (isExtended ? Incompatible.EXTENDED_L2 : 0);
   const geometry = new Geometry(clusterBits, refcountOrder, features);
   if (
@@ -146,6 +170,7 @@ export function planImage(options: OptionValues): Plan {
     version,
     backingFile,
     backingFormat,
+    ...(dataFile !== undefined && { dataFile }),
     clusterBits,
     size,
     cryptMethod: Crypt.NONE,
@@ -157,7 +182,7 @@ export function planImage(options: OptionValues): Plan {
     snapshotsOffset: 0,
     incompatible: { high: 0, low: features },
     compatible: { high: 0, low: lazy ? Compatible.LAZY_REFCOUNTS : 0 },
-    autoclear: { high: 0, low: 0 },
+    autoclear: { high: 0, low: isRaw ? Autoclear.RAW_EXTERNAL_DATA : 0 },
     refcountOrder: geometry.refcountOrder,
     compressionType: zstd ? "zstd" : "zlib",
     unknownFields: new Uint8Array(),

@@ -314,9 +314,6 @@ function checkSupported(header: Header, policy: HeaderPolicy): void {
     throw invalid("Missing CRYPTO header for crypt method 2");
   }
   const missing: string[] = [];
-  if (header.incompatible.low & Incompatible.DATA_FILE) {
-    missing.push("external data file");
-  }
   if (header.cryptMethod === Crypt.LUKS) missing.push("LUKS encryption");
   if (missing.length > 0) {
     throw new BlockError(

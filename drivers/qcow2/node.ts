@@ -123,7 +123,9 @@ export class Qcow2Node implements BlockNode {
   }
 
   get children(): { [role: string]: BlockNode | undefined } {
-    return { file: this.#state.plainFile, backing: this.#state.backing };
+    const { plainFile: file, backing, plainDataFile } = this.#state;
+    const dataFile = plainDataFile === file ? undefined : plainDataFile;
+    return { file, "data-file": dataFile, backing };
   }
 
   /** Repair what an unclean end left. */
@@ -382,6 +384,9 @@ export class Qcow2Node implements BlockNode {
 
   async #changeBacking(name?: string, format?: string): Promise<void> {
     using _ = await this.#state.operations.exclude();
+    if (name !== undefined && this.#state.dataFileIsRaw) {
+      throw new BlockError("EINVAL");
+    }
     // Too long a name is found out before anything is written.
     await this.#state.changeHeader({
       backingFile: name,
@@ -399,7 +404,7 @@ export class Qcow2Node implements BlockNode {
 
   async close(): Promise<void> {
     const state = this.#state;
-    const { file, backing } = state;
+    const { file, dataFile, backing } = state;
     try {
       if (!state.readOnly && !state.unusable) {
         using _ = await state.operations.exclude();
@@ -414,6 +419,7 @@ export class Qcow2Node implements BlockNode {
       this.#cleaner.stop();
       state.compressed.close();
       await file.close();
+      if (state.hasDataFile) await dataFile.close();
       await backing?.close();
     }
   }

@@ -54,6 +54,10 @@ async function grow(
 ): Promise<void> {
   const { header, geometry, clusters, backing } = state;
   const oldSize = header.size;
+  // Who reads a raw data file alone finds all of the disk there.
+  if (state.dataFileIsRaw && preallocation === "off") {
+    preallocation = "metadata";
+  }
   {
     using _ = await state.metadata.lock();
     try {
@@ -92,6 +96,7 @@ async function grow(
         await zeroGuest(state, first, size - first);
       }
     }
+    await fitDataFile(state, size);
     using _ = await state.metadata.lock();
     await state.flushCaches();
   } catch (error) {
@@ -163,6 +168,7 @@ async function shrink(state: Qcow2State, size: number): Promise<void> {
   using _ = await state.metadata.lock();
   await state.flushCaches();
   await state.changeHeader({ size });
+  await fitDataFile(state, size);
   await dropL2Tables(state, geometry.l1EntriesFor(size));
   await state.flushCaches();
   try {
@@ -180,6 +186,20 @@ async function shrink(state: Qcow2State, size: number): Promise<void> {
           asBlockError(error).message,
       );
     });
+  }
+}
+
+/** Give a data file the size of the disk, if that can be. */
+async function fitDataFile(
+  { dataFile, hasDataFile }: Qcow2State,
+  size: number,
+): Promise<void> {
+  if (!hasDataFile || dataFile.size === size) return;
+  try {
+    await dataFile.truncate?.(size);
+  } catch (error) {
+    // A device may be larger than its disk.
+    if (dataFile.size < size) throw error;
   }
 }
 

@@ -43,6 +43,8 @@ export async function createSnapshot(
   request: SnapshotRequest,
 ): Promise<Snapshot> {
   const { geometry, clusters, refcounts, header, file } = state;
+  // Nothing there counts who refers to a cluster.
+  if (state.hasDataFile) throw new BlockError("ENOTSUP");
   if (state.snapshots.length >= MAX_SNAPSHOTS) throw new BlockError("EFBIG");
   const now = request.date ?? Date.now();
   const entry: SnapshotEntry = {
@@ -109,6 +111,7 @@ export async function applySnapshot(
   state: Qcow2State,
   idOrName: string,
 ): Promise<void> {
+  if (state.hasDataFile) throw new BlockError("ENOTSUP");
   const entry = find(state, idOrName);
   const l1 = await readSnapshotL1(state.file, state.geometry, entry);
   await state.changeAsOne(async (undo) => {

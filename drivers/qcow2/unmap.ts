@@ -9,6 +9,7 @@ import { BlockError } from "../../core/errors.ts";
 import { chainExtents } from "../../core/extents.ts";
 import type { HeldRange, RangePlace } from "../../core/lock.ts";
 import type { ZeroFlags } from "../../core/node.ts";
+import { writeZeroes } from "../../core/requests.ts";
 import type { FreeReason } from "./behaviour.ts";
 import type { EntryPlace } from "./cluster_map.ts";
 import { discardData, type Freed } from "./data_clusters.ts";
@@ -45,12 +46,14 @@ async function changeEntries(
     for (let at = start; at < end;) {
       const freed: Freed[] = [];
       let held: HeldRange | undefined;
+      let change: Change;
+      let stop: number;
       {
         using _ = await state.metadata.lock();
         state.checkUsable();
         // Damaged entries as well: what they refer to is not touched.
         const found = await clusters.findWhole(at, end - at);
-        const change = decide(found.kind);
+        change = decide(found.kind);
         if (change === "keep") {
           at += found.length;
           continue;
@@ -61,23 +64,54 @@ async function changeEntries(
           geometry.clustersFor(found.length),
           clusters.entriesLeft(place),
         );
-        const stop = at + count * geometry.clusterSize;
+        stop = at + count * geometry.clusterSize;
         inLine = ranges.conflict(at, stop, true, inLine);
         if (!inLine) {
           if (state.hasDataFile) held = ranges.hold(at, stop, true);
-          changeRun(state, place, count, change, freed);
-          at = Math.min(stop, end);
+          if (!state.dataFileIsRaw) {
+            changeRun(state, place, count, change, freed);
+          }
         }
       }
-      if (inLine) await inLine.turn;
-      else if (held) {
+      if (inLine) {
+        await inLine.turn;
+        continue;
+      }
+      const next = Math.min(stop, end);
+      if (held) {
         using _ = held;
-        await discardData(state, freed, reason);
+        if (state.dataFileIsRaw) await changeRaw(state, at, next, change);
+        else await discardData(state, freed, reason);
       } else await giveUp(state, freed, reason);
+      at = next;
     }
   } finally {
     inLine?.[Symbol.dispose]();
   }
+}
+
+/**
+ * Change the entries of a range, and what a raw data file holds of it: that comes
+ * first, so that both read the same at any time. The caller holds the range.
+ */
+async function changeRaw(
+  state: Qcow2State,
+  start: number,
+  end: number,
+  change: Change,
+): Promise<void> {
+  const { geometry, clusters, dataFile } = state;
+  if (typeof change === "object") {
+    const { from, to } = change;
+    await writeZeroes(dataFile, start + from, to - from);
+  } else if (change !== "unmap") {
+    const unmap = change === "unmapZero";
+    await writeZeroes(dataFile, start, end - start, { unmap });
+  }
+  using _ = await state.metadata.lock();
+  const place = await clusters.entryForWrite(start);
+  const count = geometry.clustersFor(end - start);
+  changeRun(state, place, count, change, []);
 }
 
 /** Change entries from `place` on; what they referred to is added to `freed`. */
