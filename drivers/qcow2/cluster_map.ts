@@ -55,6 +55,8 @@ export interface EntryPlace {
 /** What the tables need of the image that they belong to. */
 export interface ClusterMapHost {
   readonly file: BlockNode;
+  /** Whether guest data lies in a file of its own. */
+  readonly hasDataFile: boolean;
   readonly header: Header;
   readonly geometry: Geometry;
   readonly l2Cache: TableCache;
@@ -426,11 +428,13 @@ export class ClusterMap {
 
   /** Whether a correct program may have written the entry. */
   isSound({ kind, hostOffset }: Mapping, guestOffset: number): boolean {
-    const { geometry, header } = this.#state;
-    if (kind === "unallocated" || kind === "compressed") return true;
+    const { geometry, hasDataFile, header } = this.#state;
+    if (kind === "unallocated") return true;
+    if (kind === "compressed") return !hasDataFile;
     if (kind === "invalid") return false;
     if (kind !== "normal" && header.version < 3) return false;
     if (kind === "zero") return true;
+    if (hasDataFile && hostOffset !== guestOffset) return false;
     const cluster = hostOffset - geometry.offsetInCluster(guestOffset);
     return geometry.isAligned(cluster);
   }
@@ -445,8 +449,13 @@ export class ClusterMap {
 
   /** Refuse an entry that no correct program writes. */
   async #refuse(mapping: Mapping, guestOffset: number): Promise<never> {
-    const { geometry, header } = this.#state;
+    const { geometry, hasDataFile, header } = this.#state;
     const place = this.placeText(guestOffset);
+    if (mapping.kind === "compressed") {
+      await this.#state.corrupt(
+        `Compressed cluster entry found in image with external data file ${place}`,
+      );
+    }
     if (mapping.kind !== "normal" && header.version < 3) {
       await this.#state.corrupt(
         `Zero cluster entry found in pre-v3 image ${place}`,
@@ -457,6 +466,15 @@ export class ClusterMap {
       await this.#state.corrupt(`Invalid cluster entry found  ${place}`);
     }
     const cluster = mapping.hostOffset - geometry.offsetInCluster(guestOffset);
+    if (hasDataFile && geometry.isAligned(cluster)) {
+      const guest = hex(geometry.clusterStart(guestOffset));
+      // With a bracket too many, as in QEMU.
+      await this.#state.corrupt(
+        `External data file host cluster offset ${hex(cluster)} does not ` +
+          `match guest cluster offset: ${guest}, L2 index: ` +
+          `${hex(geometry.l2Index(guestOffset))})`,
+      );
+    }
     return await this.#state.corrupt(
       `Cluster allocation offset ${hex(cluster)} unaligned ${place}`,
     );

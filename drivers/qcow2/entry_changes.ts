@@ -61,6 +61,8 @@ export function noteFreed(
     const offset = l2.offset(view, index);
     const last = freed[freed.length - 1];
     if (!geometry.isAligned(offset)) {
+      // In an external data file, nothing counts it.
+      if (state.hasDataFile) return;
       state.reportDamage(`Cannot free unaligned cluster ${hex(offset)}`);
     } else if (
       last && !last.compressed && last.offset + last.length === offset

@@ -472,8 +472,9 @@ function specificInfo(
     ...(header.cryptMethod === Crypt.AES && { encrypt: { format: "aes" } }),
   };
   if (version === 2) return common;
-  const dataFile = header.dataFile === undefined ? {} : {
-    "data-file": header.dataFile,
+  const hasDataFile = (incompatible.low & Incompatible.DATA_FILE) !== 0;
+  const dataFile = hasDataFile && {
+    ...(header.dataFile !== undefined && { "data-file": header.dataFile }),
     "data-file-raw": (header.autoclear.low & Autoclear.RAW_EXTERNAL_DATA) !== 0,
   };
   return {

@@ -31,8 +31,9 @@ import { cutOff } from "./unmap.ts";
 
 /** Find by id, or else by name. */
 function find(state: Qcow2State, idOrName: string): SnapshotEntry {
-  const found = state.snapshots.find(({ id }) => id === idOrName) ??
-    state.snapshots.find(({ name }) => name === idOrName);
+  const known = state.hasDataFile ? [] : state.snapshots;
+  const found = known.find(({ id }) => id === idOrName) ??
+    known.find(({ name }) => name === idOrName);
   if (!found) throw new BlockError("ENOENT", "Can't find the snapshot");
   return found;
 }
