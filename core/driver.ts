@@ -134,7 +134,7 @@ export interface OpenContext {
    * Open a file that an image names for its data: it must pass the gate. `path`
    * is taken for one whatever is in it, as seen from where we are.
    */
-  openNamed(child: string, path: string): Promise<BlockNode>;
+  openNamed(child: "data-file", path: string): Promise<BlockNode>;
 }
 
 /** What `create` may ask of the block layer. */

@@ -411,7 +411,8 @@ async function openChild(
   const isBacking = name === "backing";
   const { probeFile, ...below } = place;
   if (isBacking) {
-    const request = { filename: filenameOf(given), namedBy: filename };
+    const role = "backing" as const;
+    const request = { filename: filenameOf(given), namedBy: filename, role };
     below.readOnly = !isWritable(opening, given, request);
   }
   // A protocol that is named is wanted as it is.
@@ -448,6 +449,7 @@ async function openImplicit(
     filename: file ? resolveFrom(file, name) : resolveName(filename, name),
     format,
     namedBy: filename,
+    role: "backing" as const,
   };
   const readOnly = !isWritable(opening, overrides, request);
   const { forceShare = false } = place;
@@ -462,11 +464,11 @@ async function openImplicit(
 
 async function openNamed(
   pending: Pending,
-  child: string,
+  child: "data-file",
   path: string,
 ): Promise<BlockNode> {
   const { filename, options, opening, place, opened } = pending;
-  const request = { filename: asPath(path), namedBy: filename };
+  const request = { filename: asPath(path), namedBy: filename, role: child };
   const file = isNode(options.file) ? options.file : opened[0];
   await checkGate(opening, file, request, `Could not open '${path}'`);
   const { probeFile: _, ...below } = place;

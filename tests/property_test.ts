@@ -56,6 +56,10 @@ interface Layer {
   openOptions: Record<string, unknown>;
   /** Whether L2 entries tell of subclusters. */
   isExtended: boolean;
+  /** The name of the external data file, if there is one. */
+  dataFile?: string;
+  /** Whether that alone is to hold the disk. */
+  isRaw: boolean;
   /** Legacy AES, with the key in `SECRETS`. */
   isEncrypted: boolean;
 }
@@ -88,12 +92,22 @@ class Subject {
   /** What the stack looks like, for messages. */
   describe(): string {
     const layers = this.#layers.map((
-      { format, clusterSize, version, isExtended, openOptions, file },
+      {
+        format,
+        clusterSize,
+        version,
+        isExtended,
+        openOptions,
+        file,
+        dataFile,
+        isRaw,
+      },
     ) =>
       format !== "qcow2"
         ? `${format} on ${file.driver}`
         : `qcow2 v${version}${isExtended ? " extended" : ""} of ` +
           `${clusterSize} on ${file.driver} ` +
+          (dataFile ? isRaw ? "with raw data " : "with a data file " : "") +
           JSON.stringify(openOptions)
     );
     const timing = this.#delayed ? "delayed" : "undelayed";
@@ -144,6 +158,10 @@ class Subject {
       isExtended: format === "qcow2" && version === 3 && clusterSize >= 16384 &&
         random.below(3) > 0,
       isEncrypted: format === "qcow2" && random.oneIn(4),
+      dataFile: format === "qcow2" && version === 3 && random.oneIn(3)
+        ? this.#folder.file(`data${level}`)
+        : undefined,
+      isRaw: level === 0 && random.oneIn(2),
     } as Layer;
     if (format === "qcow2" && random.below(3) > 0) {
       layer.openOptions = {
@@ -166,6 +184,10 @@ class Subject {
       compression_type: version === 3 && random.oneIn(2) ? "zstd" : "zlib",
       lazy_refcounts: this.#isLazy,
       extended_l2: layer.isExtended,
+      ...(layer.dataFile !== undefined && {
+        data_file: layer.dataFile,
+        data_file_raw: layer.isRaw,
+      }),
       ...(layer.isEncrypted && { "encrypt.format": "aes", ...KEY_OPTION }),
       ...((level === 0 || layer.isExtended) && random.oneIn(4) &&
         { preallocation: "metadata" }),
@@ -194,15 +216,21 @@ class Subject {
   }
 
   async #stack(level: number, how?: OpenOptions): Promise<StackObject> {
-    const { format, file, openOptions } = this.#layers[level];
+    const { format, file, dataFile, openOptions } = this.#layers[level];
     const backing = format === "qcow2"
       ? { backing: level > 0 ? await this.#stack(level - 1, how) : null }
       : {};
-    let node: BlockNode = await openProtocol(file, how);
-    if (this.#delayed) {
-      node = new DelayNode(node, this.#scheduler, this.#random);
-    }
-    return { driver: format, file: node, ...openOptions, ...backing };
+    const open = async (file: StackObject) => {
+      const node: BlockNode = await openProtocol(file, how);
+      return this.#delayed
+        ? new DelayNode(node, this.#scheduler, this.#random)
+        : node;
+    };
+    const data = dataFile !== undefined && {
+      "data-file": await open({ driver: "file", filename: dataFile }),
+    };
+    const node = await open(file);
+    return { driver: format, file: node, ...data, ...openOptions, ...backing };
   }
 
   /** Some requests at once, and then what they must have done. */
@@ -324,9 +352,10 @@ class Subject {
 
   /** A whole cluster, refused where one lies that cannot be written over. */
   async #compressed(offset: number): Promise<Effect | undefined> {
-    const { format, clusterSize, isEncrypted } =
+    const { format, clusterSize, isEncrypted, dataFile } =
       this.#layers[this.#layers.length - 1];
-    if (format !== "qcow2" || isEncrypted) return undefined;
+    const isRefused = format !== "qcow2" || isEncrypted || dataFile;
+    if (isRefused) return undefined;
     const random = this.#random;
     offset -= offset % clusterSize;
     const length = Math.min(clusterSize, this.#model.size - offset);
@@ -385,7 +414,8 @@ class Subject {
   /** Take a snapshot, delete one, or go back to one. */
   async #snapshot(): Promise<void> {
     const { snapshots } = this.#image.node;
-    if (!snapshots) return;
+    const { dataFile } = this.#layers[this.#layers.length - 1];
+    if (!snapshots || dataFile !== undefined) return;
     const random = this.#random;
     const id = random.pick([...this.#snapshots.keys(), undefined]);
     if (id === undefined) {
@@ -453,6 +483,7 @@ class Subject {
       await this.#open();
     }
     if (this.#snapshots.size > 0) await this.#checkSnapshots();
+    this.#checkRaw();
     if (!isInstalled("qemu-img")) return;
     const files = this.#layers.map((_, level) => this.#export(level));
     const top = files.length - 1;
@@ -476,6 +507,15 @@ class Subject {
     ]);
   }
 
+  /** A raw data file is the disk. */
+  #checkRaw(): void {
+    const { dataFile, isRaw, isEncrypted } =
+      this.#layers[this.#layers.length - 1];
+    if (dataFile === undefined || !isRaw || isEncrypted) return;
+    const bytes = Deno.readFileSync(dataFile);
+    this.#model.check(0, bytes.subarray(0, this.#model.size), "of the data");
+  }
+
   /** The file of a layer, written out if it lies in memory. */
   #export(level: number): string {
     const { file } = this.#layers[level];
@@ -488,12 +528,14 @@ class Subject {
   }
 
   #qemuStack(files: readonly string[], level: number): unknown {
-    const { format, isEncrypted } = this.#layers[level];
+    const { format, isEncrypted, dataFile } = this.#layers[level];
+    const data = dataFile !== undefined &&
+      { "data-file": { driver: "file", filename: dataFile } };
     const file = { driver: "file", filename: files[level] };
     if (format !== "qcow2") return { driver: format, file };
     const backing = level > 0 ? this.#qemuStack(files, level - 1) : null;
     const key = isEncrypted ? KEY_OPTION : {};
-    return { driver: format, file, ...key, backing };
+    return { driver: format, file, ...data, ...key, backing };
   }
 
   /** What is said to be zero must be. */
