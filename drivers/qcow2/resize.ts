@@ -284,16 +284,17 @@ async function allocateClusters(
  * @param length Bytes of the disk in them.
  */
 async function reserveData(
-  { dataFile: file, geometry }: Qcow2State,
+  { dataFile: file, dataFileIsRaw, geometry }: Qcow2State,
   hostStart: number,
   count: number,
   length: number,
   mode: Preallocation,
 ): Promise<void> {
   const hostEnd = hostStart + count * geometry.clusterSize;
-  // Clusters that were used before hold what they held then.
+  // Clusters that were used before hold what they held then. What a raw data
+  // file holds, others may have put there for the disk.
   const used = Math.min(file.size, hostEnd) - hostStart;
-  if (used > 0) {
+  if (used > 0 && !dataFileIsRaw) {
     const unmap = mode === "metadata";
     await writeZeroes(file, hostStart, used, { unmap });
   }
