@@ -5,7 +5,7 @@
  */
 import type { CreateContext } from "./driver.ts";
 import { checkOptions, driverError } from "./checks.ts";
-import { asBlockError, BlockError } from "./errors.ts";
+import { asBlockError, BlockError, invalid } from "./errors.ts";
 import type { BlockNode, Preallocation } from "./node.ts";
 import { openProtocol } from "./open.ts";
 import { describeSource, protocolStack } from "./sources.ts";
@@ -80,23 +80,34 @@ async function create(
     return await file.close();
   }
   const filename = describeSource(target);
-  let file: BlockNode | undefined;
+  const files: BlockNode[] = [];
+  const make = async (
+    target: Source,
+    size: number,
+    preallocation?: Preallocation,
+  ) => {
+    const file = await createFile(target, size, preallocation, wishes);
+    files.push(file);
+    return file;
+  };
   const context: CreateContext = {
     filename,
-    createFile: async (size, preallocation) => {
-      file = await createFile(target, size, preallocation, wishes);
-      return file;
+    createFile: (size, preallocation) => make(target, size, preallocation),
+    createNamed: async (name) => {
+      // A description is no name of a file.
+      if (name.startsWith("json:")) throw invalid("Unknown protocol 'json'");
+      return await make(name, 0);
     },
     unlocked: (why) => wishes.onUnlocked?.(why),
     secret: (id) => findSecret(wishes.secrets, { id, filename }),
   };
   try {
     await driver.create({ ...defaultOptions(table), ...parsed }, context);
-    await file?.flush?.();
+    for (const file of files) await file.flush?.();
   } catch (error) {
     throw driverError(driver, error);
   } finally {
-    await file?.close();
+    for (const file of files) await file.close();
   }
 }
 
@@ -104,6 +115,10 @@ async function create(
 interface NewFile {
   size?: number;
   preallocation?: Preallocation;
+}
+
+function noFile(): never {
+  throw new BlockError("EINVAL", "A protocol has no file below it");
 }
 
 /** Make or empty the file at the bottom of a stack, and open it. */
@@ -125,9 +140,8 @@ async function createFile(
   const { driver: _, ...options } = stack;
   await protocol.create({ ...options, size, preallocation }, {
     filename: describeSource(stack),
-    createFile: () => {
-      throw new BlockError("EINVAL", "A protocol has no file below it");
-    },
+    createFile: noFile,
+    createNamed: noFile,
     unlocked: (why) => onUnlocked?.(why),
     secret: () => Promise.resolve(undefined),
   });

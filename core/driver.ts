@@ -130,6 +130,11 @@ export interface OpenContext {
     name: string,
     format: string | undefined,
   ): Promise<BlockNode | undefined>;
+  /**
+   * Open a file that an image names for its data: it must pass the gate. `path`
+   * is taken for one whatever is in it, as seen from where we are.
+   */
+  openNamed(child: "data-file", path: string): Promise<BlockNode>;
 }
 
 /** What `create` may ask of the block layer. */
@@ -145,6 +150,11 @@ export interface CreateContext {
     size: number,
     preallocation?: Preallocation,
   ): Promise<BlockNode>;
+  /**
+   * Make or empty another file that the image is to have, as
+   * {@linkcode createFile} does its first one. `name` may have a scheme.
+   */
+  createNamed(name: string): Promise<BlockNode>;
   /** As {@linkcode OpenContext.unlocked}. */
   unlocked(why: string): void;
   /** As {@linkcode OpenContext.secret}. */

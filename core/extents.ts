@@ -90,9 +90,19 @@ export async function chainStatus(
 ): Promise<ChainExtent> {
   let node = top;
   let depth = 0;
-  const nothing = (zero: boolean): ChainExtent => (
-    { offset, length, depth, allocated: false, zero, compressed: false }
-  );
+  const nothing = (zero: boolean, place?: Extent): ChainExtent => ({
+    offset,
+    length,
+    depth,
+    allocated: false,
+    zero,
+    compressed: false,
+    // There may be room for what was never written.
+    ...(place?.hostOffset !== undefined && {
+      file: place.file,
+      hostOffset: place.hostOffset,
+    }),
+  });
   for (;; depth++) {
     let extent: Extent;
     try {
@@ -107,7 +117,7 @@ export async function chainStatus(
       return { ...extent, compressed, length, offset, depth };
     }
     const below = backingOf(node);
-    if (!below || offset >= below.size) return nothing(true);
+    if (!below || offset >= below.size) return nothing(true, extent);
     if (below === base) return nothing(false);
     // What lies past a shorter backing file's end is an extent of its own.
     length = Math.min(length, below.size - offset);

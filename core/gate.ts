@@ -18,6 +18,11 @@ export interface ImplicitOpen {
   readonly format?: string;
   /** The image that names it. */
   readonly namedBy: string;
+  /**
+   * What it is to the image: its `backing` file, which is only read as a rule,
+   * or its `data-file`, which is written to where the image is.
+   */
+  readonly role?: "backing" | "data-file";
 }
 
 /**

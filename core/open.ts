@@ -21,7 +21,7 @@ import {
 } from "./gate.ts";
 import { detach, findGraphNode, GraphNode, type KeptNode } from "./graph.ts";
 import { applyLimits } from "./limits.ts";
-import { resolveName } from "./names.ts";
+import { asPath, resolveName } from "./names.ts";
 import type { ImageFormat } from "./formats.ts";
 import type { BlockNode } from "./node.ts";
 import { resolveFrom } from "./node_names.ts";
@@ -507,6 +507,7 @@ function contextOf(pending: Pending): OpenContext {
     openChild: (name, description) => openChild(pending, name, description),
     openImplicit: (child, name, format) =>
       openImplicit(pending, child, name, format),
+    openNamed: (child, path) => openNamed(pending, child, path),
   };
 }
 
@@ -563,7 +564,8 @@ async function openChild(
   const isBacking = name === "backing";
   const { probeFile, ...below } = place;
   if (isBacking) {
-    const request = { filename: filenameOf(given), namedBy: filename };
+    const role = "backing" as const;
+    const request = { filename: filenameOf(given), namedBy: filename, role };
     below.readOnly = !isWritable(opening, given, request);
   }
   // A protocol that is named is wanted as it is.
@@ -582,7 +584,7 @@ async function openImplicit(
   name: string,
   format?: string,
 ): Promise<BlockNode | undefined> {
-  const { driver, options, filename, opening, place, inGraph } = pending;
+  const { driver, options, filename, opening, place } = pending;
   if (typeof name !== "string") {
     throw invalid(`The name of a backing file cannot be ${valueText(name)}`);
   }
@@ -595,12 +597,12 @@ async function openImplicit(
     length: (place.chain?.length ?? 0) + 1,
   };
   const overrides = { ...options[child] as OptionValues };
-  const [first] = inGraph.children.values();
-  const file = isNode(options.file) ? options.file : first?.target.node;
+  const file = fileOf(pending);
   const request = {
     filename: file ? resolveFrom(file, name) : resolveName(filename, name),
     format,
     namedBy: filename,
+    role: "backing" as const,
   };
   const readOnly = !isWritable(opening, overrides, request);
   const { forceShare = false } = place;
@@ -610,6 +612,46 @@ async function openImplicit(
     pending,
     child,
     openBacking(overrides, { ...request, file }, opening, below),
+  );
+}
+
+/** The first child, in which an image lies that names others. */
+function fileOf({ options, inGraph }: Pending): BlockNode | undefined {
+  if (isNode(options.file)) return options.file;
+  const [first] = inGraph.children.values();
+  return first?.target.node;
+}
+
+async function openNamed(
+  pending: Pending,
+  child: "data-file",
+  path: string,
+): Promise<BlockNode> {
+  const { filename, options, opening, place } = pending;
+  const request = { filename: asPath(path), namedBy: filename, role: child };
+  const file = fileOf(pending);
+  await checkGate(opening, file, request, `Could not open '${path}'`);
+  const { probeFile: _, ...below } = place;
+  const driver = protocolOf(path).name;
+  const stack = { driver, filename: path, ...options[child] as OptionValues };
+  return await keep(pending, child, openStack(stack, opening, below, true));
+}
+
+/** Refuse a file that an image must not have opened; `what` comes before why. */
+async function checkGate(
+  { options: { gate }, source }: Opening,
+  file: BlockNode | undefined,
+  request: ImplicitOpen,
+  what: string,
+): Promise<void> {
+  const isPermitted = gate === undefined
+    ? passesByDefault(source, file, request)
+    : await passes(gate, request);
+  if (isPermitted) return;
+  const namedBy = request.namedBy ? `'${request.namedBy}'` : "the image";
+  throw new BlockError(
+    "EACCES",
+    `${what}: ${namedBy} names '${request.filename}', which is not permitted`,
   );
 }
 
@@ -649,25 +691,15 @@ async function openBacking(
   const { filename, format } = request;
   const { chain } = place;
   const limit = opening.options.maxChain ?? 256;
-  const refuse = (code: "ELOOP" | "EACCES", why: string) =>
-    new BlockError(code, `Could not open backing file: ${why}`);
+  const what = "Could not open backing file";
+  const refuse = (why: string) => new BlockError("ELOOP", `${what}: ${why}`);
   if (isInChain(chain, canonicalName(filename))) {
-    throw refuse("ELOOP", `'${filename}' creates an infinite loop`);
+    throw refuse(`'${filename}' creates an infinite loop`);
   }
   if (chain!.length >= limit) {
-    throw refuse("ELOOP", `the chain is longer than ${limit} images`);
+    throw refuse(`the chain is longer than ${limit} images`);
   }
-  const { gate } = opening.options;
-  const isPermitted = gate === undefined
-    ? passesByDefault(opening.source, file, request)
-    : await passes(gate, request);
-  if (!isPermitted) {
-    const namedBy = request.namedBy ? `'${request.namedBy}'` : "the image";
-    throw refuse(
-      "EACCES",
-      `${namedBy} names '${filename}', which is not permitted`,
-    );
-  }
+  await checkGate(opening, file, request, what);
   try {
     let stack: StackObject = { ...toStack(filename), ...overrides };
     if (format !== undefined && overrides.driver === undefined) {
@@ -679,6 +711,6 @@ async function openBacking(
     // It is said once for each image of the chain, but not where the chain
     // itself is too much.
     if (TOO_MUCH.has(cause.code)) throw cause;
-    throw cause.prefixed("Could not open backing file: ");
+    throw cause.prefixed(`${what}: `);
   }
 }

@@ -34,7 +34,17 @@ const SEEDS = 22;
 const STEPS = environmentNumber("BDRV_STEPS") ?? 150;
 const FULL_CHECK_EVERY = 50;
 const VDI_BLOCK_SIZE = 2 ** 20;
-const CLUSTER_SIZES = [512, 512, 1024, 4096, 4096, 65536, 65536, 2 ** 21];
+const CLUSTER_SIZES = [
+  512,
+  512,
+  1024,
+  4096,
+  4096,
+  16384,
+  65536,
+  65536,
+  2 ** 21,
+];
 
 /** One image of a chain. */
 interface Layer {
@@ -44,6 +54,12 @@ interface Layer {
   clusterSize: number;
   version: 2 | 3;
   openOptions: Record<string, unknown>;
+  /** Whether L2 entries tell of subclusters. */
+  isExtended: boolean;
+  /** The name of the external data file, if there is one. */
+  dataFile?: string;
+  /** Whether that alone is to hold the disk. */
+  isRaw: boolean;
   /** Legacy AES, with the key in `SECRETS`. */
   isEncrypted: boolean;
 }
@@ -78,11 +94,22 @@ class Subject {
   /** What the stack looks like, for messages. */
   describe(): string {
     const layers = this.#layers.map((
-      { format, clusterSize, version, openOptions, file },
+      {
+        format,
+        clusterSize,
+        version,
+        isExtended,
+        openOptions,
+        file,
+        dataFile,
+        isRaw,
+      },
     ) =>
       format !== "qcow2"
         ? `${format} on ${file.driver}`
-        : `qcow2 v${version} of ${clusterSize} on ${file.driver} ` +
+        : `qcow2 v${version}${isExtended ? " extended" : ""} of ` +
+          `${clusterSize} on ${file.driver} ` +
+          (dataFile ? isRaw ? "with raw data " : "with a data file " : "") +
           JSON.stringify(openOptions)
     );
     const timing = this.#delayed ? "delayed" : "undelayed";
@@ -130,7 +157,13 @@ class Subject {
       clusterSize,
       version,
       openOptions: {},
+      isExtended: format === "qcow2" && version === 3 && clusterSize >= 16384 &&
+        random.below(3) > 0,
       isEncrypted: format === "qcow2" && random.oneIn(4),
+      dataFile: format === "qcow2" && version === 3 && random.oneIn(3)
+        ? this.#folder.file(`data${level}`)
+        : undefined,
+      isRaw: level === 0 && random.oneIn(2),
     } as Layer;
     if (format === "qcow2" && random.below(3) > 0) {
       layer.openOptions = {
@@ -152,8 +185,14 @@ class Subject {
       refcount_bits: this.#refcountBits,
       compression_type: version === 3 && random.oneIn(2) ? "zstd" : "zlib",
       lazy_refcounts: this.#isLazy,
+      extended_l2: layer.isExtended,
+      ...(layer.dataFile !== undefined && {
+        data_file: layer.dataFile,
+        data_file_raw: layer.isRaw,
+      }),
       ...(layer.isEncrypted && { "encrypt.format": "aes", ...KEY_OPTION }),
-      ...(level === 0 && random.oneIn(4) && { preallocation: "metadata" }),
+      ...((level === 0 || layer.isExtended) && random.oneIn(4) &&
+        { preallocation: "metadata" }),
     };
     await createImage(format, file, options, { secrets: SECRETS });
     this.#layers.push(layer);
@@ -189,16 +228,23 @@ class Subject {
     nodes: BlockNode[],
     how?: OpenOptions,
   ): Promise<StackObject> {
-    const { format, file, openOptions } = this.#layers[level];
+    const { format, file, dataFile, openOptions } = this.#layers[level];
     const backing = format === "qcow2"
       ? { backing: level > 0 ? await this.#stack(level - 1, nodes, how) : null }
       : {};
-    let node: BlockNode = await openProtocol(file, how);
-    if (this.#delayed) {
-      node = new DelayNode(node, this.#scheduler, this.#random);
-    }
-    nodes.push(node);
-    return { driver: format, file: node, ...openOptions, ...backing };
+    const open = async (file: StackObject) => {
+      const opened = await openProtocol(file, how);
+      const node: BlockNode = this.#delayed
+        ? new DelayNode(opened, this.#scheduler, this.#random)
+        : opened;
+      nodes.push(node);
+      return node;
+    };
+    const data = dataFile !== undefined && {
+      "data-file": await open({ driver: "file", filename: dataFile }),
+    };
+    const node = await open(file);
+    return { driver: format, file: node, ...data, ...openOptions, ...backing };
   }
 
   /** Some requests at once, and then what they must have done. */
@@ -320,9 +366,10 @@ class Subject {
 
   /** A whole cluster, refused where one lies that cannot be written over. */
   async #compressed(offset: number): Promise<Effect | undefined> {
-    const { format, clusterSize, isEncrypted } =
+    const { format, clusterSize, isEncrypted, dataFile } =
       this.#layers[this.#layers.length - 1];
-    if (format !== "qcow2" || isEncrypted) return undefined;
+    const isRefused = format !== "qcow2" || isEncrypted || dataFile;
+    if (isRefused) return undefined;
     const random = this.#random;
     offset -= offset % clusterSize;
     const length = Math.min(clusterSize, this.#model.size - offset);
@@ -381,7 +428,8 @@ class Subject {
   /** Take a snapshot, delete one, or go back to one. */
   async #snapshot(): Promise<void> {
     const { snapshots } = this.#image.node;
-    if (!snapshots) return;
+    const { dataFile } = this.#layers[this.#layers.length - 1];
+    if (!snapshots || dataFile !== undefined) return;
     const random = this.#random;
     const id = random.pick([...this.#snapshots.keys(), undefined]);
     if (id === undefined) {
@@ -455,6 +503,7 @@ class Subject {
       await this.#open();
     }
     if (this.#snapshots.size > 0) await this.#checkSnapshots();
+    this.#checkRaw();
     if (!isInstalled("qemu-img")) return;
     const files = this.#layers.map((_, level) => this.#export(level));
     const top = files.length - 1;
@@ -478,6 +527,15 @@ class Subject {
     ]);
   }
 
+  /** A raw data file is the disk. */
+  #checkRaw(): void {
+    const { dataFile, isRaw, isEncrypted } =
+      this.#layers[this.#layers.length - 1];
+    if (dataFile === undefined || !isRaw || isEncrypted) return;
+    const bytes = Deno.readFileSync(dataFile);
+    this.#model.check(0, bytes.subarray(0, this.#model.size), "of the data");
+  }
+
   /** The file of a layer, written out if it lies in memory. */
   #export(level: number): string {
     const { file } = this.#layers[level];
@@ -490,12 +548,14 @@ class Subject {
   }
 
   #qemuStack(files: readonly string[], level: number): unknown {
-    const { format, isEncrypted } = this.#layers[level];
+    const { format, isEncrypted, dataFile } = this.#layers[level];
+    const data = dataFile !== undefined &&
+      { "data-file": { driver: "file", filename: dataFile } };
     const file = { driver: "file", filename: files[level] };
     if (format !== "qcow2") return { driver: format, file };
     const backing = level > 0 ? this.#qemuStack(files, level - 1) : null;
     const key = isEncrypted ? KEY_OPTION : {};
-    return { driver: format, file, ...key, backing };
+    return { driver: format, file, ...data, ...key, backing };
   }
 
   /** What is said to be zero must be. */

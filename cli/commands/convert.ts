@@ -1,7 +1,7 @@
 /** `convert`: copy images into a new one. @module */
 import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { createImage } from "../../core/create.ts";
-import { asBlockError } from "../../core/errors.ts";
+import { asBlockError, strerror } from "../../core/errors.ts";
 import {
   convert,
   type ConvertOptions,
@@ -191,7 +191,13 @@ class Conversion {
     // A file by itself is not made to order.
     if (getFormat(targetFormat).role === "protocol") return;
     const { MemoryStore } = await import("../../mod.ts");
-    const { backing_file: _, backing_fmt: __, ...values } = created;
+    // Other files are not touched for this.
+    const { backing_file: _, backing_fmt: __, ...rest } = created;
+    const { data_file, data_file_raw: ___, ...values } = rest;
+    if (compressed && data_file !== undefined) {
+      const why = strerror("ENOTSUP");
+      throw new CommandError(`error while writing at byte 0: ${why}`);
+    }
     const file = { driver: "memory", store: new MemoryStore() };
     const small = { ...values, size: 1 << 20 };
     await this.#named(() =>

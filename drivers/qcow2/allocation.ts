@@ -33,12 +33,12 @@ export interface AllocationHost extends EntryHost {
   corrupt(message: string): Promise<never>;
 }
 
-/** A range of guest clusters, and where they are to lie. */
-interface Clusters {
-  /** The first byte of the first one. */
-  readonly guestStart: number;
+/** A range of the disk that becomes data, and where it is to lie. */
+interface Room {
+  readonly start: number;
+  readonly end: number;
+  /** Of the cluster in which it begins. */
   readonly hostStart: number;
-  readonly count: number;
 }
 
 /**
@@ -58,6 +58,10 @@ export async function allocateClusters(
     const entry = clusters.entryForWrite(offset);
     const place = entry instanceof Promise ? await entry : entry;
     const mapping = clusters.mappingAt(place, offset, length);
+    if (mapping.kind === "invalid") {
+      const place = clusters.placeText(offset);
+      await host.corrupt(`Invalid cluster entry found ${place}`);
+    }
     if (isOwned(mapping.isCopied, mapping.kind)) {
       const checked = checkInPlace(host, mapping, offset);
       if (checked) await checked;
@@ -70,10 +74,9 @@ export async function allocateClusters(
       const place = { length: run.length, child: host.dataFile };
       return roomInPlace(offset, { ...place, childOffset: hostOffset });
     }
-    if (run.kind === "zeroInPlace") {
-      return await reuseClusters(host, run, mapping, offset);
-    }
-    return await newClusters(host, run, offset);
+    return run.kind === "reuse"
+      ? await reuseClusters(host, run, mapping, offset)
+      : await newClusters(host, run);
   } finally {
     held[Symbol.dispose]();
   }
@@ -95,33 +98,27 @@ function checkInPlace(
   );
 }
 
-/** The image's own clusters, some of which read as zeroes until now. */
+/** The image's own clusters, of which some was no data until now. */
 async function reuseClusters(
   host: AllocationHost,
-  { length, last }: WritableRun,
+  { start, end }: WritableRun,
   mapping: Mapping,
   offset: number,
 ): Promise<Allocation> {
   const { geometry, dataFile } = host;
-  const { clusterSize } = geometry;
-  const guestStart = geometry.clusterStart(offset);
   const hostStart = mapping.hostOffset - geometry.offsetInCluster(offset);
-  const count = geometry.clustersFor(offset + length - guestStart);
-  const checked = checkData(host, hostStart, count * clusterSize);
+  const first = geometry.clusterStart(start);
+  const bytes = geometry.clusterEnd(end) - first;
+  const checked = checkData(host, hostStart, bytes);
   if (checked) await checked;
-  // What lies in the first or the last one stays as it is.
-  const start = mapping.kind === "normal" ? offset : guestStart;
-  const end = last === "normal"
-    ? offset + length
-    : guestStart + count * clusterSize;
   return {
     start,
     length: end - start,
     child: dataFile,
-    childOffset: hostStart + start - guestStart,
+    childOffset: hostStart + start - first,
     isZero: false,
     replaces: false,
-    commit: () => link(host, { guestStart, hostStart, count }),
+    commit: () => link(host, { start, end, hostStart }),
     abort: async () => {},
   };
 }
@@ -129,13 +126,12 @@ async function reuseClusters(
 /** New clusters. */
 async function newClusters(
   host: AllocationHost,
-  { length, replaces }: WritableRun,
-  offset: number,
+  { start, end, replaces }: WritableRun,
 ): Promise<Allocation> {
   const { geometry, dataFile, encryption } = host;
   const { clusterSize } = geometry;
-  const guestStart = geometry.clusterStart(offset);
-  const count = geometry.clustersFor(offset + length - guestStart);
+  const guestStart = geometry.clusterStart(start);
+  const count = geometry.clustersFor(end - guestStart);
   const taken = allocateData(host, guestStart, count);
   const hostStart = taken instanceof Promise ? await taken : taken;
   const bytes = count * clusterSize;
@@ -153,10 +149,10 @@ async function newClusters(
     await returnData(host, hostStart, bytes).catch(() => {});
   };
   return {
-    start: guestStart,
-    length: bytes,
+    start,
+    length: end - start,
     child: dataFile,
-    childOffset: hostStart,
+    childOffset: hostStart + start - guestStart,
     // Past the file's end, unwritten bytes read as zeroes anyway; but as
     // encrypted ones, they are something else.
     isZero: !encryption && hostStart >= dataFile.size,
@@ -165,7 +161,7 @@ async function newClusters(
     async commit() {
       const freed: Freed[] = [];
       try {
-        await link(host, { guestStart, hostStart, count }, freed);
+        await link(host, { start, end, hostStart }, freed);
       } catch (error) {
         await abort();
         throw error;
@@ -184,10 +180,12 @@ async function newClusters(
  */
 async function link(
   host: AllocationHost,
-  { guestStart, hostStart, count }: Clusters,
+  { start, end, hostStart }: Room,
   freed?: Freed[],
 ): Promise<void> {
-  const { geometry: { clusterSize, l2 }, clusters } = host;
+  const { geometry, clusters } = host;
+  const { clusterSize, l2 } = geometry;
+  const guestStart = geometry.clusterStart(start);
   const lock = host.metadata.lock();
   const held = lock instanceof Promise ? await lock : lock;
   try {
@@ -195,10 +193,15 @@ async function link(
     if (ordered) await ordered;
     const entry = clusters.entryForWrite(guestStart);
     const place = entry instanceof Promise ? await entry : entry;
-    for (let i = 0; i < count; i++, place.index++) {
+    for (let at = guestStart; at < end; at += clusterSize, place.index++) {
       if (freed) noteFreed(host, place, freed);
-      const hostOffset = hostStart + i * clusterSize;
-      l2.setPlace(clusters.changing(place), place.index, hostOffset);
+      l2.setData(
+        clusters.changing(place),
+        place.index,
+        hostStart + at - guestStart,
+        Math.max(start - at, 0),
+        Math.min(end - at, clusterSize),
+      );
     }
   } finally {
     held[Symbol.dispose]();

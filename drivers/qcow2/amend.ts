@@ -20,7 +20,7 @@ import { shortened } from "../../core/values.ts";
 import { AMEND_OPTIONS } from "./amend_options.ts";
 import { type StepProgress, StepsProgress } from "./amend_progress.ts";
 import { expandZeroClusters, hasCompressedClusters } from "./expand_zeroes.ts";
-import { Compatible, hex, Incompatible } from "./format.ts";
+import { Autoclear, Compatible, hex, Incompatible } from "./format.ts";
 import { changeRefcountWidth } from "./refcount_width.ts";
 import { resize } from "./resize.ts";
 import { isIncomplete } from "./snapshot_table.ts";
@@ -72,6 +72,7 @@ export async function amend(
     await changeRefcountWidth(state, order, adopt, progress.step());
   }
   checkBacking(state, values);
+  await setDataFile(state, values);
   await setLazyRefcounts(state, wish);
   if (wish.size > 0) await resize(state, wish.size);
   if (wish.version < oldVersion) await downgrade(state, progress.step());
@@ -87,12 +88,12 @@ function wishOf(state: Qcow2State, values: OptionValues): Wish {
   }
   const version = versionOf(values.compat as string | undefined) ??
     header.version;
-  if (values.data_file !== undefined) {
+  if (values.data_file !== undefined && !state.hasDataFile) {
     throw invalid(
       "data-file can only be set for images that use an external data file",
     );
   }
-  if (values.data_file_raw) {
+  if (values.data_file_raw && !state.dataFileIsRaw) {
     throw invalid("data-file-raw cannot be set on existing images");
   }
   const refcountBits = values.refcount_bits as number | undefined ??
@@ -137,6 +138,24 @@ function checkBacking({ header }: Qcow2State, values: OptionValues): void {
     "Cannot amend the backing file",
     "You can use 'qemu-img rebase' instead.",
   );
+}
+
+/** Another name of the data file, which is not looked for; "" forgets it. */
+async function setDataFile(
+  state: Qcow2State,
+  { data_file: name, data_file_raw: isRaw }: OptionValues,
+): Promise<void> {
+  const { header } = state;
+  const isUntrue = isRaw === false && state.dataFileIsRaw;
+  if (name === undefined && !isUntrue) return;
+  using _ = await state.metadata.lock();
+  const { high, low } = header.autoclear;
+  await state.changeHeader({
+    ...(name !== undefined && { dataFile: name as string || undefined }),
+    ...(isUntrue && {
+      autoclear: { high, low: low & ~Autoclear.RAW_EXTERNAL_DATA },
+    }),
+  });
 }
 
 async function setLazyRefcounts(
@@ -195,6 +214,9 @@ async function downgrade(
     throw unsupported("Internal snapshots prevent downgrade of image");
   }
   await state.markClean();
+  if (state.hasDataFile) {
+    throw unsupported("Cannot downgrade an image with a data file");
+  }
   const features = header.incompatible.low & ~Incompatible.COMPRESSION;
   if (features !== 0) {
     throw unsupported(

@@ -7,6 +7,7 @@ import type { OptionTable } from "../../core/options.ts";
 import { CREATE_OPTIONS } from "./create_options.ts";
 
 const { size, compat, backing_file, backing_fmt } = CREATE_OPTIONS;
+const { data_file, data_file_raw } = CREATE_OPTIONS;
 const { lazy_refcounts, refcount_bits } = CREATE_OPTIONS;
 
 /** The options of `amend`, in the order in which they are looked at. */
@@ -41,16 +42,8 @@ export const AMEND_OPTIONS: OptionTable = {
   // They may be named, but `rebase` is what changes them.
   backing_file: { ...backing_file, unsupported: true },
   backing_fmt: { ...backing_fmt, unsupported: true },
-  data_file: {
-    type: "string",
-    unsupported: true,
-    help: "File name of an external data file",
-  },
-  data_file_raw: {
-    type: "boolean",
-    unsupported: true,
-    help: "The external data file must stay valid as a raw image",
-  },
+  data_file,
+  data_file_raw,
   lazy_refcounts,
   refcount_bits,
 };

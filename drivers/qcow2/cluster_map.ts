@@ -20,20 +20,23 @@ import {
   writeUint64,
 } from "./format.ts";
 import type { Geometry } from "./geometry.ts";
-import type { ClusterKind } from "./l2_entry.ts";
+import type { SubclusterKind, WholeKind } from "./l2_entry.ts";
 import type { Header } from "./header.ts";
 import type { OverlapGuard } from "./overlap.ts";
 import type { Refcounts } from "./refcounts.ts";
 import type { CachedTable, TableCache } from "./table_cache.ts";
 
-/** A run of guest clusters of one kind, in a row in the file if they are there. */
+/**
+ * A run of guest clusters of one kind, or of subclusters where entries tell of
+ * them, in a row in the file if they are there.
+ */
 export interface Mapping {
-  kind: ClusterKind;
+  kind: SubclusterKind;
   /** Bytes from the offset that was asked for. */
   length: number;
   /**
-   * Of the byte that was asked for, in `normal` and `zeroAllocated` clusters;
-   * where the data of a `compressed` one begins.
+   * Of the byte that was asked for, where that has a place; where the data of a
+   * `compressed` cluster begins.
    */
   hostOffset: number;
   /** Bytes of the data of a `compressed` cluster. */
@@ -52,6 +55,8 @@ export interface EntryPlace {
 /** What the tables need of the image that they belong to. */
 export interface ClusterMapHost {
   readonly file: BlockNode;
+  /** Whether guest data lies in a file of its own. */
+  readonly hasDataFile: boolean;
   readonly header: Header;
   readonly geometry: Geometry;
   readonly l2Cache: TableCache;
@@ -353,6 +358,9 @@ export class ClusterMap {
         isCopied: false,
       };
     }
+    if (l2.isExtended) {
+      return this.#decodeSubclusters(table, index, within, length);
+    }
     let run = length;
     // Most requests are about one cluster, and need no other entry.
     if (within + length > clusterSize) {
@@ -369,28 +377,104 @@ export class ClusterMap {
     };
   }
 
+  /** What an extended entry says from byte `within` of its cluster on. */
+  #decodeSubclusters(
+    table: DataView,
+    index: number,
+    within: number,
+    length: number,
+  ): Mapping {
+    const { l2 } = this.#state.geometry;
+    const size = l2.subclusterSize;
+    const first = Math.floor(within / size);
+    const most = Math.ceil((within + length) / size) - first;
+    const run = l2.subclusterRun(table, index, first, most);
+    return {
+      kind: l2.subclusterKind(table, index, first),
+      length: Math.min((first + run) * size - within, length),
+      hostOffset: l2.isPlaced(table, index)
+        ? l2.offset(table, index) + within
+        : 0,
+      compressedLength: 0,
+      isCopied: l2.isCopied(table, index),
+    };
+  }
+
+  /**
+   * What the entries from that of `guestOffset` on say of their clusters as a
+   * whole, and how many of one slice say it. For the metadata lock's holder.
+   */
+  async findWhole(
+    guestOffset: number,
+    length: number,
+  ): Promise<{ kind: WholeKind; length: number }> {
+    const { geometry } = this.#state;
+    const { clusterSize, l2 } = geometry;
+    const mapping = await this.findLocked(guestOffset, length);
+    const l1Index = geometry.l1Index(guestOffset);
+    if (!l2.isExtended || this.l2TableOffset(l1Index) === 0) {
+      return { kind: mapping.kind as WholeKind, length: mapping.length };
+    }
+    const { slice: { view }, index } = await this.#loadEntry(guestOffset);
+    const kind = l2.wholeKind(view, index);
+    const most = Math.min(
+      l2.entriesIn(view.byteLength) - index,
+      geometry.clustersFor(length),
+    );
+    let count = 1;
+    while (count < most && l2.wholeKind(view, index + count) === kind) count++;
+    return { kind, length: Math.min(length, count * clusterSize) };
+  }
+
   /** Whether a correct program may have written the entry. */
   isSound({ kind, hostOffset }: Mapping, guestOffset: number): boolean {
-    const { geometry, header } = this.#state;
-    if (kind === "unallocated" || kind === "compressed") return true;
+    const { geometry, hasDataFile, header } = this.#state;
+    if (kind === "unallocated") return true;
+    if (kind === "compressed") return !hasDataFile;
+    if (kind === "invalid") return false;
     if (kind !== "normal" && header.version < 3) return false;
     if (kind === "zero") return true;
+    if (hasDataFile && hostOffset !== guestOffset) return false;
     const cluster = hostOffset - geometry.offsetInCluster(guestOffset);
     return geometry.isAligned(cluster);
   }
 
-  /** Refuse an entry that no correct program writes. */
-  async #refuse(mapping: Mapping, guestOffset: number): Promise<never> {
-    const { geometry, header } = this.#state;
+  /** Where an L2 entry lies, for messages. */
+  placeText(guestOffset: number): string {
+    const { geometry } = this.#state;
     const l2Offset = hex(this.l2TableOffset(geometry.l1Index(guestOffset)));
     const l2Index = hex(geometry.l2Index(guestOffset));
-    const place = `(L2 offset: ${l2Offset}, L2 index: ${l2Index})`;
+    return `(L2 offset: ${l2Offset}, L2 index: ${l2Index})`;
+  }
+
+  /** Refuse an entry that no correct program writes. */
+  async #refuse(mapping: Mapping, guestOffset: number): Promise<never> {
+    const { geometry, hasDataFile, header } = this.#state;
+    const place = this.placeText(guestOffset);
+    if (mapping.kind === "compressed") {
+      await this.#state.corrupt(
+        `Compressed cluster entry found in image with external data file ${place}`,
+      );
+    }
     if (mapping.kind !== "normal" && header.version < 3) {
       await this.#state.corrupt(
         `Zero cluster entry found in pre-v3 image ${place}`,
       );
     }
+    if (mapping.kind === "invalid") {
+      // Two blanks, as in QEMU.
+      await this.#state.corrupt(`Invalid cluster entry found  ${place}`);
+    }
     const cluster = mapping.hostOffset - geometry.offsetInCluster(guestOffset);
+    if (hasDataFile && geometry.isAligned(cluster)) {
+      const guest = hex(geometry.clusterStart(guestOffset));
+      // With a bracket too many, as in QEMU.
+      await this.#state.corrupt(
+        `External data file host cluster offset ${hex(cluster)} does not ` +
+          `match guest cluster offset: ${guest}, L2 index: ` +
+          `${hex(geometry.l2Index(guestOffset))})`,
+      );
+    }
     return await this.#state.corrupt(
       `Cluster allocation offset ${hex(cluster)} unaligned ${place}`,
     );

@@ -17,6 +17,7 @@ import { notAmong, type OptionValues } from "../../core/options.ts";
 import { valueText } from "../../core/values.ts";
 import { QUIET } from "./behaviour.ts";
 import {
+  Autoclear,
   Compatible,
   Crypt,
   ENTRY_SIZE,
@@ -50,6 +51,11 @@ export async function create(
   // Whether it all fits into the first cluster is known before the file goes.
   encodeHeader(header);
   const file = await context.createFile(0);
+  const dataFile = header.dataFile === undefined
+    ? undefined
+    : await context.createNamed(header.dataFile);
+  // A scheme before it has done its work.
+  if (dataFile) header.dataFile = dataFile.filename;
   const geometry = Geometry.of(header);
   const { clusterSize } = geometry;
   // Clusters 0 to 2: the header, the refcount table, the first refcount block.
@@ -63,6 +69,7 @@ export async function create(
     false,
     caches,
     QUIET,
+    dataFile,
   );
   state.encryption = encryption;
   await state.load();
@@ -77,6 +84,7 @@ export async function create(
       throw asBlockError(error).prefixed("Could not resize image: ");
     });
   }
+  if (dataFile && dataFile.size < size) await dataFile.truncate?.(size);
   using _ = await state.metadata.lock();
   await state.flushCaches();
   await state.writeHeader();
@@ -105,9 +113,11 @@ export function planImage(options: OptionValues): Plan {
       `${what} compatibility level 1.1 and above (use version=v3 or greater)`,
     );
   const clusterBits = clusterBitsOf(options);
-  if (options.extended_l2) {
-    throw new BlockError("ENOTSUP", "Extended L2 entries are not supported");
+  const isExtended = options.extended_l2 === true;
+  if (isExtended && version < 3) {
+    throw v3("Extended L2 entries are only supported with");
   }
+  if (isExtended && clusterBits < 14) throw tooSmallForSubclusters();
   const refcountOrder = refcountOrderOf(options, version, "version=v3");
   const lazy = options.lazy_refcounts === true;
   if (version === 2 && lazy) throw v3("Lazy refcounts only supported with");
@@ -115,10 +125,25 @@ export function planImage(options: OptionValues): Plan {
   if (version === 2 && zstd) {
     throw v3("Non-zlib compression type is only supported with");
   }
-  const preallocation = (options.preallocation ?? "off") as Preallocation;
+  const dataFile = options.data_file as string | undefined;
+  const isRaw = options.data_file_raw === true;
+  if (isRaw && dataFile === undefined) {
+    throw invalid("data-file-raw requires data-file");
+  }
+  if (isRaw && options.backing_file !== undefined) {
+    throw invalid(
+      "Backing file and data-file-raw cannot be used at the same time",
+    );
+  }
+  if (dataFile !== undefined && version < 3) {
+    throw v3("External data files are only supported with");
+  }
+  let preallocation = (options.preallocation ?? "off") as Preallocation;
+  // Who reads the data file alone finds all of the disk there.
+  if (isRaw && preallocation === "off") preallocation = "metadata";
   const backingFile = options.backing_file as string | undefined;
   const backingFormat = options.backing_fmt as string | undefined;
-  if (backingFile !== undefined && preallocation !== "off") {
+  if (backingFile !== undefined && preallocation !== "off" && !isExtended) {
     throw invalid(
       "Backing file and preallocation can only be used at the same time if extended_l2 is on",
     );
@@ -128,7 +153,10 @@ export function planImage(options: OptionValues): Plan {
   }
   const nameLength = new TextEncoder().encode(backingFile ?? "").length;
   if (nameLength > 1023) throw invalid("Backing file name too long");
-  const geometry = new Geometry(clusterBits, refcountOrder);
+  const features = (zstd ? Incompatible.COMPRESSION : 0) |
+    (dataFile !== undefined ? Incompatible.DATA_FILE : 0) |
+    (isExtended ? Incompatible.EXTENDED_L2 : 0);
+  const geometry = new Geometry(clusterBits, refcountOrder, features);
   if (
     geometry.l1EntriesFor(size) * ENTRY_SIZE > MAX_L1_BYTES ||
     !isExactSize(size)
@@ -142,6 +170,7 @@ export function planImage(options: OptionValues): Plan {
     version,
     backingFile,
     backingFormat,
+    ...(dataFile !== undefined && { dataFile }),
     clusterBits,
     size,
     cryptMethod: Crypt.NONE,
@@ -151,15 +180,22 @@ export function planImage(options: OptionValues): Plan {
     refcountTableClusters: 1,
     snapshotCount: 0,
     snapshotsOffset: 0,
-    incompatible: { high: 0, low: zstd ? Incompatible.COMPRESSION : 0 },
+    incompatible: { high: 0, low: features },
     compatible: { high: 0, low: lazy ? Compatible.LAZY_REFCOUNTS : 0 },
-    autoclear: { high: 0, low: 0 },
+    autoclear: { high: 0, low: isRaw ? Autoclear.RAW_EXTERNAL_DATA : 0 },
     refcountOrder: geometry.refcountOrder,
     compressionType: zstd ? "zstd" : "zlib",
     unknownFields: new Uint8Array(),
     unknownExtensions: [],
   };
   return { header, size, preallocation };
+}
+
+/** Extended L2 entries have subclusters of 512 bytes at least. */
+export function tooSmallForSubclusters(): BlockError {
+  return invalid(
+    "Extended L2 entries are only supported with cluster sizes of at least 16384 bytes",
+  );
 }
 
 /** What the options say of the cluster size. */

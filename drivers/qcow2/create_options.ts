@@ -18,7 +18,6 @@ export const CREATE_OPTIONS: OptionTable = {
   extended_l2: {
     type: "boolean",
     default: false,
-    unsupported: true,
     help: "Extended L2 tables",
   },
   preallocation: {
@@ -39,6 +38,11 @@ export const CREATE_OPTIONS: OptionTable = {
   },
   backing_file: { type: "string", help: "File name of a base image" },
   backing_fmt: { type: "string", help: "Image format of the base image" },
+  data_file: { type: "string", help: "File name of an external data file" },
+  data_file_raw: {
+    type: "boolean",
+    help: "The external data file must stay valid as a raw image",
+  },
   lazy_refcounts: {
     type: "boolean",
     default: false,

@@ -4,6 +4,7 @@
  * @module
  */
 import type { BlockDriver, OpenContext } from "../../core/driver.ts";
+import { invalid } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { type OptionValues, parseOptions } from "../../core/options.ts";
 import { AMEND_OPTIONS } from "./amend_options.ts";
@@ -11,6 +12,7 @@ import { CacheCleaner } from "./cache_cleaner.ts";
 import { CREATE_OPTIONS } from "./create_options.ts";
 import { openEncryption } from "./encryption.ts";
 import { dropClaims } from "./first_change.ts";
+import { Autoclear, Incompatible } from "./format.ts";
 import { type Header, probe, readHeader } from "./header.ts";
 import { Qcow2Node } from "./node.ts";
 import {
@@ -55,14 +57,18 @@ async function open(
 ): Promise<BlockNode> {
   let parsed = parseOpenOptions(options);
   const file = await context.openChild("file");
-  const { purpose, readOnly } = context;
+  const { purpose } = context;
   const policy = {
-    readOnly,
+    readOnly: context.readOnly,
     forCheck: purpose === "check",
     infoOnly: purpose === "info",
     warn: (message: string) => context.warn(message),
   };
   const header = await readHeader(file, policy);
+  const dataFile = purpose === "info"
+    ? undefined
+    : await openDataFile(header, context);
+  const { readOnly } = context;
   const behaviour = behaviourOf(parsed, header, context);
   const sizes = (header: Header) => cacheSizes(parsed, header);
   const state = new Qcow2State(
@@ -71,6 +77,7 @@ async function open(
     readOnly,
     sizes(header),
     behaviour,
+    dataFile,
   );
   state.encryption = await openEncryption(header, parsed, context);
   const load = async () => {
@@ -127,8 +134,33 @@ async function openBacking(
   return await context.openImplicit("backing", backingFile, backingFormat);
 }
 
+/** The data file that the user describes, or else the one of the header. */
+async function openDataFile(
+  { incompatible, autoclear, dataFile }: Header,
+  context: OpenContext,
+): Promise<BlockNode | undefined> {
+  const child = "data-file";
+  const isWanted = (incompatible.low & Incompatible.DATA_FILE) !== 0;
+  if (context.describes(child)) {
+    const node = await context.openChild(child);
+    if (isWanted) return node;
+    throw invalid(
+      "'data-file' can only be set for images with an external data file",
+    );
+  }
+  if (isWanted) {
+    if (dataFile) return await context.openNamed(child, dataFile);
+    throw invalid("'data-file' is required for this image");
+  }
+  if (autoclear.low & Autoclear.RAW_EXTERNAL_DATA) {
+    throw invalid("data-file-raw requires a data file");
+  }
+}
+
+const CHILDREN = ["file", "backing", "data-file"];
+
 function parseOpenOptions(options: OptionValues): OptionValues {
-  return parseOptions(OPEN_OPTIONS, flatten(options), ["file", "backing"]);
+  return parseOptions(OPEN_OPTIONS, flatten(options), CHILDREN);
 }
 
 /** Seconds after which unused tables are let go of. */

@@ -29,10 +29,12 @@ export async function makeEmpty(state: Qcow2State): Promise<void> {
  * fit below one refcount block. Version 2 lacks the dirty bit, on which
  * {@linkcode reset} relies.
  */
-function canReset({ header, geometry, clusters }: Qcow2State): boolean {
+function canReset(
+  { header, geometry, clusters, hasDataFile }: Qcow2State,
+): boolean {
   return header.version >= 3 && header.snapshotCount === 0 &&
     !header.bitmaps && header.cryptMethod !== Crypt.LUKS &&
-    header.dataFile === undefined &&
+    !hasDataFile &&
     FIXED_CLUSTERS + geometry.clustersFor(clusters.l1Bytes.length) <=
       geometry.refcountBlockEntries;
 }

@@ -10,7 +10,7 @@ import type { EntryPlace } from "./cluster_map.ts";
 import type { DataHost, Freed } from "./data_clusters.ts";
 import { hex } from "./format.ts";
 import type { Geometry } from "./geometry.ts";
-import type { ClusterKind } from "./l2_entry.ts";
+import type { SubclusterKind } from "./l2_entry.ts";
 import type { TableCache } from "./table_cache.ts";
 
 /** What changing entries needs of the image. */
@@ -25,12 +25,12 @@ export interface EntryHost extends DataHost {
 }
 
 /** Whether an entry's cluster belongs to this image alone. */
-export function isOwned(isCopied: boolean, kind: ClusterKind): boolean {
-  return isCopied && (kind === "normal" || kind === "zeroAllocated");
+export function isOwned(isCopied: boolean, kind: SubclusterKind): boolean {
+  return isCopied && kind !== "compressed" && hasPlace(kind);
 }
 
 /** Whether such a cluster takes up space in the file. */
-export function hasPlace(kind: ClusterKind): boolean {
+export function hasPlace(kind: SubclusterKind): boolean {
   return kind !== "unallocated" && kind !== "zero";
 }
 
@@ -61,6 +61,8 @@ export function noteFreed(
     const offset = l2.offset(view, index);
     const last = freed[freed.length - 1];
     if (!geometry.isAligned(offset)) {
+      // In an external data file, nothing counts it.
+      if (state.hasDataFile) return;
       state.reportDamage(`Cannot free unaligned cluster ${hex(offset)}`);
     } else if (
       last && !last.compressed && last.offset + last.length === offset

@@ -56,7 +56,7 @@ export function watchChanges(
 /**
  * Bitmaps are not kept up to date by this driver, and a feature that nobody
  * knows is not either: the format has bits to say so. The user is told which
- * bitmaps are void from here on.
+ * bitmaps are void from here on. A raw data file stays true to the disk.
  */
 export async function dropClaims(state: ClaimsHost): Promise<void> {
   const { autoclear, bitmaps } = state.header;
@@ -67,7 +67,7 @@ export async function dropClaims(state: ClaimsHost): Promise<void> {
         `bitmaps, which are void from here on: ${names}`,
     );
   }
-  await state.clearFeatures(0);
+  await state.clearFeatures(Autoclear.RAW_EXTERNAL_DATA);
 }
 
 async function bitmapNames(

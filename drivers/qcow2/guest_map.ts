@@ -74,6 +74,13 @@ export class GuestMap implements BlockMap<GuestRun> {
       }
       case "unallocated":
         return { length: mapping.length, kind };
+      case "unallocatedPlaced":
+        return {
+          length: mapping.length,
+          kind: "unallocated",
+          child,
+          childOffset,
+        };
     }
     return { length: mapping.length, kind: "zero" };
   }

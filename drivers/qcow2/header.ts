@@ -314,12 +314,6 @@ function checkSupported(header: Header, policy: HeaderPolicy): void {
     throw invalid("Missing CRYPTO header for crypt method 2");
   }
   const missing: string[] = [];
-  if (header.incompatible.low & Incompatible.DATA_FILE) {
-    missing.push("external data file");
-  }
-  if (header.incompatible.low & Incompatible.EXTENDED_L2) {
-    missing.push("extended L2 entries");
-  }
   if (header.cryptMethod === Crypt.LUKS) missing.push("LUKS encryption");
   if (missing.length > 0) {
     throw new BlockError(

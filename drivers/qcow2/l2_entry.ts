@@ -43,6 +43,9 @@ export type ClusterKind =
  */
 export type SubclusterKind = ClusterKind | "unallocatedPlaced" | "invalid";
 
+/** What an L2 entry says of its cluster as a whole. */
+export type WholeKind = ClusterKind | "partlyZero";
+
 // In the upper half.
 const COMPRESSED = 0x40000000;
 const RESERVED_HIGH = 0x3f000000;
@@ -53,6 +56,7 @@ const RESERVED_LOW = 0x1fe;
 const OFFSET_LOW = 0xfffffe00;
 
 const TWO_32 = 2 ** 32;
+const SUBCLUSTERS = 32;
 const ALL_SUBCLUSTERS = 0xffffffff;
 
 /** How the L2 tables of an image are laid out. */
@@ -62,6 +66,8 @@ export class L2Layout {
   readonly entriesPerTable: number;
   /** Whether entries tell of subclusters. */
   readonly isExtended: boolean;
+  /** Bytes of the disk that an entry tells apart: a cluster in standard ones. */
+  readonly subclusterSize: number;
   readonly #clusterSize: number;
   /** Of an index, to the offset of the entry. */
   readonly #shift: number;
@@ -75,6 +81,8 @@ export class L2Layout {
     this.isExtended = (features & Incompatible.EXTENDED_L2) !== 0;
     this.entrySize = this.isExtended ? 2 * ENTRY_SIZE : ENTRY_SIZE;
     this.#clusterSize = 2 ** clusterBits;
+    this.subclusterSize = this.#clusterSize /
+      (this.isExtended ? SUBCLUSTERS : 1);
     this.entriesPerTable = this.#clusterSize / this.entrySize;
     this.#shift = Math.log2(this.entrySize);
     this.#place = features & Incompatible.DATA_FILE ? COPIED : 0;
@@ -107,15 +115,43 @@ export class L2Layout {
   ): SubclusterKind {
     const kind = this.kind(table, index);
     if (!this.isExtended || kind === "compressed") return kind;
+    if (this.isInvalid(table, index)) return "invalid";
     const allocated = this.allocatedSubclusters(table, index);
     const zero = this.zeroSubclusters(table, index);
     const isPlaced = kind === "normal";
-    // One contradiction makes the whole cluster useless.
-    if (allocated & (isPlaced ? zero : ALL_SUBCLUSTERS)) return "invalid";
     const bit = 1 << subcluster;
     if (zero & bit) return isPlaced ? "zeroAllocated" : "zero";
     if (allocated & bit) return "normal";
     return isPlaced ? "unallocatedPlaced" : "unallocated";
+  }
+
+  /**
+   * Whether bits of an extended entry contradict each other. One contradiction
+   * makes the whole cluster useless.
+   */
+  isInvalid(table: DataView, index: number): boolean {
+    const allocated = this.allocatedSubclusters(table, index);
+    // None in standard entries.
+    if (allocated === 0 || this.isCompressed(table, index)) return false;
+    const others = this.isPlaced(table, index)
+      ? this.zeroSubclusters(table, index)
+      : ALL_SUBCLUSTERS;
+    return (allocated & others) !== 0;
+  }
+
+  /**
+   * What an entry says of its cluster as a whole. Subclusters that differ count
+   * as `normal` where the cluster has a place, and as `partlyZero` elsewhere.
+   */
+  wholeKind(table: DataView, index: number): WholeKind {
+    const kind = this.kind(table, index);
+    if (!this.isExtended || kind === "compressed") return kind;
+    const allocated = this.allocatedSubclusters(table, index);
+    const zero = this.zeroSubclusters(table, index);
+    const isZero = allocated === 0 && zero === ALL_SUBCLUSTERS;
+    if (kind === "normal") return isZero ? "zeroAllocated" : kind;
+    if (isZero) return "zero";
+    return allocated === 0 && zero === 0 ? kind : "partlyZero";
   }
 
   /** A bit for each subcluster that is allocated; standard entries have none. */
@@ -227,6 +263,90 @@ export class L2Layout {
   }
 
   /**
+   * How many subclusters from one of an entry on, `most` at most, are of one
+   * kind, in a row in the file if they have a place. COPIED may differ.
+   */
+  subclusterRun(
+    table: DataView,
+    index: number,
+    subcluster: number,
+    most: number,
+  ): number {
+    const kind = this.subclusterKind(table, index, subcluster);
+    let run = this.#alike(table, index, subcluster, kind);
+    if (kind === "invalid" || kind === "compressed") return Math.min(run, most);
+    const isPlaced = this.isPlaced(table, index);
+    const end = this.entriesIn(table.byteLength);
+    let expected = this.offset(table, index);
+    while (run < most && (subcluster + run) % SUBCLUSTERS === 0) {
+      index++;
+      expected += this.#clusterSize;
+      if (index === end || this.subclusterKind(table, index, 0) !== kind) break;
+      if (isPlaced && this.offset(table, index) !== expected) break;
+      run += this.#alike(table, index, 0, kind);
+    }
+    return Math.min(run, most);
+  }
+
+  /** How many subclusters of an entry, from one on, are of one kind. */
+  #alike(
+    table: DataView,
+    index: number,
+    subcluster: number,
+    kind: SubclusterKind,
+  ): number {
+    const rest = SUBCLUSTERS - subcluster;
+    const allocated = this.allocatedSubclusters(table, index);
+    const zero = this.zeroSubclusters(table, index);
+    let others: number;
+    switch (kind) {
+      case "normal":
+        others = ~allocated;
+        break;
+      case "zero":
+      case "zeroAllocated":
+        others = ~zero;
+        break;
+      case "unallocated":
+      case "unallocatedPlaced":
+        others = allocated | zero;
+        break;
+      default:
+        return rest;
+    }
+    return Math.min(rest, trailingZeroes(others >>> subcluster));
+  }
+
+  /** The first subcluster that is allocated; as many as there are if none is. */
+  firstAllocated(table: DataView, index: number): number {
+    return trailingZeroes(this.allocatedSubclusters(table, index));
+  }
+
+  /** One past the last subcluster that is allocated; 0 if none is. */
+  lastAllocated(table: DataView, index: number): number {
+    return SUBCLUSTERS - Math.clz32(this.allocatedSubclusters(table, index));
+  }
+
+  /** Whether all bytes of a part of a cluster are allocated. */
+  isAllocated(
+    table: DataView,
+    index: number,
+    start: number,
+    end: number,
+  ): boolean {
+    const mask = this.#maskOf(start, end);
+    return (mask & ~this.allocatedSubclusters(table, index)) === 0;
+  }
+
+  /** Bits for the subclusters in which bytes `start` to `end` of a cluster lie. */
+  #maskOf(start: number, end: number): number {
+    const first = Math.floor(start / this.subclusterSize);
+    const count = Math.ceil(end / this.subclusterSize) - first;
+    if (count <= 0) return 0;
+    return (ALL_SUBCLUSTERS >>> (SUBCLUSTERS - count)) << first;
+  }
+
+  /**
    * How many entries from `index` on, `most` at most, have exactly the flags of
    * the first one, and clusters in a row, within the same 4 GiB of the file.
    */
@@ -259,13 +379,62 @@ export class L2Layout {
       return;
     }
     table.setUint32(at + 4, low);
-    this.#setSubclusters(at, table, readsAsZeroes);
+    this.#setAllSubclusters(at, table, readsAsZeroes);
+  }
+
+  /**
+   * Give an entry a cluster that is this image's alone, in which bytes `start`
+   * to `end` hold data now: whole subclusters of them. The others are what they
+   * were; standard entries have none.
+   */
+  setData(
+    table: DataView,
+    index: number,
+    hostOffset: number,
+    start: number,
+    end: number,
+  ): void {
+    if (!this.isExtended) return this.setPlace(table, index, hostOffset);
+    const mask = this.#maskOf(start, end);
+    const zero = this.zeroSubclusters(table, index) & ~mask;
+    const allocated = this.allocatedSubclusters(table, index) | mask;
+    this.setPlace(table, index, hostOffset);
+    this.#setSubclusters(index << this.#shift, table, zero, allocated);
+  }
+
+  /**
+   * Give an entry a cluster ahead of its use. Subclusters read as before;
+   * standard entries cannot say that.
+   *
+   * @param readsAsZeroes Whether what is there does not count, in a standard one.
+   */
+  reserve(
+    table: DataView,
+    index: number,
+    hostOffset: number,
+    readsAsZeroes: boolean,
+  ): void {
+    if (this.isExtended) this.setData(table, index, hostOffset, 0, 0);
+    else this.setPlace(table, index, hostOffset, readsAsZeroes);
+  }
+
+  /** Have bytes `start` to `end` of a cluster, whole subclusters, be zeroes. */
+  setZeroPart(
+    table: DataView,
+    index: number,
+    start: number,
+    end: number,
+  ): void {
+    const mask = this.#maskOf(start, end);
+    const zero = this.zeroSubclusters(table, index) | mask;
+    const allocated = this.allocatedSubclusters(table, index) & ~mask;
+    this.#setSubclusters(index << this.#shift, table, zero, allocated);
   }
 
   /** Have a cluster that has a place, and keeps it, read as zeroes. */
   setZero(table: DataView, index: number): void {
     const at = index << this.#shift;
-    if (this.isExtended) this.#setSubclusters(at, table, true);
+    if (this.isExtended) this.#setAllSubclusters(at, table, true);
     else table.setUint32(at + 4, table.getUint32(at + 4) | ZERO);
   }
 
@@ -337,13 +506,25 @@ export class L2Layout {
     return high & (2 ** this.#compressedBits - 1);
   }
 
-  #setSubclusters(at: number, table: DataView, areZero: boolean): void {
-    const [zero, allocated] = areZero
-      ? [ALL_SUBCLUSTERS, 0]
-      : [0, ALL_SUBCLUSTERS];
+  #setAllSubclusters(at: number, table: DataView, areZero: boolean): void {
+    if (areZero) this.#setSubclusters(at, table, ALL_SUBCLUSTERS, 0);
+    else this.#setSubclusters(at, table, 0, ALL_SUBCLUSTERS);
+  }
+
+  #setSubclusters(
+    at: number,
+    table: DataView,
+    zero: number,
+    allocated: number,
+  ): void {
     table.setUint32(at + ENTRY_SIZE, zero);
     table.setUint32(at + ENTRY_SIZE + 4, allocated);
   }
+}
+
+/** Bits below the lowest one that is set; 32 if none is. */
+function trailingZeroes(bits: number): number {
+  return bits === 0 ? 32 : 31 - Math.clz32(bits & -bits);
 }
 
 /**

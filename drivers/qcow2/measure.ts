@@ -5,13 +5,18 @@
  */
 import { roundUp } from "../../core/bytes.ts";
 import type { Measurement } from "../../core/driver.ts";
-import { BlockError, invalid } from "../../core/errors.ts";
+import { BlockError } from "../../core/errors.ts";
 import { chainStatus } from "../../core/extents.ts";
 import type { BitmapInfo, BlockNode } from "../../core/node.ts";
 import { notAmong, type OptionValues } from "../../core/options.ts";
 import { shortened, valueText } from "../../core/values.ts";
 import { bitmapEntryLength } from "./bitmap_directory.ts";
-import { clusterBitsOf, estimateFileSize, refcountOrderOf } from "./create.ts";
+import {
+  clusterBitsOf,
+  estimateFileSize,
+  refcountOrderOf,
+  tooSmallForSubclusters,
+} from "./create.ts";
 import { ENTRY_SIZE, Incompatible, MAX_L1_BYTES } from "./format.ts";
 import { Geometry } from "./geometry.ts";
 
@@ -64,9 +69,7 @@ function planOf(options: OptionValues): Plan {
   const clusterBits = clusterBitsOf(options);
   const isExtended = options.extended_l2 === true;
   if (isExtended && clusterBits < 14) {
-    throw invalid(
-      "Extended L2 entries are only supported with cluster sizes of at least 16384 bytes",
-    );
+    throw tooSmallForSubclusters();
   }
   const version = versionOf(options.compat as string | undefined);
   const refcountOrder = refcountOrderOf(options, version, "compat=1.1");

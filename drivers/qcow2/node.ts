@@ -109,10 +109,10 @@ export class Qcow2Node implements BlockNode {
     this.#sizeAtOpen = state.file.size;
     this.#again = again;
     if (state.dataFile.copyFrom) this.copyFrom = this.#copyFrom;
-    const { clusterSize } = state.geometry;
+    const { clusterSize, l2 } = state.geometry;
     this.limits = {
       ...(state.encryption && { requestAlignment: SECTOR_SIZE }),
-      writeZeroesAlignment: clusterSize,
+      writeZeroesAlignment: l2.subclusterSize,
       discardAlignment: clusterSize,
     };
   }
@@ -126,7 +126,9 @@ export class Qcow2Node implements BlockNode {
   }
 
   get children(): { [role: string]: BlockNode | undefined } {
-    return { file: this.#state.plainFile, backing: this.#state.backing };
+    const { plainFile: file, backing, plainDataFile } = this.#state;
+    const dataFile = plainDataFile === file ? undefined : plainDataFile;
+    return { file, "data-file": dataFile, backing };
   }
 
   /** Repair what an unclean end left. */
@@ -405,6 +407,9 @@ export class Qcow2Node implements BlockNode {
 
   async #changeBacking(name?: string, format?: string): Promise<void> {
     using _ = await this.#state.operations.exclude();
+    if (name !== undefined && this.#state.dataFileIsRaw) {
+      throw new BlockError("EINVAL");
+    }
     // Too long a name is found out before anything is written.
     await this.#state.changeHeader({
       backingFile: name,
@@ -486,8 +491,9 @@ function specificInfo(
     ...(header.cryptMethod === Crypt.AES && { encrypt: { format: "aes" } }),
   };
   if (version === 2) return common;
-  const dataFile = header.dataFile === undefined ? {} : {
-    "data-file": header.dataFile,
+  const hasDataFile = (incompatible.low & Incompatible.DATA_FILE) !== 0;
+  const dataFile = hasDataFile && {
+    ...(header.dataFile !== undefined && { "data-file": header.dataFile }),
     "data-file-raw": (header.autoclear.low & Autoclear.RAW_EXTERNAL_DATA) !== 0,
   };
   return {

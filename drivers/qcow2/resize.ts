@@ -54,6 +54,10 @@ async function grow(
 ): Promise<void> {
   const { header, geometry, clusters, backing } = state;
   const oldSize = header.size;
+  // Who reads a raw data file alone finds all of the disk there.
+  if (state.dataFileIsRaw && preallocation === "off") {
+    preallocation = "metadata";
+  }
   {
     using _ = await state.metadata.lock();
     try {
@@ -77,24 +81,22 @@ async function grow(
       });
     }
     if (
-      oldSize < clusterEnd && (showsMore || await hasRest(state, oldSize - 1))
+      oldSize < clusterEnd &&
+      (showsMore || !await state.access.readsAsZeroes(oldSize, clusterEnd))
     ) {
       await zeroGuest(state, oldSize, clusterEnd - oldSize);
     }
     if (preallocation !== "off") {
-      // The cluster that the old end lies in may have no place yet, or one
-      // whose rest is a hole. Zeroes as data leave neither.
-      if (oldSize < clusterEnd) {
-        await state.access.writev(oldSize, [allocate(clusterEnd - oldSize)]);
-      }
       const first = geometry.clusterEnd(oldSize);
-      await preallocate(state, first, size, preallocation);
+      const start = await completeLast(state, oldSize, clusterEnd);
+      await preallocate(state, start, size, preallocation);
       // QEMU marks what would show the backing file as zeroes once more, unless
       // its space is zeroed on the disk.
       if (showsMore && preallocation === "metadata" && first < size) {
         await zeroGuest(state, first, size - first);
       }
     }
+    await fitDataFile(state, size);
     using _ = await state.metadata.lock();
     await state.flushCaches();
   } catch (error) {
@@ -104,6 +106,34 @@ async function grow(
   // In the file it is still the old one, to which a failure goes back.
   header.size = oldSize;
   await state.changeHeader({ size });
+}
+
+/**
+ * See to the cluster that the old end lies in, which may have no place yet, or
+ * one whose rest is a hole.
+ *
+ * @returns where those begin that are to get a place.
+ */
+async function completeLast(
+  state: Qcow2State,
+  oldSize: number,
+  end: number,
+): Promise<number> {
+  const { geometry, clusters } = state;
+  const next = geometry.clusterEnd(oldSize);
+  if (oldSize >= end) return next;
+  if (!geometry.l2.isExtended) {
+    // Zeroes as data leave neither.
+    await state.access.writev(oldSize, [allocate(end - oldSize)]);
+    return next;
+  }
+  const start = geometry.clusterStart(oldSize);
+  using _ = await state.metadata.lock();
+  const { kind } = await clusters.findWhole(start, 1);
+  const isPlaced = kind === "normal" || kind === "zeroAllocated" ||
+    kind === "compressed";
+  // A place can be had without a change of what it holds.
+  return isPlaced ? next : start;
 }
 
 /**
@@ -125,12 +155,6 @@ async function forgetPast(state: Qcow2State, end: number): Promise<void> {
   }
 }
 
-/** Whether the cluster of an offset has bytes, also where the disk has not. */
-async function hasRest(state: Qcow2State, offset: number): Promise<boolean> {
-  const { kind } = await state.clusters.map(offset, 1);
-  return kind === "normal" || kind === "compressed";
-}
-
 async function shrink(state: Qcow2State, size: number): Promise<void> {
   const { header, geometry, file } = state;
   const oldSize = header.size;
@@ -144,6 +168,7 @@ async function shrink(state: Qcow2State, size: number): Promise<void> {
   using _ = await state.metadata.lock();
   await state.flushCaches();
   await state.changeHeader({ size });
+  await fitDataFile(state, size);
   await dropL2Tables(state, geometry.l1EntriesFor(size));
   await state.flushCaches();
   try {
@@ -161,6 +186,20 @@ async function shrink(state: Qcow2State, size: number): Promise<void> {
           asBlockError(error).message,
       );
     });
+  }
+}
+
+/** Give a data file the size of the disk, if that can be. */
+async function fitDataFile(
+  { dataFile, hasDataFile }: Qcow2State,
+  size: number,
+): Promise<void> {
+  if (!hasDataFile || dataFile.size === size) return;
+  try {
+    await dataFile.truncate?.(size);
+  } catch (error) {
+    // A device may be larger than its disk.
+    if (dataFile.size < size) throw error;
   }
 }
 
@@ -217,7 +256,7 @@ export async function preallocate(
       for (let i = 0; i < run; i++, done++, place.index++) {
         noteFreed(state, place, freed);
         const host = hostStart + done * clusterSize;
-        l2.setPlace(clusters.changing(place), place.index, host, areZero);
+        l2.reserve(clusters.changing(place), place.index, host, areZero);
       }
     }
   }
@@ -245,16 +284,17 @@ async function allocateClusters(
  * @param length Bytes of the disk in them.
  */
 async function reserveData(
-  { dataFile: file, geometry }: Qcow2State,
+  { dataFile: file, dataFileIsRaw, geometry }: Qcow2State,
   hostStart: number,
   count: number,
   length: number,
   mode: Preallocation,
 ): Promise<void> {
   const hostEnd = hostStart + count * geometry.clusterSize;
-  // Clusters that were used before hold what they held then.
+  // Clusters that were used before hold what they held then. What a raw data
+  // file holds, others may have put there for the disk.
   const used = Math.min(file.size, hostEnd) - hostStart;
-  if (used > 0) {
+  if (used > 0 && !dataFileIsRaw) {
     const unmap = mode === "metadata";
     await writeZeroes(file, hostStart, used, { unmap });
   }

@@ -5,7 +5,7 @@
  * @module
  */
 import type { Snapshot } from "../../core/node.ts";
-import { NO_ICOUNT } from "./format.ts";
+import { Incompatible, NO_ICOUNT } from "./format.ts";
 import type { SnapshotEntry } from "./snapshot_table.ts";
 import type { Qcow2State } from "./state.ts";
 
@@ -21,9 +21,13 @@ export async function loadSnapshotTable(state: Qcow2State): Promise<void> {
   state.snapshotTableLength = table.byteLength;
 }
 
-/** The snapshots of an image as everybody sees them. */
+/**
+ * The snapshots of an image as everybody sees them. With an external data file
+ * there are none, whatever is in the table: nothing was kept for them.
+ */
 export function listSnapshots(state: Qcow2State): Snapshot[] {
-  return state.snapshots.map(describeSnapshot);
+  const hasDataFile = state.header.incompatible.low & Incompatible.DATA_FILE;
+  return hasDataFile ? [] : state.snapshots.map(describeSnapshot);
 }
 
 /** A snapshot as everybody sees it. */

@@ -31,8 +31,9 @@ import { cutOff } from "./unmap.ts";
 
 /** Find by id, or else by name. */
 function find(state: Qcow2State, idOrName: string): SnapshotEntry {
-  const found = state.snapshots.find(({ id }) => id === idOrName) ??
-    state.snapshots.find(({ name }) => name === idOrName);
+  const known = state.hasDataFile ? [] : state.snapshots;
+  const found = known.find(({ id }) => id === idOrName) ??
+    known.find(({ name }) => name === idOrName);
   if (!found) throw new BlockError("ENOENT", "Can't find the snapshot");
   return found;
 }
@@ -43,6 +44,8 @@ export async function createSnapshot(
   request: SnapshotRequest,
 ): Promise<Snapshot> {
   const { geometry, clusters, refcounts, header, file } = state;
+  // Nothing there counts who refers to a cluster.
+  if (state.hasDataFile) throw new BlockError("ENOTSUP");
   if (state.snapshots.length >= MAX_SNAPSHOTS) throw new BlockError("EFBIG");
   const now = request.date ?? Date.now();
   const entry: SnapshotEntry = {
@@ -109,6 +112,7 @@ export async function applySnapshot(
   state: Qcow2State,
   idOrName: string,
 ): Promise<void> {
+  if (state.hasDataFile) throw new BlockError("ENOTSUP");
   const entry = find(state, idOrName);
   const l1 = await readSnapshotL1(state.file, state.geometry, entry);
   await state.changeAsOne(async (undo) => {

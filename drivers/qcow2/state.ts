@@ -22,7 +22,7 @@ import type { Behaviour } from "./behaviour.ts";
 import { ClusterMap, type ClusterMapHost } from "./cluster_map.ts";
 import { CompressedClusters, type CompressionHost } from "./compression.ts";
 import { type ClaimsHost, watchChanges } from "./first_change.ts";
-import { Incompatible } from "./format.ts";
+import { Autoclear, Incompatible } from "./format.ts";
 import { Geometry } from "./geometry.ts";
 import { GuestMap, type GuestMapHost } from "./guest_map.ts";
 import type { Header } from "./header.ts";
@@ -121,6 +121,12 @@ export class Qcow2State
     this.refcounts = new Refcounts(this);
     this.clusters = new ClusterMap(this);
     this.access = new Access(this, new GuestMap(this));
+  }
+
+  /** Whether the data file alone is to hold what the disk does. */
+  get dataFileIsRaw(): boolean {
+    const { low } = this.header.autoclear;
+    return this.hasDataFile && (low & Autoclear.RAW_EXTERNAL_DATA) !== 0;
   }
 
   /** Bytes of the disk. */

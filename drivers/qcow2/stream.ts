@@ -58,6 +58,7 @@ export async function* streamImage(
   if (options.encryption || options["encrypt.format"]) {
     throw impossible("Encryption");
   }
+  if (header.dataFile !== undefined) throw impossible("A data file");
   const geometry = Geometry.of(header);
   const runs = await findRuns(source, geometry, header);
   const tables = tablesFor(runs, geometry);

@@ -5,24 +5,33 @@
  * @module
  */
 import { checkSignal } from "../../core/abort.ts";
+import { roundDown, roundUp } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
 import { chainExtents } from "../../core/extents.ts";
 import type { HeldRange, RangePlace } from "../../core/lock.ts";
 import type { ZeroFlags } from "../../core/node.ts";
+import { writeZeroes } from "../../core/requests.ts";
 import type { FreeReason } from "./behaviour.ts";
 import type { EntryPlace } from "./cluster_map.ts";
 import { discardData, type Freed } from "./data_clusters.ts";
 import { giveUp, noteFreed } from "./entry_changes.ts";
-import type { ClusterKind } from "./l2_entry.ts";
+import type { WholeKind } from "./l2_entry.ts";
 import type { Qcow2State } from "./state.ts";
 import { zeroes } from "./state.ts";
 
 /**
  * What becomes of an L2 entry: `keep` it as it is, `zero` keeps its cluster
  * but reads as zeroes, `unmapZero` gives its cluster up and reads as zeroes,
- * `unmap` gives its cluster up and leaves the range to the backing file.
+ * `unmap` gives its cluster up and leaves the range to the backing file. Of a
+ * cluster's part, whole subclusters, zeroes are all that there can be.
  */
-type Change = "keep" | "zero" | "unmapZero" | "unmap";
+type Change = "keep" | "zero" | "unmapZero" | "unmap" | ClusterPart;
+
+/** Bytes of a cluster, from its start. */
+interface ClusterPart {
+  readonly from: number;
+  readonly to: number;
+}
 
 /** Change the entries of whole clusters; `end` may be the end of the disk. */
 async function changeEntries(
@@ -30,7 +39,7 @@ async function changeEntries(
   start: number,
   end: number,
   reason: FreeReason,
-  decide: (kind: ClusterKind) => Change,
+  decide: (kind: WholeKind) => Change,
 ): Promise<void> {
   const { geometry, clusters, access: { ranges } } = state;
   let inLine: RangePlace | undefined;
@@ -38,39 +47,72 @@ async function changeEntries(
     for (let at = start; at < end;) {
       const freed: Freed[] = [];
       let held: HeldRange | undefined;
+      let change: Change;
+      let stop: number;
       {
         using _ = await state.metadata.lock();
         state.checkUsable();
         // Damaged entries as well: what they refer to is not touched.
-        const mapping = await clusters.findLocked(at, end - at);
-        const change = decide(mapping.kind);
+        const found = await clusters.findWhole(at, end - at);
+        change = decide(found.kind);
         if (change === "keep") {
-          at += mapping.length;
+          at += found.length;
           continue;
         }
         // Entries that refer to less rely on nothing that must come before.
         const place = await clusters.entryForWrite(at);
         const count = Math.min(
-          geometry.clustersFor(mapping.length),
+          geometry.clustersFor(found.length),
           clusters.entriesLeft(place),
         );
-        const stop = at + count * geometry.clusterSize;
+        stop = at + count * geometry.clusterSize;
         inLine = ranges.conflict(at, stop, true, inLine);
         if (!inLine) {
           if (state.hasDataFile) held = ranges.hold(at, stop, true);
-          changeRun(state, place, count, change, freed);
-          at = Math.min(stop, end);
+          if (!state.dataFileIsRaw) {
+            changeRun(state, place, count, change, freed);
+          }
         }
       }
-      if (inLine) await inLine.turn;
-      else if (held) {
+      if (inLine) {
+        await inLine.turn;
+        continue;
+      }
+      const next = Math.min(stop, end);
+      if (held) {
         using _ = held;
-        await discardData(state, freed, reason);
+        if (state.dataFileIsRaw) await changeRaw(state, at, next, change);
+        else await discardData(state, freed, reason);
       } else await giveUp(state, freed, reason);
+      at = next;
     }
   } finally {
     inLine?.[Symbol.dispose]();
   }
+}
+
+/**
+ * Change the entries of a range, and what a raw data file holds of it: that comes
+ * first, so that both read the same at any time. The caller holds the range.
+ */
+async function changeRaw(
+  state: Qcow2State,
+  start: number,
+  end: number,
+  change: Change,
+): Promise<void> {
+  const { geometry, clusters, dataFile } = state;
+  if (typeof change === "object") {
+    const { from, to } = change;
+    await writeZeroes(dataFile, start + from, to - from);
+  } else if (change !== "unmap") {
+    const unmap = change === "unmapZero";
+    await writeZeroes(dataFile, start, end - start, { unmap });
+  }
+  using _ = await state.metadata.lock();
+  const place = await clusters.entryForWrite(start);
+  const count = geometry.clustersFor(end - start);
+  changeRun(state, place, count, change, []);
 }
 
 /** Change entries from `place` on; what they referred to is added to `freed`. */
@@ -83,11 +125,43 @@ function changeRun(
 ): void {
   const { geometry: { l2 }, clusters } = state;
   for (let i = 0; i < count; i++, place.index++) {
-    if (change !== "zero") noteFreed(state, place, freed);
+    const isKept = change === "zero" || typeof change === "object";
+    if (!isKept) noteFreed(state, place, freed);
     const table = clusters.changing(place);
-    if (change === "zero") l2.setZero(table, place.index);
+    if (typeof change === "object") {
+      l2.setZeroPart(table, place.index, change.from, change.to);
+    } else if (change === "zero") l2.setZero(table, place.index);
     else l2.clear(table, place.index, change === "unmapZero");
   }
+}
+
+/**
+ * Make a part of a cluster, whole subclusters of it, read as zeroes.
+ *
+ * @param onlyEmpty Leave it alone if it holds data.
+ * @returns whether it reads as zeroes now: a part of a compressed cluster cannot.
+ */
+async function zeroSubclusters(
+  state: Qcow2State,
+  start: number,
+  end: number,
+  onlyEmpty = false,
+): Promise<boolean> {
+  const { geometry, clusters } = state;
+  const clusterStart = geometry.clusterStart(start);
+  const part = { from: start - clusterStart, to: end - clusterStart };
+  let isZero = true;
+  const clusterEnd = clusterStart + geometry.clusterSize;
+  await changeEntries(state, clusterStart, clusterEnd, "request", (kind) => {
+    if (kind === "zero" || kind === "zeroAllocated") return "keep";
+    // Its table is in memory by now.
+    const holdsData = onlyEmpty &&
+      clusters.lookup(start, end - start)?.kind === "normal";
+    if (kind !== "compressed" && !holdsData) return part;
+    isZero = false;
+    return "keep";
+  });
+  return isZero;
 }
 
 /**
@@ -102,7 +176,7 @@ async function zeroClusters(
   state: Qcow2State,
   start: number,
   end: number,
-  unmap = false,
+  { unmap = false }: ZeroFlags = {},
   onlyEmpty = false,
 ): Promise<boolean> {
   const isOld = state.header.version < 3;
@@ -118,6 +192,7 @@ async function zeroClusters(
       case "zero":
         return "keep";
       case "unallocated":
+      case "partlyZero":
       case "compressed":
         return "unmapZero";
       case "zeroAllocated":
@@ -130,9 +205,9 @@ async function zeroClusters(
 }
 
 /**
- * Make a range read as zeroes: whole clusters by their entries, and so the
- * clusters at its ends if the rest of them is zeroes already; otherwise these
- * are written to.
+ * Make a range read as zeroes: whole clusters or subclusters by their entries,
+ * and so those at its ends if the rest of them is zeroes already; otherwise
+ * these are written to.
  *
  * @throws {BlockError} ENOTSUP where that must not be.
  */
@@ -142,42 +217,99 @@ export async function zeroGuest(
   length: number,
   flags: ZeroFlags = {},
 ): Promise<void> {
-  const { geometry, header } = state;
+  const { geometry: { l2: { subclusterSize } }, header } = state;
   const end = offset + length;
-  const first = Math.min(geometry.clusterEnd(offset), end);
-  const last = end === header.size ? end : geometry.clusterStart(end);
+  const first = Math.min(roundUp(offset, subclusterSize), end);
+  const last = end === header.size ? end : roundDown(end, subclusterSize);
   if (offset < first) await zeroPart(state, offset, first, flags);
   checkSignal(flags.signal);
-  if (first < last) await zeroClusters(state, first, last, flags.unmap);
+  if (first < last) await zeroUnits(state, first, last, flags);
   if (Math.max(first, last) < end) {
     await zeroPart(state, Math.max(first, last), end, flags);
   }
 }
 
-/** Make a part of a cluster read as zeroes. */
+/** Bytes to be written as data at most where entries cannot say it. */
+const MAX_FALLBACK = 16 * 1024 * 1024;
+
+/**
+ * Make whole clusters, and subclusters before and after them, read as zeroes.
+ * Where one of these is part of a compressed cluster, all is written as data, as
+ * QEMU does it.
+ */
+async function zeroUnits(
+  state: Qcow2State,
+  start: number,
+  end: number,
+  flags: ZeroFlags,
+): Promise<void> {
+  const { geometry } = state;
+  if (!geometry.l2.isExtended) {
+    return void await zeroClusters(state, start, end, flags);
+  }
+  while (start < end) {
+    const most = geometry.clusterStart(start + MAX_FALLBACK);
+    const stop = Math.min(end, most);
+    if (!await zeroByEntries(state, start, stop, flags)) {
+      await zeroData(state, start, stop, flags);
+    }
+    start = stop;
+  }
+}
+
+/** Whether all of a range, whole subclusters, could be made to read as zeroes. */
+async function zeroByEntries(
+  state: Qcow2State,
+  start: number,
+  end: number,
+  flags: ZeroFlags,
+): Promise<boolean> {
+  const { geometry, header } = state;
+  const first = Math.min(geometry.clusterEnd(start), end);
+  // What ends the disk ends its cluster.
+  const last = end === header.size ? end : geometry.clusterStart(end);
+  if (start < first && !await zeroSubclusters(state, start, first)) {
+    return false;
+  }
+  if (first < last) await zeroClusters(state, first, last, flags);
+  const rest = Math.max(first, last);
+  return rest === end || await zeroSubclusters(state, rest, end);
+}
+
+/** Make a part of a cluster or subcluster read as zeroes. */
 async function zeroPart(
   state: Qcow2State,
   start: number,
   end: number,
-  { unmap, noFallback, signal }: ZeroFlags,
+  flags: ZeroFlags,
 ): Promise<void> {
-  const { geometry, header, backing } = state;
-  const clusterStart = geometry.clusterStart(start);
-  const clusterEnd = Math.min(
-    clusterStart + geometry.clusterSize,
-    header.size,
-  );
+  const { geometry: { l2 }, header, backing } = state;
+  const { subclusterSize } = l2;
+  const unitStart = roundDown(start, subclusterSize);
+  const unitEnd = Math.min(unitStart + subclusterSize, header.size);
   const canSay = header.version >= 3 || !backing;
   if (
-    canSay && await holdsZeroes(state, clusterStart, start) &&
-    await holdsZeroes(state, end, clusterEnd) &&
-    await zeroClusters(state, clusterStart, clusterEnd, unmap, true)
+    canSay && await holdsZeroes(state, unitStart, start) &&
+    await holdsZeroes(state, end, unitEnd) &&
+    await (l2.isExtended
+      ? zeroSubclusters(state, unitStart, unitEnd, true)
+      : zeroClusters(state, unitStart, unitEnd, flags, true))
   ) return;
+  await zeroData(state, start, end, flags);
+}
+
+/** Write zeroes where entries cannot say it. */
+async function zeroData(
+  state: Qcow2State,
+  start: number,
+  end: number,
+  { noFallback, signal }: ZeroFlags,
+): Promise<void> {
   if (noFallback) throw new BlockError("ENOTSUP");
   await state.access.writev(start, [zeroes(end - start)], { signal });
 }
 
-/** Whether a part of a cluster reads as zeroes, as far as can be told. */
+/** Whether a part of a unit reads as zeroes, as far as can be told. */
 async function holdsZeroes(
   state: Qcow2State,
   start: number,
@@ -192,7 +324,8 @@ async function holdsZeroes(
     throw error;
   }
   const { kind } = await state.clusters.map(start, 1);
-  if (kind !== "unallocated" || !state.backing) return false;
+  const isLeft = kind === "unallocated" || kind === "unallocatedPlaced";
+  if (!isLeft || !state.backing) return false;
   const stop = Math.min(end, state.backing.size);
   for await (const extent of chainExtents(state.backing, start, stop - start)) {
     if (!extent.zero) return false;
@@ -238,7 +371,8 @@ export async function discardGuest(
   const gone = header.version < 3 ? "unmap" : "unmapZero";
   await changeEntries(state, first, last, "request", (kind) => {
     if (kind === "zero") return "keep";
-    return kind === "unallocated" && !backing ? "keep" : gone;
+    const isPlaced = kind !== "unallocated" && kind !== "partlyZero";
+    return !isPlaced && !backing ? "keep" : gone;
   });
 }
 

@@ -6,15 +6,18 @@
 import type { EntryPlace, Mapping } from "./cluster_map.ts";
 import { hasPlace, isOwned } from "./entry_changes.ts";
 import type { Geometry } from "./geometry.ts";
-import type { ClusterKind } from "./l2_entry.ts";
 
 /** How the first part of a write can be done, and how far. */
 export interface WritableRun {
-  readonly kind: "inPlace" | "zeroInPlace" | "allocate";
+  readonly kind: "inPlace" | "reuse" | "allocate";
   /** Bytes. */
   readonly length: number;
-  /** What its last cluster is now. */
-  readonly last: ClusterKind;
+  /**
+   * The bytes of the disk that come to be data, which are more than those of
+   * the write where the rest of a cluster, or of a subcluster, is not yet.
+   */
+  readonly start: number;
+  readonly end: number;
   /** Whether clusters are replaced that are not the image's alone. */
   readonly replaces: boolean;
 }
@@ -40,11 +43,13 @@ export function writableRun(
   );
   let count = 1;
   let expected = first.hostOffset - within;
-  let last = first.kind;
-  let hasZeroes = first.kind !== "normal";
-  let replaces = !owned && hasPlace(first.kind);
+  let last = l2.kind(view, place.index);
+  let hasZeroes = last !== "normal";
+  let replaces = !owned && hasPlace(last);
   for (; count < most; count++) {
     const index = place.index + count;
+    // Damage is found when it is the first.
+    if (l2.isInvalid(view, index)) break;
     const kind = l2.kind(view, index);
     if (isOwned(l2.isCopied(view, index), kind) !== owned) break;
     if (owned) {
@@ -54,10 +59,66 @@ export function writableRun(
     } else if (hasPlace(kind)) replaces = true;
     last = kind;
   }
+  const run = Math.min(length, count * clusterSize - within);
+  const end = offset + run;
+  if (l2.isExtended) {
+    const entries = { index: place.index, count };
+    const borders = subclusterRun(geometry, view, entries, offset, end, owned);
+    return { ...borders, length: run, replaces };
+  }
+  if (!owned) {
+    const start = offset - within;
+    const end = start + count * clusterSize;
+    return { kind: "allocate", length: run, start, end, replaces };
+  }
+  // What lies in the first or the last one stays as it is.
+  const whole = { start: offset - within, end: geometry.clusterEnd(end) };
   return {
-    kind: !owned ? "allocate" : hasZeroes ? "zeroInPlace" : "inPlace",
-    length: Math.min(length, count * clusterSize - within),
-    last,
+    kind: hasZeroes ? "reuse" : "inPlace",
+    length: run,
+    start: first.kind === "normal" ? offset : whole.start,
+    end: last === "normal" ? end : whole.end,
     replaces,
+  };
+}
+
+/** A run in entries that tell of subclusters. */
+function subclusterRun(
+  { clusterSize, l2 }: Geometry,
+  table: DataView,
+  { index, count }: { index: number; count: number },
+  offset: number,
+  end: number,
+  owned: boolean,
+): Pick<WritableRun, "kind" | "start" | "end"> {
+  const last = index + count - 1;
+  /** Bytes of each cluster that are written to, from its start. */
+  const from = offset % clusterSize;
+  const guestStart = offset - from;
+  const to = end - guestStart - (count - 1) * clusterSize;
+  const down = (at: number) => at - at % l2.subclusterSize;
+  const up = (at: number) => down(at + l2.subclusterSize - 1);
+  const isData = (index: number, from: number, to: number) =>
+    l2.isAllocated(table, index, from, to);
+  let [start, stop] = [down(from), up(to)];
+  let isInPlace = owned;
+  if (owned) {
+    for (let i = index; i <= last && isInPlace; i++) {
+      const stop = i === last ? to : clusterSize;
+      isInPlace = isData(i, i === index ? from : 0, stop);
+    }
+    if (isData(index, from, from + 1)) start = from;
+    if (isData(last, to - 1, to)) stop = to;
+  } else {
+    // What others share is copied in one piece, as QEMU does it.
+    const first = l2.firstAllocated(table, index) * l2.subclusterSize;
+    const end = l2.lastAllocated(table, last) * l2.subclusterSize;
+    start = l2.isCompressed(table, index) ? 0 : Math.min(start, first);
+    stop = l2.isCompressed(table, last) ? clusterSize : Math.max(stop, end);
+  }
+  return {
+    kind: isInPlace ? "inPlace" : owned ? "reuse" : "allocate",
+    start: guestStart + start,
+    end: guestStart + (count - 1) * clusterSize + stop,
   };
 }

@@ -206,7 +206,7 @@ async function findPlaces(
       const at = guestOffset + places.length * clusterSize;
       const prepared = state.clusters.entryForWrite(at);
       const entry = prepared instanceof Promise ? await prepared : prepared;
-      const { kind } = state.clusters.mappingAt(entry, at, 1);
+      const kind = state.geometry.l2.kind(entry.slice.view, entry.index);
       const isFree = kind === "compressed" ? !onlyEmpty : !hasPlace(kind);
       if (!isFree) throw new BlockError("EIO");
       const place = state.refcounts.allocateBytes(length);

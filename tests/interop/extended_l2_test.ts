@@ -1,6 +1,6 @@
 /**
- * L2 entries with subclusters, as QEMU writes them: what they say, and what a
- * check finds wrong with them. (Opening such an image is refused so far.)
+ * L2 entries with subclusters, as QEMU writes them and as we do: what they say,
+ * and what a check finds wrong with them.
  *
  * @module
  */

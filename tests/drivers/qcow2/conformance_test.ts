@@ -15,6 +15,11 @@ const VARIANTS: { readonly [name: string]: OptionValues } = {
     refcount_bits: 64,
   },
   "preallocated": { preallocation: "metadata" },
+  "extended L2 entries": { extended_l2: true, cluster_size: 16384 },
+  "extended L2 entries, preallocated": {
+    extended_l2: true,
+    preallocation: "metadata",
+  },
 };
 
 for (const [name, options] of Object.entries(VARIANTS)) {

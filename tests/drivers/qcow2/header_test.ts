@@ -478,7 +478,7 @@ Deno.test("opening for writing clears autoclear bits and keeps the unknown", asy
   put64(bytes, 112, 0x0123456789abcdefn);
   put32(bytes, 100, 120);
   put64(bytes, 80, 0xf0);
-  put64(bytes, 88, 0xf000000000000002n);
+  put64(bytes, 88, 0xf000000000000004n);
   bytes.set(concat(...future), 120);
   const store = storeOf(bytes);
   const file = { driver: "memory", store };

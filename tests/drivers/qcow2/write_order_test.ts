@@ -33,6 +33,7 @@ Deno.test("create() makes an image whose size shows when it is whole", async () 
   };
   await create(options, {
     filename: log.filename,
+    createNamed: () => Promise.reject(new Error("there is one file")),
     createFile: () => Promise.resolve(log),
     unlocked: () => {},
     secret: () => Promise.resolve(undefined),

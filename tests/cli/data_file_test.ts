@@ -1,0 +1,185 @@
+/** Images with an external data file, beside qemu-img's. @module */
+import { assertEquals } from "@std/assert";
+import { runOk } from "../qemu.ts";
+import { besideQemu, type Folders, words } from "./beside.ts";
+
+async function prepare(cwd: string): Promise<void> {
+  const img = (call: string) => runOk(["qemu-img", ...words(call)], { cwd });
+  const io = (file: string, ...commands: string[]) =>
+    runOk(["qemu-io", ...commands.flatMap((c) => ["-c", c]), file], { cwd });
+  await img("create -q -f raw base.raw 3M");
+  await io("base.raw", "write -P 7 0 3M");
+  await img("create -q -f qcow2 -o data_file=plain.data plain 1M");
+  const requests = ["write -P 1 0 1k", "write -P 2 100k 200k"];
+  await io("plain", ...requests, "write -z 64k 64k", "discard 192k 64k");
+  await img(
+    "create -q -f qcow2 -o data_file=raw.data,data_file_raw=on raw 1M",
+  );
+  await io("raw", ...requests, "write -z 64k 64k", "discard 192k 64k");
+  await img(
+    "create -q -f qcow2 -o data_file=over.data -b base.raw -F raw over",
+  );
+  await io("over", ...requests);
+  await img("create -q -f qcow2 -o data_file=gone.data gone 1M");
+  await Deno.remove(`${cwd}/gone.data`);
+  await img("create -q -f qcow2 none 1M");
+  await img("create -q -f qcow2 -o data_file=x.data nameless 1M");
+  await img("amend -o data_file= nameless");
+  await Deno.mkdir(`${cwd}/folder`);
+}
+
+/** What a call left: what the disk holds, and so its data file. */
+async function inspect(call: string, { ours, theirs }: Folders) {
+  const name = /(plain|raw|over|new)$/.exec(call)?.[0];
+  if (name === undefined || call.includes("other.data")) return;
+  const commands = ["check", "info --output=json"];
+  // Where data is copied, it depends on the file system what is a hole.
+  if (/^(create|resize)/.test(call)) commands.push("map --output=json");
+  for (const command of commands) {
+    const [first, second] = await Promise.all(
+      [ours, theirs].map((cwd) =>
+        runOk(["qemu-img", ...words(command), name], { cwd })
+      ),
+    );
+    assertEquals(comparable(first), comparable(second));
+  }
+  const disks = [`${ours}/${name}`, `${theirs}/${name}`];
+  for (const [i, cwd] of [ours, theirs].entries()) {
+    await runOk(["qemu-img", "convert", "-O", "raw", name, "read.raw"], {
+      cwd,
+    });
+    disks[i] = `${cwd}/read.raw`;
+  }
+  await runOk(["cmp", ...disks]);
+}
+
+/** Without what depends on the file system, or on how tables are laid out. */
+function comparable(text: string): string {
+  return text.replaceAll(/"actual-size": \d+/g, "")
+    .replaceAll(/disk size: .*/g, "").replaceAll(/Image end offset: .*/g, "");
+}
+
+const BY_OPTION = "driver=qcow2,file.filename=nameless,data-file.filename";
+
+besideQemu("images with an external data file are treated as by qemu-img", {
+  prepare,
+  inspect,
+  normalize: comparable,
+  calls: [
+    "create -f qcow2 -o data_file=new.data new 1M",
+    "create -f qcow2 -o data_file=new.data,data_file_raw=on new 1M",
+    "create -f qcow2 -o data_file=new.data,extended_l2=on new 1000k",
+    "create -f qcow2 -o data_file=new.data,preallocation=metadata new 1M",
+    "create -f qcow2 -o data_file=new.data,preallocation=full new 1M",
+    "create -f qcow2 -o data_file=new.data,data_file_raw=on,extended_l2=on new 1M",
+    "create -f qcow2 -o data_file=new.data -b base.raw -F raw new 1M",
+    "create -f qcow2 -o data_file=file:new.data new 1M",
+    "create -f qcow2 -o data_file=folder/new.data new 1M",
+    "create -f qcow2 -o data_file=over.data new 1M",
+    "info plain",
+    "info --output=json raw",
+    "info gone",
+    "map plain",
+    "map --output=json raw",
+    "map --output=json over",
+    "check plain",
+    "check raw",
+    "check -r all over",
+    "compare plain plain.data",
+    "compare -f raw -F qcow2 raw.data raw",
+    "resize plain 2M",
+    "resize --shrink plain 500k",
+    "resize raw 1200k",
+    "resize --shrink raw 100k",
+    "resize over +2M",
+    "convert -f raw -O qcow2 base.raw -o data_file=new.data new",
+    "convert -n -f raw -O qcow2 raw.data plain",
+    "convert -O qcow2 plain new",
+    "commit over",
+    "rebase -u -b base.raw -F raw plain",
+    "amend -o refcount_bits=8 plain",
+    "amend -o lazy_refcounts=on raw",
+    "amend -o data_file=other.data plain",
+    "amend -o data_file_raw=off raw",
+    "amend -o data_file_raw=on raw",
+    "amend -o data_file_raw=off plain",
+    `map --image-opts ${BY_OPTION}=plain.data`,
+    `map --output=json --image-opts ${BY_OPTION}=plain.data,data-file.driver=file`,
+    `info --image-opts ${BY_OPTION}=nothing`,
+    "measure -O qcow2 plain",
+    "measure -O qcow2 -o data_file=x --size 1G",
+    "snapshot -l plain",
+    // What is refused.
+    "create -f qcow2 -o data_file_raw=on new 1M",
+    "create -f qcow2 -o data_file=new.data,compat=0.10 new 1M",
+    "create -f qcow2 -o data_file=new.data,data_file_raw=on -b base.raw -F raw new 1M",
+    "create -f qcow2 -o data_file= new 1M",
+    "create -f qcow2 -o data_file=no/such new 1M",
+    "create -f qcow2 -o data_file=folder new 1M",
+    "create -f qcow2 -o data_file=json:{} new 1M",
+    "create -f qcow2 -o data_file=zzz:x new 1M",
+    "snapshot -c one plain",
+    "snapshot -a one plain",
+    "snapshot -d one plain",
+    "convert -c -O qcow2 -o data_file=new.data plain new",
+    "convert -n -c -f raw -O qcow2 base.raw over",
+    "rebase -u -b base.raw -F raw raw",
+    "rebase -b base.raw -F raw raw",
+    "amend -o compat=0.10 plain",
+    "amend -o compat=0.10 raw",
+    "amend -o data_file_raw=on plain",
+    "amend -o data_file=x none",
+    "map gone",
+    "check gone",
+    "amend -o data_file=plain.data gone",
+    "map nameless",
+    `map --image-opts ${BY_OPTION}=nothing`,
+    "map --image-opts driver=qcow2,file.filename=none,data-file.filename=plain.data",
+    "info --image-opts driver=qcow2,file.filename=none,data-file.filename=plain.data",
+  ],
+});
+
+besideQemu("images with extended L2 entries are treated as by qemu-img", {
+  async prepare(cwd) {
+    const img = (call: string) => runOk(["qemu-img", ...words(call)], { cwd });
+    await img("create -q -f raw base.raw 3M");
+    await runOk(["qemu-io", "-c", "write -P 7 0 3M", "base.raw"], { cwd });
+    await img(
+      "create -q -f qcow2 -o extended_l2=on -b base.raw -F raw over 1M",
+    );
+    const requests = ["write -P 1 3k 1k", "write -z 70k 2k"];
+    const commands = requests.flatMap((request) => ["-c", request]);
+    await runOk(["qemu-io", ...commands, "over"], { cwd });
+  },
+  normalize: comparable,
+  inspect,
+  calls: [
+    "create -f qcow2 -o extended_l2=on new 1M",
+    "create -f qcow2 -o extended_l2=on,cluster_size=16k new 1000k",
+    "create -f qcow2 -o extended_l2=on,preallocation=metadata new 1M",
+    "create -f qcow2 -o extended_l2=on,preallocation=full new 1M",
+    "create -f qcow2 -o extended_l2=on,preallocation=metadata -b base.raw -F raw new",
+    "info over",
+    "map over",
+    "map --output=json over",
+    "check over",
+    "resize over +100k",
+    "resize --preallocation=metadata over +100k",
+    "resize --shrink over 100k",
+    "commit over",
+    "rebase -b  over",
+    "convert -O qcow2 -o extended_l2=on over new",
+    "convert -c -O qcow2 -o extended_l2=on,cluster_size=16k over new",
+    "amend -o refcount_bits=8 over",
+    "measure -O qcow2 -o extended_l2=on --size 1G",
+    "measure -O qcow2 -o extended_l2=on over",
+    // What is refused.
+    "create -f qcow2 -o extended_l2=on,cluster_size=8k new 1M",
+    "create -f qcow2 -o extended_l2=on,compat=0.10 new 1M",
+    "create -f qcow2 -o extended_l2=on,compat=v2,cluster_size=8k new 1M",
+    "create -f qcow2 -o extended_l2=off,preallocation=full -b base.raw -F raw new",
+    "create -f qcow2 -o extended_l2=on new 2P",
+    "amend -o extended_l2=off over",
+    "amend -o compat=0.10 over",
+  ],
+});
