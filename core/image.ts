@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { ImageBitmaps } from "./bitmaps.ts";
 import { allocate, type IoVector, isExactSize, vectorLength } from "./bytes.ts";
 import {
   cannotWrite,
@@ -103,6 +104,7 @@ export class Image implements AsyncDisposable {
   /** Bytes moved through this handle. */
   readonly counters: ByteCounters = { read: 0, written: 0, discarded: 0 };
   readonly #writethrough: boolean;
+  #bitmaps?: ImageBitmaps;
   #closed = false;
 
   /** Wrap an opened node; {@linkcode openImage} does both. */
@@ -378,6 +380,18 @@ export class Image implements AsyncDisposable {
     if (options !== undefined) checkOptions("check", options, CHECK_OPTIONS);
     if (options?.repair) checkOptions("check", options.repair, REPAIRS);
     return await this.#settled(() => image.check!(options));
+  }
+
+  /** Bitmaps that are kept in the image and record what is written. */
+  get bitmaps(): ImageBitmaps {
+    return this.#bitmaps ??= new ImageBitmaps(
+      this.node,
+      (act) =>
+        this.#settled(() => {
+          this.#checkOpen();
+          return act();
+        }),
+    );
   }
 
   /** Flush and close. A closed image does nothing more; closing again is fine. */

@@ -34,16 +34,22 @@ export async function resize(
       "Can't resize a v2 image which has snapshots",
     );
   }
-  if (size < header.size) {
-    if (preallocation !== "off") {
-      throw new BlockError(
-        "EINVAL",
-        "Preallocation can't be used for shrinking an image",
-      );
-    }
-    await shrink(state, size);
-  } else if (size > header.size) {
-    await grow(state, size, preallocation);
+  if (size < header.size && preallocation !== "off") {
+    throw new BlockError(
+      "EINVAL",
+      "Preallocation can't be used for shrinking an image",
+    );
+  }
+  if (size === header.size) return;
+  const { bitmaps } = state;
+  bitmaps?.checkResize(size);
+  await bitmaps?.prepareResize();
+  try {
+    if (size < header.size) await shrink(state, size);
+    else await grow(state, size, preallocation);
+  } finally {
+    // Whatever failed: they are as long as the disk.
+    await bitmaps?.resize(header.size);
   }
 }
 
