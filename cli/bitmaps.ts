@@ -52,7 +52,16 @@ export async function copyBitmaps(
     }
   }
   const operations = operationsOf(target);
-  for (const bitmap of bitmaps.filter((bitmap) => !isBroken(bitmap))) {
+  const wanted = bitmaps.filter((bitmap) => !isBroken(bitmap));
+  const there = new Set((await operations.list()).map(({ name }) => name));
+  const conflict = wanted.findLast(({ name }) => there.has(name));
+  if (conflict) {
+    const { name } = conflict;
+    throw new CommandError(
+      `Failed to create bitmap ${name}: Bitmap already exists: ${name}`,
+    );
+  }
+  for (const bitmap of wanted) {
     const { name, granularity, flags } = bitmap;
     const failed = (what: string) => (thrown: unknown) => {
       throw asBlockError(thrown).prefixed(`Failed to ${what} bitmap ${name}: `);

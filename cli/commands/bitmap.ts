@@ -119,14 +119,6 @@ function parse(invocation: Invocation): Wish {
   }
   const does = (verb: Action["verb"]) =>
     actions.some((action) => action.verb === verb);
-  const { length } = invocation.operands;
-  if (
-    actions.length > 0 && actions.every(({ verb }) => verb === "remove-all")
-  ) {
-    if (length !== 1) throw new CommandError("Expecting filename");
-  } else if (length !== 2) {
-    throw new CommandError("Expecting filename and bitmap name");
-  }
   if (actions.length === 0) {
     throw new CommandError(
       "Need at least one of --add, --remove, --clear, --enable, --disable, or --merge",
@@ -142,6 +134,12 @@ function parse(invocation: Invocation): Wish {
     throw new CommandError(
       "Merge bitmap source file only supported with --merge",
     );
+  }
+  const { length } = invocation.operands;
+  if (actions.every(({ verb }) => verb === "remove-all")) {
+    if (length !== 1) throw new CommandError("Expecting filename");
+  } else if (length !== 2) {
+    throw new CommandError("Expecting filename and bitmap name");
   }
   return { actions, granularity, sourceFile, sourceFormat };
 }

@@ -7,7 +7,7 @@
  * @module
  */
 import { asBlockError } from "../../../core/errors.ts";
-import { divideUp } from "../../../core/bytes.ts";
+import { allocate, roundUp, SECTOR_SIZE } from "../../../core/bytes.ts";
 import type { BlockNode } from "../../../core/node.ts";
 import { readPadded } from "../../../core/requests.ts";
 import { isZero } from "../../../core/runtime.ts";
@@ -56,7 +56,7 @@ export async function readTable(
   { file, geometry }: Pick<StoreHost, "file" | "geometry">,
   { tableOffset, tableSize }: BitmapEntry,
 ): Promise<BitmapTable> {
-  const bytes = new Uint8Array(tableSize * ENTRY_SIZE);
+  const bytes = allocate(tableSize * ENTRY_SIZE);
   await readPadded(file, tableOffset, [bytes]);
   return parseBitmapTable(bytes, geometry.clusterSize);
 }
@@ -166,13 +166,13 @@ class Storing {
     const { file, geometry, refcounts, overlap } = this.#host;
     const { clusterSize } = geometry;
     const bytes = parts.reduce((sum, { length }) => sum + length, 0);
-    const length = divideUp(bytes, clusterSize) * clusterSize;
+    const length = roundUp(bytes, clusterSize);
     const offset = await refcounts.allocate(length / clusterSize);
     this.#taken.push({ offset, length });
-    await overlap.check(offset, length);
-    // Whole clusters: what lay there before is not part of it.
-    const rest = length - bytes;
-    const iov = rest > 0 ? [...parts, new Uint8Array(rest)] : parts;
+    await overlap.check(offset, bytes);
+    // They may end the file, which ends with a whole sector.
+    const rest = roundUp(bytes, SECTOR_SIZE) - bytes;
+    const iov = rest > 0 ? [...parts, allocate(rest)] : parts;
     await file.writev!(offset, iov);
     return offset;
   }
