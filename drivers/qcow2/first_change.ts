@@ -6,15 +6,21 @@
  */
 import { wrapNode } from "../../core/filter.ts";
 import type { BlockNode } from "../../core/node.ts";
-import { Autoclear } from "./format.ts";
-import type { FeatureBits } from "./header.ts";
+import { Autoclear, Incompatible } from "./format.ts";
+import type { FeatureBits, Header } from "./header.ts";
 
-/** Features that stay true here, whatever is changed. */
-export const KEPT_FEATURES = Autoclear.BITMAPS | Autoclear.RAW_EXTERNAL_DATA;
+/** The features of an image that stay true here, whatever is changed. */
+export function keptFeatures({ autoclear, incompatible }: Header): FeatureBits {
+  const hasDataFile = (incompatible.low & Incompatible.DATA_FILE) !== 0;
+  const known = Autoclear.BITMAPS |
+    (hasDataFile ? Autoclear.RAW_EXTERNAL_DATA : 0);
+  return { high: 0, low: autoclear.low & known };
+}
 
 /** Whether there are features that a change would make untrue. */
-export function losesFeatures({ high, low }: FeatureBits): boolean {
-  return high !== 0 || (low & ~KEPT_FEATURES) !== 0;
+export function losesFeatures(header: Header): boolean {
+  const { high, low } = header.autoclear;
+  return high !== 0 || low !== keptFeatures(header).low;
 }
 
 /** The file of an image, with `prepare` waited for before it is changed. */

@@ -22,7 +22,7 @@ import type { Behaviour } from "./behaviour.ts";
 import type { Bitmaps, BitmapsHost } from "./bitmaps/bitmaps.ts";
 import { ClusterMap, type ClusterMapHost } from "./cluster_map.ts";
 import { CompressedClusters, type CompressionHost } from "./compression.ts";
-import { KEPT_FEATURES, losesFeatures, watchChanges } from "./first_change.ts";
+import { keptFeatures, losesFeatures, watchChanges } from "./first_change.ts";
 import { Incompatible } from "./format.ts";
 import { Geometry } from "./geometry.ts";
 import { GuestMap, type GuestMapHost } from "./guest_map.ts";
@@ -109,7 +109,7 @@ export class Qcow2State
     behaviour: Behaviour,
     dataFile?: BlockNode,
   ) {
-    const isWatched = !readOnly && losesFeatures(header.autoclear);
+    const isWatched = !readOnly && losesFeatures(header);
     const watch = (node: BlockNode) =>
       isWatched ? watchChanges(node, () => this.prepareChange()) : node;
     this.plainFile = file;
@@ -265,14 +265,13 @@ export class Qcow2State
    * stay true then must be gone from the header, durably.
    */
   prepareChange(): void | Promise<void> {
-    if (this.#clearing || losesFeatures(this.header.autoclear)) {
+    if (this.#clearing || losesFeatures(this.header)) {
       return this.#clearFeatures();
     }
   }
 
   async #clearFeatures(): Promise<void> {
-    const { low } = this.header.autoclear;
-    const autoclear = { high: 0, low: low & KEPT_FEATURES };
+    const autoclear = keptFeatures(this.header);
     try {
       await (this.#clearing ??= this.#changeHeader(
         { autoclear },
