@@ -44,12 +44,15 @@ export async function resize(
   const { bitmaps } = state;
   bitmaps?.checkResize(size);
   await bitmaps?.prepareResize();
+  const oldSize = header.size;
   try {
-    if (size < header.size) await shrink(state, size);
+    if (size < oldSize) await shrink(state, size);
     else await grow(state, size, preallocation);
   } finally {
-    // Whatever failed: they are as long as the disk.
     await bitmaps?.resize(header.size);
+    // What was to be cut off may be gone, and the end is where it was.
+    const lost = header.size - size;
+    if (lost > 0) await bitmaps?.mark(size, lost);
   }
 }
 
