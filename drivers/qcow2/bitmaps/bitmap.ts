@@ -18,11 +18,9 @@ export class DirtyBitmap {
   readonly granularity: number;
   /** Whether it records what is written. */
   isEnabled: boolean;
-  /** It was not stored properly once; all that can be done is to remove it. */
-  readonly isInconsistent: boolean;
   /** What the directory in the file says of it; absent if it is not there. */
   entry?: BitmapEntry;
-  readonly #content: BitmapContent | undefined;
+  #content: BitmapContent | undefined;
 
   /** @param content Absent if it is inconsistent. */
   constructor(
@@ -34,9 +32,18 @@ export class DirtyBitmap {
     this.rawName = fields.rawName;
     this.granularity = fields.granularity;
     this.isEnabled = fields.isEnabled;
-    this.isInconsistent = content === undefined;
     this.entry = entry;
     this.#content = content;
+  }
+
+  /** It cannot be relied upon; all that can be done is to remove it. */
+  get isInconsistent(): boolean {
+    return this.#content === undefined;
+  }
+
+  /** What it has recorded is not known any more. */
+  lose(): void {
+    this.#content = undefined;
   }
 
   /** Its bits; only of one that is not inconsistent. */

@@ -289,8 +289,7 @@ export class Bitmaps {
     const bitmap = this.#find(name);
     // What is written from now on is not recorded any more.
     await this.#markInUse([bitmap]);
-    this.#bitmaps.splice(this.#bitmaps.indexOf(bitmap), 1);
-    this.#noteEnabled();
+    this.#drop(bitmap);
   }
 
   /** Forget all that a bitmap has recorded. For the image's holder alone. */
@@ -352,11 +351,29 @@ export class Bitmaps {
     await this.#markInUse(this.#bitmaps);
   }
 
-  /** The disk has got another size. For the image's holder alone. */
+  /**
+   * The disk has got another size. For the image's holder alone.
+   *
+   * @throws {BlockError} if bits cannot be read: that bitmap is lost.
+   */
   async resize(size: number): Promise<void> {
-    for (const { content, granularity } of this.#bitmaps) {
-      await content.resize(Math.ceil(size / granularity));
+    const failures: unknown[] = [];
+    for (const bitmap of [...this.#bitmaps]) {
+      const bits = Math.ceil(size / bitmap.granularity);
+      await bitmap.content.resize(bits).catch((error) => {
+        failures.push(error);
+        bitmap.lose();
+        // One that the file does not have is gone.
+        if (!bitmap.entry) this.#drop(bitmap);
+      });
     }
+    this.#noteEnabled();
+    if (failures.length > 0) throw failures[0];
+  }
+
+  #drop(bitmap: DirtyBitmap): void {
+    this.#bitmaps.splice(this.#bitmaps.indexOf(bitmap), 1);
+    this.#noteEnabled();
   }
 
   /**
