@@ -136,7 +136,7 @@ function parseEntry(
     tableOffset < 2 ** 53 &&
     granularity >= MIN_GRANULARITY && granularity <= MAX_GRANULARITY &&
     (flags & RESERVED_FLAGS) === 0 &&
-    nameLength > 0 && nameLength <= MAX_NAME_LENGTH &&
+    nameLength <= MAX_NAME_LENGTH &&
     view.getUint8(16) === TYPE_DIRTY_TRACKING &&
     bitmapBytes <= MAX_BITMAP_BYTES;
   const rawName = bytes.slice(ENTRY_LENGTH, ENTRY_LENGTH + nameLength);
