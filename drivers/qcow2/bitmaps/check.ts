@@ -9,6 +9,7 @@ import { asBlockError, BlockError } from "../../../core/errors.ts";
 import type { CheckRun } from "../check_run.ts";
 import { Autoclear, ENTRY_SIZE } from "../format.ts";
 import {
+  bitmapClusters,
   type BitmapEntry,
   encodeBitmapDirectory,
   parseBitmapDirectory,
@@ -91,12 +92,16 @@ async function readEntries(run: CheckRun): Promise<BitmapEntry[]> {
 /** A bitmap's table; `undefined` if it makes no sense. */
 async function readTable(
   run: CheckRun,
-  { tableOffset, tableSize }: BitmapEntry,
+  { tableOffset, tableSize, granularity, inUse }: BitmapEntry,
 ): Promise<BitmapTable | undefined> {
+  const { clusterSize } = run.geometry;
+  const clusters = bitmapClusters(run.diskSize, granularity, clusterSize);
+  // One that was in use may be of an earlier size.
+  if (!inUse && tableSize !== clusters) return undefined;
   const bytes = allocate(tableSize * ENTRY_SIZE);
   await run.read(tableOffset, bytes);
   try {
-    return parseBitmapTable(bytes, run.geometry.clusterSize);
+    return parseBitmapTable(bytes, clusterSize);
   } catch {
     return undefined;
   }
