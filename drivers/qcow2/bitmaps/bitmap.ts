@@ -6,7 +6,7 @@
 import { divideUp } from "../../../core/bytes.ts";
 import { BlockError, invalid } from "../../../core/errors.ts";
 import type { BitmapInfo, DirtyExtent } from "../../../core/node.ts";
-import { BitmapContent } from "./content.ts";
+import type { BitmapContent } from "./content.ts";
 import { type BitmapEntry, describeBitmap } from "./directory.ts";
 
 /** A bitmap in memory. */

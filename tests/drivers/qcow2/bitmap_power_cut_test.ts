@@ -84,9 +84,10 @@ class Subject {
     });
     if (this.#recordings.length < 3) await this.#add();
     for (let round = 2 + random.below(10); round > 0; round--) {
-      if (random.oneIn(8)) await this.#image.flush();
-      else if (random.oneIn(8)) await this.#resize();
-      else if (random.oneIn(4)) await this.#changeBitmap();
+      const kind = random.below(16);
+      if (kind < 2) await this.#image.flush();
+      else if (kind < 4) await this.#resize();
+      else if (kind < 7) await this.#changeBitmap();
       else await this.#write();
     }
     for (const { model } of this.#recordings) await model.check(this.#image);
