@@ -16,6 +16,7 @@ import {
 import { faultyNode } from "../../fault_disk.ts";
 import { qemuTest, run, TempDir } from "../../qemu.ts";
 import { openNode } from "../../../core/open.ts";
+import { goldenStack } from "./golden.ts";
 import { contentOf, put32, put64, storeOf } from "./bytes.ts";
 
 const MIB = 1 << 20;
@@ -95,6 +96,32 @@ Deno.test("bitmaps record writes, zeroes and discards, in whole units", async ()
   assertEquals(part[0], { offset: 600, length: 936 });
   assertEquals(part.at(-1), { offset: 20_480, length: 1120 });
   await assertClean(store);
+});
+
+Deno.test("bitmaps that QEMU has stored hold what QEMU says", async () => {
+  const stack = await goldenStack("bitmaps.qcow2");
+  await using image = await openImage(stack, { readOnly: true });
+  const list = await image.bitmaps.list();
+  assertEquals(
+    list.map(({ name, flags, granularity }) => [name, granularity, ...flags]),
+    [
+      ["old", 4096, "in-use", "auto"],
+      ["fine", 512, "auto"],
+      ["coarse", 2 ** 31, "auto"],
+      ["off", 65536],
+    ],
+  );
+  assertEquals(await dirtyOf(image, "fine"), [
+    [4608, 512],
+    [102_400, 524_288],
+    [716_800, 5120],
+    [1_047_552, 1024],
+  ]);
+  assertEquals(await dirtyOf(image, "coarse"), [[0, MIB]]);
+  assertEquals(await dirtyOf(image, "off"), [
+    [0, 12 * 65536],
+    [15 * 65536, 65536],
+  ]);
 });
 
 Deno.test("bitmaps are listed as they are now", async () => {
