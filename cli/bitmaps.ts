@@ -3,6 +3,8 @@
  *
  * @module
  */
+import { mergeBitmap, operationsOf } from "../core/bitmaps.ts";
+import { asBlockError } from "../core/errors.ts";
 import type { BitmapInfo, BlockNode } from "../core/node.ts";
 import { CommandError, type Program } from "./program.ts";
 
@@ -16,7 +18,7 @@ export async function checkSourceBitmaps(
   }
   const { bitmaps } = await sources[0].info?.() ?? {};
   if (!bitmaps) throw new CommandError("Source lacks bitmap support");
-  const broken = bitmaps.find(isBroken);
+  const broken = bitmaps.findLast(isBroken);
   if (!broken || skipBroken) return;
   throw new CommandError(`Cannot copy inconsistent bitmap '${broken.name}'`, {
     hint: "Try --skip-broken-bitmaps, or use 'qemu-img bitmap --remove' to " +
@@ -28,31 +30,45 @@ function isBroken({ flags }: BitmapInfo): boolean {
   return flags.includes("in-use");
 }
 
-/** Tell which bitmaps were left out. */
-export async function warnOfSkippedBitmaps(
-  program: Program,
-  source: BlockNode,
-): Promise<void> {
-  const { bitmaps = [] } = await source.info?.() ?? {};
-  for (const { name } of bitmaps.filter(isBroken)) {
-    program.warn(`Skipping inconsistent bitmap '${name}'`);
-  }
+/** Refuse a target that cannot keep bitmaps. */
+export async function checkTargetBitmaps(target: BlockNode): Promise<void> {
+  if ((await target.info?.())?.bitmaps) return;
+  throw new CommandError(
+    `Format driver '${target.driver.name}' does not support bitmaps`,
+  );
 }
 
-/** Refuse to copy bitmaps, if there are any: nothing writes them yet. */
-export async function refuseBitmaps(
+/** Copy all bitmaps that can be relied upon, and tell which are left out. */
+export async function copyBitmaps(
+  program: Program,
   source: BlockNode,
   target: BlockNode,
 ): Promise<void> {
-  if (!(await target.info?.())?.bitmaps) {
+  const { bitmaps = [] } = await source.info?.() ?? {};
+  // QEMU begins with the last one.
+  for (const bitmap of bitmaps.toReversed()) {
+    if (isBroken(bitmap)) {
+      program.warn(`Skipping inconsistent bitmap '${bitmap.name}'`);
+    }
+  }
+  const operations = operationsOf(target);
+  const wanted = bitmaps.filter((bitmap) => !isBroken(bitmap));
+  const there = new Set((await operations.list()).map(({ name }) => name));
+  const conflict = wanted.findLast(({ name }) => there.has(name));
+  if (conflict) {
+    const { name } = conflict;
     throw new CommandError(
-      `Format driver '${target.driver.name}' does not support bitmaps`,
+      `Failed to create bitmap ${name}: Bitmap already exists: ${name}`,
     );
   }
-  const { bitmaps = [] } = await source.info?.() ?? {};
-  const copied = bitmaps.find((bitmap) => !isBroken(bitmap));
-  if (!copied) return;
-  throw new CommandError(
-    `Failed to create bitmap ${copied.name}: Writing bitmaps is not supported`,
-  );
+  for (const bitmap of wanted) {
+    const { name, granularity, flags } = bitmap;
+    const failed = (what: string) => (thrown: unknown) => {
+      throw asBlockError(thrown).prefixed(`Failed to ${what} bitmap ${name}: `);
+    };
+    await operations.add(name, { granularity, enabled: false })
+      .catch(failed("create"));
+    await mergeBitmap(target, name, source, name).catch(failed("populate"));
+    if (flags.includes("auto")) await operations.enable(name);
+  }
 }

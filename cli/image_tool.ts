@@ -25,6 +25,10 @@ const COMMANDS: { readonly [name: string]: Entry } = {
     summary: "Measure how fast an image answers requests",
     load: () => import("./commands/bench.ts"),
   },
+  bitmap: {
+    summary: "Change the bitmaps of an image, which record what is written",
+    load: () => import("./commands/bitmap.ts"),
+  },
   check: {
     summary: "Examine an image's own structures",
     load: () => import("./commands/check.ts"),

@@ -5,6 +5,7 @@
  */
 import "./disposal.ts";
 import { checkSignal } from "./abort.ts";
+import { ImageBitmaps } from "./bitmaps.ts";
 import { allocate, type IoVector, isExactSize, vectorLength } from "./bytes.ts";
 import {
   cannotWrite,
@@ -109,6 +110,7 @@ export class Image implements AsyncDisposable {
   /** Bytes moved through this handle. */
   readonly counters: ByteCounters = { read: 0, written: 0, discarded: 0 };
   #writethrough: boolean;
+  #bitmaps?: ImageBitmaps;
   /** What keeps the node open, and to itself. */
   readonly #root: Edge;
   readonly #gate: RequestGate;
@@ -472,6 +474,18 @@ export class Image implements AsyncDisposable {
     checkOptions("reopen", changes, REOPEN_OPTIONS);
     await this.#settled(() => reopenNode(this.node, changes));
     if (changes.cache) this.#writethrough = writesThrough(changes.cache);
+  }
+
+  /** Bitmaps that are kept in the image and record what is written. */
+  get bitmaps(): ImageBitmaps {
+    return this.#bitmaps ??= new ImageBitmaps(
+      this.node,
+      (act) =>
+        this.#settled(() => {
+          this.#checkOpen();
+          return act();
+        }),
+    );
   }
 
   /**

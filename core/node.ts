@@ -304,6 +304,67 @@ export interface BitmapInfo {
   flags: ("in-use" | "auto")[];
 }
 
+/** What to keep in mind when a bitmap is made. */
+export interface BitmapOptions {
+  /**
+   * Bytes of the disk that a bit stands for: a power of two from 512 to 2 GiB.
+   * Default: the format's choice.
+   */
+  granularity?: number;
+  /** Whether it records what is written from now on. Default: true. */
+  enabled?: boolean;
+}
+
+/** A range of a disk, in bytes. */
+export interface DirtyExtent {
+  /** Its first byte. */
+  offset: number;
+  /** How many there are. */
+  length: number;
+}
+
+/**
+ * Bitmaps that are kept in an image, and record which parts of the disk are
+ * written to, zeroed and discarded. An image that is closed properly stores
+ * them; one that is not says of those that have changed that they are in use.
+ *
+ * Those that find no bitmap of the name reject with ENOENT; those that use what
+ * one has recorded, with EINVAL if it is in use and so cannot be relied upon.
+ */
+export interface BitmapOperations {
+  /** All bitmaps. */
+  list(): Promise<BitmapInfo[]>;
+  /**
+   * Make a bitmap that has recorded nothing yet.
+   *
+   * @throws {BlockError} EINVAL if there is one of that name, or the format
+   * cannot keep it.
+   */
+  add(name: string, options?: BitmapOptions): Promise<void>;
+  /** Drop a bitmap, whatever its state. */
+  remove(name: string): Promise<void>;
+  /** Forget all that a bitmap has recorded. */
+  clear(name: string): Promise<void>;
+  /** Have a bitmap record from now on. */
+  enable(name: string): Promise<void>;
+  /** Have a bitmap record nothing any more; it keeps what it has recorded. */
+  disable(name: string): Promise<void>;
+  /**
+   * Record ranges in a bitmap, enabled or not, rounded to its granularity. They
+   * may be those of another bitmap of the same image.
+   */
+  merge(name: string, extents: AsyncIterable<DirtyExtent>): Promise<void>;
+  /**
+   * What a bitmap has recorded of a range, in order; neighbours are one extent.
+   * Requests may go on meanwhile, and be missed.
+   */
+  dirty(
+    name: string,
+    offset: number,
+    length: number,
+  ): AsyncIterable<DirtyExtent>;
+}
+
 /** A snapshot within an image. */
 export interface Snapshot {
   /** A number as text, unique in the image. */
@@ -371,6 +432,8 @@ export interface ImageOperations {
    * then reads as its backing file, or as zeroes without one.
    */
   makeEmpty?(): Promise<void>;
+  /** Bitmaps that are kept in the image. */
+  readonly bitmaps?: BitmapOperations;
 }
 
 /** VM state, which is no part of the disk. Offsets are from its start. */

@@ -94,6 +94,8 @@ export class FaultDisk {
   readonly snapshots = new Map<string, Content>();
   /** Names of snapshots that may be there or not. */
   readonly #uncertain = new Set<string>();
+  /** What the disk may have held when each bitmap began to record. */
+  readonly #begun = new Map<string, Content[]>();
   failures = 0;
 
   constructor(image: Image, content: Content) {
@@ -143,9 +145,10 @@ export class FaultDisk {
   }
 
   async resize(size: number): Promise<void> {
-    const next = new Uint8Array(size);
-    next.set(this.#current.subarray(0, size));
-    await this.#step(next, () => this.image.resize(size));
+    await this.#step(
+      withSize(this.#current, size),
+      () => this.image.resize(size),
+    );
   }
 
   async flush(): Promise<void> {
@@ -187,6 +190,35 @@ export class FaultDisk {
     );
   }
 
+  /** Make a bitmap. */
+  async addBitmap(name: string, granularity: number): Promise<void> {
+    this.#noteBegin(name);
+    await this.#step(
+      this.#current,
+      () => this.image.bitmaps.add(name, { granularity }),
+    );
+  }
+
+  /** Have a bitmap begin anew. */
+  async clearBitmap(name: string): Promise<void> {
+    this.#noteBegin(name);
+    await this.#step(this.#current, () => this.image.bitmaps.clear(name));
+  }
+
+  async removeBitmap(name: string): Promise<void> {
+    await this.#step(this.#current, () => this.image.bitmaps.remove(name));
+  }
+
+  /** Store bitmaps, and read everything anew. */
+  async invalidate(): Promise<void> {
+    await this.#step(this.#current, () => this.image.node.invalidate!());
+  }
+
+  #noteBegin(name: string): void {
+    const known = this.#begun.get(name) ?? [];
+    this.#begun.set(name, [...known, this.#current]);
+  }
+
   /** Close; what was not flushed may be lost if that fails. */
   async close(): Promise<void> {
     const isDone = await attempt(() => this.image.close());
@@ -222,7 +254,9 @@ export class FaultDisk {
       [0, 0],
       lines.filter((line) => !line.startsWith("Leaked")).join("\n"),
     );
-    this.#checkContent(await image.read(0, image.size));
+    const content = await image.read(0, image.size);
+    this.#checkContent(content);
+    await this.#checkBitmaps(image, content);
     const listed = await image.node.snapshots!.list();
     for (const { name } of listed) {
       assert(
@@ -236,6 +270,32 @@ export class FaultDisk {
       assertEquals(firstDifference(read, [content]), -1, `snapshot '${name}'`);
     }
     await image.close();
+  }
+
+  /** Those that are not in use have recorded all that was written. */
+  async #checkBitmaps(image: Image, content: Content): Promise<void> {
+    for (const { name, flags } of await image.bitmaps.list()) {
+      const begun = this.#begun.get(name);
+      assert(begun, `there is a bitmap '${name}'`);
+      if (flags.includes("in-use")) continue;
+      const dirty = await Array.fromAsync(image.bitmaps.dirty(name));
+      const hasAll = begun.some((begin) => {
+        const rest = withSize(begin, content.length);
+        for (const { offset, length } of dirty) {
+          rest.set(content.subarray(offset, offset + length), offset);
+        }
+        return isEqual(rest, content);
+      });
+      const gaps = begun.map((begin) => {
+        const rest = withSize(begin, content.length);
+        for (const { offset, length } of dirty) {
+          rest.set(content.subarray(offset, offset + length), offset);
+        }
+        return firstDifference(rest, [content]);
+      });
+      const text = `${JSON.stringify(dirty)} and lacks ${gaps.join(" or ")}`;
+      assert(hasAll, `bitmap '${name}' has ${text}`);
+    }
   }
 
   #checkContent(read: Content): void {
@@ -313,6 +373,12 @@ async function attempt(run: () => Promise<void>): Promise<boolean> {
     ) throw cause;
     return false;
   }
+}
+
+function withSize(content: Content, size: number): Uint8Array<ArrayBuffer> {
+  const next = new Uint8Array(size);
+  next.set(content.subarray(0, size));
+  return next;
 }
 
 function withBytes(

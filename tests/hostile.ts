@@ -335,6 +335,26 @@ export const OPERATIONS: { readonly [name: string]: Operation } = {
       await readPadded(node, 0, [new Uint8Array(Math.min(4096, node.size))]);
     }
   }),
+  bitmaps: reading(async (node) => {
+    const { list, dirty } = node.image!.bitmaps!;
+    for (const { name, flags } of (await list()).slice(0, 20)) {
+      if (flags.includes("in-use")) continue;
+      let left = MOST_EXTENTS;
+      for await (const _ of dirty(name, 0, node.size)) if (--left === 0) break;
+    }
+  }),
+  "bitmap --add": writing((node) => node.image!.bitmaps!.add("new")),
+  "bitmap --clear": writing((node) => eachBitmap(node, "clear")),
+  "bitmap --disable": writing((node) => eachBitmap(node, "disable")),
+  "bitmap --remove": writing((node) => eachBitmap(node, "remove")),
+  "bitmap --merge": writing(async (node) => {
+    const { list, add, merge, dirty } = node.image!.bitmaps!;
+    if (node.size > 2 ** 40) return;
+    await add("new", { granularity: 2 ** 20 });
+    for (const { name } of (await list()).slice(0, 20)) {
+      await merge("new", dirty(name, 0, node.size));
+    }
+  }),
   reload: writing((node) => node.invalidate!()),
 };
 
@@ -344,6 +364,15 @@ async function eachSnapshot(
 ): Promise<void> {
   for (const { id } of (await node.snapshots!.list()).slice(0, 20)) {
     await node.snapshots![verb](id);
+  }
+}
+
+async function eachBitmap(
+  node: BlockNode,
+  verb: "clear" | "disable" | "remove",
+): Promise<void> {
+  for (const { name } of (await node.image!.bitmaps!.list()).slice(0, 20)) {
+    await node.image!.bitmaps![verb](name);
   }
 }
 

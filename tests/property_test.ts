@@ -19,6 +19,7 @@ import {
   type OpenOptions,
   type StackObject,
 } from "../mod.ts";
+import { BitmapModel } from "./bitmap_model.ts";
 import { DelayNode, Scheduler } from "./delay.ts";
 import {
   DiskModel,
@@ -80,6 +81,8 @@ class Subject {
   #model = new DiskModel(0);
   /** What the top image's snapshots hold, by id. */
   #snapshots = new Map<string, Uint8Array>();
+  /** The top image's bitmaps. */
+  #bitmaps: BitmapModel[] = [];
   #isLazy = false;
   #refcountBits = 16;
   #step = 0;
@@ -198,7 +201,19 @@ class Subject {
     this.#layers.push(layer);
     this.#snapshots.clear();
     this.#model.resize(size);
+    this.#bitmaps = [];
     await this.#open();
+    if (format === "qcow2" && version === 3 && random.oneIn(3)) {
+      await this.#addBitmap("first");
+      if (random.oneIn(2)) await this.#addBitmap("second");
+    }
+  }
+
+  async #addBitmap(name: string): Promise<void> {
+    const granularity = 2 ** (9 + this.#random.below(12));
+    await this.#image.bitmaps.add(name, { granularity });
+    const model = new BitmapModel(name, granularity, this.#model.size);
+    this.#bitmaps.push(model);
   }
 
   /** From a few to a few thousand clusters, and a bit. */
@@ -253,6 +268,7 @@ class Subject {
     if (random.oneIn(25)) return await this.#resize();
     if (random.oneIn(20)) return await this.#snapshot();
     if (random.oneIn(30)) return await this.#lookAfter();
+    if (random.oneIn(20)) return await this.#changeBitmaps();
     if (random.oneIn(40)) {
       await this.#close();
       return await this.#open();
@@ -312,6 +328,9 @@ class Subject {
     const random = this.#random;
     const image = this.#image;
     const kind = random.below(20);
+    // Whether it succeeds or not.
+    const writes = kind < 8 || kind >= 12 && kind < 15;
+    if (writes) this.#noteWrite(offset, length);
     if (kind < 8) {
       const bytes = random.bytes(length);
       const iov = random.oneIn(3) ? this.#cut(bytes) : [bytes];
@@ -350,8 +369,13 @@ class Subject {
   async #discard(offset: number, length: number): Promise<Effect | undefined> {
     const { format, clusterSize, version } =
       this.#layers[this.#layers.length - 1];
-    await this.#image.discard(offset, length);
+    const { isEncrypted } = this.#layers[this.#layers.length - 1];
+    // Sectors are encrypted whole: those that it covers in part are left out.
+    const first = isEncrypted ? Math.ceil(offset / 512) * 512 : offset;
     let end = offset + length;
+    const last = isEncrypted ? end - end % 512 : end;
+    this.#noteWrite(first, Math.max(0, last - first));
+    await this.#image.discard(offset, length);
     if (format === "qcow2") {
       if (version === 2 && this.#layers.length > 1) return undefined;
       offset = Math.ceil(offset / clusterSize) * clusterSize;
@@ -376,6 +400,7 @@ class Subject {
     const bytes = random.oneIn(4)
       ? random.bytes(length)
       : random.dullBytes(length);
+    this.#noteWrite(offset, length);
     try {
       await this.#image.node.writeCompressed!(offset, [bytes]);
     } catch (error) {
@@ -407,6 +432,42 @@ class Subject {
       throw error;
     }
     this.#model.resize(size);
+    for (const bitmap of this.#bitmaps) bitmap.resize(size);
+  }
+
+  #noteWrite(offset: number, length: number): void {
+    for (const bitmap of this.#bitmaps) bitmap.write(offset, length);
+  }
+
+  /** Do to a bitmap what its user can. */
+  async #changeBitmaps(): Promise<void> {
+    const random = this.#random;
+    const { bitmaps } = this.#image;
+    if (this.#bitmaps.length === 0) return;
+    const bitmap = random.pick(this.#bitmaps);
+    const { name } = bitmap;
+    switch (random.below(5)) {
+      case 0:
+        bitmap.clear();
+        return await bitmaps.clear(name);
+      case 1:
+        bitmap.isEnabled = false;
+        return await bitmaps.disable(name);
+      case 2:
+        bitmap.isEnabled = true;
+        return await bitmaps.enable(name);
+      case 3: {
+        const other = random.pick(this.#bitmaps);
+        for (const { offset, length } of other.extents()) {
+          bitmap.mark(offset, length);
+        }
+        return await bitmaps.merge(name, other.name);
+      }
+      case 4:
+        this.#bitmaps.splice(this.#bitmaps.indexOf(bitmap), 1);
+        await bitmaps.remove(name);
+        return await this.#addBitmap(name);
+    }
   }
 
   /** Check the image, or read its tables anew: that must change nothing. */
@@ -458,6 +519,7 @@ class Subject {
           isError(error, "ENOTSUP")
         ) return;
         if (this.#isOverflow(error)) return;
+        if (this.#bitmaps.length > 0 && isError(error, "EBUSY")) return;
         throw error;
       }
       this.#model.bytes = bytes.slice();
@@ -490,6 +552,7 @@ class Subject {
   async #verify(): Promise<void> {
     const { size } = this.#model;
     this.#model.check(0, await this.#image.read(0, size), "of the whole disk");
+    for (const bitmap of this.#bitmaps) await bitmap.check(this.#image);
   }
 
   async #fullCheck(): Promise<void> {

@@ -13,8 +13,8 @@ import { nestOptions, type OptionValues } from "../../core/options.ts";
 import { getFormat } from "../../core/registry.ts";
 import {
   checkSourceBitmaps,
-  refuseBitmaps,
-  warnOfSkippedBitmaps,
+  checkTargetBitmaps,
+  copyBitmaps,
 } from "../bitmaps.ts";
 import type { Command } from "../command.ts";
 import {
@@ -166,7 +166,7 @@ class Conversion {
       await checkSourceBitmaps(wish.skipBrokenBitmaps, sources);
     }
     await this.#withTarget(created, async (node, facts) => {
-      if (wish.bitmaps) await refuseBitmaps(sources[0], node);
+      if (wish.bitmaps) await checkTargetBitmaps(node);
       await convert(sources, node, {
         ...this.#options,
         ...facts,
@@ -175,7 +175,7 @@ class Conversion {
         progressBy: this.#progress.isShown || wish.salvage ? "data" : "disk",
         progress: (done, total) => this.#progress.update(done, total),
       });
-      if (wish.bitmaps) await warnOfSkippedBitmaps(this.#program, sources[0]);
+      if (wish.bitmaps) await copyBitmaps(this.#program, sources[0], node);
     });
     this.#progress.complete();
     return 0;
@@ -206,7 +206,7 @@ class Conversion {
     const stack = { ...keyOptions(created), driver: targetFormat, file };
     const node = await openNode(stack, { secrets: this.#program.secrets });
     await usingNodes([node], async () => {
-      if (bitmaps) await refuseBitmaps(this.#sources[0], node);
+      if (bitmaps) await checkTargetBitmaps(node);
       if (compressed) await copyTargetOptions(node, { compressed });
     });
   }

@@ -106,6 +106,8 @@ const ACTIONS = {
       await snapshots.apply(name);
     } catch (thrown) {
       const { code, message } = asBlockError(thrown);
+      // That bitmaps do not permit it is found out before one is looked for.
+      if (code === "EBUSY") throw failed("apply", name, message);
       const why = strerror(code);
       // That there is none has no further cause.
       const isPlain = message === why || code === "ENOENT";

@@ -245,6 +245,8 @@ async function downgrade(
     autoclear: { high: 0, low: 0 },
     compressionType: "zlib",
   });
+  // It cannot keep any. Their clusters leak, as in QEMU.
+  state.forgetBitmaps();
 }
 
 function failed(what: string, thrown: unknown): BlockError {

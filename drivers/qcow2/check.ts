@@ -7,7 +7,7 @@
  */
 import { asBlockError, BlockError, reasonOf } from "../../core/errors.ts";
 import type { CheckOptions, CheckResult } from "../../core/node.ts";
-import { countBitmaps } from "./check_bitmaps.ts";
+import { countBitmaps } from "./bitmaps/check.ts";
 import { checkCopiedFlags } from "./check_copied.ts";
 import { compareRefcounts, countRefcountBlocks } from "./check_refcounts.ts";
 import { CheckGivenUp, CheckRun, type CheckTarget } from "./check_run.ts";
@@ -212,7 +212,7 @@ async function countReferences(
     const { offset, length } = header.encryptionHeader;
     run.count(offset, length);
   }
-  await countBitmaps(run);
+  await countBitmaps(run, repair);
   return await countRefcountBlocks(run, repair);
 }
 

@@ -11,9 +11,8 @@ import { AMEND_OPTIONS } from "./amend_options.ts";
 import { CacheCleaner } from "./cache_cleaner.ts";
 import { CREATE_OPTIONS } from "./create_options.ts";
 import { openEncryption } from "./encryption.ts";
-import { dropClaims } from "./first_change.ts";
 import { Autoclear, Incompatible } from "./format.ts";
-import { type Header, probe, readHeader } from "./header.ts";
+import { hasBitmaps, type Header, probe, readHeader } from "./header.ts";
 import { Qcow2Node } from "./node.ts";
 import {
   behaviourOf,
@@ -115,7 +114,8 @@ async function open(
   );
   if (!readOnly && purpose === "io") {
     await node.prepareForWriting();
-    state.beforeChange(() => dropClaims(state));
+    // Now, since one that cannot be read cannot be kept true either.
+    if (hasBitmaps(state.header)) await state.loadBitmaps();
   }
   return node;
 }

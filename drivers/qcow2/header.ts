@@ -13,6 +13,7 @@ import {
 import { BlockError, invalid } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
 import {
+  Autoclear,
   Crypt,
   ENTRY_SIZE,
   Incompatible,
@@ -69,6 +70,11 @@ export interface Header extends ExtensionFields {
   compressionType: "zlib" | "zstd";
   /** Header fields past the known ones, kept. */
   unknownFields: Uint8Array;
+}
+
+/** Whether there are bitmaps that have been kept true. */
+export function hasBitmaps({ bitmaps, autoclear }: Header): boolean {
+  return bitmaps !== undefined && (autoclear.low & Autoclear.BITMAPS) !== 0;
 }
 
 /** How far to trust a header. */

@@ -61,6 +61,11 @@ interface Warned {
   warn(message: string): void;
 }
 
+/** Bitmaps that an image can have. */
+export const MAX_BITMAPS = 65535;
+/** Bytes of the bitmap directory at most. */
+export const MAX_DIRECTORY_BYTES = 1024 * MAX_BITMAPS;
+
 /** A header has room for a quarter of a million extensions without data. */
 const NO_DATA = new Uint8Array();
 
@@ -175,9 +180,9 @@ function parseBitmaps(
   const count = view.getUint32(0);
   const directorySize = readUint64(view, 8);
   const directoryOffset = readUint64(view, 16);
-  if (count > 65535) {
+  if (count > MAX_BITMAPS) {
     throw invalid(
-      `bitmaps_ext: Image has ${count} bitmaps, exceeding the QEMU supported maximum of 65535`,
+      `bitmaps_ext: Image has ${count} bitmaps, exceeding the QEMU supported maximum of ${MAX_BITMAPS}`,
     );
   }
   if (count === 0) {
@@ -186,9 +191,9 @@ function parseBitmaps(
   if (directoryOffset % 2 ** header.clusterBits !== 0) {
     throw invalid("bitmaps_ext: invalid bitmap directory offset");
   }
-  if (directorySize > 1024 * 65535) {
+  if (directorySize > MAX_DIRECTORY_BYTES) {
     throw invalid(
-      `bitmaps_ext: bitmap directory size (${directorySize}) exceeds the maximum supported size (67107840)`,
+      `bitmaps_ext: bitmap directory size (${directorySize}) exceeds the maximum supported size (${MAX_DIRECTORY_BYTES})`,
     );
   }
   return { count, directorySize, directoryOffset };

@@ -10,7 +10,7 @@ import { chainStatus } from "../../core/extents.ts";
 import type { BitmapInfo, BlockNode } from "../../core/node.ts";
 import { notAmong, type OptionValues } from "../../core/options.ts";
 import { shortened, valueText } from "../../core/values.ts";
-import { bitmapEntryLength } from "./bitmap_directory.ts";
+import { bitmapClusters, bitmapEntryLength } from "./bitmaps/directory.ts";
 import {
   clusterBitsOf,
   estimateFileSize,
@@ -136,8 +136,7 @@ function bitmapBytes(
   let bytes = 0;
   let directory = 0;
   for (const { name, granularity } of bitmaps) {
-    const bits = Math.ceil(diskSize / granularity);
-    const clusters = Math.ceil(bits / 8 / clusterSize);
+    const clusters = bitmapClusters(diskSize, granularity, clusterSize);
     bytes += clusters * clusterSize;
     bytes += roundUp(clusters * ENTRY_SIZE, clusterSize);
     directory += bitmapEntryLength(new TextEncoder().encode(name).length);

@@ -38,9 +38,10 @@ import type {
   ZeroFlags,
 } from "../../core/node.ts";
 import type { OptionValues } from "../../core/options.ts";
+import { bitmapOperations } from "./bitmaps/operations.ts";
 import type { CacheCleaner } from "./cache_cleaner.ts";
 import { Autoclear, Compatible, Crypt, Incompatible } from "./format.ts";
-import type { Header } from "./header.ts";
+import { hasBitmaps, type Header } from "./header.ts";
 import { listSnapshots, vmStateOffset } from "./snapshot_list.ts";
 import type { Qcow2State } from "./state.ts";
 import type { TableCache } from "./table_cache.ts";
@@ -56,9 +57,6 @@ function once<T>(load: () => Promise<T>): () => Promise<T> {
 
 const loadUnmap = once(() => import("./unmap.ts"));
 const loadWriteCompressed = once(() => import("./write_compressed.ts"));
-
-/** Autoclear features that repairs leave right. */
-const KEPT_FEATURES = Autoclear.BITMAPS | Autoclear.RAW_EXTERNAL_DATA;
 
 /** What a node does over that its opening did first. */
 export interface Again {
@@ -81,15 +79,7 @@ export class Qcow2Node implements BlockNode {
   /** Bytes of the file before anything was written to it. */
   readonly #sizeAtOpen: number;
 
-  readonly image: ImageOperations = {
-    check: async (options) => {
-      using _ = await this.#state.operations.exclude();
-      return await this.#check(options);
-    },
-    amend: (options, how) => this.#amend(options, how),
-    changeBacking: (name, format) => this.#changeBacking(name, format),
-    makeEmpty: () => this.#makeEmpty(),
-  };
+  readonly image: ImageOperations;
   readonly vmState: VmStateOperations = {
     save: (offset, iov) => this.#saveVmState(offset, iov),
     load: (offset, iov) => this.#loadVmState(offset, iov),
@@ -108,6 +98,16 @@ export class Qcow2Node implements BlockNode {
     this.#cleaner = cleaner;
     this.#sizeAtOpen = state.file.size;
     this.#again = again;
+    this.image = {
+      check: async (options) => {
+        using _ = await this.#state.operations.exclude();
+        return await this.#check(options);
+      },
+      amend: (options, how) => this.#amend(options, how),
+      changeBacking: (name, format) => this.#changeBacking(name, format),
+      makeEmpty: () => this.#makeEmpty(),
+      bitmaps: bitmapOperations(state),
+    };
     if (state.dataFile.copyFrom) this.copyFrom = this.#copyFrom;
     const { clusterSize, l2 } = state.geometry;
     this.limits = {
@@ -189,6 +189,8 @@ export class Qcow2Node implements BlockNode {
       ? await lockUnlessAborted(share, flags?.signal)
       : share;
     try {
+      const marked = this.#state.recorder?.mark(offset, vectorLength(iov));
+      if (marked) await marked;
       await this.#state.access.writev(offset, iov, flags);
     } finally {
       held[Symbol.dispose]();
@@ -207,6 +209,7 @@ export class Qcow2Node implements BlockNode {
   ): Promise<void> {
     if (!this.#state.dataFile.copyFrom) throw new BlockError("ENOTSUP");
     using _ = await this.#begin(offset, length);
+    await this.#state.recorder?.mark(offset, length);
     const payload = { source, offset: sourceOffset, length };
     await this.#state.access.writev(offset, payload);
   }
@@ -219,6 +222,7 @@ export class Qcow2Node implements BlockNode {
     {
       const share = this.#begin(offset, length);
       using _ = await lockUnlessAborted(share, flags?.signal);
+      await this.#state.recorder?.mark(offset, length);
       const { zeroGuest } = await loadUnmap();
       await zeroGuest(this.#state, offset, length, flags);
     }
@@ -232,6 +236,7 @@ export class Qcow2Node implements BlockNode {
   ): Promise<void> {
     const share = this.#begin(offset, length);
     using _ = await lockUnlessAborted(share, flags?.signal);
+    await this.#state.recorder?.mark(offset, length);
     const { discardGuest } = await loadUnmap();
     await discardGuest(this.#state, offset, length);
   }
@@ -241,8 +246,10 @@ export class Qcow2Node implements BlockNode {
     iov: IoVector,
     options?: CompressOptions,
   ): Promise<void> {
-    const share = this.#begin(offset, vectorLength(iov));
+    const length = vectorLength(iov);
+    const share = this.#begin(offset, length);
     using _ = await lockUnlessAborted(share, options?.signal);
+    await this.#state.recorder?.mark(offset, length);
     const { writeCompressedGuest } = await loadWriteCompressed();
     await writeCompressedGuest(this.#state, offset, iov, options);
   }
@@ -294,12 +301,12 @@ export class Qcow2Node implements BlockNode {
   async #bitmaps(
     tell: (fault: string) => void,
   ): Promise<BitmapInfo[] | undefined> {
-    const { file, header, geometry } = this.#state;
+    const { bitmaps, header } = this.#state;
     if (header.version < 3) return undefined;
-    if (!header.bitmaps) return [];
-    const { listBitmaps } = await import("./bitmap_directory.ts");
+    if (bitmaps) return bitmaps.list();
+    if (!hasBitmaps(header)) return [];
     try {
-      return await listBitmaps(file, header.bitmaps, geometry, header.size);
+      return await listBitmaps(this.#state);
     } catch (error) {
       // All else that there is to be known is sound.
       tell(asBlockError(error).message);
@@ -361,7 +368,9 @@ export class Qcow2Node implements BlockNode {
     using _ = await state.operations.exclude();
     using _lock = await state.metadata.lock();
     if (!state.readOnly) await state.flushCaches();
+    await state.bitmaps?.store();
     await this.#again.reread();
+    await this.#reloadBitmaps();
   }
 
   async reopen(options: OptionValues): Promise<void> {
@@ -379,10 +388,7 @@ export class Qcow2Node implements BlockNode {
     if (!state.readOnly) await state.flushCaches();
     const { checkImage } = await import("./check.ts");
     if (!options?.repair) return await checkImage(state, options ?? {});
-    // What nothing is wrong with is left as it is.
-    const pending = state.beforeChange(() =>
-      state.clearFeatures(KEPT_FEATURES)
-    );
+    await state.bitmaps?.store();
     let result: CheckResult;
     try {
       result = await checkImage(state, options);
@@ -390,11 +396,18 @@ export class Qcow2Node implements BlockNode {
       // However far it came, tables in memory are not those of the file.
       await state.reload().catch(() => state.abandon());
       throw error;
-    } finally {
-      state.beforeChange(pending);
     }
     await state.reload();
+    await this.#reloadBitmaps();
     return result;
+  }
+
+  /** Another one may have changed what the file says of bitmaps. */
+  async #reloadBitmaps(): Promise<void> {
+    const state = this.#state;
+    if (!state.bitmaps) return;
+    state.forgetBitmaps();
+    await state.loadBitmaps();
   }
 
   async #makeEmpty(): Promise<void> {
@@ -433,13 +446,27 @@ export class Qcow2Node implements BlockNode {
         using _lock = await state.metadata.lock();
         await state.flushCaches().catch((error) => this.#explain(error));
         if (!state.unusable) {
+          const lost = await this.#storeBitmaps();
           await state.markClean();
           await this.#endWhole();
+          if (lost) throw lost;
         }
       }
     } finally {
       this.#cleaner.stop();
       state.compressed.close();
+    }
+  }
+
+  /** Answers why bitmaps could not be stored; those that changed are lost. */
+  async #storeBitmaps(): Promise<BlockError | undefined> {
+    try {
+      await this.#state.bitmaps?.store();
+    } catch (error) {
+      return asBlockError(error).prefixed(
+        "Lost persistent bitmaps during inactivation of node " +
+          `'${this.filename}': `,
+      );
     }
   }
 
@@ -476,6 +503,22 @@ export class Qcow2Node implements BlockNode {
     const { code } = asBlockError(error);
     throw new BlockError(code, failures.join("\n"), { cause: error });
   }
+}
+
+/** The bitmaps of an image of which none has been used. */
+async function listBitmaps(
+  { file, header, geometry }: Qcow2State,
+): Promise<BitmapInfo[]> {
+  const { describeBitmap, readBitmapDirectory } = await import(
+    "./bitmaps/directory.ts"
+  );
+  const directory = await readBitmapDirectory(
+    file,
+    header.bitmaps!,
+    geometry,
+    header.size,
+  );
+  return directory.map(describeBitmap);
 }
 
 /** What only this format has, in the names of QEMU's `ImageInfoSpecificQCow2`. */

@@ -34,16 +34,25 @@ export async function resize(
       "Can't resize a v2 image which has snapshots",
     );
   }
-  if (size < header.size) {
-    if (preallocation !== "off") {
-      throw new BlockError(
-        "EINVAL",
-        "Preallocation can't be used for shrinking an image",
-      );
-    }
-    await shrink(state, size);
-  } else if (size > header.size) {
-    await grow(state, size, preallocation);
+  if (size < header.size && preallocation !== "off") {
+    throw new BlockError(
+      "EINVAL",
+      "Preallocation can't be used for shrinking an image",
+    );
+  }
+  if (size === header.size) return;
+  const { bitmaps } = state;
+  bitmaps?.checkResize(size);
+  await bitmaps?.prepareResize();
+  const oldSize = header.size;
+  try {
+    if (size < oldSize) await shrink(state, size);
+    else await grow(state, size, preallocation);
+  } finally {
+    await bitmaps?.resize(header.size);
+    // What was to be cut off may be gone, and the end is where it was.
+    const lost = header.size - size;
+    if (lost > 0) await bitmaps?.mark(size, lost);
   }
 }
 

@@ -13,6 +13,7 @@ import { allocate, padded, roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { asBlockError, BlockError, reasonOf } from "../../core/errors.ts";
 import type { Snapshot, SnapshotRequest } from "../../core/node.ts";
 import { ENTRY_SIZE, MAX_SNAPSHOTS, NO_ICOUNT, viewOf } from "./format.ts";
+import { hasBitmaps } from "./header.ts";
 import {
   clearCopied,
   clearCopiedFlags,
@@ -113,6 +114,10 @@ export async function applySnapshot(
   idOrName: string,
 ): Promise<void> {
   if (state.hasDataFile) throw new BlockError("ENOTSUP");
+  if (hasBitmaps(state.header) || state.bitmaps?.count) {
+    // Nobody knows in what the disk differs from what it was.
+    throw new BlockError("EBUSY", "Device has active dirty bitmaps");
+  }
   const entry = find(state, idOrName);
   const l1 = await readSnapshotL1(state.file, state.geometry, entry);
   await state.changeAsOne(async (undo) => {

@@ -19,9 +19,10 @@ import type { Encryption } from "../../core/encryption.ts";
 import { Mutex, SharedLock } from "../../core/lock.ts";
 import type { BlockNode } from "../../core/node.ts";
 import type { Behaviour } from "./behaviour.ts";
+import type { Bitmaps, BitmapsHost } from "./bitmaps/bitmaps.ts";
 import { ClusterMap, type ClusterMapHost } from "./cluster_map.ts";
 import { CompressedClusters, type CompressionHost } from "./compression.ts";
-import { type ClaimsHost, watchChanges } from "./first_change.ts";
+import { keptFeatures, losesFeatures, watchChanges } from "./first_change.ts";
 import { Autoclear, Incompatible } from "./format.ts";
 import { Geometry } from "./geometry.ts";
 import { GuestMap, type GuestMapHost } from "./guest_map.ts";
@@ -47,7 +48,7 @@ export type UndoSteps = (() => Promise<unknown>)[];
 export class Qcow2State
   implements
     AccessHost,
-    ClaimsHost,
+    BitmapsHost,
     ClusterMapHost,
     CompressionHost,
     GuestMapHost,
@@ -83,6 +84,10 @@ export class Qcow2State
   backing?: BlockNode;
   /** What guest data is encrypted with in the file, if it is. */
   encryption?: Encryption;
+  /** Bitmaps that are kept in the image; absent until they are needed. */
+  bitmaps?: Bitmaps;
+  /** Who is to be told of guest writes before they are made, if anybody. */
+  recorder?: Pick<Bitmaps, "mark">;
   /** The snapshot table, and the bytes it takes in the file. */
   snapshots: SnapshotEntry[] = [];
   snapshotTableLength = 0;
@@ -90,8 +95,8 @@ export class Qcow2State
   readonly #watches: boolean;
   #corruptionSeen = false;
   #unusable = false;
-  #beforeChange?: () => Promise<void>;
-  #preparing?: Promise<void>;
+  #clearing?: Promise<void>;
+  #loadingBitmaps?: Promise<Bitmaps>;
   /** Something was begun, and neither done nor undone. */
   #needsRepair = false;
   /** The dirty bit is set for the sake of a change alone. */
@@ -106,8 +111,7 @@ export class Qcow2State
     behaviour: Behaviour,
     dataFile?: BlockNode,
   ) {
-    const { high, low } = header.autoclear;
-    this.#watches = !readOnly && (high | low) !== 0;
+    this.#watches = !readOnly && losesFeatures(header);
     this.plainFile = file;
     this.file = this.#watched(file);
     this.hasDataFile = dataFile !== undefined;
@@ -283,39 +287,44 @@ export class Qcow2State
   }
 
   /**
-   * Have something done before the image changes for the first time. What
-   * fails is tried again before the next change.
-   *
-   * @returns what was to be done until now, and was not.
+   * To be waited for before anything in the file changes: features that do not
+   * stay true then must be gone from the header, durably.
    */
-  beforeChange(
-    act: (() => Promise<void>) | undefined,
-  ): (() => Promise<void>) | undefined {
-    const before = this.#beforeChange;
-    this.#beforeChange = act;
-    return before;
-  }
-
-  /** To be waited for before anything in the file changes. */
   prepareChange(): void | Promise<void> {
-    return this.#beforeChange && this.#prepareFirstChange();
-  }
-
-  async #prepareFirstChange(): Promise<void> {
-    try {
-      await (this.#preparing ??= this.#beforeChange!());
-      this.#beforeChange = undefined;
-    } finally {
-      this.#preparing = undefined;
+    if (this.#clearing || losesFeatures(this.header)) {
+      return this.#clearFeatures();
     }
   }
 
-  /** Clear autoclear features that are not among `kept`. */
-  async clearFeatures(kept: number): Promise<void> {
-    const { high, low } = this.header.autoclear;
-    const autoclear = { high: 0, low: low & kept };
-    if (high === 0 && low === autoclear.low) return;
-    await this.#changeHeader({ autoclear }, this.plainFile);
+  async #clearFeatures(): Promise<void> {
+    const autoclear = keptFeatures(this.header);
+    try {
+      await (this.#clearing ??= this.#changeHeader(
+        { autoclear },
+        this.plainFile,
+      ));
+    } finally {
+      this.#clearing = undefined;
+    }
+  }
+
+  /** The bitmaps of the image, which are read at first. */
+  async loadBitmaps(): Promise<Bitmaps> {
+    const load = async () => {
+      const { Bitmaps } = await import("./bitmaps/bitmaps.ts");
+      return this.bitmaps = await Bitmaps.load(this);
+    };
+    try {
+      return this.bitmaps ?? await (this.#loadingBitmaps ??= load());
+    } finally {
+      this.#loadingBitmaps = undefined;
+    }
+  }
+
+  /** What is known of bitmaps does not hold any more. */
+  forgetBitmaps(): void {
+    this.bitmaps = undefined;
+    this.recorder = undefined;
   }
 
   /** Write the marks in the header as they are now and make them durable. */

@@ -26,6 +26,12 @@ const NAMES: { readonly [command: string]: { [letter: string]: string } } = {
     U: "force-share",
     w: "write",
   },
+  bitmap: {
+    b: "source-file",
+    f: "format",
+    F: "source-format",
+    g: "granularity",
+  },
   check: {
     f: "format",
     q: "quiet",

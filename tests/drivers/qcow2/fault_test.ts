@@ -149,11 +149,36 @@ const amending: Workload = {
   },
 };
 
+/** Bitmaps record, are changed and stored. */
+const bitmaps: Workload = {
+  options: { cluster_size: 512 },
+  size: 96 * KIB,
+  async run(disk) {
+    await disk.addBitmap("fine", 512);
+    await disk.write(1000, pattern(1, 5000));
+    await disk.addBitmap("coarse", 4096);
+    await disk.zero(30 * KIB, 3 * KIB, true);
+    // Stored here, and marked as in use by the next write.
+    await disk.invalidate();
+    await disk.write(50 * KIB, pattern(2, 3000));
+    await disk.resize(200 * KIB);
+    await disk.write(190 * KIB, pattern(3, 3000));
+    await disk.clearBitmap("fine");
+    await disk.write(20 * KIB, pattern(4, 600));
+    await disk.invalidate();
+    await disk.discard(20 * KIB, 512);
+    await disk.resize(100 * KIB);
+    await disk.removeBitmap("coarse");
+    await disk.write(99 * KIB, pattern(5, 1024));
+  },
+};
+
 const WORKLOADS: { readonly [name: string]: Workload } = {
   mixed,
   growing,
   lazy,
   amending,
+  bitmaps,
 };
 
 /** A new image, and how to open it with failing requests. */

@@ -1,0 +1,220 @@
+/**
+ * The bitmaps of an image: the handle through which its user reaches them.
+ *
+ * @module
+ */
+import { cannotWrite, checkOptions } from "./checks.ts";
+import { BlockError, invalid } from "./errors.ts";
+import type {
+  BitmapInfo,
+  BitmapOperations,
+  BitmapOptions,
+  BlockNode,
+  DirtyExtent,
+} from "./node.ts";
+import { valueText } from "./values.ts";
+
+/**
+ * Bitmaps that are kept in an image, and record which parts of its disk were
+ * written to: what has to be copied to bring a backup up to date.
+ *
+ * Each is known by its name. While it is enabled it records what is written,
+ * zeroed and discarded, in units of its granularity. It is stored when the image
+ * is closed; if the program ends before, the image says of those that have
+ * changed that they are in use, and all that can be done with them is to remove
+ * them.
+ *
+ * Every method rejects with ENOTSUP if the format keeps no bitmaps; those that
+ * change one, with EACCES if the image is open to be read only; those that name
+ * one, with ENOENT if it is not there; those that use what it has recorded, with
+ * EINVAL if it is in use.
+ *
+ * @example What was written since a bitmap was made
+ * ```ts
+ * import { createImage, MemoryStore, openImage } from "@bdrv/bdrv";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const file = { driver: "memory", store: new MemoryStore() };
+ * await createImage("qcow2", file, { size: 1 << 20 });
+ * {
+ *   await using image = await openImage({ driver: "qcow2", file });
+ *   await image.bitmaps.add("since-monday", { granularity: 4096 });
+ *   await image.write(10_000, new Uint8Array(1000));
+ * }
+ * await using image = await openImage({ driver: "qcow2", file });
+ * const dirty = await Array.fromAsync(image.bitmaps.dirty("since-monday"));
+ * assertEquals(dirty, [{ offset: 8192, length: 4096 }]);
+ * ```
+ */
+export class ImageBitmaps {
+  readonly #node: BlockNode;
+  readonly #run: Runner;
+
+  /** Made by an image, for itself. */
+  constructor(node: BlockNode, run: Runner) {
+    this.#node = node;
+    this.#run = run;
+  }
+
+  /** All bitmaps, oldest first. */
+  list(): Promise<BitmapInfo[]> {
+    return this.#run(() => operationsOf(this.#node).list());
+  }
+
+  /**
+   * Make a bitmap that has recorded nothing yet.
+   *
+   * @param name 1 to 1023 bytes of UTF-8.
+   * @throws {BlockError} EINVAL if there is one of that name, or the image
+   * cannot keep it.
+   */
+  add(name: string, options: BitmapOptions = {}): Promise<void> {
+    return this.#change([name], (bitmaps) => {
+      checkOptions("add a bitmap", options, {
+        granularity: { least: 1 },
+        enabled: "boolean",
+      });
+      return bitmaps.add(name, options);
+    });
+  }
+
+  /** Drop a bitmap, whatever its state. */
+  remove(name: string): Promise<void> {
+    return this.#change([name], (bitmaps) => bitmaps.remove(name));
+  }
+
+  /** Forget all that a bitmap has recorded. */
+  clear(name: string): Promise<void> {
+    return this.#change([name], (bitmaps) => bitmaps.clear(name));
+  }
+
+  /** Have a bitmap record from now on. */
+  enable(name: string): Promise<void> {
+    return this.#change([name], (bitmaps) => bitmaps.enable(name));
+  }
+
+  /** Have a bitmap record nothing any more; what it has recorded stays. */
+  disable(name: string): Promise<void> {
+    return this.#change([name], (bitmaps) => bitmaps.disable(name));
+  }
+
+  /**
+   * Add to a bitmap what another one has recorded.
+   *
+   * @param from The image that the other one is kept in. Default: this one.
+   * @throws {BlockError} EINVAL if that is of another size.
+   */
+  merge(
+    name: string,
+    other: string,
+    from?: { readonly node: BlockNode },
+  ): Promise<void> {
+    return this.#change(
+      [name, other],
+      () => mergeBitmap(this.#node, name, from?.node ?? this.#node, other),
+    );
+  }
+
+  /**
+   * What a bitmap has recorded of a range, in order, rounded to its granularity
+   * and cut to the range. What is written meanwhile may be missed.
+   *
+   * @param offset First byte. Default: 0.
+   * @param length Bytes. Default: up to the end.
+   */
+  async *dirty(
+    name: string,
+    offset = 0,
+    length: number = this.#node.size - offset,
+  ): AsyncIterable<DirtyExtent> {
+    const isRange = Number.isSafeInteger(offset) && offset >= 0 &&
+      Number.isSafeInteger(length) && length >= 0;
+    if (!isRange) {
+      throw invalid(
+        `Cannot look for ${valueText(length)} bytes at ${valueText(offset)}`,
+      );
+    }
+    checkNames([name]);
+    const extents = operationsOf(this.#node)
+      .dirty(name, offset, length)[Symbol.asyncIterator]();
+    for (;;) {
+      const { done, value } = await this.#run(() => extents.next());
+      if (done) return;
+      yield value;
+    }
+  }
+
+  #change(
+    names: readonly unknown[],
+    act: (bitmaps: BitmapOperations) => Promise<void>,
+  ): Promise<void> {
+    return this.#run(() => {
+      checkNames(names);
+      const bitmaps = operationsOf(this.#node);
+      if (this.#node.readOnly) {
+        throw cannotWrite("Cannot change bitmaps", this.#node);
+      }
+      return act(bitmaps);
+    });
+  }
+}
+
+/** Does what is asked of an open image, and gives its errors their form. */
+type Runner = <T>(act: () => T) => Promise<Awaited<T>>;
+
+function checkNames(names: readonly unknown[]): void {
+  for (const name of names) {
+    if (typeof name === "string") continue;
+    throw invalid(`The name of a bitmap cannot be ${valueText(name)}`);
+  }
+}
+
+/**
+ * What can be done to a node's bitmaps.
+ *
+ * @throws {BlockError} ENOTSUP if its format keeps none.
+ */
+export function operationsOf(node: BlockNode): BitmapOperations {
+  const bitmaps = node.image?.bitmaps;
+  if (bitmaps) return bitmaps;
+  throw new BlockError(
+    "ENOTSUP",
+    `Can't store persistent bitmaps to ${node.filename}: ` +
+      "Operation not supported",
+  );
+}
+
+/**
+ * Add to a node's bitmap what one of another node, or its own, has recorded.
+ *
+ * @throws {BlockError} ENOENT if one of them is not there, EINVAL if one cannot
+ * be relied upon, or the disks are of different sizes.
+ */
+export async function mergeBitmap(
+  target: BlockNode,
+  name: string,
+  source: BlockNode,
+  sourceName: string,
+): Promise<void> {
+  await findBitmap(target, name);
+  await findBitmap(source, sourceName);
+  if (target.size !== source.size) {
+    throw invalid(
+      `Bitmaps are of different sizes (destination size is ${target.size}, ` +
+        `source size is ${source.size}) and can't be merged`,
+    );
+  }
+  const dirty = operationsOf(source).dirty(sourceName, 0, source.size);
+  await operationsOf(target).merge(name, dirty);
+}
+
+/**
+ * Insist on a bitmap.
+ *
+ * @throws {BlockError} ENOENT if a node has none of that name.
+ */
+export async function findBitmap(node: BlockNode, name: string): Promise<void> {
+  const list = await node.image?.bitmaps?.list() ?? [];
+  if (list.some((bitmap) => bitmap.name === name)) return;
+  throw new BlockError("ENOENT", `Dirty bitmap '${name}' not found`);
+}

@@ -1,0 +1,399 @@
+/**
+ * The persistent bitmaps of an image that is open: recording what is written,
+ * and what users do to them. (Specification: "Bitmaps".)
+ *
+ * **No bitmap claims less than was written.** In memory, a bit is set before the
+ * data is written. In the file, a bitmap says durably that it is in use before
+ * the first bit is set that it does not have; it says so until the image is
+ * closed and all of it is stored. Whoever opens the image after a crash finds
+ * it right or in use.
+ *
+ * @module
+ */
+import { asBlockError, BlockError, invalid } from "../../../core/errors.ts";
+import { isPowerOfTwo } from "../../../core/bytes.ts";
+import type {
+  BitmapInfo,
+  BitmapOptions,
+  BlockNode,
+  DirtyExtent,
+} from "../../../core/node.ts";
+import { readPadded } from "../../../core/requests.ts";
+import { ENTRY_SIZE } from "../format.ts";
+import { hasBitmaps } from "../header.ts";
+import { MAX_BITMAPS, MAX_DIRECTORY_BYTES } from "../header_extensions.ts";
+import { DirtyBitmap, notFound } from "./bitmap.ts";
+import { BitmapContent, type ContentSource } from "./content.ts";
+import {
+  alreadyExists,
+  bitmapClusters,
+  type BitmapEntry,
+  directoryLength,
+  encodeBitmapDirectory,
+  isTooLarge,
+  MAX_GRANULARITY,
+  MAX_NAME_LENGTH,
+  MIN_GRANULARITY,
+  readBitmapDirectory,
+} from "./directory.ts";
+import { readTable, storeBitmaps, type StoreHost } from "./store.ts";
+import type { BitmapTable } from "./table.ts";
+
+/** Bytes of the tables of all bitmaps together at most. */
+const MAX_TABLES_BYTES = 256 * 1024 * 1024;
+
+/** What bitmaps need of the image. */
+export interface BitmapsHost extends StoreHost {
+  /** The file by the name that its user knows. */
+  readonly plainFile: Pick<BlockNode, "filename">;
+  /** Who is to be told of writes; absent while nobody records any. */
+  recorder?: Pick<Bitmaps, "mark">;
+  /** Replace bytes that have a place of their own, durably. */
+  overwrite(
+    offset: number,
+    bytes: Uint8Array,
+    old: Uint8Array,
+  ): Promise<void>;
+}
+
+/** All bitmaps of an image. */
+export class Bitmaps {
+  readonly #host: BitmapsHost;
+  /** In the order of the directory, new ones at the end. */
+  readonly #bitmaps: DirtyBitmap[] = [];
+  /** Those that record. */
+  #enabled: DirtyBitmap[] = [];
+  /** The directory in the file. */
+  #directory: BitmapEntry[] = [];
+  #marking?: Promise<void>;
+
+  private constructor(host: BitmapsHost) {
+    this.#host = host;
+  }
+
+  /**
+   * Read the bitmaps of an image.
+   *
+   * @throws {BlockError} EINVAL if one is damaged.
+   */
+  static async load(host: BitmapsHost): Promise<Bitmaps> {
+    const bitmaps = new Bitmaps(host);
+    await bitmaps.#load();
+    return bitmaps;
+  }
+
+  async #load(): Promise<void> {
+    const { file, header, geometry } = this.#host;
+    if (!hasBitmaps(header)) return;
+    const directory = await readBitmapDirectory(
+      file,
+      header.bitmaps!,
+      geometry,
+      header.size,
+    );
+    const usable = directory.filter(({ inUse }) => !inUse);
+    const entries = usable.reduce((sum, { tableSize }) => sum + tableSize, 0);
+    if (entries * ENTRY_SIZE > MAX_TABLES_BYTES) {
+      throw new BlockError("ENOMEM", "The bitmap tables are too large");
+    }
+    for (const entry of directory) {
+      const content = entry.inUse ? undefined : await this.#open(entry);
+      const fields = { ...entry, isEnabled: entry.auto };
+      this.#bitmaps.push(new DirtyBitmap(fields, content, entry));
+    }
+    this.#directory = directory;
+    this.#noteEnabled();
+  }
+
+  async #open(entry: BitmapEntry): Promise<BitmapContent> {
+    const { header, geometry } = this.#host;
+    const { name, granularity, tableSize } = entry;
+    const { clusterSize } = geometry;
+    if (tableSize !== bitmapClusters(header.size, granularity, clusterSize)) {
+      throw invalid(
+        `Could not read bitmap '${name}' from image: Invalid argument`,
+      );
+    }
+    let table: BitmapTable;
+    try {
+      table = await readTable(this.#host, entry);
+    } catch (error) {
+      throw asBlockError(error).prefixed(
+        `Could not read bitmap_table table from image for bitmap '${name}': `,
+      );
+    }
+    return this.#content(granularity, table);
+  }
+
+  #content(granularity: number, table: BitmapTable): BitmapContent {
+    const { header, geometry } = this.#host;
+    const source: ContentSource = {
+      clusterSize: geometry.clusterSize,
+      read: (offset, target) => readPadded(this.#host.file, offset, [target]),
+    };
+    return new BitmapContent(
+      source,
+      Math.ceil(header.size / granularity),
+      table,
+    );
+  }
+
+  #noteEnabled(): void {
+    this.#enabled = this.#bitmaps.filter((bitmap) =>
+      bitmap.isEnabled && !bitmap.isInconsistent
+    );
+    this.#host.recorder = this.#enabled.length > 0 ? this : undefined;
+  }
+
+  /** How many there are. */
+  get count(): number {
+    return this.#bitmaps.length;
+  }
+
+  /** All bitmaps as everybody sees them. */
+  list(): BitmapInfo[] {
+    return this.#bitmaps.map((bitmap) => bitmap.describe());
+  }
+
+  #find(name: string): DirtyBitmap {
+    const found = this.#bitmaps.find((bitmap) => bitmap.name === name);
+    if (!found) throw notFound(name);
+    return found;
+  }
+
+  /** A bitmap of which the bits can be relied upon. */
+  #findUsable(name: string): DirtyBitmap {
+    const bitmap = this.#find(name);
+    bitmap.checkUsable();
+    return bitmap;
+  }
+
+  /**
+   * Insist on a bitmap of which the bits can be relied upon.
+   *
+   * @throws {BlockError} ENOENT if there is none, EINVAL if it is in use.
+   */
+  checkUsable(name: string): void {
+    this.#findUsable(name);
+  }
+
+  /**
+   * Record that a range is about to be written; at once where that can be. Any
+   * number of these may be under way.
+   */
+  mark(offset: number, length: number): void | Promise<void> {
+    if (length === 0) return;
+    for (const bitmap of this.#enabled) {
+      if (!bitmap.mark(offset, length)) {
+        return this.#markLater(this.#enabled, offset, length);
+      }
+    }
+  }
+
+  async #markLater(
+    bitmaps: readonly DirtyBitmap[],
+    offset: number,
+    length: number,
+  ): Promise<void> {
+    for (const bitmap of bitmaps) await bitmap.load(offset, length);
+    // All at once: others will be written to soon.
+    if (!bitmaps.every((bitmap) => bitmap.mark(offset, length))) {
+      await this.#markInUse(bitmaps);
+    }
+    for (const bitmap of bitmaps) bitmap.mark(offset, length);
+  }
+
+  /** Have the file say durably that bitmaps may be out of date. */
+  async #markInUse(bitmaps: readonly DirtyBitmap[]): Promise<void> {
+    // The directory is changed by one at a time.
+    while (this.#marking) await this.#marking.catch(() => {});
+    const entries = bitmaps.filter((bitmap) => bitmap.mustBeMarked)
+      .map((bitmap) => bitmap.entry!);
+    if (entries.length === 0) return;
+    this.#marking = this.#writeMarks(entries);
+    try {
+      await this.#marking;
+    } finally {
+      this.#marking = undefined;
+    }
+  }
+
+  async #writeMarks(entries: readonly BitmapEntry[]): Promise<void> {
+    const { header, overlap } = this.#host;
+    const { directoryOffset, directorySize } = header.bitmaps!;
+    const old = encodeBitmapDirectory(this.#directory);
+    const marked = encodeBitmapDirectory(
+      this.#directory.map((entry) =>
+        entries.includes(entry) ? { ...entry, inUse: true } : entry
+      ),
+    );
+    try {
+      await overlap.check(directoryOffset, directorySize, "bitmap-directory");
+      await this.#host.overwrite(directoryOffset, marked, old);
+    } catch (error) {
+      throw asBlockError(error).prefixed("Can't update bitmap directory: ");
+    }
+    for (const entry of entries) entry.inUse = true;
+  }
+
+  /** Make a new bitmap, in memory for now. For the image's holder alone. */
+  add(name: string, options: BitmapOptions = {}): void {
+    const { header, geometry, plainFile } = this.#host;
+    const { clusterSize } = geometry;
+    const usual = Math.min(65536, Math.max(4096, clusterSize));
+    const { granularity = usual, enabled = true } = options;
+    if (
+      !isPowerOfTwo(granularity) || granularity < MIN_GRANULARITY ||
+      granularity > MAX_GRANULARITY
+    ) {
+      throw invalid("Granularity must be power of 2 and at least 512");
+    }
+    if (name === "") throw invalid("Bitmap name cannot be empty");
+    if (this.#bitmaps.some((bitmap) => bitmap.name === name)) {
+      throw alreadyExists(name);
+    }
+    const rawName = new TextEncoder().encode(name);
+    const refuse = (why: string) => {
+      throw invalid(
+        `Can't make bitmap '${name}' persistent in '${plainFile.filename}': ${why}`,
+      );
+    };
+    if (header.version < 3) {
+      refuse("Cannot store dirty bitmaps in qcow2 v2 files");
+    }
+    if (rawName.length > MAX_NAME_LENGTH) {
+      refuse(`Name length exceeds maximum (${MAX_NAME_LENGTH} characters)`);
+    }
+    if (isTooLarge(header.size, granularity, clusterSize)) {
+      refuse(
+        "Too much space will be occupied by the bitmap. Use larger granularity",
+      );
+    }
+    if (header.size === 0) refuse("The disk is empty");
+    if (this.#bitmaps.length >= MAX_BITMAPS) {
+      refuse("Maximum number of persistent bitmaps is already reached");
+    }
+    if (
+      directoryLength([...this.#bitmaps, { rawName }]) > MAX_DIRECTORY_BYTES
+    ) {
+      refuse("Not enough space in the bitmap directory");
+    }
+    const fields = { name, rawName, granularity, isEnabled: enabled };
+    const content = this.#content(granularity, new Float64Array(0));
+    this.#bitmaps.push(new DirtyBitmap(fields, content));
+    this.#noteEnabled();
+  }
+
+  /** Drop a bitmap, whatever its state. For the image's holder alone. */
+  async remove(name: string): Promise<void> {
+    const bitmap = this.#find(name);
+    // What is written from now on is not recorded any more.
+    await this.#markInUse([bitmap]);
+    this.#drop(bitmap);
+  }
+
+  /** Forget all that a bitmap has recorded. For the image's holder alone. */
+  async clear(name: string): Promise<void> {
+    const bitmap = this.#findUsable(name);
+    await this.#markInUse([bitmap]);
+    bitmap.content.clear();
+  }
+
+  /** Have a bitmap record, or not. For the image's holder alone. */
+  async enable(name: string, isEnabled: boolean): Promise<void> {
+    const bitmap = this.#findUsable(name);
+    if (bitmap.isEnabled === isEnabled) return;
+    await this.#markInUse([bitmap]);
+    bitmap.isEnabled = isEnabled;
+    this.#noteEnabled();
+  }
+
+  /** Record a range in one bitmap, enabled or not. */
+  async mergeRange(
+    name: string,
+    { offset, length }: DirtyExtent,
+  ): Promise<void> {
+    const bitmap = this.#findUsable(name);
+    if (bitmap.mark(offset, length)) return;
+    await this.#markLater([bitmap], offset, length);
+  }
+
+  /** The first part of a range that a bitmap has recorded. */
+  async nextDirty(
+    name: string,
+    offset: number,
+    length: number,
+  ): Promise<DirtyExtent | undefined> {
+    const { size } = this.#host.header;
+    const rest = Math.min(length, size - offset);
+    if (rest <= 0) return undefined;
+    return await this.#findUsable(name).nextDirty(offset, rest);
+  }
+
+  /**
+   * Refuse a change of the disk's size that bitmaps cannot follow.
+   *
+   * @throws {BlockError} EINVAL.
+   */
+  checkResize(size: number): void {
+    const { clusterSize } = this.#host.geometry;
+    for (const { name } of this.#bitmaps) {
+      const { granularity } = this.#findUsable(name);
+      if (size > 0 && !isTooLarge(size, granularity, clusterSize)) continue;
+      throw invalid(
+        `Cannot resize to ${size} bytes: bitmap '${name}' cannot have that size`,
+      );
+    }
+  }
+
+  /** The disk is about to get another size. */
+  async prepareResize(): Promise<void> {
+    await this.#markInUse(this.#bitmaps);
+  }
+
+  /**
+   * The disk has got another size. For the image's holder alone.
+   *
+   * @throws {BlockError} if bits cannot be read: that bitmap is lost.
+   */
+  async resize(size: number): Promise<void> {
+    const failures: unknown[] = [];
+    for (const bitmap of [...this.#bitmaps]) {
+      const bits = Math.ceil(size / bitmap.granularity);
+      await bitmap.content.resize(bits).catch((error) => {
+        failures.push(error);
+        bitmap.lose();
+        // One that the file does not have is gone.
+        if (!bitmap.entry) this.#drop(bitmap);
+      });
+    }
+    this.#noteEnabled();
+    if (failures.length > 0) throw failures[0];
+  }
+
+  #drop(bitmap: DirtyBitmap): void {
+    this.#bitmaps.splice(this.#bitmaps.indexOf(bitmap), 1);
+    this.#noteEnabled();
+  }
+
+  /**
+   * Store all that is not in the file as it is. For the holder of the image and
+   * of its metadata lock.
+   *
+   * @throws {BlockError} if that cannot be done: what was changed stays marked
+   * as in use in the file.
+   */
+  async store(): Promise<void> {
+    const isStored = (bitmap: DirtyBitmap) =>
+      bitmap.isInconsistent || bitmap.entry?.inUse === false;
+    const isSame = this.#bitmaps.length === this.#directory.length &&
+      this.#bitmaps.every(isStored);
+    if (isSame || this.#host.header.version < 3) return;
+    await storeBitmaps(
+      this.#host,
+      this.#bitmaps,
+      this.#directory,
+      (directory) => this.#directory = directory,
+    );
+  }
+}

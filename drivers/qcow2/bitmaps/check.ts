@@ -1,0 +1,147 @@
+/**
+ * Counting the references of the bitmaps extension: the bitmap directory, the
+ * bitmap tables, and the clusters of bitmap data. (Specification: "Bitmaps".)
+ *
+ * @module
+ */
+import { allocate } from "../../../core/bytes.ts";
+import { asBlockError, BlockError } from "../../../core/errors.ts";
+import type { CheckRun } from "../check_run.ts";
+import { Autoclear, ENTRY_SIZE } from "../format.ts";
+import {
+  bitmapClusters,
+  type BitmapEntry,
+  encodeBitmapDirectory,
+  parseBitmapDirectory,
+} from "./directory.ts";
+import {
+  ALL_ONES,
+  ALL_ZEROES,
+  type BitmapTable,
+  parseBitmapTable,
+} from "./table.ts";
+
+/** A bitmap, and where its data lies. */
+interface Found {
+  readonly entry: BitmapEntry;
+  readonly table: BitmapTable;
+}
+
+/**
+ * Count all references that bitmaps make.
+ *
+ * @param repair Whether to drop those that are damaged: what they recorded is
+ * lost, and nothing leads to it any more.
+ */
+export async function countBitmaps(
+  run: CheckRun,
+  repair: boolean,
+): Promise<void> {
+  const found = await findBitmaps(run, repair);
+  const { bitmaps } = run.header;
+  if (!bitmaps) return;
+  run.count(bitmaps.directoryOffset, bitmaps.directorySize);
+  const { clusterSize } = run.geometry;
+  for (const { entry, table } of found) {
+    run.count(entry.tableOffset, entry.tableSize * ENTRY_SIZE);
+    for (const offset of table) {
+      if (offset === ALL_ZEROES || offset === ALL_ONES) continue;
+      run.count(offset, clusterSize);
+    }
+  }
+}
+
+async function findBitmaps(run: CheckRun, repair: boolean): Promise<Found[]> {
+  const { bitmaps } = run.header;
+  if (!bitmaps) return [];
+  let entries: BitmapEntry[];
+  try {
+    entries = await readEntries(run);
+  } catch (thrown) {
+    const { message } = asBlockError(thrown);
+    if (!repair) throw damaged(run, message);
+    run.report(`Dropping all ${bitmaps.count} bitmaps: ${message}`);
+    run.result.corruptionsFixed++;
+    await nameDirectory(run, undefined);
+    return [];
+  }
+  const found: Found[] = [];
+  for (const entry of entries) {
+    const table = await readTable(run, entry);
+    if (table) found.push({ entry, table });
+    else if (!repair) {
+      throw damaged(run, `The table of bitmap '${entry.name}' is damaged`);
+    } else {
+      run.report(`Dropping bitmap '${entry.name}': its table is damaged`);
+      run.result.corruptionsFixed++;
+    }
+  }
+  if (found.length < entries.length) {
+    await replaceDirectory(run, found.map(({ entry }) => entry));
+  }
+  return found;
+}
+
+async function readEntries(run: CheckRun): Promise<BitmapEntry[]> {
+  const { directoryOffset, directorySize, count } = run.header.bitmaps!;
+  const bytes = allocate(directorySize);
+  await run.read(directoryOffset, bytes);
+  return parseBitmapDirectory(bytes, count, run.geometry, run.diskSize);
+}
+
+/** A bitmap's table; `undefined` if it makes no sense. */
+async function readTable(
+  run: CheckRun,
+  { tableOffset, tableSize, granularity, inUse }: BitmapEntry,
+): Promise<BitmapTable | undefined> {
+  const { clusterSize } = run.geometry;
+  const clusters = bitmapClusters(run.diskSize, granularity, clusterSize);
+  // One that was in use may be of an earlier size.
+  if (!inUse && tableSize !== clusters) return undefined;
+  const bytes = allocate(tableSize * ENTRY_SIZE);
+  await run.read(tableOffset, bytes);
+  try {
+    return parseBitmapTable(bytes, clusterSize);
+  } catch {
+    return undefined;
+  }
+}
+
+function damaged(run: CheckRun, what: string): BlockError {
+  run.corruption(`ERROR ${what}`);
+  return new BlockError("EINVAL");
+}
+
+/**
+ * Write a shorter directory in place. Meanwhile no header names it: cut off in
+ * the midst of it, all bitmaps are lost, and none says what is not so.
+ */
+async function replaceDirectory(
+  run: CheckRun,
+  entries: readonly BitmapEntry[],
+): Promise<void> {
+  const { directoryOffset } = run.header.bitmaps!;
+  await nameDirectory(run, undefined);
+  if (entries.length === 0) return;
+  const bytes = encodeBitmapDirectory(entries);
+  await run.write(directoryOffset, bytes, "bitmap directory");
+  await run.file.flush?.();
+  await nameDirectory(run, {
+    count: entries.length,
+    directorySize: bytes.length,
+    directoryOffset,
+  });
+}
+
+async function nameDirectory(
+  run: CheckRun,
+  bitmaps: CheckRun["header"]["bitmaps"],
+): Promise<void> {
+  const { header, target } = run;
+  await target.prepareChange();
+  header.bitmaps = bitmaps;
+  const { low } = header.autoclear;
+  const others = low & ~Autoclear.BITMAPS;
+  header.autoclear.low = (bitmaps ? low | Autoclear.BITMAPS : others) >>> 0;
+  await target.writeHeader();
+}

@@ -1,0 +1,262 @@
+/**
+ * Storing bitmaps. What is new goes to free clusters, and is in force when the
+ * header names the new directory; only then is what it replaces released. What
+ * is cut off in the midst of that leaks clusters at worst, and the old
+ * directory says which bitmaps are in use.
+ *
+ * @module
+ */
+import { asBlockError } from "../../../core/errors.ts";
+import { allocate, roundUp, SECTOR_SIZE } from "../../../core/bytes.ts";
+import type { BlockNode } from "../../../core/node.ts";
+import { readPadded } from "../../../core/requests.ts";
+import { isZero } from "../../../core/runtime.ts";
+import { Autoclear, ENTRY_SIZE } from "../format.ts";
+import type { Geometry } from "../geometry.ts";
+import { hasBitmaps, type Header } from "../header.ts";
+import type { OverlapGuard } from "../overlap.ts";
+import type { Refcounts } from "../refcounts.ts";
+import type { DirtyBitmap } from "./bitmap.ts";
+import type { BitmapContent } from "./content.ts";
+import { type BitmapEntry, encodeBitmapDirectory } from "./directory.ts";
+import {
+  ALL_ONES,
+  ALL_ZEROES,
+  type BitmapTable,
+  encodeBitmapTable,
+  parseBitmapTable,
+} from "./table.ts";
+
+/** Bytes of clusters that are written at once. */
+const MAX_WRITE = 1024 * 1024;
+
+/** What storing needs of the image. */
+export interface StoreHost {
+  readonly file: BlockNode;
+  readonly header: Header;
+  readonly geometry: Geometry;
+  readonly refcounts: Refcounts;
+  readonly overlap: OverlapGuard;
+  /** Whether it is not known any more what the file holds. */
+  readonly unusable: boolean;
+  /** Make all that was written durable. */
+  flushCaches(): Promise<void>;
+  /** Change the header, in memory and durably in the file. */
+  changeHeader(changes: Partial<Header>): Promise<void>;
+}
+
+/** Bytes in the file. */
+interface Place {
+  offset: number;
+  length: number;
+}
+
+/** The table of a bitmap in the file. */
+export async function readTable(
+  { file, geometry }: Pick<StoreHost, "file" | "geometry">,
+  { tableOffset, tableSize }: BitmapEntry,
+): Promise<BitmapTable> {
+  const bytes = allocate(tableSize * ENTRY_SIZE);
+  await readPadded(file, tableOffset, [bytes]);
+  return parseBitmapTable(bytes, geometry.clusterSize);
+}
+
+/**
+ * Store bitmaps in place of those that the file has. For the holder of the
+ * image and of its metadata lock.
+ *
+ * @param old The directory in the file.
+ * @param adopt Called with the new one when that is in force.
+ */
+export async function storeBitmaps(
+  host: StoreHost,
+  bitmaps: readonly DirtyBitmap[],
+  old: readonly BitmapEntry[],
+  adopt: (directory: BitmapEntry[]) => void,
+): Promise<void> {
+  const storing = new Storing(host);
+  const stored: { bitmap: DirtyBitmap; entry: BitmapEntry; done(): void }[] =
+    [];
+  try {
+    for (const bitmap of bitmaps) {
+      stored.push({ bitmap, ...await storing.bitmap(bitmap) });
+    }
+    const kept = new Set(bitmaps.map(({ entry }) => entry));
+    for (const entry of old) {
+      if (!kept.has(entry)) await storing.replaceAll(entry);
+    }
+    await storing.directory(stored.map(({ entry }) => entry));
+  } catch (error) {
+    await storing.undo();
+    throw error;
+  }
+  for (const { bitmap, entry, done } of stored) {
+    bitmap.entry = entry;
+    done();
+  }
+  adopt(stored.map(({ entry }) => entry));
+  await storing.release();
+}
+
+/** One round of storing. */
+class Storing {
+  readonly #host: StoreHost;
+  /** What was taken for what is new. */
+  readonly #taken: Place[] = [];
+  /** What is not needed any more, once the header says so. */
+  readonly #replaced: Place[] = [];
+
+  constructor(host: StoreHost) {
+    this.#host = host;
+  }
+
+  /** Store one bitmap, as far as it differs from what the file has. */
+  async bitmap(
+    bitmap: DirtyBitmap,
+  ): Promise<{ entry: BitmapEntry; done(): void }> {
+    const { entry, isInconsistent } = bitmap;
+    if (entry && (isInconsistent || !entry.inUse)) {
+      return { entry, done: () => {} };
+    }
+    const { content, name, rawName, granularity, isEnabled: auto } = bitmap;
+    const table = await this.#data(content);
+    const bytes = encodeBitmapTable(table);
+    const place = {
+      tableOffset: await this.#write(bytes),
+      tableSize: table.length,
+    };
+    if (entry) await this.replaceAll(entry, new Set(table));
+    return {
+      entry: { rawName, name, granularity, inUse: false, auto, ...place },
+      done: () => content.stored(table),
+    };
+  }
+
+  /**
+   * Write the clusters that have changed. The others stay where they are: until
+   * the header names the new table, only the old one leads to them, and then
+   * only the new one.
+   */
+  async #data(content: BitmapContent): Promise<BitmapTable> {
+    const { clusterSize } = this.#host.geometry;
+    const table: BitmapTable = new Float64Array(content.clusters);
+    const atOnce = Math.max(1, Math.floor(MAX_WRITE / clusterSize));
+    let pending: { index: number; bytes: Uint8Array }[] = [];
+    const write = async () => {
+      if (pending.length === 0) return;
+      const first = await this.#write(...pending.map(({ bytes }) => bytes));
+      pending.forEach(({ index }, i) => table[index] = first + i * clusterSize);
+      pending = [];
+    };
+    for (let index = 0; index < table.length; index++) {
+      const bytes = await content.changedCluster(index);
+      table[index] = content.table[index] ?? ALL_ZEROES;
+      if (!bytes) continue;
+      table[index] = ALL_ZEROES;
+      if (isZero(bytes)) continue;
+      pending.push({ index, bytes });
+      if (pending.length === atOnce) await write();
+    }
+    await write();
+    return table;
+  }
+
+  /** Write to free clusters in a row; answers where. */
+  async #write(...parts: Uint8Array[]): Promise<number> {
+    const { file, geometry, refcounts, overlap } = this.#host;
+    const { clusterSize } = geometry;
+    const bytes = parts.reduce((sum, { length }) => sum + length, 0);
+    const length = roundUp(bytes, clusterSize);
+    const offset = await refcounts.allocate(length / clusterSize);
+    this.#taken.push({ offset, length });
+    await overlap.check(offset, bytes);
+    // They may end the file, which ends with a whole sector.
+    const rest = roundUp(bytes, SECTOR_SIZE) - bytes;
+    const iov = rest > 0 ? [...parts, allocate(rest)] : parts;
+    await file.writev!(offset, iov);
+    return offset;
+  }
+
+  /**
+   * A bitmap in the file is replaced.
+   *
+   * @param kept Clusters of its data that are used further.
+   */
+  async replaceAll(
+    entry: BitmapEntry,
+    kept: ReadonlySet<number> = new Set(),
+  ): Promise<void> {
+    const { clusterSize } = this.#host.geometry;
+    this.#replaced.push({
+      offset: entry.tableOffset,
+      length: entry.tableSize * ENTRY_SIZE,
+    });
+    let table: BitmapTable;
+    try {
+      table = await readTable(this.#host, entry);
+    } catch (error) {
+      // It is damaged: better leak what it refers to than release what it must
+      // not.
+      if (asBlockError(error).code === "EINVAL") return;
+      throw error;
+    }
+    for (const offset of table) {
+      if (offset === ALL_ZEROES || offset === ALL_ONES || kept.has(offset)) {
+        continue;
+      }
+      const last = this.#replaced.at(-1)!;
+      const isNext = last.offset + last.length === offset;
+      if (isNext) last.length += clusterSize;
+      else this.#replaced.push({ offset, length: clusterSize });
+    }
+  }
+
+  /** Write the directory, and have the header name it. */
+  async directory(entries: readonly BitmapEntry[]): Promise<void> {
+    const { header } = this.#host;
+    const { high, low } = header.autoclear;
+    if (hasBitmaps(header)) {
+      const { directoryOffset: offset, directorySize: length } = header
+        .bitmaps!;
+      this.#replaced.push({ offset, length });
+    }
+    if (entries.length === 0) {
+      await this.#host.flushCaches();
+      return await this.#host.changeHeader({
+        bitmaps: undefined,
+        autoclear: { high, low: (low & ~Autoclear.BITMAPS) >>> 0 },
+      });
+    }
+    const bytes = encodeBitmapDirectory(entries);
+    const directoryOffset = await this.#write(bytes);
+    // All of it, and its refcounts, before the header that names it.
+    await this.#host.flushCaches();
+    await this.#host.changeHeader({
+      bitmaps: {
+        count: entries.length,
+        directorySize: bytes.length,
+        directoryOffset,
+      },
+      autoclear: { high, low: (low | Autoclear.BITMAPS) >>> 0 },
+    });
+  }
+
+  /** Release what is not needed any more. */
+  async release(): Promise<void> {
+    await this.#free(this.#replaced);
+  }
+
+  /** Nothing of it is in force: release what was taken. */
+  async undo(): Promise<void> {
+    if (this.#host.unusable) return;
+    // If that fails, it leaks.
+    await this.#free(this.#taken).catch(() => {});
+  }
+
+  async #free(places: readonly Place[]): Promise<void> {
+    for (const { offset, length } of places) {
+      await this.#host.refcounts.free(offset, length);
+    }
+    await this.#host.flushCaches();
+  }
+}

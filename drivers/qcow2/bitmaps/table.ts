@@ -1,0 +1,57 @@
+/**
+ * Bitmap tables: where the clusters of a bitmap's data lie. (Specification:
+ * "Bitmap table".)
+ *
+ * @module
+ */
+import { allocate } from "../../../core/bytes.ts";
+import { BlockError } from "../../../core/errors.ts";
+import { ENTRY_SIZE, entryOffset, viewOf, writeUint64 } from "../format.ts";
+
+/**
+ * For each cluster of data the offset of its place in the file, or one of
+ * {@linkcode ALL_ZEROES} and {@linkcode ALL_ONES}.
+ */
+export type BitmapTable = Float64Array<ArrayBuffer>;
+
+/** The cluster has no place: it is all zeroes. */
+export const ALL_ZEROES = 0;
+/** The cluster has no place: it is all ones. */
+export const ALL_ONES = 1;
+
+/**
+ * Decode a table.
+ *
+ * @throws {BlockError} EINVAL if an entry makes no sense.
+ */
+export function parseBitmapTable(
+  bytes: Uint8Array,
+  clusterSize: number,
+): BitmapTable {
+  const view = viewOf(bytes);
+  const table: BitmapTable = new Float64Array(bytes.length / ENTRY_SIZE);
+  for (let index = 0; index < table.length; index++) {
+    const high = view.getUint32(index * ENTRY_SIZE);
+    const low = view.getUint32(index * ENTRY_SIZE + 4);
+    if (!isValidEntry(high, low, clusterSize)) throw new BlockError("EINVAL");
+    table[index] = entryOffset(high, low) || low & 1;
+  }
+  return table;
+}
+
+/** Whether an entry of a bitmap table makes sense. */
+function isValidEntry(high: number, low: number, clusterSize: number): boolean {
+  if ((high & 0xff000000) !== 0 || (low & 0x1fe) !== 0) return false;
+  const offset = entryOffset(high, low);
+  // Without an offset, bit 0 tells all ones from all zeroes.
+  return offset === 0 ||
+    ((low & 1) === 0 && offset % clusterSize === 0 && offset < 2 ** 53);
+}
+
+/** The bytes of a table. */
+export function encodeBitmapTable(table: BitmapTable): Uint8Array {
+  const bytes = allocate(table.length * ENTRY_SIZE);
+  const view = viewOf(bytes);
+  table.forEach((entry, index) => writeUint64(view, index * ENTRY_SIZE, entry));
+  return bytes;
+}

@@ -1,0 +1,294 @@
+/**
+ * The power fails while an image with persistent bitmaps is written to, while
+ * they are changed, and while they are stored. Each is then marked as in use,
+ * or has recorded all in which the disk differs from what it was when the
+ * bitmap began.
+ *
+ * `BDRV_SEED` (`7` or `1-500`) chooses seeds.
+ *
+ * @module
+ */
+import { assert, assertEquals } from "@std/assert";
+import type { Image } from "../../../core/image.ts";
+import type { DirtyExtent } from "../../../core/node.ts";
+import { createImage, MemoryStore, openImage } from "../../../mod.ts";
+import { BitmapModel } from "../../bitmap_model.ts";
+import { DelayNode, Scheduler } from "../../delay.ts";
+import { Random, seedsToRun } from "../../model.ts";
+import { PowerLog } from "../../power_log.ts";
+import { isInstalled, run, TempDir } from "../../qemu.ts";
+import { contentOf, storeOf } from "./bytes.ts";
+import { assertSound } from "./soundness.ts";
+
+const SEEDS = 12;
+const SESSIONS = 4;
+const CUTS = 100;
+
+/** A bitmap, and what the disk held when it began to record. */
+interface Recording {
+  readonly model: BitmapModel;
+  begin: Uint8Array<ArrayBuffer>;
+}
+
+/** What was stored when the image was closed. */
+interface Stored {
+  /** The moment of the log from which on it is there. */
+  readonly at: number;
+  readonly bitmaps: ReadonlyMap<string, {
+    readonly extents: DirtyExtent[];
+    readonly begin: Uint8Array;
+  }>;
+}
+
+class Subject {
+  readonly #random: Random;
+  readonly #granularities: number[];
+  readonly #clusterSize: number;
+  #log!: PowerLog;
+  #image!: Image;
+  #size: number;
+  readonly #recordings: Recording[] = [];
+  readonly #stored: Stored[] = [];
+
+  constructor(random: Random) {
+    this.#random = random;
+    this.#clusterSize = random.pick([512, 1024, 4096]);
+    this.#granularities = [512, 512, 1024, 8192];
+    this.#size = this.#newSize();
+  }
+
+  #newSize(): number {
+    return 512 * (1 + this.#random.below(this.#random.pick([40, 400, 9000])));
+  }
+
+  async run(): Promise<void> {
+    const store = new MemoryStore();
+    await createImage("qcow2", { driver: "memory", store }, {
+      size: this.#size,
+      cluster_size: this.#clusterSize,
+      lazy_refcounts: this.#random.oneIn(4),
+    });
+    this.#log = new PowerLog(contentOf(store));
+    this.#noteStored();
+    for (let session = 0; session < SESSIONS; session++) await this.#session();
+  }
+
+  async #session(): Promise<void> {
+    const random = this.#random;
+    const file = new DelayNode(this.#log, new Scheduler(random), random);
+    this.#image = await openImage({
+      driver: "qcow2",
+      file,
+      backing: null,
+      "pass-discard-other": random.oneIn(2),
+    });
+    if (this.#recordings.length < 3) await this.#add();
+    for (let round = 2 + random.below(10); round > 0; round--) {
+      const kind = random.below(16);
+      if (kind < 2) await this.#image.flush();
+      else if (kind < 4) await this.#resize();
+      else if (kind < 7) await this.#changeBitmap();
+      else await this.#write();
+    }
+    for (const { model } of this.#recordings) await model.check(this.#image);
+    await this.#image.close();
+    this.#noteStored();
+  }
+
+  async #add(): Promise<void> {
+    const name = `bitmap ${this.#random.below(1000)}`;
+    const granularity = this.#random.pick(this.#granularities);
+    await this.#image.bitmaps.add(name, { granularity });
+    this.#recordings.push({
+      model: new BitmapModel(name, granularity, this.#size),
+      begin: await this.#content(),
+    });
+  }
+
+  #content(): Promise<Uint8Array<ArrayBuffer>> {
+    return contentOfImage(this.#image);
+  }
+
+  async #changeBitmap(): Promise<void> {
+    const random = this.#random;
+    const { bitmaps } = this.#image;
+    if (this.#recordings.length === 0) return await this.#add();
+    const recording = random.pick(this.#recordings);
+    const { model } = recording;
+    switch (random.below(4)) {
+      case 0:
+        await bitmaps.clear(model.name);
+        model.clear();
+        recording.begin = await this.#content();
+        return;
+      case 1: {
+        const other = random.pick(this.#recordings).model;
+        for (const { offset, length } of other.extents()) {
+          model.mark(offset, length);
+        }
+        return await bitmaps.merge(model.name, other.name);
+      }
+      case 2:
+        await bitmaps.remove(model.name);
+        this.#recordings.splice(this.#recordings.indexOf(recording), 1);
+        return;
+      case 3:
+        return await this.#add();
+    }
+  }
+
+  async #resize(): Promise<void> {
+    const size = this.#newSize();
+    await this.#image.resize(size);
+    this.#size = size;
+    for (const recording of this.#recordings) {
+      recording.model.resize(size);
+      const begin = new Uint8Array(size);
+      begin.set(recording.begin.subarray(0, size));
+      recording.begin = begin;
+    }
+  }
+
+  async #write(): Promise<void> {
+    const random = this.#random;
+    const requests: Promise<void>[] = [];
+    for (let count = 1 + random.below(4); count > 0; count--) {
+      const offset = random.below(this.#size);
+      const most = Math.min(
+        random.pick([10, 3000, 60_000]),
+        this.#size - offset,
+      );
+      const length = 1 + random.below(most);
+      for (const { model } of this.#recordings) model.write(offset, length);
+      requests.push(
+        random.pick([
+          () => this.#image.write(offset, random.bytes(length)),
+          () => this.#image.writeZeroes(offset, length, { unmap: true }),
+          () => this.#image.discard(offset, length),
+        ])(),
+      );
+    }
+    await Promise.all(requests);
+  }
+
+  #noteStored(): void {
+    const bitmaps = this.#recordings.map(({ model, begin }) =>
+      [model.name, { extents: model.extents(), begin }] as const
+    );
+    this.#stored.push({ at: this.#log.now, bitmaps: new Map(bitmaps) });
+  }
+
+  /** Cut the power, and look at what is left. */
+  async cut(folder: TempDir): Promise<{ valid: number; inUse: number }> {
+    const random = this.#random;
+    const counts = { valid: 0, inUse: 0 };
+    const moments = Array.from(
+      { length: CUTS },
+      () => random.below(this.#log.now + 1),
+    ).sort((a, b) => a - b);
+    for (const { moment, file } of this.#log.cuts(moments, random)) {
+      const last = this.#stored.findLastIndex(({ at }) => at <= moment);
+      const candidates = this.#stored.slice(last, last + 2);
+      try {
+        await this.#examine(file, candidates, counts);
+        if (random.oneIn(40) && isInstalled("qemu-img")) {
+          await examineWithQemu(file, folder);
+        }
+      } catch (error) {
+        throw new Error(`cut at ${moment}: ${error}`, { cause: error });
+      }
+    }
+    for (const { what, file } of this.#log.reordered()) {
+      // Any of the states that were ever stored.
+      await this.#examine(file, this.#stored, counts).catch((error) => {
+        throw new Error(`${what}: ${error}`, { cause: error });
+      });
+    }
+    return counts;
+  }
+
+  async #examine(
+    file: Uint8Array,
+    candidates: readonly Stored[],
+    counts: { valid: number; inUse: number },
+  ): Promise<void> {
+    const stack = {
+      driver: "qcow2",
+      file: { driver: "memory", store: storeOf(file) },
+      backing: null,
+    };
+    await using image = await openImage(stack, { readOnly: true });
+    const { dirty } = await image.info();
+    if (!dirty) await assertSound(storeOf(file));
+    const found = await contentOfImage(image);
+    for (const { name, flags } of await image.bitmaps.list()) {
+      if (flags.includes("in-use")) {
+        counts.inUse++;
+        continue;
+      }
+      counts.valid++;
+      const extents = await Array.fromAsync(image.bitmaps.dirty(name));
+      const text = JSON.stringify(extents);
+      const fits = candidates.some(({ bitmaps }) => {
+        const stored = bitmaps.get(name);
+        return stored && JSON.stringify(stored.extents) === text &&
+          covers(extents, stored.begin, found);
+      });
+      assert(fits, `'${name}' claims less than was written: ${text}`);
+    }
+  }
+}
+
+/** Whether all in which two contents differ is recorded. */
+function covers(
+  extents: readonly DirtyExtent[],
+  begin: Uint8Array,
+  found: Uint8Array,
+): boolean {
+  if (begin.length !== found.length) return false;
+  let at = 0;
+  for (
+    const { offset, length } of [...extents, {
+      offset: found.length,
+      length: 0,
+    }]
+  ) {
+    for (; at < offset; at++) if (begin[at] !== found[at]) return false;
+    at = offset + length;
+  }
+  return true;
+}
+
+async function contentOfImage(
+  image: Image,
+): Promise<Uint8Array<ArrayBuffer>> {
+  return new Uint8Array(await image.read(0, image.size));
+}
+
+async function examineWithQemu(
+  file: Uint8Array,
+  folder: TempDir,
+): Promise<void> {
+  const name = folder.file("cut.qcow2");
+  Deno.writeFileSync(name, file);
+  // It refuses an image of which it cannot read the bitmaps.
+  const { code, stderr } = await run(["qemu-img", "info", name]);
+  assertEquals(code, 0, stderr);
+}
+
+Deno.test("bitmaps survive power cuts, or say that they are in use", async () => {
+  await using folder = new TempDir();
+  const total = { valid: 0, inUse: 0 };
+  for (const seed of seedsToRun(SEEDS)) {
+    try {
+      const subject = new Subject(new Random(seed));
+      await subject.run();
+      const { valid, inUse } = await subject.cut(folder);
+      total.valid += valid;
+      total.inUse += inUse;
+    } catch (error) {
+      throw new Error(`BDRV_SEED=${seed}: ${error}`, { cause: error });
+    }
+  }
+  assert(total.valid > 0 && total.inUse > 0, JSON.stringify(total));
+});
