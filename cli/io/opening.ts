@@ -90,7 +90,9 @@ function sourceOf({ filename, options }: Opening): Source {
   if (filename === undefined) return nested;
   if (Object.keys(options).length === 0) return filename;
   const { driver } = nested;
-  if (typeof driver === "string" && findDriver(driver)?.parseFilename) {
+  const takesName = typeof driver === "string" &&
+    findDriver(driver)?.parseFilename !== undefined;
+  if (takesName && !filename.startsWith("json:")) {
     // It takes the file's name apart by itself.
     return { filename, ...nested };
   }

@@ -389,6 +389,8 @@ export class Qcow2Node implements BlockNode {
     const { checkImage } = await import("./check.ts");
     if (!options?.repair) return await checkImage(state, options ?? {});
     await state.bitmaps?.store();
+    // Features that nobody knows are among what a repair cannot vouch for.
+    await state.prepareChange();
     let result: CheckResult;
     try {
       result = await checkImage(state, options);

@@ -109,6 +109,7 @@ const CALLS: { [subject: string]: string[] } = {
     "; open -o driver=qcow2,discard=off top.qcow2; write 0 1M; discard 0 64k; map; reopen -o discard=on; discard 0 64k; map",
     "; open -o driver=file,filename=disk.raw; info; write 0 512; reopen; length",
     "; open -o driver=null-co,size=64k; info; read 0 64k; length",
+    "-f null-co json:{'driver':'null-co','size':65536}; reopen; info; length",
     "; open -o overlap-check.inactive-l2=on top.qcow2; write 0 1k; close; open -o overlap-check.template=all,overlap-check.main-header=off top.qcow2; write 0 1k",
     "-f qcow2 top.qcow2; reopen -o driver=qcow2,file.driver=file; reopen -o file.driver=raw; reopen -o auto-read-only=x; reopen -o backing.driver=qcow2",
     "-f qcow2 top.qcow2; reopen -o overlap-check=none; reopen -o overlap-check.template=all; reopen -o overlap-check.main-header=off; write 0 1k; reopen -o overlap-check=constant,overlap-check.template=all",

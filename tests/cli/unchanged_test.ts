@@ -29,8 +29,6 @@ const CALLS = [
   "qemu-img rebase -u -b none -F foo X",
   "qemu-img commit -b none X",
   "qemu-img check -r foo X",
-  "qemu-img check -r leaks X",
-  "qemu-img check -r all X",
   "qemu-img create -f qcow2 -o cluster_size=1000 X 1M",
   "qemu-img create -f qcow2 -o compat=0.10,lazy_refcounts=on X 1M",
   "qemu-img create -f qcow2 -b none -F raw X",
@@ -99,6 +97,8 @@ qemuTest(
       "qemu-img snapshot -c new X",
       "qemu-img rebase -u -b  X",
       "qemu-img amend -o lazy_refcounts=on X",
+      "qemu-img check -q -r leaks X",
+      "qemu-img check -q -r all X",
       "qemu-img commit -q X",
       "qemu-img bitmap --clear X two",
     ];
