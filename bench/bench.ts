@@ -260,12 +260,15 @@ if (Deno.args.includes("--save")) {
   const command = ["deno task bench", ...Deno.args].join(" ");
   const date = new Date().toISOString().slice(0, 10);
   const file = `${HERE}RESULTS.md`;
+  // Everything from the section on costs on is written by hand.
+  const before = await Deno.readTextFile(file);
+  const costs = /^## Costs [^]*/m.exec(before)?.[0] ?? "";
   await Deno.writeTextFile(
     file,
     `# Measured side by side with qemu-img\n\n` +
       `${date}, by \`${command}\`. Every result was checked with qemu-img ` +
       `in the same run. Ratio: ours ÷ qemu-img, whole processes.\n\n` +
-      lines.join("\n") + "\n",
+      lines.join("\n") + `\n\n${costs}`,
   );
   await runTool(HERE, Deno.execPath(), ["fmt", "--quiet", file]);
 }
