@@ -1,12 +1,12 @@
 /**
- * Bitmaps of images that are converted.
+ * Bitmaps of converted images.
  *
  * @module
  */
 import type { BitmapInfo, BlockNode } from "../core/node.ts";
 import { CommandError, type Program } from "./program.ts";
 
-/** Refuse to copy bitmaps that cannot be relied upon, unless to skip them. */
+/** Refuse to copy inconsistent bitmaps, unless they are to be skipped. */
 export async function checkSourceBitmaps(
   skipBroken: boolean,
   sources: readonly BlockNode[],
@@ -28,7 +28,7 @@ function isBroken({ flags }: BitmapInfo): boolean {
   return flags.includes("in-use");
 }
 
-/** Tell which bitmaps were left out. */
+/** Warn of the bitmaps that are left out. */
 export async function warnOfSkippedBitmaps(
   program: Program,
   source: BlockNode,
@@ -39,7 +39,9 @@ export async function warnOfSkippedBitmaps(
   }
 }
 
-/** Refuse to copy bitmaps, if there are any: nothing writes them yet. */
+/**
+ * Refuse to copy bitmaps, if there are any, since no driver writes them yet.
+ */
 export async function refuseBitmaps(
   source: BlockNode,
   target: BlockNode,

@@ -64,10 +64,7 @@ export const rawDriver: BlockDriver = {
   /** The lowest score: raw is whatever no other format claims. */
   probe: () => 1,
 
-  /**
-   * A whole file passes its claims on; a window must keep its place in the
-   * file.
-   */
+  /** A whole file passes claims on; a window must keep its place. */
   childPermissions(_name, { needs, shares }, { options }) {
     const isPart = options.offset !== undefined || options.size !== undefined;
     return { needs, shares: isPart ? shares & ~ACCESS.RESIZE : shares };

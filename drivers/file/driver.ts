@@ -217,10 +217,7 @@ function cannotLock(filename: string, why: string): string {
   return `'${filename}' cannot be locked: ${why}`;
 }
 
-/**
- * Report missing locks if they were asked for, or if the file is open for
- * writing.
- */
+/** Report missing locks if they were asked for, or the file may be written. */
 function tellUnlocked(
   { filename, locking }: FileOptions,
   context: OpenContext,

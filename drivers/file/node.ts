@@ -30,8 +30,8 @@ import { FileLock, type Locking } from "./lock.ts";
 const FILL_CHUNK = 256 * 1024;
 
 /**
- * Size of a background write from which on another thread makes it, in bytes:
- * handing over smaller ones would not pay (see bench/RESULTS.md).
+ * Bytes from which on another thread makes a background write: handing over
+ * smaller ones would not pay (see bench/RESULTS.md).
  */
 const BULK = 32 * 1024;
 
