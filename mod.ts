@@ -1,6 +1,7 @@
 /**
- * **bdrv**: a block layer for disk images. Drivers for raw and qcow2 are
- * stacked declaratively on files or memory, and used through one handle.
+ * **bdrv**: a block layer for disk images. Drivers for raw, qcow2 and other
+ * formats are stacked declaratively on files or memory, and used through one
+ * handle.
  *
  * @example Read a disk inside a qcow2 image
  * ```ts ignore

@@ -1,12 +1,12 @@
 /**
- * Measures us side by side with qemu-img, and prints a table.
+ * Benchmarks bdrv side by side with qemu-img, and prints a table.
  *
  * `deno task bench [WORD…] [--runs=5] [--size=1024] [--growth] [--save]`: only
- * works whose names have one of the words; runs of each side (medians are
- * shown); MiB of the main input; measure ours at a sixteenth, a quarter and the
- * whole of that size as well; write the tables to bench/RESULTS.md. Whole
- * processes are timed, in turn, on files in memory (/dev/shm): ours run from its
- * source, ours as `deno task build` makes it for being installed, and qemu-img.
+ * works whose names contain one of the words; runs per side (medians are
+ * shown); MiB of the main input; also measure bdrv at a sixteenth, a quarter
+ * and the whole of that size; write the tables to bench/RESULTS.md. Whole
+ * processes are timed, in turn, on files in memory (/dev/shm): bdrv run from
+ * source, bdrv as `deno task build` packages it, and qemu-img.
  *
  * @module
  */
@@ -16,7 +16,7 @@ import { type Work, works } from "./works.ts";
 
 const HERE = new URL(".", import.meta.url).pathname;
 const RUN = [Deno.execPath(), "run", "--quiet", "--no-prompt", "-A"];
-/** How each side is called: ours from its source, as installed, and QEMU's. */
+/** How to run each side: bdrv from source, bdrv as installed, and qemu-img. */
 const PROGRAMS = {
   ours: [...RUN, `${HERE}../cli.ts`],
   built: [
@@ -33,18 +33,18 @@ type Side = keyof typeof FILES;
 
 interface Settings {
   folder: string;
-  /** Of the main input, bytes. */
+  /** Size of the main input, in bytes. */
   size: number;
   runs: number;
 }
 
 interface Measured {
-  /** Of every run. */
+  /** Milliseconds of every run. */
   milliseconds: { [side in Side]: number[] };
   mebibytes: { [side in Side]: number };
 }
 
-/** A command's words, with this side's files and the size filled in. */
+/** A command's words, with the side's files and the size filled in. */
 function words(command: string, side: Side, { size }: Settings): string[] {
   return command.split(" ").map((word) =>
     word.replace(/^OUT/, FILES[side]).replace(/^THEIRS$/, FILES.theirs)
@@ -60,7 +60,7 @@ function commandOf(work: Work, side: Side, settings: Settings): string[] {
   return [...PROGRAMS[side], ...words(work.command, side, settings)];
 }
 
-/** Clear the way for a run, and leave nothing of it to be timed. */
+/** Prepare a run, outside the time measured. */
 async function prepare(
   work: Work,
   side: Side,
@@ -116,7 +116,7 @@ async function measure(work: Work, settings: Settings): Promise<Measured> {
 function row(work: Work, { milliseconds, mebibytes }: Measured): string {
   const { ours, built, theirs } = milliseconds;
   const ratio = median(ours) / median(theirs);
-  // Other work on the machine makes times longer, never shorter.
+  // Other load on the machine makes runs longer, never shorter.
   const best = Math.min(...ours) / Math.min(...theirs);
   const cells = [
     work.name.padEnd(36),
@@ -142,7 +142,7 @@ const HEADER = [
   } | -------: | -------: | -------: | -----: | -----: | -----: | -----: | -------: | -------: |`,
 ];
 
-/** Milliseconds that ours takes, the median of some runs. */
+/** The median of several runs of bdrv, in milliseconds. */
 async function timeOurs(work: Work, settings: Settings): Promise<number> {
   const { folder, runs } = settings;
   await makeInputs(work, settings);
@@ -151,11 +151,11 @@ async function timeOurs(work: Work, settings: Settings): Promise<number> {
     await prepare(work, "ours", settings);
     times.push(await time(folder, commandOf(work, "ours", settings)));
   }
-  // The first one fills caches.
+  // The first run fills caches.
   return median(times.slice(1));
 }
 
-/** Works that are the larger, the larger the size that is asked for. */
+/** Whether a work grows with the size of the input. */
 function grows({ command }: Work): boolean {
   return !/^info|huge/.test(command);
 }
@@ -215,7 +215,7 @@ function print(...more: string[]): void {
   lines.push(...more);
 }
 
-/** Print a row; that of a work which fails must not cost the others. */
+/** Print a row; a work that fails must not stop the others. */
 async function printRow(work: Work, row: Promise<string>): Promise<void> {
   try {
     print(await row);
@@ -260,12 +260,15 @@ if (Deno.args.includes("--save")) {
   const command = ["deno task bench", ...Deno.args].join(" ");
   const date = new Date().toISOString().slice(0, 10);
   const file = `${HERE}RESULTS.md`;
+  // Everything from the section on costs on is written by hand.
+  const before = await Deno.readTextFile(file);
+  const costs = /^## Costs [^]*/m.exec(before)?.[0] ?? "";
   await Deno.writeTextFile(
     file,
     `# Measured side by side with qemu-img\n\n` +
       `${date}, by \`${command}\`. Every result was checked with qemu-img ` +
       `in the same run. Ratio: ours ÷ qemu-img, whole processes.\n\n` +
-      lines.join("\n") + "\n",
+      lines.join("\n") + `\n\n${costs}`,
   );
   await runTool(HERE, Deno.execPath(), ["fmt", "--quiet", file]);
 }

@@ -1,5 +1,5 @@
 /**
- * The images that are measured on. Each is made when a work first asks for it.
+ * The input images. Each is made when a work first needs it.
  *
  * @module
  */
@@ -7,13 +7,13 @@ import { runTool } from "./measure.ts";
 
 const MIB = 1024 * 1024;
 
-/** Makes the image called `name` in the folder; `size` is that of `mixed`. */
+/** Makes the image `name` in the folder; `size` is that of `mixed`. */
 type Recipe = (name: string, size: number, folder: string) => Promise<void>;
 
 const recipes: { [name: string]: Recipe } = {
   "mixed.raw": makeMixed,
   "mixed.qcow2": asQcow2("mixed.raw"),
-  // Compressing takes QEMU long, so it gets less to do.
+  // QEMU compresses slowly, so this input is smaller.
   "quarter.raw": (name, size, folder) => makeMixed(name, size / 4, folder),
   "full.raw": async (name, size, folder) => {
     using file = await open(folder, name);
@@ -25,7 +25,7 @@ const recipes: { [name: string]: Recipe } = {
     runTool(folder, "qemu-img", ["create", "-q", "-f", "qcow2", name, "64T"]),
   "zlib.qcow2": asQcow2("quarter.raw", "-c"),
   "zstd.qcow2": asQcow2("quarter.raw", "-c", "-o", "compression_type=zstd"),
-  // Two layers: what the upper one holds replaces half of the random data.
+  // Two layers: the upper one replaces half of the random data.
   "overlay.qcow2": async (name, size, folder) => {
     await makeInput("mixed.qcow2", size, folder);
     const backing = ["-b", "mixed.qcow2", "-F", "qcow2"];
@@ -54,7 +54,7 @@ const recipes: { [name: string]: Recipe } = {
   },
 };
 
-/** Make an image, unless it is there. */
+/** Make an image, unless it exists. */
 export async function makeInput(
   name: string,
   size: number,
@@ -72,7 +72,7 @@ export function isInput(name: string): boolean {
   return Object.hasOwn(recipes, name);
 }
 
-/** A quarter random, a quarter text, half holes; in turn, a MiB each. */
+/** A quarter random, a quarter text, half holes, alternating every MiB. */
 async function makeMixed(
   name: string,
   size: number,
@@ -112,7 +112,7 @@ function random(length: number): Uint8Array {
   return bytes;
 }
 
-/** Words in an arbitrary order, which `seed` decides. */
+/** Words in a pseudo-random order, determined by `seed`. */
 function text(length: number, seed: number): Uint8Array {
   const words: string[] = [];
   let state = seed | 1;

@@ -1,5 +1,5 @@
 /**
- * Running a program, and how long it took and how much memory.
+ * Running a program, and measuring its time and memory.
  *
  * @module
  */
@@ -41,7 +41,7 @@ export async function time(
   return performance.now() - start;
 }
 
-/** The most memory that a program has at once (resident), MiB. */
+/** A program's peak resident memory, in MiB. */
 export async function peakMemory(
   folder: string,
   command: readonly string[],
@@ -54,8 +54,8 @@ export async function peakMemory(
 }
 
 /**
- * What was measured on: processor, memory, system, versions, and how busy it
- * was before. With a load above 1 or so the figures of both sides say little.
+ * The machine: processor, memory, system, versions, and its load beforehand.
+ * With a load above 1 or so, the figures mean little.
  */
 export async function machine(): Promise<string> {
   const cpuinfo = await Deno.readTextFile("/proc/cpuinfo");

@@ -1,29 +1,29 @@
 /**
- * What is measured. A work is a command that both programs understand; words
- * in it that name an input (see `inputs.ts`) are made beforehand, and `OUT`
- * and `OUT.base` are files of the program's own, absent at the start. `SIZE` is
- * that of the main input in bytes; `SIZE*N` and `SIZE/N` are more and less.
+ * The benchmarks. A work is a command that both programs understand. Inputs
+ * that it names (see `inputs.ts`) are made beforehand; `OUT` and `OUT.base` are
+ * the side's own output files, absent at the start. `SIZE` is that of the main
+ * input in bytes; `SIZE*N` and `SIZE/N` are multiples and fractions of it.
  *
  * @module
  */
 
 /** One row of the table. */
 export interface Work {
-  /** What it is, for the reader. */
+  /** Its name in the table. */
   readonly name: string;
-  /** The arguments of `qemu-img`, and of ours. */
+  /** The arguments of qemu-img and bdrv. */
   readonly command: string;
-  /** The ratio to reach: ours ÷ qemu-img. */
+  /** The ratio to reach, bdrv ÷ qemu-img. */
   readonly goal: number;
-  /** What is run for each side before each run: `qemu-img` with these arguments. */
+  /** Arguments of qemu-img to run for each side before each run. */
   readonly before?: readonly string[];
-  /** What must succeed after a run of ours: `qemu-img` with these arguments. */
+  /** Arguments of qemu-img that must succeed after a run of bdrv. */
   readonly verify?: readonly string[];
 }
 
 const SAME_AS_MIXED = "compare -f raw mixed.raw OUT";
 const SCATTER = 269 * 4096;
-/** Some 100,000 of the whole size. */
+/** About 100,000 at the default size. */
 const READS = "SIZE/10737";
 
 /** The rows of the table, in its order. */

@@ -1,10 +1,10 @@
 /**
- * `deno task compile [TARGET…] [PERMISSION…]`: the command line as one
- * executable file, and links by which it is called as QEMU's programs are.
+ * `deno task compile [TARGET…] [PERMISSION…]`: compiles the command line to one
+ * executable file, with links named after QEMU's programs.
  *
- * Each target has a folder of its own in `dist/`; without one it is this
- * machine's. `all` stands for the five of them. Permissions are compiled in:
- * those that are given, such as `--allow-read=/images`, or else all.
+ * Each target has its own folder in `dist/`; the default target is this
+ * machine, `all` means all five. The permissions are compiled in: those given,
+ * such as `--allow-read=/images`, or else all.
  *
  * @module
  */
@@ -18,10 +18,10 @@ const TARGETS = [
   "x86_64-pc-windows-msvc",
 ];
 
-/** What `deno compile` takes for a permission. */
+/** Flags that `deno compile` takes for permissions. */
 const PERMISSION = /^(-[A-Z]|--(allow|deny|ignore)-[a-z])/;
 
-/** The names that choose the program when they are what it is called by. */
+/** Link names that select a program. */
 const LINKS = ["qemu-img", "qemu-io"];
 
 /** Compile for one target. */
@@ -43,12 +43,12 @@ async function compile(
     stderr: "piped",
   }).output();
   if (code !== 0) {
-    // Only if nothing else is in it, from an earlier run.
+    // This fails, as it should, if an earlier run left other files there.
     await Deno.remove(folder).catch(() => {});
     throw new Error(reasonOf(new TextDecoder().decode(stderr)));
   }
   console.log(`dist/${target}/${name}`);
-  // Where links need a privilege, the name of the program is an argument.
+  // On Windows, links need a privilege: the program's name is an argument.
   if (isWindows) return;
   for (const link of LINKS) {
     await Deno.remove(`${folder}/${link}`).catch(() => {});
@@ -57,7 +57,7 @@ async function compile(
   }
 }
 
-/** Why `deno compile` failed, in a line. */
+/** Why `deno compile` failed, in one line. */
 function reasonOf(said: string): string {
   const url = /error sending request for url \((\S+?)\)/.exec(said)?.[1];
   if (url?.includes("denort")) {
@@ -73,11 +73,11 @@ function reasonOf(said: string): string {
     (cause ? `: ${cause.replace(/^\d+: /, "")}` : "");
 }
 
-/** What the arguments ask for. */
+/** Parse the arguments. */
 function parse(args: readonly string[]) {
   const targets = args.filter((arg) => !arg.startsWith("-"));
   const permissions = args.filter((arg) => arg.startsWith("-"));
-  // With others, such as --help, nothing may be compiled.
+  // Other flags, such as --help, might not compile anything.
   const other = permissions.find((flag) => !PERMISSION.test(flag));
   if (other !== undefined) {
     throw new Error(

@@ -1,5 +1,5 @@
 /**
- * Bitmaps of images that are converted.
+ * Bitmaps of converted images.
  *
  * @module
  */
@@ -8,7 +8,7 @@ import { asBlockError } from "../core/errors.ts";
 import type { BitmapInfo, BlockNode } from "../core/node.ts";
 import { CommandError, type Program } from "./program.ts";
 
-/** Refuse to copy bitmaps that cannot be relied upon, unless to skip them. */
+/** Refuse to copy inconsistent bitmaps, unless they are to be skipped. */
 export async function checkSourceBitmaps(
   skipBroken: boolean,
   sources: readonly BlockNode[],

@@ -1,5 +1,5 @@
 /**
- * What a command is, and what the commands' options have in common.
+ * Commands, and the options they have in common.
  *
  * @module
  */
@@ -12,23 +12,23 @@ import {
 import type { ImageArgument } from "./images.ts";
 import { CommandError, type Program, usageError } from "./program.ts";
 
-/** A command of an image program. */
+/** A command of the image tool. */
 export interface Command {
-  /** What it does, one line. */
+  /** What it does, in one line. */
   readonly summary: string;
   /** Its operands, as the help shows them. */
   readonly operands: string;
   /** The options it accepts. */
   readonly options: readonly OptionSpec[];
-  /** What else there is to know, for the help. */
+  /** Further notes for the help. */
   readonly notes?: string;
-  /** Whether QEMU's answer to a mistake in the options is the help. */
+  /** Whether QEMU answers a mistake in the options with the help. */
   readonly helpsOnMistake?: boolean;
-  /** Run it; answers the exit code. */
+  /** Run it; returns the exit code. */
   run(invocation: Invocation): Promise<number>;
 }
 
-/** A command's line in the help, and its module, loaded when it is called. */
+/** A command's line in the help, and its module, loaded when it runs. */
 export interface Entry {
   readonly summary: string;
   /** Whether QEMU's program has no such command. */
@@ -39,24 +39,24 @@ export interface Entry {
 /** The commands of a program. */
 export type Commands = readonly [name: string, entry: Entry][];
 
-/** The user asked for help and got it. */
+/** Thrown after help was shown on request. */
 export class HelpShown extends Error {}
 
-/** The user is to get the help. What writes it is loaded only then. */
+/** Thrown to show the help, whose code is loaded only then. */
 export class HelpWanted extends Error {}
 
-/** What most commands let one say of the image that they are about. */
+/** The options on the image that most commands share. */
 export type ImageWish = Pick<
   ImageArgument,
   "format" | "imageOpts" | "forceShare"
 >;
 
-/** One call of a command. */
+/** An invocation of a command. */
 export class Invocation {
-  /** What remains of the arguments after the options; known after parsing. */
+  /** The operands; complete after parsing. */
   operands: readonly string[] = [];
 
-  /** How the image is to be opened: `-f`, `--image-opts`, `-U`. */
+  /** How to open the image: `-f`, `--image-opts`, `-U`. */
   readonly image: ImageWish = {};
   /** `-q`. */
   quiet = false;
@@ -70,15 +70,12 @@ export class Invocation {
     readonly args: readonly string[],
   ) {}
 
-  /** `-p`, unless `-q` goes with it. */
+  /** Whether `-p` is given without `-q`. */
   get showsProgress(): boolean {
     return this.#progress && !this.quiet;
   }
 
-  /**
-   * The options one after the other, but for those that mean the same
-   * everywhere: they are dealt with here.
-   */
+  /** The options one after the other; common ones are handled here. */
   *options(args: readonly string[] = this.args): Generator<[string, string]> {
     const parser = new OptionParser(
       this.command.options,
@@ -102,7 +99,7 @@ export class Invocation {
     throw usageError("Expecting one image file name");
   }
 
-  /** Take over an option that is none of the command's own; tell if it was. */
+  /** Handle a common option; whether it was one. */
   #take(name: string, argument: string): boolean {
     if (name === HELP.short) throw new HelpWanted();
     else if (name === OBJECT.long) this.#define(argument);
@@ -119,7 +116,7 @@ export class Invocation {
     return true;
   }
 
-  /** How progress is told is a choice that QEMU's programs do not offer. */
+  /** Set the format of progress, which QEMU's programs do not offer. */
   #setProgress(format: string): void {
     if (!this.program.isOurs) {
       throw usageError(`unrecognized option '--progress=${format}'`);
@@ -130,7 +127,7 @@ export class Invocation {
     this.program.progressFormat = format;
   }
 
-  /** How mistakes are told, if not as elsewhere. */
+  /** How to word mistakes, if not the usual way. */
   get #complaint(): Complaint | undefined {
     const { program, command } = this;
     if (!command.helpsOnMistake || program.isOurs) return undefined;
@@ -148,7 +145,7 @@ export class Invocation {
   }
 }
 
-/** Load a command; under our own name each that opens images has one more option. */
+/** Load a command; as `bdrv`, those that open images have one more option. */
 export async function loadCommand(
   program: Program,
   entry: Entry,
@@ -158,7 +155,7 @@ export async function loadCommand(
   return { ...command, options: [...command.options, MAX_CHAIN] };
 }
 
-/** The options that stand before a command. */
+/** The options before a command. */
 export const PROGRAM_OPTIONS: readonly OptionSpec[] = [
   {
     short: "h",
@@ -207,7 +204,7 @@ export const IMAGE_OPTS: OptionSpec = {
 export const FORCE_SHARE: OptionSpec = {
   short: "U",
   long: "force-share",
-  help: "do not mind another process that writes to it",
+  help: "open it even if another process is writing to it",
 };
 
 /** `-f`, with its long form. */
@@ -222,7 +219,7 @@ export const FORMAT: OptionSpec = {
 export const OUTPUT: OptionSpec = {
   long: "output",
   argument: "human|json",
-  help: "for whom to write the result",
+  help: "format of the result",
 };
 
 /** `-q`. */
@@ -232,7 +229,7 @@ export const QUIET: OptionSpec = {
   help: "print nothing but errors",
 };
 
-/** `-p`; programs that watch us say `--progress=json`. */
+/** `-p`, or `--progress=json` for programs. */
 export const PROGRESS: OptionSpec = {
   short: "p",
   long: "progress",
@@ -241,12 +238,12 @@ export const PROGRESS: OptionSpec = {
   help: "show progress; =json: lines of JSON on standard error",
 };
 
-/** `-T`. Commands that write as well call it by a longer name. */
+/** `-T`. Commands that also write have a longer name for it. */
 export const SOURCE_CACHE: OptionSpec = {
   short: "T",
   long: "cache",
   argument: "CACHE",
-  help: "how to cache what is read: writeback, none, unsafe, …",
+  help: "cache mode for reading: writeback, none, unsafe, …",
 };
 
 /** `-t`. */
@@ -254,7 +251,7 @@ export const CACHE: OptionSpec = {
   short: "t",
   long: "cache",
   argument: "CACHE",
-  help: "how to cache what is written: writeback, none, unsafe, …",
+  help: "cache mode for writing: writeback, none, unsafe, …",
 };
 
 /** `-o`. */

@@ -1,35 +1,37 @@
 /**
- * The error of a command line.
+ * The error of a command.
  *
  * @module
  */
 
 /** Facts about a {@linkcode CommandError}. */
 export interface CommandErrorOptions extends ErrorOptions {
-  /** Lines for the user that follow the message. */
+  /** Further lines after the message. */
   hint?: string;
-  /** The part of the message that QEMU's programs do not have. */
+  /** The part of the message that QEMU's programs lack. */
   detail?: string;
   /** The exit code. Default: 1. */
   code?: number;
-  /** Whether the command line was wrong: the way to the help is told. */
+  /**
+   * Whether the command line was wrong: the message then points to the help.
+   */
   usage?: boolean;
 }
 
-/** A command that cannot go on. Its message is for the user. */
+/** A command failed. The message is for the user. */
 export class CommandError extends Error {
   /** The class name. */
   override name = "CommandError";
-  /** Lines for the user that follow the message. */
+  /** Further lines after the message. */
   readonly hint?: string;
-  /** The part of the message that QEMU's programs do not have. */
+  /** The part of the message that QEMU's programs lack. */
   readonly detail?: string;
   /** The exit code. */
   readonly code: number;
   /** Whether the command line was wrong. */
   readonly usage: boolean;
 
-  /** Each line of `message` is reported with the program's name before it. */
+  /** Each line of `message` is printed after the program's name. */
   constructor(message: string, options: CommandErrorOptions = {}) {
     super(message, options);
     this.hint = options.hint;

@@ -1,9 +1,9 @@
 /**
- * `completions`: what completes command lines in a shell, made from the tables
- * of the commands.
+ * `completions`: completion scripts for shells, made from the tables of the
+ * commands.
  *
- * The scripts hold all they need: to ask us at each press of a key would take
- * longer than a typist waits.
+ * The scripts are self-contained: calling this program at each key press would
+ * be too slow.
  *
  * @module
  */
@@ -21,11 +21,11 @@ import type { OptionSpec } from "./getopt.ts";
 import { CACHE_MODES } from "./images.ts";
 import { CommandError, type Program, usageError } from "./program.ts";
 
-/** The command, which is one of those that `commandsOf` tells of a program. */
+/** The command; it completes all commands that `commandsOf` lists. */
 export const completions = (
   commandsOf: (program: Program) => Commands,
 ): Command => ({
-  summary: "Print what completes command lines in a shell",
+  summary: "Print a completion script for a shell",
   operands: "bash|zsh|fish",
   options: [HELP],
   notes: "bash: source <(bdrv completions bash)          in ~/.bashrc\n" +
@@ -48,7 +48,7 @@ export const completions = (
 
 function operandOf(invocation: Invocation): string {
   for (const _ of invocation.options()) {
-    // It has none but --help.
+    // There are no options but --help.
   }
   if (invocation.operands.length !== 1) {
     throw usageError("Expecting one shell: bash, zsh or fish");
@@ -56,21 +56,21 @@ function operandOf(invocation: Invocation): string {
   return invocation.operands[0];
 }
 
-/** A word to offer, and what it means. */
+/** A word to offer, and its meaning. */
 interface Word {
   readonly text: string;
   readonly help: string;
 }
 
-/** What an argument may be: one of some words, or else a file. */
+/** The values of an argument: one of some words, a file, or anything. */
 type Values = readonly string[] | "files" | "anything";
 
-/** An option as a shell needs to know it. */
+/** An option, as a shell needs it. */
 interface OptionWords extends Word {
   readonly values?: Values;
 }
 
-/** What the command line is made of. */
+/** The grammar of the command line. */
 interface Grammar {
   readonly commands: readonly (Word & {
     readonly options: readonly OptionWords[];
@@ -108,14 +108,14 @@ function optionWords(spec: OptionSpec): OptionWords[] {
     ...[short, alias].filter((letter) => letter !== undefined)
       .map((letter) => ({ text: `-${letter}`, help, values })),
     ...(long ? [{ text: `--${long}`, help, values }] : []),
-    // An optional argument is a part of the same word.
+    // An optional argument is part of the same word.
     ...(spec.optional && long
       ? [{ text: `--${long}=${spec.argument}`, help }]
       : []),
   ];
 }
 
-/** What may stand where the help says `argument`. */
+/** The values of the argument that the help calls `argument`. */
 function valuesOf(argument: string): Values {
   if (/^\w+(\|\w+)+$/.test(argument)) return argument.split("|");
   if (/FILE|TARGET/.test(argument)) return "files";
@@ -124,7 +124,7 @@ function valuesOf(argument: string): Values {
 }
 
 const KNOWN_VALUES: { readonly [argument: string]: () => string[] } = {
-  // Formats that a file can have; `quorum` is none.
+  // Formats of files; `quorum` is not one.
   FMT: () =>
     listDrivers().filter(({ probe }) => probe !== undefined)
       .map(({ name }) => name),
@@ -149,7 +149,7 @@ function textsOf(words: readonly Word[]): string {
   return words.map(({ text }) => text).join(" ");
 }
 
-/** The options of a list, by what their argument may be. */
+/** Options grouped by the values of their argument. */
 function byValues(
   options: readonly OptionWords[],
 ): [pattern: string, values: Values][] {
@@ -221,7 +221,7 @@ complete -F _bdrv ${name}
 }
 
 function zsh(name: string, { commands, options }: Grammar): string {
-  // In its own notation, brackets end the help and colons the name.
+  // In zsh's notation, brackets end the help, and colons the name.
   const plain = (text: string) => text.replace(/[[\]:\\]/g, "\\$&");
   const offer = (values: Values) =>
     values === "anything"

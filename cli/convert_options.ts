@@ -1,5 +1,5 @@
 /**
- * What the user wants `convert` to do.
+ * The options of `convert`.
  *
  * @module
  */
@@ -71,7 +71,7 @@ export const CONVERT_OPTIONS: readonly OptionSpec[] = [
     argument: "FMT",
     help: "format of that backing file",
   },
-  { short: "n", long: "no-create", help: "do not create TARGET: it is there" },
+  { short: "n", long: "no-create", help: "write to an existing TARGET" },
   {
     long: "target-image-opts",
     help: "TARGET is a description, as with --image-opts",
@@ -89,33 +89,33 @@ export const CONVERT_OPTIONS: readonly OptionSpec[] = [
     argument: "N",
     help: "requests in flight, 1 to 16",
   },
-  { short: "W", long: "oob-writes", help: "writes may be made out of order" },
+  { short: "W", long: "oob-writes", help: "permit writing out of order" },
   {
     short: "r",
     long: "rate-limit",
     argument: "SIZE",
-    help: "most bytes written a second",
+    help: "most bytes written per second",
   },
   {
     short: "C",
     long: "copy-range-offloading",
-    help: "have the system copy from file to file, where it can",
+    help: "let the system copy from file to file, where it can",
   },
-  { long: "salvage", help: "zeroes take the place of what cannot be read" },
-  { long: "bitmaps", help: "copy the source's bitmaps, too" },
-  { long: "skip-broken-bitmaps", help: "leave out those that are damaged" },
+  { long: "salvage", help: "replace unreadable sectors with zeroes" },
+  { long: "bitmaps", help: "copy the source's bitmaps as well" },
+  { long: "skip-broken-bitmaps", help: "leave out inconsistent bitmaps" },
   {
     short: "t",
     long: "target-cache",
     argument: "CACHE",
-    help: "how to cache what is written; default: unsafe",
+    help: "cache mode for writing; default: unsafe",
   },
   { ...SOURCE_CACHE, long: "source-cache" },
 ];
 
-/** What the user wants. */
+/** The parsed options of `convert`. */
 export class ConvertWish {
-  /** Of the images to read. */
+  /** How to open the source images. */
   image: ImageWish = {};
   quiet = false;
   snapshot?: string;
@@ -134,19 +134,19 @@ export class ConvertWish {
   salvage = false;
   bitmaps = false;
   skipBrokenBitmaps = false;
-  /** Bytes; `undefined` if it was not given. */
+  /** In bytes; `undefined` if not given. */
   sparseSize?: number;
   parallel = 8;
-  /** Bytes a second; 0 if there is no limit. */
+  /** Bytes per second; 0 for no limit. */
   rateLimit = 0;
 
-  /** The format of the target, where it is not described. */
+  /** The format of the target, if the target is not a description. */
   get targetFormat(): string {
     return this.outputFormat ?? "raw";
   }
 }
 
-/** Parse the options of a call, and refuse what does not fit together. */
+/** Parse the options, and refuse contradictions. */
 export function parseConvert(invocation: Invocation): ConvertWish {
   const wish = new ConvertWish();
   for (const [option, argument] of invocation.options()) {
@@ -178,7 +178,7 @@ export function parseConvert(invocation: Invocation): ConvertWish {
   return wish;
 }
 
-/** What does not fit together, in the order in which QEMU looks. */
+/** The first contradiction, in QEMU's order. */
 function findMistake(wish: ConvertWish): string | undefined {
   if (wish.skipBrokenBitmaps && !wish.bitmaps) {
     return "Use of --skip-broken-bitmaps requires --bitmaps";
@@ -200,7 +200,7 @@ function findMistake(wish: ConvertWish): string | undefined {
   }
 }
 
-/** Refuse what a backing file of the target makes impossible. */
+/** Refuse options that conflict with a backing file of the target. */
 export function checkBacking(
   wish: ConvertWish,
   hasBacking: boolean,
@@ -221,7 +221,7 @@ export function checkBacking(
   }
 }
 
-/** Refuse what the options of a new image make impossible. */
+/** Refuse options that conflict with those of a new image. */
 export function checkCreation(wish: ConvertWish, values: OptionValues): void {
   if (values.backing_file !== undefined && values.backing_fmt === undefined) {
     throw new CommandError(
@@ -241,9 +241,9 @@ export function checkCreation(wish: ConvertWish, values: OptionValues): void {
   }
 }
 
-/** Which ends of a conversion are standard input and standard output. */
+/** Whether a conversion uses standard input and standard output. */
 export interface Pipes {
-  /** Whether a source is a pipe, of which nothing is known beforehand. */
+  /** Whether a source is a pipe, so that nothing is known beforehand. */
   readonly fromPipe: boolean;
   /** Whether the target is standard output. */
   readonly toOutput: boolean;
@@ -251,7 +251,7 @@ export interface Pipes {
   readonly sources: readonly string[];
 }
 
-/** Refuse what cannot be done with pipes: nothing there is gone back to. */
+/** Refuse options that need to seek, which pipes cannot. */
 export function checkPipes(
   wish: ConvertWish,
   { fromPipe, toOutput, sources }: Pipes,

@@ -1,5 +1,5 @@
 /**
- * The options of new images, as `-o` gives them.
+ * The options of new images, as given by `-o`.
  *
  * @module
  */
@@ -23,7 +23,7 @@ import { CommandError, type Program } from "./program.ts";
 export class OptionList {
   #text: string | undefined;
 
-  /** Whether there was any. */
+  /** Whether any was given. */
   get isGiven(): boolean {
     return this.#text !== undefined;
   }
@@ -38,7 +38,7 @@ export class OptionList {
   /** Add the argument of one `-o`. */
   add(text: string): void {
     const commas = /,*$/.exec(text)![0].length;
-    // Joined with a comma, these would change what stands beside them.
+    // Joined with commas, these would change the neighbouring options.
     if (text === "" || text.startsWith(",") || commas % 2 === 1) {
       throw new CommandError(`Invalid option list: ${text}`);
     }
@@ -46,8 +46,8 @@ export class OptionList {
   }
 
   /**
-   * The options by name, for a format. Values of enumerations are left to the
-   * driver, which is asked only after the user was told what will be made.
+   * The options by name, for a format. The driver checks values of
+   * enumerations, only after the `Formatting …` line has been printed.
    */
   parse(table: OptionTable): OptionValues {
     const values: OptionValues = {};
@@ -64,7 +64,9 @@ export class OptionList {
   }
 }
 
-/** The create options of a format and of the protocol a file name selects. */
+/**
+ * The create options of a format and of the protocol that a file name selects.
+ */
 export function createTable(
   format: string,
   filename?: string,
@@ -99,7 +101,7 @@ const TYPE_NAMES: { readonly [type in OptionSpec["type"]]: string } = {
   boolean: "bool (on/off)",
 };
 
-/** The options of a table, a line each; scripts look for all that QEMU has. */
+/** The options of a table, a line each; scripts look for all of QEMU's. */
 export function optionHelp(program: Program, table: OptionTable): string {
   const names = program.isOurs ? optionNames(table) : Object.keys(table);
   const lines = names.map((name) => {
@@ -131,9 +133,9 @@ export function printCreateHelp(
 }
 
 /**
- * What `Formatting …` says of the options: the given and the default ones.
+ * The options in the `Formatting …` line: given values and defaults.
  *
- * @param human Whether sizes have the suffixes with which users write them.
+ * @param human Whether to print sizes with suffixes.
  */
 export function describeOptions(
   table: OptionTable,
@@ -151,7 +153,7 @@ export function describeOptions(
   return parts.join(" ");
 }
 
-/** A size with the largest suffix that leaves it whole. */
+/** A size with the largest suffix that keeps it a whole number. */
 function sizeText(bytes: number): string {
   let exponent = 0;
   while (bytes > 0 && bytes % 1024 === 0 && exponent < SUFFIXES.length - 1) {

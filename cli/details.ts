@@ -1,5 +1,5 @@
 /**
- * What only one format has to tell of an image, as a list for people.
+ * The format-specific details of an image, as a list for people.
  *
  * @module
  */

@@ -1,7 +1,6 @@
 /**
- * What our own program adds to an error that QEMU's tools leave out: the file
- * that it is about, and what the user may have meant. Loaded when something has
- * gone wrong.
+ * What `bdrv` adds to errors, which QEMU's tools leave out: the file concerned,
+ * and what the user may have meant. Loaded only after an error.
  *
  * @module
  */
@@ -11,11 +10,11 @@ import { CommandError } from "./program.ts";
 import { suggestion } from "./suggest.ts";
 
 /**
- * An error as the user is told it. What is no error of ours, a mistake in the
- * program, is answered as it is.
+ * An error as shown to the user. Any other exception, a bug in the program, is
+ * returned unchanged.
  *
  * @param commands The names of the program's commands.
- * @param call What was called, once that is known.
+ * @param call The invocation, once it is known.
  */
 export function explained(
   error: unknown,
@@ -37,11 +36,11 @@ export function explained(
   return error;
 }
 
-/** How messages of commands begin that speak of an image and do not name it. */
+/** Beginnings of messages about an image that do not name it. */
 const OF_AN_IMAGE =
   /^(This image format|Check failed|Could not|Image |Format |Block job failed)/;
 
-/** The file that an error is about, if it does not say so itself. */
+/** The file concerned, if the error does not name it. */
 function fileMeant(
   error: CommandError | BlockError,
   operands: readonly string[],

@@ -1,47 +1,47 @@
 /**
  * Options on the command line, by the rules of GNU `getopt_long`: options and
  * operands in any order up to `--`, short options bundled (`-qp`), arguments
- * attached or following (`-Oqcow2`, `-O qcow2`, `--output=json`), and long
- * names cut short where only one fits.
+ * attached or following (`-Oqcow2`, `-O qcow2`, `--output=json`), and
+ * unambiguous abbreviations of long names.
  *
  * @module
  */
 import { usageError } from "./program.ts";
 
-/** One option that a command accepts. */
+/** An option of a command. */
 export interface OptionSpec {
   /** The letter of `-f`. */
   readonly short?: string;
-  /** Another letter that stands for the same. */
+  /** Another letter for it. */
   readonly alias?: string;
   /** The name of `--format`. */
   readonly long?: string;
-  /** What its argument is called in the help; without it, it takes none. */
+  /** The argument's name in the help; absent if it takes none. */
   readonly argument?: string;
-  /** Whether that may be left out; then it is given only as `--name=argument`. */
+  /** Whether the argument is optional, and given only as `--name=argument`. */
   readonly optional?: boolean;
   /** What it does, for the help. */
   readonly help: string;
 }
 
-/** An option as it was found: its letter, or its long name if it has none. */
+/** A parsed option: its letter, or its long name if it has none. */
 export type FoundOption = [name: string, argument: string];
 
-/** What is wrong with an option. */
+/** A mistake in an option. */
 export interface Mistake {
   readonly kind: "unknown" | "ambiguous" | "missing" | "unwanted";
-  /** The argument that is to blame; before it, if it is in the midst of one. */
+  /** The faulty argument; inside a bundle, the one before it. */
   readonly element: string;
   /** The letter, or `--` and the long name. */
   readonly option: string;
-  /** The long options that it may stand for. */
+  /** The long options that an ambiguous name may mean. */
   readonly candidates?: readonly string[];
 }
 
-/** Tells a mistake as a program does. */
+/** Words a mistake as a certain program does. */
 export type Complaint = (mistake: Mistake) => Error;
 
-/** As `qemu-img` tells it, for which getopt itself is silent. */
+/** `qemu-img`'s wording, which silences getopt. */
 const tersely: Complaint = ({ kind, element }) =>
   usageError(
     kind === "missing"
@@ -49,7 +49,7 @@ const tersely: Complaint = ({ kind, element }) =>
       : `unrecognized option '${element}'`,
   );
 
-/** As the C library itself tells it. */
+/** The C library's own wording. */
 export function libraryText(mistake: Mistake): string {
   const { kind, option, candidates = [] } = mistake;
   const isLong = option.startsWith("--");
@@ -68,19 +68,19 @@ export function libraryText(mistake: Mistake): string {
   }
 }
 
-/** Arguments of a command, taken apart one by one. */
+/** Parses the arguments of a command one by one. */
 export class OptionParser {
-  /** The arguments that are not options. Complete when all were parsed. */
+  /** The arguments that are not options; complete when all have been parsed. */
   readonly operands: string[] = [];
   readonly #specs: readonly OptionSpec[];
   readonly #args: readonly string[];
   readonly #complaint: Complaint;
   readonly #hasLong: boolean;
   #at = 0;
-  /** The element that stands before the current one once options are sorted. */
+  /** The element before the current one, once options are sorted first. */
   #lastOption: string;
 
-  /** `command` is the name that stands before `args`. */
+  /** `command` is the name before `args`. */
   constructor(
     specs: readonly OptionSpec[],
     command: string,
@@ -95,8 +95,8 @@ export class OptionParser {
   }
 
   /**
-   * The options in their order, to be acted upon while the next is not yet
-   * looked at: the first mistake is the one that is reported.
+   * The options in order. Each is handled before the next is parsed, so that
+   * the first mistake is the one reported.
    */
   *parse(): Generator<FoundOption> {
     while (this.#at < this.#args.length) {
@@ -141,7 +141,7 @@ export class OptionParser {
         short === arg[i] || alias === arg[i]
       );
       if (!spec) {
-        // Inside a bundle, getopt has not passed the element yet, and the
+        // Inside a bundle, getopt has not moved past the element, and the
         // programs name the one before it.
         const before = this.operands.at(-1) ?? this.#lastOption;
         const element = i < arg.length - 1 ? before : arg;

@@ -1,6 +1,6 @@
 /**
- * The help of the program that works on images, made from the tables of its
- * commands; loaded when somebody asks for it.
+ * The help of the image tool, made from the tables of its commands; loaded on
+ * demand.
  *
  * @module
  */
@@ -19,10 +19,10 @@ import type { Program } from "./program.ts";
 import { versionText } from "./version.ts";
 
 /**
- * What a program answers to `--help`, with the name of a command or without.
+ * The text of `--help`, with or without a command.
  *
- * Ours fits a screen, and tells of a command what it accepts. QEMU's tells
- * everything each time, and scripts look for formats and options in that.
+ * Ours fits on a screen; that of a command lists its options. QEMU's always
+ * prints everything, and scripts search it for formats and options.
  */
 export async function helpText(
   program: Program,
@@ -58,7 +58,7 @@ Filters: ${driverNames("filter")}
 `;
 }
 
-/** Everything in one text. */
+/** The help of everything in one text. */
 async function completeHelp(
   program: Program,
   commands: Commands,
@@ -88,20 +88,20 @@ ${details.join("")}Supported formats: ${driverNames()}
 `;
 }
 
-/** What may be added to an option is more than QEMU's programs offer. */
+/** An option without the optional argument that QEMU's programs lack. */
 function asInQemu(spec: OptionSpec): OptionSpec {
   return spec.optional ? { ...spec, argument: undefined } : spec;
 }
 
-/** What a command does, and its options, a line each. */
+/** A command's summary, and its options, a line each. */
 function commandText({ summary, options, notes }: Command): string {
   return `${summary}.\n\n${optionLines(options)}` +
     (notes ? `\n${notes}\n` : "");
 }
 
-/** Columns of a screen. */
+/** Columns of the screen. */
 const WIDTH = 80;
-/** Names longer than this have a line of their own. */
+/** Longer names get their own line. */
 const MAX_NAMES = 30;
 
 function optionLines(options: readonly OptionSpec[]): string {
@@ -120,7 +120,7 @@ function optionLines(options: readonly OptionSpec[]): string {
   }).join("");
 }
 
-/** Text in lines of a certain width. */
+/** Wrap text to lines of a certain width. */
 function wrapped(text: string, width: number): string[] {
   const lines: string[] = [];
   for (const word of text.split(" ")) {
@@ -132,7 +132,7 @@ function wrapped(text: string, width: number): string[] {
   return lines;
 }
 
-/** An option as one word of a command's syntax. */
+/** An option in a command's syntax line. */
 function syntaxOf(spec: OptionSpec): string {
   return `[${namesOf(spec).join("|")}${argumentOf(spec)}]`;
 }

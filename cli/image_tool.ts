@@ -1,5 +1,5 @@
 /**
- * The program that works on images: our own, and QEMU's `qemu-img`.
+ * The image tool: `bdrv`, and QEMU's `qemu-img`.
  *
  * @module
  */
@@ -22,7 +22,7 @@ const COMMANDS: { readonly [name: string]: Entry } = {
     load: () => import("./commands/amend.ts"),
   },
   bench: {
-    summary: "Measure how fast an image answers requests",
+    summary: "Measure how fast an image is",
     load: () => import("./commands/bench.ts"),
   },
   bitmap: {
@@ -30,11 +30,11 @@ const COMMANDS: { readonly [name: string]: Entry } = {
     load: () => import("./commands/bitmap.ts"),
   },
   check: {
-    summary: "Examine an image's own structures",
+    summary: "Check the metadata of an image",
     load: () => import("./commands/check.ts"),
   },
   commit: {
-    summary: "Write what an image holds into its backing file",
+    summary: "Write the data of an overlay into its backing file",
     load: () => import("./commands/commit.ts"),
   },
   compare: {
@@ -42,7 +42,7 @@ const COMMANDS: { readonly [name: string]: Entry } = {
     load: () => import("./commands/compare.ts"),
   },
   completions: {
-    summary: "Print what completes command lines in a shell",
+    summary: "Print a completion script for a shell",
     onlyOurs: true,
     load: async () => {
       const { completions } = await import("./completions.ts");
@@ -50,15 +50,15 @@ const COMMANDS: { readonly [name: string]: Entry } = {
     },
   },
   convert: {
-    summary: "Copy images into a new one, in any format",
+    summary: "Convert images to a new one, in any format",
     load: () => import("./commands/convert.ts"),
   },
   create: {
-    summary: "Make an image",
+    summary: "Create an image",
     load: () => import("./commands/create.ts"),
   },
   dd: {
-    summary: "Copy a part of an image, block by block",
+    summary: "Copy part of an image, block by block",
     load: () => import("./commands/dd.ts"),
   },
   info: {
@@ -66,20 +66,20 @@ const COMMANDS: { readonly [name: string]: Entry } = {
     load: () => import("./commands/info.ts"),
   },
   io: {
-    summary: "Try an image: read from it, write to it, see what it holds",
+    summary: "Try an image: read, write, and look at its allocation",
     onlyOurs: true,
     load: () => import("./commands/io.ts"),
   },
   map: {
-    summary: "Show what an image holds, and where",
+    summary: "Show what is allocated in an image, and where",
     load: () => import("./commands/map.ts"),
   },
   measure: {
-    summary: "Tell how large the file of a new image would become",
+    summary: "Compute how large the file of a new image would become",
     load: () => import("./commands/measure.ts"),
   },
   rebase: {
-    summary: "Give an image another backing file",
+    summary: "Change the backing file of an image",
     load: () => import("./commands/rebase.ts"),
   },
   resize: {
@@ -92,16 +92,16 @@ const COMMANDS: { readonly [name: string]: Entry } = {
   },
 };
 
-/** The commands that a program has. */
+/** The commands of a program. */
 export function commandsOf(program: Program): Commands {
   return Object.entries(COMMANDS)
     .filter(([_, { onlyOurs }]) => program.isOurs || !onlyOurs);
 }
 
-/** Run the program; answers the exit code. */
+/** Run the program; returns the exit code. */
 export async function run(program: Program, args: string[]): Promise<number> {
   const commands = commandsOf(program);
-  // Options of the program stand before the command, all others after it.
+  // The program's options come before the command, all others after it.
   const at = args.findIndex((arg) => !arg.startsWith("-") || arg === "--");
   const own = at < 0 ? args : args.slice(0, at);
   const [name, ...rest] = at < 0 ? [] : args.slice(at);

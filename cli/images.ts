@@ -16,7 +16,7 @@ import "../drivers/all.ts";
 import { CommandError, notAmong, type Program } from "./program.ts";
 import type { AioMode } from "../core/traits.ts";
 
-/** How a command opens an image. */
+/** How to open an image for a command. */
 export interface ImageArgument {
   /** Its format; found by probing if absent. */
   format?: string;
@@ -30,7 +30,7 @@ export interface ImageArgument {
   backing?: boolean;
   /** Which backing files will be written to. Default: none. */
   writableBacking?: OpenOptions["writableBacking"];
-  /** Whether others may do anything with it meanwhile (`-U`). */
+  /** Whether to share all access (`-U`). */
   forceShare?: boolean;
   /** Whether others may write to it meanwhile. Default: true. */
   share?: boolean;
@@ -38,17 +38,17 @@ export interface ImageArgument {
   resize?: boolean;
   /** How writes reach the disk. */
   cache?: CacheMode;
-  /** How files have their requests made. */
+  /** How to make requests to files. */
   aio?: AioMode;
-  /** Further options of the format, which is given then. */
+  /** Further options of the format, which must be given. */
   options?: OptionValues;
 }
 
 /**
- * Open the image that an argument stands for.
+ * Open the image that an argument names.
  *
- * Files that an image names are opened without asking, as qemu-img does: its
- * users rely on it.
+ * Files that an image names are opened without restrictions, as qemu-img does:
+ * its users rely on it.
  */
 export async function openImageArgument(
   program: Program,
@@ -92,21 +92,21 @@ export async function openImageArgument(
   }
 }
 
-/** How a program tells its user what drivers have to say. */
+/** How a program reports messages of drivers. */
 export function reporting(
   program: Program,
 ): Pick<OpenOptions, "warn" | "report" | "onUnlocked"> {
   return {
     warn: (message) => program.warn(message),
     report: (line) => program.printError(`${line}\n`),
-    // QEMU's tools say nothing of it, and scripts compare what they say.
+    // QEMU's tools are silent about it, and scripts compare their output.
     ...(program.isOurs && {
       onUnlocked: (why) => warnUnlocked(program, why),
     }),
   };
 }
 
-/** What a program has to offer to the making of an image. */
+/** What a program provides for creating an image. */
 export function creating(program: Program): CreateOptions {
   const { secrets } = program;
   return { secrets, onUnlocked: reporting(program).onUnlocked };
@@ -114,7 +114,7 @@ export function creating(program: Program): CreateOptions {
 
 let hasWarned = false;
 
-/** It is the same for all files: once is enough. */
+/** Warn only once: the reason is the same for all files. */
 function warnUnlocked(program: Program, why: string): void {
   if (!hasWarned) program.warn(why);
   hasWarned = true;
@@ -142,7 +142,7 @@ export function cacheMode(
   what: string,
   code = 1,
 ): CacheMode {
-  // "off" is what "none" was called first.
+  // "off" is the old name of "none".
   const mode = CACHE_MODES.find((mode) =>
     mode === (text === "off" ? "none" : text)
   );
@@ -150,7 +150,7 @@ export function cacheMode(
   return mode;
 }
 
-/** Use opened nodes, and close them whatever happens. */
+/** Use open nodes, and close them whatever happens. */
 export async function usingNodes<T>(
   nodes: readonly (BlockNode | undefined)[],
   use: () => Promise<T>,
@@ -159,7 +159,7 @@ export async function usingNodes<T>(
   try {
     result = await use();
   } catch (error) {
-    // What closing meets after that is no news.
+    // After an error, ignore those of closing.
     for (const node of nodes) await node?.close().catch(() => {});
     throw error;
   }

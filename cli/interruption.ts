@@ -1,5 +1,5 @@
 /**
- * Ending a job that changes an image step by step.
+ * Interrupting a job that changes an image step by step.
  *
  * @module
  */
@@ -7,13 +7,12 @@ import { CommandError } from "./program.ts";
 import { SIGNALS } from "./target.ts";
 
 /**
- * Has a signal end a job where it can do so cleanly. A second signal ends the
- * program at once.
+ * Lets a signal end a job cleanly. A second signal ends the program at once.
  */
 export class Interruption implements Disposable {
   readonly #controller = new AbortController();
   readonly #listeners: [Deno.Signal, () => void][] = [];
-  /** The exit code, once a signal has come. */
+  /** The exit code, once a signal has arrived. */
   #code?: number;
 
   /** Listen until disposed of. */
@@ -23,18 +22,18 @@ export class Interruption implements Disposable {
       try {
         Deno.addSignalListener(signal, listener);
       } catch {
-        continue; // Not all systems know all of them.
+        continue; // Not every system has every signal.
       }
       this.#listeners.push([signal, listener]);
     }
   }
 
-  /** What the job watches. */
+  /** The signal that cancels the job. */
   get signal(): AbortSignal {
     return this.#controller.signal;
   }
 
-  /** Run the job; `state` tells what is where if a signal ends it. */
+  /** Run the job; `state` describes the outcome if a signal ends it. */
   async run(
     job: (signal: AbortSignal) => Promise<void>,
     state: string,

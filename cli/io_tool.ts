@@ -1,5 +1,5 @@
 /**
- * The program that exercises an image: QEMU's `qemu-io`.
+ * The I/O tool: `bdrv io`, and QEMU's `qemu-io`.
  *
  * @module
  */
@@ -20,7 +20,7 @@ export const OPTIONS: readonly OptionSpec[] = [
     short: "c",
     long: "cmd",
     argument: "COMMAND",
-    help: "run a command; without it, they come from standard input",
+    help: "run a command; default: read commands from standard input",
   },
   {
     short: "f",
@@ -29,12 +29,12 @@ export const OPTIONS: readonly OptionSpec[] = [
     help: "format of the image; default: found by probing",
   },
   ...OPEN_OPTIONS,
-  { short: "m", long: "misalign", help: "accepted for QEMU's sake" },
+  { short: "m", long: "misalign", help: "accepted for compatibility" },
   {
     short: "T",
     long: "trace",
     argument: "PATTERN",
-    help: "accepted for QEMU's sake",
+    help: "accepted for compatibility",
   },
   OBJECT,
   {
@@ -43,7 +43,7 @@ export const OPTIONS: readonly OptionSpec[] = [
   },
 ];
 
-/** What the command line asks for. */
+/** The parsed command line. */
 interface Request {
   readonly show?: "help" | "version";
   readonly commands: string[];
@@ -52,7 +52,7 @@ interface Request {
   readonly file?: string;
 }
 
-/** Run the program; answers the exit code. */
+/** Run the program; returns the exit code. */
 export async function run(
   program: Program,
   args: readonly string[],
@@ -83,7 +83,7 @@ export async function run(
   const allSucceeded = commands.length > 0
     ? await runAll(session, commands)
     : await runInput(session);
-  // QEMU's own program says nothing of it with its exit code.
+  // QEMU's exit code does not reflect a failed close.
   const isWritten = await session.close() || !program.isOurs;
   return allSucceeded && isWritten ? 0 : 1;
 }

@@ -1,18 +1,19 @@
 /**
- * Picks the program: our own name, or the one of QEMU's that is stood in for.
+ * Selects the program: `bdrv`, or the program of QEMU's that this stands in
+ * for.
  *
  * @module
  */
 import { CommandError, Program } from "./program.ts";
 
-/** What a program's module offers. */
+/** The exports of a program's module. */
 interface ProgramModule {
   run(program: Program, args: string[]): Promise<number>;
 }
 
 const imageTool = (): Promise<ProgramModule> => import("./image_tool.ts");
 
-/** How each program is loaded. Nothing but the one that runs costs time. */
+/** How to load each program. Only the one that runs is loaded. */
 const PROGRAMS: { [name: string]: () => Promise<ProgramModule> } = {
   "bdrv": imageTool,
   "qemu-img": imageTool,
@@ -20,8 +21,8 @@ const PROGRAMS: { [name: string]: () => Promise<ProgramModule> } = {
 };
 
 /**
- * Run the program that the first argument, or the name of the link we were
- * called through, stands for; without either it is `bdrv`.
+ * Run the program named by the first argument or by the link that was called,
+ * by default `bdrv`.
  *
  * @returns the exit code.
  */
@@ -46,8 +47,8 @@ export async function main(args: readonly string[]): Promise<number> {
 }
 
 /**
- * Refuse arguments that are not UTF-8. Deno replaces what is not, so that they
- * would name other files, images and snapshots.
+ * Refuse arguments that are not UTF-8. Deno replaces invalid bytes, so the
+ * arguments would name other files, images and snapshots.
  */
 function checkText(args: readonly string[]): void {
   const wrong = args.find((arg) => arg.includes("\ufffd"));
@@ -55,13 +56,14 @@ function checkText(args: readonly string[]): void {
   throw new CommandError(`The argument '${wrong}' is not UTF-8`);
 }
 
-/** The name of a compiled binary, or of the link to it that was called. */
+/**
+ * The name of the compiled binary, or of the link through which it was called.
+ */
 function calledAs(): string {
   if (!Deno.build.standalone) return "";
   let path: string;
   try {
-    // On Linux the executable's own path does not tell by which link it was
-    // found.
+    // On Linux the path of the executable does not reveal the link.
     [path] = Deno.readTextFileSync("/proc/self/cmdline").split("\0");
   } catch {
     path = Deno.execPath();

@@ -1,5 +1,5 @@
 /**
- * Numbers as the user writes them and as QEMU prints them.
+ * Parsing numbers of the user's, and printing them as QEMU does.
  *
  * @module
  */
@@ -7,17 +7,19 @@ import { parseSize } from "../core/options.ts";
 import { valueText } from "../core/values.ts";
 import { CommandError } from "./program.ts";
 
-/** The largest 64-bit signed number, as text: it is not exact as a number. */
+/**
+ * The largest signed 64-bit integer, as text, since a number would be inexact.
+ */
 const INT64_MAX = "9223372036854775807";
 
-/** The largest 32-bit signed number. */
+/** The largest signed 32-bit integer. */
 export const INT32_MAX = 2 ** 31 - 1;
 
 /**
  * Parse a size given on the command line; `what` names it in messages.
  *
- * @throws {CommandError} if it is none, or not within `least` and `most`, by
- * default 2^63-1.
+ * @throws {CommandError} if it is invalid, or not between `least` and `most`,
+ * by default 2^63-1.
  */
 export function sizeArgument(
   what: string,
@@ -48,7 +50,7 @@ export function sizeArgument(
 /**
  * Parse a number without a suffix; `what` names it in messages.
  *
- * @throws {CommandError} if it is none, or not within 0 and `most`.
+ * @throws {CommandError} if it is invalid, or not between 0 and `most`.
  */
 export function numberArgument(
   what: string,
@@ -63,7 +65,7 @@ export function numberArgument(
   return value;
 }
 
-/** Parse an integer as C's `strtol` does with base 0; `undefined` if none. */
+/** Parse an integer as C's `strtol` with base 0; `undefined` if invalid. */
 export function cInteger(text: string): number | undefined {
   const match = /^\s*([+-]?)(0x[0-9a-f]+|0[0-7]*|[1-9][0-9]*)$/i.exec(text);
   if (!match) return undefined;
@@ -73,15 +75,14 @@ export function cInteger(text: string): number | undefined {
   return sign === "-" ? -value : value;
 }
 
-/** A whole number with all its digits, also beyond 2^53. */
+/** A whole number with all its digits, even beyond 2^53. */
 export function integerText(value: number | bigint): string {
-  // `String` takes a third of the time, but is not exact beyond.
+  // `String` is faster, but inexact beyond.
   return Number.isSafeInteger(value) ? String(value) : BigInt(value).toString();
 }
 
 /**
- * C's `%.Nf`, for up to three digits: a tie goes to the even neighbour, where
- * `toFixed` goes up.
+ * C's `%.Nf`, up to three digits: ties go to even, where `toFixed` rounds up.
  */
 export function fixed(value: number, digits: number): string {
   const scaled = value * 10 ** digits;
@@ -98,7 +99,7 @@ const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
 
 /** A size with three digits and a unit, such as `1.5 GiB`. */
 export function humanSize(bytes: number): string {
-  // The next unit is taken from 1000 on, so that three digits suffice.
+  // From 1000 on, use the next unit, so that three digits suffice.
   let unit = 0;
   while (bytes / (1000 / 1024) >= 1024 ** (unit + 1)) unit++;
   return `${threeDigits(bytes / 1024 ** unit)} ${UNITS[unit]}`;

@@ -1,6 +1,5 @@
 /**
- * What `--object` defines: secrets, by which images find their keys, and
- * groups of limits.
+ * The objects of `--object`: secrets and throttle groups.
  *
  * @module
  */
@@ -10,11 +9,11 @@ import { notAmong, parseKeyValueList } from "../core/options.ts";
 import type { SecretRequest } from "../core/secrets.ts";
 import { defineThrottleObject, THROTTLE_HELP } from "./throttle_object.ts";
 
-/** What `--object help` prints. */
+/** The text of `--object help`. */
 const OBJECT_HELP =
   "List of user creatable objects:\n  secret\n  throttle-group\n";
 
-/** What `--object secret,help` prints. */
+/** The text of `--object secret,help`. */
 const SECRET_HELP = `secret options:
   data=<string>
   file=<string>
@@ -25,18 +24,18 @@ const SECRET_HELP = `secret options:
 
 const SECRET_PROPERTIES = ["data", "file", "format", "iv", "keyid"];
 
-/** The values of one `--object` by name. */
+/** The properties of one `--object`. */
 type Properties = Map<string, string>;
 
-/** The secrets that a command line defines. */
+/** The secrets of a command line. */
 export class Secrets {
   readonly #secrets = new Map<string, Uint8Array>();
   readonly #typed = new Map<string, Promise<Uint8Array | undefined>>();
 
   /**
-   * Take the argument of one `--object`.
+   * Define an object from the argument of `--object`.
    *
-   * @returns the help, if that was asked for.
+   * @returns the help, if requested.
    */
   define(argument: string): string | undefined {
     const properties = argument.startsWith("{")
@@ -62,9 +61,9 @@ export class Secrets {
   }
 
   /**
-   * A secret for opening or making an image.
+   * Find a secret for opening or creating an image.
    *
-   * @param ask Whether the user may be asked for one that has no name.
+   * @param ask Whether to ask the user if no secret is named.
    */
   find(
     request: SecretRequest,
@@ -111,7 +110,7 @@ export class Secrets {
     return key;
   }
 
-  /** An image that is made and then opened is asked for once. */
+  /** Ask once for an image that is created and then opened. */
   #askOnce({ filename }: SecretRequest): Promise<Uint8Array | undefined> {
     let typed = this.#typed.get(filename);
     if (!typed) this.#typed.set(filename, typed = ask(filename));
@@ -189,7 +188,7 @@ function readValue(properties: Properties): Uint8Array {
   }
 }
 
-/** As QEMU reads it: line ends are skipped, missing padding is none the worse. */
+/** Decode as QEMU does: line ends are skipped, padding may be missing. */
 function decodeBase64(text: string): Uint8Array {
   if (!/^[A-Za-z0-9+/=\n]*$/.test(text)) {
     throw invalid("Base64 data contains invalid characters");
@@ -199,7 +198,7 @@ function decodeBase64(text: string): Uint8Array {
   return Uint8Array.from(atob(whole), (char) => char.charCodeAt(0));
 }
 
-/** AES-256 in CBC mode, with padding that says its own length. */
+/** AES-256 in CBC mode, with PKCS#7 padding. */
 function decrypt(
   data: Uint8Array,
   key: Uint8Array,

@@ -1,5 +1,5 @@
 /**
- * Standard output as the C library would write it.
+ * Standard output, buffered as the C library does.
  *
  * @module
  */
@@ -8,7 +8,7 @@ import { codeOfErrno, strerror } from "../core/errors.ts";
 import { surviveSignal } from "../core/runtime.ts";
 import { CommandError } from "./command_error.ts";
 
-/** The reader of our output has gone; nobody is left to tell anything. */
+/** The reader of the output has gone, so no message can reach anybody. */
 export class ReaderGone extends Error {
   /** The class name. */
   override name = "ReaderGone";
@@ -16,16 +16,15 @@ export class ReaderGone extends Error {
 
 const BLOCK = 4096;
 
-/** Milliseconds after which it is tried again to write to a full pipe. */
+/** Milliseconds before retrying to write to a full pipe. */
 export const PAUSE = 5;
 
-/** Linux's number for a pipe whose reader has gone. */
+/** Linux's error number for a pipe without a reader. */
 const EPIPE = 32;
 
 /**
- * Text on its way to standard output: held back in blocks where it goes to a
- * pipe or file, in lines where it goes to a terminal. Tests of QEMU's tools
- * depend on which of two outputs comes first.
+ * Text for standard output: buffered in blocks for a pipe or file, in lines for
+ * a terminal. Tests of QEMU's tools depend on the order of two outputs.
  */
 export class Output {
   readonly #held = new Uint8Array(BLOCK);
@@ -35,8 +34,8 @@ export class Output {
   #failure?: CommandError;
 
   /**
-   * Why not everything could be written, if so. Nobody is told before the end:
-   * whoever is changing an image must not be stopped by that.
+   * Why output was lost, if any was. It is reported only at the end, since it
+   * must not stop a command that is changing an image.
    */
   get failure(): CommandError | undefined {
     return this.#failure;
@@ -54,7 +53,7 @@ export class Output {
     if (this.#interactive && text.includes("\n")) this.flush();
   }
 
-  /** Write what was held back. */
+  /** Write buffered text. */
   flush(): void {
     const held = this.#held.subarray(0, this.#length);
     this.#length = 0;
@@ -66,7 +65,7 @@ export class Output {
     this.#length += bytes.length;
   }
 
-  /** Write all whole blocks, and hold the rest back. */
+  /** Write all whole blocks, and keep the rest. */
   #writeBlocks(bytes: Uint8Array): void {
     const whole = new Uint8Array(this.#length + bytes.length);
     whole.set(this.#held.subarray(0, this.#length));
@@ -77,10 +76,10 @@ export class Output {
     this.#writeOut(whole.subarray(0, whole.length - rest));
   }
 
-  /** After something is missing, nothing follows. */
+  /** Write; once something has been lost, write nothing more. */
   #writeOut(bytes: Uint8Array): void {
     if (this.#failure || bytes.length === 0) return;
-    // A file may become too large for the user's limit.
+    // A file may reach the user's size limit.
     if (!this.#interactive) surviveSignal("SIGXFSZ");
     try {
       writeFully(Deno.stdout, bytes);
@@ -91,12 +90,12 @@ export class Output {
   }
 }
 
-/** What a stream needs in order to be written to. */
+/** A stream to write to. */
 interface Stream {
   writeSync(bytes: Uint8Array): number;
 }
 
-/** Write everything, whatever interrupts that, and however full a pipe is. */
+/** Write everything, despite interruptions and full pipes. */
 export function writeFully(stream: Stream, bytes: Uint8Array): void {
   writeAllSync({ writeSync: (rest) => writePatiently(stream, rest) }, bytes);
 }
@@ -108,7 +107,7 @@ function writePatiently(stream: Stream, bytes: Uint8Array): number {
     } catch (error) {
       if (error instanceof Deno.errors.Interrupted) continue;
       if (!(error instanceof Deno.errors.WouldBlock)) throw error;
-      // Who shares the pipe with us has set it up not to wait.
+      // Another user of the pipe has made it nonblocking.
       Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, PAUSE);
     }
   }

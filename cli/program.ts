@@ -1,5 +1,5 @@
 /**
- * The program that runs: its name, what it tells the user, how it ends.
+ * The running program: its name, its messages, its exit.
  *
  * @module
  */
@@ -12,7 +12,7 @@ import { Output, ReaderGone, writeFully } from "./output.ts";
 
 export { CommandError } from "./command_error.ts";
 
-/** A word that is none of those that are known; QEMU does not list them. */
+/** The error for an unknown word; QEMU does not list the known ones. */
 export function notAmong(
   message: string,
   words: readonly string[],
@@ -40,14 +40,14 @@ export class Program {
   /** Its standard output. */
   readonly output: Output = new Output();
   #objects?: Secrets;
-  /** Where its help is found. */
+  /** The command that shows its help. */
   helpCommand: string;
-  /** Most images in a chain of backing files: 10,000 overlays and their base. */
+  /** Longest backing chain: 10,000 overlays and their base. */
   maxChain = 10_001;
-  /** How progress is told where it is wanted. */
+  /** The format of progress. */
   progressFormat: "line" | "json" = "line";
 
-  /** Arguments of several lines: names, as a rule. */
+  /** Arguments with line breaks, usually file names. */
   readonly #brokenNames: readonly string[];
 
   /** A program called `name`, with all its arguments. */
@@ -57,53 +57,53 @@ export class Program {
     this.helpCommand = `${name} --help`;
   }
 
-  /** Whether it is us under our own name, and not a stand-in. */
+  /** Whether it runs as `bdrv`, not as a stand-in for a program of QEMU's. */
   get isOurs(): boolean {
     return this.name === "bdrv";
   }
 
   /**
-   * Where images find their keys. Under our own name the user is asked for
-   * those that no option names; a stand-in must not ask what QEMU does not.
+   * Where images find their keys. `bdrv` asks the user for those that no option
+   * names; a stand-in must not ask where QEMU does not.
    */
   get secrets(): SecretSource {
     return async (request) =>
       await (await this.#loadObjects()).find(request, this.isOurs);
   }
 
-  /** Have `objects` ready, if one of the arguments may define some. */
+  /** Prepare `objects`, if an argument may define any. */
   async prepareObjects(args: readonly string[]): Promise<void> {
     if (args.some((arg) => arg.startsWith("--o"))) await this.#loadObjects();
   }
 
-  /** What `--object` defines. */
+  /** The objects of `--object`. */
   get objects(): Secrets {
     return this.#objects!;
   }
 
-  /** Few command lines have any: the others start 2 ms sooner without. */
+  /** Loaded on demand, since few command lines define objects. */
   async #loadObjects(): Promise<Secrets> {
     const { Secrets } = await import("./objects.ts");
     return this.#objects ??= new Secrets();
   }
 
-  /** Write to standard output; nothing is added. */
+  /** Write to standard output as it is. */
   print(text: string): void {
     this.output.write(text);
   }
 
-  /** Write to standard error; nothing is added. */
+  /** Write to standard error as it is. */
   printError(text: string): void {
-    // It may go to a file that has reached the user's limit.
+    // It may be a file that has reached the user's size limit.
     if (!Deno.stderr.isTerminal()) surviveSignal("SIGXFSZ");
     try {
       writeFully(Deno.stderr, new TextEncoder().encode(text));
     } catch {
-      // There is no other place to complain to.
+      // There is nowhere else to report this.
     }
   }
 
-  /** Report an error; each line of it carries the program's name. */
+  /** Report an error; each line is prefixed with the program's name. */
   error(message: string, hint?: string): void {
     const name = this.#painted(RED, `${this.name}:`);
     const text = this.#concise(this.#joinNames(message))
@@ -112,14 +112,14 @@ export class Program {
     this.printError(`${name} ${this.#splitNames(lines.join("\n"))}\n`);
   }
 
-  /** Report something that is not an error. */
+  /** Report a warning. */
   warn(message: string): void {
     const warning = this.#painted(YELLOW, "warning:");
     const text = this.#splitNames(this.#joinNames(message));
     this.printError(`${this.name}: ${warning} ${text}\n`);
   }
 
-  /** Put NUL, which no name has, for the line breaks within names. */
+  /** Replace line breaks within names by NUL, which no name contains. */
   #joinNames(message: string): string {
     const join = (name: string) => name.replaceAll("\n", "\0");
     for (const name of this.#brokenNames) {
@@ -128,26 +128,28 @@ export class Program {
     return message.replaceAll(/(?<=^|[\s(:])'[^']*'/g, join);
   }
 
-  /** Show the line breaks within names; QEMU does not keep to one line. */
+  /** Show line breaks within names, escaped unless this stands in for QEMU. */
   #splitNames(text: string): string {
     return text.replaceAll("\0", this.isOurs ? "\\n" : "\n");
   }
 
-  /** QEMU says it twice where the layer that fails is the lowest one. */
+  /**
+   * Remove a repetition of QEMU's, where the failing layer is the lowest one.
+   */
   #concise(message: string): string {
     return !this.isOurs ? message : message
       .replaceAll(/(Could not open '[^\n]*': )\1/g, "$1")
       .replace(/^(.+): (Could not create '\1')/, "$2");
   }
 
-  /** Text in a colour where somebody sees it, and does not mind. */
+  /** Text in a colour, if standard error is a terminal and permits it. */
   #painted(colour: number, text: string): string {
     return this.isOurs && !Deno.noColor && Deno.stderr.isTerminal()
       ? `\x1b[1;${colour}m${text}\x1b[0m`
       : text;
   }
 
-  /** What an error says; to who takes us for QEMU's program, in its words only. */
+  /** The message of an error; as a stand-in, in QEMU's words only. */
   messageOf(error: Error): string {
     let { message } = error;
     if (this.isOurs) return message;
@@ -158,7 +160,7 @@ export class Program {
     return message;
   }
 
-  /** Report whatever was thrown; answers the exit code. */
+  /** Report whatever was thrown; returns the exit code. */
   fail(thrown: unknown): number {
     if (isReaderGone(thrown)) return 1;
     if (thrown instanceof CommandError) {
@@ -167,7 +169,7 @@ export class Program {
     } else if (thrown instanceof BlockError) {
       this.error(this.messageOf(thrown), thrown.hint);
     } else {
-      // A module that could not be loaded, for one.
+      // For example, a module that could not be loaded.
       const { code, message, hint } = asBlockError(thrown);
       const what = `internal error: ${String(thrown).split("\n")[0]}`;
       this.error(code === "EACCES" ? message : what, hint);
@@ -176,7 +178,7 @@ export class Program {
     return thrown instanceof CommandError ? thrown.code : 1;
   }
 
-  /** Write what is left of the output; answers the exit code. */
+  /** Flush the output; returns the exit code. */
   finish(code: number): number {
     try {
       this.output.flush();
@@ -195,7 +197,7 @@ export class Program {
   }
 }
 
-/** Whether nobody reads our output any more; jobs wrap what callbacks throw. */
+/** Whether the output's reader has gone; jobs wrap errors of callbacks. */
 function isReaderGone(thrown: unknown): boolean {
   for (let error = thrown; error instanceof Error; error = error.cause) {
     if (error instanceof ReaderGone) return true;
@@ -203,7 +205,9 @@ function isReaderGone(thrown: unknown): boolean {
   return false;
 }
 
-/** Whether the developer asked for stacks. Nobody is asked for a permission. */
+/**
+ * Whether the developer asked for stack traces; does not prompt for permission.
+ */
 function wantsStack(): boolean {
   const { state } = Deno.permissions.querySync({
     name: "env",

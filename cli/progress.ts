@@ -1,25 +1,24 @@
 /**
- * How far a command has come, for those who watch it.
+ * Reporting the progress of a command.
  *
- * With `-p` a line on standard output is written over and over. Under our own
- * name, `--progress=json` writes a line to standard *error* for each step, an
- * object with the member `percent` (a number from 0 to 100, which it reaches
- * only if all was done): standard output belongs to the command's result. With
- * neither, the signal SIGUSR1 has a line written to standard error.
+ * `-p` rewrites a line on standard output. As `bdrv`, `--progress=json` writes
+ * a line per step to standard *error*, since standard output is for the result:
+ * an object with the member `percent`, from 0 to 100, which it reaches only on
+ * success. With neither, the signal SIGUSR1 prints a line to standard error.
  *
  * @module
  */
 import { fixed } from "./numbers.ts";
 import type { Program } from "./program.ts";
 
-/** Whom a command tells how far it is. */
+/** Who receives the progress: `asker` is whoever sends SIGUSR1. */
 type Audience = "user" | "program" | "asker";
 
 /** How progress is shown. */
 export interface ProgressOptions {
   /** Whether standard output carries an image. Default: no. */
   dataOnOutput?: boolean;
-  /** Whether 0 is shown at once, or by the first update. Default: at once. */
+  /** Whether to show 0 at once, or with the first update. Default: at once. */
   showsStart?: boolean;
 }
 
@@ -28,15 +27,15 @@ export class Progress {
   readonly #program: Program;
   readonly #audience: Audience;
   readonly #step: number;
-  /** Whether standard output is for something else. */
+  /** Whether to use standard error, as standard output carries an image. */
   readonly #toError: boolean;
   readonly #answer = () => this.#print(`    (${this.#text()}/100%)\n`, true);
   #percent = 0;
   #shown = 0;
 
   /**
-   * Begin at 0. `wanted` says whether there was a `-p`; `step` is the least
-   * change, in per cent, that is worth showing.
+   * Begin at 0. `wanted` is whether `-p` was given; `step` is the smallest
+   * change to show, in per cent.
    */
   constructor(
     program: Program,
@@ -56,41 +55,41 @@ export class Progress {
     if (showsStart) this.#show();
   }
 
-  /** Whether it is shown all the time, and not only if somebody asks. */
+  /** Whether it is shown continuously, not only on SIGUSR1. */
   get isShown(): boolean {
     return this.#audience !== "asker";
   }
 
   /** `done` of `total` is done. */
   update(done: number, total: number): void {
-    // As a 32-bit number, it rounds where QEMU's does.
+    // Round as QEMU's 32-bit float does.
     const percent = total > 0 ? Math.fround(done / total * 100) : 100;
     this.#percent = Math.min(100, percent);
-    // It goes back where there proves to be more to do.
+    // Progress goes back if more work turns up.
     const isWorthIt = percent > this.#shown + this.#step ||
       percent < this.#shown || percent === 0;
     const isLast = percent >= 100;
-    // For users, QEMU shows the end twice; for programs, it means success.
+    // QEMU shows users the end twice; for programs, 100 means success.
     if (isLast ? this.#audience !== "program" : isWorthIt) this.#show();
   }
 
-  /** The command begins with what takes its time. */
+  /** The long part of the command begins. */
   begin(): void {
     this.#show();
   }
 
-  /** What takes its time has failed: users are shown the end nevertheless. */
+  /** The long part has failed: show users 100 nevertheless, as QEMU does. */
   fail(): void {
     if (this.#audience === "user") this.complete();
   }
 
-  /** The command has done all there was to do. */
+  /** The command has succeeded. */
   complete(): void {
     this.#percent = 100;
     this.#show();
   }
 
-  /** Leave the line, in success and failure alike. */
+  /** End the line, after success and failure alike. */
   end(): void {
     if (this.#audience === "user") this.#print("\n", this.#toError);
     if (this.#audience === "asker") listen("remove", this.#answer);
@@ -117,12 +116,12 @@ export class Progress {
   }
 }
 
-/** Listeners do not keep the program running. Not all systems have the signal. */
+/** Add or remove a listener, which does not keep the program running. */
 function listen(what: "add" | "remove", listener: () => void): void {
   try {
     if (what === "add") Deno.addSignalListener("SIGUSR1", listener);
     else Deno.removeSignalListener("SIGUSR1", listener);
   } catch {
-    // Then nobody can ask.
+    // The system has no SIGUSR1.
   }
 }

@@ -1,5 +1,5 @@
 /**
- * Snapshots as commands show and find them.
+ * Listing and selecting snapshots.
  *
  * @module
  */
@@ -10,7 +10,7 @@ import { humanSize } from "./numbers.ts";
 import { CommandError } from "./program.ts";
 
 /**
- * Show a snapshot in place of the disk. `wanted` is an id, a name, or
+ * Present a snapshot in place of the disk. `wanted` is an id, a name, or
  * `snapshot.id=ID,snapshot.name=NAME`.
  */
 export async function showSnapshot(

@@ -16,8 +16,8 @@ import { PAUSE, streamError } from "./output.ts";
 import { CommandError, type Program } from "./program.ts";
 
 /**
- * The name of the file that is standard input; `undefined` if it is a pipe, or
- * if part of it was read, so that it must be read from there.
+ * The name of the file that standard input reads; `undefined` if it is a pipe,
+ * or a file that has been read in part.
  */
 export function inputFile(): string | undefined {
   try {
@@ -30,10 +30,10 @@ export function inputFile(): string | undefined {
 }
 
 /**
- * The bytes of standard input, which are those of a raw disk.
+ * Read a raw disk from standard input.
  *
- * @param format The format that the user says it has; if none, it must not
- * look like another one, neither as it begins nor as it ends.
+ * @param format The format given by the user; without one, neither the
+ * beginning nor the end may look like another format.
  */
 export async function* readInput(
   program: Program,
@@ -41,7 +41,7 @@ export async function* readInput(
 ): AsyncGenerator<Uint8Array, void> {
   if (format !== undefined && format !== "raw") throw cannotReadPipe(format);
   if (Deno.stdin.isTerminal()) {
-    throw new CommandError("Standard input is a terminal: no image is there");
+    throw new CommandError("Standard input is a terminal, not an image");
   }
   const chunks = inputChunks();
   if (format !== undefined) return yield* chunks;
@@ -66,7 +66,7 @@ export async function* readInput(
   if (doubts) program.warn(doubts);
 }
 
-/** What a guess makes of a raw disk; other images cannot be read. */
+/** Probe a sample, and refuse anything but raw. */
 function checkRaw(sample: Sample): Guess {
   const guess = guessFormat(sample, "-");
   const { name } = onlyFormat(guess, "-");
@@ -77,7 +77,7 @@ function checkRaw(sample: Sample): Guess {
 function cannotReadPipe(format: string): CommandError {
   return new CommandError(
     `Cannot read an image of format '${format}' from a pipe, only raw data`,
-    { hint: "Use -f raw to copy its bytes as they are." },
+    { hint: "Use -f raw to copy its bytes unchanged." },
   );
 }
 
@@ -90,18 +90,18 @@ function joined(a: Uint8Array, b: Uint8Array): Uint8Array<ArrayBuffer> {
 
 async function* inputChunks(): AsyncGenerator<Uint8Array, void> {
   try {
-    // Not synchronously: while that waits, no signal is heeded.
+    // Not synchronously: a blocking read would delay signals.
     for await (const chunk of Deno.stdin.readable) yield chunk;
   } catch (error) {
     throw streamError("read from standard input", error);
   }
 }
 
-/** Refuse to have an image shown to the user. */
+/** Refuse to write an image to a terminal. */
 export function checkOutput(): void {
   if (Deno.stdout.isTerminal()) {
     throw new CommandError(
-      "Standard output is a terminal: an image is not shown there",
+      "Standard output is a terminal: cannot write an image to it",
     );
   }
 }
@@ -110,7 +110,7 @@ export function checkOutput(): void {
 export async function writeOutput(
   chunks: AsyncIterable<Uint8Array>,
 ): Promise<void> {
-  // At a limit to the size of files, it fails with an error that is told.
+  // At a file size limit, fail with an error rather than a signal.
   surviveSignal("SIGXFSZ");
   for await (const chunk of chunks) {
     try {
@@ -123,7 +123,7 @@ export async function writeOutput(
   }
 }
 
-/** Four times as fast synchronously; a pipe may be set up not to wait, though. */
+/** Synchronous writes are faster, but a nonblocking pipe may be full. */
 async function writeSome(bytes: Uint8Array): Promise<number> {
   for (;;) {
     try {
@@ -131,7 +131,7 @@ async function writeSome(bytes: Uint8Array): Promise<number> {
     } catch (error) {
       if (error instanceof Deno.errors.Interrupted) continue;
       if (!(error instanceof Deno.errors.WouldBlock)) throw error;
-      // Signals are heeded meanwhile.
+      // Signals can be handled meanwhile.
       await new Promise((resolve) => setTimeout(resolve, PAUSE));
     }
   }

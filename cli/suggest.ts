@@ -1,6 +1,6 @@
 /**
- * What the user may have meant: of a mistyped command, option or value, the
- * known one that is nearest to it. Loaded when something has gone wrong.
+ * Suggestions for mistyped commands, options and values: the nearest known one.
+ * Loaded only after an error.
  *
  * @module
  */
@@ -10,12 +10,12 @@ import type { OptionSpec } from "./getopt.ts";
 import { CACHE_MODES } from "./images.ts";
 
 /**
- * A message in which the word that is not known is followed by the one that is;
- * `undefined` if it speaks of no such word, or none is near.
+ * The message with a suggestion after the unknown word; `undefined` if it has
+ * no such word, or none is near.
  *
- * @param error The error; it may know which words there are.
+ * @param error The error, which may list the known words.
  * @param commands The names of the program's commands.
- * @param options The options of the command that was called.
+ * @param options The options of the command.
  */
 export function suggestion(
   error: Error,
@@ -28,7 +28,7 @@ export function suggestion(
     const match = pattern.exec(message);
     if (!match) continue;
     const near = nearest(match[1], words ?? known());
-    // What is meant is not what was said.
+    // Do not suggest the word itself.
     if (!near || near === match[1]) continue;
     const end = match.index + match[0].length;
     return `${message.slice(0, end)} (did you mean '${near}'?)` +
@@ -37,7 +37,7 @@ export function suggestion(
   return undefined;
 }
 
-/** The words that would have been known, if an error tells. */
+/** The known words, if the error lists them. */
 function wordsOf(error: Error): readonly string[] | undefined {
   for (let at: unknown = error; at instanceof Error; at = at.cause) {
     const { words } = at as Partial<BlockError>;
@@ -46,7 +46,7 @@ function wordsOf(error: Error): readonly string[] | undefined {
   return undefined;
 }
 
-/** How messages tell of a word that is not known, and which ones are. */
+/** Patterns of messages about unknown words, and the known words. */
 function kinds(
   commands: readonly string[],
   options: readonly OptionSpec[],
@@ -84,14 +84,14 @@ function protocolNames(): string[] {
   );
 }
 
-/** Such an error tells the words itself. */
+/** Such an error lists the words itself. */
 function none(): string[] {
   return [];
 }
 
 /**
- * The word that is nearest to another, if it is near enough to be meant: a
- * third of the letters may differ, or the rest may be missing.
+ * The word nearest to another, if it is near enough: up to a third of the
+ * letters may differ, or the rest may be missing.
  */
 export function nearest(
   word: string,
@@ -114,7 +114,7 @@ function onlyOneThatBegins(
   return word.length > 1 && fitting.length === 1 ? fitting[0] : undefined;
 }
 
-/** Letters to insert, remove, replace, or swap with the next. */
+/** The number of letters to insert, remove, replace, or swap with the next. */
 function editDistance(a: string, b: string): number {
   let beforeLast: number[] = [];
   let last = Array.from({ length: b.length + 1 }, (_, j) => j);

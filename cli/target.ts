@@ -1,5 +1,5 @@
 /**
- * Files that must not be left half done.
+ * Output files that must not be left incomplete.
  *
  * @module
  */
@@ -9,7 +9,7 @@ import type { BlockNode } from "../core/node.ts";
 import { protocolStack } from "../core/sources.ts";
 import type { Program } from "./program.ts";
 
-/** The signals by which a user or a system ends a program. */
+/** The signals that end a program. */
 export const SIGNALS: readonly [name: Deno.Signal, number: number][] = [
   ["SIGINT", 2],
   ["SIGTERM", 15],
@@ -18,24 +18,24 @@ export const SIGNALS: readonly [name: Deno.Signal, number: number][] = [
 
 /**
  * The target of a command that writes an image. If the command fails or is
- * interrupted before {@linkcode Target.complete}, a file that it made is removed:
- * what is left could be taken for a good image.
+ * interrupted before {@linkcode Target.complete}, a file that it created is
+ * removed, because it could be taken for a good image.
  */
 export class Target implements Disposable {
   readonly #program: Program;
   readonly #name: string;
-  /** Where it lies, if it is a local file. */
+  /** Its path, if it is a local file. */
   readonly #path: string | undefined;
   readonly #listeners: [Deno.Signal, () => void][] = [];
-  /** Whose file it is, once it is being written to. */
+  /** Whether the command created the file, once it is being written to. */
   #state: "untouched" | "ours" | "theirs" = "untouched";
-  /** What tells whether their file was changed. */
+  /** The fingerprint of an existing file, to tell whether it was changed. */
   #fingerprintBefore = "";
 
-  /** What is being read meanwhile. */
+  /** The nodes being read meanwhile. */
   readonly #sources: readonly BlockNode[];
 
-  /** `name` as the user gave it. */
+  /** Create a target; `name` is as the user gave it. */
   constructor(
     program: Program,
     name: string,
@@ -50,21 +50,21 @@ export class Target implements Disposable {
       try {
         Deno.addSignalListener(signal, listener);
       } catch {
-        continue; // Not all systems know all of them.
+        continue; // Not every system has every signal.
       }
       this.#listeners.push([signal, listener]);
     }
   }
 
-  /** Whether it is a plain file, or is not there yet. */
+  /** Whether it is a plain file, or does not exist yet. */
   get isPlainFile(): boolean {
     return this.#path !== undefined && fileKind(this.#path) !== "other";
   }
 
-  /** Run what makes the file. */
+  /** Run `create`, which creates the file. */
   async make(create: () => Promise<void>): Promise<void> {
     this.#spareSources();
-    // If this fails, a file that was there may still be what it was.
+    // If this fails, an existing file may still be intact.
     const before = fingerprint(this.#path);
     if (before === "") this.#state = "ours";
     try {
@@ -76,14 +76,14 @@ export class Target implements Disposable {
   }
 
   /**
-   * Refuse to empty a file of which something is yet to be read: an image, or
-   * one below it. Where files can be locked, the locks would do so as well, and
-   * tell of another process; elsewhere the image would be lost.
+   * Refuse to empty a file that is still to be read: a source image, or one
+   * below it. Locks would refuse it too, blaming another process; without locks
+   * the image would be lost.
    */
   #spareSources(): void {
     const files = filesOf(this.#sources);
     if (!files.some(({ filename }) => isSameFile(filename, this.#name))) return;
-    // QEMU says of a device what opening it is for.
+    // For a device, QEMU's message comes from opening it.
     if (!this.#program.isOurs && !this.isPlainFile) return;
     throw this.#program.isOurs
       ? new BlockError("EBUSY", "it is to be read, and cannot be overwritten")
@@ -92,41 +92,43 @@ export class Target implements Disposable {
       });
   }
 
-  /** Begin to use a file that others have made. */
+  /** Begin to use an existing file. */
   use(): void {
     this.#state = "theirs";
     this.#fingerprintBefore = fingerprint(this.#path);
   }
 
-  /** Everything is written. */
+  /** Everything has been written. */
   complete(): void {
     this.#state = "untouched";
   }
 
-  /** Removes what is not complete. */
+  /** Remove an incomplete file. */
   [Symbol.dispose](): void {
     for (const [signal, listener] of this.#listeners) {
       Deno.removeSignalListener(signal, listener);
     }
     const left = this.#removeOurs();
-    // QEMU's tools leave it at the error, and scripts compare what they say.
+    // QEMU's tools print only the error, and scripts compare their output.
     if (left && this.#program.isOurs) this.#tellIncomplete();
   }
 
-  /** The file is removed while it is open: nothing else may take long. */
+  /** Remove the open file, and exit at once. */
   #interrupt(signal: number): never {
     if (this.#removeOurs()) this.#tellIncomplete();
     Deno.exit(this.#program.finish(128 + signal));
   }
 
-  /** Remove what is ours; answers whether something incomplete is left. */
+  /**
+   * Remove a file that we created; returns whether an incomplete one is left.
+   */
   #removeOurs(): boolean {
     const state = this.#state;
     this.#state = "untouched";
     if (state === "untouched") return false;
     if (fileKind(this.#path) === "none") return false;
     if (fileKind(this.#path) !== "file") return true;
-    // It may have failed before anything was written.
+    // The command may have failed before anything was written.
     if (state === "theirs") {
       return fingerprint(this.#path) !== this.#fingerprintBefore;
     }
@@ -151,7 +153,7 @@ function filesOf(nodes: readonly BlockNode[]): BlockNode[] {
   );
 }
 
-/** Whether two names stand for one local file, or for one device. */
+/** Whether two names refer to the same local file or device. */
 export function isSameFile(a: string, b: string): boolean {
   const paths = [a, b].map(localPath);
   try {
@@ -167,7 +169,7 @@ export function isSameFile(a: string, b: string): boolean {
 
 const PATH_DRIVERS = ["file", "host_device", "host_cdrom"];
 
-/** The path of a name that stands for a local file or device. */
+/** The path of a local file or device. */
 function localPath(name: string): string | undefined {
   try {
     const { driver, filename } = protocolStack(name);
@@ -179,7 +181,9 @@ function localPath(name: string): string | undefined {
   }
 }
 
-/** What tells that a file has been written to; nothing if there is none. */
+/**
+ * A fingerprint that changes when a file is written to; empty if there is none.
+ */
 function fingerprint(path: string | undefined): string {
   if (fileKind(path) !== "file") return fileKind(path) === "none" ? "" : "?";
   const { size, blocks, mtime, ctime } = Deno.statSync(path!);

@@ -1,5 +1,5 @@
 /**
- * `--object throttle-group`: limits that disks share.
+ * `--object throttle-group`: limits shared by disks.
  *
  * @module
  */
@@ -12,11 +12,11 @@ import {
   type ThrottleLimits,
 } from "../core/throttle_group.ts";
 
-/** What `--object throttle-group,help` prints. */
+/** The text of `--object throttle-group,help`. */
 export const THROTTLE_HELP = "throttle-group options:\n" +
   THROTTLE_LIMITS.map((limit) => `  limits.${limit}=<int>\n`).sort().join("");
 
-/** Make the group that properties describe; each limit has two names. */
+/** Create a group from properties; each limit has two names. */
 export function defineThrottleObject(
   id: string,
   properties: ReadonlyMap<string, string>,

@@ -1,17 +1,17 @@
 /**
- * Requests that are given up by whoever made them.
+ * Cancelling requests.
  *
  * @module
  */
 import { BlockError } from "./errors.ts";
 
-/** The error of a request that was given up; the signal's reason is its cause. */
+/** The error of a cancelled request; the signal's reason is its cause. */
 export function aborted(signal: AbortSignal): BlockError {
   return new BlockError("ECANCELED", undefined, { cause: signal.reason });
 }
 
 /**
- * Refuse to go on with what was given up.
+ * Stop if the signal has been aborted.
  *
  * @throws {BlockError} ECANCELED
  */
@@ -20,8 +20,9 @@ export function checkSignal(signal: AbortSignal | undefined): void {
 }
 
 /**
- * Wait for something, but no longer than the signal lets us. Only for what
- * touches nothing of ours after we are gone: for a turn, never for a transfer.
+ * Wait for a promise, or until the signal is aborted. Only for waits that can
+ * be abandoned, such as one for a lock; never for a transfer, which still uses
+ * its buffers.
  *
  * @throws {BlockError} ECANCELED
  */
@@ -41,8 +42,8 @@ export function unlessAborted<T>(
 }
 
 /**
- * As {@linkcode unlessAborted}, for a lock: what is granted to somebody who has
- * left is let go of at once.
+ * As {@linkcode unlessAborted}, for a lock: one granted after the abort is
+ * released at once.
  */
 export function lockUnlessAborted<Held extends Disposable>(
   lock: Held | Promise<Held>,

@@ -1,14 +1,13 @@
 /**
- * Moving data where a format's map says it lies: splitting requests into runs,
- * reading backing files, copying what a new place keeps of the old one.
+ * Moving data to and from where a format's map puts it: splitting requests into
+ * runs, reading backing files, copy-on-write.
  *
- * A request holds the whole range of the disk that it touches, from looking it
- * up to the end of the move, and queues once for all of it: one that waited for
- * a range while it held another could wait for somebody who waits for it. What
- * is mapped cannot change while it is held.
+ * A request locks the whole range it touches, from lookup to the end of the
+ * transfer, and takes it all at once: waiting for one range while holding
+ * another could deadlock. A mapping cannot change while its range is held.
  *
- * Where nothing has to be waited for, nothing is: small requests whose tables
- * are in memory are so many that each promise counts.
+ * No promise is made where nothing has to be waited for: small requests with
+ * cached tables are so frequent that each one counts.
  *
  * @module
  */
@@ -36,25 +35,25 @@ import {
 } from "./payload.ts";
 import { readPadded } from "./requests.ts";
 
-/** What is moved for. */
+/** The node on whose behalf data is moved. */
 export interface AccessHost {
-  /** Bytes of the disk now. */
+  /** The current size of the disk, in bytes. */
   readonly size: number;
-  /** What unallocated ranges are left to. */
+  /** Where unallocated ranges are read from. */
   readonly backing?: BlockNode;
-  /** What data is encrypted with where it lies, if it is. */
+  /** How the stored data is encrypted, if it is. */
   readonly encryption?: Encryption;
-  /** A step is about to be done, by the name that `blkdebug` has for it. */
+  /** Announces the next step, by `blkdebug`'s name for it. */
   event?(name: string): void | Promise<void>;
 }
 
-/** The data verbs of a node, by way of its map. */
+/** The data verbs of a node, implemented on its map. */
 export class Access<R extends Run = Run> {
   readonly #host: AccessHost;
   readonly #map: BlockMap<R>;
   /**
-   * Ranges of the disk in use; held exclusively by whoever changes where they
-   * lie, or writes compressed to them.
+   * Ranges of the disk in use; held exclusively while their mapping changes, or
+   * while compressed data is written to them.
    */
   readonly ranges = new RangeLock();
 
@@ -64,11 +63,10 @@ export class Access<R extends Run = Run> {
   }
 
   /**
-   * Fill `iov` with the bytes from `offset` on, all of them of the disk.
+   * Fill `iov` with the bytes from `offset` on; the range lies within the disk.
    *
-   * @param admission What the caller holds for the request, to be let go of at
-   * its end; a function around this one that did so would cost as much as a
-   * tenth of a small read.
+   * @param admission The caller's lock, released when the request ends: a
+   * wrapping function that did so would slow small reads down.
    */
   async readv(
     offset: number,
@@ -99,7 +97,7 @@ export class Access<R extends Run = Run> {
     }
   }
 
-  /** Read what is held, all of it of the disk. */
+  /** Read a range that is held and lies within the disk. */
   #readRuns(
     offset: number,
     iov: IoVector,
@@ -127,7 +125,7 @@ export class Access<R extends Run = Run> {
       const part = sliceVector(iov, done, run.length);
       const reading = this.#readRun(run, at, part, flags);
       if (reading && run.kind === "special") {
-        // What the format has to decode takes memory: one at a time.
+        // Decoding takes memory: one run at a time.
         await moves.whileUnderWay(reading);
       } else if (reading) {
         const full = moves.add(reading);
@@ -150,16 +148,16 @@ export class Access<R extends Run = Run> {
     switch (run.kind) {
       case "data": {
         const read = () => this.#readData(run, offset, iov, flags);
-        const told = this.#host.event?.("read_aio");
-        return told ? told.then(read) : read();
+        const event = this.#host.event?.("read_aio");
+        return event ? event.then(read) : read();
       }
       case "special":
         return this.#map.readSpecial!(run, offset, iov);
       case "unallocated":
         if (backing && offset < size) {
           const read = () => readBacking(backing, offset, iov, flags);
-          const told = this.#host.event?.("read_backing_aio");
-          return told ? told.then(read) : read();
+          const event = this.#host.event?.("read_backing_aio");
+          return event ? event.then(read) : read();
         }
     }
     fillVector(iov, 0, run.length);
@@ -178,8 +176,8 @@ export class Access<R extends Run = Run> {
   }
 
   /**
-   * Write to a range of the disk; to make it durable is the caller's part. What
-   * is being allocated when it is aborted is done with first.
+   * Write to a range of the disk; flushing is up to the caller. On abort, an
+   * allocation under way is finished first.
    */
   async writev(
     offset: number,
@@ -193,7 +191,7 @@ export class Access<R extends Run = Run> {
     const end = roundUp(offset + length, unit);
     let place: Place | undefined;
     let isInPlace: boolean;
-    // From looking to holding is one turn: nothing changes in between.
+    // No `await` between lookup and lock: nothing can change in between.
     let inLine: RangePlace | undefined;
     try {
       for (;;) {
@@ -244,7 +242,7 @@ export class Access<R extends Run = Run> {
       const take = place
         ? place.length
         : Math.min(rest, room!.start + room!.length - at);
-      // What is freed in the end may become the place of something else.
+      // What `commit` frees may be reused by a later write.
       if (take === rest && !replaces) flags.placed?.();
       const part = slicePayload(payload, done, take);
       const writing = place
@@ -266,13 +264,16 @@ export class Access<R extends Run = Run> {
     payload: Payload,
     flags: WriteFlags,
   ): Promise<void> {
-    const told = this.#host.event?.("write_aio");
+    const event = this.#host.event?.("write_aio");
     const write = () =>
       this.#put(place.child, place.childOffset, offset, payload, flags);
-    return told ? told.then(write) : write();
+    return event ? event.then(write) : write();
   }
 
-  /** Write into new room, with what it keeps of the old place, and commit. */
+  /**
+   * Write into newly allocated space, copying what the request leaves
+   * unchanged, and commit.
+   */
   async #writeInto(
     room: Allocation,
     offset: number,
@@ -285,8 +286,8 @@ export class Access<R extends Run = Run> {
       const head = offset > start && await this.#kept(room, start, offset);
       const tail = end < start + length &&
         await this.#kept(room, end, start + length);
-      const told = this.#host.event?.("write_aio");
-      if (told) await told;
+      const event = this.#host.event?.("write_aio");
+      if (event) await event;
       const first = head ? start : offset;
       await this.#put(
         child,
@@ -305,8 +306,8 @@ export class Access<R extends Run = Run> {
   }
 
   /**
-   * What new room keeps of the old place; `undefined` if that is zeroes, and
-   * they are there already.
+   * The old content to copy into new space; `undefined` if it is zero and the
+   * new space reads as zeroes already.
    */
   async #kept(
     { isZero }: Allocation,
@@ -317,16 +318,16 @@ export class Access<R extends Run = Run> {
       return isZero ? undefined : allocate(end - start);
     }
     const bytes = allocate(end - start);
-    const told = this.#host.event?.("cow_read");
-    if (told) await told;
+    const event = this.#host.event?.("cow_read");
+    if (event) await event;
     const inside = this.#bytesWithin(start, end);
     await this.#readRuns(start, [bytes.subarray(0, inside)]);
     return bytes;
   }
 
   /**
-   * Whether a range is known to read as zeroes without reading its data. Past
-   * the end of the disk, the rest of its last unit does.
+   * Whether a range is known to read as zeroes without reading its data. The
+   * part of the last unit past the end of the disk counts as zero.
    */
   async readsAsZeroes(start: number, end: number): Promise<boolean> {
     const { backing, size } = this.#host;
@@ -344,7 +345,7 @@ export class Access<R extends Run = Run> {
 
   /**
    * Bytes of a range that are in use: those of the disk, or what a format keeps
-   * past its last unit.
+   * past its last unit (VM state).
    */
   #bytesWithin(start: number, end: number): number {
     const { size } = this.#host;
@@ -353,10 +354,10 @@ export class Access<R extends Run = Run> {
   }
 
   /**
-   * Write where it lies, with what goes before and after it.
+   * Write to the child, together with the old content before and after.
    *
-   * @param offset Of the disk, of the first byte of all.
-   * @throws {BlockError} ENOTSUP if the system would have to encrypt.
+   * @param offset The disk offset of the first byte written.
+   * @throws {BlockError} ENOTSUP for a file range to an encrypted disk.
    */
   async #put(
     child: BlockNode,
@@ -388,7 +389,7 @@ export class Access<R extends Run = Run> {
     if (after.length) await child.writev!(end, after);
   }
 
-  /** What a range holds, in the terms of all nodes. */
+  /** The extent at `offset`, as `BlockNode.status` describes it. */
   async status(offset: number, length: number): Promise<Extent> {
     const run = this.#map.lookup(offset, length) ??
       await this.#map.find(offset, length, true);
@@ -400,7 +401,7 @@ export class Access<R extends Run = Run> {
       const state = { allocated: true, zero: false, compressed: true };
       return { length: run.length + more, ...state, unit };
     }
-    // What lies encrypted in the child is not what the disk holds.
+    // Encrypted data has no plain place in the child.
     const isPlain = child !== undefined && !this.#host.encryption;
     const holes = kind === "data" && isPlain && this.#map.mayHaveHoles?.(run);
     const recurse = holes instanceof Promise ? await holes : holes;
@@ -413,7 +414,7 @@ export class Access<R extends Run = Run> {
     };
   }
 
-  /** Bytes of special runs from `start` on of which the tables are in memory. */
+  /** Length of the special runs from `start` on whose tables are in memory. */
   #specialAfter(start: number, end: number): number {
     let at = start;
     while (at < end) {
@@ -425,14 +426,14 @@ export class Access<R extends Run = Run> {
   }
 }
 
-/** Most bytes of special runs that are told of at once. */
+/** Most bytes of special runs reported as one extent. */
 const MAX_SPECIAL = 2 * 1024 * 1024;
 
-/** Reads of backing files, one within the other, that are made at once. */
+/** Nested reads of backing files made before the stack is unwound. */
 const MAX_NESTED = 100;
 let nested = 0;
 
-/** A chain may be so long that the stack would overflow. */
+/** Read from a backing file, without overflowing the stack on long chains. */
 function readBacking(
   backing: BlockNode,
   offset: number,

@@ -2,8 +2,8 @@
  * Unaligned requests to nodes that work in units: an encrypted image whose
  * sectors are encrypted whole, a file opened to bypass the page cache.
  *
- * A write that covers a unit in part reads the unit, and writes it back whole.
- * Meanwhile no other request may touch that unit, or one of the two is lost.
+ * A write that covers part of a unit reads the whole unit and writes it back.
+ * No other request may touch the unit meanwhile, or one of the two is lost.
  *
  * @module
  */
@@ -35,11 +35,11 @@ type Write = (
 ) => Promise<void>;
 
 /**
- * A node that takes requests of any offset and length, and rounds them if the
- * `limits.requestAlignment` of `node` asks for multiples; `node` itself if not.
+ * A node that takes requests of any offset and length and rounds them to
+ * `limits.requestAlignment` of `node`; `node` itself if that is 1.
  *
- * `status` is asked as before: it moves no data. Of a discard, the units that
- * it covers in part are left out.
+ * `status` moves no data and is passed on as it is. A discard leaves out the
+ * units that it covers only in part.
  */
 export function alignRequests(node: BlockNode): BlockNode {
   const unit = node.limits?.requestAlignment ?? 1;
@@ -79,7 +79,7 @@ export function alignRequests(node: BlockNode): BlockNode {
   });
 }
 
-/** One space of offsets in which requests are rounded. */
+/** An address space whose requests are rounded: the disk, or its VM state. */
 class AlignedArea {
   readonly #unit: number;
   readonly #read: Read;
@@ -127,8 +127,8 @@ class AlignedArea {
   };
 
   /**
-   * Do something to a range: `whole` to the units that lie in it, `part` to
-   * what else there is of it at its ends.
+   * Change a range: `whole` handles the units inside it, `part` the partial
+   * ones at its ends.
    */
   async change(
     offset: number,
@@ -154,7 +154,7 @@ class AlignedArea {
     return [roundDown(offset, this.#unit), roundUp(end, this.#unit)];
   }
 
-  /** The content of the unit in which an offset lies, if not at its border. */
+  /** The content of the unit that an offset splits; empty at a boundary. */
   async #unitAt(offset: number, which: "head" | "tail"): Promise<Uint8Array> {
     const start = roundDown(offset, this.#unit);
     if (start === offset) return allocate(0);

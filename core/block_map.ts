@@ -1,39 +1,42 @@
 /**
- * What a format answers: where the bytes of its disk lie. Moving them is the
- * business of `access.ts`, which is the same for all formats.
+ * A format's map: where the bytes of its disk lie. Moving them is up to
+ * `access.ts`, which is the same for all formats.
  *
- * `qcow2` and `vdi` have a map today. Others that were laid beside it, and need
- * nothing more of it: **VMDK**, where a run is a grain that a grain directory
- * and a grain table lead to (two loads in one `find`), an entry of 1 is `zero`,
- * a compressed grain behind its marker is `special`, and `child` is the extent;
- * **VHDX**, whose block table also says `unallocated` or `zero` block by block,
- * and whose `commit` writes the new entry to the log before the table; **VHD**,
- * whose blocks begin with a bitmap of sectors: of a differencing image, a run
- * ends where the bitmap changes, and a write to a sector that is not in it is an
- * `allocate` in the block's own place, whose `commit` sets the bits.
+ * `qcow2` and `vdi` have a map today. Other formats that the interface was
+ * checked against, and that need no more: **VMDK**, where a run is a grain that
+ * a grain directory and a grain table lead to (two loads in one `find`), an
+ * entry of 1 is `zero`, a compressed grain behind its marker is `special`, and
+ * `child` is the extent; **VHDX**, whose block table also says `unallocated` or
+ * `zero` block by block, and whose `commit` writes the new entry to the log
+ * before the table; **VHD**, whose blocks begin with a bitmap of sectors: of a
+ * differencing image, a run ends where the bitmap changes, and a write to a
+ * sector that is not in it is an `allocate` in the block's own place, whose
+ * `commit` sets the bits.
  *
  * @module
  */
 import type { IoVector } from "./bytes.ts";
 import type { BlockNode } from "./node.ts";
 
-/** A range of a disk whose bytes are found in one way. */
+/** A range of a disk that is mapped in one way. */
 export interface Run {
   /** Bytes from the offset that was asked for, at least 1. */
   readonly length: number;
   /**
-   * `data` lies in a child as it is, `zero` reads as zeroes, `unallocated` is
-   * left to the backing file (zeroes without one), and of `special` only the
-   * format knows how to read it.
+   * `data` lies plainly in a child, `zero` reads as zeroes, `unallocated` comes
+   * from the backing file (zeroes without one), and `special` can be read only
+   * by the format itself.
    */
   readonly kind: "data" | "zero" | "unallocated" | "special";
-  /** The child in which it lies; of zeroes, the one that has room for them. */
+  /**
+   * The child in which it lies; for zeroes, the one that has space reserved.
+   */
   readonly child?: BlockNode;
   /** Where in the child its first byte lies. */
   readonly childOffset?: number;
 }
 
-/** Where the first part of a write can go at once. */
+/** Where the first part of a write can go without an allocation. */
 export interface Place {
   /** Bytes of the write, at least 1. */
   readonly length: number;
@@ -42,33 +45,32 @@ export interface Place {
   readonly childOffset: number;
 }
 
-/** Room for a part of the disk that does not lie there yet. */
+/** Space for a part of the disk that is not mapped to it yet. */
 export interface Allocation {
-  /** The first byte of the disk that it is for. */
+  /** Offset on the disk of the first byte it is for. */
   readonly start: number;
   /**
-   * Bytes, which may reach past the end of the disk. Of what is not written,
-   * the old content is copied.
+   * Bytes; may reach past the end of the disk. Where nothing is written, the
+   * old content is copied.
    */
   readonly length: number;
   readonly child: BlockNode;
-  /** Its first byte there. */
+  /** Where in the child it begins. */
   readonly childOffset: number;
-  /** Whether what is not written reads as zeroes there. */
+  /** Whether the space already reads as zeroes. */
   readonly isZero: boolean;
-  /** Whether `commit` frees what the range had until then. */
+  /** Whether `commit` frees the space that the range had before. */
   readonly replaces: boolean;
   /**
-   * The data has been written: make it part of the disk, in the order that
-   * survives a power cut. After this, or when it fails, the room is not the
-   * caller's any more.
+   * The data has been written: map it, in an order that survives a power cut.
+   * Whether this succeeds or fails, the space is no longer the caller's.
    */
   commit(): Promise<void>;
-  /** Nothing will be written: give the room back. Never fails. */
+  /** Nothing will be written: free the space. Never fails. */
   abort(): Promise<void>;
 }
 
-/** Room that a part of the disk, from `start` on, has already. */
+/** Space that the disk already has from `start` on. */
 export function roomInPlace(start: number, place: Place): Allocation {
   const { length, child, childOffset } = place;
   return {
@@ -85,42 +87,42 @@ export function roomInPlace(start: number, place: Place): Allocation {
 
 /**
  * The tables of a format. `lookup`, `find` and `inPlace` may be called at any
- * time; what they answer stays true for the holder of the range. `allocate`,
- * and `commit` of what it answers, are for who holds the range exclusively.
+ * time; their result stays valid while the caller holds the range. `allocate`
+ * and `commit` require the range to be held exclusively.
  */
 export interface BlockMap<R extends Run = Run> {
   /**
-   * Bytes of the disk, a power of two, that nobody may read or write while
-   * another changes where a part of them lies.
+   * Granularity of locking, in bytes, a power of two: while the mapping of any
+   * part of a unit changes, nobody may read or write the unit.
    */
   readonly unit: number;
   /**
-   * What the range from `offset` on holds: the first run of it, at once;
-   * `undefined` if the table that tells is to be loaded before, or is damaged.
+   * The first run at `offset`, from cached tables; `undefined` if the table
+   * must be loaded first, or is damaged.
    */
   lookup(offset: number, length: number): R | undefined;
   /**
-   * As `lookup`, loading the table.
+   * As `lookup`, loading the table if need be.
    *
    * @param readThrough Whether this is a step of a walk through the whole disk.
    * @throws {BlockError} EIO if the table is damaged.
    */
   find(offset: number, length: number, readThrough?: boolean): Promise<R>;
   /**
-   * Where the first part of a write may go at once: nobody else refers to that
-   * place, and what is written there shows. `undefined` if there must be an
-   * allocation, or if that is to be found out first.
+   * Where the first part of a write may go at once: space that nothing else
+   * refers to and that is mapped already. `undefined` if it must be allocated,
+   * or if cached tables do not tell.
    */
   inPlace(offset: number, length: number): Place | undefined;
   /**
-   * Find room for the first part of a write, at least 1 byte of it; also what
-   * it has already, where `inPlace` could not tell.
+   * Allocate space for the first part of a write, at least 1 byte of it; or
+   * return the space it has already, where `inPlace` could not tell.
    *
    * @throws {BlockError} ENOSPC or EFBIG if there is none.
    */
   allocate(offset: number, length: number): Allocation | Promise<Allocation>;
-  /** Read what only the format can: a part of one `special` run. */
+  /** Read part of one `special` run. */
   readSpecial?(run: R, offset: number, iov: IoVector): Promise<void>;
-  /** Whether the child may know better: part of a run may be holes there. */
+  /** Whether parts of the run may be holes in the child. */
   mayHaveHoles?(run: R): boolean | Promise<boolean>;
 }

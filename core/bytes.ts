@@ -43,8 +43,8 @@ export function isPowerOfTwo(value: number): boolean {
 
 /**
  * A buffer of `length` zero bytes whose address avoids the first bytes of a
- * page. Large arrays start 16 bytes into a page, where copies from the page
- * cache are measured to be ten times slower.
+ * page. V8 starts large arrays 16 bytes into a page, where copies from the page
+ * cache are far slower (see bench/RESULTS.md).
  */
 export function allocate(length: number): Uint8Array<ArrayBuffer> {
   return new Uint8Array(length + 64).subarray(48, 48 + length);
@@ -57,12 +57,12 @@ export function padded(bytes: Uint8Array, unit: number): IoVector {
 }
 
 /**
- * Give the memory of a buffer back at once: nobody may use it any more, nor
- * another one that shares it. The garbage collector looks at its own heap, and
- * lets tens of MiB outside of it gather before it runs.
+ * Free the memory of a buffer, and of all views that share it, at once. The
+ * garbage collector counts its own heap and lets tens of MiB outside it pile up
+ * before it runs.
  */
 export function release({ buffer }: Uint8Array): void {
-  // Runtimes of before 2024 cannot: then it takes its time.
+  // Runtimes from before 2024 leave it to the garbage collector.
   (buffer as ArrayBuffer).transfer?.(0);
 }
 

@@ -1,5 +1,5 @@
 /**
- * What a check that finds nothing answers.
+ * The result of a check that finds nothing.
  *
  * @module
  */

@@ -1,6 +1,6 @@
 /**
- * Checks of what callers and drivers hand in: nodes, and options of functions.
- * They are made once for each opening or job, not for each request.
+ * Validating what callers and drivers pass in: nodes, and options of functions.
+ * This happens once per open or job, not per request.
  *
  * @module
  */
@@ -22,7 +22,7 @@ import { OPTIONAL_VERBS } from "./verbs.ts";
 
 const VERBS = ["readv", "status", "close"] as const;
 
-/** Groups of verbs, with those that must be there and those that may. */
+/** Groups of verbs: the required ones and the optional ones. */
 const GROUPS: readonly [
   group: keyof BlockNode,
   verbs: readonly string[],
@@ -46,7 +46,7 @@ const LIMITS = [
   "maxDiscard",
 ] as const satisfies readonly (keyof RequestLimits)[];
 
-/** Why a value is no node that can be used; `undefined` if it is one. */
+/** Why a value cannot be used as a node; `undefined` if it can. */
 function faultOf(value: unknown): string | undefined {
   if (typeof value !== "object" || value === null) {
     return `it is ${valueText(value)}`;
@@ -120,7 +120,7 @@ function faultOfLimits(limits: unknown): string | undefined {
   return wrong && `its limit '${wrong}' is ${valueText(given[wrong])}`;
 }
 
-/** As {@linkcode faultOf}, of values whose getters may throw. */
+/** As {@linkcode faultOf}, for values whose getters may throw. */
 function safeFaultOf(value: unknown): string | undefined {
   try {
     return faultOf(value);
@@ -130,9 +130,9 @@ function safeFaultOf(value: unknown): string | undefined {
 }
 
 /**
- * Refuse what is no node.
+ * Refuse anything but a node.
  *
- * @param what What it is to be, such as `The target`.
+ * @param what What messages call it, such as `The target`.
  * @throws {BlockError} EINVAL
  */
 export function checkNode(
@@ -157,7 +157,7 @@ export function checkWritable(what: string, node: BlockNode): void {
   if (node.readOnly || !node.writev) throw cannotWrite(what, node);
 }
 
-/** Why a node that is read-only is not written to. */
+/** The error for writing to a read-only node. */
 export function cannotWrite(what: string, node: BlockNode): BlockError {
   let unable: BlockNode | undefined;
   for (let at: BlockNode | undefined = node; at; at = primaryChild(at)) {
@@ -176,8 +176,8 @@ export function cannotWrite(what: string, node: BlockNode): BlockError {
 }
 
 /**
- * What was thrown by a request to a stack, as a `BlockError`. Where a driver
- * has called what a node below it cannot do, both are named.
+ * Whatever a request threw, as a `BlockError`. If a driver called a verb that a
+ * node below it lacks, both are named.
  */
 export function requestError(top: BlockNode, thrown: unknown): BlockError {
   const error = asBlockError(thrown);
@@ -196,9 +196,9 @@ export function requestError(top: BlockNode, thrown: unknown): BlockError {
 }
 
 /**
- * What a driver failed with while it opened or made something. Errors that it
- * has thrown on purpose say enough; of others, nothing would tell whose they
- * are.
+ * The error of a driver's `open` or `create`. A `BlockError` says enough; any
+ * other exception gets the driver's name, since nothing else would tell whose
+ * it is.
  */
 export function driverError(driver: BlockDriver, thrown: unknown): BlockError {
   const error = asBlockError(thrown);
@@ -208,7 +208,7 @@ export function driverError(driver: BlockDriver, thrown: unknown): BlockError {
 }
 
 /**
- * Refuse options of a driver that are not of the type its table says.
+ * Refuse driver options whose type differs from the driver's table.
  *
  * @throws {BlockError} EINVAL
  */
@@ -219,7 +219,7 @@ export function checkDriverOptions(
   for (const [name, spec] of Object.entries(openOptions)) {
     const value = Object.hasOwn(options, name) ? options[name] : undefined;
     if (value === undefined) continue;
-    // A few are a value, or a group of options: the driver takes that apart.
+    // Some options may be a value or a group: the driver parses those.
     const isGroup = isPlainObject(value) &&
       Object.keys(openOptions).some((other) => other.startsWith(`${name}.`));
     if (isGroup) continue;
@@ -239,8 +239,8 @@ export function checkDriverOptions(
 }
 
 /**
- * Refuse what a driver opened if that is no node, and have one that cannot be
- * written to, or is not to be (`readOnly`), say so.
+ * Check the node that a driver opened, and make it read-only if it cannot be
+ * written to or `readOnly` asks for it.
  *
  * @throws {BlockError} EINVAL
  */
@@ -262,8 +262,8 @@ export function adoptNode(
 }
 
 /**
- * What an option may be: of a type; one of several words; or a number within
- * bounds, whole unless `whole` is false.
+ * What an option may be: a value of a type, one of several words, or a number
+ * within bounds.
  */
 export type OptionKind =
   | "boolean"
@@ -275,20 +275,20 @@ export type OptionKind =
 
 /** A range of numbers. */
 export interface Bounds {
-  /** The least one. */
+  /** The smallest. */
   readonly least: number;
-  /** The largest one. Default: none. */
+  /** The largest. Default: no limit. */
   readonly most?: number;
-  /** What it must be a multiple of. Default: 1. 0: it may be fractional. */
+  /** The number must be a multiple of this. Default: 1. 0 permits fractions. */
   readonly unit?: number;
 }
 
-/** Any amount, or none. */
+/** Any non-negative number. */
 export const AMOUNT: Bounds = { least: 0, unit: 0 };
 
 /**
- * Refuse options of a function that make no sense. Others than `kinds` names,
- * and those that are `undefined`, are not looked at.
+ * Refuse invalid options of a function. Options that `kinds` does not name, and
+ * those that are `undefined`, are ignored.
  *
  * @param what What the options are for, such as `convert`.
  * @throws {BlockError} EINVAL

@@ -1,8 +1,8 @@
 /**
  * Ciphers for the sectors of disks. The block cipher underneath is the
  * runtime's own where there is one, and a library in plain JavaScript
- * elsewhere; the modes are built on batches of it, because a call costs as
- * much as many blocks do.
+ * elsewhere; the modes work on batches of blocks, because a call is expensive
+ * compared with a block.
  *
  * @module
  */
@@ -10,7 +10,7 @@ import { SECTOR_SIZE } from "./bytes.ts";
 import { platform } from "./platform/mod.ts";
 import type { Cipher } from "./platform/platform.ts";
 
-/** A cipher that works on blocks of 16 bytes, each by itself. */
+/** A cipher that works on single blocks of 16 bytes. */
 export interface BlockCipher {
   /** The blocks of `input`, encrypted. */
   encrypt(input: Uint32Array): Uint32Array;
@@ -18,11 +18,11 @@ export interface BlockCipher {
   decrypt(input: Uint32Array): Uint32Array;
 }
 
-/** A cipher for whole sectors of 512 bytes, whose place is part of the key. */
+/** A cipher for whole sectors of 512 bytes, which depends on their number. */
 export interface SectorCipher {
-  /** Encrypt sectors where they are; the first one has this number. */
+  /** Encrypt sectors in place; `firstSector` is the number of the first one. */
   encrypt(sectors: Uint8Array, firstSector: number): void;
-  /** Decrypt sectors where they are; the first one has this number. */
+  /** Decrypt sectors in place; `firstSector` is the number of the first one. */
   decrypt(sectors: Uint8Array, firstSector: number): void;
 }
 
@@ -32,7 +32,7 @@ export async function aes(key: Uint8Array): Promise<BlockCipher> {
   return nativeAes(own) ?? await portableAes(own);
 }
 
-/** The same by the runtime, if it can. */
+/** AES by the runtime, if it can. */
 export function nativeAes(key: Uint8Array): BlockCipher | undefined {
   const crypto = platform().crypto();
   if (!crypto) return undefined;
@@ -43,9 +43,9 @@ export function nativeAes(key: Uint8Array): BlockCipher | undefined {
     encryptor = crypto.createCipheriv(name, key, null);
     decryptor = crypto.createDecipheriv(name, key, null);
   } catch {
-    return undefined; // Not all runtimes have all lengths.
+    return undefined; // Not every runtime supports every key length.
   }
-  // Without padding, they give each block back in the call it came by.
+  // Without padding, each call returns all the blocks it was given.
   encryptor.setAutoPadding(false);
   decryptor.setAutoPadding(false);
   return blockCipher(
@@ -76,7 +76,7 @@ function bytesOf(words: Uint32Array): Uint8Array {
   return new Uint8Array(words.buffer, words.byteOffset, words.byteLength);
 }
 
-/** Bytes as words, in a copy if they do not begin where a word could. */
+/** Bytes as words; a copy if they are not aligned. */
 function wordsOf(bytes: Uint8Array): Uint32Array {
   const { buffer, byteOffset, length } = bytes;
   return byteOffset % 4 === 0
@@ -88,8 +88,8 @@ const SECTOR_WORDS = SECTOR_SIZE / 4;
 const BLOCK_WORDS = 4;
 
 /**
- * A block cipher in CBC mode, each sector beginning with its own number as a
- * 64-bit little-endian initialization vector ("plain64").
+ * A block cipher in CBC mode, whose initialization vector is the sector number,
+ * 64 bits little-endian ("plain64").
  */
 export function cbcPlain64(cipher: BlockCipher): SectorCipher {
   return {
@@ -100,7 +100,7 @@ export function cbcPlain64(cipher: BlockCipher): SectorCipher {
   };
 }
 
-/** Let `change` work on bytes as words. */
+/** Run `change` on bytes as words. */
 function inWords(bytes: Uint8Array, change: (words: Uint32Array) => void) {
   const words = wordsOf(bytes);
   change(words);
@@ -108,8 +108,9 @@ function inWords(bytes: Uint8Array, change: (words: Uint32Array) => void) {
 }
 
 /**
- * Within a sector each block needs the one before, but sectors do not need each
- * other: the first blocks of all are encrypted together, then the second ones.
+ * A block depends on the one before it in its sector, but sectors are
+ * independent: the first blocks of all are encrypted together, then the second
+ * ones.
  */
 function encryptCbc(
   cipher: BlockCipher,
@@ -143,7 +144,9 @@ function encryptCbc(
 /** Bytes decrypted at a time, few enough to stay in the processor's cache. */
 const DECRYPT_BATCH = 64 * 1024;
 
-/** All blocks are decrypted together; what came before each is then removed. */
+/**
+ * All blocks are decrypted together, and then XORed with their predecessors.
+ */
 function decryptCbc(
   cipher: BlockCipher,
   words: Uint32Array,

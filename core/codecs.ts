@@ -1,8 +1,7 @@
 /**
  * Compression by libraries of the system: libzstd, and libdeflate to inflate.
- * A cluster of 64 KiB takes them 60 to 100 µs to decompress, `node:zlib` 110 to
- * 260; to compress, 300 and 540. And no `node:zlib` must be loaded, nor workers
- * be started to decompress, which takes 100 ms.
+ * They are faster than `node:zlib`, which takes long to load and needs workers
+ * to run in parallel (figures in bench/RESULTS.md).
  *
  * @module
  */
@@ -10,17 +9,17 @@ import { platform } from "./platform/mod.ts";
 import { nativeLibrary } from "./runtime.ts";
 import { compressorOf } from "./zstd_compressor.ts";
 
-/** The level that QEMU uses, too. */
+/** The same level as QEMU's. */
 const DEFAULT_LEVEL = 3;
 
-/** How to have libzstd compress, as plain data. */
+/** How to compress with libzstd, as plain data. */
 export interface ZstdCompression {
   /** Where the library is. */
   readonly path: string;
   readonly level: number;
 }
 
-/** To compress with libzstd; `undefined` if it cannot be called. */
+/** How to compress with libzstd; `undefined` if it cannot be called. */
 export function zstdCompression(
   level: number = DEFAULT_LEVEL,
 ): ZstdCompression | undefined {
@@ -41,7 +40,9 @@ export function compressZstd(
   return compressor(input, level);
 }
 
-/** What else is used of libzstd. Lengths are below 2^31, errors negative. */
+/**
+ * The other functions used of libzstd. Lengths are below 2^31, errors negative.
+ */
 interface Zstd {
   ZSTD_createDCtx(): unknown;
   ZSTD_findFrameCompressedSize(input: Uint8Array, length: bigint): number;
@@ -57,8 +58,8 @@ interface Zstd {
 let zstdContext: unknown;
 
 /**
- * Decompress zstd frames until `target` is full, whatever follows. Whether that
- * filled it, and no frame went beyond; `undefined` without the library.
+ * Decompress zstd frames until `target` is full, ignoring what follows. False
+ * if that fails, or a frame goes beyond; `undefined` without the library.
  */
 export function decompressZstd(
   input: Uint8Array,
@@ -78,7 +79,7 @@ export function decompressZstd(
   zstdContext ??= zstd?.ZSTD_createDCtx();
   if (!zstd || !zstdContext) return undefined;
   for (let filled = 0; filled < target.length;) {
-    // What follows would be taken for another frame.
+    // Pass only the frame: trailing bytes would be taken for another one.
     const frame = zstd.ZSTD_findFrameCompressedSize(
       input,
       BigInt(input.length),
@@ -100,7 +101,7 @@ export function decompressZstd(
   return target.length === 0;
 }
 
-/** What is used of libdeflate. */
+/** The functions used of libdeflate. */
 interface Deflate {
   libdeflate_alloc_decompressor(): unknown;
   libdeflate_deflate_decompress(
@@ -109,7 +110,7 @@ interface Deflate {
     length: bigint,
     output: Uint8Array,
     room: bigint,
-    /** Where to put the length of the output: `null` asks for all of `room`. */
+    /** Where to put the length of the output: `null` demands exactly `room`. */
     filled: null,
   ): number;
 }
@@ -117,8 +118,8 @@ interface Deflate {
 let inflateContext: unknown;
 
 /**
- * Inflate a stream, whatever follows it. Whether that filled `target`, which
- * may be false where the stream is longer or has no end; `undefined` without
+ * Inflate a stream, ignoring what follows it. False if that did not fill
+ * `target`, also where the stream is longer or has no end; `undefined` without
  * the library.
  */
 export function inflate(

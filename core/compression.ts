@@ -1,6 +1,6 @@
 /**
- * Compression, by libraries of the system or the runtime's `node:zlib`, on all
- * processors; without both, only deflated data can be read.
+ * Compression by libraries of the system or the runtime's `node:zlib`, on all
+ * processors. Without either, deflated data can be read, but nothing written.
  *
  * @module
  */
@@ -22,13 +22,15 @@ export { holdWorkers } from "./zlib_workers.ts";
 export type CompressionType = "zlib" | "zstd";
 
 /**
- * Compress with a window of 4096 bytes (`zlib`), all that readers of qcow2
- * allow for, or to one frame (`zstd`).
+ * Compress with a window of 4096 bytes (`zlib`), the largest that qcow2
+ * permits, or to one frame (`zstd`).
  *
- * @param level 0 to 9 or 1 to 22. Default: as small as QEMU makes it.
- * @returns memory of its own; `undefined` if the result would not be shorter.
- * @throws {BlockError} ENOTSUP where the runtime cannot: portable deflaters do
- * not limit their window.
+ * @param level 0 to 9 for `zlib`, 1 to 22 for `zstd`. Default: about as small
+ * as QEMU's output.
+ * @returns newly allocated memory; `undefined` if the result would not be
+ * shorter.
+ * @throws {BlockError} ENOTSUP where the runtime cannot: portable deflaters
+ * cannot limit their window.
  */
 export async function compress(
   type: CompressionType,
@@ -52,10 +54,10 @@ export async function compress(
 }
 
 /**
- * As {@linkcode compress}, at once, for at most 16 KiB.
+ * As {@linkcode compress}, synchronously, for at most 16 KiB.
  *
- * @returns valid until the next call; `undefined` if it would not be shorter,
- * `null` where no library of the system can do it.
+ * @returns a buffer valid until the next call; `undefined` if the result would
+ * not be shorter, `null` if no library of the system can do it.
  */
 export function compressNow(
   type: CompressionType,
@@ -70,9 +72,8 @@ export function compressNow(
 }
 
 /**
- * Whether there is nothing to be gained, found out at a fraction of what
- * deflating costs: zstd is done with 64 KiB of random bytes in 10 µs (by
- * `node:zlib` 80), deflate takes 800. It misses gains below 2 %.
+ * Whether compressing is pointless. zstd finds that out at a fraction of what
+ * deflating costs, missing gains below 2 %.
  */
 async function isIncompressible(input: Uint8Array): Promise<boolean> {
   const call = zstdCall(input.length, 1);
@@ -84,7 +85,7 @@ async function isIncompressible(input: Uint8Array): Promise<boolean> {
   return isAsLong;
 }
 
-/** Bytes that are looked at to see whether all values are as frequent. */
+/** Bytes sampled to see whether all byte values are equally frequent. */
 const SAMPLE = 1024;
 const frequencies = new Uint16Array(256);
 
@@ -95,7 +96,7 @@ function looksRandom(bytes: Uint8Array): boolean {
   for (let i = 0; i < SAMPLE; i++) frequencies[bytes[i * step]]++;
   let squares = 0;
   for (const count of frequencies) squares += count * count;
-  // Chi-squared; of random bytes it is 255 ± 23.
+  // Chi-squared; for random bytes it is 255 ± 23.
   return squares * 256 / SAMPLE - SAMPLE < 400;
 }
 
@@ -105,8 +106,8 @@ function deflateCall(length: number, level: number | undefined): ZlibCall {
     options: {
       windowBits: 12,
       memLevel: 8,
-      // Deno's zlib is Chromium's: twice as fast as others at most levels, but
-      // 4 % larger there than zlib's own level 6, which QEMU uses; 9 is not.
+      // Deno's zlib is Chromium's: fast, but at most levels its output is 4 %
+      // larger than zlib's own level 6, which QEMU uses; at 9 it is not.
       level: level ?? 9,
       chunkSize: length + 1024,
     },
@@ -120,7 +121,7 @@ function zstdCall(length: number, level: number | undefined): ZlibCall {
   return {
     method: "zstdCompressSync",
     options: {
-      // With less room than the output needs, an empty second frame may follow.
+      // With less room, an empty second frame may follow.
       chunkSize: length + (length >> 7) + 1024,
       ...(level !== undefined && { params: { [name!]: level } }),
     },
@@ -128,8 +129,8 @@ function zstdCall(length: number, level: number | undefined): ZlibCall {
 }
 
 /**
- * Decompress at once, where a library of the system can do it. Whether that
- * filled `target`; if not, {@linkcode decompress} may still, or knows why not.
+ * Decompress synchronously, where a library of the system can. True if that
+ * filled `target`; if not, {@linkcode decompress} may still, or says why not.
  */
 export function decompressNow(
   type: CompressionType,
@@ -142,12 +143,11 @@ export function decompressNow(
 }
 
 /**
- * Decompress to exactly as many bytes as `target` has, into it. The input need
- * only reach so far: qcow2 counts it in sectors, which may be more or fewer
- * than the data takes.
+ * Decompress into `target`, filling it exactly. The input may be longer than
+ * the data, or cut off after what `target` takes: qcow2 counts it in sectors.
  *
- * What follows is ignored. A deflate stream may go on, or have no end; of zstd
- * the frames that fill `target` must be whole, and none may go beyond it.
+ * A deflate stream may go on, or have no end; zstd frames must be whole and end
+ * where `target` does.
  *
  * @throws {BlockError} EIO if the data is corrupt, too short or (zstd) too
  * long; ENOTSUP where the runtime has no zstd.
@@ -165,18 +165,18 @@ export async function decompress(
   }
   const isDone = inflate(input, target);
   if (isDone ?? await inflateNatively(input, target)) return;
-  // What a library refuses may be right as far as it is wanted.
+  // A stream that the libraries reject may be valid as far as it is needed.
   const { inflateExactly } = await import("./inflate.ts");
   if (!inflateExactly(input, target)) throw corrupt();
 }
 
 /**
- * Bytes of output in one chunk at most. `node:zlib` of Deno 2.9 never frees the
- * chunk in which a stream turned out to be corrupt, so it must not be large.
+ * Largest chunk of output, in bytes. `node:zlib` of Deno 2.9 leaks the chunk in
+ * which a stream turns out to be corrupt.
  */
 const MAX_CHUNK = 256 * 1024;
 
-/** Inflate by `node:zlib`; whether that could be done and filled `target`. */
+/** Inflate with `node:zlib`; whether that filled `target`. */
 async function inflateNatively(
   input: Uint8Array,
   target: Uint8Array,
@@ -185,10 +185,10 @@ async function inflateNatively(
   if (!native) return false;
   const { length } = target;
   const options = {
-    // One byte more than needed, so that the whole output is one chunk.
+    // One byte more than needed keeps the output in one chunk.
     chunkSize: Math.min(Math.max(64, length + 1), MAX_CHUNK),
     maxOutputLength: length,
-    // A missing end is no harm where all of the output is there.
+    // Accept a stream without an end if all of the output is there.
     finishFlush: native.constants.Z_SYNC_FLUSH,
   };
   try {
@@ -205,7 +205,7 @@ async function inflateNatively(
   }
 }
 
-/** Decompress zstd by `node:zlib`, frame by frame. Whether `target` is full. */
+/** Decompress zstd frames with `node:zlib`; whether that filled `target`. */
 async function unzstd(
   input: Uint8Array,
   target: Uint8Array,
@@ -222,7 +222,7 @@ async function unzstd(
     if (isSkippable(frame)) continue;
     const rest = target.subarray(filled);
     const options = {
-      // With less room than the output needs, it takes more than one chunk.
+      // With less room, the output would take more than one chunk.
       chunkSize: rest.length + 1024,
       maxOutputLength: rest.length,
     };
@@ -247,7 +247,7 @@ function owned(output: Uint8Array, call: ZlibCall): Uint8Array {
   if (isTight && isOwn(output, call)) {
     return new Uint8Array(buffer, byteOffset, length);
   }
-  // It may wait for long, and need not keep the room that it did not take.
+  // The result may be kept for long: do not hold on to the unused rest.
   const copy = new Uint8Array(output);
   dispose(output, call);
   return copy;
@@ -257,7 +257,7 @@ function dispose(output: Uint8Array, call: ZlibCall): void {
   if (isOwn(output, call)) release(output);
 }
 
-/** Whether an output has memory of its own: small ones of zlib share theirs. */
+/** Whether an output has its own memory: small ones of zlib share a pool. */
 function isOwn({ buffer, length }: Uint8Array, { options }: ZlibCall): boolean {
   const { byteLength } = buffer;
   return byteLength === length || byteLength === options.chunkSize;

@@ -1,5 +1,5 @@
 /**
- * Making images.
+ * Creating images.
  *
  * @module
  */
@@ -14,27 +14,26 @@ import { getDriver, getFormat } from "./registry.ts";
 import { findSecret, type SecretSource } from "./secrets.ts";
 import type { Source } from "./spec.ts";
 
-/** What making an image may need besides the format's own options. */
+/** Options of creating an image, besides those of the format. */
 export interface CreateOptions {
   /** Where the keys of encrypted images come from. */
   secrets?: SecretSource;
   /**
-   * Learns why a file cannot be locked, before anything in it is lost; `why` is
-   * a sentence. Default: it is made all the same, and nobody is told.
+   * Called if a file cannot be locked, before anything in it is lost; `why` is
+   * a sentence. Default: ignored; the image is created all the same.
    */
   onUnlocked?(why: string): void;
 }
 
 /**
- * Make an image of a format. `target` names its file (or describes the
- * protocol node); what was there before is lost, but not before all options
- * have been found valid.
+ * Create an image. `target` names its file, or describes the protocol node.
+ * Existing content is lost, but only once all options have been validated.
  *
  * @param format A registered format, such as `qcow2` or `raw`.
  * @param target A file name, or the description of a protocol node.
  * @param options The format's create options; `size` in bytes.
- * @throws {BlockError} EINVAL for options that do not fit, and what the
- * protocol says of the target.
+ * @throws {BlockError} EINVAL for invalid options, and the protocol's errors
+ * for the target.
  *
  * @example
  * ```ts
@@ -73,7 +72,7 @@ async function create(
   const table = driver.createOptions;
   const parsed = parseOptions(table, options);
   if (driver.role === "protocol") {
-    // Without a format, the file is all there is.
+    // A file without a format driver is opened as it is.
     const stack = { ...protocolStack(target), driver: format };
     const { size = 0, preallocation } = parsed as NewFile;
     const file = await createFile(stack, size, preallocation, wishes);
@@ -111,7 +110,7 @@ async function create(
   }
 }
 
-/** What a file that is an image by itself is asked to be. */
+/** How a protocol is to create a file that is an image by itself. */
 interface NewFile {
   size?: number;
   preallocation?: Preallocation;
@@ -121,7 +120,7 @@ function noFile(): never {
   throw new BlockError("EINVAL", "A protocol has no file below it");
 }
 
-/** Make or empty the file at the bottom of a stack, and open it. */
+/** Create or empty the file at the bottom of a stack, and open it. */
 async function createFile(
   target: Source,
   size: number,

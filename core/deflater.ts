@@ -1,13 +1,14 @@
 /**
- * The compressor of zlib, for small inputs: a call of `node:zlib` takes longer
- * to begin with than 512 bytes take to deflate, and leaves kilobytes of garbage.
+ * Deflating small inputs with the system's zlib: merely starting a call of
+ * `node:zlib` takes longer than deflating 512 bytes, and leaves kilobytes of
+ * garbage.
  *
  * @module
  */
 import { platform } from "./platform/mod.ts";
 import { nativeLibrary } from "./runtime.ts";
 
-/** What is used of zlib. Errors are negative. */
+/** The functions used of zlib. Errors are negative. */
 interface ZlibLibrary {
   deflateInit2_(
     stream: Uint8Array,
@@ -38,17 +39,17 @@ const Z_DEFAULT_STRATEGY = 0;
 const WINDOW_BITS = -12;
 const MEM_LEVEL = 8;
 
-/** The level that QEMU uses, too. */
+/** The same level as QEMU's. */
 const DEFAULT_LEVEL = 6;
 
-/** Most bytes of input. */
+/** Longest input, in bytes. */
 export const MOST_DEFLATED = 16 * 1024;
 
 function addressOf(bytes: Uint8Array): bigint {
   return platform().libraries!.addressOf(bytes);
 }
 
-/** A stream that is used for one input after the other. */
+/** A zlib stream, reused for one input after the other. */
 class Deflater {
   readonly level: number;
   readonly #zlib: ZlibLibrary;
@@ -82,7 +83,7 @@ class Deflater {
     this.#view.setBigUint64(NEXT_IN, this.#inputAddress, true);
     this.#view.setUint32(AVAILABLE_IN, input.length, true);
     this.#view.setBigUint64(NEXT_OUT, this.#outputAddress, true);
-    // What does not become shorter is of no use.
+    // Output that is not shorter is of no use.
     this.#view.setUint32(AVAILABLE_OUT, input.length - 1, true);
     const result = this.#zlib.deflate(this.#stream, Z_FINISH);
     if (result !== Z_STREAM_END) return undefined;
@@ -100,8 +101,8 @@ let deflater: Deflater | undefined;
 /**
  * Deflate at most {@linkcode MOST_DEFLATED} bytes; valid until the next call.
  *
- * @returns `undefined` if the result would not be shorter, `null` without the
- * library.
+ * @returns the output; `undefined` if it would not be shorter, `null` without
+ * the library.
  */
 export function deflate(
   input: Uint8Array,

@@ -1,5 +1,5 @@
 /**
- * Images that can be described, but not used: their format has no driver.
+ * Images that can be described but not used, since their format has no driver.
  *
  * @module
  */
@@ -7,7 +7,7 @@ import type { BlockDriver } from "./driver.ts";
 import type { ImageFormat } from "./formats.ts";
 import { UnsupportedFormatError, withoutDriver } from "./probe.ts";
 
-/** A driver that stands in for the one that is not there; for `info` alone. */
+/** A stand-in for a missing driver, for `info` alone. */
 export function describingDriver(format: ImageFormat): BlockDriver {
   const driver: BlockDriver = {
     name: format.name,
@@ -24,7 +24,7 @@ export function describingDriver(format: ImageFormat): BlockDriver {
         readOnly: true,
         children: { file },
         size: 0,
-        // Its header would tell.
+        // Only its own driver could read the size from the header.
         info: () => Promise.resolve({ sizeUnknown: true }),
         readv: refuse,
         status: refuse,

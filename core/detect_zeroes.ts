@@ -1,6 +1,6 @@
 /**
- * Writes of nothing but zeroes that become writes of zeroes: an option of
- * every node, for guests that do not know better.
+ * The option `detect-zeroes` of every node: writes of nothing but zeroes become
+ * `writeZeroes`.
  *
  * @module
  */
@@ -10,7 +10,7 @@ import { wrapNode } from "./filter.ts";
 import type { BlockNode } from "./node.ts";
 import { isZero } from "./runtime.ts";
 
-/** A wrapper that looks at what is written; `unmap` gives space back. */
+/** The wrapper; `unmap` lets `writeZeroes` free space. */
 export function detectZeroes(node: BlockNode, unmap: boolean): BlockNode {
   if (!node.writeZeroes) return node;
   return wrapNode(node, {

@@ -1,7 +1,7 @@
 /**
- * `Symbol.dispose` and `Symbol.asyncDispose` where an engine has none yet, as
- * Safari 18. What was lowered for it looks for the same ones. Whoever defines a
- * method by such a name imports this first.
+ * `Symbol.dispose` and `Symbol.asyncDispose` for engines that lack them, such
+ * as Safari 18; lowered code looks for the same ones. Import this before
+ * defining a method by such a name.
  *
  * @module
  */

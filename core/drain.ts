@@ -1,5 +1,5 @@
 /**
- * Roots of the graph, and how the requests that come in by them are held up.
+ * Roots of the graph, and holding back the requests that come in through them.
  *
  * @module
  */
@@ -14,9 +14,10 @@ import type { Permissions } from "./traits.ts";
 const ROOT_NAME = "an unnamed block device";
 
 /**
- * Use a node from outside of the graph.
+ * Use a node from outside the graph.
  *
- * @throws {BlockError} EBADF if it is closed, and what its other users say.
+ * @throws {BlockError} EBADF if it is closed; EPERM, EAGAIN or EACCES if its
+ * other users forbid it.
  */
 export function attachRoot(node: BlockNode, permissions: Permissions): Edge {
   const gate = new RequestGate();
@@ -26,7 +27,7 @@ export function attachRoot(node: BlockNode, permissions: Permissions): Edge {
   return root;
 }
 
-/** The root by which a node was opened, if nothing has taken it over yet. */
+/** The root a node was opened with, if nobody has taken it over yet. */
 export function rootToTake(node: BlockNode): Edge | undefined {
   return graphNodeOf(node).users.findLast(({ gate, end }) => gate && !end);
 }
@@ -37,14 +38,13 @@ export function hold(node: BlockNode): Edge {
 }
 
 /**
- * Stop the requests to a node: those that come in by a handle (an `Image`) of
- * it or of a node above it. Those under way come to their end first; those that
- * come meanwhile wait, and go on in the order of their arrival when what this
- * answers is disposed of. Requests made directly to nodes are not known here:
- * whoever makes them sees to it.
+ * Stop requests to a node that come in through a handle (an `Image`) of it or
+ * of a node above it. Requests under way are finished first; new ones wait, and
+ * go on in order of arrival once the result is disposed of. Requests made
+ * directly to nodes are not covered: their caller has to hold them back.
  *
- * To wait for a request of a drained image while it is drained would be for
- * ever; to close one is fine, unless requests are waiting.
+ * Awaiting a request to a drained image before the drain ends would deadlock;
+ * closing the image is fine, unless requests are waiting.
  *
  * @example Take a copy of a file whose image is in use
  * ```ts
@@ -67,17 +67,17 @@ export function hold(node: BlockNode): Edge {
  * ```
  */
 export async function drain(node: BlockNode): Promise<Disposable> {
-  checkNode("What is drained", node);
+  checkNode("The node to drain", node);
   const drained = new Drain(graphNodeOf(node));
   await drained.settle();
   drains.add(drained);
   return drained;
 }
 
-/** Those in force. */
+/** Drains in force. */
 const drains = new Set<Drain>();
 
-/** The graph has changed: what is above a drained node is drained as well. */
+/** The graph has changed: drain the new ancestors of drained nodes too. */
 export function extendDrains(): void {
   for (const drain of drains) drain.extend();
 }
@@ -92,7 +92,7 @@ class Drain implements Disposable {
 
   /**
    * Shut the gates from the outermost inwards: a request that has passed one
-   * may have to pass another one further in before it ends.
+   * may have to pass an inner one to finish.
    */
   async settle(): Promise<void> {
     for (let gates; (gates = this.#outermost());) {
@@ -101,7 +101,7 @@ class Drain implements Disposable {
     }
   }
 
-  /** The gates of the first node, from above, that has some that are open. */
+  /** The open gates of the topmost node that has any. */
   #outermost(): RequestGate[] | undefined {
     for (const node of withAncestors(this.#target)) {
       const gates = this.#gatesOf(node);
@@ -121,7 +121,7 @@ class Drain implements Disposable {
     gate.shut();
   }
 
-  /** Shut gates that are new above the node; nobody has passed them yet. */
+  /** Shut new gates above the node; nobody has passed them yet. */
   extend(): void {
     for (const node of withAncestors(this.#target)) {
       for (const gate of this.#gatesOf(node)) this.#shut(gate);
@@ -134,7 +134,7 @@ class Drain implements Disposable {
   }
 }
 
-/** A node and all above it, each after those above it. */
+/** A node and its ancestors, each after its own ancestors. */
 export function withAncestors(start: GraphNode): GraphNode[] {
   const sorted: GraphNode[] = [];
   const seen = new Set<GraphNode>();

@@ -1,5 +1,5 @@
 /**
- * What a driver is: the contract that every format and protocol fulfils.
+ * The driver contract, which every format, protocol and filter fulfils.
  *
  * A *driver* is registered; opening one yields a *node*; a node has named
  * *children*. A request enters at the top node and travels down through
@@ -15,10 +15,10 @@ import type { AioMode, DriverTraits, OpenPurpose } from "./traits.ts";
 export interface BlockDriver extends DriverTraits {
   /** Open a node. */
   open(options: OptionValues, context: OpenContext): Promise<BlockNode>;
-  /** Make a new image. `options` were parsed by `createOptions`. */
+  /** Create an image. `options` have been parsed by `createOptions`. */
   create?(options: OptionValues, context: CreateContext): Promise<void>;
   /**
-   * Make a new image front to back, for where one cannot seek.
+   * Create an image front to back, for targets that cannot seek.
    *
    * @param options As for `create`; `size` is that of `source`.
    * @returns its bytes. Each part is valid until the next is asked for.
@@ -28,16 +28,16 @@ export interface BlockDriver extends DriverTraits {
     source: StreamSource,
   ): AsyncIterable<Uint8Array>;
   /**
-   * Tell how large the file of a new image would become.
+   * Compute how large the file of a new image would become.
    *
    * @param options As for `create`, with their types; values of enumerations
-   * are still to be checked. `size` counts only without `source`.
+   * have not been checked. `size` counts only without `source`.
    * @param source The disk that the image is to hold.
    */
   measure?(options: OptionValues, source?: BlockNode): Promise<Measurement>;
 }
 
-/** A disk that a new image is to hold, for who writes it front to back. */
+/** The content of a new image that is written front to back. */
 export interface StreamSource {
   /** Bytes, a multiple of 512. */
   readonly size: number;
@@ -47,7 +47,7 @@ export interface StreamSource {
   read(offset: number, bytes: Uint8Array): Promise<void>;
 }
 
-/** What a range of a disk holds: `unallocated` is left to the backing file. */
+/** A range of the source; `unallocated` is left to the backing file. */
 export interface StreamExtent {
   /** Bytes from the start of the disk. */
   readonly offset: number;
@@ -59,26 +59,26 @@ export interface StreamExtent {
 
 /** How large the file of a new image would become, in bytes. */
 export interface Measurement {
-  /** With only what the source holds. */
+  /** With only the source's data. */
   required: number;
-  /** Once all of the disk has been written to. */
+  /** Once the whole disk has been written. */
   fullyAllocated: number;
   /**
-   * What the source's bitmaps would take in addition. Absent unless both can
-   * keep bitmaps.
+   * What the source's bitmaps would take in addition. Absent unless both
+   * formats can store bitmaps.
    */
   bitmaps?: number;
 }
 
-/** What `open` may ask of the block layer. */
+/** What the block layer offers to `open`. */
 export interface OpenContext {
   /**
-   * Whether nothing may be written through the new node. It becomes true when
-   * a child that is opened as `file`, `image` or `data-file` cannot write at
-   * all, so ask after that.
+   * Whether the new node must not write. It becomes true when a child opened as
+   * `file`, `image` or `data-file` turns out not to be writable, so read it
+   * after that.
    */
   readonly readOnly: boolean;
-  /** The name under which the user knows this node, for messages. */
+  /** The user's name for this node, for messages. */
   readonly filename: string;
   /**
    * Why the node is opened: `io` to use its data, `info` only to describe it
@@ -87,43 +87,49 @@ export interface OpenContext {
    */
   readonly purpose: OpenPurpose;
   /**
-   * Whether the format was guessed from the content, which its guest controls.
-   * The raw driver then refuses writes that would make another guess likely.
+   * Whether the format was probed from the content, which the guest controls.
+   * The raw driver then refuses writes that would change the result.
    */
   readonly probed: boolean;
-  /** Whether to leave it to the system when written data reaches the disk. */
+  /**
+   * Whether flushes do nothing: the system decides when data reaches the disk.
+   */
   readonly noFlush: boolean;
   /** Whether to bypass the page cache where the system can. */
   readonly direct: boolean;
-  /** How a file's requests are to be made; if absent, as it is fastest. */
+  /** How to make a file's requests. Default: the fastest way. */
   readonly aio?: AioMode;
-  /** Tell that a step of the driver's work is about to be done. */
+  /**
+   * Announce the next step of the driver's work, by `blkdebug`'s name for it.
+   */
   event?(name: string): void;
-  /** Tell the user about something that is not an error. */
+  /** Warn the user. */
   warn(message: string): void;
-  /** A file that is written to cannot be locked; `why` is a sentence. */
+  /**
+   * Report that a file open for writing cannot be locked; `why` is a sentence.
+   */
   unlocked(why: string): void;
-  /** Show a whole line: a finding, or the news that an image is damaged. */
+  /** Report a whole line: a finding, or that an image is damaged. */
   report(line: string): void;
   /**
-   * The bytes of a secret; `undefined` if none is named (`id` is absent) and
-   * the user does not offer one either.
+   * The bytes of a secret; `undefined` if `id` is absent and the user offers
+   * none.
    *
    * @throws {BlockError} EINVAL if there is no secret of that name.
    */
   secret(id: string | undefined): Promise<Uint8Array | undefined>;
   /**
-   * Open the child called `name` as `options[name]` describes it; a file name
-   * there is taken for a protocol's, its content is not probed. With a
-   * `description` it is what that says, and may be an image of any format.
+   * Open the child called `name` as described by `options[name]`, where a file
+   * name means a protocol node and is not probed; or by `description`, which
+   * may be an image of any format.
    */
   openChild(name: string, description?: unknown): Promise<BlockNode>;
   /** Whether the user described the child called `name`, or named it `null`. */
   describes(name: string): boolean;
   /**
-   * Open a file that an image names (a backing file): it must pass the gate.
-   * `name` is as the image has it, relative to that image's own folder; the
-   * answer is `undefined` if backing files are not wanted.
+   * Open a file that an image names (a backing file); it must pass the gate.
+   * `name` is as stored in the image, relative to the image's own folder.
+   * `undefined` if backing files are not wanted.
    */
   openImplicit(
     child: string,
@@ -137,14 +143,14 @@ export interface OpenContext {
   openNamed(child: "data-file", path: string): Promise<BlockNode>;
 }
 
-/** What `create` may ask of the block layer. */
+/** What the block layer offers to `create`. */
 export interface CreateContext {
-  /** The name of the file to make. */
+  /** The name of the file to create. */
   readonly filename: string;
   /**
-   * Make or empty the protocol layer's file and open it for writing. Ask for
-   * it only when all options have been found valid, so that a mistake costs
-   * no existing file.
+   * Create or empty the protocol layer's file and open it for writing. Call it
+   * only after validating all options, so that a mistake costs no existing
+   * file.
    */
   createFile(
     size: number,

@@ -1,6 +1,6 @@
 /**
- * Guest data that lies encrypted in a child: in sectors of 512 bytes, by their
- * place on the disk.
+ * Encrypted guest data: sectors of 512 bytes, encrypted by their offset on the
+ * disk.
  *
  * @module
  */
@@ -17,12 +17,12 @@ import type { SectorCipher } from "./ciphers.ts";
 import { invalid } from "./errors.ts";
 import type { BlockNode } from "./node.ts";
 
-/** Bytes encrypted at a time: many sectors make good use of the cipher. */
+/** Bytes encrypted at a time: the cipher is most efficient on many sectors. */
 const BATCH = 256 * 1024;
-/** Buffers kept for writes under way together. */
+/** Buffers kept for concurrent writes. */
 const KEPT_BUFFERS = 4;
 
-/** Moves guest data between the caller and a child in which it is encrypted. */
+/** Moves guest data between the caller and a child that stores it encrypted. */
 export class Encryption {
   readonly #cipher: SectorCipher;
   readonly #buffers: Uint8Array[] = [];
@@ -52,8 +52,8 @@ export class Encryption {
   }
 
   /**
-   * Encrypt whole sectors and write them to `childOffset`. The caller's buffers
-   * stay as they are.
+   * Encrypt whole sectors and write them to `childOffset`, leaving the caller's
+   * buffers unchanged.
    */
   async writev(
     child: BlockNode,

@@ -36,7 +36,7 @@ export type ErrorCode =
   | "ETIMEDOUT"
   | "ECANCELED";
 
-/** What Linux numbers each code, and what its C library says for it. */
+/** Linux's number for each code, and its C library's text. */
 const CODES: {
   readonly [code in ErrorCode]: readonly [errno: number, text: string];
 } = {
@@ -70,7 +70,7 @@ const CODES: {
 };
 
 /**
- * The system's text for an error code.
+ * The system's text for an error code, as C's `strerror`.
  *
  * @example
  * ```ts
@@ -94,7 +94,7 @@ export function errno(code: ErrorCode): number {
   return CODES[code][0];
 }
 
-/** Numbers of Linux's that mean the same to us as another one's code. */
+/** Linux's numbers that map to the code of another number. */
 const ALIASES: { readonly [number: number]: ErrorCode } = {
   23: "EMFILE", // ENFILE
   26: "EBUSY", // ETXTBSY
@@ -103,7 +103,7 @@ const ALIASES: { readonly [number: number]: ErrorCode } = {
   122: "ENOSPC", // EDQUOT
 };
 
-/** The error code of a number of Linux's; EIO if it has none here. */
+/** The error code for a number of Linux's; EIO if there is none. */
 export function codeOfErrno(number: number): ErrorCode {
   if (ALIASES[number]) return ALIASES[number];
   for (const [code, [known]] of Object.entries(CODES)) {
@@ -117,11 +117,11 @@ export interface BlockErrorOptions extends ErrorOptions {
   /** A second line for a human reader: what to try next. */
   hint?: string;
   /**
-   * The part of the message that QEMU's own does not have. Programs that stand
-   * in for QEMU's leave it out.
+   * The part of the message that QEMU's own lacks. Programs that stand in for
+   * QEMU's leave it out.
    */
   detail?: string;
-  /** Where a word is not known: those that are, one of which may be meant. */
+  /** For an unknown word, the known ones, one of which may be meant. */
   words?: readonly string[];
 }
 
@@ -146,12 +146,12 @@ export class BlockError extends Error {
   readonly code: ErrorCode;
   /** A second line for a human reader, if there is one. */
   readonly hint?: string;
-  /** The part of the message that QEMU's own does not have. */
+  /** The part of the message that QEMU's own lacks. */
   readonly detail?: string;
-  /** Where a word is not known: those that are. */
+  /** For an unknown word, the known ones. */
   readonly words?: readonly string[];
 
-  /** Make an error; without a message it has the system's text for `code`. */
+  /** Create an error; the default message is the system's text for `code`. */
   constructor(
     code: ErrorCode,
     message: string = strerror(code),
@@ -175,18 +175,15 @@ export class BlockError extends Error {
   }
 }
 
-/**
- * What follows QEMU's words for an error, which are just the system's text:
- * what its cause has to say beyond that.
- */
+/** What an error's cause adds to the system's text; QEMU prints only that. */
 export function detailOf(cause: BlockError): string {
   const { message, code } = cause;
   return message === strerror(code) ? "" : ` (${shortened(message)})`;
 }
 
 /**
- * Why something failed, in QEMU's words: the system's text for the code. Of an
- * exception that nobody expected, its own message, since EIO alone says nothing.
+ * Why something failed, in QEMU's words: the system's text for the code. An
+ * unexpected exception keeps its own message, since EIO alone says nothing.
  */
 export function reasonOf(thrown: unknown): string {
   const error = asBlockError(thrown);
@@ -196,9 +193,9 @@ export function reasonOf(thrown: unknown): string {
   return strerror(error.code);
 }
 
-/** An exception that is no error of input and output: a mistake in a driver. */
+/** An exception that is not an I/O error: a bug in a driver. */
 export class UnexpectedError extends BlockError {
-  /** An error for what was thrown, with its message. */
+  /** Wrap an exception, keeping its message. */
   constructor(message: string, cause: unknown) {
     super("EIO", message, { cause });
   }
@@ -206,10 +203,10 @@ export class UnexpectedError extends BlockError {
 
 /** A driver has called a verb of a node that lacks it. */
 export class AbsentVerbError extends BlockError {
-  /** Its name. */
+  /** The verb's name. */
   readonly verb: OptionalVerb;
 
-  /** An error for what the engine has thrown. */
+  /** Wrap the engine's `TypeError`. */
   constructor(verb: OptionalVerb, cause: TypeError) {
     const message = `A node is asked to ${verb}(), which it cannot`;
     super("ENOTSUP", message, { cause });
@@ -217,35 +214,35 @@ export class AbsentVerbError extends BlockError {
   }
 }
 
-/** What engines say of a verb that is called and is not there. */
+/** How engines word a call of a missing method. */
 const NO_VERB = new RegExp(
   `\\.(${OPTIONAL_VERBS.join("|")})\\b\\S* is not a function`,
 );
 
-/** The error for what makes no sense: EINVAL. */
+/** An error for invalid input: EINVAL. */
 export function invalid(message: string, hint?: string): BlockError {
   return new BlockError("EINVAL", message, { hint });
 }
 
-/** What Deno says of a permission that it was not given, in a whole line. */
+/** Deno's message for a missing permission, a whole line. */
 const NOT_PERMITTED = /^Requires \w+ access\b.*, run again with .*$/;
 
 /**
- * The error for a range that is not within a disk: EINVAL, as for all that a
- * caller gets wrong. QEMU's tools call it an error of input and output.
+ * The error for a range outside the disk: EINVAL, as for every mistake of a
+ * caller. QEMU's tools report it as an I/O error.
  */
 export class OutOfRangeError extends BlockError {
-  /** An error with this message. */
+  /** Create an error with this message. */
   constructor(message: string) {
     super("EINVAL", message);
   }
 }
 
 /**
- * Wrap whatever was thrown, keeping a {@linkcode BlockError} as it is. Another
- * error keeps its message, and its code if that is one of ours; it becomes the
- * cause. Where a permission of Deno's is missing, the hint says which: not only
- * files need one, but also modules that are loaded late.
+ * Wrap whatever was thrown; a {@linkcode BlockError} is returned unchanged.
+ * Another error keeps its message, and its code if it is one of ours, and
+ * becomes the cause. If a permission of Deno's is missing, the hint names it:
+ * files need one, and so do modules that are loaded late.
  */
 export function asBlockError(error: unknown): BlockError {
   if (isBlockError(error)) return error;
@@ -269,11 +266,11 @@ function isBlockError(error: unknown): error is BlockError {
   try {
     return error instanceof BlockError;
   } catch {
-    return false; // A proxy that was revoked.
+    return false; // A revoked proxy.
   }
 }
 
-/** What can be told of a thrown value, which may be anything at all. */
+/** The code and message of a thrown value, which may be anything. */
 function factsOf(error: unknown): { code?: unknown; message?: string } {
   try {
     if (typeof error === "string" && error !== "") return { message: error };

@@ -1,5 +1,5 @@
 /**
- * What ranges of a stack hold, seen through its whole backing chain.
+ * Extents of a stack, seen through its whole backing chain.
  *
  * @module
  */
@@ -8,33 +8,30 @@ import type { BlockNode, Extent } from "./node.ts";
 import { valueText } from "./values.ts";
 
 /**
- * An extent of a stack, and where in the chain its bytes come from. What no
- * layer of a whole chain has allocated reads as zeroes.
+ * An extent of a stack, and where in the chain its bytes come from. A range
+ * that no layer has allocated reads as zeroes.
  */
 export interface ChainExtent extends Extent {
   /** Bytes from the start of the disk. */
   offset: number;
-  /** How many backing files below the top its content is found. */
+  /** How many backing files below the top its content lies. */
   depth: number;
   /** Whether it is stored compressed. */
   compressed: boolean;
 }
 
-/** Whether what a range reads as is left to the layer below. */
+/** Whether a range is read from the layer below. */
 export function isInherited({ allocated, zero }: Extent): boolean {
   return !allocated && !zero;
 }
 
-/** Whether data is stored for a range, even if only zeroes. */
+/** Whether a range has data stored, even if only zeroes. */
 export function isStored({ allocated, zero, recurse }: Extent): boolean {
-  // The file below may have a hole where a format has data.
+  // The file may have a hole where the format has data.
   return allocated && (!zero || recurse === true);
 }
 
-/**
- * The layer below that a node leaves unallocated ranges to; of a filter, its
- * filtered child.
- */
+/** The layer below that unallocated ranges are read from; a filter's child. */
 export function backingOf(node: BlockNode): BlockNode | undefined {
   return skipFilters(node).children.backing;
 }
@@ -42,14 +39,14 @@ export function backingOf(node: BlockNode): BlockNode | undefined {
 /** A node of a stack, and how it is reached from the top. */
 export interface Reached {
   readonly node: BlockNode;
-  /** What it is to the one above; both absent for the top. */
+  /** Its role in the parent; both are absent for the top. */
   readonly role?: string;
   readonly above?: Reached;
 }
 
 /**
- * All nodes of a stack, the top one first. (Not one call within another: chains
- * of backing files may be longer than the stack of calls is deep.)
+ * All nodes of a stack, the top one first. (Not recursive: a backing chain may
+ * be longer than the call stack is deep.)
  */
 export function* nodesOf(top: BlockNode): Generator<Reached> {
   const pending: Reached[] = [{ node: top }];
@@ -62,12 +59,12 @@ export function* nodesOf(top: BlockNode): Generator<Reached> {
   }
 }
 
-/** The node below from which a node has its data; of a filter, its only one. */
+/** The child that holds a node's data; for a filter, its only child. */
 export function primaryChild({ children }: BlockNode): BlockNode | undefined {
   return children.file ?? children.image;
 }
 
-/** The node that says what ranges hold: filters hand the question down. */
+/** The first node, from this one down, that is not a filter. */
 export function skipFilters(node: BlockNode): BlockNode {
   while (node.driver.role === "filter") {
     const next = primaryChild(node) ?? node.children.backing;
@@ -78,8 +75,8 @@ export function skipFilters(node: BlockNode): BlockNode {
 }
 
 /**
- * The first extent of `[offset, offset + length)`, looking down the chain to,
- * but not into, `base`. What no layer above `base` holds is left to that: it is
+ * The first extent of `[offset, offset + length)`, looking down the chain as
+ * far as, but not into, `base`. A range that no layer above `base` has is
  * neither allocated nor zero.
  */
 export async function chainStatus(
@@ -119,14 +116,14 @@ export async function chainStatus(
     const below = backingOf(node);
     if (!below || offset >= below.size) return nothing(true, extent);
     if (below === base) return nothing(false);
-    // What lies past a shorter backing file's end is an extent of its own.
+    // Split the extent at the end of a shorter backing file.
     length = Math.min(length, below.size - offset);
     node = below;
   }
 }
 
 /**
- * What a driver says of a range, if that gets anybody further.
+ * Check an extent that a driver returned.
  *
  * @throws {BlockError} EINVAL for an extent without a length, or one that does
  * not say whether it is allocated and zero.
@@ -145,7 +142,7 @@ export function checkedExtent(node: BlockNode, extent: Extent): Extent {
   );
 }
 
-/** A node's answer, refined by its file, which may know of holes. */
+/** A node's extent, refined by its file, which may know of holes. */
 async function refined(extent: Extent, length: number): Promise<Extent> {
   const { file, hostOffset } = extent;
   if (!file || hostOffset === undefined) return extent;
@@ -161,7 +158,7 @@ async function refined(extent: Extent, length: number): Promise<Extent> {
 }
 
 /**
- * All extents of a range in order, alike neighbours joined; `status` is asked
+ * All extents of a range in order, equal neighbours merged; `status` is called
  * for one after the other.
  */
 export async function* chainExtents(

@@ -1,13 +1,12 @@
 /**
- * Nodes that pass requests on to the node below, except for those that they
- * intercept.
+ * Nodes that intercept some requests and pass all others on to the node below.
  *
- * A **filter** is a node of a driver's own: it has a name in the stack, and the
- * node below as its child. A **wrapper** is what the core puts above a driver's
- * node to do what no driver should have to (aligning, splitting, looking for
- * zeroes). It shows everything of that node, its driver and its children
- * included, so that nobody can tell it from the node; only requests pass
- * through it. A node that needs none is not wrapped, and pays for none.
+ * A **filter** is a driver's node: it has a name in the stack, and the node
+ * below as its child. A **wrapper** is put around a driver's node by the core,
+ * to do what no driver should have to (aligning, splitting, detecting zeroes).
+ * It presents the node's own driver, children and properties, so that nobody
+ * can tell the two apart; only requests pass through it. A node that needs no
+ * wrapper gets none, at no cost.
  *
  * @module
  */
@@ -16,7 +15,7 @@ import type { BlockNode } from "./node.ts";
 import type { DriverTraits } from "./traits.ts";
 import { OPTIONAL_VERBS, type OptionalVerb } from "./verbs.ts";
 
-/** What a filter can do only if the node below can: it is passed on. */
+/** Verbs that a filter passes on, if the node below has them. */
 const PASSED_ON = [
   "writev",
   "writeZeroes",
@@ -27,7 +26,7 @@ const PASSED_ON = [
   "invalidate",
 ] as const satisfies readonly OptionalVerb[];
 
-/** Verbs that say by their presence what a node can do to its disk. */
+/** Verbs whose presence says what a node can do to its disk. */
 const ABILITIES = [
   "writev",
   "writeZeroes",
@@ -39,15 +38,15 @@ const ABILITIES = [
 
 type Ability = typeof ABILITIES[number];
 
-/** Which verb of the nodes below one needs that is intercepted. */
+/** Which verb of the nodes below an intercepted one needs. */
 export type Needs = { readonly [verb in Ability]?: Ability };
 
 /**
- * A node that does what `file`, a {@linkcode childSlot}, does, except for what `changes` holds. Its other
- * verbs are those of `file`; checking, repairing, storing compressed data and
- * copying by the system are not passed on.
+ * A node with the verbs of `changes`, and otherwise those of `file`, a
+ * {@linkcode childSlot}. Checking, repairing, compressed writes and copy
+ * offload are not passed on.
  *
- * @param changes May intercept verbs that `file` lacks: those are left out.
+ * @param changes Verbs to intercept; those that `file` lacks are left out.
  * @param needs As for {@linkcode interceptable}.
  */
 export function filterNode(
@@ -76,7 +75,7 @@ export function filterNode(
       return { [driver.childRole ?? "file"]: child };
     },
     ...passed(file, PASSED_ON),
-    // Its child is closed after it.
+    // The graph closes its child after it.
     close: () => Promise.resolve(),
   };
   if (file instanceof ChildSlot) {
@@ -86,10 +85,10 @@ export function filterNode(
 }
 
 /**
- * Those of `changes` that a node can have which passes requests on to all of
- * `below`: a verb that changes the disk only if all of them have it.
+ * The verbs of `changes` that a node above all of `below` can offer: one that
+ * changes the disk needs all of them to have it.
  *
- * @param needs Of verbs that work where those below have another one.
+ * @param needs For verbs that need another verb of the nodes below.
  */
 export function interceptable(
   below: readonly BlockNode[],
@@ -104,9 +103,9 @@ export function interceptable(
   return kept;
 }
 
-/** Shows what a node says of itself, also what changes while it is open. */
+/** Presents another node's properties, even if they change later. */
 class Facts {
-  /** The node of the time. */
+  /** The current node. */
   node: BlockNode;
 
   constructor(node: BlockNode) {
@@ -154,7 +153,7 @@ class Facts {
   }
 }
 
-/** Shows all of a node. */
+/** Presents a node and all its verbs. */
 class Wrapper extends Facts implements BlockNode {
   readonly readv: BlockNode["readv"];
   readonly status: BlockNode["status"];
@@ -169,7 +168,7 @@ class Wrapper extends Facts implements BlockNode {
   }
 }
 
-/** Hands requests on to a child that may become another one. */
+/** Passes requests on to a child that can be replaced. */
 class ChildSlot extends Facts implements BlockNode {
   readonly #check?: (child: BlockNode) => void;
 
@@ -194,7 +193,7 @@ class ChildSlot extends Facts implements BlockNode {
       const { node } = this;
       const act = node[verb] as ((...args: unknown[]) => unknown) | undefined;
       if (act) return act.apply(node, args);
-      // One that came later may be able to do less.
+      // A replacement may have fewer verbs.
       return isAbility
         ? Promise.reject(new BlockError("ENOTSUP"))
         : Promise.resolve();
@@ -209,10 +208,10 @@ class ChildSlot extends Facts implements BlockNode {
 }
 
 /**
- * What a filter uses in place of its child, so that it can go on with another
- * one: whatever is asked of it is asked of the child of the time.
+ * A stand-in for a filter's child that passes everything on to the current
+ * child, so that the child can be replaced.
  *
- * @param check Throws if the filter cannot work on a child.
+ * @param check Throws if the filter cannot work on a new child.
  */
 export function childSlot(
   child: BlockNode,
@@ -224,8 +223,8 @@ export function childSlot(
 const wrapped = new WeakMap<BlockNode, BlockNode>();
 
 /**
- * A node that is `node` to all who look at it, except for what `changes` holds.
- * Verbs that are `undefined` in `changes` are taken away; those that `node`
+ * A node that looks like `node`, with the verbs of `changes` in place of its
+ * own. Verbs that are `undefined` in `changes` are removed; those that `node`
  * lacks are left out.
  */
 export function wrapNode(
@@ -237,13 +236,13 @@ export function wrapNode(
   return wrapper;
 }
 
-/** The node that a driver made, without what the core has put above it. */
+/** The node that a driver made, without the core's wrappers. */
 export function withoutWrappers(node: BlockNode): BlockNode {
   for (let below; (below = wrapped.get(node)); node = below);
   return node;
 }
 
-/** The verbs that every node has, and those of `verbs` that this one has. */
+/** The mandatory verbs of a node, and those of `verbs` that it has. */
 function passed(
   below: BlockNode,
   verbs: readonly OptionalVerb[],
@@ -261,9 +260,9 @@ function passed(
 }
 
 /**
- * Define the properties of `changes`, getters as getters. One by one, and verbs
- * by assignment: engines then keep the layout of the node, on which the speed
- * of every request through it depends.
+ * Define the properties of `changes`, getters as getters. Verbs are assigned
+ * one by one: engines then keep the layout of the node, on which the speed of
+ * every request through it depends.
  */
 function redefine<Node extends object>(node: Node, changes: object): Node {
   const given = Object.getOwnPropertyDescriptors(changes);

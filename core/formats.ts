@@ -1,10 +1,10 @@
 /**
- * By which bytes image formats are known, whether or not there is a driver.
+ * The magics of image formats, whether or not there is a driver.
  *
- * What has one of these magics is never taken for raw by itself: its bytes are
- * no disk's, and writing to them would destroy an image. The copies of its
- * header that LUKS 2 keeps further on count only for repairs; disks with a
- * partition table or a file system are raw, whatever that is.
+ * A file with one of these magics is never probed as raw: its bytes are not a
+ * disk's, and writing to them would destroy an image. LUKS 2's backup headers
+ * count only for repairs; disks with a partition table or a file system are
+ * raw, whichever it is.
  *
  * @module
  */
@@ -15,22 +15,22 @@ export const HEAD_LENGTH = 2048;
 /** Bytes before the end of an image that probing looks at. */
 export const TAIL_LENGTH = 512;
 
-/** A format of the field. */
+/** An image format, supported or not. */
 export interface ImageFormat {
   /** The name of its driver, here or in QEMU. */
   readonly name: string;
-  /** What people call it, if that is something else. */
+  /** Its common name, if different. */
   readonly title?: string;
 }
 
 interface Magic extends ImageFormat {
-  /** Whether an image is one that begins so. */
+  /** Whether an image with this beginning has the format. */
   matches(head: Uint8Array): boolean;
 }
 
 /**
- * Formats that are known by how they begin. All that a driver for one of these
- * names has to do is to be registered.
+ * Formats recognised by their beginning. A driver with one of these names needs
+ * no `probe` of its own.
  */
 const MAGICS: readonly Magic[] = [
   {
@@ -38,7 +38,7 @@ const MAGICS: readonly Magic[] = [
     title: "version 1 of qcow2",
     matches: (head) => isQcow(head) && bigEndian(head, 4) === 1,
   },
-  // It has no version 0: QEMU takes that for raw as well.
+  // There is no version 0: QEMU takes that for raw as well.
   {
     name: "qcow2",
     matches: (head) => isQcow(head) && bigEndian(head, 4) >= 2,
@@ -47,7 +47,7 @@ const MAGICS: readonly Magic[] = [
   { name: "vdi", matches: (head) => has(head, 64, "\x7f\x10\xda\xbe") },
   {
     name: "vmdk",
-    // Sparse extents, those of ESX, its newer ones, and the text beside them.
+    // Sparse extents, those of ESX, its newer ones, and the text descriptor.
     matches: (head) =>
       has(head, 0, "KDMV") || has(head, 0, "COWD") ||
       has(head, 0, "\xbe\xba\xfe\xca\0\0\0\0") || isVmdkDescriptor(head),
@@ -82,7 +82,7 @@ const MAGICS: readonly Magic[] = [
   },
 ];
 
-/** This one is known by how it ends. */
+/** Recognised by its end. */
 const DMG: ImageFormat = { name: "dmg", title: "Apple's disk image" };
 
 /** The formats of images that begin with `head`, {@linkcode HEAD_LENGTH} bytes. */
@@ -91,9 +91,9 @@ export function formatsOfHead(head: Uint8Array): ImageFormat[] {
 }
 
 /**
- * What is known by how it ends: `tail` is the end of a file of `size` bytes,
- * up to {@linkcode TAIL_LENGTH}. A guest may have written that, if the file is
- * of a format with a header, so it counts only where there is none.
+ * The format recognised by the end of a file: `tail` is the last
+ * {@linkcode TAIL_LENGTH} bytes of `size`. In a file with a header, a guest may
+ * have written it, so it counts only where there is no header.
  */
 export function formatOfTail(
   tail: Uint8Array,
@@ -103,16 +103,16 @@ export function formatOfTail(
 }
 
 /**
- * Whether a raw disk has the footer of a VHD of fixed size behind it. Such an
- * image is a disk from its first byte on, and QEMU takes it for raw.
+ * Whether a raw disk is followed by the footer of a fixed VHD. Such an image is
+ * a disk from its first byte on, and QEMU takes it for raw.
  */
 export function hasVhdFooter(tail: Uint8Array, size: number): boolean {
   return hasFooter(tail, size, "conectix");
 }
 
 /**
- * Footers are in the last 512 bytes. Old ones have 511: they begin where the
- * last sector does, and so does any once the file was rounded up to sectors.
+ * Footers are in the last 512 bytes. Old ones have 511: they begin at the last
+ * sector, as does any footer once the file was rounded up to sectors.
  */
 function hasFooter(tail: Uint8Array, size: number, magic: string): boolean {
   if (size < TAIL_LENGTH) return false;
@@ -121,7 +121,7 @@ function hasFooter(tail: Uint8Array, size: number, magic: string): boolean {
     (rest > 0 && has(tail, TAIL_LENGTH - rest, magic));
 }
 
-/** Files in which an image may be, by how they begin. */
+/** Archives and compressed files that may contain an image, by their magic. */
 const WRAPPINGS: readonly [magic: string, what: string, offset?: number][] = [
   ["\x1f\x8b\x08", "compressed with gzip"],
   ["BZh", "compressed with bzip2"],
@@ -133,7 +133,7 @@ const WRAPPINGS: readonly [magic: string, what: string, offset?: number][] = [
   ["ustar", "a tar archive, as an OVA is", 257],
 ];
 
-/** What a file is that has to be unpacked first, by how it begins. */
+/** How a file must be unpacked first, judged by its beginning. */
 export function wrappingOf(head: Uint8Array): string | undefined {
   return WRAPPINGS.find(([magic, _, offset = 0]) => has(head, offset, magic))
     ?.[1];
@@ -143,29 +143,29 @@ function isQcow(head: Uint8Array): boolean {
   return has(head, 0, "QFI\xfb");
 }
 
-/** Comments and empty lines, before all else in a text. */
+/** Comments and empty lines at the beginning of a text. */
 const LEADING_COMMENTS = String
   .raw`^(?:\xef\xbb\xbf)?(?:[ \t\r]*(?:#[^\n]*)?\n)*`;
 
-/** The first line of text that describes a VMDK, or its first entry. */
+/** The first line of a VMDK descriptor, or its first entry. */
 const VMDK_BEGINNING = new RegExp(
   `${LEADING_COMMENTS}[ \\t]*(?:# *Disk DescriptorFile|version[ \\t]*=[ \\t]*\\d)`,
   "i",
 );
 
-/** Less text than this has not both of the entries. */
+/** A text shorter than this cannot have both entries. */
 const SHORTEST_ENTRIES = "version=\ncreateType=";
 
-/** Whether a file is the text that describes a VMDK; zeroes may follow it. */
+/** Whether a file is a VMDK descriptor; zeroes may follow it. */
 function isVmdkDescriptor(head: Uint8Array): boolean {
-  // QEMU skips comments by their line, whatever bytes are in them.
+  // QEMU skips comments line by line, whatever bytes they contain.
   const mayBegin = "#vV \t\r\n\xef".includes(String.fromCharCode(head[0]));
   if (mayBegin && VMDK_BEGINNING.test(textOf(head))) return true;
   const end = head.indexOf(0);
-  // Nearly every other image has a zero before so much text.
+  // Nearly every other image has a zero byte this early.
   if (end >= 0 && end < SHORTEST_ENTRIES.length) return false;
   const text = textOf(end < 0 ? head : head.subarray(0, end));
-  // Its entries may be in any order, but there is nothing else.
+  // The entries may be in any order, but nothing else may come before them.
   return /^\s*version\s*=/im.test(text) && /^\s*createType\s*=/im.test(text) &&
     !/[^\t\n\r\x20-\x7e\x80-\xff]/.test(text);
 }

@@ -1,5 +1,5 @@
 /**
- * The gate: which files an image may have opened by naming them.
+ * The gate: which of the files that an image names may be opened.
  *
  * @module
  */
@@ -10,11 +10,11 @@ import { findDriver, getDriver } from "./registry.ts";
 import { toStack, withFile } from "./sources.ts";
 import { isNode, type StackObject } from "./spec.ts";
 
-/** A file that an image asks to have opened. */
+/** A file that an image names, to be opened. */
 export interface ImplicitOpen {
-  /** The file's name, as seen from where we are. */
+  /** The file's name, relative to the current folder. */
   readonly filename: string;
-  /** The format that the image says it has. */
+  /** Its format, according to the image. */
   readonly format?: string;
   /** The image that names it. */
   readonly namedBy: string;
@@ -26,8 +26,8 @@ export interface ImplicitOpen {
 }
 
 /**
- * Decides which files an image may have opened by naming them: all, none,
- * those in or below a folder (links followed), or what a function says.
+ * Which of the files that an image names may be opened: all, none, those in or
+ * below a folder (links followed), or those that a function permits.
  */
 export type Gate =
   | "allow"
@@ -35,7 +35,7 @@ export type Gate =
   | { below: string }
   | ((request: ImplicitOpen) => boolean | Promise<boolean>);
 
-/** Whether the gate lets a file be opened. */
+/** Whether the gate permits a file. */
 export async function passes(
   gate: Gate,
   request: ImplicitOpen,
@@ -47,13 +47,13 @@ export async function passes(
 }
 
 /**
- * Whether the default gate lets a file be opened: it must be a plain file in
- * or below the folder of the image that the user asked for. The folder of a
- * device is that of all devices, and what lies in memory has none: images
- * there have nothing opened.
+ * Whether the default gate permits a file: it must be a plain file in or below
+ * the folder of the image that the user asked for. Images on devices or in
+ * memory have no such folder and may name no files.
  *
- * @param source What the user asked for.
- * @param file Where the image that names the file lies: that, or one below it.
+ * @param source The source that the user asked for.
+ * @param file Where the image that names the file lies: the source, or one
+ * below it.
  */
 export function passesByDefault(
   source: unknown,
@@ -72,7 +72,7 @@ function isImageBelow(
 ): boolean {
   const scheme = schemeOf(filename);
   if (scheme !== undefined && scheme !== "file") return false;
-  // By a driver of another kind, the name could lead to something else.
+  // A driver of another kind could take the name for something else.
   const driver = format === undefined ? undefined : findDriver(format);
   if (driver && driver.role !== "format" && !driver.canonicalName) return false;
   const above = canonicalPath(folder);
@@ -80,7 +80,7 @@ function isImageBelow(
   return file.startsWith(above.endsWith("/") ? above : above + "/");
 }
 
-/** The folder of the image that a source leads to, if it has one. */
+/** The folder of a source's image, if it has one. */
 function folderOf(source: unknown): string | undefined {
   if (isNode(source)) {
     const below = primaryChild(source);
@@ -99,7 +99,7 @@ function folderOf(source: unknown): string | undefined {
   return folderOf(file ?? image);
 }
 
-/** The same string for two spellings of one file's name. */
+/** A canonical name: equal for all spellings of one file's name. */
 export function canonicalName(
   filename: string,
   driver?: BlockDriver,

@@ -1,15 +1,16 @@
 /**
  * The graph of open nodes: who uses which node, and what for.
  *
- * Whoever uses a node holds an *edge* to it: a parent, under the name of the
- * child's role, or somebody outside of the graph (a *root*: the handle of an
- * image, a job). An edge says which kinds of access it needs, and which it
- * shares with the other edges of its node. What all edges of a node come to is
- * handed down to its children, and at the bottom made known to other programs.
+ * Every user of a node holds an *edge* to it: a parent, named after the child's
+ * role, or a *root* outside the graph (an image's handle, a job). An edge
+ * states which kinds of access it needs, and which it shares with the node's
+ * other edges. The sum of a node's edges determines what it claims of its
+ * children; protocol nodes make their claims known to other programs.
  *
- * A node that was opened here closes with its last edge: first the driver ends
- * its work, then the edges to its children go. Objects of others that fulfil
- * the contract of a node may be used as well; those who made them close them.
+ * A node that was opened here is closed with its last edge: first the driver
+ * finishes its work, then the edges to its children are removed. Foreign
+ * objects that fulfil the node contract may be used as well; their makers close
+ * them.
  *
  * @module
  */
@@ -29,61 +30,63 @@ import type { RequestGate } from "./request_gate.ts";
 import type { Claimant, Permissions } from "./traits.ts";
 import { shortened } from "./values.ts";
 
-/** How a node was opened: what names are made of. */
+/** How a node was opened, from which its name is made. */
 export interface Origin {
-  /** Its own options, by their dotted names. */
+  /** The node's own options, by dotted name. */
   readonly options: OptionValues;
-  /** Whether it has another backing file than its image names. */
+  /** Whether its backing file differs from the one its image names. */
   readonly otherBacking: boolean;
 }
 
-/** How a node can be opened once more. */
+/** How to open a node again. */
 export interface Reopening {
-  /** All options it was given. */
+  /** All options it was opened with. */
   options: OptionValues;
-  /** Open another node like it, with what differs. */
+  /** Open another node like it, with changes. */
   again(changes: OpeningChanges): Promise<BlockNode>;
 }
 
-/** What is to be different when a node is opened once more. */
+/** Changes for opening a node again. */
 export interface OpeningChanges {
-  /** All options, in place of those it had. */
+  /** All options, replacing the previous ones. */
   readonly options?: OptionValues;
-  /** Wishes of its user's that take the place of those before. */
+  /** The user's wishes, replacing the previous ones. */
   readonly wishes?: OpenOptions;
-  /** Nodes of protocols that are open already, and are to be used again. */
+  /** Open protocol nodes to be reused. */
   readonly kept?: readonly KeptNode[];
 }
 
-/** A node that stays open while those above it are opened once more. */
+/** A node that stays open while those above it are opened again. */
 export interface KeptNode {
-  /** Of a protocol, and used by nobody else; or one that was given to it. */
+  /**
+   * A protocol node with no other user, or a node that the caller passed in.
+   */
   readonly node: BlockNode;
-  /** Whether it is in use again. */
+  /** Whether it has been reused. */
   isTaken: boolean;
-  /** Let go of it: it cannot be used again. */
+  /** Release it: it cannot be reused. */
   letGo(): Promise<void>;
 }
 
 /** A use of a node. */
 export class Edge {
-  /** The node that is used. */
+  /** The node in use. */
   target: GraphNode;
-  /** The role of the child; of a root, who it is. */
+  /** The child's role; for a root, its name in messages. */
   readonly name: string;
-  /** The node that uses it; nobody of the graph if it is a root. */
+  /** The node that uses it; absent for a root. */
   readonly parent?: GraphNode;
-  /** What holds up requests that come from outside; roots have it. */
+  /** Holds back requests from outside; roots only. */
   readonly gate?: RequestGate;
   permissions: Permissions = NO_CLAIMS;
   /**
-   * Whether it keeps others out, but nobody in this program: what is between
-   * two states of the graph belongs to both.
+   * Whether it conflicts only with other programs: while the graph changes, old
+   * and new edges coexist.
    */
   isExempt = false;
   /** Ends what the root stands for, such as an image's handle. */
   end?: () => Promise<void>;
-  /** Tells what the root stands for that its node could not be kept. */
+  /** Called if the root's node could not be kept open. */
   lost?: () => void;
 
   constructor(
@@ -97,50 +100,52 @@ export class Edge {
     this.gate = gate;
   }
 
-  /** Whether the node stays open for its sake. */
+  /** Whether it keeps the node open. */
   get holds(): boolean {
     return this.parent?.isForeign !== true;
   }
 }
 
-/** What the graph knows of a node. */
+/** A node's entry in the graph. */
 export class GraphNode {
-  /** Absent while it is being opened. */
+  /** The node; absent while it is being opened. */
   node?: BlockNode;
-  /** What messages call it: the name that its user gave it, or its file's. */
+  /** Its name in messages: its `node-name`, or the file's name. */
   name = "";
   origin?: Origin;
   opened?: Reopening;
-  /** Whether it is a filter that was put above a node in use. */
+  /** Whether it is a filter inserted above a node in use. */
   isInserted = false;
-  /** Whether somebody else made it, who will close it. */
+  /** Whether the caller made it, and will close it. */
   isForeign = false;
   phase: "opening" | "open" | "closing" | "closed" = "opening";
-  /** Those who use it, the oldest first. */
+  /** Edges of its users, the oldest first. */
   readonly users: Edge[] = [];
-  /** Those it uses, the first opened first. */
+  /** Edges to its children, in the order of opening. */
   readonly children = new Map<string, Edge>();
-  /** What its users have claimed of it, and others know of. */
+  /** The sum of its users' claims, as far as it is in force. */
   claimed: Permissions = NO_CLAIMS;
-  /** Whether it lets others do everything, whatever its users say. */
+  /** Whether it shares all access, whatever its users claim. */
   forceShare: boolean;
   #claimant?: Claimant;
   #close?: () => Promise<void>;
   #closing?: Promise<void>;
 
-  /** A node that is about to be opened as `claimant` says, or a foreign one. */
+  /**
+   * An entry for a node to be opened as `claimant` says, or for a foreign one.
+   */
   constructor(claimant?: Claimant) {
     this.#claimant = claimant;
     this.forceShare = claimant?.forceShare ?? false;
   }
 
-  /** Its driver was opened: from now on it can be used. */
+  /** Its driver has opened it: it can be used from now on. */
   complete(node: BlockNode): void {
     this.node = node;
     this.phase = "open";
     const known = graph.get(node);
     if (known) {
-      // An object that somebody has used already, before a driver opened it.
+      // A foreign object that was in use before a driver's `open` returned it.
       for (const edge of known.users.splice(0)) {
         edge.target = this;
         this.users.push(edge);
@@ -148,15 +153,15 @@ export class GraphNode {
       known.#dropChildren();
     }
     graph.set(node, this);
-    // What the driver's node says of itself is about the one around it.
+    // The driver's own node shares the entry with the wrapper around it.
     const inner = withoutWrappers(node);
     if (!graph.has(inner)) graph.set(inner, this);
     this.#close = node.close.bind(node);
     if (Object.isExtensible(node)) {
-      // By assignment, which engines keep the layout of the node by.
+      // Assigned rather than defined, to keep the engine's layout of the node.
       node.close = () => this.#closeFromOutside();
     }
-    // Children that cannot be written to may have made it read-only meanwhile.
+    // Children that are not writable may have made it read-only meanwhile.
     this.#claimant = { ...this.#claimant!, driver: node.driver };
     const change = new Change();
     for (const edge of this.children.values()) {
@@ -171,7 +176,7 @@ export class GraphNode {
       : NO_CLAIMS;
   }
 
-  /** What its users come to. */
+  /** The sum of its users' claims. */
   sum(): Permissions {
     let { needs, shares } = NO_CLAIMS;
     for (const { permissions } of this.users) {
@@ -184,8 +189,8 @@ export class GraphNode {
   /**
    * Use another node as a child.
    *
-   * @throws {BlockError} what that child's other users say against it; it is
-   * no child then.
+   * @throws {BlockError} EPERM or EAGAIN if the child's other users forbid it;
+   * nothing is changed then.
    */
   adopt(role: string, child: BlockNode): void {
     const edge = new Edge(usable(child), role, { parent: this });
@@ -193,7 +198,7 @@ export class GraphNode {
     this.children.set(role, edge);
   }
 
-  /** It could not be opened: let go of the children that were. */
+  /** Opening it failed: release the children opened so far. */
   async abandon(except?: BlockNode): Promise<void> {
     if (this.phase === "open") return await this.#end().catch(() => {});
     const edges = [...this.children.values()];
@@ -204,12 +209,12 @@ export class GraphNode {
     }
   }
 
-  /** Whether anybody keeps it open. */
+  /** Whether any edge keeps it open. */
   get isHeld(): boolean {
     return this.users.some(({ holds }) => holds);
   }
 
-  /** An edge has gone: close, or claim less than before. */
+  /** An edge was removed: close the node, or claim less than before. */
   async lose(): Promise<void> {
     if (this.isHeld || this.phase !== "open") {
       return loosen(this);
@@ -220,7 +225,7 @@ export class GraphNode {
     } else await this.#end();
   }
 
-  /** What of the children of a foreign node is known. */
+  /** Enter the children of a foreign node. */
   learnChildren(): void {
     for (const [role, child] of Object.entries(this.node!.children)) {
       if (!child || this.children.has(role)) continue;
@@ -241,10 +246,10 @@ export class GraphNode {
     this.children.clear();
   }
 
-  /** Whoever opened it, and holds no handle of an image, calls this. */
+  /** The node's public `close`, for callers that hold no `Image`. */
   async #closeFromOutside(): Promise<void> {
     if (this.#closing) return await this.#closing;
-    // A driver may close its children with itself, as nodes of old did.
+    // A driver may close its children itself, as drivers used to.
     const isDriver = this.users.some(({ parent }) =>
       parent?.phase === "opening" || parent?.phase === "closing"
     );
@@ -270,7 +275,7 @@ export class GraphNode {
       }
     };
     await attempt(this.#close!);
-    // One after the other: a long chain is not one call within another.
+    // One after the other rather than recursively: the chain may be long.
     for (const edge of this.children.values()) {
       await attempt(() => detach(edge));
     }
@@ -282,7 +287,7 @@ export class GraphNode {
 
 const graph = new WeakMap<BlockNode, GraphNode>();
 
-/** What the graph knows of a node; of one that it does not know, a beginning. */
+/** A node's entry in the graph, made now if there is none. */
 export function graphNodeOf(node: BlockNode): GraphNode {
   let known = graph.get(node);
   if (!known) {
@@ -296,13 +301,13 @@ export function graphNodeOf(node: BlockNode): GraphNode {
   return known;
 }
 
-/** What the graph knows of a node, if it does. */
+/** A node's entry in the graph, if there is one. */
 export function findGraphNode(node: BlockNode): GraphNode | undefined {
   return graph.get(node);
 }
 
 /**
- * A node that somebody is going to use.
+ * The entry of a node that is about to be used.
  *
  * @throws {BlockError} EBADF if it is closed.
  */
@@ -334,7 +339,7 @@ export function attach(edge: Edge, permissions: Permissions): void {
 }
 
 /**
- * Claim something else by way of an edge.
+ * Change what an edge claims.
  *
  * @throws {BlockError} as {@linkcode attach}; nothing is changed then.
  */
@@ -348,12 +353,12 @@ export function ask(edge: Edge, permissions: Permissions): void {
   }
 }
 
-/** Take an edge away; if it was the node's last one, the node is closed. */
+/** Remove an edge, and close the node if it was the last one. */
 export async function detach(edge: Edge): Promise<void> {
   if (drop(edge)) await edge.target.lose();
 }
 
-/** Take an edge away, and nothing more. */
+/** Remove an edge, and nothing more. */
 export function drop(edge: Edge): boolean {
   const { users } = edge.target;
   const index = users.indexOf(edge);
@@ -361,38 +366,39 @@ export function drop(edge: Edge): boolean {
   return index >= 0;
 }
 
-/** Wait for the requests of a root, and take it away. */
+/** Wait for a root's requests, and remove it. */
 export async function endRoot(edge: Edge): Promise<void> {
   await edge.gate!.finish();
   await detach(edge);
 }
 
-/** Claim no more of a node than its users do now. */
+/** Reduce what is claimed of a node to what its users claim now. */
 export function loosen(target: GraphNode): void {
   try {
     new Change().settle(target);
   } catch (error) {
-    // To claim less cannot be refused; who fails to let go will not for longer.
+    // Claiming less cannot be refused; a lock that fails to be released goes
+    // when the file is closed.
     asBlockError(error);
   }
 }
 
-/** Changes of the graph that are made together, or not at all. */
+/** Changes of the graph that are made all or none. */
 export class Change {
   readonly #undo: (() => void)[] = [];
 
-  /** Do something that can be undone. */
+  /** Make a change that can be undone. */
   step(act: () => void, undo: () => void): void {
     act();
     this.#undo.push(undo);
   }
 
-  /** Undo all. */
+  /** Undo all changes. */
   rollBack(): void {
     for (const undo of this.#undo.splice(0).reverse()) undo();
   }
 
-  /** Have an edge belong to another node, and claim of that what it claims. */
+  /** Move an edge, with its claims, to another node. */
   move(edge: Edge, target: GraphNode): void {
     const { target: before } = edge;
     const place = before.users.indexOf(edge);
@@ -409,15 +415,14 @@ export class Change {
   }
 
   /**
-   * Have an edge claim something, and all nodes below what follows from that.
-   * (Not one call within another: chains of backing files may be longer than
-   * the stack is deep.)
+   * Change an edge's claims, and those of all nodes below accordingly. (Not
+   * recursive: a backing chain may be longer than the call stack is deep.)
    */
   ask(edge: Edge, wanted: Permissions): void {
     this.#work([[edge, wanted]]);
   }
 
-  /** Have a node claim of its children what its users come to now. */
+  /** Update a node's claims on its children to the sum of its users' claims. */
   settle(target: GraphNode): void {
     const pending: Wish[] = [];
     this.#settle(target, pending);
@@ -454,12 +459,12 @@ export class Change {
     for (const [role, edge] of target.children) {
       below.push([edge, target.asksOf(role)]);
     }
-    // The first child is the first to be asked.
+    // Visit the first child first.
     pending.push(...below.reverse());
   }
 }
 
-/** What is to be claimed by way of an edge. */
+/** An edge and the permissions it should have. */
 type Wish = [edge: Edge, wanted: Permissions];
 
 function checkReadOnly({ target, permissions }: Edge): void {
@@ -473,7 +478,7 @@ function checkReadOnly({ target, permissions }: Edge): void {
   });
 }
 
-/** Compare what an edge claims with what the others of its node do. */
+/** Check an edge's claims against those of its node's other edges. */
 function checkOthers(edge: Edge): void {
   if (edge.isExempt) return;
   for (const other of edge.target.users) {
@@ -484,8 +489,8 @@ function checkOthers(edge: Edge): void {
 }
 
 /**
- * A root that may write need not do so: nodes are opened to be given to a
- * parent as well. {@linkcode checkRoot} is for the moment when it does.
+ * A root that may write need not do so: some nodes are opened only to be passed
+ * to a parent. {@linkcode checkRoot} checks when it does write.
  */
 function checkPair(user: Edge, other: Edge): void {
   if (user.gate && other.parent) return;
@@ -510,7 +515,7 @@ function usage({ parent, name, target }: Edge): string {
 }
 
 /**
- * Refuse a root to do what a parent of the same node does not share.
+ * Refuse a root an access that a parent of the same node does not share.
  *
  * @throws {BlockError} EPERM.
  */

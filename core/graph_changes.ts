@@ -1,7 +1,7 @@
 /**
- * Changes of graphs in use: another child, a filter put in between or taken
- * out. They are made while the nodes concerned are drained, all of one change
- * or nothing of it.
+ * Changing graphs in use: replacing children, inserting and removing filters.
+ * Each change is made while the nodes concerned are drained, completely or not
+ * at all.
  *
  * @module
  */
@@ -24,22 +24,21 @@ import type { StackObject } from "./spec.ts";
 import { shortened } from "./values.ts";
 
 /**
- * Held while a graph is changed, after it has been drained: to wait for
- * requests while holding it would keep others from changing graphs that have
- * nothing to do with those.
+ * Held while a graph is changed, and taken only after draining: waiting for
+ * requests while holding it would block changes of unrelated graphs.
  */
 export const changing = new Mutex();
 
 /**
- * Give a node another child in place of one that it has, while it is in use:
- * requests that come in by images above it wait. The new child must hold the
- * same bytes as the old one does then; what the parent has not written yet goes
- * to the new one. The old one is closed if nobody else uses it.
+ * Replace a child of a node in use; requests through images above it wait
+ * meanwhile. The new child must hold the same bytes as the old one. Whatever
+ * the parent has not written yet goes to the new child. The old one is closed
+ * if it has no other user.
  *
  * @param role The child's name in `parent.children`, such as `file`.
  * @throws {BlockError} ENOTSUP if the parent's driver cannot do so, EINVAL if
- * the new child does not fit, EPERM or EACCES if it cannot be used as the old
- * one was. Nothing is changed then.
+ * the new child does not fit, EPERM or EACCES if it does not permit what the
+ * old one did. Nothing is changed then.
  *
  * @example Move an image to another file
  * ```ts
@@ -91,14 +90,14 @@ export async function replaceChild(
   await before.lose();
 }
 
-/** Refuse a child that is too short. What there is beyond is the driver's. */
+/** Refuse a child of another size. */
 function checkFit(
   parent: BlockNode,
   role: string,
   before: BlockNode,
   child: BlockNode,
 ): void {
-  // Of a backing file, all that can be seen must be there, and no more.
+  // A backing file counts only as far as it is visible in the parent.
   const seen = ({ size }: BlockNode) => Math.min(size, parent.size);
   const fits = role === "backing"
     ? seen(child) === seen(before)
@@ -114,12 +113,12 @@ function unfit(role: string, before: BlockNode, child: BlockNode): BlockError {
 }
 
 /**
- * Put a filter above a node that is in use: whoever uses the node, be it an
- * image or a parent, uses the filter then, and the filter the node.
+ * Insert a filter above a node in use: all users of the node, images and
+ * parents, use the filter from then on.
  *
- * @param description The filter's driver and options, as in a stack; its child
- * is the node.
- * @returns the filter. It goes with those who use it.
+ * @param description The filter's driver and options, as in a stack; the node
+ * becomes its child.
+ * @returns the filter, which is closed with its last user.
  * @throws {BlockError} EINVAL if it is no filter, or changes the size; ENOTSUP
  * if a node above cannot have its child replaced. Nothing is changed then.
  *
@@ -148,12 +147,12 @@ export async function insertFilter(
   description: StackObject,
   options: OpenOptions = {},
 ): Promise<BlockNode> {
-  checkNode("What the filter is put above", node);
+  checkNode("The node below the filter", node);
   using _drained = await drain(node);
   using _ = await changing.lock();
   const below = usable(node);
   if (!below.isHeld) {
-    throw invalid(`Nobody uses '${shortened(node.filename)}'`);
+    throw invalid(`There is no user of '${shortened(node.filename)}'`);
   }
   const filter = await openFilter(description, node, options);
   await checkSize(node, filter);
@@ -164,11 +163,11 @@ export async function insertFilter(
 }
 
 /**
- * Take a filter out that is in use: whoever uses it uses the node below then.
+ * Remove a filter in use: its users use the node below from then on.
  *
- * @throws {BlockError} EINVAL if it is no filter; as for
- * {@linkcode insertFilter}. Nothing is changed then, unless it is the filter's
- * end that fails.
+ * @throws {BlockError} EINVAL if it is not a filter; otherwise as for
+ * {@linkcode insertFilter}. Nothing is changed then, unless closing the filter
+ * is what fails.
  *
  * @example
  * ```ts
@@ -191,13 +190,13 @@ export async function removeFilter(filter: BlockNode): Promise<void> {
   const above = usable(filter);
   const below = primaryChild(filter);
   if (!isFilter(filter) || !below) {
-    throw invalid(`'${filter.driver.name}' is no filter`);
+    throw invalid(`'${filter.driver.name}' is not a filter`);
   }
   await moveUsers(above, graphNodeOf(below), true);
   await above.lose();
 }
 
-/** Refuse, and close, a new filter that presents another size. */
+/** Refuse, and close, a new filter that changes the size. */
 async function checkSize(node: BlockNode, filter: BlockNode): Promise<void> {
   if (filter.size === node.size) return;
   const { name } = filter.driver;
@@ -213,11 +212,11 @@ function isFilter({ driver }: BlockNode): boolean {
 }
 
 /**
- * Have all who use one node use another one, which has the same bytes. If that
- * cannot be, and nobody uses the other one, that is closed.
+ * Move all users of a node to another one that holds the same bytes. If that
+ * fails and the other one has no users, it is closed.
  *
- * @param ends Whether the first one is about to be closed: until it has ended,
- * it uses its children as before, which is no business of those that come.
+ * @param ends Whether the first node is about to be closed: until then it keeps
+ * using its children, which does not conflict with the new users.
  */
 async function moveUsers(
   from: GraphNode,
@@ -246,7 +245,7 @@ function exempt(change: Change, edge: Edge): void {
   change.step(() => edge.isExempt = true, () => edge.isExempt = false);
 }
 
-/** Make changes that are all undone if one of them fails. */
+/** Make several changes; all are undone if one fails. */
 export function together(act: (change: Change) => void): void {
   const change = new Change();
   try {
@@ -258,7 +257,7 @@ export function together(act: (change: Change) => void): void {
   extendDrains();
 }
 
-/** Have the parent of an edge, if it has one, go on with another child. */
+/** Tell an edge's parent, if it has one, to use another child. */
 export function point(
   change: Change,
   { parent, name }: Edge,
@@ -280,7 +279,7 @@ export function point(
 }
 
 /**
- * Refuse to change where an edge leads if whoever holds it would not know.
+ * Refuse to redirect an edge whose parent cannot replace its child.
  *
  * @throws {BlockError} ENOTSUP
  */

@@ -1,5 +1,5 @@
 /**
- * The handle through which an opened stack is used.
+ * The handle of an opened stack.
  *
  * @module
  */
@@ -45,7 +45,7 @@ import { describeSource, isSource } from "./sources.ts";
 import type { Source } from "./spec.ts";
 import { valueText } from "./values.ts";
 
-/** Bytes moved so far through a handle. */
+/** Bytes transferred through a handle so far. */
 export interface ByteCounters {
   /** Bytes read. */
   read: number;
@@ -66,12 +66,12 @@ export interface StreamOptions {
 }
 
 /**
- * Open an image: a file name (its format found by probing), `json:{…}`,
- * `scheme:rest`, or the description of a stack.
+ * Open an image: a file name (the format is probed), `json:{…}`, `scheme:rest`,
+ * or the description of a stack.
  *
  * @throws {BlockError} ENOENT, EACCES, EINVAL, ENOTSUP … with a message that
  * names the source; EAGAIN if another process, or another part of this one,
- * uses the image in a way that does not go with it.
+ * uses the image in a conflicting way.
  *
  * @example Make an image, write to it and read it back
  * ```ts
@@ -111,20 +111,20 @@ export class Image implements AsyncDisposable {
   readonly counters: ByteCounters = { read: 0, written: 0, discarded: 0 };
   #writethrough: boolean;
   #bitmaps?: ImageBitmaps;
-  /** What keeps the node open, and to itself. */
+  /** Keeps the node open, and conflicting users away. */
   readonly #root: Edge;
   readonly #gate: RequestGate;
   #closed = false;
 
   /**
-   * Wrap an opened node; {@linkcode openImage} does both. A node that may be
-   * wrapped more than once, or be a child of others, closes with its last user.
+   * Wrap an opened node; {@linkcode openImage} does both. A node may be wrapped
+   * more than once, or be the child of others; it closes with its last user.
    */
   constructor(
     node: BlockNode,
     options: Pick<OpenOptions, "cache" | "purpose" | "resize" | "share"> = {},
   ) {
-    checkNode("What an image wraps", node);
+    checkNode("The node of an image", node);
     this.#root = rootToTake(node) ?? attachRoot(node, claimsOf(node, options));
     this.#root.end = () => this.close();
     this.#root.lost = () => this.#closed = true;
@@ -133,8 +133,8 @@ export class Image implements AsyncDisposable {
   }
 
   /**
-   * The top node of the stack, for what this handle does not offer. It is
-   * another one when a filter was put above it.
+   * The top node of the stack, for what this handle does not offer. It changes
+   * when a filter is inserted or removed.
    */
   get node(): BlockNode {
     return this.#root.target.node!;
@@ -145,7 +145,7 @@ export class Image implements AsyncDisposable {
     return this.node.size;
   }
 
-  /** Whether the disk refuses to be written to. */
+  /** Whether the disk refuses writes. */
   get readOnly(): boolean {
     return this.node.readOnly;
   }
@@ -168,7 +168,7 @@ export class Image implements AsyncDisposable {
    * @returns the buffer.
    * @throws {BlockError} EINVAL if the range is not within the disk, ENOMEM if
    * there is no memory for so many bytes at once; ECANCELED if `flags.signal`
-   * ended it, when nothing touches the buffer any more.
+   * aborted it, once nothing touches the buffer any more.
    */
   async read(
     offset: number,
@@ -199,7 +199,7 @@ export class Image implements AsyncDisposable {
     }
     try {
       await this.node.readv(offset, iov, flags);
-      // A node that cannot stop half-way went on to the end.
+      // A node that cannot be interrupted has completed the read.
       if (flags) checkSignal(flags.signal);
     } catch (error) {
       throw requestError(this.node, error);
@@ -251,9 +251,9 @@ export class Image implements AsyncDisposable {
   }
 
   /**
-   * Write whole clusters, the disk's last one up to its end, and store them
-   * compressed; those that would not become smaller are stored plain. They must
-   * not be allocated yet, or hold compressed data.
+   * Store whole clusters compressed; those that would not get smaller are
+   * stored uncompressed. The last cluster may end with the disk. The clusters
+   * must be unallocated, or hold compressed data.
    *
    * @example
    * ```ts
@@ -266,7 +266,8 @@ export class Image implements AsyncDisposable {
    * ```
    *
    * @throws {BlockError} EINVAL if they are not whole clusters, or not within
-   * the disk, EIO if one is allocated, ENOTSUP if the format, or the runtime, has no compression.
+   * the disk, EIO if one is allocated, ENOTSUP if the format or the runtime has
+   * no compression.
    */
   async writeCompressed(
     offset: number,
@@ -308,7 +309,7 @@ export class Image implements AsyncDisposable {
   }
 
   /**
-   * Give a range up. What it reads as afterwards is the format's choice; only
+   * Discard a range. What it reads as afterwards depends on the format; only
    * whole clusters are affected. Without support this does nothing.
    */
   async discard(
@@ -326,7 +327,7 @@ export class Image implements AsyncDisposable {
       });
     } catch (thrown) {
       const error = requestError(this.node, thrown);
-      // As where the driver has no such method: it is no more than a hint.
+      // A discard is only a hint; a driver may lack the method altogether.
       if (error.code !== "ENOTSUP") throw error;
     }
     this.counters.discarded += length;
@@ -342,7 +343,8 @@ export class Image implements AsyncDisposable {
    * Change the size of the disk, in bytes.
    *
    * @throws {BlockError} EACCES if opened read-only, ENOTSUP if the driver
-   * cannot, EAGAIN if another process does not let us, EINVAL if the format does not permit the size.
+   * cannot, EAGAIN if another process forbids it, EINVAL if the format does not
+   * permit the size.
    */
   async resize(size: number, options?: TruncateOptions): Promise<void> {
     this.#checkWritable("resize", 0, 0);
@@ -362,8 +364,8 @@ export class Image implements AsyncDisposable {
   }
 
   /**
-   * What the disk holds and where: runs of data, zeroes and compressed
-   * clusters, through the whole backing chain.
+   * The allocation of the disk through the whole backing chain: runs of data,
+   * zeroes and compressed clusters.
    *
    * @example
    * ```ts
@@ -447,13 +449,13 @@ export class Image implements AsyncDisposable {
   }
 
   /**
-   * Go on with the image opened in another way: read-only, for writing, with
-   * other options. Requests that come meanwhile wait; those under way end
-   * first. Files stay open and locked, so that nobody can get in between.
+   * Reopen the image in another way: read-only, for writing, with other
+   * options. Requests under way are finished first; new ones wait. Files stay
+   * open and locked, so that nobody can get in between.
    *
-   * @throws {BlockError} if it cannot be opened so, ENOTSUP if it was not opened
-   * by its description. The image is what it was before, or, if even that is
-   * not possible any more, closed, and the message says so.
+   * @throws {BlockError} if it cannot be opened that way, ENOTSUP if it was not
+   * opened from a description. The image is then as it was before, or, if even
+   * that has become impossible, closed, and the message says so.
    *
    * @example
    * ```ts
@@ -489,9 +491,8 @@ export class Image implements AsyncDisposable {
   }
 
   /**
-   * Wait for all requests that were made, flush, and let go of the node: it is
-   * closed if nobody else uses it. A closed image does nothing more; closing
-   * again is fine.
+   * Wait for all requests, flush, and release the node, which is closed if it
+   * has no other user. Closing again is fine; every other request fails.
    */
   async close(): Promise<void> {
     if (this.#closed) return;
@@ -509,12 +510,12 @@ export class Image implements AsyncDisposable {
     });
   }
 
-  /** Closes; for `await using`. */
+  /** Close; for `await using`. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }
 
-  /** What an operation comes to; whatever fails is a BlockError. */
+  /** Run an operation; whatever it throws becomes a `BlockError`. */
   async #settled<T>(act: () => T): Promise<Awaited<T>> {
     try {
       return await act();
@@ -523,12 +524,12 @@ export class Image implements AsyncDisposable {
     }
   }
 
-  /** Bytes up to the end; none from what is no offset, which is refused then. */
+  /** Bytes up to the end; 0 for an invalid offset, which is then refused. */
   #rest(offset: number): number {
     return typeof offset === "number" ? this.size - offset : 0;
   }
 
-  /** A request that is not one of those that must cost next to nothing. */
+  /** Make a request other than the frequent reads and writes. */
   async #request<T>(
     signal: AbortSignal | undefined,
     act: (node: BlockNode) => T,
@@ -557,7 +558,7 @@ export class Image implements AsyncDisposable {
     }
   }
 
-  /** Wait for a turn; meanwhile the disk may have become another one. */
+  /** Wait for the gate, and check again: the node may have been replaced. */
   async #after(turn: Promise<void>, check: () => void): Promise<void> {
     await turn;
     try {
@@ -594,7 +595,7 @@ export class Image implements AsyncDisposable {
     this.#checkNode(verb, offset, length);
   }
 
-  /** Refuse to change what cannot be changed. */
+  /** Refuse to change a disk that is read-only or cannot write. */
   #checkNode(verb: string, offset: number, length: number): void {
     this.#checkInside(verb, offset, length);
     const { node } = this;
@@ -609,12 +610,12 @@ function writesThrough(cache: OpenOptions["cache"]): boolean {
   return cache === "writethrough" || cache === "directsync";
 }
 
-/** Whether a value is a number of bytes. */
+/** Whether a value is a valid number of bytes. */
 function isSize(value: unknown): value is number {
   return typeof value === "number" && isExactSize(value) && value >= 0;
 }
 
-/** The length of a vector, of which all parts must be bytes. */
+/** The length of a vector, after checking its parts. */
 function checkedLength(verb: string, iov: IoVector): number {
   if (!Array.isArray(iov)) {
     throw invalid(

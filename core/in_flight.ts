@@ -1,29 +1,29 @@
 /**
- * Requests to children that are under way together for one request.
+ * The concurrent child requests of one request.
  *
  * @module
  */
 
 import { aborted } from "./abort.ts";
 
-/** How many there are at most. */
+/** Most child requests in flight. */
 const MAX_IN_FLIGHT = 16;
 
 /**
- * What one request has under way. The buffers are its caller's: it is answered,
- * also with an error, only when all have ended.
+ * The child requests of one request. The buffers are its caller's: it settles,
+ * also with an error, only when all of them have ended.
  */
 export class InFlight {
   readonly #pending = new Set<Promise<void>>();
   readonly #signal?: AbortSignal;
   #failure?: { readonly error: unknown };
 
-  /** `signal` gives the request up. */
+  /** `signal` cancels the request. */
   constructor(signal?: AbortSignal) {
     this.#signal = signal;
   }
 
-  /** Whether there is no point in going on. */
+  /** Whether a child request has failed, or the request was cancelled. */
   get hasFailed(): boolean {
     if (this.#signal?.aborted) {
       this.#failure ??= { error: aborted(this.#signal) };
@@ -31,7 +31,7 @@ export class InFlight {
     return this.#failure !== undefined;
   }
 
-  /** Add one, and wait until there is room for another. */
+  /** Add a child request, and wait until there is room for another. */
   add(move: Promise<void>): Promise<void> | undefined {
     const pending = move.catch((error) => {
       this.#failure ??= { error };
@@ -41,7 +41,10 @@ export class InFlight {
     return Promise.race(this.#pending);
   }
 
-  /** Wait for what all depends on; if it fails, for the others as well. */
+  /**
+   * Wait for a promise that the request depends on; if it fails, also for
+   * everything in flight.
+   */
   async whileUnderWay<T>(needed: Promise<T>): Promise<T> {
     try {
       return await needed;
@@ -51,7 +54,7 @@ export class InFlight {
     }
   }
 
-  /** Wait for all; the first failure is the request's. */
+  /** Wait for all; throws the first failure. */
   async end(): Promise<void> {
     await Promise.all(this.#pending);
     if (this.#failure) throw this.#failure.error;

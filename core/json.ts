@@ -4,7 +4,7 @@
  * @module
  */
 
-/** What can be printed; `undefined` members of objects are left out. */
+/** A printable value; `undefined` members of objects are left out. */
 export type Json =
   | string
   | number
@@ -16,8 +16,8 @@ export type Json =
   | { readonly [name: string]: Json };
 
 /**
- * The order in which QEMU's dictionaries give out their entries: by the
- * bucket of the key's hash, the latest first within a bucket.
+ * The order in which QEMU's dictionaries iterate: by the bucket of the key's
+ * hash, the latest first within a bucket.
  */
 export function inKeyOrder<T>(
   object: { readonly [name: string]: T },
@@ -50,7 +50,9 @@ export function compactJson(value: Json): string {
   return scalarJson(value as string | number | bigint | boolean | null);
 }
 
-/** What is neither a list nor an object; whole numbers with all digits. */
+/**
+ * A value that is neither a list nor an object; whole numbers with all digits.
+ */
 export function scalarJson(
   value: string | number | bigint | boolean | null,
 ): string {
@@ -63,7 +65,7 @@ export function scalarJson(
 /** A string in quotes, everything but plain ASCII escaped. */
 export function quoteJson(text: string): string {
   return JSON.stringify(text).replace(
-    // An escaped backslash is matched to be left alone, whatever follows it.
+    // Match escaped backslashes too, so that what follows one is not misread.
     // deno-lint-ignore no-control-regex
     /\\\\|\\u[0-9a-f]{4}|[^\x00-\x7e]/g,
     (found) => {

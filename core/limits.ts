@@ -1,6 +1,6 @@
 /**
- * Requests cut to what a node takes at once: no longer than its largest, and
- * zeroes and discards at the borders it prefers.
+ * Splitting requests to a node's limits: transfers by their maximum length,
+ * zeroes and discards also at the boundaries the node prefers.
  *
  * @module
  */
@@ -19,14 +19,14 @@ import { writeZeroDataBy } from "./requests.ts";
 
 /**
  * A node that takes requests of any offset and length, whatever the `limits` of
- * `node` say; that itself if it has none.
+ * `node`; `node` itself if it has none.
  */
 export function applyLimits(node: BlockNode): BlockNode {
-  // Rounding is done first, so that the pieces begin and end at whole units.
+  // Align first, so that the pieces consist of whole units.
   return alignRequests(splitRequests(node));
 }
 
-/** A wrapper that cuts requests up, if any have to be. */
+/** A wrapper that splits requests, if the limits require it. */
 function splitRequests(node: BlockNode): BlockNode {
   if (!node.limits) return node;
   const transfers = splitTransfers(node);
@@ -69,9 +69,8 @@ function splitTransfers(node: BlockNode): Partial<BlockNode> {
 }
 
 /**
- * @param writev What zeroes are written by as data: below what rounds requests,
- * which holds the range already. To wait for it once more would be to wait for
- * oneself.
+ * @param writev Writes zeroes as data. Must be the verb below the alignment
+ * wrapper, which holds the range already: taking it again would deadlock.
  */
 function splitZeroes(
   node: BlockNode,
@@ -112,7 +111,7 @@ function splitDiscards(node: BlockNode): Partial<BlockNode> {
       try {
         await node.discard!(start, size, flags);
       } catch (error) {
-        // Some pieces may be too small; a discard is no more than a hint.
+        // A piece may be too small to discard, and a discard is only a hint.
         if (!isUnsupported(error)) throw error;
       }
     }
@@ -129,8 +128,8 @@ function isUnsupported(error: unknown): boolean {
 }
 
 /**
- * A range cut at the first and the last border between units that it contains,
- * and in between so that no piece is longer than `most`.
+ * A range split at its first and last unit boundary, and in between so that no
+ * piece is longer than `most`.
  */
 function* pieces(
   offset: number,

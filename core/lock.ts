@@ -1,5 +1,5 @@
 /**
- * Locks for code that runs in one thread and is interrupted only at `await`.
+ * Locks for single-threaded code, which is interrupted only at `await`.
  *
  * @module
  */
@@ -7,20 +7,20 @@ import "./disposal.ts";
 import { unlessAborted } from "./abort.ts";
 
 /**
- * A lock that is let go at the end of a `using` block. That takes 0.3 µs, a
- * tenth of a small request: reads and writes of qcow2, and what goes through
- * extents, have `try` and `finally` instead, which take 0.01.
+ * A lock that is released at the end of a `using` block. `using` costs a
+ * noticeable part of a small request, so hot paths use `try` and `finally` (see
+ * bench/RESULTS.md).
  */
 export type Held = Disposable;
 
 /**
- * One holder at a time; the others wait in the order of their arrival. There
- * is no promise where nobody has to wait: `await` takes 0.4 µs then, not 0.9.
+ * One holder at a time; the others wait in order of arrival. An uncontended
+ * lock is returned without a promise, which is cheaper to await.
  */
 export class Mutex {
   #isHeld = false;
   readonly #waiting: ((held: Held) => void)[] = [];
-  /** The same for all holders, of whom there is never more than one. */
+  /** Shared by all holders: there is never more than one at a time. */
   readonly #held: Held = { [Symbol.dispose]: () => this.#release() };
 
   /** Wait for the lock and take it. */
@@ -33,7 +33,7 @@ export class Mutex {
   }
 
   #release(): void {
-    // The lock passes directly to the next in line, so nobody slips between.
+    // Hand the lock directly to the next in line: nobody can slip in between.
     if (this.#waiting.length > 0) this.#waiting.shift()!(this.#held);
     else this.#isHeld = false;
   }
@@ -47,7 +47,7 @@ export class SharedLock {
   #sharers = 0;
   #exclusive = false;
   readonly #waiting: { exclusive: boolean; go: () => void }[] = [];
-  /** The same for all sharers: each lets go once. */
+  /** Shared by all sharers: each releases it once. */
   readonly #shared: Held = { [Symbol.dispose]: () => this.#unshare() };
 
   /** Wait until nobody holds the lock exclusively, and share it. */
@@ -62,7 +62,7 @@ export class SharedLock {
     return this.#shared;
   }
 
-  /** Wait until nobody holds the lock, and hold it alone. */
+  /** Wait until nobody holds the lock any more, and hold it exclusively. */
   async exclude(): Promise<Held> {
     if (this.#exclusive || this.#sharers > 0) {
       await new Promise<void>((go) =>
@@ -108,33 +108,33 @@ export interface HeldRange extends Held {
   readonly exclusive: boolean;
 }
 
-/** A place in the line for a range; to be left by whoever gives up. */
+/** A place in the queue for a range; dispose of it to leave the queue. */
 export interface RangePlace extends Disposable {
-  /** Fulfilled when it is worth asking again. */
+  /** Fulfilled when it is worth trying again. */
   readonly turn?: Promise<void>;
 }
 
 /**
- * Locks on ranges of offsets: any number may share one, or one hold it alone.
- * `acquire` waits and takes; its two halves are there as well, `conflict` and
- * `hold`, both immediate, so that they can be done in one turn with looking at
- * what the lock protects.
+ * Locks on ranges of offsets, shared by many holders or exclusive to one.
+ * `acquire` waits for a range and takes it. Its two halves, `conflict` and
+ * `hold`, are synchronous, so that they can be combined with a lookup of what
+ * the lock protects without an `await` in between.
  *
- * First come, first served: nobody overtakes an earlier request that theirs
- * conflicts with, so that no stream of readers starves a writer. For this not
- * to deadlock, no one may wait for a range while holding another.
+ * First come, first served: no request overtakes an earlier one that it
+ * conflicts with, so readers cannot starve a writer. To avoid deadlocks, never
+ * wait for a range while holding another.
  */
 export class RangeLock {
   readonly #held: Range[] = [];
-  /** How many of them are held alone. */
+  /** How many of them are held exclusively. */
   #exclusive = 0;
-  /** Those who wait, in the order of their arrival. */
+  /** Waiting requests, in order of arrival. */
   readonly #line: Range[] = [];
 
   /**
-   * What stands in the way of a range: `undefined` if it may be held in this
-   * turn, or else a place in the line. Who has a `place` keeps it; it is left
-   * when nothing stands in the way any more.
+   * Whether a range conflicts: `undefined` if it may be held now (before the
+   * next `await`), or else a place in the queue. A given `place` is kept, and
+   * left once nothing conflicts any more.
    */
   conflict(
     start: number,
@@ -155,14 +155,14 @@ export class RangeLock {
     return waiting;
   }
 
-  /** The first range that is held, or is waited for since earlier. */
+  /** The first conflicting range that is held or was queued earlier. */
   #blocker(
     start: number,
     end: number,
     exclusive: boolean,
     own: Range | undefined,
   ): Range | undefined {
-    // Readers, of whom there are many, are in nobody's way but a writer's.
+    // The many shared ranges conflict only with exclusive ones.
     if (exclusive || this.#exclusive > 0) {
       for (const held of this.#held) {
         if (held.conflicts(start, end, exclusive)) return held;
@@ -176,8 +176,8 @@ export class RangeLock {
   }
 
   /**
-   * Take a range; at once, or when nothing conflicts with it any more. Whoever
-   * gives up meanwhile leaves the line at once.
+   * Take a range, now or when nothing conflicts with it any more. An aborted
+   * request leaves the queue at once.
    */
   acquire(
     start: number,
@@ -210,7 +210,7 @@ export class RangeLock {
     return this.hold(start, end, exclusive);
   }
 
-  /** Take a range with which nothing conflicts. */
+  /** Take a range that nothing conflicts with. */
   hold(start: number, end: number, exclusive: boolean): HeldRange {
     const range = new Range(this, this.#held);
     range.set(start, end, exclusive);
@@ -219,11 +219,11 @@ export class RangeLock {
     return range;
   }
 
-  /** Let go of a range, or leave the line. */
+  /** Release a range, or leave the queue. */
   release(range: Range): void {
     const { list } = range;
     if (list === this.#line) {
-      // A place that was left before is not there any more.
+      // A place may have been left before.
       const index = list.indexOf(range);
       if (index >= 0) list.splice(index, 1);
       return;
@@ -234,12 +234,12 @@ export class RangeLock {
   }
 }
 
-/** A range that is held or waited for. */
+/** A range, held or waited for. */
 class Range implements HeldRange, RangePlace {
   start = 0;
   end = 0;
   exclusive = false;
-  /** Of a place in the line: when what it waits for is gone. */
+  /** For a place in the queue: fulfilled when its obstacle is gone. */
   turn?: Promise<void>;
   readonly list: Range[];
   readonly #lock: RangeLock;
@@ -262,7 +262,9 @@ class Range implements HeldRange, RangePlace {
       (exclusive || this.exclusive);
   }
 
-  /** Made only when somebody waits: most ranges are let go unnoticed. */
+  /**
+   * Made only when somebody waits: most ranges are released without waiters.
+   */
   get released(): Promise<void> {
     return this.#released ??= new Promise((resolve) => this.#release = resolve);
   }

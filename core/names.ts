@@ -1,62 +1,61 @@
 /**
- * File names: what protocol they select, and what a relative one refers to.
+ * File names: the protocol they select, and how relative ones are resolved.
  *
  * @module
  */
 import { platform } from "./platform/mod.ts";
 
-/** A drive of Windows, and the root of its folders. */
+/** The root folder of a Windows drive. */
 const DRIVE_ROOT = /^[A-Za-z]:[\\/]/;
 
 /**
- * Whether `\` separates the folders of a path as `/` does: on Windows, and
- * where it begins as only paths of Windows do. Elsewhere names may contain it.
+ * Whether `\` separates folders as `/` does: on Windows, and in a path that
+ * begins as only Windows paths do. Elsewhere, names may contain it.
  */
 function hasBackslashes(path: string): boolean {
   return DRIVE_ROOT.test(path) || platform().isWindows;
 }
 
-/** Where the last separator of a path is; -1 if there is none. */
+/** Index of the last separator of a path; -1 if there is none. */
 export function lastSeparator(path: string): number {
   const slash = path.lastIndexOf("/");
   return hasBackslashes(path) ? Math.max(slash, path.lastIndexOf("\\")) : slash;
 }
 
-/** Whether a path begins at a root. */
+/** Whether a path begins at the root. */
 export function isAbsolutePath(path: string): boolean {
   return path.startsWith("/") || DRIVE_ROOT.test(path) ||
     (path.startsWith("\\") && platform().isWindows);
 }
 
 /**
- * The scheme of `scheme:rest`. A colon after a slash belongs to a path, and
- * one letter before it is a drive of Windows.
+ * The scheme of `scheme:rest`. A colon after a slash belongs to a path, and a
+ * single letter before a colon is a Windows drive.
  */
 export function schemeOf(name: string): string | undefined {
   const scheme = /^([^/:]*):/.exec(name)?.[1];
   if (scheme === undefined || DRIVE_ROOT.test(name)) return undefined;
-  // There, `c:x` is a path, too: one that begins in that drive's own folder.
+  // On Windows `c:x` is a path too, relative to that drive's current folder.
   const isPath = platform().isWindows &&
     (scheme.includes("\\") || /^[A-Za-z]$/.test(scheme));
   return isPath ? undefined : scheme;
 }
 
 /**
- * A path that is taken for one, whatever is in it: `file:` may stand before a
- * name that would seem to have a scheme without that.
+ * A path that cannot be mistaken for a `scheme:` name: `file:` is put before it
+ * if it looks like one.
  */
 export function asPath(path: string): string {
   return schemeOf(path) === undefined ? path : `./${path}`;
 }
 
-/** Whether a name needs no folder to be found. */
+/** Whether a name does not depend on the current folder. */
 export function isAbsolute(name: string): boolean {
   return schemeOf(name) !== undefined || isAbsolutePath(name);
 }
 
 /**
- * The name `relative`, written down in `base`, as seen from where we are; of a
- * base with a scheme, that is kept.
+ * Resolve the name `relative`, stored in `base`; a scheme of `base` is kept.
  */
 export function resolveName(base: string, relative: string): string {
   if (isAbsolute(relative)) return relative;
@@ -65,14 +64,14 @@ export function resolveName(base: string, relative: string): string {
 }
 
 /**
- * A path with `.` and `..` worked out and `/` for its separators, so that two
+ * A path with `.` and `..` resolved and `/` as separator, so that different
  * spellings compare equal.
  */
 export function normalizePath(path: string, workingFolder = ""): string {
   let whole = isAbsolutePath(path) ? path : `${workingFolder}/${path}`;
   if (hasBackslashes(whole)) whole = whole.replaceAll("\\", "/");
   const [drive = ""] = DRIVE_ROOT.exec(whole) ?? [];
-  // Two of them begin the name of another computer.
+  // Two slashes begin the name of another computer.
   const root = drive.toUpperCase() ||
     (platform().isWindows && whole.startsWith("//") ? "//" : "/");
   const parts: string[] = [];
@@ -84,8 +83,8 @@ export function normalizePath(path: string, workingFolder = ""): string {
 }
 
 /**
- * The path that a `file:` URL stands for. On Windows a drive is its first
- * folder, and another computer its host.
+ * The path of a `file:` URL. On Windows, its first folder is the drive, and its
+ * host another computer.
  *
  * @throws {URIError} if it is not UTF-8.
  */

@@ -1,17 +1,17 @@
 /**
- * What a node is: the contract of one opened layer of a stack.
+ * The node contract: one opened layer of a stack.
  *
- * What a node cannot do, it leaves out, and whoever wants it done asks first.
- * All offsets and lengths are in bytes.
+ * A node leaves out the verbs it does not support; callers check for them. All
+ * offsets and lengths are in bytes.
  *
- * **Whose a buffer is.** The parts of a vector are lent for one request. Until
- * its promise settles, the caller neither changes them nor looks at what is to
- * be filled, and the node may go on using them, in any order and in parts.
- * Afterwards, whether it failed or not, they are the caller's again: a node that
- * needs the bytes for longer has copied them, and settles only when no child can
- * touch them any more. A node never changes bytes that it is to write. The list
- * of parts is lent in the same way, and changed by nobody. What a node answers
- * (an extent, a description) is the caller's.
+ * **Buffer ownership.** The parts of a vector are lent for one request. Until
+ * its promise settles, the caller neither changes them nor reads those being
+ * filled; the node may use them in any order and in parts. Afterwards, even
+ * after a failure, they belong to the caller again: a node that needs the bytes
+ * for longer copies them, and settles only when no child can touch them any
+ * more. A node never changes bytes that it writes. The list of parts is lent
+ * likewise, and nobody changes it. Objects that a node returns (an extent, a
+ * description) belong to the caller.
  *
  * @module
  */
@@ -20,52 +20,52 @@ import type { OptionValues } from "./options.ts";
 import type { DriverTraits, Permissions } from "./traits.ts";
 
 /**
- * An opened driver: one layer of a stack. The first five properties and three
- * verbs are all that it takes; the groups at the end are for few.
+ * An opened driver: one layer of a stack. Only the first five properties and
+ * three verbs are mandatory; the groups at the end concern few drivers.
  */
 export interface BlockNode {
   /** The driver that made it. */
   readonly driver: DriverTraits;
-  /** The name under which the user knows it, for messages. */
+  /** The user's name for it, for messages. */
   readonly filename: string;
-  /** Bytes it presents now. */
+  /** The size it presents now, in bytes. */
   readonly size: number;
-  /** Whether it refuses to be written to. */
+  /** Whether it refuses writes. */
   readonly readOnly: boolean;
   /** The nodes below it, by role. */
   readonly children: { readonly [role: string]: BlockNode | undefined };
-  /** Sizes to which requests must keep, if any. */
+  /** Limits that requests must keep to, if any. */
   readonly limits?: RequestLimits;
 
   /**
-   * Fill `iov` with the bytes from `offset` on. A protocol gives zeroes past
-   * its end; of a format, only ranges within `size` may be asked for. `iov` is
-   * the node's until the promise settles; if it rejects, what the parts hold
+   * Fill `iov` with the bytes from `offset` on. A protocol returns zeroes past
+   * its end; of a format, only ranges within `size` may be read. `iov` is the
+   * node's until the promise settles; if it rejects, the content of the parts
    * is undefined.
    */
   readv(offset: number, iov: IoVector, flags?: ReadFlags): Promise<void>;
-  /** What the range from `offset` holds: the first extent of it. */
+  /** The first extent of the range from `offset`. */
   status(offset: number, length: number): Promise<Extent>;
   /**
-   * Make everything durable that can be. A driver's own ends its work; its
-   * children are closed after it, if nobody else uses them. Called by others, it
-   * lets go of a node that they have opened, which closes with its last user.
+   * Make everything durable that can be, and finish. The graph closes the
+   * children afterwards, if they have no other user. A caller that opened a
+   * node releases it with this; the node closes with its last user.
    */
   close(): Promise<void>;
 
   /**
    * Write the bytes of `iov`. A protocol grows when written past its end. The
-   * bytes must stay as they are until the promise settles, `flags.placed` or
-   * not; the node does not change them.
+   * bytes must not change until the promise settles, whether or not
+   * `flags.placed` has been called; the node does not change them.
    */
   writev?(offset: number, iov: IoVector, flags?: WriteFlags): Promise<void>;
-  /** Make a range read as zeroes. There is no buffer. */
+  /** Make a range read as zeroes. */
   writeZeroes?(
     offset: number,
     length: number,
     flags?: ZeroFlags,
   ): Promise<void>;
-  /** Give a range up; what it then reads as depends on the format. */
+  /** Discard a range; what it then reads as depends on the format. */
   discard?(
     offset: number,
     length: number,
@@ -79,9 +79,9 @@ export interface BlockNode {
   info?(): Promise<NodeInfo>;
 
   /**
-   * Store whole clusters compressed; the disk's last one goes up to its end.
-   * Clusters are stored in the order in which this is called. The bytes must
-   * stay as they are until the promise settles.
+   * Store whole clusters compressed; the disk's last one may be shorter.
+   * Clusters are stored in the order of the calls. The bytes must not change
+   * until the promise settles.
    */
   writeCompressed?(
     offset: number,
@@ -89,9 +89,8 @@ export interface BlockNode {
     options?: CompressOptions,
   ): Promise<void>;
   /**
-   * Write what a protocol's node holds from `sourceOffset` on, without its
-   * passing through here: the system copies it from file to file, and there is
-   * no buffer.
+   * Copy offload: have the system copy the bytes of a protocol node from
+   * `sourceOffset` on, from file to file.
    *
    * @throws {BlockError} ENOTSUP if that cannot be done; part of the range may
    * have been written.
@@ -103,22 +102,22 @@ export interface BlockNode {
     length: number,
   ): Promise<void>;
   /**
-   * Have other processes know what is claimed of it. Protocols whose files
-   * others can open have this.
+   * Make the claims on it known to other processes. For protocols whose files
+   * others can open.
    *
-   * @throws {BlockError} EAGAIN if another one's claims do not permit it.
+   * @throws {BlockError} EAGAIN if they conflict with another process's.
    */
   setPermissions?(permissions: Permissions): void;
   /**
-   * Go on with another mode of access, and with all locks. Absent if it has to
-   * be closed and opened for that; of protocols only.
+   * Change the access mode, keeping all locks. For protocols only; absent if
+   * the node must be closed and reopened for that.
    *
    * @throws {BlockError} EACCES … if it cannot; nothing is changed then.
    */
   setMode?(mode: AccessMode): Promise<void>;
   /**
-   * Go on with another child, which holds the same bytes; nothing is under way
-   * meanwhile. Absent if the node cannot do so.
+   * Switch to another child that holds the same bytes; no request is under way.
+   * Absent if the node cannot do so.
    *
    * @throws {BlockError} EINVAL if it does not fit; nothing is changed then.
    */
@@ -126,8 +125,8 @@ export interface BlockNode {
   /** Read everything anew: another program changed the image. */
   invalidate?(): Promise<void>;
   /**
-   * Go on with other options: all those of its driver that are not children.
-   * Those of all nodes, such as `read-only`, need opening it anew.
+   * Change its options: all those of its driver, without the children. Generic
+   * options such as `read-only` need a new node.
    *
    * @throws {BlockError} EINVAL if they make no sense; nothing is changed then.
    */
@@ -135,11 +134,11 @@ export interface BlockNode {
 
   /** Snapshots within the image; absent where its format has none. */
   readonly snapshots?: SnapshotOperations;
-  /** What is done to an image as a whole; absent where there is none. */
+  /** Operations on an image as a whole; absent where there is none. */
   readonly image?: ImageOperations;
-  /** State of a virtual machine that is kept with the disk. */
+  /** VM state stored with the disk. */
   readonly vmState?: VmStateOperations;
-  /** Steps of the work of the node above; nodes for tests have this. */
+  /** Hooks into the steps of the node above; for test filters. */
   readonly debug?: DebugOperations;
 }
 
@@ -153,119 +152,120 @@ export interface AccessMode {
   readonly direct: boolean;
 }
 
-/** Wishes that go with any request. */
+/** Flags of any request. */
 export interface RequestFlags {
   /**
-   * Gives the request up. It fails with ECANCELED, the signal's reason as the
-   * cause, as soon as nobody touches its buffers any more; what it has done
-   * until then stays done. A node that cannot stop half-way goes on to the end.
+   * Cancels the request. It fails with ECANCELED, the signal's reason as the
+   * cause, as soon as nobody touches its buffers any more; what it has done by
+   * then stays done. A node that cannot be interrupted completes it.
    */
   signal?: AbortSignal;
 }
 
-/** Wishes that go with a read. */
+/** Flags of a read. */
 export type ReadFlags = RequestFlags;
 
-/** Wishes that go with a discard. */
+/** Flags of a discard. */
 export type DiscardFlags = RequestFlags;
 
-/** Wishes that go with a write. */
+/** Flags of a write. */
 export interface WriteFlags extends RequestFlags {
   /** Reach the disk before the promise is fulfilled. */
   fua?: boolean;
   /**
-   * Others are under way meanwhile: it may take a little longer if they get on
-   * faster so.
+   * Other requests are under way: let them run, even if this one takes longer.
    */
   background?: boolean;
   /**
-   * Called when it is settled where all of it goes, so that what is written
-   * from then on finds its place as it would after the end. Copies wait for
-   * that, or the end, before they write on. It says nothing of what is written
-   * first, or whether it can be. A node that cannot tell does not call it.
+   * Called once all of the write has its place, so that later writes are placed
+   * as if it had completed. Copies wait for this, or for the end, before the
+   * next write. It implies neither an order of the transfers nor their success.
+   * A node that cannot tell does not call it.
    */
   placed?(): void;
 }
 
-/** Wishes that go with a write of zeroes. */
+/** Flags of a write of zeroes. */
 export interface ZeroFlags extends RequestFlags, Pick<WriteFlags, "fua"> {
-  /** The space may be given back. */
+  /** The space may be freed. */
   unmap?: boolean;
   /** Fail with ENOTSUP rather than write zeroes as data. */
   noFallback?: boolean;
 }
 
-/** How to compress. */
+/** Options of compression. */
 export interface CompressOptions extends RequestFlags {
   /**
-   * How hard to try: 0 to 9 for zlib, 1 to 22 for zstd. Default: the result is
-   * about as small as QEMU's.
+   * Compression level: 0 to 9 for zlib, 1 to 22 for zstd. Default: about as
+   * small as QEMU's output.
    */
   level?: number;
   /** Fail (EIO) rather than replace compressed data. Default: false. */
   onlyEmpty?: boolean;
 }
 
-/** How much of a new area is reserved at once. */
+/** How much of a new area is allocated in advance. */
 export type Preallocation = "off" | "metadata" | "falloc" | "full";
 
-/** Wishes that go with a change of size. */
+/** Flags of a change of size. */
 export interface TruncateOptions extends RequestFlags {
-  /** How to reserve the new area. */
+  /** How to preallocate the new area. */
   preallocation?: Preallocation;
-  /** Whether the size must be exact even where the driver would round. */
+  /** Whether the size must be exact, even if the driver would round it. */
   exact?: boolean;
   /** Whether the new area must read as zeroes. Default: true. */
   zero?: boolean;
 }
 
-/** One range of a node that is the same throughout. */
+/** A range of a node in one uniform state. */
 export interface Extent {
   /** Bytes from the offset that was asked for. */
   length: number;
-  /** Whether the node itself determines what it reads as. */
+  /** Whether the node itself determines its content. */
   allocated: boolean;
   /**
-   * Whether it is known to read as zeroes. What is neither this nor allocated
-   * is left to the backing file (zeroes without one).
+   * Whether it is known to read as zeroes. An extent that is neither zero nor
+   * allocated is read from the backing file (zeroes without one).
    */
   zero: boolean;
   /** Whether it is stored compressed. Default: false. */
   compressed?: boolean;
-  /** Where in `file` the range lies, if it has a plain place there. */
+  /** Where in `file` the range lies, if it is stored plainly. */
   hostOffset?: number;
   /** The child that `hostOffset` refers to. */
   file?: BlockNode;
-  /** The child may know better: part of this data may be holes there. */
+  /** Parts of this data may be holes in `file`. */
   recurse?: boolean;
-  /** Of compressed data, how many bytes of the disk are stored as one. */
+  /**
+   * For compressed data, how many bytes of the disk are compressed together.
+   */
   unit?: number;
 }
 
-/** Sizes to which requests of a node must keep. */
+/** Limits on the requests to a node. */
 export interface RequestLimits {
   /**
    * Offsets and lengths of reads and writes must be multiples of this, in
-   * bytes. Default 1. The driver need not care for others: an opened node is
-   * made to take any. Where the size is no multiple, requests may go on to the
-   * next one.
+   * bytes. Default 1. The driver never sees others: the core wraps the node to
+   * round them. If the size is not a multiple, requests may extend to the next
+   * one.
    */
   requestAlignment?: number;
   /** Largest read or write, in bytes. */
   maxTransfer?: number;
   /** Writing zeroes is best done in multiples of this, in bytes. */
   writeZeroesAlignment?: number;
-  /** Most bytes to be zeroed at once. */
+  /** Largest write of zeroes, in bytes. */
   maxWriteZeroes?: number;
   /** Discarding is best done in multiples of this, in bytes. */
   discardAlignment?: number;
-  /** Most bytes to be discarded at once. */
+  /** Largest discard, in bytes. */
   maxDiscard?: number;
 }
 
-/** What a driver tells about an image. */
+/** A driver's description of an image. */
 export interface NodeInfo {
-  /** The size of the disk is not known: there is no driver for its format. */
+  /** The size of the disk is unknown, since its format has no driver. */
   sizeUnknown?: boolean;
   /** Bytes of a cluster, for formats that have clusters. */
   clusterSize?: number;
@@ -275,7 +275,7 @@ export interface NodeInfo {
   encrypted?: boolean;
   /** Whether it holds only compressed clusters (streaming formats). */
   compressed?: boolean;
-  /** Bytes it takes on the disk below; of a protocol. */
+  /** Bytes of storage it takes up; of a protocol. */
   actualSize?: number;
   /** The backing file's name as the image has it. */
   backingFile?: string;
@@ -283,23 +283,23 @@ export interface NodeInfo {
   backingFormat?: string;
   /** Bitmaps kept in the image; absent if it cannot keep any. */
   bitmaps?: readonly BitmapInfo[];
-  /** Why the bitmaps that the image has cannot be told. */
+  /** Why the image's bitmaps cannot be listed. */
   bitmapsFault?: string;
-  /** Offset at which VM state is kept, for formats that keep it. */
+  /** Offset of VM state, for formats that have it. */
   vmStateOffset?: number;
-  /** What only this format has, in the field names of QEMU's QAPI. */
+  /** Details of this format, in the field names of QEMU's QAPI. */
   specific?: { type: string; data: Record<string, unknown> };
 }
 
-/** A bitmap that is kept in an image: which parts of the disk were written. */
+/** A bitmap stored in an image: which parts of the disk were written. */
 export interface BitmapInfo {
   /** Its name, unique in the image. */
   name: string;
-  /** Bytes of the disk that a bit stands for. */
+  /** Bytes of the disk per bit. */
   granularity: number;
   /**
-   * `in-use`: it was not stored properly. `auto`: it goes on recording when
-   * the image is opened.
+   * `in-use`: it was not saved properly. `auto`: it records writes whenever the
+   * image is open.
    */
   flags: ("in-use" | "auto")[];
 }
@@ -373,11 +373,11 @@ export interface Snapshot {
   name: string;
   /** When it was taken: seconds since 1970. */
   dateSeconds: number;
-  /** And nanoseconds past that. */
+  /** Nanoseconds past that. */
   dateNanoseconds: number;
-  /** How long the guest had run, in nanoseconds. */
+  /** How long the guest had been running, in nanoseconds. */
   vmClockNanoseconds: bigint;
-  /** Bytes of VM state kept with it; 0 without one. */
+  /** Bytes of VM state saved with it; 0 without any. */
   vmStateSize: number;
   /** Size of the disk at the time, in bytes. */
   diskSize: number;
@@ -385,62 +385,66 @@ export interface Snapshot {
   icount?: bigint;
 }
 
-/** What to record with a new snapshot. */
+/** Facts to record with a new snapshot. */
 export interface SnapshotRequest {
   /** Its name; may be empty. */
   name: string;
   /** When it was taken, in milliseconds since 1970. Default: now. */
   date?: number;
-  /** How long the guest had run, in nanoseconds. Default: 0. */
+  /** How long the guest had been running, in nanoseconds. Default: 0. */
   vmClockNanoseconds?: bigint;
-  /** Bytes of VM state that `vmState.save` wrote before. Default: 0. */
+  /** Bytes of VM state already written by `vmState.save`. Default: 0. */
   vmStateSize?: number;
   /** Instructions the guest had executed. Default: not counted. */
   icount?: bigint;
 }
 
 /**
- * Snapshots within an image. Where one is wanted `idOrName`, an id goes before
- * a name, and the first of a name before others.
+ * Snapshots within an image. `idOrName` is matched against ids first, then
+ * against names, the first match counting.
  */
 export interface SnapshotOperations {
   /** All snapshots, oldest first. */
   list(): Promise<Snapshot[]>;
-  /** Keep the disk as it is now. */
+  /** Take a snapshot of the disk. */
   create(request: SnapshotRequest): Promise<Snapshot>;
-  /** Make the disk what it was; what it is now is lost. */
+  /** Revert the disk to a snapshot; its current content is lost. */
   apply(idOrName: string): Promise<void>;
-  /** Forget a snapshot. */
+  /** Delete a snapshot. */
   delete(idOrName: string): Promise<void>;
   /**
-   * Show a snapshot in place of the disk, until the node is closed. Read-only
-   * nodes only.
+   * Present a snapshot in place of the disk, until the node is closed.
+   * Read-only nodes only.
    */
   loadTemporary(idOrName: string): Promise<void>;
 }
 
-/** What is done to an image as a whole. What a format cannot do is absent. */
+/**
+ * Operations on an image as a whole. Those that a format cannot do are absent.
+ */
 export interface ImageOperations {
-  /** Examine, and on demand repair, the image's own structures. */
+  /** Check, and on demand repair, the image's metadata. */
   check?(options?: CheckOptions): Promise<CheckResult>;
-  /** Change options of the image in place, by the driver's `amendOptions`. */
+  /**
+   * Change options of the image in place; they are the driver's `amendOptions`.
+   */
   amend?(options: OptionValues, how?: AmendOptions): Promise<void>;
   /** Record another backing file in the image; `undefined` removes it. */
   changeBacking?(name?: string, format?: string): Promise<void>;
   /**
-   * Give up all that the image holds of its own, its snapshots apart: the disk
-   * then reads as its backing file, or as zeroes without one.
+   * Free all of the image's own data, apart from snapshots: the disk then reads
+   * as its backing file, or as zeroes without one.
    */
   makeEmpty?(): Promise<void>;
   /** Bitmaps that are kept in the image. */
   readonly bitmaps?: BitmapOperations;
 }
 
-/** VM state, which is no part of the disk. Offsets are from its start. */
+/** VM state, which is not part of the disk. Offsets are from its start. */
 export interface VmStateOperations {
-  /** Write the bytes of `iov`, which are lent as for `writev`. */
+  /** Write the bytes of `iov`, lent as for `writev`. */
   save(offset: number, iov: IoVector): Promise<void>;
-  /** Fill `iov`, which is lent as for `readv`. */
+  /** Fill `iov`, lent as for `readv`. */
   load(offset: number, iov: IoVector): Promise<void>;
 }
 
@@ -449,81 +453,81 @@ export interface CheckOptions extends RequestFlags {
   /** What to repair. */
   repair?: { leaks: boolean; corruptions: boolean };
   /**
-   * Receives each finding as it is made, a line each. `named` marks an error
-   * message, before which a program puts its name.
+   * Receives the findings, a line each. `named` marks an error message, which a
+   * program prefixes with its name.
    */
   report?(line: string, named?: boolean): void;
 }
 
-/** Counts of what a check found; in the terms of `qemu-img check`. */
+/** The result of a check, in the terms of `qemu-img check`. */
 export interface CheckResult {
-  /** References that do not fit what is stored: data may be damaged. */
+  /** Inconsistent references: data may be damaged. */
   corruptions: number;
   /** Clusters that nothing refers to: space is wasted, nothing lost. */
   leaks: number;
-  /** What could not be checked. */
+  /** Structures that could not be checked. */
   checkErrors: number;
   /** Corruptions that were repaired. */
   corruptionsFixed: number;
   /** Leaks that were repaired. */
   leaksFixed: number;
-  /** End of the last cluster in use, bytes. */
+  /** End of the last cluster in use, in bytes. */
   imageEndOffset: number;
   /** Guest clusters that the disk has. */
   totalClusters: number;
-  /** Guest clusters that have a place in the file. */
+  /** Guest clusters that are allocated in the file. */
   allocatedClusters: number;
-  /** Of those, the ones that do not follow their predecessor in the file. */
+  /** Allocated clusters that do not follow their predecessor in the file. */
   fragmentedClusters: number;
-  /** Of those, the compressed ones. */
+  /** Compressed clusters. */
   compressedClusters: number;
 }
 
 /** How to change options of an image. */
 export interface AmendOptions {
   /**
-   * Told how far the work has come. `total` is a guess as long as it is not
-   * known how often tables must be gone through.
+   * Receives the progress. `total` is an estimate until the number of passes
+   * over the tables is known.
    */
   progress?(done: number, total: number): void;
 }
 
-/** What nodes for tests offer to the node above. */
+/** What test filters offer to the node above. */
 export interface DebugOperations {
   /**
-   * A step of the work of the node above is about to be done, by the name that
-   * QEMU's `blkdebug` has for it. The node fails or waits if it is to.
+   * The node above announces its next step, by QEMU's `blkdebug` name for it.
+   * This fails or waits as configured.
    */
   event(name: string): Promise<void> | void;
   /** Absent where requests cannot be stopped. */
   readonly breakpoints?: Breakpoints;
 }
 
-/** Stopping requests at what they are about to do. */
+/** Suspending requests at given steps. */
 export interface Breakpoints {
   /**
-   * Stop the next request that tells of `event`; it waits until `tag` is
-   * resumed.
+   * Suspend the next request that reaches `event`, until `tag` is resumed.
    *
    * @throws {BlockError} ENOENT if there is no such event.
    */
   breakpoint(event: string, tag: string): void;
   /**
-   * Let one of the requests that were stopped under `tag` go on.
+   * Resume one of the requests suspended under `tag`.
    *
    * @throws {BlockError} ENOENT if there is none.
    */
   resume(tag: string): void;
   /**
-   * Forget the breakpoints of that name, and let all that they stopped go on.
+   * Remove the breakpoints called `tag`, and resume all requests they
+   * suspended.
    *
-   * @throws {BlockError} ENOENT if there are none of both.
+   * @throws {BlockError} ENOENT if there is neither.
    */
   removeBreakpoint(tag: string): void;
-  /** Whether a request is stopped under `tag`. */
+  /** Whether a request is suspended under `tag`. */
   isSuspended(tag: string): boolean;
-  /** Fulfilled when a request is stopped under `tag`. */
+  /** Wait until a request is suspended under `tag`. */
   waitSuspended(tag: string): Promise<void>;
-  /** Receives a line when a request is stopped or goes on. */
+  /** Receives a line when a request is suspended or resumed. */
   report?: (line: string) => void;
 }

@@ -1,8 +1,8 @@
 /**
- * The names of open nodes: by which the same stack could be opened again.
+ * The names of open nodes, by which the same stack could be opened again.
  *
- * A stack that a file name alone leads to is named by it, every other by
- * `json:` and its description, as QEMU does.
+ * As in QEMU, a stack that a plain file name would open is called by it, any
+ * other by `json:` and its description.
  *
  * @module
  */
@@ -16,14 +16,14 @@ import type { OptionValues } from "./options.ts";
 import { isPlainObject } from "./values.ts";
 
 /**
- * The name of a node: a file name if that alone leads to it, else `json:` and
- * the description of the stack.
+ * The name of a node: a file name if that would open it, else `json:` and the
+ * description of the stack.
  */
 export function nameOf(node: BlockNode): string {
   return plainName(node) ?? `json:${compactJson(descriptionOf(node))}`;
 }
 
-/** The file name that alone leads to a node, if there is one. */
+/** The plain file name that would open a node, if there is one. */
 export function plainName(node: BlockNode): string | undefined {
   const { driver } = node;
   const { options, otherBacking } = originOf(node);
@@ -33,14 +33,14 @@ export function plainName(node: BlockNode): string | undefined {
   if (!child) {
     return typeof options.filename === "string" ? node.filename : undefined;
   }
-  // A filter would not be found by looking at the file.
+  // Probing never finds a filter.
   const isFound = driver.role === "format" && !otherBacking &&
     (child.driver.role === "protocol" || child.driver.schemes !== undefined) &&
     Object.keys(strongOptions(node)).length === 0;
   return isFound ? below : undefined;
 }
 
-/** A stack as QEMU would describe it: all that decides what it holds. */
+/** The description of a stack, as in QEMU: all that determines its content. */
 function descriptionOf(node: BlockNode): { [name: string]: Json } {
   const { options, otherBacking } = originOf(node);
   const description: { [name: string]: Json } = {
@@ -63,7 +63,7 @@ function originOf(node: BlockNode): Origin {
     { options: { filename: node.filename }, otherBacking: false };
 }
 
-/** Those of a node's options that decide what it holds. */
+/** A node's strong options, which determine its content. */
 function strongOptions(node: BlockNode): { [name: string]: Json } {
   const { strongOptions = [] } = node.driver;
   const given = flatOptions(originOf(node).options);
@@ -76,7 +76,7 @@ function strongOptions(node: BlockNode): { [name: string]: Json } {
   );
 }
 
-/** Options by their dotted names; the items of lists have numbers. */
+/** Options by dotted name; list items are numbered. */
 function flatOptions(
   options: OptionValues,
   prefix = "",
@@ -86,7 +86,7 @@ function flatOptions(
     if (typeof value !== "object" || value === null) {
       return [[`${prefix}${name}`, value as Json]];
     }
-    // Others, such as a store in memory, have no description.
+    // Other objects, such as a memory store, cannot be described.
     return Array.isArray(value) || isPlainObject(value)
       ? flatOptions(value as OptionValues, `${prefix}${name}.`)
       : [];
@@ -94,10 +94,9 @@ function flatOptions(
 }
 
 /**
- * The name `relative` that the image of `node` has written down, as seen from
- * where we are.
+ * Resolve the name `relative`, as stored in the image of `node`.
  *
- * @throws {BlockError} EINVAL if it is relative to what has no folder.
+ * @throws {BlockError} EINVAL if it is relative and the node has no folder.
  */
 export function resolveFrom(node: BlockNode, relative: string): string {
   if (isAbsolute(relative)) return relative;

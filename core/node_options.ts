@@ -1,5 +1,5 @@
 /**
- * The options that every node has, whatever its driver.
+ * The generic options, which every node has whatever its driver.
  *
  * @module
  */
@@ -35,19 +35,19 @@ const TABLE = {
   "cache.no-flush": { type: "boolean", help: "Ignore flushes" },
 } as const satisfies OptionTable;
 
-/** What the options say; absent where they say nothing. */
+/** The parsed options; absent where not given. */
 export interface NodeOptions {
-  /** What messages call it. */
+  /** Its name in messages. */
   readonly name?: string;
   /** For this node and those below. */
   readonly readOnly?: boolean;
   /** Whether to open read-only what cannot be opened for writing. */
   readonly autoReadOnly?: boolean;
-  /** For this node and those below: whether others may do anything. */
+  /** For this node and those below: whether to share all access. */
   readonly forceShare?: boolean;
   /** Whether discards do anything. */
   readonly discards?: boolean;
-  /** Whether to look for zeroes in what is written, and what to do then. */
+  /** Whether to detect writes of zeroes, and whether those may unmap. */
   readonly detectZeroes?: "on" | "unmap";
   /** For this node and those below. */
   readonly direct?: boolean;
@@ -56,9 +56,9 @@ export interface NodeOptions {
 }
 
 /**
- * Take apart the options of every node and those of its driver.
+ * Separate the generic options from those of the driver.
  *
- * @throws {BlockError} EINVAL for values that do not fit.
+ * @throws {BlockError} EINVAL for invalid values.
  */
 export function takeNodeOptions(
   options: OptionValues,
@@ -112,7 +112,7 @@ function discardsOf(mode: string | undefined): boolean | undefined {
   throw notAmong("Invalid discard option", ["ignore", "unmap", "off", "on"]);
 }
 
-/** What a node takes over from the one above it. */
+/** Settings that a node inherits from its parent. */
 interface Inherited {
   readonly readOnly: boolean;
   readonly forceShare?: boolean;
@@ -120,7 +120,7 @@ interface Inherited {
   readonly noFlush?: boolean;
 }
 
-/** What a node's options make of what it takes over. */
+/** Inherited settings, overridden by the node's own options. */
 export function inheritOptions<Place extends Inherited>(
   above: Place,
   options: NodeOptions,
@@ -134,13 +134,13 @@ export function inheritOptions<Place extends Inherited>(
   };
 }
 
-/** Whether a backing file, read-only unless told otherwise, is told so. */
+/** Whether a backing file, read-only by default, is described as writable. */
 export function wantsWritable(description: unknown): boolean {
   const readOnly = (description as OptionValues | undefined)?.["read-only"];
   return readOnly === false || readOnly === "off" || readOnly === "false";
 }
 
-/** Who writes cannot do so without regard to others. */
+/** A writer must not ignore the locks of others. */
 export function checkForceShare({ forceShare, readOnly }: Inherited): void {
   if (!forceShare || readOnly) return;
   throw new BlockError(
@@ -169,7 +169,7 @@ function detectionOf(
   ]);
 }
 
-/** A node that does as its options say: itself, or a wrapper. */
+/** Apply the generic options to a node; returns it or a wrapper. */
 export async function applyNodeOptions(
   node: BlockNode,
   { discards, detectZeroes: detection }: NodeOptions,
@@ -189,9 +189,10 @@ function ignoreDiscards(node: BlockNode): BlockNode {
 }
 
 /**
- * Open a node; read-only where that is all one may, if that is enough.
+ * Open a node; read-only if that is all we may, where `auto-read-only` permits
+ * it.
  *
- * @param forget Lets go of what the first attempt has opened.
+ * @param forget Releases what the first attempt opened.
  */
 export async function openAsPermitted(
   driver: BlockDriver,

@@ -1,6 +1,6 @@
 /**
- * From the description of a stack to open nodes: protocols by name, formats by
- * probing, children by the wish of the driver, backing files through the gate.
+ * Opening stacks: protocols are found by name, formats by probing, children are
+ * opened as drivers ask for them, and backing files must pass the gate.
  *
  * @module
  */
@@ -56,21 +56,23 @@ import { isNode, type Source, type StackObject } from "./spec.ts";
 import type { OpenPurpose, Permissions } from "./traits.ts";
 import { shortened, valueText } from "./values.ts";
 
-/** What stays the same from the top of a stack to its bottom. */
+/** Settings for a whole stack. */
 interface Opening {
   options: OpenOptions;
-  /** What the user asked for: its folder is open to what images name. */
+  /**
+   * The source that the user asked for: images may name files in its folder.
+   */
   source: unknown;
-  /** Nodes that are to be used again. */
+  /** Nodes to be reused. */
   kept?: readonly KeptNode[];
 }
 
-/** An image of a backing chain, and those above it. */
+/** An image of a backing chain, linked to those above it. */
 interface ChainLink {
   /** Its canonical name. */
   readonly name: string;
   readonly above?: ChainLink;
-  /** How many images the chain has down to this one. */
+  /** Length of the chain down to this image. */
   readonly length: number;
 }
 
@@ -79,12 +81,12 @@ function isInChain(link: ChainLink | undefined, name: string): boolean {
   return false;
 }
 
-/** Where in the stack we are. */
+/** A position in the stack. */
 interface Place {
-  /** How many descriptions it lies in. */
+  /** How many descriptions enclose it. */
   depth: number;
   readOnly: boolean;
-  /** Whether others may do anything with it, if an option says so. */
+  /** Whether to share all access, if an option says so. */
   forceShare?: boolean;
   /** Whether to bypass the page cache, if an option says so. */
   direct?: boolean;
@@ -92,15 +94,16 @@ interface Place {
   noFlush?: boolean;
   /** The images of the backing chain above. */
   chain?: ChainLink;
-  /** Whether the format of the child `file` is to be found by probing. */
+  /** Whether to probe the format of the child `file`. */
   probeFile?: boolean;
 }
 
 /**
- * Open a stack and answer its top node. Most callers want `openImage`, whose
- * handle checks requests; a node trusts them.
+ * Open a stack and return its top node. Most callers want `openImage`, whose
+ * handle checks requests; a node trusts its callers.
  *
- * @throws {BlockError} with the driver's own message, not naming the source.
+ * @throws {BlockError} with the driver's own message, which does not name the
+ * source.
  */
 export async function openNode(
   source: Source | BlockNode,
@@ -129,7 +132,7 @@ function topPlace({ readOnly = false, forceShare }: OpenOptions): Place {
   return { depth: 0, readOnly, forceShare };
 }
 
-/** Hold a node that was opened, for what its user is going to do. */
+/** Attach a root to an opened node, with its user's claims. */
 async function claimed(
   opened: Promise<BlockNode>,
   options: OpenOptions,
@@ -144,7 +147,7 @@ async function claimed(
   return node;
 }
 
-/** What the user of a node claims of it. */
+/** The permissions that a root claims. */
 export function claimsOf(
   node: BlockNode,
   { purpose, resize, share = true }: OpenOptions,
@@ -156,9 +159,9 @@ export function claimsOf(
 }
 
 /**
- * Open a filter above a node that is open.
+ * Open a filter above an open node.
  *
- * @param description Its driver and options, without the child.
+ * @param description The filter's driver and options, without the child.
  */
 export async function openFilter(
   description: StackObject,
@@ -170,7 +173,7 @@ export async function openFilter(
     throw invalid("The description of a filter must name its driver");
   }
   const driver = getDriver(name);
-  if (driver.role !== "filter") throw invalid(`'${name}' is no filter`);
+  if (driver.role !== "filter") throw invalid(`'${name}' is not a filter`);
   const { childRole = "file" } = driver;
   const place = { ...topPlace(options), readOnly: child.readOnly };
   return await openDriver(
@@ -181,7 +184,7 @@ export async function openFilter(
   );
 }
 
-/** Open only the protocol node of a source, without looking for a format. */
+/** Open only the protocol node of a source, without probing the format. */
 export async function openProtocol(
   source: Source,
   options: OpenOptions = {},
@@ -221,7 +224,7 @@ async function openStack(
     }
     return await openDriver(driver, withFile(driver, options), opening, {
       ...place,
-      // What a filter passes through may be probed if the filter itself may.
+      // A filter's child may be probed if the filter may.
       probeFile: driver.role === "filter" && !wantProtocol &&
         !standsForProtocol(driver),
     });
@@ -232,7 +235,7 @@ async function openStack(
     return await openStack({ ...others, file: below }, opening, place, false);
   }
   if (typeof options.filename === "string") {
-    // In a description, a scheme is what `driver` says: this is a path.
+    // In a description, `driver` selects the protocol: the filename is a path.
     const { filename, ...others } = options;
     const file = { driver: protocolOf(filename).name, filename };
     return wantProtocol
@@ -249,7 +252,7 @@ async function openStack(
   throw new BlockError("EINVAL", "A block device must be specified for 'file'");
 }
 
-/** Open the file below, look at it, and put the fitting format on top. */
+/** Open the file, probe it, and open the format above it. */
 async function openProbed(
   options: OptionValues,
   fileSource: unknown,
@@ -285,15 +288,15 @@ async function describingDriver(format: ImageFormat): Promise<BlockDriver> {
   return (await import("./described_format.ts")).describingDriver(format);
 }
 
-/** Close what nobody uses; why it is of no use is what the user wants to know. */
+/** Close an unused node; its own errors would hide the reason it is unused. */
 async function closeUnused(node: BlockNode): Promise<void> {
   await findGraphNode(node)?.lose().catch(() => {});
 }
 
-/** A node that is about to be opened, and what is already open below it. */
+/** A node about to be opened, and its children that are already open. */
 interface Pending {
   driver: BlockDriver;
-  /** Its own options, without those that every node has. */
+  /** The driver's options, without the generic ones. */
   options: OptionValues;
   filename: string;
   /** Whether its format was found by probing. */
@@ -301,15 +304,15 @@ interface Pending {
   purpose: OpenPurpose;
   opening: Opening;
   place: Place;
-  /** What it will be in the graph. */
+  /** Its entry in the graph. */
   inGraph: GraphNode;
 }
 
-/** How it came about that a node is opened. */
+/** How a node came to be opened. */
 interface Found {
   /** Whether its format was found by probing. */
   probed?: boolean;
-  /** What to open it once more by, if its child is open by now. */
+  /** The description to open it again with, if its child is open already. */
   describedAs?: OptionValues;
 }
 
@@ -327,7 +330,7 @@ async function openDriver(
   if (++place.depth > MAX_DEPTH) {
     throw invalid(`More than ${MAX_DEPTH} nodes lie on top of each other`);
   }
-  // Descriptions may lie in each other deeper than calls may.
+  // Descriptions may be nested deeper than the call stack allows.
   if (place.depth % 16 === 0) await undefined;
   const filename = isNode(options.file)
     ? options.file.filename
@@ -363,7 +366,7 @@ async function openDriver(
     made = await openAsPermitted(driver, options, context, common, forget);
     const adopted = adoptNode(driver, made, place.readOnly);
     if (isInUse(adopted)) {
-      // The driver had nothing to add to a child of its own.
+      // The driver returned its child unchanged.
       await inGraph.abandon(adopted);
       return adopted;
     }
@@ -384,7 +387,7 @@ async function openDriver(
     inGraph.complete(node);
     return node;
   } catch (error) {
-    // What it has open by itself must be closed as well.
+    // Close what the driver opened by itself, too.
     if (made && inGraph.phase === "opening" && !isInUse(made)) {
       await closeQuietly(made);
     }
@@ -394,7 +397,7 @@ async function openDriver(
   }
 }
 
-/** Options of every node that one that is open can take over. */
+/** Generic options that an open node can change. */
 const TAKEN_OVER = [
   "read-only",
   "auto-read-only",
@@ -405,9 +408,9 @@ const TAKEN_OVER = [
 ];
 
 /**
- * A protocol's node that stays open while what is above it is opened once more:
- * it keeps its locks, and goes on as it would be opened now. One that cannot
- * is closed, and opened like any other.
+ * Reuse an open protocol node, with its locks, while the stack above it is
+ * opened again. A node that cannot adopt the new settings is closed, and opened
+ * like any other.
  */
 async function keptNode(
   driver: BlockDriver,
@@ -430,7 +433,7 @@ async function keptNode(
   return undefined;
 }
 
-/** Have a node that is open go on as one that is opened now; if it can. */
+/** Give an open node the settings it would be opened with now, if it can. */
 async function adjust(
   node: BlockNode,
   { options }: Opening,
@@ -446,7 +449,7 @@ async function adjust(
   return node.readOnly === place.readOnly;
 }
 
-/** How the caches of the system are used. */
+/** The cache settings of a node. */
 function cachingOf(
   { cache }: OpenOptions,
   { noFlush, direct }: Place,
@@ -457,7 +460,7 @@ function cachingOf(
   };
 }
 
-/** Whether two sets of options say the same, apart from some of them. */
+/** Whether two sets of options are equal, some excepted. */
 function isEqualOptions(
   one: OptionValues,
   other: OptionValues,
@@ -469,21 +472,21 @@ function isEqualOptions(
   );
 }
 
-/** Whether a driver has opened a node before. */
+/** Whether a node is in the graph already. */
 function isInUse(node: BlockNode): boolean {
   return findGraphNode(node)?.isForeign === false;
 }
 
-/** Have a driver close what it has opened, if that can be closed. */
+/** Close a node that a driver returned, ignoring errors. */
 async function closeQuietly(node: BlockNode): Promise<void> {
   try {
     await node.close();
   } catch {
-    // It could not be used either.
+    // The caller reports why the node was rejected.
   }
 }
 
-/** What the driver of a node may ask for while it opens it. */
+/** The context of a driver's `open`. */
 function contextOf(pending: Pending): OpenContext {
   const { filename, probed, purpose, options, place } = pending;
   const wishes = pending.opening.options;
@@ -511,7 +514,7 @@ function contextOf(pending: Pending): OpenContext {
   };
 }
 
-/** A child that will be closed if its parent cannot be opened. */
+/** Register a child, to be closed if its parent cannot be opened. */
 async function keep(
   pending: Pending,
   name: string,
@@ -530,7 +533,10 @@ async function keep(
 /** The children through which a node writes. */
 const WRITTEN = ["file", "image", "data-file"];
 
-/** Claim of a child what its parent needs, which it may be unable to do. */
+/**
+ * Claim what the parent needs of a child; falls back to reading if the child
+ * cannot write.
+ */
 function adoptChild(
   { place, inGraph }: Pending,
   name: string,
@@ -568,7 +574,7 @@ async function openChild(
     const request = { filename: filenameOf(given), namedBy: filename, role };
     below.readOnly = !isWritable(opening, given, request);
   }
-  // A protocol that is named is wanted as it is.
+  // A file name alone means the protocol node itself.
   const asProtocol = !isBacking && description === undefined &&
     (!probeFile || isSelfContained(given));
   return await keep(
@@ -606,7 +612,7 @@ async function openImplicit(
   };
   const readOnly = !isWritable(opening, overrides, request);
   const { forceShare = false } = place;
-  // Chains have a limit of their own.
+  // Chains have their own limit.
   const below = { depth: 0, chain, readOnly, forceShare };
   return await keep(
     pending,
@@ -664,7 +670,7 @@ function isWritable(
   return wantsWritable(backing) || options.writableBacking?.(request) === true;
 }
 
-/** An option that a driver lacks, in the words of those who open nodes. */
+/** The error for an option that a driver lacks, as `open` words it. */
 function notSupported(
   driver: BlockDriver,
   { option: unknown, words }: UnknownOptionError,
@@ -679,7 +685,7 @@ function notSupported(
   );
 }
 
-/** Codes of errors that a chain without end or with too many files leads to. */
+/** Error codes of an endless chain, or of one with too many files. */
 const TOO_MUCH = new Set(["ELOOP", "EMFILE", "ENFILE"]);
 
 async function openBacking(
@@ -708,8 +714,7 @@ async function openBacking(
     return await openStack(stack, opening, place, false);
   } catch (error) {
     const cause = asBlockError(error);
-    // It is said once for each image of the chain, but not where the chain
-    // itself is too much.
+    // Prefixed once per image, unless the chain itself is the problem.
     if (TOO_MUCH.has(cause.code)) throw cause;
     throw cause.prefixed(`${what}: `);
   }

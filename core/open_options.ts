@@ -1,5 +1,5 @@
 /**
- * How to open an image: what a caller may wish.
+ * Options of opening an image.
  *
  * @module
  */
@@ -11,7 +11,7 @@ import type { OpenPurpose } from "./traits.ts";
 import { valueText } from "./values.ts";
 import type { AioMode } from "./traits.ts";
 
-/** How writes reach the disk; the names are qemu-img's `-t`. */
+/** How writes reach the disk, by the names of qemu-img's `-t`. */
 export type CacheMode =
   | "writeback"
   | "writethrough"
@@ -19,57 +19,60 @@ export type CacheMode =
   | "directsync"
   | "unsafe";
 
-/** How to open an image. */
+/** Options of opening an image. */
 export interface OpenOptions {
   /** The format's driver; found by probing if absent. */
   format?: string;
   /** Refuse to write. Default: false. */
   readOnly?: boolean;
   /**
-   * Why it is opened. Default: `io`. For `info`, also an image can be opened
-   * whose format has no driver, and so no size that is known.
+   * Why it is opened. Default: `io`. With `info`, an image whose format has no
+   * driver can be opened as well; its size is then unknown.
    */
   purpose?: OpenPurpose;
   /**
-   * Open it even if another process is writing to it: what is read may then be
-   * half done. Read-only images only. Default: false.
+   * Open it even if another process is writing to it: reads may then see
+   * inconsistent data. Read-only images only. Default: false.
    */
   forceShare?: boolean;
-  /** Whether others may write to it meanwhile if it can take it. Default: true. */
+  /**
+   * Whether others may write to it meanwhile, if its driver supports that.
+   * Default: true.
+   */
   share?: boolean;
   /** Whether its size will be changed: others must agree now. Default: false. */
   resize?: boolean;
   /** Whether to open backing files. Default: true. */
   backing?: boolean;
   /**
-   * Which backing files may be written to, as `commit` needs it, apart from
-   * those that an option says so of. Default: none.
+   * Which backing files to open for writing, as `commit` needs, besides those
+   * with an option that says so. Default: none.
    */
   writableBacking?(request: ImplicitOpen): boolean;
   /**
-   * Which files the image may have opened. Default: plain files in or below
-   * the folder of the file that was asked for; none if that has no folder: if
-   * it is a device, or lies in memory.
+   * Which of the files that an image names may be opened. Default: plain files
+   * in or below the folder of the opened file; none if that has no folder, as a
+   * device or a memory store.
    */
   gate?: Gate;
-  /** Most images in a chain of backing files. Default: 256. */
+  /** Longest chain of backing files. Default: 256. */
   maxChain?: number;
   /** How writes reach the disk. Default: `writeback`. */
   cache?: CacheMode;
-  /** How files whose own options do not say it have their requests made. */
+  /** How to make requests to files whose own options do not say. */
   aio?: AioMode;
   /** Where the keys of encrypted images come from. Default: nowhere. */
   secrets?: SecretSource;
   /**
-   * Receives what drivers do as they do it (allocation, copy-on-write, loads
-   * and updates of metadata, flushes), by the names QEMU's `blkdebug` uses.
+   * Receives the steps of drivers (allocation, copy-on-write, loads and updates
+   * of metadata, flushes), by QEMU's `blkdebug` names.
    */
   onEvent?(name: string, filename: string): void;
   /** Receives warnings. Default: they are dropped. */
   warn?(message: string): void;
   /**
-   * Learns that a file that is written to cannot be locked, so that nothing
-   * keeps another process off. Default: nobody does.
+   * Called if a file open for writing cannot be locked, so that nothing keeps
+   * other processes away. Default: ignored.
    */
   onUnlocked?(why: string): void;
   /**
@@ -98,7 +101,7 @@ const KINDS: { readonly [name in keyof OpenOptions]: OptionKind } = {
 };
 
 /**
- * Refuse options that make no sense.
+ * Refuse invalid options.
  *
  * @throws {BlockError} EINVAL
  */

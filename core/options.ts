@@ -1,6 +1,6 @@
 /**
- * Options of drivers: typed tables that parse and validate, and the two
- * spellings in which users give them (`a=b,c.d=e` and nested objects).
+ * Driver options: typed tables that parse and validate, and the two spellings
+ * in which users give them (`a=b,c.d=e` and nested objects).
  *
  * @module
  */
@@ -10,24 +10,24 @@ import { isPlainObject, shortened, valueText } from "./values.ts";
 /** Options by name; children of a stack are nested objects or nodes. */
 export type OptionValues = { [name: string]: unknown };
 
-/** One option that a driver understands. */
+/** An option of a driver. */
 export interface OptionSpec {
   /** How its value is written. Sizes are bytes and accept suffixes. */
   readonly type: "string" | "size" | "number" | "boolean" | "enum";
-  /** What it is for, one line. */
+  /** Its purpose, one line. */
   readonly help: string;
   /** The accepted values of an `enum`. */
   readonly values?: readonly string[];
   /**
-   * What of it is known, but cannot be had: all of it, or some values. The
-   * driver refuses it in its own words, and no help offers it.
+   * Known but unsupported: the whole option, or some values. The driver refuses
+   * it with its own message, and the help leaves it out.
    */
   readonly unsupported?: true | readonly string[];
-  /** The value where none is given. */
+  /** The default value. */
   readonly default?: string | number | boolean;
 }
 
-/** The options of a driver by name, in the order in which they are shown. */
+/** A driver's options by name, in the order of the help. */
 export type OptionTable = { readonly [name: string]: OptionSpec };
 
 const SIZE_HINT =
@@ -71,7 +71,7 @@ export function parseSize(text: string): number | undefined {
     Math.round(Number("0" + (fraction ?? "") + "0") * scale);
 }
 
-/** Check one value against its specification, and give it its type. */
+/** Check a value against its specification and convert it to its type. */
 export function parseOption(
   name: string,
   spec: OptionSpec,
@@ -107,7 +107,7 @@ export function parseOption(
       const text = String(value).trim();
       const number = /^-?(\d+|0x[0-9a-f]+)$/i.test(text) ? Number(text) : NaN;
       if (!(Math.abs(number) < 2 ** 64)) throw refuse(EXPECTED.number);
-      // Negative ones are what C's strtoull makes of them.
+      // Negative numbers wrap around, as in C's strtoull.
       return number < 0 ? number + 2 ** 64 : number;
     }
     case "enum":
@@ -126,7 +126,7 @@ export function parseOption(
   }
 }
 
-/** What a value of each type must be. */
+/** The values that each type accepts, for messages. */
 const EXPECTED: { readonly [type in OptionSpec["type"]]: string } = {
   boolean: "'on' or 'off'",
   size: "a non-negative number below 2^64",
@@ -139,10 +139,7 @@ function isScalar(value: unknown): boolean {
   return ["string", "number", "bigint", "boolean"].includes(typeof value);
 }
 
-/**
- * The error for a word that is none of those that are known: what QEMU says of
- * it, and the words.
- */
+/** The error for an unknown word: QEMU's message, and the known words. */
 export function notAmong(
   message: string,
   words: readonly string[],
@@ -153,24 +150,24 @@ export function notAmong(
   return new BlockError("EINVAL", message + detail, { detail, words });
 }
 
-/** The values of an enumeration that can be had. */
+/** The supported values of an enumeration. */
 function supportedValues({ values = [], unsupported }: OptionSpec) {
   return Array.isArray(unsupported)
     ? values.filter((value) => !unsupported.includes(value))
     : values;
 }
 
-/** What follows the last dot of a name. */
+/** The part of a name after its last dot. */
 function lastName(name: string): string {
   return name.slice(name.lastIndexOf(".") + 1);
 }
 
 /** There is no option of that name. */
 export class UnknownOptionError extends BlockError {
-  /** Its name. */
+  /** The option's name. */
   readonly option: string;
 
-  /** An error about `option`; `words` are the options that there are. */
+  /** Create an error about `option`; `words` are the known options. */
   constructor(option: string, words?: readonly string[]) {
     super("EINVAL", `Invalid parameter '${shortened(option, 80)}'`, { words });
     this.option = option;
@@ -178,8 +175,8 @@ export class UnknownOptionError extends BlockError {
 }
 
 /**
- * Give each option its type. Options that the table lacks are refused, except
- * those whose name (up to the first dot) is in `others`.
+ * Convert each option to its type. Options that the table lacks are refused,
+ * except those whose name (up to the first dot) is in `others`.
  */
 export function parseOptions(
   table: OptionTable,
@@ -206,7 +203,7 @@ export function parseOptions(
   return parsed;
 }
 
-/** The options of a table that can be had. */
+/** The supported options of a table. */
 export function optionNames(table: OptionTable): string[] {
   return Object.keys(table).filter((name) => table[name].unsupported !== true);
 }
@@ -214,7 +211,7 @@ export function optionNames(table: OptionTable): string[] {
 /** The dotted name of the first value within an option. */
 function leafOf(name: string, value: unknown, depth = 0): string {
   const isNested = isPlainObject(value) || Array.isArray(value);
-  // A longer name than that is told in part, one that contains itself has no end.
+  // Cut very long names short: a cyclic object would have no end.
   if (!isNested || depth > 20) return name;
   const [first] = Object.entries(value);
   return first ? leafOf(`${name}.${first[0]}`, first[1], depth + 1) : name;
@@ -230,9 +227,9 @@ export function defaultOptions(table: OptionTable): OptionValues {
 }
 
 /**
- * Split `a=b,c=d` into pairs. A doubled comma stands for one within a value.
- * A name without `=` is the flag `on`, `noname` is `off`, of which `warn` is
- * told: they should be written out. The first element, if it has no `=`, is the
+ * Split `a=b,c=d` into pairs. A doubled comma stands for one within a value. A
+ * name without `=` is the flag `on`, `noname` is `off`; `warn` reports both,
+ * since they should be written out. The first element, if it has no `=`, is the
  * value of `firstKey` where one is given.
  *
  * @example

@@ -1,13 +1,13 @@
 /**
- * What a write brings: bytes, or a range of another file, which the system
- * copies by itself.
+ * The payload of a write: bytes, or a range of another file that the system
+ * copies.
  *
  * @module
  */
 import { type IoVector, sliceVector, vectorLength } from "./bytes.ts";
 import type { BlockNode } from "./node.ts";
 
-/** A range of a protocol's node. */
+/** A range of a protocol node. */
 export interface FileRange {
   readonly source: BlockNode;
   /** Bytes. */
@@ -16,15 +16,15 @@ export interface FileRange {
   readonly length: number;
 }
 
-/** What is written. */
+/** The data of a write. */
 export type Payload = IoVector | FileRange;
 
-/** Whether the system is to copy it. */
+/** Whether the system copies it. */
 export function isFileRange(payload: Payload): payload is FileRange {
   return "source" in payload;
 }
 
-/** Bytes of it. */
+/** Its length in bytes. */
 export function payloadLength(payload: Payload): number {
   return isFileRange(payload) ? payload.length : vectorLength(payload);
 }

@@ -1,23 +1,23 @@
 /**
- * Who may do what with a node at the same time.
+ * Permissions: who may do what with a node at the same time.
  *
- * Whoever uses a node needs some kinds of access for itself, and shares some
- * with others. A node that is a parent hands both down to its children, changed
- * as its work demands; a protocol node makes them known outside of the process
- * (the file driver: as locks). The kinds, and the rules of handing down, are
- * those of QEMU's block layer, so that its tools and ours keep off each other.
+ * Each user of a node needs some kinds of access and shares some with the
+ * others. A parent passes both on to its children, adjusted to its own needs; a
+ * protocol node makes them known to other processes (the file driver as locks).
+ * The kinds and the rules are those of QEMU's block layer, so that its tools
+ * and ours keep out of each other's way.
  *
  * @module
  */
 import type { Claimant, Permissions } from "./traits.ts";
 
-/** Kinds of access, to be combined: bits. */
+/** Kinds of access, as bits. */
 export const ACCESS = {
-  /** Reading what was written, and nothing half done. */
+  /** Reading consistent data. */
   READ: 1,
   /** Writing. */
   WRITE: 2,
-  /** Writing what is there already, as copy-on-read does. */
+  /** Writing without changing the content, as copy-on-read does. */
   WRITE_UNCHANGED: 4,
   /** Changing the size. */
   RESIZE: 8,
@@ -36,7 +36,7 @@ export const ACCESS_NAMES: { readonly [bit: number]: string } = {
   [RESIZE]: "resize",
 };
 
-/** The claims of nobody. */
+/** Claims nothing and shares everything. */
 export const NO_CLAIMS: Permissions = { needs: 0, shares: ALL_ACCESS };
 
 /** The names of a combination of kinds of access, in messages. */
@@ -47,7 +47,9 @@ export function accessText(access: number): string {
     .join(", ");
 }
 
-/** What a parent of which `own` is claimed claims of the child called `name`. */
+/**
+ * What a parent claims of its child `name`, if `own` is claimed of the parent.
+ */
 export function childPermissions(
   parent: Claimant,
   name: string,
@@ -62,7 +64,9 @@ export function childPermissions(
   return name === "data-file" ? ofDataFile(own) : ofImageFile(parent, own);
 }
 
-/** Others may write to a backing file if they may change what is seen of it. */
+/**
+ * Others may write to a backing file if they may change the overlay's content.
+ */
 function ofBackingFile({ needs, shares }: Permissions): Permissions {
   return {
     needs: needs & READ,
@@ -70,14 +74,14 @@ function ofBackingFile({ needs, shares }: Permissions): Permissions {
   };
 }
 
-/** The format knows how large the file is, and may make it larger. */
+/** The format relies on the file's size, and may grow it. */
 function ofDataFile({ needs, shares }: Permissions): Permissions {
   if (needs & WRITE_UNCHANGED) needs |= WRITE;
   if (needs & WRITE) needs |= RESIZE;
   return { needs, shares: shares & ~RESIZE };
 }
 
-/** Metadata must be consistent, and may change even if the disk does not. */
+/** Metadata must be consistent, and may change even when the disk does not. */
 function ofImageFile(parent: Claimant, own: Permissions): Permissions {
   let { needs, shares } = ofDataFile(own);
   if (!parent.readOnly) needs |= WRITE | RESIZE;

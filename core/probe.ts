@@ -1,5 +1,5 @@
 /**
- * Probing: what format an image has, as far as its bytes tell.
+ * Probing: finding the format of an image from its content.
  *
  * @module
  */
@@ -19,13 +19,13 @@ import type { BlockNode } from "./node.ts";
 import { findDriver, listDrivers } from "./registry.ts";
 import { readPadded } from "./requests.ts";
 
-/** What probing looks at. */
+/** The parts of a file that probing looks at. */
 export interface Sample {
-  /** How the file begins: {@linkcode HEAD_LENGTH} bytes, zeroes past its end. */
+  /** The first {@linkcode HEAD_LENGTH} bytes, with zeroes past the end. */
   readonly head: Uint8Array;
-  /** How it ends: {@linkcode TAIL_LENGTH} bytes; all of a shorter file. */
+  /** The last {@linkcode TAIL_LENGTH} bytes, or all of a shorter file. */
   readonly tail: Uint8Array;
-  /** Bytes of the whole file. */
+  /** The size of the file, in bytes. */
   readonly size: number;
 }
 
@@ -50,21 +50,21 @@ async function readTail(file: BlockNode, size: number): Promise<Uint8Array> {
   return tail;
 }
 
-/** What the bytes of an image tell of its format. */
+/** The result of probing. */
 export interface Guess {
-  /** The formats that it may have: one, unless they contradict each other. */
+  /** The possible formats: one, unless the magics contradict each other. */
   readonly formats: readonly ImageFormat[];
-  /** Whether it is a raw disk with the footer of a VHD behind it. */
+  /** Whether it is a raw disk followed by the footer of a VHD. */
   readonly hasVhdFooter: boolean;
 }
 
-/** Every image could be raw: what nobody claims is. */
+/** The format of everything that no driver claims. */
 const RAW: ImageFormat = { name: "raw" };
 
-/** How sure a magic is, of 100; a driver may know less, by a name perhaps. */
+/** The score of a magic, of 100; drivers that go by the name are less sure. */
 const SURE = 100;
 
-/** Look at a file: what it tells, and how it begins. */
+/** Probe a file; returns the guess and the sample. */
 export async function probe(
   file: BlockNode,
 ): Promise<{ guess: Guess; head: Uint8Array }> {
@@ -72,14 +72,14 @@ export async function probe(
   const head = await readHead(file, size);
   const guess = guessFormat({ head, tail: allocate(0), size }, filename);
   if (guess.formats[0] !== RAW) return { guess, head };
-  // A disk whose last sector cannot be read is still a disk.
+  // A disk may be usable even if its last sector cannot be read.
   const tail = await readTail(file, size).catch(() => allocate(0));
   return { guess: guessFormat({ head, tail, size }, filename), head };
 }
 
 /**
- * The formats of which a registered driver, or the magics of the field, are
- * surest. A file without any content is raw.
+ * The formats with the highest score, of registered drivers and known magics.
+ * An empty file is raw.
  */
 export function guessFormat(sample: Sample, filename: string): Guess {
   const { head, tail, size } = sample;
@@ -90,7 +90,7 @@ export function guessFormat(sample: Sample, filename: string): Guess {
   return { formats: [RAW], hasVhdFooter: hasVhdFooter(tail, size) };
 }
 
-/** What is known by the head; other formats than raw. */
+/** The formats found by the head, other than raw. */
 function surest(head: Uint8Array, filename: string): ImageFormat[] {
   const known = new Map<string, [score: number, format: ImageFormat]>();
   for (const { name, probe } of listDrivers()) {
@@ -106,7 +106,7 @@ function surest(head: Uint8Array, filename: string): ImageFormat[] {
 }
 
 /**
- * The one format that an image has.
+ * The format of an image, if it is unambiguous.
  *
  * @throws {BlockError} EINVAL if it looks like several.
  */
@@ -123,14 +123,14 @@ export function onlyFormat({ formats }: Guess, filename: string): ImageFormat {
 }
 
 /**
- * A format that is known, but has no driver: ENOTSUP. Its bytes are not those
- * of a disk, so it is not taken for raw.
+ * A known format without a driver: ENOTSUP. Its bytes are not a disk's, so it
+ * is not taken for raw.
  */
 export class UnsupportedFormatError extends BlockError {
   /** The name of the format's driver in QEMU. */
   readonly format: string;
 
-  /** The error for an image. */
+  /** Create the error for an image. */
   constructor(format: ImageFormat, filename: string) {
     super(
       "ENOTSUP",
@@ -144,7 +144,7 @@ export class UnsupportedFormatError extends BlockError {
   }
 }
 
-/** What is said of an image. */
+/** The message about an image, without its name. */
 export function withoutDriver({ name, title }: ImageFormat): string {
   const called = title ? `'${name}' (${title})` : `'${name}'`;
   return `has the format ${called}, for which there is no driver`;
@@ -165,7 +165,7 @@ export function driverOf(format: ImageFormat, filename: string): BlockDriver {
   return driver;
 }
 
-/** What the user should know of an image that is taken for raw. */
+/** A warning about an image that is taken for raw. */
 export function doubtsOfRaw(
   head: Uint8Array,
   guess: Guess,

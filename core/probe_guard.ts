@@ -1,8 +1,8 @@
 /**
- * Keeping a disk that was probed to be raw from looking like anything else.
+ * Keeping a disk that was probed as raw from looking like any other format.
  *
- * Its guest could otherwise write the header of an image that names any file
- * of the host as its backing file, and read that the next time.
+ * Otherwise its guest could write an image header that names any file of the
+ * host as backing file, and read that file the next time.
  *
  * @module
  */
@@ -13,26 +13,26 @@ import { Mutex } from "./lock.ts";
 import type { BlockNode, WriteFlags } from "./node.ts";
 import { guessFormat, type Sample, takeSample } from "./probe.ts";
 
-/** Bytes that are about to be written, and where in the file. */
+/** Bytes about to be written, and their offset in the file. */
 type Patch = readonly [offset: number, bytes: Uint8Array];
 
 /**
- * Passes changes of a file on, unless probing would take it for something that
- * it does not take it for now. What probing does not look at is not held up.
+ * Passes on changes to a file, unless they would change the result of probing.
+ * Changes to bytes that probing does not look at are not delayed.
  *
- * QEMU looks at the first sector alone. Here every byte counts that our probing
- * looks at, so more is refused: footers, and headers that QEMU takes for raw.
- * Archives, which are raw with a warning, may be written as anywhere.
+ * QEMU checks only the first sector. Our probing looks at more, so more is
+ * refused: footers, and headers that QEMU takes for raw. Archives, which are
+ * raw with a warning, may be written.
  */
 export class ProbeGuard {
   #file: BlockNode;
-  /** Held from looking at the file until it has been changed. */
+  /** Held from the check until the file has been changed. */
   readonly #lock = new Mutex();
-  /** How many changes are under way of what probing does not look at. */
+  /** Number of unwatched changes under way. */
   #others = 0;
-  /** Called when the last of them has ended. */
+  /** Called when the last of them ends. */
   #whenAlone?: () => void;
-  /** Whether the end of the file, where footers are, is about to move. */
+  /** Whether the file, and with it the place of a footer, is being resized. */
   #isResizing = false;
 
   /** Guard a file. */
@@ -40,12 +40,14 @@ export class ProbeGuard {
     this.#file = file;
   }
 
-  /** Go on with a file that holds the same as the one before. */
+  /** Switch to another file with the same content. */
   useFile(file: BlockNode): void {
     this.#file = file;
   }
 
-  /** Whether probing looks at any of a range, now or once it is written. */
+  /**
+   * Whether probing looks at any part of a range, before or after the write.
+   */
   watches(offset: number, length: number): boolean {
     return length > 0 &&
       (this.#isResizing || offset < HEAD_LENGTH ||
@@ -53,19 +55,19 @@ export class ProbeGuard {
   }
 
   /**
-   * A change of a range that is not watched begins, as was just found out. To
-   * be followed by {@linkcode ProbeGuard.leave}.
+   * Begin a change of a range that was just found not to be watched; end it
+   * with {@linkcode ProbeGuard.leave}.
    */
   enter(): void {
     this.#others++;
   }
 
-  /** It has ended. */
+  /** End an unwatched change. */
   leave(): void {
     if (--this.#others === 0) this.#whenAlone?.();
   }
 
-  /** Write to a range that is watched. */
+  /** Write to a watched range. */
   async writev(
     offset: number,
     iov: IoVector,
@@ -75,10 +77,10 @@ export class ProbeGuard {
     const file = this.#file;
     using _held = await this.#lock.lock();
     const size = Math.max(file.size, offset + length);
-    const head = within(HEAD_LENGTH - offset, 0, length);
-    const tail = within(size - TAIL_LENGTH - offset, head, length);
-    // Copies are checked and written: the owner of the buffers, the guest
-    // perhaps, may change them in between.
+    const head = clamp(HEAD_LENGTH - offset, 0, length);
+    const tail = clamp(size - TAIL_LENGTH - offset, head, length);
+    // Check and write a copy: the owner of the buffers, perhaps the guest,
+    // could change them in between.
     const first = copyOf(sliceVector(iov, 0, head));
     const last = copyOf(sliceVector(iov, tail, length - tail));
     await this.#check(size, [[offset, first], [offset + tail, last]]);
@@ -88,9 +90,9 @@ export class ProbeGuard {
   }
 
   /**
-   * Do what makes a range that is watched read as zeroes.
+   * Run `change`, which makes a watched range read as zeroes.
    *
-   * @param grows Whether the file goes on to the end of the range then.
+   * @param grows Whether the file grows to the end of the range.
    */
   async zero(
     offset: number,
@@ -100,8 +102,8 @@ export class ProbeGuard {
   ): Promise<void> {
     using _held = await this.#lock.lock();
     const size = Math.max(this.#file.size, grows ? offset + length : 0);
-    const head = within(HEAD_LENGTH - offset, 0, length);
-    const tail = within(size - TAIL_LENGTH - offset, 0, length);
+    const head = clamp(HEAD_LENGTH - offset, 0, length);
+    const tail = clamp(size - TAIL_LENGTH - offset, 0, length);
     await this.#check(size, [
       [offset, allocate(head)],
       [offset + tail, allocate(Math.min(TAIL_LENGTH, length - tail))],
@@ -109,12 +111,12 @@ export class ProbeGuard {
     await change();
   }
 
-  /** Do what gives the file another size, in bytes. */
+  /** Run `change`, which resizes the file to `size` bytes. */
   async resize(size: number, change: () => Promise<void>): Promise<void> {
     using _held = await this.#lock.lock();
     this.#isResizing = true;
     try {
-      // They may write to what is going to be the end.
+      // Unwatched writes may be under way where the new end will be.
       if (this.#others > 0) {
         await new Promise<void>((alone) => this.#whenAlone = alone);
       }
@@ -126,7 +128,7 @@ export class ProbeGuard {
     }
   }
 
-  /** What probing makes of a sample, in words to be compared. */
+  /** The result of probing a sample, as text to be compared. */
   #verdict(sample: Sample): string {
     const { filename } = this.#file;
     const { formats, hasVhdFooter } = guessFormat(sample, filename);
@@ -149,13 +151,13 @@ export class ProbeGuard {
   }
 }
 
-/** Let a sample be what it is after a write. */
+/** Apply a write to a sample. */
 function apply({ head, tail, size }: Sample, patch: Patch): void {
   overlay(head, 0, patch);
   overlay(tail, size - tail.length, patch);
 }
 
-/** Copy what of a patch lies in `target`, which is at `start` of the file. */
+/** Copy the part of a patch that lies in `target`, which begins at `start`. */
 function overlay(target: Uint8Array, start: number, patch: Patch): void {
   const [offset, bytes] = patch;
   const from = Math.max(offset, start);
@@ -164,7 +166,7 @@ function overlay(target: Uint8Array, start: number, patch: Patch): void {
   target.set(bytes.subarray(from - offset, to - offset), from - start);
 }
 
-function within(value: number, least: number, most: number): number {
+function clamp(value: number, least: number, most: number): number {
   return Math.min(Math.max(value, least), most);
 }
 

@@ -1,5 +1,5 @@
 /**
- * The drivers that are known.
+ * The registered drivers.
  *
  * @module
  */
@@ -10,10 +10,10 @@ import { isPlainObject, valueText } from "./values.ts";
 const drivers = new Map<string, BlockDriver>();
 
 /**
- * Make a driver known under its name.
+ * Register a driver under its name.
  *
- * @throws {BlockError} EEXIST if another driver has that name, EINVAL for what
- * is no driver.
+ * @throws {BlockError} EEXIST if another driver has that name, EINVAL for
+ * anything but a driver.
  *
  * @example
  * ```ts
@@ -45,7 +45,7 @@ export function registerDriver(driver: BlockDriver): void {
 
 const ROLES: readonly unknown[] = ["protocol", "format", "filter"];
 
-/** Refuse what is no driver; of its verbs only `open` is a must. */
+/** Refuse anything but a driver; only its `open` is mandatory. */
 function checkDriver(driver: BlockDriver): void {
   const { name, role, open, create, probe, schemes = [] } = driver ?? {};
   const { openOptions = {}, createOptions = {} } = driver ?? {};
@@ -74,7 +74,7 @@ function checkDriver(driver: BlockDriver): void {
 }
 
 /**
- * The driver of a name.
+ * The driver with a name.
  *
  * @throws {BlockError} EINVAL if there is none.
  */
@@ -85,7 +85,7 @@ export function getDriver(name: string): BlockDriver {
 }
 
 /**
- * The driver of a format that is to be made.
+ * The driver of a format to be created.
  *
  * @throws {BlockError} EINVAL if there is none.
  */
@@ -95,7 +95,7 @@ export function getFormat(name: string): BlockDriver {
   return driver;
 }
 
-/** The driver of a name, or `undefined`. */
+/** The driver with a name, or `undefined`. */
 export function findDriver(name: string): BlockDriver | undefined {
   return drivers.get(name);
 }
@@ -105,7 +105,7 @@ export function listDrivers(): BlockDriver[] {
   return [...drivers.values()].sort((a, b) => a.name < b.name ? -1 : 1);
 }
 
-/** The protocol that `scheme:` selects in a file name, or `undefined`. */
+/** The protocol that `scheme:` selects, or `undefined`. */
 export function findProtocol(scheme: string): BlockDriver | undefined {
   return listDrivers().find((driver) =>
     driver.role !== "format" &&
@@ -113,7 +113,7 @@ export function findProtocol(scheme: string): BlockDriver | undefined {
   );
 }
 
-/** The protocol that a file name without a scheme leads to. */
+/** The protocol of a file name without a scheme. */
 export function protocolOf(filename: unknown): BlockDriver {
   const claims = ({ claimsFile }: BlockDriver) =>
     typeof filename === "string" && claimsFile?.(filename);

@@ -1,8 +1,8 @@
 /**
- * Opening an image once more, in another way, while it is in use.
+ * Reopening an image in use, in another way.
  *
- * What holds the bytes at the bottom stays open, and with it its locks: nobody
- * can get in between. What is above it is closed and opened over it anew.
+ * The protocol nodes at the bottom stay open and locked, so that nobody can get
+ * in between. The nodes above them are closed and opened anew.
  *
  * @module
  */
@@ -33,24 +33,25 @@ import { isNode } from "./spec.ts";
 import type { Permissions } from "./traits.ts";
 import { isPlainObject, shortened, valueText } from "./values.ts";
 
-/** In which way to open an image once more. What is absent stays as it is. */
+/** How to reopen an image. Whatever is absent stays as it is. */
 export interface ReopenOptions {
   /** Whether to refuse to write. */
   readOnly?: boolean;
   /** How writes reach the disk. */
   cache?: CacheMode;
   /**
-   * Options of the topmost driver, and by dotted names (`file.locking`) of
+   * Options of the topmost driver and, by dotted names (`file.locking`), of
    * those below.
    */
   options?: OptionValues;
 }
 
 /**
- * Go on with a node, opened in another way; who uses it uses the new one then.
+ * Reopen a node; its users use the new one from then on.
  *
- * @throws {BlockError} if it cannot be opened so: it is what it was before; or,
- * if even that is not possible any more, closed, and the message says so.
+ * @throws {BlockError} if it cannot be opened that way: it is then as it was
+ * before, or, if even that has become impossible, closed, and the message says
+ * so.
  */
 export async function reopenNode(
   node: BlockNode,
@@ -70,7 +71,7 @@ export async function reopenNode(
   });
 }
 
-/** Below filters that were put above it later, what was opened as described. */
+/** The node opened from a description, below any filters inserted later. */
 function described(top: GraphNode): GraphNode {
   let at = top;
   while (at.isInserted) at = graphNodeOf(primaryChild(at.node!)!);
@@ -84,7 +85,7 @@ function described(top: GraphNode): GraphNode {
 
 const CACHE_OPTIONS = ["cache", "cache.direct", "cache.no-flush"];
 
-/** All options of a node after changes. */
+/** The options of a node, with changes applied. */
 function joined(
   { node, opened }: GraphNode,
   { options = {}, readOnly, cache }: ReopenOptions,
@@ -129,7 +130,7 @@ function dotted(options: OptionValues, prefix = ""): OptionValues {
   return flat;
 }
 
-/** Set an option of a child in the description of its parent. */
+/** Set a child's option in the description of its parent. */
 function changeBelow(
   description: OptionValues,
   [role, ...rest]: string[],
@@ -153,7 +154,7 @@ function changeBelow(
   description[role] = child;
 }
 
-/** Whether a node can do all that is wished by itself; it has done so then. */
+/** Let a node make all the changes itself, if it can; whether it did. */
 async function changeByItself(
   at: GraphNode,
   { options = {}, readOnly, cache }: ReopenOptions,
@@ -171,7 +172,7 @@ async function changeByItself(
   return true;
 }
 
-/** Nodes that stop requests go on where they are. */
+/** Keep the state of nodes that suspend requests. */
 function carryDebuggers(top: GraphNode, options: OptionValues): void {
   const pending: [at: GraphNode, path: string[]][] = [[top, []]];
   for (let next; (next = pending.pop());) {
@@ -219,7 +220,7 @@ async function openAgain(
   }
 }
 
-/** Hold what stays open: protocols at the bottom, and nodes that were given. */
+/** Hold the nodes that stay open: protocols, and nodes that were passed in. */
 function keepBelow(top: GraphNode): Edge[] {
   const keepers: Edge[] = [];
   const pending = [top];
@@ -240,7 +241,7 @@ function keepBelow(top: GraphNode): Edge[] {
   return keepers;
 }
 
-/** Open a node anew, and have its users use that. */
+/** Open a node anew, and move its users to it. */
 async function replace(
   at: GraphNode,
   users: readonly Edge[],
@@ -253,7 +254,7 @@ async function replace(
   const roots = rootsOf(users);
   try {
     together((change) => {
-      // Nobody claims to write to what is read-only now, not even by a filter.
+      // If it is read-only now, no root may keep a claim to write.
       const adjust = (root: Edge) => change.ask(root, claimsOfRoot(root, node));
       if (node.readOnly) roots.forEach(adjust);
       for (const edge of users) {
@@ -276,7 +277,7 @@ async function replace(
   }
 }
 
-/** The roots by which a node is used, those of filters put above it included. */
+/** The roots that use a node, directly or through inserted filters. */
 function rootsOf(users: readonly Edge[]): Edge[] {
   return users.flatMap((edge) => {
     if (edge.gate) return [edge];
@@ -284,7 +285,7 @@ function rootsOf(users: readonly Edge[]): Edge[] {
   });
 }
 
-/** What a root claims of a node that may have become read-only, or writable. */
+/** A root's claims on a node that may have become read-only or writable. */
 function claimsOfRoot(
   { permissions: { needs, shares } }: Edge,
   { readOnly }: BlockNode,
@@ -295,7 +296,7 @@ function claimsOfRoot(
   return { needs, shares };
 }
 
-/** Open a node as it was; if that fails as well, its users are told. */
+/** Reopen a node as it was, or else close it and notify its users. */
 async function restore(
   at: GraphNode,
   users: readonly Edge[],

@@ -1,35 +1,35 @@
 /**
- * The requests of one user of a node: counted, so that their end can be waited
- * for, and held up while the graph below is changed.
+ * The requests of one user of a node: counted, so that their end can be
+ * awaited, and held back while the graph below changes.
  *
  * @module
  */
 import { aborted } from "./abort.ts";
 
-/** A request that is held up. */
+/** A request that is held back. */
 interface Waiting {
   go(): void;
   readonly signal?: AbortSignal;
 }
 
 /**
- * Lets requests in: at once, or in the order of their arrival when it is opened
- * again. A request that need not wait pays for a look and a count.
+ * Admits requests at once or, while it is shut, in order of arrival once it
+ * opens again. When open, it costs a request a check and a count.
  */
 export class RequestGate {
   #underWay = 0;
-  /** How many keep it shut. */
+  /** Number of {@linkcode shut} calls not yet taken back. */
   #shuts = 0;
-  /** Shut, or still letting in those who have waited. */
+  /** Whether it is shut, or still admitting the requests that waited. */
   #isShut = false;
   readonly #line: Waiting[] = [];
   readonly #whenIdle: (() => void)[] = [];
 
   /**
-   * A request begins; {@linkcode leave} is its end. There is no promise where
-   * it need not wait.
+   * Begin a request, to be ended by {@linkcode leave}. Returns no promise if it
+   * need not wait.
    *
-   * @throws {BlockError} ECANCELED if `signal` says so before it has begun.
+   * @throws {BlockError} ECANCELED if `signal` is aborted before it begins.
    */
   enter(signal?: AbortSignal): Promise<void> | undefined {
     if (signal?.aborted) throw aborted(signal);
@@ -37,7 +37,7 @@ export class RequestGate {
     this.#underWay++;
   }
 
-  /** A request has ended. */
+  /** End a request. */
   leave(): void {
     if (--this.#underWay > 0) return;
     for (const tell of this.#whenIdle.splice(0)) tell();
@@ -62,18 +62,18 @@ export class RequestGate {
     });
   }
 
-  /** Let nobody in until {@linkcode open} has been called as often. */
+  /** Admit no request until {@linkcode open} has been called as often. */
   shut(): void {
     this.#shuts++;
     this.#isShut = true;
   }
 
-  /** Take one {@linkcode shut} back. */
+  /** Take back one {@linkcode shut}. */
   open(): void {
     if (--this.#shuts === 0) this.#letIn();
   }
 
-  /** Whoever comes meanwhile goes behind those who have waited. */
+  /** New requests queue behind those that have waited. */
   async #letIn(): Promise<void> {
     while (this.#shuts === 0 && this.#line.length > 0) {
       this.#line.shift()!.go();
@@ -82,14 +82,14 @@ export class RequestGate {
     if (this.#shuts === 0) this.#isShut = false;
   }
 
-  /** Wait until no request is under way; those held up do not count. */
+  /** Wait until no request is under way; those held back do not count. */
   async idle(): Promise<void> {
     while (this.#underWay > 0) {
       await new Promise<void>((tell) => this.#whenIdle.push(tell));
     }
   }
 
-  /** Wait for the end of all requests, also of those that are held up. */
+  /** Wait for all requests, including those held back. */
   async finish(): Promise<void> {
     if (this.#line.length > 0) {
       await this.#wait();

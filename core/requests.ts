@@ -1,5 +1,5 @@
 /**
- * Requests to nodes that need more than the node's own verbs.
+ * Requests composed of a node's verbs.
  *
  * @module
  */
@@ -24,8 +24,8 @@ import type {
 const ZEROES = allocate(256 * 1024);
 
 /**
- * Make a range of a node read as zeroes: by the driver's own means or, where
- * it has none, by writing zeroes as data.
+ * Make a range of a node read as zeroes: by the driver's `writeZeroes` or,
+ * failing that, by writing zeroes as data.
  */
 export async function writeZeroes(
   node: BlockNode,
@@ -58,7 +58,7 @@ export async function writeZeroData(
   await writeZeroDataBy(node.writev.bind(node), offset, length, flags);
 }
 
-/** As {@linkcode writeZeroData}, by what writes to a node. */
+/** As {@linkcode writeZeroData}, through a given `writev`. */
 export async function writeZeroDataBy(
   writev: NonNullable<BlockNode["writev"]>,
   offset: number,
@@ -86,7 +86,7 @@ export async function readPadded(
   if (inside < length) fillVector(iov, inside, length - inside);
 }
 
-/** The nearest node, down from this one, at which requests can be stopped. */
+/** The breakpoints of the nearest node, from this one down, that has any. */
 export function breakpointsOf(node: BlockNode): Breakpoints | undefined {
   for (let at: BlockNode | undefined = node; at; at = at.children.file) {
     if (at.debug?.breakpoints) return at.debug.breakpoints;

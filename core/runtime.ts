@@ -1,7 +1,7 @@
 /**
- * Comparison of bytes, and what else each part of the program asks of the
- * runtime. Native means are looked for when first needed, and portable ones
- * take their place where there are none, as in a browser.
+ * Comparison of bytes, and other services of the runtime. Native functions are
+ * looked for when first needed; portable ones replace them where there are
+ * none, as in a browser.
  *
  * @module
  */
@@ -11,10 +11,10 @@ import type { NativeFunction } from "./platform/platform.ts";
 const libraries = new Map<string, unknown>();
 
 /**
- * Functions of a library of the system, or `null` if it is not there or not
- * permitted. Binding a function takes up to 0.25 ms.
+ * Functions of a library of the system, or `null` if it is missing or not
+ * permitted. Binding is slow: ask only for functions that will be used.
  *
- * @param file Such as `libz.so.1`; with the same functions each time.
+ * @param file A name such as `libz.so.1`; always with the same functions.
  */
 export function nativeLibrary<T extends object>(
   file: string,
@@ -28,14 +28,14 @@ export function nativeLibrary<T extends object>(
     try {
       library = found.open(path, functions).symbols;
     } catch {
-      library = null; // Too old.
+      library = null; // The library is too old.
     }
     libraries.set(file, library);
   }
   return library as T | null;
 }
 
-/** What is used of the C library. */
+/** The functions used of the C library. */
 interface MemoryFunctions {
   memcmp(a: Uint8Array, b: Uint8Array, length: bigint): number;
 }
@@ -47,9 +47,8 @@ function memoryFunctions(): MemoryFunctions | null {
 }
 
 /**
- * Bytes to look at before a native means is loaded: the library takes some 0.5
- * ms, and the runtime's `Buffer` 6, in which the portable way is done with
- * about as many.
+ * Bytes to compare before native code is loaded, which takes about as long as
+ * comparing this many portably.
  */
 const LIBRARY_PATIENCE = 2 * 1024 * 1024;
 const BUFFER_PATIENCE = 64 * 1024 * 1024;
@@ -57,7 +56,7 @@ const BUFFER_PATIENCE = 64 * 1024 * 1024;
 type Comparison = (a: Uint8Array, b: Uint8Array) => boolean;
 let comparison: { by: Platform; isSame: Comparison } | undefined;
 
-/** The fastest comparison that `seen` bytes have been worth, if any. */
+/** The native comparison, once `seen` bytes have made loading it worthwhile. */
 function nativeComparison(seen: number): Comparison | undefined {
   if (seen < LIBRARY_PATIENCE) return undefined;
   const by = platform();
@@ -81,13 +80,13 @@ let zeroBytesSeen = 0;
 export function isZero(bytes: Uint8Array): boolean {
   const { length } = bytes;
   if (length < 64) return isZeroSlowly(bytes, 0, length);
-  // Most data shows at its edges.
+  // Most data is nonzero at its edges or in the middle.
   if (bytes[0] !== 0 || bytes[length >> 1] !== 0 || bytes[length - 1] !== 0) {
     return false;
   }
   const isSame = length < 1024 ? undefined : nativeComparison(zeroBytesSeen);
   if (isSame) {
-    // All bytes are like the first eight if each is like its eighth next.
+    // All bytes equal the first eight if each equals the one eight further on.
     return isZeroSlowly(bytes, 0, 8) &&
       isSame(bytes.subarray(8), bytes.subarray(0, length - 8));
   }
@@ -139,7 +138,9 @@ export function isEqual(a: Uint8Array, b: Uint8Array): boolean {
   return true;
 }
 
-/** Have a timer not keep the program running, where that can be said. */
+/**
+ * Let the program end while a timer is pending, where runtimes support that.
+ */
 export function unrefTimer(timer: unknown): void {
   platform().unrefTimer(timer);
 }
@@ -147,9 +148,9 @@ export function unrefTimer(timer: unknown): void {
 const survived = new Set<string>();
 
 /**
- * Have a signal not end the program from now on, where the runtime has such
- * signals. There is no way back: Deno delivers signals late, and one that came
- * before a listener was removed would end the program after that.
+ * Keep a signal from ending the program, where the runtime has signals. There
+ * is no way back: Deno delivers signals late, and one that arrived before a
+ * listener was removed would end the program afterwards.
  */
 export function surviveSignal(signal: string): void {
   if (survived.has(signal)) return;
@@ -157,9 +158,9 @@ export function surviveSignal(signal: string): void {
   platform().surviveSignal(signal);
 }
 
-/** Give way to timers, signals and whatever else waits for its turn. */
+/** Yield to timers, signals and other pending tasks. */
 export function giveWay(): Promise<void> {
-  // A timer would take milliseconds, and the first of a process's ten of them.
+  // A message to oneself, because a timer would take milliseconds.
   return new Promise((resolve) => {
     const { port1, port2 } = new MessageChannel();
     port1.onmessage = () => {

@@ -1,12 +1,12 @@
 /**
- * Secrets that images ask for: the keys of encrypted ones.
+ * Secrets: the keys and passwords of encrypted images.
  *
  * @module
  */
 import { BlockError, invalid } from "./errors.ts";
 import { valueText } from "./values.ts";
 
-/** What a secret is wanted for. */
+/** A request for a secret. */
 export interface SecretRequest {
   /** The secret's name; absent if the description of the stack names none. */
   readonly id?: string;
@@ -15,9 +15,9 @@ export interface SecretRequest {
 }
 
 /**
- * Where secrets come from: by name, or from a function that finds or asks for
- * them and answers `undefined` if it knows none. Text stands for its UTF-8
- * bytes.
+ * Where secrets come from: an object of secrets by name, or a function that
+ * finds or asks for one and returns `undefined` if it has none. Text is encoded
+ * as UTF-8.
  *
  * @example
  * ```ts
@@ -43,14 +43,15 @@ export type SecretSource =
     request: SecretRequest,
   ) => Secret | undefined | Promise<Secret | undefined>);
 
-/** A password or a key: text is taken as UTF-8. */
+/** A password or a key; text is encoded as UTF-8. */
 export type Secret = string | Uint8Array;
 
 /**
  * Find a secret.
  *
- * @returns its bytes; `undefined` if the request names none and none is offered.
- * @throws {BlockError} EINVAL if there is no secret of the name.
+ * @returns its bytes; `undefined` if the request names no secret and none is
+ * offered.
+ * @throws {BlockError} EINVAL if there is no secret with that name.
  */
 export async function findSecret(
   source: SecretSource | undefined,

@@ -1,7 +1,7 @@
 /**
- * From what a user names to the description of a stack: names become objects,
- * formats go on top of protocols, file names into the child they belong to.
- * Nothing is opened here.
+ * Turning a user's source into the description of a stack: names become
+ * objects, formats go on top of protocols, file names into the child they
+ * belong to. Nothing is opened here.
  *
  * @module
  */
@@ -18,7 +18,7 @@ import {
 } from "./spec.ts";
 import { isPlainObject, nameText, shortened, valueText } from "./values.ts";
 
-/** Most descriptions within each other; what has more contains itself. */
+/** Deepest nesting of descriptions; one that is deeper is cyclic. */
 export const MAX_DEPTH = 1000;
 
 /** A source as the description of a protocol node. */
@@ -29,8 +29,7 @@ export function protocolStack(source: Source): StackObject {
 }
 
 /**
- * The name that stands for a source in messages, whatever it is: at most a few
- * lines long.
+ * The name of a source in messages, whatever it is: at most a few lines long.
  */
 export function describeSource(source: unknown): string {
   try {
@@ -40,12 +39,14 @@ export function describeSource(source: unknown): string {
     if (!isPlainObject(source)) return valueText(source);
     return nameText(filenameOf(toStack(source))) || `json:${jsonText(source)}`;
   } catch {
-    // A getter of somebody else's, or a name that cannot be decoded.
+    // A foreign getter threw, or the name cannot be decoded.
     return valueText(source);
   }
 }
 
-/** A description as JSON, in which what is no JSON is told by its kind. */
+/**
+ * A description as JSON; values that JSON cannot express appear by their kind.
+ */
 function jsonText(description: object): string {
   const text = JSON.stringify(description, (_name, value) => {
     if (typeof value !== "object" || value === null) {
@@ -58,7 +59,7 @@ function jsonText(description: object): string {
   return shortened(text, 255);
 }
 
-/** A source as a description; what a name selects may be just a protocol. */
+/** A source as a description; a name may yield just a protocol. */
 function namedStack(source: Source): StackObject {
   if (typeof source === "string") return parseFilename(source);
   if (!(source instanceof URL)) return checkedStack(source);
@@ -67,7 +68,7 @@ function namedStack(source: Source): StackObject {
   return { driver: protocolOf(filename).name, filename };
 }
 
-/** The description of a stack, if it is one. */
+/** Check that a source is the description of a stack. */
 export function checkedStack(source: unknown): StackObject {
   if (isPlainObject(source)) return source;
   throw invalid(
@@ -82,7 +83,7 @@ export function isSource(value: unknown): boolean {
     return typeof value === "string" || value instanceof URL ||
       isPlainObject(value) || isNode(value);
   } catch {
-    return false; // A proxy that was revoked.
+    return false; // A revoked proxy.
   }
 }
 
@@ -97,8 +98,8 @@ function pathOf(url: URL): string {
 /** A source as the description of an image. */
 export function toStack(source: Source): StackObject {
   const stack = namedStack(source);
-  // A name selects a protocol, whose content is yet to be looked at; who
-  // describes a stack and asks for a protocol in it gets that.
+  // A name selects a protocol, whose content is still to be probed; a
+  // description that asks for a protocol gets just that.
   return isName(source) && isProtocol(stack) ? { file: stack } : stack;
 }
 
@@ -112,7 +113,7 @@ function isProtocol({ driver }: StackObject): boolean {
   return driver !== undefined && standsForProtocol(getDriver(driver));
 }
 
-/** Put `format` on top of what a name selects. */
+/** Put `format` on top of the protocol that a name selects. */
 export function applyFormat(stack: StackObject, format: string): StackObject {
   if (stack.driver === undefined) return { ...stack, driver: format };
   if (stack.driver === format) return stack;
@@ -134,17 +135,17 @@ export function filenameOf(stack: unknown): string {
   return "";
 }
 
-/** Whether what a driver's file name leads to is yet to be probed. */
+/** Whether the file behind a driver's file name is still to be probed. */
 export function standsForProtocol(driver: BlockDriver): boolean {
   return driver.role === "protocol" || driver.schemes !== undefined;
 }
 
-/** Whether a child is described by an object, to which more may be added. */
+/** Whether a child is described by an object, to which options can be added. */
 export function isDescription(child: unknown): child is StackObject {
   return typeof child === "object" && child !== null && !isNode(child);
 }
 
-/** A `filename` stands for the child of a driver that has none itself. */
+/** Move a `filename` to the child of a driver that takes none itself. */
 export function withFile(
   driver: BlockDriver,
   options: OptionValues,
@@ -164,13 +165,13 @@ export function withFile(
   return parsed;
 }
 
-/** Whether a description needs no file, as `{driver: "memory"}` does not. */
+/** Whether a description needs no file, such as `{driver: "memory"}`. */
 export function isSelfContained(described: unknown): boolean {
   const driver = (described as StackObject | undefined)?.driver;
   return driver !== undefined && getDriver(driver).role === "protocol";
 }
 
-/** Whether an option says what a child is, or that there is none. */
+/** Whether an option describes a child, or says that there is none. */
 export function describesChild(child: unknown): boolean {
   return child === null || isNode(child) || filenameOf(child) !== "" ||
     (child as StackObject | undefined)?.file !== undefined ||

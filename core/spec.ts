@@ -1,5 +1,5 @@
 /**
- * Descriptions of stacks, in all their spellings.
+ * Descriptions of stacks in all their spellings.
  *
  * @module
  */
@@ -16,14 +16,14 @@ import { shortened, valueText } from "./values.ts";
 
 /**
  * A stack: a driver, its options, and its children, each again such an object,
- * an opened node, or a file name; in the field names of QEMU's `blockdev`.
- * Without `driver` the format is found by probing. A `filename` without one is
- * a path, also if it has colons in it.
+ * an open node, or a file name; in the field names of QEMU's `blockdev`.
+ * Without `driver` the format is probed, and a `filename` is a path even if it
+ * contains colons.
  */
 export interface StackObject {
   /** Name of a registered driver. */
   driver?: string;
-  /** Options of the driver, and its children. */
+  /** The driver's options, and its children. */
   [option: string]: unknown;
 }
 
@@ -33,7 +33,7 @@ export interface StackObject {
  */
 export type Source = string | URL | StackObject;
 
-/** Whether a value is a node that is already open. */
+/** Whether a value is an open node. */
 export function isNode(value: unknown): value is BlockNode {
   return typeof value === "object" && value !== null &&
     typeof (value as BlockNode).readv === "function" &&
@@ -41,8 +41,8 @@ export function isNode(value: unknown): value is BlockNode {
 }
 
 /**
- * The stack that a file name stands for. A plain name becomes
- * `{filename: name}`, whose protocol and format are left to find.
+ * The stack that a file name stands for. A plain name becomes `{filename:
+ * name}`, whose protocol and format are found later.
  *
  * @throws {BlockError} EINVAL on malformed `json:` and unknown protocols.
  */
@@ -59,14 +59,14 @@ export function parseFilename(name: string): StackObject {
     return { driver: driver.name, ...driver.parseFilename(name) };
   }
   if (driver.role === "protocol") {
-    // Where names are paths, what looks like another scheme is none.
+    // In a protocol whose names are paths, a second scheme is part of the path.
     const filename = driver.canonicalName ? asPath(rest) : rest;
     return { driver: driver.name, filename };
   }
   return { driver: driver.name, file: rest };
 }
 
-/** A string of JSON, or one in single quotes, which QEMU takes as well. */
+/** A JSON string, or one in single quotes, which QEMU accepts as well. */
 const STRING = /"(?:[^"\\]|\\.)*"|'((?:[^'\\]|\\.)*)'/gs;
 
 function inDoubleQuotes(found: string, content?: string): string {
@@ -97,7 +97,7 @@ function parseJson(text: string): StackObject {
   return nestDeeply(value);
 }
 
-/** Most objects within each other, as in QEMU. */
+/** Deepest nesting of objects, as in QEMU. */
 const MAX_NESTING = 1024;
 
 /** As `nestOptions`, at every level. */
@@ -116,8 +116,8 @@ function isObject(value: unknown): value is OptionValues {
 }
 
 /**
- * The stack that `driver=qcow2,file.filename=a.qcow2` stands for; this is
- * what `--image-opts` takes. `warn` is told of spellings to be avoided.
+ * The stack that `driver=qcow2,file.filename=a.qcow2` stands for; this is what
+ * `--image-opts` takes. `warn` receives warnings about deprecated spellings.
  *
  * @example
  * ```ts

@@ -1,8 +1,8 @@
 /**
  * Groups of disks that share limits on bytes and requests per second.
  *
- * Each limit is a leaky bucket: a request fills it, time empties it, and while
- * it is too full, requests wait.
+ * Each limit is a leaky bucket: requests fill it, time empties it, and while it
+ * is too full, requests wait.
  *
  * @module
  */
@@ -12,7 +12,7 @@ import { BlockError, invalid } from "./errors.ts";
 import { Mutex } from "./lock.ts";
 import { valueText } from "./values.ts";
 
-/** What is limited: `bps` counts bytes, `iops` requests. */
+/** The kinds of limits: `bps` counts bytes, `iops` requests. */
 export type ThrottleKind =
   | "bps-total"
   | "bps-read"
@@ -38,9 +38,8 @@ export type ThrottleLimit =
   | "iops-size";
 
 /**
- * Limits, each a number per second; by `-max` more is allowed for bursts of
- * `-max-length` seconds. `iops-size` is the number of bytes from which a
- * request counts as several.
+ * Limits, each a number per second; `-max` allows bursts of `-max-length`
+ * seconds. A request of more than `iops-size` bytes counts as several.
  */
 export type ThrottleLimits = { [limit in ThrottleLimit]?: number };
 
@@ -56,7 +55,7 @@ export const THROTTLE_LIMITS: readonly ThrottleLimit[] = [
 
 const MOST = 1e15;
 
-/** One limit, and how near it is. */
+/** One limit, and how much of it is used up. */
 class Bucket {
   readonly #average: number;
   readonly #burst: number;
@@ -96,7 +95,7 @@ class Bucket {
   /** How many seconds a request has to wait before it may begin. */
   get wait(): number {
     if (this.#average === 0) return 0;
-    // Without an explicit burst, a tenth of a second's worth may come at once.
+    // Without an explicit burst, a tenth of a second's worth is allowed.
     const room = this.#burst > 0
       ? this.#burst * this.#burstSeconds
       : this.#average / 10;
@@ -130,15 +129,15 @@ class Bucket {
 export class ThrottleGroup {
   readonly #buckets = new Map<ThrottleKind, Bucket>();
   readonly #requestSize: number;
-  /** Requests begin in the order in which they came, reads apart from writes. */
+  /** Requests begin in order of arrival, reads and writes separately. */
   readonly #turns = { read: new Mutex(), write: new Mutex() };
   #lastLeak = performance.now();
 
   /**
-   * Make a group.
+   * Create a group.
    *
-   * @throws {BlockError} EINVAL if the limits contradict each other, or are
-   * none.
+   * @throws {BlockError} EINVAL if the limits are invalid or contradict each
+   * other.
    */
   constructor(limits: ThrottleLimits) {
     checkLimits(limits);
@@ -161,7 +160,7 @@ export class ThrottleGroup {
   }
 
   /**
-   * Wait until a request of so many bytes may begin.
+   * Wait until a request of `bytes` bytes may begin.
    *
    * @throws {BlockError} ECANCELED if `signal` is aborted meanwhile.
    */
@@ -203,9 +202,9 @@ export class ThrottleGroup {
   }
 }
 
-/** Wait so many seconds. */
+/** Wait `seconds` seconds. */
 async function delay(seconds: number, signal?: AbortSignal): Promise<void> {
-  // Timers take no more than 31 bits of milliseconds; who waits asks again.
+  // A timer takes at most 31 bits of milliseconds; the caller checks again.
   const milliseconds = Math.min(Math.ceil(seconds * 1000), 2 ** 31 - 1);
   const { promise, resolve } = Promise.withResolvers<void>();
   const timer = setTimeout(resolve, milliseconds);
@@ -247,7 +246,7 @@ function checkTotals(limits: ThrottleLimits): void {
 
 const groups = new Map<string, ThrottleGroup>();
 
-/** Make a group known by a name, as `--object throttle-group,id=…` does. */
+/** Register a group under a name, as `--object throttle-group,id=…` does. */
 export function defineThrottleGroup(id: string, group: ThrottleGroup): void {
   if (groups.has(id)) {
     throw new BlockError(
@@ -258,7 +257,7 @@ export function defineThrottleGroup(id: string, group: ThrottleGroup): void {
   groups.set(id, group);
 }
 
-/** The group of a name, if there is one. */
+/** The group with a name, if there is one. */
 export function findThrottleGroup(id: string): ThrottleGroup | undefined {
   return groups.get(id);
 }
@@ -266,7 +265,7 @@ export function findThrottleGroup(id: string): ThrottleGroup | undefined {
 /**
  * A group that limits writes.
  *
- * @param rate Bytes a second, however many; 0: no limit, and no group.
+ * @param rate Bytes a second; 0 for no limit and no group.
  */
 export function limitedWrites(rate: number): ThrottleGroup | undefined {
   if (rate <= 0) return undefined;

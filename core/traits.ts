@@ -1,57 +1,57 @@
 /**
- * The part of the contract that speaks of no node: what a driver tells of
- * itself, and what it claims of its children. Nodes refer to their driver by
- * it, so that what a driver does, which yields nodes, can build on them.
+ * The part of the driver contract that does not involve nodes: a driver's
+ * description of itself, and its claims on children. Nodes refer to their
+ * driver by this type, which avoids a cycle with `driver.ts`.
  *
  * @module
  */
 import type { OptionTable, OptionValues } from "./options.ts";
 
 /**
- * Where a driver stands in a stack. A `protocol` reaches bytes by itself, a
- * `format` maps them onto its `file` child, a `filter` passes them through.
+ * A driver's role in a stack. A `protocol` accesses bytes itself, a `format`
+ * maps a disk onto its `file` child, a `filter` passes requests through.
  */
 export type DriverRole = "protocol" | "format" | "filter";
 
 /**
- * How requests to a file are made: by threads, or by one of the ways that a
- * kernel has to queue them. There, too, nobody waits for one to be made.
+ * How requests to a file are made: by threads, or by one of the kernel's
+ * asynchronous interfaces.
  */
 export type AioMode = "threads" | "native" | "io_uring";
 
-/** A driver, apart from its work. */
+/** A driver's description of itself. */
 export interface DriverTraits {
   /** The name by which stacks refer to it, such as `qcow2`. */
   readonly name: string;
-  /** Where in a stack it stands. */
+  /** Its role in a stack. */
   readonly role: DriverRole;
-  /** The options that `open` understands, apart from its children. */
+  /** The options of `open`, apart from children. */
   readonly openOptions?: OptionTable;
   /**
-   * The options of a node that is opened anew, by their dotted names: `changes`
-   * to those `before`. Absent if each option stands for itself.
+   * Merge `changes` into the options `before` when a node is reopened, by
+   * dotted name. Absent if each option is independent of the others.
    */
   joinOptions?(before: OptionValues, changes: OptionValues): OptionValues;
-  /** The options that `create` understands; absent if it cannot create. */
+  /** The options of `create`; absent if it cannot create. */
   readonly createOptions?: OptionTable;
-  /** The options that its nodes' `amend` understands; absent if they cannot. */
+  /** The options of its nodes' `amend`; absent if they cannot amend. */
   readonly amendOptions?: OptionTable;
   /**
    * Scheme names that select this protocol in `scheme:rest` file names. A
-   * filter that has them stands in for a protocol: it is put right above one,
-   * and the format on top of it is found by probing.
+   * filter with schemes stands in for a protocol: it is put right above one,
+   * and the format on top of it is probed.
    */
   readonly schemes?: readonly string[];
   /**
-   * The options that decide what its nodes hold: one that has them is not
-   * found by its file's name alone. A name that ends in a dot stands for all
-   * that begin with it.
+   * Options that determine the content: a node that has any cannot be opened by
+   * its file name alone. A name that ends in a dot stands for all that begin
+   * with it.
    */
   readonly strongOptions?: readonly string[];
   /**
-   * The file name that leads to a node with these options, of which there are
-   * only strong ones, above a child of that name, if there is one. Without it,
-   * a format is found by the name of its file, a protocol by its `filename`.
+   * The file name that opens a node with these strong options above a child
+   * with the name `child`, if there is one. Default: a format's name is that of
+   * its file, a protocol's its `filename`.
    */
   plainName?(options: OptionValues, child?: string): string | undefined;
   /**
@@ -59,10 +59,10 @@ export interface DriverTraits {
    */
   readonly childRole?: string;
   /**
-   * How sure it is, 0 to 100, that an image which begins with `head` is its
-   * own. Formats only. `head` holds 2048 bytes, zeroes past the end of the
-   * image. A driver with a name that QEMU has as well needs none: the magics
-   * of such formats are known.
+   * How sure it is, 0 to 100, that an image beginning with `head` has its
+   * format. Formats only. `head` is 2048 bytes, zeroes past the end of the
+   * image. A driver for a format of QEMU's, under QEMU's name, needs no
+   * `probe`: those magics are built in.
    */
   probe?(head: Uint8Array, filename: string): number;
   /**
@@ -71,25 +71,24 @@ export interface DriverTraits {
    */
   parseFilename?(filename: string): OptionValues;
   /**
-   * One name for each file, however it is spelt: links followed, `..` worked
-   * out. Protocols whose names are paths have it; the gate relies on it.
+   * The canonical name of a file: links followed, `..` resolved. For protocols
+   * whose names are paths; the gate relies on it.
    */
   canonicalName?(filename: string): string;
   /**
-   * The folder in which an image of that name lies; `undefined` if it has none:
-   * a device, a pipe, what another program has opened. Protocols whose names
-   * are paths have it; only in its own folder, and from there, may an image
-   * name others unless the user says otherwise.
+   * The folder of an image; `undefined` for a device, a pipe, or a file
+   * descriptor of another program. For protocols whose names are paths: by
+   * default, an image may name only files in and below its own folder.
    */
   ownFolder?(filename: string): string | undefined;
   /**
-   * Whether a plain file name leads to it rather than to `file`, as that of a
-   * device does. Protocols only.
+   * Whether a plain file name, such as a device's, means this protocol rather
+   * than `file`. Protocols only.
    */
   claimsFile?(filename: string): boolean;
   /**
-   * What a node of it, of which `own` is claimed, claims of the child called
-   * `name`. Absent if that is the same for all drivers of its role.
+   * What its node claims of the child `name`, if `own` is claimed of the node.
+   * Default: the rules of the driver's role.
    */
   childPermissions?(
     name: string,
@@ -98,15 +97,15 @@ export interface DriverTraits {
   ): Permissions;
 }
 
-/** What users of a node claim: combinations of `ACCESS`. */
+/** Claims on a node: combinations of `ACCESS`. */
 export interface Permissions {
-  /** What they do. */
+  /** Access that is needed. */
   readonly needs: number;
-  /** What others may do meanwhile. */
+  /** Access that others may have meanwhile. */
   readonly shares: number;
 }
 
-/** A node as it claims something of its children: what that depends on. */
+/** The facts about a node on which its claims on children depend. */
 export interface Claimant {
   /** Its driver. */
   readonly driver: DriverTraits;
@@ -114,7 +113,7 @@ export interface Claimant {
   readonly readOnly: boolean;
   /** Why it was opened. */
   readonly purpose: OpenPurpose;
-  /** Whether it lets others do everything, whatever its users say. */
+  /** Whether it shares all access, whatever its users claim. */
   readonly forceShare: boolean;
   /** The options of its driver. */
   readonly options: { readonly [name: string]: unknown };

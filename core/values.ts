@@ -1,16 +1,15 @@
 /**
- * Values that callers hand in, as messages show them: on one line that fits a
- * line, whatever they are.
+ * Callers' values in messages: on one short line, whatever they are.
  *
  * @module
  */
 
-/** Most letters of a value in a message. */
+/** Most characters of a value in a message. */
 const MOST = 80;
 
 /**
- * Text on one line of at most `most` letters; of longer ones the middle is left
- * out.
+ * Text on one line of at most `most` characters; the middle of a longer text is
+ * left out.
  */
 export function shortened(text: string, most = 512): string {
   const line = text.length > most
@@ -20,15 +19,15 @@ export function shortened(text: string, most = 512): string {
   return line.replace(/[\x00-\x1f\x7f]+/g, " ");
 }
 
-/** The longest name that a message holds as it is. */
+/** The longest name that a message quotes in full. */
 const MAX_NAME = 1024;
 
-/** A file's name; of one that no system would take, what fits a message. */
+/** A file name, shortened if it is too long for any system. */
 export function nameText(name: string): string {
   return name.length > MAX_NAME ? shortened(name, 255) : name;
 }
 
-/** A value as a message shows it: short ones in full, large ones by their kind. */
+/** A value in a message: short ones in full, large ones by their kind. */
 export function valueText(value: unknown): string {
   switch (typeof value) {
     case "string":
@@ -53,7 +52,7 @@ function objectText(value: object): string {
     const kind = kindOf(value);
     return kind === "Object" ? "an object" : `an object (${kind})`;
   } catch {
-    // A proxy, or a getter, of somebody else's.
+    // A foreign proxy or getter threw.
     return "an object";
   }
 }
@@ -65,16 +64,16 @@ function kindOf(value: object): string {
     : "Object";
 }
 
-/** Whether a value is an object of names and values, and nothing else. */
+/** Whether a value is a plain object. */
 export function isPlainObject(
   value: unknown,
 ): value is { [name: string]: unknown } {
   if (typeof value !== "object" || value === null) return false;
   try {
     const prototype = Object.getPrototypeOf(value);
-    // Those of another realm have a prototype of their own that ends the chain.
+    // Objects of another realm have that realm's own `Object.prototype`.
     return prototype === null || Object.getPrototypeOf(prototype) === null;
   } catch {
-    return false; // A proxy that was revoked.
+    return false; // A revoked proxy.
   }
 }

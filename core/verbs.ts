@@ -4,7 +4,7 @@
  * @module
  */
 
-/** Those that change, or describe, what it holds. */
+/** Optional verbs that change or describe a node's content. */
 export const OPTIONAL_VERBS = [
   "writev",
   "writeZeroes",

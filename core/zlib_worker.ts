@@ -1,6 +1,6 @@
 /**
- * What a worker runs that makes calls of `node:zlib`, and how it shares memory
- * with the thread that wants them made.
+ * The program of a worker that makes calls of `node:zlib`, and the layout of
+ * the memory it shares with the main thread.
  *
  * @module
  */
@@ -16,35 +16,35 @@ export interface ZlibCall {
     | "zstdDecompressSync"
     | "zstdCompressSync";
   readonly options: { readonly [name: string]: unknown };
-  /** How to have libzstd do it instead. */
+  /** How to call libzstd instead. */
   readonly zstd?: ZstdCompression;
 }
 
 /**
- * Calls that can be with the workers at once: enough that they do not run out
- * of them while this thread writes the results of others.
+ * Most calls queued with the workers: enough to keep them busy while this
+ * thread writes results.
  */
 export const SLOTS = 64;
 
-/** How all threads see the shared memory. Indices count 32-bit words. */
+/** The layout of the shared memory. Indices count 32-bit words. */
 export const LAYOUT = {
   slots: SLOTS,
-  /** Bytes of a slot: the largest cluster of qcow2, or what it may grow to. */
+  /** Bytes of a slot: qcow2's largest cluster, and what compression may add. */
   slotSize: 2 * 1024 * 1024 + 64 * 1024,
-  /** Counts calls put into slots; workers sleep on it. */
+  /** Count of submitted calls; workers sleep on it. */
   submitted: 0,
-  /** Counts calls made; we sleep on it. */
+  /** Count of finished calls; the main thread sleeps on it. */
   done: 1,
-  /** Workers that look for calls. */
+  /** Number of running workers. */
   alive: 2,
-  /** Workers that ever did. */
+  /** Number of workers ever started. */
   started: 3,
-  /** Not 0 when workers are to end. */
+  /** Nonzero when workers are to end. */
   quit: 4,
-  /** Workers that sleep, and whether we do: others need not be woken. */
+  /** Number of sleeping workers, and whether the main thread sleeps. */
   asleep: 5,
   waiting: 6,
-  /** The first slot; of each, its state, lengths of the call and the data. */
+  /** The first slot; each has its state, and the lengths of call and data. */
   firstSlot: 7,
   slotWords: 3,
   states: { free: 0, ready: 1, taken: 2, done: 3, failed: 4 },
@@ -53,9 +53,9 @@ export const LAYOUT = {
 } as const;
 
 /**
- * What a worker runs, as text: so it must refer to nothing outside. (A module
- * of its own would need a permission to be read, and be missing from bundles
- * and compiled programs.)
+ * The worker's program. It is passed on as text, so it must refer to nothing
+ * outside. (A separate module would need read permission, and be missing from
+ * bundles and compiled programs.)
  */
 export function serve(
   layout: typeof LAYOUT,
@@ -82,7 +82,7 @@ export function serve(
         );
         return compressor(input, zstd.level);
       }
-      // Loading it takes 30 ms.
+      // Loaded late, because loading is slow.
       return zlib()![method]!(input, options);
     };
     const make = (slot: number, words: number): number => {
@@ -97,7 +97,7 @@ export function serve(
         if (made.length > slotSize) return states.failed;
         memory.set(made, start);
         control[words + 2] = made.length;
-        // Else tens of MiB gather. (Smaller ones may share their memory.)
+        // Otherwise tens of MiB pile up. (Smaller ones may share their memory.)
         const buffer = made.buffer as ArrayBuffer;
         if (buffer.byteLength === call.options.chunkSize) buffer.transfer?.(0);
         return states.done;
@@ -133,7 +133,7 @@ export function serve(
       if (woken === "timed-out") break;
     }
     Atomics.sub(control, layout.alive, 1);
-    // Who submits a call looks for workers afterwards: one of both notices.
+    // Whoever submits a call checks for workers afterwards: one side notices.
     makeAll();
     scope.close();
   };

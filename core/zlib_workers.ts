@@ -1,13 +1,13 @@
 /**
- * Calls of `node:zlib` on all processors. It has no parallel calls of its own:
- * its asynchronous ones run one after the other. So a few workers take calls
- * from slots in shared memory, and put their results there.
+ * Calls of `node:zlib` on all processors. Its own asynchronous calls run one
+ * after the other, so a few workers take calls from slots in shared memory and
+ * put the results there.
  *
- * Waking a worker, or being woken by one, costs some 20 µs each; a message
- * would cost 100. Workers start when enough work has been seen to repay that.
- * This thread helps: always while they start, then with what is more than they
- * can begin with. They end when nobody holds them any more, and after some
- * idleness, so that no program is kept running.
+ * `Atomics` wakes a thread faster than a message does (see bench/RESULTS.md).
+ * Workers are started once there is enough work to repay it. This thread helps,
+ * always while they start, and later with calls beyond what they can take. They
+ * end when nobody holds them any more, or after being idle, so that they keep
+ * no program running.
  *
  * @module
  */
@@ -26,15 +26,15 @@ export function nativeZlib(): Zlib | null {
   return platform().zlib();
 }
 
-/** Bytes of plain data with the workers: bounds the memory that slots take up. */
+/** Most uncompressed bytes with the workers: bounds the slots' memory. */
 const MAX_BYTES = 8 * 1024 * 1024;
 
 interface Job {
   readonly call: ZlibCall;
   readonly input: Uint8Array;
-  /** Bytes of what is or becomes plain. */
+  /** Uncompressed bytes, before or after the call. */
   readonly size: number;
-  /** Where the result goes, if that is of this length; else where it wants. */
+  /** Where the result goes, if it has exactly this length. */
   readonly target?: Uint8Array;
   resolve(output: Uint8Array): void;
   reject(error: unknown): void;
@@ -43,20 +43,20 @@ interface Job {
 const { states } = LAYOUT;
 
 /**
- * Milliseconds after which it is asked whether the workers do anything, and how
- * often in a row they may not have: once would be too strict with a program that
- * was stopped in between. No call takes as long.
+ * How often to check that the workers make progress, in milliseconds, and how
+ * many checks in a row may fail: one failure may mean that the whole program
+ * was stopped. No call takes that long.
  */
 const [LOOK, LOOKS] = [1000, 2];
 
-/** Workers, and the calls that wait for them. */
+/** The workers, and the calls waiting for them. */
 class Workers {
   readonly #control = new Int32Array(
     new SharedArrayBuffer(
       4 * (LAYOUT.firstSlot + SLOTS * LAYOUT.slotWords),
     ),
   );
-  /** Memory that was never written to takes up none. */
+  /** The shared memory; pages never written to take up no RAM. */
   readonly memory: Uint8Array;
   readonly #jobs: (Job | undefined)[] = new Array(SLOTS).fill(undefined);
   readonly #waiting: Job[] = [];
@@ -68,12 +68,12 @@ class Workers {
   /** Keeps the program running while there are calls: workers may be gone. */
   readonly #vigil = new Vigil();
   /**
-   * Whether workers cannot be had after all, or do no more: all calls are made
-   * here then, also those that are with them.
+   * Whether workers cannot be started or have died: all calls are then made
+   * here, including those submitted.
    */
   broken = false;
 
-  /** @param before Workers that have ended, whose memory these go on with. */
+  /** @param before Workers that have ended, whose memory is reused. */
   constructor(before?: Workers) {
     this.memory = before?.memory ??
       new Uint8Array(new SharedArrayBuffer(SLOTS * LAYOUT.slotSize));
@@ -91,14 +91,14 @@ class Workers {
       Atomics.load(this.#control, LAYOUT.started) > 0;
   }
 
-  /** Have the calls made. */
+  /** Submit calls. */
   submit(jobs: readonly Job[]): void {
     this.#waiting.push(...jobs);
     this.#fill();
     if (!this.#collecting) this.#collect();
   }
 
-  /** Let the workers end when the calls that they have are made. */
+  /** Let the workers end once their calls are made. */
   quit(): void {
     Atomics.store(this.#control, LAYOUT.quit, 1);
     this.#wake();
@@ -120,7 +120,7 @@ class Workers {
         const worker = platform().startWorker(program);
         worker.onFailure = () => {
           this.broken = true;
-          // For us, who may be waiting for it.
+          // Wake this thread, which may be waiting for it.
           Atomics.add(this.#control, LAYOUT.done, 1);
           Atomics.notify(this.#control, LAYOUT.done);
         };
@@ -137,7 +137,7 @@ class Workers {
     Atomics.notify(this.#control, LAYOUT.submitted);
   }
 
-  /** Put calls that wait into free slots; without workers, they are made. */
+  /** Put waiting calls into free slots; without workers, make them here. */
   #fill(): void {
     if (this.broken) return this.#waiting.splice(0).forEach(makeHere);
     let filled = 0;
@@ -151,7 +151,7 @@ class Workers {
   }
 
   #place(job: Job): void {
-    // Memory of slots that are not needed is not touched.
+    // Do not touch the memory of slots that are not needed.
     if (this.#next >= Math.floor(MAX_BYTES / job.size)) this.#next = 0;
     while (this.#jobs[this.#next]) this.#next = (this.#next + 1) % SLOTS;
     const slot = this.#next;
@@ -168,7 +168,7 @@ class Workers {
     Atomics.store(this.#control, words, states.ready);
   }
 
-  /** Take results out of slots, and help, until no call is left. */
+  /** Take results from the slots, and help, until no call is left. */
   async #collect(): Promise<void> {
     this.#collecting = true;
     this.#vigil.begin();
@@ -179,7 +179,7 @@ class Workers {
       if (this.#takeResults() || this.#help()) {
         looks = 0;
         this.#fill();
-        // What was waiting for these results goes on.
+        // Let the callers that waited for these results run.
         if (pace.isDue) await pace.rest();
         else await null;
         continue;
@@ -196,8 +196,7 @@ class Workers {
   }
 
   /**
-   * Make a call here, if more are ready than there are workers to take the
-   * next ones. It answers whether it did.
+   * Make a call here if more are ready than there are workers; whether it did.
    */
   #help(): boolean {
     if (this.broken) return this.#replace();
@@ -209,7 +208,7 @@ class Workers {
     }
     if (count <= this.#alive) return false;
     for (let i = 1; i <= SLOTS; i++) {
-      // The oldest comes first: slots are used in turn.
+      // The oldest first: slots are used in turn.
       const slot = (this.#next + i) % SLOTS;
       const words = LAYOUT.firstSlot + slot * LAYOUT.slotWords;
       if (
@@ -223,8 +222,8 @@ class Workers {
   }
 
   /**
-   * Make a call here that is with a worker. If that is not dead but slow, what
-   * it writes does no harm: no other call is put there.
+   * Make a call here that a worker has. If the worker is slow rather than dead,
+   * its late write does no harm: the slot is not reused.
    */
   #replace(): boolean {
     const slot = this.#jobs.findIndex((job) => job !== undefined);
@@ -233,11 +232,11 @@ class Workers {
     return true;
   }
 
-  /** Whether there were results. */
+  /** Take the results from the slots; whether there were any. */
   #takeResults(): boolean {
     let any = false;
     for (let slot = 0; slot < SLOTS; slot++) {
-      // A worker that was given up may still have filled it.
+      // A worker taken for dead may still have filled it.
       if (!this.#jobs[slot]) continue;
       const words = LAYOUT.firstSlot + slot * LAYOUT.slotWords;
       const state = Atomics.load(this.#control, words);
@@ -247,7 +246,7 @@ class Workers {
       const end = start + this.#control[words + 2];
       const job = this.#release(slot);
       const { target } = job;
-      // What failed there fails here with the error that is expected.
+      // Repeat a failed call here, to throw the proper error.
       if (state === states.failed) makeHere(job);
       else if (target?.length === end - start) {
         target.set(this.memory.subarray(start, end));
@@ -270,12 +269,12 @@ class Workers {
 
 /** Keeps the program running, as a promise alone does not. */
 class Vigil {
-  /** Where there are programs, ports have these; not in browsers. */
+  /** Server runtimes have these methods; browsers do not. */
   readonly #port?: MessagePort & { ref?(): void; unref?(): void };
 
   constructor() {
     if (typeof MessageChannel !== "function") return;
-    // A timer would do as well, but the first one loads a part of Node.js.
+    // A timer would do as well, but the first one loads part of Node.js.
     this.#port = new MessageChannel().port1;
     this.#port.onmessage = () => {};
     this.pause();
@@ -294,27 +293,28 @@ class Vigil {
   }
 }
 
-/** Bytes of plain data below which a call is sooner made than passed on. */
+/** Uncompressed bytes below which a call is not worth passing on. */
 const WORTH_PASSING = 16 * 1024;
 
 /**
- * Milliseconds of calls after which workers are started. That takes three times
- * as long, but on another processor, and who has begun goes on as a rule.
+ * Milliseconds spent on calls after which workers are started. Starting them
+ * takes longer than this, but on another processor, and work that has begun
+ * tends to go on.
  */
 const WORTH_STARTING = 30;
 
 let holders = 0;
 let workers: Workers | undefined;
-/** Milliseconds spent here on calls that workers could have made. */
+/** Milliseconds spent here so far on calls that workers could have made. */
 let spent = 0;
-/** Calls of this turn: many at once are for the workers, one alone is not. */
+/** Calls of this turn: many go to the workers, a single one does not. */
 let submitted: Job[] = [];
 
 /**
- * Let calls be made by workers, until what is returned is disposed of. With
- * the last holder the workers end.
+ * Let workers make calls until the result is disposed of. The workers end with
+ * the last holder.
  *
- * @param much Whether there is so much to do that they had better start now.
+ * @param much Whether there is so much work that they should be started now.
  */
 export function holdWorkers(much = false): Disposable {
   let held = true;
@@ -336,11 +336,11 @@ export function holdWorkers(much = false): Disposable {
 }
 
 /**
- * Make a call, here or in a worker; the runtime must have the function.
+ * Make a call here or in a worker; the runtime must have the function.
  *
- * @param size Bytes of the plain data, which are read or which result.
- * @param target Memory that a result of its length may be put into: then that
- * is what is answered, which saves a copy.
+ * @param size Uncompressed bytes, of the input or the result.
+ * @param target Memory for a result of exactly its length, which is then
+ * returned; saves a copy.
  */
 export function callZlib(
   call: ZlibCall,
@@ -374,7 +374,7 @@ function isWorthPassing({ input, size }: Job): boolean {
   return size >= WORTH_PASSING && size <= room && input.length <= room;
 }
 
-/** Whether there are workers, or it is time that there are. */
+/** Start workers if it is time; whether there are any. */
 function startWorkers(): boolean {
   if (holders === 0 || workerCount() === 0) return false;
   if (spent < WORTH_STARTING || workers?.broken) return false;
@@ -383,7 +383,7 @@ function startWorkers(): boolean {
   return true;
 }
 
-/** One for each processor but ours; none where memory cannot be shared. */
+/** One for each other processor; none where memory cannot be shared. */
 function workerCount(): number {
   const { hardwareConcurrency = 1 } = globalThis.navigator ?? {};
   const possible = typeof SharedArrayBuffer === "function" &&

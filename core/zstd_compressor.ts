@@ -6,12 +6,12 @@
 
 import type { NativeFunction } from "./platform/platform.ts";
 
-/** Opens the library, and binds functions of it. */
+/** Opens a library and binds functions of it. */
 type Opener = (
   functions: { readonly [name: string]: NativeFunction },
 ) => { symbols: unknown };
 
-/** What is used of libzstd. Lengths are below 2^31, errors negative. */
+/** The functions used of libzstd. Lengths are below 2^31, errors negative. */
 interface Zstd {
   ZSTD_createCCtx(): unknown;
   ZSTD_compressCCtx(
@@ -25,8 +25,8 @@ interface Zstd {
 }
 
 /**
- * What compresses to one frame with the library that `open` opens; that is
- * valid until the next call. Workers get this function as text, so it refers to
+ * A function that compresses to one frame, valid until the next call, with the
+ * library that `open` opens. Workers get this as text, so it must refer to
  * nothing outside.
  */
 export function compressorOf(
@@ -43,7 +43,7 @@ export function compressorOf(
   const context = zstd.ZSTD_createCCtx();
   let output = new Uint8Array(0);
   return (input, level) => {
-    // More than the library needs at most.
+    // More than the library ever needs.
     const room = input.length + (input.length >> 7) + 1024;
     if (output.length < room) output = new Uint8Array(room);
     const length = context === null ? -1 : zstd.ZSTD_compressCCtx(

@@ -1,12 +1,12 @@
 /**
- * Where a zstd frame ends, found without decompressing it. (RFC 8878,
- * "Frames".)
+ * Finding the end of a zstd frame without decompressing it (RFC 8878,
+ * "Frames").
  *
  * @module
  */
 
 const MAGIC = 0xfd2fb528;
-/** Of frames that hold no data; the lowest four bits may be any. */
+/** Magic of frames without data; the lowest four bits may be anything. */
 const SKIPPABLE_MAGIC = 0x184d2a50;
 
 const SINGLE_SEGMENT = 0x20;
@@ -21,7 +21,9 @@ export function isSkippable(frame: Uint8Array): boolean {
     (littleEndian(frame, 0, 4) & ~15) >>> 0 === SKIPPABLE_MAGIC;
 }
 
-/** Bytes of the frame that `input` begins with; `undefined` if it is not whole. */
+/**
+ * Length of the frame at the start of `input`; `undefined` if it is incomplete.
+ */
 export function zstdFrameLength(input: Uint8Array): number | undefined {
   if (input.length < 8) return undefined;
   let at: number;
@@ -44,7 +46,7 @@ export function zstdFrameLength(input: Uint8Array): number | undefined {
   return at <= input.length ? at : undefined;
 }
 
-/** Bytes of the frame header after its descriptor. */
+/** Length of the frame header after its descriptor. */
 function headerRest(descriptor: number): number {
   const isSingle = (descriptor & SINGLE_SEGMENT) !== 0;
   const contentSize = [isSingle ? 1 : 0, 2, 4, 8][descriptor >> 6];

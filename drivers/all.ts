@@ -1,6 +1,6 @@
 /**
- * Registers the drivers that the package has. The command line imports this
- * rather than `mod.ts`, whose jobs each start would pay for.
+ * Registers the drivers of the package. The command line imports this rather
+ * than `mod.ts`, so that it need not load all jobs at every start.
  *
  * @module
  */

@@ -1,5 +1,5 @@
 /**
- * The filter `compress`: all that is written is stored compressed.
+ * The filter `compress`: every write is stored compressed.
  *
  * @module
  */
@@ -13,7 +13,7 @@ import type { BlockNode, Extent } from "../core/node.ts";
 import { parseOptions } from "../core/options.ts";
 import { readPadded } from "../core/requests.ts";
 
-/** A filter on an image of a format that can compress; its child is `file`. */
+/** A filter on an image whose format can compress; its child is `file`. */
 export const compressDriver: BlockDriver = {
   name: "compress",
   role: "filter",
@@ -24,7 +24,7 @@ export const compressDriver: BlockDriver = {
     const file = childSlot(child, checkCompression);
     const { clusterSize } = await file.info?.() ?? {};
     return filterNode(compressDriver, file, {
-      // Whole clusters alone can be compressed.
+      // Only whole clusters can be compressed.
       limits: { requestAlignment: clusterSize },
       readv: (offset, iov, flags) => readPadded(file, offset, iov, flags),
       async writev(offset, iov, flags) {
@@ -67,7 +67,7 @@ async function writeCompressed(
   }
 }
 
-/** Whether a cluster is stored as it is; such a one is not compressed anew. */
+/** Whether a cluster is stored uncompressed; it then stays so. */
 function hasPlace(extent: Extent): boolean {
   const { allocated, zero, compressed, hostOffset } = extent;
   return zero ? hostOffset !== undefined : allocated && !compressed;

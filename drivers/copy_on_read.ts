@@ -1,5 +1,5 @@
 /**
- * The filter `copy-on-read`: what is read from a backing file is kept in the
+ * The filter `copy-on-read`: data read from a backing file is copied into the
  * image above it.
  *
  * @module
@@ -25,7 +25,7 @@ import { ACCESS } from "../core/permissions.ts";
 import { writeZeroes } from "../core/requests.ts";
 import { isZero } from "../core/runtime.ts";
 
-/** Most bytes to be copied at once. */
+/** Most bytes copied at once. */
 const MAX_COPY = 1024 * 1024;
 
 /** A filter on an image with a backing file; its child is `file`. */
@@ -33,7 +33,7 @@ export const copyOnReadDriver: BlockDriver = {
   name: "copy-on-read",
   role: "filter",
 
-  /** Reading writes, though nothing that can be seen. */
+  /** Reads write, but leave the content unchanged. */
   childPermissions(_name, { needs, shares }) {
     const own = ACCESS.WRITE_UNCHANGED;
     return { needs: needs | own, shares: shares | own };
@@ -73,11 +73,13 @@ function copyingNode(file: BlockNode, clusterSize: number): BlockNode {
   });
 }
 
-/** Reads, and writes what it has read of a backing file. */
+/** Reads, and copies data of the backing file into the image. */
 class Copier {
   readonly #file: BlockNode;
   readonly #clusterSize: number;
-  /** Clusters that are written to, or alone by who copies them. */
+  /**
+   * Clusters in use: shared by writes, held exclusively while they are copied.
+   */
   readonly #ranges = new RangeLock();
 
   constructor(file: BlockNode, clusterSize: number) {
@@ -85,7 +87,7 @@ class Copier {
     this.#clusterSize = clusterSize;
   }
 
-  /** The node that knows what it holds itself. */
+  /** The image itself, below any filters. */
   get #image(): BlockNode {
     return skipFilters(this.#file);
   }
@@ -112,7 +114,7 @@ class Copier {
     }
   }
 
-  /** Read what the image does not hold itself, and make it hold it. */
+  /** Read unallocated clusters, and copy them into the image. */
   async #copy(offset: number, iov: IoVector): Promise<void> {
     const length = vectorLength(iov);
     const start = roundDown(offset, this.#clusterSize);
@@ -123,7 +125,7 @@ class Copier {
     using _ = await this.hold(start, end - start, true);
     const extent = await this.#image.status(start, end - start);
     if (!isInherited(extent) || extent.length < end - start) {
-      // Somebody has written here meanwhile: leave that alone.
+      // Written to meanwhile: do not overwrite that.
       return await this.#file.readv(offset, iov);
     }
     const bytes = allocate(end - start);

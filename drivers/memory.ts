@@ -1,6 +1,6 @@
 /**
- * The protocol driver `memory`: bytes in a sparse store, for as long as
- * somebody holds on to it.
+ * The protocol driver `memory`: bytes in a sparse store, which lasts as long as
+ * it is referenced.
  *
  * @module
  */
@@ -14,8 +14,8 @@ import { valueText } from "../core/values.ts";
 const CHUNK_SIZE = 64 * 1024;
 
 /**
- * Bytes in memory that outlive the nodes opened on them. Only what was
- * written takes room, so a store of terabytes costs nothing.
+ * Bytes in memory that outlive the nodes opened on them. Only written chunks
+ * take up memory, so a store of terabytes costs nothing.
  *
  * @example
  * ```ts
@@ -33,20 +33,20 @@ export class MemoryStore {
   readonly #chunks = new Map<number, Uint8Array>();
   #size: number;
 
-  /** Make a store that reads as `size` zero bytes. */
+  /** Create a store of `size` zero bytes. */
   constructor(size = 0) {
     if (!Number.isSafeInteger(size) || size < 0) {
-      throw invalid(`Cannot make a store of ${valueText(size)} bytes`);
+      throw invalid(`Cannot create a store of ${valueText(size)} bytes`);
     }
     this.#size = size;
   }
 
-  /** Bytes that it presents. */
+  /** Its size in bytes. */
   get size(): number {
     return this.#size;
   }
 
-  /** Bytes of memory that it takes. */
+  /** Bytes of memory it takes up. */
   get allocated(): number {
     return this.#chunks.size * CHUNK_SIZE;
   }
@@ -61,7 +61,7 @@ export class MemoryStore {
     });
   }
 
-  /** Write `data`; the store grows where it must. */
+  /** Write `data`, growing the store if need be. */
   write(offset: number, data: Uint8Array): void {
     checkBytes("write", offset, data);
     eachPiece(offset, data.length, (index, start, length, done) => {
@@ -75,14 +75,14 @@ export class MemoryStore {
     this.#size = Math.max(this.#size, offset + data.length);
   }
 
-  /** Make a range read as zeroes; whole chunks of it take no room any more. */
+  /** Make a range read as zeroes; whole chunks are freed. */
   zero(offset: number, length: number): void {
     checkRange("write zeroes", offset, length);
     this.#clear(offset, Math.min(length, this.#size - offset));
     this.#size = Math.max(this.#size, offset + length);
   }
 
-  /** Change the size; what is added reads as zeroes. */
+  /** Change the size; a new area reads as zeroes. */
   truncate(size: number): void {
     checkRange("cut a store off", size, 0);
     this.#clear(size, this.#size - size);
@@ -96,7 +96,7 @@ export class MemoryStore {
     const clear = (chunk: Uint8Array, index: number) => {
       const base = index * CHUNK_SIZE;
       const start = Math.max(0, offset - base);
-      // Beyond the end of the store there is nothing to keep.
+      // The last chunk may be freed up to its end.
       const stop = isLast ? CHUNK_SIZE : Math.min(CHUNK_SIZE, end - base);
       if (start === 0 && stop === CHUNK_SIZE) this.#chunks.delete(index);
       else if (start < stop) chunk.fill(0, start, stop);
@@ -114,7 +114,7 @@ export class MemoryStore {
     }
   }
 
-  /** Whether data was written at `offset`, and for how many bytes that holds. */
+  /** Whether there is data at `offset`, and for how many bytes that holds. */
   extent(offset: number, length: number): { data: boolean; length: number } {
     const last = chunkIndex(offset + length - 1);
     let index = chunkIndex(offset);
@@ -137,7 +137,7 @@ export class MemoryStore {
   }
 }
 
-/** Refuse a range that no store can have; it may lie past the end. */
+/** Refuse an invalid range; it may lie past the end. */
 function checkRange(verb: string, offset: number, length: number): void {
   const isRange = typeof offset === "number" && typeof length === "number" &&
     offset >= 0 && length >= 0 && isExactSize(offset + length);
@@ -149,7 +149,7 @@ function checkRange(verb: string, offset: number, length: number): void {
 
 function checkBytes(verb: string, offset: number, bytes: Uint8Array): void {
   if (!(bytes instanceof Uint8Array)) {
-    throw invalid(`Cannot ${verb} ${valueText(bytes)}: it is no Uint8Array`);
+    throw invalid(`Cannot ${verb} ${valueText(bytes)}: it is not a Uint8Array`);
   }
   checkRange(verb, offset, bytes.length);
 }
@@ -158,7 +158,7 @@ function chunkIndex(offset: number): number {
   return Math.floor(offset / CHUNK_SIZE);
 }
 
-/** Split a range at the borders of chunks. */
+/** Split a range at chunk boundaries. */
 function eachPiece(
   offset: number,
   length: number,
@@ -183,7 +183,8 @@ const CREATE_OPTIONS: OptionTable = {
     type: "enum",
     values: ["off", "falloc", "full"],
     default: "off",
-    help: "Accepted for likeness to files; memory is taken when written",
+    help:
+      "Accepted for compatibility with files; memory is allocated when written",
   },
 };
 

@@ -1,5 +1,5 @@
 /**
- * The protocols `null-co` and `null-aio`: disks that forget what is written.
+ * The protocols `null-co` and `null-aio`: disks that drop whatever is written.
  *
  * @module
  */
@@ -27,12 +27,12 @@ const OPEN_OPTIONS: OptionTable = {
 };
 
 /**
- * A disk that takes everything and keeps nothing, for measuring what lies
+ * A disk that accepts all writes and stores nothing, for measuring the layers
  * above it. Options: `size`, `latency-ns`, `read-zeroes`.
  */
 export const nullCoDriver: BlockDriver = nullDriver("null-co");
 
-/** As {@linkcode nullCoDriver}; in QEMU the two differ in their insides. */
+/** As {@linkcode nullCoDriver}; in QEMU the two differ internally. */
 export const nullAioDriver: BlockDriver = nullDriver("null-aio");
 
 function nullDriver(name: string): BlockDriver {

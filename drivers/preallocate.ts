@@ -1,6 +1,6 @@
 /**
- * The filter `preallocate`: a file grows in large steps, and is cut to what
- * was written when it is closed.
+ * The filter `preallocate`: a file grows in large steps, and is truncated to
+ * the end of its data when closed.
  *
  * @module
  */
@@ -33,7 +33,7 @@ export const preallocateDriver: BlockDriver = {
   role: "filter",
   openOptions: OPEN_OPTIONS,
 
-  /** Where the file ends is known to nobody else. */
+  /** Only this filter knows where the data ends. */
   childPermissions(_name, { needs, shares }) {
     const growing = ACCESS.WRITE | ACCESS.RESIZE;
     const grows = (needs & growing) === growing;
@@ -79,16 +79,16 @@ function growingNode(growth: Growth): BlockNode {
   });
 }
 
-/** A file that is longer than what was written to it. */
+/** A file that extends beyond its data. */
 class Growth {
   readonly file: BlockNode;
-  /** The end of what was written: the size, as far as others can see. */
+  /** The end of the data: the size that others see. */
   dataEnd: number;
   readonly #align: number;
   readonly #step: number;
-  /** The end of what is reserved, or is being reserved. */
+  /** The end of the space that is, or is being, preallocated. */
   #reserved: number;
-  /** The preallocation under way: writes go on when the file has grown. */
+  /** The preallocation under way; writes wait for it. */
   #growing: Promise<void> = Promise.resolve();
 
   constructor(file: BlockNode, align: number, step: number) {
@@ -99,7 +99,7 @@ class Growth {
     this.#reserved = file.size;
   }
 
-  /** A write up to `end` is to come: have more than that reserved. */
+  /** Prepare a write up to `end`: preallocate beyond it. */
   async reach(end: number): Promise<void> {
     this.dataEnd = Math.max(this.dataEnd, end);
     if (end > this.#reserved && this.file.writeZeroes) {
@@ -116,12 +116,12 @@ class Growth {
       const flags = { noFallback: true };
       await this.file.writeZeroes!(start, stop - start, flags);
     } catch (error) {
-      // Only a wish: the write itself tells whether there is room for it.
+      // Preallocation is optional: the write itself fails if there is no space.
       asBlockError(error);
     }
   }
 
-  /** Give up what is reserved and was not written to. */
+  /** Free the preallocated space past the data. */
   async crop(): Promise<void> {
     await this.#growing;
     if (this.dataEnd < this.file.size) await this.file.truncate?.(this.dataEnd);

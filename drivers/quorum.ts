@@ -1,6 +1,6 @@
 /**
- * The driver `quorum`: keeps a disk in several images, and believes what enough
- * of them say.
+ * The driver `quorum`: keeps a disk in several images, and returns the data
+ * that enough of them agree on.
  *
  * @module
  */
@@ -34,7 +34,7 @@ const OPEN_OPTIONS: OptionTable = {
   blkverify: { type: "boolean", help: "Two images, which must agree" },
   "rewrite-corrupted": {
     type: "boolean",
-    help: "Rewrite what the others have outvoted",
+    help: "Rewrite children that were outvoted",
   },
   "read-pattern": {
     type: "string",
@@ -42,18 +42,18 @@ const OPEN_OPTIONS: OptionTable = {
   },
 };
 
-/** What the options say. */
+/** The parsed options. */
 interface Rules {
   readonly threshold: number;
   readonly rewrites: boolean;
-  /** Whether to believe the first that can be read. */
+  /** Whether to use the first image that can be read. */
   readonly first: boolean;
 }
 
 /**
- * Several images of the same disk. Option `children` is the list of them;
- * `vote-threshold` says how many must agree on what is read, and succeed in
- * what is written. Others: `rewrite-corrupted`, `read-pattern`, `blkverify`.
+ * Several images of the same disk, listed in the option `children`. On a read
+ * `vote-threshold` of them must agree; on a write as many must succeed. Other
+ * options: `rewrite-corrupted`, `read-pattern`, `blkverify`.
  *
  * @example Two of three are enough
  * ```ts
@@ -78,12 +78,12 @@ export const quorumDriver: BlockDriver = {
   role: "format",
   openOptions: OPEN_OPTIONS,
   strongOptions: Object.keys(OPEN_OPTIONS),
-  // There is no single file by whose name it could be found.
+  // No single file name would open it.
   plainName: () => undefined,
   childPermissions: (_name, own, { options }) => ({
     needs: own.needs |
       (isOn(options["rewrite-corrupted"]) ? ACCESS.WRITE : 0),
-    // If one of them changed, they would differ.
+    // A child that others change would differ from the rest.
     shares: own.shares & ACCESS.READ | ACCESS.WRITE_UNCHANGED,
   }),
 
@@ -109,7 +109,7 @@ function isOn(value: unknown): boolean {
   return value === true || value === "on" || value === "true";
 }
 
-/** The descriptions of the children: a list, or by their numbers. */
+/** The descriptions of the children: a list, or an object numbered from 0. */
 function childrenOf(given: unknown): unknown[] {
   const children = Array.isArray(given) || isPlainObject(given)
     ? Object.values(given)
@@ -189,8 +189,8 @@ function quorumNode(
     close: () => Promise.resolve(),
     ...interceptable(children, {
       writev(offset, iov, flags) {
-        // That one child has a place for it says nothing of the others; and
-        // all are to hold the same, whoever gives the request up.
+        // One child's `placed` says nothing of the others; and an abort must
+        // not leave the children different.
         const wishes = { ...flags, placed: undefined, signal: undefined };
         return all((child) => child.writev!(offset, iov, wishes));
       },
@@ -202,7 +202,7 @@ function quorumNode(
   };
 }
 
-/** Wait for all; so many must succeed. */
+/** Wait for all; a minimum number must succeed. */
 async function enough(
   requests: readonly Promise<void>[],
   threshold: number,
@@ -213,7 +213,7 @@ async function enough(
   throw mostCommon(failures.map(({ reason }) => asBlockError(reason)));
 }
 
-/** The error that most of them met. */
+/** The most frequent error. */
 function mostCommon(errors: readonly BlockError[]): BlockError {
   const votes = (error: BlockError) =>
     errors.filter(({ code }) => code === error.code).length;
@@ -238,7 +238,9 @@ async function readFirst(
   }
 }
 
-/** Read all, and believe what most say, if they are enough. */
+/**
+ * Read all children, and take the majority's data if it reaches the threshold.
+ */
 async function readVoted(
   children: readonly BlockNode[],
   { threshold, rewrites }: Rules,
@@ -264,12 +266,12 @@ async function readVoted(
   copyIntoVector(iov, 0, winner.bytes);
   if (!rewrites) return;
   for (const child of others.flatMap(({ by }) => by)) {
-    // That it cannot be mended is no reason to fail what was read.
+    // A failed repair is no reason to fail the read.
     await child.writev?.(offset, [winner.bytes]).catch(() => {});
   }
 }
 
-/** Zero where all say so, as far as all do. */
+/** An extent is zero if all children report zero. */
 async function jointStatus(
   children: readonly BlockNode[],
   offset: number,

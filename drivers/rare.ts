@@ -1,7 +1,7 @@
 /**
- * Drivers that few stacks use: known by name, loaded when one is opened.
+ * Rarely used drivers: registered by name, loaded on first use.
  *
- * Every start of the command line would pay for their code otherwise.
+ * Otherwise every start of the command line would load their code.
  *
  * @module
  */
@@ -13,7 +13,7 @@ import { VDI_CREATE_OPTIONS } from "./vdi/create_options.ts";
 
 type Facts = Omit<BlockDriver, "open" | "create">;
 
-/** A driver of which only what names it is known yet. */
+/** A driver whose code is loaded when it is first used. */
 function lazily(facts: Facts, load: () => Promise<BlockDriver>): BlockDriver {
   return {
     ...facts,
@@ -80,8 +80,8 @@ export const rareDrivers: readonly BlockDriver[] = [
 ];
 
 /**
- * The options that `blkdebug:CONFIG:FILENAME` stands for. CONFIG may be empty;
- * a name without the prefix is the image's own.
+ * The options of `blkdebug:CONFIG:FILENAME`. CONFIG may be empty; a name
+ * without the prefix is the image's.
  */
 function parseBlkdebugFilename(filename: string): OptionValues {
   if (!filename.startsWith("blkdebug:")) {
@@ -101,7 +101,7 @@ function parseBlkdebugFilename(filename: string): OptionValues {
   };
 }
 
-/** The options of a file name: none, and there is only one name. */
+/** Check the only permitted file name; there are no options. */
 function parseNullFilename(
   driver: string,
   filename: string,

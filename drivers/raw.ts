@@ -50,9 +50,9 @@ const CREATE_OPTIONS: OptionTable = {
 
 /**
  * A disk that is its file, byte for byte; with `offset` and `size`, a part of
- * it. Without `size` the disk ends where the file does. Disks are counted in
- * sectors: the file's size is rounded up to 512 bytes, and what `offset`
- * leaves of it once more. The bytes that adds read as zeroes.
+ * it. Without `size` the disk ends where the file does. Sizes count in sectors:
+ * the file's size is rounded up to 512 bytes, and so is the rest after
+ * `offset`. The added bytes read as zeroes.
  */
 export const rawDriver: BlockDriver = {
   name: "raw",
@@ -61,10 +61,10 @@ export const rawDriver: BlockDriver = {
   strongOptions: ["offset", "size"],
   createOptions: CREATE_OPTIONS,
 
-  /** Sure of nothing: raw is what no other format claims. */
+  /** The lowest score: raw is whatever no other format claims. */
   probe: () => 1,
 
-  /** All of a file is passed through; of a part, the place must stay. */
+  /** A whole file passes claims on; a window must keep its place. */
   childPermissions(_name, { needs, shares }, { options }) {
     const isPart = options.offset !== undefined || options.size !== undefined;
     return { needs, shares: isPart ? shares & ~ACCESS.RESIZE : shares };
@@ -79,7 +79,7 @@ export const rawDriver: BlockDriver = {
       offset: offset as number,
       fixedSize: size as number | undefined,
       readOnly: context.readOnly,
-      // Loaded when it is used: every start would pay for it.
+      // Loaded on use, to keep starts fast.
       guard: isGuarded
         ? new (await import("../core/probe_guard.ts")).ProbeGuard(file)
         : undefined,
@@ -118,12 +118,12 @@ export const rawDriver: BlockDriver = {
   // deno-lint-ignore require-await -- the interface is asynchronous
   async measure({ size = 0 }, source) {
     const bytes = source?.size ?? roundUp(size as number, SECTOR_SIZE);
-    // What is unallocated counts as well, though it may take no space.
+    // Holes count as well.
     return { required: bytes, fullyAllocated: bytes };
   },
 };
 
-/** Bytes of a stream that are read at once. */
+/** Bytes of a stream read at once. */
 const STREAM_SIZE = 1024 * 1024;
 
 interface RawOptions {
@@ -131,7 +131,7 @@ interface RawOptions {
   /** The window's size, if the user gave one. */
   readonly fixedSize: number | undefined;
   readonly readOnly: boolean;
-  /** Keeps the content from coming to look like another format. */
+  /** Keeps the content from looking like another format. */
   readonly guard: ProbeGuard | undefined;
 }
 
@@ -217,7 +217,7 @@ class RawNode implements BlockNode {
     }
   }
 
-  /** Present where the file has it. */
+  /** Present if the file has it. */
   copyFrom?: BlockNode["copyFrom"];
 
   async #copyFrom(
@@ -229,14 +229,14 @@ class RawNode implements BlockNode {
     this.#checkWrite(offset, length);
     if (!this.#file.copyFrom) throw new BlockError("ENOTSUP");
     offset += this.#offset;
-    // What probing looks at is looked at before it is written.
+    // Watched ranges must be checked before they are written.
     if (this.#guard?.watches(offset, length)) throw new BlockError("ENOTSUP");
     await this.#besides(() =>
       this.#file.copyFrom!(offset, source, sourceOffset, length)
     );
   }
 
-  /** Make a change of what probing does not look at. */
+  /** Make a change outside the ranges that probing looks at. */
   async #besides(change: () => Promise<void>): Promise<void> {
     this.#guard?.enter();
     try {
@@ -281,7 +281,7 @@ class RawNode implements BlockNode {
     if (!this.#file.writev) throw new BlockError("ENOTSUP");
   }
 
-  /** What lies outside of a window is not ours to read or to write. */
+  /** Refuse access outside the window. */
   #checkInside(offset: number, length: number, code: "EINVAL" | "ENOSPC") {
     if (offset + length > this.#fixedSize!) throw new BlockError(code);
   }
@@ -297,7 +297,7 @@ class RawNode implements BlockNode {
       throw new BlockError("ENOTSUP", "Cannot resize fixed-size raw disks");
     }
     if (!this.#file.truncate) {
-      throw new BlockError("ENOTSUP", "The file below cannot be resized");
+      throw new BlockError("ENOTSUP", "The file cannot be resized");
     }
     if (options?.preallocation === "metadata") {
       throw new BlockError(
@@ -342,7 +342,7 @@ function probingWarning(filename: string): string {
     "         Specify the 'raw' format explicitly to remove the restrictions.";
 }
 
-/** A file's size as disks count it. */
+/** A file's size rounded up to sectors. */
 function sectorsOf(file: BlockNode): number {
   return roundUp(file.size, SECTOR_SIZE);
 }

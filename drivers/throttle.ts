@@ -1,5 +1,5 @@
 /**
- * The filter `throttle`: requests wait, so that a group of disks keeps to its
+ * The filter `throttle`: delays requests to keep a group of disks within its
  * limits.
  *
  * @module
@@ -13,10 +13,7 @@ import { parseOptions } from "../core/options.ts";
 import { valueText } from "../core/values.ts";
 import { findThrottleGroup, ThrottleGroup } from "../core/throttle_group.ts";
 
-/**
- * A filter on `file`. Its option `throttle-group` is a group or the name of
- * one.
- */
+/** A filter on `file`. The option `throttle-group` is a group or its name. */
 export const throttleDriver: BlockDriver = {
   name: "throttle",
   role: "filter",

@@ -39,12 +39,12 @@ export const command: Command = {
       short: "o",
       long: "options",
       argument: "NAME=VALUE,…",
-      help: "what to change; -o help lists it",
+      help: "options to change; -o help lists them",
     },
     CACHE,
     {
       long: "force",
-      help: "accepted for QEMU's sake: it is about keys of LUKS only",
+      help: "accepted for compatibility; it concerns only LUKS keys",
     },
   ],
 
@@ -103,7 +103,7 @@ function parse(invocation: Invocation): Wish {
   throw new CommandError("Must specify options (-o)", { usage: true });
 }
 
-/** What was wrong with the image is told before what came of it. */
+/** Report the cause before its consequence. */
 function withCause(thrown: unknown): unknown {
   const { code, message, cause, hint } = asBlockError(thrown);
   const isTold = !(cause instanceof BlockError) ||
@@ -132,7 +132,7 @@ function amendHelp(
   return `Amend options for '${format}':\n${optionHelp(program, amendOptions)}`;
 }
 
-/** Options that fit only a new image are told from those that do not exist. */
+/** Distinguish options of new images from unknown ones. */
 function parseValues(
   options: OptionList,
   { amendOptions = {}, createOptions = {} }: DriverTraits,

@@ -1,4 +1,4 @@
-/** `bench`: measure how fast an image answers requests. @module */
+/** `bench`: measure how fast an image is. @module */
 import { bench } from "../../core/jobs/bench.ts";
 import { asBlockError, BlockError, reasonOf } from "../../core/errors.ts";
 import type { CacheMode } from "../../core/open_options.ts";
@@ -43,7 +43,7 @@ class Wish {
 
 /** The command. */
 export const command: Command = {
-  summary: "Measure how fast an image answers requests",
+  summary: "Measure how fast an image is",
   operands: "FILE",
   options: [
     HELP,
@@ -73,42 +73,42 @@ export const command: Command = {
       short: "o",
       long: "offset",
       argument: "OFFSET",
-      help: "where the first request begins",
+      help: "offset of the first request",
     },
     {
       short: "S",
       long: "step-size",
       argument: "SIZE",
-      help: "bytes from one request to the next; default: those of one",
+      help: "bytes from one request to the next; default: its length",
     },
     { short: "w", long: "write", help: "write rather than read" },
     {
       long: "pattern",
       argument: "BYTE",
-      help: "the byte that is written; default: 0",
+      help: "the byte to write; default: 0",
     },
     {
       long: "flush-interval",
       argument: "N",
-      help: "flush whenever so many requests have been sent",
+      help: "flush after every so many requests",
     },
     { long: "no-drain", help: "go on sending requests during a flush" },
     {
       short: "t",
       long: "cache",
       argument: "CACHE",
-      help: "how to cache: writeback, none, unsafe, …",
+      help: "cache mode: writeback, none, unsafe, …",
     },
     {
       short: "i",
       long: "aio",
       argument: "AIO",
-      help: "accepted for QEMU's sake: threads, native or io_uring",
+      help: "accepted for compatibility: threads, native or io_uring",
     },
     { short: "n", long: "native", help: "the same as -i native" },
   ],
-  notes: "Requests go through the disk one after the other, and begin anew\n" +
-    "at its end.",
+  notes: "Requests have increasing offsets, and start over at the end of\n" +
+    "the disk.",
 
   async run(invocation) {
     const { program } = invocation;
@@ -188,7 +188,7 @@ function check(wish: Wish): void {
   if (wish.flushInterval > 0 && wish.flushInterval < wish.depth) {
     throw new CommandError("Flush interval can't be smaller than depth");
   }
-  // With none in flight, QEMU waits forever for the first.
+  // With a depth of 0, QEMU hangs.
   if (wish.depth === 0 && wish.count > 0) {
     const detail = " '0'";
     throw new CommandError(`Invalid queue depth${detail} specified`, {

@@ -1,4 +1,4 @@
-/** `check`: examine an image's own structures. @module */
+/** `check`: check the metadata of an image. @module */
 import { asBlockError, strerror } from "../../core/errors.ts";
 import type { BlockNode, CheckResult } from "../../core/node.ts";
 import {
@@ -27,7 +27,7 @@ interface Repair {
 
 /** The command. */
 export const command: Command = {
-  summary: "Examine an image's own structures",
+  summary: "Check the metadata of an image",
   operands: "FILE",
   options: [
     HELP,
@@ -41,13 +41,13 @@ export const command: Command = {
       short: "r",
       long: "repair",
       argument: "leaks|all",
-      help: "repair what is found",
+      help: "repair the errors found",
     },
     SOURCE_CACHE,
   ],
   notes:
     "Exit code: 0 good, 1 could not be checked, 2 corrupt, 3 leaks only,\n" +
-    "63 the format has nothing to check.",
+    "63 the format does not support checks.",
 
   async run(invocation) {
     const { program } = invocation;
@@ -105,7 +105,7 @@ function parseRepair(text: string): Repair {
   );
 }
 
-/** Check and, if anything was repaired, check what it has become. */
+/** Check and, if anything was repaired, check again. */
 async function checkTwice(
   program: Program,
   node: BlockNode,

@@ -1,4 +1,4 @@
-/** `commit`: write what an overlay holds into its backing file. @module */
+/** `commit`: write the data of an overlay into its backing file. @module */
 import { BlockError, strerror } from "../../core/errors.ts";
 import { backingOf } from "../../core/extents.ts";
 import { canonicalName, type ImplicitOpen } from "../../core/gate.ts";
@@ -34,7 +34,7 @@ class Wish {
 
 /** The command. */
 export const command: Command = {
-  summary: "Write what an image holds into its backing file",
+  summary: "Write the data of an overlay into its backing file",
   operands: "FILE",
   options: [
     HELP,
@@ -55,11 +55,11 @@ export const command: Command = {
       short: "r",
       long: "rate-limit",
       argument: "RATE",
-      help: "most bytes a second",
+      help: "most bytes written per second",
     },
   ],
   notes: "NAME is relative to the folder of the image that names it. Images\n" +
-    "between FILE and NAME are worthless afterwards.",
+    "between FILE and NAME are invalid afterwards.",
 
   async run(invocation) {
     const { program } = invocation;
@@ -100,16 +100,16 @@ function parseRate(text: string): number {
   return sizeArgument("rate limit", text);
 }
 
-/** An overlay whose base may be written to. */
+/** An overlay whose base is writable. */
 interface Stack {
   readonly overlay: BlockNode;
-  /** How many backing files below the overlay the base is; 0 without one. */
+  /** Depth of the base below the overlay; 0 without one. */
   readonly depth: number;
-  /** Why the base cannot be written to, if it cannot. */
+  /** Why the base is not writable, if it is not. */
   readonly problem?: BlockError;
 }
 
-/** What keeps one from writing to what can be read. */
+/** Errors of opening for writing that reading may not have. */
 const NOT_PERMITTED: readonly string[] = ["EACCES", "EPERM", "EROFS", "EAGAIN"];
 
 const IN_BACKING = "Could not open backing file: ";
@@ -137,7 +137,7 @@ async function open(
     const isRefused = error instanceof BlockError && depth > 0 &&
       NOT_PERMITTED.includes(error.code);
     if (!isRefused) throw error;
-    // If all can be opened for reading, it is the base that is to blame.
+    // If everything can be opened for reading, the base is to blame.
     const overlay = await openImageArgument(program, file, image);
     const reason = error.message.split(IN_BACKING).at(-1);
     const problem = new BlockError(error.code, reason, { hint: error.hint });
@@ -145,14 +145,16 @@ async function open(
   }
 }
 
-/** Finds the base among backing files, which are opened from top to bottom. */
+/**
+ * Finds the base among the backing files, which are opened from top to bottom.
+ */
 class BaseSearch {
-  /** How deep it lies; 0 as long as it was not found. */
+  /** Its depth; 0 until it is found. */
   depth = 0;
   readonly #name?: string;
   #seen = 0;
 
-  /** Without a name it is the first. */
+  /** Without a name, the base is the first backing file. */
   constructor(name?: string) {
     this.#name = name;
   }
@@ -167,7 +169,7 @@ class BaseSearch {
   #fits({ filename, namedBy }: ImplicitOpen): boolean {
     const name = this.#name;
     if (name === undefined) return true;
-    // What is no path is compared as it is written.
+    // Names that are not paths are compared literally.
     if (schemeOf(name) !== undefined || schemeOf(filename) !== undefined) {
       return name === filename;
     }

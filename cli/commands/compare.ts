@@ -49,11 +49,11 @@ export const command: Command = {
     {
       short: "s",
       long: "strict",
-      help: "size and allocation must be the same, too",
+      help: "size and allocation must be equal, too",
     },
   ],
   notes: "Exit code: 0 identical, 1 different, 2 an image cannot be opened,\n" +
-    "3 its allocation cannot be found out, 4 it cannot be read.",
+    "3 its allocation status is unavailable, 4 it cannot be read.",
 
   async run(invocation) {
     const { program } = invocation;
@@ -99,7 +99,7 @@ function parse(invocation: Invocation) {
   return wish;
 }
 
-/** Open one of the two; that fails with an exit code of its own. */
+/** Open one of the two; failing has its own exit code. */
 async function open(
   program: Program,
   file: string,
@@ -161,7 +161,7 @@ function resultText(
   }
 }
 
-/** The sizes are looked at when all that both have was found equal. */
+/** Sizes are compared once the common part has been found equal. */
 function sizeWarning(a: BlockNode, b: BlockNode, reached: number): string {
   return a.size !== b.size && reached >= Math.min(a.size, b.size)
     ? "Warning: Image size mismatch!\n"

@@ -1,4 +1,4 @@
-/** `convert`: copy images into a new one. @module */
+/** `convert`: convert images to a new one. @module */
 import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { createImage } from "../../core/create.ts";
 import { asBlockError, strerror } from "../../core/errors.ts";
@@ -43,7 +43,7 @@ const STANDARD = "-";
 
 /** The command. */
 export const command: Command = {
-  summary: "Copy images, one after the other, into a new one",
+  summary: "Convert one or more images to a new one",
   operands: "FILE… TARGET",
   options: CONVERT_OPTIONS,
   notes: "TARGET may be - for standard output. FILE may be - for standard\n" +
@@ -122,13 +122,13 @@ function sizeOf(sources: readonly BlockNode[]): number {
   );
 }
 
-/** What is known of a target. */
+/** Facts about a target. */
 interface TargetFacts {
   /** Whether it is known to read as zeroes. */
   readonly targetIsZero: boolean;
-  /** Whether nothing in it hides its backing file yet. */
+  /** Whether it is new, so that its backing file is fully visible. */
   readonly targetIsNew: boolean;
-  /** Wishes that go with each write. */
+  /** Flags of each write. */
   readonly flags?: WriteFlags;
 }
 
@@ -171,7 +171,7 @@ class Conversion {
         ...this.#options,
         ...facts,
         onlyDifferences: backing !== undefined,
-        // Going through all extents once more is not worth it if nobody looks.
+        // An extra pass over all extents is wasted if nobody watches.
         progressBy: this.#progress.isShown || wish.salvage ? "data" : "disk",
         progress: (done, total) => this.#progress.update(done, total),
       });
@@ -182,13 +182,13 @@ class Conversion {
   }
 
   /**
-   * Refuse what the new image will not be able to do, as a small one in memory
-   * shows: later, an existing target would be lost for it.
+   * Refuse what the new image will not support, by trying a small one in
+   * memory: later, an existing target would already be lost.
    */
   async #checkAbilities(created: OptionValues): Promise<void> {
     const { targetFormat, bitmaps, compressed } = this.#wish;
     if (!bitmaps && !compressed) return;
-    // A file by itself is not made to order.
+    // A protocol has no abilities to check.
     if (getFormat(targetFormat).role === "protocol") return;
     const { MemoryStore } = await import("../../mod.ts");
     // Other files are not touched for this.
@@ -235,7 +235,7 @@ class Conversion {
     return 0;
   }
 
-  /** Convert what comes from standard input. */
+  /** Convert standard input. */
   async fromPipe(): Promise<number> {
     const { convertStream } = await import("../../core/jobs/convert_stream.ts");
     const { readInput } = await import("../standard_streams.ts");
@@ -247,7 +247,7 @@ class Conversion {
       throw new CommandError("Preallocation needs a size that is known before");
     }
     const input = readInput(this.#program, wish.image.format);
-    // What is wrong with it costs no file.
+    // Check the input before the target is touched.
     const first = await input.next();
     await this.#withTarget(created, async (node, facts) => {
       const all = prepended(first, input);
@@ -258,7 +258,7 @@ class Conversion {
     return 0;
   }
 
-  /** Make the target, unless it is there, and have it filled. */
+  /** Create the target, unless it must exist, and fill it. */
   async #withTarget(
     created: OptionValues | undefined,
     fill: (node: BlockNode, facts: TargetFacts) => Promise<void>,
@@ -277,7 +277,7 @@ class Conversion {
       format: wish.targetImageOpts ? wish.outputFormat : wish.targetFormat,
       imageOpts: wish.targetImageOpts,
       writable: true,
-      // Direct I/O may have to extend a file up to a whole block.
+      // Direct I/O may extend a file to a whole block.
       resize: cache === "none" || cache === "directsync",
       cache,
       options: created && keyOptions(created),
@@ -297,7 +297,7 @@ class Conversion {
     target.complete();
   }
 
-  /** What the user says of how to copy. */
+  /** The user's options of copying. */
   get #options(): ConvertOptions {
     const { parallel, sparseSize, compressed, outOfOrder } = this.#wish;
     const { salvage, rateLimit, copyOffload, quiet } = this.#wish;
@@ -323,8 +323,8 @@ class Conversion {
   }
 
   /**
-   * The backing file of the new image, if it is to have one. Opening it comes
-   * first: that it cannot be opened is no reason to lose an existing target.
+   * Open the backing file of the new image, if it has one. This comes first, so
+   * that a failure does not cost an existing target.
    */
   async #openBackingFile(
     { backing_file: name, backing_fmt: format }: OptionValues,
@@ -353,7 +353,7 @@ class Conversion {
     );
   }
 
-  /** Make an image; an error says of which target. */
+  /** Create an image; errors name the target. */
   async #named(make: () => Promise<void>): Promise<void> {
     const { targetFormat: format } = this.#wish;
     try {
@@ -376,21 +376,21 @@ async function* prepended<T>(
   yield* rest;
 }
 
-/** What of a new image's options tells its keys: it takes them to open it. */
+/** The options that name the new image's keys, needed to open it. */
 function keyOptions(created: OptionValues): OptionValues | undefined {
   const keys = Object.entries(created)
     .filter(([name]) => name.endsWith("key-secret"));
   return keys.length ? nestOptions(Object.fromEntries(keys)) : undefined;
 }
 
-/** Whether an image that was just made, without backing, is zero all over. */
+/** Whether a newly created image without a backing file reads as zeroes. */
 function readsAsZero(
   target: Target,
   node: BlockNode,
   created: OptionValues,
 ): boolean {
   if (target.isPlainFile) return true;
-  // On a device, only what the format has not allocated is sure to be zero.
+  // On a device, only unallocated clusters are sure to read as zeroes.
   return node.driver.name !== "raw" &&
     (created.preallocation ?? "off") === "off";
 }

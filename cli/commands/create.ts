@@ -1,4 +1,4 @@
-/** `create`: make an image. @module */
+/** `create`: create an image. @module */
 import { createImage } from "../../core/create.ts";
 import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import { resolveName } from "../../core/names.ts";
@@ -39,7 +39,7 @@ interface Wish {
 
 /** The command. */
 export const command: Command = {
-  summary: "Make an image",
+  summary: "Create an image",
   operands: "FILE [SIZE]",
   options: [
     HELP,
@@ -113,7 +113,7 @@ async function create(
   const detected = await openBackingFile(wish, values, program.maxChain);
   if (values.backing_file !== undefined && values.backing_fmt === undefined) {
     program.error(`${filename}: Backing file specified without backing format`);
-    // Scripts know this line as one that does not end.
+    // Scripts expect this line without a line break.
     if (detected) program.printError(`Detected format of ${detected}.`);
     return 1;
   }
@@ -126,7 +126,7 @@ async function create(
     program.print(`Formatting '${filename}', fmt=${format} ${options}\n`);
     program.output.flush();
   };
-  // QEMU tells it before, whether or not it can be done.
+  // QEMU prints this beforehand, even if creating fails.
   if (!program.isOurs) tell();
   try {
     const wishes = creating(program);
@@ -134,7 +134,7 @@ async function create(
     await makeWhole(program, filename, make);
   } catch (error) {
     const why = asBlockError(error);
-    // QEMU's program takes the system's limits for those of the format.
+    // QEMU's program blames the format for limits of the system.
     throw program.isOurs && isOfSystem(why, format, values)
       ? why
       : explainTooLarge(why, format, table, values);
@@ -143,7 +143,7 @@ async function create(
   return 0;
 }
 
-/** Leave no file behind that did not become an image. */
+/** Remove the file if creating the image fails. */
 async function makeWhole(
   program: Program,
   filename: string,
@@ -154,7 +154,10 @@ async function makeWhole(
   target.complete();
 }
 
-/** QEMU knows a backing file only by the very same name, and empties others. */
+/**
+ * QEMU recognises the backing file only by its name as given, and empties
+ * others.
+ */
 function spareBackingFile(wish: Wish, values: OptionValues): void {
   const { backing_file: backing } = values;
   if (backing === undefined) return;
@@ -163,14 +166,14 @@ function spareBackingFile(wish: Wish, values: OptionValues): void {
   }
 }
 
-/** The name of an image's backing file as seen from where we are. */
+/** Resolve the name of an image's backing file. */
 export function backingName(filename: string, backing: string): string {
   const isDescribed = filename.startsWith("json:");
   const name = isDescribed ? filenameOf(protocolStack(filename)) : filename;
   return resolveName(name, backing);
 }
 
-/** The options of the image, put together from all over the command line. */
+/** The options of the image, collected from the command line. */
 function createValues(wish: Wish, table: OptionTable): OptionValues {
   const values = wish.options.parse(table);
   if (values.size === undefined) {
@@ -199,7 +202,7 @@ function createValues(wish: Wish, table: OptionTable): OptionValues {
   return values;
 }
 
-/** Put `-b` and `-F`, where given, among the options of a format. */
+/** Add `-b` and `-F`, where given, to the options of a format. */
 export function addBackingOptions(
   values: OptionValues,
   table: OptionTable,
@@ -220,10 +223,10 @@ export function addBackingOptions(
 }
 
 /**
- * See whether the backing file can be opened, and take the size from it where
- * none was given.
+ * Check that the backing file can be opened, and take the size from it if none
+ * was given.
  *
- * @returns its format, if that was found out.
+ * @returns its format, if it was probed.
  */
 async function openBackingFile(
   wish: Wish,
@@ -239,7 +242,7 @@ async function openBackingFile(
       forceShare: true,
       gate: "allow",
       maxChain,
-      // Any key does: nothing is read but the size.
+      // Any key will do, since only the size is read.
       secrets: () => "",
     });
     values.size ??= node.size;
@@ -259,7 +262,7 @@ async function openBackingFile(
   }
 }
 
-/** Whether it is the system that cannot have so large a file. */
+/** Whether it is the system that does not support so large a file. */
 function isOfSystem(
   { code, message }: BlockError,
   format: string,
@@ -269,7 +272,7 @@ function isOfSystem(
     (format === "raw" || preallocation !== "off");
 }
 
-/** What a driver says of too large a size helps less than this. */
+/** Replace a driver's message about too large a size by a more helpful one. */
 function explainTooLarge(
   error: BlockError,
   format: string,

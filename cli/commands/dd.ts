@@ -1,4 +1,4 @@
-/** `dd`: copy a part of an image, block by block. @module */
+/** `dd`: copy part of an image, block by block. @module */
 import { createImage } from "../../core/create.ts";
 import { allocate, roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { asBlockError, reasonOf } from "../../core/errors.ts";
@@ -24,14 +24,14 @@ class Wish {
   input?: string;
   output?: string;
   blockSize = 512;
-  /** Blocks from the start of the input, those that are skipped included. */
+  /** Blocks from the start of the input, including those skipped. */
   count = Infinity;
   skip = 0;
 }
 
 /** The command. */
 export const command: Command = {
-  summary: "Copy a part of an image, block by block",
+  summary: "Copy part of an image, block by block",
   operands: "if=FILE of=TARGET [bs=SIZE] [count=N] [skip=N]",
   options: [
     HELP,
@@ -47,8 +47,8 @@ export const command: Command = {
     },
   ],
   notes:
-    "bs is the size of a block, by default 512 bytes; skip says how many\n" +
-    "to leave out at the start, count where to stop. TARGET is made anew.",
+    "bs is the size of a block, by default 512 bytes; skip is the number of\n" +
+    "blocks to leave out, count where to stop. TARGET is created anew.",
 
   async run(invocation) {
     const { program } = invocation;

@@ -21,12 +21,12 @@ import { humanSize, integerText } from "../numbers.ts";
 import { snapshotList } from "../snapshots.ts";
 import { CommandError, type Program } from "../program.ts";
 
-/** What is told about one image. */
+/** The description of one image. */
 interface Description {
   filename: string;
   format: string;
   size: number;
-  /** The backing file's name as seen from where we are. */
+  /** The resolved name of the backing file. */
   fullBackingFile?: string;
   info: NodeInfo;
   snapshots: Snapshot[];
@@ -45,7 +45,7 @@ export const command: Command = {
     OUTPUT,
     {
       long: "backing-chain",
-      help: "describe its backing file as well, and so on",
+      help: "describe the whole backing chain",
     },
   ],
 
@@ -76,7 +76,7 @@ function parse(invocation: Invocation) {
   return { output: outputFormat(output), chain };
 }
 
-/** Describe an image and, if wanted, those below it, each opened by itself. */
+/** Describe an image and, on request, those below it, each opened by itself. */
 async function describeChain(
   program: Program,
   file: string,
@@ -136,7 +136,7 @@ async function describe(node: BlockNode): Promise<Description> {
   };
 }
 
-/** What a filter passes on is its file's, for the most part. */
+/** Most of a filter's info is its file's. */
 async function ownInfo(node: BlockNode): Promise<NodeInfo> {
   const info = await node.info?.() ?? {};
   if (node.driver.role !== "filter") return info;
@@ -144,7 +144,7 @@ async function ownInfo(node: BlockNode): Promise<NodeInfo> {
   return { clusterSize, dirty };
 }
 
-/** A backing file's name as seen from where we are, if it can be told. */
+/** The resolved name of a backing file, if it can be determined. */
 function fullName(node: BlockNode, backingFile: string): string | undefined {
   try {
     return resolveFrom(node, backingFile);
@@ -154,11 +154,11 @@ function fullName(node: BlockNode, backingFile: string): string | undefined {
   }
 }
 
-/** Bytes that an image takes on its disks, without those of backing files. */
+/** Bytes of storage that an image takes up, without backing files. */
 async function actualSizeOf(node: BlockNode): Promise<number | undefined> {
   const { role, schemes } = node.driver;
   if (role === "protocol") return (await node.info?.())?.actualSize;
-  // A filter that stands for a protocol has, to QEMU, no space of its own.
+  // For QEMU, a filter that stands in for a protocol has no size.
   if (schemes) return undefined;
   let sum: number | undefined;
   for (const [role, child] of Object.entries(node.children)) {

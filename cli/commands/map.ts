@@ -1,4 +1,4 @@
-/** `map`: show what an image holds, and where. @module */
+/** `map`: show what is allocated in an image, and where. @module */
 import { reasonOf } from "../../core/errors.ts";
 import { type ChainExtent, chainStatus, isStored } from "../../core/extents.ts";
 import { nameOf } from "../../core/node_names.ts";
@@ -26,17 +26,17 @@ interface Entry {
   present: boolean;
   zero: boolean;
   data: boolean;
-  /** Where in `file` it lies, if it has a plain place. */
+  /** Where in `file` it lies, if it is stored plainly. */
   offset?: number;
   file?: BlockNode;
 }
 
-/** Characters printed at once; line by line took a fifth longer. */
+/** Characters printed at once, which is faster than line by line. */
 const PIECE = 4096;
 
 /** The command. */
 export const command: Command = {
-  summary: "Show what an image holds, and where",
+  summary: "Show what is allocated in an image, and where",
   operands: "FILE",
   options: [
     HELP,
@@ -49,13 +49,13 @@ export const command: Command = {
       short: "s",
       long: "start-offset",
       argument: "SIZE",
-      help: "where to begin",
+      help: "offset to begin at",
     },
     {
       short: "l",
       long: "max-length",
       argument: "SIZE",
-      help: "how much of the image to show",
+      help: "length of the range to show",
     },
   ],
 
@@ -99,12 +99,12 @@ function parse(invocation: Invocation) {
   return { output: outputFormat(output), start, maxLength };
 }
 
-/** Goes through all entries, in order. */
+/** Visits all entries in order. */
 type Walk = (found: (entry: Entry) => void) => Promise<void>;
 
 /**
- * The extents of a range as they are shown, not yet joined. (As a generator,
- * this took a third longer: there may be millions of them.)
+ * The entries of a range, not yet merged. (Not a generator, which is slower:
+ * there may be millions of them.)
  */
 async function forEachEntry(
   node: BlockNode,
@@ -140,7 +140,7 @@ function entryOf(extent: ChainExtent): Entry {
   };
 }
 
-/** Whether `next` goes on where `entry` ends, in every respect. */
+/** Whether `next` continues `entry` in every respect. */
 function continues(entry: Entry, next: Entry): boolean {
   return entry.zero === next.zero && entry.data === next.data &&
     entry.depth === next.depth && entry.present === next.present &&
@@ -168,7 +168,7 @@ async function printJson(
   print(`${jsonLine(entry ?? { ...NOTHING, start })}]\n`);
 }
 
-/** What is shown of a range in which there is nothing. */
+/** The entry of an empty range. */
 const NOTHING: Entry = {
   start: 0,
   length: 0,
@@ -200,7 +200,7 @@ async function printHuman(
     }
     if (entry) print(humanLine(entry));
     entry = next;
-    // Only data is shown, so all other kinds may be joined.
+    // Only data is shown, so all other kinds can be merged.
     if (!entry.data || entry.zero) {
       entry.data = false;
       entry.zero = true;

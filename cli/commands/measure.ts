@@ -1,4 +1,4 @@
-/** `measure`: tell how large the file of a new image would become. @module */
+/** `measure`: compute how large the file of a new image would become. @module */
 import type { Measurement } from "../../core/driver.ts";
 import { asBlockError } from "../../core/errors.ts";
 import { measure } from "../../core/jobs/measure.ts";
@@ -32,7 +32,7 @@ class Wish {
 
 /** The command. */
 export const command: Command = {
-  summary: "Tell how large the file of a new image would become",
+  summary: "Compute how large the file of a new image would become",
   operands: "[--size SIZE | FILE]",
   options: [
     HELP,
@@ -58,7 +58,7 @@ export const command: Command = {
       short: "s",
       long: "size",
       argument: "SIZE",
-      help: "size of an empty disk, in place of FILE",
+      help: "size of an empty disk, instead of FILE",
     },
   ],
   helpsOnMistake: true,

@@ -1,4 +1,4 @@
-/** `rebase`: give an image another backing file. @module */
+/** `rebase`: change the backing file of an image. @module */
 import { asBlockError, BlockError } from "../../core/errors.ts";
 import { backingOf } from "../../core/extents.ts";
 import { canonicalName } from "../../core/gate.ts";
@@ -48,7 +48,7 @@ class Wish {
 
 /** The command. */
 export const command: Command = {
-  summary: "Give an image another backing file",
+  summary: "Change the backing file of an image",
   operands: "FILE",
   options: [
     HELP,
@@ -62,24 +62,25 @@ export const command: Command = {
       short: "b",
       long: "backing",
       argument: "NAME",
-      help: 'the new backing file, as seen from FILE\'s folder; "": none',
+      help: 'the new backing file, relative to FILE\'s folder; "": none',
     },
     { ...BACKING_FORMAT, help: "format of the new backing file" },
     {
       short: "u",
       long: "backing-unsafe",
-      help: "change nothing but the name: the disk reads differently",
+      help: "change only the name: the disk may read differently",
     },
     {
       short: "c",
       long: "compress",
-      help: "store what is copied into FILE compressed",
+      help: "compress the data that is copied into FILE",
     },
     CACHE,
     { ...SOURCE_CACHE, long: "backing-cache" },
   ],
-  notes: "The disk reads as it did: what the new backing file does not have\n" +
-    "is copied into FILE before its name is recorded.",
+  notes:
+    "The content of the disk does not change: data that the new backing file\n" +
+    "lacks is copied into FILE before its name is recorded.",
 
   async run(invocation) {
     const { program } = invocation;
@@ -144,7 +145,7 @@ function checkFormat(format: string | undefined): void {
   throw new CommandError(`Invalid format name: '${format}'`);
 }
 
-/** What is to be recorded; QEMU wants the format to be said. */
+/** The name to record; QEMU requires the format. */
 function newName({ backing, backingFormat }: Wish): BackingName | undefined {
   if (!backing) return undefined;
   if (backingFormat !== undefined) {
@@ -161,7 +162,7 @@ async function changeName(overlay: BlockNode, wish: Wish): Promise<void> {
     await changeBacking(overlay, newName(wish));
   } catch (error) {
     if (wish.backing !== undefined) throw error;
-    // What C makes of a text that is not there.
+    // How C prints a null string.
     const { code, message } = asBlockError(error);
     throw new BlockError(code, message.replace("to ''", "to '(null)'"), {
       cause: error,
@@ -169,11 +170,11 @@ async function changeName(overlay: BlockNode, wish: Wish): Promise<void> {
   }
 }
 
-/** All that it takes to rebase without changing the content. */
+/** Everything needed to rebase without changing the content. */
 interface SafeRebase {
   readonly program: Program;
   readonly wish: Wish;
-  /** The overlay, as the user calls it. */
+  /** The overlay's name, as given by the user. */
   readonly file: string;
   readonly overlay: BlockNode;
   readonly sourceCache: CacheMode;
@@ -205,8 +206,8 @@ async function rebaseSafely(call: SafeRebase): Promise<void> {
 }
 
 /**
- * The new backing file: an image of the overlay's chain, or opened for us, and
- * to be closed by us.
+ * The new backing file: an image of the overlay's chain, or one opened here,
+ * which the caller must close.
  */
 async function openBacking(
   { program, wish, overlay, sourceCache, forceShare }: SafeRebase,
@@ -234,7 +235,7 @@ async function openBacking(
   }
 }
 
-/** The name of a backing file as seen from where we are. */
+/** Resolve the name of a backing file. */
 function resolvedName(overlay: BlockNode, backing: string): string {
   if (isAbsolute(backing)) return backing;
   const name = nameOf(overlay);
@@ -253,7 +254,7 @@ function findInChain(
   const wanted = canonicalName(filename);
   let node = backingOf(overlay);
   while (node && canonicalName(nameOf(node)) !== wanted) node = backingOf(node);
-  // The same file in another format is another disk.
+  // The same file in another format is a different disk.
   return node && (format ?? node.driver.name) === node.driver.name
     ? node
     : undefined;

@@ -41,9 +41,9 @@ export const command: Command = {
     {
       long: "preallocation",
       argument: PREALLOCATIONS.join("|"),
-      help: "what to reserve of the new area",
+      help: "how to preallocate the new area",
     },
-    { long: "shrink", help: "permit SIZE to be less than it is now" },
+    { long: "shrink", help: "permit SIZE to be less than the current size" },
   ],
   notes: "With + or -, SIZE is a difference.",
 
@@ -83,7 +83,7 @@ function resultText(program: Program, before: number, now: number): string {
     : "Image resized.\n";
 }
 
-/** A size apart from the other arguments. */
+/** The size, separated from the other arguments. */
 type SplitArguments = [size: string, others: readonly string[]];
 
 function splitArguments(
@@ -93,15 +93,14 @@ function splitArguments(
   const isHelp = last === "-h" || last === "--help";
   if (isHelp && (args.length === 1 || program.isOurs)) return ["", args];
   if (args.length < 2) throw usageError("Not enough arguments");
-  // The size is taken away first: it may begin with a minus.
+  // Take the size first, because it may begin with a minus.
   const split: SplitArguments = [last, args.slice(0, -1)];
   if (/^[+-]?\d/.test(last)) return split;
   return findSize(args, command.options) ?? split;
 }
 
 /**
- * Later releases of QEMU find the size anywhere, where 7.2 takes whatever is
- * the last argument for it.
+ * Later releases of QEMU find the size anywhere; 7.2 takes the last argument.
  */
 function findSize(
   args: readonly string[],
@@ -145,7 +144,7 @@ function parse(invocation: Invocation) {
   return { size, shrink, preallocation };
 }
 
-/** Relative is how often the present size counts: 0 or 1. */
+/** `relative` is 1 if `bytes` is added to the current size, otherwise 0. */
 function parseChange(text: string): { relative: number; bytes: number } {
   const sign = /^[+-]/.exec(text)?.[0];
   const parsed = parseOption(

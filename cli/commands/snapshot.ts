@@ -37,13 +37,13 @@ export const command: Command = {
       short: "a",
       long: "apply",
       argument: "SNAPSHOT",
-      help: "make the disk what it was then",
+      help: "revert the disk to a snapshot",
     },
     {
       short: "c",
       long: "create",
       argument: "NAME",
-      help: "keep the disk as it is now",
+      help: "take a snapshot of the disk",
     },
     {
       short: "d",
@@ -56,7 +56,7 @@ export const command: Command = {
   async run(invocation) {
     const { program } = invocation;
     const { action: given, name } = parse(invocation);
-    // QEMU 7.2 does nothing then, but opens the image for writing.
+    // Without an action, QEMU 7.2 opens the image for writing and does nothing.
     const action = given ?? (program.isOurs ? "l" : undefined);
     const [file] = invocation.operands;
     const node = await openImageArgument(program, file, {
@@ -86,7 +86,7 @@ export const command: Command = {
   },
 };
 
-/** A name has at most 255 bytes, as in QEMU. */
+/** Cut a name to 255 bytes, as QEMU does. */
 function shortened(name: string): string {
   const bytes = new TextEncoder().encode(name).subarray(0, 255);
   return new TextDecoder().decode(bytes).replace(/\ufffd$/, "");
@@ -109,7 +109,7 @@ const ACTIONS = {
       // That bitmaps do not permit it is found out before one is looked for.
       if (code === "EBUSY") throw failed("apply", name, message);
       const why = strerror(code);
-      // That there is none has no further cause.
+      // A missing snapshot has no further cause to print.
       const isPlain = message === why || code === "ENOENT";
       const detail = isPlain ? "" : `${message}\n`;
       throw failed("apply", name, `Failed to load snapshot: ${why}`, detail);

@@ -124,7 +124,7 @@ function requestOf(
   };
 }
 
-/** Start a request; the answer is what to report when it is finished. */
+/** Start a request; returns its report, once it is finished. */
 async function reported(
   what: string,
   request: () => Promise<unknown>,

@@ -1,27 +1,27 @@
 /**
- * Requests that go on while further commands run.
+ * Requests that run while further commands run.
  *
  * @module
  */
 import type { Program } from "../program.ts";
 
 /**
- * Requests in the background. What they have to report is told while a command
- * waits for something, never between two that do not.
+ * Background requests. Their reports are printed while a command waits for
+ * something, never between commands that do not wait.
  */
 export class BackgroundRequests {
   readonly #program: Program;
   readonly #pending = new Set<Promise<void>>();
-  /** Reports of finished requests, in the order in which they finished. */
+  /** Reports of finished requests, in order of completion. */
   readonly #reports: string[] = [];
-  /** How many wait: reports are told at once. */
+  /** Number of waiting commands: if any, reports are printed at once. */
   #waiting = 0;
 
   constructor(program: Program) {
     this.#program = program;
   }
 
-  /** Take over a request, whose promise gives the text of its report. */
+  /** Add a request, whose promise yields the text of its report. */
   add(request: Promise<string>): void {
     const pending = request.then((report) => {
       this.#pending.delete(pending);
@@ -31,7 +31,7 @@ export class BackgroundRequests {
     this.#pending.add(pending);
   }
 
-  /** Wait for `work`, and let others report meanwhile. */
+  /** Wait for `work`, printing reports meanwhile. */
   async during<T>(work: Promise<T>): Promise<T> {
     this.#tell();
     this.#waiting++;
@@ -42,7 +42,7 @@ export class BackgroundRequests {
     }
   }
 
-  /** Wait until all are finished. */
+  /** Wait until all requests are finished. */
   async drain(): Promise<void> {
     while (this.#pending.size > 0) {
       await this.during(Promise.all(this.#pending));

@@ -1,6 +1,6 @@
 /**
- * `break`, `remove_break`, `resume` and `wait_break`: requests that are stopped
- * on their way, where a `blkdebug` node is part of the file's stack.
+ * `break`, `remove_break`, `resume` and `wait_break`: suspending requests,
+ * where a `blkdebug` node is part of the file's stack.
  *
  * @module
  */
@@ -64,7 +64,7 @@ export const waitBreak: IoCommand = {
 
   async run({ session, words }) {
     const breakpoints = breakpointsOf(session.image.node);
-    // QEMU waits for ever if nothing can be stopped.
+    // Without breakpoints, QEMU waits forever.
     if (!breakpoints) {
       throw new Refusal("Could not wait: Operation not supported");
     }

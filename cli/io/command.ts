@@ -1,12 +1,12 @@
 /**
- * What a command of `qemu-io` is.
+ * Commands of `qemu-io`.
  *
  * @module
  */
 import { libraryText, OptionParser, type OptionSpec } from "../getopt.ts";
 import type { Session } from "./session.ts";
 
-/** A command that cannot go on. Its message goes to standard output. */
+/** A command failed. The message goes to standard output. */
 export class Refusal extends Error {
   /** The class name. */
   override name = "Refusal";
@@ -16,27 +16,27 @@ export class Refusal extends Error {
 export interface IoCommand {
   readonly name: string;
   readonly alias?: string;
-  /** What it does, as the help shows it. */
+  /** What it does, for the help. */
   readonly summary: string;
   /** Its options and operands, as the help shows them. */
   readonly usage?: string;
-  /** The least number of words after its name. Default: 0. */
+  /** The minimum number of words after its name. Default: 0. */
   readonly min?: number;
-  /** The largest number of words after its name. Default: 0. */
+  /** The maximum number of words after its name. Default: 0. */
   readonly max?: number;
   /** The options it accepts. */
   readonly options?: readonly OptionSpec[];
-  /** What else there is to know, for its help. */
+  /** Further notes for its help. */
   readonly notes?: string;
-  /** What must be open: a file, one that may be written to, or nothing. */
+  /** Whether it needs an open file, a writable one, or none. */
   readonly needs?: "file" | "writable" | "nothing";
-  /** Run it. Whatever it throws makes it a failed command. */
+  /** Run it. Throwing makes the command fail. */
   run(call: Call): Promise<void> | void;
 }
 
-/** One call of a command. */
+/** An invocation of a command. */
 export class Call {
-  /** What remains of the words after the options; known after parsing. */
+  /** The operands; known after parsing. */
   operands: readonly string[] = [];
 
   /** `name` is how the command was called. */
@@ -60,12 +60,12 @@ export class Call {
     this.operands = parser.operands;
   }
 
-  /** The word after the name once the options, as QEMU does it, go first. */
+  /** The word after the name once the options are sorted first, as in QEMU. */
   get firstWord(): string {
     return this.words.find((word) => /^-./.test(word)) ?? this.words[0];
   }
 
-  /** What is thrown if the words make no sense. */
+  /** The error for invalid words. */
   misused(): Refusal {
     return new Refusal(usageLine(this.command.name, this.command));
   }

@@ -1,5 +1,5 @@
 /**
- * `length`, `alloc`, `map` and `info`: what the file is and holds.
+ * `length`, `alloc`, `map` and `info`: size, allocation and description.
  *
  * @module
  */
@@ -68,14 +68,14 @@ function withHex(value: number): string {
   return `${sizeText(value)} (0x${value.toString(16)})`;
 }
 
-/** A part of the file that has, or has not, content of its own. */
+/** A range of the file that is, or is not, allocated. */
 interface Run {
   offset: number;
   length: number;
   isAllocated: boolean;
 }
 
-/** The runs of a range, each as long as it can be. */
+/** The runs of a range, each as long as possible. */
 async function* runsOf(
   node: BlockNode,
   offset: number,
@@ -104,12 +104,12 @@ export const info: IoCommand = {
 
   async run({ session }) {
     const { image, opening, program } = session;
-    // That -C put a node on top of it is nobody's concern.
+    // Ignore the copy-on-read filter of -C.
     const node = opening.copyOnRead ? skipFilters(image.node) : image.node;
     const format = node.driver.name;
     program.print(`format name: ${format}\n`);
     if (node.driver.role === "protocol") {
-      // Its name is told twice, and of the protocols only files have more.
+      // QEMU prints the name twice, and more only for files.
       program.print(`format name: ${format}\n`);
       if (!["file", "host_device"].includes(format)) throw new Refusal();
     }

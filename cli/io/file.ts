@@ -19,12 +19,12 @@ export const flush: IoCommand = {
   run: ({ session }) => session.background.during(flushImage(session.image)),
 };
 
-/** As in QEMU, failures show in the exit code alone. */
+/** As in QEMU, a failure affects only the exit code. */
 async function flushImage(image: Image): Promise<void> {
   try {
     await image.flush();
   } catch (error) {
-    // An image that was given up has nothing to flush.
+    // An image that was closed after an error has nothing to flush.
     if (asBlockError(error).code !== "ENOMEDIUM") throw new Refusal("");
   }
 }

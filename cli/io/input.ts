@@ -4,13 +4,13 @@
  * @module
  */
 
-/** Longer lines are cut into pieces of so many bytes. */
+/** Longer lines are split into pieces of this many bytes. */
 const MAX_LINE = 1023;
 const NEWLINE = 10;
 
 /**
- * The lines of standard input, each as soon as it is there. `waiting` is
- * handed what is waited for.
+ * The lines of standard input, each as soon as it arrives. `waiting` receives
+ * the promise being awaited.
  */
 export async function* inputLines(
   waiting: <T>(wait: Promise<T>) => Promise<T>,

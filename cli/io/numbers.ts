@@ -1,5 +1,5 @@
 /**
- * Numbers as `qemu-io` reads and prints them.
+ * Parsing and printing numbers as `qemu-io` does.
  *
  * @module
  */
@@ -12,8 +12,8 @@ const INT64_MAX = 2n ** 63n - 1n;
 /**
  * Parse a count of bytes, with an optional suffix.
  *
- * @param name What to call it in messages.
- * @throws {Refusal} if it is none, or above 2^63-1.
+ * @param name Its name in messages.
+ * @throws {Refusal} if it is invalid or above 2^63-1.
  */
 export function byteCount(text: string, name: string = text): number {
   const value = parseSize(text);
@@ -29,14 +29,14 @@ export function byteCount(text: string, name: string = text): number {
   return value;
 }
 
-/** `value` is what `text` says, as exactly as a number can be. */
+/** Whether `text` exceeds 2^63-1; `value` is its nearest number. */
 function exceedsInt64(text: string, value: number): boolean {
   if (value < 2 ** 63) return false;
   const isExact = value === 2 ** 63 && /^(0x[0-9a-f]+|[0-9]+)$/i.test(text);
   return !isExact || BigInt(text) > INT64_MAX;
 }
 
-/** Parse the byte that fills a pattern. */
+/** Parse the byte of a pattern. */
 export function patternByte(text: string): number {
   const value = cInteger(text);
   if (value === undefined || value < 0 || value > 255) {

@@ -19,7 +19,7 @@ import {
 } from "./opening.ts";
 import type { Session } from "./session.ts";
 
-/** Options of the program as well as of `open`. */
+/** Options of the program and of `open`. */
 export const OPEN_OPTIONS: readonly OptionSpec[] = [
   { short: "r", long: "read-only", help: "do not write to it" },
   { short: "s", long: "snapshot", help: "write to a temporary overlay" },
@@ -27,14 +27,14 @@ export const OPEN_OPTIONS: readonly OptionSpec[] = [
   {
     short: "C",
     long: "copy-on-read",
-    help: "keep what is read from backing files",
+    help: "copy data read from backing files into the image",
   },
   { short: "k", long: "native-aio", help: "the same as -i native" },
   {
     short: "i",
     long: "aio",
     argument: "MODE",
-    help: "threads, native (which needs -n) or io_uring; all do the same",
+    help: "threads, native (needs -n) or io_uring; all equivalent",
   },
   {
     short: "d",
@@ -55,10 +55,10 @@ export const OPEN_OPTIONS: readonly OptionSpec[] = [
   },
 ];
 
-/** Parts of an {@linkcode Opening} that options change. */
+/** The parts of an {@linkcode Opening} that options change. */
 type Changes = { -readonly [name in keyof Opening]?: Opening[name] };
 
-/** Take an option of {@linkcode OPEN_OPTIONS}. */
+/** Parse an option of {@linkcode OPEN_OPTIONS}. */
 export function takeOpening(
   changes: Changes,
   option: string,
@@ -75,7 +75,7 @@ export function takeOpening(
   else if (option === "t") changes.cache = cacheMode(argument, "cache option");
 }
 
-/** `name=value,…` by name. */
+/** The options of `name=value,…`, by name. */
 function namedOptions(
   { program }: Session,
   text: string,
@@ -119,7 +119,7 @@ export const open: IoCommand = {
   },
 };
 
-/** Open what `file` names, or what the options describe. */
+/** Open the file that `file` names or the options describe. */
 export async function openFile(
   session: Session,
   file: string | undefined,
@@ -157,7 +157,7 @@ export async function openFile(
 
 const CACHE_OPTIONS = ["cache.direct", "cache.no-flush"];
 
-/** Options of every node that can be changed. */
+/** Generic options that can be changed. */
 const CHANGEABLE = [
   ...CACHE_OPTIONS,
   "read-only",
@@ -173,10 +173,10 @@ export const reopen: IoCommand = {
   summary: "reopens an image with new options",
   max: Infinity,
   options: [
-    { short: "c", argument: "MODE", help: "another cache mode" },
-    { short: "o", argument: "OPTIONS", help: "other options of the driver" },
+    { short: "c", argument: "MODE", help: "the new cache mode" },
+    { short: "o", argument: "OPTIONS", help: "new options of the driver" },
     { short: "r", help: "read-only" },
-    { short: "w", help: "for reading and writing" },
+    { short: "w", help: "open for reading and writing" },
   ],
 
   async run(call) {
@@ -194,14 +194,14 @@ export const reopen: IoCommand = {
     checkChangeable(node, opening.options, options);
     const changed = reopening(node.driver, opening, changes, options);
     if (opening.snapshot) {
-      // What was written to it would be lost.
+      // The data written to it would be lost.
       throw new CommandError("Cannot reopen a temporary overlay");
     }
     await session.reopen(changed, { ...changes, options });
   },
 };
 
-/** How a file is to be opened after changes. */
+/** How a file will be open after changes. */
 function reopening(
   driver: DriverTraits,
   opening: Opening,
@@ -209,7 +209,7 @@ function reopening(
   options: OptionValues,
 ): Opening {
   const before = { ...opening.options };
-  // What has a letter of its own takes the place of the option.
+  // A setting with its own letter replaces the option.
   if (changes.readOnly !== undefined) delete before["read-only"];
   if (changes.cache !== undefined) {
     CACHE_OPTIONS.forEach((name) => delete before[name]);
@@ -236,7 +236,7 @@ function parseReopen(call: Call): Changes & { options: OptionValues } {
   return changes;
 }
 
-/** Refuse options that the driver lacks, and those that cannot be changed. */
+/** Refuse options that the driver lacks or that cannot be changed. */
 function checkChangeable(
   node: BlockNode,
   before: OptionValues,

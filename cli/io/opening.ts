@@ -18,28 +18,28 @@ import { reporting } from "../images.ts";
 import { notAmong, type Program } from "../program.ts";
 import type { AioMode } from "../../core/traits.ts";
 
-/** What was said about a file, and how it is to be opened. */
+/** How to open a file. */
 export interface Opening {
-  /** Its name; without it, `options` tell all. */
+  /** Its name; without it, `options` describe the file. */
   readonly filename?: string;
-  /** Options of the drivers, by their dotted names. */
+  /** Options of the drivers, by dotted name. */
   readonly options: OptionValues;
   readonly readOnly: boolean;
-  /** Whether others may do anything with it meanwhile. */
+  /** Whether to share all access. */
   readonly forceShare: boolean;
   /** How writes reach the disk. */
   readonly cache: CacheMode;
-  /** How files have their requests made. */
+  /** How to make requests to files. */
   readonly aio?: AioMode;
   /** Whether discards do anything. */
   readonly discard: boolean;
-  /** Whether to keep what is read from backing files. */
+  /** Whether to copy data that is read from backing files. */
   readonly copyOnRead: boolean;
   /** Whether to write to a temporary overlay. */
   readonly snapshot: boolean;
 }
 
-/** How files are opened if nothing else is said. */
+/** How files are opened by default. */
 export const DEFAULT_OPENING: Opening = {
   options: {},
   readOnly: false,
@@ -93,13 +93,13 @@ function sourceOf({ filename, options }: Opening): Source {
   const takesName = typeof driver === "string" &&
     findDriver(driver)?.parseFilename !== undefined;
   if (takesName && !filename.startsWith("json:")) {
-    // It takes the file's name apart by itself.
+    // It parses the file name itself.
     return { filename, ...nested };
   }
   return merged(toStack(filename), nested);
 }
 
-/** Options, and those that take their place, at every level. */
+/** Options overridden by others, at every level. */
 function merged(options: OptionValues, others: OptionValues): OptionValues {
   const all = { ...options };
   for (const [name, value] of Object.entries(others)) {
@@ -116,7 +116,7 @@ function isPlain(value: unknown): value is OptionValues {
     Object.getPrototypeOf(value) === Object.prototype;
 }
 
-/** Dotted names are nested, but for those of which a part has a value itself. */
+/** Nest dotted names, except those of which a part has a value itself. */
 function nestedOptions(options: OptionValues): OptionValues {
   const flat: OptionValues = {};
   const others: OptionValues = {};
@@ -130,7 +130,7 @@ function nestedOptions(options: OptionValues): OptionValues {
   return { ...nestOptions(others), ...flat };
 }
 
-/** Something to write to that is gone when it is closed. */
+/** A temporary overlay, which is lost when closed. */
 async function temporaryOverlay(
   backing: BlockNode,
   readOnly: boolean,
@@ -140,12 +140,12 @@ async function temporaryOverlay(
     await createImage("qcow2", file, { size: backing.size });
     return await open({ driver: "qcow2", file, backing }, { readOnly });
   } finally {
-    // From here on the overlay alone uses it.
+    // From here on, only the overlay uses it.
     await backing.close();
   }
 }
 
-/** Have all nodes with breakpoints tell when they stop a request. */
+/** Let all nodes with breakpoints report suspended requests. */
 function listenToDebuggers(program: Program, node: BlockNode): void {
   for (const { node: { debug } } of nodesOf(node)) {
     if (!debug?.breakpoints) continue;
@@ -153,7 +153,7 @@ function listenToDebuggers(program: Program, node: BlockNode): void {
   }
 }
 
-/** Whether each write is to reach the disk before it is done. */
+/** Whether each write must be durable before it completes. */
 export function writesThrough(mode: CacheMode): boolean {
   return mode === "writethrough" || mode === "directsync";
 }
@@ -168,7 +168,7 @@ export function discardMode(mode: unknown): boolean {
   throw notAmong(`Invalid discard option: ${mode}`, DISCARD_MODES);
 }
 
-/** How requests are to be made. */
+/** Parse a mode of making requests. */
 export function aioMode(mode: string): AioMode {
   if (AIO_MODES.includes(mode as AioMode)) return mode as AioMode;
   throw notAmong(`Invalid aio option: ${mode}`, AIO_MODES);

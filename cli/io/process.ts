@@ -8,7 +8,7 @@ import { giveWay } from "../../core/runtime.ts";
 import { cInteger } from "../numbers.ts";
 import { byteCount } from "./numbers.ts";
 
-/** One above the last signal of Linux. */
+/** One more than the last signal of Linux. */
 const SIGNALS_END = 65;
 const SIGABRT = 6;
 
@@ -33,7 +33,7 @@ export const sigraise: IoCommand = {
   },
 };
 
-/** `abort`: what standard output holds back is lost, as in a crash. */
+/** `abort`: buffered output is lost, as in a crash. */
 export const abort: IoCommand = {
   name: "abort",
   summary: "simulate a program crash using abort(3)",
@@ -42,16 +42,16 @@ export const abort: IoCommand = {
 };
 
 async function raise(signal: number): Promise<void> {
-  // Deno's own function knows signals by their names only.
+  // `Deno.kill` takes only names of signals.
   const { process } = globalThis as unknown as {
     process: { readonly pid: number; kill(pid: number, signal: number): void };
   };
   try {
     process.kill(process.pid, signal);
   } catch {
-    // There is no such signal; C's raise tells, but nobody asks it.
+    // There is no such signal; QEMU ignores the result of `raise`.
   }
-  // One that is listened to is told of only between turns.
+  // A signal with a listener arrives only between turns.
   await giveWay();
 }
 

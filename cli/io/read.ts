@@ -24,18 +24,18 @@ import {
   vectorOf,
 } from "./requests.ts";
 
-/** What buffers hold before they are read into. */
+/** The byte that fills buffers before a read. */
 export const UNREAD = 0xab;
 
-/** How what was read is to be shown. */
+/** How to show the data read. */
 export interface Showing extends Reporting {
-  /** All of it. */
+  /** Dump all of it. */
   dump?: boolean;
-  /** The byte that everything must be. */
+  /** The byte that the data must consist of. */
   pattern?: number;
 }
 
-/** The options that say how to show what was read. */
+/** The options on showing the data read. */
 export const SHOWING: readonly OptionSpec[] = [
   TERSE,
   {
@@ -47,7 +47,7 @@ export const SHOWING: readonly OptionSpec[] = [
   { short: "v", help: "show the bytes read" },
 ];
 
-/** Take one of these options. */
+/** Parse one of these options. */
 export function takeShowing(
   showing: Showing,
   option: string,
@@ -70,7 +70,7 @@ export const read: IoCommand = {
   options: [
     ...SHOWING,
     { short: "b", help: "read VM state, not the disk" },
-    { short: "l", argument: "LEN", help: "with -P, bytes to look at" },
+    { short: "l", argument: "LEN", help: "with -P, bytes to compare" },
     { short: "p", help: "has no effect" },
     { short: "s", argument: "OFF", help: "with -P, bytes to skip first" },
   ],
@@ -111,13 +111,13 @@ function parseRead(call: Call): ReadOptions {
   return options;
 }
 
-/** A part of what was read. */
+/** A part of the data read. */
 interface Range {
   readonly start: number;
   readonly end: number;
 }
 
-/** The part at which a pattern is looked for. */
+/** The part to be compared with the pattern. */
 function lookedAt(
   length: number,
   start = 0,
@@ -161,14 +161,14 @@ export const readv: IoCommand = {
   },
 };
 
-/** What there is to say about bytes that were read. */
+/** The report on a read. */
 interface Shown {
   readonly text: string;
-  /** Whether they are what they had to be. */
+  /** Whether the data matches the pattern. */
   readonly isExpected: boolean;
 }
 
-/** Look at bytes that were read from `offset` on, and report. */
+/** Compare data read from `offset` with the pattern, and report. */
 export function shown(
   bytes: Uint8Array,
   offset: number,

@@ -1,5 +1,5 @@
 /**
- * What `qemu-io` tells of a request: the bytes it read, and how long it took.
+ * `qemu-io`'s reports of requests: the bytes read, and the time taken.
  *
  * @module
  */
@@ -8,19 +8,19 @@ import { sizeText } from "./numbers.ts";
 
 /** A request that succeeded. */
 export interface Done {
-  /** What was done, such as `wrote`. */
+  /** The verb, such as `wrote`. */
   readonly verb: string;
   readonly offset: number;
   readonly length: number;
   readonly seconds: number;
-  /** Whether a program reads it (`-C`). */
+  /** Whether the report is for a program (`-C`). */
   readonly terse: boolean;
 }
 
 /** The report of a request, one or two lines. */
 export function reportText(done: Done): string {
   const { verb, offset, length, terse } = done;
-  // A clock that stood still must not lead to a division by zero.
+  // Avoid a division by zero if the clock stood still.
   const seconds = Math.max(done.seconds, 1e-9);
   const rate = length / seconds;
   const time = timeText(seconds, terse);
@@ -43,7 +43,7 @@ function timeText(seconds: number, withHours: boolean): string {
 
 const LINE = 16;
 
-/** Bytes in hexadecimal and as letters; `offset` is where the first one lies. */
+/** A dump in hexadecimal and ASCII; `offset` is that of the first byte. */
 export function dumpText(bytes: Uint8Array, offset: number): string {
   let text = "";
   for (let at = 0; at < bytes.length; at += LINE) {

@@ -1,5 +1,5 @@
 /**
- * What all commands that read or write have in common.
+ * Code shared by all commands that read or write.
  *
  * @module
  */
@@ -14,24 +14,24 @@ import { integerText } from "../numbers.ts";
 import { Refusal } from "./command.ts";
 import { byteCount } from "./numbers.ts";
 
-/** The most bytes that one request may have: 2 GiB, less a sector. */
+/** The longest request: 2 GiB less a sector. */
 const MAX_REQUEST = 2 ** 31 - 512;
 
-/** How a request is to be reported. */
+/** How to report a request. */
 export interface Reporting {
-  /** Not at all. */
+  /** Report nothing. */
   silent?: boolean;
-  /** For a program. */
+  /** Report in one line, for a program. */
   terse?: boolean;
 }
 
-/** Refuse lengths that no request may have. */
+/** Refuse lengths beyond the longest request. */
 export function checkLength(length: number, text: string, but = ""): void {
   if (length <= MAX_REQUEST) return;
   throw new Refusal(`length cannot exceed ${MAX_REQUEST}${but}, given ${text}`);
 }
 
-/** Refuse what must be, and is not, made of whole sectors. */
+/** Refuse a range that does not consist of whole sectors. */
 export function checkSectors(offset: number, count: number): void {
   for (const [name, value] of Object.entries({ offset, count })) {
     if (value % SECTOR_SIZE === 0) continue;
@@ -42,9 +42,9 @@ export function checkSectors(offset: number, count: number): void {
 }
 
 /**
- * Do a request and answer the seconds it took.
+ * Make a request; returns the seconds it took.
  *
- * @param what names it in the message if it fails.
+ * @param what Its name in the message if it fails.
  */
 export async function timed(
   what: string,
@@ -54,7 +54,7 @@ export async function timed(
   try {
     await request();
   } catch (error) {
-    // Anything else is a mistake of ours, not a failure of the disk.
+    // Anything else is a bug, not an I/O error.
     if (!(error instanceof BlockError)) throw error;
     const why = error instanceof OutOfRangeError
       ? strerror("EIO")
@@ -64,13 +64,13 @@ export async function timed(
   return (performance.now() - start) / 1000;
 }
 
-/** The buffers of a vectored request, parts of one. */
+/** The buffers of a vectored request, which are parts of one buffer. */
 export interface Vector {
   readonly whole: Uint8Array;
   readonly parts: Uint8Array[];
 }
 
-/** Buffers as large as the operands say, filled with a byte. */
+/** Buffers of the sizes in the operands, filled with a byte. */
 export function vectorOf(sizes: readonly string[], fill: number): Vector {
   const lengths: number[] = [];
   let total = 0;

@@ -1,5 +1,5 @@
 /**
- * What lasts from one command of `qemu-io` to the next.
+ * The state of `qemu-io` between commands.
  *
  * @module
  */
@@ -10,11 +10,11 @@ import type { Program } from "../program.ts";
 import { BackgroundRequests } from "./background.ts";
 import { type Opening, openNode } from "./opening.ts";
 
-/** The file that is open, and the requests under way. */
+/** The open file, and the requests under way. */
 export class Session {
   /** Whether the program is to end. */
   hasQuit = false;
-  /** Requests that were started and not waited for. */
+  /** Requests running in the background. */
   readonly background: BackgroundRequests;
   #image: Image | undefined;
   #opening: Opening | undefined;
@@ -29,7 +29,7 @@ export class Session {
     return this.#image !== undefined;
   }
 
-  /** The file that is open. Commands run only with one if they need it. */
+  /** The open file. Commands that need one run only if there is one. */
   get image(): Image {
     return this.#image!;
   }
@@ -47,9 +47,9 @@ export class Session {
   }
 
   /**
-   * Go on with the same file, opened in another way; if that fails, as it was.
+   * Reopen the file in another way; if that fails, it stays as it was.
    *
-   * @param opening How it is opened then, of which `changes` differ.
+   * @param opening How it will be open; `changes` are the differences.
    */
   async reopen(opening: Opening, changes: ReopenOptions): Promise<void> {
     await this.background.drain();
@@ -58,10 +58,10 @@ export class Session {
   }
 
   /**
-   * Finish what is under way, and close the file if one is open. What goes
-   * wrong then is told, but is no command's failure.
+   * Finish background requests, and close the file if one is open. Errors are
+   * reported, but fail no command.
    *
-   * @returns whether all that was written is known to be there.
+   * @returns whether all writes are known to be durable.
    */
   async close(): Promise<boolean> {
     await this.background.drain();

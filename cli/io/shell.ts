@@ -86,7 +86,7 @@ function commandHelp(name: string, command: IoCommand): string {
     (options ? `\n${options.join("")}\n` : "");
 }
 
-/** Run the commands that were given; answers whether all of them succeeded. */
+/** Run commands; returns whether all of them succeeded. */
 export async function runAll(
   session: Session,
   lines: readonly string[],
@@ -99,7 +99,7 @@ export async function runAll(
   return allSucceeded;
 }
 
-/** Run commands from standard input; answers whether all succeeded. */
+/** Run commands from standard input; returns whether all succeeded. */
 export async function runInput(session: Session): Promise<boolean> {
   const { program, background } = session;
   const lines = inputLines((wait) => background.during(wait));
@@ -114,7 +114,7 @@ export async function runInput(session: Session): Promise<boolean> {
   return allSucceeded;
 }
 
-/** Run one line, and tell what is wrong with it; answers whether nothing was. */
+/** Run one line and report errors; returns whether it succeeded. */
 async function runLine(session: Session, line: string): Promise<boolean> {
   const [name, ...words] = line.split(" ").filter((word) => word !== "");
   if (name === undefined) return true;
@@ -140,7 +140,7 @@ async function runLine(session: Session, line: string): Promise<boolean> {
   }
 }
 
-/** Why a command cannot even be looked at. */
+/** Why a command cannot be run at all. */
 function objectionTo(
   session: Session,
   command: IoCommand | undefined,

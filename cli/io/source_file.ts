@@ -1,17 +1,16 @@
 /**
- * What a file named on the command line holds, whatever kind of file it is.
+ * Reading a file named on the command line, of any kind.
  *
  * @module
  */
 import { BlockError, codeOfErrno } from "../../core/errors.ts";
 
 /**
- * The first bytes of a file, device or pipe, as many as it has and at most
- * `most`. The size of a device does not say how many it has, so it is read.
+ * The first bytes of a file, device or pipe, at most `most`. It is read to the
+ * end, as the size of a device does not tell how much there is.
  *
- * @param patience Milliseconds in which somebody must begin to write to a pipe.
- * @throws {BlockError} as the system does; ENXIO for a pipe to which nobody
- * writes.
+ * @param patience Milliseconds to wait for a pipe's writer.
+ * @throws {BlockError} as the system does; ENXIO for a pipe without a writer.
  */
 export async function headOf(
   filename: string,
@@ -33,7 +32,7 @@ export async function headOf(
   }
 }
 
-/** Opening a pipe takes until somebody opens its other end. */
+/** Opening a pipe waits until its other end is opened. */
 async function openInTime(
   filename: string,
   patience: number,
@@ -46,7 +45,7 @@ async function openInTime(
   try {
     return await Promise.race([opening, expired]);
   } catch (error) {
-    // Should somebody come later, there is nobody any more.
+    // A writer may still come later: close the file then.
     opening.then((file) => file.close(), () => {});
     throw error;
   } finally {

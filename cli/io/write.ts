@@ -27,7 +27,7 @@ import {
 } from "./requests.ts";
 import { headOf } from "./source_file.ts";
 
-/** What is written if nothing else is asked for. */
+/** The byte written by default. */
 export const UNTOUCHED = 0xcd;
 
 /** `-P`. */
@@ -40,25 +40,25 @@ export const FILL: OptionSpec = {
 /** `-f`. */
 export const FUA: OptionSpec = {
   short: "f",
-  help: "reach the disk before it ends",
+  help: "make the write durable before it completes (FUA)",
 };
 
 /** `-u`. */
 export const UNMAP: OptionSpec = {
   short: "u",
-  help: "with -z, the space may be given back",
+  help: "with -z, permit freeing the space",
 };
 
 /** `-z`. */
 export const ZERO: OptionSpec = { short: "z", help: "write zeroes, not data" };
 
-/** What is common to all writes. */
+/** Options of all writes. */
 export interface WriteOptions extends Reporting, ZeroFlags {
   zero?: boolean;
   pattern?: number;
 }
 
-/** Take an option that all writes have. */
+/** Parse an option of all writes. */
 export function takeWriting(
   options: WriteOptions,
   option: string,
@@ -90,7 +90,7 @@ export const write: IoCommand = {
     { short: "p", help: "has no effect" },
     FILL,
     SILENT,
-    { short: "s", argument: "FILE", help: "write what this file holds" },
+    { short: "s", argument: "FILE", help: "write the content of this file" },
     UNMAP,
     ZERO,
   ],
@@ -127,7 +127,7 @@ function parseWrite(call: Call): SingleWriteOptions {
   return options;
 }
 
-/** Refuse options that make no sense together. */
+/** Refuse options that exclude each other. */
 function checkTogether(options: SingleWriteOptions): void {
   const { vmState, compressed, zero, fua, noFallback, unmap } = options;
   const atOnce = "cannot be specified at the same time";
@@ -146,7 +146,7 @@ function checkTogether(options: SingleWriteOptions): void {
   }
 }
 
-/** The request, its data made ready. */
+/** Prepare the data, and return the request. */
 async function requestOf(
   call: Call,
   options: SingleWriteOptions,
@@ -159,7 +159,7 @@ async function requestOf(
     ? filled(length, options.pattern ?? UNTOUCHED)
     : await fromFile(call, options.source, length);
   if (options.compressed) {
-    // QEMU replaces no cluster so.
+    // QEMU never replaces an allocated cluster this way.
     return () => image.writeCompressed(offset, data, { onlyEmpty: true });
   }
   if (!options.vmState) return () => image.write(offset, data, options);
@@ -169,7 +169,7 @@ async function requestOf(
   };
 }
 
-/** What a file holds, over and over. */
+/** Fill a buffer with a file's content, repeatedly. */
 async function fromFile(
   call: Call,
   filename: string,
@@ -247,7 +247,7 @@ export const discard: IoCommand = {
     const [offset, length] = call.operands.map((word) => byteCount(word));
     checkLength(length, call.operands[1]);
     const request = async () => {
-      // Where discards are ignored, the range must still be one of the disk.
+      // Even if discards are ignored, the range must be within the disk.
       if (offset + length > image.size) throw new BlockError("EIO");
       if (opening.discard) await image.discard(offset, length);
     };
@@ -255,7 +255,7 @@ export const discard: IoCommand = {
   },
 };
 
-/** Do a request that the command waits for, and report it. */
+/** Make a request, wait for it, and report it. */
 async function perform(
   { session }: Call,
   what: string,

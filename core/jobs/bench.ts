@@ -23,27 +23,30 @@ export interface BenchOptions {
   depth?: number;
   /** Bytes of a request. Default: 4096. */
   length?: number;
-  /** Where the first one begins, in bytes. Default: 0. */
+  /** Offset of the first request, in bytes. Default: 0. */
   offset?: number;
-  /** Bytes from the start of one to that of the next. Default: `length`. */
-  step?: number;
-  /** The byte that fills what is written. Default: 0. */
-  pattern?: number;
-  /** Flush whenever so many more requests have been sent. Default: never. */
-  flushInterval?: number;
-  /** Wait for the requests in flight before, and for the flush. Default: true. */
-  drain?: boolean;
   /**
-   * Wishes that go with each write. Default: none.
+   * Bytes from the start of one request to that of the next. Default: `length`.
    */
+  step?: number;
+  /** The byte to write. Default: 0. */
+  pattern?: number;
+  /** Flush after every so many requests. Default: never. */
+  flushInterval?: number;
+  /**
+   * Wait for requests in flight before a flush, and for the flush. Default:
+   * true.
+   */
+  drain?: boolean;
+  /** Write with FUA. Default: false. */
   fua?: boolean;
 }
 
 /**
- * Send requests one after the other, some at a time, and go back to the start
- * where the disk ends.
+ * Send requests, `depth` at a time, at increasing offsets, and wrap around at
+ * the end of the disk.
  *
- * @returns the seconds that it took.
+ * @returns the seconds it took.
  * @throws {BlockError} the first error; EIO for a request that crosses the end
  * of the disk.
  *
@@ -64,7 +67,7 @@ export async function bench(
 ): Promise<number> {
   checkOptions("measure", options, BENCH_OPTIONS);
   if (options.write) checkWritable("Cannot measure", node);
-  else checkNode("What is measured", node);
+  else checkNode("The measured disk", node);
   const run = new BenchRun(node, options);
   const start = performance.now();
   try {
@@ -95,9 +98,9 @@ class BenchRun {
   #unsent: number;
   #inFlight = 0;
   #offset: number;
-  /** The flush, or the wait for it, that holds up all requests. */
+  /** The flush, or the wait for it, that blocks all requests. */
   #barrier?: PromiseWithResolvers<void>;
-  /** Flushes that hold up nothing. */
+  /** Flushes that block nothing. */
   readonly #flushes: Promise<void>[] = [];
 
   constructor(node: BlockNode, options: BenchOptions) {
@@ -110,7 +113,7 @@ class BenchRun {
   async run(): Promise<void> {
     const { length = 4096, depth = 64, pattern = 0 } = this.#options;
     const senders = Array.from(
-      // Those that would have nothing to send need no buffer either.
+      // No more senders, and buffers, than requests.
       { length: Math.min(depth, this.#unsent) },
       () => this.#send(allocate(length).fill(pattern)),
     );
@@ -145,14 +148,14 @@ class BenchRun {
         }
       }
     } catch (error) {
-      // Nobody is to wait for requests that will not be sent.
+      // After an error, the other senders stop too.
       this.#unsent = 0;
       this.#barrier?.resolve();
       throw error;
     }
   }
 
-  /** A number of requests has been sent that is to be followed by a flush. */
+  /** Flush, after `flushInterval` requests. */
   async #flush(): Promise<void> {
     if (this.#options.drain === false) {
       this.#flushes.push(this.#node.flush?.() ?? Promise.resolve());

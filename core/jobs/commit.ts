@@ -1,5 +1,5 @@
 /**
- * Writing what an overlay holds into an image below it.
+ * Committing: writing an overlay's data into an image below it.
  *
  * @module
  */
@@ -17,32 +17,32 @@ export interface CommitOptions {
   /**
    * The image to write to, one of the overlay's chain, opened for writing (see
    * `writableBacking` of {@linkcode OpenOptions}). Images between the two are
-   * worthless afterwards. Default: the overlay's own backing file.
+   * invalid afterwards. Default: the overlay's own backing file.
    */
   base?: BlockNode;
   /**
-   * Leave the overlay as it is, instead of emptying it where its format can.
-   * Default: false; true with another base than the overlay's backing file,
-   * from where it could not be seen.
+   * Keep the overlay's content instead of emptying it. Default: false; true if
+   * the base is not the overlay's own backing file, since emptying would then
+   * expose the images in between.
    */
   keepOverlay?: boolean;
-  /** Most bytes of data written a second; 0: no limit. Default: 0. */
+  /** Most bytes of data written per second; 0 for no limit. Default: 0. */
   rateLimit?: number;
   /** Ends the job with ECANCELED; nothing is lost. */
   signal?: AbortSignal;
-  /** Told how many bytes of data are done with or under way, of how many. */
+  /** Receives how many bytes of data are done or under way, and the total. */
   progress?(done: number, total: number): void;
 }
 
-/** A commit that came to no good end. */
+/** A failed commit. */
 export class CommitError extends BlockError {
   /**
-   * What failed: while it copies, the overlay holds all that it held; when it
-   * is being emptied, all of that is in the base.
+   * The stage that failed: `copy` leaves the overlay unchanged; before `empty`,
+   * everything is in the base.
    */
   readonly stage: "copy" | "empty";
 
-  /** Made by {@linkcode commit}. */
+  /** Thrown by {@linkcode commit}. */
   constructor(
     stage: "copy" | "empty",
     message: string,
@@ -55,15 +55,15 @@ export class CommitError extends BlockError {
 }
 
 /**
- * Write all that `overlay` holds, and the images between it and the base, into
- * the base, which grows if it is smaller. Then the overlay is emptied.
+ * Write the data of `overlay`, and of the images between it and the base, into
+ * the base, which grows if it is smaller. Then empty the overlay.
  *
- * At any moment the disk is whole, as seen through the overlay: what it gives
- * up is durable in the base before.
+ * The disk is intact at any moment, as seen through the overlay: data leaves
+ * the overlay only once it is durable in the base.
  *
- * @throws {BlockError} EINVAL if there is no such base, EACCES if one of both
- * cannot be written to.
- * @throws {CommitError} if it fails, or is ended, on its way.
+ * @throws {BlockError} EINVAL if there is no such base, EACCES if either cannot
+ * be written to.
+ * @throws {CommitError} if it fails or is cancelled.
  *
  * @example
  * ```ts
@@ -132,7 +132,7 @@ export async function commit(
   if (!keepOverlay) await empty(overlay, base);
 }
 
-/** The name of the file, where there is one. */
+/** The file name, where there is one. */
 function shortName(node: BlockNode): string {
   return node.filename || nameOf(node);
 }
@@ -143,7 +143,7 @@ function isInChain(base: BlockNode, overlay: BlockNode): boolean {
   return at === base;
 }
 
-/** Write what is above the base into it, durably. */
+/** Write the data of the images above the base into it, durably. */
 async function copyDown(
   overlay: BlockNode,
   base: BlockNode,
@@ -153,8 +153,8 @@ async function copyDown(
     if (!base.truncate) throw new BlockError("ENOTSUP");
     await base.truncate(overlay.size);
   }
-  // Zeroes among data are left to be data, as the overlay has them: to look
-  // for them would cost more time than it saves.
+  // Keep zeroes in the overlay's data as data: searching for them would cost
+  // more time than it saves.
   await copy(await Concatenation.of([overlay]), base, {
     zeroes: "known",
     base,
@@ -166,12 +166,12 @@ async function copyDown(
   await base.flush?.();
 }
 
-/** Whether the base is too short for what will be written to it. */
+/** Whether the base is too short for the data to be written to it. */
 async function mustGrow(base: BlockNode, overlay: BlockNode): Promise<boolean> {
   const { size } = overlay;
   if (base.size >= size) return false;
-  // Disks are counted in sectors. A file of which the last is cut short stays
-  // as it is, unless there is something to be written there.
+  // Sizes count in sectors. A file whose last sector is incomplete keeps its
+  // size, unless data has to be written there.
   if (roundUp(base.size, SECTOR_SIZE) < size) return true;
   const start = size - SECTOR_SIZE;
   const tail = await chainStatus(overlay, start, base.size - start, base);

@@ -15,36 +15,36 @@ import { Pace } from "./pace.ts";
 /** How to compare. */
 export interface CompareOptions {
   /**
-   * Whether size and allocation count as well; else a longer disk equals a
-   * shorter one if the rest of it is zero. Default: false.
+   * Whether size and allocation must agree as well; otherwise a longer disk
+   * equals a shorter one if the rest is zero. Default: false.
    */
   strict?: boolean;
-  /** How to call the two in messages. Default: by their names. */
+  /** The names of the two in messages. Default: their own. */
   names?: readonly [string, string];
   /** Ends the job with ECANCELED. */
   signal?: AbortSignal;
-  /** Told how many bytes of how many are done with. */
+  /** Receives how many bytes are done, and the total. */
   progress?(done: number, total: number): void;
 }
 
-/** What came out of a comparison. */
+/** The result of a comparison. */
 export type CompareResult =
   | { outcome: "identical" }
-  /** The sector at `offset` is the first that differs. */
+  /** The sector at `offset` is the first to differ. */
   | { outcome: "content"; offset: number }
-  /** The sizes differ; of strict comparisons. */
+  /** The sizes differ; in strict comparisons. */
   | { outcome: "size" }
-  /** At `offset` one is allocated where the other is not; of strict ones. */
+  /** At `offset` only one is allocated; in strict comparisons. */
   | { outcome: "status"; offset: number };
 
 /** A disk that could not be compared. */
 export class CompareError extends BlockError {
-  /** What failed: asking what a range holds, or reading it. */
+  /** What failed: getting the allocation status, or reading. */
   readonly stage: "status" | "read";
-  /** Where it failed; all before was found equal. */
+  /** Where it failed; everything before it is equal. */
   readonly offset: number;
 
-  /** Made by {@linkcode compare}. */
+  /** Thrown by {@linkcode compare}. */
   constructor(
     stage: "status" | "read",
     offset: number,
@@ -151,7 +151,7 @@ class Comparison {
     return await this.#checkRest(a.size > b.size ? a : b, common);
   }
 
-  /** What lies beyond the shorter disk's end must be zero. */
+  /** The rest of the longer disk must be zero. */
   async #checkRest(longer: BlockNode, from: number): Promise<CompareResult> {
     let extent: ChainExtent | undefined;
     for (let offset = from; offset < longer.size;) {
@@ -167,7 +167,7 @@ class Comparison {
     return { outcome: "identical" };
   }
 
-  /** The extent at `offset`, asked for only if it is not known already. */
+  /** The extent at `offset`, from the last answer if that covers it. */
   async #extentAt(
     node: BlockNode,
     offset: number,
@@ -284,15 +284,15 @@ function endOf(extent: ChainExtent): number {
 }
 
 /**
- * Where what is compared at once ends: errors tell which compressed cluster
- * they are about.
+ * The end of the range to compare at once: compressed clusters are compared one
+ * by one, so that errors name the right one.
  */
 function unitEnd(extent: ChainExtent, offset: number): number {
   const { unit = Infinity } = extent;
   return Math.min(endOf(extent), offset - offset % unit + unit);
 }
 
-/** Whether two extents agree in all that counts of their allocation. */
+/** Whether the allocation of two extents is equal for a strict comparison. */
 function isAllocatedAlike(
   a: BlockNode,
   inA: ChainExtent,

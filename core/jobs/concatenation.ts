@@ -1,5 +1,5 @@
 /**
- * Several disks, one after the other, as one.
+ * Several disks concatenated into one.
  *
  * @module
  */
@@ -12,17 +12,17 @@ import { readPadded } from "../requests.ts";
 export interface Part {
   /** The disk. */
   readonly node: BlockNode;
-  /** Where on the whole it begins and ends, in bytes. */
+  /** Where in the concatenation it begins and ends, in bytes. */
   readonly start: number;
   readonly end: number;
-  /** What it is best read in multiples of, in bytes. */
+  /** The preferred granularity of reads, in bytes. */
   readonly alignment: number;
 }
 
-/** What lies past the end of a disk: zeroes that nobody stores. */
+/** The range past the end of a disk: zeroes, not stored anywhere. */
 const NOTHING = { depth: 0, allocated: false, zero: true, compressed: false };
 
-/** Disks in a row. Each takes whole sectors; what one lacks reads as zeroes. */
+/** Disks in a row, each padded with zeroes to whole sectors. */
 export class Concatenation {
   readonly #parts: Part[] = [];
 
@@ -43,7 +43,7 @@ export class Concatenation {
     return whole;
   }
 
-  /** Bytes of all of them. */
+  /** The total size in bytes. */
   get size(): number {
     return this.#parts.at(-1)?.end ?? 0;
   }
@@ -54,12 +54,13 @@ export class Concatenation {
   }
 
   /**
-   * What the range from `offset` holds, one extent of one disk. It ends on a
-   * cluster of that disk where it can, so that none is read twice.
+   * The first extent of the range from `offset`, within one disk. It ends at a
+   * cluster boundary of that disk where possible, so that no cluster is read
+   * twice.
    *
-   * @param base An image of the disk's backing chain: what it and those below
-   * it hold is `unallocated`.
-   * @param most Most bytes to ask about.
+   * @param base An image of the disk's backing chain: data in it or below it
+   * counts as unallocated.
+   * @param most Longest range to query, in bytes.
    */
   async status(
     offset: number,

@@ -1,5 +1,5 @@
 /**
- * Copying disks into another one.
+ * Converting: copying disks into another one.
  *
  * @module
  */
@@ -25,59 +25,59 @@ export interface ConvertOptions {
   /** Most requests in flight, 1 to 16. Default: 8. */
   parallel?: number;
   /**
-   * Shortest run of zeroes that is not written as data, in bytes, a multiple
-   * of 512. 0 writes everything, holes too. Default: 4096.
+   * Shortest run of zeroes to leave out, in bytes, a multiple of 512. 0 writes
+   * everything, holes too. Default: 4096.
    */
   sparseSize?: number;
   /** Whether the target is known to read as zeroes. Default: false. */
   targetIsZero?: boolean;
-  /** Whether nothing in the target hides its backing file yet. */
+  /** Whether the target is new, so that its backing file is fully visible. */
   targetIsNew?: boolean;
   /**
-   * Copy only what differs from the source's backing file, for a target with
-   * the same content in its own. One source only. Default: false.
+   * Copy only what differs from the source's backing file; the target's backing
+   * file must have the same content. One source only. Default: false.
    */
   onlyDifferences?: boolean;
   /** Store clusters compressed. Default: false. */
   compressed?: boolean;
-  /** How hard to compress; 0 to 9 for zlib, 1 to 22 for zstd. */
+  /** Compression level: 0 to 9 for zlib, 1 to 22 for zstd. */
   compressionLevel?: number;
   /** Whether writes may overtake each other. Default: false. */
   outOfOrder?: boolean;
-  /** Most bytes of data written a second; 0: no limit. Default: 0. */
+  /** Most bytes of data written per second; 0 for no limit. Default: 0. */
   rateLimit?: number;
   /**
-   * Go on where a source cannot be read: such sectors become zeroes, and `warn`
-   * is told of each. Default: false.
+   * Continue past unreadable sectors: they become zeroes, each with a warning.
+   * Default: false.
    */
   salvage?: boolean;
   /** Receives warnings. Default: they are dropped. */
   warn?(message: string): void;
   /**
-   * Have the system copy data from file to file, where it can: zeroes among it
-   * are not looked for then. Default: false.
+   * Copy offload: let the system copy data from file to file where it can,
+   * without searching it for zeroes. Default: false.
    */
   copyOffload?: boolean;
-  /** Wishes that go with each write. */
+  /** Flags of each write. */
   flags?: WriteFlags;
   /** Ends the job with ECANCELED. */
   signal?: AbortSignal;
   /**
-   * What progress is measured by: `data` is found out beforehand, the size of
-   * the `disk` is known. Default: `data`.
+   * Whether progress counts only `data`, which needs an extra pass to be
+   * counted, or the whole `disk`. Default: `data`.
    */
   progressBy?: "data" | "disk";
-  /** Told how many bytes are done with or under way, of how many. */
+  /** Receives how many bytes are done or under way, and the total. */
   progress?(done: number, total: number): void;
 }
 
 /**
- * Copy `sources`, one after the other, into `target`, which must be large
- * enough. Holes are not read, and zeroes not written where the target reads
- * as zeroes already.
+ * Copy `sources`, concatenated, into `target`, which must be large enough.
+ * Holes are not read, and zeroes are not written where the target reads as
+ * zeroes already.
  *
- * @throws {BlockError} the error of the first request that failed, with the
- * place before it; ENOTSUP if `target` cannot store compressed clusters.
+ * @throws {BlockError} the error of the first failed request, prefixed with its
+ * position; ENOTSUP if `target` cannot store compressed clusters.
  *
  * @example
  * ```ts
@@ -118,7 +118,7 @@ export async function convert(
   }
 }
 
-/** What the options of {@linkcode convert} may be. */
+/** The kinds of the options of {@linkcode convert}. */
 export const CONVERT_OPTIONS: { readonly [name: string]: OptionKind } = {
   sparseSize: { least: 0, unit: SECTOR_SIZE },
   targetIsZero: "boolean",
@@ -159,7 +159,7 @@ async function convertNodes(
 }
 
 /**
- * How to write to `target` what is converted.
+ * How to write to `target`, by the options of the conversion.
  *
  * @throws {BlockError} ENOTSUP if it cannot store compressed clusters.
  */
@@ -195,7 +195,7 @@ async function compressedClusterSize(target: BlockNode): Promise<number> {
   return clusterSize;
 }
 
-/** Which zeroes among data are not written, for `sparseSize`. */
+/** Which zeroes within data are left out, for `sparseSize`. */
 function zeroRuns(sparseSize: number, target: BlockNode): ZeroRunOptions {
   const { requestAlignment = 1 } = target.limits ?? {};
   const unit = 2 ** Math.floor(Math.log2(sparseSize));

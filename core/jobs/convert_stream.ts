@@ -1,5 +1,5 @@
 /**
- * Copying a stream of bytes, whose length is found out at its end, into a disk.
+ * Copying a stream of bytes of unknown length into a disk.
  *
  * @module
  */
@@ -31,21 +31,21 @@ export interface ConvertStreamOptions extends
     | "signal"
   > {
   /**
-   * Whether the target takes the size of the stream, rounded up to sectors.
-   * Default: false, the stream must fit into it.
+   * Whether to resize the target to the stream, rounded up to sectors. Default:
+   * false; the stream must fit.
    */
   resize?: boolean;
 }
 
-/** A target that grows does so by its own size, but by no more and no less. */
+/** A growing target doubles, within these bounds, in bytes. */
 const [LEAST_GROWTH, MOST_GROWTH] = [16 * 1024 ** 2, 1024 ** 3];
 
 /**
- * Copy the bytes of a raw disk, as they come, into `target`. Zeroes among them
- * are left out as by `convert`.
+ * Copy the bytes of a raw disk, as they arrive, into `target`. Zeroes are left
+ * out as by `convert`.
  *
- * @returns how many there were.
- * @throws {BlockError} the error of the first write that failed; EINVAL if the
+ * @returns the length of the stream in bytes.
+ * @throws {BlockError} the error of the first failed write; EINVAL if the
  * target is too small; and whatever the stream throws.
  *
  * @example An upload, stored as qcow2
@@ -106,7 +106,7 @@ class Filling {
   readonly #signal?: AbortSignal;
   readonly #throttle?: ThrottleGroup;
   readonly #pace: Pace;
-  /** Whole clusters, where they are compressed. */
+  /** Holds whole clusters if they are compressed. */
   readonly #buffer: Uint8Array;
   #filled = 0;
   /** Where on the disk the buffer begins. */
@@ -140,11 +140,11 @@ class Filling {
     }
   }
 
-  /** There is no more; answers how much there was. */
+  /** Write the rest; returns the length of the stream. */
   async end(): Promise<number> {
     const length = this.#position + this.#filled;
     const size = roundUp(length, SECTOR_SIZE);
-    // The last cluster goes up to the disk's end, which must be known first.
+    // A compressed last cluster ends where the disk does: resize first.
     if (this.#resizes) await this.#target.truncate!(size);
     const rest = size - this.#position;
     this.#buffer.fill(0, this.#filled, rest);
@@ -166,14 +166,14 @@ class Filling {
     this.#filled = 0;
   }
 
-  /** Have the disk end at `end` or later. */
+  /** Grow the disk to `end` or beyond. */
   async #reach(end: number): Promise<void> {
     const { size } = this.#target;
     if (end <= size) return;
     if (!this.#resizes) {
       throw new BlockError("EINVAL", "output file is smaller than input file");
     }
-    // Each change of size costs a qcow2 image a new header.
+    // Each change of size rewrites the header of a qcow2 image.
     const growth = Math.min(Math.max(size, LEAST_GROWTH), MOST_GROWTH);
     await this.#target.truncate!(Math.max(end, size + growth));
   }

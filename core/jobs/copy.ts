@@ -1,6 +1,5 @@
 /**
- * Copying ranges of disks into another one: what converting and committing
- * have in common.
+ * Copying ranges of disks into another one, for converting and committing.
  *
  * @module
  */
@@ -19,56 +18,61 @@ import { Pace } from "./pace.ts";
 
 /** How to copy. */
 export interface CopyOptions extends CopySourceOptions, CopyTargetOptions {
-  /** From here on, nothing shines through where the target is unallocated. */
+  /**
+   * End of the target's backing file: from here on, unallocated ranges read as
+   * zeroes.
+   */
   readonly backingEnd?: number;
   /** Most requests in flight. Default: 8. */
   readonly parallel?: number;
   /** Whether writes may overtake each other. Default: false. */
   readonly outOfOrder?: boolean;
-  /** Most bytes of data a second; 0 and absent: no limit. */
+  /** Most bytes of data per second; 0 or absent for no limit. */
   readonly rateLimit?: number;
-  /** Have the system copy from file to file, where it can. */
+  /** Copy offload: let the system copy from file to file, where it can. */
   readonly copyOffload?: boolean;
   /** Ends the job with ECANCELED. */
   readonly signal?: AbortSignal;
   /**
-   * What progress is measured by: `data` is found out beforehand, the size of
-   * the `disk` is known. Default: `data`.
+   * Whether progress counts only `data`, which needs an extra pass to be
+   * counted, or the whole `disk`. Default: `data`.
    */
   readonly progressBy?: "data" | "disk";
-  /** Told how many bytes are done with or under way, of how many. */
+  /** Receives how many bytes are done or under way, and the total. */
   progress?(done: number, total: number): void;
 }
 
-/** Bytes of one request, as many as QEMU's: progress is told in these steps. */
+/** Bytes of a request, and the steps of progress; the same as QEMU's. */
 export const REQUEST_SIZE = 2 * 1024 * 1024;
 
-/** Bytes of a disk from which on it repays the start of other threads. */
+/** Size of a disk from which on starting other threads pays off. */
 const MUCH = 64 * 1024 * 1024;
 
-/** Workers to begin with: one reads while another one's data is written. */
+/** Workers to begin with: one reads while the other writes. */
 const FEW = 2;
 
-/** Milliseconds of a request from which on it is taken to wait. */
+/** A request is slow if it takes this many milliseconds. */
 const SLOW = 20;
 
-/** As many in a row do so because of what they reach: one may be bad luck. */
+/**
+ * Slow requests in a row that mean slow storage: a single one may be chance.
+ */
 const OFTEN = 2;
 
 /**
- * Most bytes of buffers where data is compressed, which takes so long that
- * reading it hardly counts, and takes memory of its own.
+ * Most bytes of buffers when compressing: that takes so long that parallel
+ * reads gain little, and needs its own memory.
  */
 const MAX_COMPRESSED = 6 * 1024 * 1024;
 
-/** Fewest bytes of one request, however low the limit on the rate. */
+/** Smallest request, in bytes, however low the rate limit. */
 const LEAST_REQUEST_SIZE = 64 * 1024;
 
 /**
  * Copy `source` into `target`, which is large enough. Holes are not read.
  *
- * @throws {BlockError} the error of the first request that failed, with the
- * place before it. All requests have come to an end then.
+ * @throws {BlockError} the error of the first failed request, prefixed with its
+ * position, once all requests have ended.
  */
 export async function copy(
   source: Concatenation,
@@ -78,12 +82,12 @@ export async function copy(
   await new Copy(source, target, options).run();
 }
 
-/** A range that waits for its worker, and its place in the order of writes. */
+/** A range for a worker, and its place in the order of writes. */
 interface Turn {
   readonly range: Range;
-  /** Fulfilled when all writes before have their places. */
+  /** Fulfilled when all earlier writes have their places. */
   readonly before?: Promise<void>;
-  /** To be called when this one has. */
+  /** To be called when this write has its place. */
   placed(): void;
 }
 
@@ -96,21 +100,21 @@ class Copy {
   readonly #pace: Pace;
   #throttle?: ThrottleGroup;
   readonly #workers: Promise<void>[] = [];
-  /** Held while the next range is being found. */
+  /** Held while the next range is determined. */
   readonly #finding = new Mutex();
-  /** Fulfilled when all writes before have their places. */
+  /** Fulfilled when all earlier writes have their places. */
   #writes: Promise<void> = Promise.resolve();
-  /** Ranges that were read. */
+  /** Number of ranges read. */
   #reads = 0;
-  /** Requests in a row, up to now, that took long. */
+  /** Number of slow requests in a row. */
   #slow = 0;
-  /** Bytes that are done with or under way, of all there are. */
+  /** Bytes done or under way, and the total. */
   #copied = 0;
   #total = 0;
   #error: BlockError | undefined;
-  /** Where the range begins that it is about. */
+  /** The offset of the failed range. */
   #errorOffset = Infinity;
-  /** Until it turns out that the system cannot. */
+  /** Whether to try copy offload; cleared when the system cannot. */
   #offloads: boolean;
 
   constructor(
@@ -120,17 +124,17 @@ class Copy {
   ) {
     const { rateLimit = 0, compression, backingEnd = Infinity } = options;
     this.#source = new CopySource(source, options);
-    // What is read next is read while the last is written.
+    // Read the next range while the last one is written.
     const background = source.size >= MUCH && options.parallel !== 1;
     const flags = { ...options.flags, background, signal: options.signal };
     this.#target = new CopyTarget(target, { ...options, flags });
     this.#options = options;
-    // The system's copies do not reach the disk at once.
+    // Offloaded copies cannot honour FUA.
     this.#offloads = (options.copyOffload ?? false) && !options.flags?.fua;
     this.#pace = new Pace(options.signal);
     let requestSize = REQUEST_SIZE;
     if (rateLimit > 0) {
-      // Many small steps: the data comes evenly, and an end is soon heeded.
+      // Many small requests: the rate is steady, and aborting is quick.
       const share = roundDown(Math.ceil(rateLimit / 10), LEAST_REQUEST_SIZE);
       requestSize = Math.min(requestSize, Math.max(LEAST_REQUEST_SIZE, share));
     }
@@ -141,7 +145,7 @@ class Copy {
       fills: options.zeroes === "fill",
       targetIsZero: options.targetIsZero ?? false,
       backingEnd,
-      // Where a disk is damaged, each extent is read when it was found.
+      // When salvaging, each extent is read by itself, right after its status.
       joins: !options.salvage,
     };
     this.#ranges = new RangeFinder(this.#source, this.#rules);
@@ -153,15 +157,15 @@ class Copy {
     await this.#prepareThrottle();
     const { progress, progressBy = "data", salvage } = this.#options;
     if (progressBy === "disk") this.#total = this.#source.size;
-    // With damaged disks, that shows once more where they are.
+    // When salvaging, this pass warns as well, as QEMU's does.
     else if (progress || salvage) await this.#count();
     this.#startWorkers(FEW);
-    // Workers may be added while the first are awaited.
+    // Workers may be added while earlier ones are awaited.
     for (const worker of this.#workers) await worker;
     if (this.#error) throw this.#error;
   }
 
-  /** Where there is much to compress, workers start while it is first read. */
+  /** If there is much to compress, the threads start during the first reads. */
   async #holdWorkers(): Promise<Disposable | undefined> {
     const isMuch = this.#rules.clusterSize > 0 && this.#source.size >= MUCH;
     if (!isMuch) return undefined;
@@ -176,7 +180,7 @@ class Copy {
     this.#throttle = limitedWrites(rateLimit);
   }
 
-  /** Find out how much data there is to be copied. */
+  /** Count the data to be copied. */
   async #count(): Promise<void> {
     const ranges = new RangeFinder(this.#source, this.#rules);
     for (let range; (range = await ranges.next());) {
@@ -185,7 +189,7 @@ class Copy {
     }
   }
 
-  /** Have `count` workers, or as many as there may be. */
+  /** Start workers until there are `count`, or the maximum. */
   #startWorkers(count: number): void {
     const { clusterSize, requestSize } = this.#rules;
     const most = Math.min(
@@ -211,7 +215,8 @@ class Copy {
         if (isData(turn.range)) await this.#copy(turn, buffer);
         else await this.#zero(turn);
       } catch (error) {
-        // Known before others go on. Of those under way the first one counts.
+        // Recorded before other workers continue. Of several errors, the one
+        // with the lowest offset counts.
         const { offset } = turn.range;
         if (offset < this.#errorOffset) this.#error = asBlockError(error);
         this.#errorOffset = Math.min(this.#errorOffset, offset);
@@ -260,16 +265,16 @@ class Copy {
     else bytes.fill(0);
     if (before) await before;
     if (this.#error) return;
-    // They go on in parallel: only their places need to be in order.
+    // Writes run in parallel: only their places must be in order.
     await this.#target.write(offset, bytes, placed);
   }
 
   /**
-   * Of requests to local files a few in flight are enough: more would gain
-   * nothing, and their buffers would drive each other out of the processor's
-   * cache. The other workers start when the first wait: what is read from a
-   * local file is there before a message to oneself comes. (The very first
-   * requests may wait for parts of the program to be loaded.)
+   * For local files a few requests in flight are enough: more would gain
+   * nothing, and their buffers would evict each other from the processor's
+   * cache. The other workers start when a read has to wait: one of a local file
+   * is done before a message to oneself arrives. (The very first requests may
+   * wait for parts of the program to load.)
    */
   async #read(offset: number, bytes: Uint8Array): Promise<void> {
     let hasWaited = false;
@@ -295,12 +300,12 @@ class Copy {
   }
 }
 
-/** Whether there are bytes to be written. */
+/** Whether a range has data to write. */
 function isData({ action }: Range): boolean {
   return action === "copy" || action === "fill";
 }
 
-/** A buffer that is made when it is first needed. */
+/** A buffer allocated on first use. */
 class LazyBuffer {
   readonly #size: number;
   #bytes?: Uint8Array;

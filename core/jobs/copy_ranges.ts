@@ -1,5 +1,5 @@
 /**
- * What becomes of each part of a disk that is copied.
+ * Deciding what to do with each range of a disk that is copied.
  *
  * @module
  */
@@ -8,52 +8,56 @@ import { isInherited } from "../extents.ts";
 import type { CopySource } from "./copy_source.ts";
 
 /**
- * What is to be done with a range of the target: `fill` is to write zeroes as
- * data, `zero` to have it read as zeroes by any means.
+ * What to do with a range of the target: `fill` writes zeroes as data, `zero`
+ * makes it read as zeroes by any means.
  */
 export type Action = "copy" | "fill" | "zero" | "skip";
 
-/** A range that is treated as a whole. */
+/** A range with one action. */
 export interface Range {
   /** Bytes from the start of the disk. */
   readonly offset: number;
   /** Bytes. */
   readonly length: number;
-  /** What is to be done with it. */
+  /** What to do with it. */
   readonly action: Action;
 }
 
-/** What decides how a disk is divided. */
+/** How to divide a disk into ranges. */
 export interface RangeRules {
-  /** Largest amount of data in one range, in bytes. */
+  /** Largest range of data, in bytes. */
   readonly requestSize: number;
-  /** Bytes of the clusters of which ranges must consist; 0 if of none. */
+  /**
+   * Ranges must consist of clusters of this size, in bytes; 0 if they need not.
+   */
   readonly clusterSize: number;
-  /** Whether zeroes are to be written as data. */
+  /** Whether to write zeroes as data. */
   readonly fills: boolean;
   /** Whether the target is known to read as zeroes. */
   readonly targetIsZero: boolean;
-  /** From here on, the target's backing file reads as zeroes anyway. */
+  /** End of the target's backing file, past which it reads as zeroes. */
   readonly backingEnd: number;
-  /** Whether data in several extents of the source may make one range. */
+  /** Whether a range may combine data of several source extents. */
   readonly joins: boolean;
 }
 
-/** Bytes zeroed at once, so that a large disk does not hold up the program. */
+/**
+ * Most bytes zeroed at once, so that a large disk does not block the program.
+ */
 const ZERO_SIZE = 1024 ** 3;
 
-/** What was learned last about the source. */
+/** The last status of the source. */
 interface Known {
   readonly start: number;
   readonly end: number;
   readonly action: Action;
 }
 
-/** Goes through a source once, from its start. */
+/** Iterates over the ranges of a source once, from its start. */
 export class RangeFinder {
   readonly #source: CopySource;
   readonly #rules: RangeRules;
-  /** Everything before it was found. */
+  /** End of the last range returned. */
   #position = 0;
   #known: Known = { start: 0, end: 0, action: "skip" };
 
@@ -73,7 +77,7 @@ export class RangeFinder {
 
   async #find(offset: number): Promise<Range> {
     const { start, end: knownEnd } = this.#known;
-    // Cut to whole clusters, a range may end before what was learned last.
+    // A range cut to whole clusters may end before the last known extent.
     if (offset < start || offset >= knownEnd) {
       this.#known = await this.#learn(offset);
     }
@@ -84,7 +88,7 @@ export class RangeFinder {
         offset + this.#rules.requestSize,
         this.#source.partAt(offset).end,
       );
-      // Data in many places of the source still makes one request.
+      // Combine adjacent extents of data into one request.
       while (end < limit && this.#rules.joins) {
         this.#known = await this.#learn(end);
         if (this.#known.action !== action) break;
@@ -100,7 +104,7 @@ export class RangeFinder {
     return this.#wholeClusters(offset, end, action);
   }
 
-  /** Compressed clusters are written as a whole, whatever is in their parts. */
+  /** Extend a range to whole clusters, which are compressed as units. */
   #wholeClusters(offset: number, end: number, action: Action): Range {
     const { clusterSize } = this.#rules;
     const length = end - offset;
@@ -111,7 +115,7 @@ export class RangeFinder {
     return { offset, length: rest, action: "copy" };
   }
 
-  /** What the source holds from `offset` on, and what that asks for. */
+  /** Get the extent at `offset`, and the action for it. */
   async #learn(offset: number): Promise<Known> {
     const { backingEnd, targetIsZero, fills } = this.#rules;
     const extent = await this.#source.status(offset);

@@ -1,5 +1,5 @@
 /**
- * What is copied from, with errors that tell the place.
+ * The source of a copy, whose errors name the position.
  *
  * @module
  */
@@ -10,13 +10,13 @@ import type { ChainExtent } from "../extents.ts";
 import type { BlockNode } from "../node.ts";
 import type { Concatenation, Part } from "./concatenation.ts";
 
-/** How to read what is copied. */
+/** How to read the source. */
 export interface CopySourceOptions {
-  /** Leave out what this image of the source's chain, or one below, holds. */
+  /** Leave out data in this image of the source's chain, or below it. */
   readonly base?: BlockNode;
   /**
-   * Go on where a disk cannot be read: such sectors become zeroes, and `warn`
-   * is told of each. Default: false.
+   * Continue past unreadable sectors: they become zeroes, each with a warning.
+   * Default: false.
    */
   readonly salvage?: boolean;
   /** Receives warnings. Default: they are dropped. */
@@ -25,17 +25,17 @@ export interface CopySourceOptions {
   readonly signal?: AbortSignal;
 }
 
-/** Most bytes to ask about at once where disks may be damaged. */
+/** Longest status query on a disk that may be damaged, in bytes. */
 const MAX_STATUS = (2 ** 22 - 1) * SECTOR_SIZE;
 
-/** What may be data, as far as anybody can tell. */
+/** A range whose status is unknown: treated as data. */
 const UNKNOWN = { depth: 0, allocated: true, zero: false, compressed: false };
 
-/** Disks in a row, to be copied. */
+/** The concatenated disks to be copied. */
 export class CopySource {
   readonly #whole: Concatenation;
   readonly #options: CopySourceOptions;
-  /** The end of the last sector that nobody could tell anything of. */
+  /** End of the last sector whose status could not be determined. */
   #unknownEnd = -1;
 
   constructor(whole: Concatenation, options: CopySourceOptions) {
@@ -43,7 +43,7 @@ export class CopySource {
     this.#options = options;
   }
 
-  /** Bytes of all disks. */
+  /** The total size in bytes. */
   get size(): number {
     return this.#whole.size;
   }
@@ -53,20 +53,20 @@ export class CopySource {
     return this.#whole.partAt(offset);
   }
 
-  /** What the range from `offset` holds: one extent of one disk. */
+  /** The first extent of the range from `offset`, offsetInDisk one disk. */
   async status(offset: number): Promise<ChainExtent> {
     if (this.#options.salvage) return await this.#salvageStatus(offset);
     try {
       return await this.#whole.status(offset, this.#options.base);
     } catch (error) {
-      const within = offset - this.partAt(offset).start;
-      throw located("reading block status at offset", within, error);
+      const offsetInDisk = offset - this.partAt(offset).start;
+      throw located("reading block status at offset", offsetInDisk, error);
     }
   }
 
   /**
-   * Asks about less and less; what nobody can tell of may still be read. After
-   * a sector of that kind, the next one is most likely another.
+   * Query shorter and shorter ranges; a sector without a status may still be
+   * readable. After such a sector, the next one is most likely the same.
    */
   async #salvageStatus(offset: number): Promise<ChainExtent> {
     const { base } = this.#options;
@@ -111,8 +111,7 @@ export class CopySource {
   }
 
   /**
-   * What to tell of bytes that cannot be read: those from the start of the
-   * extent on that is to blame, or of the cluster, if it is compressed.
+   * The error for unreadable bytes, naming the start of the extent or cluster.
    */
   async #failure(
     offset: number,
@@ -127,10 +126,10 @@ export class CopySource {
           this.#options.base,
           bytes.length - done,
         );
-        const within = (at - this.partAt(at).start) % unit;
+        const offsetInUnit = (at - this.partAt(at).start) % unit;
         const end = Math.min(
           bytes.length,
-          done + Math.min(length, unit - within),
+          done + Math.min(length, unit - offsetInUnit),
         );
         await this.#whole.read(at, bytes.subarray(done, end));
         done = end;
@@ -159,12 +158,12 @@ export class CopySource {
   }
 
   #warn(what: string, offset: number, error: unknown): void {
-    // There may be one for each sector: an error to hold it would be slow.
+    // There may be a warning per sector: an error for each would be slow.
     this.#options.warn?.(messageOf(what, offset, asBlockError(error)));
   }
 }
 
-/** An error with the place at which it happened. */
+/** An error with its position. */
 export function located(
   what: string,
   offset: number,

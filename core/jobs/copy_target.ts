@@ -1,5 +1,6 @@
 /**
- * What is copied to: data is written without the zeroes in it, or compressed.
+ * The target of a copy: data is written without the zeroes in it, or
+ * compressed.
  *
  * @module
  */
@@ -8,23 +9,23 @@ import { writeZeroes } from "../requests.ts";
 import { located } from "./copy_source.ts";
 import { dataEnd, zeroEnd, type ZeroRunOptions } from "./zero_runs.ts";
 
-/** How to write what is copied. */
+/** How to write to the target. */
 export interface CopyTargetOptions {
   /**
-   * What becomes of zeroes: with `fill` all are written as data, with `known`
-   * ranges that the source knows to be zero are zeroed, and else data is
-   * searched for them as well.
+   * How to treat zeroes: `fill` writes all as data, `known` zeroes the ranges
+   * that the source reports as zero, and otherwise data is searched for zeroes
+   * as well.
    */
   readonly zeroes: "fill" | "known" | ZeroRunOptions;
   /** Whether the target is known to read as zeroes. */
   readonly targetIsZero?: boolean;
-  /** Store clusters of this size compressed, so hard. */
+  /** Store clusters of this size compressed, with this level. */
   readonly compression?: { clusterSize: number; level?: number };
-  /** Wishes that go with each write. */
+  /** Flags of each write. */
   readonly flags?: WriteFlags;
 }
 
-/** A disk that is written to. */
+/** The target disk. */
 export class CopyTarget {
   /** The disk. */
   readonly node: BlockNode;
@@ -39,10 +40,10 @@ export class CopyTarget {
   }
 
   /**
-   * Write what is not zero, and zero the rest.
+   * Write data and zero the rest.
    *
-   * @param placed Called when what is written from then on comes to lie after
-   * all of it; not at all if that cannot be told before the end.
+   * @param placed Called once later writes will be placed after all of this
+   * one; never if that is unknown before the end.
    */
   async write(
     offset: number,
@@ -84,7 +85,7 @@ export class CopyTarget {
     }
   }
 
-  /** Compress clusters that are not zero, and zero the others. */
+  /** Compress clusters with data, and zero the others. */
   async #writeCompressed(
     offset: number,
     bytes: Uint8Array,
@@ -108,20 +109,20 @@ export class CopyTarget {
       at = end;
     }
     placed?.();
-    // Even if one fails, the others are still under way.
+    // If one fails, the others are still under way: wait for all.
     for (const outcome of await Promise.allSettled(writes)) {
       if (outcome.status === "rejected") throw outcome.reason;
     }
   }
 
-  /** Where the whole clusters of zeroes that begin at `from` end. */
+  /** The end of the run of zero clusters at `from`. */
   #zeroClusters(bytes: Uint8Array, from: number): number {
     const { clusterSize } = this.#options.compression!;
     if (!this.#sparse) return from;
     return zeroEnd(bytes, from, bytes.length, from, clusterSize);
   }
 
-  /** Have a range read as zeroes, unless it does. */
+  /** Zero a range, unless it reads as zeroes already. */
   async zero(offset: number, length: number): Promise<void> {
     if (this.#options.targetIsZero) return;
     try {

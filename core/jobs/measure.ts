@@ -1,5 +1,5 @@
 /**
- * How large the file of a new image would become.
+ * Measuring how large the file of a new image would become.
  *
  * @module
  */
@@ -25,14 +25,14 @@ export interface MeasureOptions {
 }
 
 /**
- * Tell how large the file of a new image would become: an upper bound, for
- * disks to be reserved before an image is converted onto them.
+ * Compute how large the file of a new image would become: an upper bound, for
+ * reserving storage before converting onto it.
  *
  * @param format A registered format, such as `qcow2` or `raw`.
  * @param options The format's create options; `size` in bytes.
- * @param source The disk that the image is to hold; its size counts instead.
- * @throws {BlockError} EINVAL for options that do not fit, ENOTSUP if the
- * format cannot tell, EFBIG if it cannot hold such a disk.
+ * @param source The disk that the image is to hold; its size takes precedence.
+ * @throws {BlockError} EINVAL for invalid options, ENOTSUP if the format cannot
+ * be measured, EFBIG if it cannot hold such a disk.
  *
  * @example
  * ```ts
@@ -67,8 +67,7 @@ export async function measure(
       throw new UnknownOptionError(name, optionNames(table));
     }
     const spec = table[name];
-    // Many an enumeration makes no difference to the size; those that do are
-    // the driver's to check.
+    // Few enumerations affect the size; the driver checks those that do.
     const isLeft = spec.type === "enum" && typeof value === "string";
     values[name] = isLeft || value === undefined
       ? value
@@ -85,7 +84,7 @@ export async function measure(
   }
 }
 
-/** A source that tells nothing more once the job is to end. */
+/** A source whose `status` fails once the job is cancelled. */
 function endable(source: BlockNode, signal: AbortSignal): BlockNode {
   return wrapNode(source, {
     status(offset, length) {

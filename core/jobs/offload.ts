@@ -1,6 +1,6 @@
 /**
- * Copying by the system, from file to file, without the bytes passing through
- * here.
+ * Copy offload: the system copies from file to file, and the bytes do not pass
+ * through the program.
  *
  * @module
  */
@@ -9,7 +9,7 @@ import { withoutWrappers } from "../filter.ts";
 import type { BlockNode } from "../node.ts";
 import type { Part } from "./concatenation.ts";
 
-/** A range of a protocol's node. */
+/** A range of a protocol node. */
 interface Place {
   readonly node: BlockNode;
   readonly offset: number;
@@ -17,11 +17,11 @@ interface Place {
 }
 
 /**
- * Have the system copy `length` bytes of data from `offset` on, which lie in
- * one disk of a row.
+ * Let the system copy `length` bytes of data from `offset` on, within one disk
+ * of the source.
  *
- * @returns whether it did. If not, that may have any reason: the ordinary way
- * tells it.
+ * @returns whether it did. If not, for whatever reason, copy the ordinary way,
+ * which reports real errors.
  */
 export async function offload(
   { node, start }: Part,
@@ -44,14 +44,13 @@ export async function offload(
   }
 }
 
-/** Where the first part of a range lies, if plainly in a file. */
+/** Where the first part of a range lies, if it is stored plainly in a file. */
 async function placeOf(
   node: BlockNode,
   offset: number,
   length: number,
 ): Promise<Place | undefined> {
-  // What a filter does to requests, the system would not do. In an image that
-  // is written to, data may move while it is being copied.
+  // The system would bypass a filter; data of a writable image may move.
   if (node.driver.role === "filter" || !node.readOnly) return undefined;
   length = Math.min(length, node.size - offset);
   if (length <= 0) return undefined;

@@ -1,40 +1,37 @@
 /**
- * What long jobs owe to the rest of the program.
+ * Keeping long jobs from blocking the program.
  *
  * @module
  */
 import { checkSignal } from "../abort.ts";
 import { giveWay } from "../runtime.ts";
 
-/** Longest time for which a job keeps others waiting, in milliseconds. */
+/** Longest time without yielding, in milliseconds. */
 const SLICE = 100;
 
 /**
- * Lets others run now and then. Requests to local files are done before
- * control returns, so that a job of nothing else would let no signal and no
- * timer through until its end.
+ * Yields now and then. Requests to local files are synchronous, so a job that
+ * makes only those would let no signal and no timer through until its end.
  */
 export class Pace {
   readonly #signal?: AbortSignal;
   #since = performance.now();
 
-  /** `signal` ends the job. */
+  /** `signal` cancels the job. */
   constructor(signal?: AbortSignal) {
     this.#signal = signal;
   }
 
-  /**
-   * Whether it is time for a rest, or to end; cheap enough to ask at each step.
-   */
+  /** Whether it is time to yield, or to stop; cheap to check at each step. */
   get isDue(): boolean {
     return this.#signal?.aborted === true ||
       performance.now() - this.#since > SLICE;
   }
 
   /**
-   * Let others run.
+   * Yield to other tasks.
    *
-   * @throws {BlockError} ECANCELED if the job is to end.
+   * @throws {BlockError} ECANCELED if the job has been cancelled.
    */
   async rest(): Promise<void> {
     await giveWay();
@@ -42,7 +39,7 @@ export class Pace {
     this.check();
   }
 
-  /** Throws ECANCELED if the job is to end. */
+  /** Throw ECANCELED if the job has been cancelled. */
   check(): void {
     checkSignal(this.#signal);
   }

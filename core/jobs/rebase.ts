@@ -1,5 +1,5 @@
 /**
- * Giving a disk another backing file without changing what it reads as.
+ * Rebasing: changing the backing file of a disk without changing its content.
  *
  * @module
  */
@@ -23,7 +23,7 @@ import { Pace } from "./pace.ts";
 
 /** A backing file as an image names it. */
 export interface BackingName {
-  /** Its name, as seen from the folder of the image that names it. */
+  /** Its name, relative to the folder of the image that names it. */
   name: string;
   /** Its format. */
   format: string;
@@ -33,29 +33,29 @@ export interface BackingName {
 export interface RebaseOptions {
   /** Store the clusters that are copied compressed. Default: false. */
   compressed?: boolean;
-  /** How hard to compress; 0 to 9 for zlib, 1 to 22 for zstd. */
+  /** Compression level: 0 to 9 for zlib, 1 to 22 for zstd. */
   compressionLevel?: number;
-  /** Ends the job with ECANCELED: the disk is then what it was. */
+  /** Ends the job with ECANCELED; the disk reads as before. */
   signal?: AbortSignal;
-  /** Told how many bytes of how many are done with. */
+  /** Receives how many bytes are done, and the total. */
   progress?(done: number, total: number): void;
 }
 
-/** Bytes of one request: two of them stay in the processor's cache. */
+/** Bytes of a request: two buffers fit into the processor's cache. */
 const REQUEST_SIZE = 512 * 1024;
 
 /**
- * Let `overlay` have another backing file, or none. What it shows of the old
- * one, and the new one does not have, is copied into it. Only when that is
- * durable its header names the new one: whatever ends the job before, the disk
- * reads as it did, with the old backing file.
+ * Change the backing file of `overlay`, or remove it. Visible data of the old
+ * backing file that differs in the new one is copied into the overlay. Its
+ * header names the new one only once that is durable: if the job ends early,
+ * the disk still has its content and the old backing file.
  *
- * The node goes on using the old backing file until it is opened again.
+ * The node uses the old backing file until it is opened again.
  *
- * @param backing The new backing file, opened, and how the image names it. It
- * may be one of the overlay's present chain.
- * @throws {BlockError} ENOTSUP if the format has no backing files; the error
- * of the first request that failed.
+ * @param backing The opened new backing file, and its name for the image. It
+ * may be part of the overlay's present chain.
+ * @throws {BlockError} ENOTSUP if the format has no backing files; the error of
+ * the first failed request.
  *
  * @example Make an overlay independent of its backing file
  * ```ts
@@ -111,7 +111,7 @@ export async function rebase(
   await changeBacking(overlay, backing);
 }
 
-/** An image cannot be found below itself. */
+/** Refuse a backing chain that contains the overlay itself. */
 function refuseLoop(
   image: BlockNode,
   backing: BackingName & { node: BlockNode },
@@ -135,7 +135,7 @@ function refuseLoop(
 }
 
 /**
- * Let an image name another backing file, or none, whatever that holds.
+ * Record another backing file, or none, in an image, whatever its content.
  *
  * @throws {BlockError} with the new name in its message.
  */
@@ -156,7 +156,7 @@ export async function changeBacking(
   }
 }
 
-/** Without a name the image would have no backing file at all. */
+/** An empty name would remove the backing file. */
 function checkBackingName(what: string, backing: BackingName): void {
   checkOptions(what, backing, { name: "string", format: "string" });
   if (backing.name !== undefined) return;
@@ -184,14 +184,14 @@ function notWritten(thrown: unknown): BlockError {
   return new BlockError(cause.code, message, { cause });
 }
 
-/** Copies into the overlay what would change with its backing file. */
+/** Copies into the overlay whatever would change with its backing file. */
 class Merge {
   readonly #overlay: BlockNode;
   readonly #old?: BlockNode;
   readonly #new?: BlockNode;
-  /** Whether the new backing file is among those below the old one. */
+  /** Whether the new backing file is in the chain below the old one. */
   readonly #isBelow: boolean;
-  /** The overlay stores or lacks clusters of this size as a whole. */
+  /** The overlay's unit of allocation, in bytes. */
   readonly #clusterSize: number;
   readonly #options: RebaseOptions;
   readonly #pace: Pace;
@@ -234,8 +234,8 @@ class Merge {
   }
 
   /**
-   * Deal with the beginning of a range of whole clusters that the overlay does
-   * not have; answers where what is left begins.
+   * Process the first part of a range of clusters that the overlay has not
+   * allocated; returns where the rest begins.
    */
   async #step(start: number, end: number): Promise<number> {
     const oldEnd = roundUp(this.#old?.size ?? 0, this.#clusterSize);
@@ -256,7 +256,7 @@ class Merge {
     return stop;
   }
 
-  /** Whether it is known that a range has the same content in both. */
+  /** Whether a range is known to be the same in both, and how far that goes. */
   async #sameUntil(
     start: number,
     end: number,
@@ -278,7 +278,7 @@ class Merge {
     };
   }
 
-  /** Copy the clusters that differ; neighbours at once. */
+  /** Copy the clusters that differ, adjacent ones together. */
   async #merge(start: number, end: number): Promise<void> {
     const [before, after] = this.#buffers.map((buffer) =>
       buffer.subarray(0, end - start)
@@ -312,10 +312,11 @@ class Merge {
     }
   }
 
-  /** Zeroes that stay zeroes, even with something below them. */
+  /** Store zeroes that hide the data below. */
   async #zero(offset: number, length: number): Promise<void> {
     await writeZeroes(this.#overlay, offset, length);
-    // Without a backing file, a format need not have stored them.
+    // A format may skip zeroes it sees no need for, without a backing file:
+    // store those as data.
     const image = skipFilters(this.#overlay);
     for (let done = 0; done < length;) {
       const at = offset + done;
@@ -331,7 +332,7 @@ class Merge {
   }
 }
 
-/** Whether an image is one of the chain below another. */
+/** Whether an image is in the chain below another. */
 function isBelow(node: BlockNode | undefined, top?: BlockNode): boolean {
   for (let at = top && backingOf(top); at; at = backingOf(at)) {
     if (at === node) return true;
@@ -339,7 +340,9 @@ function isBelow(node: BlockNode | undefined, top?: BlockNode): boolean {
   return false;
 }
 
-/** What a backing file, if there is one that goes so far, has at `start`. */
+/**
+ * The extent at `start` of a backing file, if there is one that reaches so far.
+ */
 async function extentOf(
   node: BlockNode | undefined,
   start: number,

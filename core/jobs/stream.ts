@@ -1,6 +1,6 @@
 /**
- * New images as streams, written front to back: for pipes and downloads, where
- * nothing can be gone back to.
+ * Images as streams, written front to back, for pipes and downloads, which
+ * cannot seek.
  *
  * @module
  */
@@ -17,45 +17,45 @@ import { Concatenation } from "./concatenation.ts";
 import { CopySource } from "./copy_source.ts";
 import { Pace } from "./pace.ts";
 
-/** How to make an image that is a stream. */
+/** How to stream an image. */
 export interface StreamImageOptions {
-  /** The format's create options; the size is that of the sources. */
+  /** The format's create options; the size comes from the sources. */
   create?: OptionValues;
-  /** Whether zeroes are stored as data as well. Default: false. */
+  /** Whether to store zeroes as data. Default: false. */
   fill?: boolean;
   /**
-   * Store only what differs from the source's backing file, for an image with
-   * the same content in its own. One source only. Default: false.
+   * Store only what differs from the source's backing file; the new image's
+   * backing file must have the same content. One source only. Default: false.
    */
   onlyDifferences?: boolean;
   /**
-   * Go on where a source cannot be read: such sectors become zeroes, and `warn`
-   * is told of each. Default: false.
+   * Continue past unreadable sectors: they become zeroes, each with a warning.
+   * Default: false.
    */
   salvage?: boolean;
   /** Receives warnings. Default: they are dropped. */
   warn?(message: string): void;
-  /** Most bytes a second; 0: no limit. Default: 0. */
+  /** Most bytes per second; 0 for no limit. Default: 0. */
   rateLimit?: number;
   /** Ends the stream with ECANCELED. */
   signal?: AbortSignal;
-  /** Told how many bytes of data were read, of how many the sources hold. */
+  /** Receives how many bytes of data have been read, and the total. */
   progress?(done: number, total: number): void;
 }
 
-/** Small parts are gathered up to this many bytes. */
+/** Small parts are combined into chunks of this many bytes. */
 const CHUNK_SIZE = 256 * 1024;
 
 /**
- * An image of `format` that holds `sources`, one after the other, as a stream:
- * for a download, an upload, a pipe. It is made as it is read; nothing is kept
- * but lists of what is allocated where. The sources are gone through twice, so
- * they must not change in size meanwhile.
+ * An image of `format` that holds `sources`, concatenated, as a stream for a
+ * download, an upload or a pipe. It is produced as it is read; only the
+ * allocation is kept in memory. The sources are traversed twice, so they must
+ * not change meanwhile.
  *
  * @param format A registered format whose driver has `stream`: `qcow2`, `raw`.
- * @throws {BlockError} through the stream: EINVAL for options that do not fit,
- * ENOTSUP for what cannot be written front to back (compression, encryption,
- * preallocation), and what reading the sources throws.
+ * @throws {BlockError} through the stream: EINVAL for invalid options, ENOTSUP
+ * for what cannot be written front to back (compression, encryption,
+ * preallocation), and errors of the sources.
  *
  * @example A disk in memory, to be downloaded as qcow2
  * ```ts
@@ -81,7 +81,7 @@ export function streamImage(
       try {
         const { value, done } = await chunks.next();
         if (done) controller.close();
-        // The reader may keep it, while the next one takes its place here.
+        // The reader may keep the chunk, but its buffer is reused here.
         else controller.enqueue(value.slice());
       } catch (error) {
         throw asBlockError(error);
@@ -132,7 +132,7 @@ export async function* imageChunks(
   }
 }
 
-/** The same bytes in fewer parts: each costs its reader a system call. */
+/** Combine small parts: each one costs the reader a system call. */
 async function* gathered(
   parts: AsyncIterable<Uint8Array>,
 ): AsyncGenerator<Uint8Array, void> {
@@ -153,7 +153,7 @@ async function* gathered(
   if (filled > 0) yield chunk.subarray(0, filled);
 }
 
-/** What drivers are given to read from. */
+/** The source as drivers see it. */
 class Source implements StreamSource {
   readonly #copied: CopySource;
   readonly #options: StreamImageOptions;
@@ -176,7 +176,7 @@ class Source implements StreamSource {
     return this.#copied.size;
   }
 
-  /** Find out how much data there is. */
+  /** Count the data. */
   async count(): Promise<void> {
     for await (const { kind, length } of this.extents()) {
       if (kind === "data") this.#total += length;

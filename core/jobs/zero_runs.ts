@@ -1,5 +1,5 @@
 /**
- * Which parts of a buffer need not be written, since they are zero.
+ * Finding the parts of a buffer that need not be written because they are zero.
  *
  * @module
  */
@@ -10,15 +10,15 @@ export interface ZeroRunOptions {
   /** Shortest run between data that is worth leaving out, in bytes. */
   readonly minimum: number;
   /**
-   * Runs begin and end on multiples of this, a power of two, in bytes: parts
-   * of what the target stores as a whole are not worth leaving out.
+   * Runs begin and end on multiples of this, a power of two, in bytes: leaving
+   * out part of a unit of the target gains nothing.
    */
   readonly alignment: number;
 }
 
 /**
- * Where the zeroes that begin at `from` end; `from` itself if there is data
- * in the aligned block. `offset` is the place of the buffer on the disk.
+ * The end of the zeroes at `from`; `from` itself if its aligned block has data.
+ * `offset` is the buffer's position on the disk.
  */
 export function zeroEnd(
   bytes: Uint8Array,
@@ -29,7 +29,7 @@ export function zeroEnd(
 ): number {
   while (from < to) {
     const end = Math.min(to, blockEnd(offset + from, alignment) - offset);
-    // Most data shows in its first byte; this saves the call and the view.
+    // Most data starts with a nonzero byte; this saves the call and the view.
     if (bytes[from] !== 0 || !isZero(bytes.subarray(from, end))) break;
     from = end;
   }
@@ -37,8 +37,8 @@ export function zeroEnd(
 }
 
 /**
- * Where the data that begins at `from` ends: before the next run of zeroes
- * that is long enough, or that reaches the end.
+ * The end of the data at `from`: before the next run of zeroes that is long
+ * enough or reaches the end.
  */
 export function dataEnd(
   bytes: Uint8Array,
@@ -58,9 +58,9 @@ export function dataEnd(
 }
 
 /**
- * The first of `from` and the block starts after it at which there is a zero;
- * `to` or more if there is none. Mostly there is none: apart, this loop is
- * compiled in 2 ms, as part of the other in up to 30.
+ * The first of `from` and the block starts after it with a zero byte; `to` or
+ * more if there is none, as is usual. A separate function, because the engine
+ * compiles this loop much sooner on its own.
  */
 function nextZero(
   bytes: Uint8Array,

@@ -1,5 +1,5 @@
 /**
- * What Deno provides: its files, the libraries of a Linux system where
+ * The platform Deno: its files, the libraries of a Linux system where
  * `--allow-ffi` permits them, and the modules of Node.js.
  *
  * @module
@@ -26,7 +26,7 @@ export function denoPlatform(): Platform | null {
       try {
         Deno.addSignalListener(signal as Deno.Signal, () => {});
       } catch {
-        // Not all systems know all of them.
+        // Not every system has every signal.
       }
     },
   };

@@ -1,6 +1,6 @@
 /**
- * Files by way of `Deno.FsFile`, which works wherever Deno does, without
- * holes: there a file is all data.
+ * Files through `Deno.FsFile`, which works wherever Deno does, but has no
+ * holes: a file is all data.
  *
  * @module
  */
@@ -20,8 +20,9 @@ export const files: Files = {
     new DenoFile(attempt(() => Deno.openSync(path, { read: true, write }))),
 
   create(path) {
-    // It will be read as well: who may not do that is not left an empty file.
-    // Who may do neither is told of writing, which is what this is for.
+    // The file will be read as well: without that permission, do not leave an
+    // empty file behind. If both are missing, the error names writing, the
+    // purpose of this call.
     const { state } = Deno.permissions.querySync({ name: "write", path });
     const read = state === "granted";
     const options = { read, write: true, create: true, mode: 0o644 };
@@ -44,17 +45,19 @@ function infoOf(info: Deno.FileInfo): FileInfo {
     isCharDevice: info.isCharDevice === true,
     isSocket: info.isSocket === true,
     rdev: rdev ?? 0,
-    // POSIX counts blocks of 512 bytes, whatever the file system's own are.
+    // POSIX counts blocks of 512 bytes, whatever the file system's block size.
     ...(blocks !== null && { actualSize: blocks * 512 }),
   };
 }
 
-/** Seeking and moving follow each other synchronously: nobody comes between. */
+/**
+ * Each seek and its transfer run synchronously, so nothing can come in between.
+ */
 class DenoFile implements HostFile {
   readonly #file: Deno.FsFile;
-  /** The size of what is no plain file, and keeps it. */
+  /** The fixed size of anything but a plain file. */
   readonly #fixedSize: number | undefined;
-  /** Fulfilled when other threads have done all that they were given. */
+  /** Fulfilled when other threads have finished all transfers. */
   #last: Promise<unknown> = Promise.resolve();
 
   constructor(file: Deno.FsFile) {
@@ -71,7 +74,7 @@ class DenoFile implements HostFile {
     try {
       this.#seek(offset, Deno.SeekMode.Start);
     } catch (error) {
-      // So far that the file system could not have a file of that size.
+      // Beyond the largest offset of the file system: there is no data.
       if (offset < this.size()) throw error;
       for (const part of iov) part.fill(0);
       return;
@@ -145,7 +148,7 @@ class DenoFile implements HostFile {
     return attemptLater(() => this.#file.syncData());
   }
 
-  /** One after the other: they share the file's position. */
+  /** Run transfers one after the other, since they share the file position. */
   #later(transfer: () => Promise<void>): Promise<void> {
     const done = this.#last.then(transfer);
     this.#last = done.catch(() => {});

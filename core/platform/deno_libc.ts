@@ -1,6 +1,6 @@
 /**
- * The C library of Linux by `Deno.dlopen`, which takes the permission for that
- * library alone (`--allow-ffi=/lib/x86_64-linux-gnu/libc.so.6`).
+ * The C library of Linux through `Deno.dlopen`, which needs permission for that
+ * library only (`--allow-ffi=/lib/x86_64-linux-gnu/libc.so.6`).
  *
  * @module
  */
@@ -9,8 +9,8 @@ import { hostError } from "./files.ts";
 import type { Libc } from "./libc.ts";
 
 /**
- * `ssize_t` results are declared `i32`: the kernel moves less than 2^31 bytes
- * at once, and a 64-bit result would cost a bigint a request.
+ * `ssize_t` results are declared `i32`: the kernel transfers less than 2^31
+ * bytes at once, and a 64-bit result would cost a bigint per request.
  */
 const SYMBOLS = {
   open: { parameters: ["buffer", "i32", "u32"], result: "i32" },
@@ -49,7 +49,7 @@ const SYMBOLS = {
   },
 } as const satisfies Deno.ForeignLibraryInterface;
 
-/** Bound with the library: they have to be there when a call has failed. */
+/** Bound with the library: they must be ready when a call fails. */
 const HELPERS = {
   __errno_location: { parameters: [], result: "pointer" },
   copyNumber: {
@@ -57,8 +57,8 @@ const HELPERS = {
     parameters: ["buffer", "pointer", "usize"],
     result: "void",
   },
-  // Copies nothing, and answers where it would have gone. What Deno itself has
-  // for that takes ten times as long, and the permission for all libraries.
+  // Copies nothing and returns the target's address. Deno's own function for
+  // that is slower, and needs permission for all libraries.
   addressOf: {
     name: "memcpy",
     parameters: ["buffer", "buffer", "usize"],
@@ -67,8 +67,8 @@ const HELPERS = {
 } as const;
 
 /**
- * What the library is called with glibc, and with musl, whose loader is the
- * library itself. Where there are both, Deno is a program of glibc's.
+ * The library's names with glibc and with musl, whose loader is the library
+ * itself. Where there are both, Deno was linked with glibc.
  */
 const namesOf = (arch: string): string[] => [
   "libc.so.6",
@@ -85,7 +85,7 @@ const errnoBytes = new Uint8Array(errno.buffer);
 const EIO = 5;
 const ENOSYS = 38;
 
-/** The C library, or `null` where it is not there or not permitted. */
+/** The C library, or `null` where it is missing or not permitted. */
 export function libc(): Libc | null {
   if (loaded !== undefined) return loaded;
   loaded = null;
@@ -95,23 +95,23 @@ export function libc(): Libc | null {
       errnoPlace = helpers.__errno_location();
       return loaded = bindLazily(path);
     } catch {
-      // Another place, or no such library: there is the other way to do I/O.
+      // Try the next place; without the library, I/O goes through the runtime.
     }
   }
   return loaded;
 }
 
 function addressOf(bytes: Uint8Array): bigint {
-  // The runtime may keep a small array elsewhere until it is asked for this.
+  // V8 keeps small arrays on its heap until their `buffer` is accessed.
   void bytes.buffer;
   const memory = bytes as Uint8Array<ArrayBuffer>;
   return helpers.addressOf(memory, memory, 0n);
 }
 
 /**
- * Binding a function takes up to 0.25 ms, in which a small command is half
- * done: each is bound when it is first called. One that an old library has not
- * answers as a system call does that the kernel has not.
+ * Bind each function when it is first called, since binding is slow compared
+ * with a small command. A function that an old library lacks returns ENOSYS, as
+ * a system call missing from the kernel does.
  */
 function bindLazily(path: string): Libc {
   const O_DIRECT = Deno.build.arch === "aarch64" ? 0o200000 : 0o40000;
@@ -137,22 +137,21 @@ function bind(path: string, name: keyof typeof SYMBOLS): AnyFunction {
   try {
     call = Deno.dlopen(path, { [name]: SYMBOLS[name] }).symbols[name];
   } catch (error) {
-    // The permission may have been taken back.
+    // The permission may have been revoked.
     if (error instanceof Deno.errors.NotCapable) throw hostError(error);
     return () => -ENOSYS;
   }
-  // The number of an error is the other thread's own.
+  // `errno` belongs to the other thread.
   return "nonblocking" in SYMBOLS[name] ? call : answering(call);
 }
 
 /**
- * `call`, with the error's number, negated, for its result where it fails.
+ * `call`, but returning the negated error number on failure.
  *
- * The library keeps that number in `errno`, which whatever runs next in this
- * thread may overwrite, the runtime included, when it compiles, binds or frees
- * something. So nothing comes between: a function that is bound already copies
- * the number directly after. Where a wrong one would lose data, it is not
- * believed alone ({@linkcode HostFile.seekData}, locks).
+ * `errno` may be overwritten by whatever runs next in this thread, including
+ * the runtime when it compiles, binds or frees something. So it is copied right
+ * after the call, by a function bound in advance. Where a wrong number could
+ * lose data, it is not trusted alone ({@linkcode HostFile.seekData}, locks).
  */
 function answering(call: AnyFunction): AnyFunction {
   return (...parameters) => {
@@ -163,7 +162,7 @@ function answering(call: AnyFunction): AnyFunction {
   };
 }
 
-/** The kernel has none above; 0 stands for no error. */
+/** The kernel's error numbers; 0 means no error. */
 function isErrno(number: number): boolean {
   return number > 0 && number < 4096;
 }

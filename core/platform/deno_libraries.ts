@@ -1,14 +1,14 @@
 /**
- * Libraries of the system by `Deno.dlopen`, on Linux.
+ * Libraries of the system through `Deno.dlopen`, on Linux.
  *
  * @module
  */
 import type { Libraries } from "./platform.ts";
 
 /**
- * Where distributions keep a library, as far as it may be opened there.
- * Permissions are for absolute paths, and most systems have two for it; the
- * loader, which takes a name, finds it in other places as well.
+ * Paths where distributions keep a library, as far as opening them is
+ * permitted. Permissions are for absolute paths, of which most systems have
+ * two; the loader, which takes a name, finds libraries in other places as well.
  */
 export function libraryPlaces(file: string): string[] {
   if (Deno.build.os !== "linux") return [];
@@ -25,7 +25,7 @@ function isGranted(permission: Deno.PermissionDescriptor): boolean {
   return Deno.permissions.querySync(permission).state === "granted";
 }
 
-/** Binds functions; workers have the text of this. */
+/** Binds functions; workers get this as text. */
 const open: Libraries["open"] = (path, functions) =>
   Deno.dlopen(path, functions as Deno.ForeignLibraryInterface);
 
@@ -50,7 +50,7 @@ function find(file: string): string | null {
       Deno.dlopen(path, {}).close();
       return path;
     } catch {
-      // It may be elsewhere.
+      // Try the next place.
     }
   }
   return null;

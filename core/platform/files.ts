@@ -1,6 +1,6 @@
 /**
- * What the file driver needs of a runtime: an open file, used by position, and
- * a few questions about paths. Everything throws {@linkcode BlockError}.
+ * What the file driver needs of a runtime: files with positional I/O, and a few
+ * queries on paths. Everything throws {@linkcode BlockError}.
  *
  * @module
  */
@@ -12,67 +12,74 @@ import {
   isErrorCode,
 } from "../errors.ts";
 
-/** What is at a path, links followed. */
+/** The status of a path, links followed. */
 export interface FileInfo {
   readonly isFile: boolean;
   readonly isDirectory: boolean;
   readonly isBlockDevice: boolean;
   readonly isCharDevice: boolean;
   readonly isSocket: boolean;
-  /** The number of a device. */
+  /** The device number. */
   readonly rdev: number;
-  /** Bytes that it takes up on the disk, where that is known. */
+  /** Bytes it takes up on disk, where known. */
   readonly actualSize?: number;
 }
 
 /** Local files. */
 export interface Files {
-  /** What is at a path. */
+  /** The status of a path. */
   stat(path: string): FileInfo;
-  /** Open an existing file to be read, and written to if `write` is set. */
+  /** Open an existing file for reading, and for writing if `write` is set. */
   open(path: string, write: boolean): HostFile;
-  /** Make an empty file, unless there is one, that can be opened to write. */
+  /**
+   * Create an empty file, unless there is one; it must be possible to open it
+   * for writing.
+   */
   create(path: string): void;
-  /** The absolute path with all links followed; what it names must exist. */
+  /** The absolute path of an existing file, all links followed. */
   realPath(path: string): string;
-  /** Where a symbolic link leads. */
+  /** The target of a symbolic link. */
   readLink(path: string): string;
   /** The text of a small file. */
   readText(path: string): string;
-  /** The folder that relative paths begin in. */
+  /** The current folder. */
   workingFolder(): string;
-  /** Why there is no C library, at the end of a sentence. */
+  /** Why there is no C library; ends a sentence. */
   readonly whyNoLibc: string;
 }
 
-/** An open file. Offsets and lengths are in bytes; what is absent cannot be done. */
+/**
+ * An open file. Offsets and lengths are in bytes; absent methods are
+ * unsupported.
+ */
 export interface HostFile {
   /** The descriptor, if the C library opened it. */
   readonly descriptor?: number;
   /** Fill `iov` from `offset` on, with zeroes past the end of the file. */
   preadv(offset: number, iov: IoVector): void;
-  /** Write all of `iov`. */
+  /** Write all of `iov` at `offset`. */
   pwritev(offset: number, iov: IoVector): void;
-  /** As {@linkcode preadv}, by another thread. */
+  /** As {@linkcode preadv}, in another thread. */
   preadvLater(offset: number, iov: IoVector): Promise<void>;
-  /** As {@linkcode pwritev}, by another thread; `iov` is left alone until then. */
+  /**
+   * As {@linkcode pwritev}, in another thread; `iov` must not change meanwhile.
+   */
   pwritevLater(offset: number, iov: IoVector): Promise<void>;
-  /** As {@linkcode sync}, by another thread. */
+  /** As {@linkcode sync}, in another thread. */
   syncLater(): Promise<void>;
-  /** What offsets and lengths of reads and writes must be multiples of. */
+  /** Required alignment of the offsets and lengths of reads and writes. */
   readonly alignment?: number;
-  /** Where the file or device ends now. */
+  /** The current size of the file or device. */
   size(): number;
-  /** Cut the file off at `size`, or extend it by a hole. */
+  /** Truncate the file to `size`, or extend it with a hole. */
   truncate(size: number): void;
-  /** Have what was written reach the disk. */
+  /** Make written data durable. */
   sync(): void;
-  /** It is closed even if this throws. */
+  /** Close the file, even if this throws. */
   close(): void;
 
   /**
-   * Have the system copy a range of another file, of which both have a
-   * `descriptor`.
+   * Let the system copy a range of another file; both must have a `descriptor`.
    *
    * @throws {BlockError} ENOTSUP, EINVAL … if it cannot, or if the other file
    * ends too early.
@@ -83,11 +90,11 @@ export interface HostFile {
     sourceOffset: number,
     length: number,
   ): void;
-  /** Give a range's space back; it then reads as zeroes. */
+  /** Free a range's space; it then reads as zeroes. */
   punchHole?(offset: number, length: number): void;
-  /** Make a range read as zeroes, and keep its space. */
+  /** Make a range read as zeroes, keeping its space. */
   zeroRange?(offset: number, length: number): void;
-  /** Reserve space, extending the file; what has data keeps it. */
+  /** Allocate space, extending the file; existing data is kept. */
   allocate?(offset: number, length: number): void;
   /** The first data at or after `offset`, or `undefined` if none follows. */
   seekData?(offset: number): number | undefined;
@@ -95,12 +102,12 @@ export interface HostFile {
   seekHole?(offset: number): number;
 }
 
-/** The error for a number that the C library of Linux left in `errno`. */
+/** The error for a Linux `errno`. */
 export function errnoError(errno: number): BlockError {
   return new BlockError(codeOfErrno(errno));
 }
 
-/** What runtimes call errors for which they name no code. */
+/** Codes of errors that runtimes identify only by name. */
 const CODE_OF_NAME: { readonly [name: string]: string } = {
   NotFound: "ENOENT",
   PermissionDenied: "EACCES",
@@ -111,7 +118,7 @@ const CODE_OF_NAME: { readonly [name: string]: string } = {
   FilesystemLoop: "ELOOP",
 };
 
-/** The error for what one of a runtime's file functions threw. */
+/** The `BlockError` for an exception of a runtime's file function. */
 export function hostError(error: unknown): BlockError {
   if (error instanceof BlockError) return error;
   const { code, name, message = "", errno } = error as {
@@ -120,7 +127,7 @@ export function hostError(error: unknown): BlockError {
     message?: string;
     errno?: number;
   };
-  // A permission of Deno's is missing: the message says which.
+  // The message says which permission of Deno's is missing.
   if (name === "NotCapable") return asBlockError(error);
   const said = /\(os error (\d+)\)/.exec(message)?.[1] ?? Math.abs(errno ?? 0);
   const named = CODE_OF_NAME[name ?? ""];
@@ -132,7 +139,7 @@ export function hostError(error: unknown): BlockError {
   return new BlockError(known, undefined, { cause: error });
 }
 
-/** As {@linkcode attempt}, for a call that another thread makes. */
+/** As {@linkcode attempt}, for an asynchronous call. */
 export async function attemptLater<T>(call: () => Promise<T>): Promise<T> {
   for (;;) {
     try {
@@ -144,20 +151,23 @@ export async function attemptLater<T>(call: () => Promise<T>): Promise<T> {
   }
 }
 
-/** Make a call whose errors become those of the block layer. */
+/** Make a call, turning its exceptions into `BlockError`s. */
 export function attempt<T>(call: () => T): T {
   for (;;) {
     try {
       return call();
     } catch (error) {
       const known = hostError(error);
-      // A signal came first: nothing has been done yet.
+      // Interrupted by a signal before anything was done: try again.
       if (known.code !== "EINTR") throw known;
     }
   }
 }
 
-/** The two numbers of a device, which Linux packs into one, each in two parts. */
+/**
+ * The major and minor numbers of a device, which Linux packs into one number,
+ * each in two parts.
+ */
 export function deviceNumbers(rdev: number): [major: number, minor: number] {
   const [high, low] = [Math.floor(rdev / 2 ** 32), rdev % 2 ** 32];
   const major = Math.floor(low / 2 ** 8) % 2 ** 12;

@@ -1,14 +1,14 @@
 /**
- * The C library of Linux, as far as files need it. Its functions answer here
- * what the kernel does: a result, or the number of an error, negated.
+ * The C library of Linux, as far as files need it. Functions return what the
+ * kernel does: a result, or a negated error number.
  *
  * @module
  */
 import { errnoError } from "./files.ts";
 
-/** Its functions, on memory that others do not replace meanwhile. */
+/** Its functions. Buffers must not be moved or freed during a call. */
 export interface Libc {
-  /** The flag of `open` for that, which not all processors have alike. */
+  /** The `open` flag, whose value depends on the architecture. */
   readonly O_DIRECT: number;
   open(path: Uint8Array, flags: number, mode: number): number;
   close(descriptor: number): number;
@@ -35,13 +35,15 @@ export interface Libc {
   ): number;
   fcntl(descriptor: number, command: number, argument: Uint8Array): number;
   getrlimit(resource: number, limits: Uint8Array): number;
-  /** As `fdatasync`, in another thread; why it failed is not told, only -1. */
+  /**
+   * As `fdatasync`, in another thread; a failure is just -1, without a reason.
+   */
   fdatasyncLater(descriptor: number): Promise<number>;
-  /** As `pread`, in another thread; why it failed is not told, only -1. */
+  /** As `pread`, in another thread; a failure is just -1, without a reason. */
   preadLater: LateTransfer;
-  /** As `pwrite`, in another thread; why it failed is not told, only -1. */
+  /** As `pwrite`, in another thread; a failure is just -1, without a reason. */
   pwriteLater: LateTransfer;
-  /** Where bytes lie, which stay there as long as they are referred to. */
+  /** The address of a buffer, valid as long as the buffer is referenced. */
   addressOf(bytes: Uint8Array): bigint;
 }
 
@@ -64,12 +66,12 @@ type VectoredTransfer = (
   offset: bigint,
 ) => number;
 
-/** Linux's number for a call that a signal interrupted. */
+/** Linux's error number for an interrupted call. */
 export const EINTR = 4;
 
 /**
- * The error of a call that failed; nothing if a signal interrupted it, so that
- * it is to be made again.
+ * Throw the error of a failed call, unless a signal interrupted it, so that it
+ * should be repeated.
  *
  * @throws {BlockError} for all other numbers.
  */
@@ -78,7 +80,7 @@ export function throwUnlessInterrupted(result: number): void {
 }
 
 /**
- * Make a call until no signal interrupts it; answers its result.
+ * Repeat a call until no signal interrupts it; returns its result.
  *
  * @throws {BlockError} if it fails.
  */

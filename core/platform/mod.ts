@@ -1,6 +1,6 @@
 /**
- * The runtime that this runs in, and what it provides. Only here it is asked
- * which one that is.
+ * The current runtime's platform. Only this module detects which runtime that
+ * is.
  *
  * @module
  */
@@ -15,13 +15,13 @@ export type { Platform } from "./platform.ts";
 
 let current: Platform | undefined;
 
-/** What the runtime provides. */
+/** The current platform. */
 export function platform(): Platform {
   return current ??= denoPlatform() ?? nodePlatform() ?? webPlatform();
 }
 
 /**
- * Its local files.
+ * The platform's local files.
  *
  * @throws {BlockError} ENOTSUP where there are none.
  */
@@ -31,7 +31,7 @@ export function localFiles(): Files {
   throw new BlockError("ENOTSUP", "This runtime has no local files");
 }
 
-/** Have another one from now on, so that tests see other ways; or our own. */
+/** Use another platform, for tests; or the runtime's own again. */
 export function usePlatform(other?: Platform): void {
   current = other;
 }

@@ -1,5 +1,5 @@
 /**
- * What Node.js provides, from version 22.3 on, and Bun.
+ * The platforms Node.js (22.3 and later) and Bun.
  *
  * @module
  */
@@ -42,13 +42,15 @@ export function nodePlatform(): Platform | null {
       try {
         process.on(signal, () => {});
       } catch {
-        // Not all systems know all of them.
+        // Not every system has every signal.
       }
     },
   };
 }
 
-/** What browsers' workers have, by the means of this one's. */
+/**
+ * The globals of a browser's worker, implemented with `node:worker_threads`.
+ */
 const GLOBALS = `
 const { parentPort } = process.getBuiltinModule("node:worker_threads");
 globalThis.close = () => parentPort.close();

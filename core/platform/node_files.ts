@@ -1,5 +1,5 @@
 /**
- * Files by way of `node:fs`: positional, without holes.
+ * Files through `node:fs`: positional, but without holes.
  *
  * @module
  */
@@ -15,7 +15,7 @@ import {
 } from "./files.ts";
 import { nodeModule } from "./node_modules.ts";
 
-/** What is used of `node:fs`. */
+/** The functions used of `node:fs`. */
 interface FileSystem {
   openSync(path: string, flags: string | number, mode?: number): number;
   closeSync(descriptor: number): void;
@@ -90,7 +90,7 @@ function infoOf(stats: Stats): FileInfo {
     isCharDevice: stats.isCharacterDevice(),
     isSocket: stats.isSocket(),
     rdev: stats.rdev,
-    // Windows counts none.
+    // Windows has no block count.
     ...(stats.blocks !== undefined && { actualSize: stats.blocks * 512 }),
   };
 }
@@ -120,7 +120,7 @@ class NodeFile implements HostFile {
     }
   }
 
-  /** Read or write a part, as far as that goes; answers how many bytes. */
+  /** Read or write part of a vector; returns the number of bytes. */
   #transfer(
     call: "readSync" | "writeSync",
     offset: number,
@@ -194,7 +194,7 @@ class NodeFile implements HostFile {
     return stats.isBlockDevice() ? this.#deviceSize(stats.rdev) : stats.size;
   }
 
-  /** Devices have no size of their own; Linux tells it in sectors. */
+  /** A device's size, which `stat` lacks; Linux reports it in sectors. */
   #deviceSize(rdev: number): number {
     const [major, minor] = deviceNumbers(rdev);
     const path = `/sys/dev/block/${major}:${minor}/size`;

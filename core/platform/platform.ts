@@ -1,16 +1,16 @@
 /**
- * What the block layer asks of a runtime, beyond JavaScript itself and what
- * browsers have. Each runtime fulfils as much of it as it can; whoever asks has
- * a portable way to go on with for all that is `null` or absent.
+ * What the block layer needs of a runtime, beyond what browsers have. Each
+ * runtime provides as much as it can; callers have a portable fallback for
+ * everything that is `null` or absent.
  *
  * @module
  */
 import type { Files } from "./files.ts";
 import type { Libc } from "./libc.ts";
 
-/** The gifts of one runtime. */
+/** The services of a runtime. */
 export interface Platform {
-  /** Whether paths are those of Windows: drives, and `\` between folders. */
+  /** Whether paths are Windows paths, with drives and `\` between folders. */
   readonly isWindows: boolean;
   /** Local files, used synchronously. */
   readonly files?: Files;
@@ -19,40 +19,39 @@ export interface Platform {
   /** Other libraries of the system, where they may be called. */
   readonly libraries?: Libraries;
   /**
-   * Loading it may take 30 ms: ask when it is needed, not before. It refers to
-   * nothing outside, so that the text of it works in other threads.
+   * Load `node:zlib`, which is slow: call it only when needed. It refers to
+   * nothing outside, so that its text works in other threads.
    */
   readonly zlib: () => Zlib | null;
-  /** Loading it may take 30 ms, too. */
+  /** Load `node:crypto`, which is slow as well. */
   crypto(): Crypto | null;
-  /** The order of two buffers: 0 if they are equal. */
+  /** Compare two buffers; 0 if they are equal. */
   readonly compare?: (a: Uint8Array, b: Uint8Array) => number;
   /**
-   * Run a program in another thread. It refers to nothing outside, has the
-   * globals of the runtime, and finds what is posted by its `onmessage`.
+   * Run a program in another thread. It must refer to nothing outside; it has
+   * the runtime's globals, and receives messages through `onmessage`.
    *
-   * @throws if there are no other threads.
+   * @throws if the runtime has no threads.
    */
   startWorker(program: string): WorkerThread;
-  /** Have a timer not keep the program running. */
+  /** Let the program end while a timer is pending. */
   unrefTimer(timer: unknown): void;
-  /**
-   * Have a signal not end the program from now on; nothing happens where there
-   * is no such signal.
-   */
+  /** Keep a signal from ending the program, if there is such a signal. */
   surviveSignal(signal: string): void;
 }
 
 /** Libraries of the system. */
 export interface Libraries {
-  /** Where a library is that is there and permitted, or `null`. */
+  /** The path of a library, or `null` if it is missing or not permitted. */
   find(file: string): string | null;
   /**
    * Bind functions of a library that was found. It refers to nothing outside,
-   * so that the text of it works in other threads.
+   * so that its text works in other threads.
    */
   readonly open: LibraryOpener;
-  /** Where a buffer lies, for libraries that keep that; it must be kept alive. */
+  /**
+   * The address of a buffer, for libraries that keep it; keep the buffer alive.
+   */
   addressOf(bytes: Uint8Array): bigint;
 }
 
@@ -62,15 +61,15 @@ export type LibraryOpener = (
   functions: { readonly [name: string]: NativeFunction },
 ) => { symbols: unknown; close(): void };
 
-/** A function of a library, in the terms of `Deno.dlopen`. */
+/** A function of a library, as `Deno.dlopen` describes it. */
 export interface NativeFunction {
   readonly parameters: readonly string[];
   readonly result: string;
-  /** What the library calls it, if not as we do. */
+  /** The library's name for it, if different. */
   readonly name?: string;
 }
 
-/** What is used of `node:zlib`. */
+/** The functions used of `node:zlib`. */
 export interface Zlib {
   readonly constants: { readonly [name: string]: number };
   readonly inflateRawSync: ZlibFunction;
@@ -81,7 +80,7 @@ export interface Zlib {
 
 type ZlibFunction = (input: Uint8Array, options: object) => Uint8Array;
 
-/** What is used of `node:crypto`. */
+/** The functions used of `node:crypto`. */
 export interface Crypto {
   createCipheriv(name: string, key: Uint8Array, iv: null): Cipher;
   createDecipheriv(name: string, key: Uint8Array, iv: null): Cipher;
@@ -95,8 +94,8 @@ export interface Cipher {
 
 /** Another thread. */
 export interface WorkerThread {
-  /** Send it something, which it finds as the `data` of a message event. */
+  /** Send it a message, which arrives as the `data` of a message event. */
   post(message: unknown): void;
-  /** Called when it cannot be started, or breaks off. */
+  /** Called if it cannot be started, or terminates with an error. */
   onFailure?: () => void;
 }

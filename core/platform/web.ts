@@ -1,11 +1,11 @@
 /**
- * What every runtime provides, a browser for one: no files, no libraries.
+ * The platform of browsers and unknown runtimes: no files, no libraries.
  *
  * @module
  */
 import type { Platform } from "./platform.ts";
 
-/** A browser, or a runtime that nothing else is known of. */
+/** The platform of a browser, or of an unknown runtime. */
 export function webPlatform(): Platform {
   return {
     isWindows: false,
@@ -18,7 +18,7 @@ export function webPlatform(): Platform {
   };
 }
 
-/** The program is the address itself, so that no permission to read is needed. */
+/** The program is a `data:` URL, so that no read permission is needed. */
 const startWorker: Platform["startWorker"] = (program) => {
   const url = `data:text/javascript,${encodeURIComponent(program)}`;
   const worker = new Worker(url, { type: "module" });

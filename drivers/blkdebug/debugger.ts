@@ -1,5 +1,5 @@
 /**
- * What `blkdebug` does when an event occurs or a request arrives.
+ * Applying the rules of `blkdebug` to events and requests.
  *
  * @module
  */
@@ -7,22 +7,22 @@ import { BlockError, codeOfErrno } from "../../core/errors.ts";
 import type { Breakpoints, DebugOperations } from "../../core/node.ts";
 import { EVENTS, type Injection, type IoType, type Rule } from "./rules.ts";
 
-/** A request that waits at a breakpoint. */
+/** A request suspended at a breakpoint. */
 interface Suspended {
   readonly tag: string;
   go(): void;
 }
 
-/** Rules at work. */
+/** The state of a `blkdebug` node. */
 export class Debugger implements DebugOperations, Breakpoints {
   readonly breakpoints: Breakpoints = this;
   report?: (line: string) => void;
-  /** By event, the newest first. */
+  /** Rules by event, the newest first. */
   readonly #rules = new Map<string, Rule[]>();
-  /** The rules by which requests fail at present, the oldest first. */
+  /** The error rules in force, the oldest first. */
   #active: Rule[] = [];
   #state = 1;
-  /** The newest first. */
+  /** Suspended requests, the newest first. */
   readonly #suspended: Suspended[] = [];
   readonly #watchers: Suspended[] = [];
 
@@ -31,8 +31,8 @@ export class Debugger implements DebugOperations, Breakpoints {
   }
 
   /**
-   * An event occurs. Rules for it that inject errors take the place of those
-   * in force; the others act at once.
+   * Handle an event. Its rules that inject errors replace those in force; the
+   * others act at once.
    */
   event(name: string): Promise<void> | void {
     const rules = this.#rules.get(name);
@@ -51,7 +51,7 @@ export class Debugger implements DebugOperations, Breakpoints {
     if (waits.length > 0) return Promise.all(waits).then(() => {});
   }
 
-  /** A request arrives; it fails if a rule in force says so. */
+  /** Check a request, which fails if a rule in force says so. */
   async check(type: IoType, offset = 0, length = 0): Promise<void> {
     const rule = this.#active.find(({ injection }) =>
       applies(injection!, type, offset, length)
@@ -131,7 +131,7 @@ function applies(
 ): boolean {
   const at = injection.offset;
   if (at !== undefined && !(at >= offset && at < offset + length)) return false;
-  // Asking what a range holds fails only on demand.
+  // Status queries fail only if a rule names them.
   return injection.ioType === undefined
     ? type !== "block-status"
     : injection.ioType === type;

@@ -1,6 +1,6 @@
 /**
- * The filter `blkdebug`: fails, or holds up, the requests of the driver above
- * it at steps of that driver's work, and imposes limits on them. For tests.
+ * The filter `blkdebug`, for tests: fails or suspends requests at given steps
+ * of the driver above it, and imposes limits on them.
  *
  * @module
  */
@@ -36,10 +36,11 @@ const OPEN_OPTIONS: OptionTable = {
 };
 
 /**
- * A filter below a format's driver. Its child is `image`. Options: rules
- * (`inject-error`, `set-state`: one, or a list), the file `config` with such
- * rules, and limits; instead of rules `debugger`, the `debug` of another such
- * node, to go on where that is. `blkdebug:CONFIG:FILENAME` is a file name for it.
+ * A filter below a format's driver; its child is `image`. Options: rules
+ * (`inject-error`, `set-state`: one, or a list), a file `config` with such
+ * rules, and limits; or instead of rules `debugger`, the `debug` of another
+ * such node, to continue from its state. Its file names are
+ * `blkdebug:CONFIG:FILENAME`.
  *
  * @example Fail the first write of data with ENOSPC
  * ```ts
@@ -94,7 +95,7 @@ async function newDebugger(
   return debug;
 }
 
-/** The limits that were asked for; each must be a multiple of what it needs. */
+/** The limits of the options; each must be a multiple of its alignment. */
 function parseLimits(options: OptionValues, below: number): RequestLimits {
   const take = (name: string, unit: number): number | undefined => {
     const value = options[name] as number | undefined;
@@ -138,9 +139,11 @@ function debuggedNode(
 ): BlockNode {
   const { requestAlignment = 1, writeZeroesAlignment = 1 } = limits;
   const zeroUnit = Math.max(requestAlignment, writeZeroesAlignment);
-  /** Whether there is anything to flush; without, it cannot fail either. */
+  /**
+   * Whether there is anything to flush; without changes, a flush cannot fail.
+   */
   let isChanged = false;
-  /** Also one that failed may have changed something. */
+  /** A failed request may have changed something, too. */
   const changing = async (act: () => Promise<void>): Promise<void> => {
     try {
       await act();
@@ -161,7 +164,7 @@ function debuggedNode(
     },
     async flush() {
       if (!isChanged) return;
-      // What is written meanwhile is for the next flush.
+      // Later writes are for the next flush.
       isChanged = false;
       try {
         await debug.check("flush");
@@ -180,7 +183,7 @@ function debuggedNode(
       await debug.event("pwritev_done");
     },
     async writeZeroes(offset, length, flags) {
-      // Too small a piece is to be written as data: that is tested too.
+      // Pieces that are too small must be written as data: that is tested too.
       if (length < zeroUnit) throw new BlockError("ENOTSUP");
       await debug.event("pwritev_zero");
       await changing(async () => {

@@ -1,5 +1,5 @@
 /**
- * The rules of `blkdebug`: what they look like, and where they come from.
+ * The rules of `blkdebug`, and parsing them.
  *
  * @module
  */
@@ -13,7 +13,7 @@ import {
 } from "../../core/options.ts";
 import { isPlainObject } from "../../core/values.ts";
 
-/** What can be injected at, in QEMU's names. */
+/** The events, by QEMU's names. */
 export const EVENTS: ReadonlySet<string> = new Set(
   ("l1_update l1_grow_alloc_table l1_grow_write_table " +
     "l1_grow_activate_table l2_load l2_update l2_update_compressed " +
@@ -59,20 +59,20 @@ const RULE_OPTIONS: { readonly [group: string]: OptionTable } = {
   },
 };
 
-/** What to do when an event occurs. */
+/** The reaction to an event. */
 export interface Rule {
   readonly event: string;
-  /** The state in which it holds; 0: in any. */
+  /** The state in which it applies; 0 means any. */
   readonly state: number;
-  /** To which state to go. */
+  /** The next state. */
   readonly newState?: number;
-  /** How requests fail from then on. */
+  /** The error to inject from then on. */
   readonly injection?: Injection;
-  /** Under which name to stop who told of the event. */
+  /** The tag under which to suspend the request. */
   readonly tag?: string;
 }
 
-/** How requests fail. */
+/** An injected error. */
 export interface Injection {
   readonly errno: number;
   readonly ioType?: IoType;
@@ -84,7 +84,7 @@ export interface Injection {
 /** The options that hold rules. */
 export const RULE_GROUPS: readonly string[] = Object.keys(RULE_OPTIONS);
 
-/** The rules of a configuration file and those among the options. */
+/** Read the rules of the configuration file and of the options. */
 export async function readRules(
   config: string | undefined,
   options: OptionValues,
@@ -97,7 +97,7 @@ export async function readRules(
 
 type GivenRule = [group: string, values: OptionValues];
 
-/** Rules among the options: one, or a list, or an object numbered from 0. */
+/** Rules of the options: one, a list, or an object numbered from 0. */
 function givenRules(group: string, given: unknown): GivenRule[] {
   if (given === undefined) return [];
   if (!Array.isArray(given) && !isPlainObject(given)) {
@@ -119,7 +119,9 @@ function givenRules(group: string, given: unknown): GivenRule[] {
   });
 }
 
-/** Rules from a file of sections (`[inject-error]`) and `name = "value"`. */
+/**
+ * Rules of a file with sections (`[inject-error]`) and `name = "value"` lines.
+ */
 async function readConfig(filename?: string): Promise<GivenRule[]> {
   if (filename === undefined) return [];
   let text: string;

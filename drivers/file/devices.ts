@@ -1,6 +1,6 @@
 /**
  * The protocol drivers `host_device` and `host_cdrom`: the bytes of a block or
- * character device. A plain file name that is a device's leads to them.
+ * character device. A plain file name of a device selects them.
  *
  * @module
  */
@@ -22,14 +22,14 @@ import type { FileNode } from "./node.ts";
 
 const CREATE_OPTIONS: OptionTable = {
   size: { type: "size", help: "Virtual disk size" },
-  // Another mode than that is refused in words of its own.
+  // Other modes are refused with a message of their own.
   preallocation: {
     type: "string",
     help: "Preallocation mode (allowed values: off)",
   },
 };
 
-/** What Linux numbers drives of optical discs. */
+/** Linux's major number of optical drives. */
 const CDROM_MAJOR = 11;
 
 /** Devices of the host: disks, partitions, loop devices. */
@@ -38,7 +38,7 @@ export const hostDeviceDriver: PathDriver = deviceDriver(
   (filename) => isDevice(statOf(filename)),
 );
 
-/** Drives of optical discs. */
+/** Optical drives. */
 export const hostCdromDriver: PathDriver = deviceDriver(
   "host_cdrom",
   (filename) => {
@@ -75,7 +75,7 @@ function deviceDriver(
       const node = openExisting(driver, file, context);
       try {
         await node.truncate(size);
-        // What was there before would be found by probing.
+        // Otherwise probing would find the old content.
         const length = Math.min(SECTOR_SIZE, node.size);
         if (length > 0) await node.writev(0, [new Uint8Array(length)]);
       } finally {
@@ -86,7 +86,7 @@ function deviceDriver(
   return driver;
 }
 
-/** A device is there already, or is none. */
+/** Open a device, which must exist already. */
 function openExisting(
   driver: PathDriver,
   file: Parameters<typeof openToCreate>[1],
@@ -106,7 +106,7 @@ function isDevice(info: FileInfo | undefined): boolean {
   return info !== undefined && (info.isBlockDevice || info.isCharDevice);
 }
 
-/** What is known of a path, if we may look. */
+/** The status of a path, if we may query it. */
 function statOf(filename: string): FileInfo | undefined {
   try {
     return platform().files?.stat(filename);
@@ -115,7 +115,7 @@ function statOf(filename: string): FileInfo | undefined {
   }
 }
 
-/** Linux opens write-protected devices all the same, and fails each write. */
+/** Linux opens write-protected devices for writing, and fails each write. */
 function checkWritable({ isBlockDevice, rdev }: FileInfo): void {
   if (!isBlockDevice) return;
   let isProtected = false;
@@ -123,7 +123,7 @@ function checkWritable({ isBlockDevice, rdev }: FileInfo): void {
     const facts = `/sys/dev/block/${deviceNumbers(rdev).join(":")}/ro`;
     isProtected = platform().files?.readText(facts).trim() === "1";
   } catch {
-    // Where nobody tells, the writes will.
+    // If this is unknown, the writes will fail.
   }
   if (isProtected) {
     throw new BlockError(

@@ -1,6 +1,6 @@
 /**
- * Files past the page cache (`O_DIRECT`): the system takes only whole units of
- * the file, from and to addresses that are multiples of them as well.
+ * Files that bypass the page cache (`O_DIRECT`): offsets, lengths and memory
+ * addresses must be multiples of a unit.
  *
  * @module
  */
@@ -20,20 +20,22 @@ import {
 import { localFiles, platform } from "../../core/platform/mod.ts";
 import { LibcFile, openLibcDescriptor } from "./libc_file.ts";
 
-/** What every address is made a multiple of, and an unknown unit taken for. */
+/** The alignment of all addresses, and the unit assumed if it is unknown. */
 const PAGE = 4096;
-/** Units that there are, the smallest first; that 1 will do says nothing. */
+/**
+ * Possible units, the smallest first; success with 1 means that it is unknown.
+ */
 const UNITS = [1, 512, 1024, 2048, PAGE];
-/** Most bytes that are moved at once. */
+/** Most bytes transferred at once. */
 const MOST = 1024 * 1024;
 
 const EINVAL = 22;
 
 /**
- * Open an existing file past the page cache.
+ * Open an existing file, bypassing the page cache.
  *
- * @throws {BlockError} EINVAL where the file system cannot do that, or there
- * is no C library to ask for it.
+ * @throws {BlockError} EINVAL if the file system does not support that, or
+ * there is no C library.
  */
 export function openDirectFile(path: string, readOnly: boolean): DirectFile {
   const library = platform().libc();
@@ -47,14 +49,17 @@ export function openDirectFile(path: string, readOnly: boolean): DirectFile {
   return new DirectFile(library, descriptor);
 }
 
-/** The error for a file that has to go by way of the page cache. */
+/** The error for a file that cannot bypass the page cache. */
 export function notDirect(why?: string): BlockError {
   return new BlockError("EINVAL", "filesystem does not support O_DIRECT", {
     hint: why && `To bypass the page cache: ${why}.`,
   });
 }
 
-/** Such a file; only its requests by other threads are of any offset. */
+/**
+ * A file opened with `O_DIRECT`. Only its asynchronous requests take any
+ * offset.
+ */
 export class DirectFile extends LibcFile {
   readonly #libc: Libc;
   readonly alignment: number;
@@ -65,7 +70,7 @@ export class DirectFile extends LibcFile {
     this.alignment = this.#findAlignment();
   }
 
-  /** Which unit it is, only a trial shows for all file systems. */
+  /** Only trying finds the unit on every file system. */
   #findAlignment(): number {
     const buffer = this.#takeBuffer();
     try {
@@ -78,7 +83,7 @@ export class DirectFile extends LibcFile {
           BigInt(unit),
           0n,
         ); while (result === -EINTR);
-        // At the end of a file all may do, and likewise in memory.
+        // In memory, or at the end of a file, any unit may succeed.
         if (result !== -EINVAL) return unit === 1 ? PAGE : unit;
       }
     } finally {
@@ -101,7 +106,7 @@ export class DirectFile extends LibcFile {
         const count = await this.#move("pread", offset + done, part);
         copyIntoVector(iov, done, part.subarray(0, count));
         done += count;
-        // Else the file ends here.
+        // Otherwise the file ends here.
         if (count > 0 && count % this.alignment === 0) continue;
         fillVector(iov, done, length - done);
         return;
@@ -131,7 +136,10 @@ export class DirectFile extends LibcFile {
     }
   }
 
-  /** Read or write once; what fails in another thread is asked here why. */
+  /**
+   * Read or write once; if that fails in the other thread, repeat it here to
+   * get the reason.
+   */
   async #move(
     call: "pread" | "pwrite",
     offset: number,
@@ -151,7 +159,7 @@ export class DirectFile extends LibcFile {
     return count;
   }
 
-  /** Memory that begins at a page, and is put back into `spare`. */
+  /** A page-aligned buffer, to be returned to `spare`. */
   #takeBuffer(): Uint8Array {
     const known = spare.pop();
     if (known) return known;
@@ -161,5 +169,5 @@ export class DirectFile extends LibcFile {
   }
 }
 
-/** Buffers that are not in use, as many as once were at the same time. */
+/** Unused buffers, for reuse. */
 const spare: Uint8Array[] = [];

@@ -63,14 +63,14 @@ const CREATE_OPTIONS: OptionTable = {
   },
 };
 
-/** A driver of what has a path, of one kind. */
+/** A driver of one kind of thing that has a path. */
 export interface PathDriver extends BlockDriver {
-  /** What a path that it opens must be, at the end of a sentence. */
+  /** What its paths must be; ends a sentence. */
   readonly kind: string;
-  /** Whether what is there is of that kind. */
+  /** Whether a path is of that kind. */
   isKind(info: FileInfo): boolean;
   /**
-   * Refuse what opens for writing, but cannot be written to.
+   * Refuse a path that can be opened for writing, but not written to.
    *
    * @throws {BlockError} EACCES.
    */
@@ -82,7 +82,7 @@ export const fileDriver: PathDriver = {
   name: "file",
   role: "protocol",
   kind: "a regular file",
-  // A socket says by itself that it cannot be opened.
+  // For a socket, opening gives the better message.
   isKind: ({ isFile, isSocket }) => isFile || isSocket,
   openOptions: OPEN_OPTIONS,
   createOptions: CREATE_OPTIONS,
@@ -121,7 +121,7 @@ export async function openPath(
   if (aio === "native" && !context.direct) throw NOT_DIRECT;
   return openFile(driver, {
     ...parsed,
-    // Loading libc takes longer than one look at a header repays.
+    // Loading libc is not worth it for reading a header.
     ...(parsed.io === "auto" && isInfo && { io: "deno" }),
     readOnly: context.readOnly,
     noFlush: context.noFlush,
@@ -131,10 +131,7 @@ export async function openPath(
   });
 }
 
-/**
- * Open what is to hold a new image. Nothing is lost of what somebody else is
- * using.
- */
+/** Open the file of a new image, without destroying a file that is in use. */
 export function openToCreate(
   driver: PathDriver,
   file: FileOptions,
@@ -161,13 +158,13 @@ const NOT_DIRECT = new BlockError(
     "specified.",
 );
 
-/** What is done to a file that was there; others must not change its size. */
+/** Claims while emptying an existing file: others must not resize it. */
 const EMPTYING: Permissions = {
   needs: ACCESS.WRITE | ACCESS.RESIZE,
   shares: ALL_ACCESS & ~ACCESS.RESIZE,
 };
 
-/** What its own options say of a file. */
+/** The parsed options of a file. */
 export interface FileOptions {
   readonly filename: string;
   readonly io: string;
@@ -203,7 +200,7 @@ function oneOf<T extends string>(values: readonly T[], value: unknown): T {
   throw notAmong(`invalid parameter value: ${text}`, values);
 }
 
-/** What is asked of a new image. */
+/** Parse the options of a new image. */
 export function createOptions(driver: PathDriver, options: OptionValues) {
   const { size = 0, preallocation = "off", ...others } = parseOptions(
     { ...OPEN_OPTIONS, ...CREATE_OPTIONS },
@@ -220,7 +217,7 @@ function cannotLock(filename: string, why: string): string {
   return `'${filename}' cannot be locked: ${why}`;
 }
 
-/** Who asked for locks is told in any case, others if they might do damage. */
+/** Report missing locks if they were asked for, or the file may be written. */
 function tellUnlocked(
   { filename, locking }: FileOptions,
   context: OpenContext,
@@ -235,7 +232,7 @@ function tellUnlocked(
 interface FileRequest extends FileOptions {
   readonly readOnly: boolean;
   readonly noFlush: boolean;
-  /** Whether to go past the page cache. */
+  /** Whether to bypass the page cache. */
   readonly direct?: boolean;
   unlocked(why: string): void;
 }
@@ -243,7 +240,7 @@ interface FileRequest extends FileOptions {
 function openFile(driver: PathDriver, request: FileRequest): FileNode {
   const { filename, readOnly } = request;
   const info = lookAt(filename);
-  // To open a pipe would wait for whoever may open its other end.
+  // Opening a pipe would wait until its other end is opened.
   if (!driver.isKind(info)) throw wrongKind(driver, filename);
   if (!readOnly) driver.checkWritable?.(info);
   const open = (readOnly: boolean) => {
@@ -304,8 +301,9 @@ function wrongKind({ name, kind }: PathDriver, filename: string): BlockError {
 }
 
 /**
- * Have a block behind the start of a file. QEMU does so, since a hole would
- * not tell it what alignment direct I/O needs; sizes and maps then agree.
+ * Allocate the first block of a file. QEMU does so because a hole would not
+ * reveal the alignment of direct I/O; doing the same keeps sizes and maps
+ * equal.
  */
 async function allocateFirstBlock(node: FileNode): Promise<void> {
   if (node.size === 0) return;
@@ -315,7 +313,7 @@ async function allocateFirstBlock(node: FileNode): Promise<void> {
 
 const FIRST_BLOCK = 4096;
 
-/** Make an empty file, unless there is one. */
+/** Create an empty file, unless there is one. */
 function makeFile(filename: string): void {
   refuseWhatWaits(filename);
   try {
@@ -327,9 +325,8 @@ function makeFile(filename: string): void {
 }
 
 /**
- * Refuse a name that is not the one of the file that is meant: text has the
- * replacement character where bytes were no UTF-8, and the system would be
- * given that where text is not well-formed.
+ * Refuse a name that cannot be the intended one: the replacement character
+ * stands for bytes that were not UTF-8, and lone surrogates would become it.
  */
 function checkName(filename: string): void {
   if (filename.includes("\0")) throw new BlockError("ENOENT");
@@ -338,13 +335,13 @@ function checkName(filename: string): void {
   }
 }
 
-/** To open a pipe, or to look for a medium, may take for ever. */
+/** Opening a pipe, or waiting for a medium, could take forever. */
 function refuseWhatWaits(filename: string): void {
   let info: FileInfo;
   try {
     info = localFiles().stat(filename);
   } catch {
-    return; // Making it tells why not, if it cannot be made.
+    return; // If it cannot be created, creating it reports why.
   }
   const { isDirectory } = info;
   if (!isDirectory && !fileDriver.isKind(info)) {
@@ -358,26 +355,26 @@ function cannotOpen(filename: string, error: unknown): BlockError {
   );
 }
 
-/** Links followed as far as the path exists, the rest worked out by name. */
+/** Follow links as far as the path exists, and resolve the rest by name. */
 export function canonicalName(filename: string): string {
   const path = normalizeStart(filename);
   return resolveLinks(path, 40) ?? normalizePath(path);
 }
 
-/** The folder of a plain file, or of one that is not there yet. */
+/** The folder of a plain file, or of one that does not exist yet. */
 function ownFolder(filename: string): string | undefined {
   try {
     if (!localFiles().stat(filename).isFile) return undefined;
   } catch {
-    // To open it will tell what is the matter.
+    // Opening it will report the problem.
   }
   const end = lastSeparator(filename) + 1;
   const folder = canonicalName(filename.slice(0, end) || ".");
-  // Names there stand for what was opened elsewhere: standard input, say.
+  // Names there may refer to open files, such as standard input.
   return /^\/(dev|proc\/.*)$/.test(folder) ? undefined : folder;
 }
 
-/** An absolute path, with whatever `..` it has: those depend on links. */
+/** An absolute path that keeps its `..`, whose meaning depends on links. */
 function normalizeStart(filename: string): string {
   if (isAbsolutePath(filename)) return filename;
   try {
@@ -388,8 +385,8 @@ function normalizeStart(filename: string): string {
 }
 
 /**
- * `path` with its links followed; `undefined` where we may not look. A link
- * to a file that is not there yet counts: opening it could make that file.
+ * `path` with its links followed; `undefined` without permission to look. A
+ * link to a missing file counts: opening it could create that file.
  */
 function resolveLinks(path: string, linksLeft: number): string | undefined {
   try {

@@ -1,6 +1,6 @@
 /**
- * Files by way of the C library of Linux: positional and vectored requests,
- * holes, punching, and syncing of data alone.
+ * Files through the C library of Linux: positional and vectored requests,
+ * holes, hole punching, and `fdatasync`.
  *
  * @module
  */
@@ -27,24 +27,24 @@ const FALLOC_ZERO_RANGE = 0x10;
 const [EIO, ENXIO, EBADF] = [5, 6, 9];
 const [EFBIG, ENOSPC, EDQUOT] = [27, 28, 122];
 
-/** Errors of what would be refused however it were asked for. */
+/** Errors that do not depend on the method tried. */
 const FAILURES = new Set([EIO, EBADF, EFBIG, ENOSPC, EDQUOT]);
 
-/** Bytes copied by one call: others want to run as well. */
+/** Bytes copied by one call, so that others can run in between. */
 const MAX_COPY = 16 * 1024 * 1024;
 
-/** Most parts that one vectored call takes. */
+/** Most parts of one vectored call. */
 const IOV_MAX = 1024;
 
-/** The `struct iovec` array of the current call; there is only ever one. */
+/** The `struct iovec` array of the current call; calls never overlap. */
 const iovecs = new BigUint64Array(2 * IOV_MAX);
 const iovecBytes = new Uint8Array(iovecs.buffer);
 
 /**
  * Open an existing file.
  *
- * @throws {BlockError} as the system does, and EACCES where the runtime's
- * own permissions, which libc knows nothing of, do not cover the path.
+ * @throws {BlockError} as the system does, and EACCES if the runtime's
+ * permissions, which libc bypasses, do not cover the path.
  */
 export function openLibcFile(path: string, readOnly: boolean): LibcFile {
   const library = platform().libc();
@@ -57,22 +57,22 @@ export function openLibcFile(path: string, readOnly: boolean): LibcFile {
   return new LibcFile(library, openLibcDescriptor(library, path, readOnly));
 }
 
-/** As {@linkcode openLibcFile}, with further flags; answers the descriptor. */
+/** As {@linkcode openLibcFile}, with further flags; returns the descriptor. */
 export function openLibcDescriptor(
   library: Libc,
   path: string,
   readOnly: boolean,
   flags = 0,
 ): number {
-  // That checks permissions as they are applied to files, special ones
-  // included, which a query of the path does not.
+  // Opening applies the runtime's rules for all files, special ones included,
+  // which a query of the path does not.
   localFiles().open(path, !readOnly).close();
   return openDescriptor(library, path, flags | (readOnly ? O_RDONLY : O_RDWR));
 }
 
 /**
- * Open an existing file; answers its descriptor. The runtime's permissions,
- * which libc knows nothing of, are the caller's business.
+ * Open an existing file; returns its descriptor. The caller must check the
+ * runtime's permissions, which libc bypasses.
  *
  * @throws {BlockError} as the system does.
  */
@@ -86,7 +86,7 @@ export function openDescriptor(
   return uninterrupted(() => library.open(name, flags | O_CLOEXEC, 0));
 }
 
-/** An open file, by its descriptor. */
+/** An open file, used through its descriptor. */
 export class LibcFile implements HostFile {
   readonly #libc: Libc;
   readonly descriptor: number;
@@ -140,7 +140,8 @@ export class LibcFile implements HostFile {
 
   async syncLater(): Promise<void> {
     if (await this.#libc.fdatasyncLater(this.descriptor) >= 0) return;
-    // The system tells each error once, so it is one whatever comes now.
+    // The system reports each error only once, so this must fail even if the
+    // next sync succeeds.
     this.sync();
     throw new BlockError("EIO");
   }
@@ -153,7 +154,10 @@ export class LibcFile implements HostFile {
     return this.#later("pwriteLater", offset, iov);
   }
 
-  /** What other threads leave undone is done here, and tells why. */
+  /**
+   * Make a request in another thread; whatever that leaves undone is done here,
+   * which gives the reason.
+   */
   async #later(
     call: "preadLater" | "pwriteLater",
     offset: number,
@@ -188,7 +192,10 @@ export class LibcFile implements HostFile {
     if (failure) throw failure;
   }
 
-  /** One call a group of parts; what it leaves undone is done part by part. */
+  /**
+   * One call per group of parts; whatever it leaves undone is done part by
+   * part.
+   */
   #vectored(call: "preadv" | "pwritev", offset: number, iov: IoVector): void {
     for (let first = 0; first < iov.length; first += IOV_MAX) {
       const end = Math.min(iov.length, first + IOV_MAX);
@@ -245,7 +252,7 @@ export class LibcFile implements HostFile {
         0,
       );
       if (count < 0) throwUnlessInterrupted(count);
-      // The other file ends here; to this one, that would be zeroes.
+      // The source ends here; a read would return zeroes.
       else if (count === 0) throw new BlockError("ENOTSUP");
       else done += count;
     }
@@ -281,8 +288,8 @@ export class LibcFile implements HostFile {
       const result = this.#libc.fallocate(this.descriptor, mode, from, bytes);
       if (result >= 0) return;
       if (result === -EINTR) continue;
-      // No file system is obliged to do it, and each has an error of its own
-      // for what it does not do.
+      // File systems need not support this, and they differ in their errors if
+      // they do not.
       const cause = errnoError(-result);
       throw FAILURES.has(-result)
         ? cause
@@ -291,9 +298,8 @@ export class LibcFile implements HostFile {
   }
 
   seekData(offset: number): number | undefined {
-    // That no data follows is told by an error's number alone, and whoever
-    // believes a wrong one loses that data. So it has to say so twice, and the
-    // other question must agree.
+    // Only an error number says that no data follows, and a wrong one would
+    // lose that data. So require it twice, and confirm it with `isInHole`.
     for (let attempt = 1;; attempt++) {
       const found = this.#seek(offset, SEEK_DATA);
       if (found >= 0) return found;
@@ -305,7 +311,7 @@ export class LibcFile implements HostFile {
     }
   }
 
-  /** Whether no data is at `offset`, or the file ends before. */
+  /** Whether `offset` is in a hole or past the end of the file. */
   #isInHole(offset: number): boolean {
     const hole = this.#seek(offset, SEEK_HOLE);
     return hole === offset || hole === -ENXIO;
@@ -320,8 +326,9 @@ export class LibcFile implements HostFile {
   }
 
   close(): void {
-    // It is closed in any case: after a signal, another file may have its
-    // descriptor. Some file systems say only now that there was no space.
+    // Do not repeat this after a signal: the descriptor is closed and may
+    // belong to another file. Some file systems report only now that there was
+    // no space.
     const result = this.#libc.close(this.descriptor);
     if (result < 0) throwUnlessInterrupted(result);
   }

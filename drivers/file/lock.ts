@@ -1,10 +1,12 @@
 /**
- * The locks by which programs that use one image keep off each other: QEMU's.
+ * QEMU's locks, by which programs that use the same image keep out of each
+ * other's way.
  *
- * Each kind of access has two bytes, far apart. Who needs it holds a shared
- * lock on the first, who does not share it with others holds one on the second;
- * both then look whether anybody holds the other. The locks belong to the open
- * file, so two in one process do not mix, and end with it.
+ * Each kind of access has two bytes, far apart. A program that needs it holds a
+ * shared lock on the first; one that does not share it, on the second. Each
+ * then checks whether anybody holds the other byte. The locks belong to the
+ * open file, so two open files of one process are independent, and they end
+ * with it.
  *
  * @module
  */
@@ -16,11 +18,11 @@ import type { Libc } from "../../core/platform/libc.ts";
 import { localFiles, platform } from "../../core/platform/mod.ts";
 import { openDescriptor } from "./libc_file.ts";
 
-/** Where the bytes are of what is needed, one a kind of access. */
+/** Offset of the bytes for needed access, one per kind. */
 const NEEDED = 100;
-/** Where those are of what is not shared. */
+/** Offset of the bytes for access that is not shared. */
 const UNSHARED = 200;
-/** From the first of all of these bytes past the last. */
+/** Length of the range of all lock bytes. */
 const LENGTH = UNSHARED + 4 - NEEDED;
 
 const F_OFD_GETLK = 36;
@@ -35,23 +37,23 @@ const ENOLCK = 37;
 const ENOSYS = 38;
 const ENOTSUP = 95;
 
-/** What a file system without locks answers, or a kernel without these. */
+/** Errors of file systems without locks, or kernels without these. */
 const WITHOUT_LOCKS = new Set([EINVAL, ENOLCK, ENOSYS, ENOTSUP]);
 
-/** The `struct flock` of the current call; there is only ever one. */
+/** The `struct flock` of the current call; calls never overlap. */
 const flock = new DataView(new ArrayBuffer(32));
 const flockBytes = new Uint8Array(flock.buffer);
 
-/** Whether to lock: `auto` goes on without where it is impossible. */
+/** Whether to lock; `auto` does without if it is impossible. */
 export type Locking = "auto" | "on" | "off";
 
-/** What a lock must know of its file. */
+/** What a lock needs of its file. */
 export interface LockedFile {
   readonly filename: string;
-  /** Its descriptor; without one, the lock opens the file itself. */
+  /** The descriptor; without one, the lock opens the file itself. */
   readonly descriptor?: number;
   readonly locking: Locking;
-  /** Learns, at most once, why a file cannot be locked. */
+  /** Called, at most once, if the file cannot be locked. */
   unlocked(why: string): void;
 }
 
@@ -59,12 +61,12 @@ export interface LockedFile {
 export class FileLock {
   #file: LockedFile;
   readonly #load: () => Libc | null;
-  /** `null` if it cannot be locked. */
+  /** `null` if locking is impossible. */
   #locker: Locker | null | undefined;
   #needed = 0;
   #unshared = 0;
 
-  /** A file that is not locked yet; `load` has the library when it is needed. */
+  /** Create an unlocked lock; `load` loads the library when it is needed. */
   constructor(
     file: LockedFile,
     load: () => Libc | null = () => platform().libc(),
@@ -74,11 +76,11 @@ export class FileLock {
   }
 
   /**
-   * Hold the locks for what is claimed of the file now, and no others.
+   * Hold exactly the locks for these permissions.
    *
    * @returns whether any were added.
-   * @throws {BlockError} EAGAIN if those of others stand in the way. What was
-   * held before is then held still.
+   * @throws {BlockError} EAGAIN if they conflict with others' locks. The
+   * previous locks are then still held.
    */
   set({ needs, shares }: Permissions): boolean {
     const unshared = ALL_ACCESS & ~shares;
@@ -99,7 +101,7 @@ export class FileLock {
       for (const byte of bytesOf(NEEDED, moreNeeded)) locker.unlock(byte);
       for (const byte of bytesOf(UNSHARED, moreUnshared)) locker.unlock(byte);
       if (!(error instanceof Impossible)) throw error;
-      this.#giveUp(error);
+      this.#doWithout(error);
       return false;
     }
     this.#needed |= needs;
@@ -108,7 +110,7 @@ export class FileLock {
     return true;
   }
 
-  /** Let go of locks for what is not claimed any more. */
+  /** Release locks that are no longer claimed. */
   #loosen(needed: number, unshared: number): void {
     const locker = this.#locker;
     if (!locker) return;
@@ -123,9 +125,8 @@ export class FileLock {
   }
 
   /**
-   * Go on with another descriptor of the same file; at no time is anything not
-   * locked that was. What others hold was looked at when the locks were taken:
-   * to look once more would find our own.
+   * Move to another descriptor of the same file without ever releasing a lock.
+   * Conflicts are not checked again: that would find our own locks.
    */
   moveTo(descriptor: number | undefined): void {
     const file = { ...this.#file, descriptor };
@@ -173,8 +174,10 @@ export class FileLock {
     return null;
   }
 
-  /** The file system has no locks, as some network file systems have not. */
-  #giveUp({ byte, reason }: Impossible): void {
+  /**
+   * Do without locks: the file system has none, as some network file systems.
+   */
+  #doWithout({ byte, reason }: Impossible): void {
     if (this.#file.locking === "on") {
       throw failedToLock(byte, reason);
     }
@@ -184,8 +187,8 @@ export class FileLock {
   }
 
   /**
-   * Let go of everything. That the file is closed is not enough: a process that
-   * another thread is just starting has all of our files until it is itself.
+   * Release all locks. Closing the file is not enough: a process being started
+   * by another thread shares all open files until its `exec`.
    */
   close(): void {
     if (this.#needed | this.#unshared) this.#locker?.unlock(NEEDED, LENGTH);
@@ -197,7 +200,7 @@ function failedToLock(byte: number, { code, message }: BlockError): BlockError {
   return new BlockError(code, `Failed to lock byte ${byte}: ${message}`);
 }
 
-/** The system does not lock a byte, though nobody else has done so. */
+/** The system cannot lock a byte, though nobody else has locked it. */
 class Impossible extends Error {
   constructor(readonly byte: number, readonly reason: BlockError) {
     super();
@@ -217,9 +220,9 @@ class Locker {
   }
 
   /**
-   * Lock a byte, in company.
+   * Take a shared lock on a byte.
    *
-   * @throws {Impossible} if files like this one cannot be locked at all.
+   * @throws {Impossible} if this file cannot be locked at all.
    * @throws {BlockError} for any other reason.
    */
   lock(byte: number): void {
@@ -229,9 +232,9 @@ class Locker {
     if (error.code === "EAGAIN" || error.code === "EACCES") {
       throw new BlockError(error.code, `Failed to lock byte ${byte}`);
     }
-    // To go on without locks, an error's number is not enough: where there are
-    // locks, they can be asked for. That must fail as well, and for a reason
-    // that says that there are none.
+    // An error number alone is not enough to do without locks: where there are
+    // locks, they can be queried. Querying must fail too, with an error that
+    // means that there are none.
     const asked = this.#call(F_OFD_GETLK, F_WRLCK, byte);
     if (asked < 0 && WITHOUT_LOCKS.has(-asked) && WITHOUT_LOCKS.has(-result)) {
       throw new Impossible(byte, error);
@@ -239,7 +242,7 @@ class Locker {
     throw failedToLock(byte, error);
   }
 
-  /** Unlock bytes; whether they were locked does not matter. */
+  /** Unlock bytes, locked or not. */
   unlock(byte: number, length = 1): void {
     this.#call(F_OFD_SETLK, F_UNLCK, byte, length);
   }
@@ -247,7 +250,7 @@ class Locker {
   /**
    * Whether others have locked a byte.
    *
-   * @throws {BlockError} if that cannot be told.
+   * @throws {BlockError} if that cannot be found out.
    */
   isLocked(byte: number): boolean {
     const result = this.#call(F_OFD_GETLK, F_WRLCK, byte);
@@ -255,13 +258,13 @@ class Locker {
     return flock.getInt16(0, true) !== F_UNLCK;
   }
 
-  /** Answers 0, or the number of an error, negated. */
+  /** Returns 0, or a negated error number. */
   #call(command: number, type: number, byte: number, length = 1): number {
     flock.setInt16(0, type, true);
     flock.setInt16(2, 0, true); // SEEK_SET
     flock.setBigInt64(8, BigInt(byte), true);
     flock.setBigInt64(16, BigInt(length), true);
-    flock.setInt32(24, 0, true); // Locks of open files have no process.
+    flock.setInt32(24, 0, true); // The pid is 0 for open file description locks.
     let result: number;
     do result = this.#libc.fcntl(this.#descriptor, command, flockBytes); while (
       result === -EINTR
@@ -285,7 +288,7 @@ function* bytesOf(base: number, combination: number): Generator<number> {
   for (const bit of bitsOf(combination)) yield base + indexOf(bit);
 }
 
-/** Which bit it is, from 0. */
+/** The index of a bit, from 0. */
 function indexOf(bit: number): number {
   return 31 - Math.clz32(bit);
 }

@@ -1,5 +1,5 @@
 /**
- * A file, opened.
+ * The node of an open file.
  *
  * @module
  */
@@ -26,40 +26,39 @@ import type { HostFile } from "../../core/platform/files.ts";
 import { localFiles } from "../../core/platform/mod.ts";
 import { FileLock, type Locking } from "./lock.ts";
 
-/** Bytes written at once where zeroes must be written. */
+/** Bytes written at once when writing zeroes as data. */
 const FILL_CHUNK = 256 * 1024;
 
 /**
- * Bytes of a write from which on it pays to have another thread make it, if
- * there is something else to do: handing it over takes as long as writing 20 KiB.
+ * Bytes from which on another thread makes a background write: handing over
+ * smaller ones would not pay (see bench/RESULTS.md).
  */
 const BULK = 32 * 1024;
 
-/** Devices zero and discard whole sectors, of which these are the largest. */
+/** Devices zero and discard whole sectors, of at most this size. */
 const DEVICE_UNIT = 4096;
 
-/** What the node must know apart from the open file. */
+/** What the node needs besides the open file. */
 export interface FileNodeOptions {
   readonly driver: BlockDriver;
   readonly filename: string;
   readonly readOnly: boolean;
   /** Whether a flush does nothing. */
   readonly noFlush: boolean;
-  /** Whether all reads, writes and flushes are made by other threads. */
+  /** If set, other threads make all reads, writes and flushes. */
   readonly aio?: AioMode;
-  /** Whether it is a device: its size is given, and nothing in it is a hole. */
+  /** Whether it is a device, which has a fixed size and no holes. */
   readonly fixedSize: boolean;
   readonly locking: Locking;
-  /** Open the file once more. */
+  /** Open the file again. */
   reopen(readOnly: boolean): HostFile;
-  /** Learns why a file that is written to cannot be locked. */
+  /** Called if a file open for writing cannot be locked. */
   unlocked(why: string): void;
 }
 
 /**
- * The node of an open file. Its verbs return promises, but have done their
- * work when they return, but for writes in the background: synchronous I/O is
- * many times faster here.
+ * The node of an open file. Its verbs do their work synchronously, which is
+ * much faster here, except for background writes, and return settled promises.
  */
 export class FileNode implements BlockNode {
   readonly driver: BlockDriver;
@@ -72,13 +71,13 @@ export class FileNode implements BlockNode {
   readonly #usesThreads: boolean;
   readonly #lock: FileLock | undefined;
   readonly #reopen: (readOnly: boolean) => HostFile;
-  /** Reads and writes that other threads are making. */
+  /** Transfers under way in other threads. */
   readonly #transfers = new Set<Promise<void>>();
   #host: HostFile | undefined;
   #size: number;
   /**
-   * The data found last. Holes are asked for each time: a stale hole would
-   * lose what somebody else wrote, stale data costs no more than a read.
+   * The last range of data found. Holes are queried each time: a stale hole
+   * would lose data that somebody else wrote, stale data costs only a read.
    */
   #dataStart = 0;
   #dataEnd = 0;
@@ -91,7 +90,7 @@ export class FileNode implements BlockNode {
     this.#fixedSize = options.fixedSize;
     this.#reopen = options.reopen;
     const { alignment } = host;
-    // Past the page cache each request waits for the disk.
+    // Without the page cache, each request waits for the disk.
     this.#usesThreads = options.aio !== undefined || alignment !== undefined;
     if (options.fixedSize || alignment) {
       this.limits = {
@@ -143,7 +142,7 @@ export class FileNode implements BlockNode {
         await this.#settle(write);
       } else host.pwritev(offset, iov);
     } catch (error) {
-      // What was written before it failed is there, and is no hole.
+      // A failed write may have extended the file.
       if (this.#host && end > this.#size) {
         this.#size = Math.max(this.#size, host.size());
       }
@@ -162,7 +161,7 @@ export class FileNode implements BlockNode {
     }
   }
 
-  /** Present where the system has a way to do it. */
+  /** Present if the system supports it. */
   copyFrom?: BlockNode["copyFrom"];
 
   // deno-lint-ignore require-await
@@ -194,7 +193,9 @@ export class FileNode implements BlockNode {
     if (flags?.fua) await this.flush();
   }
 
-  /** To be done before the size is changed: they may have changed it as well. */
+  /**
+   * Wait for transfers before changing the size, since they may change it too.
+   */
   async #finishTransfers(): Promise<void> {
     await Promise.allSettled(this.#transfers);
     this.#size = Math.max(this.#size, this.#open.size());
@@ -207,7 +208,7 @@ export class FileNode implements BlockNode {
   ): void {
     const host = this.#open;
     this.#dataEnd = 0;
-    // Devices that cannot do it have the system write zeroes.
+    // For devices without support, the system writes zeroes.
     if (this.#fixedSize && noFallback && !unmap) {
       throw new BlockError("ENOTSUP");
     }
@@ -298,7 +299,7 @@ export class FileNode implements BlockNode {
     this.#size = size;
   }
 
-  /** Have the file system set space aside, if it can. */
+  /** Let the file system allocate space, if it can. */
   #reserve(start: number, end: number): boolean {
     const host = this.#open;
     if (!host.allocate) return false;
@@ -316,7 +317,7 @@ export class FileNode implements BlockNode {
     const { alignment = 1 } = this.#open;
     const zeroes = allocate(FILL_CHUNK);
     const stop = roundUp(end, alignment);
-    // What is left of the last unit is there already.
+    // The rest of the last unit exists already.
     for (let at = roundUp(start, alignment); at < stop;) {
       const take = Math.min(zeroes.length, stop - at);
       await this.writev(at, [zeroes.subarray(0, take)]);
@@ -339,7 +340,7 @@ export class FileNode implements BlockNode {
     return { length: Math.min(length, data), zero: false, ...place };
   }
 
-  /** Bytes of the hole at `offset`; 0 if data is there, which is then known. */
+  /** Length of the hole at `offset`; 0 for data, which is then remembered. */
   #findHole(offset: number, length: number): number {
     if (offset >= this.#dataStart && offset < this.#dataEnd) return 0;
     const host = this.#open;
@@ -352,22 +353,22 @@ export class FileNode implements BlockNode {
         this.#dataEnd = 0;
         return data === undefined ? length : data - offset;
       }
-      // Meanwhile somebody else may have made a hole of it.
+      // Somebody else may have punched a hole here meanwhile.
       const hole = host.seekHole(offset);
       if (hole > offset) this.#dataEnd = hole;
     } catch {
-      // Whatever the reason is that holes are not told: data reads as well.
+      // If holes cannot be found for any reason, treat everything as data.
     }
     return 0;
   }
 
   setPermissions(permissions: Permissions): void {
     this.#checkAlignment(permissions);
-    // Until now another process may have changed the size.
+    // Without these locks, another process may have changed the size.
     if (this.#lock?.set(permissions)) this.#size = this.#open.size();
   }
 
-  /** The last unit is written whole, which makes the file longer. */
+  /** Writing the last unit whole makes the file longer. */
   #checkAlignment({ needs }: Permissions): void {
     const unit = this.#host?.alignment ?? 1;
     const isWrittenOnly = needs & ACCESS.WRITE && !(needs & ACCESS.RESIZE);
@@ -399,12 +400,12 @@ export class FileNode implements BlockNode {
   // deno-lint-ignore require-await
   async info(): Promise<NodeInfo> {
     const actualSize = this.#actualSize();
-    // A drive's medium is somebody else's: nothing is known of its state.
+    // Nothing is known about the state of an optical medium.
     if (this.driver.name === "host_cdrom") return { actualSize };
     return { dirty: false, actualSize };
   }
 
-  /** Bytes on the disk, if the file is still where it was opened. */
+  /** Bytes on disk, if the path still leads to the file. */
   #actualSize(): number | undefined {
     try {
       return localFiles().stat(this.filename).actualSize;
@@ -416,7 +417,7 @@ export class FileNode implements BlockNode {
   async close(): Promise<void> {
     const host = this.#host;
     this.#host = undefined;
-    // The system may give the descriptor to another file at once.
+    // Wait: the system may reuse the descriptor for another file at once.
     if (this.#transfers.size > 0) await Promise.allSettled(this.#transfers);
     if (host) this.#lock?.close();
     host?.close();

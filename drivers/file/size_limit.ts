@@ -1,5 +1,5 @@
 /**
- * The limit that a system may set to the size of files (`ulimit -f`).
+ * The system's limit on the size of files (`ulimit -f`).
  *
  * @module
  */
@@ -13,9 +13,9 @@ const RLIM_INFINITY = 0xffff_ffff_ffff_ffffn;
 let isHeeded = false;
 
 /**
- * Have writes past the limit fail with EFBIG. The signal that comes first would
- * end the program without a word; to listen to it takes a millisecond or two,
- * and a limit is rare.
+ * Make writes past the limit fail with EFBIG rather than end the program by a
+ * signal, without a message. Only if there is a limit, since listening to the
+ * signal takes time.
  */
 export function heedSizeLimit(): void {
   if (isHeeded) return;
@@ -23,7 +23,7 @@ export function heedSizeLimit(): void {
   if (isLimited(platform().libc())) surviveSignal("SIGXFSZ");
 }
 
-/** Whether there is a limit, as far as that can be told. */
+/** Whether there is a limit, as far as that can be found out. */
 function isLimited(library: Libc | null): boolean {
   const limits = new BigUint64Array(2);
   const result = library?.getrlimit(

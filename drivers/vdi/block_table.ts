@@ -1,10 +1,10 @@
 /**
- * The block map of a VDI image, in pages that are read when they are wanted.
+ * The block map of a VDI image, in pages that are loaded on demand.
  *
- * Changes wait in memory for a flush, which is when they are promised to be
- * durable. **Write order**: the data; then the header, whose count of blocks
- * says which number is free (too high a count wastes space, one that is too low
- * would have a block given to two); then the map.
+ * Changes stay in memory until a flush, which has to make them durable. **Write
+ * order**: the data; then the header, whose block count gives the next free
+ * number (a count that is too high wastes space, one that is too low would
+ * allocate a block twice); then the map.
  *
  * @module
  */
@@ -31,7 +31,7 @@ import {
 
 const PAGE_BYTES = 64 * 1024;
 const PAGE_ENTRIES = PAGE_BYTES / ENTRY_SIZE;
-/** Pages that are kept, unless more have changed. */
+/** Most pages kept in memory, unless more are dirty. */
 const MAX_PAGES = 256;
 
 /** The block map. */
@@ -39,16 +39,16 @@ export class BlockTable implements BlockMap {
   readonly unit = BLOCK_SIZE;
   #file: BlockNode;
   readonly #header: VdiHeader;
-  /** By index, in the order in which they were read. */
+  /** Pages by index, in the order of loading. */
   readonly #pages = new Map<number, DataView>();
-  /** Sectors of the map that differ from the file, by index. */
+  /** Indices of the map's dirty sectors. */
   #dirty = new Set<number>();
   /** The number of the next block. */
   #next: number;
-  /** Numbers below that of blocks that came to nothing. */
+  /** Lower numbers whose allocation was aborted. */
   readonly #spare: number[] = [];
   readonly #flushing = new Mutex();
-  /** One at a time, or the file might become shorter again. */
+  /** Held while the file grows: concurrent truncations could shrink it. */
   readonly #growing = new Mutex();
 
   constructor(file: BlockNode, header: VdiHeader) {
@@ -57,12 +57,12 @@ export class BlockTable implements BlockMap {
     this.#next = header.blocksAllocated;
   }
 
-  /** Go on with a file that holds the same as the one before. */
+  /** Switch to another file with the same content. */
   useFile(file: BlockNode): void {
     this.#file = file;
   }
 
-  /** An entry of the map; `undefined` if its page is to be loaded before. */
+  /** An entry of the map; `undefined` if its page must be loaded first. */
   entry(index: number): number | undefined {
     const page = this.#pages.get(Math.floor(index / PAGE_ENTRIES));
     return page?.getUint32(index % PAGE_ENTRIES * ENTRY_SIZE, true);
@@ -106,13 +106,13 @@ export class BlockTable implements BlockMap {
     return this.#header.type === TYPE.STATIC;
   }
 
-  /** Load the page of the map that tells of an offset. */
+  /** Load the page of the map for an offset. */
   async load(offset: number): Promise<void> {
     const index = Math.floor(offset / BLOCK_SIZE / PAGE_ENTRIES);
     const bytes = allocate(PAGE_BYTES);
     const start = this.#header.mapOffset + index * PAGE_BYTES;
     await readPadded(this.#file, start, [bytes]);
-    // Another one may have been faster, and have changed it since.
+    // Another request may have loaded, and changed, it meanwhile.
     if (this.#pages.has(index)) return;
     this.#makeRoom();
     this.#pages.set(index, new DataView(bytes.buffer, bytes.byteOffset));
@@ -177,7 +177,10 @@ export class BlockTable implements BlockMap {
     setBlocksAllocated(this.#header, used);
   }
 
-  /** Others count on whole blocks, of which the end may not be written. */
+  /**
+   * Grow the file to whole blocks, which other programs expect, even if their
+   * end is never written.
+   */
   async #grow(end: number): Promise<void> {
     using _ = await this.#growing.lock();
     if (this.#file.size < end) await this.#file.truncate!(end);
@@ -189,7 +192,7 @@ export class BlockTable implements BlockMap {
     this.#dirty.add(Math.floor(index * ENTRY_SIZE / SECTOR_SIZE));
   }
 
-  /** Make all that was written durable. */
+  /** Make all changes durable. */
   async flush(): Promise<void> {
     using _ = await this.#flushing.lock();
     const file = this.#file;
@@ -219,7 +222,7 @@ export class BlockTable implements BlockMap {
   }
 }
 
-/** Whether a block has a place in the file. */
+/** Whether a block is allocated in the file. */
 export function hasPlace(entry: number): boolean {
   return entry !== UNALLOCATED && entry !== DISCARDED;
 }

@@ -1,5 +1,5 @@
 /**
- * Checking a VDI image: each block must be used once, and be counted.
+ * Checking a VDI image: each block must be used at most once, and counted.
  *
  * @module
  */
@@ -8,7 +8,7 @@ import type { CheckOptions, CheckResult } from "../../core/node.ts";
 import { type BlockTable, hasPlace } from "./block_table.ts";
 import { BLOCK_SIZE, type VdiHeader } from "./header.ts";
 
-/** Examine the block map. */
+/** Check the block map. */
 export async function checkBlocks(
   { blocks, blocksAllocated }: VdiHeader,
   table: BlockTable,

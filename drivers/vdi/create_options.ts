@@ -1,6 +1,6 @@
 import type { OptionTable } from "../../core/options.ts";
 
-/** The options of new VDI images. What makes them is loaded when it is used. */
+/** The options of new VDI images, apart from the code that uses them. */
 export const VDI_CREATE_OPTIONS: OptionTable = {
   size: { type: "size", help: "Virtual disk size" },
   static: {

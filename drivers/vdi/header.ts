@@ -1,6 +1,6 @@
 /**
- * The header of a VDI image: 512 bytes, little-endian. (VirtualBox's format,
- * as its sources and QEMU's driver have it; there is no specification.)
+ * The header of a VDI image: 512 bytes, little-endian. (There is no
+ * specification; the layout follows VirtualBox's sources and QEMU's driver.)
  *
  * @module
  */
@@ -9,22 +9,22 @@ import { BlockError } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
 
-/** Bytes of the disk that one entry of the block map stands for. */
+/** Bytes of the disk per entry of the block map. */
 export const BLOCK_SIZE = 1024 * 1024;
 /** Bytes of an entry of the block map. */
 export const ENTRY_SIZE = 4;
 /** A block that was never written. */
 export const UNALLOCATED = 0xffffffff;
-/** A block that was given up: zeroes. */
+/** A discarded block, which reads as zeroes. */
 export const DISCARDED = 0xfffffffe;
 
 const SIGNATURE = 0xbeda107f;
 const VERSION = 0x00010001;
-/** As many blocks as QEMU's driver can count. */
+/** Most blocks that QEMU's driver supports. */
 const MAX_BLOCKS = 0x1fffff80;
 const MAX_DISK_SIZE = MAX_BLOCKS * BLOCK_SIZE;
 
-/** Where fields lie that are read or changed. */
+/** Offsets of the fields that are used. */
 const AT = {
   signature: 64,
   version: 68,
@@ -44,10 +44,10 @@ const AT = {
   parentUuid: 440,
 } as const;
 
-/** Types of images. */
+/** Image types. */
 export const TYPE = { DYNAMIC: 1, STATIC: 2, DIFFERENCING: 4 } as const;
 
-/** What the header says. */
+/** The parsed header. */
 export interface VdiHeader {
   readonly type: number;
   /** Where the block map begins, in bytes. */
@@ -58,9 +58,9 @@ export interface VdiHeader {
   readonly diskSize: number;
   /** Entries of the block map. */
   readonly blocks: number;
-  /** Blocks in the file; the next one gets this number. */
+  /** Blocks in the file, and the number of the next one. */
   blocksAllocated: number;
-  /** All of it, as it is in the file. */
+  /** The raw header. */
   readonly bytes: Uint8Array;
 }
 
@@ -77,10 +77,10 @@ function tooLarge(size: bigint): BlockError {
 }
 
 /**
- * Read the header; the first check that fails is the one that QEMU names.
+ * Read the header. Checks are in QEMU's order, which decides the message.
  *
- * @throws {BlockError} EINVAL if it is no VDI image, ENOTSUP if it is one that
- * nobody here can use.
+ * @throws {BlockError} EINVAL if it is not a VDI image, ENOTSUP if it is an
+ * unsupported one.
  */
 export async function readHeader(file: BlockNode): Promise<VdiHeader> {
   const bytes = allocate(SECTOR_SIZE);
@@ -144,7 +144,7 @@ function checkLayout(
   if (blocks > MAX_BLOCKS) {
     throw unsupported(`too many blocks ${blocks}, max is ${MAX_BLOCKS}`);
   }
-  // QEMU reads these as if there were neither a parent nor a prefix.
+  // QEMU reads these images, but ignores the parent and the prefix.
   if (type === TYPE.DIFFERENCING) throw unsupported("differencing image");
   const extra = u32(AT.blockExtra);
   if (extra !== 0) throw unsupported(`${extra} bytes before each block`);
@@ -190,7 +190,7 @@ export function newHeader(diskSize: number, isStatic: boolean): VdiHeader {
   return header;
 }
 
-/** Note how many blocks the file has, also in the header's bytes. */
+/** Set the block count, also in the raw header. */
 export function setBlocksAllocated(header: VdiHeader, count: number): void {
   const { buffer, byteOffset } = header.bytes;
   header.blocksAllocated = count;
