@@ -5,7 +5,7 @@
  */
 import { roundUp } from "../../core/bytes.ts";
 import type { Measurement } from "../../core/driver.ts";
-import { BlockError, invalid } from "../../core/errors.ts";
+import { BlockError } from "../../core/errors.ts";
 import { chainStatus } from "../../core/extents.ts";
 import type { BitmapInfo, BlockNode } from "../../core/node.ts";
 import { notAmong, type OptionValues } from "../../core/options.ts";
