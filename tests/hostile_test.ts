@@ -9,7 +9,7 @@ import {
 } from "../mod.ts";
 import { put32, put64, storeOf } from "./drivers/qcow2/bytes.ts";
 import { Random } from "./drivers/qcow2/damage.ts";
-import { GOLDEN, goldenBytes } from "./drivers/qcow2/golden.ts";
+import { GOLDEN, goldenBytes, goldenData } from "./drivers/qcow2/golden.ts";
 import { BACKING_NAMES, makeHostile, mistake, OPERATIONS } from "./hostile.ts";
 import { TempDir } from "./qemu.ts";
 
@@ -27,11 +27,12 @@ const NAMES = [...new Set(GOLDEN.map(({ name }) => name))]
 
 Deno.test("whatever an image holds, each operation succeeds or says why not", async () => {
   await using folder = new TempDir();
-  const images = await Promise.all(NAMES.map(goldenBytes));
   const found: string[] = [];
   for (let seed = FIRST; seed < FIRST + SEEDS; seed++) {
     const random = new Random(seed);
-    const { bytes, what } = makeHostile(random.pick(images), random);
+    const image = random.pick(NAMES);
+    const original = await goldenBytes(image);
+    const { bytes, what } = makeHostile(original, random);
     // Half of them are files, of which backing files' names are relative.
     const filename = seed % 2 === 0 ? undefined : folder.file("hostile");
     for (const [name, operate] of Object.entries(OPERATIONS)) {
@@ -44,7 +45,8 @@ Deno.test("whatever an image holds, each operation succeeds or says why not", as
       const before = Deno.memoryUsage().rss;
       let wrong: string | undefined;
       try {
-        const stack = { driver: "qcow2", file };
+        const data = await goldenData(image);
+        const stack = { driver: "qcow2", file, ...data };
         await operate({ stack, options }, new Random(seed));
       } catch (error) {
         wrong = mistake(error);
@@ -183,6 +185,42 @@ Deno.test("no name in an image leads out of its folder", async () => {
       );
       assertEquals(opened.filter((file) => !file.startsWith(filename)), []);
     }
+  }
+});
+
+Deno.test("no name of a data file leads out of the image's folder", async () => {
+  await using folder = new TempDir();
+  await Deno.mkdir(folder.file("in"));
+  const filename = folder.file("in/image");
+  const data_file = folder.file("in/data");
+  await createImage("qcow2", filename, { size: 1 << 20, data_file });
+  await using _ = await openImage(filename);
+  const fresh = await Deno.readFile(filename);
+  await Deno.writeFile(folder.file("secret"), new Uint8Array(512));
+  await Deno.symlink("../secret", folder.file("in/link"));
+  const names = [
+    ...BACKING_NAMES,
+    folder.file("secret"),
+    folder.file("in/../secret"),
+    folder.file("in/link"),
+    `file:${folder.file("in/data")}`,
+  ];
+  const other = folder.file("in/other");
+  for (const name of names) {
+    const bytes = fresh.slice();
+    const text = new TextEncoder().encode(name);
+    put32(bytes, 112, 0x44415441, text.length);
+    bytes.fill(0, 120, 2000);
+    bytes.set(text, 120);
+    await Deno.writeFile(other, bytes);
+    const opened: string[] = [];
+    const error = await assertRejects(
+      () => openImage(other, { onEvent: (_, file) => void opened.push(file) }),
+      BlockError,
+    );
+    assertEquals(mistake(error), undefined);
+    assert(/which is not permitted/.test(error.message), error.message);
+    assertEquals(opened.filter((file) => !file.startsWith(other)), []);
   }
 });
 

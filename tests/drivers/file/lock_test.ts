@@ -23,6 +23,10 @@ async function images(): Promise<TempDir> {
   const dir = new TempDir();
   await createImage("raw", dir.file("disk.raw"), { size: MIB });
   await createImage("qcow2", dir.file("base.qcow2"), { size: MIB });
+  await createImage("qcow2", dir.file("split.qcow2"), {
+    size: MIB,
+    data_file: dir.file("data.raw"),
+  });
   await createImage("qcow2", dir.file("top.qcow2"), {
     size: MIB,
     backing_file: "base.qcow2",
@@ -87,6 +91,21 @@ const LOCKS: [string, Source, OpenOptions, number[]][] = [
     readOnly: true,
     forceShare: true,
   }, [100]],
+  [
+    "a data file, written",
+    { driver: "qcow2", "data-file": "data.raw", file: "split.qcow2" },
+    {},
+    [100, 101, 103, 203],
+  ],
+  [
+    "a data file, read",
+    { driver: "qcow2", "data-file": "data.raw", file: "split.qcow2" },
+    { readOnly: true },
+    [100, 203],
+  ],
+  ["an image with a data file, written", "split.qcow2", {}, [
+    ...[100, 101, 103, 201, 203],
+  ]],
   [
     "an image that is not to be locked",
     {

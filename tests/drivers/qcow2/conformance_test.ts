@@ -47,6 +47,28 @@ conformance("qcow2, on a file", {
   },
 });
 
+for (const data_file_raw of [false, true]) {
+  const name = data_file_raw ? "a raw data file" : "a data file";
+  conformance(`qcow2, with ${name} and extended L2 entries`, {
+    async open(size) {
+      const folder = new TempDir();
+      const filename = folder.file("disk.qcow2");
+      await createImage("qcow2", filename, {
+        size,
+        extended_l2: true,
+        data_file: folder.file("data"),
+        data_file_raw,
+      });
+      const open = () => openNode(filename);
+      return {
+        node: await open(),
+        reopen: open,
+        dispose: () => folder[Symbol.asyncDispose](),
+      };
+    },
+  });
+}
+
 conformance("qcow2, with small caches and requests that take their time", {
   async open(size) {
     const file = { driver: "memory", store: new MemoryStore() };

@@ -9,7 +9,7 @@ import type { BlockNode } from "../../../core/node.ts";
 import { memoryDriver } from "../../../drivers/memory.ts";
 import { type Behaviour, QUIET } from "../../../drivers/qcow2/behaviour.ts";
 import { checkImage } from "../../../drivers/qcow2/check.ts";
-import { Incompatible } from "../../../drivers/qcow2/format.ts";
+import { Autoclear, Incompatible } from "../../../drivers/qcow2/format.ts";
 import { readHeader } from "../../../drivers/qcow2/header.ts";
 import { resize } from "../../../drivers/qcow2/resize.ts";
 import { Qcow2State } from "../../../drivers/qcow2/state.ts";
@@ -39,8 +39,7 @@ async function stateOf(
   const header = await readHeader(file, {
     readOnly: false,
     forCheck: false,
-    // Nothing opens such an image for its data yet.
-    infoOnly: true,
+    infoOnly: false,
     warn: () => {},
   });
   const { passDiscard } = QUIET;
@@ -242,6 +241,58 @@ Deno.test("a data file that fails leaves the disk as it was", async () => {
   assertEquals(await diskOf(state), before);
   await assertSound(state);
 });
+
+/** A raw data file, and an image of it, for which all clusters have a place. */
+async function rawImage(extended: boolean): Promise<Uint8Array> {
+  const bytes = await newImage({
+    preallocation: "metadata",
+    ...(extended && { extended_l2: true, cluster_size: 16384 }),
+  });
+  bytes[79] |= Incompatible.DATA_FILE;
+  bytes[95] |= Autoclear.RAW_EXTERNAL_DATA;
+  const view = new DataView(bytes.buffer);
+  const cluster = 2 ** view.getUint32(20);
+  const l1 = view.getUint32(44);
+  const l2 = Number(view.getBigUint64(l1) & 0xffffffffffff00n);
+  for (let at = 0; at < SIZE; at += cluster) {
+    const entry = l2 + at / cluster * (extended ? 16 : 8);
+    view.setBigUint64(entry, 1n << 63n | BigInt(at));
+  }
+  // What was reserved in the file is none of its clusters any more.
+  return bytes.subarray(0, l2 + cluster);
+}
+
+for (const extended of [false, true]) {
+  const what = extended ? "subclusters" : "clusters";
+  Deno.test(`a raw data file holds what the disk does, whatever becomes of ${what}`, async () => {
+    const random = new Random(7);
+    const disk = new Uint8Array(SIZE);
+    const dataStore = storeOf(disk);
+    const state = await stateOf(
+      await memoryNode(storeOf(await rawImage(extended))),
+      await memoryNode(dataStore),
+      extended,
+    );
+    for (let step = 0; step < 100; step++) {
+      const requests = Array.from({ length: 1 + random.below(4) }, () => {
+        const offset = random.below(SIZE);
+        const length = Math.min(SIZE - offset, 1 + random.below(30_000));
+        switch (random.below(3)) {
+          case 0:
+            return state.access.writev(offset, [filled(length, step)]);
+          case 1:
+            return zeroGuest(state, offset, length, {
+              unmap: random.oneIn(2),
+            });
+          default:
+            return discardGuest(state, offset, length);
+        }
+      });
+      await Promise.all(requests);
+      assertEquals(await diskOf(state), contentOf(dataStore));
+    }
+  });
+}
 
 /** Random requests; what the disk may be at each moment of two power logs. */
 async function recordHistory(random: Random, passesDiscard: boolean) {

@@ -173,12 +173,39 @@ const bitmaps: Workload = {
   },
 };
 
+/** Subclusters are allocated, zeroed and copied. */
+const extended: Workload = {
+  options: { cluster_size: 16 * KIB, extended_l2: true },
+  size: 160 * KIB,
+  backing: 100 * KIB,
+  async run(disk) {
+    await disk.write(1000, pattern(1, 700));
+    await disk.write(30 * KIB, pattern(2, 40 * KIB));
+    await disk.zero(31 * KIB, KIB, false);
+    await disk.flush();
+    await disk.writeCompressed(96 * KIB, dull(3, 16 * KIB));
+    await disk.takeSnapshot("one");
+    await disk.write(2 * KIB, pattern(4, 700));
+    await disk.write(40 * KIB, pattern(5, 512));
+    await disk.zero(97 * KIB, KIB, true);
+    await disk.zero(64 * KIB, 16 * KIB, true);
+    await disk.discard(32 * KIB, 16 * KIB);
+    await disk.resize(200 * KIB);
+    await disk.write(161 * KIB, pattern(6, 512));
+    await disk.applySnapshot("one");
+    await disk.read();
+    await disk.deleteSnapshot("one");
+    await disk.write(1500, pattern(7, 20 * KIB));
+  },
+};
+
 const WORKLOADS: { readonly [name: string]: Workload } = {
   mixed,
   growing,
   lazy,
   amending,
   bitmaps,
+  extended,
 };
 
 /** A new image, and how to open it with failing requests. */

@@ -24,6 +24,8 @@ export interface Golden {
     snapshot?: string;
     /** The key of its encryption. */
     key?: string;
+    /** Its external data file. */
+    dataFile?: string;
   };
 }
 
@@ -50,5 +52,14 @@ export async function goldenStack(
   if (name.endsWith(".raw")) return { driver: "raw", file };
   const [next, ...rest] = backing;
   const below = next === undefined ? null : await goldenStack(next, rest);
-  return { driver: "qcow2", file, backing: below };
+  return { driver: "qcow2", file, ...await goldenData(name), backing: below };
+}
+
+/** Describe the external data file of an image that has one, in memory. */
+export async function goldenData(name: string): Promise<OptionValues> {
+  const image = GOLDEN.find((image) => image.name === name);
+  const dataFile = image?.open?.dataFile;
+  if (dataFile === undefined) return {};
+  const store = storeOf(await goldenBytes(dataFile));
+  return { "data-file": { driver: "memory", store } };
 }

@@ -6,10 +6,11 @@
  */
 import { assert, assertEquals } from "@std/assert";
 import type { Image } from "../../../core/image.ts";
+import type { OptionValues } from "../../../core/options.ts";
 import { BlockError, type MemoryStore, openImage } from "../../../mod.ts";
 import { Random, seedsToRun } from "../../model.ts";
 import { storeOf } from "./bytes.ts";
-import { GOLDEN, goldenBytes, goldenStack } from "./golden.ts";
+import { GOLDEN, goldenBytes, goldenData, goldenStack } from "./golden.ts";
 
 const hex = (bytes: ArrayBuffer) =>
   Array.from(
@@ -56,9 +57,13 @@ for (const name of new Set(GOLDEN.map(({ name }) => name))) {
 }
 
 /** Use an image that may be damaged in any way. */
-async function useUp(store: MemoryStore, random: Random): Promise<void> {
+async function useUp(
+  store: MemoryStore,
+  random: Random,
+  data: OptionValues,
+): Promise<void> {
   const file = { driver: "memory", store };
-  const stack = { driver: "qcow2", file, backing: null };
+  const stack = { driver: "qcow2", file, ...data, backing: null };
   const purpose = random.pick(["io", "io", "check", "info"] as const);
   const image = await openImage(stack, {
     readOnly: random.oneIn(3),
@@ -152,7 +157,8 @@ Deno.test("a damaged image causes BlockErrors at worst, and soon", async () => {
     const store = storeOf(bytes);
     const start = performance.now();
     try {
-      await useUp(store, random).catch(expectBlockError);
+      const data = await goldenData(names[which]);
+      await useUp(store, random, data).catch(expectBlockError);
     } catch (error) {
       throw new Error(`BDRV_SEED=${seed}, ${names[which]}: ${error}`, {
         cause: error,

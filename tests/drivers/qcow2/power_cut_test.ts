@@ -61,7 +61,7 @@ class Subject {
 
   constructor(random: Random) {
     this.#random = random;
-    this.#clusterSize = random.pick([512, 512, 1024, 4096]);
+    this.#clusterSize = random.pick([512, 512, 1024, 4096, 16384]);
   }
 
   async run(): Promise<void> {
@@ -98,6 +98,7 @@ class Subject {
       cluster_size: this.#clusterSize,
       compat: isVersion2 ? "v2" : "v3",
       lazy_refcounts: this.#isLazy,
+      extended_l2: !isVersion2 && this.#clusterSize === 16384,
       refcount_bits: isVersion2 ? 16 : random.pick([1, 8, 16, 64]),
     });
     this.#disk = new Uint8Array(size);
