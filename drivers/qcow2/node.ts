@@ -169,6 +169,11 @@ export class Qcow2Node implements BlockNode {
     );
   }
 
+  /** What bitmaps record must be recorded before it is written. */
+  #mark(offset: number, length: number): void | Promise<void> {
+    return this.#state.recorder?.mark(offset, length);
+  }
+
   readv(offset: number, iov: IoVector): Promise<void> {
     const share = this.#begin(offset, vectorLength(iov));
     return this.#state.access.readv(offset, iov, share);
@@ -182,7 +187,7 @@ export class Qcow2Node implements BlockNode {
     const share = this.#begin(offset, vectorLength(iov));
     const held = share instanceof Promise ? await share : share;
     try {
-      const marked = this.#state.recorder?.mark(offset, vectorLength(iov));
+      const marked = this.#mark(offset, vectorLength(iov));
       if (marked) await marked;
       await this.#state.access.writev(offset, iov, flags);
     } finally {
@@ -201,7 +206,8 @@ export class Qcow2Node implements BlockNode {
     length: number,
   ): Promise<void> {
     using _ = await this.#begin(offset, length);
-    await this.#state.recorder?.mark(offset, length);
+    const marked = this.#mark(offset, length);
+    if (marked) await marked;
     const payload = { source, offset: sourceOffset, length };
     await this.#state.access.writev(offset, payload);
   }
@@ -213,7 +219,8 @@ export class Qcow2Node implements BlockNode {
   ): Promise<void> {
     {
       using _ = await this.#begin(offset, length);
-      await this.#state.recorder?.mark(offset, length);
+      const marked = this.#mark(offset, length);
+      if (marked) await marked;
       const { zeroGuest } = await loadUnmap();
       await zeroGuest(this.#state, offset, length, flags);
     }
@@ -222,7 +229,8 @@ export class Qcow2Node implements BlockNode {
 
   async discard(offset: number, length: number): Promise<void> {
     using _ = await this.#begin(offset, length);
-    await this.#state.recorder?.mark(offset, length);
+    const marked = this.#mark(offset, length);
+    if (marked) await marked;
     const { discardGuest } = await loadUnmap();
     await discardGuest(this.#state, offset, length);
   }
@@ -234,7 +242,8 @@ export class Qcow2Node implements BlockNode {
   ): Promise<void> {
     const length = vectorLength(iov);
     using _ = await this.#begin(offset, length);
-    await this.#state.recorder?.mark(offset, length);
+    const marked = this.#mark(offset, length);
+    if (marked) await marked;
     const { writeCompressedGuest } = await loadWriteCompressed();
     await writeCompressedGuest(this.#state, offset, iov, options);
   }
