@@ -145,6 +145,20 @@ export const works: readonly Work[] = [
     verify: ["compare -f qcow2 -F qcow2 OUT THEIRS", "check OUT"],
   },
   {
+    name: "4 KiB allocating writes with a bitmap, depth 1",
+    command: "bench -f qcow2 -w -c SIZE/65536 -d 1 -s 4096 -S 65536 OUT",
+    goal: 0.4,
+    before: ["create -q -f qcow2 OUT SIZE", "bitmap --add OUT changes"],
+    verify: ["compare -f qcow2 -F qcow2 OUT THEIRS", "check OUT"],
+  },
+  {
+    name: "64 KiB allocating writes with a bitmap, depth 64",
+    command: "bench -f qcow2 -w -c SIZE/65536 -d 64 -s 65536 OUT",
+    goal: 0.9,
+    before: ["create -q -f qcow2 OUT SIZE", "bitmap --add OUT changes"],
+    verify: ["compare -f qcow2 -F qcow2 OUT THEIRS", "check OUT"],
+  },
+  {
     name: "map, empty disk of 64 TiB",
     command: "map -f qcow2 --output=json huge.qcow2",
     goal: 8,

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { cannotWrite, checkOptions } from "./checks.ts";
+import { cannotWrite, checkNode, checkOptions } from "./checks.ts";
 import { BlockError, invalid } from "./errors.ts";
 import type {
   BitmapInfo,
@@ -109,10 +109,11 @@ export class ImageBitmaps {
     other: string,
     from?: { readonly node: BlockNode },
   ): Promise<void> {
-    return this.#change(
-      [name, other],
-      () => mergeBitmap(this.#node, name, from?.node ?? this.#node, other),
-    );
+    return this.#change([name, other], () => {
+      const source = from === undefined ? this.#node : from?.node;
+      checkNode("What a bitmap is merged from", source);
+      return mergeBitmap(this.#node, name, source, other);
+    });
   }
 
   /**

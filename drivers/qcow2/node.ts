@@ -174,6 +174,11 @@ export class Qcow2Node implements BlockNode {
     );
   }
 
+  /** What bitmaps record must be recorded before it is written. */
+  #mark(offset: number, length: number): void | Promise<void> {
+    return this.#state.recorder?.mark(offset, length);
+  }
+
   readv(offset: number, iov: IoVector, flags?: ReadFlags): Promise<void> {
     const share = this.#begin(offset, vectorLength(iov));
     return this.#state.access.readv(offset, iov, flags, share);
@@ -189,7 +194,7 @@ export class Qcow2Node implements BlockNode {
       ? await lockUnlessAborted(share, flags?.signal)
       : share;
     try {
-      const marked = this.#state.recorder?.mark(offset, vectorLength(iov));
+      const marked = this.#mark(offset, vectorLength(iov));
       if (marked) await marked;
       await this.#state.access.writev(offset, iov, flags);
     } finally {
@@ -209,7 +214,8 @@ export class Qcow2Node implements BlockNode {
   ): Promise<void> {
     if (!this.#state.dataFile.copyFrom) throw new BlockError("ENOTSUP");
     using _ = await this.#begin(offset, length);
-    await this.#state.recorder?.mark(offset, length);
+    const marked = this.#mark(offset, length);
+    if (marked) await marked;
     const payload = { source, offset: sourceOffset, length };
     await this.#state.access.writev(offset, payload);
   }
@@ -222,7 +228,8 @@ export class Qcow2Node implements BlockNode {
     {
       const share = this.#begin(offset, length);
       using _ = await lockUnlessAborted(share, flags?.signal);
-      await this.#state.recorder?.mark(offset, length);
+      const marked = this.#mark(offset, length);
+      if (marked) await marked;
       const { zeroGuest } = await loadUnmap();
       await zeroGuest(this.#state, offset, length, flags);
     }
@@ -236,7 +243,8 @@ export class Qcow2Node implements BlockNode {
   ): Promise<void> {
     const share = this.#begin(offset, length);
     using _ = await lockUnlessAborted(share, flags?.signal);
-    await this.#state.recorder?.mark(offset, length);
+    const marked = this.#mark(offset, length);
+    if (marked) await marked;
     const { discardGuest } = await loadUnmap();
     await discardGuest(this.#state, offset, length);
   }
@@ -249,7 +257,8 @@ export class Qcow2Node implements BlockNode {
     const length = vectorLength(iov);
     const share = this.#begin(offset, length);
     using _ = await lockUnlessAborted(share, options?.signal);
-    await this.#state.recorder?.mark(offset, length);
+    const marked = this.#mark(offset, length);
+    if (marked) await marked;
     const { writeCompressedGuest } = await loadWriteCompressed();
     await writeCompressedGuest(this.#state, offset, iov, options);
   }

@@ -40,7 +40,7 @@ import { readTable, storeBitmaps, type StoreHost } from "./store.ts";
 import type { BitmapTable } from "./table.ts";
 
 /** Bytes of the tables of all bitmaps together at most. */
-const MAX_TABLES_BYTES = 256 * 1024 * 1024;
+const MAX_TABLES_BYTES = 64 * 1024 * 1024;
 
 /** What bitmaps need of the image. */
 export interface BitmapsHost extends StoreHost {

@@ -283,6 +283,8 @@ Deno.test("bitmaps that make no sense are refused", async () => {
     // deno-lint-ignore no-explicit-any
     [() => bitmaps.add("b", { granularity: "x" as any }), "EINVAL", /Cannot/],
     // deno-lint-ignore no-explicit-any
+    [() => bitmaps.merge("a", "a", {} as any), "EINVAL", /merged from/],
+    // deno-lint-ignore no-explicit-any
     [() => bitmaps.add(7 as any), "EINVAL", /name of a bitmap/],
   ];
   for (const [act, code, message] of cases) {

@@ -266,6 +266,37 @@ function changes(): { [name: string]: Change } {
       isRepair: true,
       change: repair,
     },
+    "storing bitmaps": {
+      create: { size: 100 * 512, cluster_size: 512 },
+      async prepare(image, random) {
+        await addBitmaps(image);
+        await writeShuffled(image, random);
+      },
+      // Each time they are stored, and then marked as in use.
+      async change(image) {
+        await image.bitmaps.clear("a");
+        await image.node.invalidate!();
+        await image.bitmaps.merge("a", "b");
+        await image.bitmaps.remove("b");
+        await image.node.invalidate!();
+        await image.bitmaps.remove("c");
+        await image.node.invalidate!();
+      },
+    },
+    "repairing bitmaps": {
+      create: { size: 100 * 512, cluster_size: 512 },
+      async prepare(image, random) {
+        await addBitmaps(image);
+        await writeShuffled(image, random);
+      },
+      damage(bytes) {
+        // The table of the second one.
+        const directory = bitmapDirectoryOf(bytes);
+        bytes[offsetAt(bytes, directory + 32) + 7] |= 2;
+      },
+      isRepair: true,
+      change: repair,
+    },
     "repairing a snapshot table": {
       create: { size: 100 * 512, cluster_size: 512 },
       async prepare(image, random) {
@@ -341,4 +372,15 @@ async function writeBesideSnapshot(
   await image.node.snapshots!.create({ name: "a snapshot" });
   const start = image.size / 4;
   await image.write(start, random.bytes(image.size / 2));
+}
+
+async function addBitmaps({ bitmaps }: Image): Promise<void> {
+  for (const name of ["a", "b", "c"]) {
+    await bitmaps.add(name, { granularity: 512 });
+  }
+}
+
+/** Where the bitmap directory lies, of an image without other extensions. */
+function bitmapDirectoryOf(bytes: Uint8Array): number {
+  return offsetAt(bytes, 112 + 8 + 16);
 }
