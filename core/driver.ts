@@ -103,8 +103,11 @@ export interface OpenContext {
   warn(message: string): void;
   /** A file that is written to cannot be locked; `why` is a sentence. */
   unlocked(why: string): void;
-  /** Show a whole line: a finding, or the news that an image is damaged. */
-  report(line: string): void;
+  /**
+   * Show a whole line: a finding, or the news that an image is damaged. `named`
+   * marks an error message, before which a program puts its name.
+   */
+  report(line: string, named?: boolean): void;
   /**
    * The bytes of a secret; `undefined` if none is named (`id` is absent) and
    * the user does not offer one either.

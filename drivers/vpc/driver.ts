@@ -6,7 +6,6 @@
  */
 import { Access } from "../../core/access.ts";
 import type { BlockMap } from "../../core/block_map.ts";
-import { FOOTER_SIZE } from "./footer.ts";
 import { type IoVector, roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import type { BlockDriver, OpenContext } from "../../core/driver.ts";
 import { invalid } from "../../core/errors.ts";
@@ -17,6 +16,7 @@ import type {
   WriteFlags,
 } from "../../core/node.ts";
 import { type OptionValues, parseOptions } from "../../core/options.ts";
+import { openParent } from "../../core/parents.ts";
 import { BlockTable } from "./block_table.ts";
 import { VPC_CREATE_OPTIONS, VPC_OPEN_OPTIONS } from "./create_options.ts";
 import { FixedMap } from "./fixed_map.ts";
@@ -24,13 +24,14 @@ import {
   diskSize,
   type DynamicHeader,
   type Footer,
+  FOOTER_SIZE,
   readDynamicHeader,
   readFooter,
   type SizeRule,
   truncated,
   TYPE,
 } from "./footer.ts";
-import { openParent, parentNames } from "./parent.ts";
+import { readParentNames } from "./parent.ts";
 
 /** Microsoft's older format, which QEMU calls by the program it was made for. */
 export const vpcDriver: BlockDriver = {
@@ -86,8 +87,15 @@ async function openDynamic(
   await table.examine();
   const image = { file, size, header, table, map: table, context };
   if (footer.type !== TYPE.DIFFERENCING) return new VpcNode(image);
-  const parents = await parentNames(file, header);
-  const backing = await openParent(parents, header, options, context);
+  const parents = await readParentNames(file, header);
+  const backing = await openParent(
+    parents,
+    options,
+    context,
+    "vpc",
+    async (file) =>
+      (await readFooter(file, () => {})).uuid === header.parentUuid,
+  );
   return new VpcNode({ ...image, parents, backing });
 }
 

@@ -29,7 +29,10 @@ export class FixedMap implements BlockMap {
   }
 
   allocate(): never {
-    throw new BlockError("EINVAL", "A fixed image has room for all of its disk");
+    throw new BlockError(
+      "EINVAL",
+      "A fixed image has room for all of its disk",
+    );
   }
 
   mayHaveHoles(): boolean {
