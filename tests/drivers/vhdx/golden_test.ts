@@ -1,0 +1,40 @@
+import { assertEquals, assertRejects } from "@std/assert";
+import { BlockError, openImage } from "../../../mod.ts";
+import { storeOf } from "../qcow2/bytes.ts";
+
+const FOLDER = new URL("../../fixtures/vhd/", import.meta.url);
+
+interface Golden {
+  readonly name: string;
+  readonly what: string;
+  readonly size: number;
+  readonly sha256: string;
+}
+
+const GOLDEN: readonly Golden[] = JSON.parse(
+  Deno.readTextFileSync(new URL("golden.json", FOLDER)),
+);
+
+for (const { name, what, size, sha256 } of GOLDEN) {
+  Deno.test(`an image that QEMU made is read: ${name}, ${what}`, async () => {
+    const packed = await Deno.readFile(new URL(`${name}.gz`, FOLDER));
+    const unpacking = new Blob([packed]).stream()
+      .pipeThrough(new DecompressionStream("gzip"));
+    const bytes = await new Response(unpacking).bytes();
+    const driver = name.split(".")[1];
+    const store = storeOf(bytes);
+    const stack = { driver, file: { driver: "memory", store } };
+    if (name.startsWith("dirty")) {
+      await assertRejects(
+        () => openImage(stack, { readOnly: true }),
+        BlockError,
+        "contains a log that needs to be replayed",
+      );
+    }
+    await using image = await openImage(stack);
+    assertEquals(image.size, size);
+    const content = await image.read(0, size);
+    const sum = await crypto.subtle.digest("SHA-256", content as BufferSource);
+    assertEquals(new Uint8Array(sum).toHex(), sha256);
+  });
+}
