@@ -1,28 +1,12 @@
 import { assertEquals, assertRejects } from "@std/assert";
 import { BlockError, openImage } from "../../../mod.ts";
 import { storeOf } from "../qcow2/bytes.ts";
-
-const FOLDER = new URL("../../fixtures/vhd/", import.meta.url);
-
-interface Golden {
-  readonly name: string;
-  readonly what: string;
-  readonly size: number;
-  readonly sha256: string;
-}
-
-const GOLDEN: readonly Golden[] = JSON.parse(
-  Deno.readTextFileSync(new URL("golden.json", FOLDER)),
-);
+import { GOLDEN, goldenBytes } from "./golden.ts";
 
 for (const { name, what, size, sha256 } of GOLDEN) {
   Deno.test(`an image that QEMU made is read: ${name}, ${what}`, async () => {
-    const packed = await Deno.readFile(new URL(`${name}.gz`, FOLDER));
-    const unpacking = new Blob([packed]).stream()
-      .pipeThrough(new DecompressionStream("gzip"));
-    const bytes = await new Response(unpacking).bytes();
     const driver = name.split(".")[1];
-    const store = storeOf(bytes);
+    const store = storeOf(await goldenBytes(name));
     const stack = { driver, file: { driver: "memory", store } };
     if (name.startsWith("dirty")) {
       await assertRejects(
