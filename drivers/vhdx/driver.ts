@@ -186,6 +186,8 @@ class VhdxNode implements BlockNode {
     const { blockSize, parent } = this.#image.metadata;
     return {
       clusterSize: blockSize,
+      // A log that is to be replayed is done with when the image is opened.
+      dirty: false,
       ...(parent && {
         backingFile: namesOf(parent)[0],
         backingFormat: "vhdx",

@@ -164,6 +164,7 @@ class VpcNode implements BlockNode {
     const { header, parents } = this.#image;
     return {
       clusterSize: header?.blockSize,
+      dirty: false,
       ...(parents && { backingFile: parents[0], backingFormat: "vpc" }),
     };
   }

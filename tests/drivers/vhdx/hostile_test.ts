@@ -145,7 +145,9 @@ for (const driver of ["vpc", "vhdx"]) {
         const damage = driver === "vpc" ? damageVhd : damageVhdx;
         steps.push(damage(bytes, random));
       }
-      if (random.below(8) === 0) bytes = bytes.slice(0, random.below(bytes.length));
+      if (random.below(8) === 0) {
+        bytes = bytes.slice(0, random.below(bytes.length));
+      }
       for (const name of USED) {
         const file = { driver: "memory", store: storeOf(bytes) };
         const start = performance.now();
