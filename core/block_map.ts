@@ -2,15 +2,13 @@
  * What a format answers: where the bytes of its disk lie. Moving them is the
  * business of `access.ts`, which is the same for all formats.
  *
- * `qcow2` and `vdi` have a map today. Others that were laid beside it, and need
- * nothing more of it: **VMDK**, where a run is a grain that a grain directory
- * and a grain table lead to (two loads in one `find`), an entry of 1 is `zero`,
- * a compressed grain behind its marker is `special`, and `child` is the extent;
- * **VHDX**, whose block table also says `unallocated` or `zero` block by block,
- * and whose `commit` writes the new entry to the log before the table; **VHD**,
- * whose blocks begin with a bitmap of sectors: of a differencing image, a run
- * ends where the bitmap changes, and a write to a sector that is not in it is an
- * `allocate` in the block's own place, whose `commit` sets the bits.
+ * `qcow2`, `vdi`, `vpc` and `vhdx` have a map today. Of a block of a VHD or VHDX
+ * image that has only some of its sectors, a run ends where the bitmap of sectors
+ * changes; a write to a sector that is not in it is an `allocate` in the block's
+ * own place, whose `commit` sets the bits. **VMDK** was laid beside it, and needs
+ * nothing more of it: a run is a grain that a grain directory and a grain table
+ * lead to (two loads in one `find`), an entry of 1 is `zero`, a compressed grain
+ * behind its marker is `special`, and `child` is the extent.
  *
  * @module
  */
