@@ -156,7 +156,7 @@ class VhdxNode implements BlockNode {
     flags?: WriteFlags,
   ): Promise<void> {
     if (!this.#hasChanged) await this.#beginChanges();
-    await this.#access.writev(offset, iov);
+    await this.#access.writev(offset, iov, flags);
     if (flags?.fua) await this.flush();
   }
 

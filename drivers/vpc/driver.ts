@@ -145,7 +145,7 @@ class VpcNode implements BlockNode {
     iov: IoVector,
     flags?: WriteFlags,
   ): Promise<void> {
-    await this.#access.writev(offset, iov);
+    await this.#access.writev(offset, iov, flags);
     if (flags?.fua) await this.flush();
   }
 
