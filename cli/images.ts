@@ -98,7 +98,8 @@ export function reporting(
 ): Pick<OpenOptions, "warn" | "report" | "onUnlocked"> {
   return {
     warn: (message) => program.warn(message),
-    report: (line) => program.printError(`${line}\n`),
+    report: (line, named = false) =>
+      program.printError(`${named ? `${program.name}: ` : ""}${line}\n`),
     // QEMU's tools are silent about it, and scripts compare their output.
     ...(program.isOurs && {
       onUnlocked: (why) => warnUnlocked(program, why),

@@ -2,16 +2,10 @@
  * A format's map: where the bytes of its disk lie. Moving them is up to
  * `access.ts`, which is the same for all formats.
  *
- * `qcow2` and `vdi` have a map today. Other formats that the interface was
- * checked against, and that need no more: **VMDK**, where a run is a grain that
- * a grain directory and a grain table lead to (two loads in one `find`), an
- * entry of 1 is `zero`, a compressed grain behind its marker is `special`, and
- * `child` is the extent; **VHDX**, whose block table also says `unallocated` or
- * `zero` block by block, and whose `commit` writes the new entry to the log
- * before the table; **VHD**, whose blocks begin with a bitmap of sectors: of a
- * differencing image, a run ends where the bitmap changes, and a write to a
- * sector that is not in it is an `allocate` in the block's own place, whose
- * `commit` sets the bits.
+ * `qcow2`, `vdi`, `vpc` and `vhdx` have a map today. In a block of a VHD or VHDX
+ * image that has only some of its sectors, a run ends where the bitmap of
+ * sectors changes; a write to a sector that is not in it is an `allocate` in the
+ * block's own place, whose `commit` sets the bits.
  *
  * @module
  */

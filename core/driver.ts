@@ -109,8 +109,11 @@ export interface OpenContext {
    * Report that a file open for writing cannot be locked; `why` is a sentence.
    */
   unlocked(why: string): void;
-  /** Report a whole line: a finding, or that an image is damaged. */
-  report(line: string): void;
+  /**
+   * Report a whole line: a finding, or that an image is damaged. `named` marks an
+   * error message, which a program precedes with its name.
+   */
+  report(line: string, named?: boolean): void;
   /**
    * The bytes of a secret; `undefined` if `id` is absent and the user offers
    * none.

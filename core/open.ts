@@ -504,7 +504,7 @@ function contextOf(pending: Pending): OpenContext {
     }),
     warn: (message) => wishes.warn?.(message),
     unlocked: (why) => wishes.onUnlocked?.(why),
-    report: (line) => wishes.report?.(line),
+    report: (line, named) => wishes.report?.(line, named),
     secret: (id) => findSecret(wishes.secrets, { id, filename }),
     describes: (name) => describesChild(options[name]),
     openChild: (name, description) => openChild(pending, name, description),

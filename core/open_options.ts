@@ -77,9 +77,10 @@ export interface OpenOptions {
   onUnlocked?(why: string): void;
   /**
    * Receives findings, a line each: damage, and repairs made on opening.
-   * Default: they are dropped.
+   * Default: they are dropped. `named` marks an error message, before which a
+   * program puts its name.
    */
-  report?(line: string): void;
+  report?(line: string, named?: boolean): void;
 }
 
 const KINDS: { readonly [name in keyof OpenOptions]: OptionKind } = {

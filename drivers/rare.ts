@@ -10,6 +10,8 @@ import { BlockError } from "../core/errors.ts";
 import type { OptionValues } from "../core/options.ts";
 import { protocolStack } from "../core/sources.ts";
 import { VDI_CREATE_OPTIONS } from "./vdi/create_options.ts";
+import { VHDX_CREATE_OPTIONS } from "./vhdx/create_options.ts";
+import { VPC_CREATE_OPTIONS, VPC_OPEN_OPTIONS } from "./vpc/create_options.ts";
 
 type Facts = Omit<BlockDriver, "open" | "create">;
 
@@ -76,6 +78,20 @@ export const rareDrivers: readonly BlockDriver[] = [
   lazily(
     { name: "vdi", role: "format", createOptions: VDI_CREATE_OPTIONS },
     async () => (await import("./vdi/driver.ts")).vdiDriver,
+  ),
+  lazily(
+    { name: "vhdx", role: "format", createOptions: VHDX_CREATE_OPTIONS },
+    async () => (await import("./vhdx/driver.ts")).vhdxDriver,
+  ),
+  lazily(
+    {
+      name: "vpc",
+      role: "format",
+      openOptions: VPC_OPEN_OPTIONS,
+      strongOptions: ["force_size_calc"],
+      createOptions: VPC_CREATE_OPTIONS,
+    },
+    async () => (await import("./vpc/driver.ts")).vpcDriver,
   ),
 ];
 

@@ -20,7 +20,7 @@ import {
   type StackObject,
   streamImage,
 } from "../mod.ts";
-import { readPadded } from "../core/requests.ts";
+import { readPadded, writeZeroes } from "../core/requests.ts";
 import { put32, put64, storeOf } from "./drivers/qcow2/bytes.ts";
 import { damage, type Random } from "./drivers/qcow2/damage.ts";
 
@@ -240,7 +240,7 @@ export const OPERATIONS: { readonly [name: string]: Operation } = {
     for (const at of places(node, random)) {
       const length = Math.min(20000, node.size - at);
       await node.writev!(at, [new Uint8Array(length).fill(1)]);
-      await node.writeZeroes!(at, length, { unmap: true });
+      await writeZeroes(node, at, length, { unmap: true });
       await node.flush!();
     }
   }),

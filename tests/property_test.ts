@@ -34,7 +34,14 @@ import { isInstalled, run, runOk, TempDir } from "./qemu.ts";
 const SEEDS = 22;
 const STEPS = environmentNumber("BDRV_STEPS") ?? 150;
 const FULL_CHECK_EVERY = 50;
-const VDI_BLOCK_SIZE = 2 ** 20;
+/** Formats that cannot have a backing file, and the size of their blocks. */
+const SIMPLE_FORMATS = { raw: 0, vdi: 2 ** 20, vpc: 2 ** 21, vhdx: 2 ** 20 };
+type SimpleFormat = keyof typeof SIMPLE_FORMATS;
+/** Of those, the options without which the disk would be another. */
+const SIMPLE_OPTIONS: { readonly [format: string]: Record<string, unknown> } = {
+  vpc: { force_size: true },
+  vhdx: { block_size: 2 ** 20 },
+};
 const CLUSTER_SIZES = [
   512,
   512,
@@ -49,7 +56,7 @@ const CLUSTER_SIZES = [
 
 /** One image of a chain. */
 interface Layer {
-  format: "raw" | "vdi" | "qcow2";
+  format: SimpleFormat | "qcow2";
   /** The protocol node's description. */
   file: StackObject & { store?: MemoryStore; filename?: string };
   clusterSize: number;
@@ -144,16 +151,15 @@ class Subject {
     const level = this.#layers.length;
     // What cannot have a backing file is the lowest one.
     const format = level === 0 && random.oneIn(3)
-      ? random.pick(["raw", "vdi"] as const)
+      ? random.pick(Object.keys(SIMPLE_FORMATS) as SimpleFormat[])
       : "qcow2";
     const filename = this.#folder.file(`layer${level}`);
     const file = random.oneIn(3)
       ? { driver: "file", filename }
       : { driver: "memory", store: new MemoryStore() };
     const version = random.oneIn(4) ? 2 : 3;
-    const clusterSize = format === "vdi"
-      ? VDI_BLOCK_SIZE
-      : random.pick(CLUSTER_SIZES);
+    const blockSize = format === "qcow2" ? 0 : SIMPLE_FORMATS[format];
+    const clusterSize = blockSize || random.pick(CLUSTER_SIZES);
     const layer = {
       format,
       file,
@@ -181,7 +187,7 @@ class Subject {
       ? 16
       : random.pick([1, 2, 4, 8, 16, 32, 64]);
     this.#isLazy = version === 3 && random.oneIn(5);
-    const options = format !== "qcow2" ? { size } : {
+    const options = format !== "qcow2" ? { size, ...SIMPLE_OPTIONS[format] } : {
       size,
       cluster_size: clusterSize,
       compat: version === 2 ? "v2" : "v3",
@@ -423,7 +429,7 @@ class Subject {
       await this.#image.resize(size, { preallocation });
     } catch (error) {
       if (this.#image.format === "raw" && preallocation !== "off") return;
-      if (this.#image.format === "vdi" && isError(error, "ENOTSUP")) return;
+      if (!this.#image.node.truncate && isError(error, "ENOTSUP")) return;
       // It can neither hide what a longer backing file has there, nor tell
       // the sizes of its snapshots.
       const mayFail = version === 2 &&
@@ -572,7 +578,7 @@ class Subject {
     const top = files.length - 1;
     const stack = `json:${JSON.stringify(this.#qemuStack(files, top))}`;
     const object = ["--object", `secret,id=key,data=${SECRETS.key}`];
-    if (this.#layers[top].format !== "raw") {
+    if (this.#image.node.image?.check) {
       const { code, stdout, stderr } = await run(
         ["qemu-img", "check", ...object, "-U", stack],
       );

@@ -18,7 +18,7 @@ import {
 import { allocate, divideUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { Mutex } from "../../core/lock.ts";
 import type { BlockNode } from "../../core/node.ts";
-import { readPadded } from "../../core/requests.ts";
+import { PagedTable } from "../../core/paged_table.ts";
 import {
   BLOCK_SIZE,
   DISCARDED,
@@ -29,20 +29,15 @@ import {
   type VdiHeader,
 } from "./header.ts";
 
-const PAGE_BYTES = 64 * 1024;
-const PAGE_ENTRIES = PAGE_BYTES / ENTRY_SIZE;
-/** Most pages kept in memory, unless more are dirty. */
-const MAX_PAGES = 256;
+/** Bytes of a new map that are written at once. */
+const CHUNK_BYTES = 64 * 1024;
 
 /** The block map. */
 export class BlockTable implements BlockMap {
   readonly unit = BLOCK_SIZE;
   #file: BlockNode;
   readonly #header: VdiHeader;
-  /** Pages by index, in the order of loading. */
-  readonly #pages = new Map<number, DataView>();
-  /** Indices of the map's dirty sectors. */
-  #dirty = new Set<number>();
+  readonly #table: PagedTable;
   /** The number of the next block. */
   #next: number;
   /** Lower numbers whose allocation was aborted. */
@@ -54,18 +49,23 @@ export class BlockTable implements BlockMap {
   constructor(file: BlockNode, header: VdiHeader) {
     this.#file = file;
     this.#header = header;
+    this.#table = new PagedTable(file, {
+      offset: header.mapOffset,
+      entrySize: ENTRY_SIZE,
+      unit: SECTOR_SIZE,
+    });
     this.#next = header.blocksAllocated;
   }
 
   /** Switch to another file with the same content. */
   useFile(file: BlockNode): void {
     this.#file = file;
+    this.#table.useFile(file);
   }
 
   /** An entry of the map; `undefined` if its page must be loaded first. */
   entry(index: number): number | undefined {
-    const page = this.#pages.get(Math.floor(index / PAGE_ENTRIES));
-    return page?.getUint32(index % PAGE_ENTRIES * ENTRY_SIZE, true);
+    return this.#table.page(index)?.getUint32(this.#table.at(index), true);
   }
 
   lookup(offset: number, length: number): Run | undefined {
@@ -107,29 +107,8 @@ export class BlockTable implements BlockMap {
   }
 
   /** Load the page of the map for an offset. */
-  async load(offset: number): Promise<void> {
-    const index = Math.floor(offset / BLOCK_SIZE / PAGE_ENTRIES);
-    const bytes = allocate(PAGE_BYTES);
-    const start = this.#header.mapOffset + index * PAGE_BYTES;
-    await readPadded(this.#file, start, [bytes]);
-    // Another request may have loaded, and changed, it meanwhile.
-    if (this.#pages.has(index)) return;
-    this.#makeRoom();
-    this.#pages.set(index, new DataView(bytes.buffer, bytes.byteOffset));
-  }
-
-  #makeRoom(): void {
-    if (this.#pages.size < MAX_PAGES) return;
-    const sectors = PAGE_BYTES / SECTOR_SIZE;
-    const changed = new Set<number>();
-    for (const sector of this.#dirty) {
-      changed.add(Math.floor(sector / sectors));
-    }
-    for (const index of this.#pages.keys()) {
-      if (changed.has(index)) continue;
-      this.#pages.delete(index);
-      return;
-    }
+  load(offset: number): Promise<void> {
+    return this.#table.load(Math.floor(offset / BLOCK_SIZE));
   }
 
   async allocate(offset: number, length: number): Promise<Allocation> {
@@ -187,38 +166,24 @@ export class BlockTable implements BlockMap {
   }
 
   #setEntry(index: number, block: number): void {
-    const page = this.#pages.get(Math.floor(index / PAGE_ENTRIES))!;
-    page.setUint32(index % PAGE_ENTRIES * ENTRY_SIZE, block, true);
-    this.#dirty.add(Math.floor(index * ENTRY_SIZE / SECTOR_SIZE));
+    this.#table.page(index)!.setUint32(this.#table.at(index), block, true);
+    this.#table.changed(index);
   }
 
   /** Make all changes durable. */
   async flush(): Promise<void> {
     using _ = await this.#flushing.lock();
     const file = this.#file;
-    await file.flush?.();
-    if (this.#dirty.size === 0) return;
-    const dirty = this.#dirty;
-    this.#dirty = new Set();
-    try {
+    if (!this.#table.isDirty) return await file.flush?.();
+    await this.#table.writeChanges(async (changes) => {
+      await file.flush?.();
       await file.writev!(0, [this.#header.bytes]);
       await file.flush?.();
-      for (const sector of dirty) await this.#writeSector(sector);
+      for (const { offset, bytes } of changes) {
+        await file.writev!(offset, [bytes]);
+      }
       await file.flush?.();
-    } catch (error) {
-      for (const sector of dirty) this.#dirty.add(sector);
-      throw error;
-    }
-  }
-
-  async #writeSector(sector: number): Promise<void> {
-    const at = sector * SECTOR_SIZE;
-    const { buffer, byteOffset } = this.#pages.get(
-      Math.floor(at / PAGE_BYTES),
-    )!;
-    const start = byteOffset + at % PAGE_BYTES;
-    const bytes = new Uint8Array(buffer, start, SECTOR_SIZE).slice();
-    await this.#file.writev!(this.#header.mapOffset + at, [bytes]);
+    });
   }
 }
 
@@ -233,8 +198,8 @@ export async function writeNewTable(
   { mapOffset, dataOffset, blocks, type }: VdiHeader,
 ): Promise<void> {
   const length = dataOffset - mapOffset;
-  for (let at = 0; at < length; at += PAGE_BYTES) {
-    const bytes = allocate(Math.min(PAGE_BYTES, length - at));
+  for (let at = 0; at < length; at += CHUNK_BYTES) {
+    const bytes = allocate(Math.min(CHUNK_BYTES, length - at));
     const view = new DataView(bytes.buffer, bytes.byteOffset);
     const first = at / ENTRY_SIZE;
     const end = Math.min(first + bytes.length / ENTRY_SIZE, blocks);

@@ -109,7 +109,7 @@ class VdiNode implements BlockNode {
 
   // deno-lint-ignore require-await -- the interface is asynchronous
   async info(): Promise<NodeInfo> {
-    return { clusterSize: BLOCK_SIZE };
+    return { clusterSize: BLOCK_SIZE, dirty: false };
   }
 
   async #check(options: CheckOptions = {}): Promise<CheckResult> {

@@ -12,8 +12,6 @@ import { BDRV, qemuTest, run, runOk, TempDir } from "../qemu.ts";
 const IMAGES: readonly [format: string, ...options: string[]][] = [
   ["qcow", "-f", "qcow"],
   ["qed", "-f", "qed"],
-  ["vhdx", "-f", "vhdx"],
-  ["vpc", "-f", "vpc"],
   ["parallels", "-f", "parallels"],
   ["vmdk", "-f", "vmdk"],
   ["vmdk", "-f", "vmdk", "-o", "subformat=streamOptimized"],

@@ -1,0 +1,79 @@
+/**
+ * Parents of images that Windows made: they are found by one of several names.
+ *
+ * @module
+ */
+import type { OpenContext } from "./driver.ts";
+import { asBlockError, type BlockError, invalid } from "./errors.ts";
+import { skipFilters } from "./extents.ts";
+import type { BlockNode } from "./node.ts";
+import type { OptionValues } from "./options.ts";
+
+/**
+ * The names by which to look for a parent, the best first.
+ *
+ * @param relative Paths from the image's own folder.
+ * @param absolute Paths on the computer that made it, of which only the last
+ * part means anything here.
+ */
+export function parentNames(
+  relative: readonly string[],
+  absolute: readonly string[],
+): string[] {
+  const names = [
+    ...relative.map((name) =>
+      name.replaceAll("\\", "/").replace(/^(\.\/+)+/, "")
+    ),
+    ...absolute.map((name) => name.split(/[\\/]/).at(-1)!),
+  ];
+  return [...new Set(names)].filter((name) => name !== "");
+}
+
+/**
+ * Open the parent as `backing`: what the user describes, or else the first of
+ * its names that there is; `undefined` if backing files are not wanted.
+ *
+ * @param isParent Whether a file below the parent shows that it is the one that
+ * the image was made from. Not asked of what the user describes.
+ * @throws {BlockError} EINVAL if it is another, or has no name.
+ */
+export async function openParent(
+  names: readonly string[],
+  options: OptionValues,
+  context: OpenContext,
+  format: string,
+  isParent: (file: BlockNode) => Promise<boolean>,
+): Promise<BlockNode | undefined> {
+  if (context.describes("backing")) {
+    if (options.backing === null) return undefined;
+    return await context.openChild("backing");
+  }
+  if (names.length === 0) {
+    throw invalid("The image has a parent, but does not say where it is");
+  }
+  const parent = await firstOf(names, context, format);
+  const file = parent && skipFilters(parent).children.file;
+  if (!file || await isParent(file)) return parent;
+  throw invalid(
+    `'${parent.filename}' is not the parent that the image was made from, or ` +
+      "was changed since",
+  );
+}
+
+async function firstOf(
+  names: readonly string[],
+  context: OpenContext,
+  format: string,
+): Promise<BlockNode | undefined> {
+  let missing: BlockError | undefined;
+  for (const name of names) {
+    try {
+      return await context.openImplicit("backing", name, format);
+    } catch (error) {
+      const cause = asBlockError(error);
+      if (cause.code !== "ENOENT") throw cause;
+      missing ??= cause;
+    }
+  }
+  throw missing!;
+}

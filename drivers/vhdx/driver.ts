@@ -1,0 +1,212 @@
+/**
+ * The format driver `vhdx`: Hyper-V's images, dynamic, fixed and, to be read,
+ * differencing.
+ *
+ * @module
+ */
+import { Access } from "../../core/access.ts";
+import type { IoVector } from "../../core/bytes.ts";
+import { nothingFound } from "../../core/check_result.ts";
+import type { BlockDriver, OpenContext } from "../../core/driver.ts";
+import { BlockError } from "../../core/errors.ts";
+import { Mutex } from "../../core/lock.ts";
+import type {
+  BlockNode,
+  CheckOptions,
+  CheckResult,
+  Extent,
+  ImageOperations,
+  NodeInfo,
+  ReadFlags,
+  WriteFlags,
+} from "../../core/node.ts";
+import { parseOptions } from "../../core/options.ts";
+import { openParent } from "../../core/parents.ts";
+import { BlockTable, TableShape } from "./block_table.ts";
+import { VHDX_CREATE_OPTIONS } from "./create_options.ts";
+import { fault } from "./faults.ts";
+import { newGuid } from "./guid.ts";
+import { Headers } from "./headers.ts";
+import { Log } from "./log.ts";
+import { type Metadata, readMetadata } from "./metadata.ts";
+import { isParent, namesOf } from "./parent.ts";
+import { readRegions } from "./regions.ts";
+
+/** Hyper-V's format. */
+export const vhdxDriver: BlockDriver = {
+  name: "vhdx",
+  role: "format",
+  openOptions: {},
+  createOptions: VHDX_CREATE_OPTIONS,
+
+  async open(options, context) {
+    parseOptions({}, options, ["file", "backing"]);
+    const file = await context.openChild("file");
+    const headers = await Headers.read(file);
+    const log = new Log(file, headers);
+    const isReplayed = await replay(log, context);
+    const regions = await readRegions(file, headers.current);
+    const metadata = await readMetadata(file, regions.metadata);
+    if (new TableShape(metadata).entries * 8 > regions.bat.length) {
+      throw fault(context.filename, "EINVAL", "its block table is too short");
+    }
+    const table = new BlockTable(file, metadata, regions, log);
+    await examine(table, context);
+    const { parent } = metadata;
+    const backing = parent && await openParent(
+      namesOf(parent),
+      options,
+      context,
+      "vhdx",
+      (file) => isParent(parent, file),
+    );
+    return new VhdxNode({
+      file,
+      backing,
+      headers,
+      metadata,
+      table,
+      context,
+      isReplayed,
+    });
+  },
+
+  async create(options, context) {
+    const { createVhdx } = await import("./create.ts");
+    await createVhdx(options, context);
+  },
+};
+
+/** Do what is in the log, if anything is. */
+async function replay(log: Log, context: OpenContext): Promise<boolean> {
+  const pending = await log.pending();
+  if (pending.length === 0) return false;
+  const { filename, readOnly } = context;
+  if (readOnly) {
+    throw new BlockError(
+      "EPERM",
+      `VHDX image file '${filename}' opened read-only, but contains a log ` +
+        "that needs to be replayed",
+      {
+        hint: "To replay the log, run:\n" +
+          `qemu-img check -r all '${filename}'`,
+      },
+    );
+  }
+  await log.replay(pending);
+  return true;
+}
+
+/** Refuse what has blocks in wrong places, unless that is to be found out. */
+async function examine(table: BlockTable, context: OpenContext): Promise<void> {
+  let first: string | undefined;
+  await table.examine((line) => first ??= line);
+  if (!first || context.purpose === "check") return;
+  context.report(first, true);
+  throw fault(context.filename, "EINVAL", "its block table is damaged");
+}
+
+/** What an open image consists of. */
+interface VhdxImage {
+  readonly file: BlockNode;
+  /** Of a differencing image: its parent. */
+  readonly backing?: BlockNode;
+  readonly headers: Headers;
+  readonly metadata: Metadata;
+  readonly table: BlockTable;
+  readonly context: OpenContext;
+  /** Whether the log was replayed, and nobody has been told yet. */
+  isReplayed: boolean;
+}
+
+class VhdxNode implements BlockNode {
+  readonly driver = vhdxDriver;
+  readonly filename: string;
+  readonly readOnly: boolean;
+  readonly size: number;
+  readonly children: { readonly file: BlockNode; readonly backing?: BlockNode };
+  readonly image: ImageOperations = {
+    check: (options) => this.#check(options),
+  };
+  /** Absent of a differencing image: nobody here keeps its bitmaps. */
+  readonly writev?: BlockNode["writev"];
+  readonly #image: VhdxImage;
+  readonly #access: Access;
+  /** Whether the headers say that the disk has changed. */
+  #hasChanged = false;
+  readonly #changing = new Mutex();
+
+  constructor(image: VhdxImage) {
+    const { file, backing, metadata, table, context } = image;
+    this.children = backing ? { file, backing } : { file };
+    this.filename = context.filename;
+    this.readOnly = context.readOnly || metadata.parent !== undefined;
+    this.size = metadata.size;
+    this.#image = image;
+    this.#access = new Access({ size: this.size, backing }, table);
+    if (!metadata.parent) this.writev = this.#writev;
+  }
+
+  readv(offset: number, iov: IoVector, flags?: ReadFlags): Promise<void> {
+    return this.#access.readv(offset, iov, flags);
+  }
+
+  async #writev(
+    offset: number,
+    iov: IoVector,
+    flags?: WriteFlags,
+  ): Promise<void> {
+    if (!this.#hasChanged) await this.#beginChanges();
+    await this.#access.writev(offset, iov, flags);
+    if (flags?.fua) await this.flush();
+  }
+
+  /** Children know by a GUID what the disk held when they were made. */
+  async #beginChanges(): Promise<void> {
+    using _ = await this.#changing.lock();
+    if (this.#hasChanged) return;
+    const { headers, file } = this.#image;
+    await headers.change({
+      fileWriteGuid: newGuid(),
+      dataWriteGuid: newGuid(),
+    });
+    await file.flush?.();
+    this.#hasChanged = true;
+  }
+
+  status(offset: number, length: number): Promise<Extent> {
+    return this.#access.status(offset, length);
+  }
+
+  async flush(): Promise<void> {
+    if (!this.readOnly) await this.#image.table.flush();
+  }
+
+  // deno-lint-ignore require-await -- the interface is asynchronous
+  async info(): Promise<NodeInfo> {
+    const { blockSize, parent } = this.#image.metadata;
+    return {
+      clusterSize: blockSize,
+      // A log that is to be replayed is done with when the image is opened.
+      dirty: false,
+      ...(parent && {
+        backingFile: namesOf(parent)[0],
+        backingFormat: "vhdx",
+      }),
+    };
+  }
+
+  async #check({ report }: CheckOptions = {}): Promise<CheckResult> {
+    const { table, isReplayed } = this.#image;
+    this.#image.isReplayed = false;
+    return {
+      ...nothingFound(),
+      corruptions: await table.examine((line) => report?.(line, true)),
+      corruptionsFixed: isReplayed ? 1 : 0,
+    };
+  }
+
+  close(): Promise<void> {
+    return this.flush();
+  }
+}

@@ -1,0 +1,18 @@
+/**
+ * Why an image is refused. QEMU says of most faults only that the argument is
+ * invalid; here the reason follows.
+ *
+ * @module
+ */
+import { BlockError, type ErrorCode, strerror } from "../../core/errors.ts";
+
+/** The error for a fault of an image. */
+export function fault(
+  filename: string,
+  code: ErrorCode,
+  reason: string,
+): BlockError {
+  const detail = ` (${reason})`;
+  const message = `Could not open '${filename}': ${strerror(code)}${detail}`;
+  return new BlockError(code, message, { detail });
+}

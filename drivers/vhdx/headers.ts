@@ -1,0 +1,212 @@
+/**
+ * The two headers of a VHDX image: the valid one with the higher sequence number
+ * counts. Changes go to the other one, so that one of them is valid at any time.
+ * (Microsoft's "[MS-VHDX]: Virtual Hard Disk v2 (VHDX) File Format", as are all
+ * parts of this driver.)
+ *
+ * @module
+ */
+import { allocate, isPowerOfTwo } from "../../core/bytes.ts";
+import { BlockError } from "../../core/errors.ts";
+import type { BlockNode } from "../../core/node.ts";
+import { readPadded } from "../../core/requests.ts";
+import { hasChecksum, putChecksum, viewOf } from "./crc32c.ts";
+import { fault } from "./faults.ts";
+import { guidAt, newGuid, NO_GUID, putGuid } from "./guid.ts";
+
+/** Regions and blocks begin at multiples of this, and headers end before it. */
+export const MIB = 1024 * 1024;
+/** Bytes of a header. */
+export const HEADER_SIZE = 4096;
+/** Where the headers lie. */
+const PLACES = [64 * 1024, 128 * 1024] as const;
+
+const SIGNATURE = "vhdxfile";
+const HEADER_SIGNATURE = 0x64616568; // "head"
+
+const AT = {
+  checksum: 4,
+  sequence: 8,
+  fileWriteGuid: 16,
+  dataWriteGuid: 32,
+  logGuid: 48,
+  logVersion: 64,
+  version: 66,
+  logLength: 68,
+  logOffset: 72,
+} as const;
+
+/** What a header says. */
+export interface Header {
+  readonly sequence: bigint;
+  /** Changes with what the disk holds: a child knows its parent by it. */
+  readonly dataWriteGuid: string;
+  /** Whose entries of the log are to be replayed; none if `NO_GUID`. */
+  readonly logGuid: string;
+  /** Bytes of the log. */
+  readonly logLength: number;
+  /** Its first byte in the file. */
+  readonly logOffset: number;
+  /** All of it, as it is in the file. */
+  readonly bytes: Uint8Array;
+}
+
+/** What of a header changes. */
+export interface HeaderChanges {
+  fileWriteGuid?: string;
+  dataWriteGuid?: string;
+  logGuid?: string;
+}
+
+/** The headers of an image. */
+export class Headers {
+  readonly #file: BlockNode;
+  #current: Header;
+  /** Which of the two places has the current one. */
+  #place: number;
+
+  private constructor(file: BlockNode, current: Header, place: number) {
+    this.#file = file;
+    this.#current = current;
+    this.#place = place;
+  }
+
+  /**
+   * Read them.
+   *
+   * @throws {BlockError} EINVAL if it is no VHDX image, or none of them is valid.
+   */
+  static async read(file: BlockNode): Promise<Headers> {
+    const signature = allocate(8);
+    await readPadded(file, 0, [signature]);
+    if (String.fromCharCode(...signature) !== SIGNATURE) {
+      throw fault(file.filename, "EINVAL", "it is no VHDX image");
+    }
+    const [first, second] = [
+      await readHeader(file, PLACES[0]),
+      await readHeader(file, PLACES[1]),
+    ];
+    const place = currentOf(first, second);
+    if (place === undefined) {
+      throw new BlockError("EINVAL", "No valid VHDX header found");
+    }
+    const current = [first, second][place]!;
+    checkLog(file, current);
+    return new Headers(file, current, place);
+  }
+
+  /** The one that counts. */
+  get current(): Header {
+    return this.#current;
+  }
+
+  /**
+   * Write a new header in the place of the one that does not count. The one
+   * that does must be durable, and what is written next as well before another
+   * change.
+   */
+  async change(changes: HeaderChanges): Promise<void> {
+    const bytes = this.#current.bytes.slice();
+    const sequence = this.#current.sequence + 1n;
+    viewOf(bytes).setBigUint64(AT.sequence, sequence, true);
+    for (const [name, guid] of Object.entries(changes)) {
+      putGuid(bytes, AT[name as keyof HeaderChanges], guid);
+    }
+    putChecksum(bytes, AT.checksum);
+    const place = 1 - this.#place;
+    await this.#file.writev!(PLACES[place], [bytes]);
+    this.#current = decoded(bytes);
+    this.#place = place;
+  }
+}
+
+async function readHeader(
+  file: BlockNode,
+  offset: number,
+): Promise<Header | undefined> {
+  const bytes = allocate(HEADER_SIZE);
+  await readPadded(file, offset, [bytes]);
+  const view = viewOf(bytes);
+  const isHeader = view.getUint32(0, true) === HEADER_SIGNATURE &&
+    view.getUint16(AT.version, true) === 1 && hasChecksum(bytes, AT.checksum);
+  return isHeader ? decoded(bytes) : undefined;
+}
+
+function decoded(bytes: Uint8Array): Header {
+  const view = viewOf(bytes);
+  return {
+    sequence: view.getBigUint64(AT.sequence, true),
+    dataWriteGuid: guidAt(bytes, AT.dataWriteGuid),
+    logGuid: guidAt(bytes, AT.logGuid),
+    logLength: view.getUint32(AT.logLength, true),
+    logOffset: Number(view.getBigUint64(AT.logOffset, true)),
+    bytes,
+  };
+}
+
+/** Which of two headers counts; of two as new, neither unless they are alike. */
+function currentOf(
+  first: Header | undefined,
+  second: Header | undefined,
+): 0 | 1 | undefined {
+  if (!first || !second) return first ? 0 : second ? 1 : undefined;
+  if (first.sequence > second.sequence) return 0;
+  if (first.sequence < second.sequence) return 1;
+  return first.bytes.every((byte, i) => byte === second.bytes[i])
+    ? 0
+    : undefined;
+}
+
+function checkLog(file: BlockNode, header: Header): void {
+  const { logOffset, logLength, bytes } = header;
+  const refuse = (reason: string) => fault(file.filename, "EINVAL", reason);
+  const isPlace = logOffset >= MIB && logOffset % MIB === 0 &&
+    Number.isSafeInteger(logOffset + logLength);
+  if (!isPlace) {
+    throw refuse(`its log begins at ${logOffset}`);
+  }
+  if (logLength === 0 || logLength % MIB !== 0) {
+    throw refuse(`its log has ${logLength} bytes`);
+  }
+  if (viewOf(bytes).getUint16(AT.logVersion, true) !== 0) {
+    throw refuse("the version of its log is not known");
+  }
+}
+
+/** Write what a new image begins with: its signature, and both headers. */
+export async function writeNewHeaders(
+  file: BlockNode,
+  log: { offset: number; length: number },
+): Promise<void> {
+  const identifier = allocate(HEADER_SIZE);
+  const text = (at: number, text: string, step: number) => {
+    for (let i = 0; i < text.length; i++) {
+      identifier[at + step * i] = text.charCodeAt(i);
+    }
+  };
+  text(0, SIGNATURE, 1);
+  text(8, "bdrv", 2);
+  await file.writev!(0, [identifier]);
+  const bytes = allocate(HEADER_SIZE);
+  const view = viewOf(bytes);
+  view.setUint32(0, HEADER_SIGNATURE, true);
+  putGuid(bytes, AT.fileWriteGuid, newGuid());
+  putGuid(bytes, AT.dataWriteGuid, newGuid());
+  putGuid(bytes, AT.logGuid, NO_GUID);
+  view.setUint16(AT.version, 1, true);
+  view.setUint32(AT.logLength, log.length, true);
+  view.setBigUint64(AT.logOffset, BigInt(log.offset), true);
+  for (const [i, place] of PLACES.entries()) {
+    view.setBigUint64(AT.sequence, BigInt(i + 1), true);
+    putChecksum(bytes, AT.checksum);
+    await file.writev!(place, [bytes.slice()]);
+  }
+}
+
+/** Whether a number of bytes can be that of a block. */
+export function isBlockSize(bytes: number): boolean {
+  return isPowerOfTwo(bytes) && bytes >= MIB && bytes <= MAX_BLOCK_SIZE;
+}
+
+/** Bytes of the largest block. */
+export const MAX_BLOCK_SIZE = 256 * MIB;

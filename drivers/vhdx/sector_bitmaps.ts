@@ -1,0 +1,65 @@
+/**
+ * The bitmaps of differencing VHDX images: a bit for each sector, the lowest of
+ * a byte first, which says whether the sector lies here or in the parent.
+ *
+ * @module
+ */
+import { allocate } from "../../core/bytes.ts";
+import type { BlockNode } from "../../core/node.ts";
+import { readPadded } from "../../core/requests.ts";
+import { SECTOR } from "./metadata.ts";
+
+/** Blocks whose bitmaps are kept; each has 64 KiB at the most. */
+const MAX_KEPT = 64;
+
+/** The bitmaps of blocks that are here in part. They are only read. */
+export class SectorBitmaps {
+  readonly #file: BlockNode;
+  /** Bytes of a block's part of a bitmap. */
+  readonly #length: number;
+  /** By block, in the order in which they were read. */
+  readonly #bitmaps = new Map<number, Uint8Array>();
+
+  constructor(file: BlockNode, blockSize: number) {
+    this.#file = file;
+    this.#length = blockSize / SECTOR / 8;
+  }
+
+  /**
+   * How many bytes from `offset` in a block on, `most` at the most, are here or
+   * are not here; `undefined` if the bitmap is to be loaded before.
+   */
+  run(
+    block: number,
+    offset: number,
+    most: number,
+  ): { isHere: boolean; length: number } | undefined {
+    const bitmap = this.#bitmaps.get(block);
+    if (!bitmap) return undefined;
+    const first = Math.floor(offset / SECTOR);
+    const end = Math.ceil((offset + most) / SECTOR);
+    const isHere = bitAt(bitmap, first);
+    let next = first + 1;
+    while (next < end && bitAt(bitmap, next) === isHere) next++;
+    return { isHere, length: Math.min(most, next * SECTOR - offset) };
+  }
+
+  /**
+   * Load the bitmap of a block.
+   *
+   * @param offset Where the bitmap of its chunk lies in the file.
+   * @param index Which of the chunk's blocks it is.
+   */
+  async load(block: number, offset: number, index: number): Promise<void> {
+    const bytes = allocate(this.#length);
+    await readPadded(this.#file, offset + index * this.#length, [bytes]);
+    if (this.#bitmaps.size >= MAX_KEPT) {
+      this.#bitmaps.delete(this.#bitmaps.keys().next().value!);
+    }
+    this.#bitmaps.set(block, bytes);
+  }
+}
+
+function bitAt(bitmap: Uint8Array, index: number): boolean {
+  return (bitmap[index >> 3] & 1 << (index & 7)) !== 0;
+}

@@ -1,0 +1,76 @@
+import { assertEquals } from "@std/assert";
+import { openImage } from "../../../mod.ts";
+import { PowerLog } from "../../power_log.ts";
+import { MIB, newImage, PLACE } from "./bytes.ts";
+
+/** What of an image lies at an offset, in a word. */
+function partAt(offset: number): string {
+  if (offset < PLACE.regions) return "header";
+  if (offset < PLACE.bat) return "log";
+  return offset < PLACE.metadata ? "table" : "data";
+}
+
+/** A file that notes what is done to it, in words. */
+class WrittenFile extends PowerLog {
+  readonly steps: string[] = [];
+
+  override async writev(offset: number, iov: Uint8Array[]): Promise<void> {
+    this.steps.push(partAt(offset));
+    await super.writev(offset, iov);
+  }
+
+  override async flush(): Promise<void> {
+    this.steps.push("flush");
+    await super.flush();
+  }
+
+  /** The words since the last call. */
+  takeSteps(): string {
+    return this.steps.splice(0).join(" ");
+  }
+}
+
+/** A change of the table: each step is durable before the next begins. */
+const TABLE_CHANGE = "log flush header flush table flush header flush";
+
+Deno.test("metadata is changed through the log, and data is durable before it", async () => {
+  const file = new WrittenFile(await newImage());
+  await using image = await openImage({ driver: "vhdx", file });
+  await image.read(0, 10);
+  await image.flush();
+  assertEquals(file.takeSteps(), "flush");
+  await image.write(0, new Uint8Array(10));
+  // A child of this image must know that its parent is not what it was.
+  assertEquals(file.takeSteps(), "header flush data");
+  await image.flush();
+  assertEquals(file.takeSteps(), TABLE_CHANGE);
+  await image.write(5, new Uint8Array(10));
+  await image.flush();
+  assertEquals(file.takeSteps(), "data flush");
+  await image.write(3 * MIB - 5, new Uint8Array(10));
+  await image.flush();
+  assertEquals(file.takeSteps(), `data ${TABLE_CHANGE}`);
+});
+
+Deno.test("a table that has changed more than the log holds takes turns", async () => {
+  // Each sector of the table has the entries of 512 blocks.
+  const sectors = 130;
+  const size = sectors * 512 * MIB;
+  const file = new WrittenFile(await newImage({ size }));
+  {
+    await using image = await openImage({ driver: "vhdx", file });
+    for (let i = 0; i < sectors; i++) {
+      await image.node.writev!(i * 512 * MIB, [new Uint8Array([i])]);
+    }
+    file.takeSteps();
+    await image.flush();
+    const tables = (count: number) => "table ".repeat(count);
+    const change = (count: number) =>
+      `log flush header flush ${tables(count)}flush header flush`;
+    assertEquals(file.takeSteps(), `${change(126)} ${change(sectors - 126)}`);
+  }
+  await using image = await openImage({ driver: "vhdx", file });
+  for (let i = 0; i < sectors; i++) {
+    assertEquals((await image.read(i * 512 * MIB, 1))[0], i);
+  }
+});
