@@ -112,9 +112,22 @@ interface Deflate {
     /** Where to put the length of the output: `null` asks for all of `room`. */
     filled: null,
   ): number;
+  libdeflate_zlib_decompress: Deflate["libdeflate_deflate_decompress"];
 }
 
 let inflateContext: unknown;
+
+function deflateLibrary(): Deflate | null {
+  const decompress = {
+    parameters: ["pointer", "buffer", "usize", "buffer", "usize", "pointer"],
+    result: "i32",
+  } as const;
+  return nativeLibrary<Deflate>("libdeflate.so.0", {
+    libdeflate_alloc_decompressor: { parameters: [], result: "pointer" },
+    libdeflate_deflate_decompress: decompress,
+    libdeflate_zlib_decompress: decompress,
+  });
+}
 
 /**
  * Inflate a stream, whatever follows it. Whether that filled `target`, which
@@ -125,22 +138,25 @@ export function inflate(
   input: Uint8Array,
   target: Uint8Array,
 ): boolean | undefined {
-  const deflate = nativeLibrary<Deflate>("libdeflate.so.0", {
-    libdeflate_alloc_decompressor: { parameters: [], result: "pointer" },
-    libdeflate_deflate_decompress: {
-      parameters: ["pointer", "buffer", "usize", "buffer", "usize", "pointer"],
-      result: "i32",
-    },
-  });
+  return inflateBy("libdeflate_deflate_decompress", input, target);
+}
+
+/** As {@linkcode inflate}, a stream with the header and checksum of zlib. */
+export function inflateWrapped(
+  input: Uint8Array,
+  target: Uint8Array,
+): boolean | undefined {
+  return inflateBy("libdeflate_zlib_decompress", input, target);
+}
+
+function inflateBy(
+  verb: "libdeflate_deflate_decompress" | "libdeflate_zlib_decompress",
+  input: Uint8Array,
+  target: Uint8Array,
+): boolean | undefined {
+  const deflate = deflateLibrary();
   inflateContext ??= deflate?.libdeflate_alloc_decompressor();
   if (!deflate || !inflateContext) return undefined;
   const [room, length] = [BigInt(target.length), BigInt(input.length)];
-  return deflate.libdeflate_deflate_decompress(
-    inflateContext,
-    input,
-    length,
-    target,
-    room,
-    null,
-  ) === 0;
+  return deflate[verb](inflateContext, input, length, target, room, null) === 0;
 }

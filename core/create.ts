@@ -5,14 +5,15 @@
  */
 import type { CreateContext } from "./driver.ts";
 import { checkOptions, driverError } from "./checks.ts";
-import { asBlockError, BlockError } from "./errors.ts";
+import { asBlockError, BlockError, invalid } from "./errors.ts";
+import { resolveName } from "./names.ts";
 import type { BlockNode, Preallocation } from "./node.ts";
-import { openProtocol } from "./open.ts";
+import { openNode, openProtocol } from "./open.ts";
 import { describeSource, protocolStack } from "./sources.ts";
 import { defaultOptions, type OptionValues, parseOptions } from "./options.ts";
 import { getDriver, getFormat } from "./registry.ts";
 import { findSecret, type SecretSource } from "./secrets.ts";
-import type { Source } from "./spec.ts";
+import type { Source, StackObject } from "./spec.ts";
 
 /** What making an image may need besides the format's own options. */
 export interface CreateOptions {
@@ -87,6 +88,24 @@ async function create(
       file = await createFile(target, size, preallocation, wishes);
       return file;
     },
+    createPart: async (name, size, preallocation, fill) => {
+      const beside = besides(target, name);
+      const part = await createFile(beside, size, preallocation, wishes);
+      try {
+        await fill(part);
+        await part.flush?.();
+      } finally {
+        await part.close();
+      }
+    },
+    openBeside: (name) =>
+      openNode(resolveName(namedBase(target), name), {
+        purpose: "info",
+        readOnly: true,
+        forceShare: true,
+        backing: false,
+        gate: "allow",
+      }),
     unlocked: (why) => wishes.onUnlocked?.(why),
     secret: (id) => findSecret(wishes.secrets, { id, filename }),
   };
@@ -98,6 +117,19 @@ async function create(
   } finally {
     await file?.close();
   }
+}
+
+/** The file called `name` in the folder of another. */
+function besides(target: Source, name: string): StackObject {
+  const stack = protocolStack(target);
+  return { ...stack, filename: resolveName(namedBase(target), name) };
+}
+
+/** @throws {BlockError} EINVAL if it is in no folder. */
+function namedBase(target: Source): string {
+  const { driver, filename } = protocolStack(target);
+  if (typeof filename === "string") return filename;
+  throw invalid(`Cannot generate a base directory for ${driver} nodes`);
 }
 
 /** What a file that is an image by itself is asked to be. */
@@ -125,11 +157,15 @@ async function createFile(
   const { driver: _, ...options } = stack;
   await protocol.create({ ...options, size, preallocation }, {
     filename: describeSource(stack),
-    createFile: () => {
-      throw new BlockError("EINVAL", "A protocol has no file below it");
-    },
+    createFile: noFile,
+    createPart: noFile,
+    openBeside: noFile,
     unlocked: (why) => onUnlocked?.(why),
     secret: () => Promise.resolve(undefined),
   });
   return await openProtocol(stack, { resize: true, onUnlocked });
+}
+
+function noFile(): never {
+  throw new BlockError("EINVAL", "A protocol has no file below it");
 }

@@ -361,6 +361,8 @@ function contextOf(pending: Pending): OpenContext {
     openChild: (name, description) => openChild(pending, name, description),
     openImplicit: (child, name, format) =>
       openImplicit(pending, child, name, format),
+    openPart: (child, name, overrides) =>
+      openPart(pending, child, name, overrides),
   };
 }
 
@@ -376,8 +378,8 @@ async function keep(
   return node;
 }
 
-/** The children through which a node writes. */
-const WRITTEN = ["file", "image", "data-file"];
+/** The children through which a node writes, and the parts of an image. */
+const WRITTEN = /^(file|image|data-file|extents\.\d+)$/;
 
 /** Claim of a child what its parent needs, which it may be unable to do. */
 function adoptChild(
@@ -385,7 +387,7 @@ function adoptChild(
   name: string,
   node: BlockNode,
 ): void {
-  if (!node.writev && WRITTEN.includes(name)) place.readOnly = true;
+  if (!node.writev && WRITTEN.test(name)) place.readOnly = true;
   claims.adopt(name, node);
 }
 
@@ -459,6 +461,51 @@ async function openImplicit(
   );
 }
 
+async function openPart(
+  pending: Pending,
+  child: string,
+  name: string,
+  overrides: OptionValues = {},
+): Promise<BlockNode> {
+  const { filename, opening, place, opened, options } = pending;
+  const file = isNode(options.file) ? options.file : opened[0];
+  const { probeFile: _, ...below } = place;
+  if (describesChild(overrides)) {
+    return await keep(
+      pending,
+      child,
+      openStack(overrides, opening, below, true),
+    );
+  }
+  const request = { filename: resolveFrom(file, name), namedBy: filename };
+  const { gate } = opening.options;
+  const isPermitted = gate === undefined
+    ? passesByDefault(opening.source, file, request)
+    : await passes(gate, request);
+  if (!isPermitted) {
+    throw new BlockError(
+      "EACCES",
+      `Could not open extent file: ${notPermitted(request)}`,
+    );
+  }
+  const stack = { ...protocolStack(request.filename), ...overrides };
+  return await keep(
+    pending,
+    child,
+    openStack(stack, opening, below, true).catch((thrown) => {
+      const error = asBlockError(thrown);
+      if (error.message.startsWith("Could not open '")) throw error;
+      throw error.prefixed(`Could not open '${request.filename}': `);
+    }),
+  );
+}
+
+/** Why the gate has kept a file closed. */
+function notPermitted({ filename, namedBy }: ImplicitOpen): string {
+  const named = namedBy ? `'${namedBy}'` : "the image";
+  return `${named} names '${filename}', which is not permitted`;
+}
+
 /** Whether a backing file may be written to. */
 function isWritable(
   { options }: Opening,
@@ -507,13 +554,7 @@ async function openBacking(
   const isPermitted = gate === undefined
     ? passesByDefault(opening.source, file, request)
     : await passes(gate, request);
-  if (!isPermitted) {
-    const namedBy = request.namedBy ? `'${request.namedBy}'` : "the image";
-    throw refuse(
-      "EACCES",
-      `${namedBy} names '${filename}', which is not permitted`,
-    );
-  }
+  if (!isPermitted) throw refuse("EACCES", notPermitted(request));
   try {
     let stack: StackObject = { ...toStack(filename), ...overrides };
     if (format !== undefined && overrides.driver === undefined) {

@@ -11,6 +11,7 @@ import type { compressorOf } from "./zstd_compressor.ts";
 /** One call of `node:zlib`, as plain data. */
 export interface ZlibCall {
   readonly method:
+    | "deflateSync"
     | "inflateRawSync"
     | "deflateRawSync"
     | "zstdDecompressSync"

@@ -10,8 +10,9 @@ import { BlockError } from "../core/errors.ts";
 import type { OptionValues } from "../core/options.ts";
 import { protocolStack } from "../core/sources.ts";
 import { VDI_CREATE_OPTIONS } from "./vdi/create_options.ts";
+import { isStream, VMDK_CREATE_OPTIONS } from "./vmdk/create_options.ts";
 
-type Facts = Omit<BlockDriver, "open" | "create">;
+type Facts = Omit<BlockDriver, "open" | "create" | "stream">;
 
 /** A driver of which only what names it is known yet. */
 function lazily(facts: Facts, load: () => Promise<BlockDriver>): BlockDriver {
@@ -22,6 +23,11 @@ function lazily(facts: Facts, load: () => Promise<BlockDriver>): BlockDriver {
     ...(facts.createOptions && {
       create: async (options, context) =>
         await (await load()).create!(options, context),
+    }),
+    ...(facts.isStream && {
+      stream: async function* (options, source) {
+        yield* (await load()).stream!(options, source);
+      },
     }),
   };
 }
@@ -76,6 +82,15 @@ export const rareDrivers: readonly BlockDriver[] = [
   lazily(
     { name: "vdi", role: "format", createOptions: VDI_CREATE_OPTIONS },
     async () => (await import("./vdi/driver.ts")).vdiDriver,
+  ),
+  lazily(
+    {
+      name: "vmdk",
+      role: "format",
+      createOptions: VMDK_CREATE_OPTIONS,
+      isStream,
+    },
+    async () => (await import("./vmdk/driver.ts")).vmdkDriver,
   ),
 ];
 

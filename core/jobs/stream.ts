@@ -176,6 +176,10 @@ class Source implements StreamSource {
     return this.#copied.size;
   }
 
+  get fills(): boolean {
+    return this.#options.fill ?? false;
+  }
+
   /** Find out how much data there is. */
   async count(): Promise<void> {
     for await (const { kind, length } of this.extents()) {

@@ -73,6 +73,7 @@ export interface NativeFunction {
 /** What is used of `node:zlib`. */
 export interface Zlib {
   readonly constants: { readonly [name: string]: number };
+  readonly deflateSync: ZlibFunction;
   readonly inflateRawSync: ZlibFunction;
   readonly deflateRawSync: ZlibFunction;
   readonly zstdDecompressSync?: ZlibFunction;
