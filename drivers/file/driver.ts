@@ -243,6 +243,10 @@ interface FileRequest extends FileOptions {
 function openFile(driver: PathDriver, request: FileRequest): FileNode {
   const { filename, readOnly } = request;
   const info = lookAt(filename);
+  // What the system would say comes first, where it would say something.
+  if (!readOnly && info.isDirectory) {
+    throw cannotOpen(filename, new BlockError("EISDIR"));
+  }
   // To open a pipe would wait for whoever may open its other end.
   if (!driver.isKind(info)) throw wrongKind(driver, filename);
   if (!readOnly) driver.checkWritable?.(info);

@@ -3,7 +3,13 @@
  *
  * @module
  */
-import { allocate, divideUp, roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
+import {
+  allocate,
+  divideUp,
+  isExactSize,
+  roundUp,
+  SECTOR_SIZE,
+} from "../../core/bytes.ts";
 import type { CreateContext } from "../../core/driver.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
 import type { BlockNode, Preallocation } from "../../core/node.ts";
@@ -30,8 +36,11 @@ const ADAPTER_TYPES = ["ide", "buslogic", "lsilogic", "legacyESX"];
 
 /** Bytes of an extent where a disk has several. */
 const EXTENT_SIZE = 2 ** 31;
-/** Sectors that entries of 32 bits lead to. */
-const MAX_SECTORS = 2 ** 32 - GRAIN_SECTORS;
+/**
+ * Bytes of a sparse extent: 32 Mi tables, as many as QEMU's driver reads. (Only
+ * 2 TiB of them can be written to.)
+ */
+const MAX_SPARSE = 2 ** 25 * TABLE_ENTRIES * GRAIN_SECTORS * SECTOR_SIZE;
 /** Entries of a directory that are written at once. */
 const DIRECTORY_PIECE = 64 * 1024;
 
@@ -86,12 +95,8 @@ export function planImage(options: OptionValues): Plan {
     throw new BlockError("ENOTSUP", "Flat image can't enable zeroed grain");
   }
   const size = roundUp(options.size as number, SECTOR_SIZE);
-  const isMonolithicSparse = !isFlat && !isSplit;
-  if (isMonolithicSparse && size / SECTOR_SIZE > MAX_SECTORS) {
-    throw new BlockError(
-      "EFBIG",
-      "A sparse VMDK extent cannot have more than 2 TiB",
-    );
+  if (!isExactSize(size) || (!isFlat && !isSplit && size > MAX_SPARSE)) {
+    throw new BlockError("EFBIG", "The disk is too large for a VMDK");
   }
   const hwVersion = options.compat6 === true
     ? "6"
