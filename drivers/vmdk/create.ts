@@ -12,6 +12,7 @@ import {
 } from "../../core/bytes.ts";
 import type { CreateContext } from "../../core/driver.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
+import { lastSeparator } from "../../core/names.ts";
 import type { BlockNode, Preallocation } from "../../core/node.ts";
 import { notAmong, type OptionValues } from "../../core/options.ts";
 import { nameText } from "../../core/values.ts";
@@ -33,6 +34,9 @@ const SUBFORMATS = [
   "streamOptimized",
 ];
 const ADAPTER_TYPES = ["ide", "buslogic", "lsilogic", "legacyESX"];
+
+/** What its file is called in a descriptor that knows no better. */
+export const FILENAME = "disk.vmdk";
 
 /** Bytes of an extent where a disk has several. */
 const EXTENT_SIZE = 2 ** 31;
@@ -72,6 +76,9 @@ export function planImage(options: OptionValues): Plan {
   }
   if (options.size === undefined) {
     throw invalid("Image creation needs a size parameter");
+  }
+  if (options.preallocation === "metadata") {
+    throw invalid("Unsupported preallocation mode: metadata");
   }
   const word = (name: string, words: readonly string[]) => {
     const value = options[name] as string | undefined ?? words[0];
@@ -139,7 +146,7 @@ export async function create(
   const parent = backingFile === undefined
     ? {}
     : { parentFile: backingFile, parentCid: await readCid(context, plan) };
-  const [, own] = splitName(context.filename);
+  const own = fileName(context.filename);
   checkQuotable(own);
   const isAlone = !isFlat && !isSplit;
   const text = newDescriptor({
@@ -185,7 +192,7 @@ function partsOf(
   filename: string,
 ): { name: string; size: number }[] {
   if (!isFlat && !isSplit) return [];
-  const [, name] = splitName(filename);
+  const name = fileName(filename);
   const dot = name.lastIndexOf(".");
   const stem = dot < 0 ? name : name.slice(0, dot);
   const suffix = dot < 0 ? "" : name.slice(dot);
@@ -200,9 +207,10 @@ function partsOf(
   return parts;
 }
 
-function splitName(filename: string): [folder: string, name: string] {
-  const slash = filename.lastIndexOf("/");
-  return [filename.slice(0, slash + 1), filename.slice(slash + 1)];
+/** The name of a file in its folder; of what has no folder, any. */
+function fileName(path: string): string {
+  if (path === "" || path.startsWith("json:")) return FILENAME;
+  return path.slice(lastSeparator(path) + 1);
 }
 
 /** What the parent's content is called now. */

@@ -9,7 +9,8 @@ import type { OptionTable, OptionValues } from "../../core/options.ts";
 export const VMDK_CREATE_OPTIONS: OptionTable = {
   preallocation: {
     type: "enum",
-    values: ["off", "falloc", "full"],
+    values: ["off", "metadata", "falloc", "full"],
+    unsupported: ["metadata"],
     help: "Preallocation mode (allowed values: off, falloc, full)",
   },
   size: { type: "size", help: "Virtual disk size" },

@@ -77,15 +77,15 @@ export function descriptorText(bytes: Uint8Array): string {
 /**
  * Read a descriptor.
  *
- * @throws {BlockError} EINVAL if it has no content id, or not its parent's.
+ * @throws {BlockError} EINVAL if it does not say what its parent's content is
+ * called.
  */
 export function parseDescriptor(bytes: Uint8Array): Descriptor {
   const text = descriptorText(bytes);
-  const cid = numberOf(text, "CID");
   const parentCid = numberOf(text, "parentCID");
-  if (cid === undefined || parentCid === undefined) {
-    throw new BlockError("EINVAL");
-  }
+  if (parentCid === undefined) throw new BlockError("EINVAL");
+  // Where it is not said, QEMU takes the one for the other.
+  const cid = numberOf(text, "CID") ?? parentCid;
   const parentFile = valueOf(text, "parentFileNameHint");
   if (parentFile !== undefined && parentFile.length > 1023) {
     throw new BlockError("EINVAL");

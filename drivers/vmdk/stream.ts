@@ -20,7 +20,7 @@ import { BlockError } from "../../core/errors.ts";
 import type { OptionValues } from "../../core/options.ts";
 import { isZero } from "../../core/runtime.ts";
 import { compressGrain } from "./compressed.ts";
-import { planImage, sparseLine } from "./create.ts";
+import { FILENAME, planImage, sparseLine } from "./create.ts";
 import { newDescriptor, NO_PARENT } from "./descriptor.ts";
 import {
   DESCRIPTOR,
@@ -43,9 +43,6 @@ const MUCH = 64 * 1024 * 1024;
 
 /** Where the first grain lies. */
 const OVERHEAD = 128;
-
-/** What its file is called in a descriptor that knows no better. */
-const FILENAME = "disk.vmdk";
 
 /** A grain that is not zero, as it is stored. */
 interface Grain {
