@@ -298,8 +298,10 @@ class VmdkNode implements BlockNode {
 
   async flush(): Promise<void> {
     if (this.readOnly) return;
-    if (this.#isMarked) await this.#file.flush?.();
     for (const extent of this.#extents) await extent.flush();
+    // Its extents make their own files durable.
+    const isExtent = this.#extents.some(({ file }) => file === this.#file);
+    if (this.#isMarked && !isExtent) await this.#file.flush?.();
   }
 
   // deno-lint-ignore require-await -- the interface is asynchronous
