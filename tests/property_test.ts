@@ -33,12 +33,13 @@ import { isInstalled, run, runOk, TempDir } from "./qemu.ts";
 const SEEDS = 22;
 const STEPS = environmentNumber("BDRV_STEPS") ?? 150;
 const FULL_CHECK_EVERY = 50;
-const VDI_BLOCK_SIZE = 2 ** 20;
+/** Formats that are the lowest layer, and never change their size. */
+const UNIT_SIZES = { vdi: 2 ** 20, vmdk: 2 ** 16 } as const;
 const CLUSTER_SIZES = [512, 512, 1024, 4096, 4096, 65536, 65536, 2 ** 21];
 
 /** One image of a chain. */
 interface Layer {
-  format: "raw" | "vdi" | "qcow2";
+  format: "raw" | keyof typeof UNIT_SIZES | "qcow2";
   /** The protocol node's description. */
   file: StackObject & { store?: MemoryStore; filename?: string };
   clusterSize: number;
@@ -112,15 +113,15 @@ class Subject {
     const level = this.#layers.length;
     // What cannot have a backing file is the lowest one.
     const format = level === 0 && random.oneIn(3)
-      ? random.pick(["raw", "vdi"] as const)
+      ? random.pick(["raw", "vdi", "vmdk"] as const)
       : "qcow2";
     const filename = this.#folder.file(`layer${level}`);
     const file = random.oneIn(3)
       ? { driver: "file", filename }
       : { driver: "memory", store: new MemoryStore() };
     const version = random.oneIn(4) ? 2 : 3;
-    const clusterSize = format === "vdi"
-      ? VDI_BLOCK_SIZE
+    const clusterSize = format === "vdi" || format === "vmdk"
+      ? UNIT_SIZES[format]
       : random.pick(CLUSTER_SIZES);
     const layer = {
       format,
@@ -338,7 +339,8 @@ class Subject {
       await this.#image.resize(size, { preallocation });
     } catch (error) {
       if (this.#image.format === "raw" && preallocation !== "off") return;
-      if (this.#image.format === "vdi" && isError(error, "ENOTSUP")) return;
+      const isFixed = this.#image.format in UNIT_SIZES;
+      if (isFixed && isError(error, "ENOTSUP")) return;
       // It can neither hide what a longer backing file has there, nor tell
       // the sizes of its snapshots.
       const mayFail = version === 2 &&
