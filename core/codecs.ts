@@ -8,13 +8,14 @@
  */
 import { platform } from "./platform/mod.ts";
 import { nativeLibrary } from "./runtime.ts";
+import { zlibCompressorOf } from "./zlib_compressor.ts";
 import { compressorOf } from "./zstd_compressor.ts";
 
 /** The level that QEMU uses, too. */
 const DEFAULT_LEVEL = 3;
 
-/** How to have libzstd compress, as plain data. */
-export interface ZstdCompression {
+/** How to have a library compress, as plain data. */
+export interface LibraryCompression {
   /** Where the library is. */
   readonly path: string;
   readonly level: number;
@@ -23,16 +24,34 @@ export interface ZstdCompression {
 /** To compress with libzstd; `undefined` if it cannot be called. */
 export function zstdCompression(
   level: number = DEFAULT_LEVEL,
-): ZstdCompression | undefined {
+): LibraryCompression | undefined {
   const path = platform().libraries?.find("libzstd.so.1");
   return path ? { path, level } : undefined;
 }
 
+/** To compress with libdeflate; `undefined` if it cannot be called. */
+export function zlibCompression(level: number): LibraryCompression | undefined {
+  const path = platform().libraries?.find("libdeflate.so.0");
+  return path ? { path, level } : undefined;
+}
+
 let compressor: ReturnType<typeof compressorOf> | undefined;
+let zlibCompressor: ReturnType<typeof zlibCompressorOf> | undefined;
+
+/** Compress to a stream of zlib; valid until the next call. */
+export function compressWrapped(
+  { path, level }: LibraryCompression,
+  input: Uint8Array,
+): Uint8Array {
+  zlibCompressor ??= zlibCompressorOf((functions) =>
+    platform().libraries!.open(path, functions)
+  );
+  return zlibCompressor(input, level);
+}
 
 /** Compress to one zstd frame; valid until the next call. */
 export function compressZstd(
-  { path, level }: ZstdCompression,
+  { path, level }: LibraryCompression,
   input: Uint8Array,
 ): Uint8Array {
   compressor ??= compressorOf((functions) =>

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { inflateWrapped } from "./codecs.ts";
+import { inflateWrapped, zlibCompression } from "./codecs.ts";
 import { decompress } from "./compression.ts";
 import { asBlockError, BlockError } from "./errors.ts";
 import { callZlib, nativeZlib } from "./zlib_workers.ts";
@@ -25,10 +25,15 @@ export async function compressZlib(
   input: Uint8Array,
   level: number = DEFAULT_LEVEL,
 ): Promise<Uint8Array> {
+  const deflate = zlibCompression(level);
+  const { length } = input;
+  if (deflate) {
+    const call = { method: "deflateSync", options: {}, deflate } as const;
+    return await callZlib(call, input, length);
+  }
   if (!nativeZlib()) {
     throw new BlockError("ENOTSUP", "This runtime cannot compress with zlib");
   }
-  const { length } = input;
   const options = { level, chunkSize: length + (length >> 8) + 1024 };
   return await callZlib({ method: "deflateSync", options }, input, length);
 }

@@ -23,6 +23,16 @@ const MARKER_SIZE = 12;
 /** Most bytes that are read at once, if it is not one grain. */
 const MAX_READ = 2 * 1024 * 1024;
 
+let codecs: Promise<typeof import("../../core/zlib_streams.ts")> | undefined;
+
+/**
+ * Most images have nothing that is compressed. Whoever has waited for the same
+ * promise goes on in the same turn: calls that come together are shared out.
+ */
+function loadCodecs() {
+  return codecs ??= import("../../core/zlib_streams.ts");
+}
+
 /** A grain that is to be read, and where to. */
 interface Wanted {
   /** Which one. */
@@ -142,7 +152,7 @@ export class GrainReader {
     const { place, size, from, iov } = wanted;
     const isWhole = from === 0 && iov.length === 1 &&
       iov[0].length === grainSize;
-    const { decompressZlib } = await import("../../core/zlib_streams.ts");
+    const { decompressZlib } = await loadCodecs();
     const content = isWhole ? iov[0] : allocate(grainSize);
     // The last one may have been cut off where the disk ends.
     const isDone = await decompressZlib(data, content) ||
@@ -176,7 +186,7 @@ export async function compressGrain(
   sector: number,
   level?: number,
 ): Promise<Uint8Array> {
-  const { compressZlib } = await import("../../core/zlib_streams.ts");
+  const { compressZlib } = await loadCodecs();
   const data = await compressZlib(content, level);
   const grain = allocate(MARKER_SIZE + data.length);
   const view = new DataView(grain.buffer, grain.byteOffset);
