@@ -16,6 +16,7 @@ import { BlockError } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
 import type { SparseLayout } from "./layout.ts";
+import type { Step } from "./table_pages.ts";
 
 /** Bytes of a marker before the data: a sector of the disk, and a length. */
 const MARKER_SIZE = 12;
@@ -55,10 +56,12 @@ export type Locate = (
 export class GrainReader {
   readonly #file: BlockNode;
   readonly #layout: SparseLayout;
+  readonly #step: Step;
   /** The last one of which a part was read: who reads on needs it again. */
   #last?: { readonly place: number; readonly content: Uint8Array };
 
-  constructor(file: BlockNode, layout: SparseLayout) {
+  constructor(file: BlockNode, layout: SparseLayout, step: Step) {
+    this.#step = step;
     this.#file = file;
     this.#layout = layout;
   }
@@ -111,6 +114,7 @@ export class GrainReader {
       return this.#copy(group[0], remembered.content);
     }
     const bytes = allocate(Math.max(0, end - start));
+    await this.#step("read_compressed", this.#file);
     await readPadded(this.#file, start, [bytes]);
     for (const wanted of group) {
       const data = await this.#dataOf(

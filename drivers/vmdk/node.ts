@@ -89,6 +89,8 @@ class VmdkNode implements BlockNode {
   readonly writev?: BlockNode["writev"];
   readonly writeZeroes?: BlockNode["writeZeroes"];
   readonly writeCompressed?: BlockNode["writeCompressed"];
+  /** As for {@linkcode Access}; absent if nobody listens. */
+  readonly event?: (name: string) => void | Promise<void>;
   /** What is left to the parent is read from; whether that is sound. */
   readonly backing?: BlockNode;
   readonly #file: BlockNode;
@@ -116,6 +118,7 @@ class VmdkNode implements BlockNode {
     this.#file = file;
     this.#image = image;
     this.#cid = image.descriptor.cid;
+    this.event = eventOf(this.#filesOfData(), context);
     this.#map = new ExtentMap(image.extents);
     this.#access = new Access(this, this.#map);
     this.readOnly = context.readOnly || !image.isWritable;
@@ -273,6 +276,10 @@ class VmdkNode implements BlockNode {
     this.#cid = cid;
   }
 
+  #filesOfData(): BlockNode[] {
+    return [...new Set(this.#extents.flatMap(({ file }) => file ?? []))];
+  }
+
   /** A parent that cannot be read from once it is not what it was. */
   #checkedParent(parent: BlockNode): BlockNode {
     let checking: Promise<void> | undefined;
@@ -350,6 +357,16 @@ class VmdkNode implements BlockNode {
       for (const node of nodes) await node?.close();
     }
   }
+}
+
+/** What tells of the steps of moving data, in whichever file that is. */
+function eventOf(files: readonly BlockNode[], context: OpenContext) {
+  const debugged = files.filter(({ debug }) => debug);
+  if (!context.event && debugged.length === 0) return undefined;
+  return async (name: string) => {
+    context.event?.(name);
+    for (const file of debugged) await file.debug!.event(name);
+  };
 }
 
 async function compressAll(

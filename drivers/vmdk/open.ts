@@ -27,7 +27,7 @@ import {
 } from "./layout.ts";
 import { readSeSparse } from "./sesparse.ts";
 import { SparseExtent } from "./sparse_extent.ts";
-import { PageBudget } from "./table_pages.ts";
+import { ImageTables, type Step } from "./table_pages.ts";
 
 /** What was found when an image was opened. */
 export interface OpenedImage {
@@ -77,7 +77,8 @@ export async function openImage(
   const { offset, length } = layout.descriptor;
   const place = { offset, length: Math.min(length, MAX_EMBEDDED) };
   const descriptor = parseDescriptor(await readBytes(file, place));
-  const extent = new SparseExtent("", 0, file, layout, new PageBudget());
+  const tables = new ImageTables(stepOf(context));
+  const extent = new SparseExtent("", 0, file, layout, tables);
   return {
     createType: layout.isCompressed ? "streamOptimized" : "monolithicSparse",
     extents: [extent],
@@ -133,6 +134,14 @@ async function openDescribed(
   return { createType, extents, files, descriptor, place, isWritable };
 }
 
+/** Tells whoever listens that something is about to be done. */
+export function stepOf(context: OpenContext): Step {
+  return (name, file) => {
+    context.event?.(name);
+    return file.debug?.event(name);
+  };
+}
+
 /** Opens extents one after the other. */
 class Opener {
   readonly extents: Extent[] = [];
@@ -140,7 +149,7 @@ class Opener {
   isWritable = true;
   readonly #context: OpenContext;
   readonly #openPart: OpenPart;
-  readonly #budget = new PageBudget();
+  readonly #tables: ImageTables;
   /** By the names that the image has for them. */
   readonly #opened = new Map<string, BlockNode>();
   /** Files with tables: they cannot be two extents at once. */
@@ -148,6 +157,7 @@ class Opener {
 
   constructor(context: OpenContext, openPart: OpenPart) {
     this.#context = context;
+    this.#tables = new ImageTables(stepOf(context));
     this.#openPart = openPart;
   }
 
@@ -174,7 +184,7 @@ class Opener {
     this.#sparse.add(file);
     // Its own size counts, as in QEMU; if that is none, it has no part in it.
     if (layout.capacity === 0) return;
-    extents.push(new SparseExtent(type, start, file, layout, this.#budget));
+    extents.push(new SparseExtent(type, start, file, layout, this.#tables));
     if (!Number.isSafeInteger(extents.at(-1)!.end)) {
       throw new BlockError("EFBIG");
     }

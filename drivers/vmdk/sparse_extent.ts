@@ -24,7 +24,7 @@ import type { BlockNode } from "../../core/node.ts";
 import { GrainReader } from "./compressed.ts";
 import type { Extent } from "./extent.ts";
 import { directoryEntries, type SparseLayout } from "./layout.ts";
-import { type PageBudget, TablePages } from "./table_pages.ts";
+import { type ImageTables, type Step, TablePages } from "./table_pages.ts";
 
 /** What an entry leads to, other than a place in the file. */
 const [ABSENT, ZEROED, DAMAGED] = [0, -1, -2];
@@ -49,6 +49,7 @@ export class SparseExtent implements Extent {
   readonly #entrySize: number;
   readonly #tableBytes: number;
   readonly #pages: TablePages;
+  readonly #step: Step;
   readonly #reader?: GrainReader;
   /** Where the next grain goes. */
   #next: number;
@@ -60,7 +61,7 @@ export class SparseExtent implements Extent {
     start: number,
     file: BlockNode,
     layout: SparseLayout,
-    budget: PageBudget,
+    image: ImageTables,
   ) {
     const { capacity, grainSize, tableEntries, isCompressed } = layout;
     this.type = type;
@@ -71,8 +72,9 @@ export class SparseExtent implements Extent {
     this.layout = layout;
     this.#entrySize = layout.kind === "sesparse" ? 8 : 4;
     this.#tableBytes = tableEntries * this.#entrySize;
-    this.#pages = new TablePages(file, budget);
-    if (isCompressed) this.#reader = new GrainReader(file, layout);
+    this.#pages = new TablePages(file, image);
+    this.#step = image.step;
+    if (isCompressed) this.#reader = new GrainReader(file, layout, image.step);
     this.#next = roundUp(
       Math.max(file.size, layout.overhead),
       isCompressed ? SECTOR_SIZE : grainSize,
@@ -374,6 +376,7 @@ export class SparseExtent implements Extent {
       end += roundUp(grain.length, SECTOR_SIZE);
     }
     const start = this.#takeRoom(end - this.#next);
+    await this.#step("write_compressed", this.file);
     await this.file.writev!(start, parts);
     for (const [index, place] of places.entries()) {
       await this.#setEntry(first + index, place / SECTOR_SIZE);

@@ -25,9 +25,17 @@ interface Page {
   pins: number;
 }
 
-/** How many pages the extents of an image may keep. */
-export class PageBudget {
+/** Tells that a step is about to be done in a file, by QEMU's name for it. */
+export type Step = (name: string, file: BlockNode) => void | Promise<void>;
+
+/** What the tables of all extents of an image have in common. */
+export class ImageTables {
+  readonly step: Step;
   readonly #pages = new Set<Page>();
+
+  constructor(step: Step) {
+    this.step = step;
+  }
 
   /** One more was read: make room for it. */
   add(page: Page): void {
@@ -52,16 +60,16 @@ const MAX_CHANGES = 2048;
 /** The tables of one file. Offsets are in bytes, entries aligned. */
 export class TablePages {
   readonly #file: BlockNode;
-  readonly #budget: PageBudget;
+  readonly #image: ImageTables;
   /** By index, in the order in which they were read. */
   readonly #pages = new Map<number, Page>();
   #tables: Changes = new Map();
   #directories: Changes = new Map();
   readonly #flushing = new Mutex();
 
-  constructor(file: BlockNode, budget: PageBudget) {
+  constructor(file: BlockNode, image: ImageTables) {
     this.#file = file;
-    this.#budget = budget;
+    this.#image = image;
   }
 
   /** Whether so much has changed that it had better be written. */
@@ -79,12 +87,13 @@ export class TablePages {
   async load(at: number): Promise<void> {
     const index = Math.floor(at / PAGE_SIZE);
     const bytes = allocate(PAGE_SIZE);
+    await this.#image.step("l2_load", this.#file);
     await readPadded(this.#file, index * PAGE_SIZE, [bytes]);
     // Another one may have been faster, and have changed it since.
     if (this.#pages.has(index)) return;
     const view = new DataView(bytes.buffer, bytes.byteOffset, PAGE_SIZE);
     const page = { owner: this.#pages, index, view, pins: 0 };
-    this.#budget.add(page);
+    this.#image.add(page);
     this.#pages.set(index, page);
   }
 
@@ -132,6 +141,7 @@ export class TablePages {
     try {
       await file.flush?.();
       if (tableWrites.length === 0 && directoryWrites.length === 0) return;
+      await this.#image.step("l2_update", file);
       for (const { at, iov } of tableWrites) await file.writev!(at, iov);
       if (directoryWrites.length > 0) {
         await file.flush?.();
