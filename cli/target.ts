@@ -32,6 +32,8 @@ export class Target implements Disposable {
   /** What tells whether their file was changed. */
   #fingerprintBefore = "";
 
+  /** Further files that were made for it. */
+  readonly #parts: string[] = [];
   /** What is being read meanwhile. */
   readonly #sources: readonly BlockNode[];
 
@@ -81,15 +83,29 @@ export class Target implements Disposable {
    * tell of another process; elsewhere the image would be lost.
    */
   #spareSources(): void {
-    const files = filesOf(this.#sources);
-    if (!files.some(({ filename }) => isSameFile(filename, this.#name))) return;
     // QEMU says of a device what opening it is for.
     if (!this.#program.isOurs && !this.isPlainFile) return;
+    this.#spare(this.#name, "it");
+  }
+
+  #spare(name: string, called: string): void {
+    const files = filesOf(this.#sources);
+    if (!files.some(({ filename }) => isSameFile(filename, name))) return;
     throw this.#program.isOurs
-      ? new BlockError("EBUSY", "it is to be read, and cannot be overwritten")
+      ? new BlockError(
+        "EBUSY",
+        `${called} is to be read, and cannot be overwritten`,
+      )
       : new BlockError("EAGAIN", 'Failed to get "write" lock', {
-        hint: `Is another process using the image [${this.#name}]?`,
+        hint: `Is another process using the image [${name}]?`,
       });
+  }
+
+  /** Another file of the image is about to be made, or emptied. */
+  addPart(name: string): void {
+    this.#spare(name, `'${name}'`);
+    const path = localPath(name);
+    if (path !== undefined && fileKind(path) === "none") this.#parts.push(path);
   }
 
   /** Begin to use a file that others have made. */
@@ -124,6 +140,7 @@ export class Target implements Disposable {
     const state = this.#state;
     this.#state = "untouched";
     if (state === "untouched") return false;
+    for (const part of this.#parts.splice(0)) removeQuietly(part);
     if (fileKind(this.#path) === "none") return false;
     if (fileKind(this.#path) !== "file") return true;
     // It may have failed before anything was written.
@@ -149,6 +166,14 @@ function filesOf(nodes: readonly BlockNode[]): BlockNode[] {
     [...nodesOf(top)].map(({ node }) => node)
       .filter(({ driver }) => driver.role === "protocol")
   );
+}
+
+function removeQuietly(path: string): void {
+  try {
+    Deno.removeSync(path);
+  } catch {
+    // It may not have been made yet.
+  }
 }
 
 /** Whether two names stand for one local file, or for one device. */

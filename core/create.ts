@@ -24,6 +24,11 @@ export interface CreateOptions {
    * a sentence. Default: it is made all the same, and nobody is told.
    */
   onUnlocked?(why: string): void;
+  /**
+   * Learns of each further file of the image, by its name, before it is made or
+   * emptied; may throw to prevent that.
+   */
+  onPart?(filename: string): void;
 }
 
 /**
@@ -90,6 +95,7 @@ async function create(
     },
     createPart: async (name, size, preallocation, fill) => {
       const beside = besides(target, name);
+      wishes.onPart?.(describeSource(beside));
       const part = await createFile(beside, size, preallocation, wishes);
       try {
         await fill(part);

@@ -379,7 +379,8 @@ class Conversion {
 
   async #make(target: Target, values: OptionValues): Promise<void> {
     const { targetFormat: format } = this.#wish;
-    const wishes = creating(this.#program);
+    const onPart = (name: string) => target.addPart(name);
+    const wishes = { ...creating(this.#program), onPart };
     await this.#named(() =>
       target.make(() => createImage(format, this.#target, values, wishes))
     );
@@ -392,6 +393,8 @@ class Conversion {
       await make();
     } catch (thrown) {
       const error = asBlockError(thrown);
+      // Of what is written at once, the place says more.
+      if (error.message.startsWith("error while ")) throw error;
       throw error.prefixed(
         `${this.#target}: error while converting ${format}: `,
       );

@@ -9,6 +9,7 @@ import type { BlockNode } from "../node.ts";
 import type { CacheMode } from "../open_options.ts";
 import { protocolStack } from "../sources.ts";
 import type { Source } from "../spec.ts";
+import { located } from "./copy_source.ts";
 import { imageChunks, type StreamImageOptions } from "./stream.ts";
 
 /** How to write a stream to a file. */
@@ -37,7 +38,11 @@ export async function streamToFile(
   const file = await openProtocol(stack, { resize: true, cache, onUnlocked });
   try {
     for (let at = 0; !next.done; next = await chunks.next()) {
-      await file.writev!(at, [next.value]);
+      try {
+        await file.writev!(at, [next.value]);
+      } catch (error) {
+        throw located("writing at byte", at, error);
+      }
       at += next.value.length;
     }
     await file.flush?.();
