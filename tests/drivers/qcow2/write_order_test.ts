@@ -34,6 +34,8 @@ Deno.test("create() makes an image whose size shows when it is whole", async () 
   await create(options, {
     filename: log.filename,
     createFile: () => Promise.resolve(log),
+    createPart: () => Promise.reject(new Error("There is one file")),
+    openBeside: () => Promise.reject(new Error("It has no parent")),
     unlocked: () => {},
     secret: () => Promise.resolve(undefined),
   });
