@@ -283,11 +283,15 @@ class VmdkNode implements BlockNode {
   /** A parent that cannot be read from once it is not what it was. */
   #checkedParent(parent: BlockNode): BlockNode {
     let checking: Promise<void> | undefined;
+    let isSound = false;
+    const readChecked = async (offset: number, iov: IoVector) => {
+      await (checking ??= this.#checkParent(parent));
+      isSound = true;
+      await parent.readv(offset, iov);
+    };
     return wrapNode(parent, {
-      readv: async (offset, iov) => {
-        await (checking ??= this.#checkParent(parent));
-        await parent.readv(offset, iov);
-      },
+      readv: (offset, iov) =>
+        isSound ? parent.readv(offset, iov) : readChecked(offset, iov),
     });
   }
 
