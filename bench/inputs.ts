@@ -24,6 +24,8 @@ const recipes: { [name: string]: Recipe } = {
   "huge.qcow2": (name, _size, folder) =>
     runTool(folder, "qemu-img", ["create", "-q", "-f", "qcow2", name, "64T"]),
   "zlib.qcow2": asQcow2("quarter.raw", "-c"),
+  "mixed.vmdk": asVmdk("mixed.raw", "monolithicSparse"),
+  "stream.vmdk": asVmdk("quarter.raw", "streamOptimized"),
   "zstd.qcow2": asQcow2("quarter.raw", "-c", "-o", "compression_type=zstd"),
   // Two layers: the upper one replaces half of the random data.
   "overlay.qcow2": async (name, size, folder) => {
@@ -84,6 +86,16 @@ async function makeMixed(
     await file.seek(piece * MIB, Deno.SeekMode.Start);
     await file.write(piece % 4 === 0 ? random(MIB) : text(MIB, piece));
   }
+}
+
+function asVmdk(source: string, subformat: string): Recipe {
+  return async (name, size, folder) => {
+    await makeInput(source, size, folder);
+    await runTool(folder, "qemu-img", [
+      ...["convert", "-f", "raw", "-O", "vmdk", "-o", `subformat=${subformat}`],
+      ...[source, name],
+    ]);
+  };
 }
 
 function asQcow2(source: string, ...options: string[]): Recipe {

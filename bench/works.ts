@@ -47,6 +47,31 @@ export const works: readonly Work[] = [
     verify: ["compare -f qcow2 -F raw overlay.qcow2 OUT"],
   },
   {
+    name: "convert raw → vmdk",
+    command: "convert -f raw -O vmdk mixed.raw OUT",
+    goal: 1,
+    verify: [SAME_AS_MIXED, "check OUT"],
+  },
+  {
+    name: "convert vmdk → raw",
+    command: "convert -f vmdk -O raw mixed.vmdk OUT",
+    goal: 1,
+    verify: ["compare -f raw -F raw mixed.raw OUT"],
+  },
+  {
+    name: "raw → streamOptimized",
+    command:
+      "convert -f raw -O vmdk -o subformat=streamOptimized quarter.raw OUT",
+    goal: 0.5,
+    verify: ["compare -f raw quarter.raw OUT", "check OUT"],
+  },
+  {
+    name: "streamOptimized → raw",
+    command: "convert -f vmdk -O raw stream.vmdk OUT",
+    goal: 0.5,
+    verify: ["compare -f raw -F raw quarter.raw OUT"],
+  },
+  {
     name: "convert -c, zlib",
     command: "convert -c -f raw -O qcow2 quarter.raw OUT",
     goal: 0.5,

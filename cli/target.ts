@@ -32,6 +32,8 @@ export class Target implements Disposable {
   /** The fingerprint of an existing file, to tell whether it was changed. */
   #fingerprintBefore = "";
 
+  /** Further files created for it. */
+  readonly #parts: string[] = [];
   /** The nodes being read meanwhile. */
   readonly #sources: readonly BlockNode[];
 
@@ -81,15 +83,29 @@ export class Target implements Disposable {
    * the image would be lost.
    */
   #spareSources(): void {
-    const files = filesOf(this.#sources);
-    if (!files.some(({ filename }) => isSameFile(filename, this.#name))) return;
     // For a device, QEMU's message comes from opening it.
     if (!this.#program.isOurs && !this.isPlainFile) return;
+    this.#spare(this.#name, "it");
+  }
+
+  #spare(name: string, called: string): void {
+    const files = filesOf(this.#sources);
+    if (!files.some(({ filename }) => isSameFile(filename, name))) return;
     throw this.#program.isOurs
-      ? new BlockError("EBUSY", "it is to be read, and cannot be overwritten")
+      ? new BlockError(
+        "EBUSY",
+        `${called} is to be read, and cannot be overwritten`,
+      )
       : new BlockError("EAGAIN", 'Failed to get "write" lock', {
-        hint: `Is another process using the image [${this.#name}]?`,
+        hint: `Is another process using the image [${name}]?`,
       });
+  }
+
+  /** Another file of the image is about to be created, or emptied. */
+  addPart(name: string): void {
+    this.#spare(name, `'${name}'`);
+    const path = localPath(name);
+    if (path !== undefined && fileKind(path) === "none") this.#parts.push(path);
   }
 
   /** Begin to use an existing file. */
@@ -126,6 +142,7 @@ export class Target implements Disposable {
     const state = this.#state;
     this.#state = "untouched";
     if (state === "untouched") return false;
+    for (const part of this.#parts.splice(0)) removeQuietly(part);
     if (fileKind(this.#path) === "none") return false;
     if (fileKind(this.#path) !== "file") return true;
     // The command may have failed before anything was written.
@@ -151,6 +168,14 @@ function filesOf(nodes: readonly BlockNode[]): BlockNode[] {
     [...nodesOf(top)].map(({ node }) => node)
       .filter(({ driver }) => driver.role === "protocol")
   );
+}
+
+function removeQuietly(path: string): void {
+  try {
+    Deno.removeSync(path);
+  } catch {
+    // It may not have been created yet.
+  }
 }
 
 /** Whether two names refer to the same local file or device. */

@@ -7,13 +7,14 @@
  */
 import { platform } from "./platform/mod.ts";
 import { nativeLibrary } from "./runtime.ts";
+import { zlibCompressorOf } from "./zlib_compressor.ts";
 import { compressorOf } from "./zstd_compressor.ts";
 
 /** The same level as QEMU's. */
 const DEFAULT_LEVEL = 3;
 
-/** How to compress with libzstd, as plain data. */
-export interface ZstdCompression {
+/** How to have a library compress, as plain data. */
+export interface LibraryCompression {
   /** Where the library is. */
   readonly path: string;
   readonly level: number;
@@ -22,16 +23,34 @@ export interface ZstdCompression {
 /** How to compress with libzstd; `undefined` if it cannot be called. */
 export function zstdCompression(
   level: number = DEFAULT_LEVEL,
-): ZstdCompression | undefined {
+): LibraryCompression | undefined {
   const path = platform().libraries?.find("libzstd.so.1");
   return path ? { path, level } : undefined;
 }
 
+/** To compress with libdeflate; `undefined` if it cannot be called. */
+export function zlibCompression(level: number): LibraryCompression | undefined {
+  const path = platform().libraries?.find("libdeflate.so.0");
+  return path ? { path, level } : undefined;
+}
+
 let compressor: ReturnType<typeof compressorOf> | undefined;
+let zlibCompressor: ReturnType<typeof zlibCompressorOf> | undefined;
+
+/** Compress to a stream of zlib; valid until the next call. */
+export function compressWrapped(
+  { path, level }: LibraryCompression,
+  input: Uint8Array,
+): Uint8Array {
+  zlibCompressor ??= zlibCompressorOf((functions) =>
+    platform().libraries!.open(path, functions)
+  );
+  return zlibCompressor(input, level);
+}
 
 /** Compress to one zstd frame; valid until the next call. */
 export function compressZstd(
-  { path, level }: ZstdCompression,
+  { path, level }: LibraryCompression,
   input: Uint8Array,
 ): Uint8Array {
   compressor ??= compressorOf((functions) =>
@@ -113,9 +132,22 @@ interface Deflate {
     /** Where to put the length of the output: `null` demands exactly `room`. */
     filled: null,
   ): number;
+  libdeflate_zlib_decompress: Deflate["libdeflate_deflate_decompress"];
 }
 
 let inflateContext: unknown;
+
+function deflateLibrary(): Deflate | null {
+  const decompress = {
+    parameters: ["pointer", "buffer", "usize", "buffer", "usize", "pointer"],
+    result: "i32",
+  } as const;
+  return nativeLibrary<Deflate>("libdeflate.so.0", {
+    libdeflate_alloc_decompressor: { parameters: [], result: "pointer" },
+    libdeflate_deflate_decompress: decompress,
+    libdeflate_zlib_decompress: decompress,
+  });
+}
 
 /**
  * Inflate a stream, ignoring what follows it. False if that did not fill
@@ -126,22 +158,25 @@ export function inflate(
   input: Uint8Array,
   target: Uint8Array,
 ): boolean | undefined {
-  const deflate = nativeLibrary<Deflate>("libdeflate.so.0", {
-    libdeflate_alloc_decompressor: { parameters: [], result: "pointer" },
-    libdeflate_deflate_decompress: {
-      parameters: ["pointer", "buffer", "usize", "buffer", "usize", "pointer"],
-      result: "i32",
-    },
-  });
+  return inflateBy("libdeflate_deflate_decompress", input, target);
+}
+
+/** As {@linkcode inflate}, a stream with the header and checksum of zlib. */
+export function inflateWrapped(
+  input: Uint8Array,
+  target: Uint8Array,
+): boolean | undefined {
+  return inflateBy("libdeflate_zlib_decompress", input, target);
+}
+
+function inflateBy(
+  verb: "libdeflate_deflate_decompress" | "libdeflate_zlib_decompress",
+  input: Uint8Array,
+  target: Uint8Array,
+): boolean | undefined {
+  const deflate = deflateLibrary();
   inflateContext ??= deflate?.libdeflate_alloc_decompressor();
   if (!deflate || !inflateContext) return undefined;
   const [room, length] = [BigInt(target.length), BigInt(input.length)];
-  return deflate.libdeflate_deflate_decompress(
-    inflateContext,
-    input,
-    length,
-    target,
-    room,
-    null,
-  ) === 0;
+  return deflate[verb](inflateContext, input, length, target, room, null) === 0;
 }

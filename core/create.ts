@@ -6,13 +6,14 @@
 import type { CreateContext } from "./driver.ts";
 import { checkOptions, driverError } from "./checks.ts";
 import { asBlockError, BlockError, invalid } from "./errors.ts";
+import { resolveName } from "./names.ts";
 import type { BlockNode, Preallocation } from "./node.ts";
-import { openProtocol } from "./open.ts";
+import { openNode, openProtocol } from "./open.ts";
 import { describeSource, protocolStack } from "./sources.ts";
 import { defaultOptions, type OptionValues, parseOptions } from "./options.ts";
 import { getDriver, getFormat } from "./registry.ts";
 import { findSecret, type SecretSource } from "./secrets.ts";
-import type { Source } from "./spec.ts";
+import type { Source, StackObject } from "./spec.ts";
 
 /** Options of creating an image, besides those of the format. */
 export interface CreateOptions {
@@ -23,6 +24,11 @@ export interface CreateOptions {
    * a sentence. Default: ignored; the image is created all the same.
    */
   onUnlocked?(why: string): void;
+  /**
+   * Learns of each further file of the image, by its name, before it is made or
+   * emptied; may throw to prevent that.
+   */
+  onPart?(filename: string): void;
 }
 
 /**
@@ -97,6 +103,25 @@ async function create(
       if (name.startsWith("json:")) throw invalid("Unknown protocol 'json'");
       return await make(name, 0);
     },
+    createPart: async (name, size, preallocation, fill) => {
+      const beside = besides(target, name);
+      wishes.onPart?.(describeSource(beside));
+      const part = await createFile(beside, size, preallocation, wishes);
+      try {
+        await fill(part);
+        await part.flush?.();
+      } finally {
+        await part.close();
+      }
+    },
+    openBeside: (name) =>
+      openNode(resolveName(namedBase(target), name), {
+        purpose: "info",
+        readOnly: true,
+        forceShare: true,
+        backing: false,
+        gate: "allow",
+      }),
     unlocked: (why) => wishes.onUnlocked?.(why),
     secret: (id) => findSecret(wishes.secrets, { id, filename }),
   };
@@ -108,6 +133,19 @@ async function create(
   } finally {
     for (const file of files) await file.close();
   }
+}
+
+/** The file called `name` in the folder of another. */
+function besides(target: Source, name: string): StackObject {
+  const stack = protocolStack(target);
+  return { ...stack, filename: resolveName(namedBase(target), name) };
+}
+
+/** @throws {BlockError} EINVAL if it is in no folder. */
+function namedBase(target: Source): string {
+  const { driver, filename } = protocolStack(target);
+  if (typeof filename === "string") return filename;
+  throw invalid(`Cannot generate a base directory for ${driver} nodes`);
 }
 
 /** How a protocol is to create a file that is an image by itself. */
@@ -141,6 +179,8 @@ async function createFile(
     filename: describeSource(stack),
     createFile: noFile,
     createNamed: noFile,
+    createPart: noFile,
+    openBeside: noFile,
     unlocked: (why) => onUnlocked?.(why),
     secret: () => Promise.resolve(undefined),
   });

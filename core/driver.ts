@@ -28,6 +28,11 @@ export interface BlockDriver extends DriverTraits {
     source: StreamSource,
   ): AsyncIterable<Uint8Array>;
   /**
+   * Whether a new image with these options is written front to back, by
+   * {@linkcode stream}, even where one can seek. Default: it is not.
+   */
+  isStream?(options: OptionValues): boolean;
+  /**
    * Compute how large the file of a new image would become.
    *
    * @param options As for `create`, with their types; values of enumerations
@@ -41,6 +46,8 @@ export interface BlockDriver extends DriverTraits {
 export interface StreamSource {
   /** Bytes, a multiple of 512. */
   readonly size: number;
+  /** Whether zeroes are to be stored as well: they are given as data. */
+  readonly fills: boolean;
   /** All of it, in order; may be asked for more than once. */
   extents(): AsyncIterable<StreamExtent>;
   /** Fill `bytes` from `offset` on: lent until the promise settles. */
@@ -144,6 +151,16 @@ export interface OpenContext {
    * is taken for one whatever is in it, as seen from where we are.
    */
   openNamed(child: "data-file", path: string): Promise<BlockNode>;
+  /**
+   * Open a file that an image names as a part of itself (an extent): it must
+   * pass the gate, and is not probed. `name` is as for `openImplicit`;
+   * `overrides` is what the user says of that child.
+   */
+  openPart(
+    child: string,
+    name: string,
+    overrides?: OptionValues,
+  ): Promise<BlockNode>;
 }
 
 /** What the block layer offers to `create`. */
@@ -164,6 +181,21 @@ export interface CreateContext {
    * {@linkcode createFile} does its first one. `name` may have a scheme.
    */
   createNamed(name: string): Promise<BlockNode>;
+  /**
+   * Create or empty another file of the image, beside that one, and have `fill`
+   * write to it. It is closed then: there may be thousands.
+   */
+  createPart(
+    name: string,
+    size: number,
+    preallocation: Preallocation | undefined,
+    fill: (file: BlockNode) => Promise<void>,
+  ): Promise<void>;
+  /**
+   * Open another image, named as seen from the new one, to look at its header.
+   * The caller closes it.
+   */
+  openBeside(name: string): Promise<BlockNode>;
   /** As {@linkcode OpenContext.unlocked}. */
   unlocked(why: string): void;
   /** As {@linkcode OpenContext.secret}. */

@@ -20,9 +20,9 @@ export interface ImplicitOpen {
   readonly namedBy: string;
   /**
    * What it is to the image: its `backing` file, which is only read as a rule,
-   * or its `data-file`, which is written to where the image is.
+   * its `data-file`, or an `extent` of it, which are written to where it is.
    */
-  readonly role?: "backing" | "data-file";
+  readonly role?: "backing" | "data-file" | "extent";
 }
 
 /**

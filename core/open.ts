@@ -511,6 +511,8 @@ function contextOf(pending: Pending): OpenContext {
     openImplicit: (child, name, format) =>
       openImplicit(pending, child, name, format),
     openNamed: (child, path) => openNamed(pending, child, path),
+    openPart: (child, name, overrides) =>
+      openPart(pending, child, name, overrides),
   };
 }
 
@@ -530,8 +532,8 @@ async function keep(
   return node;
 }
 
-/** The children through which a node writes. */
-const WRITTEN = ["file", "image", "data-file"];
+/** The children through which a node writes, and the parts of an image. */
+const WRITTEN = /^(file|image|data-file|extents\.\d+)$/;
 
 /**
  * Claim what the parent needs of a child; falls back to reading if the child
@@ -542,7 +544,7 @@ function adoptChild(
   name: string,
   node: BlockNode,
 ): void {
-  if (!node.writev && WRITTEN.includes(name)) place.readOnly = true;
+  if (!node.writev && WRITTEN.test(name)) place.readOnly = true;
   inGraph.adopt(name, node);
 }
 
@@ -641,6 +643,33 @@ async function openNamed(
   const driver = protocolOf(path).name;
   const stack = { driver, filename: path, ...options[child] as OptionValues };
   return await keep(pending, child, openStack(stack, opening, below, true));
+}
+
+async function openPart(
+  pending: Pending,
+  child: string,
+  name: string,
+  overrides: OptionValues = {},
+): Promise<BlockNode> {
+  const { filename, opening, place } = pending;
+  const { probeFile: _, ...below } = place;
+  const open = (stack: StackObject) =>
+    keep(pending, child, openStack(stack, opening, below, true));
+  if (describesChild(overrides)) return await open(overrides);
+  const file = fileOf(pending)!;
+  const request = {
+    filename: resolveFrom(file, name),
+    namedBy: filename,
+    role: "extent" as const,
+  };
+  await checkGate(opening, file, request, "Could not open extent file");
+  try {
+    return await open({ ...protocolStack(request.filename), ...overrides });
+  } catch (thrown) {
+    const error = asBlockError(thrown);
+    if (error.message.startsWith("Could not open '")) throw error;
+    throw error.prefixed(`Could not open '${request.filename}': `);
+  }
 }
 
 /** Refuse a file that an image must not have opened; `what` comes before why. */

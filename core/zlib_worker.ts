@@ -4,20 +4,24 @@
  *
  * @module
  */
-import type { ZstdCompression } from "./codecs.ts";
+import type { LibraryCompression } from "./codecs.ts";
 import type { LibraryOpener, Zlib } from "./platform/platform.ts";
+import type { zlibCompressorOf } from "./zlib_compressor.ts";
 import type { compressorOf } from "./zstd_compressor.ts";
 
 /** One call of `node:zlib`, as plain data. */
 export interface ZlibCall {
   readonly method:
+    | "deflateSync"
     | "inflateRawSync"
     | "deflateRawSync"
     | "zstdDecompressSync"
     | "zstdCompressSync";
   readonly options: { readonly [name: string]: unknown };
   /** How to call libzstd instead. */
-  readonly zstd?: ZstdCompression;
+  readonly zstd?: LibraryCompression;
+  /** How to call libdeflate instead. */
+  readonly deflate?: LibraryCompression;
 }
 
 /**
@@ -60,6 +64,7 @@ export const LAYOUT = {
 export function serve(
   layout: typeof LAYOUT,
   openCompressor: typeof compressorOf,
+  openZlib: typeof zlibCompressorOf,
   zlib: () => Zlib | null,
   openLibrary: LibraryOpener | undefined,
 ): void {
@@ -73,14 +78,20 @@ export function serve(
   let next = 0;
   scope.onmessage = ({ data: { control, memory } }) => {
     let compressor: ReturnType<typeof compressorOf> | undefined;
+    let deflater: ReturnType<typeof zlibCompressorOf> | undefined;
     const output = (call: ZlibCall, input: Uint8Array): Uint8Array => {
-      const { method, options, zstd } = call;
+      const { method, options, zstd, deflate } = call;
       if (zstd) {
         const { path } = zstd;
         compressor ??= openCompressor((functions) =>
           openLibrary!(path, functions)
         );
         return compressor(input, zstd.level);
+      }
+      if (deflate) {
+        const { path } = deflate;
+        deflater ??= openZlib((functions) => openLibrary!(path, functions));
+        return deflater(input, deflate.level);
       }
       // Loaded late, because loading is slow.
       return zlib()![method]!(input, options);

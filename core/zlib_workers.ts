@@ -13,10 +13,11 @@
  */
 import "./disposal.ts";
 import { Pace } from "./jobs/pace.ts";
-import { compressZstd } from "./codecs.ts";
+import { compressWrapped, compressZstd } from "./codecs.ts";
 import { platform } from "./platform/mod.ts";
 import type { Zlib } from "./platform/platform.ts";
 import { LAYOUT, serve, SLOTS, type ZlibCall } from "./zlib_worker.ts";
+import { zlibCompressorOf } from "./zlib_compressor.ts";
 import { compressorOf } from "./zstd_compressor.ts";
 
 export type { ZlibCall } from "./zlib_worker.ts";
@@ -112,7 +113,8 @@ class Workers {
   #start(): void {
     const layout = JSON.stringify(LAYOUT);
     const { zlib, libraries } = platform();
-    const program = `(${serve})(${layout}, ${compressorOf}, ${zlib}, ` +
+    const program = `(${serve})(${layout}, ${compressorOf}, ` +
+      `${zlibCompressorOf}, ${zlib}, ` +
       `${libraries?.open})`;
     const message = { control: this.#control, memory: this.memory };
     for (let count = workerCount(); count > 0 && !this.broken; count--) {
@@ -396,6 +398,8 @@ function makeHere({ call, input, resolve, reject }: Job): void {
     resolve(
       call.zstd
         ? compressZstd(call.zstd, input).slice()
+        : call.deflate
+        ? compressWrapped(call.deflate, input).slice()
         : nativeZlib()![call.method]!(input, call.options),
     );
   } catch (error) {

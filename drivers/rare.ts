@@ -12,8 +12,9 @@ import { protocolStack } from "../core/sources.ts";
 import { VDI_CREATE_OPTIONS } from "./vdi/create_options.ts";
 import { VHDX_CREATE_OPTIONS } from "./vhdx/create_options.ts";
 import { VPC_CREATE_OPTIONS, VPC_OPEN_OPTIONS } from "./vpc/create_options.ts";
+import { isStream, VMDK_CREATE_OPTIONS } from "./vmdk/create_options.ts";
 
-type Facts = Omit<BlockDriver, "open" | "create">;
+type Facts = Omit<BlockDriver, "open" | "create" | "stream">;
 
 /** A driver whose code is loaded when it is first used. */
 function lazily(facts: Facts, load: () => Promise<BlockDriver>): BlockDriver {
@@ -24,6 +25,11 @@ function lazily(facts: Facts, load: () => Promise<BlockDriver>): BlockDriver {
     ...(facts.createOptions && {
       create: async (options, context) =>
         await (await load()).create!(options, context),
+    }),
+    ...(facts.isStream && {
+      stream: async function* (options, source) {
+        yield* (await load()).stream!(options, source);
+      },
     }),
   };
 }
@@ -92,6 +98,15 @@ export const rareDrivers: readonly BlockDriver[] = [
       createOptions: VPC_CREATE_OPTIONS,
     },
     async () => (await import("./vpc/driver.ts")).vpcDriver,
+  ),
+  lazily(
+    {
+      name: "vmdk",
+      role: "format",
+      createOptions: VMDK_CREATE_OPTIONS,
+      isStream,
+    },
+    async () => (await import("./vmdk/driver.ts")).vmdkDriver,
   ),
 ];
 

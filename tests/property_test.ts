@@ -35,7 +35,13 @@ const SEEDS = 22;
 const STEPS = environmentNumber("BDRV_STEPS") ?? 150;
 const FULL_CHECK_EVERY = 50;
 /** Formats that cannot have a backing file, and the size of their blocks. */
-const SIMPLE_FORMATS = { raw: 0, vdi: 2 ** 20, vpc: 2 ** 21, vhdx: 2 ** 20 };
+const SIMPLE_FORMATS = {
+  raw: 0,
+  vdi: 2 ** 20,
+  vmdk: 2 ** 16,
+  vpc: 2 ** 21,
+  vhdx: 2 ** 20,
+};
 type SimpleFormat = keyof typeof SIMPLE_FORMATS;
 /** Of those, the options without which the disk would be another. */
 const SIMPLE_OPTIONS: { readonly [format: string]: Record<string, unknown> } = {

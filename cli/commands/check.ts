@@ -61,9 +61,7 @@ export const command: Command = {
     });
     return await usingNodes([node], async () => {
       if (!node.image?.check) {
-        throw new CommandError("This image format does not support checks", {
-          code: 63,
-        });
+        throw noChecks();
       }
       const print = (text: string) => invocation.quiet || program.print(text);
       const result = await checkTwice(program, node, repair, (first) => {
@@ -79,6 +77,12 @@ export const command: Command = {
     });
   },
 };
+
+function noChecks(): CommandError {
+  return new CommandError("This image format does not support checks", {
+    code: 63,
+  });
+}
 
 function parse(invocation: Invocation) {
   let output: string | undefined;
@@ -123,6 +127,7 @@ async function checkTwice(
     return { ...second, corruptionsFixed, leaksFixed };
   } catch (thrown) {
     const { code, message } = asBlockError(thrown);
+    if (code === "ENOTSUP" && repair) throw noChecks();
     const why = message === strerror(code) ? "" : ` (${message})`;
     throw new CommandError(`Check failed: ${strerror(code)}${why}`);
   }

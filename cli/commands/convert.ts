@@ -7,6 +7,7 @@ import {
   type ConvertOptions,
   copyTargetOptions,
 } from "../../core/jobs/convert.ts";
+import type { StreamImageOptions } from "../../core/jobs/stream.ts";
 import type { BlockNode, WriteFlags } from "../../core/node.ts";
 import { openNode } from "../../core/open.ts";
 import { nestOptions, type OptionValues } from "../../core/options.ts";
@@ -165,6 +166,10 @@ class Conversion {
     if (wish.bitmaps) {
       await checkSourceBitmaps(wish.skipBrokenBitmaps, sources);
     }
+    if (created && getFormat(wish.targetFormat).isStream?.(created)) {
+      if (wish.bitmaps) await this.#checkAbilities(created);
+      return await this.#streamToFile(sources, created);
+    }
     await this.#withTarget(created, async (node, facts) => {
       if (wish.bitmaps) await checkTargetBitmaps(node);
       await convert(sources, node, {
@@ -200,9 +205,12 @@ class Conversion {
     }
     const file = { driver: "memory", store: new MemoryStore() };
     const small = { ...values, size: 1 << 20 };
-    await this.#named(() =>
-      createImage(targetFormat, file, small, creating(this.#program))
-    );
+    try {
+      await createImage(targetFormat, file, small, creating(this.#program));
+    } catch {
+      // Options that make no sense cost no file, and others need a folder.
+      return;
+    }
     const stack = { ...keyOptions(created), driver: targetFormat, file };
     const node = await openNode(stack, { secrets: this.#program.secrets });
     await usingNodes([node], async () => {
@@ -223,14 +231,44 @@ class Conversion {
     );
     checkCreation(this.#wish, create);
     checkOutput();
-    const { sparseSize, ...options } = this.#options;
     await writeOutput(imageChunks(this.#wish.targetFormat, sources, {
-      ...options,
+      ...this.#streamOptions,
       create,
-      fill: sparseSize === 0,
       onlyDifferences: create.backing_file !== undefined,
-      progress: (done, total) => this.#progress.update(done, total),
     }));
+    this.#progress.complete();
+    return 0;
+  }
+
+  get #streamOptions(): StreamImageOptions {
+    const { sparseSize, ...options } = this.#options;
+    return {
+      ...options,
+      fill: sparseSize === 0,
+      progress: (done, total) => this.#progress.update(done, total),
+    };
+  }
+
+  /** Convert opened images to a file that is written front to back. */
+  async #streamToFile(
+    sources: readonly BlockNode[],
+    { size: _, ...create }: OptionValues,
+  ): Promise<number> {
+    const { streamToFile } = await import("../../core/jobs/stream_file.ts");
+    const { targetFormat: format, targetCache } = this.#wish;
+    const cache = cacheMode(targetCache, "cache option");
+    using target = new Target(this.#program, this.#target, sources);
+    await this.#named(() =>
+      target.make(() =>
+        streamToFile(format, this.#target, sources, {
+          ...this.#streamOptions,
+          ...creating(this.#program),
+          cache,
+          create,
+        })
+      )
+    );
+    target.complete();
     this.#progress.complete();
     return 0;
   }
@@ -347,7 +385,8 @@ class Conversion {
 
   async #make(target: Target, values: OptionValues): Promise<void> {
     const { targetFormat: format } = this.#wish;
-    const wishes = creating(this.#program);
+    const onPart = (name: string) => target.addPart(name);
+    const wishes = { ...creating(this.#program), onPart };
     await this.#named(() =>
       target.make(() => createImage(format, this.#target, values, wishes))
     );
@@ -360,6 +399,8 @@ class Conversion {
       await make();
     } catch (thrown) {
       const error = asBlockError(thrown);
+      // Of what is written at once, the place says more.
+      if (error.message.startsWith("error while ")) throw error;
       throw error.prefixed(
         `${this.#target}: error while converting ${format}: `,
       );

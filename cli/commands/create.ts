@@ -129,9 +129,12 @@ async function create(
   // QEMU prints this beforehand, even if creating fails.
   if (!program.isOurs) tell();
   try {
-    const wishes = creating(program);
-    const make = () => createImage(format, filename, values, wishes);
-    await makeWhole(program, filename, make);
+    await makeWhole(
+      program,
+      filename,
+      (onPart) =>
+        createImage(format, filename, values, { ...creating(program), onPart }),
+    );
   } catch (error) {
     const why = asBlockError(error);
     // QEMU's program blames the format for limits of the system.
@@ -147,10 +150,10 @@ async function create(
 async function makeWhole(
   program: Program,
   filename: string,
-  make: () => Promise<void>,
+  make: (onPart: (name: string) => void) => Promise<void>,
 ): Promise<void> {
   using target = new Target(program, filename);
-  await target.make(make);
+  await target.make(() => make((name) => target.addPart(name)));
   target.complete();
 }
 

@@ -179,7 +179,6 @@ function jsonOf({ info, ...image }: Description): Json {
     "virtual-size": info.sizeUnknown ? undefined : image.size,
     "cluster-size": info.clusterSize,
     "encrypted": info.encrypted || undefined,
-    "compressed": info.compressed || undefined,
     "backing-filename": info.backingFile,
     "full-backing-filename": image.fullBackingFile,
     "backing-filename-format": info.backingFile === undefined

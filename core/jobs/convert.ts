@@ -172,13 +172,19 @@ export async function copyTargetOptions(
     zeroes: sparseSize === 0 ? "fill" : zeroRuns(sparseSize, target),
     targetIsZero: targetIsZero && sparseSize > 0,
     flags,
-    ...(options.compressed && {
+    ...((options.compressed || await onlyCompressed(target)) && {
       compression: {
         clusterSize: await compressedClusterSize(target),
         level: options.compressionLevel,
       },
     }),
   };
+}
+
+/** Whether a target takes nothing else. */
+async function onlyCompressed(target: BlockNode): Promise<boolean> {
+  if (!target.writeCompressed) return false;
+  return (await target.info?.())?.compressed === true;
 }
 
 async function compressedClusterSize(target: BlockNode): Promise<number> {

@@ -176,6 +176,10 @@ class Source implements StreamSource {
     return this.#copied.size;
   }
 
+  get fills(): boolean {
+    return this.#options.fill ?? false;
+  }
+
   /** Count the data. */
   async count(): Promise<void> {
     for await (const { kind, length } of this.extents()) {

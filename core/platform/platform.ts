@@ -72,6 +72,7 @@ export interface NativeFunction {
 /** The functions used of `node:zlib`. */
 export interface Zlib {
   readonly constants: { readonly [name: string]: number };
+  readonly deflateSync: ZlibFunction;
   readonly inflateRawSync: ZlibFunction;
   readonly deflateRawSync: ZlibFunction;
   readonly zstdDecompressSync?: ZlibFunction;

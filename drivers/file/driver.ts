@@ -240,6 +240,10 @@ interface FileRequest extends FileOptions {
 function openFile(driver: PathDriver, request: FileRequest): FileNode {
   const { filename, readOnly } = request;
   const info = lookAt(filename);
+  // The system's own message takes precedence where there is one.
+  if (!readOnly && info.isDirectory) {
+    throw cannotOpen(filename, new BlockError("EISDIR"));
+  }
   // Opening a pipe would wait until its other end is opened.
   if (!driver.isKind(info)) throw wrongKind(driver, filename);
   if (!readOnly) driver.checkWritable?.(info);

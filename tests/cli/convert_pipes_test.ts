@@ -48,7 +48,7 @@ Deno.test("a pipe with another format in it is refused, whole", async () => {
   };
   const convert = (options = "") =>
     shell(`cat image | $bdrv convert ${options} -O raw - out`, dir);
-  const cases = [[0, "KDMV", "vmdk"], [MiB - 512, "koly", "dmg"]] as const;
+  const cases = [[0, "QED\0", "qed"], [MiB - 512, "koly", "dmg"]] as const;
   for (const [at, magic, format] of cases) {
     write(at, magic);
     const { code, stderr } = await convert();

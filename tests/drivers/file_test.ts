@@ -123,12 +123,20 @@ eachWay("says why a file cannot be opened", async (io, folder) => {
 });
 
 eachWay("refuses a folder", async (io, folder) => {
-  const error = await assertRejects(
-    () => openProtocol({ driver: "file", filename: folder, io }),
-    BlockError,
-    `'file' driver requires '${folder}' to be a regular file`,
-  );
-  assertEquals(error.code, "EISDIR");
+  for (
+    const [readOnly, message] of [
+      [true, `'file' driver requires '${folder}' to be a regular file`],
+      [false, `Could not open '${folder}': Is a directory`],
+    ] as const
+  ) {
+    const error = await assertRejects(
+      () =>
+        openProtocol({ driver: "file", filename: folder, io }, { readOnly }),
+      BlockError,
+      message,
+    );
+    assertEquals(error.code, "EISDIR");
+  }
 });
 
 eachWay("does not wait at a pipe", async (io, folder) => {

@@ -13,10 +13,6 @@ const IMAGES: readonly [format: string, ...options: string[]][] = [
   ["qcow", "-f", "qcow"],
   ["qed", "-f", "qed"],
   ["parallels", "-f", "parallels"],
-  ["vmdk", "-f", "vmdk"],
-  ["vmdk", "-f", "vmdk", "-o", "subformat=streamOptimized"],
-  ["vmdk", "-f", "vmdk", "-o", "subformat=monolithicFlat"],
-  ["vmdk", "-f", "vmdk", "-o", "subformat=twoGbMaxExtentSparse"],
   [
     "luks",
     ..."-f luks --object secret,id=s,data=x -o key-secret=s,iter-time=10"
@@ -34,7 +30,7 @@ async function makeImages(
     const create = ["qemu-img", "create", "-q", ...options, file, "4M"];
     if ((await run(create)).code === 0) made.push([format, file]);
   }
-  assert(made.length > 4, "QEMU makes none of them");
+  assert(made.length > 0, "QEMU makes none of them");
   return made;
 }
 
@@ -81,7 +77,7 @@ qemuTest("every command refuses an image of another format", async () => {
   await using folder = new TempDir();
   const cwd = { cwd: folder.path };
   const sh = (line: string) => runOk(["bash", "-c", line], cwd);
-  await sh("qemu-img create -q -f vmdk x.vmdk 4M; cp x.vmdk before");
+  await sh("qemu-img create -q -f parallels x.prls 4M; cp x.prls before");
   await sh("qemu-img create -q -f raw disk 4M");
   await sh("qemu-img create -q -f qcow2 -b disk -F raw top");
   // An image that does not say which format its backing file has.
@@ -90,21 +86,21 @@ qemuTest("every command refuses an image of another format", async () => {
   const view = new DataView(over.buffer);
   view.setUint32(12, 1000);
   view.setUint32(16, 6);
-  over.set(new TextEncoder().encode("x.vmdk"), 1000);
+  over.set(new TextEncoder().encode("x.prls"), 1000);
   await Deno.writeFile(folder.file("over"), over);
   const calls = [
-    "convert -O raw x.vmdk out",
-    "convert -O raw disk x.vmdk out",
-    "convert -O raw - out < x.vmdk",
+    "convert -O raw x.prls out",
+    "convert -O raw disk x.prls out",
+    "convert -O raw - out < x.prls",
     "convert -O raw over out",
-    "dd if=x.vmdk of=out",
+    "dd if=x.prls of=out",
     "map over",
-    "resize x.vmdk +1M",
-    "create -f qcow2 -b x.vmdk out",
-    "rebase -b x.vmdk top",
-    "map --image-opts file.filename=x.vmdk",
-    "io -c 'write 0 512' x.vmdk",
-    "qemu-img convert -O raw x.vmdk out",
+    "resize x.prls +1M",
+    "create -f qcow2 -b x.prls out",
+    "rebase -b x.prls top",
+    "map --image-opts file.filename=x.prls",
+    "io -c 'write 0 512' x.prls",
+    "qemu-img convert -O raw x.prls out",
   ];
   for (const call of calls) {
     const bdrv = BDRV.map((word) => `'${word}'`).join(" ");
@@ -113,17 +109,20 @@ qemuTest("every command refuses an image of another format", async () => {
       cwd,
     );
     assert(code !== 0, call);
-    assert(/'vmdk'|format of vmdk/.test(stdout + stderr), `${call}: ${stderr}`);
+    assert(
+      /'parallels'|format of parallels/.test(stdout + stderr),
+      `${call}: ${stderr}`,
+    );
     assert(!stderr.includes("    at "), stderr);
     await assertRejects(() => Deno.stat(folder.file("out")), call);
   }
-  await sh("cmp x.vmdk before");
-  const info = await run([...BDRV, "info", "--output=json", "x.vmdk"], cwd);
+  await sh("cmp x.prls before");
+  const info = await run([...BDRV, "info", "--output=json", "x.prls"], cwd);
   const { format, "virtual-size": size } = JSON.parse(info.stdout);
-  assertEquals([info.code, format, size], [0, "vmdk", undefined]);
+  assertEquals([info.code, format, size], [0, "parallels", undefined]);
   assert(info.stderr.includes("no driver"), info.stderr);
   const chain = await runOk([...BDRV, "info", "--backing-chain", "over"], cwd);
-  assert(chain.includes("file format: vmdk"), chain);
+  assert(chain.includes("file format: parallels"), chain);
   assert(chain.includes("virtual size: unavailable"), chain);
 });
 

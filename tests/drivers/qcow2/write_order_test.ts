@@ -35,6 +35,8 @@ Deno.test("create() makes an image whose size shows when it is whole", async () 
     filename: log.filename,
     createNamed: () => Promise.reject(new Error("there is one file")),
     createFile: () => Promise.resolve(log),
+    createPart: () => Promise.reject(new Error("There is one file")),
+    openBeside: () => Promise.reject(new Error("It has no parent")),
     unlocked: () => {},
     secret: () => Promise.resolve(undefined),
   });

@@ -1,0 +1,84 @@
+/**
+ * Streams with the header and the checksum of zlib (RFC 1950), as most formats
+ * other than qcow2 store them.
+ *
+ * @module
+ */
+import { inflateWrapped, zlibCompression } from "./codecs.ts";
+import { decompress } from "./compression.ts";
+import { asBlockError, BlockError } from "./errors.ts";
+import { callZlib, nativeZlib } from "./zlib_workers.ts";
+
+/** The level that zlib takes if it is not told one, and QEMU with it. */
+const DEFAULT_LEVEL = 6;
+
+/** Bytes before and after the deflated data. */
+const [HEADER, CHECKSUM] = [2, 4];
+
+/**
+ * Compress to a stream of zlib, on all processors.
+ *
+ * @param level 0 to 9.
+ * @throws {BlockError} ENOTSUP where the runtime cannot compress.
+ */
+export async function compressZlib(
+  input: Uint8Array,
+  level: number = DEFAULT_LEVEL,
+): Promise<Uint8Array> {
+  const deflate = zlibCompression(level);
+  const { length } = input;
+  if (deflate) {
+    const call = { method: "deflateSync", options: {}, deflate } as const;
+    return await callZlib(call, input, length);
+  }
+  if (!nativeZlib()) {
+    throw new BlockError("ENOTSUP", "This runtime cannot compress with zlib");
+  }
+  const options = { level, chunkSize: length + (length >> 8) + 1024 };
+  return await callZlib({ method: "deflateSync", options }, input, length);
+}
+
+/**
+ * Decompress a stream of zlib to exactly as many bytes as `target` has. What
+ * follows the stream is ignored where a library tells its end, and refused
+ * elsewhere.
+ *
+ * @returns whether that could be done, and the checksum is right.
+ */
+export async function decompressZlib(
+  input: Uint8Array,
+  target: Uint8Array,
+): Promise<boolean> {
+  const done = inflateWrapped(input, target);
+  if (done !== undefined) return done;
+  const [method, flags] = input;
+  const isZlib = input.length > HEADER + CHECKSUM && (method & 15) === 8 &&
+    (method * 256 + flags) % 31 === 0 && (flags & 32) === 0;
+  if (!isZlib) return false;
+  const end = input.length - CHECKSUM;
+  try {
+    await decompress("zlib", input.subarray(HEADER, end), target);
+  } catch (error) {
+    if (asBlockError(error).code === "EIO") return false;
+    throw error;
+  }
+  const { buffer, byteOffset } = input;
+  return new DataView(buffer, byteOffset).getUint32(end) === adler32(target);
+}
+
+/** Sums that cannot overflow 32 bits before they are reduced. */
+const ADLER_RUN = 3800;
+
+function adler32(bytes: Uint8Array): number {
+  let [a, b] = [1, 0];
+  for (let at = 0; at < bytes.length;) {
+    const end = Math.min(at + ADLER_RUN, bytes.length);
+    for (; at < end; at++) {
+      a += bytes[at];
+      b += a;
+    }
+    a %= 65521;
+    b %= 65521;
+  }
+  return b * 65536 + a;
+}

@@ -1,0 +1,48 @@
+/**
+ * Checking a VMDK: each grain must lie within its file.
+ *
+ * @module
+ */
+import { SECTOR_SIZE } from "../../core/bytes.ts";
+import { nothingFound } from "../../core/check_result.ts";
+import { BlockError } from "../../core/errors.ts";
+import type { CheckOptions, CheckResult } from "../../core/node.ts";
+import { type Extent, FlatExtent } from "./extent.ts";
+import { SparseExtent } from "./sparse_extent.ts";
+
+/**
+ * Examine the tables.
+ *
+ * @throws {BlockError} EINVAL at the first fault, which is told of.
+ */
+export async function checkExtents(
+  extents: readonly Extent[],
+  { repair, report = () => {} }: CheckOptions,
+): Promise<CheckResult> {
+  if (repair) {
+    throw new BlockError(
+      "ENOTSUP",
+      "This image format does not support checks",
+    );
+  }
+  for (const extent of extents) {
+    const { start, file } = extent;
+    const check = (offset: number, place: number | undefined) => {
+      if (place !== undefined && place < file!.size) return;
+      const sector = offset / SECTOR_SIZE;
+      report(
+        place === undefined
+          ? `ERROR: could not get cluster_offset for sector ${sector}`
+          : `ERROR: cluster offset for sector ${sector} points after EOF`,
+      );
+      throw new BlockError("EINVAL");
+    };
+    if (extent instanceof FlatExtent) check(start, extent.fileOffset);
+    if (extent instanceof SparseExtent) {
+      await extent.eachGrain((grain, place) =>
+        check(start + grain * extent.grainSize, place)
+      );
+    }
+  }
+  return nothingFound();
+}

@@ -1,0 +1,201 @@
+/**
+ * Compressed grains: each a stream of zlib behind a marker that says which
+ * grain it is, and how long.
+ *
+ * @module
+ */
+import {
+  allocate,
+  copyIntoVector,
+  type IoVector,
+  SECTOR_SIZE,
+  sliceVector,
+  vectorLength,
+} from "../../core/bytes.ts";
+import { BlockError } from "../../core/errors.ts";
+import type { BlockNode } from "../../core/node.ts";
+import { readPadded } from "../../core/requests.ts";
+import type { SparseLayout } from "./layout.ts";
+import type { Step } from "./table_pages.ts";
+
+/** Bytes of a marker before the data: a sector of the disk, and a length. */
+const MARKER_SIZE = 12;
+
+/** Most bytes that are read at once, if it is not one grain. */
+const MAX_READ = 2 * 1024 * 1024;
+
+let codecs: Promise<typeof import("../../core/zlib_streams.ts")> | undefined;
+
+/**
+ * Most images have nothing that is compressed. Whoever has waited for the same
+ * promise goes on in the same turn: calls that come together are shared out.
+ */
+function loadCodecs() {
+  return codecs ??= import("../../core/zlib_streams.ts");
+}
+
+/** A grain that is to be read, and where to. */
+interface Wanted {
+  /** Which one. */
+  readonly grain: number;
+  /** Where in the file it lies. */
+  readonly place: number;
+  /** Bytes of it that are part of the disk. */
+  readonly size: number;
+  /** Its first byte that is wanted, and where those go. */
+  readonly from: number;
+  readonly iov: IoVector;
+}
+
+/** Where a grain lies, and how much of it is part of the disk. */
+export type Locate = (
+  grain: number,
+) => Promise<{ place: number; size: number }>;
+
+/** Reads compressed grains. */
+export class GrainReader {
+  readonly #file: BlockNode;
+  readonly #layout: SparseLayout;
+  readonly #step: Step;
+  /** The last one of which a part was read: who reads on needs it again. */
+  #last?: { readonly place: number; readonly content: Uint8Array };
+
+  constructor(file: BlockNode, layout: SparseLayout, step: Step) {
+    this.#step = step;
+    this.#file = file;
+    this.#layout = layout;
+  }
+
+  /** Fill `iov` from byte `offset` of the extent on. */
+  async read(offset: number, iov: IoVector, locate: Locate): Promise<void> {
+    const { grainSize } = this.#layout;
+    const length = vectorLength(iov);
+    let group: Wanted[] = [];
+    for (let done = 0; done < length;) {
+      const grain = Math.floor((offset + done) / grainSize);
+      const from = (offset + done) % grainSize;
+      const take = Math.min(length - done, grainSize - from);
+      const part = sliceVector(iov, done, take);
+      const wanted = { grain, ...await locate(grain), from, iov: part };
+      if (!this.#continues(group, wanted)) {
+        await this.#readGroup(group);
+        group = [];
+      }
+      group.push(wanted);
+      done += take;
+    }
+    await this.#readGroup(group);
+  }
+
+  /** Whether one request reads a grain with those before it. */
+  #continues(group: readonly Wanted[], { place }: Wanted): boolean {
+    const last = group.at(-1);
+    if (!last) return true;
+    const gap = place - last.place;
+    return gap > 0 && gap <= this.#mostBytes &&
+      place + this.#mostBytes - group[0].place <= MAX_READ;
+  }
+
+  /** Bytes that a grain takes at most: it may have become a little longer. */
+  get #mostBytes(): number {
+    const { grainSize } = this.#layout;
+    return grainSize + (grainSize >> 8) + 2 * SECTOR_SIZE;
+  }
+
+  async #readGroup(group: readonly Wanted[]): Promise<void> {
+    if (group.length === 0) return;
+    const [{ place: start }] = group;
+    const end = Math.min(
+      group[group.length - 1].place + this.#mostBytes,
+      this.#file.size,
+    );
+    const remembered = this.#last;
+    if (group.length === 1 && remembered?.place === start) {
+      return this.#copy(group[0], remembered.content);
+    }
+    const bytes = allocate(Math.max(0, end - start));
+    await this.#step("read_compressed", this.#file);
+    await readPadded(this.#file, start, [bytes]);
+    for (const wanted of group) {
+      const data = await this.#dataOf(
+        wanted,
+        bytes.subarray(
+          wanted.place - start,
+        ),
+      );
+      await this.#decompress(wanted, data);
+    }
+  }
+
+  /** The compressed data of a grain, of whose place the first bytes were read. */
+  async #dataOf(
+    { grain, place }: Wanted,
+    bytes: Uint8Array,
+  ): Promise<Uint8Array> {
+    const { grainSize, hasMarkers } = this.#layout;
+    if (!hasMarkers) return bytes;
+    if (bytes.length < MARKER_SIZE) throw corrupt("lies beyond its file");
+    const view = new DataView(bytes.buffer, bytes.byteOffset);
+    const length = view.getUint32(8, true);
+    const sector = view.getUint32(4, true) * 2 ** 32 + view.getUint32(0, true);
+    if (length === 0 || length > 2 * grainSize) {
+      throw corrupt(`has ${length} bytes`);
+    }
+    if (sector !== grain * grainSize / SECTOR_SIZE) {
+      throw corrupt(`is marked as that of sector ${sector}`);
+    }
+    const end = MARKER_SIZE + length;
+    if (end <= bytes.length) return bytes.subarray(MARKER_SIZE, end);
+    const data = allocate(length);
+    await readPadded(this.#file, place + MARKER_SIZE, [data]);
+    return data;
+  }
+
+  async #decompress(wanted: Wanted, data: Uint8Array): Promise<void> {
+    const { grainSize } = this.#layout;
+    const { place, size, from, iov } = wanted;
+    const isWhole = from === 0 && iov.length === 1 &&
+      iov[0].length === grainSize;
+    const { decompressZlib } = await loadCodecs();
+    const content = isWhole ? iov[0] : allocate(grainSize);
+    // The last one may have been cut off where the disk ends.
+    const isDone = await decompressZlib(data, content) ||
+      (size < grainSize &&
+        await decompressZlib(data, content.subarray(0, size)));
+    if (!isDone) throw corrupt("is no stream of zlib");
+    if (isWhole) return;
+    this.#last = { place, content };
+    this.#copy(wanted, content);
+  }
+
+  #copy({ from, iov }: Wanted, content: Uint8Array): void {
+    const length = vectorLength(iov);
+    copyIntoVector(iov, 0, content.subarray(from, from + length));
+  }
+}
+
+/** QEMU's code for it; its message is no more than that. */
+function corrupt(what: string): BlockError {
+  const detail = `: a compressed grain ${what}`;
+  return new BlockError("EINVAL", `Invalid argument${detail}`, { detail });
+}
+
+/**
+ * A grain as it is stored: its marker, and its data compressed.
+ *
+ * @param sector The first one of the extent that it holds.
+ */
+export async function compressGrain(
+  content: Uint8Array,
+  sector: number,
+  level?: number,
+): Promise<Uint8Array> {
+  const { compressZlib } = await loadCodecs();
+  const data = await compressZlib(content, level);
+  const grain = allocate(MARKER_SIZE + data.length);
+  const view = new DataView(grain.buffer, grain.byteOffset);
+  view.setBigUint64(0, BigInt(sector), true);
+  view.setUint32(8, data.length, true);
+  grain.set(data, MARKER_SIZE);
+  return grain;
+}

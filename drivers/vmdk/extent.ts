@@ -1,0 +1,113 @@
+/**
+ * What all kinds of extents of a disk have in common, and those without tables.
+ *
+ * @module
+ */
+import type { Allocation, Place, Run } from "../../core/block_map.ts";
+import type { IoVector } from "../../core/bytes.ts";
+import type { BlockNode } from "../../core/node.ts";
+
+/** A part of the disk. Ranges that are asked for lie within it. */
+export interface Extent {
+  /** As a descriptor calls its kind; empty for the only one of an image. */
+  readonly type: string;
+  /** The first byte of the disk that it holds, and the first it does not. */
+  readonly start: number;
+  readonly end: number;
+  /** Where its data is, if it has any. */
+  readonly file?: BlockNode;
+  /** Bytes that have a place of their own; absent without tables. */
+  readonly grainSize?: number;
+  /** Whether its grains are compressed. */
+  readonly isCompressed?: boolean;
+
+  /** As for a block map. */
+  lookup(offset: number, length: number): Run | undefined;
+  /** As for a block map. */
+  find(offset: number, length: number): Promise<Run>;
+  /** As for a block map. */
+  inPlace(offset: number, length: number): Place | undefined;
+  /** As for a block map. */
+  allocate(offset: number, length: number): Promise<Allocation>;
+  /** Read compressed grains. */
+  readCompressed?(offset: number, iov: IoVector): Promise<void>;
+  /** Have whole grains read as zeroes; absent if it has no entry for that. */
+  zeroGrains?(offset: number, length: number): Promise<void>;
+  /** Make all that was written durable. */
+  flush(): Promise<void>;
+}
+
+/** An extent that lies in a file as it is. */
+export class FlatExtent implements Extent {
+  readonly type: string;
+  readonly start: number;
+  readonly end: number;
+  readonly file: BlockNode;
+  /** Where in the file it begins. */
+  readonly fileOffset: number;
+
+  constructor(
+    type: string,
+    start: number,
+    size: number,
+    file: BlockNode,
+    fileOffset: number,
+  ) {
+    this.type = type;
+    this.start = start;
+    this.end = start + size;
+    this.file = file;
+    this.fileOffset = fileOffset;
+  }
+
+  lookup(offset: number, length: number): Run {
+    return { ...this.inPlace(offset, length), kind: "data" };
+  }
+
+  // deno-lint-ignore require-await -- the interface is asynchronous
+  async find(offset: number, length: number): Promise<Run> {
+    return this.lookup(offset, length);
+  }
+
+  inPlace(offset: number, length: number): Place {
+    const childOffset = this.fileOffset + offset - this.start;
+    return { length, child: this.file, childOffset };
+  }
+
+  allocate(): never {
+    throw new Error("All of a flat extent has its place");
+  }
+
+  async flush(): Promise<void> {
+    await this.file.flush?.();
+  }
+}
+
+/** An extent that reads as zeroes, and takes no room. */
+export class ZeroExtent implements Extent {
+  readonly type = "ZERO";
+  readonly start: number;
+  readonly end: number;
+
+  constructor(start: number, size: number) {
+    this.start = start;
+    this.end = start + size;
+  }
+
+  lookup(_offset: number, length: number): Run {
+    return { length, kind: "zero" };
+  }
+
+  // deno-lint-ignore require-await -- the interface is asynchronous
+  async find(offset: number, length: number): Promise<Run> {
+    return this.lookup(offset, length);
+  }
+
+  inPlace(): undefined {}
+
+  allocate(): never {
+    throw new Error("Images with such extents are not written to");
+  }
+
+  async flush(): Promise<void> {}
+}

@@ -1,0 +1,80 @@
+/**
+ * The extents of a disk, one after the other, as its map.
+ *
+ * @module
+ */
+import type { Allocation, BlockMap, Place, Run } from "../../core/block_map.ts";
+import { type IoVector, isPowerOfTwo, SECTOR_SIZE } from "../../core/bytes.ts";
+import type { Extent } from "./extent.ts";
+
+/** As much as any disk has. */
+const EVERYTHING = 2 ** 53;
+
+/** The map of a disk. */
+export class ExtentMap implements BlockMap {
+  readonly unit: number;
+  readonly extents: readonly Extent[];
+
+  constructor(extents: readonly Extent[]) {
+    this.extents = extents;
+    this.unit = unitOf(extents);
+  }
+
+  /** Bytes of the disk. */
+  get size(): number {
+    return this.extents.at(-1)?.end ?? 0;
+  }
+
+  /** The extent in which a byte of the disk is. */
+  at(offset: number): Extent {
+    const { extents } = this;
+    let [low, high] = [0, extents.length - 1];
+    while (low < high) {
+      const middle = low + high >> 1;
+      if (offset < extents[middle].end) high = middle;
+      else low = middle + 1;
+    }
+    return extents[low];
+  }
+
+  lookup(offset: number, length: number): Run | undefined {
+    const extent = this.at(offset);
+    return extent.lookup(offset, Math.min(length, extent.end - offset));
+  }
+
+  find(offset: number, length: number): Promise<Run> {
+    const extent = this.at(offset);
+    return extent.find(offset, Math.min(length, extent.end - offset));
+  }
+
+  inPlace(offset: number, length: number): Place | undefined {
+    const extent = this.at(offset);
+    return extent.inPlace(offset, Math.min(length, extent.end - offset));
+  }
+
+  allocate(offset: number, length: number): Promise<Allocation> {
+    const extent = this.at(offset);
+    return extent.allocate(offset, Math.min(length, extent.end - offset));
+  }
+
+  readSpecial(_run: Run, offset: number, iov: IoVector): Promise<void> {
+    return this.at(offset).readCompressed!(offset, iov);
+  }
+
+  mayHaveHoles({ child, childOffset }: Run): boolean {
+    // Of one that lies as it is in its file.
+    return childOffset !== undefined &&
+      this.extents.some(({ file, grainSize }) =>
+        file === child && grainSize === undefined
+      );
+  }
+}
+
+/** Grains that do not fit into each other are changed one at a time. */
+function unitOf(extents: readonly Extent[]): number {
+  const sizes = extents.flatMap(({ grainSize }) => grainSize ?? []);
+  const largest = Math.max(SECTOR_SIZE, ...sizes);
+  const fits = sizes.every(isPowerOfTwo) &&
+    extents.every(({ start }) => start % largest === 0);
+  return fits || sizes.length === 0 ? largest : EVERYTHING;
+}

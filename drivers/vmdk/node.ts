@@ -1,0 +1,384 @@
+/**
+ * An opened VMDK.
+ *
+ * @module
+ */
+import { Access } from "../../core/access.ts";
+import {
+  allocate,
+  flattenVector,
+  type IoVector,
+  roundUp,
+  sliceVector,
+  vectorLength,
+} from "../../core/bytes.ts";
+import type { OpenContext } from "../../core/driver.ts";
+import { asBlockError, BlockError } from "../../core/errors.ts";
+import { skipFilters } from "../../core/extents.ts";
+import { wrapNode } from "../../core/filter.ts";
+import type {
+  BlockNode,
+  CompressOptions,
+  Extent as NodeExtent,
+  ImageOperations,
+  NodeInfo,
+  RequestLimits,
+  WriteFlags,
+} from "../../core/node.ts";
+import { nameOf } from "../../core/node_names.ts";
+import { type OptionValues, parseOptions } from "../../core/options.ts";
+import type { DriverTraits } from "../../core/traits.ts";
+import { isPlainObject } from "../../core/values.ts";
+import { compressGrain } from "./compressed.ts";
+import { newCid, NO_PARENT, withCid } from "./descriptor.ts";
+import type { Extent } from "./extent.ts";
+import { ExtentMap } from "./extent_map.ts";
+import { type OpenedImage, openImage } from "./open.ts";
+import { SparseExtent } from "./sparse_extent.ts";
+
+/** Open an image. */
+export async function openVmdk(
+  driver: DriverTraits,
+  options: OptionValues,
+  context: OpenContext,
+): Promise<BlockNode> {
+  parseOptions({}, options, ["file", "backing", "extents"]);
+  const file = await context.openChild("file");
+  const given = options.extents as { [index: string]: unknown } | undefined;
+  const image = await openImage(file, context, async (index, name) => {
+    const child = `extents.${index}`;
+    const described = given?.[index];
+    const overrides = isPlainObject(described) ? described : {};
+    try {
+      return { child, node: await context.openPart(child, name, overrides) };
+    } catch (thrown) {
+      const error = asBlockError(thrown);
+      if (!error.message.startsWith("Cannot generate a base dir")) throw error;
+      const described = `VMDK descriptor file '${nameOf(file)}'`;
+      throw error.prefixed(`Cannot use relative paths with ${described}: `);
+    }
+  });
+  const backing = await openParent(image, options, context);
+  return new VmdkNode(driver, file, backing, image, context);
+}
+
+/** The parent that the user describes, or else the one of the descriptor. */
+async function openParent(
+  { descriptor: { parentFile } }: OpenedImage,
+  options: OptionValues,
+  context: OpenContext,
+): Promise<BlockNode | undefined> {
+  if (context.describes("backing")) {
+    if (options.backing === null) return undefined;
+    return await context.openChild("backing");
+  }
+  if (parentFile === undefined) return undefined;
+  return await context.openImplicit("backing", parentFile, "vmdk");
+}
+
+class VmdkNode implements BlockNode {
+  readonly driver: DriverTraits;
+  readonly filename: string;
+  readonly readOnly: boolean;
+  readonly children: { readonly [role: string]: BlockNode | undefined };
+  readonly limits?: RequestLimits;
+  readonly image: ImageOperations = {
+    check: async (options = {}) =>
+      await (await import("./check.ts")).checkExtents(this.#extents, options),
+  };
+  readonly writev?: BlockNode["writev"];
+  readonly writeZeroes?: BlockNode["writeZeroes"];
+  readonly writeCompressed?: BlockNode["writeCompressed"];
+  /** As for {@linkcode Access}; absent if nobody listens. */
+  readonly event?: (name: string) => void | Promise<void>;
+  /** What is left to the parent is read from; whether that is sound. */
+  readonly backing?: BlockNode;
+  readonly #file: BlockNode;
+  readonly #image: OpenedImage;
+  readonly #map: ExtentMap;
+  readonly #access: Access;
+  #cid: number;
+  /** Whether the content id tells that this session writes. */
+  #isMarked = false;
+  #marking?: Promise<void>;
+  /** Fulfilled when all compressed grains so far have their places. */
+  #appends: Promise<void> = Promise.resolve();
+
+  constructor(
+    driver: DriverTraits,
+    file: BlockNode,
+    backing: BlockNode | undefined,
+    image: OpenedImage,
+    context: OpenContext,
+  ) {
+    this.driver = driver;
+    this.filename = context.filename;
+    this.children = { file, ...image.files, backing };
+    this.backing = backing && this.#checkedParent(backing);
+    this.#file = file;
+    this.#image = image;
+    this.#cid = image.descriptor.cid;
+    this.event = eventOf(this.#filesOfData(), context);
+    this.#map = new ExtentMap(image.extents);
+    this.#access = new Access(this, this.#map);
+    this.readOnly = context.readOnly || !image.isWritable;
+    if (this.readOnly) return;
+    const [first] = image.extents;
+    const isStream = first instanceof SparseExtent && first.isCompressed;
+    this.writev = isStream
+      ? (offset, iov, flags) => this.#writeStream(first, offset, iov, flags)
+      : (offset, iov, flags) => this.#write(offset, iov, flags);
+    this.writeCompressed = isStream
+      ? (offset, iov, options) => this.#append(first, offset, iov, options)
+      // As QEMU has it, others take such data and store it plain.
+      : (offset, iov) => this.#write(offset, iov);
+    if (this.#extents.some((extent) => extent.zeroGrains)) {
+      this.limits = { writeZeroesAlignment: this.#map.unit };
+      this.writeZeroes = (offset, length, flags) =>
+        this.#writeZeroes(offset, length, flags);
+    }
+  }
+
+  get size(): number {
+    return this.#map.size;
+  }
+
+  get #extents(): readonly Extent[] {
+    return this.#image.extents;
+  }
+
+  readv(offset: number, iov: IoVector): Promise<void> {
+    return this.#access.readv(offset, iov);
+  }
+
+  status(offset: number, length: number): Promise<NodeExtent> {
+    return this.#access.status(offset, length);
+  }
+
+  async #write(
+    offset: number,
+    iov: IoVector,
+    flags?: WriteFlags,
+  ): Promise<void> {
+    if (!this.#isMarked) await this.#mark();
+    await this.#access.writev(offset, iov, flags);
+    if (flags?.fua) await this.flush();
+  }
+
+  async #writeStream(
+    extent: SparseExtent,
+    offset: number,
+    iov: IoVector,
+    flags?: WriteFlags,
+  ): Promise<void> {
+    await this.#append(extent, offset, iov);
+    if (flags?.fua) await this.flush();
+  }
+
+  async #writeZeroes(
+    offset: number,
+    length: number,
+    flags?: WriteFlags,
+  ): Promise<void> {
+    const end = offset + length;
+    const parts: [extent: Extent, start: number, end: number][] = [];
+    for (let at = offset; at < end;) {
+      const extent = this.#map.at(at);
+      const { start, grainSize = 1 } = extent;
+      const stop = Math.min(end, extent.end);
+      const isWhole = (at - start) % grainSize === 0 &&
+        (stop === extent.end || (stop - start) % grainSize === 0);
+      if (!extent.zeroGrains || !isWhole) throw new BlockError("ENOTSUP");
+      parts.push([extent, at, stop]);
+      at = stop;
+    }
+    if (!this.#isMarked) await this.#mark();
+    {
+      const { unit } = this.#map;
+      const [first, last] = [offset - offset % unit, roundUp(end, unit)];
+      using _ = await this.#access.ranges.acquire(first, last, true);
+      for (const [extent, at, stop] of parts) {
+        await extent.zeroGrains!(at, stop - at);
+      }
+    }
+    if (flags?.fua) await this.flush();
+  }
+
+  /** Store whole grains behind all others, in the order of the calls. */
+  async #append(
+    extent: SparseExtent,
+    offset: number,
+    iov: IoVector,
+    { level }: CompressOptions = {},
+  ): Promise<void> {
+    const length = vectorLength(iov);
+    const { grainSize } = extent;
+    const isWhole = offset % grainSize === 0 &&
+      (length % grainSize === 0 || offset + length === this.size);
+    if (!isWhole) throw new BlockError("EINVAL");
+    const before = this.#appends;
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#appends = promise;
+    try {
+      const { unit } = this.#map;
+      const start = offset - offset % unit;
+      using _ = await this.#access.ranges.acquire(
+        start,
+        roundUp(offset + length, unit),
+        true,
+      );
+      if (!this.#isMarked) await this.#mark();
+      if (await extent.hasGrains(offset, length)) {
+        const detail =
+          ": Could not write to allocated cluster for streamOptimized";
+        throw new BlockError("EIO", `Input/output error${detail}`, { detail });
+      }
+      const grains = await compressAll(extent, offset, iov, level);
+      await before;
+      await extent.append(offset, grains);
+    } finally {
+      await before;
+      resolve();
+    }
+  }
+
+  /** Have the content id tell children of this image that it changes. */
+  async #mark(): Promise<void> {
+    try {
+      await (this.#marking ??= this.#changeCid());
+      this.#isMarked = true;
+    } finally {
+      this.#marking = undefined;
+    }
+  }
+
+  async #changeCid(): Promise<void> {
+    const { offset, length } = this.#image.place;
+    const file = this.#file;
+    const before = allocate(Math.min(length, file.size - offset));
+    await file.readv(offset, [before]);
+    const cid = newCid();
+    const text = withCid(before, cid);
+    const end = before.indexOf(0);
+    const old = end < 0 ? before.length : end;
+    if (text.length > length) {
+      throw new BlockError("EFBIG", "VMDK description file too big");
+    }
+    // Mostly as long as before: then one sector changes, and is never torn.
+    const first = text.findIndex((byte, at) => byte !== before[at]);
+    const rest = allocate(Math.max(0, old - text.length));
+    if (first >= 0) {
+      const last = text.length === old
+        ? text.findLastIndex((byte, at) => byte !== before[at]) + 1
+        : text.length;
+      await file.writev!(offset + first, [text.subarray(first, last), rest]);
+    }
+    this.#cid = cid;
+  }
+
+  #filesOfData(): BlockNode[] {
+    return [...new Set(this.#extents.flatMap(({ file }) => file ?? []))];
+  }
+
+  /** A parent that cannot be read from once it is not what it was. */
+  #checkedParent(parent: BlockNode): BlockNode {
+    let checking: Promise<void> | undefined;
+    let isSound = false;
+    const readChecked = async (offset: number, iov: IoVector) => {
+      await (checking ??= this.#checkParent(parent));
+      isSound = true;
+      await parent.readv(offset, iov);
+    };
+    return wrapNode(parent, {
+      readv: (offset, iov) =>
+        isSound ? parent.readv(offset, iov) : readChecked(offset, iov),
+    });
+  }
+
+  async #checkParent(parent: BlockNode): Promise<void> {
+    const { parentCid } = this.#image.descriptor;
+    const { specific } = await skipFilters(parent).info?.() ?? {};
+    const cid = specific?.type === "vmdk" ? specific.data.cid : undefined;
+    if (parentCid === NO_PARENT && cid === undefined) return;
+    if (cid === parentCid) return;
+    const detail = cid === undefined
+      ? `: the parent of '${this.filename}' is no VMDK`
+      : `: the parent of '${this.filename}' was changed after it was made`;
+    throw new BlockError("EINVAL", `Invalid argument${detail}`, { detail });
+  }
+
+  async flush(): Promise<void> {
+    if (this.readOnly) return;
+    for (const extent of this.#extents) await extent.flush();
+    // Its extents make their own files durable.
+    const isExtent = this.#extents.some(({ file }) => file === this.#file);
+    if (this.#isMarked && !isExtent) await this.#file.flush?.();
+  }
+
+  // deno-lint-ignore require-await -- the interface is asynchronous
+  async info(): Promise<NodeInfo> {
+    const { createType, descriptor, extents } = this.#image;
+    const { parentCid, parentFile } = descriptor;
+    const [first, ...others] = extents;
+    const isUniform = others.every((other) =>
+      other.isCompressed === first.isCompressed &&
+      other.grainSize === first.grainSize
+    );
+    return {
+      ...(isUniform && {
+        clusterSize: first?.grainSize,
+        compressed: first?.isCompressed || undefined,
+        dirty: false,
+      }),
+      ...(parentFile !== undefined && {
+        backingFile: parentFile,
+        backingFormat: "vmdk",
+      }),
+      specific: {
+        type: "vmdk",
+        data: {
+          "create-type": createType,
+          "cid": this.#cid,
+          "parent-cid": parentCid,
+          "extents": extents.map((extent) => ({
+            "filename": extent.file ? nameOf(extent.file) : "",
+            "format": extent.type,
+            "virtual-size": extent.end - extent.start,
+            "cluster-size": extent.grainSize,
+            "compressed": extent.isCompressed || undefined,
+          })),
+        },
+      },
+    };
+  }
+
+  close(): Promise<void> {
+    return this.flush();
+  }
+}
+
+/** What tells of the steps of moving data, in whichever file that is. */
+function eventOf(files: readonly BlockNode[], context: OpenContext) {
+  const debugged = files.filter(({ debug }) => debug);
+  if (!context.event && debugged.length === 0) return undefined;
+  return async (name: string) => {
+    context.event?.(name);
+    for (const file of debugged) await file.debug!.event(name);
+  };
+}
+
+async function compressAll(
+  { start, grainSize }: SparseExtent,
+  offset: number,
+  iov: IoVector,
+  level: number | undefined,
+): Promise<Uint8Array[]> {
+  const length = vectorLength(iov);
+  const grains: Promise<Uint8Array>[] = [];
+  for (let at = 0; at < length; at += grainSize) {
+    const take = Math.min(grainSize, length - at);
+    const content = flattenVector(sliceVector(iov, at, take));
+    grains.push(compressGrain(content, (offset + at - start) / 512, level));
+  }
+  return await Promise.all(grains);
+}
