@@ -163,6 +163,13 @@ export const works: readonly Work[] = [
     verify: ["compare -f qcow2 -F qcow2 OUT THEIRS", "check OUT"],
   },
   {
+    name: "4 KiB allocating writes, extended L2, depth 1",
+    command: "bench -f qcow2 -w -c SIZE/65536 -d 1 -s 4096 -S 65536 OUT",
+    goal: 0.4,
+    before: ["create -q -f qcow2 -o extended_l2=on OUT SIZE"],
+    verify: ["compare -f qcow2 -F qcow2 OUT THEIRS", "check OUT"],
+  },
+  {
     name: "64 KiB allocating writes, depth 64",
     command: "bench -f qcow2 -w -c SIZE/65536 -d 64 -s 65536 OUT",
     goal: 0.9,

@@ -105,8 +105,8 @@ async function changeRaw(
   if (typeof change === "object") {
     const { from, to } = change;
     await writeZeroes(dataFile, start + from, to - from);
-  } else if (change !== "unmap") {
-    const unmap = change === "unmapZero";
+  } else {
+    const unmap = change !== "zero";
     await writeZeroes(dataFile, start, end - start, { unmap });
   }
   using _ = await state.metadata.lock();

@@ -304,3 +304,40 @@ Deno.test({
       }
     }),
 });
+
+Deno.test("a gate learns what a file is to the image that names it", async () => {
+  await inFolder(async (folder) => {
+    await createImage("raw", `${folder}/base`, { size: SIZE });
+    const filename = `${folder}/image`;
+    await createImage("qcow2", filename, {
+      size: SIZE,
+      data_file: `${folder}/data`,
+      backing_file: "base",
+      backing_fmt: "raw",
+    });
+    const seen: ImplicitOpen[] = [];
+    await using _ = await openImage(filename, {
+      readOnly: true,
+      gate: (request) => seen.push(request) > 0,
+    });
+    assertEquals(
+      seen.map(({ role, filename, namedBy }) => ({
+        role,
+        filename,
+        namedBy,
+      })),
+      [
+        { role: "data-file", filename: `${folder}/data`, namedBy: filename },
+        { role: "backing", filename: `${folder}/base`, namedBy: filename },
+      ],
+    );
+    assertEquals(
+      await opens(filename, { gate: "deny", backing: false }),
+      false,
+    );
+    // What the user names passes no gate.
+    const stack = { driver: "qcow2", file: filename };
+    const given = { ...stack, backing: null, "data-file": `${folder}/data` };
+    assertEquals(await opens(given, { gate: "deny" }), true);
+  });
+});

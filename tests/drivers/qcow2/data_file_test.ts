@@ -9,6 +9,7 @@ import type { BlockNode } from "../../../core/node.ts";
 import { memoryDriver } from "../../../drivers/memory.ts";
 import { type Behaviour, QUIET } from "../../../drivers/qcow2/behaviour.ts";
 import { checkImage } from "../../../drivers/qcow2/check.ts";
+import { makeEmpty } from "../../../drivers/qcow2/empty.ts";
 import { Autoclear, Incompatible } from "../../../drivers/qcow2/format.ts";
 import { readHeader } from "../../../drivers/qcow2/header.ts";
 import { resize } from "../../../drivers/qcow2/resize.ts";
@@ -291,6 +292,8 @@ for (const extended of [false, true]) {
       await Promise.all(requests);
       assertEquals(await diskOf(state), contentOf(dataStore));
     }
+    await makeEmpty(state);
+    assertEquals(contentOf(dataStore), new Uint8Array(SIZE));
   });
 }
 

@@ -276,3 +276,98 @@ Deno.test("sequenceLength() ends where flags differ, and at 4 GiB", () => {
   writeUint64(table, 8, 0);
   assertEquals(standard.sequenceLength(table, 0, 8), 1);
 });
+
+/** A table of entries whose subclusters are of all kinds. */
+function someSubclusters(random: Random): DataView {
+  const table = viewOf(new Uint8Array(8 * extended.entrySize));
+  for (let index = 0; index < 8; index++) {
+    const bits = () =>
+      BigInt(random.pick([0, -1, random.below(2 ** 32)]) >>> 0);
+    const isPlaced = random.below(3) > 0;
+    const zero = bits();
+    // Most contradict nothing.
+    const allocated = random.oneIn(9) ? bits() : isPlaced ? bits() & ~zero : 0n;
+    const entry = isPlaced ? COPIED | BigInt((1 + index) * CLUSTER) : 0n;
+    put64(
+      new Uint8Array(table.buffer),
+      16 * index,
+      random.oneIn(12) ? COMPRESSED | HOST : entry,
+      zero << 32n | allocated,
+    );
+  }
+  return table;
+}
+
+Deno.test("subclusterRun() goes as far as subclusters are alike", () => {
+  const random = new Random(3);
+  for (let round = 0; round < 2000; round++) {
+    const table = someSubclusters(random);
+    const [index, first] = [random.below(8), random.below(32)];
+    const most = 1 + random.below(100);
+    const kind = extended.subclusterKind(table, index, first);
+    const isWhole = kind === "invalid" || kind === "compressed";
+    let expected = 1;
+    for (; expected < most; expected++) {
+      const at = first + expected;
+      const next = index + Math.floor(at / 32);
+      const isOther = isWhole && next !== index;
+      if (next === 8 || isOther) break;
+      if (extended.subclusterKind(table, next, at % 32) !== kind) break;
+    }
+    const run = extended.subclusterRun(table, index, first, most);
+    assertEquals(run, expected);
+  }
+});
+
+Deno.test("setData(), reserve() and setZeroPart() change the bits of a part", () => {
+  const at = (index: number) => index * extended.subclusterSize;
+  const table = tableOf(extended, [0n, 0xff00ff00n << 32n]);
+  extended.setData(table, INDEX, Number(HOST), at(4), at(12));
+  const place = COPIED | HOST;
+  assertEquals(wordsAt(extended, table), [place, 0xff00f000n << 32n | 0xff0n]);
+  // From the middle of one to the middle of another.
+  extended.setData(table, INDEX, Number(HOST), at(30) + 1, at(31) + 1);
+  assertEquals(wordsAt(extended, table), [
+    place,
+    0x3f00f000n << 32n | 0xc0000ff0n,
+  ]);
+  extended.setZeroPart(table, INDEX, at(31), at(32));
+  assertEquals(wordsAt(extended, table), [
+    place,
+    0xbf00f000n << 32n | 0x40000ff0n,
+  ]);
+  extended.reserve(table, INDEX, Number(HOST) + CLUSTER, true);
+  assertEquals(wordsAt(extended, table), [
+    place + BigInt(CLUSTER),
+    0xbf00f000n << 32n | 0x40000ff0n,
+  ]);
+  assertEquals(
+    [
+      extended.firstAllocated(table, INDEX),
+      extended.lastAllocated(table, INDEX),
+    ],
+    [4, 31],
+  );
+});
+
+Deno.test("wholeKind() tells of a cluster in which subclusters differ", () => {
+  const all = 0xffffffffn;
+  const kinds = [
+    [0n, 0n],
+    [0n, all << 32n],
+    [0n, 1n << 40n],
+    [COPIED | HOST, all << 32n],
+    [COPIED | HOST, 0n],
+    [COPIED | HOST, 1n],
+    [COMPRESSED | HOST, 0n],
+  ].map((words) => extended.wholeKind(tableOf(extended, words), INDEX));
+  assertEquals(kinds, [
+    "unallocated",
+    "zero",
+    "partlyZero",
+    "zeroAllocated",
+    "normal",
+    "normal",
+    "compressed",
+  ]);
+});
