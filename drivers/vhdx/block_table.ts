@@ -136,13 +136,14 @@ export class BlockTable implements BlockMap {
       const view = viewOf(part);
       for (let at = 0; at < part.length; at += ENTRY_SIZE) {
         const state = stateAt(view, at);
-        if (state !== STATE.PRESENT && state !== STATE.PARTIAL) continue;
+        const isThere = state === STATE.PRESENT ||
+          (state === STATE.PARTIAL && this.#metadata.parent !== undefined);
+        if (!isThere) continue;
         const entry = (done + at) / ENTRY_SIZE;
         const block = this.#shape.blockOf(entry);
         if (block === undefined) continue;
         const offset = offsetAt(view, at);
-        const problem = this.#problemOf(entry, block, offset);
-        if (problem) {
+        for (const problem of this.#problemsOf(entry, block, offset)) {
           report(problem);
           faults++;
         }
@@ -154,27 +155,27 @@ export class BlockTable implements BlockMap {
   }
 
   /** What is wrong with the place of a block. */
-  #problemOf(
+  *#problemsOf(
     entry: number,
     block: number,
     offset: number,
-  ): string | undefined {
+  ): Generator<string> {
     const { size: fileSize } = this.#file;
     const { size, blockSize } = this.#metadata;
     if (offset > 2 ** 63 - blockSize) {
-      return `VHDX BAT entry ${entry} offset overflow.`;
+      yield `VHDX BAT entry ${entry} offset overflow.`;
     }
     // QEMU made images of which the last block ends with the disk.
     const last = offset + Math.min(blockSize, size - block * blockSize);
-    const isPast = (what: string, place: number) =>
-      `VHDX BAT entry ${entry} ${what} offset ${BigInt(place)} points after ` +
+    const pastEnd = (what: string, place: bigint) =>
+      `VHDX BAT entry ${entry} ${what} offset ${place} points after ` +
       `end of file (${fileSize}). Image has probably been truncated.`;
-    if (offset >= fileSize) return isPast("start", offset);
-    if (last > fileSize) return isPast("end", last - 1);
+    if (offset >= fileSize) yield pastEnd("start", BigInt(offset));
+    else if (last > fileSize) yield pastEnd("end", BigInt(last) - 1n);
     const place = { offset, length: blockSize };
     const other = [{ offset: 0, length: MIB }, ...this.#regions.all]
       .find((other) => overlap(place, other));
-    return other && overlapText(place, other);
+    if (other) yield overlapText(place, other);
   }
 
   /** What the table says of a block; `undefined` if it is to be loaded before. */

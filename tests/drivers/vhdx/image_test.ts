@@ -131,14 +131,17 @@ Deno.test("check() tells of blocks that are not where blocks can be", async () =
   {
     const options = { purpose: "check" } as const;
     await using image = await openImage(stackOf(bytes), options);
-    assertEquals((await image.check({ report })).corruptions, 3);
+    assertEquals((await image.check({ report })).corruptions, 4);
   }
-  const start = `true VHDX BAT entry 0 start offset ${100 * MIB} points ` +
-    `after end of file (${end}). Image has probably been truncated.`;
+  const pastEnd = (entry: number, offset: bigint) =>
+    `true VHDX BAT entry ${entry} start offset ${offset} points after end of ` +
+    `file (${end}). Image has probably been truncated.`;
+  const start = pastEnd(0, BigInt(100 * MIB));
   assertEquals(lines, [
     start,
     "true VHDX region 2097152-3145728 overlaps with region 2097152-3145728",
     "true VHDX BAT entry 2 offset overflow.",
+    pastEnd(2, 0xfffffffffff00000n),
   ]);
   lines.length = 0;
   await assertRejects(
