@@ -361,8 +361,8 @@ function contextOf(pending: Pending): OpenContext {
     openChild: (name, description) => openChild(pending, name, description),
     openImplicit: (child, name, format) =>
       openImplicit(pending, child, name, format),
-    openPart: (child, name, overrides) =>
-      openPart(pending, child, name, overrides),
+    openPart: (child, name, description) =>
+      openPart(pending, child, name, description),
   };
 }
 
@@ -465,16 +465,17 @@ async function openPart(
   pending: Pending,
   child: string,
   name: string,
-  overrides: OptionValues = {},
+  description: unknown,
 ): Promise<BlockNode> {
+  if (isNode(description)) return await openChild(pending, child, description);
   const { filename, opening, place, opened, options } = pending;
   const file = isNode(options.file) ? options.file : opened[0];
   const { probeFile: _, ...below } = place;
-  if (describesChild(overrides)) {
+  if (description !== null && describesChild(description)) {
     return await keep(
       pending,
       child,
-      openStack(overrides, opening, below, true),
+      openStack(description, opening, below, true),
     );
   }
   const request = { filename: resolveFrom(file, name), namedBy: filename };
@@ -488,6 +489,7 @@ async function openPart(
       `Could not open extent file: ${notPermitted(request)}`,
     );
   }
+  const overrides = description as OptionValues | undefined;
   const stack = { ...protocolStack(request.filename), ...overrides };
   return await keep(
     pending,
