@@ -154,12 +154,13 @@ export interface OpenContext {
   /**
    * Open a file that an image names as a part of itself (an extent): it must
    * pass the gate, and is not probed. `name` is as for `openImplicit`;
-   * `overrides` is what the user says of that child.
+   * `description` is what the user says of that child: where it is, or more
+   * options for the file of that name.
    */
   openPart(
     child: string,
     name: string,
-    overrides?: OptionValues,
+    description?: unknown,
   ): Promise<BlockNode>;
 }
 

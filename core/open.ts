@@ -511,8 +511,8 @@ function contextOf(pending: Pending): OpenContext {
     openImplicit: (child, name, format) =>
       openImplicit(pending, child, name, format),
     openNamed: (child, path) => openNamed(pending, child, path),
-    openPart: (child, name, overrides) =>
-      openPart(pending, child, name, overrides),
+    openPart: (child, name, description) =>
+      openPart(pending, child, name, description),
   };
 }
 
@@ -649,13 +649,16 @@ async function openPart(
   pending: Pending,
   child: string,
   name: string,
-  overrides: OptionValues = {},
+  description: unknown,
 ): Promise<BlockNode> {
+  if (isNode(description)) return await openChild(pending, child, description);
   const { filename, opening, place } = pending;
   const { probeFile: _, ...below } = place;
-  const open = (stack: StackObject) =>
+  const open = (stack: unknown) =>
     keep(pending, child, openStack(stack, opening, below, true));
-  if (describesChild(overrides)) return await open(overrides);
+  if (description !== null && describesChild(description)) {
+    return await open(description);
+  }
   const file = fileOf(pending)!;
   const request = {
     filename: resolveFrom(file, name),
@@ -663,6 +666,7 @@ async function openPart(
     role: "extent" as const,
   };
   await checkGate(opening, file, request, "Could not open extent file");
+  const overrides = description as OptionValues | undefined;
   try {
     return await open({ ...protocolStack(request.filename), ...overrides });
   } catch (thrown) {

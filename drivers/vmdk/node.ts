@@ -44,13 +44,14 @@ export async function openVmdk(
 ): Promise<BlockNode> {
   parseOptions({}, options, ["file", "backing", "extents"]);
   const file = await context.openChild("file");
-  const given = options.extents as { [index: string]: unknown } | undefined;
+  const { extents } = options;
+  const given = isPlainObject(extents) || Array.isArray(extents)
+    ? extents as { readonly [index: number]: unknown }
+    : [];
   const image = await openImage(file, context, async (index, name) => {
     const child = `extents.${index}`;
-    const described = given?.[index];
-    const overrides = isPlainObject(described) ? described : {};
     try {
-      return { child, node: await context.openPart(child, name, overrides) };
+      return { child, node: await context.openPart(child, name, given[index]) };
     } catch (thrown) {
       const error = asBlockError(thrown);
       if (!error.message.startsWith("Cannot generate a base dir")) throw error;

@@ -109,12 +109,27 @@ Deno.test("users say where extents are", async () => {
   await using folder = new TempDir();
   const path = await describing(folder, "gone");
   const own = folder.file("images/own");
-  await using image = await openImage({
-    driver: "vmdk",
-    file: path,
-    extents: { 0: { driver: "file", filename: own } },
-  });
-  assertEquals((await image.read(0, 1))[0], 1);
+  const described = { driver: "file", filename: own };
+  await using opened = await openImage(described, { readOnly: true });
+  for (
+    const extents of [
+      { 0: described },
+      { 0: own },
+      [{ filename: own }],
+      [opened.node],
+    ]
+  ) {
+    const options = { readOnly: true };
+    const stack = { driver: "vmdk", file: path, extents };
+    await using image = await openImage(stack, options);
+    assertEquals((await image.read(0, 1))[0], 1);
+  }
+  const more = [{ locking: "off" }];
+  await assertRejects(
+    () => openImage({ driver: "vmdk", file: path, extents: more }),
+    BlockError,
+    "images/gone': No such file",
+  );
 });
 
 /** A base with a byte in each MiB, and a link over it. */

@@ -1,6 +1,6 @@
 /** Images of which grains are compressed. @module */
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { inflateSync } from "node:zlib";
+import { deflateSync, inflateSync } from "node:zlib";
 import { isEqual } from "../../../core/runtime.ts";
 import { usePlatform } from "../../../core/platform/mod.ts";
 import { webPlatform } from "../../../core/platform/web.ts";
@@ -216,6 +216,32 @@ Deno.test("a damaged grain is no data", async () => {
     );
     assertEquals(error.code, "EINVAL");
     assertEquals((await image.read(GRAIN, 1))[0], 0);
+  }
+});
+
+Deno.test("grains without markers, and a last one that was cut off, are read", async () => {
+  const size = GRAIN + 1024;
+  const empty = await newImage({ size, subformat: "streamOptimized" });
+  const random = new Random(2);
+  const contents = [random.bytes(GRAIN), random.bytes(1024)];
+  for (const hasMarkers of [true, false]) {
+    const bytes = new Uint8Array(empty.length + 4 * GRAIN);
+    bytes.set(empty);
+    const view = new DataView(bytes.buffer);
+    view.setUint32(8, hasMarkers ? 0x30003 : 0x10003, true);
+    const directory = view.getUint32(56, true) * SECTOR;
+    const table = view.getUint32(directory, true) * SECTOR;
+    for (const [i, content] of contents.entries()) {
+      const data = deflateSync(content);
+      const at = empty.length + i * 2 * GRAIN;
+      view.setUint32(table + 4 * i, at / SECTOR, true);
+      view.setUint32(at, i * 128, true);
+      view.setUint32(at + 8, data.length, true);
+      bytes.set(data, at + (hasMarkers ? 12 : 0));
+    }
+    await using image = await openImage(stackOf(bytes), { readOnly: true });
+    assertEquals(await image.read(0, GRAIN), contents[0]);
+    assertEquals(await image.read(GRAIN + 1, 1023), contents[1].slice(1));
   }
 });
 
