@@ -343,11 +343,11 @@ export class ClusterMap {
   ): Mapping {
     const { clusterSize, l2 } = this.#state.geometry;
     const kind = l2.kind(table, index);
-    const within = guestOffset % clusterSize;
+    const offsetInCluster = guestOffset % clusterSize;
     if (kind === "compressed") {
       return {
         kind,
-        length: Math.min(length, clusterSize - within),
+        length: Math.min(length, clusterSize - offsetInCluster),
         hostOffset: l2.compressedOffset(table, index),
         compressedLength: l2.compressedLength(table, index),
         isCopied: false,
@@ -355,15 +355,15 @@ export class ClusterMap {
     }
     let run = length;
     // Most requests are about one cluster, and need no other entry.
-    if (within + length > clusterSize) {
-      const most = Math.ceil((within + length) / clusterSize);
-      run = l2.runLength(table, index, most) * clusterSize - within;
+    if (offsetInCluster + length > clusterSize) {
+      const most = Math.ceil((offsetInCluster + length) / clusterSize);
+      run = l2.runLength(table, index, most) * clusterSize - offsetInCluster;
     }
     const hasPlace = kind === "normal" || kind === "zeroAllocated";
     return {
       kind,
       length: Math.min(run, length),
-      hostOffset: hasPlace ? l2.offset(table, index) + within : 0,
+      hostOffset: hasPlace ? l2.offset(table, index) + offsetInCluster : 0,
       compressedLength: 0,
       isCopied: l2.isCopied(table, index),
     };

@@ -60,8 +60,8 @@ const loadWriteCompressed = once(() => import("./write_compressed.ts"));
 /** Autoclear features that repairs leave right. */
 const KEPT_FEATURES = Autoclear.BITMAPS | Autoclear.RAW_EXTERNAL_DATA;
 
-/** What a node does over that its opening did first. */
-export interface Again {
+/** Steps of opening that can be repeated later. */
+export interface ReopenHooks {
   /** Read everything anew. */
   reread(): Promise<void>;
   /** Go on with a header, and empty caches that fit it. */
@@ -76,14 +76,14 @@ export class Qcow2Node implements BlockNode {
   readonly filename: string;
   readonly limits;
   readonly #state: Qcow2State;
-  readonly #again: Again;
+  readonly #hooks: ReopenHooks;
   readonly #cleaner: CacheCleaner;
   /** Bytes of the file before anything was written to it. */
   readonly #sizeAtOpen: number;
 
   readonly image: ImageOperations = {
     check: async (options) => {
-      using _ = await this.#state.operations.exclude();
+      using _ = await this.#state.operations.drain();
       return await this.#check(options);
     },
     amend: (options, how) => this.#amend(options, how),
@@ -100,14 +100,14 @@ export class Qcow2Node implements BlockNode {
     filename: string,
     state: Qcow2State,
     cleaner: CacheCleaner,
-    again: Again,
+    hooks: ReopenHooks,
   ) {
     this.driver = driver;
     this.filename = filename;
     this.#state = state;
     this.#cleaner = cleaner;
     this.#sizeAtOpen = state.file.size;
-    this.#again = again;
+    this.#hooks = hooks;
     if (state.dataFile.copyFrom) this.copyFrom = this.#copyFrom;
     const { clusterSize } = state.geometry;
     this.limits = {
@@ -253,7 +253,7 @@ export class Qcow2Node implements BlockNode {
   }
 
   async truncate(size: number, options?: TruncateOptions): Promise<void> {
-    using _ = await this.#state.operations.exclude();
+    using _ = await this.#state.operations.drain();
     this.#state.checkUsable();
     const { resize } = await import("./resize.ts");
     await resize(this.#state, size, options);
@@ -308,7 +308,7 @@ export class Qcow2Node implements BlockNode {
   get snapshots(): SnapshotOperations {
     const state = this.#state;
     const alone = async <T>(act: () => Promise<T>): Promise<T> => {
-      using _ = await state.operations.exclude();
+      using _ = await state.operations.drain();
       state.checkUsable();
       return await act();
     };
@@ -328,7 +328,7 @@ export class Qcow2Node implements BlockNode {
 
   async #saveVmState(offset: number, iov: IoVector): Promise<void> {
     const state = this.#state;
-    using _ = await state.operations.exclude();
+    using _ = await state.operations.drain();
     const start = vmStateOffset(state) + offset;
     const end = start + vectorLength(iov);
     {
@@ -356,18 +356,18 @@ export class Qcow2Node implements BlockNode {
 
   async invalidate(): Promise<void> {
     const state = this.#state;
-    using _ = await state.operations.exclude();
+    using _ = await state.operations.drain();
     using _lock = await state.metadata.lock();
     if (!state.readOnly) await state.flushCaches();
-    await this.#again.reread();
+    await this.#hooks.reread();
   }
 
   async reopen(options: OptionValues): Promise<void> {
     const state = this.#state;
-    using _ = await state.operations.exclude();
+    using _ = await state.operations.drain();
     using _lock = await state.metadata.lock();
     state.checkUsable();
-    await this.#again.change(options);
+    await this.#hooks.change(options);
   }
 
   async #check(options?: CheckOptions): Promise<CheckResult> {
@@ -396,7 +396,7 @@ export class Qcow2Node implements BlockNode {
   }
 
   async #makeEmpty(): Promise<void> {
-    using _ = await this.#state.operations.exclude();
+    using _ = await this.#state.operations.drain();
     this.#state.checkUsable();
     // Loaded when it is used: every start would pay for it.
     const { makeEmpty } = await import("./empty.ts");
@@ -404,7 +404,7 @@ export class Qcow2Node implements BlockNode {
   }
 
   async #changeBacking(name?: string, format?: string): Promise<void> {
-    using _ = await this.#state.operations.exclude();
+    using _ = await this.#state.operations.drain();
     // Too long a name is found out before anything is written.
     await this.#state.changeHeader({
       backingFile: name,
@@ -414,17 +414,17 @@ export class Qcow2Node implements BlockNode {
 
   async #amend(options: OptionValues, how: AmendOptions = {}): Promise<void> {
     const state = this.#state;
-    using _ = await state.operations.exclude();
+    using _ = await state.operations.drain();
     state.checkUsable();
     const { amend } = await import("./amend.ts");
-    await amend(state, options, how, () => this.#again.adopt(state.header));
+    await amend(state, options, how, () => this.#hooks.adopt(state.header));
   }
 
   async close(): Promise<void> {
     const state = this.#state;
     try {
       if (!state.readOnly && !state.unusable) {
-        using _ = await state.operations.exclude();
+        using _ = await state.operations.drain();
         using _lock = await state.metadata.lock();
         await state.flushCaches().catch((error) => this.#explain(error));
         if (!state.unusable) {

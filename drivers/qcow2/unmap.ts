@@ -12,7 +12,7 @@ import type { ZeroFlags } from "../../core/node.ts";
 import type { FreeReason } from "./behaviour.ts";
 import type { EntryPlace } from "./cluster_map.ts";
 import { discardData, type Freed } from "./data_clusters.ts";
-import { giveUp, noteFreed } from "./entry_changes.ts";
+import { noteFreed, releaseClusters } from "./entry_changes.ts";
 import type { ClusterKind } from "./l2_entry.ts";
 import type { Qcow2State } from "./state.ts";
 import { zeroes } from "./state.ts";
@@ -66,7 +66,7 @@ async function changeEntries(
       else if (held) {
         using _ = held;
         await discardData(state, freed, reason);
-      } else await giveUp(state, freed, reason);
+      } else await releaseClusters(state, freed, reason);
     }
   } finally {
     inLine?.[Symbol.dispose]();

@@ -33,13 +33,13 @@ export function writableRun(
   const { clusterSize, l2 } = geometry;
   const { view } = place.slice;
   const owned = isOwned(first.isCopied, first.kind);
-  const within = offset % clusterSize;
+  const offsetInCluster = offset % clusterSize;
   const most = Math.min(
     clusters.entriesLeft(place),
-    geometry.clustersFor(within + length),
+    geometry.clustersFor(offsetInCluster + length),
   );
   let count = 1;
-  let expected = first.hostOffset - within;
+  let expected = first.hostOffset - offsetInCluster;
   let last = first.kind;
   let hasZeroes = first.kind !== "normal";
   let replaces = !owned && hasPlace(first.kind);
@@ -56,7 +56,7 @@ export function writableRun(
   }
   return {
     kind: !owned ? "allocate" : hasZeroes ? "zeroInPlace" : "inPlace",
-    length: Math.min(length, count * clusterSize - within),
+    length: Math.min(length, count * clusterSize - offsetInCluster),
     last,
     replaces,
   };
