@@ -9,12 +9,12 @@
 // imports, and old ones do not know whether this is the main program.
 if (!("Deno" in globalThis)) refuse();
 else if (import.meta.main) {
-  const { main } = await import("./cli/main.ts").catch(tellPermission);
+  const { main } = await import("./cli/main.ts").catch(explainPermission);
   Deno.exit(await main(Deno.args));
 }
 
 /** Explain a missing permission to load a module. */
-function tellPermission(error: Error): never {
+function explainPermission(error: Error): never {
   if (!error.message.startsWith("Requires ")) throw error;
   console.error(`bdrv: ${error.message}`);
   Deno.exit(1);

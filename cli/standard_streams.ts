@@ -77,7 +77,7 @@ function checkRaw(sample: Sample): Guess {
 function cannotReadPipe(format: string): CommandError {
   return new CommandError(
     `Cannot read an image of format '${format}' from a pipe, only raw data`,
-    { hint: "Use -f raw to copy its bytes unchanged." },
+    { hint: "Use -f raw to copy its bytes as they are." },
   );
 }
 

@@ -126,12 +126,12 @@ export class Target implements Disposable {
     }
     const left = this.#removeOurs();
     // QEMU's tools print only the error, and scripts compare their output.
-    if (left && this.#program.isOurs) this.#tellIncomplete();
+    if (left && this.#program.isOurs) this.#reportIncomplete();
   }
 
   /** Remove the open file, and exit at once. */
   #interrupt(signal: number): never {
-    if (this.#removeOurs()) this.#tellIncomplete();
+    if (this.#removeOurs()) this.#reportIncomplete();
     Deno.exit(this.#program.finish(128 + signal));
   }
 
@@ -157,7 +157,7 @@ export class Target implements Disposable {
     }
   }
 
-  #tellIncomplete(): void {
+  #reportIncomplete(): void {
     this.#program.error(`'${this.#name}' is left incomplete`);
   }
 }

@@ -5,7 +5,7 @@
  */
 import type { BlockDriver } from "./driver.ts";
 import type { ImageFormat } from "./formats.ts";
-import { UnsupportedFormatError, withoutDriver } from "./probe.ts";
+import { noDriverText, UnsupportedFormatError } from "./probe.ts";
 
 /** A stand-in for a missing driver, for `info` alone. */
 export function describingDriver(format: ImageFormat): BlockDriver {
@@ -17,7 +17,7 @@ export function describingDriver(format: ImageFormat): BlockDriver {
       const { filename } = file;
       const refuse = () =>
         Promise.reject(new UnsupportedFormatError(format, filename));
-      context.warn(`'${filename}' ${withoutDriver(format)}`);
+      context.warn(`'${filename}' ${noDriverText(format)}`);
       return {
         driver,
         filename,

@@ -63,9 +63,9 @@ export interface KeptNode {
    */
   readonly node: BlockNode;
   /** Whether it has been reused. */
-  isTaken: boolean;
+  isReused: boolean;
   /** Release it: it cannot be reused. */
-  letGo(): Promise<void>;
+  release(): Promise<void>;
 }
 
 /** A use of a node. */
@@ -165,12 +165,12 @@ export class GraphNode {
     this.#claimant = { ...this.#claimant!, driver: node.driver };
     const change = new Change();
     for (const edge of this.children.values()) {
-      change.ask(edge, this.asksOf(edge.name));
+      change.ask(edge, this.claimsOn(edge.name));
     }
   }
 
   /** What it claims of a child. */
-  asksOf(role: string): Permissions {
+  claimsOn(role: string): Permissions {
     return this.#claimant
       ? childPermissions(this.#claimant, role, this.claimed)
       : NO_CLAIMS;
@@ -194,7 +194,7 @@ export class GraphNode {
    */
   adopt(role: string, child: BlockNode): void {
     const edge = new Edge(usable(child), role, { parent: this });
-    attach(edge, this.asksOf(role));
+    attach(edge, this.claimsOn(role));
     this.children.set(role, edge);
   }
 
@@ -457,7 +457,7 @@ export class Change {
     if (target.isForeign) return;
     const below: Wish[] = [];
     for (const [role, edge] of target.children) {
-      below.push([edge, target.asksOf(role)]);
+      below.push([edge, target.claimsOn(role)]);
     }
     // Visit the first child first.
     pending.push(...below.reverse());

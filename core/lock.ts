@@ -63,7 +63,7 @@ export class SharedLock {
   }
 
   /** Wait until nobody holds the lock any more, and hold it exclusively. */
-  async exclude(): Promise<Held> {
+  async drain(): Promise<Held> {
     if (this.#exclusive || this.#sharers > 0) {
       await new Promise<void>((go) =>
         this.#waiting.push({ exclusive: true, go })

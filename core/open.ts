@@ -419,17 +419,17 @@ async function keptNode(
   opening: Opening,
   place: Place,
 ): Promise<BlockNode | undefined> {
-  const kept = opening.kept?.find(({ node, isTaken }) => {
+  const kept = opening.kept?.find(({ node, isReused }) => {
     const options = findGraphNode(node)?.origin?.options;
-    return !isTaken && node.driver === driver &&
+    return !isReused && node.driver === driver &&
       options?.filename === filename && options?.store === store;
   });
   if (!kept) return undefined;
-  kept.isTaken = true;
+  kept.isReused = true;
   const known = findGraphNode(kept.node)!;
   const isSame = isEqualOptions(known.opened!.options, allOptions, TAKEN_OVER);
   if (isSame && await adjust(kept.node, opening, place)) return kept.node;
-  await kept.letGo();
+  await kept.release();
   return undefined;
 }
 

@@ -134,7 +134,7 @@ export class UnsupportedFormatError extends BlockError {
   constructor(format: ImageFormat, filename: string) {
     super(
       "ENOTSUP",
-      `${cannotOpen(filename)}it ${withoutDriver(format)}`,
+      `${cannotOpen(filename)}it ${noDriverText(format)}`,
       {
         hint: "To have its bytes taken as they are, say that it is raw " +
           "(-f raw).",
@@ -145,7 +145,7 @@ export class UnsupportedFormatError extends BlockError {
 }
 
 /** The message about an image, without its name. */
-export function withoutDriver({ name, title }: ImageFormat): string {
+export function noDriverText({ name, title }: ImageFormat): string {
   const called = title ? `'${name}' (${title})` : `'${name}'`;
   return `has the format ${called}, for which there is no driver`;
 }

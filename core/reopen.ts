@@ -201,8 +201,8 @@ async function openAgain(
   const keep = () =>
     keepers.map((edge): KeptNode => ({
       node: edge.target.node!,
-      isTaken: false,
-      letGo: () => detach(edge),
+      isReused: false,
+      release: () => detach(edge),
     }));
   for (const edge of users) drop(edge);
   try {
@@ -266,7 +266,7 @@ async function replace(
           edge.target = at;
         });
         const { parent, name, permissions } = edge;
-        change.ask(edge, parent?.asksOf(name) ?? permissions);
+        change.ask(edge, parent?.claimsOn(name) ?? permissions);
         point(change, edge, at, next);
       }
       if (!node.readOnly) roots.forEach(adjust);

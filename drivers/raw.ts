@@ -231,13 +231,13 @@ class RawNode implements BlockNode {
     offset += this.#offset;
     // Watched ranges must be checked before they are written.
     if (this.#guard?.watches(offset, length)) throw new BlockError("ENOTSUP");
-    await this.#besides(() =>
+    await this.#unwatched(() =>
       this.#file.copyFrom!(offset, source, sourceOffset, length)
     );
   }
 
   /** Make a change outside the ranges that probing looks at. */
-  async #besides(change: () => Promise<void>): Promise<void> {
+  async #unwatched(change: () => Promise<void>): Promise<void> {
     this.#guard?.enter();
     try {
       await change();
@@ -255,7 +255,9 @@ class RawNode implements BlockNode {
     offset += this.#offset;
     const file = this.#file;
     const zero = () => writeZeroes(file, offset, length, flags);
-    if (!this.#guard?.watches(offset, length)) return await this.#besides(zero);
+    if (!this.#guard?.watches(offset, length)) {
+      return await this.#unwatched(zero);
+    }
     await this.#guard.zero(offset, length, true, zero);
   }
 
@@ -269,7 +271,7 @@ class RawNode implements BlockNode {
     const file = this.#file;
     const discard = async () => await file.discard?.(offset, length, flags);
     if (!this.#guard?.watches(offset, length)) {
-      return await this.#besides(discard);
+      return await this.#unwatched(discard);
     }
     await this.#guard.zero(offset, length, false, discard);
   }

@@ -1,21 +1,22 @@
 /**
- * Removes each write barrier in turn, and says which of them no test misses:
- * a test is lacking then, or the barrier is not needed. Takes some minutes, so
- * it is run by hand: `deno run -A tests/barriers.ts [words of the line …]`.
+ * Removes each write barrier in turn, and lists those whose removal no test
+ * notices: either a test is missing, or the barrier is not needed. It takes
+ * minutes, so it is run by hand: `deno run -A tests/barriers.ts [words of the
+ * line …]`.
  *
  * @module
  */
 
 const ROOT = new URL("..", import.meta.url).pathname;
 
-/** Where barriers are. */
+/** The files with barriers. */
 const SOURCES = [
   "drivers/qcow2",
   "core/jobs/commit.ts",
   "core/jobs/rebase.ts",
 ];
 
-/** What must notice. */
+/** The tests that must notice. */
 const TESTS = [
   "tests/drivers/qcow2/write_order_test.ts",
   "tests/core/jobs/power_cut_test.ts",
@@ -25,11 +26,11 @@ const TESTS = [
   "tests/drivers/qcow2",
 ];
 
-/** A whole statement on a line that makes something durable, or orders it. */
+/** A statement on one line that makes something durable, or orders writes. */
 const BARRIER =
   /^\s*(if \(.*\) )?(await )?[\w.#!?]*\b(flush\?\.\(\)|flush\(\)|flushCaches\(.*\)|dependOn\(.*\)|dependOnFlush\(\)|settleDependency\(\)|orderL2AfterData\(.*\)|setDirty\(\)|markDirty\(\))(\.catch\(.*\))?;$/;
 
-/** Barriers that are no statement of their own: what stands for them. */
+/** Barriers inside other statements, and their replacements. */
 const OTHERS: readonly [file: string, from: string, to: string][] = [
   [
     "drivers/qcow2/refcounts.ts",
@@ -87,7 +88,7 @@ function* mutantsOf(file: string): Generator<Mutant> {
     const replacements = OTHERS.filter(([name, from]) =>
       name === file && text.includes(from)
     ).map(([, from, to]) => text.replace(from, to));
-    // What is left must be a statement: some follow an `if` on a line above.
+    // The rest must be a statement: it may follow an `if` on the line above.
     if (BARRIER.test(text)) replacements.push(";");
     for (const replacement of replacements) {
       const content = lines.with(index, replacement).join("\n");
@@ -96,7 +97,7 @@ function* mutantsOf(file: string): Generator<Mutant> {
   }
 }
 
-/** Whether any test fails on a tree. */
+/** Whether any test fails in a tree. */
 async function isNoticed(tree: string): Promise<boolean> {
   const { code } = await new Deno.Command("timeout", {
     args: ["-k", "5", "600", Deno.execPath(), "test", "--no-check"].concat(
@@ -135,7 +136,9 @@ const wanted = Deno.args.join(" ");
 const mutants = [...sourceFiles()].flatMap((file) => [...mutantsOf(file)])
   .filter(({ file, text }) => `${file} ${text}`.includes(wanted));
 const tree = await copyTree();
-if (await isNoticed(tree)) throw new Error("The tests fail as it is");
+if (await isNoticed(tree)) {
+  throw new Error("The tests fail even with all barriers");
+}
 let survivors = 0;
 for (const { file, line, text, content } of mutants) {
   const original = await Deno.readTextFile(ROOT + file);

@@ -1,6 +1,6 @@
 /**
- * What every driver must do. Call {@linkcode conformance} with a way to make
- * a fresh disk, and it registers the tests:
+ * The tests that every driver must pass. Call {@linkcode conformance} with a
+ * way to make a fresh disk to register them:
  *
  * ```ts ignore
  * conformance("my-driver", {
@@ -11,7 +11,7 @@
  * });
  * ```
  *
- * What a node cannot do (it lacks the method) is not tested.
+ * Verbs that a node lacks are not tested.
  *
  * @module
  */
@@ -23,30 +23,30 @@ import type { BlockNode } from "../core/node.ts";
 import { writeZeroes } from "../core/requests.ts";
 import { kindOf } from "./extents.ts";
 
-/** A disk that was made for one test. */
+/** A disk for one test. */
 export interface TestDisk {
-  /** The disk, open for writing, reading as zeroes. */
+  /** The disk, open for writing and reading as zeroes. */
   node: BlockNode;
-  /** Open the same disk once more, after `node` has been closed. */
+  /** Open the same disk again, after `node` has been closed. */
   reopen?(): Promise<BlockNode>;
-  /** Clear away what closing leaves behind. */
+  /** Clean up after closing. */
   dispose?(): void | Promise<void>;
 }
 
-/** How to get at disks of the driver under test. */
+/** How to make disks of the driver under test. */
 export interface Subject {
-  /** Make a new disk of `size` bytes, a multiple of 64 KiB. */
+  /** Create a disk of `size` bytes, a multiple of 64 KiB. */
   open(size: number): Promise<TestDisk>;
   /** Whether its disks keep their size, although the driver is a protocol. */
   fixedSize?: boolean;
-  /** Leave these tests out, with the reason in the name. */
+  /** Skip these tests; the reason is in the name. */
   ignore?: boolean;
 }
 
 const KIB = 1024;
 const SIZE = 1024 * KIB;
 
-/** Offsets and lengths that meet and miss all sorts of borders. */
+/** Offsets and lengths on and off all sorts of boundaries. */
 const RANGES: readonly (readonly [offset: number, length: number])[] = [
   [0, 1],
   [1, 511],
@@ -60,7 +60,7 @@ const RANGES: readonly (readonly [offset: number, length: number])[] = [
   [0, SIZE],
 ];
 
-/** A test as a runner takes it. */
+/** A test, for a runner. */
 export interface ConformanceTest {
   readonly name: string;
   readonly ignore?: boolean;
@@ -68,8 +68,8 @@ export interface ConformanceTest {
 }
 
 /**
- * Register the tests that every driver must pass: with Deno's runner, unless
- * another runtime has one of its own.
+ * Register the tests that every driver must pass, with Deno's runner or another
+ * runtime's.
  */
 export function conformance(
   name: string,
@@ -189,7 +189,7 @@ export function conformance(
     await node.readv(SIZE * 3, [far]);
     assertEquals(far, new Uint8Array(10));
 
-    // What works in units ends with a whole one.
+    // A node that works in units grows to a whole one.
     const { requestAlignment = 1 } = node.limits ?? {};
     const end = (offset: number) => roundUp(offset, requestAlignment);
     disk.grow(end(SIZE + 1000));
@@ -279,7 +279,7 @@ export function conformance(
       (_, i) => disk.verifyRange(i * step, step),
     );
     await Promise.all(reads);
-    // Each on its own bytes, but in clusters and sectors that they share.
+    // Each on its own bytes, but in shared clusters and sectors.
     await Promise.all(Array.from({ length: 200 }, async (_, i) => {
       const offset = i * 100;
       if (i % 3 === 0) {
@@ -356,7 +356,7 @@ export function conformance(
   });
 }
 
-/** A disk together with what it should hold. */
+/** A disk and its expected content. */
 class Disk {
   image: Image;
   model: Uint8Array;
@@ -396,7 +396,7 @@ class Disk {
     }
   }
 
-  /** Give the model another size. */
+  /** Resize the model. */
   grow(size: number): void {
     const old = this.model;
     this.model = new Uint8Array(size);
@@ -420,7 +420,7 @@ class Disk {
     );
   }
 
-  /** Compare the extents with what reading gives. */
+  /** Compare the extents with the content read. */
   async checkStatus(): Promise<void> {
     const { node } = this.image;
     const { size } = node;
@@ -469,7 +469,7 @@ function sameBytes(a: Uint8Array, b: Uint8Array): boolean {
 
 let seed = 1;
 
-/** Bytes that are nowhere zero, so that lost ones show. */
+/** Random nonzero bytes, so that lost ones show. */
 function randomBytes(length: number): Uint8Array<ArrayBuffer> {
   const bytes = allocate(length);
   const random = generator(seed++);
@@ -477,7 +477,7 @@ function randomBytes(length: number): Uint8Array<ArrayBuffer> {
   return bytes;
 }
 
-/** Repeatable whole numbers from 0 up to, not including, a limit. */
+/** Repeatable whole numbers from 0 up to, but not including, a limit. */
 export function generator(start: number): (limit: number) => number {
   let state = start | 0;
   return (limit) => {

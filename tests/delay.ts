@@ -1,7 +1,6 @@
 /**
- * A node that lets requests wait for random times and finish in random order,
- * so that what the code above it does is interleaved in many ways; the same
- * ways again for the same seed.
+ * A node whose requests take random times and finish in random order, so that
+ * the code above it interleaves in many ways, repeatably for the same seed.
  *
  * @module
  */
@@ -9,7 +8,7 @@ import type { IoVector } from "../core/bytes.ts";
 import type { BlockNode, TruncateOptions, ZeroFlags } from "../core/node.ts";
 import type { Random } from "./model.ts";
 
-/** Decides which of the waiting requests goes on next. */
+/** Decides which of the waiting requests continues next. */
 export class Scheduler {
   readonly #random: Random;
   readonly #waiting: (() => void)[] = [];
@@ -30,7 +29,7 @@ export class Scheduler {
   async #run(): Promise<void> {
     this.#running = true;
     while (this.#waiting.length > 0) {
-      // Sometimes all others get as far as they can, sometimes hardly any.
+      // Sometimes let all others get as far as they can, sometimes hardly any.
       for (let ticks = this.#random.below(40); ticks > 0; ticks--) await null;
       const next = this.#random.below(this.#waiting.length);
       this.#waiting.splice(next, 1)[0]();
@@ -39,7 +38,7 @@ export class Scheduler {
   }
 }
 
-/** A protocol node whose requests take their time. */
+/** A protocol node with delayed requests. */
 export class DelayNode implements BlockNode {
   readonly driver;
   readonly filename;
@@ -64,7 +63,7 @@ export class DelayNode implements BlockNode {
     return this.#node.readOnly;
   }
 
-  /** The request takes effect before, after, or in the midst of the wait. */
+  /** The request takes effect before, after, or during the wait. */
   async #delay<T>(request: () => Promise<T>): Promise<T> {
     const when = this.#random.below(4);
     if (when > 0) await this.#scheduler.pause();
@@ -78,7 +77,7 @@ export class DelayNode implements BlockNode {
   }
 
   async writev(offset: number, iov: IoVector): Promise<void> {
-    // A vector may reach its place in pieces.
+    // A vector may be written in pieces.
     for (const part of iov) {
       const at = offset;
       await this.#delay(() => this.#node.writev!(at, [part]));

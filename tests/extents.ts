@@ -1,7 +1,7 @@
 /** What an extent holds, in one word. @module */
 import type { Extent } from "../core/node.ts";
 
-/** The word for it. */
+/** The word. */
 export function kindOf({ allocated, zero, compressed }: Extent): string {
   if (zero) return "zero";
   if (compressed) return "compressed";

@@ -1,5 +1,5 @@
 /**
- * A disk whose requests may fail, and what it may hold after that.
+ * A disk whose requests may fail, and its permitted content afterwards.
  *
  * @module
  */
@@ -17,25 +17,25 @@ import {
   type OptionValues,
 } from "../mod.ts";
 
-/** Which request below the format fails. */
+/** The request below the format that fails. */
 export interface NthFault {
-  /** How many requests of the kind succeed before. */
+  /** How many requests of the kind succeed first. */
   after: number;
   /** The kind of request. */
   kind: FaultKind;
-  /** Whether only one fails, or all from then on. */
+  /** Whether only one fails, rather than all from then on. */
   once: boolean;
   /** The error. */
   code: ErrorCode;
 }
 
-/** A kind of request that can fail; zeroing and truncating are writing. */
+/** A kind of request that can fail; zeroing and truncating count as writing. */
 export type FaultKind = "readv" | "writev" | "flush" | "discard";
 
-/** How many requests of each kind there were. */
+/** Numbers of requests of each kind. */
 export type RequestCounts = { [kind in FaultKind]: number };
 
-/** A node that passes requests on until it is time for one to fail. */
+/** A node that passes requests on until one has to fail. */
 export function faultyNode(
   below: BlockNode,
   fault?: NthFault,
@@ -76,23 +76,23 @@ export function faultyNode(
   return { node, counts };
 }
 
-/** A whole disk at some moment. */
+/** The content of a whole disk. */
 type Content = Uint8Array;
 
 /**
- * An image under test. Each step is tried; where it fails, the disk must hold
- * for each byte what it held before or what the step was to put there.
+ * An image under test. If a step fails, each byte of the disk must be either
+ * the old one or the one that the step was to write.
  */
 export class FaultDisk {
   readonly image: Image;
-  /** What the disk holds, as far as is known. */
+  /** The content of the disk, as far as it is known. */
   #current: Content;
-  /** What it may hold once it has been opened again, the newest last. */
+  /** The possible contents after reopening, the newest last. */
   #possible: Content[];
-  /** Whether a step failed, and the disk could not be read since. */
+  /** Whether the disk has been unreadable since a step failed. */
   #blind = false;
   readonly snapshots = new Map<string, Content>();
-  /** Names of snapshots that may be there or not. */
+  /** Names of snapshots that may or may not exist. */
   readonly #uncertain = new Set<string>();
   /** What the disk may have held when each bitmap began to record. */
   readonly #begun = new Map<string, Content[]>();
@@ -131,7 +131,7 @@ export class FaultDisk {
     );
   }
 
-  /** Discard whole clusters of an image that reads them as zeroes then. */
+  /** Discard whole clusters of an image in which they then read as zeroes. */
   async discard(offset: number, length: number): Promise<void> {
     const zeroes = new Uint8Array(length);
     await this.#step(
@@ -182,7 +182,7 @@ export class FaultDisk {
     await this.#step(content, () => this.image.node.snapshots!.apply(name));
   }
 
-  /** Change options of the image, which changes nothing on the disk. */
+  /** Change options of the image, which leaves the disk unchanged. */
   async amend(options: OptionValues): Promise<void> {
     await this.#step(
       this.#current,
@@ -219,14 +219,14 @@ export class FaultDisk {
     this.#begun.set(name, [...known, this.#current]);
   }
 
-  /** Close; what was not flushed may be lost if that fails. */
+  /** Close; if that fails, unflushed data may be lost. */
   async close(): Promise<void> {
     const isDone = await attempt(() => this.image.close());
     if (!isDone) this.failures++;
     else if (!this.#blind) this.#possible = [this.#current];
   }
 
-  /** Look at what is left: a sound image that holds what it must. */
+  /** Inspect the result: it must be a sound image with a permitted content. */
   async inspect(file: BlockNode, backing?: object): Promise<void> {
     const open = async (readOnly: boolean) =>
       new Image(
@@ -236,7 +236,7 @@ export class FaultDisk {
         ),
       );
     if (await isDirty(await open(true))) {
-      // Refcounts that are written late are repaired by the next to write.
+      // Lazy refcounts are repaired when the image is next opened for writing.
       await (await open(false)).close();
     }
     await this.#checkSound(await open(true));
@@ -245,7 +245,7 @@ export class FaultDisk {
     }
   }
 
-  /** Look at the metadata, the content, and the snapshots. */
+  /** Check the metadata, the content, and the snapshots. */
   async #checkSound(image: Image): Promise<void> {
     const lines: string[] = [];
     const result = await image.check({ report: (line) => lines.push(line) });
@@ -311,7 +311,7 @@ export class FaultDisk {
     }
   }
 
-  /** Try something that makes the disk hold `next`. */
+  /** Try a step after which the content should be `next`. */
   async #step(next: Content, run: () => Promise<void>): Promise<boolean> {
     const isDone = await attempt(run);
     if (next !== this.#current) this.#possible.push(next);
@@ -324,7 +324,7 @@ export class FaultDisk {
     return isDone;
   }
 
-  /** After a failure, see what the disk holds now. */
+  /** After a failure, read the content of the disk. */
   async #settle(): Promise<void> {
     const read = new Uint8Array(this.image.size);
     this.#blind = !await attempt(async () => {
@@ -350,7 +350,7 @@ async function isDirty(image: Image): Promise<boolean> {
   return dirty === true;
 }
 
-/** Repair; whether there was something to repair. */
+/** Repair; whether there was anything to repair. */
 async function hasFindings(image: Image): Promise<boolean> {
   const repair = { leaks: true, corruptions: true };
   const found = await image.check({ repair });
@@ -358,13 +358,13 @@ async function hasFindings(image: Image): Promise<boolean> {
   return found.leaksFixed + found.corruptionsFixed > 0;
 }
 
-/** Whether it succeeded; it may fail with nothing but a `BlockError`. */
+/** Whether it succeeded; it must fail only with a `BlockError`. */
 async function attempt(run: () => Promise<void>): Promise<boolean> {
   try {
     await run();
     return true;
   } catch (error) {
-    // A programming error hides as the cause of EIO.
+    // A bug would be hidden as the cause of an EIO.
     const { cause } = error as Error;
     if (!(error instanceof BlockError)) throw error;
     if (
@@ -393,7 +393,7 @@ function withBytes(
   return next;
 }
 
-/** The first byte that none of the contents has; past an end are zeroes. */
+/** The first byte that matches none of the contents, which end in zeroes. */
 function firstDifference(
   read: Uint8Array,
   contents: readonly Content[],
@@ -406,7 +406,7 @@ function firstDifference(
   );
 }
 
-/** A copy of a store, to be looked at by others. */
+/** A copy of a store's content. */
 export function contentOf(store: MemoryStore): Uint8Array {
   const bytes = new Uint8Array(store.size);
   store.read(0, bytes);

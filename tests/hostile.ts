@@ -1,6 +1,6 @@
 /**
- * Hostile images: what a damaged or malicious qcow2 image may hold, and all
- * that can be done with one.
+ * Hostile images: damaged or malicious qcow2 images, and all operations on
+ * them.
  *
  * @module
  */
@@ -32,7 +32,7 @@ const VALUES = [
   ...[(1n << 63n) - 1n, 1n << 63n, (1n << 64n) - 1n, (1n << 64n) - 512n],
 ];
 
-/** Fields of the header: their places and bytes. */
+/** Fields of the header: offset and length. */
 const FIELDS: readonly (readonly [string, number, 4 | 8])[] = [
   ["version", 4, 4],
   ["backing offset", 8, 8],
@@ -54,7 +54,7 @@ const FIELDS: readonly (readonly [string, number, 4 | 8])[] = [
   ["compression", 104, 4],
 ];
 
-/** Names that a backing file must not be found by. */
+/** Names by which no backing file may be opened. */
 export const BACKING_NAMES: readonly string[] = [
   'json:{"driver":"file","filename":"/dev/zero"}',
   'json:{"driver":"raw","file":{"driver":"file","filename":"/etc/hostname"}}',
@@ -74,7 +74,7 @@ export const BACKING_NAMES: readonly string[] = [
   "x".repeat(1023),
 ];
 
-/** Damage the header, or a byte anywhere; says how. */
+/** Damage the header, or a byte anywhere; returns a description. */
 function damageHeader(bytes: Uint8Array, random: Random): string {
   const kind = random.below(10);
   const view = new DataView(bytes.buffer, bytes.byteOffset);
@@ -93,7 +93,7 @@ function damageHeader(bytes: Uint8Array, random: Random): string {
     return `${name} = 0x${value.toString(16)}`;
   }
   if (kind < 7) {
-    // In the extensions of the header, or the name that follows them.
+    // In the header extensions, or the backing name that follows them.
     const at = 72 + random.below(400);
     bytes[at] = random.pick([0, 1, 0x10, 0x7f, 0xff, bytes[at] ^ 1]);
     return `header byte ${at} = ${bytes[at]}`;
@@ -122,7 +122,7 @@ function damageHeader(bytes: Uint8Array, random: Random): string {
   return `byte ${at} = ${bytes[at]}`;
 }
 
-/** Damage an image in its header, its tables, or both; says how. */
+/** Damage an image's header, tables, or both; returns a description. */
 export function makeHostile(
   image: Uint8Array,
   random: Random,
@@ -139,7 +139,7 @@ export function makeHostile(
   return { ...hostile, what: steps.filter(Boolean).join("; ") };
 }
 
-/** What an operation gets: a fresh copy of the image. */
+/** A fresh copy of the image, for an operation. */
 export interface Victim {
   /** The image in memory, for `openImage`. */
   stack: StackObject;
@@ -147,11 +147,11 @@ export interface Victim {
   options: OpenOptions;
 }
 
-/** Bytes that are read of a disk which may claim any size. */
+/** Bytes to read of a disk, which may claim any size. */
 const LOOK = 2 * 1024 * 1024;
-/** Extents that are asked for. */
+/** Most extents to query. */
 const MOST_EXTENTS = 3000;
-/** Disks that are larger are not copied. */
+/** Larger disks are not copied. */
 const LARGEST = 64 * 1024 * 1024;
 
 type Operation = (victim: Victim, random: Random) => Promise<void>;
@@ -185,7 +185,7 @@ function checking(
   };
 }
 
-/** Places on a disk: its start, its end, and somewhere. */
+/** Offsets on a disk: start, end, and a random one. */
 function places(node: BlockNode, random: Random): number[] {
   const sectors = Math.floor(node.size / 512);
   const somewhere = Math.min(sectors, 4096);
@@ -211,7 +211,7 @@ function converting(options: Parameters<typeof convert>[2]): Operation {
   });
 }
 
-/** Everything that can be done with an image, by name. */
+/** All operations on an image, by name. */
 export const OPERATIONS: { readonly [name: string]: Operation } = {
   info: async ({ stack, options }) => {
     await using image = await openImage(stack, {
@@ -377,12 +377,12 @@ async function eachBitmap(
 }
 
 /**
- * Why an operation did not end as it may, with success or a `BlockError` that
- * stems from no mistake of the program's; `undefined` if it did.
+ * Why the outcome of an operation is a bug; `undefined` for success or a
+ * genuine `BlockError`.
  */
 export function mistake(thrown: unknown): string | undefined {
   if (thrown instanceof SuppressedError) {
-    // What failed, and closing after that.
+    // The failure, and that of closing afterwards.
     return mistake(thrown.error) ?? mistake(thrown.suppressed);
   }
   if (!(thrown instanceof BlockError)) return stackOf(thrown);

@@ -1,26 +1,25 @@
 /**
- * Checks who imports whom: that no module leads back to itself, that each room
- * of the house keeps to the dependency rule, and that no module depends on a
- * runtime but those that are for it. Part of `deno task check`.
+ * Checks the imports: there are no cycles, each folder keeps to the dependency
+ * rule, and only the modules meant for a runtime depend on it. Part of `deno
+ * task check`.
  *
- * Imports of types count as well, and those that are made only when a function
- * is called: two modules that need each other cannot be understood, or moved,
- * one at a time. The runtime itself tells what a module imports, so that no
- * way of writing an import is overlooked.
+ * Type imports and dynamic imports count as well: two modules that need each
+ * other can be neither understood nor moved one at a time. The imports come
+ * from Deno itself, so that no syntax is overlooked.
  *
  * @module
  */
 
-/** How a module names another one. */
+/** The kind of an import. */
 export type ImportKind = "static" | "type" | "dynamic";
 
-/** What each module imports, by paths below the root, and how. */
+/** The imports of each module, by path below the root, and their kinds. */
 export type ImportGraph = Map<string, Map<string, ImportKind>>;
 
-/** Folders in which there are no modules of ours. */
+/** Folders without our own modules. */
 const FOREIGN = new Set(["dist", "links", "node_modules"]);
 
-/** As `deno info --json` writes it, where it concerns us. */
+/** The part of `deno info --json` that is used. */
 interface ModuleInfo {
   readonly specifier: string;
   readonly error?: string;
@@ -40,7 +39,7 @@ async function* modulesBelow(folder: string): AsyncGenerator<string> {
   }
 }
 
-/** All imports of the modules below a folder of other modules there. */
+/** All imports between the modules below a folder. */
 export async function readImports(root: string): Promise<ImportGraph> {
   const base = await Deno.realPath(root);
   const entry = await Deno.makeTempFile({ suffix: ".ts" });
@@ -93,8 +92,8 @@ async function moduleInfo(
 }
 
 /**
- * For each import that is part of a cycle, the shortest cycle that it is part
- * of, each once. A cycle begins and ends with the same module.
+ * The shortest cycle through each import that is part of one, without
+ * duplicates. A cycle begins and ends with the same module.
  */
 export function findCycles(graph: ImportGraph): string[][] {
   const cycles = new Map<string, string[]>();
@@ -102,7 +101,7 @@ export function findCycles(graph: ImportGraph): string[][] {
     for (const to of imports.keys()) {
       const way = shortestWay(graph, to, from);
       if (!way) continue;
-      // It may have been found by way of another of its modules.
+      // Normalised: it may have been found from another of its modules.
       const first = way.indexOf(way.toSorted()[0]);
       const cycle = [...way.slice(first), ...way.slice(0, first + 1)];
       cycles.set(cycle.join("\n"), cycle);
@@ -117,7 +116,7 @@ function shortestWay(
   end: string,
 ): string[] | undefined {
   const before = new Map<string, string | undefined>([[start, undefined]]);
-  // The map grows meanwhile, and is gone through to its end.
+  // The map grows during the iteration, which includes the new entries.
   for (const module of before.keys()) {
     if (module === end) {
       const way: string[] = [];
@@ -133,7 +132,9 @@ function shortestWay(
   }
 }
 
-/** A cycle as a chain of modules, with what is not a plain import marked. */
+/**
+ * A cycle as a chain of modules, in which type and dynamic imports are marked.
+ */
 export function chainText(
   graph: ImportGraph,
   cycle: readonly string[],
@@ -145,7 +146,7 @@ export function chainText(
   }).join(" ");
 }
 
-/** What modules may import apart from their own room; the first that fits. */
+/** What modules may import besides their own folder; the first match counts. */
 const RULES: readonly { room: RegExp; mayImport: RegExp; rule: string }[] = [
   { room: /^core\//, mayImport: /^$/, rule: "core imports only core" },
   {
@@ -160,8 +161,8 @@ const RULES: readonly { room: RegExp; mayImport: RegExp; rule: string }[] = [
   },
   {
     room: /^cli\//,
-    // What registers the drivers is a part of what mod.ts stands for, and
-    // starts faster on its own; the version stands in deno.json.
+    // drivers/all.ts is part of mod.ts, and starts faster by itself; the
+    // version is in deno.json.
     mayImport: /^(core\/|mod\.ts$|drivers\/all\.ts$|deno\.json$)/,
     rule: "cli imports mod.ts and core",
   },
@@ -183,15 +184,14 @@ const RULES: readonly { room: RegExp; mayImport: RegExp; rule: string }[] = [
 ];
 
 /**
- * What belongs together: a folder, in drivers one folder, or one file, for each
- * driver.
+ * The unit of the rule: a folder; in drivers, the folder or file of a driver.
  */
 function roomOf(module: string): string {
   const [first, second] = module.split("/");
   return first === "drivers" ? `${first}/${second}` : first;
 }
 
-/** The imports that the dependency rule does not permit, a line each. */
+/** The imports that break the dependency rule, a line each. */
 export function findBreaches(graph: ImportGraph): string[] {
   const breaches: string[] = [];
   for (const [from, imports] of graph) {
@@ -205,18 +205,18 @@ export function findBreaches(graph: ImportGraph): string[] {
   return breaches.sort();
 }
 
-/** Which modules may name what only some runtimes have. */
+/** Which modules may use globals that only some runtimes have. */
 const RUNTIMES: readonly {
   what: string;
-  /** Whether a module's text names it, in code or in a string. */
+  /** Whether a module uses it, in code or in a string. */
   isNamed(code: string, strings: readonly string[]): boolean;
-  /** Which modules must not name it, and which of them may all the same. */
+  /** The modules that must not use it, and the exceptions among them. */
   in: RegExp;
   but: RegExp;
 }[] = [
   {
     what: "Deno",
-    // The name alone may be looked for; a string may be a program.
+    // Checking for the name is fine; a string may be a program.
     isNamed: (code, strings) =>
       /\bDeno\b/.test(code) ||
       strings.some((text) => /^Deno$|\bDeno\??\.\w/.test(text)),
@@ -231,11 +231,11 @@ const RUNTIMES: readonly {
   },
 ];
 
-/** Comments, strings, and templates, each whole. */
+/** Comments, strings, and templates. */
 const NO_CODE =
   /\/\/.*|\/\*[^]*?\*\/|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|`(?:\\[^]|[^`\\])*`/g;
 
-/** What a module names that belongs to a runtime, and is not for it to name. */
+/** The globals of a runtime that a module must not use, but does. */
 export function findNamed(module: string, text: string): string[] {
   const strings: string[] = [];
   const code = text.replace(NO_CODE, (found) => {

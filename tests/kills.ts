@@ -1,7 +1,7 @@
 /**
- * Kills programs while they change images, and looks at what they leave: sound
- * images (at worst with leaked clusters) that hold what they held before, or
- * what they were to hold then. By hand: `deno run -A tests/kills.ts 1000`.
+ * Kills programs while they change images. They must leave sound images, at
+ * worst with leaked clusters, that have the old or the new content. By hand:
+ * `deno run -A tests/kills.ts 1000`.
  *
  * @module
  */
@@ -14,22 +14,22 @@ import { BDRV, isInstalled, run, runOk, TempDir } from "./qemu.ts";
 const MIB = 1024 ** 2;
 const SIZE = 12 * MIB;
 
-/** Something that changes images, and what they may read as afterwards. */
+/** A command that changes images, and their permitted content afterwards. */
 export interface Work {
-  /** The arguments of the program; the images are in its working folder. */
+  /** The program's arguments; the images are in its working folder. */
   readonly command: readonly string[];
-  /** More that is to be done before. */
+  /** Further preparation. */
   prepare?(folder: TempDir): Promise<unknown>;
-  /** Sizes that the disk may have. */
+  /** The possible sizes of the disk. */
   readonly sizes?: readonly number[];
-  /** Run after a kill: it must succeed, and leave the content as it was. */
+  /** Run after a kill: it must succeed, and leave the content unchanged. */
   readonly again?: readonly string[];
 }
 
 const bdrv = (folder: TempDir, ...args: string[]) =>
   runOk([...BDRV, ...args], { cwd: folder.path });
 
-/** What is killed, by name. */
+/** The commands to kill, by name. */
 export const WORKS: { readonly [name: string]: Work } = {
   "commit": {
     command: ["commit", "top.qcow2"],
@@ -69,7 +69,7 @@ export const WORKS: { readonly [name: string]: Work } = {
   },
 };
 
-/** Make `base.qcow2` and, on top of it, `top.qcow2`; answers what it holds. */
+/** Create `base.qcow2` and its overlay `top.qcow2`; returns the content. */
 async function makeImages(
   folder: TempDir,
   random: Random,
@@ -99,12 +99,14 @@ async function scribble(name: string, random: Random): Promise<void> {
 }
 
 async function contentOf(folder: TempDir): Promise<Uint8Array> {
-  // Read-only would do, but images that are marked as dirty are repaired so.
+  // Opened for writing, so that a dirty image is repaired.
   await using image = await openImage(folder.file("top.qcow2"));
   return await image.read(0, image.size);
 }
 
-/** Start a program and kill it after some time; whether it was still there. */
+/**
+ * Start a program and kill it after some time; whether it was still running.
+ */
 async function killAfter(
   folder: TempDir,
   args: readonly string[],
@@ -122,7 +124,7 @@ async function killAfter(
     try {
       child.kill("SIGKILL");
     } catch {
-      // It has just ended by itself.
+      // It has just ended.
     }
   }, milliseconds);
   const { signal } = await child.status;
@@ -130,7 +132,9 @@ async function killAfter(
   return signal === "SIGKILL";
 }
 
-/** The image is sound but for leaks; for QEMU too, where it is installed. */
+/**
+ * Assert that the image is sound except for leaks, also for QEMU if installed.
+ */
 async function assertSound(folder: TempDir, name: string): Promise<void> {
   const check = ["check", "-q", name];
   const programs = [[...BDRV, ...check]];
@@ -139,7 +143,7 @@ async function assertSound(folder: TempDir, name: string): Promise<void> {
     const { code, stderr } = await run(program, { cwd: folder.path });
     // 3: leaked clusters only.
     if (code === 0 || code === 3) continue;
-    // Version 2 has no mark for a snapshot of which some flags are not set yet.
+    // Version 2 cannot mark a snapshot that is only half taken.
     const isMidway = stderr.split("\n").every((line) =>
       /^$|^Leaked cluster |OFLAG_COPIED/.test(line)
     );
@@ -148,9 +152,9 @@ async function assertSound(folder: TempDir, name: string): Promise<void> {
 }
 
 /**
- * Do a work, be killed, and look at what is left.
+ * Run a command, kill it, and check the result.
  *
- * @returns whether there was anything to kill.
+ * @returns whether it was still running.
  */
 async function killOnce(
   work: Work,
@@ -166,7 +170,7 @@ async function killOnce(
   const sizes = work.sizes ?? [SIZE];
   assertEquals(sizes.includes(found.length), true, `size ${found.length}`);
   const common = Math.min(found.length, before.length);
-  // What a shrinking disk loses may be gone before its size changes.
+  // A shrinking disk may lose data before its size changes.
   const kept = Math.min(common, ...sizes);
   assertEquals(
     isEqual(found.subarray(0, kept), before.subarray(0, kept)),
@@ -183,7 +187,7 @@ async function killOnce(
   return isKilled;
 }
 
-/** How long a work takes, in milliseconds, start and all. */
+/** How long a command takes, including its start, in milliseconds. */
 async function measure(work: Work, random: Random): Promise<number> {
   await using folder = new TempDir();
   await makeImages(folder, random);
@@ -194,10 +198,10 @@ async function measure(work: Work, random: Random): Promise<number> {
 }
 
 /**
- * Kill each work, or those whose names begin with `prefix`, in turn, `count`
+ * Kill each command, or those whose names begin with `prefix`, in turn, `count`
  * times in all.
  *
- * @returns how many were still at work then.
+ * @returns how many were still running.
  */
 export async function kill(count: number, seed: number, prefix = "") {
   const works = Object.entries(WORKS).filter(([name]) =>

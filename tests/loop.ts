@@ -1,5 +1,5 @@
 /**
- * Loop devices: block devices that are files, for tests that may make them.
+ * Loop devices: block devices backed by files, for tests that may create them.
  *
  * @module
  */
@@ -14,12 +14,14 @@ function losetup(...args: string[]): string | undefined {
   return success ? new TextDecoder().decode(stdout).trim() : undefined;
 }
 
-/** A loop device that is gone at the end of a `using` block. */
+/** A loop device that is removed at the end of a `using` block. */
 export class LoopDevice implements Disposable {
   /** Its path. */
   readonly path: string;
 
-  /** Make a device of a file. Bytes past its last whole sector are cut off. */
+  /**
+   * Create a device for a file. Bytes past its last whole sector are cut off.
+   */
   constructor(file: string, sectorSize = 512, readOnly = false) {
     const path = losetup(
       "--find",
@@ -32,7 +34,7 @@ export class LoopDevice implements Disposable {
     this.path = path;
   }
 
-  /** Its size in bytes now. */
+  /** Its current size in bytes. */
   get size(): number {
     using file = Deno.openSync(this.path);
     return file.seekSync(0, Deno.SeekMode.End);
@@ -43,7 +45,7 @@ export class LoopDevice implements Disposable {
   }
 }
 
-/** A test on loop devices; skipped where none can be made. */
+/** A test on loop devices; skipped where none can be created. */
 export function loopTest(
   name: string,
   fn: (t: Deno.TestContext) => Promise<void>,

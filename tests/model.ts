@@ -1,34 +1,34 @@
 /**
- * A disk as plain bytes in memory, and what requests that are under way
- * together may make of it.
+ * A model of a disk as plain bytes in memory, and the permitted results of
+ * concurrent requests.
  *
  * @module
  */
 
 import { isEqual } from "../core/runtime.ts";
 
-/** What a request that has succeeded does to a range of the disk. */
+/** The effect of a successful request on a range of the disk. */
 export interface Effect {
   /** First byte. */
   offset: number;
-  /** The bytes that it puts there. */
+  /** The bytes it writes. */
   bytes: Uint8Array;
 }
 
-/** What a read that ran beside those requests found. */
+/** The result of a read that ran concurrently. */
 export interface Finding {
   offset: number;
   bytes: Uint8Array;
 }
 
-/** A range, with the requests that wrote to all of it. */
+/** A range, and the requests that wrote all of it. */
 interface Segment {
   start: number;
   end: number;
   effects: Effect[];
 }
 
-/** What a disk should hold. */
+/** The expected content of a disk. */
 export class DiskModel {
   bytes: Uint8Array;
 
@@ -40,7 +40,7 @@ export class DiskModel {
     return this.bytes.length;
   }
 
-  /** Give the disk another size; what is added reads as zeroes. */
+  /** Resize the disk; a new area reads as zeroes. */
   resize(size: number): void {
     const old = this.bytes;
     this.bytes = new Uint8Array(size);
@@ -48,11 +48,11 @@ export class DiskModel {
   }
 
   /**
-   * Requests ran at the same time, and have all ended. Bytes that several
-   * wrote to may have come from any of them: `readBack` says which. Reads may
-   * have seen each byte before or after any of the writes.
+   * Apply concurrent requests that have all ended. Bytes that several wrote may
+   * come from any of them: `readBack` tells which. Reads may have seen each
+   * byte before or after any of the writes.
    *
-   * @throws if the disk holds, or a read has found, what nobody wrote.
+   * @throws if the disk or a read has bytes that nobody wrote.
    */
   async apply(
     effects: readonly Effect[],
@@ -81,7 +81,7 @@ export class DiskModel {
     }
   }
 
-  /** Compare bytes that were read with what the disk should hold. */
+  /** Compare bytes read with the expected content. */
   check(offset: number, found: Uint8Array, when = ""): void {
     const expected = this.bytes.subarray(offset, offset + found.length);
     const wrong = firstDifference(found, expected);
@@ -140,7 +140,7 @@ export function firstDifference(a: Uint8Array, b: Uint8Array): number {
   return a.findIndex((byte, i) => byte !== b[i]);
 }
 
-/** Cut overlapping effects into ranges with the same writers throughout. */
+/** Split overlapping effects into ranges with the same writers throughout. */
 function segments(effects: readonly Effect[]): Segment[] {
   const borders = new Set<number>();
   for (const { offset, bytes } of effects) {
@@ -166,7 +166,7 @@ export class Random {
     this.#state = seed | 0;
   }
 
-  /** A whole number from 0 up to, not including, `limit`. */
+  /** A whole number from 0 up to, but not including, `limit`. */
   below(limit: number): number {
     // mulberry32
     this.#state = (this.#state + 0x6d2b79f5) | 0;
@@ -197,8 +197,8 @@ export class Random {
   }
 
   /**
-   * Bytes of which few are zero and which tell where they belong: a run of
-   * one request cannot be taken for that of another.
+   * Recognisable bytes, few of them zero: those of one request cannot be
+   * mistaken for another's.
    */
   bytes(length: number): Uint8Array<ArrayBuffer> {
     const bytes = new Uint8Array(length);
@@ -225,10 +225,7 @@ export function environmentNumber(name: string): number | undefined {
   return value === undefined ? undefined : Number(value);
 }
 
-/**
- * The seeds that `BDRV_SEED` chooses: one, or `first-last`. By default those
- * from 1 to `count`.
- */
+/** The seeds in `BDRV_SEED`: one, or `first-last`. Default: 1 to `count`. */
 export function seedsToRun(count: number): number[] {
   const text = Deno.env.get("BDRV_SEED") ?? `1-${count}`;
   const [first, last = first] = text.split("-").map(Number);

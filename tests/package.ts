@@ -1,10 +1,11 @@
 /**
- * Checks the package as its users get it: what JSR would accept, and whether
- * the module graph of the command line is complete. Part of `deno task ok`.
+ * Checks the package as its users get it: whether JSR would accept it, and
+ * whether the module graph of the command line is complete. Part of `deno task
+ * ok`.
  *
- * JSR cannot be reached from every machine we work on, so `links/` stands in
+ * JSR cannot be reached from every development machine, so `links/` stands in
  * for the packages in use. `deno publish` refuses imports of linked folders
- * inside the package; in the copy made here they lie beside it.
+ * inside the package, so the copy made here has them beside it.
  *
  * @module
  */
@@ -22,7 +23,7 @@ async function deno(
   if (code !== 0) throw new Error(`deno ${args.join(" ")}: exit code ${code}`);
 }
 
-/** Copies a file, or a folder with all that is in it. */
+/** Copy a file or a folder. */
 async function copy(from: string, to: string): Promise<void> {
   if ((await Deno.stat(from)).isFile) return await Deno.copyFile(from, to);
   await Deno.mkdir(to);
@@ -45,8 +46,8 @@ try {
     JSON.stringify({ ...config, links }),
   );
   await deno(tree, ["publish", "--dry-run", "--allow-dirty", "--quiet"]);
-  // The real base binary has to be downloaded; any file shows whether every
-  // module is found and can be embedded.
+  // Any file will do as the base binary, which would have to be downloaded, to
+  // check that every module can be embedded.
   await deno(
     tree,
     ["compile", "--quiet", "-A", "--output", `${temp}/bdrv.bin`, "cli.ts"],

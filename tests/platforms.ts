@@ -1,5 +1,5 @@
 /**
- * What other runtimes provide, tried in this one.
+ * Simulating other runtimes in this one.
  *
  * @module
  */
@@ -7,14 +7,14 @@ import { platform, usePlatform } from "../core/platform/mod.ts";
 import { denoPlatform } from "../core/platform/deno.ts";
 import { webPlatform } from "../core/platform/web.ts";
 
-/** Whether the system's C library is there and permitted. */
+/** Whether the system's C library is available and permitted. */
 export function isLibcAvailable(): boolean {
   return platform().libc() !== null;
 }
 
 /**
- * Have the runtime provide all of its own, all but libraries of the system, or
- * no more than a browser does.
+ * Provide everything of this runtime (`false`), everything but system libraries
+ * (`"libraries"`), or only what a browser has (`true`).
  */
 export function setPortable(value: boolean | "libraries"): void {
   if (value === "libraries") {

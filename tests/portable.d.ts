@@ -1,7 +1,7 @@
 // deno-lint-ignore-file no-explicit-any
 /**
- * Stands in for the types of Deno where what must run elsewhere is checked
- * without them. Only `core/platform/deno*.ts` may name it (tests/imports.ts).
+ * Stands in for Deno's types when portable code is checked without them. Only
+ * `core/platform/deno*.ts` may use it (tests/imports.ts).
  */
 declare namespace Deno {
   type DynamicLibrary<_Functions> = { symbols: any };

@@ -1,12 +1,12 @@
 /**
- * A file that remembers what was written to it and when it was flushed, and
- * from that tells what a power cut may leave of it.
+ * A file that records its writes and flushes, and derives from them what a
+ * power cut may leave.
  *
- * The model of a disk with a cache: what a flush covers is there. Of each
- * sector written since, any version may be there, whatever the order of the
- * writes; a sector is never torn, and neither is the header. What changes the
- * file's extents (holes, zeroes without data, its size) may be there at once,
- * however late the writes before it come: file systems have a journal for it.
+ * The model is a disk with a cache: everything before a flush has been stored.
+ * Of each sector written since, any version may be stored, whatever the order
+ * of the writes; a sector is never torn, and neither is the header. Changes of
+ * the file's extents (holes, zeroes without data, its size) may be stored at
+ * once, even before earlier writes: file systems have a journal for them.
  *
  * @module
  */
@@ -15,7 +15,7 @@ import type { BlockNode } from "../core/node.ts";
 import { memoryDriver } from "../drivers/memory.ts";
 import type { Random } from "./model.ts";
 
-/** What happened to the file. A new size is the `offset`, without `bytes`. */
+/** An event of the file. A new size is the `offset`, without `bytes`. */
 interface Event {
   kind: "write" | "zero" | "discard" | "truncate" | "flush";
   offset: number;
@@ -24,7 +24,7 @@ interface Event {
 
 const NOTHING = new Uint8Array(0);
 
-/** Bytes of a file that grows where it is written to. */
+/** The bytes of a file that grows when written to. */
 class GrowingBytes {
   #buffer: Uint8Array<ArrayBuffer>;
   length: number;
@@ -62,7 +62,7 @@ class GrowingBytes {
   }
 }
 
-/** A protocol node in memory, with its past. */
+/** A protocol node in memory, with its history. */
 export class PowerLog implements BlockNode {
   readonly driver = memoryDriver;
   readonly filename = "power-log";
@@ -74,8 +74,8 @@ export class PowerLog implements BlockNode {
   readonly #recorded: () => void;
 
   /**
-   * @param start What the file holds, durably, at first.
-   * @param recorded Called after each event: for logs that are cut together.
+   * @param start The durable content at the start.
+   * @param recorded Called after each event, for logs that are cut together.
    */
   constructor(start: Uint8Array, recorded: () => void = () => {}) {
     this.#start = start;
@@ -83,7 +83,7 @@ export class PowerLog implements BlockNode {
     this.#file = new GrowingBytes(start);
   }
 
-  /** How much has happened so far: a moment at which the power may fail. */
+  /** The number of events so far: a moment at which the power may fail. */
   get now(): number {
     return this.#events.length;
   }
@@ -145,7 +145,9 @@ export class PowerLog implements BlockNode {
 
   async close(): Promise<void> {}
 
-  /** What has reached the disk for certain: all but what came after a flush. */
+  /**
+   * The content that is certain to be stored: everything before the last flush.
+   */
   get durable(): Uint8Array<ArrayBuffer> {
     const durable = new GrowingBytes(this.#start);
     const flush = this.#events.findLastIndex(({ kind }) => kind === "flush");
@@ -153,7 +155,7 @@ export class PowerLog implements BlockNode {
     return durable.bytes;
   }
 
-  /** Files that power cuts may leave: one for each of the ascending moments. */
+  /** Files that power cuts may leave, one for each of the ascending moments. */
   *cuts(
     moments: readonly number[],
     random: Random,
@@ -174,9 +176,9 @@ export class PowerLog implements BlockNode {
 
   /**
    * Files that power cuts may leave just before a flush: each event since the
-   * flush before it is the only one that comes too late, and the only one that
-   * comes in time. Where an order of two matters and no flush sees to it, one of
-   * these files shows it. (A discard may always be lost.)
+   * previous flush is, in turn, the only one lost and the only one stored. If
+   * the order of two events matters and no flush ensures it, one of these files
+   * shows it. (A discard may always be lost.)
    */
   *reordered(): Generator<{ what: string; file: Uint8Array<ArrayBuffer> }> {
     const durable = new GrowingBytes(this.#start);
@@ -205,15 +207,15 @@ export class PowerLog implements BlockNode {
     }
   }
 
-  /** A file that a power cut at one moment may leave. */
+  /** A file that a power cut at a moment may leave. */
   cut(moment: number, random: Random): Uint8Array<ArrayBuffer> {
     return this.cuts([moment], random).next().value!.file;
   }
 }
 
 /**
- * What is there if `late` came after the last flush, and those events reach the
- * disk of whose indices `arrives` says so, asked once for each sector.
+ * The stored content if, of the events `late` since the last flush, those are
+ * stored for which `arrives` returns true, called once per sector.
  */
 function survivors(
   durable: Uint8Array,
@@ -221,8 +223,8 @@ function survivors(
   arrives: (index: number) => boolean,
   extentsAtOnce: boolean,
 ): Uint8Array<ArrayBuffer> {
-  // The cache has every byte; a sector that goes to the disk is the cache's
-  // at that time, so it brings along what was written to it before.
+  // The cache has every byte; a sector is stored as it is in the cache at that
+  // time, including earlier writes to it.
   const cache = new GrowingBytes(durable);
   const disk = new GrowingBytes(durable);
   late.forEach((event, index) => {
@@ -245,7 +247,7 @@ function survivors(
   return disk.bytes;
 }
 
-/** Which events reach the disk. */
+/** Which events are stored. */
 function arrival(
   late: readonly Event[],
   random: Random,

@@ -1,11 +1,11 @@
 /**
- * What tests against QEMU's own tools share: running programs, temporary
- * folders, and skipping what the machine lacks the tools or privileges for.
+ * Helpers for tests against QEMU's tools: running programs, temporary folders,
+ * and skipping tests if the machine lacks tools or privileges.
  *
  * @module
  */
 
-/** What a program left behind. */
+/** The outcome of a program. */
 export interface Outcome {
   /** Its exit code. */
   code: number;
@@ -21,13 +21,13 @@ export interface RunOptions {
   cwd?: string;
   /** Variables added to its environment. */
   env?: Record<string, string>;
-  /** What it reads from standard input; nothing if absent. */
+  /** Its standard input; empty if absent. */
   stdin?: string;
 }
 
 const ROOT = new URL("..", import.meta.url).pathname;
 
-/** The command line of this project, as a list that `run` takes. */
+/** The command line of this project, for `run`. */
 export const BDRV: readonly string[] = [
   Deno.execPath(),
   "run",
@@ -40,7 +40,7 @@ export const BDRV: readonly string[] = [
 
 const installed = new Map<string, boolean>();
 
-/** Whether a program can be run here. */
+/** Whether a program is installed. */
 export function isInstalled(program: string): boolean {
   let known = installed.get(program);
   if (known === undefined) {
@@ -50,7 +50,7 @@ export function isInstalled(program: string): boolean {
         stdout: "null",
         stderr: "null",
       }).outputSync();
-      // Not all of them know that option; it is enough that they run.
+      // It may not know the option; it is enough that it runs.
       known = true;
     } catch {
       known = false;
@@ -61,8 +61,8 @@ export function isInstalled(program: string): boolean {
 }
 
 /**
- * A command that can take neither all memory nor all time, since QEMU's tools
- * take as much as a damaged image asks for.
+ * A command with limits on memory and time, since QEMU's tools use as much as a
+ * damaged image makes them.
  */
 function withinLimits(command: readonly string[]): readonly string[] {
   if (!command[0].startsWith("qemu-") || !isInstalled("prlimit")) {
@@ -89,16 +89,16 @@ export async function run(
     ? Promise.resolve()
     : ReadableStream.from([new TextEncoder().encode(options.stdin)])
       .pipeTo(child.stdin);
-  // Its output is read meanwhile: it may wait for that.
+  // Read the output meanwhile: the program may wait for that.
   const [{ code, stdout, stderr }] = await Promise.all([
     child.output(),
-    writing.catch(() => {}), // It need not read everything.
+    writing.catch(() => {}), // It may not read everything.
   ]);
   const text = new TextDecoder();
   return { code, stdout: text.decode(stdout), stderr: text.decode(stderr) };
 }
 
-/** Run a program that must succeed; answers its standard output. */
+/** Run a program that must succeed; returns its standard output. */
 export async function runOk(
   command: readonly string[],
   options?: RunOptions,
@@ -110,7 +110,7 @@ export async function runOk(
   return stdout;
 }
 
-/** A folder that disappears at the end of an `await using` block. */
+/** A folder that is removed at the end of an `await using` block. */
 export class TempDir implements AsyncDisposable {
   /** Its path, without a slash at the end. */
   readonly path: string = Deno.makeTempDirSync({ prefix: "bdrv-test-" });
@@ -126,23 +126,23 @@ export class TempDir implements AsyncDisposable {
   }
 }
 
-/** What a test needs of the machine. */
+/** What a test requires of the machine. */
 export interface Requirements {
-  /** Programs that have to be installed. */
+  /** Programs that must be installed. */
   tools?: readonly string[];
-  /** Whether it has to be run by root. */
+  /** Whether it must run as root. */
   root?: boolean;
-  /** Whether it makes loop devices. */
+  /** Whether it creates loop devices. */
   loop?: boolean;
-  /** Other privileges by name ("mounting"), and whether they are there. */
+  /** Other privileges by name ("mounting"), and whether they are available. */
   privileges?: Readonly<Record<string, boolean>>;
-  /** Whatever else by name ("libc"), and whether it is there. */
+  /** Other requirements by name ("libc"), and whether they are met. */
   others?: Readonly<Record<string, boolean>>;
 }
 
 let loops: boolean | undefined;
 
-/** Whether loop devices can be made, which only a trial shows. */
+/** Whether loop devices can be created, which only trying shows. */
 function canMakeLoops(): boolean {
   loops ??= tryLoop();
   return loops;
@@ -164,7 +164,7 @@ function tryLoop(): boolean {
   }
 }
 
-/** What of it is absent here: each in a few words, privileges apart. */
+/** The missing requirements, each in a few words, privileges separately. */
 function missing(needed: Requirements) {
   const absent = (named: Readonly<Record<string, boolean>> = {}) =>
     Object.keys(named).filter((name) => !named[name]);
@@ -185,8 +185,8 @@ function missing(needed: Requirements) {
 const said = new Set<string>();
 
 /**
- * Note why a test is skipped: in the file that `deno task test` names, which
- * sums them up, or else on standard error, each reason once.
+ * Record why a test is skipped: in the file that `deno task test` names and
+ * summarises, or else on standard error, each reason once.
  */
 function noteSkip(kind: "privilege" | "other", reason: string): void {
   const file = Deno.env.get("BDRV_SKIPS");
@@ -199,9 +199,9 @@ function noteSkip(kind: "privilege" | "other", reason: string): void {
 }
 
 /**
- * Whether a test must be skipped (its `ignore`) since the machine lacks what
- * it needs; why is printed once. With `BDRV_REQUIRE_QEMU=1` in the environment
- * only a privilege may be missing, and any other test is run, to fail.
+ * Whether to skip a test (its `ignore`) because the machine lacks a
+ * requirement; the reason is printed once. With `BDRV_REQUIRE_QEMU=1` in the
+ * environment only privileges may be missing; any other test is run, and fails.
  */
 export function mustSkip(needed: Requirements): boolean {
   const { privileges, others } = missing(needed);
@@ -218,10 +218,10 @@ export function mustSkip(needed: Requirements): boolean {
 }
 
 /**
- * A test that needs QEMU's tools, or other things of the machine. Without them
- * it is reported as ignored, and the reason printed once ({@linkcode mustSkip}).
+ * A test that requires QEMU's tools or other things of the machine. Without
+ * them it is ignored, and the reason printed once ({@linkcode mustSkip}).
  *
- * @param needs The programs it needs, or whatever it needs. Default: `qemu-img`.
+ * @param needs The required programs, or all requirements. Default: `qemu-img`.
  */
 export function qemuTest(
   name: string,

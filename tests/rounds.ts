@@ -1,7 +1,7 @@
 /**
- * A file that answers in rounds: all requests that wait are answered together,
- * when nothing else is going on. How many rounds something takes is what it
- * would take of a slow file's latencies, whatever the machine's speed.
+ * A file that answers in rounds: all waiting requests are answered together,
+ * once everything else is idle. The number of rounds is the number of latencies
+ * that a slow file would cost, independent of the machine's speed.
  *
  * @module
  */
@@ -16,7 +16,7 @@ export class Rounds {
   #waiting: (() => void)[] = [];
   #count = 0;
 
-  /** @param file What answers at once. */
+  /** @param file The file that does the work, without delay. */
   constructor(file: BlockNode) {
     this.node = filterNode(getDriver("throttle"), file, {
       readv: async (offset: number, iov: IoVector) => {
@@ -30,7 +30,7 @@ export class Rounds {
     });
   }
 
-  /** How many rounds a piece of work takes. */
+  /** The number of rounds that a piece of work takes. */
   async of(work: () => Promise<unknown>): Promise<number> {
     const before = this.#count;
     await work();

@@ -1,20 +1,20 @@
 /**
- * `deno task test`: a dot for each test, failures in full, and at the end, once
- * for each reason, why some were skipped. Arguments go to `deno test`.
+ * `deno task test`: prints a dot for each test, failures in full, and at the
+ * end the reasons for skipped tests. Arguments are passed to `deno test`.
  *
  * With `BDRV_REQUIRE_QEMU=1` in the environment, as in CI, tests may be skipped
- * only for want of a privilege, and have to say of which.
+ * only for lack of a privilege, which they must name.
  *
  * @module
  */
 const ROOT = new URL("..", import.meta.url).pathname;
 const COLUMNS = 80;
 
-/** Dots as they come, a line each, put next to each other. */
+/** Puts dots, which arrive a line each, next to each other. */
 class Dots {
   #column = 0;
 
-  /** Show a line of the reporter's. */
+  /** Show a line of the reporter. */
   show(line: string): void {
     // deno-lint-ignore no-control-regex
     const mark = line.replace(/\x1b\[[0-9;]*m/g, "");
@@ -46,7 +46,7 @@ async function* linesOf(stream: ReadableStream<Uint8Array<ArrayBuffer>>) {
   if (rest !== "") yield rest;
 }
 
-/** Run `deno test`; answers its exit code, and how many tests it skipped. */
+/** Run `deno test`; returns its exit code, and how many tests it skipped. */
 async function runTests(
   skips: string,
 ): Promise<{ code: number; ignored: number }> {

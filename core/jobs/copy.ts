@@ -46,18 +46,18 @@ export interface CopyOptions extends CopySourceOptions, CopyTargetOptions {
 export const REQUEST_SIZE = 2 * 1024 * 1024;
 
 /** Size of a disk from which on starting other threads pays off. */
-const MUCH = 64 * 1024 * 1024;
+const LARGE_DISK = 64 * 1024 * 1024;
 
 /** Workers to begin with: one reads while the other writes. */
-const FEW = 2;
+const FIRST_WORKERS = 2;
 
 /** A request is slow if it takes this many milliseconds. */
-const SLOW = 20;
+const SLOW_REQUEST = 20;
 
 /**
  * Slow requests in a row that mean slow storage: a single one may be chance.
  */
-const OFTEN = 2;
+const SLOW_IN_A_ROW = 2;
 
 /**
  * Most bytes of buffers when compressing: that takes so long that parallel
@@ -125,7 +125,7 @@ class Copy {
     const { rateLimit = 0, compression, backingEnd = Infinity } = options;
     this.#source = new CopySource(source, options);
     // Read the next range while the last one is written.
-    const background = source.size >= MUCH && options.parallel !== 1;
+    const background = source.size >= LARGE_DISK && options.parallel !== 1;
     const flags = { ...options.flags, background, signal: options.signal };
     this.#target = new CopyTarget(target, { ...options, flags });
     this.#options = options;
@@ -159,7 +159,7 @@ class Copy {
     if (progressBy === "disk") this.#total = this.#source.size;
     // When salvaging, this pass warns as well, as QEMU's does.
     else if (progress || salvage) await this.#count();
-    this.#startWorkers(FEW);
+    this.#startWorkers(FIRST_WORKERS);
     // Workers may be added while earlier ones are awaited.
     for (const worker of this.#workers) await worker;
     if (this.#error) throw this.#error;
@@ -167,7 +167,8 @@ class Copy {
 
   /** If there is much to compress, the threads start during the first reads. */
   async #holdWorkers(): Promise<Disposable | undefined> {
-    const isMuch = this.#rules.clusterSize > 0 && this.#source.size >= MUCH;
+    const isMuch = this.#rules.clusterSize > 0 &&
+      this.#source.size >= LARGE_DISK;
     if (!isMuch) return undefined;
     const { holdWorkers } = await import("../zlib_workers.ts");
     return holdWorkers(true);
@@ -223,8 +224,10 @@ class Copy {
       } finally {
         turn.placed();
       }
-      this.#slow = performance.now() - start > SLOW ? this.#slow + 1 : 0;
-      if (this.#slow === OFTEN) this.#startWorkers(Infinity);
+      this.#slow = performance.now() - start > SLOW_REQUEST
+        ? this.#slow + 1
+        : 0;
+      if (this.#slow === SLOW_IN_A_ROW) this.#startWorkers(Infinity);
     }
   }
 
@@ -279,9 +282,9 @@ class Copy {
   async #read(offset: number, bytes: Uint8Array): Promise<void> {
     let hasWaited = false;
     this.#reads++;
-    const isSample = this.#reads > FEW &&
-      (this.#reads <= 3 * FEW || this.#reads % 16 === 0);
-    if (isSample && this.#workers.length === FEW) {
+    const isSample = this.#reads > FIRST_WORKERS &&
+      (this.#reads <= 3 * FIRST_WORKERS || this.#reads % 16 === 0);
+    if (isSample && this.#workers.length === FIRST_WORKERS) {
       giveWay().then(() => hasWaited = true);
     }
     await this.#source.read(offset, bytes);

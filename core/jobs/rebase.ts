@@ -221,7 +221,7 @@ class Merge {
     for (let at = 0; at < size;) {
       const own = checkedExtent(
         image,
-        await understood(image.status(at, size - at)),
+        await readingMetadata(image.status(at, size - at)),
       );
       const end = at + own.length;
       while (at < end) {
@@ -263,7 +263,7 @@ class Merge {
   ): Promise<{ isSame: boolean; end: number }> {
     if (this.#isBelow && start < this.#old!.size) {
       const length = Math.min(end, this.#old!.size) - start;
-      const above = await understood(
+      const above = await readingMetadata(
         chainStatus(this.#old!, start, length, this.#new),
       );
       if (isInherited(above)) {
@@ -350,10 +350,10 @@ async function extentOf(
 ): Promise<Pick<ChainExtent, "zero" | "length">> {
   if (!node || start >= node.size) return { zero: true, length: end - start };
   const length = Math.min(end, node.size) - start;
-  return await understood(chainStatus(node, start, length));
+  return await readingMetadata(chainStatus(node, start, length));
 }
 
-async function understood<T>(status: Promise<T>): Promise<T> {
+async function readingMetadata<T>(status: Promise<T>): Promise<T> {
   try {
     return await status;
   } catch (thrown) {

@@ -31,7 +31,7 @@ import { notDirect, openDirectFile } from "./direct_file.ts";
 import { openLibcFile } from "./libc_file.ts";
 import type { Locking } from "./lock.ts";
 import { FileNode } from "./node.ts";
-import { heedSizeLimit } from "./size_limit.ts";
+import { failAtSizeLimit } from "./size_limit.ts";
 
 /** How a path is opened. */
 export const OPEN_OPTIONS: OptionTable = {
@@ -127,7 +127,7 @@ export async function openPath(
     noFlush: context.noFlush,
     aio,
     direct: context.direct,
-    unlocked: (why) => tellUnlocked(parsed, context, why),
+    unlocked: (why) => reportUnlocked(parsed, context, why),
   });
 }
 
@@ -218,7 +218,7 @@ function cannotLock(filename: string, why: string): string {
 }
 
 /** Report missing locks if they were asked for, or the file may be written. */
-function tellUnlocked(
+function reportUnlocked(
   { filename, locking }: FileOptions,
   context: OpenContext,
   why: string,
@@ -256,7 +256,7 @@ function openFile(driver: PathDriver, request: FileRequest): FileNode {
   };
   const host = open(readOnly);
   try {
-    if (!readOnly) heedSizeLimit();
+    if (!readOnly) failAtSizeLimit();
     return new FileNode(host, {
       ...request,
       driver,
@@ -319,7 +319,7 @@ const FIRST_BLOCK = 4096;
 
 /** Create an empty file, unless there is one. */
 function makeFile(filename: string): void {
-  refuseWhatWaits(filename);
+  refuseBlocking(filename);
   try {
     checkName(filename);
     localFiles().create(filename);
@@ -340,7 +340,7 @@ function checkName(filename: string): void {
 }
 
 /** Opening a pipe, or waiting for a medium, could take forever. */
-function refuseWhatWaits(filename: string): void {
+function refuseBlocking(filename: string): void {
   let info: FileInfo;
   try {
     info = localFiles().stat(filename);

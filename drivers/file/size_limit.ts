@@ -17,7 +17,7 @@ let isHeeded = false;
  * signal, without a message. Only if there is a limit, since listening to the
  * signal takes time.
  */
-export function heedSizeLimit(): void {
+export function failAtSizeLimit(): void {
   if (isHeeded) return;
   isHeeded = true;
   if (isLimited(platform().libc())) surviveSignal("SIGXFSZ");

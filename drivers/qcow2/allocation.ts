@@ -15,10 +15,10 @@ import {
 } from "./data_clusters.ts";
 import {
   type EntryHost,
-  giveUp,
   isOwned,
   noteFreed,
   orderL2AfterData,
+  releaseClusters,
 } from "./entry_changes.ts";
 import { hex } from "./format.ts";
 import { type WritableRun, writableRun } from "./writable_run.ts";
@@ -167,7 +167,7 @@ async function newClusters(
         throw error;
       }
       // From here on they are in use: a failure can only leak others.
-      await giveUp(host, freed);
+      await releaseClusters(host, freed);
     },
   };
 }

@@ -348,30 +348,30 @@ export class ClusterMap {
   ): Mapping {
     const { clusterSize, l2 } = this.#state.geometry;
     const kind = l2.kind(table, index);
-    const within = guestOffset % clusterSize;
+    const offsetInCluster = guestOffset % clusterSize;
     if (kind === "compressed") {
       return {
         kind,
-        length: Math.min(length, clusterSize - within),
+        length: Math.min(length, clusterSize - offsetInCluster),
         hostOffset: l2.compressedOffset(table, index),
         compressedLength: l2.compressedLength(table, index),
         isCopied: false,
       };
     }
     if (l2.isExtended) {
-      return this.#decodeSubclusters(table, index, within, length);
+      return this.#decodeSubclusters(table, index, offsetInCluster, length);
     }
     let run = length;
     // Most requests are about one cluster, and need no other entry.
-    if (within + length > clusterSize) {
-      const most = Math.ceil((within + length) / clusterSize);
-      run = l2.runLength(table, index, most) * clusterSize - within;
+    if (offsetInCluster + length > clusterSize) {
+      const most = Math.ceil((offsetInCluster + length) / clusterSize);
+      run = l2.runLength(table, index, most) * clusterSize - offsetInCluster;
     }
     const hasPlace = kind === "normal" || kind === "zeroAllocated";
     return {
       kind,
       length: Math.min(run, length),
-      hostOffset: hasPlace ? l2.offset(table, index) + within : 0,
+      hostOffset: hasPlace ? l2.offset(table, index) + offsetInCluster : 0,
       compressedLength: 0,
       isCopied: l2.isCopied(table, index),
     };
@@ -381,19 +381,19 @@ export class ClusterMap {
   #decodeSubclusters(
     table: DataView,
     index: number,
-    within: number,
+    offsetInCluster: number,
     length: number,
   ): Mapping {
     const { l2 } = this.#state.geometry;
     const size = l2.subclusterSize;
-    const first = Math.floor(within / size);
-    const most = Math.ceil((within + length) / size) - first;
+    const first = Math.floor(offsetInCluster / size);
+    const most = Math.ceil((offsetInCluster + length) / size) - first;
     const run = l2.subclusterRun(table, index, first, most);
     return {
       kind: l2.subclusterKind(table, index, first),
-      length: Math.min((first + run) * size - within, length),
+      length: Math.min((first + run) * size - offsetInCluster, length),
       hostOffset: l2.isPlaced(table, index)
-        ? l2.offset(table, index) + within
+        ? l2.offset(table, index) + offsetInCluster
         : 0,
       compressedLength: 0,
       isCopied: l2.isCopied(table, index),

@@ -104,13 +104,13 @@ async function open(
   };
   const cleaner = new CacheCleaner(state);
   cleaner.cleanEvery(cleanInterval(parsed));
-  const again = { reread, adopt, change };
+  const hooks = { reread, adopt, change };
   const node = new Qcow2Node(
     qcow2Driver,
     context.filename,
     state,
     cleaner,
-    again,
+    hooks,
   );
   if (!readOnly && purpose === "io") {
     await node.prepareForWriting();

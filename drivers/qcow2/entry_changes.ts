@@ -75,7 +75,7 @@ export function noteFreed(
 }
 
 /** Give up references that L2 entries no longer make. */
-export async function giveUp(
+export async function releaseClusters(
   state: EntryHost,
   freed: readonly Freed[],
   reason: FreeReason = "other",

@@ -58,8 +58,8 @@ function once<T>(load: () => Promise<T>): () => Promise<T> {
 const loadUnmap = once(() => import("./unmap.ts"));
 const loadWriteCompressed = once(() => import("./write_compressed.ts"));
 
-/** What a node does over that its opening did first. */
-export interface Again {
+/** Steps of opening that can be repeated later. */
+export interface ReopenHooks {
   /** Read everything anew. */
   reread(): Promise<void>;
   /** Go on with a header, and empty caches that fit it. */
@@ -74,7 +74,7 @@ export class Qcow2Node implements BlockNode {
   readonly filename: string;
   readonly limits;
   readonly #state: Qcow2State;
-  readonly #again: Again;
+  readonly #hooks: ReopenHooks;
   readonly #cleaner: CacheCleaner;
   /** Bytes of the file before anything was written to it. */
   readonly #sizeAtOpen: number;
@@ -90,17 +90,17 @@ export class Qcow2Node implements BlockNode {
     filename: string,
     state: Qcow2State,
     cleaner: CacheCleaner,
-    again: Again,
+    hooks: ReopenHooks,
   ) {
     this.driver = driver;
     this.filename = filename;
     this.#state = state;
     this.#cleaner = cleaner;
     this.#sizeAtOpen = state.file.size;
-    this.#again = again;
+    this.#hooks = hooks;
     this.image = {
       check: async (options) => {
-        using _ = await this.#state.operations.exclude();
+        using _ = await this.#state.operations.drain();
         return await this.#check(options);
       },
       amend: (options, how) => this.#amend(options, how),
@@ -271,7 +271,7 @@ export class Qcow2Node implements BlockNode {
   }
 
   async truncate(size: number, options?: TruncateOptions): Promise<void> {
-    using _ = await this.#state.operations.exclude();
+    using _ = await this.#state.operations.drain();
     this.#state.checkUsable();
     const { resize } = await import("./resize.ts");
     await resize(this.#state, size, options);
@@ -326,7 +326,7 @@ export class Qcow2Node implements BlockNode {
   get snapshots(): SnapshotOperations {
     const state = this.#state;
     const alone = async <T>(act: () => Promise<T>): Promise<T> => {
-      using _ = await state.operations.exclude();
+      using _ = await state.operations.drain();
       state.checkUsable();
       return await act();
     };
@@ -346,7 +346,7 @@ export class Qcow2Node implements BlockNode {
 
   async #saveVmState(offset: number, iov: IoVector): Promise<void> {
     const state = this.#state;
-    using _ = await state.operations.exclude();
+    using _ = await state.operations.drain();
     const start = vmStateOffset(state) + offset;
     const end = start + vectorLength(iov);
     {
@@ -374,20 +374,20 @@ export class Qcow2Node implements BlockNode {
 
   async invalidate(): Promise<void> {
     const state = this.#state;
-    using _ = await state.operations.exclude();
+    using _ = await state.operations.drain();
     using _lock = await state.metadata.lock();
     if (!state.readOnly) await state.flushCaches();
     await state.bitmaps?.store();
-    await this.#again.reread();
+    await this.#hooks.reread();
     await this.#reloadBitmaps();
   }
 
   async reopen(options: OptionValues): Promise<void> {
     const state = this.#state;
-    using _ = await state.operations.exclude();
+    using _ = await state.operations.drain();
     using _lock = await state.metadata.lock();
     state.checkUsable();
-    await this.#again.change(options);
+    await this.#hooks.change(options);
   }
 
   async #check(options?: CheckOptions): Promise<CheckResult> {
@@ -422,7 +422,7 @@ export class Qcow2Node implements BlockNode {
   }
 
   async #makeEmpty(): Promise<void> {
-    using _ = await this.#state.operations.exclude();
+    using _ = await this.#state.operations.drain();
     this.#state.checkUsable();
     // Loaded when it is used: every start would pay for it.
     const { makeEmpty } = await import("./empty.ts");
@@ -430,7 +430,7 @@ export class Qcow2Node implements BlockNode {
   }
 
   async #changeBacking(name?: string, format?: string): Promise<void> {
-    using _ = await this.#state.operations.exclude();
+    using _ = await this.#state.operations.drain();
     if (name !== undefined && this.#state.dataFileIsRaw) {
       throw new BlockError("EINVAL");
     }
@@ -443,17 +443,17 @@ export class Qcow2Node implements BlockNode {
 
   async #amend(options: OptionValues, how: AmendOptions = {}): Promise<void> {
     const state = this.#state;
-    using _ = await state.operations.exclude();
+    using _ = await state.operations.drain();
     state.checkUsable();
     const { amend } = await import("./amend.ts");
-    await amend(state, options, how, () => this.#again.adopt(state.header));
+    await amend(state, options, how, () => this.#hooks.adopt(state.header));
   }
 
   async close(): Promise<void> {
     const state = this.#state;
     try {
       if (!state.readOnly && !state.unusable) {
-        using _ = await state.operations.exclude();
+        using _ = await state.operations.drain();
         using _lock = await state.metadata.lock();
         await state.flushCaches().catch((error) => this.#explain(error));
         if (!state.unusable) {

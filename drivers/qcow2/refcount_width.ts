@@ -48,7 +48,7 @@ export async function changeRefcountWidth(
       await state.refcounts.free(offset, length);
     }
   } catch (error) {
-    if (!structure.isInForce && !state.unusable) await structure.giveUp();
+    if (!structure.isInForce && !state.unusable) await structure.release();
     throw error;
   }
 }
@@ -199,13 +199,13 @@ class NewStructure {
     let isEmpty = true;
     let cluster = 0;
     const walk = this.#walks++;
-    const told = (index: number) =>
+    const report = (index: number) =>
       this.#progress(
         walk * refcounts.tableSize + index,
         total * refcounts.tableSize,
       );
     for (let index = 0; index < refcounts.tableSize; index++) {
-      told(index);
+      report(index);
       for (let at = 0; at < oldEntries; at += step) {
         const block = await refcounts.block(index);
         if (block && !this.#copy(block, at, step, cluster, target)) {
@@ -220,7 +220,7 @@ class NewStructure {
     if (cluster % newEntries !== 0) {
       await done(Math.floor(cluster / newEntries), isEmpty);
     }
-    told(refcounts.tableSize);
+    report(refcounts.tableSize);
   }
 
   /**
@@ -269,7 +269,7 @@ class NewStructure {
   }
 
   /** Give back all that was taken. */
-  async giveUp(): Promise<void> {
+  async release(): Promise<void> {
     const { refcounts, geometry } = this.#state;
     for (const offset of this.#blocks) {
       if (offset) await refcounts.free(offset, geometry.clusterSize);

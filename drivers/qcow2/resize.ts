@@ -8,7 +8,11 @@ import { asBlockError, BlockError } from "../../core/errors.ts";
 import type { Preallocation, TruncateOptions } from "../../core/node.ts";
 import { writeZeroData, writeZeroes } from "../../core/requests.ts";
 import { allocateData, type Freed } from "./data_clusters.ts";
-import { giveUp, noteFreed, orderL2AfterData } from "./entry_changes.ts";
+import {
+  noteFreed,
+  orderL2AfterData,
+  releaseClusters,
+} from "./entry_changes.ts";
 
 import type { Qcow2State } from "./state.ts";
 import { cutOff, zeroGuest, zeroParts } from "./unmap.ts";
@@ -269,7 +273,7 @@ export async function preallocate(
       }
     }
   }
-  await giveUp(state, freed);
+  await releaseClusters(state, freed);
   // Entries of version 2 cannot say it: there, the data does.
   if (state.encryption && !areZero) await zeroParts(state, first, end);
 }

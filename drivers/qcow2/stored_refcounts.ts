@@ -50,7 +50,7 @@ export class StoredRefcounts {
   readonly #blocks = new Map<number, DataView | null>();
   readonly #dirty = new Set<number>();
   /** A buffer for a block that is not kept. */
-  #passing?: Uint8Array;
+  #readThrough?: Uint8Array;
   /** Stands for every block that does not exist. */
   readonly #zeroes: DataView;
   readonly #maxBlocks: number;
@@ -121,8 +121,8 @@ export class StoredRefcounts {
   async pass(index: number): Promise<DataView | null> {
     const known = this.peek(index);
     if (known !== undefined) return known;
-    this.#passing ??= allocate(this.#run.geometry.clusterSize);
-    return await this.#read(index, this.#passing);
+    this.#readThrough ??= allocate(this.#run.geometry.clusterSize);
+    return await this.#read(index, this.#readThrough);
   }
 
   /** The block of an entry, or null if it cannot be read. */

@@ -56,7 +56,7 @@ export class TableCache {
   /** Entries that walks are reading. */
   readonly #walks = new Set<{ offset: number; isCurrent: boolean }>();
   /** An entry that is only passed by: not among the others, never dirty. */
-  #passing?: CachedTable;
+  #readThrough?: CachedTable;
   /** Must be durable before any entry here is written. */
   #dependsOn?: TableCache;
   /** The file itself must be flushed before any entry here is written. */
@@ -98,7 +98,7 @@ export class TableCache {
       this.#latest = entry;
       return entry;
     }
-    return this.#passing?.offset === offset ? this.#passing : undefined;
+    return this.#readThrough?.offset === offset ? this.#readThrough : undefined;
   }
 
   /** The entry at a file offset; read if need be. */
@@ -142,14 +142,14 @@ export class TableCache {
     const walk = { offset, isCurrent: true };
     this.#walks.add(walk);
     try {
-      const entry = this.#passing ?? newEntry(this.entrySize);
+      const entry = this.#readThrough ?? newEntry(this.entrySize);
       this.#dropPassing();
       entry.offset = -1;
       await this.#read(offset, entry);
       if (!walk.isCurrent || this.#entries.has(offset)) return undefined;
       entry.offset = offset;
       entry.used = true;
-      this.#latest = this.#passing = entry;
+      this.#latest = this.#readThrough = entry;
       return use(entry);
     } finally {
       this.#walks.delete(walk);
@@ -214,7 +214,7 @@ export class TableCache {
   /** To be called in the same turn as the change to `entry`. */
   markDirty(entry: CachedTable): void {
     if (entry.dirty) return;
-    if (entry === this.#passing) this.#passing = undefined;
+    if (entry === this.#readThrough) this.#readThrough = undefined;
     // It may have been dropped since it was found: it is the one that counts.
     this.#entries.set(entry.offset, entry);
     this.#latest = entry;
@@ -304,8 +304,8 @@ export class TableCache {
   }
 
   #dropPassing(): void {
-    if (this.#latest === this.#passing) this.#latest = undefined;
-    this.#passing = undefined;
+    if (this.#latest === this.#readThrough) this.#latest = undefined;
+    this.#readThrough = undefined;
   }
 
   #remove(entry: CachedTable): void {

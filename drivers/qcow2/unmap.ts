@@ -14,7 +14,7 @@ import { writeZeroes } from "../../core/requests.ts";
 import type { FreeReason } from "./behaviour.ts";
 import type { EntryPlace } from "./cluster_map.ts";
 import { discardData, type Freed } from "./data_clusters.ts";
-import { giveUp, noteFreed } from "./entry_changes.ts";
+import { noteFreed, releaseClusters } from "./entry_changes.ts";
 import type { WholeKind } from "./l2_entry.ts";
 import type { Qcow2State } from "./state.ts";
 import { zeroes } from "./state.ts";
@@ -83,7 +83,7 @@ async function changeEntries(
         using _ = held;
         if (state.dataFileIsRaw) await changeRaw(state, at, next, change);
         else await discardData(state, freed, reason);
-      } else await giveUp(state, freed, reason);
+      } else await releaseClusters(state, freed, reason);
       at = next;
     }
   } finally {

@@ -36,13 +36,13 @@ export function writableRun(
   const { clusterSize, l2 } = geometry;
   const { view } = place.slice;
   const owned = isOwned(first.isCopied, first.kind);
-  const within = offset % clusterSize;
+  const offsetInCluster = offset % clusterSize;
   const most = Math.min(
     clusters.entriesLeft(place),
-    geometry.clustersFor(within + length),
+    geometry.clustersFor(offsetInCluster + length),
   );
   let count = 1;
-  let expected = first.hostOffset - within;
+  let expected = first.hostOffset - offsetInCluster;
   let last = l2.kind(view, place.index);
   let hasZeroes = last !== "normal";
   let replaces = !owned && hasPlace(last);
@@ -59,7 +59,7 @@ export function writableRun(
     } else if (hasPlace(kind)) replaces = true;
     last = kind;
   }
-  const run = Math.min(length, count * clusterSize - within);
+  const run = Math.min(length, count * clusterSize - offsetInCluster);
   const end = offset + run;
   if (l2.isExtended) {
     const entries = { index: place.index, count };
@@ -67,12 +67,15 @@ export function writableRun(
     return { ...borders, length: run, replaces };
   }
   if (!owned) {
-    const start = offset - within;
+    const start = offset - offsetInCluster;
     const end = start + count * clusterSize;
     return { kind: "allocate", length: run, start, end, replaces };
   }
   // What lies in the first or the last one stays as it is.
-  const whole = { start: offset - within, end: geometry.clusterEnd(end) };
+  const whole = {
+    start: offset - offsetInCluster,
+    end: geometry.clusterEnd(end),
+  };
   return {
     kind: hasZeroes ? "reuse" : "inPlace",
     length: run,

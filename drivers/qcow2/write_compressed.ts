@@ -19,10 +19,10 @@ import { BlockError } from "../../core/errors.ts";
 import type { CompressOptions } from "../../core/node.ts";
 import { CompressionQueue } from "./compression_queue.ts";
 import {
-  giveUp,
   hasPlace,
   noteFreed,
   orderL2AfterData,
+  releaseClusters,
 } from "./entry_changes.ts";
 import type { Freed } from "./data_clusters.ts";
 import { type Qcow2State, zeroes } from "./state.ts";
@@ -188,7 +188,7 @@ async function store(state: Qcow2State, group: Group): Promise<void> {
     }
     throw error;
   }
-  await giveUp(state, freed);
+  await releaseClusters(state, freed);
   if (failure) throw failure;
 }
 

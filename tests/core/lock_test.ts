@@ -54,7 +54,7 @@ Deno.test("SharedLock is shared by many, or held alone", async () => {
   const log = new Log();
   log.ask("r1", lock.share());
   log.ask("r2", lock.share());
-  log.ask("w", lock.exclude());
+  log.ask("w", lock.drain());
   log.ask("r3", lock.share());
   log.ask("r4", lock.share());
   await settle();

@@ -135,9 +135,9 @@ qemuTest(
     for (const [format, ...pieces] of [...HEADERS, ...RAW_DISKS]) {
       const bytes = fileOf(pieces, 65536);
       await Deno.writeFile(file, bytes);
-      const told = await run(["qemu-img", "info", "--output=json", file]);
-      const found = told.code === 0
-        ? JSON.parse(told.stdout).format
+      const info = await run(["qemu-img", "info", "--output=json", file]);
+      const found = info.code === 0
+        ? JSON.parse(info.stdout).format
         : undefined;
       const isRaw = await openImage(file, { purpose: "info" }).then(
         async (image) => {
@@ -153,7 +153,7 @@ qemuTest(
       const { stdout } = await run(["qemu-io", "-c", write, disk]);
       const isRefused = stdout.includes("Operation not permitted");
       assert(
-        !(isRaw && (isRefused || told.code !== 0)),
+        !(isRaw && (isRefused || info.code !== 0)),
         `${format}: ${stdout}`,
       );
       await Deno.writeFile(disk, new Uint8Array(65536));

@@ -14,7 +14,7 @@ export function bitmapOperations(state: Qcow2State): BitmapOperations {
     act: (bitmaps: Bitmaps) => T | Promise<T>,
   ): Promise<T> => {
     if (state.readOnly) throw new BlockError("EACCES");
-    using _ = await state.operations.exclude();
+    using _ = await state.operations.drain();
     state.checkUsable();
     return await act(await state.loadBitmaps());
   };

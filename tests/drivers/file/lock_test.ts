@@ -360,30 +360,30 @@ function lockingLibc(toLock: number[], toAsk: number[] = []): () => Libc {
   return () => ({ fcntl, close: () => 0 }) as unknown as Libc;
 }
 
-/** What comes of locking with that library, and what the user is told. */
+/** What comes of locking with that library, and what the user is reasons. */
 function tryLocking(load: () => Libc, locking: "on" | "auto" = "auto") {
-  const told: string[] = [];
-  const unlocked = (why: string) => told.push(why);
+  const reasons: string[] = [];
+  const unlocked = (why: string) => reasons.push(why);
   const file = { filename: "disk.raw", descriptor: 3, locking, unlocked };
   const lock = new FileLock(file, load);
   const needs = { needs: ACCESS.WRITE, shares: ALL_ACCESS };
   try {
     const isLocked = lock.set(needs);
     assertEquals(lock.set({ ...needs, needs: ALL_ACCESS }), isLocked);
-    return { isLocked, told };
+    return { isLocked, reasons };
   } catch (error) {
     assert(error instanceof BlockError, String(error));
-    return { error: error.message, told };
+    return { error: error.message, reasons };
   }
 }
 
 Deno.test("where a file system has no locks, that is said once", () => {
   for (const errno of [EINVAL, ENOLCK, ENOSYS, EOPNOTSUPP]) {
     const library = () => lockingLibc([errno], [errno]);
-    const { isLocked, told } = tryLocking(library());
-    assertEquals([isLocked, told.length], [false, 1]);
+    const { isLocked, reasons } = tryLocking(library());
+    assertEquals([isLocked, reasons.length], [false, 1]);
     const { error } = tryLocking(library(), "on");
-    assertEquals(error, `Failed to lock byte 101: ${told[0]}`);
+    assertEquals(error, `Failed to lock byte 101: ${reasons[0]}`);
   }
 });
 
@@ -399,19 +399,19 @@ Deno.test("a lock that fails for any other reason is an error", () => {
     for (const locking of ["auto", "on"] as const) {
       const outcome = tryLocking(lockingLibc([...toLock], toAsk), locking);
       assertMatch(outcome.error ?? "", /^Failed to lock byte \d+: ./);
-      assertEquals(outcome.told, []);
+      assertEquals(outcome.reasons, []);
     }
   }
 });
 
 Deno.test("a lock that others hold is no reason to go on without", () => {
-  const { error, told } = tryLocking(lockingLibc([EAGAIN], [ENOLCK]));
-  assertEquals([error, told], ["Failed to lock byte 101", []]);
+  const { error, reasons } = tryLocking(lockingLibc([EAGAIN], [ENOLCK]));
+  assertEquals([error, reasons], ["Failed to lock byte 101", []]);
 });
 
 Deno.test("a signal does not keep a file from being locked", () => {
   const library = lockingLibc([EINTR, EINTR, 0], [EINTR, 0]);
-  assertEquals(tryLocking(library), { isLocked: true, told: [] });
+  assertEquals(tryLocking(library), { isLocked: true, reasons: [] });
 });
 
 Deno.test({
