@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { aes } from "../core/ciphers.ts";
+import { aes } from "../core/crypto/ciphers.ts";
 import { asBlockError, invalid } from "../core/errors.ts";
 import { notAmong, parseKeyValueList } from "../core/options.ts";
 import type { SecretRequest } from "../core/secrets.ts";

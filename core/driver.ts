@@ -34,7 +34,17 @@ export interface BlockDriver extends DriverTraits {
    * are still to be checked. `size` counts only without `source`.
    * @param source The disk that the image is to hold.
    */
-  measure?(options: OptionValues, source?: BlockNode): Promise<Measurement>;
+  measure?(
+    options: OptionValues,
+    source?: BlockNode,
+    context?: MeasureContext,
+  ): Promise<Measurement>;
+}
+
+/** What `measure` may ask of the block layer. */
+export interface MeasureContext {
+  /** As {@linkcode OpenContext.secret}. */
+  secret(id: string | undefined): Promise<Uint8Array | undefined>;
 }
 
 /** A disk that a new image is to hold, for who writes it front to back. */
@@ -91,6 +101,8 @@ export interface OpenContext {
    * The raw driver then refuses writes that would make another guess likely.
    */
   readonly probed: boolean;
+  /** Stops what takes long, such as finding a key. */
+  readonly signal?: AbortSignal;
   /** Whether to leave it to the system when written data reaches the disk. */
   readonly noFlush: boolean;
   /** Whether to bypass the page cache where the system can. */

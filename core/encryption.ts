@@ -1,6 +1,6 @@
 /**
  * Guest data that lies encrypted in a child: in sectors of 512 bytes, by their
- * place on the disk.
+ * place on the disk or in the child.
  *
  * @module
  */
@@ -13,7 +13,7 @@ import {
   sliceVector,
   vectorLength,
 } from "./bytes.ts";
-import type { SectorCipher } from "./ciphers.ts";
+import type { SectorCipher } from "./crypto/sector_ciphers.ts";
 import { invalid } from "./errors.ts";
 import type { BlockNode } from "./node.ts";
 
@@ -25,10 +25,16 @@ const KEPT_BUFFERS = 4;
 /** Moves guest data between the caller and a child in which it is encrypted. */
 export class Encryption {
   readonly #cipher: SectorCipher;
+  readonly #byChildOffset: boolean;
   readonly #buffers: Uint8Array[] = [];
 
-  constructor(cipher: SectorCipher) {
+  /**
+   * @param by What the place of a sector is part of its key by: where it is on
+   * the disk, or where it lies in the child.
+   */
+  constructor(cipher: SectorCipher, by: "offset" | "childOffset") {
     this.#cipher = cipher;
+    this.#byChildOffset = by === "childOffset";
   }
 
   /** Read whole sectors from `childOffset` on and decrypt them. */
@@ -38,7 +44,8 @@ export class Encryption {
     offset: number,
     iov: IoVector,
   ): Promise<void> {
-    let sector = sectorOf(offset, vectorLength(iov));
+    const place = this.#byChildOffset ? childOffset : offset;
+    let sector = sectorOf(place, vectorLength(iov));
     await child.readv(childOffset, iov);
     if (!iov.every((part) => part.length % SECTOR_SIZE === 0)) {
       const flat = flattenVector(iov);
@@ -62,7 +69,8 @@ export class Encryption {
     iov: IoVector,
   ): Promise<void> {
     const length = vectorLength(iov);
-    const sector = sectorOf(offset, length);
+    const place = this.#byChildOffset ? childOffset : offset;
+    const sector = sectorOf(place, length);
     const buffer = this.#buffers.pop() ?? allocate(BATCH);
     try {
       for (let done = 0; done < length; done += BATCH) {

@@ -370,6 +370,8 @@ export interface CheckResult {
 
 /** How to change options of an image. */
 export interface AmendOptions {
+  /** Do also what makes the image unusable, or may do so. Default: false. */
+  force?: boolean;
   /**
    * Told how far the work has come. `total` is a guess as long as it is not
    * known how often tables must be gone through.

@@ -357,6 +357,7 @@ function contextOf(pending: Pending): OpenContext {
     unlocked: (why) => wishes.onUnlocked?.(why),
     report: (line) => wishes.report?.(line),
     secret: (id) => findSecret(wishes.secrets, { id, filename }),
+    signal: wishes.signal,
     describes: (name) => describesChild(options[name]),
     openChild: (name, description) => openChild(pending, name, description),
     openImplicit: (child, name, format) =>

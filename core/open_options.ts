@@ -60,6 +60,11 @@ export interface OpenOptions {
   /** Where the keys of encrypted images come from. Default: nowhere. */
   secrets?: SecretSource;
   /**
+   * Stops what takes long, such as finding the key of an encrypted image: the
+   * opening fails with ECANCELED.
+   */
+  signal?: AbortSignal;
+  /**
    * Receives what drivers do as they do it (allocation, copy-on-write, loads
    * and updates of metadata, flushes), by the names QEMU's `blkdebug` uses.
    */

@@ -15,6 +15,13 @@ import {
   UnknownOptionError,
 } from "../options.ts";
 import { getFormat } from "../registry.ts";
+import { findSecret, type SecretSource } from "../secrets.ts";
+
+/** What measuring may need besides the format's own options. */
+export interface MeasureOptions {
+  /** Where the keys of encrypted images come from. */
+  secrets?: SecretSource;
+}
 
 /**
  * Tell how large the file of a new image would become: an upper bound, for
@@ -23,6 +30,7 @@ import { getFormat } from "../registry.ts";
  * @param format A registered format, such as `qcow2` or `raw`.
  * @param options The format's create options; `size` in bytes.
  * @param source The disk that the image is to hold; its size counts instead.
+ * @param wishes What else it may need.
  * @throws {BlockError} EINVAL for options that do not fit, ENOTSUP if the
  * format cannot tell, EFBIG if it cannot hold such a disk.
  *
@@ -40,9 +48,11 @@ export async function measure(
   format: string,
   options: OptionValues = {},
   source?: BlockNode,
+  wishes: MeasureOptions = {},
 ): Promise<Measurement> {
   const driver = getFormat(format);
   checkOptions("measure", options, {});
+  checkOptions("measure", wishes, {});
   if (source !== undefined) checkNode("The source", source);
   if (!driver.measure || !driver.createOptions) {
     throw new BlockError(
@@ -65,7 +75,9 @@ export async function measure(
       : parseOption(name, spec, value);
   }
   try {
-    return await driver.measure(values, source);
+    return await driver.measure(values, source, {
+      secret: (id) => findSecret(wishes.secrets, { id, filename: format }),
+    });
   } catch (error) {
     throw asBlockError(error);
   }

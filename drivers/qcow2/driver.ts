@@ -45,8 +45,8 @@ export const qcow2Driver: BlockDriver = {
   async *stream(options, source) {
     yield* (await import("./stream.ts")).streamImage(options, source);
   },
-  measure: async (options, source) =>
-    (await import("./measure.ts")).measure(options, source),
+  measure: async (options, source, context) =>
+    (await import("./measure.ts")).measure(options, source, context),
 };
 
 async function open(
@@ -72,7 +72,9 @@ async function open(
     sizes(header),
     behaviour,
   );
-  state.encryption = await openEncryption(header, parsed, context);
+  const encryption = await openEncryption(file, header, parsed, context);
+  state.encryption = encryption.data;
+  state.luks = encryption.luks;
   const load = async () => {
     await state.load();
     if (purpose !== "check") await loadSnapshotTable(state);

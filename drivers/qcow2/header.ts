@@ -309,10 +309,10 @@ function checkSupported(header: Header, policy: HeaderPolicy): void {
   if (header.cryptMethod > Crypt.LUKS) {
     throw invalid(`Unsupported encryption method ${header.cryptMethod | 0}`);
   }
-  if (policy.infoOnly) return;
   if (header.cryptMethod === Crypt.LUKS && !header.encryptionHeader) {
     throw invalid("Missing CRYPTO header for crypt method 2");
   }
+  if (policy.infoOnly) return;
   const missing: string[] = [];
   if (header.incompatible.low & Incompatible.DATA_FILE) {
     missing.push("external data file");
@@ -320,7 +320,6 @@ function checkSupported(header: Header, policy: HeaderPolicy): void {
   if (header.incompatible.low & Incompatible.EXTENDED_L2) {
     missing.push("extended L2 entries");
   }
-  if (header.cryptMethod === Crypt.LUKS) missing.push("LUKS encryption");
   if (missing.length > 0) {
     throw new BlockError(
       "ENOTSUP",

@@ -27,6 +27,7 @@ import { Geometry } from "./geometry.ts";
 import { GuestMap, type GuestMapHost } from "./guest_map.ts";
 import type { Header } from "./header.ts";
 import { encodeHeader } from "./header_encoding.ts";
+import type { LuksKey } from "./luks.ts";
 import { OverlapGuard, type OverlapHost } from "./overlap.ts";
 import type { RefcountHost } from "./refcount_table.ts";
 import { Refcounts } from "./refcounts.ts";
@@ -83,6 +84,8 @@ export class Qcow2State
   backing?: BlockNode;
   /** What guest data is encrypted with in the file, if it is. */
   encryption?: Encryption;
+  /** Its LUKS header, if it has one. */
+  luks?: LuksKey;
   /** The snapshot table, and the bytes it takes in the file. */
   snapshots: SnapshotEntry[] = [];
   snapshotTableLength = 0;

@@ -1,8 +1,13 @@
 import { assert, assertEquals } from "@std/assert";
 import { createCipheriv } from "node:crypto";
-import { Aes } from "../../core/aes.ts";
-import { aes, cbcPlain64, type SectorCipher } from "../../core/ciphers.ts";
-import { setPortable } from "../../core/runtime.ts";
+import { Aes } from "../../../core/crypto/aes.ts";
+import { aes } from "../../../core/crypto/ciphers.ts";
+import {
+  cbc,
+  plain64,
+  type SectorCipher,
+} from "../../../core/crypto/sector_ciphers.ts";
+import { setPortable } from "../../../core/runtime.ts";
 
 function fromHex(text: string): Uint8Array<ArrayBuffer> {
   return Uint8Array.from(text.match(/../g)!, (byte) => parseInt(byte, 16));
@@ -32,7 +37,7 @@ function expectedSectors(
 
 /** A cipher that has worked enough to use the runtime's own. */
 function warm(key: Uint8Array): SectorCipher {
-  const cipher = cbcPlain64(aes(key));
+  const cipher = cbc(aes(key), plain64);
   for (let i = 0; i < 5; i++) cipher.decrypt(new Uint8Array(1 << 20), 0);
   return cipher;
 }
@@ -64,7 +69,7 @@ for (const [key, result] of VECTORS) {
 // Deno has no aes-192-cbc to compare with.
 for (const length of [16, 32]) {
   for (const way of ["portable", "native"] as const) {
-    Deno.test(`cbcPlain64() agrees with node:crypto, ${length * 8} bits, ${way}`, () => {
+    Deno.test(`cbc() agrees with node:crypto, ${length * 8} bits, ${way}`, () => {
       const key = pattern(length).map((byte) => byte ^ 0x5a);
       setPortable(way === "portable");
       try {
@@ -87,9 +92,9 @@ for (const length of [16, 32]) {
   }
 }
 
-Deno.test("cbcPlain64() works at addresses where no word begins", () => {
+Deno.test("cbc() works at addresses where no word begins", () => {
   const key = pattern(16);
-  const cipher = cbcPlain64(aes(key));
+  const cipher = cbc(aes(key), plain64);
   const plain = pattern(1024);
   const room = new Uint8Array(1030).fill(0xee);
   const bytes = room.subarray(3, 1027);
@@ -102,9 +107,9 @@ Deno.test("cbcPlain64() works at addresses where no word begins", () => {
   assertEquals(room[1027], 0xee);
 });
 
-Deno.test("cbcPlain64() gives the same before and after the runtime's cipher is loaded", () => {
+Deno.test("cbc() gives the same before and after the runtime's cipher is loaded", () => {
   const key = pattern(16);
-  const cold = cbcPlain64(aes(key));
+  const cold = cbc(aes(key), plain64);
   const plain = pattern(64 * 1024);
   const first = plain.slice();
   cold.encrypt(first, 77);
