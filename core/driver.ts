@@ -101,6 +101,8 @@ export interface OpenContext {
    * The raw driver then refuses writes that would make another guess likely.
    */
   readonly probed: boolean;
+  /** Whether to do without keys, so that data is neither read nor written. */
+  readonly withoutKeys: boolean;
   /** Stops what takes long, such as finding a key. */
   readonly signal?: AbortSignal;
   /** Whether to leave it to the system when written data reaches the disk. */

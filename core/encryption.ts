@@ -14,7 +14,7 @@ import {
   vectorLength,
 } from "./bytes.ts";
 import type { SectorCipher } from "./crypto/sector_ciphers.ts";
-import { invalid } from "./errors.ts";
+import { BlockError, invalid } from "./errors.ts";
 import type { BlockNode } from "./node.ts";
 
 /** Bytes encrypted at a time: many sectors make good use of the cipher. */
@@ -88,6 +88,13 @@ export class Encryption {
       if (this.#buffers.length < KEPT_BUFFERS) this.#buffers.push(buffer);
     }
   }
+}
+
+/** Stands in for the cipher of an image that was opened without its key. */
+export const LOCKED: SectorCipher = { encrypt: refuse, decrypt: refuse };
+
+function refuse(): never {
+  throw new BlockError("EACCES", "The image was opened without its key");
 }
 
 function sectorOf(offset: number, length: number): number {

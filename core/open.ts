@@ -357,6 +357,7 @@ function contextOf(pending: Pending): OpenContext {
     unlocked: (why) => wishes.onUnlocked?.(why),
     report: (line) => wishes.report?.(line),
     secret: (id) => findSecret(wishes.secrets, { id, filename }),
+    withoutKeys: purpose === "info" || wishes.withoutKeys === true,
     signal: wishes.signal,
     describes: (name) => describesChild(options[name]),
     openChild: (name, description) => openChild(pending, name, description),

@@ -60,6 +60,12 @@ export interface OpenOptions {
   /** Where the keys of encrypted images come from. Default: nowhere. */
   secrets?: SecretSource;
   /**
+   * Whether encrypted images are opened without their keys; their data can
+   * neither be read nor written then. Default: false, but of images that are
+   * opened for `info` keys are never asked for.
+   */
+  withoutKeys?: boolean;
+  /**
    * Stops what takes long, such as finding the key of an encrypted image: the
    * opening fails with ECANCELED.
    */
@@ -95,6 +101,7 @@ const KINDS: { readonly [name in keyof OpenOptions]: OptionKind } = {
   maxChain: { least: 0 },
   cache: ["writeback", "writethrough", "none", "directsync", "unsafe"],
   nativeAio: "boolean",
+  withoutKeys: "boolean",
   onEvent: "function",
   warn: "function",
   onUnlocked: "function",

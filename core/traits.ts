@@ -28,6 +28,11 @@ export interface DriverTraits {
   joinOptions?(before: OptionValues, changes: OptionValues): OptionValues;
   /** The options that `create` understands; absent if it cannot create. */
   readonly createOptions?: OptionTable;
+  /**
+   * Whether a new image reads as zeroes without anything being written to it.
+   * Default: true.
+   */
+  readonly createsZeroes?: boolean;
   /** The options that its nodes' `amend` understands; absent if they cannot. */
   readonly amendOptions?: OptionTable;
   /**

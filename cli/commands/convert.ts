@@ -383,6 +383,7 @@ function readsAsZero(
   node: BlockNode,
   created: OptionValues,
 ): boolean {
+  if (node.driver.createsZeroes === false) return false;
   if (target.isPlainFile) return true;
   // On a device, only what the format has not allocated is sure to be zero.
   return node.driver.name !== "raw" &&

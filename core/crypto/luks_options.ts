@@ -51,8 +51,8 @@ export function algorithmsOf(options: OptionValues): Algorithms {
 
 /** What changing passphrases may need. */
 export interface SlotChangeContext {
-  /** The key of the volume. */
-  readonly key: Uint8Array;
+  /** The key of the volume; absent if it was opened without. */
+  readonly key?: Uint8Array;
   readonly secret: SecretFinder;
   /** Do what makes the image unusable, or may do so. */
   readonly force?: boolean;
@@ -94,6 +94,7 @@ async function addPassphrase(
       `Refusing to overwrite active keyslot ${slot} - please erase it first`,
     );
   }
+  if (!key) throw invalid("Keys can only be added with one that is known");
   const passphrase = await findPassphrase(secret, id, "new-secret");
   const time = options["iter-time"] as number | undefined ?? ITERATION_TIME;
   await volume.activate(slot, key, passphrase, time);

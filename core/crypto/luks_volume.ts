@@ -99,15 +99,18 @@ export class LuksVolume {
   ): Promise<{ volume: LuksVolume; key: Uint8Array }> {
     const header = newHeader(algorithms, isDetached);
     const key = randomBytes(masterKeySize(algorithms));
+    const { hash } = algorithms;
+    // Too long a time is refused before any of it has passed.
+    const iterations = await iterationsFor(iterationTime, hash, key.length);
     header.digestIterations = await iterationsFor(
       iterationTime,
-      algorithms.hash,
+      hash,
       DIGEST_LENGTH,
       DIGEST_DIVISOR,
     );
     const volume = new LuksVolume(store, header);
     header.digest = await deriveKey(key, volume.#digestDerivation());
-    await volume.activate(0, key, passphrase, iterationTime);
+    await volume.#putKey(0, key, passphrase, iterations);
     return { volume, key };
   }
 
@@ -185,21 +188,29 @@ export class LuksVolume {
     };
   }
 
-  /**
-   * Have a passphrase open the volume. Key material reaches the disk before the
-   * header that relies on it.
-   */
+  /** Have a passphrase open the volume, by way of a slot. */
   async activate(
     index: number,
     key: Uint8Array,
     passphrase: Uint8Array,
     iterationTime = ITERATION_TIME,
   ): Promise<void> {
+    const { hash } = this.header.algorithms;
+    const iterations = await iterationsFor(iterationTime, hash, key.length);
+    await this.#putKey(index, key, passphrase, iterations);
+  }
+
+  /** Key material reaches the disk before the header that relies on it. */
+  async #putKey(
+    index: number,
+    key: Uint8Array,
+    passphrase: Uint8Array,
+    iterations: number,
+  ): Promise<void> {
     const { algorithms, slots } = this.header;
     const { hash } = algorithms;
     const salt = randomBytes(SALT_LENGTH);
     const { length } = key;
-    const iterations = await iterationsFor(iterationTime, hash, length);
     const derivation = { hash, salt, iterations, length };
     const slotKey = await deriveKey(passphrase, derivation);
     const material = allocate(materialLength(length));

@@ -32,7 +32,7 @@ import type {
   Measurement,
   OpenContext,
 } from "../../core/driver.ts";
-import { Encryption } from "../../core/encryption.ts";
+import { Encryption, LOCKED } from "../../core/encryption.ts";
 import { BlockError } from "../../core/errors.ts";
 import { Mutex } from "../../core/lock.ts";
 import type {
@@ -68,7 +68,7 @@ async function open(
   const volume = await LuksVolume.read(headerStore(header ?? file), {
     isDetached,
   });
-  const key = context.purpose === "info"
+  const key = context.withoutKeys
     ? undefined
     : await findKey(volume, parsed, context);
   if (sectorsOf(file) < volume.header.payloadOffset) {
@@ -83,7 +83,10 @@ async function open(
     volume,
     context,
     key,
-    encryption: key && new Encryption(await volume.cipher(key), "offset"),
+    encryption: new Encryption(
+      key ? await volume.cipher(key) : LOCKED,
+      "offset",
+    ),
   });
 }
 
@@ -181,9 +184,9 @@ interface Parts {
   readonly header?: BlockNode;
   readonly volume: LuksVolume;
   readonly context: OpenContext;
-  /** Absent if the node is only to be described, as is what follows. */
+  /** Absent if the image was opened without it. */
   readonly key?: Uint8Array;
-  readonly encryption?: Encryption;
+  readonly encryption: Encryption;
 }
 
 class LuksNode implements BlockNode {
@@ -192,7 +195,7 @@ class LuksNode implements BlockNode {
   readonly readOnly: boolean;
   readonly children: { readonly file: BlockNode; header?: BlockNode };
   readonly limits = { requestAlignment: SECTOR_SIZE };
-  readonly encryption?: Encryption;
+  readonly encryption: Encryption;
   readonly image: ImageOperations = {
     amend: (options, how) => this.#amend(options, how),
   };
@@ -272,7 +275,7 @@ class LuksNode implements BlockNode {
     const { volume, key, context: { secret } } = this.#parts;
     const values = parseOptions(LUKS_AMEND_OPTIONS, options);
     using _ = await this.#amending.lock();
-    await changeSlots(volume, values, { key: key!, secret, force });
+    await changeSlots(volume, values, { key, secret, force });
   }
 
   async close(): Promise<void> {

@@ -45,5 +45,7 @@ export const LUKS_FACTS = {
   openOptions: OPEN_OPTIONS,
   strongOptions: ["key-secret"],
   createOptions: CREATE_OPTIONS,
+  // Zeroes in the file are not what zeroes of the disk are encrypted to.
+  createsZeroes: false,
   amendOptions: LUKS_AMEND_OPTIONS,
 } as const;

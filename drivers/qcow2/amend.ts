@@ -66,11 +66,9 @@ export async function amend(
   // First what makes more possible, last what makes less possible.
   if (wish.version > oldVersion) await upgrade(state, progress.step());
   if (wish.changesSlots) {
-    const report = progress.step();
-    report(0, 1);
+    progress.step();
     const { amendLuks } = await import("./luks.ts");
     await amendLuks(state.luks!, values, how.force);
-    report(1, 1);
   }
   if (changesWidth) {
     if (wish.version < 3 && wish.refcountBits !== 16) {

@@ -14,7 +14,7 @@ import {
 } from "../../core/crypto/luks_option_tables.ts";
 import { findPassphrase } from "../../core/crypto/passphrase.ts";
 import type { CreateContext, OpenContext } from "../../core/driver.ts";
-import { Encryption } from "../../core/encryption.ts";
+import { Encryption, LOCKED } from "../../core/encryption.ts";
 import { invalid } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
 import type { OptionTable, OptionValues } from "../../core/options.ts";
@@ -58,7 +58,7 @@ export const ENCRYPT_CREATE_OPTIONS: OptionTable = {
 
 /** How an image is encrypted. */
 export interface ImageEncryption {
-  /** Moves guest data; absent if the image is only to be described. */
+  /** Moves guest data. */
   readonly data?: Encryption;
   /** The LUKS header, and the key that it keeps, if there is one. */
   readonly luks?: LuksKey;
@@ -90,7 +90,7 @@ export async function openEncryption(
     const time = options["encrypt.max-unlock-time"] as number | undefined;
     return await openLuks(file, header, { secret, time }, context);
   }
-  if (context.purpose === "info") return {};
+  if (context.withoutKeys) return { data: new Encryption(LOCKED, "offset") };
   return { data: await withAesKey(secret, context) };
 }
 

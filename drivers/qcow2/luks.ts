@@ -25,7 +25,7 @@ import type {
   MeasureContext,
   OpenContext,
 } from "../../core/driver.ts";
-import { Encryption } from "../../core/encryption.ts";
+import { Encryption, LOCKED } from "../../core/encryption.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { writeZeroes } from "../../core/requests.ts";
@@ -38,7 +38,7 @@ import type { Qcow2State } from "./state.ts";
 /** A LUKS header, and what changing it takes. */
 export interface LuksKey {
   readonly volume: LuksVolume;
-  /** Absent if the image is only to be described. */
+  /** Absent if the image was opened without it. */
   readonly key?: Uint8Array;
   readonly secret: SecretFinder;
 }
@@ -56,10 +56,13 @@ export async function openLuks(
   file: BlockNode,
   header: Header,
   { secret: id, time }: KeyWish,
-  { purpose, secret, signal }: OpenContext,
+  { withoutKeys, secret, signal }: OpenContext,
 ): Promise<ImageEncryption> {
   const volume = await LuksVolume.read(areaOf(file, header.encryptionHeader!));
-  if (purpose === "info") return { luks: { volume, secret } };
+  if (withoutKeys) {
+    const data = new Encryption(LOCKED, "childOffset");
+    return { luks: { volume, secret }, data };
+  }
   const name = "encrypt.key-secret";
   const passphrase = await findPassphrase(secret, id, name);
   const key = await volume.unlock(passphrase, { time, signal });
@@ -165,5 +168,5 @@ export async function amendLuks(
   force?: boolean,
 ): Promise<void> {
   const own = withoutPrefix("encrypt.", LUKS_AMEND_OPTIONS, options);
-  await changeSlots(volume, own, { key: key!, secret, force });
+  await changeSlots(volume, own, { key, secret, force });
 }
