@@ -42,6 +42,7 @@ export async function iterationsFor(
   length: number,
   divisor = 1,
 ): Promise<number> {
+  if (milliseconds === 0) return MIN_ITERATIONS;
   const perSecond = Math.round(await measureRate(hash, length) * 1000);
   const refuse = (iterations: number, why: string) =>
     new BlockError(

@@ -51,11 +51,11 @@ const SLOT_LENGTH = 48;
 
 /** A slot for one passphrase. */
 export interface KeySlot {
-  isActive: boolean;
-  iterations: number;
-  salt: Uint8Array;
+  readonly isActive: boolean;
+  readonly iterations: number;
+  readonly salt: Uint8Array;
   /** Where its key material lies, bytes from the header on. */
-  offset: number;
+  readonly offset: number;
 }
 
 /** A header, decoded. Offsets are bytes. */
@@ -65,10 +65,10 @@ export interface LuksHeader {
   readonly payloadOffset: number;
   /** To tell whether a key is right. */
   digest: Uint8Array;
-  digestSalt: Uint8Array;
+  readonly digestSalt: Uint8Array;
   digestIterations: number;
   readonly uuid: string;
-  readonly slots: KeySlot[];
+  readonly slots: readonly KeySlot[];
 }
 
 /** Bytes of a key that is split, in sectors, which encryption works on. */

@@ -64,12 +64,22 @@ export interface MakeOptions extends HeaderPlace {
 /** A LUKS header that was read or made. */
 export class LuksVolume {
   readonly #store: HeaderStore;
-  /** What it says now. */
-  readonly header: LuksHeader;
+  readonly #place: HeaderPlace;
+  #header: LuksHeader;
 
-  private constructor(store: HeaderStore, header: LuksHeader) {
+  private constructor(
+    store: HeaderStore,
+    place: HeaderPlace,
+    header: LuksHeader,
+  ) {
     this.#store = store;
-    this.header = header;
+    this.#place = place;
+    this.#header = header;
+  }
+
+  /** What it says now. */
+  get header(): LuksHeader {
+    return this.#header;
   }
 
   /**
@@ -79,11 +89,22 @@ export class LuksVolume {
    */
   static async read(
     store: HeaderStore,
-    place?: HeaderPlace,
+    place: HeaderPlace = {},
   ): Promise<LuksVolume> {
-    const bytes = allocate(HEADER_LENGTH);
-    await store.read(0, bytes);
-    return new LuksVolume(store, parseHeader(bytes, place));
+    return new LuksVolume(store, place, await readHeader(store, place));
+  }
+
+  /**
+   * Read it anew: another program may have changed it.
+   *
+   * @throws {BlockError} EINVAL if it is for another key now.
+   */
+  async refresh(): Promise<void> {
+    const header = await readHeader(this.#store, this.#place);
+    if (!isEqual(header.digest, this.#header.digest)) {
+      throw invalid("The key of the image was changed");
+    }
+    this.#header = header;
   }
 
   /**
@@ -108,7 +129,7 @@ export class LuksVolume {
       DIGEST_LENGTH,
       DIGEST_DIVISOR,
     );
-    const volume = new LuksVolume(store, header);
+    const volume = new LuksVolume(store, { isDetached }, header);
     header.digest = await deriveKey(key, volume.#digestDerivation());
     await volume.#putKey(0, key, passphrase, iterations);
     return { volume, key };
@@ -236,12 +257,21 @@ export class LuksVolume {
     index: number,
     changes: Partial<LuksHeader["slots"][number]>,
   ): Promise<void> {
-    const { header } = this;
-    const slots = [...header.slots];
+    const slots = [...this.#header.slots];
     slots[index] = { ...slots[index], ...changes };
-    await this.#store.write(0, encodeHeader({ ...header, slots }));
-    header.slots[index] = slots[index];
+    const header = { ...this.#header, slots };
+    await this.#store.write(0, encodeHeader(header));
+    this.#header = header;
   }
+}
+
+async function readHeader(
+  store: HeaderStore,
+  place: HeaderPlace,
+): Promise<LuksHeader> {
+  const bytes = allocate(HEADER_LENGTH);
+  await store.read(0, bytes);
+  return parseHeader(bytes, place);
 }
 
 /** How often key material is overwritten; disks may keep the first copies. */

@@ -33,7 +33,7 @@ import type {
   OpenContext,
 } from "../../core/driver.ts";
 import { Encryption, LOCKED } from "../../core/encryption.ts";
-import { BlockError } from "../../core/errors.ts";
+import { asBlockError, BlockError } from "../../core/errors.ts";
 import { Mutex } from "../../core/lock.ts";
 import type {
   AmendOptions,
@@ -117,17 +117,22 @@ async function create(
   const isDetached = options["detached-header"] === true;
   const length = headerAreaLength(algorithms) +
     (isDetached ? 0 : size as number);
-  if (!isExactSize(length)) {
-    throw new BlockError("EFBIG", "The requested file size is too large");
-  }
+  if (!isExactSize(length)) throw tooLarge();
   const file = await context.createFile(
     length,
     preallocation as Preallocation | undefined,
-  );
+  ).catch((error) => {
+    throw asBlockError(error).code === "EFBIG" ? tooLarge(error) : error;
+  });
   await LuksVolume.make(headerStore(file), algorithms, passphrase, {
     iterationTime: own["iter-time"] as number | undefined,
     isDetached,
   });
+}
+
+function tooLarge(cause?: unknown): BlockError {
+  const message = "The requested file size is too large";
+  return new BlockError("EINVAL", message, { cause });
 }
 
 async function measure(
@@ -266,6 +271,11 @@ class LuksNode implements BlockNode {
       dirty: false,
       specific: { type: "luks", data },
     };
+  }
+
+  async invalidate(): Promise<void> {
+    using _ = await this.#amending.lock();
+    await this.#parts.volume.refresh();
   }
 
   async #amend(

@@ -84,6 +84,7 @@ async function open(
   const adopt = (header: Header) => state.adopt(header, sizes(header));
   const reread = async () => {
     adopt(await readHeader(file, policy));
+    await state.luks?.volume.refresh();
     await load();
   };
   const change = async (options: OptionValues) => {

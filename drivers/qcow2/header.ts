@@ -153,6 +153,9 @@ export async function readHeader(
   const extensionsEnd = backingOffset || clusterSize;
   await checkFeatures(file, header, headerLength, extensionsEnd, policy);
   checkTables(header, policy);
+  if (header.cryptMethod > Crypt.LUKS) {
+    throw invalid(`Unsupported encryption method ${header.cryptMethod | 0}`);
+  }
   await readExtensions(file, header, headerLength, extensionsEnd, policy);
   checkSupported(header, policy);
   await readBackingName(file, header, backingOffset, view.getUint32(16));
@@ -306,9 +309,6 @@ function checkPlace(
 
 /** What this driver does not do is refused by name. */
 function checkSupported(header: Header, policy: HeaderPolicy): void {
-  if (header.cryptMethod > Crypt.LUKS) {
-    throw invalid(`Unsupported encryption method ${header.cryptMethod | 0}`);
-  }
   if (header.cryptMethod === Crypt.LUKS && !header.encryptionHeader) {
     throw invalid("Missing CRYPTO header for crypt method 2");
   }
