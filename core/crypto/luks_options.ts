@@ -49,35 +49,35 @@ export function algorithmsOf(options: OptionValues): Algorithms {
   return algorithms;
 }
 
-/** What changing passphrases may need. */
-export interface SlotChangeContext {
-  /** The key of the volume; absent if it was opened without. */
+/** An open volume, and what changing its passphrases takes. */
+export interface OpenVolume {
+  readonly volume: LuksVolume;
+  /** Absent if it was opened without. */
   readonly key?: Uint8Array;
   readonly secret: SecretFinder;
-  /** Do what makes the image unusable, or may do so. */
-  readonly force?: boolean;
 }
 
 /**
  * Add or erase passphrases, by `LUKS_AMEND_OPTIONS`.
  *
+ * @param force Do also what makes the image unusable, or may do so.
  * @throws {BlockError} EINVAL in QEMU's words, before anything changes.
  */
 export async function changeSlots(
-  volume: LuksVolume,
+  open: OpenVolume,
   options: OptionValues,
-  context: SlotChangeContext,
+  force = false,
 ): Promise<void> {
   const { state } = options;
   if (state === undefined) throw invalid("Parameter 'state' is missing");
-  if (state === "active") await addPassphrase(volume, options, context);
-  else await erasePassphrases(volume, options, context);
+  if (state === "active") await addPassphrase(open, options, force);
+  else await erasePassphrases(open, options, force);
 }
 
 async function addPassphrase(
-  volume: LuksVolume,
+  { volume, key, secret }: OpenVolume,
   options: OptionValues,
-  { key, secret, force }: SlotChangeContext,
+  force: boolean,
 ): Promise<void> {
   const { slots } = volume.header;
   const id = options["new-secret"] as string | undefined;
@@ -101,9 +101,9 @@ async function addPassphrase(
 }
 
 async function erasePassphrases(
-  volume: LuksVolume,
+  { volume, secret }: OpenVolume,
   options: OptionValues,
-  { secret, force }: SlotChangeContext,
+  force: boolean,
 ): Promise<void> {
   for (const name of ["new-secret", "iter-time"]) {
     if (options[name] === undefined) continue;
@@ -141,7 +141,7 @@ async function eraseSlot(
   volume: LuksVolume,
   slot: number,
   passphrase: Uint8Array | undefined,
-  force?: boolean,
+  force: boolean,
 ): Promise<void> {
   if (passphrase && !await volume.opens(slot, passphrase)) {
     throw invalid(

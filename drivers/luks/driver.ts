@@ -285,7 +285,7 @@ class LuksNode implements BlockNode {
     const { volume, key, context: { secret } } = this.#parts;
     const values = parseOptions(LUKS_AMEND_OPTIONS, options);
     using _ = await this.#amending.lock();
-    await changeSlots(volume, values, { key, secret, force });
+    await changeSlots({ volume, key, secret }, values, force);
   }
 
   async close(): Promise<void> {

@@ -20,7 +20,7 @@ import type { BlockNode } from "../../core/node.ts";
 import type { OptionTable, OptionValues } from "../../core/options.ts";
 import { Crypt } from "./format.ts";
 import type { Header } from "./header.ts";
-import type { LuksKey } from "./luks.ts";
+import type { ImageEncryption } from "./luks.ts";
 
 const FORMATS = ["aes", "luks"] as const;
 
@@ -55,14 +55,6 @@ export const ENCRYPT_CREATE_OPTIONS: OptionTable = {
   },
   ...withPrefix("encrypt.", LUKS_CREATE_OPTIONS),
 };
-
-/** How an image is encrypted. */
-export interface ImageEncryption {
-  /** Moves guest data. */
-  readonly data?: Encryption;
-  /** The LUKS header, and the key that it keeps, if there is one. */
-  readonly luks?: LuksKey;
-}
 
 /** What an image to be opened is encrypted with, if it is. */
 export async function openEncryption(

@@ -12,14 +12,14 @@ import {
   LUKS_CREATE_OPTIONS,
   withoutPrefix,
 } from "../../core/crypto/luks_option_tables.ts";
-import { algorithmsOf, changeSlots } from "../../core/crypto/luks_options.ts";
+import {
+  algorithmsOf,
+  changeSlots,
+  type OpenVolume,
+} from "../../core/crypto/luks_options.ts";
 import type { Algorithms } from "../../core/crypto/luks_algorithms.ts";
 import { type HeaderStore, LuksVolume } from "../../core/crypto/luks_volume.ts";
-import {
-  findPassphrase,
-  namedSecrets,
-  type SecretFinder,
-} from "../../core/crypto/passphrase.ts";
+import { findPassphrase, namedSecrets } from "../../core/crypto/passphrase.ts";
 import type {
   CreateContext,
   MeasureContext,
@@ -30,17 +30,16 @@ import { BlockError, invalid } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { writeZeroes } from "../../core/requests.ts";
 import type { OptionValues } from "../../core/options.ts";
-import type { ImageEncryption } from "./encryption.ts";
 import { Crypt } from "./format.ts";
 import type { Header } from "./header.ts";
 import type { Qcow2State } from "./state.ts";
 
-/** A LUKS header, and what changing it takes. */
-export interface LuksKey {
-  readonly volume: LuksVolume;
-  /** Absent if the image was opened without it. */
-  readonly key?: Uint8Array;
-  readonly secret: SecretFinder;
+/** How an image is encrypted. */
+export interface ImageEncryption {
+  /** Moves guest data. */
+  readonly data?: Encryption;
+  /** The LUKS header, and the key that it keeps, if there is one. */
+  readonly luks?: OpenVolume;
 }
 
 /** How to find the key. */
@@ -70,7 +69,7 @@ export async function openLuks(
 }
 
 async function withKey(
-  luks: LuksKey & { readonly key: Uint8Array },
+  luks: OpenVolume & { readonly key: Uint8Array },
 ): Promise<ImageEncryption> {
   const cipher = await luks.volume.cipher(luks.key);
   return { luks, data: new Encryption(cipher, "childOffset") };
@@ -163,10 +162,10 @@ export async function makeLuks(
 
 /** Add or erase passphrases, by options that begin with `encrypt.`. */
 export async function amendLuks(
-  { volume, key, secret }: LuksKey,
+  luks: OpenVolume,
   options: OptionValues,
   force?: boolean,
 ): Promise<void> {
   const own = withoutPrefix("encrypt.", LUKS_AMEND_OPTIONS, options);
-  await changeSlots(volume, own, { key, secret, force });
+  await changeSlots(luks, own, force);
 }

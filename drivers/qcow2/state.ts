@@ -15,6 +15,7 @@
 import { allocate } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
 import { Access, type AccessHost } from "../../core/access.ts";
+import type { OpenVolume } from "../../core/crypto/luks_options.ts";
 import type { Encryption } from "../../core/encryption.ts";
 import { Mutex, SharedLock } from "../../core/lock.ts";
 import type { BlockNode } from "../../core/node.ts";
@@ -27,7 +28,6 @@ import { Geometry } from "./geometry.ts";
 import { GuestMap, type GuestMapHost } from "./guest_map.ts";
 import type { Header } from "./header.ts";
 import { encodeHeader } from "./header_encoding.ts";
-import type { LuksKey } from "./luks.ts";
 import { OverlapGuard, type OverlapHost } from "./overlap.ts";
 import type { RefcountHost } from "./refcount_table.ts";
 import { Refcounts } from "./refcounts.ts";
@@ -85,7 +85,7 @@ export class Qcow2State
   /** What guest data is encrypted with in the file, if it is. */
   encryption?: Encryption;
   /** Its LUKS header, if it has one. */
-  luks?: LuksKey;
+  luks?: OpenVolume;
   /** The snapshot table, and the bytes it takes in the file. */
   snapshots: SnapshotEntry[] = [];
   snapshotTableLength = 0;

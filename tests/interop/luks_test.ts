@@ -59,7 +59,9 @@ const ALGORITHMS = [
 ];
 
 for (const driver of ["luks", "qcow2"] as const) {
-  for (const algorithms of ALGORITHMS) {
+  // The ciphers are the same for both.
+  const some = driver === "luks" ? ALGORITHMS : ALGORITHMS.slice(0, 1);
+  for (const algorithms of some) {
     qemuTest(
       `${driver}: QEMU and we read each other's, ${algorithms}`,
       async () => {
@@ -136,28 +138,20 @@ for (const driver of ["luks", "qcow2"] as const) {
         ["keyslot=3"],
         ["state=foo"],
         ["state=active"],
-        ["state=active", "new-secret=s1", "keyslot=-1"],
         ["state=active", "new-secret=s1", "keyslot=8"],
         ["state=active", "new-secret=s1", "keyslot=0"],
-        ["state=active", "new-secret=s1", "old-secret=s0"],
         ["state=active", "new-secret=zz"],
         ["state=inactive"],
-        ["state=inactive", "keyslot=9"],
         ["state=inactive", "keyslot=0"],
         ["state=inactive", "keyslot=0", "old-secret=s1"],
         ["state=inactive", "keyslot=2"],
         ["state=inactive", "old-secret=s0"],
         ["state=inactive", "old-secret=s1"],
-        ["state=inactive", "new-secret=s1"],
         ["state=inactive", "iter-time=5"],
       ];
       for (const options of refused) {
-        const what = options.join();
-        const [ours, theirs] = await Promise.all([
-          amend(OURS, "s0", options),
-          amend(QEMU, "s0", options),
-        ]);
-        assertEquals(ours, theirs, what);
+        const ours = await amend(OURS, "s0", options);
+        assertEquals(ours, await amend(QEMU, "s0", options), options.join());
       }
       const last = ["state=inactive", "keyslot=0"];
       assertEquals((await amend(OURS, "s0", last, ["--force"])).code, 0);
