@@ -6,6 +6,7 @@
  */
 import { Aes } from "./aes.ts";
 import { nativeModule } from "../runtime.ts";
+import { libraryCipher } from "./library_cipher.ts";
 
 /** A cipher that works on blocks of 16 bytes, each by itself. */
 export interface BlockCipher {
@@ -17,13 +18,16 @@ export interface BlockCipher {
 
 /** The part of `node:crypto` in use. */
 interface NativeCrypto {
-  createCipheriv(name: string, key: Uint8Array, iv: null): NativeCipher;
-  createDecipheriv(name: string, key: Uint8Array, iv: null): NativeCipher;
+  createCipheriv(name: string, key: Uint8Array, iv: null): PaddingCipher;
+  createDecipheriv(name: string, key: Uint8Array, iv: null): PaddingCipher;
 }
 
 interface NativeCipher {
-  setAutoPadding(on: boolean): void;
   update(input: Uint8Array): Uint8Array;
+}
+
+interface PaddingCipher extends NativeCipher {
+  setAutoPadding(on: boolean): void;
 }
 
 /** Bytes for which a call to the runtime takes less time than our own AES. */
@@ -69,6 +73,8 @@ class AdaptiveAes implements BlockCipher {
   }
 
   #native(make: keyof NativeCrypto): NativeCipher | null {
+    const ofLibrary = libraryCipher(this.#key, make === "createCipheriv");
+    if (ofLibrary) return ofLibrary;
     const crypto = nativeModule<NativeCrypto>("node:crypto");
     if (!crypto) return null;
     const name = `aes-${this.#key.length * 8}-ecb`;

@@ -55,18 +55,21 @@ for (const { key, tweak, sector, first } of XTS_VECTORS) {
 const KEY = pattern(32).map((byte) => byte ^ 0x5a);
 
 const CIPHERS = {
-  ecb: ecb(aes(KEY)),
-  "cbc, plain": cbc(aes(KEY), plain),
-  "cbc, essiv": cbc(aes(KEY), essiv(aes(pattern(32)))),
-  "xts, plain64": xts(aes(KEY), aes(pattern(32)), plain64),
-  "ctr, plain64": ctr(aes(KEY), plain64),
+  ecb: () => ecb(aes(KEY)),
+  "cbc, plain": () => cbc(aes(KEY), plain),
+  "cbc, essiv": () => cbc(aes(KEY), essiv(aes(pattern(32)))),
+  "xts, plain64": () => xts(aes(KEY), aes(pattern(32)), plain64),
+  "ctr, plain64": () => ctr(aes(KEY), plain64),
 };
 
-for (const [name, cipher] of Object.entries(CIPHERS)) {
+for (const [name, make] of Object.entries(CIPHERS)) {
   for (const way of ["portable", "native"] as const) {
     Deno.test(`${name}: sectors are encrypted each by itself, at any address, ${way}`, () => {
       setPortable(way === "portable");
       try {
+        const cipher = make();
+        // Enough for the runtime's own to be used.
+        cipher.encrypt(new Uint8Array(5 << 20), 0);
         const plainText = pattern(512 * 300);
         const room = new Uint8Array(plainText.length + 1);
         const together = room.subarray(1);
