@@ -21,6 +21,10 @@ export interface Work {
   readonly verify?: readonly string[];
 }
 
+/** The passphrase of encrypted images, and how QEMU's is to be opened. */
+const KEY = "--object secret,id=key,data=bench";
+const LUKS = "driver=luks,key-secret=key,file.filename=mixed.luks";
+
 const SAME_AS_MIXED = "compare -f raw mixed.raw OUT";
 const SCATTER = 269 * 4096;
 /** Some 100,000 of the whole size. */
@@ -45,6 +49,18 @@ export const works: readonly Work[] = [
     command: "convert -f qcow2 -O raw overlay.qcow2 OUT",
     goal: 0.9,
     verify: ["compare -f qcow2 -F raw overlay.qcow2 OUT"],
+  },
+  {
+    name: "convert luks → raw",
+    command: `convert ${KEY} --image-opts -O raw ${LUKS} OUT`,
+    goal: 1.5,
+    verify: ["compare -f raw -F raw mixed.raw OUT"],
+  },
+  {
+    name: "convert raw → luks",
+    command:
+      `convert ${KEY} -f raw -O luks -o key-secret=key,iter-time=100 mixed.raw OUT`,
+    goal: 1.5,
   },
   {
     name: "convert -c, zlib",
