@@ -34,15 +34,20 @@ export async function findPassphrase(
       `Parameter '${option}' is required for cipher`,
     );
   }
+  if (isText(secret)) return secret;
+  const name = id === undefined ? "" : ` ${id}`;
+  throw new BlockError(
+    "EINVAL",
+    `Data from secret${name} is not valid UTF-8`,
+  );
+}
+
+/** Whether it is UTF-8 without zeroes, at which QEMU's would end. */
+function isText(bytes: Uint8Array): boolean {
   try {
-    new TextDecoder("utf-8", { fatal: true }).decode(secret);
-  } catch (cause) {
-    const name = id === undefined ? "" : ` ${id}`;
-    throw new BlockError(
-      "EINVAL",
-      `Data from secret${name} is not valid UTF-8`,
-      { cause },
-    );
+    new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+    return !bytes.includes(0);
+  } catch {
+    return false;
   }
-  return secret;
 }

@@ -144,8 +144,7 @@ async function withAesKey(
 
 /** The key that a passphrase stands for: its first 16 bytes, or zeroes after. */
 function keyOf(passphrase: Uint8Array): Uint8Array {
-  const end = passphrase.indexOf(0);
   const key = new Uint8Array(16);
-  key.set(passphrase.subarray(0, end < 0 ? 16 : Math.min(end, 16)));
+  key.set(passphrase.subarray(0, 16));
   return key;
 }

@@ -278,6 +278,9 @@ const WRONG_TO_OPEN: readonly [
   ["Data from secret bad is not valid UTF-8", {
     encrypt: { "key-secret": "bad" },
   }, { bad: new Uint8Array([0x78, 0xff]) }],
+  ["Data from secret bad is not valid UTF-8", {
+    encrypt: { "key-secret": "bad" },
+  }, { bad: "with a \0" }],
   ["Header reported 'aes' encryption format but options specify 'luks'", {
     encrypt: { format: "luks", "key-secret": "s0" },
   }],
