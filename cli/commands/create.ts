@@ -117,7 +117,8 @@ async function create(
     if (detected) program.printError(`Detected format of ${detected}.`);
     return 1;
   }
-  if (values.size === undefined) {
+  // A header by itself is for a disk that is there.
+  if (values.size === undefined && !values["detached-header"]) {
     throw new BlockError("EINVAL", "Image creation needs a size parameter");
   }
   const tell = () => {

@@ -106,15 +106,15 @@ async function create(
   options: OptionValues,
   context: CreateContext,
 ): Promise<void> {
-  const { size, preallocation } = options;
-  if (size === undefined) {
+  const { size = 0, preallocation } = options;
+  const isDetached = options["detached-header"] === true;
+  if (options.size === undefined && !isDetached) {
     throw new BlockError("EINVAL", "Image creation needs a size parameter");
   }
   const id = options["key-secret"] as string | undefined;
   const passphrase = await findPassphrase(context.secret, id, "key-secret");
   const own = withoutPrefix("", LUKS_CREATE_OPTIONS, options);
   const algorithms = algorithmsOf(own);
-  const isDetached = options["detached-header"] === true;
   const length = headerAreaLength(algorithms) +
     (isDetached ? 0 : size as number);
   if (!isExactSize(length)) throw tooLarge();

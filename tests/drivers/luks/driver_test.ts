@@ -150,7 +150,7 @@ for (const [message, options] of WRONG) {
 
 Deno.test("a luks disk may have its header elsewhere", async () => {
   const [header, payload] = [memory(), memory()];
-  await make(header, 0, { "detached-header": true });
+  await make(header, 0, { "detached-header": true, size: undefined });
   payload.store = new MemoryStore(MIB);
   {
     await using image = await open(payload, { header });
