@@ -19,11 +19,6 @@ const IMAGES: readonly [format: string, ...options: string[]][] = [
   ["vmdk", "-f", "vmdk", "-o", "subformat=streamOptimized"],
   ["vmdk", "-f", "vmdk", "-o", "subformat=monolithicFlat"],
   ["vmdk", "-f", "vmdk", "-o", "subformat=twoGbMaxExtentSparse"],
-  [
-    "luks",
-    ..."-f luks --object secret,id=s,data=x -o key-secret=s,iter-time=10"
-      .split(" "),
-  ],
 ];
 
 /** Those that this qemu-img can make, in a folder. */
