@@ -77,7 +77,7 @@ async function prepare(
 
 async function makeInputs(work: Work, { folder, size }: Settings) {
   const { command, before = [], verify = [] } = work;
-  const words = [command, ...before, ...verify].join(" ").split(" ");
+  const words = [command, ...before, ...verify].join(" ").split(/[ ,=]/);
   for (const word of words) {
     if (isInput(word)) await makeInput(word, size, folder);
   }

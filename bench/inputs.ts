@@ -13,6 +13,14 @@ type Recipe = (name: string, size: number, folder: string) => Promise<void>;
 const recipes: { [name: string]: Recipe } = {
   "mixed.raw": makeMixed,
   "mixed.qcow2": asQcow2("mixed.raw"),
+  "mixed.luks": async (name, size, folder) => {
+    await makeInput("mixed.raw", size, folder);
+    await runTool(folder, "qemu-img", [
+      ...["convert", "-f", "raw", "-O", "luks", "--object"],
+      ...["secret,id=key,data=bench", "-o", "key-secret=key,iter-time=100"],
+      ...["mixed.raw", name],
+    ]);
+  },
   // QEMU compresses slowly, so this input is smaller.
   "quarter.raw": (name, size, folder) => makeMixed(name, size / 4, folder),
   "full.raw": async (name, size, folder) => {

@@ -21,6 +21,10 @@ export interface Work {
   readonly verify?: readonly string[];
 }
 
+/** The passphrase of encrypted images, and how QEMU's is to be opened. */
+const KEY = "--object secret,id=key,data=bench";
+const LUKS = "driver=luks,key-secret=key,file.filename=mixed.luks";
+
 const SAME_AS_MIXED = "compare -f raw mixed.raw OUT";
 const SCATTER = 269 * 4096;
 /** About 100,000 at the default size. */
@@ -70,6 +74,18 @@ export const works: readonly Work[] = [
     command: "convert -f vmdk -O raw stream.vmdk OUT",
     goal: 0.5,
     verify: ["compare -f raw -F raw quarter.raw OUT"],
+  },
+  {
+    name: "convert luks → raw",
+    command: `convert ${KEY} --image-opts -O raw ${LUKS} OUT`,
+    goal: 1.5,
+    verify: ["compare -f raw -F raw mixed.raw OUT"],
+  },
+  {
+    name: "convert raw → luks",
+    command:
+      `convert ${KEY} -f raw -O luks -o key-secret=key,iter-time=100 mixed.raw OUT`,
+    goal: 1.5,
   },
   {
     name: "convert -c, zlib",

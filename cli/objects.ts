@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { nativeAes } from "../core/ciphers.ts";
+import { nativeAes } from "../core/crypto/ciphers.ts";
 import { asBlockError, BlockError, invalid } from "../core/errors.ts";
 import { notAmong, parseKeyValueList } from "../core/options.ts";
 import type { SecretRequest } from "../core/secrets.ts";

@@ -39,7 +39,17 @@ export interface BlockDriver extends DriverTraits {
    * have not been checked. `size` counts only without `source`.
    * @param source The disk that the image is to hold.
    */
-  measure?(options: OptionValues, source?: BlockNode): Promise<Measurement>;
+  measure?(
+    options: OptionValues,
+    source?: BlockNode,
+    context?: MeasureContext,
+  ): Promise<Measurement>;
+}
+
+/** What `measure` may ask of the block layer. */
+export interface MeasureContext {
+  /** As {@linkcode OpenContext.secret}. */
+  secret(id: string | undefined): Promise<Uint8Array | undefined>;
 }
 
 /** The content of a new image that is written front to back. */
@@ -98,6 +108,10 @@ export interface OpenContext {
    * The raw driver then refuses writes that would change the result.
    */
   readonly probed: boolean;
+  /** Whether to do without keys, so that data is neither read nor written. */
+  readonly withoutKeys: boolean;
+  /** Stops what takes long, such as finding a key. */
+  readonly signal?: AbortSignal;
   /**
    * Whether flushes do nothing: the system decides when data reaches the disk.
    */

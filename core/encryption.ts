@@ -1,6 +1,6 @@
 /**
  * Encrypted guest data: sectors of 512 bytes, encrypted by their offset on the
- * disk.
+ * disk or in the child.
  *
  * @module
  */
@@ -13,8 +13,8 @@ import {
   sliceVector,
   vectorLength,
 } from "./bytes.ts";
-import type { SectorCipher } from "./ciphers.ts";
-import { invalid } from "./errors.ts";
+import type { SectorCipher } from "./crypto/sector_ciphers.ts";
+import { BlockError, invalid } from "./errors.ts";
 import type { BlockNode } from "./node.ts";
 
 /** Bytes encrypted at a time: the cipher is most efficient on many sectors. */
@@ -25,10 +25,16 @@ const KEPT_BUFFERS = 4;
 /** Moves guest data between the caller and a child that stores it encrypted. */
 export class Encryption {
   readonly #cipher: SectorCipher;
+  readonly #byChildOffset: boolean;
   readonly #buffers: Uint8Array[] = [];
 
-  constructor(cipher: SectorCipher) {
+  /**
+   * @param by What the place of a sector is part of its key by: where it is on
+   * the disk, or where it lies in the child.
+   */
+  constructor(cipher: SectorCipher, by: "offset" | "childOffset") {
     this.#cipher = cipher;
+    this.#byChildOffset = by === "childOffset";
   }
 
   /** Read whole sectors from `childOffset` on and decrypt them. */
@@ -38,7 +44,8 @@ export class Encryption {
     offset: number,
     iov: IoVector,
   ): Promise<void> {
-    let sector = sectorOf(offset, vectorLength(iov));
+    const place = this.#byChildOffset ? childOffset : offset;
+    let sector = sectorOf(place, vectorLength(iov));
     await child.readv(childOffset, iov);
     if (!iov.every((part) => part.length % SECTOR_SIZE === 0)) {
       const flat = flattenVector(iov);
@@ -62,7 +69,8 @@ export class Encryption {
     iov: IoVector,
   ): Promise<void> {
     const length = vectorLength(iov);
-    const sector = sectorOf(offset, length);
+    const place = this.#byChildOffset ? childOffset : offset;
+    const sector = sectorOf(place, length);
     const buffer = this.#buffers.pop() ?? allocate(BATCH);
     try {
       for (let done = 0; done < length; done += BATCH) {
@@ -80,6 +88,13 @@ export class Encryption {
       if (this.#buffers.length < KEPT_BUFFERS) this.#buffers.push(buffer);
     }
   }
+}
+
+/** Stands in for the cipher of an image that was opened without its key. */
+export const LOCKED: SectorCipher = { encrypt: refuse, decrypt: refuse };
+
+function refuse(): never {
+  throw new BlockError("EACCES", "The image was opened without its key");
 }
 
 function sectorOf(offset: number, length: number): number {

@@ -485,6 +485,8 @@ export interface CheckResult {
 
 /** How to change options of an image. */
 export interface AmendOptions {
+  /** Do also what makes the image unusable, or may do so. Default: false. */
+  force?: boolean;
   /**
    * Receives the progress. `total` is an estimate until the number of passes
    * over the tables is known.

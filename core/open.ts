@@ -506,6 +506,8 @@ function contextOf(pending: Pending): OpenContext {
     unlocked: (why) => wishes.onUnlocked?.(why),
     report: (line, named) => wishes.report?.(line, named),
     secret: (id) => findSecret(wishes.secrets, { id, filename }),
+    withoutKeys: purpose === "info" || wishes.withoutKeys === true,
+    signal: wishes.signal,
     describes: (name) => describesChild(options[name]),
     openChild: (name, description) => openChild(pending, name, description),
     openImplicit: (child, name, format) =>

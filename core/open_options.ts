@@ -64,6 +64,17 @@ export interface OpenOptions {
   /** Where the keys of encrypted images come from. Default: nowhere. */
   secrets?: SecretSource;
   /**
+   * Whether encrypted images are opened without their keys; their data can
+   * neither be read nor written then. Default: false, but an image opened for
+   * `info` never asks for keys.
+   */
+  withoutKeys?: boolean;
+  /**
+   * Stops what takes long, such as finding the key of an encrypted image: the
+   * opening fails with ECANCELED.
+   */
+  signal?: AbortSignal;
+  /**
    * Receives the steps of drivers (allocation, copy-on-write, loads and updates
    * of metadata, flushes), by QEMU's `blkdebug` names.
    */
@@ -95,6 +106,7 @@ const KINDS: { readonly [name in keyof OpenOptions]: OptionKind } = {
   maxChain: { least: 0 },
   cache: ["writeback", "writethrough", "none", "directsync", "unsafe"],
   aio: ["threads", "native", "io_uring"],
+  withoutKeys: "boolean",
   onEvent: "function",
   warn: "function",
   onUnlocked: "function",

@@ -4,7 +4,7 @@
  * @module
  */
 import { BlockError, invalid } from "./errors.ts";
-import { valueText } from "./values.ts";
+import { shortened, valueText } from "./values.ts";
 
 /** A request for a secret. */
 export interface SecretRequest {
@@ -64,7 +64,7 @@ export async function findSecret(
     ? source[id]
     : undefined;
   if (secret === undefined && id !== undefined) {
-    throw new BlockError("EINVAL", `No secret with id '${id}'`);
+    throw new BlockError("EINVAL", `No secret with id '${shortened(id, 80)}'`);
   }
   if (secret !== undefined && !isSecret(secret)) {
     throw invalid(

@@ -34,6 +34,11 @@ export interface DriverTraits {
   joinOptions?(before: OptionValues, changes: OptionValues): OptionValues;
   /** The options of `create`; absent if it cannot create. */
   readonly createOptions?: OptionTable;
+  /**
+   * Whether a new image reads as zeroes without anything being written to it.
+   * Default: true.
+   */
+  readonly createsZeroes?: boolean;
   /** The options of its nodes' `amend`; absent if they cannot amend. */
   readonly amendOptions?: OptionTable;
   /**

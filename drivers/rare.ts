@@ -9,6 +9,7 @@ import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
 import type { OptionValues } from "../core/options.ts";
 import { protocolStack } from "../core/sources.ts";
+import { LUKS_FACTS } from "./luks/options.ts";
 import { VDI_CREATE_OPTIONS } from "./vdi/create_options.ts";
 import { VHDX_CREATE_OPTIONS } from "./vhdx/create_options.ts";
 import { VPC_CREATE_OPTIONS, VPC_OPEN_OPTIONS } from "./vpc/create_options.ts";
@@ -52,6 +53,14 @@ export const rareDrivers: readonly BlockDriver[] = [
   lazily(
     { name: "copy-on-read", role: "filter" },
     async () => (await import("./copy_on_read.ts")).copyOnReadDriver,
+  ),
+  lazily(
+    {
+      ...LUKS_FACTS,
+      measure: async (...args) =>
+        await (await import("./luks/driver.ts")).luksDriver.measure!(...args),
+    },
+    async () => (await import("./luks/driver.ts")).luksDriver,
   ),
   lazily(
     {

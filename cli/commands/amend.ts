@@ -21,6 +21,7 @@ import { CommandError, type Program } from "../program.ts";
 
 class Wish {
   cache = "writeback";
+  force = false;
   readonly options = new OptionList();
 }
 
@@ -44,7 +45,7 @@ export const command: Command = {
     CACHE,
     {
       long: "force",
-      help: "accepted for compatibility; it concerns only LUKS keys",
+      help: "overwrite and erase passphrases even if data is lost by it",
     },
   ],
 
@@ -78,6 +79,7 @@ export const command: Command = {
         const values = parseValues(options, driver);
         progress.begin();
         await node.image.amend(values, {
+          force: wish.force,
           progress: (done, total) => progress.update(done, total),
         }).catch((thrown) => {
           progress.fail();
@@ -97,6 +99,7 @@ function parse(invocation: Invocation): Wish {
   const wish = new Wish();
   for (const [option, argument] of invocation.options()) {
     if (option === "o") wish.options.add(argument);
+    else if (option === "force") wish.force = true;
     else if (option === "t") wish.cache = argument;
   }
   if (wish.options.isGiven) return wish;

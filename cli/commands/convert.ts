@@ -430,6 +430,7 @@ function readsAsZero(
   node: BlockNode,
   created: OptionValues,
 ): boolean {
+  if (node.driver.createsZeroes === false) return false;
   if (target.isPlainFile) return true;
   // On a device, only unallocated clusters are sure to read as zeroes.
   return node.driver.name !== "raw" &&

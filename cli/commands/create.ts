@@ -117,7 +117,8 @@ async function create(
     if (detected) program.printError(`Detected format of ${detected}.`);
     return 1;
   }
-  if (values.size === undefined) {
+  // A header by itself is for a disk that is there.
+  if (values.size === undefined && !values["detached-header"]) {
     throw new BlockError("EINVAL", "Image creation needs a size parameter");
   }
   const tell = () => {
@@ -245,8 +246,8 @@ async function openBackingFile(
       forceShare: true,
       gate: "allow",
       maxChain,
-      // Any key will do, since only the size is read.
-      secrets: () => "",
+      // Only the size is read.
+      withoutKeys: true,
     });
     values.size ??= node.size;
     const detected = node.driver.name;

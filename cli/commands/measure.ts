@@ -119,7 +119,8 @@ async function measureFor(
   const { table } = createTable(format);
   const values = parseValues(program, options, table, format);
   if (size !== undefined) values.size = size;
-  return await measure(format, values, source);
+  const { secrets } = program;
+  return await measure(format, values, source, { secrets });
 }
 
 function parseValues(

@@ -67,7 +67,7 @@ export const command: Command = {
           "Image format driver does not support resize",
         );
       }
-      await node.truncate(total, { preallocation, exact: true });
+      await node.truncate(total, { preallocation, exact: true, zero: false });
       await node.flush?.();
       if (!invocation.quiet) {
         program.print(resultText(program, before, node.size));

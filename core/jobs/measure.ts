@@ -17,9 +17,12 @@ import {
   UnknownOptionError,
 } from "../options.ts";
 import { getFormat } from "../registry.ts";
+import { findSecret, type SecretSource } from "../secrets.ts";
 
 /** How to measure. */
 export interface MeasureOptions {
+  /** Where the keys of encrypted images come from. */
+  secrets?: SecretSource;
   /** Ends the job with ECANCELED. */
   signal?: AbortSignal;
 }
@@ -48,7 +51,7 @@ export async function measure(
   format: string,
   options: OptionValues = {},
   source?: BlockNode,
-  { signal }: MeasureOptions = {},
+  { signal, secrets }: MeasureOptions = {},
 ): Promise<Measurement> {
   const driver = getFormat(format);
   checkOptions("measure", options, {});
@@ -78,6 +81,7 @@ export async function measure(
     return await driver.measure(
       values,
       source && signal ? endable(source, signal) : source,
+      { secret: (id) => findSecret(secrets, { id, filename: format }) },
     );
   } catch (error) {
     throw asBlockError(error);

@@ -85,6 +85,17 @@ type ZlibFunction = (input: Uint8Array, options: object) => Uint8Array;
 export interface Crypto {
   createCipheriv(name: string, key: Uint8Array, iv: null): Cipher;
   createDecipheriv(name: string, key: Uint8Array, iv: null): Cipher;
+  createHash(
+    name: string,
+  ): { update(data: Uint8Array): { digest(): Uint8Array } };
+  pbkdf2(
+    password: Uint8Array,
+    salt: Uint8Array,
+    iterations: number,
+    length: number,
+    hash: string,
+    done: (error: Error | null, key: Uint8Array) => void,
+  ): void;
 }
 
 /** One direction of a cipher. */

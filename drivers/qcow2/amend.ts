@@ -30,6 +30,8 @@ import type { Qcow2State } from "./state.ts";
 /** What is to be different; absent where nothing was said. */
 interface Wish {
   version: 2 | 3;
+  /** Whether passphrases are added or erased. */
+  changesSlots: boolean;
   refcountBits: number;
   lazyRefcounts: boolean;
   /** Bytes; 0 leaves it. */
@@ -57,11 +59,17 @@ export async function amend(
   const oldVersion = header.version;
   const changesWidth = wish.refcountBits !== 2 ** header.refcountOrder;
   const progress = new StepsProgress(
-    Number(wish.version !== oldVersion) + Number(changesWidth),
+    Number(wish.version !== oldVersion) + Number(wish.changesSlots) +
+      Number(changesWidth),
     how.progress,
   );
   // First what makes more possible, last what makes less possible.
   if (wish.version > oldVersion) await upgrade(state, progress.step());
+  if (wish.changesSlots) {
+    progress.step();
+    const { amendLuks } = await import("./luks.ts");
+    await amendLuks(state.luks!, values, how.force);
+  }
   if (changesWidth) {
     if (wish.version < 3 && wish.refcountBits !== 16) {
       throw invalid(
@@ -80,8 +88,11 @@ export async function amend(
 
 /** Checked in the order of the table; the first that does not fit is told. */
 function wishOf(state: Qcow2State, values: OptionValues): Wish {
-  const { header, encryption, behaviour } = state;
-  if (Object.keys(values).some((name) => name.startsWith("encrypt."))) {
+  const { header, encryption, luks, behaviour } = state;
+  const changesSlots = Object.keys(values).some((name) =>
+    name.startsWith("encrypt.")
+  );
+  if (changesSlots && !luks) {
     throw encryption
       ? unsupported("Only LUKS encryption options can be amended")
       : invalid("Can't amend encryption options - encryption not present");
@@ -105,6 +116,7 @@ function wishOf(state: Qcow2State, values: OptionValues): Wish {
   }
   return {
     version,
+    changesSlots,
     refcountBits,
     lazyRefcounts: values.lazy_refcounts as boolean | undefined ??
       behaviour.lazyRefcounts,

@@ -3,6 +3,10 @@
  *
  * @module
  */
+import {
+  LUKS_AMEND_OPTIONS,
+  withPrefix,
+} from "../../core/crypto/luks_option_tables.ts";
 import type { OptionTable } from "../../core/options.ts";
 import { CREATE_OPTIONS } from "./create_options.ts";
 
@@ -12,31 +16,7 @@ const { lazy_refcounts, refcount_bits } = CREATE_OPTIONS;
 
 /** The options of `amend`, in the order in which they are looked at. */
 export const AMEND_OPTIONS: OptionTable = {
-  "encrypt.state": {
-    type: "string",
-    unsupported: true,
-    help: "Select new state of affected keyslots (active/inactive)",
-  },
-  "encrypt.keyslot": {
-    type: "number",
-    unsupported: true,
-    help: "Select a single keyslot to modify explicitly",
-  },
-  "encrypt.old-secret": {
-    type: "string",
-    unsupported: true,
-    help: "Select all keyslots that match this password",
-  },
-  "encrypt.new-secret": {
-    type: "string",
-    unsupported: true,
-    help: "New secret to set in the matching keyslots. Empty string to erase",
-  },
-  "encrypt.iter-time": {
-    type: "number",
-    unsupported: true,
-    help: "Time to spend in PBKDF in milliseconds",
-  },
+  ...withPrefix("encrypt.", LUKS_AMEND_OPTIONS),
   size,
   compat,
   // They may be named, but `rebase` is what changes them.

@@ -47,9 +47,12 @@ export async function create(
 ): Promise<void> {
   const { header, size, preallocation } = planImage(options);
   const encryption = await createEncryption(options, context);
-  if (encryption) header.cryptMethod = Crypt.AES;
+  const luks = encryption === "luks" ? await loadLuks() : undefined;
+  const plan = await luks?.planLuks(options, context);
+  if (encryption && !luks) header.cryptMethod = Crypt.AES;
   // Whether it all fits into the first cluster is known before the file goes.
-  encodeHeader(header);
+  const encryptionHeader = luks && { offset: 0, length: 0 };
+  encodeHeader({ ...header, encryptionHeader });
   const file = await context.createFile(0);
   const dataFile = header.dataFile === undefined
     ? undefined
@@ -71,11 +74,12 @@ export async function create(
     QUIET,
     dataFile,
   );
-  state.encryption = encryption;
+  if (encryption !== "luks") state.encryption = encryption;
   await state.load();
   {
     using _ = await state.metadata.lock();
     await state.clusters.growL1(state.geometry.l1EntriesFor(size), true);
+    if (plan) state.encryption = (await luks!.makeLuks(state, plan)).data;
   }
   state.header.size = size;
   if (preallocation !== "off") {
@@ -88,6 +92,11 @@ export async function create(
   using _ = await state.metadata.lock();
   await state.flushCaches();
   await state.writeHeader();
+}
+
+/** Loaded when it is used: few images are encrypted. */
+function loadLuks() {
+  return import("./luks.ts");
 }
 
 /** Bytes that the file of a fully allocated image takes. */

@@ -46,8 +46,8 @@ export const qcow2Driver: BlockDriver = {
   async *stream(options, source) {
     yield* (await import("./stream.ts")).streamImage(options, source);
   },
-  measure: async (options, source) =>
-    (await import("./measure.ts")).measure(options, source),
+  measure: async (options, source, context) =>
+    (await import("./measure.ts")).measure(options, source, context),
 };
 
 async function open(
@@ -78,7 +78,9 @@ async function open(
     behaviour,
     dataFile,
   );
-  state.encryption = await openEncryption(header, parsed, context);
+  const encryption = await openEncryption(file, header, parsed, context);
+  state.encryption = encryption.data;
+  state.luks = encryption.luks;
   const load = async () => {
     await state.load();
     if (purpose !== "check") await loadSnapshotTable(state);
@@ -88,6 +90,7 @@ async function open(
   const adopt = (header: Header) => state.adopt(header, sizes(header));
   const reread = async () => {
     adopt(await readHeader(file, policy));
+    await state.luks?.volume.refresh();
     await load();
   };
   const change = async (options: OptionValues) => {

@@ -1,32 +1,40 @@
 /**
- * Encrypted images, of the legacy kind: AES in CBC mode with a key of 16
- * bytes. (Specification: "Data Encryption", method 1.) Guest data is
- * encrypted in sectors of 512 bytes by their place on the disk; tables,
- * snapshots and compressed clusters are not.
+ * Encrypted images: which kind the options and the header speak of, and the
+ * legacy one: AES in CBC mode with a key of 16 bytes. (Specification: "Data
+ * Encryption".) Guest data is encrypted in sectors of 512 bytes; tables,
+ * snapshots and compressed clusters are not. The place of a sector is that on
+ * the disk for the legacy kind, and that in the file for LUKS.
  *
  * @module
  */
+import {
+  LUKS_CREATE_OPTIONS,
+  LUKS_OPEN_OPTIONS,
+  withPrefix,
+} from "../../core/crypto/luks_option_tables.ts";
+import { findPassphrase } from "../../core/crypto/passphrase.ts";
 import type { CreateContext, OpenContext } from "../../core/driver.ts";
-import { Encryption } from "../../core/encryption.ts";
-import { BlockError, invalid } from "../../core/errors.ts";
+import { Encryption, LOCKED } from "../../core/encryption.ts";
+import { invalid } from "../../core/errors.ts";
+import type { BlockNode } from "../../core/node.ts";
 import type { OptionTable, OptionValues } from "../../core/options.ts";
 import { Crypt } from "./format.ts";
 import type { Header } from "./header.ts";
+import type { ImageEncryption } from "./luks.ts";
 
 const FORMATS = ["aes", "luks"] as const;
 
 /** The options of `open` below `encrypt`. */
 export const ENCRYPT_OPTIONS: OptionTable = {
   "encrypt.format": {
-    type: "enum",
-    values: FORMATS,
-    unsupported: ["luks"],
-    help: "Encryption format that the image must have",
+    type: "string",
+    help: "Encryption format that the image must have: 'aes', 'luks'",
   },
   "encrypt.key-secret": {
     type: "string",
-    help: "ID of the secret that holds the key",
+    help: "ID of secret providing qcow AES key or LUKS passphrase",
   },
+  ...withPrefix("encrypt.", LUKS_OPEN_OPTIONS),
 };
 
 /** The options of `create`, before all others. */
@@ -39,25 +47,26 @@ export const ENCRYPT_CREATE_OPTIONS: OptionTable = {
   "encrypt.format": {
     type: "enum",
     values: FORMATS,
-    unsupported: ["luks"],
-    help: "Encrypt the image, format choices: 'aes'",
+    help: "Encrypt the image, format choices: 'aes', 'luks'",
   },
   "encrypt.key-secret": {
     type: "string",
-    help: "ID of secret providing qcow AES key",
+    help: "ID of secret providing qcow AES key or LUKS passphrase",
   },
+  ...withPrefix("encrypt.", LUKS_CREATE_OPTIONS),
 };
 
 /** What an image to be opened is encrypted with, if it is. */
 export async function openEncryption(
+  file: BlockNode,
   header: Header,
   options: OptionValues,
   context: OpenContext,
-): Promise<Encryption | undefined> {
+): Promise<ImageEncryption> {
   const format = options["encrypt.format"] as string | undefined;
   const secret = options["encrypt.key-secret"] as string | undefined;
   if (header.cryptMethod === Crypt.NONE) {
-    if (format === undefined) return undefined;
+    if (format === undefined) return {};
     throw invalid(
       `No encryption in image header, but options specified format '${format}'`,
     );
@@ -68,62 +77,74 @@ export async function openEncryption(
       `Header reported '${actual}' encryption format but options specify '${format}'`,
     );
   }
-  if (context.purpose === "info") return undefined;
-  return await withKey(secret, context);
+  if (actual === "luks") {
+    const { openLuks } = await import("./luks.ts");
+    const time = options["encrypt.max-unlock-time"] as number | undefined;
+    return await openLuks(file, header, { secret, time }, context);
+  }
+  if (context.withoutKeys) return { data: new Encryption(LOCKED, "offset") };
+  return { data: await withAesKey(secret, context) };
 }
 
-/** The encryption that the options of `create` ask for, if they do. */
+/** What a new image is to be encrypted with, if the options ask for it. */
 export async function createEncryption(
   options: OptionValues,
   context: CreateContext,
-): Promise<Encryption | undefined> {
+): Promise<"luks" | Encryption | undefined> {
+  const format = encryptionFormat(options);
+  if (format !== "aes") return format;
+  return await withAesKey(
+    options["encrypt.key-secret"] as string | undefined,
+    context,
+  );
+}
+
+/**
+ * Which encryption the options of a new image ask for.
+ *
+ * @throws {BlockError} EINVAL if they contradict each other.
+ */
+export function encryptionFormat(
+  options: OptionValues,
+): typeof FORMATS[number] | undefined {
   const { encryption } = options;
-  const format = options["encrypt.format"] as string | undefined;
-  const secret = options["encrypt.key-secret"] as string | undefined;
+  const format = options["encrypt.format"] as
+    | typeof FORMATS[number]
+    | undefined;
   if (encryption && format !== undefined) {
     throw invalid(
       "'encrypt.format' and its alias 'encryption' can't be used at the same time",
     );
   }
+  const others = Object.keys(ENCRYPT_CREATE_OPTIONS).filter((name) =>
+    name.startsWith("encrypt.") && name !== "encrypt.format" &&
+    options[name] !== undefined
+  );
   if (!encryption && format === undefined) {
-    if (secret === undefined) return undefined;
+    if (others.length === 0) return undefined;
     throw invalid("Parameter 'encrypt.format' is missing");
   }
-  if (format === "luks") {
-    throw new BlockError("ENOTSUP", "LUKS encryption is not supported");
-  }
-  return await withKey(secret, context);
+  if (format === "luks") return format;
+  const unexpected = others.find((name) => name !== "encrypt.key-secret");
+  if (unexpected === undefined) return "aes";
+  throw invalid(`Parameter '${unexpected}' is unexpected`);
 }
 
-async function withKey(
+async function withAesKey(
   id: string | undefined,
-  context: OpenContext | CreateContext,
+  { secret }: OpenContext | CreateContext,
 ): Promise<Encryption> {
-  const secret = await context.secret(id);
-  if (!secret) {
-    throw invalid("Parameter 'encrypt.key-secret' is required for cipher");
-  }
-  const key = keyOf(secret, id);
-  const { aes, cbcPlain64 } = await import("../../core/ciphers.ts");
-  return new Encryption(cbcPlain64(await aes(key)));
+  const key = keyOf(await findPassphrase(secret, id, "encrypt.key-secret"));
+  const [{ aes }, { cbc, plain64 }] = await Promise.all([
+    import("../../core/crypto/ciphers.ts"),
+    import("../../core/crypto/sector_ciphers.ts"),
+  ]);
+  return new Encryption(cbc(await aes(key), plain64), "offset");
 }
 
 /** The key that a passphrase stands for: its first 16 bytes, or zeroes after. */
-function keyOf(secret: Uint8Array, id: string | undefined): Uint8Array {
-  try {
-    new TextDecoder("utf-8", { fatal: true }).decode(secret);
-  } catch (cause) {
-    const name = id === undefined ? "" : ` ${id}`;
-    throw new BlockError(
-      "EINVAL",
-      `Data from secret${name} is not valid UTF-8`,
-      {
-        cause,
-      },
-    );
-  }
-  const end = secret.indexOf(0);
+function keyOf(passphrase: Uint8Array): Uint8Array {
   const key = new Uint8Array(16);
-  key.set(secret.subarray(0, end < 0 ? 16 : Math.min(end, 16)));
+  key.set(passphrase.subarray(0, 16));
   return key;
 }

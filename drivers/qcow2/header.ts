@@ -159,6 +159,9 @@ export async function readHeader(
   const extensionsEnd = backingOffset || clusterSize;
   await checkFeatures(file, header, headerLength, extensionsEnd, policy);
   checkTables(header, policy);
+  if (header.cryptMethod > Crypt.LUKS) {
+    throw invalid(`Unsupported encryption method ${header.cryptMethod | 0}`);
+  }
   await readExtensions(file, header, headerLength, extensionsEnd, policy);
   checkSupported(header, policy);
   await readBackingName(file, header, backingOffset, view.getUint32(16));
@@ -312,15 +315,11 @@ function checkPlace(
 
 /** What this driver does not do is refused by name. */
 function checkSupported(header: Header, policy: HeaderPolicy): void {
-  if (header.cryptMethod > Crypt.LUKS) {
-    throw invalid(`Unsupported encryption method ${header.cryptMethod | 0}`);
-  }
-  if (policy.infoOnly) return;
   if (header.cryptMethod === Crypt.LUKS && !header.encryptionHeader) {
     throw invalid("Missing CRYPTO header for crypt method 2");
   }
+  if (policy.infoOnly) return;
   const missing: string[] = [];
-  if (header.cryptMethod === Crypt.LUKS) missing.push("LUKS encryption");
   if (missing.length > 0) {
     throw new BlockError(
       "ENOTSUP",

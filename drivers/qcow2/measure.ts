@@ -4,7 +4,7 @@
  * @module
  */
 import { roundUp } from "../../core/bytes.ts";
-import type { Measurement } from "../../core/driver.ts";
+import type { MeasureContext, Measurement } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
 import { chainStatus } from "../../core/extents.ts";
 import type { BitmapInfo, BlockNode } from "../../core/node.ts";
@@ -33,6 +33,7 @@ interface Plan {
 export async function measure(
   options: OptionValues,
   source?: BlockNode,
+  context?: MeasureContext,
 ): Promise<Measurement> {
   const plan = planOf(options);
   const { geometry } = plan;
@@ -46,7 +47,9 @@ export async function measure(
     );
   }
   const size = source ? roundUp(source.size, clusterSize) : wanted;
-  const fullyAllocated = estimateFileSize(size, geometry);
+  const header = await encryptionHeaderBytes(options, context);
+  const fullyAllocated = estimateFileSize(size, geometry) +
+    geometry.clusterEnd(header);
   const data = plan.reserves
     ? size
     : source
@@ -81,9 +84,6 @@ function planOf(options: OptionValues): Plan {
       modes,
     );
   }
-  if (options["encrypt.format"] === "luks") {
-    throw new BlockError("ENOTSUP", "LUKS encryption is not supported");
-  }
   return {
     version,
     geometry: new Geometry(
@@ -94,6 +94,16 @@ function planOf(options: OptionValues): Plan {
     reserves: preallocation === "falloc" || preallocation === "full",
     hasBacking: options.backing_file !== undefined,
   };
+}
+
+/** Bytes that a LUKS header takes, if the options ask for one. */
+async function encryptionHeaderBytes(
+  options: OptionValues,
+  context?: MeasureContext,
+): Promise<number> {
+  if (options["encrypt.format"] !== "luks") return 0;
+  const { measureLuks } = await import("./luks.ts");
+  return await measureLuks(options, context);
 }
 
 /** QEMU's own `measure` takes only the older names of versions. */

@@ -302,8 +302,22 @@ export class Qcow2Node implements BlockNode {
       backingFile: header.backingFile,
       backingFormat: header.backingFormat,
       vmStateOffset: geometry.l1EntriesFor(header.size) * geometry.l2Coverage,
-      specific: { type: "qcow2", data: specificInfo(header, bitmaps) },
+      specific: {
+        type: "qcow2",
+        data: specificInfo(header, bitmaps, await this.#encryptionInfo()),
+      },
     };
+  }
+
+  /** Absent if the image is not encrypted. */
+  async #encryptionInfo(): Promise<Record<string, unknown> | undefined> {
+    const { header, luks } = this.#state;
+    if (header.cryptMethod === Crypt.NONE) return undefined;
+    if (!luks) return { format: "aes" };
+    const { describeHeader } = await import(
+      "../../core/crypto/luks_header.ts"
+    );
+    return { format: "luks", ...describeHeader(luks.volume.header) };
   }
 
   /** Absent if the image is of a version that cannot keep any. */
@@ -536,13 +550,14 @@ async function listBitmaps(
 function specificInfo(
   header: Header,
   bitmaps: readonly BitmapInfo[] = [],
+  encrypt?: Record<string, unknown>,
 ): Record<string, unknown> {
   const { version, incompatible, compatible, refcountOrder } = header;
   const common = {
     compat: version === 2 ? "0.10" : "1.1",
     "compression-type": header.compressionType,
     "refcount-bits": 2 ** refcountOrder,
-    ...(header.cryptMethod === Crypt.AES && { encrypt: { format: "aes" } }),
+    ...(encrypt && { encrypt }),
   };
   if (version === 2) return common;
   const hasDataFile = (incompatible.low & Incompatible.DATA_FILE) !== 0;

@@ -15,6 +15,7 @@
 import { allocate } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
 import { Access, type AccessHost } from "../../core/access.ts";
+import type { OpenVolume } from "../../core/crypto/luks_options.ts";
 import type { Encryption } from "../../core/encryption.ts";
 import { Mutex, SharedLock } from "../../core/lock.ts";
 import type { BlockNode } from "../../core/node.ts";
@@ -88,6 +89,8 @@ export class Qcow2State
   bitmaps?: Bitmaps;
   /** Who is to be told of guest writes before they are made, if anybody. */
   recorder?: Pick<Bitmaps, "mark">;
+  /** Its LUKS header, if it has one. */
+  luks?: OpenVolume;
   /** The snapshot table, and the bytes it takes in the file. */
   snapshots: SnapshotEntry[] = [];
   snapshotTableLength = 0;

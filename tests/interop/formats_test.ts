@@ -13,11 +13,6 @@ const IMAGES: readonly [format: string, ...options: string[]][] = [
   ["qcow", "-f", "qcow"],
   ["qed", "-f", "qed"],
   ["parallels", "-f", "parallels"],
-  [
-    "luks",
-    ..."-f luks --object secret,id=s,data=x -o key-secret=s,iter-time=10"
-      .split(" "),
-  ],
 ];
 
 /** Those that this qemu-img can make, in a folder. */

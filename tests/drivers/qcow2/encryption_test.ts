@@ -278,10 +278,13 @@ const WRONG_TO_OPEN: readonly [
   ["Data from secret bad is not valid UTF-8", {
     encrypt: { "key-secret": "bad" },
   }, { bad: new Uint8Array([0x78, 0xff]) }],
+  ["Data from secret bad is not valid UTF-8", {
+    encrypt: { "key-secret": "bad" },
+  }, { bad: "with a \0" }],
   ["Header reported 'aes' encryption format but options specify 'luks'", {
     encrypt: { format: "luks", "key-secret": "s0" },
   }],
-  ["Parameter 'format' does not accept value 'rot13'; it must be aes", {
+  ["Header reported 'aes' encryption format but options specify 'rot13'", {
     encrypt: { format: "rot13", "key-secret": "s0" },
   }],
 ];
@@ -334,10 +337,16 @@ const WRONG_TO_CREATE: readonly [message: string, options: OptionValues][] = [
     { encryption: true, ...AES },
   ],
   ["No secret with id 's2'", { ...AES, "encrypt.key-secret": "s2" }],
-  ["Parameter 'format' does not accept value 'rot13'; it must be aes", {
-    "encrypt.format": "rot13",
+  [
+    "Parameter 'format' does not accept value 'rot13'; it must be one of aes, luks",
+    {
+      "encrypt.format": "rot13",
+    },
+  ],
+  ["Parameter 'encrypt.iter-time' is unexpected", {
+    ...AES,
+    "encrypt.iter-time": 10,
   }],
-  ["LUKS encryption is not supported", { ...AES, "encrypt.format": "luks" }],
 ];
 
 for (const [message, options] of WRONG_TO_CREATE) {

@@ -50,6 +50,7 @@ export async function goldenStack(
   const store = storeOf(await goldenBytes(name));
   const file = { driver: "memory", store };
   if (name.endsWith(".raw")) return { driver: "raw", file };
+  if (name.endsWith(".luks")) return { driver: "luks", file };
   const [next, ...rest] = backing;
   const below = next === undefined ? null : await goldenStack(next, rest);
   return { driver: "qcow2", file, ...await goldenData(name), backing: below };

@@ -1,0 +1,289 @@
+/**
+ * A LUKS header and its key material, wherever a format keeps them: opening
+ * with a passphrase, making, adding and erasing passphrases.
+ *
+ * @module
+ */
+import { allocate } from "../bytes.ts";
+import { BlockError, invalid } from "../errors.ts";
+import { isEqual } from "../runtime.ts";
+import { mergeKey, splitKey } from "./anti_forensic.ts";
+import { deriveKey, randomBytes } from "./hashes.ts";
+import { iterationsFor, KeyTime } from "./key_time.ts";
+import {
+  type Algorithms,
+  masterKeySize,
+  sectorCipher,
+} from "./luks_algorithms.ts";
+import {
+  DIGEST_LENGTH,
+  encodeHeader,
+  HEADER_LENGTH,
+  type HeaderPlace,
+  type LuksHeader,
+  materialLength,
+  newHeader,
+  parseHeader,
+  SALT_LENGTH,
+  SLOTS,
+  STRIPES,
+} from "./luks_header.ts";
+import type { SectorCipher } from "./sector_ciphers.ts";
+
+/** Where a header and its key material are kept. Offsets are from its start. */
+export interface HeaderStore {
+  /** Bytes that it has. */
+  readonly length: number;
+  /** Fill `bytes` from `offset` on. */
+  read(offset: number, bytes: Uint8Array): Promise<void>;
+  /** Write durably. */
+  write(offset: number, bytes: Uint8Array): Promise<void>;
+}
+
+/** Milliseconds for which an image may be tried to be opened, by default. */
+export const UNLOCK_TIME = 60_000;
+/** Milliseconds that it takes to try a new passphrase, by default. */
+export const ITERATION_TIME = 2000;
+/** How much less time it takes to see whether a key is right. */
+const DIGEST_DIVISOR = 8;
+
+/** Limits to opening a volume. */
+export interface UnlockOptions {
+  /** Milliseconds for all slots together. Default: a minute. */
+  readonly time?: number;
+  /** Stops it. */
+  readonly signal?: AbortSignal;
+}
+
+/** How to make a volume. */
+export interface MakeOptions extends HeaderPlace {
+  /** Milliseconds that trying the passphrase is to take. Default: two seconds. */
+  readonly iterationTime?: number;
+}
+
+/** A LUKS header that was read or made. */
+export class LuksVolume {
+  readonly #store: HeaderStore;
+  readonly #place: HeaderPlace;
+  #header: LuksHeader;
+
+  private constructor(
+    store: HeaderStore,
+    place: HeaderPlace,
+    header: LuksHeader,
+  ) {
+    this.#store = store;
+    this.#place = place;
+    this.#header = header;
+  }
+
+  /** What it says now. */
+  get header(): LuksHeader {
+    return this.#header;
+  }
+
+  /**
+   * Read a header.
+   *
+   * @throws {BlockError} EINVAL or ENOTSUP if it makes no sense.
+   */
+  static async read(
+    store: HeaderStore,
+    place: HeaderPlace = {},
+  ): Promise<LuksVolume> {
+    return new LuksVolume(store, place, await readHeader(store, place));
+  }
+
+  /**
+   * Read it anew: another program may have changed it.
+   *
+   * @throws {BlockError} EINVAL if it is for another key now.
+   */
+  async refresh(): Promise<void> {
+    const header = await readHeader(this.#store, this.#place);
+    if (!isEqual(header.digest, this.#header.digest)) {
+      throw invalid("The key of the image was changed");
+    }
+    this.#header = header;
+  }
+
+  /**
+   * Write a header with one passphrase, in the first slot.
+   *
+   * @returns the volume, and its key.
+   */
+  static async make(
+    store: HeaderStore,
+    algorithms: Algorithms,
+    passphrase: Uint8Array,
+    { iterationTime = ITERATION_TIME, isDetached = false }: MakeOptions = {},
+  ): Promise<{ volume: LuksVolume; key: Uint8Array }> {
+    const header = newHeader(algorithms, isDetached);
+    const key = randomBytes(masterKeySize(algorithms));
+    const { hash } = algorithms;
+    // Too long a time is refused before any of it has passed.
+    const iterations = await iterationsFor(iterationTime, hash, key.length);
+    header.digestIterations = await iterationsFor(
+      iterationTime,
+      hash,
+      DIGEST_LENGTH,
+      DIGEST_DIVISOR,
+    );
+    const volume = new LuksVolume(store, { isDetached }, header);
+    header.digest = await deriveKey(key, volume.#digestDerivation());
+    await volume.#putKey(0, key, passphrase, iterations);
+    return { volume, key };
+  }
+
+  /** The cipher that a key makes. */
+  cipher(key: Uint8Array): Promise<SectorCipher> {
+    return sectorCipher(this.header.algorithms, key);
+  }
+
+  /**
+   * Find the key by a passphrase: the slots are tried in their order.
+   *
+   * @throws {BlockError} EINVAL if the passphrase opens no slot, ETIMEDOUT if
+   * trying one would take too long and no other one is opened.
+   */
+  async unlock(
+    passphrase: Uint8Array,
+    { time = UNLOCK_TIME, signal }: UnlockOptions = {},
+  ): Promise<Uint8Array> {
+    const keyTime = new KeyTime(time, signal);
+    let tooLong: BlockError | undefined;
+    for (let slot = 0; slot < SLOTS; slot++) {
+      try {
+        const key = await this.#tryUnlock(slot, passphrase, keyTime);
+        if (key) return key;
+      } catch (error) {
+        if (!(error instanceof TooLongError)) throw error;
+        tooLong ??= error;
+      }
+    }
+    throw tooLong ??
+      invalid("Invalid password, cannot unlock any keyslot");
+  }
+
+  /** Whether a passphrase is that of a slot. */
+  async opens(slot: number, passphrase: Uint8Array): Promise<boolean> {
+    const keyTime = new KeyTime(UNLOCK_TIME);
+    return await this.#tryUnlock(slot, passphrase, keyTime) !== undefined;
+  }
+
+  /** The key, if the passphrase is that of this slot. */
+  async #tryUnlock(
+    index: number,
+    passphrase: Uint8Array,
+    time: KeyTime,
+  ): Promise<Uint8Array | undefined> {
+    const { algorithms, slots, digest } = this.header;
+    const { isActive, iterations, salt, offset } = slots[index];
+    const length = masterKeySize(algorithms);
+    const material = allocate(materialLength(length));
+    // What is not there would not be worth the time.
+    const isThere = offset + length * STRIPES <= this.#store.length;
+    if (!isActive || !isThere) return undefined;
+    const { hash } = algorithms;
+    const own = { hash, salt, iterations, length };
+    const check = this.#digestDerivation();
+    for (const derivation of [own, check]) {
+      const excess = await time.excess(derivation);
+      if (excess !== undefined) throw new TooLongError(index, excess);
+    }
+    const slotKey = await time.derive(passphrase, own);
+    await this.#store.read(offset, material);
+    (await this.cipher(slotKey)).decrypt(material, 0);
+    const key = await mergeKey(material, length, STRIPES, hash);
+    const found = await time.derive(key, check);
+    return isEqual(found, digest) ? key : undefined;
+  }
+
+  #digestDerivation() {
+    const { algorithms, digestSalt, digestIterations } = this.header;
+    return {
+      hash: algorithms.hash,
+      salt: digestSalt,
+      iterations: digestIterations,
+      length: DIGEST_LENGTH,
+    };
+  }
+
+  /** Have a passphrase open the volume, by way of a slot. */
+  async activate(
+    index: number,
+    key: Uint8Array,
+    passphrase: Uint8Array,
+    iterationTime = ITERATION_TIME,
+  ): Promise<void> {
+    const { hash } = this.header.algorithms;
+    const iterations = await iterationsFor(iterationTime, hash, key.length);
+    await this.#putKey(index, key, passphrase, iterations);
+  }
+
+  /** Key material reaches the disk before the header that relies on it. */
+  async #putKey(
+    index: number,
+    key: Uint8Array,
+    passphrase: Uint8Array,
+    iterations: number,
+  ): Promise<void> {
+    const { algorithms, slots } = this.header;
+    const { hash } = algorithms;
+    const salt = randomBytes(SALT_LENGTH);
+    const { length } = key;
+    const derivation = { hash, salt, iterations, length };
+    const slotKey = await deriveKey(passphrase, derivation);
+    const material = allocate(materialLength(length));
+    material.set(await splitKey(key, STRIPES, hash));
+    (await this.cipher(slotKey)).encrypt(material, 0);
+    await this.#store.write(slots[index].offset, material);
+    await this.#change(index, { isActive: true, iterations, salt });
+  }
+
+  /** Have no passphrase of a slot open the volume any more. */
+  async erase(index: number): Promise<void> {
+    const salt = allocate(SALT_LENGTH);
+    await this.#change(index, { isActive: false, iterations: 0, salt });
+    const length = masterKeySize(this.header.algorithms) * STRIPES;
+    const { offset } = this.header.slots[index];
+    for (let round = 0; round < ERASE_ROUNDS; round++) {
+      await this.#store.write(offset, randomBytes(length));
+    }
+  }
+
+  /** Change a slot, in memory only if it is changed in the file. */
+  async #change(
+    index: number,
+    changes: Partial<LuksHeader["slots"][number]>,
+  ): Promise<void> {
+    const slots = [...this.#header.slots];
+    slots[index] = { ...slots[index], ...changes };
+    const header = { ...this.#header, slots };
+    await this.#store.write(0, encodeHeader(header));
+    this.#header = header;
+  }
+}
+
+async function readHeader(
+  store: HeaderStore,
+  place: HeaderPlace,
+): Promise<LuksHeader> {
+  const bytes = allocate(HEADER_LENGTH);
+  await store.read(0, bytes);
+  return parseHeader(bytes, place);
+}
+
+/** How often key material is overwritten; disks may keep the first copies. */
+const ERASE_ROUNDS = 2;
+
+class TooLongError extends BlockError {
+  constructor(slot: number, milliseconds: number) {
+    const seconds = Math.ceil(milliseconds / 1000);
+    super(
+      "ETIMEDOUT",
+      `Keyslot ${slot} would take some ${seconds} seconds to try, which is ` +
+        "more than 'max-unlock-time' permits",
+    );
+  }
+}
