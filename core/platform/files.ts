@@ -109,6 +109,10 @@ const CODE_OF_NAME: { readonly [name: string]: string } = {
   NotADirectory: "ENOTDIR",
   Busy: "EBUSY",
   FilesystemLoop: "ELOOP",
+  ConnectionRefused: "ECONNREFUSED",
+  ConnectionReset: "ECONNRESET",
+  AddrInUse: "EADDRINUSE",
+  AddrNotAvailable: "EADDRNOTAVAIL",
 };
 
 /** The error for what one of a runtime's file functions threw. */

@@ -5,6 +5,7 @@
  */
 import { nodeFiles } from "./node_files.ts";
 import { nodeModule, nodeModules } from "./node_modules.ts";
+import { nodeSockets } from "./node_sockets.ts";
 import type { Platform, WorkerThread } from "./platform.ts";
 import { webPlatform } from "./web.ts";
 
@@ -36,6 +37,7 @@ export function nodePlatform(): Platform | null {
     ...nodeModules(),
     isWindows: process.platform === "win32",
     files,
+    sockets: nodeSockets(),
     startWorker,
     unrefTimer: (timer) => (timer as { unref?(): void }).unref?.(),
     surviveSignal(signal) {

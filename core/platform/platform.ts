@@ -7,6 +7,7 @@
  */
 import type { Files } from "./files.ts";
 import type { Libc } from "./libc.ts";
+import type { Sockets } from "./sockets.ts";
 
 /** The gifts of one runtime. */
 export interface Platform {
@@ -14,6 +15,8 @@ export interface Platform {
   readonly isWindows: boolean;
   /** Local files, used synchronously. */
   readonly files?: Files;
+  /** Connections to other programs. */
+  readonly sockets?: Sockets;
   /** The system's C library, where it may be called. */
   libc(): Libc | null;
   /** Other libraries of the system, where they may be called. */
