@@ -1,0 +1,175 @@
+/**
+ * What a server offers: one disk, by a name, and what is known of its ranges.
+ *
+ * @module
+ */
+import { chainStatus, isStored } from "../../core/extents.ts";
+import type { BlockNode } from "../../core/node.ts";
+import { giveWay } from "../../core/runtime.ts";
+import {
+  ALLOCATION_DEPTH,
+  BASE_ALLOCATION,
+  type BlockSizes,
+  DIRTY_BITMAP,
+  FLAG,
+  STATE,
+} from "./wire.ts";
+
+/** A bitmap that clients may ask for, as `qemu:dirty-bitmap:NAME`. */
+export interface NbdBitmap {
+  /** Its name. */
+  readonly name: string;
+  /**
+   * Whether the range from `offset` on is dirty, and for how many bytes that is
+   * so: at least one, at most `length`.
+   */
+  status(
+    offset: number,
+    length: number,
+  ): BitmapExtent | Promise<BitmapExtent>;
+}
+
+/** A part of a disk that is dirty throughout, or clean throughout. */
+export interface BitmapExtent {
+  /** Bytes. */
+  readonly length: number;
+  /** Whether the bitmap has it marked. */
+  readonly dirty: boolean;
+}
+
+/** A run of a context: so many bytes have these flags. */
+export interface Run {
+  readonly length: number;
+  readonly flags: number;
+}
+
+/** Something that clients can ask of ranges. */
+export interface MetaContext {
+  readonly name: string;
+  /** The first run of a range. */
+  run(offset: number, length: number): Run | Promise<Run>;
+}
+
+/** A disk and what a server says of it. */
+export interface Export {
+  readonly name: string;
+  readonly description: string;
+  readonly node: BlockNode;
+  /** Bytes. */
+  readonly size: number;
+  readonly writable: boolean;
+  /** Whether several clients may use it at once. */
+  readonly shared: boolean;
+  readonly blockSizes: BlockSizes;
+  /** The index of each is its number on the wire. */
+  readonly contexts: readonly MetaContext[];
+}
+
+/** The contexts that a disk has. */
+export function contextsOf(
+  node: BlockNode,
+  { allocationDepth = false, bitmaps = [] }: {
+    readonly allocationDepth?: boolean;
+    readonly bitmaps?: readonly NbdBitmap[];
+  },
+): MetaContext[] {
+  return [
+    { name: BASE_ALLOCATION, run: (...range) => allocationRun(node, ...range) },
+    ...(allocationDepth
+      ? [{
+        name: ALLOCATION_DEPTH,
+        run: (offset: number, length: number) => depthRun(node, offset, length),
+      }]
+      : []),
+    ...bitmaps.map((bitmap): MetaContext => ({
+      name: DIRTY_BITMAP + bitmap.name,
+      async run(offset, length) {
+        const extent = await bitmap.status(offset, length);
+        return { length: extent.length, flags: extent.dirty ? 1 : 0 };
+      },
+    })),
+  ];
+}
+
+async function allocationRun(
+  node: BlockNode,
+  offset: number,
+  length: number,
+): Promise<Run> {
+  const extent = await chainStatus(node, offset, length);
+  const flags = (isStored(extent) ? 0 : STATE.HOLE) |
+    (extent.zero ? STATE.ZERO : 0);
+  return { length: extent.length, flags };
+}
+
+async function depthRun(
+  node: BlockNode,
+  offset: number,
+  length: number,
+): Promise<Run> {
+  const extent = await chainStatus(node, offset, length);
+  return {
+    length: extent.length,
+    flags: extent.allocated ? extent.depth + 1 : 0,
+  };
+}
+
+/** Runs looked up before others get their turn. */
+const BURST = 256;
+
+/**
+ * The runs of a range, alike neighbours joined: at most `most`, which may then
+ * end before the range does.
+ */
+export async function runsOf(
+  context: MetaContext,
+  offset: number,
+  length: number,
+  most: number,
+): Promise<Run[]> {
+  const runs: { length: number; flags: number }[] = [];
+  const end = offset + length;
+  for (let count = 1; offset < end; count++) {
+    const { length, flags } = await context.run(offset, end - offset);
+    const last = runs.at(-1);
+    if (last?.flags === flags) last.length += length;
+    else if (runs.length === most) break;
+    else runs.push({ length, flags });
+    offset += length;
+    // Lookups in memory take turns with nobody.
+    if (count % BURST === 0) await giveWay();
+  }
+  return runs;
+}
+
+/** The contexts that a query selects; of `list`, part of a name selects all. */
+export function selectContexts(
+  contexts: readonly MetaContext[],
+  query: string,
+  list: boolean,
+): number[] {
+  const isKind = list && [BASE, QEMU, DIRTY_BITMAP].includes(query);
+  return [...contexts.keys()].filter((id) =>
+    query === contexts[id].name || isKind && contexts[id].name.startsWith(query)
+  );
+}
+
+/** The namespaces of contexts: to list one, it is asked for as it is. */
+const BASE = "base:";
+const QEMU = "qemu:";
+
+/** The transmission flags of an export, by what was negotiated. */
+export function exportFlags(
+  { writable, shared }: Export,
+  { structured, extended }: { structured: boolean; extended: boolean },
+): number {
+  let flags = FLAG.HAS_FLAGS | FLAG.SEND_FLUSH | FLAG.SEND_FUA |
+    FLAG.SEND_CACHE;
+  flags |= writable
+    ? FLAG.SEND_TRIM | FLAG.SEND_WRITE_ZEROES | FLAG.SEND_FAST_ZERO
+    : FLAG.READ_ONLY;
+  if (shared) flags |= FLAG.CAN_MULTI_CONN;
+  if (structured) flags |= FLAG.SEND_DF;
+  if (extended) flags |= FLAG.BLOCK_STATUS_PAYLOAD;
+  return flags;
+}
