@@ -68,3 +68,16 @@ export {
   type ThrottleLimits,
 } from "./core/throttle_group.ts";
 export { MemoryStore } from "./drivers/memory.ts";
+export type {
+  ByteStream,
+  Listener,
+  SocketAddress,
+} from "./core/platform/sockets.ts";
+export type { BitmapExtent, NbdBitmap } from "./drivers/nbd/export.ts";
+export type { WebStreams } from "./drivers/nbd/bytes.ts";
+export {
+  NbdServer,
+  type NbdServerOptions,
+  type NbdTransport,
+  serveNbd,
+} from "./drivers/nbd/server.ts";

@@ -9,6 +9,7 @@ import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
 import type { OptionValues } from "../core/options.ts";
 import { protocolStack } from "../core/sources.ts";
+import { NBD_FACTS } from "./nbd/options.ts";
 import { VDI_CREATE_OPTIONS } from "./vdi/create_options.ts";
 
 type Facts = Omit<BlockDriver, "open" | "create">;
@@ -44,6 +45,10 @@ export const rareDrivers: readonly BlockDriver[] = [
   lazily(
     { name: "copy-on-read", role: "filter" },
     async () => (await import("./copy_on_read.ts")).copyOnReadDriver,
+  ),
+  lazily(
+    NBD_FACTS,
+    async () => (await import("./nbd/driver.ts")).nbdDriver,
   ),
   lazily(
     {

@@ -301,9 +301,11 @@ class RawNode implements BlockNode {
       await this.#file.status(hostOffset, inside),
     );
     return {
+      ...place,
+      allocated: below.allocated,
       zero: below.zero,
       length: Math.min(below.length, inside),
-      ...place,
+      ...(below.recurse && { recurse: true }),
     };
   }
 

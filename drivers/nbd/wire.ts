@@ -7,9 +7,6 @@
  */
 import { BlockError, codeOfErrno, type ErrorCode } from "../../core/errors.ts";
 
-/** Where a server is found if nothing else is said. */
-export const DEFAULT_PORT = 10809;
-
 /** What a greeting begins with, each as two halves. */
 export const NBD_MAGIC = [0x4e42444d, 0x41474943] as const; // NBDMAGIC
 export const OPTION_MAGIC = [0x49484156, 0x454f5054] as const; // IHAVEOPT

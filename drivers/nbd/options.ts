@@ -1,0 +1,76 @@
+/**
+ * What is known of the driver before it is loaded.
+ *
+ * @module
+ */
+import type { OptionTable, OptionValues } from "../../core/options.ts";
+import type { DriverTraits } from "../../core/traits.ts";
+import { NBD_SCHEMES, nbdName, parseNbdFilename } from "./names.ts";
+
+/** The options of the driver, apart from those that say where the export is. */
+export const OPEN_OPTIONS: OptionTable = {
+  "reconnect-delay": {
+    type: "number",
+    default: 0,
+    help: "Seconds that requests wait for a server that was lost",
+  },
+  "open-timeout": {
+    type: "number",
+    default: 0,
+    help: "Seconds to go on trying to connect when it is opened",
+  },
+  "x-dirty-bitmap": {
+    type: "string",
+    help: "Show this context of the server in place of what is allocated",
+  },
+  "multi-conn": {
+    type: "number",
+    default: 1,
+    help: "Most connections at once, if the server permits several",
+  },
+};
+
+/** The options that `create` takes: an export has the size that it has. */
+const CREATE_OPTIONS: OptionTable = {
+  size: { type: "size", help: "Size that it must have at least" },
+  preallocation: {
+    type: "enum",
+    values: ["off"],
+    help: "An export is as it is",
+  },
+};
+
+/** The driver, apart from its work. */
+export const NBD_FACTS: DriverTraits = {
+  name: "nbd",
+  role: "protocol",
+  schemes: NBD_SCHEMES,
+  strongOptions: [
+    "server.",
+    "export",
+    "host",
+    "port",
+    "path",
+    "tls-creds",
+    "tls-hostname",
+  ],
+  createOptions: CREATE_OPTIONS,
+  parseFilename: parseNbdFilename,
+  plainName: plainNbdName,
+};
+
+/** The file name that leads to an export with these options. */
+function plainNbdName(options: OptionValues): string | undefined {
+  const {
+    "server.type": type,
+    "server.host": host,
+    "server.port": port,
+    "server.path": path,
+    export: name,
+    ...others
+  } = options as { [name: string]: string | undefined };
+  if (Object.keys(others).length > 0) return undefined;
+  if (type === "unix" && path !== undefined) return nbdName({ path }, name);
+  if (type !== "inet" || host === undefined) return undefined;
+  return nbdName({ host, port: Number(port) }, name);
+}
