@@ -73,7 +73,11 @@ export type {
   Listener,
   SocketAddress,
 } from "./core/platform/sockets.ts";
-export type { BitmapExtent, NbdBitmap } from "./drivers/nbd/export.ts";
+export type { DirtyRange, NbdBitmap } from "./drivers/nbd/export.ts";
+export type { BlockSizes } from "./drivers/nbd/wire.ts";
+export type { ClientTls } from "./drivers/nbd/client_handshake.ts";
+export type { ServerTls } from "./drivers/nbd/server_handshake.ts";
+export { listExports, type NbdListing } from "./drivers/nbd/listing.ts";
 export type { WebStreams } from "./drivers/nbd/bytes.ts";
 export {
   NbdServer,

@@ -107,6 +107,10 @@ export async function chainStatus(
       return { ...extent, compressed, length, offset, depth };
     }
     const below = backingOf(node);
+    // What has a place in spite of that is not left to anybody.
+    if (!below && extent.hostOffset !== undefined) {
+      return { ...extent, compressed: false, length, offset, depth };
+    }
     if (!below || offset >= below.size) return nothing(true);
     if (below === base) return nothing(false);
     // What lies past a shorter backing file's end is an extent of its own.

@@ -63,9 +63,10 @@ function serverOf(
         "Cannot use 'server' and path/host/port at the same time",
       );
     }
-    return path !== undefined
-      ? { path: String(path) }
-      : { host: String(host), port: portOf(port ?? DEFAULT_PORT) };
+    return path !== undefined ? { path: String(path) } : {
+      host: String(host),
+      port: portOf(String(host), port ?? DEFAULT_PORT),
+    };
   }
   if (!isNew) throw invalid("NBD server address missing");
   const { type, ...rest } = server;
@@ -84,7 +85,7 @@ function addressOf(
   };
   const only = (...names: string[]) => {
     const odd = Object.keys(given).find((name) => !names.includes(name));
-    if (odd) throw invalid(`Parameter 'server.${odd}' is unexpected`);
+    if (odd) throw invalid(`Parameter '${odd}' is unexpected`);
   };
   switch (type) {
     case undefined:
@@ -96,7 +97,7 @@ function addressOf(
     }
     case "inet": {
       const host = required("host");
-      const port = portOf(required("port"));
+      const port = portOf(host, required("port"));
       only("host", "port", ...INET_EXTRAS);
       return { host, port };
     }
@@ -114,10 +115,11 @@ function addressOf(
   }
 }
 
-function portOf(value: unknown): number {
-  const port = Number(value);
+function portOf(host: string, value: unknown): number {
+  const port = value === "" ? NaN : Number(value);
   if (Number.isInteger(port) && port >= 0 && port <= 65535) return port;
   throw invalid(
-    `address resolution failed: port '${String(value)}' is not a number`,
+    `address resolution failed for ${host}:${value}: Servname not supported ` +
+      "for ai_socktype",
   );
 }

@@ -6,7 +6,12 @@
  */
 import { BlockError } from "../../core/errors.ts";
 import type { ByteStream } from "../../core/platform/sockets.ts";
-import { ConnectionLost, MessageReader, MessageWriter } from "./bytes.ts";
+import {
+  ConnectionLost,
+  endStream,
+  MessageReader,
+  MessageWriter,
+} from "./bytes.ts";
 import {
   type BlockSizes,
   decodeText,
@@ -95,6 +100,8 @@ export class ClientHandshake {
   readonly #wishes: HandshakeWishes;
   #withoutZeroes = false;
   #structured = false;
+  /** Whether the server waits for options. */
+  #canLeave = false;
   #extended = false;
 
   constructor(stream: ByteStream, wishes: HandshakeWishes) {
@@ -102,11 +109,6 @@ export class ClientHandshake {
     this.#reader = new MessageReader(stream);
     this.#writer = new MessageWriter(stream);
     this.#wishes = wishes;
-  }
-
-  /** The connection, whichever layer it has by now. */
-  get stream(): ByteStream {
-    return this.#stream;
   }
 
   /**
@@ -162,9 +164,16 @@ export class ClientHandshake {
         extended: this.#extended,
       });
     }
-    this.#sendOption(OPTION.ABORT);
-    await this.#writer.drained().catch(() => {});
     return listed;
+  }
+
+  /** Take leave, if the server still listens, after all that went wrong. */
+  async abandon(): Promise<void> {
+    if (this.#canLeave) {
+      this.#sendOption(OPTION.ABORT);
+      await this.#writer.drained().catch(() => {});
+    }
+    endStream(this.#stream);
   }
 
   #agreement(info: ExportInfo, contextId?: number): ClientAgreement {
@@ -197,7 +206,7 @@ export class ClientHandshake {
     this.#withoutZeroes = (flags & HANDSHAKE.NO_ZEROES) !== 0;
     const known = HANDSHAKE.FIXED_NEWSTYLE | HANDSHAKE.NO_ZEROES;
     this.#writer.push(u32Bytes(flags & known));
-    const isFixed = (flags & HANDSHAKE.FIXED_NEWSTYLE) !== 0;
+    const isFixed = this.#canLeave = (flags & HANDSHAKE.FIXED_NEWSTYLE) !== 0;
     if (tls) {
       if (!isFixed) throw fault("Server does not support STARTTLS");
       await this.#startTls(tls);
@@ -439,6 +448,7 @@ export class ClientHandshake {
   }
 
   async #enterByName(): Promise<ExportInfo> {
+    this.#canLeave = false;
     this.#sendOption(
       OPTION.EXPORT_NAME,
       encodeText(this.#wishes.exportName),

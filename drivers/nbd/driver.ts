@@ -9,11 +9,7 @@ import {
   sliceVector,
   vectorLength,
 } from "../../core/bytes.ts";
-import type {
-  BlockDriver,
-  CreateContext,
-  OpenContext,
-} from "../../core/driver.ts";
+import type { BlockDriver, OpenContext } from "../../core/driver.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
 import type {
   BlockNode,
@@ -28,7 +24,6 @@ import { localSockets } from "../../core/platform/mod.ts";
 import { strerror } from "../../core/errors.ts";
 import { addressText } from "../../core/platform/sockets.ts";
 import { type Place, takePlace } from "./address.ts";
-import { endStream } from "./bytes.ts";
 import { NbdClient } from "./client.ts";
 import { ClientHandshake } from "./client_handshake.ts";
 import { Link } from "./link.ts";
@@ -58,9 +53,7 @@ export const nbdDriver: BlockDriver = {
       throw error;
     }
   },
-  async create(options, context) {
-    await useExisting(options, context);
-  },
+  create: useExisting,
 };
 
 /** Options that do not say where the export is. */
@@ -110,7 +103,7 @@ function connect(place: Place, wishes: Wishes): Promise<Link> {
       try {
         return new NbdClient(await handshake.enter());
       } catch (error) {
-        endStream(handshake.stream);
+        await handshake.abandon();
         throw error;
       }
     },
@@ -130,7 +123,6 @@ async function connected(server: Place["server"]) {
 /** There is nothing to make: the export is there, and must be large enough. */
 async function useExisting(
   { size = 0, preallocation: _, ...options }: OptionValues,
-  context: CreateContext,
 ): Promise<void> {
   const [place, wishes] = parse(options);
   let link: Link;
@@ -140,7 +132,7 @@ async function useExisting(
     if (!(error instanceof BlockError)) throw error;
     throw error.prefixed(
       "Protocol driver 'nbd' does not support image creation, and opening " +
-        "the image failed: " + `Could not open '${context.filename}': `,
+        "the image failed: ",
     );
   }
   try {

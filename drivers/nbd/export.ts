@@ -19,22 +19,16 @@ import {
 export interface NbdBitmap {
   /** Its name. */
   readonly name: string;
-  /**
-   * Whether the range from `offset` on is dirty, and for how many bytes that is
-   * so: at least one, at most `length`.
-   */
-  status(
-    offset: number,
-    length: number,
-  ): BitmapExtent | Promise<BitmapExtent>;
+  /** What it has recorded of a range, in order; neighbours are one extent. */
+  dirty(offset: number, length: number): AsyncIterable<DirtyRange>;
 }
 
-/** A part of a disk that is dirty throughout, or clean throughout. */
-export interface BitmapExtent {
-  /** Bytes. */
+/** A range of a disk that a bitmap has marked, in bytes. */
+export interface DirtyRange {
+  /** Its first byte. */
+  readonly offset: number;
+  /** How many there are. */
   readonly length: number;
-  /** Whether the bitmap has it marked. */
-  readonly dirty: boolean;
 }
 
 /** A run of a context: so many bytes have these flags. */
@@ -83,10 +77,7 @@ export function contextsOf(
       : []),
     ...bitmaps.map((bitmap): MetaContext => ({
       name: DIRTY_BITMAP + bitmap.name,
-      async run(offset, length) {
-        const extent = await bitmap.status(offset, length);
-        return { length: extent.length, flags: extent.dirty ? 1 : 0 };
-      },
+      run: (offset, length) => bitmapRun(bitmap, offset, length),
     })),
   ];
 }
@@ -112,6 +103,24 @@ async function depthRun(
     length: extent.length,
     flags: extent.allocated ? extent.depth + 1 : 0,
   };
+}
+
+async function bitmapRun(
+  bitmap: NbdBitmap,
+  offset: number,
+  length: number,
+): Promise<Run> {
+  const end = offset + length;
+  for await (const dirty of bitmap.dirty(offset, length)) {
+    if (dirty.offset > offset) {
+      return { length: Math.min(dirty.offset, end) - offset, flags: 0 };
+    }
+    return {
+      length: Math.min(dirty.offset + dirty.length, end) - offset,
+      flags: 1,
+    };
+  }
+  return { length, flags: 0 };
 }
 
 /** Runs looked up before others get their turn. */

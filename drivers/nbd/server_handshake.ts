@@ -105,7 +105,11 @@ export class ServerHandshake {
   async run(): Promise<Agreement | undefined> {
     await this.#greet();
     for (;;) {
-      const at = await this.#reader.next(16);
+      const at = await this.#reader.next(16).catch((error) => {
+        throw new HandshakeFailed(
+          `Failed to read opts magic: ${error.message}`,
+        );
+      });
       const { fields } = this.#reader;
       if (!fields.isMagic(at, OPTION_MAGIC)) {
         throw new HandshakeFailed("Bad magic received");
