@@ -58,18 +58,10 @@ export interface NbdServerOptions {
 /** Where a server takes its clients from: a socket, or one connection. */
 export type NbdTransport = SocketAddress | Listener | ByteStream | WebStreams;
 
+/** Memory that all requests may take, unless the user says otherwise. */
+const MEMORY = 256 * 1024 * 1024;
 /** Memory that the requests of one client may take: two of the largest. */
 const SHARE = 2 * MAX_PAYLOAD + 1024 * 1024;
-
-const DEFAULTS = {
-  name: "",
-  description: "",
-  writable: false,
-  maxClients: 0,
-  handshakeLimit: 10,
-  maxMemory: 256 * 1024 * 1024,
-  blockSize: 1,
-} as const;
 
 /**
  * Offer an image to NBD clients, until the server is closed; a server of one
@@ -122,10 +114,8 @@ function exportOf(image: Image, options: NbdServerOptions): Export {
     onConnect: "function",
     onDisconnect: "function",
   });
-  const { name, description, writable, maxClients, blockSize } = {
-    ...DEFAULTS,
-    ...options,
-  };
+  const { name = "", description = "", writable = false } = options;
+  const { maxClients = 0, blockSize = 1 } = options;
   for (const text of [name, description]) {
     if (encodeText(text).length <= MAX_STRING) continue;
     throw invalid(`export name '${text.slice(0, 80)}...' too long`);
@@ -182,7 +172,7 @@ export class NbdServer implements AsyncDisposable {
     this.#image = image;
     this.#export = offered;
     this.#options = options;
-    const { maxMemory = DEFAULTS.maxMemory } = options;
+    const { maxMemory = MEMORY } = options;
     this.#budget = new Budget(maxMemory, SHARE);
     if ("accept" in to) {
       this.#listener = to;
@@ -239,7 +229,7 @@ export class NbdServer implements AsyncDisposable {
   }
 
   async #acceptAll(listener: Listener): Promise<void> {
-    const { maxClients = DEFAULTS.maxClients } = this.#options;
+    const { maxClients = 0 } = this.#options;
     const served = new Set<Promise<void>>();
     try {
       while (!this.#isClosing) {
@@ -261,7 +251,7 @@ export class NbdServer implements AsyncDisposable {
 
   /** Serve one client. Whatever it does, nobody else is to suffer for it. */
   async #serve(stream: ByteStream): Promise<void> {
-    const { handshakeLimit = DEFAULTS.handshakeLimit, tls } = this.#options;
+    const { handshakeLimit = 10, tls } = this.#options;
     const handshake = new ServerHandshake(stream, this.#export, tls);
     const id = {};
     this.#connections.set(id, () => handshake.close());
