@@ -63,14 +63,19 @@ export const NBD_FACTS: DriverTraits = {
 function plainNbdName(options: OptionValues): string | undefined {
   const {
     "server.type": type,
-    "server.host": host,
-    "server.port": port,
-    "server.path": path,
+    "server.host": host = options.host,
+    "server.port": port = options.port ?? DEFAULT_PORT,
+    "server.path": path = options.path,
+    host: _host,
+    port: _port,
+    path: _path,
     export: name,
     ...others
-  } = options as { [name: string]: string | undefined };
+  } = options;
   if (Object.keys(others).length > 0) return undefined;
-  if (type === "unix" && path !== undefined) return nbdName({ path }, name);
-  if (type !== "inet" || host === undefined) return undefined;
-  return nbdName({ host, port: Number(port) }, name);
+  const exportName = name as string | undefined;
+  if (path !== undefined) return nbdName({ path: String(path) }, exportName);
+  if (host === undefined || (type ?? "inet") !== "inet") return undefined;
+  const server = { host: String(host), port: Number(port) };
+  return nbdName(server, exportName);
 }
