@@ -5,7 +5,12 @@
  */
 import type { OptionTable, OptionValues } from "../../core/options.ts";
 import type { DriverTraits } from "../../core/traits.ts";
-import { NBD_SCHEMES, nbdName, parseNbdFilename } from "./names.ts";
+import {
+  DEFAULT_PORT,
+  NBD_SCHEMES,
+  nbdName,
+  parseNbdFilename,
+} from "./names.ts";
 
 /** The options of the driver, apart from those that say where the export is. */
 export const OPEN_OPTIONS: OptionTable = {

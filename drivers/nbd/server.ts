@@ -15,6 +15,7 @@ import type {
 import { localSockets } from "../../core/platform/mod.ts";
 import { valueText } from "../../core/values.ts";
 import { Budget } from "./budget.ts";
+import { Buffers } from "./buffers.ts";
 import { ConnectionLost, webStream, type WebStreams } from "./bytes.ts";
 import { contextsOf, type Export, type NbdBitmap } from "./export.ts";
 import { Connection } from "./server_connection.ts";
@@ -156,6 +157,7 @@ export class NbdServer implements AsyncDisposable {
   readonly #export: Export;
   readonly #options: NbdServerOptions;
   readonly #budget: Budget;
+  readonly #buffers = new Buffers();
   readonly #listener?: Listener;
   /** How each connection is ended. */
   readonly #connections = new Map<object, () => void>();
@@ -269,6 +271,7 @@ export class NbdServer implements AsyncDisposable {
           this.#image,
           this.#export,
           this.#budget,
+          this.#buffers,
         );
         this.#connections.set(id, () => connection.close());
         entered = true;

@@ -8,6 +8,7 @@ import { asBlockError, BlockError, invalid } from "../../core/errors.ts";
 import { chainStatus } from "../../core/extents.ts";
 import type { Image } from "../../core/image.ts";
 import type { Budget, Spender } from "./budget.ts";
+import type { Buffers } from "./buffers.ts";
 import {
   ConnectionLost,
   endStream,
@@ -76,6 +77,7 @@ export class Connection implements Spender {
   readonly #image: Image;
   readonly #export: Export;
   readonly #budget: Budget;
+  readonly #buffers: Buffers;
   #inFlight = 0;
   #settled = () => {};
   /** Whether data of a request are being read. */
@@ -88,6 +90,7 @@ export class Connection implements Spender {
     image: Image,
     offered: Export,
     budget: Budget,
+    buffers: Buffers,
   ) {
     this.#agreement = agreement;
     this.#reader = agreement.reader;
@@ -96,6 +99,7 @@ export class Connection implements Spender {
     this.#image = image;
     this.#export = offered;
     this.#budget = budget;
+    this.#buffers = buffers;
   }
 
   /** Take no more requests; those under way are finished, and answered. */
@@ -236,7 +240,8 @@ export class Connection implements Spender {
     if (payload > 0) {
       this.#isReadingData = true;
       try {
-        data = await this.#reader.bytes(payload);
+        data = this.#buffers.take(payload);
+        await this.#reader.readInto(data);
       } catch (error) {
         this.#budget.release(this, bytes);
         throw error;
@@ -260,6 +265,7 @@ export class Connection implements Spender {
     } catch (error) {
       this.#replies.failure(request, asBlockError(error));
     }
+    if (data) this.#buffers.give(data);
     this.#budget.release(this, memory.left);
     this.#inFlight--;
     this.#settled();
@@ -342,11 +348,14 @@ export class Connection implements Spender {
     isLast: boolean,
   ): Promise<void> {
     const header = this.#replies.dataHeader;
-    const buffer = new Uint8Array(header + length);
+    const buffer = this.#buffers.take(header + length);
     if (length > 0) await this.#image.read(offset, buffer.subarray(header));
     // The memory is free again when the client has taken what is in it.
     memory.left -= length;
-    const written = () => this.#budget.release(this, length);
+    const written = () => {
+      this.#buffers.give(buffer);
+      this.#budget.release(this, length);
+    };
     this.#replies.data(request, offset, buffer, isLast, written);
   }
 
