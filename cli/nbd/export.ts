@@ -84,7 +84,8 @@ async function openFile(
       ...stack,
     }, options);
   } catch (error) {
-    throw asBlockError(error).prefixed(`Failed to blk_new_open '${file}': `);
+    const what = program.isOurs ? "Could not open" : "Failed to blk_new_open";
+    throw asBlockError(error).prefixed(`${what} '${file}': `);
   }
 }
 
