@@ -5,13 +5,21 @@
  */
 import { BlockError, invalid } from "../../core/errors.ts";
 import { notAmong, type OptionValues } from "../../core/options.ts";
-import type { SocketAddress } from "../../core/platform/sockets.ts";
+import type { ByteStream, SocketAddress } from "../../core/platform/sockets.ts";
 import { isPlainObject } from "../../core/values.ts";
+import type { WebStreams } from "./bytes.ts";
 import { DEFAULT_PORT } from "./names.ts";
+
+/** Makes a connection by means of the user's own. */
+export type Connect = () =>
+  | ByteStream
+  | WebStreams
+  | Promise<ByteStream | WebStreams>;
 
 /** Where an export is. */
 export interface Place {
-  readonly server: SocketAddress;
+  /** The address of the server, or how to reach it. */
+  readonly server: SocketAddress | Connect;
   /** Absent if the user names none, which stands for the empty name. */
   readonly exportName?: string;
 }
@@ -43,6 +51,10 @@ export function takePlace(
   const exportName = place.export === undefined
     ? undefined
     : String(place.export);
+  const { connect, ...rest } = others;
+  if (typeof connect === "function") {
+    return [{ server: connect as Connect, exportName }, rest];
+  }
   return [{ server: serverOf(place, server), exportName }, others];
 }
 

@@ -18,8 +18,8 @@ interface Waiting {
   readonly grant: (granted: boolean) => void;
 }
 
-/** How long others wait before those are looked at that have memory. */
-const PATIENCE = 5000;
+/** How often those are looked at that have memory while others wait, in ms. */
+const PATIENCE = 1000;
 
 /**
  * A number of bytes for all, of which none may have more than its share. Who

@@ -45,8 +45,12 @@ export interface HandshakeWishes {
   readonly context?: string;
   /** How the connection is to be encrypted; absent: not at all. */
   readonly tls?: ClientTls;
-  /** Whether to ask for lengths of 64 bits. Default: true. */
-  readonly extended?: boolean;
+  /**
+   * The latest part of the protocol that is asked for: lengths of 64 bits
+   * (`extended`), answers in chunks (`structured`), or neither. Default:
+   * `extended`.
+   */
+  readonly replies?: "extended" | "structured" | "simple";
 }
 
 /** How a client makes of a connection one that is encrypted. */
@@ -229,15 +233,16 @@ export class ClientHandshake {
   }
 
   async #negotiateFeatures(): Promise<void> {
-    const { extended = true } = this.#wishes;
-    if (extended) {
+    const { replies = "extended" } = this.#wishes;
+    if (replies === "extended") {
       this.#sendOption(OPTION.EXTENDED_HEADERS);
       this.#extended = await this.#isAcknowledged(OPTION.EXTENDED_HEADERS);
+      this.#structured = this.#extended;
     }
-    if (!this.#extended) {
+    if (replies !== "simple" && !this.#structured) {
       this.#sendOption(OPTION.STRUCTURED_REPLY);
       this.#structured = await this.#isAcknowledged(OPTION.STRUCTURED_REPLY);
-    } else this.#structured = true;
+    }
   }
 
   /** Whether a simple request was granted; that it is unknown is no error. */

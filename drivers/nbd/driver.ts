@@ -10,7 +10,12 @@ import {
   vectorLength,
 } from "../../core/bytes.ts";
 import type { BlockDriver, OpenContext } from "../../core/driver.ts";
-import { BlockError, invalid } from "../../core/errors.ts";
+import {
+  asBlockError,
+  BlockError,
+  invalid,
+  strerror,
+} from "../../core/errors.ts";
 import type {
   BlockNode,
   Extent,
@@ -21,9 +26,9 @@ import type {
 } from "../../core/node.ts";
 import { type OptionValues, parseOptions } from "../../core/options.ts";
 import { localSockets } from "../../core/platform/mod.ts";
-import { strerror } from "../../core/errors.ts";
-import { addressText } from "../../core/platform/sockets.ts";
+import { addressText, type ByteStream } from "../../core/platform/sockets.ts";
 import { type Place, takePlace } from "./address.ts";
+import { webStream } from "./bytes.ts";
 import { NbdClient } from "./client.ts";
 import { ClientHandshake } from "./client_handshake.ts";
 import { Link } from "./link.ts";
@@ -40,7 +45,11 @@ import {
   STATE,
 } from "./wire.ts";
 
-/** A disk that a server offers. */
+/**
+ * A disk that a server offers. Where it is, is said by a file name, by the
+ * options of QEMU's driver (`server`, `export` …), or by a function `connect`
+ * that answers a connection: where a runtime has no sockets, or others.
+ */
 export const nbdDriver: BlockDriver = {
   ...NBD_FACTS,
   async open(options, context) {
@@ -110,11 +119,15 @@ function connect(place: Place, wishes: Wishes): Promise<Link> {
   });
 }
 
-async function connected(server: Place["server"]) {
+async function connected(server: Place["server"]): Promise<ByteStream> {
+  if (typeof server === "function") {
+    const stream = await server();
+    return "readable" in stream ? webStream(stream) : stream;
+  }
   try {
     return await localSockets().connect(server);
-  } catch (error) {
-    if (!(error instanceof BlockError)) throw error;
+  } catch (thrown) {
+    const error = asBlockError(thrown);
     if (error.message !== strerror(error.code)) throw error;
     throw error.prefixed(`Failed to connect to '${addressText(server)}': `);
   }
@@ -177,7 +190,9 @@ class NbdNode implements BlockNode {
     this.#link = link;
     this.#flags = flags;
     this.#dirtyBitmap = dirtyBitmap !== undefined;
-    this.filename = nbdName(place.server, place.exportName);
+    this.filename = typeof place.server === "function"
+      ? `nbd:${place.exportName ?? ""}`
+      : nbdName(place.server, place.exportName);
     this.size = size;
     this.readOnly = readOnly;
     if (dirtyBitmap !== undefined && !hasContext) {

@@ -42,7 +42,7 @@ export async function listExports(
 ): Promise<NbdListing[]> {
   const handshake = new ClientHandshake(stream, {
     exportName: "",
-    extended: false,
+    replies: "structured",
     tls: options.tls,
   });
   try {

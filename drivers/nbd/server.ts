@@ -4,7 +4,7 @@
  * @module
  */
 import "../../core/disposal.ts";
-import { checkOptions } from "../../core/checks.ts";
+import { AMOUNT, checkOptions } from "../../core/checks.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
 import type { Image } from "../../core/image.ts";
 import type {
@@ -106,7 +106,7 @@ function exportOf(image: Image, options: NbdServerOptions): Export {
     description: "string",
     writable: "boolean",
     maxClients: { least: 0 },
-    handshakeLimit: { least: 0 },
+    handshakeLimit: AMOUNT,
     maxMemory: { least: SHARE },
     allocationDepth: "boolean",
     bitmaps: "object",

@@ -56,7 +56,7 @@ const OVERHEAD = 512;
 /** Bytes read at once where nobody wants them. */
 const CACHE_STEP = 1024 * 1024;
 /** For how long a client may let others wait for the memory it has, in ms. */
-const STALL = 5000;
+const STALL = 3000;
 
 /** Bytes that a request has, and has not handed on to what it writes. */
 interface Memory {
@@ -323,7 +323,7 @@ export class Connection implements Spender {
   async #read(request: Request, memory: Memory): Promise<void> {
     const { flags, offset, length } = request;
     const { structured } = this.#agreement;
-    if (length === 0 && structured) return this.#replies.success(request);
+    if (length === 0 && structured) return this.#replies.nothing(request);
     if (!structured || flags & DF || length < WORTH_A_LOOK) {
       return await this.#readPart(request, memory, offset, length, true);
     }

@@ -59,6 +59,11 @@ export class Replies {
     else this.#chunk(request, CHUNK.NONE, CHUNK_DONE, 0);
   }
 
+  /** A read of nothing is done: there must be a chunk all the same. */
+  nothing(request: Request): void {
+    this.#chunk(request, CHUNK.NONE, CHUNK_DONE, 0);
+  }
+
   /** It has failed. */
   failure(request: Request, error: BlockError): void {
     const number = wireError(error.code);
