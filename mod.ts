@@ -75,9 +75,16 @@ export type {
 } from "./core/platform/sockets.ts";
 export type { DirtyRange, NbdBitmap } from "./drivers/nbd/export.ts";
 export type { BlockSizes } from "./drivers/nbd/wire.ts";
-export type { ClientTls } from "./drivers/nbd/client_handshake.ts";
-export type { ServerTls } from "./drivers/nbd/server_handshake.ts";
-export { listExports, type NbdListing } from "./drivers/nbd/listing.ts";
+export {
+  TlsCredentials,
+  type TlsCredentialsOptions,
+} from "./core/tls_credentials.ts";
+export type { TlsIdentity } from "./core/platform/node_tls.ts";
+export {
+  listExports,
+  type ListOptions,
+  type NbdListing,
+} from "./drivers/nbd/listing.ts";
 export type { WebStreams } from "./drivers/nbd/bytes.ts";
 export {
   NbdServer,

@@ -6,6 +6,7 @@
 import type { Program } from "./program.ts";
 import { forkServer, isForked } from "./nbd/fork.ts";
 import { nbdHelp, parseNbdArguments } from "./nbd/options.ts";
+import { tlsCredentials } from "./nbd/tls.ts";
 import { versionText } from "./version.ts";
 
 /** Run the program; answers the exit code. */
@@ -27,7 +28,11 @@ export async function run(
   const { addressOf, serve } = await import("./nbd/serve.ts");
   if (request.list) {
     const { list } = await import("./nbd/list.ts");
-    return await list(program, addressOf(request));
+    const { tlsCreds, tlsHostname, bind } = request;
+    return await list(program, addressOf(request), {
+      tls: tlsCredentials(tlsCreds, "client"),
+      hostname: tlsHostname ?? bind,
+    });
   }
   if (request.fork && !isForked()) return await forkServer();
   return await serve(program, request);

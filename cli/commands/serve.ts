@@ -17,7 +17,7 @@ import {
   portNumber,
   removeSocket,
 } from "../nbd/listening.ts";
-import { serverTls } from "../nbd/tls.ts";
+import { tlsCredentials } from "../nbd/tls.ts";
 import { CommandError, type Program } from "../program.ts";
 
 /** The command. */
@@ -145,7 +145,7 @@ async function serve(invocation: Invocation): Promise<number> {
   const { program } = invocation;
   const wish = parse(invocation);
   const [file] = invocation.operands;
-  const tls = serverTls(wish.tlsCreds);
+  const tls = tlsCredentials(wish.tlsCreds, "server");
   const address = await freeAddress(wish);
   let end = () => {};
   const ended = new Promise<void>((resolve) => end = resolve);

@@ -5,7 +5,7 @@
  */
 import { localSockets } from "../../core/platform/mod.ts";
 import type { SocketAddress } from "../../core/platform/sockets.ts";
-import { listExports, type NbdListing } from "../../mod.ts";
+import { listExports, type ListOptions, type NbdListing } from "../../mod.ts";
 import type { Program } from "../program.ts";
 import { connectError } from "./listening.ts";
 
@@ -29,6 +29,7 @@ const FLAGS: readonly [bit: number, name: string][] = [
 export async function list(
   program: Program,
   address: SocketAddress,
+  options: ListOptions,
 ): Promise<number> {
   let stream;
   try {
@@ -36,7 +37,7 @@ export async function list(
   } catch (error) {
     throw connectError(error, address);
   }
-  const exports = await listExports(stream);
+  const exports = await listExports(stream, options);
   program.print(`exports available: ${exports.length}\n`);
   for (const listed of exports) program.print(exportText(listed));
   return 0;

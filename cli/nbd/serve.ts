@@ -14,7 +14,7 @@ import { findBitmaps, openExport } from "./export.ts";
 import { listenAt, onSignals, portNumber, removeSocket } from "./listening.ts";
 import type { NbdRequest } from "./options.ts";
 import { tellParent } from "./fork.ts";
-import { serverTls } from "./tls.ts";
+import { tlsCredentials } from "./tls.ts";
 
 const DEFAULT_PORT = "10809";
 
@@ -30,7 +30,7 @@ export async function serve(
   program: Program,
   request: NbdRequest,
 ): Promise<number> {
-  const tls = serverTls(request.tlsCreds);
+  const tls = tlsCredentials(request.tlsCreds, "server");
   const address = addressOf(request);
   let ended = () => {};
   const wanted = new Promise<void>((resolve) => ended = resolve);
@@ -48,7 +48,7 @@ export async function serve(
 }
 
 interface Ending {
-  readonly tls: ReturnType<typeof serverTls>;
+  readonly tls: ReturnType<typeof tlsCredentials>;
   /** Fulfilled when the server is to end. */
   readonly wanted: Promise<void>;
   end(): void;

@@ -1,14 +1,23 @@
 /**
- * Credentials of servers and of clients that list what servers have.
+ * Credentials of servers, and of clients that list what servers have.
  *
  * @module
  */
-import { CommandError } from "../program.ts";
+import { asBlockError } from "../../core/errors.ts";
+import {
+  findTlsCredentials,
+  type TlsCredentials,
+} from "../../core/tls_credentials.ts";
 
-/** How a server encrypts; nothing if it does not. */
-export function serverTls(id: string | undefined): undefined {
+/** What the option `--tls-creds` names; nothing if it is not there. */
+export function tlsCredentials(
+  id: string | undefined,
+  endpoint: "client" | "server",
+): TlsCredentials | undefined {
   if (id === undefined) return undefined;
-  throw new CommandError(
-    `Failed to get TLS creds: No TLS credentials with id '${id}'`,
-  );
+  try {
+    return findTlsCredentials(id, endpoint);
+  } catch (error) {
+    throw asBlockError(error).prefixed("Failed to get TLS creds: ");
+  }
 }

@@ -9,6 +9,7 @@ import { libc } from "./deno_libc.ts";
 import { libraries } from "./deno_libraries.ts";
 import { sockets } from "./deno_sockets.ts";
 import { nodeModules } from "./node_modules.ts";
+import { nodeTls } from "./node_tls.ts";
 import type { Platform } from "./platform.ts";
 import { webPlatform } from "./web.ts";
 
@@ -21,6 +22,7 @@ export function denoPlatform(): Platform | null {
     isWindows: Deno.build.os === "windows",
     files,
     sockets,
+    tls: nodeTls(),
     libc,
     libraries,
     unrefTimer: (timer) => Deno.unrefTimer(timer as number),

@@ -7,6 +7,7 @@
  */
 import type { Files } from "./files.ts";
 import type { Libc } from "./libc.ts";
+import type { Tls } from "./node_tls.ts";
 import type { Sockets } from "./sockets.ts";
 
 /** The gifts of one runtime. */
@@ -17,6 +18,8 @@ export interface Platform {
   readonly files?: Files;
   /** Connections to other programs. */
   readonly sockets?: Sockets;
+  /** Encryption of such connections, and of others. */
+  readonly tls?: Tls;
   /** The system's C library, where it may be called. */
   libc(): Libc | null;
   /** Other libraries of the system, where they may be called. */

@@ -94,6 +94,9 @@ interface OptionReply {
   readonly length: number;
 }
 
+/** The server refuses an option. */
+class Refused extends BlockError {}
+
 const fault = (message: string) => new BlockError("EINVAL", message);
 
 /** Negotiates with one server. */
@@ -236,12 +239,22 @@ export class ClientHandshake {
     const { replies = "extended" } = this.#wishes;
     if (replies === "extended") {
       this.#sendOption(OPTION.EXTENDED_HEADERS);
-      this.#extended = await this.#isAcknowledged(OPTION.EXTENDED_HEADERS);
+      this.#extended = await this.#isGranted(OPTION.EXTENDED_HEADERS);
       this.#structured = this.#extended;
     }
     if (replies !== "simple" && !this.#structured) {
       this.#sendOption(OPTION.STRUCTURED_REPLY);
-      this.#structured = await this.#isAcknowledged(OPTION.STRUCTURED_REPLY);
+      this.#structured = await this.#isGranted(OPTION.STRUCTURED_REPLY);
+    }
+  }
+
+  /** Whether the server does what we could do without. */
+  async #isGranted(option: number): Promise<boolean> {
+    try {
+      return await this.#isAcknowledged(option);
+    } catch (error) {
+      if (error instanceof Refused) return false;
+      throw error;
     }
   }
 
@@ -304,7 +317,7 @@ export class ClientHandshake {
       ? ["Did you forget a valid tls-creds?"]
       : [];
     if (text) hints.push(`server reported: ${text}`);
-    throw new BlockError("EINVAL", refusal(type, tell), {
+    throw new Refused("EINVAL", refusal(type, tell), {
       hint: hints.join("\n") || undefined,
     });
   }

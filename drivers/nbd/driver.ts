@@ -27,10 +27,14 @@ import type {
 import { type OptionValues, parseOptions } from "../../core/options.ts";
 import { localSockets } from "../../core/platform/mod.ts";
 import { addressText, type ByteStream } from "../../core/platform/sockets.ts";
+import {
+  findTlsCredentials,
+  TlsCredentials,
+} from "../../core/tls_credentials.ts";
 import { type Place, takePlace } from "./address.ts";
 import { webStream } from "./bytes.ts";
 import { NbdClient } from "./client.ts";
-import { ClientHandshake } from "./client_handshake.ts";
+import { ClientHandshake, type ClientTls } from "./client_handshake.ts";
 import { Link } from "./link.ts";
 import { nbdName, parseNbdFilename } from "./names.ts";
 import { NBD_FACTS, OPEN_OPTIONS } from "./options.ts";
@@ -74,6 +78,8 @@ interface Wishes {
   /** Seconds. */
   readonly openTimeout: number;
   readonly connections: number;
+  /** Absent if the connection is not to be encrypted. */
+  readonly tls?: ClientTls;
 }
 
 function parse(given: OptionValues): [Place, Wishes] {
@@ -87,7 +93,8 @@ function parse(given: OptionValues): [Place, Wishes] {
     Object.assign(options, named);
   }
   const [place, others] = takePlace(options);
-  const parsed = parseOptions(OPEN_OPTIONS, others);
+  const { "tls-creds": credentials, tls, ...plain } = others;
+  const parsed = parseOptions(OPEN_OPTIONS, plain);
   if (encodeText(place.exportName ?? "").length > MAX_STRING) {
     throw invalid("export name too long to send to server");
   }
@@ -96,7 +103,32 @@ function parse(given: OptionValues): [Place, Wishes] {
     reconnectDelay: parsed["reconnect-delay"] as number ?? 0,
     openTimeout: parsed["open-timeout"] as number ?? 0,
     connections: Math.max(1, parsed["multi-conn"] as number ?? 1),
+    tls: tlsOf(
+      place,
+      credentials ?? (tls ? SYSTEM_CREDENTIALS : undefined),
+      parsed["tls-hostname"] as string | undefined,
+    ),
   }];
+}
+
+/** Those of `nbds://`: whom the system trusts, we trust. */
+const SYSTEM_CREDENTIALS = new TlsCredentials({ endpoint: "client" });
+
+function tlsOf(
+  { server }: Place,
+  credentials: unknown,
+  hostname?: string,
+): ClientTls | undefined {
+  if (credentials === undefined) return undefined;
+  const found = findTlsCredentials(credentials, "client");
+  const host = hostname ?? ("host" in server ? server.host : undefined);
+  if (host === undefined) {
+    throw invalid(
+      "The server has no name that its certificate could be for: give it in " +
+        "'tls-hostname'",
+    );
+  }
+  return { connect: (stream) => found.connect(stream, host) };
 }
 
 function connect(place: Place, wishes: Wishes): Promise<Link> {
@@ -108,7 +140,12 @@ function connect(place: Place, wishes: Wishes): Promise<Link> {
     connections: wishes.connections,
     async connect() {
       const stream = await connected(server);
-      const handshake = new ClientHandshake(stream, { exportName, context });
+      const { tls } = wishes;
+      const handshake = new ClientHandshake(stream, {
+        exportName,
+        context,
+        tls,
+      });
       try {
         return new NbdClient(await handshake.enter());
       } catch (error) {

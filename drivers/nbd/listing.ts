@@ -4,7 +4,8 @@
  * @module
  */
 import type { ByteStream } from "../../core/platform/sockets.ts";
-import { ClientHandshake, type ClientTls } from "./client_handshake.ts";
+import type { TlsCredentials } from "../../core/tls_credentials.ts";
+import { ClientHandshake } from "./client_handshake.ts";
 import type { BlockSizes } from "./wire.ts";
 
 /** An export of a server. */
@@ -23,6 +24,14 @@ export interface NbdListing {
   readonly contexts: readonly string[];
 }
 
+/** How to speak to a server that lists its exports. */
+export interface ListOptions {
+  /** How the connection is encrypted. Default: not. */
+  tls?: TlsCredentials;
+  /** The name that the server's certificate must have. Default: `localhost`. */
+  hostname?: string;
+}
+
 /**
  * List the exports of the server at the other end of a connection, which is
  * closed then.
@@ -38,12 +47,12 @@ export interface NbdListing {
  */
 export async function listExports(
   stream: ByteStream,
-  options: { tls?: ClientTls } = {},
+  { tls, hostname = "localhost" }: ListOptions = {},
 ): Promise<NbdListing[]> {
   const handshake = new ClientHandshake(stream, {
     exportName: "",
     replies: "structured",
-    tls: options.tls,
+    tls: tls && { connect: (stream) => tls.connect(stream, hostname) },
   });
   try {
     const exports = await handshake.list();

@@ -28,6 +28,10 @@ export const OPEN_OPTIONS: OptionTable = {
     type: "string",
     help: "Show this context of the server in place of what is allocated",
   },
+  "tls-hostname": {
+    type: "string",
+    help: "Name in the server's certificate; default: its host name",
+  },
   "multi-conn": {
     type: "number",
     default: 1,
@@ -56,8 +60,6 @@ export const NBD_FACTS: DriverTraits = {
     "host",
     "port",
     "path",
-    "tls-creds",
-    "tls-hostname",
   ],
   createOptions: CREATE_OPTIONS,
   parseFilename: parseNbdFilename,

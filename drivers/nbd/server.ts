@@ -13,13 +13,17 @@ import type {
   SocketAddress,
 } from "../../core/platform/sockets.ts";
 import { localSockets } from "../../core/platform/mod.ts";
+import {
+  findTlsCredentials,
+  type TlsCredentials,
+} from "../../core/tls_credentials.ts";
 import { valueText } from "../../core/values.ts";
 import { Budget } from "./budget.ts";
 import { Buffers } from "./buffers.ts";
 import { ConnectionLost, webStream, type WebStreams } from "./bytes.ts";
 import { contextsOf, type Export, type NbdBitmap } from "./export.ts";
 import { Connection } from "./server_connection.ts";
-import { ServerHandshake, type ServerTls } from "./server_handshake.ts";
+import { ServerHandshake } from "./server_handshake.ts";
 import { encodeText, MAX_PAYLOAD, MAX_STRING } from "./wire.ts";
 
 /** How an image is offered. */
@@ -46,7 +50,7 @@ export interface NbdServerOptions {
   /** Bytes that requests must be multiples of, for clients who ask. Default: 1. */
   blockSize?: number;
   /** How connections are encrypted, which they must be then. Default: not. */
-  tls?: ServerTls;
+  tls?: TlsCredentials;
   /** Learns of each client that has chosen the export. */
   onConnect?(): void;
   /**
@@ -111,7 +115,6 @@ function exportOf(image: Image, options: NbdServerOptions): Export {
     allocationDepth: "boolean",
     bitmaps: "object",
     blockSize: { least: 1, most: 65536 },
-    tls: "object",
     onConnect: "function",
     onDisconnect: "function",
   });
@@ -127,6 +130,7 @@ function exportOf(image: Image, options: NbdServerOptions): Export {
       `'${image.filename}' cannot be offered for writing: it is read-only`,
     );
   }
+  if (options.tls !== undefined) findTlsCredentials(options.tls, "server");
   if (blockSize & (blockSize - 1)) {
     throw invalid(`The block size ${blockSize} is not a power of two`);
   }
