@@ -79,7 +79,7 @@ export {
   TlsCredentials,
   type TlsCredentialsOptions,
 } from "./core/tls_credentials.ts";
-export type { TlsIdentity } from "./core/platform/node_tls.ts";
+export type { TlsIdentity } from "./core/platform/tls.ts";
 export {
   listExports,
   type ListOptions,

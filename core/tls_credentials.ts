@@ -5,8 +5,8 @@
  */
 import { BlockError, invalid } from "./errors.ts";
 import { platform } from "./platform/mod.ts";
-import type { TlsIdentity } from "./platform/node_tls.ts";
 import type { ByteStream } from "./platform/sockets.ts";
+import type { TlsIdentity } from "./platform/tls.ts";
 
 /** What {@linkcode TlsCredentials} are made of; all in PEM. */
 export interface TlsCredentialsOptions extends TlsIdentity {

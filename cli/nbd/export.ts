@@ -38,7 +38,7 @@ export async function openExport(
   program: Program,
   wish: ImageWish,
 ): Promise<BlockNode> {
-  const { file, format, imageOpts, readOnly, snapshot, offset } = wish;
+  const { format, imageOpts, readOnly, snapshot, offset } = wish;
   if (imageOpts && format !== undefined) {
     throw new CommandError("--image-opts and -f are mutually exclusive");
   }

@@ -7,8 +7,8 @@
  */
 import type { Files } from "./files.ts";
 import type { Libc } from "./libc.ts";
-import type { Tls } from "./node_tls.ts";
 import type { Sockets } from "./sockets.ts";
+import type { Tls } from "./tls.ts";
 
 /** The gifts of one runtime. */
 export interface Platform {

@@ -16,7 +16,7 @@ import {
   type BlockSizes,
   decodeText,
   encodeText,
-  Fields,
+  type Fields,
   FLAG,
   HANDSHAKE,
   INFO,

@@ -9,7 +9,7 @@
  */
 import { BlockError } from "../../core/errors.ts";
 import type { IoVector } from "../../core/bytes.ts";
-import { LostConnection, NbdClient } from "./client.ts";
+import { LostConnection, type NbdClient } from "./client.ts";
 import { Journal } from "./journal.ts";
 import { COMMAND, FLAG } from "./wire.ts";
 
