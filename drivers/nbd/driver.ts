@@ -13,6 +13,7 @@ import type { BlockDriver, OpenContext } from "../../core/driver.ts";
 import {
   asBlockError,
   BlockError,
+  type ErrorCode,
   invalid,
   strerror,
 } from "../../core/errors.ts";
@@ -193,6 +194,10 @@ async function useExisting(
   }
 }
 
+function notOpened(code: ErrorCode): BlockError {
+  return new BlockError(code, `Could not open image: ${strerror(code)}`);
+}
+
 function cannotGrow(): BlockError {
   return new BlockError("ENOTSUP", "Cannot grow NBD nodes");
 }
@@ -232,12 +237,10 @@ class NbdNode implements BlockNode {
       : nbdName(place.server, place.exportName);
     this.size = size;
     this.readOnly = readOnly;
-    if (dirtyBitmap !== undefined && !hasContext) {
-      throw new BlockError("EINVAL");
-    }
+    if (dirtyBitmap !== undefined && !hasContext) throw notOpened("EINVAL");
     const can = (flag: number) => (flags & flag) !== 0;
     if (!readOnly && can(FLAG.READ_ONLY)) {
-      throw new BlockError("EACCES", undefined);
+      throw notOpened("EACCES");
     }
     // Where nothing is known, whole sectors are sure to be fine.
     const minimum = blockSizes?.minimum ??
