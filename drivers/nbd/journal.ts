@@ -27,6 +27,8 @@ const OVERHEAD = 128;
 export class Journal {
   #changes: Change[] = [];
   #bytes = 0;
+  /** How many there were before these. */
+  #forgotten = 0;
 
   /** Bytes of memory that it takes. */
   get bytes(): number {
@@ -55,14 +57,18 @@ export class Journal {
     this.#bytes += OVERHEAD + (change.data?.length ?? 0);
   }
 
-  /** How many there are: what a flush that begins now will make durable. */
+  /** All up to now: what a flush that begins now will make durable. */
   get mark(): number {
-    return this.#changes.length;
+    return this.#forgotten + this.#changes.length;
   }
 
-  /** Forget the first `count`: they are durable. */
-  forget(count: number): void {
-    const gone = this.#changes.splice(0, count);
-    for (const { data } of gone) this.#bytes -= OVERHEAD + (data?.length ?? 0);
+  /** Forget all up to a mark: they are durable. */
+  forget(mark: number): void {
+    // Of two flushes at once, the later one may have been done first.
+    const count = Math.max(0, mark - this.#forgotten);
+    for (const { data } of this.#changes.splice(0, count)) {
+      this.#bytes -= OVERHEAD + (data?.length ?? 0);
+      this.#forgotten++;
+    }
   }
 }

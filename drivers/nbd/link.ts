@@ -45,9 +45,10 @@ export class Link {
   #first!: NbdClient;
   #journal?: Journal;
   #flushing?: Promise<void>;
-  /** Whether acknowledged changes are yet to be flushed. */
-  #hasChanges = false;
-  /** Whether such changes may have been lost: the next flush fails for it. */
+  /** How many changes were acknowledged, and how many of them are durable. */
+  #changes = 0;
+  #durable = 0;
+  /** Whether others may have been lost: the next flush fails for it. */
   #mayHaveLost = false;
   #isGrowing = false;
   #isClosed = false;
@@ -83,7 +84,7 @@ export class Link {
   /** Write. */
   async write(offset: number, iov: IoVector, fua: boolean): Promise<void> {
     await this.#perform((client) => client.write(offset, iov, fua));
-    this.#hasChanges = true;
+    this.#changes++;
     if (!this.#journal) return;
     // What is durable already must not be overwritten by what came before it.
     this.#journal.addWrite(COMMAND.WRITE, offset, iov);
@@ -100,7 +101,7 @@ export class Link {
     await this.#perform((client) =>
       client.command(type, offset, length, flags)
     );
-    this.#hasChanges = true;
+    this.#changes++;
     if (!this.#journal) return;
     this.#journal.add({ type, offset, length, flags });
     await this.#limitJournal();
@@ -113,20 +114,14 @@ export class Link {
    */
   async flush(): Promise<void> {
     const mark = this.#journal?.mark ?? 0;
-    const hadChanges = this.#hasChanges;
-    this.#hasChanges = false;
-    try {
-      await this.#perform((client) => client.command(COMMAND.FLUSH, 0, 0, 0));
-    } catch (error) {
-      this.#hasChanges ||= hadChanges;
-      throw error;
-    }
+    const changes = this.#changes;
+    await this.#perform((client) => client.command(COMMAND.FLUSH, 0, 0, 0));
     if (this.#mayHaveLost) {
       this.#mayHaveLost = false;
       throw new BlockError("EIO");
     }
-    // Of two flushes at once, the other one may have forgotten more.
-    this.#journal?.forget(Math.min(mark, this.#journal.mark));
+    this.#durable = Math.max(this.#durable, changes);
+    this.#journal?.forget(mark);
   }
 
   /** End all connections. */
@@ -207,8 +202,8 @@ export class Link {
     this.#clients = [];
     this.#isGrowing = false;
     this.#deadline = performance.now() + this.#options.reconnectDelay;
-    if (!this.#journal && this.#hasChanges) {
-      this.#hasChanges = false;
+    if (!this.#journal && this.#changes > this.#durable) {
+      this.#durable = this.#changes;
       this.#mayHaveLost = true;
     }
   }

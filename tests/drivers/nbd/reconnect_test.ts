@@ -213,6 +213,93 @@ Deno.test("without one, nothing that was flushed is lost, and what may be is tol
   }
 });
 
+Deno.test("a flush does not vouch for what a lost server may have lost", async () => {
+  const disk = new VolatileDisk();
+  const image = await disk.image();
+  let lose = () => Promise.resolve();
+  const connect = async () => {
+    const [ours, theirs] = streamPair();
+    const server = await serveNbd(image, theirs, { writable: true });
+    lose = async () => {
+      theirs.close();
+      await server.ended;
+      disk.lose();
+    };
+    return ours;
+  };
+  const node = await openNode({ driver: "nbd", connect });
+  const bytes = new Uint8Array(UNIT).fill(1);
+  await node.writev!(0, [bytes]);
+  await lose();
+  // One may fail that was sent before anybody knew.
+  await node.readv(0, [new Uint8Array(UNIT)]).catch(() => {});
+  await node.readv(0, [new Uint8Array(UNIT)]);
+  const error = await assertRejects(() => node.flush!(), BlockError);
+  assertEquals(error.code, "EIO");
+  await node.flush!();
+  await node.writev!(0, [bytes]);
+  await node.flush!();
+  await lose();
+  await node.readv(0, [new Uint8Array(UNIT)]).catch(() => {});
+  await node.flush!();
+  assertEquals(disk.durable[0], 1);
+  await node.close();
+});
+
+Deno.test("what is written during a flush is not taken for flushed", async () => {
+  const disk = new VolatileDisk();
+  const { node: below } = await disk.image();
+  const held: (() => void)[] = [];
+  const image = new Image({
+    ...below,
+    size: SIZE,
+    async flush() {
+      await below.flush!();
+      // It is done, and the answer is late.
+      await new Promise<void>((resolve) => held.push(resolve));
+    },
+  } as BlockNode);
+  let end = () => Promise.resolve();
+  const connect = async () => {
+    const [ours, theirs] = streamPair();
+    const server = await serveNbd(image, theirs, { writable: true });
+    end = async () => {
+      theirs.close();
+      await server.ended;
+      disk.lose();
+    };
+    return ours;
+  };
+  const node = await openNode({ driver: "nbd", connect, "reconnect-delay": 9 });
+  const write = (unit: number, value: number) =>
+    node.writev!(unit * UNIT, [new Uint8Array(UNIT).fill(value)]);
+  await write(0, 1);
+  const first = node.flush!();
+  while (held.length < 1) await node.readv(0, [new Uint8Array(UNIT)]);
+  await write(1, 2);
+  const second = node.flush!();
+  while (held.length < 2) await node.readv(0, [new Uint8Array(UNIT)]);
+  await write(2, 3);
+  held[1]();
+  await second;
+  held[0]();
+  await first;
+  const ended = end();
+  const back = new Uint8Array(UNIT);
+  await ended;
+  await node.readv(2 * UNIT, [back]);
+  assertEquals(back[0], 3);
+  const closing = node.close();
+  while (held.length < 3) await new Promise((done) => setTimeout(done, 1));
+  held[2]();
+  await closing;
+  assertEquals([...disk.durable].filter((_, i) => i % UNIT === 0).slice(0, 3), [
+    1,
+    2,
+    3,
+  ]);
+});
+
 Deno.test("a server that does not come back fails what waits for it", async () => {
   const image = await new VolatileDisk().image();
   let end = () => {};
