@@ -4,6 +4,7 @@
  * @module
  */
 import type { Program } from "./program.ts";
+import { activatedSocket } from "./nbd/activation.ts";
 import { forkServer, isForked } from "./nbd/fork.ts";
 import { nbdHelp, parseNbdArguments } from "./nbd/options.ts";
 import { tlsCredentials } from "./nbd/tls.ts";
@@ -26,6 +27,7 @@ export async function run(
     return 0;
   }
   const { addressOf, serve } = await import("./nbd/serve.ts");
+  const activated = await activatedSocket(request);
   if (request.list) {
     const { list } = await import("./nbd/list.ts");
     const { tlsCreds, tlsHostname, bind } = request;
@@ -35,5 +37,5 @@ export async function run(
     });
   }
   if (request.fork && !isForked()) return await forkServer();
-  return await serve(program, request);
+  return await serve(program, request, activated);
 }

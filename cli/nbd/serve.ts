@@ -25,24 +25,29 @@ export function addressOf({ socket, bind, port }: NbdRequest): SocketAddress {
   return { host, port: portNumber(host, port ?? DEFAULT_PORT) };
 }
 
-/** Serve until a signal, or the last client's leave, ends it. */
+/**
+ * Serve until a signal, or the last client's leave, ends it.
+ *
+ * @param given A socket that is there already.
+ */
 export async function serve(
   program: Program,
   request: NbdRequest,
+  given?: Listener,
 ): Promise<number> {
   const tls = tlsCredentials(request.tlsCreds, "server");
-  const address = addressOf(request);
+  const address = given ? undefined : addressOf(request);
   let ended = () => {};
   const wanted = new Promise<void>((resolve) => ended = resolve);
   // From here on, what was made is cleared away.
   onSignals(ended);
   surviveSignal("SIGUSR1");
-  const listener = await listenAt(address);
+  const listener = given ?? await listenAt(address!);
   try {
     await serveOn(program, request, listener, { tls, wanted, end: ended });
   } finally {
     listener.close();
-    if ("path" in address) removeSocket(address.path);
+    if (address && "path" in address) removeSocket(address.path);
   }
   return 0;
 }

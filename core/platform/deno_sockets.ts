@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { nodeSockets } from "./node_sockets.ts";
 import {
   type ByteStream,
   type Listener,
@@ -12,6 +13,9 @@ import {
 } from "./sockets.ts";
 
 export const sockets: Sockets = {
+  // Deno itself has no way to take one over.
+  inherited: (descriptor) => nodeSockets().inherited(descriptor),
+
   async connect(address) {
     try {
       if ("path" in address) {

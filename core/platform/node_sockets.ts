@@ -26,7 +26,7 @@ interface NodeServer {
   on(event: "connection", listener: (socket: NodeSocket) => void): unknown;
   once(event: "error" | "close", listener: (error: Error) => void): unknown;
   listen(where: object, done: () => void): unknown;
-  address(): { port: number };
+  address(): { address: string; port: number } | string | null;
   close(): void;
 }
 
@@ -41,6 +41,7 @@ export function nodeSockets(): Sockets {
   return {
     connect: (at) => connect(net(), at),
     listen: (at) => listen(net(), at),
+    inherited: (fd) => listen(net(), { fd }),
   };
 }
 
@@ -57,7 +58,10 @@ async function connect(net: Net, address: SocketAddress): Promise<ByteStream> {
   return nodeStream(socket);
 }
 
-async function listen(net: Net, address: SocketAddress): Promise<Listener> {
+async function listen(
+  net: Net,
+  where: SocketAddress | { readonly fd: number },
+): Promise<Listener> {
   const server = net.createServer({});
   const waiting: NodeSocket[] = [];
   let wake = () => {};
@@ -71,15 +75,13 @@ async function listen(net: Net, address: SocketAddress): Promise<Listener> {
   try {
     await new Promise<void>((resolve, reject) => {
       server.once("error", reject);
-      server.listen(address, resolve);
+      server.listen(where, resolve);
     });
   } catch (error) {
-    throw socketError(error, address);
+    throw socketError(error, "fd" in where ? { path: "" } : where);
   }
   return {
-    address: "path" in address
-      ? address
-      : { host: address.host, port: server.address().port },
+    address: addressOf(server, where),
     async accept() {
       while (waiting.length === 0) {
         if (closed) return null;
@@ -94,6 +96,18 @@ async function listen(net: Net, address: SocketAddress): Promise<Listener> {
       wake();
     },
   };
+}
+
+/** Where a socket turned out to be. */
+function addressOf(
+  server: NodeServer,
+  where: SocketAddress | { readonly fd: number },
+): SocketAddress {
+  if ("path" in where) return where;
+  const found = server.address();
+  if (typeof found === "string") return { path: found };
+  const { address = "", port } = found ?? { port: 0 };
+  return { host: "host" in where ? where.host : address, port };
 }
 
 /** A duplex stream of Node's as ours. */

@@ -44,6 +44,8 @@ export interface Sockets {
   connect(address: SocketAddress): Promise<ByteStream>;
   /** Make a socket. */
   listen(address: SocketAddress): Promise<Listener>;
+  /** Take over a socket that another program has made and handed down. */
+  inherited(descriptor: number): Promise<Listener>;
 }
 
 /** An address as messages have it. */
