@@ -7,6 +7,7 @@ import { strerror } from "../../core/errors.ts";
 import { localSockets } from "../../core/platform/mod.ts";
 import type { Listener } from "../../core/platform/sockets.ts";
 import { CommandError } from "../program.ts";
+import { variable } from "./environment.ts";
 import type { NbdRequest } from "./options.ts";
 
 /** The descriptor of the first such socket. */
@@ -14,8 +15,8 @@ const FIRST = 3;
 
 /** The number of sockets that are meant for this process. */
 function socketCount(): number {
-  const isOurs = Number(Deno.env.get("LISTEN_PID")) === Deno.pid;
-  const count = Number(Deno.env.get("LISTEN_FDS"));
+  const isOurs = Number(variable("LISTEN_PID")) === Deno.pid;
+  const count = Number(variable("LISTEN_FDS"));
   return isOurs && Number.isInteger(count) && count > 0 ? count : 0;
 }
 

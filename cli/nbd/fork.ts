@@ -4,6 +4,7 @@
  * @module
  */
 import { writeFully } from "../output.ts";
+import { variable } from "./environment.ts";
 
 /** Tells the other process that it is one; it has no other meaning. */
 const MARK = "BDRV_NBD_FORKED";
@@ -14,8 +15,8 @@ let isChild = false;
 
 /** Whether this process is to be the server that another one has begun. */
 export function isForked(): boolean {
-  isChild ||= Deno.env.get(MARK) !== undefined;
-  Deno.env.delete(MARK);
+  isChild ||= variable(MARK) !== undefined;
+  if (isChild) Deno.env.delete(MARK);
   return isChild;
 }
 
