@@ -338,7 +338,7 @@ class NbdNode implements BlockNode {
 
   // deno-lint-ignore require-await -- the interface is asynchronous
   async truncate(size: number, options?: TruncateOptions): Promise<void> {
-    if (size !== this.size && options?.exact !== false) {
+    if (options?.exact && size !== this.size) {
       throw new BlockError("ENOTSUP", "Cannot resize NBD nodes");
     }
     if (size > this.size) throw cannotGrow();

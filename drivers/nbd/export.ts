@@ -42,6 +42,8 @@ export interface MetaContext {
   readonly name: string;
   /** The first run of a range. */
   run(offset: number, length: number): Run | Promise<Run>;
+  /** What is said of a block that holds two runs. */
+  join(first: number, second: number): number;
 }
 
 /** A disk and what a server says of it. */
@@ -68,16 +70,23 @@ export function contextsOf(
   },
 ): MetaContext[] {
   return [
-    { name: BASE_ALLOCATION, run: (...range) => allocationRun(node, ...range) },
+    {
+      name: BASE_ALLOCATION,
+      run: (...range) => allocationRun(node, ...range),
+      // Where there are data, there is neither a hole nor zeroes.
+      join: (first, second) => first & second,
+    },
     ...(allocationDepth
       ? [{
         name: ALLOCATION_DEPTH,
         run: (offset: number, length: number) => depthRun(node, offset, length),
+        join: Math.max,
       }]
       : []),
     ...bitmaps.map((bitmap): MetaContext => ({
       name: DIRTY_BITMAP + bitmap.name,
       run: (offset, length) => bitmapRun(bitmap, offset, length),
+      join: (first, second) => first | second,
     })),
   ];
 }
@@ -128,27 +137,50 @@ const BURST = 256;
 
 /**
  * The runs of a range, alike neighbours joined: at most `most`, which may then
- * end before the range does.
+ * end before the range does. They are made of whole blocks of `unit` bytes,
+ * which clients may have been told not to look into.
  */
 export async function runsOf(
   context: MetaContext,
   offset: number,
   length: number,
   most: number,
+  unit = 1,
 ): Promise<Run[]> {
   const runs: { length: number; flags: number }[] = [];
   const end = offset + length;
   for (let count = 1; offset < end; count++) {
-    const { length, flags } = await context.run(offset, end - offset);
+    const run = await wholeRun(context, offset, end, unit);
     const last = runs.at(-1);
-    if (last?.flags === flags) last.length += length;
+    if (last?.flags === run.flags) last.length += run.length;
     else if (runs.length === most) break;
-    else runs.push({ length, flags });
-    offset += length;
+    else runs.push({ ...run });
+    offset += run.length;
     // Lookups in memory take turns with nobody.
     if (count % BURST === 0) await giveWay();
   }
   return runs;
+}
+
+/** The first run of a range, in whole blocks. */
+async function wholeRun(
+  context: MetaContext,
+  offset: number,
+  end: number,
+  unit: number,
+): Promise<Run> {
+  const first = await context.run(offset, end - offset);
+  const whole = first.length - first.length % unit;
+  if (whole === first.length || offset + first.length === end) return first;
+  if (whole > 0) return { length: whole, flags: first.flags };
+  const stop = Math.min(end, offset + unit);
+  let { length, flags } = first;
+  while (offset + length < stop) {
+    const next = await context.run(offset + length, stop - offset - length);
+    flags = context.join(flags, next.flags);
+    length += next.length;
+  }
+  return { length, flags };
 }
 
 /** The contexts that a query selects; of `list`, part of a name selects all. */

@@ -329,15 +329,27 @@ export class Connection implements Spender {
     }
     const end = offset + length;
     for (let at = offset, parts = 1; at < end; parts++) {
-      const extent = parts < MAX_PARTS
-        ? await chainStatus(this.#export.node, at, end - at)
+      const { length: part, zero } = parts < MAX_PARTS
+        ? await this.#extentOf(at, end)
         : { length: end - at, zero: false };
-      const part = extent.length;
       const isLast = at + part === end;
-      if (extent.zero) this.#replies.hole(request, at, part, isLast);
+      if (zero) this.#replies.hole(request, at, part, isLast);
       else await this.#readPart(request, memory, at, part, isLast);
       at += part;
     }
+  }
+
+  /** What a range begins with, in whole blocks. */
+  async #extentOf(
+    at: number,
+    end: number,
+  ): Promise<{ length: number; zero: boolean }> {
+    const { node, blockSizes: { minimum } } = this.#export;
+    const { length, zero } = await chainStatus(node, at, end - at);
+    const rest = length % minimum;
+    if (rest === 0 || at + length === end) return { length, zero };
+    if (length > rest) return { length: length - rest, zero };
+    return { length: Math.min(minimum, end - at), zero: false };
   }
 
   async #readPart(
@@ -365,10 +377,10 @@ export class Connection implements Spender {
       ? this.#effectsOf(offset, effects)
       : [request.length, this.#agreement.contexts];
     const most = flags & REQ_ONE ? 1 : MAX_RUNS;
-    const { contexts } = this.#export;
+    const { contexts, blockSizes: { minimum } } = this.#export;
     const answers: Parameters<Replies["status"]>[] = [];
     for (const id of ids) {
-      const runs = await runsOf(contexts[id], offset, length, most);
+      const runs = await runsOf(contexts[id], offset, length, most, minimum);
       answers.push([request, id, runs, id === ids.at(-1)]);
     }
     // Only now nothing can fail any more.
