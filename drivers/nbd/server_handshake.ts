@@ -105,11 +105,7 @@ export class ServerHandshake {
   async run(): Promise<Agreement | undefined> {
     await this.#greet();
     for (;;) {
-      const at = await this.#reader.next(16).catch((error) => {
-        throw new HandshakeFailed(
-          `Failed to read opts magic: ${error.message}`,
-        );
-      });
+      const at = await this.#next(16, "opts magic");
       const { fields } = this.#reader;
       if (!fields.isMagic(at, OPTION_MAGIC)) {
         throw new HandshakeFailed("Bad magic received");
@@ -125,6 +121,15 @@ export class ServerHandshake {
       if (end === "transmission") return this.#agreement();
       if (end === "left") return undefined;
       await this.#writer.drained();
+    }
+  }
+
+  async #next(length: number, what: string): Promise<number> {
+    try {
+      return await this.#reader.next(length);
+    } catch (error) {
+      const { message } = error as Error;
+      throw new HandshakeFailed(`Failed to read ${what}: ${message}`);
     }
   }
 
@@ -147,7 +152,7 @@ export class ServerHandshake {
     greeting.setMagic(8, OPTION_MAGIC);
     greeting.setU16(16, HANDSHAKE.FIXED_NEWSTYLE | HANDSHAKE.NO_ZEROES);
     this.#writer.push(greeting.bytes);
-    const at = await this.#reader.next(4);
+    const at = await this.#next(4, "flags");
     const flags = this.#reader.fields.u32(at);
     if (flags & ~(HANDSHAKE.FIXED_NEWSTYLE | HANDSHAKE.NO_ZEROES)) {
       throw new HandshakeFailed(

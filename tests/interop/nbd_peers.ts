@@ -58,7 +58,10 @@ export class ServerProcess implements AsyncDisposable {
       // It has ended by itself.
     }
     const { code } = await this.#child.status;
-    return { code, errors: await this.#errors };
+    const lines = (await this.#errors).split("\n");
+    // We have knocked at the door to see whether it is there.
+    const errors = lines.filter((line) => !line.includes("read flags"));
+    return { code, errors: errors.join("\n") };
   }
 
   /** Kills it. */

@@ -277,3 +277,76 @@ qemuTest("encrypted, and only for clients with a certificate", async () => {
   assertEquals(code, 0);
   assertMatch(errors, /Verify failed: No certificate was found/);
 }, ["qemu-img", "qemu-io", "openssl"]);
+
+qemuTest("mistakes are told as by qemu-nbd", async () => {
+  await using dir = new TempDir();
+  await makeImage(dir);
+  const socket = ["-k", dir.file("socket")];
+  const cases = [
+    [],
+    ["disk.qcow2", "another"],
+    ["--nonsense"],
+    ["-e", "x", "disk.qcow2"],
+    ["-k", "relative", "disk.qcow2"],
+    ["-o", "8M", "disk.qcow2"],
+    [...socket, "-o", "99999999999", "-f", "qcow2", "disk.qcow2"],
+    [...socket, "-l", "nothing", "disk.qcow2"],
+    ["-l", "snapshot.foo=1", "disk.qcow2"],
+    ["-n", "--cache=none", "disk.qcow2"],
+    ["--cache=x", "disk.qcow2"],
+    ["--discard=x", "disk.qcow2"],
+    ["--detect-zeroes=unmap", "disk.qcow2"],
+    [...socket, "--image-opts", "-f", "raw", "disk.qcow2"],
+    [...socket, "nothing"],
+    [...socket, "-B", "nothing", "disk.qcow2"],
+    ["-L", "disk.qcow2"],
+    ["-L", "-k", "/nowhere/at/all"],
+    ["--tls-creds", "nothing", "disk.qcow2"],
+    ["--tls-hostname", "x", "disk.qcow2"],
+    ["-k", "/nowhere/at/all", "disk.qcow2"],
+    ["-p", "nonsense", "disk.qcow2"],
+  ];
+  const options = { cwd: dir.path };
+  for (const args of cases) {
+    const theirs = await run(["qemu-nbd", ...args], options);
+    const ours = await run([...BDRV, "qemu-nbd", ...args], options);
+    assertEquals(ours, theirs, args.join(" "));
+  }
+}, ["qemu-img", "qemu-io", "qemu-nbd"]);
+
+/** Starts a program with a socket as its descriptor 3, as systemd does. */
+const ACTIVATION = `
+import os, socket, sys
+s = socket.socket(socket.AF_UNIX)
+s.bind(sys.argv[1])
+s.listen(5)
+os.dup2(s.fileno(), 3)
+os.set_inheritable(3, True)
+os.environ["LISTEN_PID"] = str(os.getpid())
+os.environ["LISTEN_FDS"] = "1"
+os.execvp(sys.argv[2], sys.argv[2:])
+`;
+
+qemuTest("a socket that the system has made is taken over", async () => {
+  await using dir = new TempDir();
+  const image = await makeImage(dir);
+  const socket = dir.file("socket");
+  const wrapped = ["python3", "-c", ACTIVATION, socket, ...BDRV, "qemu-nbd"];
+  const server = await ServerProcess.start(
+    [...wrapped, "-f", "qcow2", image],
+    socket,
+  );
+  await using _ = server;
+  await runOk([
+    ...["qemu-io", "-f", "raw", "-c", "read -P 2 2M 3M", uriOf(socket)],
+  ]);
+  assertEquals(await server.end("SIGCONT"), { code: 0, errors: "" });
+  const { stderr } = await run([
+    ...["python3", "-c", ACTIVATION, dir.file("other"), ...BDRV],
+    ...["qemu-nbd", "-p", "1", image],
+  ]);
+  assertEquals(
+    stderr,
+    "qemu-nbd: TCP port number can't be set when using socket activation\n",
+  );
+}, ["qemu-img", "qemu-io", "python3"]);

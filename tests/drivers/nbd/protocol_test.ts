@@ -18,6 +18,8 @@ import {
   u32Bytes,
 } from "../../../drivers/nbd/wire.ts";
 import { BlockError, listExports, openImage, serveNbd } from "../../../mod.ts";
+import { usePlatform } from "../../../core/platform/mod.ts";
+import { webPlatform } from "../../../core/platform/web.ts";
 import { entered, memoryImage, RawClient, served } from "./peers.ts";
 import { streamPair } from "./streams.ts";
 
@@ -429,5 +431,19 @@ Deno.test("bad servers are told in QEMU's words", async (t) => {
       theirs.close();
       await assertRejects(() => entered(ours), BlockError, text);
     });
+  }
+});
+
+Deno.test("where there are no sockets, that is said", async () => {
+  usePlatform(webPlatform());
+  try {
+    const error = await assertRejects(
+      () => openImage("nbd://localhost/disk"),
+      BlockError,
+      "This runtime has no sockets",
+    );
+    assertEquals(error.code, "ENOTSUP");
+  } finally {
+    usePlatform();
   }
 });
