@@ -500,7 +500,7 @@ export class ClientHandshake {
 }
 
 /** Most entries of a list that a server sends. */
-const MAX_LIST = 100_000;
+const MAX_LIST = 10_000;
 
 function refusal(type: number, option: string): string {
   switch (type) {

@@ -27,13 +27,17 @@ import type {
 } from "../../core/node.ts";
 import { type OptionValues, parseOptions } from "../../core/options.ts";
 import { localSockets } from "../../core/platform/mod.ts";
-import { addressText, type ByteStream } from "../../core/platform/sockets.ts";
+import {
+  addressText,
+  type ByteStream,
+  type SocketAddress,
+} from "../../core/platform/sockets.ts";
 import {
   findTlsCredentials,
   TlsCredentials,
 } from "../../core/tls_credentials.ts";
 import { type Place, takePlace } from "./address.ts";
-import { webStream } from "./bytes.ts";
+import { endStream, webStream } from "./bytes.ts";
 import { NbdClient } from "./client.ts";
 import { ClientHandshake, type ClientTls } from "./client_handshake.ts";
 import { Link } from "./link.ts";
@@ -139,8 +143,8 @@ function connect(place: Place, wishes: Wishes): Promise<Link> {
     openTimeout: wishes.openTimeout * 1000,
     reconnectDelay: wishes.reconnectDelay * 1000,
     connections: wishes.connections,
-    async connect() {
-      const stream = await connected(server);
+    async connect(signal) {
+      const stream = await connected(server, signal);
       const { tls } = wishes;
       const handshake = new ClientHandshake(stream, {
         exportName,
@@ -157,11 +161,38 @@ function connect(place: Place, wishes: Wishes): Promise<Link> {
   });
 }
 
-async function connected(server: Place["server"]): Promise<ByteStream> {
-  if (typeof server === "function") {
-    const stream = await server();
-    return "readable" in stream ? webStream(stream) : stream;
-  }
+/** A connection, which is ended when `signal` says so. */
+async function connected(
+  server: Place["server"],
+  signal: AbortSignal,
+): Promise<ByteStream> {
+  const stream = await Promise.race([
+    newStream(server, signal),
+    new Promise<never>((_, reject) => {
+      signal.addEventListener(
+        "abort",
+        () => reject(new BlockError("ETIMEDOUT")),
+      );
+    }),
+  ]);
+  signal.addEventListener("abort", () => endStream(stream));
+  return stream;
+}
+
+async function newStream(
+  server: Place["server"],
+  signal: AbortSignal,
+): Promise<ByteStream> {
+  const stream = typeof server === "function"
+    ? await server()
+    : await connectTo(server);
+  const bytes = "readable" in stream ? webStream(stream) : stream;
+  // It came too late.
+  if (signal.aborted) endStream(bytes);
+  return bytes;
+}
+
+async function connectTo(server: SocketAddress): Promise<ByteStream> {
   try {
     return await localSockets().connect(server);
   } catch (thrown) {

@@ -15,8 +15,8 @@ import { COMMAND, FLAG } from "./wire.ts";
 
 /** How to reach the server, and for how long to try. */
 export interface LinkOptions {
-  /** Make one connection, and enter the export on it. */
-  connect(): Promise<NbdClient>;
+  /** Make one connection, and enter the export on it, unless aborted. */
+  connect(signal: AbortSignal): Promise<NbdClient>;
   /** Milliseconds to go on trying when the node is opened. */
   readonly openTimeout: number;
   /** Milliseconds that requests wait for a lost server. */
@@ -179,7 +179,7 @@ export class Link {
     }
     this.#isGrowing = true;
     const [companion] = this.#clients;
-    connect().then((client) => {
+    connect(new AbortController().signal).then((client) => {
       // What it was to go with may be gone by now.
       if (this.#isClosed || this.#clients[0] !== companion) client.abandon();
       else this.#adopt(client);
@@ -227,7 +227,7 @@ export class Link {
   async #recover(): Promise<void> {
     try {
       const client = await retried(
-        () => this.#reconnect(),
+        (signal) => this.#reconnect(signal),
         this.#deadline,
         () => this.#isClosed,
       );
@@ -239,8 +239,8 @@ export class Link {
   }
 
   /** A connection on which the server has all that it had acknowledged. */
-  async #reconnect(): Promise<NbdClient> {
-    const client = await this.#options.connect();
+  async #reconnect(signal: AbortSignal): Promise<NbdClient> {
+    const client = await this.#options.connect(signal);
     try {
       const { size, flags } = this.#first.info;
       const now = client.info;
@@ -262,17 +262,32 @@ export class Link {
 
 /** Try, and go on trying until it works or the time is over. */
 async function retried<T>(
-  attempt: () => Promise<T>,
+  attempt: (signal: AbortSignal) => Promise<T>,
   end: number,
   isOver: () => boolean = () => false,
 ): Promise<T> {
   for (let pause = FIRST_PAUSE;; pause = Math.min(2 * pause, LONGEST_PAUSE)) {
+    const left = end - performance.now();
+    const controller = new AbortController();
+    // Without a limit, a server may take as long as it likes to answer.
+    const timer = left > 0
+      ? setTimeout(() => controller.abort(), left)
+      : undefined;
     try {
-      return await attempt();
+      return await attempt(controller.signal);
     } catch (error) {
+      if (controller.signal.aborted) {
+        throw new BlockError(
+          "ETIMEDOUT",
+          "Connection attempt cancelled by timeout",
+          { cause: error },
+        );
+      }
       const left = end - performance.now();
       if (left <= 0 || isOver()) throw error;
       await new Promise((done) => setTimeout(done, Math.min(pause, left)));
+    } finally {
+      clearTimeout(timer);
     }
   }
 }

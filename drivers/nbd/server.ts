@@ -244,7 +244,11 @@ export class NbdServer implements AsyncDisposable {
           await new Promise<void>((resolve) => this.#left = resolve);
           continue;
         }
-        const stream = await listener.accept();
+        const stream = await listener.accept().catch((error) => {
+          // Some runtimes' own listeners complain when they are closed.
+          if (!this.#isClosing) throw error;
+          return null;
+        });
         if (!stream) break;
         const serving = this.#serve(stream);
         served.add(serving);

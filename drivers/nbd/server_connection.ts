@@ -15,7 +15,7 @@ import {
   type MessageReader,
   type MessageWriter,
 } from "./bytes.ts";
-import { type Export, runsOf } from "./export.ts";
+import { type Export, type Run, runsOf } from "./export.ts";
 import { Replies, type Request } from "./server_replies.ts";
 import type { Agreement } from "./server_handshake.ts";
 import {
@@ -49,8 +49,10 @@ const MAX_IN_FLIGHT = 64;
 const WORTH_A_LOOK = 64 * 1024;
 /** Parts in which one read is answered. */
 const MAX_PARTS = 64;
-/** Runs in one answer: a chunk of 1 MiB. */
-const MAX_RUNS = 128 * 1024;
+/** Runs in one answer. Clients ask for the rest. */
+const MAX_RUNS = 32 * 1024;
+/** Most bytes of a run on the wire. */
+const RUN_SIZE = 16;
 /** What each request takes of the memory beside its data. */
 const OVERHEAD = 512;
 /** Bytes read at once where nobody wants them. */
@@ -79,6 +81,7 @@ export class Connection implements Spender {
   readonly #budget: Budget;
   readonly #buffers: Buffers;
   #inFlight = 0;
+  #lastStatus: Promise<void> = Promise.resolve();
   #settled = () => {};
   /** Whether data of a request are being read. */
   #isReadingData = false;
@@ -371,20 +374,39 @@ export class Connection implements Spender {
     this.#replies.data(request, offset, buffer, isLast, written);
   }
 
-  async #status(request: Request, effects?: Uint8Array): Promise<void> {
+  /** Only one at a time: there may be many runs, of many contexts. */
+  #status(request: Request, effects?: Uint8Array): Promise<void> {
+    const answered = this.#lastStatus.then(() =>
+      this.#answerStatus(request, effects)
+    );
+    this.#lastStatus = answered.catch(() => {});
+    return answered;
+  }
+
+  async #answerStatus(request: Request, effects?: Uint8Array): Promise<void> {
     const { flags, offset } = request;
     const [length, ids] = effects
       ? this.#effectsOf(offset, effects)
       : [request.length, this.#agreement.contexts];
     const most = flags & REQ_ONE ? 1 : MAX_RUNS;
     const { contexts, blockSizes: { minimum } } = this.#export;
-    const answers: Parameters<Replies["status"]>[] = [];
+    const answers: [id: number, runs: readonly Run[]][] = [];
+    let bytes = 0;
     for (const id of ids) {
       const runs = await runsOf(contexts[id], offset, length, most, minimum);
-      answers.push([request, id, runs, id === ids.at(-1)]);
+      answers.push([id, runs]);
+      bytes += runs.length * RUN_SIZE;
     }
-    // Only now nothing can fail any more.
-    for (const answer of answers) this.#replies.status(...answer);
+    // Answers to a client that does not read them take memory, too. No one
+    // answer may count for more than a connection is ever granted.
+    bytes = Math.min(bytes, MAX_PAYLOAD);
+    const granted = this.#budget.acquire(this, bytes);
+    if (granted && !await granted) throw new ConnectionLost(true);
+    const written = () => this.#budget.release(this, bytes);
+    for (const [index, [id, runs]] of answers.entries()) {
+      const isLast = index === answers.length - 1;
+      this.#replies.status(request, id, runs, isLast ? written : undefined);
+    }
   }
 
   /** What the payload of a request for the status asks for. */

@@ -120,18 +120,18 @@ export class Replies {
     chunk.setU32(at + 8, length);
   }
 
-  /** The runs of a context. */
+  /** The runs of a context; of the last one, `written` is to be called. */
   status(
     request: Request,
     context: number,
     runs: readonly Run[],
-    isLast: boolean,
+    written?: () => void,
   ): void {
-    const flags = isLast ? CHUNK_DONE : 0;
+    const flags = written ? CHUNK_DONE : 0;
     const [fixed, size] = this.#extended ? [8, 16] : [4, 8];
     const body = fixed + runs.length * size;
     const type = this.#extended ? CHUNK.BLOCK_STATUS_EXT : CHUNK.BLOCK_STATUS;
-    const chunk = this.#chunk(request, type, flags, body);
+    const chunk = this.#chunk(request, type, flags, body, written);
     let at = chunk.bytes.length - body;
     chunk.setU32(at, context);
     if (this.#extended) chunk.setU32(at + 4, runs.length);
@@ -167,11 +167,12 @@ export class Replies {
     type: number,
     flags: number,
     payload: number,
+    written?: () => void,
   ): Fields {
     const header = this.#extended ? EXTENDED_REPLY_SIZE : STRUCTURED_REPLY_SIZE;
     const chunk = message(header + payload);
     this.#fillChunk(chunk, request, type, flags, payload);
-    this.#writer.push(chunk.bytes);
+    this.#writer.push(chunk.bytes, written);
     return chunk;
   }
 

@@ -374,3 +374,11 @@ Deno.test("several connections, where server and user permit it", async () => {
   await node.close();
   assertEquals(count, 3);
 });
+
+Deno.test("a server that says nothing is not waited for longer than was asked for", async () => {
+  for (const connect of [() => streamPair()[0], () => new Promise(() => {})]) {
+    const options = { driver: "nbd", connect, "open-timeout": 1 };
+    const error = await assertRejects(() => openNode(options), BlockError);
+    assertEquals(error.message, "Connection attempt cancelled by timeout");
+  }
+});
