@@ -49,8 +49,10 @@ export interface NbdServerOptions {
   bitmaps?: readonly NbdBitmap[];
   /** Bytes that requests must be multiples of, for clients who ask. Default: 1. */
   blockSize?: number;
-  /** How connections are encrypted, which they must be then. Default: not. */
+  /** How connections are encrypted. Default: not at all. */
   tls?: TlsCredentials;
+  /** Whether they must be, if they can. Default: true. */
+  requireTls?: boolean;
   /** Learns of each client that has chosen the export. */
   onConnect?(): void;
   /**
@@ -113,6 +115,7 @@ function exportOf(image: Image, options: NbdServerOptions): Export {
     handshakeLimit: AMOUNT,
     maxMemory: { least: SHARE },
     allocationDepth: "boolean",
+    requireTls: "boolean",
     bitmaps: "object",
     blockSize: { least: 1, most: 65536 },
     onConnect: "function",
@@ -261,8 +264,13 @@ export class NbdServer implements AsyncDisposable {
 
   /** Serve one client. Whatever it does, nobody else is to suffer for it. */
   async #serve(stream: ByteStream): Promise<void> {
-    const { handshakeLimit = 10, tls } = this.#options;
-    const handshake = new ServerHandshake(stream, this.#export, tls);
+    const { handshakeLimit = 10, tls, requireTls } = this.#options;
+    const handshake = new ServerHandshake(
+      stream,
+      this.#export,
+      tls,
+      requireTls,
+    );
     const id = {};
     this.#connections.set(id, () => handshake.close());
     const timer = handshakeLimit > 0

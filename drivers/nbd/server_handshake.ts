@@ -67,6 +67,7 @@ export class ServerHandshake {
   #stream: ByteStream;
   readonly #export: Export;
   readonly #tls: ServerTls | undefined;
+  readonly #requireTls: boolean;
   #reader: MessageReader;
   #writer: MessageWriter;
   #isFixed = false;
@@ -83,10 +84,16 @@ export class ServerHandshake {
   /** Bytes of the option's data that are yet to come. */
   #left = 0;
 
-  constructor(stream: ByteStream, offered: Export, tls?: ServerTls) {
+  constructor(
+    stream: ByteStream,
+    offered: Export,
+    tls?: ServerTls,
+    requireTls = true,
+  ) {
     this.#stream = stream;
     this.#export = offered;
     this.#tls = tls;
+    this.#requireTls = tls !== undefined && requireTls;
     this.#reader = new MessageReader(stream);
     this.#writer = new MessageWriter(stream);
   }
@@ -171,7 +178,7 @@ export class ServerHandshake {
         `Unsupported option ${option} (${optionName(option)})`,
       );
     }
-    const needsTls = this.#tls !== undefined && !this.#encrypted;
+    const needsTls = this.#requireTls && !this.#encrypted;
     if (option === OPTION.EXPORT_NAME) {
       if (needsTls) {
         throw new HandshakeFailed("Option 0x1 not permitted before TLS");
