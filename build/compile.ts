@@ -22,7 +22,7 @@ const TARGETS = [
 const PERMISSION = /^(-[A-Z]|--(allow|deny|ignore)-[a-z])/;
 
 /** The names that choose the program when they are what it is called by. */
-const LINKS = ["qemu-img", "qemu-io"];
+const LINKS = ["qemu-img", "qemu-io", "qemu-nbd"];
 
 /** What no import leads to: workers are started by their file's name. */
 const INCLUDED = ["core/zlib_worker.ts"];

@@ -11,12 +11,7 @@ import {
   OBJECT,
 } from "../command.ts";
 import { findBitmaps, openExport } from "../nbd/export.ts";
-import {
-  listenAt,
-  onSignals,
-  portNumber,
-  removeSocket,
-} from "../nbd/listening.ts";
+import { listenAt, onSignals, portNumber } from "../nbd/listening.ts";
 import { tlsCredentials } from "../nbd/tls.ts";
 import { CommandError, type Program } from "../program.ts";
 
@@ -179,7 +174,6 @@ async function serve(invocation: Invocation): Promise<number> {
       await Promise.race([ended, server.ended]);
     } finally {
       listener.close();
-      if ("path" in address) removeSocket(address.path);
     }
   } finally {
     await node.close();

@@ -54,7 +54,7 @@ export async function listenAt(address: SocketAddress): Promise<Listener> {
 }
 
 /** Remove a socket; whatever else has the name is spared. */
-export function removeSocket(path: string): void {
+function removeSocket(path: string): void {
   try {
     if (Deno.lstatSync(path).isSocket) Deno.removeSync(path);
   } catch {

@@ -11,7 +11,7 @@ import { asBlockError, strerror } from "../../core/errors.ts";
 import { type NbdServer, serveNbd } from "../../mod.ts";
 import { CommandError, type Program } from "../program.ts";
 import { findBitmaps, openExport } from "./export.ts";
-import { listenAt, onSignals, portNumber, removeSocket } from "./listening.ts";
+import { listenAt, onSignals, portNumber } from "./listening.ts";
 import type { NbdRequest } from "./options.ts";
 import { tellParent } from "./fork.ts";
 import { tlsCredentials } from "./tls.ts";
@@ -47,7 +47,6 @@ export async function serve(
     await serveOn(program, request, listener, { tls, wanted, end: ended });
   } finally {
     listener.close();
-    if (address && "path" in address) removeSocket(address.path);
   }
   return 0;
 }

@@ -75,10 +75,20 @@ function listener(socket: Accepting, address: SocketAddress): Listener {
       }
     },
     close() {
-      if (!closed) socket.close();
+      if (closed) return;
       closed = true;
+      socket.close();
+      if ("path" in address) remove(address.path);
     },
   };
+}
+
+function remove(path: string): void {
+  try {
+    Deno.removeSync(path);
+  } catch {
+    // Somebody else has removed it.
+  }
 }
 
 /** Whether a socket can accept others although it has failed once. */

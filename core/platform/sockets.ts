@@ -34,7 +34,7 @@ export interface Listener {
   accept(): Promise<ByteStream | null>;
   /** Where it is; of port 0, the port that was found. */
   readonly address: SocketAddress;
-  /** Take no more connections. A path stays where it is. */
+  /** Take no more connections. A path that was made for it is removed. */
   close(): void;
 }
 

@@ -44,6 +44,7 @@ for (const [name, platform] of Object.entries(PLATFORMS)) {
       assert(isEqual(await disk.read(1, data.length), data));
       assertEquals(server.clients, 1);
     }
+    await assertRejects(() => Deno.stat(dir.file("a socket")));
   });
 
   test("what cannot be reached is told", async () => {
