@@ -83,8 +83,8 @@ export const command: Command = {
       help: "encrypt, by a --object of type tls-creds-x509",
     },
   ],
-  notes: "Without --writable the image is opened read-only. What clients see " +
-    "is the disk, whatever the image's format: they take it for raw.",
+  notes: "Without --writable the image is opened read-only.\n" +
+    "What clients see is the disk, whatever the image's format.",
   run: serve,
 };
 
