@@ -22,7 +22,7 @@ const TARGETS = [
 const PERMISSION = /^(-[A-Z]|--(allow|deny|ignore)-[a-z])/;
 
 /** Link names that select a program. */
-const LINKS = ["qemu-img", "qemu-io"];
+const LINKS = ["qemu-img", "qemu-io", "qemu-nbd"];
 
 /** Compile for one target. */
 async function compile(

@@ -86,6 +86,11 @@ const COMMANDS: { readonly [name: string]: Entry } = {
     summary: "Change the size of an image",
     load: () => import("./commands/resize.ts"),
   },
+  serve: {
+    summary: "Offer an image to NBD clients until a signal ends it",
+    onlyOurs: true,
+    load: () => import("./commands/serve.ts"),
+  },
   snapshot: {
     summary: "List, take, apply or delete snapshots within an image",
     load: () => import("./commands/snapshot.ts"),

@@ -18,6 +18,7 @@ const PROGRAMS: { [name: string]: () => Promise<ProgramModule> } = {
   "bdrv": imageTool,
   "qemu-img": imageTool,
   "qemu-io": () => import("./io_tool.ts"),
+  "qemu-nbd": () => import("./nbd_tool.ts"),
 };
 
 /**

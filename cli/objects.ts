@@ -7,11 +7,13 @@ import { nativeAes } from "../core/crypto/ciphers.ts";
 import { asBlockError, BlockError, invalid } from "../core/errors.ts";
 import { notAmong, parseKeyValueList } from "../core/options.ts";
 import type { SecretRequest } from "../core/secrets.ts";
+import { defineTlsObject, TLS_HELP } from "./tls_object.ts";
 import { defineThrottleObject, THROTTLE_HELP } from "./throttle_object.ts";
 
 /** The text of `--object help`. */
 const OBJECT_HELP =
-  "List of user creatable objects:\n  secret\n  throttle-group\n";
+  "List of user creatable objects:\n  secret\n  throttle-group\n" +
+  "  tls-creds-x509\n";
 
 /** The text of `--object secret,help`. */
 const SECRET_HELP = `secret options:
@@ -49,10 +51,19 @@ export class Secrets {
       defineThrottleObject(identifier(properties), properties);
       return undefined;
     }
+    if (type === "tls-creds-x509") {
+      if (isHelp) return TLS_HELP;
+      const secret = (id: string) => this.#secrets.get(id);
+      defineTlsObject(identifier(properties), properties, secret);
+      return undefined;
+    }
+    if (type === "tls-creds-psk" || type === "tls-creds-anon") {
+      throw invalid(`This runtime has no ${type}: use tls-creds-x509`);
+    }
     if (type !== "secret") {
       throw notAmong(
         `Parameter 'qom-type' does not accept value '${type}'`,
-        ["secret", "throttle-group"],
+        ["secret", "throttle-group", "tls-creds-x509"],
       );
     }
     if (isHelp) return SECRET_HELP;

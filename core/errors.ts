@@ -34,7 +34,15 @@ export type ErrorCode =
   | "ENOMEDIUM"
   | "ELOOP"
   | "ETIMEDOUT"
-  | "ECANCELED";
+  | "ECANCELED"
+  | "EPIPE"
+  | "EADDRINUSE"
+  | "EADDRNOTAVAIL"
+  | "ENETUNREACH"
+  | "ECONNRESET"
+  | "ESHUTDOWN"
+  | "ECONNREFUSED"
+  | "EHOSTUNREACH";
 
 /** Linux's number for each code, and its C library's text. */
 const CODES: {
@@ -67,6 +75,14 @@ const CODES: {
   ELOOP: [40, "Too many levels of symbolic links"],
   ETIMEDOUT: [110, "Connection timed out"],
   ECANCELED: [125, "Operation canceled"],
+  EPIPE: [32, "Broken pipe"],
+  EADDRINUSE: [98, "Address already in use"],
+  EADDRNOTAVAIL: [99, "Cannot assign requested address"],
+  ENETUNREACH: [101, "Network is unreachable"],
+  ECONNRESET: [104, "Connection reset by peer"],
+  ESHUTDOWN: [108, "Cannot send after transport endpoint shutdown"],
+  ECONNREFUSED: [111, "Connection refused"],
+  EHOSTUNREACH: [113, "No route to host"],
 };
 
 /**

@@ -12,7 +12,7 @@ import {
 } from "../core/bytes.ts";
 import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
-import { checkedExtent } from "../core/extents.ts";
+import { chainStatus } from "../core/extents.ts";
 import type {
   BlockNode,
   DiscardFlags,
@@ -317,14 +317,14 @@ class RawNode implements BlockNode {
     const inside = Math.min(length, this.#file.size - hostOffset);
     const place = { allocated: true, hostOffset, file: this.#file };
     if (inside <= 0) return { length, zero: true, ...place };
-    const below = checkedExtent(
-      this.#file,
-      await this.#file.status(hostOffset, inside),
-    );
+    // Below may lie an image, with backing files of its own.
+    const below = await chainStatus(this.#file, hostOffset, inside);
     return {
+      ...place,
+      allocated: below.allocated,
       zero: below.zero,
       length: Math.min(below.length, inside),
-      ...place,
+      ...(below.recurse && { recurse: true }),
     };
   }
 

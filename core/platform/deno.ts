@@ -7,7 +7,9 @@
 import { files } from "./deno_files.ts";
 import { libc } from "./deno_libc.ts";
 import { libraries } from "./deno_libraries.ts";
+import { sockets } from "./deno_sockets.ts";
 import { nodeModules } from "./node_modules.ts";
+import { nodeTls } from "./node_tls.ts";
 import type { Platform } from "./platform.ts";
 import { webPlatform } from "./web.ts";
 
@@ -19,6 +21,8 @@ export function denoPlatform(): Platform | null {
     ...nodeModules(),
     isWindows: Deno.build.os === "windows",
     files,
+    sockets,
+    tls: nodeTls(),
     libc,
     libraries,
     unrefTimer: (timer) => Deno.unrefTimer(timer as number),

@@ -116,6 +116,10 @@ const CODE_OF_NAME: { readonly [name: string]: string } = {
   NotADirectory: "ENOTDIR",
   Busy: "EBUSY",
   FilesystemLoop: "ELOOP",
+  ConnectionRefused: "ECONNREFUSED",
+  ConnectionReset: "ECONNRESET",
+  AddrInUse: "EADDRINUSE",
+  AddrNotAvailable: "EADDRNOTAVAIL",
 };
 
 /** The `BlockError` for an exception of a runtime's file function. */

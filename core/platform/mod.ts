@@ -9,6 +9,7 @@ import { denoPlatform } from "./deno.ts";
 import type { Files } from "./files.ts";
 import { nodePlatform } from "./node.ts";
 import type { Platform } from "./platform.ts";
+import type { Sockets } from "./sockets.ts";
 import { webPlatform } from "./web.ts";
 
 export type { Platform } from "./platform.ts";
@@ -29,6 +30,17 @@ export function localFiles(): Files {
   const { files } = platform();
   if (files) return files;
   throw new BlockError("ENOTSUP", "This runtime has no local files");
+}
+
+/**
+ * Its sockets.
+ *
+ * @throws {BlockError} ENOTSUP where there are none: in a browser.
+ */
+export function localSockets(): Sockets {
+  const { sockets } = platform();
+  if (sockets) return sockets;
+  throw new BlockError("ENOTSUP", "This runtime has no sockets");
 }
 
 /** Use another platform, for tests; or the runtime's own again. */

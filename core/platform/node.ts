@@ -5,6 +5,8 @@
  */
 import { nodeFiles } from "./node_files.ts";
 import { nodeModule, nodeModules } from "./node_modules.ts";
+import { nodeSockets } from "./node_sockets.ts";
+import { nodeTls } from "./node_tls.ts";
 import type { Platform, WorkerThread } from "./platform.ts";
 import { webPlatform } from "./web.ts";
 
@@ -36,6 +38,8 @@ export function nodePlatform(): Platform | null {
     ...nodeModules(),
     isWindows: process.platform === "win32",
     files,
+    sockets: nodeSockets(),
+    tls: nodeTls(),
     startWorker,
     unrefTimer: (timer) => (timer as { unref?(): void }).unref?.(),
     surviveSignal(signal) {

@@ -7,6 +7,8 @@
  */
 import type { Files } from "./files.ts";
 import type { Libc } from "./libc.ts";
+import type { Sockets } from "./sockets.ts";
+import type { Tls } from "./tls.ts";
 
 /** The services of a runtime. */
 export interface Platform {
@@ -14,6 +16,10 @@ export interface Platform {
   readonly isWindows: boolean;
   /** Local files, used synchronously. */
   readonly files?: Files;
+  /** Connections to other programs. */
+  readonly sockets?: Sockets;
+  /** Encryption of such connections, and of others. */
+  readonly tls?: Tls;
   /** The system's C library, where it may be called. */
   libc(): Libc | null;
   /** Other libraries of the system, where they may be called. */

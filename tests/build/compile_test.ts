@@ -26,7 +26,7 @@ Deno.test("deno task compile makes a file with all modules, and links", async ()
     { cwd: dir.path, env: { DENORT_BIN: "/bin/true" } },
   );
   assertEquals([code, stderr], [0, ""]);
-  const names = ["bdrv", "qemu-img", "qemu-io"];
+  const names = ["bdrv", "qemu-img", "qemu-io", "qemu-nbd"];
   assertEquals(stdout, names.map((n) => `dist/${target}/${n}\n`).join(""));
   const folder = dir.file(`dist/${target}`);
   for (const link of names.slice(1)) {

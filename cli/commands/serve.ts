@@ -1,0 +1,219 @@
+/** `serve`: offer an image to NBD clients. @module */
+import { Image } from "../../core/image.ts";
+import type { SocketAddress } from "../../core/platform/sockets.ts";
+import { serveNbd } from "../../mod.ts";
+import {
+  type Command,
+  FORMAT,
+  HELP,
+  IMAGE_OPTS,
+  type Invocation,
+  OBJECT,
+} from "../command.ts";
+import { findBitmaps, openExport } from "../nbd/export.ts";
+import { listenAt, onSignals, portNumber } from "../nbd/listening.ts";
+import { tlsCredentials } from "../nbd/tls.ts";
+import { CommandError, type Program } from "../program.ts";
+
+/** The command. */
+export const command: Command = {
+  summary: "Offer an image to NBD clients until a signal ends it",
+  operands: "FILE",
+  options: [
+    HELP,
+    OBJECT,
+    IMAGE_OPTS,
+    FORMAT,
+    { short: "w", long: "writable", help: "let clients write to it" },
+    {
+      short: "k",
+      long: "socket",
+      argument: "PATH",
+      help: "listen on a Unix socket",
+    },
+    {
+      long: "port",
+      argument: "PORT",
+      help: "port to listen on, 0 for a free one; default: 10809",
+    },
+    {
+      short: "b",
+      long: "bind",
+      argument: "ADDRESS",
+      help: "address to listen on; default: 127.0.0.1",
+    },
+    {
+      short: "e",
+      long: "shared",
+      argument: "N",
+      help: "most clients at once; default: 0, any number",
+    },
+    {
+      short: "x",
+      long: "export-name",
+      argument: "NAME",
+      help: "name that clients ask for; default: empty",
+    },
+    {
+      short: "D",
+      long: "description",
+      argument: "TEXT",
+      help: "what it is, for people",
+    },
+    {
+      short: "l",
+      long: "load-snapshot",
+      argument: "SNAPSHOT",
+      help: "offer a snapshot of the image: an id, or a name",
+    },
+    {
+      short: "A",
+      long: "allocation-depth",
+      help: "tell which backing file each range comes from",
+    },
+    {
+      short: "B",
+      long: "bitmap",
+      argument: "NAME",
+      help: "offer a bitmap of the image",
+    },
+    {
+      long: "tls-creds",
+      argument: "ID",
+      help: "encrypt, by a --object of type tls-creds-x509",
+    },
+  ],
+  notes: "Without --writable the image is opened read-only.\n" +
+    "What clients see is the disk, whatever the image's format.",
+  run: serve,
+};
+
+interface Wish {
+  socket?: string;
+  host: string;
+  port: string;
+  shared: number;
+  writable: boolean;
+  exportName?: string;
+  description?: string;
+  snapshot?: string;
+  allocationDepth: boolean;
+  bitmaps: string[];
+  tlsCreds?: string;
+}
+
+function parse(invocation: Invocation): Wish {
+  const wish: Wish = {
+    host: "127.0.0.1",
+    port: "10809",
+    shared: 0,
+    writable: false,
+    allocationDepth: false,
+    bitmaps: [],
+  };
+  for (const [option, argument] of invocation.options()) {
+    if (option === "w") wish.writable = true;
+    else if (option === "k") wish.socket = argument;
+    else if (option === "port") wish.port = argument;
+    else if (option === "b") wish.host = argument;
+    else if (option === "e") wish.shared = clientCount(argument);
+    else if (option === "x") wish.exportName = argument;
+    else if (option === "D") wish.description = argument;
+    else if (option === "l") wish.snapshot = argument;
+    else if (option === "A") wish.allocationDepth = true;
+    else if (option === "B") wish.bitmaps.push(argument);
+    else if (option === "tls-creds") wish.tlsCreds = argument;
+  }
+  invocation.expectOneImage();
+  if (wish.writable && wish.snapshot !== undefined) {
+    throw new CommandError("A snapshot cannot be written to");
+  }
+  return wish;
+}
+
+function clientCount(text: string): number {
+  if (/^\d{1,9}$/.test(text)) return Number(text);
+  throw new CommandError(`Invalid number of clients: '${text}'`);
+}
+
+async function serve(invocation: Invocation): Promise<number> {
+  const { program } = invocation;
+  const wish = parse(invocation);
+  const [file] = invocation.operands;
+  const tls = tlsCredentials(wish.tlsCreds, "server");
+  const address = await freeAddress(wish);
+  let end = () => {};
+  const ended = new Promise<void>((resolve) => end = resolve);
+  onSignals(end);
+  const node = await openExport(program, {
+    file,
+    format: invocation.image.format,
+    imageOpts: invocation.image.imageOpts ?? false,
+    readOnly: !wish.writable,
+    snapshot: false,
+    loadSnapshot: wish.snapshot,
+    offset: 0,
+    discard: true,
+    detectZeroes: "off",
+  });
+  try {
+    const listener = await listenAt(address);
+    try {
+      await using server = await serveNbd(new Image(node), listener, {
+        name: wish.exportName,
+        description: wish.description,
+        writable: wish.writable,
+        maxClients: wish.shared,
+        allocationDepth: wish.allocationDepth,
+        bitmaps: await findBitmaps(node, wish.bitmaps, !wish.writable),
+        tls,
+        ...watching(program),
+      });
+      program.print(`${server.uri}\n`);
+      program.output.flush();
+      await Promise.race([ended, server.ended]);
+    } finally {
+      listener.close();
+    }
+  } finally {
+    await node.close();
+  }
+  return 0;
+}
+
+/** Where to listen. A socket at which somebody listens already is not taken. */
+async function freeAddress(wish: Wish): Promise<SocketAddress> {
+  const { socket: path, host, port } = wish;
+  if (path === undefined) return { host, port: portNumber(host, port) };
+  // Clients elsewhere could not find a name that is relative to our folder.
+  const absolute = path.startsWith("/") ? path : `${Deno.cwd()}/${path}`;
+  let isTaken = true;
+  try {
+    (await Deno.connect({ transport: "unix", path: absolute })).close();
+  } catch {
+    isTaken = false;
+  }
+  if (!isTaken) return { path: absolute };
+  throw new CommandError(`Another program listens on '${path}'`);
+}
+
+/** Tell who sits at a terminal what happens; logs get to know what fails. */
+function watching(program: Program) {
+  const isSeen = Deno.stderr.isTerminal();
+  let count = 0;
+  const tell = (what: string) => {
+    if (isSeen) program.printError(`${what}; ${count} connected\n`);
+  };
+  return {
+    onConnect() {
+      count++;
+      tell("A client has connected");
+    },
+    onDisconnect(entered: boolean, why?: string) {
+      if (why !== undefined) program.error(why);
+      if (!entered) return;
+      count--;
+      tell("A client has left");
+    },
+  };
+}

@@ -1,0 +1,66 @@
+/**
+ * Sockets that the system has made for a server before it starts it.
+ *
+ * @module
+ */
+import { strerror } from "../../core/errors.ts";
+import { localSockets } from "../../core/platform/mod.ts";
+import type { Listener } from "../../core/platform/sockets.ts";
+import { CommandError } from "../program.ts";
+import { variable } from "./environment.ts";
+import type { NbdRequest } from "./options.ts";
+
+/** The descriptor of the first such socket. */
+const FIRST = 3;
+
+/** The number of sockets that are meant for this process. */
+function socketCount(): number {
+  const isOurs = Number(variable("LISTEN_PID")) === Deno.pid;
+  const count = Number(variable("LISTEN_FDS"));
+  return isOurs && Number.isInteger(count) && count > 0 ? count : 0;
+}
+
+/**
+ * The socket that the system has made, if it has made one.
+ *
+ * @throws {CommandError} if the user names another, or there are several.
+ */
+export async function activatedSocket(
+  request: NbdRequest,
+): Promise<Listener | undefined> {
+  const count = socketCount();
+  if (count === 0) return undefined;
+  const { port, bind, socket, list, fork } = request;
+  const odd = socket !== undefined
+    ? "Unix socket"
+    : bind !== undefined
+    ? "The interface"
+    : port !== undefined
+    ? "TCP port number"
+    : undefined;
+  if (odd) {
+    throw new CommandError(
+      `${odd} can't be set when using socket activation`,
+    );
+  }
+  if (list) {
+    throw new CommandError("List mode is incompatible with socket activation");
+  }
+  if (fork) {
+    throw new CommandError("--fork is incompatible with socket activation");
+  }
+  if (count > 1) {
+    throw new CommandError(
+      "qemu-nbd does not support socket activation with LISTEN_FDS > 1",
+    );
+  }
+  try {
+    return await localSockets().inherited(FIRST);
+  } catch {
+    // Runtimes call it by various names.
+    throw new CommandError(
+      `Socket activation failed: invalid file descriptor fd = ${FIRST}: ` +
+        strerror("EBADF"),
+    );
+  }
+}

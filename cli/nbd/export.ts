@@ -1,0 +1,160 @@
+/**
+ * Opening an image that is to be offered to clients.
+ *
+ * @module
+ */
+import { createImage } from "../../core/create.ts";
+import { asBlockError } from "../../core/errors.ts";
+import { backingOf, skipFilters } from "../../core/extents.ts";
+import type { BitmapInfo, BlockNode } from "../../core/node.ts";
+import { openNode } from "../../core/open.ts";
+import type { OpenOptions } from "../../core/open_options.ts";
+import { applyFormat, toStack } from "../../core/sources.ts";
+import { parseStack } from "../../core/spec.ts";
+import type { NbdBitmap } from "../../mod.ts";
+import { reporting } from "../images.ts";
+import { CommandError, type Program } from "../program.ts";
+import { showSnapshot } from "../snapshots.ts";
+import type { NbdRequest } from "./options.ts";
+
+/** What of a request concerns the image. */
+export type ImageWish = Pick<
+  NbdRequest,
+  | "file"
+  | "format"
+  | "imageOpts"
+  | "readOnly"
+  | "snapshot"
+  | "loadSnapshot"
+  | "offset"
+  | "cache"
+  | "aio"
+  | "discard"
+  | "detectZeroes"
+>;
+
+/** Open an image, and what of it is to be offered. */
+export async function openExport(
+  program: Program,
+  wish: ImageWish,
+): Promise<BlockNode> {
+  const { format, imageOpts, readOnly, snapshot, offset } = wish;
+  if (imageOpts && format !== undefined) {
+    throw new CommandError("--image-opts and -f are mutually exclusive");
+  }
+  const options: OpenOptions = {
+    readOnly: readOnly || snapshot,
+    cache: wish.cache,
+    aio: wish.aio,
+    gate: "allow",
+    maxChain: program.maxChain,
+    secrets: program.secrets,
+    ...reporting(program),
+  };
+  let node = await openFile(program, wish, options);
+  try {
+    if (snapshot) node = await temporaryOverlay(node, readOnly);
+    if (offset > 0) {
+      const part = { driver: "raw", offset, file: node };
+      node = await openNode(part, { readOnly });
+    }
+    if (wish.loadSnapshot !== undefined) {
+      await showSnapshot(node, wish.loadSnapshot);
+    }
+    return node;
+  } catch (error) {
+    await node.close();
+    throw error;
+  }
+}
+
+async function openFile(
+  program: Program,
+  { file, format, imageOpts, discard, detectZeroes }: ImageWish,
+  options: OpenOptions,
+): Promise<BlockNode> {
+  try {
+    let stack = imageOpts
+      ? parseStack(file, (message) => program.warn(message))
+      : toStack(file);
+    if (format !== undefined) stack = applyFormat(stack, format);
+    return await openNode({
+      discard: discard ? "unmap" : "ignore",
+      "detect-zeroes": detectZeroes,
+      ...stack,
+    }, options);
+  } catch (error) {
+    const what = program.isOurs ? "Could not open" : "Failed to blk_new_open";
+    throw asBlockError(error).prefixed(`${what} '${file}': `);
+  }
+}
+
+/** Something to write to, in a file that has no name any more. */
+async function temporaryOverlay(
+  backing: BlockNode,
+  readOnly: boolean,
+): Promise<BlockNode> {
+  const path = await Deno.makeTempFile({ prefix: "vl.", suffix: ".qcow2" });
+  try {
+    await createImage("qcow2", path, { size: backing.size });
+    const overlay = { driver: "qcow2", file: path, backing };
+    return await openNode(overlay, { readOnly, cache: "unsafe" });
+  } finally {
+    await Deno.remove(path);
+  }
+}
+
+/** What a node that keeps bitmaps offers; see `core/node.ts`. */
+interface BitmapSource {
+  list(): Promise<BitmapInfo[]>;
+  dirty(
+    name: string,
+    offset: number,
+    length: number,
+  ): ReturnType<NbdBitmap["dirty"]>;
+}
+
+/**
+ * The bitmaps of these names, of the image or of those below it.
+ *
+ * @throws {CommandError} if there is none of a name, or it cannot be used.
+ */
+export async function findBitmaps(
+  node: BlockNode,
+  names: readonly string[],
+  readOnly: boolean,
+): Promise<NbdBitmap[]> {
+  const found: NbdBitmap[] = [];
+  for (const name of names) found.push(await findBitmap(node, name, readOnly));
+  return found;
+}
+
+async function findBitmap(
+  top: BlockNode,
+  name: string,
+  readOnly: boolean,
+): Promise<NbdBitmap> {
+  for (let at: BlockNode | undefined = top; at; at = backingOf(at)) {
+    const node = skipFilters(at);
+    const { bitmaps } = node as { readonly bitmaps?: BitmapSource };
+    const info = (await bitmaps?.list())?.find((bitmap) =>
+      bitmap.name === name
+    );
+    if (!bitmaps || !info) continue;
+    if (info.flags.includes("in-use")) {
+      throw new CommandError(
+        `Bitmap '${name}' is inconsistent and cannot be used`,
+        {
+          hint: "Try block-dirty-bitmap-remove to delete this bitmap from disk",
+        },
+      );
+    }
+    if (readOnly && !node.readOnly && info.flags.includes("auto")) {
+      throw new CommandError(
+        `Enabled bitmap '${name}' incompatible with readonly export`,
+      );
+    }
+    return { name, dirty: (...range) => bitmaps.dirty(name, ...range) };
+  }
+  throw new CommandError(`Bitmap '${name}' is not found`);
+}

@@ -1,0 +1,124 @@
+/**
+ * `qemu-nbd FILE`: a server that runs until it is of no more use.
+ *
+ * @module
+ */
+import { Image } from "../../core/image.ts";
+import type { BlockNode } from "../../core/node.ts";
+import type { Listener, SocketAddress } from "../../core/platform/sockets.ts";
+import { surviveSignal } from "../../core/runtime.ts";
+import { asBlockError, strerror } from "../../core/errors.ts";
+import { type NbdServer, serveNbd } from "../../mod.ts";
+import { CommandError, type Program } from "../program.ts";
+import { findBitmaps, openExport } from "./export.ts";
+import { listenAt, onSignals, portNumber } from "./listening.ts";
+import type { NbdRequest } from "./options.ts";
+import { tellParent } from "./fork.ts";
+import { tlsCredentials } from "./tls.ts";
+
+const DEFAULT_PORT = "10809";
+
+/** Where the server of a request is. */
+export function addressOf({ socket, bind, port }: NbdRequest): SocketAddress {
+  if (socket !== undefined) return { path: socket };
+  const host = bind ?? "0.0.0.0";
+  return { host, port: portNumber(host, port ?? DEFAULT_PORT) };
+}
+
+/**
+ * Serve until a signal, or the last client's leave, ends it.
+ *
+ * @param given A socket that is there already.
+ */
+export async function serve(
+  program: Program,
+  request: NbdRequest,
+  given?: Listener,
+): Promise<number> {
+  const tls = tlsCredentials(request.tlsCreds, "server");
+  const address = given ? undefined : addressOf(request);
+  let ended = () => {};
+  const wanted = new Promise<void>((resolve) => ended = resolve);
+  // From here on, what was made is cleared away.
+  onSignals(ended);
+  surviveSignal("SIGUSR1");
+  const listener = given ?? await listenAt(address!);
+  try {
+    await serveOn(program, request, listener, { tls, wanted, end: ended });
+  } finally {
+    listener.close();
+  }
+  return 0;
+}
+
+interface Ending {
+  readonly tls: ReturnType<typeof tlsCredentials>;
+  /** Fulfilled when the server is to end. */
+  readonly wanted: Promise<void>;
+  end(): void;
+}
+
+async function serveOn(
+  program: Program,
+  request: NbdRequest,
+  listener: Listener,
+  ending: Ending,
+): Promise<void> {
+  const node = await openExport(program, request);
+  try {
+    const server = await start(program, request, node, listener, ending);
+    try {
+      if (request.pidFile !== undefined) writePid(request.pidFile);
+      tellParent();
+      await Promise.race([ending.wanted, server.ended]);
+    } finally {
+      await server.close();
+    }
+  } finally {
+    await node.close();
+  }
+}
+
+async function start(
+  program: Program,
+  request: NbdRequest,
+  node: BlockNode,
+  listener: Listener,
+  { tls, end }: Ending,
+): Promise<NbdServer> {
+  const { readOnly, persistent, bitmaps } = request;
+  const isProbedRaw = request.format === undefined && !request.imageOpts &&
+    node.driver.name === "raw";
+  const server: NbdServer = await serveNbd(
+    new Image(node, { cache: request.cache }),
+    listener,
+    {
+      name: request.exportName,
+      description: request.description,
+      writable: !readOnly,
+      maxClients: request.shared,
+      handshakeLimit: request.handshakeLimit,
+      allocationDepth: request.allocationDepth,
+      bitmaps: await findBitmaps(node, bitmaps, readOnly),
+      // Of a format that was guessed, whole sectors are written only.
+      ...(isProbedRaw && { blockSize: 512 }),
+      tls,
+      onDisconnect(entered, why) {
+        if (why !== undefined) program.error(why);
+        if (entered && !persistent && server.clients === 0) end();
+      },
+    },
+  );
+  return server;
+}
+
+function writePid(path: string): void {
+  try {
+    Deno.writeTextFileSync(path, `${Deno.pid}\n`, { mode: 0o600 });
+  } catch (error) {
+    const { code, hint } = asBlockError(error);
+    throw new CommandError(`Could not create '${path}': ${strerror(code)}`, {
+      hint,
+    });
+  }
+}

@@ -1,0 +1,41 @@
+/**
+ * The program that offers an image to NBD clients: QEMU's `qemu-nbd`.
+ *
+ * @module
+ */
+import type { Program } from "./program.ts";
+import { activatedSocket } from "./nbd/activation.ts";
+import { forkServer, isForked } from "./nbd/fork.ts";
+import { nbdHelp, parseNbdArguments } from "./nbd/options.ts";
+import { tlsCredentials } from "./nbd/tls.ts";
+import { versionText } from "./version.ts";
+
+/** Run the program; answers the exit code. */
+export async function run(
+  program: Program,
+  args: readonly string[],
+): Promise<number> {
+  await program.prepareObjects(args);
+  const request = parseNbdArguments(program, args);
+  if (request.show === "help") {
+    program.print(nbdHelp(program.name));
+    return 0;
+  }
+  if (request.show === "version") {
+    // QEMU's own has no word in between.
+    program.print((await versionText(program)).replace(" version ", " "));
+    return 0;
+  }
+  const { addressOf, serve } = await import("./nbd/serve.ts");
+  const activated = await activatedSocket(request);
+  if (request.list) {
+    const { list } = await import("./nbd/list.ts");
+    const { tlsCreds, tlsHostname, bind } = request;
+    return await list(program, addressOf(request), {
+      tls: tlsCredentials(tlsCreds, "client"),
+      hostname: tlsHostname ?? bind,
+    });
+  }
+  if (request.fork && !isForked()) return await forkServer();
+  return await serve(program, request, activated);
+}

@@ -1,0 +1,100 @@
+/**
+ * `--object tls-creds-x509`: certificates in a folder.
+ *
+ * @module
+ */
+import { asBlockError, invalid, strerror } from "../core/errors.ts";
+import {
+  defineTlsCredentials,
+  TlsCredentials,
+} from "../core/tls_credentials.ts";
+import { CommandError } from "./command_error.ts";
+
+/** What `--object tls-creds-x509,help` prints. */
+export const TLS_HELP = `tls-creds-x509 options:
+  dir=<string>
+  endpoint=<QCryptoTLSCredsEndpoint>
+  passwordid=<string>
+  verify-peer=<bool>
+`;
+
+/**
+ * Make the credentials that properties describe.
+ *
+ * @param secret A secret by its name.
+ */
+export function defineTlsObject(
+  id: string,
+  properties: ReadonlyMap<string, string>,
+  secret: (id: string) => Uint8Array | undefined,
+): void {
+  const known = ["id", "qom-type", "dir", "endpoint", "passwordid"];
+  for (const name of properties.keys()) {
+    if (name === "priority") {
+      throw invalid("Parameter 'priority' is not supported");
+    }
+    if ([...known, "verify-peer"].includes(name)) continue;
+    throw invalid(`Parameter '${name}' is unexpected`);
+  }
+  const endpoint = properties.get("endpoint") ?? "client";
+  if (endpoint !== "client" && endpoint !== "server") {
+    throw invalid(`Parameter 'endpoint' does not accept value '${endpoint}'`);
+  }
+  const dir = properties.get("dir");
+  if (dir === undefined) throw invalid("Missing 'dir' property value");
+  const isServer = endpoint === "server";
+  const verifyPeer = flag(properties.get("verify-peer") ?? "on");
+  const passwordId = properties.get("passwordid");
+  const password = passwordId === undefined ? undefined : secret(passwordId);
+  if (passwordId !== undefined && !password) {
+    throw invalid(`No secret with id '${passwordId}'`);
+  }
+  if (isThere(`${dir}/ca-crl.pem`)) {
+    throw new CommandError(
+      `Lists of revoked certificates are not supported: ${dir}/ca-crl.pem`,
+    );
+  }
+  const needsCa = !isServer || verifyPeer;
+  const ca = read(`${dir}/ca-cert.pem`, needsCa);
+  const certificate = read(`${dir}/${endpoint}-cert.pem`, isServer);
+  const key = read(`${dir}/${endpoint}-key.pem`, certificate !== undefined);
+  defineTlsCredentials(
+    id,
+    new TlsCredentials({
+      endpoint,
+      ca,
+      certificate,
+      key,
+      verifyPeer,
+      ...(password && { passphrase: new TextDecoder().decode(password) }),
+    }),
+  );
+}
+
+function flag(value: string): boolean {
+  if (["on", "yes", "true", "y"].includes(value)) return true;
+  if (["off", "no", "false", "n"].includes(value)) return false;
+  throw invalid("Parameter 'verify-peer' expects 'on' or 'off'");
+}
+
+function isThere(path: string): boolean {
+  try {
+    Deno.statSync(path);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+function read(path: string, isNeeded: boolean): string | undefined {
+  if (!isNeeded && !isThere(path)) return undefined;
+  try {
+    return Deno.readTextFileSync(path);
+  } catch (error) {
+    const { code, hint } = asBlockError(error);
+    const why = error instanceof Deno.errors.NotFound
+      ? strerror("ENOENT")
+      : strerror(code);
+    throw invalid(`Unable to access credentials ${path}: ${why}`, hint);
+  }
+}

@@ -1,0 +1,144 @@
+/**
+ * Encryption of connections by `node:tls`, over any stream of bytes.
+ *
+ * @module
+ */
+import { BlockError } from "../errors.ts";
+import { nodeModule } from "./node_modules.ts";
+import { type NodeSocket, nodeStream } from "./node_sockets.ts";
+import type { ByteStream } from "./sockets.ts";
+import type { Tls, TlsIdentity } from "./tls.ts";
+
+interface Duplex extends NodeSocket {
+  push(bytes: Uint8Array | null): void;
+  destroy(error?: unknown): void;
+}
+
+interface DuplexOptions {
+  read(this: Duplex): void;
+  write(
+    bytes: Uint8Array,
+    encoding: string,
+    done: (error?: unknown) => void,
+  ): void;
+  final(done: () => void): void;
+  destroy(error: unknown, done: (error: unknown) => void): void;
+}
+
+interface NodeTls {
+  connect(options: object): NodeSocket;
+  createServer(options: object): {
+    on(event: string, listener: (error: Error) => void): void;
+    on(event: "secureConnection", listener: (socket: NodeSocket) => void): void;
+    emit(event: "connection", socket: Duplex): void;
+  };
+}
+
+/** Encryption by the runtime's `node:tls`. */
+export function nodeTls(): Tls {
+  const tls = () => nodeModule<NodeTls>("node:tls")!;
+  return {
+    connect: (...given) => connect(tls(), ...given),
+    accept: (...given) => accept(tls(), ...given),
+  };
+}
+
+/** A stream of bytes as Node has them. */
+function duplexOf(stream: ByteStream): Duplex {
+  const { Duplex } = nodeModule<
+    { Duplex: new (options: DuplexOptions) => Duplex }
+  >("node:stream")!;
+  const buffer = new Uint8Array(64 * 1024);
+  return new Duplex({
+    read() {
+      stream.read(buffer).then(
+        (count) => this.push(count ? buffer.slice(0, count) : null),
+        (error) => this.destroy(error),
+      );
+    },
+    write(bytes, _encoding, done) {
+      writeAll(stream, bytes).then(() => done(), done);
+    },
+    final: (done) => done(),
+    destroy(error, done) {
+      try {
+        stream.close();
+      } catch {
+        // It has been closed already.
+      }
+      done(error);
+    },
+  });
+}
+
+async function writeAll(stream: ByteStream, bytes: Uint8Array): Promise<void> {
+  for (let done = 0; done < bytes.length;) {
+    done += await stream.write(bytes.subarray(done));
+  }
+}
+
+function optionsOf(identity: TlsIdentity): object {
+  const { ca, certificate, key, passphrase, verifyPeer = true } = identity;
+  return {
+    ca,
+    cert: certificate,
+    key,
+    passphrase,
+    minVersion: "TLSv1.2",
+    rejectUnauthorized: verifyPeer,
+  };
+}
+
+async function connect(
+  tls: NodeTls,
+  stream: ByteStream,
+  identity: TlsIdentity,
+  host: string,
+): Promise<ByteStream> {
+  // A name that is an address is none that a server could be chosen by.
+  const isAddress = /^[\d.]+$|:/.test(host);
+  const socket = tls.connect({
+    ...optionsOf(identity),
+    socket: duplexOf(stream),
+    host,
+    ...(!isAddress && { servername: host }),
+  });
+  await new Promise<void>((resolve, reject) => {
+    socket.once("secureConnect", () => resolve());
+    socket.on("error", (error) => reject(tlsError(error, host)));
+    socket.once("close", () => reject(tlsError(new Error("closed"), host)));
+  });
+  return nodeStream(socket);
+}
+
+async function accept(
+  tls: NodeTls,
+  stream: ByteStream,
+  identity: TlsIdentity,
+): Promise<ByteStream> {
+  const { verifyPeer = true } = identity;
+  const options = { ...optionsOf(identity), requestCert: verifyPeer };
+  const server = tls.createServer(options);
+  const raw = duplexOf(stream);
+  const socket = await new Promise<NodeSocket>((resolve, reject) => {
+    const fail = (error: Error) => reject(tlsError(error));
+    server.on("secureConnection", resolve);
+    server.on("tlsClientError", fail);
+    server.on("error", fail);
+    raw.on("error", fail);
+    raw.once("close", () => fail(new Error("closed")));
+    server.emit("connection", raw);
+  });
+  return nodeStream(socket);
+}
+
+function tlsError(error: Error, host?: string): BlockError {
+  const { code, message } = error as Error & { code?: string };
+  const text = code === "ERR_TLS_CERT_ALTNAME_INVALID" ||
+      /NotValidForName|not valid for name/i.test(message)
+    ? `Certificate does not match the hostname ${host}`
+    : /no certificate|did not return a certificate/i.test(message)
+    ? "Verify failed: No certificate was found."
+    : `TLS handshake failed: ${message.split("\n")[0]}`;
+  return new BlockError("EACCES", text, { cause: error });
+}

@@ -1,0 +1,301 @@
+/**
+ * Reading messages from, and writing them to, a stream of bytes.
+ *
+ * @module
+ */
+import { BlockError } from "../../core/errors.ts";
+import type { ByteStream } from "../../core/platform/sockets.ts";
+import type { IoVector } from "../../core/bytes.ts";
+import { Fields } from "./wire.ts";
+
+/** The other end is gone, or has broken off in the midst of a message. */
+export class ConnectionLost extends BlockError {
+  /** Whether the stream ended between two messages, as it may. */
+  readonly isEnd: boolean;
+
+  /** An error for a stream that has ended or failed. */
+  constructor(isEnd: boolean, cause?: unknown) {
+    super("EIO", "Unexpected end-of-file before all data were read", { cause });
+    this.isEnd = isEnd;
+  }
+}
+
+/** Bytes that are read at once: room for many small messages. */
+const READ_AHEAD = 128 * 1024;
+
+/** Takes messages from a stream. */
+export class MessageReader {
+  /** When anything last came, by `performance.now()`. */
+  lastProgress = performance.now();
+  readonly #stream: ByteStream;
+  readonly #buffer = new Uint8Array(READ_AHEAD);
+  readonly #fields = new Fields(this.#buffer);
+  #start = 0;
+  #end = 0;
+
+  /** Reads from `stream`, which nobody else does. */
+  constructor(stream: ByteStream) {
+    this.#stream = stream;
+  }
+
+  /** Whether so many bytes can be had without waiting. */
+  has(length: number): boolean {
+    return this.#end - this.#start >= length;
+  }
+
+  /** Where the next message begins in `fields`; `length` bytes of it are there. */
+  take(length: number): number {
+    const at = this.#start;
+    this.#start += length;
+    return at;
+  }
+
+  /** What has been read so far: valid until more is read. */
+  get fields(): Fields {
+    return this.#fields;
+  }
+
+  /**
+   * Wait until `length` bytes, at most some KiB, are there to be taken.
+   *
+   * @throws {ConnectionLost} if they will not come.
+   */
+  async need(length: number): Promise<void> {
+    if (this.#start === this.#end) this.#start = this.#end = 0;
+    if (this.#start + length > READ_AHEAD) {
+      this.#buffer.copyWithin(0, this.#start, this.#end);
+      this.#end -= this.#start;
+      this.#start = 0;
+    }
+    while (!this.has(length)) {
+      const isEnd = this.#start === this.#end;
+      this.#end += await this.#read(this.#buffer.subarray(this.#end), isEnd);
+    }
+  }
+
+  /** Wait for a small message, and answer where it begins in `fields`. */
+  async next(length: number): Promise<number> {
+    if (!this.has(length)) await this.need(length);
+    return this.take(length);
+  }
+
+  /** Fill a buffer. */
+  async readInto(target: Uint8Array): Promise<void> {
+    let done = Math.min(target.length, this.#end - this.#start);
+    target.set(this.#buffer.subarray(this.#start, this.#start + done));
+    this.#start += done;
+    while (done < target.length) {
+      // What is short had better bring along what follows it.
+      if (target.length - done < 4096) {
+        await this.need(target.length - done);
+        const at = this.take(target.length - done);
+        target.set(
+          this.#buffer.subarray(at, at + target.length - done),
+          done,
+        );
+        return;
+      }
+      done += await this.#read(target.subarray(done), false);
+    }
+  }
+
+  /** Fill the parts of a vector. */
+  async readIntoVector(iov: IoVector): Promise<void> {
+    for (const part of iov) await this.readInto(part);
+  }
+
+  /** A copy of the next `length` bytes, whose number was found sensible. */
+  async bytes(length: number): Promise<Uint8Array> {
+    const bytes = new Uint8Array(length);
+    await this.readInto(bytes);
+    return bytes;
+  }
+
+  /** The next `length` bytes as a message. */
+  async message(length: number): Promise<Fields> {
+    return new Fields(await this.bytes(length));
+  }
+
+  /** Leave out `length` bytes. */
+  async skip(length: number): Promise<void> {
+    while (length > 0) {
+      const part = Math.min(length, READ_AHEAD / 2);
+      await this.next(part);
+      length -= part;
+    }
+  }
+
+  async #read(into: Uint8Array, isEnd: boolean): Promise<number> {
+    let count: number | null;
+    try {
+      count = await this.#stream.read(into);
+    } catch (error) {
+      throw new ConnectionLost(false, error);
+    }
+    if (!count) throw new ConnectionLost(isEnd);
+    this.lastProgress = performance.now();
+    return count;
+  }
+}
+
+/** Pieces that are shorter are copied together, since each write costs more. */
+const WORTH_A_WRITE = 32 * 1024;
+const WRITE_BEHIND = 256 * 1024;
+
+/** A piece that waits, and who waits for it. */
+interface Piece {
+  readonly bytes: Uint8Array;
+  readonly written?: () => void;
+}
+
+/**
+ * Gives messages to a stream, in order, many small ones at once.
+ *
+ * Pieces are not copied unless they are short. They must stay as they are
+ * until `written` is called, which happens in any case.
+ */
+export class MessageWriter {
+  /** When anything was last taken by the other end, by `performance.now()`. */
+  lastProgress = performance.now();
+  readonly #stream: ByteStream;
+  #queue: Piece[] = [];
+  #isWriting = false;
+  #failure?: ConnectionLost;
+  #idle: (() => void)[] = [];
+  #buffer?: Uint8Array;
+
+  /** Writes to `stream`, which nobody else does. */
+  constructor(stream: ByteStream) {
+    this.#stream = stream;
+  }
+
+  /** Whether anything waits to be taken by the other end. */
+  get isBusy(): boolean {
+    return this.#isWriting;
+  }
+
+  /** Why nothing can be written any more. */
+  get failure(): ConnectionLost | undefined {
+    return this.#failure;
+  }
+
+  /** Queue a piece. `written` is called when it is the caller's again. */
+  push(bytes: Uint8Array, written?: () => void): void {
+    if (this.#failure) {
+      written?.();
+      return;
+    }
+    this.#queue.push({ bytes, written });
+    if (this.#isWriting) return;
+    this.#isWriting = true;
+    this.lastProgress = performance.now();
+    // Others may be added in the same turn.
+    queueMicrotask(() => this.#writeAll());
+  }
+
+  /**
+   * Wait until all of it has been written.
+   *
+   * @throws {ConnectionLost} if it cannot be.
+   */
+  async drained(): Promise<void> {
+    if (this.#isWriting) {
+      await new Promise<void>((resolve) => this.#idle.push(resolve));
+    }
+    if (this.#failure) throw this.#failure;
+  }
+
+  async #writeAll(): Promise<void> {
+    while (this.#queue.length > 0) {
+      const [bytes, count] = this.#nextWrite();
+      const pieces = this.#queue.splice(0, count);
+      if (!this.#failure) await this.#write(bytes);
+      for (const { written } of pieces) written?.();
+    }
+    this.#isWriting = false;
+    for (const resolve of this.#idle.splice(0)) resolve();
+  }
+
+  /** What to write at once, and how many pieces that is. */
+  #nextWrite(): [bytes: Uint8Array, count: number] {
+    const queue = this.#queue;
+    const [{ bytes: first }] = queue;
+    if (queue.length === 1 || first.length >= WORTH_A_WRITE) return [first, 1];
+    this.#buffer ??= new Uint8Array(WRITE_BEHIND);
+    let length = 0;
+    let count = 0;
+    while (count < queue.length) {
+      const { bytes } = queue[count];
+      if (
+        bytes.length >= WORTH_A_WRITE || length + bytes.length > WRITE_BEHIND
+      ) break;
+      this.#buffer.set(bytes, length);
+      length += bytes.length;
+      count++;
+    }
+    return [this.#buffer.subarray(0, length), count];
+  }
+
+  async #write(bytes: Uint8Array): Promise<void> {
+    try {
+      for (let done = 0; done < bytes.length;) {
+        done += await this.#stream.write(
+          done === 0 ? bytes : bytes.subarray(done),
+        );
+        this.lastProgress = performance.now();
+      }
+    } catch (error) {
+      this.#failure = new ConnectionLost(false, error);
+    }
+  }
+}
+
+/** End a connection, which may have ended already. */
+export function endStream(stream: ByteStream): void {
+  try {
+    stream.close();
+  } catch {
+    // Some runtimes complain when it is closed twice.
+  }
+}
+
+/** A connection as browsers have them. */
+export interface WebStreams {
+  /** What comes. */
+  readonly readable: ReadableStream<Uint8Array>;
+  /** Where to send to. */
+  readonly writable: WritableStream<Uint8Array>;
+}
+
+/** A pair of web streams as a stream of bytes. */
+export function webStream({ readable, writable }: WebStreams): ByteStream {
+  const reader = readable.getReader();
+  const writer = writable.getWriter();
+  // Whoever reads or writes learns of it; nobody waits for this.
+  reader.closed.catch(() => {});
+  writer.closed.catch(() => {});
+  let rest: Uint8Array = new Uint8Array(0);
+  return {
+    async read(into) {
+      while (rest.length === 0) {
+        const { value, done } = await reader.read();
+        if (done) return null;
+        rest = value;
+      }
+      const count = Math.min(rest.length, into.length);
+      into.set(rest.subarray(0, count));
+      rest = rest.subarray(count);
+      return count;
+    },
+    async write(bytes) {
+      await writer.ready;
+      // The other end may keep a chunk for longer than we may lend it.
+      await writer.write(bytes.slice());
+      return bytes.length;
+    },
+    close() {
+      reader.cancel().catch(() => {});
+      writer.close().catch(() => {});
+    },
+  };
+}

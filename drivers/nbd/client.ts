@@ -1,0 +1,429 @@
+/**
+ * Transmission, as the client sees it: many requests at once, each answered
+ * when the server is done with it.
+ *
+ * @module
+ */
+import { type IoVector, sliceVector, vectorLength } from "../../core/bytes.ts";
+import { BlockError } from "../../core/errors.ts";
+import { endStream } from "./bytes.ts";
+import type { ClientAgreement, ExportInfo } from "./client_handshake.ts";
+import {
+  CHUNK,
+  CHUNK_DONE,
+  CHUNK_IS_ERROR,
+  COMMAND,
+  COMMAND_FLAG,
+  decodeText,
+  errorOfWire,
+  EXTENDED_REPLY_MAGIC,
+  EXTENDED_REPLY_SIZE,
+  EXTENDED_REQUEST_MAGIC,
+  EXTENDED_REQUEST_SIZE,
+  type Fields,
+  message,
+  REQUEST_MAGIC,
+  REQUEST_SIZE,
+  SIMPLE_REPLY_MAGIC,
+  SIMPLE_REPLY_SIZE,
+  STRUCTURED_REPLY_MAGIC,
+  STRUCTURED_REPLY_SIZE,
+} from "./wire.ts";
+
+/** A run of the context that was asked for. */
+export interface StatusRun {
+  /** Bytes. */
+  readonly length: number;
+  readonly flags: number;
+}
+
+/** A request that waits for its reply. */
+interface Pending {
+  readonly type: number;
+  readonly offset: number;
+  readonly length: number;
+  /** Where the data of a read go. */
+  readonly iov?: IoVector;
+  /** Parts of a read that have come, as pairs of start and end. */
+  parts: [start: number, end: number][];
+  run?: StatusRun;
+  error?: BlockError;
+  resolve(): void;
+  reject(error: BlockError): void;
+}
+
+/** Requests that are under way at once; others wait here. */
+const MAX_IN_FLIGHT = 64;
+/** Parts in which a server may answer one read. */
+const MAX_PARTS = 65536;
+/** Most bytes of a chunk that holds no data: 2^20 extents of 16 bytes. */
+const MAX_CHUNK = 16 * 1024 * 1024 + 16;
+
+/** The server does not keep to the protocol. */
+class Violation extends BlockError {
+  constructor(message: string) {
+    super("EINVAL", undefined, { cause: new Error(message) });
+  }
+}
+
+/** What is known of a connection that has come to its end. */
+export class LostConnection extends BlockError {
+  /** The error for what ended it. */
+  constructor(cause: unknown) {
+    super(cause instanceof Violation ? "EINVAL" : "EIO", undefined, { cause });
+  }
+}
+
+/** An entered export. */
+export class NbdClient {
+  readonly info: ExportInfo;
+  /** Whether lengths have 64 bits. */
+  readonly extended: boolean;
+  /** Whether the context that was asked for is there. */
+  readonly hasContext: boolean;
+  /** Fulfilled when the connection has ended, and nobody uses buffers any more. */
+  readonly ended: Promise<void>;
+  readonly #agreement: ClientAgreement;
+  readonly #pending = new Map<number, Pending>();
+  readonly #waiting: (() => void)[] = [];
+  #cookie = 0;
+  #lost?: LostConnection;
+
+  /** Uses the connection on which both have agreed. */
+  constructor(agreement: ClientAgreement) {
+    this.#agreement = agreement;
+    this.info = agreement.info;
+    this.extended = agreement.extended;
+    this.hasContext = agreement.contextId !== undefined;
+    this.ended = this.#receiveAll();
+  }
+
+  /** How many requests are under way. */
+  get inFlight(): number {
+    return this.#pending.size + this.#waiting.length;
+  }
+
+  /** Why it is of no more use; nothing as long as it is. */
+  get lost(): LostConnection | undefined {
+    return this.#lost;
+  }
+
+  /** Fill a vector, whose length is within what the server takes. */
+  async read(offset: number, iov: IoVector): Promise<void> {
+    await this.#request(COMMAND.READ, 0, offset, vectorLength(iov), { iov });
+  }
+
+  /** Write a vector. */
+  async write(offset: number, iov: IoVector, fua: boolean): Promise<void> {
+    const flags = fua ? COMMAND_FLAG.FUA : 0;
+    const length = vectorLength(iov);
+    await this.#request(COMMAND.WRITE, flags, offset, length, { data: iov });
+  }
+
+  /** A request without data, by its `COMMAND` and flags. */
+  async command(
+    type: number,
+    offset: number,
+    length: number,
+    flags: number,
+  ): Promise<void> {
+    await this.#request(type, flags, offset, length);
+  }
+
+  /** The first run of a range, in the context that was asked for. */
+  async status(offset: number, length: number): Promise<StatusRun> {
+    const { run } = await this.#request(
+      COMMAND.BLOCK_STATUS,
+      COMMAND_FLAG.REQ_ONE,
+      offset,
+      length,
+    );
+    // The server's answer was looked at when it came.
+    return { ...run!, length: Math.min(run!.length, length) };
+  }
+
+  /** Say goodbye; what is under way is finished by the server, or fails. */
+  async close(): Promise<void> {
+    if (!this.#lost) {
+      const { writer } = this.#agreement;
+      writer.push(this.#header(COMMAND.DISCONNECT, 0, 0, 0, 0));
+      await writer.drained().catch(() => {});
+    }
+    this.abandon();
+    await this.ended;
+  }
+
+  /** End it at once. */
+  abandon(): void {
+    this.#lost ??= new LostConnection(undefined);
+    endStream(this.#agreement.stream);
+  }
+
+  #header(
+    type: number,
+    flags: number,
+    cookie: number,
+    offset: number,
+    length: number,
+  ): Uint8Array {
+    const { extended } = this;
+    const header = message(extended ? EXTENDED_REQUEST_SIZE : REQUEST_SIZE);
+    header.setU32(0, extended ? EXTENDED_REQUEST_MAGIC : REQUEST_MAGIC);
+    header.setU16(4, flags);
+    header.setU16(6, type);
+    header.setU32(12, cookie);
+    header.setU64(16, offset);
+    if (extended) header.setU64(24, length);
+    else header.setU32(24, length);
+    return header.bytes;
+  }
+
+  async #request(
+    type: number,
+    flags: number,
+    offset: number,
+    length: number,
+    { iov, data }: { iov?: IoVector; data?: IoVector } = {},
+  ): Promise<Pending> {
+    if (this.#pending.size >= MAX_IN_FLIGHT || this.#waiting.length > 0) {
+      await new Promise<void>((resolve) => this.#waiting.push(resolve));
+    }
+    if (this.#lost) throw this.#lost;
+    const { writer } = this.#agreement;
+    const cookie = this.#cookie = (this.#cookie + 1) >>> 0;
+    if (data && this.extended) flags |= COMMAND_FLAG.PAYLOAD_LEN;
+    let pending: Pending;
+    const answered = new Promise<void>((resolve, reject) => {
+      const parts: Pending["parts"] = [];
+      pending = { type, offset, length, iov, parts, resolve, reject };
+      this.#pending.set(cookie, pending);
+    });
+    writer.push(this.#header(type, flags, cookie, offset, length));
+    if (data) {
+      for (const part of data) if (part.length > 0) writer.push(part);
+    }
+    try {
+      await answered;
+    } finally {
+      this.#waiting.shift()?.();
+    }
+    return pending!;
+  }
+
+  /** Take replies until there are no more. */
+  async #receiveAll(): Promise<void> {
+    const { stream, reader, writer, structured, extended } = this.#agreement;
+    const size = extended ? EXTENDED_REPLY_SIZE : SIMPLE_REPLY_SIZE;
+    try {
+      for (;;) {
+        if (!reader.has(size)) await reader.need(size);
+        const at = reader.take(size);
+        const magic = reader.fields.u32(at);
+        if (magic === SIMPLE_REPLY_MAGIC && !extended) {
+          const done = this.#takeSimple(reader.fields, at);
+          if (done) await done;
+        } else if (
+          magic === STRUCTURED_REPLY_MAGIC && structured && !extended
+        ) {
+          await this.#takeChunk(await this.#wholeHeader(reader.fields, at));
+        } else if (magic === EXTENDED_REPLY_MAGIC && extended) {
+          const { fields } = reader;
+          await this.#takeChunk({
+            flags: fields.u16(at + 4),
+            type: fields.u16(at + 6),
+            cookie: cookieOf(fields, at),
+            length: fields.u64(at + 24),
+          });
+        } else {
+          throw new BlockError(
+            "EIO",
+            `invalid magic (got 0x${magic.toString(16)})`,
+          );
+        }
+      }
+    } catch (error) {
+      this.#lost ??= new LostConnection(error);
+    }
+    endStream(stream);
+    // Buffers are the caller's again only when nothing writes them any more.
+    await writer.drained().catch(() => {});
+    const lost = this.#lost!;
+    for (const { reject } of this.#pending.values()) reject(lost);
+    this.#pending.clear();
+    for (const resolve of this.#waiting.splice(0)) resolve();
+  }
+
+  /** The header of a chunk, which is longer than that of a simple reply. */
+  async #wholeHeader(fields: Fields, at: number): Promise<Chunk> {
+    const { reader } = this.#agreement;
+    const chunk = {
+      flags: fields.u16(at + 4),
+      type: fields.u16(at + 6),
+      cookie: cookieOf(fields, at),
+    };
+    const rest = await reader.next(STRUCTURED_REPLY_SIZE - SIMPLE_REPLY_SIZE);
+    return { ...chunk, length: reader.fields.u32(rest) };
+  }
+
+  #find(cookie: number): Pending {
+    const pending = this.#pending.get(cookie);
+    if (!pending) throw new BlockError("EIO", "Unexpected reply");
+    return pending;
+  }
+
+  /** A simple reply; something to wait for if there are data with it. */
+  #takeSimple(fields: Fields, at: number): Promise<void> | undefined {
+    const error = fields.u32(at + 4);
+    const cookie = cookieOf(fields, at);
+    const pending = this.#find(cookie);
+    const { type, iov, length } = pending;
+    if (error !== 0) pending.error = errorOfWire(error);
+    else if (type === COMMAND.READ) {
+      if (this.#agreement.structured) {
+        throw new Violation("Protocol error: simple reply to a read");
+      }
+      if (length > 0) {
+        return this.#agreement.reader.readIntoVector(iov!).then(() => {
+          pending.parts.push([0, length]);
+          this.#finish(cookie, pending);
+        });
+      }
+    } else if (type === COMMAND.BLOCK_STATUS) {
+      throw new Violation("Protocol error: simple reply to block status");
+    }
+    this.#finish(cookie, pending);
+    return undefined;
+  }
+
+  async #takeChunk(chunk: Chunk): Promise<void> {
+    const pending = this.#find(chunk.cookie);
+    await this.#takePayload(chunk, pending);
+    if (chunk.flags & CHUNK_DONE) this.#finish(chunk.cookie, pending);
+  }
+
+  async #takePayload(chunk: Chunk, pending: Pending): Promise<void> {
+    const { reader } = this.#agreement;
+    const { type, length } = chunk;
+    if (type & CHUNK_IS_ERROR) return await this.#takeError(chunk, pending);
+    switch (type) {
+      case CHUNK.NONE:
+        if (length !== 0) throw new Violation("payload of an empty chunk");
+        if (!(chunk.flags & CHUNK_DONE)) {
+          throw new Violation("empty chunk that is not the last");
+        }
+        return;
+      case CHUNK.OFFSET_DATA: {
+        if (length <= 8) throw new Violation("no data in a chunk of data");
+        const at = await reader.next(8);
+        const start = reader.fields.u64(at) - pending.offset;
+        this.#addPart(pending, start, length - 8);
+        const target = sliceVector(pending.iov!, start, length - 8);
+        return await reader.readIntoVector(target);
+      }
+      case CHUNK.OFFSET_HOLE: {
+        if (length !== 12) throw new Violation("length of a hole's chunk");
+        const at = await reader.next(12);
+        const start = reader.fields.u64(at) - pending.offset;
+        const size = reader.fields.u32(at + 8);
+        this.#addPart(pending, start, size);
+        for (const part of sliceVector(pending.iov!, start, size)) part.fill(0);
+        return;
+      }
+      case CHUNK.BLOCK_STATUS:
+      case CHUNK.BLOCK_STATUS_EXT:
+        return await this.#takeStatus(chunk, pending);
+      default:
+        throw new Violation(`unexpected chunk type ${type}`);
+    }
+  }
+
+  #addPart(pending: Pending, start: number, length: number): void {
+    const { type, parts } = pending;
+    if (type !== COMMAND.READ) {
+      throw new Violation("data that nobody asked for");
+    }
+    const isWithin = start >= 0 && start + length <= pending.length;
+    if (!isWithin || length === 0 || parts.length === MAX_PARTS) {
+      throw new Violation("data outside of what was asked for");
+    }
+    parts.push([start, start + length]);
+  }
+
+  async #takeError({ type, length }: Chunk, pending: Pending): Promise<void> {
+    const { reader } = this.#agreement;
+    if (length > MAX_CHUNK) throw new Violation("length of an error's chunk");
+    let number = 5;
+    let text = "";
+    if (type === CHUNK.ERROR || type === CHUNK.ERROR_OFFSET) {
+      if (length < 6) throw new Violation("length of an error's chunk");
+      const at = await reader.next(6);
+      number = reader.fields.u32(at);
+      const textLength = reader.fields.u16(at + 4);
+      const rest = type === CHUNK.ERROR_OFFSET ? 8 : 0;
+      if (number === 0 || 6 + textLength + rest !== length) {
+        throw new Violation("text of an error");
+      }
+      text = decodeText(await reader.bytes(textLength));
+      await reader.skip(rest);
+    } else await reader.skip(length);
+    pending.error ??= errorOfWire(number, text);
+  }
+
+  /** Of the runs only the first counts: more were not asked for. */
+  async #takeStatus({ type, length }: Chunk, pending: Pending): Promise<void> {
+    const { reader, extended, contextId } = this.#agreement;
+    const [fixed, size] = type === CHUNK.BLOCK_STATUS_EXT ? [8, 16] : [4, 8];
+    const isFit = length >= fixed + size && (length - fixed) % size === 0 &&
+      length <= MAX_CHUNK && (type === CHUNK.BLOCK_STATUS_EXT) === extended;
+    if (!isFit || pending.type !== COMMAND.BLOCK_STATUS || pending.run) {
+      throw new Violation("invalid block status");
+    }
+    const at = await reader.next(fixed + size);
+    const { fields } = reader;
+    const first = at + fixed;
+    if (fields.u32(at) !== contextId) {
+      throw new Violation("block status of another context");
+    }
+    pending.run = extended
+      ? { length: fields.u64(first), flags: fields.u32(first + 12) }
+      : { length: fields.u32(first), flags: fields.u32(first + 4) };
+    await reader.skip(length - fixed - size);
+    if (pending.run.length === 0) throw new Violation("empty block status");
+  }
+
+  #finish(cookie: number, pending: Pending): void {
+    this.#pending.delete(cookie);
+    const error = pending.error ?? this.#missing(pending);
+    if (error) pending.reject(error);
+    else pending.resolve();
+  }
+
+  /** What a reply that claims success has left out. */
+  #missing({ type, length, parts, run }: Pending): BlockError | undefined {
+    if (type === COMMAND.BLOCK_STATUS) {
+      return run ? undefined : new BlockError("EIO");
+    }
+    if (type !== COMMAND.READ) return undefined;
+    if (parts.length > 1) parts.sort(([a], [b]) => a - b);
+    let end = 0;
+    for (const [start, stop] of parts) {
+      if (start !== end) return new BlockError("EIO");
+      end = stop;
+    }
+    return end === length ? undefined : new BlockError("EIO");
+  }
+}
+
+interface Chunk {
+  readonly flags: number;
+  readonly type: number;
+  readonly cookie: number;
+  /** Bytes of its payload. */
+  readonly length: number;
+}
+
+/** Our mark on a request, which the reply bears in its second half. */
+function cookieOf(fields: Fields, at: number): number {
+  // In the first half there is nothing: a reply that has it is none to us.
+  return fields.u32(at + 8) === 0 ? fields.u32(at + 12) : -1;
+}

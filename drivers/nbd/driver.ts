@@ -1,0 +1,385 @@
+/**
+ * The protocol `nbd`: a disk that a server on the network offers.
+ *
+ * @module
+ */
+import {
+  fillVector,
+  type IoVector,
+  sliceVector,
+  vectorLength,
+} from "../../core/bytes.ts";
+import type { BlockDriver, OpenContext } from "../../core/driver.ts";
+import {
+  asBlockError,
+  BlockError,
+  type ErrorCode,
+  invalid,
+  strerror,
+} from "../../core/errors.ts";
+import type {
+  BlockNode,
+  Extent,
+  RequestLimits,
+  TruncateOptions,
+  WriteFlags,
+  ZeroFlags,
+} from "../../core/node.ts";
+import { type OptionValues, parseOptions } from "../../core/options.ts";
+import { localSockets } from "../../core/platform/mod.ts";
+import {
+  addressText,
+  type ByteStream,
+  type SocketAddress,
+} from "../../core/platform/sockets.ts";
+import {
+  findTlsCredentials,
+  TlsCredentials,
+} from "../../core/tls_credentials.ts";
+import { type Place, takePlace } from "./address.ts";
+import { endStream, webStream } from "./bytes.ts";
+import { NbdClient } from "./client.ts";
+import { ClientHandshake, type ClientTls } from "./client_handshake.ts";
+import { Link } from "./link.ts";
+import { nbdName, parseNbdFilename } from "./names.ts";
+import { NBD_FACTS, OPEN_OPTIONS } from "./options.ts";
+import {
+  BASE_ALLOCATION,
+  COMMAND,
+  COMMAND_FLAG,
+  encodeText,
+  FLAG,
+  MAX_PAYLOAD,
+  MAX_STRING,
+  STATE,
+} from "./wire.ts";
+
+/**
+ * A disk that a server offers. Where it is, is said by a file name, by the
+ * options of QEMU's driver (`server`, `export` …), or by a function `connect`
+ * that answers a connection: where a runtime has no sockets, or others.
+ */
+export const nbdDriver: BlockDriver = {
+  ...NBD_FACTS,
+  async open(options, context) {
+    const [place, wishes] = parse(options);
+    const link = await connect(place, wishes);
+    try {
+      return new NbdNode(link, place, wishes, context);
+    } catch (error) {
+      await link.close();
+      throw error;
+    }
+  },
+  create: useExisting,
+};
+
+/** Options that do not say where the export is. */
+interface Wishes {
+  /** The context that takes the place of `base:allocation`. */
+  readonly dirtyBitmap?: string;
+  /** Seconds. */
+  readonly reconnectDelay: number;
+  /** Seconds. */
+  readonly openTimeout: number;
+  readonly connections: number;
+  /** Absent if the connection is not to be encrypted. */
+  readonly tls?: ClientTls;
+}
+
+function parse(given: OptionValues): [Place, Wishes] {
+  const { filename, ...options } = given;
+  if (typeof filename === "string") {
+    const named = parseNbdFilename(filename);
+    for (const name of Object.keys(named)) {
+      if (options[name] === undefined) continue;
+      throw invalid(`Option '${name}' cannot be used with a file name`);
+    }
+    Object.assign(options, named);
+  }
+  const [place, others] = takePlace(options);
+  const { "tls-creds": credentials, tls, ...plain } = others;
+  const parsed = parseOptions(OPEN_OPTIONS, plain);
+  if (encodeText(place.exportName ?? "").length > MAX_STRING) {
+    throw invalid("export name too long to send to server");
+  }
+  return [place, {
+    dirtyBitmap: parsed["x-dirty-bitmap"] as string | undefined,
+    reconnectDelay: parsed["reconnect-delay"] as number ?? 0,
+    openTimeout: parsed["open-timeout"] as number ?? 0,
+    connections: Math.max(1, parsed["multi-conn"] as number ?? 1),
+    tls: tlsOf(
+      place,
+      credentials ?? (tls ? SYSTEM_CREDENTIALS : undefined),
+      parsed["tls-hostname"] as string | undefined,
+    ),
+  }];
+}
+
+/** Those of `nbds://`: whom the system trusts, we trust. */
+const SYSTEM_CREDENTIALS = new TlsCredentials({ endpoint: "client" });
+
+function tlsOf(
+  { server }: Place,
+  credentials: unknown,
+  hostname?: string,
+): ClientTls | undefined {
+  if (credentials === undefined) return undefined;
+  const found = findTlsCredentials(credentials, "client");
+  const host = hostname ?? ("host" in server ? server.host : undefined);
+  if (host === undefined) {
+    throw invalid(
+      "The server has no name that its certificate could be for: give it in " +
+        "'tls-hostname'",
+    );
+  }
+  return { connect: (stream) => found.connect(stream, host) };
+}
+
+function connect(place: Place, wishes: Wishes): Promise<Link> {
+  const { server, exportName = "" } = place;
+  const context = wishes.dirtyBitmap ?? BASE_ALLOCATION;
+  return Link.open({
+    openTimeout: wishes.openTimeout * 1000,
+    reconnectDelay: wishes.reconnectDelay * 1000,
+    connections: wishes.connections,
+    async connect(signal) {
+      const stream = await connected(server, signal);
+      const { tls } = wishes;
+      const handshake = new ClientHandshake(stream, {
+        exportName,
+        context,
+        tls,
+      });
+      try {
+        return new NbdClient(await handshake.enter());
+      } catch (error) {
+        await handshake.abandon();
+        throw error;
+      }
+    },
+  });
+}
+
+/** A connection, which is ended when `signal` says so. */
+async function connected(
+  server: Place["server"],
+  signal: AbortSignal,
+): Promise<ByteStream> {
+  const stream = await Promise.race([
+    newStream(server, signal),
+    new Promise<never>((_, reject) => {
+      signal.addEventListener(
+        "abort",
+        () => reject(new BlockError("ETIMEDOUT")),
+      );
+    }),
+  ]);
+  signal.addEventListener("abort", () => endStream(stream));
+  return stream;
+}
+
+async function newStream(
+  server: Place["server"],
+  signal: AbortSignal,
+): Promise<ByteStream> {
+  const stream = typeof server === "function"
+    ? await server()
+    : await connectTo(server);
+  const bytes = "readable" in stream ? webStream(stream) : stream;
+  // It came too late.
+  if (signal.aborted) endStream(bytes);
+  return bytes;
+}
+
+async function connectTo(server: SocketAddress): Promise<ByteStream> {
+  try {
+    return await localSockets().connect(server);
+  } catch (thrown) {
+    const error = asBlockError(thrown);
+    if (error.message !== strerror(error.code)) throw error;
+    throw error.prefixed(`Failed to connect to '${addressText(server)}': `);
+  }
+}
+
+/** There is nothing to make: the export is there, and must be large enough. */
+async function useExisting(
+  { size = 0, preallocation: _, ...options }: OptionValues,
+): Promise<void> {
+  const [place, wishes] = parse(options);
+  let link: Link;
+  try {
+    link = await connect(place, wishes);
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
+    throw error.prefixed(
+      "Protocol driver 'nbd' does not support image creation, and opening " +
+        "the image failed: ",
+    );
+  }
+  try {
+    const { info } = link.first;
+    if (Number(size) > info.size) throw cannotGrow();
+  } finally {
+    await link.close();
+  }
+}
+
+function notOpened(code: ErrorCode): BlockError {
+  return new BlockError(code, `Could not open image: ${strerror(code)}`);
+}
+
+function cannotGrow(): BlockError {
+  return new BlockError("ENOTSUP", "Cannot grow NBD nodes");
+}
+
+/** Most bytes of a request with a length of 32 bits that holds no data. */
+const MAX_RANGE = 2 ** 31;
+
+/** An opened export. */
+class NbdNode implements BlockNode {
+  readonly driver = NBD_FACTS;
+  readonly filename: string;
+  readonly size: number;
+  readonly readOnly: boolean;
+  readonly children = {};
+  readonly limits: RequestLimits;
+  readonly writev?: BlockNode["writev"];
+  readonly writeZeroes?: BlockNode["writeZeroes"];
+  readonly discard?: BlockNode["discard"];
+  readonly flush?: BlockNode["flush"];
+  readonly #link: Link;
+  readonly #flags: number;
+  readonly #dirtyBitmap: boolean;
+
+  constructor(
+    link: Link,
+    place: Place,
+    { dirtyBitmap }: Wishes,
+    { readOnly }: OpenContext,
+  ) {
+    const { info, extended, hasContext } = link.first;
+    const { size, flags, blockSizes } = info;
+    this.#link = link;
+    this.#flags = flags;
+    this.#dirtyBitmap = dirtyBitmap !== undefined;
+    this.filename = typeof place.server === "function"
+      ? `nbd:${place.exportName ?? ""}`
+      : nbdName(place.server, place.exportName);
+    this.size = size;
+    this.readOnly = readOnly;
+    if (dirtyBitmap !== undefined && !hasContext) throw notOpened("EINVAL");
+    const can = (flag: number) => (flags & flag) !== 0;
+    if (!readOnly && can(FLAG.READ_ONLY)) {
+      throw notOpened("EACCES");
+    }
+    // Where nothing is known, whole sectors are sure to be fine.
+    const minimum = blockSizes?.minimum ??
+      (hasContext || size % 512 !== 0 ? 1 : 512);
+    const range = extended ? undefined : MAX_RANGE;
+    this.limits = {
+      requestAlignment: minimum,
+      maxTransfer: Math.min(MAX_PAYLOAD, blockSizes?.maximum ?? MAX_PAYLOAD),
+      ...(range && { maxWriteZeroes: range, maxDiscard: range }),
+    };
+    if (!readOnly) {
+      this.writev = this.#write;
+      if (can(FLAG.SEND_WRITE_ZEROES)) this.writeZeroes = this.#writeZeroes;
+      if (can(FLAG.SEND_TRIM)) this.discard = this.#discard;
+    }
+    if (can(FLAG.SEND_FLUSH)) this.flush = () => link.flush();
+  }
+
+  async readv(offset: number, iov: IoVector): Promise<void> {
+    const length = vectorLength(iov);
+    const inside = Math.max(0, Math.min(length, this.size - offset));
+    if (inside > 0) {
+      const part = sliceVector(iov, 0, inside);
+      await this.#link.ask((client) => client.read(offset, part));
+    }
+    if (inside < length) fillVector(iov, inside, length - inside);
+  }
+
+  readonly #write = async (
+    offset: number,
+    iov: IoVector,
+    flags?: WriteFlags,
+  ): Promise<void> => {
+    this.#checkEnd(offset, vectorLength(iov));
+    const isForced = flags?.fua === true;
+    const byServer = isForced && (this.#flags & FLAG.SEND_FUA) !== 0;
+    await this.#link.write(offset, iov, byServer);
+    if (isForced && !byServer) await this.flush?.();
+  };
+
+  readonly #writeZeroes = async (
+    offset: number,
+    length: number,
+    flags?: ZeroFlags,
+  ): Promise<void> => {
+    this.#checkEnd(offset, length);
+    const isForced = flags?.fua === true;
+    const byServer = isForced && (this.#flags & FLAG.SEND_FUA) !== 0;
+    let wire = 0;
+    if (byServer) wire |= COMMAND_FLAG.FUA;
+    if (!flags?.unmap) wire |= COMMAND_FLAG.NO_HOLE;
+    if (flags?.noFallback) {
+      if (!(this.#flags & FLAG.SEND_FAST_ZERO)) throw new BlockError("ENOTSUP");
+      wire |= COMMAND_FLAG.FAST_ZERO;
+    }
+    await this.#link.change(COMMAND.WRITE_ZEROES, offset, length, wire);
+    if (isForced && !byServer) await this.flush?.();
+  };
+
+  readonly #discard = async (offset: number, length: number): Promise<void> => {
+    const inside = Math.min(length, this.size - offset);
+    if (inside <= 0) return;
+    await this.#link.change(COMMAND.TRIM, offset, inside, 0);
+  };
+
+  #checkEnd(offset: number, length: number): void {
+    if (offset + length > this.size) throw new BlockError("ENOSPC");
+  }
+
+  async status(offset: number, length: number): Promise<Extent> {
+    const place = { hostOffset: offset, file: this };
+    const inside = Math.min(length, this.size - offset, MAX_RANGE);
+    if (inside <= 0) return { length, allocated: true, zero: true, ...place };
+    const { hasContext } = this.#link.first;
+    if (!hasContext) {
+      return { length: inside, allocated: true, zero: false, ...place };
+    }
+    const run = await this.#link.ask((client) => client.status(offset, inside));
+    const isHole = (run.flags & STATE.HOLE) !== 0;
+    const zero = (run.flags & STATE.ZERO) !== 0;
+    return {
+      length: run.length,
+      // What is dirty is shown as if nothing were there.
+      allocated: zero || !isHole || !this.#dirtyBitmap,
+      zero,
+      ...(zero && !isHole && { recurse: true }),
+      ...place,
+    };
+  }
+
+  /** Nothing is told of the space that it takes. */
+  info(): Promise<Record<string, never>> {
+    return Promise.resolve({});
+  }
+
+  // deno-lint-ignore require-await -- the interface is asynchronous
+  async truncate(size: number, options?: TruncateOptions): Promise<void> {
+    if (options?.exact && size !== this.size) {
+      throw new BlockError("ENOTSUP", "Cannot resize NBD nodes");
+    }
+    if (size > this.size) throw cannotGrow();
+  }
+
+  async close(): Promise<void> {
+    try {
+      if (!this.readOnly) await this.flush?.();
+    } finally {
+      await this.#link.close();
+    }
+  }
+}

@@ -1,0 +1,216 @@
+/**
+ * What a server offers: one disk, by a name, and what is known of its ranges.
+ *
+ * @module
+ */
+import { chainStatus, isStored } from "../../core/extents.ts";
+import type { BlockNode } from "../../core/node.ts";
+import { giveWay } from "../../core/runtime.ts";
+import {
+  ALLOCATION_DEPTH,
+  BASE_ALLOCATION,
+  type BlockSizes,
+  DIRTY_BITMAP,
+  FLAG,
+  STATE,
+} from "./wire.ts";
+
+/** A bitmap that clients may ask for, as `qemu:dirty-bitmap:NAME`. */
+export interface NbdBitmap {
+  /** Its name. */
+  readonly name: string;
+  /** What it has recorded of a range, in order; neighbours are one extent. */
+  dirty(offset: number, length: number): AsyncIterable<DirtyRange>;
+}
+
+/** A range of a disk that a bitmap has marked, in bytes. */
+export interface DirtyRange {
+  /** Its first byte. */
+  readonly offset: number;
+  /** How many there are. */
+  readonly length: number;
+}
+
+/** A run of a context: so many bytes have these flags. */
+export interface Run {
+  readonly length: number;
+  readonly flags: number;
+}
+
+/** Something that clients can ask of ranges. */
+export interface MetaContext {
+  readonly name: string;
+  /** The first run of a range. */
+  run(offset: number, length: number): Run | Promise<Run>;
+  /** What is said of a block that holds two runs. */
+  join(first: number, second: number): number;
+}
+
+/** A disk and what a server says of it. */
+export interface Export {
+  readonly name: string;
+  readonly description: string;
+  readonly node: BlockNode;
+  /** Bytes. */
+  readonly size: number;
+  readonly writable: boolean;
+  /** Whether several clients may use it at once. */
+  readonly shared: boolean;
+  readonly blockSizes: BlockSizes;
+  /** The index of each is its number on the wire. */
+  readonly contexts: readonly MetaContext[];
+}
+
+/** The contexts that a disk has. */
+export function contextsOf(
+  node: BlockNode,
+  { allocationDepth = false, bitmaps = [] }: {
+    readonly allocationDepth?: boolean;
+    readonly bitmaps?: readonly NbdBitmap[];
+  },
+): MetaContext[] {
+  return [
+    {
+      name: BASE_ALLOCATION,
+      run: (...range) => allocationRun(node, ...range),
+      // Where there are data, there is neither a hole nor zeroes.
+      join: (first, second) => first & second,
+    },
+    ...(allocationDepth
+      ? [{
+        name: ALLOCATION_DEPTH,
+        run: (offset: number, length: number) => depthRun(node, offset, length),
+        join: Math.max,
+      }]
+      : []),
+    ...bitmaps.map((bitmap): MetaContext => ({
+      name: DIRTY_BITMAP + bitmap.name,
+      run: (offset, length) => bitmapRun(bitmap, offset, length),
+      join: (first, second) => first | second,
+    })),
+  ];
+}
+
+async function allocationRun(
+  node: BlockNode,
+  offset: number,
+  length: number,
+): Promise<Run> {
+  const extent = await chainStatus(node, offset, length);
+  const flags = (isStored(extent) ? 0 : STATE.HOLE) |
+    (extent.zero ? STATE.ZERO : 0);
+  return { length: extent.length, flags };
+}
+
+async function depthRun(
+  node: BlockNode,
+  offset: number,
+  length: number,
+): Promise<Run> {
+  const extent = await chainStatus(node, offset, length);
+  return {
+    length: extent.length,
+    flags: extent.allocated ? extent.depth + 1 : 0,
+  };
+}
+
+async function bitmapRun(
+  bitmap: NbdBitmap,
+  offset: number,
+  length: number,
+): Promise<Run> {
+  const end = offset + length;
+  for await (const dirty of bitmap.dirty(offset, length)) {
+    if (dirty.offset > offset) {
+      return { length: Math.min(dirty.offset, end) - offset, flags: 0 };
+    }
+    return {
+      length: Math.min(dirty.offset + dirty.length, end) - offset,
+      flags: 1,
+    };
+  }
+  return { length, flags: 0 };
+}
+
+/** Runs looked up before others get their turn. */
+const BURST = 256;
+
+/**
+ * The runs of a range, alike neighbours joined: at most `most`, which may then
+ * end before the range does. They are made of whole blocks of `unit` bytes,
+ * which clients may have been told not to look into.
+ */
+export async function runsOf(
+  context: MetaContext,
+  offset: number,
+  length: number,
+  most: number,
+  unit = 1,
+): Promise<Run[]> {
+  const runs: { length: number; flags: number }[] = [];
+  const end = offset + length;
+  for (let count = 1; offset < end; count++) {
+    const run = await wholeRun(context, offset, end, unit);
+    const last = runs.at(-1);
+    if (last?.flags === run.flags) last.length += run.length;
+    else if (runs.length === most) break;
+    else runs.push({ ...run });
+    offset += run.length;
+    // Lookups in memory take turns with nobody.
+    if (count % BURST === 0) await giveWay();
+  }
+  return runs;
+}
+
+/** The first run of a range, in whole blocks. */
+async function wholeRun(
+  context: MetaContext,
+  offset: number,
+  end: number,
+  unit: number,
+): Promise<Run> {
+  const first = await context.run(offset, end - offset);
+  const whole = first.length - first.length % unit;
+  if (whole === first.length || offset + first.length === end) return first;
+  if (whole > 0) return { length: whole, flags: first.flags };
+  const stop = Math.min(end, offset + unit);
+  let { length, flags } = first;
+  while (offset + length < stop) {
+    const next = await context.run(offset + length, stop - offset - length);
+    flags = context.join(flags, next.flags);
+    length += next.length;
+  }
+  return { length, flags };
+}
+
+/** The contexts that a query selects; of `list`, part of a name selects all. */
+export function selectContexts(
+  contexts: readonly MetaContext[],
+  query: string,
+  list: boolean,
+): number[] {
+  const isKind = list && [BASE, QEMU, DIRTY_BITMAP].includes(query);
+  return [...contexts.keys()].filter((id) =>
+    query === contexts[id].name || isKind && contexts[id].name.startsWith(query)
+  );
+}
+
+/** The namespaces of contexts: to list one, it is asked for as it is. */
+const BASE = "base:";
+const QEMU = "qemu:";
+
+/** The transmission flags of an export, by what was negotiated. */
+export function exportFlags(
+  { writable, shared }: Export,
+  { structured, extended }: { structured: boolean; extended: boolean },
+): number {
+  let flags = FLAG.HAS_FLAGS | FLAG.SEND_FLUSH | FLAG.SEND_FUA |
+    FLAG.SEND_CACHE;
+  flags |= writable
+    ? FLAG.SEND_TRIM | FLAG.SEND_WRITE_ZEROES | FLAG.SEND_FAST_ZERO
+    : FLAG.READ_ONLY;
+  if (shared) flags |= FLAG.CAN_MULTI_CONN;
+  if (structured) flags |= FLAG.SEND_DF;
+  if (extended) flags |= FLAG.BLOCK_STATUS_PAYLOAD;
+  return flags;
+}

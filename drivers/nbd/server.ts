@@ -1,0 +1,315 @@
+/**
+ * A server: offers an image to clients, over any streams of bytes.
+ *
+ * @module
+ */
+import "../../core/disposal.ts";
+import { AMOUNT, checkOptions } from "../../core/checks.ts";
+import { BlockError, invalid } from "../../core/errors.ts";
+import type { Image } from "../../core/image.ts";
+import type {
+  ByteStream,
+  Listener,
+  SocketAddress,
+} from "../../core/platform/sockets.ts";
+import { localSockets } from "../../core/platform/mod.ts";
+import {
+  findTlsCredentials,
+  type TlsCredentials,
+} from "../../core/tls_credentials.ts";
+import { valueText } from "../../core/values.ts";
+import { Budget } from "./budget.ts";
+import { Buffers } from "./buffers.ts";
+import { ConnectionLost, webStream, type WebStreams } from "./bytes.ts";
+import { contextsOf, type Export, type NbdBitmap } from "./export.ts";
+import { Connection } from "./server_connection.ts";
+import { ServerHandshake } from "./server_handshake.ts";
+import { encodeText, MAX_PAYLOAD, MAX_STRING } from "./wire.ts";
+
+/** How an image is offered. */
+export interface NbdServerOptions {
+  /** The name that clients ask for. Default: empty, which all find. */
+  name?: string;
+  /** What it is, for people who list what a server has. Default: nothing. */
+  description?: string;
+  /** Whether clients may write. Default: false. */
+  writable?: boolean;
+  /**
+   * How many clients may be connected at once; others wait. 0 stands for any
+   * number. Default: 0.
+   */
+  maxClients?: number;
+  /** Seconds that a client may take to choose the export. Default: 10; 0: any. */
+  handshakeLimit?: number;
+  /** Bytes that all requests under way may take. Default: 256 MiB. */
+  maxMemory?: number;
+  /** Whether to tell which backing file a range comes from. Default: false. */
+  allocationDepth?: boolean;
+  /** Bitmaps that clients may look at. Default: none. */
+  bitmaps?: readonly NbdBitmap[];
+  /** Bytes that requests must be multiples of, for clients who ask. Default: 1. */
+  blockSize?: number;
+  /** How connections are encrypted. Default: not at all. */
+  tls?: TlsCredentials;
+  /** Whether they must be, if they can. Default: true. */
+  requireTls?: boolean;
+  /** Learns of each client that has chosen the export. */
+  onConnect?(): void;
+  /**
+   * Learns of each client that leaves; `why` is a sentence if it did so in
+   * disorder. `entered`: it had chosen the export.
+   */
+  onDisconnect?(entered: boolean, why?: string): void;
+}
+
+/** Where a server takes its clients from: a socket, or one connection. */
+export type NbdTransport = SocketAddress | Listener | ByteStream | WebStreams;
+
+/** Memory that all requests may take, unless the user says otherwise. */
+const MEMORY = 256 * 1024 * 1024;
+/** Memory that the requests of one client may take: two of the largest. */
+const SHARE = 2 * MAX_PAYLOAD + 1024 * 1024;
+
+/**
+ * Offer an image to NBD clients, until the server is closed; a server of one
+ * connection ends with that. Closing the image is left to the caller, when the
+ * server has ended.
+ *
+ * @param image What to offer. Many clients share it.
+ * @param to A socket's address, a socket, or a connection. A browser has no
+ * sockets; any pair of streams will do there.
+ * @throws {BlockError} EACCES if the image is to be written to and cannot be,
+ * EINVAL for options that make no sense, and what the socket fails with.
+ *
+ * @example Offer an image on a free port, and read it through that
+ * ```ts
+ * import { createImage, MemoryStore, openImage, serveNbd } from "@bdrv/bdrv";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const file = { driver: "memory", store: new MemoryStore() };
+ * await createImage("qcow2", file, { size: 1 << 20 });
+ * await using image = await openImage({ driver: "qcow2", file });
+ * await image.write(512, new TextEncoder().encode("hello"));
+ *
+ * await using server = await serveNbd(image, { host: "127.0.0.1", port: 0 });
+ * await using disk = await openImage(server.uri!, { format: "raw", readOnly: true });
+ * assertEquals(new TextDecoder().decode(await disk.read(512, 5)), "hello");
+ * ```
+ */
+export async function serveNbd(
+  image: Image,
+  to: NbdTransport,
+  options: NbdServerOptions = {},
+): Promise<NbdServer> {
+  const offered = exportOf(image, options);
+  if ("path" in to || "host" in to) to = await localSockets().listen(to);
+  return new NbdServer(image, offered, to, options);
+}
+
+function exportOf(image: Image, options: NbdServerOptions): Export {
+  checkOptions("serve", options, {
+    name: "string",
+    description: "string",
+    writable: "boolean",
+    maxClients: { least: 0 },
+    handshakeLimit: AMOUNT,
+    maxMemory: { least: SHARE },
+    allocationDepth: "boolean",
+    requireTls: "boolean",
+    bitmaps: "object",
+    blockSize: { least: 1, most: 65536 },
+    onConnect: "function",
+    onDisconnect: "function",
+  });
+  const { name = "", description = "", writable = false } = options;
+  const { maxClients = 0, blockSize = 1 } = options;
+  for (const text of [name, description]) {
+    if (encodeText(text).length <= MAX_STRING) continue;
+    throw invalid(`export name '${text.slice(0, 80)}...' too long`);
+  }
+  if (writable && image.readOnly) {
+    throw new BlockError(
+      "EACCES",
+      `'${image.filename}' cannot be offered for writing: it is read-only`,
+    );
+  }
+  if (options.tls !== undefined) findTlsCredentials(options.tls, "server");
+  if (blockSize & (blockSize - 1)) {
+    throw invalid(`The block size ${blockSize} is not a power of two`);
+  }
+  const { node } = image;
+  const { requestAlignment = 1, maxTransfer = 0 } = node.limits ?? {};
+  const minimum = Math.max(blockSize, requestAlignment);
+  return {
+    name,
+    description,
+    node,
+    size: image.size,
+    writable,
+    shared: maxClients !== 1,
+    blockSizes: {
+      minimum,
+      preferred: Math.max(4096, minimum),
+      maximum: Math.min(maxTransfer || MAX_PAYLOAD, MAX_PAYLOAD),
+    },
+    contexts: contextsOf(node, options),
+  };
+}
+
+/** A running server. {@linkcode serveNbd} makes it. */
+export class NbdServer implements AsyncDisposable {
+  /** Fulfilled when it has ended: it was closed, or its only client has left. */
+  readonly ended: Promise<void>;
+  readonly #image: Image;
+  readonly #export: Export;
+  readonly #options: NbdServerOptions;
+  readonly #budget: Budget;
+  readonly #buffers = new Buffers();
+  readonly #listener?: Listener;
+  /** How each connection is ended. */
+  readonly #connections = new Map<object, () => void>();
+  #isClosing = false;
+  #left = () => {};
+
+  /** @ignore */
+  constructor(
+    image: Image,
+    offered: Export,
+    to: Exclude<NbdTransport, SocketAddress>,
+    options: NbdServerOptions,
+  ) {
+    this.#image = image;
+    this.#export = offered;
+    this.#options = options;
+    const { maxMemory = MEMORY } = options;
+    this.#budget = new Budget(maxMemory, SHARE);
+    if ("accept" in to) {
+      this.#listener = to;
+      this.ended = this.#acceptAll(to);
+    } else if ("readable" in to) {
+      this.ended = this.#serve(webStream(to));
+    } else if (typeof (to as Partial<ByteStream>)?.read === "function") {
+      this.ended = this.#serve(to);
+    } else {
+      throw invalid(`Cannot serve on ${valueText(to)}: it is no connection`);
+    }
+    // Who waits for the end learns of it; others have nothing to catch.
+    this.ended.catch(() => {});
+  }
+
+  /** How many clients are connected. */
+  get clients(): number {
+    return this.#connections.size;
+  }
+
+  /** Where clients find it; absent of a single connection. */
+  get address(): SocketAddress | undefined {
+    return this.#listener?.address;
+  }
+
+  /** The address as `nbd://` or `nbd+unix://`; absent of a single connection. */
+  get uri(): string | undefined {
+    const { address } = this;
+    if (!address) return undefined;
+    const name = encodeURIComponent(this.#export.name);
+    if ("path" in address) {
+      const path = address.path.split("/").map(encodeURIComponent).join("/");
+      return `nbd+unix:///${name}?socket=${path}`;
+    }
+    const { host, port } = address;
+    const shown = host.includes(":") ? `[${host}]` : host;
+    return `nbd://${shown}:${port}${name && `/${name}`}`;
+  }
+
+  /**
+   * Take no more clients, finish what has been begun, and end all connections.
+   */
+  async close(): Promise<void> {
+    this.#isClosing = true;
+    this.#listener?.close();
+    for (const end of this.#connections.values()) end();
+    this.#left();
+    await this.ended;
+  }
+
+  /** Closes; for `await using`. */
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  async #acceptAll(listener: Listener): Promise<void> {
+    const { maxClients = 0 } = this.#options;
+    const served = new Set<Promise<void>>();
+    try {
+      while (!this.#isClosing) {
+        // The others stay where the system keeps them.
+        if (maxClients > 0 && this.clients >= maxClients) {
+          await new Promise<void>((resolve) => this.#left = resolve);
+          continue;
+        }
+        const stream = await listener.accept().catch((error) => {
+          // Some runtimes' own listeners complain when they are closed.
+          if (!this.#isClosing) throw error;
+          return null;
+        });
+        if (!stream) break;
+        const serving = this.#serve(stream);
+        served.add(serving);
+        serving.then(() => served.delete(serving));
+      }
+    } finally {
+      await Promise.all(served);
+    }
+  }
+
+  /** Serve one client. Whatever it does, nobody else is to suffer for it. */
+  async #serve(stream: ByteStream): Promise<void> {
+    const { handshakeLimit = 10, tls, requireTls } = this.#options;
+    const handshake = new ServerHandshake(
+      stream,
+      this.#export,
+      tls,
+      requireTls,
+    );
+    const id = {};
+    this.#connections.set(id, () => handshake.close());
+    const timer = handshakeLimit > 0
+      ? setTimeout(() => handshake.close(), handshakeLimit * 1000)
+      : undefined;
+    let entered = false;
+    let why: string | undefined;
+    try {
+      const agreement = await handshake.run();
+      clearTimeout(timer);
+      if (agreement && !this.#isClosing) {
+        const connection = new Connection(
+          agreement,
+          this.#image,
+          this.#export,
+          this.#budget,
+          this.#buffers,
+        );
+        this.#connections.set(id, () => connection.close());
+        entered = true;
+        this.#options.onConnect?.();
+        await connection.run();
+      }
+    } catch (error) {
+      const isEnd = error instanceof ConnectionLost && error.isEnd;
+      if (!isEnd && !this.#isClosing) why = reasonOf(error, entered);
+    } finally {
+      clearTimeout(timer);
+      handshake.close();
+    }
+    this.#connections.delete(id);
+    this.#left();
+    this.#options.onDisconnect?.(entered, why);
+  }
+}
+
+function reasonOf(error: unknown, entered: boolean): string {
+  const { message } = error as Error;
+  return entered
+    ? `Disconnect client, due to: ${message}`
+    : `option negotiation failed: ${message}`;
+}

@@ -1,0 +1,441 @@
+/**
+ * Transmission, as the server sees it: takes the requests of one client, many
+ * at once, and answers each when it is done.
+ *
+ * @module
+ */
+import { asBlockError, BlockError, invalid } from "../../core/errors.ts";
+import { chainStatus } from "../../core/extents.ts";
+import type { Image } from "../../core/image.ts";
+import type { Budget, Spender } from "./budget.ts";
+import type { Buffers } from "./buffers.ts";
+import {
+  ConnectionLost,
+  endStream,
+  type MessageReader,
+  type MessageWriter,
+} from "./bytes.ts";
+import { type Export, type Run, runsOf } from "./export.ts";
+import { Replies, type Request } from "./server_replies.ts";
+import type { Agreement } from "./server_handshake.ts";
+import {
+  COMMAND,
+  COMMAND_FLAG,
+  commandName,
+  EXTENDED_REQUEST_MAGIC,
+  EXTENDED_REQUEST_SIZE,
+  MAX_PAYLOAD,
+  REQUEST_MAGIC,
+  REQUEST_SIZE,
+} from "./wire.ts";
+
+const { FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO, PAYLOAD_LEN } = COMMAND_FLAG;
+
+/** Flags that a command may have; FUA may go with any. */
+const FLAGS: { readonly [command: number]: number } = {
+  [COMMAND.READ]: FUA | DF,
+  [COMMAND.WRITE]: FUA,
+  [COMMAND.DISCONNECT]: FUA,
+  [COMMAND.FLUSH]: FUA,
+  [COMMAND.TRIM]: FUA,
+  [COMMAND.CACHE]: FUA,
+  [COMMAND.WRITE_ZEROES]: FUA | NO_HOLE | FAST_ZERO,
+  [COMMAND.BLOCK_STATUS]: FUA | REQ_ONE,
+};
+
+/** Requests of a client that are under way at once. */
+const MAX_IN_FLIGHT = 64;
+/** Shorter reads are not looked at for holes. */
+const WORTH_A_LOOK = 64 * 1024;
+/** Parts in which one read is answered. */
+const MAX_PARTS = 64;
+/** Runs in one answer. Clients ask for the rest. */
+const MAX_RUNS = 32 * 1024;
+/** Most bytes of a run on the wire. */
+const RUN_SIZE = 16;
+/** What each request takes of the memory beside its data. */
+const OVERHEAD = 512;
+/** Bytes read at once where nobody wants them. */
+const CACHE_STEP = 1024 * 1024;
+/** For how long a client may let others wait for the memory it has, in ms. */
+const STALL = 3000;
+
+/** Bytes that a request has, and has not handed on to what it writes. */
+interface Memory {
+  left: number;
+}
+
+/** A client that does not keep to the protocol: the connection is ended. */
+export class ProtocolError extends Error {}
+
+/** Serves one client. */
+export class Connection implements Spender {
+  /** Bytes of memory that its requests have; see `Budget`. */
+  held = 0;
+  readonly #agreement: Agreement;
+  readonly #reader: MessageReader;
+  readonly #writer: MessageWriter;
+  readonly #replies: Replies;
+  readonly #image: Image;
+  readonly #export: Export;
+  readonly #budget: Budget;
+  readonly #buffers: Buffers;
+  #inFlight = 0;
+  #lastStatus: Promise<void> = Promise.resolve();
+  #settled = () => {};
+  /** Whether data of a request are being read. */
+  #isReadingData = false;
+  #isClosing = false;
+
+  /** Serve `image`, as `offered` describes it. */
+  constructor(
+    agreement: Agreement,
+    image: Image,
+    offered: Export,
+    budget: Budget,
+    buffers: Buffers,
+  ) {
+    this.#agreement = agreement;
+    this.#reader = agreement.reader;
+    this.#writer = agreement.writer;
+    this.#replies = new Replies(agreement.writer, agreement);
+    this.#image = image;
+    this.#export = offered;
+    this.#budget = budget;
+    this.#buffers = buffers;
+  }
+
+  /** Take no more requests; those under way are finished, and answered. */
+  close(): void {
+    this.#isClosing = true;
+    this.#budget.forget(this);
+    // Who waits for the next request need not be answered any more.
+    if (this.#inFlight === 0 && !this.#writer.isBusy) {
+      endStream(this.#agreement.stream);
+    }
+  }
+
+  /** Others wait for memory: give it back if the client does not get on. */
+  onPressure(): void {
+    const stalled = (last: number) => performance.now() - last > STALL;
+    const isSlow = this.#isReadingData && stalled(this.#reader.lastProgress) ||
+      this.#writer.isBusy && stalled(this.#writer.lastProgress);
+    if (isSlow) endStream(this.#agreement.stream);
+  }
+
+  /**
+   * Serve until the client leaves, or is gone.
+   *
+   * @throws {ConnectionLost} if it breaks off.
+   * @throws {ProtocolError} if it does not keep to the protocol.
+   */
+  async run(): Promise<void> {
+    try {
+      while (!this.#isClosing && await this.#takeRequest());
+    } finally {
+      this.#isClosing = true;
+      while (this.#inFlight > 0) await this.#oneSettled();
+      await this.#writer.drained().catch(() => {});
+      endStream(this.#agreement.stream);
+    }
+  }
+
+  #oneSettled(): Promise<void> {
+    return new Promise((resolve) => this.#settled = resolve);
+  }
+
+  /** Take one request, and begin with it; answers whether others may follow. */
+  async #takeRequest(): Promise<boolean> {
+    const { extended } = this.#agreement;
+    const size = extended ? EXTENDED_REQUEST_SIZE : REQUEST_SIZE;
+    const reader = this.#reader;
+    if (!reader.has(size)) await reader.need(size);
+    const at = reader.take(size);
+    const { fields } = reader;
+    const magic = extended ? EXTENDED_REQUEST_MAGIC : REQUEST_MAGIC;
+    if (fields.u32(at) !== magic) {
+      throw new ProtocolError(
+        `invalid magic (got 0x${fields.u32(at).toString(16)})`,
+      );
+    }
+    const request: Request = {
+      flags: fields.u16(at + 4),
+      type: fields.u16(at + 6),
+      cookie: [fields.u32(at + 8), fields.u32(at + 12)],
+      offset: fields.u64(at + 16),
+      length: extended ? fields.u64(at + 24) : fields.u32(at + 24),
+    };
+    if (request.type === COMMAND.DISCONNECT) return false;
+    if (this.#inFlight >= MAX_IN_FLIGHT) await this.#oneSettled();
+    const payload = this.#payloadOf(request);
+    if (payload > MAX_PAYLOAD) {
+      this.#replies.failure(request, tooLong(payload));
+      throw new ProtocolError(tooLong(payload).message);
+    }
+    const refusal = this.#refusalOf(request);
+    if (refusal) {
+      await reader.skip(payload);
+      this.#replies.failure(request, refusal);
+      // Who asks for nonsense without end must not have answers without end.
+      if (this.#writer.isBusy) await this.#writer.drained();
+      return true;
+    }
+    await this.#begin(request, payload);
+    return true;
+  }
+
+  /** Bytes that follow the header of a request. */
+  #payloadOf({ type, flags, length }: Request): number {
+    if (this.#agreement.extended && flags & PAYLOAD_LEN) return length;
+    return type === COMMAND.WRITE ? length : 0;
+  }
+
+  /** Why a request is not even begun with. */
+  #refusalOf(request: Request): BlockError | undefined {
+    const { type, flags, offset, length } = request;
+    const { extended, contexts } = this.#agreement;
+    const { writable, size } = this.#export;
+    let valid = FLAGS[type];
+    if (valid === undefined) {
+      return invalid(`invalid request type (${type}) received`);
+    }
+    const mayHavePayload = type === COMMAND.WRITE ||
+      type === COMMAND.BLOCK_STATUS;
+    if (extended && mayHavePayload) valid |= PAYLOAD_LEN;
+    if (flags & ~valid || flags & DF && !this.#agreement.structured) {
+      return invalid(
+        `unsupported flags for command ${commandName(type)} ` +
+          `(got 0x${flags.toString(16)})`,
+      );
+    }
+    const changes = type === COMMAND.WRITE || type === COMMAND.TRIM ||
+      type === COMMAND.WRITE_ZEROES;
+    if (changes && !writable) {
+      return new BlockError("EPERM", "Export is read-only");
+    }
+    if (type === COMMAND.BLOCK_STATUS) {
+      if (contexts.length === 0) {
+        return invalid("CMD_BLOCK_STATUS not negotiated");
+      }
+      // Its length says how much follows; that is looked at later.
+      if (flags & PAYLOAD_LEN) {
+        return length === 0 ? badEffects() : undefined;
+      }
+      if (length === 0) return invalid("need non-zero length");
+    }
+    if (type === COMMAND.READ && length > MAX_PAYLOAD) return tooLong(length);
+    if (offset + length <= size) return undefined;
+    return new BlockError(
+      type === COMMAND.WRITE || type === COMMAND.WRITE_ZEROES
+        ? "ENOSPC"
+        : "EINVAL",
+      `operation past EOF; From: ${offset}, Len: ${length}, Size: ${size}`,
+    );
+  }
+
+  /** Take what a request needs, and let it run. */
+  async #begin(request: Request, payload: number): Promise<void> {
+    const reads = request.type === COMMAND.READ;
+    const bytes = OVERHEAD + (reads ? request.length : payload);
+    const granted = this.#budget.acquire(this, bytes);
+    if (granted && !await granted) throw new ConnectionLost(true);
+    let data: Uint8Array | undefined;
+    if (payload > 0) {
+      this.#isReadingData = true;
+      try {
+        data = this.#buffers.take(payload);
+        await this.#reader.readInto(data);
+      } catch (error) {
+        this.#budget.release(this, bytes);
+        throw error;
+      } finally {
+        this.#isReadingData = false;
+      }
+    }
+    this.#inFlight++;
+    this.#run(request, data, bytes);
+  }
+
+  async #run(
+    request: Request,
+    data: Uint8Array | undefined,
+    bytes: number,
+  ): Promise<void> {
+    const memory = { left: bytes };
+    try {
+      if (request.type === COMMAND.READ) await this.#read(request, memory);
+      else await this.#perform(request, data);
+    } catch (error) {
+      this.#replies.failure(request, asBlockError(error));
+    }
+    if (data) this.#buffers.give(data);
+    this.#budget.release(this, memory.left);
+    this.#inFlight--;
+    this.#settled();
+    if (this.#isClosing) this.#closeWhenIdle();
+  }
+
+  async #closeWhenIdle(): Promise<void> {
+    if (this.#inFlight > 0) return;
+    await this.#writer.drained().catch(() => {});
+    endStream(this.#agreement.stream);
+  }
+
+  async #perform(request: Request, data?: Uint8Array): Promise<void> {
+    const image = this.#image;
+    const { type, flags, offset, length } = request;
+    const fua = (flags & FUA) !== 0;
+    switch (type) {
+      case COMMAND.WRITE:
+        if (data) {
+          await image.write(offset, data, { fua, background: true });
+        } else if (fua) await image.flush();
+        break;
+      case COMMAND.WRITE_ZEROES:
+        await image.writeZeroes(offset, length, {
+          fua,
+          unmap: (flags & NO_HOLE) === 0,
+          noFallback: (flags & FAST_ZERO) !== 0,
+        });
+        break;
+      case COMMAND.TRIM:
+        await image.discard(offset, length);
+        if (fua) await image.flush();
+        break;
+      case COMMAND.FLUSH:
+        await image.flush();
+        break;
+      case COMMAND.CACHE:
+        await this.#cache(offset, length);
+        break;
+      case COMMAND.BLOCK_STATUS:
+        return await this.#status(request, data);
+    }
+    this.#replies.success(request);
+  }
+
+  /** Read a range for what reading does, such as copying it nearer. */
+  async #cache(offset: number, length: number): Promise<void> {
+    const scratch = new Uint8Array(Math.min(length, CACHE_STEP));
+    for (let done = 0; done < length; done += scratch.length) {
+      const take = Math.min(scratch.length, length - done);
+      await this.#image.read(offset + done, scratch.subarray(0, take));
+    }
+  }
+
+  async #read(request: Request, memory: Memory): Promise<void> {
+    const { flags, offset, length } = request;
+    const { structured } = this.#agreement;
+    if (length === 0 && structured) return this.#replies.nothing(request);
+    if (!structured || flags & DF || length < WORTH_A_LOOK) {
+      return await this.#readPart(request, memory, offset, length, true);
+    }
+    const end = offset + length;
+    for (let at = offset, parts = 1; at < end; parts++) {
+      const { length: part, zero } = parts < MAX_PARTS
+        ? await this.#extentOf(at, end)
+        : { length: end - at, zero: false };
+      const isLast = at + part === end;
+      if (zero) this.#replies.hole(request, at, part, isLast);
+      else await this.#readPart(request, memory, at, part, isLast);
+      at += part;
+    }
+  }
+
+  /** What a range begins with, in whole blocks. */
+  async #extentOf(
+    at: number,
+    end: number,
+  ): Promise<{ length: number; zero: boolean }> {
+    const { node, blockSizes: { minimum } } = this.#export;
+    const { length, zero } = await chainStatus(node, at, end - at);
+    const rest = length % minimum;
+    if (rest === 0 || at + length === end) return { length, zero };
+    if (length > rest) return { length: length - rest, zero };
+    return { length: Math.min(minimum, end - at), zero: false };
+  }
+
+  async #readPart(
+    request: Request,
+    memory: Memory,
+    offset: number,
+    length: number,
+    isLast: boolean,
+  ): Promise<void> {
+    const header = this.#replies.dataHeader;
+    const buffer = this.#buffers.take(header + length);
+    if (length > 0) await this.#image.read(offset, buffer.subarray(header));
+    // The memory is free again when the client has taken what is in it.
+    memory.left -= length;
+    const written = () => {
+      this.#buffers.give(buffer);
+      this.#budget.release(this, length);
+    };
+    this.#replies.data(request, offset, buffer, isLast, written);
+  }
+
+  /** Only one at a time: there may be many runs, of many contexts. */
+  #status(request: Request, effects?: Uint8Array): Promise<void> {
+    const answered = this.#lastStatus.then(() =>
+      this.#answerStatus(request, effects)
+    );
+    this.#lastStatus = answered.catch(() => {});
+    return answered;
+  }
+
+  async #answerStatus(request: Request, effects?: Uint8Array): Promise<void> {
+    const { flags, offset } = request;
+    const [length, ids] = effects
+      ? this.#effectsOf(offset, effects)
+      : [request.length, this.#agreement.contexts];
+    const most = flags & REQ_ONE ? 1 : MAX_RUNS;
+    const { contexts, blockSizes: { minimum } } = this.#export;
+    const answers: [id: number, runs: readonly Run[]][] = [];
+    let bytes = 0;
+    for (const id of ids) {
+      const runs = await runsOf(contexts[id], offset, length, most, minimum);
+      answers.push([id, runs]);
+      bytes += runs.length * RUN_SIZE;
+    }
+    // Answers to a client that does not read them take memory, too. No one
+    // answer may count for more than a connection is ever granted.
+    bytes = Math.min(bytes, MAX_PAYLOAD);
+    const granted = this.#budget.acquire(this, bytes);
+    if (granted && !await granted) throw new ConnectionLost(true);
+    const written = () => this.#budget.release(this, bytes);
+    for (const [index, [id, runs]] of answers.entries()) {
+      const isLast = index === answers.length - 1;
+      this.#replies.status(request, id, runs, isLast ? written : undefined);
+    }
+  }
+
+  /** What the payload of a request for the status asks for. */
+  #effectsOf(
+    offset: number,
+    payload: Uint8Array,
+  ): [length: number, ids: readonly number[]] {
+    const view = new DataView(payload.buffer, payload.byteOffset);
+    const count = (payload.length - 8) / 4;
+    const { contexts } = this.#agreement;
+    if (!(count >= 1 && count <= contexts.length) || count % 1) {
+      throw badEffects();
+    }
+    const length = view.getUint32(0) * 2 ** 32 + view.getUint32(4);
+    const ids = new Set<number>();
+    for (let i = 0; i < count; i++) ids.add(view.getUint32(8 + i * 4));
+    const isKnown = [...ids].every((id) => contexts.includes(id));
+    if (ids.size !== count || !isKnown) throw badEffects();
+    if (length === 0 || offset + length > this.#export.size) throw badEffects();
+    return [length, contexts.filter((id) => ids.has(id))];
+  }
+}
+
+function badEffects(): BlockError {
+  return invalid("CMD_BLOCK_STATUS payload not valid");
+}
+
+function tooLong(length: number): BlockError {
+  return invalid(
+    `len (${length} ) is larger than max len (${MAX_PAYLOAD})`,
+  );
+}

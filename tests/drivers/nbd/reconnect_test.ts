@@ -1,0 +1,384 @@
+/**
+ * Connections that break, and servers that die, at every message: what was
+ * flushed, or written through, is there in the end, and nothing is overtaken.
+ *
+ * @module
+ */
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { Image } from "../../../core/image.ts";
+import { openNode } from "../../../core/open.ts";
+import type { ByteStream } from "../../../core/platform/sockets.ts";
+import {
+  BlockError,
+  type BlockNode,
+  MemoryStore,
+  serveNbd,
+} from "../../../mod.ts";
+import { filterNode } from "../../../core/filter.ts";
+import { getDriver } from "../../../core/registry.ts";
+import { streamPair } from "./streams.ts";
+
+const UNIT = 4096;
+const SIZE = 64 * UNIT;
+
+/** A disk that forgets what was not flushed when its server dies. */
+class VolatileDisk {
+  readonly #durable = new Uint8Array(SIZE);
+  readonly #cached = new Uint8Array(SIZE);
+
+  async image(): Promise<Image> {
+    const store = new MemoryStore(SIZE);
+    const below = await openNode({
+      driver: "raw",
+      file: { driver: "memory", store },
+    });
+    const flush = () => {
+      this.#durable.set(this.#cached);
+      return Promise.resolve();
+    };
+    const node: BlockNode = filterNode(getDriver("throttle"), below, {
+      readv: (offset, iov) => {
+        for (const part of iov) {
+          part.set(this.#cached.subarray(offset, offset + part.length));
+          offset += part.length;
+        }
+        return Promise.resolve();
+      },
+      writev: async (offset, iov, flags) => {
+        const start = offset;
+        for (const part of iov) {
+          this.#cached.set(part, offset);
+          offset += part.length;
+        }
+        if (flags?.fua) {
+          this.#durable.set(this.#cached.subarray(start, offset), start);
+        }
+        await undefined;
+      },
+      writeZeroes: (offset, length) => {
+        this.#cached.fill(0, offset, offset + length);
+        return Promise.resolve();
+      },
+      status: (_offset, length) =>
+        Promise.resolve({ length, allocated: true, zero: false }),
+    });
+    return new Image({ ...node, flush, size: SIZE } as BlockNode);
+  }
+
+  /** The power fails: what nobody has flushed is gone. */
+  lose(): void {
+    this.#cached.set(this.#durable);
+  }
+
+  get durable(): Uint8Array {
+    return this.#durable;
+  }
+}
+
+/** A server that breaks off after some bytes, the first time, and comes back. */
+async function brittle(
+  disk: VolatileDisk,
+  cuts: { cutThere?: number; cutBack?: number },
+): Promise<() => Promise<ByteStream>> {
+  const image = await disk.image();
+  let dead: Promise<void> | undefined;
+  return async () => {
+    await dead;
+    const [ours, theirs] = streamPair(dead ? {} : cuts);
+    const server = await serveNbd(image, theirs, { writable: true });
+    dead ??= server.ended.then(() => disk.lose());
+    return ours;
+  };
+}
+
+/** The first byte of each unit: all of one are the same. */
+function units(bytes: Uint8Array): number[] {
+  return Array.from({ length: 6 }, (_, i) => bytes[i * UNIT]);
+}
+
+/** What goes over the wire until everything below is done. */
+async function bytesOfAll(): Promise<[there: number, back: number]> {
+  const disk = new VolatileDisk();
+  const image = await disk.image();
+  let there = 0;
+  let back = 0;
+  const connect = async () => {
+    const [ours, theirs] = streamPair();
+    await serveNbd(image, theirs, { writable: true });
+    return {
+      async read(into: Uint8Array) {
+        const count = await ours.read(into);
+        back += count ?? 0;
+        return count;
+      },
+      write(bytes: Uint8Array) {
+        there += bytes.length;
+        return ours.write(bytes);
+      },
+      close: () => ours.close(),
+    };
+  };
+  const node = await openNode({ driver: "nbd", connect });
+  await work(node, new Uint8Array(SIZE));
+  await node.close();
+  return [there, back];
+}
+
+/** Writes of all kinds; `model` becomes what the disk must hold then. */
+async function work(node: BlockNode, model: Uint8Array): Promise<void> {
+  const write = async (unit: number, value: number, fua = false) => {
+    const bytes = new Uint8Array(UNIT).fill(value);
+    await node.writev!(unit * UNIT, [bytes], { fua });
+    model.set(bytes, unit * UNIT);
+  };
+  await write(0, 1);
+  await write(1, 2, true);
+  await write(1, 3);
+  await Promise.all([write(2, 4), write(3, 5), write(4, 6, true)]);
+  await node.flush!();
+  await write(0, 7);
+  // What is durable must not be overwritten by what came before.
+  await write(0, 8, true);
+  await node.writeZeroes!(3 * UNIT, UNIT);
+  model.fill(0, 3 * UNIT, 4 * UNIT);
+  await write(2, 9);
+  const back = new Uint8Array(UNIT);
+  await node.readv(2 * UNIT, [back]);
+  assertEquals(back[0], 9);
+  await node.flush!();
+}
+
+Deno.test("with a delay, all goes on as if no connection had ever broken", async () => {
+  const [there, back] = await bytesOfAll();
+  const cuts: { cutThere?: number; cutBack?: number }[] = [];
+  for (let at = 150; at < there; at += 397) cuts.push({ cutThere: at });
+  for (let at = 150; at < back; at += 11) cuts.push({ cutBack: at });
+  await Promise.all(cuts.map(async (cut) => {
+    const disk = new VolatileDisk();
+    const connect = await brittle(disk, cut);
+    const node = await openNode({
+      driver: "nbd",
+      connect,
+      "reconnect-delay": 10,
+      "open-timeout": 10,
+    });
+    const model = new Uint8Array(SIZE);
+    await work(node, model);
+    assertEquals(units(disk.durable), units(model), JSON.stringify(cut));
+    await node.close();
+  }));
+});
+
+Deno.test("without one, nothing that was flushed is lost, and what may be is told", async () => {
+  const [there] = await bytesOfAll();
+  for (let at = 200; at < there; at += 1021) {
+    const disk = new VolatileDisk();
+    const connect = await brittle(disk, { cutThere: at });
+    let node: BlockNode;
+    try {
+      node = await openNode({ driver: "nbd", connect });
+    } catch {
+      continue; // It broke before it was open.
+    }
+    /** What units must hold, as far as that was promised. */
+    const promised = new Map<number, number>();
+    const pending = new Map<number, number>();
+    let failures = 0;
+    for (let i = 0; i < 24; i++) {
+      const unit = i % 6;
+      const fua = i % 5 === 0;
+      try {
+        const bytes = new Uint8Array(UNIT).fill(i + 1);
+        promised.delete(unit);
+        pending.delete(unit);
+        await node.writev!(unit * UNIT, [bytes], { fua });
+        (fua ? promised : pending).set(unit, i + 1);
+        if (i % 7 === 6) {
+          await node.flush!();
+          for (const [unit, value] of pending) promised.set(unit, value);
+          pending.clear();
+        }
+      } catch (error) {
+        assert(error instanceof BlockError);
+        failures++;
+        pending.clear();
+      }
+    }
+    disk.lose();
+    for (const [unit, value] of promised) {
+      assertEquals(disk.durable[unit * UNIT], value, `cut ${at}, unit ${unit}`);
+    }
+    assert(failures <= 2, `${failures} failures`);
+    await node.close().catch(() => {});
+  }
+});
+
+Deno.test("a flush does not vouch for what a lost server may have lost", async () => {
+  const disk = new VolatileDisk();
+  const image = await disk.image();
+  let lose = () => Promise.resolve();
+  const connect = async () => {
+    const [ours, theirs] = streamPair();
+    const server = await serveNbd(image, theirs, { writable: true });
+    lose = async () => {
+      theirs.close();
+      await server.ended;
+      disk.lose();
+    };
+    return ours;
+  };
+  const node = await openNode({ driver: "nbd", connect });
+  const bytes = new Uint8Array(UNIT).fill(1);
+  await node.writev!(0, [bytes]);
+  await lose();
+  // One may fail that was sent before anybody knew.
+  await node.readv(0, [new Uint8Array(UNIT)]).catch(() => {});
+  await node.readv(0, [new Uint8Array(UNIT)]);
+  const error = await assertRejects(() => node.flush!(), BlockError);
+  assertEquals(error.code, "EIO");
+  await node.flush!();
+  await node.writev!(0, [bytes]);
+  await node.flush!();
+  await lose();
+  await node.readv(0, [new Uint8Array(UNIT)]).catch(() => {});
+  await node.flush!();
+  assertEquals(disk.durable[0], 1);
+  await node.close();
+});
+
+Deno.test("what is written during a flush is not taken for flushed", async () => {
+  const disk = new VolatileDisk();
+  const { node: below } = await disk.image();
+  const held: (() => void)[] = [];
+  const image = new Image({
+    ...below,
+    size: SIZE,
+    async flush() {
+      await below.flush!();
+      // It is done, and the answer is late.
+      await new Promise<void>((resolve) => held.push(resolve));
+    },
+  } as BlockNode);
+  let end = () => Promise.resolve();
+  const connect = async () => {
+    const [ours, theirs] = streamPair();
+    const server = await serveNbd(image, theirs, { writable: true });
+    end = async () => {
+      theirs.close();
+      await server.ended;
+      disk.lose();
+    };
+    return ours;
+  };
+  const node = await openNode({ driver: "nbd", connect, "reconnect-delay": 9 });
+  const write = (unit: number, value: number) =>
+    node.writev!(unit * UNIT, [new Uint8Array(UNIT).fill(value)]);
+  await write(0, 1);
+  const first = node.flush!();
+  while (held.length < 1) await node.readv(0, [new Uint8Array(UNIT)]);
+  await write(1, 2);
+  const second = node.flush!();
+  while (held.length < 2) await node.readv(0, [new Uint8Array(UNIT)]);
+  await write(2, 3);
+  held[1]();
+  await second;
+  held[0]();
+  await first;
+  const ended = end();
+  const back = new Uint8Array(UNIT);
+  await ended;
+  await node.readv(2 * UNIT, [back]);
+  assertEquals(back[0], 3);
+  const closing = node.close();
+  while (held.length < 3) await new Promise((done) => setTimeout(done, 1));
+  held[2]();
+  await closing;
+  assertEquals([...disk.durable].filter((_, i) => i % UNIT === 0).slice(0, 3), [
+    1,
+    2,
+    3,
+  ]);
+});
+
+Deno.test("a server that does not come back fails what waits for it", async () => {
+  const image = await new VolatileDisk().image();
+  let end = () => {};
+  let count = 0;
+  const connect = async () => {
+    if (count++ > 0) throw new BlockError("ECONNREFUSED");
+    const [ours, theirs] = streamPair();
+    await serveNbd(image, theirs, { writable: true });
+    end = () => theirs.close();
+    return ours;
+  };
+  const node = await openNode({ driver: "nbd", connect, "reconnect-delay": 1 });
+  await node.readv(0, [new Uint8Array(UNIT)]);
+  end();
+  const start = performance.now();
+  const error = await assertRejects(
+    () => node.readv(0, [new Uint8Array(UNIT)]),
+    BlockError,
+  );
+  assertEquals(error.code, "EIO");
+  assert(performance.now() - start > 900, "it waits for the server");
+  await node.close().catch(() => {});
+});
+
+Deno.test("an export that has changed is not taken for the same", async () => {
+  const image = await new VolatileDisk().image();
+  let end = () => {};
+  let size = SIZE;
+  const connect = async () => {
+    const [ours, theirs] = streamPair();
+    const { node } = image;
+    const shown = new Image({ ...node, size } as BlockNode);
+    await serveNbd(shown, theirs, { writable: true });
+    end = () => theirs.close();
+    return ours;
+  };
+  const node = await openNode({ driver: "nbd", connect });
+  end();
+  size /= 2;
+  for (let i = 0; i < 2; i++) {
+    await assertRejects(
+      () => node.readv(0, [new Uint8Array(UNIT)]),
+      BlockError,
+    );
+  }
+  size *= 2;
+  await node.readv(0, [new Uint8Array(UNIT)]);
+  await node.close();
+});
+
+Deno.test("several connections, where server and user permit it", async () => {
+  const image = await new VolatileDisk().image();
+  let count = 0;
+  const connect = async () => {
+    count++;
+    const [ours, theirs] = streamPair();
+    await serveNbd(image, theirs, { writable: true });
+    return ours;
+  };
+  const node = await openNode({ driver: "nbd", connect, "multi-conn": 3 });
+  for (let round = 0; round < 5; round++) {
+    await Promise.all(
+      Array.from({ length: 60 }, async (_, i) => {
+        const bytes = new Uint8Array(UNIT).fill(i + round);
+        await node.writev!(i * UNIT, [bytes]);
+        const back = new Uint8Array(UNIT);
+        await node.readv(i * UNIT, [back]);
+        assertEquals(back, bytes);
+      }),
+    );
+  }
+  await node.close();
+  assertEquals(count, 3);
+});
+
+Deno.test("a server that says nothing is not waited for longer than was asked for", async () => {
+  for (const connect of [() => streamPair()[0], () => new Promise(() => {})]) {
+    const options = { driver: "nbd", connect, "open-timeout": 1 };
+    const error = await assertRejects(() => openNode(options), BlockError);
+    assertEquals(error.message, "Connection attempt cancelled by timeout");
+  }
+});
