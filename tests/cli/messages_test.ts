@@ -70,7 +70,13 @@ const FITTING: { readonly [name: string]: string } = {
   compression_type: "zlib",
   data_file: "data",
   data_file_raw: "off",
+  "encrypt.cipher-alg": "aes-128",
+  "encrypt.cipher-mode": "cbc",
   "encrypt.format": "aes",
+  "encrypt.hash-alg": "sha1",
+  "encrypt.iter-time": "0",
+  "encrypt.ivgen-alg": "plain",
+  "encrypt.ivgen-hash-alg": "sha256",
   "encrypt.key-secret": "sec",
   encryption: "on",
   extended_l2: "on",
@@ -93,10 +99,17 @@ Deno.test("-o help offers what is accepted", async (t) => {
   const overlay = ["-b", "disk.qcow2", "-F", "qcow2", "top.qcow2"];
   await runOk([...BDRV, "create", "-f", "qcow2", ...overlay], { cwd });
   const secret = ["--object", "secret,id=sec,data=abc"];
+  const luks = "encrypt.format=luks,encrypt.key-secret=sec,encrypt.iter-time=0";
   const needs: { readonly [name: string]: string } = {
     backing_file: "backing_fmt=qcow2",
     backing_fmt: "backing_file=disk.qcow2",
+    "encrypt.cipher-alg": luks,
+    "encrypt.cipher-mode": luks,
     "encrypt.format": "encrypt.key-secret=sec",
+    "encrypt.hash-alg": luks,
+    "encrypt.iter-time": luks,
+    "encrypt.ivgen-alg": luks,
+    "encrypt.ivgen-hash-alg": luks,
     "encrypt.key-secret": "encrypt.format=aes",
     encryption: "encrypt.key-secret=sec",
   };
@@ -111,6 +124,8 @@ Deno.test("-o help offers what is accepted", async (t) => {
     for (const name of names) {
       // Only of an image that has one.
       if (name === "data_file" && command.startsWith("amend")) continue;
+      // Those take an image with LUKS, and its key: see interop/luks_test.ts.
+      if (command.startsWith("amend") && name.startsWith("encrypt.")) continue;
       await t.step(`${command} -o ${name}`, async () => {
         const option = [`${name}=${FITTING[name]}`, needs[name]].filter(
           Boolean,
