@@ -63,7 +63,7 @@ function sizeRule(text: string | undefined): SizeRule {
   if (text === undefined || text === "chs" || text === "current_size") {
     return text;
   }
-  throw invalid(`Invalid size calculation mode: '${text}'`);
+  throw invalid(`Invalid size calculation mode: '${shortened(text, 80)}'`);
 }
 
 function openFixed(

@@ -297,6 +297,7 @@ inFolder("a gate of one's own is told who wants what", async (folder) => {
     filename: `${folder}/base`,
     format: "raw",
     namedBy: `${folder}/top`,
+    role: "backing",
   }]);
   await refused(
     () => firstBytes(`${folder}/top`, { gate: gate(false) }),

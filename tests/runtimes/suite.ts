@@ -101,7 +101,11 @@ test("files that cannot be opened are named, with the reason", async () => {
     assertEquals(error.code, code);
     assertEquals(error.message, `Could not open '${filename}': ${text}`);
   }
-  const error = await assertRejects(() => openImage(folder), BlockError);
+  const readOnly = { readOnly: true };
+  const error = await assertRejects(
+    () => openImage(folder, readOnly),
+    BlockError,
+  );
   assertEquals(
     error.message,
     `Could not open '${folder}': 'file' driver requires '${folder}' to be ` +
