@@ -17,6 +17,7 @@ import type {
   WriteFlags,
 } from "../../core/node.ts";
 import { type OptionValues, parseOptions } from "../../core/options.ts";
+import { shortened } from "../../core/values.ts";
 import { openParent } from "../../core/parents.ts";
 import { BlockTable } from "./block_table.ts";
 import { VPC_CREATE_OPTIONS, VPC_OPEN_OPTIONS } from "./create_options.ts";
