@@ -6,7 +6,7 @@
 import { createImage } from "../../core/create.ts";
 import { asBlockError } from "../../core/errors.ts";
 import { backingOf, skipFilters } from "../../core/extents.ts";
-import type { BitmapInfo, BlockNode } from "../../core/node.ts";
+import type { BlockNode } from "../../core/node.ts";
 import { openNode } from "../../core/open.ts";
 import type { OpenOptions } from "../../core/open_options.ts";
 import { applyFormat, toStack } from "../../core/sources.ts";
@@ -104,16 +104,6 @@ async function temporaryOverlay(
   }
 }
 
-/** What a node that keeps bitmaps offers; see `core/node.ts`. */
-interface BitmapSource {
-  list(): Promise<BitmapInfo[]>;
-  dirty(
-    name: string,
-    offset: number,
-    length: number,
-  ): ReturnType<NbdBitmap["dirty"]>;
-}
-
 /**
  * The bitmaps of these names, of the image or of those below it.
  *
@@ -136,7 +126,7 @@ async function findBitmap(
 ): Promise<NbdBitmap> {
   for (let at: BlockNode | undefined = top; at; at = backingOf(at)) {
     const node = skipFilters(at);
-    const { bitmaps } = node as { readonly bitmaps?: BitmapSource };
+    const bitmaps = node.image?.bitmaps;
     const info = (await bitmaps?.list())?.find((bitmap) =>
       bitmap.name === name
     );

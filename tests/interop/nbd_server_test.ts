@@ -159,6 +159,30 @@ qemuTest(
   ["qemu-img", "qemu-io"],
 );
 
+qemuTest("bitmaps of ours are exported as by qemu-nbd", async () => {
+  await using dir = new TempDir();
+  const image = dir.file("disk.qcow2");
+  await runOk([...BDRV, "create", "-q", "-f", "qcow2", image, "16M"]);
+  await runOk([...BDRV, "bitmap", "--add", image, "since"]);
+  await runOk([...BDRV, "qemu-io", "-c", "write 3M 100k", image]);
+  await runOk([...BDRV, "bitmap", "--disable", image, "since"]);
+  const socket = dir.file("socket");
+  const args = ["-t", "-r", "-k", socket, "-f", "qcow2", "-B", "since", image];
+  const maps: string[] = [];
+  for (const program of [["qemu-nbd"], [...BDRV, "qemu-nbd"]]) {
+    await using _ = await ServerProcess.start([...program, ...args], socket);
+    maps.push(
+      await runOk([
+        ...["qemu-img", "map", "--output=json", "--image-opts"],
+        `driver=nbd,server.type=unix,server.path=${socket},` +
+        "x-dirty-bitmap=qemu:dirty-bitmap:since",
+      ]),
+    );
+  }
+  assertEquals(maps[1], maps[0]);
+  assertEquals(JSON.parse(maps[1])[1].start, 3 * MIB);
+}, ["qemu-img", "qemu-nbd"]);
+
 qemuTest("it ends with the last client, unless it is to stay", async () => {
   await using dir = new TempDir();
   const image = await makeImage(dir);
