@@ -42,6 +42,7 @@ import type {
   ImageOperations,
   NodeInfo,
   Preallocation,
+  ReadFlags,
   TruncateOptions,
   WriteFlags,
 } from "../../core/node.ts";
@@ -224,8 +225,8 @@ class LuksNode implements BlockNode {
     return Math.max(0, sectorsOf(file) - volume.header.payloadOffset);
   }
 
-  readv(offset: number, iov: IoVector): Promise<void> {
-    return this.#access.readv(offset, iov);
+  readv(offset: number, iov: IoVector, flags?: ReadFlags): Promise<void> {
+    return this.#access.readv(offset, iov, flags);
   }
 
   async writev(

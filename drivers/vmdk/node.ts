@@ -22,6 +22,7 @@ import type {
   Extent as NodeExtent,
   ImageOperations,
   NodeInfo,
+  ReadFlags,
   RequestLimits,
   WriteFlags,
 } from "../../core/node.ts";
@@ -148,8 +149,8 @@ class VmdkNode implements BlockNode {
     return this.#image.extents;
   }
 
-  readv(offset: number, iov: IoVector): Promise<void> {
-    return this.#access.readv(offset, iov);
+  readv(offset: number, iov: IoVector, flags?: ReadFlags): Promise<void> {
+    return this.#access.readv(offset, iov, flags);
   }
 
   status(offset: number, length: number): Promise<NodeExtent> {

@@ -9,6 +9,7 @@ import {
   convertStream,
   createImage,
   drain,
+  getDriver,
   Image,
   insertFilter,
   measure,
@@ -17,7 +18,9 @@ import {
   streamImage,
   ThrottleGroup,
 } from "../../mod.ts";
+import { filterNode } from "../../core/filter.ts";
 import { RangeLock } from "../../core/lock.ts";
+import { openProtocol } from "../../core/open.ts";
 
 const SIZE = 1 << 20;
 
@@ -178,6 +181,29 @@ Deno.test("reads of many runs begin no more of them", async () => {
   file.isSlow = false;
   await disk.close();
 });
+
+for (const format of ["raw", "qcow2", "vdi", "vmdk", "vpc", "vhdx"]) {
+  Deno.test(`${format}: a read hands its signal down to the file`, async () => {
+    const memory = { driver: "memory", store: new MemoryStore() };
+    await createImage(format, memory, { size: SIZE });
+    const below = await openProtocol(memory);
+    const signals: unknown[] = [];
+    const file = filterNode(getDriver("throttle"), below, {
+      readv(offset, iov, flags) {
+        signals.push(flags?.signal);
+        return below.readv(offset, iov, flags);
+      },
+    });
+    const image = await openImage({ driver: format, file });
+    await image.write(0, new Uint8Array(4096).fill(1));
+    const { signal } = new AbortController();
+    signals.length = 0;
+    await image.readv(0, [new Uint8Array(4096)], { signal });
+    assert(signals.includes(signal));
+    await image.close();
+    await below.close();
+  });
+}
 
 Deno.test("a write that is given up leaves a sound image", async () => {
   const { file, disk } = await image("qcow2");
