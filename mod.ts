@@ -65,6 +65,7 @@ export {
   findDriver,
   getDriver,
   listDrivers,
+  loadDriver,
   registerDriver,
 } from "./core/registry.ts";
 export type { Secret, SecretRequest, SecretSource } from "./core/secrets.ts";

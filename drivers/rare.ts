@@ -9,30 +9,18 @@ import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
 import type { OptionValues } from "../core/options.ts";
 import { protocolStack } from "../core/sources.ts";
-import { LUKS_FACTS } from "./luks/options.ts";
 import { NBD_FACTS } from "./nbd/options.ts";
-import { VDI_CREATE_OPTIONS } from "./vdi/create_options.ts";
-import { VHDX_CREATE_OPTIONS } from "./vhdx/create_options.ts";
-import { VPC_CREATE_OPTIONS, VPC_OPEN_OPTIONS } from "./vpc/create_options.ts";
-import { isStream, VMDK_CREATE_OPTIONS } from "./vmdk/create_options.ts";
 
-type Facts = Omit<BlockDriver, "open" | "create" | "stream">;
+/** What is known of a driver before it is loaded. */
+type Facts = Omit<BlockDriver, "open" | "load">;
 
 /** A driver whose code is loaded when it is first used. */
 function lazily(facts: Facts, load: () => Promise<BlockDriver>): BlockDriver {
   return {
     ...facts,
+    load,
     open: async (options, context) =>
       await (await load()).open(options, context),
-    ...(facts.createOptions && {
-      create: async (options, context) =>
-        await (await load()).create!(options, context),
-    }),
-    ...(facts.isStream && {
-      stream: async function* (options, source) {
-        yield* (await load()).stream!(options, source);
-      },
-    }),
   };
 }
 
@@ -60,11 +48,7 @@ export const rareDrivers: readonly BlockDriver[] = [
     async () => (await import("./nbd/driver.ts")).nbdDriver,
   ),
   lazily(
-    {
-      ...LUKS_FACTS,
-      measure: async (...args) =>
-        await (await import("./luks/driver.ts")).luksDriver.measure!(...args),
-    },
+    { name: "luks", role: "format" },
     async () => (await import("./luks/driver.ts")).luksDriver,
   ),
   lazily(
@@ -96,30 +80,19 @@ export const rareDrivers: readonly BlockDriver[] = [
     async () => (await import("./throttle.ts")).throttleDriver,
   ),
   lazily(
-    { name: "vdi", role: "format", createOptions: VDI_CREATE_OPTIONS },
+    { name: "vdi", role: "format" },
     async () => (await import("./vdi/driver.ts")).vdiDriver,
   ),
   lazily(
-    { name: "vhdx", role: "format", createOptions: VHDX_CREATE_OPTIONS },
+    { name: "vhdx", role: "format" },
     async () => (await import("./vhdx/driver.ts")).vhdxDriver,
   ),
   lazily(
-    {
-      name: "vpc",
-      role: "format",
-      openOptions: VPC_OPEN_OPTIONS,
-      strongOptions: ["force_size_calc"],
-      createOptions: VPC_CREATE_OPTIONS,
-    },
+    { name: "vpc", role: "format" },
     async () => (await import("./vpc/driver.ts")).vpcDriver,
   ),
   lazily(
-    {
-      name: "vmdk",
-      role: "format",
-      createOptions: VMDK_CREATE_OPTIONS,
-      isStream,
-    },
+    { name: "vmdk", role: "format" },
     async () => (await import("./vmdk/driver.ts")).vmdkDriver,
   ),
 ];

@@ -11,7 +11,7 @@ import type { StreamImageOptions } from "../../core/jobs/stream.ts";
 import type { BlockNode, WriteFlags } from "../../core/node.ts";
 import { openNode } from "../../core/open.ts";
 import { nestOptions, type OptionValues } from "../../core/options.ts";
-import { getFormat } from "../../core/registry.ts";
+import { loadFormat } from "../../core/registry.ts";
 import {
   checkSourceBitmaps,
   checkTargetBitmaps,
@@ -59,7 +59,7 @@ export const command: Command = {
       if (wish.targetImageOpts && wish.outputFormat === undefined) {
         throw new CommandError("Option help requires a format be specified");
       }
-      printCreateHelp(program, wish.targetFormat, target);
+      await printCreateHelp(program, wish.targetFormat, target);
       return 0;
     }
     if (target === undefined) {
@@ -159,14 +159,15 @@ class Conversion {
     const wish = this.#wish;
     const created = wish.skipCreate
       ? undefined
-      : this.#createValues(sizeOf(sources));
+      : await this.#createValues(sizeOf(sources));
     const backing = created?.backing_file ?? wish.backingFile;
     checkBacking(wish, backing !== undefined, sources.length);
     if (created) checkCreation(wish, created);
     if (wish.bitmaps) {
       await checkSourceBitmaps(wish.skipBrokenBitmaps, sources);
     }
-    if (created && getFormat(wish.targetFormat).isStream?.(created)) {
+    const { isStream } = await loadFormat(wish.targetFormat);
+    if (created && isStream?.(created)) {
       if (wish.bitmaps) await this.#checkAbilities(created);
       return await this.#streamToFile(sources, created);
     }
@@ -194,7 +195,8 @@ class Conversion {
     const { targetFormat, bitmaps, compressed } = this.#wish;
     if (!bitmaps && !compressed) return;
     // A protocol has no abilities to check.
-    if (getFormat(targetFormat).role === "protocol") return;
+    const { role } = await loadFormat(targetFormat);
+    if (role === "protocol") return;
     const { MemoryStore } = await import("../../mod.ts");
     // Other files are not touched for this.
     const { backing_file: _, backing_fmt: __, ...rest } = created;
@@ -223,7 +225,7 @@ class Conversion {
   async toOutput(sources: readonly BlockNode[]): Promise<number> {
     const { imageChunks } = await import("../../core/jobs/stream.ts");
     const { checkOutput, writeOutput } = await import("../standard_streams.ts");
-    const { size: _, ...create } = this.#createValues(sizeOf(sources));
+    const { size: _, ...create } = await this.#createValues(sizeOf(sources));
     checkBacking(
       this.#wish,
       create.backing_file !== undefined,
@@ -278,7 +280,9 @@ class Conversion {
     const { convertStream } = await import("../../core/jobs/convert_stream.ts");
     const { readInput } = await import("../standard_streams.ts");
     const wish = this.#wish;
-    const created = wish.skipCreate ? undefined : this.#createValues(0);
+    const created = wish.skipCreate
+      ? undefined
+      : await this.#createValues(0);
     checkBacking(wish, created?.backing_file !== undefined, 1);
     if (created) checkCreation(wish, created);
     if ((created?.preallocation ?? "off") !== "off") {
@@ -352,9 +356,9 @@ class Conversion {
   }
 
   /** The options of the new image. */
-  #createValues(size: number): OptionValues {
+  async #createValues(size: number): Promise<OptionValues> {
     const { targetFormat: format, backingFile, backingFormat } = this.#wish;
-    const { table } = createTable(format, this.#target);
+    const { table } = await createTable(format, this.#target);
     const values = { ...this.#wish.options.parse(table), size };
     addBackingOptions(values, table, { format, backingFile, backingFormat });
     return values;
