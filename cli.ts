@@ -1,6 +1,6 @@
 /**
- * The command line: `deno run -A jsr:@bdrv/bdrv/cli COMMAND …`, the same as
- * `qemu-img`, `deno run -A jsr:@bdrv/bdrv/cli qemu-img COMMAND …`.
+ * The command line: `deno run -A jsr:@bdrv/bdrv/cli COMMAND`, and, the same as
+ * `qemu-img`, `deno run -A jsr:@bdrv/bdrv/cli qemu-img COMMAND`.
  *
  * @module
  */

@@ -9,6 +9,7 @@ import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
 import type { OptionValues } from "../core/options.ts";
 import { protocolStack } from "../core/sources.ts";
+import { HOST_CDROM, HOST_DEVICE } from "./file/driver.ts";
 import { NBD_FACTS } from "./nbd/options.ts";
 
 /** What is known of a driver before it is loaded. */
@@ -42,6 +43,18 @@ export const rareDrivers: readonly BlockDriver[] = [
   lazily(
     { name: "copy-on-read", role: "filter" },
     async () => (await import("./copy_on_read.ts")).copyOnReadDriver,
+  ),
+  lazily(
+    HOST_CDROM,
+    async () => (await import("./file/devices.ts")).hostCdromDriver,
+  ),
+  lazily(
+    HOST_DEVICE,
+    async () => (await import("./file/devices.ts")).hostDeviceDriver,
+  ),
+  lazily(
+    { name: "memory", role: "protocol", parseFilename: () => ({}) },
+    async () => (await import("./memory.ts")).memoryDriver,
   ),
   lazily(
     NBD_FACTS,

@@ -280,9 +280,7 @@ class Conversion {
     const { convertStream } = await import("../../core/jobs/convert_stream.ts");
     const { readInput } = await import("../standard_streams.ts");
     const wish = this.#wish;
-    const created = wish.skipCreate
-      ? undefined
-      : await this.#createValues(0);
+    const created = wish.skipCreate ? undefined : await this.#createValues(0);
     checkBacking(wish, created?.backing_file !== undefined, 1);
     if (created) checkCreation(wish, created);
     if ((created?.preallocation ?? "off") !== "off") {

@@ -57,7 +57,7 @@ export const OPEN_OPTIONS: OptionTable = {
   ...ENCRYPT_OPTIONS,
 };
 
-/** `{"overlap-check": {template: "all"}}` as `{"overlap-check.template": …}`. */
+/** Options by dotted name: `{"overlap-check.template": "all"}`. */
 export function flatten(options: OptionValues): OptionValues {
   const flat = { ...options };
   for (const group of ["overlap-check", "encrypt"]) {
