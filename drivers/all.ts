@@ -8,12 +8,10 @@ import { registerDriver } from "../core/registry.ts";
 import { fileDriver } from "./file/driver.ts";
 import { qcow2Driver } from "./qcow2/driver.ts";
 import { rareDrivers } from "./rare.ts";
-import { rawDriver } from "./raw.ts";
 
 for (
   const driver of [
     fileDriver,
-    rawDriver,
     qcow2Driver,
     ...rareDrivers,
   ]

@@ -1,7 +1,6 @@
 /**
- * Rarely used drivers: registered by name, loaded on first use.
- *
- * Otherwise every start of the command line would load their code.
+ * Drivers that are known by name, and loaded when they are first used: every
+ * start of the command line would pay for the code of all.
  *
  * @module
  */
@@ -10,7 +9,7 @@ import { BlockError } from "../core/errors.ts";
 import type { OptionValues } from "../core/options.ts";
 import { protocolStack } from "../core/sources.ts";
 import { HOST_CDROM, HOST_DEVICE } from "./file/driver.ts";
-import { NBD_FACTS } from "./nbd/options.ts";
+import { NBD_SCHEMES, parseNbdFilename } from "./nbd/names.ts";
 
 /** What is known of a driver before it is loaded. */
 type Facts = Omit<BlockDriver, "open" | "load">;
@@ -57,7 +56,12 @@ export const rareDrivers: readonly BlockDriver[] = [
     async () => (await import("./memory.ts")).memoryDriver,
   ),
   lazily(
-    NBD_FACTS,
+    {
+      name: "nbd",
+      role: "protocol",
+      schemes: NBD_SCHEMES,
+      parseFilename: parseNbdFilename,
+    },
     async () => (await import("./nbd/driver.ts")).nbdDriver,
   ),
   lazily(
@@ -87,6 +91,11 @@ export const rareDrivers: readonly BlockDriver[] = [
   lazily(
     { name: "quorum", role: "format" },
     async () => (await import("./quorum.ts")).quorumDriver,
+  ),
+  lazily(
+    // The lowest score: raw is whatever no other format claims.
+    { name: "raw", role: "format", probe: () => 1 },
+    async () => (await import("./raw.ts")).rawDriver,
   ),
   lazily(
     { name: "throttle", role: "filter" },

@@ -28,7 +28,6 @@ import { Autoclear, Incompatible } from "./format.ts";
 import { Geometry } from "./geometry.ts";
 import { GuestMap, type GuestMapHost } from "./guest_map.ts";
 import type { Header } from "./header.ts";
-import { encodeHeader } from "./header_encoding.ts";
 import { OverlapGuard, type OverlapHost } from "./overlap.ts";
 import type { RefcountHost } from "./refcount_table.ts";
 import { Refcounts } from "./refcounts.ts";
@@ -332,6 +331,7 @@ export class Qcow2State
 
   /** Write the marks in the header as they are now and make them durable. */
   async writeHeader(): Promise<void> {
+    const { encodeHeader } = await import("./header_encoding.ts");
     await this.plainFile.writev!(0, [encodeHeader(this.header)]);
     await this.plainFile.flush?.();
   }
@@ -349,6 +349,7 @@ export class Qcow2State
     changes: Partial<Header>,
     file: BlockNode,
   ): Promise<void> {
+    const { encodeHeader } = await import("./header_encoding.ts");
     const { header } = this;
     const old = encodeHeader(header);
     const fields = Object.keys(changes) as (keyof Header)[];
