@@ -75,6 +75,7 @@ export async function create(
     dataFile,
   );
   if (encryption !== "luks") state.encryption = encryption;
+  await state.openData();
   await state.load();
   {
     using _ = await state.metadata.lock();

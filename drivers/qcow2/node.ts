@@ -479,7 +479,7 @@ export class Qcow2Node implements BlockNode {
       }
     } finally {
       this.#cleaner.stop();
-      state.compressed.close();
+      state.closeData();
     }
   }
 
