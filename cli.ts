@@ -16,7 +16,11 @@ else if (import.meta.main) {
 /** Explain a missing permission to load a module. */
 function explainPermission(error: Error): never {
   if (!error.message.startsWith("Requires ")) throw error;
-  console.error(`bdrv: ${error.message}`);
+  const [refusal] = error.message.split("\n");
+  console.error(
+    `bdrv: ${refusal}; it has to cover bdrv's own modules, which are loaded ` +
+      "when they are used",
+  );
   Deno.exit(1);
 }
 

@@ -13,6 +13,7 @@
  * @module
  */
 import "./drivers/all.ts";
+import "./drivers/preload.ts";
 
 export * from "./core/create.ts";
 export { drain } from "./core/drain.ts";

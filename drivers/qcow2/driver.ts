@@ -78,7 +78,7 @@ async function open(
     behaviour,
     dataFile,
   );
-  if (purpose !== "info") await state.openData();
+  if (purpose !== "info" || !readOnly) await state.openData();
   const encryption = await encryptionOf(file, header, parsed, context);
   state.encryption = encryption.data;
   state.luks = encryption.luks;
