@@ -39,6 +39,7 @@ export {
   openImage,
   type StreamOptions,
 } from "./core/image.ts";
+export { MemoryStore } from "./core/memory_store.ts";
 export type { CacheMode, OpenOptions } from "./core/open_options.ts";
 export { ImageBitmaps } from "./core/bitmaps.ts";
 export { bench, type BenchOptions } from "./core/jobs/bench.ts";
@@ -78,7 +79,6 @@ export {
   type ThrottleLimit,
   type ThrottleLimits,
 } from "./core/throttle_group.ts";
-export { MemoryStore } from "./drivers/memory.ts";
 export type {
   ByteStream,
   Listener,

@@ -197,7 +197,7 @@ class Conversion {
     // A protocol has no abilities to check.
     const { role } = await loadFormat(targetFormat);
     if (role === "protocol") return;
-    const { MemoryStore } = await import("../../mod.ts");
+    const { MemoryStore } = await import("../../core/memory_store.ts");
     // Other files are not touched for this.
     const { backing_file: _, backing_fmt: __, ...rest } = created;
     const { data_file, data_file_raw: ___, ...values } = rest;
