@@ -12,11 +12,6 @@ import type { BlockNode, WriteFlags } from "../../core/node.ts";
 import { openNode } from "../../core/open.ts";
 import { nestOptions, type OptionValues } from "../../core/options.ts";
 import { loadFormat } from "../../core/registry.ts";
-import {
-  checkSourceBitmaps,
-  checkTargetBitmaps,
-  copyBitmaps,
-} from "../bitmaps.ts";
 import type { Command } from "../command.ts";
 import {
   checkBacking,
@@ -41,6 +36,8 @@ import { addBackingOptions, backingName } from "./create.ts";
 
 /** The name that stands for standard input or standard output. */
 const STANDARD = "-";
+
+const loadBitmaps = () => import("../bitmaps.ts");
 
 /** The command. */
 export const command: Command = {
@@ -164,6 +161,7 @@ class Conversion {
     checkBacking(wish, backing !== undefined, sources.length);
     if (created) checkCreation(wish, created);
     if (wish.bitmaps) {
+      const { checkSourceBitmaps } = await loadBitmaps();
       await checkSourceBitmaps(wish.skipBrokenBitmaps, sources);
     }
     const { isStream } = await loadFormat(wish.targetFormat);
@@ -172,7 +170,7 @@ class Conversion {
       return await this.#streamToFile(sources, created);
     }
     await this.#withTarget(created, async (node, facts) => {
-      if (wish.bitmaps) await checkTargetBitmaps(node);
+      if (wish.bitmaps) await (await loadBitmaps()).checkTargetBitmaps(node);
       await convert(sources, node, {
         ...this.#options,
         ...facts,
@@ -181,7 +179,10 @@ class Conversion {
         progressBy: this.#progress.isShown || wish.salvage ? "data" : "disk",
         progress: (done, total) => this.#progress.update(done, total),
       });
-      if (wish.bitmaps) await copyBitmaps(this.#program, sources[0], node);
+      if (wish.bitmaps) {
+        const { copyBitmaps } = await loadBitmaps();
+        await copyBitmaps(this.#program, sources[0], node);
+      }
     });
     this.#progress.complete();
     return 0;
@@ -216,7 +217,7 @@ class Conversion {
     const stack = { ...keyOptions(created), driver: targetFormat, file };
     const node = await openNode(stack, { secrets: this.#program.secrets });
     await usingNodes([node], async () => {
-      if (bitmaps) await checkTargetBitmaps(node);
+      if (bitmaps) await (await loadBitmaps()).checkTargetBitmaps(node);
       if (compressed) await copyTargetOptions(node, { compressed });
     });
   }
