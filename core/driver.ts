@@ -213,6 +213,8 @@ export interface CreateContext {
   openBeside(name: string): Promise<BlockNode>;
   /** As {@linkcode OpenContext.unlocked}. */
   unlocked(why: string): void;
+  /** As {@linkcode OpenContext.warn}. */
+  warn(message: string): void;
   /** As {@linkcode OpenContext.secret}. */
   secret(id: string | undefined): Promise<Uint8Array | undefined>;
 }

@@ -11,6 +11,7 @@ import {
   notAmong,
   type OptionTable,
   type OptionValues,
+  parseBoolean,
   parseOption,
 } from "./options.ts";
 import { isPlainObject, shortened, valueText } from "./values.ts";
@@ -137,7 +138,7 @@ export function inheritOptions<Place extends Inherited>(
 /** Whether a backing file, read-only by default, is described as writable. */
 export function wantsWritable(description: unknown): boolean {
   const readOnly = (description as OptionValues | undefined)?.["read-only"];
-  return readOnly === false || readOnly === "off" || readOnly === "false";
+  return parseBoolean(readOnly) === false;
 }
 
 /** A writer must not ignore the locks of others. */

@@ -123,7 +123,8 @@ async function create(
   }
   const tell = () => {
     if (quiet) return;
-    const options = describeOptions(table, values, program.isOurs);
+    const given = program.isOurs ? undefined : wish.options;
+    const options = describeOptions(table, values, given);
     program.print(`Formatting '${filename}', fmt=${format} ${options}\n`);
     program.output.flush();
   };

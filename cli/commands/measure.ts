@@ -2,7 +2,12 @@
 import type { Measurement } from "../../core/driver.ts";
 import { asBlockError } from "../../core/errors.ts";
 import { measure } from "../../core/jobs/measure.ts";
-import type { OptionTable, OptionValues } from "../../core/options.ts";
+import {
+  newImageOptions,
+  type OptionTable,
+  type OptionValues,
+} from "../../core/options.ts";
+import { findDriver } from "../../core/registry.ts";
 import {
   type Command,
   FORCE_SHARE,
@@ -116,7 +121,8 @@ async function measureFor(
   { outputFormat: format, options, size }: Wish,
   source?: Parameters<typeof measure>[2],
 ): Promise<Measurement> {
-  const { table } = createTable(format);
+  const { driver } = createTable(format);
+  const table = newImageOptions(driver, findDriver("file"));
   const values = parseValues(program, options, table, format);
   if (size !== undefined) values.size = size;
   const { secrets } = program;
