@@ -119,10 +119,14 @@ async function create(
   const context: CreateContext = {
     filename,
     createFile: (size, preallocation) => make(target, size, preallocation),
-    createNamed: async (name) => {
+    createNamed: async (name, { keep = false } = {}) => {
       // A description is no name of a file.
       if (name.startsWith("json:")) throw invalid("Unknown protocol 'json'");
-      return await make(name, 0);
+      if (!keep) return await make(name, 0);
+      const { onUnlocked } = wishes;
+      const file = await openProtocol(name, { resize: true, onUnlocked });
+      files.push(file);
+      return file;
     },
     createPart: async (name, size, preallocation, fill) => {
       const beside = besides(target, name);

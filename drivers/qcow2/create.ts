@@ -53,10 +53,15 @@ export async function create(
   // Whether it all fits into the first cluster is known before the file goes.
   const encryptionHeader = luks && { offset: 0, length: 0 };
   encodeHeader({ ...header, encryptionHeader });
+  const keep = options.keep_data_file === true;
+  const makeDataFile = async () =>
+    header.dataFile === undefined
+      ? undefined
+      : await context.createNamed(header.dataFile, { keep });
+  // One that is to be there, and is not, must not cost a file that is.
+  const kept = keep ? await makeDataFile() : undefined;
   const file = await context.createFile(0);
-  const dataFile = header.dataFile === undefined
-    ? undefined
-    : await context.createNamed(header.dataFile);
+  const dataFile = kept ?? await makeDataFile();
   // A scheme before it has done its work.
   if (dataFile) header.dataFile = dataFile.filename;
   const geometry = Geometry.of(header);
@@ -84,7 +89,8 @@ export async function create(
   state.header.size = size;
   if (preallocation !== "off") {
     const { preallocate } = await import("./resize.ts");
-    await preallocate(state, 0, size, preallocation).catch((error) => {
+    const done = preallocate(state, 0, size, preallocation, keep);
+    await done.catch((error) => {
       throw asBlockError(error).prefixed("Could not resize image: ");
     });
   }
@@ -148,6 +154,9 @@ export function planImage(options: OptionValues): Plan {
     throw v3("External data files are only supported with");
   }
   let preallocation = (options.preallocation ?? "off") as Preallocation;
+  if (options.keep_data_file === true) {
+    checkKept(dataFile !== undefined, isRaw, preallocation);
+  }
   // Who reads the data file alone finds all of the disk there.
   if (isRaw && preallocation === "off") preallocation = "metadata";
   const backingFile = options.backing_file as string | undefined;
@@ -198,6 +207,29 @@ export function planImage(options: OptionValues): Plan {
     unknownExtensions: [],
   };
   return { header, size, preallocation };
+}
+
+/** Refuse what a data file that is there already could not stay as it is with. */
+function checkKept(
+  hasDataFile: boolean,
+  isRaw: boolean,
+  preallocation: Preallocation,
+): void {
+  if (!hasDataFile) {
+    throw invalid("Must not use 'keep_data_file=on' without 'data_file'");
+  }
+  if (preallocation === "falloc" || preallocation === "full") {
+    throw invalid(
+      "Preallocating more than only metadata would overwrite the external " +
+        "data file's content and is therefore incompatible with " +
+        "'keep_data_file=on'",
+    );
+  }
+  if (isRaw || preallocation === "metadata") return;
+  throw invalid(
+    "'keep_data_file=on' requires 'preallocation=metadata' or " +
+      "'data_file_raw=on', or the file contents will not be visible",
+  );
 }
 
 /** Extended L2 entries have subclusters of 512 bytes at least. */
