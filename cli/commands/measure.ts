@@ -43,6 +43,7 @@ export const command: Command = {
     HELP,
     OBJECT,
     IMAGE_OPTS,
+    { long: "source-image-opts", help: "the same as --image-opts" },
     FORCE_SHARE,
     OUTPUT,
     FORMAT,
@@ -93,6 +94,7 @@ function parse(invocation: Invocation): Wish {
     else if (option === "o") wish.options.add(argument);
     else if (option === "l") wish.snapshot = argument;
     else if (option === "s") wish.size = sizeArgument("image size", argument);
+    else if (option === "source-image-opts") invocation.image.imageOpts = true;
     else if (option === "output") wish.output = outputFormat(argument);
   }
   const { operands, image } = invocation;
