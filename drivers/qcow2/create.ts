@@ -14,7 +14,8 @@ import type { CreateContext } from "../../core/driver.ts";
 import { asBlockError, BlockError, invalid } from "../../core/errors.ts";
 import type { Preallocation } from "../../core/node.ts";
 import { notAmong, type OptionValues } from "../../core/options.ts";
-import { valueText } from "../../core/values.ts";
+import { findDriver, listDrivers } from "../../core/registry.ts";
+import { nameText, valueText } from "../../core/values.ts";
 import { QUIET } from "./behaviour.ts";
 import {
   Autoclear,
@@ -161,6 +162,7 @@ export function planImage(options: OptionValues): Plan {
   if (isRaw && preallocation === "off") preallocation = "metadata";
   const backingFile = options.backing_file as string | undefined;
   const backingFormat = options.backing_fmt as string | undefined;
+  if (backingFormat !== undefined) checkFormat(backingFormat);
   if (backingFile !== undefined && preallocation !== "off" && !isExtended) {
     throw invalid(
       "Backing file and preallocation can only be used at the same time if extended_l2 is on",
@@ -207,6 +209,25 @@ export function planImage(options: OptionValues): Plan {
     unknownExtensions: [],
   };
   return { header, size, preallocation };
+}
+
+/** Names of drivers that QEMU knows; those registered here need not be listed. */
+const QEMU_DRIVERS =
+  ("blkdebug blklogwrites blkreplay blkverify bochs cloop compress " +
+    "copy-before-write copy-on-read dmg file ftp ftps gluster host_cdrom " +
+    "host_device http https io_uring iscsi luks nbd nfs null-aio null-co " +
+    "nvme nvme-io_uring parallels preallocate qcow qcow2 qed quorum raw rbd " +
+    "replication snapshot-access ssh throttle vdi vhdx vmdk vpc vvfat").split(
+      " ",
+    );
+
+/** Refuse a backing format that nobody knows. */
+function checkFormat(name: string): void {
+  if (findDriver(name) || QEMU_DRIVERS.includes(name)) return;
+  throw notAmong(
+    `Parameter 'backing-fmt' does not accept value '${nameText(name)}'`,
+    listDrivers().map(({ name }) => name),
+  );
 }
 
 /** Refuse what a data file that is there already could not stay as it is with. */
