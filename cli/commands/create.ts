@@ -1,4 +1,5 @@
 /** `create`: create an image. @module */
+import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { createImage } from "../../core/create.ts";
 import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import { resolveName } from "../../core/names.ts";
@@ -250,7 +251,7 @@ async function openBackingFile(
       // Only the size is read.
       withoutKeys: true,
     });
-    values.size ??= node.size;
+    values.size ??= roundUp(node.size, SECTOR_SIZE);
     const detected = node.driver.name;
     await node.close();
     return detected;

@@ -128,25 +128,30 @@ export function planImage(options: OptionValues): Plan {
     invalid(
       `${what} compatibility level 1.1 and above (use version=v3 or greater)`,
     );
-  const clusterBits = clusterBitsOf(options);
+  const backingFile = options.backing_file as string | undefined;
+  const backingFormat = options.backing_fmt as string | undefined;
+  if (backingFormat !== undefined) checkFormat(backingFormat);
   const isExtended = options.extended_l2 === true;
   if (isExtended && version < 3) {
     throw v3("Extended L2 entries are only supported with");
   }
+  const clusterBits = clusterBitsOf(options);
   if (isExtended && clusterBits < 14) throw tooSmallForSubclusters();
-  const refcountOrder = refcountOrderOf(options, version, "version=v3");
+  let preallocation = (options.preallocation ?? "off") as Preallocation;
+  if (backingFile !== undefined && preallocation !== "off" && !isExtended) {
+    throw invalid(
+      "Backing file and preallocation can only be used at the same time if extended_l2 is on",
+    );
+  }
   const lazy = options.lazy_refcounts === true;
   if (version === 2 && lazy) throw v3("Lazy refcounts only supported with");
-  const zstd = options.compression_type === "zstd";
-  if (version === 2 && zstd) {
-    throw v3("Non-zlib compression type is only supported with");
-  }
+  const refcountOrder = refcountOrderOf(options, version, "version=v3");
   const dataFile = options.data_file as string | undefined;
   const isRaw = options.data_file_raw === true;
   if (isRaw && dataFile === undefined) {
     throw invalid("data-file-raw requires data-file");
   }
-  if (isRaw && options.backing_file !== undefined) {
+  if (isRaw && backingFile !== undefined) {
     throw invalid(
       "Backing file and data-file-raw cannot be used at the same time",
     );
@@ -154,20 +159,15 @@ export function planImage(options: OptionValues): Plan {
   if (dataFile !== undefined && version < 3) {
     throw v3("External data files are only supported with");
   }
-  let preallocation = (options.preallocation ?? "off") as Preallocation;
   if (options.keep_data_file === true) {
     checkKept(dataFile !== undefined, isRaw, preallocation);
   }
+  const zstd = options.compression_type === "zstd";
+  if (version === 2 && zstd) {
+    throw v3("Non-zlib compression type is only supported with");
+  }
   // Who reads the data file alone finds all of the disk there.
   if (isRaw && preallocation === "off") preallocation = "metadata";
-  const backingFile = options.backing_file as string | undefined;
-  const backingFormat = options.backing_fmt as string | undefined;
-  if (backingFormat !== undefined) checkFormat(backingFormat);
-  if (backingFile !== undefined && preallocation !== "off" && !isExtended) {
-    throw invalid(
-      "Backing file and preallocation can only be used at the same time if extended_l2 is on",
-    );
-  }
   if (backingFile === undefined && backingFormat !== undefined) {
     throw invalid("Backing format cannot be used without backing file");
   }

@@ -28,6 +28,15 @@ const CALLS = [
   "create -f qcow2 -o extended_l2 X 1M",
   "create -f qcow2 -o noextended_l2 X 1M",
   "create -f qcow2 -o lazy_refcounts=yes,lazy_refcounts=no X 1M",
+  // Which of two mistakes is told.
+  ...[
+    "preallocation=metadata,backing_file=S,backing_fmt=raw,data_file=D,data_file_raw=on",
+    "compat=v2,lazy_refcounts=on,refcount_bits=8",
+    "compat=v2,extended_l2=on,cluster_size=1000",
+    "compat=v2,compression_type=zstd,data_file=D",
+    "cluster_size=1000,backing_fmt=foo,backing_file=S",
+    "data_file_raw=on,cluster_size=1000",
+  ].map((options) => `create -f qcow2 -u -o ${options} X 1M`),
   "create -f qcow2 -u -b S -F foo X 1M",
   "create -f qcow2 -u -b S -F qed X 1M",
   "create -f qcow2 -b S -F file X",
