@@ -70,7 +70,11 @@ export function takeNodeOptions(
     if (!Object.hasOwn(TABLE, name)) own.push([name, value]);
     else if (value !== undefined) {
       const known = name as keyof typeof TABLE;
-      common[known] = parseOption(name, TABLE[known], value);
+      const isMode = TABLE[known].type === "string" &&
+        parseBoolean(value) === value;
+      // JSON has flags of its own for these words.
+      const mode = value ? "on" : "off";
+      common[known] = parseOption(name, TABLE[known], isMode ? mode : value);
     }
   }
   const name = common["node-name"] as string | undefined;
