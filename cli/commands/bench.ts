@@ -9,6 +9,7 @@ import {
   HELP,
   IMAGE_OPTS,
   type Invocation,
+  OBJECT,
   QUIET,
 } from "../command.ts";
 import {
@@ -48,6 +49,7 @@ export const command: Command = {
   options: [
     HELP,
     QUIET,
+    OBJECT,
     IMAGE_OPTS,
     FORCE_SHARE,
     FORMAT,

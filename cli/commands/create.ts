@@ -1,4 +1,5 @@
 /** `create`: create an image. @module */
+import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { createImage } from "../../core/create.ts";
 import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import { resolveName } from "../../core/names.ts";
@@ -123,7 +124,8 @@ async function create(
   }
   const tell = () => {
     if (quiet) return;
-    const options = describeOptions(table, values, program.isOurs);
+    const given = program.isOurs ? undefined : wish.options;
+    const options = describeOptions(table, values, given);
     program.print(`Formatting '${filename}', fmt=${format} ${options}\n`);
     program.output.flush();
   };
@@ -249,7 +251,7 @@ async function openBackingFile(
       // Only the size is read.
       withoutKeys: true,
     });
-    values.size ??= node.size;
+    values.size ??= roundUp(node.size, SECTOR_SIZE);
     const detected = node.driver.name;
     await node.close();
     return detected;

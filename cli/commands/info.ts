@@ -2,6 +2,7 @@
 import { BlockError } from "../../core/errors.ts";
 import type { BlockNode, NodeInfo, Snapshot } from "../../core/node.ts";
 import { nameOf, resolveFrom } from "../../core/node_names.ts";
+import type { CacheMode } from "../../core/open_options.ts";
 import {
   type Command,
   FORCE_SHARE,
@@ -15,7 +16,7 @@ import {
   outputFormat,
 } from "../command.ts";
 import { detailLines } from "../details.ts";
-import { openImageArgument, usingNodes } from "../images.ts";
+import { cacheMode, openImageArgument, usingNodes } from "../images.ts";
 import { type Json, prettyJson } from "../json.ts";
 import { humanSize, integerText } from "../numbers.ts";
 import { snapshotList } from "../snapshots.ts";
@@ -30,6 +31,8 @@ interface Description {
   fullBackingFile?: string;
   info: NodeInfo;
   snapshots: Snapshot[];
+  /** What its requests are bound to, if that is wanted. */
+  limits?: Record<string, number>;
 }
 
 /** The command. */
@@ -47,14 +50,25 @@ export const command: Command = {
       long: "backing-chain",
       help: "describe the whole backing chain",
     },
+    {
+      short: "t",
+      long: "cache",
+      argument: "CACHE",
+      help: "cache mode: writeback, none, unsafe, …",
+    },
+    {
+      long: "limits",
+      help: "show what requests are bound to, such as an alignment",
+    },
   ],
 
   async run(invocation) {
     const { program } = invocation;
-    const { output, chain } = parse(invocation);
+    const { output, ...wish } = parse(invocation);
+    const { chain } = wish;
     const { image } = invocation;
     const [file] = invocation.operands;
-    const images = await describeChain(program, file, chain, image);
+    const images = await describeChain(program, file, wish, image);
     if (output === "human") {
       program.print(images.map(humanText).join("\n"));
     } else {
@@ -68,19 +82,23 @@ export const command: Command = {
 function parse(invocation: Invocation) {
   let output: string | undefined;
   let chain = false;
+  let cache: CacheMode | undefined;
+  let limits = false;
   for (const [option, argument] of invocation.options()) {
     if (option === "output") output = argument;
     else if (option === "backing-chain") chain = true;
+    else if (option === "t") cache = cacheMode(argument, "cache option");
+    else if (option === "limits") limits = true;
   }
   invocation.expectOneImage();
-  return { output: outputFormat(output), chain };
+  return { output: outputFormat(output), chain, cache, limits };
 }
 
 /** Describe an image and, on request, those below it, each opened by itself. */
 async function describeChain(
   program: Program,
   file: string,
-  chain: boolean,
+  { chain, cache, limits }: Omit<ReturnType<typeof parse>, "output">,
   image: ImageWish,
 ): Promise<Description[]> {
   const images: Description[] = [];
@@ -96,8 +114,9 @@ async function describeChain(
       ...image,
       purpose: "info",
       backing: false,
+      cache,
     });
-    const described = await usingNodes([node], () => describe(node));
+    const described = await usingNodes([node], () => describe(node, limits));
     const { bitmapsFault } = described.info;
     if (bitmapsFault !== undefined) {
       program.warn(`'${name}': the bitmaps cannot be listed: ${bitmapsFault}`);
@@ -120,7 +139,10 @@ function nextInChain({ info, fullBackingFile }: Description) {
   );
 }
 
-async function describe(node: BlockNode): Promise<Description> {
+async function describe(
+  node: BlockNode,
+  limits: boolean,
+): Promise<Description> {
   const snapshots = await node.snapshots?.list() ?? [];
   const info = await ownInfo(node);
   const { backingFile } = info;
@@ -133,6 +155,9 @@ async function describe(node: BlockNode): Promise<Description> {
       : fullName(node, backingFile),
     info: { ...info, actualSize: await actualSizeOf(node) },
     snapshots,
+    ...(limits && {
+      limits: (await import("../limits.ts")).limitsOf(node),
+    }),
   };
 }
 
@@ -172,6 +197,7 @@ async function actualSizeOf(node: BlockNode): Promise<number | undefined> {
 
 function jsonOf({ info, ...image }: Description): Json {
   return {
+    "limits": image.limits,
     "filename": image.filename,
     "format": image.format,
     "dirty-flag": info.dirty,
@@ -234,6 +260,12 @@ function humanText({ info, ...image }: Description): string {
   }
   if (image.snapshots.length) {
     lines.push("Snapshot list:", ...snapshotList(image.snapshots));
+  }
+  if (image.limits) {
+    lines.push("Block limits:");
+    for (const [name, value] of Object.entries(image.limits)) {
+      lines.push(`    ${name.replaceAll("-", " ")}: ${value}`);
+    }
   }
   if (info.specific) {
     lines.push("Format specific information:");

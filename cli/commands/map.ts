@@ -1,6 +1,11 @@
 /** `map`: show what is allocated in an image, and where. @module */
 import { reasonOf } from "../../core/errors.ts";
-import { type ChainExtent, chainStatus, isStored } from "../../core/extents.ts";
+import {
+  type ChainExtent,
+  chainStatus,
+  isStored,
+  skipFilters,
+} from "../../core/extents.ts";
 import { nameOf } from "../../core/node_names.ts";
 import type { BlockNode } from "../../core/node.ts";
 import {
@@ -121,9 +126,26 @@ async function forEachEntry(
         `Could not read file metadata: ${reasonOf(error)}`,
       );
     }
-    found(entryOf(extent));
+    found(
+      isUnknown(node, extent)
+        ? { ...NOTHING, ...rangeOf(extent) }
+        : entryOf(extent),
+    );
     at += extent.length;
   }
+}
+
+/**
+ * Whether nothing is said of a range: a protocol has no layer below that would
+ * read as zeroes. (`x-dirty-bitmap` of `nbd` shows what is dirty like that.)
+ */
+function isUnknown(top: BlockNode, { allocated, depth }: ChainExtent): boolean {
+  return !allocated && depth === 0 &&
+    skipFilters(top).driver.role === "protocol";
+}
+
+function rangeOf({ offset: start, length }: ChainExtent) {
+  return { start, length };
 }
 
 function entryOf(extent: ChainExtent): Entry {

@@ -41,6 +41,7 @@ import type { OptionValues } from "../../core/options.ts";
 import { bitmapOperations } from "./bitmaps/operations.ts";
 import type { CacheCleaner } from "./cache_cleaner.ts";
 import { Autoclear, Compatible, Crypt, Incompatible } from "./format.ts";
+import { losesFeatures } from "./first_change.ts";
 import { hasBitmaps, type Header } from "./header.ts";
 import { listSnapshots, vmStateOffset } from "./snapshot_list.ts";
 import type { Qcow2State } from "./state.ts";
@@ -433,7 +434,17 @@ export class Qcow2Node implements BlockNode {
     const state = this.#state;
     if (!state.bitmaps) return;
     state.forgetBitmaps();
-    await state.loadBitmaps();
+    await this.beginBitmaps();
+  }
+
+  /** Load what is to be kept true. */
+  async beginBitmaps(): Promise<void> {
+    const state = this.#state;
+    const bitmaps = await state.loadBitmaps();
+    // Features that nobody knows stay until something is changed indeed.
+    if (!state.readOnly && !losesFeatures(state.header)) {
+      await bitmaps.beginWriting();
+    }
   }
 
   async #makeEmpty(): Promise<void> {
