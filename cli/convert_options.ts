@@ -19,8 +19,9 @@ import {
 import { OptionList } from "./create_options.ts";
 import type { OptionSpec } from "./getopt.ts";
 import { valueText } from "../core/values.ts";
-import { cInteger, sizeArgument } from "./numbers.ts";
+import { cInteger, numberArgument, sizeArgument } from "./numbers.ts";
 import { CommandError } from "./program.ts";
+import { inRelease } from "./qemu_releases.ts";
 
 const MAX_SPARSE_SIZE = 16 * 1024 * 1024;
 const MAX_PARALLEL = 16;
@@ -292,6 +293,9 @@ function parseSparseSize(text: string): number {
 }
 
 function parseParallel(text: string): number {
+  if (inRelease("quotedNumbers")) {
+    return numberArgument("number of coroutines", text, 1, MAX_PARALLEL);
+  }
   const count = cInteger(text) ?? 0;
   if (count < 1 || count > MAX_PARALLEL) {
     const detail = ` ${valueText(text)}`;

@@ -5,6 +5,7 @@
  * @module
  */
 import { CommandError, Program } from "./program.ts";
+import { selectRelease } from "./qemu_releases.ts";
 
 /** The exports of a program's module. */
 interface ProgramModule {
@@ -40,6 +41,7 @@ export async function main(args: readonly string[]): Promise<number> {
   let code: number;
   try {
     checkText(args);
+    selectRelease();
     code = await (await PROGRAMS[name]()).run(program, rest);
   } catch (error) {
     code = program.fail(error);

@@ -19,6 +19,7 @@ import {
 } from "../command.ts";
 import { openImageArgument, usingNodes } from "../images.ts";
 import { CommandError, usageError } from "../program.ts";
+import { inRelease } from "../qemu_releases.ts";
 import { snapshotList } from "../snapshots.ts";
 
 /** The command. */
@@ -56,8 +57,10 @@ export const command: Command = {
   async run(invocation) {
     const { program } = invocation;
     const { action: given, name } = parse(invocation);
-    // Without an action, QEMU 7.2 opens the image for writing and does nothing.
-    const action = given ?? (program.isOurs ? "l" : undefined);
+    // Without an action, old releases of QEMU open the image for writing and do
+    // nothing.
+    const action = given ??
+      (program.isOurs ? "l" : inRelease("snapshotDefault"));
     const [file] = invocation.operands;
     const node = await openImageArgument(program, file, {
       ...invocation.image,
@@ -98,7 +101,13 @@ const ACTIONS = {
       await snapshots.create({ name: shortened(name), icount: 0n });
     } catch (thrown) {
       const { code } = asBlockError(thrown);
-      throw failed("create", name, `${-errno(code)} (${reasonOf(thrown)})`);
+      const why = reasonOf(thrown);
+      const numbered = inRelease("snapshotErrno");
+      throw failed(
+        "create",
+        name,
+        numbered ? `${-errno(code)} (${why})` : why,
+      );
     }
   },
   async a(snapshots: SnapshotOperations, name: string) {
