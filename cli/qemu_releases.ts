@@ -4,14 +4,27 @@
  *
  * @module
  */
+import { valueText } from "../core/values.ts";
 import { CommandError } from "./command_error.ts";
 
 /** The environment variable that selects a release. */
 const VARIABLE = "BDRV_QEMU_VERSION";
 
 /** The releases that can be selected, oldest first. */
-const RELEASES = "7.2 8.0 8.1 8.2 9.0 9.1 9.2 10.0 10.1 10.2 11.0 11.1"
-  .split(" ");
+export const RELEASES: readonly string[] = [
+  "7.2",
+  "8.0",
+  "8.1",
+  "8.2",
+  "9.0",
+  "9.1",
+  "9.2",
+  "10.0",
+  "10.1",
+  "10.2",
+  "11.0",
+  "11.1",
+];
 
 /** Variants of something, each with the release that it came with. */
 type Variants<T> = readonly (readonly [since: number, variant: T])[];
@@ -24,6 +37,9 @@ type Words = readonly string[];
  * did it is not known here.
  */
 const DIFFERENCES = {
+  /** The last part of the version. */
+  corrections: [[7.2, 22], [8.0, 0], [11.1, 3]],
+
   /** `info` describes the nodes below an image, too. */
   childInfo: [[7.2, false], [8.0, true]],
 
@@ -51,8 +67,11 @@ const DIFFERENCES = {
   /** When `snapshot -c` fails, the number of the error is shown, too. */
   snapshotErrno: [[7.2, true], [10.0, false]],
 
-  /** Each command has a help of its own, to which its messages point. */
-  commandHelp: [[7.2, false], [10.0, true]],
+  /**
+   * Each command has a help of its own, to which its messages point: how that
+   * begins.
+   */
+  commandHelp: [[7.2, undefined], [10.0, "summary"], [10.1, "usage"]],
 
   /** Mistakes in options are told in the C library's words. */
   libraryMistakes: [[7.2, false], [10.0, true]],
@@ -66,7 +85,7 @@ const DIFFERENCES = {
   /** How the message about such a number ends. */
   quotedEnd: [[7.2, ""], [10.0, "."], [10.1, ""]],
 
-  /** Between two parts of a name, and of a list of two words. */
+  /** What the messages of `bench` call the size of a step. */
   stepSize: [[7.2, "step_size"], [10.0, "step size"]],
 
   /** A value is checked as soon as its option is parsed, and quoted. */
@@ -129,16 +148,16 @@ export function selectRelease(): void {
   const [release] = /^\d+\.\d+(?=(\.\d+)?$)/.exec(wanted) ?? [];
   if (release === undefined || !RELEASES.includes(release)) {
     throw new CommandError(
-      `${VARIABLE}: '${wanted}' is no release of QEMU that is known, which ` +
-        `are ${RELEASES.join(", ")}`,
+      `Invalid ${VARIABLE} ${valueText(wanted)}: it must be one of ` +
+        RELEASES.join(", "),
     );
   }
   selected = release;
 }
 
-/** The release of QEMU whose output is followed, such as `11.1`. */
-export function release(): string {
-  return selected;
+/** The version of QEMU whose output is followed, such as `11.1.3`. */
+export function qemuVersion(): string {
+  return `${selected}.${inRelease("corrections")}`;
 }
 
 /** The variant that the followed release has of a difference. */

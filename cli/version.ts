@@ -4,7 +4,7 @@
  * @module
  */
 import type { Program } from "./program.ts";
-import { release } from "./qemu_releases.ts";
+import { qemuVersion } from "./qemu_releases.ts";
 
 /** The text of `--version`. */
 export async function versionText(program: Program): Promise<string> {
@@ -14,5 +14,5 @@ export async function versionText(program: Program): Promise<string> {
   // Scripts look for the version of QEMU.
   return program.isOurs
     ? `bdrv ${manifest.version}\n`
-    : `${program.name} version ${release()}.0 (bdrv ${manifest.version})\n`;
+    : `${program.name} version ${qemuVersion()} (bdrv ${manifest.version})\n`;
 }
