@@ -289,8 +289,8 @@ export function newestQemuTest(
     ignore: mustSkip(needed),
     fn: async (t) => {
       const img = `${NEWEST}/qemu-img`;
-      const tools = { img, io: `${NEWEST}/qemu-io`, release: releaseOf(img) };
-      await fn(tools, t);
+      const io = `${NEWEST}/qemu-io`;
+      await fn({ img: [img], io: [io], release: releaseOf(img) }, t);
     },
   });
 }
@@ -298,14 +298,20 @@ export function newestQemuTest(
 /** A pair of QEMU's tools. */
 export interface Tools {
   /** How to call `qemu-img`. */
-  readonly img: string;
+  readonly img: readonly string[];
   /** How to call `qemu-io`. */
-  readonly io: string;
+  readonly io: readonly string[];
   /** Their release, for `BDRV_QEMU_VERSION`. */
   readonly release: string;
 }
 
 /** The installed tools. */
 export function installedTools(): Tools {
-  return { img: "qemu-img", io: "qemu-io", release: installedRelease() };
+  return { img: ["qemu-img"], io: ["qemu-io"], release: installedRelease() };
 }
+
+/** Ours in their place. */
+export const OUR_TOOLS: Omit<Tools, "release"> = {
+  img: [...BDRV, "qemu-img"],
+  io: [...BDRV, "qemu-io"],
+};

@@ -73,7 +73,7 @@ export const command: Command = {
         if (action === "l") return 0;
         throw program.isOurs
           ? new CommandError(`Format '${node.driver.name}' has no snapshots`)
-          : new BlockError("ENOTSUP");
+          : unsupported(action, name!);
       }
       if (action === "l") {
         const list = await snapshots.list();
@@ -100,14 +100,7 @@ const ACTIONS = {
     try {
       await snapshots.create({ name: shortened(name), icount: 0n });
     } catch (thrown) {
-      const { code } = asBlockError(thrown);
-      const why = reasonOf(thrown);
-      const numbered = inRelease("snapshotErrno");
-      throw failed(
-        "create",
-        name,
-        numbered ? `${-errno(code)} (${why})` : why,
-      );
+      throw notCreated(name, asBlockError(thrown));
     }
   },
   async a(snapshots: SnapshotOperations, name: string) {
@@ -134,6 +127,20 @@ const ACTIONS = {
     }
   },
 };
+
+/** How QEMU refuses snapshots of a format that has none. */
+function unsupported(action: keyof typeof ACTIONS, name: string): CommandError {
+  if (action === "c") return notCreated(name, new BlockError("ENOTSUP"));
+  return action === "a"
+    ? failed("apply", name, "Block driver does not support snapshots")
+    : failed("delete", name, "snapshot not found");
+}
+
+function notCreated(name: string, error: BlockError): CommandError {
+  const why = reasonOf(error);
+  const numbered = `${-errno(error.code)} (${why})`;
+  return failed("create", name, inRelease("snapshotErrno") ? numbered : why);
+}
 
 function failed(
   verb: string,
