@@ -84,7 +84,7 @@ export class Invocation {
       args,
       this.#complaint,
     );
-    const checksOutput = inRelease("quotedChoices");
+    const checksOutput = inRelease("quotedChoice") !== undefined;
     for (const [name, argument] of parser.parse()) {
       if (checksOutput && name === OUTPUT.long) outputFormat(argument);
       if (!this.#take(name, argument)) yield [name, argument];
@@ -288,8 +288,8 @@ export const BACKING_FORMAT: OptionSpec = {
 export function outputFormat(text: string | undefined): "human" | "json" {
   if (text === undefined || text === "human") return "human";
   if (text === "json") return "json";
-  if (inRelease("quotedChoices")) {
-    const comma = inRelease("choiceComma");
+  const comma = inRelease("quotedChoice");
+  if (comma !== undefined) {
     throw usageError(
       `--output expects 'human' or 'json'${comma} not '${text}'`,
     );

@@ -19,9 +19,13 @@ import {
 import { OptionList } from "./create_options.ts";
 import type { OptionSpec } from "./getopt.ts";
 import { valueText } from "../core/values.ts";
-import { cInteger, numberArgument, sizeArgument } from "./numbers.ts";
+import {
+  cInteger,
+  numberArgument,
+  quotesNumbers,
+  sizeArgument,
+} from "./numbers.ts";
 import { CommandError } from "./program.ts";
-import { inRelease } from "./qemu_releases.ts";
 
 const MAX_SPARSE_SIZE = 16 * 1024 * 1024;
 const MAX_PARALLEL = 16;
@@ -293,7 +297,7 @@ function parseSparseSize(text: string): number {
 }
 
 function parseParallel(text: string): number {
-  if (inRelease("quotedNumbers")) {
+  if (quotesNumbers()) {
     return numberArgument("number of coroutines", text, 1, MAX_PARALLEL);
   }
   const count = cInteger(text) ?? 0;

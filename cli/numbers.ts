@@ -30,7 +30,7 @@ export function sizeArgument(
 ): number {
   const size = parseSize(text) ?? negative(text, parseSize);
   if (size === undefined) {
-    if (inRelease("quotedNumbers")) {
+    if (quotesNumbers()) {
       throw quoted(what, text, "; suffixes are k, M, G, T, P and E");
     }
     const detail = ` ${valueText(text)}`;
@@ -47,19 +47,24 @@ export function sizeArgument(
   return size;
 }
 
+/** Whether a number that is none is quoted. */
+export function quotesNumbers(): boolean {
+  return inRelease("quotedNumber") !== undefined;
+}
+
 /** A negative number, where such are parsed only to be out of range. */
 function negative(
   text: string,
   parse: (text: string) => number | undefined,
 ): number | undefined {
-  if (!inRelease("quotedNumbers") || !text.startsWith("-")) return undefined;
+  if (!quotesNumbers() || !text.startsWith("-")) return undefined;
   const size = parse(text.slice(1));
   return size === undefined ? undefined : -size;
 }
 
 /** The error for text that is no number; `advice` is ours. */
 function quoted(what: string, text: string, advice = ""): CommandError {
-  const end = inRelease("quotedEnd");
+  const end = inRelease("quotedNumber");
   return new CommandError(
     `Invalid ${what} specified: ${valueText(text)}${advice}${end}`,
     { detail: advice },
@@ -93,7 +98,7 @@ export function numberArgument(
 ): number {
   const value = cInteger(text);
   if (value !== undefined && value >= least && value <= most) return value;
-  if (inRelease("quotedNumbers")) {
+  if (quotesNumbers()) {
     throw value === undefined
       ? quoted(what, text)
       : outOfRange(what, text, least, most);

@@ -79,20 +79,20 @@ const DIFFERENCES = {
   /** What the help has more of, where a message points to it. */
   tryHelp: [[7.2, "information"], [10.0, "info"], [10.1, "information"]],
 
-  /** Numbers that are none are quoted, and negative ones out of range. */
-  quotedNumbers: [[7.2, false], [10.0, true]],
-
-  /** How the message about such a number ends. */
-  quotedEnd: [[7.2, ""], [10.0, "."], [10.1, ""]],
+  /**
+   * A number that is none is quoted, and a negative one is out of range: what
+   * ends the message.
+   */
+  quotedNumber: [[7.2, undefined], [10.0, "."], [10.1, ""]],
 
   /** What the messages of `bench` call the size of a step. */
   stepSize: [[7.2, "step_size"], [10.0, "step size"]],
 
-  /** A value is checked as soon as its option is parsed, and quoted. */
-  quotedChoices: [[7.2, false], [10.0, true]],
-
-  /** Between the words that were expected and the one that was found. */
-  choiceComma: [[7.2, ""], [10.0, ""], [10.1, ","]],
+  /**
+   * A word that is none of those expected is quoted, as soon as it is parsed:
+   * what stands between them.
+   */
+  quotedChoice: [[7.2, undefined], [10.0, ""], [10.1, ","]],
 
   /** The least request count, queue depth and size of `bench`. */
   benchLeast: [[7.2, 0], [10.0, 1]],

@@ -105,8 +105,8 @@ function parse(invocation: Invocation) {
 function parseRepair(text: string): Repair {
   if (text === "leaks") return { leaks: true, corruptions: false };
   if (text === "all") return { leaks: true, corruptions: true };
-  if (inRelease("quotedChoices")) {
-    const comma = inRelease("choiceComma");
+  const comma = inRelease("quotedChoice");
+  if (comma !== undefined) {
     throw usageError(
       `--repair (-r) expects 'leaks' or 'all'${comma} not '${text}'`,
     );

@@ -142,7 +142,7 @@ const OLD_CALLS = [
   "snapshot snapshots.qcow2",
   "snapshot -c x plain.raw",
   "map -l -1 plain.qcow2",
-  "bench -c 0 plain.qcow2",
+  "bench -c -1 plain.qcow2",
   "bench -S 4G plain.qcow2",
   "convert -m x plain.qcow2 made",
   "create nbd:unix:/nothing 1M",
@@ -182,11 +182,14 @@ async function prepare({ img, io }: Tools, cwd: string): Promise<void> {
   Deno.writeFileSync(`${cwd}/odd`, new Uint8Array(1000).fill(1));
 }
 
-/** Compare calls in a folder with the tools that made its images. */
+/**
+ * Compare calls with the tools that made the images. Those in one folder follow
+ * each other: some lock what they would change.
+ */
 async function compareCalls(
   tools: Tools,
   calls: readonly (readonly string[])[],
-  cwd: string,
+  folders: readonly string[],
 ): Promise<void> {
   const env = { BDRV_QEMU_VERSION: tools.release };
   const told = ({ code, stdout, stderr }: Outcome) => [
@@ -197,7 +200,8 @@ async function compareCalls(
     code,
   ];
   const different: string[] = [];
-  const work = async (rest: (readonly string[])[]) => {
+  const rest = [...calls];
+  await Promise.all(folders.map(async (cwd) => {
     for (let call; (call = rest.pop());) {
       const expected = await run([...tools.img, ...call], { cwd });
       const actual = await run([...OUR_TOOLS.img, ...call], { cwd, env });
@@ -207,11 +211,7 @@ async function compareCalls(
         different.push(`${call.join(" ")}: ${(error as Error).message}`);
       }
     }
-  };
-  // Each worker has its own part, in order: some calls make the same file.
-  const rest = calls.filter((call) => !call.includes("made"));
-  const making = calls.filter((call) => call.includes("made"));
-  await Promise.all([work(rest), work(making), work(rest)]);
+  }));
   assertEquals(different.join("\n"), "");
 }
 
@@ -219,7 +219,10 @@ const words = (call: string) => call === "" ? [] : call.split(" ");
 
 async function compareAll(tools: Tools, isNew: boolean): Promise<void> {
   await using dir = new TempDir();
-  await prepare(tools, dir.path);
+  const folders = ["one", "other"].map((name) => dir.file(name));
+  Deno.mkdirSync(folders[0]);
+  await prepare(tools, folders[0]);
+  await runOk(["cp", "-r", "--sparse=always", ...folders]);
   const reading = KINDS.flatMap((kind) =>
     READING
       // QEMU does not tell where a VHDX has its blocks.
@@ -231,7 +234,7 @@ async function compareAll(tools: Tools, isNew: boolean): Promise<void> {
       ])
   );
   const calls = isNew ? [...CALLS, ...LATER] : OLD_CALLS;
-  await compareCalls(tools, [...reading, ...calls.map(words)], dir.path);
+  await compareCalls(tools, [...reading, ...calls.map(words)], folders);
 }
 
 qemuTest(
@@ -306,4 +309,58 @@ Deno.test("the stand-in has the help of the release that is followed", async () 
     await help("info -h", "10.0"),
     ".  Usage:\n\n  qemu-img",
   );
+});
+
+Deno.test("the stand-in words mistakes as the release that is followed", async () => {
+  const said: [call: string, version: string, message: string][] = [
+    [
+      "create made x",
+      "10.0",
+      "qemu-img: Invalid image size specified: 'x'.\n",
+    ],
+    [
+      "create made x",
+      "10.1",
+      "qemu-img: Invalid image size specified: 'x'\n",
+    ],
+    [
+      "info --output=x",
+      "10.0",
+      "qemu-img: --output expects 'human' or 'json' not 'x'\n" +
+      "Try 'qemu-img info --help' for more info\n",
+    ],
+    [
+      "info --output=x made",
+      "9.2",
+      "qemu-img: --output must be used with human or json as argument.\n",
+    ],
+    [
+      "info -Z",
+      "10.0",
+      "qemu-img info: invalid option -- 'Z'\n" +
+      "Try 'qemu-img info --help' for more info\n",
+    ],
+    [
+      "info -Z",
+      "8.2",
+      "qemu-img: unrecognized option '-Z'\n" +
+      "Try 'qemu-img --help' for more information\n",
+    ],
+    [
+      "bitmap made b",
+      "10.0",
+      "qemu-img: Need at least one of --add, --remove, --clear, --enable, " +
+      "--disable, or --merge\n",
+    ],
+    [
+      "resize made",
+      "7.2",
+      "qemu-img: Not enough arguments\n" +
+      "Try 'qemu-img --help' for more information\n",
+    ],
+  ];
+  for (const [call, version, message] of said) {
+    const { code, stderr } = await shown(`qemu-img ${call}`, version);
+    assertEquals([code, stderr], [1, message], `${call}, ${version}`);
+  }
 });
