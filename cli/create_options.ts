@@ -19,6 +19,7 @@ import {
 import { getDriver, loadDriver, loadFormat } from "../core/registry.ts";
 import { integerText } from "./numbers.ts";
 import { CommandError, type Program } from "./program.ts";
+import { inRelease } from "./qemu_releases.ts";
 
 /** Collects the arguments of several `-o`. */
 export class OptionList {
@@ -109,7 +110,9 @@ const TYPE_NAMES: { readonly [type in OptionSpec["type"]]: string } = {
 /** The options of a table, a line each; scripts look for all of QEMU's. */
 export function optionHelp(program: Program, table: OptionTable): string {
   const names = program.isOurs ? optionNames(table) : Object.keys(table);
-  const lines = names.map((name) => {
+  const later = inRelease("laterOptions");
+  const listed = names.filter((name) => !later.includes(name));
+  const lines = listed.map((name) => {
     const { type, help } = table[name];
     return `  ${name}=<${TYPE_NAMES[type]}>`.padEnd(24) + ` - ${help}\n`;
   });

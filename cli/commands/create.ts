@@ -26,6 +26,7 @@ import {
 import { creating } from "../images.ts";
 import { sizeArgument } from "../numbers.ts";
 import { type Program, usageError } from "../program.ts";
+import { inRelease } from "../qemu_releases.ts";
 import { isSameFile, Target } from "../target.ts";
 
 interface Wish {
@@ -114,8 +115,8 @@ async function create(
   const detected = await openBackingFile(wish, values, program.maxChain);
   if (values.backing_file !== undefined && values.backing_fmt === undefined) {
     program.error(`${filename}: Backing file specified without backing format`);
-    // Scripts expect this line without a line break.
-    if (detected) program.printError(`Detected format of ${detected}.`);
+    const end = inRelease("detectedLine");
+    if (detected) program.printError(`Detected format of ${detected}.${end}`);
     return 1;
   }
   // A header by itself is for a disk that is there.

@@ -1,4 +1,5 @@
 /** `info`: describe an image. @module */
+import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
 import type { BlockNode, NodeInfo, Snapshot } from "../../core/node.ts";
 import { nameOf, resolveFrom } from "../../core/node_names.ts";
@@ -21,6 +22,7 @@ import { type Json, prettyJson } from "../json.ts";
 import { humanSize, integerText } from "../numbers.ts";
 import { snapshotList } from "../snapshots.ts";
 import { CommandError, type Program } from "../program.ts";
+import { inRelease } from "../qemu_releases.ts";
 
 /** The description of one image. */
 interface Description {
@@ -33,6 +35,8 @@ interface Description {
   snapshots: Snapshot[];
   /** What its requests are bound to, if that is wanted. */
   limits?: Record<string, number>;
+  /** The nodes below it, but for its backing file. */
+  children: [role: string, child: Description][];
 }
 
 /** The command. */
@@ -70,7 +74,10 @@ export const command: Command = {
     const [file] = invocation.operands;
     const images = await describeChain(program, file, wish, image);
     if (output === "human") {
-      program.print(images.map(humanText).join("\n"));
+      const texts = images.map((image) =>
+        humanLines(image).map((line) => `${line}\n`).join("")
+      );
+      program.print(texts.join("\n"));
     } else {
       const described = images.map(jsonOf);
       program.print(`${prettyJson(chain ? described : described[0])}\n`);
@@ -149,7 +156,7 @@ async function describe(
   return {
     filename: nameOf(node),
     format: node.driver.name,
-    size: node.size,
+    size: roundUp(node.size, SECTOR_SIZE),
     fullBackingFile: backingFile === undefined
       ? undefined
       : fullName(node, backingFile),
@@ -158,12 +165,32 @@ async function describe(
     ...(limits && {
       limits: (await import("../limits.ts")).limitsOf(node),
     }),
+    children: inRelease("childInfo")
+      ? await describeChildren(node, limits)
+      : [],
   };
+}
+
+/** Describe the nodes below another, in QEMU's order: the latest first. */
+async function describeChildren(
+  node: BlockNode,
+  limits: boolean,
+): Promise<Description["children"]> {
+  const children: Description["children"] = [];
+  for (const [role, child] of Object.entries(node.children).reverse()) {
+    if (child && role !== "backing") {
+      children.push([role, await describe(child, limits)]);
+    }
+  }
+  return children;
 }
 
 /** Most of a filter's info is its file's. */
 async function ownInfo(node: BlockNode): Promise<NodeInfo> {
   const info = await node.info?.() ?? {};
+  if (inRelease("fileSpecific").includes(node.driver.name)) {
+    return { ...info, specific: { type: "file", data: {} } };
+  }
   if (node.driver.role !== "filter") return info;
   const { clusterSize, dirty } = info;
   return { clusterSize, dirty };
@@ -213,8 +240,23 @@ function jsonOf({ info, ...image }: Description): Json {
     "snapshots": image.snapshots.length
       ? image.snapshots.map(jsonOfSnapshot)
       : undefined,
-    "format-specific": info.specific as Json,
+    "format-specific": known(info.specific as Json),
+    "children": inRelease("childInfo")
+      ? image.children.map(([name, child]) => ({ name, info: jsonOf(child) }))
+      : undefined,
   };
+}
+
+/** Details of a format, without those that are too new. */
+function known(details: Json): Json {
+  if (Array.isArray(details)) return details.map(known);
+  if (typeof details !== "object" || details === null) return details;
+  const later = inRelease("laterDetails");
+  return Object.fromEntries(
+    Object.entries(details)
+      .filter(([name]) => !later.includes(name))
+      .map(([name, value]) => [name, known(value)]),
+  );
 }
 
 function jsonOfSnapshot(snapshot: Snapshot): Json {
@@ -230,11 +272,14 @@ function jsonOfSnapshot(snapshot: Snapshot): Json {
   };
 }
 
-function humanText({ info, ...image }: Description): string {
+/** `path` leads to a child from the top. */
+function humanLines({ info, ...image }: Description, path = ""): string[] {
+  // QEMU takes a child that has none itself for a protocol.
+  const isFile = path !== "" && image.children.length === 0;
   const lines = [
-    `image: ${image.filename}`,
-    `file format: ${image.format}`,
-    `virtual size: ${
+    `${isFile ? "filename" : "image"}: ${image.filename}`,
+    `${isFile ? "protocol type" : "file format"}: ${image.format}`,
+    `${isFile ? "file length" : "virtual size"}: ${
       info.sizeUnknown
         ? "unavailable"
         : `${humanSize(image.size)} (${integerText(image.size)} bytes)`
@@ -267,9 +312,14 @@ function humanText({ info, ...image }: Description): string {
       lines.push(`    ${name.replaceAll("-", " ")}: ${value}`);
     }
   }
-  if (info.specific) {
-    lines.push("Format specific information:");
-    lines.push(...detailLines(info.specific.data as Json, "    "));
+  const details = detailLines(known(info.specific?.data as Json) ?? {}, "    ");
+  if (details.length > 0) {
+    lines.push("Format specific information:", ...details);
   }
-  return lines.map((line) => `${line}\n`).join("");
+  for (const [role, child] of image.children) {
+    const place = `${path}/${role}`;
+    lines.push(`Child node '${place}':`);
+    lines.push(...humanLines(child, place).map((line) => `    ${line}`));
+  }
+  return lines;
 }

@@ -263,10 +263,7 @@ class LuksNode implements BlockNode {
   // deno-lint-ignore require-await -- the interface is asynchronous
   async info(): Promise<NodeInfo> {
     const { header, volume } = this.#parts;
-    const data = {
-      ...describeHeader(volume.header),
-      ...(header && { "detached-header": true }),
-    };
+    const data = describeHeader(volume.header, header !== undefined);
     return {
       encrypted: true,
       dirty: false,

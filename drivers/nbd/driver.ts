@@ -213,8 +213,9 @@ async function useExisting(
   } catch (error) {
     if (!(error instanceof BlockError)) throw error;
     throw error.prefixed(
-      "Protocol driver 'nbd' does not support image creation, and opening " +
-        "the image failed: ",
+      "Protocol driver 'nbd' does not support creating new images, so an " +
+        "existing image must be selected as the target; however, opening the " +
+        "given target as an existing image failed: ",
     );
   }
   try {

@@ -319,7 +319,7 @@ export class Qcow2Node implements BlockNode {
     const { describeHeader } = await import(
       "../../core/crypto/luks_header.ts"
     );
-    return { format: "luks", ...describeHeader(luks.volume.header) };
+    return { format: "luks", ...describeHeader(luks.volume.header, false) };
   }
 
   /** Absent if the image is of a version that cannot keep any. */
