@@ -42,6 +42,8 @@ async function changeEntries(
   decide: (kind: WholeKind) => Change,
 ): Promise<void> {
   const { geometry, clusters, access: { ranges } } = state;
+  // Zeroes in an encrypted one would not read as zeroes without their entry.
+  const isRaw = state.dataFileIsRaw && !state.encryption;
   let inLine: RangePlace | undefined;
   try {
     for (let at = start; at < end;) {
@@ -69,9 +71,7 @@ async function changeEntries(
         inLine = ranges.conflict(at, stop, true, inLine);
         if (!inLine) {
           if (state.hasDataFile) held = ranges.hold(at, stop, true);
-          if (!state.dataFileIsRaw) {
-            changeRun(state, place, count, change, freed);
-          }
+          if (!isRaw) changeRun(state, place, count, change, freed);
         }
       }
       if (inLine) {
@@ -81,7 +81,7 @@ async function changeEntries(
       const next = Math.min(stop, end);
       if (held) {
         using _ = held;
-        if (state.dataFileIsRaw) await changeRaw(state, at, next, change);
+        if (isRaw) await changeRaw(state, at, next, change);
         else await discardData(state, freed, reason);
       } else await releaseClusters(state, freed, reason);
       at = next;
