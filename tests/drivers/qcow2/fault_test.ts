@@ -211,7 +211,7 @@ const encrypted: Workload = {
   size: 96 * KIB,
   backing: 80 * KIB,
   variant: { encryption: "luks" },
-  trials: 12,
+  trials: 6,
   async run(disk) {
     await disk.write(1000, pattern(1, 5000));
     await disk.flush();
