@@ -38,7 +38,11 @@ export {
   openImage,
   type StreamOptions,
 } from "./core/image.ts";
-export type { CacheMode, OpenOptions } from "./core/open_options.ts";
+export type {
+  CacheMode,
+  OpenOptions,
+  UnlockProgress,
+} from "./core/open_options.ts";
 export { ImageBitmaps } from "./core/bitmaps.ts";
 export { bench, type BenchOptions } from "./core/jobs/bench.ts";
 export * from "./core/jobs/commit.ts";
