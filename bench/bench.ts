@@ -47,9 +47,10 @@ interface Measured {
 /** A command's words, with the side's files and the size filled in. */
 function words(command: string, side: Side, { size }: Settings): string[] {
   return command.split(" ").map((word) =>
-    word.replace(/^OUT/, FILES[side]).replace(/^THEIRS$/, FILES.theirs)
+    word.replace(/(?<=^|=)OUT/, FILES[side])
+      .replace(/(?<=^|=)THEIRS$/, FILES.theirs)
       .replace(
-        /^SIZE\*?(\/?)(\d*)$/,
+        /(?<=^|=)SIZE\*?(\/?)(\d*)$/,
         (_, divided, factor) =>
           String(Math.floor(divided ? size / factor : size * (factor || 1))),
       )

@@ -118,6 +118,8 @@ export interface OpenContext {
   readonly withoutKeys: boolean;
   /** Stops what takes long, such as finding a key. */
   readonly signal?: AbortSignal;
+  /** Told how far it has come, in iterations. */
+  unlocking?(done: number, total: number): void;
   /**
    * Whether flushes do nothing: the system decides when data reaches the disk.
    */

@@ -18,7 +18,7 @@ import {
   OutOfRangeError,
   reasonOf,
 } from "../../core/errors.ts";
-import type { Held } from "../../core/lock.ts";
+import { type Held, Mutex } from "../../core/lock.ts";
 import type {
   AmendOptions,
   BitmapInfo,
@@ -76,6 +76,7 @@ export class Qcow2Node implements BlockNode {
   readonly limits;
   readonly #state: Qcow2State;
   readonly #hooks: ReopenHooks;
+  readonly #amending = new Mutex();
   readonly #cleaner: CacheCleaner;
   /** Bytes of the file before anything was written to it. */
   readonly #sizeAtOpen: number;
@@ -469,14 +470,14 @@ export class Qcow2Node implements BlockNode {
 
   async #amend(options: OptionValues, how: AmendOptions = {}): Promise<void> {
     const state = this.#state;
-    using _ = await state.operations.drain();
-    state.checkUsable();
     const { amend } = await import("./amend.ts");
+    using _ = await this.#amending.lock();
     await amend(state, options, how, () => this.#hooks.adopt(state.header));
   }
 
   async close(): Promise<void> {
     const state = this.#state;
+    using _amending = await this.#amending.lock();
     try {
       if (!state.readOnly && !state.unusable) {
         using _ = await state.operations.drain();

@@ -43,6 +43,8 @@ async function changeEntries(
   decide: (kind: WholeKind) => Change,
 ): Promise<void> {
   const { geometry, clusters, access: { ranges } } = state;
+  // Zeroes in an encrypted one would not read as zeroes without their entry.
+  const isRaw = state.dataFileIsRaw && !state.encryption;
   let inLine: RangePlace | undefined;
   try {
     for (let at = start; at < end;) {
@@ -71,9 +73,7 @@ async function changeEntries(
         if (!inLine) {
           const isHeld = state.hasDataFile || change === "punch";
           if (isHeld) held = ranges.hold(at, stop, true);
-          if (!state.dataFileIsRaw) {
-            changeRun(state, place, count, change, freed);
-          }
+          if (!isRaw) changeRun(state, place, count, change, freed);
         }
       }
       if (inLine) {
@@ -83,7 +83,7 @@ async function changeEntries(
       const next = Math.min(stop, end);
       if (held) {
         using _ = held;
-        if (state.dataFileIsRaw) await changeRaw(state, at, next, change);
+        if (isRaw) await changeRaw(state, at, next, change);
         else {
           // By a damaged entry, what it frees may be something else.
           for (const { offset, length } of change === "punch" ? freed : []) {
