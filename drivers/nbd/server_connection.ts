@@ -61,7 +61,7 @@ const RUN_SIZE = 16;
 const OVERHEAD = 512;
 /** Bytes read at once where nobody wants them. */
 const CACHE_STEP = 1024 * 1024;
-/** For how long a client may let others wait for the memory it has, in ms. */
+/** For how long a client may let others wait for it, in ms. */
 const STALL = 3000;
 
 /** Bytes that a request has, and has not handed on to what it writes. */
@@ -90,6 +90,7 @@ export class Connection implements Spender {
   /** Whether data of a request are being read. */
   #isReadingData = false;
   #isClosing = false;
+  #patience?: ReturnType<typeof setInterval>;
 
   /** Serve `image`, as `offered` describes it. */
   constructor(
@@ -116,10 +117,13 @@ export class Connection implements Spender {
     // Who waits for the next request need not be answered any more.
     if (this.#inFlight === 0 && !this.#writer.isBusy) {
       endStream(this.#agreement.stream);
+      return;
     }
+    // A client that takes no answers must not keep the server from ending.
+    this.#patience ??= setInterval(() => this.onPressure(), STALL / 3);
   }
 
-  /** Others wait for memory: give it back if the client does not get on. */
+  /** Others wait for it: let go of the client if it does not get on. */
   onPressure(): void {
     const stalled = (last: number) => performance.now() - last > STALL;
     const isSlow = this.#isReadingData && stalled(this.#reader.lastProgress) ||
@@ -140,6 +144,7 @@ export class Connection implements Spender {
       this.#isClosing = true;
       while (this.#inFlight > 0) await this.#oneSettled();
       await this.#writer.drained().catch(() => {});
+      clearInterval(this.#patience);
       endStream(this.#agreement.stream);
     }
   }

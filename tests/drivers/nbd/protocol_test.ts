@@ -371,6 +371,38 @@ Deno.test("a closing server finishes what it has begun", async () => {
   }
 });
 
+Deno.test("a closing server does not wait for a client that takes no answers", async () => {
+  await using image = await memoryImage();
+  const [ours, theirs] = streamPair();
+  let isStuck = false;
+  let cut = () => {};
+  const stuck = new Promise<never>((_, reject) => {
+    cut = () => reject(new Error("closed"));
+  });
+  stuck.catch(() => {});
+  const server = await serveNbd(image, {
+    read: (into) => theirs.read(into),
+    write: (bytes) => isStuck ? stuck : theirs.write(bytes),
+    close() {
+      cut();
+      theirs.close();
+    },
+  });
+  const client = await entered(ours);
+  isStuck = true;
+  const answers = Array.from(
+    { length: 100 },
+    () => client.read(0, [new Uint8Array(65536)]),
+  );
+  const results = Promise.allSettled(answers);
+  await new Promise((resolve) => setTimeout(resolve, 10));
+  await server.close();
+  assertEquals(
+    (await results).every(({ status }) => status === "rejected"),
+    true,
+  );
+});
+
 Deno.test("a peer that announces much and sends nothing gives its memory back", async () => {
   await using image = await memoryImage(64 * MIB);
   const pairs = Array.from({ length: 12 }, () => streamPair());
