@@ -305,8 +305,16 @@ export interface WebStreams {
   readonly writable: WritableStream<Uint8Array>;
 }
 
+/**
+ * A connection as a stream of bytes. Those of Deno have web streams as well,
+ * which are slower.
+ */
+export function byteStream(stream: ByteStream | WebStreams): ByteStream {
+  return "read" in stream ? stream : webStream(stream);
+}
+
 /** A pair of web streams as a stream of bytes. */
-export function webStream({ readable, writable }: WebStreams): ByteStream {
+function webStream({ readable, writable }: WebStreams): ByteStream {
   const reader = readable.getReader();
   const writer = writable.getWriter();
   // Whoever reads or writes learns of it; nobody waits for this.

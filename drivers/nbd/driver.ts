@@ -37,7 +37,7 @@ import {
   TlsCredentials,
 } from "../../core/tls_credentials.ts";
 import { type Place, takePlace } from "./address.ts";
-import { endStream, webStream } from "./bytes.ts";
+import { byteStream, endStream } from "./bytes.ts";
 import { NbdClient } from "./client.ts";
 import { ClientHandshake, type ClientTls } from "./client_handshake.ts";
 import { Link } from "./link.ts";
@@ -186,7 +186,7 @@ async function newStream(
   const stream = typeof server === "function"
     ? await server()
     : await connectTo(server);
-  const bytes = "readable" in stream ? webStream(stream) : stream;
+  const bytes = byteStream(stream);
   // It came too late.
   if (signal.aborted) endStream(bytes);
   return bytes;

@@ -20,7 +20,7 @@ import {
 import { valueText } from "../../core/values.ts";
 import { Budget } from "./budget.ts";
 import { Buffers } from "./buffers.ts";
-import { ConnectionLost, webStream, type WebStreams } from "./bytes.ts";
+import { ConnectionLost, byteStream, type WebStreams } from "./bytes.ts";
 import { contextsOf, type Export, type NbdBitmap } from "./export.ts";
 import { Connection } from "./server_connection.ts";
 import { ServerHandshake } from "./server_handshake.ts";
@@ -186,10 +186,8 @@ export class NbdServer implements AsyncDisposable {
     if ("accept" in to) {
       this.#listener = to;
       this.ended = this.#acceptAll(to);
-    } else if ("readable" in to) {
-      this.ended = this.#serve(webStream(to));
-    } else if (typeof (to as Partial<ByteStream>)?.read === "function") {
-      this.ended = this.#serve(to);
+    } else if ("read" in to || "readable" in to) {
+      this.ended = this.#serve(byteStream(to));
     } else {
       throw invalid(`Cannot serve on ${valueText(to)}: it is no connection`);
     }
