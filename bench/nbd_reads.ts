@@ -1,18 +1,15 @@
 /**
- * Reads 4 KiB at random places of an NBD export for some time, and prints how
- * many reads a second that made: `nbd_reads.ts SOCKET DEPTH SECONDS`.
+ * Reads 4 KiB at random places of an NBD export, and prints how many
+ * milliseconds that took: `nbd_reads.ts SOCKET DEPTH COUNT`.
  *
  * `DEPTH` reads are under way at once, on one connection. It is as simple as
- * can be, so that the server's time is what is measured: replies have no
- * structure but their length, and are counted as they come.
+ * can be, so that the server's time is what is measured: replies are all of one
+ * length, and are counted as they come.
  *
  * @module
  */
-const [socket, depth, seconds] = [
-  Deno.args[0],
-  Number(Deno.args[1]),
-  Number(Deno.args[2]),
-];
+const [socket] = Deno.args;
+const [depth, total] = Deno.args.slice(1).map(Number);
 const UNIT = 4096;
 const REQUEST = 28;
 const REPLY = 16 + UNIT;
@@ -64,21 +61,23 @@ function next(count: number): Uint8Array {
 }
 
 const into = new Uint8Array(REPLY * 64);
-const start = performance.now();
-const end = start + seconds * 1000;
-/** Reads that were answered, and bytes of the reply that is on its way. */
-let reads = 0;
+/** Reads that were asked for, and that were answered. */
+let asked = depth;
+let answered = 0;
+/** Bytes of the reply that is on its way. */
 let rest = 0;
+const start = performance.now();
 await send(next(depth));
-while (performance.now() < end) {
+while (answered < total) {
   const count = await connection.read(into);
   if (count === null) throw new Error("the server has gone");
   rest += count;
   const done = Math.floor(rest / REPLY);
-  if (done === 0) continue;
   rest -= done * REPLY;
-  reads += done;
-  await send(next(done));
+  answered += done;
+  const more = Math.min(done, total - asked);
+  asked += more;
+  if (more > 0) await send(next(more));
 }
-console.log(Math.round(reads / (performance.now() - start) * 1000));
+console.log(performance.now() - start);
 connection.close();
