@@ -43,6 +43,7 @@ import { ClientHandshake, type ClientTls } from "./client_handshake.ts";
 import { Link } from "./link.ts";
 import { nbdName, parseNbdFilename } from "./names.ts";
 import { NBD_FACTS, OPEN_OPTIONS } from "./options.ts";
+import { StatusCache } from "./status_cache.ts";
 import {
   BASE_ALLOCATION,
   COMMAND,
@@ -251,6 +252,7 @@ class NbdNode implements BlockNode {
   readonly #link: Link;
   readonly #flags: number;
   readonly #dirtyBitmap: boolean;
+  readonly #status: StatusCache;
 
   constructor(
     link: Link,
@@ -261,6 +263,7 @@ class NbdNode implements BlockNode {
     const { info, extended, hasContext } = link.first;
     const { size, flags, blockSizes } = info;
     this.#link = link;
+    this.#status = new StatusCache(link);
     this.#flags = flags;
     this.#dirtyBitmap = dirtyBitmap !== undefined;
     this.filename = typeof place.server === "function"
@@ -308,7 +311,7 @@ class NbdNode implements BlockNode {
     this.#checkEnd(offset, vectorLength(iov));
     const isForced = flags?.fua === true;
     const byServer = isForced && (this.#flags & FLAG.SEND_FUA) !== 0;
-    await this.#link.write(offset, iov, byServer);
+    await this.#status.during(this.#link.write(offset, iov, byServer));
     if (isForced && !byServer) await this.flush?.();
   };
 
@@ -327,14 +330,18 @@ class NbdNode implements BlockNode {
       if (!(this.#flags & FLAG.SEND_FAST_ZERO)) throw new BlockError("ENOTSUP");
       wire |= COMMAND_FLAG.FAST_ZERO;
     }
-    await this.#link.change(COMMAND.WRITE_ZEROES, offset, length, wire);
+    await this.#status.during(
+      this.#link.change(COMMAND.WRITE_ZEROES, offset, length, wire),
+    );
     if (isForced && !byServer) await this.flush?.();
   };
 
   readonly #discard = async (offset: number, length: number): Promise<void> => {
     const inside = Math.min(length, this.size - offset);
     if (inside <= 0) return;
-    await this.#link.change(COMMAND.TRIM, offset, inside, 0);
+    await this.#status.during(
+      this.#link.change(COMMAND.TRIM, offset, inside, 0),
+    );
   };
 
   #checkEnd(offset: number, length: number): void {
@@ -349,7 +356,7 @@ class NbdNode implements BlockNode {
     if (!hasContext) {
       return { length: inside, allocated: true, zero: false, ...place };
     }
-    const run = await this.#link.ask((client) => client.status(offset, inside));
+    const run = await this.#status.first(offset, inside);
     const isHole = (run.flags & STATE.HOLE) !== 0;
     const zero = (run.flags & STATE.ZERO) !== 0;
     return {

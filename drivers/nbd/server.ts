@@ -20,7 +20,7 @@ import {
 import { valueText } from "../../core/values.ts";
 import { Budget } from "./budget.ts";
 import { Buffers } from "./buffers.ts";
-import { ConnectionLost, byteStream, type WebStreams } from "./bytes.ts";
+import { byteStream, ConnectionLost, type WebStreams } from "./bytes.ts";
 import { contextsOf, type Export, type NbdBitmap } from "./export.ts";
 import { Connection } from "./server_connection.ts";
 import { ServerHandshake } from "./server_handshake.ts";

@@ -45,7 +45,7 @@ for (const replies of ["extended", "structured", "simple"] as const) {
     const empty = new Uint8Array(0);
     await client.read(5, [empty]);
     if (replies !== "simple") {
-      const { length, flags } = await client.status(2 * MIB, MIB);
+      const [{ length, flags }] = await client.status(2 * MIB, MIB, true);
       assertEquals([length, flags], [MIB, 3]);
     }
     // Errors leave the connection as it was.
@@ -130,8 +130,13 @@ Deno.test("a server tells what it has, and only the asker of its name gets it", 
     exportName: "disk",
     context: "qemu:dirty-bitmap:b0",
   });
-  assertEquals(await client.status(0, MIB), { length: 65536, flags: 1 });
-  assertEquals(await client.status(65536, MIB), { length: MIB, flags: 0 });
+  assertEquals(await client.status(0, MIB, true), [{
+    length: 65536,
+    flags: 1,
+  }]);
+  assertEquals(await client.status(65536, MIB, true), [
+    { length: MIB, flags: 0 },
+  ]);
   await client.close();
 });
 
