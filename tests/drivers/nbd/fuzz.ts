@@ -9,7 +9,6 @@
  */
 import { assertEquals } from "@std/assert";
 import type { ByteStream } from "../../../core/platform/sockets.ts";
-import { ClientHandshake } from "../../../drivers/nbd/client_handshake.ts";
 import {
   COMMAND,
   COMMAND_FLAG,
