@@ -53,6 +53,12 @@ export interface NbdServerOptions {
   tls?: TlsCredentials;
   /** Whether they must be, if they can. Default: true. */
   requireTls?: boolean;
+  /**
+   * Whether the client may come in that has shown a certificate for this name:
+   * a distinguished name as GnuTLS writes it, such as `O=Acme,CN=client`.
+   * Default: all may whose certificate is trusted.
+   */
+  authorize?(name: string): boolean;
   /** Learns of each client that has chosen the export. */
   onConnect?(): void;
   /**
@@ -116,6 +122,7 @@ function exportOf(image: Image, options: NbdServerOptions): Export {
     maxMemory: { least: SHARE },
     allocationDepth: "boolean",
     requireTls: "boolean",
+    authorize: "function",
     bitmaps: "object",
     blockSize: { least: 1, most: 65536 },
     onConnect: "function",
@@ -262,11 +269,11 @@ export class NbdServer implements AsyncDisposable {
 
   /** Serve one client. Whatever it does, nobody else is to suffer for it. */
   async #serve(stream: ByteStream): Promise<void> {
-    const { handshakeLimit = 10, tls, requireTls } = this.#options;
+    const { handshakeLimit = 10, tls, requireTls, authorize } = this.#options;
     const handshake = new ServerHandshake(
       stream,
       this.#export,
-      tls,
+      tls && { accept: (stream) => tls.accept(stream, authorize) },
       requireTls,
     );
     const id = {};
