@@ -17,7 +17,9 @@ import {
   u16Bytes,
   u32Bytes,
 } from "../../../drivers/nbd/wire.ts";
+import { openNode } from "../../../core/open.ts";
 import { BlockError, listExports, openImage, serveNbd } from "../../../mod.ts";
+import type { ByteStream } from "../../../core/platform/sockets.ts";
 import { usePlatform } from "../../../core/platform/mod.ts";
 import { webPlatform } from "../../../core/platform/web.ts";
 import { entered, memoryImage, RawClient, served } from "./peers.ts";
@@ -469,6 +471,24 @@ Deno.test("bad servers are told in QEMU's words", async (t) => {
       await assertRejects(() => entered(ours), BlockError, text);
     });
   }
+});
+
+Deno.test("of a connection that has web streams as well, those are not used", async () => {
+  await using image = await memoryImage();
+  const both = (stream: ByteStream) => ({
+    ...stream,
+    get readable(): never {
+      throw new Error("slow");
+    },
+  });
+  const connect = async () => {
+    const [ours, theirs] = streamPair();
+    await serveNbd(image, both(theirs), { writable: true });
+    return both(ours);
+  };
+  const node = await openNode({ driver: "nbd", connect });
+  await node.readv(0, [new Uint8Array(512)]);
+  await node.close();
 });
 
 Deno.test("where there are no sockets, that is said", async () => {
