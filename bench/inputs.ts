@@ -25,6 +25,10 @@ const recipes: { [name: string]: Recipe } = {
       await file.write(piece % 2 === 0 ? random(MIB) : text(MIB, piece));
     }
   },
+  "random.raw": async (name, size, folder) => {
+    using file = await open(folder, name);
+    for (let at = 0; at < size; at += MIB) await file.write(random(MIB));
+  },
   "huge.qcow2": (name, _size, folder) =>
     runTool(folder, "qemu-img", ["create", "-q", "-f", "qcow2", name, "64T"]),
   "zlib.qcow2": asQcow2("quarter.raw", "-c"),
