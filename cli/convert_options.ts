@@ -277,6 +277,17 @@ export function checkPipes(
   if (wish.salvage) refuse("--salvage cannot be used", "input");
 }
 
+/** Refuse options that need to seek in a target that is stored as a whole. */
+export function checkStored(wish: ConvertWish): void {
+  const refuse = (what: string) => {
+    throw new CommandError(
+      `${what} cannot be used with a target that is written front to back`,
+    );
+  };
+  if (wish.compressed) refuse("-c");
+  if (wish.bitmaps) refuse("--bitmaps");
+}
+
 function parseSparseSize(text: string): number {
   const size = sizeArgument("buffer size for sparse output", text);
   if (size % SECTOR_SIZE !== 0 || size > MAX_SPARSE_SIZE) {

@@ -90,7 +90,12 @@ export function createTable(
       `Protocol driver '${protocol.name}' does not support image creation`,
     );
   }
-  return { driver, table: driver.createOptions };
+  const { createOptions } = driver;
+  const fileOptions = protocol?.fileOptions;
+  const table = fileOptions
+    ? { ...createOptions, ...fileOptions }
+    : createOptions;
+  return { driver, table };
 }
 
 const TYPE_NAMES: { readonly [type in OptionSpec["type"]]: string } = {

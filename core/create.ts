@@ -63,11 +63,12 @@ export async function createImage(
 
 async function create(
   format: string,
-  target: Source,
-  options: OptionValues,
+  source: Source,
+  allOptions: OptionValues,
   wishes: CreateOptions,
 ): Promise<void> {
   const driver = getFormat(format);
+  const { target, options } = takeFileOptions(source, allOptions);
   checkOptions("create an image", wishes, {});
   if (!driver.create || !driver.createOptions) {
     throw new BlockError(
@@ -135,6 +136,32 @@ async function create(
   }
 }
 
+/**
+ * Give the target those options that concern its protocol rather than the
+ * format of the image.
+ */
+export function takeFileOptions(
+  target: Source,
+  options: OptionValues,
+): { target: Source; options: OptionValues } {
+  const names = Object.keys(options);
+  // Most have none, and are looked at no further.
+  if (!names.some((name) => name.includes("-"))) return { target, options };
+  const stack = protocolStack(target);
+  const { fileOptions = {} } = getDriver(String(stack.driver));
+  const isOfFile = (name: string) => Object.hasOwn(fileOptions, name);
+  if (!names.some(isOfFile)) return { target, options };
+  const entries = Object.entries(options);
+  const ofFile = entries.filter(([name]) => isOfFile(name));
+  return {
+    target: {
+      ...stack,
+      ...parseOptions(fileOptions, Object.fromEntries(ofFile)),
+    },
+    options: Object.fromEntries(entries.filter(([name]) => !isOfFile(name))),
+  };
+}
+
 /** The file called `name` in the folder of another. */
 function besides(target: Source, name: string): StackObject {
   const stack = protocolStack(target);
@@ -163,7 +190,7 @@ async function createFile(
   target: Source,
   size: number,
   preallocation: Preallocation = "off",
-  { onUnlocked }: CreateOptions,
+  { onUnlocked, secrets }: CreateOptions,
 ): Promise<BlockNode> {
   const stack = protocolStack(target);
   const name = String(stack.driver);
@@ -175,14 +202,15 @@ async function createFile(
     );
   }
   const { driver: _, ...options } = stack;
+  const filename = describeSource(stack);
   await protocol.create({ ...options, size, preallocation }, {
-    filename: describeSource(stack),
+    filename,
     createFile: noFile,
     createNamed: noFile,
     createPart: noFile,
     openBeside: noFile,
     unlocked: (why) => onUnlocked?.(why),
-    secret: () => Promise.resolve(undefined),
+    secret: (id) => findSecret(secrets, { id, filename }),
   });
-  return await openProtocol(stack, { resize: true, onUnlocked });
+  return await openProtocol(stack, { resize: true, onUnlocked, secrets });
 }

@@ -11,12 +11,13 @@ import type { OptionValues } from "../core/options.ts";
 import { protocolStack } from "../core/sources.ts";
 import { LUKS_FACTS } from "./luks/options.ts";
 import { NBD_FACTS } from "./nbd/options.ts";
+import { hasBlocks, S3_FACTS } from "./s3/names.ts";
 import { VDI_CREATE_OPTIONS } from "./vdi/create_options.ts";
 import { VHDX_CREATE_OPTIONS } from "./vhdx/create_options.ts";
 import { VPC_CREATE_OPTIONS, VPC_OPEN_OPTIONS } from "./vpc/create_options.ts";
 import { isStream, VMDK_CREATE_OPTIONS } from "./vmdk/create_options.ts";
 
-type Facts = Omit<BlockDriver, "open" | "create" | "stream">;
+type Facts = Omit<BlockDriver, "open" | "create" | "stream" | "store">;
 
 /** A driver whose code is loaded when it is first used. */
 function lazily(facts: Facts, load: () => Promise<BlockDriver>): BlockDriver {
@@ -27,6 +28,10 @@ function lazily(facts: Facts, load: () => Promise<BlockDriver>): BlockDriver {
     ...(facts.createOptions && {
       create: async (options, context) =>
         await (await load()).create!(options, context),
+    }),
+    ...(facts.storesWhole && {
+      store: async (options, chunks, context) =>
+        await (await load()).store!(options, chunks, context),
     }),
     ...(facts.isStream && {
       stream: async function* (options, source) {
@@ -90,6 +95,10 @@ export const rareDrivers: readonly BlockDriver[] = [
   lazily(
     { name: "quorum", role: "format" },
     async () => (await import("./quorum.ts")).quorumDriver,
+  ),
+  lazily(
+    { ...S3_FACTS, storesWhole: (options) => !hasBlocks(options) },
+    async () => (await import("./s3/driver.ts")).s3Driver,
   ),
   lazily(
     { name: "throttle", role: "filter" },

@@ -25,6 +25,11 @@ export function denoPlatform(): Platform | null {
     tls: nodeTls(),
     libc,
     libraries,
+    environment(variable) {
+      // Asking for the permission could wait for a user.
+      const { state } = Deno.permissions.querySync({ name: "env", variable });
+      return state === "granted" ? Deno.env.get(variable) : null;
+    },
     unrefTimer: (timer) => Deno.unrefTimer(timer as number),
     surviveSignal(signal) {
       try {

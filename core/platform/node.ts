@@ -12,6 +12,7 @@ import { webPlatform } from "./web.ts";
 
 interface NodeProcess {
   readonly platform: string;
+  readonly env: { readonly [name: string]: string | undefined };
   on(signal: string, listener: () => void): void;
 }
 
@@ -41,6 +42,7 @@ export function nodePlatform(): Platform | null {
     sockets: nodeSockets(),
     tls: nodeTls(),
     startWorker,
+    environment: (name) => process.env[name],
     unrefTimer: (timer) => (timer as { unref?(): void }).unref?.(),
     surviveSignal(signal) {
       try {

@@ -40,6 +40,11 @@ export interface Platform {
    * @throws if the runtime has no threads.
    */
   startWorker(program: string): WorkerThread;
+  /**
+   * A variable of the environment, if there is one; `null` if it may not be
+   * read.
+   */
+  environment?(name: string): string | undefined | null;
   /** Let the program end while a timer is pending. */
   unrefTimer(timer: unknown): void;
   /** Keep a signal from ending the program, if there is such a signal. */
