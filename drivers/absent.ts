@@ -14,16 +14,19 @@ import type { DriverTraits } from "../core/traits.ts";
 /** The driver that refuses what `facts` stand for. */
 export function absentDriver(facts: DriverTraits): BlockDriver {
   const { name } = facts;
+  const refused = () =>
+    new BlockError(
+      "ENOTSUP",
+      `There is no driver for '${name}'; ${INSTEAD[name]}`,
+    );
   return {
     ...facts,
     async open(options) {
       // That the server is not there, or is another one, comes first.
       if (name === "ssh") await reachSsh(options);
-      throw new BlockError(
-        "ENOTSUP",
-        `There is no driver for '${name}'; ${INSTEAD[name]}`,
-      );
+      throw refused();
     },
+    create: () => Promise.reject(refused()),
   };
 }
 

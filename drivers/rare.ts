@@ -58,10 +58,11 @@ function absentDriver(name: string): BlockDriver {
     isAbsent: true,
     parseFilename: (filename) => ({ filename }),
   };
-  return lazily(
-    facts,
-    async () => (await import("./absent.ts")).absentDriver(facts),
-  );
+  const load = async () => (await import("./absent.ts")).absentDriver(facts);
+  return {
+    ...lazily(facts, load),
+    create: async (...given) => await (await load()).create!(...given),
+  };
 }
 
 /** The drivers, to be registered. */
