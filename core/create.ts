@@ -4,7 +4,7 @@
  * @module
  */
 import type { CreateContext } from "./driver.ts";
-import { checkOptions, driverError } from "./checks.ts";
+import { checkOptions, checkStoredName, driverError } from "./checks.ts";
 import { asBlockError, BlockError, invalid } from "./errors.ts";
 import { resolveName } from "./names.ts";
 import type { BlockNode, Preallocation } from "./node.ts";
@@ -78,6 +78,7 @@ async function create(
   }
   const table = driver.createOptions;
   const parsed = parseOptions(table, options);
+  checkStoredName(parsed.backing_file);
   if (driver.role === "protocol") {
     // A file without a format driver is opened as it is.
     const stack = { ...protocolStack(target), driver: format };

@@ -172,6 +172,13 @@ export interface OpenContext {
    * may be an image of any format.
    */
   openChild(name: string, description?: unknown): Promise<BlockNode>;
+  /**
+   * Check that a redirect may be followed: what an image names may not lead
+   * anywhere else than it could itself.
+   *
+   * @throws {BlockError} EACCES if the gate does not permit it.
+   */
+  checkRedirect(url: string): Promise<void>;
   /** Whether the user described the child called `name`, or named it `null`. */
   describes(name: string): boolean;
   /**

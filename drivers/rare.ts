@@ -9,6 +9,7 @@ import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
 import type { OptionValues } from "../core/options.ts";
 import { protocolStack } from "../core/sources.ts";
+import { httpFacts } from "./http/options.ts";
 import { LUKS_FACTS } from "./luks/options.ts";
 import { NBD_FACTS } from "./nbd/options.ts";
 import { hasBlocks, S3_FACTS } from "./s3/names.ts";
@@ -41,8 +42,37 @@ function lazily(facts: Facts, load: () => Promise<BlockDriver>): BlockDriver {
   };
 }
 
+/** Protocols of QEMU's that are refused by name, and their other schemes. */
+const ABSENT: { readonly [name: string]: readonly string[] } = {
+  ftp: [],
+  ftps: [],
+  gluster: ["gluster+tcp", "gluster+unix", "gluster+rdma"],
+  iscsi: ["iser"],
+  nfs: [],
+  nvme: [],
+  sheepdog: ["sheepdog+tcp", "sheepdog+unix"],
+  ssh: [],
+  vxhs: [],
+};
+
+function absentDriver(name: string): BlockDriver {
+  const facts: Facts = {
+    name,
+    role: "protocol",
+    schemes: [name, ...ABSENT[name]],
+    isAbsent: true,
+    parseFilename: (filename) => ({ filename }),
+  };
+  const load = async () => (await import("./absent.ts")).absentDriver(facts);
+  return {
+    ...lazily(facts, load),
+    create: async (...given) => await (await load()).create!(...given),
+  };
+}
+
 /** The drivers, to be registered. */
 export const rareDrivers: readonly BlockDriver[] = [
+  ...Object.keys(ABSENT).map(absentDriver),
   lazily(
     {
       name: "blkdebug",
@@ -59,6 +89,14 @@ export const rareDrivers: readonly BlockDriver[] = [
   lazily(
     { name: "copy-on-read", role: "filter" },
     async () => (await import("./copy_on_read.ts")).copyOnReadDriver,
+  ),
+  lazily(
+    httpFacts("http"),
+    async () => (await import("./http/driver.ts")).httpDriver,
+  ),
+  lazily(
+    httpFacts("https"),
+    async () => (await import("./http/driver.ts")).httpsDriver,
   ),
   lazily(
     NBD_FACTS,

@@ -1,4 +1,5 @@
 /** `create`: create an image. @module */
+import { checkStoredName } from "../../core/checks.ts";
 import { createImage } from "../../core/create.ts";
 import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import { resolveName } from "../../core/names.ts";
@@ -110,7 +111,7 @@ async function create(
   const { table } = createTable(format, filename);
   const values = createValues(wish, table);
   if (program.isOurs) spareBackingFile(wish, values);
-  const detected = await openBackingFile(wish, values, program.maxChain);
+  const detected = await openBackingFile(program, wish, values);
   if (values.backing_file !== undefined && values.backing_fmt === undefined) {
     program.error(`${filename}: Backing file specified without backing format`);
     // Scripts expect this line without a line break.
@@ -189,6 +190,7 @@ function createValues(wish: Wish, table: OptionTable): OptionValues {
     );
   }
   addBackingOptions(values, table, wish);
+  checkStoredName(values.backing_file);
   const { backing_file: backing } = values;
   if (backing === wish.filename) {
     throw new BlockError(
@@ -233,9 +235,9 @@ export function addBackingOptions(
  * @returns its format, if it was probed.
  */
 async function openBackingFile(
+  { maxChain, secrets }: Program,
   wish: Wish,
   values: OptionValues,
-  maxChain: number,
 ): Promise<string | undefined> {
   const { backing_file: backing, backing_fmt: format } = values;
   if (backing === undefined || !wish.openBacking) return undefined;
@@ -246,6 +248,7 @@ async function openBackingFile(
       forceShare: true,
       gate: "allow",
       maxChain,
+      secrets,
       // Only the size is read.
       withoutKeys: true,
     });

@@ -49,7 +49,15 @@ export type Opened =
   | {
     readonly version: Omit<Version, "size"> & { readonly size?: number };
     readonly whole: ReadableStream<Uint8Array>;
+    /** Whether an end that comes too early would be noticed. */
+    readonly hasEnd: boolean;
   };
+
+/** The entity tag, if it is the same for the same bytes only. */
+function strongTag({ etag }: Version): string | undefined {
+  // A weak one never matches a range, by RFC 9110, section 13.1.1.
+  return etag?.startsWith("W/") ? undefined : etag;
+}
 
 /** Whether a version can be told from others for certain. */
 export function isPinned({ etag, lastModified }: Omit<Version, "size">) {
@@ -60,6 +68,8 @@ export function isPinned({ etag, lastModified }: Omit<Version, "size">) {
  * Ask for the first bytes of an object.
  *
  * @param length How many bytes, at least one.
+ * @param known A version of which nothing is to be sent again: if it is still
+ * the same, `head` is empty.
  * @throws {BlockError} ENOENT, EACCES, EIO …
  */
 export async function openRanged(
@@ -67,9 +77,12 @@ export async function openRanged(
   length: number,
   patience: Patience,
   signal?: AbortSignal,
+  known?: Version,
 ): Promise<Opened> {
   return await retrying(patience, signal, async (signal, progress) => {
-    const headers = rangeHeaders(0, length);
+    const headers: Record<string, string> = rangeHeaders(0, length);
+    const tag = known && strongTag(known);
+    if (tag) headers["if-none-match"] = tag;
     // The stream of a whole object outlives the watch over this attempt.
     const outer = new AbortController();
     const leave = () => outer.abort(signal.reason);
@@ -77,6 +90,9 @@ export async function openRanged(
     const response = await send({ headers, signal: outer.signal });
     try {
       progress(0);
+      if (tag && response.status === 304) {
+        return { version: known, head: new Uint8Array() };
+      }
       checkEncoding(response);
       const version = versionOf(response);
       if (response.status === 206) {
@@ -107,6 +123,8 @@ export async function openRanged(
       return {
         version: { ...version, size },
         whole: response.body ?? new ReadableStream<Uint8Array>(),
+        hasEnd: size !== undefined || response.url.startsWith("https:") ||
+          response.headers.has("transfer-encoding"),
       };
     } catch (error) {
       await discardBody(response);
@@ -176,10 +194,8 @@ export class RangedObject {
   /** Conditions under which the server is to answer with the content. */
   #conditions(): Record<string, string> {
     const { etag, lastModified } = this.version;
-    // A weak tag never matches, by RFC 9110, section 13.1.1.
-    if (etag !== undefined && !etag.startsWith("W/")) {
-      return { "if-match": etag };
-    }
+    const tag = strongTag(this.version);
+    if (tag) return { "if-match": tag };
     return etag === undefined && lastModified !== undefined
       ? { "if-unmodified-since": lastModified }
       : {};

@@ -10,7 +10,10 @@ import { BlockError, type ErrorCode } from "../errors.ts";
 export interface Patience {
   /** Most attempts after the first one that brought nothing. */
   readonly retries: number;
-  /** Longest time without a single byte from the server, in milliseconds. */
+  /**
+   * Longest time without a single byte from the server, in milliseconds;
+   * `Infinity` for no limit.
+   */
   readonly timeout: number;
 }
 
@@ -121,6 +124,7 @@ class Watch {
 
   progress(): void {
     clearTimeout(this.#timer);
+    if (this.#timeout === Infinity) return;
     this.#timer = setTimeout(() => {
       this.isOver = true;
       this.#controller.abort();
