@@ -277,13 +277,14 @@ export function checkPipes(
   if (wish.salvage) refuse("--salvage cannot be used", "input");
 }
 
-/** Refuse options that need to seek in a target that is stored as a whole. */
-export function checkStored(wish: ConvertWish): void {
+/** Refuse what needs to seek in a target that is stored as a whole. */
+export function checkStored(wish: ConvertWish, canStream: boolean): void {
   const refuse = (what: string) => {
     throw new CommandError(
       `${what} cannot be used with a target that is written front to back`,
     );
   };
+  if (!canStream) refuse(`Format '${wish.targetFormat}'`);
   if (wish.compressed) refuse("-c");
   if (wish.bitmaps) refuse("--bitmaps");
 }

@@ -259,7 +259,8 @@ class Conversion {
     if (!getDriver(String(driver)).storesWhole) return false;
     const { isStoredWhole } = await import("../../core/jobs/stream_file.ts");
     if (!isStoredWhole(this.#target, created)) return false;
-    checkStored(this.#wish);
+    const { stream } = getFormat(this.#wish.targetFormat);
+    checkStored(this.#wish, stream !== undefined);
     return true;
   }
 

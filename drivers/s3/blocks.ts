@@ -14,7 +14,12 @@ import { InFlight } from "../../core/in_flight.ts";
 import { isZero } from "../../core/runtime.ts";
 import type { S3Client, S3Request } from "./client.ts";
 import { ConflictError } from "./errors.ts";
-import { blockKey, FILE_SIZE_HEADER, type Layout } from "./layout.ts";
+import {
+  BLOCK_SIZE_HEADER,
+  blockKey,
+  FILE_SIZE_HEADER,
+  type Layout,
+} from "./layout.ts";
 import type { Lease } from "./lease.ts";
 import { changedError, Listing } from "./listing.ts";
 
@@ -377,7 +382,10 @@ export class Blocks {
       ...(tag === undefined ? { "if-none-match": "*" } : { "if-match": tag }),
       ...(layout.isEndless && {
         "content-type": "application/x-s3backer-block",
-        ...(index === 0 && { [FILE_SIZE_HEADER]: String(fileSize()) }),
+        ...(index === 0 && {
+          [BLOCK_SIZE_HEADER]: String(body.length),
+          [FILE_SIZE_HEADER]: String(fileSize()),
+        }),
       }),
     };
     let isRepeated = false;

@@ -3,7 +3,8 @@
  *
  * @module
  */
-import { asBlockError, BlockError, type ErrorCode } from "../../core/errors.ts";
+import { BlockError } from "../../core/errors.ts";
+import { fetchOnce, NoConnectionError } from "../../core/remote/fetch.ts";
 import { PassingError, retrying } from "../../core/remote/retry.ts";
 import { ConflictError, element, serviceError } from "./errors.ts";
 import type { Settings } from "./settings.ts";
@@ -47,6 +48,7 @@ export class S3Client {
    * Ceph's gateway does; absent if that is not known yet.
    */
   #takesBareTags?: boolean;
+  #hasAnswered = false;
 
   constructor(settings: Settings) {
     this.settings = settings;
@@ -133,12 +135,14 @@ export class S3Client {
     const { method, body, signal } = request;
     let response: Response;
     try {
-      // Keys are sent nowhere else.
-      const redirect = "manual";
-      response = await fetch(url, { method, headers, body, signal, redirect });
+      response = await fetchOnce(url, { method, headers, body, signal });
+      this.#hasAnswered = true;
     } catch (error) {
-      if (signal?.aborted) throw error;
-      throw connectionError(error, new URL(url).host);
+      // A service that was there may come back.
+      if (!(error instanceof NoConnectionError) || this.#hasAnswered) {
+        throw error;
+      }
+      throw new BlockError(error.code, error.message);
     }
     const { status } = response;
     if (GOOD.has(status) || expected.includes(status)) return response;
@@ -248,31 +252,4 @@ async function bodyOf(
     at += chunk.length;
   }
   return whole;
-}
-
-/** What runtimes say of connections, and whether it may pass. */
-const CONNECTION: readonly [RegExp, ErrorCode, string, boolean][] = [
-  [/refused/i, "ECONNREFUSED", "Connection refused", true],
-  [/dns|lookup|ENOTFOUND/i, "EHOSTUNREACH", "Its name is not known", false],
-  [
-    /certificate|UnknownIssuer/i,
-    "EACCES",
-    "Its certificate is not trusted",
-    false,
-  ],
-  [/unreachable/i, "EHOSTUNREACH", "It cannot be reached", true],
-];
-
-function connectionError(thrown: unknown, host: string): BlockError {
-  const error = asBlockError(thrown);
-  // A permission is missing, which the hint names.
-  if (error.code === "EACCES") return error;
-  const text = `${thrown} ${(thrown as Error).cause ?? ""}`;
-  const known = CONNECTION.find(([pattern]) => pattern.test(text));
-  const [, code, why, passes] = known ??
-    [/./, "ECONNRESET" as const, "The connection broke", true];
-  const message = `Failed to connect to '${host}': ${why}`;
-  return passes
-    ? new PassingError(code, message)
-    : new BlockError(code, message);
 }

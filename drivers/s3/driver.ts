@@ -26,7 +26,7 @@ import {
   writeDescription,
 } from "./layout.ts";
 import { Lease, readLease } from "./lease.ts";
-import { hasBlocks, OPEN_OPTIONS, S3_FACTS } from "./names.ts";
+import { hasBlocks, OPEN_OPTIONS, parseS3Name, S3_FACTS } from "./names.ts";
 import { openObject } from "./object.ts";
 import { checkedKey, type FindSecret, settingsOf } from "./settings.ts";
 import { upload } from "./upload.ts";
@@ -59,16 +59,13 @@ class Place {
   readonly #leaseSeconds: number;
 
   constructor(given: OptionValues) {
-    const { filename, ...others } = given;
-    if (filename !== undefined) {
-      const named = S3_FACTS.parseFilename!(String(filename));
-      for (const name of Object.keys(named)) {
-        if (others[name] === undefined) continue;
-        throw invalid(`Option '${name}' cannot be used with a file name`);
+    const { url, ...options } = parseOptions(OPEN_OPTIONS, given);
+    if (url !== undefined) {
+      if (options.bucket !== undefined || options.key !== undefined) {
+        throw invalid("'url' cannot be used with 'bucket' and 'key'");
       }
-      Object.assign(others, named);
+      Object.assign(options, parseS3Name(String(url)));
     }
-    const options = parseOptions(OPEN_OPTIONS, others);
     const isS3backer = options.layout === "s3backer";
     this.#options = options;
     this.#key = checkedKey(options.key, isS3backer);

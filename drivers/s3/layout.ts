@@ -130,8 +130,10 @@ export async function writeDescription(
   await client.ask({ method: "PUT", key: key!, body, headers, signal });
 }
 
-/** The header of s3backer's first block that tells the size of the disk. */
+/** The headers of s3backer's first block that tell the sizes of the disk. */
 export const FILE_SIZE_HEADER = "x-amz-meta-s3backer-filesize";
+/** In bytes, as the size of the disk is. */
+export const BLOCK_SIZE_HEADER = "x-amz-meta-s3backer-blocksize";
 
 /** What the first block of s3backer's tells; absent if there is none. */
 export async function readFirstBlock(

@@ -10,6 +10,7 @@ import { shortened } from "../../core/values.ts";
 
 /** The options of the driver. */
 export const OPEN_OPTIONS: OptionTable = {
+  url: { type: "string", help: "s3://BUCKET/KEY, instead of the next two" },
   bucket: { type: "string", help: "Name of the bucket" },
   key: {
     type: "string",
@@ -95,6 +96,7 @@ export const S3_FACTS: DriverTraits = {
   createOptions: CREATE_OPTIONS,
   fileOptions: FILE_OPTIONS,
   strongOptions: [
+    "url",
     "bucket",
     "key",
     "size",
@@ -102,23 +104,25 @@ export const S3_FACTS: DriverTraits = {
     "layout",
     "endpoint-url",
   ],
-  parseFilename: parseS3Filename,
-  plainName({ bucket, key, ...others }) {
-    return Object.keys(others).length > 0
-      ? undefined
-      : s3Name(String(bucket), String(key));
+  parseFilename: (url) => ({ url }),
+  plainName({ url, bucket, key, ...others }) {
+    if (Object.keys(others).length > 0) return undefined;
+    return typeof url === "string" ? url : s3Name(String(bucket), String(key));
   },
+  // Keys are taken as they are.
+  canonicalName: (name) => name,
+  ownFolder: (name) => name.replace(/[^/]*$/, ""),
 };
 
 /**
- * The options of `s3://BUCKET/KEY`. The key is taken as it is: nothing in it is
- * encoded, as in other programs that take such names.
+ * The bucket and the key of `s3://BUCKET/KEY`. The key is taken as it is:
+ * nothing in it is encoded, as in other programs that take such names.
  */
-function parseS3Filename(filename: string): OptionValues {
-  const match = /^s3:\/\/([^/]*)(?:\/([^]*))?$/.exec(filename);
+export function parseS3Name(name: string): { bucket: string; key: string } {
+  const match = /^s3:\/\/([^/]*)(?:\/([^]*))?$/.exec(name);
   if (!match) {
     throw invalid(
-      `'${shortened(filename, 80)}' is not of the form s3://BUCKET/KEY`,
+      `'${shortened(name, 80)}' is not of the form s3://BUCKET/KEY`,
     );
   }
   const [, bucket, key = ""] = match;

@@ -13,6 +13,7 @@ import { BlockError } from "../../core/errors.ts";
 import type { BlockNode, Extent, ReadFlags } from "../../core/node.ts";
 import { BLOCK_SIZE } from "../../core/remote/block_cache.ts";
 import {
+  discardBody,
   openRanged,
   RangedObject,
   type SendRequest,
@@ -38,8 +39,13 @@ export async function openObject(
   signal: AbortSignal | undefined,
 ): Promise<BlockNode> {
   const { patience, bucket } = client.settings;
-  const send: SendRequest = ({ headers, signal }) =>
-    client.send({ method: "GET", key, headers, signal }, OF_VERSION);
+  const send: SendRequest = async ({ headers, signal }) => {
+    const request = { method: "GET" as const, key, headers, signal };
+    const response = await client.send(request, OF_VERSION);
+    return response.status === 416
+      ? await withRange(client, key, response, signal)
+      : response;
+  };
   const opened = await openRanged(send, BLOCK_SIZE, patience, signal);
   if (!("head" in opened)) {
     await opened.whole.cancel().catch(() => {});
@@ -53,6 +59,29 @@ export async function openObject(
   };
   const reader = new RemoteReader(source, head, { readAhead });
   return new ObjectNode(reader, version.size, s3Name(bucket, key));
+}
+
+/**
+ * The answer to a request for what lies past the end, which some services do
+ * not tell.
+ */
+async function withRange(
+  client: S3Client,
+  key: string,
+  response: Response,
+  signal: AbortSignal,
+): Promise<Response> {
+  if (response.headers.has("content-range")) return response;
+  await discardBody(response);
+  const { headers } = await client.ask({ method: "HEAD", key, signal });
+  const size = headers.get("content-length");
+  return new Response(null, {
+    status: 416,
+    headers: {
+      etag: headers.get("etag") ?? "",
+      "content-range": `bytes */${size}`,
+    },
+  });
 }
 
 class ObjectNode implements BlockNode {
@@ -84,13 +113,13 @@ class ObjectNode implements BlockNode {
   }
 
   status(offset: number, length: number): Promise<Extent> {
-    return Promise.resolve({
-      length,
-      allocated: true,
-      zero: offset >= this.size,
-      hostOffset: offset,
-      file: this,
-    });
+    const place = { allocated: true, hostOffset: offset, file: this };
+    const inside = Math.min(length, this.size - offset);
+    return Promise.resolve(
+      inside > 0
+        ? { length: inside, zero: false, ...place }
+        : { length, zero: true, ...place },
+    );
   }
 
   info(): Promise<{ actualSize: number }> {
