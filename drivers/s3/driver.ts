@@ -269,7 +269,12 @@ class Place {
       );
     }
     const partSize = this.#options["part-size"] as number | undefined;
-    await upload(client, this.#key, chunks, { partSize, expected, signal });
+    await upload(client, this.#key, chunks, {
+      partSize,
+      expected,
+      signal,
+      acquire: (signal) => this.#acquire(client, signal),
+    });
   }
 }
 

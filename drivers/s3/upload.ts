@@ -5,10 +5,11 @@
  * @module
  */
 import { aborted, checkSignal } from "../../core/abort.ts";
-import { allocate } from "../../core/bytes.ts";
+import { allocate, release } from "../../core/bytes.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
 import type { S3Client } from "./client.ts";
 import { ConflictError, element, serviceError } from "./errors.ts";
+import type { Lease } from "./lease.ts";
 
 /** Bounds of a part that is not the last one, in bytes. */
 const [MIN_PART, MAX_PART] = [5 * 1024 ** 2, 5 * 1024 ** 3];
@@ -28,6 +29,8 @@ export interface UploadOptions {
   /** About how many bytes there will be. */
   readonly expected?: number;
   readonly signal?: AbortSignal;
+  /** Keeps others away who do the same; `undefined` if nobody is to be. */
+  acquire(signal: AbortSignal): Promise<Lease | undefined>;
 }
 
 /**
@@ -43,7 +46,7 @@ export async function upload(
   options: UploadOptions,
 ): Promise<void> {
   const size = partSize(options);
-  const target = new Upload(client, key, options.signal);
+  const target = new Upload(client, key, options);
   try {
     await target.open();
     let part = allocate(size);
@@ -63,6 +66,7 @@ export async function upload(
       }
     }
     await target.complete(part.subarray(0, filled));
+    await target.leave();
   } catch (error) {
     await target.abandon();
     throw options.signal?.aborted ? aborted(options.signal) : error;
@@ -84,6 +88,8 @@ class Upload {
   readonly #client: S3Client;
   readonly #key: string;
   readonly #signal: AbortSignal | undefined;
+  readonly #acquire: UploadOptions["acquire"];
+  #lease?: Lease;
   readonly #stop = new AbortController();
   /** The version that is to be replaced; `null` if there is none. */
   #before: string | null = null;
@@ -95,14 +101,15 @@ class Upload {
   readonly #pending = new Set<Promise<void>>();
   #failure?: { readonly error: unknown };
 
-  constructor(client: S3Client, key: string, signal?: AbortSignal) {
+  constructor(client: S3Client, key: string, options: UploadOptions) {
     this.#client = client;
     this.#key = key;
-    this.#signal = signal;
-    signal?.addEventListener("abort", this.#leave, { once: true });
+    this.#signal = options.signal;
+    this.#acquire = (signal) => options.acquire(signal);
+    this.#signal?.addEventListener("abort", this.#halt, { once: true });
   }
 
-  readonly #leave = () => this.#stop.abort();
+  readonly #halt = () => this.#stop.abort();
 
   async open(): Promise<void> {
     this.#before = await this.#version();
@@ -142,13 +149,21 @@ class Upload {
     this.#length += bytes.length;
     const sent = this.#send(number, bytes).catch((error) => {
       this.#failure ??= { error };
-    }).finally(() => this.#pending.delete(sent));
+    }).finally(() => {
+      this.#pending.delete(sent);
+      release(bytes);
+    });
     this.#pending.add(sent);
     if (this.#pending.size >= CONCURRENCY) await Promise.race(this.#pending);
     if (this.#failure) throw this.#failure.error;
   }
 
+  /**
+   * Several parts take their time, and not all services check conditions when
+   * they put them together.
+   */
   async #begin(): Promise<string> {
+    this.#lease = await this.#acquire(this.#stop.signal);
     const { body } = await this.#ask({
       method: "POST",
       query: { uploads: "" },
@@ -175,7 +190,7 @@ class Upload {
     if (last.length > 0) await this.add(last);
     await Promise.all(this.#pending);
     if (this.#failure) throw this.#failure.error;
-    // Some services ignore conditions here: look beforehand as well.
+    this.#lease?.check();
     if (await this.#version() !== this.#before) throw new ConflictError();
     const parts = this.#tags.map((tag, index) =>
       `<Part><PartNumber>${index + 1}</PartNumber><ETag>${
@@ -188,7 +203,6 @@ class Upload {
     await this.#confirmed((again) =>
       this.#completed(new TextEncoder().encode(xml), again)
     );
-    this.#finish();
   }
 
   /** A request that may fail after a `200` has been sent. */
@@ -215,7 +229,6 @@ class Upload {
     await this.#confirmed((again) =>
       this.#ask({ method: "PUT", body, headers }, again)
     );
-    this.#finish();
   }
 
   /**
@@ -243,23 +256,26 @@ class Upload {
       : { "if-match": this.#before };
   }
 
-  #finish(): void {
-    this.#signal?.removeEventListener("abort", this.#leave);
+  /** End the part of others in it. */
+  async leave(): Promise<void> {
+    this.#signal?.removeEventListener("abort", this.#halt);
+    await this.#lease?.release();
   }
 
   /** Have the service forget the parts. */
   async abandon(): Promise<void> {
-    this.#finish();
     this.#stop.abort();
     await Promise.all(this.#pending);
-    if (this.#id === undefined) return;
     try {
-      await this.#client.ask({
-        method: "DELETE",
-        key: this.#key,
-        query: { uploadId: this.#id },
-        signal: AbortSignal.timeout(FAREWELL),
-      });
+      if (this.#id !== undefined) {
+        await this.#client.ask({
+          method: "DELETE",
+          key: this.#key,
+          query: { uploadId: this.#id },
+          signal: AbortSignal.timeout(FAREWELL),
+        });
+      }
+      await this.leave();
     } catch {
       // What is left costs space, but nobody can take it for an object.
     }
