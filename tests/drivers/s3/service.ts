@@ -62,6 +62,8 @@ export class Service implements AsyncDisposable {
       hostname: "127.0.0.1",
       port: 0,
       onListen() {},
+      // The program that asked has gone.
+      onError: () => new Response(null, { status: 500 }),
     }, (request) => this.#handle(request));
   }
 
