@@ -3,14 +3,19 @@
  *
  * @module
  */
-import type { CreateContext } from "./driver.ts";
+import type { BlockDriver, CreateContext } from "./driver.ts";
 import { checkOptions, driverError } from "./checks.ts";
 import { asBlockError, BlockError, invalid } from "./errors.ts";
 import { resolveName } from "./names.ts";
 import type { BlockNode, Preallocation } from "./node.ts";
 import { openNode, openProtocol } from "./open.ts";
 import { describeSource, protocolStack } from "./sources.ts";
-import { defaultOptions, type OptionValues, parseOptions } from "./options.ts";
+import {
+  defaultOptions,
+  type OptionTable,
+  type OptionValues,
+  parseOptions,
+} from "./options.ts";
 import { getDriver, getFormat } from "./registry.ts";
 import { findSecret, type SecretSource } from "./secrets.ts";
 import type { Source, StackObject } from "./spec.ts";
@@ -76,12 +81,16 @@ async function create(
     );
   }
   const table = driver.createOptions;
-  const parsed = parseOptions(table, options);
+  const [ours, others] = divide(options, table);
+  const isPlain = Object.keys(others).length === 0;
+  const below = isPlain ? {} : protocolCreateOptions(driver, target);
+  const all = parseOptions({ ...below, ...table }, { ...ours, ...others });
+  const [parsed, forFile] = divide(all, table);
   if (driver.role === "protocol") {
     // A file without a format driver is opened as it is.
     const stack = { ...protocolStack(target), driver: format };
-    const { size = 0, preallocation } = parsed as NewFile;
-    const file = await createFile(stack, size, preallocation, wishes);
+    const { size = 0, preallocation, ...others } = parsed as NewFile;
+    const file = await createFile(stack, size, preallocation, wishes, others);
     return await file.close();
   }
   const filename = describeSource(target);
@@ -90,14 +99,22 @@ async function create(
     target: Source,
     size: number,
     preallocation?: Preallocation,
+    options?: OptionValues,
   ) => {
-    const file = await createFile(target, size, preallocation, wishes);
+    const file = await createFile(
+      target,
+      size,
+      preallocation,
+      wishes,
+      options,
+    );
     files.push(file);
     return file;
   };
   const context: CreateContext = {
     filename,
-    createFile: (size, preallocation) => make(target, size, preallocation),
+    createFile: (size, preallocation) =>
+      make(target, size, preallocation, forFile),
     createNamed: async (name) => {
       // A description is no name of a file.
       if (name.startsWith("json:")) throw invalid("Unknown protocol 'json'");
@@ -135,6 +152,36 @@ async function create(
   }
 }
 
+/**
+ * What the protocol of a target lets one choose about its file, besides the
+ * options of a format that are called the same.
+ */
+export function protocolCreateOptions(
+  driver: BlockDriver,
+  target: Source,
+): OptionTable {
+  if (driver.role === "protocol") return {};
+  const protocol = getDriver(String(protocolStack(target).driver));
+  if (protocol.role !== "protocol") return {};
+  // The format decides these.
+  const { createOptions = {} } = protocol;
+  const { size: _size, preallocation: _, ...others } = createOptions;
+  return others;
+}
+
+/** The options of a table, and the others. */
+function divide(
+  options: OptionValues,
+  table: OptionTable,
+): [OptionValues, OptionValues] {
+  const isIn = ([name]: [string, unknown]) => Object.hasOwn(table, name);
+  const entries = Object.entries(options);
+  return [
+    Object.fromEntries(entries.filter(isIn)),
+    Object.fromEntries(entries.filter((option) => !isIn(option))),
+  ];
+}
+
 /** The file called `name` in the folder of another. */
 function besides(target: Source, name: string): StackObject {
   const stack = protocolStack(target);
@@ -163,7 +210,8 @@ async function createFile(
   target: Source,
   size: number,
   preallocation: Preallocation = "off",
-  { onUnlocked }: CreateOptions,
+  { onUnlocked, secrets }: CreateOptions,
+  others: OptionValues = {},
 ): Promise<BlockNode> {
   const stack = protocolStack(target);
   const name = String(stack.driver);
@@ -175,14 +223,15 @@ async function createFile(
     );
   }
   const { driver: _, ...options } = stack;
-  await protocol.create({ ...options, size, preallocation }, {
-    filename: describeSource(stack),
+  const filename = describeSource(stack);
+  await protocol.create({ ...options, ...others, size, preallocation }, {
+    filename,
     createFile: noFile,
     createNamed: noFile,
     createPart: noFile,
     openBeside: noFile,
     unlocked: (why) => onUnlocked?.(why),
-    secret: () => Promise.resolve(undefined),
+    secret: (id) => findSecret(secrets, { id, filename }),
   });
-  return await openProtocol(stack, { resize: true, onUnlocked });
+  return await openProtocol(stack, { resize: true, onUnlocked, secrets });
 }

@@ -11,6 +11,7 @@ import type { OptionValues } from "../core/options.ts";
 import { protocolStack } from "../core/sources.ts";
 import { LUKS_FACTS } from "./luks/options.ts";
 import { NBD_FACTS } from "./nbd/options.ts";
+import { RBD_FACTS } from "./rbd/options.ts";
 import { VDI_CREATE_OPTIONS } from "./vdi/create_options.ts";
 import { VHDX_CREATE_OPTIONS } from "./vhdx/create_options.ts";
 import { VPC_CREATE_OPTIONS, VPC_OPEN_OPTIONS } from "./vpc/create_options.ts";
@@ -90,6 +91,10 @@ export const rareDrivers: readonly BlockDriver[] = [
   lazily(
     { name: "quorum", role: "format" },
     async () => (await import("./quorum.ts")).quorumDriver,
+  ),
+  lazily(
+    RBD_FACTS,
+    async () => (await import("./rbd/driver.ts")).rbdDriver,
   ),
   lazily(
     { name: "throttle", role: "filter" },
