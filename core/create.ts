@@ -84,7 +84,7 @@ async function create(
   const [ours, others] = divide(options, table);
   const isPlain = Object.keys(others).length === 0;
   const below = isPlain ? {} : protocolCreateOptions(driver, target);
-  const all = parseOptions({ ...below, ...table }, { ...ours, ...others });
+  const all = parseOptions({ ...table, ...below }, { ...ours, ...others });
   const [parsed, forFile] = divide(all, table);
   if (driver.role === "protocol") {
     // A file without a format driver is opened as it is.
@@ -153,21 +153,24 @@ async function create(
 }
 
 /**
- * What the protocol of a target lets one choose about its file, besides the
- * options of a format that are called the same.
+ * What the protocol of a target lets one choose about its file, besides what
+ * the format has options for.
  */
 export function protocolCreateOptions(
-  driver: BlockDriver,
+  { role, createOptions: ours = {} }: BlockDriver,
   target: Source,
 ): OptionTable {
-  if (driver.role === "protocol") return {};
   const protocol = getDriver(String(protocolStack(target).driver));
-  if (protocol.role !== "protocol") return {};
+  if (role === "protocol" || protocol.role !== "protocol") return {};
   // The format decides these.
-  const { createOptions = {} } = protocol;
-  const { size: _size, preallocation: _, ...others } = createOptions;
-  return others;
+  const decided = { ...ours, ...SIZE_OPTIONS };
+  const table = Object.entries(protocol.createOptions ?? {});
+  return Object.fromEntries(
+    table.filter(([name]) => !Object.hasOwn(decided, name)),
+  );
 }
+
+const SIZE_OPTIONS = { size: true, preallocation: true };
 
 /** The options of a table, and the others. */
 function divide(

@@ -2,6 +2,7 @@
 import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { createImage } from "../../core/create.ts";
 import { asBlockError, strerror } from "../../core/errors.ts";
+import { primaryChild } from "../../core/extents.ts";
 import {
   convert,
   type ConvertOptions,
@@ -432,6 +433,10 @@ function readsAsZero(
 ): boolean {
   if (node.driver.createsZeroes === false) return false;
   if (target.isPlainFile) return true;
+  let file = node;
+  for (let next; (next = primaryChild(file)); file = next);
+  // Of a protocol, only one that says so makes a file that was not there.
+  if (file.driver.createsZeroes) return true;
   // On a device, only unallocated clusters are sure to read as zeroes.
   return node.driver.name !== "raw" &&
     (created.preallocation ?? "off") === "off";
