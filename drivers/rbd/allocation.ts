@@ -39,8 +39,11 @@ export class Allocation {
    */
   async find(offset: number, length: number): Promise<Run | undefined> {
     if (!await this.#isMapped()) return undefined;
-    const start = this.#startFor(offset);
-    if (start !== offset && await this.#cannotRound()) return undefined;
+    let start = offset;
+    if (!this.#knowsOffsets()) {
+      if (await this.#cannotRound()) return undefined;
+      start = roundDown(offset, this.#objectSize);
+    }
     const run = await this.#first(start, offset + length - start);
     if (!run) return undefined;
     const { hasData } = run;
@@ -66,14 +69,10 @@ export class Allocation {
   }
 
   /**
-   * Where to begin. Before version 1.17, the library answered wrong offsets
-   * unless that was the start of an object
+   * Whether one may begin anywhere. Before version 1.17, the library answered
+   * wrong offsets unless that was the start of an object
    * (https://tracker.ceph.com/issues/53784).
    */
-  #startFor(offset: number): number {
-    return this.#knowsOffsets() ? offset : roundDown(offset, this.#objectSize);
-  }
-
   #knowsOffsets(): boolean {
     if (this.#isExact !== undefined) return this.#isExact;
     const [major, minor, extra] = [new Result(), new Result(), new Result()];
@@ -82,7 +81,10 @@ export class Allocation {
       (major.int === 1 && minor.int >= 17);
   }
 
-  /** Rounding is not enough for clones, nor where objects interleave. */
+  /**
+   * Rounding is not enough for clones, whose parents may have larger objects,
+   * nor where objects interleave.
+   */
   async #cannotRound(): Promise<boolean> {
     if ((await this.#features() & FEATURE.STRIPING) !== 0n) return true;
     const overlap = new Result();

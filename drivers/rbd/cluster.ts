@@ -27,17 +27,15 @@ export interface ConnectOptions {
   readonly signal?: AbortSignal;
 }
 
-/** Seconds after which an opening fails if the cluster does not answer. */
-const PATIENCE = 30;
-
 /**
- * Settings that limit how long the cluster may take, and their defaults: five
- * minutes to connect, and no limit for requests.
+ * Settings that limit how many seconds the cluster may take, Ceph's defaults
+ * (five minutes to connect, and no limit for requests), and what they are while
+ * an image is opened, unless its user has set others.
  */
 const LIMITS = [
-  ["client_mount_timeout", 300],
-  ["rados_mon_op_timeout", 0],
-  ["rados_osd_op_timeout", 0],
+  ["client_mount_timeout", 300, 15],
+  ["rados_mon_op_timeout", 0, 30],
+  ["rados_osd_op_timeout", 0, 30],
 ] as const;
 
 /** A cluster, and the pool in it that an image is in. */
@@ -115,9 +113,9 @@ export class Cluster {
     set("key", key && base64(key));
     set("auth_client_required", place.auth);
     this.#set("rbd_cache", String(cached));
-    for (const [name, unlimited] of LIMITS) {
-      if (this.#numberOf(name) !== unlimited) continue;
-      if (this.#set(name, String(PATIENCE)) === 0) this.#impatient.push(name);
+    for (const [name, usual, seconds] of LIMITS) {
+      if (this.#numberOf(name) !== usual) continue;
+      if (this.#set(name, String(seconds)) === 0) this.#impatient.push(name);
     }
   }
 
@@ -126,8 +124,8 @@ export class Cluster {
    * has set limits.
    */
   #restoreLimits(): void {
-    for (const [name, unlimited] of LIMITS) {
-      if (this.#impatient.includes(name)) this.#set(name, String(unlimited));
+    for (const [name, usual] of LIMITS) {
+      if (this.#impatient.includes(name)) this.#set(name, String(usual));
     }
   }
 

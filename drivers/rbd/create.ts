@@ -12,8 +12,8 @@ import { checked, cString, type Handle, Result } from "./librbd.ts";
 import { RBD_CREATE_OPTIONS } from "./options.ts";
 import { parseParent, parsePlace, type Place } from "./place.ts";
 
-/** `RBD_IMAGE_OPTION_ORDER` */
-const OPTION_ORDER = 2;
+/** `RBD_IMAGE_OPTION_…` */
+const OPTION = { ORDER: 2, STRIPE_UNIT: 3, STRIPE_COUNT: 4 };
 
 const PREALLOCATION = {
   preallocation: { type: "string", help: "" },
@@ -119,11 +119,12 @@ async function clone(
   library.rbd_image_options_create(options.bytes);
   try {
     if (order > 0) {
-      library.rbd_image_options_set_uint64(
-        options.value,
-        OPTION_ORDER,
-        order,
-      );
+      // The parent's stripe unit is inherited, and may not fit into an object.
+      const set = (option: number, value: number) =>
+        library.rbd_image_options_set_uint64(options.value, option, value);
+      set(OPTION.ORDER, order);
+      set(OPTION.STRIPE_UNIT, 2 ** order);
+      set(OPTION.STRIPE_COUNT, 1);
     }
     const result = await library.rbd_clone3(
       await cluster.openPool(from),

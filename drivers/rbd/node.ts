@@ -10,7 +10,6 @@ import {
   fillVector,
   flattenVector,
   type IoVector,
-  sliceVector,
   vectorLength,
 } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";

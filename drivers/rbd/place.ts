@@ -84,11 +84,12 @@ export function parsePlace({ filename, ...given }: OptionValues): Place {
 }
 
 function textOf(name: string, value: unknown): string {
-  if (typeof value !== "string") {
+  if (!["string", "number", "boolean"].includes(typeof value)) {
     throw invalid(`Invalid parameter type for '${name}', expected: string`);
   }
-  if (value.includes("\0")) throw invalid(`'${name}' holds a zero byte`);
-  return value;
+  const text = String(value);
+  if (text.includes("\0")) throw invalid(`'${name}' holds a zero byte`);
+  return text;
 }
 
 /** Add an option, whose name may have dots, to the groups it belongs to. */

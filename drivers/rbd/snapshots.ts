@@ -43,7 +43,7 @@ export class RbdSnapshots implements SnapshotOperations {
   }
 
   async list(): Promise<Snapshot[]> {
-    let most = 16;
+    let most = 4;
     for (;;) {
       const list = new Uint8Array(most * INFO_SIZE);
       const room = new Int32Array([most]);
