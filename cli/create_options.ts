@@ -4,6 +4,7 @@
  * @module
  */
 import type { BlockDriver } from "../core/driver.ts";
+import { protocolCreateOptions } from "../core/create.ts";
 import { BlockError } from "../core/errors.ts";
 import { protocolStack } from "../core/sources.ts";
 import {
@@ -90,12 +91,10 @@ export function createTable(
       `Protocol driver '${protocol.name}' does not support image creation`,
     );
   }
-  const { createOptions } = driver;
-  const fileOptions = protocol?.fileOptions;
-  const table = fileOptions
-    ? { ...createOptions, ...fileOptions }
-    : createOptions;
-  return { driver, table };
+  const below = filename === undefined
+    ? {}
+    : protocolCreateOptions(driver, filename);
+  return { driver, table: { ...driver.createOptions, ...below } };
 }
 
 const TYPE_NAMES: { readonly [type in OptionSpec["type"]]: string } = {

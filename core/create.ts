@@ -3,14 +3,19 @@
  *
  * @module
  */
-import type { CreateContext } from "./driver.ts";
+import type { BlockDriver, CreateContext } from "./driver.ts";
 import { checkOptions, checkStoredName, driverError } from "./checks.ts";
 import { asBlockError, BlockError, invalid } from "./errors.ts";
 import { resolveName } from "./names.ts";
 import type { BlockNode, Preallocation } from "./node.ts";
 import { openNode, openProtocol } from "./open.ts";
 import { describeSource, protocolStack } from "./sources.ts";
-import { defaultOptions, type OptionValues, parseOptions } from "./options.ts";
+import {
+  defaultOptions,
+  type OptionTable,
+  type OptionValues,
+  parseOptions,
+} from "./options.ts";
 import { getDriver, getFormat } from "./registry.ts";
 import { findSecret, type SecretSource } from "./secrets.ts";
 import type { Source, StackObject } from "./spec.ts";
@@ -63,12 +68,11 @@ export async function createImage(
 
 async function create(
   format: string,
-  source: Source,
-  allOptions: OptionValues,
+  target: Source,
+  options: OptionValues,
   wishes: CreateOptions,
 ): Promise<void> {
   const driver = getFormat(format);
-  const { target, options } = takeFileOptions(source, allOptions);
   checkOptions("create an image", wishes, {});
   if (!driver.create || !driver.createOptions) {
     throw new BlockError(
@@ -77,13 +81,17 @@ async function create(
     );
   }
   const table = driver.createOptions;
-  const parsed = parseOptions(table, options);
+  const [ours, others] = divide(options, table);
+  const isPlain = Object.keys(others).length === 0;
+  const below = isPlain ? {} : protocolCreateOptions(driver, target);
+  const all = parseOptions({ ...table, ...below }, { ...ours, ...others });
+  const [parsed, forFile] = divide(all, table);
   checkStoredName(parsed.backing_file);
   if (driver.role === "protocol") {
     // A file without a format driver is opened as it is.
     const stack = { ...protocolStack(target), driver: format };
-    const { size = 0, preallocation } = parsed as NewFile;
-    const file = await createFile(stack, size, preallocation, wishes);
+    const { size = 0, preallocation, ...others } = parsed as NewFile;
+    const file = await createFile(stack, size, preallocation, wishes, others);
     return await file.close();
   }
   const filename = describeSource(target);
@@ -92,14 +100,22 @@ async function create(
     target: Source,
     size: number,
     preallocation?: Preallocation,
+    options?: OptionValues,
   ) => {
-    const file = await createFile(target, size, preallocation, wishes);
+    const file = await createFile(
+      target,
+      size,
+      preallocation,
+      wishes,
+      options,
+    );
     files.push(file);
     return file;
   };
   const context: CreateContext = {
     filename,
-    createFile: (size, preallocation) => make(target, size, preallocation),
+    createFile: (size, preallocation) =>
+      make(target, size, preallocation, forFile),
     createNamed: async (name) => {
       // A description is no name of a file.
       if (name.startsWith("json:")) throw invalid("Unknown protocol 'json'");
@@ -138,29 +154,36 @@ async function create(
 }
 
 /**
- * Give the target those options that concern its protocol rather than the
- * format of the image.
+ * What the protocol of a target lets one choose about its file, besides what
+ * the format has options for.
  */
-export function takeFileOptions(
+export function protocolCreateOptions(
+  { role, createOptions: ours = {} }: BlockDriver,
   target: Source,
+): OptionTable {
+  const protocol = getDriver(String(protocolStack(target).driver));
+  if (role === "protocol" || protocol.role !== "protocol") return {};
+  // The format decides these.
+  const decided = { ...ours, ...SIZE_OPTIONS };
+  const table = Object.entries(protocol.createOptions ?? {});
+  return Object.fromEntries(
+    table.filter(([name]) => !Object.hasOwn(decided, name)),
+  );
+}
+
+const SIZE_OPTIONS = { size: true, preallocation: true };
+
+/** The options of a table, and the others. */
+function divide(
   options: OptionValues,
-): { target: Source; options: OptionValues } {
-  const names = Object.keys(options);
-  // Most have none, and are looked at no further.
-  if (!names.some((name) => name.includes("-"))) return { target, options };
-  const stack = protocolStack(target);
-  const { fileOptions = {} } = getDriver(String(stack.driver));
-  const isOfFile = (name: string) => Object.hasOwn(fileOptions, name);
-  if (!names.some(isOfFile)) return { target, options };
+  table: OptionTable,
+): [OptionValues, OptionValues] {
+  const isIn = ([name]: [string, unknown]) => Object.hasOwn(table, name);
   const entries = Object.entries(options);
-  const ofFile = entries.filter(([name]) => isOfFile(name));
-  return {
-    target: {
-      ...stack,
-      ...parseOptions(fileOptions, Object.fromEntries(ofFile)),
-    },
-    options: Object.fromEntries(entries.filter(([name]) => !isOfFile(name))),
-  };
+  return [
+    Object.fromEntries(entries.filter(isIn)),
+    Object.fromEntries(entries.filter((option) => !isIn(option))),
+  ];
 }
 
 /** The file called `name` in the folder of another. */
@@ -192,6 +215,7 @@ async function createFile(
   size: number,
   preallocation: Preallocation = "off",
   { onUnlocked, secrets }: CreateOptions,
+  others: OptionValues = {},
 ): Promise<BlockNode> {
   const stack = protocolStack(target);
   const name = String(stack.driver);
@@ -204,7 +228,7 @@ async function createFile(
   }
   const { driver: _, ...options } = stack;
   const filename = describeSource(stack);
-  await protocol.create({ ...options, size, preallocation }, {
+  await protocol.create({ ...options, ...others, size, preallocation }, {
     filename,
     createFile: noFile,
     createNamed: noFile,

@@ -35,11 +35,6 @@ export interface DriverTraits {
   /** The options of `create`; absent if it cannot create. */
   readonly createOptions?: OptionTable;
   /**
-   * The options that a new file takes beside those of the format in it.
-   * Protocols only; they are passed to `create` and to `open`.
-   */
-  readonly fileOptions?: OptionTable;
-  /**
    * Whether a new image reads as zeroes without anything being written to it.
    * Default: true.
    */

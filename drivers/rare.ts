@@ -12,6 +12,7 @@ import { protocolStack } from "../core/sources.ts";
 import { httpFacts } from "./http/options.ts";
 import { LUKS_FACTS } from "./luks/options.ts";
 import { NBD_FACTS } from "./nbd/options.ts";
+import { RBD_FACTS } from "./rbd/options.ts";
 import { hasBlocks, S3_FACTS } from "./s3/names.ts";
 import { VDI_CREATE_OPTIONS } from "./vdi/create_options.ts";
 import { VHDX_CREATE_OPTIONS } from "./vhdx/create_options.ts";
@@ -133,6 +134,10 @@ export const rareDrivers: readonly BlockDriver[] = [
   lazily(
     { name: "quorum", role: "format" },
     async () => (await import("./quorum.ts")).quorumDriver,
+  ),
+  lazily(
+    RBD_FACTS,
+    async () => (await import("./rbd/driver.ts")).rbdDriver,
   ),
   lazily(
     { ...S3_FACTS, storesWhole: (options) => !hasBlocks(options) },

@@ -20,6 +20,7 @@ import type {
   NodeInfo,
   Preallocation,
   ReadFlags,
+  SnapshotOperations,
   TruncateOptions,
   WriteFlags,
   ZeroFlags,
@@ -166,6 +167,13 @@ class RawNode implements BlockNode {
 
   get filename(): string {
     return this.#file.filename;
+  }
+
+  /** Those of the file, if the disk is all of it. */
+  get snapshots(): SnapshotOperations | undefined {
+    const isPart = this.#offset > 0 || this.#fixedSize !== undefined;
+    const { driver, snapshots } = this.#file;
+    return isPart || driver.role !== "protocol" ? undefined : snapshots;
   }
 
   get size(): number {

@@ -2,6 +2,7 @@
 import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { createImage } from "../../core/create.ts";
 import { asBlockError, strerror } from "../../core/errors.ts";
+import { primaryChild } from "../../core/extents.ts";
 import {
   convert,
   type ConvertOptions,
@@ -253,13 +254,14 @@ class Conversion {
 
   /** Whether the new image is written front to back. */
   async #isStream(created: OptionValues): Promise<boolean> {
-    if (getFormat(this.#wish.targetFormat).isStream?.(created)) return true;
+    const { targetFormat } = this.#wish;
+    const { isStream, stream } = getFormat(targetFormat);
+    if (isStream?.(created)) return true;
     // Of most files that is known without their options.
     const { driver } = protocolStack(this.#target);
     if (!getDriver(String(driver)).storesWhole) return false;
     const { isStoredWhole } = await import("../../core/jobs/stream_file.ts");
-    if (!isStoredWhole(this.#target, created)) return false;
-    const { stream } = getFormat(this.#wish.targetFormat);
+    if (!isStoredWhole(targetFormat, this.#target, created)) return false;
     checkStored(this.#wish, stream !== undefined);
     return true;
   }
@@ -505,6 +507,10 @@ function readsAsZero(
 ): boolean {
   if (node.driver.createsZeroes === false) return false;
   if (target.isPlainFile) return true;
+  let file = node;
+  for (let next; (next = primaryChild(file)); file = next);
+  // Of a protocol, only one that says so makes a file that was not there.
+  if (file.driver.createsZeroes) return true;
   // On a device, only unallocated clusters are sure to read as zeroes.
   return node.driver.name !== "raw" &&
     (created.preallocation ?? "off") === "off";

@@ -118,8 +118,9 @@ async function create(
     if (detected) program.printError(`Detected format of ${detected}.`);
     return 1;
   }
-  // A header by itself is for a disk that is there.
-  if (values.size === undefined && !values["detached-header"]) {
+  // A header by itself is for a disk that is there, and so is a clone.
+  const isOfDisk = values["detached-header"] || values.clone_from;
+  if (values.size === undefined && !isOfDisk) {
     throw new BlockError("EINVAL", "Image creation needs a size parameter");
   }
   const tell = () => {

@@ -3,13 +3,13 @@
  *
  * @module
  */
-import { createImage, takeFileOptions } from "../create.ts";
+import { createImage, protocolCreateOptions } from "../create.ts";
 import type { BlockDriver } from "../driver.ts";
 import { openProtocol } from "../open.ts";
 import type { BlockNode } from "../node.ts";
 import type { CacheMode } from "../open_options.ts";
 import type { OptionValues } from "../options.ts";
-import { getDriver } from "../registry.ts";
+import { getDriver, getFormat } from "../registry.ts";
 import { findSecret, type SecretSource } from "../secrets.ts";
 import { describeSource, protocolStack } from "../sources.ts";
 import type { Source, StackObject } from "../spec.ts";
@@ -32,10 +32,14 @@ export interface StreamFileOptions extends StreamImageOptions {
  *
  * @param create The options of the image, with those of its file.
  */
-export function isStoredWhole(target: Source, create: OptionValues): boolean {
-  const { driver, ...options } = protocolStack(
-    takeFileOptions(target, create).target,
-  );
+export function isStoredWhole(
+  format: string,
+  target: Source,
+  create: OptionValues,
+): boolean {
+  const { driver, ...options } = protocolStack(target);
+  const ofFile = protocolCreateOptions(getFormat(format), target);
+  for (const name of Object.keys(ofFile)) options[name] ??= create[name];
   return getDriver(String(driver)).storesWhole?.(options) === true;
 }
 

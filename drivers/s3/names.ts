@@ -73,18 +73,13 @@ export const OPEN_OPTIONS: OptionTable = {
   },
 };
 
-/** The options that a new file takes beside those of its format. */
-const FILE_OPTIONS: OptionTable = {
+/** The options that `create` takes of its caller. */
+const CREATE_OPTIONS: OptionTable = {
+  size: { type: "size", help: "Size of the new disk" },
   "object-size": {
     type: "size",
     help: "Store numbered blocks of this size, which can be written to",
   },
-};
-
-/** The options that `create` takes of its caller. */
-const CREATE_OPTIONS: OptionTable = {
-  size: { type: "size", help: "Size of the new disk" },
-  ...FILE_OPTIONS,
 };
 
 /** The driver, apart from its work. */
@@ -94,7 +89,7 @@ export const S3_FACTS: DriverTraits = {
   schemes: ["s3"],
   openOptions: OPEN_OPTIONS,
   createOptions: CREATE_OPTIONS,
-  fileOptions: FILE_OPTIONS,
+  createsZeroes: true,
   strongOptions: [
     "url",
     "bucket",
