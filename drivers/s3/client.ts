@@ -77,14 +77,16 @@ export class S3Client {
       ...request,
       headers: { ...headers, "if-match": tag.replace(/^"(.*)"$/, "$1") },
     };
-    if (this.#takesBareTags) return await this.#ask(bare, limit, again);
+    const before = this.#takesBareTags;
+    if (before) return await this.#ask(bare, limit, again);
     try {
       const answer = await this.#ask(request, limit, again);
       this.#takesBareTags = false;
       return answer;
     } catch (error) {
+      // Another request may have found it out meanwhile.
       const isDoubtful = error instanceof ConflictError &&
-        this.#takesBareTags === undefined;
+        before === undefined && this.#takesBareTags !== false;
       if (!isDoubtful) throw error;
     }
     const answer = await this.#ask(bare, limit, again);
