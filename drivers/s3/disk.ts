@@ -32,6 +32,9 @@ import { S3_FACTS, s3Name } from "./names.ts";
 /** Most blocks that one answer of `status` covers. */
 const MAX_RUN = 2 ** 16;
 
+/** Most pages that are listed to tell how much a disk takes up. */
+const MAX_PAGES = 16;
+
 /** How a disk was opened. */
 export interface DiskOptions {
   readonly key: string;
@@ -284,13 +287,19 @@ export class Disk implements BlockNode {
     };
   }
 
-  /** What it takes up is known only when all of it has been listed. */
-  async info(): Promise<{ actualSize: number }> {
+  /** What it takes up is not told if that would take many requests. */
+  async info(): Promise<{ actualSize?: number }> {
     const { listing } = this.#blocks;
     const end = Math.ceil(this.#size / this.#objectSize);
-    await listing.learnRange(0, end);
-    const count = [...listing.present(0, end)].length;
-    return { actualSize: count * this.#objectSize };
+    for (let page = 0; page < MAX_PAGES; page++) {
+      const next = listing.firstUnknown(0, end);
+      if (next === undefined) {
+        const count = [...listing.present(0, end)].length;
+        return { actualSize: count * this.#objectSize };
+      }
+      await listing.learn(next);
+    }
+    return {};
   }
 
   /** Refuse to read what another program is writing. */

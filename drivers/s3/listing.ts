@@ -86,10 +86,17 @@ export class Listing {
 
   /** Learn of all blocks in a range. */
   async learnRange(start: number, end: number): Promise<void> {
-    for (let index = start; index < end;) {
-      await this.learn(index);
-      index = this.#known.find((known) => known.end > index)!.end;
+    for (let next; (next = this.firstUnknown(start, end)) !== undefined;) {
+      await this.learn(next);
     }
+  }
+
+  /** The first block in a range of which nothing is known, if there is one. */
+  firstUnknown(start: number, end: number): number | undefined {
+    for (const known of this.#known) {
+      if (known.start <= start) start = Math.max(start, known.end);
+    }
+    return start < end ? start : undefined;
   }
 
   async #page(index: number): Promise<void> {

@@ -71,6 +71,11 @@ export const OPEN_OPTIONS: OptionTable = {
     default: 30,
     help: "Seconds without an answer after which a request is made again",
   },
+  retries: {
+    type: "number",
+    default: 5,
+    help: "Most times that a failing request is made again",
+  },
 };
 
 /** The options that `create` takes of its caller. */

@@ -30,9 +30,6 @@ export interface Settings {
   readonly unread: readonly string[];
 }
 
-/** Attempts after the first one. */
-const RETRIES = 5;
-
 /** The bytes of a secret. */
 export type FindSecret = (id: string) => Promise<Uint8Array | undefined>;
 
@@ -72,7 +69,7 @@ export async function settingsOf(
     ),
     credentials: await credentialsOf(options, secret, variable),
     patience: {
-      retries: RETRIES,
+      retries: options.retries as number ?? 5,
       timeout: Math.max(1, options.timeout as number ?? 30) * 1000,
     },
     unread,

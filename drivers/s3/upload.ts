@@ -121,7 +121,10 @@ class Upload {
       const { headers } = await this.#ask({ method: "HEAD" });
       return headers.get("etag");
     } catch (error) {
-      if (error instanceof BlockError && error.code === "ENOENT") return null;
+      // Who may only write is denied a look; the condition shows it then.
+      const isUnseen = error instanceof BlockError &&
+        (error.code === "ENOENT" || error.code === "EACCES");
+      if (isUnseen) return null;
       throw error;
     }
   }

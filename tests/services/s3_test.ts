@@ -6,7 +6,14 @@
  */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { AwsClient } from "aws4fetch";
-import { BDRV, run, runOk, TempDir } from "../qemu.ts";
+import {
+  BDRV,
+  isInstalled,
+  type Requirements,
+  run,
+  runOk,
+  TempDir,
+} from "../qemu.ts";
 import { serviceTest } from "./service.ts";
 
 const env = (name: string) => Deno.env.get(name) ?? "";
@@ -18,7 +25,7 @@ const MIB = 1024 ** 2;
 function s3Test(
   name: string,
   fn: (bucket: string, dir: TempDir) => Promise<void>,
-  tools: readonly string[] = ["qemu-img", "qemu-io"],
+  requirements: Requirements = { tools: ["qemu-img", "qemu-io"] },
 ): void {
   serviceTest(
     name,
@@ -30,7 +37,7 @@ function s3Test(
       await fn(bucket, dir);
     },
     ["S3_ENDPOINT", "AWS_ACCESS_KEY_ID"],
-    { tools },
+    requirements,
   );
 }
 
@@ -146,6 +153,24 @@ s3Test(
   },
 );
 
+function hasPlugin(): boolean {
+  if (!isInstalled("nbdkit")) return false;
+  return new Deno.Command("nbdkit", {
+    args: ["S3", "--dump-plugin"],
+    stdout: "null",
+    stderr: "null",
+  }).outputSync().success;
+}
+
+function hasFuse(): boolean {
+  try {
+    Deno.openSync("/dev/fuse", { read: true, write: true }).close();
+    return true;
+  } catch {
+    return false;
+  }
+}
+
 async function isThere(path: string): Promise<boolean> {
   const response = await request("HEAD", path);
   await response.body?.cancel();
@@ -173,11 +198,10 @@ s3Test("S3: nbdkit reads and writes the same blocks", async (bucket, dir) => {
   await nbdkit(`nbdcopy ${other} "$uri"`);
   const raw = ["-f", "raw", "-F", "raw"];
   await bdrv("compare", ...raw, url, other);
-}, [
-  "nbdkit",
-  "nbdcopy",
-  "/usr/lib/x86_64-linux-gnu/nbdkit/plugins/nbdkit-S3-plugin",
-]);
+}, {
+  tools: ["nbdkit", "nbdcopy"],
+  others: { "nbdkit's plugin S3": hasPlugin() },
+});
 
 s3Test("S3: s3backer reads and writes the same blocks", async (bucket, dir) => {
   const source = await rawDisk(dir, 4 * MIB);
@@ -229,4 +253,4 @@ s3Test("S3: s3backer reads and writes the same blocks", async (bucket, dir) => {
   await s3backer(async () => {
     await runOk(["cmp", source, `${mounted}/file`]);
   });
-}, ["s3backer", "umount"]);
+}, { tools: ["s3backer", "umount"], privileges: { FUSE: hasFuse() } });

@@ -154,6 +154,27 @@ Deno.test("a service that answers nothing is given up", async () => {
   for (const answer of answers) answer();
 });
 
+Deno.test("a service that stops answering is asked again, and then given up", async () => {
+  await using service = new Service();
+  await service.put("disk", pattern(MIB));
+  const options = { timeout: 1, readahead: 0 };
+  await using image = await openKey(service, "disk", options);
+  const answers: (() => void)[] = [];
+  let silent = 1;
+  service.fault = () =>
+    silent-- <= 0
+      ? undefined
+      : new Promise((resolve) => answers.push(() => resolve(undefined)));
+  await image.read(MIB - 512, 512);
+  silent = Infinity;
+  const error = await assertRejects(
+    () => openKey(service, "disk", { timeout: 1, retries: 0 }),
+    BlockError,
+  );
+  assertEquals(error.code, "ETIMEDOUT");
+  for (const answer of answers) answer();
+});
+
 /** Store `bytes` as a raw image. */
 async function store(
   service: Service,
