@@ -7,7 +7,7 @@ import type { BlockDriver } from "./driver.ts";
 import { primaryChild } from "./extents.ts";
 import { normalizePath, schemeOf } from "./names.ts";
 import { findDriver, findProtocol, getDriver } from "./registry.ts";
-import { filenameOf, toStack, withFile } from "./sources.ts";
+import { toStack, withFile } from "./sources.ts";
 import { isNode, type StackObject } from "./spec.ts";
 
 /** A file that an image names, to be opened. */
@@ -103,9 +103,9 @@ function folderOf(source: unknown): string | undefined {
   if (typeof source !== "object" || source === null) return undefined;
   const { driver: name = "file", ...options } = source as StackObject;
   const driver = findDriver(name);
-  if (driver?.role === "protocol") {
-    const filename = filenameOf(options);
-    return filename === "" ? undefined : driver.ownFolder?.(filename);
+  const place = options.filename ?? options.url;
+  if (driver?.role === "protocol" && typeof place === "string") {
+    return driver.ownFolder?.(place);
   }
   const { file, image } = driver ? withFile(driver, options) : options;
   return folderOf(file ?? image);

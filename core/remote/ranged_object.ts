@@ -80,6 +80,8 @@ export async function openRanged(
   known?: Version,
 ): Promise<Opened> {
   return await retrying(patience, signal, async (signal, progress) => {
+    // Each attempt begins anew: what has arrived is no progress.
+    const alive = () => progress(0);
     const headers: Record<string, string> = rangeHeaders(0, length);
     const tag = known && strongTag(known);
     if (tag) headers["if-none-match"] = tag;
@@ -101,7 +103,7 @@ export async function openRanged(
           throw wrongRange(response, 0, length);
         }
         const head = new Uint8Array(end);
-        await readBody(response, [head], 0, progress);
+        await readBody(response, [head], 0, alive);
         return { version: { ...version, size }, head };
       }
       if (response.status === 416) {
@@ -117,7 +119,7 @@ export async function openRanged(
       const size = contentLength(response);
       if (size !== undefined && size <= length) {
         const head = new Uint8Array(size);
-        await readBody(response, [head], 0, progress);
+        await readBody(response, [head], 0, alive);
         return { version: { ...version, size }, head };
       }
       return {
@@ -358,21 +360,14 @@ async function readBody(
     ? contentRange(response)
     : { start: 0, end: contentLength(response) ?? Infinity };
   let rest = stated.end - stated.start;
-  const reader = response.body?.getReader();
-  for (; reader;) {
-    const { value, done: isEnd } = await readChunk(reader);
-    if (isEnd) break;
-    rest -= value.length;
-    if (rest < 0) {
-      throw new BlockError("EIO", "The server has sent more than it said");
-    }
-    for (let taken = 0; taken < value.length;) {
-      if (part === parts.length) {
-        throw new BlockError("EIO", "The server has sent more than it said");
-      }
+  for await (const bytes of chunksOf(response)) {
+    rest -= bytes.length;
+    if (rest < 0) throw sentMore();
+    for (let taken = 0; taken < bytes.length;) {
+      if (part === parts.length) throw sentMore();
       const target = parts[part];
-      const take = Math.min(value.length - taken, target.length - at);
-      target.set(value.subarray(taken, taken + take), at);
+      const take = Math.min(bytes.length - taken, target.length - at);
+      target.set(bytes.subarray(taken, taken + take), at);
       taken += take;
       at += take;
       if (at === target.length) {
@@ -380,10 +375,29 @@ async function readBody(
         at = 0;
       }
     }
-    arrived(value.length);
+    arrived(bytes.length);
   }
   if (rest > 0 && rest < Infinity) {
     throw new PassingError("EIO", "The server has sent less than it said");
+  }
+}
+
+function sentMore(): BlockError {
+  return new BlockError("EIO", "The server has sent more than it said");
+}
+
+/** The chunks of a body, which is given up if they are not all wanted. */
+async function* chunksOf({ body }: Response): AsyncGenerator<Uint8Array> {
+  const reader = body?.getReader();
+  let isEnd = reader === undefined;
+  try {
+    while (!isEnd) {
+      const { value, done } = await readChunk(reader!);
+      isEnd = done;
+      if (value) yield value;
+    }
+  } finally {
+    if (!isEnd) await reader!.cancel().catch(() => {});
   }
 }
 

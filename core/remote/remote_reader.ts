@@ -28,17 +28,19 @@ export interface RemoteSource {
 
 /** How a source is read. */
 export interface RemoteReaderOptions {
-  /** Most bytes that are fetched ahead. Default: 8 MiB. */
+  /** Most bytes that are fetched ahead. Default: 16 MiB. */
   readonly readAhead?: number;
-  /** Most requests at once. Default: 8. */
+  /** Most requests at once. Default: 12. */
   readonly connections?: number;
 }
 
 /** Bytes that are fetched ahead of a reader that has shown to need them. */
-export const DEFAULT_READ_AHEAD = 8 * 1024 * 1024;
+export const DEFAULT_READ_AHEAD = 16 * 1024 * 1024;
 /** Requests at once. */
-export const DEFAULT_CONNECTIONS = 8;
+export const DEFAULT_CONNECTIONS = 12;
 
+/** Bytes of a read by someone who reads all of it. */
+const BULK = 512 * 1024;
 /** Requests that are kept free of what is fetched ahead. */
 const RESERVED = 2;
 /** Most blocks of one request: 1 MiB. */
@@ -191,11 +193,17 @@ export class RemoteReader {
     const stream = this.#streamAt(offset);
     stream.read += end - offset;
     stream.end = Math.max(stream.end, end);
-    // Never more than has been read, so that at most half is in vain.
+    // Never more than has been read, so that at most half is in vain; but who
+    // reads in large pieces is sure to read on.
     const isInOrder = stream.read > end - offset;
-    const window = isInOrder ? Math.min(this.#readAhead, stream.read) : 0;
+    const isBulk = end - offset >= BULK;
+    const window = isBulk
+      ? this.#readAhead
+      : isInOrder
+      ? Math.min(this.#readAhead, stream.read)
+      : 0;
     const goal = Math.min(stream.end + window, this.#source.size);
-    if (goal - Math.max(stream.ahead, stream.end) < window / 2) return;
+    if (goal - Math.max(stream.ahead, stream.end) < window / 4) return;
     let index = Math.ceil(Math.max(stream.ahead, stream.end) / BLOCK_SIZE);
     for (; index * BLOCK_SIZE < goal; index++) {
       if (!this.#blocks.get(index)) this.#request(index, false);

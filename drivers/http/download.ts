@@ -62,7 +62,8 @@ export async function download(
       if (!("whole" in opened)) {
         throw new BlockError("EIO", "The server answers in another way now");
       }
-      await fill(store!, opened, limit, signal, progress);
+      // Each attempt begins anew: what has arrived is no progress.
+      await fill(store!, opened, limit, signal, () => progress(0));
     });
     return store;
   } catch (error) {
@@ -79,7 +80,7 @@ async function fill(
   { whole, version: { size }, hasEnd }: Whole,
   limit: number,
   signal: AbortSignal,
-  progress: (bytes: number) => void,
+  alive: () => void,
 ): Promise<void> {
   const reader = whole.getReader();
   const leave = () => void reader.cancel().catch(() => {});
@@ -105,7 +106,7 @@ async function fill(
       if (done) break;
       if (store.size + value.length > limit) throw tooLarge();
       store.append(value);
-      progress(value.length);
+      alive();
     }
     if (size !== undefined && store.size !== size) {
       throw new PassingError("EIO", "The server has sent less than it said");

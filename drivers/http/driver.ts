@@ -34,8 +34,8 @@ export const httpDriver: BlockDriver = driverOf("http");
 /** The driver of URLs that begin with `https:`. */
 export const httpsDriver: BlockDriver = driverOf("https");
 
-/** Bytes that are fetched on opening: the metadata of most images. */
-const HEAD = 256 * 1024;
+/** Bytes that are fetched on opening: five clusters, the metadata of most. */
+const HEAD = 320 * 1024;
 
 function driverOf(scheme: "http" | "https"): BlockDriver {
   const facts = httpFacts(scheme);

@@ -10,6 +10,10 @@ import {
   type OptionValues,
   parseOptions,
 } from "../../core/options.ts";
+import {
+  DEFAULT_CONNECTIONS,
+  DEFAULT_READ_AHEAD,
+} from "../../core/remote/remote_reader.ts";
 import type { Patience } from "../../core/remote/retry.ts";
 import { isPlainObject, shortened } from "../../core/values.ts";
 import { checkedUrl } from "./options.ts";
@@ -19,7 +23,7 @@ export const OPEN_OPTIONS: OptionTable = {
   url: { type: "string", help: "URL of the image" },
   readahead: {
     type: "size",
-    default: 8 * 1024 * 1024,
+    default: DEFAULT_READ_AHEAD,
     help: "Most bytes to fetch ahead of sequential reads",
   },
   sslverify: {
@@ -37,7 +41,11 @@ export const OPEN_OPTIONS: OptionTable = {
     default: 4,
     help: "Further attempts after failures that may pass",
   },
-  connections: { type: "number", default: 8, help: "Most requests at once" },
+  connections: {
+    type: "number",
+    default: DEFAULT_CONNECTIONS,
+    help: "Most requests at once",
+  },
   username: { type: "string", help: "User name for basic authorisation" },
   "password-secret": { type: "string", help: "Id of a secret: the password" },
   "bearer-secret": {
