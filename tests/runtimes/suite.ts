@@ -113,6 +113,16 @@ test("files that cannot be opened are named, with the reason", async () => {
   );
 });
 
+test("disks in Ceph need what only Deno has", async () => {
+  const { message } = await assertRejects(
+    () => openImage("rbd:pool/disk"),
+    BlockError,
+  );
+  const needs = "Driver 'rbd' needs Ceph's librbd.so.1, which this runtime " +
+    "cannot call: Deno on Linux can";
+  assertEquals(message, `Could not open 'rbd:pool/disk': ${needs}`);
+});
+
 test("overlays find their backing files, and no others", async () => {
   const base = newFile();
   const size = 4 * MIB;

@@ -67,14 +67,19 @@ function freePort(): string {
   return String((listener.addr as Deno.NetAddr).port);
 }
 
+/** A signal ends the tests, after which the cluster is stopped. */
 async function runTests(env: Settings): Promise<number> {
-  const { code } = await new Deno.Command(Deno.execPath(), {
+  const child = new Deno.Command(Deno.execPath(), {
     args: ["test", "--quiet", "-A", "--no-check", ...Deno.args]
       .concat("tests/services"),
     cwd: ROOT,
     env,
     stdin: "null",
-  }).spawn().status;
+  }).spawn();
+  for (const signal of ["SIGINT", "SIGTERM"] as const) {
+    Deno.addSignalListener(signal, () => child.kill(signal));
+  }
+  const { code } = await child.status;
   return code;
 }
 
