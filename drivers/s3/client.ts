@@ -49,9 +49,15 @@ export class S3Client {
    */
   #takesBareTags?: boolean;
   #hasAnswered = false;
+  #now?: number;
 
   constructor(settings: Settings) {
     this.settings = settings;
+  }
+
+  /** The service's time, as of its last answer, in milliseconds. */
+  get now(): number {
+    return this.#now ?? Date.now();
   }
 
   /**
@@ -139,6 +145,8 @@ export class S3Client {
     try {
       response = await fetchOnce(url, { method, headers, body, signal });
       this.#hasAnswered = true;
+      const date = Date.parse(response.headers.get("date") ?? "");
+      if (!Number.isNaN(date)) this.#now = date;
     } catch (error) {
       // A service that was there may come back.
       if (!(error instanceof NoConnectionError) || this.#hasAnswered) {

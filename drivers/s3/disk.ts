@@ -50,8 +50,6 @@ export interface DiskOptions {
   readonly lease?: Lease;
   /** Another writer's, which it had when this was opened for reading. */
   readonly foreign?: ForeignLease;
-  /** The service's time when it was opened, in milliseconds. */
-  readonly now: number;
 }
 
 /** A disk in numbered blocks. */
@@ -75,7 +73,7 @@ export class Disk implements BlockNode {
 
   /** A disk whose lease, if it has one, is the node's from now on. */
   constructor(client: S3Client, options: DiskOptions) {
-    const { key, layout, sizes, readOnly, lease, foreign, now } = options;
+    const { key, layout, sizes, readOnly, lease, foreign } = options;
     this.filename = s3Name(client.settings.bucket, key);
     this.readOnly = readOnly;
     this.#client = client;
@@ -87,7 +85,7 @@ export class Disk implements BlockNode {
       objectSize: sizes.objectSize,
       lease,
       // A reader that shares it with a writer knows what it may see.
-      since: readOnly && !foreign ? now : Infinity,
+      since: readOnly && !foreign ? client.now : Infinity,
       readAhead: options.readAhead,
       fileSize: () => this.#size,
     });

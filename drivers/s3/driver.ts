@@ -145,19 +145,19 @@ class Place {
       sizes,
     };
     if (readOnly) {
-      const { lease, now } = await readLease(client, layout, signal);
+      const lease = await readLease(client, layout, signal);
       const foreign = lease && lease.rest > 0 ? lease : undefined;
-      return new Disk(client, { ...options, foreign, now });
+      return new Disk(client, { ...options, foreign });
     }
     const lease = await this.#acquire(client, signal);
     if (!lease || !described) {
-      return new Disk(client, { ...options, lease, now: 0 });
+      return new Disk(client, { ...options, lease });
     }
     try {
       // The last writer may have been at work until now.
       const sizes = await readDescription(client, layout, signal) ?? described;
       checkSizes(sizes, layout.digits);
-      return new Disk(client, { ...options, sizes, lease, now: 0 });
+      return new Disk(client, { ...options, sizes, lease });
     } catch (error) {
       await lease.release().catch(() => {});
       throw error;

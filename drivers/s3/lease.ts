@@ -31,27 +31,29 @@ export interface ForeignLease {
   readonly tag: string | null;
 }
 
-/** The lease that an object holds, and the service's time. */
+/** The lease that an object holds; absent if there is none. */
 export async function readLease(
   client: S3Client,
   { leaseKey: key, isEndless }: Layout,
   signal?: AbortSignal,
-): Promise<{ lease?: ForeignLease; now: number }> {
+): Promise<ForeignLease | undefined> {
   let answer: Answer;
   try {
     answer = await client.ask({ method: "GET", key, signal }, 4096);
   } catch (error) {
-    if (!(error instanceof BlockError) || error.code !== "ENOENT") throw error;
-    return { now: Date.now() };
+    if (error instanceof BlockError && error.code === "ENOENT") {
+      return undefined;
+    }
+    throw error;
   }
   const { headers, body } = answer;
   const time = (name: string) => Date.parse(headers.get(name) ?? "");
-  const [now, changed] = [time("date"), time("last-modified")];
+  const age = (time("date") - time("last-modified")) / 1000;
   const seconds = isEndless ? Infinity : secondsOf(body);
-  const age = (now - changed) / 1000;
-  const rest = Number.isNaN(age) ? Infinity : seconds - age;
-  const lease = { rest, tag: headers.get("etag") };
-  return { lease, now: Number.isNaN(now) ? Date.now() : now };
+  return {
+    rest: Number.isNaN(age) ? Infinity : seconds - age,
+    tag: headers.get("etag"),
+  };
 }
 
 /** What nobody can understand, ends never. */
@@ -131,7 +133,7 @@ export class Lease {
 
   async #acquire(signal?: AbortSignal): Promise<void> {
     if (!await this.#put({ "if-none-match": "*" }, signal)) {
-      const { lease } = await readLease(this.#client, this.#layout, signal);
+      const lease = await readLease(this.#client, this.#layout, signal);
       if (lease && lease.rest > 0) throw inUse(this.#layout, lease);
       // It has ended, or was given back just now.
       const isOurs = await this.#put(

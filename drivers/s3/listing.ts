@@ -9,6 +9,9 @@ import type { S3Client } from "./client.ts";
 import { element } from "./errors.ts";
 import { blockIndex, blockKey, type Layout } from "./layout.ts";
 
+/** Most pages without a block on them: other objects may lie between. */
+const MAX_PAGES = 1000;
+
 /** Blocks from `start` up to, but not with, `end`. */
 interface Range {
   start: number;
@@ -103,11 +106,12 @@ export class Listing {
     const layout = this.#layout;
     const found = new Map<number, string>();
     let after = index === 0 ? undefined : blockKey(layout, index - 1);
-    for (;;) {
+    for (let pages = 0; pages < MAX_PAGES; pages++) {
       const { objects, isLast } = await this.#list(after);
       for (const { key, tag, changed } of objects) {
         const block = blockIndex(layout, key);
         if (block === undefined) continue;
+        if (block < index) break;
         if (changed > this.#since) throw changedError();
         found.set(block, tag);
       }
@@ -119,6 +123,7 @@ export class Listing {
         return this.#add(index, Math.max(...found.keys()) + 1, found);
       }
     }
+    throw new BlockError("EIO", "The service's listing comes to no end");
   }
 
   /** What was known before may have changed since, and is ours. */

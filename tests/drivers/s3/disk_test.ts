@@ -181,6 +181,31 @@ Deno.test("listings of several pages are joined", async () => {
   assertEquals(await again.read(0, MIB), data);
 });
 
+Deno.test("the service's clock counts, not this computer's", async () => {
+  await using service = new Service();
+  service.clock = 3600_000;
+  {
+    await using image = await made(service);
+    await image.write(0, new Uint8Array(512).fill(1));
+  }
+  await using reader = await open(service, {}, true);
+  assertEquals((await reader.read(0, 1))[0], 1);
+});
+
+Deno.test("a listing without an end is an error", async () => {
+  await using service = new Service();
+  await using _ = await made(service);
+  service.fault = ({ key, method }) =>
+    key === "" && method === "GET"
+      ? new Response(
+        "<ListBucketResult><IsTruncated>true</IsTruncated><Contents>" +
+          "<Key>disk/other</Key></Contents></ListBucketResult>",
+      )
+      : undefined;
+  await using reader = await open(service, { lease: 0 });
+  await assertRejects(() => reader.read(0, 1), BlockError, "no end");
+});
+
 Deno.test("creating a disk again removes what it held", async () => {
   await using service = new Service();
   {

@@ -133,14 +133,16 @@ export class Service implements AsyncDisposable {
     if (bucket !== BUCKET) return failure(404, "NoSuchBucket");
     const asked = { method, key, query: url.searchParams, headers };
     const answer = () => this.#answer(asked, body);
-    return await this.fault?.(asked, answer) ?? await answer();
+    const response = await this.fault?.(asked, answer) ?? await answer();
+    const date = new Date(Date.now() + this.clock).toUTCString();
+    response.headers.set("date", date);
+    return response;
   }
 
   async #answer(
     { method, key, query, headers }: Asked,
     body: Uint8Array<ArrayBuffer>,
   ): Promise<Response> {
-    const date = { date: new Date(Date.now() + this.clock).toUTCString() };
     const upload = query.get("uploadId");
     if (key === "" && method === "GET") return this.#list(query);
     if (query.has("uploads")) {
@@ -183,19 +185,19 @@ export class Service implements AsyncDisposable {
       );
       await this.put(key, body, Object.fromEntries(kept));
       const { etag } = this.objects.get(key)!;
-      return new Response(null, { headers: { etag, ...date } });
+      return new Response(null, { headers: { etag } });
     }
     const stored = this.objects.get(key);
     if (method === "DELETE") {
       this.objects.delete(key);
       return new Response(null, { status: 204 });
     }
-    if (!stored) return failure(404, "NoSuchKey", method, date);
+    if (!stored) return failure(404, "NoSuchKey", method);
     const wanted = headers.get("if-match");
     if (wanted !== null && wanted !== stored.etag) {
       return failure(412, "PreconditionFailed");
     }
-    return send(stored, method, headers.get("range"), date);
+    return send(stored, method, headers.get("range"));
   }
 
   #condition(key: string, headers: Headers): Response | undefined {
@@ -235,11 +237,9 @@ function send(
   { body, etag, changed, headers }: Stored,
   method: string,
   range: string | null,
-  date: Record<string, string>,
 ): Response {
   const about = {
     ...headers,
-    ...date,
     etag,
     "last-modified": new Date(changed).toUTCString(),
   };
@@ -264,11 +264,10 @@ export function failure(
   status: number,
   code: string,
   method = "GET",
-  headers: Record<string, string> = {},
 ): Response {
   const xml = `<?xml version="1.0"?><Error><Code>${code}</Code>` +
     `<Message>It is so &amp; not otherwise</Message></Error>`;
-  return new Response(method === "HEAD" ? null : xml, { status, headers });
+  return new Response(method === "HEAD" ? null : xml, { status });
 }
 
 function escaped(text: string): string {
