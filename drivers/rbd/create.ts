@@ -38,16 +38,7 @@ export async function createRbd(
   const place = parsePlace(
     Object.fromEntries(given.filter((option) => !isOurs(option))),
   );
-  const encrypted = Object.keys(wish).find((name) =>
-    name.startsWith("encrypt")
-  );
-  if (encrypted !== undefined) {
-    throw new BlockError(
-      "ENOTSUP",
-      `Ceph's own encryption ('${encrypted}') is not supported: use the ` +
-        "format 'luks' on the image",
-    );
-  }
+  refuseSecrets(wish);
   const { preallocation = "off", clone_from: parent } = wish;
   if (preallocation !== "off") {
     throw new BlockError(
@@ -60,10 +51,9 @@ export async function createRbd(
   }
   const order = orderOf(wish);
   const size = roundUp(wish.size as number ?? 0, SECTOR_SIZE);
-  const secret = wish["password-secret"] ?? place.keySecret;
-  const key = secret === undefined
+  const key = place.keySecret === undefined
     ? undefined
-    : await context.secret(secret as string);
+    : await context.secret(place.keySecret);
   const connection = { key, cached: true };
   const used = await Cluster.open(place, connection, async (cluster, pool) => {
     if (parent === undefined) {
@@ -74,6 +64,28 @@ export async function createRbd(
     return cluster;
   });
   await used.close();
+}
+
+/** Refuse what is known of, but cannot be done. */
+function refuseSecrets(wish: OptionValues): void {
+  const encrypted = Object.keys(wish).find((name) =>
+    name.startsWith("encrypt.")
+  );
+  if (encrypted !== undefined) {
+    throw new BlockError(
+      "ENOTSUP",
+      `Ceph's own encryption ('${encrypted}') is not supported: use the ` +
+        "format 'luks' on the image",
+    );
+  }
+  // The image is opened once it is made, which takes the key as well.
+  if (wish["password-secret"] !== undefined) {
+    throw new BlockError(
+      "ENOTSUP",
+      "'password-secret' is not supported: describe the image with its " +
+        "'key-secret', as in json:{…}",
+    );
+  }
 }
 
 /** The binary logarithm of the size of objects; 0 for Ceph's default. */

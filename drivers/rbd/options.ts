@@ -34,6 +34,7 @@ export const RBD_CREATE_OPTIONS: OptionTable = {
   },
   "password-secret": {
     type: "string",
+    unsupported: true,
     help: "ID of secret providing the password",
   },
 };

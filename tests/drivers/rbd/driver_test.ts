@@ -95,7 +95,8 @@ Deno.test("new rbd images are not made with options that make no sense", async (
   assertEquals(await create({ foo: 1 }), "Invalid parameter 'foo'");
   assertEquals(
     await create({ "password-secret": "k" }),
-    "No secret with id 'k'",
+    "'password-secret' is not supported: describe the image with its " +
+      "'key-secret', as in json:{…}",
   );
 });
 
