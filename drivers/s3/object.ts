@@ -11,12 +11,12 @@ import {
 } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
 import type { BlockNode, Extent, ReadFlags } from "../../core/node.ts";
-import { BLOCK_SIZE } from "../../core/remote/block_cache.ts";
 import {
   discardBody,
   openRanged,
   RangedObject,
   type SendRequest,
+  type Version,
 } from "../../core/remote/ranged_object.ts";
 import { RemoteReader } from "../../core/remote/remote_reader.ts";
 import type { DriverTraits } from "../../core/traits.ts";
@@ -24,7 +24,20 @@ import type { S3Client } from "./client.ts";
 import { S3_FACTS, s3Name } from "./names.ts";
 
 /** The statuses that tell of the object's version. */
-const OF_VERSION = [412, 416];
+const OF_VERSION = [304, 412, 416];
+
+/** Bytes that are fetched on opening: the metadata of most images. */
+const HEAD = 320 * 1024;
+
+/** An object that several nodes of this process may read at once. */
+interface Shared {
+  readonly version: Version;
+  readonly reader: RemoteReader;
+  users: number;
+}
+
+/** Objects that are being read, by everything that makes a difference. */
+const objects = new Map<string, Shared>();
 
 /**
  * Open an object.
@@ -38,7 +51,7 @@ export async function openObject(
   readAhead: number | undefined,
   signal: AbortSignal | undefined,
 ): Promise<BlockNode> {
-  const { patience, bucket } = client.settings;
+  const { base, patience, bucket, credentials } = client.settings;
   const send: SendRequest = async ({ headers, signal }) => {
     const request = { method: "GET" as const, key, headers, signal };
     const response = await client.send(request, OF_VERSION);
@@ -46,19 +59,40 @@ export async function openObject(
       ? await withRange(client, key, response, signal)
       : response;
   };
-  const opened = await openRanged(send, BLOCK_SIZE, patience, signal);
+  const id = JSON.stringify([
+    base,
+    key,
+    credentials?.accessKeyId,
+    readAhead,
+    patience,
+  ]);
+  const before = objects.get(id)?.version;
+  const opened = await openRanged(send, HEAD, patience, signal, before);
   if (!("head" in opened)) {
     await opened.whole.cancel().catch(() => {});
     throw new BlockError("ENOTSUP", "The service does not read in ranges");
   }
   const { version, head } = opened;
-  const object = new RangedObject(send, version, patience);
-  const source = {
-    size: version.size,
-    read: object.read.bind(object) as RangedObject["read"],
-  };
-  const reader = new RemoteReader(source, head, { readAhead });
-  return new ObjectNode(reader, version.size, s3Name(bucket, key));
+  let shared = objects.get(id);
+  if (!shared || !isSame(shared.version, version)) {
+    const object = new RangedObject(send, version, patience);
+    const source = { size: version.size, read: object.read.bind(object) };
+    const reader = new RemoteReader(source, head, { readAhead });
+    shared = { version, reader, users: 0 };
+    objects.set(id, shared);
+  }
+  shared.users++;
+  const { reader } = shared;
+  return new ObjectNode(reader, version.size, s3Name(bucket, key), async () => {
+    if (--shared.users > 0) return;
+    if (objects.get(id) === shared) objects.delete(id);
+    await reader.close();
+  });
+}
+
+function isSame(one: Version, other: Version): boolean {
+  return one.etag !== undefined && one.etag === other.etag &&
+    one.size === other.size;
 }
 
 /**
@@ -91,9 +125,17 @@ class ObjectNode implements BlockNode {
   readonly readOnly = true;
   readonly children = {};
   readonly #reader: RemoteReader;
+  /** Ends its use of the reader. */
+  readonly close: () => Promise<void>;
 
-  constructor(reader: RemoteReader, size: number, filename: string) {
+  constructor(
+    reader: RemoteReader,
+    size: number,
+    filename: string,
+    close: () => Promise<void>,
+  ) {
     this.#reader = reader;
+    this.close = close;
     this.size = size;
     this.filename = filename;
   }
@@ -124,9 +166,5 @@ class ObjectNode implements BlockNode {
 
   info(): Promise<{ actualSize: number }> {
     return Promise.resolve({ actualSize: this.size });
-  }
-
-  close(): Promise<void> {
-    return this.#reader.close();
   }
 }

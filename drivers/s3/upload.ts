@@ -19,6 +19,8 @@ const USUAL_PART = 8 * 1024 ** 2;
 const MAX_PARTS = 10_000;
 /** Parts under way at once. */
 const CONCURRENCY = 4;
+/** Tells which upload an object is from. */
+const MARK = "x-amz-meta-bdrv-upload";
 /** Longest time that giving up may take, in milliseconds. */
 const FAREWELL = 5000;
 
@@ -96,7 +98,7 @@ class Upload {
   /** Absent until there is more than one part. */
   #id?: string;
   #count = 0;
-  #length = 0;
+  readonly #mark = crypto.randomUUID();
   readonly #tags: string[] = [];
   readonly #pending = new Set<Promise<void>>();
   #failure?: { readonly error: unknown };
@@ -149,7 +151,6 @@ class Upload {
     }
     this.#id ??= await this.#begin();
     const number = ++this.#count;
-    this.#length += bytes.length;
     const sent = this.#send(number, bytes).catch((error) => {
       this.#failure ??= { error };
     }).finally(() => {
@@ -170,6 +171,7 @@ class Upload {
     const { body } = await this.#ask({
       method: "POST",
       query: { uploads: "" },
+      headers: { [MARK]: this.#mark },
     });
     const id = element(new TextDecoder().decode(body), "UploadId");
     if (id) return id;
@@ -227,8 +229,7 @@ class Upload {
   }
 
   async #putAtOnce(body: Uint8Array<ArrayBuffer>): Promise<void> {
-    this.#length = body.length;
-    const headers = this.#condition;
+    const headers = { ...this.#condition, [MARK]: this.#mark };
     await this.#confirmed((again) =>
       this.#ask({ method: "PUT", body, headers }, again)
     );
@@ -247,9 +248,7 @@ class Upload {
     } catch (error) {
       if (!isRepeated || this.#stop.signal.aborted) throw error;
       const { headers } = await this.#ask({ method: "HEAD" });
-      const isOurs = headers.get("etag") !== this.#before &&
-        Number(headers.get("content-length")) === this.#length;
-      if (!isOurs) throw error;
+      if (headers.get(MARK) !== this.#mark) throw error;
     }
   }
 

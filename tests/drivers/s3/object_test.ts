@@ -60,6 +60,25 @@ Deno.test("an empty object is an empty disk", async () => {
   assertEquals(image.size, 0);
 });
 
+Deno.test("what several nodes read of an object is fetched once", async () => {
+  await using service = new Service();
+  const bytes = pattern(2 * MIB);
+  await service.put("disk", bytes);
+  await using first = await openKey(service, "disk");
+  assertEquals(await first.read(0, 2 * MIB), bytes);
+  const before = service.count(/GET disk$/);
+  for (let at = 0; at < 20; at++) {
+    await using other = await openKey(service, "disk");
+    assertEquals(await other.read(MIB, 512), bytes.slice(MIB, MIB + 512));
+  }
+  // Each looks whether it is still the same.
+  assertEquals(service.count(/GET disk$/) - before, 20);
+  await service.put("disk", new Uint8Array(MIB));
+  await using changed = await openKey(service, "disk");
+  assertEquals(changed.size, MIB);
+  assertEquals((await changed.read(MIB / 2, 1))[0], 0);
+});
+
 Deno.test("an object that changes is an error, never a mixture", async () => {
   await using service = new Service();
   await service.put("disk", pattern(2 * MIB));
@@ -303,7 +322,12 @@ Deno.test("lost answers of an upload are asked for again", async () => {
 for (const checks of [true, false]) {
   Deno.test(`of two that store an object one fails, ${checks ? "" : "also "}where conditions are ${checks ? "checked" : "ignored at the end"}`, async () => {
     await using service = new Service();
-    service.fault = ({ method, query }) => {
+    const looked = Promise.withResolvers<void>();
+    let looks = 0;
+    service.fault = async ({ method, query }) => {
+      // Neither is to find what the other one has stored.
+      if (method === "HEAD" && ++looks === 2) looked.resolve();
+      if (method === "PUT") await looked.promise;
       const isEnd = method === "POST" && query.has("uploadId");
       // As Ceph's gateway does.
       if (!checks) service.checksConditions = !isEnd;

@@ -36,12 +36,27 @@ interface Stored {
   readonly headers: Record<string, string>;
 }
 
+/** An upload under way: its parts by number, and the object's headers. */
+interface Upload {
+  readonly parts: Map<number, Uint8Array<ArrayBuffer>>;
+  readonly headers: Record<string, string>;
+}
+
+/** The headers that are kept with an object. */
+function kept(headers: Headers): Record<string, string> {
+  return Object.fromEntries(
+    [...headers].filter(([name]) =>
+      name.startsWith("x-amz-meta-") || name === "content-type"
+    ),
+  );
+}
+
 /** The service. */
 export class Service implements AsyncDisposable {
   /** What is stored, by key. */
   readonly objects = new Map<string, Stored>();
   /** Uploads under way, by id. */
-  readonly uploads = new Map<string, Map<number, Uint8Array<ArrayBuffer>>>();
+  readonly uploads = new Map<string, Upload>();
   /** All requests, as `METHOD key`. */
   readonly log: string[] = [];
   /** Consulted for each request. */
@@ -147,14 +162,15 @@ export class Service implements AsyncDisposable {
     if (key === "" && method === "GET") return this.#list(query);
     if (query.has("uploads")) {
       const id = `id ${this.#ids++}&<>`;
-      this.uploads.set(id, new Map());
+      this.uploads.set(id, { parts: new Map(), headers: kept(headers) });
       return new Response(
         `<Result><UploadId>${escaped(id)}</UploadId></Result>`,
       );
     }
     if (upload !== null) {
-      const parts = this.uploads.get(upload);
-      if (!parts) return failure(404, "NoSuchUpload");
+      const begun = this.uploads.get(upload);
+      if (!begun) return failure(404, "NoSuchUpload");
+      const { parts } = begun;
       if (method === "PUT") {
         parts.set(Number(query.get("partNumber")), body);
         const etag = `"${(await sha256(body)).slice(0, 32)}"`;
@@ -173,17 +189,18 @@ export class Service implements AsyncDisposable {
         parts.get(number)!.length < 5 << 20
       );
       if (isSmall) return failure(400, "EntityTooSmall");
-      await this.put(key, joined(numbers.map((it) => parts.get(it)!)));
+      await this.put(
+        key,
+        joined(numbers.map((it) => parts.get(it)!)),
+        begun.headers,
+      );
       const { etag } = this.objects.get(key)!;
       return new Response(`\n<Result><ETag>${escaped(etag)}</ETag></Result>`);
     }
     if (method === "PUT") {
       const refusal = this.#condition(key, headers);
       if (refusal) return refusal;
-      const kept = [...headers].filter(([name]) =>
-        name.startsWith("x-amz-meta-") || name === "content-type"
-      );
-      await this.put(key, body, Object.fromEntries(kept));
+      await this.put(key, body, kept(headers));
       const { etag } = this.objects.get(key)!;
       return new Response(null, { headers: { etag } });
     }
@@ -196,6 +213,12 @@ export class Service implements AsyncDisposable {
     const wanted = headers.get("if-match");
     if (wanted !== null && wanted !== stored.etag) {
       return failure(412, "PreconditionFailed");
+    }
+    if (headers.get("if-none-match") === stored.etag) {
+      return new Response(null, {
+        status: 304,
+        headers: { etag: stored.etag },
+      });
     }
     return send(stored, method, headers.get("range"));
   }
