@@ -9,7 +9,7 @@ import { openProtocol } from "../open.ts";
 import type { BlockNode } from "../node.ts";
 import type { CacheMode } from "../open_options.ts";
 import type { OptionValues } from "../options.ts";
-import { getDriver, getFormat } from "../registry.ts";
+import { getDriver, loadDriver, loadFormat } from "../registry.ts";
 import { findSecret, type SecretSource } from "../secrets.ts";
 import { describeSource, protocolStack } from "../sources.ts";
 import type { Source, StackObject } from "../spec.ts";
@@ -32,15 +32,19 @@ export interface StreamFileOptions extends StreamImageOptions {
  *
  * @param create The options of the image, with those of its file.
  */
-export function isStoredWhole(
+export async function isStoredWhole(
   format: string,
   target: Source,
   create: OptionValues,
-): boolean {
+): Promise<boolean> {
   const { driver, ...options } = protocolStack(target);
-  const ofFile = protocolCreateOptions(getFormat(format), target);
+  const ofFile = await protocolCreateOptions(
+    await loadFormat(format),
+    target,
+  );
   for (const name of Object.keys(ofFile)) options[name] ??= create[name];
-  return getDriver(String(driver)).storesWhole?.(options) === true;
+  const protocol = await loadDriver(getDriver(String(driver)));
+  return protocol.storesWhole?.(options) === true;
 }
 
 /**
@@ -76,7 +80,7 @@ export async function chunksToFile(
 ): Promise<void> {
   let next = await chunks.next();
   const stack = protocolStack(target);
-  const protocol = getDriver(String(stack.driver));
+  const protocol = await loadDriver(getDriver(String(stack.driver)));
   if (protocol.storesWhole?.(stack)) {
     const all = prepended(next, chunks);
     return await storeWhole(protocol, stack, all, secrets, signal, expected);
