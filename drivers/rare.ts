@@ -9,7 +9,10 @@ import { BlockError } from "../core/errors.ts";
 import type { OptionValues } from "../core/options.ts";
 import { protocolStack } from "../core/sources.ts";
 import { HOST_CDROM, HOST_DEVICE } from "./file/driver.ts";
+import { httpFacts } from "./http/options.ts";
 import { NBD_SCHEMES, parseNbdFilename } from "./nbd/names.ts";
+import { RBD_FACTS } from "./rbd/options.ts";
+import { S3_FACTS } from "./s3/names.ts";
 
 /** What is known of a driver before it is loaded. */
 type Facts = Omit<BlockDriver, "open" | "load">;
@@ -24,8 +27,37 @@ function lazily(facts: Facts, load: () => Promise<BlockDriver>): BlockDriver {
   };
 }
 
+/** Protocols of QEMU's that are refused by name, and their other schemes. */
+const ABSENT: { readonly [name: string]: readonly string[] } = {
+  ftp: [],
+  ftps: [],
+  gluster: ["gluster+tcp", "gluster+unix", "gluster+rdma"],
+  iscsi: ["iser"],
+  nfs: [],
+  nvme: [],
+  sheepdog: ["sheepdog+tcp", "sheepdog+unix"],
+  ssh: [],
+  vxhs: [],
+};
+
+function absentDriver(name: string): BlockDriver {
+  const facts: Facts = {
+    name,
+    role: "protocol",
+    schemes: [name, ...ABSENT[name]],
+    isAbsent: true,
+    parseFilename: (filename) => ({ filename }),
+  };
+  const load = async () => (await import("./absent.ts")).absentDriver(facts);
+  return {
+    ...lazily(facts, load),
+    create: async (...given) => await (await load()).create!(...given),
+  };
+}
+
 /** The drivers, to be registered. */
 export const rareDrivers: readonly BlockDriver[] = [
+  ...Object.keys(ABSENT).map(absentDriver),
   lazily(
     {
       name: "blkdebug",
@@ -42,6 +74,14 @@ export const rareDrivers: readonly BlockDriver[] = [
   lazily(
     { name: "copy-on-read", role: "filter" },
     async () => (await import("./copy_on_read.ts")).copyOnReadDriver,
+  ),
+  lazily(
+    httpFacts("http"),
+    async () => (await import("./http/driver.ts")).httpDriver,
+  ),
+  lazily(
+    httpFacts("https"),
+    async () => (await import("./http/driver.ts")).httpsDriver,
   ),
   lazily(
     HOST_CDROM,
@@ -96,6 +136,14 @@ export const rareDrivers: readonly BlockDriver[] = [
     // The lowest score: raw is whatever no other format claims.
     { name: "raw", role: "format", probe: () => 1 },
     async () => (await import("./raw.ts")).rawDriver,
+  ),
+  lazily(
+    RBD_FACTS,
+    async () => (await import("./rbd/driver.ts")).rbdDriver,
+  ),
+  lazily(
+    S3_FACTS,
+    async () => (await import("./s3/driver.ts")).s3Driver,
   ),
   lazily(
     { name: "throttle", role: "filter" },
