@@ -17,7 +17,7 @@ export function shortened(text: string, most = 512): string {
   // Before a part of a secret is all that is left to be recognised.
   const whole = withoutSecrets(text);
   const line = whole.length > most
-    ? `${whole.slice(0, most * 3 / 4)}…${whole.slice(-(most / 4 - 1))}`
+    ? `${whole.slice(0, most * 3 / 4)}\u2026${whole.slice(-(most / 4 - 1))}`
     : whole;
   // deno-lint-ignore no-control-regex
   return line.replace(/[\x00-\x1f\x7f]+/g, " ");

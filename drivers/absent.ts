@@ -62,7 +62,7 @@ async function reachSsh(options: OptionValues): Promise<void> {
     port: Number(parseOption("port", spec, port)),
   };
   try {
-    (await localSockets().connect(address)).close();
+    (await (await localSockets()).connect(address)).close();
   } catch (thrown) {
     const error = asBlockError(thrown);
     if (error.message !== strerror(error.code)) throw error;

@@ -1,7 +1,6 @@
 /**
- * Rarely used drivers: registered by name, loaded on first use.
- *
- * Otherwise every start of the command line would load their code.
+ * Drivers that are known by name, and loaded when they are first used: every
+ * start of the command line would pay for the code of all.
  *
  * @module
  */
@@ -9,31 +8,20 @@ import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
 import type { OptionValues } from "../core/options.ts";
 import { protocolStack } from "../core/sources.ts";
+import { HOST_CDROM, HOST_DEVICE } from "./file/driver.ts";
 import { httpFacts } from "./http/options.ts";
-import { LUKS_FACTS } from "./luks/options.ts";
-import { NBD_FACTS } from "./nbd/options.ts";
-import { VDI_CREATE_OPTIONS } from "./vdi/create_options.ts";
-import { VHDX_CREATE_OPTIONS } from "./vhdx/create_options.ts";
-import { VPC_CREATE_OPTIONS, VPC_OPEN_OPTIONS } from "./vpc/create_options.ts";
-import { isStream, VMDK_CREATE_OPTIONS } from "./vmdk/create_options.ts";
+import { NBD_SCHEMES, parseNbdFilename } from "./nbd/names.ts";
 
-type Facts = Omit<BlockDriver, "open" | "create" | "stream">;
+/** What is known of a driver before it is loaded. */
+type Facts = Omit<BlockDriver, "open" | "load">;
 
 /** A driver whose code is loaded when it is first used. */
 function lazily(facts: Facts, load: () => Promise<BlockDriver>): BlockDriver {
   return {
     ...facts,
+    load,
     open: async (options, context) =>
       await (await load()).open(options, context),
-    ...(facts.createOptions && {
-      create: async (options, context) =>
-        await (await load()).create!(options, context),
-    }),
-    ...(facts.isStream && {
-      stream: async function* (options, source) {
-        yield* (await load()).stream!(options, source);
-      },
-    }),
   };
 }
 
@@ -58,11 +46,10 @@ function absentDriver(name: string): BlockDriver {
     isAbsent: true,
     parseFilename: (filename) => ({ filename }),
   };
-  const load = async () => (await import("./absent.ts")).absentDriver(facts);
-  return {
-    ...lazily(facts, load),
-    create: async (...given) => await (await load()).create!(...given),
-  };
+  return lazily(
+    facts,
+    async () => (await import("./absent.ts")).absentDriver(facts),
+  );
 }
 
 /** The drivers, to be registered. */
@@ -86,6 +73,14 @@ export const rareDrivers: readonly BlockDriver[] = [
     async () => (await import("./copy_on_read.ts")).copyOnReadDriver,
   ),
   lazily(
+    HOST_CDROM,
+    async () => (await import("./file/devices.ts")).hostCdromDriver,
+  ),
+  lazily(
+    HOST_DEVICE,
+    async () => (await import("./file/devices.ts")).hostDeviceDriver,
+  ),
+  lazily(
     httpFacts("http"),
     async () => (await import("./http/driver.ts")).httpDriver,
   ),
@@ -94,15 +89,20 @@ export const rareDrivers: readonly BlockDriver[] = [
     async () => (await import("./http/driver.ts")).httpsDriver,
   ),
   lazily(
-    NBD_FACTS,
-    async () => (await import("./nbd/driver.ts")).nbdDriver,
+    { name: "memory", role: "protocol", parseFilename: () => ({}) },
+    async () => (await import("./memory.ts")).memoryDriver,
   ),
   lazily(
     {
-      ...LUKS_FACTS,
-      measure: async (...args) =>
-        await (await import("./luks/driver.ts")).luksDriver.measure!(...args),
+      name: "nbd",
+      role: "protocol",
+      schemes: NBD_SCHEMES,
+      parseFilename: parseNbdFilename,
     },
+    async () => (await import("./nbd/driver.ts")).nbdDriver,
+  ),
+  lazily(
+    { name: "luks", role: "format" },
     async () => (await import("./luks/driver.ts")).luksDriver,
   ),
   lazily(
@@ -130,34 +130,28 @@ export const rareDrivers: readonly BlockDriver[] = [
     async () => (await import("./quorum.ts")).quorumDriver,
   ),
   lazily(
+    // The lowest score: raw is whatever no other format claims.
+    { name: "raw", role: "format", probe: () => 1 },
+    async () => (await import("./raw.ts")).rawDriver,
+  ),
+  lazily(
     { name: "throttle", role: "filter" },
     async () => (await import("./throttle.ts")).throttleDriver,
   ),
   lazily(
-    { name: "vdi", role: "format", createOptions: VDI_CREATE_OPTIONS },
+    { name: "vdi", role: "format" },
     async () => (await import("./vdi/driver.ts")).vdiDriver,
   ),
   lazily(
-    { name: "vhdx", role: "format", createOptions: VHDX_CREATE_OPTIONS },
+    { name: "vhdx", role: "format" },
     async () => (await import("./vhdx/driver.ts")).vhdxDriver,
   ),
   lazily(
-    {
-      name: "vpc",
-      role: "format",
-      openOptions: VPC_OPEN_OPTIONS,
-      strongOptions: ["force_size_calc"],
-      createOptions: VPC_CREATE_OPTIONS,
-    },
+    { name: "vpc", role: "format" },
     async () => (await import("./vpc/driver.ts")).vpcDriver,
   ),
   lazily(
-    {
-      name: "vmdk",
-      role: "format",
-      createOptions: VMDK_CREATE_OPTIONS,
-      isStream,
-    },
+    { name: "vmdk", role: "format" },
     async () => (await import("./vmdk/driver.ts")).vmdkDriver,
   ),
 ];
