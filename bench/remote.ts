@@ -238,5 +238,6 @@ if (Deno.args.includes("--save")) {
     .replace(/\n## Remote images\n[^]*?(?=\n## |$)/, "");
   const section = `\n## Remote images\n\n${lines.join("\n")}\n`;
   await Deno.writeTextFile(file, before.trimEnd() + "\n" + section);
-  await run(Deno.execPath(), "fmt", "--quiet", file);
+  const args = ["fmt", "--quiet", file];
+  await new Deno.Command(Deno.execPath(), { args }).output();
 }

@@ -177,8 +177,9 @@ export class BlockError extends Error {
     // Whatever a message quotes, passwords are not to be among it.
     super(withoutSecrets(message), options);
     this.code = code;
-    this.hint = options.hint;
-    this.detail = options.detail;
+    const { hint, detail } = options;
+    this.hint = hint === undefined ? hint : withoutSecrets(hint);
+    this.detail = detail === undefined ? detail : withoutSecrets(detail);
     this.words = options.words;
   }
 

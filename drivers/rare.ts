@@ -48,11 +48,10 @@ function absentDriver(name: string): BlockDriver {
     isAbsent: true,
     parseFilename: (filename) => ({ filename }),
   };
-  const load = async () => (await import("./absent.ts")).absentDriver(facts);
-  return {
-    ...lazily(facts, load),
-    create: async (...given) => await (await load()).create!(...given),
-  };
+  return lazily(
+    facts,
+    async () => (await import("./absent.ts")).absentDriver(facts),
+  );
 }
 
 /** The drivers, to be registered. */
@@ -76,20 +75,20 @@ export const rareDrivers: readonly BlockDriver[] = [
     async () => (await import("./copy_on_read.ts")).copyOnReadDriver,
   ),
   lazily(
-    httpFacts("http"),
-    async () => (await import("./http/driver.ts")).httpDriver,
-  ),
-  lazily(
-    httpFacts("https"),
-    async () => (await import("./http/driver.ts")).httpsDriver,
-  ),
-  lazily(
     HOST_CDROM,
     async () => (await import("./file/devices.ts")).hostCdromDriver,
   ),
   lazily(
     HOST_DEVICE,
     async () => (await import("./file/devices.ts")).hostDeviceDriver,
+  ),
+  lazily(
+    httpFacts("http"),
+    async () => (await import("./http/driver.ts")).httpDriver,
+  ),
+  lazily(
+    httpFacts("https"),
+    async () => (await import("./http/driver.ts")).httpsDriver,
   ),
   lazily(
     { name: "memory", role: "protocol", parseFilename: () => ({}) },

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { unlessAborted } from "../../core/abort.ts";
 import { type IoVector, sliceVector, vectorLength } from "../../core/bytes.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
 import type { HostFile } from "../../core/platform/files.ts";
@@ -67,7 +68,7 @@ export async function download(
     });
     return store;
   } catch (error) {
-    await first.whole.cancel().catch(() => {});
+    if (!first.whole.locked) first.whole.cancel().catch(() => {});
     // What is only a part must not be taken for the whole.
     store?.empty();
     store?.close();
@@ -83,8 +84,6 @@ async function fill(
   alive: () => void,
 ): Promise<void> {
   const reader = whole.getReader();
-  const leave = () => void reader.cancel().catch(() => {});
-  signal.addEventListener("abort", leave, { once: true });
   try {
     const tooLarge = () =>
       new BlockError(
@@ -99,10 +98,10 @@ async function fill(
     }
     if (size !== undefined && size > limit) throw tooLarge();
     for (;;) {
-      const { value, done } = await reader.read().catch(() => {
+      const next = unlessAborted(reader.read(), signal);
+      const { value, done } = await next.catch(() => {
         throw new PassingError("ECONNRESET", "The connection broke");
       });
-      if (signal.aborted) throw new PassingError("ECANCELED");
       if (done) break;
       if (store.size + value.length > limit) throw tooLarge();
       store.append(value);
@@ -112,10 +111,8 @@ async function fill(
       throw new PassingError("EIO", "The server has sent less than it said");
     }
   } catch (error) {
-    await reader.cancel().catch(() => {});
+    reader.cancel().catch(() => {});
     throw error;
-  } finally {
-    signal.removeEventListener("abort", leave);
   }
 }
 

@@ -6,6 +6,7 @@
 import { invalid } from "../../core/errors.ts";
 import type { OptionValues } from "../../core/options.ts";
 import type { DriverTraits } from "../../core/traits.ts";
+import { shortened } from "../../core/values.ts";
 
 /** Options that are not needed to reach the same content again. */
 const TUNING = ["readahead", "timeout", "retries", "connections"];
@@ -58,20 +59,21 @@ function canonicalName(name: string): string {
  *
  * @throws {BlockError} EINVAL in QEMU's words.
  */
-export function checkedUrl(scheme: string, text: unknown): URL {
-  if (text === undefined) {
+export function checkedUrl(scheme: string, name?: string): URL {
+  if (name === undefined) {
     throw invalid(`${scheme} block driver requires an 'url' option`);
   }
-  const name = String(text);
   if (!name.toLowerCase().startsWith(`${scheme}://`)) {
     throw invalid(
-      `${scheme} curl driver cannot handle the URL '${name}' (does not start ` +
+      `${scheme} curl driver cannot handle the URL '${
+        shortened(name)
+      }' (does not start ` +
         `with '${scheme}://')`,
     );
   }
   try {
     return new URL(name);
   } catch {
-    throw invalid(`'${name}' is not a valid URL`);
+    throw invalid(`'${shortened(name)}' is not a valid URL`);
   }
 }

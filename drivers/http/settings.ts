@@ -8,6 +8,7 @@ import { BlockError, invalid } from "../../core/errors.ts";
 import {
   type OptionTable,
   type OptionValues,
+  parseOption,
   parseOptions,
 } from "../../core/options.ts";
 import {
@@ -111,12 +112,16 @@ export async function settingsOf(
 ): Promise<Settings> {
   const { filename, headers, ...options } = given;
   const [plain, dotted] = takeDotted(options, "headers.");
-  const parsed = parseOptions(OPEN_OPTIONS, plain);
+  // A description may have the name of a file in place of a URL.
+  const parsed = parseOptions(OPEN_OPTIONS, {
+    ...plain,
+    url: plain.url ?? filename,
+  });
   const text = (name: string) => parsed[name] as string | undefined;
   const number = (name: string) =>
     (parsed[name] ?? OPEN_OPTIONS[name].default) as number;
   refuseWhatCannotBe(parsed);
-  const url = checkedUrl(scheme, text("url") ?? filename);
+  const url = checkedUrl(scheme, text("url"));
   const readAhead = number("readahead");
   if (readAhead % 512 !== 0) {
     throw invalid(`HTTP_READAHEAD_SIZE ${readAhead} is not a multiple of 512`);
@@ -205,7 +210,7 @@ async function headersOf(
   for (
     const [name, value] of Object.entries({ ...given.headers, ...given.dotted })
   ) {
-    set(name, String(value));
+    set(name, parseOption(name, { type: "string", help: "" }, value) as string);
   }
   const secret = async (name: string) => {
     const id = text(name);

@@ -50,7 +50,7 @@ export class Transport {
       const isGone = EXPIRED.has(response.status) ||
         REDIRECTS.has(response.status);
       if (!isGone) return response;
-      await discardBody(response);
+      discardBody(response);
       this.#place = this.#url;
     }
     let at = this.#url;
@@ -67,7 +67,7 @@ export class Transport {
         if (response.ok) this.#place = at;
         return response;
       }
-      await discardBody(response);
+      discardBody(response);
       at = await this.#follow(at, response);
     }
     throw new BlockError("ELOOP", "The server redirects in circles");

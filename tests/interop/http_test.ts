@@ -199,3 +199,81 @@ Deno.test("http: no secret of a URL is shown", async () => {
     assertStringIncludes(shown, `http://***@127.0.0.1:${port}/x`);
   }
 });
+
+/** A server of one small raw image at every path. */
+function serveDisk(
+  tls: { cert: string; key: string } | undefined,
+  seen: (request: Request) => void,
+): Deno.HttpServer<Deno.NetAddr> {
+  const disk = new Uint8Array(64 * 1024).fill(7);
+  const options = { hostname: "127.0.0.1", port: 0, onListen() {} };
+  return Deno.serve({ ...options, ...tls }, (request) => {
+    seen(request);
+    const { headers } = request;
+    const [, from, to] = /^bytes=(\d+)-(\d+)$/.exec(headers.get("range")!)!;
+    const [start, end] = [Number(from), Math.min(Number(to) + 1, disk.length)];
+    return new Response(disk.subarray(start, end), {
+      status: 206,
+      headers: {
+        etag: '"1"',
+        "content-range": `bytes ${start}-${end - 1}/${disk.length}`,
+      },
+    });
+  });
+}
+
+qemuTest(
+  "https: an authority of one's own is the runtime's to trust",
+  async () => {
+    await using folder = new TempDir();
+    const openssl = (...args: string[]) =>
+      runOk(["openssl", ...args], { cwd: folder.path });
+    const key = ["-newkey", "rsa:2048", "-nodes", "-keyout"];
+    await openssl(
+      "req",
+      "-x509",
+      ...key,
+      "ca.key",
+      "-out",
+      "ca",
+      "-subj",
+      "/CN=ca",
+    );
+    await openssl("req", ...key, "key", "-out", "request", "-subj", "/CN=h");
+    await Deno.writeTextFile(
+      folder.file("names"),
+      "subjectAltName=IP:127.0.0.1",
+    );
+    const signing = ["-CA", "ca", "-CAkey", "ca.key", "-CAcreateserial"];
+    const names = ["-extfile", "names", "-out", "certificate"];
+    await openssl("x509", "-req", "-in", "request", ...signing, ...names);
+    const cert = await Deno.readTextFile(folder.file("certificate"));
+    const tls = { cert, key: await Deno.readTextFile(folder.file("key")) };
+    await using server = serveDisk(tls, () => {});
+    const { port } = server.addr;
+    const info = [
+      ...BDRV,
+      "info",
+      "-f",
+      "raw",
+      `https://127.0.0.1:${port}/disk`,
+    ];
+    const env = { DENO_CERT: folder.file("ca") };
+    assertStringIncludes(await runOk(info, { env }), "64 KiB");
+    const { stderr } = await run(info);
+    assertStringIncludes(stderr, "certificate of 127.0.0.1");
+    assertStringIncludes(stderr, "DENO_CERT");
+  },
+  ["openssl"],
+);
+
+Deno.test("http: a proxy is the one that the runtime knows", async () => {
+  const seen: string[] = [];
+  await using proxy = serveDisk(undefined, ({ url, headers }) => {
+    seen.push(`${url} ${headers.get("proxy-authorization")}`);
+  });
+  const env = { HTTP_PROXY: `http://me:pw@127.0.0.1:${proxy.addr.port}` };
+  const info = [...BDRV, "info", "-f", "raw", "http://h.invalid/disk"];
+  assertStringIncludes(await runOk(info, { env }), "64 KiB");
+  assertEquals(seen[0], `http://h.invalid/disk Basic ${btoa("me:pw")}`);
+});
