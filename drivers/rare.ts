@@ -11,6 +11,10 @@ import type { OptionValues } from "../core/options.ts";
 import { protocolStack } from "../core/sources.ts";
 import { LUKS_FACTS } from "./luks/options.ts";
 import { NBD_FACTS } from "./nbd/options.ts";
+import {
+  QCOW_CREATE_OPTIONS,
+  QCOW_OPEN_OPTIONS,
+} from "./qcow/create_options.ts";
 import { VDI_CREATE_OPTIONS } from "./vdi/create_options.ts";
 import { VHDX_CREATE_OPTIONS } from "./vhdx/create_options.ts";
 import { VPC_CREATE_OPTIONS, VPC_OPEN_OPTIONS } from "./vpc/create_options.ts";
@@ -86,6 +90,16 @@ export const rareDrivers: readonly BlockDriver[] = [
   lazily(
     { name: "preallocate", role: "filter" },
     async () => (await import("./preallocate.ts")).preallocateDriver,
+  ),
+  lazily(
+    {
+      name: "qcow",
+      role: "format",
+      openOptions: QCOW_OPEN_OPTIONS,
+      strongOptions: ["encrypt.key-secret"],
+      createOptions: QCOW_CREATE_OPTIONS,
+    },
+    async () => (await import("./qcow/driver.ts")).qcowDriver,
   ),
   lazily(
     { name: "quorum", role: "format" },
