@@ -43,6 +43,8 @@ export interface TwoLevelLayout {
   readonly end: number;
   /** L2 tables begin at multiples of this. */
   readonly tableAlignment: number;
+  /** Whether a new L2 table lies before the first cluster that it leads to. */
+  readonly tablesFirst: boolean;
   /** Whether unwritten parts of a new cluster do not read as zeroes. */
   readonly isEncrypted: boolean;
   /** Where an entry leads to, or what of `ENTRY` it is. */
@@ -67,7 +69,7 @@ export class TwoLevelMap implements BlockMap<TwoLevelRun> {
   #next: number;
   /** Clusters and tables begin below this. */
   #limit: number;
-  /** Held while the file grows, which could otherwise make it shorter. */
+  /** Held while the file grows: two changes of its size must not cross. */
   readonly #growing = new Mutex();
   /** Held while a table is added. */
   readonly #adding = new Mutex();
@@ -237,9 +239,17 @@ export class TwoLevelMap implements BlockMap<TwoLevelRun> {
     const { kind, ...run } = await this.find(offset, length);
     if (kind === "data") return roomInPlace(offset, run as Place);
     const { unit } = this;
+    const { tableEntries, tablesFirst } = this.#layout;
     const first = Math.floor(offset / unit);
-    const count = divideUp(offset + run.length, unit) - first;
-    const place = this.reserve(count * unit, unit);
+    const end = Math.min(
+      divideUp(offset + run.length, unit),
+      roundUp(first + 1, tableEntries),
+    );
+    const count = end - first;
+    if (tablesFirst && this.#tableOf(first) === ENTRY.ABSENT) {
+      await this.#addTable(first);
+    }
+    const place = await this.reserve(count * unit, unit);
     return {
       start: first * unit,
       length: count * unit,
@@ -248,37 +258,33 @@ export class TwoLevelMap implements BlockMap<TwoLevelRun> {
       isZero: !this.#layout.isEncrypted,
       replaces: false,
       commit: async () => {
-        await this.#grow(place + count * unit);
         for (let i = 0; i < count; i++) {
           await this.setPlace(first + i, place + i * unit);
         }
         await this.relieve();
       },
-      abort: () => {
-        this.release(place, count * unit);
-        return Promise.resolve();
-      },
+      // There may be something now: others expect zeroes.
+      abort: () => Promise.resolve(),
     };
   }
 
-  /** Take space at the end of the file. */
-  reserve(length: number, alignment: number): number {
+  /**
+   * Take space at the end of the file, which becomes so long before anything is
+   * written there: if it did so later, it might cut off what others wrote.
+   */
+  async reserve(length: number, alignment: number): Promise<number> {
     const place = roundUp(this.#next, alignment);
-    this.#next = this.#limit = place + length;
+    const end = place + length;
+    this.#next = end;
+    try {
+      using _ = await this.#growing.lock();
+      if (this.#file.size < end) await this.#file.truncate!(end);
+    } catch (error) {
+      if (this.#next === end) this.#next = place;
+      throw error;
+    }
+    this.#limit = Math.max(this.#limit, end);
     return place;
-  }
-
-  /** Give up what was reserved last and not written to; all else is lost. */
-  release(place: number, length: number): void {
-    const isLast = this.#next === place + length && this.#file.size <= place;
-    if (isLast) this.#next = this.#limit = place;
-  }
-
-  /** Tables and whole clusters lie in the file, even if they are zeroes. */
-  async #grow(end: number): Promise<void> {
-    if (this.#file.size >= end) return;
-    using _ = await this.#growing.lock();
-    if (this.#file.size < end) await this.#file.truncate!(end);
   }
 
   /** Map a cluster, whose range is held, to a place that has been written. */
@@ -313,8 +319,7 @@ export class TwoLevelMap implements BlockMap<TwoLevelRun> {
     using _ = await this.#adding.lock();
     if (this.#tableOf(cluster) !== ENTRY.ABSENT) return;
     const length = this.#tableBytes;
-    const table = this.reserve(length, this.unit);
-    await this.#grow(table + length);
+    const table = await this.reserve(length, this.unit);
     const at = this.#l1At(cluster);
     while (this.#high(at) === undefined) await this.#pages.load(at);
     const { isLittleEndian } = this.#layout;

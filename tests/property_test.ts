@@ -34,15 +34,18 @@ import { isInstalled, run, runOk, TempDir } from "./qemu.ts";
 const SEEDS = 22;
 const STEPS = environmentNumber("BDRV_STEPS") ?? 150;
 const FULL_CHECK_EVERY = 50;
-/** Formats that cannot have a backing file, and the size of their blocks. */
+/** Formats other than qcow2, and the size of their blocks. */
 const SIMPLE_FORMATS = {
   raw: 0,
+  qcow: 4096,
   vdi: 2 ** 20,
   vmdk: 2 ** 16,
   vpc: 2 ** 21,
   vhdx: 2 ** 20,
 };
 type SimpleFormat = keyof typeof SIMPLE_FORMATS;
+/** Those of them that can have a backing file. */
+const OVERLAY_FORMATS: readonly SimpleFormat[] = ["qcow"];
 /** Of those, the options without which the disk would be another. */
 const SIMPLE_OPTIONS: { readonly [format: string]: Record<string, unknown> } = {
   vpc: { force_size: true },
@@ -156,8 +159,11 @@ class Subject {
     const random = this.#random;
     const level = this.#layers.length;
     // What cannot have a backing file is the lowest one.
-    const format = level === 0 && random.oneIn(3)
-      ? random.pick(Object.keys(SIMPLE_FORMATS) as SimpleFormat[])
+    const others = level === 0
+      ? Object.keys(SIMPLE_FORMATS) as SimpleFormat[]
+      : OVERLAY_FORMATS;
+    const format = random.oneIn(level === 0 ? 3 : 6)
+      ? random.pick(others)
       : "qcow2";
     const filename = this.#folder.file(`layer${level}`);
     const file = random.oneIn(3)
@@ -256,7 +262,7 @@ class Subject {
     how?: OpenOptions,
   ): Promise<StackObject> {
     const { format, file, dataFile, openOptions } = this.#layers[level];
-    const backing = format === "qcow2"
+    const backing = canHaveBacking(format)
       ? { backing: level > 0 ? await this.#stack(level - 1, nodes, how) : null }
       : {};
     const open = async (file: StackObject) => {
@@ -404,7 +410,8 @@ class Subject {
   async #compressed(offset: number): Promise<Effect | undefined> {
     const { format, clusterSize, isEncrypted, dataFile } =
       this.#layers[this.#layers.length - 1];
-    const isRefused = format !== "qcow2" || isEncrypted || dataFile;
+    const isRefused = !["qcow2", "qcow"].includes(format) || isEncrypted ||
+      dataFile;
     if (isRefused) return undefined;
     const random = this.#random;
     offset -= offset % clusterSize;
@@ -627,7 +634,7 @@ class Subject {
     const data = dataFile !== undefined &&
       { "data-file": { driver: "file", filename: dataFile } };
     const file = { driver: "file", filename: files[level] };
-    if (format !== "qcow2") return { driver: format, file };
+    if (!canHaveBacking(format)) return { driver: format, file };
     const backing = level > 0 ? this.#qemuStack(files, level - 1) : null;
     const key = isEncrypted ? KEY_OPTION : {};
     return { driver: format, file, ...data, ...key, backing };
@@ -644,6 +651,10 @@ class Subject {
     }
     if (next !== this.#model.size) throw new Error(`the map ends at ${next}`);
   }
+}
+
+function canHaveBacking(format: Layer["format"]): boolean {
+  return format === "qcow2" || OVERLAY_FORMATS.includes(format);
 }
 
 function isError(error: unknown, code: string): boolean {

@@ -151,9 +151,8 @@ export class CompressedClusters {
       at += run.length;
     }
     const length = vectorLength(group);
-    let place = map.reserve(length, 1);
+    let place = await map.reserve(length, 1);
     if (place + length > 2 ** (32 + this.#placeBits)) {
-      map.release(place, length);
       throw new BlockError("EFBIG");
     }
     await event?.("write_compressed");

@@ -9,6 +9,7 @@ import type { CreateContext } from "../../core/driver.ts";
 import { invalid } from "../../core/errors.ts";
 import type { Preallocation } from "../../core/node.ts";
 import { notAmong, type OptionValues } from "../../core/options.ts";
+import { findDriver } from "../../core/registry.ts";
 import { valueText } from "../../core/values.ts";
 import { CRYPT, newHeader } from "./header.ts";
 
@@ -19,6 +20,13 @@ export async function createQcow(
 ): Promise<void> {
   if (options.size === undefined) {
     throw invalid("Image creation needs a size parameter");
+  }
+  if (options.preallocation === "metadata") {
+    throw invalid("Unsupported preallocation mode: metadata");
+  }
+  const format = options.backing_fmt as string | undefined;
+  if (format !== undefined && !findDriver(format)) {
+    throw invalid(`unrecognized backing format ${valueText(format)}`);
   }
   const isEncrypted = isToBeEncrypted(options);
   const { bytes, fileSize } = newHeader({

@@ -20,7 +20,8 @@ export const QCOW_CREATE_OPTIONS: OptionTable = {
   },
   preallocation: {
     type: "enum",
-    values: ["off", "falloc", "full"],
+    values: ["off", "metadata", "falloc", "full"],
+    unsupported: ["metadata"],
     help: "Preallocation mode (allowed values: off, falloc, full)",
   },
 };

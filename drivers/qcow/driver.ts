@@ -250,6 +250,7 @@ function layoutOf(
     headerSize: HEADER_SIZE,
     end: file.size,
     tableAlignment: SECTOR_SIZE,
+    tablesFirst: true,
     isEncrypted,
     decode(high, low) {
       if (high >= 2 ** 31) return ENTRY.SPECIAL;
