@@ -49,6 +49,8 @@ export interface TwoLevelLayout {
   readonly isEncrypted: boolean;
   /** Where an entry leads to, or what of `ENTRY` it is. */
   decode(high: number, low: number): number;
+  /** Called before space is taken, to note that in the header. */
+  allocating?(): void | Promise<void>;
   /** The error for an entry that leads to where nothing can be. */
   damaged(): BlockError;
 }
@@ -246,6 +248,7 @@ export class TwoLevelMap implements BlockMap<TwoLevelRun> {
       roundUp(first + 1, tableEntries),
     );
     const count = end - first;
+    await this.#layout.allocating?.();
     if (tablesFirst && this.#tableOf(first) === ENTRY.ABSENT) {
       await this.#addTable(first);
     }

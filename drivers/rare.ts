@@ -15,6 +15,7 @@ import {
   QCOW_CREATE_OPTIONS,
   QCOW_OPEN_OPTIONS,
 } from "./qcow/create_options.ts";
+import { QED_CREATE_OPTIONS } from "./qed/create_options.ts";
 import { VDI_CREATE_OPTIONS } from "./vdi/create_options.ts";
 import { VHDX_CREATE_OPTIONS } from "./vhdx/create_options.ts";
 import { VPC_CREATE_OPTIONS, VPC_OPEN_OPTIONS } from "./vpc/create_options.ts";
@@ -100,6 +101,10 @@ export const rareDrivers: readonly BlockDriver[] = [
       createOptions: QCOW_CREATE_OPTIONS,
     },
     async () => (await import("./qcow/driver.ts")).qcowDriver,
+  ),
+  lazily(
+    { name: "qed", role: "format", createOptions: QED_CREATE_OPTIONS },
+    async () => (await import("./qed/driver.ts")).qedDriver,
   ),
   lazily(
     { name: "quorum", role: "format" },
