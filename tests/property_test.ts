@@ -38,6 +38,7 @@ const FULL_CHECK_EVERY = 50;
 const SIMPLE_FORMATS = {
   raw: 0,
   qcow: 4096,
+  qed: 4096,
   vdi: 2 ** 20,
   vmdk: 2 ** 16,
   vpc: 2 ** 21,
@@ -45,11 +46,12 @@ const SIMPLE_FORMATS = {
 };
 type SimpleFormat = keyof typeof SIMPLE_FORMATS;
 /** Those of them that can have a backing file. */
-const OVERLAY_FORMATS: readonly SimpleFormat[] = ["qcow"];
+const OVERLAY_FORMATS: readonly SimpleFormat[] = ["qcow", "qed"];
 /** Of those, the options without which the disk would be another. */
 const SIMPLE_OPTIONS: { readonly [format: string]: Record<string, unknown> } = {
   vpc: { force_size: true },
   vhdx: { block_size: 2 ** 20 },
+  qed: { cluster_size: 4096 },
 };
 const CLUSTER_SIZES = [
   512,
@@ -443,6 +445,8 @@ class Subject {
     } catch (error) {
       if (this.#image.format === "raw" && preallocation !== "off") return;
       if (!this.#image.node.truncate && isError(error, "ENOTSUP")) return;
+      // It only grows, and not below the end of a longer backing file.
+      if (this.#image.format === "qed" && isError(error, "ENOTSUP")) return;
       // It can neither hide what a longer backing file has there, nor tell
       // the sizes of its snapshots.
       const mayFail = version === 2 &&

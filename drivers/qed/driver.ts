@@ -140,7 +140,6 @@ class QedNode implements BlockNode {
   };
   /** As for {@linkcode Access}; absent if nobody listens. */
   readonly event?: (name: string) => void | Promise<void>;
-  readonly #context: OpenContext;
   #header: QedHeader;
   #map!: TwoLevelMap;
   #access!: Access;
@@ -158,7 +157,6 @@ class QedNode implements BlockNode {
     this.readOnly = context.readOnly;
     this.limits = { writeZeroesAlignment: header.clusterSize };
     this.event = eventOf([file], context);
-    this.#context = context;
     this.#header = header;
     this.#useTables();
   }
@@ -369,9 +367,7 @@ class QedNode implements BlockNode {
   async close(): Promise<void> {
     if (this.readOnly) return;
     await this.flush();
-    if (this.#context.purpose === "io") {
-      await markClean(this.children.file, this.#header);
-    }
+    await markClean(this.children.file, this.#header);
   }
 }
 
