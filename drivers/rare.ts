@@ -11,6 +11,7 @@ import type { OptionValues } from "../core/options.ts";
 import { protocolStack } from "../core/sources.ts";
 import { LUKS_FACTS } from "./luks/options.ts";
 import { NBD_FACTS } from "./nbd/options.ts";
+import { PARALLELS_CREATE_OPTIONS } from "./parallels/create_options.ts";
 import {
   QCOW_CREATE_OPTIONS,
   QCOW_OPEN_OPTIONS,
@@ -87,6 +88,14 @@ export const rareDrivers: readonly BlockDriver[] = [
       parseFilename: (name) => parseNullFilename("null-co", name),
     },
     async () => (await import("./null.ts")).nullCoDriver,
+  ),
+  lazily(
+    {
+      name: "parallels",
+      role: "format",
+      createOptions: PARALLELS_CREATE_OPTIONS,
+    },
+    async () => (await import("./parallels/driver.ts")).parallelsDriver,
   ),
   lazily(
     { name: "preallocate", role: "filter" },
