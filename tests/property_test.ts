@@ -39,6 +39,7 @@ const SIMPLE_FORMATS = {
   raw: 0,
   qcow: 4096,
   qed: 4096,
+  parallels: 65536,
   vdi: 2 ** 20,
   vmdk: 2 ** 16,
   vpc: 2 ** 21,
@@ -52,6 +53,7 @@ const SIMPLE_OPTIONS: { readonly [format: string]: Record<string, unknown> } = {
   vpc: { force_size: true },
   vhdx: { block_size: 2 ** 20 },
   qed: { cluster_size: 4096 },
+  parallels: { cluster_size: 65536 },
 };
 const CLUSTER_SIZES = [
   512,
