@@ -182,7 +182,19 @@ Deno.test("reads of many runs begin no more of them", async () => {
   await disk.close();
 });
 
-for (const format of ["raw", "qcow2", "vdi", "vmdk", "vpc", "vhdx"]) {
+for (
+  const format of [
+    "raw",
+    "qcow2",
+    "vdi",
+    "vmdk",
+    "vpc",
+    "vhdx",
+    "qcow",
+    "qed",
+    "parallels",
+  ]
+) {
   Deno.test(`${format}: a read hands its signal down to the file`, async () => {
     const memory = { driver: "memory", store: new MemoryStore() };
     await createImage(format, memory, { size: SIZE });

@@ -268,7 +268,7 @@ Deno.test("unknown features that a write would make wrong are cleared", async ()
 });
 
 Deno.test("an image survives power cuts with all that was flushed", async () => {
-  for (const seed of seedsToRun(4)) {
+  for (const seed of seedsToRun(2)) {
     for (const isOverlay of [false, true]) {
       await surviveCuts({
         driver: "qed",
