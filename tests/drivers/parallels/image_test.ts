@@ -17,7 +17,7 @@ import {
   surviveCuts,
   surviveDamage,
 } from "../format_tests.ts";
-import { contentOf, storeOf } from "../qcow2/bytes.ts";
+import { contentOf } from "../qcow2/bytes.ts";
 
 const MIB = 1024 * 1024;
 const KIB64 = 65536;
