@@ -7,7 +7,6 @@
 import { allocate, divideUp, roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { nothingFound } from "../../core/check_result.ts";
 import type { BlockNode, CheckOptions, CheckResult } from "../../core/node.ts";
-import { readPadded } from "../../core/requests.ts";
 import type { BlockTable } from "./block_table.ts";
 import type { ParallelsHeader } from "./header.ts";
 
@@ -103,11 +102,13 @@ async function separate(
   index: number,
   from: number,
 ): Promise<void> {
-  const { clusterSize } = header;
-  const place = await table.reserve(clusterSize);
-  for (let done = 0; done < clusterSize; done += COPY_BYTES) {
-    const bytes = allocate(Math.min(COPY_BYTES, clusterSize - done));
-    await readPadded(file, from + done, [bytes]);
+  // Past the end of the file there is nothing to be copied.
+  const length = Math.min(header.clusterSize, file.size - from);
+  const place = await table.reserve(header.clusterSize);
+  const buffer = allocate(Math.min(COPY_BYTES, length));
+  for (let done = 0; done < length; done += buffer.length) {
+    const bytes = buffer.subarray(0, Math.min(buffer.length, length - done));
+    await file.readv(from + done, [bytes]);
     await file.writev!(place + done, [bytes]);
   }
   await table.setPlace(index, place);
