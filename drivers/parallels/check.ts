@@ -74,8 +74,9 @@ export async function checkTable(
   await table.examine();
   if (repair?.corruptions) {
     for (const index of lost) await table.setPlace(index, 0);
+    const { size } = file;
     for (const [index, place] of shared) {
-      await separate(image, index, place);
+      await separate(image, index, place, size);
       result.imageEndOffset = table.end;
     }
     await table.flush();
@@ -101,9 +102,10 @@ async function separate(
   { file, header, table }: CheckedImage,
   index: number,
   from: number,
+  fileSize: number,
 ): Promise<void> {
   // Past the end of the file there is nothing to be copied.
-  const length = Math.min(header.clusterSize, file.size - from);
+  const length = Math.min(header.clusterSize, fileSize - from);
   const place = await table.reserve(header.clusterSize);
   const buffer = allocate(Math.min(COPY_BYTES, length));
   for (let done = 0; done < length; done += buffer.length) {

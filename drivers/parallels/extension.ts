@@ -159,7 +159,11 @@ function parseBitmap(
 
 function uuidText(view: DataView): string {
   const bytes = new Uint8Array(view.buffer, view.byteOffset + 8, 16);
-  return bytes.toHex().replace(
+  const digits = Array.from(
+    bytes,
+    (byte) => byte.toString(16).padStart(2, "0"),
+  );
+  return digits.join("").replace(
     /^(.{8})(.{4})(.{4})(.{4})(.{12})$/,
     "$1-$2-$3-$4-$5",
   );
