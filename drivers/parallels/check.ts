@@ -7,6 +7,7 @@
 import { allocate, divideUp, roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { nothingFound } from "../../core/check_result.ts";
 import type { BlockNode, CheckOptions, CheckResult } from "../../core/node.ts";
+import { isEqual } from "../../core/runtime.ts";
 import type { BlockTable } from "./block_table.ts";
 import type { ParallelsHeader } from "./header.ts";
 
@@ -108,10 +109,14 @@ async function separate(
   const length = Math.min(header.clusterSize, fileSize - from);
   const place = await table.reserve(header.clusterSize);
   const buffer = allocate(Math.min(COPY_BYTES, length));
+  const zeroes = allocate(buffer.length);
   for (let done = 0; done < length; done += buffer.length) {
     const bytes = buffer.subarray(0, Math.min(buffer.length, length - done));
     await file.readv(from + done, [bytes]);
-    await file.writev!(place + done, [bytes]);
+    // The new place reads as zeroes, and may well be a hole.
+    if (!isEqual(bytes, zeroes.subarray(0, bytes.length))) {
+      await file.writev!(place + done, [bytes]);
+    }
   }
   await table.setPlace(index, place);
 }

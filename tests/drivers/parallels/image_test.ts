@@ -417,8 +417,8 @@ qemuTest(
         ["check", "--output=json"],
         ["info"],
         ["check", "-r", "all"],
-        ["check", "-r", "all"],
-        ["check"],
+        // Another repair would differ: QEMU makes the file as long as the wrong
+        // entry said when it closes it.
       ]
     ) {
       const [theirs, ours] = [
