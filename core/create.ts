@@ -11,7 +11,7 @@ import type { BlockNode, Preallocation } from "./node.ts";
 import { openNode, openProtocol } from "./open.ts";
 import { describeSource, protocolStack } from "./sources.ts";
 import { defaultOptions, type OptionValues, parseOptions } from "./options.ts";
-import { getDriver, getFormat } from "./registry.ts";
+import { getDriver, loadDriver, loadFormat } from "./registry.ts";
 import { findSecret, type SecretSource } from "./secrets.ts";
 import type { Source, StackObject } from "./spec.ts";
 
@@ -67,7 +67,7 @@ async function create(
   options: OptionValues,
   wishes: CreateOptions,
 ): Promise<void> {
-  const driver = getFormat(format);
+  const driver = await loadFormat(format);
   checkOptions("create an image", wishes, {});
   if (!driver.create || !driver.createOptions) {
     throw new BlockError(
@@ -167,7 +167,7 @@ async function createFile(
 ): Promise<BlockNode> {
   const stack = protocolStack(target);
   const name = String(stack.driver);
-  const protocol = getDriver(name);
+  const protocol = await loadDriver(getDriver(name));
   if (protocol.role !== "protocol" || !protocol.create) {
     throw new BlockError(
       "ENOTSUP",

@@ -10,15 +10,16 @@ import type { Libraries } from "./platform.ts";
  * permitted. Permissions are for absolute paths, of which most systems have
  * two; the loader, which takes a name, finds libraries in other places as well.
  */
-export function libraryPlaces(file: string): string[] {
-  if (Deno.build.os !== "linux") return [];
+export function* libraryPlaces(file: string): Generator<string> {
+  if (Deno.build.os !== "linux") return;
   const triple = `${Deno.build.arch}-linux-gnu`;
   const folders = [`/lib/${triple}`, "/lib64", `/usr/lib/${triple}`]
     .concat("/usr/lib64", "/lib", "/usr/lib");
-  const places = folders.map((folder) => `${folder}/${file}`).filter((path) =>
-    isGranted({ name: "ffi", path })
-  );
-  return isGranted({ name: "ffi" }) ? [...places, file] : places;
+  for (const folder of folders) {
+    const path = `${folder}/${file}`;
+    if (isGranted({ name: "ffi", path })) yield path;
+  }
+  if (isGranted({ name: "ffi" })) yield file;
 }
 
 function isGranted(permission: Deno.PermissionDescriptor): boolean {
