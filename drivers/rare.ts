@@ -124,8 +124,20 @@ export const rareDrivers: readonly BlockDriver[] = [
     async () => (await import("./null.ts")).nullCoDriver,
   ),
   lazily(
+    { name: "parallels", role: "format" },
+    async () => (await import("./parallels/driver.ts")).parallelsDriver,
+  ),
+  lazily(
     { name: "preallocate", role: "filter" },
     async () => (await import("./preallocate.ts")).preallocateDriver,
+  ),
+  lazily(
+    { name: "qcow", role: "format" },
+    async () => (await import("./qcow/driver.ts")).qcowDriver,
+  ),
+  lazily(
+    { name: "qed", role: "format" },
+    async () => (await import("./qed/driver.ts")).qedDriver,
   ),
   lazily(
     { name: "quorum", role: "format" },

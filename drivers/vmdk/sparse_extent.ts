@@ -24,7 +24,11 @@ import type { BlockNode, ReadFlags } from "../../core/node.ts";
 import { GrainReader } from "./compressed.ts";
 import type { Extent } from "./extent.ts";
 import { directoryEntries, type SparseLayout } from "./layout.ts";
-import { type ImageTables, type Step, TablePages } from "./table_pages.ts";
+import {
+  type ImageTables,
+  type Step,
+  TablePages,
+} from "../../core/table_pages.ts";
 
 /** What an entry leads to, other than a place in the file. */
 const [ABSENT, ZEROED, DAMAGED] = [0, -1, -2];
