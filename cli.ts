@@ -1,6 +1,6 @@
 /**
- * The command line: `deno run -A jsr:@bdrv/bdrv/cli COMMAND …`, the same as
- * `qemu-img`, `deno run -A jsr:@bdrv/bdrv/cli qemu-img COMMAND …`.
+ * The command line: `deno run -A jsr:@bdrv/bdrv/cli COMMAND`, and, the same as
+ * `qemu-img`, `deno run -A jsr:@bdrv/bdrv/cli qemu-img COMMAND`.
  *
  * @module
  */
@@ -16,7 +16,11 @@ else if (import.meta.main) {
 /** Explain a missing permission to load a module. */
 function explainPermission(error: Error): never {
   if (!error.message.startsWith("Requires ")) throw error;
-  console.error(`bdrv: ${error.message}`);
+  const [refusal] = error.message.split("\n");
+  console.error(
+    `bdrv: ${refusal}; it has to cover bdrv's own modules, which are loaded ` +
+      "when they are used",
+  );
   Deno.exit(1);
 }
 

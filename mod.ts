@@ -13,6 +13,7 @@
  * @module
  */
 import "./drivers/all.ts";
+import "./drivers/preload.ts";
 
 export * from "./core/create.ts";
 export { drain } from "./core/drain.ts";
@@ -38,6 +39,7 @@ export {
   openImage,
   type StreamOptions,
 } from "./core/image.ts";
+export { MemoryStore } from "./core/memory_store.ts";
 export type { CacheMode, OpenOptions } from "./core/open_options.ts";
 export { ImageBitmaps } from "./core/bitmaps.ts";
 export { bench, type BenchOptions } from "./core/jobs/bench.ts";
@@ -65,6 +67,7 @@ export {
   findDriver,
   getDriver,
   listDrivers,
+  loadDriver,
   registerDriver,
 } from "./core/registry.ts";
 export type { Secret, SecretRequest, SecretSource } from "./core/secrets.ts";
@@ -76,7 +79,6 @@ export {
   type ThrottleLimit,
   type ThrottleLimits,
 } from "./core/throttle_group.ts";
-export { MemoryStore } from "./drivers/memory.ts";
 export type {
   ByteStream,
   Listener,

@@ -33,15 +33,17 @@ async function compile(
   const isWindows = target.includes("windows");
   const name = isWindows ? "bdrv.exe" : "bdrv";
   await Deno.mkdir(folder, { recursive: true });
+  const config = await wholeConfig();
   const { code, stderr } = await new Deno.Command(Deno.execPath(), {
     args: [
       ...["compile", "--quiet", "--no-check", "--no-prompt", ...permissions],
-      ...["--target", target, "--output", `${folder}/${name}`, "cli.ts"],
+      ...["--config", config, "--target", target],
+      ...["--output", `${folder}/${name}`, "cli.ts"],
     ],
     cwd: ROOT,
     env: { NO_COLOR: "1" },
     stderr: "piped",
-  }).output();
+  }).output().finally(() => Deno.remove(config));
   if (code !== 0) {
     // This fails, as it should, if an earlier run left other files there.
     await Deno.remove(folder).catch(() => {});
@@ -55,6 +57,23 @@ async function compile(
     await Deno.symlink(name, `${folder}/${link}`);
     console.log(`dist/${target}/${link}`);
   }
+}
+
+/**
+ * Make a copy of the configuration with which Deno looks at all modules at
+ * once: those that a checkout loads lazily have to be in the file.
+ */
+async function wholeConfig(): Promise<string> {
+  const { unstable: _, ...config } = JSON.parse(
+    await Deno.readTextFile(`${ROOT}deno.json`),
+  );
+  const path = await Deno.makeTempFile({
+    dir: ROOT,
+    prefix: ".compile-",
+    suffix: ".json",
+  });
+  await Deno.writeTextFile(path, JSON.stringify(config));
+  return path;
 }
 
 /** Why `deno compile` failed, in one line. */

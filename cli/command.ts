@@ -243,7 +243,7 @@ export const SOURCE_CACHE: OptionSpec = {
   short: "T",
   long: "cache",
   argument: "CACHE",
-  help: "cache mode for reading: writeback, none, unsafe, …",
+  help: "cache mode for reading: writeback, none, unsafe, \u2026",
 };
 
 /** `-t`. */
@@ -251,14 +251,14 @@ export const CACHE: OptionSpec = {
   short: "t",
   long: "cache",
   argument: "CACHE",
-  help: "cache mode for writing: writeback, none, unsafe, …",
+  help: "cache mode for writing: writeback, none, unsafe, \u2026",
 };
 
 /** `-o`. */
 export const OPTIONS: OptionSpec = {
   short: "o",
   long: "options",
-  argument: "NAME=VALUE,…",
+  argument: "NAME=VALUE,\u2026",
   help: "options of the format; -o help lists them",
 };
 

@@ -8,7 +8,7 @@
  * @module
  */
 import "../drivers/all.ts";
-import { listDrivers } from "../core/registry.ts";
+import { listDrivers, loadDriver } from "../core/registry.ts";
 import {
   type Command,
   type Commands,
@@ -83,6 +83,7 @@ async function describe(
   program: Program,
   commands: Commands,
 ): Promise<Grammar> {
+  await Promise.all(listDrivers().map(loadDriver));
   return {
     commands: await Promise.all(
       commands.map(async ([text, entry]) => {

@@ -16,7 +16,7 @@ import {
   parseOption,
   UnknownOptionError,
 } from "../core/options.ts";
-import { findDriver, getDriver } from "../core/registry.ts";
+import { getDriver, loadDriver, loadFormat } from "../core/registry.ts";
 import { integerText } from "./numbers.ts";
 import { CommandError, type Program } from "./program.ts";
 
@@ -68,17 +68,14 @@ export class OptionList {
 /**
  * The create options of a format and of the protocol that a file name selects.
  */
-export function createTable(
+export async function createTable(
   format: string,
   filename?: string,
-): { driver: BlockDriver; table: OptionTable } {
-  const driver = findDriver(format);
-  if (!driver) {
-    throw new BlockError("EINVAL", `Unknown file format '${format}'`);
-  }
+): Promise<{ driver: BlockDriver; table: OptionTable }> {
+  const driver = await loadFormat(format);
   const protocol = filename === undefined
     ? undefined
-    : getDriver(protocolStack(filename).driver!);
+    : await loadDriver(getDriver(protocolStack(filename).driver!));
   if (!driver.createOptions) {
     throw new BlockError(
       "ENOTSUP",
@@ -93,7 +90,7 @@ export function createTable(
   }
   const below = filename === undefined
     ? {}
-    : protocolCreateOptions(driver, filename);
+    : await protocolCreateOptions(driver, filename);
   return { driver, table: { ...driver.createOptions, ...below } };
 }
 
@@ -116,12 +113,12 @@ export function optionHelp(program: Program, table: OptionTable): string {
 }
 
 /** Answer `-o help`. */
-export function printCreateHelp(
+export async function printCreateHelp(
   program: Program,
   format: string,
   filename: string | undefined,
-): void {
-  const { table } = createTable(format, filename);
+): Promise<void> {
+  const { table } = await createTable(format, filename);
   program.print(
     filename === undefined
       ? `Supported ${format} options:\n`

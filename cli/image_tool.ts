@@ -14,7 +14,6 @@ import {
 } from "./command.ts";
 import { OptionParser } from "./getopt.ts";
 import { type Program, usageError } from "./program.ts";
-import { versionText } from "./version.ts";
 
 const COMMANDS: { readonly [name: string]: Entry } = {
   amend: {
@@ -114,6 +113,7 @@ export async function run(program: Program, args: string[]): Promise<number> {
   try {
     for (const [option] of new OptionParser(PROGRAM_OPTIONS, "", own).parse()) {
       if (option === "h") throw new HelpWanted();
+      const { versionText } = await import("./version.ts");
       program.print(await versionText(program));
       return 0;
     }

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import * as imageTool from "./image_tool.ts";
 import { CommandError, Program } from "./program.ts";
 
 /** The exports of a program's module. */
@@ -11,12 +12,12 @@ interface ProgramModule {
   run(program: Program, args: string[]): Promise<number>;
 }
 
-const imageTool = (): Promise<ProgramModule> => import("./image_tool.ts");
-
 /** How to load each program. Only the one that runs is loaded. */
-const PROGRAMS: { [name: string]: () => Promise<ProgramModule> } = {
-  "bdrv": imageTool,
-  "qemu-img": imageTool,
+const PROGRAMS: {
+  [name: string]: () => ProgramModule | Promise<ProgramModule>;
+} = {
+  "bdrv": () => imageTool,
+  "qemu-img": () => imageTool,
   "qemu-io": () => import("./io_tool.ts"),
   "qemu-nbd": () => import("./nbd_tool.ts"),
 };

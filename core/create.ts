@@ -16,7 +16,7 @@ import {
   type OptionValues,
   parseOptions,
 } from "./options.ts";
-import { getDriver, getFormat } from "./registry.ts";
+import { getDriver, loadDriver, loadFormat } from "./registry.ts";
 import { findSecret, type SecretSource } from "./secrets.ts";
 import type { Source, StackObject } from "./spec.ts";
 
@@ -72,7 +72,7 @@ async function create(
   options: OptionValues,
   wishes: CreateOptions,
 ): Promise<void> {
-  const driver = getFormat(format);
+  const driver = await loadFormat(format);
   checkOptions("create an image", wishes, {});
   if (!driver.create || !driver.createOptions) {
     throw new BlockError(
@@ -83,7 +83,7 @@ async function create(
   const table = driver.createOptions;
   const [ours, others] = divide(options, table);
   const isPlain = Object.keys(others).length === 0;
-  const below = isPlain ? {} : protocolCreateOptions(driver, target);
+  const below = isPlain ? {} : await protocolCreateOptions(driver, target);
   const all = parseOptions({ ...table, ...below }, { ...ours, ...others });
   const [parsed, forFile] = divide(all, table);
   if (driver.role === "protocol") {
@@ -156,11 +156,12 @@ async function create(
  * What the protocol of a target lets one choose about its file, besides what
  * the format has options for.
  */
-export function protocolCreateOptions(
+export async function protocolCreateOptions(
   { role, createOptions: ours = {} }: BlockDriver,
   target: Source,
-): OptionTable {
-  const protocol = getDriver(String(protocolStack(target).driver));
+): Promise<OptionTable> {
+  const name = String(protocolStack(target).driver);
+  const protocol = await loadDriver(getDriver(name));
   if (role === "protocol" || protocol.role !== "protocol") return {};
   // The format decides these.
   const decided = { ...ours, ...SIZE_OPTIONS };
@@ -218,7 +219,7 @@ async function createFile(
 ): Promise<BlockNode> {
   const stack = protocolStack(target);
   const name = String(stack.driver);
-  const protocol = getDriver(name);
+  const protocol = await loadDriver(getDriver(name));
   if (protocol.role !== "protocol" || !protocol.create) {
     throw new BlockError(
       "ENOTSUP",

@@ -13,6 +13,12 @@ import type { AioMode, DriverTraits, OpenPurpose } from "./traits.ts";
 
 /** A registered kind of node. */
 export interface BlockDriver extends DriverTraits {
+  /**
+   * Load the driver, if this only stands for it: that takes time, so it has to
+   * wait until somebody uses the driver. Whoever needs its option tables or
+   * optional functions asks for it by {@linkcode loadDriver}.
+   */
+  load?(): Promise<BlockDriver>;
   /** Open a node. */
   open(options: OptionValues, context: OpenContext): Promise<BlockNode>;
   /** Create an image. `options` have been parsed by `createOptions`. */

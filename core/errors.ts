@@ -240,8 +240,12 @@ export function invalid(message: string, hint?: string): BlockError {
   return new BlockError("EINVAL", message, { hint });
 }
 
-/** Deno's message for a missing permission, a whole line. */
-const NOT_PERMITTED = /^Requires \w+ access\b.*, run again with .*$/;
+/** Deno's message for a missing permission, a line to itself. */
+const NOT_PERMITTED = /^Requires \w+ access\b.*, run again with .*$/m;
+
+/** What a user cannot guess of a permission that loading a module lacks. */
+const OF_MODULES =
+  "; it has to cover bdrv's own modules, which are loaded when they are used";
 
 /**
  * The error for a range outside the disk: EINVAL, as for every mistake of a
@@ -263,8 +267,11 @@ export class OutOfRangeError extends BlockError {
 export function asBlockError(error: unknown): BlockError {
   if (isBlockError(error)) return error;
   const { code, message } = factsOf(error);
-  if (message !== undefined && NOT_PERMITTED.test(message)) {
-    return new BlockError("EACCES", undefined, { cause: error, hint: message });
+  const [refusal] = NOT_PERMITTED.exec(message ?? "") ?? [];
+  if (refusal !== undefined) {
+    const isModule = error instanceof TypeError;
+    const hint = isModule ? refusal + OF_MODULES : refusal;
+    return new BlockError("EACCES", undefined, { cause: error, hint });
   }
   const text = message === undefined ? undefined : shortened(message);
   const verb = text === undefined ? undefined : NO_VERB.exec(text)?.[1];

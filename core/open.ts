@@ -37,7 +37,7 @@ import type { OpenOptions } from "./open_options.ts";
 import { type OptionValues, UnknownOptionError } from "./options.ts";
 import { ACCESS, ALL_ACCESS } from "./permissions.ts";
 import { doubtsOfRaw, driverOf, onlyFormat, probe } from "./probe.ts";
-import { findDriver, getDriver, protocolOf } from "./registry.ts";
+import { findDriver, getDriver, loadDriver, protocolOf } from "./registry.ts";
 import { findSecret } from "./secrets.ts";
 import {
   applyFormat,
@@ -317,12 +317,13 @@ interface Found {
 }
 
 async function openDriver(
-  driver: BlockDriver,
+  found: BlockDriver,
   allOptions: OptionValues,
   opening: Opening,
   above: Place,
   { probed = false, describedAs = allOptions }: Found = {},
 ): Promise<BlockNode> {
+  const driver = found.load ? await loadDriver(found) : found;
   const [common, options] = takeNodeOptions(allOptions);
   const place = inheritOptions(above, common);
   const kept = await keptNode(driver, allOptions, options, opening, place);

@@ -85,14 +85,33 @@ export function getDriver(name: string): BlockDriver {
 }
 
 /**
- * The driver of a format to be created.
+ * The driver of a format to be created, loaded.
  *
  * @throws {BlockError} EINVAL if there is none.
  */
-export function getFormat(name: string): BlockDriver {
+export async function loadFormat(name: string): Promise<BlockDriver> {
   const driver = drivers.get(name);
   if (!driver) throw invalid(`Unknown file format ${valueText(name)}`);
-  return driver;
+  return await loadDriver(driver);
+}
+
+/**
+ * The driver itself, with its option tables, for one that may only stand for
+ * it.
+ *
+ * @example
+ * ```ts
+ * import { assert } from "@std/assert";
+ * import { getDriver, loadDriver } from "@bdrv/bdrv";
+ * const driver = await loadDriver(getDriver("vmdk"));
+ * assert("subformat" in driver.createOptions!);
+ * ```
+ */
+export async function loadDriver(driver: BlockDriver): Promise<BlockDriver> {
+  if (!driver.load) return driver;
+  const whole = await driver.load();
+  drivers.set(whole.name, whole);
+  return whole;
 }
 
 /** The driver with a name, or `undefined`. */

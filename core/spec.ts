@@ -28,8 +28,8 @@ export interface StackObject {
 }
 
 /**
- * Whatever can be opened: a file name, `json:{…}`, `scheme:rest`, or a
- * description of a stack.
+ * Whatever can be opened: a file name, `json:{"driver": "raw"}`, `scheme:rest`,
+ * or a description of a stack.
  */
 export type Source = string | URL | StackObject;
 

@@ -6,7 +6,7 @@
 import { BlockError, invalid } from "./errors.ts";
 import { platform } from "./platform/mod.ts";
 import type { ByteStream } from "./platform/sockets.ts";
-import type { TlsIdentity } from "./platform/tls.ts";
+import type { Tls, TlsIdentity } from "./platform/tls.ts";
 
 /** What {@linkcode TlsCredentials} are made of; all in PEM. */
 export interface TlsCredentialsOptions extends TlsIdentity {
@@ -53,19 +53,19 @@ export class TlsCredentials {
    *
    * @throws {BlockError} EACCES if it is not, ENOTSUP if the runtime cannot.
    */
-  connect(stream: ByteStream, host: string): Promise<ByteStream> {
-    return tls().connect(stream, this.#identity, host);
+  async connect(stream: ByteStream, host: string): Promise<ByteStream> {
+    return await (await tls()).connect(stream, this.#identity, host);
   }
 
   /** Encrypt a connection as its server. */
-  accept(stream: ByteStream): Promise<ByteStream> {
-    return tls().accept(stream, this.#identity);
+  async accept(stream: ByteStream): Promise<ByteStream> {
+    return await (await tls()).accept(stream, this.#identity);
   }
 }
 
-function tls() {
+async function tls(): Promise<Tls> {
   const { tls } = platform();
-  if (tls) return tls;
+  if (tls) return await tls();
   throw new BlockError("ENOTSUP", "This runtime cannot encrypt connections");
 }
 

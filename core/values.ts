@@ -13,7 +13,7 @@ const MOST = 80;
  */
 export function shortened(text: string, most = 512): string {
   const line = text.length > most
-    ? `${text.slice(0, most * 3 / 4)}…${text.slice(-(most / 4 - 1))}`
+    ? `${text.slice(0, most * 3 / 4)}\u2026${text.slice(-(most / 4 - 1))}`
     : text;
   // deno-lint-ignore no-control-regex
   return line.replace(/[\x00-\x1f\x7f]+/g, " ");

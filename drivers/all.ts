@@ -5,20 +5,13 @@
  * @module
  */
 import { registerDriver } from "../core/registry.ts";
-import { hostCdromDriver, hostDeviceDriver } from "./file/devices.ts";
 import { fileDriver } from "./file/driver.ts";
-import { memoryDriver } from "./memory.ts";
 import { qcow2Driver } from "./qcow2/driver.ts";
 import { rareDrivers } from "./rare.ts";
-import { rawDriver } from "./raw.ts";
 
 for (
   const driver of [
     fileDriver,
-    hostCdromDriver,
-    hostDeviceDriver,
-    memoryDriver,
-    rawDriver,
     qcow2Driver,
     ...rareDrivers,
   ]

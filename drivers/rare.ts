@@ -1,7 +1,6 @@
 /**
- * Rarely used drivers: registered by name, loaded on first use.
- *
- * Otherwise every start of the command line would load their code.
+ * Drivers that are known by name, and loaded when they are first used: every
+ * start of the command line would pay for the code of all.
  *
  * @module
  */
@@ -9,31 +8,20 @@ import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
 import type { OptionValues } from "../core/options.ts";
 import { protocolStack } from "../core/sources.ts";
-import { LUKS_FACTS } from "./luks/options.ts";
-import { NBD_FACTS } from "./nbd/options.ts";
-import { RBD_FACTS } from "./rbd/options.ts";
-import { VDI_CREATE_OPTIONS } from "./vdi/create_options.ts";
-import { VHDX_CREATE_OPTIONS } from "./vhdx/create_options.ts";
-import { VPC_CREATE_OPTIONS, VPC_OPEN_OPTIONS } from "./vpc/create_options.ts";
-import { isStream, VMDK_CREATE_OPTIONS } from "./vmdk/create_options.ts";
+import { HOST_CDROM, HOST_DEVICE } from "./file/driver.ts";
+import { NBD_SCHEMES, parseNbdFilename } from "./nbd/names.ts";
+import { parseRbdFilename } from "./rbd/names.ts";
 
-type Facts = Omit<BlockDriver, "open" | "create" | "stream">;
+/** What is known of a driver before it is loaded. */
+type Facts = Omit<BlockDriver, "open" | "load">;
 
 /** A driver whose code is loaded when it is first used. */
 function lazily(facts: Facts, load: () => Promise<BlockDriver>): BlockDriver {
   return {
     ...facts,
+    load,
     open: async (options, context) =>
       await (await load()).open(options, context),
-    ...(facts.createOptions && {
-      create: async (options, context) =>
-        await (await load()).create!(options, context),
-    }),
-    ...(facts.isStream && {
-      stream: async function* (options, source) {
-        yield* (await load()).stream!(options, source);
-      },
-    }),
   };
 }
 
@@ -57,15 +45,28 @@ export const rareDrivers: readonly BlockDriver[] = [
     async () => (await import("./copy_on_read.ts")).copyOnReadDriver,
   ),
   lazily(
-    NBD_FACTS,
-    async () => (await import("./nbd/driver.ts")).nbdDriver,
+    HOST_CDROM,
+    async () => (await import("./file/devices.ts")).hostCdromDriver,
+  ),
+  lazily(
+    HOST_DEVICE,
+    async () => (await import("./file/devices.ts")).hostDeviceDriver,
+  ),
+  lazily(
+    { name: "memory", role: "protocol", parseFilename: () => ({}) },
+    async () => (await import("./memory.ts")).memoryDriver,
   ),
   lazily(
     {
-      ...LUKS_FACTS,
-      measure: async (...args) =>
-        await (await import("./luks/driver.ts")).luksDriver.measure!(...args),
+      name: "nbd",
+      role: "protocol",
+      schemes: NBD_SCHEMES,
+      parseFilename: parseNbdFilename,
     },
+    async () => (await import("./nbd/driver.ts")).nbdDriver,
+  ),
+  lazily(
+    { name: "luks", role: "format" },
     async () => (await import("./luks/driver.ts")).luksDriver,
   ),
   lazily(
@@ -93,7 +94,12 @@ export const rareDrivers: readonly BlockDriver[] = [
     async () => (await import("./quorum.ts")).quorumDriver,
   ),
   lazily(
-    RBD_FACTS,
+    // The lowest score: raw is whatever no other format claims.
+    { name: "raw", role: "format", probe: () => 1 },
+    async () => (await import("./raw.ts")).rawDriver,
+  ),
+  lazily(
+    { name: "rbd", role: "protocol", parseFilename: parseRbdFilename },
     async () => (await import("./rbd/driver.ts")).rbdDriver,
   ),
   lazily(
@@ -101,30 +107,19 @@ export const rareDrivers: readonly BlockDriver[] = [
     async () => (await import("./throttle.ts")).throttleDriver,
   ),
   lazily(
-    { name: "vdi", role: "format", createOptions: VDI_CREATE_OPTIONS },
+    { name: "vdi", role: "format" },
     async () => (await import("./vdi/driver.ts")).vdiDriver,
   ),
   lazily(
-    { name: "vhdx", role: "format", createOptions: VHDX_CREATE_OPTIONS },
+    { name: "vhdx", role: "format" },
     async () => (await import("./vhdx/driver.ts")).vhdxDriver,
   ),
   lazily(
-    {
-      name: "vpc",
-      role: "format",
-      openOptions: VPC_OPEN_OPTIONS,
-      strongOptions: ["force_size_calc"],
-      createOptions: VPC_CREATE_OPTIONS,
-    },
+    { name: "vpc", role: "format" },
     async () => (await import("./vpc/driver.ts")).vpcDriver,
   ),
   lazily(
-    {
-      name: "vmdk",
-      role: "format",
-      createOptions: VMDK_CREATE_OPTIONS,
-      isStream,
-    },
+    { name: "vmdk", role: "format" },
     async () => (await import("./vmdk/driver.ts")).vmdkDriver,
   ),
 ];

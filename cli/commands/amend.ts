@@ -1,7 +1,7 @@
 /** `amend`: change options of an image in place. @module */
 import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import type { OptionValues } from "../../core/options.ts";
-import { findDriver } from "../../core/registry.ts";
+import { loadFormat } from "../../core/registry.ts";
 import type { DriverTraits } from "../../core/traits.ts";
 import {
   CACHE,
@@ -57,7 +57,7 @@ export const command: Command = {
     const progress = new Progress(program, isShown, 1, { showsStart: false });
     try {
       if (format !== undefined && options.asksForHelp) {
-        program.print(amendHelp(program, findDriver(format), format));
+        program.print(amendHelp(program, await loadFormat(format)));
         return 0;
       }
       const [file, ...surplus] = invocation.operands;
@@ -72,7 +72,7 @@ export const command: Command = {
       return await usingNodes([node], async () => {
         const { driver } = node;
         if (options.asksForHelp) {
-          program.print(amendHelp(program, driver, driver.name));
+          program.print(amendHelp(program, driver));
           return 0;
         }
         if (!node.image?.amend) throw notSupported(driver.name);
@@ -124,13 +124,8 @@ function notSupported(format: string): BlockError {
 
 function amendHelp(
   program: Program,
-  driver: DriverTraits | undefined,
-  format: string,
+  { name: format, amendOptions }: DriverTraits,
 ): string {
-  if (!driver) {
-    throw new BlockError("EINVAL", `Unknown file format '${format}'`);
-  }
-  const { amendOptions } = driver;
   if (!amendOptions) throw notSupported(format);
   return `Amend options for '${format}':\n${optionHelp(program, amendOptions)}`;
 }

@@ -12,12 +12,7 @@ import type { StreamImageOptions } from "../../core/jobs/stream.ts";
 import type { BlockNode, WriteFlags } from "../../core/node.ts";
 import { openNode } from "../../core/open.ts";
 import { nestOptions, type OptionValues } from "../../core/options.ts";
-import { getFormat } from "../../core/registry.ts";
-import {
-  checkSourceBitmaps,
-  checkTargetBitmaps,
-  copyBitmaps,
-} from "../bitmaps.ts";
+import { loadFormat } from "../../core/registry.ts";
 import type { Command } from "../command.ts";
 import {
   checkBacking,
@@ -43,6 +38,8 @@ import { addBackingOptions, backingName } from "./create.ts";
 /** The name that stands for standard input or standard output. */
 const STANDARD = "-";
 
+const loadBitmaps = () => import("../bitmaps.ts");
+
 /** The command. */
 export const command: Command = {
   summary: "Convert one or more images to a new one",
@@ -60,7 +57,7 @@ export const command: Command = {
       if (wish.targetImageOpts && wish.outputFormat === undefined) {
         throw new CommandError("Option help requires a format be specified");
       }
-      printCreateHelp(program, wish.targetFormat, target);
+      await printCreateHelp(program, wish.targetFormat, target);
       return 0;
     }
     if (target === undefined) {
@@ -160,19 +157,21 @@ class Conversion {
     const wish = this.#wish;
     const created = wish.skipCreate
       ? undefined
-      : this.#createValues(sizeOf(sources));
+      : await this.#createValues(sizeOf(sources));
     const backing = created?.backing_file ?? wish.backingFile;
     checkBacking(wish, backing !== undefined, sources.length);
     if (created) checkCreation(wish, created);
     if (wish.bitmaps) {
+      const { checkSourceBitmaps } = await loadBitmaps();
       await checkSourceBitmaps(wish.skipBrokenBitmaps, sources);
     }
-    if (created && getFormat(wish.targetFormat).isStream?.(created)) {
+    const { isStream } = await loadFormat(wish.targetFormat);
+    if (created && isStream?.(created)) {
       if (wish.bitmaps) await this.#checkAbilities(created);
       return await this.#streamToFile(sources, created);
     }
     await this.#withTarget(created, async (node, facts) => {
-      if (wish.bitmaps) await checkTargetBitmaps(node);
+      if (wish.bitmaps) await (await loadBitmaps()).checkTargetBitmaps(node);
       await convert(sources, node, {
         ...this.#options,
         ...facts,
@@ -181,7 +180,10 @@ class Conversion {
         progressBy: this.#progress.isShown || wish.salvage ? "data" : "disk",
         progress: (done, total) => this.#progress.update(done, total),
       });
-      if (wish.bitmaps) await copyBitmaps(this.#program, sources[0], node);
+      if (wish.bitmaps) {
+        const { copyBitmaps } = await loadBitmaps();
+        await copyBitmaps(this.#program, sources[0], node);
+      }
     });
     this.#progress.complete();
     return 0;
@@ -195,8 +197,9 @@ class Conversion {
     const { targetFormat, bitmaps, compressed } = this.#wish;
     if (!bitmaps && !compressed) return;
     // A protocol has no abilities to check.
-    if (getFormat(targetFormat).role === "protocol") return;
-    const { MemoryStore } = await import("../../mod.ts");
+    const { role } = await loadFormat(targetFormat);
+    if (role === "protocol") return;
+    const { MemoryStore } = await import("../../core/memory_store.ts");
     // Other files are not touched for this.
     const { backing_file: _, backing_fmt: __, ...rest } = created;
     const { data_file, data_file_raw: ___, ...values } = rest;
@@ -215,7 +218,7 @@ class Conversion {
     const stack = { ...keyOptions(created), driver: targetFormat, file };
     const node = await openNode(stack, { secrets: this.#program.secrets });
     await usingNodes([node], async () => {
-      if (bitmaps) await checkTargetBitmaps(node);
+      if (bitmaps) await (await loadBitmaps()).checkTargetBitmaps(node);
       if (compressed) await copyTargetOptions(node, { compressed });
     });
   }
@@ -224,7 +227,7 @@ class Conversion {
   async toOutput(sources: readonly BlockNode[]): Promise<number> {
     const { imageChunks } = await import("../../core/jobs/stream.ts");
     const { checkOutput, writeOutput } = await import("../standard_streams.ts");
-    const { size: _, ...create } = this.#createValues(sizeOf(sources));
+    const { size: _, ...create } = await this.#createValues(sizeOf(sources));
     checkBacking(
       this.#wish,
       create.backing_file !== undefined,
@@ -279,7 +282,7 @@ class Conversion {
     const { convertStream } = await import("../../core/jobs/convert_stream.ts");
     const { readInput } = await import("../standard_streams.ts");
     const wish = this.#wish;
-    const created = wish.skipCreate ? undefined : this.#createValues(0);
+    const created = wish.skipCreate ? undefined : await this.#createValues(0);
     checkBacking(wish, created?.backing_file !== undefined, 1);
     if (created) checkCreation(wish, created);
     if ((created?.preallocation ?? "off") !== "off") {
@@ -353,9 +356,9 @@ class Conversion {
   }
 
   /** The options of the new image. */
-  #createValues(size: number): OptionValues {
+  async #createValues(size: number): Promise<OptionValues> {
     const { targetFormat: format, backingFile, backingFormat } = this.#wish;
-    const { table } = createTable(format, this.#target);
+    const { table } = await createTable(format, this.#target);
     const values = { ...this.#wish.options.parse(table), size };
     addBackingOptions(values, table, { format, backingFile, backingFormat });
     return values;

@@ -66,7 +66,7 @@ export const command: Command = {
     const { program } = invocation;
     const wish = parse(invocation);
     if (wish.options.asksForHelp) {
-      printCreateHelp(program, wish.format, invocation.operands[0]);
+      await printCreateHelp(program, wish.format, invocation.operands[0]);
       return 0;
     }
     const [filename, size, surplus] = invocation.operands;
@@ -107,7 +107,7 @@ async function create(
   quiet: boolean,
 ): Promise<number> {
   const { format, filename } = wish;
-  const { table } = createTable(format, filename);
+  const { table } = await createTable(format, filename);
   const values = createValues(wish, table);
   if (program.isOurs) spareBackingFile(wish, values);
   const detected = await openBackingFile(wish, values, program.maxChain);

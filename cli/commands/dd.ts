@@ -61,7 +61,7 @@ export const command: Command = {
       if (!findDriver(wish.outputFormat)) {
         throw new CommandError("Unknown file format");
       }
-      createTable(wish.outputFormat, output);
+      await createTable(wish.outputFormat, output);
       const size = roundUp(source.size, SECTOR_SIZE);
       const end = Math.min(size, wish.count * wish.blockSize);
       const start = wish.skip * wish.blockSize;

@@ -116,7 +116,7 @@ async function measureFor(
   { outputFormat: format, options, size }: Wish,
   source?: Parameters<typeof measure>[2],
 ): Promise<Measurement> {
-  const { table } = createTable(format);
+  const { table } = await createTable(format);
   const values = parseValues(program, options, table, format);
   if (size !== undefined) values.size = size;
   const { secrets } = program;

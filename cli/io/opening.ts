@@ -13,7 +13,7 @@ import { nestOptions, type OptionValues } from "../../core/options.ts";
 import { findDriver } from "../../core/registry.ts";
 import { toStack } from "../../core/sources.ts";
 import type { Source } from "../../core/spec.ts";
-import { MemoryStore } from "../../mod.ts";
+import { MemoryStore } from "../../core/memory_store.ts";
 import { reporting } from "../images.ts";
 import { notAmong, type Program } from "../program.ts";
 import type { AioMode } from "../../core/traits.ts";

@@ -55,7 +55,7 @@ export async function activatedSocket(
     );
   }
   try {
-    return await localSockets().inherited(FIRST);
+    return await (await localSockets()).inherited(FIRST);
   } catch {
     // Runtimes call it by various names.
     throw new CommandError(

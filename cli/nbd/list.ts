@@ -33,7 +33,7 @@ export async function list(
 ): Promise<number> {
   let stream;
   try {
-    stream = await localSockets().connect(address);
+    stream = await (await localSockets()).connect(address);
   } catch (error) {
     throw connectError(error, address);
   }

@@ -38,7 +38,7 @@ export async function listenAt(address: SocketAddress): Promise<Listener> {
   const isPath = "path" in address;
   if (isPath) removeSocket(address.path);
   try {
-    return await localSockets().listen(address);
+    return await (await localSockets()).listen(address);
   } catch (thrown) {
     const error = asBlockError(thrown);
     const { code, message } = error;

@@ -16,7 +16,7 @@ import {
   parseOption,
   UnknownOptionError,
 } from "../options.ts";
-import { getFormat } from "../registry.ts";
+import { loadFormat } from "../registry.ts";
 import { findSecret, type SecretSource } from "../secrets.ts";
 
 /** How to measure. */
@@ -53,7 +53,7 @@ export async function measure(
   source?: BlockNode,
   { signal, secrets }: MeasureOptions = {},
 ): Promise<Measurement> {
-  const driver = getFormat(format);
+  const driver = await loadFormat(format);
   checkOptions("measure", options, {});
   checkOptions("measure", { signal }, { signal: "object" });
   if (source !== undefined) checkNode("The source", source);

@@ -10,7 +10,7 @@ import { AMOUNT, checkNode, checkOptions } from "../checks.ts";
 import { asBlockError, BlockError } from "../errors.ts";
 import type { BlockNode } from "../node.ts";
 import { defaultOptions, type OptionValues, parseOptions } from "../options.ts";
-import { getFormat } from "../registry.ts";
+import { loadFormat } from "../registry.ts";
 import { limitedWrites } from "../throttle_group.ts";
 import { backingOf, isInherited } from "../extents.ts";
 import { Concatenation } from "./concatenation.ts";
@@ -99,7 +99,7 @@ export async function* imageChunks(
   sources: readonly BlockNode[],
   options: StreamImageOptions = {},
 ): AsyncGenerator<Uint8Array, void> {
-  const driver = getFormat(format);
+  const driver = await loadFormat(format);
   for (const source of sources) checkNode("The source", source);
   checkOptions("stream an image", options, {
     create: "object",

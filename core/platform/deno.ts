@@ -7,9 +7,7 @@
 import { files } from "./deno_files.ts";
 import { libc } from "./deno_libc.ts";
 import { libraries } from "./deno_libraries.ts";
-import { sockets } from "./deno_sockets.ts";
 import { nodeModules } from "./node_modules.ts";
-import { nodeTls } from "./node_tls.ts";
 import type { Platform } from "./platform.ts";
 import { webPlatform } from "./web.ts";
 
@@ -21,8 +19,8 @@ export function denoPlatform(): Platform | null {
     ...nodeModules(),
     isWindows: Deno.build.os === "windows",
     files,
-    sockets,
-    tls: nodeTls(),
+    sockets: async () => (await import("./deno_sockets.ts")).sockets,
+    tls: async () => (await import("./node_tls.ts")).nodeTls(),
     libc,
     libraries,
     unrefTimer: (timer) => Deno.unrefTimer(timer as number),

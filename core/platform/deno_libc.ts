@@ -89,13 +89,15 @@ const ENOSYS = 38;
 export function libc(): Libc | null {
   if (loaded !== undefined) return loaded;
   loaded = null;
-  for (const path of namesOf(Deno.build.arch).flatMap(libraryPlaces)) {
-    try {
-      helpers = Deno.dlopen(path, HELPERS).symbols;
-      errnoPlace = helpers.__errno_location();
-      return loaded = bindLazily(path);
-    } catch {
-      // Try the next place; without the library, I/O goes through the runtime.
+  for (const name of namesOf(Deno.build.arch)) {
+    for (const path of libraryPlaces(name)) {
+      try {
+        helpers = Deno.dlopen(path, HELPERS).symbols;
+        errnoPlace = helpers.__errno_location();
+        return loaded = bindLazily(path);
+      } catch {
+        // Try the next place; without it, I/O goes through the runtime.
+      }
     }
   }
   return loaded;

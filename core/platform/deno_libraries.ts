@@ -10,15 +10,16 @@ import type { Libraries, NativeCallback } from "./platform.ts";
  * permitted. Permissions are for absolute paths, of which most systems have
  * two; the loader, which takes a name, finds libraries in other places as well.
  */
-export function libraryPlaces(file: string): string[] {
-  if (Deno.build.os !== "linux") return [];
+export function* libraryPlaces(file: string): Generator<string> {
+  if (Deno.build.os !== "linux") return;
   const triple = `${Deno.build.arch}-linux-gnu`;
   const folders = [`/lib/${triple}`, "/lib64", `/usr/lib/${triple}`]
     .concat("/usr/lib64", "/lib", "/usr/lib");
-  const places = folders.map((folder) => `${folder}/${file}`).filter((path) =>
-    isGranted({ name: "ffi", path })
-  );
-  return isGranted({ name: "ffi" }) ? [...places, file] : places;
+  for (const folder of folders) {
+    const path = `${folder}/${file}`;
+    if (isGranted({ name: "ffi", path })) yield path;
+  }
+  if (isGranted({ name: "ffi" })) yield file;
 }
 
 function isGranted(permission: Deno.PermissionDescriptor): boolean {
@@ -33,7 +34,7 @@ const found = new Map<string, string | null>();
 
 export const libraries: Libraries = {
   open,
-  isPermitted: (file) => libraryPlaces(file).length > 0,
+  isPermitted: (file) => libraryPlaces(file).next().done === false,
   find(file) {
     let path = found.get(file);
     if (path === undefined) found.set(file, path = find(file));

@@ -81,8 +81,8 @@ export interface HostFile {
   /**
    * Let the system copy a range of another file; both must have a `descriptor`.
    *
-   * @throws {BlockError} ENOTSUP, EINVAL … if it cannot, or if the other file
-   * ends too early.
+   * @throws {BlockError} ENOTSUP, EINVAL and others if it cannot, or if the
+   * other file ends too early.
    */
   copyFrom?(
     offset: number,

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { BlockError } from "../errors.ts";
 import { errnoError } from "./files.ts";
 
 /** Its functions. Buffers must not be moved or freed during a call. */
@@ -66,6 +67,8 @@ type VectoredTransfer = (
   offset: bigint,
 ) => number;
 
+const O_CLOEXEC = 0o2000000;
+
 /** Linux's error number for an interrupted call. */
 export const EINTR = 4;
 
@@ -90,4 +93,20 @@ export function uninterrupted(call: () => number): number {
     if (result >= 0) return result;
     throwUnlessInterrupted(result);
   }
+}
+
+/**
+ * Open an existing file; returns its descriptor. The caller must check the
+ * runtime's permissions, which libc bypasses.
+ *
+ * @throws {BlockError} as the system does.
+ */
+export function openDescriptor(
+  library: Libc,
+  path: string,
+  flags: number,
+): number {
+  const name = new TextEncoder().encode(path + "\0");
+  if (name.indexOf(0) !== name.length - 1) throw new BlockError("ENOENT");
+  return uninterrupted(() => library.open(name, flags | O_CLOEXEC, 0));
 }

@@ -37,9 +37,9 @@ export function localFiles(): Files {
  *
  * @throws {BlockError} ENOTSUP where there are none: in a browser.
  */
-export function localSockets(): Sockets {
+export async function localSockets(): Promise<Sockets> {
   const { sockets } = platform();
-  if (sockets) return sockets;
+  if (sockets) return await sockets();
   throw new BlockError("ENOTSUP", "This runtime has no sockets");
 }
 

@@ -5,8 +5,6 @@
  */
 import { nodeFiles } from "./node_files.ts";
 import { nodeModule, nodeModules } from "./node_modules.ts";
-import { nodeSockets } from "./node_sockets.ts";
-import { nodeTls } from "./node_tls.ts";
 import type { Platform, WorkerThread } from "./platform.ts";
 import { webPlatform } from "./web.ts";
 
@@ -38,8 +36,8 @@ export function nodePlatform(): Platform | null {
     ...nodeModules(),
     isWindows: process.platform === "win32",
     files,
-    sockets: nodeSockets(),
-    tls: nodeTls(),
+    sockets: async () => (await import("./node_sockets.ts")).nodeSockets(),
+    tls: async () => (await import("./node_tls.ts")).nodeTls(),
     startWorker,
     unrefTimer: (timer) => (timer as { unref?(): void }).unref?.(),
     surviveSignal(signal) {

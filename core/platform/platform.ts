@@ -16,10 +16,10 @@ export interface Platform {
   readonly isWindows: boolean;
   /** Local files, used synchronously. */
   readonly files?: Files;
-  /** Connections to other programs. */
-  readonly sockets?: Sockets;
-  /** Encryption of such connections, and of others. */
-  readonly tls?: Tls;
+  /** Load what connects to other programs. */
+  readonly sockets?: () => Promise<Sockets>;
+  /** Load what encrypts such connections, and others. */
+  readonly tls?: () => Promise<Tls>;
   /** The system's C library, where it may be called. */
   libc(): Libc | null;
   /** Other libraries of the system, where they may be called. */

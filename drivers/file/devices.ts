@@ -11,8 +11,11 @@ import type { OptionTable } from "../../core/options.ts";
 import { deviceNumbers, type FileInfo } from "../../core/platform/files.ts";
 import { platform } from "../../core/platform/mod.ts";
 import {
-  canonicalName,
   createOptions,
+  type DeviceFacts,
+  HOST_CDROM,
+  HOST_DEVICE,
+  isDevice,
   OPEN_OPTIONS,
   openPath,
   openToCreate,
@@ -29,39 +32,20 @@ const CREATE_OPTIONS: OptionTable = {
   },
 };
 
-/** Linux's major number of optical drives. */
-const CDROM_MAJOR = 11;
-
 /** Devices of the host: disks, partitions, loop devices. */
-export const hostDeviceDriver: PathDriver = deviceDriver(
-  "host_device",
-  (filename) => isDevice(statOf(filename)),
-);
+export const hostDeviceDriver: PathDriver = deviceDriver(HOST_DEVICE);
 
 /** Optical drives. */
-export const hostCdromDriver: PathDriver = deviceDriver(
-  "host_cdrom",
-  (filename) => {
-    const { isBlockDevice, rdev } = statOf(filename) ?? {};
-    return isBlockDevice === true &&
-      deviceNumbers(rdev ?? 0)[0] === CDROM_MAJOR;
-  },
-);
+export const hostCdromDriver: PathDriver = deviceDriver(HOST_CDROM);
 
-function deviceDriver(
-  name: string,
-  claimsFile: (filename: string) => boolean,
-): PathDriver {
+function deviceDriver(facts: DeviceFacts): PathDriver {
   const driver: PathDriver = {
-    name,
-    role: "protocol",
+    ...facts,
     kind: "either a character or block device",
     isKind: isDevice,
     checkWritable,
-    claimsFile,
     openOptions: OPEN_OPTIONS,
     createOptions: CREATE_OPTIONS,
-    canonicalName,
     open: (options, context) => openPath(driver, options, context),
 
     async create(options, context) {
@@ -72,7 +56,7 @@ function deviceDriver(
           `Unsupported preallocation mode '${preallocation}'`,
         );
       }
-      const node = openExisting(driver, file, context);
+      const node = await openExisting(driver, file, context);
       try {
         await node.truncate(size);
         // Otherwise probing would find the old content.
@@ -87,31 +71,18 @@ function deviceDriver(
 }
 
 /** Open a device, which must exist already. */
-function openExisting(
+async function openExisting(
   driver: PathDriver,
   file: Parameters<typeof openToCreate>[1],
   context: CreateContext,
-): FileNode {
+): Promise<FileNode> {
   try {
-    return openToCreate(driver, file, context);
+    return await openToCreate(driver, file, context);
   } catch (error) {
     throw asBlockError(error).prefixed(
       `Protocol driver '${driver.name}' does not support image creation, and ` +
         "opening the image failed: ",
     );
-  }
-}
-
-function isDevice(info: FileInfo | undefined): boolean {
-  return info !== undefined && (info.isBlockDevice || info.isCharDevice);
-}
-
-/** The status of a path, if we may query it. */
-function statOf(filename: string): FileInfo | undefined {
-  try {
-    return platform().files?.stat(filename);
-  } catch {
-    return undefined;
   }
 }
 

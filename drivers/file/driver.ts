@@ -23,15 +23,16 @@ import {
 } from "../../core/options.ts";
 import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { ACCESS, ALL_ACCESS } from "../../core/permissions.ts";
-import type { FileInfo, HostFile } from "../../core/platform/files.ts";
+import {
+  deviceNumbers,
+  type FileInfo,
+  type HostFile,
+} from "../../core/platform/files.ts";
 import { localFiles, platform } from "../../core/platform/mod.ts";
 import type { AioMode, Permissions } from "../../core/traits.ts";
 import { nameText, shortened } from "../../core/values.ts";
-import { notDirect, openDirectFile } from "./direct_file.ts";
-import { openLibcFile } from "./libc_file.ts";
 import type { Locking } from "./lock.ts";
 import { FileNode } from "./node.ts";
-import { failAtSizeLimit } from "./size_limit.ts";
 
 /** How a path is opened. */
 export const OPEN_OPTIONS: OptionTable = {
@@ -96,7 +97,7 @@ export const fileDriver: PathDriver = {
       options,
     );
     makeFile(file.filename);
-    const node = openToCreate(fileDriver, file, context);
+    const node = await openToCreate(fileDriver, file, context);
     try {
       await node.truncate(0);
       await node.truncate(roundUp(size, SECTOR_SIZE), { preallocation });
@@ -108,7 +109,6 @@ export const fileDriver: PathDriver = {
 };
 
 /** Open a node as `options` and `context` say. */
-// deno-lint-ignore require-await -- what it throws is to be a rejection
 export async function openPath(
   driver: PathDriver,
   options: OptionValues,
@@ -119,7 +119,7 @@ export async function openPath(
   const { aio = context.aio } = parsed;
   const isInfo = context.purpose === "info" && !context.direct;
   if (aio === "native" && !context.direct) throw NOT_DIRECT;
-  return openFile(driver, {
+  return await openFile(driver, {
     ...parsed,
     // Loading libc is not worth it for reading a header.
     ...(parsed.io === "auto" && isInfo && { io: "deno" }),
@@ -132,12 +132,12 @@ export async function openPath(
 }
 
 /** Open the file of a new image, without destroying a file that is in use. */
-export function openToCreate(
+export async function openToCreate(
   driver: PathDriver,
   file: FileOptions,
   context: CreateContext,
-): FileNode {
-  const node = openFile(driver, {
+): Promise<FileNode> {
+  const node = await openFile(driver, {
     ...file,
     readOnly: false,
     noFlush: false,
@@ -237,7 +237,10 @@ interface FileRequest extends FileOptions {
   unlocked(why: string): void;
 }
 
-function openFile(driver: PathDriver, request: FileRequest): FileNode {
+async function openFile(
+  driver: PathDriver,
+  request: FileRequest,
+): Promise<FileNode> {
   const { filename, readOnly } = request;
   const info = lookAt(filename);
   // The system's own message takes precedence where there is one.
@@ -247,16 +250,17 @@ function openFile(driver: PathDriver, request: FileRequest): FileNode {
   // Opening a pipe would wait until its other end is opened.
   if (!driver.isKind(info)) throw wrongKind(driver, filename);
   if (!readOnly) driver.checkWritable?.(info);
+  const openHost = await hostOpener(request);
   const open = (readOnly: boolean) => {
     try {
-      return openHostFile({ ...request, readOnly });
+      return openHost(readOnly);
     } catch (error) {
       throw cannotOpen(filename, error);
     }
   };
   const host = open(readOnly);
   try {
-    if (!readOnly) failAtSizeLimit();
+    if (!readOnly) (await import("./size_limit.ts")).failAtSizeLimit();
     return new FileNode(host, {
       ...request,
       driver,
@@ -272,20 +276,21 @@ function openFile(driver: PathDriver, request: FileRequest): FileNode {
   }
 }
 
-function openHostFile({
-  io,
-  filename,
-  readOnly,
-  direct,
-}: FileRequest): HostFile {
+/** What opens the file, by the means that are asked for, or else the best. */
+async function hostOpener(
+  { io, filename, direct }: FileRequest,
+): Promise<(readOnly: boolean) => HostFile> {
   if (direct) {
-    if (io === "deno") throw notDirect("use libc, not io=deno");
-    return openDirectFile(filename, readOnly);
+    const { notDirect, openDirectFile } = await import("./direct_file.ts");
+    return (readOnly) => {
+      if (io === "deno") throw notDirect("use libc, not io=deno");
+      return openDirectFile(filename, readOnly);
+    };
   }
   const useLibc = io === "auto" ? platform().libc() !== null : io === "libc";
-  return useLibc
-    ? openLibcFile(filename, readOnly)
-    : localFiles().open(filename, !readOnly);
+  if (!useLibc) return (readOnly) => localFiles().open(filename, !readOnly);
+  const { openLibcFile } = await import("./libc_file.ts");
+  return (readOnly) => openLibcFile(filename, readOnly);
 }
 
 function lookAt(filename: string): FileInfo {
@@ -415,4 +420,53 @@ function resolveLinks(path: string, linksLeft: number): string | undefined {
     isAbsolutePath(target) ? target : `${folder}/${target}`,
     linksLeft - 1,
   );
+}
+
+/** What is known of a device's driver before it is loaded. */
+export interface DeviceFacts {
+  /** Its name. */
+  readonly name: string;
+  /** It is a protocol. */
+  readonly role: "protocol";
+  /** Whether a plain file name means one of its devices. */
+  claimsFile(filename: string): boolean;
+  /** As a file's. */
+  canonicalName(filename: string): string;
+}
+
+/** Devices of the host: disks, partitions, loop devices. */
+export const HOST_DEVICE: DeviceFacts = {
+  name: "host_device",
+  role: "protocol",
+  claimsFile: (filename) => isDevice(statOf(filename)),
+  canonicalName,
+};
+
+/** Linux's major number of optical drives. */
+const CDROM_MAJOR = 11;
+
+/** Optical drives. */
+export const HOST_CDROM: DeviceFacts = {
+  name: "host_cdrom",
+  role: "protocol",
+  claimsFile(filename) {
+    const { isBlockDevice, rdev } = statOf(filename) ?? {};
+    return isBlockDevice === true &&
+      deviceNumbers(rdev ?? 0)[0] === CDROM_MAJOR;
+  },
+  canonicalName,
+};
+
+/** Whether a path is that of a block or character device. */
+export function isDevice(info: FileInfo | undefined): boolean {
+  return info !== undefined && (info.isBlockDevice || info.isCharDevice);
+}
+
+/** The status of a path, if we may query it. */
+function statOf(filename: string): FileInfo | undefined {
+  try {
+    return platform().files?.stat(filename);
+  } catch {
+    return undefined;
+  }
 }

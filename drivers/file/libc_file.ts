@@ -10,6 +10,7 @@ import { errnoError, type HostFile } from "../../core/platform/files.ts";
 import {
   EINTR,
   type Libc,
+  openDescriptor,
   throwUnlessInterrupted,
   uninterrupted,
 } from "../../core/platform/libc.ts";
@@ -17,7 +18,6 @@ import { localFiles, platform } from "../../core/platform/mod.ts";
 
 const O_RDONLY = 0;
 const O_RDWR = 0o2;
-const O_CLOEXEC = 0o2000000;
 const SEEK_END = 2;
 const SEEK_DATA = 3;
 const SEEK_HOLE = 4;
@@ -68,22 +68,6 @@ export function openLibcDescriptor(
   // which a query of the path does not.
   localFiles().open(path, !readOnly).close();
   return openDescriptor(library, path, flags | (readOnly ? O_RDONLY : O_RDWR));
-}
-
-/**
- * Open an existing file; returns its descriptor. The caller must check the
- * runtime's permissions, which libc bypasses.
- *
- * @throws {BlockError} as the system does.
- */
-export function openDescriptor(
-  library: Libc,
-  path: string,
-  flags: number,
-): number {
-  const name = new TextEncoder().encode(path + "\0");
-  if (name.indexOf(0) !== name.length - 1) throw new BlockError("ENOENT");
-  return uninterrupted(() => library.open(name, flags | O_CLOEXEC, 0));
 }
 
 /** An open file, used through its descriptor. */

@@ -14,9 +14,8 @@ import { BlockError } from "../../core/errors.ts";
 import { ACCESS_NAMES, ALL_ACCESS } from "../../core/permissions.ts";
 import type { Permissions } from "../../core/traits.ts";
 import { errnoError } from "../../core/platform/files.ts";
-import type { Libc } from "../../core/platform/libc.ts";
+import { type Libc, openDescriptor } from "../../core/platform/libc.ts";
 import { localFiles, platform } from "../../core/platform/mod.ts";
-import { openDescriptor } from "./libc_file.ts";
 
 /** Offset of the bytes for needed access, one per kind. */
 const NEEDED = 100;

@@ -194,7 +194,7 @@ async function newStream(
 
 async function connectTo(server: SocketAddress): Promise<ByteStream> {
   try {
-    return await localSockets().connect(server);
+    return await (await localSockets()).connect(server);
   } catch (thrown) {
     const error = asBlockError(thrown);
     if (error.message !== strerror(error.code)) throw error;

@@ -102,7 +102,9 @@ export async function serveNbd(
   options: NbdServerOptions = {},
 ): Promise<NbdServer> {
   const offered = exportOf(image, options);
-  if ("path" in to || "host" in to) to = await localSockets().listen(to);
+  if ("path" in to || "host" in to) {
+    to = await (await localSockets()).listen(to);
+  }
   return new NbdServer(image, offered, to, options);
 }
 

@@ -4,13 +4,18 @@
  *
  * @module
  */
-import { type Allocation, roomInPlace } from "../../core/block_map.ts";
+import {
+  type Allocation,
+  type Place,
+  roomInPlace,
+} from "../../core/block_map.ts";
 import type { Encryption } from "../../core/encryption.ts";
 import type { ClusterMap, Mapping } from "./cluster_map.ts";
 import {
   allocateData,
   checkData,
   type Freed,
+  isClearOfMetadata,
   returnData,
 } from "./data_clusters.ts";
 import {
@@ -39,6 +44,30 @@ interface Room {
   readonly end: number;
   /** Of the cluster in which it begins. */
   readonly hostStart: number;
+}
+
+/**
+ * The place of the first part of a write, if that can be found out without
+ * waiting, and nothing but the data changes there.
+ */
+export function placeOf(
+  host: AllocationHost,
+  offset: number,
+  length: number,
+): Place | undefined {
+  const { clusters, geometry, dataFile } = host;
+  const entry = clusters.peekForWrite(offset);
+  if (!entry) return undefined;
+  const mapping = clusters.mappingAt(entry, offset, length);
+  if (mapping.kind !== "normal") return undefined;
+  const { hostOffset: childOffset } = mapping;
+  const run = writableRun(host, entry, mapping, offset, length);
+  const isSound = run.kind === "inPlace" &&
+    geometry.isAligned(childOffset - geometry.offsetInCluster(offset)) &&
+    isClearOfMetadata(host, childOffset, run.length);
+  return isSound
+    ? { length: run.length, child: dataFile, childOffset }
+    : undefined;
 }
 
 /**

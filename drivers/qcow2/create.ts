@@ -27,7 +27,7 @@ import {
   MIN_CLUSTER_BITS,
 } from "./format.ts";
 import { Geometry } from "./geometry.ts";
-import { createEncryption } from "./encryption.ts";
+import { ENCRYPT_CREATE_OPTIONS } from "./encryption_options.ts";
 import type { Header } from "./header.ts";
 import { encodeHeader } from "./header_encoding.ts";
 import { firstRefcounts, refcountsFor } from "./refcount_layout.ts";
@@ -46,7 +46,7 @@ export async function create(
   context: CreateContext,
 ): Promise<void> {
   const { header, size, preallocation } = planImage(options);
-  const encryption = await createEncryption(options, context);
+  const encryption = await encryptionOf(options, context);
   const luks = encryption === "luks" ? await loadLuks() : undefined;
   const plan = await luks?.planLuks(options, context);
   if (encryption && !luks) header.cryptMethod = Crypt.AES;
@@ -75,6 +75,7 @@ export async function create(
     dataFile,
   );
   if (encryption !== "luks") state.encryption = encryption;
+  await state.openData();
   await state.load();
   {
     using _ = await state.metadata.lock();
@@ -92,6 +93,16 @@ export async function create(
   using _ = await state.metadata.lock();
   await state.flushCaches();
   await state.writeHeader();
+}
+
+/** What the new image is to be encrypted with, if any option speaks of it. */
+async function encryptionOf(options: OptionValues, context: CreateContext) {
+  const isNamed = Object.keys(ENCRYPT_CREATE_OPTIONS).some((name) =>
+    options[name] !== undefined
+  );
+  if (!isNamed) return undefined;
+  const { createEncryption } = await import("./encryption.ts");
+  return await createEncryption(options, context);
 }
 
 /** Loaded when it is used: few images are encrypted. */

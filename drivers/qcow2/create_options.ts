@@ -4,7 +4,7 @@
  * @module
  */
 import type { OptionTable } from "../../core/options.ts";
-import { ENCRYPT_CREATE_OPTIONS } from "./encryption.ts";
+import { ENCRYPT_CREATE_OPTIONS } from "./encryption_options.ts";
 import { DEFAULT_CLUSTER_SIZE } from "./format.ts";
 
 /** The options of `create`, in the order in which they are shown. */

@@ -10,9 +10,9 @@ import { type OptionValues, parseOptions } from "../../core/options.ts";
 import { AMEND_OPTIONS } from "./amend_options.ts";
 import { CacheCleaner } from "./cache_cleaner.ts";
 import { CREATE_OPTIONS } from "./create_options.ts";
-import { openEncryption } from "./encryption.ts";
-import { Autoclear, Incompatible } from "./format.ts";
+import { Autoclear, Crypt, Incompatible } from "./format.ts";
 import { hasBitmaps, type Header, probe, readHeader } from "./header.ts";
+import type { ImageEncryption } from "./luks.ts";
 import { Qcow2Node } from "./node.ts";
 import {
   behaviourOf,
@@ -78,7 +78,8 @@ async function open(
     behaviour,
     dataFile,
   );
-  const encryption = await openEncryption(file, header, parsed, context);
+  if (purpose !== "info" || !readOnly) await state.openData();
+  const encryption = await encryptionOf(file, header, parsed, context);
   state.encryption = encryption.data;
   state.luks = encryption.luks;
   const load = async () => {
@@ -121,6 +122,19 @@ async function open(
     if (hasBitmaps(state.header)) await state.loadBitmaps();
   }
   return node;
+}
+
+/** What the image is encrypted with, if it is. */
+async function encryptionOf(
+  file: BlockNode,
+  header: Header,
+  options: OptionValues,
+  context: OpenContext,
+): Promise<ImageEncryption> {
+  const isPlain = header.cryptMethod === Crypt.NONE;
+  if (isPlain && options["encrypt.format"] === undefined) return {};
+  const { openEncryption } = await import("./encryption.ts");
+  return await openEncryption(file, header, options, context);
 }
 
 /** The backing file that the user describes, or else the one of the header. */

@@ -7,54 +7,16 @@
  *
  * @module
  */
-import {
-  LUKS_CREATE_OPTIONS,
-  LUKS_OPEN_OPTIONS,
-  withPrefix,
-} from "../../core/crypto/luks_option_tables.ts";
 import { findPassphrase } from "../../core/crypto/passphrase.ts";
 import type { CreateContext, OpenContext } from "../../core/driver.ts";
 import { Encryption, LOCKED } from "../../core/encryption.ts";
 import { invalid } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
-import type { OptionTable, OptionValues } from "../../core/options.ts";
+import type { OptionValues } from "../../core/options.ts";
+import { ENCRYPT_CREATE_OPTIONS, type FORMATS } from "./encryption_options.ts";
 import { Crypt } from "./format.ts";
 import type { Header } from "./header.ts";
 import type { ImageEncryption } from "./luks.ts";
-
-const FORMATS = ["aes", "luks"] as const;
-
-/** The options of `open` below `encrypt`. */
-export const ENCRYPT_OPTIONS: OptionTable = {
-  "encrypt.format": {
-    type: "string",
-    help: "Encryption format that the image must have: 'aes', 'luks'",
-  },
-  "encrypt.key-secret": {
-    type: "string",
-    help: "ID of secret providing qcow AES key or LUKS passphrase",
-  },
-  ...withPrefix("encrypt.", LUKS_OPEN_OPTIONS),
-};
-
-/** The options of `create`, before all others. */
-export const ENCRYPT_CREATE_OPTIONS: OptionTable = {
-  encryption: {
-    type: "boolean",
-    help:
-      "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)",
-  },
-  "encrypt.format": {
-    type: "enum",
-    values: FORMATS,
-    help: "Encrypt the image, format choices: 'aes', 'luks'",
-  },
-  "encrypt.key-secret": {
-    type: "string",
-    help: "ID of secret providing qcow AES key or LUKS passphrase",
-  },
-  ...withPrefix("encrypt.", LUKS_CREATE_OPTIONS),
-};
 
 /** What an image to be opened is encrypted with, if it is. */
 export async function openEncryption(

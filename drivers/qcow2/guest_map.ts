@@ -6,12 +6,13 @@
 import type { Allocation, BlockMap, Place, Run } from "../../core/block_map.ts";
 import type { IoVector } from "../../core/bytes.ts";
 import type { BlockNode } from "../../core/node.ts";
-import { allocateClusters, type AllocationHost } from "./allocation.ts";
+import type { AllocationHost } from "./allocation.ts";
 import type { ClusterMap, Mapping } from "./cluster_map.ts";
 import type { CompressedClusters } from "./compression.ts";
-import { isClearOfMetadata } from "./data_clusters.ts";
-import { hasHoles, type HolesHost } from "./holes.ts";
-import { writableRun } from "./writable_run.ts";
+import type { HolesHost } from "./holes.ts";
+
+/** What is loaded with the first write: most programs only read. */
+type Writing = typeof import("./allocation.ts");
 
 /** What the map needs of the image. */
 export interface GuestMapHost extends AllocationHost, HolesHost {
@@ -31,6 +32,7 @@ interface GuestRun extends Run {
 /** The guest clusters of an image. */
 export class GuestMap implements BlockMap<GuestRun> {
   readonly #host: GuestMapHost;
+  #writing?: Writing;
 
   constructor(host: GuestMapHost) {
     this.#host = host;
@@ -86,24 +88,20 @@ export class GuestMap implements BlockMap<GuestRun> {
   }
 
   inPlace(offset: number, length: number): Place | undefined {
-    const { clusters, geometry, dataFile, unusable } = this.#host;
     // Whatever is wrong, `allocate` says so.
-    const entry = unusable ? undefined : clusters.peekForWrite(offset);
-    if (!entry) return undefined;
-    const mapping = clusters.mappingAt(entry, offset, length);
-    if (mapping.kind !== "normal") return undefined;
-    const { hostOffset: childOffset } = mapping;
-    const run = writableRun(this.#host, entry, mapping, offset, length);
-    const isSound = run.kind === "inPlace" &&
-      geometry.isAligned(childOffset - geometry.offsetInCluster(offset)) &&
-      isClearOfMetadata(this.#host, childOffset, run.length);
-    return isSound
-      ? { length: run.length, child: dataFile, childOffset }
-      : undefined;
+    if (this.#host.unusable) return undefined;
+    return this.#writing?.placeOf(this.#host, offset, length);
   }
 
   allocate(offset: number, length: number): Promise<Allocation> {
-    return allocateClusters(this.#host, offset, length);
+    return this.#writing
+      ? this.#writing.allocateClusters(this.#host, offset, length)
+      : this.#allocateFirst(offset, length);
+  }
+
+  async #allocateFirst(offset: number, length: number): Promise<Allocation> {
+    this.#writing = await import("./allocation.ts");
+    return await this.#writing.allocateClusters(this.#host, offset, length);
   }
 
   readSpecial(
@@ -114,7 +112,12 @@ export class GuestMap implements BlockMap<GuestRun> {
     return this.#host.compressed.read(compressed!, offset, iov);
   }
 
+  async #findHoles(): Promise<boolean> {
+    const { hasHoles } = await import("./holes.ts");
+    return await hasHoles(this.#host);
+  }
+
   mayHaveHoles(): boolean | Promise<boolean> {
-    return hasHoles(this.#host);
+    return this.#host.hasHoles ?? this.#findHoles();
   }
 }

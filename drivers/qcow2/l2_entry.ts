@@ -7,7 +7,7 @@
  * |---|---|
  * | 63 | COPIED: the refcount is exactly one |
  * | 62 | compressed: bits 0 to 61 are a compressed cluster descriptor |
- * | 9–55 | host offset; with an external data file, 0 is one if COPIED is set |
+ * | 9-55 | host offset; with an external data file, 0 is one if COPIED is set |
  * | 0 | the cluster reads as zeroes; without a meaning in extended entries |
  *
  * An extended entry goes on with 64 bits for the 32 subclusters: which of them

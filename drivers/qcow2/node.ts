@@ -180,8 +180,9 @@ export class Qcow2Node implements BlockNode {
   }
 
   readv(offset: number, iov: IoVector, flags?: ReadFlags): Promise<void> {
+    const { access } = this.#state;
     const share = this.#begin(offset, vectorLength(iov));
-    return this.#state.access.readv(offset, iov, flags, share);
+    return access.readv(offset, iov, flags, share);
   }
 
   async writev(
@@ -479,7 +480,7 @@ export class Qcow2Node implements BlockNode {
       }
     } finally {
       this.#cleaner.stop();
-      state.compressed.close();
+      state.closeData();
     }
   }
 

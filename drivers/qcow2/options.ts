@@ -8,7 +8,7 @@ import { BlockError, invalid } from "../../core/errors.ts";
 import type { OptionTable, OptionValues } from "../../core/options.ts";
 import { isPlainObject } from "../../core/values.ts";
 import type { Behaviour } from "./behaviour.ts";
-import { ENCRYPT_OPTIONS } from "./encryption.ts";
+import { ENCRYPT_OPTIONS } from "./encryption_options.ts";
 import { Compatible } from "./format.ts";
 import { Geometry } from "./geometry.ts";
 import type { Header } from "./header.ts";
@@ -57,7 +57,7 @@ export const OPEN_OPTIONS: OptionTable = {
   ...ENCRYPT_OPTIONS,
 };
 
-/** `{"overlap-check": {template: "all"}}` as `{"overlap-check.template": …}`. */
+/** Options by dotted name: `{"overlap-check.template": "all"}`. */
 export function flatten(options: OptionValues): OptionValues {
   const flat = { ...options };
   for (const group of ["overlap-check", "encrypt"]) {

@@ -14,7 +14,7 @@
  */
 import { allocate } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
-import { Access, type AccessHost } from "../../core/access.ts";
+import type { Access } from "../../core/access.ts";
 import type { OpenVolume } from "../../core/crypto/luks_options.ts";
 import type { Encryption } from "../../core/encryption.ts";
 import { Mutex, SharedLock } from "../../core/lock.ts";
@@ -22,16 +22,14 @@ import type { BlockNode } from "../../core/node.ts";
 import type { Behaviour } from "./behaviour.ts";
 import type { Bitmaps, BitmapsHost } from "./bitmaps/bitmaps.ts";
 import { ClusterMap, type ClusterMapHost } from "./cluster_map.ts";
-import { CompressedClusters, type CompressionHost } from "./compression.ts";
+import type { CompressedClusters } from "./compression.ts";
 import { keptFeatures, losesFeatures, watchChanges } from "./first_change.ts";
 import { Autoclear, Incompatible } from "./format.ts";
 import { Geometry } from "./geometry.ts";
-import { GuestMap, type GuestMapHost } from "./guest_map.ts";
+import type { GuestData, GuestDataHost } from "./guest_data.ts";
 import type { Header } from "./header.ts";
-import { encodeHeader } from "./header_encoding.ts";
 import { OverlapGuard, type OverlapHost } from "./overlap.ts";
-import type { RefcountHost } from "./refcount_table.ts";
-import { Refcounts } from "./refcounts.ts";
+import type { Refcounts } from "./refcounts.ts";
 import type { SnapshotEntry } from "./snapshot_table.ts";
 import { TableCache } from "./table_cache.ts";
 
@@ -47,14 +45,7 @@ export type UndoSteps = (() => Promise<unknown>)[];
 
 /** An open image. */
 export class Qcow2State
-  implements
-    AccessHost,
-    BitmapsHost,
-    ClusterMapHost,
-    CompressionHost,
-    GuestMapHost,
-    OverlapHost,
-    RefcountHost {
+  implements BitmapsHost, ClusterMapHost, GuestDataHost, OverlapHost {
   /** What metadata is written to. */
   file: BlockNode;
   /** What guest data is written to: the same, or an external data file. */
@@ -70,14 +61,10 @@ export class Qcow2State
   geometry!: Geometry;
   l2Cache!: TableCache;
   refcountCache!: TableCache;
-  readonly refcounts: Refcounts;
   readonly clusters: ClusterMap;
-  readonly compressed: CompressedClusters;
   readonly overlap: OverlapGuard;
   behaviour: Behaviour;
   readonly operations = new SharedLock();
-  /** Moves guest data. */
-  readonly access: Access;
   readonly metadata = new Mutex();
   /** Whether data clusters may be holes in the file; found out when asked. */
   hasHoles?: boolean | Promise<boolean>;
@@ -96,6 +83,7 @@ export class Qcow2State
   snapshotTableLength = 0;
   /** Whether the image claims something that changes would make untrue. */
   readonly #watches: boolean;
+  #data?: GuestData;
   #corruptionSeen = false;
   #unusable = false;
   #clearing?: Promise<void>;
@@ -123,11 +111,8 @@ export class Qcow2State
     this.readOnly = readOnly;
     this.behaviour = behaviour;
     this.overlap = new OverlapGuard(this);
-    this.compressed = new CompressedClusters(this);
     this.adopt(header, caches);
-    this.refcounts = new Refcounts(this);
     this.clusters = new ClusterMap(this);
-    this.access = new Access(this, new GuestMap(this));
   }
 
   /** Whether the data file alone is to hold what the disk does. */
@@ -188,10 +173,39 @@ export class Qcow2State
     );
   }
 
+  /** Make it possible to read and write guest data, once tables are loaded. */
+  async openData(): Promise<void> {
+    const { GuestData } = await import("./guest_data.ts");
+    this.#data = new GuestData(this);
+  }
+
+  /** Release what was needed for that. */
+  closeData(): void {
+    this.#data?.compressed.close();
+  }
+
+  get #openData(): GuestData {
+    if (this.#data) return this.#data;
+    throw new BlockError("EINVAL", "The image was opened only to be described");
+  }
+
+  /** Moves guest data. */
+  get access(): Access {
+    return this.#openData.access;
+  }
+
+  get compressed(): CompressedClusters {
+    return this.#openData.compressed;
+  }
+
+  get refcounts(): Refcounts {
+    return this.#openData.refcounts;
+  }
+
   /** Read the tables that are kept whole. */
   async load(): Promise<void> {
     await this.clusters.load();
-    await this.refcounts.load();
+    await this.#data?.refcounts.load();
   }
 
   /** Read everything anew, after a repair changed the file. */
@@ -212,7 +226,7 @@ export class Qcow2State
   #forgetFindings(): void {
     this.hasHoles = undefined;
     this.overlap.forget();
-    this.compressed.forget();
+    this.#data?.compressed.forget();
   }
 
   /**
@@ -332,6 +346,7 @@ export class Qcow2State
 
   /** Write the marks in the header as they are now and make them durable. */
   async writeHeader(): Promise<void> {
+    const { encodeHeader } = await import("./header_encoding.ts");
     await this.plainFile.writev!(0, [encodeHeader(this.header)]);
     await this.plainFile.flush?.();
   }
@@ -349,6 +364,7 @@ export class Qcow2State
     changes: Partial<Header>,
     file: BlockNode,
   ): Promise<void> {
+    const { encodeHeader } = await import("./header_encoding.ts");
     const { header } = this;
     const old = encodeHeader(header);
     const fields = Object.keys(changes) as (keyof Header)[];

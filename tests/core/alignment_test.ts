@@ -3,7 +3,7 @@ import { alignRequests } from "../../core/alignment.ts";
 import { type IoVector, vectorLength } from "../../core/bytes.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { openNode } from "../../core/open.ts";
-import { MemoryStore } from "../../drivers/memory.ts";
+import { MemoryStore } from "../../core/memory_store.ts";
 import "../../mod.ts";
 import { conformance } from "../conformance.ts";
 

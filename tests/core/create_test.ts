@@ -9,6 +9,7 @@ import {
   BlockError,
   createImage,
   getDriver,
+  loadDriver,
   MemoryStore,
   openImage,
   type OptionValues,
@@ -30,7 +31,8 @@ const shelf: BlockDriver = {
   open: (options, context) => getDriver("memory").open(options, context),
   async create({ cluster_size, colour, ...options }, context) {
     given.push({ cluster_size, colour, key: await context.secret("k") });
-    await getDriver("memory").create!(options, context);
+    const memory = await loadDriver(getDriver("memory"));
+    await memory.create!(options, context);
   },
 };
 registerDriver(shelf);

@@ -4,7 +4,8 @@ import { filterNode } from "../../core/filter.ts";
 import { type Image, openImage } from "../../core/image.ts";
 import { openNode } from "../../core/open.ts";
 import { registerDriver } from "../../core/registry.ts";
-import { memoryDriver, MemoryStore } from "../../drivers/memory.ts";
+import { MemoryStore } from "../../core/memory_store.ts";
+import { memoryDriver } from "../../drivers/memory.ts";
 import { rawDriver } from "../../drivers/raw.ts";
 import {
   bytesOf,

@@ -5,7 +5,8 @@ import { openImage } from "../../core/image.ts";
 import type { BlockNode } from "../../core/node.ts";
 import type { OpenOptions } from "../../core/open_options.ts";
 import { registerDriver } from "../../core/registry.ts";
-import { memoryDriver, MemoryStore } from "../../drivers/memory.ts";
+import { MemoryStore } from "../../core/memory_store.ts";
+import { memoryDriver } from "../../drivers/memory.ts";
 import { rawDriver } from "../../drivers/raw.ts";
 import { bytesOf, fileOf, HEADERS, RAW_DISKS, WRAPPED } from "./headers.ts";
 

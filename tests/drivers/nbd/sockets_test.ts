@@ -70,7 +70,7 @@ for (const [name, platform] of Object.entries(PLATFORMS)) {
   });
 
   test("a closed socket has no more clients, and can be made anew", async () => {
-    const sockets = localSockets();
+    const sockets = await localSockets();
     const listener = await sockets.listen({ host: "127.0.0.1", port: 0 });
     const { address } = listener;
     const taken = await assertRejects(

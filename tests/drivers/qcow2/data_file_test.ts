@@ -58,6 +58,7 @@ async function stateOf(
     behaviour,
     dataFile,
   );
+  await state.openData();
   await state.load();
   return state;
 }
