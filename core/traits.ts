@@ -36,7 +36,8 @@ export interface DriverTraits {
   readonly createOptions?: OptionTable;
   /**
    * Whether a new image reads as zeroes without anything being written to it.
-   * Default: true.
+   * Default: true. Of a protocol, that is known only if it says so: what is made
+   * may have been there before.
    */
   readonly createsZeroes?: boolean;
   /** The options of its nodes' `amend`; absent if they cannot amend. */

@@ -11,7 +11,7 @@ import { protocolStack } from "../core/sources.ts";
 import { HOST_CDROM, HOST_DEVICE } from "./file/driver.ts";
 import { httpFacts } from "./http/options.ts";
 import { NBD_SCHEMES, parseNbdFilename } from "./nbd/names.ts";
-import { RBD_FACTS } from "./rbd/options.ts";
+import { parseRbdFilename } from "./rbd/names.ts";
 import { S3_FACTS } from "./s3/names.ts";
 
 /** What is known of a driver before it is loaded. */
@@ -149,7 +149,7 @@ export const rareDrivers: readonly BlockDriver[] = [
     async () => (await import("./raw.ts")).rawDriver,
   ),
   lazily(
-    RBD_FACTS,
+    { name: "rbd", role: "protocol", parseFilename: parseRbdFilename },
     async () => (await import("./rbd/driver.ts")).rbdDriver,
   ),
   lazily(

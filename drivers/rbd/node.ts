@@ -145,7 +145,9 @@ export class RbdNode implements BlockNode {
     if (flat.length > 0) {
       await this.#reach(offset + flat.length);
       const bytes = isOwn(flat) ? flat : new Uint8Array(flat);
-      await this.#transfer("rbd_write", offset, bytes);
+      const written = await this.#transfer("rbd_write", offset, bytes);
+      // Another client has made it smaller.
+      if (written < bytes.length) throw new BlockError("ENOSPC");
     }
     if (flags?.fua) await this.flush();
   };

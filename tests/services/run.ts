@@ -41,8 +41,15 @@ function isFile(path: string): boolean {
   }
 }
 
+/** Start it; on a busy machine, not every try succeeds in time. */
 async function start(folder: string): Promise<Settings> {
-  const output = await ceph("start", folder);
+  let output: string;
+  try {
+    output = await ceph("start", folder);
+  } catch {
+    await ceph("stop", folder);
+    output = await ceph("start", folder);
+  }
   const settings = output.matchAll(/^([A-Z0-9_]+)=(.*)$/gm);
   return Object.fromEntries([...settings].map(([, name, value]) => [
     name,

@@ -108,3 +108,22 @@ Deno.test("options of rbd images are nobody else's", async () => {
   assertEquals(code, 1);
   assertEquals(stderr.includes("Invalid parameter 'object_size'"), true);
 });
+
+Deno.test("the help of a format has the options of rbd images", async () => {
+  const help = async (...args: string[]) =>
+    (await run([...BDRV, "create", "-o", "help", "-f", ...args])).stdout
+      .split("\n").map((line) => line.trim().split("=")[0]);
+  const raw = await help("raw", "rbd:p/i");
+  assertEquals(raw, [
+    "Supported options:",
+    "clone_from",
+    "cluster_size",
+    "object_size",
+    "preallocation",
+    "size",
+    "",
+  ]);
+  const qcow2 = await help("qcow2", "rbd:p/i");
+  assertEquals(qcow2.filter((name) => name === "cluster_size").length, 1);
+  assertEquals((await help("raw")).includes("object_size"), false);
+});
