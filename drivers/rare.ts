@@ -6,13 +6,12 @@
  */
 import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
+import { canonicalUrl } from "../core/names.ts";
 import type { OptionValues } from "../core/options.ts";
 import { protocolStack } from "../core/sources.ts";
 import { HOST_CDROM, HOST_DEVICE } from "./file/driver.ts";
-import { httpFacts } from "./http/options.ts";
 import { NBD_SCHEMES, parseNbdFilename } from "./nbd/names.ts";
 import { parseRbdFilename } from "./rbd/names.ts";
-import { S3_FACTS } from "./s3/names.ts";
 
 /** What is known of a driver before it is loaded. */
 type Facts = Omit<BlockDriver, "open" | "load">;
@@ -83,11 +82,11 @@ export const rareDrivers: readonly BlockDriver[] = [
     async () => (await import("./file/devices.ts")).hostDeviceDriver,
   ),
   lazily(
-    httpFacts("http"),
+    webFacts("http"),
     async () => (await import("./http/driver.ts")).httpDriver,
   ),
   lazily(
-    httpFacts("https"),
+    webFacts("https"),
     async () => (await import("./http/driver.ts")).httpsDriver,
   ),
   lazily(
@@ -153,7 +152,15 @@ export const rareDrivers: readonly BlockDriver[] = [
     async () => (await import("./rbd/driver.ts")).rbdDriver,
   ),
   lazily(
-    S3_FACTS,
+    {
+      name: "s3",
+      role: "protocol",
+      schemes: ["s3"],
+      parseFilename: (url) => ({ url }),
+      // Keys are taken as they are.
+      canonicalName: (name) => name,
+      ownFolder: folderOf,
+    },
     async () => (await import("./s3/driver.ts")).s3Driver,
   ),
   lazily(
@@ -177,6 +184,23 @@ export const rareDrivers: readonly BlockDriver[] = [
     async () => (await import("./vmdk/driver.ts")).vmdkDriver,
   ),
 ];
+
+/** What has to be known of a driver for objects on web servers. */
+function webFacts(scheme: string): Facts {
+  return {
+    name: scheme,
+    role: "protocol",
+    schemes: [scheme],
+    isReadOnly: true,
+    parseFilename: (url) => ({ url }),
+    canonicalName: canonicalUrl,
+    ownFolder: (url) => folderOf(canonicalUrl(url)),
+  };
+}
+
+function folderOf(name: string): string {
+  return name.replace(/[^/]*$/, "");
+}
 
 /**
  * The options of `blkdebug:CONFIG:FILENAME`. CONFIG may be empty; a name
