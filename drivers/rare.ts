@@ -27,6 +27,10 @@ function lazily(facts: Facts, load: () => Promise<BlockDriver>): BlockDriver {
 /** The drivers, to be registered. */
 export const rareDrivers: readonly BlockDriver[] = [
   lazily(
+    { name: "asif", role: "format" },
+    async () => (await import("./asif.ts")).asifDriver,
+  ),
+  lazily(
     {
       name: "blkdebug",
       role: "filter",
@@ -36,12 +40,24 @@ export const rareDrivers: readonly BlockDriver[] = [
     async () => (await import("./blkdebug/driver.ts")).blkdebugDriver,
   ),
   lazily(
+    { name: "bochs", role: "format" },
+    async () => (await import("./bochs.ts")).bochsDriver,
+  ),
+  lazily(
+    { name: "cloop", role: "format" },
+    async () => (await import("./cloop.ts")).cloopDriver,
+  ),
+  lazily(
     { name: "compress", role: "filter" },
     async () => (await import("./compress.ts")).compressDriver,
   ),
   lazily(
     { name: "copy-on-read", role: "filter" },
     async () => (await import("./copy_on_read.ts")).copyOnReadDriver,
+  ),
+  lazily(
+    { name: "dmg", role: "format" },
+    async () => (await import("./dmg/driver.ts")).dmgDriver,
   ),
   lazily(
     HOST_CDROM,

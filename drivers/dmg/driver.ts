@@ -1,0 +1,135 @@
+/**
+ * The format driver `dmg`: Apple's disk images (UDIF), for reading.
+ *
+ * @module
+ */
+import type { IoVector } from "../../core/bytes.ts";
+import type { BlockDriver, OpenContext } from "../../core/driver.ts";
+import type { BlockNode, ReadFlags } from "../../core/node.ts";
+import { parseOptions } from "../../core/options.ts";
+import {
+  ChunkReader,
+  type ChunkRun,
+  damaged,
+  ReadOnlyMap,
+  ReadOnlyNode,
+  refuseWriting,
+} from "../../core/read_only.ts";
+import { decompressZlib } from "../../core/zlib_streams.ts";
+import { type DmgChunk, isEmpty, KIND, readChunks } from "./chunks.ts";
+import {
+  decodeAdc,
+  decodeBzip2,
+  decodeLzfse,
+  type Decoder,
+  decodeXz,
+} from "./codecs.ts";
+import { readTrailer, refusal, TableFault } from "./trailer.ts";
+
+/** Apple's disk images. */
+export const dmgDriver: BlockDriver = {
+  name: "dmg",
+  role: "format",
+  openOptions: {},
+
+  async open(options, context) {
+    parseOptions({}, options, ["file"]);
+    refuseWriting(context);
+    const file = await context.openChild("file");
+    const { size, chunks } = await readTables(file, context);
+    const map = new DmgMap(file, chunks);
+    return new ReadOnlyNode(dmgDriver, context.filename, { file, size, map });
+  },
+};
+
+async function readTables(
+  file: BlockNode,
+  { filename, report }: OpenContext,
+): Promise<{ size: number; chunks: DmgChunk[] }> {
+  try {
+    const trailer = await readTrailer(file);
+    return { size: trailer.size, chunks: await readChunks(file, trailer) };
+  } catch (error) {
+    if (!(error instanceof TableFault)) throw error;
+    if (error.line) report(error.line, true);
+    throw refusal(filename, error.message);
+  }
+}
+
+const DECODERS: { readonly [kind: number]: Decoder } = {
+  [KIND.ADC]: decodeAdc,
+  [KIND.BZIP2]: decodeBzip2,
+  [KIND.LZFSE]: decodeLzfse,
+  [KIND.LZMA]: decodeXz,
+};
+
+class DmgMap extends ReadOnlyMap<ChunkRun<DmgChunk>> {
+  /** In the order of the disk. */
+  readonly #chunks: readonly DmgChunk[];
+  readonly #reader = new ChunkReader<DmgChunk>(decode);
+
+  constructor(file: BlockNode, chunks: readonly DmgChunk[]) {
+    super(file);
+    this.#chunks = chunks;
+  }
+
+  lookup(offset: number, length: number): ChunkRun<DmgChunk> | undefined {
+    const chunk = this.#chunkAt(offset);
+    if (!chunk) return undefined;
+    const { kind, start, size, place, stored } = chunk;
+    const run = { length: Math.min(length, start + size - offset) };
+    if (isEmpty(kind)) return { ...run, kind: "zero" };
+    if (kind !== KIND.RAW) return { ...run, kind: "special", chunk };
+    if (stored < size || place + size > this.file.size) return undefined;
+    const childOffset = place + offset - start;
+    return { ...run, kind: "data", child: this.file, childOffset };
+  }
+
+  // deno-lint-ignore require-await -- the interface is asynchronous
+  async find(offset: number, length: number): Promise<ChunkRun<DmgChunk>> {
+    const run = this.lookup(offset, length);
+    if (run) return run;
+    throw damaged(
+      this.#chunkAt(offset)
+        ? `the chunk at ${offset} is cut off`
+        : `no chunk holds what is at ${offset}`,
+    );
+  }
+
+  readSpecial(
+    { chunk }: ChunkRun<DmgChunk>,
+    offset: number,
+    iov: IoVector,
+    flags?: ReadFlags,
+  ): Promise<void> {
+    return this.#reader.read(this.file, chunk!, offset, iov, flags);
+  }
+
+  /** The chunk that a byte of the disk is in. */
+  #chunkAt(offset: number): DmgChunk | undefined {
+    let [low, high] = [0, this.#chunks.length];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (this.#chunks[middle].start <= offset) low = middle + 1;
+      else high = middle;
+    }
+    const chunk = this.#chunks[low - 1];
+    return chunk && offset < chunk.start + chunk.size ? chunk : undefined;
+  }
+}
+
+async function decode(
+  { kind, start }: DmgChunk,
+  stored: Uint8Array,
+  target: Uint8Array,
+): Promise<void> {
+  const isDone = kind === KIND.ZLIB
+    ? await decompressZlib(stored, target)
+    : DECODERS[kind]?.(stored, target);
+  if (isDone) return;
+  throw damaged(
+    isDone === undefined
+      ? `the chunk at ${start} has the unknown type ${kind.toString(16)}`
+      : `the chunk at ${start} cannot be decompressed`,
+  );
+}
