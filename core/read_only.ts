@@ -203,9 +203,9 @@ export class ChunkReader<C extends Chunk> {
     target: Uint8Array,
     flags?: ReadFlags,
   ): Promise<void> {
-    const { place, stored, size } = chunk;
+    const { start, place, stored, size } = chunk;
     if (place + stored > file.size) {
-      throw damaged(`what is stored at ${place} goes past the end of the file`);
+      throw damaged(`What is at ${start} goes past the end of the file`);
     }
     using _ = Math.max(stored, size) > LARGE
       ? await this.#large.lock()
@@ -216,10 +216,9 @@ export class ChunkReader<C extends Chunk> {
   }
 }
 
-/** A part of an image that cannot be what was written; EIO, as in QEMU. */
+/** The error for a part of an image that cannot be what was written. */
 export function damaged(what: string): BlockError {
-  const detail = `: ${what}`;
-  return new BlockError("EIO", `Input/output error${detail}`, { detail });
+  return new BlockError("EIO", what);
 }
 
 /**

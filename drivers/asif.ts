@@ -219,7 +219,7 @@ class AsifMap extends ReadOnlyMap {
     const states = this.#entryAt(group + groupChunks * ENTRY_SIZE);
     if (states instanceof Missing) return states;
     if (states.place === 0) {
-      throw damaged(`nothing says which sectors there are at ${offset}`);
+      throw damaged(`Nothing says which sectors there are at ${offset}`);
     }
     return this.#partOf(states.place, inGroup, from, most, place);
   }
@@ -262,7 +262,7 @@ class AsifMap extends ReadOnlyMap {
 
   #data(childOffset: number, length: number): Run {
     if (childOffset + length > this.file.size) {
-      throw damaged(`a chunk goes past the end of the file at ${childOffset}`);
+      throw damaged(`A chunk goes past the end of the file at ${childOffset}`);
     }
     return { kind: "data", length, child: this.file, childOffset };
   }
@@ -277,7 +277,7 @@ class AsifMap extends ReadOnlyMap {
   #entryAt(at: number): Entry | Missing {
     const { chunkSize } = this.#header;
     if (at + ENTRY_SIZE > this.file.size) {
-      throw damaged("a table goes past the end of the file");
+      throw damaged("A table goes past the end of the file");
     }
     const index = at / ENTRY_SIZE;
     const page = this.#tables.page(index);

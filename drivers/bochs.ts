@@ -174,7 +174,7 @@ class BochsMap extends ReadOnlyMap {
     const extent = Math.floor(offset / this.#header.extentSize);
     if (!this.#bitmaps.has(extent)) await this.#load(extent);
     const run = this.lookup(offset, length);
-    if (!run) throw damaged(`extent ${extent} goes past the end of the file`);
+    if (!run) throw damaged(`Extent ${extent} goes past the end of the file`);
     return run;
   }
 
@@ -192,7 +192,7 @@ class BochsMap extends ReadOnlyMap {
     const { extentSize } = this.#header;
     const bitmap = allocate(divideUp(extentSize / SECTOR_SIZE, 8));
     if (place + bitmap.length > this.file.size) {
-      throw damaged(`extent ${extent} goes past the end of the file`);
+      throw damaged(`Extent ${extent} goes past the end of the file`);
     }
     await this.file.readv(place, [bitmap]);
     if (this.#bitmaps.size >= MAX_BITMAPS) {

@@ -91,9 +91,6 @@ async function readHeader(file: BlockNode): Promise<Header> {
       "image requires too many offsets, try increasing block size",
     );
   }
-  if (HEADER_SIZE + (blocks + 1) * ENTRY_SIZE > file.size) {
-    throw invalid("The table of offsets goes past the end of the file");
-  }
   return { blockSize, blocks };
 }
 
@@ -105,13 +102,14 @@ async function checkOffsets(
   file: BlockNode,
   { blocks }: Header,
 ): Promise<void> {
-  const length = (blocks + 1) * ENTRY_SIZE;
+  // Past the end of the file there are but zeroes, of which some are enough.
+  const length = Math.min((blocks + 1) * ENTRY_SIZE, file.size + PART);
   let last = 0;
   for (let at = 0; at < length; at += PART) {
     const bytes = allocate(Math.min(PART, length - at));
-    await file.readv(HEADER_SIZE + at, [bytes]);
+    await readPadded(file, HEADER_SIZE + at, [bytes]);
     const view = viewOf(bytes);
-    for (let i = 0; i < bytes.length; i += ENTRY_SIZE) {
+    for (let i = 0; i + ENTRY_SIZE <= bytes.length; i += ENTRY_SIZE) {
       // The loss of precision is harmless: no file is as large.
       const offset = view.getUint32(i) * 2 ** 32 + view.getUint32(i + 4);
       const index = (at + i) / ENTRY_SIZE;
@@ -141,7 +139,7 @@ class CloopMap extends ReadOnlyMap<ChunkRun<Chunk>> {
   readonly #reader = new ChunkReader<Chunk>(
     async ({ start }, stored, target) => {
       if (await decompressZlib(stored, target)) return;
-      throw damaged(`the block at ${start} is no stream of zlib`);
+      throw damaged(`The block at ${start} is no stream of zlib`);
     },
   );
 

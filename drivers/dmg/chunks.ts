@@ -106,14 +106,21 @@ function* listedData(list: Uint8Array): Generator<Uint8Array> {
     at += open.length;
     const end = text.indexOf(close, at);
     if (end < 0) throw new TableFault("its property list is cut off");
-    const data = text.slice(at, end);
+    yield decodeBase64(text.slice(at, end));
     at = end;
-    try {
-      yield Uint8Array.from(atob(data), (char) => char.charCodeAt(0));
-    } catch {
-      throw new TableFault("its property list is damaged");
-    }
   }
+}
+
+function decodeBase64(data: string): Uint8Array {
+  let text;
+  try {
+    text = atob(data);
+  } catch {
+    throw new TableFault("its property list is damaged");
+  }
+  const bytes = new Uint8Array(text.length);
+  for (let i = 0; i < bytes.length; i++) bytes[i] = text.charCodeAt(i);
+  return bytes;
 }
 
 /** The chunks of a table; none if it is something else. */

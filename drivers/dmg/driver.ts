@@ -37,6 +37,7 @@ export const dmgDriver: BlockDriver = {
     refuseWriting(context);
     const file = await context.openChild("file");
     const { size, chunks } = await readTables(file, context);
+    warnOf(chunks, context);
     const map = new DmgMap(file, chunks);
     return new ReadOnlyNode(dmgDriver, context.filename, { file, size, map });
   },
@@ -55,6 +56,23 @@ async function readTables(
     throw refusal(filename, error.message);
   }
 }
+
+/** Warn of what cannot be read, in QEMU's words where it has some. */
+function warnOf(chunks: readonly DmgChunk[], { warn }: OpenContext): void {
+  const kinds = new Set(chunks.map(({ kind }) => kind));
+  const result = "accessing them will result in I/O errors";
+  for (const kind of kinds) {
+    if (kind === KIND.LZFSE) {
+      warn(`Image contains chunks compressed with LZFSE, ${result}`);
+    } else if (!READABLE.has(kind)) {
+      const type = kind.toString(16);
+      return warn(`Image contains chunks of unknown type ${type}, ${result}`);
+    }
+  }
+}
+
+/** What can be read, given the libraries. */
+const READABLE: ReadonlySet<number> = new Set(Object.values(KIND));
 
 const DECODERS: { readonly [kind: number]: Decoder } = {
   [KIND.ADC]: decodeAdc,
@@ -91,8 +109,8 @@ class DmgMap extends ReadOnlyMap<ChunkRun<DmgChunk>> {
     if (run) return run;
     throw damaged(
       this.#chunkAt(offset)
-        ? `the chunk at ${offset} is cut off`
-        : `no chunk holds what is at ${offset}`,
+        ? `The chunk at ${offset} is cut off`
+        : `No chunk holds what is at ${offset}`,
     );
   }
 
@@ -129,7 +147,7 @@ async function decode(
   if (isDone) return;
   throw damaged(
     isDone === undefined
-      ? `the chunk at ${start} has the unknown type ${kind.toString(16)}`
-      : `the chunk at ${start} cannot be decompressed`,
+      ? `The chunk at ${start} has the unknown type ${kind.toString(16)}`
+      : `The chunk at ${start} cannot be decompressed`,
   );
 }

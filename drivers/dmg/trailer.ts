@@ -96,7 +96,10 @@ export async function readTrailer(file: BlockNode): Promise<Trailer> {
       "ENOTSUP",
       `This is one of ${segments} files that an image was split into, ` +
         "which cannot be read",
-      { hint: "On a Mac, join them: hdiutil convert" },
+      {
+        hint: "On a Mac, join them: " +
+          "hdiutil convert first.dmg -format UDZO -o new.dmg",
+      },
     );
   }
   return readFields(view, start + at);
