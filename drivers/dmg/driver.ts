@@ -91,48 +91,52 @@ class DmgMap extends ReadOnlyMap<ChunkRun<DmgChunk>> {
     this.#chunks = chunks;
   }
 
-  lookup(offset: number, length: number): ChunkRun<DmgChunk> | undefined {
-    const chunk = this.#chunkAt(offset);
-    if (!chunk) return undefined;
+  /** What cannot be read is special as well: `readSpecial` says why. */
+  lookup(offset: number, length: number): ChunkRun<DmgChunk> {
+    const after = this.#firstAfter(offset);
+    const chunk = this.#chunks[after - 1];
+    const end = chunk ? chunk.start + chunk.size : 0;
+    if (offset >= end) {
+      const next = this.#chunks[after]?.start ?? Infinity;
+      return { kind: "special", length: Math.min(length, next - offset) };
+    }
     const { kind, start, size, place, stored } = chunk;
-    const run = { length: Math.min(length, start + size - offset) };
+    const run = { length: Math.min(length, end - offset) };
     if (isEmpty(kind)) return { ...run, kind: "zero" };
-    if (kind !== KIND.RAW) return { ...run, kind: "special", chunk };
-    if (stored < size || place + size > this.file.size) return undefined;
+    const isWhole = stored >= size && place + size <= this.file.size;
+    if (kind !== KIND.RAW || !isWhole) {
+      return { ...run, kind: "special", chunk };
+    }
     const childOffset = place + offset - start;
     return { ...run, kind: "data", child: this.file, childOffset };
   }
 
-  // deno-lint-ignore require-await -- the interface is asynchronous
-  async find(offset: number, length: number): Promise<ChunkRun<DmgChunk>> {
-    const run = this.lookup(offset, length);
-    if (run) return run;
-    throw damaged(
-      this.#chunkAt(offset)
-        ? `The chunk at ${offset} is cut off`
-        : `No chunk holds what is at ${offset}`,
-    );
+  find(offset: number, length: number): Promise<ChunkRun<DmgChunk>> {
+    return Promise.resolve(this.lookup(offset, length));
   }
 
-  readSpecial(
+  async readSpecial(
     { chunk }: ChunkRun<DmgChunk>,
     offset: number,
     iov: IoVector,
     flags?: ReadFlags,
   ): Promise<void> {
-    return this.#reader.read(this.file, chunk!, offset, iov, flags);
+    if (!chunk) throw damaged(`No chunk holds what is at ${offset}`);
+    if (chunk.kind === KIND.RAW) {
+      throw damaged(`The chunk at ${chunk.start} is cut off`);
+    }
+    await this.#reader.read(this.file, chunk, offset, iov, flags);
   }
 
-  /** The chunk that a byte of the disk is in. */
-  #chunkAt(offset: number): DmgChunk | undefined {
+  /** The index of the first chunk that begins after a byte of the disk. */
+  #firstAfter(offset: number): number {
     let [low, high] = [0, this.#chunks.length];
     while (low < high) {
       const middle = (low + high) >> 1;
       if (this.#chunks[middle].start <= offset) low = middle + 1;
       else high = middle;
     }
-    const chunk = this.#chunks[low - 1];
-    return chunk && offset < chunk.start + chunk.size ? chunk : undefined;
+    return low;
   }
 }
 
