@@ -59,9 +59,15 @@ function damageTables(bytes: Uint8Array, random: Random): string {
     putValue(bytes, where, value, 8);
     return `table at ${table}, ${where - table} = ${value}`;
   }
-  const data = random.pick(positionsOf(bytes, "<data>")) + 6;
+  const starts = positionsOf(bytes, "<data>");
+  if (starts.length === 0) return "no table is left";
+  const data = random.pick(starts) + 6;
   const end = data + bytes.subarray(data).indexOf("<".charCodeAt(0));
   const text = String.fromCharCode(...bytes.subarray(data, end));
+  // An earlier change may have broken it.
+  if (!/^[\s\w+/]*=*\s*$/.test(text) || text.replace(/\s/g, "").length % 4) {
+    return "the table is none any more";
+  }
   const table = Uint8Array.from(atob(text), (char) => char.charCodeAt(0));
   const entries = Math.max(1, Math.floor((table.length - 204) / 40));
   const at = random.pick([8, 24, 204, 204, 204, 204]);
