@@ -80,6 +80,8 @@ const MAGICS: readonly Magic[] = [
     title: "Apple's sparse image",
     matches: (head) => has(head, 0, "shdw"),
   },
+  // Encrypted: what is recognised by its end is encrypted with the rest.
+  { name: "dmg", matches: (head) => has(head, 0, "encrcdsa") },
 ];
 
 /** Recognised by its end. */

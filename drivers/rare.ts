@@ -57,6 +57,10 @@ function absentDriver(name: string): BlockDriver {
 export const rareDrivers: readonly BlockDriver[] = [
   ...Object.keys(ABSENT).map(absentDriver),
   lazily(
+    { name: "asif", role: "format" },
+    async () => (await import("./asif.ts")).asifDriver,
+  ),
+  lazily(
     {
       name: "blkdebug",
       role: "filter",
@@ -66,12 +70,24 @@ export const rareDrivers: readonly BlockDriver[] = [
     async () => (await import("./blkdebug/driver.ts")).blkdebugDriver,
   ),
   lazily(
+    { name: "bochs", role: "format" },
+    async () => (await import("./bochs.ts")).bochsDriver,
+  ),
+  lazily(
+    { name: "cloop", role: "format" },
+    async () => (await import("./cloop.ts")).cloopDriver,
+  ),
+  lazily(
     { name: "compress", role: "filter" },
     async () => (await import("./compress.ts")).compressDriver,
   ),
   lazily(
     { name: "copy-on-read", role: "filter" },
     async () => (await import("./copy_on_read.ts")).copyOnReadDriver,
+  ),
+  lazily(
+    { name: "dmg", role: "format" },
+    async () => (await import("./dmg/driver.ts")).dmgDriver,
   ),
   lazily(
     HOST_CDROM,
