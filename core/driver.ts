@@ -27,11 +27,13 @@ export interface BlockDriver extends DriverTraits {
    * Create an image front to back, for targets that cannot seek.
    *
    * @param options As for `create`; `size` is that of `source`.
+   * @param target Present if the target can seek.
    * @returns its bytes. Each part is valid until the next is asked for.
    */
   stream?(
     options: OptionValues,
     source: StreamSource,
+    target?: StreamTarget,
   ): AsyncIterable<Uint8Array>;
   /**
    * Whether a new image with these options is written front to back, by
@@ -56,6 +58,15 @@ export interface BlockDriver extends DriverTraits {
 export interface MeasureContext {
   /** As {@linkcode OpenContext.secret}. */
   secret(id: string | undefined): Promise<Uint8Array | undefined>;
+}
+
+/** The file of a new image that is written front to back, and can seek. */
+export interface StreamTarget {
+  /**
+   * Replace bytes of the stream, once all of it has been written: what could
+   * not be known when they were due. They belong to the target.
+   */
+  replace(offset: number, bytes: Uint8Array): void;
 }
 
 /** The content of a new image that is written front to back. */

@@ -85,6 +85,10 @@ export const rareDrivers: readonly BlockDriver[] = [
     async () => (await import("./null.ts")).nullCoDriver,
   ),
   lazily(
+    { name: "ova", role: "format", isContainer: true },
+    async () => (await import("./packed/tar.ts")).ovaDriver,
+  ),
+  lazily(
     { name: "preallocate", role: "filter" },
     async () => (await import("./preallocate.ts")).preallocateDriver,
   ),
@@ -96,6 +100,10 @@ export const rareDrivers: readonly BlockDriver[] = [
     // The lowest score: raw is whatever no other format claims.
     { name: "raw", role: "format", probe: () => 1 },
     async () => (await import("./raw.ts")).rawDriver,
+  ),
+  lazily(
+    { name: "tar", role: "format", isContainer: true },
+    async () => (await import("./packed/tar.ts")).tarDriver,
   ),
   lazily(
     { name: "throttle", role: "filter" },

@@ -31,20 +31,27 @@ export async function streamToFile(
   sources: readonly BlockNode[],
   { cache, onUnlocked, ...options }: StreamFileOptions,
 ): Promise<void> {
-  const chunks = imageChunks(format, sources, options);
+  const patches: [offset: number, bytes: Uint8Array][] = [];
+  const chunks = imageChunks(format, sources, options, {
+    replace: (offset, bytes) => patches.push([offset, bytes]),
+  });
   let next = await chunks.next();
   const stack = protocolStack(target);
   await createImage(String(stack.driver), stack, { size: 0 }, { onUnlocked });
   const file = await openProtocol(stack, { resize: true, cache, onUnlocked });
+  const write = async (at: number, bytes: Uint8Array) => {
+    try {
+      await file.writev!(at, [bytes]);
+    } catch (error) {
+      throw located("writing at byte", at, error);
+    }
+  };
   try {
     for (let at = 0; !next.done; next = await chunks.next()) {
-      try {
-        await file.writev!(at, [next.value]);
-      } catch (error) {
-        throw located("writing at byte", at, error);
-      }
+      await write(at, next.value);
       at += next.value.length;
     }
+    for (const [offset, bytes] of patches) await write(offset, bytes);
     await file.flush?.();
   } finally {
     await chunks.return();
