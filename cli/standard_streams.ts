@@ -45,6 +45,19 @@ export async function* readInput(
   }
   const chunks = inputChunks();
   if (format !== undefined) return yield* chunks;
+  const doubts = yield* checkedRaw(chunks, "-", cannotReadPipe);
+  if (doubts) program.warn(doubts);
+}
+
+/**
+ * Pass on a raw disk, and refuse anything that its beginning or its end looks
+ * like; returns a warning about it.
+ */
+export async function* checkedRaw(
+  chunks: AsyncGenerator<Uint8Array, void>,
+  name: string,
+  refuse: (format: string) => Error,
+): AsyncGenerator<Uint8Array, string | undefined> {
   let first = new Uint8Array();
   while (first.length < HEAD_LENGTH) {
     const { value, done } = await chunks.next();
@@ -55,22 +68,26 @@ export async function* readInput(
   head.set(first.subarray(0, HEAD_LENGTH));
   let { length: size } = first;
   let tail = first.slice(-TAIL_LENGTH);
-  checkRaw({ head, tail: new Uint8Array(), size });
+  checkRaw({ head, tail: new Uint8Array(), size }, name, refuse);
   yield first;
   for await (const chunk of chunks) {
     size += chunk.length;
     tail = joined(tail, chunk.subarray(-TAIL_LENGTH)).slice(-TAIL_LENGTH);
     yield chunk;
   }
-  const doubts = doubtsOfRaw(head, checkRaw({ head, tail, size }), "-");
-  if (doubts) program.warn(doubts);
+  const guess = checkRaw({ head, tail, size }, name, refuse);
+  return doubtsOfRaw(head, guess, name);
 }
 
 /** Probe a sample, and refuse anything but raw. */
-function checkRaw(sample: Sample): Guess {
-  const guess = guessFormat(sample, "-");
-  const { name } = onlyFormat(guess, "-");
-  if (name !== "raw") throw cannotReadPipe(name);
+function checkRaw(
+  sample: Sample,
+  name: string,
+  refuse: (format: string) => Error,
+): Guess {
+  const guess = guessFormat(sample, name);
+  const format = onlyFormat(guess, name);
+  if (format.name !== "raw") throw refuse(format.name);
   return guess;
 }
 

@@ -41,6 +41,14 @@ export interface BlockDriver extends DriverTraits {
    */
   isStream?(options: OptionValues): boolean;
   /**
+   * What is packed in a file, from its beginning to its end: for containers
+   * that cannot be entered in the middle, so that `open` refuses them with
+   * ENOTSUP. Each part is valid until the next is asked for.
+   *
+   * @param options As for `open`.
+   */
+  unpack?(options: OptionValues, file: BlockNode): AsyncIterable<Uint8Array>;
+  /**
    * Compute how large the file of a new image would become.
    *
    * @param options As for `create`, with their types; values of enumerations

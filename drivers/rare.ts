@@ -44,6 +44,10 @@ export const rareDrivers: readonly BlockDriver[] = [
     async () => (await import("./copy_on_read.ts")).copyOnReadDriver,
   ),
   lazily(
+    { name: "gzip", role: "format", isContainer: true },
+    async () => (await import("./packed/gzip.ts")).gzipDriver,
+  ),
+  lazily(
     HOST_CDROM,
     async () => (await import("./file/devices.ts")).hostCdromDriver,
   ),
@@ -124,6 +128,18 @@ export const rareDrivers: readonly BlockDriver[] = [
   lazily(
     { name: "vmdk", role: "format" },
     async () => (await import("./vmdk/driver.ts")).vmdkDriver,
+  ),
+  lazily(
+    { name: "xz", role: "format", isContainer: true },
+    async () => (await import("./packed/xz.ts")).xzDriver,
+  ),
+  lazily(
+    { name: "zip", role: "format", isContainer: true },
+    async () => (await import("./packed/zip.ts")).zipDriver,
+  ),
+  lazily(
+    { name: "zstd", role: "format", isContainer: true },
+    async () => (await import("./packed/zstd.ts")).zstdDriver,
   ),
 ];
 

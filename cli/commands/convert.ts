@@ -16,6 +16,7 @@ import type { Command } from "../command.ts";
 import {
   checkBacking,
   checkCreation,
+  checkPacked,
   checkPipes,
   CONVERT_OPTIONS,
   type ConvertWish,
@@ -89,7 +90,19 @@ export const command: Command = {
       return await usingNodes(nodes, async () => {
         for (const source of sources) {
           const facts = { ...wish.image, share: false, cache };
-          nodes.push(await openImageArgument(program, source, facts));
+          try {
+            nodes.push(await openImageArgument(program, source, facts));
+          } catch (error) {
+            if (asBlockError(error).code !== "ENOTSUP") throw error;
+            const { findPacked } = await import("../packed_source.ts");
+            const packed = await findPacked(program, source, wish);
+            if (!packed) throw error;
+            checkPacked(wish, { toOutput, sources });
+            return await usingNodes(
+              [packed.file],
+              () => conversion.fromStream(packed.content()),
+            );
+          }
         }
         await selectSnapshot(wish, nodes);
         if (!toOutput) return await conversion.fromNodes(nodes);
@@ -278,8 +291,14 @@ class Conversion {
 
   /** Convert standard input. */
   async fromPipe(): Promise<number> {
-    const { convertStream } = await import("../../core/jobs/convert_stream.ts");
     const { readInput } = await import("../standard_streams.ts");
+    const { format } = this.#wish.image;
+    return await this.fromStream(readInput(this.#program, format));
+  }
+
+  /** Convert the bytes of a raw disk. */
+  async fromStream(input: AsyncGenerator<Uint8Array, void>): Promise<number> {
+    const { convertStream } = await import("../../core/jobs/convert_stream.ts");
     const wish = this.#wish;
     const created = wish.skipCreate ? undefined : await this.#createValues(0);
     checkBacking(wish, created?.backing_file !== undefined, 1);
@@ -287,7 +306,14 @@ class Conversion {
     if ((created?.preallocation ?? "off") !== "off") {
       throw new CommandError("Preallocation needs a size that is known before");
     }
-    const input = readInput(this.#program, wish.image.format);
+    const { isStream } = await loadFormat(wish.targetFormat);
+    if (created && isStream?.(created)) {
+      throw new CommandError(
+        `A stream cannot be converted to ${wish.targetFormat}, whose ` +
+          "beginning depends on its end",
+        { hint: "Convert it to raw first, and that to the format." },
+      );
+    }
     // Check the input before the target is touched.
     const first = await input.next();
     await this.#withTarget(created, async (node, facts) => {

@@ -23,6 +23,7 @@ import type { OptionTable, OptionValues } from "../../core/options.ts";
 import { loadFormat } from "../../core/registry.ts";
 import { nameText } from "../../core/values.ts";
 import { descriptorOf, type Plan } from "./ovf_text.ts";
+import { viewOf } from "./reading.ts";
 import { BLOCK } from "./tar_members.ts";
 
 /** The options of a new appliance. */
@@ -199,10 +200,10 @@ function tarHeader(name: string, size: number): Uint8Array {
     put(124, octal(size, 11));
     put(257, "ustar\x0000");
   } else {
-    const view = new DataView(header.buffer, 124, 12);
-    view.setUint8(0, 0x80);
-    view.setUint32(4, Math.floor(size / 2 ** 32));
-    view.setUint32(8, size % 2 ** 32);
+    const view = viewOf(header);
+    view.setUint8(124, 0x80);
+    view.setUint32(128, Math.floor(size / 2 ** 32));
+    view.setUint32(132, size % 2 ** 32);
     put(257, "ustar  ");
   }
   put(136, octal(Math.floor(Date.now() / 1000), 11));

@@ -14,12 +14,8 @@ import {
 import { shortened } from "../../core/values.ts";
 import { OVA_CREATE_OPTIONS, streamAppliance } from "./ova.ts";
 import { checkOwnDisk, MAX_OVF, type OvfDisk, parseOvf } from "./ovf.ts";
-import {
-  bytesAt,
-  checkWhole,
-  type TarMember,
-  tarMembers,
-} from "./tar_members.ts";
+import { bytesAt } from "./reading.ts";
+import { checkWhole, type TarMember, tarMembers } from "./tar_members.ts";
 import {
   checkReadOnly,
   chooseMember,

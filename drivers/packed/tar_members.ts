@@ -6,10 +6,11 @@
  *
  * @module
  */
-import { allocate, isExactSize, roundUp } from "../../core/bytes.ts";
+import { roundUp } from "../../core/bytes.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { shortened } from "../../core/values.ts";
+import { bytesAt } from "./reading.ts";
 import type { Window } from "./window.ts";
 
 /** Bytes of a header; members are padded to multiples of them. */
@@ -165,7 +166,7 @@ function parseNumber(bytes: Uint8Array, at: number, what: string): number {
     if (!/^[0-7]*$/.test(digits)) throw refuse();
     value = digits === "" ? 0 : parseInt(digits, 8);
   }
-  if (!isExactSize(value)) throw refuse();
+  if (!Number.isSafeInteger(value)) throw refuse();
   return value;
 }
 
@@ -191,7 +192,7 @@ function parsePax(bytes: Uint8Array, at: number): Extra {
     else if (key === "size") {
       if (!/^\d{1,16}$/.test(value)) throw refuse();
       extra.size = Number(value);
-      if (!isExactSize(extra.size)) throw refuse();
+      if (!Number.isSafeInteger(extra.size)) throw refuse();
     }
     if (key.startsWith("GNU.sparse.")) extra.isSparse = true;
     done += length;
@@ -216,17 +217,6 @@ async function afterSparseMap(
 function textOf(bytes: Uint8Array): string {
   const end = bytes.indexOf(0);
   return new TextDecoder().decode(end < 0 ? bytes : bytes.subarray(0, end));
-}
-
-/** Bytes of a file, within its size. */
-export async function bytesAt(
-  file: BlockNode,
-  at: number,
-  length: number,
-): Promise<Uint8Array> {
-  const bytes = allocate(length);
-  await file.readv(at, [bytes]);
-  return bytes;
 }
 
 /**
