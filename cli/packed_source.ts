@@ -53,7 +53,7 @@ export async function findPacked(
       const doubts = yield* checkedRaw(
         chunks,
         text,
-        (format) => notRaw(text, format),
+        (format, wrapping) => notRaw(text, format, wrapping),
       );
       if (doubts) program.warn(doubts);
     },
@@ -127,10 +127,19 @@ async function* inside(
   }
 }
 
-function notRaw(name: string, format: string): Error {
+/** The error for what is in it, unless that is a raw disk. */
+function notRaw(
+  name: string,
+  format: string,
+  wrapping: string | undefined,
+): Error | undefined {
+  if (format === "raw" && !wrapping) return undefined;
+  const what = wrapping ?? `an image of format '${format}'`;
   return new CommandError(
-    `Cannot read an image of format '${format}' while '${name}' is unpacked, ` +
-      "only raw data",
+    `In '${name}' there is ${
+      what.replace(/^(?=compressed)/, "a file ")
+    }; only ` +
+      "a raw disk can be copied while it is unpacked",
     { hint: "Unpack it first." },
   );
 }

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { HEAD_LENGTH, TAIL_LENGTH } from "../core/formats.ts";
+import { HEAD_LENGTH, TAIL_LENGTH, wrappingOf } from "../core/formats.ts";
 import {
   doubtsOfRaw,
   type Guess,
@@ -45,18 +45,28 @@ export async function* readInput(
   }
   const chunks = inputChunks();
   if (format !== undefined) return yield* chunks;
-  const doubts = yield* checkedRaw(chunks, "-", cannotReadPipe);
+  const doubts = yield* checkedRaw(
+    chunks,
+    "-",
+    (format) => format === "raw" ? undefined : cannotReadPipe(format),
+  );
   if (doubts) program.warn(doubts);
 }
 
 /**
- * Pass on a raw disk, and refuse anything that its beginning or its end looks
- * like; returns a warning about it.
+ * The error for a disk that looks like the format, or like something else to be
+ * unpacked, if that is one.
+ */
+export type Refusal = (format: string, wrapping?: string) => Error | undefined;
+
+/**
+ * Pass on a disk, unless its beginning or its end looks like what is refused;
+ * returns a warning about it.
  */
 export async function* checkedRaw(
   chunks: AsyncGenerator<Uint8Array, void>,
   name: string,
-  refuse: (format: string) => Error,
+  refuse: Refusal,
 ): AsyncGenerator<Uint8Array, string | undefined> {
   let first = new Uint8Array();
   while (first.length < HEAD_LENGTH) {
@@ -83,11 +93,12 @@ export async function* checkedRaw(
 function checkRaw(
   sample: Sample,
   name: string,
-  refuse: (format: string) => Error,
+  refuse: Refusal,
 ): Guess {
   const guess = guessFormat(sample, name);
   const format = onlyFormat(guess, name);
-  if (format.name !== "raw") throw refuse(format.name);
+  const error = refuse(format.name, wrappingOf(sample.head)?.what);
+  if (error) throw error;
   return guess;
 }
 

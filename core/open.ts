@@ -274,9 +274,7 @@ async function openProbed(
     const format = onlyFormat(guess, filename);
     const isRaw = format.name === "raw";
     packed = isRaw ? unpacking(head, fileSource, opening, place) : undefined;
-    if (packed) {
-      opening.unpacked = (opening.unpacked ?? 0) + 1;
-    } else if (isRaw) {
+    if (isRaw && !packed) {
       const doubts = doubtsOfRaw(head, guess, filename);
       if (doubts) opening.options.warn?.(doubts);
     }
@@ -293,8 +291,14 @@ async function openProbed(
   } finally {
     await detach(held).catch(() => {});
   }
-  // From its description, with which it can be reopened.
-  return await openProbed(options, packed, opening, above);
+  // From its description, with which it can be reopened. A guest may have
+  // written it onto a disk that was raw until then, so it names no other files.
+  const inside = {
+    ...opening,
+    options: { ...opening.options, gate: "deny" as const },
+    unpacked: (opening.unpacked ?? 0) + 1,
+  };
+  return await openProbed(options, packed, inside, above);
 }
 
 /** A compressed archive is two of them; more may be one that holds itself. */
