@@ -134,7 +134,9 @@ function planAppliance(options: OptionValues, capacity: number): Plan {
   // deno-lint-ignore no-control-regex -- they are what is refused
   if (bytes < 1 || bytes > MAX_NAME || /[/\\\0-\x1f\x7f]/.test(`${name}`)) {
     throw invalid(
-      `An appliance cannot be called ${nameText(`${name}`)}: its name has 1 ` +
+      `An appliance cannot be called '${
+        nameText(`${name}`)
+      }': its name has 1 ` +
         `to ${MAX_NAME} bytes, without slashes and control characters`,
     );
   }
