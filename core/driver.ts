@@ -27,17 +27,27 @@ export interface BlockDriver extends DriverTraits {
    * Create an image front to back, for targets that cannot seek.
    *
    * @param options As for `create`; `size` is that of `source`.
+   * @param target Present if the target can seek.
    * @returns its bytes. Each part is valid until the next is asked for.
    */
   stream?(
     options: OptionValues,
     source: StreamSource,
+    target?: StreamTarget,
   ): AsyncIterable<Uint8Array>;
   /**
    * Whether a new image with these options is written front to back, by
    * {@linkcode stream}, even where one can seek. Default: it is not.
    */
   isStream?(options: OptionValues): boolean;
+  /**
+   * What is packed in a file, from its beginning to its end: for containers
+   * that cannot be entered in the middle, so that `open` refuses them with
+   * ENOTSUP. Each part is valid until the next is asked for.
+   *
+   * @param options As for `open`.
+   */
+  unpack?(options: OptionValues, file: BlockNode): AsyncIterable<Uint8Array>;
   /**
    * Make or replace a file by all its bytes, front to back: as a whole or not at
    * all. For protocols whose files cannot be changed afterwards.
@@ -80,6 +90,15 @@ export interface StoreContext {
 export interface MeasureContext {
   /** As {@linkcode OpenContext.secret}. */
   secret(id: string | undefined): Promise<Uint8Array | undefined>;
+}
+
+/** The file of a new image that is written front to back, and can seek. */
+export interface StreamTarget {
+  /**
+   * Replace bytes of the stream, once all of it has been written: what could
+   * not be known when they were due. They belong to the target.
+   */
+  replace(offset: number, bytes: Uint8Array): void;
 }
 
 /** The content of a new image that is written front to back. */

@@ -36,6 +36,12 @@ export interface OpenOptions {
   /** Refuse to write. Default: false. */
   readOnly?: boolean;
   /**
+   * Whether to look into an archive or a compressed file in which the image may
+   * be, if there is a driver that can. Default: false; it is then taken for
+   * raw, with a warning, as QEMU does.
+   */
+  unpack?: boolean;
+  /**
    * Why it is opened. Default: `io`. With `info`, an image whose format has no
    * driver can be opened as well; its size is then unknown.
    */
@@ -112,6 +118,7 @@ export interface OpenOptions {
 const KINDS: { readonly [name in keyof OpenOptions]: OptionKind } = {
   format: "string",
   readOnly: "boolean",
+  unpack: "boolean",
   purpose: ["io", "info", "check"],
   forceShare: "boolean",
   share: "boolean",

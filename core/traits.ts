@@ -61,6 +61,12 @@ export interface DriverTraits {
    */
   plainName?(options: OptionValues, child?: string): string | undefined;
   /**
+   * Whether its node presents a file that is packed in another, as an archive's
+   * member is: an image of any format, found by probing unless a format is put
+   * on top. Default: false.
+   */
+  readonly isContainer?: boolean;
+  /**
    * The role of the node to which a filter passes requests on. Default: `file`.
    */
   readonly childRole?: string;

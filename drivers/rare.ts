@@ -90,6 +90,10 @@ export const rareDrivers: readonly BlockDriver[] = [
     async () => (await import("./dmg/driver.ts")).dmgDriver,
   ),
   lazily(
+    { name: "gzip", role: "format", isContainer: true },
+    async () => (await import("./packed/gzip.ts")).gzipDriver,
+  ),
+  lazily(
     HOST_CDROM,
     async () => (await import("./file/devices.ts")).hostCdromDriver,
   ),
@@ -139,6 +143,10 @@ export const rareDrivers: readonly BlockDriver[] = [
     async () => (await import("./null.ts")).nullCoDriver,
   ),
   lazily(
+    { name: "ova", role: "format", isContainer: true },
+    async () => (await import("./packed/tar.ts")).ovaDriver,
+  ),
+  lazily(
     { name: "parallels", role: "format" },
     async () => (await import("./parallels/driver.ts")).parallelsDriver,
   ),
@@ -180,6 +188,10 @@ export const rareDrivers: readonly BlockDriver[] = [
     async () => (await import("./s3/driver.ts")).s3Driver,
   ),
   lazily(
+    { name: "tar", role: "format", isContainer: true },
+    async () => (await import("./packed/tar.ts")).tarDriver,
+  ),
+  lazily(
     { name: "throttle", role: "filter" },
     async () => (await import("./throttle.ts")).throttleDriver,
   ),
@@ -198,6 +210,18 @@ export const rareDrivers: readonly BlockDriver[] = [
   lazily(
     { name: "vmdk", role: "format" },
     async () => (await import("./vmdk/driver.ts")).vmdkDriver,
+  ),
+  lazily(
+    { name: "xz", role: "format", isContainer: true },
+    async () => (await import("./packed/xz.ts")).xzDriver,
+  ),
+  lazily(
+    { name: "zip", role: "format", isContainer: true },
+    async () => (await import("./packed/zip.ts")).zipDriver,
+  ),
+  lazily(
+    { name: "zstd", role: "format", isContainer: true },
+    async () => (await import("./packed/zstd.ts")).zstdDriver,
   ),
 ];
 

@@ -5,7 +5,7 @@
  * @module
  */
 import { allocate } from "../bytes.ts";
-import type { StreamExtent, StreamSource } from "../driver.ts";
+import type { StreamExtent, StreamSource, StreamTarget } from "../driver.ts";
 import { AMOUNT, checkNode, checkOptions } from "../checks.ts";
 import { asBlockError, BlockError } from "../errors.ts";
 import type { BlockNode } from "../node.ts";
@@ -103,6 +103,7 @@ export async function* imageChunks(
   format: string,
   sources: readonly BlockNode[],
   options: StreamImageOptions = {},
+  target?: StreamTarget,
 ): AsyncGenerator<Uint8Array, void> {
   const driver = await loadFormat(format);
   for (const source of sources) checkNode("The source", source);
@@ -145,7 +146,7 @@ export async function* imageChunks(
   const values = { ...defaultOptions(createOptions), ...parsed };
   const { rateLimit = 0, signal } = options;
   const throttle = limitedWrites(rateLimit);
-  for await (const chunk of gathered(driver.stream(values, source))) {
+  for await (const chunk of gathered(driver.stream(values, source, target))) {
     await throttle?.admit("write", chunk.length, signal);
     yield chunk;
   }

@@ -237,7 +237,8 @@ function checkFormat(name: string): void {
   if (findDriver(name) || QEMU_DRIVERS.includes(name)) return;
   throw notAmong(
     `Parameter 'backing-fmt' does not accept value '${nameText(name)}'`,
-    listDrivers().map(({ name }) => name),
+    listDrivers().filter(({ isContainer }) => !isContainer)
+      .map(({ name }) => name),
   );
 }
 
