@@ -1,0 +1,364 @@
+/**
+ * Inspecting: what an image is, and what speaks against using it, before
+ * anything of it is opened.
+ *
+ * @module
+ */
+import { checkSignal } from "../abort.ts";
+import { allocate } from "../bytes.ts";
+import { checkNode, checkOptions } from "../checks.ts";
+import { asBlockError, BlockError, invalid } from "../errors.ts";
+import {
+  formatOfTail,
+  formatsOfHead,
+  hasVhdFooter,
+  HEAD_LENGTH,
+  TAIL_LENGTH,
+  wrappingOf,
+} from "../formats.ts";
+import { type Gate, passes, passesByDefault } from "../gate.ts";
+import {
+  fileSystemOf,
+  hasPartitionTable,
+  inspectPartitions,
+  isIso,
+} from "../inspect/disk.ts";
+import { inspectVhd, inspectVhdx } from "../inspect/microsoft.ts";
+import {
+  inspectLuks,
+  inspectParallels,
+  inspectQed,
+  inspectVdi,
+} from "../inspect/others.ts";
+import { inspectQcow2 } from "../inspect/qcow2.ts";
+import {
+  type Finding,
+  type Inspection,
+  type NamedFile,
+  type Naming,
+  Report,
+  type Severity,
+  type Verdict,
+} from "../inspect/report.ts";
+import { inspectVmdk } from "../inspect/vmdk.ts";
+import { BUDGET, bytesOf, Window } from "../inspect/window.ts";
+import type { BlockNode } from "../node.ts";
+import { resolveFrom } from "../node_names.ts";
+import { openProtocol } from "../open.ts";
+import { noDriverText } from "../probe.ts";
+import { findDriver, getDriver } from "../registry.ts";
+import { protocolStack } from "../sources.ts";
+import { isNode, type Source } from "../spec.ts";
+
+export type {
+  Finding,
+  Inspection,
+  NamedFile,
+  PartitionTable,
+  Severity,
+  Verdict,
+} from "../inspect/report.ts";
+
+/** How to inspect. */
+export interface InspectOptions {
+  /** Inspect it even if another process is writing to it. Default: false. */
+  forceShare?: boolean;
+  /**
+   * Read a stream to its end: only that tells how large it is, and whether a
+   * footer follows. Default: its first MiB, as of a file.
+   */
+  whole?: boolean;
+  /**
+   * Which of the files that the image names would be opened with it. Default:
+   * as for `openImage`. No file is opened to find out.
+   */
+  gate?: Gate;
+  /** Ends the job with ECANCELED. */
+  signal?: AbortSignal;
+}
+
+/** Bytes of a stream. */
+type ByteStream = AsyncIterable<Uint8Array>;
+
+/**
+ * Inspect an image: its format by all magics, what it says of itself, and what
+ * speaks against using it. At most 1 MiB of the file is read, and no file that
+ * it names is opened.
+ *
+ * What OpenStack's `format_inspector` refuses is a `danger` here too, as is each
+ * other file that belongs to the image.
+ *
+ * @param source The file, by its name or the description of a protocol node; a
+ * node that is open; or a stream of its bytes.
+ * @throws {BlockError} EINVAL if the source is the description of an image of
+ * some format instead of its file, and whatever reading the file throws.
+ *
+ * @example
+ * ```ts
+ * import { createImage, inspect, MemoryStore } from "@bdrv/bdrv";
+ * import { assertEquals } from "@std/assert";
+ *
+ * const file = { driver: "memory", store: new MemoryStore() };
+ * await createImage("qcow2", file, { size: 1 << 30 });
+ * const { format, virtualSize, verdict } = await inspect(file);
+ * assertEquals([format, virtualSize, verdict], ["qcow2", 1 << 30, "safe"]);
+ * ```
+ */
+export async function inspect(
+  source: Source | BlockNode | ByteStream,
+  options: InspectOptions = {},
+): Promise<Inspection> {
+  checkOptions("inspect", options, {
+    forceShare: "boolean",
+    whole: "boolean",
+    signal: "object",
+  });
+  try {
+    if (isStream(source)) return await inspectStream(source, options);
+    return await inspectFile(source, options);
+  } catch (error) {
+    throw asBlockError(error);
+  }
+}
+
+function isStream(source: unknown): source is ByteStream {
+  return typeof source === "object" && source !== null &&
+    Symbol.asyncIterator in source;
+}
+
+async function inspectFile(
+  source: Source | BlockNode,
+  options: InspectOptions,
+): Promise<Inspection> {
+  const { forceShare, signal, gate } = options;
+  if (isNode(source)) checkNode("The source", source);
+  else checkIsFile(source);
+  const node = isNode(source)
+    ? source
+    : await openProtocol(source, { readOnly: true, forceShare, signal });
+  try {
+    const window = new Window(node.size, async (offset, bytes) => {
+      checkSignal(signal);
+      await node.readv(offset, [bytes]);
+      return true;
+    });
+    return await look(window, async (file) => {
+      const filename = nameFrom(node, file.filename);
+      if (filename === undefined) return false;
+      const request = { ...file, filename, namedBy: node.filename };
+      return gate === undefined
+        ? passesByDefault(source, node, request)
+        : await passes(gate, request);
+    });
+  } finally {
+    if (node !== source) await node.close();
+  }
+}
+
+/** Opening what is described as an image would open what the image names. */
+function checkIsFile(source: Source): void {
+  for (let at: unknown = protocolStack(source); at;) {
+    if (typeof at !== "object" || isNode(at)) return;
+    const { driver, file, image } = at as Record<string, unknown>;
+    if (typeof driver === "string" && getDriver(driver).role === "format") {
+      throw invalid(
+        `Cannot inspect an image by its format '${driver}': name its file`,
+      );
+    }
+    at = file ?? image;
+  }
+}
+
+function nameFrom(node: BlockNode, name: string): string | undefined {
+  try {
+    return resolveFrom(node, name);
+  } catch (error) {
+    if (!(error instanceof BlockError)) throw error;
+    return undefined;
+  }
+}
+
+/** Bytes of a stream's end that are kept, whatever pages they are part of. */
+const KEPT_END = 16 * 1024;
+
+async function inspectStream(
+  stream: ByteStream,
+  { whole = false, signal, gate }: InspectOptions,
+): Promise<Inspection> {
+  const head = allocate(BUDGET);
+  let end = new Uint8Array();
+  let length = 0;
+  let hasEnded = true;
+  for await (const chunk of stream) {
+    checkSignal(signal);
+    if (length < BUDGET) head.set(chunk.subarray(0, BUDGET - length), length);
+    const last = chunk.subarray(-KEPT_END);
+    const before = end.subarray(
+      Math.max(0, end.length + last.length - KEPT_END),
+    );
+    const joined = allocate(before.length + last.length);
+    joined.set(before);
+    joined.set(last, before.length);
+    end = joined;
+    length += chunk.length;
+    if (!whole && length > BUDGET) {
+      hasEnded = false;
+      break;
+    }
+  }
+  const seen = Math.min(length, BUDGET);
+  const endAt = length - end.length;
+  const size = hasEnded ? length : undefined;
+  const window = new Window(size, (offset, bytes) => {
+    const stop = offset + bytes.length;
+    if (stop <= seen) bytes.set(head.subarray(offset, stop));
+    else if (hasEnded && offset >= endAt) {
+      bytes.set(end.subarray(offset - endAt, stop - endAt));
+    } else return Promise.resolve(false);
+    return Promise.resolve(true);
+  });
+  const inspection = await look(
+    window,
+    // Nobody knows in which folder it is.
+    async (file) =>
+      gate !== undefined && await passes(gate, { ...file, namedBy: "" }),
+  );
+  return { ...inspection, bytesRead: hasEnded ? length : seen };
+}
+
+type Inspector = (window: Window, report: Report) => Promise<void>;
+
+const INSPECTORS: { readonly [format: string]: Inspector } = {
+  qcow: inspectQcow2,
+  qcow2: inspectQcow2,
+  qed: inspectQed,
+  vdi: inspectVdi,
+  vmdk: inspectVmdk,
+  vhdx: inspectVhdx,
+  vpc: inspectVhd,
+  parallels: inspectParallels,
+  luks: inspectLuks,
+};
+
+/** Look at what is in the window. */
+async function look(
+  window: Window,
+  isPermitted: (file: Naming) => Promise<boolean>,
+): Promise<Inspection> {
+  const report = new Report();
+  const head = bytesOf(await window.readPadded(0, HEAD_LENGTH));
+  const formats = formatsOfHead(head);
+  if (window.size === 0) report.note("empty", "the file is empty");
+  if (window.size === undefined) {
+    report.warn("end-not-seen", "only the beginning of it was seen");
+  }
+  if (formats.length === 0) {
+    const tail = await tailOf(window);
+    const footed = tail && formatOfTail(tail, window.size!);
+    if (footed) formats.push(footed);
+    else await lookAtDisk(window, report, head, tail);
+  }
+  const sector = await window.read(0, 512);
+  const others = [
+    ...await isIso(window) ? ["iso"] : [],
+    ...sector && hasPartitionTable(sector) ? ["mbr"] : [],
+  ];
+  if (sector && others.includes("mbr") && formats.length === 0) {
+    await inspectPartitions(window, sector, report);
+  }
+  const matches = [...formats.map(({ name }) => name), ...others];
+  if (matches.length > 1) {
+    report.danger(
+      "multiple-formats",
+      `it looks like several formats at once: ${matches.join(", ")}`,
+    );
+  }
+  for (const format of formats) {
+    await INSPECTORS[format.name]?.(window, report);
+    if (!findDriver(format.name)) {
+      report.note("no-driver", `it ${noDriverText(format)}`);
+    }
+  }
+  weigh(window, report);
+  const files: NamedFile[] = [];
+  for (const file of report.files) {
+    const gate = await isPermitted(file) ? "allowed" : "refused";
+    files.push({ ...file, gate });
+  }
+  const findings = inOrder(report.findings);
+  return {
+    ...(formats.length < 2 && { format: formats[0]?.name ?? "raw" }),
+    matches,
+    verdict: verdictOf(findings),
+    fileSize: window.size,
+    virtualSize: report.virtualSize,
+    bytesRead: window.bytesRead,
+    encrypted: report.encrypted,
+    snapshots: report.snapshots,
+    partitionTable: report.partitionTable,
+    fileSystem: report.fileSystem,
+    files,
+    findings,
+  };
+}
+
+async function tailOf(window: Window): Promise<Uint8Array | undefined> {
+  const { size } = window;
+  if (size === undefined) return undefined;
+  const length = Math.min(TAIL_LENGTH, size);
+  const tail = await window.read(size - length, length);
+  return tail && bytesOf(tail);
+}
+
+/** What has no header is a disk from its first byte on. */
+async function lookAtDisk(
+  window: Window,
+  report: Report,
+  head: Uint8Array,
+  tail: Uint8Array | undefined,
+): Promise<void> {
+  report.virtualSize = window.size;
+  report.fileSystem = await fileSystemOf(window);
+  const wrapping = wrappingOf(head);
+  if (wrapping) {
+    report.warn(
+      "wrapped",
+      `it is ${wrapping}: what is in it was not looked at`,
+    );
+  }
+  if (tail && hasVhdFooter(tail, window.size!)) {
+    report.warn("vhd-footer", "it ends like a VHD of fixed size");
+  }
+}
+
+/** Disks that are smaller do no harm, however little they hold. */
+const LEAST_BOMB = 1024n ** 4n;
+/** A disk so many times as large as its file. */
+const BOMB_RATIO = 1000n;
+
+/** Compare the size of the disk with that of the file. */
+function weigh({ size }: Window, report: Report): void {
+  const { virtualSize } = report;
+  if (size === undefined || virtualSize === undefined) return;
+  const disk = BigInt(virtualSize);
+  if (disk < LEAST_BOMB || disk <= BOMB_RATIO * BigInt(size)) return;
+  report.warn(
+    "size-bomb",
+    `its disk of ${disk} bytes is more than ${BOMB_RATIO} times as large as ` +
+      "its file",
+  );
+}
+
+const SEVERITIES: readonly Severity[] = ["danger", "warning", "note"];
+
+/** The gravest first. */
+function inOrder(findings: readonly Finding[]): Finding[] {
+  return SEVERITIES.flatMap((wanted) =>
+    findings.filter(({ severity }) => severity === wanted)
+  );
+}
+
+function verdictOf([gravest]: readonly Finding[]): Verdict {
+  if (gravest?.severity === "danger") return "unsafe";
+  return gravest?.severity === "warning" ? "suspect" : "safe";
+}
