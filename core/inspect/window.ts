@@ -71,10 +71,8 @@ export class Window {
       let end = page + 1;
       while (end < last && !this.#pages.has(end)) end++;
       const from = page * PAGE;
-      const length = Math.min(
-        (end - page) * PAGE,
-        (this.size ?? BUDGET) - from,
-      );
+      const left = (this.size ?? Infinity) - from;
+      const length = Math.min((end - page) * PAGE, left);
       if (length <= 0 || this.bytesRead + length > BUDGET) return false;
       const bytes = allocate(length);
       if (!await this.#fetch(from, bytes)) return false;

@@ -65,7 +65,8 @@ export interface InspectOptions {
   forceShare?: boolean;
   /**
    * Read a stream to its end: only that tells how large it is, and whether a
-   * footer follows. Default: its first MiB, as of a file.
+   * footer follows. Default: its first MiB, and up to 8 MiB where the header
+   * leads further.
    */
   whole?: boolean;
   /**
@@ -178,52 +179,96 @@ function nameFrom(node: BlockNode, name: string): string | undefined {
   }
 }
 
-/** Bytes of a stream's end that are kept, whatever pages they are part of. */
+/** Bytes of a stream in which all must be that is looked at, but for its end. */
+const REACH = 8 * BUDGET;
+/** Bytes of its end that are kept, whatever pages they are part of. */
 const KEPT_END = 16 * 1024;
+
+/** The beginning of a stream, as far as it was wanted, and perhaps its end. */
+class StreamView {
+  /** Bytes that came so far. */
+  length = 0;
+  hasEnded = false;
+  readonly #chunks: AsyncIterator<Uint8Array>;
+  readonly #signal?: AbortSignal;
+  #head: Uint8Array = allocate(BUDGET);
+  #end: Uint8Array = allocate(0);
+
+  constructor(stream: ByteStream, signal?: AbortSignal) {
+    this.#chunks = stream[Symbol.asyncIterator]();
+    this.#signal = signal;
+  }
+
+  /** Read on until there are more than `length` bytes, or no more. */
+  async pull(length: number): Promise<void> {
+    while (!this.hasEnded && this.length <= length) {
+      checkSignal(this.#signal);
+      const { value, done } = await this.#chunks.next();
+      if (done) this.hasEnded = true;
+      else this.#add(value);
+    }
+  }
+
+  #add(chunk: Uint8Array): void {
+    const stop = Math.min(REACH, this.length + chunk.length);
+    if (this.length < stop) {
+      if (stop > this.#head.length) {
+        const larger = allocate(Math.min(REACH, 2 * stop));
+        larger.set(this.#head);
+        this.#head = larger;
+      }
+      this.#head.set(chunk.subarray(0, stop - this.length), this.length);
+    }
+    const last = chunk.subarray(-KEPT_END);
+    const room = KEPT_END - last.length;
+    const before = this.#end.subarray(Math.max(0, this.#end.length - room));
+    const end = allocate(before.length + last.length);
+    end.set(before);
+    end.set(last, before.length);
+    this.#end = end;
+    this.length += chunk.length;
+  }
+
+  /** Fill `bytes`; whether that can still be done. */
+  async fill(offset: number, bytes: Uint8Array): Promise<boolean> {
+    const stop = offset + bytes.length;
+    if (stop <= REACH) await this.pull(stop);
+    if (stop > this.length) return false;
+    const endAt = this.length - this.#end.length;
+    if (stop <= REACH) bytes.set(this.#head.subarray(offset, stop));
+    else if (offset >= endAt) {
+      bytes.set(this.#end.subarray(offset - endAt, stop - endAt));
+    } else return false;
+    return true;
+  }
+
+  /** Nothing more is wanted. */
+  async close(): Promise<void> {
+    if (!this.hasEnded) await this.#chunks.return?.();
+  }
+}
 
 async function inspectStream(
   stream: ByteStream,
   { whole = false, signal, gate }: InspectOptions,
 ): Promise<Inspection> {
-  const head = allocate(BUDGET);
-  let end = new Uint8Array();
-  let length = 0;
-  let hasEnded = true;
-  for await (const chunk of stream) {
-    checkSignal(signal);
-    if (length < BUDGET) head.set(chunk.subarray(0, BUDGET - length), length);
-    const last = chunk.subarray(-KEPT_END);
-    const before = end.subarray(
-      Math.max(0, end.length + last.length - KEPT_END),
+  const view = new StreamView(stream, signal);
+  try {
+    await view.pull(whole ? Infinity : BUDGET);
+    const size = view.hasEnded ? view.length : undefined;
+    const window = new Window(
+      size,
+      (offset, bytes) => view.fill(offset, bytes),
     );
-    const joined = allocate(before.length + last.length);
-    joined.set(before);
-    joined.set(last, before.length);
-    end = joined;
-    length += chunk.length;
-    if (!whole && length > BUDGET) {
-      hasEnded = false;
-      break;
-    }
+    return await look(
+      window,
+      // Nobody knows in which folder it is.
+      async (file) =>
+        gate !== undefined && await passes(gate, { ...file, namedBy: "" }),
+    );
+  } finally {
+    await view.close();
   }
-  const seen = Math.min(length, BUDGET);
-  const endAt = length - end.length;
-  const size = hasEnded ? length : undefined;
-  const window = new Window(size, (offset, bytes) => {
-    const stop = offset + bytes.length;
-    if (stop <= seen) bytes.set(head.subarray(offset, stop));
-    else if (hasEnded && offset >= endAt) {
-      bytes.set(end.subarray(offset - endAt, stop - endAt));
-    } else return Promise.resolve(false);
-    return Promise.resolve(true);
-  });
-  const inspection = await look(
-    window,
-    // Nobody knows in which folder it is.
-    async (file) =>
-      gate !== undefined && await passes(gate, { ...file, namedBy: "" }),
-  );
-  return { ...inspection, bytesRead: hasEnded ? length : seen };
 }
 
 type Inspector = (window: Window, report: Report) => Promise<void>;
@@ -273,7 +318,9 @@ async function look(
       `it looks like several formats at once: ${matches.join(", ")}`,
     );
   }
-  for (const format of formats) {
+  const [format, ...otherFormats] = formats;
+  // What the header of several says is of no use.
+  if (format && otherFormats.length === 0) {
     await INSPECTORS[format.name]?.(window, report);
     if (!findDriver(format.name)) {
       report.note("no-driver", `it ${noDriverText(format)}`);
@@ -287,7 +334,7 @@ async function look(
   }
   const findings = inOrder(report.findings);
   return {
-    ...(formats.length < 2 && { format: formats[0]?.name ?? "raw" }),
+    ...(otherFormats.length === 0 && { format: format?.name ?? "raw" }),
     matches,
     verdict: verdictOf(findings),
     fileSize: window.size,
