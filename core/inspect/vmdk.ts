@@ -7,7 +7,7 @@
  */
 import { nameText } from "../values.ts";
 import { size as sizeOf } from "./qcow2.ts";
-import type { Report } from "./report.ts";
+import { Report } from "./report.ts";
 import { bytesOf, has, type Window } from "./window.ts";
 
 const SECTOR = 512;
@@ -88,6 +88,25 @@ async function readText(
     at += view.byteLength;
   }
   return text;
+}
+
+/**
+ * Whether a file without a known magic is a text that describes extents: other
+ * programs take one for it wherever it says `createType`.
+ */
+export async function isDescription(window: Window): Promise<boolean> {
+  const length = Math.min(SECTOR, window.size ?? SECTOR);
+  const start = length < 64 ? undefined : await window.read(0, length);
+  if (!start || !bytesOf(start).every(isOfText)) return false;
+  const ignored = new Report();
+  const text = await readText(window, ignored, 0, window.size ?? Infinity);
+  return text !== undefined && /createtype="/i.test(text);
+}
+
+/** Printable, or a separator. */
+function isOfText(byte: number): boolean {
+  return (byte >= 0x20 && byte < 0x7f) || (byte >= 9 && byte <= 13) ||
+    (byte >= 0x1c && byte < 0x20);
 }
 
 const ACCESS = ["rw", "rdonly", "noaccess"];

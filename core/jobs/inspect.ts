@@ -13,6 +13,7 @@ import {
   formatsOfHead,
   hasVhdFooter,
   HEAD_LENGTH,
+  type ImageFormat,
   TAIL_LENGTH,
   wrappingOf,
 } from "../formats.ts";
@@ -40,8 +41,8 @@ import {
   type Severity,
   type Verdict,
 } from "../inspect/report.ts";
-import { inspectVmdk } from "../inspect/vmdk.ts";
-import { BUDGET, bytesOf, Window } from "../inspect/window.ts";
+import { inspectVmdk, isDescription } from "../inspect/vmdk.ts";
+import { BUDGET, bytesOf, has, Window } from "../inspect/window.ts";
 import type { BlockNode } from "../node.ts";
 import { resolveFrom } from "../node_names.ts";
 import { openProtocol } from "../open.ts";
@@ -293,6 +294,7 @@ async function look(
   const report = new Report();
   const head = bytesOf(await window.readPadded(0, HEAD_LENGTH));
   const formats = formatsOfHead(head);
+  if (formats.length === 0) formats.push(...await nearlyFormats(window));
   if (window.size === 0) report.note("empty", "the file is empty");
   if (window.size === undefined) {
     report.warn("end-not-seen", "only the beginning of it was seen");
@@ -347,6 +349,16 @@ async function look(
     files,
     findings,
   };
+}
+
+/**
+ * What other programs may take for an image, though it is one that no driver
+ * opens.
+ */
+async function nearlyFormats(window: Window): Promise<ImageFormat[]> {
+  const start = await window.read(0, 512);
+  if (start && has(start, 0, "QFI\xfb")) return [{ name: "qcow2" }];
+  return await isDescription(window) ? [{ name: "vmdk" }] : [];
 }
 
 async function tailOf(window: Window): Promise<Uint8Array | undefined> {

@@ -107,7 +107,7 @@ async function* qcow2Inputs(): AsyncGenerator<Input> {
       dangers: ["unknown-features"],
     };
   }
-  for (const version of [1, 4, 5]) {
+  for (const version of [0, 1, 4, 5]) {
     yield {
       name: `qcow2 version ${version}`,
       bytes: patched(plain, [7, [version]]),
@@ -253,13 +253,14 @@ async function* vmdkInputs(): AsyncGenerator<Input> {
     const [name, lines] of [
       ["flat", flat],
       ["flat outside", flat.replace("disk-flat", "/etc/disk-flat")],
+      ["text", "words, and more of them\n".repeat(9) + 'createType="vmfs"\n'],
       ["flat in a long text", flat + "# x\n".repeat(5000)],
     ]
   ) {
     yield {
       name: `vmdk ${name}`,
       bytes: text(lines),
-      dangers: ["descriptor", "extents"],
+      dangers: name === "text" ? ["descriptor"] : ["descriptor", "extents"],
     };
   }
   const cowd = allocate(4096);
