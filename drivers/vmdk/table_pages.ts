@@ -59,7 +59,7 @@ const MAX_CHANGES = 2048;
 
 /** The tables of one file. Offsets are in bytes, entries aligned. */
 export class TablePages {
-  readonly #file: BlockNode;
+  #file: BlockNode;
   readonly #image: ImageTables;
   /** By index, in the order in which they were read. */
   readonly #pages = new Map<number, Page>();
@@ -70,6 +70,11 @@ export class TablePages {
   constructor(file: BlockNode, image: ImageTables) {
     this.#file = file;
     this.#image = image;
+  }
+
+  /** Switch to another file with the same content. */
+  useFile(file: BlockNode): void {
+    this.#file = file;
   }
 
   /** Whether so much has changed that it had better be written. */
