@@ -54,6 +54,7 @@ export {
   convertStream,
   type ConvertStreamOptions,
 } from "./core/jobs/convert_stream.ts";
+export * from "./core/jobs/inspect.ts";
 export { measure, type MeasureOptions } from "./core/jobs/measure.ts";
 export { streamImage, type StreamImageOptions } from "./core/jobs/stream.ts";
 export * from "./core/jobs/rebase.ts";

@@ -66,6 +66,11 @@ const COMMANDS: { readonly [name: string]: Entry } = {
     summary: "Describe an image",
     load: () => import("./commands/info.ts"),
   },
+  inspect: {
+    summary: "Say what an image is and what speaks against it, opening nothing",
+    onlyOurs: true,
+    load: () => import("./commands/inspect.ts"),
+  },
   io: {
     summary: "Try an image: read, write, and look at its allocation",
     onlyOurs: true,

@@ -116,7 +116,8 @@ function joined(a: Uint8Array, b: Uint8Array): Uint8Array<ArrayBuffer> {
   return both;
 }
 
-async function* inputChunks(): AsyncGenerator<Uint8Array, void> {
+/** What standard input has, in pieces as they come. */
+export async function* inputChunks(): AsyncGenerator<Uint8Array, void> {
   try {
     // Not synchronously: a blocking read would delay signals.
     for await (const chunk of Deno.stdin.readable) yield chunk;
