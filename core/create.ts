@@ -32,8 +32,8 @@ export interface CreateOptions {
   /** Called with each warning. Default: ignored. */
   warn?(message: string): void;
   /**
-   * Learns of each further file of the image, by its name, before it is made or
-   * emptied; may throw to prevent that.
+   * Learns of each further file of the image, by its name, before it is made,
+   * emptied or taken over; may throw to prevent that.
    */
   onPart?(filename: string): void;
 }
@@ -122,6 +122,7 @@ async function create(
     createNamed: async (name, { keep = false } = {}) => {
       // A description is no name of a file.
       if (name.startsWith("json:")) throw invalid("Unknown protocol 'json'");
+      wishes.onPart?.(name);
       if (!keep) return await make(name, 0);
       const { onUnlocked } = wishes;
       const file = await openProtocol(name, { resize: true, onUnlocked });

@@ -177,7 +177,7 @@ export async function openFilter(
   if (typeof name !== "string") {
     throw invalid("The description of a filter must name its driver");
   }
-  const driver = getDriver(name);
+  const driver = await loadDriver(getDriver(name));
   if (driver.role !== "filter") throw invalid(`'${name}' is not a filter`);
   const { childRole = "file" } = driver;
   const place = { ...topPlace(options), readOnly: child.readOnly };

@@ -160,7 +160,7 @@ export function notAmong(
 ): BlockError {
   const detail = words.length === 1
     ? `; it must be ${words[0]}`
-    : `; it must be one of ${words.join(", ")}`;
+    : `; it must be one of ${shortened(words.join(", "))}`;
   return new BlockError("EINVAL", message + detail, { detail, words });
 }
 

@@ -47,7 +47,7 @@ const ROLES: readonly unknown[] = ["protocol", "format", "filter"];
 
 /** Refuse anything but a driver; only its `open` is mandatory. */
 function checkDriver(driver: BlockDriver): void {
-  const { name, role, open, create, probe, schemes = [] } = driver ?? {};
+  const { name, role, open, load, create, probe, schemes = [] } = driver ?? {};
   const { openOptions = {}, createOptions = {} } = driver ?? {};
   const refuse = (why: string) => invalid(`Cannot register a driver: ${why}`);
   if (typeof name !== "string" || name === "") {
@@ -56,7 +56,7 @@ function checkDriver(driver: BlockDriver): void {
   if (!ROLES.includes(role)) {
     throw refuse(`the role of '${name}' is ${valueText(role)}`);
   }
-  for (const [verb, value] of Object.entries({ open, create, probe })) {
+  for (const [verb, value] of Object.entries({ open, load, create, probe })) {
     if (
       typeof value === "function" || (value === undefined && verb !== "open")
     ) {
@@ -99,6 +99,9 @@ export async function loadFormat(name: string): Promise<BlockDriver> {
  * The driver itself, with its option tables, for one that may only stand for
  * it.
  *
+ * @throws {BlockError} if it cannot be loaded; EINVAL if what is loaded is not
+ * that driver.
+ *
  * @example
  * ```ts
  * import { assert } from "@std/assert";
@@ -109,9 +112,18 @@ export async function loadFormat(name: string): Promise<BlockDriver> {
  */
 export async function loadDriver(driver: BlockDriver): Promise<BlockDriver> {
   if (!driver.load) return driver;
-  const whole = await driver.load();
-  drivers.set(whole.name, whole);
-  return whole;
+  const { name } = driver;
+  try {
+    const whole = await driver.load();
+    checkDriver(whole);
+    if (whole.name !== name || whole.load) {
+      throw invalid(`What it loads stands for '${whole.name}'`);
+    }
+    if (drivers.get(name) === driver) drivers.set(name, whole);
+    return whole;
+  } catch (error) {
+    throw asBlockError(error).prefixed(`Cannot load the driver '${name}': `);
+  }
 }
 
 /** The driver with a name, or `undefined`. */

@@ -16,13 +16,20 @@ import { parseRbdFilename } from "./rbd/names.ts";
 /** What is known of a driver before it is loaded. */
 type Facts = Omit<BlockDriver, "open" | "load">;
 
-/** A driver whose code is loaded when it is first used. */
+/**
+ * A driver whose code is loaded when it is first used. The facts hold for the
+ * loaded driver too: its own file does not repeat them.
+ */
 function lazily(facts: Facts, load: () => Promise<BlockDriver>): BlockDriver {
+  const loadWhole = async () => {
+    const driver = await load();
+    return Object.assign(driver, { ...facts, ...driver });
+  };
   return {
     ...facts,
-    load,
+    load: loadWhole,
     open: async (options, context) =>
-      await (await load()).open(options, context),
+      await (await loadWhole()).open(options, context),
   };
 }
 
