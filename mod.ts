@@ -16,6 +16,7 @@ import "./drivers/all.ts";
 import "./drivers/preload.ts";
 
 export * from "./core/create.ts";
+export type * from "./core/create_options.ts";
 export { drain } from "./core/drain.ts";
 export type * from "./core/driver.ts";
 export {

@@ -62,6 +62,14 @@ const COMMANDS: { readonly [name: string]: Entry } = {
     summary: "Copy part of an image, block by block",
     load: () => import("./commands/dd.ts"),
   },
+  help: {
+    summary: "Show what a command accepts",
+    onlyOurs: true,
+    load: async () => {
+      const { helpCommand } = await import("./help.ts");
+      return { command: helpCommand(commandsOf) };
+    },
+  },
   info: {
     summary: "Describe an image",
     load: () => import("./commands/info.ts"),

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import type { CreateOptionsOf } from "./create_options.ts";
 import type { BlockDriver, CreateContext } from "./driver.ts";
 import { checkOptions, checkStoredName, driverError } from "./checks.ts";
 import { asBlockError, BlockError, invalid } from "./errors.ts";
@@ -44,7 +45,8 @@ export interface CreateOptions {
  *
  * @param format A registered format, such as `qcow2` or `raw`.
  * @param target A file name, or the description of a protocol node.
- * @param options The format's create options; `size` in bytes.
+ * @param options The format's create options; `size` in bytes. Those of the
+ * drivers here are typed; for other formats, any are accepted here.
  * @throws {BlockError} EINVAL for invalid options, and the protocol's errors
  * for the target.
  *
@@ -55,14 +57,19 @@ export interface CreateOptions {
  * await createImage("qcow2", file, { size: 10 * 1024 ** 3, cluster_size: 4096 });
  * ```
  */
-export async function createImage(
-  format: string,
+export async function createImage<Format extends string>(
+  format: Format,
   target: Source,
-  options: OptionValues = {},
+  options?: CreateOptionsOf<Format>,
   wishes: CreateOptions = {},
 ): Promise<void> {
   try {
-    await create(format, target, options, wishes);
+    await create(
+      format,
+      target,
+      (options === undefined ? {} : options) as OptionValues,
+      wishes,
+    );
   } catch (error) {
     throw asBlockError(error);
   }

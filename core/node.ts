@@ -19,6 +19,9 @@ import type { IoVector } from "./bytes.ts";
 import type { OptionValues } from "./options.ts";
 import type { DriverTraits, Permissions } from "./traits.ts";
 
+/** A disk to work on: an {@linkcode Image}, or the node at the top of a stack. */
+export type Disk = BlockNode | { readonly node: BlockNode };
+
 /**
  * An opened driver: one layer of a stack. Only the first five properties and
  * three verbs are mandatory; the groups at the end concern few drivers.

@@ -6,9 +6,9 @@
  */
 import { allocate } from "../bytes.ts";
 import type { StreamExtent, StreamSource, StreamTarget } from "../driver.ts";
-import { AMOUNT, checkNode, checkOptions } from "../checks.ts";
+import { AMOUNT, checkOptions } from "../checks.ts";
 import { asBlockError, BlockError } from "../errors.ts";
-import type { BlockNode } from "../node.ts";
+import type { BlockNode, Disk } from "../node.ts";
 import {
   defaultOptions,
   newImageOptions,
@@ -18,7 +18,7 @@ import {
 import { findDriver, loadFormat } from "../registry.ts";
 import { limitedWrites } from "../throttle_group.ts";
 import { backingOf, isInherited } from "../extents.ts";
-import { Concatenation } from "./concatenation.ts";
+import { Concatenation, sourceNodes } from "./concatenation.ts";
 import { CopySource } from "./copy_source.ts";
 import { Pace } from "./pace.ts";
 
@@ -69,18 +69,17 @@ const CHUNK_SIZE = 256 * 1024;
  * const file = { driver: "memory", store: new MemoryStore(1 << 20) };
  * await using disk = await openImage({ driver: "raw", file });
  * await disk.write(4096, new TextEncoder().encode("hello"));
- * const stream = streamImage("qcow2", disk.node);
+ * const stream = streamImage("qcow2", disk);
  * const bytes = await new Response(stream).bytes();
  * console.log(bytes.length); // 393216
  * ```
  */
 export function streamImage(
   format: string,
-  sources: BlockNode | readonly BlockNode[],
+  sources: Disk | readonly Disk[],
   options: StreamImageOptions = {},
 ): ReadableStream<Uint8Array<ArrayBuffer>> {
-  const list = Array.isArray(sources) ? sources : [sources];
-  const chunks = imageChunks(format, list, options);
+  const chunks = imageChunks(format, sources, options);
   return new ReadableStream({
     async pull(controller) {
       try {
@@ -101,12 +100,12 @@ export function streamImage(
 /** As {@linkcode streamImage}; each chunk is valid until the next is asked for. */
 export async function* imageChunks(
   format: string,
-  sources: readonly BlockNode[],
+  sources: Disk | readonly Disk[],
   options: StreamImageOptions = {},
   target?: StreamTarget,
 ): AsyncGenerator<Uint8Array, void> {
   const driver = await loadFormat(format);
-  for (const source of sources) checkNode("The source", source);
+  const nodes = sourceNodes(sources);
   checkOptions("stream an image", options, {
     create: "object",
     fill: "boolean",
@@ -123,7 +122,7 @@ export async function* imageChunks(
       `Format driver '${format}' does not support streams`,
     );
   }
-  const source = new Source(await Concatenation.of(sources), sources, options);
+  const source = new Source(await Concatenation.of(nodes), nodes, options);
   if (options.progress) await source.count();
   const { createOptions } = driver;
   const parsed = parseOptions(
