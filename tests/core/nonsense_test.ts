@@ -41,7 +41,7 @@ type Anything = any;
  * The longest message: names may be long, values are shortened, and a list may
  * have all drivers in it, with those that tests add.
  */
-const LINE = 1500;
+const LINE = 2500;
 
 /** What an act fails with, which must be a `BlockError` with a line to say. */
 async function failure(act: () => unknown): Promise<BlockError> {
