@@ -28,7 +28,7 @@ export function refuseWriting({ readOnly }: OpenContext): void {
 
 /** The map of a format that is only read. */
 export abstract class ReadOnlyMap<R extends Run = Run> implements BlockMap<R> {
-  /** Nothing changes, so any unit does: this is one of how much is locked. */
+  /** Of locks; nothing changes, so that any will do. */
   readonly unit: number = 64 * 1024;
   /** Where the image lies. */
   protected file: BlockNode;
@@ -49,12 +49,12 @@ export abstract class ReadOnlyMap<R extends Run = Run> implements BlockMap<R> {
   /** As `lookup`, loading what it takes. */
   abstract find(offset: number, length: number): Promise<R>;
 
-  /** Nothing is written. */
+  /** Nothing can be written. */
   inPlace(): Place | undefined {
     return undefined;
   }
 
-  /** Nothing is written. */
+  /** As `inPlace`. */
   allocate(): Allocation {
     throw new BlockError("EACCES", "Image is read-only");
   }

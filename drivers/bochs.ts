@@ -4,7 +4,7 @@
  *
  * A catalog says for each extent of the disk where in the file it lies; a
  * bitmap before the extent, which of its sectors were written. All numbers are
- * little-endian. (The layout is that of Bochs's `iodev/hdimage`, its "redolog".)
+ * little-endian. (There is no specification; the layout follows QEMU's driver.)
  *
  * @module
  */

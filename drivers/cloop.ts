@@ -4,7 +4,7 @@
  *
  * A header of 128 bytes of text is followed by the number of blocks, where each
  * of them lies, and the blocks, each a stream of zlib. All numbers are
- * big-endian. (The layout is that of cloop's `compressed_loop.h`, version 2.0.)
+ * big-endian. (There is no specification; the layout follows QEMU's driver.)
  *
  * @module
  */

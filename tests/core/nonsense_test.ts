@@ -37,8 +37,11 @@ const MIB = 1024 * 1024;
 // deno-lint-ignore no-explicit-any
 type Anything = any;
 
-/** The longest message: names may be long, values are shortened. */
-const LINE = 1000;
+/**
+ * The longest message: names may be long, values are shortened, and a list may
+ * have all drivers in it, with those that tests add.
+ */
+const LINE = 2500;
 
 /** What an act fails with, which must be a `BlockError` with a line to say. */
 async function failure(act: () => unknown): Promise<BlockError> {

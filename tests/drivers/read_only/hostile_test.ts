@@ -131,8 +131,11 @@ async function look(
     });
     await image.info();
     const { node, size } = image;
+    // Of larger disks than 2^53 bytes, offsets of sectors are exact.
+    const unit = Number.isSafeInteger(size) ? 1 : 512;
     const places = [0, random.below(Math.max(1, Math.min(size, 2 ** 40)))]
-      .concat(Math.max(0, size - LOOK));
+      .concat(Math.max(0, size - LOOK))
+      .map((at) => at - at % unit);
     for (const at of places) {
       const length = Math.min(LOOK, size - at);
       if (length <= 0) continue;
