@@ -79,8 +79,25 @@ async function samplesOf(format: string): Promise<Bytes[]> {
   return samples;
 }
 
+/** Pages that are not all zeroes. */
+function pagesOf(bytes: Bytes): Set<number> {
+  const pages = new Set<number>();
+  for (let at = 0; at < bytes.length; at += PAGE) {
+    if (bytes.subarray(at, at + PAGE).some(Boolean)) pages.add(at);
+  }
+  return pages;
+}
+
 /** Put a value of a few bytes anywhere, mostly where numbers are. */
-function mutate(format: string, bytes: Bytes, random: Random): string {
+function mutate(
+  format: string,
+  bytes: Bytes,
+  pages: Set<number>,
+  random: Random,
+): string {
+  const touch = (start: number, end: number) => {
+    for (let at = start - start % PAGE; at < end; at += PAGE) pages.add(at);
+  };
   const put = (view: DataView, most: number) => {
     const length = random.pick([1, 2, 4, 8]);
     const at = random.below(Math.max(1, Math.min(most, view.byteLength) - 8));
@@ -99,12 +116,14 @@ function mutate(format: string, bytes: Bytes, random: Random): string {
   if (format === "vhdx" && random.below(2) === 0) {
     let what = "";
     const at = random.pick([VHDX.header, VHDX.otherHeader, VHDX.regions]);
+    touch(at, at + 65536);
     patchVhdx(bytes, at, (view) => what = put(view, 96));
     return `${at} + ${what}`;
   }
   if (format === "vpc" && random.below(2) === 0) {
     let what = "";
     const at = random.pick([0, 512, bytes.length - 512]);
+    touch(at, at + 1024);
     patchVhd(bytes, at, (view) => what = put(view, 640));
     return `${at} + ${what}`;
   }
@@ -114,6 +133,7 @@ function mutate(format: string, bytes: Bytes, random: Random): string {
   if (format === "vmdk") places.push(21 * 512, 65536);
   const start = Math.max(0, Math.min(random.pick(places), bytes.length - 16));
   const part = new DataView(bytes.buffer, start, bytes.length - start);
+  touch(start, Math.min(bytes.length, start + 4096));
   return `${start} + ${put(part, random.pick([128, 512, 4096]))}`;
 }
 
@@ -192,14 +212,17 @@ export async function runMutations(
   first: number,
   count: number,
 ): Promise<string[]> {
-  const samples = await samplesOf(format);
+  const samples = (await samplesOf(format))
+    .map((bytes) => ({ bytes, pages: pagesOf(bytes) }));
   const wrong: string[] = [];
   for (let seed = first; seed < first + count; seed++) {
     const random = new Random(seed);
-    const bytes = random.pick(samples).slice();
+    const sample = random.pick(samples);
+    const bytes = sample.bytes.slice();
+    const pages = new Set(sample.pages);
     const steps: string[] = [];
     for (let left = 1 + random.below(3); left > 0; left--) {
-      steps.push(mutate(format, bytes, random));
+      steps.push(mutate(format, bytes, pages, random));
     }
     const size = random.below(12) === 0
       ? random.below(bytes.length + 1)
@@ -207,9 +230,9 @@ export async function runMutations(
     if (size < bytes.length) steps.push(`cut to ${size}`);
     const store = () => {
       const copy = new MemoryStore(size);
-      for (let at = 0; at < size; at += PAGE) {
+      for (const at of pages) {
         const end = Math.min(size, at + PAGE);
-        if (isUsed(bytes, at, end)) copy.write(at, bytes.subarray(at, end));
+        if (at < end) copy.write(at, bytes.subarray(at, end));
       }
       return copy;
     };
@@ -230,13 +253,6 @@ export async function runMutations(
     }
   }
   return wrong;
-}
-
-/** Whether there is anything but zeroes. */
-function isUsed(bytes: Bytes, start: number, end: number): boolean {
-  const words = new BigUint64Array(bytes.buffer, start, (end - start) >> 3);
-  return words.some((word) => word !== 0n) ||
-    bytes.subarray(start + 8 * words.length, end).some(Boolean);
 }
 
 if (import.meta.main) {
