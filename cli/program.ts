@@ -5,6 +5,7 @@
  */
 import { surviveSignal } from "../core/runtime.ts";
 import { asBlockError, BlockError } from "../core/errors.ts";
+import { withoutSecrets } from "../core/redaction.ts";
 import type { SecretSource } from "../core/secrets.ts";
 import type { Secrets } from "./objects.ts";
 import { CommandError, type CommandErrorOptions } from "./command_error.ts";
@@ -88,17 +89,18 @@ export class Program {
     return this.#objects ??= new Secrets();
   }
 
-  /** Write to standard output as it is. */
+  /** Write to standard output; secrets in URLs are left out. */
   print(text: string): void {
-    this.output.write(text);
+    this.output.write(withoutSecrets(text));
   }
 
-  /** Write to standard error as it is. */
+  /** Write to standard error; secrets in URLs are left out. */
   printError(text: string): void {
     // It may be a file that has reached the user's size limit.
     if (!Deno.stderr.isTerminal()) surviveSignal("SIGXFSZ");
     try {
-      writeFully(Deno.stderr, new TextEncoder().encode(text));
+      const shown = withoutSecrets(text);
+      writeFully(Deno.stderr, new TextEncoder().encode(shown));
     } catch {
       // There is nowhere else to report this.
     }

@@ -35,7 +35,10 @@ const PAGE = 4096;
 /** Create options for the images of each format that are changed. */
 const KINDS: { readonly [format: string]: readonly Record<string, unknown>[] } =
   {
+    parallels: [{}],
+    qcow: [{}],
     qcow2: [{}, { cluster_size: 4096 }, { extended_l2: true }],
+    qed: [{}],
     vdi: [{}, { static: true }],
     vhdx: [{ block_size: MIB }, { subformat: "fixed", block_size: MIB }],
     vmdk: [{}, { zeroed_grain: true }, { subformat: "streamOptimized" }],
