@@ -90,11 +90,6 @@ export class TablePages {
     return this.#tables.size > 0 || this.#directories.size > 0;
   }
 
-  /** Switch to another file with the same content. */
-  useFile(file: BlockNode): void {
-    this.#file = file;
-  }
-
   /** Whether so much has changed that it had better be written. */
   get isFull(): boolean {
     return this.#tables.size >= MAX_CHANGES;
