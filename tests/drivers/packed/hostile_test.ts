@@ -119,7 +119,7 @@ Deno.test("tar: headers that lie are refused, each by what is wrong", async () =
   await refused(put(156, "S"), "sparse");
   await refused(put(156, "5"), "no file in it");
   await refused(put(156, "x"), "no file in it");
-  for (const text of ["9 size=1\n", "99 size=1\n", "10 size=x\n", "junk"]) {
+  for (const text of ["8 size=1\n", "99 size=1\n", "10 size=x\n", "junk"]) {
     const record = new TextEncoder().encode(text);
     const change = (header: Uint8Array) => void (header[156] = 0x78);
     const bytes = tar([["x", record], ["disk.raw", disk]], { change });
