@@ -168,6 +168,16 @@ Deno.test("tar: sizes beyond 8 GiB are in base 256, or in a pax header", async (
   }
 });
 
+Deno.test("what fills the buffers exactly is unpacked to its end", async () => {
+  const zeroes = new Uint8Array(2 * 1024 * 1024);
+  for (const [name, pack] of [["gzip", gzip], ["zstd", zstd]] as const) {
+    for (const bytes of [zeroes, zeroes.subarray(1), zeroes.subarray(512)]) {
+      const { length } = await unpackAll(name, pack(bytes));
+      assertEquals(length, bytes.length, name);
+    }
+  }
+});
+
 Deno.test("gzip in gzip in gzip ends, even if it holds itself", async () => {
   let bytes = bgzf(disk.subarray(0, 1024));
   for (let i = 0; i < 3; i++) bytes = bgzf(bytes);
