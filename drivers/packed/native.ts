@@ -404,7 +404,8 @@ export function zstdUnpacker(): Unpacker {
       isInside = code !== 0n;
       const filled = Number(out[2]);
       if (filled > 0) yield output.subarray(0, filled);
-      if (taken[2] === taken[1] && filled < OUTPUT) return;
+      // A full buffer may have left some behind, unless the frame has ended.
+      if (taken[2] === taken[1] && (filled < OUTPUT || !isInside)) return;
     }
   }
   return {

@@ -307,7 +307,7 @@ qemuTest(
         tail -c +3000001 disk.raw | xz --block-size=1MiB -C sha256
         head -c 8 /dev/zero) > streams.xz
       zstd -q -k disk.raw; (head -c 9999 disk.raw | zstd -q
-        tail -c +10000 disk.raw | zstd -q --ultra -20 --long=27) > two.zst
+        tail -c +10000 disk.raw | zstd -q --long=27) > two.zst
       zip -q deflated.zip disk.raw; zip -q0 stored.zip disk.raw
       cat disk.raw | zip -q piped.zip -
       (echo '#!/bin/sh'; cat stored.zip) > program.zip
