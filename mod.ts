@@ -29,7 +29,7 @@
  * await createImage("qcow2", file, { size: "10G", compression_type: "zstd" });
  * await using disk = await openImage({ driver: "qcow2", file });
  * await disk.write(5_000_000_001, new TextEncoder().encode("any byte"));
- * console.log(disk.size, file.store.size); // 10737418240 458752
+ * console.log(disk.size, file.store.size); // 10737418240 389641
  * ```
  *
  * ## What is where
