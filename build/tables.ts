@@ -131,8 +131,12 @@ function types(drivers: readonly BlockDriver[]): string {
     const table = role === "format" && !createOptions.preallocation
       ? { ...createOptions, preallocation: PREALLOCATION }
       : createOptions;
-    const base = role === "format" ? " extends FileCreateOptions" : "";
-    return `/** Options of a new \`${name}\` image. */
+    const base = role === "format" ? " extends ProtocolCreateOptions" : "";
+    return `/**
+ * Options of a new \`${name}\` image.
+ *
+ * @category Options of new images
+ */
 export interface ${typeName(name)}${base} {
 ${members(table)}}
 `;
@@ -149,18 +153,28 @@ ${members(table)}}
  */
 import type { OptionValues } from "./options.ts";
 
-/** What protocols take besides: where an image's file is made, they apply. */
-export interface FileCreateOptions {
+/**
+ * What the protocols take by which an image's file is made.
+ *
+ * @category Options of new images
+ */
+export interface ProtocolCreateOptions {
 ${members(others)}}
 
 ${interfaces.join("\n")}
-/** The options of new images, by format. */
+/**
+ * The options of new images, by format.
+ *
+ * @category Options of new images
+ */
 export interface CreateOptionsByFormat {
 ${names.join("")}}
 
 /**
  * The options of a new image of a format. Of one that is not known when the
  * program is compiled, they are any options.
+ *
+ * @category Options of new images
  */
 export type CreateOptionsOf<Format extends string> = Format extends
   keyof CreateOptionsByFormat ? CreateOptionsByFormat[Format] : OptionValues;

@@ -21,7 +21,11 @@ import { findDriver, getDriver, loadDriver, loadFormat } from "./registry.ts";
 import { findSecret, type SecretSource } from "./secrets.ts";
 import type { Source, StackObject } from "./spec.ts";
 
-/** Options of creating an image, besides those of the format. */
+/**
+ * Options of creating an image, besides those of the format.
+ *
+ * @category Images
+ */
 export interface CreateOptions {
   /** Where the keys of encrypted images come from. */
   secrets?: SecretSource;
@@ -56,6 +60,8 @@ export interface CreateOptions {
  * const file = { driver: "memory", store: new MemoryStore() };
  * await createImage("qcow2", file, { size: 10 * 1024 ** 3, cluster_size: 4096 });
  * ```
+ *
+ * @category Images
  */
 export async function createImage<Format extends string>(
   format: Format,

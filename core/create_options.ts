@@ -6,8 +6,12 @@
  */
 import type { OptionValues } from "./options.ts";
 
-/** What protocols take besides: where an image's file is made, they apply. */
-export interface FileCreateOptions {
+/**
+ * What the protocols take by which an image's file is made.
+ *
+ * @category Options of new images
+ */
+export interface ProtocolCreateOptions {
   /** Turn off copy-on-write (valid only on btrfs). */
   nocow?: boolean | "on" | "off";
   /** Extent size hint for the image file, 0 to disable. */
@@ -22,7 +26,11 @@ export interface FileCreateOptions {
   "object-size"?: number | string;
 }
 
-/** Options of a new `file` image. */
+/**
+ * Options of a new `file` image.
+ *
+ * @category Options of new images
+ */
 export interface FileCreateOptions {
   /** Virtual disk size. */
   size?: number | string;
@@ -34,7 +42,11 @@ export interface FileCreateOptions {
   extent_size_hint?: number | string;
 }
 
-/** Options of a new `host_cdrom` image. */
+/**
+ * Options of a new `host_cdrom` image.
+ *
+ * @category Options of new images
+ */
 export interface HostCdromCreateOptions {
   /** Virtual disk size. */
   size?: number | string;
@@ -42,7 +54,11 @@ export interface HostCdromCreateOptions {
   preallocation?: string;
 }
 
-/** Options of a new `host_device` image. */
+/**
+ * Options of a new `host_device` image.
+ *
+ * @category Options of new images
+ */
 export interface HostDeviceCreateOptions {
   /** Virtual disk size. */
   size?: number | string;
@@ -50,8 +66,12 @@ export interface HostDeviceCreateOptions {
   preallocation?: string;
 }
 
-/** Options of a new `luks` image. */
-export interface LuksCreateOptions extends FileCreateOptions {
+/**
+ * Options of a new `luks` image.
+ *
+ * @category Options of new images
+ */
+export interface LuksCreateOptions extends ProtocolCreateOptions {
   /** Virtual disk size. */
   size?: number | string;
   /** ID of the secret that provides the keyslot passphrase. */
@@ -88,7 +108,11 @@ export interface LuksCreateOptions extends FileCreateOptions {
   preallocation?: "off" | "falloc" | "full";
 }
 
-/** Options of a new `memory` image. */
+/**
+ * Options of a new `memory` image.
+ *
+ * @category Options of new images
+ */
 export interface MemoryCreateOptions {
   /** Virtual disk size. */
   size?: number | string;
@@ -99,7 +123,11 @@ export interface MemoryCreateOptions {
   preallocation?: "off" | "falloc" | "full";
 }
 
-/** Options of a new `nbd` image. */
+/**
+ * Options of a new `nbd` image.
+ *
+ * @category Options of new images
+ */
 export interface NbdCreateOptions {
   /** Size that it must have at least. */
   size?: number | string;
@@ -107,8 +135,12 @@ export interface NbdCreateOptions {
   preallocation?: "off";
 }
 
-/** Options of a new `parallels` image. */
-export interface ParallelsCreateOptions extends FileCreateOptions {
+/**
+ * Options of a new `parallels` image.
+ *
+ * @category Options of new images
+ */
+export interface ParallelsCreateOptions extends ProtocolCreateOptions {
   /** Virtual disk size. */
   size?: number | string;
   /** Parallels image cluster size. Default: `1M`. */
@@ -117,8 +149,12 @@ export interface ParallelsCreateOptions extends FileCreateOptions {
   preallocation?: "off" | "falloc" | "full";
 }
 
-/** Options of a new `qcow` image. */
-export interface QcowCreateOptions extends FileCreateOptions {
+/**
+ * Options of a new `qcow` image.
+ *
+ * @category Options of new images
+ */
+export interface QcowCreateOptions extends ProtocolCreateOptions {
   /** Virtual disk size. */
   size?: number | string;
   /** File name of a base image. */
@@ -138,8 +174,12 @@ export interface QcowCreateOptions extends FileCreateOptions {
   preallocation?: "off" | "falloc" | "full";
 }
 
-/** Options of a new `qcow2` image. */
-export interface Qcow2CreateOptions extends FileCreateOptions {
+/**
+ * Options of a new `qcow2` image.
+ *
+ * @category Options of new images
+ */
+export interface Qcow2CreateOptions extends ProtocolCreateOptions {
   /**
    * Encrypt the image with format 'aes'. (Deprecated in favor of
    * encrypt.format=aes).
@@ -203,8 +243,12 @@ export interface Qcow2CreateOptions extends FileCreateOptions {
   refcount_bits?: number | string;
 }
 
-/** Options of a new `qed` image. */
-export interface QedCreateOptions extends FileCreateOptions {
+/**
+ * Options of a new `qed` image.
+ *
+ * @category Options of new images
+ */
+export interface QedCreateOptions extends ProtocolCreateOptions {
   /** Virtual disk size. */
   size?: number | string;
   /** File name of a base image. */
@@ -219,15 +263,23 @@ export interface QedCreateOptions extends FileCreateOptions {
   preallocation?: "off" | "falloc" | "full";
 }
 
-/** Options of a new `raw` image. */
-export interface RawCreateOptions extends FileCreateOptions {
+/**
+ * Options of a new `raw` image.
+ *
+ * @category Options of new images
+ */
+export interface RawCreateOptions extends ProtocolCreateOptions {
   /** Virtual disk size. */
   size?: number | string;
   /** Preallocation of the file, where its protocol can. */
   preallocation?: "off" | "falloc" | "full";
 }
 
-/** Options of a new `rbd` image. */
+/**
+ * Options of a new `rbd` image.
+ *
+ * @category Options of new images
+ */
 export interface RbdCreateOptions {
   /** Virtual disk size. */
   size?: number | string;
@@ -239,7 +291,11 @@ export interface RbdCreateOptions {
   clone_from?: string;
 }
 
-/** Options of a new `s3` image. */
+/**
+ * Options of a new `s3` image.
+ *
+ * @category Options of new images
+ */
 export interface S3CreateOptions {
   /** Size of the new disk. */
   size?: number | string;
@@ -247,8 +303,12 @@ export interface S3CreateOptions {
   "object-size"?: number | string;
 }
 
-/** Options of a new `vdi` image. */
-export interface VdiCreateOptions extends FileCreateOptions {
+/**
+ * Options of a new `vdi` image.
+ *
+ * @category Options of new images
+ */
+export interface VdiCreateOptions extends ProtocolCreateOptions {
   /** Virtual disk size. */
   size?: number | string;
   /** VDI static (pre-allocated) image. Default: `off`. */
@@ -257,8 +317,12 @@ export interface VdiCreateOptions extends FileCreateOptions {
   preallocation?: "off" | "falloc" | "full";
 }
 
-/** Options of a new `vhdx` image. */
-export interface VhdxCreateOptions extends FileCreateOptions {
+/**
+ * Options of a new `vhdx` image.
+ *
+ * @category Options of new images
+ */
+export interface VhdxCreateOptions extends ProtocolCreateOptions {
   /** Virtual disk size; max of 64TB. */
   size?: number | string;
   /** Log size; min 1MB. Default: `1M`. */
@@ -283,8 +347,12 @@ export interface VhdxCreateOptions extends FileCreateOptions {
   preallocation?: "off" | "falloc" | "full";
 }
 
-/** Options of a new `vmdk` image. */
-export interface VmdkCreateOptions extends FileCreateOptions {
+/**
+ * Options of a new `vmdk` image.
+ *
+ * @category Options of new images
+ */
+export interface VmdkCreateOptions extends ProtocolCreateOptions {
   /** Virtual disk size. */
   size?: number | string;
   /**
@@ -314,8 +382,12 @@ export interface VmdkCreateOptions extends FileCreateOptions {
   preallocation?: "off" | "falloc" | "full";
 }
 
-/** Options of a new `vpc` image. */
-export interface VpcCreateOptions extends FileCreateOptions {
+/**
+ * Options of a new `vpc` image.
+ *
+ * @category Options of new images
+ */
+export interface VpcCreateOptions extends ProtocolCreateOptions {
   /** Virtual disk size. */
   size?: number | string;
   /**
@@ -332,7 +404,11 @@ export interface VpcCreateOptions extends FileCreateOptions {
   preallocation?: "off" | "falloc" | "full";
 }
 
-/** The options of new images, by format. */
+/**
+ * The options of new images, by format.
+ *
+ * @category Options of new images
+ */
 export interface CreateOptionsByFormat {
   /** As {@linkcode FileCreateOptions}. */
   "file": FileCreateOptions;
@@ -373,6 +449,8 @@ export interface CreateOptionsByFormat {
 /**
  * The options of a new image of a format. Of one that is not known when the
  * program is compiled, they are any options.
+ *
+ * @category Options of new images
  */
 export type CreateOptionsOf<Format extends string> = Format extends
   keyof CreateOptionsByFormat ? CreateOptionsByFormat[Format] : OptionValues;

@@ -65,6 +65,8 @@ export function hold(node: BlockNode): Edge {
  * await image.flush(); // Comes after the write.
  * assertEquals(written, true);
  * ```
+ *
+ * @category Stacks
  */
 export async function drain(disk: Disk): Promise<Disposable> {
   const node = nodeOf("The node to drain", disk);

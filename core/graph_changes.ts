@@ -57,6 +57,8 @@ export const changing = new Mutex();
  * await disk.write(0, new Uint8Array([1]));
  * assertEquals(await copy.read(0, 1), new Uint8Array([1]));
  * ```
+ *
+ * @category Stacks
  */
 export async function replaceChild(
   above: Disk,
@@ -141,6 +143,8 @@ function unfit(role: string, before: BlockNode, child: BlockNode): BlockError {
  * await removeFilter(filter);
  * assertEquals(disk.format, "qcow2");
  * ```
+ *
+ * @category Stacks
  */
 export async function insertFilter(
   disk: Disk,
@@ -182,6 +186,8 @@ export async function insertFilter(
  * await removeFilter(disk);
  * assertEquals(disk.format, "memory");
  * ```
+ *
+ * @category Stacks
  */
 export async function removeFilter(disk: Disk): Promise<void> {
   const filter = nodeOf("The filter", disk);

@@ -26,6 +26,8 @@ const drivers = new Map<string, BlockDriver>();
  * registerDriver(driver);
  * console.log(getDriver("my-driver").role); // filter
  * ```
+ *
+ * @category Drivers
  */
 export function registerDriver(driver: BlockDriver): void {
   try {
@@ -77,6 +79,8 @@ function checkDriver(driver: BlockDriver): void {
  * The driver with a name.
  *
  * @throws {BlockError} EINVAL if there is none.
+ *
+ * @category Drivers
  */
 export function getDriver(name: string): BlockDriver {
   const driver = drivers.get(name);
@@ -109,6 +113,8 @@ export async function loadFormat(name: string): Promise<BlockDriver> {
  * const driver = await loadDriver(getDriver("vmdk"));
  * assert("subformat" in driver.createOptions!);
  * ```
+ *
+ * @category Drivers
  */
 export async function loadDriver(driver: BlockDriver): Promise<BlockDriver> {
   if (!driver.load) return driver;
@@ -126,12 +132,20 @@ export async function loadDriver(driver: BlockDriver): Promise<BlockDriver> {
   }
 }
 
-/** The driver with a name, or `undefined`. */
+/**
+ * The driver with a name, or `undefined`.
+ *
+ * @category Drivers
+ */
 export function findDriver(name: string): BlockDriver | undefined {
   return drivers.get(name);
 }
 
-/** All drivers that can be used, sorted by name. */
+/**
+ * All drivers that can be used, sorted by name.
+ *
+ * @category Drivers
+ */
 export function listDrivers(): BlockDriver[] {
   return [...drivers.values()].filter(({ isAbsent }) => !isAbsent)
     .sort((a, b) => a.name < b.name ? -1 : 1);

@@ -13,7 +13,11 @@ import {
 import { asBlockError, BlockError } from "../errors.ts";
 import type { BlockNode, Disk } from "../node.ts";
 
-/** What requests to send. */
+/**
+ * What requests to send.
+ *
+ * @category Jobs
+ */
 export interface BenchOptions {
   /** Write rather than read. Default: false. */
   write?: boolean;
@@ -60,6 +64,8 @@ export interface BenchOptions {
  * const seconds = await bench(image, { count: 1000, depth: 4 });
  * console.log(`${Math.round(1000 / seconds)} requests a second`);
  * ```
+ *
+ * @category Jobs
  */
 export async function bench(
   disk: Disk,

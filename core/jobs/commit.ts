@@ -12,7 +12,11 @@ import { nameOf } from "../node_names.ts";
 import { Concatenation } from "./concatenation.ts";
 import { copy } from "./copy.ts";
 
-/** How to commit. */
+/**
+ * How to commit.
+ *
+ * @category Jobs
+ */
 export interface CommitOptions {
   /**
    * The image to write to, one of the overlay's chain, opened for writing (see
@@ -34,7 +38,11 @@ export interface CommitOptions {
   progress?(done: number, total: number): void;
 }
 
-/** A failed commit. */
+/**
+ * A failed commit.
+ *
+ * @category Jobs
+ */
 export class CommitError extends BlockError {
   /**
    * The stage that failed: `copy` leaves the overlay unchanged; before `empty`,
@@ -85,6 +93,8 @@ export class CommitError extends BlockError {
  * base.store.read(0, bytes);
  * assertEquals(new TextDecoder().decode(bytes), "hello");
  * ```
+ *
+ * @category Jobs
  */
 export async function commit(
   disk: Disk,

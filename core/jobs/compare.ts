@@ -12,7 +12,11 @@ import { nameOf } from "../node_names.ts";
 import { isEqual, isZero } from "../runtime.ts";
 import { Pace } from "./pace.ts";
 
-/** How to compare. */
+/**
+ * How to compare.
+ *
+ * @category Jobs
+ */
 export interface CompareOptions {
   /**
    * Whether size and allocation must agree as well; otherwise a longer disk
@@ -27,7 +31,11 @@ export interface CompareOptions {
   progress?(done: number, total: number): void;
 }
 
-/** The result of a comparison. */
+/**
+ * The result of a comparison.
+ *
+ * @category Jobs
+ */
 export type CompareResult =
   | { outcome: "identical" }
   /** The sector at `offset` is the first to differ. */
@@ -37,7 +45,11 @@ export type CompareResult =
   /** At `offset` only one is allocated; in strict comparisons. */
   | { outcome: "status"; offset: number };
 
-/** A disk that could not be compared. */
+/**
+ * A disk that could not be compared.
+ *
+ * @category Jobs
+ */
 export class CompareError extends BlockError {
   /** What failed: getting the allocation status, or reading. */
   readonly stage: "status" | "read";
@@ -81,6 +93,8 @@ const REQUEST_SIZE = 1024 * 1024;
  * const result = await compare(first, second);
  * assertEquals(result.outcome, "identical");
  * ```
+ *
+ * @category Jobs
  */
 export async function compare(
   first: Disk,

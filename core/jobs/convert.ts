@@ -19,7 +19,11 @@ import { copy } from "./copy.ts";
 import type { CopyTargetOptions } from "./copy_target.ts";
 import type { ZeroRunOptions } from "./zero_runs.ts";
 
-/** How to convert. */
+/**
+ * How to convert.
+ *
+ * @category Jobs
+ */
 export interface ConvertOptions {
   /** Most requests in flight, 1 to 16. Default: 8. */
   parallel?: number;
@@ -91,6 +95,8 @@ export interface ConvertOptions {
  * await using target = await openImage({ driver: "qcow2", file: to });
  * await convert(source, target, { targetIsZero: true });
  * ```
+ *
+ * @category Jobs
  */
 export async function convert(
   sources: Disk | readonly Disk[],

@@ -18,7 +18,11 @@ import { REQUEST_SIZE } from "./copy.ts";
 import { CopyTarget, type CopyTargetOptions } from "./copy_target.ts";
 import { Pace } from "./pace.ts";
 
-/** How to convert a stream. */
+/**
+ * How to convert a stream.
+ *
+ * @category Jobs
+ */
 export interface ConvertStreamOptions extends
   Pick<
     ConvertOptions,
@@ -64,6 +68,8 @@ const [LEAST_GROWTH, MOST_GROWTH] = [16 * 1024 ** 2, 1024 ** 3];
  * await convertStream(upload, image, { resize: true, targetIsZero: true });
  * console.log(image.size); // 512
  * ```
+ *
+ * @category Jobs
  */
 export async function convertStream(
   stream: AsyncIterable<Uint8Array>,

@@ -21,7 +21,11 @@ import {
 import { findDriver, loadFormat } from "../registry.ts";
 import { findSecret, type SecretSource } from "../secrets.ts";
 
-/** How to measure. */
+/**
+ * How to measure.
+ *
+ * @category Jobs
+ */
 export interface MeasureOptions {
   /** Where the keys of encrypted images come from. */
   secrets?: SecretSource;
@@ -48,6 +52,8 @@ export interface MeasureOptions {
  * assertEquals(required, 393_216);
  * assertEquals(fullyAllocated, 1_074_135_040);
  * ```
+ *
+ * @category Jobs
  */
 export async function measure<Format extends string>(
   format: Format,

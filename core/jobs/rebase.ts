@@ -26,7 +26,11 @@ import { readPadded, writeZeroData, writeZeroes } from "../requests.ts";
 import { isEqual } from "../runtime.ts";
 import { Pace } from "./pace.ts";
 
-/** A backing file as an image names it. */
+/**
+ * A backing file as an image names it.
+ *
+ * @category Jobs
+ */
 export interface BackingName {
   /** Its name, relative to the folder of the image that names it. */
   name: string;
@@ -34,7 +38,11 @@ export interface BackingName {
   format: string;
 }
 
-/** How to rebase. */
+/**
+ * How to rebase.
+ *
+ * @category Jobs
+ */
 export interface RebaseOptions {
   /** Store the clusters that are copied compressed. Default: false. */
   compressed?: boolean;
@@ -78,6 +86,8 @@ const REQUEST_SIZE = 512 * 1024;
  * await using alone = await openImage({ driver: "qcow2", file });
  * assertEquals((await alone.info()).backingFile, undefined);
  * ```
+ *
+ * @category Jobs
  */
 export async function rebase(
   disk: Disk,
@@ -145,6 +155,8 @@ function refuseLoop(
  * Record another backing file, or none, in an image, whatever its content.
  *
  * @throws {BlockError} with the new name in its message.
+ *
+ * @category Jobs
  */
 export async function changeBacking(
   disk: Disk,

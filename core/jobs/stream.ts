@@ -22,7 +22,11 @@ import { Concatenation, sourceNodes } from "./concatenation.ts";
 import { CopySource } from "./copy_source.ts";
 import { Pace } from "./pace.ts";
 
-/** How to stream an image. */
+/**
+ * How to stream an image.
+ *
+ * @category Jobs
+ */
 export interface StreamImageOptions {
   /** The format's create options; the size comes from the sources. */
   create?: OptionValues;
@@ -73,6 +77,8 @@ const CHUNK_SIZE = 256 * 1024;
  * const bytes = await new Response(stream).bytes();
  * console.log(bytes.length); // 393216
  * ```
+ *
+ * @category Jobs
  */
 export function streamImage(
   format: string,
