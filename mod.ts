@@ -54,6 +54,7 @@ export { measure, type MeasureOptions } from "./core/jobs/measure.ts";
 export { streamImage, type StreamImageOptions } from "./core/jobs/stream.ts";
 export * from "./core/jobs/rebase.ts";
 export type * from "./core/node.ts";
+export { type Difference, drawDifference } from "./core/picture/difference.ts";
 export {
   type Base,
   type Look,

@@ -33,10 +33,11 @@ export type Base =
   | "snapshot-table"
   | "bitmaps"
   | "encryption-header"
-  | "unknown";
+  | "unknown"
+  | "same";
 
 /** What a byte may be besides. */
-export type Mark = "shared" | "dirty" | "leaked" | "corrupt";
+export type Mark = "different" | "shared" | "dirty" | "leaked" | "corrupt";
 
 /** Any of them. */
 export type LookName = Base | Mark;
@@ -60,10 +61,12 @@ export const BASES: Readonly<Record<Base, Look>> = {
   "bitmaps": look("bitmaps", "M", 0x178f9e),
   "encryption-header": look("encryption header", "E", 0x54606c),
   "unknown": look("metadata or unused", "?", 0xc9c2b8),
+  "same": look("the same", "=", 0x6f9fd8),
 };
 
 /** What some bytes are besides; a part that has such bytes shows it. */
 export const MARKS: Readonly<Record<Mark, Look>> = {
+  "different": look("different", "X", 0xd21f2b),
   "shared": look("shared with a snapshot", "s", 0x1fa79a),
   "dirty": look("dirty in the bitmap", "*", 0xe0559c),
   "leaked": look("leaked", "L", 0xf08c00),

@@ -20,7 +20,7 @@ const BASE_COUNT = Object.keys(BASES).length;
 /** The looks that stand for nothing that is stored. */
 const EMPTY = new Set<LookName>(["unallocated", "free"]);
 /** Marks of which a single byte is reason enough to show them. */
-const LOUD: readonly Mark[] = ["corrupt", "leaked", "dirty"];
+const LOUD: readonly Mark[] = ["different", "corrupt", "leaked", "dirty"];
 
 /** Bytes of one look. */
 export interface Share {
