@@ -44,25 +44,29 @@ async function bundle(
   }
 }
 
-/** Build the page into a folder. */
-export async function buildPage(folder: string): Promise<void> {
-  await Deno.mkdir(folder, { recursive: true });
+/** The files of the page, by name. */
+export async function buildPage(): Promise<Record<string, string>> {
+  const files: Record<string, string> = {};
   try {
     const worker = await bundle("web/worker.ts");
-    const page = await bundle("web/page.ts", {
+    files["page.js"] = await bundle("web/page.ts", {
       WORKER_PROGRAM: JSON.stringify(worker),
     });
-    await Deno.writeTextFile(`${folder}/page.js`, page);
   } finally {
     await esbuild.stop();
   }
   for (const name of ["index.html", "style.css"]) {
-    await Deno.copyFile(`${ROOT}web/${name}`, `${folder}/${name}`);
+    files[name] = await Deno.readTextFile(`${ROOT}web/${name}`);
   }
+  return files;
 }
 
 if (import.meta.main) {
   const folder = Deno.args[0] ?? `${ROOT}dist/web`;
-  await buildPage(folder);
+  const files = await buildPage();
+  await Deno.mkdir(folder, { recursive: true });
+  for (const [name, text] of Object.entries(files)) {
+    await Deno.writeTextFile(`${folder}/${name}`, text);
+  }
   console.log(`${folder}/index.html`);
 }

@@ -7,7 +7,7 @@
 import {
   BlockError,
   type BlockNode,
-  Image,
+  type Image,
   openImage,
   type StackObject,
 } from "../mod.ts";

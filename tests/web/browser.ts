@@ -7,6 +7,8 @@ import { type Browser, chromium, type Page } from "playwright-core";
 import { buildPage } from "../../build/web.ts";
 import { TempDir } from "../qemu.ts";
 
+let built: ReturnType<typeof buildPage> | undefined;
+
 /** The page, built and served, in a browser. */
 export class WebPage implements AsyncDisposable {
   readonly page: Page;
@@ -43,17 +45,21 @@ export class WebPage implements AsyncDisposable {
   }
 
   /**
-   * Build the page and open it.
+   * Open the page, which is built for the first one.
    *
    * @param images The folder of the images that are served below `/images/`.
    */
   static async open(images: string): Promise<WebPage> {
     const folder = new TempDir();
-    await buildPage(folder.path);
+    built ??= buildPage();
+    const files = await built;
+    for (const [name, text] of Object.entries(files)) {
+      await Deno.writeTextFile(folder.file(name), text);
+    }
     const browser = await chromium.launch({
       executablePath: await chromiumPath(),
       // Its sandbox does not work as root, as in containers.
-      args: ["--no-sandbox", "--enable-precise-memory-info"],
+      args: ["--no-sandbox"],
     });
     const page = await browser.newPage();
     page.setDefaultTimeout(30_000);
@@ -101,6 +107,25 @@ export class WebPage implements AsyncDisposable {
     await this.page.fill("#url", url);
     await this.page.click("#address button");
     return await this.settled();
+  }
+
+  /** Bytes of the worker's heap, with all buffers. */
+  async workerHeap(): Promise<number> {
+    const session = await this.#browser.newBrowserCDPSession();
+    const { targetInfos } = await session.send("Target.getTargets");
+    const worker = targetInfos.find(({ type }) => type === "worker")!;
+    const { sessionId } = await session.send("Target.attachToTarget", {
+      targetId: worker.targetId,
+    });
+    const answer = new Promise<string>((resolve) =>
+      session.on("Target.receivedMessageFromTarget", ({ message }) => {
+        if ("id" in JSON.parse(message)) resolve(message);
+      })
+    );
+    const message = JSON.stringify({ id: 1, method: "Runtime.getHeapUsage" });
+    await session.send("Target.sendMessageToTarget", { sessionId, message });
+    const { result } = JSON.parse(await answer);
+    return result.usedSize + result.backingStorageSize;
   }
 
   /** The text of an element. */
