@@ -19,7 +19,12 @@ import {
 import { OptionList } from "./create_options.ts";
 import type { OptionSpec } from "./getopt.ts";
 import { valueText } from "../core/values.ts";
-import { cInteger, sizeArgument } from "./numbers.ts";
+import {
+  cInteger,
+  numberArgument,
+  quotesNumbers,
+  sizeArgument,
+} from "./numbers.ts";
 import { CommandError } from "./program.ts";
 
 const MAX_SPARSE_SIZE = 16 * 1024 * 1024;
@@ -277,6 +282,18 @@ export function checkPipes(
   if (wish.salvage) refuse("--salvage cannot be used", "input");
 }
 
+/** Refuse what needs to seek in a target that is stored as a whole. */
+export function checkStored(wish: ConvertWish, canStream: boolean): void {
+  const refuse = (what: string) => {
+    throw new CommandError(
+      `${what} cannot be used with a target that is written front to back`,
+    );
+  };
+  if (!canStream) refuse(`Format '${wish.targetFormat}'`);
+  if (wish.compressed) refuse("-c");
+  if (wish.bitmaps) refuse("--bitmaps");
+}
+
 function parseSparseSize(text: string): number {
   const size = sizeArgument("buffer size for sparse output", text);
   if (size % SECTOR_SIZE !== 0 || size > MAX_SPARSE_SIZE) {
@@ -292,6 +309,9 @@ function parseSparseSize(text: string): number {
 }
 
 function parseParallel(text: string): number {
+  if (quotesNumbers()) {
+    return numberArgument("number of coroutines", text, 1, MAX_PARALLEL);
+  }
   const count = cInteger(text) ?? 0;
   if (count < 1 || count > MAX_PARALLEL) {
     const detail = ` ${valueText(text)}`;

@@ -2,15 +2,15 @@
  * A format's map: where the bytes of its disk lie. Moving them is up to
  * `access.ts`, which is the same for all formats.
  *
- * `qcow2`, `vdi`, `vpc` and `vhdx` have a map today. In a block of a VHD or VHDX
- * image that has only some of its sectors, a run ends where the bitmap of
+ * All formats have a map today; `qcow` and `qed` share one. In a block of a VHD
+ * or VHDX image that has only some of its sectors, a run ends where the bitmap of
  * sectors changes; a write to a sector that is not in it is an `allocate` in the
  * block's own place, whose `commit` sets the bits.
  *
  * @module
  */
 import type { IoVector } from "./bytes.ts";
-import type { BlockNode } from "./node.ts";
+import type { BlockNode, ReadFlags } from "./node.ts";
 
 /** A range of a disk that is mapped in one way. */
 export interface Run {
@@ -86,8 +86,8 @@ export function roomInPlace(start: number, place: Place): Allocation {
  */
 export interface BlockMap<R extends Run = Run> {
   /**
-   * Granularity of locking, in bytes, a power of two: while the mapping of any
-   * part of a unit changes, nobody may read or write the unit.
+   * Granularity of locking, in bytes, as a rule a power of two: while the
+   * mapping of any part of a unit changes, nobody may read or write the unit.
    */
   readonly unit: number;
   /**
@@ -116,7 +116,12 @@ export interface BlockMap<R extends Run = Run> {
    */
   allocate(offset: number, length: number): Allocation | Promise<Allocation>;
   /** Read part of one `special` run. */
-  readSpecial?(run: R, offset: number, iov: IoVector): Promise<void>;
+  readSpecial?(
+    run: R,
+    offset: number,
+    iov: IoVector,
+    flags?: ReadFlags,
+  ): Promise<void>;
   /** Whether parts of the run may be holes in the child. */
   mayHaveHoles?(run: R): boolean | Promise<boolean>;
 }

@@ -39,6 +39,20 @@ export interface BlockDriver extends DriverTraits {
    */
   isStream?(options: OptionValues): boolean;
   /**
+   * Make or replace a file by all its bytes, front to back: as a whole or not at
+   * all. For protocols whose files cannot be changed afterwards.
+   *
+   * @param options As for `open`.
+   * @param chunks Each is valid until the next is asked for.
+   */
+  store?(
+    options: OptionValues,
+    chunks: AsyncIterable<Uint8Array>,
+    context: StoreContext,
+  ): Promise<void>;
+  /** Whether a new file with these options can be made only by `store`. */
+  storesWhole?(options: OptionValues): boolean;
+  /**
    * Compute how large the file of a new image would become.
    *
    * @param options As for `create`, with their types; values of enumerations
@@ -50,6 +64,16 @@ export interface BlockDriver extends DriverTraits {
     source?: BlockNode,
     context?: MeasureContext,
   ): Promise<Measurement>;
+}
+
+/** What the block layer offers to `store`. */
+export interface StoreContext {
+  /** About how many bytes there will be; absent if nothing is known. */
+  readonly expected?: number;
+  /** Ends it with ECANCELED. */
+  readonly signal?: AbortSignal;
+  /** As {@linkcode OpenContext.secret}. */
+  secret(id: string | undefined): Promise<Uint8Array | undefined>;
 }
 
 /** What `measure` may ask of the block layer. */
@@ -118,6 +142,8 @@ export interface OpenContext {
   readonly withoutKeys: boolean;
   /** Stops what takes long, such as finding a key. */
   readonly signal?: AbortSignal;
+  /** Told how far it has come, in iterations. */
+  unlocking?(done: number, total: number): void;
   /**
    * Whether flushes do nothing: the system decides when data reaches the disk.
    */
@@ -154,6 +180,13 @@ export interface OpenContext {
    * may be an image of any format.
    */
   openChild(name: string, description?: unknown): Promise<BlockNode>;
+  /**
+   * Check that a redirect may be followed: what an image names may not lead
+   * anywhere else than it could itself.
+   *
+   * @throws {BlockError} EACCES if the gate does not permit it.
+   */
+  checkRedirect(url: string): Promise<void>;
   /** Whether the user described the child called `name`, or named it `null`. */
   describes(name: string): boolean;
   /**
@@ -200,8 +233,13 @@ export interface CreateContext {
   /**
    * Make or empty another file that the image is to have, as
    * {@linkcode createFile} does its first one. `name` may have a scheme.
+   *
+   * @param how Whether to `keep` what is in it: it must be there then.
    */
-  createNamed(name: string): Promise<BlockNode>;
+  createNamed(
+    name: string,
+    how?: { readonly keep?: boolean },
+  ): Promise<BlockNode>;
   /**
    * Create or empty another file of the image, beside that one, and have `fill`
    * write to it. It is closed then: there may be thousands.
@@ -219,6 +257,8 @@ export interface CreateContext {
   openBeside(name: string): Promise<BlockNode>;
   /** As {@linkcode OpenContext.unlocked}. */
   unlocked(why: string): void;
+  /** As {@linkcode OpenContext.warn}. */
+  warn(message: string): void;
   /** As {@linkcode OpenContext.secret}. */
   secret(id: string | undefined): Promise<Uint8Array | undefined>;
 }

@@ -18,8 +18,8 @@ import type {
   DiscardFlags,
   Extent,
   NodeInfo,
-  Preallocation,
   ReadFlags,
+  SnapshotOperations,
   TruncateOptions,
   WriteFlags,
   ZeroFlags,
@@ -39,13 +39,9 @@ const OPEN_OPTIONS: OptionTable = {
   size: { type: "size", help: "Size of the disk, a multiple of 512 bytes" },
 };
 
+/** Whether its space is preallocated is up to the file. */
 const CREATE_OPTIONS: OptionTable = {
   size: { type: "size", help: "Virtual disk size" },
-  preallocation: {
-    type: "enum",
-    values: ["off", "falloc", "full"],
-    help: "Preallocation mode (allowed values: off, falloc, full)",
-  },
 };
 
 /**
@@ -86,24 +82,14 @@ export const rawDriver: BlockDriver = {
     });
   },
 
-  async create(options, context) {
-    const { size, preallocation } = options;
+  async create({ size }, context) {
     if (size === undefined) {
       throw new BlockError("EINVAL", "Image creation needs a size parameter");
     }
-    await context.createFile(
-      roundUp(size as number, SECTOR_SIZE),
-      preallocation as Preallocation | undefined,
-    );
+    await context.createFile(roundUp(size as number, SECTOR_SIZE));
   },
 
-  async *stream({ preallocation = "off" }, source) {
-    if (preallocation !== "off") {
-      throw new BlockError(
-        "ENOTSUP",
-        "Preallocation is not possible in a stream",
-      );
-    }
+  async *stream(_options, source) {
     const bytes = allocate(STREAM_SIZE);
     for await (const { offset, length, kind } of source.extents()) {
       if (kind !== "data") bytes.fill(0);
@@ -166,6 +152,13 @@ class RawNode implements BlockNode {
 
   get filename(): string {
     return this.#file.filename;
+  }
+
+  /** Those of the file, if the disk is all of it. */
+  get snapshots(): SnapshotOperations | undefined {
+    const isPart = this.#offset > 0 || this.#fixedSize !== undefined;
+    const { driver, snapshots } = this.#file;
+    return isPart || driver.role !== "protocol" ? undefined : snapshots;
   }
 
   get size(): number {

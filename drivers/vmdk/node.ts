@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { Access } from "../../core/access.ts";
+import { Access, eventOf } from "../../core/access.ts";
 import {
   allocate,
   flattenVector,
@@ -286,14 +286,16 @@ class VmdkNode implements BlockNode {
   #checkedParent(parent: BlockNode): BlockNode {
     let checking: Promise<void> | undefined;
     let isSound = false;
-    const readChecked = async (offset: number, iov: IoVector) => {
+    const readChecked: BlockNode["readv"] = async (offset, iov, flags) => {
       await (checking ??= this.#checkParent(parent));
       isSound = true;
-      await parent.readv(offset, iov);
+      await parent.readv(offset, iov, flags);
     };
     return wrapNode(parent, {
-      readv: (offset, iov) =>
-        isSound ? parent.readv(offset, iov) : readChecked(offset, iov),
+      readv: (offset, iov, flags) =>
+        isSound
+          ? parent.readv(offset, iov, flags)
+          : readChecked(offset, iov, flags),
     });
   }
 
@@ -357,16 +359,6 @@ class VmdkNode implements BlockNode {
   close(): Promise<void> {
     return this.flush();
   }
-}
-
-/** What tells of the steps of moving data, in whichever file that is. */
-function eventOf(files: readonly BlockNode[], context: OpenContext) {
-  const debugged = files.filter(({ debug }) => debug);
-  if (!context.event && debugged.length === 0) return undefined;
-  return async (name: string) => {
-    context.event?.(name);
-    for (const file of debugged) await file.debug!.event(name);
-  };
 }
 
 async function compressAll(
