@@ -27,6 +27,13 @@ export interface Requests {
     ask: { space: "guest" | "host"; offset: number; length: number };
     answer: readonly string[];
   };
+  /**
+   * Write to its disk; the bytes are hexadecimal digits, or quoted text. The
+   * image stays as it is: the browser keeps the changes.
+   */
+  edit: { ask: { offset: string; bytes: string }; answer: Description };
+  /** Forget all edits. */
+  forget: { ask: Record<string, never>; answer: Description };
   /** Compare its disk with that of another image. */
   compare: { ask: { place: Place; cells: number }; answer: DifferenceDrawing };
   /**
@@ -74,6 +81,8 @@ export interface Layer {
   readonly size?: number;
   /** Why it is not at hand. */
   readonly missing?: string;
+  /** Whether it holds what the user has changed. */
+  readonly isEdits?: boolean;
 }
 
 /** What an image is. */

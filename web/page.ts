@@ -54,7 +54,8 @@ async function work<Name extends keyof Requests>(
   running = pending;
   try {
     const answer = await pending.answer;
-    if (running === pending) byId("status").textContent = `${what}: done`;
+    if (running !== pending) return undefined; // Something else was asked for.
+    byId("status").textContent = `${what}: done`;
     return answer;
   } catch (error) {
     if (running === pending) fail(error);
@@ -75,14 +76,21 @@ function fail(error: unknown): void {
 }
 
 async function open(place: Place): Promise<void> {
+  // So that a reload opens the same again; a file has to be given again.
+  const address = place.url ? `#${encodeURIComponent(place.url)}` : "";
+  history.replaceState(null, "", location.pathname + address);
   byId("result").hidden = true;
   byId("difference").replaceChildren();
   byId("difference-verdict").textContent = "";
   byId("ranges").hidden = true;
   const found = await work("Opening", "open", { place });
-  if (!found) return;
+  if (found) await show(found);
+}
+
+async function show(found: Description): Promise<void> {
   description = found;
   drawing = undefined;
+  byId("forget").hidden = !found.chain[0].isEdits;
   showFacts(found);
   showTree(found, {});
   const bitmap = byId<HTMLSelectElement>("bitmap");
@@ -142,7 +150,8 @@ function showTree(
         : `${name}: not at hand: ${missing}`,
     );
     const list = element("ul");
-    if (index === chain.length - 1) {
+    // Below the edits, if there are any, is the image.
+    if (index === chain.length - (chain[0].isEdits ? 2 : 1)) {
       for (const snapshot of snapshots) {
         const freed = frees[snapshot.id];
         const date = new Date(snapshot.date).toISOString().slice(0, 19)
@@ -200,6 +209,19 @@ async function showCell(space: DrawnSpace, cell: number): Promise<void> {
   } finally {
     isAsking = false;
   }
+}
+
+async function edit(): Promise<void> {
+  const offset = byId<HTMLInputElement>("offset").value;
+  const bytes = byId<HTMLInputElement>("bytes").value;
+  const found = await work("Writing", "edit", { offset, bytes });
+  if (found) await show(found);
+}
+
+async function forget(): Promise<void> {
+  if (!confirm("Forget all edits of this image?")) return;
+  const found = await work("Forgetting", "forget", {});
+  if (found) await show(found);
 }
 
 /** A picker of browsers that can write to files. */
@@ -295,6 +317,11 @@ function listen(): void {
     event.preventDefault();
     convert().catch(fail);
   });
+  byId("edit").addEventListener("submit", (event) => {
+    event.preventDefault();
+    edit();
+  });
+  byId("forget").addEventListener("click", forget);
   byId("compare").addEventListener("submit", (event) => {
     event.preventDefault();
     const place = filesOf(byId<HTMLInputElement>("other-files").files) ??
@@ -303,4 +330,13 @@ function listen(): void {
   });
 }
 
+/** Open what the page's own address says: what was open before a reload. */
+function openAddressed(): void {
+  const url = decodeURIComponent(location.hash.slice(1));
+  if (!URL.canParse(url)) return;
+  byId<HTMLInputElement>("url").value = url;
+  open({ url });
+}
+
 listen();
+openAddressed();

@@ -7,6 +7,7 @@ import { chainExtents, isStored } from "../core/extents.ts";
 import { nameOf } from "../core/node_names.ts";
 import { bytesText } from "../core/picture/sheet.ts";
 import {
+  type BlockNode,
   type CheckResult,
   drawDifference,
   drawPicture,
@@ -16,6 +17,15 @@ import {
   streamImage,
 } from "../mod.ts";
 import { drawn } from "./drawn.ts";
+import {
+  makeOverlay,
+  type Overlay,
+  overlayName,
+  parseBytes,
+  parseOffset,
+  removeOverlay,
+  reopenOverlay,
+} from "./edits.ts";
 import type {
   Call,
   Cancel,
@@ -42,32 +52,87 @@ type Handlers = {
 };
 
 let opened: Opened | undefined;
+/** What the user has changed of it, on top of it. */
+let overlay: Overlay | undefined;
+let overlayFile = "";
 let picture: Picture | undefined;
 let meter = new Meter();
 
-const handlers: Handlers = { open, draw, lines, compare, convert };
+const handlers: Handlers = {
+  open,
+  draw,
+  lines,
+  compare,
+  convert,
+  edit,
+  forget,
+};
+
+/** Images that were to be opened: only the last one is of interest. */
+let openings = 0;
 
 async function open({ place }: Requests["open"]["ask"]): Promise<Description> {
-  await opened?.image.close();
-  opened = picture = undefined;
+  const turn = ++openings;
+  const before = { overlay, opened };
+  opened = overlay = picture = undefined;
+  await before.overlay?.close();
+  await before.opened?.image.close();
   meter = new Meter();
-  opened = await openPlace(place, meter);
-  const { image, chain } = opened;
+  const found = await openPlace(place, meter);
+  const file = await overlayName(place, found.image);
+  const edits = await reopenOverlay(file, found.image.node);
+  if (turn !== openings) {
+    await edits?.close();
+    await found.image.close();
+    throw new Error("Another image was opened");
+  }
+  [opened, overlay, overlayFile] = [found, edits, file];
+  return await describe();
+}
+
+async function describe(): Promise<Description> {
+  const { image, chain } = current();
   const info = await image.node.info?.() ?? {};
   const snapshots = await image.node.snapshots?.list() ?? [];
+  const edits = {
+    name: "your edits, kept in this browser",
+    format: "qcow2",
+    size: image.size,
+    isEdits: true,
+  };
   return {
     name: chain[0].name,
-    facts: factsOf(opened, info),
-    chain,
+    facts: factsOf(current(), info),
+    chain: overlay ? [edits, ...chain] : chain,
     snapshots: snapshots.map(({ id, name, dateSeconds, diskSize }) => ({
       id,
       name,
       date: dateSeconds * 1000,
       size: diskSize,
     })),
-    bitmaps: info.bitmaps?.map(({ name }) => name) ?? [],
+    bitmaps: overlay ? [] : info.bitmaps?.map(({ name }) => name) ?? [],
     targets: ["qcow2", "raw"],
   };
+}
+
+async function edit(ask: Requests["edit"]["ask"]): Promise<Description> {
+  const { image } = current();
+  const offset = parseOffset(ask.offset);
+  const bytes = parseBytes(ask.bytes);
+  if (offset + bytes.length > image.size) {
+    throw new Error(`The disk ends at ${image.size}`);
+  }
+  overlay ??= await makeOverlay(overlayFile, image.node);
+  await overlay.image.write(offset, bytes);
+  await overlay.image.flush();
+  return await describe();
+}
+
+async function forget(): Promise<Description> {
+  await overlay?.close();
+  overlay = undefined;
+  await removeOverlay(overlayFile);
+  return await describe();
 }
 
 function factsOf(
@@ -103,6 +168,11 @@ function yes(value: boolean): string {
   return value ? "yes" : "no";
 }
 
+/** The disk that is shown. */
+function disk(): BlockNode {
+  return (overlay ?? current()).image.node;
+}
+
 function current(): Opened {
   if (opened) return opened;
   throw new Error("No image is open");
@@ -112,16 +182,21 @@ async function draw(
   { cells, bitmap }: Requests["draw"]["ask"],
   { signal, progress }: Work,
 ): Promise<Drawing> {
-  const { image } = current();
-  picture = await drawPicture(image.node, { cells, bitmap, signal, progress });
+  picture = await drawPicture(disk(), { cells, bitmap, signal, progress });
   const { guest, host, layout, notes } = picture;
+  // Snapshots are in the image, not in the overlay.
+  const whole = overlay
+    ? await current().image.node.image?.layout?.({ signal }).catch(() =>
+      undefined
+    )
+    : layout;
   return {
     guest: drawn(guest),
     host: host && drawn(host),
     verdict: layout && verdictOf(layout.check),
     findings: [...notes, ...layout?.findings ?? []],
     frees: Object.fromEntries(
-      layout?.snapshots.map(({ id, frees }) => [id, frees]) ?? [],
+      whole?.snapshots.map(({ id, frees }) => [id, frees]) ?? [],
     ),
     svg: pictureToSvg(picture),
   };
@@ -141,7 +216,6 @@ const MAX_LINES = 12;
 async function lines(
   { space, offset, length }: Requests["lines"]["ask"],
 ): Promise<readonly string[]> {
-  const { image } = current();
   const found: string[] = [];
   const add = (from: number, bytes: number, what: string) => {
     if (found.length < MAX_LINES) {
@@ -152,7 +226,7 @@ async function lines(
     return false;
   };
   if (space === "guest") {
-    for await (const extent of chainExtents(image.node, offset, length)) {
+    for await (const extent of chainExtents(disk(), offset, length)) {
       const { allocated, compressed, file, hostOffset, depth } = extent;
       const layer = depth > 0 ? `, ${depth} below the image` : "";
       const what = !isStored(extent)
@@ -191,7 +265,7 @@ async function compare(
   const other = await openPlace(place, meter);
   try {
     const { space, bytes, ranges } = await drawDifference(
-      image.node,
+      disk(),
       other.image.node,
       { cells, signal, progress },
     );
@@ -217,9 +291,8 @@ async function convert(
   { format, target }: Requests["convert"]["ask"],
   { signal, progress }: Work,
 ): Promise<Requests["convert"]["answer"]> {
-  const { image } = current();
   let bytes = 0;
-  const stream = streamImage(format, image.node, { signal, progress })
+  const stream = streamImage(format, disk(), { signal, progress })
     .pipeThrough(
       new TransformStream<Uint8Array<ArrayBuffer>, Uint8Array<ArrayBuffer>>({
         transform(chunk, controller) {
@@ -273,7 +346,11 @@ async function answer({ id, name, ask }: Call): Promise<void> {
       ask: unknown,
       work: Work,
     ) => Promise<unknown>;
-    post({ id, answer: await handle(ask, work) });
+    // What cannot be interrupted goes on, and nobody waits for it.
+    const cancelled = Promise.withResolvers<never>();
+    controller.signal.onabort = () => cancelled.reject(new Error());
+    const answer = await Promise.race([handle(ask, work), cancelled.promise]);
+    post({ id, answer });
   } catch (error) {
     const isCancelled = controller.signal.aborted;
     const message = error instanceof Error ? error.message : String(error);

@@ -109,6 +109,14 @@ export class WebPage implements AsyncDisposable {
     return await this.settled();
   }
 
+  /** Make the browser one that has no picker of files to save to. */
+  async withoutPicker(): Promise<void> {
+    await this.page.evaluate(() =>
+      // deno-lint-ignore no-explicit-any -- types of the browser
+      delete (globalThis as any).showSaveFilePicker
+    );
+  }
+
   /** Bytes of the worker's heap, with all buffers. */
   async workerHeap(): Promise<number> {
     const session = await this.#browser.newBrowserCDPSession();

@@ -147,8 +147,7 @@ qemuTest("the page shows what is in images, and converts them", async (t) => {
   });
 
   await t.step("without a picker it is downloaded", async () => {
-    // deno-lint-ignore no-explicit-any -- types of the browser
-    await page.evaluate(() => delete (globalThis as any).showSaveFilePicker);
+    await web.withoutPicker();
     await page.selectOption("#format", "qcow2");
     const waiting = page.waitForEvent("download");
     await page.click("#convert button");
@@ -186,6 +185,56 @@ qemuTest("the page shows what is in images, and converts them", async (t) => {
       assert(web.sent.get("/images/base.qcow2")! < size / 4);
     },
   );
+
+  await t.step("edits go to an overlay that survives a reload", async () => {
+    await page.fill("#offset", "0x100001");
+    await page.fill("#bytes", "55 aa");
+    await page.click("#edit button");
+    assertEquals(await web.settled(), "Drawing: done");
+    assertMatch(await web.text("#tree"), /^your edits, kept in this browser/);
+    await page.reload();
+    // What was open is opened again.
+    assertEquals(await web.settled(), "Drawing: done");
+    assertMatch(
+      await web.text("#tree"),
+      /^your edits.*\n.*\/disk\.qcow2 .*\nsnapshot 1 “first”.*would free 1\.1/,
+    );
+    await web.withoutPicker();
+    const waiting = page.waitForEvent("download");
+    await page.selectOption("#format", "raw");
+    await page.click("#convert button");
+    const copy = folder.file("edited.raw");
+    await (await waiting).saveAs(copy);
+    const expected = folder.file("expected.raw");
+    const disk = folder.file("disk.qcow2");
+    await runOk(["qemu-img", "convert", "-O", "raw", disk, expected]);
+    await runOk([
+      "qemu-io",
+      "-f",
+      "raw",
+      "-c",
+      "write -P 0x55 0x100001 1",
+      "-c",
+      "write -P 0xaa 0x100002 1",
+      expected,
+    ]);
+    await runOk(["cmp", copy, expected]);
+
+    await page.fill("#bytes", "5");
+    await page.click("#edit button");
+    assertMatch(await web.settled(), /Bytes are pairs of hexadecimal digits/);
+    await page.fill("#bytes", '"text"');
+    await page.fill("#offset", "16777215");
+    await page.click("#edit button");
+    assertMatch(await web.settled(), /The disk ends at 16777216/);
+    page.on("dialog", (dialog) => dialog.accept());
+    await page.click("#forget");
+    assertEquals(await web.settled(), "Drawing: done");
+    assert(!(await web.text("#tree")).includes("your edits"));
+    await page.reload();
+    assertEquals(await web.settled(), "Drawing: done");
+    assert(!(await web.text("#tree")).includes("your edits"));
+  });
 
   assertEquals(web.uploads, []);
   assertEquals(web.complaints, []);
