@@ -26,7 +26,6 @@ export function figureOf(
 ): HTMLElement {
   const grid = layOut(space.cells, order);
   const caption = element("figcaption", space.heading);
-  const canvas = canvasOf(space, grid, onCell);
   const legend = element("ul");
   legend.className = "legend";
   for (const { name, text } of space.legend) {
@@ -38,19 +37,27 @@ export function figureOf(
     legend.append(item);
   }
   const figure = element("figure");
-  figure.append(caption, canvas, legend, tableOf(space));
+  figure.append(
+    caption,
+    pictureOf(space, grid, onCell),
+    legend,
+    tableOf(space),
+  );
   return figure;
 }
 
-function canvasOf(
+/** The picture: a pixel a cell, enlarged by the style sheet. */
+function pictureOf(
   space: DrawnSpace,
   grid: Grid,
   onCell: OnCell,
-): HTMLCanvasElement {
+): HTMLElement {
+  const { columns, rows } = grid;
   const canvas = element("canvas");
-  const cellSize = Math.max(1, Math.floor(WIDTH / grid.columns));
-  canvas.width = grid.columns * cellSize;
-  canvas.height = grid.rows * cellSize;
+  canvas.width = columns;
+  canvas.height = rows;
+  canvas.style.width = `${WIDTH}px`;
+  canvas.style.aspectRatio = `${columns} / ${rows}`;
   canvas.tabIndex = 0;
   // An application, since it handles the arrow keys itself.
   canvas.setAttribute("role", "application");
@@ -60,47 +67,52 @@ function canvasOf(
     `${space.heading}. The arrow keys move from cell to cell; ` +
       "a table follows.",
   );
-  const context = canvas.getContext("2d")!;
-  const colours = space.names.map((name) => cssColour(LOOKS[name]));
+  canvas.getContext("2d")!.putImageData(pixelsOf(space, grid), 0, 0);
+  const cursor = element("div");
+  cursor.className = "cursor";
+  cursor.hidden = true;
+  cursor.style.width = `${100 / columns}%`;
+  cursor.style.height = `${100 / rows}%`;
   let current = 0;
-  const paint = (cell: number) => {
-    const [x, y] = cornerOf(grid, cell);
-    const [left, top] = [x * cellSize, y * cellSize];
-    context.clearRect(left, top, cellSize, cellSize);
-    context.globalAlpha = space.opacities[cell];
-    context.fillStyle = colours[space.looks[cell]];
-    context.fillRect(left, top, cellSize, cellSize);
-    context.globalAlpha = 1;
-  };
   const mark = (cell: number) => {
-    paint(current);
     current = cell;
     const [x, y] = cornerOf(grid, cell);
-    context.strokeStyle = "#fff";
-    context.lineWidth = 1;
-    const [left, top] = [x * cellSize + 0.5, y * cellSize + 0.5];
-    context.strokeRect(left, top, cellSize - 1, cellSize - 1);
-    context.strokeStyle = "#000";
-    context.strokeRect(left + 1, top + 1, cellSize - 3, cellSize - 3);
+    cursor.style.left = `${100 * x / columns}%`;
+    cursor.style.top = `${100 * y / rows}%`;
+    cursor.hidden = false;
     onCell(space, cell);
   };
-  for (let cell = 0; cell < space.cells; cell++) paint(cell);
   canvas.addEventListener("pointermove", (event) => {
-    const scale = grid.columns / canvas.clientWidth;
+    const scale = columns / canvas.clientWidth;
     const x = Math.floor(event.offsetX * scale);
     const y = Math.floor(event.offsetY * scale);
     const cell = cellAt(grid, x, y);
     if (cell !== undefined && cell !== current) mark(cell);
   });
   canvas.addEventListener("focus", () => space.cells > 0 && mark(current));
-  canvas.addEventListener("blur", () => space.cells > 0 && paint(current));
+  canvas.addEventListener("blur", () => cursor.hidden = true);
   canvas.addEventListener("keydown", (event) => {
     const cell = moved(grid, space.cells, current, event.key);
     if (cell === undefined) return;
     event.preventDefault();
     mark(cell);
   });
-  return canvas;
+  const picture = element("div");
+  picture.className = "picture";
+  picture.append(canvas, cursor);
+  return picture;
+}
+
+function pixelsOf(space: DrawnSpace, grid: Grid): ImageData {
+  const { names, looks, opacities, cells } = space;
+  const image = new ImageData(grid.columns, grid.rows);
+  const colours = names.map((name) => LOOKS[name].colour);
+  for (let cell = 0; cell < cells; cell++) {
+    const at = 4 * grid.places[cell];
+    image.data.set(colours[looks[cell]], at);
+    image.data[at + 3] = 255 * opacities[cell];
+  }
+  return image;
 }
 
 /** The cell that a key moves to. */

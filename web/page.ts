@@ -287,6 +287,8 @@ function listen(): void {
     const place = filesOf(files.files);
     if (place) open(place);
   });
+  // So that the same file can be chosen again.
+  files.addEventListener("click", () => files.value = "");
   byId("address").addEventListener("submit", (event) => {
     event.preventDefault();
     const place = addressOf("url");

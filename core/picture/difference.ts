@@ -66,7 +66,7 @@ export async function drawDifference(
       const [a, b] = [await sides[0].at(at), await sides[1].at(at)];
       const end = Math.min(a.end, b.end, size);
       if (a.zero && b.zero) {
-        space.add("unallocated", at, end - at);
+        space.add("zero", at, end - at);
         at = end;
       } else {
         const length = Math.min(end - at, REQUEST_SIZE);
@@ -93,7 +93,7 @@ function compareBytes(
   differs: (offset: number, length: number) => void,
 ): void {
   if (isEqual(left, right)) {
-    const look = isZero(left) ? "unallocated" : "same";
+    const look = isZero(left) ? "zero" : "same";
     space.add(look, offset, left.length);
     return;
   }

@@ -6,6 +6,7 @@ import type { LookName } from "../../../core/picture/looks.ts";
 import { Space } from "../../../core/picture/space.ts";
 import {
   createImage,
+  drawDifference,
   drawPicture,
   type Image,
   MemoryStore,
@@ -200,6 +201,46 @@ Deno.test("drawPicture() shows where tables are damaged", async () => {
   assertEquals(notes.length, 1);
   assert(layout!.check.corruptions > 0);
   assertEquals(totals(host!).leaked, 3 * CLUSTER);
+});
+
+Deno.test("drawDifference() shows where two disks differ", async () => {
+  await using a = await qcow2(64 * CLUSTER);
+  await using b = await qcow2(80 * CLUSTER);
+  const bytes = new Uint8Array(3 * CLUSTER).fill(1);
+  await a.write(0, bytes);
+  bytes[CLUSTER + 600] = 2; // In the second sector of a cluster.
+  await b.write(0, bytes);
+  await a.write(10 * CLUSTER, bytes.subarray(0, CLUSTER));
+  await b.write(20 * CLUSTER, new Uint8Array(CLUSTER)); // Only zeroes.
+  await b.write(79 * CLUSTER, bytes.subarray(0, 512)); // Past the end of a.
+  const expected = [
+    { offset: CLUSTER + 512, length: 512 },
+    { offset: 10 * CLUSTER, length: CLUSTER },
+    { offset: 79 * CLUSTER, length: 512 },
+  ];
+  for (const [first, second] of [[a, b], [b, a]]) {
+    const { space, bytes, ranges } = await drawDifference(
+      first.node,
+      second.node,
+      { cells: 80 },
+    );
+    assertEquals(ranges, expected);
+    assertEquals(bytes, CLUSTER + 1024);
+    assertEquals(space.size, 80 * CLUSTER);
+    const looks = [0, 1, 2, 3, 10, 20, 79].map((cell) => space.lookOf(cell));
+    const different = "different";
+    assertEquals(looks, [
+      "same",
+      different,
+      "same",
+      "zero",
+      different,
+      "zero",
+      different,
+    ]);
+  }
+  const { bytes: none } = await drawDifference(a.node, a.node);
+  assertEquals(none, 0);
 });
 
 Deno.test("drawPicture() refuses what makes no sense", async () => {
