@@ -176,6 +176,23 @@ export { measure, type MeasureOptions } from "./core/jobs/measure.ts";
 export { streamImage, type StreamImageOptions } from "./core/jobs/stream.ts";
 export * from "./core/jobs/rebase.ts";
 export type * from "./core/node.ts";
+export { type Difference, drawDifference } from "./core/picture/difference.ts";
+export {
+  type Base,
+  type Look,
+  type LookName,
+  LOOKS,
+  type Mark,
+} from "./core/picture/looks.ts";
+export {
+  drawPicture,
+  type Picture,
+  type PictureOptions,
+} from "./core/picture/picture.ts";
+export { pictureToPng } from "./core/picture/png.ts";
+export { type Share, Space } from "./core/picture/space.ts";
+export { pictureToSvg } from "./core/picture/svg.ts";
+export { pictureToText } from "./core/picture/text.ts";
 export {
   type OptionSpec,
   type OptionTable,

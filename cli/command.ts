@@ -21,6 +21,8 @@ export interface Command {
   readonly operands: string;
   /** The options it accepts. */
   readonly options: readonly OptionSpec[];
+  /** Further ones, which QEMU's program does not have. */
+  readonly ownOptions?: readonly OptionSpec[];
   /** Further notes for the help. */
   readonly notes?: string;
   /** Whether QEMU answers a mistake in the options with the help. */
@@ -158,14 +160,16 @@ export function complaintOf(speaker: string): Complaint {
     new CommandError(libraryText(mistake), { speaker, usage: true });
 }
 
-/** Load a command; as `bdrv`, those that open images have one more option. */
+/** Load a command; as `bdrv`, it may have further options. */
 export async function loadCommand(
   program: Program,
   entry: Entry,
 ): Promise<Command> {
   const { command } = await entry.load();
-  if (!program.isOurs || !command.options.includes(OBJECT)) return command;
-  return { ...command, options: [...command.options, MAX_CHAIN] };
+  if (!program.isOurs) return command;
+  const own = command.options.includes(OBJECT) ? [MAX_CHAIN] : [];
+  const { options, ownOptions = [] } = command;
+  return { ...command, options: [...options, ...ownOptions, ...own] };
 }
 
 /** The options before a command. */

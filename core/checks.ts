@@ -34,7 +34,7 @@ const GROUPS: readonly [
     ["list", "create", "apply", "delete", "loadTemporary"],
     [],
   ],
-  ["image", [], ["check", "amend", "changeBacking", "makeEmpty"]],
+  ["image", [], ["check", "amend", "changeBacking", "makeEmpty", "layout"]],
   ["vmState", ["save", "load"], []],
   ["debug", ["event"], []],
 ];

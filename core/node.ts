@@ -522,6 +522,13 @@ export interface ImageOperations {
    * as its backing file, or as zeroes without one.
    */
   makeEmpty?(): Promise<void>;
+  /**
+   * What each byte of the file that holds the image is used for; absent where
+   * the format cannot tell. It checks the image for that, and changes nothing.
+   *
+   * @throws {BlockError} if the tables cannot be followed.
+   */
+  layout?(options?: RequestFlags): Promise<ImageLayout>;
   /** Bitmaps that are kept in the image. */
   readonly bitmaps?: BitmapOperations;
 }
@@ -579,6 +586,68 @@ export interface CheckResult {
   fragmentedClusters: number;
   /** Compressed clusters. */
   compressedClusters: number;
+}
+
+/**
+ * What a part of an image's file is used for.
+ *
+ * @category Drivers
+ */
+export type HostUse =
+  /** Nothing. */
+  | "free"
+  /** Data of the disk as it is now. */
+  | "data"
+  /** The same, compressed. */
+  | "compressed"
+  /** Data that only snapshots refer to. */
+  | "snapshot-data"
+  | "header"
+  | "l1-table"
+  | "l2-table"
+  /** Refcount blocks, and their table. */
+  | "refcounts"
+  | "snapshot-table"
+  /** Bitmaps with their directory and tables. */
+  | "bitmaps"
+  | "encryption-header";
+
+/**
+ * A range of an image's file that is used for one thing.
+ *
+ * @category Drivers
+ */
+export interface HostRun {
+  /** Bytes from the start of the file. */
+  offset: number;
+  /** Bytes. */
+  length: number;
+  /** What it is used for. */
+  use: HostUse;
+  /** Whether it has several users, as snapshots have. */
+  shared: boolean;
+  /** Whether it is marked as used more often than it is. */
+  leaked: boolean;
+  /** Whether it is used more often than it is marked as used. */
+  corrupt: boolean;
+}
+
+/**
+ * What the parts of an image's file are used for, when it was asked.
+ *
+ * @category Drivers
+ */
+export interface ImageLayout {
+  /** Bytes that are accounted for, from the start of the file. */
+  readonly size: number;
+  /** The result of the check. */
+  readonly check: CheckResult;
+  /** The first lines of what the check found. */
+  readonly findings: readonly string[];
+  /** Snapshots, and how many bytes of the file deleting each would free. */
+  readonly snapshots: readonly { id: string; name: string; frees: number }[];
+  /** The first run of the range, which is within the file. */
+  runAt(offset: number, length: number): HostRun;
 }
 
 /**

@@ -21,7 +21,8 @@ import {
 } from "../command.ts";
 import { openImageArgument, usingNodes } from "../images.ts";
 import { integerText, sizeArgument } from "../numbers.ts";
-import { CommandError } from "../program.ts";
+import type { PictureWish } from "../picture.ts";
+import { CommandError, usageError } from "../program.ts";
 import { inRelease } from "../qemu_releases.ts";
 
 /** One line of the map. */
@@ -65,13 +66,39 @@ export const command: Command = {
       help: "length of the range to show",
     },
   ],
+  ownOptions: [
+    {
+      long: "picture",
+      help: "draw the disk and its file in letters, coloured on a terminal",
+    },
+    {
+      long: "svg",
+      argument: "OUT",
+      help: "write that picture to a file as SVG; - is standard output",
+    },
+    {
+      long: "png",
+      argument: "OUT",
+      help: "write that picture to a file as PNG; - is standard output",
+    },
+    {
+      long: "bitmap",
+      argument: "NAME",
+      help: "mark what this bitmap has recorded in the picture",
+    },
+  ],
 
   async run(invocation) {
     const { program } = invocation;
-    const { output, start, maxLength } = parse(invocation);
+    const { output, start, maxLength, drawing } = parse(invocation);
     const [file] = invocation.operands;
     const node = await openImageArgument(program, file, invocation.image);
     return await usingNodes([node], async () => {
+      if (drawing) {
+        const { draw } = await import("../picture.ts");
+        await draw(program, node, drawing);
+        return 0;
+      }
       const end = Math.min(node.size, start + maxLength);
       let text = "";
       const print = (line: string) => {
@@ -97,13 +124,31 @@ function parse(invocation: Invocation) {
   let output: string | undefined;
   let start = 0;
   let maxLength = Infinity;
+  const wish: PictureWish = {};
   for (const [option, argument] of invocation.options()) {
     if (option === "output") output = argument;
     else if (option === "s") start = sizeArgument("start offset", argument);
     else if (option === "l") maxLength = sizeArgument("max length", argument);
+    else if (option === "picture") wish.text = true;
+    else if (option === "svg") wish.svg = argument;
+    else if (option === "png") wish.png = argument;
+    else if (option === "bitmap") wish.bitmap = argument;
   }
   invocation.expectOneImage();
-  return { output: outputFormat(output), start, maxLength };
+  const isDrawn = wish.text || (wish.svg ?? wish.png) !== undefined;
+  if (!isDrawn && wish.bitmap !== undefined) {
+    throw usageError("--bitmap needs --picture, --svg or --png");
+  }
+  const isMap = output !== undefined || start > 0 || maxLength < Infinity;
+  if (isDrawn && isMap) {
+    throw usageError("A picture shows all of an image: no -s, -l or --output");
+  }
+  return {
+    output: outputFormat(output),
+    start,
+    maxLength,
+    drawing: isDrawn ? wish : undefined,
+  };
 }
 
 /** Visits all entries in order. */

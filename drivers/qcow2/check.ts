@@ -43,7 +43,11 @@ export async function checkImage(
   target: CheckTarget,
   options: CheckOptions = {},
 ): Promise<CheckResult> {
-  const run = new CheckRun(target, options);
+  return await performCheck(new CheckRun(target, options));
+}
+
+/** The same, by a caller that needs what was counted. */
+export async function performCheck(run: CheckRun): Promise<CheckResult> {
   const { result } = run;
   const inSnapshots = await readSnapshots(run);
   await run.stored.load();

@@ -28,9 +28,11 @@ import type {
   CompressOptions,
   DiscardFlags,
   Extent,
+  ImageLayout,
   ImageOperations,
   NodeInfo,
   ReadFlags,
+  RequestFlags,
   SnapshotOperations,
   TruncateOptions,
   VmStateOperations,
@@ -108,6 +110,10 @@ export class Qcow2Node implements BlockNode {
       amend: (options, how) => this.#amend(options, how),
       changeBacking: (name, format) => this.#changeBacking(name, format),
       makeEmpty: () => this.#makeEmpty(),
+      layout: async (options) => {
+        using _ = await this.#state.operations.drain();
+        return await this.#layout(options);
+      },
       bitmaps: bitmapOperations(state),
     };
     if (state.dataFile.copyFrom) this.copyFrom = this.#copyFrom;
@@ -405,6 +411,15 @@ export class Qcow2Node implements BlockNode {
     using _lock = await state.metadata.lock();
     state.checkUsable();
     await this.#hooks.change(options);
+  }
+
+  async #layout(options?: RequestFlags): Promise<ImageLayout> {
+    const state = this.#state;
+    using _ = await state.metadata.lock();
+    state.checkUsable();
+    if (!state.readOnly) await state.flushCaches();
+    const { readLayout } = await import("./layout.ts");
+    return await readLayout(state, options);
   }
 
   async #check(options?: CheckOptions): Promise<CheckResult> {

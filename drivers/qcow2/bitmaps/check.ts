@@ -37,18 +37,31 @@ export async function countBitmaps(
   run: CheckRun,
   repair: boolean,
 ): Promise<void> {
+  for (const { offset, length } of await bitmapPlaces(run, repair)) {
+    run.count(offset, length);
+  }
+}
+
+/** All ranges of the file that bitmaps use. */
+export async function bitmapPlaces(
+  run: CheckRun,
+  repair = false,
+): Promise<{ offset: number; length: number }[]> {
   const found = await findBitmaps(run, repair);
   const { bitmaps } = run.header;
-  if (!bitmaps) return;
-  run.count(bitmaps.directoryOffset, bitmaps.directorySize);
+  if (!bitmaps) return [];
+  const { directoryOffset: offset, directorySize: length } = bitmaps;
+  const places = [{ offset, length }];
   const { clusterSize } = run.geometry;
   for (const { entry, table } of found) {
-    run.count(entry.tableOffset, entry.tableSize * ENTRY_SIZE);
+    const { tableOffset, tableSize } = entry;
+    places.push({ offset: tableOffset, length: tableSize * ENTRY_SIZE });
     for (const offset of table) {
       if (offset === ALL_ZEROES || offset === ALL_ONES) continue;
-      run.count(offset, clusterSize);
+      places.push({ offset, length: clusterSize });
     }
   }
+  return places;
 }
 
 async function findBitmaps(run: CheckRun, repair: boolean): Promise<Found[]> {

@@ -1,0 +1,221 @@
+/**
+ * The page in a browser without a window, and a server for it and for images.
+ *
+ * @module
+ */
+import { type Browser, chromium, type Page } from "playwright-core";
+import { buildPage } from "../../build/web.ts";
+import { TempDir } from "../qemu.ts";
+
+let built: ReturnType<typeof buildPage> | undefined;
+
+/** The page, built and served, in a browser. */
+export class WebPage implements AsyncDisposable {
+  readonly page: Page;
+  /** Where the page is. */
+  readonly url: string;
+  /** Bytes that were sent of each image, by path. */
+  readonly sent = new Map<string, number>();
+  /** Requests that were neither GET nor HEAD, or sent something. */
+  readonly uploads: string[] = [];
+  /** Errors that nobody caught, and what was written to the console. */
+  readonly complaints: string[] = [];
+  readonly #browser: Browser;
+  readonly #server: Deno.HttpServer<Deno.NetAddr>;
+  readonly #folder: TempDir;
+
+  private constructor(
+    browser: Browser,
+    page: Page,
+    folder: TempDir,
+    images: string,
+  ) {
+    this.#browser = browser;
+    this.#folder = folder;
+    this.page = page;
+    this.#server = Deno.serve(
+      { port: 0, hostname: "127.0.0.1", onListen: () => {} },
+      (request) => this.#answer(request, folder.path, images),
+    );
+    this.url = `http://127.0.0.1:${this.#server.addr.port}/`;
+    page.on("pageerror", ({ message }) => this.complaints.push(message));
+    page.on("console", (message) => {
+      if (message.type() === "error") this.complaints.push(message.text());
+    });
+  }
+
+  /**
+   * Open the page, which is built for the first one.
+   *
+   * @param images The folder of the images that are served below `/images/`.
+   */
+  static async open(images: string): Promise<WebPage> {
+    const folder = new TempDir();
+    built ??= buildPage();
+    const files = await built;
+    for (const [name, text] of Object.entries(files)) {
+      await Deno.writeTextFile(folder.file(name), text);
+    }
+    const browser = await chromium.launch({
+      executablePath: await chromiumPath(),
+      // Its sandbox does not work as root, as in containers.
+      args: ["--no-sandbox"],
+    });
+    const page = await browser.newPage();
+    page.setDefaultTimeout(30_000);
+    const opened = new WebPage(browser, page, folder, images);
+    await page.goto(opened.url);
+    return opened;
+  }
+
+  /** Wait for the end of what the page is doing; its status, or its error. */
+  async settled(): Promise<string> {
+    await this.page.waitForFunction(() => {
+      const doc = (globalThis as unknown as { document: Doc }).document;
+      const cancel = doc.getElementById("cancel");
+      return cancel.hidden && (doc.getElementById("status").textContent ||
+        !doc.getElementById("error").hidden);
+    });
+    const error = this.page.locator("#error");
+    return await error.isVisible()
+      ? await error.innerText()
+      : await this.page.locator("#status").innerText();
+  }
+
+  /** Drop files onto the page. */
+  async drop(files: { name: string; path: string }[]): Promise<void> {
+    const contents = await Promise.all(
+      files.map(async ({ name, path }) => ({
+        name,
+        base64: (await Deno.readFile(path)).toBase64(),
+      })),
+    );
+    const transfer = await this.page.evaluateHandle((files) => {
+      // deno-lint-ignore no-explicit-any -- types of the browser
+      const transfer = new (globalThis as any).DataTransfer();
+      for (const { name, base64 } of files) {
+        const bytes = Uint8Array.from(atob(base64), (it) => it.charCodeAt(0));
+        transfer.items.add(new File([bytes], name));
+      }
+      return transfer;
+    }, contents);
+    await this.page.dispatchEvent("#drop", "drop", { dataTransfer: transfer });
+  }
+
+  /** Open what is at an address. */
+  async paste(url: string): Promise<string> {
+    await this.page.fill("#url", url);
+    await this.page.click("#address button");
+    return await this.settled();
+  }
+
+  /** Make the browser one that has no picker of files to save to. */
+  async withoutPicker(): Promise<void> {
+    await this.page.evaluate(() =>
+      // deno-lint-ignore no-explicit-any -- types of the browser
+      delete (globalThis as any).showSaveFilePicker
+    );
+  }
+
+  /** Bytes of the worker's heap, with all buffers. */
+  async workerHeap(): Promise<number> {
+    const session = await this.#browser.newBrowserCDPSession();
+    const { targetInfos } = await session.send("Target.getTargets");
+    const worker = targetInfos.find(({ type }) => type === "worker")!;
+    const { sessionId } = await session.send("Target.attachToTarget", {
+      targetId: worker.targetId,
+    });
+    const answer = new Promise<string>((resolve) =>
+      session.on("Target.receivedMessageFromTarget", ({ message }) => {
+        if ("id" in JSON.parse(message)) resolve(message);
+      })
+    );
+    const message = JSON.stringify({ id: 1, method: "Runtime.getHeapUsage" });
+    await session.send("Target.sendMessageToTarget", { sessionId, message });
+    const { result } = JSON.parse(await answer);
+    return result.usedSize + result.backingStorageSize;
+  }
+
+  /** The text of an element. */
+  text(selector: string): Promise<string> {
+    return this.page.locator(selector).innerText();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#browser.close();
+    await this.#server.shutdown();
+    await this.#folder[Symbol.asyncDispose]();
+  }
+
+  async #answer(
+    request: Request,
+    pages: string,
+    images: string,
+  ): Promise<Response> {
+    const { pathname } = new URL(request.url);
+    if (request.method !== "GET" && request.method !== "HEAD") {
+      this.uploads.push(`${request.method} ${pathname}`);
+    }
+    const name = decodeURIComponent(pathname);
+    if (name.startsWith("/images/")) {
+      return await this.#range(request, name, `${images}/${name.slice(8)}`);
+    }
+    const file = name === "/" ? "/index.html" : name;
+    try {
+      const type = /\.html$/.test(file)
+        ? "text/html"
+        : /\.css$/.test(file)
+        ? "text/css"
+        : "text/javascript";
+      const bytes = await Deno.readFile(`${pages}${file}`);
+      return new Response(bytes, { headers: { "content-type": type } });
+    } catch {
+      return new Response(null, { status: 404 });
+    }
+  }
+
+  async #range(
+    request: Request,
+    name: string,
+    path: string,
+  ): Promise<Response> {
+    let file: Deno.FsFile;
+    try {
+      file = await Deno.open(path);
+    } catch {
+      return new Response(null, { status: 404 });
+    }
+    using _ = file;
+    const { size } = await file.stat();
+    const wish = /^bytes=(\d+)-(\d+)$/.exec(request.headers.get("range") ?? "");
+    if (!wish) {
+      const headers = { "content-length": `${size}` };
+      return new Response(null, { status: 500, headers });
+    }
+    const start = Number(wish[1]);
+    const end = Math.min(Number(wish[2]) + 1, size);
+    const bytes = new Uint8Array(end - start);
+    await file.seek(start, Deno.SeekMode.Start);
+    for (let at = 0; at < bytes.length;) {
+      at += await file.read(bytes.subarray(at)) ?? bytes.length;
+    }
+    this.sent.set(name, (this.sent.get(name) ?? 0) + bytes.length);
+    return new Response(bytes, {
+      status: 206,
+      headers: { "content-range": `bytes ${start}-${end - 1}/${size}` },
+    });
+  }
+}
+
+/** What is used of the browser's document. */
+interface Doc {
+  getElementById(id: string): { hidden: boolean; textContent: string };
+}
+
+async function chromiumPath(): Promise<string> {
+  for (const folder of (Deno.env.get("PATH") ?? "").split(":")) {
+    const path = `${folder}/chromium`;
+    if (await Deno.stat(path).then(() => true, () => false)) return path;
+  }
+  throw new Error("chromium is not installed");
+}

@@ -1,0 +1,287 @@
+/** The page, in Chromium. @module */
+import { assert, assertEquals, assertMatch } from "@std/assert";
+import { createImage, openImage } from "../../mod.ts";
+import { qemuTest, runOk, TempDir } from "../qemu.ts";
+import { WebPage } from "./browser.ts";
+
+const NEEDS = ["chromium", "qemu-img", "qemu-io"];
+
+/** Images: a chain with snapshots and a bitmap, and others. */
+async function makeImages({ path: cwd }: TempDir): Promise<void> {
+  const sh = (line: string) => runOk(line.split(" "), { cwd });
+  const io = (file: string, ...commands: string[]) =>
+    runOk(
+      ["qemu-io", ...commands.flatMap((command) => ["-c", command]), file],
+      { cwd },
+    );
+  await sh("qemu-img create -q -f qcow2 base.qcow2 16M");
+  await io("base.qcow2", "write -P 1 0 4M");
+  await sh("qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 disk.qcow2");
+  await io("disk.qcow2", "write -P 2 2M 2M", "write -z 12M 1M");
+  await sh("qemu-img snapshot -c first disk.qcow2");
+  await sh("qemu-img bitmap --add disk.qcow2 since");
+  await io("disk.qcow2", "write -P 3 2M 1M");
+  await sh("qemu-img convert -O qcow2 disk.qcow2 other.qcow2");
+  await io("other.qcow2", "write -P 9 8M 64k");
+}
+
+qemuTest("the page shows what is in images, and converts them", async (t) => {
+  await using folder = new TempDir();
+  await makeImages(folder);
+  await using web = await WebPage.open(folder.path);
+  const { page } = web;
+  const file = (name: string) => ({ name, path: folder.file(name) });
+
+  await t.step("a file is dropped, its backing file is missing", async () => {
+    await web.drop([file("disk.qcow2")]);
+    assertEquals(await web.settled(), "Drawing: done");
+    assertMatch(await web.text("#facts"), /Format\s+qcow2\s+Disk\s+16 MiB/);
+    assertMatch(
+      await web.text("#tree"),
+      /base\.qcow2: not at hand: drop it together with the image/,
+    );
+  });
+
+  await t.step("with its backing file, there is a tree", async () => {
+    const names = ["base.qcow2", "disk.qcow2"];
+    await page.setInputFiles("#files", names.map((it) => folder.file(it)));
+    assertEquals(await web.settled(), "Drawing: done");
+    const tree = await web.text("#tree");
+    assertMatch(tree, /^disk\.qcow2 \(qcow2, 16 MiB\)\n/);
+    assertMatch(
+      tree,
+      /snapshot 1 “first”, .* UTC, 16 MiB; deleting it would free 1\.1 MiB/,
+    );
+    assertMatch(tree, /base\.qcow2 \(qcow2, 16 MiB\)$/);
+    assertEquals(await web.text("#verdict"), "Check: No errors were found.");
+    assertEquals(await page.locator("#spaces figure").count(), 2);
+    const legend = await page.locator(".legend").first().innerText();
+    assertMatch(legend, /zeroes: 1 MiB\s+data: 2 MiB/);
+    assertMatch(legend, /shared with a snapshot: 1 MiB/);
+  });
+
+  await t.step("a cell tells its lines of map, also to keys", async () => {
+    await page.locator("#spaces canvas").first().focus();
+    await page.keyboard.press("ArrowRight");
+    await page.locator("#cell", { hasText: "0x10000, 64 KiB" }).waitFor();
+    const map = JSON.parse(
+      await runOk([
+        "qemu-img",
+        "map",
+        "--output=json",
+        folder.file("disk.qcow2"),
+      ]),
+    );
+    const offset = map[0].offset + 0x10000;
+    assertEquals(
+      await web.text("#cell"),
+      `Disk 0x10000, 64 KiB\n0x10000  0x10000  0x${
+        offset.toString(16)
+      }  base.qcow2`,
+    );
+    await page.locator("#spaces canvas").nth(1).focus();
+    await page.locator("#cell", { hasText: "header" }).waitFor();
+    await page.hover("#spaces canvas >> nth=1", { position: { x: 12, y: 4 } });
+    await page.locator("#cell", { hasText: "refcounts" }).waitFor();
+  });
+
+  await t.step("the table says the same as the picture", async () => {
+    await page.locator("#spaces summary").first().click();
+    const rows = page.locator("#spaces table").first().locator("tr");
+    await rows.nth(1).waitFor();
+    assertEquals(
+      (await rows.nth(1).innerText()).split("\t"),
+      ["0x0", "0x200000", "in the backing file: 2 MiB"],
+    );
+    assertMatch(await rows.nth(2).innerText(), /^0x200000\t0x300000\tdata: 1/);
+  });
+
+  await t.step("a bitmap and the order are chosen", async () => {
+    await page.selectOption("#bitmap", "since");
+    assertEquals(await web.settled(), "Drawing: done");
+    await page.locator(".legend", { hasText: "dirty in the bitmap: 1 MiB" })
+      .waitFor();
+    await page.selectOption("#order", "hilbert");
+    const box = await page.locator("#spaces canvas").first().boundingBox();
+    assertEquals(Math.round(box!.width), Math.round(box!.height));
+    await page.selectOption("#order", "rows");
+  });
+
+  await t.step("it is converted into a file, without an upload", async () => {
+    // A picker needs a person; the file that it would yield does not.
+    await page.evaluate(() => {
+      // deno-lint-ignore no-explicit-any -- types of the browser
+      const scope = globalThis as any;
+      scope.showSaveFilePicker = async (
+        { suggestedName }: { suggestedName: string },
+      ) => {
+        const root = await scope.navigator.storage.getDirectory();
+        scope.saved = await root.getFileHandle(suggestedName, { create: true });
+        return scope.saved;
+      };
+    });
+    for (const format of ["qcow2", "raw"]) {
+      await page.selectOption("#format", format);
+      await page.click("#convert button");
+      await page.locator("#status", { hasText: "Saved" }).waitFor();
+      const base64 = await page.evaluate(async () => {
+        // deno-lint-ignore no-explicit-any -- types of the browser
+        const scope = globalThis as any;
+        const file = await scope.saved.getFile();
+        return await new Promise<string>((resolve) => {
+          const reader = new scope.FileReader();
+          reader.onload = () => resolve(reader.result.split(",")[1]);
+          reader.readAsDataURL(file);
+        });
+      });
+      const copy = folder.file(`copy.${format}`);
+      await Deno.writeFile(copy, Uint8Array.fromBase64(base64));
+      const disk = folder.file("disk.qcow2");
+      await runOk(["qemu-img", "compare", "-F", format, disk, copy]);
+      await page.evaluate(() => {
+        // deno-lint-ignore no-explicit-any -- types of the browser
+        (globalThis as any).document.getElementById("status").textContent = "";
+      });
+    }
+    await runOk(["qemu-img", "check", "-q", folder.file("copy.qcow2")]);
+  });
+
+  await t.step("without a picker it is downloaded", async () => {
+    await web.withoutPicker();
+    await page.selectOption("#format", "qcow2");
+    const waiting = page.waitForEvent("download");
+    await page.click("#convert button");
+    const download = await waiting;
+    assertEquals(download.suggestedFilename(), "disk-copy.qcow2");
+    const copy = folder.file("download.qcow2");
+    await download.saveAs(copy);
+    await runOk(["qemu-img", "compare", folder.file("disk.qcow2"), copy]);
+  });
+
+  await t.step("two images are compared", async () => {
+    await page.setInputFiles("#other-files", folder.file("other.qcow2"));
+    await page.click("#compare button");
+    assertEquals(await web.settled(), "Comparing: done");
+    assertEquals(await web.text("#difference-verdict"), "64 KiB differ");
+    await page.click("#ranges summary");
+    assertEquals(await web.text("#ranges pre"), "0x800000  0x10000");
+    assertEquals(await page.locator("#difference canvas").count(), 1);
+  });
+
+  await t.step(
+    "an address is read by ranges, no more than needed",
+    async () => {
+      const url = `${web.url}images/disk.qcow2`;
+      assertEquals(await web.paste(url), "Drawing: done");
+      assertMatch(
+        await web.text("#tree"),
+        /images\/base\.qcow2 \(qcow2, 16 MiB\)/,
+      );
+      assertMatch(
+        await web.text("#traffic"),
+        /^[\d.]+ (KiB|MiB) of [\d.]+ MiB read$/,
+      );
+      const { size } = await Deno.stat(folder.file("base.qcow2"));
+      assert(web.sent.get("/images/base.qcow2")! < size / 4);
+    },
+  );
+
+  await t.step("edits go to an overlay that survives a reload", async () => {
+    await page.fill("#offset", "0x100001");
+    await page.fill("#bytes", "55 aa");
+    await page.click("#edit button");
+    assertEquals(await web.settled(), "Drawing: done");
+    assertMatch(await web.text("#tree"), /^your edits, kept in this browser/);
+    await page.reload();
+    // What was open is opened again.
+    assertEquals(await web.settled(), "Drawing: done");
+    assertMatch(
+      await web.text("#tree"),
+      /^your edits.*\n.*\/disk\.qcow2 .*\nsnapshot 1 “first”.*would free 1\.1/,
+    );
+    await web.withoutPicker();
+    const waiting = page.waitForEvent("download");
+    await page.selectOption("#format", "raw");
+    await page.click("#convert button");
+    const copy = folder.file("edited.raw");
+    await (await waiting).saveAs(copy);
+    const expected = folder.file("expected.raw");
+    const disk = folder.file("disk.qcow2");
+    await runOk(["qemu-img", "convert", "-O", "raw", disk, expected]);
+    await runOk([
+      "qemu-io",
+      "-f",
+      "raw",
+      "-c",
+      "write -P 0x55 0x100001 1",
+      "-c",
+      "write -P 0xaa 0x100002 1",
+      expected,
+    ]);
+    await runOk(["cmp", copy, expected]);
+
+    await page.fill("#bytes", "5");
+    await page.click("#edit button");
+    assertMatch(await web.settled(), /Bytes are pairs of hexadecimal digits/);
+    await page.fill("#bytes", '"text"');
+    await page.fill("#offset", "16777215");
+    await page.click("#edit button");
+    assertMatch(await web.settled(), /The disk ends at 16777216/);
+    page.on("dialog", (dialog) => dialog.accept());
+    await page.click("#forget");
+    assertEquals(await web.settled(), "Drawing: done");
+    assert(!(await web.text("#tree")).includes("your edits"));
+    await page.reload();
+    assertEquals(await web.settled(), "Drawing: done");
+    assert(!(await web.text("#tree")).includes("your edits"));
+  });
+
+  assertEquals(web.uploads, []);
+  assertEquals(web.complaints, []);
+}, NEEDS);
+
+qemuTest("the page says what it cannot open, and goes on", async () => {
+  await using folder = new TempDir();
+  await makeImages(folder);
+  const bad = folder.file("bad.qcow2");
+  await Deno.copyFile(folder.file("base.qcow2"), bad);
+  await using raw = await Deno.open(bad, { write: true });
+  await raw.seek(20, Deno.SeekMode.Start);
+  await raw.write(new Uint8Array([0, 0, 0, 60])); // The bits of a cluster.
+  const name = "<img src=x onerror=alert(1)>.qcow2";
+  await Deno.copyFile(folder.file("disk.qcow2"), folder.file("odd"));
+  await using web = await WebPage.open(folder.path);
+  await web.drop([{ name: "bad.qcow2", path: bad }]);
+  assertMatch(await web.settled(), /bad\.qcow2.*Unsupported cluster size/);
+  assert(!await web.page.locator("#result").isVisible());
+  assertMatch(await web.paste(`${web.url}images/none.qcow2`), /404/);
+  assertMatch(await web.paste("http://127.0.0.1:1/x"), /cannot be fetched/);
+  web.complaints.length = 0; // The browser tells its console of these.
+  await web.drop([{ name, path: folder.file("odd") }]);
+  assertEquals(await web.settled(), "Drawing: done");
+  assert((await web.text("#facts")).includes(name));
+  assertEquals(await web.page.locator("#result img").count(), 0);
+  assertEquals(web.complaints, []);
+}, NEEDS);
+
+qemuTest("the page stays small with a disk of 1 TiB", async () => {
+  await using folder = new TempDir();
+  const path = folder.file("large.qcow2");
+  await createImage("qcow2", path, { size: 0 });
+  {
+    // Nothing has to survive a power cut, so that no sync is waited for.
+    const how = { cache: "unsafe", resize: true } as const;
+    await using image = await openImage(path, how);
+    await image.resize(2 ** 40, { preallocation: "metadata" });
+  }
+  await using web = await WebPage.open(folder.path);
+  const { page } = web;
+  await page.setInputFiles("#files", path);
+  await page.locator("#spaces canvas").first().waitFor({ timeout: 120_000 });
+  assertMatch(await web.text("#facts"), /Disk\s+1 TiB/);
+  assertMatch(await web.text("#spaces"), /L2 tables: 128 MiB/);
+  const heap = await web.workerHeap();
+  assert(heap < 300 * 1024 ** 2, `${heap}`);
+  await page.locator("#spaces summary").first().click();
+  await page.locator("#spaces td").first().waitFor();
+}, ["chromium"]);
