@@ -1,6 +1,6 @@
 /**
- * The example filter of CONTRIBUTING.md. What lies between the two marks is
- * printed there; the last test makes sure that it stays the same.
+ * The example driver of the README. What lies between the two marks is printed
+ * there; the last test makes sure that it stays the same.
  *
  * @module
  */
@@ -9,7 +9,7 @@ import { BlockError, MemoryStore } from "@bdrv/bdrv";
 import { conformance } from "./conformance.ts";
 import { TempDir } from "./qemu.ts";
 
-// --- CONTRIBUTING: a filter
+// --- README: a driver of your own
 import {
   type BlockDriver,
   type BlockNode,
@@ -99,14 +99,12 @@ Deno.test("mirror reads the copy where the file fails", async () => {
   assertEquals(new TextDecoder().decode(bytes), "twice");
 });
 
-Deno.test("CONTRIBUTING.md shows the example filter as it is", async () => {
+Deno.test("the README shows the example driver as it is", async () => {
   const source = await Deno.readTextFile(new URL(import.meta.url));
-  const page = await Deno.readTextFile(
-    new URL("../CONTRIBUTING.md", import.meta.url),
+  const readme = await Deno.readTextFile(
+    new URL("../README.md", import.meta.url),
   );
-  const [, marked] = /\/\/ --- CONTRIBUTING: .*\n([^]*?)\/\/ --- end\n/.exec(
-    source,
-  )!;
-  const blocks = [...page.matchAll(/```ts\n([^]*?)```/g)].map(([, it]) => it);
+  const [, marked] = /\/\/ --- README: .*\n([^]*?)\/\/ --- end\n/.exec(source)!;
+  const blocks = [...readme.matchAll(/```ts\n([^]*?)```/g)].map(([, it]) => it);
   assertEquals(blocks.filter((it) => it === marked).length, 1);
 });
