@@ -32,8 +32,16 @@ const recipes: { [name: string]: Recipe } = {
   "huge.qcow2": (name, _size, folder) =>
     runTool(folder, "qemu-img", ["create", "-q", "-f", "qcow2", name, "64T"]),
   "zlib.qcow2": asQcow2("quarter.raw", "-c"),
-  "mixed.vmdk": asVmdk("mixed.raw", "monolithicSparse"),
-  "stream.vmdk": asVmdk("quarter.raw", "streamOptimized"),
+  "mixed.vdi": asFormat("mixed.raw", "vdi"),
+  "mixed.vhdx": asFormat("mixed.raw", "vhdx"),
+  "mixed.vpc": asFormat("mixed.raw", "vpc", "-o", "force_size=on"),
+  "mixed.vmdk": asFormat("mixed.raw", "vmdk"),
+  "stream.vmdk": asFormat(
+    "quarter.raw",
+    "vmdk",
+    "-o",
+    "subformat=streamOptimized",
+  ),
   "zstd.qcow2": asQcow2("quarter.raw", "-c", "-o", "compression_type=zstd"),
   // Two layers: the upper one replaces half of the random data.
   "overlay.qcow2": async (name, size, folder) => {
@@ -96,12 +104,12 @@ async function makeMixed(
   }
 }
 
-function asVmdk(source: string, subformat: string): Recipe {
+function asFormat(input: string, format: string, ...options: string[]): Recipe {
   return async (name, size, folder) => {
-    await makeInput(source, size, folder);
+    await makeInput(input, size, folder);
     await runTool(folder, "qemu-img", [
-      ...["convert", "-f", "raw", "-O", "vmdk", "-o", `subformat=${subformat}`],
-      ...[source, name],
+      ...["convert", "-f", "raw", "-O", format, ...options],
+      ...[input, name],
     ]);
   };
 }

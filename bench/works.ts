@@ -35,6 +35,25 @@ const SCATTER = 269 * 4096;
 /** About 100,000 at the default size. */
 const READS = "SIZE/10737";
 
+/** Conversions to and from a format, whose disks have the size of the input. */
+function other(format: string): Work[] {
+  const size = format === "vpc" ? " -o force_size=on" : "";
+  return [
+    {
+      name: `convert raw → ${format}`,
+      command: `convert -f raw -O ${format}${size} mixed.raw OUT`,
+      goal: 1,
+      verify: [`compare -f raw -F ${format} mixed.raw OUT`],
+    },
+    {
+      name: `convert ${format} → raw`,
+      command: `convert -f ${format} -O raw mixed.${format} OUT`,
+      goal: 1,
+      verify: ["compare -f raw -F raw mixed.raw OUT"],
+    },
+  ];
+}
+
 /** The rows of the table, in its order. */
 export const works: readonly Work[] = [
   {
@@ -67,6 +86,7 @@ export const works: readonly Work[] = [
     goal: 1,
     verify: ["compare -f raw -F raw mixed.raw OUT"],
   },
+  ...["vdi", "vhdx", "vpc"].flatMap((format) => other(format)),
   {
     name: "raw → streamOptimized",
     command:

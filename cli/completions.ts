@@ -84,6 +84,7 @@ async function describe(
   commands: Commands,
 ): Promise<Grammar> {
   await Promise.all(listDrivers().map(loadDriver));
+  const names = commands.map(([name]) => name);
   return {
     commands: await Promise.all(
       commands.map(async ([text, entry]) => {
@@ -92,7 +93,9 @@ async function describe(
           text,
           help: entry.summary,
           options: command.options.flatMap(optionWords),
-          operands: valuesOf(command.operands),
+          operands: command.operands === "[COMMAND]"
+            ? names
+            : valuesOf(command.operands),
         };
       }),
     ),

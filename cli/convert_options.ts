@@ -282,6 +282,28 @@ export function checkPipes(
   if (wish.salvage) refuse("--salvage cannot be used", "input");
 }
 
+/**
+ * Refuse options that need to seek in a file that is unpacked from its
+ * beginning to its end.
+ */
+export function checkPacked(
+  wish: ConvertWish,
+  { toOutput, sources }: Omit<Pipes, "fromPipe">,
+): void {
+  const refuse = (what: string) => {
+    throw new CommandError(
+      `${what} with a file that can only be unpacked from its beginning to ` +
+        "its end",
+      { hint: "Unpack it first." },
+    );
+  };
+  if (toOutput) refuse("Standard output cannot be used");
+  if (sources.length > 1) refuse("Images cannot be concatenated");
+  if (wish.snapshot !== undefined) refuse("-l cannot be used");
+  if (wish.bitmaps) refuse("--bitmaps cannot be used");
+  if (wish.salvage) refuse("--salvage cannot be used");
+}
+
 /** Refuse what needs to seek in a target that is stored as a whole. */
 export function checkStored(wish: ConvertWish, canStream: boolean): void {
   const refuse = (what: string) => {

@@ -11,11 +11,12 @@ import {
   type Command,
   type Commands,
   type Entry,
+  HELP,
   loadCommand,
   PROGRAM_OPTIONS,
 } from "./command.ts";
 import type { OptionSpec } from "./getopt.ts";
-import type { Program } from "./program.ts";
+import { type Program, usageError } from "./program.ts";
 import { inRelease } from "./qemu_releases.ts";
 import { versionText } from "./version.ts";
 
@@ -45,6 +46,35 @@ export async function helpText(
     commandText(command);
 }
 
+/** `help`, for all commands that `commandsOf` lists. */
+export function helpCommand(
+  commandsOf: (program: Program) => Commands,
+): Command {
+  return {
+    summary: "Show what a command accepts",
+    operands: "[COMMAND]",
+    options: [HELP],
+    notes: "'bdrv help COMMAND' is 'bdrv COMMAND --help'; without a command, " +
+      "all are listed.",
+
+    async run(invocation) {
+      for (const _ of invocation.options()) {
+        // There are no options but --help.
+      }
+      const { program, operands } = invocation;
+      if (operands.length > 1) throw usageError("Expecting one command");
+      const [name] = operands;
+      const commands = commandsOf(program);
+      if (name !== undefined && !commands.some(([known]) => known === name)) {
+        program.helpCommand = `${program.name} --help`;
+        throw usageError(`Command not found: ${name}`);
+      }
+      program.print(await helpText(program, commands, name));
+      return 0;
+    },
+  };
+}
+
 function entryOf(commands: Commands, name: string): Entry {
   return commands.find(([known]) => known === name)![1];
 }
@@ -61,10 +91,15 @@ ${optionLines(PROGRAM_OPTIONS)}
 Sizes are in bytes, or have a suffix: k, M, G, T, P, E (powers of 1024).
 FILE is a path, json:{…}, or DRIVER:FILE.
 
-Formats: ${driverNames("format")}
-Protocols: ${driverNames("protocol")}
-Filters: ${driverNames("filter")}
+${wrappedLine(`Formats: ${driverNames("format")}`)}
+${wrappedLine(`Protocols: ${driverNames("protocol")}`)}
+${wrappedLine(`Filters: ${driverNames("filter")}`)}
 `;
+}
+
+/** A line, which goes on indented where it is too long for the screen. */
+function wrappedLine(text: string): string {
+  return wrapped(text, WIDTH - 2).join("\n  ");
 }
 
 /** The commands of a program of QEMU's, in the layout of its own. */

@@ -62,9 +62,22 @@ const COMMANDS: { readonly [name: string]: Entry } = {
     summary: "Copy part of an image, block by block",
     load: () => import("./commands/dd.ts"),
   },
+  help: {
+    summary: "Show what a command accepts",
+    onlyOurs: true,
+    load: async () => {
+      const { helpCommand } = await import("./help.ts");
+      return { command: helpCommand(commandsOf) };
+    },
+  },
   info: {
     summary: "Describe an image",
     load: () => import("./commands/info.ts"),
+  },
+  inspect: {
+    summary: "Say what an image is and what speaks against it, opening nothing",
+    onlyOurs: true,
+    load: () => import("./commands/inspect.ts"),
   },
   io: {
     summary: "Try an image: read, write, and look at its allocation",

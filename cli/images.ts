@@ -73,6 +73,7 @@ export async function openImageArgument(
     return await openNode(source, {
       ...(format !== undefined && { format }),
       readOnly: !writable,
+      unpack: program.isOurs,
       purpose,
       backing,
       writableBacking,

@@ -48,6 +48,8 @@ export class Program {
   maxChain = 10_001;
   /** The format of progress. */
   progressFormat: "line" | "json" = "line";
+  /** Columns of the line of progress that the terminal's cursor is in; or 0. */
+  statusWidth = 0;
 
   /** Arguments with line breaks, usually file names. */
   readonly #brokenNames: readonly string[];
@@ -91,19 +93,29 @@ export class Program {
 
   /** Write to standard output; secrets in URLs are left out. */
   print(text: string): void {
+    if (this.statusWidth > 0) this.output.write(this.#overwriteStatus());
     this.output.write(withoutSecrets(text));
   }
 
   /** Write to standard error; secrets in URLs are left out. */
   printError(text: string): void {
     // It may be a file that has reached the user's size limit.
-    if (!Deno.stderr.isTerminal()) surviveSignal("SIGXFSZ");
+    const isSeen = Deno.stderr.isTerminal();
+    if (!isSeen) surviveSignal("SIGXFSZ");
     try {
-      const shown = withoutSecrets(text);
+      const shown = (isSeen ? this.#overwriteStatus() : "") +
+        withoutSecrets(text);
       writeFully(Deno.stderr, new TextEncoder().encode(shown));
     } catch {
       // There is nowhere else to report this.
     }
+  }
+
+  /** What clears the line of progress, so that a message can take its place. */
+  #overwriteStatus(): string {
+    const width = this.statusWidth;
+    this.statusWidth = 0;
+    return width > 0 ? `${" ".repeat(width)}\r` : "";
   }
 
   /**

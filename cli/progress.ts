@@ -1,8 +1,10 @@
 /**
  * Reporting the progress of a command.
  *
- * `-p` rewrites a line on standard output. As `bdrv`, `--progress=json` writes
- * a line per step to standard *error*, since standard output is for the result:
+ * `-p` rewrites a line on standard output: QEMU's, which has nothing but the
+ * percentage; as `bdrv`, on a terminal, also the rate and the time left. As
+ * `bdrv`, `--progress=json` writes a line per step to standard *error*, since
+ * standard output is for the result:
  * an object with the member `percent`, from 0 to 100, which it reaches only on
  * success. With neither, the signal SIGUSR1 prints a line to standard error.
  *
@@ -10,9 +12,15 @@
  */
 import { fixed } from "./numbers.ts";
 import type { Program } from "./program.ts";
+import { ProgressLine, type ProgressUnit } from "./progress_line.ts";
 
 /** Who receives the progress: `asker` is whoever sends SIGUSR1. */
-type Audience = "user" | "program" | "asker";
+type Audience = "terminal" | "user" | "program" | "asker";
+
+/** Milliseconds until the line is shown again while nothing is done. */
+const REFRESH = 1000;
+/** Columns of a terminal that does not tell. */
+const USUAL_COLUMNS = 80;
 
 /** How progress is shown. */
 export interface ProgressOptions {
@@ -20,6 +28,8 @@ export interface ProgressOptions {
   dataOnOutput?: boolean;
   /** Whether to show 0 at once, or with the first update. Default: at once. */
   showsStart?: boolean;
+  /** What is counted. Default: bytes. */
+  unit?: ProgressUnit;
 }
 
 /** The progress of one command. */
@@ -32,6 +42,9 @@ export class Progress {
   readonly #answer = () => this.#print(`    (${this.#text()}/100%)\n`, true);
   #percent = 0;
   #shown = 0;
+  /** The line, on a terminal. */
+  readonly #line?: ProgressLine;
+  #timer?: ReturnType<typeof setInterval>;
 
   /**
    * Begin at 0. `wanted` is whether `-p` was given; `step` is the smallest
@@ -41,8 +54,9 @@ export class Progress {
     program: Program,
     wanted: boolean,
     step: number,
-    { dataOnOutput = false, showsStart = true }: ProgressOptions = {},
+    options: ProgressOptions = {},
   ) {
+    const { dataOnOutput = false, showsStart = true, unit = "bytes" } = options;
     this.#program = program;
     this.#step = step;
     this.#toError = dataOnOutput;
@@ -50,7 +64,12 @@ export class Progress {
       ? "asker"
       : program.progressFormat === "json"
       ? "program"
+      : program.isOurs && this.#stream.isTerminal()
+      ? "terminal"
       : "user";
+    if (this.#audience === "terminal") {
+      this.#line = new ProgressLine(unit, now());
+    }
     if (this.#audience === "asker") listen("add", this.#answer);
     if (showsStart) this.#show();
   }
@@ -69,6 +88,11 @@ export class Progress {
     const isWorthIt = percent > this.#shown + this.#step ||
       percent < this.#shown || percent === 0;
     const isLast = percent >= 100;
+    if (this.#line) {
+      const isDue = this.#line.update(done, total, now());
+      if (isDue || isLast) this.#show();
+      return;
+    }
     // QEMU shows users the end twice; for programs, 100 means success.
     if (isLast ? this.#audience !== "program" : isWorthIt) this.#show();
   }
@@ -86,11 +110,16 @@ export class Progress {
   /** The command has succeeded. */
   complete(): void {
     this.#percent = 100;
-    this.#show();
+    if (!this.#line) return this.#show();
+    clearInterval(this.#timer);
+    this.#timer = undefined;
+    this.#rewrite(this.#line.summary(now(), this.#columns));
   }
 
   /** End the line, after success and failure alike. */
   end(): void {
+    clearInterval(this.#timer);
+    if (this.#line) this.#endLine();
     if (this.#audience === "user") this.#print("\n", this.#toError);
     if (this.#audience === "asker") listen("remove", this.#answer);
   }
@@ -98,10 +127,50 @@ export class Progress {
   #show(): void {
     this.#shown = this.#percent;
     switch (this.#audience) {
+      case "terminal":
+        this.#keepFresh();
+        return this.#rewrite(
+          this.#line!.text(this.#percent, now(), this.#columns),
+        );
       case "user":
         return this.#print(`    (${this.#text()}/100%)\r`, this.#toError);
       case "program":
         return this.#print(`{"percent":${Number(this.#text())}}\n`, true);
+    }
+  }
+
+  /** Show the line again from time to time, also while nothing is done. */
+  #keepFresh(): void {
+    if (this.#timer !== undefined) return;
+    this.#timer = setInterval(() => this.#show(), REFRESH);
+    Deno.unrefTimer(this.#timer);
+  }
+
+  /** Show a line in place of the last one. */
+  #rewrite(line: string): void {
+    // Whatever was longer is overwritten with spaces, and the cursor returns to
+    // where a message may begin.
+    const text = line.padEnd(this.#program.statusWidth);
+    this.#program.statusWidth = 0;
+    this.#print(`${text}\r`, this.#toError);
+    this.#program.statusWidth = line.length;
+  }
+
+  #endLine(): void {
+    if (this.#program.statusWidth === 0) return;
+    this.#program.statusWidth = 0;
+    this.#print("\n", this.#toError);
+  }
+
+  get #stream(): typeof Deno.stdout | typeof Deno.stderr {
+    return this.#toError ? Deno.stderr : Deno.stdout;
+  }
+
+  get #columns(): number {
+    try {
+      return Deno.consoleSize().columns || USUAL_COLUMNS;
+    } catch {
+      return USUAL_COLUMNS;
     }
   }
 
@@ -124,4 +193,8 @@ function listen(what: "add" | "remove", listener: () => void): void {
   } catch {
     // The system has no SIGUSR1.
   }
+}
+
+function now(): number {
+  return performance.now();
 }

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { HEAD_LENGTH, TAIL_LENGTH } from "../core/formats.ts";
+import { HEAD_LENGTH, TAIL_LENGTH, wrappingOf } from "../core/formats.ts";
 import {
   doubtsOfRaw,
   type Guess,
@@ -45,6 +45,29 @@ export async function* readInput(
   }
   const chunks = inputChunks();
   if (format !== undefined) return yield* chunks;
+  const doubts = yield* checkedRaw(
+    chunks,
+    "-",
+    (format) => format === "raw" ? undefined : cannotReadPipe(format),
+  );
+  if (doubts) program.warn(doubts);
+}
+
+/**
+ * The error for a disk that looks like the format, or like something else to be
+ * unpacked, if that is one.
+ */
+export type Refusal = (format: string, wrapping?: string) => Error | undefined;
+
+/**
+ * Pass on a disk, unless its beginning or its end looks like what is refused;
+ * returns a warning about it.
+ */
+export async function* checkedRaw(
+  chunks: AsyncGenerator<Uint8Array, void>,
+  name: string,
+  refuse: Refusal,
+): AsyncGenerator<Uint8Array, string | undefined> {
   let first = new Uint8Array();
   while (first.length < HEAD_LENGTH) {
     const { value, done } = await chunks.next();
@@ -55,22 +78,27 @@ export async function* readInput(
   head.set(first.subarray(0, HEAD_LENGTH));
   let { length: size } = first;
   let tail = first.slice(-TAIL_LENGTH);
-  checkRaw({ head, tail: new Uint8Array(), size });
+  checkRaw({ head, tail: new Uint8Array(), size }, name, refuse);
   yield first;
   for await (const chunk of chunks) {
     size += chunk.length;
     tail = joined(tail, chunk.subarray(-TAIL_LENGTH)).slice(-TAIL_LENGTH);
     yield chunk;
   }
-  const doubts = doubtsOfRaw(head, checkRaw({ head, tail, size }), "-");
-  if (doubts) program.warn(doubts);
+  const guess = checkRaw({ head, tail, size }, name, refuse);
+  return doubtsOfRaw(head, guess, name);
 }
 
 /** Probe a sample, and refuse anything but raw. */
-function checkRaw(sample: Sample): Guess {
-  const guess = guessFormat(sample, "-");
-  const { name } = onlyFormat(guess, "-");
-  if (name !== "raw") throw cannotReadPipe(name);
+function checkRaw(
+  sample: Sample,
+  name: string,
+  refuse: Refusal,
+): Guess {
+  const guess = guessFormat(sample, name);
+  const format = onlyFormat(guess, name);
+  const error = refuse(format.name, wrappingOf(sample.head)?.what);
+  if (error) throw error;
   return guess;
 }
 
@@ -88,7 +116,8 @@ function joined(a: Uint8Array, b: Uint8Array): Uint8Array<ArrayBuffer> {
   return both;
 }
 
-async function* inputChunks(): AsyncGenerator<Uint8Array, void> {
+/** What standard input has, in pieces as they come. */
+export async function* inputChunks(): AsyncGenerator<Uint8Array, void> {
   try {
     // Not synchronously: a blocking read would delay signals.
     for await (const chunk of Deno.stdin.readable) yield chunk;

@@ -45,6 +45,8 @@ import { valueText } from "./values.ts";
  * const dirty = await Array.fromAsync(image.bitmaps.dirty("since-monday"));
  * assertEquals(dirty, [{ offset: 8192, length: 4096 }]);
  * ```
+ *
+ * @category Bitmaps
  */
 export class ImageBitmaps {
   readonly #node: BlockNode;

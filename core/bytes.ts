@@ -4,7 +4,11 @@
  * @module
  */
 
-/** Buffers that together hold the bytes of one request, in order. */
+/**
+ * Buffers that together hold the bytes of one request, in order.
+ *
+ * @category Images
+ */
 export type IoVector = readonly Uint8Array[];
 
 /** The unit in which sizes of disks are counted, in bytes. */

@@ -15,7 +15,7 @@ import {
 } from "./errors.ts";
 import { nodesOf, primaryChild } from "./extents.ts";
 import { wrapNode } from "./filter.ts";
-import type { BlockNode, RequestLimits } from "./node.ts";
+import type { BlockNode, Disk, RequestLimits } from "./node.ts";
 import { type OptionValues, parseOption } from "./options.ts";
 import { hasSecrets } from "./redaction.ts";
 import { isPlainObject, valueText } from "./values.ts";
@@ -143,16 +143,45 @@ export function checkNode(
   const fault = safeFaultOf(value);
   if (fault === undefined) return;
   throw invalid(
-    `${what} must be a node, such as the 'node' of an image: ${fault}`,
+    `${what} must be an image or a node: ${fault}`,
   );
 }
 
 /**
- * Refuse a node that cannot be written to.
+ * The node of a disk.
+ *
+ * @param what What messages call it, such as `The target`.
+ * @throws {BlockError} EINVAL for anything but an image or a node.
+ */
+export function nodeOf(what: string, disk: Disk): BlockNode {
+  const node = unwrapped(disk);
+  checkNode(what, node);
+  return node;
+}
+
+/** What is in a handle; anything else is returned as it is. */
+function unwrapped(disk: Disk): unknown {
+  try {
+    return "driver" in disk ? disk : disk.node ?? disk;
+  } catch {
+    // Neither null nor a primitive has members, and a getter may throw.
+    return disk;
+  }
+}
+
+/**
+ * The node of a disk that can be written to.
  *
  * @throws {BlockError} ENOTSUP if its driver cannot write, EACCES if it was
  * opened read-only.
  */
+export function writableNodeOf(what: string, disk: Disk): BlockNode {
+  const node = nodeOf(what, disk);
+  checkWritable(what, node);
+  return node;
+}
+
+/** Refuse a node that cannot be written to, as {@linkcode writableNodeOf}. */
 export function checkWritable(what: string, node: BlockNode): void {
   checkNode(what, node);
   if (node.readOnly || !node.writev) throw cannotWrite(what, node);

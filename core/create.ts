@@ -3,6 +3,7 @@
  *
  * @module
  */
+import type { CreateOptionsOf } from "./create_options.ts";
 import type { BlockDriver, CreateContext } from "./driver.ts";
 import { checkOptions, checkStoredName, driverError } from "./checks.ts";
 import { asBlockError, BlockError, invalid } from "./errors.ts";
@@ -20,7 +21,11 @@ import { findDriver, getDriver, loadDriver, loadFormat } from "./registry.ts";
 import { findSecret, type SecretSource } from "./secrets.ts";
 import type { Source, StackObject } from "./spec.ts";
 
-/** Options of creating an image, besides those of the format. */
+/**
+ * Options of creating an image, besides those of the format.
+ *
+ * @category Images
+ */
 export interface CreateOptions {
   /** Where the keys of encrypted images come from. */
   secrets?: SecretSource;
@@ -32,8 +37,8 @@ export interface CreateOptions {
   /** Called with each warning. Default: ignored. */
   warn?(message: string): void;
   /**
-   * Learns of each further file of the image, by its name, before it is made or
-   * emptied; may throw to prevent that.
+   * Learns of each further file of the image, by its name, before it is made,
+   * emptied or taken over; may throw to prevent that.
    */
   onPart?(filename: string): void;
 }
@@ -44,7 +49,8 @@ export interface CreateOptions {
  *
  * @param format A registered format, such as `qcow2` or `raw`.
  * @param target A file name, or the description of a protocol node.
- * @param options The format's create options; `size` in bytes.
+ * @param options The format's create options; `size` in bytes. Those of the
+ * drivers here are typed; for other formats, any are accepted here.
  * @throws {BlockError} EINVAL for invalid options, and the protocol's errors
  * for the target.
  *
@@ -54,15 +60,22 @@ export interface CreateOptions {
  * const file = { driver: "memory", store: new MemoryStore() };
  * await createImage("qcow2", file, { size: 10 * 1024 ** 3, cluster_size: 4096 });
  * ```
+ *
+ * @category Images
  */
-export async function createImage(
-  format: string,
+export async function createImage<Format extends string>(
+  format: Format,
   target: Source,
-  options: OptionValues = {},
+  options?: CreateOptionsOf<Format>,
   wishes: CreateOptions = {},
 ): Promise<void> {
   try {
-    await create(format, target, options, wishes);
+    await create(
+      format,
+      target,
+      (options === undefined ? {} : options) as OptionValues,
+      wishes,
+    );
   } catch (error) {
     throw asBlockError(error);
   }
@@ -122,6 +135,7 @@ async function create(
     createNamed: async (name, { keep = false } = {}) => {
       // A description is no name of a file.
       if (name.startsWith("json:")) throw invalid("Unknown protocol 'json'");
+      wishes.onPart?.(name);
       if (!keep) return await make(name, 0);
       const { onUnlocked } = wishes;
       const file = await openProtocol(name, { resize: true, onUnlocked });

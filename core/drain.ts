@@ -3,9 +3,9 @@
  *
  * @module
  */
-import { checkNode } from "./checks.ts";
+import { nodeOf } from "./checks.ts";
 import { attach, Edge, type GraphNode, graphNodeOf, usable } from "./graph.ts";
-import type { BlockNode } from "./node.ts";
+import type { BlockNode, Disk } from "./node.ts";
 import { ALL_ACCESS } from "./permissions.ts";
 import { RequestGate } from "./request_gate.ts";
 import type { Permissions } from "./traits.ts";
@@ -56,7 +56,7 @@ export function hold(node: BlockNode): Edge {
  * await using image = await openImage({ driver: "raw", file });
  * let written = false;
  * {
- *   using _drained = await drain(image.node);
+ *   using _drained = await drain(image);
  *   image.write(0, new Uint8Array(512)).then(() => written = true);
  *   const copy = new Uint8Array(1024);
  *   await image.node.readv(0, [copy]);
@@ -65,9 +65,11 @@ export function hold(node: BlockNode): Edge {
  * await image.flush(); // Comes after the write.
  * assertEquals(written, true);
  * ```
+ *
+ * @category Stacks
  */
-export async function drain(node: BlockNode): Promise<Disposable> {
-  checkNode("The node to drain", node);
+export async function drain(disk: Disk): Promise<Disposable> {
+  const node = nodeOf("The node to drain", disk);
   const drained = new Drain(graphNodeOf(node));
   await drained.settle();
   drains.add(drained);

@@ -11,7 +11,11 @@ import type { BlockNode, Preallocation } from "./node.ts";
 import type { OptionValues } from "./options.ts";
 import type { AioMode, DriverTraits, OpenPurpose } from "./traits.ts";
 
-/** A registered kind of node. */
+/**
+ * A registered kind of node.
+ *
+ * @category Drivers
+ */
 export interface BlockDriver extends DriverTraits {
   /**
    * Load the driver, if this only stands for it: that takes time, so it has to
@@ -27,17 +31,27 @@ export interface BlockDriver extends DriverTraits {
    * Create an image front to back, for targets that cannot seek.
    *
    * @param options As for `create`; `size` is that of `source`.
+   * @param target Present if the target can seek.
    * @returns its bytes. Each part is valid until the next is asked for.
    */
   stream?(
     options: OptionValues,
     source: StreamSource,
+    target?: StreamTarget,
   ): AsyncIterable<Uint8Array>;
   /**
    * Whether a new image with these options is written front to back, by
    * {@linkcode stream}, even where one can seek. Default: it is not.
    */
   isStream?(options: OptionValues): boolean;
+  /**
+   * What is packed in a file, from its beginning to its end: for containers
+   * that cannot be entered in the middle, so that `open` refuses them with
+   * ENOTSUP. Each part is valid until the next is asked for.
+   *
+   * @param options As for `open`.
+   */
+  unpack?(options: OptionValues, file: BlockNode): AsyncIterable<Uint8Array>;
   /**
    * Make or replace a file by all its bytes, front to back: as a whole or not at
    * all. For protocols whose files cannot be changed afterwards.
@@ -66,7 +80,11 @@ export interface BlockDriver extends DriverTraits {
   ): Promise<Measurement>;
 }
 
-/** What the block layer offers to `store`. */
+/**
+ * What the block layer offers to `store`.
+ *
+ * @category Drivers
+ */
 export interface StoreContext {
   /** About how many bytes there will be; absent if nothing is known. */
   readonly expected?: number;
@@ -76,13 +94,34 @@ export interface StoreContext {
   secret(id: string | undefined): Promise<Uint8Array | undefined>;
 }
 
-/** What `measure` may ask of the block layer. */
+/**
+ * What `measure` may ask of the block layer.
+ *
+ * @category Drivers
+ */
 export interface MeasureContext {
   /** As {@linkcode OpenContext.secret}. */
   secret(id: string | undefined): Promise<Uint8Array | undefined>;
 }
 
-/** The content of a new image that is written front to back. */
+/**
+ * The file of a new image that is written front to back, and can seek.
+ *
+ * @category Drivers
+ */
+export interface StreamTarget {
+  /**
+   * Replace bytes of the stream, once all of it has been written: what could
+   * not be known when they were due. They belong to the target.
+   */
+  replace(offset: number, bytes: Uint8Array): void;
+}
+
+/**
+ * The content of a new image that is written front to back.
+ *
+ * @category Drivers
+ */
 export interface StreamSource {
   /** Bytes, a multiple of 512. */
   readonly size: number;
@@ -94,7 +133,11 @@ export interface StreamSource {
   read(offset: number, bytes: Uint8Array): Promise<void>;
 }
 
-/** A range of the source; `unallocated` is left to the backing file. */
+/**
+ * A range of the source; `unallocated` is left to the backing file.
+ *
+ * @category Drivers
+ */
 export interface StreamExtent {
   /** Bytes from the start of the disk. */
   readonly offset: number;
@@ -104,7 +147,11 @@ export interface StreamExtent {
   readonly kind: "data" | "zero" | "unallocated";
 }
 
-/** How large the file of a new image would become, in bytes. */
+/**
+ * How large the file of a new image would become, in bytes.
+ *
+ * @category Drivers
+ */
 export interface Measurement {
   /** With only the source's data. */
   required: number;
@@ -117,7 +164,11 @@ export interface Measurement {
   bitmaps?: number;
 }
 
-/** What the block layer offers to `open`. */
+/**
+ * What the block layer offers to `open`.
+ *
+ * @category Drivers
+ */
 export interface OpenContext {
   /**
    * Whether the new node must not write. It becomes true when a child opened as
@@ -217,7 +268,11 @@ export interface OpenContext {
   ): Promise<BlockNode>;
 }
 
-/** What the block layer offers to `create`. */
+/**
+ * What the block layer offers to `create`.
+ *
+ * @category Drivers
+ */
 export interface CreateContext {
   /** The name of the file to create. */
   readonly filename: string;

@@ -7,7 +7,11 @@ import { withoutSecrets } from "./redaction.ts";
 import { shortened, valueText } from "./values.ts";
 import { OPTIONAL_VERBS, type OptionalVerb } from "./verbs.ts";
 
-/** POSIX error names used as {@linkcode BlockError.code}. */
+/**
+ * POSIX error names used as {@linkcode BlockError.code}.
+ *
+ * @category Errors
+ */
 export type ErrorCode =
   | "EPERM"
   | "ENOENT"
@@ -94,6 +98,8 @@ const CODES: {
  * import { strerror } from "@bdrv/bdrv";
  * console.log(strerror("EIO")); // Input/output error
  * ```
+ *
+ * @category Errors
  */
 export function strerror(code: ErrorCode): string {
   return isErrorCode(code)
@@ -129,7 +135,11 @@ export function codeOfErrno(number: number): ErrorCode {
   return "EIO";
 }
 
-/** Further facts about a {@linkcode BlockError}. */
+/**
+ * Further facts about a {@linkcode BlockError}.
+ *
+ * @category Errors
+ */
 export interface BlockErrorOptions extends ErrorOptions {
   /** A second line for a human reader: what to try next. */
   hint?: string;
@@ -155,6 +165,8 @@ export interface BlockErrorOptions extends ErrorOptions {
  *   if (error instanceof BlockError) console.log(error.code); // ENOENT
  * }
  * ```
+ *
+ * @category Errors
  */
 export class BlockError extends Error {
   /** The class name, so that a printed error says what it is. */
@@ -266,6 +278,8 @@ export class OutOfRangeError extends BlockError {
  * Another error keeps its message, and its code if it is one of ours, and
  * becomes the cause. If a permission of Deno's is missing, the hint names it:
  * files need one, and so do modules that are loaded late.
+ *
+ * @category Errors
  */
 export function asBlockError(error: unknown): BlockError {
   if (isBlockError(error)) return error;

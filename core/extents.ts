@@ -11,6 +11,8 @@ import { valueText } from "./values.ts";
  * An extent of a stack, and where in the chain its bytes come from. A range
  * that no layer has allocated reads as zeroes, except where no layer could have
  * a backing file: there nothing is known of it.
+ *
+ * @category Images
  */
 export interface ChainExtent extends Extent {
   /** Bytes from the start of the disk. */

@@ -80,6 +80,8 @@ const MAGICS: readonly Magic[] = [
     title: "Apple's sparse image",
     matches: (head) => has(head, 0, "shdw"),
   },
+  // Encrypted: what is recognised by its end is encrypted with the rest.
+  { name: "dmg", matches: (head) => has(head, 0, "encrcdsa") },
 ];
 
 /** Recognised by its end. */
@@ -121,22 +123,37 @@ function hasFooter(tail: Uint8Array, size: number, magic: string): boolean {
     (rest > 0 && has(tail, TAIL_LENGTH - rest, magic));
 }
 
+/** A kind of file that may contain an image. */
+export interface Wrapping {
+  /** What it is, in a sentence. */
+  readonly what: string;
+  /** The driver that looks into it, if there may be one. */
+  readonly driver?: string;
+}
+
+type Magics = readonly [magic: string, what: string, driver?: string];
+
 /** Archives and compressed files that may contain an image, by their magic. */
-const WRAPPINGS: readonly [magic: string, what: string, offset?: number][] = [
-  ["\x1f\x8b\x08", "compressed with gzip"],
+const WRAPPINGS: readonly Magics[] = [
+  ["\x1f\x8b\x08", "compressed with gzip", "gzip"],
   ["BZh", "compressed with bzip2"],
-  ["\xfd7zXZ\0", "compressed with xz"],
-  ["\x28\xb5\x2f\xfd", "compressed with zstd"],
+  ["\xfd7zXZ\0", "compressed with xz", "xz"],
+  ["\x28\xb5\x2f\xfd", "compressed with zstd", "zstd"],
   ["\x04\x22\x4d\x18", "compressed with lz4"],
-  ["PK\x03\x04", "a zip archive"],
+  ["PK\x03\x04", "a zip archive", "zip"],
   ["7z\xbc\xaf\x27\x1c", "a 7z archive"],
-  ["ustar", "a tar archive, as an OVA is", 257],
 ];
 
+/** Where a tar archive has its magic. */
+const TAR_MAGIC = 257;
+
 /** How a file must be unpacked first, judged by its beginning. */
-export function wrappingOf(head: Uint8Array): string | undefined {
-  return WRAPPINGS.find(([magic, _, offset = 0]) => has(head, offset, magic))
-    ?.[1];
+export function wrappingOf(head: Uint8Array): Wrapping | undefined {
+  if (has(head, TAR_MAGIC, "ustar")) {
+    return { what: "a tar archive, as an OVA is", driver: "tar" };
+  }
+  const found = WRAPPINGS.find(([magic]) => has(head, 0, magic));
+  return found && { what: found[1], driver: found[2] };
 }
 
 function isQcow(head: Uint8Array): boolean {

@@ -10,7 +10,11 @@ import { findDriver, findProtocol, getDriver } from "./registry.ts";
 import { toStack, withFile } from "./sources.ts";
 import { isNode, type StackObject } from "./spec.ts";
 
-/** A file that an image names, to be opened. */
+/**
+ * A file that an image names, to be opened.
+ *
+ * @category Security
+ */
 export interface ImplicitOpen {
   /** The file's name, relative to the current folder. */
   readonly filename: string;
@@ -29,6 +33,8 @@ export interface ImplicitOpen {
  * Which of the files that an image names may be opened: all, none, those in or
  * below a folder (links followed) or a URL, or those that a function permits.
  * Where a server redirects to must pass it as well.
+ *
+ * @category Security
  */
 export type Gate =
   | "allow"

@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { checkNode } from "./checks.ts";
+import { nodeOf } from "./checks.ts";
 import { drain, extendDrains, withAncestors } from "./drain.ts";
 import { asBlockError, BlockError, invalid } from "./errors.ts";
 import { primaryChild } from "./extents.ts";
@@ -17,7 +17,7 @@ import {
   usable,
 } from "./graph.ts";
 import { Mutex } from "./lock.ts";
-import type { BlockNode } from "./node.ts";
+import type { BlockNode, Disk } from "./node.ts";
 import { openFilter } from "./open.ts";
 import type { OpenOptions } from "./open_options.ts";
 import type { StackObject } from "./spec.ts";
@@ -35,7 +35,7 @@ export const changing = new Mutex();
  * the parent has not written yet goes to the new child. The old one is closed
  * if it has no other user.
  *
- * @param role The child's name in `parent.children`, such as `file`.
+ * @param role The child's name in the `children` of the node above, such as `file`.
  * @throws {BlockError} ENOTSUP if the parent's driver cannot do so, EINVAL if
  * the new child does not fit, EPERM or EACCES if it does not permit what the
  * old one did. Nothing is changed then.
@@ -53,29 +53,31 @@ export const changing = new Mutex();
  *   file: { driver: "memory", store: from },
  * });
  * await using copy = await openImage({ driver: "memory", store: to });
- * await replaceChild(disk.node, "file", copy.node);
+ * await replaceChild(disk, "file", copy);
  * await disk.write(0, new Uint8Array([1]));
  * assertEquals(await copy.read(0, 1), new Uint8Array([1]));
  * ```
+ *
+ * @category Stacks
  */
 export async function replaceChild(
-  parent: BlockNode,
+  above: Disk,
   role: string,
-  child: BlockNode,
+  below: Disk,
 ): Promise<void> {
-  checkNode("The parent", parent);
-  checkNode("The child", child);
+  const parent = nodeOf("The parent", above);
+  const child = nodeOf("The child", below);
   using _drained = await drain(parent);
   using _ = await changing.lock();
-  const above = usable(parent);
-  const edge = above.children.get(role);
+  const user = usable(parent);
+  const edge = user.children.get(role);
   if (!edge) {
     throw invalid(`'${shortened(parent.filename)}' has no child '${role}'`);
   }
   const before = edge.target;
   const next = usable(child);
   if (next === before) return;
-  if (withAncestors(above).includes(next)) {
+  if (withAncestors(user).includes(next)) {
     throw invalid(`Cannot replace '${role}': the new one lies above it`);
   }
   checkFit(parent, role, before.node!, child);
@@ -135,19 +137,21 @@ function unfit(role: string, before: BlockNode, child: BlockNode): BlockError {
  * await using disk = await openImage({ driver: "qcow2", file });
  * const group = new ThrottleGroup({ "iops-total": 1000 });
  * const throttle = { driver: "throttle", "throttle-group": group };
- * const filter = await insertFilter(disk.node, throttle);
+ * const filter = await insertFilter(disk, throttle);
  * assertEquals(disk.format, "throttle");
  * await disk.write(0, new Uint8Array(512));
  * await removeFilter(filter);
  * assertEquals(disk.format, "qcow2");
  * ```
+ *
+ * @category Stacks
  */
 export async function insertFilter(
-  node: BlockNode,
+  disk: Disk,
   description: StackObject,
   options: OpenOptions = {},
 ): Promise<BlockNode> {
-  checkNode("The node below the filter", node);
+  const node = nodeOf("The node below the filter", disk);
   using _drained = await drain(node);
   using _ = await changing.lock();
   const below = usable(node);
@@ -179,12 +183,14 @@ export async function insertFilter(
  *   "throttle-group": new ThrottleGroup({}),
  *   file: { driver: "memory", store: new MemoryStore(512) },
  * });
- * await removeFilter(disk.node);
+ * await removeFilter(disk);
  * assertEquals(disk.format, "memory");
  * ```
+ *
+ * @category Stacks
  */
-export async function removeFilter(filter: BlockNode): Promise<void> {
-  checkNode("The filter", filter);
+export async function removeFilter(disk: Disk): Promise<void> {
+  const filter = nodeOf("The filter", disk);
   using _drained = await drain(filter);
   using _ = await changing.lock();
   const above = usable(filter);

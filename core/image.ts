@@ -45,7 +45,11 @@ import { describeSource, isSource } from "./sources.ts";
 import type { Source } from "./spec.ts";
 import { valueText } from "./values.ts";
 
-/** Bytes transferred through a handle so far. */
+/**
+ * Bytes transferred through a handle so far.
+ *
+ * @category Images
+ */
 export interface ByteCounters {
   /** Bytes read. */
   read: number;
@@ -55,7 +59,11 @@ export interface ByteCounters {
   discarded: number;
 }
 
-/** A range for the streams of an {@linkcode Image}. */
+/**
+ * A range for the streams of an {@linkcode Image}.
+ *
+ * @category Images
+ */
 export interface StreamOptions {
   /** First byte. Default: 0. */
   offset?: number;
@@ -85,6 +93,8 @@ export interface StreamOptions {
  * const bytes = await image.read(1_000_000, 5);
  * assertEquals(new TextDecoder().decode(bytes), "hello");
  * ```
+ *
+ * @category Images
  */
 export async function openImage(
   source: Source | BlockNode,
@@ -105,6 +115,8 @@ export async function openImage(
  * A virtual disk, byte for byte. Reads and writes take any offset and length
  * within it, and any number may be under way at once. A buffer is lent to a
  * request until its promise settles: meanwhile it must stay as it is.
+ *
+ * @category Images
  */
 export class Image implements AsyncDisposable {
   /** Bytes moved through this handle. */

@@ -24,6 +24,8 @@ const CHUNK_SIZE = 64 * 1024;
  * await image.write(1_000_000_000_000, new Uint8Array([1, 2, 3]));
  * console.log(store.allocated); // 65536
  * ```
+ *
+ * @category Images
  */
 export class MemoryStore {
   readonly #chunks = new Map<number, Uint8Array>();

@@ -102,3 +102,16 @@ export function pathOfUrl({ host, pathname }: URL): string {
     ? path.replace(/^\/(?=[A-Za-z]:)/, "")
     : `//${host}${path}`;
 }
+
+/**
+ * The server and the path of a URL. Escaped slashes count as such, since the
+ * server may take them so.
+ */
+export function canonicalUrl(name: string): string {
+  try {
+    const { origin, pathname } = new URL(name);
+    return new URL(origin + pathname.replace(/%2f|%5c/gi, "/")).href;
+  } catch {
+    return name;
+  }
+}

@@ -20,8 +20,17 @@ import type { OptionValues } from "./options.ts";
 import type { DriverTraits, Permissions } from "./traits.ts";
 
 /**
+ * A disk to work on: an {@linkcode Image}, or the node at the top of a stack.
+ *
+ * @category Images
+ */
+export type Disk = BlockNode | { readonly node: BlockNode };
+
+/**
  * An opened driver: one layer of a stack. Only the first five properties and
  * three verbs are mandatory; the groups at the end concern few drivers.
+ *
+ * @category Drivers
  */
 export interface BlockNode {
   /** The driver that made it. */
@@ -142,7 +151,11 @@ export interface BlockNode {
   readonly debug?: DebugOperations;
 }
 
-/** How a protocol accesses what it presents. */
+/**
+ * How a protocol accesses what it presents.
+ *
+ * @category Drivers
+ */
 export interface AccessMode {
   /** Whether to refuse to write. */
   readonly readOnly: boolean;
@@ -152,7 +165,11 @@ export interface AccessMode {
   readonly direct: boolean;
 }
 
-/** Flags of any request. */
+/**
+ * Flags of any request.
+ *
+ * @category Drivers
+ */
 export interface RequestFlags {
   /**
    * Cancels the request. It fails with ECANCELED, the signal's reason as the
@@ -162,16 +179,28 @@ export interface RequestFlags {
   signal?: AbortSignal;
 }
 
-/** Flags of a read. */
+/**
+ * Flags of a read.
+ *
+ * @category Drivers
+ */
 export interface ReadFlags extends RequestFlags {
   /** As of writes: other requests are under way. */
   background?: boolean;
 }
 
-/** Flags of a discard. */
+/**
+ * Flags of a discard.
+ *
+ * @category Drivers
+ */
 export type DiscardFlags = RequestFlags;
 
-/** Flags of a write. */
+/**
+ * Flags of a write.
+ *
+ * @category Drivers
+ */
 export interface WriteFlags extends RequestFlags {
   /** Reach the disk before the promise is fulfilled. */
   fua?: boolean;
@@ -188,7 +217,11 @@ export interface WriteFlags extends RequestFlags {
   placed?(): void;
 }
 
-/** Flags of a write of zeroes. */
+/**
+ * Flags of a write of zeroes.
+ *
+ * @category Drivers
+ */
 export interface ZeroFlags extends RequestFlags, Pick<WriteFlags, "fua"> {
   /** The space may be freed. */
   unmap?: boolean;
@@ -196,7 +229,11 @@ export interface ZeroFlags extends RequestFlags, Pick<WriteFlags, "fua"> {
   noFallback?: boolean;
 }
 
-/** Options of compression. */
+/**
+ * Options of compression.
+ *
+ * @category Drivers
+ */
 export interface CompressOptions extends RequestFlags {
   /**
    * Compression level: 0 to 9 for zlib, 1 to 22 for zstd. Default: about as
@@ -207,10 +244,18 @@ export interface CompressOptions extends RequestFlags {
   onlyEmpty?: boolean;
 }
 
-/** How much of a new area is allocated in advance. */
+/**
+ * How much of a new area is allocated in advance.
+ *
+ * @category Drivers
+ */
 export type Preallocation = "off" | "metadata" | "falloc" | "full";
 
-/** Flags of a change of size. */
+/**
+ * Flags of a change of size.
+ *
+ * @category Drivers
+ */
 export interface TruncateOptions extends RequestFlags {
   /** How to preallocate the new area. */
   preallocation?: Preallocation;
@@ -220,7 +265,11 @@ export interface TruncateOptions extends RequestFlags {
   zero?: boolean;
 }
 
-/** A range of a node in one uniform state. */
+/**
+ * A range of a node in one uniform state.
+ *
+ * @category Drivers
+ */
 export interface Extent {
   /** Bytes from the offset that was asked for. */
   length: number;
@@ -245,7 +294,11 @@ export interface Extent {
   unit?: number;
 }
 
-/** Limits on the requests to a node. */
+/**
+ * Limits on the requests to a node.
+ *
+ * @category Drivers
+ */
 export interface RequestLimits {
   /**
    * Offsets and lengths of reads and writes must be multiples of this, in
@@ -266,7 +319,11 @@ export interface RequestLimits {
   maxDiscard?: number;
 }
 
-/** A driver's description of an image. */
+/**
+ * A driver's description of an image.
+ *
+ * @category Drivers
+ */
 export interface NodeInfo {
   /** The size of the disk is unknown, since its format has no driver. */
   sizeUnknown?: boolean;
@@ -294,7 +351,11 @@ export interface NodeInfo {
   specific?: { type: string; data: Record<string, unknown> };
 }
 
-/** A bitmap stored in an image: which parts of the disk were written. */
+/**
+ * A bitmap stored in an image: which parts of the disk were written.
+ *
+ * @category Bitmaps
+ */
 export interface BitmapInfo {
   /** Its name, unique in the image. */
   name: string;
@@ -307,7 +368,11 @@ export interface BitmapInfo {
   flags: ("in-use" | "auto")[];
 }
 
-/** What to keep in mind when a bitmap is made. */
+/**
+ * What to keep in mind when a bitmap is made.
+ *
+ * @category Bitmaps
+ */
 export interface BitmapOptions {
   /**
    * Bytes of the disk that a bit stands for: a power of two from 512 to 2 GiB.
@@ -318,7 +383,11 @@ export interface BitmapOptions {
   enabled?: boolean;
 }
 
-/** A range of a disk, in bytes. */
+/**
+ * A range of a disk, in bytes.
+ *
+ * @category Bitmaps
+ */
 export interface DirtyExtent {
   /** Its first byte. */
   offset: number;
@@ -333,6 +402,8 @@ export interface DirtyExtent {
  *
  * Those that find no bitmap of the name reject with ENOENT; those that use what
  * one has recorded, with EINVAL if it is in use and so cannot be relied upon.
+ *
+ * @category Bitmaps
  */
 export interface BitmapOperations {
   /** All bitmaps. */
@@ -368,7 +439,11 @@ export interface BitmapOperations {
   ): AsyncIterable<DirtyExtent>;
 }
 
-/** A snapshot within an image. */
+/**
+ * A snapshot within an image.
+ *
+ * @category Drivers
+ */
 export interface Snapshot {
   /** A number as text, unique in the image. */
   id: string;
@@ -388,7 +463,11 @@ export interface Snapshot {
   icount?: bigint;
 }
 
-/** Facts to record with a new snapshot. */
+/**
+ * Facts to record with a new snapshot.
+ *
+ * @category Drivers
+ */
 export interface SnapshotRequest {
   /** Its name; may be empty. */
   name: string;
@@ -405,6 +484,8 @@ export interface SnapshotRequest {
 /**
  * Snapshots within an image. `idOrName` is matched against ids first, then
  * against names, the first match counting.
+ *
+ * @category Drivers
  */
 export interface SnapshotOperations {
   /** All snapshots, oldest first. */
@@ -424,6 +505,8 @@ export interface SnapshotOperations {
 
 /**
  * Operations on an image as a whole. Those that a format cannot do are absent.
+ *
+ * @category Drivers
  */
 export interface ImageOperations {
   /** Check, and on demand repair, the image's metadata. */
@@ -450,7 +533,11 @@ export interface ImageOperations {
   readonly bitmaps?: BitmapOperations;
 }
 
-/** VM state, which is not part of the disk. Offsets are from its start. */
+/**
+ * VM state, which is not part of the disk. Offsets are from its start.
+ *
+ * @category Drivers
+ */
 export interface VmStateOperations {
   /** Write the bytes of `iov`, lent as for `writev`. */
   save(offset: number, iov: IoVector): Promise<void>;
@@ -458,7 +545,11 @@ export interface VmStateOperations {
   load(offset: number, iov: IoVector): Promise<void>;
 }
 
-/** How to check. */
+/**
+ * How to check.
+ *
+ * @category Drivers
+ */
 export interface CheckOptions extends RequestFlags {
   /** What to repair. */
   repair?: { leaks: boolean; corruptions: boolean };
@@ -469,7 +560,11 @@ export interface CheckOptions extends RequestFlags {
   report?(line: string, named?: boolean): void;
 }
 
-/** The result of a check, in the terms of `qemu-img check`. */
+/**
+ * The result of a check, in the terms of `qemu-img check`.
+ *
+ * @category Drivers
+ */
 export interface CheckResult {
   /** Inconsistent references: data may be damaged. */
   corruptions: number;
@@ -493,7 +588,11 @@ export interface CheckResult {
   compressedClusters: number;
 }
 
-/** What a part of an image's file is used for. */
+/**
+ * What a part of an image's file is used for.
+ *
+ * @category Drivers
+ */
 export type HostUse =
   /** Nothing. */
   | "free"
@@ -513,7 +612,11 @@ export type HostUse =
   | "bitmaps"
   | "encryption-header";
 
-/** A range of an image's file that is used for one thing. */
+/**
+ * A range of an image's file that is used for one thing.
+ *
+ * @category Drivers
+ */
 export interface HostRun {
   /** Bytes from the start of the file. */
   offset: number;
@@ -529,7 +632,11 @@ export interface HostRun {
   corrupt: boolean;
 }
 
-/** What the parts of an image's file are used for, when it was asked. */
+/**
+ * What the parts of an image's file are used for, when it was asked.
+ *
+ * @category Drivers
+ */
 export interface ImageLayout {
   /** Bytes that are accounted for, from the start of the file. */
   readonly size: number;
@@ -543,7 +650,11 @@ export interface ImageLayout {
   runAt(offset: number, length: number): HostRun;
 }
 
-/** How to change options of an image. */
+/**
+ * How to change options of an image.
+ *
+ * @category Drivers
+ */
 export interface AmendOptions {
   /** Do also what makes the image unusable, or may do so. Default: false. */
   force?: boolean;
@@ -554,7 +665,11 @@ export interface AmendOptions {
   progress?(done: number, total: number): void;
 }
 
-/** What test filters offer to the node above. */
+/**
+ * What test filters offer to the node above.
+ *
+ * @category Drivers
+ */
 export interface DebugOperations {
   /**
    * The node above announces its next step, by QEMU's `blkdebug` name for it.
@@ -565,7 +680,11 @@ export interface DebugOperations {
   readonly breakpoints?: Breakpoints;
 }
 
-/** Suspending requests at given steps. */
+/**
+ * Suspending requests at given steps.
+ *
+ * @category Drivers
+ */
 export interface Breakpoints {
   /**
    * Suspend the next request that reaches `event`, until `tag` is resumed.

@@ -16,7 +16,8 @@ import {
 } from "./options.ts";
 import { isPlainObject, shortened, valueText } from "./values.ts";
 
-const TABLE = {
+/** The options that every driver has. */
+export const NODE_OPTIONS = {
   "node-name": { type: "string", help: "A name for the node" },
   "read-only": { type: "boolean", help: "Refuse to be written to" },
   "auto-read-only": {
@@ -65,22 +66,27 @@ export function takeNodeOptions(
   options: OptionValues,
 ): [common: NodeOptions, own: OptionValues] {
   const own: [name: string, value: unknown][] = [];
-  const common: { -readonly [name in keyof typeof TABLE]?: unknown } = {};
+  const common: { -readonly [name in keyof typeof NODE_OPTIONS]?: unknown } =
+    {};
   for (const [name, value] of Object.entries(withDottedCache(options))) {
-    if (!Object.hasOwn(TABLE, name)) own.push([name, value]);
+    if (!Object.hasOwn(NODE_OPTIONS, name)) own.push([name, value]);
     else if (value !== undefined) {
-      const known = name as keyof typeof TABLE;
-      const isMode = TABLE[known].type === "string" &&
+      const known = name as keyof typeof NODE_OPTIONS;
+      const isMode = NODE_OPTIONS[known].type === "string" &&
         parseBoolean(value) === value;
       // JSON has flags of its own for these words.
       const mode = value ? "on" : "off";
-      common[known] = parseOption(name, TABLE[known], isMode ? mode : value);
+      common[known] = parseOption(
+        name,
+        NODE_OPTIONS[known],
+        isMode ? mode : value,
+      );
     }
   }
   const name = common["node-name"] as string | undefined;
   checkName(name);
   const discards = discardsOf(common.discard as string | undefined);
-  const flag = (name: keyof typeof TABLE) =>
+  const flag = (name: keyof typeof NODE_OPTIONS) =>
     common[name] as boolean | undefined;
   return [{
     name,

@@ -23,7 +23,7 @@ import {
 import { detach, findGraphNode, GraphNode, type KeptNode } from "./graph.ts";
 import { applyLimits } from "./limits.ts";
 import { asPath, resolveName } from "./names.ts";
-import type { ImageFormat } from "./formats.ts";
+import { type ImageFormat, wrappingOf } from "./formats.ts";
 import type { BlockNode } from "./node.ts";
 import { resolveFrom } from "./node_names.ts";
 import {
@@ -66,6 +66,8 @@ interface Opening {
   source: unknown;
   /** Nodes to be reused. */
   kept?: readonly KeptNode[];
+  /** How many archives and compressed files have been looked into. */
+  unpacked?: number;
 }
 
 /** An image of a backing chain, linked to those above it. */
@@ -175,7 +177,7 @@ export async function openFilter(
   if (typeof name !== "string") {
     throw invalid("The description of a filter must name its driver");
   }
-  const driver = getDriver(name);
+  const driver = await loadDriver(getDriver(name));
   if (driver.role !== "filter") throw invalid(`'${name}' is not a filter`);
   const { childRole = "file" } = driver;
   const place = { ...topPlace(options), readOnly: child.readOnly };
@@ -225,6 +227,9 @@ async function openStack(
     if (driver.role === "protocol") {
       return await openDriver(driver, options, opening, place);
     }
+    if (driver.isContainer && !wantProtocol) {
+      return await openProbed({}, stack, opening, place);
+    }
     return await openDriver(driver, withFile(driver, options), opening, {
       ...place,
       // A filter's child may be probed if the filter may.
@@ -265,26 +270,62 @@ async function openProbed(
   const place = inheritOptions(above, takeNodeOptions(options)[0]);
   const file = await openStack(fileSource, opening, place, true);
   const held = hold(file);
+  let packed: StackObject | undefined;
   try {
     const { filename } = file;
     const { guess, head } = await probe(file);
     const format = onlyFormat(guess, filename);
     const isRaw = format.name === "raw";
-    if (isRaw) {
+    packed = isRaw ? unpacking(head, fileSource, opening, place) : undefined;
+    if (isRaw && !packed) {
       const doubts = doubtsOfRaw(head, guess, filename);
       if (doubts) opening.options.warn?.(doubts);
     }
-    const isKnown = findDriver(format.name) !== undefined;
-    const driver = isKnown || opening.options.purpose !== "info"
-      ? driverOf(format, filename)
-      : await describingDriver(format);
-    return await openDriver(driver, { ...options, file }, opening, place, {
-      probed: isRaw,
-      describedAs: { ...options, file: fileSource },
-    });
+    if (!packed) {
+      const isKnown = findDriver(format.name) !== undefined;
+      const driver = isKnown || opening.options.purpose !== "info"
+        ? driverOf(format, filename)
+        : await describingDriver(format);
+      return await openDriver(driver, { ...options, file }, opening, place, {
+        probed: isRaw,
+        describedAs: { ...options, file: fileSource },
+      });
+    }
   } finally {
     await detach(held).catch(() => {});
   }
+  // From its description, with which it can be reopened. A guest may have
+  // written it onto a disk that was raw until then, so it names no other files.
+  const inside = {
+    ...opening,
+    options: { ...opening.options, gate: "deny" as const },
+    unpacked: (opening.unpacked ?? 0) + 1,
+  };
+  return await openProbed(options, packed, inside, above);
+}
+
+/** A compressed archive is two of them; more may be one that holds itself. */
+const MAX_WRAPPINGS = 4;
+
+/**
+ * What looks into a file that seems raw, if that is wanted: into those that the
+ * user names, not into those that an image does.
+ */
+function unpacking(
+  head: Uint8Array,
+  file: unknown,
+  { options, unpacked = 0 }: Opening,
+  { chain }: Place,
+): StackObject | undefined {
+  if (!options.unpack || chain) return undefined;
+  const driver = wrappingOf(head)?.driver;
+  if (driver === undefined || !findDriver(driver)) return undefined;
+  if (unpacked < MAX_WRAPPINGS) return { driver, file };
+  throw new BlockError(
+    "ELOOP",
+    `More than ${MAX_WRAPPINGS} archives or compressed files are packed into ` +
+      "each other",
+  );
 }
 
 async function describingDriver(format: ImageFormat): Promise<BlockDriver> {

@@ -11,7 +11,11 @@ import type { OpenPurpose } from "./traits.ts";
 import { valueText } from "./values.ts";
 import type { AioMode } from "./traits.ts";
 
-/** How writes reach the disk, by the names of qemu-img's `-t`. */
+/**
+ * How writes reach the disk, by the names of qemu-img's `-t`.
+ *
+ * @category Images
+ */
 export type CacheMode =
   | "writeback"
   | "writethrough"
@@ -19,7 +23,11 @@ export type CacheMode =
   | "directsync"
   | "unsafe";
 
-/** How far the search for the key of an encrypted image has come. */
+/**
+ * How far the search for the key of an encrypted image has come.
+ *
+ * @category Images
+ */
 export interface UnlockProgress {
   /** The image, by its user's name for it. */
   readonly filename: string;
@@ -29,12 +37,22 @@ export interface UnlockProgress {
   readonly total: number;
 }
 
-/** Options of opening an image. */
+/**
+ * Options of opening an image.
+ *
+ * @category Images
+ */
 export interface OpenOptions {
   /** The format's driver; found by probing if absent. */
   format?: string;
   /** Refuse to write. Default: false. */
   readOnly?: boolean;
+  /**
+   * Whether to look into an archive or a compressed file in which the image may
+   * be, if there is a driver that can. Default: false; it is then taken for
+   * raw, with a warning, as QEMU does.
+   */
+  unpack?: boolean;
   /**
    * Why it is opened. Default: `io`. With `info`, an image whose format has no
    * driver can be opened as well; its size is then unknown.
@@ -112,6 +130,7 @@ export interface OpenOptions {
 const KINDS: { readonly [name in keyof OpenOptions]: OptionKind } = {
   format: "string",
   readOnly: "boolean",
+  unpack: "boolean",
   purpose: ["io", "info", "check"],
   forceShare: "boolean",
   share: "boolean",

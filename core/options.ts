@@ -7,10 +7,18 @@
 import { BlockError, invalid } from "./errors.ts";
 import { isPlainObject, shortened, valueText } from "./values.ts";
 
-/** Options by name; children of a stack are nested objects or nodes. */
+/**
+ * Options by name; children of a stack are nested objects or nodes.
+ *
+ * @category Drivers
+ */
 export type OptionValues = { [name: string]: unknown };
 
-/** An option of a driver. */
+/**
+ * An option of a driver.
+ *
+ * @category Drivers
+ */
 export interface OptionSpec {
   /** How its value is written. Sizes are bytes and accept suffixes. */
   readonly type: "string" | "size" | "number" | "boolean" | "enum";
@@ -27,7 +35,11 @@ export interface OptionSpec {
   readonly default?: string | number | boolean;
 }
 
-/** A driver's options by name, in the order of the help. */
+/**
+ * A driver's options by name, in the order of the help.
+ *
+ * @category Drivers
+ */
 export type OptionTable = { readonly [name: string]: OptionSpec };
 
 const SIZE_HINT =
@@ -50,6 +62,8 @@ const SUFFIXES = "BKMGTPE";
  * assertEquals(parseSize("1.5k"), 1536);
  * assertEquals(parseSize("64 apples"), undefined);
  * ```
+ *
+ * @category Stacks
  */
 export function parseSize(text: string): number | undefined {
   if (typeof text !== "string") return undefined;
@@ -160,7 +174,7 @@ export function notAmong(
 ): BlockError {
   const detail = words.length === 1
     ? `; it must be ${words[0]}`
-    : `; it must be one of ${words.join(", ")}`;
+    : `; it must be one of ${shortened(words.join(", "))}`;
   return new BlockError("EINVAL", message + detail, { detail, words });
 }
 
@@ -267,6 +281,8 @@ export function defaultOptions(table: OptionTable): OptionValues {
  *   [["driver", "raw"], ["file.filename", "a,b"]],
  * );
  * ```
+ *
+ * @category Stacks
  */
 export function parseKeyValueList(
   text: string,

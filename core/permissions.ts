@@ -11,7 +11,11 @@
  */
 import type { Claimant, Permissions } from "./traits.ts";
 
-/** Kinds of access, as bits. */
+/**
+ * Kinds of access, as bits.
+ *
+ * @category Drivers
+ */
 export const ACCESS = {
   /** Reading consistent data. */
   READ: 1,
@@ -25,7 +29,11 @@ export const ACCESS = {
 
 const { READ, WRITE, WRITE_UNCHANGED, RESIZE } = ACCESS;
 
-/** All of {@linkcode ACCESS}. */
+/**
+ * All of {@linkcode ACCESS}.
+ *
+ * @category Drivers
+ */
 export const ALL_ACCESS: number = READ | WRITE | WRITE_UNCHANGED | RESIZE;
 
 /** The names of single kinds of access, in messages. */

@@ -175,7 +175,7 @@ export function doubtsOfRaw(
     return `'${filename}' ends like a VHD of fixed size; it is taken for raw, ` +
       "and its footer for the last sector of the disk";
   }
-  const wrapping = wrappingOf(head);
+  const wrapping = wrappingOf(head)?.what;
   return wrapping &&
     `'${filename}' is ${wrapping}; it is taken for raw as it is, and may have ` +
       "to be unpacked first";

@@ -26,6 +26,8 @@ const drivers = new Map<string, BlockDriver>();
  * registerDriver(driver);
  * console.log(getDriver("my-driver").role); // filter
  * ```
+ *
+ * @category Drivers
  */
 export function registerDriver(driver: BlockDriver): void {
   try {
@@ -47,7 +49,7 @@ const ROLES: readonly unknown[] = ["protocol", "format", "filter"];
 
 /** Refuse anything but a driver; only its `open` is mandatory. */
 function checkDriver(driver: BlockDriver): void {
-  const { name, role, open, create, probe, schemes = [] } = driver ?? {};
+  const { name, role, open, load, create, probe, schemes = [] } = driver ?? {};
   const { openOptions = {}, createOptions = {} } = driver ?? {};
   const refuse = (why: string) => invalid(`Cannot register a driver: ${why}`);
   if (typeof name !== "string" || name === "") {
@@ -56,7 +58,7 @@ function checkDriver(driver: BlockDriver): void {
   if (!ROLES.includes(role)) {
     throw refuse(`the role of '${name}' is ${valueText(role)}`);
   }
-  for (const [verb, value] of Object.entries({ open, create, probe })) {
+  for (const [verb, value] of Object.entries({ open, load, create, probe })) {
     if (
       typeof value === "function" || (value === undefined && verb !== "open")
     ) {
@@ -77,6 +79,8 @@ function checkDriver(driver: BlockDriver): void {
  * The driver with a name.
  *
  * @throws {BlockError} EINVAL if there is none.
+ *
+ * @category Drivers
  */
 export function getDriver(name: string): BlockDriver {
   const driver = drivers.get(name);
@@ -99,6 +103,9 @@ export async function loadFormat(name: string): Promise<BlockDriver> {
  * The driver itself, with its option tables, for one that may only stand for
  * it.
  *
+ * @throws {BlockError} if it cannot be loaded; EINVAL if what is loaded is not
+ * that driver.
+ *
  * @example
  * ```ts
  * import { assert } from "@std/assert";
@@ -106,20 +113,39 @@ export async function loadFormat(name: string): Promise<BlockDriver> {
  * const driver = await loadDriver(getDriver("vmdk"));
  * assert("subformat" in driver.createOptions!);
  * ```
+ *
+ * @category Drivers
  */
 export async function loadDriver(driver: BlockDriver): Promise<BlockDriver> {
   if (!driver.load) return driver;
-  const whole = await driver.load();
-  drivers.set(whole.name, whole);
-  return whole;
+  const { name } = driver;
+  try {
+    const whole = await driver.load();
+    checkDriver(whole);
+    if (whole.name !== name || whole.load) {
+      throw invalid(`What it loads stands for '${whole.name}'`);
+    }
+    if (drivers.get(name) === driver) drivers.set(name, whole);
+    return whole;
+  } catch (error) {
+    throw asBlockError(error).prefixed(`Cannot load the driver '${name}': `);
+  }
 }
 
-/** The driver with a name, or `undefined`. */
+/**
+ * The driver with a name, or `undefined`.
+ *
+ * @category Drivers
+ */
 export function findDriver(name: string): BlockDriver | undefined {
   return drivers.get(name);
 }
 
-/** All drivers that can be used, sorted by name. */
+/**
+ * All drivers that can be used, sorted by name.
+ *
+ * @category Drivers
+ */
 export function listDrivers(): BlockDriver[] {
   return [...drivers.values()].filter(({ isAbsent }) => !isAbsent)
     .sort((a, b) => a.name < b.name ? -1 : 1);

@@ -33,7 +33,11 @@ import { isNode } from "./spec.ts";
 import type { Permissions } from "./traits.ts";
 import { isPlainObject, shortened, valueText } from "./values.ts";
 
-/** How to reopen an image. Whatever is absent stays as it is. */
+/**
+ * How to reopen an image. Whatever is absent stays as it is.
+ *
+ * @category Images
+ */
 export interface ReopenOptions {
   /** Whether to refuse to write. */
   readOnly?: boolean;

@@ -6,7 +6,11 @@
 import { BlockError, invalid } from "./errors.ts";
 import { shortened, valueText } from "./values.ts";
 
-/** A request for a secret. */
+/**
+ * A request for a secret.
+ *
+ * @category Security
+ */
 export interface SecretRequest {
   /** The secret's name; absent if the description of the stack names none. */
   readonly id?: string;
@@ -36,6 +40,8 @@ export interface SecretRequest {
  * );
  * await image.write(0, new TextEncoder().encode("hidden"));
  * ```
+ *
+ * @category Security
  */
 export type SecretSource =
   | { readonly [id: string]: string | Uint8Array }
@@ -43,7 +49,11 @@ export type SecretSource =
     request: SecretRequest,
   ) => Secret | undefined | Promise<Secret | undefined>);
 
-/** A password or a key; text is encoded as UTF-8. */
+/**
+ * A password or a key; text is encoded as UTF-8.
+ *
+ * @category Security
+ */
 export type Secret = string | Uint8Array;
 
 /**

@@ -19,6 +19,8 @@ import { shortened, valueText } from "./values.ts";
  * an open node, or a file name; in the field names of QEMU's `blockdev`.
  * Without `driver` the format is probed, and a `filename` is a path even if it
  * contains colons.
+ *
+ * @category Stacks
  */
 export interface StackObject {
   /** Name of a registered driver. */
@@ -30,6 +32,8 @@ export interface StackObject {
 /**
  * Whatever can be opened: a file name, `json:{"driver": "raw"}`, `scheme:rest`,
  * or a description of a stack.
+ *
+ * @category Stacks
  */
 export type Source = string | URL | StackObject;
 
@@ -129,6 +133,8 @@ function isObject(value: unknown): value is OptionValues {
  *   file: { filename: "disk.img" },
  * });
  * ```
+ *
+ * @category Stacks
  */
 export function parseStack(
   text: string,

@@ -12,7 +12,11 @@ import { BlockError, invalid } from "./errors.ts";
 import { Mutex } from "./lock.ts";
 import { valueText } from "./values.ts";
 
-/** The kinds of limits: `bps` counts bytes, `iops` requests. */
+/**
+ * The kinds of limits: `bps` counts bytes, `iops` requests.
+ *
+ * @category Stacks
+ */
 export type ThrottleKind =
   | "bps-total"
   | "bps-read"
@@ -30,7 +34,11 @@ const KINDS: readonly ThrottleKind[] = [
   "iops-write",
 ];
 
-/** A name among {@linkcode ThrottleLimits}. */
+/**
+ * A name among {@linkcode ThrottleLimits}.
+ *
+ * @category Stacks
+ */
 export type ThrottleLimit =
   | ThrottleKind
   | `${ThrottleKind}-max`
@@ -40,6 +48,8 @@ export type ThrottleLimit =
 /**
  * Limits, each a number per second; `-max` allows bursts of `-max-length`
  * seconds. A request of more than `iops-size` bytes counts as several.
+ *
+ * @category Stacks
  */
 export type ThrottleLimits = { [limit in ThrottleLimit]?: number };
 
@@ -125,6 +135,8 @@ class Bucket {
  * });
  * await image.write(0, new Uint8Array(4096));
  * ```
+ *
+ * @category Stacks
  */
 export class ThrottleGroup {
   readonly #buckets = new Map<ThrottleKind, Bucket>();

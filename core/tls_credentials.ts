@@ -8,7 +8,11 @@ import { platform } from "./platform/mod.ts";
 import type { ByteStream } from "./platform/sockets.ts";
 import type { Tls, TlsIdentity } from "./platform/tls.ts";
 
-/** What {@linkcode TlsCredentials} are made of; all in PEM. */
+/**
+ * What {@linkcode TlsCredentials} are made of; all in PEM.
+ *
+ * @category Security
+ */
 export interface TlsCredentialsOptions extends TlsIdentity {
   /** Which end of a connection they are for. */
   readonly endpoint: "client" | "server";
@@ -27,6 +31,8 @@ export interface TlsCredentialsOptions extends TlsIdentity {
  *   "tls-creds": new TlsCredentials({ endpoint: "client", ca }),
  * });
  * ```
+ *
+ * @category Security
  */
 export class TlsCredentials {
   /** Which end of a connection they are for. */

@@ -10,16 +10,24 @@ import type { OptionTable, OptionValues } from "./options.ts";
 /**
  * A driver's role in a stack. A `protocol` accesses bytes itself, a `format`
  * maps a disk onto its `file` child, a `filter` passes requests through.
+ *
+ * @category Drivers
  */
 export type DriverRole = "protocol" | "format" | "filter";
 
 /**
  * How requests to a file are made: by threads, or by one of the kernel's
  * asynchronous interfaces.
+ *
+ * @category Drivers
  */
 export type AioMode = "threads" | "native" | "io_uring";
 
-/** A driver's description of itself. */
+/**
+ * A driver's description of itself.
+ *
+ * @category Drivers
+ */
 export interface DriverTraits {
   /** The name by which stacks refer to it, such as `qcow2`. */
   readonly name: string;
@@ -60,6 +68,12 @@ export interface DriverTraits {
    * its file, a protocol's its `filename`.
    */
   plainName?(options: OptionValues, child?: string): string | undefined;
+  /**
+   * Whether its node presents a file that is packed in another, as an archive's
+   * member is: an image of any format, found by probing unless a format is put
+   * on top. Default: false.
+   */
+  readonly isContainer?: boolean;
   /**
    * The role of the node to which a filter passes requests on. Default: `file`.
    */
@@ -113,7 +127,11 @@ export interface DriverTraits {
   ): Permissions;
 }
 
-/** Claims on a node: combinations of `ACCESS`. */
+/**
+ * Claims on a node: combinations of `ACCESS`.
+ *
+ * @category Drivers
+ */
 export interface Permissions {
   /** Access that is needed. */
   readonly needs: number;
@@ -121,7 +139,11 @@ export interface Permissions {
   readonly shares: number;
 }
 
-/** The facts about a node on which its claims on children depend. */
+/**
+ * The facts about a node on which its claims on children depend.
+ *
+ * @category Drivers
+ */
 export interface Claimant {
   /** Its driver. */
   readonly driver: DriverTraits;
@@ -135,5 +157,9 @@ export interface Claimant {
   readonly options: { readonly [name: string]: unknown };
 }
 
-/** Why a node is opened; see `OpenContext.purpose`. */
+/**
+ * Why a node is opened; see `OpenContext.purpose`.
+ *
+ * @category Drivers
+ */
 export type OpenPurpose = "io" | "info" | "check";

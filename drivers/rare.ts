@@ -6,24 +6,30 @@
  */
 import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
+import { canonicalUrl } from "../core/names.ts";
 import type { OptionValues } from "../core/options.ts";
 import { protocolStack } from "../core/sources.ts";
 import { HOST_CDROM, HOST_DEVICE } from "./file/driver.ts";
-import { httpFacts } from "./http/options.ts";
 import { NBD_SCHEMES, parseNbdFilename } from "./nbd/names.ts";
 import { parseRbdFilename } from "./rbd/names.ts";
-import { S3_FACTS } from "./s3/names.ts";
 
 /** What is known of a driver before it is loaded. */
 type Facts = Omit<BlockDriver, "open" | "load">;
 
-/** A driver whose code is loaded when it is first used. */
+/**
+ * A driver whose code is loaded when it is first used. The facts hold for the
+ * loaded driver too: its own file does not repeat them.
+ */
 function lazily(facts: Facts, load: () => Promise<BlockDriver>): BlockDriver {
+  const loadWhole = async () => {
+    const driver = await load();
+    return Object.assign(driver, { ...facts, ...driver });
+  };
   return {
     ...facts,
-    load,
+    load: loadWhole,
     open: async (options, context) =>
-      await (await load()).open(options, context),
+      await (await loadWhole()).open(options, context),
   };
 }
 
@@ -58,6 +64,10 @@ function absentDriver(name: string): BlockDriver {
 export const rareDrivers: readonly BlockDriver[] = [
   ...Object.keys(ABSENT).map(absentDriver),
   lazily(
+    { name: "asif", role: "format" },
+    async () => (await import("./asif.ts")).asifDriver,
+  ),
+  lazily(
     {
       name: "blkdebug",
       role: "filter",
@@ -65,6 +75,14 @@ export const rareDrivers: readonly BlockDriver[] = [
       parseFilename: parseBlkdebugFilename,
     },
     async () => (await import("./blkdebug/driver.ts")).blkdebugDriver,
+  ),
+  lazily(
+    { name: "bochs", role: "format" },
+    async () => (await import("./bochs.ts")).bochsDriver,
+  ),
+  lazily(
+    { name: "cloop", role: "format" },
+    async () => (await import("./cloop.ts")).cloopDriver,
   ),
   lazily(
     { name: "compress", role: "filter" },
@@ -75,6 +93,14 @@ export const rareDrivers: readonly BlockDriver[] = [
     async () => (await import("./copy_on_read.ts")).copyOnReadDriver,
   ),
   lazily(
+    { name: "dmg", role: "format" },
+    async () => (await import("./dmg/driver.ts")).dmgDriver,
+  ),
+  lazily(
+    { name: "gzip", role: "format", isContainer: true },
+    async () => (await import("./packed/gzip.ts")).gzipDriver,
+  ),
+  lazily(
     HOST_CDROM,
     async () => (await import("./file/devices.ts")).hostCdromDriver,
   ),
@@ -83,11 +109,11 @@ export const rareDrivers: readonly BlockDriver[] = [
     async () => (await import("./file/devices.ts")).hostDeviceDriver,
   ),
   lazily(
-    httpFacts("http"),
+    webFacts("http"),
     async () => (await import("./http/driver.ts")).httpDriver,
   ),
   lazily(
-    httpFacts("https"),
+    webFacts("https"),
     async () => (await import("./http/driver.ts")).httpsDriver,
   ),
   lazily(
@@ -124,6 +150,10 @@ export const rareDrivers: readonly BlockDriver[] = [
     async () => (await import("./null.ts")).nullCoDriver,
   ),
   lazily(
+    { name: "ova", role: "format", isContainer: true },
+    async () => (await import("./packed/tar.ts")).ovaDriver,
+  ),
+  lazily(
     { name: "parallels", role: "format" },
     async () => (await import("./parallels/driver.ts")).parallelsDriver,
   ),
@@ -153,8 +183,20 @@ export const rareDrivers: readonly BlockDriver[] = [
     async () => (await import("./rbd/driver.ts")).rbdDriver,
   ),
   lazily(
-    S3_FACTS,
+    {
+      name: "s3",
+      role: "protocol",
+      schemes: ["s3"],
+      parseFilename: (url) => ({ url }),
+      // Keys are taken as they are.
+      canonicalName: (name) => name,
+      ownFolder: folderOf,
+    },
     async () => (await import("./s3/driver.ts")).s3Driver,
+  ),
+  lazily(
+    { name: "tar", role: "format", isContainer: true },
+    async () => (await import("./packed/tar.ts")).tarDriver,
   ),
   lazily(
     { name: "throttle", role: "filter" },
@@ -176,7 +218,36 @@ export const rareDrivers: readonly BlockDriver[] = [
     { name: "vmdk", role: "format" },
     async () => (await import("./vmdk/driver.ts")).vmdkDriver,
   ),
+  lazily(
+    { name: "xz", role: "format", isContainer: true },
+    async () => (await import("./packed/xz.ts")).xzDriver,
+  ),
+  lazily(
+    { name: "zip", role: "format", isContainer: true },
+    async () => (await import("./packed/zip.ts")).zipDriver,
+  ),
+  lazily(
+    { name: "zstd", role: "format", isContainer: true },
+    async () => (await import("./packed/zstd.ts")).zstdDriver,
+  ),
 ];
+
+/** What has to be known of a driver for objects on web servers. */
+function webFacts(scheme: string): Facts {
+  return {
+    name: scheme,
+    role: "protocol",
+    schemes: [scheme],
+    isReadOnly: true,
+    parseFilename: (url) => ({ url }),
+    canonicalName: canonicalUrl,
+    ownFolder: (url) => folderOf(canonicalUrl(url)),
+  };
+}
+
+function folderOf(name: string): string {
+  return name.replace(/[^/]*$/, "");
+}
 
 /**
  * The options of `blkdebug:CONFIG:FILENAME`. CONFIG may be empty; a name

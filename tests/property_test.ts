@@ -17,6 +17,7 @@ import {
   MemoryStore,
   openImage,
   type OpenOptions,
+  type OptionValues,
   type StackObject,
 } from "../mod.ts";
 import { BitmapModel } from "./bitmap_model.ts";
@@ -220,22 +221,24 @@ class Subject {
       ? 16
       : random.pick([1, 2, 4, 8, 16, 32, 64]);
     this.#isLazy = version === 3 && random.oneIn(5);
-    const options = format !== "qcow2" ? { size, ...SIMPLE_OPTIONS[format] } : {
-      size,
-      cluster_size: clusterSize,
-      compat: version === 2 ? "v2" : "v3",
-      refcount_bits: this.#refcountBits,
-      compression_type: version === 3 && random.oneIn(2) ? "zstd" : "zlib",
-      lazy_refcounts: this.#isLazy,
-      extended_l2: layer.isExtended,
-      ...(layer.dataFile !== undefined && {
-        data_file: layer.dataFile,
-        data_file_raw: layer.isRaw,
-      }),
-      ...(layer.encryption && ENCRYPTION[layer.encryption]),
-      ...((level === 0 || layer.isExtended) && random.oneIn(4) &&
-        { preallocation: "metadata" }),
-    };
+    const options: OptionValues = format !== "qcow2"
+      ? { size, ...SIMPLE_OPTIONS[format] }
+      : {
+        size,
+        cluster_size: clusterSize,
+        compat: version === 2 ? "v2" : "v3",
+        refcount_bits: this.#refcountBits,
+        compression_type: version === 3 && random.oneIn(2) ? "zstd" : "zlib",
+        lazy_refcounts: this.#isLazy,
+        extended_l2: layer.isExtended,
+        ...(layer.dataFile !== undefined && {
+          data_file: layer.dataFile,
+          data_file_raw: layer.isRaw,
+        }),
+        ...(layer.encryption && ENCRYPTION[layer.encryption]),
+        ...((level === 0 || layer.isExtended) && random.oneIn(4) &&
+          { preallocation: "metadata" }),
+      };
     await createImage(format, file, options, { secrets: SECRETS });
     this.#layers.push(layer);
     this.#snapshots.clear();

@@ -54,7 +54,10 @@ export const command: Command = {
     const wish = parse(invocation);
     const { image: { format }, showsProgress: isShown } = invocation;
     const { options } = wish;
-    const progress = new Progress(program, isShown, 1, { showsStart: false });
+    const progress = new Progress(program, isShown, 1, {
+      showsStart: false,
+      unit: "steps",
+    });
     try {
       if (format !== undefined && options.asksForHelp) {
         program.print(amendHelp(program, await loadFormat(format)));

@@ -18,6 +18,7 @@ import type { Command } from "../command.ts";
 import {
   checkBacking,
   checkCreation,
+  checkPacked,
   checkPipes,
   checkStored,
   CONVERT_OPTIONS,
@@ -92,7 +93,19 @@ export const command: Command = {
       return await usingNodes(nodes, async () => {
         for (const source of sources) {
           const facts = { ...wish.image, share: false, cache };
-          nodes.push(await openImageArgument(program, source, facts));
+          try {
+            nodes.push(await openImageArgument(program, source, facts));
+          } catch (error) {
+            if (asBlockError(error).code !== "ENOTSUP") throw error;
+            const { findPacked } = await import("../packed_source.ts");
+            const packed = await findPacked(program, source, wish);
+            if (!packed) throw error;
+            checkPacked(wish, { toOutput, sources });
+            return await usingNodes(
+              [packed.file],
+              () => conversion.fromStream(packed.content(), [packed.file]),
+            );
+          }
         }
         await selectSnapshot(wish, nodes);
         if (!toOutput) return await conversion.fromNodes(nodes);
@@ -323,8 +336,22 @@ class Conversion {
 
   /** Convert standard input. */
   async fromPipe(): Promise<number> {
-    const { convertStream } = await import("../../core/jobs/convert_stream.ts");
     const { readInput } = await import("../standard_streams.ts");
+    const { format } = this.#wish.image;
+    return await this.fromStream(readInput(this.#program, format));
+  }
+
+  /**
+   * Convert the bytes of a raw disk.
+   *
+   * @param sources The files that they are read from.
+   */
+  async fromStream(
+    input: AsyncGenerator<Uint8Array, void>,
+    sources: readonly BlockNode[] = [],
+  ): Promise<number> {
+    this.#sources = sources;
+    const { convertStream } = await import("../../core/jobs/convert_stream.ts");
     const wish = this.#wish;
     const created = wish.skipCreate ? undefined : await this.#createValues(0);
     checkBacking(wish, created?.backing_file !== undefined, 1);
@@ -336,17 +363,17 @@ class Conversion {
       created && wish.targetFormat !== "raw" && await this.#isStream(created)
     ) {
       throw new CommandError(
-        `A pipe can be stored in '${this.#target}' only as raw data: the ` +
+        `${sources.length > 0 ? "What is unpacked" : "A pipe"} can be stored ` +
+          `in '${this.#target}' only as raw data: the ` +
           "source is gone through twice for other formats",
       );
     }
-    const input = readInput(this.#program, wish.image.format);
     // Check the input before the target is touched.
     const first = await input.next();
     if (created && await this.#isStream(created)) {
       const { chunksToFile } = await import("../../core/jobs/stream_file.ts");
       const bytes = inSectors(prepended(first, input));
-      await this.#store([], (signal) =>
+      await this.#store(sources, (signal) =>
         chunksToFile(this.#target, bytes, {
           ...creating(this.#program),
           signal,

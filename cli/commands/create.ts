@@ -168,9 +168,12 @@ async function makeWhole(
  * others.
  */
 function spareBackingFile(wish: Wish, values: OptionValues): void {
-  const { backing_file: backing } = values;
+  const { backing_file: backing, data_file: dataFile } = values;
   if (backing === undefined) return;
-  if (isSameFile(backingName(wish.filename, String(backing)), wish.filename)) {
+  const file = backingName(wish.filename, String(backing));
+  const made = dataFile === undefined ? [] : [String(dataFile)];
+  for (const name of [wish.filename, ...made]) {
+    if (!isSameFile(file, name)) continue;
     throw new BlockError("EINVAL", "It would overwrite its own backing file");
   }
 }

@@ -16,9 +16,8 @@ import {
   OUTPUT,
   outputFormat,
 } from "../command.ts";
-import { detailLines } from "../details.ts";
 import { cacheMode, openImageArgument, usingNodes } from "../images.ts";
-import { type Json, prettyJson } from "../json.ts";
+import { detailLines, type Json, prettyJson } from "../json.ts";
 import { humanSize, integerText } from "../numbers.ts";
 import { snapshotList } from "../snapshots.ts";
 import { CommandError, type Program } from "../program.ts";
@@ -58,7 +57,7 @@ export const command: Command = {
       short: "t",
       long: "cache",
       argument: "CACHE",
-      help: "cache mode: writeback, none, unsafe, …",
+      help: "cache mode: writeback, none, unsafe, \u2026",
     },
     {
       long: "limits",

@@ -6,8 +6,7 @@
 import { SECTOR_SIZE } from "../../core/bytes.ts";
 import { isInherited, skipFilters } from "../../core/extents.ts";
 import type { BlockNode } from "../../core/node.ts";
-import { detailLines } from "../details.ts";
-import type { Json } from "../json.ts";
+import { detailLines, type Json } from "../json.ts";
 import { integerText } from "../numbers.ts";
 import { type IoCommand, Refusal } from "./command.ts";
 import { byteCount, sizeText } from "./numbers.ts";

@@ -59,6 +59,7 @@ export async function openNode(
   const { copyOnRead, snapshot } = opening;
   const options: OpenOptions = {
     readOnly: readOnly || snapshot,
+    unpack: program.isOurs,
     forceShare,
     cache,
     aio,

@@ -44,6 +44,7 @@ export async function openExport(
   }
   const options: OpenOptions = {
     readOnly: readOnly || snapshot,
+    unpack: program.isOurs,
     cache: wish.cache,
     aio: wish.aio,
     gate: "allow",

@@ -8,6 +8,7 @@
 import { allocate } from "../bytes.ts";
 import { BlockError, invalid } from "../errors.ts";
 import { platform } from "../platform/mod.ts";
+import type { Hash } from "../platform/platform.ts";
 import type { HashName } from "./luks_option_tables.ts";
 
 export type { HashName };
@@ -62,6 +63,18 @@ export function hasher(hash: HashName): Hasher {
   if (!name || !subtle) throw lacking(hash);
   return async (data) =>
     new Uint8Array(await subtle.digest(name, data as Uint8Array<ArrayBuffer>));
+}
+
+/**
+ * A digest of bytes that come in parts.
+ *
+ * @throws {BlockError} ENOTSUP if the runtime lacks the hash function, or can
+ * only compute it of bytes that are all there, as browsers.
+ */
+export function runningHash(hash: HashName): Hash {
+  const native = platform().crypto();
+  if (!native) throw lacking(hash);
+  return native.createHash(hash);
 }
 
 /** What to derive a key from. */

@@ -5,15 +5,19 @@
  */
 import { allocate } from "../bytes.ts";
 import {
-  checkNode,
   checkOptions,
-  checkWritable,
+  nodeOf,
   type OptionKind,
+  writableNodeOf,
 } from "../checks.ts";
 import { asBlockError, BlockError } from "../errors.ts";
-import type { BlockNode } from "../node.ts";
+import type { BlockNode, Disk } from "../node.ts";
 
-/** What requests to send. */
+/**
+ * What requests to send.
+ *
+ * @category Jobs
+ */
 export interface BenchOptions {
   /** Write rather than read. Default: false. */
   write?: boolean;
@@ -57,17 +61,20 @@ export interface BenchOptions {
  * const store = new MemoryStore();
  * store.write(0, new Uint8Array(1 << 20));
  * await using image = await openImage({ driver: "memory", store });
- * const seconds = await bench(image.node, { count: 1000, depth: 4 });
+ * const seconds = await bench(image, { count: 1000, depth: 4 });
  * console.log(`${Math.round(1000 / seconds)} requests a second`);
  * ```
+ *
+ * @category Jobs
  */
 export async function bench(
-  node: BlockNode,
+  disk: Disk,
   options: BenchOptions = {},
 ): Promise<number> {
   checkOptions("measure", options, BENCH_OPTIONS);
-  if (options.write) checkWritable("Cannot measure", node);
-  else checkNode("The measured disk", node);
+  const node = options.write
+    ? writableNodeOf("Cannot measure", disk)
+    : nodeOf("The measured disk", disk);
   const run = new BenchRun(node, options);
   const start = performance.now();
   try {

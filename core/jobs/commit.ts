@@ -4,22 +4,26 @@
  * @module
  */
 import { roundUp, SECTOR_SIZE } from "../bytes.ts";
-import { AMOUNT, checkNode, checkOptions, checkWritable } from "../checks.ts";
+import { AMOUNT, checkOptions, checkWritable, nodeOf } from "../checks.ts";
 import { asBlockError, BlockError, strerror } from "../errors.ts";
 import { backingOf, chainStatus, isInherited } from "../extents.ts";
-import type { BlockNode } from "../node.ts";
+import type { BlockNode, Disk } from "../node.ts";
 import { nameOf } from "../node_names.ts";
 import { Concatenation } from "./concatenation.ts";
 import { copy } from "./copy.ts";
 
-/** How to commit. */
+/**
+ * How to commit.
+ *
+ * @category Jobs
+ */
 export interface CommitOptions {
   /**
    * The image to write to, one of the overlay's chain, opened for writing (see
    * `writableBacking` of {@linkcode OpenOptions}). Images between the two are
    * invalid afterwards. Default: the overlay's own backing file.
    */
-  base?: BlockNode;
+  base?: Disk;
   /**
    * Keep the overlay's content instead of emptying it. Default: false; true if
    * the base is not the overlay's own backing file, since emptying would then
@@ -34,7 +38,11 @@ export interface CommitOptions {
   progress?(done: number, total: number): void;
 }
 
-/** A failed commit. */
+/**
+ * A failed commit.
+ *
+ * @category Jobs
+ */
 export class CommitError extends BlockError {
   /**
    * The stage that failed: `copy` leaves the overlay unchanged; before `empty`,
@@ -55,7 +63,7 @@ export class CommitError extends BlockError {
 }
 
 /**
- * Write the data of `overlay`, and of the images between it and the base, into
+ * Write the data of an overlay, and of the images between it and the base, into
  * the base, which grows if it is smaller. Then empty the overlay.
  *
  * The disk is intact at any moment, as seen through the overlay: data leaves
@@ -80,25 +88,29 @@ export class CommitError extends BlockError {
  * };
  * await using overlay = await openImage(stack);
  * await overlay.write(0, new TextEncoder().encode("hello"));
- * await commit(overlay.node);
+ * await commit(overlay);
  * const bytes = new Uint8Array(5);
  * base.store.read(0, bytes);
  * assertEquals(new TextDecoder().decode(bytes), "hello");
  * ```
+ *
+ * @category Jobs
  */
 export async function commit(
-  overlay: BlockNode,
+  disk: Disk,
   options: CommitOptions = {},
 ): Promise<void> {
-  checkNode("The overlay", overlay);
-  if (options?.base !== undefined) checkNode("The base", options.base);
+  const overlay = nodeOf("The overlay", disk);
+  const chosen = options?.base === undefined
+    ? undefined
+    : nodeOf("The base", options.base);
   checkOptions("commit", options, {
     keepOverlay: "boolean",
     rateLimit: AMOUNT,
     signal: "object",
     progress: "function",
   });
-  const base = options.base ?? backingOf(overlay);
+  const base = chosen ?? backingOf(overlay);
   if (!base) {
     throw new BlockError("EINVAL", "Image does not have a backing file");
   }

@@ -4,15 +4,19 @@
  * @module
  */
 import { allocate, SECTOR_SIZE } from "../bytes.ts";
-import { checkNode, checkOptions } from "../checks.ts";
+import { checkOptions, nodeOf } from "../checks.ts";
 import { asBlockError, BlockError, detailOf, strerror } from "../errors.ts";
 import { type ChainExtent, chainStatus, isStored } from "../extents.ts";
-import type { BlockNode } from "../node.ts";
+import type { BlockNode, Disk } from "../node.ts";
 import { nameOf } from "../node_names.ts";
 import { isEqual, isZero } from "../runtime.ts";
 import { Pace } from "./pace.ts";
 
-/** How to compare. */
+/**
+ * How to compare.
+ *
+ * @category Jobs
+ */
 export interface CompareOptions {
   /**
    * Whether size and allocation must agree as well; otherwise a longer disk
@@ -27,7 +31,11 @@ export interface CompareOptions {
   progress?(done: number, total: number): void;
 }
 
-/** The result of a comparison. */
+/**
+ * The result of a comparison.
+ *
+ * @category Jobs
+ */
 export type CompareResult =
   | { outcome: "identical" }
   /** The sector at `offset` is the first to differ. */
@@ -37,7 +45,11 @@ export type CompareResult =
   /** At `offset` only one is allocated; in strict comparisons. */
   | { outcome: "status"; offset: number };
 
-/** A disk that could not be compared. */
+/**
+ * A disk that could not be compared.
+ *
+ * @category Jobs
+ */
 export class CompareError extends BlockError {
   /** What failed: getting the allocation status, or reading. */
   readonly stage: "status" | "read";
@@ -78,17 +90,19 @@ const REQUEST_SIZE = 1024 * 1024;
  * await createImage("qcow2", b, { size: 1 << 20 });
  * await using first = await openImage({ driver: "raw", file: a });
  * await using second = await openImage({ driver: "qcow2", file: b });
- * const result = await compare(first.node, second.node);
+ * const result = await compare(first, second);
  * assertEquals(result.outcome, "identical");
  * ```
+ *
+ * @category Jobs
  */
 export async function compare(
-  first: BlockNode,
-  second: BlockNode,
+  first: Disk,
+  second: Disk,
   options: CompareOptions = {},
 ): Promise<CompareResult> {
-  checkNode("The first disk", first);
-  checkNode("The second disk", second);
+  const a = nodeOf("The first disk", first);
+  const b = nodeOf("The second disk", second);
   checkOptions("compare", options, {
     strict: "boolean",
     names: "object",
@@ -96,7 +110,7 @@ export async function compare(
     progress: "function",
   });
   try {
-    return await new Comparison(first, second, options).run();
+    return await new Comparison(a, b, options).run();
   } catch (error) {
     throw asBlockError(error);
   }

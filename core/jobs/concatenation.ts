@@ -4,8 +4,9 @@
  * @module
  */
 import { roundUp, SECTOR_SIZE } from "../bytes.ts";
+import { nodeOf } from "../checks.ts";
 import { type ChainExtent, chainStatus, isInherited } from "../extents.ts";
-import type { BlockNode, ReadFlags } from "../node.ts";
+import type { BlockNode, Disk, ReadFlags } from "../node.ts";
 import { readPadded } from "../requests.ts";
 
 /** One of the disks. */
@@ -21,6 +22,16 @@ export interface Part {
 
 /** The range past the end of a disk: zeroes, not stored anywhere. */
 const NOTHING = { depth: 0, allocated: false, zero: true, compressed: false };
+
+/**
+ * The nodes of one or more sources.
+ *
+ * @throws {BlockError} EINVAL for anything but images and nodes.
+ */
+export function sourceNodes(sources: Disk | readonly Disk[]): BlockNode[] {
+  const list: readonly Disk[] = Array.isArray(sources) ? sources : [sources];
+  return list.map((source) => nodeOf("The source", source));
+}
 
 /** Disks in a row, each padded with zeroes to whole sectors. */
 export class Concatenation {

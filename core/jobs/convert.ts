@@ -6,21 +6,24 @@
 import { SECTOR_SIZE } from "../bytes.ts";
 import {
   AMOUNT,
-  checkNode,
   checkOptions,
-  checkWritable,
   type OptionKind,
+  writableNodeOf,
 } from "../checks.ts";
 import { asBlockError, BlockError, invalid } from "../errors.ts";
 import { backingOf } from "../extents.ts";
-import type { BlockNode, WriteFlags } from "../node.ts";
-import { Concatenation } from "./concatenation.ts";
+import type { BlockNode, Disk, WriteFlags } from "../node.ts";
+import { Concatenation, sourceNodes } from "./concatenation.ts";
 import { valueText } from "../values.ts";
 import { copy } from "./copy.ts";
 import type { CopyTargetOptions } from "./copy_target.ts";
 import type { ZeroRunOptions } from "./zero_runs.ts";
 
-/** How to convert. */
+/**
+ * How to convert.
+ *
+ * @category Jobs
+ */
 export interface ConvertOptions {
   /** Most requests in flight, 1 to 16. Default: 8. */
   parallel?: number;
@@ -72,7 +75,8 @@ export interface ConvertOptions {
 }
 
 /**
- * Copy `sources`, concatenated, into `target`, which must be large enough.
+ * Copy a disk, or several one after the other, into `target`, which must be
+ * large enough.
  * Holes are not read, and zeroes are not written where the target reads as
  * zeroes already.
  *
@@ -89,30 +93,25 @@ export interface ConvertOptions {
  * await createImage("qcow2", to, { size: 1 << 20 });
  * await using source = await openImage({ driver: "raw", file: from });
  * await using target = await openImage({ driver: "qcow2", file: to });
- * await convert([source.node], target.node, { targetIsZero: true });
+ * await convert(source, target, { targetIsZero: true });
  * ```
+ *
+ * @category Jobs
  */
 export async function convert(
-  sources: readonly BlockNode[],
-  target: BlockNode,
+  sources: Disk | readonly Disk[],
+  target: Disk,
   options: ConvertOptions = {},
 ): Promise<void> {
-  if (!Array.isArray(sources)) {
-    throw invalid(
-      `Cannot convert: the sources must be a list of nodes, not ${
-        valueText(sources)
-      }`,
-    );
-  }
-  for (const source of sources) checkNode("The source", source);
-  checkWritable("Cannot convert", target);
+  const from = sourceNodes(sources);
+  const to = writableNodeOf("Cannot convert", target);
   checkOptions("convert", options, CONVERT_OPTIONS);
   const { parallel = 8 } = options;
   if (!(parallel >= 1 && parallel <= 16 && Number.isInteger(parallel))) {
     throw invalid(`Cannot have ${valueText(parallel)} requests in flight`);
   }
   try {
-    await convertNodes(sources, target, options);
+    await convertNodes(from, to, options);
   } catch (error) {
     throw asBlockError(error);
   }

@@ -4,9 +4,9 @@
  * @module
  */
 import { allocate, roundUp, SECTOR_SIZE } from "../bytes.ts";
-import { checkOptions, checkWritable } from "../checks.ts";
+import { checkOptions, writableNodeOf } from "../checks.ts";
 import { BlockError, invalid } from "../errors.ts";
-import type { BlockNode } from "../node.ts";
+import type { BlockNode, Disk } from "../node.ts";
 import { limitedWrites, type ThrottleGroup } from "../throttle_group.ts";
 import { valueText } from "../values.ts";
 import {
@@ -18,7 +18,11 @@ import { REQUEST_SIZE } from "./copy.ts";
 import { CopyTarget, type CopyTargetOptions } from "./copy_target.ts";
 import { Pace } from "./pace.ts";
 
-/** How to convert a stream. */
+/**
+ * How to convert a stream.
+ *
+ * @category Jobs
+ */
 export interface ConvertStreamOptions extends
   Pick<
     ConvertOptions,
@@ -41,12 +45,12 @@ export interface ConvertStreamOptions extends
 const [LEAST_GROWTH, MOST_GROWTH] = [16 * 1024 ** 2, 1024 ** 3];
 
 /**
- * Copy the bytes of a raw disk, as they arrive, into `target`. Zeroes are left
+ * Copy the bytes of a raw disk, as they arrive, into `disk`. Zeroes are left
  * out as by `convert`.
  *
  * @returns the length of the stream in bytes.
  * @throws {BlockError} the error of the first failed write; EINVAL if the
- * target is too small; and whatever the stream throws.
+ * disk is too small; and whatever the stream throws.
  *
  * @example An upload, stored as qcow2
  * ```ts
@@ -61,16 +65,18 @@ const [LEAST_GROWTH, MOST_GROWTH] = [16 * 1024 ** 2, 1024 ** 3];
  * const file = { driver: "memory", store: new MemoryStore() };
  * await createImage("qcow2", file, { size: 0 });
  * await using image = await openImage({ driver: "qcow2", file });
- * await convertStream(upload, image.node, { resize: true, targetIsZero: true });
+ * await convertStream(upload, image, { resize: true, targetIsZero: true });
  * console.log(image.size); // 512
  * ```
+ *
+ * @category Jobs
  */
 export async function convertStream(
   stream: AsyncIterable<Uint8Array>,
-  target: BlockNode,
+  disk: Disk,
   options: ConvertStreamOptions = {},
 ): Promise<number> {
-  checkWritable("Cannot convert", target);
+  const target = writableNodeOf("Cannot convert", disk);
   checkOptions("convert", options, { ...CONVERT_OPTIONS, resize: "boolean" });
   if (options.resize && !target.truncate) {
     throw new BlockError(

@@ -4,11 +4,12 @@
  * @module
  */
 import { checkSignal } from "../abort.ts";
+import type { CreateOptionsOf } from "../create_options.ts";
 import type { Measurement } from "../driver.ts";
-import { checkNode, checkOptions } from "../checks.ts";
+import { checkOptions, nodeOf } from "../checks.ts";
 import { asBlockError, BlockError } from "../errors.ts";
 import { wrapNode } from "../filter.ts";
-import type { BlockNode } from "../node.ts";
+import type { BlockNode, Disk } from "../node.ts";
 import {
   defaultOptions,
   newImageOptions,
@@ -20,7 +21,11 @@ import {
 import { findDriver, loadFormat } from "../registry.ts";
 import { findSecret, type SecretSource } from "../secrets.ts";
 
-/** How to measure. */
+/**
+ * How to measure.
+ *
+ * @category Jobs
+ */
 export interface MeasureOptions {
   /** Where the keys of encrypted images come from. */
   secrets?: SecretSource;
@@ -34,7 +39,7 @@ export interface MeasureOptions {
  *
  * @param format A registered format, such as `qcow2` or `raw`.
  * @param options The format's create options; `size` in bytes.
- * @param source The disk that the image is to hold; its size takes precedence.
+ * @param disk The disk that the image is to hold; its size takes precedence.
  * @throws {BlockError} EINVAL for invalid options, ENOTSUP if the format cannot
  * be measured, EFBIG if it cannot hold such a disk.
  *
@@ -47,17 +52,20 @@ export interface MeasureOptions {
  * assertEquals(required, 393_216);
  * assertEquals(fullyAllocated, 1_074_135_040);
  * ```
+ *
+ * @category Jobs
  */
-export async function measure(
-  format: string,
-  options: OptionValues = {},
-  source?: BlockNode,
+export async function measure<Format extends string>(
+  format: Format,
+  options?: CreateOptionsOf<Format>,
+  disk?: Disk,
   { signal, secrets }: MeasureOptions = {},
 ): Promise<Measurement> {
   const driver = await loadFormat(format);
-  checkOptions("measure", options, {});
+  const given = (options === undefined ? {} : options) as OptionValues;
+  checkOptions("measure", given, {});
   checkOptions("measure", { signal }, { signal: "object" });
-  if (source !== undefined) checkNode("The source", source);
+  const source = disk === undefined ? undefined : nodeOf("The source", disk);
   if (!driver.measure || !driver.createOptions) {
     throw new BlockError(
       "ENOTSUP",
@@ -67,7 +75,7 @@ export async function measure(
   // As if for a file: what is said of that does not change its size.
   const table = newImageOptions(driver, findDriver("file"));
   const values = defaultOptions(table);
-  for (const [name, value] of Object.entries(options)) {
+  for (const [name, value] of Object.entries(given)) {
     if (!Object.hasOwn(table, name)) {
       throw new UnknownOptionError(name, optionNames(table));
     }

@@ -5,10 +5,10 @@
  */
 import { allocate, roundDown, roundUp } from "../bytes.ts";
 import {
-  checkNode,
   checkOptions,
   checkStoredName,
   checkWritable,
+  nodeOf,
 } from "../checks.ts";
 import { asBlockError, BlockError, invalid, strerror } from "../errors.ts";
 import {
@@ -20,13 +20,17 @@ import {
   skipFilters,
 } from "../extents.ts";
 import { canonicalName } from "../gate.ts";
-import type { BlockNode } from "../node.ts";
+import type { BlockNode, Disk } from "../node.ts";
 import { plainName } from "../node_names.ts";
 import { readPadded, writeZeroData, writeZeroes } from "../requests.ts";
 import { isEqual } from "../runtime.ts";
 import { Pace } from "./pace.ts";
 
-/** A backing file as an image names it. */
+/**
+ * A backing file as an image names it.
+ *
+ * @category Jobs
+ */
 export interface BackingName {
   /** Its name, relative to the folder of the image that names it. */
   name: string;
@@ -34,7 +38,11 @@ export interface BackingName {
   format: string;
 }
 
-/** How to rebase. */
+/**
+ * How to rebase.
+ *
+ * @category Jobs
+ */
 export interface RebaseOptions {
   /** Store the clusters that are copied compressed. Default: false. */
   compressed?: boolean;
@@ -50,14 +58,14 @@ export interface RebaseOptions {
 const REQUEST_SIZE = 512 * 1024;
 
 /**
- * Change the backing file of `overlay`, or remove it. Visible data of the old
+ * Change the backing file of an overlay, or remove it. Visible data of the old
  * backing file that differs in the new one is copied into the overlay. Its
  * header names the new one only once that is durable: if the job ends early,
  * the disk still has its content and the old backing file.
  *
  * The node uses the old backing file until it is opened again.
  *
- * @param backing The opened new backing file, and its name for the image. It
+ * @param newBacking The opened new backing file, and its name for the image. It
  * may be part of the overlay's present chain.
  * @throws {BlockError} ENOTSUP if the format has no backing files; the error of
  * the first failed request.
@@ -73,22 +81,26 @@ const REQUEST_SIZE = 512 * 1024;
  * {
  *   const backing = { driver: "raw", file: base };
  *   await using overlay = await openImage({ driver: "qcow2", file, backing });
- *   await rebase(overlay.node, undefined);
+ *   await rebase(overlay, undefined);
  * }
  * await using alone = await openImage({ driver: "qcow2", file });
  * assertEquals((await alone.info()).backingFile, undefined);
  * ```
+ *
+ * @category Jobs
  */
 export async function rebase(
-  overlay: BlockNode,
-  backing: BackingName & { node: BlockNode } | undefined,
+  disk: Disk,
+  newBacking: BackingName & { node: Disk } | undefined,
   options: RebaseOptions = {},
 ): Promise<void> {
-  checkNode("The overlay", overlay);
-  if (backing !== undefined) {
-    checkBackingName("rebase", backing);
-    checkNode("The new backing file", backing.node);
-  }
+  const overlay = nodeOf("The overlay", disk);
+  if (newBacking !== undefined) checkBackingName("rebase", newBacking);
+  const backing = newBacking && {
+    name: newBacking.name,
+    format: newBacking.format,
+    node: nodeOf("The new backing file", newBacking.node),
+  };
   checkOptions("rebase", options, {
     compressed: "boolean",
     compressionLevel: { least: 0, most: 22 },
@@ -143,12 +155,14 @@ function refuseLoop(
  * Record another backing file, or none, in an image, whatever its content.
  *
  * @throws {BlockError} with the new name in its message.
+ *
+ * @category Jobs
  */
 export async function changeBacking(
-  overlay: BlockNode,
+  disk: Disk,
   backing: BackingName | undefined,
 ): Promise<void> {
-  checkNode("The overlay", overlay);
+  const overlay = nodeOf("The overlay", disk);
   if (backing !== undefined) {
     checkBackingName("change the backing file", backing);
   }

@@ -5,10 +5,10 @@
  * @module
  */
 import { allocate } from "../bytes.ts";
-import type { StreamExtent, StreamSource } from "../driver.ts";
-import { AMOUNT, checkNode, checkOptions } from "../checks.ts";
+import type { StreamExtent, StreamSource, StreamTarget } from "../driver.ts";
+import { AMOUNT, checkOptions } from "../checks.ts";
 import { asBlockError, BlockError } from "../errors.ts";
-import type { BlockNode } from "../node.ts";
+import type { BlockNode, Disk } from "../node.ts";
 import {
   defaultOptions,
   newImageOptions,
@@ -18,11 +18,15 @@ import {
 import { findDriver, loadFormat } from "../registry.ts";
 import { limitedWrites } from "../throttle_group.ts";
 import { backingOf, isInherited } from "../extents.ts";
-import { Concatenation } from "./concatenation.ts";
+import { Concatenation, sourceNodes } from "./concatenation.ts";
 import { CopySource } from "./copy_source.ts";
 import { Pace } from "./pace.ts";
 
-/** How to stream an image. */
+/**
+ * How to stream an image.
+ *
+ * @category Jobs
+ */
 export interface StreamImageOptions {
   /** The format's create options; the size comes from the sources. */
   create?: OptionValues;
@@ -69,18 +73,19 @@ const CHUNK_SIZE = 256 * 1024;
  * const file = { driver: "memory", store: new MemoryStore(1 << 20) };
  * await using disk = await openImage({ driver: "raw", file });
  * await disk.write(4096, new TextEncoder().encode("hello"));
- * const stream = streamImage("qcow2", disk.node);
+ * const stream = streamImage("qcow2", disk);
  * const bytes = await new Response(stream).bytes();
  * console.log(bytes.length); // 393216
  * ```
+ *
+ * @category Jobs
  */
 export function streamImage(
   format: string,
-  sources: BlockNode | readonly BlockNode[],
+  sources: Disk | readonly Disk[],
   options: StreamImageOptions = {},
 ): ReadableStream<Uint8Array<ArrayBuffer>> {
-  const list = Array.isArray(sources) ? sources : [sources];
-  const chunks = imageChunks(format, list, options);
+  const chunks = imageChunks(format, sources, options);
   return new ReadableStream({
     async pull(controller) {
       try {
@@ -101,11 +106,12 @@ export function streamImage(
 /** As {@linkcode streamImage}; each chunk is valid until the next is asked for. */
 export async function* imageChunks(
   format: string,
-  sources: readonly BlockNode[],
+  sources: Disk | readonly Disk[],
   options: StreamImageOptions = {},
+  target?: StreamTarget,
 ): AsyncGenerator<Uint8Array, void> {
   const driver = await loadFormat(format);
-  for (const source of sources) checkNode("The source", source);
+  const nodes = sourceNodes(sources);
   checkOptions("stream an image", options, {
     create: "object",
     fill: "boolean",
@@ -122,7 +128,7 @@ export async function* imageChunks(
       `Format driver '${format}' does not support streams`,
     );
   }
-  const source = new Source(await Concatenation.of(sources), sources, options);
+  const source = new Source(await Concatenation.of(nodes), nodes, options);
   if (options.progress) await source.count();
   const { createOptions } = driver;
   const parsed = parseOptions(
@@ -145,7 +151,7 @@ export async function* imageChunks(
   const values = { ...defaultOptions(createOptions), ...parsed };
   const { rateLimit = 0, signal } = options;
   const throttle = limitedWrites(rateLimit);
-  for await (const chunk of gathered(driver.stream(values, source))) {
+  for await (const chunk of gathered(driver.stream(values, source, target))) {
     await throttle?.admit("write", chunk.length, signal);
     yield chunk;
   }

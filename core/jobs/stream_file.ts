@@ -60,14 +60,28 @@ export async function streamToFile(
 ): Promise<void> {
   const { cache: _, onUnlocked: __, secrets: ___, ...others } = options;
   const expected = sources.reduce((sum, { size }) => sum + size, 0);
-  const chunks = imageChunks(format, sources, others);
-  await chunksToFile(target, chunks, options, expected);
+  const stack = protocolStack(target);
+  const protocol = await loadDriver(getDriver(String(stack.driver)));
+  const patches: Patch[] = [];
+  const chunks = imageChunks(
+    format,
+    sources,
+    others,
+    protocol.storesWhole?.(stack) ? undefined : {
+      replace: (offset, bytes) => patches.push([offset, bytes]),
+    },
+  );
+  await chunksToFile(target, chunks, options, { expected, patches });
 }
+
+/** Bytes that replace others of a stream, from an offset on. */
+type Patch = readonly [offset: number, bytes: Uint8Array];
 
 /**
  * As {@linkcode streamToFile}, for bytes that are the file's already.
  *
- * @param expected About how many there will be.
+ * @param more About how many there will be; and what replaces some of them once
+ * all are written.
  */
 export async function chunksToFile(
   target: Source,
@@ -76,7 +90,10 @@ export async function chunksToFile(
     StreamFileOptions,
     "cache" | "onUnlocked" | "secrets" | "signal"
   >,
-  expected?: number,
+  { expected, patches = [] }: {
+    readonly expected?: number;
+    readonly patches?: readonly Patch[];
+  } = {},
 ): Promise<void> {
   let next = await chunks.next();
   const stack = protocolStack(target);
@@ -92,15 +109,19 @@ export async function chunksToFile(
     onUnlocked,
     secrets,
   });
+  const write = async (at: number, bytes: Uint8Array) => {
+    try {
+      await file.writev!(at, [bytes]);
+    } catch (error) {
+      throw located("writing at byte", at, error);
+    }
+  };
   try {
     for (let at = 0; !next.done; next = await chunks.next()) {
-      try {
-        await file.writev!(at, [next.value]);
-      } catch (error) {
-        throw located("writing at byte", at, error);
-      }
+      await write(at, next.value);
       at += next.value.length;
     }
+    for (const [offset, bytes] of patches) await write(offset, bytes);
     await file.flush?.();
   } finally {
     await chunks.return();

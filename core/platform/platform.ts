@@ -117,9 +117,7 @@ type ZlibFunction = (input: Uint8Array, options: object) => Uint8Array;
 export interface Crypto {
   createCipheriv(name: string, key: Uint8Array, iv: null): Cipher;
   createDecipheriv(name: string, key: Uint8Array, iv: null): Cipher;
-  createHash(
-    name: string,
-  ): { update(data: Uint8Array): { digest(): Uint8Array } };
+  createHash(name: string): Hash;
   pbkdf2(
     password: Uint8Array,
     salt: Uint8Array,
@@ -128,6 +126,12 @@ export interface Crypto {
     hash: string,
     done: (error: Error | null, key: Uint8Array) => void,
   ): void;
+}
+
+/** A digest that is being computed. */
+export interface Hash {
+  update(data: Uint8Array): Hash;
+  digest(): Uint8Array;
 }
 
 /** One direction of a cipher. */

@@ -10,6 +10,8 @@ import { hostError } from "./files.ts";
 /**
  * Bytes that come and go, in order: a connection by whatever means. One read
  * and one write may be under way at a time.
+ *
+ * @category Network
  */
 export interface ByteStream {
   /**
@@ -23,12 +25,20 @@ export interface ByteStream {
   close(): void;
 }
 
-/** Where a socket is: in the file system, or on the network. */
+/**
+ * Where a socket is: in the file system, or on the network.
+ *
+ * @category Network
+ */
 export type SocketAddress =
   | { readonly path: string }
   | { readonly host: string; readonly port: number };
 
-/** A socket to which others connect. */
+/**
+ * A socket to which others connect.
+ *
+ * @category Network
+ */
 export interface Listener {
   /** The next connection; `null` once it has been closed. */
   accept(): Promise<ByteStream | null>;

@@ -5,7 +5,11 @@
  */
 import type { ByteStream } from "./sockets.ts";
 
-/** What one end shows of itself, and whom it trusts. All in PEM. */
+/**
+ * What one end shows of itself, and whom it trusts. All in PEM.
+ *
+ * @category Security
+ */
 export interface TlsIdentity {
   /** Those who may have signed the peer's certificate; default: the system's. */
   readonly ca?: string;

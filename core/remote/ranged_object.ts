@@ -250,7 +250,7 @@ function rangeHeaders(offset: number, length: number): Record<string, string> {
 
 function versionOf({ headers }: Response): Omit<Version, "size"> {
   return {
-    etag: headers.get("etag") ?? undefined,
+    etag: headers.get("etag") || undefined,
     lastModified: headers.get("last-modified") ?? undefined,
   };
 }

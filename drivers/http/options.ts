@@ -1,10 +1,11 @@
 /**
- * What is known of the drivers before they are loaded.
+ * What the drivers say of themselves.
  *
  * @module
  */
 import { invalid } from "../../core/errors.ts";
 import type { OptionValues } from "../../core/options.ts";
+import { canonicalUrl } from "../../core/names.ts";
 import type { DriverTraits } from "../../core/traits.ts";
 import { shortened } from "../../core/values.ts";
 
@@ -31,27 +32,14 @@ export function httpFacts(scheme: "http" | "https"): DriverTraits {
     ],
     parseFilename: (url) => ({ url }),
     plainName,
-    canonicalName,
-    ownFolder: (url) => canonicalName(url).replace(/[^/]*$/, ""),
+    canonicalName: canonicalUrl,
+    ownFolder: (url) => canonicalUrl(url).replace(/[^/]*$/, ""),
   };
 }
 
 function plainName({ url, ...others }: OptionValues): string | undefined {
   const strong = Object.keys(others).filter((name) => !TUNING.includes(name));
   return strong.length === 0 && typeof url === "string" ? url : undefined;
-}
-
-/**
- * The server and the path of a URL. Escaped slashes count as such, since the
- * server may take them so.
- */
-function canonicalName(name: string): string {
-  try {
-    const { origin, pathname } = new URL(name);
-    return new URL(origin + pathname.replace(/%2f|%5c/gi, "/")).href;
-  } catch {
-    return name;
-  }
 }
 
 /**

@@ -297,7 +297,11 @@ export function endStream(stream: ByteStream): void {
   }
 }
 
-/** A connection as browsers have them. */
+/**
+ * A connection as browsers have them.
+ *
+ * @category Network
+ */
 export interface WebStreams {
   /** What comes. */
   readonly readable: ReadableStream<Uint8Array>;

@@ -15,7 +15,11 @@ import {
   STATE,
 } from "./wire.ts";
 
-/** A bitmap that clients may ask for, as `qemu:dirty-bitmap:NAME`. */
+/**
+ * A bitmap that clients may ask for, as `qemu:dirty-bitmap:NAME`.
+ *
+ * @category Network
+ */
 export interface NbdBitmap {
   /** Its name. */
   readonly name: string;
@@ -23,7 +27,11 @@ export interface NbdBitmap {
   dirty(offset: number, length: number): AsyncIterable<DirtyRange>;
 }
 
-/** A range of a disk that a bitmap has marked, in bytes. */
+/**
+ * A range of a disk that a bitmap has marked, in bytes.
+ *
+ * @category Network
+ */
 export interface DirtyRange {
   /** Its first byte. */
   readonly offset: number;

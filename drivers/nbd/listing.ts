@@ -8,7 +8,11 @@ import type { TlsCredentials } from "../../core/tls_credentials.ts";
 import { ClientHandshake } from "./client_handshake.ts";
 import type { BlockSizes } from "./wire.ts";
 
-/** An export of a server. */
+/**
+ * An export of a server.
+ *
+ * @category Network
+ */
 export interface NbdListing {
   /** The name that clients ask for. */
   readonly name: string;
@@ -24,7 +28,11 @@ export interface NbdListing {
   readonly contexts: readonly string[];
 }
 
-/** How to speak to a server that lists its exports. */
+/**
+ * How to speak to a server that lists its exports.
+ *
+ * @category Network
+ */
 export interface ListOptions {
   /** How the connection is encrypted. Default: not. */
   tls?: TlsCredentials;
@@ -44,6 +52,8 @@ export interface ListOptions {
  * const exports = await listExports(await Deno.connect({ port: 10809 }));
  * console.log(exports.map(({ name, size }) => `${name}: ${size}`));
  * ```
+ *
+ * @category Network
  */
 export async function listExports(
   stream: ByteStream,

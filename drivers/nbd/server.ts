@@ -26,7 +26,11 @@ import { Connection } from "./server_connection.ts";
 import { ServerHandshake } from "./server_handshake.ts";
 import { encodeText, MAX_PAYLOAD, MAX_STRING } from "./wire.ts";
 
-/** How an image is offered. */
+/**
+ * How an image is offered.
+ *
+ * @category Network
+ */
 export interface NbdServerOptions {
   /** The name that clients ask for. Default: empty, which all find. */
   name?: string;
@@ -68,7 +72,11 @@ export interface NbdServerOptions {
   onDisconnect?(entered: boolean, why?: string): void;
 }
 
-/** Where a server takes its clients from: a socket, or one connection. */
+/**
+ * Where a server takes its clients from: a socket, or one connection.
+ *
+ * @category Network
+ */
 export type NbdTransport = SocketAddress | Listener | ByteStream | WebStreams;
 
 /** Memory that all requests may take, unless the user says otherwise. */
@@ -101,6 +109,8 @@ const SHARE = 2 * MAX_PAYLOAD + 1024 * 1024;
  * await using disk = await openImage(server.uri!, { format: "raw", readOnly: true });
  * assertEquals(new TextDecoder().decode(await disk.read(512, 5)), "hello");
  * ```
+ *
+ * @category Network
  */
 export async function serveNbd(
   image: Image,
@@ -165,7 +175,11 @@ function exportOf(image: Image, options: NbdServerOptions): Export {
   };
 }
 
-/** A running server. {@linkcode serveNbd} makes it. */
+/**
+ * A running server. {@linkcode serveNbd} makes it.
+ *
+ * @category Network
+ */
 export class NbdServer implements AsyncDisposable {
   /** Fulfilled when it has ended: it was closed, or its only client has left. */
   readonly ended: Promise<void>;

@@ -314,7 +314,11 @@ export function lengthAndText(text: string): Uint8Array {
   return joined(u32Bytes(bytes.length), bytes);
 }
 
-/** The sizes to which requests of an export must, or had better, keep. */
+/**
+ * The sizes to which requests of an export must, or had better, keep.
+ *
+ * @category Network
+ */
 export interface BlockSizes {
   /** A power of two. */
   readonly minimum: number;

@@ -12,6 +12,7 @@ import {
 } from "../../core/bytes.ts";
 import type { CreateContext } from "../../core/driver.ts";
 import { asBlockError, BlockError, invalid } from "../../core/errors.ts";
+import { canonicalName } from "../../core/gate.ts";
 import type { Preallocation } from "../../core/node.ts";
 import { notAmong, type OptionValues } from "../../core/options.ts";
 import { findDriver, listDrivers } from "../../core/registry.ts";
@@ -54,6 +55,7 @@ export async function create(
   // Whether it all fits into the first cluster is known before the file goes.
   const encryptionHeader = luks && { offset: 0, length: 0 };
   encodeHeader({ ...header, encryptionHeader });
+  checkOtherFile(header, context);
   const keep = options.keep_data_file === true;
   const makeDataFile = async () =>
     header.dataFile === undefined
@@ -100,6 +102,13 @@ export async function create(
   using _ = await state.metadata.lock();
   await state.flushCaches();
   await state.writeHeader();
+}
+
+/** Refuse an image that would be its own data file: it would be emptied. */
+function checkOtherFile({ dataFile }: Header, { filename }: CreateContext) {
+  if (dataFile === undefined) return;
+  if (canonicalName(dataFile) !== canonicalName(filename)) return;
+  throw invalid(`'${nameText(filename)}' cannot be its own data file`);
 }
 
 /** What the new image is to be encrypted with, if any option speaks of it. */
@@ -237,7 +246,8 @@ function checkFormat(name: string): void {
   if (findDriver(name) || QEMU_DRIVERS.includes(name)) return;
   throw notAmong(
     `Parameter 'backing-fmt' does not accept value '${nameText(name)}'`,
-    listDrivers().map(({ name }) => name),
+    listDrivers().filter(({ isContainer }) => !isContainer)
+      .map(({ name }) => name),
   );
 }
 

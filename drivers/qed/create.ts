@@ -28,7 +28,8 @@ export async function createQed(
       `Parameter 'backing-fmt' does not accept value ${
         valueText(backingFormat)
       }`,
-      listDrivers().map(({ name }) => name),
+      listDrivers().filter(({ isContainer }) => !isContainer)
+        .map(({ name }) => name),
     );
   }
   const { header, name } = newHeader({

@@ -1,5 +1,5 @@
 /**
- * File names of RBD images, `rbd:POOL/NAMESPACE/IMAGE@SNAPSHOT:NAME=VALUE…`.
+ * File names of RBD images, `rbd:POOL/NAMESPACE/IMAGE@SNAPSHOT:NAME=VALUE`.
  * They are known before the rest of the driver is loaded.
  *
  * @module

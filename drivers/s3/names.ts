@@ -1,5 +1,5 @@
 /**
- * What is known of the driver before it is loaded: its names and options.
+ * What the driver says of itself: its names and options.
  *
  * @module
  */

@@ -2,9 +2,9 @@
  * The block map of a VDI image, in pages that are loaded on demand.
  *
  * Changes stay in memory until a flush, which has to make them durable. **Write
- * order**: the data; then the header, whose block count gives the next free
+ * order**: the data, and the header, whose block count gives the next free
  * number (a count that is too high wastes space, one that is too low would
- * allocate a block twice); then the map.
+ * allocate a block twice); then, when both are durable, the map.
  *
  * @module
  */
@@ -183,7 +183,6 @@ export class BlockTable implements BlockMap {
     const file = this.#file;
     if (!this.#table.isDirty) return await file.flush?.();
     await this.#table.writeChanges(async (changes) => {
-      await file.flush?.();
       await file.writev!(0, [this.#header.bytes]);
       await file.flush?.();
       for (const { offset, bytes } of changes) {

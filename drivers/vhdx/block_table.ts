@@ -86,7 +86,7 @@ type Kind = "data" | "zero" | "unallocated" | "partial" | "damaged";
 /** The block allocation table. */
 export class BlockTable implements BlockMap {
   readonly unit: number;
-  readonly #file: BlockNode;
+  #file: BlockNode;
   readonly #metadata: Metadata;
   readonly #regions: Regions;
   readonly #log: Log;
@@ -117,6 +117,16 @@ export class BlockTable implements BlockMap {
       unit: LOG_SECTOR,
     });
     this.#bitmaps = new SectorBitmaps(file, metadata.blockSize);
+  }
+
+  /** Switch to another file with the same content, with the log and all else. */
+  useFile(file: BlockNode): void {
+    this.#file = file;
+    this.#table.useFile(file);
+    this.#bitmaps.useFile(file);
+    this.#log.useFile(file);
+    // What is behind its content need not be zeroes.
+    this.#next = Math.max(this.#next, roundUp(file.size, MIB));
   }
 
   /**

@@ -124,13 +124,14 @@ class VhdxNode implements BlockNode {
   readonly filename: string;
   readonly readOnly: boolean;
   readonly size: number;
-  readonly children: { readonly file: BlockNode; readonly backing?: BlockNode };
+  children: { readonly file: BlockNode; readonly backing?: BlockNode };
   readonly image: ImageOperations = {
     check: (options) => this.#check(options),
   };
   /** Absent of a differencing image: nobody here keeps its bitmaps. */
   readonly writev?: BlockNode["writev"];
   readonly #image: VhdxImage;
+  readonly #host: { readonly size: number; backing?: BlockNode };
   readonly #access: Access;
   /** Whether the headers say that the disk has changed. */
   #hasChanged = false;
@@ -143,7 +144,8 @@ class VhdxNode implements BlockNode {
     this.readOnly = context.readOnly || metadata.parent !== undefined;
     this.size = metadata.size;
     this.#image = image;
-    this.#access = new Access({ size: this.size, backing }, table);
+    this.#host = { size: this.size, backing };
+    this.#access = new Access(this.#host, table);
     if (!metadata.parent) this.writev = this.#writev;
   }
 
@@ -165,12 +167,11 @@ class VhdxNode implements BlockNode {
   async #beginChanges(): Promise<void> {
     using _ = await this.#changing.lock();
     if (this.#hasChanged) return;
-    const { headers, file } = this.#image;
-    await headers.change({
+    await this.#image.headers.change({
       fileWriteGuid: newGuid(),
       dataWriteGuid: newGuid(),
     });
-    await file.flush?.();
+    await this.children.file.flush?.();
     this.#hasChanged = true;
   }
 
@@ -204,6 +205,12 @@ class VhdxNode implements BlockNode {
       corruptions: await table.examine((line) => report?.(line, true)),
       corruptionsFixed: isReplayed ? 1 : 0,
     };
+  }
+
+  replaceChild(role: string, child: BlockNode): void {
+    if (role === "file") this.#image.table.useFile(child);
+    else this.#host.backing = child;
+    this.children = { ...this.children, [role]: child };
   }
 
   close(): Promise<void> {

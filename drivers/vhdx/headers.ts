@@ -60,7 +60,7 @@ export interface HeaderChanges {
 
 /** The headers of an image. */
 export class Headers {
-  readonly #file: BlockNode;
+  #file: BlockNode;
   #current: Header;
   /** Which of the two places has the current one. */
   #place: number;
@@ -93,6 +93,11 @@ export class Headers {
     const current = [first, second][place]!;
     checkLog(file, current);
     return new Headers(file, current, place);
+  }
+
+  /** Switch to another file with the same content. */
+  useFile(file: BlockNode): void {
+    this.#file = file;
   }
 
   /** The one that counts. */

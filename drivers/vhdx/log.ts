@@ -27,7 +27,7 @@ import type { Region } from "./regions.ts";
 
 /** The log of an image. */
 export class Log {
-  readonly #file: BlockNode;
+  #file: BlockNode;
   readonly #headers: Headers;
   readonly #log: Region;
   /** In which half of the log the next entry goes: the last one may count. */
@@ -38,6 +38,12 @@ export class Log {
     this.#file = file;
     this.#headers = headers;
     this.#log = { offset, length };
+  }
+
+  /** Switch to another file with the same content. */
+  useFile(file: BlockNode): void {
+    this.#file = file;
+    this.#headers.useFile(file);
   }
 
   /** What is to be replayed before the image can be used, oldest first. */

@@ -14,7 +14,7 @@ const MAX_KEPT = 64;
 
 /** The bitmaps of blocks that are here in part. They are only read. */
 export class SectorBitmaps {
-  readonly #file: BlockNode;
+  #file: BlockNode;
   /** Bytes of a block's part of a bitmap. */
   readonly #length: number;
   /** By block, in the order in which they were read. */
@@ -23,6 +23,11 @@ export class SectorBitmaps {
   constructor(file: BlockNode, blockSize: number) {
     this.#file = file;
     this.#length = blockSize / SECTOR / 8;
+  }
+
+  /** Switch to another file with the same content. */
+  useFile(file: BlockNode): void {
+    this.#file = file;
   }
 
   /**

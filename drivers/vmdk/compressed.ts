@@ -54,7 +54,7 @@ export type Locate = (
 
 /** Reads compressed grains. */
 export class GrainReader {
-  readonly #file: BlockNode;
+  #file: BlockNode;
   readonly #layout: SparseLayout;
   readonly #step: Step;
   /** The last one of which a part was read: who reads on needs it again. */
@@ -64,6 +64,11 @@ export class GrainReader {
     this.#step = step;
     this.#file = file;
     this.#layout = layout;
+  }
+
+  /** Switch to another file with the same content. */
+  useFile(file: BlockNode): void {
+    this.#file = file;
   }
 
   /** Fill `iov` from byte `offset` of the extent on. */

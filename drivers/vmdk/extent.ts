@@ -37,6 +37,8 @@ export interface Extent {
   ): Promise<void>;
   /** Have whole grains read as zeroes; absent if it has no entry for that. */
   zeroGrains?(offset: number, length: number): Promise<void>;
+  /** Switch to another file with the same content, if its data is in one. */
+  useFile?(file: BlockNode): void;
   /** Make all that was written durable. */
   flush(): Promise<void>;
 }
@@ -46,7 +48,7 @@ export class FlatExtent implements Extent {
   readonly type: string;
   readonly start: number;
   readonly end: number;
-  readonly file: BlockNode;
+  file: BlockNode;
   /** Where in the file it begins. */
   readonly fileOffset: number;
 
@@ -62,6 +64,10 @@ export class FlatExtent implements Extent {
     this.end = start + size;
     this.file = file;
     this.fileOffset = fileOffset;
+  }
+
+  useFile(file: BlockNode): void {
+    this.file = file;
   }
 
   lookup(offset: number, length: number): Run {

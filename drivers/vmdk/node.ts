@@ -82,7 +82,7 @@ class VmdkNode implements BlockNode {
   readonly driver: DriverTraits;
   readonly filename: string;
   readonly readOnly: boolean;
-  readonly children: { readonly [role: string]: BlockNode | undefined };
+  children: { readonly [role: string]: BlockNode | undefined };
   readonly limits?: RequestLimits;
   readonly image: ImageOperations = {
     check: async (options = {}) =>
@@ -92,13 +92,14 @@ class VmdkNode implements BlockNode {
   readonly writeZeroes?: BlockNode["writeZeroes"];
   readonly writeCompressed?: BlockNode["writeCompressed"];
   /** As for {@linkcode Access}; absent if nobody listens. */
-  readonly event?: (name: string) => void | Promise<void>;
+  event?: (name: string) => void | Promise<void>;
   /** What is left to the parent is read from; whether that is sound. */
-  readonly backing?: BlockNode;
-  readonly #file: BlockNode;
+  backing?: BlockNode;
+  #file: BlockNode;
   readonly #image: OpenedImage;
   readonly #map: ExtentMap;
   readonly #access: Access;
+  readonly #context: OpenContext;
   #cid: number;
   /** Whether the content id tells that this session writes. */
   #isMarked = false;
@@ -119,6 +120,7 @@ class VmdkNode implements BlockNode {
     this.backing = backing && this.#checkedParent(backing);
     this.#file = file;
     this.#image = image;
+    this.#context = context;
     this.#cid = image.descriptor.cid;
     this.event = eventOf(this.#filesOfData(), context);
     this.#map = new ExtentMap(image.extents);
@@ -354,6 +356,19 @@ class VmdkNode implements BlockNode {
         },
       },
     };
+  }
+
+  replaceChild(role: string, child: BlockNode): void {
+    if (role === "backing") this.backing = this.#checkedParent(child);
+    else {
+      const before = this.children[role];
+      if (role === "file") this.#file = child;
+      for (const extent of this.#extents) {
+        if (extent.file === before) extent.useFile?.(child);
+      }
+      this.event = eventOf(this.#filesOfData(), this.#context);
+    }
+    this.children = { ...this.children, [role]: child };
   }
 
   close(): Promise<void> {

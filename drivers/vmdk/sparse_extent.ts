@@ -47,7 +47,7 @@ export class SparseExtent implements Extent {
   readonly type: string;
   readonly start: number;
   readonly end: number;
-  readonly file: BlockNode;
+  file: BlockNode;
   readonly grainSize: number;
   readonly layout: SparseLayout;
   readonly #entrySize: number;
@@ -79,10 +79,23 @@ export class SparseExtent implements Extent {
     this.#pages = new TablePages(file, image);
     this.#step = image.step;
     if (isCompressed) this.#reader = new GrainReader(file, layout, image.step);
-    this.#next = roundUp(
-      Math.max(file.size, layout.overhead),
-      isCompressed ? SECTOR_SIZE : grainSize,
+    this.#next = this.#endOf(file);
+  }
+
+  /** Where grains can be put behind all that is in a file. */
+  #endOf({ size }: BlockNode): number {
+    const { overhead, isCompressed } = this.layout;
+    return roundUp(
+      Math.max(size, overhead),
+      isCompressed ? SECTOR_SIZE : this.grainSize,
     );
+  }
+
+  useFile(file: BlockNode): void {
+    this.file = file;
+    this.#pages.useFile(file);
+    this.#reader?.useFile(file);
+    this.#next = Math.max(this.#next, this.#endOf(file));
   }
 
   get isCompressed(): boolean {

@@ -51,7 +51,7 @@ const SCAN_BYTES = 1024 * 1024;
 /** The block allocation table. */
 export class BlockTable implements BlockMap {
   readonly unit: number;
-  readonly #file: BlockNode;
+  #file: BlockNode;
   readonly #footer: Footer;
   readonly #header: DynamicHeader;
   readonly #table: PagedTable;
@@ -75,6 +75,13 @@ export class BlockTable implements BlockMap {
       unit: SECTOR_SIZE,
     });
     this.#bitmaps = new SectorBitmaps(file, header);
+  }
+
+  /** Switch to another file with the same content. */
+  useFile(file: BlockNode): void {
+    this.#file = file;
+    this.#table.useFile(file);
+    this.#bitmaps.useFile(file);
   }
 
   /**

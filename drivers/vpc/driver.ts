@@ -106,7 +106,7 @@ interface VpcImage {
   readonly file: BlockNode;
   /** Bytes of the disk. */
   readonly size: number;
-  readonly map: BlockMap;
+  readonly map: BlockMap & { useFile(file: BlockNode): void };
   readonly context: OpenContext;
   /** Of a dynamic image. */
   readonly header?: DynamicHeader;
@@ -121,10 +121,11 @@ class VpcNode implements BlockNode {
   readonly filename: string;
   readonly readOnly: boolean;
   readonly size: number;
-  readonly children: { readonly file: BlockNode; readonly backing?: BlockNode };
+  children: { readonly file: BlockNode; readonly backing?: BlockNode };
   /** Absent of a differencing image: nobody here keeps its bitmaps. */
   readonly writev?: BlockNode["writev"];
   readonly #image: VpcImage;
+  readonly #host: { readonly size: number; backing?: BlockNode };
   readonly #access: Access;
 
   constructor(image: VpcImage) {
@@ -134,7 +135,8 @@ class VpcNode implements BlockNode {
     this.readOnly = context.readOnly || image.parents !== undefined;
     this.size = size;
     this.#image = image;
-    this.#access = new Access({ size, backing }, map);
+    this.#host = { size, backing };
+    this.#access = new Access(this.#host, map);
     if (!image.parents) this.writev = this.#writev;
   }
 
@@ -157,8 +159,8 @@ class VpcNode implements BlockNode {
 
   async flush(): Promise<void> {
     if (this.readOnly) return;
-    const { table, file } = this.#image;
-    await (table ? table.flush() : file.flush?.());
+    const { table } = this.#image;
+    await (table ? table.flush() : this.children.file.flush?.());
   }
 
   // deno-lint-ignore require-await -- the interface is asynchronous
@@ -169,6 +171,21 @@ class VpcNode implements BlockNode {
       dirty: false,
       ...(parents && { backingFile: parents[0], backingFormat: "vpc" }),
     };
+  }
+
+  replaceChild(role: string, child: BlockNode): void {
+    if (role === "file") {
+      // The footer has to be at its end.
+      if (child.size !== this.children.file.size) {
+        throw invalid(
+          `'${
+            shortened(child.filename)
+          }' has not as many bytes as the VHD image`,
+        );
+      }
+      this.#image.map.useFile(child);
+    } else this.#host.backing = child;
+    this.children = { ...this.children, [role]: child };
   }
 
   close(): Promise<void> {

@@ -10,9 +10,14 @@ import type { BlockNode } from "../../core/node.ts";
 /** All of the disk lies in the file, at the same offsets. */
 export class FixedMap implements BlockMap {
   readonly unit = 4096;
-  readonly #file: BlockNode;
+  #file: BlockNode;
 
   constructor(file: BlockNode) {
+    this.#file = file;
+  }
+
+  /** Switch to another file with the same content. */
+  useFile(file: BlockNode): void {
     this.#file = file;
   }
 

@@ -26,7 +26,7 @@ export interface ChangedBitmap {
 export class SectorBitmaps {
   /** Bytes of each in the file. */
   readonly size: number;
-  readonly #file: BlockNode;
+  #file: BlockNode;
   readonly #sectors: number;
   /** Blocks of which all sectors are here: most of them. */
   readonly #full = new Set<number>();
@@ -41,6 +41,11 @@ export class SectorBitmaps {
     this.#file = file;
     this.#sectors = blockSize / SECTOR_SIZE;
     this.size = bitmapSize(blockSize);
+  }
+
+  /** Switch to another file with the same content. */
+  useFile(file: BlockNode): void {
+    this.#file = file;
   }
 
   /** Whether there is something to be written. */

@@ -1,6 +1,6 @@
 /** Images with an external data file, beside qemu-img's. @module */
-import { assertEquals } from "@std/assert";
-import { runOk } from "../qemu.ts";
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { BDRV, mustSkip, run, runOk, TempDir } from "../qemu.ts";
 import { besideQemu, type Folders, words } from "./beside.ts";
 
 async function prepare(cwd: string): Promise<void> {
@@ -182,4 +182,73 @@ besideQemu("images with extended L2 entries are treated as by qemu-img", {
     "amend -o extended_l2=off over",
     "amend -o compat=0.10 over",
   ],
+});
+
+/** Without the permission to call the system, no lock protects a file. */
+const WITHOUT_LOCKS = BDRV.flatMap((word) =>
+  word === "--allow-all" || word === "-A"
+    ? ["--no-prompt", "--allow-read", "--allow-write"]
+    : word
+);
+
+Deno.test("no data file is made of what is yet to be read, locks or none", async () => {
+  const content = new Uint8Array(1 << 20).fill(7);
+  const cases: [call: string, why: string][] = [
+    ["convert -f raw -O qcow2 -o data_file=disk disk new", "to be read"],
+    [
+      "convert -f raw -O qcow2 -o data_file=file:./disk disk new",
+      "to be read",
+    ],
+    [
+      "qemu-img convert -f raw -O qcow2 -o data_file=disk disk new",
+      'Failed to get "write" lock',
+    ],
+    ["convert -f raw -O qcow2 -o data_file=new disk new", "own data file"],
+    ["create -f qcow2 -o data_file=disk disk 1M", "own data file"],
+    ["create -f qcow2 -o data_file=./disk disk 1M", "own data file"],
+    ["qemu-img create -f qcow2 -o data_file=disk disk 1M", "own data file"],
+    ["create -f qcow2 -b disk -F raw -o data_file=disk new", "overwrite"],
+  ];
+  for (const bdrv of [WITHOUT_LOCKS, BDRV]) {
+    for (const [call, why] of cases) {
+      await using folder = new TempDir();
+      await Deno.writeFile(folder.file("disk"), content);
+      const { code, stderr } = await run([...bdrv, ...words(call)], {
+        cwd: folder.path,
+      });
+      assertEquals(code, 1, call);
+      assertStringIncludes(stderr, why, call);
+      assert(equal(await Deno.readFile(folder.file("disk")), content), call);
+      assertEquals([...Deno.readDirSync(folder.path)].length, 1, call);
+    }
+  }
+});
+
+function equal(one: Uint8Array, other: Uint8Array): boolean {
+  return one.length === other.length && one.every((it, i) => it === other[i]);
+}
+
+Deno.test({
+  name: "the data file of an image that was not completed is removed",
+  ignore: mustSkip({ tools: ["bash"] }),
+  async fn() {
+    const noise = new Uint8Array(4 << 20);
+    for (let at = 0; at < noise.length; at += 65536) {
+      crypto.getRandomValues(noise.subarray(at, at + 65536));
+    }
+    for (const options of ["", ",data_file_raw=on", ",preallocation=full"]) {
+      await using folder = new TempDir();
+      await Deno.writeFile(folder.file("disk"), noise);
+      const call = `convert -f raw -O qcow2 -o data_file=data${options} ` +
+        "disk new";
+      const line = [...BDRV, ...words(call)].map((w) => `'${w}'`).join(" ");
+      const { code, stderr } = await run(
+        ["bash", "-c", `ulimit -f 2048; ${line}`],
+        { cwd: folder.path },
+      );
+      assertEquals(code, 1, stderr);
+      const left = [...Deno.readDirSync(folder.path)].map(({ name }) => name);
+      assertEquals(left, ["disk"], options);
+    }
+  },
 });

@@ -21,7 +21,9 @@ const CALLS: { readonly [call: string]: string } = {
   "check orphan":
     "Could not open 'orphan': Could not open backing file: Could not open 'gone': No such file or directory",
   "create new": "new: Image creation needs a size parameter",
-  "create -f bochs new 1M": "new: Unknown file format 'bochs'",
+  "create -f nosuch new 1M": "new: Unknown file format 'nosuch'",
+  "create -f bochs new 1M":
+    "new: Format driver 'bochs' does not support image creation",
   "create -f qcow2 missing/new 1G":
     "Could not create 'missing/new': No such file or directory",
   "create -f qcow2 folder 1G": "Could not create 'folder': Is a directory",

@@ -65,6 +65,7 @@ Deno.test("options that nobody knows are refused before anything is lost", async
     assertEquals(message, "Invalid parameter 'shade'");
   }
   const plain = { driver: "memory", store };
+  // @ts-expect-error: the compiler says so first.
   const create = () => createImage("raw", plain, { size: 1024, colour: "red" });
   await assertRejects(create, BlockError, "Invalid parameter 'colour'");
   assertEquals([store.size, given.length], [512, 0]);

@@ -1,4 +1,5 @@
 /** The graph of open nodes. @module */
+import { TempDir } from "../qemu.ts";
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import {
   ALL_ACCESS,
@@ -459,9 +460,14 @@ Deno.test("drain() stops the outermost first: what is inside may go on", async (
 });
 
 Deno.test("replaceChild() moves a disk in use to another file", async () => {
-  for (const driver of ["raw", "qcow2", "vdi"]) {
+  const kinds: [driver: string, options?: Record<string, unknown>][] = [
+    ...[["raw"], ["qcow2"], ["vdi"], ["vmdk"], ["vpc"], ["vhdx"]] as [string][],
+    ["vpc", { subformat: "fixed" }],
+    ["vhdx", { subformat: "fixed" }],
+  ];
+  for (const [driver, options] of kinds) {
     const file = memory();
-    await createImage(driver, file, { size: SIZE });
+    await createImage(driver, file, { size: SIZE, ...options });
     await using image = await openImage({ driver, file });
     await image.write(4000, new Uint8Array(2000).fill(1));
     const copy = new OwnNode();
@@ -506,6 +512,47 @@ Deno.test("replaceChild() gives an overlay another backing file", async () => {
   assertEquals(await overlay.read(0, 1), new Uint8Array([9]));
   await other.close();
   assertEquals(await overlay.read(0, 1), new Uint8Array([9]));
+});
+
+Deno.test("replaceChild() gives an image of another format its other children", async () => {
+  await using folder = new TempDir();
+  const filename = folder.file("disk.vmdk");
+  const subformat = "monolithicFlat";
+  await createImage("vmdk", filename, { size: SIZE, subformat });
+  await using image = await openImage(filename);
+  await image.write(0, new Uint8Array([1]));
+  const copy = new OwnNode(new MemoryStore(SIZE));
+  await replaceChild(image.node, "extents.0", copy);
+  await image.write(5, new Uint8Array([2]));
+  const bytes = new Uint8Array(6);
+  copy.store.read(0, bytes);
+  assertEquals([...bytes], [0, 0, 0, 0, 0, 2]);
+  assertEquals([...await image.read(0, 6)], [...bytes]);
+
+  const overlay = memory();
+  await createImage("vmdk", overlay, { size: SIZE });
+  const stores = [new MemoryStore(SIZE), new MemoryStore(SIZE)];
+  stores[1].write(0, new Uint8Array([9]));
+  await using link = await openImage({
+    driver: "vmdk",
+    file: overlay,
+    backing: { driver: "memory", store: stores[0] },
+  });
+  assertEquals(await link.read(0, 1), new Uint8Array([0]));
+  const other = await openImage({ driver: "memory", store: stores[1] });
+  await replaceChild(link.node, "backing", other.node);
+  assertEquals(await link.read(0, 1), new Uint8Array([9]));
+  await other.close();
+});
+
+Deno.test("replaceChild() of a VHD image wants a file that ends where its own does", async () => {
+  const file = memory();
+  await createImage("vpc", file, { size: SIZE });
+  await using image = await openImage({ driver: "vpc", file });
+  const longer = new OwnNode(new MemoryStore(file.store.size + 512));
+  await refusedBy("EINVAL", () => replaceChild(image.node, "file", longer));
+  await image.write(0, new Uint8Array([1]));
+  assertEquals(await image.read(0, 1), new Uint8Array([1]));
 });
 
 Deno.test("replaceChild() that cannot be changes nothing", async () => {

@@ -51,6 +51,7 @@ export const HEADERS: readonly [format: string, ...pieces: Piece[]][] = [
     ],
   ],
   ["asif", [0, "shdw\0\0\0\x01\0\0\x02\0"]],
+  ["dmg", [0, "encrcdsa\0\0\0\x02"]],
 ];
 
 function VDI(): string {

@@ -242,7 +242,7 @@ eachWay(
   async (io, folder) => {
     const filename = `${folder}/new.raw`;
     const target = { driver: "file", filename, io };
-    for (const preallocation of ["off", "falloc", "full"]) {
+    for (const preallocation of ["off", "falloc", "full"] as const) {
       await Deno.writeFile(filename, new Uint8Array(100_000).fill(1));
       await createImage("raw", target, { size: 70_001, preallocation });
       const bytes = await Deno.readFile(filename);

@@ -66,7 +66,7 @@ for (const bits of [1, 2, 4, 8, 16, 32, 64]) {
 }
 
 for (const clusterSize of [512, 65536]) {
-  for (const preallocation of ["metadata", "falloc", "full"]) {
+  for (const preallocation of ["metadata", "falloc", "full"] as const) {
     const name = `preallocation=${preallocation}, clusters of ${clusterSize}`;
     qemuTest(`${name}: as QEMU has it`, async () => {
       await using folder = new TempDir();

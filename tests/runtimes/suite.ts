@@ -230,7 +230,7 @@ test("overlays find their backing files, and no others", async () => {
   assertEquals(refused.code, "EACCES");
 });
 
-for (const type of ["zlib", "zstd"]) {
+for (const type of ["zlib", "zstd"] as const) {
   test(`images compressed with ${type} are written and read`, async () => {
     const size = 80 * MIB;
     const plain = newFile();

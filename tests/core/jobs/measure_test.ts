@@ -137,6 +137,7 @@ Deno.test("measure() refuses what cannot be made", async () => {
   await assertRejects(() => measure("nothing"), BlockError, "Unknown file");
   await assertRejects(() => measure("memory"), BlockError, "not support");
   await assertRejects(
+    // @ts-expect-error: the compiler says so first.
     () => measure("qcow2", { nothing: 1 }),
     BlockError,
     "Invalid parameter 'nothing'",

@@ -14,7 +14,7 @@ import { kindOf } from "../../extents.ts";
 
 const KIB = 1024;
 const secrets = { s0: "correct horse battery", s1: "x" };
-const AES = { "encrypt.format": "aes", "encrypt.key-secret": "s0" };
+const AES = { "encrypt.format": "aes", "encrypt.key-secret": "s0" } as const;
 const KEY = { "key-secret": "s0" };
 const OBJECT = ["--object", `secret,id=s0,data=${secrets.s0}`];
 

@@ -16,7 +16,7 @@ const LUKS = {
   "encrypt.format": "luks",
   "encrypt.key-secret": "s0",
   "encrypt.iter-time": 0,
-};
+} as const;
 const KEY = { "key-secret": "s0" };
 
 type File = { driver: string; store: MemoryStore };

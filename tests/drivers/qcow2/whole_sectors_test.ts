@@ -67,7 +67,7 @@ Deno.test("an odd length that was there before is left alone", async () => {
   assertEquals(store.size, size);
 });
 
-for (const compression_type of ["zlib", "zstd"]) {
+for (const compression_type of ["zlib", "zstd"] as const) {
   for (const cluster_size of [512, 4096, 65536]) {
     const kind = `${compression_type}, clusters of ${cluster_size} bytes`;
     Deno.test(`a compressed cluster that is cut off is EIO: ${kind}`, async () => {

@@ -2,7 +2,7 @@ import { openNode } from "../../../core/open.ts";
 import { createImage, MemoryStore } from "../../../mod.ts";
 import { conformance } from "../../conformance.ts";
 
-for (const subformat of ["dynamic", "fixed"]) {
+for (const subformat of ["dynamic", "fixed"] as const) {
   conformance(`vpc (${subformat})`, {
     async open(size) {
       const file = { driver: "memory", store: new MemoryStore() };

@@ -69,7 +69,10 @@ async function newChild(
 }
 
 /** A parent in a folder: what a child of it holds, and its identifier. */
-async function newParent(filename: string, subformat = "dynamic") {
+async function newParent(
+  filename: string,
+  subformat: "dynamic" | "fixed" = "dynamic",
+) {
   const options = { size: SIZE, force_size: true, subformat };
   await createImage("vpc", filename, options);
   const disk = new Uint8Array(SIZE);
@@ -88,7 +91,7 @@ async function newParent(filename: string, subformat = "dynamic") {
 Deno.test("a differencing image reads its parent where it has no sectors", async () => {
   await using folder = new TempDir();
   const name = folder.file("child.vhd");
-  for (const subformat of ["dynamic", "fixed"]) {
+  for (const subformat of ["dynamic", "fixed"] as const) {
     const base = folder.file("base.vhd");
     const { disk, uuid } = await newParent(base, subformat);
     const child = await newChild(uuid, { W2ru: ".\\base.vhd" });

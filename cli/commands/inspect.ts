@@ -1,0 +1,153 @@
+/** `inspect`: what an image is, before anything of it is opened. @module */
+import { asBlockError } from "../../core/errors.ts";
+import {
+  inspect,
+  type Inspection,
+  type InspectOptions,
+} from "../../core/jobs/inspect.ts";
+import { parseStack } from "../../core/spec.ts";
+// Registers the drivers.
+import "../../drivers/all.ts";
+import {
+  type Command,
+  FORCE_SHARE,
+  HELP,
+  IMAGE_OPTS,
+  type Invocation,
+  OBJECT,
+  OUTPUT,
+  outputFormat,
+} from "../command.ts";
+import { type Json, prettyJson } from "../json.ts";
+import { humanSize, integerText } from "../numbers.ts";
+import { CommandError } from "../program.ts";
+import { inputChunks, inputFile } from "../standard_streams.ts";
+
+/** Exit codes by verdict; 1 is for images that cannot be read. */
+const EXIT_CODES = { safe: 0, unsafe: 2, suspect: 3 } as const;
+
+/** The command. */
+export const command: Command = {
+  summary: "Say what an image is and what speaks against it, opening nothing",
+  operands: "FILE",
+  options: [
+    HELP,
+    OBJECT,
+    IMAGE_OPTS,
+    FORCE_SHARE,
+    OUTPUT,
+    {
+      long: "whole",
+      help: "read standard input to its end, where footers are",
+    },
+  ],
+  notes: "FILE is '-' for standard input. At most 1 MiB is read, and no file " +
+    "that the image\nnames is opened. The exit code is 0 if nothing speaks " +
+    "against the image, 3 after\nwarnings, 2 if there is a danger, and 1 if " +
+    "it cannot be read.",
+
+  async run(invocation) {
+    let output: string | undefined;
+    let whole = false;
+    for (const [option, argument] of invocation.options()) {
+      if (option === "output") output = argument;
+      else if (option === "whole") whole = true;
+    }
+    const format = outputFormat(output);
+    invocation.expectOneImage();
+    const [filename] = invocation.operands;
+    const inspection = await inspectArgument(invocation, filename, { whole });
+    invocation.program.print(
+      format === "json"
+        ? `${prettyJson(jsonOf(filename, inspection))}\n`
+        : humanLines(filename, inspection).map((line) => `${line}\n`).join(""),
+    );
+    return EXIT_CODES[inspection.verdict];
+  },
+};
+
+async function inspectArgument(
+  { program, image }: Invocation,
+  text: string,
+  wishes: InspectOptions,
+): Promise<Inspection> {
+  const { forceShare, imageOpts } = image;
+  const options = { ...wishes, forceShare };
+  try {
+    if (text === "-" && !imageOpts) {
+      if (Deno.stdin.isTerminal()) {
+        throw new CommandError("Standard input is a terminal, not an image");
+      }
+      return await inspect(inputFile() ?? inputChunks(), options);
+    }
+    const source = imageOpts
+      ? parseStack(text, (message) => program.warn(message))
+      : text;
+    return await inspect(source, options);
+  } catch (error) {
+    if (error instanceof CommandError) throw error;
+    throw asBlockError(error).prefixed(`Could not inspect '${text}': `);
+  }
+}
+
+/** As `docs/inspect.schema.json` describes it. */
+function jsonOf(filename: string, inspection: Inspection): Json {
+  const { partitionTable, files, findings } = inspection;
+  return {
+    "filename": filename,
+    "format": inspection.format,
+    "matches": [...inspection.matches],
+    "verdict": inspection.verdict,
+    "file-size": inspection.fileSize,
+    "virtual-size": inspection.virtualSize,
+    "bytes-read": inspection.bytesRead,
+    "encrypted": inspection.encrypted,
+    "snapshots": inspection.snapshots,
+    "partition-table": partitionTable && { ...partitionTable },
+    "file-system": inspection.fileSystem,
+    "files": files.map((file) => ({ ...file })),
+    "findings": findings.map((finding) => ({ ...finding })),
+  };
+}
+
+function humanLines(filename: string, inspection: Inspection): string[] {
+  const { format, matches, fileSize, virtualSize } = inspection;
+  const { partitionTable, fileSystem, files, findings } = inspection;
+  const sizeText = (size: number | bigint) =>
+    `${humanSize(Number(size))} (${integerText(size)} bytes)`;
+  const lines = [
+    `image: ${printable(filename)}`,
+    `file format: ${format ?? `ambiguous (${matches.join(", ")})`}`,
+  ];
+  if (fileSize !== undefined) lines.push(`file length: ${sizeText(fileSize)}`);
+  if (virtualSize !== undefined) {
+    lines.push(`virtual size: ${sizeText(virtualSize)}`);
+  }
+  if (partitionTable) {
+    const { type, partitions } = partitionTable;
+    lines.push(`partition table: ${type}, partitions: ${partitions}`);
+  }
+  if (fileSystem) lines.push(`file system: ${fileSystem}`);
+  if (files.length > 0) lines.push("Files that it names:");
+  for (const { role, filename, format, gate } of files) {
+    const type = format ? `, ${format}` : "";
+    lines.push(
+      `    ${role}: ${printable(filename)}${printable(type)} (${gate})`,
+    );
+  }
+  if (findings.length > 0) lines.push("Findings:");
+  for (const { severity, check, message } of findings) {
+    lines.push(`    ${severity}: ${check}: ${printable(message)}`);
+  }
+  lines.push(`verdict: ${inspection.verdict}`);
+  return lines;
+}
+
+/** A text on one line that cannot do anything to the terminal. */
+function printable(text: string): string {
+  return text.replaceAll(
+    /\p{Cc}/gu,
+    (character) =>
+      `\\x${character.charCodeAt(0).toString(16).padStart(2, "0")}`,
+  );
+}

@@ -1,0 +1,145 @@
+/**
+ * Compressed files as sources of `convert`, which cannot be entered in the
+ * middle.
+ *
+ * @module
+ */
+import type { BlockDriver } from "../core/driver.ts";
+import { asBlockError } from "../core/errors.ts";
+import { HEAD_LENGTH, wrappingOf } from "../core/formats.ts";
+import type { BlockNode } from "../core/node.ts";
+import { openProtocol } from "../core/open.ts";
+import type { OptionValues } from "../core/options.ts";
+import { findDriver, loadDriver } from "../core/registry.ts";
+import { readPadded } from "../core/requests.ts";
+import { toStack, withFile } from "../core/sources.ts";
+import { parseStack, type Source, type StackObject } from "../core/spec.ts";
+import type { ConvertWish } from "./convert_options.ts";
+import { reporting } from "./images.ts";
+import { CommandError, type Program } from "./program.ts";
+import { checkedRaw } from "./standard_streams.ts";
+
+/** A file with a raw disk packed in it. */
+export interface Packed {
+  /** The file, which its user closes. */
+  readonly file: BlockNode;
+  /** The bytes of the disk. */
+  content(): AsyncGenerator<Uint8Array, void>;
+}
+
+/**
+ * The packed file that an argument names; `undefined` if it is none, or not
+ * one that can only be unpacked from its beginning to its end.
+ */
+export async function findPacked(
+  program: Program,
+  text: string,
+  { image: { format, imageOpts } }: ConvertWish,
+): Promise<Packed | undefined> {
+  const source = imageOpts ? parseStack(text) : text;
+  const found = await containerOf(program, source, format);
+  if (!found) return undefined;
+  const { driver, options, isRaw } = found;
+  const { file: below, ...others } = options;
+  const file = await openProtocol(below as Source, {
+    readOnly: true,
+    ...reporting(program),
+  });
+  return {
+    file,
+    async *content() {
+      const chunks = inside(driver.unpack!(others, file), text);
+      if (isRaw) return yield* chunks;
+      const doubts = yield* checkedRaw(
+        chunks,
+        text,
+        (format, wrapping) => notRaw(text, format, wrapping),
+      );
+      if (doubts) program.warn(doubts);
+    },
+  };
+}
+
+/** A driver that unpacks a file, and its options. */
+interface Container {
+  readonly driver: BlockDriver;
+  readonly options: OptionValues;
+  /** Whether the user says that a raw disk is in it. */
+  readonly isRaw: boolean;
+}
+
+async function containerOf(
+  program: Program,
+  source: Source,
+  format: string | undefined,
+): Promise<Container | undefined> {
+  let stack: StackObject = toStack(source);
+  let name = format ?? stack.driver;
+  const isRaw = name === "raw" && format === undefined;
+  if (isRaw) {
+    // The file of a raw disk, if that is all of it.
+    if (Object.keys(stack).some((key) => key !== "driver" && key !== "file")) {
+      return undefined;
+    }
+    stack = toStack(stack.file as Source);
+    name = stack.driver;
+  } else if (name === undefined && program.isOurs) {
+    name = await wrappingDriver(program, source);
+    if (typeof source === "string" || stack.file !== undefined) {
+      stack = { file: stack.file ?? stack };
+    }
+  }
+  const found = typeof name === "string" ? findDriver(name) : undefined;
+  if (!found?.isContainer) return undefined;
+  const driver = await loadDriver(found);
+  if (!driver.unpack) return undefined;
+  const { driver: _, ...options } = withFile(driver, stack);
+  return options.file === undefined ? undefined : { driver, options, isRaw };
+}
+
+/** The driver that unpacks a file by its beginning. */
+async function wrappingDriver(
+  program: Program,
+  source: Source,
+): Promise<string | undefined> {
+  const file = await openProtocol(source, {
+    readOnly: true,
+    ...reporting(program),
+  });
+  try {
+    const head = new Uint8Array(HEAD_LENGTH);
+    await readPadded(file, 0, [head.subarray(0, file.size)]);
+    return wrappingOf(head)?.driver;
+  } finally {
+    await file.close();
+  }
+}
+
+/** The content, with the file's name in errors. */
+async function* inside(
+  chunks: AsyncIterable<Uint8Array>,
+  name: string,
+): AsyncGenerator<Uint8Array, void> {
+  try {
+    yield* chunks;
+  } catch (error) {
+    throw asBlockError(error).prefixed(`Could not unpack '${name}': `);
+  }
+}
+
+/** The error for what is in it, unless that is a raw disk. */
+function notRaw(
+  name: string,
+  format: string,
+  wrapping: string | undefined,
+): Error | undefined {
+  if (format === "raw" && !wrapping) return undefined;
+  const what = wrapping ?? `an image of format '${format}'`;
+  return new CommandError(
+    `In '${name}' there is ${
+      what.replace(/^(?=compressed)/, "a file ")
+    }; only ` +
+      "a raw disk can be copied while it is unpacked",
+    { hint: "Unpack it first." },
+  );
+}

@@ -1,0 +1,235 @@
+/**
+ * Formats that are only read: the parts of a node and a map that are the same
+ * for all of them.
+ *
+ * @module
+ */
+import { Access } from "./access.ts";
+import type { Allocation, BlockMap, Place, Run } from "./block_map.ts";
+import {
+  allocate,
+  copyIntoVector,
+  type IoVector,
+  vectorLength,
+} from "./bytes.ts";
+import type { BlockDriver, OpenContext } from "./driver.ts";
+import { BlockError } from "./errors.ts";
+import { Mutex } from "./lock.ts";
+import type { BlockNode, Extent, NodeInfo, ReadFlags } from "./node.ts";
+
+/**
+ * Refuse to open an image for writing.
+ *
+ * @throws {BlockError} EACCES, for which `auto-read-only` tries again.
+ */
+export function refuseWriting({ readOnly }: OpenContext): void {
+  if (!readOnly) throw new BlockError("EACCES", "Image is read-only");
+}
+
+/** The map of a format that is only read. */
+export abstract class ReadOnlyMap<R extends Run = Run> implements BlockMap<R> {
+  /** Of locks; nothing changes, so that any will do. */
+  readonly unit: number = 64 * 1024;
+  /** Where the image lies. */
+  protected file: BlockNode;
+
+  /** Create the map of the image in a file. */
+  constructor(file: BlockNode) {
+    this.file = file;
+  }
+
+  /** Switch to another file with the same content. */
+  useFile(file: BlockNode): void {
+    this.file = file;
+  }
+
+  /** The first run at an offset, if what tells it is in memory. */
+  abstract lookup(offset: number, length: number): R | undefined;
+
+  /** As `lookup`, loading what it takes. */
+  abstract find(offset: number, length: number): Promise<R>;
+
+  /** Nothing can be written. */
+  inPlace(): Place | undefined {
+    return undefined;
+  }
+
+  /** As `inPlace`. */
+  allocate(): Allocation {
+    throw new BlockError("EACCES", "Image is read-only");
+  }
+}
+
+/** A node of a format that is only read. */
+export class ReadOnlyNode<R extends Run> implements BlockNode {
+  readonly driver: BlockDriver;
+  readonly filename: string;
+  readonly readOnly = true;
+  /** Bytes of the disk. */
+  readonly size: number;
+  children: { readonly file: BlockNode };
+  readonly #map: ReadOnlyMap<R>;
+  readonly #access: Access<R>;
+  readonly #info: NodeInfo;
+
+  /** Create the node of an image with a map. */
+  constructor(
+    driver: BlockDriver,
+    filename: string,
+    { file, size, map, info = {} }: {
+      file: BlockNode;
+      size: number;
+      map: ReadOnlyMap<R>;
+      info?: NodeInfo;
+    },
+  ) {
+    this.driver = driver;
+    this.filename = filename;
+    this.children = { file };
+    this.size = size;
+    this.#map = map;
+    this.#info = info;
+    this.#access = new Access(this, map);
+  }
+
+  /** Fill a vector from a part of the disk. */
+  readv(offset: number, iov: IoVector, flags?: ReadFlags): Promise<void> {
+    return this.#access.readv(offset, iov, flags);
+  }
+
+  /** The extent at an offset. */
+  status(offset: number, length: number): Promise<Extent> {
+    return this.#access.status(offset, length);
+  }
+
+  /** What the format says of the image. */
+  info(): Promise<NodeInfo> {
+    return Promise.resolve({ ...this.#info });
+  }
+
+  /** Switch to another file with the same content. */
+  replaceChild(_role: string, file: BlockNode): void {
+    this.children = { file };
+    this.#map.useFile(file);
+  }
+
+  /** There is nothing to be saved. */
+  close(): Promise<void> {
+    return Promise.resolve();
+  }
+}
+
+/** A part of a disk that is stored as one piece, and decoded as a whole. */
+export interface Chunk {
+  /** Its first byte on the disk. */
+  readonly start: number;
+  /** Bytes of the disk. */
+  readonly size: number;
+  /** Where in the file it lies, and how many bytes are stored. */
+  readonly place: number;
+  readonly stored: number;
+}
+
+/** A run that is a part of one chunk. */
+export interface ChunkRun<C extends Chunk> extends Run {
+  readonly chunk?: C;
+}
+
+/** Above this, chunks are decoded one at a time, which bounds the memory. */
+const LARGE = 4 * 1024 * 1024;
+
+/** Reads parts of chunks. */
+export class ChunkReader<C extends Chunk> {
+  readonly #decode: (
+    chunk: C,
+    stored: Uint8Array,
+    target: Uint8Array,
+  ) => Promise<void>;
+  /** The last one of which a part was read: who reads on needs it again. */
+  #last?: { readonly start: number; readonly content: Promise<Uint8Array> };
+  readonly #large = new Mutex();
+
+  /**
+   * @param decode Fills `target` from what is stored, or fails with EIO.
+   */
+  constructor(
+    decode: (
+      chunk: C,
+      stored: Uint8Array,
+      target: Uint8Array,
+    ) => Promise<void>,
+  ) {
+    this.#decode = decode;
+  }
+
+  /** Fill a vector from `offset` of the disk on, which lies in the chunk. */
+  async read(
+    file: BlockNode,
+    chunk: C,
+    offset: number,
+    iov: IoVector,
+    flags?: ReadFlags,
+  ): Promise<void> {
+    const { start, size } = chunk;
+    const length = vectorLength(iov);
+    if (length === size && iov.length === 1) {
+      return await this.#fill(file, chunk, iov[0], flags);
+    }
+    const content = await this.#contentOf(file, chunk);
+    const from = offset - start;
+    copyIntoVector(iov, 0, content.subarray(from, from + length));
+  }
+
+  /** Its content, which those share that want it at the same time. */
+  #contentOf(file: BlockNode, chunk: C): Promise<Uint8Array> {
+    const { start, size } = chunk;
+    if (this.#last?.start === start) return this.#last.content;
+    const load = async () => {
+      const bytes = allocate(size);
+      await this.#fill(file, chunk, bytes);
+      return bytes;
+    };
+    const content = load();
+    const last = this.#last = { start, content };
+    content.catch(() => {
+      if (this.#last === last) this.#last = undefined;
+    });
+    return content;
+  }
+
+  async #fill(
+    file: BlockNode,
+    chunk: C,
+    target: Uint8Array,
+    flags?: ReadFlags,
+  ): Promise<void> {
+    const { start, place, stored, size } = chunk;
+    if (place + stored > file.size) {
+      throw damaged(`What is at ${start} goes past the end of the file`);
+    }
+    using _ = Math.max(stored, size) > LARGE
+      ? await this.#large.lock()
+      : undefined;
+    const bytes = allocate(stored);
+    await file.readv(place, [bytes], flags);
+    await this.#decode(chunk, bytes, target);
+  }
+}
+
+/** The error for a part of an image that cannot be what was written. */
+export function damaged(what: string): BlockError {
+  return new BlockError("EIO", what);
+}
+
+/**
+ * A 64-bit number of a header, as a number. One that is not exact is larger
+ * than anything that it may stand for.
+ */
+export function u64(view: DataView, at: number, littleEndian = false): number {
+  return Number(view.getBigUint64(at, littleEndian));
+}
+
+/** A view of just these bytes, which may be a part of a larger buffer. */
+export function viewOf(bytes: Uint8Array): DataView {
+  return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}

@@ -1,0 +1,208 @@
+/**
+ * The format driver `bochs`: growing disk images of the Bochs emulator, for
+ * reading.
+ *
+ * A catalog says for each extent of the disk where in the file it lies; a
+ * bitmap before the extent, which of its sectors were written. All numbers are
+ * little-endian. (There is no specification; the layout follows QEMU's driver.)
+ *
+ * @module
+ */
+import type { Run } from "../core/block_map.ts";
+import {
+  allocate,
+  divideUp,
+  isPowerOfTwo,
+  SECTOR_SIZE,
+} from "../core/bytes.ts";
+import type { BlockDriver } from "../core/driver.ts";
+import { BlockError, invalid } from "../core/errors.ts";
+import type { BlockNode } from "../core/node.ts";
+import { parseOptions } from "../core/options.ts";
+import {
+  damaged,
+  ReadOnlyMap,
+  ReadOnlyNode,
+  refuseWriting,
+  u64,
+  viewOf,
+} from "../core/read_only.ts";
+import { readPadded } from "../core/requests.ts";
+
+/** Bochs's growing images. */
+export const bochsDriver: BlockDriver = {
+  name: "bochs",
+  role: "format",
+  openOptions: {},
+
+  async open(options, context) {
+    parseOptions({}, options, ["file"]);
+    refuseWriting(context);
+    const file = await context.openChild("file");
+    const header = await readHeader(file);
+    const map = new BochsMap(file, header);
+    const { size } = header;
+    return new ReadOnlyNode(bochsDriver, context.filename, { file, size, map });
+  },
+};
+
+const NAMES = ["Bochs Virtual HD Image", "Redolog", "Growing"] as const;
+/** Where they are. */
+const NAME_OFFSETS = [0, 32, 48] as const;
+const [VERSION_1, VERSION_2] = [0x10000, 0x20000];
+const HEADER_SIZE = 512;
+const ENTRY_SIZE = 4;
+/** An extent of which nothing was written. */
+const ABSENT = 0xffffffff;
+
+/** QEMU's limits. */
+const MAX_ENTRIES = 0x100000;
+const MAX_EXTENT = 0x800000;
+
+interface Header {
+  /** Bytes of the disk. */
+  readonly size: number;
+  /** Bytes of an extent, a power of two. */
+  readonly extentSize: number;
+  /** Bytes of the bitmap before each extent, in whole sectors. */
+  readonly bitmapSize: number;
+  /** For each extent its number in the file. */
+  readonly catalog: DataView;
+  /** Where in the file extent 0 and its bitmap begin. */
+  readonly dataOffset: number;
+}
+
+/** Read the header and the catalog, with checks in QEMU's order. */
+async function readHeader(file: BlockNode): Promise<Header> {
+  const bytes = allocate(HEADER_SIZE);
+  await readPadded(file, 0, [bytes]);
+  const view = viewOf(bytes);
+  const u32 = (at: number) => view.getUint32(at, true);
+  const version = u32(64);
+  const isBochs = NAMES.every((name, i) =>
+    textAt(bytes, NAME_OFFSETS[i]) === name
+  );
+  if (!isBochs || (version !== VERSION_1 && version !== VERSION_2)) {
+    const subtype = textAt(bytes, 48);
+    throw invalid(
+      "Image not in Bochs format",
+      textAt(bytes, 0) === NAMES[0] && /^(Undoable|Volatile)$/.test(subtype)
+        ? `Images of the type '${subtype}' hold what has changed in another.`
+        : undefined,
+    );
+  }
+  const [headerSize, entries, bitmap, extentSize] = [68, 72, 76, 80].map(u32);
+  if (entries > MAX_ENTRIES) {
+    throw new BlockError("EFBIG", "Catalog size is too large");
+  }
+  if (extentSize < SECTOR_SIZE) {
+    throw invalid("Extent size must be at least 512");
+  }
+  if (!isPowerOfTwo(extentSize)) {
+    throw invalid(`Extent size ${extentSize} is not a power of two`);
+  }
+  if (extentSize > MAX_EXTENT) {
+    throw invalid(`Extent size ${extentSize} is too large`);
+  }
+  const bytesOfDisk = u64(view, version === VERSION_1 ? 84 : 88, true);
+  const sectors = Math.floor(bytesOfDisk / SECTOR_SIZE);
+  if (entries < divideUp(sectors, extentSize / SECTOR_SIZE)) {
+    throw invalid("Catalog size is too small for this disk size");
+  }
+  if (bitmap * 8 < extentSize / SECTOR_SIZE || bitmap > MAX_EXTENT) {
+    throw invalid(
+      `A bitmap of ${bitmap} bytes does not fit an extent of ${extentSize}`,
+    );
+  }
+  const dataOffset = headerSize + entries * ENTRY_SIZE;
+  if (dataOffset > file.size) {
+    throw invalid("The catalog goes past the end of the file");
+  }
+  const catalog = allocate(entries * ENTRY_SIZE);
+  await readPadded(file, headerSize, [catalog]);
+  return {
+    size: sectors * SECTOR_SIZE,
+    extentSize,
+    bitmapSize: divideUp(bitmap, SECTOR_SIZE) * SECTOR_SIZE,
+    catalog: viewOf(catalog),
+    dataOffset,
+  };
+}
+
+/** The text that ends with a zero byte. */
+function textAt(bytes: Uint8Array, at: number): string {
+  const field = bytes.subarray(at, at + 32);
+  const end = field.indexOf(0);
+  return String.fromCharCode(...field.subarray(0, end < 0 ? undefined : end));
+}
+
+/** Bitmaps that are kept, of at most 2 KiB each for the larger extents. */
+const MAX_BITMAPS = 256;
+
+class BochsMap extends ReadOnlyMap {
+  readonly #header: Header;
+  /** By extent, in the order in which they were read. */
+  readonly #bitmaps = new Map<number, Uint8Array>();
+
+  constructor(file: BlockNode, header: Header) {
+    super(file);
+    this.#header = header;
+  }
+
+  lookup(offset: number, length: number): Run | undefined {
+    const { extentSize, bitmapSize } = this.#header;
+    const extent = Math.floor(offset / extentSize);
+    const from = offset % extentSize;
+    const inExtent = Math.min(length, extentSize - from);
+    const place = this.#placeOf(extent);
+    if (place === undefined) return { kind: "zero", length: inExtent };
+    const bitmap = this.#bitmaps.get(extent);
+    if (!bitmap) return undefined;
+    const first = Math.floor(from / SECTOR_SIZE);
+    const end = divideUp(from + inExtent, SECTOR_SIZE);
+    const isData = hasBit(bitmap, first);
+    let next = first + 1;
+    while (next < end && hasBit(bitmap, next) === isData) next++;
+    const run = Math.min(inExtent, next * SECTOR_SIZE - from);
+    if (!isData) return { kind: "zero", length: run };
+    const childOffset = place + bitmapSize + from;
+    if (childOffset + run > this.file.size) return undefined;
+    return { kind: "data", length: run, child: this.file, childOffset };
+  }
+
+  async find(offset: number, length: number): Promise<Run> {
+    const extent = Math.floor(offset / this.#header.extentSize);
+    if (!this.#bitmaps.has(extent)) await this.#load(extent);
+    const run = this.lookup(offset, length);
+    if (!run) throw damaged(`Extent ${extent} goes past the end of the file`);
+    return run;
+  }
+
+  /** Where in the file an extent's bitmap lies, if it has one. */
+  #placeOf(extent: number): number | undefined {
+    const { catalog, dataOffset, bitmapSize, extentSize } = this.#header;
+    const number = catalog.getUint32(extent * ENTRY_SIZE, true);
+    if (number === ABSENT) return undefined;
+    return dataOffset + number * (bitmapSize + extentSize);
+  }
+
+  async #load(extent: number): Promise<void> {
+    const place = this.#placeOf(extent);
+    if (place === undefined) return;
+    const { extentSize } = this.#header;
+    const bitmap = allocate(divideUp(extentSize / SECTOR_SIZE, 8));
+    if (place + bitmap.length > this.file.size) {
+      throw damaged(`Extent ${extent} goes past the end of the file`);
+    }
+    await this.file.readv(place, [bitmap]);
+    if (this.#bitmaps.size >= MAX_BITMAPS) {
+      this.#bitmaps.delete(this.#bitmaps.keys().next().value!);
+    }
+    this.#bitmaps.set(extent, bitmap);
+  }
+}
+
+/** Whether a sector was written; the least significant bit comes first. */
+function hasBit(bitmap: Uint8Array, sector: number): boolean {
+  return (bitmap[sector >> 3] >> (sector & 7) & 1) === 1;
+}

@@ -1,0 +1,157 @@
+/**
+ * The format driver `dmg`: Apple's disk images (UDIF), for reading.
+ *
+ * @module
+ */
+import type { IoVector } from "../../core/bytes.ts";
+import type { BlockDriver, OpenContext } from "../../core/driver.ts";
+import type { BlockNode, ReadFlags } from "../../core/node.ts";
+import { parseOptions } from "../../core/options.ts";
+import {
+  ChunkReader,
+  type ChunkRun,
+  damaged,
+  ReadOnlyMap,
+  ReadOnlyNode,
+  refuseWriting,
+} from "../../core/read_only.ts";
+import { decompressZlib } from "../../core/zlib_streams.ts";
+import { type DmgChunk, isEmpty, KIND, readChunks } from "./chunks.ts";
+import {
+  decodeAdc,
+  decodeBzip2,
+  decodeLzfse,
+  type Decoder,
+  decodeXz,
+} from "./codecs.ts";
+import { readTrailer, refusal, TableFault } from "./trailer.ts";
+
+/** Apple's disk images. */
+export const dmgDriver: BlockDriver = {
+  name: "dmg",
+  role: "format",
+  openOptions: {},
+
+  async open(options, context) {
+    parseOptions({}, options, ["file"]);
+    refuseWriting(context);
+    const file = await context.openChild("file");
+    const { size, chunks } = await readTables(file, context);
+    warnOf(chunks, context);
+    const map = new DmgMap(file, chunks);
+    return new ReadOnlyNode(dmgDriver, context.filename, { file, size, map });
+  },
+};
+
+async function readTables(
+  file: BlockNode,
+  { filename, report }: OpenContext,
+): Promise<{ size: number; chunks: DmgChunk[] }> {
+  try {
+    const trailer = await readTrailer(file);
+    return { size: trailer.size, chunks: await readChunks(file, trailer) };
+  } catch (error) {
+    if (!(error instanceof TableFault)) throw error;
+    if (error.line) report(error.line, true);
+    throw refusal(filename, error.message);
+  }
+}
+
+/** Warn of what cannot be read, in QEMU's words where it has some. */
+function warnOf(chunks: readonly DmgChunk[], { warn }: OpenContext): void {
+  const kinds = new Set(chunks.map(({ kind }) => kind));
+  const result = "accessing them will result in I/O errors";
+  for (const kind of kinds) {
+    if (kind === KIND.LZFSE) {
+      warn(`Image contains chunks compressed with LZFSE, ${result}`);
+    } else if (!READABLE.has(kind)) {
+      const type = kind.toString(16);
+      return warn(`Image contains chunks of unknown type ${type}, ${result}`);
+    }
+  }
+}
+
+/** What can be read, given the libraries. */
+const READABLE: ReadonlySet<number> = new Set(Object.values(KIND));
+
+const DECODERS: { readonly [kind: number]: Decoder } = {
+  [KIND.ADC]: decodeAdc,
+  [KIND.BZIP2]: decodeBzip2,
+  [KIND.LZFSE]: decodeLzfse,
+  [KIND.LZMA]: decodeXz,
+};
+
+class DmgMap extends ReadOnlyMap<ChunkRun<DmgChunk>> {
+  /** In the order of the disk. */
+  readonly #chunks: readonly DmgChunk[];
+  readonly #reader = new ChunkReader<DmgChunk>(decode);
+
+  constructor(file: BlockNode, chunks: readonly DmgChunk[]) {
+    super(file);
+    this.#chunks = chunks;
+  }
+
+  /** What cannot be read is special as well: `readSpecial` says why. */
+  lookup(offset: number, length: number): ChunkRun<DmgChunk> {
+    const after = this.#firstAfter(offset);
+    const chunk = this.#chunks[after - 1];
+    const end = chunk ? chunk.start + chunk.size : 0;
+    if (offset >= end) {
+      const next = this.#chunks[after]?.start ?? Infinity;
+      return { kind: "special", length: Math.min(length, next - offset) };
+    }
+    const { kind, start, size, place, stored } = chunk;
+    const run = { length: Math.min(length, end - offset) };
+    if (isEmpty(kind)) return { ...run, kind: "zero" };
+    const isWhole = stored >= size && place + size <= this.file.size;
+    if (kind !== KIND.RAW || !isWhole) {
+      return { ...run, kind: "special", chunk };
+    }
+    const childOffset = place + offset - start;
+    return { ...run, kind: "data", child: this.file, childOffset };
+  }
+
+  find(offset: number, length: number): Promise<ChunkRun<DmgChunk>> {
+    return Promise.resolve(this.lookup(offset, length));
+  }
+
+  async readSpecial(
+    { chunk }: ChunkRun<DmgChunk>,
+    offset: number,
+    iov: IoVector,
+    flags?: ReadFlags,
+  ): Promise<void> {
+    if (!chunk) throw damaged(`No chunk holds what is at ${offset}`);
+    if (chunk.kind === KIND.RAW) {
+      throw damaged(`The chunk at ${chunk.start} is cut off`);
+    }
+    await this.#reader.read(this.file, chunk, offset, iov, flags);
+  }
+
+  /** The index of the first chunk that begins after a byte of the disk. */
+  #firstAfter(offset: number): number {
+    let [low, high] = [0, this.#chunks.length];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (this.#chunks[middle].start <= offset) low = middle + 1;
+      else high = middle;
+    }
+    return low;
+  }
+}
+
+async function decode(
+  { kind, start }: DmgChunk,
+  stored: Uint8Array,
+  target: Uint8Array,
+): Promise<void> {
+  const isDone = kind === KIND.ZLIB
+    ? await decompressZlib(stored, target)
+    : DECODERS[kind]?.(stored, target);
+  if (isDone) return;
+  throw damaged(
+    isDone === undefined
+      ? `The chunk at ${start} has the unknown type ${kind.toString(16)}`
+      : `The chunk at ${start} cannot be decompressed`,
+  );
+}

@@ -1,0 +1,26 @@
+/**
+ * Reading structures of a file.
+ *
+ * @module
+ */
+import { allocate } from "../../core/bytes.ts";
+import type { BlockNode } from "../../core/node.ts";
+import { readPadded } from "../../core/requests.ts";
+
+/** Bytes of a file; past its end there are zeroes. */
+export async function bytesAt(
+  file: BlockNode,
+  at: number,
+  length: number,
+): Promise<Uint8Array<ArrayBuffer>> {
+  const bytes = allocate(length);
+  await readPadded(file, at, [bytes]);
+  return bytes;
+}
+
+/** The numbers in some bytes. */
+export function viewOf(
+  { buffer, byteOffset, byteLength }: Uint8Array,
+): DataView {
+  return new DataView(buffer, byteOffset, byteLength);
+}
