@@ -60,7 +60,7 @@ export async function urlNode(url: string, meter: Meter): Promise<BlockNode> {
   if (first.status === 200) return await wholeNode(first, url, meter);
   const size = await sizeOf(first, url);
   const etag = first.headers.get("etag");
-  await first.body?.cancel();
+  const start = new Uint8Array(await first.arrayBuffer());
   const read: Fetcher = async (start, end, signal) => {
     const answer = await request(url, start, end, signal);
     const now = answer.headers.get("etag");
@@ -72,7 +72,7 @@ export async function urlNode(url: string, meter: Meter): Promise<BlockNode> {
     if (bytes.length === end - start) return bytes;
     throw new BlockError("EIO", `'${url}' is shorter than it was`);
   };
-  return new SourceNode("http", url, size, read, meter);
+  return new SourceNode("http", url, size, read, meter, start);
 }
 
 async function request(
@@ -155,6 +155,8 @@ class SourceNode implements BlockNode {
     size: number,
     read: Fetcher,
     meter: Meter,
+    /** Its first block, if that was read already. */
+    start?: Uint8Array,
   ) {
     this.driver = { name: driver, role: "protocol" };
     this.filename = filename;
@@ -162,6 +164,9 @@ class SourceNode implements BlockNode {
     this.#read = read;
     this.#meter = meter;
     meter.total += size;
+    if (start?.length !== Math.min(size, BLOCK)) return;
+    meter.add(start.length);
+    this.#blocks.set(0, Promise.resolve(start));
   }
 
   async readv(

@@ -117,6 +117,8 @@ async function describe(): Promise<Description> {
 
 async function edit(ask: Requests["edit"]["ask"]): Promise<Description> {
   const { image } = current();
+  // A cluster that is changed in part is completed from below.
+  refuseIncomplete(current());
   const offset = parseOffset(ask.offset);
   const bytes = parseBytes(ask.bytes);
   if (offset + bytes.length > image.size) {
@@ -171,6 +173,21 @@ function yes(value: boolean): string {
 /** The disk that is shown. */
 function disk(): BlockNode {
   return (overlay ?? current()).image.node;
+}
+
+/** Its data, which is not all there without its whole backing chain. */
+function content(): BlockNode {
+  refuseIncomplete(current());
+  return disk();
+}
+
+function refuseIncomplete({ chain }: Opened): void {
+  const missing = chain.find((layer) => layer.missing !== undefined);
+  if (!missing) return;
+  throw new Error(
+    `Part of the data is in '${missing.name}', which is not at hand: ` +
+      missing.missing,
+  );
 }
 
 function current(): Opened {
@@ -264,8 +281,9 @@ async function compare(
   const { image } = current();
   const other = await openPlace(place, meter);
   try {
+    refuseIncomplete(other);
     const { space, bytes, ranges } = await drawDifference(
-      disk(),
+      content(),
       other.image.node,
       { cells, signal, progress },
     );
@@ -292,7 +310,7 @@ async function convert(
   { signal, progress }: Work,
 ): Promise<Requests["convert"]["answer"]> {
   let bytes = 0;
-  const stream = streamImage(format, disk(), { signal, progress })
+  const stream = streamImage(format, content(), { signal, progress })
     .pipeThrough(
       new TransformStream<Uint8Array<ArrayBuffer>, Uint8Array<ArrayBuffer>>({
         transform(chunk, controller) {

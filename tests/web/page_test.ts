@@ -40,6 +40,16 @@ qemuTest("the page shows what is in images, and converts them", async (t) => {
       await web.text("#tree"),
       /base\.qcow2: not at hand: drop it together with the image/,
     );
+    // A copy without that would lack data, and look whole.
+    await web.withoutPicker();
+    await page.fill("#bytes", "55");
+    for (const form of ["#convert", "#edit"]) {
+      await page.click(`${form} button`);
+      assertMatch(
+        await web.settled(),
+        /Part of the data is in 'base\.qcow2', which is not at hand/,
+      );
+    }
   });
 
   await t.step("with its backing file, there is a tree", async () => {
