@@ -111,14 +111,12 @@ export class Progress {
   complete(): void {
     this.#percent = 100;
     if (!this.#line) return this.#show();
-    clearInterval(this.#timer);
-    this.#timer = undefined;
+    this.#stopRefreshing();
     this.#rewrite(this.#line.summary(now(), this.#columns));
   }
 
   /** End the line, after success and failure alike. */
   end(): void {
-    clearInterval(this.#timer);
     if (this.#line) this.#endLine();
     if (this.#audience === "user") this.#print("\n", this.#toError);
     if (this.#audience === "asker") listen("remove", this.#answer);
@@ -156,7 +154,13 @@ export class Progress {
     this.#program.statusWidth = line.length;
   }
 
+  #stopRefreshing(): void {
+    clearInterval(this.#timer);
+    this.#timer = undefined;
+  }
+
   #endLine(): void {
+    this.#stopRefreshing();
     if (this.#program.statusWidth === 0) return;
     this.#program.statusWidth = 0;
     this.#print("\n", this.#toError);
