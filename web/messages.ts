@@ -1,3 +1,4 @@
+/// <reference lib="dom" />
 /**
  * What the page and its worker say to each other.
  *

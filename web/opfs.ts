@@ -1,3 +1,4 @@
+/// <reference lib="dom" />
 /**
  * Files that the browser keeps for this page, as nodes that can be written to.
  * (Source: "File System", section "FileSystemSyncAccessHandle".)
