@@ -33,7 +33,11 @@ export function unlessAborted<T>(
   if (!signal) return turn;
   return new Promise((resolve, reject) => {
     const leave = () => reject(aborted(signal));
-    if (signal.aborted) return leave();
+    if (signal.aborted) {
+      // Nobody waits for it any more, whatever becomes of it.
+      turn.catch(() => {});
+      return leave();
+    }
     signal.addEventListener("abort", leave, { once: true });
     turn.then(resolve, reject).finally(() =>
       signal.removeEventListener("abort", leave)

@@ -370,6 +370,8 @@ async function openDriver(
   const driver = found.load ? await loadDriver(found) : found;
   const [common, options] = takeNodeOptions(allOptions);
   const place = inheritOptions(above, common);
+  // What only describes an image has no claims on it, and no locks.
+  if (opening.options.purpose === "info") place.readOnly = true;
   if (driver.isReadOnly && opening.options.readOnly === undefined) {
     place.readOnly ||= common.readOnly === undefined;
   }

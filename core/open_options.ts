@@ -54,8 +54,8 @@ export interface OpenOptions {
    */
   unpack?: boolean;
   /**
-   * Why it is opened. Default: `io`. With `info`, an image whose format has no
-   * driver can be opened as well; its size is then unknown.
+   * Why it is opened. Default: `io`. With `info`, it is read-only, and an image
+   * whose format has no driver can be opened as well; its size is then unknown.
    */
   purpose?: OpenPurpose;
   /**

@@ -64,7 +64,7 @@ export const nbdDriver: BlockDriver = {
   ...NBD_FACTS,
   async open(options, context) {
     const [place, wishes] = parse(options);
-    const link = await connect(place, wishes);
+    const link = await connect(place, wishes, context.signal);
     try {
       return new NbdNode(link, place, wishes, context);
     } catch (error) {
@@ -137,13 +137,18 @@ function tlsOf(
   return { connect: (stream) => found.connect(stream, host) };
 }
 
-function connect(place: Place, wishes: Wishes): Promise<Link> {
+function connect(
+  place: Place,
+  wishes: Wishes,
+  signal?: AbortSignal,
+): Promise<Link> {
   const { server, exportName = "" } = place;
   const context = wishes.dirtyBitmap ?? BASE_ALLOCATION;
   return Link.open({
     openTimeout: wishes.openTimeout * 1000,
     reconnectDelay: wishes.reconnectDelay * 1000,
     connections: wishes.connections,
+    signal,
     async connect(signal) {
       const stream = await connected(server, signal);
       const { tls } = wishes;

@@ -7,6 +7,7 @@
  *
  * @module
  */
+import { checkSignal, unlessAborted } from "../../core/abort.ts";
 import { BlockError } from "../../core/errors.ts";
 import type { IoVector } from "../../core/bytes.ts";
 import { LostConnection, type NbdClient } from "./client.ts";
@@ -19,6 +20,8 @@ export interface LinkOptions {
   connect(signal: AbortSignal): Promise<NbdClient>;
   /** Milliseconds to go on trying when the node is opened. */
   readonly openTimeout: number;
+  /** Ends the opening with ECANCELED. */
+  readonly signal?: AbortSignal;
   /** Milliseconds that requests wait for a lost server. */
   readonly reconnectDelay: number;
   /** Most connections at once. */
@@ -61,7 +64,8 @@ export class Link {
   static async open(options: LinkOptions): Promise<Link> {
     const link = new Link(options);
     const end = performance.now() + options.openTimeout;
-    link.#first = await retried(options.connect, end);
+    const { connect, signal } = options;
+    link.#first = await retried(connect, end, () => false, signal);
     const { flags } = link.#first.info;
     // Without a flush there is nothing that it could vouch for.
     if (options.reconnectDelay > 0 && flags & FLAG.SEND_FLUSH) {
@@ -265,17 +269,20 @@ async function retried<T>(
   attempt: (signal: AbortSignal) => Promise<T>,
   end: number,
   isOver: () => boolean = () => false,
+  signal?: AbortSignal,
 ): Promise<T> {
   for (let pause = FIRST_PAUSE;; pause = Math.min(2 * pause, LONGEST_PAUSE)) {
     const left = end - performance.now();
+    checkSignal(signal);
     const controller = new AbortController();
+    const abort = () => controller.abort();
+    signal?.addEventListener("abort", abort);
     // Without a limit, a server may take as long as it likes to answer.
-    const timer = left > 0
-      ? setTimeout(() => controller.abort(), left)
-      : undefined;
+    const timer = left > 0 ? setTimeout(abort, left) : undefined;
     try {
       return await attempt(controller.signal);
     } catch (error) {
+      checkSignal(signal);
       if (controller.signal.aborted) {
         throw new BlockError(
           "ETIMEDOUT",
@@ -285,9 +292,26 @@ async function retried<T>(
       }
       const left = end - performance.now();
       if (left <= 0 || isOver()) throw error;
-      await new Promise((done) => setTimeout(done, Math.min(pause, left)));
+      await paused(Math.min(pause, left), signal);
     } finally {
+      signal?.removeEventListener("abort", abort);
       clearTimeout(timer);
     }
+  }
+}
+
+/** Wait, unless the signal says that it is over. */
+async function paused(
+  milliseconds: number,
+  signal?: AbortSignal,
+): Promise<void> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const waiting = new Promise<void>((done) => {
+    timer = setTimeout(done, milliseconds);
+  });
+  try {
+    await unlessAborted(waiting, signal);
+  } finally {
+    clearTimeout(timer);
   }
 }

@@ -78,7 +78,7 @@ async function open(
     behaviour,
     dataFile,
   );
-  if (purpose !== "info" || !readOnly) await state.openData();
+  if (purpose !== "info") await state.openData();
   const encryption = await encryptionOf(file, header, parsed, context);
   state.encryption = encryption.data;
   state.luks = encryption.luks;
@@ -116,6 +116,13 @@ async function open(
     cleaner,
     hooks,
   );
+  if (!readOnly && purpose === "check" && hasBitmaps(header)) {
+    // A check has to be possible of damaged ones: read when they must be.
+    state.recorder = {
+      mark: async (offset, length) =>
+        await (await state.loadBitmaps()).mark(offset, length),
+    };
+  }
   if (!readOnly && purpose === "io") {
     await node.prepareForWriting();
     // Now, since one that cannot be read cannot be kept true either.

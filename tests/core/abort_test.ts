@@ -19,6 +19,7 @@ import {
   streamImage,
   ThrottleGroup,
 } from "../../mod.ts";
+import { unlessAborted } from "../../core/abort.ts";
 import { filterNode } from "../../core/filter.ts";
 import { RangeLock } from "../../core/lock.ts";
 import { openProtocol } from "../../core/open.ts";
@@ -461,4 +462,52 @@ Deno.test("convertStream() ends, and says so", async () => {
   );
   await wrapped.close();
   await disk.close();
+});
+
+Deno.test("unlessAborted() takes care of what it does not wait for", async () => {
+  const signal = AbortSignal.abort();
+  for (const delay of [0, 5]) {
+    const turn = new Promise<void>((_, reject) => {
+      setTimeout(() => reject(new Error("nobody is to see this")), delay);
+    });
+    const { code } = await assertRejects(
+      () => unlessAborted(turn, signal),
+      BlockError,
+    );
+    assertEquals(code, "ECANCELED");
+    await assertRejects(() => turn, Error, "nobody");
+  }
+  // One that has failed before is none that nobody handles, either.
+  await assertRejects(
+    () => unlessAborted(Promise.reject(new Error("before")), signal),
+    BlockError,
+  );
+  await new Promise((done) => setTimeout(done, 10));
+});
+
+Deno.test("a server that does not answer is waited for only as long as one likes", async () => {
+  using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
+  const { port } = listener.addr as Deno.NetAddr;
+  const accepted: Deno.Conn[] = [];
+  const accepting = (async () => {
+    for await (const connection of listener) accepted.push(connection);
+  })();
+  const sources = [0, 30].map((timeout) => ({
+    driver: "nbd",
+    host: "127.0.0.1",
+    port: String(port),
+    "open-timeout": timeout,
+  }));
+  const refused = { ...sources[1], port: "1" };
+  for (const source of [...sources, refused]) {
+    const controller = new AbortController();
+    const { signal } = controller;
+    const opening = openImage(source, { signal });
+    setTimeout(() => controller.abort(), 50);
+    const { code } = await assertRejects(() => opening, BlockError);
+    assertEquals(code, "ECANCELED");
+  }
+  listener.close();
+  await accepting.catch(() => {});
+  for (const connection of accepted) connection.close();
 });

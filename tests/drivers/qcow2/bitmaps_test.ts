@@ -568,6 +568,49 @@ Deno.test("a repair drops bitmaps whose table is damaged, and keeps others", asy
   assertEquals(await dirtyOf(again, "c"), [[49152, 4096]]);
 });
 
+Deno.test("bitmaps stay true whatever an image was opened for", async () => {
+  for (const purpose of ["io", "check", "info"] as const) {
+    for (const isListed of [false, true]) {
+      const store = await newStore();
+      await using(store, (image) => image.bitmaps.add("b"));
+      const before = contentOf(store);
+      const file = { driver: "memory", store };
+      const image = await openImage({ driver: "qcow2", file }, { purpose });
+      if (isListed) await image.bitmaps.list();
+      if (purpose === "info") {
+        assertEquals(image.readOnly, true);
+        const message = "was opened read-only";
+        for (
+          const change of [
+            () => image.write(0, new Uint8Array(512)),
+            () => image.writeZeroes(0, 512),
+            () => image.discard(0, 65536),
+          ]
+        ) await assertRejects(change, BlockError, message);
+        await image.close();
+        assertEquals(contentOf(store), before);
+        continue;
+      }
+      await Promise.all(
+        [0, 1, 2].map((i) => image.write(i << 16, new Uint8Array([1]))),
+      );
+      // As much as there would be if it were killed now.
+      const killed = storeOf(contentOf(store).slice());
+      await image.close();
+      await assertClean(store);
+      await using again = await open(store);
+      const dirty = [0, 1, 2].map((i) => [i << 16, 4096]);
+      assertEquals(await dirtyOf(again, "b"), dirty);
+      const [{ flags }] = await using(
+        killed,
+        (image) => image.bitmaps.list(),
+        true,
+      );
+      assertEquals(flags, ["in-use", "auto"]);
+    }
+  }
+});
+
 qemuTest("QEMU says the same of damaged bitmaps", async (t) => {
   await using dir = new TempDir();
   for (const [what, [damage, message]] of Object.entries(DAMAGED)) {

@@ -1,5 +1,6 @@
 import { assertEquals } from "@std/assert";
 import { openImage } from "../../../mod.ts";
+import { Random } from "../../model.ts";
 import { PowerLog } from "../../power_log.ts";
 import { MIB, newImage, PLACE } from "./bytes.ts";
 
@@ -73,4 +74,23 @@ Deno.test("a table that has changed more than the log holds takes turns", async 
   for (let i = 0; i < sectors; i++) {
     assertEquals((await image.read(i * 512 * MIB, 1))[0], i);
   }
+});
+
+Deno.test("what a log says is durable before the header says that it is done with", async () => {
+  const random = new Random(3);
+  const log = new WrittenFile(await newImage());
+  {
+    await using image = await openImage({ driver: "vhdx", file: log });
+    await image.write(0, new Uint8Array(10));
+  }
+  let replays = 0;
+  for (let moment = 0; moment <= log.now; moment++) {
+    const file = new WrittenFile(log.cut(moment, random));
+    await using _ = await openImage({ driver: "vhdx", file });
+    const steps = file.takeSteps();
+    if (steps === "") continue;
+    assertEquals(steps, "table flush header flush");
+    replays++;
+  }
+  assertEquals(replays > 0, true);
 });
