@@ -8,6 +8,8 @@ import {
   BlockError,
   type BlockNode,
   type Image,
+  inspect,
+  type Inspection,
   openImage,
   type StackObject,
 } from "../mod.ts";
@@ -19,6 +21,8 @@ export interface Opened {
   readonly image: Image;
   readonly chain: readonly Layer[];
   readonly meter: Meter;
+  /** What the image itself is, and what speaks against using it. */
+  readonly inspection: Inspection;
 }
 
 /** One file of a chain, before the whole is opened. */
@@ -59,12 +63,13 @@ export async function openPlace(
       ...(backing !== undefined && { backing: stack }),
     };
   }
+  const inspection = await inspect(parts.found[0].node, { gate: "deny" });
   const image = await openImage(stack!, {
     readOnly: true,
     gate: "deny",
     withoutKeys: true,
   });
-  return { image, chain, meter };
+  return { image, chain, meter, inspection };
 }
 
 interface Parts {

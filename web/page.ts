@@ -117,7 +117,10 @@ async function draw(): Promise<void> {
   showSpaces();
 }
 
-function showFacts({ facts }: Description): void {
+function showFacts({ facts, findings }: Description): void {
+  byId("inspection").replaceChildren(
+    ...findings.map((line) => element("li", line)),
+  );
   byId("facts").replaceChildren(
     ...facts.flatMap(([name, value]) => [
       element("dt", name),

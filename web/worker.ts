@@ -91,7 +91,7 @@ async function open({ place }: Requests["open"]["ask"]): Promise<Description> {
 }
 
 async function describe(): Promise<Description> {
-  const { image, chain } = current();
+  const { image, chain, inspection } = current();
   const info = await image.node.info?.() ?? {};
   const snapshots = await image.node.snapshots?.list() ?? [];
   const edits = {
@@ -103,6 +103,9 @@ async function describe(): Promise<Description> {
   return {
     name: chain[0].name,
     facts: factsOf(current(), info),
+    findings: inspection.findings.map(({ severity, message }) =>
+      `${severity}: ${message}`
+    ),
     chain: overlay ? [edits, ...chain] : chain,
     snapshots: snapshots.map(({ id, name, dateSeconds, diskSize }) => ({
       id,
@@ -138,14 +141,17 @@ async function forget(): Promise<Description> {
 }
 
 function factsOf(
-  { image, chain }: Opened,
+  { image, chain, inspection }: Opened,
   info: NodeInfo,
 ): (readonly [string, string])[] {
   const file = image.node.children.file;
   const facts: [string, string | undefined][] = [
     ["Image", chain[0].name],
     ["Format", image.format],
+    ["Verdict of inspect", inspection.verdict],
     ["Disk", bytesText(image.size)],
+    ["Partition table", inspection.partitionTable?.type],
+    ["File system", inspection.fileSystem],
     ["File", file && bytesText(file.size)],
     ["Cluster", info.clusterSize && bytesText(info.clusterSize) || undefined],
     ["Encrypted", info.encrypted ? "yes" : undefined],

@@ -35,7 +35,11 @@ qemuTest("the page shows what is in images, and converts them", async (t) => {
   await t.step("a file is dropped, its backing file is missing", async () => {
     await web.drop([file("disk.qcow2")]);
     assertEquals(await web.settled(), "Drawing: done");
-    assertMatch(await web.text("#facts"), /Format\s+qcow2\s+Disk\s+16 MiB/);
+    assertMatch(
+      await web.text("#facts"),
+      /Format\s+qcow2\s+Verdict of inspect\s+\w+\s+Disk\s+16 MiB/,
+    );
+    assertMatch(await web.text("#inspection"), /^danger: .*base\.qcow2/m);
     assertMatch(
       await web.text("#tree"),
       /base\.qcow2: not at hand: drop it together with the image/,
