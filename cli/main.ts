@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { process } from "../core/platform/this_process.ts";
 import * as imageTool from "./image_tool.ts";
 import { CommandError, Program } from "./program.ts";
 
@@ -62,13 +63,5 @@ function checkText(args: readonly string[]): void {
  * The name of the compiled binary, or of the link through which it was called.
  */
 function calledAs(): string {
-  if (!Deno.build.standalone) return "";
-  let path: string;
-  try {
-    // On Linux the path of the executable does not reveal the link.
-    [path] = Deno.readTextFileSync("/proc/self/cmdline").split("\0");
-  } catch {
-    path = Deno.execPath();
-  }
-  return path.replace(/^.*[/\\]/, "").replace(/\.exe$/i, "");
+  return process.calledAs.replace(/^.*[/\\]/, "").replace(/\.exe$/i, "");
 }

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { process } from "../core/platform/this_process.ts";
 import { surviveSignal } from "../core/runtime.ts";
 import { asBlockError, BlockError } from "../core/errors.ts";
 import type { SecretSource } from "../core/secrets.ts";
@@ -95,9 +96,9 @@ export class Program {
   /** Write to standard error as it is. */
   printError(text: string): void {
     // It may be a file that has reached the user's size limit.
-    if (!Deno.stderr.isTerminal()) surviveSignal("SIGXFSZ");
+    if (!process.error.isTerminal()) surviveSignal("SIGXFSZ");
     try {
-      writeFully(Deno.stderr, new TextEncoder().encode(text));
+      writeFully(process.error, new TextEncoder().encode(text));
     } catch {
       // There is nowhere else to report this.
     }
@@ -144,7 +145,7 @@ export class Program {
 
   /** Text in a colour, if standard error is a terminal and permits it. */
   #painted(colour: number, text: string): string {
-    return this.isOurs && !Deno.noColor && Deno.stderr.isTerminal()
+    return this.isOurs && !process.noColor && process.error.isTerminal()
       ? `\x1b[1;${colour}m${text}\x1b[0m`
       : text;
   }
@@ -205,13 +206,7 @@ function isReaderGone(thrown: unknown): boolean {
   return false;
 }
 
-/**
- * Whether the developer asked for stack traces; does not prompt for permission.
- */
+/** Whether the developer asked for stack traces. */
 function wantsStack(): boolean {
-  const { state } = Deno.permissions.querySync({
-    name: "env",
-    variable: "BDRV_DEBUG",
-  });
-  return state === "granted" && Deno.env.get("BDRV_DEBUG") !== undefined;
+  return process.variable("BDRV_DEBUG") !== undefined;
 }

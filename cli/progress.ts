@@ -8,6 +8,7 @@
  *
  * @module
  */
+import { process } from "../core/platform/this_process.ts";
 import { fixed } from "./numbers.ts";
 import type { Program } from "./program.ts";
 
@@ -51,7 +52,7 @@ export class Progress {
       : program.progressFormat === "json"
       ? "program"
       : "user";
-    if (this.#audience === "asker") listen("add", this.#answer);
+    if (this.#audience === "asker") process.listen("SIGUSR1", this.#answer);
     if (showsStart) this.#show();
   }
 
@@ -92,7 +93,7 @@ export class Progress {
   /** End the line, after success and failure alike. */
   end(): void {
     if (this.#audience === "user") this.#print("\n", this.#toError);
-    if (this.#audience === "asker") listen("remove", this.#answer);
+    if (this.#audience === "asker") process.unlisten("SIGUSR1", this.#answer);
   }
 
   #show(): void {
@@ -113,15 +114,5 @@ export class Progress {
     if (toError) return this.#program.printError(text);
     this.#program.print(text);
     this.#program.output.flush();
-  }
-}
-
-/** Add or remove a listener, which does not keep the program running. */
-function listen(what: "add" | "remove", listener: () => void): void {
-  try {
-    if (what === "add") Deno.addSignalListener("SIGUSR1", listener);
-    else Deno.removeSignalListener("SIGUSR1", listener);
-  } catch {
-    // The system has no SIGUSR1.
   }
 }

@@ -11,6 +11,7 @@ import "../core/detect_zeroes.ts";
 import "../core/inflate.ts";
 import "../core/probe_guard.ts";
 import "../core/zlib_workers.ts";
+import "./memory.ts";
 import "./qcow2/allocation.ts";
 import "./qcow2/amend.ts";
 import "./qcow2/bitmaps/bitmaps.ts";

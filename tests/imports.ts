@@ -220,7 +220,7 @@ const RUNTIMES: readonly {
     isNamed: (code, strings) =>
       /\bDeno\b/.test(code) ||
       strings.some((text) => /^Deno$|\bDeno\??\.\w/.test(text)),
-    in: /^(core|drivers|web)\/|^mod\.ts$/,
+    in: /^(core|drivers|web|cli)\/|^mod\.ts$/,
     but: /^core\/platform\/deno[^/]*$/,
   },
   {
