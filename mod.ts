@@ -13,6 +13,7 @@
  * @module
  */
 import "./drivers/all.ts";
+import "./drivers/held.ts";
 import "./drivers/preload.ts";
 
 export * from "./core/create.ts";
@@ -39,6 +40,7 @@ export {
   openImage,
   type StreamOptions,
 } from "./core/image.ts";
+export type { HeldBrowserFile, HeldFile, HeldSource } from "./core/held.ts";
 export { MemoryStore } from "./core/memory_store.ts";
 export type { CacheMode, OpenOptions } from "./core/open_options.ts";
 export { ImageBitmaps } from "./core/bitmaps.ts";
