@@ -42,7 +42,11 @@ export {
 } from "./core/image.ts";
 export type { HeldBrowserFile, HeldFile, HeldSource } from "./core/held.ts";
 export { MemoryStore } from "./core/memory_store.ts";
-export type { CacheMode, OpenOptions } from "./core/open_options.ts";
+export type {
+  CacheMode,
+  OpenOptions,
+  UnlockProgress,
+} from "./core/open_options.ts";
 export { ImageBitmaps } from "./core/bitmaps.ts";
 export { bench, type BenchOptions } from "./core/jobs/bench.ts";
 export * from "./core/jobs/commit.ts";

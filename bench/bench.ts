@@ -12,6 +12,7 @@
  */
 import { isInput, makeInput } from "./inputs.ts";
 import { machine, median, peakMemory, runTool, time } from "./measure.ts";
+import { measureNbd, NBD_HEADER, nbdWorks } from "./nbd.ts";
 import { type Work, works } from "./works.ts";
 
 const HERE = new URL(".", import.meta.url).pathname;
@@ -47,9 +48,10 @@ interface Measured {
 /** A command's words, with the side's files and the size filled in. */
 function words(command: string, side: Side, { size }: Settings): string[] {
   return command.split(" ").map((word) =>
-    word.replace(/^OUT/, FILES[side]).replace(/^THEIRS$/, FILES.theirs)
+    word.replace(/(?<=^|=)OUT/, FILES[side])
+      .replace(/(?<=^|=)THEIRS$/, FILES.theirs)
       .replace(
-        /^SIZE\*?(\/?)(\d*)$/,
+        /(?<=^|=)SIZE\*?(\/?)(\d*)$/,
         (_, divided, factor) =>
           String(Math.floor(divided ? size / factor : size * (factor || 1))),
       )
@@ -189,15 +191,17 @@ function option(name: string, otherwise: number): number {
 }
 
 const wanted = Deno.args.filter((arg) => !arg.startsWith("-"));
-const chosen = works.filter(({ name }) =>
-  wanted.length === 0 || wanted.some((word) => name.includes(word))
-);
+const isChosen = ({ name }: { name: string }) =>
+  wanted.length === 0 || wanted.some((word) => name.includes(word));
+const chosen = works.filter(isChosen);
+const chosenNbd = nbdWorks.filter(isChosen);
 const argument = /^([^-].*|--(runs|size)=[1-9]\d*|--growth|--save)$/;
-if (chosen.length === 0 || !Deno.args.every((arg) => argument.test(arg))) {
+const hasWork = chosen.length > 0 || chosenNbd.length > 0;
+if (!hasWork || !Deno.args.every((arg) => argument.test(arg))) {
   console.error(
     "Usage: deno task bench [WORD...] [--runs=5] [--size=1024] [--growth] " +
       `[--save]\nA WORD is part of one of: ${
-        works.map(({ name }) => name).join("; ")
+        [...works, ...nbdWorks].map(({ name }) => name).join("; ")
       }`,
   );
   Deno.exit(2);
@@ -232,13 +236,23 @@ print(
     `text, half holes), medians of ${settings.runs} alternating runs; ` +
     "best: the ratio of the shortest ones; built: of the program as " +
     "installed.",
-  "",
-  ...HEADER,
 );
+if (chosen.length > 0) print("", ...HEADER);
 try {
   for (const work of chosen) {
     const result = measure(work, settings);
     await printRow(work, result.then((measured) => row(work, measured)));
+  }
+  if (chosenNbd.length > 0) {
+    print(
+      "",
+      "NBD, on an image without holes: servers with the same client, which is " +
+        "timed, and clients with the same server.",
+      "",
+      ...NBD_HEADER,
+    );
+    const nbd = { ...settings, ours: PROGRAMS.built };
+    for await (const line of measureNbd(chosenNbd, nbd)) print(line);
   }
   if (Deno.args.includes("--growth")) {
     print(

@@ -31,6 +31,19 @@ export async function runTool(
   throw new Error(`${program} ${args.join(" ")}: exit code ${code}\n${said}`);
 }
 
+/** What a program prints, which must succeed. */
+export async function outputOf(
+  [program, ...args]: readonly string[],
+): Promise<string> {
+  const { code, stdout } = await new Deno.Command(program, {
+    args: [...args],
+    stdin: "null",
+    stderr: "inherit",
+  }).output();
+  if (code === 0) return new TextDecoder().decode(stdout);
+  throw new Error(`${program} ${args.join(" ")}: exit code ${code}`);
+}
+
 /** Milliseconds from the start of a program to its end. */
 export async function time(
   folder: string,

@@ -23,7 +23,12 @@ export interface Work {
 
 /** The passphrase of encrypted images, and how QEMU's is to be opened. */
 const KEY = "--object secret,id=key,data=bench";
-const LUKS = "driver=luks,key-secret=key,file.filename=mixed.luks";
+const LUKS = "driver=luks,key-secret=key,file.filename=";
+const LUKS_QCOW2 = "driver=qcow2,encrypt.key-secret=key,file.filename=";
+/** Fills an image that is there, whose header took QEMU its time to make. */
+const FILL = `convert -n ${KEY} --target-image-opts -f raw mixed.raw `;
+const SAME_AS_MIXED_OPTS =
+  `compare ${KEY} --image-opts driver=raw,file.filename=mixed.raw `;
 
 const SAME_AS_MIXED = "compare -f raw mixed.raw OUT";
 const SCATTER = 269 * 4096;
@@ -77,15 +82,43 @@ export const works: readonly Work[] = [
   },
   {
     name: "convert luks → raw",
-    command: `convert ${KEY} --image-opts -O raw ${LUKS} OUT`,
+    command: `convert ${KEY} --image-opts -O raw ${LUKS}mixed.luks OUT`,
     goal: 1.5,
     verify: ["compare -f raw -F raw mixed.raw OUT"],
   },
   {
     name: "convert raw → luks",
-    command:
-      `convert ${KEY} -f raw -O luks -o key-secret=key,iter-time=100 mixed.raw OUT`,
+    command: `${FILL}${LUKS}OUT`,
     goal: 1.5,
+    before: ["convert -f raw -O raw empty.luks OUT"],
+    verify: [`${SAME_AS_MIXED_OPTS}${LUKS}OUT`],
+  },
+  {
+    name: "convert qcow2 with LUKS → raw",
+    command:
+      `convert ${KEY} --image-opts -O raw ${LUKS_QCOW2}mixed-luks.qcow2 OUT`,
+    goal: 1.5,
+    verify: ["compare -f raw -F raw mixed.raw OUT"],
+  },
+  {
+    name: "convert raw → qcow2 with LUKS",
+    command: `${FILL}${LUKS_QCOW2}OUT`,
+    goal: 1.5,
+    before: ["convert -f raw -O raw empty-luks.qcow2 OUT"],
+    verify: [
+      `${SAME_AS_MIXED_OPTS}${LUKS_QCOW2}OUT`,
+      `check ${KEY} --image-opts ${LUKS_QCOW2}OUT`,
+    ],
+  },
+  {
+    name: "4 KiB reads of luks, by dd",
+    command: `dd ${KEY} --image-opts -O raw bs=4096 count=SIZE/32768 ` +
+      `if=${LUKS}mixed.luks of=OUT`,
+    goal: 1.5,
+    verify: [
+      `compare ${KEY} --image-opts driver=raw,file.filename=THEIRS ` +
+      "driver=raw,file.filename=OUT",
+    ],
   },
   {
     name: "convert -c, zlib",

@@ -11,6 +11,7 @@ import {
 } from "./getopt.ts";
 import type { ImageArgument } from "./images.ts";
 import { CommandError, type Program, usageError } from "./program.ts";
+import { inRelease } from "./qemu_releases.ts";
 
 /** A command of the image tool. */
 export interface Command {
@@ -83,7 +84,9 @@ export class Invocation {
       args,
       this.#complaint,
     );
+    const checksOutput = inRelease("quotedChoice") !== undefined;
     for (const [name, argument] of parser.parse()) {
+      if (checksOutput && name === OUTPUT.long) outputFormat(argument);
       if (!this.#take(name, argument)) yield [name, argument];
     }
     this.operands = parser.operands;
@@ -130,7 +133,11 @@ export class Invocation {
   /** How to word mistakes, if not the usual way. */
   get #complaint(): Complaint | undefined {
     const { program, command } = this;
-    if (!command.helpsOnMistake || program.isOurs) return undefined;
+    if (program.isOurs) return undefined;
+    if (inRelease("libraryMistakes")) {
+      return complaintOf(`${program.name} ${this.name}`);
+    }
+    if (!command.helpsOnMistake) return undefined;
     return (mistake) => {
       program.printError(`${this.name}: ${libraryText(mistake)}\n`);
       return new HelpWanted();
@@ -143,6 +150,12 @@ export class Invocation {
     this.program.print(help);
     throw new HelpShown();
   }
+}
+
+/** Complains in the words of the C library, as a program or a part of it. */
+export function complaintOf(speaker: string): Complaint {
+  return (mistake) =>
+    new CommandError(libraryText(mistake), { speaker, usage: true });
 }
 
 /** Load a command; as `bdrv`, those that open images have one more option. */
@@ -275,6 +288,12 @@ export const BACKING_FORMAT: OptionSpec = {
 export function outputFormat(text: string | undefined): "human" | "json" {
   if (text === undefined || text === "human") return "human";
   if (text === "json") return "json";
+  const comma = inRelease("quotedChoice");
+  if (comma !== undefined) {
+    throw usageError(
+      `--output expects 'human' or 'json'${comma} not '${text}'`,
+    );
+  }
   throw new CommandError(
     "--output must be used with human or json as argument.",
   );

@@ -10,6 +10,8 @@ export interface CommandErrorOptions extends ErrorOptions {
   hint?: string;
   /** The part of the message that QEMU's programs lack. */
   detail?: string;
+  /** Who says it. Default: the program. */
+  speaker?: string;
   /** The exit code. Default: 1. */
   code?: number;
   /**
@@ -26,6 +28,8 @@ export class CommandError extends Error {
   readonly hint?: string;
   /** The part of the message that QEMU's programs lack. */
   readonly detail?: string;
+  /** Who says it, if not the program. */
+  readonly speaker?: string;
   /** The exit code. */
   readonly code: number;
   /** Whether the command line was wrong. */
@@ -36,6 +40,7 @@ export class CommandError extends Error {
     super(message, options);
     this.hint = options.hint;
     this.detail = options.detail;
+    this.speaker = options.speaker;
     this.code = options.code ?? 1;
     this.usage = options.usage ?? false;
   }

@@ -19,7 +19,12 @@ import {
 import { OptionList } from "./create_options.ts";
 import type { OptionSpec } from "./getopt.ts";
 import { valueText } from "../core/values.ts";
-import { cInteger, sizeArgument } from "./numbers.ts";
+import {
+  cInteger,
+  numberArgument,
+  quotesNumbers,
+  sizeArgument,
+} from "./numbers.ts";
 import { CommandError } from "./program.ts";
 
 const MAX_SPARSE_SIZE = 16 * 1024 * 1024;
@@ -292,6 +297,9 @@ function parseSparseSize(text: string): number {
 }
 
 function parseParallel(text: string): number {
+  if (quotesNumbers()) {
+    return numberArgument("number of coroutines", text, 1, MAX_PARALLEL);
+  }
   const count = cInteger(text) ?? 0;
   if (count < 1 || count > MAX_PARALLEL) {
     const detail = ` ${valueText(text)}`;

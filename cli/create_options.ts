@@ -7,6 +7,7 @@ import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
 import { protocolStack } from "../core/sources.ts";
 import {
+  newImageOptions,
   optionNames,
   type OptionSpec,
   type OptionTable,
@@ -18,10 +19,12 @@ import {
 import { getDriver, loadDriver, loadFormat } from "../core/registry.ts";
 import { integerText } from "./numbers.ts";
 import { CommandError, type Program } from "./program.ts";
+import { inRelease } from "./qemu_releases.ts";
 
 /** Collects the arguments of several `-o`. */
 export class OptionList {
   #text: string | undefined;
+  readonly #spelled = new Map<string, string>();
 
   /** Whether any was given. */
   get isGiven(): boolean {
@@ -56,11 +59,17 @@ export class OptionList {
         throw new UnknownOptionError(name, optionNames(table));
       }
       const spec = table[name];
+      this.#spelled.set(name, value);
       values[name] = spec.type === "enum"
         ? value
         : parseOption(name, spec, value);
     }
     return values;
+  }
+
+  /** What was written for an option, once it has been parsed. */
+  spelling(name: string): string | undefined {
+    return this.#spelled.get(name);
   }
 }
 
@@ -87,7 +96,7 @@ export async function createTable(
       `Protocol driver '${protocol.name}' does not support image creation`,
     );
   }
-  return { driver, table: driver.createOptions };
+  return { driver, table: newImageOptions(driver, protocol) };
 }
 
 const TYPE_NAMES: { readonly [type in OptionSpec["type"]]: string } = {
@@ -101,7 +110,9 @@ const TYPE_NAMES: { readonly [type in OptionSpec["type"]]: string } = {
 /** The options of a table, a line each; scripts look for all of QEMU's. */
 export function optionHelp(program: Program, table: OptionTable): string {
   const names = program.isOurs ? optionNames(table) : Object.keys(table);
-  const lines = names.map((name) => {
+  const later = inRelease("laterOptions");
+  const listed = names.filter((name) => !later.includes(name));
+  const lines = listed.map((name) => {
     const { type, help } = table[name];
     return `  ${name}=<${TYPE_NAMES[type]}>`.padEnd(24) + ` - ${help}\n`;
   });
@@ -132,19 +143,23 @@ export async function printCreateHelp(
 /**
  * The options in the `Formatting …` line: given values and defaults.
  *
- * @param human Whether to print sizes with suffixes.
+ * @param given What was written, to be printed of flags as it is; absent where
+ * people read the line, and sizes have suffixes.
  */
 export function describeOptions(
   table: OptionTable,
   values: OptionValues,
-  human: boolean,
+  given?: Pick<OptionList, "spelling">,
 ): string {
   const parts: string[] = [];
   for (const [name, spec] of Object.entries(table)) {
     const value = values[name] ?? spec.default;
     if (value === undefined) continue;
-    const isSize = human && spec.type === "size";
-    const text = isSize ? sizeText(value as number) : valueText(value);
+    const isSize = !given && spec.type === "size";
+    const written = spec.type === "boolean" && given?.spelling(name);
+    const text = isSize
+      ? sizeText(value as number)
+      : valueText(written || value);
     parts.push(`${name}=${text}`);
   }
   return parts.join(" ");

@@ -16,22 +16,31 @@ import {
 } from "./command.ts";
 import type { OptionSpec } from "./getopt.ts";
 import type { Program } from "./program.ts";
+import { inRelease } from "./qemu_releases.ts";
 import { versionText } from "./version.ts";
 
 /**
  * The text of `--help`, with or without a command.
  *
- * Ours fits on a screen; that of a command lists its options. QEMU's always
- * prints everything, and scripts search it for formats and options.
+ * Ours fits on a screen; that of a command lists its options. QEMU's old one
+ * always prints everything, and scripts search it for formats and options.
  */
 export async function helpText(
   program: Program,
   commands: Commands,
   name: string | undefined,
 ): Promise<string> {
-  if (!program.isOurs) return await completeHelp(program, commands);
-  if (name === undefined) return overview(program, commands);
+  const first = inRelease("commandHelp");
+  if (!program.isOurs && !first) return await completeHelp(program, commands);
+  if (name === undefined) {
+    return program.isOurs
+      ? overview(program, commands)
+      : await qemuOverview(program, commands);
+  }
   const command = await loadCommand(program, entryOf(commands, name));
+  if (!program.isOurs) {
+    return commandHelp(`${program.name} ${name}`, command, first === "usage");
+  }
   return `Usage: ${program.name} ${name} [OPTIONS] ${command.operands}\n` +
     commandText(command);
 }
@@ -56,6 +65,59 @@ Formats: ${driverNames("format")}
 Protocols: ${driverNames("protocol")}
 Filters: ${driverNames("filter")}
 `;
+}
+
+/** The commands of a program of QEMU's, in the layout of its own. */
+async function qemuOverview(
+  program: Program,
+  commands: Commands,
+): Promise<string> {
+  const lines = commands.map(([name, { summary }]) =>
+    `  ${name} - ${summary}\n`
+  );
+  const formats = wrapped(driverNames(), WIDTH - 2);
+  return `${await versionText(program)}Usage:
+  ${program.name} [-h|--help] [-V|--version] COMMAND [--help | OPTIONS] …
+
+Standard options:
+${longOptionLines(PROGRAM_OPTIONS)}
+Commands, each with a help of its own (${program.name} COMMAND --help):
+
+${lines.join("")}
+Supported image formats:
+
+${formats.map((line) => `  ${line}\n`).join("")}`;
+}
+
+/** The help of a command of QEMU's, in the layout of its own. */
+function commandHelp(
+  call: string,
+  { summary, operands, options, notes }: Command,
+  usageFirst: boolean,
+): string {
+  const specs = options.map(asInQemu);
+  // Options are not broken apart.
+  const words = [...specs.map(syntaxOf), operands]
+    .map((word) => word.replaceAll(" ", "\0"));
+  const usage = wrapped(
+    [call.replace(" ", "\0"), ...words].join(" "),
+    WIDTH - 8,
+  )
+    .map((line, index) => `${index === 0 ? "  " : "        "}${line}\n`)
+    .join("").replaceAll("\0", " ");
+  const start = usageFirst
+    ? `Usage:\n${usage}\n${summary}.\n`
+    : `${summary}.  Usage:\n\n${usage}`;
+  const rest = notes ? `\n${notes}\n` : "";
+  return `${start}\nArguments:\n${longOptionLines(specs)}${rest}`;
+}
+
+/** Options, each with its help on lines of their own. */
+function longOptionLines(options: readonly OptionSpec[]): string {
+  return options.map((spec) => {
+    const help = wrapped(spec.help, WIDTH - 5).map((line) => `     ${line}\n`);
+    return `  ${namesOf(spec).join(", ")}${argumentOf(spec)}\n${help.join("")}`;
+  }).join("");
 }
 
 /** The help of everything in one text. */
@@ -90,7 +152,9 @@ ${details.join("")}Supported formats: ${driverNames()}
 
 /** An option without the optional argument that QEMU's programs lack. */
 function asInQemu(spec: OptionSpec): OptionSpec {
-  return spec.optional ? { ...spec, argument: undefined } : spec;
+  if (!spec.optional) return spec;
+  const [help] = spec.help.split("; ");
+  return { ...spec, argument: undefined, help };
 }
 
 /** A command's summary, and its options, a line each. */

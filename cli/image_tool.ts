@@ -5,6 +5,7 @@
  */
 import {
   type Commands,
+  complaintOf,
   type Entry,
   HelpShown,
   HelpWanted,
@@ -14,6 +15,7 @@ import {
 } from "./command.ts";
 import { OptionParser } from "./getopt.ts";
 import { type Program, usageError } from "./program.ts";
+import { inRelease } from "./qemu_releases.ts";
 
 const COMMANDS: { readonly [name: string]: Entry } = {
   amend: {
@@ -111,7 +113,11 @@ export async function run(program: Program, args: string[]): Promise<number> {
   const [name, ...rest] = at < 0 ? [] : args.slice(at);
   let call: Invocation | undefined;
   try {
-    for (const [option] of new OptionParser(PROGRAM_OPTIONS, "", own).parse()) {
+    const complaint = !program.isOurs && inRelease("libraryMistakes")
+      ? complaintOf(program.name)
+      : undefined;
+    const parser = new OptionParser(PROGRAM_OPTIONS, "", own, complaint);
+    for (const [option] of parser.parse()) {
       if (option === "h") throw new HelpWanted();
       const { versionText } = await import("./version.ts");
       program.print(await versionText(program));
@@ -120,7 +126,9 @@ export async function run(program: Program, args: string[]): Promise<number> {
     if (name === undefined) throw usageError("Not enough arguments");
     const entry = commands.find(([known]) => known === name)?.[1];
     if (!entry) throw usageError(`Command not found: ${name}`);
-    if (program.isOurs) program.helpCommand = `${program.name} ${name} --help`;
+    if (program.isOurs || inRelease("commandHelp")) {
+      program.helpCommand = `${program.name} ${name} --help`;
+    }
     const command = await loadCommand(program, entry);
     await program.prepareObjects(rest);
     call = new Invocation(program, name, command, rest);

@@ -110,7 +110,8 @@ export function reporting(
 /** What a program provides for creating an image. */
 export function creating(program: Program): CreateOptions {
   const { secrets } = program;
-  return { secrets, onUnlocked: reporting(program).onUnlocked };
+  const { warn, onUnlocked } = reporting(program);
+  return { secrets, warn, onUnlocked };
 }
 
 let hasWarned = false;

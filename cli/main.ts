@@ -7,6 +7,7 @@
 import { process } from "../core/platform/this_process.ts";
 import * as imageTool from "./image_tool.ts";
 import { CommandError, Program } from "./program.ts";
+import { selectRelease } from "./qemu_releases.ts";
 
 /** The exports of a program's module. */
 interface ProgramModule {
@@ -42,6 +43,7 @@ export async function main(args: readonly string[]): Promise<number> {
   let code: number;
   try {
     checkText(args);
+    selectRelease();
     code = await (await PROGRAMS[name]()).run(program, rest);
   } catch (error) {
     code = program.fail(error);

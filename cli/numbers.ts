@@ -6,6 +6,7 @@
 import { parseSize } from "../core/options.ts";
 import { valueText } from "../core/values.ts";
 import { CommandError } from "./program.ts";
+import { inRelease } from "./qemu_releases.ts";
 
 /**
  * The largest signed 64-bit integer, as text, since a number would be inexact.
@@ -27,42 +28,83 @@ export function sizeArgument(
   least = 0,
   most?: number,
 ): number {
-  const size = parseSize(text);
-  const detail = ` ${valueText(text)}`;
-  const refused = `Invalid ${what}${detail} specified`;
+  const size = parseSize(text) ?? negative(text, parseSize);
   if (size === undefined) {
+    if (quotesNumbers()) {
+      throw quoted(what, text, "; suffixes are k, M, G, T, P and E");
+    }
+    const detail = ` ${valueText(text)}`;
     throw new CommandError(
-      `${refused}. You may use k, M, G, T, P or E suffixes ` +
-        "for\nkilobytes, megabytes, gigabytes, terabytes, petabytes and " +
-        "exabytes.",
+      `Invalid ${what}${detail} specified. You may use k, M, G, T, P or E ` +
+        "suffixes for\nkilobytes, megabytes, gigabytes, terabytes, petabytes " +
+        "and exabytes.",
       { detail },
     );
   }
   if (size < least || size > (most ?? 2 ** 63 - 1024)) {
-    throw new CommandError(
-      `${refused}. Must be between ${least} and ${most ?? INT64_MAX}.`,
-      { detail },
-    );
+    throw outOfRange(what, text, least, most ?? INT64_MAX);
   }
   return size;
+}
+
+/** Whether a number that is none is quoted. */
+export function quotesNumbers(): boolean {
+  return inRelease("quotedNumber") !== undefined;
+}
+
+/** A negative number, where such are parsed only to be out of range. */
+function negative(
+  text: string,
+  parse: (text: string) => number | undefined,
+): number | undefined {
+  if (!quotesNumbers() || !text.startsWith("-")) return undefined;
+  const size = parse(text.slice(1));
+  return size === undefined ? undefined : -size;
+}
+
+/** The error for text that is no number; `advice` is ours. */
+function quoted(what: string, text: string, advice = ""): CommandError {
+  const end = inRelease("quotedNumber");
+  return new CommandError(
+    `Invalid ${what} specified: ${valueText(text)}${advice}${end}`,
+    { detail: advice },
+  );
+}
+
+function outOfRange(
+  what: string,
+  text: string,
+  least: number,
+  most: number | string,
+): CommandError {
+  const detail = ` ${valueText(text)}`;
+  return new CommandError(
+    `Invalid ${what}${detail} specified. Must be between ${least} and ` +
+      `${most}.`,
+    { detail },
+  );
 }
 
 /**
  * Parse a number without a suffix; `what` names it in messages.
  *
- * @throws {CommandError} if it is invalid, or not between 0 and `most`.
+ * @throws {CommandError} if it is invalid, or not between `least` and `most`.
  */
 export function numberArgument(
   what: string,
   text: string,
+  least: number,
   most: number,
 ): number {
   const value = cInteger(text);
-  if (value === undefined || value < 0 || value > most) {
-    const detail = ` ${valueText(text)}`;
-    throw new CommandError(`Invalid ${what}${detail} specified`, { detail });
+  if (value !== undefined && value >= least && value <= most) return value;
+  if (quotesNumbers()) {
+    throw value === undefined
+      ? quoted(what, text)
+      : outOfRange(what, text, least, most);
   }
-  return value;
+  const detail = ` ${valueText(text)}`;
+  throw new CommandError(`Invalid ${what}${detail} specified`, { detail });
 }
 
 /** Parse an integer as C's `strtol` with base 0; `undefined` if invalid. */

@@ -8,12 +8,17 @@ import { asBlockError, BlockError, invalid } from "../core/errors.ts";
 import { notAmong, parseKeyValueList } from "../core/options.ts";
 import { process } from "../core/platform/this_process.ts";
 import type { SecretRequest } from "../core/secrets.ts";
+import {
+  type Authorization,
+  authorizationOf,
+  AUTHZ_HELP,
+} from "./authz_object.ts";
 import { defineTlsObject, TLS_HELP } from "./tls_object.ts";
 import { defineThrottleObject, THROTTLE_HELP } from "./throttle_object.ts";
 
 /** The text of `--object help`. */
 const OBJECT_HELP =
-  "List of user creatable objects:\n  secret\n  throttle-group\n" +
+  "List of user creatable objects:\n  authz-list\n  authz-simple\n  secret\n  throttle-group\n" +
   "  tls-creds-x509\n";
 
 /** The text of `--object secret,help`. */
@@ -33,6 +38,7 @@ type Properties = Map<string, string>;
 /** The secrets of a command line. */
 export class Secrets {
   readonly #secrets = new Map<string, Uint8Array>();
+  readonly #authorizations = new Map<string, Authorization>();
   readonly #typed = new Map<string, Promise<Uint8Array | undefined>>();
 
   /**
@@ -61,10 +67,19 @@ export class Secrets {
     if (type === "tls-creds-psk" || type === "tls-creds-anon") {
       throw invalid(`This runtime has no ${type}: use tls-creds-x509`);
     }
+    if (type === "authz-simple" || type === "authz-list") {
+      if (isHelp) return AUTHZ_HELP[type];
+      const id = identifier(properties);
+      this.#authorizations.set(id, authorizationOf(type, properties));
+      return undefined;
+    }
     if (type !== "secret") {
       throw notAmong(
         `Parameter 'qom-type' does not accept value '${type}'`,
-        ["secret", "throttle-group", "tls-creds-x509"],
+        [
+          ...["secret", "throttle-group", "tls-creds-x509"],
+          ...["authz-simple", "authz-list"],
+        ],
       );
     }
     if (isHelp) return SECRET_HELP;
@@ -83,6 +98,11 @@ export class Secrets {
   ): Uint8Array | undefined | Promise<Uint8Array | undefined> {
     if (request.id !== undefined) return this.#secrets.get(request.id);
     return ask ? this.#askOnce(request) : undefined;
+  }
+
+  /** Whom an object of type `authz-…` lets in; nothing if there is none. */
+  authorization(id: string): Authorization | undefined {
+    return this.#authorizations.get(id);
   }
 
   #add(properties: Properties): void {

@@ -10,6 +10,7 @@ import type { SecretSource } from "../core/secrets.ts";
 import type { Secrets } from "./objects.ts";
 import { CommandError, type CommandErrorOptions } from "./command_error.ts";
 import { Output, ReaderGone, writeFully } from "./output.ts";
+import { inRelease } from "./qemu_releases.ts";
 
 export { CommandError } from "./command_error.ts";
 
@@ -104,9 +105,12 @@ export class Program {
     }
   }
 
-  /** Report an error; each line is prefixed with the program's name. */
-  error(message: string, hint?: string): void {
-    const name = this.#painted(RED, `${this.name}:`);
+  /**
+   * Report an error; each line is prefixed with the name of the program, or of
+   * the part of it that speaks.
+   */
+  error(message: string, hint?: string, speaker: string = this.name): void {
+    const name = this.#painted(RED, `${speaker}:`);
     const text = this.#concise(this.#joinNames(message))
       .replaceAll("\n", `\n${name} `);
     const lines = hint ? [text, this.#joinNames(hint)] : [text];
@@ -153,6 +157,9 @@ export class Program {
   /** The message of an error; as a stand-in, in QEMU's words only. */
   messageOf(error: Error): string {
     let { message } = error;
+    for (const [now, then] of inRelease("reworded")) {
+      message = message.replace(now, then);
+    }
     if (this.isOurs) return message;
     for (let at: unknown = error; at instanceof Error; at = at.cause) {
       const { detail } = at as Partial<BlockError>;
@@ -165,8 +172,13 @@ export class Program {
   fail(thrown: unknown): number {
     if (isReaderGone(thrown)) return 1;
     if (thrown instanceof CommandError) {
-      const help = `Try '${this.helpCommand}' for more information`;
-      this.error(this.messageOf(thrown), thrown.usage ? help : thrown.hint);
+      const more = inRelease("tryHelp");
+      const help = `Try '${this.helpCommand}' for more ${more}`;
+      this.error(
+        this.messageOf(thrown),
+        thrown.usage ? help : thrown.hint,
+        thrown.speaker,
+      );
     } else if (thrown instanceof BlockError) {
       this.error(this.messageOf(thrown), thrown.hint);
     } else {

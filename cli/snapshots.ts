@@ -8,6 +8,7 @@ import type { BlockNode, Snapshot } from "../core/node.ts";
 import { parseKeyValueList } from "../core/options.ts";
 import { humanSize } from "./numbers.ts";
 import { CommandError } from "./program.ts";
+import { inRelease } from "./qemu_releases.ts";
 
 /**
  * Present a snapshot in place of the disk. `wanted` is an id, a name, or
@@ -51,21 +52,27 @@ function findSnapshot(
   );
 }
 
-const HEADER = "ID".padEnd(10) + "TAG".padEnd(17) +
-  "VM SIZE".padStart(8) + "DATE".padStart(20) + "VM CLOCK".padStart(13) +
-  "ICOUNT".padStart(11);
-
 /** The table of snapshots, a line each. */
 export function snapshotList(snapshots: readonly Snapshot[]): string[] {
-  return [HEADER, ...snapshots.map(snapshotLine)];
+  const { join, unknown } = inRelease("snapshotList");
+  const titles = ["ID", "TAG", `VM${join}SIZE`, "DATE", `VM${join}CLOCK`];
+  const rows = snapshots.map((snapshot) => [
+    snapshot.id,
+    snapshot.name,
+    humanSize(snapshot.vmStateSize),
+    localDate(snapshot.dateSeconds),
+    clock(snapshot),
+    String(snapshot.icount ?? unknown),
+  ]);
+  return [[...titles, "ICOUNT"], ...rows].map(snapshotLine);
 }
 
-function snapshotLine(snapshot: Snapshot): string {
-  return `${snapshot.id.padEnd(9)} ${snapshot.name.padEnd(16)} ` +
-    humanSize(snapshot.vmStateSize).padStart(8) +
-    localDate(snapshot.dateSeconds).padStart(20) +
-    clock(snapshot).padStart(13) +
-    String(snapshot.icount ?? "").padStart(11);
+function snapshotLine(columns: readonly string[]): string {
+  const { id: width, clock: clockWidth, gap } = inRelease("snapshotList");
+  const [id, name, size, date, clock, icount] = columns;
+  return `${id.padEnd(width)} ${name.padEnd(16)} ${size.padStart(8)}` +
+    ` ${date.padStart(19)}${gap}${clock.padStart(clockWidth)}` +
+    `${gap}${icount.padStart(11 - gap.length)}`;
 }
 
 /** A point in time as `2025-12-31 23:59:59`, in the local time zone. */
@@ -79,12 +86,10 @@ function localDate(seconds: number): string {
 function clock(snapshot: Snapshot): string {
   const clock = Number(snapshot.vmClockNanoseconds / 1_000_000n);
   const seconds = Math.floor(clock / 1000);
-  const parts = [
-    Math.floor(seconds / 3600),
-    Math.floor(seconds / 60) % 60,
-    seconds % 60,
-  ];
-  return `${parts.map(twoDigits).join(":")}.` +
+  const { hours: digits } = inRelease("snapshotList");
+  const hours = String(Math.floor(seconds / 3600)).padStart(digits, "0");
+  const parts = [Math.floor(seconds / 60) % 60, seconds % 60];
+  return `${hours}:${parts.map(twoDigits).join(":")}.` +
     String(clock % 1000).padStart(3, "0");
 }
 

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { parseBoolean } from "../core/options.ts";
 import { asBlockError, invalid, strerror } from "../core/errors.ts";
 import { process } from "../core/platform/this_process.ts";
 import {
@@ -73,8 +74,8 @@ export function defineTlsObject(
 }
 
 function flag(value: string): boolean {
-  if (["on", "yes", "true", "y"].includes(value)) return true;
-  if (["off", "no", "false", "n"].includes(value)) return false;
+  const parsed = parseBoolean(value);
+  if (parsed !== undefined) return parsed;
   throw invalid("Parameter 'verify-peer' expects 'on' or 'off'");
 }
 

@@ -4,6 +4,7 @@
  * @module
  */
 import type { Program } from "./program.ts";
+import { qemuVersion } from "./qemu_releases.ts";
 
 /** The text of `--version`. */
 export async function versionText(program: Program): Promise<string> {
@@ -13,5 +14,5 @@ export async function versionText(program: Program): Promise<string> {
   // Scripts look for the version of QEMU.
   return program.isOurs
     ? `bdrv ${manifest.version}\n`
-    : `${program.name} version 7.2.22 (bdrv ${manifest.version})\n`;
+    : `${program.name} version ${qemuVersion()} (bdrv ${manifest.version})\n`;
 }

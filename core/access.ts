@@ -152,7 +152,7 @@ export class Access<R extends Run = Run> {
         return event ? event.then(read) : read();
       }
       case "special":
-        return this.#map.readSpecial!(run, offset, iov);
+        return this.#map.readSpecial!(run, offset, iov, flags);
       case "unallocated":
         if (backing && offset < size) {
           const read = () => readBacking(backing, offset, iov, flags);
@@ -171,7 +171,7 @@ export class Access<R extends Run = Run> {
   ): Promise<void> {
     const { encryption } = this.#host;
     return encryption
-      ? encryption.readv(child!, childOffset!, offset, iov)
+      ? encryption.readv(child!, childOffset!, offset, iov, flags)
       : child!.readv(childOffset!, iov, flags);
   }
 
@@ -265,14 +265,17 @@ export class Access<R extends Run = Run> {
     flags: WriteFlags,
   ): Promise<void> {
     const event = this.#host.event?.("write_aio");
+    const { background, signal } = flags;
+    const own = background || signal ? { background, signal } : undefined;
     const write = () =>
-      this.#put(place.child, place.childOffset, offset, payload, flags);
+      this.#put(place.child, place.childOffset, offset, payload, own);
     return event ? event.then(write) : write();
   }
 
   /**
    * Write into newly allocated space, copying what the request leaves
-   * unchanged, and commit.
+   * unchanged, and commit. No signal reaches the child: an allocation under way
+   * is finished.
    */
   async #writeInto(
     room: Allocation,
@@ -294,7 +297,7 @@ export class Access<R extends Run = Run> {
         childOffset + first - start,
         first,
         payload,
-        flags,
+        flags.background ? { background: true } : undefined,
         head ? [head] : [],
         tail ? [tail] : [],
       );
@@ -357,6 +360,7 @@ export class Access<R extends Run = Run> {
    * Write to the child, together with the old content before and after.
    *
    * @param offset The disk offset of the first byte written.
+   * @param flags Those for the child.
    * @throws {BlockError} ENOTSUP for a file range to an encrypted disk.
    */
   async #put(
@@ -364,7 +368,7 @@ export class Access<R extends Run = Run> {
     childOffset: number,
     offset: number,
     payload: Payload,
-    { background }: WriteFlags,
+    flags: WriteFlags | undefined,
     before: IoVector = [],
     after: IoVector = [],
   ): Promise<void> {
@@ -374,12 +378,8 @@ export class Access<R extends Run = Run> {
         ? [...before, ...payload, ...after]
         : payload;
       return encryption
-        ? await encryption.writev(child, childOffset, offset, all)
-        : await child.writev!(
-          childOffset,
-          all,
-          background ? { background } : undefined,
-        );
+        ? await encryption.writev(child, childOffset, offset, all, flags)
+        : await child.writev!(childOffset, all, flags);
     }
     if (encryption || !child.copyFrom) throw new BlockError("ENOTSUP");
     const start = childOffset + vectorLength(before);

@@ -20,6 +20,7 @@ import type {
   BlockNode,
   DebugOperations,
   ReadFlags,
+  RequestFlags,
   WriteFlags,
 } from "./node.ts";
 
@@ -118,9 +119,9 @@ class AlignedArea {
     const whole = start === offset && stop === end;
     using _ = await this.#ranges.acquire(start, stop, !whole, flags?.signal);
     if (whole) return await this.#write!(start, iov, flags);
-    const first = await this.#unitAt(offset, "head");
+    const first = await this.#unitAt(offset, "head", flags);
     const shared = first.length > 0 && stop - start === this.#unit;
-    const last = shared ? first : await this.#unitAt(end, "tail");
+    const last = shared ? first : await this.#unitAt(end, "tail", flags);
     const before = first.subarray(0, offset - start);
     const after = last.subarray(last.length - (stop - end));
     await this.#write!(start, [before, ...iov, after].filter(isFilled), flags);
@@ -155,12 +156,16 @@ class AlignedArea {
   }
 
   /** The content of the unit that an offset splits; empty at a boundary. */
-  async #unitAt(offset: number, which: "head" | "tail"): Promise<Uint8Array> {
+  async #unitAt(
+    offset: number,
+    which: "head" | "tail",
+    flags?: RequestFlags,
+  ): Promise<Uint8Array> {
     const start = roundDown(offset, this.#unit);
     if (start === offset) return allocate(0);
     const unit = allocate(this.#unit);
     await this.#debug?.event(`pwritev_rmw_${which}`);
-    await this.#read(start, [unit]);
+    await this.#read(start, [unit], flags && { signal: flags.signal });
     await this.#debug?.event(`pwritev_rmw_after_${which}`);
     return unit;
   }

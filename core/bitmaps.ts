@@ -20,9 +20,9 @@ import { valueText } from "./values.ts";
  *
  * Each is known by its name. While it is enabled it records what is written,
  * zeroed and discarded, in units of its granularity. It is stored when the image
- * is closed; if the program ends before, the image says of those that have
- * changed that they are in use, and all that can be done with them is to remove
- * them.
+ * is closed. As long as an image is open to be written to, its file says of all
+ * bitmaps that they are in use; if the program ends without closing it, they stay
+ * so, and all that can be done with them is to remove them.
  *
  * Every method rejects with ENOTSUP if the format keeps no bitmaps; those that
  * change one, with EACCES if the image is open to be read only; those that name
@@ -126,7 +126,7 @@ export class ImageBitmaps {
   async *dirty(
     name: string,
     offset = 0,
-    length: number = this.#node.size - offset,
+    length: number = Math.max(0, this.#node.size - offset),
   ): AsyncIterable<DirtyExtent> {
     const isRange = Number.isSafeInteger(offset) && offset >= 0 &&
       Number.isSafeInteger(length) && length >= 0;

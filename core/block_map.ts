@@ -10,7 +10,7 @@
  * @module
  */
 import type { IoVector } from "./bytes.ts";
-import type { BlockNode } from "./node.ts";
+import type { BlockNode, ReadFlags } from "./node.ts";
 
 /** A range of a disk that is mapped in one way. */
 export interface Run {
@@ -116,7 +116,12 @@ export interface BlockMap<R extends Run = Run> {
    */
   allocate(offset: number, length: number): Allocation | Promise<Allocation>;
   /** Read part of one `special` run. */
-  readSpecial?(run: R, offset: number, iov: IoVector): Promise<void>;
+  readSpecial?(
+    run: R,
+    offset: number,
+    iov: IoVector,
+    flags?: ReadFlags,
+  ): Promise<void>;
   /** Whether parts of the run may be holes in the child. */
   mayHaveHoles?(run: R): boolean | Promise<boolean>;
 }

@@ -10,8 +10,13 @@ import { resolveName } from "./names.ts";
 import type { BlockNode, Preallocation } from "./node.ts";
 import { openNode, openProtocol } from "./open.ts";
 import { describeSource, protocolStack } from "./sources.ts";
-import { defaultOptions, type OptionValues, parseOptions } from "./options.ts";
-import { getDriver, loadDriver, loadFormat } from "./registry.ts";
+import {
+  defaultOptions,
+  newImageOptions,
+  type OptionValues,
+  parseOptions,
+} from "./options.ts";
+import { findDriver, getDriver, loadDriver, loadFormat } from "./registry.ts";
 import { findSecret, type SecretSource } from "./secrets.ts";
 import type { Source, StackObject } from "./spec.ts";
 
@@ -24,6 +29,8 @@ export interface CreateOptions {
    * a sentence. Default: ignored; the image is created all the same.
    */
   onUnlocked?(why: string): void;
+  /** Called with each warning. Default: ignored. */
+  warn?(message: string): void;
   /**
    * Learns of each further file of the image, by its name, before it is made or
    * emptied; may throw to prevent that.
@@ -76,13 +83,22 @@ async function create(
     );
   }
   const table = driver.createOptions;
-  const parsed = parseOptions(table, options);
+  const { driver: protocol } = protocolStack(target);
+  const parsed = parseOptions(
+    newImageOptions(driver, findDriver(String(protocol))),
+    options,
+  );
   if (driver.role === "protocol") {
     // A file without a format driver is opened as it is.
     const stack = { ...protocolStack(target), driver: format };
-    const { size = 0, preallocation } = parsed as NewFile;
-    const file = await createFile(stack, size, preallocation, wishes);
+    const file = await createFile(stack, parsed, wishes);
     return await file.close();
+  }
+  const fileOptions: OptionValues = {};
+  for (const name of Object.keys(parsed)) {
+    if (Object.hasOwn(table, name)) continue;
+    fileOptions[name] = parsed[name];
+    delete parsed[name];
   }
   const filename = describeSource(target);
   const files: BlockNode[] = [];
@@ -91,22 +107,35 @@ async function create(
     size: number,
     preallocation?: Preallocation,
   ) => {
-    const file = await createFile(target, size, preallocation, wishes);
+    const options = {
+      ...fileOptions,
+      size,
+      ...(preallocation && { preallocation }),
+    };
+    const file = await createFile(target, options, wishes);
     files.push(file);
     return file;
   };
   const context: CreateContext = {
     filename,
     createFile: (size, preallocation) => make(target, size, preallocation),
-    createNamed: async (name) => {
+    createNamed: async (name, { keep = false } = {}) => {
       // A description is no name of a file.
       if (name.startsWith("json:")) throw invalid("Unknown protocol 'json'");
-      return await make(name, 0);
+      if (!keep) return await make(name, 0);
+      const { onUnlocked } = wishes;
+      const file = await openProtocol(name, { resize: true, onUnlocked });
+      files.push(file);
+      return file;
     },
     createPart: async (name, size, preallocation, fill) => {
       const beside = besides(target, name);
       wishes.onPart?.(describeSource(beside));
-      const part = await createFile(beside, size, preallocation, wishes);
+      const part = await createFile(beside, {
+        ...fileOptions,
+        size,
+        ...(preallocation && { preallocation }),
+      }, wishes);
       try {
         await fill(part);
         await part.flush?.();
@@ -123,6 +152,7 @@ async function create(
         gate: "allow",
       }),
     unlocked: (why) => wishes.onUnlocked?.(why),
+    warn: (message) => wishes.warn?.(message),
     secret: (id) => findSecret(wishes.secrets, { id, filename }),
   };
   try {
@@ -148,22 +178,20 @@ function namedBase(target: Source): string {
   throw invalid(`Cannot generate a base directory for ${driver} nodes`);
 }
 
-/** How a protocol is to create a file that is an image by itself. */
-interface NewFile {
-  size?: number;
-  preallocation?: Preallocation;
-}
-
 function noFile(): never {
   throw new BlockError("EINVAL", "A protocol has no file below it");
 }
 
-/** Create or empty the file at the bottom of a stack, and open it. */
+/**
+ * Create or empty the file at the bottom of a stack, and open it.
+ *
+ * @param wanted Options of the new file; those that its protocol does not know
+ * are not for it.
+ */
 async function createFile(
   target: Source,
-  size: number,
-  preallocation: Preallocation = "off",
-  { onUnlocked }: CreateOptions,
+  wanted: OptionValues,
+  { onUnlocked, warn }: CreateOptions,
 ): Promise<BlockNode> {
   const stack = protocolStack(target);
   const name = String(stack.driver);
@@ -175,13 +203,23 @@ async function createFile(
     );
   }
   const { driver: _, ...options } = stack;
-  await protocol.create({ ...options, size, preallocation }, {
+  const known = protocol.createOptions ?? { size: 0, preallocation: "off" };
+  const values: OptionValues = {};
+  for (const [name, value] of Object.entries(wanted)) {
+    if (Object.hasOwn(known, name)) values[name] = value;
+  }
+  const { size = 0, preallocation = "off" } = wanted;
+  if (preallocation === "metadata") {
+    throw new BlockError("ENOTSUP", "Unsupported preallocation mode: metadata");
+  }
+  await protocol.create({ ...options, ...values, size, preallocation }, {
     filename: describeSource(stack),
     createFile: noFile,
     createNamed: noFile,
     createPart: noFile,
     openBeside: noFile,
     unlocked: (why) => onUnlocked?.(why),
+    warn: (message) => warn?.(message),
     secret: () => Promise.resolve(undefined),
   });
   return await openProtocol(stack, { resize: true, onUnlocked });

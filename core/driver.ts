@@ -118,6 +118,8 @@ export interface OpenContext {
   readonly withoutKeys: boolean;
   /** Stops what takes long, such as finding a key. */
   readonly signal?: AbortSignal;
+  /** Told how far it has come, in iterations. */
+  unlocking?(done: number, total: number): void;
   /**
    * Whether flushes do nothing: the system decides when data reaches the disk.
    */
@@ -200,8 +202,13 @@ export interface CreateContext {
   /**
    * Make or empty another file that the image is to have, as
    * {@linkcode createFile} does its first one. `name` may have a scheme.
+   *
+   * @param how Whether to `keep` what is in it: it must be there then.
    */
-  createNamed(name: string): Promise<BlockNode>;
+  createNamed(
+    name: string,
+    how?: { readonly keep?: boolean },
+  ): Promise<BlockNode>;
   /**
    * Create or empty another file of the image, beside that one, and have `fill`
    * write to it. It is closed then: there may be thousands.
@@ -219,6 +226,8 @@ export interface CreateContext {
   openBeside(name: string): Promise<BlockNode>;
   /** As {@linkcode OpenContext.unlocked}. */
   unlocked(why: string): void;
+  /** As {@linkcode OpenContext.warn}. */
+  warn(message: string): void;
   /** As {@linkcode OpenContext.secret}. */
   secret(id: string | undefined): Promise<Uint8Array | undefined>;
 }

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { checkSignal } from "./abort.ts";
 import {
   allocate,
   copyIntoVector,
@@ -15,7 +16,7 @@ import {
 } from "./bytes.ts";
 import type { SectorCipher } from "./crypto/sector_ciphers.ts";
 import { BlockError, invalid } from "./errors.ts";
-import type { BlockNode } from "./node.ts";
+import type { BlockNode, ReadFlags, WriteFlags } from "./node.ts";
 
 /** Bytes encrypted at a time: the cipher is most efficient on many sectors. */
 const BATCH = 256 * 1024;
@@ -43,10 +44,11 @@ export class Encryption {
     childOffset: number,
     offset: number,
     iov: IoVector,
+    flags?: ReadFlags,
   ): Promise<void> {
     const place = this.#byChildOffset ? childOffset : offset;
     let sector = sectorOf(place, vectorLength(iov));
-    await child.readv(childOffset, iov);
+    await child.readv(childOffset, iov, flags);
     if (!iov.every((part) => part.length % SECTOR_SIZE === 0)) {
       const flat = flattenVector(iov);
       this.#cipher.decrypt(flat, sector);
@@ -67,6 +69,7 @@ export class Encryption {
     childOffset: number,
     offset: number,
     iov: IoVector,
+    flags?: WriteFlags,
   ): Promise<void> {
     const length = vectorLength(iov);
     const place = this.#byChildOffset ? childOffset : offset;
@@ -82,7 +85,8 @@ export class Encryption {
           at += bytes.length;
         }
         this.#cipher.encrypt(batch, sector + done / SECTOR_SIZE);
-        await child.writev!(childOffset + done, [batch]);
+        checkSignal(flags?.signal);
+        await child.writev!(childOffset + done, [batch], flags);
       }
     } finally {
       if (this.#buffers.length < KEPT_BUFFERS) this.#buffers.push(buffer);

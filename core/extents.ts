@@ -9,7 +9,8 @@ import { valueText } from "./values.ts";
 
 /**
  * An extent of a stack, and where in the chain its bytes come from. A range
- * that no layer has allocated reads as zeroes.
+ * that no layer has allocated reads as zeroes, except where no layer could have
+ * a backing file: there nothing is known of it.
  */
 export interface ChainExtent extends Extent {
   /** Bytes from the start of the disk. */
@@ -114,12 +115,22 @@ export async function chainStatus(
       return { ...extent, compressed, length, offset, depth };
     }
     const below = backingOf(node);
+    if (!below && hasNoLayers(node)) return nothing(false);
     if (!below || offset >= below.size) return nothing(true, extent);
     if (below === base) return nothing(false);
     // Split the extent at the end of a shorter backing file.
     length = Math.min(length, below.size - offset);
     node = below;
   }
+}
+
+/**
+ * Whether a node never has a backing file: what it does not claim to be zero is
+ * then not known to be, such as what a bitmap shown by an NBD server has marked.
+ */
+function hasNoLayers(node: BlockNode): boolean {
+  const { role, name } = skipFilters(node).driver;
+  return role === "protocol" || name === "raw";
 }
 
 /**

@@ -191,7 +191,7 @@ export class Image implements AsyncDisposable {
   ): Promise<void> {
     const length = checkedLength("read into", iov);
     this.#checkRange("read", offset, length);
-    if (flags) checkOptions("read", flags, REQUEST_FLAGS);
+    if (flags) checkOptions("read", flags, READ_FLAGS);
     if (length === 0) return;
     const turn = this.#gate.enter(flags?.signal);
     if (turn) {
@@ -641,6 +641,11 @@ function newBuffer(length: number): Uint8Array {
 
 const REQUEST_FLAGS: { readonly [name: string]: OptionKind } = {
   signal: "object",
+};
+
+const READ_FLAGS: { readonly [name: string]: OptionKind } = {
+  ...REQUEST_FLAGS,
+  background: "boolean",
 };
 
 const WRITE_FLAGS: { readonly [name: string]: OptionKind } = {

@@ -163,7 +163,10 @@ export interface RequestFlags {
 }
 
 /** Flags of a read. */
-export type ReadFlags = RequestFlags;
+export interface ReadFlags extends RequestFlags {
+  /** As of writes: other requests are under way. */
+  background?: boolean;
+}
 
 /** Flags of a discard. */
 export type DiscardFlags = RequestFlags;

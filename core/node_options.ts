@@ -11,6 +11,7 @@ import {
   notAmong,
   type OptionTable,
   type OptionValues,
+  parseBoolean,
   parseOption,
 } from "./options.ts";
 import { isPlainObject, shortened, valueText } from "./values.ts";
@@ -69,7 +70,11 @@ export function takeNodeOptions(
     if (!Object.hasOwn(TABLE, name)) own.push([name, value]);
     else if (value !== undefined) {
       const known = name as keyof typeof TABLE;
-      common[known] = parseOption(name, TABLE[known], value);
+      const isMode = TABLE[known].type === "string" &&
+        parseBoolean(value) === value;
+      // JSON has flags of its own for these words.
+      const mode = value ? "on" : "off";
+      common[known] = parseOption(name, TABLE[known], isMode ? mode : value);
     }
   }
   const name = common["node-name"] as string | undefined;
@@ -137,7 +142,7 @@ export function inheritOptions<Place extends Inherited>(
 /** Whether a backing file, read-only by default, is described as writable. */
 export function wantsWritable(description: unknown): boolean {
   const readOnly = (description as OptionValues | undefined)?.["read-only"];
-  return readOnly === false || readOnly === "off" || readOnly === "false";
+  return parseBoolean(readOnly) === false;
 }
 
 /** A writer must not ignore the locks of others. */

@@ -515,6 +515,10 @@ function contextOf(pending: Pending): OpenContext {
     secret: (id) => findSecret(wishes.secrets, { id, filename }),
     withoutKeys: purpose === "info" || wishes.withoutKeys === true,
     signal: wishes.signal,
+    ...(wishes.onUnlocking && {
+      unlocking: (done: number, total: number) =>
+        wishes.onUnlocking?.({ filename, done, total }),
+    }),
     describes: (name) => describesChild(options[name]),
     openChild: (name, description) => openChild(pending, name, description),
     openImplicit: (child, name, format) =>

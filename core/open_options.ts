@@ -19,6 +19,16 @@ export type CacheMode =
   | "directsync"
   | "unsafe";
 
+/** How far the search for the key of an encrypted image has come. */
+export interface UnlockProgress {
+  /** The image, by its user's name for it. */
+  readonly filename: string;
+  /** Iterations done so far: each slot has as many as its maker chose. */
+  readonly done: number;
+  /** Iterations if no slot but the last one opens. */
+  readonly total: number;
+}
+
 /** Options of opening an image. */
 export interface OpenOptions {
   /** The format's driver; found by probing if absent. */
@@ -75,6 +85,11 @@ export interface OpenOptions {
    */
   signal?: AbortSignal;
   /**
+   * Called when the key of an encrypted image is looked for, before each slot
+   * that is tried and once the key is found. Default: ignored.
+   */
+  onUnlocking?(progress: UnlockProgress): void;
+  /**
    * Receives the steps of drivers (allocation, copy-on-write, loads and updates
    * of metadata, flushes), by QEMU's `blkdebug` names.
    */
@@ -107,6 +122,7 @@ const KINDS: { readonly [name in keyof OpenOptions]: OptionKind } = {
   cache: ["writeback", "writethrough", "none", "directsync", "unsafe"],
   aio: ["threads", "native", "io_uring"],
   withoutKeys: "boolean",
+  onUnlocking: "function",
   onEvent: "function",
   warn: "function",
   onUnlocked: "function",

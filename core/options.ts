@@ -71,6 +71,23 @@ export function parseSize(text: string): number | undefined {
     Math.round(Number("0" + (fraction ?? "") + "0") * scale);
 }
 
+const YES: readonly unknown[] = [true, "on", "yes", "true", "y"];
+const NO: readonly unknown[] = [false, "off", "no", "false", "n"];
+
+/**
+ * Parse a flag, as QEMU spells them.
+ *
+ * @returns `undefined` if it is none.
+ */
+export function parseBoolean(value: unknown): boolean | undefined {
+  if (YES.includes(value)) return true;
+  return NO.includes(value) ? false : undefined;
+}
+
+function raise(error: BlockError): never {
+  throw error;
+}
+
 /** Check a value against its specification and convert it to its type. */
 export function parseOption(
   name: string,
@@ -88,10 +105,7 @@ export function parseOption(
   if (!isScalar(value)) throw refuse(EXPECTED[spec.type]);
   switch (spec.type) {
     case "boolean":
-      if (typeof value === "boolean") return value;
-      if (value === "on" || value === "true") return true;
-      if (value === "off" || value === "false") return false;
-      throw refuse(EXPECTED.boolean);
+      return parseBoolean(value) ?? raise(refuse(EXPECTED.boolean));
     case "size": {
       const size = typeof value === "number" ? value : parseSize(String(value));
       const isSize = size !== undefined && size >= 0 && size < 2 ** 64 &&
@@ -215,6 +229,18 @@ function leafOf(name: string, value: unknown, depth = 0): string {
   if (!isNested || depth > 20) return name;
   const [first] = Object.entries(value);
   return first ? leafOf(`${name}.${first[0]}`, first[1], depth + 1) : name;
+}
+
+/**
+ * The options of a new image: those of its format, and what the protocol that
+ * its file is made by has besides.
+ */
+export function newImageOptions(
+  format: { readonly createOptions?: OptionTable },
+  protocol: { readonly createOptions?: OptionTable } | undefined,
+): OptionTable {
+  const { createOptions } = format;
+  return { ...createOptions, ...protocol?.createOptions, ...createOptions };
 }
 
 /** The defaults of a table. */

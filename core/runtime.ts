@@ -160,7 +160,12 @@ export function surviveSignal(signal: string): void {
 
 /** Yield to timers, signals and other pending tasks. */
 export function giveWay(): Promise<void> {
-  // A message to oneself, because a timer would take milliseconds.
+  // A timer would take milliseconds; where there is nothing better, a message
+  // to oneself, which timers may have to wait for.
+  const { setImmediate } = globalThis as {
+    setImmediate?(then: () => void): unknown;
+  };
+  if (setImmediate) return new Promise((resolve) => setImmediate(resolve));
   return new Promise((resolve) => {
     const { port1, port2 } = new MessageChannel();
     port1.onmessage = () => {

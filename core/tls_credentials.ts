@@ -57,9 +57,18 @@ export class TlsCredentials {
     return await (await tls()).connect(stream, this.#identity, host);
   }
 
-  /** Encrypt a connection as its server. */
-  async accept(stream: ByteStream): Promise<ByteStream> {
-    return await (await tls()).accept(stream, this.#identity);
+  /**
+   * Encrypt a connection as its server.
+   *
+   * @param authorize Whether the client may come in for whom a certificate is,
+   * by its distinguished name as GnuTLS writes it: `O=Acme,CN=client`.
+   * @throws {BlockError} EACCES if it may not, or shows none.
+   */
+  async accept(
+    stream: ByteStream,
+    authorize?: (name: string) => boolean,
+  ): Promise<ByteStream> {
+    return await (await tls()).accept(stream, this.#identity, authorize);
   }
 }
 

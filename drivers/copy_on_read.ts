@@ -108,14 +108,18 @@ class Copier {
       const most = isInherited(extent) ? MAX_COPY : Infinity;
       const take = Math.min(extent.length, length - done, most);
       const part = sliceVector(iov, done, take);
-      if (isInherited(extent)) await this.#copy(at, part);
+      if (isInherited(extent)) await this.#copy(at, part, flags);
       else await this.#file.readv(at, part, flags);
       done += take;
     }
   }
 
   /** Read unallocated clusters, and copy them into the image. */
-  async #copy(offset: number, iov: IoVector): Promise<void> {
+  async #copy(
+    offset: number,
+    iov: IoVector,
+    flags?: ReadFlags,
+  ): Promise<void> {
     const length = vectorLength(iov);
     const start = roundDown(offset, this.#clusterSize);
     const end = Math.min(
@@ -126,10 +130,10 @@ class Copier {
     const extent = await this.#image.status(start, end - start);
     if (!isInherited(extent) || extent.length < end - start) {
       // Written to meanwhile: do not overwrite that.
-      return await this.#file.readv(offset, iov);
+      return await this.#file.readv(offset, iov, flags);
     }
     const bytes = allocate(end - start);
-    await this.#file.readv(start, [bytes]);
+    await this.#file.readv(start, [bytes], flags);
     await this.#file.debug?.event("cor_write");
     if (isZero(bytes)) await writeZeroes(this.#file, start, bytes.length);
     else await this.#file.writev!(start, [bytes]);

@@ -19,7 +19,8 @@ const CREATE_OPTIONS: OptionTable = {
   size: { type: "size", help: "Virtual disk size" },
   preallocation: {
     type: "enum",
-    values: ["off", "falloc", "full"],
+    values: ["off", "metadata", "falloc", "full"],
+    unsupported: ["metadata"],
     default: "off",
     help:
       "Accepted for compatibility with files; memory is allocated when written",

@@ -19,6 +19,7 @@ import type { BlockNode, Extent, ReadFlags } from "../core/node.ts";
 import {
   type OptionTable,
   type OptionValues,
+  parseBoolean,
   parseOptions,
 } from "../core/options.ts";
 import { ACCESS } from "../core/permissions.ts";
@@ -82,7 +83,7 @@ export const quorumDriver: BlockDriver = {
   plainName: () => undefined,
   childPermissions: (_name, own, { options }) => ({
     needs: own.needs |
-      (isOn(options["rewrite-corrupted"]) ? ACCESS.WRITE : 0),
+      (parseBoolean(options["rewrite-corrupted"]) ? ACCESS.WRITE : 0),
     // A child that others change would differ from the rest.
     shares: own.shares & ACCESS.READ | ACCESS.WRITE_UNCHANGED,
   }),
@@ -104,10 +105,6 @@ export const quorumDriver: BlockDriver = {
     return quorumNode(children, rules, context.readOnly);
   },
 };
-
-function isOn(value: unknown): boolean {
-  return value === true || value === "on" || value === "true";
-}
 
 /** The descriptions of the children: a list, or an object numbered from 0. */
 function childrenOf(given: unknown): unknown[] {

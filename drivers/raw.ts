@@ -18,7 +18,6 @@ import type {
   DiscardFlags,
   Extent,
   NodeInfo,
-  Preallocation,
   ReadFlags,
   TruncateOptions,
   WriteFlags,
@@ -39,13 +38,9 @@ const OPEN_OPTIONS: OptionTable = {
   size: { type: "size", help: "Size of the disk, a multiple of 512 bytes" },
 };
 
+/** Whether its space is preallocated is up to the file. */
 const CREATE_OPTIONS: OptionTable = {
   size: { type: "size", help: "Virtual disk size" },
-  preallocation: {
-    type: "enum",
-    values: ["off", "falloc", "full"],
-    help: "Preallocation mode (allowed values: off, falloc, full)",
-  },
 };
 
 /**
@@ -86,24 +81,14 @@ export const rawDriver: BlockDriver = {
     });
   },
 
-  async create(options, context) {
-    const { size, preallocation } = options;
+  async create({ size }, context) {
     if (size === undefined) {
       throw new BlockError("EINVAL", "Image creation needs a size parameter");
     }
-    await context.createFile(
-      roundUp(size as number, SECTOR_SIZE),
-      preallocation as Preallocation | undefined,
-    );
+    await context.createFile(roundUp(size as number, SECTOR_SIZE));
   },
 
-  async *stream({ preallocation = "off" }, source) {
-    if (preallocation !== "off") {
-      throw new BlockError(
-        "ENOTSUP",
-        "Preallocation is not possible in a stream",
-      );
-    }
+  async *stream(_options, source) {
     const bytes = allocate(STREAM_SIZE);
     for await (const { offset, length, kind } of source.extents()) {
       if (kind !== "data") bytes.fill(0);

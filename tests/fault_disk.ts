@@ -14,7 +14,9 @@ import {
   type ErrorCode,
   getDriver,
   type MemoryStore,
+  type OpenOptions,
   type OptionValues,
+  type StackObject,
 } from "../mod.ts";
 
 /** The request below the format that fails. */
@@ -35,12 +37,16 @@ export type FaultKind = "readv" | "writev" | "flush" | "discard";
 /** Numbers of requests of each kind. */
 export type RequestCounts = { [kind in FaultKind]: number };
 
-/** A node that passes requests on until one has to fail. */
+/**
+ * A node that passes requests on until one has to fail.
+ *
+ * @param counts Those of another node, if requests of both are counted.
+ */
 export function faultyNode(
   below: BlockNode,
   fault?: NthFault,
+  counts: RequestCounts = { readv: 0, writev: 0, flush: 0, discard: 0 },
 ): { node: BlockNode; counts: RequestCounts } {
-  const counts = { readv: 0, writev: 0, flush: 0, discard: 0 };
   const count = (kind: FaultKind) => {
     const index = counts[kind]++;
     if (kind !== fault?.kind || index < fault.after) return;
@@ -226,14 +232,15 @@ export class FaultDisk {
     else if (!this.#blind) this.#possible = [this.#current];
   }
 
-  /** Inspect the result: it must be a sound image with a permitted content. */
-  async inspect(file: BlockNode, backing?: object): Promise<void> {
+  /**
+   * Inspect the result: it must be a sound image with a permitted content.
+   *
+   * @param stack How to open it.
+   */
+  async inspect(stack: StackObject, options?: OpenOptions): Promise<void> {
     const open = async (readOnly: boolean) =>
       new Image(
-        await openNode(
-          { driver: "qcow2", file, ...(backing && { backing }) },
-          { readOnly, gate: "allow" },
-        ),
+        await openNode(stack, { readOnly, gate: "allow", ...options }),
       );
     if (await isDirty(await open(true))) {
       // Lazy refcounts are repaired when the image is next opened for writing.

@@ -122,11 +122,148 @@ function damageHeader(bytes: Uint8Array, random: Random): string {
   return `byte ${at} = ${bytes[at]}`;
 }
 
+/** Where header extensions say that something is, by their types. */
+function* extensionsOf(view: DataView) {
+  if (view.getUint32(4) < 3) return;
+  const end = Math.min(2 ** view.getUint32(20), view.byteLength - 8);
+  for (let at = view.getUint32(100); at < end;) {
+    const [type, length] = [view.getUint32(at), view.getUint32(at + 4)];
+    if (type === 0) return;
+    yield { type, at: at + 8, length };
+    at += 8 + Math.ceil(length / 8) * 8;
+  }
+}
+
+const BITMAPS = 0x23852875;
+const LUKS = 0x0537be77;
+const DATA_FILE = 0x44415441;
+
+/** Fields of a bitmap directory's entry: offset and length. */
+const BITMAP_FIELDS: readonly (readonly [string, number, 1 | 2 | 4 | 8])[] = [
+  ["table offset", 0, 8],
+  ["table entries", 8, 4],
+  ["flags", 12, 4],
+  ["type", 16, 1],
+  ["granularity", 17, 1],
+  ["name length", 18, 2],
+  ["extra data", 20, 4],
+  ["name", 24, 2],
+];
+
+/** Fields of a LUKS header: offset and length. */
+const LUKS_FIELDS: readonly (readonly [string, number, 2 | 4 | 8])[] = [
+  ["magic", 0, 4],
+  ["version", 6, 2],
+  ["cipher", 8, 4],
+  ["mode", 40, 8],
+  ["hash", 72, 4],
+  ["payload", 104, 4],
+  ["key bytes", 108, 4],
+  ["digest", 112, 4],
+  ["digest iterations", 164, 4],
+  ...Array.from({ length: 8 }, (_, slot) => slot).flatMap((slot) => [
+    [`state of slot ${slot}`, 208 + slot * 48, 4] as const,
+    [`iterations of slot ${slot}`, 212 + slot * 48, 4] as const,
+    [`place of slot ${slot}`, 248 + slot * 48, 4] as const,
+    [`stripes of slot ${slot}`, 252 + slot * 48, 4] as const,
+  ]),
+];
+
+/** Names that a LUKS header may have where it names an algorithm. */
+const LUKS_NAMES = [
+  ...["xts-plain64", "cbc-essiv:sha256", "xts-essiv:sha1", "ecb-plain"],
+  ...["ctr-plain64:md5", "-", "xts-", "xts-essiv:", "__proto__", "aes"],
+  ...["serpent", "toString", "sha512", "ripemd160", "x".repeat(32)],
+];
+
+/** Put a value into a field of 1 to 8 bytes; returns a description. */
+function putField(
+  bytes: Uint8Array,
+  [name, offset, length]: readonly [string, number, number],
+  start: number,
+  random: Random,
+): string {
+  const at = start + offset;
+  if (at + length > bytes.length) return `${name} is not there`;
+  const few = random.below(2) === 0;
+  const value = few ? BigInt(random.below(66)) : random.pick(VALUES);
+  for (let i = 0; i < length; i++) {
+    bytes[at + i] = Number(value >> BigInt(8 * (length - 1 - i)) & 0xffn);
+  }
+  return `${name} = 0x${value.toString(16)}`;
+}
+
+/** Damage a LUKS header that begins at `start`; returns a description. */
+export function damageLuks(
+  bytes: Uint8Array,
+  start: number,
+  random: Random,
+): string {
+  if (random.below(4) > 0) {
+    return putField(bytes, random.pick(LUKS_FIELDS), start, random);
+  }
+  const at = start + random.pick([8, 40, 72]);
+  if (at + 32 > bytes.length) return "no LUKS header";
+  const name = random.pick(LUKS_NAMES);
+  bytes.fill(0, at, at + 32);
+  bytes.set(new TextEncoder().encode(name), at);
+  return `name at ${at - start} = ${name}`;
+}
+
+/**
+ * Damage what header extensions refer to, or the bitmaps of subclusters; returns
+ * a description, or `undefined` if the image has none of them.
+ */
+function damageParts(bytes: Uint8Array, random: Random): string | undefined {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+  const place = (at: number) => Number(view.getBigUint64(at) & 0xffffffffffn);
+  for (const { type, at, length } of extensionsOf(view)) {
+    if (type === LUKS) {
+      if (random.below(4) > 0) return damageLuks(bytes, place(at), random);
+      const field = [`header pointer ${at}`, 8 * random.below(2), 8] as const;
+      return putField(bytes, field, at, random);
+    }
+    if (type === BITMAPS) {
+      const fields = [["bitmaps", 0, 4], ["size", 8, 8], ["place", 16, 8]];
+      if (random.below(4) === 0) {
+        const [name, offset, length] = random.pick(fields);
+        const field = [`${name}`, Number(offset), Number(length)] as const;
+        return `directory: ${putField(bytes, field, at, random)}`;
+      }
+      const field = random.pick(BITMAP_FIELDS);
+      return `bitmap: ${putField(bytes, field, place(at + 16), random)}`;
+    }
+    if (type === DATA_FILE) {
+      const name = new TextEncoder().encode(random.pick(BACKING_NAMES));
+      bytes.set(name.subarray(0, length), at);
+      return "name of the data file";
+    }
+  }
+  // Entries of subclusters: 16 bytes, of which half are bitmaps.
+  const isExtended = (view.getUint32(76) & 0x10) !== 0;
+  const l1 = place(40);
+  if (!isExtended || l1 + 8 > bytes.length) return undefined;
+  const l2 = place(l1);
+  const entry = l2 + 16 * random.below(64);
+  const field = ["subclusters", 8 + 4 * random.below(2), 4] as const;
+  const what = putField(bytes, field, entry, random);
+  // Both of a kind, some, or each other's.
+  if (random.below(2) === 0 && entry + 16 <= bytes.length) {
+    put32(bytes, entry + 8, random.below(2 ** 31) * random.below(3));
+  }
+  return `entry at ${entry}: ${what}`;
+}
+
 /** Damage an image's header, tables, or both; returns a description. */
 export function makeHostile(
   image: Uint8Array,
   random: Random,
 ): { bytes: Uint8Array; what: string } {
+  if (random.below(3) === 0) {
+    const bytes = image.slice();
+    const what = damageParts(bytes, random);
+    if (what !== undefined) return { bytes, what };
+  }
   const kind = random.below(3);
   const hostile = kind > 0
     ? damage(image, random)
@@ -296,6 +433,19 @@ export const OPERATIONS: { readonly [name: string]: Operation } = {
   ),
   "amend refcount_bits": writing((node, random) =>
     node.image!.amend!({ refcount_bits: random.pick([1, 2, 8, 32, 64]) })
+  ),
+  "amend state=active": writing((node) =>
+    node.image!.amend!({
+      "encrypt.state": "active",
+      "encrypt.new-secret": "new",
+      "encrypt.iter-time": 0,
+    })
+  ),
+  "amend state=inactive": writing((node) =>
+    node.image!.amend!({
+      "encrypt.state": "inactive",
+      "encrypt.old-secret": "old",
+    })
   ),
   commit: async ({ stack, options }) => {
     const file = { driver: "memory", store: new MemoryStore(1 << 16) };

@@ -10,7 +10,13 @@ import {
 import { put32, put64, storeOf } from "./drivers/qcow2/bytes.ts";
 import { Random } from "./drivers/qcow2/damage.ts";
 import { GOLDEN, goldenBytes, goldenData } from "./drivers/qcow2/golden.ts";
-import { BACKING_NAMES, makeHostile, mistake, OPERATIONS } from "./hostile.ts";
+import {
+  BACKING_NAMES,
+  damageLuks,
+  makeHostile,
+  mistake,
+  OPERATIONS,
+} from "./hostile.ts";
 import { TempDir } from "./qemu.ts";
 
 /** Images that are made; more with BDRV_HOSTILE_SEEDS. */
@@ -22,6 +28,13 @@ const LONGEST = 10_000;
 /** Bytes by which the memory that is in use may have grown at its end. */
 const MOST_MEMORY = 400 * 1024 ** 2;
 
+/** What opening encrypted images may take. */
+const UNLOCKING = { "encrypt.max-unlock-time": 1000 };
+/** Images with bitmaps, keys, subclusters and a data file. */
+const RICH = [
+  ...["bitmaps.qcow2", "luks.qcow2", "extended.qcow2", "data-file.qcow2"],
+  ...["bitmap.qcow2", "raw-data.qcow2", "luks-extended.qcow2"],
+];
 const NAMES = [...new Set(GOLDEN.map(({ name }) => name))]
   .filter((name) => name.endsWith(".qcow2"));
 
@@ -30,7 +43,8 @@ Deno.test("whatever an image holds, each operation succeeds or says why not", as
   const found: string[] = [];
   for (let seed = FIRST; seed < FIRST + SEEDS; seed++) {
     const random = new Random(seed);
-    const image = random.pick(NAMES);
+    // Half of them have something that is not in all images.
+    const image = random.pick(seed % 2 === 0 ? RICH : NAMES);
     const original = await goldenBytes(image);
     const { bytes, what } = makeHostile(original, random);
     // Half of them are files, of which backing files' names are relative.
@@ -46,7 +60,8 @@ Deno.test("whatever an image holds, each operation succeeds or says why not", as
       let wrong: string | undefined;
       try {
         const data = await goldenData(image);
-        const stack = { driver: "qcow2", file, ...data };
+        const time = image.startsWith("luks") ? UNLOCKING : {};
+        const stack = { driver: "qcow2", file, ...data, ...time };
         await operate({ stack, options }, new Random(seed));
       } catch (error) {
         wrong = mistake(error);
@@ -57,6 +72,47 @@ Deno.test("whatever an image holds, each operation succeeds or says why not", as
       if (memory > MOST_MEMORY) wrong ??= `${memory} bytes`;
       if (wrong) found.push(`${seed} ${name} (${what}): ${wrong}`);
     }
+  }
+  assertEquals(found.join("\n"), "");
+});
+
+Deno.test("whatever a LUKS header holds, opening succeeds or says why not", async () => {
+  const original = await goldenBytes("disk.luks");
+  const found: string[] = [];
+  const secrets = () => "sesame";
+  for (let seed = FIRST; seed < FIRST + 10 * SEEDS; seed++) {
+    const random = new Random(seed);
+    const length = random.below(8) > 0
+      ? original.length
+      : random.below(2 ** 19);
+    const bytes = original.slice(0, length);
+    const steps = [];
+    for (let left = random.pick([1, 1, 2, 3]); left > 0; left--) {
+      if (bytes.length > 0) steps.push(damageLuks(bytes, 0, random));
+    }
+    const start = performance.now();
+    let wrong: string | undefined;
+    try {
+      const file = { driver: "memory", store: storeOf(bytes) };
+      const stack = { driver: "luks", file, "max-unlock-time": 300 };
+      {
+        await using image = await openImage(stack, {
+          purpose: "info",
+          readOnly: true,
+        });
+        await image.info();
+      }
+      await using image = await openImage(stack, { secrets });
+      await image.write(0, await image.read(0, Math.min(5000, image.size)));
+      const add = { state: "active", "new-secret": "new", "iter-time": 0 };
+      await image.node.image!.amend!(add);
+      await image.node.image!.amend!({ state: "inactive", keyslot: 0 });
+    } catch (error) {
+      wrong = mistake(error);
+    }
+    const time = performance.now() - start;
+    if (time > LONGEST) wrong ??= `${Math.round(time)} ms`;
+    if (wrong) found.push(`${seed} (${steps.join("; ")}): ${wrong}`);
   }
   assertEquals(found.join("\n"), "");
 });

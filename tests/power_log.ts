@@ -213,6 +213,38 @@ export class PowerLog implements BlockNode {
   }
 }
 
+/** Files that record together, each on a disk of its own. */
+export class PowerLogs {
+  readonly logs: readonly PowerLog[];
+  /** Where each log was, after each event of any. */
+  readonly #moments: number[][] = [];
+
+  /** @param starts The durable contents at the start. */
+  constructor(starts: readonly Uint8Array[]) {
+    const note = () => this.#moments.push(this.logs.map(({ now }) => now));
+    this.logs = starts.map((start) => new PowerLog(start, note));
+    note();
+  }
+
+  /** The moment: the number of events so far, of all files. */
+  get now(): number {
+    return this.#moments.length - 1;
+  }
+
+  /** What power cuts may leave of all, for each of the ascending moments. */
+  *cuts(
+    moments: readonly number[],
+    random: Random,
+  ): Generator<{ moment: number; files: Uint8Array<ArrayBuffer>[] }> {
+    const cuts = this.logs.map((log, index) =>
+      log.cuts(moments.map((moment) => this.#moments[moment][index]), random)
+    );
+    for (const moment of moments) {
+      yield { moment, files: cuts.map((cut) => cut.next().value!.file) };
+    }
+  }
+}
+
 /**
  * The stored content if, of the events `late` since the last flush, those are
  * stored for which `arrives` returns true, called once per sector.

@@ -37,6 +37,7 @@ const FULL_CHECK_EVERY = 50;
 /** Formats that cannot have a backing file, and the size of their blocks. */
 const SIMPLE_FORMATS = {
   raw: 0,
+  luks: 0,
   vdi: 2 ** 20,
   vmdk: 2 ** 16,
   vpc: 2 ** 21,
@@ -45,6 +46,7 @@ const SIMPLE_FORMATS = {
 type SimpleFormat = keyof typeof SIMPLE_FORMATS;
 /** Of those, the options without which the disk would be another. */
 const SIMPLE_OPTIONS: { readonly [format: string]: Record<string, unknown> } = {
+  luks: { "key-secret": "key", "iter-time": 0, "cipher-alg": "aes-128" },
   vpc: { force_size: true },
   vhdx: { block_size: 2 ** 20 },
 };
@@ -74,12 +76,22 @@ interface Layer {
   dataFile?: string;
   /** Whether that alone is to hold the disk. */
   isRaw: boolean;
-  /** Legacy AES, with the key in `SECRETS`. */
-  isEncrypted: boolean;
+  /** How its data is encrypted, with the key in `SECRETS`. */
+  encryption?: "aes" | "luks";
 }
 
 const SECRETS = { key: "a secret" };
 const KEY_OPTION = { "encrypt.key-secret": "key" };
+/** What each kind of encryption is made with. */
+const ENCRYPTION = {
+  aes: { "encrypt.format": "aes", ...KEY_OPTION },
+  luks: {
+    "encrypt.format": "luks",
+    "encrypt.iter-time": 0,
+    "encrypt.cipher-alg": "aes-128",
+    ...KEY_OPTION,
+  },
+};
 
 /** A stack under test, with what it should hold. */
 class Subject {
@@ -119,11 +131,13 @@ class Subject {
         file,
         dataFile,
         isRaw,
+        encryption,
       },
     ) =>
       format !== "qcow2"
         ? `${format} on ${file.driver}`
-        : `qcow2 v${version}${isExtended ? " extended" : ""} of ` +
+        : `qcow2 v${version}${isExtended ? " extended" : ""} ` +
+          `${encryption ?? ""} of ` +
           `${clusterSize} on ${file.driver} ` +
           (dataFile ? isRaw ? "with raw data " : "with a data file " : "") +
           JSON.stringify(openOptions)
@@ -174,7 +188,9 @@ class Subject {
       openOptions: {},
       isExtended: format === "qcow2" && version === 3 && clusterSize >= 16384 &&
         random.below(3) > 0,
-      isEncrypted: format === "qcow2" && random.oneIn(4),
+      encryption: format === "qcow2" && random.oneIn(3)
+        ? random.pick(["aes", "luks"])
+        : undefined,
       dataFile: format === "qcow2" && version === 3 && random.oneIn(3)
         ? this.#folder.file(`data${level}`)
         : undefined,
@@ -187,7 +203,8 @@ class Subject {
         "refcount-cache-size": 0,
       };
     }
-    if (layer.isEncrypted) Object.assign(layer.openOptions, KEY_OPTION);
+    if (layer.encryption) Object.assign(layer.openOptions, KEY_OPTION);
+    if (format === "luks") layer.openOptions = { "key-secret": "key" };
     const size = this.#newSize(clusterSize);
     this.#refcountBits = version === 2
       ? 16
@@ -205,7 +222,7 @@ class Subject {
         data_file: layer.dataFile,
         data_file_raw: layer.isRaw,
       }),
-      ...(layer.isEncrypted && { "encrypt.format": "aes", ...KEY_OPTION }),
+      ...(layer.encryption && ENCRYPTION[layer.encryption]),
       ...((level === 0 || layer.isExtended) && random.oneIn(4) &&
         { preallocation: "metadata" }),
     };
@@ -215,6 +232,8 @@ class Subject {
     this.#model.resize(size);
     this.#bitmaps = [];
     await this.#open();
+    // A new one holds whatever zeroes of its file decrypt to.
+    if (format === "luks") await this.#image.writeZeroes(0, size);
     if (format === "qcow2" && version === 3 && random.oneIn(3)) {
       await this.#addBitmap("first");
       if (random.oneIn(2)) await this.#addBitmap("second");
@@ -381,11 +400,11 @@ class Subject {
   async #discard(offset: number, length: number): Promise<Effect | undefined> {
     const { format, clusterSize, version } =
       this.#layers[this.#layers.length - 1];
-    const { isEncrypted } = this.#layers[this.#layers.length - 1];
+    const { encryption } = this.#layers[this.#layers.length - 1];
     // Sectors are encrypted whole: those that it covers in part are left out.
-    const first = isEncrypted ? Math.ceil(offset / 512) * 512 : offset;
+    const first = encryption ? Math.ceil(offset / 512) * 512 : offset;
     let end = offset + length;
-    const last = isEncrypted ? end - end % 512 : end;
+    const last = encryption ? end - end % 512 : end;
     this.#noteWrite(first, Math.max(0, last - first));
     await this.#image.discard(offset, length);
     if (format === "qcow2") {
@@ -402,9 +421,9 @@ class Subject {
 
   /** A whole cluster, refused where one lies that cannot be written over. */
   async #compressed(offset: number): Promise<Effect | undefined> {
-    const { format, clusterSize, isEncrypted, dataFile } =
+    const { format, clusterSize, encryption, dataFile } =
       this.#layers[this.#layers.length - 1];
-    const isRefused = format !== "qcow2" || isEncrypted || dataFile;
+    const isRefused = format !== "qcow2" || encryption || dataFile;
     if (isRefused) return undefined;
     const random = this.#random;
     offset -= offset % clusterSize;
@@ -604,9 +623,9 @@ class Subject {
 
   /** A raw data file is the disk. */
   #checkRaw(): void {
-    const { dataFile, isRaw, isEncrypted } =
+    const { dataFile, isRaw, encryption } =
       this.#layers[this.#layers.length - 1];
-    if (dataFile === undefined || !isRaw || isEncrypted) return;
+    if (dataFile === undefined || !isRaw || encryption) return;
     const bytes = Deno.readFileSync(dataFile);
     this.#model.check(0, bytes.subarray(0, this.#model.size), "of the data");
   }
@@ -623,13 +642,14 @@ class Subject {
   }
 
   #qemuStack(files: readonly string[], level: number): unknown {
-    const { format, isEncrypted, dataFile } = this.#layers[level];
+    const { format, encryption, dataFile } = this.#layers[level];
     const data = dataFile !== undefined &&
       { "data-file": { driver: "file", filename: dataFile } };
     const file = { driver: "file", filename: files[level] };
+    if (format === "luks") return { driver: format, "key-secret": "key", file };
     if (format !== "qcow2") return { driver: format, file };
     const backing = level > 0 ? this.#qemuStack(files, level - 1) : null;
-    const key = isEncrypted ? KEY_OPTION : {};
+    const key = encryption ? KEY_OPTION : {};
     return { driver: format, file, ...data, ...key, backing };
   }
 

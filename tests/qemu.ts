@@ -5,6 +5,8 @@
  * @module
  */
 
+import { RELEASES } from "../cli/qemu_releases.ts";
+
 /** The outcome of a program. */
 export interface Outcome {
   /** Its exit code. */
@@ -23,6 +25,27 @@ export interface RunOptions {
   env?: Record<string, string>;
   /** Its standard input; empty if absent. */
   stdin?: string;
+}
+
+/** The newest QEMU's tools are in this folder, if the environment names it. */
+const NEWEST = Deno.env.get("BDRV_QEMU_NEWEST");
+
+let release: string | undefined;
+
+/**
+ * The release of the installed tools, whose output ours is compared with, such
+ * as `7.2`; that is also the one without any.
+ */
+export function installedRelease(): string {
+  return release ??= isInstalled("qemu-img") ? releaseOf("qemu-img") : "7.2";
+}
+
+/** The release of a `qemu-img`; the newest that we know for those after it. */
+function releaseOf(program: string): string {
+  const { stdout } = new Deno.Command(program, { args: ["--version"] })
+    .outputSync();
+  const [found] = /\d+\.\d+/.exec(new TextDecoder().decode(stdout))!;
+  return RELEASES.includes(found) ? found : RELEASES.at(-1)!;
 }
 
 const ROOT = new URL("..", import.meta.url).pathname;
@@ -71,7 +94,10 @@ function withinLimits(command: readonly string[]): readonly string[] {
   return ["prlimit", "--as=3000000000", "--cpu=60", ...command];
 }
 
-/** Run a program, and wait for its end. */
+/**
+ * Run a program, and wait for its end. Ours prints what the installed tools of
+ * QEMU would, unless `BDRV_QEMU_VERSION` is among the variables.
+ */
 export async function run(
   command: readonly string[],
   options: RunOptions = {},
@@ -80,7 +106,12 @@ export async function run(
   const child = new Deno.Command(program, {
     args,
     cwd: options.cwd,
-    env: { LC_ALL: "C", TZ: "UTC", ...options.env },
+    env: {
+      LC_ALL: "C",
+      TZ: "UTC",
+      BDRV_QEMU_VERSION: installedRelease(),
+      ...options.env,
+    },
     stdin: options.stdin === undefined ? "null" : "piped",
     stdout: "piped",
     stderr: "piped",
@@ -241,3 +272,46 @@ export function qemuTest(
     },
   });
 }
+
+/**
+ * A test beside the tools of the newest QEMU. It is skipped where the machine
+ * has no way to get them, in CI too.
+ */
+export function newestQemuTest(
+  name: string,
+  fn: (tools: Tools, t: Deno.TestContext) => Promise<void>,
+): void {
+  const needed = {
+    privileges: { "the newest QEMU ($BDRV_QEMU_NEWEST)": NEWEST !== undefined },
+  };
+  Deno.test({
+    name,
+    ignore: mustSkip(needed),
+    fn: async (t) => {
+      const img = `${NEWEST}/qemu-img`;
+      const io = `${NEWEST}/qemu-io`;
+      await fn({ img: [img], io: [io], release: releaseOf(img) }, t);
+    },
+  });
+}
+
+/** A pair of QEMU's tools. */
+export interface Tools {
+  /** How to call `qemu-img`. */
+  readonly img: readonly string[];
+  /** How to call `qemu-io`. */
+  readonly io: readonly string[];
+  /** Their release, for `BDRV_QEMU_VERSION`. */
+  readonly release: string;
+}
+
+/** The installed tools. */
+export function installedTools(): Tools {
+  return { img: ["qemu-img"], io: ["qemu-io"], release: installedRelease() };
+}
+
+/** Ours in their place. */
+export const OUR_TOOLS: Omit<Tools, "release"> = {
+  img: [...BDRV, "qemu-img"],
+  io: [...BDRV, "qemu-io"],
+};

@@ -9,6 +9,7 @@ import {
   HELP,
   IMAGE_OPTS,
   type Invocation,
+  OBJECT,
   QUIET,
 } from "../command.ts";
 import {
@@ -25,6 +26,7 @@ import {
   sizeArgument,
 } from "../numbers.ts";
 import { CommandError, notAmong } from "../program.ts";
+import { inRelease } from "../qemu_releases.ts";
 import type { AioMode } from "../../core/traits.ts";
 
 class Wish {
@@ -48,6 +50,7 @@ export const command: Command = {
   options: [
     HELP,
     QUIET,
+    OBJECT,
     IMAGE_OPTS,
     FORCE_SHARE,
     FORMAT,
@@ -152,20 +155,21 @@ function failed(error: BlockError): CommandError {
 
 function parse(invocation: Invocation): Wish {
   const wish = new Wish();
+  const least = inRelease("benchLeast");
+  const most = INT32_MAX;
   for (const [option, argument] of invocation.options()) {
     if (option === "c") {
-      wish.count = numberArgument("request count", argument, INT32_MAX);
+      wish.count = numberArgument("request count", argument, least, most);
     } else if (option === "d") {
-      wish.depth = numberArgument("queue depth", argument, INT32_MAX);
+      wish.depth = numberArgument("queue depth", argument, least, most);
     } else if (option === "flush-interval") {
-      const what = "flush interval";
-      wish.flushInterval = numberArgument(what, argument, INT32_MAX);
+      wish.flushInterval = numberArgument("flush interval", argument, 0, most);
     } else if (option === "pattern") {
-      wish.pattern = numberArgument("pattern byte", argument, 255);
+      wish.pattern = numberArgument("pattern byte", argument, 0, 255);
     } else if (option === "s") {
-      wish.length = sizeArgument("buffer size", argument, 0, INT32_MAX);
+      wish.length = sizeArgument("buffer size", argument, least, most);
     } else if (option === "S") {
-      wish.step = sizeArgument("step_size", argument, 0, INT32_MAX);
+      wish.step = sizeArgument(inRelease("stepSize"), argument, 0, most);
     } else if (option === "o") {
       wish.offset = sizeArgument("offset", argument);
     } else if (option === "t") wish.cache = benchCache(argument);

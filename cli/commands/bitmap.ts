@@ -13,6 +13,7 @@ import {
 import { openImageArgument, usingNodes } from "../images.ts";
 import { sizeArgument } from "../numbers.ts";
 import { CommandError, type Program } from "../program.ts";
+import { inRelease } from "../qemu_releases.ts";
 
 const ACTIONS = [
   "add",
@@ -121,7 +122,8 @@ function parse(invocation: Invocation): Wish {
     actions.some((action) => action.verb === verb);
   if (actions.length === 0) {
     throw new CommandError(
-      "Need at least one of --add, --remove, --clear, --enable, --disable, or --merge",
+      `Need at least one of ${inRelease("bitmapActions")}, --enable, ` +
+        "--disable, or --merge",
     );
   }
   if (granularity > 0 && !does("add")) {

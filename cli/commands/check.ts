@@ -18,6 +18,7 @@ import { cacheMode, openImageArgument, usingNodes } from "../images.ts";
 import { prettyJson } from "../json.ts";
 import { fixed } from "../numbers.ts";
 import { CommandError, type Program, usageError } from "../program.ts";
+import { inRelease } from "../qemu_releases.ts";
 
 /** What to repair. */
 interface Repair {
@@ -104,6 +105,12 @@ function parse(invocation: Invocation) {
 function parseRepair(text: string): Repair {
   if (text === "leaks") return { leaks: true, corruptions: false };
   if (text === "all") return { leaks: true, corruptions: true };
+  const comma = inRelease("quotedChoice");
+  if (comma !== undefined) {
+    throw usageError(
+      `--repair (-r) expects 'leaks' or 'all'${comma} not '${text}'`,
+    );
+  }
   throw usageError(
     `Unknown option value for -r (expecting 'leaks' or 'all'): ${text}`,
   );

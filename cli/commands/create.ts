@@ -1,4 +1,5 @@
 /** `create`: create an image. @module */
+import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { createImage } from "../../core/create.ts";
 import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import { resolveName } from "../../core/names.ts";
@@ -25,6 +26,7 @@ import {
 import { creating } from "../images.ts";
 import { sizeArgument } from "../numbers.ts";
 import { type Program, usageError } from "../program.ts";
+import { inRelease } from "../qemu_releases.ts";
 import { isSameFile, Target } from "../target.ts";
 
 interface Wish {
@@ -113,8 +115,8 @@ async function create(
   const detected = await openBackingFile(wish, values, program.maxChain);
   if (values.backing_file !== undefined && values.backing_fmt === undefined) {
     program.error(`${filename}: Backing file specified without backing format`);
-    // Scripts expect this line without a line break.
-    if (detected) program.printError(`Detected format of ${detected}.`);
+    const end = inRelease("detectedLine");
+    if (detected) program.printError(`Detected format of ${detected}.${end}`);
     return 1;
   }
   // A header by itself is for a disk that is there.
@@ -123,7 +125,8 @@ async function create(
   }
   const tell = () => {
     if (quiet) return;
-    const options = describeOptions(table, values, program.isOurs);
+    const given = program.isOurs ? undefined : wish.options;
+    const options = describeOptions(table, values, given);
     program.print(`Formatting '${filename}', fmt=${format} ${options}\n`);
     program.output.flush();
   };
@@ -249,7 +252,7 @@ async function openBackingFile(
       // Only the size is read.
       withoutKeys: true,
     });
-    values.size ??= node.size;
+    values.size ??= roundUp(node.size, SECTOR_SIZE);
     const detected = node.driver.name;
     await node.close();
     return detected;

@@ -1,7 +1,9 @@
 /** `info`: describe an image. @module */
+import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
 import type { BlockNode, NodeInfo, Snapshot } from "../../core/node.ts";
 import { nameOf, resolveFrom } from "../../core/node_names.ts";
+import type { CacheMode } from "../../core/open_options.ts";
 import {
   type Command,
   FORCE_SHARE,
@@ -15,11 +17,12 @@ import {
   outputFormat,
 } from "../command.ts";
 import { detailLines } from "../details.ts";
-import { openImageArgument, usingNodes } from "../images.ts";
+import { cacheMode, openImageArgument, usingNodes } from "../images.ts";
 import { type Json, prettyJson } from "../json.ts";
 import { humanSize, integerText } from "../numbers.ts";
 import { snapshotList } from "../snapshots.ts";
 import { CommandError, type Program } from "../program.ts";
+import { inRelease } from "../qemu_releases.ts";
 
 /** The description of one image. */
 interface Description {
@@ -30,6 +33,10 @@ interface Description {
   fullBackingFile?: string;
   info: NodeInfo;
   snapshots: Snapshot[];
+  /** What its requests are bound to, if that is wanted. */
+  limits?: Record<string, number>;
+  /** The nodes below it, but for its backing file. */
+  children: [role: string, child: Description][];
 }
 
 /** The command. */
@@ -47,16 +54,30 @@ export const command: Command = {
       long: "backing-chain",
       help: "describe the whole backing chain",
     },
+    {
+      short: "t",
+      long: "cache",
+      argument: "CACHE",
+      help: "cache mode: writeback, none, unsafe, …",
+    },
+    {
+      long: "limits",
+      help: "show what requests are bound to, such as an alignment",
+    },
   ],
 
   async run(invocation) {
     const { program } = invocation;
-    const { output, chain } = parse(invocation);
+    const { output, ...wish } = parse(invocation);
+    const { chain } = wish;
     const { image } = invocation;
     const [file] = invocation.operands;
-    const images = await describeChain(program, file, chain, image);
+    const images = await describeChain(program, file, wish, image);
     if (output === "human") {
-      program.print(images.map(humanText).join("\n"));
+      const texts = images.map((image) =>
+        humanLines(image).map((line) => `${line}\n`).join("")
+      );
+      program.print(texts.join("\n"));
     } else {
       const described = images.map(jsonOf);
       program.print(`${prettyJson(chain ? described : described[0])}\n`);
@@ -68,19 +89,23 @@ export const command: Command = {
 function parse(invocation: Invocation) {
   let output: string | undefined;
   let chain = false;
+  let cache: CacheMode | undefined;
+  let limits = false;
   for (const [option, argument] of invocation.options()) {
     if (option === "output") output = argument;
     else if (option === "backing-chain") chain = true;
+    else if (option === "t") cache = cacheMode(argument, "cache option");
+    else if (option === "limits") limits = true;
   }
   invocation.expectOneImage();
-  return { output: outputFormat(output), chain };
+  return { output: outputFormat(output), chain, cache, limits };
 }
 
 /** Describe an image and, on request, those below it, each opened by itself. */
 async function describeChain(
   program: Program,
   file: string,
-  chain: boolean,
+  { chain, cache, limits }: Omit<ReturnType<typeof parse>, "output">,
   image: ImageWish,
 ): Promise<Description[]> {
   const images: Description[] = [];
@@ -96,8 +121,9 @@ async function describeChain(
       ...image,
       purpose: "info",
       backing: false,
+      cache,
     });
-    const described = await usingNodes([node], () => describe(node));
+    const described = await usingNodes([node], () => describe(node, limits));
     const { bitmapsFault } = described.info;
     if (bitmapsFault !== undefined) {
       program.warn(`'${name}': the bitmaps cannot be listed: ${bitmapsFault}`);
@@ -120,25 +146,51 @@ function nextInChain({ info, fullBackingFile }: Description) {
   );
 }
 
-async function describe(node: BlockNode): Promise<Description> {
+async function describe(
+  node: BlockNode,
+  limits: boolean,
+): Promise<Description> {
   const snapshots = await node.snapshots?.list() ?? [];
   const info = await ownInfo(node);
   const { backingFile } = info;
   return {
     filename: nameOf(node),
     format: node.driver.name,
-    size: node.size,
+    size: roundUp(node.size, SECTOR_SIZE),
     fullBackingFile: backingFile === undefined
       ? undefined
       : fullName(node, backingFile),
     info: { ...info, actualSize: await actualSizeOf(node) },
     snapshots,
+    ...(limits && {
+      limits: (await import("../limits.ts")).limitsOf(node),
+    }),
+    children: inRelease("childInfo")
+      ? await describeChildren(node, limits)
+      : [],
   };
+}
+
+/** Describe the nodes below another, in QEMU's order: the latest first. */
+async function describeChildren(
+  node: BlockNode,
+  limits: boolean,
+): Promise<Description["children"]> {
+  const children: Description["children"] = [];
+  for (const [role, child] of Object.entries(node.children).reverse()) {
+    if (child && role !== "backing") {
+      children.push([role, await describe(child, limits)]);
+    }
+  }
+  return children;
 }
 
 /** Most of a filter's info is its file's. */
 async function ownInfo(node: BlockNode): Promise<NodeInfo> {
   const info = await node.info?.() ?? {};
+  if (inRelease("fileSpecific").includes(node.driver.name)) {
+    return { ...info, specific: { type: "file", data: {} } };
+  }
   if (node.driver.role !== "filter") return info;
   const { clusterSize, dirty } = info;
   return { clusterSize, dirty };
@@ -172,6 +224,7 @@ async function actualSizeOf(node: BlockNode): Promise<number | undefined> {
 
 function jsonOf({ info, ...image }: Description): Json {
   return {
+    "limits": image.limits,
     "filename": image.filename,
     "format": image.format,
     "dirty-flag": info.dirty,
@@ -187,8 +240,23 @@ function jsonOf({ info, ...image }: Description): Json {
     "snapshots": image.snapshots.length
       ? image.snapshots.map(jsonOfSnapshot)
       : undefined,
-    "format-specific": info.specific as Json,
+    "format-specific": known(info.specific as Json),
+    "children": inRelease("childInfo")
+      ? image.children.map(([name, child]) => ({ name, info: jsonOf(child) }))
+      : undefined,
   };
+}
+
+/** Details of a format, without those that are too new. */
+function known(details: Json): Json {
+  if (Array.isArray(details)) return details.map(known);
+  if (typeof details !== "object" || details === null) return details;
+  const later = inRelease("laterDetails");
+  return Object.fromEntries(
+    Object.entries(details)
+      .filter(([name]) => !later.includes(name))
+      .map(([name, value]) => [name, known(value)]),
+  );
 }
 
 function jsonOfSnapshot(snapshot: Snapshot): Json {
@@ -204,11 +272,14 @@ function jsonOfSnapshot(snapshot: Snapshot): Json {
   };
 }
 
-function humanText({ info, ...image }: Description): string {
+/** `path` leads to a child from the top. */
+function humanLines({ info, ...image }: Description, path = ""): string[] {
+  // QEMU takes a child that has none itself for a protocol.
+  const isFile = path !== "" && image.children.length === 0;
   const lines = [
-    `image: ${image.filename}`,
-    `file format: ${image.format}`,
-    `virtual size: ${
+    `${isFile ? "filename" : "image"}: ${image.filename}`,
+    `${isFile ? "protocol type" : "file format"}: ${image.format}`,
+    `${isFile ? "file length" : "virtual size"}: ${
       info.sizeUnknown
         ? "unavailable"
         : `${humanSize(image.size)} (${integerText(image.size)} bytes)`
@@ -235,9 +306,20 @@ function humanText({ info, ...image }: Description): string {
   if (image.snapshots.length) {
     lines.push("Snapshot list:", ...snapshotList(image.snapshots));
   }
-  if (info.specific) {
-    lines.push("Format specific information:");
-    lines.push(...detailLines(info.specific.data as Json, "    "));
+  if (image.limits) {
+    lines.push("Block limits:");
+    for (const [name, value] of Object.entries(image.limits)) {
+      lines.push(`    ${name.replaceAll("-", " ")}: ${value}`);
+    }
   }
-  return lines.map((line) => `${line}\n`).join("");
+  const details = detailLines(known(info.specific?.data as Json) ?? {}, "    ");
+  if (details.length > 0) {
+    lines.push("Format specific information:", ...details);
+  }
+  for (const [role, child] of image.children) {
+    const place = `${path}/${role}`;
+    lines.push(`Child node '${place}':`);
+    lines.push(...humanLines(child, place).map((line) => `    ${line}`));
+  }
+  return lines;
 }

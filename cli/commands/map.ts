@@ -1,6 +1,11 @@
 /** `map`: show what is allocated in an image, and where. @module */
 import { reasonOf } from "../../core/errors.ts";
-import { type ChainExtent, chainStatus, isStored } from "../../core/extents.ts";
+import {
+  type ChainExtent,
+  chainStatus,
+  isStored,
+  skipFilters,
+} from "../../core/extents.ts";
 import { nameOf } from "../../core/node_names.ts";
 import type { BlockNode } from "../../core/node.ts";
 import {
@@ -17,6 +22,7 @@ import {
 import { openImageArgument, usingNodes } from "../images.ts";
 import { integerText, sizeArgument } from "../numbers.ts";
 import { CommandError } from "../program.ts";
+import { inRelease } from "../qemu_releases.ts";
 
 /** One line of the map. */
 interface Entry {
@@ -26,6 +32,7 @@ interface Entry {
   present: boolean;
   zero: boolean;
   data: boolean;
+  compressed: boolean;
   /** Where in `file` it lies, if it is stored plainly. */
   offset?: number;
   file?: BlockNode;
@@ -121,13 +128,30 @@ async function forEachEntry(
         `Could not read file metadata: ${reasonOf(error)}`,
       );
     }
-    found(entryOf(extent));
+    found(
+      isUnknown(node, extent)
+        ? { ...NOTHING, ...rangeOf(extent) }
+        : entryOf(extent),
+    );
     at += extent.length;
   }
 }
 
+/**
+ * Whether nothing is said of a range: a protocol has no layer below that would
+ * read as zeroes. (`x-dirty-bitmap` of `nbd` shows what is dirty like that.)
+ */
+function isUnknown(top: BlockNode, { allocated, depth }: ChainExtent): boolean {
+  return !allocated && depth === 0 &&
+    skipFilters(top).driver.role === "protocol";
+}
+
+function rangeOf({ offset: start, length }: ChainExtent) {
+  return { start, length };
+}
+
 function entryOf(extent: ChainExtent): Entry {
-  const { allocated, zero, hostOffset, file } = extent;
+  const { allocated, zero, compressed, hostOffset, file } = extent;
   return {
     start: extent.offset,
     length: extent.length,
@@ -135,6 +159,7 @@ function entryOf(extent: ChainExtent): Entry {
     present: allocated,
     zero,
     data: isStored(extent),
+    compressed,
     offset: hostOffset,
     file: hostOffset === undefined ? undefined : file,
   };
@@ -144,6 +169,7 @@ function entryOf(extent: ChainExtent): Entry {
 function continues(entry: Entry, next: Entry): boolean {
   return entry.zero === next.zero && entry.data === next.data &&
     entry.depth === next.depth && entry.present === next.present &&
+    entry.compressed === next.compressed &&
     entry.file === next.file &&
     (entry.offset === undefined
       ? next.offset === undefined
@@ -156,16 +182,18 @@ async function printJson(
   print: (text: string) => void,
 ): Promise<void> {
   print("[");
+  const showsCompressed = inRelease("mapCompressed");
   let entry: Entry | undefined;
   await walk((next) => {
     if (entry && continues(entry, next)) {
       entry.length += next.length;
       return;
     }
-    if (entry) print(`${jsonLine(entry)},\n`);
+    if (entry) print(`${jsonLine(entry, showsCompressed)},\n`);
     entry = next;
   });
-  print(`${jsonLine(entry ?? { ...NOTHING, start })}]\n`);
+  const last = entry ?? { ...NOTHING, start };
+  print(`${jsonLine(last, showsCompressed)}]\n`);
 }
 
 /** The entry of an empty range. */
@@ -176,14 +204,18 @@ const NOTHING: Entry = {
   present: false,
   zero: false,
   data: false,
+  compressed: false,
 };
 
-function jsonLine(entry: Entry): string {
+function jsonLine(entry: Entry, showsCompressed: boolean): string {
+  const compressed = showsCompressed
+    ? `, "compressed": ${entry.compressed}`
+    : "";
   const place = entry.offset === undefined ? "" : `, "offset": ${entry.offset}`;
   return `{ "start": ${integerText(entry.start)}, ` +
     `"length": ${integerText(entry.length)}, ` +
     `"depth": ${entry.depth}, "present": ${entry.present}, ` +
-    `"zero": ${entry.zero}, "data": ${entry.data}${place}}`;
+    `"zero": ${entry.zero}, "data": ${entry.data}${compressed}${place}}`;
 }
 
 async function printHuman(

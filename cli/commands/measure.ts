@@ -2,7 +2,12 @@
 import type { Measurement } from "../../core/driver.ts";
 import { asBlockError } from "../../core/errors.ts";
 import { measure } from "../../core/jobs/measure.ts";
-import type { OptionTable, OptionValues } from "../../core/options.ts";
+import {
+  newImageOptions,
+  type OptionTable,
+  type OptionValues,
+} from "../../core/options.ts";
+import { findDriver } from "../../core/registry.ts";
 import {
   type Command,
   FORCE_SHARE,
@@ -38,6 +43,7 @@ export const command: Command = {
     HELP,
     OBJECT,
     IMAGE_OPTS,
+    { long: "source-image-opts", help: "the same as --image-opts" },
     FORCE_SHARE,
     OUTPUT,
     FORMAT,
@@ -88,6 +94,7 @@ function parse(invocation: Invocation): Wish {
     else if (option === "o") wish.options.add(argument);
     else if (option === "l") wish.snapshot = argument;
     else if (option === "s") wish.size = sizeArgument("image size", argument);
+    else if (option === "source-image-opts") invocation.image.imageOpts = true;
     else if (option === "output") wish.output = outputFormat(argument);
   }
   const { operands, image } = invocation;
@@ -116,7 +123,8 @@ async function measureFor(
   { outputFormat: format, options, size }: Wish,
   source?: Parameters<typeof measure>[2],
 ): Promise<Measurement> {
-  const { table } = await createTable(format);
+  const { driver } = await createTable(format);
+  const table = newImageOptions(driver, findDriver("file"));
   const values = parseValues(program, options, table, format);
   if (size !== undefined) values.size = size;
   const { secrets } = program;

@@ -20,6 +20,7 @@ import {
   type Program,
   usageError,
 } from "../program.ts";
+import { inRelease } from "../qemu_releases.ts";
 
 const PREALLOCATIONS: readonly Preallocation[] = [
   "off",
@@ -83,12 +84,20 @@ function resultText(program: Program, before: number, now: number): string {
     : "Image resized.\n";
 }
 
-/** The size, separated from the other arguments. */
-type SplitArguments = [size: string, others: readonly string[]];
+/** The size, separated from the other arguments; absent if it is an operand. */
+type SplitArguments = [size: string | undefined, others: readonly string[]];
 
 function splitArguments(
   { args, program, command }: Invocation,
 ): SplitArguments {
+  if (inRelease("resizeAnywhere")) {
+    // A size that begins with a minus is no option.
+    const at = args.findIndex((arg, index) =>
+      /^-\d/.test(arg) &&
+      (program.isOurs || index > 0 && !args[index - 1].startsWith("-"))
+    );
+    return at < 0 ? [undefined, args] : [args[at], args.toSpliced(at, 1)];
+  }
   const last = args.at(-1) ?? "";
   const isHelp = last === "-h" || last === "--help";
   if (isHelp && (args.length === 1 || program.isOurs)) return ["", args];
@@ -99,9 +108,7 @@ function splitArguments(
   return findSize(args, command.options) ?? split;
 }
 
-/**
- * Later releases of QEMU find the size anywhere; 7.2 takes the last argument.
- */
+/** Find the size where it is not the last argument, which is what 7.2 takes. */
 function findSize(
   args: readonly string[],
   options: readonly OptionSpec[],
@@ -122,7 +129,7 @@ function findSize(
 }
 
 function parse(invocation: Invocation) {
-  const [size, options] = splitArguments(invocation);
+  const [split, options] = splitArguments(invocation);
   let shrink = false;
   let preallocation: Preallocation = "off";
   for (const [option, argument] of invocation.options(options)) {
@@ -138,7 +145,12 @@ function parse(invocation: Invocation) {
       preallocation = mode;
     }
   }
-  if (invocation.operands.length !== 1) {
+  const [file, size = split] = invocation.operands;
+  const given = invocation.operands.length + (split === undefined ? 0 : 1);
+  if (given > 2 && inRelease("resizeAnywhere")) {
+    throw usageError("Extra argument(s) in command line");
+  }
+  if (file === undefined || size === undefined || given !== 2) {
     throw usageError("Expecting image file name and size");
   }
   return { size, shrink, preallocation };

@@ -19,6 +19,7 @@ import {
 } from "../command.ts";
 import { openImageArgument, usingNodes } from "../images.ts";
 import { CommandError, usageError } from "../program.ts";
+import { inRelease } from "../qemu_releases.ts";
 import { snapshotList } from "../snapshots.ts";
 
 /** The command. */
@@ -56,8 +57,10 @@ export const command: Command = {
   async run(invocation) {
     const { program } = invocation;
     const { action: given, name } = parse(invocation);
-    // Without an action, QEMU 7.2 opens the image for writing and does nothing.
-    const action = given ?? (program.isOurs ? "l" : undefined);
+    // Without an action, old releases of QEMU open the image for writing and do
+    // nothing.
+    const action = given ??
+      (program.isOurs ? "l" : inRelease("snapshotDefault"));
     const [file] = invocation.operands;
     const node = await openImageArgument(program, file, {
       ...invocation.image,
@@ -70,7 +73,7 @@ export const command: Command = {
         if (action === "l") return 0;
         throw program.isOurs
           ? new CommandError(`Format '${node.driver.name}' has no snapshots`)
-          : new BlockError("ENOTSUP");
+          : unsupported(action, name!);
       }
       if (action === "l") {
         const list = await snapshots.list();
@@ -97,8 +100,7 @@ const ACTIONS = {
     try {
       await snapshots.create({ name: shortened(name), icount: 0n });
     } catch (thrown) {
-      const { code } = asBlockError(thrown);
-      throw failed("create", name, `${-errno(code)} (${reasonOf(thrown)})`);
+      throw notCreated(name, asBlockError(thrown));
     }
   },
   async a(snapshots: SnapshotOperations, name: string) {
@@ -125,6 +127,20 @@ const ACTIONS = {
     }
   },
 };
+
+/** How QEMU refuses snapshots of a format that has none. */
+function unsupported(action: keyof typeof ACTIONS, name: string): CommandError {
+  if (action === "c") return notCreated(name, new BlockError("ENOTSUP"));
+  return action === "a"
+    ? failed("apply", name, "Block driver does not support snapshots")
+    : failed("delete", name, "snapshot not found");
+}
+
+function notCreated(name: string, error: BlockError): CommandError {
+  const why = reasonOf(error);
+  const numbered = `${-errno(error.code)} (${why})`;
+  return failed("create", name, inRelease("snapshotErrno") ? numbered : why);
+}
 
 function failed(
   verb: string,

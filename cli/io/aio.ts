@@ -1,8 +1,9 @@
 /**
- * `aio_read`, `aio_write` and `aio_flush`: requests in the background.
+ * `aio_read`, `aio_write`, `aio_discard` and `aio_flush`: requests in the background.
  *
  * @module
  */
+import { BlockError } from "../../core/errors.ts";
 import {
   type Call,
   type IoCommand,
@@ -92,6 +93,37 @@ export const aioWrite: IoCommand = {
             : reportText({ verb: "wrote", offset, length, seconds, terse }),
       ),
     );
+  },
+};
+
+/** `aio_discard`. */
+export const aioDiscard: IoCommand = {
+  name: "aio_discard",
+  usage: "[-Cq] off len",
+  summary: "asynchronously discards a number of bytes",
+  min: 2,
+  max: Infinity,
+  needs: "writable",
+  options: [TERSE, SILENT],
+
+  run(call) {
+    const { image, background, opening } = call.session;
+    const options: WriteOptions = {};
+    for (const option of call.options()) takeWriting(options, ...option);
+    if (call.operands.length !== 2) throw call.misused();
+    const [offset, length] = call.operands.map((word) => byteCount(word));
+    const { silent, terse = false } = options;
+    const request = async () => {
+      // Even if discards are ignored, the range must be within the disk.
+      if (offset + length > image.size) throw new BlockError("EIO");
+      if (opening.discard) await image.discard(offset, length);
+    };
+    const report = (seconds: number) =>
+      silent
+        ? ""
+        // The two blanks are QEMU's.
+        : reportText({ verb: "discarded ", offset, length, seconds, terse });
+    background.add(reported("aio_discard", request, report));
   },
 };
 

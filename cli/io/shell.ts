@@ -5,7 +5,7 @@
  */
 import { BlockError } from "../../core/errors.ts";
 import { CommandError } from "../program.ts";
-import { aioFlush, aioRead, aioWrite } from "./aio.ts";
+import { aioDiscard, aioFlush, aioRead, aioWrite } from "./aio.ts";
 import { removeBreak, resume, setBreak, waitBreak } from "./breakpoints.ts";
 import { Call, type IoCommand, Refusal, usageLine } from "./command.ts";
 import { alloc, info, length, map } from "./extents.ts";
@@ -16,6 +16,7 @@ import { abort, quit, sigraise, sleep } from "./process.ts";
 import { read, readv } from "./read.ts";
 import type { Session } from "./session.ts";
 import { discard, write, writev } from "./write.ts";
+import { ZONE_COMMANDS } from "./zones.ts";
 
 /** `help`. */
 const help: IoCommand = {
@@ -42,6 +43,7 @@ const help: IoCommand = {
 
 const COMMANDS: readonly IoCommand[] = [
   abort,
+  aioDiscard,
   aioFlush,
   aioRead,
   aioWrite,
@@ -67,6 +69,7 @@ const COMMANDS: readonly IoCommand[] = [
   waitBreak,
   write,
   writev,
+  ...ZONE_COMMANDS,
 ];
 
 const byName = new Map<string, IoCommand>(

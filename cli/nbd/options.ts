@@ -79,7 +79,7 @@ const GROUPS: readonly [title: string, options: readonly OptionSpec[]][] = [
     option("L,list", undefined, "list exports of another NBD server"),
     option("object", "type,id=ID,...", "define an object such as 'secret'"),
     option("tls-creds", "ID", "use id of an earlier --object to provide TLS"),
-    option("tls-authz", "ID", "not supported"),
+    option("tls-authz", "ID", "whom an --object of type authz-... lets in"),
     option("tls-hostname", "NAME", "name in the server's certificate (-L)"),
     option("T,trace", "PATTERN", "accepted for QEMU's sake"),
     option("fork", undefined, "let the server go on in the background"),
@@ -401,9 +401,6 @@ function checkTls({ list, tlsCreds, tlsAuthz, tlsHostname }: NbdRequest): void {
     throw new CommandError(
       "TLS authorization is incompatible with export list",
     );
-  }
-  if (tlsAuthz !== undefined) {
-    throw new CommandError("--tls-authz is not supported");
   }
   if (tlsHostname !== undefined && !list) {
     throw new CommandError("TLS hostname is only supported with export list");

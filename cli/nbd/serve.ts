@@ -104,6 +104,7 @@ async function start(
       // Of a format that was guessed, whole sectors are written only.
       ...(isProbedRaw && { blockSize: 512 }),
       tls,
+      authorize: authorizationOf(program, request),
       onDisconnect(entered, why) {
         if (why !== undefined) program.error(why);
         if (entered && !persistent && server.clients === 0) end();
@@ -111,6 +112,17 @@ async function start(
     },
   );
   return server;
+}
+
+/** Whom `--tls-authz` lets in; absent if that was not given. */
+function authorizationOf(
+  program: Program,
+  { tlsAuthz }: NbdRequest,
+): ((name: string) => boolean) | undefined {
+  if (tlsAuthz === undefined) return undefined;
+  const authorize = program.objects?.authorization(tlsAuthz);
+  if (authorize) return authorize;
+  throw new CommandError(`Cannot find QAuthZ object ID ${tlsAuthz}`);
 }
 
 function writePid(path: string): void {

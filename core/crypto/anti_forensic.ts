@@ -14,8 +14,8 @@ import {
   randomBytes,
 } from "./hashes.ts";
 
-/** Stripes that are mixed before others get their turn. */
-const PATIENCE = 256;
+/** Milliseconds of mixing before others get their turn. */
+const PATIENCE = 5;
 
 /** The key in `stripes` parts of its size. */
 export async function splitKey(
@@ -53,11 +53,14 @@ async function mixed(
   const digest = hasher(hash);
   const size = digestSize(hash);
   const block = allocate(length);
+  let turn = performance.now() + PATIENCE;
   for (let stripe = 0; stripe < count; stripe++) {
     const start = stripe * length;
     for (let i = 0; i < length; i++) block[i] ^= material[start + i];
     await diffuse(block, size, digest);
-    if (stripe % PATIENCE === 0) await giveWay();
+    if (performance.now() < turn) continue;
+    await giveWay();
+    turn = performance.now() + PATIENCE;
   }
   return block;
 }

@@ -7,8 +7,11 @@
 import { BlockError } from "../errors.ts";
 import { type Derivation, deriveKey, type HashName } from "./hashes.ts";
 
-/** Iterations that take no time worth measuring. */
-const FEW_ITERATIONS = 4_000_000;
+/**
+ * Iterations a millisecond that any machine does. What they would do in the time
+ * that is left is not worth measuring.
+ */
+const SLOWEST_RATE = 100;
 /** Iterations of the first measurement. */
 const FIRST_TRY = 32_768;
 /** Milliseconds after which a measurement is good enough. */
@@ -78,9 +81,8 @@ export class KeyTime {
   async excess(
     { hash, iterations, length }: Omit<Derivation, "salt">,
   ): Promise<number | undefined> {
-    if (iterations <= FEW_ITERATIONS && performance.now() < this.#end) {
-      return undefined;
-    }
+    const left = this.#end - performance.now();
+    if (iterations <= left * SLOWEST_RATE) return undefined;
     const name = `${hash} ${length}`;
     let rate = this.#rates.get(name);
     if (!rate) this.#rates.set(name, rate = measureRate(hash, length));

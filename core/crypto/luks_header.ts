@@ -261,8 +261,15 @@ function viewOf(bytes: Uint8Array): DataView {
   return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 }
 
-/** What is told of a header, in the names of QEMU's `QCryptoBlockInfoLUKS`. */
-export function describeHeader(header: LuksHeader): Record<string, unknown> {
+/**
+ * What is told of a header, in the names of QEMU's `QCryptoBlockInfoLUKS`.
+ *
+ * @param isDetached Whether it is in a file of its own.
+ */
+export function describeHeader(
+  header: LuksHeader,
+  isDetached: boolean,
+): Record<string, unknown> {
   const { algorithms, payloadOffset } = header;
   const { family, keySize, mode, generator } = algorithms;
   return {
@@ -273,6 +280,7 @@ export function describeHeader(header: LuksHeader): Record<string, unknown> {
       "ivgen-hash-alg": algorithms.generatorHash,
     }),
     "hash-alg": algorithms.hash,
+    "detached-header": isDetached,
     "payload-offset": payloadOffset,
     "master-key-iters": header.digestIterations,
     uuid: header.uuid,

@@ -70,6 +70,7 @@ export async function changeSlots(
 ): Promise<void> {
   const { state } = options;
   if (state === undefined) throw invalid("Parameter 'state' is missing");
+  using _ = await open.volume.changing.lock();
   if (state === "active") await addPassphrase(open, options, force);
   else await erasePassphrases(open, options, force);
 }

@@ -6,6 +6,7 @@
  */
 import { allocate } from "../bytes.ts";
 import { BlockError, invalid } from "../errors.ts";
+import { Mutex } from "../lock.ts";
 import { isEqual } from "../runtime.ts";
 import { mergeKey, splitKey } from "./anti_forensic.ts";
 import { deriveKey, randomBytes } from "./hashes.ts";
@@ -53,6 +54,8 @@ export interface UnlockOptions {
   readonly time?: number;
   /** Stops it. */
   readonly signal?: AbortSignal;
+  /** Told before a key is derived: the iterations done so far, and those in all. */
+  progress?(done: number, total: number): void;
 }
 
 /** How to make a volume. */
@@ -66,6 +69,13 @@ export class LuksVolume {
   readonly #store: HeaderStore;
   readonly #place: HeaderPlace;
   #header: LuksHeader;
+  /** Held while the header is read or written, which takes no time. */
+  readonly #access = new Mutex();
+  /**
+   * Held while slots are changed, which takes the time of a key: for whoever
+   * changes some, or closes what the header lies in. All else goes on.
+   */
+  readonly changing = new Mutex();
 
   private constructor(
     store: HeaderStore,
@@ -100,6 +110,7 @@ export class LuksVolume {
    * @throws {BlockError} EINVAL if it is for another key now.
    */
   async refresh(): Promise<void> {
+    using _ = await this.#access.lock();
     const header = await readHeader(this.#store, this.#place);
     if (!isEqual(header.digest, this.#header.digest)) {
       throw invalid("The key of the image was changed");
@@ -148,14 +159,23 @@ export class LuksVolume {
    */
   async unlock(
     passphrase: Uint8Array,
-    { time = UNLOCK_TIME, signal }: UnlockOptions = {},
+    { time = UNLOCK_TIME, signal, progress }: UnlockOptions = {},
   ): Promise<Uint8Array> {
     const keyTime = new KeyTime(time, signal);
+    const { slots, digestIterations } = this.header;
+    const counts = slots.map(({ isActive, iterations }) =>
+      isActive ? iterations + digestIterations : 0
+    );
+    const total = counts.reduce((sum, count) => sum + count, 0);
+    let done = 0;
     let tooLong: BlockError | undefined;
     for (let slot = 0; slot < SLOTS; slot++) {
       try {
+        if (counts[slot] > 0) progress?.(done, total);
         const key = await this.#tryUnlock(slot, passphrase, keyTime);
+        if (key) progress?.(total, total);
         if (key) return key;
+        done += counts[slot];
       } catch (error) {
         if (!(error instanceof TooLongError)) throw error;
         tooLong ??= error;
@@ -257,6 +277,7 @@ export class LuksVolume {
     index: number,
     changes: Partial<LuksHeader["slots"][number]>,
   ): Promise<void> {
+    using _ = await this.#access.lock();
     const slots = [...this.#header.slots];
     slots[index] = { ...slots[index], ...changes };
     const header = { ...this.#header, slots };

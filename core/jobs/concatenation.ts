@@ -4,7 +4,7 @@
  * @module
  */
 import { roundUp, SECTOR_SIZE } from "../bytes.ts";
-import { type ChainExtent, chainStatus } from "../extents.ts";
+import { type ChainExtent, chainStatus, isInherited } from "../extents.ts";
 import type { BlockNode, ReadFlags } from "../node.ts";
 import { readPadded } from "../requests.ts";
 
@@ -75,6 +75,8 @@ export class Concatenation {
     }
     const length = Math.min(most, node.size - at);
     const extent = await chainStatus(node, at, length, base);
+    // What no backing file has either can only be had by reading it.
+    if (!base && isInherited(extent)) extent.allocated = true;
     let known = roundUp(extent.length, SECTOR_SIZE);
     const tail = (at + known) % alignment;
     if (offset + known < end && known > tail) known -= tail;

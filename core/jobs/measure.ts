@@ -11,12 +11,13 @@ import { wrapNode } from "../filter.ts";
 import type { BlockNode } from "../node.ts";
 import {
   defaultOptions,
+  newImageOptions,
   optionNames,
   type OptionValues,
   parseOption,
   UnknownOptionError,
 } from "../options.ts";
-import { loadFormat } from "../registry.ts";
+import { findDriver, loadFormat } from "../registry.ts";
 import { findSecret, type SecretSource } from "../secrets.ts";
 
 /** How to measure. */
@@ -63,7 +64,8 @@ export async function measure(
       `Block driver '${format}' does not support size measurement`,
     );
   }
-  const table = driver.createOptions;
+  // As if for a file: what is said of that does not change its size.
+  const table = newImageOptions(driver, findDriver("file"));
   const values = defaultOptions(table);
   for (const [name, value] of Object.entries(options)) {
     if (!Object.hasOwn(table, name)) {

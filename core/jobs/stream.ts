@@ -9,8 +9,13 @@ import type { StreamExtent, StreamSource } from "../driver.ts";
 import { AMOUNT, checkNode, checkOptions } from "../checks.ts";
 import { asBlockError, BlockError } from "../errors.ts";
 import type { BlockNode } from "../node.ts";
-import { defaultOptions, type OptionValues, parseOptions } from "../options.ts";
-import { loadFormat } from "../registry.ts";
+import {
+  defaultOptions,
+  newImageOptions,
+  type OptionValues,
+  parseOptions,
+} from "../options.ts";
+import { findDriver, loadFormat } from "../registry.ts";
 import { limitedWrites } from "../throttle_group.ts";
 import { backingOf, isInherited } from "../extents.ts";
 import { Concatenation } from "./concatenation.ts";
@@ -119,11 +124,25 @@ export async function* imageChunks(
   }
   const source = new Source(await Concatenation.of(sources), sources, options);
   if (options.progress) await source.count();
-  const parsed = parseOptions(driver.createOptions, {
-    ...options.create,
-    size: source.size,
-  });
-  const values = { ...defaultOptions(driver.createOptions), ...parsed };
+  const { createOptions } = driver;
+  const parsed = parseOptions(
+    newImageOptions(driver, findDriver("file")),
+    { ...options.create, size: source.size },
+  );
+  const surplus = Object.keys(parsed).find((name) =>
+    !Object.hasOwn(createOptions, name) &&
+    !(name === "preallocation" && parsed[name] === "off")
+  );
+  if (surplus === "preallocation") {
+    throw new BlockError(
+      "ENOTSUP",
+      "Preallocation is not possible in a stream",
+    );
+  }
+  if (surplus !== undefined) {
+    throw new BlockError("ENOTSUP", `'${surplus}' is for a file, not a stream`);
+  }
+  const values = { ...defaultOptions(createOptions), ...parsed };
   const { rateLimit = 0, signal } = options;
   const throttle = limitedWrites(rateLimit);
   for await (const chunk of gathered(driver.stream(values, source))) {

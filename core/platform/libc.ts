@@ -35,6 +35,7 @@ export interface Libc {
     length: bigint,
   ): number;
   fcntl(descriptor: number, command: number, argument: Uint8Array): number;
+  ioctl(descriptor: number, request: number, argument: Uint8Array): number;
   getrlimit(resource: number, limits: Uint8Array): number;
   /**
    * As `fdatasync`, in another thread; a failure is just -1, without a reason.

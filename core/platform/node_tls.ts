@@ -25,11 +25,15 @@ interface DuplexOptions {
   destroy(error: unknown, done: (error: unknown) => void): void;
 }
 
+interface TlsSocket extends NodeSocket {
+  getPeerCertificate(): { readonly raw?: Uint8Array };
+}
+
 interface NodeTls {
   connect(options: object): NodeSocket;
   createServer(options: object): {
     on(event: string, listener: (error: Error) => void): void;
-    on(event: "secureConnection", listener: (socket: NodeSocket) => void): void;
+    on(event: "secureConnection", listener: (socket: TlsSocket) => void): void;
     emit(event: "connection", socket: Duplex): void;
   };
 }
@@ -115,12 +119,13 @@ async function accept(
   tls: NodeTls,
   stream: ByteStream,
   identity: TlsIdentity,
+  authorize?: (name: string) => boolean,
 ): Promise<ByteStream> {
   const { verifyPeer = true } = identity;
   const options = { ...optionsOf(identity), requestCert: verifyPeer };
   const server = tls.createServer(options);
   const raw = duplexOf(stream);
-  const socket = await new Promise<NodeSocket>((resolve, reject) => {
+  const socket = await new Promise<TlsSocket>((resolve, reject) => {
     const fail = (error: Error) => reject(tlsError(error));
     server.on("secureConnection", resolve);
     server.on("tlsClientError", fail);
@@ -129,7 +134,28 @@ async function accept(
     raw.once("close", () => fail(new Error("closed")));
     server.emit("connection", raw);
   });
+  if (authorize) {
+    try {
+      await checkPeer(socket, authorize);
+    } catch (error) {
+      socket.destroy();
+      throw error;
+    }
+  }
   return nodeStream(socket);
+}
+
+/** Refuse a client that has no certificate, or one of a name that may not. */
+async function checkPeer(
+  socket: TlsSocket,
+  authorize: (name: string) => boolean,
+): Promise<void> {
+  const { raw } = socket.getPeerCertificate();
+  if (!raw) throw tlsError(new Error("no certificate"));
+  const { subjectOf } = await import("./distinguished_name.ts");
+  const name = subjectOf(raw);
+  if (authorize(name)) return;
+  throw new BlockError("EACCES", `TLS x509 authz check for ${name} is denied`);
 }
 
 function tlsError(error: Error, host?: string): BlockError {

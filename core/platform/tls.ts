@@ -27,6 +27,13 @@ export interface Tls {
     identity: TlsIdentity,
     host: string,
   ): Promise<ByteStream>;
-  /** Be the server. */
-  accept(stream: ByteStream, identity: TlsIdentity): Promise<ByteStream>;
+  /**
+   * Be the server; of clients with a certificate only for those for whose name
+   * `authorize` answers true, if it is there.
+   */
+  accept(
+    stream: ByteStream,
+    identity: TlsIdentity,
+    authorize?: (name: string) => boolean,
+  ): Promise<ByteStream>;
 }

@@ -80,8 +80,9 @@ async function openExisting(
     return await openToCreate(driver, file, context);
   } catch (error) {
     throw asBlockError(error).prefixed(
-      `Protocol driver '${driver.name}' does not support image creation, and ` +
-        "opening the image failed: ",
+      `Protocol driver '${driver.name}' does not support creating new images, so ` +
+        "an existing image must be selected as the target; however, opening " +
+        "the given target as an existing image failed: ",
     );
   }
 }

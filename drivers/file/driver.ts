@@ -14,7 +14,6 @@ import {
   lastSeparator,
   normalizePath,
 } from "../../core/names.ts";
-import type { Preallocation } from "../../core/node.ts";
 import {
   notAmong,
   type OptionTable,
@@ -57,10 +56,18 @@ export const OPEN_OPTIONS: OptionTable = {
 
 const CREATE_OPTIONS: OptionTable = {
   size: { type: "size", help: "Virtual disk size" },
+  nocow: {
+    type: "boolean",
+    help: "Turn off copy-on-write (valid only on btrfs)",
+  },
+  // Other modes are refused with messages of their own.
   preallocation: {
-    type: "enum",
-    values: ["off", "falloc", "full"],
+    type: "string",
     help: "Preallocation mode (allowed values: off, falloc, full)",
+  },
+  extent_size_hint: {
+    type: "size",
+    help: "Extent size hint for the image file, 0 to disable",
   },
 };
 
@@ -92,14 +99,22 @@ export const fileDriver: PathDriver = {
   open: (options, context) => openPath(fileDriver, options, context),
 
   async create(options, context) {
-    const { size, preallocation, ...file } = createOptions(
+    const { nocow = false, extent_size_hint, ...others } = options;
+    const hints = parseOptions(CREATE_OPTIONS, { nocow, extent_size_hint });
+    const { size, preallocation: mode, ...file } = createOptions(
       fileDriver,
-      options,
+      others,
     );
+    const preallocation = oneOf(PREALLOCATION_MODES, mode);
     makeFile(file.filename);
     const node = await openToCreate(fileDriver, file, context);
     try {
       await node.truncate(0);
+      const { giveHints } = await import("./hints.ts");
+      giveHints(file.filename, {
+        nocow: hints.nocow as boolean,
+        extentSize: hints.extent_size_hint as number | undefined,
+      }, context.warn);
       await node.truncate(roundUp(size, SECTOR_SIZE), { preallocation });
       if (preallocation === "off") await allocateFirstBlock(node);
     } finally {
@@ -192,6 +207,7 @@ function nameless(driver: string): BlockError {
 }
 
 const AIO_MODES: readonly AioMode[] = ["threads", "native", "io_uring"];
+const PREALLOCATION_MODES = ["off", "falloc", "full"] as const;
 const LOCKING_MODES = ["auto", "on", "off"] as const;
 
 function oneOf<T extends string>(values: readonly T[], value: unknown): T {
@@ -209,7 +225,7 @@ export function createOptions(driver: PathDriver, options: OptionValues) {
   return {
     ...openOptions(driver, others),
     size: size as number,
-    preallocation: preallocation as Preallocation,
+    preallocation: String(preallocation),
   };
 }
 

@@ -16,6 +16,7 @@ import type {
   BlockNode,
   Extent,
   NodeInfo,
+  ReadFlags,
   TruncateOptions,
   WriteFlags,
   ZeroFlags,
@@ -30,10 +31,11 @@ import { FileLock, type Locking } from "./lock.ts";
 const FILL_CHUNK = 256 * 1024;
 
 /**
- * Bytes from which on another thread makes a background write: handing over
- * smaller ones would not pay (see bench/RESULTS.md).
+ * Bytes from which on another thread makes a background write, or read: handing
+ * over smaller ones would not pay (see bench/RESULTS.md).
  */
 const BULK = 32 * 1024;
+const BULK_READ = 128 * 1024;
 
 /** Devices zero and discard whole sectors, of at most this size. */
 const DEVICE_UNIT = 4096;
@@ -58,7 +60,8 @@ export interface FileNodeOptions {
 
 /**
  * The node of an open file. Its verbs do their work synchronously, which is
- * much faster here, except for background writes, and return settled promises.
+ * much faster here, except for large ones in the background, and return settled
+ * promises.
  */
 export class FileNode implements BlockNode {
   readonly driver: BlockDriver;
@@ -121,9 +124,17 @@ export class FileNode implements BlockNode {
   }
 
   // deno-lint-ignore require-await -- the interface is asynchronous
-  async readv(offset: number, iov: IoVector): Promise<void> {
+  async readv(
+    offset: number,
+    iov: IoVector,
+    flags?: ReadFlags,
+  ): Promise<void> {
     const host = this.#open;
-    if (this.#usesThreads) return this.#settle(host.preadvLater(offset, iov));
+    const isBulk = flags?.background && host.descriptor !== undefined &&
+      vectorLength(iov) >= BULK_READ;
+    if (this.#usesThreads || isBulk) {
+      return this.#settle(host.preadvLater(offset, iov));
+    }
     host.preadv(offset, iov);
   }
 

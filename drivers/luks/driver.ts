@@ -34,7 +34,6 @@ import type {
 } from "../../core/driver.ts";
 import { Encryption, LOCKED } from "../../core/encryption.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
-import { Mutex } from "../../core/lock.ts";
 import type {
   AmendOptions,
   BlockNode,
@@ -95,12 +94,12 @@ async function open(
 async function findKey(
   volume: LuksVolume,
   options: OptionValues,
-  { secret, signal }: OpenContext,
+  { secret, signal, unlocking }: OpenContext,
 ): Promise<Uint8Array> {
   const id = options["key-secret"] as string | undefined;
   const passphrase = await findPassphrase(secret, id, "key-secret");
   const time = options["max-unlock-time"] as number | undefined;
-  return await volume.unlock(passphrase, { time, signal });
+  return await volume.unlock(passphrase, { time, signal, progress: unlocking });
 }
 
 async function create(
@@ -207,7 +206,6 @@ class LuksNode implements BlockNode {
   };
   readonly #parts: Parts;
   readonly #access: Access;
-  readonly #amending = new Mutex();
 
   constructor(parts: Parts) {
     const { file, header, volume, context } = parts;
@@ -263,10 +261,7 @@ class LuksNode implements BlockNode {
   // deno-lint-ignore require-await -- the interface is asynchronous
   async info(): Promise<NodeInfo> {
     const { header, volume } = this.#parts;
-    const data = {
-      ...describeHeader(volume.header),
-      ...(header && { "detached-header": true }),
-    };
+    const data = describeHeader(volume.header, header !== undefined);
     return {
       encrypted: true,
       dirty: false,
@@ -275,7 +270,6 @@ class LuksNode implements BlockNode {
   }
 
   async invalidate(): Promise<void> {
-    using _ = await this.#amending.lock();
     await this.#parts.volume.refresh();
   }
 
@@ -285,9 +279,10 @@ class LuksNode implements BlockNode {
   ): Promise<void> {
     const { volume, key, context: { secret } } = this.#parts;
     const values = parseOptions(LUKS_AMEND_OPTIONS, options);
-    using _ = await this.#amending.lock();
     await changeSlots({ volume, key, secret }, values, force);
   }
 
-  async close(): Promise<void> {}
+  async close(): Promise<void> {
+    using _ = await this.#parts.volume.changing.lock();
+  }
 }

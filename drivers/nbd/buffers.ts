@@ -4,8 +4,11 @@
  * @module
  */
 
-/** Sizes of buffers that are kept are multiples of this. */
+/** Sizes of buffers that are kept are multiples of one of these. */
+const SMALL_UNIT = 4096;
 const UNIT = 64 * 1024;
+/** Smaller ones cost little. */
+const SMALLEST = 2048;
 /** Larger ones are rare. */
 const LARGEST = 4 * 1024 * 1024;
 /** Bytes that are kept at most. */
@@ -18,7 +21,7 @@ export class Buffers {
 
   /** A buffer of `length` bytes, of which nothing is known. */
   take(length: number): Uint8Array {
-    if (length < UNIT || length > LARGEST) return new Uint8Array(length);
+    if (length < SMALLEST || length > LARGEST) return new Uint8Array(length);
     const size = sizeFor(length);
     const buffer = this.#free.get(size)?.pop();
     if (!buffer) return new Uint8Array(new ArrayBuffer(size), 0, length);
@@ -29,8 +32,8 @@ export class Buffers {
   /** Give a buffer back that nobody uses any more. */
   give({ buffer }: Uint8Array): void {
     const size = buffer.byteLength;
-    if (size < UNIT || size > LARGEST + UNIT || size % UNIT !== 0) return;
-    if (this.#bytes + size > MOST) return;
+    if (size < SMALLEST || size > LARGEST + UNIT) return;
+    if (size !== sizeFor(size - ROOM) || this.#bytes + size > MOST) return;
     const free = this.#free.get(size);
     if (free) free.push(buffer as ArrayBuffer);
     else this.#free.set(size, [buffer as ArrayBuffer]);
@@ -38,7 +41,10 @@ export class Buffers {
   }
 }
 
-/** With room for the header of a reply, so that whole units fit. */
+/** Bytes for the header of a reply, so that whole units fit. */
+const ROOM = 64;
+
 function sizeFor(length: number): number {
-  return Math.ceil((length + 64) / UNIT) * UNIT;
+  const unit = length < UNIT ? SMALL_UNIT : UNIT;
+  return Math.ceil((length + ROOM) / unit) * unit;
 }

@@ -141,6 +141,10 @@ export class MessageReader {
 /** Pieces that are shorter are copied together, since each write costs more. */
 const WORTH_A_WRITE = 32 * 1024;
 const WRITE_BEHIND = 256 * 1024;
+/** So many bytes are written without looking whether others come along. */
+const BATCH = 64 * 1024;
+/** Turns of the microtasks without another piece, after which none is awaited. */
+const QUIET = 8;
 
 /** A piece that waits, and who waits for it. */
 interface Piece {
@@ -162,6 +166,8 @@ export class MessageWriter {
   #isWriting = false;
   #failure?: ConnectionLost;
   #idle: (() => void)[] = [];
+  #queued = 0;
+  #roomy?: () => void;
   #buffer?: Uint8Array;
 
   /** Writes to `stream`, which nobody else does. */
@@ -172,6 +178,18 @@ export class MessageWriter {
   /** Whether anything waits to be taken by the other end. */
   get isBusy(): boolean {
     return this.#isWriting;
+  }
+
+  /** Bytes that wait to be taken by the other end. */
+  get queued(): number {
+    return this.#queued;
+  }
+
+  /** Wait until fewer than `most` bytes are queued. One may wait at a time. */
+  async room(most: number): Promise<void> {
+    while (this.#queued >= most) {
+      await new Promise<void>((resolve) => this.#roomy = resolve);
+    }
   }
 
   /** Why nothing can be written any more. */
@@ -186,6 +204,7 @@ export class MessageWriter {
       return;
     }
     this.#queue.push({ bytes, written });
+    this.#queued += bytes.length;
     if (this.#isWriting) return;
     this.#isWriting = true;
     this.lastProgress = performance.now();
@@ -207,13 +226,32 @@ export class MessageWriter {
 
   async #writeAll(): Promise<void> {
     while (this.#queue.length > 0) {
+      if (this.#queued < BATCH) await this.#others();
       const [bytes, count] = this.#nextWrite();
       const pieces = this.#queue.splice(0, count);
       if (!this.#failure) await this.#write(bytes);
-      for (const { written } of pieces) written?.();
+      for (const { bytes, written } of pieces) {
+        this.#queued -= bytes.length;
+        written?.();
+      }
+      this.#roomy?.();
     }
     this.#isWriting = false;
     for (const resolve of this.#idle.splice(0)) resolve();
+  }
+
+  /**
+   * Let others join what is queued, as long as they come within the same turn
+   * of the event loop: each write costs a system call, and wakes the other end.
+   */
+  async #others(): Promise<void> {
+    let { length } = this.#queue;
+    for (let turn = 0; turn < QUIET && this.#queued < BATCH; turn++) {
+      await undefined;
+      if (this.#queue.length === length) continue;
+      length = this.#queue.length;
+      turn = 0;
+    }
   }
 
   /** What to write at once, and how many pieces that is. */
@@ -267,8 +305,16 @@ export interface WebStreams {
   readonly writable: WritableStream<Uint8Array>;
 }
 
+/**
+ * A connection as a stream of bytes. Those of Deno have web streams as well,
+ * which are slower.
+ */
+export function byteStream(stream: ByteStream | WebStreams): ByteStream {
+  return "read" in stream ? stream : webStream(stream);
+}
+
 /** A pair of web streams as a stream of bytes. */
-export function webStream({ readable, writable }: WebStreams): ByteStream {
+function webStream({ readable, writable }: WebStreams): ByteStream {
   const reader = readable.getReader();
   const writer = writable.getWriter();
   // Whoever reads or writes learns of it; nobody waits for this.

@@ -46,7 +46,8 @@ interface Pending {
   readonly iov?: IoVector;
   /** Parts of a read that have come, as pairs of start and end. */
   parts: [start: number, end: number][];
-  run?: StatusRun;
+  /** What block status has told. */
+  runs?: StatusRun[];
   error?: BlockError;
   resolve(): void;
   reject(error: BlockError): void;
@@ -58,6 +59,9 @@ const MAX_IN_FLIGHT = 64;
 const MAX_PARTS = 65536;
 /** Most bytes of a chunk that holds no data: 2^20 extents of 16 bytes. */
 const MAX_CHUNK = 16 * 1024 * 1024 + 16;
+
+/** Runs of one reply that are kept; the others can be asked for again. */
+const MAX_RUNS = 4096;
 
 /** The server does not keep to the protocol. */
 class Violation extends BlockError {
@@ -130,16 +134,23 @@ export class NbdClient {
     await this.#request(type, flags, offset, length);
   }
 
-  /** The first run of a range, in the context that was asked for. */
-  async status(offset: number, length: number): Promise<StatusRun> {
-    const { run } = await this.#request(
+  /**
+   * What a range holds in the context that was asked for, from its first byte
+   * on: all runs that the server tells, or just the first one.
+   */
+  async status(
+    offset: number,
+    length: number,
+    onlyFirst: boolean,
+  ): Promise<StatusRun[]> {
+    const { runs } = await this.#request(
       COMMAND.BLOCK_STATUS,
-      COMMAND_FLAG.REQ_ONE,
+      onlyFirst ? COMMAND_FLAG.REQ_ONE : 0,
       offset,
       length,
     );
     // The server's answer was looked at when it came.
-    return { ...run!, length: Math.min(run!.length, length) };
+    return runs!;
   }
 
   /** Say goodbye; what is under way is finished by the server, or fails. */
@@ -369,26 +380,33 @@ export class NbdClient {
     pending.error ??= errorOfWire(number, text);
   }
 
-  /** Of the runs only the first counts: more were not asked for. */
   async #takeStatus({ type, length }: Chunk, pending: Pending): Promise<void> {
     const { reader, extended, contextId } = this.#agreement;
     const [fixed, size] = type === CHUNK.BLOCK_STATUS_EXT ? [8, 16] : [4, 8];
     const isFit = length >= fixed + size && (length - fixed) % size === 0 &&
       length <= MAX_CHUNK && (type === CHUNK.BLOCK_STATUS_EXT) === extended;
-    if (!isFit || pending.type !== COMMAND.BLOCK_STATUS || pending.run) {
+    if (!isFit || pending.type !== COMMAND.BLOCK_STATUS || pending.runs) {
       throw new Violation("invalid block status");
     }
-    const at = await reader.next(fixed + size);
+    const count = Math.min(MAX_RUNS, (length - fixed) / size);
+    const kept = fixed + count * size;
+    let at = await reader.next(kept);
     const { fields } = reader;
-    const first = at + fixed;
     if (fields.u32(at) !== contextId) {
       throw new Violation("block status of another context");
     }
-    pending.run = extended
-      ? { length: fields.u64(first), flags: fields.u32(first + 12) }
-      : { length: fields.u32(first), flags: fields.u32(first + 4) };
-    await reader.skip(length - fixed - size);
-    if (pending.run.length === 0) throw new Violation("empty block status");
+    at += fixed;
+    pending.runs = [];
+    // The last one may go on beyond what was asked for.
+    let rest = pending.length;
+    for (const end = at + count * size; at < end && rest > 0; at += size) {
+      const told = extended ? fields.u64(at) : fields.u32(at);
+      if (told === 0) throw new Violation("empty block status");
+      const flags = fields.u32(extended ? at + 12 : at + 4);
+      pending.runs.push({ length: Math.min(told, rest), flags });
+      rest -= told;
+    }
+    await reader.skip(length - kept);
   }
 
   #finish(cookie: number, pending: Pending): void {
@@ -399,9 +417,9 @@ export class NbdClient {
   }
 
   /** What a reply that claims success has left out. */
-  #missing({ type, length, parts, run }: Pending): BlockError | undefined {
+  #missing({ type, length, parts, runs }: Pending): BlockError | undefined {
     if (type === COMMAND.BLOCK_STATUS) {
-      return run ? undefined : new BlockError("EIO");
+      return runs ? undefined : new BlockError("EIO");
     }
     if (type !== COMMAND.READ) return undefined;
     if (parts.length > 1) parts.sort(([a], [b]) => a - b);

@@ -37,12 +37,13 @@ import {
   TlsCredentials,
 } from "../../core/tls_credentials.ts";
 import { type Place, takePlace } from "./address.ts";
-import { endStream, webStream } from "./bytes.ts";
+import { byteStream, endStream } from "./bytes.ts";
 import { NbdClient } from "./client.ts";
 import { ClientHandshake, type ClientTls } from "./client_handshake.ts";
 import { Link } from "./link.ts";
 import { nbdName, parseNbdFilename } from "./names.ts";
 import { NBD_FACTS, OPEN_OPTIONS } from "./options.ts";
+import { StatusCache } from "./status_cache.ts";
 import {
   BASE_ALLOCATION,
   COMMAND,
@@ -186,7 +187,7 @@ async function newStream(
   const stream = typeof server === "function"
     ? await server()
     : await connectTo(server);
-  const bytes = "readable" in stream ? webStream(stream) : stream;
+  const bytes = byteStream(stream);
   // It came too late.
   if (signal.aborted) endStream(bytes);
   return bytes;
@@ -213,8 +214,9 @@ async function useExisting(
   } catch (error) {
     if (!(error instanceof BlockError)) throw error;
     throw error.prefixed(
-      "Protocol driver 'nbd' does not support image creation, and opening " +
-        "the image failed: ",
+      "Protocol driver 'nbd' does not support creating new images, so an " +
+        "existing image must be selected as the target; however, opening the " +
+        "given target as an existing image failed: ",
     );
   }
   try {
@@ -251,6 +253,7 @@ class NbdNode implements BlockNode {
   readonly #link: Link;
   readonly #flags: number;
   readonly #dirtyBitmap: boolean;
+  readonly #status: StatusCache;
 
   constructor(
     link: Link,
@@ -261,6 +264,7 @@ class NbdNode implements BlockNode {
     const { info, extended, hasContext } = link.first;
     const { size, flags, blockSizes } = info;
     this.#link = link;
+    this.#status = new StatusCache(link);
     this.#flags = flags;
     this.#dirtyBitmap = dirtyBitmap !== undefined;
     this.filename = typeof place.server === "function"
@@ -308,7 +312,7 @@ class NbdNode implements BlockNode {
     this.#checkEnd(offset, vectorLength(iov));
     const isForced = flags?.fua === true;
     const byServer = isForced && (this.#flags & FLAG.SEND_FUA) !== 0;
-    await this.#link.write(offset, iov, byServer);
+    await this.#status.during(this.#link.write(offset, iov, byServer));
     if (isForced && !byServer) await this.flush?.();
   };
 
@@ -327,14 +331,18 @@ class NbdNode implements BlockNode {
       if (!(this.#flags & FLAG.SEND_FAST_ZERO)) throw new BlockError("ENOTSUP");
       wire |= COMMAND_FLAG.FAST_ZERO;
     }
-    await this.#link.change(COMMAND.WRITE_ZEROES, offset, length, wire);
+    await this.#status.during(
+      this.#link.change(COMMAND.WRITE_ZEROES, offset, length, wire),
+    );
     if (isForced && !byServer) await this.flush?.();
   };
 
   readonly #discard = async (offset: number, length: number): Promise<void> => {
     const inside = Math.min(length, this.size - offset);
     if (inside <= 0) return;
-    await this.#link.change(COMMAND.TRIM, offset, inside, 0);
+    await this.#status.during(
+      this.#link.change(COMMAND.TRIM, offset, inside, 0),
+    );
   };
 
   #checkEnd(offset: number, length: number): void {
@@ -349,7 +357,7 @@ class NbdNode implements BlockNode {
     if (!hasContext) {
       return { length: inside, allocated: true, zero: false, ...place };
     }
-    const run = await this.#link.ask((client) => client.status(offset, inside));
+    const run = await this.#status.first(offset, inside);
     const isHole = (run.flags & STATE.HOLE) !== 0;
     const zero = (run.flags & STATE.ZERO) !== 0;
     return {

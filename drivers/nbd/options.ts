@@ -45,7 +45,7 @@ const CREATE_OPTIONS: OptionTable = {
   preallocation: {
     type: "enum",
     values: ["off"],
-    help: "An export is as it is",
+    help: "Preallocation mode (allowed values: off)",
   },
 };
 

@@ -20,7 +20,7 @@ import {
 import { valueText } from "../../core/values.ts";
 import { Budget } from "./budget.ts";
 import { Buffers } from "./buffers.ts";
-import { ConnectionLost, webStream, type WebStreams } from "./bytes.ts";
+import { byteStream, ConnectionLost, type WebStreams } from "./bytes.ts";
 import { contextsOf, type Export, type NbdBitmap } from "./export.ts";
 import { Connection } from "./server_connection.ts";
 import { ServerHandshake } from "./server_handshake.ts";
@@ -53,6 +53,12 @@ export interface NbdServerOptions {
   tls?: TlsCredentials;
   /** Whether they must be, if they can. Default: true. */
   requireTls?: boolean;
+  /**
+   * Whether the client may come in that has shown a certificate for this name:
+   * a distinguished name as GnuTLS writes it, such as `O=Acme,CN=client`.
+   * Default: all may whose certificate is trusted.
+   */
+  authorize?(name: string): boolean;
   /** Learns of each client that has chosen the export. */
   onConnect?(): void;
   /**
@@ -118,6 +124,7 @@ function exportOf(image: Image, options: NbdServerOptions): Export {
     maxMemory: { least: SHARE },
     allocationDepth: "boolean",
     requireTls: "boolean",
+    authorize: "function",
     bitmaps: "object",
     blockSize: { least: 1, most: 65536 },
     onConnect: "function",
@@ -188,10 +195,8 @@ export class NbdServer implements AsyncDisposable {
     if ("accept" in to) {
       this.#listener = to;
       this.ended = this.#acceptAll(to);
-    } else if ("readable" in to) {
-      this.ended = this.#serve(webStream(to));
-    } else if (typeof (to as Partial<ByteStream>)?.read === "function") {
-      this.ended = this.#serve(to);
+    } else if ("read" in to || "readable" in to) {
+      this.ended = this.#serve(byteStream(to));
     } else {
       throw invalid(`Cannot serve on ${valueText(to)}: it is no connection`);
     }
@@ -266,11 +271,11 @@ export class NbdServer implements AsyncDisposable {
 
   /** Serve one client. Whatever it does, nobody else is to suffer for it. */
   async #serve(stream: ByteStream): Promise<void> {
-    const { handshakeLimit = 10, tls, requireTls } = this.#options;
+    const { handshakeLimit = 10, tls, requireTls, authorize } = this.#options;
     const handshake = new ServerHandshake(
       stream,
       this.#export,
-      tls,
+      tls && { accept: (stream) => tls.accept(stream, authorize) },
       requireTls,
     );
     const id = {};

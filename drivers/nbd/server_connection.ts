@@ -43,8 +43,12 @@ const FLAGS: { readonly [command: number]: number } = {
   [COMMAND.BLOCK_STATUS]: FUA | REQ_ONE,
 };
 
+/** Bytes of answers that wait for the client, from which on others do, too. */
+const MAX_QUEUED = 1024 * 1024;
 /** Requests of a client that are under way at once. */
 const MAX_IN_FLIGHT = 64;
+/** How reads are made while others are under way. */
+const BACKGROUND = { background: true };
 /** Shorter reads are not looked at for holes. */
 const WORTH_A_LOOK = 64 * 1024;
 /** Parts in which one read is answered. */
@@ -57,7 +61,7 @@ const RUN_SIZE = 16;
 const OVERHEAD = 512;
 /** Bytes read at once where nobody wants them. */
 const CACHE_STEP = 1024 * 1024;
-/** For how long a client may let others wait for the memory it has, in ms. */
+/** For how long a client may let others wait for it, in ms. */
 const STALL = 3000;
 
 /** Bytes that a request has, and has not handed on to what it writes. */
@@ -86,6 +90,7 @@ export class Connection implements Spender {
   /** Whether data of a request are being read. */
   #isReadingData = false;
   #isClosing = false;
+  #patience?: ReturnType<typeof setInterval>;
 
   /** Serve `image`, as `offered` describes it. */
   constructor(
@@ -112,10 +117,13 @@ export class Connection implements Spender {
     // Who waits for the next request need not be answered any more.
     if (this.#inFlight === 0 && !this.#writer.isBusy) {
       endStream(this.#agreement.stream);
+      return;
     }
+    // A client that takes no answers must not keep the server from ending.
+    this.#patience ??= setInterval(() => this.onPressure(), STALL / 3);
   }
 
-  /** Others wait for memory: give it back if the client does not get on. */
+  /** Others wait for it: let go of the client if it does not get on. */
   onPressure(): void {
     const stalled = (last: number) => performance.now() - last > STALL;
     const isSlow = this.#isReadingData && stalled(this.#reader.lastProgress) ||
@@ -131,11 +139,12 @@ export class Connection implements Spender {
    */
   async run(): Promise<void> {
     try {
-      while (!this.#isClosing && await this.#takeRequest());
+      await this.#takeAll();
     } finally {
       this.#isClosing = true;
       while (this.#inFlight > 0) await this.#oneSettled();
       await this.#writer.drained().catch(() => {});
+      clearInterval(this.#patience);
       endStream(this.#agreement.stream);
     }
   }
@@ -144,44 +153,71 @@ export class Connection implements Spender {
     return new Promise((resolve) => this.#settled = resolve);
   }
 
-  /** Take one request, and begin with it; answers whether others may follow. */
-  async #takeRequest(): Promise<boolean> {
-    const { extended } = this.#agreement;
-    const size = extended ? EXTENDED_REQUEST_SIZE : REQUEST_SIZE;
+  /** Take one request after the other, and begin with it. */
+  async #takeAll(): Promise<void> {
     const reader = this.#reader;
-    if (!reader.has(size)) await reader.need(size);
-    const at = reader.take(size);
-    const { fields } = reader;
+    const writer = this.#writer;
+    const size = this.#agreement.extended
+      ? EXTENDED_REQUEST_SIZE
+      : REQUEST_SIZE;
+    while (!this.#isClosing) {
+      if (!reader.has(size)) await reader.need(size);
+      const request = this.#nextRequest(size);
+      if (request.type === COMMAND.DISCONNECT) return;
+      if (this.#inFlight >= MAX_IN_FLIGHT) await this.#oneSettled();
+      // Answers to a client that is slow had better wait where they are.
+      if (writer.queued >= MAX_QUEUED) await writer.room(MAX_QUEUED);
+      await this.#begin(request);
+    }
+  }
+
+  #nextRequest(size: number): Request {
+    const at = this.#reader.take(size);
+    const { fields } = this.#reader;
+    const { extended } = this.#agreement;
     const magic = extended ? EXTENDED_REQUEST_MAGIC : REQUEST_MAGIC;
     if (fields.u32(at) !== magic) {
       throw new ProtocolError(
         `invalid magic (got 0x${fields.u32(at).toString(16)})`,
       );
     }
-    const request: Request = {
+    return {
       flags: fields.u16(at + 4),
       type: fields.u16(at + 6),
       cookie: [fields.u32(at + 8), fields.u32(at + 12)],
       offset: fields.u64(at + 16),
       length: extended ? fields.u64(at + 24) : fields.u32(at + 24),
     };
-    if (request.type === COMMAND.DISCONNECT) return false;
-    if (this.#inFlight >= MAX_IN_FLIGHT) await this.#oneSettled();
+  }
+
+  /** Begin with a request, unless it makes no sense; something to wait for. */
+  #begin(request: Request): void | Promise<void> {
     const payload = this.#payloadOf(request);
     if (payload > MAX_PAYLOAD) {
       this.#replies.failure(request, tooLong(payload));
       throw new ProtocolError(tooLong(payload).message);
     }
     const refusal = this.#refusalOf(request);
-    if (refusal) {
-      await reader.skip(payload);
-      this.#replies.failure(request, refusal);
-      // Who asks for nonsense without end must not have answers without end.
-      if (this.#writer.isBusy) await this.#writer.drained();
-      return true;
+    if (refusal) return this.#refuse(request, payload, refusal);
+    const reads = request.type === COMMAND.READ;
+    const bytes = OVERHEAD + (reads ? request.length : payload);
+    const granted = this.#budget.acquire(this, bytes);
+    if (granted || payload > 0) {
+      return this.#beginLater(request, payload, bytes, granted);
     }
-    await this.#begin(request, payload);
-    return true;
+    this.#inFlight++;
+    this.#run(request, undefined, bytes);
+  }
+
+  async #refuse(
+    request: Request,
+    payload: number,
+    refusal: BlockError,
+  ): Promise<void> {
+    await this.#reader.skip(payload);
+    this.#replies.failure(request, refusal);
+    // Who asks for nonsense without end must not have answers without end.
+    if (this.#writer.isBusy) await this.#writer.drained();
   }
 
   /** Bytes that follow the header of a request. */
@@ -233,11 +269,13 @@ export class Connection implements Spender {
     );
   }
 
-  /** Take what a request needs, and let it run. */
-  async #begin(request: Request, payload: number): Promise<void> {
-    const reads = request.type === COMMAND.READ;
-    const bytes = OVERHEAD + (reads ? request.length : payload);
-    const granted = this.#budget.acquire(this, bytes);
+  /** Let a request run once it has the memory and the data that it needs. */
+  async #beginLater(
+    request: Request,
+    payload: number,
+    bytes: number,
+    granted: void | Promise<boolean>,
+  ): Promise<void> {
     if (granted && !await granted) throw new ConnectionLost(true);
     let data: Uint8Array | undefined;
     if (payload > 0) {
@@ -323,13 +361,18 @@ export class Connection implements Spender {
     }
   }
 
-  async #read(request: Request, memory: Memory): Promise<void> {
+  #read(request: Request, memory: Memory): Promise<void> {
     const { flags, offset, length } = request;
-    const { structured } = this.#agreement;
-    if (length === 0 && structured) return this.#replies.nothing(request);
-    if (!structured || flags & DF || length < WORTH_A_LOOK) {
-      return await this.#readPart(request, memory, offset, length, true);
+    const isWhole = !this.#agreement.structured || (flags & DF) !== 0;
+    if (isWhole || length < WORTH_A_LOOK) {
+      return this.#readPart(request, memory, offset, length, true);
     }
+    return this.#readParts(request, memory);
+  }
+
+  /** Read a range whose holes are told as such. */
+  async #readParts(request: Request, memory: Memory): Promise<void> {
+    const { offset, length } = request;
     const end = offset + length;
     for (let at = offset, parts = 1; at < end; parts++) {
       const { length: part, zero } = parts < MAX_PARTS
@@ -362,9 +405,19 @@ export class Connection implements Spender {
     length: number,
     isLast: boolean,
   ): Promise<void> {
+    if (length === 0 && this.#agreement.structured) {
+      return this.#replies.nothing(request);
+    }
     const header = this.#replies.dataHeader;
     const buffer = this.#buffers.take(header + length);
-    if (length > 0) await this.#image.read(offset, buffer.subarray(header));
+    if (length > 0) {
+      const isOneOfMany = length >= WORTH_A_LOOK && this.#inFlight > 1;
+      await this.#image.readv(
+        offset,
+        [buffer.subarray(header)],
+        isOneOfMany ? BACKGROUND : undefined,
+      );
+    }
     // The memory is free again when the client has taken what is in it.
     memory.left -= length;
     const written = () => {

@@ -43,7 +43,8 @@ function unsupported(message: string): BlockError {
 }
 
 /**
- * Change options; the caller holds the image alone.
+ * Change options. One amendment is made at a time; all else waits but for those
+ * parts that change tables or the header, not for keys.
  *
  * @param adopt Goes on with the header as it has become, and caches that fit.
  */
@@ -54,6 +55,8 @@ export async function amend(
   adopt: () => void,
 ): Promise<void> {
   const values = parseOptions(AMEND_OPTIONS, options);
+  using alone = new Alone(state);
+  await alone.begin();
   const wish = wishOf(state, values);
   const { header } = state;
   const oldVersion = header.version;
@@ -68,7 +71,9 @@ export async function amend(
   if (wish.changesSlots) {
     progress.step();
     const { amendLuks } = await import("./luks.ts");
+    alone.end();
     await amendLuks(state.luks!, values, how.force);
+    await alone.begin();
   }
   if (changesWidth) {
     if (wish.version < 3 && wish.refcountBits !== 16) {
@@ -84,6 +89,30 @@ export async function amend(
   await setLazyRefcounts(state, wish);
   if (wish.size > 0) await resize(state, wish.size);
   if (wish.version < oldVersion) await downgrade(state, progress.step());
+}
+
+/** Holds an image alone, for a time. */
+class Alone {
+  readonly #state: Qcow2State;
+  #held?: Disposable;
+
+  constructor(state: Qcow2State) {
+    this.#state = state;
+  }
+
+  async begin(): Promise<void> {
+    this.#held = await this.#state.operations.drain();
+    this.#state.checkUsable();
+  }
+
+  end(): void {
+    this.#held?.[Symbol.dispose]();
+    this.#held = undefined;
+  }
+
+  [Symbol.dispose](): void {
+    this.end();
+  }
 }
 
 /** Checked in the order of the table; the first that does not fit is told. */

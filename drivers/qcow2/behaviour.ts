@@ -16,6 +16,8 @@ export interface Behaviour {
   protectedKinds: ReadonlySet<MetadataKind>;
   /** Whether to pass freed space down to the file, by the reason. */
   passDiscard: { readonly [reason in FreeReason]: boolean };
+  /** Clusters that are discarded or zeroed keep their places in the file. */
+  keepsDiscarded: boolean;
   /** Receives findings, a line each. */
   report(line: string): void;
   /** Receives warnings. */
@@ -35,6 +37,7 @@ export const QUIET: Behaviour = {
     always: true,
     never: false,
   },
+  keepsDiscarded: false,
   report: () => {},
   warn: () => {},
 };

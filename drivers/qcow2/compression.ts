@@ -12,7 +12,7 @@ import {
   sliceVector,
 } from "../../core/bytes.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
-import type { BlockNode } from "../../core/node.ts";
+import type { BlockNode, ReadFlags } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
 import type { ClusterMap, Mapping } from "./cluster_map.ts";
 import type { CompressionQueue } from "./compression_queue.ts";
@@ -104,6 +104,7 @@ export class CompressedClusters {
     mappings: readonly Mapping[],
     offset: number,
     iov: IoVector,
+    flags?: ReadFlags,
   ): Promise<void> {
     const { geometry } = this.#state;
     const wanted: Wanted[] = [];
@@ -123,7 +124,7 @@ export class CompressedClusters {
       }
       done += length;
     }
-    pending.push(this.#readRuns(wanted));
+    pending.push(this.#readRuns(wanted, flags));
     // Even if one fails, others may still be writing to the caller's buffers.
     for (const result of await Promise.allSettled(pending)) {
       if (result.status === "rejected") throw result.reason;
@@ -210,12 +211,15 @@ export class CompressedClusters {
   }
 
   /** @throws what one of the clusters did that could not be read. */
-  async #readRuns(wanted: readonly Wanted[]): Promise<void> {
+  async #readRuns(
+    wanted: readonly Wanted[],
+    flags?: ReadFlags,
+  ): Promise<void> {
     const pending: Promise<void>[] = [];
     const failures: unknown[] = [];
     for (const run of inRuns(wanted)) {
       try {
-        await this.#readRun(run, pending, failures);
+        await this.#readRun(run, pending, failures, flags);
       } catch (error) {
         for (const { reject } of run) reject?.(asBlockError(error));
         failures.push(error);
@@ -233,6 +237,7 @@ export class CompressedClusters {
     run: readonly Wanted[],
     pending: Promise<void>[],
     failures: unknown[],
+    flags?: ReadFlags,
   ): Promise<void> {
     const start = run[0].hostOffset;
     const end = run.reduce(
@@ -248,7 +253,13 @@ export class CompressedClusters {
     if (waiting) await waiting;
     const buffer = this.#buffers.take(end - start);
     const later: Promise<void>[] = [];
+    // Others may wait for the same cluster, who have not given up.
+    const isShared = run.some(({ resolve }) => resolve);
+    const bytes = buffer.subarray(0, end - start);
     try {
+      // The descriptor may claim more than there is: what decodes is enough.
+      const own = isShared ? undefined : flags;
+      await readPadded(this.#state.dataFile, start, [bytes], own);
       await this.#decompressRun(run, buffer, start, end, later, failures);
     } catch (error) {
       await Promise.all(later);
@@ -270,9 +281,7 @@ export class CompressedClusters {
     failures: unknown[],
   ): Promise<void> {
     const { dataFile, header } = this.#state;
-    // The descriptor may claim more than there is: what decodes is enough. But
-    // of what a device has cut off, the zeroes in its place are no data.
-    await readPadded(dataFile, start, [buffer.subarray(0, end - start)]);
+    // Of what a device has cut off, the zeroes in its place are no data.
     const inside = Math.max(0, Math.min(end, dataFile.size) - start);
     const type = header.compressionType;
     const { decompress, decompressNow } = await this.load();

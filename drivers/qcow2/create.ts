@@ -14,7 +14,8 @@ import type { CreateContext } from "../../core/driver.ts";
 import { asBlockError, BlockError, invalid } from "../../core/errors.ts";
 import type { Preallocation } from "../../core/node.ts";
 import { notAmong, type OptionValues } from "../../core/options.ts";
-import { valueText } from "../../core/values.ts";
+import { findDriver, listDrivers } from "../../core/registry.ts";
+import { nameText, valueText } from "../../core/values.ts";
 import { QUIET } from "./behaviour.ts";
 import {
   Autoclear,
@@ -53,10 +54,15 @@ export async function create(
   // Whether it all fits into the first cluster is known before the file goes.
   const encryptionHeader = luks && { offset: 0, length: 0 };
   encodeHeader({ ...header, encryptionHeader });
+  const keep = options.keep_data_file === true;
+  const makeDataFile = async () =>
+    header.dataFile === undefined
+      ? undefined
+      : await context.createNamed(header.dataFile, { keep });
+  // One that is to be there, and is not, must not cost a file that is.
+  const kept = keep ? await makeDataFile() : undefined;
   const file = await context.createFile(0);
-  const dataFile = header.dataFile === undefined
-    ? undefined
-    : await context.createNamed(header.dataFile);
+  const dataFile = kept ?? await makeDataFile();
   // A scheme before it has done its work.
   if (dataFile) header.dataFile = dataFile.filename;
   const geometry = Geometry.of(header);
@@ -85,7 +91,8 @@ export async function create(
   state.header.size = size;
   if (preallocation !== "off") {
     const { preallocate } = await import("./resize.ts");
-    await preallocate(state, 0, size, preallocation).catch((error) => {
+    const done = preallocate(state, 0, size, preallocation, keep);
+    await done.catch((error) => {
       throw asBlockError(error).prefixed("Could not resize image: ");
     });
   }
@@ -132,25 +139,30 @@ export function planImage(options: OptionValues): Plan {
     invalid(
       `${what} compatibility level 1.1 and above (use version=v3 or greater)`,
     );
-  const clusterBits = clusterBitsOf(options);
+  const backingFile = options.backing_file as string | undefined;
+  const backingFormat = options.backing_fmt as string | undefined;
+  if (backingFormat !== undefined) checkFormat(backingFormat);
   const isExtended = options.extended_l2 === true;
   if (isExtended && version < 3) {
     throw v3("Extended L2 entries are only supported with");
   }
+  const clusterBits = clusterBitsOf(options);
   if (isExtended && clusterBits < 14) throw tooSmallForSubclusters();
-  const refcountOrder = refcountOrderOf(options, version, "version=v3");
+  let preallocation = (options.preallocation ?? "off") as Preallocation;
+  if (backingFile !== undefined && preallocation !== "off" && !isExtended) {
+    throw invalid(
+      "Backing file and preallocation can only be used at the same time if extended_l2 is on",
+    );
+  }
   const lazy = options.lazy_refcounts === true;
   if (version === 2 && lazy) throw v3("Lazy refcounts only supported with");
-  const zstd = options.compression_type === "zstd";
-  if (version === 2 && zstd) {
-    throw v3("Non-zlib compression type is only supported with");
-  }
+  const refcountOrder = refcountOrderOf(options, version, "version=v3");
   const dataFile = options.data_file as string | undefined;
   const isRaw = options.data_file_raw === true;
   if (isRaw && dataFile === undefined) {
     throw invalid("data-file-raw requires data-file");
   }
-  if (isRaw && options.backing_file !== undefined) {
+  if (isRaw && backingFile !== undefined) {
     throw invalid(
       "Backing file and data-file-raw cannot be used at the same time",
     );
@@ -158,16 +170,15 @@ export function planImage(options: OptionValues): Plan {
   if (dataFile !== undefined && version < 3) {
     throw v3("External data files are only supported with");
   }
-  let preallocation = (options.preallocation ?? "off") as Preallocation;
+  if (options.keep_data_file === true) {
+    checkKept(dataFile !== undefined, isRaw, preallocation);
+  }
+  const zstd = options.compression_type === "zstd";
+  if (version === 2 && zstd) {
+    throw v3("Non-zlib compression type is only supported with");
+  }
   // Who reads the data file alone finds all of the disk there.
   if (isRaw && preallocation === "off") preallocation = "metadata";
-  const backingFile = options.backing_file as string | undefined;
-  const backingFormat = options.backing_fmt as string | undefined;
-  if (backingFile !== undefined && preallocation !== "off" && !isExtended) {
-    throw invalid(
-      "Backing file and preallocation can only be used at the same time if extended_l2 is on",
-    );
-  }
   if (backingFile === undefined && backingFormat !== undefined) {
     throw invalid("Backing format cannot be used without backing file");
   }
@@ -209,6 +220,48 @@ export function planImage(options: OptionValues): Plan {
     unknownExtensions: [],
   };
   return { header, size, preallocation };
+}
+
+/** Names of drivers that QEMU knows; those registered here need not be listed. */
+const QEMU_DRIVERS =
+  ("blkdebug blklogwrites blkreplay blkverify bochs cloop compress " +
+    "copy-before-write copy-on-read dmg file ftp ftps gluster host_cdrom " +
+    "host_device http https io_uring iscsi luks nbd nfs null-aio null-co " +
+    "nvme nvme-io_uring parallels preallocate qcow qcow2 qed quorum raw rbd " +
+    "replication snapshot-access ssh throttle vdi vhdx vmdk vpc vvfat").split(
+      " ",
+    );
+
+/** Refuse a backing format that nobody knows. */
+function checkFormat(name: string): void {
+  if (findDriver(name) || QEMU_DRIVERS.includes(name)) return;
+  throw notAmong(
+    `Parameter 'backing-fmt' does not accept value '${nameText(name)}'`,
+    listDrivers().map(({ name }) => name),
+  );
+}
+
+/** Refuse what a data file that is there already could not stay as it is with. */
+function checkKept(
+  hasDataFile: boolean,
+  isRaw: boolean,
+  preallocation: Preallocation,
+): void {
+  if (!hasDataFile) {
+    throw invalid("Must not use 'keep_data_file=on' without 'data_file'");
+  }
+  if (preallocation === "falloc" || preallocation === "full") {
+    throw invalid(
+      "Preallocating more than only metadata would overwrite the external " +
+        "data file's content and is therefore incompatible with " +
+        "'keep_data_file=on'",
+    );
+  }
+  if (isRaw || preallocation === "metadata") return;
+  throw invalid(
+    "'keep_data_file=on' requires 'preallocation=metadata' or " +
+      "'data_file_raw=on', or the file contents will not be visible",
+  );
 }
 
 /** Extended L2 entries have subclusters of 512 bytes at least. */

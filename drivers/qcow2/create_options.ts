@@ -31,6 +31,11 @@ export const CREATE_OPTIONS: OptionTable = {
     default: "zlib",
     help: "Compression method used for image cluster compression",
   },
+  keep_data_file: {
+    type: "boolean",
+    help: "Assume the external data file already exists and do not " +
+      "overwrite it",
+  },
   size: { type: "size", help: "Virtual disk size" },
   compat: {
     type: "string",

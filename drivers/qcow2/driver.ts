@@ -119,7 +119,7 @@ async function open(
   if (!readOnly && purpose === "io") {
     await node.prepareForWriting();
     // Now, since one that cannot be read cannot be kept true either.
-    if (hasBitmaps(state.header)) await state.loadBitmaps();
+    if (hasBitmaps(state.header)) await node.beginBitmaps();
   }
   return node;
 }

@@ -5,7 +5,7 @@
  */
 import type { Allocation, BlockMap, Place, Run } from "../../core/block_map.ts";
 import type { IoVector } from "../../core/bytes.ts";
-import type { BlockNode } from "../../core/node.ts";
+import type { BlockNode, ReadFlags } from "../../core/node.ts";
 import type { AllocationHost } from "./allocation.ts";
 import type { ClusterMap, Mapping } from "./cluster_map.ts";
 import type { CompressedClusters } from "./compression.ts";
@@ -108,8 +108,9 @@ export class GuestMap implements BlockMap<GuestRun> {
     { compressed }: GuestRun,
     offset: number,
     iov: IoVector,
+    flags?: ReadFlags,
   ): Promise<void> {
-    return this.#host.compressed.read(compressed!, offset, iov);
+    return this.#host.compressed.read(compressed!, offset, iov, flags);
   }
 
   async #findHoles(): Promise<boolean> {

@@ -55,7 +55,7 @@ export async function openLuks(
   file: BlockNode,
   header: Header,
   { secret: id, time }: KeyWish,
-  { withoutKeys, secret, signal }: OpenContext,
+  { withoutKeys, secret, signal, unlocking }: OpenContext,
 ): Promise<ImageEncryption> {
   const volume = await LuksVolume.read(areaOf(file, header.encryptionHeader!));
   if (withoutKeys) {
@@ -64,7 +64,8 @@ export async function openLuks(
   }
   const name = "encrypt.key-secret";
   const passphrase = await findPassphrase(secret, id, name);
-  const key = await volume.unlock(passphrase, { time, signal });
+  const limits = { time, signal, progress: unlocking };
+  const key = await volume.unlock(passphrase, limits);
   return await withKey({ volume, key, secret });
 }
 

@@ -18,7 +18,7 @@ import {
   OutOfRangeError,
   reasonOf,
 } from "../../core/errors.ts";
-import type { Held } from "../../core/lock.ts";
+import { type Held, Mutex } from "../../core/lock.ts";
 import type {
   AmendOptions,
   BitmapInfo,
@@ -41,6 +41,7 @@ import type { OptionValues } from "../../core/options.ts";
 import { bitmapOperations } from "./bitmaps/operations.ts";
 import type { CacheCleaner } from "./cache_cleaner.ts";
 import { Autoclear, Compatible, Crypt, Incompatible } from "./format.ts";
+import { losesFeatures } from "./first_change.ts";
 import { hasBitmaps, type Header } from "./header.ts";
 import { listSnapshots, vmStateOffset } from "./snapshot_list.ts";
 import type { Qcow2State } from "./state.ts";
@@ -75,6 +76,7 @@ export class Qcow2Node implements BlockNode {
   readonly limits;
   readonly #state: Qcow2State;
   readonly #hooks: ReopenHooks;
+  readonly #amending = new Mutex();
   readonly #cleaner: CacheCleaner;
   /** Bytes of the file before anything was written to it. */
   readonly #sizeAtOpen: number;
@@ -318,7 +320,7 @@ export class Qcow2Node implements BlockNode {
     const { describeHeader } = await import(
       "../../core/crypto/luks_header.ts"
     );
-    return { format: "luks", ...describeHeader(luks.volume.header) };
+    return { format: "luks", ...describeHeader(luks.volume.header, false) };
   }
 
   /** Absent if the image is of a version that cannot keep any. */
@@ -433,7 +435,17 @@ export class Qcow2Node implements BlockNode {
     const state = this.#state;
     if (!state.bitmaps) return;
     state.forgetBitmaps();
-    await state.loadBitmaps();
+    await this.beginBitmaps();
+  }
+
+  /** Load what is to be kept true. */
+  async beginBitmaps(): Promise<void> {
+    const state = this.#state;
+    const bitmaps = await state.loadBitmaps();
+    // Features that nobody knows stay until something is changed indeed.
+    if (!state.readOnly && !losesFeatures(state.header)) {
+      await bitmaps.beginWriting();
+    }
   }
 
   async #makeEmpty(): Promise<void> {
@@ -458,14 +470,14 @@ export class Qcow2Node implements BlockNode {
 
   async #amend(options: OptionValues, how: AmendOptions = {}): Promise<void> {
     const state = this.#state;
-    using _ = await state.operations.drain();
-    state.checkUsable();
     const { amend } = await import("./amend.ts");
+    using _ = await this.#amending.lock();
     await amend(state, options, how, () => this.#hooks.adopt(state.header));
   }
 
   async close(): Promise<void> {
     const state = this.#state;
+    using _amending = await this.#amending.lock();
     try {
       if (!state.readOnly && !state.unusable) {
         using _ = await state.operations.drain();

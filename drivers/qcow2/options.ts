@@ -53,6 +53,10 @@ export const OPEN_OPTIONS: OptionTable = {
     type: "boolean",
     help: "Generate discard requests when other clusters are freed",
   },
+  "discard-no-unref": {
+    type: "boolean",
+    help: "Keep the places of clusters that are discarded or zeroed",
+  },
   ...OVERLAP_OPTIONS,
   ...ENCRYPT_OPTIONS,
 };
@@ -87,9 +91,15 @@ export function behaviourOf(
       "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level",
     );
   }
+  const protects = protectedKinds(options);
+  const keepsDiscarded = wish("discard-no-unref", false);
+  if (keepsDiscarded && header.version < 3) {
+    throw invalid("discard-no-unref is only supported since qcow2 version 3");
+  }
   return {
     lazyRefcounts,
-    protectedKinds: protectedKinds(options),
+    protectedKinds: protects,
+    keepsDiscarded,
     passDiscard: {
       request: wish("pass-discard-request", true),
       snapshot: wish("pass-discard-snapshot", true),

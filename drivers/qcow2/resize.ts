@@ -232,12 +232,14 @@ async function dropL2Tables(state: Qcow2State, from: number): Promise<void> {
  * must be zeroes). `falloc` and `full` also reserve the space on the disk.
  *
  * @param first Where the range begins: a cluster's start.
+ * @param keep Whether a data file is to read as what is in it instead.
  */
 export async function preallocate(
   state: Qcow2State,
   first: number,
   end: number,
   mode: Preallocation,
+  keep = false,
 ): Promise<void> {
   const { geometry, refcounts, clusters, header } = state;
   const { clusterSize, l2 } = geometry;
@@ -254,14 +256,14 @@ export async function preallocate(
     }
     await clusters.entryForWrite(end - 1);
     const hostStart = await allocateClusters(state, first, count);
-    await reserveData(state, hostStart, count, end - first, mode).catch(
-      async (error) => {
-        if (!state.hasDataFile) {
-          await refcounts.free(hostStart, count * clusterSize);
-        }
-        throw error;
-      },
-    );
+    try {
+      if (!keep) await reserveData(state, hostStart, count, end - first, mode);
+    } catch (error) {
+      if (!state.hasDataFile) {
+        await refcounts.free(hostStart, count * clusterSize);
+      }
+      throw error;
+    }
     for (let done = 0; done < count;) {
       await orderL2AfterData(state);
       const place = await clusters.entryForWrite(first + done * clusterSize);

@@ -13,7 +13,7 @@ import type { ZeroFlags } from "../../core/node.ts";
 import { writeZeroes } from "../../core/requests.ts";
 import type { FreeReason } from "./behaviour.ts";
 import type { EntryPlace } from "./cluster_map.ts";
-import { discardData, type Freed } from "./data_clusters.ts";
+import { checkData, discardData, type Freed } from "./data_clusters.ts";
 import { noteFreed, releaseClusters } from "./entry_changes.ts";
 import type { WholeKind } from "./l2_entry.ts";
 import type { Qcow2State } from "./state.ts";
@@ -21,11 +21,12 @@ import { zeroes } from "./state.ts";
 
 /**
  * What becomes of an L2 entry: `keep` it as it is, `zero` keeps its cluster
- * but reads as zeroes, `unmapZero` gives its cluster up and reads as zeroes,
- * `unmap` gives its cluster up and leaves the range to the backing file. Of a
- * cluster's part, whole subclusters, zeroes are all that there can be.
+ * but reads as zeroes, `punch` does so and frees the space behind the cluster,
+ * `unmapZero` gives its cluster up and reads as zeroes, `unmap` gives its cluster
+ * up and leaves the range to the backing file. Of a cluster's part, whole
+ * subclusters, zeroes are all that there can be.
  */
-type Change = "keep" | "zero" | "unmapZero" | "unmap" | ClusterPart;
+type Change = "keep" | "zero" | "punch" | "unmapZero" | "unmap" | ClusterPart;
 
 /** Bytes of a cluster, from its start. */
 interface ClusterPart {
@@ -42,6 +43,8 @@ async function changeEntries(
   decide: (kind: WholeKind) => Change,
 ): Promise<void> {
   const { geometry, clusters, access: { ranges } } = state;
+  // Zeroes in an encrypted one would not read as zeroes without their entry.
+  const isRaw = state.dataFileIsRaw && !state.encryption;
   let inLine: RangePlace | undefined;
   try {
     for (let at = start; at < end;) {
@@ -68,10 +71,9 @@ async function changeEntries(
         stop = at + count * geometry.clusterSize;
         inLine = ranges.conflict(at, stop, true, inLine);
         if (!inLine) {
-          if (state.hasDataFile) held = ranges.hold(at, stop, true);
-          if (!state.dataFileIsRaw) {
-            changeRun(state, place, count, change, freed);
-          }
+          const isHeld = state.hasDataFile || change === "punch";
+          if (isHeld) held = ranges.hold(at, stop, true);
+          if (!isRaw) changeRun(state, place, count, change, freed);
         }
       }
       if (inLine) {
@@ -81,8 +83,14 @@ async function changeEntries(
       const next = Math.min(stop, end);
       if (held) {
         using _ = held;
-        if (state.dataFileIsRaw) await changeRaw(state, at, next, change);
-        else await discardData(state, freed, reason);
+        if (isRaw) await changeRaw(state, at, next, change);
+        else {
+          // By a damaged entry, what it frees may be something else.
+          for (const { offset, length } of change === "punch" ? freed : []) {
+            await checkData(state, offset, length);
+          }
+          await discardData(state, freed, reason);
+        }
       } else await releaseClusters(state, freed, reason);
       at = next;
     }
@@ -126,12 +134,16 @@ function changeRun(
   const { geometry: { l2 }, clusters } = state;
   for (let i = 0; i < count; i++, place.index++) {
     const isKept = change === "zero" || typeof change === "object";
-    if (!isKept) noteFreed(state, place, freed);
+    // What a snapshot has as well is not to lose its data.
+    const isShared = change === "punch" && !state.hasDataFile &&
+      !l2.isCopied(place.slice.view, place.index);
+    if (!isKept && !isShared) noteFreed(state, place, freed);
     const table = clusters.changing(place);
     if (typeof change === "object") {
       l2.setZeroPart(table, place.index, change.from, change.to);
-    } else if (change === "zero") l2.setZero(table, place.index);
-    else l2.clear(table, place.index, change === "unmapZero");
+    } else if (change === "zero" || change === "punch") {
+      l2.setZero(table, place.index);
+    } else l2.clear(table, place.index, change === "unmapZero");
   }
 }
 
@@ -188,6 +200,7 @@ async function zeroClusters(
       return "keep";
     }
     if (isOld) return kind === "unallocated" ? "keep" : "unmap";
+    if (state.behaviour.keepsDiscarded) return keptChange(kind, unmap);
     switch (kind) {
       case "zero":
         return "keep";
@@ -202,6 +215,22 @@ async function zeroClusters(
     }
   });
   return areAllZero;
+}
+
+/** How a cluster comes to read as zeroes that is to keep its place. */
+function keptChange(kind: WholeKind, unmap: boolean): Change {
+  switch (kind) {
+    case "zero":
+    case "zeroAllocated":
+      return "keep";
+    case "compressed":
+      return "unmapZero";
+    case "normal":
+      return unmap ? "punch" : "zero";
+    case "unallocated":
+    case "partlyZero":
+      return "zero";
+  }
 }
 
 /**
@@ -372,7 +401,8 @@ export async function discardGuest(
   await changeEntries(state, first, last, "request", (kind) => {
     if (kind === "zero") return "keep";
     const isPlaced = kind !== "unallocated" && kind !== "partlyZero";
-    return !isPlaced && !backing ? "keep" : gone;
+    if (!isPlaced && !backing) return "keep";
+    return state.behaviour.keepsDiscarded ? keptChange(kind, true) : gone;
   });
 }
 

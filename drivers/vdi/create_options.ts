@@ -8,9 +8,4 @@ export const VDI_CREATE_OPTIONS: OptionTable = {
     default: false,
     help: "VDI static (pre-allocated) image",
   },
-  preallocation: {
-    type: "enum",
-    values: ["off", "falloc", "full"],
-    help: "Preallocation mode (allowed values: off, falloc, full)",
-  },
 };

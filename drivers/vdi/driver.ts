@@ -14,7 +14,6 @@ import type {
   Extent,
   ImageOperations,
   NodeInfo,
-  Preallocation,
   ReadFlags,
   WriteFlags,
 } from "../../core/node.ts";
@@ -39,16 +38,13 @@ export const vdiDriver: BlockDriver = {
   },
 
   async create(options, context) {
-    const { size, preallocation } = options;
+    const { size } = options;
     if (size === undefined) {
       throw new BlockError("EINVAL", "Image creation needs a size parameter");
     }
     const isStatic = options.static === true;
     const header = newHeader(roundUp(size as number, SECTOR_SIZE), isStatic);
-    const file = await context.createFile(
-      0,
-      preallocation as Preallocation | undefined,
-    );
+    const file = await context.createFile(0);
     await file.writev!(0, [header.bytes]);
     await writeNewTable(file, header);
     if (!isStatic) return;

@@ -7,7 +7,6 @@
 import { isPowerOfTwo, roundUp } from "../../core/bytes.ts";
 import type { CreateContext } from "../../core/driver.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
-import type { Preallocation } from "../../core/node.ts";
 import type { OptionValues } from "../../core/options.ts";
 import { STATE, TableShape, writeNewTable } from "./block_table.ts";
 import { MAX_BLOCK_SIZE, MIB, writeNewHeaders } from "./headers.ts";
@@ -39,10 +38,7 @@ export async function createVhdx(
   };
   const metadataRegion = { offset: bat.offset + bat.length, length: MIB };
   const dataOffset = bat.offset + bat.length + ROOM;
-  const file = await context.createFile(
-    0,
-    options.preallocation as Preallocation | undefined,
-  );
+  const file = await context.createFile(0);
   await file.truncate!(dataOffset + (isFixed ? blocks * blockSize : 0));
   await writeNewHeaders(file, log);
   await writeNewRegions(file, bat, metadataRegion);

@@ -26,9 +26,4 @@ export const VHDX_CREATE_OPTIONS: OptionTable = {
       "Non-standard, but default.  Do not set to 'off' when " +
       "using 'qemu-img convert' with subformat=dynamic.",
   },
-  preallocation: {
-    type: "enum",
-    values: ["off", "falloc", "full"],
-    help: "Preallocation mode (allowed values: off, falloc, full)",
-  },
 };

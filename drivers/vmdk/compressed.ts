@@ -13,7 +13,7 @@ import {
   vectorLength,
 } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
-import type { BlockNode } from "../../core/node.ts";
+import type { BlockNode, ReadFlags } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
 import type { SparseLayout } from "./layout.ts";
 import type { Step } from "./table_pages.ts";
@@ -67,7 +67,12 @@ export class GrainReader {
   }
 
   /** Fill `iov` from byte `offset` of the extent on. */
-  async read(offset: number, iov: IoVector, locate: Locate): Promise<void> {
+  async read(
+    offset: number,
+    iov: IoVector,
+    locate: Locate,
+    flags?: ReadFlags,
+  ): Promise<void> {
     const { grainSize } = this.#layout;
     const length = vectorLength(iov);
     let group: Wanted[] = [];
@@ -78,13 +83,13 @@ export class GrainReader {
       const part = sliceVector(iov, done, take);
       const wanted = { grain, ...await locate(grain), from, iov: part };
       if (!this.#continues(group, wanted)) {
-        await this.#readGroup(group);
+        await this.#readGroup(group, flags);
         group = [];
       }
       group.push(wanted);
       done += take;
     }
-    await this.#readGroup(group);
+    await this.#readGroup(group, flags);
   }
 
   /** Whether one request reads a grain with those before it. */
@@ -102,7 +107,10 @@ export class GrainReader {
     return grainSize + (grainSize >> 8) + 2 * SECTOR_SIZE;
   }
 
-  async #readGroup(group: readonly Wanted[]): Promise<void> {
+  async #readGroup(
+    group: readonly Wanted[],
+    flags?: ReadFlags,
+  ): Promise<void> {
     if (group.length === 0) return;
     const [{ place: start }] = group;
     const end = Math.min(
@@ -115,7 +123,7 @@ export class GrainReader {
     }
     const bytes = allocate(Math.max(0, end - start));
     await this.#step("read_compressed", this.#file);
-    await readPadded(this.#file, start, [bytes]);
+    await readPadded(this.#file, start, [bytes], flags);
     for (const wanted of group) {
       const data = await this.#dataOf(
         wanted,

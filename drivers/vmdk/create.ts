@@ -13,7 +13,7 @@ import {
 import type { CreateContext } from "../../core/driver.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
 import { lastSeparator } from "../../core/names.ts";
-import type { BlockNode, Preallocation } from "../../core/node.ts";
+import type { BlockNode } from "../../core/node.ts";
 import { notAmong, type OptionValues } from "../../core/options.ts";
 import { nameText } from "../../core/values.ts";
 import { type NewDescriptor, newDescriptor, NO_PARENT } from "./descriptor.ts";
@@ -57,7 +57,6 @@ export interface Plan {
   readonly zeroedGrains: boolean;
   /** Bytes, a multiple of 512. */
   readonly size: number;
-  readonly preallocation?: Preallocation;
   readonly backingFile?: string;
   readonly about: Pick<
     NewDescriptor,
@@ -76,9 +75,6 @@ export function planImage(options: OptionValues): Plan {
   }
   if (options.size === undefined) {
     throw invalid("Image creation needs a size parameter");
-  }
-  if (options.preallocation === "metadata") {
-    throw invalid("Unsupported preallocation mode: metadata");
   }
   const word = (name: string, words: readonly string[]) => {
     const value = options[name] as string | undefined ?? words[0];
@@ -122,7 +118,6 @@ export function planImage(options: OptionValues): Plan {
     isStream: subformat === "streamOptimized",
     zeroedGrains,
     size,
-    preallocation: options.preallocation as Preallocation | undefined,
     backingFile,
     about: { adapterType, hwVersion, toolsVersion },
   };
@@ -166,12 +161,12 @@ export async function create(
   if (isAlone && text.length > DESCRIPTOR.length * SECTOR_SIZE) {
     throw invalid("The VMDK descriptor would be too long");
   }
-  const file = await context.createFile(0, plan.preallocation);
+  const file = await context.createFile(0);
   for (const { name, size } of parts) {
     await context.createPart(
       name,
       isFlat ? size : 0,
-      plan.preallocation,
+      undefined,
       async (part) => {
         if (!isFlat) await writeTables(part, size, plan);
       },

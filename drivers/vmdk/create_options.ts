@@ -7,12 +7,6 @@ import type { OptionTable, OptionValues } from "../../core/options.ts";
 
 /** The options of `create`, in the order in which they are shown. */
 export const VMDK_CREATE_OPTIONS: OptionTable = {
-  preallocation: {
-    type: "enum",
-    values: ["off", "metadata", "falloc", "full"],
-    unsupported: ["metadata"],
-    help: "Preallocation mode (allowed values: off, falloc, full)",
-  },
   size: { type: "size", help: "Virtual disk size" },
   adapter_type: {
     type: "string",

@@ -5,7 +5,7 @@
  */
 import type { Allocation, Place, Run } from "../../core/block_map.ts";
 import type { IoVector } from "../../core/bytes.ts";
-import type { BlockNode } from "../../core/node.ts";
+import type { BlockNode, ReadFlags } from "../../core/node.ts";
 
 /** A part of the disk. Ranges that are asked for lie within it. */
 export interface Extent {
@@ -30,7 +30,11 @@ export interface Extent {
   /** As for a block map. */
   allocate(offset: number, length: number): Promise<Allocation>;
   /** Read compressed grains. */
-  readCompressed?(offset: number, iov: IoVector): Promise<void>;
+  readCompressed?(
+    offset: number,
+    iov: IoVector,
+    flags?: ReadFlags,
+  ): Promise<void>;
   /** Have whole grains read as zeroes; absent if it has no entry for that. */
   zeroGrains?(offset: number, length: number): Promise<void>;
   /** Make all that was written durable. */

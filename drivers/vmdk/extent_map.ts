@@ -5,6 +5,7 @@
  */
 import type { Allocation, BlockMap, Place, Run } from "../../core/block_map.ts";
 import { type IoVector, isPowerOfTwo, SECTOR_SIZE } from "../../core/bytes.ts";
+import type { ReadFlags } from "../../core/node.ts";
 import type { Extent } from "./extent.ts";
 
 /** As much as any disk has. */
@@ -57,8 +58,13 @@ export class ExtentMap implements BlockMap {
     return extent.allocate(offset, Math.min(length, extent.end - offset));
   }
 
-  readSpecial(_run: Run, offset: number, iov: IoVector): Promise<void> {
-    return this.at(offset).readCompressed!(offset, iov);
+  readSpecial(
+    _run: Run,
+    offset: number,
+    iov: IoVector,
+    flags?: ReadFlags,
+  ): Promise<void> {
+    return this.at(offset).readCompressed!(offset, iov, flags);
   }
 
   mayHaveHoles({ child, childOffset }: Run): boolean {

@@ -286,14 +286,16 @@ class VmdkNode implements BlockNode {
   #checkedParent(parent: BlockNode): BlockNode {
     let checking: Promise<void> | undefined;
     let isSound = false;
-    const readChecked = async (offset: number, iov: IoVector) => {
+    const readChecked: BlockNode["readv"] = async (offset, iov, flags) => {
       await (checking ??= this.#checkParent(parent));
       isSound = true;
-      await parent.readv(offset, iov);
+      await parent.readv(offset, iov, flags);
     };
     return wrapNode(parent, {
-      readv: (offset, iov) =>
-        isSound ? parent.readv(offset, iov) : readChecked(offset, iov),
+      readv: (offset, iov, flags) =>
+        isSound
+          ? parent.readv(offset, iov, flags)
+          : readChecked(offset, iov, flags),
     });
   }
 

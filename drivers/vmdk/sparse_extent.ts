@@ -20,7 +20,7 @@ import {
 } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
 import { Mutex } from "../../core/lock.ts";
-import type { BlockNode } from "../../core/node.ts";
+import type { BlockNode, ReadFlags } from "../../core/node.ts";
 import { GrainReader } from "./compressed.ts";
 import type { Extent } from "./extent.ts";
 import { directoryEntries, type SparseLayout } from "./layout.ts";
@@ -335,7 +335,11 @@ export class SparseExtent implements Extent {
     if (this.#pages.isFull) await this.flush();
   }
 
-  async readCompressed(offset: number, iov: IoVector): Promise<void> {
+  async readCompressed(
+    offset: number,
+    iov: IoVector,
+    flags?: ReadFlags,
+  ): Promise<void> {
     const { grainSize } = this;
     const within = offset - this.start;
     await this.#reader!.read(within, iov, async (grain) => {
@@ -343,7 +347,7 @@ export class SparseExtent implements Extent {
       // Of a run that was found, all have one.
       if (place <= 0) throw new BlockError("EIO");
       return { place, size: Math.min(grainSize, this.#sizeFrom(grain)) };
-    });
+    }, flags);
   }
 
   #sizeFrom(grain: number): number {

@@ -6,7 +6,6 @@
 import { divideUp, roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import type { CreateContext } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
-import type { Preallocation } from "../../core/node.ts";
 import type { OptionValues } from "../../core/options.ts";
 import { writeNewTable } from "./block_table.ts";
 import {
@@ -32,10 +31,7 @@ export async function createVhd(
   const isFixed = options.subformat === "fixed";
   const isExact = options.force_size === true;
   const { geometry, size } = roundedGeometry(options.size as number, isExact);
-  const file = await context.createFile(
-    0,
-    options.preallocation as Preallocation | undefined,
-  );
+  const file = await context.createFile(0);
   const footer = newFooter({
     type: isFixed ? TYPE.FIXED : TYPE.DYNAMIC,
     geometry,

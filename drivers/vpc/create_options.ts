@@ -14,11 +14,6 @@ export const VPC_CREATE_OPTIONS: OptionTable = {
     help:
       "Force disk size calculation to use the actual size specified, rather than using the nearest CHS-based calculation",
   },
-  preallocation: {
-    type: "enum",
-    values: ["off", "falloc", "full"],
-    help: "Preallocation mode (allowed values: off, falloc, full)",
-  },
 };
 
 /** The options with which VHD images are opened. */

@@ -56,7 +56,7 @@ Deno.test("--object secret,file=… takes the file as it is", async () => {
 
 const BAD: readonly [message: string, definition: string][] = [
   [
-    "Parameter 'qom-type' does not accept value 'bogus'; it must be one of secret, throttle-group, tls-creds-x509",
+    "Parameter 'qom-type' does not accept value 'bogus'; it must be one of secret, throttle-group, tls-creds-x509, authz-simple, authz-list",
     "bogus,id=s0",
   ],
   ["Parameter 'qom-type' is missing", "id=s0,data=abc"],

@@ -15,6 +15,7 @@ import {
   measure,
   MemoryStore,
   openImage,
+  type StackObject,
   streamImage,
   ThrottleGroup,
 } from "../../mod.ts";
@@ -182,28 +183,130 @@ Deno.test("reads of many runs begin no more of them", async () => {
   await disk.close();
 });
 
-for (const format of ["raw", "qcow2", "vdi", "vmdk", "vpc", "vhdx"]) {
-  Deno.test(`${format}: a read hands its signal down to the file`, async () => {
-    const memory = { driver: "memory", store: new MemoryStore() };
-    await createImage(format, memory, { size: SIZE });
-    const below = await openProtocol(memory);
-    const signals: unknown[] = [];
-    const file = filterNode(getDriver("throttle"), below, {
-      readv(offset, iov, flags) {
-        signals.push(flags?.signal);
-        return below.readv(offset, iov, flags);
-      },
-    });
-    const image = await openImage({ driver: format, file });
-    await image.write(0, new Uint8Array(4096).fill(1));
-    const { signal } = new AbortController();
-    signals.length = 0;
-    await image.readv(0, [new Uint8Array(4096)], { signal });
-    assert(signals.includes(signal));
+/** How an image is made and opened, and whether its clusters are compressed. */
+interface Kind {
+  readonly format: string;
+  readonly create?: Record<string, unknown>;
+  readonly open?: StackObject;
+  readonly isCompressed?: boolean;
+}
+
+const SECRETS = { key: "open sesame" };
+const AES = { "encrypt.key-secret": "key" };
+const LUKS = { "encrypt.format": "luks", "encrypt.iter-time": 0, ...AES };
+const KINDS: { readonly [name: string]: Kind } = {
+  raw: { format: "raw" },
+  vdi: { format: "vdi" },
+  vmdk: { format: "vmdk" },
+  "vmdk, compressed": {
+    format: "vmdk",
+    create: { subformat: "streamOptimized" },
+    isCompressed: true,
+  },
+  vpc: { format: "vpc" },
+  vhdx: { format: "vhdx" },
+  qcow2: { format: "qcow2" },
+  "qcow2, extended": { format: "qcow2", create: { extended_l2: true } },
+  "qcow2, compressed": { format: "qcow2", isCompressed: true },
+  "qcow2 with AES": {
+    format: "qcow2",
+    create: { "encrypt.format": "aes", ...AES },
+    open: AES,
+  },
+  "qcow2 with LUKS": { format: "qcow2", create: LUKS, open: AES },
+  luks: {
+    format: "luks",
+    create: { "key-secret": "key", "iter-time": 0 },
+    open: { "key-secret": "key" },
+  },
+};
+
+/** A file that notes the signals of requests. */
+async function watchedFile(memory: StackObject) {
+  const below = await openProtocol(memory);
+  const signals: unknown[] = [];
+  const file = filterNode(getDriver("throttle"), below, {
+    readv(offset, iov, flags) {
+      signals.push(flags?.signal);
+      return below.readv(offset, iov, flags);
+    },
+    writev(offset, iov, flags) {
+      signals.push(flags?.signal);
+      return below.writev!(offset, iov, flags);
+    },
+  });
+  return { file, signals, below };
+}
+
+/** An image, and the signals that requests hand down to its file. */
+async function watched({ format, create, open, isCompressed }: Kind) {
+  const memory = { driver: "memory", store: new MemoryStore() };
+  const how = { secrets: SECRETS };
+  await createImage(format, memory, { size: SIZE, ...create }, how);
+  const { file, signals, below } = await watchedFile(memory);
+  const image = await openImage({ driver: format, ...open, file }, how);
+  const bytes = new Uint8Array(65536).fill(1);
+  if (isCompressed) await image.writeCompressed(0, bytes);
+  else await image.write(0, bytes);
+  const close = async () => {
     await image.close();
     await below.close();
+  };
+  return { image, signals, close };
+}
+
+for (const [name, kind] of Object.entries(KINDS)) {
+  Deno.test(`${name}: a request hands its signal down to the file`, async () => {
+    const { image, signals, close } = await watched(kind);
+    const { signal } = new AbortController();
+    signals.length = 0;
+    await image.readv(0, [new Uint8Array(65536)], { signal });
+    assert(signals.includes(signal), "a read");
+    if (!kind.isCompressed) {
+      signals.length = 0;
+      await image.write(512, new Uint8Array(1024), { signal });
+      assert(signals.includes(signal), "a write in place");
+      signals.length = 0;
+      await image.write(700, new Uint8Array(1), { signal });
+      assert(signals.every((given) => given === signal), "a part of a sector");
+    }
+    await close();
   });
 }
+
+Deno.test("a reader of a compressed cluster who gives up leaves it to others", async () => {
+  const { file, disk } = await image("qcow2");
+  await disk.writeCompressed(0, new Uint8Array(4096).fill(5));
+  file.isSlow = true;
+  const controller = new AbortController();
+  const first = disk.read(0, 10, { signal: controller.signal });
+  const second = disk.read(0, 20);
+  first.catch(() => {});
+  await turns(100);
+  controller.abort(REASON);
+  await file.letGo();
+  assertEquals(await second, new Uint8Array(20).fill(5));
+  file.isSlow = false;
+  await disk.close();
+});
+
+Deno.test("copy-on-read hands a signal down", async () => {
+  const memory = () => ({ driver: "memory", store: new MemoryStore(SIZE) });
+  const { file, signals, below } = await watchedFile(memory());
+  const overlay = { driver: "memory", store: new MemoryStore() };
+  await createImage("qcow2", overlay, { size: SIZE });
+  const backing = { driver: "raw", file };
+  const image = await openImage({
+    driver: "copy-on-read",
+    file: { driver: "qcow2", file: overlay, backing },
+  });
+  const { signal } = new AbortController();
+  signals.length = 0;
+  await image.readv(0, [new Uint8Array(65536)], { signal });
+  assert(signals.includes(signal));
+  await image.close();
+  await below.close();
+});
 
 Deno.test("a write that is given up leaves a sound image", async () => {
   const { file, disk } = await image("qcow2");

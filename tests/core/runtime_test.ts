@@ -1,5 +1,6 @@
 import { assert } from "@std/assert";
-import { isEqual, isZero } from "../../core/runtime.ts";
+import { hasher } from "../../core/crypto/hashes.ts";
+import { giveWay, isEqual, isZero } from "../../core/runtime.ts";
 import { setPortable } from "../platforms.ts";
 
 /** Run a test with libraries of the system, without, and with nothing at all. */
@@ -74,4 +75,17 @@ Deno.test("isZero() takes shared memory", () => {
   assert(isZero(bytes));
   bytes[5000] = 1;
   assert(!isZero(bytes));
+});
+
+Deno.test("giveWay() lets timers have their turn", async () => {
+  let fired = 0;
+  const timer = setInterval(() => fired++, 1);
+  const digest = hasher("sha256");
+  // Work in turns, as the derivation of keys does.
+  for (let turn = 0; turn < 40; turn++) {
+    for (let i = 0; i < 100; i++) await digest(new Uint8Array(36));
+    await giveWay();
+  }
+  clearInterval(timer);
+  assert(fired > 5, `${fired} times`);
 });

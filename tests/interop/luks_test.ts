@@ -212,6 +212,48 @@ qemuTest("luks: cryptsetup and we open each other's", async () => {
   };
   assertEquals((await tried("first")).code, 0);
   assertEquals((await tried("second")).code, 2);
+  // What each of them does to the slots, the other one sees.
+  const addKey = ["cryptsetup", "luksAddKey", "-q", "-d", "first.txt"];
+  await Deno.writeTextFile(dir.file("first.txt"), "first");
+  await Deno.writeTextFile(dir.file("second.txt"), "second");
+  const quickly = ["--pbkdf-force-iterations", "1000"];
+  await runOk([...addKey, ...quickly, "ours", "second.txt"], { cwd });
+  const opens = async (secret: string) => {
+    const map = ["map", "--output=json", ...opened("luks", "ours", secret)];
+    return (await image(OURS, map, cwd)).code === 0;
+  };
+  assertEquals(await opens("s1"), true);
+  const amend = (options: string) =>
+    image(
+      OURS,
+      ["amend", "-o", options, ...opened("luks", "ours", "s1")],
+      cwd,
+    );
+  assertEquals((await amend("state=inactive,old-secret=s0")).code, 0);
+  assertEquals((await tried("first")).code, 2);
+  assertEquals((await tried("second")).code, 0);
+  const again = "state=active,new-secret=s0,keyslot=6,iter-time=10";
+  assertEquals((await amend(again)).code, 0);
+  const after = await runOk(["cryptsetup", "luksDump", "ours"], { cwd });
+  const enabled = after.match(/Key Slot \d: ENABLED/g);
+  assertEquals(enabled, ["Key Slot 1: ENABLED", "Key Slot 6: ENABLED"]);
+  const { stdout } = await image(OURS, ["info", "ours"], cwd);
+  const field = (text: string, name: RegExp) => name.exec(text)?.[1];
+  assertEquals(
+    field(after, /UUID:\s+(\S+)/),
+    field(stdout, /uuid: (\S+)/),
+  );
+  assertEquals(
+    Number(field(after, /Payload offset:\s*(\d+)/)) * 512,
+    Number(field(stdout, /payload offset: (\d+)/)),
+  );
+  assertEquals(
+    field(after, /MK iterations:\s+(\d+)/),
+    field(stdout, /master key iters: (\d+)/),
+  );
+  await runOk(["cryptsetup", "luksKillSlot", "-q", "ours", "1"], { cwd });
+  assertEquals(await opens("s1"), false);
+  assertEquals(await opens("s0"), true);
   // QEMU cannot open the second one: its key is no whole number of sectors.
   for (
     const [cipher, bits] of [["xts-plain64", 512], ["cbc-essiv:sha256", 192]]

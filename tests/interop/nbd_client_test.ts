@@ -192,6 +192,40 @@ qemuTest("qemu-nbd: convert, map and compare as qemu-img", async () => {
   await runOk(["qemu-img", "compare", "-f", "raw", "-F", "raw", raw, uri]);
 }, ["qemu-img", "qemu-io", "qemu-nbd"]);
 
+qemuTest(
+  "what a bitmap shows as unallocated is not taken for zeroes",
+  async () => {
+    await using dir = new TempDir();
+    const image = dir.file("disk.qcow2");
+    await runOk(["qemu-img", "create", "-q", "-f", "qcow2", image, "10M"]);
+    await runOk(["qemu-img", "bitmap", "--add", "-f", "qcow2", image, "b"]);
+    await runOk(["qemu-io", "-f", "qcow2", "-c", "write -P 7 3M 1M", image]);
+    const socket = dir.file("socket");
+    const command = ["qemu-nbd", "-r", "-t", "-f", "qcow2", "-B", "b"];
+    await using _ = await ServerProcess.start(
+      [...command, "-k", socket, image],
+      socket,
+    );
+    const shown = `driver=nbd,server.type=unix,server.path=${socket},` +
+      "x-dirty-bitmap=qemu:dirty-bitmap:b";
+    const inRaw = `driver=raw,file.${shown.replaceAll(",", ",file.")}`;
+    for (const source of [shown, inRaw]) {
+      const map = ["map", "--output=json", "--image-opts", source];
+      assertEquals(
+        await runOk([...BDRV, "qemu-img", ...map]),
+        await runOk(["qemu-img", ...map]),
+      );
+      const copy = dir.file("copy.qcow2");
+      const convert = ["convert", "-O", "qcow2", "--image-opts", source, copy];
+      await runOk([...BDRV, ...convert]);
+      await runOk(["qemu-img", "compare", image, copy]);
+      const compare = ["compare", "--image-opts", source];
+      await runOk([...BDRV, ...compare, `driver=qcow2,file.filename=${image}`]);
+    }
+  },
+  ["qemu-img", "qemu-io", "qemu-nbd"],
+);
+
 qemuTest("qemu-nbd: certificates of both ends", async () => {
   await using dir = new TempDir();
   const image = dir.file("disk.raw");

@@ -302,6 +302,51 @@ qemuTest("encrypted, and only for clients with a certificate", async () => {
   assertMatch(errors, /Verify failed: No certificate was found/);
 }, ["qemu-img", "qemu-io", "openssl"]);
 
+qemuTest("--tls-authz lets in whom an object names", async () => {
+  await using dir = new TempDir();
+  const image = await makeImage(dir);
+  const folder = await makeCertificates(dir);
+  const object = (endpoint: string) => [
+    "--object",
+    `tls-creds-x509,id=tls0,endpoint=${endpoint},dir=${folder}`,
+  ];
+  const source = `driver=nbd,path=${dir.file("socket")},tls-creds=tls0,` +
+    "tls-hostname=localhost";
+  const tls = [...object("server"), "--tls-creds", "tls0"];
+  for (
+    const [authz, isLetIn] of [
+      ["authz-simple,id=a,identity=CN=client", true],
+      ["authz-simple,id=a,identity=CN=other", false],
+      [
+        "authz-list,id=a,rules.0.match=CN=c*,rules.0.policy=allow," +
+        "rules.0.format=glob",
+        true,
+      ],
+      ["authz-list,id=a,rules.0.match=CN=c*,rules.0.policy=allow", false],
+    ] as const
+  ) {
+    const args = ["--object", authz, "--tls-authz", "a"];
+    const [server] = await serve(
+      dir,
+      "-f",
+      "qcow2",
+      "-t",
+      ...tls,
+      ...args,
+      image,
+    );
+    const info = ["info", ...object("client"), "--image-opts", source];
+    assertEquals(
+      (await run(["qemu-img", ...info])).code,
+      isLetIn ? 0 : 1,
+      authz,
+    );
+    const { errors } = await server.end();
+    const denied = "TLS x509 authz check for CN=client is denied";
+    assertEquals(errors.includes(denied), !isLetIn, authz);
+  }
+}, ["qemu-img", "openssl"]);
+
 qemuTest("mistakes are told as by qemu-nbd", async () => {
   await using dir = new TempDir();
   await makeImage(dir);

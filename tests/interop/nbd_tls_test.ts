@@ -79,6 +79,17 @@ qemuTest("TLS is required or not, of one end or of both", async () => {
   await works({ ...one, requireTls: false }, {});
   await works({ ...one, requireTls: false }, { "tls-creds": stranger });
   await fails(both, { "tls-creds": stranger });
+  const names: string[] = [];
+  const only = (wanted: string) => (name: string) => {
+    names.push(name);
+    return name === wanted;
+  };
+  await works({ ...both, authorize: only("CN=client") }, {
+    "tls-creds": known,
+  });
+  await fails({ ...both, authorize: only("CN=other") }, { "tls-creds": known });
+  await fails({ ...one, authorize: () => true }, { "tls-creds": stranger });
+  assertEquals(new Set(names), new Set(["CN=client"]));
   await fails(one, { "tls-creds": stranger, "tls-hostname": "other.example" });
   const plain = await fails(one, {});
   assert(plain.message.includes("TLS negotiation required before option 7"));

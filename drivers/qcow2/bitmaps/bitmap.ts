@@ -65,6 +65,12 @@ export class DirtyBitmap {
     );
   }
 
+  /** Whether the file has another bitmap, or none, of this name. */
+  get isChanged(): boolean {
+    if (!this.#content) return false;
+    return this.entry?.auto !== this.isEnabled || this.#content.isChanged;
+  }
+
   /** What is in the file claims to be up to date. */
   get mustBeMarked(): boolean {
     return this.entry !== undefined && !this.entry.inUse;

@@ -3,10 +3,10 @@
  * and what users do to them. (Specification: "Bitmaps".)
  *
  * **No bitmap claims less than was written.** In memory, a bit is set before the
- * data is written. In the file, a bitmap says durably that it is in use before
- * the first bit is set that it does not have; it says so until the image is
- * closed and all of it is stored. Whoever opens the image after a crash finds
- * it right or in use.
+ * data is written. In the file, all bitmaps say durably that they are in use from
+ * when the image is opened to be written to (at the latest, before the first bit
+ * is set that they do not have) until it is closed and all of it is stored.
+ * Whoever opens the image after a crash finds them right or in use.
  *
  * @module
  */
@@ -203,6 +203,14 @@ export class Bitmaps {
     for (const bitmap of bitmaps) bitmap.mark(offset, length);
   }
 
+  /**
+   * The image may be written to from now on. What says that bitmaps are in use
+   * is taken back by storing, byte for byte if nothing has changed.
+   */
+  async beginWriting(): Promise<void> {
+    await this.#markInUse(this.#bitmaps);
+  }
+
   /** Have the file say durably that bitmaps may be out of date. */
   async #markInUse(bitmaps: readonly DirtyBitmap[]): Promise<void> {
     // The directory is changed by one at a time.
@@ -210,7 +218,7 @@ export class Bitmaps {
     const entries = bitmaps.filter((bitmap) => bitmap.mustBeMarked)
       .map((bitmap) => bitmap.entry!);
     if (entries.length === 0) return;
-    this.#marking = this.#writeMarks(entries);
+    this.#marking = this.#writeMarks(entries, true);
     try {
       await this.#marking;
     } finally {
@@ -218,13 +226,16 @@ export class Bitmaps {
     }
   }
 
-  async #writeMarks(entries: readonly BitmapEntry[]): Promise<void> {
+  async #writeMarks(
+    entries: readonly BitmapEntry[],
+    inUse: boolean,
+  ): Promise<void> {
     const { header, overlap } = this.#host;
     const { directoryOffset, directorySize } = header.bitmaps!;
     const old = encodeBitmapDirectory(this.#directory);
     const marked = encodeBitmapDirectory(
       this.#directory.map((entry) =>
-        entries.includes(entry) ? { ...entry, inUse: true } : entry
+        entries.includes(entry) ? { ...entry, inUse } : entry
       ),
     );
     try {
@@ -233,7 +244,7 @@ export class Bitmaps {
     } catch (error) {
       throw asBlockError(error).prefixed("Can't update bitmap directory: ");
     }
-    for (const entry of entries) entry.inUse = true;
+    for (const entry of entries) entry.inUse = inUse;
   }
 
   /** Make a new bitmap, in memory for now. For the image's holder alone. */
@@ -384,16 +395,33 @@ export class Bitmaps {
    * as in use in the file.
    */
   async store(): Promise<void> {
-    const isStored = (bitmap: DirtyBitmap) =>
-      bitmap.isInconsistent || bitmap.entry?.inUse === false;
+    if (this.#host.header.version < 3) return;
     const isSame = this.#bitmaps.length === this.#directory.length &&
-      this.#bitmaps.every(isStored);
-    if (isSame || this.#host.header.version < 3) return;
-    await storeBitmaps(
-      this.#host,
-      this.#bitmaps,
-      this.#directory,
-      (directory) => this.#directory = directory,
-    );
+      !this.#bitmaps.some(({ isChanged }) => isChanged);
+    if (isSame) {
+      return await this.#unmark();
+    }
+    try {
+      await storeBitmaps(
+        this.#host,
+        this.#bitmaps,
+        this.#directory,
+        (directory) => this.#directory = directory,
+      );
+    } catch (error) {
+      // Of what has not changed nothing need be lost.
+      if (!this.#host.unusable) await this.#unmark().catch(() => {});
+      throw error;
+    }
+  }
+
+  /** Have the file say again that bitmaps which have not changed are right. */
+  async #unmark(): Promise<void> {
+    const entries = this.#bitmaps
+      .filter(({ isInconsistent, isChanged, entry }) =>
+        entry?.inUse && !isInconsistent && !isChanged
+      )
+      .map(({ entry }) => entry!);
+    if (entries.length > 0) await this.#writeMarks(entries, false);
   }
 }

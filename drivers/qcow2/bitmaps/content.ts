@@ -42,6 +42,8 @@ export class BitmapContent {
   readonly #pages = new Map<number, Uint8Array>();
   /** Clusters that are not what the table says. */
   readonly #changed = new Set<number>();
+  /** The table is not the one in the file either. */
+  #isCleared = false;
   /** The page that was looked at last, if it is not one of `#pages`. */
   #latest?: { index: number; bytes: Uint8Array };
 
@@ -153,6 +155,12 @@ export class BitmapContent {
   clear(): void {
     this.#forget();
     this.#table = new Float64Array(0);
+    this.#isCleared = true;
+  }
+
+  /** Whether the file has other bits. */
+  get isChanged(): boolean {
+    return this.#isCleared || this.#changed.size > 0;
   }
 
   #forget(): void {
@@ -255,6 +263,7 @@ export class BitmapContent {
   stored(table: BitmapTable): void {
     this.#forget();
     this.#table = table;
+    this.#isCleared = false;
   }
 }
 

@@ -110,14 +110,15 @@ class Storing {
     this.#host = host;
   }
 
-  /** Store one bitmap, as far as it differs from what the file has. */
+  /**
+   * Store one bitmap: its table, and what of its data differs from what the file
+   * has. (The tables of all, as QEMU does: an image is as long as one of QEMU's.)
+   */
   async bitmap(
     bitmap: DirtyBitmap,
   ): Promise<{ entry: BitmapEntry; done(): void }> {
-    const { entry, isInconsistent } = bitmap;
-    if (entry && (isInconsistent || !entry.inUse)) {
-      return { entry, done: () => {} };
-    }
+    const { entry } = bitmap;
+    if (entry && bitmap.isInconsistent) return { entry, done: () => {} };
     const { content, name, rawName, granularity, isEnabled: auto } = bitmap;
     const table = await this.#data(content);
     const bytes = encodeBitmapTable(table);

@@ -273,6 +273,17 @@ Deno.test("LuksVolume spends no more time on strangers' iterations than it may",
     );
     assertEquals(error.code, "ETIMEDOUT");
   });
+  await t.step("a short time is kept to", async () => {
+    view.setUint32(164, 1000);
+    view.setUint32(slot(0, 4), 3_900_000);
+    area.bytes.set(slow);
+    const hostile = await LuksVolume.read(area);
+    const error = await assertRejects(
+      () => hostile.unlock(text("first"), { time: 10 }),
+      BlockError,
+    );
+    assertEquals(error.code, "ETIMEDOUT");
+  });
   await t.step("a slot without key material is not tried", async () => {
     const { volume, area } = await make();
     area.bytes = area.bytes.slice(0, 100_000);

@@ -17,7 +17,9 @@ import {
   u16Bytes,
   u32Bytes,
 } from "../../../drivers/nbd/wire.ts";
+import { openNode } from "../../../core/open.ts";
 import { BlockError, listExports, openImage, serveNbd } from "../../../mod.ts";
+import type { ByteStream } from "../../../core/platform/sockets.ts";
 import { usePlatform } from "../../../core/platform/mod.ts";
 import { webPlatform } from "../../../core/platform/web.ts";
 import { entered, memoryImage, RawClient, served } from "./peers.ts";
@@ -45,7 +47,7 @@ for (const replies of ["extended", "structured", "simple"] as const) {
     const empty = new Uint8Array(0);
     await client.read(5, [empty]);
     if (replies !== "simple") {
-      const { length, flags } = await client.status(2 * MIB, MIB);
+      const [{ length, flags }] = await client.status(2 * MIB, MIB, true);
       assertEquals([length, flags], [MIB, 3]);
     }
     // Errors leave the connection as it was.
@@ -130,8 +132,13 @@ Deno.test("a server tells what it has, and only the asker of its name gets it", 
     exportName: "disk",
     context: "qemu:dirty-bitmap:b0",
   });
-  assertEquals(await client.status(0, MIB), { length: 65536, flags: 1 });
-  assertEquals(await client.status(65536, MIB), { length: MIB, flags: 0 });
+  assertEquals(await client.status(0, MIB, true), [{
+    length: 65536,
+    flags: 1,
+  }]);
+  assertEquals(await client.status(65536, MIB, true), [
+    { length: MIB, flags: 0 },
+  ]);
   await client.close();
 });
 
@@ -371,6 +378,38 @@ Deno.test("a closing server finishes what it has begun", async () => {
   }
 });
 
+Deno.test("a closing server does not wait for a client that takes no answers", async () => {
+  await using image = await memoryImage();
+  const [ours, theirs] = streamPair();
+  let isStuck = false;
+  let cut = () => {};
+  const stuck = new Promise<never>((_, reject) => {
+    cut = () => reject(new Error("closed"));
+  });
+  stuck.catch(() => {});
+  const server = await serveNbd(image, {
+    read: (into) => theirs.read(into),
+    write: (bytes) => isStuck ? stuck : theirs.write(bytes),
+    close() {
+      cut();
+      theirs.close();
+    },
+  });
+  const client = await entered(ours);
+  isStuck = true;
+  const answers = Array.from(
+    { length: 100 },
+    () => client.read(0, [new Uint8Array(65536)]),
+  );
+  const results = Promise.allSettled(answers);
+  await new Promise((resolve) => setTimeout(resolve, 10));
+  await server.close();
+  assertEquals(
+    (await results).every(({ status }) => status === "rejected"),
+    true,
+  );
+});
+
 Deno.test("a peer that announces much and sends nothing gives its memory back", async () => {
   await using image = await memoryImage(64 * MIB);
   const pairs = Array.from({ length: 12 }, () => streamPair());
@@ -432,6 +471,24 @@ Deno.test("bad servers are told in QEMU's words", async (t) => {
       await assertRejects(() => entered(ours), BlockError, text);
     });
   }
+});
+
+Deno.test("of a connection that has web streams as well, those are not used", async () => {
+  await using image = await memoryImage();
+  const both = (stream: ByteStream) => ({
+    ...stream,
+    get readable(): never {
+      throw new Error("slow");
+    },
+  });
+  const connect = async () => {
+    const [ours, theirs] = streamPair();
+    await serveNbd(image, both(theirs), { writable: true });
+    return both(ours);
+  };
+  const node = await openNode({ driver: "nbd", connect });
+  await node.readv(0, [new Uint8Array(512)]);
+  await node.close();
 });
 
 Deno.test("where there are no sockets, that is said", async () => {

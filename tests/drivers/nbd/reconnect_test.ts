@@ -16,6 +16,16 @@ import {
 } from "../../../mod.ts";
 import { filterNode } from "../../../core/filter.ts";
 import { getDriver } from "../../../core/registry.ts";
+import {
+  EXTENDED_REPLY_MAGIC,
+  EXTENDED_REQUEST_MAGIC,
+  Fields,
+  OPTION_MAGIC,
+  OPTION_REPLY_MAGIC,
+  REQUEST_MAGIC,
+  SIMPLE_REPLY_MAGIC,
+  STRUCTURED_REPLY_MAGIC,
+} from "../../../drivers/nbd/wire.ts";
 import { streamPair } from "./streams.ts";
 
 const UNIT = 4096;
@@ -96,23 +106,23 @@ function units(bytes: Uint8Array): number[] {
   return Array.from({ length: 6 }, (_, i) => bytes[i * UNIT]);
 }
 
-/** What goes over the wire until everything below is done. */
-async function bytesOfAll(): Promise<[there: number, back: number]> {
+/** What each end says until everything below is done. */
+async function allThatIsSaid(): Promise<[there: Uint8Array, back: Uint8Array]> {
   const disk = new VolatileDisk();
   const image = await disk.image();
-  let there = 0;
-  let back = 0;
+  const there: number[] = [];
+  const back: number[] = [];
   const connect = async () => {
     const [ours, theirs] = streamPair();
     await serveNbd(image, theirs, { writable: true });
     return {
       async read(into: Uint8Array) {
         const count = await ours.read(into);
-        back += count ?? 0;
+        back.push(...into.subarray(0, count ?? 0));
         return count;
       },
       write(bytes: Uint8Array) {
-        there += bytes.length;
+        there.push(...bytes);
         return ours.write(bytes);
       },
       close: () => ours.close(),
@@ -121,7 +131,45 @@ async function bytesOfAll(): Promise<[there: number, back: number]> {
   const node = await openNode({ driver: "nbd", connect });
   await work(node, new Uint8Array(SIZE));
   await node.close();
-  return [there, back];
+  return [Uint8Array.from(there), Uint8Array.from(back)];
+}
+
+/** How messages begin. The data of writes are nothing like them. */
+const MAGICS = new Set([
+  OPTION_MAGIC[0],
+  OPTION_REPLY_MAGIC[0],
+  REQUEST_MAGIC,
+  EXTENDED_REQUEST_MAGIC,
+  SIMPLE_REPLY_MAGIC,
+  STRUCTURED_REPLY_MAGIC,
+  EXTENDED_REPLY_MAGIC,
+]);
+
+/** Where to break off: before, in the head of and at the end of each message. */
+function breaks(said: Uint8Array): number[] {
+  const fields = new Fields(said);
+  const found = new Set<number>([said.length - 1]);
+  for (let at = 0; at + 4 <= said.length; at++) {
+    if (!MAGICS.has(fields.u32(at))) continue;
+    for (const here of [at - 1, at, at + 1, at + 30]) found.add(here);
+  }
+  return [...found].filter((at) => at > 0 && at < said.length);
+}
+
+interface Cut {
+  cutThere?: number;
+  cutBack?: number;
+}
+
+/** Try something with connections that break at each message, either way. */
+async function atEveryMessage(act: (cut: Cut) => Promise<void>): Promise<void> {
+  const [there, back] = await allThatIsSaid();
+  const cuts: Cut[] = [
+    ...breaks(there).map((cutThere) => ({ cutThere })),
+    ...breaks(back).map((cutBack) => ({ cutBack })),
+  ];
+  assert(cuts.length > 100);
+  while (cuts.length > 0) await Promise.all(cuts.splice(0, 100).map(act));
 }
 
 /** Writes of all kinds; `model` becomes what the disk must hold then. */
@@ -149,11 +197,7 @@ async function work(node: BlockNode, model: Uint8Array): Promise<void> {
 }
 
 Deno.test("with a delay, all goes on as if no connection had ever broken", async () => {
-  const [there, back] = await bytesOfAll();
-  const cuts: { cutThere?: number; cutBack?: number }[] = [];
-  for (let at = 150; at < there; at += 397) cuts.push({ cutThere: at });
-  for (let at = 150; at < back; at += 11) cuts.push({ cutBack: at });
-  await Promise.all(cuts.map(async (cut) => {
+  await atEveryMessage(async (cut) => {
     const disk = new VolatileDisk();
     const connect = await brittle(disk, cut);
     const node = await openNode({
@@ -166,19 +210,18 @@ Deno.test("with a delay, all goes on as if no connection had ever broken", async
     await work(node, model);
     assertEquals(units(disk.durable), units(model), JSON.stringify(cut));
     await node.close();
-  }));
+  });
 });
 
 Deno.test("without one, nothing that was flushed is lost, and what may be is told", async () => {
-  const [there] = await bytesOfAll();
-  for (let at = 200; at < there; at += 1021) {
+  await atEveryMessage(async (cut) => {
     const disk = new VolatileDisk();
-    const connect = await brittle(disk, { cutThere: at });
+    const connect = await brittle(disk, cut);
     let node: BlockNode;
     try {
       node = await openNode({ driver: "nbd", connect });
     } catch {
-      continue; // It broke before it was open.
+      return; // It broke before it was open.
     }
     /** What units must hold, as far as that was promised. */
     const promised = new Map<number, number>();
@@ -206,11 +249,12 @@ Deno.test("without one, nothing that was flushed is lost, and what may be is tol
     }
     disk.lose();
     for (const [unit, value] of promised) {
-      assertEquals(disk.durable[unit * UNIT], value, `cut ${at}, unit ${unit}`);
+      const what = `${JSON.stringify(cut)}, unit ${unit}`;
+      assertEquals(disk.durable[unit * UNIT], value, what);
     }
     assert(failures <= 2, `${failures} failures`);
     await node.close().catch(() => {});
-  }
+  });
 });
 
 Deno.test("a flush does not vouch for what a lost server may have lost", async () => {

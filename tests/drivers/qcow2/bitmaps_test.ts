@@ -191,7 +191,7 @@ Deno.test("what is past the end does not come back with it", async () => {
   await assertClean(store);
 });
 
-Deno.test("an image says that a bitmap is in use before it changes", async () => {
+Deno.test("an image that is open to be written to says that bitmaps are in use", async () => {
   const store = await newStore();
   await using(store, async (image) => {
     await image.bitmaps.add("on");
@@ -205,18 +205,53 @@ Deno.test("an image says that a bitmap is in use before it changes", async () =>
       .filter(({ flags }) => flags.includes("in-use"))
       .map(({ name }) => name);
   };
-  await using image = await open(store);
-  await image.read(0, 100);
-  assertEquals(contentOf(store), stored);
-  await image.write(5, new Uint8Array(10));
-  assertEquals(await inUse(), [], "that was recorded before");
-  await image.write(4096, new Uint8Array(10));
-  assertEquals(await inUse(), ["on"]);
-  await image.bitmaps.clear("off");
-  assertEquals(await inUse(), ["on", "off"]);
-  await image.close();
-  assertEquals(await inUse(), []);
-  await assertClean(store);
+  await using(store, async (image) => {
+    await image.read(0, 100);
+    assertEquals(contentOf(store), stored);
+  }, true);
+  await using(store, async (image) => {
+    assertEquals(await inUse(), ["on", "off"]);
+    assertEquals((await image.bitmaps.list()).map(({ flags }) => flags), [
+      ["auto"],
+      [],
+    ]);
+    await image.read(0, 100);
+    await image.write(5, new Uint8Array(10));
+    await image.write(4096, new Uint8Array(0));
+  });
+  assertEquals(contentOf(store), stored, "all of that was recorded before");
+  for (
+    const change of [
+      (image: Image) => image.write(4096, new Uint8Array(10)),
+      (image: Image) => image.bitmaps.clear("off"),
+      (image: Image) => image.bitmaps.disable("on"),
+      (image: Image) => image.bitmaps.remove("off"),
+    ]
+  ) {
+    await using(store, async (image) => {
+      await change(image);
+      assertEquals(await inUse(), ["on", "off"]);
+    });
+    assertEquals(await inUse(), []);
+    await assertClean(store);
+  }
+});
+
+Deno.test("what nobody knows of is not cleared until something changes", async () => {
+  const store = await newStore();
+  await using(store, (image) => image.bitmaps.add("on"));
+  const bytes = contentOf(store);
+  bytes[88] |= 0x80; // An autoclear feature.
+  const odd = storeOf(bytes);
+  await using(odd, async (image) => {
+    await image.read(0, 100);
+    assertEquals(contentOf(odd), bytes);
+    await image.write(0, new Uint8Array(10));
+    assertEquals(contentOf(odd)[88], 0);
+    await using other = await open(storeOf(contentOf(odd)), true);
+    assertEquals((await other.bitmaps.list())[0].flags, ["in-use", "auto"]);
+  });
+  await assertClean(odd);
 });
 
 Deno.test("a bitmap in use can only be removed", async () => {
@@ -227,10 +262,13 @@ Deno.test("a bitmap in use can only be removed", async () => {
   });
   let left: MemoryStore;
   {
-    await using image = await open(store);
-    await image.bitmaps.clear("a");
+    await using _image = await open(store);
     left = storeOf(contentOf(store));
   }
+  await using(left, async ({ bitmaps }) => {
+    await bitmaps.remove("b");
+    await bitmaps.add("b");
+  });
   await using image = await open(left);
   const { bitmaps } = image;
   assertEquals((await bitmaps.list())[0].flags, ["in-use", "auto"]);

@@ -13,10 +13,10 @@ import type { OptionValues } from "../../../core/options.ts";
 import {
   BlockError,
   type BlockNode,
-  createImage,
   type ErrorCode,
   MemoryStore,
   openImage,
+  type StackObject,
 } from "../../../mod.ts";
 import {
   contentOf,
@@ -26,6 +26,7 @@ import {
   type NthFault,
 } from "../../fault_disk.ts";
 import { qemuTest, run, TempDir } from "../../qemu.ts";
+import { newFiles, SECRETS, stackOf, type Variant } from "./variants.ts";
 
 const KIB = 1024;
 
@@ -37,6 +38,10 @@ interface Workload {
   readonly backing?: number;
   /** How many bytes were written before, from the start of the disk on. */
   readonly filled?: number;
+  /** What it is, besides; its data file has any name. */
+  readonly variant?: Variant;
+  /** How many faults of each kind are tried. Default: 80. */
+  readonly trials?: number;
   run(disk: FaultDisk): Promise<void>;
 }
 
@@ -98,6 +103,7 @@ const growing: Workload = {
   options: { cluster_size: 512, refcount_bits: 64 },
   size: 3000 * KIB,
   filled: 1850 * KIB,
+  trials: 8,
   async run(disk) {
     await disk.write(1900 * KIB, pattern(2, 250 * KIB));
     await disk.flush();
@@ -199,6 +205,67 @@ const extended: Workload = {
   },
 };
 
+/** What is copied is encrypted anew. */
+const encrypted: Workload = {
+  options: { cluster_size: 4 * KIB },
+  size: 96 * KIB,
+  backing: 80 * KIB,
+  variant: { encryption: "luks" },
+  trials: 6,
+  async run(disk) {
+    await disk.write(1000, pattern(1, 5000));
+    await disk.flush();
+    await disk.takeSnapshot("one");
+    await disk.write(500, pattern(2, 9000));
+    await disk.zero(2 * KIB, 6 * KIB, false);
+    await disk.discard(32 * KIB, 8 * KIB);
+    await disk.resize(140 * KIB);
+    await disk.write(138 * KIB, pattern(3, 700));
+    await disk.applySnapshot("one");
+    await disk.amend({ ...ADD_PASSPHRASE });
+    await disk.write(41 * KIB, pattern(4, 100));
+    await disk.deleteSnapshot("one");
+    await disk.amend({ "encrypt.state": "inactive", "encrypt.keyslot": 1 });
+    await disk.resize(100 * KIB);
+    await disk.read();
+  },
+};
+
+/** Data and what tells of it are in two files. */
+const dataFile: Workload = {
+  options: { cluster_size: 4 * KIB },
+  size: 96 * KIB,
+  variant: { dataFile: "data" },
+  async run(disk) {
+    await disk.addBitmap("changes", 512);
+    await disk.write(1000, pattern(1, 5000));
+    await disk.flush();
+    await disk.write(500, pattern(2, 30_000));
+    await disk.zero(2 * KIB, 6 * KIB, true);
+    await disk.discard(16 * KIB, 16 * KIB);
+    await disk.resize(200 * KIB);
+    await disk.write(190 * KIB, pattern(3, 700));
+    await disk.flush();
+    await disk.write(0, pattern(4, 20 * KIB));
+    await disk.resize(100 * KIB);
+    await disk.read();
+    await disk.write(99 * KIB, pattern(5, 1024));
+  },
+};
+
+/** As before, and the data file is the disk; its sectors are encrypted. */
+const rawDataFile: Workload = {
+  ...dataFile,
+  options: { cluster_size: 16 * KIB, extended_l2: true },
+  variant: { dataFile: "data", isRaw: true, encryption: "aes" },
+};
+
+const ADD_PASSPHRASE = {
+  "encrypt.state": "active",
+  "encrypt.new-secret": "key",
+  "encrypt.iter-time": 0,
+};
+
 const WORKLOADS: { readonly [name: string]: Workload } = {
   mixed,
   growing,
@@ -206,6 +273,9 @@ const WORKLOADS: { readonly [name: string]: Workload } = {
   amending,
   bitmaps,
   extended,
+  encrypted,
+  "data file": dataFile,
+  "raw data file": rawDataFile,
 };
 
 /** A new image, and how to open it with failing requests. */
@@ -213,6 +283,8 @@ class Subject {
   readonly store = new MemoryStore();
   readonly #workload: Workload;
   readonly #base = new MemoryStore();
+  /** The external data file's content, if there is one. */
+  readonly #data = new MemoryStore();
   readonly #content: Uint8Array;
 
   private constructor(workload: Workload) {
@@ -228,11 +300,19 @@ class Subject {
       subject.#content.set(like.#content);
       subject.#base.write(0, contentOf(like.#base));
       subject.store.write(0, contentOf(like.store));
+      subject.#data.write(0, contentOf(like.#data));
       return subject;
     }
     subject.#content.set(pattern(99, Math.max(backing, filled)));
     subject.#base.write(0, subject.#content.subarray(0, backing));
-    await createImage("qcow2", subject.#file, { size, ...options });
+    await using folder = new TempDir();
+    const { variant } = workload;
+    const files = await newFiles({
+      ...variant,
+      ...(variant?.dataFile && { dataFile: folder.file(variant.dataFile) }),
+    }, { size, ...options });
+    subject.store.write(0, files[0]);
+    if (files[1]) subject.#data.write(0, files[1]);
     if (filled > 0) {
       await using image = await openImage({
         driver: "qcow2",
@@ -247,24 +327,28 @@ class Subject {
     return { driver: "memory", store: this.store };
   }
 
-  get backing(): object | undefined {
-    if (this.#workload.backing === undefined) return undefined;
-    return { driver: "raw", file: { driver: "memory", store: this.#base } };
+  /** How it is opened, on top of its files. */
+  #stack(file: BlockNode, data: BlockNode): StackObject {
+    const { backing, variant = {} } = this.#workload;
+    const stack = stackOf(variant, [file, data]);
+    if (backing === undefined) return stack;
+    const base = { driver: "memory", store: this.#base };
+    return { ...stack, backing: { driver: "raw", file: base } };
   }
 
   /**
-   * Do the work on top of `file`, close, and look at what is left.
+   * Do the work on top of the files, close, and look at what is left.
    *
    * @returns how many steps failed, or said that they had done less.
    */
-  async work(file: BlockNode): Promise<number> {
-    const { backing } = this;
+  async work(file: BlockNode, data?: BlockNode): Promise<number> {
     let node: BlockNode;
     let reports = 0;
+    const how = { gate: "allow", secrets: SECRETS } as const;
     try {
       node = await openNode(
-        { driver: "qcow2", file, ...(backing && { backing }) },
-        { gate: "allow", report: () => reports++ },
+        this.#stack(file, data ?? await this.plainData()),
+        { ...how, report: () => reports++ },
       );
     } catch (error) {
       if (!(error instanceof BlockError)) throw error;
@@ -273,12 +357,18 @@ class Subject {
     const disk = new FaultDisk(new Image(node), this.#content);
     await this.#workload.run(disk);
     await disk.close();
-    await disk.inspect(await this.plainFile(), backing);
+    const plain = this.#stack(await this.plainFile(), await this.plainData());
+    await disk.inspect(plain, how);
     return disk.failures + reports;
   }
 
   async plainFile(): Promise<BlockNode> {
     return await openNode({ driver: "raw", file: this.#file });
+  }
+
+  async plainData(): Promise<BlockNode> {
+    const file = { driver: "memory", store: this.#data };
+    return await openNode({ driver: "raw", file });
   }
 
   async blkdebug(options: OptionValues): Promise<BlockNode> {
@@ -296,13 +386,17 @@ async function rehearse(workload: Workload) {
   const subject = await Subject.make(workload, model);
   const events = new Map<string, number>();
   const { node, counts } = faultyNode(await subject.plainFile());
+  const data = faultyNode(await subject.plainData(), undefined, counts);
   // Opening is no part of the work.
   const debug = {
     event(name: string) {
       events.set(name, (events.get(name) ?? 0) + 1);
     },
   };
-  assertEquals(await subject.work(Object.assign(node, { debug })), 0);
+  assertEquals(
+    await subject.work(Object.assign(node, { debug }), data.node),
+    0,
+  );
   return { model, events, counts };
 }
 
@@ -343,15 +437,21 @@ function rulesFor(event: string, nth: number, fault: OptionValues) {
   };
 }
 
+/** Error numbers, and whether only one request fails. */
+const FAULTS = [[5, true], [28, true], [28, false]] as const;
+
 for (const [name, workload] of Object.entries(WORKLOADS)) {
   Deno.test(`qcow2 outlives errors at each event: ${name}`, async () => {
     const { model, events } = await rehearse(workload);
+    // Keys take their time.
+    const isSlow = workload.variant?.encryption === "luks";
+    const faults = isSlow ? FAULTS.slice(2) : FAULTS;
     const trials = new Trials();
     for (const [event, count] of events) {
-      const occurrences = name === "growing" ? [1, count] : [1, 2, count];
+      const occurrences = workload.trials ? [1, count] : [1, 2, count];
       for (const nth of new Set(occurrences)) {
         if (nth > Math.min(count, 200)) continue;
-        for (const [errno, once] of [[5, true], [28, true], [28, false]]) {
+        for (const [errno, once] of faults) {
           await trials.run(
             `${event} ${nth}, ${errno}, once ${once}`,
             async () => {
@@ -383,14 +483,19 @@ for (const [name, workload] of Object.entries(WORKLOADS)) {
     const { model, counts } = await rehearse(workload);
     const trials = new Trials();
     for (const kind of KINDS) {
-      for (const after of sample(counts[kind], name === "growing" ? 8 : 80)) {
+      for (const after of sample(counts[kind], workload.trials ?? 80)) {
         for (const once of [true, false]) {
           const code: ErrorCode = after % 2 === 0 ? "EIO" : "ENOSPC";
           const fault: NthFault = { after, kind, once, code };
           await trials.run(JSON.stringify(fault), async () => {
             const subject = await Subject.make(workload, model);
-            const { node } = faultyNode(await subject.plainFile(), fault);
-            assertNotEquals(await subject.work(node), 0);
+            const file = await subject.plainFile();
+            const { node, counts } = faultyNode(file, fault);
+            const below = await subject.plainData();
+            const { node: data } = faultyNode(below, fault, counts);
+            const failures = await subject.work(node, data);
+            // That a data file stays larger than the disk is no failure.
+            if (!workload.variant?.dataFile) assertNotEquals(failures, 0);
           });
         }
       }

@@ -6,7 +6,7 @@ import { openNode } from "../../../core/open.ts";
 import type { OpenOptions } from "../../../core/open_options.ts";
 import type { OptionValues } from "../../../core/options.ts";
 import type { StackObject } from "../../../core/spec.ts";
-import { createImage, MemoryStore } from "../../../mod.ts";
+import { createImage, MemoryStore, type UnlockProgress } from "../../../mod.ts";
 import { conformance, generator } from "../../conformance.ts";
 import { put32, put64 } from "./bytes.ts";
 
@@ -145,6 +145,90 @@ Deno.test("amend() adds a passphrase to qcow2, next to other changes", async () 
   assertEquals(await image.read(0, 1000), bytes(1000, 4));
   const { corruptions, leaks } = await image.check();
   assertEquals([corruptions, leaks], [0, 0]);
+});
+
+Deno.test("requests go on while a key is derived for a new passphrase", async () => {
+  const file = memory();
+  await make(file, MIB);
+  await using image = await open(file);
+  const ended: string[] = [];
+  const amending = image.node.image!.amend!({
+    "encrypt.state": "active",
+    "encrypt.new-secret": "s1",
+    "encrypt.iter-time": 300,
+    lazy_refcounts: true,
+  }).then(() => ended.push("amend"));
+  for (let at = 0; at < MIB; at += 65_536) {
+    await image.write(at, bytes(100, at));
+    await image.node.snapshots!.create({ name: `${at}` });
+  }
+  ended.push("writes");
+  await image.node.invalidate!();
+  ended.push("invalidate");
+  await amending;
+  assertEquals(ended, ["writes", "invalidate", "amend"]);
+  assertEquals((await image.check()).corruptions, 0);
+  assertEquals((await image.info()).specific!.data["lazy-refcounts"], true);
+});
+
+Deno.test("an image that is closed while a passphrase is added has it afterwards", async () => {
+  for (const driver of ["qcow2", "luks"]) {
+    const file = memory();
+    const prefix = driver === "qcow2" ? "encrypt." : "";
+    const key = { [`${prefix}key-secret`]: "s0" };
+    await createImage(driver, file, {
+      size: MIB,
+      ...key,
+      [`${prefix}iter-time`]: 0,
+      ...(driver === "qcow2" && { "encrypt.format": "luks" }),
+    }, { secrets });
+    const image = new Image(
+      await openNode({ driver, file, ...key }, { secrets }),
+    );
+    const amending = image.node.image!.amend!({
+      [`${prefix}state`]: "active",
+      [`${prefix}new-secret`]: "s1",
+      [`${prefix}iter-time`]: 50,
+    });
+    await image.close();
+    await amending;
+    const other = { [`${prefix}key-secret`]: "s1" };
+    await (await openNode({ driver, file, ...other }, { secrets })).close();
+  }
+});
+
+Deno.test("opening tells how far the search for the key has come, and can be given up", async () => {
+  const file = memory();
+  await make(file, MIB);
+  {
+    await using image = await open(file);
+    await image.node.image!.amend!({
+      "encrypt.state": "active",
+      "encrypt.new-secret": "s1",
+      "encrypt.iter-time": 0,
+    });
+  }
+  const told: UnlockProgress[] = [];
+  const onUnlocking = (progress: UnlockProgress) => void told.push(progress);
+  const other = { encrypt: { "key-secret": "s1" } };
+  await (await open(file, other, { onUnlocking })).close();
+  const { total, filename } = told[0];
+  assertEquals(
+    told,
+    [0, total / 2, total].map((done) => ({
+      filename,
+      done,
+      total,
+    })),
+  );
+  // Some seconds.
+  await patch(file, (b) => put32(b, 262_144 + 212, 3_000_000));
+  const signal = AbortSignal.timeout(20);
+  const error = await assertRejects(
+    () => open(file, {}, { signal }),
+    BlockError,
+  );
+  assertEquals(error.code, "ECANCELED");
 });
 
 Deno.test("amend() sees the slots that another program changed", async () => {

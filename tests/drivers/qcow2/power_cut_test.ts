@@ -12,20 +12,31 @@ import type { Image } from "../../../core/image.ts";
 import { isEqual } from "../../../core/runtime.ts";
 import {
   BlockError,
-  createImage,
+  type BlockNode,
   MemoryStore,
   openImage,
 } from "../../../mod.ts";
 import { DelayNode, Scheduler } from "../../delay.ts";
 import { type Effect, Random, seedsToRun } from "../../model.ts";
-import { PowerLog } from "../../power_log.ts";
-import { isInstalled, run, TempDir } from "../../qemu.ts";
-import { contentOf } from "./bytes.ts";
+import { PowerLogs } from "../../power_log.ts";
+import { isInstalled, TempDir } from "../../qemu.ts";
+import { storeOf } from "./bytes.ts";
 import { assertSound, isDirty } from "./soundness.ts";
+import {
+  describe,
+  newFiles,
+  qemuOn,
+  SECRETS,
+  someVariant,
+  stackOf,
+  type Variant,
+} from "./variants.ts";
 
-const SEEDS = 30;
+const SEEDS = 36;
 const ROUNDS = 40;
 const CUTS = 60;
+/** Those of an image that takes some time to open. */
+const CUTS_OF_LUKS = 25;
 
 /** What happened between two flushes of the disk. */
 interface Epoch {
@@ -47,9 +58,12 @@ interface Epoch {
 /** An image under test, and its history. */
 class Subject {
   readonly #random: Random;
+  readonly #folder: TempDir;
   readonly #clusterSize: number;
   readonly #epochs: Epoch[] = [];
-  #log!: PowerLog;
+  /** What the image is, besides. */
+  variant: Variant = {};
+  #log!: PowerLogs;
   #image!: Image;
   #disk = new Uint8Array(0);
   readonly #snapshots = new Map<string, Uint8Array>();
@@ -59,8 +73,9 @@ class Subject {
   /** What the disk holds where it has no clusters. */
   #base = new Uint8Array(0);
 
-  constructor(random: Random) {
+  constructor(random: Random, folder: TempDir) {
     this.#random = random;
+    this.#folder = folder;
     this.#clusterSize = random.pick([512, 512, 1024, 4096, 16384]);
   }
 
@@ -90,10 +105,13 @@ class Subject {
   async #make(): Promise<void> {
     const random = this.#random;
     const size = 512 * (1 + random.below(500));
-    const store = new MemoryStore();
     const isVersion2 = this.#isVersion2 = random.oneIn(4);
     this.#isLazy = !isVersion2 && random.oneIn(4);
-    await createImage("qcow2", { driver: "memory", store }, {
+    this.variant = someVariant(
+      random,
+      isVersion2 ? undefined : this.#folder.file("data"),
+    );
+    const files = await newFiles(this.variant, {
       size,
       cluster_size: this.#clusterSize,
       compat: isVersion2 ? "v2" : "v3",
@@ -102,16 +120,17 @@ class Subject {
       refcount_bits: isVersion2 ? 16 : random.pick([1, 8, 16, 64]),
     });
     this.#disk = new Uint8Array(size);
-    if (random.oneIn(3)) {
+    if (!this.variant.isRaw && random.oneIn(3)) {
       this.#base = random.bytes(512 * (1 + random.below(600)));
       const store = new MemoryStore();
       store.write(0, this.#base);
       this.#backing = { driver: "memory", store };
       this.#disk = this.#baseRange(0, size);
     }
-    this.#log = new PowerLog(contentOf(store));
+    this.#log = new PowerLogs(files);
+    const scheduler = new Scheduler(random);
     this.#image = await this.#open(
-      new DelayNode(this.#log, new Scheduler(random), random),
+      this.#log.logs.map((log) => new DelayNode(log, scheduler, random)),
       {
         "l2-cache-size": random.pick([0, 4096]),
         "l2-cache-entry-size": 512,
@@ -128,12 +147,17 @@ class Subject {
     return bytes;
   }
 
-  #open(file: unknown, options = {}, readOnly = false): Promise<Image> {
+  #open(
+    files: readonly BlockNode[] | readonly MemoryStore[],
+    options = {},
+    readOnly = false,
+  ): Promise<Image> {
     const backing = this.#backing
       ? { driver: "raw", file: this.#backing }
       : null;
-    const stack = { driver: "qcow2", file, backing, ...options };
-    return openImage(stack, { readOnly });
+    const nodes = files.map(nodeOf);
+    const stack = { ...stackOf(this.variant, nodes), backing, ...options };
+    return openImage(stack, { readOnly, secrets: SECRETS });
   }
 
   #beginEpoch(): void {
@@ -188,7 +212,8 @@ class Subject {
   #compressed(offset: number, requests: Promise<void>[]): number {
     offset = Math.ceil(offset / this.#clusterSize) * this.#clusterSize;
     const end = offset + this.#clusterSize;
-    if (end > this.#disk.length) return end;
+    const { encryption, dataFile } = this.variant;
+    if (end > this.#disk.length || encryption || dataFile) return end;
     const bytes = this.#random.dullBytes(this.#clusterSize);
     const write = async () => {
       try {
@@ -207,6 +232,7 @@ class Subject {
 
   /** Take, delete or go back to a snapshot. */
   async #snapshot(): Promise<void> {
+    if (this.variant.dataFile) return;
     const snapshots = this.#image.node.snapshots!;
     const epoch = this.#current;
     const id = this.#random.pick([...this.#snapshots.keys(), undefined]);
@@ -239,7 +265,8 @@ class Subject {
 
   /** Change the width of refcounts, or the version; the disk stays as it is. */
   async #amend(): Promise<void> {
-    const isVersion2 = this.#random.oneIn(3) && !this.#isLazy;
+    const isVersion2 = this.#random.oneIn(3) && !this.#isLazy &&
+      !this.variant.dataFile;
     const width = this.#random.pick([1, 16, 16, 32, 64]);
     try {
       await this.#image.node.image!.amend!({
@@ -247,9 +274,10 @@ class Subject {
         refcount_bits: isVersion2 ? 16 : width,
       });
     } catch (error) {
-      // Snapshots may need more bits, or be of another size.
+      // Snapshots may need more bits, or be of another size; version 2 has no
+      // subclusters.
       if (!(error instanceof BlockError)) throw error;
-      assertMatch(error.message, /Cannot decrease|prevent downgrade/);
+      assertMatch(error.message, /Cannot decrease|prevent downgrade|features/);
     }
     const { specific } = await this.#image.info();
     this.#isVersion2 = specific?.data.compat === "0.10";
@@ -300,18 +328,18 @@ class Subject {
   async cut(folder: TempDir): Promise<void> {
     const random = this.#random;
     const moments = Array.from(
-      { length: CUTS },
+      { length: this.variant.encryption === "luks" ? CUTS_OF_LUKS : CUTS },
       () => random.below(this.#log.now + 1),
     ).sort((a, b) => a - b);
-    for (const { moment, file } of this.#log.cuts(moments, random)) {
+    for (const { moment, files } of this.#log.cuts(moments, random)) {
       try {
-        await this.#examine(moment, file);
+        await this.#examine(moment, files.map(storeOf));
         if (random.oneIn(30) && isInstalled("qemu-img")) {
-          await examineWithQemu(file, folder);
+          await examineWithQemu(this.variant, files, folder);
         }
       } catch (error) {
         const name = `${folder.path}-cut.qcow2`;
-        Deno.writeFileSync(name, file);
+        Deno.writeFileSync(name, files[0]);
         throw new Error(`cut at ${moment} (${name}): ${error}`, {
           cause: error,
         });
@@ -319,13 +347,15 @@ class Subject {
     }
   }
 
-  async #examine(moment: number, file: Uint8Array): Promise<void> {
-    const store = new MemoryStore();
-    store.write(0, file);
+  async #examine(moment: number, stores: MemoryStore[]): Promise<void> {
+    const [store] = stores;
+    const others = stackOf(this.variant, stores.map(nodeOf));
     const epoch = this.#epochs.findLast(({ from }) => from <= moment)!;
     // Else it is put right when it is opened.
-    if (!epoch.mayBeDirty || !await isDirty(store)) await assertSound(store);
-    await using image = await this.#open({ driver: "memory", store });
+    if (!epoch.mayBeDirty || !await isDirty(store, others)) {
+      await assertSound(store, others);
+    }
+    await using image = await this.#open(stores);
     assertEquals(epoch.sizes.has(image.size), true, "a size of its own");
     const found = await image.read(0, image.size);
     checkContent(epoch, found);
@@ -337,16 +367,19 @@ class Subject {
     await image.flush();
     assertEquals(isEqual(await image.read(0, image.size), found), true);
     await image.close();
-    await assertSound(store);
+    await assertSound(store, others);
     for (const [id, content] of epoch.snapshots) {
-      await this.#examineSnapshot(store, id, content);
+      await this.#examineSnapshot(stores, id, content);
     }
-    if (this.#random.oneIn(3)) await this.#resizeAfterCut(store, found);
+    if (this.#random.oneIn(3)) await this.#resizeAfterCut(stores, found);
   }
 
   /** What was cut off before must not come back with the size. */
-  async #resizeAfterCut(store: MemoryStore, disk: Uint8Array): Promise<void> {
-    await using image = await this.#open({ driver: "memory", store });
+  async #resizeAfterCut(
+    stores: MemoryStore[],
+    disk: Uint8Array,
+  ): Promise<void> {
+    await using image = await this.#open(stores);
     const { specific } = await image.info();
     const isVersion2 = specific!.data.compat === "0.10";
     const { length: snapshots } = await image.node.snapshots!.list();
@@ -359,15 +392,16 @@ class Subject {
       assertEquals(isEqual(found, disk), true, `resized to ${size}`);
     }
     await image.close();
-    await assertSound(store);
+    const others = stackOf(this.variant, stores.map(nodeOf));
+    await assertSound(stores[0], others);
   }
 
   async #examineSnapshot(
-    store: MemoryStore,
+    stores: MemoryStore[],
     id: string,
     content: Uint8Array,
   ): Promise<void> {
-    await using image = await this.#open({ driver: "memory", store }, {}, true);
+    await using image = await this.#open(stores, {}, true);
     await image.node.snapshots!.loadTemporary(id);
     const found = await image.read(0, image.size);
     assertEquals(isEqual(found, content), true, `snapshot ${id}`);
@@ -390,19 +424,26 @@ function checkContent(epoch: Epoch, found: Uint8Array): void {
   }
 }
 
+/** What a description says of a file. */
+function nodeOf(file: BlockNode | MemoryStore): unknown {
+  return file instanceof MemoryStore ? { driver: "memory", store: file } : file;
+}
+
 async function examineWithQemu(
-  file: Uint8Array,
+  variant: Variant,
+  [file, data]: readonly Uint8Array[],
   folder: TempDir,
 ): Promise<void> {
-  const name = folder.file("cut.qcow2");
-  Deno.writeFileSync(name, file);
+  const names = ["cut.qcow2", "cut.data"].map((name) => folder.file(name));
+  Deno.writeFileSync(names[0], file);
+  if (data) Deno.writeFileSync(names[1], data);
   // Bit 0 of the incompatible features: dirty.
   const isMarked = file[7] === 3 && (file[79] & 1) !== 0;
-  const { code, stderr } = await run(["qemu-img", "check", name]);
+  const { code, stderr } = await qemuOn(variant, ["check"], names);
   // 3: leaked clusters only.
   if (code === 0 || code === 3) return;
   const mayBeRepaired = isMarked || stderr.includes("OFLAG_COPIED");
-  const repair = await run(["qemu-img", "check", "-r", "all", name]);
+  const repair = await qemuOn(variant, ["check", "-r", "all"], names);
   if (mayBeRepaired && repair.code === 0) return;
   throw new Error(`qemu-img check: ${stderr}`);
 }
@@ -422,12 +463,13 @@ function isOverflow(error: unknown): boolean {
 Deno.test("an image survives power cuts with all that was flushed", async () => {
   await using folder = new TempDir();
   for (const seed of seedsToRun(SEEDS)) {
+    const subject = new Subject(new Random(seed), folder);
     try {
-      const subject = new Subject(new Random(seed));
       await subject.run();
       await subject.cut(folder);
     } catch (error) {
-      throw new Error(`BDRV_SEED=${seed}: ${error}`, { cause: error });
+      const what = describe(subject.variant);
+      throw new Error(`BDRV_SEED=${seed}, ${what}: ${error}`, { cause: error });
     }
   }
 });

@@ -4,20 +4,27 @@
  * @module
  */
 import { assertEquals } from "@std/assert";
-import { type MemoryStore, openImage } from "../../../mod.ts";
+import {
+  type Image,
+  type MemoryStore,
+  openImage,
+  type OpenOptions,
+  type StackObject,
+} from "../../../mod.ts";
 
 /**
  * Check an image. A snapshot that is being taken or deleted changes refcounts
  * and COPIED flags, of which one comes first; so there may be a flag that is
  * missing, or one on a cluster that is counted twice but used once. The image
  * is marked as dirty then, but in version 2, which has no mark.
+ *
+ * @param others What else the image consists of.
  */
-export async function assertSound(store: MemoryStore): Promise<void> {
-  const file = { driver: "memory", store };
-  await using image = await openImage(
-    { driver: "qcow2", file, backing: null },
-    { purpose: "check", readOnly: true },
-  );
+export async function assertSound(
+  store: MemoryStore,
+  others?: StackObject,
+): Promise<void> {
+  await using image = await open(store, others, { purpose: "check" });
   const { clusterSize, dirty, specific } = await image.info();
   const lines: string[] = [];
   const { corruptions, checkErrors } = await image.check({
@@ -31,11 +38,24 @@ export async function assertSound(store: MemoryStore): Promise<void> {
 }
 
 /** Whether an image says that it is to be repaired. */
-export async function isDirty(store: MemoryStore): Promise<boolean> {
-  const file = { driver: "memory", store };
-  const stack = { driver: "qcow2", file, backing: null };
-  await using image = await openImage(stack, { readOnly: true });
+export async function isDirty(
+  store: MemoryStore,
+  others?: StackObject,
+): Promise<boolean> {
+  await using image = await open(store, others);
   return (await image.info()).dirty ?? false;
+}
+
+function open(
+  store: MemoryStore,
+  others: StackObject = {},
+  options: OpenOptions = {},
+): Promise<Image> {
+  const file = { driver: "memory", store };
+  return openImage(
+    { driver: "qcow2", file, backing: null, ...others },
+    { readOnly: true, withoutKeys: true, ...options },
+  );
 }
 
 function harmlessFlags(lines: string[], clusterSize: number): number {

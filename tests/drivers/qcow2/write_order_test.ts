@@ -38,6 +38,7 @@ Deno.test("create() makes an image whose size shows when it is whole", async () 
     createPart: () => Promise.reject(new Error("There is one file")),
     openBeside: () => Promise.reject(new Error("It has no parent")),
     unlocked: () => {},
+    warn: () => {},
     secret: () => Promise.resolve(undefined),
   });
   for (const { what, file } of log.reordered()) {

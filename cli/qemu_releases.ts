@@ -1,0 +1,169 @@
+/**
+ * Where the output of QEMU's programs differs between their releases. Ours is
+ * that of the newest, or of the one that `BDRV_QEMU_VERSION` names.
+ *
+ * @module
+ */
+import { valueText } from "../core/values.ts";
+import { CommandError } from "./command_error.ts";
+
+/** The environment variable that selects a release. */
+const VARIABLE = "BDRV_QEMU_VERSION";
+
+/** The releases that can be selected, oldest first. */
+export const RELEASES: readonly string[] = [
+  "7.2",
+  "8.0",
+  "8.1",
+  "8.2",
+  "9.0",
+  "9.1",
+  "9.2",
+  "10.0",
+  "10.1",
+  "10.2",
+  "11.0",
+  "11.1",
+];
+
+/** Variants of something, each with the release that it came with. */
+type Variants<T> = readonly (readonly [since: number, variant: T])[];
+
+/** Words, of which there may be none. */
+type Words = readonly string[];
+
+/**
+ * All differences. The first variant of each is that of 7.2; how older releases
+ * did it is not known here.
+ */
+const DIFFERENCES = {
+  /** The last part of the version. */
+  corrections: [[7.2, 22], [8.0, 0], [11.1, 3]],
+
+  /** `info` describes the nodes below an image, too. */
+  childInfo: [[7.2, false], [8.0, true]],
+
+  /** Drivers of files whose details are shown, though there are none. */
+  fileSpecific: [
+    [7.2, []],
+    [8.0, ["file", "host_device"]],
+  ] as Variants<Words>,
+
+  /** Details of formats that `info` does not show yet. */
+  laterDetails: [[7.2, ["detached-header"]], [9.0, []]] as Variants<Words>,
+
+  /** The JSON of `map` tells what is compressed. */
+  mapCompressed: [[7.2, false], [8.2, true]],
+
+  /** The list of snapshots: its columns, and a count that is not known. */
+  snapshotList: [
+    [7.2, { id: 9, join: " ", gap: "", hours: 2, clock: 13, unknown: "" }],
+    [9.0, { id: 7, join: "_", gap: " ", hours: 4, clock: 15, unknown: "--" }],
+  ],
+
+  /** `snapshot` lists the snapshots if nothing else is asked of it. */
+  snapshotDefault: [[7.2, undefined], [10.0, "l"]],
+
+  /** When `snapshot -c` fails, the number of the error is shown, too. */
+  snapshotErrno: [[7.2, true], [10.0, false]],
+
+  /**
+   * Each command has a help of its own, to which its messages point: how that
+   * begins.
+   */
+  commandHelp: [[7.2, undefined], [10.0, "summary"], [10.1, "usage"]],
+
+  /** Mistakes in options are told in the C library's words. */
+  libraryMistakes: [[7.2, false], [10.0, true]],
+
+  /** What the help has more of, where a message points to it. */
+  tryHelp: [[7.2, "information"], [10.0, "info"], [10.1, "information"]],
+
+  /**
+   * A number that is none is quoted, and a negative one is out of range: what
+   * ends the message.
+   */
+  quotedNumber: [[7.2, undefined], [10.0, "."], [10.1, ""]],
+
+  /** What the messages of `bench` call the size of a step. */
+  stepSize: [[7.2, "step_size"], [10.0, "step size"]],
+
+  /**
+   * A word that is none of those expected is quoted, as soon as it is parsed:
+   * what stands between them.
+   */
+  quotedChoice: [[7.2, undefined], [10.0, ""], [10.1, ","]],
+
+  /** The least request count, queue depth and size of `bench`. */
+  benchLeast: [[7.2, 0], [10.0, 1]],
+
+  /** `resize` finds its size anywhere among the arguments. */
+  resizeAnywhere: [[7.2, false], [10.0, true]],
+
+  /** The format of a backing file that was probed is on a line of its own. */
+  detectedLine: [[7.2, ""], [10.0, "\n"]],
+
+  /** `bitmap` has `--remove-all`. */
+  bitmapActions: [
+    [7.2, "--add, --remove, --clear"],
+    [11.1, "--add, --remove, --remove-all, --clear"],
+  ],
+
+  /** Options of new images that `-o help` does not list yet. */
+  laterOptions: [
+    [7.2, ["detached-header", "keep_data_file"]],
+    [9.0, ["keep_data_file"]],
+    [11.1, []],
+  ] as Variants<Words>,
+
+  /** What drivers say that was said otherwise then: now, and then. */
+  reworded: [
+    [7.2, [[
+      "does not support creating new images, so an existing image must be " +
+      "selected as the target; however, opening the given target as an " +
+      "existing image failed:",
+      "does not support image creation, and opening the image failed:",
+    ]]],
+    [10.0, []],
+  ] as Variants<readonly [now: string, then: string][]>,
+} as const satisfies { readonly [name: string]: Variants<unknown> };
+
+type Differences = typeof DIFFERENCES;
+
+let selected = RELEASES.at(-1)!;
+
+/**
+ * Follow the release that the environment names. Without permission to read
+ * that, the newest is followed, and nobody is asked.
+ *
+ * @throws {CommandError} if it names no release that is known.
+ */
+export function selectRelease(): void {
+  const { state } = Deno.permissions.querySync({
+    name: "env",
+    variable: VARIABLE,
+  });
+  const wanted = state === "granted" ? Deno.env.get(VARIABLE) : undefined;
+  if (!wanted) return;
+  const [release] = /^\d+\.\d+(?=(\.\d+)?$)/.exec(wanted) ?? [];
+  if (release === undefined || !RELEASES.includes(release)) {
+    throw new CommandError(
+      `Invalid ${VARIABLE} ${valueText(wanted)}: it must be one of ` +
+        RELEASES.join(", "),
+    );
+  }
+  selected = release;
+}
+
+/** The version of QEMU whose output is followed, such as `11.1.3`. */
+export function qemuVersion(): string {
+  return `${selected}.${inRelease("corrections")}`;
+}
+
+/** The variant that the followed release has of a difference. */
+export function inRelease<Name extends keyof Differences>(
+  name: Name,
+): Differences[Name][number][1] {
+  const variants: Variants<Differences[Name][number][1]> = DIFFERENCES[name];
+  return variants.findLast(([since]) => since <= Number(selected))![1];
+}
