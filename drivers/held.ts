@@ -4,11 +4,11 @@
  *
  * @module
  */
-import { registerDriver } from "../core/registry.ts";
+import { provideDriver } from "../core/registry.ts";
 import { blobDriver } from "./blob/driver.ts";
 import { opfsDriver } from "./blob/opfs.ts";
 import { handleDriver } from "./handle.ts";
 
 for (const driver of [blobDriver, opfsDriver, handleDriver]) {
-  registerDriver(driver);
+  provideDriver(driver);
 }

@@ -160,6 +160,11 @@ const RULES: readonly { room: RegExp; mayImport: RegExp; rule: string }[] = [
     rule: "a driver imports core and its own folder",
   },
   {
+    room: /^subpaths\//,
+    mayImport: /^(core|drivers)\//,
+    rule: "a subpath exports what is in core and drivers",
+  },
+  {
     room: /^cli\//,
     // drivers/all.ts is part of mod.ts, and starts faster by itself; the
     // version is in deno.json.
@@ -168,7 +173,7 @@ const RULES: readonly { room: RegExp; mayImport: RegExp; rule: string }[] = [
   },
   {
     room: /^mod\.ts$/,
-    mayImport: /^(core|drivers)\//,
+    mayImport: /^(core|drivers|subpaths)\//,
     rule: "mod.ts exports what is in core and drivers",
   },
   {
@@ -220,13 +225,13 @@ const RUNTIMES: readonly {
     isNamed: (code, strings) =>
       /\bDeno\b/.test(code) ||
       strings.some((text) => /^Deno$|\bDeno\??\.\w/.test(text)),
-    in: /^(core|drivers|web|cli)\/|^mod\.ts$/,
+    in: /^(core|drivers|subpaths|web|cli)\/|^mod\.ts$/,
     but: /^core\/platform\/deno[^/]*$/,
   },
   {
     what: "node:",
     isNamed: (_, strings) => strings.some((text) => /\bnode:\w/.test(text)),
-    in: /^(core|drivers|web|cli)\/|^(mod|cli)\.ts$/,
+    in: /^(core|drivers|subpaths|web|cli)\/|^(mod|cli)\.ts$/,
     but: /^core\/platform\/node[^/]*$/,
   },
 ];

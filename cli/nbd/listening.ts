@@ -17,9 +17,10 @@ import { SIGNALS } from "../target.ts";
 /** The port of a number or the name of a service. */
 export function portNumber(host: string, port: string): number {
   if (/^\d+$/.test(port) && Number(port) < 65536) return Number(port);
-  const line = new RegExp(`^${RegExp.escape(port)}\\s+(\\d+)/tcp`, "m");
-  const found = line.exec(services());
-  if (found) return Number(found[1]);
+  for (const line of services().split("\n")) {
+    const [name, number] = line.split(/\s+/);
+    if (name === port && /^\d+\/tcp$/.test(number)) return parseInt(number);
+  }
   throw new CommandError(
     `address resolution failed for ${host}:${port}: Servname not supported ` +
       "for ai_socktype",

@@ -35,8 +35,9 @@ export const files: Files = {
     if (!(handle instanceof Deno.FsFile)) {
       return nodeFiles()?.adopt(handle);
     }
-    const isWritable = succeeds(() => handle.writeSync(new Uint8Array(0)));
-    return { file: new DenoFile(handle), isWritable };
+    const file: Deno.FsFile = handle;
+    const isWritable = succeeds(() => file.writeSync(new Uint8Array(0)));
+    return { file: new DenoFile(file), isWritable };
   },
 
   realPath: (path) => attempt(() => Deno.realPathSync(path)),

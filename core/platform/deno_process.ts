@@ -38,7 +38,7 @@ export function denoProcess(): Process | null {
       return state === "granted" ? Deno.env.get(name) : undefined;
     },
     unsetVariable: (name) => Deno.env.delete(name),
-    exit: (code) => Deno.exit(code),
+    exit: (code) => Deno.exit(code) as never,
     raise(signal) {
       // `Deno.kill` takes only names of signals.
       const { process } = globalThis as unknown as {
