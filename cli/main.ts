@@ -33,7 +33,7 @@ const PROGRAMS: {
 export async function main(args: readonly string[]): Promise<number> {
   let name = calledAs();
   let rest = [...args];
-  if (!Object.hasOwn(PROGRAMS, name)) {
+  if (!Object.hasOwn(PROGRAMS, name) || name === "bdrv") {
     name = "bdrv";
     if (rest.length > 0 && Object.hasOwn(PROGRAMS, rest[0])) {
       [name, ...rest] = rest;
