@@ -24,7 +24,9 @@ const TARGET = `--target=node${NODE[0]},es2022`;
 /** Modules that do something when they are loaded. */
 const SIDE_EFFECTS = [
   "./mod.js",
-  "./subpaths/*.js",
+  ...Object.keys(config.exports)
+    .filter((name) => !/^\.(|\/c(ore|li))$/.test(name))
+    .map((name) => `./subpaths/${name.slice(2)}.js`),
   "./drivers/all.js",
   "./drivers/held.js",
   "./core/disposal.js",
@@ -119,6 +121,35 @@ function renamed(text: string): string {
   );
 }
 
+/** The module that has the functions to which `using` is lowered. */
+const HELPERS = "core/using.js";
+
+/**
+ * Separate a module from the functions at its beginning that esbuild repeats in
+ * each one.
+ */
+function splitHelpers(text: string): [helpers: string, rest: string] {
+  const lines = text.split("\n");
+  const first = lines.findIndex((line) => !/^(var __| {2}|\};$)/.test(line));
+  return [lines.slice(0, first).join("\n"), lines.slice(first).join("\n")];
+}
+
+/** Have all modules share those functions. */
+async function shareHelpers(out: string): Promise<void> {
+  for await (const path of filesBelow(out)) {
+    if (!path.endsWith(".js")) continue;
+    const text = await Deno.readTextFile(path);
+    const [helpers, rest] = splitHelpers(text);
+    if (helpers === "") continue;
+    const names = "{ __callDispose, __using }";
+    const up = path.slice(out.length + 1).split("/").length - 1;
+    const from = up === 0 ? `./${HELPERS}` : "../".repeat(up) + HELPERS;
+    await Deno.writeTextFile(path, `import ${names} from "${from}";\n${rest}`);
+    const shared = `${helpers}\nexport ${names};\n`;
+    await Deno.writeTextFile(`${out}/${HELPERS}`, shared);
+  }
+}
+
 async function* filesBelow(folder: string): AsyncGenerator<string> {
   for await (const { name, isDirectory } of Deno.readDir(folder)) {
     const path = `${folder}/${name}`;
@@ -136,6 +167,7 @@ async function emitModules(out: string): Promise<void> {
       .concat("--log-level=warning"),
     ROOT,
   );
+  await shareHelpers(out);
   for (const runtime of ["deno", "node"]) {
     const name = `${runtime}Platform`;
     await Deno.writeTextFile(
@@ -255,7 +287,8 @@ function manifest(): object {
 async function makePackage(into: string): Promise<string> {
   const out = await Deno.makeTempDir({ prefix: "bdrv-npm-" });
   try {
-    await Promise.all([emitModules(out), emitTypes(out), emitProgram(out)]);
+    await emitModules(out);
+    await Promise.all([emitTypes(out), emitProgram(out)]);
     await Deno.remove(`${out}/tests`, { recursive: true }).catch(() => {});
     for await (const path of filesBelow(out)) {
       if (!/\.(d\.ts|js)$/.test(path) || path.includes("/bin/")) continue;

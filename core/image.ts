@@ -36,7 +36,7 @@ import type {
   ZeroFlags,
 } from "./node.ts";
 import { ACCESS } from "./permissions.ts";
-import { reopenNode, type ReopenOptions } from "./reopen.ts";
+import type { ReopenOptions } from "./reopen.ts";
 import type { RequestGate } from "./request_gate.ts";
 import { writeZeroes } from "./requests.ts";
 import { claimsOf, openNode } from "./open.ts";
@@ -474,6 +474,7 @@ export class Image implements AsyncDisposable {
   async reopen(changes: ReopenOptions): Promise<void> {
     this.#checkOpen();
     checkOptions("reopen", changes, REOPEN_OPTIONS);
+    const { reopenNode } = await import("./reopen.ts");
     await this.#settled(() => reopenNode(this.node, changes));
     if (changes.cache) this.#writethrough = writesThrough(changes.cache);
   }
