@@ -282,6 +282,18 @@ export function checkPipes(
   if (wish.salvage) refuse("--salvage cannot be used", "input");
 }
 
+/** Refuse what needs to seek in a target that is stored as a whole. */
+export function checkStored(wish: ConvertWish, canStream: boolean): void {
+  const refuse = (what: string) => {
+    throw new CommandError(
+      `${what} cannot be used with a target that is written front to back`,
+    );
+  };
+  if (!canStream) refuse(`Format '${wish.targetFormat}'`);
+  if (wish.compressed) refuse("-c");
+  if (wish.bitmaps) refuse("--bitmaps");
+}
+
 function parseSparseSize(text: string): number {
   const size = sizeArgument("buffer size for sparse output", text);
   if (size % SECTOR_SIZE !== 0 || size > MAX_SPARSE_SIZE) {

@@ -6,6 +6,7 @@
 import { process } from "../core/platform/this_process.ts";
 import { surviveSignal } from "../core/runtime.ts";
 import { asBlockError, BlockError } from "../core/errors.ts";
+import { withoutSecrets } from "../core/redaction.ts";
 import type { SecretSource } from "../core/secrets.ts";
 import type { Secrets } from "./objects.ts";
 import { CommandError, type CommandErrorOptions } from "./command_error.ts";
@@ -89,17 +90,18 @@ export class Program {
     return this.#objects ??= new Secrets();
   }
 
-  /** Write to standard output as it is. */
+  /** Write to standard output; secrets in URLs are left out. */
   print(text: string): void {
-    this.output.write(text);
+    this.output.write(withoutSecrets(text));
   }
 
-  /** Write to standard error as it is. */
+  /** Write to standard error; secrets in URLs are left out. */
   printError(text: string): void {
     // It may be a file that has reached the user's size limit.
     if (!process.error.isTerminal()) surviveSignal("SIGXFSZ");
     try {
-      writeFully(process.error, new TextEncoder().encode(text));
+      const shown = withoutSecrets(text);
+      writeFully(process.error, new TextEncoder().encode(shown));
     } catch {
       // There is nowhere else to report this.
     }

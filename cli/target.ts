@@ -38,6 +38,9 @@ export class Target implements Disposable {
   /** The nodes being read meanwhile. */
   readonly #sources: readonly BlockNode[];
 
+  /** Stops what is making it, which leaves nothing behind. */
+  giveUp?: () => Promise<void>;
+
   /** Create a target; `name` is as the user gave it. */
   constructor(
     program: Program,
@@ -127,8 +130,15 @@ export class Target implements Disposable {
     if (left && this.#program.isOurs) this.#reportIncomplete();
   }
 
-  /** Remove the open file, and exit at once. */
-  #interrupt(signal: number): never {
+  /** Remove the open file, and exit; at once if it is the second time. */
+  #interrupt(signal: number): void {
+    const giveUp = this.giveUp;
+    this.giveUp = undefined;
+    if (!giveUp) this.#leave(signal);
+    giveUp().finally(() => this.#leave(signal));
+  }
+
+  #leave(signal: number): never {
     if (this.#removeOurs()) this.#reportIncomplete();
     process.exit(this.#program.finish(128 + signal));
   }

@@ -22,6 +22,7 @@ import {
   sliceVector,
   vectorLength,
 } from "./bytes.ts";
+import type { OpenContext } from "./driver.ts";
 import type { Encryption } from "./encryption.ts";
 import { BlockError } from "./errors.ts";
 import { InFlight } from "./in_flight.ts";
@@ -45,6 +46,22 @@ export interface AccessHost {
   readonly encryption?: Encryption;
   /** Announces the next step, by `blkdebug`'s name for it. */
   event?(name: string): void | Promise<void>;
+}
+
+/**
+ * What announces the steps of moving data, to the debug filters among the files
+ * that hold it and to whoever opened the image; `undefined` if nobody listens.
+ */
+export function eventOf(
+  files: readonly BlockNode[],
+  context: OpenContext,
+): AccessHost["event"] {
+  const debugged = files.filter(({ debug }) => debug);
+  if (!context.event && debugged.length === 0) return undefined;
+  return async (name: string) => {
+    context.event?.(name);
+    for (const file of debugged) await file.debug!.event(name);
+  };
 }
 
 /** The data verbs of a node, implemented on its map. */

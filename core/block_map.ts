@@ -2,8 +2,8 @@
  * A format's map: where the bytes of its disk lie. Moving them is up to
  * `access.ts`, which is the same for all formats.
  *
- * `qcow2`, `vdi`, `vpc` and `vhdx` have a map today. In a block of a VHD or VHDX
- * image that has only some of its sectors, a run ends where the bitmap of
+ * All formats have a map today; `qcow` and `qed` share one. In a block of a VHD
+ * or VHDX image that has only some of its sectors, a run ends where the bitmap of
  * sectors changes; a write to a sector that is not in it is an `allocate` in the
  * block's own place, whose `commit` sets the bits.
  *
@@ -86,8 +86,8 @@ export function roomInPlace(start: number, place: Place): Allocation {
  */
 export interface BlockMap<R extends Run = Run> {
   /**
-   * Granularity of locking, in bytes, a power of two: while the mapping of any
-   * part of a unit changes, nobody may read or write the unit.
+   * Granularity of locking, in bytes, as a rule a power of two: while the
+   * mapping of any part of a unit changes, nobody may read or write the unit.
    */
   readonly unit: number;
   /**

@@ -17,6 +17,7 @@ import { nodesOf, primaryChild } from "./extents.ts";
 import { wrapNode } from "./filter.ts";
 import type { BlockNode, RequestLimits } from "./node.ts";
 import { type OptionValues, parseOption } from "./options.ts";
+import { hasSecrets } from "./redaction.ts";
 import { isPlainObject, valueText } from "./values.ts";
 import { OPTIONAL_VERBS } from "./verbs.ts";
 
@@ -155,6 +156,24 @@ export function checkNode(
 export function checkWritable(what: string, node: BlockNode): void {
   checkNode(what, node);
   if (node.readOnly || !node.writev) throw cannotWrite(what, node);
+}
+
+/**
+ * Refuse to write a name with secrets into an image, which others may read.
+ *
+ * @throws {BlockError} EINVAL
+ */
+export function checkStoredName(name: unknown): void {
+  if (typeof name !== "string") return;
+  const isSecret = hasSecrets(name) ||
+    (name.startsWith("json:") && /["'](cookie|headers)\b/.test(name));
+  if (!isSecret) return;
+  throw invalid(
+    `Cannot write '${name}' into an image: whoever reads the image would ` +
+      "learn the password or the signature in it",
+    "Give it when the image is opened, by options of the backing file: " +
+      "username and password-secret, bearer-secret, cookie-secret, or url.",
+  );
 }
 
 /** The error for writing to a read-only node. */

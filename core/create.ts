@@ -3,8 +3,8 @@
  *
  * @module
  */
-import type { CreateContext } from "./driver.ts";
-import { checkOptions, driverError } from "./checks.ts";
+import type { BlockDriver, CreateContext } from "./driver.ts";
+import { checkOptions, checkStoredName, driverError } from "./checks.ts";
 import { asBlockError, BlockError, invalid } from "./errors.ts";
 import { resolveName } from "./names.ts";
 import type { BlockNode, Preallocation } from "./node.ts";
@@ -83,11 +83,11 @@ async function create(
     );
   }
   const table = driver.createOptions;
-  const { driver: protocol } = protocolStack(target);
   const parsed = parseOptions(
-    newImageOptions(driver, findDriver(String(protocol))),
+    newImageOptions(driver, await protocolOf(target)),
     options,
   );
+  checkStoredName(parsed.backing_file);
   if (driver.role === "protocol") {
     // A file without a format driver is opened as it is.
     const stack = { ...protocolStack(target), driver: format };
@@ -165,6 +165,12 @@ async function create(
   }
 }
 
+/** The driver that makes the file of a new image, if there is such a driver. */
+async function protocolOf(target: Source): Promise<BlockDriver | undefined> {
+  const found = findDriver(String(protocolStack(target).driver));
+  return found && await loadDriver(found);
+}
+
 /** The file called `name` in the folder of another. */
 function besides(target: Source, name: string): StackObject {
   const stack = protocolStack(target);
@@ -191,7 +197,7 @@ function noFile(): never {
 async function createFile(
   target: Source,
   wanted: OptionValues,
-  { onUnlocked, warn }: CreateOptions,
+  { onUnlocked, warn, secrets }: CreateOptions,
 ): Promise<BlockNode> {
   const stack = protocolStack(target);
   const name = String(stack.driver);
@@ -212,15 +218,16 @@ async function createFile(
   if (preallocation === "metadata") {
     throw new BlockError("ENOTSUP", "Unsupported preallocation mode: metadata");
   }
+  const filename = describeSource(stack);
   await protocol.create({ ...options, ...values, size, preallocation }, {
-    filename: describeSource(stack),
+    filename,
     createFile: noFile,
     createNamed: noFile,
     createPart: noFile,
     openBeside: noFile,
     unlocked: (why) => onUnlocked?.(why),
     warn: (message) => warn?.(message),
-    secret: () => Promise.resolve(undefined),
+    secret: (id) => findSecret(secrets, { id, filename }),
   });
-  return await openProtocol(stack, { resize: true, onUnlocked });
+  return await openProtocol(stack, { resize: true, onUnlocked, secrets });
 }

@@ -39,6 +39,20 @@ export interface BlockDriver extends DriverTraits {
    */
   isStream?(options: OptionValues): boolean;
   /**
+   * Make or replace a file by all its bytes, front to back: as a whole or not at
+   * all. For protocols whose files cannot be changed afterwards.
+   *
+   * @param options As for `open`.
+   * @param chunks Each is valid until the next is asked for.
+   */
+  store?(
+    options: OptionValues,
+    chunks: AsyncIterable<Uint8Array>,
+    context: StoreContext,
+  ): Promise<void>;
+  /** Whether a new file with these options can be made only by `store`. */
+  storesWhole?(options: OptionValues): boolean;
+  /**
    * Compute how large the file of a new image would become.
    *
    * @param options As for `create`, with their types; values of enumerations
@@ -50,6 +64,16 @@ export interface BlockDriver extends DriverTraits {
     source?: BlockNode,
     context?: MeasureContext,
   ): Promise<Measurement>;
+}
+
+/** What the block layer offers to `store`. */
+export interface StoreContext {
+  /** About how many bytes there will be; absent if nothing is known. */
+  readonly expected?: number;
+  /** Ends it with ECANCELED. */
+  readonly signal?: AbortSignal;
+  /** As {@linkcode OpenContext.secret}. */
+  secret(id: string | undefined): Promise<Uint8Array | undefined>;
 }
 
 /** What `measure` may ask of the block layer. */
@@ -156,6 +180,13 @@ export interface OpenContext {
    * may be an image of any format.
    */
   openChild(name: string, description?: unknown): Promise<BlockNode>;
+  /**
+   * Check that a redirect may be followed: what an image names may not lead
+   * anywhere else than it could itself.
+   *
+   * @throws {BlockError} EACCES if the gate does not permit it.
+   */
+  checkRedirect(url: string): Promise<void>;
   /** Whether the user described the child called `name`, or named it `null`. */
   describes(name: string): boolean;
   /**

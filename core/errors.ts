@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { withoutSecrets } from "./redaction.ts";
 import { shortened, valueText } from "./values.ts";
 import { OPTIONAL_VERBS, type OptionalVerb } from "./verbs.ts";
 
@@ -173,10 +174,12 @@ export class BlockError extends Error {
     message: string = strerror(code),
     options: BlockErrorOptions = {},
   ) {
-    super(message, options);
+    // Whatever a message quotes, passwords are not to be among it.
+    super(withoutSecrets(message), options);
     this.code = code;
-    this.hint = options.hint;
-    this.detail = options.detail;
+    const { hint, detail } = options;
+    this.hint = hint === undefined ? hint : withoutSecrets(hint);
+    this.detail = detail === undefined ? detail : withoutSecrets(detail);
     this.words = options.words;
   }
 

@@ -6,7 +6,7 @@
 import type { BlockDriver } from "./driver.ts";
 import { primaryChild } from "./extents.ts";
 import { normalizePath, schemeOf } from "./names.ts";
-import { findDriver, getDriver } from "./registry.ts";
+import { findDriver, findProtocol, getDriver } from "./registry.ts";
 import { toStack, withFile } from "./sources.ts";
 import { isNode, type StackObject } from "./spec.ts";
 
@@ -27,7 +27,8 @@ export interface ImplicitOpen {
 
 /**
  * Which of the files that an image names may be opened: all, none, those in or
- * below a folder (links followed), or those that a function permits.
+ * below a folder (links followed) or a URL, or those that a function permits.
+ * Where a server redirects to must pass it as well.
  */
 export type Gate =
   | "allow"
@@ -48,7 +49,8 @@ export async function passes(
 
 /**
  * Whether the default gate permits a file: it must be a plain file in or below
- * the folder of the image that the user asked for. Images on devices or in
+ * the folder of the image that the user asked for; of a remote image, something
+ * on the same server, in or below the same folder. Images on devices or in
  * memory have no such folder and may name no files.
  *
  * @param source The source that the user asked for.
@@ -61,8 +63,10 @@ export function passesByDefault(
   request: ImplicitOpen,
 ): boolean {
   const folder = folderOf(source);
-  const named = { driver: "file", filename: pathOf(request.filename) };
-  return folder !== undefined && folderOf(file) !== undefined &&
+  const protocol = protocolOfName(request.filename);
+  const named = { driver: protocol?.name, filename: pathOf(request.filename) };
+  return protocol !== undefined && folder !== undefined &&
+    folderOf(file) !== undefined &&
     folderOf(named) !== undefined && isImageBelow(folder, request);
 }
 
@@ -70,14 +74,21 @@ function isImageBelow(
   folder: string,
   { filename, format }: ImplicitOpen,
 ): boolean {
-  const scheme = schemeOf(filename);
-  if (scheme !== undefined && scheme !== "file") return false;
+  const protocol = protocolOfName(filename);
+  if (!protocol) return false;
   // A driver of another kind could take the name for something else.
   const driver = format === undefined ? undefined : findDriver(format);
   if (driver && driver.role !== "format" && !driver.canonicalName) return false;
-  const above = canonicalPath(folder);
+  const above = canonicalName(folder).replace(/\/$/, "");
   const file = canonicalName(filename);
-  return file.startsWith(above.endsWith("/") ? above : above + "/");
+  return file.startsWith(`${above}/`);
+}
+
+/** The protocol of a file's name, if it has folders. */
+function protocolOfName(filename: string): BlockDriver | undefined {
+  const scheme = schemeOf(filename) ?? "file";
+  const protocol = findProtocol(scheme);
+  return protocol?.ownFolder ? protocol : undefined;
 }
 
 /** The folder of a source's image, if it has one. */
@@ -92,8 +103,9 @@ function folderOf(source: unknown): string | undefined {
   if (typeof source !== "object" || source === null) return undefined;
   const { driver: name = "file", ...options } = source as StackObject;
   const driver = findDriver(name);
-  if (driver?.role === "protocol" && typeof options.filename === "string") {
-    return driver.ownFolder?.(options.filename);
+  const place = options.filename ?? options.url;
+  if (driver?.role === "protocol" && typeof place === "string") {
+    return driver.ownFolder?.(place);
   }
   const { file, image } = driver ? withFile(driver, options) : options;
   return folderOf(file ?? image);
@@ -104,9 +116,12 @@ export function canonicalName(
   filename: string,
   driver?: BlockDriver,
 ): string {
-  const scheme = schemeOf(filename);
-  if (scheme !== undefined && scheme !== "file") return filename;
-  return canonicalPath(pathOf(filename), driver);
+  const scheme = schemeOf(filename) ?? "file";
+  if (scheme === "file") return canonicalPath(pathOf(filename), driver);
+  const protocol = findProtocol(scheme);
+  return protocol?.ownFolder && protocol.canonicalName
+    ? protocol.canonicalName(filename)
+    : filename;
 }
 
 function canonicalPath(path: string, driver?: BlockDriver): string {

@@ -54,11 +54,18 @@ export function isAbsolute(name: string): boolean {
   return schemeOf(name) !== undefined || isAbsolutePath(name);
 }
 
+function upToSlash(url: string): string {
+  return url.slice(0, url.lastIndexOf("/") + 1);
+}
+
 /**
  * Resolve the name `relative`, stored in `base`; a scheme of `base` is kept.
  */
 export function resolveName(base: string, relative: string): string {
   if (isAbsolute(relative)) return relative;
+  const [url, server] = /^(https?:\/\/[^/?#]*)[^?#]*/i.exec(base) ?? [];
+  // A query is part of the name of one object only.
+  if (url) return (url === server ? `${url}/` : upToSlash(url)) + relative;
   const path = schemeOf(base) === undefined ? 0 : base.indexOf(":") + 1;
   return base.slice(0, Math.max(path, lastSeparator(base) + 1)) + relative;
 }

@@ -13,17 +13,23 @@ import { compactJson, type Json } from "./json.ts";
 import { isAbsolute, resolveName } from "./names.ts";
 import type { BlockNode } from "./node.ts";
 import type { OptionValues } from "./options.ts";
+import { withoutSecrets } from "./redaction.ts";
 import { isPlainObject } from "./values.ts";
 
 /**
- * The name of a node: a file name if that would open it, else `json:` and the
- * description of the stack.
+ * The name of a node to be shown: a file name if that would open it, else
+ * `json:` and the description of the stack; without the secrets of URLs.
  */
 export function nameOf(node: BlockNode): string {
-  return plainName(node) ?? `json:${compactJson(descriptionOf(node))}`;
+  return withoutSecrets(
+    plainName(node) ?? `json:${compactJson(descriptionOf(node))}`,
+  );
 }
 
-/** The plain file name that would open a node, if there is one. */
+/**
+ * The plain file name that would open a node, if there is one. It may contain
+ * secrets.
+ */
 export function plainName(node: BlockNode): string | undefined {
   const { driver } = node;
   const { options, otherBacking } = originOf(node);

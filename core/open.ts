@@ -15,6 +15,7 @@ import type { BlockDriver, OpenContext } from "./driver.ts";
 import { asBlockError, BlockError, invalid } from "./errors.ts";
 import {
   canonicalName,
+  type Gate,
   type ImplicitOpen,
   passes,
   passesByDefault,
@@ -97,6 +98,8 @@ interface Place {
   chain?: ChainLink;
   /** Whether to probe the format of the child `file`. */
   probeFile?: boolean;
+  /** What an image names, at or above this place; else the user named it. */
+  named?: { request: ImplicitOpen; file: BlockNode | undefined };
 }
 
 /**
@@ -329,6 +332,9 @@ async function openDriver(
   const driver = found.load ? await loadDriver(found) : found;
   const [common, options] = takeNodeOptions(allOptions);
   const place = inheritOptions(above, common);
+  if (driver.isReadOnly && opening.options.readOnly === undefined) {
+    place.readOnly ||= common.readOnly === undefined;
+  }
   const kept = await keptNode(driver, allOptions, options, opening, place);
   if (kept) return kept;
   if (++place.depth > MAX_DEPTH) {
@@ -519,6 +525,7 @@ function contextOf(pending: Pending): OpenContext {
       unlocking: (done: number, total: number) =>
         wishes.onUnlocking?.({ filename, done, total }),
     }),
+    checkRedirect: (url) => checkRedirect(pending, url),
     describes: (name) => describesChild(options[name]),
     openChild: (name, description) => openChild(pending, name, description),
     openImplicit: (child, name, format) =>
@@ -652,7 +659,8 @@ async function openNamed(
   const request = { filename: asPath(path), namedBy: filename, role: child };
   const file = fileOf(pending);
   await checkGate(opening, file, request, `Could not open '${path}'`);
-  const { probeFile: _, ...below } = place;
+  const { probeFile: _, ...above } = place;
+  const below = { ...above, named: { request, file } };
   const driver = protocolOf(path).name;
   const stack = { driver, filename: path, ...options[child] as OptionValues };
   return await keep(pending, child, openStack(stack, opening, below, true));
@@ -667,8 +675,8 @@ async function openPart(
   if (isNode(description)) return await openChild(pending, child, description);
   const { filename, opening, place } = pending;
   const { probeFile: _, ...below } = place;
-  const open = (stack: unknown) =>
-    keep(pending, child, openStack(stack, opening, below, true));
+  const open = (stack: unknown, named = below.named) =>
+    keep(pending, child, openStack(stack, opening, { ...below, named }, true));
   if (description !== null && describesChild(description)) {
     return await open(description);
   }
@@ -681,12 +689,39 @@ async function openPart(
   await checkGate(opening, file, request, "Could not open extent file");
   const overrides = description as OptionValues | undefined;
   try {
-    return await open({ ...protocolStack(request.filename), ...overrides });
+    const stack = { ...protocolStack(request.filename), ...overrides };
+    return await open(stack, { request, file });
   } catch (thrown) {
     const error = asBlockError(thrown);
     if (error.message.startsWith("Could not open '")) throw error;
     throw error.prefixed(`Could not open '${request.filename}': `);
   }
+}
+
+async function isPermitted(
+  { gate, source }: { gate?: Gate; source: unknown },
+  file: BlockNode | undefined,
+  request: ImplicitOpen,
+): Promise<boolean> {
+  return gate === undefined
+    ? passesByDefault(source, file, request)
+    : await passes(gate, request);
+}
+
+/** Refuse a redirect to what the image that names it could not have named. */
+async function checkRedirect(
+  { opening: { options: { gate }, source }, place, filename }: Pending,
+  url: string,
+): Promise<void> {
+  const { named } = place;
+  // The user's own URL may lead anywhere, unless the user gave a gate.
+  if (!named && gate === undefined) return;
+  const request = { namedBy: filename, ...named?.request, filename: url };
+  if (await isPermitted({ gate, source }, named?.file, request)) return;
+  throw new BlockError(
+    "EACCES",
+    `The server redirects to '${url}', which is not permitted`,
+  );
 }
 
 /** Refuse a file that an image must not have opened; `what` comes before why. */
@@ -696,10 +731,7 @@ async function checkGate(
   request: ImplicitOpen,
   what: string,
 ): Promise<void> {
-  const isPermitted = gate === undefined
-    ? passesByDefault(source, file, request)
-    : await passes(gate, request);
-  if (isPermitted) return;
+  if (await isPermitted({ gate, source }, file, request)) return;
   const namedBy = request.namedBy ? `'${request.namedBy}'` : "the image";
   throw new BlockError(
     "EACCES",
@@ -757,7 +789,8 @@ async function openBacking(
     if (format !== undefined && overrides.driver === undefined) {
       stack = applyFormat(stack, format);
     }
-    return await openStack(stack, opening, place, false);
+    const below = { ...place, named: { request, file } };
+    return await openStack(stack, opening, below, false);
   } catch (error) {
     const cause = asBlockError(error);
     // Prefixed once per image, unless the chain itself is the problem.

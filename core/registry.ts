@@ -127,14 +127,15 @@ export function findDriver(name: string): BlockDriver | undefined {
   return drivers.get(name);
 }
 
-/** All drivers, sorted by name. */
+/** All drivers that can be used, sorted by name. */
 export function listDrivers(): BlockDriver[] {
-  return [...drivers.values()].sort((a, b) => a.name < b.name ? -1 : 1);
+  return [...drivers.values()].filter(({ isAbsent }) => !isAbsent)
+    .sort((a, b) => a.name < b.name ? -1 : 1);
 }
 
 /** The protocol that `scheme:` selects, or `undefined`. */
 export function findProtocol(scheme: string): BlockDriver | undefined {
-  return listDrivers().find((driver) =>
+  return [...drivers.values()].find((driver) =>
     driver.role !== "format" &&
     (driver.name === scheme || driver.schemes?.includes(scheme))
   );

@@ -139,8 +139,9 @@ export function filenameOf(stack: unknown): string {
   for (let depth = 0; depth <= MAX_DEPTH; depth++) {
     if (typeof stack === "string") return stack;
     if (typeof stack !== "object" || stack === null) return "";
-    const { filename, file, image } = stack as StackObject;
+    const { filename, url, file, image } = stack as StackObject;
     if (typeof filename === "string") return filename;
+    if (typeof url === "string") return url;
     stack = file ?? image;
   }
   return "";

@@ -36,7 +36,8 @@ export interface DriverTraits {
   readonly createOptions?: OptionTable;
   /**
    * Whether a new image reads as zeroes without anything being written to it.
-   * Default: true.
+   * Default: true. Of a protocol, that is known only if it says so: what is made
+   * may have been there before.
    */
   readonly createsZeroes?: boolean;
   /** The options of its nodes' `amend`; absent if they cannot amend. */
@@ -71,19 +72,29 @@ export interface DriverTraits {
    */
   probe?(head: Uint8Array, filename: string): number;
   /**
+   * Whether nothing can ever be written to its nodes: unless the user asks for
+   * a node that can be, one is opened read-only. Default: false.
+   */
+  readonly isReadOnly?: boolean;
+  /**
+   * Whether it is known only so that it can be refused by name, with what to
+   * use instead; it is not listed. Default: false.
+   */
+  readonly isAbsent?: boolean;
+  /**
    * Turn the rest of a `scheme:rest` file name into options.
    * Without it, `rest` becomes the option `filename`.
    */
   parseFilename?(filename: string): OptionValues;
   /**
    * The canonical name of a file: links followed, `..` resolved. For protocols
-   * whose names are paths; the gate relies on it.
+   * whose names are paths or URLs; the gate relies on it.
    */
   canonicalName?(filename: string): string;
   /**
    * The folder of an image; `undefined` for a device, a pipe, or a file
-   * descriptor of another program. For protocols whose names are paths: by
-   * default, an image may name only files in and below its own folder.
+   * descriptor of another program. For protocols whose names are paths or URLs:
+   * by default, an image may name only files in and below its own folder.
    */
   ownFolder?(filename: string): string | undefined;
   /**

@@ -4,6 +4,8 @@
  * @module
  */
 
+import { withoutSecrets } from "./redaction.ts";
+
 /** Most characters of a value in a message. */
 const MOST = 80;
 
@@ -12,9 +14,11 @@ const MOST = 80;
  * left out.
  */
 export function shortened(text: string, most = 512): string {
-  const line = text.length > most
-    ? `${text.slice(0, most * 3 / 4)}\u2026${text.slice(-(most / 4 - 1))}`
-    : text;
+  // Before a part of a secret is all that is left to be recognised.
+  const whole = withoutSecrets(text);
+  const line = whole.length > most
+    ? `${whole.slice(0, most * 3 / 4)}\u2026${whole.slice(-(most / 4 - 1))}`
+    : whole;
   // deno-lint-ignore no-control-regex
   return line.replace(/[\x00-\x1f\x7f]+/g, " ");
 }
@@ -24,7 +28,7 @@ const MAX_NAME = 1024;
 
 /** A file name, shortened if it is too long for any system. */
 export function nameText(name: string): string {
-  return name.length > MAX_NAME ? shortened(name, 255) : name;
+  return name.length > MAX_NAME ? shortened(name, 255) : withoutSecrets(name);
 }
 
 /** A value in a message: short ones in full, large ones by their kind. */

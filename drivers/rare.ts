@@ -9,7 +9,10 @@ import { BlockError } from "../core/errors.ts";
 import type { OptionValues } from "../core/options.ts";
 import { protocolStack } from "../core/sources.ts";
 import { HOST_CDROM, HOST_DEVICE } from "./file/driver.ts";
+import { httpFacts } from "./http/options.ts";
 import { NBD_SCHEMES, parseNbdFilename } from "./nbd/names.ts";
+import { parseRbdFilename } from "./rbd/names.ts";
+import { S3_FACTS } from "./s3/names.ts";
 
 /** What is known of a driver before it is loaded. */
 type Facts = Omit<BlockDriver, "open" | "load">;
@@ -24,8 +27,36 @@ function lazily(facts: Facts, load: () => Promise<BlockDriver>): BlockDriver {
   };
 }
 
+/** Protocols of QEMU's that are refused by name, and their other schemes. */
+const ABSENT: { readonly [name: string]: readonly string[] } = {
+  ftp: [],
+  ftps: [],
+  gluster: ["gluster+tcp", "gluster+unix", "gluster+rdma"],
+  iscsi: ["iser"],
+  nfs: [],
+  nvme: [],
+  sheepdog: ["sheepdog+tcp", "sheepdog+unix"],
+  ssh: [],
+  vxhs: [],
+};
+
+function absentDriver(name: string): BlockDriver {
+  const facts: Facts = {
+    name,
+    role: "protocol",
+    schemes: [name, ...ABSENT[name]],
+    isAbsent: true,
+    parseFilename: (filename) => ({ filename }),
+  };
+  return lazily(
+    facts,
+    async () => (await import("./absent.ts")).absentDriver(facts),
+  );
+}
+
 /** The drivers, to be registered. */
 export const rareDrivers: readonly BlockDriver[] = [
+  ...Object.keys(ABSENT).map(absentDriver),
   lazily(
     {
       name: "blkdebug",
@@ -50,6 +81,14 @@ export const rareDrivers: readonly BlockDriver[] = [
   lazily(
     HOST_DEVICE,
     async () => (await import("./file/devices.ts")).hostDeviceDriver,
+  ),
+  lazily(
+    httpFacts("http"),
+    async () => (await import("./http/driver.ts")).httpDriver,
+  ),
+  lazily(
+    httpFacts("https"),
+    async () => (await import("./http/driver.ts")).httpsDriver,
   ),
   lazily(
     { name: "memory", role: "protocol", parseFilename: () => ({}) },
@@ -85,8 +124,20 @@ export const rareDrivers: readonly BlockDriver[] = [
     async () => (await import("./null.ts")).nullCoDriver,
   ),
   lazily(
+    { name: "parallels", role: "format" },
+    async () => (await import("./parallels/driver.ts")).parallelsDriver,
+  ),
+  lazily(
     { name: "preallocate", role: "filter" },
     async () => (await import("./preallocate.ts")).preallocateDriver,
+  ),
+  lazily(
+    { name: "qcow", role: "format" },
+    async () => (await import("./qcow/driver.ts")).qcowDriver,
+  ),
+  lazily(
+    { name: "qed", role: "format" },
+    async () => (await import("./qed/driver.ts")).qedDriver,
   ),
   lazily(
     { name: "quorum", role: "format" },
@@ -96,6 +147,14 @@ export const rareDrivers: readonly BlockDriver[] = [
     // The lowest score: raw is whatever no other format claims.
     { name: "raw", role: "format", probe: () => 1 },
     async () => (await import("./raw.ts")).rawDriver,
+  ),
+  lazily(
+    { name: "rbd", role: "protocol", parseFilename: parseRbdFilename },
+    async () => (await import("./rbd/driver.ts")).rbdDriver,
+  ),
+  lazily(
+    S3_FACTS,
+    async () => (await import("./s3/driver.ts")).s3Driver,
   ),
   lazily(
     { name: "throttle", role: "filter" },

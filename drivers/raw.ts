@@ -19,6 +19,7 @@ import type {
   Extent,
   NodeInfo,
   ReadFlags,
+  SnapshotOperations,
   TruncateOptions,
   WriteFlags,
   ZeroFlags,
@@ -151,6 +152,13 @@ class RawNode implements BlockNode {
 
   get filename(): string {
     return this.#file.filename;
+  }
+
+  /** Those of the file, if the disk is all of it. */
+  get snapshots(): SnapshotOperations | undefined {
+    const isPart = this.#offset > 0 || this.#fixedSize !== undefined;
+    const { driver, snapshots } = this.#file;
+    return isPart || driver.role !== "protocol" ? undefined : snapshots;
   }
 
   get size(): number {

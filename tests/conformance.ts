@@ -39,6 +39,8 @@ export interface Subject {
   open(size: number): Promise<TestDisk>;
   /** Whether its disks keep their size, although the driver is a protocol. */
   fixedSize?: boolean;
+  /** Whether its disks cannot become smaller. */
+  onlyGrows?: boolean;
   /** Skip these tests; the reason is in the name. */
   ignore?: boolean;
 }
@@ -257,6 +259,10 @@ export function conformance(
     if (!disk.image.node.truncate || subject.fixedSize) return;
     await disk.write(0, SIZE);
     for (const size of [SIZE - 66_048, SIZE, 512, 2 * SIZE, 2 * SIZE + 512]) {
+      if (subject.onlyGrows && size < disk.image.size) {
+        await assertRejects(() => disk.image.resize(size), BlockError);
+        continue;
+      }
       await disk.image.resize(size);
       disk.grow(size);
       assertEquals(disk.image.size, size);

@@ -8,6 +8,7 @@ declare namespace Deno {
   type FileInfo = any;
   type ForeignLibraryInterface = any;
   type FsFile = any;
+  type NativeType = any;
   type PermissionDescriptor = any;
   type PointerValue = any;
   type SeekMode = any;

@@ -34,21 +34,28 @@ import { isInstalled, run, runOk, TempDir } from "./qemu.ts";
 const SEEDS = 22;
 const STEPS = environmentNumber("BDRV_STEPS") ?? 150;
 const FULL_CHECK_EVERY = 50;
-/** Formats that cannot have a backing file, and the size of their blocks. */
+/** Formats other than qcow2, and the size of their blocks. */
 const SIMPLE_FORMATS = {
   raw: 0,
   luks: 0,
+  qcow: 4096,
+  qed: 4096,
+  parallels: 65536,
   vdi: 2 ** 20,
   vmdk: 2 ** 16,
   vpc: 2 ** 21,
   vhdx: 2 ** 20,
 };
 type SimpleFormat = keyof typeof SIMPLE_FORMATS;
+/** Those of them that can have a backing file. */
+const OVERLAY_FORMATS: readonly SimpleFormat[] = ["qcow", "qed"];
 /** Of those, the options without which the disk would be another. */
 const SIMPLE_OPTIONS: { readonly [format: string]: Record<string, unknown> } = {
   luks: { "key-secret": "key", "iter-time": 0, "cipher-alg": "aes-128" },
   vpc: { force_size: true },
   vhdx: { block_size: 2 ** 20 },
+  qed: { cluster_size: 4096 },
+  parallels: { cluster_size: 65536 },
 };
 const CLUSTER_SIZES = [
   512,
@@ -170,8 +177,11 @@ class Subject {
     const random = this.#random;
     const level = this.#layers.length;
     // What cannot have a backing file is the lowest one.
-    const format = level === 0 && random.oneIn(3)
-      ? random.pick(Object.keys(SIMPLE_FORMATS) as SimpleFormat[])
+    const others = level === 0
+      ? Object.keys(SIMPLE_FORMATS) as SimpleFormat[]
+      : OVERLAY_FORMATS;
+    const format = random.oneIn(level === 0 ? 3 : 6)
+      ? random.pick(others)
       : "qcow2";
     const filename = this.#folder.file(`layer${level}`);
     const file = random.oneIn(3)
@@ -275,7 +285,7 @@ class Subject {
     how?: OpenOptions,
   ): Promise<StackObject> {
     const { format, file, dataFile, openOptions } = this.#layers[level];
-    const backing = format === "qcow2"
+    const backing = canHaveBacking(format)
       ? { backing: level > 0 ? await this.#stack(level - 1, nodes, how) : null }
       : {};
     const open = async (file: StackObject) => {
@@ -423,7 +433,8 @@ class Subject {
   async #compressed(offset: number): Promise<Effect | undefined> {
     const { format, clusterSize, encryption, dataFile } =
       this.#layers[this.#layers.length - 1];
-    const isRefused = format !== "qcow2" || encryption || dataFile;
+    const isRefused = !["qcow2", "qcow"].includes(format) || encryption ||
+      dataFile;
     if (isRefused) return undefined;
     const random = this.#random;
     offset -= offset % clusterSize;
@@ -455,6 +466,8 @@ class Subject {
     } catch (error) {
       if (this.#image.format === "raw" && preallocation !== "off") return;
       if (!this.#image.node.truncate && isError(error, "ENOTSUP")) return;
+      // It only grows, and not below the end of a longer backing file.
+      if (this.#image.format === "qed" && isError(error, "ENOTSUP")) return;
       // It can neither hide what a longer backing file has there, nor tell
       // the sizes of its snapshots.
       const mayFail = version === 2 &&
@@ -603,7 +616,9 @@ class Subject {
     const top = files.length - 1;
     const stack = `json:${JSON.stringify(this.#qemuStack(files, top))}`;
     const object = ["--object", `secret,id=key,data=${SECRETS.key}`];
-    if (this.#image.node.image?.check) {
+    // One of Parallels' says while it is open that it was not closed.
+    const isOpen = this.#image.format === "parallels";
+    if (this.#image.node.image?.check && !isOpen) {
       const { code, stdout, stderr } = await run(
         ["qemu-img", "check", ...object, "-U", stack],
       );
@@ -647,7 +662,7 @@ class Subject {
       { "data-file": { driver: "file", filename: dataFile } };
     const file = { driver: "file", filename: files[level] };
     if (format === "luks") return { driver: format, "key-secret": "key", file };
-    if (format !== "qcow2") return { driver: format, file };
+    if (!canHaveBacking(format)) return { driver: format, file };
     const backing = level > 0 ? this.#qemuStack(files, level - 1) : null;
     const key = encryption ? KEY_OPTION : {};
     return { driver: format, file, ...data, ...key, backing };
@@ -664,6 +679,10 @@ class Subject {
     }
     if (next !== this.#model.size) throw new Error(`the map ends at ${next}`);
   }
+}
+
+function canHaveBacking(format: Layer["format"]): boolean {
+  return format === "qcow2" || OVERLAY_FORMATS.includes(format);
 }
 
 function isError(error: unknown, code: string): boolean {

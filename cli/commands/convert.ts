@@ -2,6 +2,7 @@
 import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { createImage } from "../../core/create.ts";
 import { asBlockError, strerror } from "../../core/errors.ts";
+import { primaryChild } from "../../core/extents.ts";
 import {
   convert,
   type ConvertOptions,
@@ -11,12 +12,14 @@ import type { StreamImageOptions } from "../../core/jobs/stream.ts";
 import type { BlockNode, WriteFlags } from "../../core/node.ts";
 import { openNode } from "../../core/open.ts";
 import { nestOptions, type OptionValues } from "../../core/options.ts";
-import { loadFormat } from "../../core/registry.ts";
+import { getDriver, loadDriver, loadFormat } from "../../core/registry.ts";
+import { protocolStack } from "../../core/sources.ts";
 import type { Command } from "../command.ts";
 import {
   checkBacking,
   checkCreation,
   checkPipes,
+  checkStored,
   CONVERT_OPTIONS,
   type ConvertWish,
   parseConvert,
@@ -164,10 +167,9 @@ class Conversion {
       const { checkSourceBitmaps } = await loadBitmaps();
       await checkSourceBitmaps(wish.skipBrokenBitmaps, sources);
     }
-    const { isStream } = await loadFormat(wish.targetFormat);
-    if (created && isStream?.(created)) {
+    if (created && await this.#isStream(created)) {
       if (wish.bitmaps) await this.#checkAbilities(created);
-      return await this.#streamToFile(sources, created);
+      return await this.#streamToFile(sources, created, backing !== undefined);
     }
     await this.#withTarget(created, async (node, facts) => {
       if (wish.bitmaps) await (await loadBitmaps()).checkTargetBitmaps(node);
@@ -252,28 +254,71 @@ class Conversion {
     };
   }
 
+  /** Whether the new image is written front to back. */
+  async #isStream(created: OptionValues): Promise<boolean> {
+    const { targetFormat } = this.#wish;
+    const { isStream, stream } = await loadFormat(targetFormat);
+    if (isStream?.(created)) return true;
+    // Of most files that is known without their options.
+    const { driver } = protocolStack(this.#target);
+    const protocol = await loadDriver(getDriver(String(driver)));
+    if (!protocol.storesWhole) return false;
+    const { isStoredWhole } = await import("../../core/jobs/stream_file.ts");
+    const isWhole = await isStoredWhole(targetFormat, this.#target, created);
+    if (!isWhole) return false;
+    checkStored(this.#wish, stream !== undefined);
+    return true;
+  }
+
   /** Convert opened images to a file that is written front to back. */
   async #streamToFile(
     sources: readonly BlockNode[],
     { size: _, ...create }: OptionValues,
+    onlyDifferences: boolean,
   ): Promise<number> {
     const { streamToFile } = await import("../../core/jobs/stream_file.ts");
     const { targetFormat: format, targetCache } = this.#wish;
     const cache = cacheMode(targetCache, "cache option");
-    using target = new Target(this.#program, this.#target, sources);
-    await this.#named(() =>
-      target.make(() =>
+    await this.#store(
+      sources,
+      (signal) =>
         streamToFile(format, this.#target, sources, {
           ...this.#streamOptions,
           ...creating(this.#program),
+          onlyDifferences,
           cache,
           create,
-        })
-      )
+          signal,
+        }),
+    );
+    return 0;
+  }
+
+  /** Have `store` make the target, which an interruption makes it give up. */
+  async #store(
+    sources: readonly BlockNode[],
+    store: (signal: AbortSignal) => Promise<void>,
+  ): Promise<void> {
+    const interruption = new AbortController();
+    using target = new Target(this.#program, this.#target, sources);
+    await this.#named(() =>
+      target.make(async () => {
+        const stored = store(interruption.signal);
+        target.giveUp = async () => {
+          interruption.abort();
+          await stored.catch(() => {});
+        };
+        try {
+          await stored;
+        } catch (error) {
+          // The interruption is about to end the program.
+          if (interruption.signal.aborted) await new Promise<never>(() => {});
+          throw error;
+        }
+      })
     );
     target.complete();
     this.#progress.complete();
-    return 0;
   }
 
   /** Convert standard input. */
@@ -287,9 +332,27 @@ class Conversion {
     if ((created?.preallocation ?? "off") !== "off") {
       throw new CommandError("Preallocation needs a size that is known before");
     }
+    if (
+      created && wish.targetFormat !== "raw" && await this.#isStream(created)
+    ) {
+      throw new CommandError(
+        `A pipe can be stored in '${this.#target}' only as raw data: the ` +
+          "source is gone through twice for other formats",
+      );
+    }
     const input = readInput(this.#program, wish.image.format);
     // Check the input before the target is touched.
     const first = await input.next();
+    if (created && await this.#isStream(created)) {
+      const { chunksToFile } = await import("../../core/jobs/stream_file.ts");
+      const bytes = inSectors(prepended(first, input));
+      await this.#store([], (signal) =>
+        chunksToFile(this.#target, bytes, {
+          ...creating(this.#program),
+          signal,
+        }));
+      return 0;
+    }
     await this.#withTarget(created, async (node, facts) => {
       const all = prepended(first, input);
       const resize = created !== undefined;
@@ -420,6 +483,19 @@ async function* prepended<T>(
   yield* rest;
 }
 
+/** Zeroes are added to what does not end with a sector. */
+async function* inSectors(
+  chunks: AsyncIterable<Uint8Array>,
+): AsyncGenerator<Uint8Array, void> {
+  let length = 0;
+  for await (const chunk of chunks) {
+    length += chunk.length;
+    yield chunk;
+  }
+  const rest = roundUp(length, SECTOR_SIZE) - length;
+  if (rest > 0) yield new Uint8Array(rest);
+}
+
 /** The options that name the new image's keys, needed to open it. */
 function keyOptions(created: OptionValues): OptionValues | undefined {
   const keys = Object.entries(created)
@@ -435,6 +511,10 @@ function readsAsZero(
 ): boolean {
   if (node.driver.createsZeroes === false) return false;
   if (target.isPlainFile) return true;
+  let file = node;
+  for (let next; (next = primaryChild(file)); file = next);
+  // Of a protocol, only one that says so makes a file that was not there.
+  if (file.driver.createsZeroes) return true;
   // On a device, only unallocated clusters are sure to read as zeroes.
   return node.driver.name !== "raw" &&
     (created.preallocation ?? "off") === "off";

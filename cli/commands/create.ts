@@ -1,5 +1,6 @@
 /** `create`: create an image. @module */
 import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
+import { checkStoredName } from "../../core/checks.ts";
 import { createImage } from "../../core/create.ts";
 import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import { resolveName } from "../../core/names.ts";
@@ -112,15 +113,16 @@ async function create(
   const { table } = await createTable(format, filename);
   const values = createValues(wish, table);
   if (program.isOurs) spareBackingFile(wish, values);
-  const detected = await openBackingFile(wish, values, program.maxChain);
+  const detected = await openBackingFile(program, wish, values);
   if (values.backing_file !== undefined && values.backing_fmt === undefined) {
     program.error(`${filename}: Backing file specified without backing format`);
     const end = inRelease("detectedLine");
     if (detected) program.printError(`Detected format of ${detected}.${end}`);
     return 1;
   }
-  // A header by itself is for a disk that is there.
-  if (values.size === undefined && !values["detached-header"]) {
+  // A header by itself is for a disk that is there, and so is a clone.
+  const isOfDisk = values["detached-header"] || values.clone_from;
+  if (values.size === undefined && !isOfDisk) {
     throw new BlockError("EINVAL", "Image creation needs a size parameter");
   }
   const tell = () => {
@@ -192,6 +194,7 @@ function createValues(wish: Wish, table: OptionTable): OptionValues {
     );
   }
   addBackingOptions(values, table, wish);
+  checkStoredName(values.backing_file);
   const { backing_file: backing } = values;
   if (backing === wish.filename) {
     throw new BlockError(
@@ -236,9 +239,9 @@ export function addBackingOptions(
  * @returns its format, if it was probed.
  */
 async function openBackingFile(
+  { maxChain, secrets }: Program,
   wish: Wish,
   values: OptionValues,
-  maxChain: number,
 ): Promise<string | undefined> {
   const { backing_file: backing, backing_fmt: format } = values;
   if (backing === undefined || !wish.openBacking) return undefined;
@@ -249,6 +252,7 @@ async function openBackingFile(
       forceShare: true,
       gate: "allow",
       maxChain,
+      secrets,
       // Only the size is read.
       withoutKeys: true,
     });

@@ -4,7 +4,12 @@
  * @module
  */
 import { allocate, roundDown, roundUp } from "../bytes.ts";
-import { checkNode, checkOptions, checkWritable } from "../checks.ts";
+import {
+  checkNode,
+  checkOptions,
+  checkStoredName,
+  checkWritable,
+} from "../checks.ts";
 import { asBlockError, BlockError, invalid, strerror } from "../errors.ts";
 import {
   backingOf,
@@ -159,7 +164,7 @@ export async function changeBacking(
 /** An empty name would remove the backing file. */
 function checkBackingName(what: string, backing: BackingName): void {
   checkOptions(what, backing, { name: "string", format: "string" });
-  if (backing.name !== undefined) return;
+  if (backing.name !== undefined) return checkStoredName(backing.name);
   throw invalid(`Cannot ${what}: the new backing file has no name`);
 }
 

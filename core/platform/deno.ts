@@ -23,6 +23,11 @@ export function denoPlatform(): Platform | null {
     tls: async () => (await import("./node_tls.ts")).nodeTls(),
     libc,
     libraries,
+    environment(variable) {
+      // Asking for the permission could wait for a user.
+      const { state } = Deno.permissions.querySync({ name: "env", variable });
+      return state === "granted" ? Deno.env.get(variable) : null;
+    },
     unrefTimer: (timer) => Deno.unrefTimer(timer as number),
     surviveSignal(signal) {
       try {

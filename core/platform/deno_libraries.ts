@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { Libraries } from "./platform.ts";
+import type { Libraries, NativeCallback } from "./platform.ts";
 
 /**
  * Paths where distributions keep a library, as far as opening them is
@@ -34,6 +34,7 @@ const found = new Map<string, string | null>();
 
 export const libraries: Libraries = {
   open,
+  isPermitted: (file) => libraryPlaces(file).next().done !== true,
   find(file) {
     let path = found.get(file);
     if (path === undefined) found.set(file, path = find(file));
@@ -42,6 +43,13 @@ export const libraries: Libraries = {
   addressOf(bytes) {
     const pointer = Deno.UnsafePointer.of(bytes as Uint8Array<ArrayBuffer>);
     return Deno.UnsafePointer.value(pointer);
+  },
+  callback(parameters, call) {
+    if (!isGranted({ name: "ffi" })) return null;
+    return Deno.UnsafeCallback.threadSafe(
+      { parameters: parameters as Deno.NativeType[], result: "i32" },
+      call as (...values: unknown[]) => number,
+    ) as NativeCallback;
   },
 };
 

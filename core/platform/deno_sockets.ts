@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { BlockError } from "../errors.ts";
 import { nodeSockets } from "./node_sockets.ts";
 import {
   type ByteStream,
@@ -22,6 +23,8 @@ export const sockets: Sockets = {
         return await Deno.connect({ transport: "unix", path: address.path });
       }
       const { host, port } = address;
+      // Nobody listens there, but Deno takes it for a mistake of ours.
+      if (port === 0) throw new BlockError("ECONNREFUSED");
       return withoutDelay(await Deno.connect({ hostname: host, port }));
     } catch (error) {
       throw socketError(error, address);

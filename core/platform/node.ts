@@ -10,6 +10,7 @@ import { webPlatform } from "./web.ts";
 
 interface NodeProcess {
   readonly platform: string;
+  readonly env: { readonly [name: string]: string | undefined };
   on(signal: string, listener: () => void): void;
 }
 
@@ -39,6 +40,7 @@ export function nodePlatform(): Platform | null {
     sockets: async () => (await import("./node_sockets.ts")).nodeSockets(),
     tls: async () => (await import("./node_tls.ts")).nodeTls(),
     startWorker,
+    environment: (name) => process.env[name],
     unrefTimer: (timer) => (timer as { unref?(): void }).unref?.(),
     surviveSignal(signal) {
       try {

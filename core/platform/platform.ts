@@ -40,6 +40,11 @@ export interface Platform {
    * @throws if the runtime has no threads.
    */
   startWorker(program: string): WorkerThread;
+  /**
+   * A variable of the environment, if there is one; `null` if it may not be
+   * read.
+   */
+  environment?(name: string): string | undefined | null;
   /** Let the program end while a timer is pending. */
   unrefTimer(timer: unknown): void;
   /** Keep a signal from ending the program, if there is such a signal. */
@@ -48,6 +53,8 @@ export interface Platform {
 
 /** Libraries of the system. */
 export interface Libraries {
+  /** Whether a library may be called at all, wherever it is. */
+  isPermitted(file: string): boolean;
   /** The path of a library, or `null` if it is missing or not permitted. */
   find(file: string): string | null;
   /**
@@ -59,6 +66,23 @@ export interface Libraries {
    * The address of a buffer, for libraries that keep it; keep the buffer alive.
    */
   addressOf(bytes: Uint8Array): bigint;
+  /**
+   * A function that a library may call from any of its threads, which waits for
+   * the answer: so nothing may wait for that thread meanwhile. `null` unless all
+   * libraries are permitted.
+   */
+  callback(
+    parameters: readonly string[],
+    call: (...values: (number | bigint)[]) => number,
+  ): NativeCallback | null;
+}
+
+/** A function for a library. */
+export interface NativeCallback {
+  /** Pass this as a parameter of the type `function`. */
+  readonly pointer: unknown;
+  /** It is called no more. Until then, the program does not end. */
+  close(): void;
 }
 
 /** Binds functions of a library. */
@@ -73,6 +97,8 @@ export interface NativeFunction {
   readonly result: string;
   /** The library's name for it, if different. */
   readonly name?: string;
+  /** Whether it runs in another thread, and returns a promise. */
+  readonly nonblocking?: boolean;
 }
 
 /** The functions used of `node:zlib`. */

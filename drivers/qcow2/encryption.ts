@@ -7,7 +7,6 @@
  *
  * @module
  */
-import { findPassphrase } from "../../core/crypto/passphrase.ts";
 import type { CreateContext, OpenContext } from "../../core/driver.ts";
 import { Encryption, LOCKED } from "../../core/encryption.ts";
 import { invalid } from "../../core/errors.ts";
@@ -94,19 +93,8 @@ export function encryptionFormat(
 
 async function withAesKey(
   id: string | undefined,
-  { secret }: OpenContext | CreateContext,
+  context: OpenContext | CreateContext,
 ): Promise<Encryption> {
-  const key = keyOf(await findPassphrase(secret, id, "encrypt.key-secret"));
-  const [{ aes }, { cbc, plain64 }] = await Promise.all([
-    import("../../core/crypto/ciphers.ts"),
-    import("../../core/crypto/sector_ciphers.ts"),
-  ]);
-  return new Encryption(cbc(await aes(key), plain64), "offset");
-}
-
-/** The key that a passphrase stands for: its first 16 bytes, or zeroes after. */
-function keyOf(passphrase: Uint8Array): Uint8Array {
-  const key = new Uint8Array(16);
-  key.set(passphrase.subarray(0, 16));
-  return key;
+  const { legacyEncryption } = await import("../../core/crypto/legacy_aes.ts");
+  return await legacyEncryption(id, context);
 }

@@ -5,28 +5,65 @@
  * @module
  */
 import { Access, type AccessHost } from "../../core/access.ts";
+import { ClusterMap, type ClusterMapHost } from "./cluster_map.ts";
 import { CompressedClusters, type CompressionHost } from "./compression.ts";
 import { GuestMap, type GuestMapHost } from "./guest_map.ts";
 import type { RefcountHost } from "./refcount_table.ts";
 import { Refcounts } from "./refcounts.ts";
+import { TableCache } from "./table_cache.ts";
+
+/** Sizes of the caches, in bytes. */
+export interface CacheSizes {
+  l2: number;
+  l2Entry: number;
+  refcount: number;
+}
 
 /** What guest data needs of the image. */
 export type GuestDataHost =
   & AccessHost
+  & ClusterMapHost
   & CompressionHost
   & GuestMapHost
-  & RefcountHost;
+  & RefcountHost
+  & { flushData(): Promise<void> | void };
 
-/** The guest data of an image, and what counts its clusters. */
+/** The guest data of an image, and the tables that say where it is. */
 export class GuestData {
+  readonly #host: GuestDataHost;
+  l2Cache!: TableCache;
+  refcountCache!: TableCache;
+  readonly clusters: ClusterMap;
   readonly refcounts: Refcounts;
   readonly compressed: CompressedClusters;
   /** Moves it. */
   readonly access: Access;
 
-  constructor(host: GuestDataHost) {
+  constructor(host: GuestDataHost, caches: CacheSizes) {
+    this.#host = host;
+    this.makeCaches(caches);
     this.refcounts = new Refcounts(host);
+    this.clusters = new ClusterMap(host);
     this.compressed = new CompressedClusters(host);
     this.access = new Access(host, new GuestMap(host));
+  }
+
+  /** Go on with empty caches, which fit the image's header. */
+  makeCaches({ l2, l2Entry, refcount }: CacheSizes): void {
+    const { file, geometry: { clusterSize } } = this.#host;
+    this.l2Cache = new TableCache(file, l2Entry, l2, {
+      settling: () => this.#host.flushData(),
+      loading: () => this.#host.event("l2_load"),
+      writing: async (offset) => {
+        await this.#host.overlap.check(offset, l2Entry, "active-l2");
+        await this.#host.event("l2_update");
+      },
+    });
+    this.refcountCache = new TableCache(file, clusterSize, refcount, {
+      writing: async (offset) => {
+        await this.#host.overlap.check(offset, clusterSize, "refcount-block");
+        await this.#host.event("refblock_update_part");
+      },
+    });
   }
 }

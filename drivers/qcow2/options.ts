@@ -13,7 +13,7 @@ import { Compatible } from "./format.ts";
 import { Geometry } from "./geometry.ts";
 import type { Header } from "./header.ts";
 import { OVERLAP_OPTIONS, protectedKinds } from "./overlap.ts";
-import type { CacheSizes } from "./state.ts";
+import type { CacheSizes } from "./guest_data.ts";
 
 const MIB = 1024 * 1024;
 

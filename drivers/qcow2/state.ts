@@ -21,24 +21,17 @@ import { Mutex, SharedLock } from "../../core/lock.ts";
 import type { BlockNode } from "../../core/node.ts";
 import type { Behaviour } from "./behaviour.ts";
 import type { Bitmaps, BitmapsHost } from "./bitmaps/bitmaps.ts";
-import { ClusterMap, type ClusterMapHost } from "./cluster_map.ts";
+import type { ClusterMap, ClusterMapHost } from "./cluster_map.ts";
 import type { CompressedClusters } from "./compression.ts";
 import { keptFeatures, losesFeatures, watchChanges } from "./first_change.ts";
 import { Autoclear, Incompatible } from "./format.ts";
 import { Geometry } from "./geometry.ts";
-import type { GuestData, GuestDataHost } from "./guest_data.ts";
+import type { CacheSizes, GuestData, GuestDataHost } from "./guest_data.ts";
 import type { Header } from "./header.ts";
 import { OverlapGuard, type OverlapHost } from "./overlap.ts";
 import type { Refcounts } from "./refcounts.ts";
 import type { SnapshotEntry } from "./snapshot_table.ts";
-import { TableCache } from "./table_cache.ts";
-
-/** Sizes of the caches, in bytes. */
-export interface CacheSizes {
-  l2: number;
-  l2Entry: number;
-  refcount: number;
-}
+import type { TableCache } from "./table_cache.ts";
 
 /** What undoes the steps of a change, in the order in which they were done. */
 export type UndoSteps = (() => Promise<unknown>)[];
@@ -59,9 +52,6 @@ export class Qcow2State
   readonly readOnly: boolean;
   header!: Header;
   geometry!: Geometry;
-  l2Cache!: TableCache;
-  refcountCache!: TableCache;
-  readonly clusters: ClusterMap;
   readonly overlap: OverlapGuard;
   behaviour: Behaviour;
   readonly operations = new SharedLock();
@@ -83,6 +73,7 @@ export class Qcow2State
   snapshotTableLength = 0;
   /** Whether the image claims something that changes would make untrue. */
   readonly #watches: boolean;
+  #caches!: CacheSizes;
   #data?: GuestData;
   #corruptionSeen = false;
   #unusable = false;
@@ -112,7 +103,6 @@ export class Qcow2State
     this.behaviour = behaviour;
     this.overlap = new OverlapGuard(this);
     this.adopt(header, caches);
-    this.clusters = new ClusterMap(this);
   }
 
   /** Whether the data file alone is to hold what the disk does. */
@@ -141,8 +131,8 @@ export class Qcow2State
       this.plainDataFile = file;
       this.dataFile = this.file;
     }
-    this.l2Cache.useFile(this.file);
-    this.refcountCache.useFile(this.file);
+    this.#data?.l2Cache.useFile(this.file);
+    this.#data?.refcountCache.useFile(this.file);
     this.hasHoles = undefined;
   }
 
@@ -150,33 +140,15 @@ export class Qcow2State
   adopt(header: Header, caches: CacheSizes): void {
     this.header = header;
     this.geometry = Geometry.of(header);
-    const { clusterSize } = this.geometry;
+    this.#caches = caches;
     this.#forgetFindings();
-    this.l2Cache = new TableCache(this.file, caches.l2Entry, caches.l2, {
-      settling: () => this.flushData(),
-      loading: () => this.event("l2_load"),
-      writing: async (offset) => {
-        await this.overlap.check(offset, caches.l2Entry, "active-l2");
-        await this.event("l2_update");
-      },
-    });
-    this.refcountCache = new TableCache(
-      this.file,
-      clusterSize,
-      caches.refcount,
-      {
-        writing: async (offset) => {
-          await this.overlap.check(offset, clusterSize, "refcount-block");
-          await this.event("refblock_update_part");
-        },
-      },
-    );
+    this.#data?.makeCaches(caches);
   }
 
   /** Make it possible to read and write guest data, once tables are loaded. */
   async openData(): Promise<void> {
     const { GuestData } = await import("./guest_data.ts");
-    this.#data = new GuestData(this);
+    this.#data = new GuestData(this, this.#caches);
   }
 
   /** Release what was needed for that. */
@@ -187,6 +159,18 @@ export class Qcow2State
   get #openData(): GuestData {
     if (this.#data) return this.#data;
     throw new BlockError("EINVAL", "The image was opened only to be described");
+  }
+
+  get l2Cache(): TableCache {
+    return this.#openData.l2Cache;
+  }
+
+  get refcountCache(): TableCache {
+    return this.#openData.refcountCache;
+  }
+
+  get clusters(): ClusterMap {
+    return this.#openData.clusters;
   }
 
   /** Moves guest data. */
@@ -204,21 +188,21 @@ export class Qcow2State
 
   /** Read the tables that are kept whole. */
   async load(): Promise<void> {
-    await this.clusters.load();
+    await this.#data?.clusters.load();
     await this.#data?.refcounts.load();
   }
 
   /** Read everything anew, after a repair changed the file. */
   async reload(): Promise<void> {
     this.#needsRepair &&= this.isDirty;
-    this.refcountCache.clear();
+    this.#data?.refcountCache.clear();
     this.forgetTables();
     await this.load();
   }
 
   /** Forget what was read of L2 tables: others are in force now. */
   forgetTables(): void {
-    this.l2Cache.clear();
+    this.#data?.l2Cache.clear();
     this.#forgetFindings();
   }
 

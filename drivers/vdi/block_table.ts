@@ -114,10 +114,10 @@ export class BlockTable implements BlockMap {
   async allocate(offset: number, length: number): Promise<Allocation> {
     const { kind, ...place } = await this.find(offset, length);
     if (kind === "data") return roomInPlace(offset, place as Place);
-    return this.#newBlocks(offset, place.length);
+    return await this.#newBlocks(offset, place.length);
   }
 
-  #newBlocks(offset: number, length: number): Allocation {
+  async #newBlocks(offset: number, length: number): Promise<Allocation> {
     const { dataOffset } = this.#header;
     const first = Math.floor(offset / BLOCK_SIZE);
     const spare = this.#spare.pop();
@@ -128,24 +128,30 @@ export class BlockTable implements BlockMap {
     if (spare === undefined) this.#next += count;
     const start = first * BLOCK_SIZE;
     const childOffset = dataOffset + block * BLOCK_SIZE;
+    const isZero = childOffset >= this.#file.size;
+    const giveBack = () => {
+      for (let i = count; i-- > 0;) this.#spare.push(block + i);
+    };
+    try {
+      await this.#grow(childOffset + count * BLOCK_SIZE);
+    } catch (error) {
+      giveBack();
+      throw error;
+    }
     return {
       start,
       length: count * BLOCK_SIZE,
       child: this.#file,
       childOffset,
-      isZero: childOffset >= this.#file.size,
+      isZero,
       replaces: false,
       commit: () => this.#commit(first, block, count),
-      abort: () => {
-        for (let i = count; i-- > 0;) this.#spare.push(block + i);
-        return Promise.resolve();
-      },
+      // deno-lint-ignore require-await -- the interface is asynchronous
+      abort: async () => giveBack(),
     };
   }
 
   async #commit(first: number, block: number, count: number): Promise<void> {
-    const end = this.#header.dataOffset + (block + count) * BLOCK_SIZE;
-    await this.#grow(end);
     for (let i = 0; i < count; i++) {
       while (this.entry(first + i) === undefined) {
         await this.load((first + i) * BLOCK_SIZE);
@@ -158,7 +164,8 @@ export class BlockTable implements BlockMap {
 
   /**
    * Grow the file to whole blocks, which other programs expect, even if their
-   * end is never written.
+   * end is never written. That comes before anything is written there: later,
+   * it might cut off what others have written behind.
    */
   async #grow(end: number): Promise<void> {
     using _ = await this.#growing.lock();

@@ -291,15 +291,16 @@ export class BlockTable implements BlockMap {
   async allocate(offset: number, length: number): Promise<Allocation> {
     const { kind, ...place } = await this.find(offset, length);
     if (kind === "data") return roomInPlace(offset, place as Place);
-    return this.#newBlocks(offset, place.length);
+    return await this.#newBlocks(offset, place.length);
   }
 
-  #newBlocks(offset: number, length: number): Allocation {
+  async #newBlocks(offset: number, length: number): Promise<Allocation> {
     const { unit } = this;
     const first = Math.floor(offset / unit);
     const count = divideUp(offset + length, unit) - first;
     const childOffset = this.#next;
     this.#next += count * unit;
+    await this.#grow(this.#next);
     return {
       start: first * unit,
       length: count * unit,
@@ -316,7 +317,6 @@ export class BlockTable implements BlockMap {
 
   async #commit(first: number, count: number, offset: number): Promise<void> {
     const { unit } = this;
-    await this.#grow(offset + count * unit);
     for (let i = 0; i < count; i++) {
       const entry = this.#shape.entryOf(first + i);
       let page: DataView | undefined;
@@ -326,7 +326,10 @@ export class BlockTable implements BlockMap {
     }
   }
 
-  /** Files of this format have whole blocks. */
+  /**
+   * Files of this format have whole blocks. They grow before anything is written
+   * there: later, that might cut off what others have written behind.
+   */
   async #grow(end: number): Promise<void> {
     using _ = await this.#growing.lock();
     if (this.#file.size < end) await this.#file.truncate!(end);

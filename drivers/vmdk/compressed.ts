@@ -16,7 +16,7 @@ import { BlockError } from "../../core/errors.ts";
 import type { BlockNode, ReadFlags } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
 import type { SparseLayout } from "./layout.ts";
-import type { Step } from "./table_pages.ts";
+import type { Step } from "../../core/table_pages.ts";
 
 /** Bytes of a marker before the data: a sector of the disk, and a length. */
 const MARKER_SIZE = 12;

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { Access } from "../../core/access.ts";
+import { Access, eventOf } from "../../core/access.ts";
 import {
   allocate,
   flattenVector,
@@ -359,16 +359,6 @@ class VmdkNode implements BlockNode {
   close(): Promise<void> {
     return this.flush();
   }
-}
-
-/** What tells of the steps of moving data, in whichever file that is. */
-function eventOf(files: readonly BlockNode[], context: OpenContext) {
-  const debugged = files.filter(({ debug }) => debug);
-  if (!context.event && debugged.length === 0) return undefined;
-  return async (name: string) => {
-    context.event?.(name);
-    for (const file of debugged) await file.debug!.event(name);
-  };
 }
 
 async function compressAll(

@@ -27,7 +27,7 @@ import {
 } from "./layout.ts";
 import { readSeSparse } from "./sesparse.ts";
 import { SparseExtent } from "./sparse_extent.ts";
-import { ImageTables, type Step } from "./table_pages.ts";
+import { ImageTables, type Step } from "../../core/table_pages.ts";
 
 /** What was found when an image was opened. */
 export interface OpenedImage {

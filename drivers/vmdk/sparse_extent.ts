@@ -24,7 +24,11 @@ import type { BlockNode, ReadFlags } from "../../core/node.ts";
 import { GrainReader } from "./compressed.ts";
 import type { Extent } from "./extent.ts";
 import { directoryEntries, type SparseLayout } from "./layout.ts";
-import { type ImageTables, type Step, TablePages } from "./table_pages.ts";
+import {
+  type ImageTables,
+  type Step,
+  TablePages,
+} from "../../core/table_pages.ts";
 
 /** What an entry leads to, other than a place in the file. */
 const [ABSENT, ZEROED, DAMAGED] = [0, -1, -2];
@@ -235,26 +239,33 @@ export class SparseExtent implements Extent {
     const last = Math.min(divideUp(within + run.length, grainSize), table);
     const bytes = (last - first) * grainSize;
     const childOffset = this.#takeRoom(bytes);
+    const isZero = childOffset >= this.file.size;
+    const giveBack = () => {
+      if (this.#next === childOffset + bytes) this.#next = childOffset;
+    };
+    try {
+      await this.#grow(childOffset + bytes);
+    } catch (error) {
+      giveBack();
+      throw error;
+    }
     return {
       start: start + first * grainSize,
       // Of the last grain there may be less, if another extent follows.
       length: Math.min(bytes, this.end - start - first * grainSize),
       child: this.file,
       childOffset,
-      isZero: childOffset >= this.file.size,
+      isZero,
       replaces: false,
       commit: async () => {
-        await this.#grow(childOffset + bytes);
         for (let grain = first; grain < last; grain++) {
           const at = childOffset + (grain - first) * grainSize;
           await this.#setEntry(grain, at / SECTOR_SIZE);
         }
         if (this.#pages.isFull) await this.flush();
       },
-      abort: () => {
-        if (this.#next === childOffset + bytes) this.#next = childOffset;
-        return Promise.resolve();
-      },
+      // deno-lint-ignore require-await -- the interface is asynchronous
+      abort: async () => giveBack(),
     };
   }
 
@@ -271,7 +282,11 @@ export class SparseExtent implements Extent {
     return at;
   }
 
-  /** Others count on whole grains, of which the end may not be written. */
+  /**
+   * Others count on whole grains, of which the end may not be written. The file
+   * grows before anything is written there: later, that might cut off what
+   * others have written behind.
+   */
   async #grow(end: number): Promise<void> {
     if (this.file.size >= end) return;
     using _ = await this.#growing.lock();

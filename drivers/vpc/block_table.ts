@@ -192,7 +192,7 @@ export class BlockTable implements BlockMap {
     const index = Math.floor(offset / this.#header.blockSize);
     const entry = this.#entry(index);
     return entry === undefined || entry === UNALLOCATED
-      ? this.#newBlock(index)
+      ? await this.#newBlock(index)
       : this.#newSectors(index, entry, offset, place.length);
   }
 
@@ -226,12 +226,13 @@ export class BlockTable implements BlockMap {
     };
   }
 
-  #newBlock(index: number): Allocation {
+  async #newBlock(index: number): Promise<Allocation> {
     const { blockSize } = this.#header;
     const block = this.#next;
     if (block / SECTOR_SIZE >= UNALLOCATED) throw new BlockError("EFBIG");
     const childOffset = block + this.#bitmaps.size;
     this.#next = childOffset + blockSize;
+    await this.#grow(childOffset + blockSize);
     return {
       start: index * blockSize,
       length: blockSize,
@@ -251,8 +252,6 @@ export class BlockTable implements BlockMap {
     {
       using _ = await this.#end.lock();
       await this.#file.writev!(block, [bitmap]);
-      const end = block + bitmap.length + this.#header.blockSize;
-      if (this.#file.size < end) await this.#file.truncate!(end);
     }
     while (this.#entry(index) === undefined) await this.#table.load(index);
     this.#table.page(index)!.setUint32(
@@ -261,6 +260,15 @@ export class BlockTable implements BlockMap {
     );
     this.#table.changed(index);
     this.#bitmaps.fill(index);
+  }
+
+  /**
+   * Grow the file to whole blocks, before anything is written there: later, it
+   * might cut off what others have written behind.
+   */
+  async #grow(end: number): Promise<void> {
+    using _ = await this.#end.lock();
+    if (this.#file.size < end) await this.#file.truncate!(end);
   }
 
   /** Make all that was written durable. */

@@ -40,8 +40,10 @@ Deno.test("the README's table of permissions is what is tested here", () => {
   );
   assertEquals(
     flags.sort(),
-    // Sockets are tested beside other people's servers and clients.
-    ["none", "--allow-read", "--allow-net", ...Object.keys(ROWS)].sort(),
+    // Sockets are tested beside other people's servers and clients, and the
+    // environment with S3.
+    ["none", "--allow-read", "--allow-net", "--allow-env", ...Object.keys(ROWS)]
+      .sort(),
   );
 });
 

@@ -24,6 +24,7 @@ import { conformance, type ConformanceTest } from "../conformance.ts";
 interface Runtime {
   process: {
     getBuiltinModule(name: "node:fs"): FileSystem;
+    getBuiltinModule(name: "node:http"): Http;
     exitCode?: number;
   };
 }
@@ -34,6 +35,31 @@ interface FileSystem {
   writeFileSync(path: string, bytes: Uint8Array): void;
   readFileSync(path: string): Uint8Array;
   symlinkSync(target: string, path: string): void;
+}
+
+interface Http {
+  createServer(
+    answer: (request: HttpRequest, response: HttpResponse) => void,
+  ): HttpServer;
+}
+
+interface HttpServer {
+  listen(port: number, host: string, ready: () => void): void;
+  address(): { port: number };
+  close(): void;
+  closeAllConnections(): void;
+}
+
+interface HttpRequest {
+  url: string;
+  headers: { [name: string]: string | undefined };
+}
+
+interface HttpResponse {
+  socket: { destroy(): void };
+  writeHead(status: number, headers: Record<string, string | number>): void;
+  write(bytes: Uint8Array): void;
+  end(bytes?: Uint8Array): void;
 }
 
 const { process } = globalThis as unknown as Runtime;
@@ -111,6 +137,68 @@ test("files that cannot be opened are named, with the reason", async () => {
     `Could not open '${folder}': 'file' driver requires '${folder}' to be ` +
       "a regular file",
   );
+});
+
+test("disks in Ceph need what only Deno has", async () => {
+  const { message } = await assertRejects(
+    () => openImage("rbd:pool/disk"),
+    BlockError,
+  );
+  const needs = "Driver 'rbd' needs Ceph's librbd.so.1, which this runtime " +
+    "cannot call: Deno on Linux can";
+  assertEquals(message, `Could not open 'rbd:pool/disk': ${needs}`);
+});
+
+test("images are read over http, and faults of servers are noticed", async () => {
+  const http = process.getBuiltinModule("node:http");
+  const content = new Uint8Array(2 * MIB).map((_, at) => at * 7 ^ at >> 9);
+  const seen: string[] = [];
+  let requests = 0;
+  const server = http.createServer(({ url, headers }, response) => {
+    seen.push(`${url} ${headers.authorization ?? "-"}`);
+    const [, from, to] = /^bytes=(\d+)-(\d+)$/.exec(headers.range ?? "")!;
+    const [start, end] = [Number(from), Number(to) + 1];
+    if (url === "/moved") {
+      const port = server.address().port;
+      response.writeHead(302, { location: `http://localhost:${port}/disk` });
+      return response.end();
+    }
+    const encoded = url === "/encoded" && { "content-encoding": "gzip" };
+    response.writeHead(206, {
+      etag: url === "/changes" ? `"${requests++}"` : '"x"',
+      "content-range": `bytes ${start}-${end - 1}/${content.length}`,
+      "content-length": end - start,
+      ...encoded,
+    });
+    const bytes = content.subarray(start, end);
+    if (url !== "/breaks" || requests++ % 2) return response.end(bytes);
+    response.write(bytes.subarray(0, bytes.length >> 1));
+    setTimeout(() => response.socket.destroy(), 20);
+  });
+  await new Promise<void>((done) => server.listen(0, "127.0.0.1", done));
+  const { port } = server.address();
+  const at = (path: string) => new URL(`http://me:pw@127.0.0.1:${port}${path}`);
+  try {
+    for (const path of ["/disk", "/breaks", "/moved"]) {
+      await using image = await openImage(at(path));
+      assertEquals(await image.read(0, image.size), content);
+    }
+    const basic = `Basic ${btoa("me:pw")}`;
+    assert(seen.includes(`/moved ${basic}`));
+    assertEquals(seen.at(-1), "/disk -");
+    const encoded = await assertRejects(() => openImage(at("/encoded")));
+    assert(/Content-Encoding: gzip/.test(`${encoded}`), `${encoded}`);
+    await using changes = await openImage(at("/changes"));
+    const changed = await assertRejects(() => changes.read(MIB, 512));
+    assert(/has changed/.test(`${changed}`), `${changed}`);
+  } finally {
+    server.closeAllConnections();
+    server.close();
+  }
+  const refused = await assertRejects(() => openImage(at("/")));
+  const { code, message } = refused as BlockError;
+  assertEquals(code, "ECONNREFUSED", message);
+  assert(!message.includes("pw@"), message);
 });
 
 test("overlays find their backing files, and no others", async () => {

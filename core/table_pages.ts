@@ -1,6 +1,7 @@
 /**
- * The grain directories and grain tables of an extent, in pages of its file
- * that are read when they are wanted.
+ * Tables in two levels, such as L1 and L2 tables or grain directories and grain
+ * tables, in pages of their file that are read when they are wanted. Here, those
+ * of the upper level are *directories*.
  *
  * Changes wait in memory for a flush, which is when they are promised to be
  * durable. **Write order**: the data; then the tables that lead to it, and
@@ -8,13 +9,13 @@
  *
  * @module
  */
-import { allocate, roundDown, SECTOR_SIZE } from "../../core/bytes.ts";
-import { Mutex } from "../../core/lock.ts";
-import type { BlockNode } from "../../core/node.ts";
-import { readPadded } from "../../core/requests.ts";
+import { allocate, roundDown, SECTOR_SIZE } from "./bytes.ts";
+import { Mutex } from "./lock.ts";
+import type { BlockNode } from "./node.ts";
+import { readPadded } from "./requests.ts";
 
 const PAGE_SIZE = 16 * 1024;
-/** Pages of all extents of an image, unless more have changed. */
+/** Pages of all files of an image, unless more have changed. */
 const MAX_PAGES = 1024;
 
 interface Page {
@@ -28,7 +29,7 @@ interface Page {
 /** Tells that a step is about to be done in a file, by QEMU's name for it. */
 export type Step = (name: string, file: BlockNode) => void | Promise<void>;
 
-/** What the tables of all extents of an image have in common. */
+/** What the tables of all files of an image have in common. */
 export class ImageTables {
   readonly step: Step;
   readonly #pages = new Set<Page>();
@@ -49,27 +50,44 @@ export class ImageTables {
     }
     this.#pages.add(page);
   }
+
+  /** It is in use no longer. */
+  remove(page: Page): void {
+    this.#pages.delete(page);
+  }
 }
 
 /** What sectors of tables are to be written, and where their copies are. */
 type Changes = Map<number, number | undefined>;
 
-/** Most changed sectors that wait for a flush: they lead to 16 GiB or so. */
+/** Most changed sectors that wait for a flush. */
 const MAX_CHANGES = 2048;
 
 /** The tables of one file. Offsets are in bytes, entries aligned. */
 export class TablePages {
-  readonly #file: BlockNode;
+  #file: BlockNode;
   readonly #image: ImageTables;
+  readonly #isLittleEndian: boolean;
   /** By index, in the order in which they were read. */
   readonly #pages = new Map<number, Page>();
   #tables: Changes = new Map();
   #directories: Changes = new Map();
   readonly #flushing = new Mutex();
 
-  constructor(file: BlockNode, image: ImageTables) {
+  constructor(file: BlockNode, image: ImageTables, isLittleEndian = true) {
     this.#file = file;
     this.#image = image;
+    this.#isLittleEndian = isLittleEndian;
+  }
+
+  /** Switch to another file with the same content. */
+  useFile(file: BlockNode): void {
+    this.#file = file;
+  }
+
+  /** Whether there is something to be written. */
+  get isDirty(): boolean {
+    return this.#tables.size > 0 || this.#directories.size > 0;
   }
 
   /** Whether so much has changed that it had better be written. */
@@ -80,7 +98,7 @@ export class TablePages {
   /** A number of 32 bits; `undefined` if its page is to be loaded before. */
   uint32(at: number): number | undefined {
     const page = this.#pages.get(Math.floor(at / PAGE_SIZE));
-    return page?.view.getUint32(at % PAGE_SIZE, true);
+    return page?.view.getUint32(at % PAGE_SIZE, this.#isLittleEndian);
   }
 
   /** Load the page in which an entry is. */
@@ -111,7 +129,7 @@ export class TablePages {
    *
    * @param copy Where the same entry is in the copy of its table, if it has one.
    */
-  setEntry(at: number, value: number, copy: number | undefined): void {
+  setEntry(at: number, value: number, copy?: number): void {
     this.#set(this.#tables, at, value, copy);
   }
 
@@ -122,7 +140,7 @@ export class TablePages {
 
   #set(changes: Changes, at: number, value: number, copy?: number): void {
     const page = this.#pages.get(Math.floor(at / PAGE_SIZE))!;
-    page.view.setUint32(at % PAGE_SIZE, value, true);
+    page.view.setUint32(at % PAGE_SIZE, value, this.#isLittleEndian);
     const sector = roundDown(at, SECTOR_SIZE);
     if (!changes.has(sector)) page.pins++;
     changes.set(sector, copy === undefined ? copy : copy - (at - sector));
@@ -156,6 +174,14 @@ export class TablePages {
     for (const sector of [...tables.keys(), ...directories.keys()]) {
       this.#pageOf(sector).pins--;
     }
+  }
+
+  /** Forget all of it, also changes: the file has been written anew. */
+  forget(): void {
+    for (const page of this.#pages.values()) this.#image.remove(page);
+    this.#pages.clear();
+    this.#tables.clear();
+    this.#directories.clear();
   }
 
   #pageOf(sector: number): Page {

@@ -1,0 +1,138 @@
+/**
+ * Requests that are made again after failures that may pass.
+ *
+ * @module
+ */
+import { aborted, checkSignal } from "../abort.ts";
+import { BlockError, type ErrorCode } from "../errors.ts";
+
+/** How patient a user of a network is. */
+export interface Patience {
+  /** Most attempts after the first one that brought nothing. */
+  readonly retries: number;
+  /**
+   * Longest time without a single byte from the server, in milliseconds;
+   * `Infinity` for no limit.
+   */
+  readonly timeout: number;
+}
+
+/** A failure that may pass, so that the request can be made again. */
+export class PassingError extends BlockError {
+  /** How long the server asks to be left alone, in milliseconds. */
+  readonly pause?: number;
+
+  /** Create an error; `pause` is in milliseconds. */
+  constructor(code: ErrorCode, message?: string, pause?: number) {
+    super(code, message);
+    this.pause = pause;
+  }
+}
+
+/** The first pause, in milliseconds; each one is twice as long as the last. */
+const FIRST_PAUSE = 100;
+/** The longest pause, whatever the server says, in milliseconds. */
+const LONGEST_PAUSE = 10_000;
+
+/** Fewer bytes than this are no progress, or a few at a time would take ages. */
+const PROGRESS = 64 * 1024;
+
+/**
+ * Repeat `attempt` until it succeeds, fails for good, or has made no progress
+ * `retries` times in a row.
+ *
+ * @param attempt Answers what is wanted, or calls `progress` and throws a
+ * {@linkcode PassingError}. Its signal says when to stop; `progress` is to be
+ * called whenever something arrives, with the bytes of content in it.
+ * @throws {BlockError} the last failure; ECANCELED if `signal` is aborted.
+ */
+export async function retrying<T>(
+  { retries, timeout }: Patience,
+  signal: AbortSignal | undefined,
+  attempt: (
+    signal: AbortSignal,
+    progress: (bytes: number) => void,
+  ) => Promise<T>,
+): Promise<T> {
+  for (let failures = 0;; failures++) {
+    checkSignal(signal);
+    const watch = new Watch(timeout, signal);
+    let arrived = 0;
+    try {
+      return await attempt(watch.signal, (bytes) => {
+        arrived += bytes;
+        watch.progress();
+      });
+    } catch (thrown) {
+      if (signal?.aborted) throw aborted(signal);
+      const error = watch.isOver
+        ? new PassingError(
+          "ETIMEDOUT",
+          `The server has sent nothing for ${timeout / 1000} s`,
+        )
+        : thrown;
+      if (!(error instanceof PassingError)) throw error;
+      if (arrived >= PROGRESS) failures = 0;
+      else if (failures >= retries) throw error;
+      await pause(error.pause ?? backOff(failures), signal);
+    } finally {
+      watch.stop();
+    }
+  }
+}
+
+/** Pauses vary, so that many clients do not return all at once. */
+function backOff(failures: number): number {
+  return FIRST_PAUSE * 2 ** failures * (0.75 + Math.random() / 2);
+}
+
+async function pause(
+  milliseconds: number,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  await new Promise<void>((resolve, reject) => {
+    const leave = () => {
+      clearTimeout(timer);
+      reject(aborted(signal!));
+    };
+    const timer = setTimeout(() => {
+      signal?.removeEventListener("abort", leave);
+      resolve();
+    }, Math.min(milliseconds, LONGEST_PAUSE));
+    signal?.addEventListener("abort", leave, { once: true });
+  });
+}
+
+/** Aborts an attempt during which nothing arrives for too long. */
+class Watch {
+  readonly signal: AbortSignal;
+  /** Whether the time is over. */
+  isOver = false;
+  readonly #controller = new AbortController();
+  readonly #timeout: number;
+  #timer: ReturnType<typeof setTimeout> | undefined;
+  readonly #forget: () => void;
+
+  constructor(timeout: number, outer: AbortSignal | undefined) {
+    this.#timeout = timeout;
+    this.signal = this.#controller.signal;
+    const leave = () => this.#controller.abort(outer!.reason);
+    outer?.addEventListener("abort", leave, { once: true });
+    this.#forget = () => outer?.removeEventListener("abort", leave);
+    this.progress();
+  }
+
+  progress(): void {
+    clearTimeout(this.#timer);
+    if (this.#timeout === Infinity) return;
+    this.#timer = setTimeout(() => {
+      this.isOver = true;
+      this.#controller.abort();
+    }, this.#timeout);
+  }
+
+  stop(): void {
+    clearTimeout(this.#timer);
+    this.#forget();
+  }
+}

@@ -1,0 +1,125 @@
+/**
+ * Requests for one object, wherever redirects lead.
+ *
+ * @module
+ */
+import { BlockError } from "../../core/errors.ts";
+import { fetchOnce, NoConnectionError } from "../../core/remote/fetch.ts";
+import {
+  discardBody,
+  type RangeRequest,
+} from "../../core/remote/ranged_object.ts";
+import { shortened } from "../../core/values.ts";
+
+/** Most redirects that are followed for one request. */
+const MAX_REDIRECTS = 20;
+
+const REDIRECTS = new Set([301, 302, 303, 307, 308]);
+
+/** Answers that may only mean that a redirect has lost its validity. */
+const EXPIRED = new Set([400, 401, 403, 404, 410]);
+
+/** Sends requests for one object. */
+export class Transport {
+  readonly #url: URL;
+  readonly #headers: Headers;
+  readonly #checkRedirect: (url: string) => Promise<void>;
+  /** Where redirects have led. */
+  #place: URL;
+  /** Whether the server has ever answered. */
+  #hasAnswered = false;
+
+  /**
+   * @param headers Sent to the origin of `url` only.
+   * @param checkRedirect Throws if a redirect may not be followed.
+   */
+  constructor(
+    url: URL,
+    headers: Headers,
+    checkRedirect: (url: string) => Promise<void>,
+  ) {
+    this.#url = this.#place = url;
+    this.#headers = headers;
+    this.#checkRedirect = checkRedirect;
+  }
+
+  /** Send a request; as `SendRequest` has it. */
+  readonly send = async (request: RangeRequest): Promise<Response> => {
+    if (this.#place !== this.#url) {
+      const response = await this.#fetch(this.#place, request);
+      const isGone = EXPIRED.has(response.status) ||
+        REDIRECTS.has(response.status);
+      if (!isGone) return response;
+      discardBody(response);
+      this.#place = this.#url;
+    }
+    let at = this.#url;
+    for (let count = 0; count <= MAX_REDIRECTS; count++) {
+      const response = await this.#fetch(at, request);
+      if (response.type === "opaqueredirect") {
+        throw new BlockError(
+          "ENOTSUP",
+          "The server redirects, and a browser does not tell where to: give " +
+            "the URL that it leads to",
+        );
+      }
+      if (!REDIRECTS.has(response.status)) {
+        if (response.ok) this.#place = at;
+        return response;
+      }
+      discardBody(response);
+      at = await this.#follow(at, response);
+    }
+    throw new BlockError("ELOOP", "The server redirects in circles");
+  };
+
+  async #follow(from: URL, { headers }: Response): Promise<URL> {
+    const location = headers.get("location");
+    let to: URL;
+    try {
+      to = new URL(location ?? "", from);
+    } catch {
+      throw wrongRedirect(location ?? "");
+    }
+    if (location === null || !/^https?:$/.test(to.protocol)) {
+      throw wrongRedirect(location ?? "");
+    }
+    if (from.protocol === "https:" && to.protocol === "http:") {
+      throw new BlockError(
+        "EACCES",
+        `The server redirects to '${to.href}', which is not encrypted as the ` +
+          "URL given is",
+      );
+    }
+    to.username = to.password = to.hash = "";
+    await this.#checkRedirect(to.href);
+    return to;
+  }
+
+  async #fetch(url: URL, { headers, signal }: RangeRequest): Promise<Response> {
+    const isOurs = url.origin === this.#url.origin;
+    try {
+      const response = await fetchOnce(url, {
+        headers: [...isOurs ? this.#headers : [], ...Object.entries(headers)],
+        signal,
+      });
+      this.#hasAnswered = true;
+      return response;
+    } catch (error) {
+      // A server that was there may come back.
+      if (!(error instanceof NoConnectionError) || this.#hasAnswered) {
+        throw error;
+      }
+      throw new BlockError(error.code, error.message);
+    }
+  }
+}
+
+function wrongRedirect(location: string): BlockError {
+  return new BlockError(
+    "EIO",
+    `The server redirects to '${
+      shortened(location)
+    }', which cannot be followed`,
+  );
+}

@@ -1,0 +1,122 @@
+/**
+ * Checking a Parallels image: clusters must lie in the file, each in its own
+ * place, and nothing behind the last one.
+ *
+ * @module
+ */
+import { allocate, divideUp, roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
+import { nothingFound } from "../../core/check_result.ts";
+import type { BlockNode, CheckOptions, CheckResult } from "../../core/node.ts";
+import { isEqual } from "../../core/runtime.ts";
+import type { BlockTable } from "./block_table.ts";
+import type { ParallelsHeader } from "./header.ts";
+
+/** Bytes of a cluster that are copied at once. */
+const COPY_BYTES = 1024 * 1024;
+
+/** What is checked. */
+export interface CheckedImage {
+  readonly file: BlockNode;
+  readonly header: ParallelsHeader;
+  readonly table: BlockTable;
+  /** Whether it was not closed properly; so it is no longer once repaired. */
+  isUnclean: boolean;
+}
+
+/** Check the table, all changes of which have been written. */
+export async function checkTable(
+  image: CheckedImage,
+  { repair, report = () => {} }: CheckOptions,
+): Promise<CheckResult> {
+  const { file, header, table } = image;
+  const { clusterSize, entries, dataOffset } = header;
+  const result = { ...nothingFound(), totalClusters: entries };
+  const corruption = (text: string) => {
+    report(`${repair?.corruptions ? "Repairing" : "ERROR"} ${text}`);
+    result.corruptions++;
+    if (repair?.corruptions) result.corruptionsFixed++;
+  };
+  if (image.isUnclean) {
+    corruption("image was not closed correctly");
+    if (repair?.corruptions) image.isUnclean = false;
+  }
+  /** Of each place, whose it is. */
+  const seen = new Set<number>();
+  const shared: [index: number, place: number][] = [];
+  const lost: number[] = [];
+  let end = dataOffset;
+  let [previous, last] = [-1, 0];
+  const note = (place: number, isNext: boolean) => {
+    result.allocatedClusters++;
+    const isApart = isNext && last !== 0 && last + clusterSize !== place;
+    if (isApart) result.fragmentedClusters++;
+    last = place;
+    end = Math.max(end, place + clusterSize);
+  };
+  await table.eachEntry((index, place) => {
+    const isNext = index === previous + 1;
+    previous = index;
+    if (!table.isPlace(place)) {
+      corruption(`cluster ${index} is outside image`);
+      lost.push(index);
+      // What stays counts, as in QEMU.
+      if (repair?.corruptions) last = 0;
+      else note(place, isNext);
+      return;
+    }
+    if (seen.has(place)) {
+      corruption(`duplicate offset in BAT entry ${index}`);
+      shared.push([index, place]);
+    }
+    seen.add(place);
+    note(place, isNext);
+  });
+  result.imageEndOffset = end;
+  await table.examine();
+  if (repair?.corruptions) {
+    for (const index of lost) await table.setPlace(index, 0);
+    const { size } = file;
+    for (const [index, place] of shared) {
+      await separate(image, index, place, size);
+      result.imageEndOffset = table.end;
+    }
+    await table.flush();
+  }
+  const leaked = roundUp(file.size, SECTOR_SIZE) - result.imageEndOffset;
+  if (leaked > 0) {
+    const count = divideUp(leaked, clusterSize);
+    report(
+      `${repair?.leaks ? "Repairing" : "ERROR"} ` +
+        `space leaked at the end of the image ${leaked}`,
+    );
+    result.leaks += count;
+    if (repair?.leaks) {
+      await file.truncate!(result.imageEndOffset);
+      result.leaksFixed += count;
+    }
+  }
+  return result;
+}
+
+/** Give a cluster a place of its own, with what is in that which it shared. */
+async function separate(
+  { file, header, table }: CheckedImage,
+  index: number,
+  from: number,
+  fileSize: number,
+): Promise<void> {
+  // Past the end of the file there is nothing to be copied.
+  const length = Math.min(header.clusterSize, fileSize - from);
+  const place = await table.reserve(header.clusterSize);
+  const buffer = allocate(Math.min(COPY_BYTES, length));
+  const zeroes = allocate(buffer.length);
+  for (let done = 0; done < length; done += buffer.length) {
+    const bytes = buffer.subarray(0, Math.min(buffer.length, length - done));
+    await file.readv(from + done, [bytes]);
+    // The new place reads as zeroes, and may well be a hole.
+    if (!isEqual(bytes, zeroes.subarray(0, bytes.length))) {
+      await file.writev!(place + done, [bytes]);
+    }
+  }
+  await table.setPlace(index, place);
+}

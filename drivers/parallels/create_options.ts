@@ -1,0 +1,17 @@
+import type { OptionTable } from "../../core/options.ts";
+
+/** The options of new Parallels images, apart from the code that uses them. */
+export const PARALLELS_CREATE_OPTIONS: OptionTable = {
+  size: { type: "size", help: "Virtual disk size" },
+  cluster_size: {
+    type: "size",
+    default: 1048576,
+    help: "Parallels image cluster size",
+  },
+  preallocation: {
+    type: "enum",
+    values: ["off", "metadata", "falloc", "full"],
+    unsupported: ["metadata"],
+    help: "Preallocation mode (allowed values: off, falloc, full)",
+  },
+};

@@ -1,0 +1,226 @@
+/**
+ * The format driver `parallels`: the images of Parallels and Virtuozzo.
+ *
+ * @module
+ */
+import { Access, eventOf } from "../../core/access.ts";
+import type { IoVector } from "../../core/bytes.ts";
+import type { BlockDriver, OpenContext } from "../../core/driver.ts";
+import { BlockError, invalid } from "../../core/errors.ts";
+import { Mutex } from "../../core/lock.ts";
+import type {
+  BitmapOperations,
+  BlockNode,
+  CheckOptions,
+  CheckResult,
+  Extent,
+  ImageOperations,
+  NodeInfo,
+  Preallocation,
+  ReadFlags,
+  WriteFlags,
+} from "../../core/node.ts";
+import { type OptionValues, parseOptions } from "../../core/options.ts";
+import { BlockTable } from "./block_table.ts";
+import { PARALLELS_CREATE_OPTIONS } from "./create_options.ts";
+import {
+  dropExtension,
+  IN_USE,
+  newHeader,
+  type ParallelsHeader,
+  readHeader,
+  setInUse,
+} from "./header.ts";
+
+/** The format of Parallels. */
+export const parallelsDriver: BlockDriver = {
+  name: "parallels",
+  role: "format",
+  openOptions: {},
+  createOptions: PARALLELS_CREATE_OPTIONS,
+  open,
+
+  async create(options, context) {
+    const { size, cluster_size, preallocation } = options;
+    if (size === undefined) {
+      throw invalid("Image creation needs a size parameter");
+    }
+    if (preallocation === "metadata") {
+      throw invalid("Unsupported preallocation mode: metadata");
+    }
+    const { bytes, fileSize } = newHeader(
+      size as number,
+      cluster_size as number,
+    );
+    const file = await context.createFile(
+      0,
+      preallocation as Preallocation | undefined,
+    );
+    await file.writev!(0, [bytes]);
+    await file.truncate!(fileSize);
+  },
+};
+
+async function open(
+  options: OptionValues,
+  context: OpenContext,
+): Promise<BlockNode> {
+  parseOptions({}, options, ["file", "backing"]);
+  const file = await context.openChild("file");
+  const header = await readHeader(file);
+  const { readOnly, purpose } = context;
+  if (header.isInUse && !readOnly && purpose !== "check") {
+    throw new BlockError(
+      "EACCES",
+      "parallels: Image was not closed correctly; cannot be opened read/write",
+    );
+  }
+  let bitmaps: BitmapOperations | undefined;
+  if (header.extension !== 0) {
+    if (readOnly) {
+      const { readBitmaps } = await import("./extension.ts");
+      bitmaps = await readBitmaps(file, header);
+    } else context.warn("Format Extension ignored in RW mode");
+  }
+  const table = new BlockTable(file, header);
+  if (!readOnly) {
+    await table.examine();
+    setInUse(header, IN_USE.OPEN);
+    await file.writev!(0, [header.bytes]);
+    await file.flush?.();
+  }
+  // No image names one, but its user may.
+  const backing = context.describes("backing") && options.backing !== null
+    ? await context.openChild("backing")
+    : undefined;
+  return new ParallelsNode({ file, header, table, bitmaps, backing, context });
+}
+
+/** What an open image consists of. */
+interface ParallelsImage {
+  readonly file: BlockNode;
+  readonly header: ParallelsHeader;
+  readonly table: BlockTable;
+  /** Of an image that is read only. */
+  readonly bitmaps?: BitmapOperations;
+  readonly backing?: BlockNode;
+  readonly context: OpenContext;
+}
+
+class ParallelsNode implements BlockNode {
+  readonly driver = parallelsDriver;
+  readonly filename: string;
+  readonly readOnly: boolean;
+  children: { readonly file: BlockNode; readonly backing?: BlockNode };
+  readonly image: ImageOperations;
+  /** As for {@linkcode Access}; absent if nobody listens. */
+  readonly event?: (name: string) => void | Promise<void>;
+  readonly #header: ParallelsHeader;
+  readonly #table: BlockTable;
+  readonly #bitmaps?: BitmapOperations;
+  readonly #access: Access;
+  /** Whether it was not closed properly, and has not been repaired. */
+  #isUnclean: boolean;
+  /** Whether there is an extension, which knows nothing of writes. */
+  #hasExtension: boolean;
+  readonly #dropping = new Mutex();
+
+  constructor(
+    { file, header, table, bitmaps, backing, context }: ParallelsImage,
+  ) {
+    this.children = backing ? { file, backing } : { file };
+    this.filename = context.filename;
+    this.readOnly = context.readOnly;
+    this.event = eventOf([file], context);
+    this.#header = header;
+    this.#table = table;
+    this.#bitmaps = bitmaps;
+    this.#isUnclean = header.isInUse;
+    this.#hasExtension = header.extension !== 0;
+    this.#access = new Access(this, table);
+    this.image = {
+      check: (options) => this.#check(options),
+      ...(bitmaps && { bitmaps }),
+    };
+  }
+
+  get size(): number {
+    return this.#header.size;
+  }
+
+  get backing(): BlockNode | undefined {
+    return this.children.backing;
+  }
+
+  readv(offset: number, iov: IoVector, flags?: ReadFlags): Promise<void> {
+    return this.#access.readv(offset, iov, flags);
+  }
+
+  async writev(
+    offset: number,
+    iov: IoVector,
+    flags?: WriteFlags,
+  ): Promise<void> {
+    if (this.#hasExtension) await this.#dropExtension();
+    await this.#access.writev(offset, iov, flags);
+    if (flags?.fua) await this.flush();
+  }
+
+  /** Bitmaps that do not know of a write would mislead a backup. */
+  async #dropExtension(): Promise<void> {
+    using _ = await this.#dropping.lock();
+    if (!this.#hasExtension) return;
+    const { file } = this.children;
+    dropExtension(this.#header);
+    await file.writev!(0, [this.#header.bytes]);
+    await file.flush?.();
+    this.#hasExtension = false;
+  }
+
+  status(offset: number, length: number): Promise<Extent> {
+    return this.#access.status(offset, length);
+  }
+
+  async flush(): Promise<void> {
+    if (!this.readOnly) await this.#table.flush();
+  }
+
+  async info(): Promise<NodeInfo> {
+    return { bitmaps: await this.#bitmaps?.list() };
+  }
+
+  async #check(options: CheckOptions = {}): Promise<CheckResult> {
+    await this.flush();
+    const { checkTable } = await import("./check.ts");
+    const image = {
+      file: this.children.file,
+      header: this.#header,
+      table: this.#table,
+      isUnclean: this.#isUnclean,
+    };
+    // They lie behind the last cluster, and would be taken for a leak.
+    if (options.repair && this.#hasExtension) await this.#dropExtension();
+    const result = await checkTable(image, options);
+    this.#isUnclean = image.isUnclean;
+    return result;
+  }
+
+  replaceChild(role: string, child: BlockNode): void {
+    this.children = { ...this.children, [role]: child };
+    if (role === "file") this.#table.useFile(child);
+  }
+
+  /** Say that it is closed, once all of it is durable. */
+  async close(): Promise<void> {
+    if (this.readOnly) return;
+    await this.#table.flush();
+    const { file } = this.children;
+    if (!this.#hasExtension && !this.#isUnclean) {
+      await this.#table.trim();
+      await file.flush?.();
+    }
+    setInUse(this.#header, this.#isUnclean ? IN_USE.OPEN : IN_USE.CLOSED);
+    await file.writev!(0, [this.#header.bytes]);
+    await file.flush?.();
+  }
+}

@@ -1,0 +1,39 @@
+import type { OptionTable } from "../../core/options.ts";
+
+/** The options of new qcow images, apart from the code that uses them. */
+export const QCOW_CREATE_OPTIONS: OptionTable = {
+  size: { type: "size", help: "Virtual disk size" },
+  backing_file: { type: "string", help: "File name of a base image" },
+  backing_fmt: { type: "string", help: "Format of the backing image" },
+  encryption: {
+    type: "boolean",
+    help:
+      "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)",
+  },
+  "encrypt.format": {
+    type: "string",
+    help: "Encrypt the image, format choices: 'aes'",
+  },
+  "encrypt.key-secret": {
+    type: "string",
+    help: "ID of the secret that provides the AES encryption key",
+  },
+  preallocation: {
+    type: "enum",
+    values: ["off", "metadata", "falloc", "full"],
+    unsupported: ["metadata"],
+    help: "Preallocation mode (allowed values: off, falloc, full)",
+  },
+};
+
+/** The options with which they are opened. */
+export const QCOW_OPEN_OPTIONS: OptionTable = {
+  "encrypt.format": {
+    type: "string",
+    help: "Encryption format that the image must have: 'aes'",
+  },
+  "encrypt.key-secret": {
+    type: "string",
+    help: "ID of secret providing qcow AES key",
+  },
+};

@@ -1,0 +1,262 @@
+/**
+ * The format driver `qcow`: version 1 of QEMU's copy-on-write format.
+ *
+ * @module
+ */
+import { Access, eventOf } from "../../core/access.ts";
+import { type IoVector, SECTOR_SIZE } from "../../core/bytes.ts";
+import type { BlockDriver, OpenContext } from "../../core/driver.ts";
+import { Encryption, LOCKED } from "../../core/encryption.ts";
+import { BlockError, invalid } from "../../core/errors.ts";
+import type {
+  BlockNode,
+  CompressOptions,
+  Extent,
+  ImageOperations,
+  NodeInfo,
+  ReadFlags,
+  RequestLimits,
+  WriteFlags,
+} from "../../core/node.ts";
+import { type OptionValues, parseOptions } from "../../core/options.ts";
+import { writeZeroes } from "../../core/requests.ts";
+import {
+  ENTRY,
+  type TwoLevelLayout,
+  TwoLevelMap,
+  type TwoLevelRun,
+} from "../../core/two_level_map.ts";
+import { isPlainObject, shortened } from "../../core/values.ts";
+import { CompressedClusters } from "./compressed.ts";
+import { QCOW_CREATE_OPTIONS, QCOW_OPEN_OPTIONS } from "./create_options.ts";
+import { CRYPT, HEADER_SIZE, type QcowHeader, readHeader } from "./header.ts";
+
+/** QEMU's oldest format. */
+export const qcowDriver: BlockDriver = {
+  name: "qcow",
+  role: "format",
+  openOptions: QCOW_OPEN_OPTIONS,
+  strongOptions: ["encrypt.key-secret"],
+  createOptions: QCOW_CREATE_OPTIONS,
+  open,
+  create: async (options, context) =>
+    await (await import("./create.ts")).createQcow(options, context),
+};
+
+async function open(
+  options: OptionValues,
+  context: OpenContext,
+): Promise<BlockNode> {
+  const parsed = parseOptions(QCOW_OPEN_OPTIONS, flatten(options), [
+    "file",
+    "backing",
+  ]);
+  const file = await context.openChild("file");
+  const header = await readHeader(file);
+  const encryption = await openEncryption(header, parsed, context);
+  const backing = await openBacking(header, options, context);
+  return new QcowNode({ file, header, encryption, backing, context });
+}
+
+/** `{encrypt: {format: "aes"}}` as `{"encrypt.format": "aes"}`. */
+function flatten(options: OptionValues): OptionValues {
+  const { encrypt, ...flat } = options;
+  if (!isPlainObject(encrypt)) return options;
+  for (const [name, value] of Object.entries(encrypt)) {
+    flat[`encrypt.${name}`] = value;
+  }
+  return flat;
+}
+
+async function openEncryption(
+  { cryptMethod }: QcowHeader,
+  options: OptionValues,
+  context: OpenContext,
+): Promise<Encryption | undefined> {
+  const format = options["encrypt.format"] as string | undefined;
+  if (cryptMethod === CRYPT.NONE) {
+    if (format === undefined) return undefined;
+    throw invalid(
+      `No encryption in image header, but options specified format '${
+        shortened(format, 80)
+      }'`,
+    );
+  }
+  if (format !== undefined && format !== "aes") {
+    throw invalid(
+      "Header reported 'aes' encryption format but options specify '" +
+        `${shortened(format, 80)}'`,
+    );
+  }
+  if (context.withoutKeys) return new Encryption(LOCKED, "offset");
+  const { legacyEncryption } = await import("../../core/crypto/legacy_aes.ts");
+  const secret = options["encrypt.key-secret"] as string | undefined;
+  return await legacyEncryption(secret, context);
+}
+
+/** The backing file that the user describes, or else the one of the header. */
+async function openBacking(
+  { backingFile }: QcowHeader,
+  options: OptionValues,
+  context: OpenContext,
+): Promise<BlockNode | undefined> {
+  if (context.describes("backing")) {
+    if (options.backing === null) return undefined;
+    return await context.openChild("backing");
+  }
+  if (backingFile === undefined) return undefined;
+  // The format does not say which one the backing file has.
+  return await context.openImplicit("backing", backingFile, undefined);
+}
+
+/** What an open image consists of. */
+interface QcowImage {
+  readonly file: BlockNode;
+  readonly header: QcowHeader;
+  readonly encryption?: Encryption;
+  readonly backing?: BlockNode;
+  readonly context: OpenContext;
+}
+
+class QcowNode implements BlockNode {
+  readonly driver = qcowDriver;
+  readonly filename: string;
+  readonly readOnly: boolean;
+  readonly size: number;
+  readonly limits?: RequestLimits;
+  children: { readonly file: BlockNode; readonly backing?: BlockNode };
+  readonly image: ImageOperations = { makeEmpty: () => this.#makeEmpty() };
+  /** As for {@linkcode Access}; absent if nobody listens. */
+  readonly event?: (name: string) => void | Promise<void>;
+  readonly encryption?: Encryption;
+  readonly #header: QcowHeader;
+  readonly #map: TwoLevelMap;
+  readonly #access: Access<TwoLevelRun>;
+  readonly #compressed: CompressedClusters;
+
+  constructor({ file, header, encryption, backing, context }: QcowImage) {
+    this.children = backing ? { file, backing } : { file };
+    this.filename = context.filename;
+    this.readOnly = context.readOnly;
+    this.size = header.size;
+    this.encryption = encryption;
+    if (encryption) this.limits = { requestAlignment: SECTOR_SIZE };
+    this.event = eventOf([file], context);
+    this.#header = header;
+    this.#map = new TwoLevelMap(
+      file,
+      layoutOf(header, file, encryption !== undefined),
+      this.event,
+    );
+    this.#access = new Access<TwoLevelRun>(this, this.#map);
+    this.#compressed = new CompressedClusters(
+      {
+        size: this.size,
+        file: () => this.children.file,
+        map: this.#map,
+        access: this.#access,
+        event: this.event,
+      },
+      header.clusterBits,
+    );
+    this.#map.readSpecial = (run, offset, iov) =>
+      this.#compressed.read(run, offset, iov);
+  }
+
+  get backing(): BlockNode | undefined {
+    return this.children.backing;
+  }
+
+  readv(offset: number, iov: IoVector, flags?: ReadFlags): Promise<void> {
+    return this.#access.readv(offset, iov, flags);
+  }
+
+  async writev(
+    offset: number,
+    iov: IoVector,
+    flags?: WriteFlags,
+  ): Promise<void> {
+    await this.#access.writev(offset, iov, flags);
+    if (flags?.fua) await this.flush();
+  }
+
+  async writeCompressed(
+    offset: number,
+    iov: IoVector,
+    options?: CompressOptions,
+  ): Promise<void> {
+    if (this.encryption) {
+      // The format has compressed clusters lie open for all to read.
+      throw new BlockError(
+        "ENOTSUP",
+        "Compression and encryption not supported at the same time",
+      );
+    }
+    await this.#compressed.write(offset, iov, options);
+  }
+
+  status(offset: number, length: number): Promise<Extent> {
+    return this.#access.status(offset, length);
+  }
+
+  async flush(): Promise<void> {
+    if (!this.readOnly) await this.#map.flush();
+  }
+
+  // deno-lint-ignore require-await -- the interface is asynchronous
+  async info(): Promise<NodeInfo> {
+    const { clusterBits, cryptMethod, backingFile } = this.#header;
+    return {
+      clusterSize: 2 ** clusterBits,
+      dirty: false,
+      encrypted: cryptMethod !== CRYPT.NONE,
+      backingFile,
+    };
+  }
+
+  /** Once the L1 table is zero, nothing leads to what is cut off then. */
+  async #makeEmpty(): Promise<void> {
+    const { l1Offset, l1Entries } = this.#header;
+    const { file } = this.children;
+    const length = l1Entries * 8;
+    await writeZeroes(file, l1Offset, length);
+    await file.flush?.();
+    this.#map.forget(l1Offset + length);
+    this.#compressed.forget();
+    await file.truncate?.(l1Offset + length);
+  }
+
+  replaceChild(role: string, child: BlockNode): void {
+    this.children = { ...this.children, [role]: child };
+    if (role === "file") this.#map.useFile(child);
+  }
+
+  close(): Promise<void> {
+    return this.flush();
+  }
+}
+
+function layoutOf(
+  { clusterBits, l2Bits, l1Offset, l1Entries }: QcowHeader,
+  file: BlockNode,
+  isEncrypted: boolean,
+): TwoLevelLayout {
+  return {
+    clusterSize: 2 ** clusterBits,
+    l1Offset,
+    l1Entries,
+    tableEntries: 2 ** l2Bits,
+    isLittleEndian: false,
+    headerSize: HEADER_SIZE,
+    end: file.size,
+    tableAlignment: SECTOR_SIZE,
+    tablesFirst: true,
+    isEncrypted,
+    decode(high, low) {
+      if (high >= 2 ** 31) return ENTRY.SPECIAL;
+      const place = high * 2 ** 32 + low;
+      return place % SECTOR_SIZE === 0 ? place : ENTRY.DAMAGED;
+    },
+    damaged: () => new BlockError("EIO"),
+  };
+}

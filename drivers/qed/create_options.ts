@@ -1,0 +1,20 @@
+import type { OptionTable } from "../../core/options.ts";
+
+/** The options of new QED images, apart from the code that uses them. */
+export const QED_CREATE_OPTIONS: OptionTable = {
+  size: { type: "size", help: "Virtual disk size" },
+  backing_file: { type: "string", help: "File name of a base image" },
+  backing_fmt: { type: "string", help: "Image format of the base image" },
+  cluster_size: {
+    type: "size",
+    default: 65536,
+    help: "Cluster size (in bytes)",
+  },
+  table_size: { type: "size", help: "L1/L2 table size (in clusters)" },
+  preallocation: {
+    type: "enum",
+    values: ["off", "metadata", "falloc", "full"],
+    unsupported: ["metadata"],
+    help: "Preallocation mode (allowed values: off, falloc, full)",
+  },
+};

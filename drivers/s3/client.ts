@@ -1,0 +1,265 @@
+/**
+ * Requests to a bucket: signed, made again if that may help, and their answers.
+ *
+ * @module
+ */
+import { BlockError } from "../../core/errors.ts";
+import { fetchOnce, NoConnectionError } from "../../core/remote/fetch.ts";
+import { PassingError, retrying } from "../../core/remote/retry.ts";
+import { ConflictError, element, serviceError } from "./errors.ts";
+import type { Settings } from "./settings.ts";
+
+/** A request to a bucket. */
+export interface S3Request {
+  readonly method: "GET" | "PUT" | "POST" | "DELETE" | "HEAD";
+  /** Empty for the bucket itself. */
+  readonly key: string;
+  readonly query?: { readonly [name: string]: string };
+  /** Names are in lower case. */
+  readonly headers?: { readonly [name: string]: string };
+  readonly body?: Uint8Array<ArrayBuffer>;
+  readonly signal?: AbortSignal;
+}
+
+/** An answer, of which everything has arrived. */
+export interface Answer {
+  readonly status: number;
+  readonly headers: Headers;
+  readonly body: Uint8Array<ArrayBuffer>;
+}
+
+/** Most bytes of an answer that is not an object's content. */
+const MAX_TEXT = 16 * 1024 * 1024;
+/** Bytes per millisecond that the slowest useful connection sends. */
+const SLOWEST = 128;
+
+/** Statuses of answers that nothing is wrong with. */
+const GOOD = new Set([200, 204, 206]);
+
+const EMPTY = new Uint8Array();
+
+/** Makes requests to one bucket. */
+export class S3Client {
+  readonly settings: Settings;
+  /** The keys that `aws4fetch` derives from the secret one, day by day. */
+  readonly #derived = new Map<string, ArrayBuffer>();
+  /**
+   * Whether the service compares the tags of changes without their quotes, as
+   * Ceph's gateway does; absent if that is not known yet.
+   */
+  #takesBareTags?: boolean;
+  #hasAnswered = false;
+  #now?: number;
+
+  constructor(settings: Settings) {
+    this.settings = settings;
+  }
+
+  /** The service's time, as of its last answer, in milliseconds. */
+  get now(): number {
+    return this.#now ?? Date.now();
+  }
+
+  /**
+   * Make a request, again if need be, and wait for all of its answer.
+   *
+   * @param limit Most bytes that the answer may hold.
+   * @param again Called if a request is made again, which the service may have
+   * carried out the first time.
+   * @throws {ConflictError} if a condition does not hold; {@linkcode
+   * BlockError} for other answers than those of success.
+   */
+  async ask(
+    request: S3Request,
+    limit = MAX_TEXT,
+    again?: () => void,
+  ): Promise<Answer> {
+    const { method, headers } = request;
+    const tag = headers?.["if-match"];
+    if (method === "GET" || tag === undefined) {
+      return await this.#ask(request, limit, again);
+    }
+    const bare = {
+      ...request,
+      headers: { ...headers, "if-match": tag.replace(/^"(.*)"$/, "$1") },
+    };
+    const before = this.#takesBareTags;
+    if (before) return await this.#ask(bare, limit, again);
+    try {
+      const answer = await this.#ask(request, limit, again);
+      this.#takesBareTags = false;
+      return answer;
+    } catch (error) {
+      // Another request may have found it out meanwhile.
+      const isDoubtful = error instanceof ConflictError &&
+        before === undefined && this.#takesBareTags !== false;
+      if (!isDoubtful) throw error;
+    }
+    const answer = await this.#ask(bare, limit, again);
+    this.#takesBareTags = true;
+    return answer;
+  }
+
+  async #ask(
+    request: S3Request,
+    limit: number,
+    again?: () => void,
+  ): Promise<Answer> {
+    const { patience } = this.settings;
+    const { body, signal } = request;
+    const timeout = patience.timeout +
+      Math.ceil((body?.length ?? 0) / SLOWEST);
+    let isFirst = true;
+    return await retrying(
+      { ...patience, timeout },
+      signal,
+      async (signal, progress) => {
+        if (!isFirst) again?.();
+        isFirst = false;
+        const response = await this.send({ ...request, signal });
+        progress(0);
+        return {
+          status: response.status,
+          headers: response.headers,
+          body: request.method === "HEAD"
+            ? EMPTY
+            : await bodyOf(response, limit, progress),
+        };
+      },
+    );
+  }
+
+  /**
+   * Make a request once.
+   *
+   * @param expected Further statuses that are answered rather than thrown.
+   * @throws {PassingError} if it may succeed when made again.
+   */
+  async send(
+    request: S3Request,
+    expected: readonly number[] = [],
+  ): Promise<Response> {
+    const { url, headers } = await this.#signed(request);
+    const { method, body, signal } = request;
+    let response: Response;
+    try {
+      response = await fetchOnce(url, { method, headers, body, signal });
+      this.#hasAnswered = true;
+      const date = Date.parse(response.headers.get("date") ?? "");
+      if (!Number.isNaN(date)) this.#now = date;
+    } catch (error) {
+      // A service that was there may come back.
+      if (!(error instanceof NoConnectionError) || this.#hasAnswered) {
+        throw error;
+      }
+      throw new BlockError(error.code, error.message);
+    }
+    const { status } = response;
+    if (GOOD.has(status) || expected.includes(status)) return response;
+    throw await this.#error(request, response);
+  }
+
+  async #signed(
+    { method, key, query = {}, headers: given, body }: S3Request,
+  ): Promise<{ url: string; headers: Headers }> {
+    const { base, region, credentials } = this.settings;
+    const path = encodeKey(key);
+    const search = new URLSearchParams(query).toString()
+      .replaceAll("+", "%20");
+    const url = `${base}/${path}${search && `?${search}`}`;
+    const headers = new Headers(given);
+    headers.set("x-amz-content-sha256", await sha256(body ?? EMPTY));
+    if (!credentials) return { url, headers };
+    const { AwsV4Signer } = await import("aws4fetch");
+    const signer = new AwsV4Signer({
+      method,
+      url,
+      headers,
+      ...credentials,
+      region,
+      service: "s3",
+      cache: this.#derived,
+    });
+    return { url, headers: (await signer.sign()).headers };
+  }
+
+  /** The error for an answer. */
+  async #error(
+    { key }: S3Request,
+    response: Response,
+  ): Promise<BlockError> {
+    const { status, headers } = response;
+    const bytes = await bodyOf(response, MAX_TEXT, () => {});
+    const xml = new TextDecoder().decode(bytes);
+    const seconds = Number(headers.get("retry-after") ?? NaN);
+    return serviceError({
+      status,
+      code: element(xml, "Code"),
+      message: element(xml, "Message"),
+      region: headers.get("x-amz-bucket-region") ?? element(xml, "Region"),
+      pause: Number.isFinite(seconds) ? seconds * 1000 : undefined,
+    }, this.asked(key));
+  }
+
+  /** What an error about `key` has to name. */
+  asked(key: string) {
+    const { bucket, region, credentials, unread } = this.settings;
+    const isSigned = credentials !== undefined;
+    return { bucket, key, region, isSigned, unread };
+  }
+}
+
+/** A key as a path: only its slashes stay as they are. */
+function encodeKey(key: string): string {
+  return key.split("/").map((part) =>
+    encodeURIComponent(part).replace(
+      /[!'()*]/g,
+      (char) => `%${char.charCodeAt(0).toString(16).toUpperCase()}`,
+    )
+  ).join("/");
+}
+
+async function sha256(bytes: Uint8Array<ArrayBuffer>): Promise<string> {
+  const digest = await crypto.subtle.digest("SHA-256", bytes);
+  return [...new Uint8Array(digest)]
+    .map((byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+/** Read an answer whole. */
+async function bodyOf(
+  { body, headers }: Response,
+  limit: number,
+  progress: (bytes: number) => void,
+): Promise<Uint8Array<ArrayBuffer>> {
+  if (!body) return EMPTY;
+  const tooLong = () =>
+    new BlockError("EIO", "The service's answer is too long");
+  const reader = body.getReader();
+  const chunks: Uint8Array[] = [];
+  let length = 0;
+  try {
+    for (;;) {
+      const { value, done } = await reader.read();
+      if (done) break;
+      length += value.length;
+      if (length > limit) throw tooLong();
+      chunks.push(value);
+      progress(value.length);
+    }
+  } catch (error) {
+    await reader.cancel().catch(() => {});
+    if (error instanceof BlockError) throw error;
+    throw new PassingError("ECONNRESET", "The connection to the service broke");
+  }
+  const stated = headers.get("content-length");
+  if (stated !== null && length < Number(stated)) {
+    throw new PassingError("EIO", "The service has sent less than it said");
+  }
+  const whole = new Uint8Array(length);
+  let at = 0;
+  for (const chunk of chunks) {
+    whole.set(chunk, at);
+    at += chunk.length;
+  }
+  return whole;
+}

@@ -1,0 +1,142 @@
+/**
+ * What is known of the driver before it is loaded: its names and options.
+ *
+ * @module
+ */
+import { invalid } from "../../core/errors.ts";
+import type { OptionTable, OptionValues } from "../../core/options.ts";
+import type { DriverTraits } from "../../core/traits.ts";
+import { shortened } from "../../core/values.ts";
+
+/** The options of the driver. */
+export const OPEN_OPTIONS: OptionTable = {
+  url: { type: "string", help: "s3://BUCKET/KEY, instead of the next two" },
+  bucket: { type: "string", help: "Name of the bucket" },
+  key: {
+    type: "string",
+    help: "Key of the object, or what the keys of numbered blocks begin with",
+  },
+  size: {
+    type: "size",
+    help: "Size of a disk in numbered blocks; default: as it was created",
+  },
+  "object-size": {
+    type: "size",
+    help: "Size of a numbered block; default: as it was created",
+  },
+  layout: {
+    type: "enum",
+    values: ["nbdkit", "s3backer"],
+    help: "Whose names numbered blocks have: nbdkit's (default) or s3backer's",
+  },
+  lease: {
+    type: "number",
+    default: 30,
+    help: "Seconds for which a writer keeps others away at a time; 0: never",
+  },
+  "part-size": {
+    type: "size",
+    help: "Bytes of a part of an upload; default: 8 MiB or more",
+  },
+  "endpoint-url": {
+    type: "string",
+    help: "URL of the service; default: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL",
+  },
+  region: {
+    type: "string",
+    help: "Region; default: AWS_REGION, AWS_DEFAULT_REGION, us-east-1",
+  },
+  "path-style": {
+    type: "boolean",
+    help: "Whether URLs have the bucket in the path; default: with an endpoint",
+  },
+  "access-key": {
+    type: "string",
+    help: "Id of the access key; default: AWS_ACCESS_KEY_ID",
+  },
+  "secret-key-secret": {
+    type: "string",
+    help: "Id of the secret that holds the key; default: AWS_SECRET_ACCESS_KEY",
+  },
+  "session-token-secret": {
+    type: "string",
+    help: "Id of the secret that holds the token; default: AWS_SESSION_TOKEN",
+  },
+  readahead: {
+    type: "size",
+    help: "Most bytes to read ahead of a reader that reads in order",
+  },
+  timeout: {
+    type: "number",
+    default: 30,
+    help: "Seconds without an answer after which a request is made again",
+  },
+  retries: {
+    type: "number",
+    default: 5,
+    help: "Most times that a failing request is made again",
+  },
+};
+
+/** The options that `create` takes of its caller. */
+const CREATE_OPTIONS: OptionTable = {
+  size: { type: "size", help: "Size of the new disk" },
+  "object-size": {
+    type: "size",
+    help: "Store numbered blocks of this size, which can be written to",
+  },
+};
+
+/** The driver, apart from its work. */
+export const S3_FACTS: DriverTraits = {
+  name: "s3",
+  role: "protocol",
+  schemes: ["s3"],
+  openOptions: OPEN_OPTIONS,
+  createOptions: CREATE_OPTIONS,
+  createsZeroes: true,
+  strongOptions: [
+    "url",
+    "bucket",
+    "key",
+    "size",
+    "object-size",
+    "layout",
+    "endpoint-url",
+  ],
+  parseFilename: (url) => ({ url }),
+  plainName({ url, bucket, key, ...others }) {
+    if (Object.keys(others).length > 0) return undefined;
+    return typeof url === "string" ? url : s3Name(String(bucket), String(key));
+  },
+  // Keys are taken as they are.
+  canonicalName: (name) => name,
+  ownFolder: (name) => name.replace(/[^/]*$/, ""),
+};
+
+/**
+ * The bucket and the key of `s3://BUCKET/KEY`. The key is taken as it is:
+ * nothing in it is encoded, as in other programs that take such names.
+ */
+export function parseS3Name(name: string): { bucket: string; key: string } {
+  const match = /^s3:\/\/([^/]*)(?:\/([^]*))?$/.exec(name);
+  if (!match) {
+    throw invalid(
+      `'${shortened(name, 80)}' is not of the form s3://BUCKET/KEY`,
+    );
+  }
+  const [, bucket, key = ""] = match;
+  return { bucket, key };
+}
+
+/** The file name of an object. */
+export function s3Name(bucket: string, key: string): string {
+  return `s3://${bucket}/${key}`;
+}
+
+/** Whether a description is that of a disk in numbered blocks. */
+export function hasBlocks(options: OptionValues): boolean {
+  return ["size", "object-size", "layout"].some((name) =>
+    options[name] !== undefined
+  );
+}

@@ -1,0 +1,175 @@
+/**
+ * Where the service is, and who asks: options, and where they say nothing the
+ * environment variables of AWS's own programs.
+ *
+ * @module
+ */
+import { invalid } from "../../core/errors.ts";
+import type { OptionValues } from "../../core/options.ts";
+import { platform } from "../../core/platform/mod.ts";
+import type { Patience } from "../../core/remote/retry.ts";
+import { shortened } from "../../core/values.ts";
+
+/** The keys that sign requests. */
+export interface Credentials {
+  readonly accessKeyId: string;
+  readonly secretAccessKey: string;
+  readonly sessionToken?: string;
+}
+
+/** How a bucket is reached. */
+export interface Settings {
+  readonly bucket: string;
+  /** The URL below which the keys are, without a slash at its end. */
+  readonly base: string;
+  readonly region: string;
+  /** Absent if requests are not signed, as for public objects. */
+  readonly credentials?: Credentials;
+  readonly patience: Patience;
+  /** Variables that could not be read for want of a permission. */
+  readonly unread: readonly string[];
+}
+
+/** The bytes of a secret. */
+export type FindSecret = (id: string) => Promise<Uint8Array | undefined>;
+
+/**
+ * Collect the settings.
+ *
+ * @throws {BlockError} EINVAL if they make no sense, or a secret is missing.
+ */
+export async function settingsOf(
+  options: OptionValues,
+  secret: FindSecret,
+): Promise<Settings> {
+  const unread: string[] = [];
+  const variable = (...names: string[]) => {
+    for (const name of names) {
+      const value = platform().environment?.(name);
+      if (value === null) unread.push(name);
+      else if (value) return value;
+    }
+  };
+  const bucket = checkedBucket(options.bucket);
+  const region = options.region as string | undefined ??
+    variable("AWS_REGION", "AWS_DEFAULT_REGION") ?? "us-east-1";
+  if (!/^[A-Za-z0-9-]{1,64}$/.test(region)) {
+    throw invalid(`'${shortened(region, 80)}' is not the name of a region`);
+  }
+  const endpoint = options["endpoint-url"] as string | undefined ??
+    variable("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL");
+  return {
+    bucket,
+    region,
+    base: baseUrl(
+      bucket,
+      region,
+      endpoint,
+      options["path-style"] as boolean | undefined,
+    ),
+    credentials: await credentialsOf(options, secret, variable),
+    patience: {
+      retries: options.retries as number ?? 5,
+      timeout: Math.max(1, options.timeout as number ?? 30) * 1000,
+    },
+    unread,
+  };
+}
+
+/** Names of the past were longer and had capitals and underscores. */
+const BUCKET = /^[A-Za-z0-9][A-Za-z0-9._-]{2,254}$/;
+
+function checkedBucket(bucket: unknown): string {
+  if (typeof bucket === "string" && BUCKET.test(bucket)) return bucket;
+  throw bucket === undefined || bucket === ""
+    ? invalid("The name of the bucket is missing")
+    : invalid(`'${shortened(String(bucket), 80)}' is not the name of a bucket`);
+}
+
+/** Check a key, which may be empty for blocks that have only numbers. */
+export function checkedKey(key: unknown, mayBeEmpty = false): string {
+  const text = String(key ?? "");
+  if (text === "" && !mayBeEmpty) throw invalid("The key is missing");
+  if (new TextEncoder().encode(text).length > 1000) {
+    throw invalid("The key is longer than 1000 bytes");
+  }
+  const parts = text.split("/");
+  if (parts.includes(".") || parts.includes("..")) {
+    // A URL with such parts is changed before it is sent.
+    throw invalid("A key with a part '.' or '..' cannot be asked for");
+  }
+  if (!text.isWellFormed()) throw invalid("The key is not valid Unicode");
+  return text;
+}
+
+function baseUrl(
+  bucket: string,
+  region: string,
+  endpoint: string | undefined,
+  wantsPath: boolean | undefined,
+): string {
+  const url = endpoint === undefined
+    ? new URL(`https://s3.${region}.${domainOf(region)}`)
+    : parsedEndpoint(endpoint);
+  const path = url.pathname.replace(/\/+$/, "");
+  // A certificate for all buckets is for names without dots.
+  const inPath = wantsPath ?? (endpoint !== undefined || bucket.includes("."));
+  return inPath
+    ? `${url.origin}${path}/${bucket}`
+    : `${url.protocol}//${bucket}.${url.host}${path}`;
+}
+
+function domainOf(region: string): string {
+  return region.startsWith("cn-") ? "amazonaws.com.cn" : "amazonaws.com";
+}
+
+function parsedEndpoint(text: string): URL {
+  // What is wrong with it may be a password in it.
+  const refuse = (why: string) => invalid(`The endpoint's URL ${why}`);
+  if (!URL.canParse(text)) throw refuse("cannot be understood");
+  const url = new URL(text);
+  if (url.protocol !== "http:" && url.protocol !== "https:") {
+    throw refuse("must begin with http:// or https://");
+  }
+  if (url.username !== "" || url.password !== "") {
+    throw refuse("must not hold a user or a password");
+  }
+  if (url.search !== "" || url.hash !== "") {
+    throw refuse("must not have a query");
+  }
+  return url;
+}
+
+async function credentialsOf(
+  options: OptionValues,
+  secret: FindSecret,
+  variable: (name: string) => string | undefined,
+): Promise<Credentials | undefined> {
+  const find = async (name: string) => {
+    const id = options[name] as string | undefined;
+    if (id === undefined) return undefined;
+    // A file that holds it ends in a line break as a rule.
+    return new TextDecoder().decode(await secret(id)).trim();
+  };
+  const named = options["access-key"] as string | undefined;
+  const ownSecret = await find("secret-key-secret");
+  const ownToken = await find("session-token-secret");
+  if (named !== undefined && ownSecret === undefined) {
+    throw invalid("'access-key' needs 'secret-key-secret'");
+  }
+  const accessKeyId = named ?? variable("AWS_ACCESS_KEY_ID");
+  const secretAccessKey = ownSecret ?? variable("AWS_SECRET_ACCESS_KEY");
+  if (accessKeyId === undefined && secretAccessKey === undefined) {
+    return undefined;
+  }
+  if (accessKeyId === undefined) {
+    throw invalid("There is a secret key without an access key");
+  }
+  if (secretAccessKey === undefined) {
+    throw invalid("There is an access key without a secret key");
+  }
+  // A token of the environment belongs to the keys of the environment.
+  const sessionToken = ownToken ??
+    (ownSecret === undefined ? variable("AWS_SESSION_TOKEN") : undefined);
+  return { accessKeyId, secretAccessKey, sessionToken };
+}

@@ -1,0 +1,31 @@
+/**
+ * Images in the cluster of the tests.
+ *
+ * @module
+ */
+import { runOk } from "../qemu.ts";
+
+/** The file name of an image that does not exist yet. */
+export function newName(pool = "rbd"): string {
+  return `rbd:${pool}/test-${crypto.randomUUID()}`;
+}
+
+/** Ceph's own program. */
+export async function rbd(...args: string[]): Promise<string> {
+  return await runOk(["rbd", ...args]);
+}
+
+/** Make an image of so many bytes; returns its file name. */
+export async function makeImage(
+  size: number,
+  ...options: string[]
+): Promise<string> {
+  const name = newName();
+  await rbd("create", "--size", `${size}B`, ...options, spec(name));
+  return name;
+}
+
+/** What Ceph's program calls the image of a file name. */
+export function spec(name: string): string {
+  return name.slice("rbd:".length);
+}
