@@ -66,8 +66,9 @@ export interface StreamOptions {
 }
 
 /**
- * Open an image: a file name (the format is probed), `json:{…}`, `scheme:rest`,
- * or the description of a stack.
+ * Open an image: a file name or URL (the format is probed), `json:{…}`,
+ * `scheme:rest`, the description of a stack; or what the program holds, which is
+ * probed as well: a `Blob`, a buffer, an open file.
  *
  * @throws {BlockError} ENOENT, EACCES, EINVAL, ENOTSUP … with a message that
  * names the source; EAGAIN if another process, or another part of this one,
