@@ -19,6 +19,8 @@ export function denoProcess(): Process | null {
     },
     get command() {
       const known = commandLine();
+      // The name of a link selects the program.
+      if (known && Deno.build.standalone) return known;
       if (known) return [Deno.execPath(), ...known.slice(1)];
       const own = Deno.build.standalone ? [] : ["run", "-A", Deno.mainModule];
       return [Deno.execPath(), ...own, ...Deno.args];

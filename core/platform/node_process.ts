@@ -103,6 +103,8 @@ export function nodeProcess(): Process {
     get command() {
       const { execPath, execArgv, argv } = process;
       const known = commandLine();
+      // The name of a link selects the program.
+      if (known && isStandalone) return known;
       if (known) return [execPath, ...known.slice(1)];
       const own = isStandalone ? [] : [...execArgv, argv[1]];
       return [execPath, ...own, ...argv.slice(2)];
