@@ -1,6 +1,7 @@
 /**
  * The command line: `deno run -A jsr:@bdrv/bdrv/cli COMMAND`, and, the same as
- * `qemu-img`, `deno run -A jsr:@bdrv/bdrv/cli qemu-img COMMAND`.
+ * `qemu-img`, `deno run -A jsr:@bdrv/bdrv/cli qemu-img COMMAND`. On Node.js and
+ * Bun, the npm package's program `bdrv` starts it.
  *
  * @module
  */
@@ -11,6 +12,23 @@ if (!("Deno" in globalThis)) refuse();
 else if (import.meta.main) {
   const { main } = await import("./cli/main.ts").catch(explainPermission);
   Deno.exit(await main(Deno.args));
+}
+
+/**
+ * Run a command in this process, with its standard streams.
+ *
+ * @param args The words after the program's name.
+ * @returns the exit code.
+ *
+ * @example
+ * ```ts ignore
+ * import { main } from "@bdrv/bdrv/cli";
+ * const code = await main(["info", "disk.qcow2"]);
+ * ```
+ */
+export async function main(args: readonly string[]): Promise<number> {
+  const { main } = await import("./cli/main.ts");
+  return await main(args);
 }
 
 /** Explain a missing permission to load a module. */
@@ -33,7 +51,7 @@ function refuse(): void {
   if ((import.meta.main as boolean | undefined) === false) return;
   console.error(
     "bdrv needs Deno 2: run it with 'deno run -A', or, where only Node.js is " +
-      "installed, with 'npx -y deno run -A'",
+      "installed, with 'npx -y deno run -A'; the npm package needs no Deno",
   );
   process.exitCode = 1;
 }

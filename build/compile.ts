@@ -6,6 +6,9 @@
  * machine, `all` means all five. The permissions are compiled in: those given,
  * such as `--allow-read=/images`, or else all.
  *
+ * With `--with=bun`, it is Bun that is in the file instead of Deno: for this
+ * machine only, and without permissions, which Bun does not have.
+ *
  * @module
  */
 const ROOT = new URL("..", import.meta.url).pathname;
@@ -20,6 +23,9 @@ const TARGETS = [
 
 /** Flags that `deno compile` takes for permissions. */
 const PERMISSION = /^(-[A-Z]|--(allow|deny|ignore)-[a-z])/;
+
+/** The flag that has Bun compile. */
+const WITH_BUN = "--with=bun";
 
 /** Link names that select a program. */
 const LINKS = ["qemu-img", "qemu-io", "qemu-nbd"];
@@ -51,12 +57,27 @@ async function compile(
   }
   console.log(`dist/${target}/${name}`);
   // On Windows, links need a privilege: the program's name is an argument.
-  if (isWindows) return;
+  if (!isWindows) await makeLinks(`dist/${target}`, name);
+}
+
+/** Make links to the program that are named after QEMU's. */
+async function makeLinks(folder: string, name: string): Promise<void> {
   for (const link of LINKS) {
-    await Deno.remove(`${folder}/${link}`).catch(() => {});
-    await Deno.symlink(name, `${folder}/${link}`);
-    console.log(`dist/${target}/${link}`);
+    await Deno.remove(`${ROOT}${folder}/${link}`).catch(() => {});
+    await Deno.symlink(name, `${ROOT}${folder}/${link}`);
+    console.log(`${folder}/${link}`);
   }
+}
+
+/** Compile with Bun. */
+async function compileByBun(): Promise<void> {
+  const { compileWithBun } = await import("./bun.ts");
+  const isWindows = Deno.build.os === "windows";
+  const name = isWindows ? "bdrv.exe" : "bdrv";
+  await Deno.mkdir(`${ROOT}dist/bun`, { recursive: true });
+  await compileWithBun(`${ROOT}dist/bun/${name}`);
+  console.log(`dist/bun/${name}`);
+  if (!isWindows) await makeLinks("dist/bun", name);
 }
 
 /**
@@ -124,8 +145,16 @@ function parse(args: readonly string[]) {
 }
 
 try {
-  const { targets, permissions } = parse(Deno.args);
-  for (const target of targets) await compile(target, permissions);
+  if (Deno.args.includes(WITH_BUN)) {
+    const other = Deno.args.find((arg) => arg !== WITH_BUN);
+    if (other !== undefined) {
+      throw new Error(`'${other}' does not go with ${WITH_BUN}`);
+    }
+    await compileByBun();
+  } else {
+    const { targets, permissions } = parse(Deno.args);
+    for (const target of targets) await compile(target, permissions);
+  }
 } catch (error) {
   console.error(`Cannot compile: ${(error as Error).message}`);
   Deno.exitCode = 1;

@@ -80,7 +80,11 @@ function globPattern(glob: string): RegExp {
     throw invalid(`Brackets and backslashes are not supported: '${glob}'`);
   }
   const parts = glob.split(/([*?])/).map((part) =>
-    part === "*" ? ".*" : part === "?" ? "." : RegExp.escape(part)
+    part === "*"
+      ? ".*"
+      : part === "?"
+      ? "."
+      : part.replace(/[$^.+(){}|\/]/g, "\\$&")
   );
   return new RegExp(`^${parts.join("")}$`, "su");
 }

@@ -9,7 +9,7 @@ import type { CreateOptions } from "../core/create.ts";
 import { openNode } from "../core/open.ts";
 import type { CacheMode, OpenOptions } from "../core/open_options.ts";
 import type { OptionValues } from "../core/options.ts";
-import { parseStack, type Source } from "../core/spec.ts";
+import { parseStack, type Source, type StackObject } from "../core/spec.ts";
 import type { OpenPurpose } from "../core/traits.ts";
 // Registers the drivers.
 import "../drivers/all.ts";
@@ -125,7 +125,7 @@ function warnUnlocked(program: Program, why: string): void {
 
 function checkSharing(source: Source): void {
   if (typeof source !== "object" || source instanceof URL) return;
-  const shares = source["force-share"];
+  const shares = (source as StackObject)["force-share"];
   if (shares === undefined || shares === "on") return;
   throw new CommandError("--force-share/-U conflicts with image options");
 }

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { process } from "../core/platform/this_process.ts";
 import { CommandError } from "./program.ts";
 import { SIGNALS } from "./target.ts";
 
@@ -11,7 +12,7 @@ import { SIGNALS } from "./target.ts";
  */
 export class Interruption implements Disposable {
   readonly #controller = new AbortController();
-  readonly #listeners: [Deno.Signal, () => void][] = [];
+  readonly #listeners: [string, () => void][] = [];
   /** The exit code, once a signal has arrived. */
   #code?: number;
 
@@ -19,11 +20,8 @@ export class Interruption implements Disposable {
   constructor() {
     for (const [signal, number] of SIGNALS) {
       const listener = () => this.#interrupt(128 + number);
-      try {
-        Deno.addSignalListener(signal, listener);
-      } catch {
-        continue; // Not every system has every signal.
-      }
+      // Not every system has every signal.
+      if (!process.listen(signal, listener)) continue;
       this.#listeners.push([signal, listener]);
     }
   }
@@ -55,7 +53,7 @@ export class Interruption implements Disposable {
   /** Stop listening. */
   [Symbol.dispose](): void {
     for (const [signal, listener] of this.#listeners.splice(0)) {
-      Deno.removeSignalListener(signal, listener);
+      process.unlisten(signal, listener);
     }
   }
 }

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { process } from "../core/platform/this_process.ts";
 import * as imageTool from "./image_tool.ts";
 import { CommandError, Program } from "./program.ts";
 import { selectRelease } from "./qemu_releases.ts";
@@ -32,7 +33,7 @@ const PROGRAMS: {
 export async function main(args: readonly string[]): Promise<number> {
   let name = calledAs();
   let rest = [...args];
-  if (!Object.hasOwn(PROGRAMS, name)) {
+  if (!Object.hasOwn(PROGRAMS, name) || name === "bdrv") {
     name = "bdrv";
     if (rest.length > 0 && Object.hasOwn(PROGRAMS, rest[0])) {
       [name, ...rest] = rest;
@@ -64,13 +65,5 @@ function checkText(args: readonly string[]): void {
  * The name of the compiled binary, or of the link through which it was called.
  */
 function calledAs(): string {
-  if (!Deno.build.standalone) return "";
-  let path: string;
-  try {
-    // On Linux the path of the executable does not reveal the link.
-    [path] = Deno.readTextFileSync("/proc/self/cmdline").split("\0");
-  } catch {
-    path = Deno.execPath();
-  }
-  return path.replace(/^.*[/\\]/, "").replace(/\.exe$/i, "");
+  return process.calledAs.replace(/^.*[/\\]/, "").replace(/\.exe$/i, "");
 }

@@ -6,6 +6,7 @@
 import { nativeAes } from "../core/crypto/ciphers.ts";
 import { asBlockError, BlockError, invalid } from "../core/errors.ts";
 import { notAmong, parseKeyValueList } from "../core/options.ts";
+import { process } from "../core/platform/this_process.ts";
 import type { SecretRequest } from "../core/secrets.ts";
 import {
   type Authorization,
@@ -152,8 +153,7 @@ export class Secrets {
 const latin1 = new TextDecoder("latin1");
 
 async function ask(filename: string): Promise<Uint8Array | undefined> {
-  const { promptSecret } = await import("@std/cli/prompt-secret");
-  const answer = promptSecret(`Password of '${filename}':`, { mask: "" });
+  const answer = await process.askSecret(`Password of '${filename}':`);
   return answer === null ? undefined : new TextEncoder().encode(answer);
 }
 
@@ -204,17 +204,12 @@ function readValue(properties: Properties): Uint8Array {
     throw invalid("Either 'file' or 'data' must be provided");
   }
   try {
-    return Deno.readFileSync(file);
+    return process.readFile(file);
   } catch (error) {
-    const reason = error instanceof Deno.errors.NotFound
-      ? "No such file or directory"
-      : error instanceof Deno.errors.PermissionDenied ||
-          error instanceof Deno.errors.NotCapable
-      ? "Permission denied"
-      : (error as Error).message;
+    const { message, hint } = asBlockError(error);
     throw invalid(
-      `Unable to read ${file}: Failed to open file “${file}”: ${reason}`,
-      asBlockError(error).hint,
+      `Unable to read ${file}: Failed to open file “${file}”: ${message}`,
+      hint,
     );
   }
 }

@@ -4,7 +4,9 @@
  * @module
  */
 import { writeAllSync } from "@std/io/write-all";
-import { codeOfErrno, strerror } from "../core/errors.ts";
+import { asBlockError, BlockError, strerror } from "../core/errors.ts";
+import type { OutputStream } from "../core/platform/process.ts";
+import { process } from "../core/platform/this_process.ts";
 import { surviveSignal } from "../core/runtime.ts";
 import { CommandError } from "./command_error.ts";
 
@@ -18,9 +20,6 @@ const BLOCK = 4096;
 
 /** Milliseconds before retrying to write to a full pipe. */
 export const PAUSE = 5;
-
-/** Linux's error number for a pipe without a reader. */
-const EPIPE = 32;
 
 /**
  * Text for standard output: buffered in blocks for a pipe or file, in lines for
@@ -49,7 +48,7 @@ export class Output {
     } else {
       this.#writeBlocks(bytes);
     }
-    this.#interactive ??= Deno.stdout.isTerminal();
+    this.#interactive ??= process.output.isTerminal();
     if (this.#interactive && text.includes("\n")) this.flush();
   }
 
@@ -82,41 +81,40 @@ export class Output {
     // A file may reach the user's size limit.
     if (!this.#interactive) surviveSignal("SIGXFSZ");
     try {
-      writeFully(Deno.stdout, bytes);
+      writeFully(process.output, bytes);
     } catch (error) {
-      if (error instanceof Deno.errors.BrokenPipe) throw new ReaderGone();
+      if (asBlockError(error).code === "EPIPE") throw new ReaderGone();
       this.#failure = streamError("write to standard output", error);
     }
   }
 }
 
-/** A stream to write to. */
-interface Stream {
-  writeSync(bytes: Uint8Array): number;
-}
-
 /** Write everything, despite interruptions and full pipes. */
-export function writeFully(stream: Stream, bytes: Uint8Array): void {
+export function writeFully(stream: OutputStream, bytes: Uint8Array): void {
   writeAllSync({ writeSync: (rest) => writePatiently(stream, rest) }, bytes);
 }
 
-function writePatiently(stream: Stream, bytes: Uint8Array): number {
+function writePatiently(stream: OutputStream, bytes: Uint8Array): number {
   for (;;) {
     try {
-      return stream.writeSync(bytes);
+      return stream.write(bytes);
     } catch (error) {
-      if (error instanceof Deno.errors.Interrupted) continue;
-      if (!(error instanceof Deno.errors.WouldBlock)) throw error;
+      if (!canRetry(error)) throw error;
       // Another user of the pipe has made it nonblocking.
       Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, PAUSE);
     }
   }
 }
 
+/** Whether to write again later: the pipe is full, or a signal came. */
+export function canRetry(error: unknown): boolean {
+  return error instanceof BlockError &&
+    ["EAGAIN", "EINTR"].includes(error.code);
+}
+
 /** The error of a standard stream; `what` could not be done. */
 export function streamError(what: string, error: unknown): CommandError {
-  const { message } = error as Error;
-  const errno = Number(/\(os error (\d+)\)/.exec(message)?.[1]);
-  const why = errno === EPIPE ? "Broken pipe" : strerror(codeOfErrno(errno));
-  return new CommandError(`Cannot ${what}: ${why}`);
+  return new CommandError(
+    `Cannot ${what}: ${strerror(asBlockError(error).code)}`,
+  );
 }

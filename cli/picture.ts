@@ -2,6 +2,7 @@
 import { asBlockError, reasonOf } from "../core/errors.ts";
 import { nodesOf } from "../core/extents.ts";
 import type { BlockNode } from "../core/node.ts";
+import { process } from "../core/platform/this_process.ts";
 import { drawPicture, type Picture } from "../core/picture/picture.ts";
 import { pictureToPng } from "../core/picture/png.ts";
 import { pictureToSvg } from "../core/picture/svg.ts";
@@ -34,20 +35,20 @@ export async function draw(
   if (Number(text ?? false) + files.filter((it) => it === "-").length > 1) {
     throw usageError("Only one picture can go to standard output");
   }
-  for (const file of files) await refuseImage(node, file);
+  for (const file of files) refuseImage(node, file);
   const picture = (cells?: number) => drawPicture(node, { bitmap, cells });
   if (files.length > 0) {
     const large = await picture();
     if (svg !== undefined) {
-      await write(program, svg, new TextEncoder().encode(pictureToSvg(large)));
+      write(program, svg, new TextEncoder().encode(pictureToSvg(large)));
     }
     if (png !== undefined) {
-      await write(program, png, await pictureToPng(large));
+      write(program, png, await pictureToPng(large));
     }
     if (!text) warnOf(program, large);
   }
   if (text) {
-    const isColoured = !Deno.noColor && Deno.stdout.isTerminal();
+    const isColoured = !process.noColor && process.output.isTerminal();
     program.print(pictureToText(await picture(TEXT_CELLS), isColoured));
   }
 }
@@ -57,12 +58,12 @@ function warnOf(program: Program, { notes }: Picture): void {
 }
 
 /** Refuse to write a picture over a file of the image that it shows. */
-async function refuseImage(node: BlockNode, name: string): Promise<void> {
-  const place = name === "-" ? undefined : await placeOf(name);
+function refuseImage(node: BlockNode, name: string): void {
+  const place = name === "-" ? undefined : placeOf(name);
   if (place === undefined) return;
   for (const { node: layer } of nodesOf(node)) {
     if (layer.driver.role !== "protocol") continue;
-    if (await placeOf(layer.filename) !== place) continue;
+    if (placeOf(layer.filename) !== place) continue;
     throw new CommandError(
       `A picture written to '${name}' would destroy the image it shows`,
     );
@@ -70,27 +71,26 @@ async function refuseImage(node: BlockNode, name: string): Promise<void> {
 }
 
 /** What tells whether two names are of one file; `undefined` if none is. */
-async function placeOf(name: string): Promise<string | undefined> {
+function placeOf(name: string): string | undefined {
   try {
-    const { dev, ino } = await Deno.stat(name);
-    return ino === null ? await Deno.realPath(name) : `${dev}:${ino}`;
+    return process.status(name).identity;
   } catch {
     return undefined;
   }
 }
 
-async function write(
+function write(
   program: Program,
   name: string,
   bytes: Uint8Array,
-): Promise<void> {
+): void {
   if (name === "-") {
     program.output.flush();
-    writeFully(Deno.stdout, bytes);
+    writeFully(process.output, bytes);
     return;
   }
   try {
-    await Deno.writeFile(name, bytes);
+    process.writeFile(name, bytes);
   } catch (error) {
     throw new CommandError(
       `Could not write '${name}': ${reasonOf(asBlockError(error))}`,

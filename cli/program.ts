@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { process } from "../core/platform/this_process.ts";
 import { surviveSignal } from "../core/runtime.ts";
 import { asBlockError, BlockError } from "../core/errors.ts";
 import { withoutSecrets } from "../core/redaction.ts";
@@ -100,12 +101,12 @@ export class Program {
   /** Write to standard error; secrets in URLs are left out. */
   printError(text: string): void {
     // It may be a file that has reached the user's size limit.
-    const isSeen = Deno.stderr.isTerminal();
+    const isSeen = process.error.isTerminal();
     if (!isSeen) surviveSignal("SIGXFSZ");
     try {
       const shown = (isSeen ? this.#overwriteStatus() : "") +
         withoutSecrets(text);
-      writeFully(Deno.stderr, new TextEncoder().encode(shown));
+      writeFully(process.error, new TextEncoder().encode(shown));
     } catch {
       // There is nowhere else to report this.
     }
@@ -162,7 +163,7 @@ export class Program {
 
   /** Text in a colour, if standard error is a terminal and permits it. */
   #painted(colour: number, text: string): string {
-    return this.isOurs && !Deno.noColor && Deno.stderr.isTerminal()
+    return this.isOurs && !process.noColor && process.error.isTerminal()
       ? `\x1b[1;${colour}m${text}\x1b[0m`
       : text;
   }
@@ -231,13 +232,7 @@ function isReaderGone(thrown: unknown): boolean {
   return false;
 }
 
-/**
- * Whether the developer asked for stack traces; does not prompt for permission.
- */
+/** Whether the developer asked for stack traces. */
 function wantsStack(): boolean {
-  const { state } = Deno.permissions.querySync({
-    name: "env",
-    variable: "BDRV_DEBUG",
-  });
-  return state === "granted" && Deno.env.get("BDRV_DEBUG") !== undefined;
+  return process.variable("BDRV_DEBUG") !== undefined;
 }

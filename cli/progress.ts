@@ -10,6 +10,9 @@
  *
  * @module
  */
+import type { OutputStream } from "../core/platform/process.ts";
+import { process } from "../core/platform/this_process.ts";
+import { unrefTimer } from "../core/runtime.ts";
 import { fixed } from "./numbers.ts";
 import type { Program } from "./program.ts";
 import { ProgressLine, type ProgressUnit } from "./progress_line.ts";
@@ -70,7 +73,7 @@ export class Progress {
     if (this.#audience === "terminal") {
       this.#line = new ProgressLine(unit, now());
     }
-    if (this.#audience === "asker") listen("add", this.#answer);
+    if (this.#audience === "asker") process.listen("SIGUSR1", this.#answer);
     if (showsStart) this.#show();
   }
 
@@ -119,7 +122,7 @@ export class Progress {
   end(): void {
     if (this.#line) this.#endLine();
     if (this.#audience === "user") this.#print("\n", this.#toError);
-    if (this.#audience === "asker") listen("remove", this.#answer);
+    if (this.#audience === "asker") process.unlisten("SIGUSR1", this.#answer);
   }
 
   #show(): void {
@@ -141,7 +144,7 @@ export class Progress {
   #keepFresh(): void {
     if (this.#timer !== undefined) return;
     this.#timer = setInterval(() => this.#show(), REFRESH);
-    Deno.unrefTimer(this.#timer);
+    unrefTimer(this.#timer);
   }
 
   /** Show a line in place of the last one. */
@@ -166,16 +169,12 @@ export class Progress {
     this.#print("\n", this.#toError);
   }
 
-  get #stream(): typeof Deno.stdout | typeof Deno.stderr {
-    return this.#toError ? Deno.stderr : Deno.stdout;
+  get #stream(): OutputStream {
+    return this.#toError ? process.error : process.output;
   }
 
   get #columns(): number {
-    try {
-      return Deno.consoleSize().columns || USUAL_COLUMNS;
-    } catch {
-      return USUAL_COLUMNS;
-    }
+    return process.columns() || USUAL_COLUMNS;
   }
 
   #text(): string {
@@ -188,17 +187,6 @@ export class Progress {
     this.#program.output.flush();
   }
 }
-
-/** Add or remove a listener, which does not keep the program running. */
-function listen(what: "add" | "remove", listener: () => void): void {
-  try {
-    if (what === "add") Deno.addSignalListener("SIGUSR1", listener);
-    else Deno.removeSignalListener("SIGUSR1", listener);
-  } catch {
-    // The system has no SIGUSR1.
-  }
-}
-
 function now(): number {
   return performance.now();
 }

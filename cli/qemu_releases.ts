@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { process } from "../core/platform/this_process.ts";
 import { valueText } from "../core/values.ts";
 import { CommandError } from "./command_error.ts";
 
@@ -139,11 +140,7 @@ let selected = RELEASES.at(-1)!;
  * @throws {CommandError} if it names no release that is known.
  */
 export function selectRelease(): void {
-  const { state } = Deno.permissions.querySync({
-    name: "env",
-    variable: VARIABLE,
-  });
-  const wanted = state === "granted" ? Deno.env.get(VARIABLE) : undefined;
+  const wanted = process.variable(VARIABLE);
   if (!wanted) return;
   const [release] = /^\d+\.\d+(?=(\.\d+)?$)/.exec(wanted) ?? [];
   if (release === undefined || !RELEASES.includes(release)) {

@@ -11,8 +11,10 @@ import {
   onlyFormat,
   type Sample,
 } from "../core/probe.ts";
+import { localFiles } from "../core/platform/mod.ts";
+import { process } from "../core/platform/this_process.ts";
 import { surviveSignal } from "../core/runtime.ts";
-import { PAUSE, streamError } from "./output.ts";
+import { canRetry, PAUSE, streamError } from "./output.ts";
 import { CommandError, type Program } from "./program.ts";
 
 /**
@@ -21,8 +23,8 @@ import { CommandError, type Program } from "./program.ts";
  */
 export function inputFile(): string | undefined {
   try {
-    const { isFile } = Deno.statSync("/dev/stdin");
-    const facts = Deno.readTextFileSync("/proc/self/fdinfo/0");
+    const { isFile } = process.status("/dev/stdin");
+    const facts = localFiles().readText("/proc/self/fdinfo/0");
     return isFile && /^pos:\s*0$/m.test(facts) ? "/dev/stdin" : undefined;
   } catch {
     return undefined;
@@ -40,7 +42,7 @@ export async function* readInput(
   format: string | undefined,
 ): AsyncGenerator<Uint8Array, void> {
   if (format !== undefined && format !== "raw") throw cannotReadPipe(format);
-  if (Deno.stdin.isTerminal()) {
+  if (process.input.isTerminal()) {
     throw new CommandError("Standard input is a terminal, not an image");
   }
   const chunks = inputChunks();
@@ -116,11 +118,19 @@ function joined(a: Uint8Array, b: Uint8Array): Uint8Array<ArrayBuffer> {
   return both;
 }
 
+/** Bytes of a read, the most that a pipe holds. */
+const CHUNK = 64 * 1024;
+
 /** What standard input has, in pieces as they come. */
 export async function* inputChunks(): AsyncGenerator<Uint8Array, void> {
   try {
     // Not synchronously: a blocking read would delay signals.
-    for await (const chunk of Deno.stdin.readable) yield chunk;
+    for (;;) {
+      const chunk = new Uint8Array(CHUNK);
+      const count = await process.input.read(chunk);
+      if (count === null) return;
+      yield chunk.subarray(0, count);
+    }
   } catch (error) {
     throw streamError("read from standard input", error);
   }
@@ -128,7 +138,7 @@ export async function* inputChunks(): AsyncGenerator<Uint8Array, void> {
 
 /** Refuse to write an image to a terminal. */
 export function checkOutput(): void {
-  if (Deno.stdout.isTerminal()) {
+  if (process.output.isTerminal()) {
     throw new CommandError(
       "Standard output is a terminal: cannot write an image to it",
     );
@@ -156,10 +166,9 @@ export async function writeOutput(
 async function writeSome(bytes: Uint8Array): Promise<number> {
   for (;;) {
     try {
-      return Deno.stdout.writeSync(bytes);
+      return process.output.write(bytes);
     } catch (error) {
-      if (error instanceof Deno.errors.Interrupted) continue;
-      if (!(error instanceof Deno.errors.WouldBlock)) throw error;
+      if (!canRetry(error)) throw error;
       // Signals can be handled meanwhile.
       await new Promise((resolve) => setTimeout(resolve, PAUSE));
     }

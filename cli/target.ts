@@ -3,14 +3,15 @@
  *
  * @module
  */
-import { BlockError } from "../core/errors.ts";
+import { asBlockError, BlockError } from "../core/errors.ts";
 import { nodesOf } from "../core/extents.ts";
 import type { BlockNode } from "../core/node.ts";
+import { process } from "../core/platform/this_process.ts";
 import { protocolStack } from "../core/sources.ts";
 import type { Program } from "./program.ts";
 
 /** The signals that end a program. */
-export const SIGNALS: readonly [name: Deno.Signal, number: number][] = [
+export const SIGNALS: readonly [name: string, number: number][] = [
   ["SIGINT", 2],
   ["SIGTERM", 15],
   ["SIGHUP", 1],
@@ -26,7 +27,7 @@ export class Target implements Disposable {
   readonly #name: string;
   /** Its path, if it is a local file. */
   readonly #path: string | undefined;
-  readonly #listeners: [Deno.Signal, () => void][] = [];
+  readonly #listeners: [string, () => void][] = [];
   /** Whether the command created the file, once it is being written to. */
   #state: "untouched" | "ours" | "theirs" = "untouched";
   /** The fingerprint of an existing file, to tell whether it was changed. */
@@ -52,11 +53,8 @@ export class Target implements Disposable {
     this.#path = localPath(name);
     for (const [signal, number] of SIGNALS) {
       const listener = () => this.#interrupt(number);
-      try {
-        Deno.addSignalListener(signal, listener);
-      } catch {
-        continue; // Not every system has every signal.
-      }
+      // Not every system has every signal.
+      if (!process.listen(signal, listener)) continue;
       this.#listeners.push([signal, listener]);
     }
   }
@@ -125,7 +123,7 @@ export class Target implements Disposable {
   /** Remove an incomplete file. */
   [Symbol.dispose](): void {
     for (const [signal, listener] of this.#listeners) {
-      Deno.removeSignalListener(signal, listener);
+      process.unlisten(signal, listener);
     }
     const left = this.#removeOurs();
     // QEMU's tools print only the error, and scripts compare their output.
@@ -142,7 +140,7 @@ export class Target implements Disposable {
 
   #leave(signal: number): never {
     if (this.#removeOurs()) this.#reportIncomplete();
-    Deno.exit(this.#program.finish(128 + signal));
+    process.exit(this.#program.finish(128 + signal));
   }
 
   /**
@@ -160,7 +158,7 @@ export class Target implements Disposable {
       return fingerprint(this.#path) !== this.#fingerprintBefore;
     }
     try {
-      Deno.removeSync(Deno.realPathSync(this.#path!));
+      process.remove(process.realPath(this.#path!));
       return false;
     } catch {
       return true;
@@ -182,7 +180,7 @@ function filesOf(nodes: readonly BlockNode[]): BlockNode[] {
 
 function removeQuietly(path: string): void {
   try {
-    Deno.removeSync(path);
+    process.remove(path);
   } catch {
     // It may not have been created yet.
   }
@@ -192,11 +190,9 @@ function removeQuietly(path: string): void {
 export function isSameFile(a: string, b: string): boolean {
   const paths = [a, b].map(localPath);
   try {
-    const [first, second] = paths.map((path) => Deno.statSync(path!));
-    if (first.isBlockDevice) {
-      return second.isBlockDevice === true && first.rdev === second.rdev;
-    }
-    return first.isFile && first.dev === second.dev && first.ino === second.ino;
+    const [first, second] = paths.map((path) => process.status(path!));
+    return (first.isFile || first.isBlockDevice) &&
+      first.identity === second.identity;
   } catch {
     return false;
   }
@@ -221,15 +217,14 @@ function localPath(name: string): string | undefined {
  */
 function fingerprint(path: string | undefined): string {
   if (fileKind(path) !== "file") return fileKind(path) === "none" ? "" : "?";
-  const { size, blocks, mtime, ctime } = Deno.statSync(path!);
-  return [size, blocks, mtime?.getTime(), ctime?.getTime()].join();
+  return process.status(path!).fingerprint;
 }
 
 function fileKind(path: string | undefined): "none" | "file" | "other" {
   if (path === undefined) return "other";
   try {
-    return Deno.statSync(path).isFile ? "file" : "other";
+    return process.status(path).isFile ? "file" : "other";
   } catch (error) {
-    return error instanceof Deno.errors.NotFound ? "none" : "other";
+    return asBlockError(error).code === "ENOENT" ? "none" : "other";
   }
 }

@@ -5,6 +5,7 @@
  */
 import { parseBoolean } from "../core/options.ts";
 import { asBlockError, invalid, strerror } from "../core/errors.ts";
+import { process } from "../core/platform/this_process.ts";
 import {
   defineTlsCredentials,
   TlsCredentials,
@@ -80,7 +81,7 @@ function flag(value: string): boolean {
 
 function isThere(path: string): boolean {
   try {
-    Deno.statSync(path);
+    process.status(path);
     return true;
   } catch {
     return false;
@@ -90,12 +91,12 @@ function isThere(path: string): boolean {
 function read(path: string, isNeeded: boolean): string | undefined {
   if (!isNeeded && !isThere(path)) return undefined;
   try {
-    return Deno.readTextFileSync(path);
+    return new TextDecoder().decode(process.readFile(path));
   } catch (error) {
     const { code, hint } = asBlockError(error);
-    const why = error instanceof Deno.errors.NotFound
-      ? strerror("ENOENT")
-      : strerror(code);
-    throw invalid(`Unable to access credentials ${path}: ${why}`, hint);
+    throw invalid(
+      `Unable to access credentials ${path}: ${strerror(code)}`,
+      hint,
+    );
   }
 }

@@ -1,6 +1,6 @@
 /**
  * Compression by libraries of the system or the runtime's `node:zlib`, on all
- * processors. Without either, deflated data can be read, but nothing written.
+ * processors. Without either, libraries in JavaScript and WebAssembly do it.
  *
  * @module
  */
@@ -29,8 +29,7 @@ export type CompressionType = "zlib" | "zstd";
  * as QEMU's output.
  * @returns newly allocated memory; `undefined` if the result would not be
  * shorter.
- * @throws {BlockError} ENOTSUP where the runtime cannot: portable deflaters
- * cannot limit their window.
+ * @throws {BlockError} ENOTSUP where the runtime cannot.
  */
 export async function compress(
   type: CompressionType,
@@ -41,10 +40,9 @@ export async function compress(
     ? zstdCall(input.length, level)
     : deflateCall(input.length, level);
   if (!call.zstd && !nativeZlib()?.[call.method]) {
-    throw new BlockError(
-      "ENOTSUP",
-      `Cannot compress: this runtime has no ${type} that qcow2 could use`,
-    );
+    const { compressPortably } = await import("./portable_codecs.ts");
+    const output = await compressPortably(call, input);
+    return output.length < input.length ? output : undefined;
   }
   if (looksRandom(input) && await isIncompressible(input)) return undefined;
   const output = await callZlib(call, input, input.length);
@@ -123,7 +121,9 @@ function zstdCall(length: number, level: number | undefined): ZlibCall {
     options: {
       // With less room, an empty second frame may follow.
       chunkSize: length + (length >> 7) + 1024,
-      ...(level !== undefined && { params: { [name!]: level } }),
+      ...(level !== undefined && {
+        ...(name ? { params: { [name]: level } } : { level }),
+      }),
     },
   };
 }
@@ -150,7 +150,7 @@ export function decompressNow(
  * where `target` does.
  *
  * @throws {BlockError} EIO if the data is corrupt, too short or (zstd) too
- * long; ENOTSUP where the runtime has no zstd.
+ * long; ENOTSUP where the runtime cannot.
  */
 export async function decompress(
   type: CompressionType,
@@ -205,14 +205,11 @@ async function inflateNatively(
   }
 }
 
-/** Decompress zstd frames with `node:zlib`; whether that filled `target`. */
+/** Decompress zstd frames without libzstd; whether that filled `target`. */
 async function unzstd(
   input: Uint8Array,
   target: Uint8Array,
 ): Promise<boolean> {
-  if (!nativeZlib()?.zstdDecompressSync) {
-    throw new BlockError("ENOTSUP", "This runtime cannot decompress zstd");
-  }
   let filled = 0;
   while (filled < target.length) {
     const length = zstdFrameLength(input);
@@ -221,23 +218,42 @@ async function unzstd(
     input = input.subarray(length);
     if (isSkippable(frame)) continue;
     const rest = target.subarray(filled);
-    const options = {
-      // With less room, the output would take more than one chunk.
-      chunkSize: rest.length + 1024,
-      maxOutputLength: rest.length,
-    };
-    try {
-      const call = { method: "zstdDecompressSync", options } as const;
-      const output = await callZlib(call, frame, rest.length, rest);
-      filled += output.length;
-      if (output === rest) continue;
-      rest.set(output);
-      dispose(output, call);
-    } catch {
-      return false;
+    let count = await unzstdNatively(frame, rest);
+    if (count === undefined) {
+      // Some runtimes reject valid frames: Bun has done so.
+      const { unzstdPortably } = await import("./portable_codecs.ts");
+      count = await unzstdPortably(frame, rest);
     }
+    if (count === undefined) return false;
+    filled += count;
   }
   return true;
+}
+
+/**
+ * Decompress one frame with `node:zlib`; returns how many bytes of `target` that
+ * filled, `undefined` if it failed.
+ */
+async function unzstdNatively(
+  frame: Uint8Array,
+  target: Uint8Array,
+): Promise<number | undefined> {
+  if (!nativeZlib()?.zstdDecompressSync) return undefined;
+  const { length } = target;
+  // With less room, the output would take more than one chunk.
+  const options = { chunkSize: length + 1024, maxOutputLength: length };
+  try {
+    const call = { method: "zstdDecompressSync", options } as const;
+    const output = await callZlib(call, frame, length, target);
+    const count = output.length;
+    if (output !== target) {
+      target.set(output);
+      dispose(output, call);
+    }
+    return count;
+  } catch {
+    return undefined;
+  }
 }
 
 /** A plain array instead of a `Buffer`, whose `slice` differs. */

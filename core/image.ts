@@ -36,7 +36,7 @@ import type {
   ZeroFlags,
 } from "./node.ts";
 import { ACCESS } from "./permissions.ts";
-import { reopenNode, type ReopenOptions } from "./reopen.ts";
+import type { ReopenOptions } from "./reopen.ts";
 import type { RequestGate } from "./request_gate.ts";
 import { writeZeroes } from "./requests.ts";
 import { claimsOf, openNode } from "./open.ts";
@@ -74,8 +74,9 @@ export interface StreamOptions {
 }
 
 /**
- * Open an image: a file name (the format is probed), `json:{…}`, `scheme:rest`,
- * or the description of a stack.
+ * Open an image: a file name or URL (the format is probed), `json:{…}`,
+ * `scheme:rest`, the description of a stack; or what the program holds, which is
+ * probed as well: a `Blob`, a buffer, an open file.
  *
  * @throws {BlockError} ENOENT, EACCES, EINVAL, ENOTSUP … with a message that
  * names the source; EAGAIN if another process, or another part of this one,
@@ -486,6 +487,7 @@ export class Image implements AsyncDisposable {
   async reopen(changes: ReopenOptions): Promise<void> {
     this.#checkOpen();
     checkOptions("reopen", changes, REOPEN_OPTIONS);
+    const { reopenNode } = await import("./reopen.ts");
     await this.#settled(() => reopenNode(this.node, changes));
     if (changes.cache) this.#writethrough = writesThrough(changes.cache);
   }

@@ -21,6 +21,7 @@ import {
   passesByDefault,
 } from "./gate.ts";
 import { detach, findGraphNode, GraphNode, type KeptNode } from "./graph.ts";
+import { heldKind } from "./held.ts";
 import { applyLimits } from "./limits.ts";
 import { asPath, resolveName } from "./names.ts";
 import { type ImageFormat, wrappingOf } from "./formats.ts";
@@ -213,8 +214,10 @@ async function openStack(
 ): Promise<BlockNode> {
   if (isNode(source)) return source;
   let stack: StackObject;
-  if (typeof source === "string" || source instanceof URL) {
-    stack = toStack(source);
+  if (
+    typeof source === "string" || source instanceof URL || heldKind(source)
+  ) {
+    stack = toStack(source as Source);
   } else {
     stack = checkedStack(source);
   }
@@ -457,6 +460,9 @@ const TAKEN_OVER = [
   "cache.no-flush",
 ];
 
+/** Options that say which file a protocol node is on. */
+const IDENTITY = ["filename", "store", "blob", "handle"];
+
 /**
  * Reuse an open protocol node, with its locks, while the stack above it is
  * opened again. A node that cannot adopt the new settings is closed, and opened
@@ -465,14 +471,14 @@ const TAKEN_OVER = [
 async function keptNode(
   driver: BlockDriver,
   allOptions: OptionValues,
-  { filename, store }: OptionValues,
+  ownOptions: OptionValues,
   opening: Opening,
   place: Place,
 ): Promise<BlockNode | undefined> {
   const kept = opening.kept?.find(({ node, isReused }) => {
     const options = findGraphNode(node)?.origin?.options;
     return !isReused && node.driver === driver &&
-      options?.filename === filename && options?.store === store;
+      IDENTITY.every((name) => options?.[name] === ownOptions[name]);
   });
   if (!kept) return undefined;
   kept.isReused = true;

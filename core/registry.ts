@@ -45,6 +45,14 @@ export function registerDriver(driver: BlockDriver): void {
   drivers.set(driver.name, driver);
 }
 
+/**
+ * Register a driver of the package, unless there is one of its name: itself, or
+ * what stands for it until it is used.
+ */
+export function provideDriver(driver: BlockDriver): void {
+  if (!drivers.has(driver.name)) drivers.set(driver.name, driver);
+}
+
 const ROLES: readonly unknown[] = ["protocol", "format", "filter"];
 
 /** Refuse anything but a driver; only its `open` is mandatory. */

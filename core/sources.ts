@@ -7,9 +7,10 @@
  */
 import type { BlockDriver } from "./driver.ts";
 import { BlockError, invalid } from "./errors.ts";
+import { heldKind, heldName, heldStack } from "./held.ts";
 import { pathOfUrl } from "./names.ts";
 import type { OptionValues } from "./options.ts";
-import { getDriver, protocolOf } from "./registry.ts";
+import { findDriver, getDriver, protocolOf } from "./registry.ts";
 import {
   isNode,
   parseFilename,
@@ -36,7 +37,7 @@ export function describeSource(source: unknown): string {
     if (isNode(source)) return shortened(source.filename);
     if (typeof source === "string") return nameText(source);
     if (source instanceof URL) return nameText(filenameOf(namedStack(source)));
-    if (!isPlainObject(source)) return valueText(source);
+    if (!isPlainObject(source)) return heldName(source) ?? valueText(source);
     return nameText(filenameOf(toStack(source))) || `json:${jsonText(source)}`;
   } catch {
     // A foreign getter threw, or the name cannot be decoded.
@@ -71,6 +72,16 @@ function namedStack(source: Source): StackObject {
 /** Check that a source is the description of a stack. */
 export function checkedStack(source: unknown): StackObject {
   if (isPlainObject(source)) return source;
+  const held = heldStack(source);
+  if (held && findDriver(held.driver)) return held;
+  if (held) {
+    throw invalid(
+      `Cannot open ${
+        valueText(source)
+      }: the driver '${held.driver}' is missing`,
+      `Import "@bdrv/bdrv/${held.driver}" first.`,
+    );
+  }
   throw invalid(
     `Cannot open ${valueText(source)}: a file name or the description of a ` +
       "stack is needed",
@@ -81,7 +92,7 @@ export function checkedStack(source: unknown): StackObject {
 export function isSource(value: unknown): boolean {
   try {
     return typeof value === "string" || value instanceof URL ||
-      isPlainObject(value) || isNode(value);
+      isPlainObject(value) || isNode(value) || heldKind(value) !== undefined;
   } catch {
     return false; // A revoked proxy.
   }
@@ -106,7 +117,7 @@ export function toStack(source: Source): StackObject {
 function isName(source: Source): boolean {
   return typeof source === "string"
     ? !source.startsWith("json:")
-    : source instanceof URL;
+    : source instanceof URL || heldKind(source) !== undefined;
 }
 
 function isProtocol({ driver }: StackObject): boolean {
@@ -174,7 +185,8 @@ export function isSelfContained(described: unknown): boolean {
 
 /** Whether an option describes a child, or says that there is none. */
 export function describesChild(child: unknown): boolean {
-  return child === null || isNode(child) || filenameOf(child) !== "" ||
+  return child === null || isNode(child) || heldKind(child) !== undefined ||
+    filenameOf(child) !== "" ||
     (child as StackObject | undefined)?.file !== undefined ||
     isSelfContained(child);
 }

@@ -4,6 +4,7 @@
  * @module
  */
 import { BlockError, invalid } from "./errors.ts";
+import type { HeldSource } from "./held.ts";
 import { asPath, schemeOf } from "./names.ts";
 import type { BlockNode } from "./node.ts";
 import {
@@ -31,11 +32,11 @@ export interface StackObject {
 
 /**
  * Whatever can be opened: a file name, `json:{"driver": "raw"}`, `scheme:rest`,
- * or a description of a stack.
+ * a description of a stack, or bytes and open files that the program holds.
  *
  * @category Stacks
  */
-export type Source = string | URL | StackObject;
+export type Source = string | URL | StackObject | HeldSource;
 
 /** Whether a value is an open node. */
 export function isNode(value: unknown): value is BlockNode {

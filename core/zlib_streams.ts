@@ -6,7 +6,7 @@
  */
 import { inflateWrapped, zlibCompression } from "./codecs.ts";
 import { decompress } from "./compression.ts";
-import { asBlockError, BlockError } from "./errors.ts";
+import { asBlockError } from "./errors.ts";
 import { callZlib, nativeZlib } from "./zlib_workers.ts";
 
 /** The level that zlib takes if it is not told one, and QEMU with it. */
@@ -31,11 +31,11 @@ export async function compressZlib(
     const call = { method: "deflateSync", options: {}, deflate } as const;
     return await callZlib(call, input, length);
   }
-  if (!nativeZlib()) {
-    throw new BlockError("ENOTSUP", "This runtime cannot compress with zlib");
-  }
   const options = { level, chunkSize: length + (length >> 8) + 1024 };
-  return await callZlib({ method: "deflateSync", options }, input, length);
+  const call = { method: "deflateSync", options } as const;
+  if (nativeZlib()) return await callZlib(call, input, length);
+  const { compressPortably } = await import("./portable_codecs.ts");
+  return await compressPortably(call, input);
 }
 
 /**

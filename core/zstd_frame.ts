@@ -46,6 +46,26 @@ export function zstdFrameLength(input: Uint8Array): number | undefined {
   return at <= input.length ? at : undefined;
 }
 
+/**
+ * The bytes that a frame says it holds, if it says so, and those of the window
+ * that decompressing it takes.
+ */
+export function zstdContent(
+  frame: Uint8Array,
+): { content?: number; window: number } {
+  const descriptor = frame[4];
+  const isSingle = (descriptor & SINGLE_SEGMENT) !== 0;
+  const size = [isSingle ? 1 : 0, 2, 4, 8][descriptor >> 6];
+  const end = 5 + headerRest(descriptor);
+  // Two bytes count from 256 on.
+  const content = size === 0
+    ? undefined
+    : littleEndian(frame, end - size, size) + (size === 2 ? 256 : 0);
+  if (isSingle) return { content, window: content! };
+  const base = 2 ** (10 + (frame[5] >> 3));
+  return { content, window: base + base / 8 * (frame[5] & 7) };
+}
+
 /** Length of the frame header after its descriptor. */
 function headerRest(descriptor: number): number {
   const isSingle = (descriptor & SINGLE_SEGMENT) !== 0;

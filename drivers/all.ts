@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { registerDriver } from "../core/registry.ts";
+import { provideDriver } from "../core/registry.ts";
 import { fileDriver } from "./file/driver.ts";
 import { qcow2Driver } from "./qcow2/driver.ts";
 import { rareDrivers } from "./rare.ts";
@@ -16,5 +16,5 @@ for (
     ...rareDrivers,
   ]
 ) {
-  registerDriver(driver);
+  provideDriver(driver);
 }

@@ -10,6 +10,7 @@ import "../core/compression.ts";
 import "../core/detect_zeroes.ts";
 import "../core/inflate.ts";
 import "../core/probe_guard.ts";
+import "../core/reopen.ts";
 import "../core/zlib_workers.ts";
 import "./memory.ts";
 import "./qcow2/allocation.ts";

@@ -150,7 +150,7 @@ export function chainText(
 const RULES: readonly { room: RegExp; mayImport: RegExp; rule: string }[] = [
   { room: /^core\//, mayImport: /^$/, rule: "core imports only core" },
   {
-    room: /^drivers\/(all|preload|rare)\.ts$/,
+    room: /^drivers\/(all|held|preload|rare)\.ts$/,
     mayImport: /^(core|drivers)\//,
     rule: "what registers drivers imports core and drivers",
   },
@@ -158,6 +158,11 @@ const RULES: readonly { room: RegExp; mayImport: RegExp; rule: string }[] = [
     room: /^drivers\//,
     mayImport: /^core\//,
     rule: "a driver imports core and its own folder",
+  },
+  {
+    room: /^subpaths\//,
+    mayImport: /^(core|drivers)\//,
+    rule: "a subpath exports what is in core and drivers",
   },
   {
     room: /^cli\//,
@@ -168,7 +173,7 @@ const RULES: readonly { room: RegExp; mayImport: RegExp; rule: string }[] = [
   },
   {
     room: /^mod\.ts$/,
-    mayImport: /^(core|drivers)\//,
+    mayImport: /^(core|drivers|subpaths)\//,
     rule: "mod.ts exports what is in core and drivers",
   },
   {
@@ -220,13 +225,13 @@ const RUNTIMES: readonly {
     isNamed: (code, strings) =>
       /\bDeno\b/.test(code) ||
       strings.some((text) => /^Deno$|\bDeno\??\.\w/.test(text)),
-    in: /^(core|drivers|web)\/|^mod\.ts$/,
+    in: /^(core|drivers|subpaths|web|cli)\/|^mod\.ts$/,
     but: /^core\/platform\/deno[^/]*$/,
   },
   {
     what: "node:",
     isNamed: (_, strings) => strings.some((text) => /\bnode:\w/.test(text)),
-    in: /^(core|drivers|web|cli)\/|^(mod|cli)\.ts$/,
+    in: /^(core|drivers|subpaths|web|cli)\/|^(mod|cli)\.ts$/,
     but: /^core\/platform\/node[^/]*$/,
   },
 ];

@@ -112,7 +112,7 @@ const NAMED: readonly [module: string, text: string, what: string[]][] = [
   ["core/platform/node_files.ts", 'module("node:fs");', []],
   ["core/a.ts", 'import "node:fs";', ["node:"]],
   ["drivers/a.ts", "const fs = await import('node:fs');", ["node:"]],
-  ["cli/a.ts", "Deno.exit(); require('node:fs');", ["node:"]],
+  ["cli/a.ts", "Deno.exit(); require('node:fs');", ["Deno", "node:"]],
   ["core/a.ts", "// Deno.cwd()\n/* Deno, node:fs */ const node: Node;", []],
   ["core/a.ts", 'fail("it needs Deno 2");', []],
 ];

@@ -50,8 +50,11 @@ function releaseOf(program: string): string {
 
 const ROOT = new URL("..", import.meta.url).pathname;
 
+/** A command to be tested in place of the source: a list of words, as JSON. */
+const OTHER = Deno.env.get("BDRV_COMMAND");
+
 /** The command line of this project, for `run`. */
-export const BDRV: readonly string[] = [
+export const BDRV: readonly string[] = OTHER ? JSON.parse(OTHER) : [
   Deno.execPath(),
   "run",
   "--quiet",

@@ -5,6 +5,7 @@ import {
   type Inspection,
   type InspectOptions,
 } from "../../core/jobs/inspect.ts";
+import { process } from "../../core/platform/this_process.ts";
 import { parseStack } from "../../core/spec.ts";
 // Registers the drivers.
 import "../../drivers/all.ts";
@@ -75,7 +76,7 @@ async function inspectArgument(
   const options = { ...wishes, forceShare };
   try {
     if (text === "-" && !imageOpts) {
-      if (Deno.stdin.isTerminal()) {
+      if (process.input.isTerminal()) {
         throw new CommandError("Standard input is a terminal, not an image");
       }
       return await inspect(inputFile() ?? inputChunks(), options);

@@ -1,5 +1,7 @@
 /** `serve`: offer an image to NBD clients. @module */
 import { Image } from "../../core/image.ts";
+import { localSockets } from "../../core/platform/mod.ts";
+import { process } from "../../core/platform/this_process.ts";
 import type { SocketAddress } from "../../core/platform/sockets.ts";
 import { serveNbd } from "../../mod.ts";
 import {
@@ -186,10 +188,12 @@ async function freeAddress(wish: Wish): Promise<SocketAddress> {
   const { socket: path, host, port } = wish;
   if (path === undefined) return { host, port: portNumber(host, port) };
   // Clients elsewhere could not find a name that is relative to our folder.
-  const absolute = path.startsWith("/") ? path : `${Deno.cwd()}/${path}`;
+  const absolute = path.startsWith("/")
+    ? path
+    : `${process.workingFolder()}/${path}`;
   let isTaken = true;
   try {
-    (await Deno.connect({ transport: "unix", path: absolute })).close();
+    (await (await localSockets()).connect({ path: absolute })).close();
   } catch {
     isTaken = false;
   }
@@ -199,7 +203,7 @@ async function freeAddress(wish: Wish): Promise<SocketAddress> {
 
 /** Tell who sits at a terminal what happens; logs get to know what fails. */
 function watching(program: Program) {
-  const isSeen = Deno.stderr.isTerminal();
+  const isSeen = process.error.isTerminal();
   let count = 0;
   const tell = (what: string) => {
     if (isSeen) program.printError(`${what}; ${count} connected\n`);

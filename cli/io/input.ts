@@ -4,6 +4,8 @@
  * @module
  */
 
+import { process } from "../../core/platform/this_process.ts";
+
 /** Longer lines are split into pieces of this many bytes. */
 const MAX_LINE = 1023;
 const NEWLINE = 10;
@@ -19,7 +21,7 @@ export async function* inputLines(
   const chunk = new Uint8Array(64 * 1024);
   let held = new Uint8Array(0);
   for (;;) {
-    const count = await waiting(Deno.stdin.read(chunk));
+    const count = await waiting(process.input.read(chunk));
     if (count === null) break;
     const bytes = new Uint8Array(held.length + count);
     bytes.set(held);

@@ -4,6 +4,7 @@
  * @module
  */
 import { type IoCommand, Refusal } from "./command.ts";
+import { process } from "../../core/platform/this_process.ts";
 import { giveWay } from "../../core/runtime.ts";
 import { cInteger } from "../numbers.ts";
 import { byteCount } from "./numbers.ts";
@@ -42,12 +43,8 @@ export const abort: IoCommand = {
 };
 
 async function raise(signal: number): Promise<void> {
-  // `Deno.kill` takes only names of signals.
-  const { process } = globalThis as unknown as {
-    process: { readonly pid: number; kill(pid: number, signal: number): void };
-  };
   try {
-    process.kill(process.pid, signal);
+    process.raise(signal);
   } catch {
     // There is no such signal; QEMU ignores the result of `raise`.
   }

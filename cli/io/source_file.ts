@@ -3,7 +3,10 @@
  *
  * @module
  */
-import { BlockError, codeOfErrno } from "../../core/errors.ts";
+import { BlockError } from "../../core/errors.ts";
+import { hostError } from "../../core/platform/files.ts";
+import type { InputFile } from "../../core/platform/process.ts";
+import { process } from "../../core/platform/this_process.ts";
 
 /**
  * The first bytes of a file, device or pipe, at most `most`. It is read to the
@@ -28,7 +31,7 @@ export async function headOf(
     }
     return bytes.subarray(0, length);
   } catch (error) {
-    throw asHostError(error);
+    throw hostError(error);
   }
 }
 
@@ -36,9 +39,9 @@ export async function headOf(
 async function openInTime(
   filename: string,
   patience: number,
-): Promise<Deno.FsFile> {
-  const { isFifo } = await Deno.stat(filename);
-  const opening = Deno.open(filename);
+): Promise<InputFile> {
+  const { isFifo } = process.status(filename);
+  const opening = process.openInput(filename);
   if (!isFifo) return await opening;
   const { promise: expired, reject } = Promise.withResolvers<never>();
   const timer = setTimeout(() => reject(new BlockError("ENXIO")), patience);
@@ -46,18 +49,9 @@ async function openInTime(
     return await Promise.race([opening, expired]);
   } catch (error) {
     // A writer may still come later: close the file then.
-    opening.then((file) => file.close(), () => {});
+    opening.then((file) => file[Symbol.dispose](), () => {});
     throw error;
   } finally {
     clearTimeout(timer);
   }
-}
-
-function asHostError(error: unknown): BlockError {
-  if (error instanceof BlockError) return error;
-  const { message } = error as Error;
-  const errno = Number(/\(os error (\d+)\)/.exec(message)?.[1]);
-  const isRefused = error instanceof Deno.errors.NotCapable;
-  const code = isRefused ? "EACCES" : codeOfErrno(errno);
-  return new BlockError(code, undefined, { cause: error });
 }

@@ -5,9 +5,9 @@
  */
 import { strerror } from "../../core/errors.ts";
 import { localSockets } from "../../core/platform/mod.ts";
+import { process } from "../../core/platform/this_process.ts";
 import type { Listener } from "../../core/platform/sockets.ts";
 import { CommandError } from "../program.ts";
-import { variable } from "./environment.ts";
 import type { NbdRequest } from "./options.ts";
 
 /** The descriptor of the first such socket. */
@@ -15,8 +15,8 @@ const FIRST = 3;
 
 /** The number of sockets that are meant for this process. */
 function socketCount(): number {
-  const isOurs = Number(variable("LISTEN_PID")) === Deno.pid;
-  const count = Number(variable("LISTEN_FDS"));
+  const isOurs = Number(process.variable("LISTEN_PID")) === process.pid;
+  const count = Number(process.variable("LISTEN_FDS"));
   return isOurs && Number.isInteger(count) && count > 0 ? count : 0;
 }
 

@@ -9,6 +9,7 @@ import { backingOf, skipFilters } from "../../core/extents.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { openNode } from "../../core/open.ts";
 import type { OpenOptions } from "../../core/open_options.ts";
+import { process } from "../../core/platform/this_process.ts";
 import { applyFormat, toStack } from "../../core/sources.ts";
 import { parseStack } from "../../core/spec.ts";
 import type { NbdBitmap } from "../../mod.ts";
@@ -95,13 +96,13 @@ async function temporaryOverlay(
   backing: BlockNode,
   readOnly: boolean,
 ): Promise<BlockNode> {
-  const path = await Deno.makeTempFile({ prefix: "vl.", suffix: ".qcow2" });
+  const path = process.makeTemporary("vl.", ".qcow2");
   try {
     await createImage("qcow2", path, { size: backing.size });
     const overlay = { driver: "qcow2", file: path, backing };
     return await openNode(overlay, { readOnly, cache: "unsafe" });
   } finally {
-    await Deno.remove(path);
+    process.remove(path);
   }
 }
 

@@ -4,7 +4,8 @@
  * @module
  */
 import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
-import { localSockets } from "../../core/platform/mod.ts";
+import { localFiles, localSockets } from "../../core/platform/mod.ts";
+import { process } from "../../core/platform/this_process.ts";
 import {
   addressText,
   type Listener,
@@ -16,9 +17,10 @@ import { SIGNALS } from "../target.ts";
 /** The port of a number or the name of a service. */
 export function portNumber(host: string, port: string): number {
   if (/^\d+$/.test(port) && Number(port) < 65536) return Number(port);
-  const line = new RegExp(`^${RegExp.escape(port)}\\s+(\\d+)/tcp`, "m");
-  const found = line.exec(services());
-  if (found) return Number(found[1]);
+  for (const line of services().split("\n")) {
+    const [name, number] = line.split(/\s+/);
+    if (name === port && /^\d+\/tcp$/.test(number)) return parseInt(number);
+  }
   throw new CommandError(
     `address resolution failed for ${host}:${port}: Servname not supported ` +
       "for ai_socktype",
@@ -27,7 +29,7 @@ export function portNumber(host: string, port: string): number {
 
 function services(): string {
   try {
-    return Deno.readTextFileSync("/etc/services");
+    return localFiles().readText("/etc/services");
   } catch {
     return ""; // Then numbers have to do.
   }
@@ -56,7 +58,7 @@ export async function listenAt(address: SocketAddress): Promise<Listener> {
 /** Remove a socket; whatever else has the name is spared. */
 function removeSocket(path: string): void {
   try {
-    if (Deno.lstatSync(path).isSocket) Deno.removeSync(path);
+    if (process.linkStatus(path).isSocket) process.remove(path);
   } catch {
     // To listen there will tell what is wrong.
   }
@@ -71,11 +73,5 @@ export function connectError(thrown: unknown, address: SocketAddress): Error {
 
 /** Call `end` when a signal asks the program to end; others are ignored. */
 export function onSignals(end: () => void): void {
-  for (const [signal] of SIGNALS) {
-    try {
-      Deno.addSignalListener(signal, end);
-    } catch {
-      // Not all systems know all of them.
-    }
-  }
+  for (const [signal] of SIGNALS) process.listen(signal, end);
 }

@@ -5,6 +5,7 @@
  */
 import { Image } from "../../core/image.ts";
 import type { BlockNode } from "../../core/node.ts";
+import { process } from "../../core/platform/this_process.ts";
 import type { Listener, SocketAddress } from "../../core/platform/sockets.ts";
 import { surviveSignal } from "../../core/runtime.ts";
 import { asBlockError, strerror } from "../../core/errors.ts";
@@ -126,7 +127,7 @@ function authorizationOf(
 
 function writePid(path: string): void {
   try {
-    Deno.writeTextFileSync(path, `${Deno.pid}\n`, { mode: 0o600 });
+    process.writeOwn(path, `${process.pid}\n`);
   } catch (error) {
     const { code, hint } = asBlockError(error);
     throw new CommandError(`Could not create '${path}': ${strerror(code)}`, {

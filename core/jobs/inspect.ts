@@ -79,9 +79,6 @@ export interface InspectOptions {
   signal?: AbortSignal;
 }
 
-/** Bytes of a stream. */
-type ByteStream = AsyncIterable<Uint8Array>;
-
 /**
  * Inspect an image: its format by all magics, what it says of itself, and what
  * speaks against using it. At most 1 MiB of the file is read, and no file that
@@ -107,7 +104,7 @@ type ByteStream = AsyncIterable<Uint8Array>;
  * ```
  */
 export async function inspect(
-  source: Source | BlockNode | ByteStream,
+  source: Source | BlockNode | AsyncIterable<Uint8Array>,
   options: InspectOptions = {},
 ): Promise<Inspection> {
   checkOptions("inspect", options, {
@@ -123,7 +120,7 @@ export async function inspect(
   }
 }
 
-function isStream(source: unknown): source is ByteStream {
+function isStream(source: unknown): source is AsyncIterable<Uint8Array> {
   return typeof source === "object" && source !== null &&
     Symbol.asyncIterator in source;
 }
@@ -195,7 +192,7 @@ class StreamView {
   #head: Uint8Array = allocate(BUDGET);
   #end: Uint8Array = allocate(0);
 
-  constructor(stream: ByteStream, signal?: AbortSignal) {
+  constructor(stream: AsyncIterable<Uint8Array>, signal?: AbortSignal) {
     this.#chunks = stream[Symbol.asyncIterator]();
     this.#signal = signal;
   }
@@ -250,7 +247,7 @@ class StreamView {
 }
 
 async function inspectStream(
-  stream: ByteStream,
+  stream: AsyncIterable<Uint8Array>,
   { whole = false, signal, gate }: InspectOptions,
 ): Promise<Inspection> {
   const view = new StreamView(stream, signal);

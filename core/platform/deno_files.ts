@@ -12,7 +12,9 @@ import {
   type FileInfo,
   type Files,
   type HostFile,
+  succeeds,
 } from "./files.ts";
+import { nodeFiles } from "./node_files.ts";
 
 export const files: Files = {
   stat: (path) => infoOf(attempt(() => Deno.statSync(path))),
@@ -27,6 +29,15 @@ export const files: Files = {
     const read = state === "granted";
     const options = { read, write: true, create: true, mode: 0o644 };
     attempt(() => Deno.openSync(path, options)).close();
+  },
+
+  adopt(handle) {
+    if (!(handle instanceof Deno.FsFile)) {
+      return nodeFiles()?.adopt(handle);
+    }
+    const file: Deno.FsFile = handle;
+    const isWritable = succeeds(() => file.writeSync(new Uint8Array(0)));
+    return { file: new DenoFile(file), isWritable };
   },
 
   realPath: (path) => attempt(() => Deno.realPathSync(path)),

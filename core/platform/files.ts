@@ -36,6 +36,11 @@ export interface Files {
    * for writing.
    */
   create(path: string): void;
+  /**
+   * A file that the caller has opened, by the runtime's own object for it; it
+   * stays the caller's to close. `undefined` for anything else.
+   */
+  adopt(handle: object): AdoptedFile | undefined;
   /** The absolute path of an existing file, all links followed. */
   realPath(path: string): string;
   /** The target of a symbolic link. */
@@ -46,6 +51,23 @@ export interface Files {
   workingFolder(): string;
   /** Why there is no C library; ends a sentence. */
   readonly whyNoLibc: string;
+}
+
+/** A file that somebody else has opened. */
+export interface AdoptedFile {
+  readonly file: HostFile;
+  /** Whether it was opened for writing. */
+  readonly isWritable: boolean;
+}
+
+/** Whether a call does not throw. */
+export function succeeds(call: () => unknown): boolean {
+  try {
+    call();
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 /**

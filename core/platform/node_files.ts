@@ -12,6 +12,7 @@ import {
   type FileInfo,
   type Files,
   type HostFile,
+  succeeds,
 } from "./files.ts";
 import { nodeModule } from "./node_modules.ts";
 
@@ -73,6 +74,13 @@ export function nodeFiles(): Files | null {
       const { O_CREAT, O_RDWR } = fs.constants;
       const flags = O_CREAT | O_RDWR;
       attempt(() => fs.closeSync(fs.openSync(path, flags, 0o644)));
+    },
+    adopt(handle) {
+      const { fd } = handle as { fd?: unknown };
+      if (typeof fd !== "number") return undefined;
+      const nothing = new Uint8Array(0);
+      const isWritable = succeeds(() => fs.writeSync(fd, nothing, 0, 0, 0));
+      return { file: new NodeFile(fs, fd), isWritable };
     },
     realPath: (path) => attempt(() => fs.realpathSync.native(path)),
     readLink: (path) => attempt(() => fs.readlinkSync(path)),

@@ -1,0 +1,11 @@
+/**
+ * The process of the current runtime.
+ *
+ * @module
+ */
+import { denoProcess } from "./deno_process.ts";
+import { nodeProcess } from "./node_process.ts";
+import type { Process } from "./process.ts";
+
+/** This process. */
+export const process: Process = denoProcess() ?? nodeProcess();

@@ -1,0 +1,112 @@
+/**
+ * The protocol driver `handle`: a file that the program has opened itself, a
+ * `Deno.FsFile` or a `FileHandle` of `node:fs/promises`. It stays the program's,
+ * which closes it after the image.
+ *
+ * @module
+ */
+import type { IoVector } from "../core/bytes.ts";
+import type { BlockDriver } from "../core/driver.ts";
+import { invalid } from "../core/errors.ts";
+import { dataExtent, heldKind } from "../core/held.ts";
+import type { AccessMode, BlockNode, Extent } from "../core/node.ts";
+import { type OptionTable, parseOptions } from "../core/options.ts";
+import type { AdoptedFile, HostFile } from "../core/platform/files.ts";
+import { localFiles } from "../core/platform/mod.ts";
+import { valueText } from "../core/values.ts";
+
+const CREATE_OPTIONS: OptionTable = {
+  size: { type: "size", help: "Virtual disk size" },
+  preallocation: {
+    type: "enum",
+    values: ["off"],
+    default: "off",
+    help: "Preallocation mode (allowed values: off)",
+  },
+};
+
+/** `{driver: "handle", handle}`: an open file. */
+export const handleDriver: BlockDriver = {
+  name: "handle",
+  role: "protocol",
+  createOptions: CREATE_OPTIONS,
+  parseFilename() {
+    throw invalid("Unknown protocol 'handle'");
+  },
+
+  // deno-lint-ignore require-await -- the interface is asynchronous
+  async open(options, context) {
+    const { handle } = parseOptions({}, options, ["handle"]);
+    const { file, isWritable } = fileOf(handle);
+    const isReadOnly = context.readOnly || !isWritable;
+    return new HandleNode(file, context.filename, isReadOnly);
+  },
+
+  // deno-lint-ignore require-await
+  async create(options) {
+    const { handle, size = 0 } = parseOptions(CREATE_OPTIONS, options, [
+      "handle",
+    ]);
+    const { file } = fileOf(handle);
+    file.truncate(0);
+    file.truncate(size as number);
+  },
+};
+
+function fileOf(handle: unknown): AdoptedFile {
+  const file = heldKind(handle) === "handle"
+    ? localFiles().adopt(handle as object)
+    : undefined;
+  if (file) return file;
+  throw invalid(
+    `Parameter 'handle' expects an open file, not ${valueText(handle)}`,
+  );
+}
+
+class HandleNode implements BlockNode {
+  readonly driver = handleDriver;
+  readonly children = {};
+  readonly #file: HostFile;
+  readonly writev?: BlockNode["writev"];
+
+  constructor(
+    file: HostFile,
+    readonly filename: string,
+    public readOnly: boolean,
+  ) {
+    this.#file = file;
+    if (readOnly) return;
+    // deno-lint-ignore require-await -- the interface is asynchronous
+    this.writev = async (offset, iov) => this.#file.pwritev(offset, iov);
+  }
+
+  get size(): number {
+    return this.#file.size();
+  }
+
+  // deno-lint-ignore require-await
+  async readv(offset: number, iov: IoVector): Promise<void> {
+    this.#file.preadv(offset, iov);
+  }
+
+  // deno-lint-ignore require-await
+  async truncate(size: number): Promise<void> {
+    this.#file.truncate(size);
+  }
+
+  async flush(): Promise<void> {
+    if (!this.readOnly) await this.#file.syncLater();
+  }
+
+  // deno-lint-ignore require-await
+  async status(offset: number, length: number): Promise<Extent> {
+    return dataExtent(this, offset, length);
+  }
+
+  // deno-lint-ignore require-await
+  async setMode({ readOnly }: AccessMode): Promise<void> {
+    this.readOnly = readOnly || !this.writev;
+  }
+
+  async close(): Promise<void> {}
+}
