@@ -27,6 +27,7 @@ else if (import.meta.main) {
  * ```
  */
 export async function main(args: readonly string[]): Promise<number> {
+  if (!("Deno" in globalThis)) await import("./cli/on_node.ts");
   const { main } = await import("./cli/main.ts");
   return await main(args);
 }

@@ -11,9 +11,10 @@ import { stdModule, TOOLS } from "./std.ts";
 const ROOT = new URL("..", import.meta.url).pathname;
 
 /** Compiled by Bun; it starts the command line. */
-const START = (cli: string) =>
-  `import { main } from ${JSON.stringify(cli)};\n` +
-  "process.exit(await main(process.argv.slice(2)));\n";
+const START = `import "./cli/on_node.ts";
+import { main } from "./cli/main.ts";
+process.exit(await main(process.argv.slice(2)));
+`;
 
 async function run(program: string, args: string[], cwd: string) {
   const { success, stdout, stderr } = await new Deno.Command(program, {
@@ -55,7 +56,7 @@ export async function compileWithBun(output: string): Promise<void> {
     for (const name of ["cli", "core", "drivers", "subpaths"]) {
       await copyFolder(`${ROOT}${name}`, `${folder}/${name}`);
     }
-    await Deno.writeTextFile(`${folder}/start.ts`, START("./cli/main.ts"));
+    await Deno.writeTextFile(`${folder}/start.ts`, START);
     const bun = ["-y", "bun@1", "build", "--compile", "--minify"];
     const std = `${folder}/node_modules/@std/io`;
     await Deno.mkdir(std, { recursive: true });

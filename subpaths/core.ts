@@ -14,6 +14,8 @@
  *
  * @module
  */
+import "../core/platform/on_node.ts";
+
 export * from "../core/create.ts";
 export type * from "../core/create_options.ts";
 export { drain } from "../core/drain.ts";

@@ -150,7 +150,7 @@ export function chainText(
 const RULES: readonly { room: RegExp; mayImport: RegExp; rule: string }[] = [
   { room: /^core\//, mayImport: /^$/, rule: "core imports only core" },
   {
-    room: /^drivers\/(all|held|preload|rare)\.ts$/,
+    room: /^drivers\/(all|held|preload)\.ts$/,
     mayImport: /^(core|drivers)\//,
     rule: "what registers drivers imports core and drivers",
   },

@@ -19,7 +19,6 @@ import {
 import { cacheMode, openImageArgument, usingNodes } from "../images.ts";
 import { detailLines, type Json, prettyJson } from "../json.ts";
 import { humanSize, integerText } from "../numbers.ts";
-import { snapshotList } from "../snapshots.ts";
 import { CommandError, type Program } from "../program.ts";
 import { inRelease } from "../qemu_releases.ts";
 
@@ -32,6 +31,8 @@ interface Description {
   fullBackingFile?: string;
   info: NodeInfo;
   snapshots: Snapshot[];
+  /** Their list, for people. */
+  snapshotLines: readonly string[];
   /** What its requests are bound to, if that is wanted. */
   limits?: Record<string, number>;
   /** The nodes below it, but for its backing file. */
@@ -161,6 +162,9 @@ async function describe(
       : fullName(node, backingFile),
     info: { ...info, actualSize: await actualSizeOf(node) },
     snapshots,
+    snapshotLines: snapshots.length > 0
+      ? (await import("../snapshots.ts")).snapshotList(snapshots)
+      : [],
     ...(limits && {
       limits: (await import("../limits.ts")).limitsOf(node),
     }),
@@ -303,7 +307,7 @@ function humanLines({ info, ...image }: Description, path = ""): string[] {
     }
   }
   if (image.snapshots.length) {
-    lines.push("Snapshot list:", ...snapshotList(image.snapshots));
+    lines.push("Snapshot list:", ...image.snapshotLines);
   }
   if (image.limits) {
     lines.push("Block limits:");

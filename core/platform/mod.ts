@@ -1,24 +1,30 @@
 /**
- * The current runtime's platform. Only this module detects which runtime that
- * is.
+ * The current runtime's platform. What Node.js and Bun have comes from
+ * `on_node.ts`, which is not loaded where the command line runs on Deno.
  *
  * @module
  */
 import { BlockError } from "../errors.ts";
 import { denoPlatform } from "./deno.ts";
 import type { Files } from "./files.ts";
-import { nodePlatform } from "./node.ts";
 import type { Platform } from "./platform.ts";
+import type { Process } from "./process.ts";
 import type { Sockets } from "./sockets.ts";
 import { webPlatform } from "./web.ts";
 
 export type { Platform } from "./platform.ts";
 
+/** What else a runtime that is not Deno may provide. */
+export const provided: {
+  platform?: () => Platform | null;
+  process?: () => Process;
+} = {};
+
 let current: Platform | undefined;
 
 /** The current platform. */
 export function platform(): Platform {
-  return current ??= denoPlatform() ?? nodePlatform() ?? webPlatform();
+  return current ??= denoPlatform() ?? provided.platform?.() ?? webPlatform();
 }
 
 /**

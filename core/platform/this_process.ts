@@ -4,8 +4,8 @@
  * @module
  */
 import { denoProcess } from "./deno_process.ts";
-import { nodeProcess } from "./node_process.ts";
+import { provided } from "./mod.ts";
 import type { Process } from "./process.ts";
 
 /** This process. */
-export const process: Process = denoProcess() ?? nodeProcess();
+export const process: Process = denoProcess() ?? provided.process!();

@@ -1,11 +1,52 @@
 /**
- * The options of new images. What makes them is loaded when it is used.
+ * The options of new images, of images that are changed, and of encryption.
+ * What they are for is loaded when it is used.
  *
  * @module
  */
+import {
+  LUKS_AMEND_OPTIONS,
+  LUKS_CREATE_OPTIONS,
+  LUKS_OPEN_OPTIONS,
+  withPrefix,
+} from "../../core/crypto/luks_option_tables.ts";
 import type { OptionTable } from "../../core/options.ts";
-import { ENCRYPT_CREATE_OPTIONS } from "./encryption_options.ts";
 import { DEFAULT_CLUSTER_SIZE } from "./format.ts";
+
+/** The kinds of encryption. */
+export const FORMATS = ["aes", "luks"] as const;
+
+/** The options of `open` below `encrypt`. */
+export const ENCRYPT_OPTIONS: OptionTable = {
+  "encrypt.format": {
+    type: "string",
+    help: "Encryption format that the image must have: 'aes', 'luks'",
+  },
+  "encrypt.key-secret": {
+    type: "string",
+    help: "ID of secret providing qcow AES key or LUKS passphrase",
+  },
+  ...withPrefix("encrypt.", LUKS_OPEN_OPTIONS),
+};
+
+/** The options of `create`, before all others. */
+export const ENCRYPT_CREATE_OPTIONS: OptionTable = {
+  encryption: {
+    type: "boolean",
+    help:
+      "Encrypt the image with format 'aes'. (Deprecated in favor of encrypt.format=aes)",
+  },
+  "encrypt.format": {
+    type: "enum",
+    values: FORMATS,
+    help: "Encrypt the image, format choices: 'aes', 'luks'",
+  },
+  "encrypt.key-secret": {
+    type: "string",
+    help: "ID of secret providing qcow AES key or LUKS passphrase",
+  },
+  ...withPrefix("encrypt.", LUKS_CREATE_OPTIONS),
+};
 
 /** The options of `create`, in the order in which they are shown. */
 export const CREATE_OPTIONS: OptionTable = {
@@ -58,4 +99,22 @@ export const CREATE_OPTIONS: OptionTable = {
     default: 16,
     help: "Width of a reference count entry in bits",
   },
+};
+
+const { size, compat, backing_file, backing_fmt } = CREATE_OPTIONS;
+const { data_file, data_file_raw } = CREATE_OPTIONS;
+const { lazy_refcounts, refcount_bits } = CREATE_OPTIONS;
+
+/** The options of `amend`, in the order in which they are looked at. */
+export const AMEND_OPTIONS: OptionTable = {
+  ...withPrefix("encrypt.", LUKS_AMEND_OPTIONS),
+  size,
+  compat,
+  // They may be named, but `rebase` is what changes them.
+  backing_file: { ...backing_file, unsupported: true },
+  backing_fmt: { ...backing_fmt, unsupported: true },
+  data_file,
+  data_file_raw,
+  lazy_refcounts,
+  refcount_bits,
 };

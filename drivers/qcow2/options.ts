@@ -8,7 +8,7 @@ import { BlockError, invalid } from "../../core/errors.ts";
 import type { OptionTable, OptionValues } from "../../core/options.ts";
 import { isPlainObject } from "../../core/values.ts";
 import type { Behaviour } from "./behaviour.ts";
-import { ENCRYPT_OPTIONS } from "./encryption_options.ts";
+import { ENCRYPT_OPTIONS } from "./create_options.ts";
 import { Compatible } from "./format.ts";
 import { Geometry } from "./geometry.ts";
 import type { Header } from "./header.ts";
