@@ -5,7 +5,13 @@
  */
 import { invalid } from "../../core/errors.ts";
 import { unrefTimer } from "../../core/runtime.ts";
-import type { Qcow2State } from "./state.ts";
+import type { TableCache } from "./table_cache.ts";
+
+/** The caches of an image, as they are now. */
+interface Caches {
+  readonly l2Cache: TableCache;
+  readonly refcountCache: TableCache;
+}
 
 /**
  * A program's first timer costs Deno 7 ms, clearing none at all another 6:
@@ -17,14 +23,14 @@ const MILLISECONDS_BEFORE_CLEANING = 3000;
 
 /** Empties the caches of an image of what has not been used for some time. */
 export class CacheCleaner {
-  readonly #state: Qcow2State;
+  readonly #caches: Caches;
   readonly #createdAt = performance.now();
   #seconds = 0;
   #requests = 0;
   #timer?: ReturnType<typeof setInterval>;
 
-  constructor(state: Qcow2State) {
-    this.#state = state;
+  constructor(caches: Caches) {
+    this.#caches = caches;
   }
 
   /**
@@ -45,8 +51,8 @@ export class CacheCleaner {
     const age = performance.now() - this.#createdAt;
     if (age < MILLISECONDS_BEFORE_CLEANING) return;
     this.#timer = setInterval(() => {
-      this.#state.l2Cache.dropUnused();
-      this.#state.refcountCache.dropUnused();
+      this.#caches.l2Cache.dropUnused();
+      this.#caches.refcountCache.dropUnused();
     }, this.#seconds * 1000);
     // Cleaning up is no reason for a program to go on.
     unrefTimer(this.#timer);

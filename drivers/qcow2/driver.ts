@@ -8,7 +8,6 @@ import { invalid } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { type OptionValues, parseOptions } from "../../core/options.ts";
 import { AMEND_OPTIONS, CREATE_OPTIONS } from "./create_options.ts";
-import { CacheCleaner } from "./cache_cleaner.ts";
 import { Autoclear, Crypt, Incompatible } from "./format.ts";
 import { hasBitmaps, type Header, probe, readHeader } from "./header.ts";
 import type { ImageEncryption } from "./luks.ts";
@@ -98,21 +97,19 @@ async function open(
     const behaviour = behaviourOf(wish, state.header, context);
     // What makes no sense is refused before anything is changed.
     cacheSizes(wish, state.header);
-    cleaner.cleanEvery(cleanInterval(wish));
+    state.cleaner?.cleanEvery(cleanInterval(wish));
     if (!readOnly) await state.flushCaches();
     if (!readOnly && !behaviour.lazyRefcounts) await state.markClean();
     state.behaviour = behaviour;
     parsed = wish;
     adopt(state.header);
   };
-  const cleaner = new CacheCleaner(state);
-  cleaner.cleanEvery(cleanInterval(parsed));
+  state.cleaner?.cleanEvery(cleanInterval(parsed));
   const hooks = { reread, adopt, change };
   const node = new Qcow2Node(
     qcow2Driver,
     context.filename,
     state,
-    cleaner,
     hooks,
   );
   if (!readOnly && purpose === "check" && hasBitmaps(header)) {

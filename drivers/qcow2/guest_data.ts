@@ -5,6 +5,7 @@
  * @module
  */
 import { Access, type AccessHost } from "../../core/access.ts";
+import { CacheCleaner } from "./cache_cleaner.ts";
 import { ClusterMap, type ClusterMapHost } from "./cluster_map.ts";
 import { CompressedClusters, type CompressionHost } from "./compression.ts";
 import { GuestMap, type GuestMapHost } from "./guest_map.ts";
@@ -33,6 +34,7 @@ export class GuestData {
   readonly #host: GuestDataHost;
   l2Cache!: TableCache;
   refcountCache!: TableCache;
+  readonly cleaner = new CacheCleaner(this);
   readonly clusters: ClusterMap;
   readonly refcounts: Refcounts;
   readonly compressed: CompressedClusters;

@@ -41,7 +41,6 @@ import type {
 } from "../../core/node.ts";
 import type { OptionValues } from "../../core/options.ts";
 import { bitmapOperations } from "./bitmaps/operations.ts";
-import type { CacheCleaner } from "./cache_cleaner.ts";
 import { Autoclear, Compatible, Crypt, Incompatible } from "./format.ts";
 import { losesFeatures } from "./first_change.ts";
 import { hasBitmaps, type Header } from "./header.ts";
@@ -79,7 +78,6 @@ export class Qcow2Node implements BlockNode {
   readonly #state: Qcow2State;
   readonly #hooks: ReopenHooks;
   readonly #amending = new Mutex();
-  readonly #cleaner: CacheCleaner;
   /** Bytes of the file before anything was written to it. */
   readonly #sizeAtOpen: number;
 
@@ -93,13 +91,11 @@ export class Qcow2Node implements BlockNode {
     driver: BlockDriver,
     filename: string,
     state: Qcow2State,
-    cleaner: CacheCleaner,
     hooks: ReopenHooks,
   ) {
     this.driver = driver;
     this.filename = filename;
     this.#state = state;
-    this.#cleaner = cleaner;
     this.#sizeAtOpen = state.file.size;
     this.#hooks = hooks;
     this.image = {
@@ -163,7 +159,7 @@ export class Qcow2Node implements BlockNode {
    * ENOMEDIUM if the image has been given up.
    */
   #begin(offset: number, length: number): Held | Promise<Held> {
-    this.#cleaner.countRequest();
+    this.#state.cleaner?.countRequest();
     const share = this.#state.operations.share();
     const end = offset + length;
     const isReady = !(share instanceof Promise) && end <= this.size &&
@@ -287,7 +283,7 @@ export class Qcow2Node implements BlockNode {
   }
 
   async status(offset: number, length: number): Promise<Extent> {
-    this.#cleaner.countRequest();
+    this.#state.cleaner?.countRequest();
     const share = this.#state.operations.share();
     const held = share instanceof Promise ? await share : share;
     try {
@@ -506,7 +502,6 @@ export class Qcow2Node implements BlockNode {
         }
       }
     } finally {
-      this.#cleaner.stop();
       state.closeData();
     }
   }

@@ -21,6 +21,7 @@ import { Mutex, SharedLock } from "../../core/lock.ts";
 import type { BlockNode } from "../../core/node.ts";
 import type { Behaviour } from "./behaviour.ts";
 import type { Bitmaps, BitmapsHost } from "./bitmaps/bitmaps.ts";
+import type { CacheCleaner } from "./cache_cleaner.ts";
 import type { ClusterMap, ClusterMapHost } from "./cluster_map.ts";
 import type { CompressedClusters } from "./compression.ts";
 import { keptFeatures, losesFeatures, watchChanges } from "./first_change.ts";
@@ -153,12 +154,18 @@ export class Qcow2State
 
   /** Release what was needed for that. */
   closeData(): void {
+    this.#data?.cleaner.stop();
     this.#data?.compressed.close();
   }
 
   get #openData(): GuestData {
     if (this.#data) return this.#data;
     throw new BlockError("EINVAL", "The image was opened only to be described");
+  }
+
+  /** Lets go of tables; absent if none are ever read. */
+  get cleaner(): CacheCleaner | undefined {
+    return this.#data?.cleaner;
   }
 
   get l2Cache(): TableCache {
