@@ -13,13 +13,24 @@ const LIKE_FILE = "Options are those of `file`. A plain file name that leads " +
 
 /** By the name of the driver. */
 export const ABOUT: { readonly [driver: string]: string } = {
+  asif: "Apple's sparse images, read-only. See [its page](formats/asif.md).",
+  blob: "Bytes that a program holds. `blob` is a `Blob`, an `ArrayBuffer` or " +
+    "a view of one.",
   blkdebug: "Injects errors, as QEMU's driver of that name does. Its child " +
     "is `image`. The lists `inject-error` and `set-state` are QEMU's.",
+  bochs: "Growing images of Bochs, read-only. See " +
+    "[its page](formats/bochs.md).",
+  cloop: "Compressed loop images, read-only. See [its page](formats/cloop.md).",
   compress: "Stores what is written compressed. " + ON_A_FILE,
   "copy-on-read": "Copies what is read from backing files into the image. " +
     ON_A_FILE + " `bottom` is the node name of the lowest image that is " +
     "copied from.",
+  dmg: "Apple's disk images, read-only. See [its page](formats/dmg.md).",
   file: "A local file. As a file name by itself, anything without a scheme.",
+  gzip: "A compressed file. See [its page](formats/compressed.md).",
+  handle:
+    "A file that a program has opened. `handle` is a `Deno.FsFile` or a " +
+    "`FileHandle` of Node.js.",
   host_cdrom: "A drive of optical discs. " + LIKE_FILE,
   host_device: "A block or character device. " + LIKE_FILE,
   http: "An object on a web server, read in ranges. See " +
@@ -36,6 +47,9 @@ export const ABOUT: { readonly [driver: string]: string } = {
     "[Over the network](network.md).",
   "null-aio": "As [`null-co`](#null-co).",
   "null-co": "A disk that loses what is written to it.",
+  opfs: "A file of a browser's. `handle` is a `FileSystemFileHandle`, or its " +
+    "sync access handle.",
+  ova: "A disk in an appliance. See [its page](formats/ova.md).",
   parallels: "Parallels' disks. " + WITH_BACKING +
     " See [its page](formats/parallels.md).",
   preallocate: "Lets files grow in larger steps. " + ON_A_FILE,
@@ -53,6 +67,7 @@ export const ABOUT: { readonly [driver: string]: string } = {
     "`conf`, `user`, `server`. See [Disks in Ceph](ceph.md).",
   s3: "An object in S3, or a disk in numbered blocks. See " +
     "[its page](s3.md).",
+  tar: "A member of an archive. See [its page](formats/tar.md).",
   throttle: "Limits the rate of requests. " + ON_A_FILE +
     " `throttle-group` is a `ThrottleGroup`, or the id of an object of the " +
     "command line.",
@@ -63,4 +78,8 @@ export const ABOUT: { readonly [driver: string]: string } = {
     "that it names, and `backing`. See [its page](formats/vmdk.md).",
   vpc: "Virtual PC's disks (VHD). " + WITH_BACKING +
     " See [its page](formats/vpc.md).",
+  xz: "As [`gzip`](#gzip); entered where its blocks begin.",
+  zip: "As [`tar`](#tar).",
+  zstd: "As [`gzip`](#gzip); entered where its frames begin, if they have a " +
+    "table.",
 };

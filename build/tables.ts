@@ -5,6 +5,7 @@
  * @module
  */
 import "../drivers/all.ts";
+import "../drivers/held.ts";
 import type { BlockDriver } from "../core/driver.ts";
 import { NODE_OPTIONS } from "../core/node_options.ts";
 import type { OptionSpec, OptionTable } from "../core/options.ts";

@@ -117,6 +117,13 @@ const DIFFERENCES = {
     [11.1, []],
   ] as Variants<Words>,
 
+  /** The first letters of commands that `qemu-io` does not have yet. */
+  laterIoCommands: [
+    [7.2, ["aio_discard", "zone_"]],
+    [8.1, ["aio_discard"]],
+    [11.0, []],
+  ] as Variants<Words>,
+
   /** What drivers say that was said otherwise then: now, and then. */
   reworded: [
     [7.2, [[

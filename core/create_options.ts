@@ -43,6 +43,18 @@ export interface FileCreateOptions {
 }
 
 /**
+ * Options of a new `handle` image.
+ *
+ * @category Options of new images
+ */
+export interface HandleCreateOptions {
+  /** Virtual disk size. */
+  size?: number | string;
+  /** Preallocation mode (allowed values: off). Default: `off`. */
+  preallocation?: "off";
+}
+
+/**
  * Options of a new `host_cdrom` image.
  *
  * @category Options of new images
@@ -133,6 +145,43 @@ export interface NbdCreateOptions {
   size?: number | string;
   /** Preallocation mode (allowed values: off). */
   preallocation?: "off";
+}
+
+/**
+ * Options of a new `opfs` image.
+ *
+ * @category Options of new images
+ */
+export interface OpfsCreateOptions {
+  /** Virtual disk size. */
+  size?: number | string;
+  /** Preallocation mode (allowed values: off). Default: `off`. */
+  preallocation?: "off";
+}
+
+/**
+ * Options of a new `ova` image.
+ *
+ * @category Options of new images
+ */
+export interface OvaCreateOptions extends ProtocolCreateOptions {
+  /** Virtual disk size. */
+  size?: number | string;
+  /**
+   * Name of the virtual machine, and of the files in the archive. Default:
+   * `appliance`.
+   */
+  name?: string;
+  /** Controller that the disk is attached to. Default: `lsilogic`. */
+  adapter_type?: "lsilogic" | "buslogic" | "ide";
+  /** VMware's version of the virtual hardware. Default: `13`. */
+  hwversion?: number | string;
+  /** Virtual processors. Default: `1`. */
+  cpus?: number | string;
+  /** Memory of the virtual machine, a multiple of 1 MiB. Default: `1G`. */
+  memory?: number | string;
+  /** Preallocation of the file, where its protocol can. */
+  preallocation?: "off" | "falloc" | "full";
 }
 
 /**
@@ -412,6 +461,8 @@ export interface VpcCreateOptions extends ProtocolCreateOptions {
 export interface CreateOptionsByFormat {
   /** As {@linkcode FileCreateOptions}. */
   "file": FileCreateOptions;
+  /** As {@linkcode HandleCreateOptions}. */
+  "handle": HandleCreateOptions;
   /** As {@linkcode HostCdromCreateOptions}. */
   "host_cdrom": HostCdromCreateOptions;
   /** As {@linkcode HostDeviceCreateOptions}. */
@@ -422,6 +473,10 @@ export interface CreateOptionsByFormat {
   "memory": MemoryCreateOptions;
   /** As {@linkcode NbdCreateOptions}. */
   "nbd": NbdCreateOptions;
+  /** As {@linkcode OpfsCreateOptions}. */
+  "opfs": OpfsCreateOptions;
+  /** As {@linkcode OvaCreateOptions}. */
+  "ova": OvaCreateOptions;
   /** As {@linkcode ParallelsCreateOptions}. */
   "parallels": ParallelsCreateOptions;
   /** As {@linkcode QcowCreateOptions}. */

@@ -19,7 +19,11 @@ const DRIVERS: { readonly [tag: string]: HeldKind } = {
 /** The drivers of what is held. */
 export type HeldKind = "blob" | "opfs" | "handle";
 
-/** Bytes or an open file, as a program holds it. */
+/**
+ * Bytes or an open file, as a program holds it.
+ *
+ * @category Stacks
+ */
 export type HeldSource =
   | Blob
   | ArrayBuffer
@@ -27,7 +31,11 @@ export type HeldSource =
   | HeldBrowserFile
   | HeldFile;
 
-/** A `FileSystemFileHandle` of a browser, as far as it tells what it is. */
+/**
+ * A `FileSystemFileHandle` of a browser, as far as it tells what it is.
+ *
+ * @category Stacks
+ */
 export interface HeldBrowserFile {
   /** What it is: a file. */
   readonly kind: "file";
@@ -37,7 +45,11 @@ export interface HeldBrowserFile {
   getFile(): Promise<Blob>;
 }
 
-/** A `Deno.FsFile`, or a `FileHandle` of `node:fs/promises`. */
+/**
+ * A `Deno.FsFile`, or a `FileHandle` of `node:fs/promises`.
+ *
+ * @category Stacks
+ */
 export interface HeldFile {
   /** Read some bytes. */
   read(...given: never[]): Promise<unknown>;

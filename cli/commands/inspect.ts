@@ -43,8 +43,8 @@ export const command: Command = {
     },
   ],
   notes: "FILE is '-' for standard input. At most 1 MiB is read, and no file " +
-    "that the image\nnames is opened. The exit code is 0 if nothing speaks " +
-    "against the image, 3 after\nwarnings, 2 if there is a danger, and 1 if " +
+    "that the\nimage names is opened. The exit code is 0 if nothing speaks " +
+    "against the image,\n3 after warnings, 2 if there is a danger, and 1 if " +
     "it cannot be read.",
 
   async run(invocation) {

@@ -16,6 +16,7 @@ import { abort, quit, sigraise, sleep } from "./process.ts";
 import { read, readv } from "./read.ts";
 import type { Session } from "./session.ts";
 import { discard, write, writev } from "./write.ts";
+import { inRelease } from "../qemu_releases.ts";
 import { ZONE_COMMANDS } from "./zones.ts";
 
 /** `help`. */
@@ -29,9 +30,10 @@ const help: IoCommand = {
 
   run({ session, words: [name] }) {
     if (name === undefined) {
-      const lines = COMMANDS.map((command) =>
-        `${usageLine(command.name, command)}\n`
-      );
+      const later = inRelease("laterIoCommands");
+      const lines = COMMANDS
+        .filter(({ name }) => !later.some((start) => name.startsWith(start)))
+        .map((command) => `${usageLine(command.name, command)}\n`);
       const hint = "\nUse 'help commandname' for extended help.\n";
       return session.program.print(lines.join("") + hint);
     }

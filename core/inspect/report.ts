@@ -9,13 +9,23 @@ import type { ImplicitOpen } from "../gate.ts";
  * How grave a finding is: a `note` is a fact worth knowing, a `warning` is worth
  * a look before the image is used, and an image with a `danger` should not be
  * taken from anyone who is not trusted.
+ *
+ * @category Jobs
  */
 export type Severity = "note" | "warning" | "danger";
 
-/** What the gravest finding makes of an image. */
+/**
+ * What the gravest finding makes of an image.
+ *
+ * @category Jobs
+ */
 export type Verdict = "safe" | "suspect" | "unsafe";
 
-/** Something that was found. */
+/**
+ * Something that was found.
+ *
+ * @category Jobs
+ */
 export interface Finding {
   /** How grave it is. */
   readonly severity: Severity;
@@ -25,7 +35,11 @@ export interface Finding {
   readonly message: string;
 }
 
-/** A file that the image names. Nobody has looked whether it exists. */
+/**
+ * A file that the image names. Nobody has looked whether it exists.
+ *
+ * @category Jobs
+ */
 export interface NamedFile {
   /** What it is to the image. */
   readonly role: NonNullable<ImplicitOpen["role"]>;
@@ -37,7 +51,11 @@ export interface NamedFile {
   readonly gate: "allowed" | "refused";
 }
 
-/** The table that divides a disk. */
+/**
+ * The table that divides a disk.
+ *
+ * @category Jobs
+ */
 export interface PartitionTable {
   /** Its kind. */
   readonly type: "mbr" | "gpt";
@@ -45,7 +63,11 @@ export interface PartitionTable {
   readonly partitions: number;
 }
 
-/** What an image is, as far as its first look tells. */
+/**
+ * What an image is, as far as its first look tells.
+ *
+ * @category Jobs
+ */
 export interface Inspection {
   /** The name of its driver; absent if several formats match. */
   readonly format?: string;

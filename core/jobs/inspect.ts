@@ -60,7 +60,11 @@ export type {
   Verdict,
 } from "../inspect/report.ts";
 
-/** How to inspect. */
+/**
+ * How to inspect.
+ *
+ * @category Jobs
+ */
 export interface InspectOptions {
   /** Inspect it even if another process is writing to it. Default: false. */
   forceShare?: boolean;
@@ -102,6 +106,8 @@ export interface InspectOptions {
  * const { format, virtualSize, verdict } = await inspect(file);
  * assertEquals([format, virtualSize, verdict], ["qcow2", 1 << 30, "safe"]);
  * ```
+ *
+ * @category Jobs
  */
 export async function inspect(
   source: Source | BlockNode | AsyncIterable<Uint8Array>,

@@ -13,7 +13,11 @@ import { isEqual, isZero } from "../runtime.ts";
 import type { PictureOptions } from "./picture.ts";
 import { Space } from "./space.ts";
 
-/** Where two disks differ. */
+/**
+ * Where two disks differ.
+ *
+ * @category Jobs
+ */
 export interface Difference {
   /** The longer disk, of which each byte is the same or different. */
   readonly space: Space;
@@ -32,6 +36,8 @@ const MAX_RANGES = 1000;
  * read; past the end of the shorter one there are zeroes.
  *
  * @throws {BlockError} if one of them cannot be read.
+ *
+ * @category Jobs
  */
 export async function drawDifference(
   first: BlockNode,

@@ -5,7 +5,11 @@
  * @module
  */
 
-/** How a part of a picture looks. */
+/**
+ * How a part of a picture looks.
+ *
+ * @category Jobs
+ */
 export interface Look {
   /** Its name in a legend. */
   readonly label: string;
@@ -15,7 +19,11 @@ export interface Look {
   readonly colour: readonly [red: number, green: number, blue: number];
 }
 
-/** What a byte is: of a disk, or of a file. */
+/**
+ * What a byte is: of a disk, or of a file.
+ *
+ * @category Jobs
+ */
 export type Base =
   | "unallocated"
   | "zero"
@@ -36,10 +44,18 @@ export type Base =
   | "unknown"
   | "same";
 
-/** What a byte may be besides. */
+/**
+ * What a byte may be besides.
+ *
+ * @category Jobs
+ */
 export type Mark = "different" | "shared" | "dirty" | "leaked" | "corrupt";
 
-/** Any of them. */
+/**
+ * Any of them.
+ *
+ * @category Jobs
+ */
 export type LookName = Base | Mark;
 
 /** What every byte is one of. */
@@ -73,7 +89,11 @@ export const MARKS: Readonly<Record<Mark, Look>> = {
   "corrupt": look("corrupt", "!", 0xd21f2b),
 };
 
-/** All, by name. */
+/**
+ * All, by name.
+ *
+ * @category Jobs
+ */
 export const LOOKS: Readonly<Record<LookName, Look>> = { ...BASES, ...MARKS };
 
 /** A colour in the notation of CSS. */

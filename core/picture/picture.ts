@@ -22,7 +22,11 @@ import { nameOf } from "../node_names.ts";
 import type { LookName } from "./looks.ts";
 import { backingLook, Space } from "./space.ts";
 
-/** How to draw. */
+/**
+ * How to draw.
+ *
+ * @category Jobs
+ */
 export interface PictureOptions {
   /** Cells of each space at most, 1 to 1,048,576. Default: 4096. */
   cells?: number;
@@ -34,7 +38,11 @@ export interface PictureOptions {
   progress?(done: number, total: number): void;
 }
 
-/** A picture of an image. */
+/**
+ * A picture of an image.
+ *
+ * @category Jobs
+ */
 export interface Picture {
   /** The name of the image. */
   readonly name: string;
@@ -73,6 +81,8 @@ const MAX_NOTES = 10;
  * const svg = pictureToSvg(await drawPicture(image.node));
  * console.log(svg.slice(0, 4)); // <svg
  * ```
+ *
+ * @category Jobs
  */
 export async function drawPicture(
   node: BlockNode,

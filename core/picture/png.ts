@@ -28,7 +28,11 @@ const ADVANCE = (LETTER_WIDTH + 1) * DOT;
 const [PAPER, INK, FIRST_LOOK] = [0, 1, 2];
 const NAMES = Object.keys(LOOKS) as LookName[];
 
-/** A picture as the bytes of a PNG file. */
+/**
+ * A picture as the bytes of a PNG file.
+ *
+ * @category Jobs
+ */
 export async function pictureToPng(
   picture: Picture,
 ): Promise<Uint8Array<ArrayBuffer>> {

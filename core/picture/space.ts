@@ -22,7 +22,11 @@ const EMPTY = new Set<LookName>(["unallocated", "free"]);
 /** Marks of which a single byte is reason enough to show them. */
 const LOUD: readonly Mark[] = ["different", "corrupt", "leaked", "dirty"];
 
-/** Bytes of one look. */
+/**
+ * Bytes of one look.
+ *
+ * @category Jobs
+ */
 export interface Share {
   /** The look. */
   name: LookName;
@@ -30,7 +34,11 @@ export interface Share {
   bytes: number;
 }
 
-/** A space of bytes, drawn as cells. */
+/**
+ * A space of bytes, drawn as cells.
+ *
+ * @category Jobs
+ */
 export class Space {
   /** What it is: the disk, or the file. */
   readonly title: string;

@@ -23,6 +23,8 @@ const WIDTH = COLUMNS * CELL;
 /**
  * A picture as the text of an SVG file. Whoever points at a part is told what
  * it is; light or dark is the reader's choice.
+ *
+ * @category Jobs
  */
 export function pictureToSvg(picture: Picture): string {
   const spaces = spacesOf(picture);

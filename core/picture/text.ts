@@ -13,6 +13,8 @@ import type { Space } from "./space.ts";
  * A picture as lines of text: a letter for each cell.
  *
  * @param coloured Whether to colour it by the control sequences of terminals.
+ *
+ * @category Jobs
  */
 export function pictureToText(picture: Picture, coloured: boolean): string {
   const paint = coloured ? painted : (text: string) => text;

@@ -86,7 +86,7 @@ const NAMES: { readonly [command: string]: { [letter: string]: string } } = {
     u: "backing-unsafe",
   },
   dd: { f: "format", O: "output-format", U: "force-share" },
-  info: { f: "format", U: "force-share" },
+  info: { f: "format", t: "cache", U: "force-share" },
   map: {
     f: "format",
     l: "max-length",

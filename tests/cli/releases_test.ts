@@ -300,7 +300,10 @@ Deno.test("the stand-in has the help of the release that is followed", async () 
   assertEquals(await help("info --help", "7.2"), everything);
   const overview = await help("--help", "11.1");
   assertStringIncludes(overview, "\n  info - ");
-  assertStringIncludes(overview, "Supported image formats:\n\n  blkdebug ");
+  assertStringIncludes(
+    overview,
+    "Supported image formats:\n\n  asif blkdebug ",
+  );
   assertEquals(await help("-h", "10.0"), overview.replace("11.1.3", "10.0.0"));
   const info = await help("info --help", "");
   assertEquals(info.split("\n")[0], "Usage:");
