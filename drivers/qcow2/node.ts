@@ -411,6 +411,7 @@ export class Qcow2Node implements BlockNode {
 
   async #layout(options?: RequestFlags): Promise<ImageLayout> {
     const state = this.#state;
+    state.checkOpen();
     using _ = await state.metadata.lock();
     state.checkUsable();
     if (!state.readOnly) await state.flushCaches();
@@ -420,6 +421,7 @@ export class Qcow2Node implements BlockNode {
 
   async #check(options?: CheckOptions): Promise<CheckResult> {
     const state = this.#state;
+    state.checkOpen();
     using _ = await state.metadata.lock();
     state.checkUsable();
     if (!state.readOnly) await state.flushCaches();

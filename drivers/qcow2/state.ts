@@ -74,6 +74,13 @@ export class Qcow2State
   snapshotTableLength = 0;
   /** Whether the image claims something that changes would make untrue. */
   readonly #watches: boolean;
+  // What follows is there once the data is open. Each is a field of its own,
+  // since loops over all clusters look at it.
+  l2Cache!: TableCache;
+  refcountCache!: TableCache;
+  clusters!: ClusterMap;
+  compressed!: CompressedClusters;
+  refcounts!: Refcounts;
   #caches!: CacheSizes;
   #data?: GuestData;
   #corruptionSeen = false;
@@ -144,12 +151,22 @@ export class Qcow2State
     this.#caches = caches;
     this.#forgetFindings();
     this.#data?.makeCaches(caches);
+    if (this.#data) this.#useCaches(this.#data);
+  }
+
+  #useCaches({ l2Cache, refcountCache }: GuestData): void {
+    this.l2Cache = l2Cache;
+    this.refcountCache = refcountCache;
   }
 
   /** Make it possible to read and write guest data, once tables are loaded. */
   async openData(): Promise<void> {
     const { GuestData } = await import("./guest_data.ts");
     this.#data = new GuestData(this, this.#caches);
+    this.clusters = this.#data.clusters;
+    this.refcounts = this.#data.refcounts;
+    this.compressed = this.#data.compressed;
+    this.#useCaches(this.#data);
   }
 
   /** Release what was needed for that. */
@@ -158,7 +175,8 @@ export class Qcow2State
     this.#data?.compressed.close();
   }
 
-  get #openData(): GuestData {
+  /** @throws {BlockError} EINVAL if the image was only to be described. */
+  checkOpen(): GuestData {
     if (this.#data) return this.#data;
     throw new BlockError("EINVAL", "The image was opened only to be described");
   }
@@ -168,29 +186,9 @@ export class Qcow2State
     return this.#data?.cleaner;
   }
 
-  get l2Cache(): TableCache {
-    return this.#openData.l2Cache;
-  }
-
-  get refcountCache(): TableCache {
-    return this.#openData.refcountCache;
-  }
-
-  get clusters(): ClusterMap {
-    return this.#openData.clusters;
-  }
-
   /** Moves guest data. */
   get access(): Access {
-    return this.#openData.access;
-  }
-
-  get compressed(): CompressedClusters {
-    return this.#openData.compressed;
-  }
-
-  get refcounts(): Refcounts {
-    return this.#openData.refcounts;
+    return this.checkOpen().access;
   }
 
   /** Read the tables that are kept whole. */
@@ -415,6 +413,7 @@ export class Qcow2State
    * refcounts left out. For the metadata lock's holder.
    */
   async flushCaches(what: "all" | "needed" = "all"): Promise<void> {
+    this.checkOpen();
     await this.event("flush_to_os");
     // In the safe order.
     await this.l2Cache.write();
