@@ -345,6 +345,7 @@ export class Qcow2Node implements BlockNode {
   get snapshots(): SnapshotOperations {
     const state = this.#state;
     const alone = async <T>(act: () => Promise<T>): Promise<T> => {
+      state.checkOpen();
       using _ = await state.operations.drain();
       state.checkUsable();
       return await act();
