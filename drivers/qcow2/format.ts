@@ -96,10 +96,11 @@ export function setCopied(
   at: number,
   copied: boolean,
 ): boolean {
-  const high = view.getUint32(at);
-  const wanted = (copied ? high | COPIED : high & ~COPIED) >>> 0;
-  if (wanted === high) return false;
-  view.setUint32(at, wanted);
+  // It is the highest bit; a byte stays a small integer, which V8 handles fast.
+  const first = view.getUint8(at);
+  const wanted = copied ? first | 0x80 : first & 0x7f;
+  if (wanted === first) return false;
+  view.setUint8(at, wanted);
   return true;
 }
 
