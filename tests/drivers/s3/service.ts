@@ -51,6 +51,10 @@ function kept(headers: Headers): Record<string, string> {
   );
 }
 
+async function etagOf(body: Uint8Array<ArrayBuffer>): Promise<string> {
+  return `"${(await sha256(body)).slice(0, 32)}"`;
+}
+
 /** The service. */
 export class Service implements AsyncDisposable {
   /** What is stored, by key. */
@@ -120,7 +124,15 @@ export class Service implements AsyncDisposable {
     body: Uint8Array<ArrayBuffer>,
     headers: Record<string, string> = {},
   ): Promise<void> {
-    const etag = `"${(await sha256(body)).slice(0, 32)}"`;
+    this.#store(key, body, headers, await etagOf(body));
+  }
+
+  #store(
+    key: string,
+    body: Uint8Array<ArrayBuffer>,
+    headers: Record<string, string>,
+    etag: string,
+  ): void {
     const changed = Date.now() + this.clock;
     this.objects.set(key, { body, etag, changed, headers });
   }
@@ -198,10 +210,11 @@ export class Service implements AsyncDisposable {
       return new Response(`\n<Result><ETag>${escaped(etag)}</ETag></Result>`);
     }
     if (method === "PUT") {
+      const etag = await etagOf(body);
+      // From here on at once: of several conditional writes, one succeeds.
       const refusal = this.#condition(key, headers);
       if (refusal) return refusal;
-      await this.put(key, body, kept(headers));
-      const { etag } = this.objects.get(key)!;
+      this.#store(key, body, kept(headers), etag);
       return new Response(null, { headers: { etag } });
     }
     const stored = this.objects.get(key);
