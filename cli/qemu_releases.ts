@@ -50,6 +50,9 @@ const DIFFERENCES = {
     [8.0, ["file", "host_device"]],
   ] as Variants<Words>,
 
+  /** The heading of details is shown where there are none, too. */
+  emptyDetails: [[7.2, true], [8.0, false]],
+
   /** Details of formats that `info` does not show yet. */
   laterDetails: [[7.2, ["detached-header"]], [9.0, []]] as Variants<Words>,
 

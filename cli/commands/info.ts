@@ -316,7 +316,7 @@ function humanLines({ info, ...image }: Description, path = ""): string[] {
     }
   }
   const details = detailLines(known(info.specific?.data as Json) ?? {}, "    ");
-  if (details.length > 0) {
+  if (details.length > 0 || (info.specific && inRelease("emptyDetails"))) {
     lines.push("Format specific information:", ...details);
   }
   for (const [role, child] of image.children) {

@@ -84,8 +84,10 @@ export class Disk implements BlockNode {
       layout,
       objectSize: sizes.objectSize,
       lease,
-      // A reader that shares it with a writer knows what it may see.
-      since: readOnly && !foreign ? client.now : Infinity,
+      // A reader that shares it with a writer knows what it may see. The
+      // service's clock tells whole seconds: what changed in that one may have
+      // changed before.
+      since: readOnly && !foreign ? client.now + 999 : Infinity,
       readAhead: options.readAhead,
       fileSize: () => this.#size,
     });
