@@ -138,3 +138,8 @@ export function flattenVector(iov: IoVector): Uint8Array {
   }
   return flat;
 }
+
+/** A view of the same memory, for the numbers in it. */
+export function viewOf(bytes: Uint8Array): DataView {
+  return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}

@@ -228,8 +228,3 @@ export function damaged(what: string): BlockError {
 export function u64(view: DataView, at: number, littleEndian = false): number {
   return Number(view.getBigUint64(at, littleEndian));
 }
-
-/** A view of just these bytes, which may be a part of a larger buffer. */
-export function viewOf(bytes: Uint8Array): DataView {
-  return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-}

@@ -11,7 +11,7 @@
  * @module
  */
 import type { Run } from "../core/block_map.ts";
-import { allocate, isExactSize, isPowerOfTwo } from "../core/bytes.ts";
+import { allocate, isExactSize, isPowerOfTwo, viewOf } from "../core/bytes.ts";
 import type { BlockDriver } from "../core/driver.ts";
 import { BlockError, invalid } from "../core/errors.ts";
 import type { BlockNode } from "../core/node.ts";
@@ -23,7 +23,6 @@ import {
   ReadOnlyNode,
   refuseWriting,
   u64,
-  viewOf,
 } from "../core/read_only.ts";
 import { readPadded } from "../core/requests.ts";
 

@@ -14,6 +14,7 @@ import {
   divideUp,
   isPowerOfTwo,
   SECTOR_SIZE,
+  viewOf,
 } from "../core/bytes.ts";
 import type { BlockDriver } from "../core/driver.ts";
 import { BlockError, invalid } from "../core/errors.ts";
@@ -25,7 +26,6 @@ import {
   ReadOnlyNode,
   refuseWriting,
   u64,
-  viewOf,
 } from "../core/read_only.ts";
 import { readPadded } from "../core/requests.ts";
 

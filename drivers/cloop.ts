@@ -8,7 +8,7 @@
  *
  * @module
  */
-import { allocate, type IoVector, SECTOR_SIZE } from "../core/bytes.ts";
+import { allocate, type IoVector, SECTOR_SIZE, viewOf } from "../core/bytes.ts";
 import type { BlockDriver } from "../core/driver.ts";
 import { BlockError, invalid } from "../core/errors.ts";
 import type { BlockNode, ReadFlags } from "../core/node.ts";
@@ -23,7 +23,6 @@ import {
   ReadOnlyNode,
   refuseWriting,
   u64,
-  viewOf,
 } from "../core/read_only.ts";
 import { readPadded } from "../core/requests.ts";
 import { decompressZlib } from "../core/zlib_streams.ts";

@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { allocate, divideUp, roundUp, SECTOR_SIZE } from "../bytes.ts";
+import { allocate, divideUp, roundUp, SECTOR_SIZE, viewOf } from "../bytes.ts";
 import { BlockError, invalid } from "../errors.ts";
 import {
   type Algorithms,
@@ -255,10 +255,6 @@ function latin1(bytes: Uint8Array): string {
 /** The reverse of {@linkcode latin1}. */
 function bytesOf(text: string): Uint8Array {
   return Uint8Array.from(text, (character) => character.charCodeAt(0));
-}
-
-function viewOf(bytes: Uint8Array): DataView {
-  return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 }
 
 /**

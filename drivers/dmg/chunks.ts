@@ -4,9 +4,9 @@
  *
  * @module
  */
-import { allocate, SECTOR_SIZE } from "../../core/bytes.ts";
+import { allocate, SECTOR_SIZE, viewOf } from "../../core/bytes.ts";
 import type { BlockNode } from "../../core/node.ts";
-import { type Chunk, u64, viewOf } from "../../core/read_only.ts";
+import { type Chunk, u64 } from "../../core/read_only.ts";
 import { TableFault, type Trailer } from "./trailer.ts";
 
 /** What a chunk holds. */

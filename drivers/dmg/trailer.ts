@@ -8,10 +8,11 @@ import {
   isExactSize,
   roundUp,
   SECTOR_SIZE,
+  viewOf,
 } from "../../core/bytes.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
-import { u64, viewOf } from "../../core/read_only.ts";
+import { u64 } from "../../core/read_only.ts";
 import { readPadded } from "../../core/requests.ts";
 
 /** A fault of the trailer or the tables that makes an image unusable. */

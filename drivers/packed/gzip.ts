@@ -5,6 +5,7 @@
  *
  * @module
  */
+import { viewOf } from "../../core/bytes.ts";
 import type { BlockDriver } from "../../core/driver.ts";
 import { decompress } from "../../core/compression.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
@@ -13,7 +14,7 @@ import { parseOptions } from "../../core/options.ts";
 import { crc32 } from "./crc32.ts";
 import { damaged, inflater } from "./native.ts";
 import { bytesOf, cannotSeek, unpacked } from "./sequence.ts";
-import { bytesAt, viewOf } from "./reading.ts";
+import { bytesAt } from "./reading.ts";
 import { Units, unitsNode } from "./units.ts";
 import { checkReadOnly } from "./window.ts";
 

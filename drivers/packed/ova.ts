@@ -11,7 +11,7 @@
  *
  * @module
  */
-import { allocate, padded, roundUp } from "../../core/bytes.ts";
+import { allocate, padded, roundUp, viewOf } from "../../core/bytes.ts";
 import { runningHash } from "../../core/crypto/hashes.ts";
 import type {
   BlockDriver,
@@ -23,7 +23,6 @@ import type { OptionTable, OptionValues } from "../../core/options.ts";
 import { loadFormat } from "../../core/registry.ts";
 import { nameText } from "../../core/values.ts";
 import { descriptorOf, type Plan } from "./ovf_text.ts";
-import { viewOf } from "./reading.ts";
 import { BLOCK } from "./tar_members.ts";
 
 /** The options of a new appliance. */

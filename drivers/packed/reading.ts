@@ -17,10 +17,3 @@ export async function bytesAt(
   await readPadded(file, at, [bytes]);
   return bytes;
 }
-
-/** The numbers in some bytes. */
-export function viewOf(
-  { buffer, byteOffset, byteLength }: Uint8Array,
-): DataView {
-  return new DataView(buffer, byteOffset, byteLength);
-}

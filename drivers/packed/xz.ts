@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { allocate, roundUp } from "../../core/bytes.ts";
+import { allocate, roundUp, viewOf } from "../../core/bytes.ts";
 import type { BlockDriver } from "../../core/driver.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
@@ -13,7 +13,7 @@ import { parseOptions } from "../../core/options.ts";
 import { crc32 } from "./crc32.ts";
 import { damaged, unpackXz, xzUnpacker } from "./native.ts";
 import { cannotSeek, unpacked } from "./sequence.ts";
-import { bytesAt, viewOf } from "./reading.ts";
+import { bytesAt } from "./reading.ts";
 import { MAX_UNIT, MAX_UNITS, type Unit, Units, unitsNode } from "./units.ts";
 import { checkReadOnly } from "./window.ts";
 

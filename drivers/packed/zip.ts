@@ -5,6 +5,7 @@
  *
  * @module
  */
+import { viewOf } from "../../core/bytes.ts";
 import type { BlockDriver } from "../../core/driver.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
@@ -18,7 +19,7 @@ import { crc32 } from "./crc32.ts";
 import { unpackedByRuntime } from "./gzip.ts";
 import { damaged, inflater, xzUnpacker, zstdUnpacker } from "./native.ts";
 import { bytesOf, cannotSeek, unpacked } from "./sequence.ts";
-import { bytesAt, viewOf } from "./reading.ts";
+import { bytesAt } from "./reading.ts";
 import {
   checkReadOnly,
   chooseMember,

@@ -5,6 +5,7 @@
  *
  * @module
  */
+import { viewOf } from "../../core/bytes.ts";
 import { decompress } from "../../core/compression.ts";
 import type { BlockDriver } from "../../core/driver.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
@@ -12,7 +13,7 @@ import type { BlockNode } from "../../core/node.ts";
 import { parseOptions } from "../../core/options.ts";
 import { damaged, zstdUnpacker } from "./native.ts";
 import { cannotSeek, unpacked } from "./sequence.ts";
-import { bytesAt, viewOf } from "./reading.ts";
+import { bytesAt } from "./reading.ts";
 import { MAX_UNIT, MAX_UNITS, Units, unitsNode } from "./units.ts";
 import { checkReadOnly } from "./window.ts";
 

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { allocate } from "../../core/bytes.ts";
+import { allocate, viewOf } from "../../core/bytes.ts";
 import { BlockError, reasonOf, strerror } from "../../core/errors.ts";
 import type { CheckRun } from "./check_run.ts";
 import {
@@ -13,7 +13,6 @@ import {
   entryOffset,
   entryToHex,
   setCopied,
-  viewOf,
 } from "./format.ts";
 import type { L2Layout } from "./l2_entry.ts";
 import { ReferenceCounts } from "./reference_counts.ts";

@@ -5,10 +5,9 @@
  *
  * @module
  */
-import { allocate } from "../../core/bytes.ts";
+import { allocate, viewOf } from "../../core/bytes.ts";
 import { BlockError, reasonOf } from "../../core/errors.ts";
 import type { CheckRun } from "./check_run.ts";
-import { viewOf } from "./format.ts";
 import type { L2Layout } from "./l2_entry.ts";
 
 /** Looks at all entries of one L2 table after the other. */

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { allocate, padded, SECTOR_SIZE } from "../../core/bytes.ts";
+import { allocate, padded, SECTOR_SIZE, viewOf } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
 import type { Mutex } from "../../core/lock.ts";
 import type { BlockNode } from "../../core/node.ts";
@@ -16,7 +16,6 @@ import {
   entryOffset,
   hex,
   MAX_L1_BYTES,
-  viewOf,
   writeUint64,
 } from "./format.ts";
 import type { Geometry } from "./geometry.ts";

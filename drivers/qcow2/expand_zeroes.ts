@@ -5,10 +5,11 @@
  *
  * @module
  */
+import { viewOf } from "../../core/bytes.ts";
 import { writeZeroes } from "../../core/requests.ts";
 import type { StepProgress } from "./amend_progress.ts";
 import { checkData } from "./data_clusters.ts";
-import { ENTRY_SIZE, entryOffset, hex, viewOf } from "./format.ts";
+import { ENTRY_SIZE, entryOffset, hex } from "./format.ts";
 import { readTable, updateCopiedFlags } from "./references.ts";
 import { readSnapshotL1 } from "./snapshot_table.ts";
 import { type Qcow2State, zeroes } from "./state.ts";

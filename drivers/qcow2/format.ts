@@ -68,11 +68,6 @@ export function writeUint64(view: DataView, at: number, value: number): void {
   view.setUint32(at + 4, value % TWO_32);
 }
 
-/** A view of the same memory for access to numbers. */
-export function viewOf(bytes: Uint8Array): DataView {
-  return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
-}
-
 /** The bytes that a view shows, sharing its memory. */
 export function bytesOf(
   { buffer, byteOffset, byteLength }: DataView,

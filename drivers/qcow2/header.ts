@@ -9,6 +9,7 @@ import {
   isExactSize,
   roundDown,
   SECTOR_SIZE,
+  viewOf,
 } from "../../core/bytes.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
@@ -24,7 +25,6 @@ import {
   MAX_SNAPSHOTS,
   MIN_CLUSTER_BITS,
   readUint64,
-  viewOf,
 } from "./format.ts";
 import { Geometry } from "./geometry.ts";
 import {

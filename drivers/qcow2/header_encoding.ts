@@ -3,9 +3,9 @@
  *
  * @module
  */
-import { allocate, roundUp } from "../../core/bytes.ts";
+import { allocate, roundUp, viewOf } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
-import { MAGIC, viewOf, writeUint64 } from "./format.ts";
+import { MAGIC, writeUint64 } from "./format.ts";
 import {
   type FeatureBits,
   type Header,

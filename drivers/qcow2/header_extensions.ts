@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { allocate, roundUp } from "../../core/bytes.ts";
+import { allocate, roundUp, viewOf } from "../../core/bytes.ts";
 import {
   asBlockError,
   BlockError,
@@ -12,7 +12,7 @@ import {
   reasonOf,
 } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
-import { Autoclear, Crypt, readUint64, viewOf } from "./format.ts";
+import { Autoclear, Crypt, readUint64 } from "./format.ts";
 
 /** The types of header extensions that are understood. */
 export const Extension = {

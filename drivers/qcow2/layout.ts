@@ -6,7 +6,7 @@
  *
  * @module
  */
-import { allocate } from "../../core/bytes.ts";
+import { allocate, viewOf } from "../../core/bytes.ts";
 import type {
   HostRun,
   HostUse,
@@ -16,7 +16,7 @@ import type {
 import { bitmapPlaces } from "./bitmaps/check.ts";
 import { performCheck } from "./check.ts";
 import { CheckRun, type CheckTarget } from "./check_run.ts";
-import { ENTRY_SIZE, entryOffset, viewOf } from "./format.ts";
+import { ENTRY_SIZE, entryOffset } from "./format.ts";
 import { readRefcount } from "./refcount_layout.ts";
 import { ReferenceCounts } from "./reference_counts.ts";
 

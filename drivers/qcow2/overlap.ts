@@ -4,11 +4,12 @@
  *
  * @module
  */
+import { viewOf } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { valueText } from "../../core/values.ts";
 import type { OptionTable, OptionValues } from "../../core/options.ts";
-import { Autoclear, ENTRY_SIZE, entryOffset, viewOf } from "./format.ts";
+import { Autoclear, ENTRY_SIZE, entryOffset } from "./format.ts";
 import type { Geometry } from "./geometry.ts";
 import type { Header } from "./header.ts";
 import type { SnapshotEntry } from "./snapshot_table.ts";

@@ -5,15 +5,10 @@
  *
  * @module
  */
-import { allocate, roundUp } from "../../core/bytes.ts";
+import { allocate, roundUp, viewOf } from "../../core/bytes.ts";
 import { asBlockError, BlockError, reasonOf } from "../../core/errors.ts";
 import type { CheckRun } from "./check_run.ts";
-import {
-  ENTRY_SIZE,
-  MAX_REFCOUNT_TABLE_BYTES,
-  viewOf,
-  writeUint64,
-} from "./format.ts";
+import { ENTRY_SIZE, MAX_REFCOUNT_TABLE_BYTES, writeUint64 } from "./format.ts";
 import { writeRefcount } from "./refcount_layout.ts";
 
 /** Where the header has the refcount table's offset and its clusters. */

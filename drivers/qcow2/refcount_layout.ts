@@ -4,8 +4,8 @@
  *
  * @module
  */
-import { allocate, divideUp, roundUp } from "../../core/bytes.ts";
-import { ENTRY_SIZE, readUint64, viewOf, writeUint64 } from "./format.ts";
+import { allocate, divideUp, roundUp, viewOf } from "../../core/bytes.ts";
+import { ENTRY_SIZE, readUint64, writeUint64 } from "./format.ts";
 import type { Geometry } from "./geometry.ts";
 
 /** Read the refcount at `index` of a block; inexact for 2^53 and more. */

@@ -7,7 +7,7 @@
  *
  * @module
  */
-import { allocate, divideUp } from "../../core/bytes.ts";
+import { allocate, divideUp, viewOf } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { isZero } from "../../core/runtime.ts";
@@ -18,7 +18,6 @@ import {
   entryOffset,
   hex,
   MAX_REFCOUNT_TABLE_BYTES,
-  viewOf,
   writeUint64,
 } from "./format.ts";
 import type { Geometry } from "./geometry.ts";

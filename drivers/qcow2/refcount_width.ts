@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { allocate, roundUp } from "../../core/bytes.ts";
+import { allocate, roundUp, viewOf } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
 import { isZero } from "../../core/runtime.ts";
 import type { StepProgress } from "./amend_progress.ts";
@@ -13,7 +13,6 @@ import {
   ENTRY_SIZE,
   hex,
   MAX_REFCOUNT_TABLE_BYTES,
-  viewOf,
   writeUint64,
 } from "./format.ts";
 import { Geometry } from "./geometry.ts";

@@ -7,7 +7,7 @@
  *
  * @module
  */
-import { allocate, divideUp } from "../../core/bytes.ts";
+import { allocate, divideUp, viewOf } from "../../core/bytes.ts";
 import { asBlockError, BlockError, reasonOf } from "../../core/errors.ts";
 import { isZero } from "../../core/runtime.ts";
 import type { FreeReason } from "./behaviour.ts";
@@ -15,7 +15,6 @@ import {
   ENTRY_SIZE,
   hex,
   MAX_REFCOUNT_TABLE_BYTES,
-  viewOf,
   writeUint64,
 } from "./format.ts";
 import type { Geometry } from "./geometry.ts";

@@ -4,15 +4,8 @@
  *
  * @module
  */
-import { allocate } from "../../core/bytes.ts";
-import {
-  bytesOf,
-  ENTRY_SIZE,
-  entryOffset,
-  hex,
-  setCopied,
-  viewOf,
-} from "./format.ts";
+import { allocate, viewOf } from "../../core/bytes.ts";
+import { bytesOf, ENTRY_SIZE, entryOffset, hex, setCopied } from "./format.ts";
 import type { Geometry } from "./geometry.ts";
 import type { Qcow2State } from "./state.ts";
 

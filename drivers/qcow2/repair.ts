@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { allocate } from "../../core/bytes.ts";
+import { allocate, viewOf } from "../../core/bytes.ts";
 import {
   asBlockError,
   BlockError,
@@ -12,7 +12,7 @@ import {
   strerror,
 } from "../../core/errors.ts";
 import type { CheckRun } from "./check_run.ts";
-import { Incompatible, viewOf, writeUint64 } from "./format.ts";
+import { Incompatible, writeUint64 } from "./format.ts";
 import { rebuildRefcounts } from "./rebuild.ts";
 import { writeRefcount } from "./refcount_layout.ts";
 import { encodeSnapshotTable } from "./snapshot_table.ts";

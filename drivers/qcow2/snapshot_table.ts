@@ -4,7 +4,13 @@
  *
  * @module
  */
-import { allocate, roundDown, roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
+import {
+  allocate,
+  roundDown,
+  roundUp,
+  SECTOR_SIZE,
+  viewOf,
+} from "../../core/bytes.ts";
 import { asBlockError, BlockError, reasonOf } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
@@ -15,7 +21,6 @@ import {
   MAX_SNAPSHOT_TABLE_BYTES,
   NO_ICOUNT,
   readUint64,
-  viewOf,
 } from "./format.ts";
 import type { Geometry } from "./geometry.ts";
 import type { Header } from "./header.ts";

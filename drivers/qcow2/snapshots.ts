@@ -9,10 +9,16 @@
  *
  * @module
  */
-import { allocate, padded, roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
+import {
+  allocate,
+  padded,
+  roundUp,
+  SECTOR_SIZE,
+  viewOf,
+} from "../../core/bytes.ts";
 import { asBlockError, BlockError, reasonOf } from "../../core/errors.ts";
 import type { Snapshot, SnapshotRequest } from "../../core/node.ts";
-import { ENTRY_SIZE, MAX_SNAPSHOTS, NO_ICOUNT, viewOf } from "./format.ts";
+import { ENTRY_SIZE, MAX_SNAPSHOTS, NO_ICOUNT } from "./format.ts";
 import { hasBitmaps } from "./header.ts";
 import {
   clearCopied,

@@ -5,8 +5,8 @@
  *
  * @module
  */
-import { allocate } from "../../core/bytes.ts";
-import { ENTRY_SIZE, entryToHex, readUint64, viewOf } from "./format.ts";
+import { allocate, viewOf } from "../../core/bytes.ts";
+import { ENTRY_SIZE, entryToHex, readUint64 } from "./format.ts";
 import type { Geometry } from "./geometry.ts";
 import type { Header } from "./header.ts";
 import { readRefcount } from "./refcount_layout.ts";

@@ -6,7 +6,7 @@
  *
  * @module
  */
-import { allocate } from "../../core/bytes.ts";
+import { allocate, viewOf } from "../../core/bytes.ts";
 import type { StreamSource } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
 import type { OptionValues } from "../../core/options.ts";
@@ -15,7 +15,6 @@ import {
   ENTRY_SIZE,
   MAX_REFCOUNT_TABLE_BYTES,
   setCopied,
-  viewOf,
   writeUint64,
 } from "./format.ts";
 import { Geometry } from "./geometry.ts";

@@ -14,10 +14,9 @@
  *
  * @module
  */
-import { allocate } from "../../core/bytes.ts";
+import { allocate, viewOf } from "../../core/bytes.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
-import { viewOf } from "./format.ts";
 
 /** A piece of a table in memory; it may become another one at an `await`. */
 export interface CachedTable {

@@ -14,13 +14,12 @@ import {
   roomInPlace,
   type Run,
 } from "../../core/block_map.ts";
-import { allocate, divideUp, roundUp } from "../../core/bytes.ts";
+import { allocate, divideUp, roundUp, viewOf } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
 import { Mutex } from "../../core/lock.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { PagedTable } from "../../core/paged_table.ts";
 import { readPadded } from "../../core/requests.ts";
-import { viewOf } from "./crc32c.ts";
 import { MIB } from "./headers.ts";
 import type { Log } from "./log.ts";
 import { LOG_SECTOR } from "./log_entry.ts";

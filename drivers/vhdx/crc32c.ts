@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { viewOf } from "../../core/bytes.ts";
 
 const TABLE = new Uint32Array(256).map((_, byte) => {
   let value = byte;
@@ -50,9 +51,4 @@ function checksum(bytes: Uint8Array, field: number): number {
   const sum = new Checksum();
   sum.add(bytes, field);
   return sum.value;
-}
-
-/** For the numbers in it. */
-export function viewOf(bytes: Uint8Array): DataView {
-  return new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
 }

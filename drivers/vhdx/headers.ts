@@ -6,11 +6,11 @@
  *
  * @module
  */
-import { allocate, isPowerOfTwo } from "../../core/bytes.ts";
+import { allocate, isPowerOfTwo, viewOf } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
-import { hasChecksum, putChecksum, viewOf } from "./crc32c.ts";
+import { hasChecksum, putChecksum } from "./crc32c.ts";
 import { fault } from "./faults.ts";
 import { guidAt, newGuid, NO_GUID, putGuid } from "./guid.ts";
 

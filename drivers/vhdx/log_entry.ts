@@ -5,11 +5,11 @@
  *
  * @module
  */
-import { allocate, divideUp } from "../../core/bytes.ts";
+import { allocate, divideUp, viewOf } from "../../core/bytes.ts";
 import type { BlockNode } from "../../core/node.ts";
 import type { ChangedUnit } from "../../core/paged_table.ts";
 import { readPadded } from "../../core/requests.ts";
-import { Checksum, putChecksum, viewOf } from "./crc32c.ts";
+import { Checksum, putChecksum } from "./crc32c.ts";
 import { guidAt, putGuid } from "./guid.ts";
 import type { Region } from "./regions.ts";
 

@@ -4,10 +4,9 @@
  *
  * @module
  */
-import { allocate } from "../../core/bytes.ts";
+import { allocate, viewOf } from "../../core/bytes.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
-import { viewOf } from "./crc32c.ts";
 import { fault } from "./faults.ts";
 import { guidAt, newGuid, putGuid } from "./guid.ts";
 import { isBlockSize, MIB } from "./headers.ts";

@@ -4,10 +4,10 @@
  *
  * @module
  */
-import { allocate } from "../../core/bytes.ts";
+import { allocate, viewOf } from "../../core/bytes.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
-import { hasChecksum, putChecksum, viewOf } from "./crc32c.ts";
+import { hasChecksum, putChecksum } from "./crc32c.ts";
 import { fault } from "./faults.ts";
 import { guidAt, putGuid } from "./guid.ts";
 import { type Header, MIB } from "./headers.ts";

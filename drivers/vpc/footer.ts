@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { allocate, roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
+import { allocate, roundUp, SECTOR_SIZE, viewOf } from "../../core/bytes.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
@@ -352,10 +352,6 @@ function checksum(bytes: Uint8Array, at: number): number {
     if (i < at || i >= at + 4) sum += bytes[i];
   }
   return ~sum >>> 0;
-}
-
-function viewOf(bytes: Uint8Array): DataView {
-  return new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
 }
 
 /** A character a byte. */

@@ -4,10 +4,11 @@
  *
  * @module
  */
+import { viewOf } from "../../core/bytes.ts";
 import { assertEquals } from "@std/assert";
 import { openProtocol } from "../../core/open.ts";
 import { checkImage } from "../../drivers/qcow2/check.ts";
-import { entryOffset, viewOf } from "../../drivers/qcow2/format.ts";
+import { entryOffset } from "../../drivers/qcow2/format.ts";
 import { Geometry } from "../../drivers/qcow2/geometry.ts";
 import { readHeader } from "../../drivers/qcow2/header.ts";
 import { put64, storeOf } from "../drivers/qcow2/bytes.ts";

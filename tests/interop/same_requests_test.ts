@@ -4,8 +4,9 @@
  *
  * @module
  */
+import { viewOf } from "../../core/bytes.ts";
 import { assert, assertEquals } from "@std/assert";
-import { entryOffset, viewOf } from "../../drivers/qcow2/format.ts";
+import { entryOffset } from "../../drivers/qcow2/format.ts";
 import { Random, seedsToRun } from "../model.ts";
 import { BDRV, qemuTest, run, runOk, TempDir } from "../qemu.ts";
 

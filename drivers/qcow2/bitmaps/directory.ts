@@ -4,11 +4,11 @@
  *
  * @module
  */
-import { allocate, roundUp } from "../../../core/bytes.ts";
+import { allocate, roundUp, viewOf } from "../../../core/bytes.ts";
 import { type BlockError, invalid } from "../../../core/errors.ts";
 import type { BitmapInfo, BlockNode } from "../../../core/node.ts";
 import { readPadded } from "../../../core/requests.ts";
-import { readUint64, viewOf, writeUint64 } from "../format.ts";
+import { readUint64, writeUint64 } from "../format.ts";
 import type { Geometry } from "../geometry.ts";
 import type { BitmapsExtension } from "../header_extensions.ts";
 

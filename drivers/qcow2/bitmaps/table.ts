@@ -4,9 +4,9 @@
  *
  * @module
  */
-import { allocate } from "../../../core/bytes.ts";
+import { allocate, viewOf } from "../../../core/bytes.ts";
 import { BlockError } from "../../../core/errors.ts";
-import { ENTRY_SIZE, entryOffset, viewOf, writeUint64 } from "../format.ts";
+import { ENTRY_SIZE, entryOffset, writeUint64 } from "../format.ts";
 
 /**
  * For each cluster of data the offset of its place in the file, or one of

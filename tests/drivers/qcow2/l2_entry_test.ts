@@ -1,9 +1,6 @@
+import { viewOf } from "../../../core/bytes.ts";
 import { assert, assertEquals } from "@std/assert";
-import {
-  Incompatible,
-  viewOf,
-  writeUint64,
-} from "../../../drivers/qcow2/format.ts";
+import { Incompatible, writeUint64 } from "../../../drivers/qcow2/format.ts";
 import { Geometry } from "../../../drivers/qcow2/geometry.ts";
 import { L2Layout } from "../../../drivers/qcow2/l2_entry.ts";
 import { Random } from "../../model.ts";
