@@ -54,7 +54,7 @@ export const command: Command = {
     const wish = parse(invocation);
     const { image: { format }, showsProgress: isShown } = invocation;
     const { options } = wish;
-    const progress = new Progress(program, isShown, 1, {
+    const progress = await Progress.begin(program, isShown, 1, {
       showsStart: false,
       unit: "steps",
     });
@@ -80,7 +80,7 @@ export const command: Command = {
         }
         if (!node.image?.amend) throw notSupported(driver.name);
         const values = parseValues(options, driver);
-        progress.begin();
+        progress.showStart();
         await node.image.amend(values, {
           force: wish.force,
           progress: (done, total) => progress.update(done, total),
