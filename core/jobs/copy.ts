@@ -48,11 +48,11 @@ export const REQUEST_SIZE = 2 * 1024 * 1024;
 /** Size of a disk from which on starting other threads pays off. */
 const LARGE_DISK = 64 * 1024 * 1024;
 
-/** Workers to begin with: one reads while the other writes. */
-const FIRST_WORKERS = 2;
+/** Workers to begin with: one reads, one writes, one is about to. */
+const FIRST_WORKERS = 3;
 
 /** Milliseconds between two looks at whether a read has to wait. */
-const SAMPLE_PAUSE = 20;
+const SAMPLE_PAUSE = 10;
 
 /** A request is slow if it takes this many milliseconds. */
 const SLOW_REQUEST = 20;
@@ -67,6 +67,12 @@ const SLOW_IN_A_ROW = 2;
  * reads gain little, and needs its own memory.
  */
 const MAX_COMPRESSED = 6 * 1024 * 1024;
+
+/**
+ * Largest request when compressing, in bytes. As each is written when all of it
+ * is compressed, many small ones keep the threads busy.
+ */
+const COMPRESSED_REQUEST = 512 * 1024;
 
 /** Smallest request, in bytes, however low the rate limit. */
 const LEAST_REQUEST_SIZE = 64 * 1024;
@@ -142,6 +148,9 @@ class Copy {
       requestSize = Math.min(requestSize, Math.max(LEAST_REQUEST_SIZE, share));
     }
     const clusterSize = compression?.clusterSize ?? 0;
+    if (clusterSize > 0) {
+      requestSize = Math.min(requestSize, COMPRESSED_REQUEST);
+    }
     this.#rules = {
       requestSize: Math.max(requestSize, clusterSize),
       clusterSize,
@@ -162,7 +171,7 @@ class Copy {
     if (progressBy === "disk") this.#total = this.#source.size;
     // When salvaging, this pass warns as well, as QEMU's does.
     else if (progress || salvage) await this.#count();
-    this.#startWorkers(FIRST_WORKERS);
+    this.#startWorkers(this.#rules.clusterSize > 0 ? Infinity : FIRST_WORKERS);
     // Workers may be added while earlier ones are awaited.
     for (const worker of this.#workers) await worker;
     if (this.#error) throw this.#error;
