@@ -27,5 +27,4 @@ import "./qcow2/snapshots.ts";
 import "./qcow2/stream.ts";
 import "./qcow2/unmap.ts";
 import "./qcow2/write_compressed.ts";
-import "./reading.ts";
-import "./writing.ts";
+import "./creating.ts";

@@ -1,4 +1,5 @@
 /** `amend`: change options of an image in place. @module */
+import "../../drivers/writing.ts";
 import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import type { OptionValues } from "../../core/options.ts";
 import { loadFormat } from "../../core/registry.ts";

@@ -1,5 +1,5 @@
 /** `convert`: convert images to a new one. @module */
-import "../../drivers/writing.ts";
+import "../../drivers/creating.ts";
 import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { createImage } from "../../core/create.ts";
 import { asBlockError, strerror } from "../../core/errors.ts";
