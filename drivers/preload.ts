@@ -10,6 +10,7 @@ import "../core/alignment.ts";
 import "../core/compression.ts";
 import "../core/detect_zeroes.ts";
 import "../core/inflate.ts";
+import "../core/kept_nodes.ts";
 import "../core/probe_guard.ts";
 import "../core/reopen.ts";
 import "../core/zlib_workers.ts";
