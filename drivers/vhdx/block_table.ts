@@ -85,6 +85,7 @@ type Kind = "data" | "zero" | "unallocated" | "partial" | "damaged";
 /** The block allocation table. */
 export class BlockTable implements BlockMap {
   readonly unit: number;
+  readonly isSparse = true;
   #file: BlockNode;
   readonly #metadata: Metadata;
   readonly #regions: Regions;

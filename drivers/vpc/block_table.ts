@@ -51,6 +51,7 @@ const SCAN_BYTES = 1024 * 1024;
 /** The block allocation table. */
 export class BlockTable implements BlockMap {
   readonly unit: number;
+  readonly isSparse = true;
   #file: BlockNode;
   readonly #footer: Footer;
   readonly #header: DynamicHeader;
