@@ -5,13 +5,13 @@
  */
 import { nothingFound } from "../../core/check_result.ts";
 import type { CheckOptions, CheckResult } from "../../core/node.ts";
-import { type BlockTable, hasPlace } from "./block_table.ts";
-import { BLOCK_SIZE, type VdiHeader } from "./header.ts";
+import { hasPlace, type VdiTable } from "./block_table.ts";
+import type { VdiHeader } from "./header.ts";
 
 /** Check the block map. */
 export async function checkBlocks(
   { blocks, blocksAllocated }: VdiHeader,
-  table: BlockTable,
+  table: VdiTable,
   { report = () => {} }: CheckOptions,
 ): Promise<CheckResult> {
   const seen = new Set<number>();
@@ -22,11 +22,7 @@ export async function checkBlocks(
     corruptions++;
   };
   for (let index = 0; index < blocks; index++) {
-    let entry = table.entry(index);
-    if (entry === undefined) {
-      await table.load(index * BLOCK_SIZE);
-      entry = table.entry(index)!;
-    }
+    const entry = await table.entry(index);
     if (!hasPlace(entry)) continue;
     if (entry >= blocks) {
       found(`ERROR: block index ${index} too large, is ${entry}`);

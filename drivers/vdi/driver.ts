@@ -18,7 +18,7 @@ import type {
   WriteFlags,
 } from "../../core/node.ts";
 import { parseOptions } from "../../core/options.ts";
-import { BlockTable, writeNewTable } from "./block_table.ts";
+import { VdiTable, writeNewTable } from "./block_table.ts";
 import { checkBlocks } from "./check.ts";
 import { VDI_CREATE_OPTIONS } from "./create_options.ts";
 import { BLOCK_SIZE, newHeader, readHeader, type VdiHeader } from "./header.ts";
@@ -61,7 +61,7 @@ class VdiNode implements BlockNode {
     check: (options) => this.#check(options),
   };
   readonly #header: VdiHeader;
-  readonly #table: BlockTable;
+  readonly #table: VdiTable;
   readonly #access: Access;
 
   constructor(
@@ -74,7 +74,7 @@ class VdiNode implements BlockNode {
     this.filename = filename;
     this.readOnly = readOnly;
     this.#header = header;
-    this.#table = new BlockTable(file, header);
+    this.#table = new VdiTable(file, header);
     this.#access = new Access(this, this.#table);
   }
 

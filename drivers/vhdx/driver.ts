@@ -22,7 +22,7 @@ import type {
 } from "../../core/node.ts";
 import { parseOptions } from "../../core/options.ts";
 import { openParent } from "../../core/parents.ts";
-import { BlockTable, TableShape } from "./block_table.ts";
+import { TableShape, VhdxTable } from "./block_table.ts";
 import { VHDX_CREATE_OPTIONS } from "./create_options.ts";
 import { fault } from "./faults.ts";
 import { newGuid } from "./guid.ts";
@@ -50,7 +50,7 @@ export const vhdxDriver: BlockDriver = {
     if (new TableShape(metadata).entries * 8 > regions.bat.length) {
       throw fault(context.filename, "EINVAL", "its block table is too short");
     }
-    const table = new BlockTable(file, metadata, regions, log);
+    const table = new VhdxTable(file, metadata, regions, log);
     await examine(table, context);
     const { parent } = metadata;
     const backing = parent && await openParent(
@@ -98,7 +98,7 @@ async function replay(log: Log, context: OpenContext): Promise<boolean> {
 }
 
 /** Refuse what has blocks in wrong places, unless that is to be found out. */
-async function examine(table: BlockTable, context: OpenContext): Promise<void> {
+async function examine(table: VhdxTable, context: OpenContext): Promise<void> {
   let first: string | undefined;
   await table.examine((line) => first ??= line);
   if (!first || context.purpose === "check") return;
@@ -113,7 +113,7 @@ interface VhdxImage {
   readonly backing?: BlockNode;
   readonly headers: Headers;
   readonly metadata: Metadata;
-  readonly table: BlockTable;
+  readonly table: VhdxTable;
   readonly context: OpenContext;
   /** Whether the log was replayed, and nobody has been told yet. */
   isReplayed: boolean;
@@ -198,6 +198,7 @@ class VhdxNode implements BlockNode {
   }
 
   async #check({ report }: CheckOptions = {}): Promise<CheckResult> {
+    await this.flush();
     const { table, isReplayed } = this.#image;
     this.#image.isReplayed = false;
     return {

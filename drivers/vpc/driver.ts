@@ -19,7 +19,7 @@ import type {
 import { type OptionValues, parseOptions } from "../../core/options.ts";
 import { shortened } from "../../core/values.ts";
 import { openParent } from "../../core/parents.ts";
-import { BlockTable } from "./block_table.ts";
+import { VpcTable } from "./block_table.ts";
 import { VPC_CREATE_OPTIONS, VPC_OPEN_OPTIONS } from "./create_options.ts";
 import { FixedMap } from "./fixed_map.ts";
 import {
@@ -85,7 +85,7 @@ async function openDynamic(
   context: OpenContext,
 ): Promise<BlockNode> {
   const header = await readDynamicHeader(file, footer, size);
-  const table = new BlockTable(file, footer, header);
+  const table = new VpcTable(file, footer, header);
   await table.examine();
   const image = { file, size, header, table, map: table, context };
   if (footer.type !== TYPE.DIFFERENCING) return new VpcNode(image);
@@ -110,7 +110,7 @@ interface VpcImage {
   readonly context: OpenContext;
   /** Of a dynamic image. */
   readonly header?: DynamicHeader;
-  readonly table?: BlockTable;
+  readonly table?: VpcTable;
   /** Of a differencing image: its parent's names, and the parent. */
   readonly parents?: readonly string[];
   readonly backing?: BlockNode;
