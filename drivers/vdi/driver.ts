@@ -3,19 +3,16 @@
  *
  * @module
  */
-import { Access } from "../../core/access.ts";
-import { type IoVector, roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
-import type { BlockDriver } from "../../core/driver.ts";
+import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
+import type { BlockDriver, OpenContext } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
+import { MappedNode } from "../../core/mapped_node.ts";
 import type {
   BlockNode,
   CheckOptions,
   CheckResult,
-  Extent,
   ImageOperations,
   NodeInfo,
-  ReadFlags,
-  WriteFlags,
 } from "../../core/node.ts";
 import { parseOptions } from "../../core/options.ts";
 import { VdiTable, writeNewTable } from "./block_table.ts";
@@ -34,7 +31,7 @@ export const vdiDriver: BlockDriver = {
     parseOptions({}, options, ["file"]);
     const file = await context.openChild("file");
     const header = await readHeader(file);
-    return new VdiNode(file, context.filename, header, context.readOnly);
+    return new VdiNode(file, header, context);
   },
 
   async create(options, context) {
@@ -52,55 +49,23 @@ export const vdiDriver: BlockDriver = {
   },
 };
 
-class VdiNode implements BlockNode {
+class VdiNode extends MappedNode {
   readonly driver = vdiDriver;
-  readonly filename: string;
-  readonly readOnly: boolean;
-  children: { readonly file: BlockNode };
   readonly image: ImageOperations = {
     check: (options) => this.#check(options),
   };
   readonly #header: VdiHeader;
   readonly #table: VdiTable;
-  readonly #access: Access;
 
-  constructor(
-    file: BlockNode,
-    filename: string,
-    header: VdiHeader,
-    readOnly: boolean,
-  ) {
-    this.children = { file };
-    this.filename = filename;
-    this.readOnly = readOnly;
+  constructor(file: BlockNode, header: VdiHeader, context: OpenContext) {
+    super({ file, context });
     this.#header = header;
     this.#table = new VdiTable(file, header);
-    this.#access = new Access(this, this.#table);
+    this.useMap(this.#table);
   }
 
   get size(): number {
     return this.#header.diskSize;
-  }
-
-  readv(offset: number, iov: IoVector, flags?: ReadFlags): Promise<void> {
-    return this.#access.readv(offset, iov, flags);
-  }
-
-  async writev(
-    offset: number,
-    iov: IoVector,
-    flags?: WriteFlags,
-  ): Promise<void> {
-    await this.#access.writev(offset, iov, flags);
-    if (flags?.fua) await this.flush();
-  }
-
-  status(offset: number, length: number): Promise<Extent> {
-    return this.#access.status(offset, length);
-  }
-
-  async flush(): Promise<void> {
-    if (!this.readOnly) await this.#table.flush();
   }
 
   // deno-lint-ignore require-await -- the interface is asynchronous
@@ -116,14 +81,5 @@ class VdiNode implements BlockNode {
       );
     }
     return await checkBlocks(this.#header, this.#table, options);
-  }
-
-  replaceChild(_role: string, file: BlockNode): void {
-    this.children = { file };
-    this.#table.useFile(file);
-  }
-
-  close(): Promise<void> {
-    return this.flush();
   }
 }
