@@ -8,9 +8,9 @@
  */
 import type { Allocation } from "../../core/block_map.ts";
 import { BLOCK, BlockTable } from "../../core/block_table.ts";
-import { allocate, roundUp } from "../../core/bytes.ts";
+import { roundUp } from "../../core/bytes.ts";
 import type { BlockNode } from "../../core/node.ts";
-import type { ChangedUnit } from "../../core/paged_table.ts";
+import { type ChangedUnit, readEntries } from "../../core/paged_table.ts";
 import { ENTRY_SIZE, HEADER_SIZE, type ParallelsHeader } from "./header.ts";
 
 /**
@@ -18,8 +18,6 @@ import { ENTRY_SIZE, HEADER_SIZE, type ParallelsHeader } from "./header.ts";
  * header: larger units could reach into the sector behind it.
  */
 const UNIT = 64;
-/** Bytes of the table that are looked at together. */
-const SCAN_BYTES = 1024 * 1024;
 
 /** The block allocation table. */
 export class ParallelsTable extends BlockTable {
@@ -54,17 +52,11 @@ export class ParallelsTable extends BlockTable {
     // Where there is nothing of a table, it is empty.
     const inFile = Math.max(0, this.file.size - HEADER_SIZE);
     const length = Math.min(entries * ENTRY_SIZE, inFile - inFile % ENTRY_SIZE);
-    for (let done = 0; done < length; done += SCAN_BYTES) {
-      const bytes = allocate(Math.min(SCAN_BYTES, length - done));
-      await this.file.readv(HEADER_SIZE + done, [bytes]);
-      const view = new DataView(bytes.buffer, bytes.byteOffset);
-      for (let at = 0; at < bytes.length; at += ENTRY_SIZE) {
-        const entry = view.getUint32(at, true);
-        if (entry === 0) continue;
-        const visited = visit((done + at) / ENTRY_SIZE, entry * entryUnit);
-        if (visited) await visited;
-      }
-    }
+    const table = { offset: HEADER_SIZE, length, entrySize: ENTRY_SIZE };
+    await readEntries(this.file, table, (view, at, index) => {
+      const entry = view.getUint32(at, true);
+      if (entry !== 0) return visit(index, entry * entryUnit);
+    });
   }
 
   /** Find the end of the last cluster. */

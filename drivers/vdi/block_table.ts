@@ -9,21 +9,17 @@
  */
 import type { Allocation } from "../../core/block_map.ts";
 import { BLOCK, BlockTable } from "../../core/block_table.ts";
-import { allocate, SECTOR_SIZE } from "../../core/bytes.ts";
+import { SECTOR_SIZE } from "../../core/bytes.ts";
 import type { BlockNode } from "../../core/node.ts";
-import type { ChangedUnit } from "../../core/paged_table.ts";
+import { type ChangedUnit, writeEntries } from "../../core/paged_table.ts";
 import {
   BLOCK_SIZE,
   DISCARDED,
   ENTRY_SIZE,
-  setBlocksAllocated,
   TYPE,
   UNALLOCATED,
   type VdiHeader,
 } from "./header.ts";
-
-/** Bytes of a new map that are written at once. */
-const CHUNK_BYTES = 64 * 1024;
 
 /** The block map. */
 export class VdiTable extends BlockTable {
@@ -50,22 +46,8 @@ export class VdiTable extends BlockTable {
     this.#fresh = file.size;
   }
 
-  /** An entry of the map; `undefined` if it is to be loaded before. */
-  #entry(block: number): number | undefined {
-    return this.table.page(block)?.getUint32(this.table.at(block), true);
-  }
-
-  /** An entry of the map. */
-  async entry(block: number): Promise<number> {
-    let entry: number | undefined;
-    while ((entry = this.#entry(block)) === undefined) {
-      await this.table.load(block);
-    }
-    return entry;
-  }
-
   protected placeOf(block: number): number | undefined {
-    const entry = this.#entry(block);
+    const entry = this.table.page(block)?.getUint32(this.table.at(block), true);
     if (entry === undefined) return undefined;
     return hasPlace(entry)
       ? this.#header.dataOffset + entry * BLOCK_SIZE
@@ -75,8 +57,8 @@ export class VdiTable extends BlockTable {
   protected setPlace(block: number, place: number): void {
     const entry = (place - this.#header.dataOffset) / BLOCK_SIZE;
     this.table.page(block)!.setUint32(this.table.at(block), entry, true);
-    const count = Math.max(this.#header.blocksAllocated, entry + 1);
-    setBlocksAllocated(this.#header, count);
+    const { blocksAllocated } = this.#header;
+    this.#header.blocksAllocated = Math.max(blocksAllocated, entry + 1);
   }
 
   mayHaveHoles(): boolean {
@@ -123,18 +105,12 @@ export function hasPlace(entry: number): boolean {
 /** Write the block map of a new image. */
 export async function writeNewTable(
   file: BlockNode,
-  { mapOffset, dataOffset, blocks, type }: VdiHeader,
+  { mapOffset: offset, dataOffset, blocks, type }: VdiHeader,
 ): Promise<void> {
-  const length = dataOffset - mapOffset;
-  for (let at = 0; at < length; at += CHUNK_BYTES) {
-    const bytes = allocate(Math.min(CHUNK_BYTES, length - at));
-    const view = new DataView(bytes.buffer, bytes.byteOffset);
-    const first = at / ENTRY_SIZE;
-    const end = Math.min(first + bytes.length / ENTRY_SIZE, blocks);
-    for (let index = first; index < end; index++) {
-      const entry = type === TYPE.STATIC ? index : UNALLOCATED;
-      view.setUint32((index - first) * ENTRY_SIZE, entry, true);
-    }
-    await file.writev!(mapOffset + at, [bytes]);
-  }
+  const table = { offset, length: dataOffset - offset, entrySize: ENTRY_SIZE };
+  await writeEntries(file, table, (view, at, index) => {
+    if (index >= blocks) return;
+    const entry = type === TYPE.STATIC ? index : UNALLOCATED;
+    view.setUint32(at, entry, true);
+  });
 }

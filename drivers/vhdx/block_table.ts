@@ -9,11 +9,15 @@
  */
 import type { Run } from "../../core/block_map.ts";
 import { BLOCK, BlockTable } from "../../core/block_table.ts";
-import { allocate, divideUp, roundUp, viewOf } from "../../core/bytes.ts";
+import { divideUp, roundUp } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
-import type { ChangedUnit } from "../../core/paged_table.ts";
-import { readPadded } from "../../core/requests.ts";
+import {
+  type ChangedUnit,
+  readEntries,
+  type TableExtent,
+  writeEntries,
+} from "../../core/paged_table.ts";
 import { MIB } from "./headers.ts";
 import type { Log } from "./log.ts";
 import { LOG_SECTOR } from "./log_entry.ts";
@@ -22,8 +26,6 @@ import { overlap, overlapText, type Regions } from "./regions.ts";
 import { SectorBitmaps } from "./sector_bitmaps.ts";
 
 const ENTRY_SIZE = 8;
-/** Bytes of the table that are looked at together. */
-const SCAN_BYTES = MIB;
 /** Bits of a bitmap of sectors, which is one block of 1 MiB. */
 const CHUNK_SECTORS = 8 * MIB;
 
@@ -53,6 +55,12 @@ export class TableShape {
     this.entries = parent
       ? divideUp(this.blocks, this.ratio) * (this.ratio + 1)
       : this.blocks && this.blocks + Math.floor((this.blocks - 1) / this.ratio);
+  }
+
+  /** Where the table lies that begins at an offset. */
+  tableAt(offset: number): TableExtent {
+    const length = this.entries * ENTRY_SIZE;
+    return { offset, length, entrySize: ENTRY_SIZE };
   }
 
   /** The entry of a block. */
@@ -116,30 +124,23 @@ export class VhdxTable extends BlockTable {
    * @returns how many are not where blocks can be.
    */
   async examine(report: (line: string) => void): Promise<number> {
-    const length = this.#shape.entries * ENTRY_SIZE;
-    const bytes = allocate(Math.min(SCAN_BYTES, length));
+    const hasParent = this.#metadata.parent !== undefined;
     let end = roundUp(this.file.size, MIB);
     let faults = 0;
-    for (let done = 0; done < length; done += bytes.length) {
-      const part = bytes.subarray(0, Math.min(bytes.length, length - done));
-      await readPadded(this.file, this.#regions.bat.offset + done, [part]);
-      const view = viewOf(part);
-      for (let at = 0; at < part.length; at += ENTRY_SIZE) {
-        const state = stateAt(view, at);
-        const isThere = state === STATE.PRESENT ||
-          (state === STATE.PARTIAL && this.#metadata.parent !== undefined);
-        if (!isThere) continue;
-        const entry = (done + at) / ENTRY_SIZE;
-        const block = this.#shape.blockOf(entry);
-        if (block === undefined) continue;
-        const offset = offsetAt(view, at);
-        for (const problem of this.#problemsOf(entry, block, offset)) {
-          report(problem);
-          faults++;
-        }
-        end = Math.max(end, offset + this.unit);
+    const table = this.#shape.tableAt(this.#regions.bat.offset);
+    await readEntries(this.file, table, (view, at, entry) => {
+      const state = stateAt(view, at);
+      const block = this.#shape.blockOf(entry);
+      const isThere = state === STATE.PRESENT ||
+        (state === STATE.PARTIAL && hasParent);
+      if (!isThere || block === undefined) return;
+      const offset = offsetAt(view, at);
+      for (const problem of this.#problemsOf(entry, block, offset)) {
+        report(problem);
+        faults++;
       }
-    }
+      end = Math.max(end, offset + this.unit);
+    });
     this.space.next = Math.max(this.space.next, end);
     return faults;
   }
@@ -288,18 +289,12 @@ export async function writeNewTable(
 ): Promise<void> {
   if (state === STATE.NOT_PRESENT) return;
   const shape = new TableShape(metadata);
-  const length = shape.entries * ENTRY_SIZE;
-  for (let done = 0; done < length; done += SCAN_BYTES) {
-    const bytes = allocate(Math.min(SCAN_BYTES, length - done));
-    const view = viewOf(bytes);
-    for (let at = 0; at < bytes.length; at += ENTRY_SIZE) {
-      const block = shape.blockOf((done + at) / ENTRY_SIZE);
-      if (block === undefined) continue;
-      const place = state === STATE.PRESENT
-        ? dataOffset + block * metadata.blockSize
-        : 0;
-      putEntry(view, at, state, place);
-    }
-    await file.writev!(offset + done, [bytes]);
-  }
+  await writeEntries(file, shape.tableAt(offset), (view, at, entry) => {
+    const block = shape.blockOf(entry);
+    if (block === undefined) return;
+    const place = state === STATE.PRESENT
+      ? dataOffset + block * metadata.blockSize
+      : 0;
+    putEntry(view, at, state, place);
+  });
 }

@@ -23,7 +23,11 @@ import {
 } from "../../core/bytes.ts";
 import { invalid } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
-import type { ChangedUnit } from "../../core/paged_table.ts";
+import {
+  type ChangedUnit,
+  readEntries,
+  writeEntries,
+} from "../../core/paged_table.ts";
 import { readPadded } from "../../core/requests.ts";
 import {
   DYNAMIC_HEADER_SIZE,
@@ -38,8 +42,6 @@ import {
 import { SectorBitmaps } from "./sector_bitmaps.ts";
 
 const ENTRY_SIZE = 4;
-/** Bytes of the table that are looked at together. */
-const SCAN_BYTES = 1024 * 1024;
 
 /** The block allocation table. */
 export class VpcTable extends BlockTable {
@@ -75,18 +77,13 @@ export class VpcTable extends BlockTable {
     const { tableOffset, entries } = this.#header;
     const length = entries * ENTRY_SIZE;
     let end = roundUp(tableOffset + length, SECTOR_SIZE);
-    const bytes = allocate(Math.min(SCAN_BYTES, length));
-    for (let done = 0; done < length; done += bytes.length) {
-      const part = bytes.subarray(0, Math.min(bytes.length, length - done));
-      await readPadded(this.file, tableOffset + done, [part]);
-      const view = new DataView(part.buffer, part.byteOffset, part.length);
-      for (let at = 0; at < part.length; at += ENTRY_SIZE) {
-        const entry = view.getUint32(at);
-        if (entry === UNALLOCATED) continue;
-        const index = (done + at) / ENTRY_SIZE;
+    const table = { offset: tableOffset, length, entrySize: ENTRY_SIZE };
+    await readEntries(this.file, table, (view, at, index) => {
+      const entry = view.getUint32(at);
+      if (entry !== UNALLOCATED) {
         end = Math.max(end, this.#checkedEnd(index, entry));
       }
-    }
+    });
     const fileEnd = roundUp(this.file.size, SECTOR_SIZE);
     if (end > fileEnd) throw truncated();
     this.space.next = fileEnd;
@@ -259,9 +256,10 @@ export async function writeNewTable(
   entries: number,
 ): Promise<void> {
   const length = roundUp(entries * ENTRY_SIZE, SECTOR_SIZE);
-  const bytes = allocate(Math.min(SCAN_BYTES, length)).fill(0xff);
-  for (let done = 0; done < length; done += bytes.length) {
-    const part = bytes.subarray(0, Math.min(bytes.length, length - done));
-    await file.writev!(offset + done, [part]);
-  }
+  const table = { offset, length, entrySize: ENTRY_SIZE };
+  await writeEntries(
+    file,
+    table,
+    (view, at) => view.setUint32(at, UNALLOCATED),
+  );
 }
