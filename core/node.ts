@@ -288,6 +288,8 @@ export interface Extent {
   file?: BlockNode;
   /** Parts of this data may be holes in `file`. */
   recurse?: boolean;
+  /** The same, but only who copies it asks: maps of the disk show it as data. */
+  sparse?: boolean;
   /**
    * For compressed data, how many bytes of the disk are compressed together.
    */

@@ -37,7 +37,7 @@ const GROUPS: readonly Group[] = [
     seeds: "1-60",
   },
   driver("luks", "core/crypto/luks_options.ts", "core/crypto/luks_volume.ts"),
-  driver("vdi"),
+  driver("vdi", "core/block_table.ts", "core/mapped_node.ts"),
   driver("vhdx"),
   driver("vmdk"),
   driver("vpc"),
@@ -149,6 +149,7 @@ async function copyTree(): Promise<string> {
     "tests",
     "links",
     "cli",
+    "subpaths",
     "mod.ts",
     "cli.ts",
   ];

@@ -5,7 +5,12 @@
  */
 import { roundUp, SECTOR_SIZE } from "../bytes.ts";
 import { nodeOf } from "../checks.ts";
-import { type ChainExtent, chainStatus, isInherited } from "../extents.ts";
+import {
+  type ChainExtent,
+  chainStatus,
+  isInherited,
+  refined,
+} from "../extents.ts";
 import type { BlockNode, Disk, ReadFlags } from "../node.ts";
 import { readPadded } from "../requests.ts";
 
@@ -85,7 +90,8 @@ export class Concatenation {
       return { ...NOTHING, offset, length };
     }
     const length = Math.min(most, node.size - at);
-    const extent = await chainStatus(node, at, length, base);
+    let extent = await chainStatus(node, at, length, base);
+    if (extent.sparse) extent = await refined(extent);
     // What no backing file has either can only be had by reading it.
     if (!base && isInherited(extent)) extent.allocated = true;
     let known = roundUp(extent.length, SECTOR_SIZE);

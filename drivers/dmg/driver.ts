@@ -4,16 +4,14 @@
  * @module
  */
 import type { IoVector } from "../../core/bytes.ts";
-import type { BlockDriver, OpenContext } from "../../core/driver.ts";
+import type { OpenContext } from "../../core/driver.ts";
 import type { BlockNode, ReadFlags } from "../../core/node.ts";
-import { parseOptions } from "../../core/options.ts";
 import {
   ChunkReader,
   type ChunkRun,
   damaged,
+  readOnlyDriver,
   ReadOnlyMap,
-  ReadOnlyNode,
-  refuseWriting,
 } from "../../core/read_only.ts";
 import { decompressZlib } from "../../core/zlib_streams.ts";
 import { type DmgChunk, isEmpty, KIND, readChunks } from "./chunks.ts";
@@ -27,21 +25,11 @@ import {
 import { readTrailer, refusal, TableFault } from "./trailer.ts";
 
 /** Apple's disk images. */
-export const dmgDriver: BlockDriver = {
-  name: "dmg",
-  role: "format",
-  openOptions: {},
-
-  async open(options, context) {
-    parseOptions({}, options, ["file"]);
-    refuseWriting(context);
-    const file = await context.openChild("file");
-    const { size, chunks } = await readTables(file, context);
-    warnOf(chunks, context);
-    const map = new DmgMap(file, chunks);
-    return new ReadOnlyNode(dmgDriver, context.filename, { file, size, map });
-  },
-};
+export const dmgDriver = readOnlyDriver("dmg", async (file, context) => {
+  const { size, chunks } = await readTables(file, context);
+  warnOf(chunks, context);
+  return { size, map: new DmgMap(file, chunks) };
+});
 
 async function readTables(
   file: BlockNode,

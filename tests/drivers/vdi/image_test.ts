@@ -1,4 +1,4 @@
-import { assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertRejects } from "@std/assert";
 import { isEqual } from "../../../core/runtime.ts";
 import {
   BlockError,
@@ -134,6 +134,34 @@ Deno.test("an image survives power cuts with all that was flushed", async () => 
       assertEquals(isEqual(await image.read(0, disk.length), found), true);
     }
   }
+});
+
+Deno.test("wherever the power is cut, the header counts the blocks that the map has", async () => {
+  const random = new Random(1);
+  const log = new PowerLog(await newImage());
+  {
+    await using image = await openImage({ driver: "vdi", file: log });
+    for (let block = 7; block >= 0; block--) {
+      await image.write(block * MIB, random.bytes(100));
+      await image.flush();
+    }
+  }
+  const moments = Array.from({ length: log.now + 1 }, (_, moment) => moment);
+  for (const { moment, file } of log.cuts(moments, random)) {
+    const view = new DataView(file.buffer, file.byteOffset);
+    const count = view.getUint32(388, true);
+    for (let block = 0; block < 8; block++) {
+      const entry = view.getUint32(512 + 4 * block, true);
+      const isCounted = entry === 0xffffffff || entry < count;
+      assert(isCounted, `cut at ${moment}: ${entry} of ${count}`);
+    }
+  }
+});
+
+Deno.test("check() counts blocks that were not flushed", async () => {
+  await using image = await openImage(stackOf(await newImage()));
+  await image.write(MIB, new Uint8Array([1]));
+  assertEquals((await image.check()).corruptions, 0);
 });
 
 qemuTest("images go both ways between QEMU and here", async () => {
