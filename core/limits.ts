@@ -5,7 +5,6 @@
  * @module
  */
 import { checkSignal } from "./abort.ts";
-import { alignRequests } from "./alignment.ts";
 import {
   type IoVector,
   roundDown,
@@ -21,9 +20,13 @@ import { writeZeroDataBy } from "./requests.ts";
  * A node that takes requests of any offset and length, whatever the `limits` of
  * `node`; `node` itself if it has none.
  */
-export function applyLimits(node: BlockNode): BlockNode {
-  // Align first, so that the pieces consist of whole units.
-  return alignRequests(splitRequests(node));
+export async function applyLimits(node: BlockNode): Promise<BlockNode> {
+  const split = splitRequests(node);
+  if ((split.limits?.requestAlignment ?? 1) === 1) return split;
+  // Few disks are encrypted, and few files bypass the page cache. They are
+  // aligned last, so that the pieces consist of whole units.
+  const { alignRequests } = await import("./alignment.ts");
+  return alignRequests(split);
 }
 
 /** A wrapper that splits requests, if the limits require it. */

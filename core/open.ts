@@ -423,7 +423,7 @@ async function openDriver(
       await inGraph.abandon(adopted);
       return adopted;
     }
-    const node = applyLimits(await applyNodeOptions(adopted, common));
+    const node = await applyLimits(await applyNodeOptions(adopted, common));
     const otherBacking = options.backing !== undefined && purpose !== "info";
     inGraph.origin = { options, otherBacking };
     inGraph.opened = {
