@@ -212,7 +212,8 @@ interface Doc {
   getElementById(id: string): { hidden: boolean; textContent: string };
 }
 
-async function chromiumPath(): Promise<string> {
+/** Where the browser is. */
+export async function chromiumPath(): Promise<string> {
   for (const folder of (Deno.env.get("PATH") ?? "").split(":")) {
     const path = `${folder}/chromium`;
     if (await Deno.stat(path).then(() => true, () => false)) return path;
