@@ -53,6 +53,7 @@ export class WebPage implements AsyncDisposable {
     const folder = new TempDir();
     built ??= buildPage();
     const files = await built;
+    Deno.mkdirSync(folder.file("parts"));
     for (const [name, text] of Object.entries(files)) {
       await Deno.writeTextFile(folder.file(name), text);
     }

@@ -269,7 +269,11 @@ qemuTest("the page says what it cannot open, and goes on", async () => {
   assertMatch(await web.settled(), /bad\.qcow2.*Unsupported cluster size/);
   assert(!await web.page.locator("#result").isVisible());
   assertMatch(await web.paste(`${web.url}images/none.qcow2`), /404/);
-  assertMatch(await web.paste("http://127.0.0.1:1/x"), /cannot be fetched/);
+  assertMatch(
+    await web.paste("http://127.0.0.1:1/x"),
+    /'http:\/\/127\.0\.0\.1:1\/x': .*It cannot be fetched: 127\.0\.0\.1:1 /,
+  );
+  assertMatch(await web.paste("ftp://example.org/x"), /no address of a web/);
   web.complaints.length = 0; // The browser tells its console of these.
   await web.drop([{ name, path: folder.file("odd") }]);
   assertEquals(await web.settled(), "Drawing: done");
