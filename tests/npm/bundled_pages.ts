@@ -7,7 +7,7 @@
 import { assertEquals } from "@std/assert";
 import { type Browser, chromium } from "playwright-core";
 import { runOk, type TempDir } from "../qemu.ts";
-import { chromiumPath } from "../web/browser.ts";
+import { chromiumPath, zippedSize } from "../web/browser.ts";
 
 /** The program of a page that opens what `drivers` can, for `start` to call. */
 const program = (driver: string) => `
@@ -105,9 +105,7 @@ export class BundledPages implements AsyncDisposable {
   async #weight(): Promise<number> {
     let sum = 0;
     for (const name of this.#sent) {
-      const stream = new Blob([Deno.readFileSync(`${this.#folder}/${name}`)])
-        .stream().pipeThrough(new CompressionStream("gzip"));
-      sum += (await new Response(stream).arrayBuffer()).byteLength;
+      sum += await zippedSize(`${this.#folder}/${name}`);
     }
     return sum;
   }

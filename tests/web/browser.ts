@@ -16,6 +16,8 @@ export class WebPage implements AsyncDisposable {
   readonly url: string;
   /** Bytes that were sent of each image, by path. */
   readonly sent = new Map<string, number>();
+  /** Files of the page that were sent. */
+  readonly loaded = new Set<string>();
   /** Requests that were neither GET nor HEAD, or sent something. */
   readonly uploads: string[] = [];
   /** Errors that nobody caught, and what was written to the console. */
@@ -67,6 +69,11 @@ export class WebPage implements AsyncDisposable {
     const opened = new WebPage(browser, page, folder, images);
     await page.goto(opened.url);
     return opened;
+  }
+
+  /** The page from the disk, without a server. */
+  get file(): string {
+    return `file://${this.#folder.path}/index.html`;
   }
 
   /** Wait for the end of what the page is doing; its status, or its error. */
@@ -137,6 +144,15 @@ export class WebPage implements AsyncDisposable {
     return result.usedSize + result.backingStorageSize;
   }
 
+  /** Bytes of the page's own files that were sent, as `gzip` has them. */
+  async weight(): Promise<number> {
+    let sum = 0;
+    for (const name of this.loaded) {
+      sum += await zippedSize(`${this.#folder.path}${name}`);
+    }
+    return sum;
+  }
+
   /** The text of an element. */
   text(selector: string): Promise<string> {
     return this.page.locator(selector).innerText();
@@ -169,6 +185,7 @@ export class WebPage implements AsyncDisposable {
         ? "text/css"
         : "text/javascript";
       const bytes = await Deno.readFile(`${pages}${file}`);
+      this.loaded.add(file);
       return new Response(bytes, { headers: { "content-type": type } });
     } catch {
       return new Response(null, { status: 404 });
@@ -206,6 +223,13 @@ export class WebPage implements AsyncDisposable {
       headers: { "content-range": `bytes ${start}-${end - 1}/${size}` },
     });
   }
+}
+
+/** The size of a file, as `gzip` has it. */
+export async function zippedSize(path: string): Promise<number> {
+  const stream = new Blob([await Deno.readFile(path)]).stream()
+    .pipeThrough(new CompressionStream("gzip"));
+  return (await new Response(stream).arrayBuffer()).byteLength;
 }
 
 /** What is used of the browser's document. */

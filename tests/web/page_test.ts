@@ -32,6 +32,12 @@ qemuTest("the page shows what is in images, and converts them", async (t) => {
   const { page } = web;
   const file = (name: string) => ({ name, path: folder.file(name) });
 
+  await t.step("it begins with little", async () => {
+    const weight = await web.weight();
+    assert(weight < 10 * 1024, `${weight}`);
+    assert(!web.loaded.has("/offline.js"));
+  });
+
   await t.step("a file is dropped, its backing file is missing", async () => {
     await web.drop([file("disk.qcow2")]);
     assertEquals(await web.settled(), "Drawing: done");
@@ -134,8 +140,15 @@ qemuTest("the page shows what is in images, and converts them", async (t) => {
         return scope.saved;
       };
     });
-    for (const format of ["qcow2", "raw"]) {
-      await page.selectOption("#format", format);
+    for (
+      const [format, choice] of [
+        ["qcow2", "qcow2"],
+        ["raw", "raw"],
+        ["zstd", "qcow2, compact (zstd)"],
+        ["zlib", "qcow2, compact (zlib, for old programs)"],
+      ]
+    ) {
+      await page.selectOption("#format", choice);
       await page.click("#convert button");
       await page.locator("#status", { hasText: "Saved" }).waitFor();
       const base64 = await page.evaluate(async () => {
@@ -151,13 +164,19 @@ qemuTest("the page shows what is in images, and converts them", async (t) => {
       const copy = folder.file(`copy.${format}`);
       await Deno.writeFile(copy, Uint8Array.fromBase64(base64));
       const disk = folder.file("disk.qcow2");
-      await runOk(["qemu-img", "compare", "-F", format, disk, copy]);
+      const driver = format === "raw" ? "raw" : "qcow2";
+      await runOk(["qemu-img", "compare", "-F", driver, disk, copy]);
+      if (driver === "qcow2") await runOk(["qemu-img", "check", "-q", copy]);
+      if (format.startsWith("z")) {
+        assertEquals(await compressionOf(copy), format);
+        const size = (name: string) => Deno.statSync(folder.file(name)).size;
+        assert(size(`copy.${format}`) < size("copy.qcow2") / 4);
+      }
       await page.evaluate(() => {
         // deno-lint-ignore no-explicit-any -- types of the browser
         (globalThis as any).document.getElementById("status").textContent = "";
       });
     }
-    await runOk(["qemu-img", "check", "-q", folder.file("copy.qcow2")]);
   });
 
   await t.step("without a picker it is downloaded", async () => {
@@ -170,6 +189,12 @@ qemuTest("the page shows what is in images, and converts them", async (t) => {
     const copy = folder.file("download.qcow2");
     await download.saveAs(copy);
     await runOk(["qemu-img", "compare", folder.file("disk.qcow2"), copy]);
+    await page.selectOption("#format", "qcow2, compact (zstd)");
+    const compacting = page.waitForEvent("download");
+    await page.click("#convert button");
+    await (await compacting).saveAs(copy);
+    await runOk(["qemu-img", "compare", folder.file("disk.qcow2"), copy]);
+    assertEquals(await compressionOf(copy), "zstd");
   });
 
   await t.step("two images are compared", async () => {
@@ -253,6 +278,19 @@ qemuTest("the page shows what is in images, and converts them", async (t) => {
   assertEquals(web.uploads, []);
   assertEquals(web.complaints, []);
 }, NEEDS);
+
+/** How the clusters of an image are compressed, all of which have to be. */
+async function compressionOf(path: string): Promise<string> {
+  const print = async (...args: string[]) =>
+    JSON.parse(await runOk(["qemu-img", ...args, "--output=json", path]));
+  const info = await print("info");
+  const map: { data: boolean; compressed?: boolean }[] = await print("map");
+  const data = map.filter((extent) => extent.data);
+  assert(data.length > 0);
+  // Releases before 8.2 do not tell.
+  assert(data.every(({ compressed = true }) => compressed));
+  return info["format-specific"].data["compression-type"];
+}
 
 qemuTest("the page says what it cannot open, and goes on", async () => {
   await using folder = new TempDir();
