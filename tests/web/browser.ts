@@ -144,6 +144,33 @@ export class WebPage implements AsyncDisposable {
     return result.usedSize + result.backingStorageSize;
   }
 
+  /**
+   * The longest task of the page's main thread during an act, in milliseconds
+   * of the processor's: others may be using it as well.
+   */
+  async longestTask(act: () => Promise<unknown>): Promise<number> {
+    const categories = ["-*", "disabled-by-default-devtools.timeline"];
+    await this.#browser.startTracing(this.page, { categories });
+    let trace: { traceEvents: readonly TraceEvent[] };
+    try {
+      await act();
+    } finally {
+      const bytes = await this.#browser.stopTracing();
+      trace = JSON.parse(new TextDecoder().decode(bytes));
+    }
+    const threads = trace.traceEvents.filter(({ name, args }) =>
+      name === "thread_name" && args?.name === "CrRendererMain"
+    );
+    const durations = trace.traceEvents
+      .filter(({ name, pid, tid }) =>
+        name.endsWith("RunTask") &&
+        threads.some((thread) => thread.pid === pid && thread.tid === tid)
+      )
+      .map(({ tdur }) => tdur ?? 0);
+    if (durations.length === 0) throw new Error("No task was traced");
+    return Math.max(...durations) / 1000;
+  }
+
   /** Bytes of the page's own files that were sent, as `gzip` has them. */
   async weight(): Promise<number> {
     let sum = 0;
@@ -223,6 +250,16 @@ export class WebPage implements AsyncDisposable {
       headers: { "content-range": `bytes ${start}-${end - 1}/${size}` },
     });
   }
+}
+
+/** Something that the browser has done, times in microseconds. */
+interface TraceEvent {
+  readonly name: string;
+  readonly pid: number;
+  readonly tid: number;
+  /** The processor's time. */
+  readonly tdur?: number;
+  readonly args?: { readonly name?: string };
 }
 
 /** The size of a file, as `gzip` has it. */

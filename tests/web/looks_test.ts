@@ -97,6 +97,19 @@ qemuTest(
       assertMatch(await web.text("#findings ul"), /refcount/i);
     });
 
+    await t.step("side by side where there is room", async () => {
+      const corners = async () => {
+        const canvases = await page.locator("#spaces canvas").all();
+        return await Promise.all(canvases.map((it) => it.boundingBox()));
+      };
+      const [disk, file] = await corners();
+      assert(disk!.y === file!.y && disk!.x + disk!.width < file!.x);
+      await page.setViewportSize({ width: 400, height: 800 });
+      const [above, below] = await corners();
+      assert(above!.y + above!.height < below!.y && above!.width <= 400);
+      await page.setViewportSize({ width: 1280, height: 720 });
+    });
+
     await t.step("in colours, which are those of the legend", async () => {
       const found = await page.evaluate(() => {
         // deno-lint-ignore no-explicit-any -- types of the browser

@@ -320,6 +320,34 @@ qemuTest("the page says what it cannot open, and goes on", async () => {
   assertEquals(web.complaints, []);
 }, NEEDS);
 
+qemuTest("the page's main thread never works long", async () => {
+  await using folder = new TempDir();
+  const path = folder.file("chequered.qcow2");
+  await createImage("qcow2", path, { size: 2 ** 30 });
+  {
+    await using image = await openImage(path, { cache: "unsafe" });
+    // The most that there is to draw: no cell looks as the one before.
+    for (let at = 0; at < image.size; at += 2 ** 17) {
+      await image.writeZeroes(at, 2 ** 16);
+    }
+  }
+  await using web = await WebPage.open(folder.path);
+  const { page } = web;
+  const longest = await web.longestTask(async () => {
+    await page.setInputFiles("#files", path);
+    await page.selectOption("#cells", "16384");
+    assertEquals(await web.settled(), "Drawing: done");
+    await page.locator("#spaces canvas").first().waitFor();
+    await page.selectOption("#order", "hilbert");
+    await page.locator("#spaces summary").first().click();
+    await page.locator("#spaces p", { hasText: "more ranges" }).waitFor();
+    for (let x = 0; x < 512; x += 32) {
+      await page.hover("#spaces canvas", { position: { x, y: x } });
+    }
+  });
+  assert(longest < 50, `${longest} ms`);
+}, ["chromium"]);
+
 qemuTest("the page stays small with a disk of 1 TiB", async () => {
   await using folder = new TempDir();
   const path = folder.file("large.qcow2");
