@@ -22,10 +22,9 @@ import { writeZeroDataBy } from "./requests.ts";
  */
 export async function applyLimits(node: BlockNode): Promise<BlockNode> {
   const split = splitRequests(node);
-  if ((split.limits?.requestAlignment ?? 1) === 1) return split;
-  // Few disks are encrypted, and few files bypass the page cache. They are
-  // aligned last, so that the pieces consist of whole units.
+  if (unitOf(node) === 1) return split;
   const { alignRequests } = await import("./alignment.ts");
+  // Align first, so that the pieces consist of whole units.
   return alignRequests(split);
 }
 

@@ -180,13 +180,16 @@ export class Qcow2State
     return writing;
   }
 
-  /** The refcounts, of an image that is only read as well. */
+  /**
+   * The refcounts, of an image that is only read as well. For the metadata
+   * lock's holder.
+   */
   async loadRefcounts(): Promise<Refcounts> {
     if (!this.refcounts) {
       const { Refcounts } = await import("./refcounts.ts");
       const refcounts = new Refcounts(this);
       refcounts.replaceTable(this.#refcountTable!);
-      this.refcounts ??= refcounts;
+      this.refcounts = refcounts;
       this.#refcountTable = undefined;
     }
     return this.refcounts;

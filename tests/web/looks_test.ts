@@ -130,10 +130,7 @@ qemuTest(
           }
           return [...seen];
         };
-        // deno-lint-ignore no-explicit-any
-        return [...doc.querySelectorAll("#spaces figure")].map((
-          figure: any,
-        ) => ({
+        return [...doc.querySelectorAll("#spaces figure")].map((figure) => ({
           drawn: colours(figure.querySelector("canvas")),
           legend: [...figure.querySelectorAll(".swatch")].map((swatch) =>
             // deno-lint-ignore no-explicit-any
