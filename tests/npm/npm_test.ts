@@ -8,6 +8,7 @@ import { assert, assertEquals } from "@std/assert";
 import { mustSkip, run, runOk, TempDir } from "../qemu.ts";
 import { BundledPages } from "./bundled_pages.ts";
 import { commandLine } from "./command_line.ts";
+import { assertSuite } from "./suite.ts";
 
 const ROOT = new URL("../..", import.meta.url).pathname;
 
@@ -139,6 +140,7 @@ Deno.test({
       await t.step(`the command line on ${name}`, async () => {
         await using work = new TempDir();
         await commandLine([runtime!, bin], work);
+        await assertSuite([runtime!, bin]);
       });
       await t.step(`the library on ${name}`, async () => {
         Deno.writeTextFileSync(dir.file("library.mjs"), LIBRARY);
