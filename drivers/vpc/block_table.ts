@@ -107,7 +107,9 @@ export class BlockTable implements BlockMap {
     }
     const fileEnd = roundUp(this.#file.size, SECTOR_SIZE);
     if (end > fileEnd) throw truncated();
-    this.#next = fileEnd;
+    // Without a footer at the end of the file, which may be a device, nothing
+    // refers to what is there.
+    this.#next = end;
     if (fileEnd - FOOTER_SIZE < end) return;
     const last = allocate(FOOTER_SIZE);
     await readPadded(this.#file, fileEnd - FOOTER_SIZE, [last]);
@@ -239,14 +241,13 @@ export class BlockTable implements BlockMap {
     if (block / SECTOR_SIZE >= UNALLOCATED) throw new BlockError("EFBIG");
     const childOffset = block + this.#bitmaps.size;
     this.#next = childOffset + blockSize;
-    await this.#grow(childOffset + blockSize);
+    const isZero = await this.#grow(childOffset, childOffset + blockSize);
     return {
       start: index * blockSize,
       length: blockSize,
       child: this.#file,
       childOffset,
-      // Of what was there, only the footer, which is where the bitmap goes.
-      isZero: true,
+      isZero,
       replaces: false,
       commit: () => this.#commit(index, block),
       // The next time that the image is opened, it can be used.
@@ -272,10 +273,20 @@ export class BlockTable implements BlockMap {
   /**
    * Grow the file to whole blocks, before anything is written there: later, it
    * might cut off what others have written behind.
+   *
+   * @returns whether there was nothing from `start` on; a footer is where the
+   * bitmap goes.
    */
-  async #grow(end: number): Promise<void> {
+  async #grow(start: number, end: number): Promise<boolean> {
     using _ = await this.#end.lock();
+    const isNew = this.#file.size <= Math.max(start, this.#footerEnd);
     if (this.#file.size < end) await this.#file.truncate!(end);
+    return isNew;
+  }
+
+  /** Where what is known of the file ends, if it ends with a footer. */
+  get #footerEnd(): number {
+    return this.#footerAt === 0 ? 0 : this.#footerAt + FOOTER_SIZE;
   }
 
   /** Make all that was written durable. */
@@ -302,6 +313,9 @@ export class BlockTable implements BlockMap {
     const at = this.#next;
     await this.#file.writev!(at, [this.#footer.bytes]);
     this.#footerAt = at;
+    // A device stays as long as it is.
+    const end = at + FOOTER_SIZE;
+    if (this.#file.size > end) await this.#file.truncate!(end);
   }
 }
 
