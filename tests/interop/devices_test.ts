@@ -98,7 +98,9 @@ for (const sectorSize of [512, 4096]) {
           const mine = `${ours.path}/${device}`;
           if (format === "raw") {
             await runOk(["cmp", mine, `${theirs.path}/${device}`]);
-          } else await runOk(["qemu-img", "check", mine]);
+          } else if (format === "qcow2") {
+            await runOk(["qemu-img", "check", mine]);
+          }
         }
       },
       ["qemu-img", "qemu-io"],
