@@ -180,7 +180,7 @@ export abstract class BlockTable implements BlockMap {
     return this.roomAt(first, count, place);
   }
 
-  /** Space for whole blocks at a place of the file that reads as zeroes. */
+  /** Space for whole blocks at a place of the file that is theirs. */
   protected roomAt(first: number, count: number, place: number): Allocation {
     const { unit } = this;
     return {
@@ -188,7 +188,7 @@ export abstract class BlockTable implements BlockMap {
       length: count * unit,
       child: this.file,
       childOffset: place,
-      isZero: true,
+      isZero: this.space.isZeroFrom(place),
       replaces: false,
       commit: async () => {
         for (let i = 0; i < count; i++) {

@@ -25,6 +25,11 @@ export class FileEnd {
   #ahead = 0;
   /** Whether it is longer than it has to be. */
   #isLong = false;
+  /**
+   * From here on there is nothing but what was written by way of this: the file
+   * had ended. A device has not, and may hold anything.
+   */
+  #end: number;
   /** Whether space has been taken since the file was trimmed. */
   #hasTaken = false;
   /** Held while the file changes its size. */
@@ -38,6 +43,7 @@ export class FileEnd {
     this.#file = file;
     this.#next = next;
     this.#limit = limit;
+    this.#end = file.size;
   }
 
   /** Where the next space begins. */
@@ -48,6 +54,11 @@ export class FileEnd {
   /** Begin somewhere else; nothing is being taken. */
   set next(next: number) {
     this.#next = next;
+  }
+
+  /** Whether space at `offset`, and behind, reads as zeroes when it is taken. */
+  isZeroFrom(offset: number): boolean {
+    return offset >= this.#end;
   }
 
   /** Switch to another file with the same content. */
@@ -94,13 +105,14 @@ export class FileEnd {
     if (!this.#hasTaken) return;
     using _ = await this.#changing.lock();
     const end = this.#next + (tail?.length ?? 0);
-    if (this.#isLong && this.#file.size > end) {
+    if ((this.#isLong || tail) && this.#file.size > end) {
       try {
         await this.#file.truncate!(end);
       } catch {
         // Some files cannot become shorter. What is behind does no harm.
       }
     }
+    this.#end = Math.min(this.#end, Math.max(end, this.#file.size));
     if (tail) await this.#file.writev!(this.#next, [tail]);
     this.#isLong = this.#hasTaken = false;
     this.#ahead = 0;

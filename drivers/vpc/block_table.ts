@@ -86,7 +86,9 @@ export class VpcTable extends BlockTable {
     });
     const fileEnd = roundUp(this.file.size, SECTOR_SIZE);
     if (end > fileEnd) throw truncated();
-    this.space.next = fileEnd;
+    // Without a footer at the end of the file, which may be a device, nothing
+    // refers to what is there.
+    this.space.next = end;
     if (fileEnd - FOOTER_SIZE < end) return;
     const last = allocate(FOOTER_SIZE);
     await readPadded(this.file, fileEnd - FOOTER_SIZE, [last]);
@@ -212,7 +214,7 @@ export class VpcTable extends BlockTable {
     };
   }
 
-  /** Of what was there, only the footer is not zero: the bitmap goes there. */
+  /** Where there was a footer, the bitmap goes. */
   protected override async newBlocks(block: number): Promise<Allocation> {
     const { size } = this.#bitmaps;
     const place = await this.space.take(size + this.unit);
