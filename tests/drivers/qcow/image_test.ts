@@ -8,6 +8,7 @@ import {
   openImage,
 } from "../../../mod.ts";
 import { Random, seedsToRun } from "../../model.ts";
+import { PowerLog } from "../../power_log.ts";
 import { BDRV, qemuTest, run, runOk, TempDir } from "../../qemu.ts";
 import {
   exchange,
@@ -218,6 +219,25 @@ Deno.test("an image that is emptied is left to its backing file", async () => {
   assertEquals((await image.read(999, 3)).join(), "5,7,7");
   await image.close();
   await protocol.close();
+});
+
+Deno.test("an image that is being emptied is whole or left to its backing file", async () => {
+  const log = new PowerLog(await newImage("qcow", { size: MIB }));
+  const base = { driver: "memory", store: new MemoryStore(MIB) };
+  base.store.write(0, new Uint8Array(MIB).fill(5));
+  const backing = { driver: "raw", file: base };
+  const link = { driver: "qcow", backing };
+  {
+    await using image = await openImage({ ...link, file: log });
+    await image.write(0, new Uint8Array(8192).fill(5));
+    await image.flush();
+    await image.node.image!.makeEmpty!();
+  }
+  for (const { what, file } of log.reordered()) {
+    await using image = await openImage({ ...stackOf("qcow", file), ...link });
+    const found = await image.read(0, MIB);
+    assertEquals(found.every((byte) => byte === 5), true, what);
+  }
 });
 
 Deno.test("whatever a qcow image holds, nothing worse than an error happens", async () => {
