@@ -269,9 +269,10 @@ class Merge {
     const limit = Math.min(end, start + this.#buffers[0].length);
     let stop = same.end;
     // What may differ is written together, whatever extents it consists of.
-    for (let next; stop < limit; stop = next.end) {
-      next = await this.#sameUntil(stop, limit);
+    while (stop < limit) {
+      const next = await this.#sameUntil(stop, limit);
       if (next.isSame) break;
+      stop = next.end;
     }
     stop = Math.min(limit, roundUp(stop, this.#clusterSize));
     await this.#merge(start, stop);
