@@ -321,6 +321,10 @@ qemuTest("encrypted images and overlays go both ways", async () => {
   await over.write(MIB, new Uint8Array(5).fill(8));
   await over.close();
   await runOk(["qemu-img", "commit", "over"], cwd);
+  // A format that the image does not name: that is no news to who commits it.
+  await runOk(["qemu-io", "-c", "write -P 9 2M 512", "over"], cwd);
+  const { stderr } = await run([...ours, "commit", "over"], cwd);
+  assertEquals(stderr, "");
   const base = await Deno.readFile(folder.file("base"));
   assertEquals(base.slice(MIB, MIB + 6).join(), "8,8,8,8,8,0");
 }, ["qemu-img", "qemu-io"]);
