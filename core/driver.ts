@@ -189,6 +189,8 @@ export interface OpenContext {
    * The raw driver then refuses writes that would change the result.
    */
   readonly probed: boolean;
+  /** Whether an image names what is opened, rather than the user. */
+  readonly isNamed: boolean;
   /** Whether to do without keys, so that data is neither read nor written. */
   readonly withoutKeys: boolean;
   /** Stops what takes long, such as finding a key. */

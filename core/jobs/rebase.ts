@@ -266,11 +266,15 @@ class Merge {
         : roundDown(same.end, this.#clusterSize);
       if (known > start) return known;
     }
-    const stop = Math.min(
-      end,
-      start + this.#buffers[0].length,
-      roundUp(same.end, this.#clusterSize),
-    );
+    const limit = Math.min(end, start + this.#buffers[0].length);
+    let stop = same.end;
+    // What may differ is written together, whatever extents it consists of.
+    while (stop < limit) {
+      const next = await this.#sameUntil(stop, limit);
+      if (next.isSame) break;
+      stop = next.end;
+    }
+    stop = Math.min(limit, roundUp(stop, this.#clusterSize));
     await this.#merge(start, stop);
     return stop;
   }

@@ -180,10 +180,8 @@ class ParallelsNode extends MappedNode {
     if (this.readOnly) return;
     await this.#table.flush();
     const { file } = this.children;
-    if (!this.#hasExtension && !this.#isUnclean) {
-      await this.#table.trim();
-      await file.flush?.();
-    }
+    // Where that is lost, space is leaked, which does no harm.
+    if (!this.#hasExtension && !this.#isUnclean) await this.#table.trim();
     setInUse(this.#header, this.#isUnclean ? IN_USE.OPEN : IN_USE.CLOSED);
     await file.writev!(0, [this.#header.bytes]);
     await file.flush?.();

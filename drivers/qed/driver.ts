@@ -104,12 +104,16 @@ async function check(
   const { checkTables } = await import("./check.ts");
   const result = await checkTables(file, header, repairs);
   const isClean = result.corruptions === 0 && result.checkErrors === 0;
-  if (repairs && isClean) await markClean(file, header);
+  if (repairs && isClean) {
+    // Repairs come first: nobody would look for them again.
+    await file.flush?.();
+    await markClean(file, header);
+  }
   return result;
 }
 
+/** Note, once all else is durable, that no check is needed. */
 async function markClean(file: BlockNode, header: QedHeader): Promise<void> {
-  await file.flush?.();
   if (!(header.features & FEATURE.NEED_CHECK)) return;
   header.features &= ~FEATURE.NEED_CHECK;
   await file.writev!(0, [encodeHeader(header)]);

@@ -136,24 +136,24 @@ Deno.test("an image survives power cuts with all that was flushed", async () => 
   }
 });
 
-Deno.test("wherever the power is cut, the header counts the blocks that the map has", async () => {
-  const random = new Random(1);
-  const log = new PowerLog(await newImage());
+Deno.test("whatever a power cut leaves, the header counts all blocks of the map", async () => {
+  const log = new PowerLog(await newImage({ size: 6 * MIB }));
   {
     await using image = await openImage({ driver: "vdi", file: log });
-    for (let block = 7; block >= 0; block--) {
-      await image.write(block * MIB, random.bytes(100));
+    for (const start of [3, 0]) {
+      // Others take the next block by the header, and must not take one twice.
+      for (let i = start; i < start + 3; i++) {
+        await image.write(i * MIB, new Uint8Array(512).fill(1 + i));
+      }
       await image.flush();
     }
   }
-  const moments = Array.from({ length: log.now + 1 }, (_, moment) => moment);
-  for (const { moment, file } of log.cuts(moments, random)) {
+  for (const { what, file } of log.reordered()) {
     const view = new DataView(file.buffer, file.byteOffset);
-    const count = view.getUint32(388, true);
-    for (let block = 0; block < 8; block++) {
-      const entry = view.getUint32(512 + 4 * block, true);
-      const isCounted = entry === 0xffffffff || entry < count;
-      assert(isCounted, `cut at ${moment}: ${entry} of ${count}`);
+    const [map, allocated] = [340, 388].map((at) => view.getUint32(at, true));
+    for (let i = 0; i < 6; i++) {
+      const block = view.getUint32(map + 4 * i, true);
+      assert(block >= 0xfffffffe || block < allocated, what);
     }
   }
 });
