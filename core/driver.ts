@@ -7,6 +7,7 @@
  *
  * @module
  */
+import type { ChainExtent } from "./extents.ts";
 import type { BlockNode, Preallocation } from "./node.ts";
 import type { OptionValues } from "./options.ts";
 import type { AioMode, DriverTraits, OpenPurpose } from "./traits.ts";
@@ -102,6 +103,13 @@ export interface StoreContext {
 export interface MeasureContext {
   /** As {@linkcode OpenContext.secret}. */
   secret(id: string | undefined): Promise<Uint8Array | undefined>;
+  /**
+   * The first extent of a range of the source, seen through its backing files.
+   * Waits while the source is drained.
+   *
+   * @throws {BlockError} ECANCELED if the job has been cancelled.
+   */
+  status?(offset: number, length: number): Promise<ChainExtent>;
 }
 
 /**

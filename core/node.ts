@@ -704,7 +704,8 @@ export interface Breakpoints {
    * Remove the breakpoints called `tag`, and resume all requests they
    * suspended.
    *
-   * @throws {BlockError} ENOENT if there is neither.
+   * @throws {BlockError} ENOENT if no breakpoint of that name is still to be
+   * reached; suspended requests are resumed nevertheless.
    */
   removeBreakpoint(tag: string): void;
   /** Whether a request is suspended under `tag`. */
