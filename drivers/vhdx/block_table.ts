@@ -28,7 +28,7 @@ import { overlap, overlapText, type Regions } from "./regions.ts";
 import { SectorBitmaps } from "./sector_bitmaps.ts";
 
 const ENTRY_SIZE = 8;
-/** Bytes of the table that are looked at together. */
+/** Bytes of the table that are read at once. */
 const SCAN_BYTES = MIB;
 /** Bits of a bitmap of sectors, which is one block of 1 MiB. */
 const CHUNK_SECTORS = 8 * MIB;
@@ -95,7 +95,7 @@ export class BlockTable implements BlockMap {
   /** Where the next block begins. */
   #next = 0;
   readonly #flushing = new Mutex();
-  /** One at a time, or the file might become shorter again. */
+  /** Held while the file grows: concurrent truncations could shrink it. */
   readonly #growing = new Mutex();
 
   constructor(
@@ -124,7 +124,7 @@ export class BlockTable implements BlockMap {
     this.#table.useFile(file);
     this.#bitmaps.useFile(file);
     this.#log.useFile(file);
-    // What is behind its content need not be zeroes.
+    // Space behind the last block need not be zero.
     this.#next = Math.max(this.#next, roundUp(file.size, MIB));
   }
 
@@ -132,7 +132,7 @@ export class BlockTable implements BlockMap {
    * Look at all entries, and find the end of the last block.
    *
    * @param report Receives what is wrong with a block, in QEMU's words.
-   * @returns how many are not where blocks can be.
+   * @returns how many lie where no block can be.
    */
   async examine(report: (line: string) => void): Promise<number> {
     const length = this.#shape.entries * ENTRY_SIZE;
@@ -187,7 +187,7 @@ export class BlockTable implements BlockMap {
     if (other) yield overlapText(place, other);
   }
 
-  /** What the table says of a block; `undefined` if it is to be loaded before. */
+  /** A block's entry; `undefined` if its page must be loaded first. */
   #kind(block: number): Kind | undefined {
     const entry = this.#shape.entryOf(block);
     const page = this.#table.page(entry);
@@ -259,7 +259,7 @@ export class BlockTable implements BlockMap {
     return run;
   }
 
-  /** Load what tells of an offset. */
+  /** Load the page of the table for an offset. */
   async #load(offset: number): Promise<void> {
     const block = Math.floor(offset / this.unit);
     switch (this.#kind(block)) {
@@ -356,7 +356,7 @@ function stateAt(view: DataView, at: number): number {
   return view.getUint32(at, true) & 7;
 }
 
-/** Bytes; what is not exact is too far off to be right. */
+/** An offset in bytes; one that is not exact is invalid anyway. */
 function offsetAt(view: DataView, at: number): number {
   const low = view.getUint32(at, true);
   return view.getUint32(at + 4, true) * 2 ** 32 + (low - low % MIB);

@@ -77,7 +77,7 @@ export const vhdxDriver: BlockDriver = {
   },
 };
 
-/** Do what is in the log, if anything is. */
+/** Replay the log, unless it is empty. */
 async function replay(log: Log, context: OpenContext): Promise<boolean> {
   const pending = await log.pending();
   if (pending.length === 0) return false;
@@ -97,7 +97,7 @@ async function replay(log: Log, context: OpenContext): Promise<boolean> {
   return true;
 }
 
-/** Refuse what has blocks in wrong places, unless that is to be found out. */
+/** Refuse an image with misplaced blocks, unless it is being checked. */
 async function examine(table: BlockTable, context: OpenContext): Promise<void> {
   let first: string | undefined;
   await table.examine((line) => first ??= line);
@@ -115,7 +115,7 @@ interface VhdxImage {
   readonly metadata: Metadata;
   readonly table: BlockTable;
   readonly context: OpenContext;
-  /** Whether the log was replayed, and nobody has been told yet. */
+  /** Whether the log was replayed, which is still to be reported. */
   isReplayed: boolean;
 }
 
@@ -128,7 +128,7 @@ class VhdxNode implements BlockNode {
   readonly image: ImageOperations = {
     check: (options) => this.#check(options),
   };
-  /** Absent of a differencing image: nobody here keeps its bitmaps. */
+  /** Absent for a differencing image, whose bitmaps are not maintained. */
   readonly writev?: BlockNode["writev"];
   readonly #image: VhdxImage;
   readonly #host: { readonly size: number; backing?: BlockNode };
@@ -163,7 +163,7 @@ class VhdxNode implements BlockNode {
     if (flags?.fua) await this.flush();
   }
 
-  /** Children know by a GUID what the disk held when they were made. */
+  /** Overlays notice by a GUID that the disk has changed. */
   async #beginChanges(): Promise<void> {
     using _ = await this.#changing.lock();
     if (this.#hasChanged) return;
@@ -188,7 +188,7 @@ class VhdxNode implements BlockNode {
     const { blockSize, parent } = this.#image.metadata;
     return {
       clusterSize: blockSize,
-      // A log that is to be replayed is done with when the image is opened.
+      // Opening has replayed the log.
       dirty: false,
       ...(parent && {
         backingFile: namesOf(parent)[0],

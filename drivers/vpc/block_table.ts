@@ -45,7 +45,7 @@ import {
 import { SectorBitmaps } from "./sector_bitmaps.ts";
 
 const ENTRY_SIZE = 4;
-/** Bytes of the table that are looked at together. */
+/** Bytes of the table that are read at once. */
 const SCAN_BYTES = 1024 * 1024;
 
 /** The block allocation table. */
@@ -61,7 +61,7 @@ export class BlockTable implements BlockMap {
   /** Where the footer is. */
   #footerAt = 0;
   readonly #flushing = new Mutex();
-  /** Held by who writes where the footer is, or makes the file longer. */
+  /** Held while the footer is overwritten, or the file grows. */
   readonly #end = new Mutex();
 
   constructor(file: BlockNode, footer: Footer, header: DynamicHeader) {
@@ -87,7 +87,7 @@ export class BlockTable implements BlockMap {
   /**
    * Look at all entries, and find the end of the last block.
    *
-   * @throws {BlockError} EINVAL if a block is not where blocks can be.
+   * @throws {BlockError} EINVAL if a block lies where none can be.
    */
   async examine(): Promise<void> {
     const { tableOffset, entries } = this.#header;
@@ -115,7 +115,7 @@ export class BlockTable implements BlockMap {
     this.#next = this.#footerAt = fileEnd - FOOTER_SIZE;
   }
 
-  /** The end of a block, which must not lie over what describes the image. */
+  /** The end of a block, which must not overlap metadata. */
   #checkedEnd(index: number, entry: number): number {
     const { tableOffset, entries, blockSize } = this.#header;
     const start = entry * SECTOR_SIZE;
@@ -134,7 +134,7 @@ export class BlockTable implements BlockMap {
     return end;
   }
 
-  /** An entry; `undefined` if its page is to be loaded before. */
+  /** An entry; `undefined` if its page must be loaded first. */
   #entry(index: number): number | undefined {
     return this.#table.page(index)?.getUint32(this.#table.at(index));
   }
@@ -178,7 +178,7 @@ export class BlockTable implements BlockMap {
     return run;
   }
 
-  /** Load what tells of an offset. */
+  /** Load the page of the table for an offset. */
   async #load(offset: number): Promise<void> {
     const index = Math.floor(offset / this.#header.blockSize);
     const entry = this.#entry(index);
@@ -203,7 +203,7 @@ export class BlockTable implements BlockMap {
       : this.#newSectors(index, entry, offset, place.length);
   }
 
-  /** Sectors of a block that has its place already. */
+  /** Allocate sectors of a block that is in the file already. */
   #newSectors(
     index: number,
     entry: number,
@@ -222,7 +222,7 @@ export class BlockTable implements BlockMap {
       isZero: false,
       replaces: false,
       commit: async () => {
-        // It may have been let go of since.
+        // It may have been evicted since.
         while (!this.lookup(start, 1)) await this.#load(start);
         const [first, count] = [inBlock, end - start].map((bytes) =>
           bytes / SECTOR_SIZE

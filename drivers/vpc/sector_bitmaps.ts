@@ -34,7 +34,7 @@ export class SectorBitmaps {
   readonly #bitmaps = new Map<number, Uint8Array>();
   /** Those that differ from the file, and where they lie in it. */
   #dirty = new Map<number, number>();
-  /** Those that are being written: read anew, they would be old. */
+  /** Those being written: the file still has the old content. */
   #writing = new Map<number, number>();
 
   constructor(file: BlockNode, { blockSize }: DynamicHeader) {
@@ -55,7 +55,7 @@ export class SectorBitmaps {
 
   /**
    * How many sectors from `sector` on, `most` at the most, are here or are not
-   * here; `undefined` if the bitmap is to be loaded before.
+   * here; `undefined` if the bitmap must be loaded first.
    */
   run(
     index: number,
@@ -80,7 +80,7 @@ export class SectorBitmaps {
   async load(index: number, offset: number): Promise<void> {
     const bytes = allocate(this.size);
     await readPadded(this.#file, offset, [bytes]);
-    // Another one may have been faster, and have changed it since.
+    // Another request may have loaded it meanwhile, and changed it since.
     if (this.#full.has(index) || this.#bitmaps.has(index)) return;
     this.#makeRoom();
     this.#bitmaps.set(index, bytes);
@@ -105,7 +105,7 @@ export class SectorBitmaps {
   }
 
   /**
-   * Sectors of a block whose bitmap is in memory have come to be here.
+   * Mark sectors of a block, whose bitmap is in memory, as present.
    *
    * @param offset Where the bitmap lies in the file.
    */
@@ -139,7 +139,7 @@ export class SectorBitmaps {
   }
 }
 
-/** Bytes that the bitmap takes before a block of so many bytes. */
+/** Bytes of the bitmap before a block of a size. */
 export function bitmapSize(blockSize: number): number {
   const sectors = blockSize / SECTOR_SIZE;
   return Math.ceil(sectors / 8 / SECTOR_SIZE) * SECTOR_SIZE;
