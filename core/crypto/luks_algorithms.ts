@@ -1,6 +1,6 @@
 /**
- * The ciphers, modes and hash functions that LUKS headers name, and what can be
- * had of them.
+ * The ciphers, modes and hash functions that LUKS headers name, and those that
+ * are supported.
  *
  * @module
  */
@@ -43,7 +43,7 @@ export interface Algorithms {
   readonly generator: VectorGenerator;
   /** Named in the header, but only `essiv` has a use for it. */
   readonly generatorHash?: HashName;
-  /** What keys are derived with. */
+  /** The hash function for deriving keys. */
   readonly hash: HashName;
 }
 
@@ -52,7 +52,7 @@ export function masterKeySize({ mode, keySize }: Algorithms): number {
   return mode === "xts" ? 2 * keySize : keySize;
 }
 
-/** What a header says, in the order in which QEMU looks at it. */
+/** The fields of a header, in the order in which QEMU checks them. */
 export function parseAlgorithms(
   family: string,
   modeText: string,
@@ -91,7 +91,7 @@ export function parseAlgorithms(
   return algorithms;
 }
 
-/** Refuse what makes no vectors. */
+/** Refuse combinations that give no initialization vector. */
 export function checkVectors(
   { family, generator, generatorHash }: Algorithms,
 ): void {

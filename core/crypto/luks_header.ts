@@ -17,7 +17,7 @@ import { randomBytes } from "./hashes.ts";
 
 /** Bytes of the header; key material follows further on. */
 export const HEADER_LENGTH = 592;
-/** Where key material may begin: in sectors, which count the places of all. */
+/** Alignment of key material, in sectors, the unit of all offsets. */
 const KEY_MATERIAL_SECTORS = 8;
 /** Bytes of salts and of the key's digest. */
 export const SALT_LENGTH = 32;
@@ -63,7 +63,7 @@ export interface LuksHeader {
   readonly algorithms: Algorithms;
   /** Where encrypted data begins; 0 if it is not in this file. */
   readonly payloadOffset: number;
-  /** To tell whether a key is right. */
+  /** By which a key is verified. */
   digest: Uint8Array;
   readonly digestSalt: Uint8Array;
   digestIterations: number;
@@ -145,11 +145,11 @@ export interface HeaderPlace {
 }
 
 /**
- * Decode a header, and refuse whatever does not make sense.
+ * Decode a header, and refuse one that makes no sense.
  *
  * @param bytes {@linkcode HEADER_LENGTH} of them.
  * @throws {BlockError} EINVAL in QEMU's words, ENOTSUP for another version and
- * for ciphers that nobody has.
+ * for unsupported ciphers.
  */
 export function parseHeader(
   bytes: Uint8Array,
@@ -246,7 +246,7 @@ function nameAt(bytes: Uint8Array, at: number, what: string): string {
   return latin1(field);
 }
 
-/** Text up to the first zero, a character a byte. */
+/** Text up to the first zero, one character per byte. */
 function latin1(bytes: Uint8Array): string {
   const end = bytes.indexOf(0);
   return String.fromCharCode(...bytes.subarray(0, end < 0 ? undefined : end));
@@ -258,7 +258,7 @@ function bytesOf(text: string): Uint8Array {
 }
 
 /**
- * What is told of a header, in the names of QEMU's `QCryptoBlockInfoLUKS`.
+ * The details of a header, in the names of QEMU's `QCryptoBlockInfoLUKS`.
  *
  * @param isDetached Whether it is in a file of its own.
  */

@@ -26,7 +26,7 @@ const CIPHER_NAMES: readonly string[] = [
   "twofish-256",
 ];
 
-/** The ciphers that can be had. */
+/** The ciphers that are supported. */
 export const SUPPORTED_CIPHERS = CIPHER_NAMES.filter((name) =>
   name.startsWith("aes-")
 );
@@ -54,7 +54,7 @@ const HASH_NAMES = [
 /** One of them. */
 export type HashName = typeof HASH_NAMES[number];
 
-/** Ciphers that QEMU knows, and we do not have. */
+/** Ciphers of QEMU that are not supported here. */
 const UNSUPPORTED_CIPHERS = CIPHER_NAMES.filter((name) =>
   !SUPPORTED_CIPHERS.includes(name)
 );

@@ -1,6 +1,6 @@
 /**
- * What the options that all formats with LUKS have in common come to: how a new
- * image is encrypted, and which passphrases are added or erased.
+ * How the options that all formats with LUKS share take effect: how a new image
+ * is encrypted, and which passphrases are added or erased.
  *
  * @module
  */
@@ -20,7 +20,7 @@ import { findPassphrase, type SecretFinder } from "./passphrase.ts";
 /**
  * How a new image is to be encrypted, by `LUKS_CREATE_OPTIONS`.
  *
- * @throws {BlockError} ENOTSUP or EINVAL if that cannot be.
+ * @throws {BlockError} ENOTSUP or EINVAL if that is impossible.
  */
 export function algorithmsOf(options: OptionValues): Algorithms {
   const {
@@ -40,7 +40,7 @@ export function algorithmsOf(options: OptionValues): Algorithms {
     ...(vectorHash !== undefined && { generatorHash: hashNamed(vectorHash) }),
     hash: hashNamed(hash),
   };
-  // 4000 keys of 192 bits are no whole sectors: QEMU could not open it.
+  // 4000 keys of 192 bits do not fill whole sectors: QEMU could not open it.
   const isUneven = mode !== "xts" && algorithms.keySize === 24;
   if (!SUPPORTED_CIPHERS.includes(cipher) || isUneven) {
     throw new BlockError("ENOTSUP", `Algorithm '${cipher}' not supported`);
@@ -49,10 +49,10 @@ export function algorithmsOf(options: OptionValues): Algorithms {
   return algorithms;
 }
 
-/** An open volume, and what changing its passphrases takes. */
+/** An open volume, and what is needed to change its passphrases. */
 export interface OpenVolume {
   readonly volume: LuksVolume;
-  /** Absent if it was opened without. */
+  /** Absent if it was opened without the key. */
   readonly key?: Uint8Array;
   readonly secret: SecretFinder;
 }
@@ -95,7 +95,7 @@ async function addPassphrase(
       `Refusing to overwrite active keyslot ${slot} - please erase it first`,
     );
   }
-  if (!key) throw invalid("Keys can only be added with one that is known");
+  if (!key) throw invalid("Keys can only be added if one of them is known");
   const passphrase = await findPassphrase(secret, id, "new-secret");
   const time = options["iter-time"] as number | undefined ?? ITERATION_TIME;
   await volume.activate(slot, key, passphrase, time);
@@ -160,7 +160,7 @@ async function eraseSlot(
   await volume.erase(slot);
 }
 
-/** The slot that is meant, if any is named. */
+/** The slot that an option names, if any. */
 function slotOf({ keyslot }: OptionValues): number | undefined {
   if (keyslot === undefined) return undefined;
   const slot = keyslot as number;

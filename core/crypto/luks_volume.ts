@@ -41,11 +41,11 @@ export interface HeaderStore {
   write(offset: number, bytes: Uint8Array): Promise<void>;
 }
 
-/** Milliseconds for which an image may be tried to be opened, by default. */
+/** Milliseconds that opening an image may take, by default. */
 export const UNLOCK_TIME = 60_000;
-/** Milliseconds that it takes to try a new passphrase, by default. */
+/** Milliseconds that trying a new passphrase takes, by default. */
 export const ITERATION_TIME = 2000;
-/** How much less time it takes to see whether a key is right. */
+/** How much less time verifying a key takes. */
 const DIGEST_DIVISOR = 8;
 
 /** Limits to opening a volume. */
@@ -54,7 +54,7 @@ export interface UnlockOptions {
   readonly time?: number;
   /** Stops it. */
   readonly signal?: AbortSignal;
-  /** Told before a key is derived: the iterations done so far, and those in all. */
+  /** Called before each derivation with the iterations done, and their total. */
   progress?(done: number, total: number): void;
 }
 
@@ -69,11 +69,11 @@ export class LuksVolume {
   readonly #store: HeaderStore;
   readonly #place: HeaderPlace;
   #header: LuksHeader;
-  /** Held while the header is read or written, which takes no time. */
+  /** Held while the header is read or written, which is brief. */
   readonly #access = new Mutex();
   /**
-   * Held while slots are changed, which takes the time of a key: for whoever
-   * changes some, or closes what the header lies in. All else goes on.
+   * Held while slots are changed, which takes as long as deriving a key: by
+   * those who change slots or close the header's file. Other requests go on.
    */
   readonly changing = new Mutex();
 
@@ -132,7 +132,7 @@ export class LuksVolume {
     const header = newHeader(algorithms, isDetached);
     const key = randomBytes(masterKeySize(algorithms));
     const { hash } = algorithms;
-    // Too long a time is refused before any of it has passed.
+    // An iteration time that is too long is refused before it has passed.
     const iterations = await iterationsFor(iterationTime, hash, key.length);
     header.digestIterations = await iterationsFor(
       iterationTime,
@@ -201,7 +201,7 @@ export class LuksVolume {
     const { isActive, iterations, salt, offset } = slots[index];
     const length = masterKeySize(algorithms);
     const material = allocate(materialLength(length));
-    // What is not there would not be worth the time.
+    // Missing key material is not worth the time of deriving a key.
     const isThere = offset + length * STRIPES <= this.#store.length;
     if (!isActive || !isThere) return undefined;
     const { hash } = algorithms;
@@ -229,7 +229,7 @@ export class LuksVolume {
     };
   }
 
-  /** Have a passphrase open the volume, by way of a slot. */
+  /** Add a passphrase, in a slot. */
   async activate(
     index: number,
     key: Uint8Array,
@@ -261,7 +261,7 @@ export class LuksVolume {
     await this.#change(index, { isActive: true, iterations, salt });
   }
 
-  /** Have no passphrase of a slot open the volume any more. */
+  /** Erase the passphrase of a slot. */
   async erase(index: number): Promise<void> {
     const salt = allocate(SALT_LENGTH);
     await this.#change(index, { isActive: false, iterations: 0, salt });
@@ -272,7 +272,7 @@ export class LuksVolume {
     }
   }
 
-  /** Change a slot, in memory only if it is changed in the file. */
+  /** Change a slot in the file, and only then in memory. */
   async #change(
     index: number,
     changes: Partial<LuksHeader["slots"][number]>,

@@ -148,7 +148,7 @@ async function measure(
   return { required, fullyAllocated: required };
 }
 
-/** A file's size as disks count it. */
+/** A file's size, rounded to sectors. */
 function sectorsOf(file: BlockNode): number {
   return roundUp(file.size, SECTOR_SIZE);
 }
@@ -178,11 +178,11 @@ class WholeFile implements BlockMap {
   }
 
   allocate(): never {
-    throw new Error("Everything has a place");
+    throw new Error("An encrypted disk is allocated as a whole");
   }
 }
 
-/** What a node is made of. */
+/** The parts of a node. */
 interface Parts {
   readonly file: BlockNode;
   /** The header's file, if that is another one. */
@@ -251,7 +251,7 @@ class LuksNode implements BlockNode {
     }
     const before = this.size;
     await file.truncate(volume.header.payloadOffset + size, options);
-    // What the file reads as there are no encrypted zeroes.
+    // What the file reads as there is not what zeroes are encrypted to.
     const isRead = options.zero ?? true;
     if (isRead && size > before) {
       await writeZeroData(this, before, roundUp(size, SECTOR_SIZE) - before);

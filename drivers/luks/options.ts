@@ -38,7 +38,7 @@ export const CREATE_OPTIONS: OptionTable = {
   },
 };
 
-/** What there is to be known of the driver before it is used. */
+/** The traits of the driver, needed before it is loaded. */
 export const LUKS_FACTS = {
   name: "luks",
   role: "format",

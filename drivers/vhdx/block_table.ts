@@ -121,7 +121,7 @@ export class VhdxTable extends BlockTable {
    * Look at all entries, and find the end of the last block.
    *
    * @param report Receives what is wrong with a block, in QEMU's words.
-   * @returns how many are not where blocks can be.
+   * @returns how many lie where no block can be.
    */
   async examine(report: (line: string) => void): Promise<number> {
     const hasParent = this.#metadata.parent !== undefined;
@@ -255,7 +255,7 @@ function stateAt(view: DataView, at: number): number {
   return view.getUint32(at, true) & 7;
 }
 
-/** Bytes; what is not exact is too far off to be right. */
+/** An offset in bytes; one that is not exact is invalid anyway. */
 function offsetAt(view: DataView, at: number): number {
   const low = view.getUint32(at, true);
   return view.getUint32(at + 4, true) * 2 ** 32 + (low - low % MIB);

@@ -17,7 +17,7 @@ const TABLE = new Uint32Array(256).map((_, byte) => {
 export class Checksum {
   #crc = 0xffffffff;
 
-  /** What it is of all that was added. */
+  /** The checksum of all bytes added so far. */
   get value(): number {
     return ~this.#crc >>> 0;
   }

@@ -61,7 +61,7 @@ function logSize(wanted: number): number {
   return size;
 }
 
-/** Bytes of a block: as is wished, or so many that the table stays small. */
+/** Bytes of a block: as requested, or so many that the table stays small. */
 function blockSizeOf(wanted: number, size: number): number {
   if (wanted === 0) {
     if (size > 32 * 1024 * GIB) return 64 * MIB;

@@ -75,7 +75,7 @@ export const vhdxDriver: BlockDriver = {
   },
 };
 
-/** Do what is in the log, if anything is. */
+/** Replay the log, unless it is empty. */
 async function replay(log: Log, context: OpenContext): Promise<boolean> {
   const pending = await log.pending();
   if (pending.length === 0) return false;
@@ -113,7 +113,7 @@ interface VhdxImage {
   readonly metadata: Metadata;
   readonly table: VhdxTable;
   readonly context: OpenContext;
-  /** Whether the log was replayed, and nobody has been told yet. */
+  /** Whether the log was replayed, which is still to be reported. */
   isReplayed: boolean;
 }
 
@@ -146,7 +146,7 @@ class VhdxNode extends MappedNode {
     await super.write(offset, iov, flags);
   }
 
-  /** Children know by a GUID what the disk held when they were made. */
+  /** Overlays notice by a GUID that the disk has changed. */
   async #beginChanges(): Promise<void> {
     using _ = await this.#changing.lock();
     if (this.#hasChanged) return;
@@ -163,7 +163,7 @@ class VhdxNode extends MappedNode {
     const { blockSize, parent } = this.#image.metadata;
     return {
       clusterSize: blockSize,
-      // A log that is to be replayed is done with when the image is opened.
+      // Opening has replayed the log.
       dirty: false,
       ...(parent && {
         backingFile: namesOf(parent)[0],

@@ -1,6 +1,6 @@
 /**
- * Why an image is refused. QEMU says of most faults only that the argument is
- * invalid; here the reason follows.
+ * Why an image is refused. QEMU reports most faults as an invalid argument;
+ * here the reason follows.
  *
  * @module
  */

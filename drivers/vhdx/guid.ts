@@ -1,10 +1,10 @@
 /**
- * GUIDs, of which the first three groups are little-endian in a file.
+ * GUIDs, whose first three groups are little-endian in a file.
  *
  * @module
  */
 
-/** What stands for no GUID. */
+/** The GUID that stands for none. */
 export const NO_GUID = "00000000-0000-0000-0000-000000000000";
 
 /** Where in a file the digits of the text come from, byte by byte. */

@@ -39,9 +39,9 @@ const AT = {
 /** What a header says. */
 export interface Header {
   readonly sequence: bigint;
-  /** Changes with what the disk holds: a child knows its parent by it. */
+  /** Changes with the content of the disk, by which overlays know it. */
   readonly dataWriteGuid: string;
-  /** Whose entries of the log are to be replayed; none if `NO_GUID`. */
+  /** The GUID of the log entries to be replayed; `NO_GUID` for none. */
   readonly logGuid: string;
   /** Bytes of the log. */
   readonly logLength: number;
@@ -51,7 +51,7 @@ export interface Header {
   readonly bytes: Uint8Array;
 }
 
-/** What of a header changes. */
+/** The fields of a header that change. */
 export interface HeaderChanges {
   fileWriteGuid?: string;
   dataWriteGuid?: string;
@@ -208,7 +208,7 @@ export async function writeNewHeaders(
   }
 }
 
-/** Whether a number of bytes can be that of a block. */
+/** Whether a block can have a size in bytes. */
 export function isBlockSize(bytes: number): boolean {
   return isPowerOfTwo(bytes) && bytes >= MIB && bytes <= MAX_BLOCK_SIZE;
 }

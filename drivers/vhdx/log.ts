@@ -1,6 +1,6 @@
 /**
  * The log of a VHDX image, through which its metadata is changed, so that a
- * power cut leaves either what was or what was to be.
+ * power cut leaves either the old metadata or the new.
  *
  * **Write order**: the data that new entries of the table point to, and the
  * entry of the log; when both are durable, the header that says that the log
@@ -30,7 +30,7 @@ export class Log {
   #file: BlockNode;
   readonly #headers: Headers;
   readonly #log: Region;
-  /** In which half of the log the next entry goes: the last one may count. */
+  /** The half of the log for the next entry: the last one may still count. */
   #half = 0;
 
   constructor(file: BlockNode, headers: Headers) {
@@ -46,13 +46,13 @@ export class Log {
     this.#headers.useFile(file);
   }
 
-  /** What is to be replayed before the image can be used, oldest first. */
+  /** The entries to be replayed before the image can be used, oldest first. */
   async pending(): Promise<LogEntry[]> {
     const { logGuid } = this.#headers.current;
     if (logGuid === NO_GUID) return [];
     const { filename } = this.#file;
     const entries = new Map<number, LogEntry>();
-    // Entries that were written over count for little, but each is looked at.
+    // Overwritten entries hardly count, but each is examined.
     let most = 4 * this.#log.length;
     for (const entry of await entriesOf(this.#file, this.#log, logGuid)) {
       most -= entry.length;
@@ -64,7 +64,7 @@ export class Log {
     return activeSequence(entries, this.#log.length);
   }
 
-  /** Do what the log says, and empty it. */
+  /** Replay the log, and empty it. */
   async replay(pending: readonly LogEntry[]): Promise<void> {
     const file = this.#file;
     const newest = pending.at(-1)!;

@@ -1,6 +1,6 @@
 /**
  * Entries of the log of a VHDX image: a header, descriptors, and the sectors of
- * data that those are about. All is in sectors of 4096 bytes; the log is a ring
+ * data that these describe. All is in sectors of 4096 bytes; the log is a ring
  * of them.
  *
  * @module
@@ -45,13 +45,13 @@ export interface LogEntry {
   readonly sequence: bigint;
   /** Descriptors. */
   readonly count: number;
-  /** Bytes that the file had for certain when it was written. */
+  /** Durable bytes of the file when it was written. */
   readonly flushedSize: bigint;
   /** Bytes that the file must have once it has been replayed. */
   readonly lastSize: bigint;
 }
 
-/** What is to be done to the file. */
+/** A change to the file. */
 export type LogStep =
   | { readonly kind: "zero"; readonly offset: bigint; readonly length: bigint }
   | {
@@ -89,7 +89,7 @@ class RingCursor {
   }
 }
 
-/** The header in the first sector of an entry; `undefined` if it is none. */
+/** The header in the first sector of an entry; `undefined` without one. */
 export function entryIn(
   sector: Uint8Array,
   offset: number,
@@ -137,7 +137,7 @@ export async function entriesOf(
   return found;
 }
 
-/** Whether all of an entry was written: its checksum, and all that is in it. */
+/** Whether an entry was written as a whole, by its checksum and content. */
 export async function isWhole(
   file: BlockNode,
   log: Region,
@@ -203,7 +203,7 @@ function isData(sector: Uint8Array, { sequence }: LogEntry): boolean {
     (high << 32n | low) === sequence;
 }
 
-/** What an entry says is to be done, in order; each step is good until the next. */
+/** The changes of an entry, in order; each is valid until the next. */
 export async function* stepsOf(
   file: BlockNode,
   log: Region,
@@ -231,7 +231,7 @@ export async function* stepsOf(
   }
 }
 
-/** How many sectors can be changed by an entry of at most so many bytes. */
+/** How many sectors an entry of at most a number of bytes can change. */
 export function capacityOf(bytes: number): number {
   const sectors = bytes / LOG_SECTOR;
   let count = sectors - 1;
@@ -240,7 +240,7 @@ export function capacityOf(bytes: number): number {
 }
 
 /**
- * An entry that stands by itself: all that is needed is in it.
+ * An entry that needs no other one.
  *
  * @param offset Where it will be in the log.
  * @param changes Sectors of the file.

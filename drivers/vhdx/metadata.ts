@@ -1,6 +1,6 @@
 /**
- * The metadata of a VHDX image: what its disk is like, and what its parent is
- * called.
+ * The metadata of a VHDX image: the properties of its disk, and its parent's
+ * names.
  *
  * @module
  */
@@ -43,15 +43,15 @@ export interface Metadata {
   readonly size: number;
   /** Bytes of the disk that a block holds: a power of two, 1 to 256 MiB. */
   readonly blockSize: number;
-  /** What is said of the parent, by key; absent if there is none. */
+  /** The parent locator, by key; absent without a parent. */
   readonly parent?: ReadonlyMap<string, string>;
 }
 
 /**
  * Read the metadata.
  *
- * @throws {BlockError} EINVAL if it is damaged, ENOTSUP if there is what one
- * has to know.
+ * @throws {BlockError} EINVAL if it is damaged, ENOTSUP if it has an unknown
+ * item that is required.
  */
 export async function readMetadata(
   file: BlockNode,

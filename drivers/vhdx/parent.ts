@@ -7,7 +7,7 @@ import type { BlockNode } from "../../core/node.ts";
 import { parentNames } from "../../core/parents.ts";
 import { Headers } from "./headers.ts";
 
-/** What is said of a parent, by key. */
+/** The entries of a parent locator, by key. */
 type Locator = ReadonlyMap<string, string>;
 
 /** The names of the parent, the best first. */
@@ -20,7 +20,7 @@ export function namesOf(locator: Locator): string[] {
   );
 }
 
-/** Whether a file is the parent: it still holds what it did back then. */
+/** Whether a file is the parent, and has not changed since. */
 export async function isParent(
   locator: Locator,
   file: BlockNode,

@@ -42,8 +42,8 @@ export interface Regions {
 /**
  * Read the region table.
  *
- * @throws {BlockError} EINVAL if there is no valid one, ENOTSUP if it has a
- * region that one has to know.
+ * @throws {BlockError} EINVAL if there is no valid one, ENOTSUP if it has an
+ * unknown region that is required.
  */
 export async function readRegions(
   file: BlockNode,
@@ -103,7 +103,7 @@ export function overlap(one: Region, other: Region): boolean {
     other.offset < one.offset + one.length;
 }
 
-/** What is said of parts that overlap, in QEMU's words. */
+/** The message about parts that overlap, in QEMU's words. */
 export function overlapText(one: Region, other: Region): string {
   const range = ({ offset, length }: Region) => `${offset}-${offset + length}`;
   return `VHDX region ${range(one)} overlaps with region ${range(other)}`;

@@ -32,7 +32,7 @@ export class SectorBitmaps {
 
   /**
    * How many bytes from `offset` in a block on, `most` at the most, are here or
-   * are not here; `undefined` if the bitmap is to be loaded before.
+   * are not here; `undefined` if the bitmap must be loaded first.
    */
   run(
     block: number,

@@ -27,22 +27,23 @@ const MAX_READ = 2 * 1024 * 1024;
 let codecs: Promise<typeof import("../../core/zlib_streams.ts")> | undefined;
 
 /**
- * Most images have nothing that is compressed. Whoever has waited for the same
- * promise goes on in the same turn: calls that come together are shared out.
+ * Loaded on use, since most images have no compressed grains, and through one
+ * promise: requests made together then resume together, and are decompressed in
+ * parallel.
  */
 function loadCodecs() {
   return codecs ??= import("../../core/zlib_streams.ts");
 }
 
-/** A grain that is to be read, and where to. */
+/** A grain to be read, and where its bytes go. */
 interface Wanted {
-  /** Which one. */
+  /** Its index. */
   readonly grain: number;
   /** Where in the file it lies. */
   readonly place: number;
   /** Bytes of it that are part of the disk. */
   readonly size: number;
-  /** Its first byte that is wanted, and where those go. */
+  /** The first of its bytes to be read, and where they go. */
   readonly from: number;
   readonly iov: IoVector;
 }
@@ -57,7 +58,7 @@ export class GrainReader {
   #file: BlockNode;
   readonly #layout: SparseLayout;
   readonly #step: Step;
-  /** The last one of which a part was read: who reads on needs it again. */
+  /** The last one read in part: a sequential reader needs it again. */
   #last?: { readonly place: number; readonly content: Uint8Array };
   /** What the last request was read into, to be used again. */
   #spare?: Uint8Array;
@@ -108,7 +109,7 @@ export class GrainReader {
       place + this.#mostBytes - group[0].place <= MAX_READ;
   }
 
-  /** Bytes that a grain takes at most: it may have become a little longer. */
+  /** Most bytes that a grain takes: compression may have made it longer. */
   get #mostBytes(): number {
     const { grainSize } = this.#layout;
     return grainSize + (grainSize >> 8) + 2 * SECTOR_SIZE;
@@ -179,11 +180,11 @@ export class GrainReader {
       iov[0].length === grainSize;
     const { decompressZlib } = await loadCodecs();
     const content = isWhole ? iov[0] : allocate(grainSize);
-    // The last one may have been cut off where the disk ends.
+    // The last grain may end with the disk.
     const isDone = await decompressZlib(data, content) ||
       (size < grainSize &&
         await decompressZlib(data, content.subarray(0, size)));
-    if (!isDone) throw corrupt("is no stream of zlib");
+    if (!isDone) throw corrupt("is not a zlib stream");
     if (isWhole) return;
     this.#last = { place, content };
     this.#copy(wanted, content);
@@ -195,7 +196,7 @@ export class GrainReader {
   }
 }
 
-/** QEMU's code for it; its message is no more than that. */
+/** QEMU's error code, with a reason, which QEMU does not give. */
 function corrupt(what: string): BlockError {
   const detail = `: a compressed grain ${what}`;
   return new BlockError("EINVAL", `Invalid argument${detail}`, { detail });
@@ -204,7 +205,7 @@ function corrupt(what: string): BlockError {
 /**
  * A grain as it is stored: its marker, and its data compressed.
  *
- * @param sector The first one of the extent that it holds.
+ * @param sector The first sector of the extent that it holds.
  */
 export async function compressGrain(
   content: Uint8Array,

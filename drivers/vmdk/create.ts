@@ -35,17 +35,17 @@ const SUBFORMATS = [
 ];
 const ADAPTER_TYPES = ["ide", "buslogic", "lsilogic", "legacyESX"];
 
-/** What its file is called in a descriptor that knows no better. */
+/** The file's name in a descriptor if the real one is not known. */
 export const FILENAME = "disk.vmdk";
 
-/** Bytes of an extent where a disk has several. */
+/** Bytes of each extent of a disk that has several. */
 const EXTENT_SIZE = 2 ** 31;
 /**
  * Bytes of a sparse extent: 32 Mi tables, as many as QEMU's driver reads. (Only
  * 2 TiB of them can be written to.)
  */
 const MAX_SPARSE = 2 ** 25 * TABLE_ENTRIES * GRAIN_SECTORS * SECTOR_SIZE;
-/** Entries of a directory that are written at once. */
+/** Directory entries written at once. */
 const DIRECTORY_PIECE = 64 * 1024;
 
 /** Valid options. */
@@ -67,7 +67,7 @@ export interface Plan {
 /**
  * Check the options of a new image.
  *
- * @throws {BlockError} EINVAL, ENOTSUP or EFBIG, as QEMU says it.
+ * @throws {BlockError} EINVAL, ENOTSUP or EFBIG, in QEMU's words.
  */
 export function planImage(options: OptionValues): Plan {
   if (options.backing_fmt !== undefined && options.backing_fmt !== "vmdk") {
@@ -181,7 +181,7 @@ export function sparseLine(size: number, name: string): string {
   return `RW ${size / SECTOR_SIZE} SPARSE "${name}"`;
 }
 
-/** The extents that are files of their own. */
+/** The extents in files of their own. */
 function partsOf(
   { size, isFlat, isSplit }: Plan,
   filename: string,
@@ -202,13 +202,13 @@ function partsOf(
   return parts;
 }
 
-/** The name of a file in its folder; of what has no folder, any. */
+/** The name of a file in its folder; any name if it has no folder. */
 function fileName(path: string): string {
   if (path === "" || path.startsWith("json:")) return FILENAME;
   return path.slice(lastSeparator(path) + 1);
 }
 
-/** What the parent's content is called now. */
+/** The current content id of the parent. */
 async function readCid(
   context: CreateContext,
   { backingFile }: Plan,

@@ -38,7 +38,7 @@ export const VMDK_CREATE_OPTIONS: OptionTable = {
   },
 };
 
-/** Whether a new image is a stream, and has nothing that takes a look back. */
+/** Whether a new image can be written front to back as a stream. */
 export function isStream({ subformat, backing_file }: OptionValues): boolean {
   return subformat === "streamOptimized" && backing_file === undefined;
 }

@@ -8,10 +8,10 @@ import { isExactSize, SECTOR_SIZE } from "../../core/bytes.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
 import { shortened } from "../../core/values.ts";
 
-/** Bytes of a descriptor that are looked at. */
+/** Most bytes of a descriptor that are read. */
 export const MAX_DESCRIPTOR = 1024 * 1024 - 1;
 
-/** The content of no parent. */
+/** The parent's content id where there is no parent. */
 export const NO_PARENT = 0xffffffff;
 
 /** Types of extents that are read. */
@@ -42,9 +42,9 @@ export interface Descriptor {
   readonly createType?: string;
   /** Changes whenever a session begins to write. */
   readonly cid: number;
-  /** What the parent's was, of which this holds the difference. */
+  /** The parent's content id when this overlay was made. */
   readonly parentCid: number;
-  /** The parent, as it is named there. */
+  /** The parent's name. */
   readonly parentFile?: string;
   /** Its text. */
   readonly text: string;
@@ -64,7 +64,7 @@ const CREATE_TYPES = [
 export function descriptorText(bytes: Uint8Array): string {
   const end = bytes.indexOf(0);
   const used = end < 0 ? bytes : bytes.subarray(0, end);
-  // Its first lines are ASCII whatever the rest is encoded in.
+  // The first lines are ASCII, whatever the encoding of the rest.
   const text = new TextDecoder("latin1").decode(used);
   const encoding = valueOf(text, "encoding") ?? "UTF-8";
   try {
@@ -77,14 +77,13 @@ export function descriptorText(bytes: Uint8Array): string {
 /**
  * Read a descriptor.
  *
- * @throws {BlockError} EINVAL if it does not say what its parent's content is
- * called.
+ * @throws {BlockError} EINVAL if it lacks the parent's content id.
  */
 export function parseDescriptor(bytes: Uint8Array): Descriptor {
   const text = descriptorText(bytes);
   const parentCid = numberOf(text, "parentCID");
   if (parentCid === undefined) throw new BlockError("EINVAL");
-  // Where it is not said, QEMU takes the one for the other.
+  // QEMU uses the parent's content id where there is no other.
   const cid = numberOf(text, "CID") ?? parentCid;
   const parentFile = valueOf(text, "parentFileNameHint");
   if (parentFile !== undefined && parentFile.length > 1023) {
@@ -109,10 +108,9 @@ function numberOf(text: string, key: string): number | undefined {
 }
 
 /**
- * What kind of image a descriptor describes.
+ * The kind of image that a descriptor describes.
  *
- * @throws {BlockError} EINVAL if that is none, ENOTSUP if nobody here can use
- * it.
+ * @throws {BlockError} EINVAL if it names none, ENOTSUP if it is not supported.
  */
 export function createTypeOf(text: string): string {
   const type = valueOf(text, "createType");
@@ -178,7 +176,7 @@ function parseExtent(line: string, match: RegExpExecArray): ExtentLine {
 /**
  * A descriptor with another content id, and nothing else changed.
  *
- * @param bytes It, and the zeroes after it, into which it may grow.
+ * @param bytes The descriptor, and the zeroes that it may grow into.
  */
 export function withCid(
   bytes: Uint8Array,
@@ -186,7 +184,7 @@ export function withCid(
 ): Uint8Array<ArrayBuffer> {
   const end = bytes.indexOf(0);
   const used = end < 0 ? bytes : bytes.subarray(0, end);
-  // A character a byte, whatever they stand for.
+  // One character per byte, whatever the encoding is.
   let text = "";
   for (const byte of used) text += String.fromCharCode(byte);
   const changed = text.replace(
@@ -196,10 +194,10 @@ export function withCid(
   return Uint8Array.from(changed, (character) => character.charCodeAt(0));
 }
 
-/** A content id that has as many digits as all others: eight. */
+/** A random content id of eight digits, as all others have. */
 export function newCid(): number {
   const [random] = crypto.getRandomValues(new Uint32Array(1));
-  // Two of the highest have a meaning of their own.
+  // 0xfffffffe and 0xffffffff have meanings of their own.
   return Math.min(random, 0xfffffff0) % 0xeffffff0 + 0x10000000;
 }
 
@@ -217,7 +215,7 @@ export interface NewDescriptor {
   readonly toolsVersion: string;
 }
 
-/** Cylinders have so many sectors a head. */
+/** Sectors per track. */
 const SECTORS = 63;
 
 /** The text of a new descriptor. */

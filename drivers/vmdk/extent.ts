@@ -16,7 +16,7 @@ export interface Extent {
   readonly end: number;
   /** Where its data is, if it has any. */
   readonly file?: BlockNode;
-  /** Bytes that have a place of their own; absent without tables. */
+  /** Bytes of a grain; absent without tables. */
   readonly grainSize?: number;
   /** Whether its grains are compressed. */
   readonly isCompressed?: boolean;
@@ -35,7 +35,7 @@ export interface Extent {
     iov: IoVector,
     flags?: ReadFlags,
   ): Promise<void>;
-  /** Have whole grains read as zeroes; absent if it has no entry for that. */
+  /** Zero whole grains; absent if no entry can say so. */
   zeroGrains?(offset: number, length: number): Promise<void>;
   /** Switch to another file with the same content, if its data is in one. */
   useFile?(file: BlockNode): void;
@@ -43,7 +43,7 @@ export interface Extent {
   flush(): Promise<void>;
 }
 
-/** An extent that lies in a file as it is. */
+/** An extent whose data lies in a file unchanged. */
 export class FlatExtent implements Extent {
   readonly type: string;
   readonly start: number;
@@ -85,7 +85,7 @@ export class FlatExtent implements Extent {
   }
 
   allocate(): never {
-    throw new Error("All of a flat extent has its place");
+    throw new Error("A flat extent is allocated as a whole");
   }
 
   async flush(): Promise<void> {
@@ -93,7 +93,7 @@ export class FlatExtent implements Extent {
   }
 }
 
-/** An extent that reads as zeroes, and takes no room. */
+/** An extent that reads as zeroes and takes no space. */
 export class ZeroExtent implements Extent {
   readonly type = "ZERO";
   readonly start: number;
@@ -116,7 +116,7 @@ export class ZeroExtent implements Extent {
   inPlace(): undefined {}
 
   allocate(): never {
-    throw new Error("Images with such extents are not written to");
+    throw new Error("Extents of zeroes are read-only");
   }
 
   async flush(): Promise<void> {}

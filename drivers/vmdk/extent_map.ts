@@ -26,7 +26,7 @@ export class ExtentMap implements BlockMap {
     return this.extents.at(-1)?.end ?? 0;
   }
 
-  /** The extent in which a byte of the disk is. */
+  /** The extent that holds a byte of the disk. */
   at(offset: number): Extent {
     const { extents } = this;
     let [low, high] = [0, extents.length - 1];
@@ -68,7 +68,7 @@ export class ExtentMap implements BlockMap {
   }
 
   mayHaveHoles({ child, childOffset }: Run): boolean {
-    // Of one that lies as it is in its file.
+    // Only flat extents: of others, grains are allocated when written.
     return childOffset !== undefined &&
       this.extents.some(({ file, grainSize }) =>
         file === child && grainSize === undefined
@@ -76,7 +76,7 @@ export class ExtentMap implements BlockMap {
   }
 }
 
-/** Grains that do not fit into each other are changed one at a time. */
+/** Where grain sizes do not divide each other, changes take turns. */
 function unitOf(extents: readonly Extent[]): number {
   const sizes = extents.flatMap(({ grainSize }) => grainSize ?? []);
   const largest = Math.max(SECTOR_SIZE, ...sizes);

@@ -53,9 +53,9 @@ const AT = {
   compression: 77,
 } as const;
 
-/** Grains that QEMU takes for real ones, in sectors. */
+/** Most sectors of a grain that QEMU accepts. */
 const MAX_GRAIN = 0x200000;
-/** Larger ones are not decompressed: they would be in memory as a whole. */
+/** Larger grains are not decompressed, as each is in memory as a whole. */
 const MAX_COMPRESSED_GRAIN = 0x10000;
 /** Entries of a grain directory. */
 const MAX_DIRECTORY = 32 * 1024 * 1024;
@@ -76,7 +76,7 @@ export interface SparseLayout {
   /** Where grains may begin. */
   readonly overhead: number;
   readonly isCompressed: boolean;
-  /** Whether the length of a compressed grain goes before it. */
+  /** Whether a marker with its length precedes each compressed grain. */
   readonly hasMarkers: boolean;
   /** Whether an entry of 1 stands for zeroes. */
   readonly zeroedGrains: boolean;
@@ -110,7 +110,7 @@ export async function readSector(
 /**
  * Read the header of a sparse extent.
  *
- * @throws {BlockError} EINVAL, EFBIG or ENOTSUP, as QEMU says it.
+ * @throws {BlockError} EINVAL, EFBIG or ENOTSUP, in QEMU's words.
  */
 export async function readLayout(
   file: BlockNode,
@@ -126,7 +126,7 @@ export async function readLayout(
   throw invalid("Image not in VMDK format");
 }
 
-/** Where an extent that holds nothing itself has the text about others. */
+/** Where an extent without data has the descriptor of others. */
 export function descriptorAlone(header: DataView): number | undefined {
   if (header.getUint32(AT.magic) !== MAGIC.HOSTED) return undefined;
   const offset = readUint64(header, AT.descriptorOffset) * SECTOR_SIZE;
@@ -140,7 +140,7 @@ async function readHosted(
   readOnly: boolean,
 ): Promise<SparseLayout> {
   let header = first;
-  // All bits of the directory's place are set if a footer has it.
+  // With all bits of the directory's offset set, a footer has the real one.
   const hasFooter = header.getBigUint64(AT.directory, true) === 2n ** 64n - 1n;
   if (hasFooter) header = await readFooter(file);
   const u32 = (at: number) => header.getUint32(at, true);
@@ -150,7 +150,7 @@ async function readHosted(
   if (version > 3) {
     throw new BlockError("ENOTSUP", `Unsupported VMDK version ${version}`);
   }
-  // It keeps track of changes, which a writer would have to do as well.
+  // Version 3 tracks changed blocks, which writing would have to do, too.
   if (version === 3 && !readOnly && !isCompressed) {
     throw invalid("VMDK version 3 must be read only");
   }
@@ -184,7 +184,7 @@ async function readHosted(
   });
 }
 
-/** The copy of the header behind all else, which knows where things came to lie. */
+/** The copy of the header at the end, with the final offsets. */
 async function readFooter(file: BlockNode): Promise<DataView> {
   const end = roundUp(file.size, SECTOR_SIZE);
   const at = (sectors: number) =>
@@ -220,7 +220,7 @@ function readCowd(header: DataView): SparseLayout {
   };
 }
 
-/** Refuse numbers that no file and no memory can live up to. */
+/** Refuse sizes that no file or memory can have. */
 export function checked(layout: SparseLayout): SparseLayout {
   const { capacity, grainSize, tableEntries, isCompressed } = layout;
   const most = isCompressed ? MAX_COMPRESSED_GRAIN : MAX_GRAIN;
@@ -287,7 +287,7 @@ export function encodeHeader(header: NewHeader): Uint8Array<ArrayBuffer> {
   u64(AT.redundant, header.redundant);
   u64(AT.directory, header.directory);
   u64(AT.overhead, header.overhead);
-  // A transfer as text would change these.
+  // A transfer in text mode would change these.
   bytes.set([0x0a, 0x20, 0x0d, 0x0a], AT.newlines);
   view.setUint16(AT.compression, header.isCompressed ? 1 : 0, true);
   return bytes;

@@ -79,9 +79,9 @@ class VmdkNode implements BlockNode {
   readonly writev?: BlockNode["writev"];
   readonly writeZeroes?: BlockNode["writeZeroes"];
   readonly writeCompressed?: BlockNode["writeCompressed"];
-  /** As for {@linkcode Access}; absent if nobody listens. */
+  /** As for {@linkcode Access}; absent without a listener. */
   event?: (name: string) => void | Promise<void>;
-  /** What is left to the parent is read from; whether that is sound. */
+  /** The parent, checked before the first read from it. */
   backing?: BlockNode;
   #file: BlockNode;
   readonly #image: OpenedImage;
@@ -89,10 +89,10 @@ class VmdkNode implements BlockNode {
   readonly #access: Access;
   readonly #context: OpenContext;
   #cid: number;
-  /** Whether the content id tells that this session writes. */
+  /** Whether this session has changed the content id. */
   #isMarked = false;
   #marking?: Promise<void>;
-  /** Fulfilled when all compressed grains so far have their places. */
+  /** Fulfilled when all compressed grains so far are allocated. */
   #appends: Promise<void> = Promise.resolve();
 
   constructor(
@@ -122,7 +122,7 @@ class VmdkNode implements BlockNode {
       : (offset, iov, flags) => this.#write(offset, iov, flags);
     this.writeCompressed = isStream
       ? (offset, iov, options) => this.#append(first, offset, iov, options)
-      // As QEMU has it, others take such data and store it plain.
+      // As in QEMU, other kinds of extents store such data uncompressed.
       : (offset, iov) => this.#write(offset, iov);
     if (this.#extents.some((extent) => extent.zeroGrains)) {
       this.limits = { writeZeroesAlignment: this.#map.unit };
@@ -234,7 +234,7 @@ class VmdkNode implements BlockNode {
     }
   }
 
-  /** Have the content id tell children of this image that it changes. */
+  /** Change the content id, by which overlays notice that this image changed. */
   async #mark(): Promise<void> {
     try {
       await (this.#marking ??= this.#changeCid());
@@ -256,7 +256,7 @@ class VmdkNode implements BlockNode {
     if (text.length > length) {
       throw new BlockError("EFBIG", "VMDK description file too big");
     }
-    // Mostly as long as before: then one sector changes, and is never torn.
+    // Usually as long as before, so that one sector changes, which is atomic.
     const first = text.findIndex((byte, at) => byte !== before[at]);
     const rest = allocate(Math.max(0, old - text.length));
     if (first >= 0) {
@@ -272,7 +272,7 @@ class VmdkNode implements BlockNode {
     return [...new Set(this.#extents.flatMap(({ file }) => file ?? []))];
   }
 
-  /** A parent that cannot be read from once it is not what it was. */
+  /** A parent that cannot be read from if it has changed. */
   #checkedParent(parent: BlockNode): BlockNode {
     let checking: Promise<void> | undefined;
     let isSound = false;
@@ -296,7 +296,7 @@ class VmdkNode implements BlockNode {
     if (parentCid === NO_PARENT && cid === undefined) return;
     if (cid === parentCid) return;
     const detail = cid === undefined
-      ? `: the parent of '${this.filename}' is no VMDK`
+      ? `: the parent of '${this.filename}' is not a VMDK`
       : `: the parent of '${this.filename}' was changed after it was made`;
     throw new BlockError("EINVAL", `Invalid argument${detail}`, { detail });
   }
@@ -304,7 +304,7 @@ class VmdkNode implements BlockNode {
   async flush(): Promise<void> {
     if (this.readOnly) return;
     for (const extent of this.#extents) await extent.flush();
-    // Its extents make their own files durable.
+    // An extent in the same file has made it durable.
     const isExtent = this.#extents.some(({ file }) => file === this.#file);
     if (this.#isMarked && !isExtent) await this.#file.flush?.();
   }

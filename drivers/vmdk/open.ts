@@ -51,7 +51,7 @@ type OpenPart = (
 /** Bytes of the descriptor that is a part of the file. */
 const MAX_EMBEDDED = 1024 * 1024;
 
-/** Find out what an image is, and open its extents. */
+/** Determine the kind of an image, and open its extents. */
 export async function openImage(
   file: BlockNode,
   context: OpenContext,
@@ -68,7 +68,7 @@ export async function openImage(
   const alone = descriptorAlone(header);
   if (alone !== undefined) {
     const text = await readText(file, alone);
-    // An empty disk has no other extents, and is no more than it says.
+    // The descriptor of an empty disk in one file has no other extents.
     if (!isOneFile(text)) {
       return await openDescribed(file, alone, context, openPart);
     }
@@ -94,7 +94,7 @@ function isOneFile(text: string): boolean {
     .test(text);
 }
 
-/** What one cannot write to without keeping account of it elsewhere as well. */
+/** Whether it can be written to without updating other metadata. */
 function isWritable({ kind, version, isCompressed, hasFooter }: SparseLayout) {
   return kind === "hosted" && !hasFooter && (version < 3 || isCompressed);
 }
@@ -134,7 +134,7 @@ async function openDescribed(
   return { createType, extents, files, descriptor, place, isWritable };
 }
 
-/** Tells whoever listens that something is about to be done. */
+/** Announces the next step of the work to a listener. */
 export function stepOf(context: OpenContext): Step {
   return (name, file) => {
     context.event?.(name);
@@ -150,7 +150,7 @@ class Opener {
   readonly #context: OpenContext;
   readonly #openPart: OpenPart;
   readonly #tables: ImageTables;
-  /** By the names that the image has for them. */
+  /** By their names in the image. */
   readonly #opened = new Map<string, BlockNode>();
   /** Files with tables: they cannot be two extents at once. */
   readonly #sparse = new Set<BlockNode>();
@@ -182,7 +182,7 @@ class Opener {
     this.isWritable &&= isWritable(layout) && !layout.isCompressed &&
       !this.#sparse.has(file);
     this.#sparse.add(file);
-    // Its own size counts, as in QEMU; if that is none, it has no part in it.
+    // Its own capacity counts, as in QEMU; without any it is left out.
     if (layout.capacity === 0) return;
     extents.push(new SparseExtent(type, start, file, layout, this.#tables));
     if (!Number.isSafeInteger(extents.at(-1)!.end)) {

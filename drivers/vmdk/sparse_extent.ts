@@ -30,19 +30,19 @@ import {
   TablePages,
 } from "../../core/table_pages.ts";
 
-/** What an entry leads to, other than a place in the file. */
+/** Meanings of an entry other than an offset in the file. */
 const [ABSENT, ZEROED, DAMAGED] = [0, -1, -2];
 
 /** An entry of a hosted extent that stands for zeroes. */
 const ZEROED_ENTRY = 1;
 
-/** Bytes of a file that entries of 32 bits can lead to. */
+/** Bytes of a file that 32-bit entries can address. */
 const MAX_FILE = 2 ** 32 * SECTOR_SIZE;
 
 /** Most bytes of compressed grains that are read at once. */
 const MAX_COMPRESSED_RUN = 2 * 1024 * 1024;
 
-/** An extent of which grains have places in a file. */
+/** An extent whose grains are allocated in a file. */
 export class SparseExtent implements Extent {
   readonly type: string;
   readonly start: number;
@@ -57,7 +57,7 @@ export class SparseExtent implements Extent {
   readonly #reader?: GrainReader;
   /** Where the next grain goes. */
   #next: number;
-  /** One at a time, or the file might become shorter again. */
+  /** Held while the file grows: concurrent truncations could shrink it. */
   readonly #growing = new Mutex();
 
   constructor(
@@ -82,7 +82,7 @@ export class SparseExtent implements Extent {
     this.#next = this.#endOf(file);
   }
 
-  /** Where grains can be put behind all that is in a file. */
+  /** The end of all that is in a file, rounded up for grains. */
   #endOf({ size }: BlockNode): number {
     const { overhead, isCompressed } = this.layout;
     return roundUp(
@@ -102,7 +102,7 @@ export class SparseExtent implements Extent {
     return this.layout.isCompressed;
   }
 
-  /** Where the table is that tells of a grain; 0 if there is none. */
+  /** Where the table with a grain's entry is; 0 if there is none. */
   #tableOf(grain: number): number | undefined {
     const index = Math.floor(grain / this.layout.tableEntries);
     return this.#tableAt(this.layout.directory + index * this.#entrySize);
@@ -121,8 +121,8 @@ export class SparseExtent implements Extent {
   }
 
   /**
-   * Where a grain lies, `ABSENT`, `ZEROED` or `DAMAGED`; `undefined` if what
-   * tells is to be loaded before.
+   * Where a grain lies, `ABSENT`, `ZEROED` or `DAMAGED`; `undefined` if its
+   * entry must be loaded first.
    */
   #placeOf(grain: number): number | undefined {
     const table = this.#tableOf(grain);
@@ -153,7 +153,7 @@ export class SparseExtent implements Extent {
     return DAMAGED;
   }
 
-  /** Load what is missing to tell where a grain lies. */
+  /** Load the page that a grain's lookup lacks. */
   async #load(grain: number): Promise<void> {
     const { directory, tableEntries } = this.layout;
     const index = Math.floor(grain / tableEntries);
@@ -165,7 +165,7 @@ export class SparseExtent implements Extent {
     );
   }
 
-  /** As {@linkcode #placeOf}, loading what tells. */
+  /** As {@linkcode #placeOf}, loading entries as needed. */
   async #findPlace(grain: number): Promise<number> {
     let place: number | undefined;
     while ((place = this.#placeOf(grain)) === undefined) {
@@ -227,7 +227,7 @@ export class SparseExtent implements Extent {
   inPlace(offset: number, length: number): Place | undefined {
     const run = this.lookup(offset, length);
     if (run?.kind !== "data") return undefined;
-    // Metadata is not a place for data, whatever an entry says.
+    // Data never overwrites metadata, whatever an entry says.
     return run.childOffset! < this.#firstGrain ? undefined : run as Place;
   }
 
@@ -264,7 +264,7 @@ export class SparseExtent implements Extent {
     }
     return {
       start: start + first * grainSize,
-      // Of the last grain there may be less, if another extent follows.
+      // The last grain may be shorter, if another extent follows.
       length: Math.min(bytes, this.end - start - first * grainSize),
       child: this.file,
       childOffset,
@@ -282,7 +282,7 @@ export class SparseExtent implements Extent {
     };
   }
 
-  /** @throws {BlockError} EFBIG if there is no entry that could lead there. */
+  /** @throws {BlockError} EFBIG if no entry can address it. */
   #takeRoom(bytes: number): number {
     const at = this.#next;
     if (at + bytes > MAX_FILE) {
@@ -296,9 +296,9 @@ export class SparseExtent implements Extent {
   }
 
   /**
-   * Others count on whole grains, of which the end may not be written. The file
-   * grows before anything is written there: later, that might cut off what
-   * others have written behind.
+   * Grow the file to whole grains, which other programs expect, even if their
+   * end is never written. That comes before anything is written there: later,
+   * it might cut off what others have written behind.
    */
   async #grow(end: number): Promise<void> {
     if (this.file.size >= end) return;
@@ -335,10 +335,10 @@ export class SparseExtent implements Extent {
     throw new BlockError("EIO", "A grain table has no place in its file");
   }
 
-  /** Make a table, and have its directory's entry lead to it. */
+  /** Make a table, and point the directory's entry to it. */
   async #newTable(at: number): Promise<number> {
     const bytes = roundUp(this.#tableBytes, SECTOR_SIZE);
-    // What follows stays at a whole grain.
+    // Keep what follows aligned to grains.
     const unit = this.isCompressed ? SECTOR_SIZE : this.grainSize;
     const table = this.#takeRoom(roundUp(bytes, unit));
     await this.file.writev!(table, [allocate(bytes)]);
@@ -352,7 +352,7 @@ export class SparseExtent implements Extent {
     return zeroedGrains && !isCompressed ? this.#zeroGrains : undefined;
   }
 
-  /** What they had is not used again: there is no list of what is free. */
+  /** Grains given up are not reused: there is no list of free ones. */
   async #zeroGrains(offset: number, length: number): Promise<void> {
     const first = (offset - this.start) / this.grainSize;
     const end = divideUp(offset + length - this.start, this.grainSize);
@@ -372,7 +372,7 @@ export class SparseExtent implements Extent {
     const within = offset - this.start;
     await this.#reader!.read(within, iov, async (grain) => {
       const place = await this.#findPlace(grain);
-      // Of a run that was found, all have one.
+      // All grains of a run that was found are allocated.
       if (place <= 0) throw new BlockError("EIO");
       return { place, size: Math.min(grainSize, this.#sizeFrom(grain)) };
     }, flags);
@@ -382,7 +382,7 @@ export class SparseExtent implements Extent {
     return this.end - this.start - grain * this.grainSize;
   }
 
-  /** Whether one of the grains of a range has a place already. */
+  /** Whether any grain of a range is allocated already. */
   async hasGrains(offset: number, length: number): Promise<boolean> {
     const first = Math.floor((offset - this.start) / this.grainSize);
     const end = divideUp(offset + length - this.start, this.grainSize);
@@ -393,9 +393,9 @@ export class SparseExtent implements Extent {
   }
 
   /**
-   * Put compressed grains, each with what goes before it, at the file's end.
+   * Append compressed grains, each behind its marker, to the file.
    *
-   * @param offset Of the disk, where the first of them begins.
+   * @param offset Where on the disk the first of them begins.
    */
   async append(offset: number, grains: readonly Uint8Array[]): Promise<void> {
     const first = (offset - this.start) / this.grainSize;
@@ -423,7 +423,7 @@ export class SparseExtent implements Extent {
   /**
    * Look at all grains.
    *
-   * @param found Told of each that has a place, or of which that cannot be told.
+   * @param found Called for each that is allocated, or whose entry is damaged.
    */
   async eachGrain(
     found: (grain: number, place: number | undefined) => void,

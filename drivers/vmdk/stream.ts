@@ -38,7 +38,7 @@ const TABLE_SIZE = TABLE_SECTORS * SECTOR_SIZE;
 /** Grains that are read and compressed at once. */
 const BATCH = 32;
 
-/** Disks from which on workers start at once. */
+/** Disks of this size and more start workers at once. */
 const MUCH = 64 * 1024 * 1024;
 
 /** Where the first grain lies. */
@@ -81,10 +81,10 @@ export async function* streamImage(
   yield* writer.end();
 }
 
-/** Keeps count of where what it hands out comes to lie. */
+/** Produces the parts of the stream, and keeps track of their offsets. */
 class StreamWriter {
   readonly #capacity: number;
-  /** Sectors that went before. */
+  /** Sectors produced so far. */
   #position = 0;
   readonly #directory: DataView;
   /** The table that is being filled, and its number. */
@@ -146,7 +146,7 @@ class StreamWriter {
     yield* this.#put(...padToSector(stored));
   }
 
-  /** @throws {BlockError} EFBIG if no entry can lead there. */
+  /** @throws {BlockError} EFBIG if no entry can address it. */
   get #checkedPosition(): number {
     if (this.#position < 2 ** 32) return this.#position;
     throw new BlockError("EFBIG", "A VMDK extent cannot exceed 2 TiB");
@@ -186,7 +186,7 @@ function padToSector(bytes: Uint8Array): readonly Uint8Array[] {
   return [whole];
 }
 
-/** The grains that are not zero, some at a time; the next are under way. */
+/** The grains that are not zero, in batches; the next one is under way. */
 async function* compressed(source: StreamSource): AsyncGenerator<Grain[]> {
   let before: Promise<Grain[]> | undefined;
   try {
@@ -194,7 +194,7 @@ async function* compressed(source: StreamSource): AsyncGenerator<Grain[]> {
       const content = await readBatch(source, indices);
       if (before) yield await before;
       before = compressBatch(source, indices, content);
-      // Whoever stops here does not wait for it.
+      // It is not awaited if the consumer stops here.
       before.catch(() => {});
     }
     if (before) yield await before;

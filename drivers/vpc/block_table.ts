@@ -71,7 +71,7 @@ export class VpcTable extends BlockTable {
   /**
    * Look at all entries, and find the end of the last block.
    *
-   * @throws {BlockError} EINVAL if a block is not where blocks can be.
+   * @throws {BlockError} EINVAL if a block lies where none can be.
    */
   async examine(): Promise<void> {
     const { tableOffset, entries } = this.#header;
@@ -95,7 +95,7 @@ export class VpcTable extends BlockTable {
     if (isSound(last)) this.space.next = fileEnd - FOOTER_SIZE;
   }
 
-  /** The end of a block, which must not lie over what describes the image. */
+  /** The end of a block, which must not overlap metadata. */
   #checkedEnd(index: number, entry: number): number {
     const { tableOffset, entries, blockSize } = this.#header;
     const start = entry * SECTOR_SIZE;
@@ -185,7 +185,7 @@ export class VpcTable extends BlockTable {
       : this.#newSectors(block, entry, offset, length);
   }
 
-  /** Sectors of a block that has its place already. */
+  /** Allocate sectors of a block that is in the file already. */
   #newSectors(
     block: number,
     entry: number,

@@ -28,7 +28,7 @@ import {
 } from "./footer.ts";
 import { readParentNames } from "./parent.ts";
 
-/** Microsoft's older format, which QEMU calls by the program it was made for. */
+/** Microsoft's older format, named after Virtual PC, as in QEMU. */
 export const vpcDriver: BlockDriver = {
   name: "vpc",
   role: "format",
@@ -65,7 +65,7 @@ function openFixed(
   size: number,
   context: OpenContext,
 ): BlockNode {
-  // A disk that reached into the footer would be written over it.
+  // Writes to a disk that reached into the footer would overwrite it.
   if (size + FOOTER_SIZE > roundUp(file.size, SECTOR_SIZE)) throw truncated();
   return new VpcNode({ file, size, map: new FixedMap(file), context });
 }

@@ -23,7 +23,7 @@ export const DYNAMIC_HEADER_SIZE = 1024;
 /** An entry of the block allocation table without a block. */
 export const UNALLOCATED = 0xffffffff;
 
-/** Kinds of images. */
+/** Types of images. */
 export const TYPE = { FIXED: 2, DYNAMIC: 3, DIFFERENCING: 4 } as const;
 
 /** Where fields of the footer lie. */
@@ -61,19 +61,19 @@ const DYNAMIC = {
 const COOKIE = "conectix";
 const DYNAMIC_COOKIE = "cxsparse";
 const VERSION = 0x00010000;
-/** As many entries as QEMU's driver can count. */
+/** Most table entries that QEMU's driver supports. */
 const MAX_ENTRIES = 0x1fffffff;
-/** The first second of 2000, of those since 1970. */
+/** The epoch of VHD, 2000-01-01, as Unix time in seconds. */
 const EPOCH = 946684800;
 
 /** What a footer says. */
 export interface Footer {
-  /** One of `TYPE`, unless it makes no sense. */
+  /** One of `TYPE`, unless it is damaged. */
   readonly type: number;
   /** Four characters: the program that made it. */
   readonly creator: string;
   readonly geometry: Geometry;
-  /** Bytes of the disk, if the geometry does not count. */
+  /** Bytes of the disk, unless the geometry decides. */
   readonly currentSize: bigint;
   /** Where the dynamic header lies. */
   readonly dataOffset: bigint;
@@ -83,7 +83,7 @@ export interface Footer {
   readonly bytes: Uint8Array;
 }
 
-/** How large the disk is said to be: by its geometry, or in bytes. */
+/** What decides the size of the disk: its geometry, or its bytes. */
 export type SizeRule = "chs" | "current_size" | undefined;
 
 /**
@@ -104,8 +104,8 @@ export async function readFooter(
     : allocate(FOOTER_SIZE);
   if (isSound(front)) {
     const footer = decoded(front);
-    // A guest can write to the first sector of a fixed disk whatever it likes,
-    // also the name of a parent that it wants to read.
+    // The guest of a fixed disk can write anything to its first sector, even
+    // the name of a parent that it wants to read.
     if (isSound(back) && decoded(back).type === TYPE.FIXED) {
       throw invalid(
         "the footers of the VHD image at the start and at the end of the file " +
@@ -178,12 +178,12 @@ function checkedType(footer: Footer): Footer {
   );
 }
 
-/** Who counts only what the geometry has: Virtual PC, and QEMU after it. */
+/** Creators that go by the geometry: Virtual PC, and QEMU after it. */
 const BY_GEOMETRY = ["vpc ", "qemu"];
 
 /**
  * Bytes of the disk. Virtual PC goes by the geometry and others by the size,
- * which is larger as a rule: by the wrong one, the end of the disk is lost.
+ * which is usually larger: with the wrong one, the end of the disk is lost.
  *
  * @throws {BlockError} EFBIG if there are more than 2040 GiB.
  */
@@ -208,12 +208,12 @@ export interface DynamicHeader {
   readonly blockSize: number;
   /** The UUID of the parent, hexadecimal digits. */
   readonly parentUuid: string;
-  /** The parent's name, as its maker saw it. */
+  /** The parent's name, as its creator saw it. */
   readonly parentName: string;
   readonly locators: readonly ParentLocator[];
 }
 
-/** Where a name of the parent is to be found. */
+/** Where a name of the parent is stored. */
 export interface ParentLocator {
   /** Four characters: what kind of name it is. */
   readonly platform: string;
@@ -293,7 +293,7 @@ export interface NewImage {
   readonly geometry: Geometry;
   /** Bytes. */
   readonly size: number;
-  /** Four characters: which rule for its size holds. */
+  /** Four characters, which decide the rule for its size. */
   readonly creator: string;
 }
 
@@ -309,7 +309,7 @@ export function newFooter(image: NewImage): Uint8Array {
   view.setBigUint64(AT.dataOffset, isFixed ? ALL_ONES : BigInt(FOOTER_SIZE));
   view.setUint32(AT.timestamp, Math.floor(Date.now() / 1000) - EPOCH);
   putText(bytes, AT.creator, creator);
-  // Of Virtual PC 2007, as QEMU has it: others look at it.
+  // That of Virtual PC 2007, as in QEMU: other programs check it.
   view.setUint32(AT.creatorVersion, 0x00050003);
   putText(bytes, AT.creatorSystem, "Wi2k");
   view.setBigUint64(AT.originalSize, BigInt(size));
@@ -354,7 +354,7 @@ function checksum(bytes: Uint8Array, at: number): number {
   return ~sum >>> 0;
 }
 
-/** A character a byte. */
+/** Text of one character per byte. */
 function textAt(bytes: Uint8Array, at: number, length: number): string {
   return String.fromCharCode(...bytes.subarray(at, at + length));
 }

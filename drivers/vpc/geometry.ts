@@ -1,6 +1,6 @@
 /**
- * Cylinders, heads and sectors: how the VHD specification counts them, and what
- * size of a disk Virtual PC makes of them.
+ * Cylinders, heads and sectors: how the VHD specification computes them, and
+ * the size of the disk that Virtual PC derives from them.
  *
  * @module
  */
@@ -37,7 +37,7 @@ export function isLargest(geometry: Geometry): boolean {
   return sectorsOf(geometry) === LARGEST;
 }
 
-/** The geometry of a disk of so many sectors; often that of a smaller one. */
+/** The geometry for a number of sectors; it often covers fewer. */
 export function geometryOf(sectorCount: number): Geometry {
   const total = Math.min(sectorCount, LARGEST);
   const tracksOf = (sectors: number) => Math.floor(total / sectors);

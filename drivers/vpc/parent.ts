@@ -9,7 +9,7 @@ import { parentNames } from "../../core/parents.ts";
 import { readPadded } from "../../core/requests.ts";
 import type { DynamicHeader } from "./footer.ts";
 
-/** Bytes of the longest name that is read. */
+/** Most bytes of a name. */
 const MAX_NAME = 64 * 1024;
 
 /** The names of the parent, the best first. */

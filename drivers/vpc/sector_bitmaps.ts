@@ -39,7 +39,7 @@ export class SectorBitmaps {
   readonly #bitmaps = new Map<number, Uint8Array>();
   /** Those that differ from the file, and where they lie in it. */
   #dirty = new Map<number, number>();
-  /** Those that are being written: read anew, they would be old. */
+  /** Those being written: the file still has the old content. */
   #writing = new Map<number, number>();
 
   constructor(file: BlockNode, { blockSize }: DynamicHeader) {
@@ -137,7 +137,7 @@ export class SectorBitmaps {
   }
 
   /**
-   * Sectors of a block whose bitmap is in memory have come to be here.
+   * Mark sectors of a block, whose bitmap is in memory, as present.
    *
    * @param offset Where the bitmap lies in the file.
    */
@@ -171,7 +171,7 @@ export class SectorBitmaps {
   }
 }
 
-/** Bytes that the bitmap takes before a block of so many bytes. */
+/** Bytes of the bitmap before a block of a size. */
 export function bitmapSize(blockSize: number): number {
   const sectors = blockSize / SECTOR_SIZE;
   return Math.ceil(sectors / 8 / SECTOR_SIZE) * SECTOR_SIZE;
