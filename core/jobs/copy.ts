@@ -48,8 +48,11 @@ export const REQUEST_SIZE = 2 * 1024 * 1024;
 /** Size of a disk from which on starting other threads pays off. */
 const LARGE_DISK = 64 * 1024 * 1024;
 
-/** Workers to begin with: one reads, one writes, one is about to. */
-const FIRST_WORKERS = 3;
+/** Workers to begin with: one reads while the other writes. */
+const FIRST_WORKERS = 2;
+
+/** Workers of a copy that takes its time: another is about to read or write. */
+const USUAL_WORKERS = 3;
 
 /** Milliseconds between two looks at whether a read has to wait. */
 const SAMPLE_PAUSE = 10;
@@ -294,8 +297,9 @@ class Copy {
   async #read(offset: number, bytes: Uint8Array): Promise<void> {
     let hasWaited = false;
     const now = performance.now();
-    if (now > this.#nextSample && this.#workers.length === FIRST_WORKERS) {
+    if (now > this.#nextSample && this.#workers.length <= USUAL_WORKERS) {
       this.#nextSample = now + SAMPLE_PAUSE;
+      this.#startWorkers(USUAL_WORKERS);
       messageToSelf().then(() => hasWaited = true);
     }
     await this.#source.read(offset, bytes);
