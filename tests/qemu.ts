@@ -164,7 +164,11 @@ export async function run(
     writing.catch(() => {}), // It may not read everything.
   ]);
   const text = new TextDecoder();
-  return { code, stdout: text.decode(stdout), stderr: text.decode(stderr) };
+  return {
+    code,
+    stdout: text.decode(stdout),
+    stderr: withoutUnlocked(text.decode(stderr)),
+  };
 }
 
 /** Run a program that must succeed; returns its standard output. */
