@@ -176,7 +176,7 @@ function unwrapped(disk: Disk): unknown {
  * opened read-only.
  */
 export function writableNodeOf(what: string, disk: Disk): BlockNode {
-  const node = nodeOf(what, disk);
+  const node = nodeOf("The disk to be written", disk);
   checkWritable(what, node);
   return node;
 }
@@ -188,12 +188,18 @@ export function checkWritable(what: string, node: BlockNode): void {
 }
 
 /**
- * Refuse to write a name with secrets into an image, which others may read.
+ * Refuse to write a name with secrets into an image, which others may read, and
+ * one that no file can have.
  *
  * @throws {BlockError} EINVAL
  */
 export function checkStoredName(name: unknown): void {
   if (typeof name !== "string") return;
+  if (name.includes("\0")) {
+    throw invalid(
+      `The name of a file cannot have NUL in it: ${valueText(name)}`,
+    );
+  }
   const isSecret = hasSecrets(name) ||
     (name.startsWith("json:") && /["'](cookie|headers)\b/.test(name));
   if (!isSecret) return;

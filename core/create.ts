@@ -7,6 +7,7 @@ import type { CreateOptionsOf } from "./create_options.ts";
 import type { BlockDriver, CreateContext } from "./driver.ts";
 import { checkOptions, checkStoredName, driverError } from "./checks.ts";
 import { asBlockError, BlockError, invalid } from "./errors.ts";
+import { canonicalName } from "./gate.ts";
 import { resolveName } from "./names.ts";
 import type { BlockNode, Preallocation } from "./node.ts";
 import { openNode, openProtocol } from "./open.ts";
@@ -101,6 +102,7 @@ async function create(
     options,
   );
   checkStoredName(parsed.backing_file);
+  checkOtherBacking(target, parsed.backing_file);
   if (driver.role === "protocol") {
     // A file without a format driver is opened as it is.
     const stack = { ...protocolStack(target), driver: format };
@@ -177,6 +179,21 @@ async function create(
   } finally {
     for (const file of files) await file.close();
   }
+}
+
+/**
+ * Refuse an image that would be its own backing file, under whatever name: what
+ * is in it would be gone.
+ */
+function checkOtherBacking(target: Source, backing: unknown): void {
+  const { filename } = protocolStack(target);
+  if (!backing || typeof backing !== "string") return;
+  if (typeof filename !== "string" || backing.startsWith("json:")) return;
+  const name = canonicalName(resolveName(filename, backing));
+  if (name !== canonicalName(filename)) return;
+  throw invalid(
+    "Trying to create an image with the same filename as the backing file",
+  );
 }
 
 /** The driver that makes the file of a new image, if there is such a driver. */

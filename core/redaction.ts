@@ -1,12 +1,29 @@
 /**
- * Secrets in URLs: passwords, and queries that are signed or hold a token. They
- * are left out of messages and never written into images.
+ * Secrets in names and descriptions: passwords in URLs, queries that are signed
+ * or hold a token, cookies, headers, keys. They are left out of messages and
+ * never written into images.
  *
  * @module
  */
 
-/** A URL of a protocol that may have such secrets, wherever it is in a text. */
-const URLS = /\b((?:https?|ftps?|s3):\/\/)([^\s"'\\<>]*)/gi;
+/**
+ * A URL, wherever it is in a text: what goes before its `@`, in which there may
+ * be blanks and quotes if it is not well-formed, and the rest.
+ */
+const URLS =
+  /\b([a-z][a-z\d+.-]*:\/\/)((?:[^\s/?#"'\\<>]|[ '](?=\w))*@)?([^\s"'\\<>]*)/gi;
+
+/** Protocols in whose URLs a query may authorise, and a user alone be a token. */
+const WEB = /^(?:https?|ftps?|s3):/i;
+
+/** What a driver is told by options that are secrets: in JSON, and as a list. */
+const SECRET_IN_JSON =
+  /("(?:[\w.-]*\.)?(?:cookie|headers(?:\.[\w-]+)?)"\s*:\s*)(?:"(?:[^"\\]|\\.)*"|\{[^}]*\})/gi;
+const SECRET_IN_LIST =
+  /((?:^|[\s,'.])(?:cookie|headers\.[\w-]+)=)(?:[^,'\n]|,,)+/gi;
+
+/** The key of a Ceph user, in the name of an image. */
+const CEPH_KEY = /(\brbd:[^\s'"]*?:key=)[^:\s'",]+/g;
 
 /** Names of parameters that authorise whoever has them. */
 const SECRET_NAME =
@@ -15,15 +32,25 @@ const SECRET_NAME =
 /** Values that look as if a machine had made them up. */
 const RANDOM_VALUE = /^(?=.*\d)(?=.*[a-z])[\w~+=%-]{20,}$/i;
 
-/** `text` with the secrets of all URLs in it replaced by asterisks. */
+/**
+ * `text` with its secrets replaced by asterisks: those in URLs, and values of
+ * options that are secrets themselves.
+ */
 export function withoutSecrets(text: string): string {
+  if (/cookie|headers/i.test(text)) {
+    text = text.replace(SECRET_IN_JSON, '$1"***"')
+      .replace(SECRET_IN_LIST, "$1***");
+  }
+  if (text.includes("rbd:")) text = text.replace(CEPH_KEY, "$1***");
   if (!text.includes("://")) return text;
-  return text.replace(URLS, (_, scheme: string, rest: string) => {
-    const [, authority, path, query, end] = partsOf(rest);
-    const at = authority.lastIndexOf("@");
-    const user = at < 0 ? "" : "***@";
-    return scheme + user + authority.slice(at + 1) + path +
-      (isSecretQuery(query) ? queryWithoutValues(query) : query) + end;
+  return text.replace(URLS, (_, scheme: string, user = "", rest: string) => {
+    const isWeb = WEB.test(scheme);
+    // Elsewhere, and in prose, a name is no secret without a password.
+    const isPlain = isWeb && !/[ ']/.test(user);
+    const isSecret = user !== "" && (isPlain || user.includes(":"));
+    const [, host, path, query, end] = partsOf(rest);
+    return scheme + (isSecret ? "***@" : user) + host + path +
+      (isWeb && isSecretQuery(query) ? queryWithoutValues(query) : query) + end;
   });
 }
 

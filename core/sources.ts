@@ -188,5 +188,7 @@ export function describesChild(child: unknown): boolean {
   return child === null || isNode(child) || heldKind(child) !== undefined ||
     filenameOf(child) !== "" ||
     (child as StackObject | undefined)?.file !== undefined ||
-    isSelfContained(child);
+    isSelfContained(child) ||
+    // What cannot be opened is not to be passed over.
+    (child !== undefined && !isPlainObject(child));
 }

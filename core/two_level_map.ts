@@ -15,7 +15,7 @@ import {
   roomInPlace,
   type Run,
 } from "./block_map.ts";
-import { divideUp, roundUp } from "./bytes.ts";
+import { divideUp, roundUp, SECTOR_SIZE } from "./bytes.ts";
 import type { BlockError } from "./errors.ts";
 import { Mutex } from "./lock.ts";
 import type { BlockNode } from "./node.ts";
@@ -273,7 +273,8 @@ export class TwoLevelMap implements BlockMap<TwoLevelRun> {
 
   /**
    * Take space at the end of the file, which becomes so long before anything is
-   * written there: if it did so later, it might cut off what others wrote.
+   * written there: if it did so later, it might cut off what others wrote. It
+   * ends with a whole sector, as who sees it as a device would miss the rest.
    */
   async reserve(length: number, alignment: number): Promise<number> {
     const place = roundUp(this.#next, alignment);
@@ -281,7 +282,9 @@ export class TwoLevelMap implements BlockMap<TwoLevelRun> {
     this.#next = end;
     try {
       using _ = await this.#growing.lock();
-      if (this.#file.size < end) await this.#file.truncate!(end);
+      if (this.#file.size < end) {
+        await this.#file.truncate!(roundUp(end, SECTOR_SIZE));
+      }
     } catch (error) {
       if (this.#next === end) this.#next = place;
       throw error;

@@ -7,27 +7,69 @@
  */
 import { assertEquals } from "@std/assert";
 import { isEqual } from "../core/runtime.ts";
-import { createImage, openImage } from "../mod.ts";
+import { createImage, type Image, openImage } from "../mod.ts";
 import { Random } from "./model.ts";
 import { BDRV, isInstalled, run, runOk, TempDir } from "./qemu.ts";
 
 const MIB = 1024 ** 2;
 const SIZE = 12 * MIB;
 
+/** What a `top.qcow2` is like. */
+interface Kind {
+  readonly clusterSize: number;
+  readonly compat: string;
+  /** Further creation options. */
+  readonly options: { readonly [name: string]: string | boolean | number };
+  readonly isEncrypted?: boolean;
+  readonly hasDataFile?: boolean;
+}
+
 /** A command that changes images, and their permitted content afterwards. */
 export interface Work {
   /** The program's arguments; the images are in its working folder. */
   readonly command: readonly string[];
   /** Further preparation. */
-  prepare?(folder: TempDir): Promise<unknown>;
+  prepare?(folder: TempDir, kind: Kind): Promise<unknown>;
+  /** Whether it works on images of a kind. Default: all. */
+  suits?(kind: Kind): boolean;
   /** The possible sizes of the disk. */
   readonly sizes?: readonly number[];
   /** Run after a kill: it must succeed, and leave the content unchanged. */
   readonly again?: readonly string[];
+  /** Whether `check` may find errors: there are some before. */
+  readonly isDamaged?: boolean;
+  /** Whether it writes, and bitmap `b` has to cover where. */
+  readonly writes?: boolean;
 }
 
-const bdrv = (folder: TempDir, ...args: string[]) =>
-  runOk([...BDRV, ...args], { cwd: folder.path });
+/** The arguments by which a command opens an image of a kind. */
+function argsFor({ isEncrypted }: Kind, args: readonly string[]): string[] {
+  if (!isEncrypted) return [...args];
+  const opened = "driver=qcow2,file.filename=top.qcow2,encrypt.key-secret=key";
+  const options = ["--object", "secret,id=key,data=sesame", "--image-opts"];
+  const [command, ...rest] = args.map((arg) =>
+    arg === "top.qcow2" ? opened : arg
+  );
+  return [command, ...options, ...rest];
+}
+
+const bdrv = (folder: TempDir, kind: Kind, ...args: string[]) =>
+  runOk([...BDRV, ...argsFor(kind, args)], { cwd: folder.path });
+
+const takeSnapshot = (folder: TempDir, kind: Kind) =>
+  bdrv(folder, kind, "snapshot", "-c", "s", "top.qcow2");
+
+const addBitmap = (folder: TempDir, kind: Kind) =>
+  bdrv(folder, kind, "bitmap", "--add", "-g", "64k", "top.qcow2", "b");
+
+const withoutDataFile = ({ hasDataFile }: Kind) => !hasDataFile;
+const isVersion3 = ({ compat }: Kind) => compat === "1.1";
+
+/** Writes of `qemu-io`, scattered over the disk. */
+const SCATTERED = Array.from(
+  { length: 300 },
+  (_, i) => ["-c", `write -P ${i % 255} ${(i * 37 % 187) * 64}k 20k`],
+).flat();
 
 /** The commands to kill, by name. */
 export const WORKS: { readonly [name: string]: Work } = {
@@ -37,7 +79,8 @@ export const WORKS: { readonly [name: string]: Work } = {
   },
   "commit with a snapshot": {
     command: ["commit", "top.qcow2"],
-    prepare: (folder) => bdrv(folder, "snapshot", "-c", "s", "top.qcow2"),
+    prepare: takeSnapshot,
+    suits: withoutDataFile,
     again: ["commit", "top.qcow2"],
   },
   "convert": {
@@ -46,14 +89,19 @@ export const WORKS: { readonly [name: string]: Work } = {
   "convert -c": {
     command: ["convert", "-c", "-O", "qcow2", "top.qcow2", "other.qcow2"],
   },
-  "snapshot -c": { command: ["snapshot", "-c", "s", "top.qcow2"] },
+  "snapshot -c": {
+    command: ["snapshot", "-c", "s", "top.qcow2"],
+    suits: withoutDataFile,
+  },
   "snapshot -a": {
     command: ["snapshot", "-a", "s", "top.qcow2"],
-    prepare: (folder) => bdrv(folder, "snapshot", "-c", "s", "top.qcow2"),
+    prepare: takeSnapshot,
+    suits: withoutDataFile,
   },
   "snapshot -d": {
     command: ["snapshot", "-d", "s", "top.qcow2"],
-    prepare: (folder) => bdrv(folder, "snapshot", "-c", "s", "top.qcow2"),
+    prepare: takeSnapshot,
+    suits: withoutDataFile,
   },
   "resize": {
     command: ["resize", "top.qcow2", "64M"],
@@ -67,40 +115,162 @@ export const WORKS: { readonly [name: string]: Work } = {
     command: ["rebase", "-b", "", "top.qcow2"],
     again: ["rebase", "-b", "", "top.qcow2"],
   },
+  "amend to version 3": {
+    command: ["amend", "-o", "compat=1.1", "top.qcow2"],
+    suits: ({ compat }) => compat === "0.10",
+    again: ["amend", "-o", "compat=1.1", "top.qcow2"],
+  },
+  "amend to version 2": {
+    command: ["amend", "-o", "compat=0.10", "top.qcow2"],
+    suits: (kind) =>
+      isVersion3(kind) && !kind.hasDataFile && !kind.isEncrypted &&
+      !kind.options.extended_l2,
+    again: ["amend", "-o", "compat=0.10", "top.qcow2"],
+  },
+  "amend the refcount width": {
+    command: ["amend", "-o", "refcount_bits=64", "top.qcow2"],
+    prepare: (folder, kind) =>
+      kind.hasDataFile ? Promise.resolve() : takeSnapshot(folder, kind),
+    suits: isVersion3,
+    again: ["amend", "-o", "refcount_bits=64", "top.qcow2"],
+  },
+  "bitmap --add": {
+    command: ["bitmap", "--add", "-g", "512", "top.qcow2", "a"],
+    prepare: addBitmap,
+    suits: isVersion3,
+  },
+  "bitmap --merge": {
+    command: ["bitmap", "--merge", "b", "top.qcow2", "a"],
+    prepare: async (folder, kind) => {
+      await bdrv(folder, kind, "bitmap", "--add", "top.qcow2", "a");
+      await addBitmap(folder, kind);
+    },
+    suits: isVersion3,
+  },
+  "write with a bitmap": {
+    command: ["qemu-io", ...SCATTERED, "top.qcow2"],
+    prepare: addBitmap,
+    suits: (kind) => isVersion3(kind) && !kind.isEncrypted,
+    writes: true,
+  },
+  "check -r all": {
+    command: ["check", "-q", "-r", "all", "top.qcow2"],
+    prepare: damageRefcounts,
+    again: ["check", "-q", "-r", "all", "top.qcow2"],
+    isDamaged: true,
+  },
 };
+
+/** Change the second half of the first refcount block: errors and leaks. */
+async function damageRefcounts(folder: TempDir): Promise<void> {
+  const name = folder.file("top.qcow2");
+  const bytes = await Deno.readFile(name);
+  const view = new DataView(bytes.buffer);
+  const clusterSize = 2 ** view.getUint32(20);
+  const block = Number(view.getBigUint64(Number(view.getBigUint64(48))));
+  const half = block + clusterSize / 2;
+  for (let i = half; i < block + clusterSize; i += 2) {
+    view.setUint16(i, (i / 2) % 3);
+  }
+  await Deno.writeFile(name, bytes);
+}
+
+function randomKind(random: Random): Kind {
+  const clusterSize = random.pick([512, 4096, 65536]);
+  const compat = random.pick(["0.10", "1.1"]);
+  const options = { cluster_size: clusterSize, compat };
+  const plain = { clusterSize, compat, options };
+  if (compat === "0.10") return plain;
+  switch (random.below(6)) {
+    case 0:
+      return {
+        ...plain,
+        clusterSize: 65536,
+        options: { compat, cluster_size: 65536, extended_l2: true },
+      };
+    case 1:
+      return {
+        ...plain,
+        options: { ...options, data_file: "top.data" },
+        hasDataFile: true,
+      };
+    case 2:
+      return {
+        ...plain,
+        options: {
+          ...options,
+          "encrypt.format": "luks",
+          "encrypt.key-secret": "key",
+          "encrypt.iter-time": 0,
+          "encrypt.cipher-alg": "aes-128",
+        },
+        isEncrypted: true,
+      };
+    default:
+      return plain;
+  }
+}
+
+const SECRETS = { secrets: { key: "sesame" } };
+
+function openTop(folder: TempDir, { isEncrypted }: Kind, readOnly = false) {
+  const file = folder.file("top.qcow2");
+  return openImage(
+    isEncrypted ? { driver: "qcow2", file, "encrypt.key-secret": "key" } : file,
+    { readOnly, ...(isEncrypted && SECRETS) },
+  );
+}
 
 /** Create `base.qcow2` and its overlay `top.qcow2`; returns the content. */
 async function makeImages(
   folder: TempDir,
   random: Random,
+  kind: Kind,
 ): Promise<Uint8Array> {
-  const options = {
-    cluster_size: random.pick([512, 4096, 65536]),
-    compat: random.pick(["0.10", "1.1"]),
-    size: SIZE,
-  };
+  const { clusterSize, compat } = kind;
+  const options = { cluster_size: clusterSize, compat, size: SIZE };
   await createImage("qcow2", folder.file("base.qcow2"), options);
-  await scribble(folder.file("base.qcow2"), random);
+  await using base = await openImage(folder.file("base.qcow2"));
+  await scribble(base, random, true);
+  await base.close();
   await createImage("qcow2", folder.file("top.qcow2"), {
-    ...options,
+    ...kind.options,
+    ...(kind.hasDataFile && { data_file: folder.file("top.data") }),
+    size: SIZE,
     backing_file: "base.qcow2",
     backing_fmt: "qcow2",
-  });
-  await scribble(folder.file("top.qcow2"), random);
-  return await contentOf(folder);
+  }, kind.isEncrypted ? SECRETS : {});
+  await using top = await openTop(folder, kind);
+  await scribble(top, random, !kind.hasDataFile && !kind.isEncrypted);
+  await top.close();
+  return await contentOf(folder, kind);
 }
 
-async function scribble(name: string, random: Random): Promise<void> {
-  await using image = await openImage(name);
+async function scribble(
+  image: Image,
+  random: Random,
+  compresses: boolean,
+): Promise<void> {
   for (let i = 0; i < 40; i++) {
     const bytes = random.bytes(1 + random.below(200_000));
     await image.write(random.below(SIZE - bytes.length), bytes);
+    // Compressed clusters share sectors with their neighbours.
+    const unit = 65536;
+    const at = random.below(SIZE / unit) * unit;
+    if (compresses && random.oneIn(2)) {
+      const text = new Uint8Array(unit).fill(i);
+      text.set(random.bytes(700), 9);
+      // It may not replace allocated clusters.
+      await image.writeCompressed(at, text).catch(() => {});
+    } else if (random.oneIn(3)) {
+      await image.discard(at, unit);
+    }
   }
 }
 
-async function contentOf(folder: TempDir): Promise<Uint8Array> {
+async function contentOf(folder: TempDir, kind: Kind): Promise<Uint8Array> {
   // Opened for writing, so that a dirty image is repaired.
-  await using image = await openImage(folder.file("top.qcow2"));
+  await using image = await openTop(folder, kind);
   return await image.read(0, image.size);
 }
 
@@ -135,8 +305,12 @@ async function killAfter(
 /**
  * Assert that the image is sound except for leaks, also for QEMU if installed.
  */
-async function assertSound(folder: TempDir, name: string): Promise<void> {
-  const check = ["check", "-q", name];
+async function assertSound(
+  folder: TempDir,
+  name: string,
+  kind: Kind,
+): Promise<void> {
+  const check = argsFor(kind, ["check", "-q", name]);
   const programs = [[...BDRV, ...check]];
   if (isInstalled("qemu-img")) programs.push(["qemu-img", ...check]);
   for (const program of programs) {
@@ -144,9 +318,10 @@ async function assertSound(folder: TempDir, name: string): Promise<void> {
     // 3: leaked clusters only.
     if (code === 0 || code === 3) continue;
     // Version 2 cannot mark a snapshot that is only half taken.
-    const isMidway = stderr.split("\n").every((line) =>
-      /^$|^Leaked cluster |OFLAG_COPIED/.test(line)
-    );
+    const isMidway = kind.compat === "0.10" &&
+      stderr.split("\n").every((line) =>
+        /^$|^Leaked cluster |OFLAG_COPIED/.test(line)
+      );
     if (!isMidway) throw new Error(`${program}: ${stderr}`);
   }
 }
@@ -159,14 +334,21 @@ async function assertSound(folder: TempDir, name: string): Promise<void> {
 async function killOnce(
   work: Work,
   random: Random,
+  kind: Kind,
   full: number,
 ): Promise<boolean> {
   await using folder = new TempDir();
-  const before = await makeImages(folder, random);
-  await work.prepare?.(folder);
+  const before = await makeImages(folder, random, kind);
+  await work.prepare?.(folder, kind);
   const delay = full * (0.3 + 0.75 * random.below(1000) / 1000);
-  const isKilled = await killAfter(folder, work.command, delay);
-  const found = await contentOf(folder);
+  const command = argsFor(kind, work.command);
+  const isKilled = await killAfter(folder, command, delay);
+  if (work.writes) {
+    await assertRecorded(folder, kind, before);
+    await assertSound(folder, "top.qcow2", kind);
+    return isKilled;
+  }
+  const found = await contentOf(folder, kind);
   const sizes = work.sizes ?? [SIZE];
   assertEquals(sizes.includes(found.length), true, `size ${found.length}`);
   const common = Math.min(found.length, before.length);
@@ -177,23 +359,46 @@ async function killOnce(
     true,
     "the content has changed",
   );
-  await assertSound(folder, "top.qcow2");
-  if (work.command[0] === "commit") await assertSound(folder, "base.qcow2");
+  if (!work.isDamaged) await assertSound(folder, "top.qcow2", kind);
+  if (work.command[0] === "commit") {
+    await assertSound(folder, "base.qcow2", { ...kind, isEncrypted: false });
+  }
   if (work.again) {
-    await bdrv(folder, ...work.again);
-    const then = await contentOf(folder);
+    await bdrv(folder, kind, ...work.again);
+    const then = await contentOf(folder, kind);
     assertEquals(isEqual(then, before), true, "changed by the second time");
+    await assertSound(folder, "top.qcow2", kind);
   }
   return isKilled;
 }
 
+/** Assert that bitmap `b` covers what is not as before, or admits not to. */
+async function assertRecorded(
+  folder: TempDir,
+  kind: Kind,
+  before: Uint8Array,
+): Promise<void> {
+  await using image = await openTop(folder, kind, true);
+  const [bitmap] = await image.bitmaps.list();
+  if (bitmap.flags.includes("in-use")) return;
+  const after = await image.read(0, image.size);
+  for await (const { offset, length } of image.bitmaps.dirty("b")) {
+    after.set(before.subarray(offset, offset + length), offset);
+  }
+  assertEquals(isEqual(after, before), true, "bitmap 'b' lacks writes");
+}
+
 /** How long a command takes, including its start, in milliseconds. */
-async function measure(work: Work, random: Random): Promise<number> {
+async function measure(
+  work: Work,
+  random: Random,
+  kind: Kind,
+): Promise<number> {
   await using folder = new TempDir();
-  await makeImages(folder, random);
-  await work.prepare?.(folder);
+  await makeImages(folder, random, kind);
+  await work.prepare?.(folder, kind);
   const start = performance.now();
-  await killAfter(folder, work.command, 1e6);
+  await killAfter(folder, argsFor(kind, work.command), 1e6);
   return performance.now() - start;
 }
 
@@ -212,12 +417,19 @@ export async function kill(count: number, seed: number, prefix = "") {
   for (let i = 0; i < count; i++) {
     const [name, work] = works[i % works.length];
     const random = new Random(seed + i);
-    if (!times.has(name)) times.set(name, await measure(work, random));
+    let kind = randomKind(random);
+    while (work.suits?.(kind) === false) kind = randomKind(random);
+    // The time depends most on the number of clusters.
+    const key = `${name} ${kind.clusterSize}`;
     try {
-      const isKilled = await killOnce(work, random, times.get(name)!);
+      if (!times.has(key)) times.set(key, await measure(work, random, kind));
+      const isKilled = await killOnce(work, random, kind, times.get(key)!);
       killed[name] = (killed[name] ?? 0) + Number(isKilled);
     } catch (error) {
-      throw new Error(`${name}, seed ${seed + i}: ${error}`, { cause: error });
+      const about = `${name}, seed ${seed + i}, ${
+        JSON.stringify(kind.options)
+      }`;
+      throw new Error(`${about}: ${error}`, { cause: error });
     }
   }
   return killed;

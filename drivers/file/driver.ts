@@ -108,14 +108,17 @@ export const fileDriver: PathDriver = {
     const preallocation = oneOf(PREALLOCATION_MODES, mode);
     makeFile(file.filename);
     const node = await openToCreate(fileDriver, file, context);
+    const whole = roundUp(size, SECTOR_SIZE);
     try {
+      // A size that no file can have is refused while the old content is there.
+      if (node.size > 0 && whole > node.size) await node.truncate(whole);
       await node.truncate(0);
       const { giveHints } = await import("./hints.ts");
       giveHints(file.filename, {
         nocow: hints.nocow as boolean,
         extentSize: hints.extent_size_hint as number | undefined,
       }, context.warn);
-      await node.truncate(roundUp(size, SECTOR_SIZE), { preallocation });
+      await node.truncate(whole, { preallocation });
       if (preallocation === "off") await allocateFirstBlock(node);
     } finally {
       await node.close();

@@ -43,6 +43,9 @@ export async function createQed(
     0,
     options.preallocation as Preallocation | undefined,
   );
+  // Whatever is behind its clusters would be taken for more of them, so it
+  // cannot be on a device.
+  await file.truncate!(0, { exact: true });
   await file.writev!(0, [encodeHeader(header), name]);
   await file.truncate!(header.clusterSize * (1 + header.tableSize));
 }

@@ -219,6 +219,42 @@ Deno.test("drivers refuse options that make no sense, each by name", async (t) =
   }
 });
 
+Deno.test("a backing file that makes no sense is not passed over", async (t) => {
+  const store = await qcow2Store();
+  const nonsense = [5, true, Symbol("x"), 5n, () => 1, [], new Date(), ["a"]];
+  for (const backing of nonsense) {
+    await t.step(typeof backing, async () => {
+      const file = { driver: "memory", store };
+      const { code, message } = await failure(() =>
+        openImage({ driver: "qcow2", file, backing } as Anything)
+      );
+      assertEquals(code, "EINVAL", message);
+      assert(message.includes("a file name or the description"), message);
+    });
+  }
+});
+
+Deno.test("createImage() makes no image that is its own backing file", async (t) => {
+  await using dir = new TempDir();
+  const name = dir.file("disk");
+  const link = dir.file("link");
+  await createImage("qcow2", name, { size: MIB });
+  await Deno.symlink("disk", link);
+  const before = await Deno.readFile(name);
+  const backing_fmt = "qcow2";
+  const others = ["disk", "./disk", "link", `file:${name}`, `${link}`, "a\0b"];
+  for (const backing_file of others) {
+    await t.step(backing_file, async () => {
+      const options = { size: MIB, backing_file, backing_fmt };
+      const { code, message } = await failure(() =>
+        createImage("qcow2", name, options)
+      );
+      assertEquals(code, "EINVAL", message);
+      assertEquals(await Deno.readFile(name), before);
+    });
+  }
+});
+
 async function qcow2Store(): Promise<MemoryStore> {
   const store = new MemoryStore();
   await createImage("qcow2", { driver: "memory", store }, { size: MIB });
@@ -344,6 +380,7 @@ Deno.test("jobs say what makes no sense", async (t) => {
     "compare options": () => compare(a.node, b.node, null as Anything),
     "compare what has no node": () => compare({ node: 5 } as Anything, b),
     "convert no list": () => convert({ 0: a } as Anything, b),
+    "convert to none": () => convert(a, 5 as Anything),
     "convert to two": () => convert([a], [b] as Anything),
     "commit": () => commit(a.node),
     "commit base": () => commit(a.node, { base: {} as Anything }),
