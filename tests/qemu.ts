@@ -92,6 +92,13 @@ export function isBeyond(call: string, needsHoles = false): boolean {
   return true;
 }
 
+/** What was said, without that files cannot be locked: nothing locks them. */
+export function withoutUnlocked(text: string): string {
+  if (HAS_FFI) return text;
+  return text.split("\n").filter((line) => !/cannot be locked/.test(line))
+    .join("\n");
+}
+
 const installed = new Map<string, boolean>();
 
 /** Whether a program is installed. */
@@ -157,7 +164,11 @@ export async function run(
     writing.catch(() => {}), // It may not read everything.
   ]);
   const text = new TextDecoder();
-  return { code, stdout: text.decode(stdout), stderr: text.decode(stderr) };
+  return {
+    code,
+    stdout: text.decode(stdout),
+    stderr: withoutUnlocked(text.decode(stderr)),
+  };
 }
 
 /** Run a program that must succeed; returns its standard output. */

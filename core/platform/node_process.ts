@@ -33,6 +33,7 @@ interface NodeGlobal {
 interface Stats {
   isFile(): boolean;
   isBlockDevice(): boolean;
+  isDirectory(): boolean;
   isSocket(): boolean;
   isFIFO(): boolean;
   readonly size: number;
@@ -47,6 +48,15 @@ interface Stats {
 interface FileSystem {
   statSync(path: string): Stats;
   lstatSync(path: string): Stats;
+  fstatSync(descriptor: number): Stats;
+  read(
+    descriptor: number,
+    into: Uint8Array,
+    offset: number,
+    length: number,
+    position: null,
+    done: (error: Error | null, count: number) => void,
+  ): void;
   readFileSync(path: string): Uint8Array;
   writeFileSync(
     path: string,
@@ -73,6 +83,25 @@ interface ChildProcesses {
   };
 }
 
+/** Standard input by its descriptor. */
+function readInput(fs: FileSystem): ByteStream {
+  return {
+    read: (into) =>
+      new Promise((resolve, reject) =>
+        fs.read(
+          0,
+          into,
+          0,
+          into.length,
+          null,
+          (error, count) => error ? reject(error) : resolve(count || null),
+        )
+      ),
+    write: () => Promise.reject(new Error("Standard input is only read")),
+    close: () => {},
+  };
+}
+
 /** The process of Node.js or Bun. */
 export function nodeProcess(): Process {
   const { process } = globalThis as unknown as { process: NodeGlobal };
@@ -85,9 +114,14 @@ export function nodeProcess(): Process {
     write: (bytes) => attempt(() => fs().writeSync(descriptor, bytes)),
   });
   let input: Promise<ByteStream> | undefined;
-  const openInput = () =>
-    input ??= import("./node_sockets.ts")
-      .then(({ nodeStream }) => nodeStream(process.stdin));
+  const openInput = () => input ??= inputStream();
+  const inputStream = async (): Promise<ByteStream> => {
+    const status = fs().fstatSync(0);
+    // To Node.js, these are streams without content.
+    if (status.isBlockDevice() || status.isDirectory()) return readInput(fs());
+    const { nodeStream } = await import("./node_sockets.ts");
+    return nodeStream(process.stdin);
+  };
   const commandLine = (): string[] | undefined => {
     try {
       const bytes = fs().readFileSync("/proc/self/cmdline");

@@ -1,6 +1,6 @@
 /** What a command that fails or is interrupted leaves behind. @module */
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import { BDRV, run, runOk, TempDir } from "../qemu.ts";
+import { BDRV, run, runOk, TempDir, withoutUnlocked } from "../qemu.ts";
 
 async function exists(path: string): Promise<boolean> {
   return await Deno.stat(path).then(() => true, () => false);
@@ -33,7 +33,7 @@ async function interrupt(
   }
   child.kill(signal);
   const { code, stderr } = await output;
-  return { code, stderr: new TextDecoder().decode(stderr) };
+  return { code, stderr: withoutUnlocked(new TextDecoder().decode(stderr)) };
 }
 
 for (const [signal, number] of [["SIGINT", 2], ["SIGTERM", 15]] as const) {

@@ -7,6 +7,7 @@
 import { assertEquals } from "@std/assert";
 import {
   BDRV,
+  isBeyond,
   qemuTest,
   run,
   runOk,
@@ -197,6 +198,8 @@ const TOOLS = ["qemu-img", "qemu-io"];
 for (const [subject, calls] of Object.entries(CALLS)) {
   qemuTest(`qemu-io: ${subject}`, async (t) => {
     for (const call of calls) {
+      // Without FFI, files are neither punched nor read past the page cache.
+      if (isBeyond(call, /discard -C|write -zn|-n -k/.test(call))) continue;
       await t.step(call, () => compare(argumentsOf(call)));
     }
   }, TOOLS);

@@ -7,7 +7,7 @@
 import { assertEquals } from "@std/assert";
 import { commandsOf } from "../../cli/image_tool.ts";
 import { Program } from "../../cli/program.ts";
-import { BDRV, qemuTest, run, runOk, TempDir } from "../qemu.ts";
+import { BDRV, isBeyond, qemuTest, run, runOk, TempDir } from "../qemu.ts";
 
 /** What each letter is short for. Letters that are not here have no long form. */
 const NAMES: { readonly [command: string]: { [letter: string]: string } } = {
@@ -169,6 +169,7 @@ qemuTest("newer calls do what older ones do in qemu-img", async () => {
   await using ours = new TempDir();
   await using theirs = new TempDir();
   for (const [later, before] of CALLS) {
+    if (isBeyond(later)) continue;
     const [actual, expected] = await Promise.all([
       run([...BDRV, "qemu-img", ...later.split(" ")], { cwd: ours.path }),
       run(["qemu-img", ...before.split(" ")], { cwd: theirs.path }),

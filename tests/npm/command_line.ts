@@ -72,6 +72,18 @@ export async function commandLine(
   assertEquals(piped.code, 0, piped.stderr);
   assert(Deno.readTextFileSync(dir.file("copy")).startsWith(text));
 
+  // What some runtimes take for an empty stream.
+  const folder = await run(
+    ["sh", "-c", 'exec "$@" < .', "sh", ...bdrv, "convert", "-", "none"],
+    { cwd },
+  );
+  assertEquals(folder.code, 1);
+  assertMatch(folder.stderr, /Is a directory/);
+  assert(
+    !(await Array.fromAsync(Deno.readDir(cwd), ({ name }) => name))
+      .includes("none"),
+  );
+
   assertEquals(await outcome("info", "missing"), [
     1,
     "bdrv: Could not open 'missing': No such file or directory\n",
