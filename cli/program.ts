@@ -78,7 +78,7 @@ export class Program {
 
   /** Prepare `objects`, if an argument may define any. */
   async prepareObjects(args: readonly string[]): Promise<void> {
-    if (args.some((arg) => arg.startsWith("--o"))) await this.#loadObjects();
+    if (args.some(mayBeObject)) await this.#loadObjects();
   }
 
   /** The objects of `--object`. */
@@ -222,6 +222,12 @@ export class Program {
       this.printError(`${error.stack}\n`);
     }
   }
+}
+
+/** Whether an argument may be `--object`, in full or abbreviated. */
+function mayBeObject(argument: string): boolean {
+  return argument.startsWith("--o") &&
+    "--object".startsWith(argument.split("=", 1)[0]);
 }
 
 /** Whether the output's reader has gone; jobs wrap errors of callbacks. */

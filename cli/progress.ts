@@ -15,7 +15,7 @@ import { process } from "../core/platform/this_process.ts";
 import { unrefTimer } from "../core/runtime.ts";
 import { fixed } from "./numbers.ts";
 import type { Program } from "./program.ts";
-import { ProgressLine, type ProgressUnit } from "./progress_line.ts";
+import type { ProgressLine, ProgressUnit } from "./progress_line.ts";
 
 /** Who receives the progress: `asker` is whoever sends SIGUSR1. */
 type Audience = "terminal" | "user" | "program" | "asker";
@@ -46,20 +46,35 @@ export class Progress {
   #percent = 0;
   #shown = 0;
   /** The line, on a terminal. */
-  readonly #line?: ProgressLine;
+  #line?: ProgressLine;
   #timer?: ReturnType<typeof setInterval>;
 
   /**
    * Begin at 0. `wanted` is whether `-p` was given; `step` is the smallest
    * change to show, in per cent.
    */
-  constructor(
+  static async begin(
     program: Program,
     wanted: boolean,
     step: number,
     options: ProgressOptions = {},
+  ): Promise<Progress> {
+    const { showsStart = true, unit = "bytes" } = options;
+    const progress = new Progress(program, wanted, step, options);
+    if (progress.#audience === "terminal") {
+      const { ProgressLine } = await import("./progress_line.ts");
+      progress.#line = new ProgressLine(unit, now());
+    }
+    if (showsStart) progress.#show();
+    return progress;
+  }
+
+  private constructor(
+    program: Program,
+    wanted: boolean,
+    step: number,
+    { dataOnOutput = false }: ProgressOptions,
   ) {
-    const { dataOnOutput = false, showsStart = true, unit = "bytes" } = options;
     this.#program = program;
     this.#step = step;
     this.#toError = dataOnOutput;
@@ -70,11 +85,7 @@ export class Progress {
       : program.isOurs && this.#stream.isTerminal()
       ? "terminal"
       : "user";
-    if (this.#audience === "terminal") {
-      this.#line = new ProgressLine(unit, now());
-    }
     if (this.#audience === "asker") process.listen("SIGUSR1", this.#answer);
-    if (showsStart) this.#show();
   }
 
   /** Whether it is shown continuously, not only on SIGUSR1. */
@@ -101,7 +112,7 @@ export class Progress {
   }
 
   /** The long part of the command begins. */
-  begin(): void {
+  showStart(): void {
     this.#show();
   }
 
@@ -187,6 +198,7 @@ export class Progress {
     this.#program.output.flush();
   }
 }
+
 function now(): number {
   return performance.now();
 }

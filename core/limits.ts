@@ -5,7 +5,6 @@
  * @module
  */
 import { checkSignal } from "./abort.ts";
-import { alignRequests } from "./alignment.ts";
 import {
   type IoVector,
   roundDown,
@@ -21,9 +20,12 @@ import { writeZeroDataBy } from "./requests.ts";
  * A node that takes requests of any offset and length, whatever the `limits` of
  * `node`; `node` itself if it has none.
  */
-export function applyLimits(node: BlockNode): BlockNode {
+export async function applyLimits(node: BlockNode): Promise<BlockNode> {
+  const split = splitRequests(node);
+  if (unitOf(node) === 1) return split;
+  const { alignRequests } = await import("./alignment.ts");
   // Align first, so that the pieces consist of whole units.
-  return alignRequests(splitRequests(node));
+  return alignRequests(split);
 }
 
 /** A wrapper that splits requests, if the limits require it. */

@@ -22,6 +22,7 @@ import {
 } from "./gate.ts";
 import { detach, findGraphNode, GraphNode, type KeptNode } from "./graph.ts";
 import { heldKind } from "./held.ts";
+import type { KeptSettings } from "./kept_nodes.ts";
 import { applyLimits } from "./limits.ts";
 import { asPath, resolveName } from "./names.ts";
 import { type ImageFormat, wrappingOf } from "./formats.ts";
@@ -378,8 +379,12 @@ async function openDriver(
   if (driver.isReadOnly && opening.options.readOnly === undefined) {
     place.readOnly ||= common.readOnly === undefined;
   }
-  const kept = await keptNode(driver, allOptions, options, opening, place);
-  if (kept) return kept;
+  if (opening.kept) {
+    const { keptNode } = await import("./kept_nodes.ts");
+    const settings = () => settingsOf(opening, place);
+    const kept = await keptNode(opening.kept, driver, allOptions, settings);
+    if (kept) return kept;
+  }
   if (++place.depth > MAX_DEPTH) {
     throw invalid(`More than ${MAX_DEPTH} nodes lie on top of each other`);
   }
@@ -423,7 +428,7 @@ async function openDriver(
       await inGraph.abandon(adopted);
       return adopted;
     }
-    const node = applyLimits(await applyNodeOptions(adopted, common));
+    const node = await applyLimits(await applyNodeOptions(adopted, common));
     const otherBacking = options.backing !== undefined && purpose !== "info";
     inGraph.origin = { options, otherBacking };
     inGraph.opened = {
@@ -450,59 +455,11 @@ async function openDriver(
   }
 }
 
-/** Generic options that an open node can change. */
-const TAKEN_OVER = [
-  "read-only",
-  "auto-read-only",
-  "force-share",
-  "cache",
-  "cache.direct",
-  "cache.no-flush",
-];
-
-/** Options that say which file a protocol node is on. */
-const IDENTITY = ["filename", "store", "blob", "handle"];
-
-/**
- * Reuse an open protocol node, with its locks, while the stack above it is
- * opened again. A node that cannot adopt the new settings is closed, and opened
- * like any other.
- */
-async function keptNode(
-  driver: BlockDriver,
-  allOptions: OptionValues,
-  ownOptions: OptionValues,
-  opening: Opening,
-  place: Place,
-): Promise<BlockNode | undefined> {
-  const kept = opening.kept?.find(({ node, isReused }) => {
-    const options = findGraphNode(node)?.origin?.options;
-    return !isReused && node.driver === driver &&
-      IDENTITY.every((name) => options?.[name] === ownOptions[name]);
-  });
-  if (!kept) return undefined;
-  kept.isReused = true;
-  const known = findGraphNode(kept.node)!;
-  const isSame = isEqualOptions(known.opened!.options, allOptions, TAKEN_OVER);
-  if (isSame && await adjust(kept.node, opening, place)) return kept.node;
-  await kept.release();
-  return undefined;
-}
-
-/** Give an open node the settings it would be opened with now, if it can. */
-async function adjust(
-  node: BlockNode,
-  { options }: Opening,
-  place: Place,
-): Promise<boolean> {
-  if (!node.setMode) return false;
+/** The settings with which a node that stays open would be opened now. */
+function settingsOf({ options }: Opening, place: Place): KeptSettings {
   checkForceShare(place);
-  await node.setMode({
-    readOnly: place.readOnly,
-    ...cachingOf(options, place),
-  });
-  findGraphNode(node)!.forceShare = place.forceShare ?? false;
-  return node.readOnly === place.readOnly;
+  const { readOnly, forceShare = false } = place;
+  return { readOnly, forceShare, ...cachingOf(options, place) };
 }
 
 /** The cache settings of a node. */
@@ -514,18 +471,6 @@ function cachingOf(
     noFlush: noFlush ?? cache === "unsafe",
     direct: direct ?? (cache === "none" || cache === "directsync"),
   };
-}
-
-/** Whether two sets of options are equal, some excepted. */
-function isEqualOptions(
-  one: OptionValues,
-  other: OptionValues,
-  except: readonly string[],
-): boolean {
-  const names = [...Object.keys(one), ...Object.keys(other)];
-  return names.every((name) =>
-    except.includes(name) || one[name] === other[name]
-  );
 }
 
 /** Whether a node is in the graph already. */
@@ -621,7 +566,8 @@ async function openChild(
   if (isNode(given)) {
     checkNode(`The child '${name}'`, given);
     if (opening.kept?.some(({ node }) => node === given)) {
-      await adjust(given, opening, place);
+      const { adjust } = await import("./kept_nodes.ts");
+      await adjust(given, () => settingsOf(opening, place));
     }
     adoptChild(pending, name, given);
     return given;

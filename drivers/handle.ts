@@ -34,28 +34,26 @@ export const handleDriver: BlockDriver = {
     throw invalid("Unknown protocol 'handle'");
   },
 
-  // deno-lint-ignore require-await -- the interface is asynchronous
   async open(options, context) {
     const { handle } = parseOptions({}, options, ["handle"]);
-    const { file, isWritable } = fileOf(handle);
+    const { file, isWritable } = await fileOf(handle);
     const isReadOnly = context.readOnly || !isWritable;
     return new HandleNode(file, context.filename, isReadOnly);
   },
 
-  // deno-lint-ignore require-await
   async create(options) {
     const { handle, size = 0 } = parseOptions(CREATE_OPTIONS, options, [
       "handle",
     ]);
-    const { file } = fileOf(handle);
+    const { file } = await fileOf(handle);
     file.truncate(0);
     file.truncate(size as number);
   },
 };
 
-function fileOf(handle: unknown): AdoptedFile {
+async function fileOf(handle: unknown): Promise<AdoptedFile> {
   const file = heldKind(handle) === "handle"
-    ? localFiles().adopt(handle as object)
+    ? await localFiles().adopt(handle as object)
     : undefined;
   if (file) return file;
   throw invalid(

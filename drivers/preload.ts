@@ -6,23 +6,20 @@
  *
  * @module
  */
+import "../core/alignment.ts";
 import "../core/compression.ts";
 import "../core/detect_zeroes.ts";
 import "../core/inflate.ts";
+import "../core/kept_nodes.ts";
 import "../core/probe_guard.ts";
 import "../core/reopen.ts";
 import "../core/zlib_workers.ts";
 import "./memory.ts";
-import "./qcow2/allocation.ts";
 import "./qcow2/amend.ts";
 import "./qcow2/bitmaps/bitmaps.ts";
 import "./qcow2/check.ts";
-import "./qcow2/create.ts";
 import "./qcow2/empty.ts";
 import "./qcow2/encryption.ts";
-import "./qcow2/guest_data.ts";
-import "./qcow2/header_encoding.ts";
-import "./qcow2/holes.ts";
 import "./qcow2/luks.ts";
 import "./qcow2/measure.ts";
 import "./qcow2/resize.ts";
@@ -31,4 +28,4 @@ import "./qcow2/snapshots.ts";
 import "./qcow2/stream.ts";
 import "./qcow2/unmap.ts";
 import "./qcow2/write_compressed.ts";
-import "./raw.ts";
+import "./creating.ts";

@@ -150,7 +150,7 @@ export function chainText(
 const RULES: readonly { room: RegExp; mayImport: RegExp; rule: string }[] = [
   { room: /^core\//, mayImport: /^$/, rule: "core imports only core" },
   {
-    room: /^drivers\/(all|held|preload)\.ts$/,
+    room: /^drivers\/(all|creating|held|preload|reading|writing)\.ts$/,
     mayImport: /^(core|drivers)\//,
     rule: "what registers drivers imports core and drivers",
   },
@@ -166,9 +166,10 @@ const RULES: readonly { room: RegExp; mayImport: RegExp; rule: string }[] = [
   },
   {
     room: /^cli\//,
-    // drivers/all.ts is part of mod.ts, and starts faster by itself; the
-    // version is in deno.json.
-    mayImport: /^(core\/|mod\.ts$|drivers\/all\.ts$|deno\.json$)/,
+    // drivers/all.ts is part of mod.ts, and starts faster by itself; others of
+    // drivers only say what to load with a command. The version is in deno.json.
+    mayImport:
+      /^(core\/|mod\.ts$|drivers\/(all|creating|reading|writing)\.ts$|deno\.json$)/,
     rule: "cli imports mod.ts and core",
   },
   {

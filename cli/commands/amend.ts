@@ -1,4 +1,5 @@
 /** `amend`: change options of an image in place. @module */
+import "../../drivers/writing.ts";
 import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import type { OptionValues } from "../../core/options.ts";
 import { loadFormat } from "../../core/registry.ts";
@@ -54,7 +55,7 @@ export const command: Command = {
     const wish = parse(invocation);
     const { image: { format }, showsProgress: isShown } = invocation;
     const { options } = wish;
-    const progress = new Progress(program, isShown, 1, {
+    const progress = await Progress.begin(program, isShown, 1, {
       showsStart: false,
       unit: "steps",
     });
@@ -80,7 +81,7 @@ export const command: Command = {
         }
         if (!node.image?.amend) throw notSupported(driver.name);
         const values = parseValues(options, driver);
-        progress.begin();
+        progress.showStart();
         await node.image.amend(values, {
           force: wish.force,
           progress: (done, total) => progress.update(done, total),

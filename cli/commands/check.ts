@@ -1,4 +1,5 @@
 /** `check`: check the metadata of an image. @module */
+import "../../drivers/reading.ts";
 import { asBlockError, strerror } from "../../core/errors.ts";
 import type { BlockNode, CheckResult } from "../../core/node.ts";
 import {

@@ -1,4 +1,5 @@
 /** `commit`: write the data of an overlay into its backing file. @module */
+import "../../drivers/writing.ts";
 import { BlockError, strerror } from "../../core/errors.ts";
 import { backingOf } from "../../core/extents.ts";
 import { canonicalName, type ImplicitOpen } from "../../core/gate.ts";
@@ -66,7 +67,7 @@ export const command: Command = {
     const wish = parse(invocation);
     const [file] = invocation.operands;
     const stack = await open(program, file, invocation.image, wish);
-    const progress = new Progress(program, invocation.showsProgress, 1);
+    const progress = await Progress.begin(program, invocation.showsProgress, 1);
     try {
       await usingNodes([stack.overlay], async () => {
         if (stack.problem) throw stack.problem;

@@ -1,4 +1,5 @@
 /** `compare`: compare the content of two images. @module */
+import "../../drivers/reading.ts";
 import { asBlockError } from "../../core/errors.ts";
 import {
   compare,
@@ -59,7 +60,7 @@ export const command: Command = {
     const { program } = invocation;
     const { format2, ...wish } = parse(invocation);
     const { operands: [first, second], quiet, showsProgress } = invocation;
-    const progress = new Progress(program, showsProgress, 2, {
+    const progress = await Progress.begin(program, showsProgress, 2, {
       showsStart: false,
     });
     try {
@@ -69,7 +70,7 @@ export const command: Command = {
       return await usingNodes([a], async () => {
         const b = await open(program, second, { ...image, format: format2 });
         const names = [first, second] as const;
-        progress.begin();
+        progress.showStart();
         return await usingNodes(
           [b],
           () =>

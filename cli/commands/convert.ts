@@ -1,4 +1,5 @@
 /** `convert`: convert images to a new one. @module */
+import "../../drivers/creating.ts";
 import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { createImage } from "../../core/create.ts";
 import { asBlockError, strerror } from "../../core/errors.ts";
@@ -14,6 +15,7 @@ import { openNode } from "../../core/open.ts";
 import { nestOptions, type OptionValues } from "../../core/options.ts";
 import { getDriver, loadDriver, loadFormat } from "../../core/registry.ts";
 import { protocolStack } from "../../core/sources.ts";
+import { addBackingOptions, backingName } from "../backing_options.ts";
 import type { Command } from "../command.ts";
 import {
   checkBacking,
@@ -34,9 +36,7 @@ import {
 } from "../images.ts";
 import { Progress } from "../progress.ts";
 import { CommandError, type Program } from "../program.ts";
-import { showSnapshot } from "../snapshots.ts";
 import { Target } from "../target.ts";
-import { addBackingOptions, backingName } from "./create.ts";
 
 /** The name that stands for standard input or standard output. */
 const STANDARD = "-";
@@ -68,7 +68,7 @@ export const command: Command = {
     }
     const cache = cacheMode(wish.sourceCache, "source cache option");
     const toOutput = target === STANDARD && !wish.targetImageOpts;
-    const progress = new Progress(
+    const progress = await Progress.begin(
       program,
       invocation.showsProgress,
       1,
@@ -126,6 +126,7 @@ async function selectSnapshot(
   if (nodes.length > 1 && !snapshot.startsWith("snapshot.")) {
     throw new CommandError("No support for concatenating multiple snapshot");
   }
+  const { showSnapshot } = await import("../snapshots.ts");
   await showSnapshot(nodes[0], snapshot);
 }
 

@@ -3,11 +3,10 @@ import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { checkStoredName } from "../../core/checks.ts";
 import { createImage } from "../../core/create.ts";
 import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
-import { resolveName } from "../../core/names.ts";
 import { openNode } from "../../core/open.ts";
 import type { OptionTable, OptionValues } from "../../core/options.ts";
 import { UnsupportedFormatError } from "../../core/probe.ts";
-import { filenameOf, protocolStack } from "../../core/sources.ts";
+import { addBackingOptions, backingName } from "../backing_options.ts";
 import {
   BACKING_FORMAT,
   type Command,
@@ -178,13 +177,6 @@ function spareBackingFile(wish: Wish, values: OptionValues): void {
   }
 }
 
-/** Resolve the name of an image's backing file. */
-export function backingName(filename: string, backing: string): string {
-  const isDescribed = filename.startsWith("json:");
-  const name = isDescribed ? filenameOf(protocolStack(filename)) : filename;
-  return resolveName(name, backing);
-}
-
 /** The options of the image, collected from the command line. */
 function createValues(wish: Wish, table: OptionTable): OptionValues {
   const values = wish.options.parse(table);
@@ -213,26 +205,6 @@ function createValues(wish: Wish, table: OptionTable): OptionValues {
     );
   }
   return values;
-}
-
-/** Add `-b` and `-F`, where given, to the options of a format. */
-export function addBackingOptions(
-  values: OptionValues,
-  table: OptionTable,
-  given: { format: string; backingFile?: string; backingFormat?: string },
-): void {
-  const add = (name: string, value: string | undefined, what: string) => {
-    if (value === undefined) return;
-    if (!Object.hasOwn(table, name)) {
-      throw new BlockError(
-        "EINVAL",
-        `${what} not supported for file format '${given.format}'`,
-      );
-    }
-    values[name] = value;
-  };
-  add("backing_file", given.backingFile, "Backing file");
-  add("backing_fmt", given.backingFormat, "Backing file format");
 }
 
 /**

@@ -1,4 +1,5 @@
 /** `dd`: copy part of an image, block by block. @module */
+import "../../drivers/creating.ts";
 import { createImage } from "../../core/create.ts";
 import { allocate, roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { asBlockError, reasonOf } from "../../core/errors.ts";

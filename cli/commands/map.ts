@@ -1,4 +1,5 @@
 /** `map`: show what is allocated in an image, and where. @module */
+import "../../drivers/reading.ts";
 import { reasonOf } from "../../core/errors.ts";
 import {
   type ChainExtent,

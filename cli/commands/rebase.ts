@@ -1,4 +1,5 @@
 /** `rebase`: change the backing file of an image. @module */
+import "../../drivers/writing.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
 import { backingOf } from "../../core/extents.ts";
 import { canonicalName } from "../../core/gate.ts";
@@ -87,7 +88,7 @@ export const command: Command = {
     const wish = parse(invocation);
     const [file] = invocation.operands;
     const { forceShare, ...image } = invocation.image;
-    const progress = new Progress(program, invocation.showsProgress, 2);
+    const progress = await Progress.begin(program, invocation.showsProgress, 2);
     try {
       const cache = cacheMode(wish.cache, "cache option");
       const sourceCache = cacheMode(wish.sourceCache, "source cache option");

@@ -1,4 +1,5 @@
 /** `resize`: change the size of an image. @module */
+import "../../drivers/writing.ts";
 import { BlockError } from "../../core/errors.ts";
 import type { Preallocation } from "../../core/node.ts";
 import { parseOption } from "../../core/options.ts";

@@ -1,4 +1,5 @@
 /** `snapshot`: list, take, apply or delete snapshots. @module */
+import "../../drivers/writing.ts";
 import {
   asBlockError,
   BlockError,

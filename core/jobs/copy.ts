@@ -6,7 +6,7 @@
 import { allocate, roundDown } from "../bytes.ts";
 import { asBlockError, type BlockError } from "../errors.ts";
 import { Mutex } from "../lock.ts";
-import { giveWay } from "../runtime.ts";
+import { messageToSelf } from "../runtime.ts";
 import type { ThrottleGroup } from "../throttle_group.ts";
 import type { Concatenation } from "./concatenation.ts";
 import { type Range, RangeFinder, type RangeRules } from "./copy_ranges.ts";
@@ -51,6 +51,12 @@ const LARGE_DISK = 64 * 1024 * 1024;
 /** Workers to begin with: one reads while the other writes. */
 const FIRST_WORKERS = 2;
 
+/** Workers of a copy that takes its time: another is about to read or write. */
+const USUAL_WORKERS = 3;
+
+/** Milliseconds between two looks at whether a read has to wait. */
+const SAMPLE_PAUSE = 10;
+
 /** A request is slow if it takes this many milliseconds. */
 const SLOW_REQUEST = 20;
 
@@ -64,6 +70,12 @@ const SLOW_IN_A_ROW = 2;
  * reads gain little, and needs its own memory.
  */
 const MAX_COMPRESSED = 6 * 1024 * 1024;
+
+/**
+ * Largest request when compressing, in bytes. As each is written when all of it
+ * is compressed, many small ones keep the threads busy.
+ */
+const COMPRESSED_REQUEST = 512 * 1024;
 
 /** Smallest request, in bytes, however low the rate limit. */
 const LEAST_REQUEST_SIZE = 64 * 1024;
@@ -107,8 +119,8 @@ class Copy {
   readonly #finding = new Mutex();
   /** Fulfilled when all earlier writes have their places. */
   #writes: Promise<void> = Promise.resolve();
-  /** Number of ranges read. */
-  #reads = 0;
+  /** When to look next whether reads have to wait, as `performance.now()`. */
+  #nextSample = performance.now() + SAMPLE_PAUSE;
   /** Number of slow requests in a row. */
   #slow = 0;
   /** Bytes done or under way, and the total. */
@@ -145,6 +157,9 @@ class Copy {
       requestSize = Math.min(requestSize, Math.max(LEAST_REQUEST_SIZE, share));
     }
     const clusterSize = compression?.clusterSize ?? 0;
+    if (clusterSize > 0) {
+      requestSize = Math.min(requestSize, COMPRESSED_REQUEST);
+    }
     this.#rules = {
       requestSize: Math.max(requestSize, clusterSize),
       clusterSize,
@@ -165,7 +180,7 @@ class Copy {
     if (progressBy === "disk") this.#total = this.#source.size;
     // When salvaging, this pass warns as well, as QEMU's does.
     else if (progress || salvage) await this.#count();
-    this.#startWorkers(FIRST_WORKERS);
+    this.#startWorkers(this.#rules.clusterSize > 0 ? Infinity : FIRST_WORKERS);
     // Workers may be added while earlier ones are awaited.
     for (const worker of this.#workers) await worker;
     if (this.#error) throw this.#error;
@@ -282,16 +297,16 @@ class Copy {
    * For local files a few requests in flight are enough: more would gain
    * nothing, and their buffers would evict each other from the processor's
    * cache. The other workers start when a read has to wait: one of a local file
-   * is done before a message to oneself arrives. (The very first requests may
-   * wait for parts of the program to load.)
+   * is done before a message to oneself arrives. (The first requests may wait
+   * for parts of the program to load, and short copies need no more workers.)
    */
   async #read(offset: number, bytes: Uint8Array): Promise<void> {
     let hasWaited = false;
-    this.#reads++;
-    const isSample = this.#reads > FIRST_WORKERS &&
-      (this.#reads <= 3 * FIRST_WORKERS || this.#reads % 16 === 0);
-    if (isSample && this.#workers.length === FIRST_WORKERS) {
-      giveWay().then(() => hasWaited = true);
+    const now = performance.now();
+    if (now > this.#nextSample && this.#workers.length <= USUAL_WORKERS) {
+      this.#nextSample = now + SAMPLE_PAUSE;
+      this.#startWorkers(USUAL_WORKERS);
+      messageToSelf().then(() => hasWaited = true);
     }
     await this.#source.read(offset, bytes);
     if (hasWaited) this.#startWorkers(Infinity);

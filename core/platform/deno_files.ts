@@ -14,7 +14,6 @@ import {
   type HostFile,
   succeeds,
 } from "./files.ts";
-import { nodeFiles } from "./node_files.ts";
 
 export const files: Files = {
   stat: (path) => infoOf(attempt(() => Deno.statSync(path))),
@@ -31,9 +30,10 @@ export const files: Files = {
     attempt(() => Deno.openSync(path, options)).close();
   },
 
-  adopt(handle) {
+  async adopt(handle) {
     if (!(handle instanceof Deno.FsFile)) {
-      return nodeFiles()?.adopt(handle);
+      const { nodeFiles } = await import("./node_files.ts");
+      return await nodeFiles()?.adopt(handle);
     }
     const file: Deno.FsFile = handle;
     const isWritable = succeeds(() => file.writeSync(new Uint8Array(0)));

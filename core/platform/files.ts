@@ -40,7 +40,7 @@ export interface Files {
    * A file that the caller has opened, by the runtime's own object for it; it
    * stays the caller's to close. `undefined` for anything else.
    */
-  adopt(handle: object): AdoptedFile | undefined;
+  adopt(handle: object): Promise<AdoptedFile | undefined>;
   /** The absolute path of an existing file, all links followed. */
   realPath(path: string): string;
   /** The target of a symbolic link. */

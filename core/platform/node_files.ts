@@ -75,7 +75,8 @@ export function nodeFiles(): Files | null {
       const flags = O_CREAT | O_RDWR;
       attempt(() => fs.closeSync(fs.openSync(path, flags, 0o644)));
     },
-    adopt(handle) {
+    // deno-lint-ignore require-await
+    async adopt(handle) {
       const { fd } = handle as { fd?: unknown };
       if (typeof fd !== "number") return undefined;
       const nothing = new Uint8Array(0);

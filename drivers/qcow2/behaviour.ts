@@ -25,19 +25,3 @@ export interface Behaviour {
   /** Receives the name of each step, as QEMU's blkdebug has them. */
   event?(name: string): void;
 }
-
-/** For an image that is being made. */
-export const QUIET: Behaviour = {
-  lazyRefcounts: false,
-  protectedKinds: new Set(),
-  passDiscard: {
-    request: false,
-    snapshot: false,
-    other: false,
-    always: true,
-    never: false,
-  },
-  keepsDiscarded: false,
-  report: () => {},
-  warn: () => {},
-};

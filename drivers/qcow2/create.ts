@@ -17,7 +17,7 @@ import type { Preallocation } from "../../core/node.ts";
 import { notAmong, type OptionValues } from "../../core/options.ts";
 import { findDriver, listDrivers } from "../../core/registry.ts";
 import { nameText, valueText } from "../../core/values.ts";
-import { QUIET } from "./behaviour.ts";
+import type { Behaviour } from "./behaviour.ts";
 import {
   Autoclear,
   Compatible,
@@ -41,6 +41,22 @@ export interface Plan {
   size: number;
   preallocation: Preallocation;
 }
+
+/** How an image is used while it is being made. */
+export const QUIET: Behaviour = {
+  lazyRefcounts: false,
+  protectedKinds: new Set(),
+  passDiscard: {
+    request: false,
+    snapshot: false,
+    other: false,
+    always: true,
+    never: false,
+  },
+  keepsDiscarded: false,
+  report: () => {},
+  warn: () => {},
+};
 
 /** Make an image. */
 export async function create(

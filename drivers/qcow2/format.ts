@@ -99,6 +99,22 @@ export function setCopied(
   return true;
 }
 
+/**
+ * Clear COPIED in all entries of a table, `entrySize` bytes each; whether it was
+ * set in any.
+ */
+export function clearCopied(
+  table: Uint8Array,
+  entrySize = ENTRY_SIZE,
+): boolean {
+  let first = 0;
+  for (let at = 0; at < table.length; at += entrySize) {
+    first |= table[at];
+    table[at] &= 0x7f;
+  }
+  return (first & 0x80) !== 0;
+}
+
 /** An entry as QEMU prints it: hexadecimal digits without leading zeroes. */
 export function entryToHex(high: number, low: number): string {
   const highDigits = (high >>> 0).toString(16);

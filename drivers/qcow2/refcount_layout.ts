@@ -68,6 +68,7 @@ export function addToRefcounts(
   delta: number,
   max: number,
 ): number {
+  if (order === 4) return addToUsual(view, from, end, delta, max);
   for (let index = from; index < end; index++) {
     const value = readRefcount(view, order, index) + delta;
     if (value >= 2 ** 53) {
@@ -83,10 +84,26 @@ export function addToRefcounts(
   return end;
 }
 
+/** The same for refcounts of 16 bits, of which a large disk has millions. */
+function addToUsual(
+  view: DataView,
+  from: number,
+  end: number,
+  delta: number,
+  max: number,
+): number {
+  for (let index = from; index < end; index++) {
+    const value = view.getUint16(index * 2) + delta;
+    if (value < 0 || value > max) return index;
+    view.setUint16(index * 2, value);
+  }
+  return end;
+}
+
 /**
  * The index of the first refcount of a block, from `from` up to `end`, that is
- * zero (`free`) or is not; `end` if there is none. Whole words of the usual
- * width are looked at where they lie: 4 million take 3 ms, not 50.
+ * zero (`free`) or is not; `end` if there is none. Those of the usual width are
+ * looked at where they lie, byte order or no: a large disk has millions.
  */
 export function findRefcount(
   view: DataView,

@@ -5,7 +5,14 @@
  * @module
  */
 import { allocate, viewOf } from "../../core/bytes.ts";
-import { bytesOf, ENTRY_SIZE, entryOffset, hex, setCopied } from "./format.ts";
+import {
+  bytesOf,
+  clearCopied,
+  ENTRY_SIZE,
+  entryOffset,
+  hex,
+  setCopied,
+} from "./format.ts";
 import type { Geometry } from "./geometry.ts";
 import type { Qcow2State } from "./state.ts";
 
@@ -122,24 +129,11 @@ export async function clearCopiedFlags(state: Qcow2State): Promise<void> {
   const { clusters, file, geometry: { l2 }, header } = state;
   const l1 = clusters.l1Bytes;
   for await (const { l2Offset, table } of l2Tables(state, viewOf(l1))) {
-    let changed = false;
-    for (let index = 0; index < l2.entriesPerTable; index++) {
-      changed = l2.setCopied(table, index, false) || changed;
-    }
-    if (changed) await file.writev!(l2Offset, [bytesOf(table)]);
+    const bytes = bytesOf(table);
+    if (clearCopied(bytes, l2.entrySize)) await file.writev!(l2Offset, [bytes]);
   }
   state.l2Cache.clear();
   if (clearCopied(l1)) await file.writev!(header.l1TableOffset, [l1]);
-}
-
-/** Clear the COPIED flags of an L1 table; whether any was set. */
-export function clearCopied(l1: Uint8Array): boolean {
-  const view = viewOf(l1);
-  let changed = false;
-  for (let at = 0; at < l1.length; at += ENTRY_SIZE) {
-    changed = setCopied(view, at, false) || changed;
-  }
-  return changed;
 }
 
 /**

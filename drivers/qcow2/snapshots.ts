@@ -18,10 +18,9 @@ import {
 } from "../../core/bytes.ts";
 import { asBlockError, BlockError, reasonOf } from "../../core/errors.ts";
 import type { Snapshot, SnapshotRequest } from "../../core/node.ts";
-import { ENTRY_SIZE, MAX_SNAPSHOTS, NO_ICOUNT } from "./format.ts";
+import { clearCopied, ENTRY_SIZE, MAX_SNAPSHOTS, NO_ICOUNT } from "./format.ts";
 import { hasBitmaps } from "./header.ts";
 import {
-  clearCopied,
   clearCopiedFlags,
   countTree,
   updateCopiedFlags,

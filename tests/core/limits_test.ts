@@ -26,7 +26,7 @@ Deno.test("zeroes written as data do not wait behind who waits for them", async 
     status: (offset, length) => below.status(offset, length),
     close: () => below.close(),
   };
-  const limited = applyLimits(node);
+  const limited = await applyLimits(node);
   await limited.writev!(0, [new Uint8Array(8192).fill(1)]);
   const zeroing = limited.writeZeroes!(512, 2048);
   await begun.promise;

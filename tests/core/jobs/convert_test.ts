@@ -343,8 +343,8 @@ Deno.test("convert() has no more than 16 requests in flight, or as few as one", 
     );
   }
   for (const parallel of [1, 16]) {
-    const source = new ArrayNode(filled(40 * MiB));
-    const target = new ArrayNode(new Uint8Array(40 * MiB));
+    const source = new ArrayNode(filled(80 * MiB));
+    const target = new ArrayNode(new Uint8Array(80 * MiB));
     source.delay = 5;
     await convert([source], target, { parallel });
     assertEquals(source.mostInFlight, parallel);

@@ -1,0 +1,9 @@
+/**
+ * What writes the data of `qcow2` images in files; see `reading.ts`.
+ *
+ * @module
+ */
+import "./file/size_limit.ts";
+import "./qcow2/allocation.ts";
+import "./qcow2/header_encoding.ts";
+import "./reading.ts";
