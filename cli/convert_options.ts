@@ -26,6 +26,7 @@ import {
   sizeArgument,
 } from "./numbers.ts";
 import { CommandError } from "./program.ts";
+import { snapshotArgument } from "./snapshots.ts";
 
 const MAX_SPARSE_SIZE = 16 * 1024 * 1024;
 const MAX_PARALLEL = 16;
@@ -159,8 +160,9 @@ export function parseConvert(invocation: Invocation): ConvertWish {
     else if (option === "o") wish.options.add(argument);
     else if (option === "b") wish.backingFile = argument;
     else if (option === "F") wish.backingFormat = argument;
-    else if (option === "l") wish.snapshot = argument;
-    else if (option === "c") wish.compressed = true;
+    else if (option === "l") {
+      wish.snapshot = snapshotArgument(invocation.program, argument);
+    } else if (option === "c") wish.compressed = true;
     else if (option === "n") wish.skipCreate = true;
     else if (option === "C") wish.copyOffload = true;
     else if (option === "W") wish.outOfOrder = true;

@@ -7,8 +7,31 @@ import { asBlockError } from "../core/errors.ts";
 import type { BlockNode, Snapshot } from "../core/node.ts";
 import { parseKeyValueList } from "../core/options.ts";
 import { humanSize } from "./numbers.ts";
-import { CommandError } from "./program.ts";
+import { CommandError, type Program } from "./program.ts";
 import { inRelease } from "./qemu_releases.ts";
+
+/**
+ * The snapshot that an option names: an id, a name, or
+ * `snapshot.id=ID,snapshot.name=NAME`. What is wrong with the latter is
+ * reported before anything is opened.
+ *
+ * @param quote What the value begins with in the message.
+ */
+export function snapshotArgument(
+  program: Program,
+  wanted: string,
+  quote = "'",
+): string {
+  if (!wanted.startsWith("snapshot.")) return wanted;
+  for (const [name] of parseKeyValueList(wanted)) {
+    if (name === "snapshot.id" || name === "snapshot.name") continue;
+    program.error(`Invalid parameter '${name}'`);
+    throw new CommandError(
+      `Failed in parsing snapshot param ${quote}${wanted}'`,
+    );
+  }
+  return wanted;
+}
 
 /**
  * Present a snapshot in place of the disk. `wanted` is an id, a name, or

@@ -315,11 +315,16 @@ class RawNode implements BlockNode {
     if (inside <= 0) return { length, zero: true, ...place };
     // Below may lie an image, with backing files of its own.
     const below = await chainStatus(this.#file, hostOffset, inside);
+    let known = Math.min(below.length, inside);
+    // The file's last unit is transferred whole.
+    const { requestAlignment = 1 } = this.#file.limits ?? {};
+    const end = hostOffset + known;
+    if (end === this.#file.size) known += roundUp(end, requestAlignment) - end;
     return {
       ...place,
       allocated: below.allocated,
       zero: below.zero,
-      length: Math.min(below.length, inside),
+      length: Math.min(known, length),
       ...(below.recurse && { recurse: true }),
     };
   }

@@ -25,7 +25,7 @@ import { openImageArgument, usingNodes } from "../images.ts";
 import { prettyJson } from "../json.ts";
 import { integerText, sizeArgument } from "../numbers.ts";
 import { CommandError, type Program } from "../program.ts";
-import { showSnapshot } from "../snapshots.ts";
+import { showSnapshot, snapshotArgument } from "../snapshots.ts";
 
 class Wish {
   outputFormat = "raw";
@@ -92,8 +92,9 @@ function parse(invocation: Invocation): Wish {
   for (const [option, argument] of invocation.options()) {
     if (option === "O") wish.outputFormat = argument;
     else if (option === "o") wish.options.add(argument);
-    else if (option === "l") wish.snapshot = argument;
-    else if (option === "s") wish.size = sizeArgument("image size", argument);
+    else if (option === "l") {
+      wish.snapshot = snapshotArgument(invocation.program, argument);
+    } else if (option === "s") wish.size = sizeArgument("image size", argument);
     else if (option === "source-image-opts") invocation.image.imageOpts = true;
     else if (option === "output") wish.output = outputFormat(argument);
   }

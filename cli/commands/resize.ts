@@ -175,7 +175,10 @@ function checkSize(
   shrink: boolean,
   preallocation: Preallocation,
 ): void {
-  if (total <= 0) throw new CommandError("New image size must be positive");
+  // QEMU's sizes are signed 64-bit numbers: the largest ones become negative.
+  if (total <= 0 || total >= 2 ** 63) {
+    throw new CommandError("New image size must be positive");
+  }
   if (total <= current && preallocation !== "off") {
     throw new CommandError(
       "Preallocation can only be used for growing images",

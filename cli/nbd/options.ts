@@ -4,11 +4,11 @@
  * @module
  */
 import type { CacheMode } from "../../core/open_options.ts";
-import { parseKeyValueList } from "../../core/options.ts";
 import type { AioMode } from "../../core/traits.ts";
 import { libraryText, OptionParser, type OptionSpec } from "../getopt.ts";
 import { CACHE_MODES } from "../images.ts";
 import { CommandError, type Program } from "../program.ts";
+import { snapshotArgument } from "../snapshots.ts";
 
 /** What is asked of the program. */
 export interface NbdRequest {
@@ -235,7 +235,7 @@ function takeOption(
       request.offset = wholeNumber(argument, "Invalid offset");
       break;
     case "l":
-      request.loadSnapshot = snapshotOf(program, argument);
+      request.loadSnapshot = snapshotArgument(program, argument, "`");
       request.readOnly = true;
       break;
     case "r":
@@ -354,16 +354,6 @@ function wholeNumber(text: string, complaint: string): number {
 function checkLength(what: string, text: string): void {
   if (new TextEncoder().encode(text).length <= MAX_STRING) return;
   throw new CommandError(`export ${what} '${text}' too long`);
-}
-
-function snapshotOf(program: Program, wanted: string): string {
-  if (!wanted.startsWith("snapshot.")) return wanted;
-  for (const [name] of parseKeyValueList(wanted)) {
-    if (name === "snapshot.id" || name === "snapshot.name") continue;
-    program.error(`Invalid parameter '${name}'`);
-    throw new CommandError(`Failed in parsing snapshot param \`${wanted}'`);
-  }
-  return wanted;
 }
 
 /** Options that speak of an image, or of one export. */

@@ -7,6 +7,7 @@ import {
   allocate,
   type IoVector,
   roundUp,
+  SECTOR_SIZE,
   vectorLength,
 } from "../../core/bytes.ts";
 import type { BlockDriver } from "../../core/driver.ts";
@@ -273,9 +274,11 @@ export class FileNode implements BlockNode {
       );
     }
     const grownFrom = this.#size;
-    if (preallocation === "off") return this.#resize(size);
+    if (preallocation === "off") return this.#resizeTo(size);
     try {
       if (preallocation === "full" || !this.#reserve(grownFrom, size)) {
+        // A size that the system refuses must not fill the disk first.
+        this.#resizeTo(size);
         await this.#fill(grownFrom, size);
       }
     } catch (error) {
@@ -304,6 +307,15 @@ export class FileNode implements BlockNode {
     }
   }
 
+  /** Resize, or say that this has failed. */
+  #resizeTo(size: number): void {
+    try {
+      this.#resize(size);
+    } catch (error) {
+      throw asBlockError(error).prefixed("Could not resize file: ");
+    }
+  }
+
   #resize(size: number): void {
     this.#open.truncate(size);
     this.#dataEnd = 0;
@@ -319,8 +331,9 @@ export class FileNode implements BlockNode {
       host.allocate(start, end - start);
       return true;
     } catch (error) {
-      if (asBlockError(error).code === "ENOTSUP") return false;
-      throw error;
+      const failure = asBlockError(error);
+      if (failure.code === "ENOTSUP") return false;
+      throw failure.prefixed("Could not preallocate new data: ");
     }
   }
 
@@ -379,11 +392,14 @@ export class FileNode implements BlockNode {
     if (this.#lock?.set(permissions)) this.#size = this.#open.size();
   }
 
-  /** Writing the last unit whole makes the file longer. */
+  /**
+   * Writing the last unit whole makes the file longer. Sizes count in sectors:
+   * completing the last one is no change of size.
+   */
   #checkAlignment({ needs }: Permissions): void {
     const unit = this.#host?.alignment ?? 1;
     const isWrittenOnly = needs & ACCESS.WRITE && !(needs & ACCESS.RESIZE);
-    if (!isWrittenOnly || this.#size % unit === 0) return;
+    if (!isWrittenOnly || roundUp(this.#size, SECTOR_SIZE) % unit === 0) return;
     throw invalid(
       "Cannot get 'write' permission without 'resize': Image size is not a " +
         "multiple of request alignment",

@@ -16,6 +16,7 @@ import {
   bytesOf,
   ENTRY_SIZE,
   entryOffset,
+  entryToHex,
   hex,
   MAX_REFCOUNT_TABLE_BYTES,
   writeUint64,
@@ -127,6 +128,13 @@ export abstract class RefcountTable {
     );
   }
 
+  /** What an entry of the table says, reserved bits of the offset included. */
+  protected entryText(tableIndex: number): string {
+    const at = tableIndex * ENTRY_SIZE;
+    const low = (this.#table.getUint32(at + 4) & ~0x1ff) >>> 0;
+    return `0x${entryToHex(this.#table.getUint32(at), low)}`;
+  }
+
   /** The refcount of a cluster if it is in memory. */
   peek(clusterIndex: number): number | undefined {
     const { geometry, refcountCache } = this.host;
@@ -162,9 +170,8 @@ export abstract class RefcountTable {
     if (known) return known;
     if (!this.host.geometry.isAligned(offset)) {
       await this.host.corrupt(
-        `Refblock offset ${hex(offset)} unaligned (reftable index: ${
-          hex(tableIndex)
-        })`,
+        `Refblock offset ${this.entryText(tableIndex)} unaligned ` +
+          `(reftable index: ${hex(tableIndex)})`,
         fatal,
       );
     }

@@ -26,6 +26,8 @@ besideQemu("measure behaves as qemu-img does", {
     "measure -O qcow2 -l one a.qcow2",
     "measure -O qcow2 -l 1 a.qcow2",
     "measure -O qcow2 -l snapshot.name=one a.qcow2",
+    "measure -l snapshot.foo=bar",
+    "measure -l snapshot.foo=bar missing",
     "measure -U -O qcow2 a.qcow2",
     "measure -O qcow2 --image-opts driver=qcow2,file.filename=a.qcow2",
     "measure --size 1G",

@@ -91,6 +91,8 @@ const CALLS: { [command: string]: string[] } = {
     "create --nothing",
   ],
   info: [
+    "info json:{}",
+    "info --image-opts driver=qcow2",
     "info small.raw",
     "info --output=json small.raw",
     "info base.qcow2",
@@ -205,6 +207,8 @@ const CALLS: { [command: string]: string[] } = {
     "compare -T nothing base.qcow2 base.qcow2",
   ],
   convert: [
+    "convert -l snapshot.foo=bar base.qcow2 a",
+    "convert -l snapshot.name=a,snapshot.foo=b missing a",
     "convert -O raw base.qcow2 a",
     "convert base.qcow2 a",
     "convert -f raw -O qcow2 pattern.raw a",
@@ -305,6 +309,10 @@ const CALLS: { [command: string]: string[] } = {
     "convert -O",
   ],
   resize: [
+    "resize -f raw disk.raw 9E",
+    "resize -f raw disk.raw 8191P",
+    "resize -f raw --preallocation=falloc disk.raw 8191P",
+    "resize -f raw --preallocation=full disk.raw 8191P",
     "resize base.qcow2 +1M",
     "resize -f raw disk.raw 8M",
     "resize disk.raw 8M",

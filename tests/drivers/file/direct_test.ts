@@ -94,6 +94,18 @@ const CALLS: readonly string[][] = [
     "new",
   ],
   ["qemu-img", "convert", "-t", "none", "-O", "qcow2", "even", "new"],
+  [
+    ...["qemu-io", "-f", "raw", "-t", "none"],
+    ...["-c", "write -q -P 5 983040 65535", "-c", "map", "short"],
+  ],
+  [
+    ...["qemu-img", "map", "--output=json", "--image-opts"],
+    "driver=raw,file.driver=file,file.filename=short,cache.direct=on",
+  ],
+  [
+    ...["qemu-img", "map", "--output=json", "--image-opts"],
+    "driver=raw,file.driver=file,file.filename=short",
+  ],
 ];
 
 qemuTest("cache=none says and does what it does in QEMU", async () => {
@@ -103,6 +115,9 @@ qemuTest("cache=none says and does what it does in QEMU", async () => {
       await using dir = new TempDir();
       Deno.writeFileSync(dir.file("odd"), new Uint8Array(1_000_448).fill(1));
       Deno.writeFileSync(dir.file("even"), new Uint8Array(1 << 20).fill(1));
+      // The last sector is incomplete; all but the first one is a hole.
+      Deno.writeFileSync(dir.file("short"), new Uint8Array(4096).fill(1));
+      Deno.truncateSync(dir.file("short"), (1 << 20) - 1);
       const outcome = await run([...command, ...args], { cwd: dir.path });
       const isTimed = args[0] === "bench";
       outcomes.push({
@@ -110,6 +125,7 @@ qemuTest("cache=none says and does what it does in QEMU", async () => {
         stdout: isTimed ? "" : outcome.stdout,
         odd: Deno.readFileSync(dir.file("odd")),
         even: Deno.readFileSync(dir.file("even")),
+        short: Deno.readFileSync(dir.file("short")),
       });
     }
     assertEquals(outcomes[1], outcomes[0], args.join(" "));
