@@ -261,7 +261,7 @@ async function openStack(
     const { file, ...others } = options;
     return await openProbed(others, file, opening, place);
   }
-  throw new BlockError("EINVAL", "A block device must be specified for 'file'");
+  throw new BlockError("EINVAL", 'A block device must be specified for "file"');
 }
 
 /** Open the file, probe it, and open the format above it. */
@@ -575,7 +575,7 @@ async function openChild(
   if (given === undefined || given === null) {
     throw new BlockError(
       "EINVAL",
-      `A block device must be specified for '${name}'`,
+      `A block device must be specified for "${name}"`,
     );
   }
   const isBacking = name === "backing";

@@ -131,8 +131,8 @@ inFolder("openImage() asked for raw does not look inside", async (folder) => {
 Deno.test("openImage() refuses descriptions that make no sense", async () => {
   const cases: [Parameters<typeof openImage>[0], string][] = [
     [{ driver: "nosuch" }, "Unknown driver 'nosuch'"],
-    [{ driver: "qcow2" }, "block device must be specified for 'file'"],
-    [{}, "block device must be specified for 'file'"],
+    [{ driver: "qcow2" }, 'block device must be specified for "file"'],
+    [{}, 'block device must be specified for "file"'],
     [
       { driver: "raw", file: { driver: "memory" }, speed: 3 },
       "Block format 'raw' does not support the option 'speed'",
@@ -141,7 +141,7 @@ Deno.test("openImage() refuses descriptions that make no sense", async () => {
       { driver: "raw", file: { driver: "memory", a: { b: 1 } } },
       "Block protocol 'memory' doesn't support the option 'a.b'",
     ],
-    ["json:{}", "block device must be specified for 'file'"],
+    ["json:{}", 'block device must be specified for "file"'],
     [5 as unknown as string, "Cannot open 5: a file name or"],
   ];
   for (const [source, message] of cases) {
