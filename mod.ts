@@ -133,6 +133,12 @@ import "./drivers/held.ts";
 import "./drivers/preload.ts";
 
 export * from "./subpaths/core.ts";
+export {
+  ThrottleGroup,
+  type ThrottleKind,
+  type ThrottleLimit,
+  type ThrottleLimits,
+} from "./core/throttle_group.ts";
 export * from "./core/jobs/inspect.ts";
 export { type Difference, drawDifference } from "./core/picture/difference.ts";
 export {

@@ -9,49 +9,65 @@ import * as esbuild from "esbuild";
 const ROOT = new URL("..", import.meta.url).pathname;
 const TARGET = "es2022";
 
-/** A program with all that it imports, for browsers, as one plain script. */
-async function bundle(
-  module: string,
-  define: Record<string, string> = {},
-): Promise<string> {
-  const whole = await Deno.makeTempFile({ suffix: ".js" });
+/** The text of files, by name. */
+type Files = Record<string, string>;
+
+/**
+ * A program with all that it imports, for browsers: one plain script, or with
+ * what it imports dynamically in `parts` of their own.
+ */
+async function bundle(module: string, parts: boolean): Promise<Files> {
+  const folder = await Deno.makeTempDir();
   try {
     // Deno knows where modules come from, npm's among them; esbuild lowers
     // what not all browsers have.
+    const how = parts ? ["--code-splitting"] : [];
     const { success, stderr } = await new Deno.Command(Deno.execPath(), {
       args: [
-        ...["bundle", "--quiet", "--platform", "browser", "--output", whole],
-        `${ROOT}${module}`,
+        ...["bundle", "--quiet", "--platform", "browser", ...how],
+        ...["--outdir", folder, `${ROOT}${module}`],
       ],
       cwd: ROOT,
     }).output();
     if (!success) throw new Error(new TextDecoder().decode(stderr));
+    const name = module.replace(/^.*\/(.*)\.ts$/, "$1");
     const result = await esbuild.build({
-      stdin: { contents: await Deno.readTextFile(whole), loader: "js" },
+      entryPoints: [`${folder}/${name}.js`],
       bundle: true,
       write: false,
       minify: true,
-      format: "iife",
+      splitting: parts,
+      format: parts ? "esm" : "iife",
+      outdir: folder,
+      chunkNames: "parts/[name]-[hash]",
       target: TARGET,
       // What only other runtimes load is never reached in a browser.
       external: ["node:*"],
       logLevel: "warning",
-      define,
     });
-    return result.outputFiles[0].text;
+    return Object.fromEntries(
+      result.outputFiles.map(({ path, text }) => [
+        path.slice(folder.length + 1),
+        text,
+      ]),
+    );
   } finally {
-    await Deno.remove(whole);
+    await Deno.remove(folder, { recursive: true });
   }
 }
 
 /** The files of the page, by name. */
-export async function buildPage(): Promise<Record<string, string>> {
-  const files: Record<string, string> = {};
+export async function buildPage(): Promise<Files> {
+  const files: Files = {};
   try {
-    const worker = await bundle("web/worker.ts");
-    files["page.js"] = await bundle("web/page.ts", {
-      WORKER_PROGRAM: JSON.stringify(worker),
-    });
+    Object.assign(
+      files,
+      await bundle("web/page.ts", false),
+      await bundle("web/worker.ts", true),
+    );
+    const whole = await bundle("web/worker.ts", false);
+    const text = JSON.stringify(whole["worker.js"]);
+    files["offline.js"] = `globalThis.WORKER_PROGRAM=${text};\n`;
   } finally {
     await esbuild.stop();
   }
@@ -64,7 +80,9 @@ export async function buildPage(): Promise<Record<string, string>> {
 if (import.meta.main) {
   const folder = Deno.args[0] ?? `${ROOT}dist/web`;
   const files = await buildPage();
-  await Deno.mkdir(folder, { recursive: true });
+  // Parts that an earlier build has left would never be used.
+  await Deno.remove(folder, { recursive: true }).catch(() => {});
+  await Deno.mkdir(`${folder}/parts`, { recursive: true });
   for (const [name, text] of Object.entries(files)) {
     await Deno.writeTextFile(`${folder}/${name}`, text);
   }

@@ -53,7 +53,7 @@ export async function findPacked(
       const doubts = yield* checkedRaw(
         chunks,
         text,
-        (format, wrapping) => notRaw(text, format, wrapping),
+        (format, wrapping) => notRaw(text, driver.name, format, wrapping),
       );
       if (doubts) program.warn(doubts);
     },
@@ -127,9 +127,18 @@ async function* inside(
   }
 }
 
+/** What unpacks a file, by its driver. */
+const UNPACKERS: { readonly [driver: string]: string } = {
+  gzip: "gunzip -k",
+  xz: "xz -dk",
+  zip: "unzip",
+  zstd: "zstd -dk",
+};
+
 /** The error for what is in it, unless that is a raw disk. */
 function notRaw(
   name: string,
+  driver: string,
   format: string,
   wrapping: string | undefined,
 ): Error | undefined {
@@ -140,6 +149,9 @@ function notRaw(
       what.replace(/^(?=compressed)/, "a file ")
     }; only ` +
       "a raw disk can be copied while it is unpacked",
-    { hint: "Unpack it first." },
+    {
+      hint: `Unpack it first (${UNPACKERS[driver]}); packed by 'xz -T0' or ` +
+        "bgzip, an image of any format can be read.",
+    },
   );
 }

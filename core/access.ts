@@ -428,6 +428,7 @@ export class Access<R extends Run = Run> {
       zero: kind === "zero",
       ...(isPlain && { file: child, hostOffset: childOffset }),
       ...(recurse && { recurse }),
+      ...(kind === "data" && this.#map.isSparse && { sparse: true }),
     };
   }
 

@@ -22,6 +22,7 @@ import type {
   ReadFlags,
   RequestFlags,
   WriteFlags,
+  ZeroFlags,
 } from "./node.ts";
 
 type Read = (
@@ -61,24 +62,25 @@ export function alignRequests(node: BlockNode): BlockNode {
     readv: data.read,
     writev: data.write,
     writeZeroes: (offset, length, flags) =>
-      data.change(
+      data.zero(
         offset,
         length,
         (start, length) => node.writeZeroes!(start, length, flags),
-        (start, length) => data.write(start, [allocate(length)], flags),
-        flags?.signal,
+        flags,
       ),
     discard: (offset, length, flags) =>
-      data.change(
+      data.inside(
         offset,
         length,
         (start, length) => node.discard!(start, length, flags),
-        () => Promise.resolve(),
         flags?.signal,
       ),
     ...(state && { vmState: { load: state.read, save: state.write } }),
   });
 }
+
+/** Requests that may overtake a waiting one; enough to reach breakpoints. */
+const PATIENCE = 16;
 
 /** An address space whose requests are rounded: the disk, or its VM state. */
 class AlignedArea {
@@ -86,8 +88,12 @@ class AlignedArea {
   readonly #read: Read;
   readonly #write: Write | undefined;
   readonly #debug: DebugOperations | undefined;
-  /** Units in use; held exclusively by whoever rewrites one whole. */
-  readonly #ranges = new RangeLock();
+  /**
+   * Units in use; held exclusively by whoever rewrites one whole. A request
+   * that waits does not hold back what touches other units of its range, which
+   * matters when its obstacle is suspended at a breakpoint.
+   */
+  readonly #ranges = new RangeLock(PATIENCE);
 
   constructor(
     unit: number,
@@ -119,35 +125,50 @@ class AlignedArea {
     const whole = start === offset && stop === end;
     using _ = await this.#ranges.acquire(start, stop, !whole, flags?.signal);
     if (whole) return await this.#write!(start, iov, flags);
-    const first = await this.#unitAt(offset, "head", flags);
-    const shared = first.length > 0 && stop - start === this.#unit;
-    const last = shared ? first : await this.#unitAt(end, "tail", flags);
-    const before = first.subarray(0, offset - start);
-    const after = last.subarray(last.length - (stop - end));
+    const { before, after } = await this.#kept(offset, end, flags);
     await this.#write!(start, [before, ...iov, after].filter(isFilled), flags);
   };
 
   /**
-   * Change a range: `whole` handles the units inside it, `part` the partial
-   * ones at its ends.
+   * Write zeroes: as data to the units at the ends that are covered only in
+   * part, with `zero` to those in between.
    */
-  async change(
+  async zero(
     offset: number,
     length: number,
-    whole: (offset: number, length: number) => Promise<void>,
-    part: (offset: number, length: number) => Promise<void>,
-    signal?: AbortSignal,
+    zero: (offset: number, length: number) => Promise<void>,
+    flags?: ZeroFlags,
   ): Promise<void> {
     const end = offset + length;
-    const start = roundUp(offset, this.#unit);
-    const stop = roundDown(end, this.#unit);
-    if (start > stop) return await part(offset, length);
-    if (offset < start) await part(offset, start - offset);
-    if (start < stop) {
-      using _ = await this.#ranges.acquire(start, stop, false, signal);
-      await whole(start, stop - start);
+    const [start, stop] = this.#around(offset, end);
+    const whole = start === offset && stop === end;
+    using _ = await this.#ranges.acquire(start, stop, !whole, flags?.signal);
+    if (whole) return await zero(offset, length);
+    const { before, after } = await this.#kept(offset, end, flags);
+    const write = (from: number, iov: IoVector) =>
+      this.#write!(from, iov.filter(isFilled), flags);
+    const first = roundUp(offset, this.#unit);
+    const last = roundDown(end, this.#unit);
+    if (first >= last && stop - start <= 2 * this.#unit) {
+      return await write(start, [before, allocate(length), after]);
     }
-    if (stop < end) await part(stop, end - stop);
+    if (start < first) await write(start, [before, allocate(first - offset)]);
+    if (first < last) await zero(first, last - first);
+    if (last < stop) await write(last, [allocate(end - last), after]);
+  }
+
+  /** Discard the units that lie inside a range. */
+  async inside(
+    offset: number,
+    length: number,
+    discard: (offset: number, length: number) => Promise<void>,
+    signal?: AbortSignal,
+  ): Promise<void> {
+    const start = roundUp(offset, this.#unit);
+    const stop = roundDown(offset + length, this.#unit);
+    if (start >= stop) return;
+    using _ = await this.#ranges.acquire(start, stop, false, signal);
+    await discard(start, stop - start);
   }
 
   /** The units that a range touches. */
@@ -155,21 +176,57 @@ class AlignedArea {
     return [roundDown(offset, this.#unit), roundUp(end, this.#unit)];
   }
 
-  /** The content of the unit that an offset splits; empty at a boundary. */
-  async #unitAt(
+  /**
+   * What the units at the ends of a range hold outside it. One read gets both
+   * ends if there is nothing in between.
+   */
+  async #kept(
     offset: number,
-    which: "head" | "tail",
+    end: number,
+    flags?: RequestFlags,
+  ): Promise<{ before: Uint8Array; after: Uint8Array }> {
+    const unit = this.#unit;
+    const [start, stop] = this.#around(offset, end);
+    const head = offset - start;
+    const tail = stop - end;
+    const isOneRead = stop - start === unit ||
+      (head > 0 && tail > 0 && stop - start === 2 * unit);
+    let first: Uint8Array | undefined;
+    let last: Uint8Array | undefined;
+    if (isOneRead) {
+      const steps = [...(head ? ["head"] : []), ...(tail ? ["tail"] : [])];
+      first = last = await this.#unitsToKeep(start, stop, steps, flags);
+    } else {
+      if (head) {
+        first = await this.#unitsToKeep(start, start + unit, ["head"], flags);
+      }
+      if (tail) {
+        last = await this.#unitsToKeep(stop - unit, stop, ["tail"], flags);
+      }
+    }
+    return {
+      before: first?.subarray(0, head) ?? NOTHING,
+      after: last?.subarray(last.length - tail) ?? NOTHING,
+    };
+  }
+
+  async #unitsToKeep(
+    start: number,
+    stop: number,
+    steps: readonly string[],
     flags?: RequestFlags,
   ): Promise<Uint8Array> {
-    const start = roundDown(offset, this.#unit);
-    if (start === offset) return allocate(0);
-    const unit = allocate(this.#unit);
-    await this.#debug?.event(`pwritev_rmw_${which}`);
-    await this.#read(start, [unit], flags && { signal: flags.signal });
-    await this.#debug?.event(`pwritev_rmw_after_${which}`);
-    return unit;
+    const units = allocate(stop - start);
+    for (const step of steps) await this.#debug?.event(`pwritev_rmw_${step}`);
+    await this.#read(start, [units], flags && { signal: flags.signal });
+    for (const step of steps) {
+      await this.#debug?.event(`pwritev_rmw_after_${step}`);
+    }
+    return units;
   }
 }
+
+const NOTHING = allocate(0);
 
 function isFilled(part: Uint8Array): boolean {
   return part.length > 0;

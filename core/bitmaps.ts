@@ -49,13 +49,21 @@ import { valueText } from "./values.ts";
  * @category Bitmaps
  */
 export class ImageBitmaps {
-  readonly #node: BlockNode;
+  readonly #nodeOf: () => BlockNode;
   readonly #run: Runner;
 
-  /** Made by an image, for itself. */
-  constructor(node: BlockNode, run: Runner) {
-    this.#node = node;
+  /**
+   * Made by an image, for itself.
+   *
+   * @param nodeOf Gets the node that keeps them, which may be replaced.
+   */
+  constructor(nodeOf: () => BlockNode, run: Runner) {
+    this.#nodeOf = nodeOf;
     this.#run = run;
+  }
+
+  get #node(): BlockNode {
+    return this.#nodeOf();
   }
 
   /** All bitmaps, oldest first. */

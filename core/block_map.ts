@@ -124,4 +124,9 @@ export interface BlockMap<R extends Run = Run> {
   ): Promise<void>;
   /** Whether parts of the run may be holes in the child. */
   mayHaveHoles?(run: R): boolean | Promise<boolean>;
+  /**
+   * Whether blocks are so large that many have holes in the child, although a
+   * map of the disk, which is to be the same as QEMU's, shows none.
+   */
+  readonly isSparse?: boolean;
 }

@@ -16,11 +16,15 @@ const ROOT_NAME = "an unnamed block device";
 /**
  * Use a node from outside the graph.
  *
+ * @param gate What its requests pass; several roots may share one.
  * @throws {BlockError} EBADF if it is closed; EPERM, EAGAIN or EACCES if its
  * other users forbid it.
  */
-export function attachRoot(node: BlockNode, permissions: Permissions): Edge {
-  const gate = new RequestGate();
+export function attachRoot(
+  node: BlockNode,
+  permissions: Permissions,
+  gate: RequestGate = new RequestGate(),
+): Edge {
   const root = new Edge(usable(node), ROOT_NAME, { gate });
   attach(root, permissions);
   extendDrains();
@@ -33,18 +37,19 @@ export function rootToTake(node: BlockNode): Edge | undefined {
 }
 
 /** A root that claims nothing: it only keeps the node open. */
-export function hold(node: BlockNode): Edge {
-  return attachRoot(node, { needs: 0, shares: ALL_ACCESS });
+export function hold(node: BlockNode, gate?: RequestGate): Edge {
+  return attachRoot(node, { needs: 0, shares: ALL_ACCESS }, gate);
 }
 
 /**
  * Stop requests to a node that come in through a handle (an `Image`) of it or
- * of a node above it. Requests under way are finished first; new ones wait, and
+ * of a node above it, or from a job (`convert`, `commit`) on one of them.
+ * Requests under way are finished first; new ones wait, and
  * go on in order of arrival once the result is disposed of. Requests made
  * directly to nodes are not covered: their caller has to hold them back.
  *
- * Awaiting a request to a drained image before the drain ends would deadlock;
- * closing the image is fine, unless requests are waiting.
+ * Awaiting a request to a drained image, or a job on it, before the drain ends
+ * would deadlock; closing the image is fine, unless requests are waiting.
  *
  * @example Take a copy of a file whose image is in use
  * ```ts
@@ -118,7 +123,9 @@ class Drain implements Disposable {
     );
   }
 
+  /** Shut a gate, once: several roots may share it. */
   #shut(gate: RequestGate): void {
+    if (this.#gates.has(gate)) return;
     this.#gates.add(gate);
     gate.shut();
   }

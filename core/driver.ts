@@ -7,6 +7,7 @@
  *
  * @module
  */
+import type { ChainExtent } from "./extents.ts";
 import type { BlockNode, Preallocation } from "./node.ts";
 import type { OptionValues } from "./options.ts";
 import type { AioMode, DriverTraits, OpenPurpose } from "./traits.ts";
@@ -102,6 +103,13 @@ export interface StoreContext {
 export interface MeasureContext {
   /** As {@linkcode OpenContext.secret}. */
   secret(id: string | undefined): Promise<Uint8Array | undefined>;
+  /**
+   * The first extent of a range of the source, seen through its backing files.
+   * Waits while the source is drained.
+   *
+   * @throws {BlockError} ECANCELED if the job has been cancelled.
+   */
+  status?(offset: number, length: number): Promise<ChainExtent>;
 }
 
 /**
@@ -189,6 +197,8 @@ export interface OpenContext {
    * The raw driver then refuses writes that would change the result.
    */
   readonly probed: boolean;
+  /** Whether an image names what is opened, rather than the user. */
+  readonly isNamed: boolean;
   /** Whether to do without keys, so that data is neither read nor written. */
   readonly withoutKeys: boolean;
   /** Stops what takes long, such as finding a key. */

@@ -156,7 +156,10 @@ export function checkedExtent(node: BlockNode, extent: Extent): Extent {
 }
 
 /** A node's extent, refined by its file, which may know of holes. */
-async function refined(extent: Extent, length: number): Promise<Extent> {
+export async function refined<E extends Extent>(
+  extent: E,
+  length = extent.length,
+): Promise<E> {
   const { file, hostOffset } = extent;
   if (!file || hostOffset === undefined) return extent;
   const below = checkedExtent(

@@ -15,6 +15,7 @@
  * @module
  */
 import { asBlockError, BlockError } from "./errors.ts";
+import { primaryChild } from "./extents.ts";
 import { withoutWrappers } from "./filter.ts";
 import type { BlockNode } from "./node.ts";
 import type { OptionValues } from "./options.ts";
@@ -299,6 +300,13 @@ export function graphNodeOf(node: BlockNode): GraphNode {
     graph.set(node, known);
   }
   return known;
+}
+
+/** The first node, from this one down, that no filter was inserted above. */
+export function belowInserted(top: GraphNode): GraphNode {
+  let at = top;
+  while (at.isInserted) at = graphNodeOf(primaryChild(at.node!)!);
+  return at;
 }
 
 /** A node's entry in the graph, if there is one. */

@@ -4,7 +4,7 @@
  * @module
  */
 import "./disposal.ts";
-import { checkSignal } from "./abort.ts";
+import { checkSignal, unlessAborted } from "./abort.ts";
 import { ImageBitmaps } from "./bitmaps.ts";
 import { allocate, type IoVector, isExactSize, vectorLength } from "./bytes.ts";
 import {
@@ -22,7 +22,7 @@ import {
 } from "./errors.ts";
 import { attachRoot, rootToTake } from "./drain.ts";
 import { type ChainExtent, chainExtents, chainStatus } from "./extents.ts";
-import { ask, checkRoot, detach, type Edge } from "./graph.ts";
+import { ask, belowInserted, checkRoot, detach, type Edge } from "./graph.ts";
 import type {
   BlockNode,
   CheckOptions,
@@ -31,6 +31,7 @@ import type {
   DiscardFlags,
   NodeInfo,
   ReadFlags,
+  RequestFlags,
   TruncateOptions,
   WriteFlags,
   ZeroFlags,
@@ -346,10 +347,16 @@ export class Image implements AsyncDisposable {
     this.counters.discarded += length;
   }
 
-  /** Make everything written before durable. */
-  async flush(): Promise<void> {
+  /**
+   * Make everything written before durable.
+   *
+   * @throws {BlockError} ECANCELED once `flags.signal` is aborted; how much has
+   * become durable is then unknown.
+   */
+  async flush(flags?: RequestFlags): Promise<void> {
     this.#checkOpen();
-    await this.#request(undefined, (node) => node.flush?.());
+    if (flags) checkOptions("flush", flags, REQUEST_FLAGS);
+    await this.#query(flags?.signal, (node) => node.flush?.());
   }
 
   /**
@@ -394,11 +401,46 @@ export class Image implements AsyncDisposable {
   extents(
     offset = 0,
     length: number = this.#rest(offset),
+    flags?: RequestFlags,
   ): AsyncIterable<ChainExtent> {
     this.#checkRange("map", offset, length);
     const status = (offset: number, length: number) =>
-      this.#request(undefined, (node) => chainStatus(node, offset, length));
+      this.status(offset, length, flags);
     return chainExtents(this.node, offset, length, status);
+  }
+
+  /**
+   * The first extent of a range, through the whole backing chain. The one after
+   * it may be of the same kind.
+   *
+   * @param length At least 1.
+   *
+   * @example
+   * ```ts
+   * import { MemoryStore, openImage } from "@bdrv/bdrv";
+   * import { assertEquals } from "@std/assert";
+   *
+   * const file = { driver: "memory", store: new MemoryStore(1 << 20) };
+   * await using image = await openImage({ driver: "raw", file });
+   * const { length, zero } = await image.status(512, 1024);
+   * assertEquals([length, zero], [1024, true]);
+   * ```
+   *
+   * @throws {BlockError} EINVAL if the range is empty or not within the disk;
+   * ECANCELED once `flags.signal` is aborted.
+   */
+  async status(
+    offset: number,
+    length: number,
+    flags?: RequestFlags,
+  ): Promise<ChainExtent> {
+    this.#checkRange("map", offset, length);
+    if (flags) checkOptions("map", flags, REQUEST_FLAGS);
+    if (length === 0) throw invalid("Cannot map 0 bytes");
+    return await this.#query(flags?.signal, (node) => {
+      this.#checkInside("map", offset, length);
+      return chainStatus(node, offset, length);
+    });
   }
 
   /** The disk's bytes, or a range of them, as a stream. */
@@ -434,9 +476,10 @@ export class Image implements AsyncDisposable {
   }
 
   /** Describe the image. */
-  async info(): Promise<NodeInfo> {
+  async info(flags?: RequestFlags): Promise<NodeInfo> {
     this.#checkOpen();
-    return await this.#request(undefined, (node) => node.info?.()) ?? {};
+    if (flags) checkOptions("describe", flags, REQUEST_FLAGS);
+    return await this.#query(flags?.signal, (node) => node.info?.()) ?? {};
   }
 
   /**
@@ -495,11 +538,11 @@ export class Image implements AsyncDisposable {
   /** Bitmaps that are kept in the image and record what is written. */
   get bitmaps(): ImageBitmaps {
     return this.#bitmaps ??= new ImageBitmaps(
-      this.node,
+      () => belowInserted(this.#root.target).node!,
       (act) =>
         this.#settled(() => {
           this.#checkOpen();
-          return act();
+          return this.#request(undefined, act);
         }),
     );
   }
@@ -557,6 +600,17 @@ export class Image implements AsyncDisposable {
     } finally {
       this.#gate.leave();
     }
+  }
+
+  /**
+   * Make a request that has no buffers: an abort ends the wait for it at once,
+   * and what the nodes have begun is finished without anyone waiting.
+   */
+  #query<T>(
+    signal: AbortSignal | undefined,
+    act: (node: BlockNode) => T,
+  ): Promise<Awaited<T>> {
+    return unlessAborted(this.#request(signal, act), signal);
   }
 
   #cannot(what: string): BlockError {

@@ -13,7 +13,7 @@ import {
 } from "./bytes.ts";
 import { asBlockError } from "./errors.ts";
 import { wrapNode } from "./filter.ts";
-import type { BlockNode, WriteFlags } from "./node.ts";
+import type { BlockNode, DebugOperations, WriteFlags } from "./node.ts";
 import { writeZeroDataBy } from "./requests.ts";
 
 /**
@@ -38,7 +38,34 @@ function splitRequests(node: BlockNode): BlockNode {
     ...splitZeroes(node, writev),
     ...splitDiscards(node),
   };
+  if (node.debug) announceWrites(node, node.debug, changes);
   return Object.keys(changes).length > 0 ? wrapNode(node, changes) : node;
+}
+
+/** Announce each write once, into however many pieces it is split. */
+function announceWrites(
+  node: BlockNode,
+  debug: DebugOperations,
+  changes: Partial<BlockNode>,
+): void {
+  const writev = changes.writev ?? node.writev?.bind(node);
+  const writeZeroes = changes.writeZeroes ?? node.writeZeroes?.bind(node);
+  const announced = async (step: string, write: () => Promise<void>) => {
+    await debug.event(step);
+    try {
+      await write();
+    } finally {
+      await debug.event("pwritev_done");
+    }
+  };
+  if (writev) {
+    changes.writev = (offset, iov, flags) =>
+      announced("pwritev", () => writev(offset, iov, flags));
+  }
+  if (writeZeroes) {
+    changes.writeZeroes = (offset, length, flags) =>
+      announced("pwritev_zero", () => writeZeroes(offset, length, flags));
+  }
 }
 
 function splitTransfers(node: BlockNode): Partial<BlockNode> {

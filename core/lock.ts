@@ -121,15 +121,22 @@ export interface RangePlace extends Disposable {
  * the lock protects without an `await` in between.
  *
  * First come, first served: no request overtakes an earlier one that it
- * conflicts with, so readers cannot starve a writer. To avoid deadlocks, never
- * wait for a range while holding another.
+ * conflicts with, so readers cannot starve a writer. A lock may be told to let
+ * a waiting request be overtaken a few times. To avoid deadlocks, never wait
+ * for a range while holding another.
  */
 export class RangeLock {
+  /** How often a waiting request may be overtaken before it blocks others. */
+  readonly #patience: number;
   readonly #held: Range[] = [];
   /** How many of them are held exclusively. */
   #exclusive = 0;
   /** Waiting requests, in order of arrival. */
   readonly #line: Range[] = [];
+
+  constructor(patience = 0) {
+    this.#patience = patience;
+  }
 
   /**
    * Whether a range conflicts: `undefined` if it may be held now (before the
@@ -145,6 +152,7 @@ export class RangeLock {
     const own = place as Range | undefined;
     const blocker = this.#blocker(start, end, exclusive, own);
     if (!blocker) {
+      if (this.#patience > 0) this.#overtake(start, end, exclusive, own);
       own?.[Symbol.dispose]();
       return undefined;
     }
@@ -170,9 +178,25 @@ export class RangeLock {
     }
     for (const earlier of this.#line) {
       if (earlier === own) break;
-      if (earlier.conflicts(start, end, exclusive)) return earlier;
+      const isPatient = earlier.overtaken < this.#patience;
+      if (!isPatient && earlier.conflicts(start, end, exclusive)) {
+        return earlier;
+      }
     }
     return undefined;
+  }
+
+  /** Count an overtaking against the earlier requests that conflict. */
+  #overtake(
+    start: number,
+    end: number,
+    exclusive: boolean,
+    own: Range | undefined,
+  ): void {
+    for (const earlier of this.#line) {
+      if (earlier === own) break;
+      if (earlier.conflicts(start, end, exclusive)) earlier.overtaken++;
+    }
   }
 
   /**
@@ -239,6 +263,8 @@ class Range implements HeldRange, RangePlace {
   start = 0;
   end = 0;
   exclusive = false;
+  /** For a place in the queue: by how many later requests. */
+  overtaken = 0;
   /** For a place in the queue: fulfilled when its obstacle is gone. */
   turn?: Promise<void>;
   readonly list: Range[];

@@ -4,6 +4,7 @@
  * @module
  */
 import { platform } from "./platform/mod.ts";
+import type { DriverTraits } from "./traits.ts";
 
 /** The root folder of a Windows drive. */
 const DRIVE_ROOT = /^[A-Za-z]:[\\/]/;
@@ -114,4 +115,22 @@ export function canonicalUrl(name: string): string {
   } catch {
     return name;
   }
+}
+
+/** The folder of a URL, with a slash at its end. */
+export function folderOf(url: string): string {
+  return url.replace(/[^/]*$/, "");
+}
+
+/** What has to be known of a driver for objects on web servers. */
+export function webFacts(scheme: "http" | "https"): DriverTraits {
+  return {
+    name: scheme,
+    role: "protocol",
+    schemes: [scheme],
+    isReadOnly: true,
+    parseFilename: (url) => ({ url }),
+    canonicalName: canonicalUrl,
+    ownFolder: (url) => folderOf(canonicalUrl(url)),
+  };
 }

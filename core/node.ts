@@ -288,6 +288,8 @@ export interface Extent {
   file?: BlockNode;
   /** Parts of this data may be holes in `file`. */
   recurse?: boolean;
+  /** The same, but only who copies it asks: maps of the disk show it as data. */
+  sparse?: boolean;
   /**
    * For compressed data, how many bytes of the disk are compressed together.
    */
@@ -702,7 +704,8 @@ export interface Breakpoints {
    * Remove the breakpoints called `tag`, and resume all requests they
    * suspended.
    *
-   * @throws {BlockError} ENOENT if there is neither.
+   * @throws {BlockError} ENOENT if no breakpoint of that name is still to be
+   * reached; suspended requests are resumed nevertheless.
    */
   removeBreakpoint(tag: string): void;
   /** Whether a request is suspended under `tag`. */

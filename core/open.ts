@@ -497,6 +497,7 @@ function contextOf(pending: Pending): OpenContext {
       return place.readOnly;
     },
     probed,
+    isNamed: place.named !== undefined,
     purpose,
     ...cachingOf(wishes, place),
     aio: wishes.aio,

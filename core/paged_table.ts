@@ -5,11 +5,13 @@
  *
  * @module
  */
-import { allocate } from "./bytes.ts";
+import { allocate, viewOf } from "./bytes.ts";
 import type { BlockNode } from "./node.ts";
 import { readPadded } from "./requests.ts";
 
 const PAGE_BYTES = 64 * 1024;
+/** Bytes of a table that are read or written as a whole. */
+const PIECE_BYTES = 1024 * 1024;
 /** Pages that are kept, unless more have changed. */
 const MAX_PAGES = 256;
 
@@ -131,5 +133,46 @@ export class PagedTable {
     const start = page.byteOffset + at % PAGE_BYTES;
     const bytes = new Uint8Array(page.buffer, start, unit).slice();
     return { offset: offset + at, bytes };
+  }
+}
+
+/** Where all of a table lies, in bytes. */
+export interface TableExtent {
+  readonly offset: number;
+  readonly length: number;
+  readonly entrySize: number;
+}
+
+/** Visit all entries as the file has them, each with its place in `view`. */
+export async function readEntries(
+  file: BlockNode,
+  { offset, length, entrySize }: TableExtent,
+  visit: (view: DataView, at: number, index: number) => void | Promise<void>,
+): Promise<void> {
+  const bytes = allocate(Math.min(PIECE_BYTES, length));
+  for (let done = 0; done < length; done += bytes.length) {
+    const piece = bytes.subarray(0, Math.min(bytes.length, length - done));
+    await readPadded(file, offset + done, [piece]);
+    const view = viewOf(piece);
+    for (let at = 0; at < piece.length; at += entrySize) {
+      const visited = visit(view, at, (done + at) / entrySize);
+      if (visited) await visited;
+    }
+  }
+}
+
+/** Write a new table, whose entries `put` sets. */
+export async function writeEntries(
+  file: BlockNode,
+  { offset, length, entrySize }: TableExtent,
+  put: (view: DataView, at: number, index: number) => void,
+): Promise<void> {
+  for (let done = 0; done < length; done += PIECE_BYTES) {
+    const bytes = allocate(Math.min(PIECE_BYTES, length - done));
+    const view = viewOf(bytes);
+    for (let at = 0; at < bytes.length; at += entrySize) {
+      put(view, at, (done + at) / entrySize);
+    }
+    await file.writev!(offset + done, [bytes]);
   }
 }

@@ -1,5 +1,6 @@
 /**
- * Parents of images that Windows made: they are found by one of several names.
+ * The images below an image: what a header names, or one of several names that
+ * images of Windows have for their parent.
  *
  * @module
  */
@@ -8,6 +9,26 @@ import { asBlockError, type BlockError, invalid } from "./errors.ts";
 import { skipFilters } from "./extents.ts";
 import type { BlockNode } from "./node.ts";
 import type { OptionValues } from "./options.ts";
+
+/**
+ * Open the backing file that the user describes, or else the one that the header
+ * names; `undefined` if there is none, or none is wanted.
+ *
+ * @param format The one that the header names.
+ */
+export async function openBacking(
+  name: string | undefined,
+  format: string | undefined,
+  options: OptionValues,
+  context: OpenContext,
+): Promise<BlockNode | undefined> {
+  if (context.describes("backing")) {
+    if (options.backing === null) return undefined;
+    return await context.openChild("backing");
+  }
+  if (name === undefined) return undefined;
+  return await context.openImplicit("backing", name, format);
+}
 
 /**
  * The names by which to look for a parent, the best first.
@@ -45,8 +66,7 @@ export async function openParent(
   isParent: (file: BlockNode) => Promise<boolean>,
 ): Promise<BlockNode | undefined> {
   if (context.describes("backing")) {
-    if (options.backing === null) return undefined;
-    return await context.openChild("backing");
+    return await openBacking(undefined, undefined, options, context);
   }
   if (names.length === 0) {
     throw invalid("The image has a parent, but does not say where it is");

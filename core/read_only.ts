@@ -16,14 +16,44 @@ import type { BlockDriver, OpenContext } from "./driver.ts";
 import { BlockError } from "./errors.ts";
 import { Mutex } from "./lock.ts";
 import type { BlockNode, Extent, NodeInfo, ReadFlags } from "./node.ts";
+import { parseOptions } from "./options.ts";
 
 /**
  * Refuse to open an image for writing.
  *
  * @throws {BlockError} EACCES, for which `auto-read-only` tries again.
  */
-export function refuseWriting({ readOnly }: OpenContext): void {
+function refuseWriting({ readOnly }: OpenContext): void {
   if (!readOnly) throw new BlockError("EACCES", "Image is read-only");
+}
+
+/** What is found in a file, of whatever format it is. */
+export interface ReadOnlyImage<R extends Run> {
+  /** Bytes of the disk. */
+  readonly size: number;
+  readonly map: ReadOnlyMap<R>;
+  readonly info?: NodeInfo;
+}
+
+/** The driver of a format that is only read, and has no options. */
+export function readOnlyDriver<R extends Run>(
+  name: string,
+  read: (file: BlockNode, context: OpenContext) => Promise<ReadOnlyImage<R>>,
+): BlockDriver {
+  const driver: BlockDriver = {
+    name,
+    role: "format",
+    openOptions: {},
+
+    async open(options, context) {
+      parseOptions({}, options, ["file"]);
+      refuseWriting(context);
+      const file = await context.openChild("file");
+      const image = await read(file, context);
+      return new ReadOnlyNode(driver, context.filename, { file, ...image });
+    },
+  };
+  return driver;
 }
 
 /** The map of a format that is only read. */
@@ -61,7 +91,7 @@ export abstract class ReadOnlyMap<R extends Run = Run> implements BlockMap<R> {
 }
 
 /** A node of a format that is only read. */
-export class ReadOnlyNode<R extends Run> implements BlockNode {
+class ReadOnlyNode<R extends Run> implements BlockNode {
   readonly driver: BlockDriver;
   readonly filename: string;
   readonly readOnly = true;
@@ -76,12 +106,7 @@ export class ReadOnlyNode<R extends Run> implements BlockNode {
   constructor(
     driver: BlockDriver,
     filename: string,
-    { file, size, map, info = {} }: {
-      file: BlockNode;
-      size: number;
-      map: ReadOnlyMap<R>;
-      info?: NodeInfo;
-    },
+    { file, size, map, info = {} }: ReadOnlyImage<R> & { file: BlockNode },
   ) {
     this.driver = driver;
     this.filename = filename;

@@ -53,6 +53,29 @@ export function provideDriver(driver: BlockDriver): void {
   if (!drivers.has(driver.name)) drivers.set(driver.name, driver);
 }
 
+/** What is known of a driver before it is loaded. */
+export type DriverFacts = Omit<BlockDriver, "open" | "load">;
+
+/**
+ * A driver whose code is loaded when it is first used. The facts hold for the
+ * loaded driver too: its own file does not repeat them.
+ */
+export function lazily(
+  facts: DriverFacts,
+  load: () => Promise<BlockDriver>,
+): BlockDriver {
+  const loadWhole = async () => {
+    const driver = await load();
+    return Object.assign(driver, { ...facts, ...driver });
+  };
+  return {
+    ...facts,
+    load: loadWhole,
+    open: async (options, context) =>
+      await (await loadWhole()).open(options, context),
+  };
+}
+
 const ROLES: readonly unknown[] = ["protocol", "format", "filter"];
 
 /** Refuse anything but a driver; only its `open` is mandatory. */

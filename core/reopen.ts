@@ -8,8 +8,8 @@
  */
 import { drain } from "./drain.ts";
 import { asBlockError, BlockError, invalid } from "./errors.ts";
-import { primaryChild } from "./extents.ts";
 import {
+  belowInserted,
   detach,
   drop,
   Edge,
@@ -77,8 +77,7 @@ export async function reopenNode(
 
 /** The node opened from a description, below any filters inserted later. */
 function described(top: GraphNode): GraphNode {
-  let at = top;
-  while (at.isInserted) at = graphNodeOf(primaryChild(at.node!)!);
+  const at = belowInserted(top);
   if (at.opened) return at;
   throw new BlockError(
     "ENOTSUP",

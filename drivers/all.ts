@@ -7,34 +7,14 @@
  */
 import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
-import { canonicalUrl } from "../core/names.ts";
+import { folderOf, webFacts } from "../core/names.ts";
 import type { OptionValues } from "../core/options.ts";
 import { protocolStack } from "../core/sources.ts";
-import { provideDriver } from "../core/registry.ts";
+import { type DriverFacts, lazily, provideDriver } from "../core/registry.ts";
 import { fileDriver, HOST_CDROM, HOST_DEVICE } from "./file/driver.ts";
 import { NBD_SCHEMES, parseNbdFilename } from "./nbd/names.ts";
 import { qcow2Driver } from "./qcow2/driver.ts";
 import { parseRbdFilename } from "./rbd/names.ts";
-
-/** What is known of a driver before it is loaded. */
-type Facts = Omit<BlockDriver, "open" | "load">;
-
-/**
- * A driver whose code is loaded when it is first used. The facts hold for the
- * loaded driver too: its own file does not repeat them.
- */
-function lazily(facts: Facts, load: () => Promise<BlockDriver>): BlockDriver {
-  const loadWhole = async () => {
-    const driver = await load();
-    return Object.assign(driver, { ...facts, ...driver });
-  };
-  return {
-    ...facts,
-    load: loadWhole,
-    open: async (options, context) =>
-      await (await loadWhole()).open(options, context),
-  };
-}
 
 /** Protocols of QEMU's that are refused by name, and their other schemes. */
 const ABSENT: { readonly [name: string]: readonly string[] } = {
@@ -50,7 +30,7 @@ const ABSENT: { readonly [name: string]: readonly string[] } = {
 };
 
 function absentDriver(name: string): BlockDriver {
-  const facts: Facts = {
+  const facts: DriverFacts = {
     name,
     role: "protocol",
     schemes: [name, ...ABSENT[name]],
@@ -235,23 +215,6 @@ const drivers: readonly BlockDriver[] = [
     async () => (await import("./packed/zstd.ts")).zstdDriver,
   ),
 ];
-
-/** What has to be known of a driver for objects on web servers. */
-function webFacts(scheme: string): Facts {
-  return {
-    name: scheme,
-    role: "protocol",
-    schemes: [scheme],
-    isReadOnly: true,
-    parseFilename: (url) => ({ url }),
-    canonicalName: canonicalUrl,
-    ownFolder: (url) => folderOf(canonicalUrl(url)),
-  };
-}
-
-function folderOf(name: string): string {
-  return name.replace(/[^/]*$/, "");
-}
 
 /**
  * The options of `blkdebug:CONFIG:FILENAME`. CONFIG may be empty; a name

@@ -12,41 +12,23 @@
  */
 import type { Run } from "../core/block_map.ts";
 import { allocate, isExactSize, isPowerOfTwo, viewOf } from "../core/bytes.ts";
-import type { BlockDriver } from "../core/driver.ts";
 import { BlockError, invalid } from "../core/errors.ts";
 import type { BlockNode } from "../core/node.ts";
-import { parseOptions } from "../core/options.ts";
 import { PagedTable } from "../core/paged_table.ts";
 import {
   damaged,
+  readOnlyDriver,
   ReadOnlyMap,
-  ReadOnlyNode,
-  refuseWriting,
   u64,
 } from "../core/read_only.ts";
 import { readPadded } from "../core/requests.ts";
 
 /** Apple's sparse images. */
-export const asifDriver: BlockDriver = {
-  name: "asif",
-  role: "format",
-  openOptions: {},
-
-  async open(options, context) {
-    parseOptions({}, options, ["file"]);
-    refuseWriting(context);
-    const file = await context.openChild("file");
-    const header = await readHeader(file);
-    const map = new AsifMap(file, header);
-    const { size, chunkSize: clusterSize } = header;
-    return new ReadOnlyNode(asifDriver, context.filename, {
-      file,
-      size,
-      map,
-      info: { clusterSize },
-    });
-  },
-};
+export const asifDriver = readOnlyDriver("asif", async (file) => {
+  const header = await readHeader(file);
+  const { size, chunkSize: clusterSize } = header;
+  return { size, map: new AsifMap(file, header), info: { clusterSize } };
+});
 
 /** Offsets of the fields that are used. */
 const AT = {

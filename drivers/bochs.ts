@@ -16,35 +16,21 @@ import {
   SECTOR_SIZE,
   viewOf,
 } from "../core/bytes.ts";
-import type { BlockDriver } from "../core/driver.ts";
 import { BlockError, invalid } from "../core/errors.ts";
 import type { BlockNode } from "../core/node.ts";
-import { parseOptions } from "../core/options.ts";
 import {
   damaged,
+  readOnlyDriver,
   ReadOnlyMap,
-  ReadOnlyNode,
-  refuseWriting,
   u64,
 } from "../core/read_only.ts";
 import { readPadded } from "../core/requests.ts";
 
 /** Bochs's growing images. */
-export const bochsDriver: BlockDriver = {
-  name: "bochs",
-  role: "format",
-  openOptions: {},
-
-  async open(options, context) {
-    parseOptions({}, options, ["file"]);
-    refuseWriting(context);
-    const file = await context.openChild("file");
-    const header = await readHeader(file);
-    const map = new BochsMap(file, header);
-    const { size } = header;
-    return new ReadOnlyNode(bochsDriver, context.filename, { file, size, map });
-  },
-};
+export const bochsDriver = readOnlyDriver("bochs", async (file) => {
+  const header = await readHeader(file);
+  return { size: header.size, map: new BochsMap(file, header) };
+});
 
 const NAMES = ["Bochs Virtual HD Image", "Redolog", "Growing"] as const;
 /** Where they are. */

@@ -9,41 +9,28 @@
  * @module
  */
 import { allocate, type IoVector, SECTOR_SIZE, viewOf } from "../core/bytes.ts";
-import type { BlockDriver } from "../core/driver.ts";
 import { BlockError, invalid } from "../core/errors.ts";
 import type { BlockNode, ReadFlags } from "../core/node.ts";
-import { parseOptions } from "../core/options.ts";
 import { PagedTable } from "../core/paged_table.ts";
 import {
   type Chunk,
   ChunkReader,
   type ChunkRun,
   damaged,
+  readOnlyDriver,
   ReadOnlyMap,
-  ReadOnlyNode,
-  refuseWriting,
   u64,
 } from "../core/read_only.ts";
 import { readPadded } from "../core/requests.ts";
 import { decompressZlib } from "../core/zlib_streams.ts";
 
 /** Compressed loop images. */
-export const cloopDriver: BlockDriver = {
-  name: "cloop",
-  role: "format",
-  openOptions: {},
-
-  async open(options, context) {
-    parseOptions({}, options, ["file"]);
-    refuseWriting(context);
-    const file = await context.openChild("file");
-    const header = await readHeader(file);
-    await checkOffsets(file, header);
-    const map = new CloopMap(file, header);
-    const size = header.blocks * header.blockSize;
-    return new ReadOnlyNode(cloopDriver, context.filename, { file, size, map });
-  },
-};
+export const cloopDriver = readOnlyDriver("cloop", async (file) => {
+  const header = await readHeader(file);
+  await checkOffsets(file, header);
+  const size = header.blocks * header.blockSize;
+  return { size, map: new CloopMap(file, header) };
+});
 
 /** Bytes of text, and of the header with the two numbers behind it. */
 const TEXT_SIZE = 128;

@@ -70,7 +70,10 @@ export const rawDriver: BlockDriver = {
     const { offset = 0, size } = parseOptions(OPEN_OPTIONS, options, ["file"]);
     const file = await context.openChild("file");
     const isGuarded = context.probed && !context.readOnly;
-    if (isGuarded) context.report(probingWarning(nameOf(file)));
+    // Who opens an overlay to commit it has not chosen the format below it.
+    if (isGuarded && !context.isNamed) {
+      context.report(probingWarning(nameOf(file)));
+    }
     return new RawNode(file, {
       offset: offset as number,
       fixedSize: size as number | undefined,

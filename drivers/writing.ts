@@ -6,4 +6,5 @@
 import "./file/size_limit.ts";
 import "./qcow2/allocation.ts";
 import "./qcow2/header_encoding.ts";
+import "./qcow2/written_data.ts";
 import "./reading.ts";

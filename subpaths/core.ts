@@ -80,9 +80,3 @@ export {
 export type { Secret, SecretRequest, SecretSource } from "../core/secrets.ts";
 export { parseStack, type Source, type StackObject } from "../core/spec.ts";
 export type * from "../core/traits.ts";
-export {
-  ThrottleGroup,
-  type ThrottleKind,
-  type ThrottleLimit,
-  type ThrottleLimits,
-} from "../core/throttle_group.ts";

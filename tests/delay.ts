@@ -43,6 +43,8 @@ export class DelayNode implements BlockNode {
   readonly driver;
   readonly filename;
   readonly children = {};
+  /** How many requests have begun. */
+  begun = 0;
   readonly #node: BlockNode;
   readonly #scheduler: Scheduler;
   readonly #random: Random;
@@ -65,6 +67,7 @@ export class DelayNode implements BlockNode {
 
   /** The request takes effect before, after, or during the wait. */
   async #delay<T>(request: () => Promise<T>): Promise<T> {
+    this.begun++;
     const when = this.#random.below(4);
     if (when > 0) await this.#scheduler.pause();
     const result = await request();
@@ -106,6 +109,7 @@ export class DelayNode implements BlockNode {
   }
 
   status(offset: number, length: number) {
+    this.begun++;
     return this.#node.status(offset, length);
   }
 

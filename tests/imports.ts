@@ -184,8 +184,8 @@ const RULES: readonly { room: RegExp; mayImport: RegExp; rule: string }[] = [
   },
   {
     room: /^web\//,
-    mayImport: /^(core\/|mod\.ts$)/,
-    rule: "web imports mod.ts and core",
+    mayImport: /^(core\/|subpaths\/|mod\.ts$)/,
+    rule: "web imports mod.ts, subpaths and core",
   },
 ];
 

@@ -64,6 +64,34 @@ export const BDRV: readonly string[] = OTHER ? JSON.parse(OTHER) : [
   `${ROOT}cli.ts`,
 ];
 
+/**
+ * Whether the program to be tested can call the system's functions, which it
+ * takes to lock files, to bypass the page cache, and to know of holes: only on
+ * Deno.
+ */
+export const HAS_FFI = Deno.env.get("BDRV_HAS_FFI") !== "0";
+
+/** What of a command line takes more of files than any runtime can. */
+const NEEDS_FFI =
+  /(^| )(-[tT]|--(source-)?cache)[ =](none|directsync)\b|\b(nocow|extent_size_hint)=|\bcache\.direct=on/;
+
+/** The requirement of tests that need what {@linkcode HAS_FFI} tells of. */
+export const FFI: Readonly<Record<string, boolean>> = {
+  "locks, O_DIRECT and holes (this runtime has no FFI)": HAS_FFI,
+};
+
+/**
+ * Whether to leave out a call, because the program to be tested cannot do it
+ * on its runtime; that is noted as a skipped test is.
+ *
+ * @param needsHoles Whether its output depends on holes of files.
+ */
+export function isBeyond(call: string, needsHoles = false): boolean {
+  if (HAS_FFI || !(needsHoles || NEEDS_FFI.test(call))) return false;
+  noteSkip("privilege", Object.keys(FFI)[0]);
+  return true;
+}
+
 const installed = new Map<string, boolean>();
 
 /** Whether a program is installed. */

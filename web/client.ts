@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { Call, Reply, Requests, Traffic } from "./messages.ts";
+import type { Call, Cancel, Reply, Requests, Traffic } from "./messages.ts";
 
 /** A question to the worker that may take a while. */
 export interface Pending<Answer> {
@@ -20,24 +20,27 @@ interface Waiting {
 
 /** The worker, as the page sees it. */
 export class Client {
-  readonly #worker: Worker;
+  readonly #worker: Promise<Worker>;
   readonly #waiting = new Map<number, Waiting>();
   #lastId = 0;
   /** Receives how much has been read. */
   onTraffic?: (traffic: Traffic) => void;
 
-  /** Start the worker of a program. */
-  constructor(program: string) {
-    const type = "text/javascript";
-    const url = URL.createObjectURL(new Blob([program], { type }));
-    this.#worker = new Worker(url);
-    this.#worker.onmessage = ({ data }: MessageEvent<Reply>) =>
-      this.#take(data);
-    this.#worker.onerror = (event) => {
-      const error = new Error(event.message || "The worker has failed");
-      for (const { reject } of this.#waiting.values()) reject(error);
-      this.#waiting.clear();
-    };
+  constructor() {
+    this.#worker = startWorker();
+    this.#worker.then(
+      (worker) => {
+        worker.onmessage = ({ data }: MessageEvent<Reply>) => this.#take(data);
+        worker.onerror = ({ message }) => this.#fail(message);
+      },
+      (error: Error) => this.#fail(error.message),
+    );
+  }
+
+  #fail(message: string): void {
+    const error = new Error(message || "The page's program cannot be loaded");
+    for (const { reject } of this.#waiting.values()) reject(error);
+    this.#waiting.clear();
   }
 
   /** Ask for something. */
@@ -50,8 +53,13 @@ export class Client {
     const answer = new Promise<unknown>((resolve, reject) => {
       this.#waiting.set(id, { resolve, reject, progress });
     }) as Promise<Requests[Name]["answer"]>;
-    this.#worker.postMessage({ id, name, ask } satisfies Call);
-    return { answer, cancel: () => this.#worker.postMessage({ cancel: id }) };
+    this.#send({ id, name, ask });
+    return { answer, cancel: () => this.#send({ cancel: id }) };
+  }
+
+  /** What it was not sent has failed already. */
+  #send(message: Call | Cancel): void {
+    this.#worker.then((worker) => worker.postMessage(message), () => {});
   }
 
   #take(reply: Reply): void {
@@ -69,4 +77,34 @@ export class Client {
     if ("error" in reply) waiting.reject(new Error(reply.error));
     else waiting.resolve(reply.answer);
   }
+}
+
+/** The file with the whole program, for a page that is itself a file. */
+const WHOLE_PROGRAM = "offline.js";
+
+/** Has the text of the program once that file is loaded. */
+declare const WORKER_PROGRAM: string;
+
+/**
+ * Start the worker. Its program is loaded part by part, when it is needed; a
+ * page that is opened from the disk may load nothing but scripts.
+ */
+async function startWorker(): Promise<Worker> {
+  if (location.protocol !== "file:") {
+    const url = new URL("worker.js", document.baseURI);
+    return new Worker(url, { type: "module" });
+  }
+  await loadScript(WHOLE_PROGRAM);
+  const type = "text/javascript";
+  return new Worker(URL.createObjectURL(new Blob([WORKER_PROGRAM], { type })));
+}
+
+function loadScript(name: string): Promise<void> {
+  const script = document.createElement("script");
+  script.src = name;
+  const { promise, resolve, reject } = Promise.withResolvers<void>();
+  script.onload = () => resolve();
+  script.onerror = () => reject(new Error(`${name} is missing`));
+  document.head.append(script);
+  return promise;
 }

@@ -4,16 +4,14 @@
  *
  * @module
  */
-import {
-  BlockError,
-  type BlockNode,
-  createImage,
-  type Image,
-  MemoryStore,
-  openImage,
-} from "../mod.ts";
+import { createImage } from "../core/create.ts";
+import { asBlockError, BlockError } from "../core/errors.ts";
+import { type Image, openImage } from "../core/image.ts";
+import type { BlockNode } from "../core/node.ts";
+import "../subpaths/opfs.ts";
+import "../subpaths/qcow2.ts";
+import { findFile, hasFiles, removeFile } from "./kept_files.ts";
 import type { Place } from "./messages.ts";
-import { hasFiles, openFile, removeFile } from "./opfs.ts";
 
 /** What was changed of an image, on top of it. */
 export interface Overlay {
@@ -45,17 +43,9 @@ export async function reopenOverlay(
   name: string,
   base: BlockNode,
 ): Promise<Overlay | undefined> {
-  if (!hasFiles()) return undefined;
-  let file: BlockNode;
-  try {
-    file = await openFile(name, false);
-  } catch (error) {
-    const { code } = error as BlockError;
-    // Where no files are kept, there are no edits.
-    if (code === "ENOENT" || code === "EIO") return undefined;
-    throw error;
-  }
-  return await onTop(file, base);
+  // Where no files are kept, there are no edits.
+  const handle = await findFile(name);
+  return handle && await onTop(handle, base);
 }
 
 /** Make an overlay for the changes of an image. */
@@ -66,43 +56,39 @@ export async function makeOverlay(
   if (!hasFiles()) {
     throw new BlockError("ENOTSUP", "This browser keeps no files for pages");
   }
-  const store = new MemoryStore();
-  const memory = { driver: "memory", store };
-  await createImage("qcow2", memory, { size: base.size });
-  const bytes = new Uint8Array(store.size);
-  store.read(0, bytes);
-  const file = await openFile(name, true);
   try {
-    await file.truncate!(0);
-    await file.writev!(0, [bytes]);
-    await file.flush!();
+    const handle = await findFile(name, true);
+    await createImage("qcow2", { driver: "opfs", handle }, { size: base.size });
+    return await onTop(handle!, base);
   } catch (error) {
-    await file.close();
-    await removeFile(name);
+    await removeFile(name).catch(() => {});
     throw error;
   }
-  return await onTop(file, base);
 }
 
-async function onTop(file: BlockNode, base: BlockNode): Promise<Overlay> {
-  // Who makes a node has to close it, after those who use it.
+async function onTop(
+  handle: FileSystemFileHandle,
+  base: BlockNode,
+): Promise<Overlay> {
+  const stack = {
+    driver: "qcow2",
+    file: { driver: "opfs", handle },
+    backing: base,
+  };
   try {
-    const stack = { driver: "qcow2", file, backing: base };
     const image = await openImage(stack, { gate: "deny" });
-    return {
-      image,
-      async close() {
-        await image.close();
-        await file.close();
-      },
-    };
-  } catch (error) {
-    await file.close();
-    throw error;
+    return { image, close: () => image.close() };
+  } catch (thrown) {
+    const error = asBlockError(thrown);
+    if (error.code !== "EAGAIN") throw error;
+    throw new BlockError(
+      "EAGAIN",
+      "The edits of this image are open in another window",
+    );
   }
 }
 
-export { removeFile as removeOverlay } from "./opfs.ts";
+export { removeFile as removeOverlay } from "./kept_files.ts";
 
 /** The most bytes that are written by one edit. */
 const MAX_BYTES = 2 ** 20;

@@ -37,13 +37,17 @@ export interface Requests {
   forget: { ask: Record<string, never>; answer: Description };
   /** Compare its disk with that of another image. */
   compare: { ask: { place: Place; cells: number }; answer: DifferenceDrawing };
-  /**
-   * Convert it to another format; into the file, or else into a Blob.
-   */
+  /** Convert it; into the file, or else into a Blob. */
   convert: {
-    ask: { format: string; target?: FileSystemFileHandle };
+    ask: Omit<Target, "text"> & { target?: FileSystemFileHandle };
     answer: { bytes: number; blob?: Blob };
   };
+}
+
+/** What a request is done with. */
+export interface Work {
+  readonly signal: AbortSignal;
+  progress(done: number, total: number): void;
 }
 
 /** A message to the worker. */
@@ -102,8 +106,17 @@ export interface Description {
     readonly size: number;
   }[];
   readonly bitmaps: readonly string[];
-  /** Formats to which it can be converted. */
-  readonly targets: readonly string[];
+  /** What it can be converted to. */
+  readonly targets: readonly Target[];
+}
+
+/** A kind of image to be made. */
+export interface Target {
+  /** What the user chooses it by. */
+  readonly text: string;
+  readonly format: string;
+  /** Of all clusters; absent if they are not compressed. */
+  readonly compression?: "zlib" | "zstd";
 }
 
 /** A space, to be drawn. */

@@ -4,25 +4,27 @@
  *
  * @module
  */
-import {
-  BlockError,
-  type BlockNode,
-  type Image,
-  inspect,
-  type Inspection,
-  openImage,
-  type StackObject,
-} from "../mod.ts";
-import type { Layer, Place } from "./messages.ts";
-import { blobNode, Meter, urlNode } from "./sources.ts";
+import { BlockError } from "../core/errors.ts";
+import { type Image, openImage } from "../core/image.ts";
+import type { Inspection } from "../core/jobs/inspect.ts";
+import type { BlockNode } from "../core/node.ts";
+import { probe } from "../core/probe.ts";
+import type { StackObject } from "../core/spec.ts";
+import "../subpaths/blob.ts";
+import "../subpaths/http.ts";
+import "../subpaths/qcow2.ts";
+import "../subpaths/raw.ts";
+import type { Layer, NamedBlob, Place } from "./messages.ts";
+import { counted, type Meter } from "./meter.ts";
 
 /** An open image. */
 export interface Opened {
   readonly image: Image;
   readonly chain: readonly Layer[];
-  readonly meter: Meter;
   /** What the image itself is, and what speaks against using it. */
   readonly inspection: Inspection;
+  /** Let go of it, and of what it is in. */
+  close(): Promise<void>;
 }
 
 /** One file of a chain, before the whole is opened. */
@@ -37,18 +39,70 @@ interface Part {
 /** Longest chain that is followed. */
 const MAX_CHAIN = 256;
 
+/** Formats whose drivers are at hand from the beginning. */
+const AT_HAND: readonly string[] = ["qcow2", "raw"];
+
+/** Files and addresses that have been opened. */
+class Sources {
+  readonly #meter: Meter;
+  readonly #images: Image[] = [];
+
+  constructor(meter: Meter) {
+    this.#meter = meter;
+  }
+
+  /** A file that the user gave. */
+  async file({ name, blob }: NamedBlob): Promise<BlockNode> {
+    const image = await this.#open({ driver: "blob", blob });
+    return counted(image.node, name, this.#meter);
+  }
+
+  /** What is at an address. */
+  async address(url: string): Promise<BlockNode> {
+    const driver = URL.parse(url)?.protocol.slice(0, -1);
+    if (driver !== "http" && driver !== "https") {
+      throw new BlockError("EINVAL", `'${url}' is no address of a web server`);
+    }
+    // Where a server has no ranges, all of it has to be fetched.
+    const stack = { driver, url, download: "memory" };
+    try {
+      return (await this.#open(stack)).node;
+    } catch (error) {
+      throw (error as BlockError).prefixed(`'${url}': `);
+    }
+  }
+
+  async #open(stack: StackObject): Promise<Image> {
+    const image = await openImage(stack, { readOnly: true });
+    this.#images.push(image);
+    this.#meter.total += image.size;
+    return image;
+  }
+
+  async close(): Promise<void> {
+    for (const image of this.#images) await image.close();
+  }
+}
+
 /**
  * Open what is at a place.
  *
  * @throws {BlockError} what `openImage` throws.
  */
-export async function openPlace(
-  place: Place,
-  meter: Meter = new Meter(),
-): Promise<Opened> {
+export async function openPlace(place: Place, meter: Meter): Promise<Opened> {
+  const sources = new Sources(meter);
+  try {
+    return await openFrom(sources, place);
+  } catch (error) {
+    await sources.close();
+    throw error;
+  }
+}
+
+async function openFrom(sources: Sources, place: Place): Promise<Opened> {
   const parts = place.files
-    ? await filesChain(place.files, meter)
-    : await urlChain(place.url, meter);
+    ? await filesChain(place.files, sources)
+    : await urlChain(place.url, sources);
   const chain: Layer[] = parts.found.map(({ name, format, size }) => ({
     name,
     format,
@@ -63,13 +117,22 @@ export async function openPlace(
       ...(backing !== undefined && { backing: stack }),
     };
   }
+  const { inspect } = await import("../core/jobs/inspect.ts");
   const inspection = await inspect(parts.found[0].node, { gate: "deny" });
   const image = await openImage(stack!, {
     readOnly: true,
     gate: "deny",
     withoutKeys: true,
   });
-  return { image, chain, meter, inspection };
+  return {
+    image,
+    chain,
+    inspection,
+    async close() {
+      await image.close();
+      await sources.close();
+    },
+  };
 }
 
 interface Parts {
@@ -79,6 +142,10 @@ interface Parts {
 
 /** Look at one file, without what it refers to. */
 async function look(name: string, node: BlockNode): Promise<Part> {
+  const { formats } = (await probe(node)).guess;
+  if (!formats.every((format) => AT_HAND.includes(format.name))) {
+    await import("../mod.ts");
+  }
   const image = await openImage({ file: node }, {
     readOnly: true,
     purpose: "info",
@@ -102,12 +169,12 @@ async function look(name: string, node: BlockNode): Promise<Part> {
 }
 
 async function filesChain(
-  files: NonNullable<Place["files"]>,
-  meter: Meter,
+  files: readonly NamedBlob[],
+  sources: Sources,
 ): Promise<Parts> {
   const parts = new Map<string, Part>();
-  for (const { name, blob } of files) {
-    parts.set(name, await look(name, blobNode(blob, name, meter)));
+  for (const file of files) {
+    parts.set(file.name, await look(file.name, await sources.file(file)));
   }
   const named = new Set(
     [...parts.values()].map(({ backing }) => backing && baseName(backing)),
@@ -121,16 +188,16 @@ async function filesChain(
   });
 }
 
-async function urlChain(url: string, meter: Meter): Promise<Parts> {
+async function urlChain(url: string, sources: Sources): Promise<Parts> {
   const folder = new URL(".", url).href;
-  const top = await look(url, await urlNode(url, meter));
+  const top = await look(url, await sources.address(url));
   return await follow(top, async (backing, { name }) => {
     const address = URL.parse(backing, name)?.href;
     // What an image says must not make the page ask any server for anything.
     if (!address?.startsWith(folder)) {
       return "it is not next to the image, and was not asked for";
     }
-    return await look(address, await urlNode(address, meter));
+    return await look(address, await sources.address(address));
   });
 }
 

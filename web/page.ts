@@ -17,19 +17,22 @@ import type {
   Requests,
 } from "./messages.ts";
 
-/** The worker's program, put here by the build. */
-declare const WORKER_PROGRAM: string;
-
-const client = new Client(WORKER_PROGRAM);
+let client: Client | undefined;
 let running: Pending<unknown> | undefined;
 let description: Description | undefined;
 let drawing: Drawing | undefined;
 
-client.onTraffic = ({ fetched, total }) => {
-  byId("traffic").textContent = `${bytesText(fetched)} of ${
-    bytesText(total)
-  } read`;
-};
+/** The worker is started when there is something to do. */
+function theClient(): Client {
+  if (client) return client;
+  client = new Client();
+  client.onTraffic = ({ fetched, total }) => {
+    byId("traffic").textContent = `${bytesText(fetched)} of ${
+      bytesText(total)
+    } read`;
+  };
+  return client;
+}
 
 /**
  * Ask the worker for something that may take a while: there is progress, and it
@@ -46,7 +49,7 @@ async function work<Name extends keyof Requests>(
   progress.removeAttribute("value");
   byId("error").hidden = true;
   byId("status").textContent = `${what} …`;
-  const pending = client.ask(name, ask, (done, total) => {
+  const pending = theClient().ask(name, ask, (done, total) => {
     if (running !== pending) return;
     progress.max = total;
     progress.value = done;
@@ -100,7 +103,9 @@ async function show(found: Description): Promise<void> {
   );
   byId("bitmap-label").hidden = found.bitmaps.length === 0;
   const format = byId<HTMLSelectElement>("format");
-  format.replaceChildren(...found.targets.map((name) => new Option(name)));
+  format.replaceChildren(
+    ...found.targets.map(({ text }, index) => new Option(text, `${index}`)),
+  );
   byId("result").hidden = false;
   await draw();
 }
@@ -200,7 +205,7 @@ async function showCell(space: DrawnSpace, cell: number): Promise<void> {
       const offset = cell * space.cellSize;
       const length = Math.min(space.cellSize, space.size - offset);
       const name = space === drawing?.host ? "host" : "guest";
-      const pending = client.ask("lines", { space: name, offset, length });
+      const pending = theClient().ask("lines", { space: name, offset, length });
       const lines = await pending.answer;
       const range = `0x${offset.toString(16)}, ${bytesText(length)}`;
       byId("cell").textContent = [`${space.title} ${range}`, ...lines].join(
@@ -234,7 +239,8 @@ declare const showSaveFilePicker:
 
 async function convert(): Promise<void> {
   if (!description) return;
-  const format = byId<HTMLSelectElement>("format").value;
+  const index = Number(byId<HTMLSelectElement>("format").value);
+  const { format, compression } = description.targets[index];
   const base = description.name.replace(/^.*\//, "").replace(/\.\w+$/, "");
   const suggestedName = `${base || "disk"}-copy.${format}`;
   let target: FileSystemFileHandle | undefined;
@@ -246,7 +252,11 @@ async function convert(): Promise<void> {
       throw error;
     }
   }
-  const done = await work("Converting", "convert", { format, target });
+  const done = await work("Converting", "convert", {
+    format,
+    compression,
+    target,
+  });
   if (!done) return;
   const { bytes, blob } = done;
   if (blob) download(blob, suggestedName);

@@ -11,7 +11,8 @@ import {
   writableNodeOf,
 } from "../checks.ts";
 import { asBlockError, BlockError } from "../errors.ts";
-import type { BlockNode, Disk } from "../node.ts";
+import type { Disk } from "../node.ts";
+import { Job, type JobNode } from "./job.ts";
 
 /**
  * What requests to send.
@@ -75,7 +76,8 @@ export async function bench(
   const node = options.write
     ? writableNodeOf("Cannot measure", disk)
     : nodeOf("The measured disk", disk);
-  const run = new BenchRun(node, options);
+  await using job = new Job();
+  const run = new BenchRun(job, job.use(node), options);
   const start = performance.now();
   try {
     await run.run();
@@ -99,7 +101,8 @@ const BENCH_OPTIONS: { readonly [name: string]: OptionKind } = {
 };
 
 class BenchRun {
-  readonly #node: BlockNode;
+  readonly #job: Job;
+  readonly #disk: JobNode;
   readonly #options: BenchOptions;
   /** Requests that are still to be sent. */
   #unsent: number;
@@ -110,8 +113,9 @@ class BenchRun {
   /** Flushes that block nothing. */
   readonly #flushes: Promise<void>[] = [];
 
-  constructor(node: BlockNode, options: BenchOptions) {
-    this.#node = node;
+  constructor(job: Job, disk: JobNode, options: BenchOptions) {
+    this.#job = job;
+    this.#disk = disk;
     this.#options = options;
     this.#unsent = options.count ?? 75_000;
     this.#offset = options.offset ?? 0;
@@ -133,13 +137,14 @@ class BenchRun {
 
   /** Send one request after the other, until all have been sent. */
   async #send(buffer: Uint8Array): Promise<void> {
-    const node = this.#node;
+    const job = this.#job;
+    const disk = this.#disk;
     const { write = false, step = buffer.length, fua, depth = 64 } =
       this.#options;
     const { flushInterval = 0 } = this.#options;
     const iov = [buffer];
     const flags = { fua, background: depth > 1 };
-    const { size } = node;
+    const { size } = disk.node;
     try {
       while (this.#unsent > 0) {
         const offset = this.#offset;
@@ -147,8 +152,14 @@ class BenchRun {
         this.#offset = (offset + step) % size;
         this.#unsent--;
         this.#inFlight++;
-        if (write) await node.writev!(offset, iov, flags);
-        else await node.readv(offset, iov);
+        const turn = job.enter();
+        if (turn) await turn;
+        try {
+          if (write) await disk.node.writev!(offset, iov, flags);
+          else await disk.node.readv(offset, iov);
+        } finally {
+          job.leave();
+        }
         this.#inFlight--;
         if (flushInterval > 0 && this.#unsent % flushInterval === 0) {
           await this.#flush();
@@ -165,13 +176,17 @@ class BenchRun {
   /** Flush, after `flushInterval` requests. */
   async #flush(): Promise<void> {
     if (this.#options.drain === false) {
-      this.#flushes.push(this.#node.flush?.() ?? Promise.resolve());
+      this.#flushes.push(this.#flushDisk());
       return;
     }
     const barrier = this.#barrier ??= Promise.withResolvers();
     if (this.#inFlight > 0) return await barrier.promise;
-    await this.#node.flush?.();
+    await this.#flushDisk();
     this.#barrier = undefined;
     barrier.resolve();
+  }
+
+  async #flushDisk(): Promise<void> {
+    await this.#job.request(() => this.#disk.node.flush?.());
   }
 }

@@ -11,6 +11,7 @@ import type { BlockNode, Disk } from "../node.ts";
 import { nameOf } from "../node_names.ts";
 import { Concatenation } from "./concatenation.ts";
 import { copy } from "./copy.ts";
+import { Job, type JobNode } from "./job.ts";
 
 /**
  * How to commit.
@@ -114,13 +115,7 @@ export async function commit(
   if (!base) {
     throw new BlockError("EINVAL", "Image does not have a backing file");
   }
-  if (!isInChain(base, overlay)) {
-    throw new BlockError(
-      "EINVAL",
-      `'${shortName(base)}' is not in the backing chain of ` +
-        `'${shortName(overlay)}'`,
-    );
-  }
+  checkInChain(base, overlay);
   const { keepOverlay = base !== backingOf(overlay) } = options;
   for (const node of keepOverlay ? [base] : [base, overlay]) {
     if (node.readOnly) {
@@ -129,8 +124,18 @@ export async function commit(
     }
     checkWritable("Cannot commit", node);
   }
+  await using job = new Job(options.signal);
+  const from = job.use(overlay);
+  // The overlay's own backing file may be replaced.
+  const to = base === backingOf(overlay)
+    ? {
+      get node() {
+        return backingOf(from.node) ?? base;
+      },
+    }
+    : job.use(base);
   try {
-    await copyDown(overlay, base, options);
+    await copyDown(job, from, to, options);
   } catch (thrown) {
     const cause = asBlockError(thrown);
     throw new CommitError(
@@ -141,7 +146,7 @@ export async function commit(
       cause,
     );
   }
-  if (!keepOverlay) await empty(overlay, base);
+  if (!keepOverlay) await job.request(() => empty(from.node, to.node));
 }
 
 /** The file name, where there is one. */
@@ -149,33 +154,44 @@ function shortName(node: BlockNode): string {
   return node.filename || nameOf(node);
 }
 
-function isInChain(base: BlockNode, overlay: BlockNode): boolean {
+function checkInChain(base: BlockNode, overlay: BlockNode): void {
   let at = backingOf(overlay);
   while (at && at !== base) at = backingOf(at);
-  return at === base;
+  if (at) return;
+  throw new BlockError(
+    "EINVAL",
+    `'${shortName(base)}' is not in the backing chain of ` +
+      `'${shortName(overlay)}'`,
+  );
 }
 
 /** Write the data of the images above the base into it, durably. */
 async function copyDown(
-  overlay: BlockNode,
-  base: BlockNode,
+  job: Job,
+  overlay: JobNode,
+  base: JobNode,
   { rateLimit, signal, progress }: CommitOptions,
 ): Promise<void> {
-  if (await mustGrow(base, overlay)) {
-    if (!base.truncate) throw new BlockError("ENOTSUP");
-    await base.truncate(overlay.size);
-  }
+  await job.request(() => growToFit(base.node, overlay.node));
   // Keep zeroes in the overlay's data as data: searching for them would cost
   // more time than it saves.
-  await copy(await Concatenation.of([overlay]), base, {
+  await copy(job, await Concatenation.of([overlay.node], job), base, {
     zeroes: "known",
-    base,
+    baseOf: () => base.node,
     outOfOrder: true,
     rateLimit,
     signal,
     progress,
   });
-  await base.flush?.();
+  await job.request(() => base.node.flush?.());
+  // Otherwise it does not hold what the overlay is about to lose.
+  checkInChain(base.node, overlay.node);
+}
+
+async function growToFit(base: BlockNode, overlay: BlockNode): Promise<void> {
+  if (!await mustGrow(base, overlay)) return;
+  if (!base.truncate) throw new BlockError("ENOTSUP");
+  await base.truncate(overlay.size);
 }
 
 /** Whether the base is too short for the data to be written to it. */

@@ -10,6 +10,7 @@ import { type ChainExtent, chainStatus, isStored } from "../extents.ts";
 import type { BlockNode, Disk } from "../node.ts";
 import { nameOf } from "../node_names.ts";
 import { isEqual, isZero } from "../runtime.ts";
+import { Job, type JobNode } from "./job.ts";
 import { Pace } from "./pace.ts";
 
 /**
@@ -110,15 +111,17 @@ export async function compare(
     progress: "function",
   });
   try {
-    return await new Comparison(a, b, options).run();
+    await using job = new Job(options.signal);
+    return await new Comparison(job, a, b, options).run();
   } catch (error) {
     throw asBlockError(error);
   }
 }
 
 class Comparison {
-  readonly #first: BlockNode;
-  readonly #second: BlockNode;
+  readonly #job: Job;
+  readonly #first: JobNode;
+  readonly #second: JobNode;
   readonly #options: CompareOptions;
   readonly #pace: Pace;
   readonly #buffers: [Uint8Array, Uint8Array] = [
@@ -126,9 +129,15 @@ class Comparison {
     allocate(REQUEST_SIZE),
   ];
 
-  constructor(first: BlockNode, second: BlockNode, options: CompareOptions) {
-    this.#first = first;
-    this.#second = second;
+  constructor(
+    job: Job,
+    first: BlockNode,
+    second: BlockNode,
+    options: CompareOptions,
+  ) {
+    this.#job = job;
+    this.#first = job.use(first);
+    this.#second = job.use(second);
     this.#options = options;
     this.#pace = new Pace(options.signal);
   }
@@ -136,14 +145,15 @@ class Comparison {
   async run(): Promise<CompareResult> {
     this.#pace.check();
     const [a, b] = [this.#first, this.#second];
+    const sizes = [a.node.size, b.node.size];
     const { strict } = this.#options;
-    if (strict && a.size !== b.size) return { outcome: "size" };
-    const common = Math.min(a.size, b.size);
+    if (strict && sizes[0] !== sizes[1]) return { outcome: "size" };
+    const common = Math.min(...sizes);
     const known: [ChainExtent?, ChainExtent?] = [];
     for (let offset = 0; offset < common;) {
       const inA = known[0] = await this.#extentAt(a, offset, known[0]);
       const inB = known[1] = await this.#extentAt(b, offset, known[1]);
-      if (strict && !isAllocatedAlike(a, inA, b, inB)) {
+      if (strict && !isAllocatedAlike(a.node, inA, b.node, inB)) {
         return { outcome: "status", offset };
       }
       const end = Math.min(
@@ -162,13 +172,13 @@ class Comparison {
       }
       offset = end;
     }
-    return await this.#checkRest(a.size > b.size ? a : b, common);
+    return await this.#checkRest(sizes[0] > sizes[1] ? a : b, common);
   }
 
   /** The rest of the longer disk must be zero. */
-  async #checkRest(longer: BlockNode, from: number): Promise<CompareResult> {
+  async #checkRest(longer: JobNode, from: number): Promise<CompareResult> {
     let extent: ChainExtent | undefined;
-    for (let offset = from; offset < longer.size;) {
+    for (let offset = from; offset < longer.node.size;) {
       extent = await this.#extentAt(longer, offset, extent);
       const end = unitEnd(extent, offset);
       const offsets = extent.zero
@@ -183,18 +193,21 @@ class Comparison {
 
   /** The extent at `offset`, from the last answer if that covers it. */
   async #extentAt(
-    node: BlockNode,
+    disk: JobNode,
     offset: number,
     known: ChainExtent | undefined,
   ): Promise<ChainExtent> {
     if (known && offset < endOf(known)) return known;
     try {
-      return await chainStatus(node, offset, node.size - offset);
+      return await this.#job.request(() => {
+        const { node } = disk;
+        return chainStatus(node, offset, node.size - offset);
+      });
     } catch (error) {
       throw new CompareError(
         "status",
         offset,
-        `Sector allocation test failed for ${this.#nameOf(node)}`,
+        `Sector allocation test failed for ${this.#nameOf(disk)}`,
         asBlockError(error),
       );
     }
@@ -209,8 +222,8 @@ class Comparison {
   ): Promise<number | undefined> {
     let different: number | undefined;
     if (firstIsZero !== secondIsZero) {
-      const node = firstIsZero ? this.#second : this.#first;
-      different = await this.#findData(node, offset, end);
+      const disk = firstIsZero ? this.#second : this.#first;
+      different = await this.#findData(disk, offset, end);
     } else if (!firstIsZero) {
       different = await this.#findDifference(offset, end);
     }
@@ -239,15 +252,15 @@ class Comparison {
     return undefined;
   }
 
-  /** The first sector of a node that is not zero, if any. */
+  /** The first sector of a disk that is not zero, if any. */
   async #findData(
-    node: BlockNode,
+    disk: JobNode,
     offset: number,
     end: number,
   ): Promise<number | undefined> {
     for (let at = offset; at < end;) {
       const length = Math.min(REQUEST_SIZE, end - at);
-      const bytes = await this.#read(node, at, length, this.#buffers[0]);
+      const bytes = await this.#read(disk, at, length, this.#buffers[0]);
       if (!isZero(bytes)) {
         return at +
           firstSector(length, (from, to) => !isZero(bytes.subarray(from, to)));
@@ -259,14 +272,17 @@ class Comparison {
   }
 
   async #read(
-    node: BlockNode,
+    disk: JobNode,
     offset: number,
     length: number,
     buffer: Uint8Array,
   ): Promise<Uint8Array> {
     const bytes = buffer.subarray(0, length);
     try {
-      await node.readv(offset, [bytes], { signal: this.#options.signal });
+      const { signal } = this.#options;
+      await this.#job.request(() =>
+        disk.node.readv(offset, [bytes], { signal })
+      );
       return bytes;
     } catch (thrown) {
       this.#pace.check();
@@ -274,20 +290,20 @@ class Comparison {
       throw new CompareError(
         "read",
         offset,
-        `Error while reading offset ${offset} of ${this.#nameOf(node)}: ` +
+        `Error while reading offset ${offset} of ${this.#nameOf(disk)}: ` +
           strerror(error.code),
         error,
       );
     }
   }
 
-  #nameOf(node: BlockNode): string {
+  #nameOf(disk: JobNode): string {
     const { names } = this.#options;
-    return names ? names[node === this.#first ? 0 : 1] : nameOf(node);
+    return names ? names[disk === this.#first ? 0 : 1] : nameOf(disk.node);
   }
 
   async #advance(done: number): Promise<void> {
-    const total = Math.max(this.#first.size, this.#second.size);
+    const total = Math.max(this.#first.node.size, this.#second.node.size);
     this.#options.progress?.(done, total);
     if (this.#pace.isDue) await this.#pace.rest();
   }

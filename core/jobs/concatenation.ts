@@ -5,14 +5,20 @@
  */
 import { roundUp, SECTOR_SIZE } from "../bytes.ts";
 import { nodeOf } from "../checks.ts";
-import { type ChainExtent, chainStatus, isInherited } from "../extents.ts";
+import {
+  type ChainExtent,
+  chainStatus,
+  isInherited,
+  refined,
+} from "../extents.ts";
 import type { BlockNode, Disk, ReadFlags } from "../node.ts";
 import { readPadded } from "../requests.ts";
+import type { Job, JobNode } from "./job.ts";
 
 /** One of the disks. */
 export interface Part {
   /** The disk. */
-  readonly node: BlockNode;
+  readonly disk: JobNode;
   /** Where in the concatenation it begins and ends, in bytes. */
   readonly start: number;
   readonly end: number;
@@ -35,17 +41,28 @@ export function sourceNodes(sources: Disk | readonly Disk[]): BlockNode[] {
 
 /** Disks in a row, each padded with zeroes to whole sectors. */
 export class Concatenation {
+  readonly #job: Job;
   readonly #parts: Part[] = [];
 
+  private constructor(job: Job) {
+    this.#job = job;
+  }
+
   /** Put `nodes` in a row. */
-  static async of(nodes: readonly BlockNode[]): Promise<Concatenation> {
-    const whole = new Concatenation();
-    for (const node of nodes) {
+  static async of(
+    nodes: readonly BlockNode[],
+    job: Job,
+  ): Promise<Concatenation> {
+    const whole = new Concatenation(job);
+    for (const given of nodes) {
       const start = whole.size;
-      const { clusterSize = 1 } = await node.info?.() ?? {};
+      const disk = job.use(given);
+      const info = await job.request(() => disk.node.info?.());
+      const { clusterSize = 1 } = info ?? {};
+      const { node } = disk;
       const { requestAlignment = 1 } = node.limits ?? {};
       whole.#parts.push({
-        node,
+        disk,
         start,
         end: start + roundUp(node.size, SECTOR_SIZE),
         alignment: Math.max(SECTOR_SIZE, requestAlignment, clusterSize),
@@ -69,23 +86,34 @@ export class Concatenation {
    * cluster boundary of that disk where possible, so that no cluster is read
    * twice.
    *
-   * @param base An image of the disk's backing chain: data in it or below it
-   * counts as unallocated.
+   * @param baseOf Gets an image of the disk's backing chain: data in it or below
+   * it counts as unallocated.
    * @param most Longest range to query, in bytes.
    */
   async status(
     offset: number,
-    base?: BlockNode,
+    baseOf?: () => BlockNode | undefined,
     most = Infinity,
   ): Promise<ChainExtent> {
-    const { node, start, end, alignment } = this.partAt(offset);
+    return await this.#job.request(() =>
+      this.#status(offset, baseOf?.(), most)
+    );
+  }
+
+  async #status(
+    offset: number,
+    base: BlockNode | undefined,
+    most: number,
+  ): Promise<ChainExtent> {
+    const { disk: { node }, start, end, alignment } = this.partAt(offset);
     const at = offset - start;
     if (at >= node.size) {
       const length = end - offset;
       return { ...NOTHING, offset, length };
     }
     const length = Math.min(most, node.size - at);
-    const extent = await chainStatus(node, at, length, base);
+    let extent = await chainStatus(node, at, length, base);
+    if (extent.sparse) extent = await refined(extent);
     // What no backing file has either can only be had by reading it.
     if (!base && isInherited(extent)) extent.allocated = true;
     let known = roundUp(extent.length, SECTOR_SIZE);
@@ -101,11 +129,11 @@ export class Concatenation {
     flags?: ReadFlags,
   ): Promise<void> {
     for (let done = 0; done < bytes.length;) {
-      const { node, start, end } = this.partAt(offset + done);
+      const { disk, start, end } = this.partAt(offset + done);
       const take = Math.min(bytes.length - done, end - offset - done);
-      await readPadded(node, offset + done - start, [
-        take === bytes.length ? bytes : bytes.subarray(done, done + take),
-      ], flags);
+      const at = offset + done - start;
+      const part = bytes.subarray(done, done + take);
+      await this.#job.request(() => readPadded(disk.node, at, [part], flags));
       done += take;
     }
   }

@@ -17,6 +17,7 @@ import { Concatenation, sourceNodes } from "./concatenation.ts";
 import { valueText } from "../values.ts";
 import { copy } from "./copy.ts";
 import type { CopyTargetOptions } from "./copy_target.ts";
+import { Job } from "./job.ts";
 import type { ZeroRunOptions } from "./zero_runs.ts";
 
 /**
@@ -141,7 +142,8 @@ async function convertNodes(
   target: BlockNode,
   options: ConvertOptions,
 ): Promise<void> {
-  const source = await Concatenation.of(sources);
+  await using job = new Job(options.signal);
+  const source = await Concatenation.of(sources, job);
   if (source.size > target.size) {
     throw new BlockError("EINVAL", "output file is smaller than input file");
   }
@@ -149,10 +151,11 @@ async function convertNodes(
   const targetBacking = onlyDifferences && options.targetIsNew
     ? backingOf(target)
     : undefined;
-  await copy(source, target, {
+  const first = source.partAt(0)?.disk;
+  await copy(job, source, job.use(target), {
     ...options,
     ...await copyTargetOptions(target, options),
-    base: onlyDifferences ? backingOf(sources[0]) : undefined,
+    baseOf: onlyDifferences && first ? () => backingOf(first.node) : undefined,
     backingEnd: targetBacking?.size,
   });
 }

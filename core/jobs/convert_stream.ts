@@ -6,7 +6,7 @@
 import { allocate, roundUp, SECTOR_SIZE } from "../bytes.ts";
 import { checkOptions, writableNodeOf } from "../checks.ts";
 import { BlockError, invalid } from "../errors.ts";
-import type { BlockNode, Disk } from "../node.ts";
+import type { Disk } from "../node.ts";
 import { limitedWrites, type ThrottleGroup } from "../throttle_group.ts";
 import { valueText } from "../values.ts";
 import {
@@ -16,6 +16,7 @@ import {
 } from "./convert.ts";
 import { REQUEST_SIZE } from "./copy.ts";
 import { CopyTarget, type CopyTargetOptions } from "./copy_target.ts";
+import { Job, type JobNode } from "./job.ts";
 import { Pace } from "./pace.ts";
 
 /**
@@ -89,8 +90,10 @@ export async function convertStream(
   if (typeof chunks !== "function") {
     throw invalid(`Cannot convert ${valueText(stream)}: it is no stream`);
   }
+  await using job = new Job(options.signal);
   const filling = new Filling(
-    target,
+    job,
+    job.use(target),
     options,
     await copyTargetOptions(target, options),
   );
@@ -106,7 +109,8 @@ export async function convertStream(
 }
 
 class Filling {
-  readonly #target: BlockNode;
+  readonly #job: Job;
+  readonly #target: JobNode;
   readonly #writer: CopyTarget;
   readonly #resizes: boolean;
   readonly #signal?: AbortSignal;
@@ -119,12 +123,14 @@ class Filling {
   #position = 0;
 
   constructor(
-    target: BlockNode,
+    job: Job,
+    target: JobNode,
     { resize = false, rateLimit = 0, signal }: ConvertStreamOptions,
     options: CopyTargetOptions,
   ) {
+    this.#job = job;
     this.#target = target;
-    this.#writer = new CopyTarget(target, options);
+    this.#writer = new CopyTarget(job, target, options);
     this.#resizes = resize;
     this.#signal = signal;
     this.#throttle = limitedWrites(rateLimit);
@@ -151,7 +157,7 @@ class Filling {
     const length = this.#position + this.#filled;
     const size = roundUp(length, SECTOR_SIZE);
     // A compressed last cluster ends where the disk does: resize first.
-    if (this.#resizes) await this.#target.truncate!(size);
+    if (this.#resizes) await this.#resize(size);
     const rest = size - this.#position;
     this.#buffer.fill(0, this.#filled, rest);
     this.#filled = rest;
@@ -174,13 +180,17 @@ class Filling {
 
   /** Grow the disk to `end` or beyond. */
   async #reach(end: number): Promise<void> {
-    const { size } = this.#target;
+    const { size } = this.#target.node;
     if (end <= size) return;
     if (!this.#resizes) {
       throw new BlockError("EINVAL", "output file is smaller than input file");
     }
     // Each change of size rewrites the header of a qcow2 image.
     const growth = Math.min(Math.max(size, LEAST_GROWTH), MOST_GROWTH);
-    await this.#target.truncate!(Math.max(end, size + growth));
+    await this.#resize(Math.max(end, size + growth));
+  }
+
+  async #resize(size: number): Promise<void> {
+    await this.#job.request(() => this.#target.node.truncate!(size));
   }
 }

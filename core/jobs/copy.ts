@@ -7,12 +7,12 @@ import { allocate, roundDown } from "../bytes.ts";
 import { asBlockError, type BlockError } from "../errors.ts";
 import { Mutex } from "../lock.ts";
 import { messageToSelf } from "../runtime.ts";
-import type { BlockNode } from "../node.ts";
 import type { ThrottleGroup } from "../throttle_group.ts";
 import type { Concatenation } from "./concatenation.ts";
 import { type Range, RangeFinder, type RangeRules } from "./copy_ranges.ts";
 import { CopySource, type CopySourceOptions } from "./copy_source.ts";
 import { CopyTarget, type CopyTargetOptions } from "./copy_target.ts";
+import type { Job, JobNode } from "./job.ts";
 import { offload } from "./offload.ts";
 import { Pace } from "./pace.ts";
 
@@ -87,11 +87,12 @@ const LEAST_REQUEST_SIZE = 64 * 1024;
  * position, once all requests have ended.
  */
 export async function copy(
+  job: Job,
   source: Concatenation,
-  target: BlockNode,
+  target: JobNode,
   options: CopyOptions,
 ): Promise<void> {
-  await new Copy(source, target, options).run();
+  await new Copy(job, source, target, options).run();
 }
 
 /** A range for a worker, and its place in the order of writes. */
@@ -104,6 +105,8 @@ interface Turn {
 }
 
 class Copy {
+  readonly #job: Job;
+  readonly #disk: JobNode;
   readonly #source: CopySource;
   readonly #target: CopyTarget;
   readonly #options: CopyOptions;
@@ -130,16 +133,19 @@ class Copy {
   #offloads: boolean;
 
   constructor(
+    job: Job,
     source: Concatenation,
-    target: BlockNode,
+    target: JobNode,
     options: CopyOptions,
   ) {
+    this.#job = job;
+    this.#disk = target;
     const { rateLimit = 0, compression, backingEnd = Infinity } = options;
     this.#source = new CopySource(source, options);
     // Read the next range while the last one is written.
     const background = source.size >= LARGE_DISK && options.parallel !== 1;
     const flags = { ...options.flags, background, signal: options.signal };
-    this.#target = new CopyTarget(target, { ...options, flags });
+    this.#target = new CopyTarget(job, target, { ...options, flags });
     this.#options = options;
     // Offloaded copies cannot honour FUA.
     this.#offloads = (options.copyOffload ?? false) && !options.flags?.fua;
@@ -308,7 +314,9 @@ class Copy {
 
   async #offload(offset: number, length: number): Promise<boolean> {
     const part = this.#source.partAt(offset);
-    this.#offloads &&= await offload(part, this.#target.node, offset, length);
+    this.#offloads &&= await this.#job.request(() =>
+      offload(part, this.#disk.node, offset, length)
+    );
     return this.#offloads;
   }
 

@@ -12,8 +12,8 @@ import type { Concatenation, Part } from "./concatenation.ts";
 
 /** How to read the source. */
 export interface CopySourceOptions {
-  /** Leave out data in this image of the source's chain, or below it. */
-  readonly base?: BlockNode;
+  /** Gets an image of the source's chain: leave out data in it or below it. */
+  baseOf?(): BlockNode | undefined;
   /**
    * Continue past unreadable sectors: they become zeroes, each with a warning.
    * Default: false.
@@ -57,7 +57,7 @@ export class CopySource {
   async status(offset: number): Promise<ChainExtent> {
     if (this.#options.salvage) return await this.#salvageStatus(offset);
     try {
-      return await this.#whole.status(offset, this.#options.base);
+      return await this.#whole.status(offset, this.#options.baseOf);
     } catch (error) {
       const offsetInDisk = offset - this.partAt(offset).start;
       throw located("reading block status at offset", offsetInDisk, error);
@@ -69,12 +69,12 @@ export class CopySource {
    * readable. After such a sector, the next one is most likely the same.
    */
   async #salvageStatus(offset: number): Promise<ChainExtent> {
-    const { base } = this.#options;
+    const { baseOf } = this.#options;
     let isGuess = this.#unknownEnd === offset;
     let most = isGuess ? SECTOR_SIZE : MAX_STATUS;
     for (;;) {
       try {
-        const extent = await this.#whole.status(offset, base, most);
+        const extent = await this.#whole.status(offset, baseOf, most);
         if (!isGuess) return extent;
         isGuess = false;
         most = MAX_STATUS;
@@ -123,7 +123,7 @@ export class CopySource {
       try {
         const { length, unit = Infinity } = await this.#whole.status(
           at,
-          this.#options.base,
+          this.#options.baseOf,
           bytes.length - done,
         );
         const offsetInUnit = (at - this.partAt(at).start) % unit;

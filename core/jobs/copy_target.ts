@@ -4,9 +4,10 @@
  *
  * @module
  */
-import type { BlockNode, WriteFlags } from "../node.ts";
+import type { WriteFlags } from "../node.ts";
 import { writeZeroes } from "../requests.ts";
 import { located } from "./copy_source.ts";
+import type { Job, JobNode } from "./job.ts";
 import { dataEnd, zeroEnd, type ZeroRunOptions } from "./zero_runs.ts";
 
 /** How to write to the target. */
@@ -27,13 +28,14 @@ export interface CopyTargetOptions {
 
 /** The target disk. */
 export class CopyTarget {
-  /** The disk. */
-  readonly node: BlockNode;
+  readonly #job: Job;
+  readonly #disk: JobNode;
   readonly #options: CopyTargetOptions;
   readonly #sparse?: ZeroRunOptions;
 
-  constructor(node: BlockNode, options: CopyTargetOptions) {
-    this.node = node;
+  constructor(job: Job, disk: JobNode, options: CopyTargetOptions) {
+    this.#job = job;
+    this.#disk = disk;
     this.#options = options;
     const { zeroes } = options;
     if (typeof zeroes === "object") this.#sparse = zeroes;
@@ -50,11 +52,13 @@ export class CopyTarget {
     bytes: Uint8Array,
     placed?: () => void,
   ): Promise<void> {
+    const { compression } = this.#options;
     try {
-      if (this.#options.compression) {
-        return await this.#writeCompressed(offset, bytes, placed);
-      }
-      await this.#writeParts(offset, bytes, placed);
+      await this.#job.request(() =>
+        compression
+          ? this.#writeCompressed(offset, bytes, placed)
+          : this.#writeParts(offset, bytes, placed)
+      );
     } catch (error) {
       throw located("writing at byte", offset, error);
     }
@@ -72,14 +76,14 @@ export class CopyTarget {
       const zeroes = sparse
         ? zeroEnd(bytes, at, length, offset, sparse.alignment)
         : at;
-      if (zeroes > at) await this.zero(offset + at, zeroes - at);
+      if (zeroes > at) await this.#zero(offset + at, zeroes - at);
       const end = sparse
         ? dataEnd(bytes, zeroes, length, offset, sparse)
         : length;
       if (end > zeroes) {
         const data = [bytes.subarray(zeroes, end)];
         const wishes = end === length ? { ...flags, placed } : flags;
-        await this.node.writev!(offset + zeroes, data, wishes);
+        await this.#disk.node.writev!(offset + zeroes, data, wishes);
       }
       at = end;
     }
@@ -96,7 +100,7 @@ export class CopyTarget {
     const writes: Promise<void>[] = [];
     for (let at = 0; at < length;) {
       const zeroes = this.#zeroClusters(bytes, at);
-      if (zeroes > at) writes.push(this.zero(offset + at, zeroes - at));
+      if (zeroes > at) writes.push(this.#zero(offset + at, zeroes - at));
       let end = zeroes;
       while (end < length && this.#zeroClusters(bytes, end) === end) {
         end = Math.min(length, end + clusterSize);
@@ -104,7 +108,7 @@ export class CopyTarget {
       if (end > zeroes) {
         const data = [bytes.subarray(zeroes, end)];
         const place = offset + zeroes;
-        writes.push(this.node.writeCompressed!(place, data, { level }));
+        writes.push(this.#disk.node.writeCompressed!(place, data, { level }));
       }
       at = end;
     }
@@ -124,10 +128,15 @@ export class CopyTarget {
 
   /** Zero a range, unless it reads as zeroes already. */
   async zero(offset: number, length: number): Promise<void> {
+    await this.#job.request(() => this.#zero(offset, length));
+  }
+
+  /** As {@linkcode zero}, within a request. */
+  async #zero(offset: number, length: number): Promise<void> {
     if (this.#options.targetIsZero) return;
     try {
       const flags = { ...this.#options.flags, unmap: true };
-      await writeZeroes(this.node, offset, length, flags);
+      await writeZeroes(this.#disk.node, offset, length, flags);
     } catch (error) {
       throw located("writing at byte", offset, error);
     }

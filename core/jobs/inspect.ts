@@ -381,7 +381,7 @@ async function lookAtDisk(
 ): Promise<void> {
   report.virtualSize = window.size;
   report.fileSystem = await fileSystemOf(window);
-  const wrapping = wrappingOf(head);
+  const wrapping = wrappingOf(head)?.what;
   if (wrapping) {
     report.warn(
       "wrapped",

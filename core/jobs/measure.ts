@@ -3,13 +3,12 @@
  *
  * @module
  */
-import { checkSignal } from "../abort.ts";
 import type { CreateOptionsOf } from "../create_options.ts";
 import type { Measurement } from "../driver.ts";
 import { checkOptions, nodeOf } from "../checks.ts";
 import { asBlockError, BlockError } from "../errors.ts";
-import { wrapNode } from "../filter.ts";
-import type { BlockNode, Disk } from "../node.ts";
+import { chainStatus } from "../extents.ts";
+import type { Disk } from "../node.ts";
 import {
   defaultOptions,
   newImageOptions,
@@ -20,6 +19,8 @@ import {
 } from "../options.ts";
 import { findDriver, loadFormat } from "../registry.ts";
 import { findSecret, type SecretSource } from "../secrets.ts";
+import { Job } from "./job.ts";
+import { Pace } from "./pace.ts";
 
 /**
  * How to measure.
@@ -86,24 +87,19 @@ export async function measure<Format extends string>(
       ? value
       : parseOption(name, spec, value);
   }
+  await using job = new Job(signal);
+  const held = source && job.use(source);
+  const pace = new Pace(signal);
   try {
-    checkSignal(signal);
-    return await driver.measure(
-      values,
-      source && signal ? endable(source, signal) : source,
-      { secret: (id) => findSecret(secrets, { id, filename: format }) },
-    );
+    pace.check();
+    return await driver.measure(values, held?.node, {
+      secret: (id) => findSecret(secrets, { id, filename: format }),
+      status: held && (async (offset, length) => {
+        if (pace.isDue) await pace.rest();
+        return await job.request(() => chainStatus(held.node, offset, length));
+      }),
+    });
   } catch (error) {
     throw asBlockError(error);
   }
-}
-
-/** A source whose `status` fails once the job is cancelled. */
-function endable(source: BlockNode, signal: AbortSignal): BlockNode {
-  return wrapNode(source, {
-    status(offset, length) {
-      checkSignal(signal);
-      return source.status(offset, length);
-    },
-  });
 }

@@ -24,7 +24,7 @@ interface Place {
  * which reports real errors.
  */
 export async function offload(
-  { node, start }: Part,
+  { disk: { node }, start }: Part,
   target: BlockNode,
   offset: number,
   length: number,

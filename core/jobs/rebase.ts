@@ -24,6 +24,7 @@ import type { BlockNode, Disk } from "../node.ts";
 import { plainName } from "../node_names.ts";
 import { readPadded, writeZeroData, writeZeroes } from "../requests.ts";
 import { isEqual } from "../runtime.ts";
+import { Job, type JobNode } from "./job.ts";
 import { Pace } from "./pace.ts";
 
 /**
@@ -117,15 +118,19 @@ export async function rebase(
   }
   checkWritable("Cannot rebase", overlay);
   if (backing) refuseLoop(image, backing);
-  const { clusterSize = 512 } = await image.info?.() ?? {};
-  const merge = new Merge(overlay, backing?.node, options, clusterSize);
-  await merge.run();
-  try {
-    await overlay.flush?.();
-  } catch (error) {
-    throw notWritten(error);
-  }
-  await changeBacking(overlay, backing);
+  await using job = new Job(options.signal);
+  const top = job.use(overlay);
+  const info = await job.request(() => skipFilters(top.node).info?.());
+  const below = backing && job.use(backing.node);
+  await new Merge(job, top, below, options, info?.clusterSize ?? 512).run();
+  await job.request(async () => {
+    try {
+      await top.node.flush?.();
+    } catch (error) {
+      throw notWritten(error);
+    }
+    await changeBacking(top.node, backing);
+  });
 }
 
 /** Refuse a backing chain that contains the overlay itself. */
@@ -205,9 +210,9 @@ function notWritten(thrown: unknown): BlockError {
 
 /** Copies into the overlay whatever would change with its backing file. */
 class Merge {
-  readonly #overlay: BlockNode;
-  readonly #old?: BlockNode;
-  readonly #new?: BlockNode;
+  readonly #job: Job;
+  readonly #disk: JobNode;
+  readonly #newBacking?: JobNode;
   /** Whether the new backing file is in the chain below the old one. */
   readonly #isBelow: boolean;
   /** The overlay's unit of allocation, in bytes. */
@@ -217,15 +222,16 @@ class Merge {
   readonly #buffers: [Uint8Array, Uint8Array];
 
   constructor(
-    overlay: BlockNode,
-    newBacking: BlockNode | undefined,
+    job: Job,
+    overlay: JobNode,
+    newBacking: JobNode | undefined,
     options: RebaseOptions,
     clusterSize: number,
   ) {
-    this.#overlay = overlay;
-    this.#old = backingOf(overlay);
-    this.#new = newBacking;
-    this.#isBelow = isBelow(newBacking, this.#old);
+    this.#job = job;
+    this.#disk = overlay;
+    this.#newBacking = newBacking;
+    this.#isBelow = isBelow(this.#new, this.#old);
     this.#clusterSize = clusterSize;
     this.#options = options;
     this.#pace = new Pace(options.signal);
@@ -233,18 +239,34 @@ class Merge {
     this.#buffers = [allocate(size), allocate(size)];
   }
 
+  // Nodes may be replaced by others with the same bytes: valid in one request.
+
+  get #overlay(): BlockNode {
+    return this.#disk.node;
+  }
+
+  get #old(): BlockNode | undefined {
+    return backingOf(this.#overlay);
+  }
+
+  get #new(): BlockNode | undefined {
+    return this.#newBacking?.node;
+  }
+
   async run(): Promise<void> {
     if (this.#old === this.#new) return;
-    const image = skipFilters(this.#overlay);
-    const { size } = image;
+    const { size } = skipFilters(this.#overlay);
     for (let at = 0; at < size;) {
-      const own = checkedExtent(
-        image,
-        await readingMetadata(image.status(at, size - at)),
-      );
+      const own = await this.#job.request(async () => {
+        const image = skipFilters(this.#overlay);
+        const extent = await readingMetadata(image.status(at, size - at));
+        return checkedExtent(image, extent);
+      });
       const end = at + own.length;
       while (at < end) {
-        at = isInherited(own) ? await this.#step(at, end) : end;
+        at = isInherited(own)
+          ? await this.#job.request(() => this.#step(at, end))
+          : end;
         this.#options.progress?.(at, size);
         if (this.#pace.isDue) await this.#pace.rest();
       }
@@ -266,11 +288,15 @@ class Merge {
         : roundDown(same.end, this.#clusterSize);
       if (known > start) return known;
     }
-    const stop = Math.min(
-      end,
-      start + this.#buffers[0].length,
-      roundUp(same.end, this.#clusterSize),
-    );
+    const limit = Math.min(end, start + this.#buffers[0].length);
+    let stop = same.end;
+    // What may differ is written together, whatever extents it consists of.
+    while (stop < limit) {
+      const next = await this.#sameUntil(stop, limit);
+      if (next.isSame) break;
+      stop = next.end;
+    }
+    stop = Math.min(limit, roundUp(stop, this.#clusterSize));
     await this.#merge(start, stop);
     return stop;
   }

@@ -8,7 +8,7 @@ import { allocate } from "../bytes.ts";
 import type { StreamExtent, StreamSource, StreamTarget } from "../driver.ts";
 import { AMOUNT, checkOptions } from "../checks.ts";
 import { asBlockError, BlockError } from "../errors.ts";
-import type { BlockNode, Disk } from "../node.ts";
+import type { Disk } from "../node.ts";
 import {
   defaultOptions,
   newImageOptions,
@@ -20,6 +20,7 @@ import { limitedWrites } from "../throttle_group.ts";
 import { backingOf, isInherited } from "../extents.ts";
 import { Concatenation, sourceNodes } from "./concatenation.ts";
 import { CopySource } from "./copy_source.ts";
+import { Job } from "./job.ts";
 import { Pace } from "./pace.ts";
 
 /**
@@ -128,7 +129,8 @@ export async function* imageChunks(
       `Format driver '${format}' does not support streams`,
     );
   }
-  const source = new Source(await Concatenation.of(nodes), nodes, options);
+  await using job = new Job(options.signal);
+  const source = new Source(await Concatenation.of(nodes, job), options);
   if (options.progress) await source.count();
   const { createOptions } = driver;
   const parsed = parseOptions(
@@ -188,11 +190,13 @@ class Source implements StreamSource {
 
   constructor(
     whole: Concatenation,
-    sources: readonly BlockNode[],
     options: StreamImageOptions,
   ) {
-    const base = options.onlyDifferences ? backingOf(sources[0]) : undefined;
-    this.#copied = new CopySource(whole, { ...options, base });
+    const first = whole.partAt(0)?.disk;
+    const baseOf = options.onlyDifferences && first
+      ? () => backingOf(first.node)
+      : undefined;
+    this.#copied = new CopySource(whole, { ...options, baseOf });
     this.#options = options;
     this.#pace = new Pace(options.signal);
   }

@@ -85,7 +85,7 @@ export const MARKS: Readonly<Record<Mark, Look>> = {
   "different": look("different", "X", 0xd21f2b),
   "shared": look("shared with a snapshot", "s", 0x1fa79a),
   "dirty": look("dirty in the bitmap", "*", 0xe0559c),
-  "leaked": look("leaked", "L", 0xf08c00),
+  "leaked": look("leaked", "L", 0xf5d400),
   "corrupt": look("corrupt", "!", 0xd21f2b),
 };
 

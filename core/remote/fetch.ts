@@ -71,6 +71,16 @@ const KINDS: readonly [
     (at) => noConnection("ETIMEDOUT", at, "Connection timed out"),
   ],
   [
+    // Browsers: all that a page may know.
+    /^(Failed to fetch|Load failed|NetworkError when )/,
+    ({ host }) =>
+      new NoConnectionError(
+        "EIO",
+        `It cannot be fetched: ${host} does not answer, or does not permit ` +
+          "this page to read it (CORS)",
+      ),
+  ],
+  [
     /\bTLS\b|EPROTO|InvalidContentType|corrupt message|wrong version number/i,
     ({ host }) =>
       new BlockError("EIO", `${host} does not answer as a server of TLS does`),

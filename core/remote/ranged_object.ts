@@ -14,6 +14,8 @@ import { PassingError, type Patience, retrying } from "./retry.ts";
 
 /** A request, to be sent to wherever the object is. */
 export interface RangeRequest {
+  /** Default: `GET`. */
+  readonly method?: "HEAD";
   /** Its headers, in lower case. */
   readonly headers: Readonly<Record<string, string>>;
   /** Ends it, with its answer. */
@@ -21,7 +23,7 @@ export interface RangeRequest {
 }
 
 /**
- * Sends a `GET` and answers the response, whatever its status. It follows
+ * Sends a request and answers the response, whatever its status. It follows
  * redirects, authorises and signs as need be.
  *
  * @throws {PassingError} if the request can be made again, {@linkcode
@@ -37,6 +39,12 @@ export interface Version {
   readonly etag?: string;
   /** The time of the last change, as it was sent. */
   readonly lastModified?: string;
+  /**
+   * Whether a browser asks on behalf of a page of another server. It then shows
+   * only some headers of answers, and asks for permission before it sends any
+   * that set conditions, which few servers give.
+   */
+  readonly isForeign?: boolean;
 }
 
 /** What the answer to the first request was. */
@@ -84,7 +92,7 @@ export async function openRanged(
     // Each attempt begins anew: what has arrived is no progress.
     const alive = () => progress(0);
     const headers: Record<string, string> = rangeHeaders(0, length);
-    const tag = known && strongTag(known);
+    const tag = known && (known.isForeign ? undefined : strongTag(known));
     if (tag) headers["if-none-match"] = tag;
     // The stream of a whole object outlives the watch over this attempt.
     const outer = new AbortController();
@@ -99,12 +107,17 @@ export async function openRanged(
       checkEncoding(response);
       const version = versionOf(response);
       if (response.status === 206) {
-        const { start, end, size } = contentRange(response);
+        const { start, end, size } = contentRange(
+          response,
+          isRangeHidden(response)
+            ? { offset: 0, size: await askSize(send, signal) }
+            : undefined,
+        );
         if (start !== 0 || end > length) {
           throw wrongRange(response, 0, length);
         }
         const head = new Uint8Array(end);
-        await readBody(response, [head], 0, signal, alive);
+        await readBody(response, [head], 0, end, signal, alive);
         return { version: { ...version, size }, head };
       }
       if (response.status === 416) {
@@ -120,7 +133,7 @@ export async function openRanged(
       const size = contentLength(response);
       if (size !== undefined && size <= length) {
         const head = new Uint8Array(size);
-        await readBody(response, [head], 0, signal, alive);
+        await readBody(response, [head], 0, size, signal, alive);
         return { version: { ...version, size }, head };
       }
       return {
@@ -181,8 +194,8 @@ export class RangedObject {
         const response = await this.#send({ headers, signal });
         try {
           progress(0);
-          this.#check(response, offset + done, length - done);
-          await readBody(response, parts, done, signal, (arrived) => {
+          const sent = this.#check(response, offset + done, length - done);
+          await readBody(response, parts, done, sent, signal, (arrived) => {
             done += arrived;
             progress(arrived);
           }, filled);
@@ -196,7 +209,9 @@ export class RangedObject {
 
   /** Conditions under which the server is to answer with the content. */
   #conditions(): Record<string, string> {
-    const { etag, lastModified } = this.version;
+    const { etag, lastModified, isForeign } = this.version;
+    // What comes is looked at all the same.
+    if (isForeign) return {};
     const tag = strongTag(this.version);
     if (tag) return { "if-match": tag };
     return etag === undefined && lastModified !== undefined
@@ -204,8 +219,12 @@ export class RangedObject {
       : {};
   }
 
-  /** Check that an answer is what was asked for, of the same version. */
-  #check(response: Response, offset: number, length: number): void {
+  /**
+   * Check that an answer is what was asked for, of the same version.
+   *
+   * @returns how many bytes it has.
+   */
+  #check(response: Response, offset: number, length: number): number {
     const { status } = response;
     if (status === 412 || status === 416) throw this.#change();
     if (status !== 206 && status !== 200) throw statusError(response);
@@ -218,18 +237,22 @@ export class RangedObject {
     if (status === 200) {
       const size = contentLength(response);
       if (size !== undefined && size !== version.size) throw this.#change();
-      if (offset === 0 && length === version.size) return;
+      if (offset === 0 && length === version.size) return length;
       throw new BlockError(
         "EIO",
         "The server has sent the whole object for a range of it",
       );
     }
-    const { start, end, size } = contentRange(response);
+    const { start, end, size } = contentRange(response, {
+      offset,
+      size: version.size,
+    });
     if (size !== version.size) throw this.#change();
     // It may send less than was asked for, and has to be asked again.
     if (start !== offset || end > offset + length) {
       throw wrongRange(response, offset, length);
     }
+    return end - start;
   }
 
   #change(): BlockError {
@@ -248,11 +271,27 @@ function rangeHeaders(offset: number, length: number): Record<string, string> {
   };
 }
 
-function versionOf({ headers }: Response): Omit<Version, "size"> {
+function versionOf({ headers, type }: Response): Omit<Version, "size"> {
   return {
     etag: headers.get("etag") || undefined,
     lastModified: headers.get("last-modified") ?? undefined,
+    ...(type === "cors" && { isForeign: true }),
   };
+}
+
+/** Whether a browser does not show which range was sent. */
+function isRangeHidden({ headers, type }: Response): boolean {
+  return type === "cors" && !headers.has("content-range");
+}
+
+/** The size of an object, by a request for nothing else: that is shown. */
+async function askSize(
+  send: SendRequest,
+  signal: AbortSignal,
+): Promise<number | undefined> {
+  const response = await send({ method: "HEAD", headers: {}, signal });
+  discardBody(response);
+  return response.ok ? contentLength(response) : undefined;
 }
 
 function contentLength({ headers }: Response): number | undefined {
@@ -266,15 +305,26 @@ function contentLength({ headers }: Response): number | undefined {
   );
 }
 
-/** The range of an answer; `end` is the first byte after it. */
+/**
+ * The range of an answer; `end` is the first byte after it.
+ *
+ * @param known Where it begins, and the size of the object, for one whose range
+ * a browser does not show.
+ */
 function contentRange(
-  { headers }: Response,
+  response: Response,
+  known?: { readonly offset: number; readonly size: number | undefined },
 ): { start: number; end: number; size: number } {
+  const { headers } = response;
   const type = headers.get("content-type") ?? "";
   if (/^multipart\/byteranges\b/i.test(type)) {
     throw new BlockError("EIO", "The server has sent ranges in several parts");
   }
   const text = headers.get("content-range");
+  if (known?.size !== undefined && isRangeHidden(response)) {
+    const { offset: start, size } = known;
+    return { start, end: start + (contentLength(response) ?? NaN), size };
+  }
   if (text === null) {
     throw new BlockError(
       "EIO",
@@ -341,8 +391,8 @@ export function statusError({ status, headers }: Response): BlockError {
 }
 
 /**
- * Read a body into `parts`, from byte `done` of them on, up to the end of what
- * the answer says that it holds.
+ * Read a body into `parts`, from byte `done` of them on, of which the answer
+ * says that it has `rest` bytes.
  *
  * @throws {PassingError} if it ends early, {@linkcode BlockError} if late.
  */
@@ -350,6 +400,7 @@ async function readBody(
   response: Response,
   parts: readonly Uint8Array[],
   done: number,
+  rest: number,
   signal: AbortSignal,
   arrived: (bytes: number) => void,
   filled?: (part: number) => void,
@@ -358,10 +409,6 @@ async function readBody(
   while (part < parts.length && at >= parts[part].length) {
     at -= parts[part++].length;
   }
-  const stated = response.status === 206
-    ? contentRange(response)
-    : { start: 0, end: contentLength(response) ?? Infinity };
-  let rest = stated.end - stated.start;
   for await (const bytes of chunksOf(response, signal)) {
     rest -= bytes.length;
     if (rest < 0) throw sentMore();

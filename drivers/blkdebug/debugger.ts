@@ -82,11 +82,10 @@ export class Debugger implements DebugOperations, Breakpoints {
   removeBreakpoint(tag: string): void {
     const rules = [...this.#rules.values()].flat();
     const named = rules.filter((rule) => rule.tag === tag);
-    if (named.length === 0 && !this.isSuspended(tag)) {
-      throw new BlockError("ENOENT");
-    }
     for (const rule of named) this.#remove(rule);
     while (this.isSuspended(tag)) this.resume(tag);
+    // As QEMU does, whether or not there were suspended requests.
+    if (named.length === 0) throw new BlockError("ENOENT");
   }
 
   isSuspended(tag: string): boolean {

@@ -174,23 +174,18 @@ function debuggedNode(
         throw error;
       }
     },
-    async writev(offset, iov, flags) {
-      await debug.event("pwritev");
-      await changing(async () => {
+    writev: (offset, iov, flags) =>
+      changing(async () => {
         await debug.check("write", offset, vectorLength(iov));
         await file.writev!(offset, iov, flags);
-      });
-      await debug.event("pwritev_done");
-    },
+      }),
     async writeZeroes(offset, length, flags) {
       // Pieces that are too small must be written as data: that is tested too.
       if (length < zeroUnit) throw new BlockError("ENOTSUP");
-      await debug.event("pwritev_zero");
       await changing(async () => {
         await debug.check("write-zeroes", offset, length);
         await writeZeroes(file, offset, length, flags);
       });
-      await debug.event("pwritev_done");
     },
     discard: (offset, length, flags) =>
       changing(async () => {

@@ -129,19 +129,11 @@ export function decodeXz(stored: Uint8Array, target: Uint8Array): boolean {
   return code === 0 && position[0] === BigInt(target.length);
 }
 
-/** No library here knows LZFSE. */
-export function decodeLzfse(): never {
-  throw cannotDecode("LZFSE", "which cannot be read");
-}
-
 function missing(method: string, library: string): BlockError {
-  return cannotDecode(method, `which takes ${library}, and that is not there`);
-}
-
-function cannotDecode(method: string, why: string): BlockError {
   return new BlockError(
     "ENOTSUP",
-    `A part of the disk is compressed with ${method}, ${why}`,
+    `A part of the disk is compressed with ${method}, ` +
+      `which takes ${library}, and that is not there`,
     {
       hint: "On a Mac, make an image that can be read: " +
         "hdiutil convert old.dmg -format UDZO -o new.dmg",

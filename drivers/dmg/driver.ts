@@ -4,44 +4,26 @@
  * @module
  */
 import type { IoVector } from "../../core/bytes.ts";
-import type { BlockDriver, OpenContext } from "../../core/driver.ts";
+import type { OpenContext } from "../../core/driver.ts";
 import type { BlockNode, ReadFlags } from "../../core/node.ts";
-import { parseOptions } from "../../core/options.ts";
 import {
   ChunkReader,
   type ChunkRun,
   damaged,
+  readOnlyDriver,
   ReadOnlyMap,
-  ReadOnlyNode,
-  refuseWriting,
 } from "../../core/read_only.ts";
 import { decompressZlib } from "../../core/zlib_streams.ts";
 import { type DmgChunk, isEmpty, KIND, readChunks } from "./chunks.ts";
-import {
-  decodeAdc,
-  decodeBzip2,
-  decodeLzfse,
-  type Decoder,
-  decodeXz,
-} from "./codecs.ts";
+import { decodeAdc, decodeBzip2, type Decoder, decodeXz } from "./codecs.ts";
 import { readTrailer, refusal, TableFault } from "./trailer.ts";
 
 /** Apple's disk images. */
-export const dmgDriver: BlockDriver = {
-  name: "dmg",
-  role: "format",
-  openOptions: {},
-
-  async open(options, context) {
-    parseOptions({}, options, ["file"]);
-    refuseWriting(context);
-    const file = await context.openChild("file");
-    const { size, chunks } = await readTables(file, context);
-    warnOf(chunks, context);
-    const map = new DmgMap(file, chunks);
-    return new ReadOnlyNode(dmgDriver, context.filename, { file, size, map });
-  },
-};
+export const dmgDriver = readOnlyDriver("dmg", async (file, context) => {
+  const { size, chunks } = await readTables(file, context);
+  warnOf(chunks, context);
+  return { size, map: new DmgMap(file, chunks) };
+});
 
 async function readTables(
   file: BlockNode,
@@ -57,18 +39,14 @@ async function readTables(
   }
 }
 
-/** Warn of what cannot be read, in QEMU's words where it has some. */
+/** Warn of what cannot be read, in QEMU's words. */
 function warnOf(chunks: readonly DmgChunk[], { warn }: OpenContext): void {
-  const kinds = new Set(chunks.map(({ kind }) => kind));
-  const result = "accessing them will result in I/O errors";
-  for (const kind of kinds) {
-    if (kind === KIND.LZFSE) {
-      warn(`Image contains chunks compressed with LZFSE, ${result}`);
-    } else if (!READABLE.has(kind)) {
-      const type = kind.toString(16);
-      return warn(`Image contains chunks of unknown type ${type}, ${result}`);
-    }
-  }
+  const unknown = chunks.find(({ kind }) => !READABLE.has(kind));
+  if (!unknown) return;
+  warn(
+    `Image contains chunks of unknown type ${unknown.kind.toString(16)}, ` +
+      "accessing them will result in I/O errors",
+  );
 }
 
 /** What can be read, given the libraries. */
@@ -77,7 +55,6 @@ const READABLE: ReadonlySet<number> = new Set(Object.values(KIND));
 const DECODERS: { readonly [kind: number]: Decoder } = {
   [KIND.ADC]: decodeAdc,
   [KIND.BZIP2]: decodeBzip2,
-  [KIND.LZFSE]: decodeLzfse,
   [KIND.LZMA]: decodeXz,
 };
 
@@ -147,6 +124,8 @@ async function decode(
 ): Promise<void> {
   const isDone = kind === KIND.ZLIB
     ? await decompressZlib(stored, target)
+    : kind === KIND.LZFSE
+    ? (await import("./lzfse.ts")).decodeLzfse(stored, target)
     : DECODERS[kind]?.(stored, target);
   if (isDone) return;
   throw damaged(

@@ -5,7 +5,7 @@
  */
 import { invalid } from "../../core/errors.ts";
 import type { OptionValues } from "../../core/options.ts";
-import { canonicalUrl } from "../../core/names.ts";
+import { webFacts } from "../../core/names.ts";
 import type { DriverTraits } from "../../core/traits.ts";
 import { shortened } from "../../core/values.ts";
 
@@ -15,10 +15,7 @@ const TUNING = ["readahead", "timeout", "retries", "connections"];
 /** The driver of a scheme, apart from its work. */
 export function httpFacts(scheme: "http" | "https"): DriverTraits {
   return {
-    name: scheme,
-    role: "protocol",
-    schemes: [scheme],
-    isReadOnly: true,
+    ...webFacts(scheme),
     // Neither cookies nor headers: names are shown.
     strongOptions: [
       "url",
@@ -30,10 +27,7 @@ export function httpFacts(scheme: "http" | "https"): DriverTraits {
       "headers-secret",
       "download",
     ],
-    parseFilename: (url) => ({ url }),
     plainName,
-    canonicalName: canonicalUrl,
-    ownFolder: (url) => canonicalUrl(url).replace(/[^/]*$/, ""),
   };
 }
 

@@ -57,11 +57,7 @@ export class Transport {
     for (let count = 0; count <= MAX_REDIRECTS; count++) {
       const response = await this.#fetch(at, request);
       if (response.type === "opaqueredirect") {
-        throw new BlockError(
-          "ENOTSUP",
-          "The server redirects, and a browser does not tell where to: give " +
-            "the URL that it leads to",
-        );
+        return await this.#followBlindly(at, request);
       }
       if (!REDIRECTS.has(response.status)) {
         if (response.ok) this.#place = at;
@@ -72,6 +68,27 @@ export class Transport {
     }
     throw new BlockError("ELOOP", "The server redirects in circles");
   };
+
+  /** A browser tells where a redirect leads to only when it has been there. */
+  async #followBlindly(from: URL, request: RangeRequest): Promise<Response> {
+    if ([...this.#headers].length > 0) {
+      throw new BlockError(
+        "ENOTSUP",
+        "The server redirects, and a browser does not tell where to, so that " +
+          "passwords, cookies and headers could go anywhere: give the URL " +
+          "that it leads to",
+      );
+    }
+    const response = await this.#fetch(from, request, "follow");
+    try {
+      await this.#checkRedirect(response.url);
+    } catch (error) {
+      discardBody(response);
+      throw error;
+    }
+    if (response.ok) this.#place = new URL(response.url);
+    return response;
+  }
 
   async #follow(from: URL, { headers }: Response): Promise<URL> {
     const location = headers.get("location");
@@ -96,12 +113,18 @@ export class Transport {
     return to;
   }
 
-  async #fetch(url: URL, { headers, signal }: RangeRequest): Promise<Response> {
+  async #fetch(
+    url: URL,
+    { method, headers, signal }: RangeRequest,
+    redirect?: "follow",
+  ): Promise<Response> {
     const isOurs = url.origin === this.#url.origin;
     try {
       const response = await fetchOnce(url, {
         headers: [...isOurs ? this.#headers : [], ...Object.entries(headers)],
         signal,
+        ...(method && { method }),
+        ...(redirect && { redirect }),
       });
       this.#hasAnswered = true;
       return response;

@@ -3,8 +3,8 @@
  *
  * @module
  */
-import { chainStatus, isStored } from "../../core/extents.ts";
-import type { BlockNode } from "../../core/node.ts";
+import { isStored } from "../../core/extents.ts";
+import type { Image } from "../../core/image.ts";
 import { giveWay } from "../../core/runtime.ts";
 import {
   ALLOCATION_DEPTH,
@@ -58,7 +58,6 @@ export interface MetaContext {
 export interface Export {
   readonly name: string;
   readonly description: string;
-  readonly node: BlockNode;
   /** Bytes. */
   readonly size: number;
   readonly writable: boolean;
@@ -71,7 +70,7 @@ export interface Export {
 
 /** The contexts that a disk has. */
 export function contextsOf(
-  node: BlockNode,
+  image: Image,
   { allocationDepth = false, bitmaps = [] }: {
     readonly allocationDepth?: boolean;
     readonly bitmaps?: readonly NbdBitmap[];
@@ -80,14 +79,15 @@ export function contextsOf(
   return [
     {
       name: BASE_ALLOCATION,
-      run: (...range) => allocationRun(node, ...range),
+      run: (...range) => allocationRun(image, ...range),
       // Where there are data, there is neither a hole nor zeroes.
       join: (first, second) => first & second,
     },
     ...(allocationDepth
       ? [{
         name: ALLOCATION_DEPTH,
-        run: (offset: number, length: number) => depthRun(node, offset, length),
+        run: (offset: number, length: number) =>
+          depthRun(image, offset, length),
         join: Math.max,
       }]
       : []),
@@ -100,22 +100,22 @@ export function contextsOf(
 }
 
 async function allocationRun(
-  node: BlockNode,
+  image: Image,
   offset: number,
   length: number,
 ): Promise<Run> {
-  const extent = await chainStatus(node, offset, length);
+  const extent = await image.status(offset, length);
   const flags = (isStored(extent) ? 0 : STATE.HOLE) |
     (extent.zero ? STATE.ZERO : 0);
   return { length: extent.length, flags };
 }
 
 async function depthRun(
-  node: BlockNode,
+  image: Image,
   offset: number,
   length: number,
 ): Promise<Run> {
-  const extent = await chainStatus(node, offset, length);
+  const extent = await image.status(offset, length);
   return {
     length: extent.length,
     flags: extent.allocated ? extent.depth + 1 : 0,

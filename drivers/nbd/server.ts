@@ -156,13 +156,11 @@ function exportOf(image: Image, options: NbdServerOptions): Export {
   if (blockSize & (blockSize - 1)) {
     throw invalid(`The block size ${blockSize} is not a power of two`);
   }
-  const { node } = image;
-  const { requestAlignment = 1, maxTransfer = 0 } = node.limits ?? {};
+  const { requestAlignment = 1, maxTransfer = 0 } = image.node.limits ?? {};
   const minimum = Math.max(blockSize, requestAlignment);
   return {
     name,
     description,
-    node,
     size: image.size,
     writable,
     shared: maxClients !== 1,
@@ -171,7 +169,7 @@ function exportOf(image: Image, options: NbdServerOptions): Export {
       preferred: Math.max(4096, minimum),
       maximum: Math.min(maxTransfer || MAX_PAYLOAD, MAX_PAYLOAD),
     },
-    contexts: contextsOf(node, options),
+    contexts: contextsOf(image, options),
   };
 }
 

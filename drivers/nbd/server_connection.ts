@@ -5,7 +5,6 @@
  * @module
  */
 import { asBlockError, BlockError, invalid } from "../../core/errors.ts";
-import { chainStatus } from "../../core/extents.ts";
 import type { Image } from "../../core/image.ts";
 import type { Budget, Spender } from "./budget.ts";
 import type { Buffers } from "./buffers.ts";
@@ -390,8 +389,8 @@ export class Connection implements Spender {
     at: number,
     end: number,
   ): Promise<{ length: number; zero: boolean }> {
-    const { node, blockSizes: { minimum } } = this.#export;
-    const { length, zero } = await chainStatus(node, at, end - at);
+    const { blockSizes: { minimum } } = this.#export;
+    const { length, zero } = await this.#image.status(at, end - at);
     const rest = length % minimum;
     if (rest === 0 || at + length === end) return { length, zero };
     if (length > rest) return { length: length - rest, zero };

@@ -8,7 +8,7 @@ import { allocate, divideUp, roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { nothingFound } from "../../core/check_result.ts";
 import type { BlockNode, CheckOptions, CheckResult } from "../../core/node.ts";
 import { isEqual } from "../../core/runtime.ts";
-import type { BlockTable } from "./block_table.ts";
+import type { ParallelsTable } from "./block_table.ts";
 import type { ParallelsHeader } from "./header.ts";
 
 /** Bytes of a cluster that are copied at once. */
@@ -18,7 +18,7 @@ const COPY_BYTES = 1024 * 1024;
 export interface CheckedImage {
   readonly file: BlockNode;
   readonly header: ParallelsHeader;
-  readonly table: BlockTable;
+  readonly table: ParallelsTable;
   /** Whether it was not closed properly; so it is no longer once repaired. */
   isUnclean: boolean;
 }
@@ -74,11 +74,11 @@ export async function checkTable(
   result.imageEndOffset = end;
   await table.examine();
   if (repair?.corruptions) {
-    for (const index of lost) await table.setPlace(index, 0);
+    for (const index of lost) await table.map(index, 0);
     const { size } = file;
     for (const [index, place] of shared) {
       await separate(image, index, place, size);
-      result.imageEndOffset = table.end;
+      result.imageEndOffset = table.dataEnd;
     }
     await table.flush();
   }
@@ -118,5 +118,5 @@ async function separate(
       await file.writev!(place + done, [bytes]);
     }
   }
-  await table.setPlace(index, place);
+  await table.map(index, place);
 }

@@ -3,25 +3,24 @@
  *
  * @module
  */
-import { Access, eventOf } from "../../core/access.ts";
 import type { IoVector } from "../../core/bytes.ts";
 import type { BlockDriver, OpenContext } from "../../core/driver.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
 import { Mutex } from "../../core/lock.ts";
+import { MappedNode } from "../../core/mapped_node.ts";
 import type {
   BitmapOperations,
   BlockNode,
   CheckOptions,
   CheckResult,
-  Extent,
   ImageOperations,
   NodeInfo,
   Preallocation,
-  ReadFlags,
   WriteFlags,
 } from "../../core/node.ts";
 import { type OptionValues, parseOptions } from "../../core/options.ts";
-import { BlockTable } from "./block_table.ts";
+import { openBacking } from "../../core/parents.ts";
+import { ParallelsTable } from "./block_table.ts";
 import { PARALLELS_CREATE_OPTIONS } from "./create_options.ts";
 import {
   dropExtension,
@@ -82,7 +81,7 @@ async function open(
       bitmaps = await readBitmaps(file, header);
     } else context.warn("Format Extension ignored in RW mode");
   }
-  const table = new BlockTable(file, header);
+  const table = new ParallelsTable(file, header);
   if (!readOnly) {
     await table.examine();
     setInUse(header, IN_USE.OPEN);
@@ -90,9 +89,7 @@ async function open(
     await file.flush?.();
   }
   // No image names one, but its user may.
-  const backing = context.describes("backing") && options.backing !== null
-    ? await context.openChild("backing")
-    : undefined;
+  const backing = await openBacking(undefined, undefined, options, context);
   return new ParallelsNode({ file, header, table, bitmaps, backing, context });
 }
 
@@ -100,44 +97,34 @@ async function open(
 interface ParallelsImage {
   readonly file: BlockNode;
   readonly header: ParallelsHeader;
-  readonly table: BlockTable;
+  readonly table: ParallelsTable;
   /** Of an image that is read only. */
   readonly bitmaps?: BitmapOperations;
   readonly backing?: BlockNode;
   readonly context: OpenContext;
 }
 
-class ParallelsNode implements BlockNode {
+class ParallelsNode extends MappedNode {
   readonly driver = parallelsDriver;
-  readonly filename: string;
-  readonly readOnly: boolean;
-  children: { readonly file: BlockNode; readonly backing?: BlockNode };
   readonly image: ImageOperations;
-  /** As for {@linkcode Access}; absent if nobody listens. */
-  readonly event?: (name: string) => void | Promise<void>;
   readonly #header: ParallelsHeader;
-  readonly #table: BlockTable;
+  readonly #table: ParallelsTable;
   readonly #bitmaps?: BitmapOperations;
-  readonly #access: Access;
   /** Whether it was not closed properly, and has not been repaired. */
   #isUnclean: boolean;
   /** Whether there is an extension, which knows nothing of writes. */
   #hasExtension: boolean;
   readonly #dropping = new Mutex();
 
-  constructor(
-    { file, header, table, bitmaps, backing, context }: ParallelsImage,
-  ) {
-    this.children = backing ? { file, backing } : { file };
-    this.filename = context.filename;
-    this.readOnly = context.readOnly;
-    this.event = eventOf([file], context);
+  constructor(image: ParallelsImage) {
+    super({ ...image, hasEvents: true });
+    const { header, table, bitmaps } = image;
     this.#header = header;
     this.#table = table;
     this.#bitmaps = bitmaps;
     this.#isUnclean = header.isInUse;
     this.#hasExtension = header.extension !== 0;
-    this.#access = new Access(this, table);
+    this.useMap(table);
     this.image = {
       check: (options) => this.#check(options),
       ...(bitmaps && { bitmaps }),
@@ -148,22 +135,13 @@ class ParallelsNode implements BlockNode {
     return this.#header.size;
   }
 
-  get backing(): BlockNode | undefined {
-    return this.children.backing;
-  }
-
-  readv(offset: number, iov: IoVector, flags?: ReadFlags): Promise<void> {
-    return this.#access.readv(offset, iov, flags);
-  }
-
-  async writev(
+  protected override async write(
     offset: number,
     iov: IoVector,
     flags?: WriteFlags,
   ): Promise<void> {
     if (this.#hasExtension) await this.#dropExtension();
-    await this.#access.writev(offset, iov, flags);
-    if (flags?.fua) await this.flush();
+    await super.write(offset, iov, flags);
   }
 
   /** Bitmaps that do not know of a write would mislead a backup. */
@@ -175,14 +153,6 @@ class ParallelsNode implements BlockNode {
     await file.writev!(0, [this.#header.bytes]);
     await file.flush?.();
     this.#hasExtension = false;
-  }
-
-  status(offset: number, length: number): Promise<Extent> {
-    return this.#access.status(offset, length);
-  }
-
-  async flush(): Promise<void> {
-    if (!this.readOnly) await this.#table.flush();
   }
 
   async info(): Promise<NodeInfo> {
@@ -205,20 +175,13 @@ class ParallelsNode implements BlockNode {
     return result;
   }
 
-  replaceChild(role: string, child: BlockNode): void {
-    this.children = { ...this.children, [role]: child };
-    if (role === "file") this.#table.useFile(child);
-  }
-
   /** Say that it is closed, once all of it is durable. */
-  async close(): Promise<void> {
+  override async close(): Promise<void> {
     if (this.readOnly) return;
     await this.#table.flush();
     const { file } = this.children;
-    if (!this.#hasExtension && !this.#isUnclean) {
-      await this.#table.trim();
-      await file.flush?.();
-    }
+    // Where that is lost, space is leaked, which does no harm.
+    if (!this.#hasExtension && !this.#isUnclean) await this.#table.trim();
     setInUse(this.#header, this.#isUnclean ? IN_USE.OPEN : IN_USE.CLOSED);
     await file.writev!(0, [this.#header.bytes]);
     await file.flush?.();

@@ -3,22 +3,20 @@
  *
  * @module
  */
-import { Access, eventOf } from "../../core/access.ts";
 import { type IoVector, SECTOR_SIZE } from "../../core/bytes.ts";
 import type { BlockDriver, OpenContext } from "../../core/driver.ts";
 import { Encryption, LOCKED } from "../../core/encryption.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
+import { MappedNode } from "../../core/mapped_node.ts";
 import type {
   BlockNode,
   CompressOptions,
-  Extent,
   ImageOperations,
   NodeInfo,
-  ReadFlags,
   RequestLimits,
-  WriteFlags,
 } from "../../core/node.ts";
 import { type OptionValues, parseOptions } from "../../core/options.ts";
+import { openBacking } from "../../core/parents.ts";
 import { writeZeroes } from "../../core/requests.ts";
 import {
   ENTRY,
@@ -54,7 +52,13 @@ async function open(
   const file = await context.openChild("file");
   const header = await readHeader(file);
   const encryption = await openEncryption(header, parsed, context);
-  const backing = await openBacking(header, options, context);
+  // The format does not say which one the backing file has.
+  const backing = await openBacking(
+    header.backingFile,
+    undefined,
+    options,
+    context,
+  );
   return new QcowNode({ file, header, encryption, backing, context });
 }
 
@@ -94,21 +98,6 @@ async function openEncryption(
   return await legacyEncryption(secret, context);
 }
 
-/** The backing file that the user describes, or else the one of the header. */
-async function openBacking(
-  { backingFile }: QcowHeader,
-  options: OptionValues,
-  context: OpenContext,
-): Promise<BlockNode | undefined> {
-  if (context.describes("backing")) {
-    if (options.backing === null) return undefined;
-    return await context.openChild("backing");
-  }
-  if (backingFile === undefined) return undefined;
-  // The format does not say which one the backing file has.
-  return await context.openImplicit("backing", backingFile, undefined);
-}
-
 /** What an open image consists of. */
 interface QcowImage {
   readonly file: BlockNode;
@@ -118,66 +107,39 @@ interface QcowImage {
   readonly context: OpenContext;
 }
 
-class QcowNode implements BlockNode {
+class QcowNode extends MappedNode<TwoLevelRun> {
   readonly driver = qcowDriver;
-  readonly filename: string;
-  readonly readOnly: boolean;
   readonly size: number;
   readonly limits?: RequestLimits;
-  children: { readonly file: BlockNode; readonly backing?: BlockNode };
   readonly image: ImageOperations = { makeEmpty: () => this.#makeEmpty() };
-  /** As for {@linkcode Access}; absent if nobody listens. */
-  readonly event?: (name: string) => void | Promise<void>;
-  readonly encryption?: Encryption;
   readonly #header: QcowHeader;
   readonly #map: TwoLevelMap;
-  readonly #access: Access<TwoLevelRun>;
   readonly #compressed: CompressedClusters;
 
-  constructor({ file, header, encryption, backing, context }: QcowImage) {
-    this.children = backing ? { file, backing } : { file };
-    this.filename = context.filename;
-    this.readOnly = context.readOnly;
+  constructor(image: QcowImage) {
+    super({ ...image, hasEvents: true });
+    const { file, header, encryption } = image;
     this.size = header.size;
-    this.encryption = encryption;
     if (encryption) this.limits = { requestAlignment: SECTOR_SIZE };
-    this.event = eventOf([file], context);
     this.#header = header;
     this.#map = new TwoLevelMap(
       file,
       layoutOf(header, file, encryption !== undefined),
       this.event,
     );
-    this.#access = new Access<TwoLevelRun>(this, this.#map);
+    this.useMap(this.#map);
     this.#compressed = new CompressedClusters(
       {
         size: this.size,
         file: () => this.children.file,
         map: this.#map,
-        access: this.#access,
+        access: this.access,
         event: this.event,
       },
       header.clusterBits,
     );
     this.#map.readSpecial = (run, offset, iov) =>
       this.#compressed.read(run, offset, iov);
-  }
-
-  get backing(): BlockNode | undefined {
-    return this.children.backing;
-  }
-
-  readv(offset: number, iov: IoVector, flags?: ReadFlags): Promise<void> {
-    return this.#access.readv(offset, iov, flags);
-  }
-
-  async writev(
-    offset: number,
-    iov: IoVector,
-    flags?: WriteFlags,
-  ): Promise<void> {
-    await this.#access.writev(offset, iov, flags);
-    if (flags?.fua) await this.flush();
   }
 
   async writeCompressed(
@@ -193,14 +155,6 @@ class QcowNode implements BlockNode {
       );
     }
     await this.#compressed.write(offset, iov, options);
-  }
-
-  status(offset: number, length: number): Promise<Extent> {
-    return this.#access.status(offset, length);
-  }
-
-  async flush(): Promise<void> {
-    if (!this.readOnly) await this.#map.flush();
   }
 
   // deno-lint-ignore require-await -- the interface is asynchronous
@@ -224,15 +178,6 @@ class QcowNode implements BlockNode {
     this.#map.forget(l1Offset + length);
     this.#compressed.forget();
     await file.truncate?.(l1Offset + length);
-  }
-
-  replaceChild(role: string, child: BlockNode): void {
-    this.children = { ...this.children, [role]: child };
-    if (role === "file") this.#map.useFile(child);
-  }
-
-  close(): Promise<void> {
-    return this.flush();
   }
 }
 

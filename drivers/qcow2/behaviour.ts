@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { MetadataKind } from "./overlap.ts";
+import type { MetadataKind } from "./overlap_options.ts";
 
 /** Why clusters are given up. */
 export type FreeReason = "request" | "snapshot" | "other" | "always" | "never";

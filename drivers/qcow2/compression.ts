@@ -1,26 +1,14 @@
 /**
- * Reading compressed clusters, and a memory of the last ones. (Specification:
- * "Compressed Clusters Descriptor"; deflate streams have no header and a
- * window of 4 KiB.)
+ * The compressed clusters of an image: what is known of them without looking
+ * into any. (Specification: "Compressed Clusters Descriptor".)
  *
  * @module
  */
-import {
-  allocate,
-  copyIntoVector,
-  type IoVector,
-  sliceVector,
-} from "../../core/bytes.ts";
-import { asBlockError, BlockError } from "../../core/errors.ts";
-import type { BlockNode, ReadFlags } from "../../core/node.ts";
-import { readPadded } from "../../core/requests.ts";
-import type { ClusterMap, Mapping } from "./cluster_map.ts";
+import type { IoVector } from "../../core/bytes.ts";
+import type { ReadFlags } from "../../core/node.ts";
+import type { Mapping } from "./cluster_map.ts";
+import type { CompressedReader, CompressionHost } from "./compressed_reader.ts";
 import type { CompressionQueue } from "./compression_queue.ts";
-import type { Geometry } from "./geometry.ts";
-import type { Header } from "./header.ts";
-
-/** Clusters to remember: sequential readers ask for parts of the same one. */
-const REMEMBERED = 4;
 
 /** Most bytes that are read or decompressed at once, if it is not one cluster. */
 const MAX_RUN = 2 * 1024 * 1024;
@@ -28,59 +16,18 @@ const MAX_RUN = 2 * 1024 * 1024;
 /** Most clusters of it: with small ones, what tells of them takes more memory. */
 const MAX_CLUSTERS = 128;
 
-/** Most bytes of compressed data in memory, if it is not one run. */
-const MAX_BUFFERS = 8 * 1024 * 1024;
-
-/** Most buffers that are kept for later ones. */
-const SPARE_BUFFERS = 4;
-
-/** Bytes between compressed clusters that are read rather than skipped. */
-const MAX_GAP = 4096;
-
 /** What works on the data. */
 type Codecs = typeof import("../../core/compression.ts");
 
-/** A cluster that is to be read, where to, and who else waits for it. */
-interface Wanted {
-  /** The first byte of its data, anywhere in the file. */
-  readonly hostOffset: number;
-  /** Bytes of its data, to the end of the last sector that it touches. */
-  readonly length: number;
-  readonly target: Uint8Array;
-  resolve?(cluster: Uint8Array): void;
-  reject?(error: BlockError): void;
-}
-
-/** What compressed clusters need of the image that they belong to. */
-export interface CompressionHost {
-  readonly dataFile: BlockNode;
-  readonly header: Header;
-  readonly geometry: Geometry;
-  readonly clusters: ClusterMap;
-  /** Tell that a step is about to be done. */
-  event(name: string): Promise<void> | void;
-}
-
-/** A cluster that was read, or is being read. */
-interface Remembered {
-  readonly content: Promise<Uint8Array>;
-  /** How many are about to copy from it. */
-  readers: number;
-  /** Nobody will find it any more. */
-  isForgotten: boolean;
-}
-
-/** Compresses clusters, and reads compressed ones. */
+/** Compresses clusters, and has compressed ones read. */
 export class CompressedClusters {
   /** What is being compressed; made when something is. */
   queue?: CompressionQueue;
   readonly #state: CompressionHost;
-  readonly #clusters = new Map<string, Remembered>();
-  /** For the next cluster to remember. */
-  #spare?: Uint8Array;
+  /** Most images have nothing that is compressed, and need none. */
+  #reader?: CompressedReader;
   #codecs?: Promise<Codecs>;
   #workers?: Disposable;
-  readonly #buffers = new RunBuffers();
 
   constructor(state: CompressionHost) {
     this.#state = state;
@@ -100,61 +47,30 @@ export class CompressedClusters {
   }
 
   /** Read the bytes from `offset` on; each mapping is about one cluster. */
-  async read(
+  read(
     mappings: readonly Mapping[],
     offset: number,
     iov: IoVector,
     flags?: ReadFlags,
   ): Promise<void> {
-    const { geometry } = this.#state;
-    const wanted: Wanted[] = [];
-    const pending: Promise<void>[] = [];
-    let done = 0;
-    for (const mapping of mappings) {
-      const { length } = mapping;
-      const part = sliceVector(iov, done, length);
-      // Who wants all of it will hardly ask for it again soon.
-      const isDirect = length === geometry.clusterSize && part.length === 1 &&
-        !(this.#clusters.size > 0 && this.#clusters.has(keyOf(mapping)));
-      if (isDirect) {
-        wanted.push({ ...placeOf(mapping), target: part[0] });
-      } else {
-        const start = geometry.offsetInCluster(offset + done);
-        pending.push(this.#readPart(mapping, start, part, wanted));
-      }
-      done += length;
-    }
-    pending.push(this.#readRuns(wanted, flags));
-    // Even if one fails, others may still be writing to the caller's buffers.
-    for (const result of await Promise.allSettled(pending)) {
-      if (result.status === "rejected") throw result.reason;
-    }
+    return this.#reader
+      ? this.#reader.read(mappings, offset, iov, flags)
+      : this.#readFirst(mappings, offset, iov, flags);
   }
 
-  /** What has to be read for it is added to `wanted` at once. */
-  async #readPart(
-    mapping: Mapping,
-    start: number,
+  async #readFirst(
+    mappings: readonly Mapping[],
+    offset: number,
     iov: IoVector,
-    wanted: Wanted[],
+    flags?: ReadFlags,
   ): Promise<void> {
-    const { geometry } = this.#state;
-    const { length } = mapping;
-    const key = keyOf(mapping);
-    let cluster = this.#clusters.get(key);
-    if (!cluster) {
-      const target = this.#spare ?? allocate(geometry.clusterSize);
-      this.#spare = undefined;
-      const { promise, ...settle } = Promise.withResolvers<Uint8Array>();
-      wanted.push({ ...placeOf(mapping), ...settle, target });
-      cluster = { content: promise, readers: 0, isForgotten: false };
-      this.#remember(key, cluster);
-    }
-    cluster.readers++;
-    const content = await cluster.content;
-    copyIntoVector(iov, 0, content.subarray(start, start + length));
-    // Nobody else can see it any more.
-    if (--cluster.readers === 0 && cluster.isForgotten) this.#spare = content;
+    const { CompressedReader } = await import("./compressed_reader.ts");
+    this.#reader ??= new CompressedReader(
+      this.#state,
+      MAX_RUN,
+      () => this.load(),
+    );
+    await this.#reader.read(mappings, offset, iov, flags);
   }
 
   /**
@@ -170,7 +86,7 @@ export class CompressedClusters {
     return await compress(this.#state.header.compressionType, cluster, level);
   }
 
-  /** Most images have nothing that is compressed, and need no codecs. */
+  /** The codecs, and workers that they may use. */
   load(): Promise<Codecs> {
     return this.#codecs ??= import("../../core/compression.ts").then(
       (codecs) => {
@@ -182,219 +98,14 @@ export class CompressedClusters {
 
   /** Forget what was read: clusters have been freed or written anew. */
   forget(): void {
-    this.#clusters.clear();
+    this.#reader?.forget();
   }
 
   /** Nothing more is wanted. */
   close(): void {
-    this.forget();
+    this.#reader = undefined;
     this.#workers?.[Symbol.dispose]();
     this.#workers = undefined;
     this.#codecs = undefined;
-    this.#spare = undefined;
-    this.#buffers.clear();
   }
-
-  #remember(key: string, cluster: Remembered): void {
-    // If it could not be read, the next reader tries again. What is corrupt
-    // stays so: it is not decompressed for each sector that is asked for.
-    cluster.content.catch((error) => {
-      if (!(error instanceof CorruptCluster)) this.#clusters.delete(key);
-    });
-    this.#clusters.set(key, cluster);
-    if (this.#clusters.size <= REMEMBERED) return;
-    const [oldest, forgotten] = this.#clusters.entries().next().value!;
-    this.#clusters.delete(oldest);
-    forgotten.isForgotten = true;
-    if (forgotten.readers > 0) return;
-    forgotten.content.then((content) => this.#spare = content, () => {});
-  }
-
-  /** @throws what one of the clusters did that could not be read. */
-  async #readRuns(
-    wanted: readonly Wanted[],
-    flags?: ReadFlags,
-  ): Promise<void> {
-    const pending: Promise<void>[] = [];
-    const failures: unknown[] = [];
-    for (const run of inRuns(wanted)) {
-      try {
-        await this.#readRun(run, pending, failures, flags);
-      } catch (error) {
-        for (const { reject } of run) reject?.(asBlockError(error));
-        failures.push(error);
-      }
-    }
-    await Promise.all(pending);
-    if (failures.length > 0) throw failures[0];
-  }
-
-  /**
-   * Read clusters that lie together at once, and have them decompressed, which
-   * may still be `pending` then.
-   */
-  async #readRun(
-    run: readonly Wanted[],
-    pending: Promise<void>[],
-    failures: unknown[],
-    flags?: ReadFlags,
-  ): Promise<void> {
-    const start = run[0].hostOffset;
-    const end = run.reduce(
-      (end, { hostOffset, length }) => Math.max(end, hostOffset + length),
-      0,
-    );
-    if (end >= 2 ** 53) throw new BlockError("EIO");
-    for (const _ of run) {
-      const event = this.#state.event("read_compressed");
-      if (event) await event;
-    }
-    const waiting = this.#buffers.reserve(end - start);
-    if (waiting) await waiting;
-    const buffer = this.#buffers.take(end - start);
-    const later: Promise<void>[] = [];
-    // Others may wait for the same cluster, who have not given up.
-    const isShared = run.some(({ resolve }) => resolve);
-    const bytes = buffer.subarray(0, end - start);
-    try {
-      // The descriptor may claim more than there is: what decodes is enough.
-      const own = isShared ? undefined : flags;
-      await readPadded(this.#state.dataFile, start, [bytes], own);
-      await this.#decompressRun(run, buffer, start, end, later, failures);
-    } catch (error) {
-      await Promise.all(later);
-      this.#buffers.giveBack(buffer);
-      throw error;
-    }
-    pending.push(
-      Promise.all(later).then(() => this.#buffers.giveBack(buffer)),
-    );
-  }
-
-  /** What is not done when this is takes part of `buffer` in `later`. */
-  async #decompressRun(
-    run: readonly Wanted[],
-    buffer: Uint8Array,
-    start: number,
-    end: number,
-    later: Promise<void>[],
-    failures: unknown[],
-  ): Promise<void> {
-    const { dataFile, header } = this.#state;
-    // Of what a device has cut off, the zeroes in its place are no data.
-    const inside = Math.max(0, Math.min(end, dataFile.size) - start);
-    const type = header.compressionType;
-    const { decompress, decompressNow } = await this.load();
-    for (const cluster of run) {
-      const at = cluster.hostOffset - start;
-      const stop = Math.max(at, Math.min(at + cluster.length, inside));
-      const data = buffer.subarray(at, stop);
-      const { target } = cluster;
-      // Thousands of small clusters would otherwise have a promise each.
-      if (decompressNow(type, data, target)) cluster.resolve?.(target);
-      else {
-        later.push(
-          decompress(type, data, target).then(
-            () => cluster.resolve?.(target),
-            (error) => {
-              failures.push(readError(error));
-              cluster.reject?.(readError(error));
-            },
-          ),
-        );
-      }
-    }
-  }
-}
-
-/**
- * Buffers for compressed data, which are used again: a new one takes as long as
- * reading into it, and stays until garbage is collected.
- */
-class RunBuffers {
-  readonly #spare: Uint8Array[] = [];
-  readonly #waiting: (() => void)[] = [];
-  #bytes = 0;
-
-  /** To be waited for before a buffer is taken, if many are in use. */
-  reserve(length: number): Promise<void> | undefined {
-    if (this.#bytes === 0 || this.#bytes + sizeFor(length) <= MAX_BUFFERS) {
-      this.#bytes += sizeFor(length);
-      return undefined;
-    }
-    return this.#wait(length);
-  }
-
-  async #wait(length: number): Promise<void> {
-    while (this.#bytes > 0 && this.#bytes + sizeFor(length) > MAX_BUFFERS) {
-      await new Promise<void>((resolve) => this.#waiting.push(resolve));
-    }
-    this.#bytes += sizeFor(length);
-  }
-
-  /** A buffer of at least `length` bytes, which were reserved. */
-  take(length: number): Uint8Array {
-    const size = sizeFor(length);
-    const index = this.#spare.findIndex((spare) => spare.length === size);
-    if (index < 0) return allocate(size);
-    return this.#spare.splice(index, 1)[0];
-  }
-
-  /** The buffer may be used by others. */
-  giveBack(buffer: Uint8Array): void {
-    this.#bytes -= buffer.length;
-    this.#spare.push(buffer);
-    if (this.#spare.length > SPARE_BUFFERS) this.#spare.shift();
-    for (const resolve of this.#waiting.splice(0)) resolve();
-  }
-
-  /** Forget those that nobody uses. */
-  clear(): void {
-    this.#spare.length = 0;
-  }
-}
-
-/** So few sizes that one buffer does for the next run as well. */
-function sizeFor(length: number): number {
-  return 2 ** Math.ceil(Math.log2(Math.max(length, 4096)));
-}
-
-/** What clusters are remembered by. */
-function keyOf({ hostOffset, compressedLength }: Mapping): string {
-  return `${hostOffset}:${compressedLength}`;
-}
-
-function placeOf({ hostOffset, compressedLength }: Mapping) {
-  return { hostOffset, length: compressedLength };
-}
-
-/** What to tell of data that cannot be decompressed. */
-function readError(thrown: unknown): BlockError {
-  const error = asBlockError(thrown);
-  if (error.code === "ENOTSUP") return error;
-  return new CorruptCluster("EIO", undefined, { cause: error });
-}
-
-/** Compressed data that was read, but is none. */
-class CorruptCluster extends BlockError {}
-
-/** Split into groups that lie so close, in order, that one request reads them. */
-function inRuns(wanted: readonly Wanted[]): Wanted[][] {
-  const runs: Wanted[][] = [];
-  for (const cluster of wanted) {
-    const run = runs.at(-1);
-    if (run && continues(run, cluster)) run.push(cluster);
-    else runs.push([cluster]);
-  }
-  return runs;
-}
-
-/** Whether a cluster follows the last one of a run, and the run may grow. */
-function continues(run: readonly Wanted[], next: Wanted): boolean {
-  const last = run[run.length - 1];
-  const end = next.hostOffset + next.length;
-  // The next one may begin in the sector in which the last one ends.
-  return next.hostOffset > last.hostOffset &&
-    next.hostOffset <= last.hostOffset + last.length + MAX_GAP &&
-    end - run[0].hostOffset <= MAX_RUN;
 }

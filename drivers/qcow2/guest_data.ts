@@ -5,12 +5,13 @@
  * @module
  */
 import { Access, type AccessHost } from "../../core/access.ts";
+import { allocate } from "../../core/bytes.ts";
 import { CacheCleaner } from "./cache_cleaner.ts";
 import { ClusterMap, type ClusterMapHost } from "./cluster_map.ts";
-import { CompressedClusters, type CompressionHost } from "./compression.ts";
+import type { CompressionHost } from "./compressed_reader.ts";
+import { CompressedClusters } from "./compression.ts";
 import { GuestMap, type GuestMapHost } from "./guest_map.ts";
 import type { RefcountHost } from "./refcount_table.ts";
-import { Refcounts } from "./refcounts.ts";
 import { TableCache } from "./table_cache.ts";
 
 /** Sizes of the caches, in bytes. */
@@ -36,7 +37,6 @@ export class GuestData {
   refcountCache!: TableCache;
   readonly cleaner = new CacheCleaner(this);
   readonly clusters: ClusterMap;
-  readonly refcounts: Refcounts;
   readonly compressed: CompressedClusters;
   /** Moves it. */
   readonly access: Access;
@@ -44,7 +44,6 @@ export class GuestData {
   constructor(host: GuestDataHost, caches: CacheSizes) {
     this.#host = host;
     this.makeCaches(caches);
-    this.refcounts = new Refcounts(host);
     this.clusters = new ClusterMap(host);
     this.compressed = new CompressedClusters(host);
     this.access = new Access(host, new GuestMap(host));
@@ -67,5 +66,15 @@ export class GuestData {
         await this.#host.event("refblock_update_part");
       },
     });
+  }
+
+  /** Read the refcount table, which has to be there in all images. */
+  async readRefcountTable(): Promise<Uint8Array> {
+    const { file, header, geometry } = this.#host;
+    const length = header.refcountTableClusters * geometry.clusterSize;
+    const bytes = allocate(length);
+    if (length > 0) await this.#host.event("reftable_load");
+    if (length > 0) await file.readv(header.refcountTableOffset, [bytes]);
+    return bytes;
   }
 }

@@ -12,10 +12,11 @@ import type { Refcounts } from "./refcounts.ts";
 export interface HolesHost {
   readonly plainFile: BlockNode;
   readonly geometry: Geometry;
-  readonly refcounts: Refcounts;
   readonly metadata: Mutex;
   /** Whether data clusters may be holes in the file; found out when asked. */
   hasHoles?: boolean | Promise<boolean>;
+  /** The refcounts, of an image that is only read as well. */
+  loadRefcounts(): Promise<Refcounts>;
 }
 
 /**
@@ -30,7 +31,7 @@ export function hasHoles(host: HolesHost): boolean | Promise<boolean> {
 }
 
 async function findHoles(host: HolesHost): Promise<boolean> {
-  const { plainFile, geometry, refcounts } = host;
+  const { plainFile, geometry } = host;
   const { actualSize } = await plainFile.info?.() ?? {};
   if (actualSize === undefined) return false;
   const real = Math.floor(actualSize / geometry.clusterSize);
@@ -38,6 +39,7 @@ async function findHoles(host: HolesHost): Promise<boolean> {
   const clusters = geometry.clustersFor(plainFile.size);
   if (clusters < threshold) return false;
   using _ = await host.metadata.lock();
+  const refcounts = await host.loadRefcounts();
   let used = 0;
   for (let index = 0; index < clusters && used < threshold; index++) {
     if (await refcounts.get(index, false) > 0) used++;

@@ -53,7 +53,7 @@ export async function measure(
   const data = plan.reserves
     ? size
     : source
-    ? await dataOf(source, plan, size)
+    ? await dataOf(source, plan, size, context)
     : 0;
   const info = await source?.info?.();
   const bitmaps = plan.version >= 3 && info?.bitmapsFault === undefined
@@ -121,12 +121,14 @@ async function dataOf(
   source: BlockNode,
   { hasBacking, geometry }: Plan,
   size: number,
+  context?: MeasureContext,
 ): Promise<number> {
+  const status = context?.status ?? chainStatus.bind(undefined, source);
   // How much of it the backing file has as well is not known.
   if (hasBacking) return size;
   let data = 0;
   for (let offset = 0; offset < source.size;) {
-    const extent = await chainStatus(source, offset, source.size - offset);
+    const extent = await status(offset, source.size - offset);
     let end = offset + extent.length;
     if (!extent.zero) {
       end = geometry.clusterEnd(end);

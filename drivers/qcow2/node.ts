@@ -180,7 +180,13 @@ export class Qcow2Node implements BlockNode {
 
   /** What bitmaps record must be recorded before it is written. */
   #mark(offset: number, length: number): void | Promise<void> {
+    this.#checkWritable();
     return this.#state.recorder?.mark(offset, length);
+  }
+
+  /** What changes an image is not even loaded for one that is only read. */
+  #checkWritable(): void {
+    if (this.#state.readOnly) throw new BlockError("EACCES");
   }
 
   readv(offset: number, iov: IoVector, flags?: ReadFlags): Promise<void> {
@@ -276,6 +282,7 @@ export class Qcow2Node implements BlockNode {
   }
 
   async truncate(size: number, options?: TruncateOptions): Promise<void> {
+    this.#checkWritable();
     using _ = await this.#state.operations.drain();
     this.#state.checkUsable();
     const { resize } = await import("./resize.ts");
@@ -350,15 +357,19 @@ export class Qcow2Node implements BlockNode {
       state.checkUsable();
       return await act();
     };
+    const change = async <T>(act: () => Promise<T>): Promise<T> => {
+      this.#checkWritable();
+      return await alone(act);
+    };
     const load = () => import("./snapshots.ts");
     return {
       list: () => Promise.resolve(listSnapshots(state)),
       create: (request) =>
-        alone(async () => (await load()).createSnapshot(state, request)),
+        change(async () => (await load()).createSnapshot(state, request)),
       apply: (name) =>
-        alone(async () => (await load()).applySnapshot(state, name)),
+        change(async () => (await load()).applySnapshot(state, name)),
       delete: (name) =>
-        alone(async () => (await load()).deleteSnapshot(state, name)),
+        change(async () => (await load()).deleteSnapshot(state, name)),
       loadTemporary: (name) =>
         alone(async () => (await load()).loadSnapshot(state, name)),
     };
@@ -366,6 +377,7 @@ export class Qcow2Node implements BlockNode {
 
   async #saveVmState(offset: number, iov: IoVector): Promise<void> {
     const state = this.#state;
+    this.#checkWritable();
     using _ = await state.operations.drain();
     const start = vmStateOffset(state) + offset;
     const end = start + vectorLength(iov);
@@ -463,6 +475,7 @@ export class Qcow2Node implements BlockNode {
   }
 
   async #makeEmpty(): Promise<void> {
+    this.#checkWritable();
     using _ = await this.#state.operations.drain();
     this.#state.checkUsable();
     // Loaded when it is used: every start would pay for it.
@@ -483,6 +496,7 @@ export class Qcow2Node implements BlockNode {
   }
 
   async #amend(options: OptionValues, how: AmendOptions = {}): Promise<void> {
+    this.#checkWritable();
     const state = this.#state;
     const { amend } = await import("./amend.ts");
     using _ = await this.#amending.lock();

@@ -12,7 +12,7 @@ import { ENCRYPT_OPTIONS } from "./create_options.ts";
 import { Compatible } from "./format.ts";
 import { Geometry } from "./geometry.ts";
 import type { Header } from "./header.ts";
-import { OVERLAP_OPTIONS, protectedKinds } from "./overlap.ts";
+import { OVERLAP_OPTIONS, protectedKinds } from "./overlap_options.ts";
 import type { CacheSizes } from "./guest_data.ts";
 
 const MIB = 1024 * 1024;

@@ -5,109 +5,12 @@
  * @module
  */
 import { viewOf } from "../../core/bytes.ts";
-import { BlockError } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
-import { valueText } from "../../core/values.ts";
-import type { OptionTable, OptionValues } from "../../core/options.ts";
 import { Autoclear, ENTRY_SIZE, entryOffset } from "./format.ts";
 import type { Geometry } from "./geometry.ts";
 import type { Header } from "./header.ts";
+import { METADATA_NAMES, type MetadataKind } from "./overlap_options.ts";
 import type { SnapshotEntry } from "./snapshot_table.ts";
-
-/** The kinds of metadata, in the order in which they are looked at. */
-const KINDS = [
-  "main-header",
-  "active-l1",
-  "refcount-table",
-  "snapshot-table",
-  "inactive-l1",
-  "active-l2",
-  "refcount-block",
-  "inactive-l2",
-  "bitmap-directory",
-] as const;
-
-/** A kind of metadata. */
-export type MetadataKind = typeof KINDS[number];
-
-/** What the messages call them. */
-const NAMES: { readonly [kind in MetadataKind]: string } = {
-  "main-header": "qcow2_header",
-  "active-l1": "active L1 table",
-  "refcount-table": "refcount table",
-  "snapshot-table": "snapshot table",
-  "inactive-l1": "inactive L1 table",
-  "active-l2": "active L2 table",
-  "refcount-block": "refcount block",
-  "inactive-l2": "inactive L2 table",
-  "bitmap-directory": "bitmap directory",
-};
-
-const CONSTANT: readonly MetadataKind[] = [
-  "main-header",
-  "active-l1",
-  "refcount-table",
-  "snapshot-table",
-  "bitmap-directory",
-];
-
-/** What each value of `overlap-check` looks at. */
-const TEMPLATES: { readonly [name: string]: readonly MetadataKind[] } = {
-  none: [],
-  constant: CONSTANT,
-  cached: [...CONSTANT, "active-l2", "refcount-block", "inactive-l1"],
-  all: KINDS,
-};
-
-/** The options of `overlap-check`, as QEMU has them. */
-export const OVERLAP_OPTIONS: OptionTable = {
-  "overlap-check": {
-    type: "string",
-    help: "Selects which overlap checks to perform from a range of templates " +
-      "(none, constant, cached, all)",
-  },
-  "overlap-check.template": {
-    type: "string",
-    help: "Selects which overlap checks to perform from a range of templates " +
-      "(none, constant, cached, all)",
-  },
-  ...Object.fromEntries(
-    KINDS.map((kind) => [`overlap-check.${kind}`, {
-      type: "boolean",
-      help: `Check for unintended writes into ${NAMES[kind]}`,
-    }]),
-  ),
-};
-
-/** Which kinds of metadata the options say to protect. */
-export function protectedKinds(options: OptionValues): Set<MetadataKind> {
-  const plain = options["overlap-check"] as string | undefined;
-  const template = options["overlap-check.template"] as string | undefined;
-  if (plain !== undefined && template !== undefined && plain !== template) {
-    throw new BlockError(
-      "EINVAL",
-      `Conflicting values for qcow2 options 'overlap-check' ('${plain}') and ` +
-        `'overlap-check.template' ('${template}')`,
-    );
-  }
-  const name = plain ?? template ?? "cached";
-  if (!Object.hasOwn(TEMPLATES, name)) {
-    throw new BlockError(
-      "EINVAL",
-      `Unsupported value ${
-        valueText(name)
-      } for qcow2 option 'overlap-check'. ` +
-        "Allowed are any of the following: none, constant, cached, all",
-    );
-  }
-  const kinds = new Set(TEMPLATES[name]);
-  for (const kind of KINDS) {
-    const wish = options[`overlap-check.${kind}`];
-    if (wish === true) kinds.add(kind);
-    if (wish === false) kinds.delete(kind);
-  }
-  return kinds;
-}
 
 /** What the guard needs of the image: what says where metadata lies. */
 export interface OverlapHost {
@@ -184,7 +87,7 @@ export class OverlapGuard {
   async #refuse(hit: MetadataKind): Promise<never> {
     return await this.#state.corrupt(
       "Preventing invalid write on metadata (overlaps with " +
-        `${NAMES[hit]})`,
+        `${METADATA_NAMES[hit]})`,
     );
   }
 

@@ -7,7 +7,7 @@
  *
  * @module
  */
-import { allocate, divideUp, viewOf } from "../../core/bytes.ts";
+import { divideUp, viewOf } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { isZero } from "../../core/runtime.ts";
@@ -58,16 +58,6 @@ export abstract class RefcountTable {
 
   constructor(host: RefcountHost) {
     this.host = host;
-  }
-
-  /** Read the refcount table. */
-  async load(): Promise<void> {
-    const { file, header, geometry } = this.host;
-    const length = header.refcountTableClusters * geometry.clusterSize;
-    const bytes = allocate(length);
-    if (length > 0) await this.host.event("reftable_load");
-    if (length > 0) await file.readv(header.refcountTableOffset, [bytes]);
-    this.replaceTable(bytes);
   }
 
   /** Go on with another refcount table, which the file holds already. */

@@ -29,7 +29,7 @@ import { Autoclear, Incompatible } from "./format.ts";
 import { Geometry } from "./geometry.ts";
 import type { CacheSizes, GuestData, GuestDataHost } from "./guest_data.ts";
 import type { Header } from "./header.ts";
-import { OverlapGuard, type OverlapHost } from "./overlap.ts";
+import type { OverlapGuard, OverlapHost } from "./overlap.ts";
 import type { Refcounts } from "./refcounts.ts";
 import type { SnapshotEntry } from "./snapshot_table.ts";
 import type { TableCache } from "./table_cache.ts";
@@ -53,7 +53,6 @@ export class Qcow2State
   readonly readOnly: boolean;
   header!: Header;
   geometry!: Geometry;
-  readonly overlap: OverlapGuard;
   behaviour: Behaviour;
   readonly operations = new SharedLock();
   readonly metadata = new Mutex();
@@ -80,7 +79,11 @@ export class Qcow2State
   refcountCache!: TableCache;
   clusters!: ClusterMap;
   compressed!: CompressedClusters;
+  // Of an image that can be written to.
+  overlap!: OverlapGuard;
   refcounts!: Refcounts;
+  /** The refcount table of one that cannot: hardly anybody asks for it. */
+  #refcountTable?: Uint8Array;
   #caches!: CacheSizes;
   #data?: GuestData;
   #corruptionSeen = false;
@@ -109,7 +112,6 @@ export class Qcow2State
     this.dataFile = dataFile ? this.#watched(dataFile) : this.file;
     this.readOnly = readOnly;
     this.behaviour = behaviour;
-    this.overlap = new OverlapGuard(this);
     this.adopt(header, caches);
   }
 
@@ -161,12 +163,36 @@ export class Qcow2State
 
   /** Make it possible to read and write guest data, once tables are loaded. */
   async openData(): Promise<void> {
-    const { GuestData } = await import("./guest_data.ts");
+    const { GuestData } = this.readOnly
+      ? await import("./guest_data.ts")
+      : await this.#loadWriting();
     this.#data = new GuestData(this, this.#caches);
     this.clusters = this.#data.clusters;
-    this.refcounts = this.#data.refcounts;
     this.compressed = this.#data.compressed;
     this.#useCaches(this.#data);
+  }
+
+  /** Loaded together, since each step of loading takes a while. */
+  async #loadWriting() {
+    const writing = await import("./written_data.ts");
+    this.overlap = new writing.OverlapGuard(this);
+    this.refcounts = new writing.Refcounts(this);
+    return writing;
+  }
+
+  /**
+   * The refcounts, of an image that is only read as well. For the metadata
+   * lock's holder.
+   */
+  async loadRefcounts(): Promise<Refcounts> {
+    if (!this.refcounts) {
+      const { Refcounts } = await import("./refcounts.ts");
+      const refcounts = new Refcounts(this);
+      refcounts.replaceTable(this.#refcountTable!);
+      this.refcounts = refcounts;
+      this.#refcountTable = undefined;
+    }
+    return this.refcounts;
   }
 
   /** Release what was needed for that. */
@@ -193,8 +219,11 @@ export class Qcow2State
 
   /** Read the tables that are kept whole. */
   async load(): Promise<void> {
-    await this.#data?.clusters.load();
-    await this.#data?.refcounts.load();
+    if (!this.#data) return;
+    await this.clusters.load();
+    const table = await this.#data.readRefcountTable();
+    if (this.refcounts) this.refcounts.replaceTable(table);
+    else this.#refcountTable = table;
   }
 
   /** Read everything anew, after a repair changed the file. */
@@ -214,7 +243,7 @@ export class Qcow2State
   /** Forget what was found by way of tables. */
   #forgetFindings(): void {
     this.hasHoles = undefined;
-    this.overlap.forget();
+    this.overlap?.forget();
     this.#data?.compressed.forget();
   }
 

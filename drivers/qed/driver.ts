@@ -3,30 +3,29 @@
  *
  * @module
  */
-import { Access, eventOf } from "../../core/access.ts";
-import { divideUp, type IoVector } from "../../core/bytes.ts";
+import { divideUp } from "../../core/bytes.ts";
 import type { BlockDriver, OpenContext } from "../../core/driver.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
 import { Mutex } from "../../core/lock.ts";
+import { MappedNode } from "../../core/mapped_node.ts";
 import type {
   BlockNode,
   CheckOptions,
   CheckResult,
-  Extent,
   ImageOperations,
   NodeInfo,
-  ReadFlags,
   RequestLimits,
   TruncateOptions,
-  WriteFlags,
   ZeroFlags,
 } from "../../core/node.ts";
 import { type OptionValues, parseOptions } from "../../core/options.ts";
+import { openBacking } from "../../core/parents.ts";
 import { writeZeroData } from "../../core/requests.ts";
 import {
   ENTRY,
   type TwoLevelLayout,
   TwoLevelMap,
+  type TwoLevelRun,
 } from "../../core/two_level_map.ts";
 import { QED_CREATE_OPTIONS } from "./create_options.ts";
 import {
@@ -69,7 +68,12 @@ async function open(
     await clearUnknownFeatures(file, header);
     if (purpose !== "check") await recover(file, header);
   }
-  const backing = await openBacking(header, options, context);
+  const backing = await openBacking(
+    header.backingFile,
+    backingFormatOf(header),
+    options,
+    context,
+  );
   return new QedNode(file, header, backing, context);
 }
 
@@ -100,49 +104,31 @@ async function check(
   const { checkTables } = await import("./check.ts");
   const result = await checkTables(file, header, repairs);
   const isClean = result.corruptions === 0 && result.checkErrors === 0;
-  if (repairs && isClean) await markClean(file, header);
+  if (repairs && isClean) {
+    // Repairs come first: nobody would look for them again.
+    await file.flush?.();
+    await markClean(file, header);
+  }
   return result;
 }
 
+/** Note, once all else is durable, that no check is needed. */
 async function markClean(file: BlockNode, header: QedHeader): Promise<void> {
-  await file.flush?.();
   if (!(header.features & FEATURE.NEED_CHECK)) return;
   header.features &= ~FEATURE.NEED_CHECK;
   await file.writev!(0, [encodeHeader(header)]);
   await file.flush?.();
 }
 
-/** The backing file that the user describes, or else the one of the header. */
-async function openBacking(
-  header: QedHeader,
-  options: OptionValues,
-  context: OpenContext,
-): Promise<BlockNode | undefined> {
-  if (context.describes("backing")) {
-    if (options.backing === null) return undefined;
-    return await context.openChild("backing");
-  }
-  const { backingFile } = header;
-  if (backingFile === undefined) return undefined;
-  const format = backingFormatOf(header);
-  return await context.openImplicit("backing", backingFile, format);
-}
-
-class QedNode implements BlockNode {
+class QedNode extends MappedNode<TwoLevelRun> {
   readonly driver = qedDriver;
-  readonly filename: string;
-  readonly readOnly: boolean;
   readonly limits: RequestLimits;
-  children: { readonly file: BlockNode; readonly backing?: BlockNode };
   readonly image: ImageOperations = {
     check: (options) => this.#check(options),
     changeBacking: (name, format) => this.#changeBacking(name, format),
   };
-  /** As for {@linkcode Access}; absent if nobody listens. */
-  readonly event?: (name: string) => void | Promise<void>;
   #header: QedHeader;
   #map!: TwoLevelMap;
-  #access!: Access;
   /** Held while the header is written. */
   readonly #changing = new Mutex();
 
@@ -152,11 +138,8 @@ class QedNode implements BlockNode {
     backing: BlockNode | undefined,
     context: OpenContext,
   ) {
-    this.children = backing ? { file, backing } : { file };
-    this.filename = context.filename;
-    this.readOnly = context.readOnly;
+    super({ file, backing, context, hasEvents: true });
     this.limits = { writeZeroesAlignment: header.clusterSize };
-    this.event = eventOf([file], context);
     this.#header = header;
     this.#useTables();
   }
@@ -165,28 +148,11 @@ class QedNode implements BlockNode {
     const { file } = this.children;
     const layout = layoutOf(this.#header, file, () => this.#markDirty());
     this.#map = new TwoLevelMap(file, layout, this.event);
-    this.#access = new Access(this, this.#map);
+    this.useMap(this.#map);
   }
 
   get size(): number {
     return this.#header.size;
-  }
-
-  get backing(): BlockNode | undefined {
-    return this.children.backing;
-  }
-
-  readv(offset: number, iov: IoVector, flags?: ReadFlags): Promise<void> {
-    return this.#access.readv(offset, iov, flags);
-  }
-
-  async writev(
-    offset: number,
-    iov: IoVector,
-    flags?: WriteFlags,
-  ): Promise<void> {
-    await this.#access.writev(offset, iov, flags);
-    if (flags?.fua) await this.flush();
   }
 
   /**
@@ -244,7 +210,7 @@ class QedNode implements BlockNode {
     const { clusterSize } = this.#header;
     const first = offset / clusterSize;
     const end = divideUp(offset + length, clusterSize);
-    using _ = await this.#access.ranges.acquire(
+    using _ = await this.access.ranges.acquire(
       offset,
       end * clusterSize,
       true,
@@ -260,14 +226,6 @@ class QedNode implements BlockNode {
       await this.#map.relieve();
     }
     return { length: run.length, isDone: true };
-  }
-
-  status(offset: number, length: number): Promise<Extent> {
-    return this.#access.status(offset, length);
-  }
-
-  async flush(): Promise<void> {
-    if (!this.readOnly) await this.#map.flush();
   }
 
   async truncate(
@@ -359,12 +317,7 @@ class QedNode implements BlockNode {
     await file.flush?.();
   }
 
-  replaceChild(role: string, child: BlockNode): void {
-    this.children = { ...this.children, [role]: child };
-    if (role === "file") this.#map.useFile(child);
-  }
-
-  async close(): Promise<void> {
+  override async close(): Promise<void> {
     if (this.readOnly) return;
     await this.flush();
     await markClean(this.children.file, this.#header);

@@ -3,38 +3,50 @@
  *
  * @module
  */
-import { Access } from "../../core/access.ts";
-import { type IoVector, roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
-import type { BlockDriver } from "../../core/driver.ts";
+import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
+import { nothingFound } from "../../core/check_result.ts";
+import type { BlockDriver, OpenContext } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
+import { MappedNode } from "../../core/mapped_node.ts";
 import type {
   BlockNode,
   CheckOptions,
   CheckResult,
-  Extent,
   ImageOperations,
   NodeInfo,
-  ReadFlags,
-  WriteFlags,
 } from "../../core/node.ts";
-import { parseOptions } from "../../core/options.ts";
-import { BlockTable, writeNewTable } from "./block_table.ts";
-import { checkBlocks } from "./check.ts";
-import { VDI_CREATE_OPTIONS } from "./create_options.ts";
-import { BLOCK_SIZE, newHeader, readHeader, type VdiHeader } from "./header.ts";
+import { type OptionTable, parseOptions } from "../../core/options.ts";
+import { readEntries } from "../../core/paged_table.ts";
+import { hasPlace, VdiTable, writeNewTable } from "./block_table.ts";
+import {
+  BLOCK_SIZE,
+  ENTRY_SIZE,
+  newHeader,
+  readHeader,
+  type VdiHeader,
+} from "./header.ts";
+
+const CREATE_OPTIONS: OptionTable = {
+  size: { type: "size", help: "Virtual disk size" },
+  static: {
+    type: "boolean",
+    default: false,
+    help: "VDI static (pre-allocated) image",
+  },
+};
 
 /** VirtualBox's format. */
 export const vdiDriver: BlockDriver = {
   name: "vdi",
   role: "format",
   openOptions: {},
-  createOptions: VDI_CREATE_OPTIONS,
+  createOptions: CREATE_OPTIONS,
 
   async open(options, context) {
     parseOptions({}, options, ["file"]);
     const file = await context.openChild("file");
     const header = await readHeader(file);
-    return new VdiNode(file, context.filename, header, context.readOnly);
+    return new VdiNode(file, header, context);
   },
 
   async create(options, context) {
@@ -52,55 +64,21 @@ export const vdiDriver: BlockDriver = {
   },
 };
 
-class VdiNode implements BlockNode {
+class VdiNode extends MappedNode {
   readonly driver = vdiDriver;
-  readonly filename: string;
-  readonly readOnly: boolean;
-  children: { readonly file: BlockNode };
   readonly image: ImageOperations = {
     check: (options) => this.#check(options),
   };
   readonly #header: VdiHeader;
-  readonly #table: BlockTable;
-  readonly #access: Access;
 
-  constructor(
-    file: BlockNode,
-    filename: string,
-    header: VdiHeader,
-    readOnly: boolean,
-  ) {
-    this.children = { file };
-    this.filename = filename;
-    this.readOnly = readOnly;
+  constructor(file: BlockNode, header: VdiHeader, context: OpenContext) {
+    super({ file, context });
     this.#header = header;
-    this.#table = new BlockTable(file, header);
-    this.#access = new Access(this, this.#table);
+    this.useMap(new VdiTable(file, header));
   }
 
   get size(): number {
     return this.#header.diskSize;
-  }
-
-  readv(offset: number, iov: IoVector, flags?: ReadFlags): Promise<void> {
-    return this.#access.readv(offset, iov, flags);
-  }
-
-  async writev(
-    offset: number,
-    iov: IoVector,
-    flags?: WriteFlags,
-  ): Promise<void> {
-    await this.#access.writev(offset, iov, flags);
-    if (flags?.fua) await this.flush();
-  }
-
-  status(offset: number, length: number): Promise<Extent> {
-    return this.#access.status(offset, length);
-  }
-
-  async flush(): Promise<void> {
-    if (!this.readOnly) await this.#table.flush();
   }
 
   // deno-lint-ignore require-await -- the interface is asynchronous
@@ -108,6 +86,7 @@ class VdiNode implements BlockNode {
     return { clusterSize: BLOCK_SIZE, dirty: false };
   }
 
+  /** Each block must be used at most once, and counted. */
   async #check(options: CheckOptions = {}): Promise<CheckResult> {
     if (options.repair) {
       throw new BlockError(
@@ -115,15 +94,34 @@ class VdiNode implements BlockNode {
         "This image format does not support checks",
       );
     }
-    return await checkBlocks(this.#header, this.#table, options);
-  }
-
-  replaceChild(_role: string, file: BlockNode): void {
-    this.children = { file };
-    this.#table.useFile(file);
-  }
-
-  close(): Promise<void> {
-    return this.flush();
+    await this.flush();
+    const { mapOffset: offset, blocks, blocksAllocated } = this.#header;
+    const seen = new Set<number>();
+    let allocated = 0;
+    let corruptions = 0;
+    const found = (line: string) => {
+      options.report?.(line);
+      corruptions++;
+    };
+    const map = { offset, length: blocks * ENTRY_SIZE, entrySize: ENTRY_SIZE };
+    await readEntries(this.children.file, map, (view, at, index) => {
+      const entry = view.getUint32(at, true);
+      if (!hasPlace(entry)) return;
+      if (entry >= blocks) {
+        return found(`ERROR: block index ${index} too large, is ${entry}`);
+      }
+      allocated++;
+      if (seen.has(entry)) {
+        found(`ERROR: block index ${entry} also used by ${entry}`);
+      }
+      seen.add(entry);
+    });
+    if (allocated !== blocksAllocated) {
+      found(
+        `ERROR: allocated blocks mismatch, is ${allocated}, ` +
+          `should be ${blocksAllocated}`,
+      );
+    }
+    return { ...nothingFound(), corruptions };
   }
 }

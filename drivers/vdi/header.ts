@@ -4,7 +4,13 @@
  *
  * @module
  */
-import { allocate, divideUp, roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
+import {
+  allocate,
+  divideUp,
+  roundUp,
+  SECTOR_SIZE,
+  viewOf,
+} from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
@@ -24,7 +30,7 @@ const VERSION = 0x00010001;
 const MAX_BLOCKS = 0x1fffff80;
 const MAX_DISK_SIZE = MAX_BLOCKS * BLOCK_SIZE;
 
-/** Offsets of the fields that are used. */
+/** Offsets of the fields of 32 bits. */
 const AT = {
   signature: 64,
   version: 68,
@@ -33,22 +39,23 @@ const AT = {
   mapOffset: 340,
   dataOffset: 344,
   sectorSize: 360,
-  diskSize: 368,
   blockSize: 376,
   blockExtra: 380,
   blocks: 384,
   blocksAllocated: 388,
-  imageUuid: 392,
-  lastSnapshotUuid: 408,
-  linkUuid: 424,
-  parentUuid: 440,
 } as const;
+/** That of the disk size, which has 64 bits. */
+const DISK_SIZE = 368;
+/** Those of the UUIDs: of the image and its last snapshot, and of parents. */
+const UUID = { own: 392, link: 424, parent: 440, size: 16 } as const;
 
 /** Image types. */
 export const TYPE = { DYNAMIC: 1, STATIC: 2, DIFFERENCING: 4 } as const;
 
-/** The parsed header. */
-export interface VdiHeader {
+/** A header. */
+export class VdiHeader {
+  /** All of it. */
+  readonly bytes: Uint8Array;
   readonly type: number;
   /** Where the block map begins, in bytes. */
   readonly mapOffset: number;
@@ -58,17 +65,37 @@ export interface VdiHeader {
   readonly diskSize: number;
   /** Entries of the block map. */
   readonly blocks: number;
+
+  constructor(bytes: Uint8Array) {
+    this.bytes = bytes;
+    this.type = this.u32("type");
+    this.mapOffset = this.u32("mapOffset");
+    this.dataOffset = this.u32("dataOffset");
+    const size = viewOf(bytes).getBigUint64(DISK_SIZE, true);
+    this.diskSize = roundUp(Number(size), SECTOR_SIZE);
+    this.blocks = this.u32("blocks");
+  }
+
+  /** A field. */
+  u32(field: keyof typeof AT): number {
+    return viewOf(this.bytes).getUint32(AT[field], true);
+  }
+
   /** Blocks in the file, and the number of the next one. */
-  blocksAllocated: number;
-  /** The raw header. */
-  readonly bytes: Uint8Array;
+  get blocksAllocated(): number {
+    return this.u32("blocksAllocated");
+  }
+
+  set blocksAllocated(count: number) {
+    viewOf(this.bytes).setUint32(AT.blocksAllocated, count, true);
+  }
 }
 
 function unsupported(what: string): BlockError {
   return new BlockError("ENOTSUP", `unsupported VDI image (${what})`);
 }
 
-function tooLarge(size: bigint): BlockError {
+function tooLarge(size: bigint | number): BlockError {
   return new BlockError(
     "ENOTSUP",
     `Unsupported VDI image size (size is 0x${size.toString(16)}, ` +
@@ -85,11 +112,10 @@ function tooLarge(size: bigint): BlockError {
 export async function readHeader(file: BlockNode): Promise<VdiHeader> {
   const bytes = allocate(SECTOR_SIZE);
   await readPadded(file, 0, [bytes]);
-  const view = new DataView(bytes.buffer, bytes.byteOffset);
-  const u32 = (at: number) => view.getUint32(at, true);
-  const exactSize = view.getBigUint64(AT.diskSize, true);
+  const header = new VdiHeader(bytes);
+  const exactSize = viewOf(bytes).getBigUint64(DISK_SIZE, true);
   if (exactSize > BigInt(MAX_DISK_SIZE)) throw tooLarge(exactSize);
-  const signature = u32(AT.signature);
+  const signature = header.u32("signature");
   if (signature !== SIGNATURE) {
     const found = signature.toString(16).padStart(8, "0");
     throw new BlockError(
@@ -97,56 +123,46 @@ export async function readHeader(file: BlockNode): Promise<VdiHeader> {
       `Image not in VDI format (bad signature ${found})`,
     );
   }
-  const version = u32(AT.version);
+  const version = header.u32("version");
   if (version !== VERSION) {
     throw unsupported(`version ${version >>> 16}.${version & 0xffff}`);
   }
-  const header: VdiHeader = {
-    type: u32(AT.type),
-    mapOffset: u32(AT.mapOffset),
-    dataOffset: u32(AT.dataOffset),
-    diskSize: roundUp(Number(exactSize), SECTOR_SIZE),
-    blocks: u32(AT.blocks),
-    blocksAllocated: u32(AT.blocksAllocated),
-    bytes,
-  };
-  checkLayout(header, u32);
+  checkLayout(header);
   return header;
 }
 
-function checkLayout(
-  { type, mapOffset, dataOffset, diskSize, blocks, bytes }: VdiHeader,
-  u32: (at: number) => number,
-): void {
-  const hex = (value: number) => `0x${value.toString(16)}`;
+function checkLayout(header: VdiHeader): void {
+  const { type, mapOffset, dataOffset, diskSize, blocks, bytes } = header;
   if (mapOffset % SECTOR_SIZE !== 0) {
-    throw unsupported(`unaligned block map offset ${hex(mapOffset)}`);
+    throw unsupported(`unaligned block map offset 0x${mapOffset.toString(16)}`);
   }
   if (dataOffset % SECTOR_SIZE !== 0) {
-    throw unsupported(`unaligned data offset ${hex(dataOffset)}`);
+    throw unsupported(`unaligned data offset 0x${dataOffset.toString(16)}`);
   }
-  const sectorSize = u32(AT.sectorSize);
+  const sectorSize = header.u32("sectorSize");
   if (sectorSize !== SECTOR_SIZE) {
     throw unsupported(`sector size ${sectorSize} is not 512`);
   }
-  const blockSize = u32(AT.blockSize);
+  const blockSize = header.u32("blockSize");
   if (blockSize !== BLOCK_SIZE) {
     throw unsupported(`block size ${blockSize} is not ${BLOCK_SIZE}`);
   }
-  if (diskSize > blocks * BLOCK_SIZE) {
+  const room = blocks * BLOCK_SIZE;
+  if (diskSize > room) {
     throw unsupported(
-      `disk size ${diskSize}, image bitmap has room for ${blocks * BLOCK_SIZE}`,
+      `disk size ${diskSize}, image bitmap has room for ${room}`,
     );
   }
-  const isSet = (at: number) => bytes.subarray(at, at + 16).some(Boolean);
-  if (isSet(AT.linkUuid)) throw unsupported("non-NULL link UUID");
-  if (isSet(AT.parentUuid)) throw unsupported("non-NULL parent UUID");
+  const isSet = (at: number) =>
+    bytes.subarray(at, at + UUID.size).some(Boolean);
+  if (isSet(UUID.link)) throw unsupported("non-NULL link UUID");
+  if (isSet(UUID.parent)) throw unsupported("non-NULL parent UUID");
   if (blocks > MAX_BLOCKS) {
     throw unsupported(`too many blocks ${blocks}, max is ${MAX_BLOCKS}`);
   }
   // QEMU reads these images, but ignores the parent and the prefix.
   if (type === TYPE.DIFFERENCING) throw unsupported("differencing image");
-  const extra = u32(AT.blockExtra);
+  const extra = header.u32("blockExtra");
   if (extra !== 0) throw unsupported(`${extra} bytes before each block`);
 }
 
@@ -156,43 +172,29 @@ function checkLayout(
  * @throws {BlockError} ENOTSUP if the disk is too large.
  */
 export function newHeader(diskSize: number, isStatic: boolean): VdiHeader {
-  if (diskSize > MAX_DISK_SIZE) throw tooLarge(BigInt(diskSize));
+  if (diskSize > MAX_DISK_SIZE) throw tooLarge(diskSize);
   const blocks = divideUp(diskSize, BLOCK_SIZE);
-  const bytes = allocate(SECTOR_SIZE);
-  const header: VdiHeader = {
+  const fields: Record<keyof typeof AT, number> = {
+    signature: SIGNATURE,
+    version: VERSION,
+    headerSize: 0x180,
     type: isStatic ? TYPE.STATIC : TYPE.DYNAMIC,
     mapOffset: SECTOR_SIZE,
     dataOffset: SECTOR_SIZE + roundUp(blocks * ENTRY_SIZE, SECTOR_SIZE),
-    diskSize,
+    sectorSize: SECTOR_SIZE,
+    blockSize: BLOCK_SIZE,
+    blockExtra: 0,
     blocks,
     blocksAllocated: isStatic ? blocks : 0,
-    bytes,
   };
-  const view = new DataView(bytes.buffer, bytes.byteOffset);
-  const set = (at: number, value: number) => view.setUint32(at, value, true);
+  const bytes = allocate(SECTOR_SIZE);
+  const view = viewOf(bytes);
+  for (const [field, value] of Object.entries(fields)) {
+    view.setUint32(AT[field as keyof typeof AT], value, true);
+  }
+  view.setBigUint64(DISK_SIZE, BigInt(diskSize), true);
   const text = "<<< bdrv virtual disk image >>>\n";
   bytes.set(new TextEncoder().encode(text));
-  set(AT.signature, SIGNATURE);
-  set(AT.version, VERSION);
-  set(AT.headerSize, 0x180);
-  set(AT.type, header.type);
-  set(AT.mapOffset, header.mapOffset);
-  set(AT.dataOffset, header.dataOffset);
-  set(AT.sectorSize, SECTOR_SIZE);
-  view.setBigUint64(AT.diskSize, BigInt(diskSize), true);
-  set(AT.blockSize, BLOCK_SIZE);
-  set(AT.blocks, blocks);
-  crypto.getRandomValues(bytes.subarray(AT.imageUuid, AT.imageUuid + 16));
-  crypto.getRandomValues(
-    bytes.subarray(AT.lastSnapshotUuid, AT.lastSnapshotUuid + 16),
-  );
-  setBlocksAllocated(header, header.blocksAllocated);
-  return header;
-}
-
-/** Set the block count, also in the raw header. */
-export function setBlocksAllocated(header: VdiHeader, count: number): void {
-  const { buffer, byteOffset } = header.bytes;
-  header.blocksAllocated = count;
-  new DataView(buffer, byteOffset).setUint32(AT.blocksAllocated, count, true);
+  crypto.getRandomValues(bytes.subarray(UUID.own, UUID.link));
+  return new VdiHeader(bytes);
 }

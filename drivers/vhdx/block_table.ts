@@ -3,23 +3,21 @@
  * and where in the file it lies. After as many entries as fill a chunk comes one
  * for a bitmap of the sectors that differencing images have of it.
  *
- * Changes wait in memory for a flush, and then go through the log.
+ * Changes go through the log.
  *
  * @module
  */
-import {
-  type Allocation,
-  type BlockMap,
-  type Place,
-  roomInPlace,
-  type Run,
-} from "../../core/block_map.ts";
-import { allocate, divideUp, roundUp, viewOf } from "../../core/bytes.ts";
+import type { Run } from "../../core/block_map.ts";
+import { BLOCK, BlockTable } from "../../core/block_table.ts";
+import { divideUp, roundUp } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
-import { Mutex } from "../../core/lock.ts";
 import type { BlockNode } from "../../core/node.ts";
-import { PagedTable } from "../../core/paged_table.ts";
-import { readPadded } from "../../core/requests.ts";
+import {
+  type ChangedUnit,
+  readEntries,
+  type TableExtent,
+  writeEntries,
+} from "../../core/paged_table.ts";
 import { MIB } from "./headers.ts";
 import type { Log } from "./log.ts";
 import { LOG_SECTOR } from "./log_entry.ts";
@@ -28,8 +26,6 @@ import { overlap, overlapText, type Regions } from "./regions.ts";
 import { SectorBitmaps } from "./sector_bitmaps.ts";
 
 const ENTRY_SIZE = 8;
-/** Bytes of the table that are looked at together. */
-const SCAN_BYTES = MIB;
 /** Bits of a bitmap of sectors, which is one block of 1 MiB. */
 const CHUNK_SECTORS = 8 * MIB;
 
@@ -61,6 +57,12 @@ export class TableShape {
       : this.blocks && this.blocks + Math.floor((this.blocks - 1) / this.ratio);
   }
 
+  /** Where the table lies that begins at an offset. */
+  tableAt(offset: number): TableExtent {
+    const length = this.entries * ENTRY_SIZE;
+    return { offset, length, entrySize: ENTRY_SIZE };
+  }
+
   /** The entry of a block. */
   entryOf(block: number): number {
     return block + Math.floor(block / this.ratio);
@@ -79,24 +81,14 @@ export class TableShape {
   }
 }
 
-/** What the table says of a block. */
-type Kind = "data" | "zero" | "unallocated" | "partial" | "damaged";
-
 /** The block allocation table. */
-export class BlockTable implements BlockMap {
-  readonly unit: number;
-  #file: BlockNode;
+export class VhdxTable extends BlockTable {
+  readonly isSparse = true;
   readonly #metadata: Metadata;
   readonly #regions: Regions;
   readonly #log: Log;
   readonly #shape: TableShape;
-  readonly #table: PagedTable;
   readonly #bitmaps: SectorBitmaps;
-  /** Where the next block begins. */
-  #next = 0;
-  readonly #flushing = new Mutex();
-  /** One at a time, or the file might become shorter again. */
-  readonly #growing = new Mutex();
 
   constructor(
     file: BlockNode,
@@ -104,28 +96,25 @@ export class BlockTable implements BlockMap {
     regions: Regions,
     log: Log,
   ) {
-    this.unit = metadata.blockSize;
-    this.#file = file;
+    const { offset } = regions.bat;
+    super(file, {
+      unit: metadata.blockSize,
+      layout: { offset, entrySize: ENTRY_SIZE, unit: LOG_SECTOR },
+    });
     this.#metadata = metadata;
     this.#regions = regions;
     this.#log = log;
     this.#shape = new TableShape(metadata);
-    this.#table = new PagedTable(file, {
-      offset: regions.bat.offset,
-      entrySize: ENTRY_SIZE,
-      unit: LOG_SECTOR,
-    });
     this.#bitmaps = new SectorBitmaps(file, metadata.blockSize);
   }
 
   /** Switch to another file with the same content, with the log and all else. */
-  useFile(file: BlockNode): void {
-    this.#file = file;
-    this.#table.useFile(file);
+  override useFile(file: BlockNode): void {
+    super.useFile(file);
     this.#bitmaps.useFile(file);
     this.#log.useFile(file);
     // What is behind its content need not be zeroes.
-    this.#next = Math.max(this.#next, roundUp(file.size, MIB));
+    this.space.next = Math.max(this.space.next, roundUp(file.size, MIB));
   }
 
   /**
@@ -135,31 +124,24 @@ export class BlockTable implements BlockMap {
    * @returns how many are not where blocks can be.
    */
   async examine(report: (line: string) => void): Promise<number> {
-    const length = this.#shape.entries * ENTRY_SIZE;
-    const bytes = allocate(Math.min(SCAN_BYTES, length));
-    let end = roundUp(this.#file.size, MIB);
+    const hasParent = this.#metadata.parent !== undefined;
+    let end = roundUp(this.file.size, MIB);
     let faults = 0;
-    for (let done = 0; done < length; done += bytes.length) {
-      const part = bytes.subarray(0, Math.min(bytes.length, length - done));
-      await readPadded(this.#file, this.#regions.bat.offset + done, [part]);
-      const view = viewOf(part);
-      for (let at = 0; at < part.length; at += ENTRY_SIZE) {
-        const state = stateAt(view, at);
-        const isThere = state === STATE.PRESENT ||
-          (state === STATE.PARTIAL && this.#metadata.parent !== undefined);
-        if (!isThere) continue;
-        const entry = (done + at) / ENTRY_SIZE;
-        const block = this.#shape.blockOf(entry);
-        if (block === undefined) continue;
-        const offset = offsetAt(view, at);
-        for (const problem of this.#problemsOf(entry, block, offset)) {
-          report(problem);
-          faults++;
-        }
-        end = Math.max(end, offset + this.unit);
+    const table = this.#shape.tableAt(this.#regions.bat.offset);
+    await readEntries(this.file, table, (view, at, entry) => {
+      const state = stateAt(view, at);
+      const block = this.#shape.blockOf(entry);
+      const isThere = state === STATE.PRESENT ||
+        (state === STATE.PARTIAL && hasParent);
+      if (!isThere || block === undefined) return;
+      const offset = offsetAt(view, at);
+      for (const problem of this.#problemsOf(entry, block, offset)) {
+        report(problem);
+        faults++;
       }
-    }
-    this.#next = Math.max(this.#next, end);
+      end = Math.max(end, offset + this.unit);
+    });
+    this.space.next = Math.max(this.space.next, end);
     return faults;
   }
 
@@ -169,7 +151,7 @@ export class BlockTable implements BlockMap {
     block: number,
     offset: number,
   ): Generator<string> {
-    const { size: fileSize } = this.#file;
+    const { size: fileSize } = this.file;
     const { size, blockSize } = this.#metadata;
     if (offset > 2 ** 63 - blockSize) {
       yield `VHDX BAT entry ${entry} offset overflow.`;
@@ -187,55 +169,47 @@ export class BlockTable implements BlockMap {
     if (other) yield overlapText(place, other);
   }
 
-  /** What the table says of a block; `undefined` if it is to be loaded before. */
-  #kind(block: number): Kind | undefined {
+  protected override entryOf(block: number): number {
+    return this.#shape.entryOf(block);
+  }
+
+  protected placeOf(block: number): number | undefined {
     const entry = this.#shape.entryOf(block);
-    const page = this.#table.page(entry);
+    const page = this.table.page(entry);
     if (!page) return undefined;
+    const at = this.table.at(entry);
     const hasParent = this.#metadata.parent !== undefined;
-    switch (stateAt(page, this.#table.at(entry))) {
+    switch (stateAt(page, at)) {
       case STATE.NOT_PRESENT:
-        return hasParent ? "unallocated" : "zero";
+        return hasParent ? BLOCK.UNALLOCATED : BLOCK.ZERO;
       case STATE.UNDEFINED:
       case STATE.ZERO:
       case STATE.UNMAPPED:
       case STATE.UNMAPPED_V095:
-        return "zero";
+        return BLOCK.ZERO;
       case STATE.PRESENT:
-        return "data";
+        return offsetAt(page, at);
       case STATE.PARTIAL:
-        return hasParent ? "partial" : "damaged";
+        return hasParent ? BLOCK.PARTIAL : BLOCK.DAMAGED;
       default:
-        return "damaged";
+        return BLOCK.DAMAGED;
     }
   }
 
-  /** Where a block lies whose entry is in memory. */
-  #offset(block: number): number {
+  protected setPlace(block: number, place: number): void {
     const entry = this.#shape.entryOf(block);
-    return offsetAt(this.#table.page(entry)!, this.#table.at(entry));
+    const page = this.table.page(entry)!;
+    putEntry(page, this.table.at(entry), STATE.PRESENT, place);
   }
 
-  lookup(offset: number, length: number): Run | undefined {
-    const { unit } = this;
-    const first = Math.floor(offset / unit);
-    const kind = this.#kind(first);
-    if (kind === undefined || kind === "damaged") return undefined;
-    if (kind === "partial") return this.#lookupPartial(first, offset, length);
-    const isData = kind === "data";
-    const place = isData ? this.#offset(first) : 0;
-    const end = divideUp(offset + length, unit);
-    let next = first + 1;
-    for (; next < end && this.#kind(next) === kind; next++) {
-      if (isData && this.#offset(next) !== place + (next - first) * unit) break;
-    }
-    const run = Math.min(length, next * unit - offset);
-    if (!isData) return { length: run, kind };
-    const childOffset = place + offset % unit;
-    return { length: run, kind, child: this.#file, childOffset };
+  protected override damaged(block: number): BlockError {
+    return new BlockError(
+      "EIO",
+      `The entry of block ${block} of the VHDX image is damaged`,
+    );
   }
 
-  #lookupPartial(
+  protected override lookupPartial(
     block: number,
     offset: number,
     length: number,
@@ -245,44 +219,24 @@ export class BlockTable implements BlockMap {
     const run = this.#bitmaps.run(block, inBlock, most);
     if (!run) return undefined;
     if (!run.isHere) return { length: run.length, kind: "unallocated" };
+    const entry = this.#shape.entryOf(block);
+    const place = offsetAt(this.table.page(entry)!, this.table.at(entry));
     return {
       length: run.length,
       kind: "data",
-      child: this.#file,
-      childOffset: this.#offset(block) + inBlock,
+      child: this.file,
+      childOffset: place + inBlock,
     };
   }
 
-  async find(offset: number, length: number): Promise<Run> {
-    let run: Run | undefined;
-    while (!(run = this.lookup(offset, length))) await this.#load(offset);
-    return run;
-  }
-
-  /** Load what tells of an offset. */
-  async #load(offset: number): Promise<void> {
-    const block = Math.floor(offset / this.unit);
-    switch (this.#kind(block)) {
-      case undefined:
-        return await this.#table.load(this.#shape.entryOf(block));
-      case "damaged":
-        throw new BlockError(
-          "EIO",
-          `The entry of block ${block} of the VHDX image is damaged`,
-        );
-      case "partial":
-        return await this.#loadBitmap(block);
-    }
-  }
-
-  async #loadBitmap(block: number): Promise<void> {
+  protected override async loadPartial(block: number): Promise<void> {
     const entry = this.#shape.bitmapOf(block);
     let page: DataView | undefined;
-    while (!(page = this.#table.page(entry))) await this.#table.load(entry);
-    const at = this.#table.at(entry);
+    while (!(page = this.table.page(entry))) await this.table.load(entry);
+    const at = this.table.at(entry);
     const offset = offsetAt(page, at);
     const isThere = stateAt(page, at) === STATE.PRESENT && offset >= MIB &&
-      offset + MIB <= this.#file.size;
+      offset + MIB <= this.file.size;
     if (!isThere) {
       throw new BlockError(
         "EIO",
@@ -292,63 +246,8 @@ export class BlockTable implements BlockMap {
     await this.#bitmaps.load(block, offset, block % this.#shape.ratio);
   }
 
-  inPlace(offset: number, length: number): Place | undefined {
-    const run = this.lookup(offset, length);
-    return run?.kind === "data" ? run as Place : undefined;
-  }
-
-  async allocate(offset: number, length: number): Promise<Allocation> {
-    const { kind, ...place } = await this.find(offset, length);
-    if (kind === "data") return roomInPlace(offset, place as Place);
-    return await this.#newBlocks(offset, place.length);
-  }
-
-  async #newBlocks(offset: number, length: number): Promise<Allocation> {
-    const { unit } = this;
-    const first = Math.floor(offset / unit);
-    const count = divideUp(offset + length, unit) - first;
-    const childOffset = this.#next;
-    this.#next += count * unit;
-    await this.#grow(this.#next);
-    return {
-      start: first * unit,
-      length: count * unit,
-      child: this.#file,
-      childOffset,
-      // It is past the end of the file.
-      isZero: true,
-      replaces: false,
-      commit: () => this.#commit(first, count, childOffset),
-      // The next time that the image is opened, it can be used.
-      abort: () => Promise.resolve(),
-    };
-  }
-
-  async #commit(first: number, count: number, offset: number): Promise<void> {
-    const { unit } = this;
-    for (let i = 0; i < count; i++) {
-      const entry = this.#shape.entryOf(first + i);
-      let page: DataView | undefined;
-      while (!(page = this.#table.page(entry))) await this.#table.load(entry);
-      putEntry(page, this.#table.at(entry), STATE.PRESENT, offset + i * unit);
-      this.#table.changed(entry);
-    }
-  }
-
-  /**
-   * Files of this format have whole blocks. They grow before anything is written
-   * there: later, that might cut off what others have written behind.
-   */
-  async #grow(end: number): Promise<void> {
-    using _ = await this.#growing.lock();
-    if (this.#file.size < end) await this.#file.truncate!(end);
-  }
-
-  /** Make all that was written durable. */
-  async flush(): Promise<void> {
-    using _ = await this.#flushing.lock();
-    if (!this.#table.isDirty) return await this.#file.flush?.();
-    await this.#table.writeChanges((changes) => this.#log.write(changes));
+  protected write(changes: readonly ChangedUnit[]): Promise<void> {
+    return this.#log.write(changes);
   }
 }
 
@@ -390,18 +289,12 @@ export async function writeNewTable(
 ): Promise<void> {
   if (state === STATE.NOT_PRESENT) return;
   const shape = new TableShape(metadata);
-  const length = shape.entries * ENTRY_SIZE;
-  for (let done = 0; done < length; done += SCAN_BYTES) {
-    const bytes = allocate(Math.min(SCAN_BYTES, length - done));
-    const view = viewOf(bytes);
-    for (let at = 0; at < bytes.length; at += ENTRY_SIZE) {
-      const block = shape.blockOf((done + at) / ENTRY_SIZE);
-      if (block === undefined) continue;
-      const place = state === STATE.PRESENT
-        ? dataOffset + block * metadata.blockSize
-        : 0;
-      putEntry(view, at, state, place);
-    }
-    await file.writev!(offset + done, [bytes]);
-  }
+  await writeEntries(file, shape.tableAt(offset), (view, at, entry) => {
+    const block = shape.blockOf(entry);
+    if (block === undefined) return;
+    const place = state === STATE.PRESENT
+      ? dataOffset + block * metadata.blockSize
+      : 0;
+    putEntry(view, at, state, place);
+  });
 }

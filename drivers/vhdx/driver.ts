@@ -4,25 +4,23 @@
  *
  * @module
  */
-import { Access } from "../../core/access.ts";
 import type { IoVector } from "../../core/bytes.ts";
 import { nothingFound } from "../../core/check_result.ts";
 import type { BlockDriver, OpenContext } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
 import { Mutex } from "../../core/lock.ts";
+import { MappedNode } from "../../core/mapped_node.ts";
 import type {
   BlockNode,
   CheckOptions,
   CheckResult,
-  Extent,
   ImageOperations,
   NodeInfo,
-  ReadFlags,
   WriteFlags,
 } from "../../core/node.ts";
 import { parseOptions } from "../../core/options.ts";
 import { openParent } from "../../core/parents.ts";
-import { BlockTable, TableShape } from "./block_table.ts";
+import { TableShape, VhdxTable } from "./block_table.ts";
 import { VHDX_CREATE_OPTIONS } from "./create_options.ts";
 import { fault } from "./faults.ts";
 import { newGuid } from "./guid.ts";
@@ -50,7 +48,7 @@ export const vhdxDriver: BlockDriver = {
     if (new TableShape(metadata).entries * 8 > regions.bat.length) {
       throw fault(context.filename, "EINVAL", "its block table is too short");
     }
-    const table = new BlockTable(file, metadata, regions, log);
+    const table = new VhdxTable(file, metadata, regions, log);
     await examine(table, context);
     const { parent } = metadata;
     const backing = parent && await openParent(
@@ -98,7 +96,7 @@ async function replay(log: Log, context: OpenContext): Promise<boolean> {
 }
 
 /** Refuse what has blocks in wrong places, unless that is to be found out. */
-async function examine(table: BlockTable, context: OpenContext): Promise<void> {
+async function examine(table: VhdxTable, context: OpenContext): Promise<void> {
   let first: string | undefined;
   await table.examine((line) => first ??= line);
   if (!first || context.purpose === "check") return;
@@ -113,54 +111,39 @@ interface VhdxImage {
   readonly backing?: BlockNode;
   readonly headers: Headers;
   readonly metadata: Metadata;
-  readonly table: BlockTable;
+  readonly table: VhdxTable;
   readonly context: OpenContext;
   /** Whether the log was replayed, and nobody has been told yet. */
   isReplayed: boolean;
 }
 
-class VhdxNode implements BlockNode {
+class VhdxNode extends MappedNode {
   readonly driver = vhdxDriver;
-  readonly filename: string;
-  readonly readOnly: boolean;
   readonly size: number;
-  children: { readonly file: BlockNode; readonly backing?: BlockNode };
   readonly image: ImageOperations = {
     check: (options) => this.#check(options),
   };
-  /** Absent of a differencing image: nobody here keeps its bitmaps. */
-  readonly writev?: BlockNode["writev"];
   readonly #image: VhdxImage;
-  readonly #host: { readonly size: number; backing?: BlockNode };
-  readonly #access: Access;
   /** Whether the headers say that the disk has changed. */
   #hasChanged = false;
   readonly #changing = new Mutex();
 
   constructor(image: VhdxImage) {
-    const { file, backing, metadata, table, context } = image;
-    this.children = backing ? { file, backing } : { file };
-    this.filename = context.filename;
-    this.readOnly = context.readOnly || metadata.parent !== undefined;
+    const { metadata, table } = image;
+    // Nobody here keeps the bitmaps of a differencing image.
+    super({ ...image, isReadOnly: metadata.parent !== undefined });
     this.size = metadata.size;
     this.#image = image;
-    this.#host = { size: this.size, backing };
-    this.#access = new Access(this.#host, table);
-    if (!metadata.parent) this.writev = this.#writev;
+    this.useMap(table);
   }
 
-  readv(offset: number, iov: IoVector, flags?: ReadFlags): Promise<void> {
-    return this.#access.readv(offset, iov, flags);
-  }
-
-  async #writev(
+  protected override async write(
     offset: number,
     iov: IoVector,
     flags?: WriteFlags,
   ): Promise<void> {
     if (!this.#hasChanged) await this.#beginChanges();
-    await this.#access.writev(offset, iov, flags);
-    if (flags?.fua) await this.flush();
+    await super.write(offset, iov, flags);
   }
 
   /** Children know by a GUID what the disk held when they were made. */
@@ -173,14 +156,6 @@ class VhdxNode implements BlockNode {
     });
     await this.children.file.flush?.();
     this.#hasChanged = true;
-  }
-
-  status(offset: number, length: number): Promise<Extent> {
-    return this.#access.status(offset, length);
-  }
-
-  async flush(): Promise<void> {
-    if (!this.readOnly) await this.#image.table.flush();
   }
 
   // deno-lint-ignore require-await -- the interface is asynchronous
@@ -198,6 +173,7 @@ class VhdxNode implements BlockNode {
   }
 
   async #check({ report }: CheckOptions = {}): Promise<CheckResult> {
+    await this.flush();
     const { table, isReplayed } = this.#image;
     this.#image.isReplayed = false;
     return {
@@ -205,15 +181,5 @@ class VhdxNode implements BlockNode {
       corruptions: await table.examine((line) => report?.(line, true)),
       corruptionsFixed: isReplayed ? 1 : 0,
     };
-  }
-
-  replaceChild(role: string, child: BlockNode): void {
-    if (role === "file") this.#image.table.useFile(child);
-    else this.#host.backing = child;
-    this.children = { ...this.children, [role]: child };
-  }
-
-  close(): Promise<void> {
-    return this.flush();
   }
 }

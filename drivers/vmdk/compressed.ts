@@ -59,6 +59,8 @@ export class GrainReader {
   readonly #step: Step;
   /** The last one of which a part was read: who reads on needs it again. */
   #last?: { readonly place: number; readonly content: Uint8Array };
+  /** What the last request was read into, to be used again. */
+  #spare?: Uint8Array;
 
   constructor(file: BlockNode, layout: SparseLayout, step: Step) {
     this.#step = step;
@@ -126,18 +128,24 @@ export class GrainReader {
     if (group.length === 1 && remembered?.place === start) {
       return this.#copy(group[0], remembered.content);
     }
-    const bytes = allocate(Math.max(0, end - start));
+    const length = Math.max(0, end - start);
+    const buffer = this.#takeBuffer(length);
+    const bytes = buffer.subarray(0, length);
     await this.#step("read_compressed", this.#file);
     await readPadded(this.#file, start, [bytes], flags);
     for (const wanted of group) {
-      const data = await this.#dataOf(
-        wanted,
-        bytes.subarray(
-          wanted.place - start,
-        ),
-      );
-      await this.#decompress(wanted, data);
+      const stored = bytes.subarray(wanted.place - start);
+      await this.#decompress(wanted, await this.#dataOf(wanted, stored));
     }
+    if (buffer.length <= MAX_READ) this.#spare = buffer;
+  }
+
+  /** A buffer of at least so many bytes, whatever is in it. */
+  #takeBuffer(length: number): Uint8Array {
+    const spare = this.#spare;
+    if (!spare || spare.length < length) return allocate(length);
+    this.#spare = undefined;
+    return spare;
   }
 
   /** The compressed data of a grain, of whose place the first bytes were read. */

@@ -28,6 +28,7 @@ import type {
 } from "../../core/node.ts";
 import { nameOf } from "../../core/node_names.ts";
 import { type OptionValues, parseOptions } from "../../core/options.ts";
+import { openBacking } from "../../core/parents.ts";
 import type { DriverTraits } from "../../core/traits.ts";
 import { isPlainObject } from "../../core/values.ts";
 import { compressGrain } from "./compressed.ts";
@@ -60,22 +61,9 @@ export async function openVmdk(
       throw error.prefixed(`Cannot use relative paths with ${described}: `);
     }
   });
-  const backing = await openParent(image, options, context);
+  const { parentFile } = image.descriptor;
+  const backing = await openBacking(parentFile, "vmdk", options, context);
   return new VmdkNode(driver, file, backing, image, context);
-}
-
-/** The parent that the user describes, or else the one of the descriptor. */
-async function openParent(
-  { descriptor: { parentFile } }: OpenedImage,
-  options: OptionValues,
-  context: OpenContext,
-): Promise<BlockNode | undefined> {
-  if (context.describes("backing")) {
-    if (options.backing === null) return undefined;
-    return await context.openChild("backing");
-  }
-  if (parentFile === undefined) return undefined;
-  return await context.openImplicit("backing", parentFile, "vmdk");
 }
 
 class VmdkNode implements BlockNode {

@@ -5,21 +5,15 @@
  * What a bitmap does not claim reads as zeroes; of a differencing image, as its
  * parent.
  *
- * Changes wait in memory for a flush, which is when they are promised to be
- * durable. **Write order**: data, bitmaps of new blocks, and the footer behind
+ * **Write order**: data, bitmaps of new blocks, and the footer behind
  * them; then, when those are durable, the table and other bitmaps. Until then
  * the image has no footer at its end, or one with blocks behind it that nothing
  * refers to; the copy at its start is never written.
  *
  * @module
  */
-import {
-  type Allocation,
-  type BlockMap,
-  type Place,
-  roomInPlace,
-  type Run,
-} from "../../core/block_map.ts";
+import type { Allocation, Run } from "../../core/block_map.ts";
+import { BLOCK, BlockTable } from "../../core/block_table.ts";
 import {
   allocate,
   divideUp,
@@ -27,10 +21,13 @@ import {
   roundUp,
   SECTOR_SIZE,
 } from "../../core/bytes.ts";
-import { BlockError, invalid } from "../../core/errors.ts";
-import { Mutex } from "../../core/lock.ts";
+import { invalid } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
-import { PagedTable } from "../../core/paged_table.ts";
+import {
+  type ChangedUnit,
+  readEntries,
+  writeEntries,
+} from "../../core/paged_table.ts";
 import { readPadded } from "../../core/requests.ts";
 import {
   DYNAMIC_HEADER_SIZE,
@@ -45,42 +42,29 @@ import {
 import { SectorBitmaps } from "./sector_bitmaps.ts";
 
 const ENTRY_SIZE = 4;
-/** Bytes of the table that are looked at together. */
-const SCAN_BYTES = 1024 * 1024;
 
 /** The block allocation table. */
-export class BlockTable implements BlockMap {
-  readonly unit: number;
-  #file: BlockNode;
+export class VpcTable extends BlockTable {
+  readonly isSparse = true;
   readonly #footer: Footer;
   readonly #header: DynamicHeader;
-  readonly #table: PagedTable;
   readonly #bitmaps: SectorBitmaps;
-  /** Where the next block begins, which is where the footer belongs. */
-  #next = 0;
-  /** Where the footer is. */
-  #footerAt = 0;
-  readonly #flushing = new Mutex();
-  /** Held by who writes where the footer is, or makes the file longer. */
-  readonly #end = new Mutex();
 
   constructor(file: BlockNode, footer: Footer, header: DynamicHeader) {
-    this.unit = header.blockSize;
-    this.#file = file;
+    const { blockSize, tableOffset } = header;
+    super(file, {
+      unit: blockSize,
+      layout: { offset: tableOffset, entrySize: ENTRY_SIZE, unit: SECTOR_SIZE },
+      limit: UNALLOCATED * SECTOR_SIZE,
+    });
     this.#footer = footer;
     this.#header = header;
-    this.#table = new PagedTable(file, {
-      offset: header.tableOffset,
-      entrySize: ENTRY_SIZE,
-      unit: SECTOR_SIZE,
-    });
     this.#bitmaps = new SectorBitmaps(file, header);
   }
 
   /** Switch to another file with the same content. */
-  useFile(file: BlockNode): void {
-    this.#file = file;
-    this.#table.useFile(file);
+  override useFile(file: BlockNode): void {
+    super.useFile(file);
     this.#bitmaps.useFile(file);
   }
 
@@ -93,28 +77,22 @@ export class BlockTable implements BlockMap {
     const { tableOffset, entries } = this.#header;
     const length = entries * ENTRY_SIZE;
     let end = roundUp(tableOffset + length, SECTOR_SIZE);
-    const bytes = allocate(Math.min(SCAN_BYTES, length));
-    for (let done = 0; done < length; done += bytes.length) {
-      const part = bytes.subarray(0, Math.min(bytes.length, length - done));
-      await readPadded(this.#file, tableOffset + done, [part]);
-      const view = new DataView(part.buffer, part.byteOffset, part.length);
-      for (let at = 0; at < part.length; at += ENTRY_SIZE) {
-        const entry = view.getUint32(at);
-        if (entry === UNALLOCATED) continue;
-        const index = (done + at) / ENTRY_SIZE;
+    const table = { offset: tableOffset, length, entrySize: ENTRY_SIZE };
+    await readEntries(this.file, table, (view, at, index) => {
+      const entry = view.getUint32(at);
+      if (entry !== UNALLOCATED) {
         end = Math.max(end, this.#checkedEnd(index, entry));
       }
-    }
-    const fileEnd = roundUp(this.#file.size, SECTOR_SIZE);
+    });
+    const fileEnd = roundUp(this.file.size, SECTOR_SIZE);
     if (end > fileEnd) throw truncated();
     // Without a footer at the end of the file, which may be a device, nothing
     // refers to what is there.
-    this.#next = end;
+    this.space.next = end;
     if (fileEnd - FOOTER_SIZE < end) return;
     const last = allocate(FOOTER_SIZE);
-    await readPadded(this.#file, fileEnd - FOOTER_SIZE, [last]);
-    if (!isSound(last)) return;
-    this.#next = this.#footerAt = fileEnd - FOOTER_SIZE;
+    await readPadded(this.file, fileEnd - FOOTER_SIZE, [last]);
+    if (isSound(last)) this.space.next = fileEnd - FOOTER_SIZE;
   }
 
   /** The end of a block, which must not lie over what describes the image. */
@@ -136,186 +114,140 @@ export class BlockTable implements BlockMap {
     return end;
   }
 
-  /** An entry; `undefined` if its page is to be loaded before. */
-  #entry(index: number): number | undefined {
-    return this.#table.page(index)?.getUint32(this.#table.at(index));
+  /** An entry; `undefined` if it is to be loaded before. */
+  #entry(block: number): number | undefined {
+    return this.table.page(block)?.getUint32(this.table.at(block));
   }
 
-  lookup(offset: number, length: number): Run | undefined {
-    const { blockSize } = this.#header;
-    const index = Math.floor(offset / blockSize);
-    const entry = this.#entry(index);
+  /** Where the sectors of a block begin, behind its bitmap. */
+  #dataOf(entry: number): number {
+    return entry * SECTOR_SIZE + this.#bitmaps.size;
+  }
+
+  /** What the image has nothing of. */
+  get #nothing(): "unallocated" | "zero" {
+    const isLeft = this.#footer.type === TYPE.DIFFERENCING;
+    return isLeft ? "unallocated" : "zero";
+  }
+
+  protected placeOf(block: number): number | undefined {
+    const entry = this.#entry(block);
     if (entry === undefined) return undefined;
     if (entry === UNALLOCATED) {
-      const end = divideUp(offset + length, blockSize);
-      let next = index + 1;
-      while (next < end && this.#entry(next) === UNALLOCATED) next++;
-      return this.#nothing(Math.min(length, next * blockSize - offset));
+      return this.#nothing === "zero" ? BLOCK.ZERO : BLOCK.UNALLOCATED;
     }
-    const inBlock = offset % blockSize;
+    return this.#bitmaps.isFull(block) ? this.#dataOf(entry) : BLOCK.PARTIAL;
+  }
+
+  protected setPlace(block: number, place: number): void {
+    const entry = (place - this.#bitmaps.size) / SECTOR_SIZE;
+    this.table.page(block)!.setUint32(this.table.at(block), entry);
+    this.#bitmaps.fill(block, entry * SECTOR_SIZE);
+  }
+
+  protected override lookupPartial(
+    block: number,
+    offset: number,
+    length: number,
+  ): Run | undefined {
+    const inBlock = offset % this.unit;
     const first = Math.floor(inBlock / SECTOR_SIZE);
-    const last = Math.min(blockSize, inBlock + length);
+    const last = Math.min(this.unit, inBlock + length);
     const most = divideUp(last, SECTOR_SIZE) - first;
-    const sectors = this.#bitmaps.run(index, first, most);
+    const sectors = this.#bitmaps.run(block, first, most);
     if (!sectors) return undefined;
     const end = (first + sectors.count) * SECTOR_SIZE;
     const run = Math.min(length, end - inBlock);
-    if (!sectors.isHere) return this.#nothing(run);
+    if (!sectors.isHere) return { length: run, kind: this.#nothing };
     return {
       length: run,
       kind: "data",
-      child: this.#file,
-      childOffset: entry * SECTOR_SIZE + this.#bitmaps.size + inBlock,
+      child: this.file,
+      childOffset: this.#dataOf(this.#entry(block)!) + inBlock,
     };
   }
 
-  #nothing(length: number): Run {
-    const isLeft = this.#footer.type === TYPE.DIFFERENCING;
-    return { length, kind: isLeft ? "unallocated" : "zero" };
+  protected override loadPartial(block: number): Promise<void> {
+    return this.#bitmaps.load(block, this.#entry(block)! * SECTOR_SIZE);
   }
 
-  async find(offset: number, length: number): Promise<Run> {
-    let run: Run | undefined;
-    while (!(run = this.lookup(offset, length))) await this.#load(offset);
-    return run;
-  }
-
-  /** Load what tells of an offset. */
-  async #load(offset: number): Promise<void> {
-    const index = Math.floor(offset / this.#header.blockSize);
-    const entry = this.#entry(index);
-    if (entry === undefined) await this.#table.load(index);
-    else if (entry !== UNALLOCATED) {
-      await this.#bitmaps.load(index, entry * SECTOR_SIZE);
+  protected override async makeRoom(
+    offset: number,
+    length: number,
+  ): Promise<Allocation> {
+    const block = Math.floor(offset / this.unit);
+    let entry: number | undefined;
+    while ((entry = this.#entry(block)) === undefined) {
+      await this.table.load(block);
     }
-  }
-
-  inPlace(offset: number, length: number): Place | undefined {
-    const run = this.lookup(offset, length);
-    return run?.kind === "data" ? run as Place : undefined;
-  }
-
-  async allocate(offset: number, length: number): Promise<Allocation> {
-    const { kind, ...place } = await this.find(offset, length);
-    if (kind === "data") return roomInPlace(offset, place as Place);
-    const index = Math.floor(offset / this.#header.blockSize);
-    const entry = this.#entry(index);
-    return entry === undefined || entry === UNALLOCATED
-      ? await this.#newBlock(index)
-      : this.#newSectors(index, entry, offset, place.length);
+    return entry === UNALLOCATED
+      ? await this.newBlocks(block)
+      : this.#newSectors(block, entry, offset, length);
   }
 
   /** Sectors of a block that has its place already. */
   #newSectors(
-    index: number,
+    block: number,
     entry: number,
     offset: number,
     length: number,
   ): Allocation {
-    const { blockSize } = this.#header;
     const start = roundDown(offset, SECTOR_SIZE);
     const end = roundUp(offset + length, SECTOR_SIZE);
-    const inBlock = start % blockSize;
+    const inBlock = start % this.unit;
     return {
       start,
       length: end - start,
-      child: this.#file,
-      childOffset: entry * SECTOR_SIZE + this.#bitmaps.size + inBlock,
+      child: this.file,
+      childOffset: this.#dataOf(entry) + inBlock,
       isZero: false,
       replaces: false,
       commit: async () => {
         // It may have been let go of since.
-        while (!this.lookup(start, 1)) await this.#load(start);
+        while (!this.lookup(start, 1)) await this.find(start, 1);
         const [first, count] = [inBlock, end - start].map((bytes) =>
           bytes / SECTOR_SIZE
         );
-        this.#bitmaps.set(index, entry * SECTOR_SIZE, first, count);
+        this.#bitmaps.set(block, entry * SECTOR_SIZE, first, count);
       },
       abort: () => Promise.resolve(),
     };
   }
 
-  async #newBlock(index: number): Promise<Allocation> {
-    const { blockSize } = this.#header;
-    const block = this.#next;
-    if (block / SECTOR_SIZE >= UNALLOCATED) throw new BlockError("EFBIG");
-    const childOffset = block + this.#bitmaps.size;
-    this.#next = childOffset + blockSize;
-    const isZero = await this.#grow(childOffset, childOffset + blockSize);
-    return {
-      start: index * blockSize,
-      length: blockSize,
-      child: this.#file,
-      childOffset,
-      isZero,
-      replaces: false,
-      commit: () => this.#commit(index, block),
-      // The next time that the image is opened, it can be used.
-      abort: () => Promise.resolve(),
-    };
+  /** Where there was a footer, the bitmap goes. */
+  protected override async newBlocks(block: number): Promise<Allocation> {
+    const { size } = this.#bitmaps;
+    const place = await this.space.take(size + this.unit);
+    return this.roomAt(block, 1, place + size);
   }
 
-  async #commit(index: number, block: number): Promise<void> {
-    const bitmap = allocate(this.#bitmaps.size).fill(0xff);
-    {
-      using _ = await this.#end.lock();
-      await this.#file.writev!(block, [bitmap]);
-    }
-    while (this.#entry(index) === undefined) await this.#table.load(index);
-    this.#table.page(index)!.setUint32(
-      this.#table.at(index),
-      block / SECTOR_SIZE,
-    );
-    this.#table.changed(index);
-    this.#bitmaps.fill(index);
+  override async map(block: number, place: number): Promise<void> {
+    await super.map(block, place);
+    if (this.#bitmaps.manyAreNew) await this.#writeNewBitmaps();
   }
 
-  /**
-   * Grow the file to whole blocks, before anything is written there: later, it
-   * might cut off what others have written behind.
-   *
-   * @returns whether there was nothing from `start` on; a footer is where the
-   * bitmap goes.
-   */
-  async #grow(start: number, end: number): Promise<boolean> {
-    using _ = await this.#end.lock();
-    const isNew = this.#file.size <= Math.max(start, this.#footerEnd);
-    if (this.#file.size < end) await this.#file.truncate!(end);
-    return isNew;
+  /** One may go where the footer is written otherwise. */
+  #writeNewBitmaps(): Promise<void> {
+    return this.space.alone(() => this.#bitmaps.writeNew());
   }
 
-  /** Where what is known of the file ends, if it ends with a footer. */
-  get #footerEnd(): number {
-    return this.#footerAt === 0 ? 0 : this.#footerAt + FOOTER_SIZE;
+  protected override get isDirty(): boolean {
+    return this.table.isDirty || this.#bitmaps.isDirty;
   }
 
-  /** Make all that was written durable. */
-  async flush(): Promise<void> {
-    using _ = await this.#flushing.lock();
-    if (!this.#table.isDirty && !this.#bitmaps.isDirty) {
-      return await this.#file.flush?.();
-    }
-    await this.#writeFooter();
-    await this.#table.writeChanges((units) =>
-      this.#bitmaps.writeChanges(async (bitmaps) => {
-        await this.#file.flush?.();
-        for (const { offset, bytes } of [...units, ...bitmaps]) {
-          await this.#file.writev!(offset, [bytes]);
-        }
-        await this.#file.flush?.();
-      })
-    );
+  protected override endFile(): Promise<void> {
+    return this.space.trim(this.#footer.bytes);
   }
 
-  async #writeFooter(): Promise<void> {
-    using _ = await this.#end.lock();
-    if (this.#footerAt === this.#next) return;
-    const at = this.#next;
-    await this.#file.writev!(at, [this.#footer.bytes]);
-    this.#footerAt = at;
-    // A device stays as long as it is.
-    const end = at + FOOTER_SIZE;
-    if (this.#file.size > end) await this.#file.truncate!(end);
+  protected write(units: readonly ChangedUnit[]): Promise<void> {
+    return this.#bitmaps.writeChanges(async (bitmaps) => {
+      await this.#writeNewBitmaps();
+      await this.file.flush?.();
+      for (const { offset, bytes } of [...units, ...bitmaps]) {
+        await this.file.writev!(offset, [bytes]);
+      }
+      await this.file.flush?.();
+    });
   }
 }
 
@@ -326,9 +258,10 @@ export async function writeNewTable(
   entries: number,
 ): Promise<void> {
   const length = roundUp(entries * ENTRY_SIZE, SECTOR_SIZE);
-  const bytes = allocate(Math.min(SCAN_BYTES, length)).fill(0xff);
-  for (let done = 0; done < length; done += bytes.length) {
-    const part = bytes.subarray(0, Math.min(bytes.length, length - done));
-    await file.writev!(offset + done, [part]);
-  }
+  const table = { offset, length, entrySize: ENTRY_SIZE };
+  await writeEntries(
+    file,
+    table,
+    (view, at) => view.setUint32(at, UNALLOCATED),
+  );
 }

@@ -4,22 +4,15 @@
  *
  * @module
  */
-import { Access } from "../../core/access.ts";
-import type { BlockMap } from "../../core/block_map.ts";
-import { type IoVector, roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
+import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import type { BlockDriver, OpenContext } from "../../core/driver.ts";
 import { invalid } from "../../core/errors.ts";
-import type {
-  BlockNode,
-  Extent,
-  NodeInfo,
-  ReadFlags,
-  WriteFlags,
-} from "../../core/node.ts";
+import { type FormatMap, MappedNode } from "../../core/mapped_node.ts";
+import type { BlockNode, NodeInfo } from "../../core/node.ts";
 import { type OptionValues, parseOptions } from "../../core/options.ts";
 import { shortened } from "../../core/values.ts";
 import { openParent } from "../../core/parents.ts";
-import { BlockTable } from "./block_table.ts";
+import { VpcTable } from "./block_table.ts";
 import { VPC_CREATE_OPTIONS, VPC_OPEN_OPTIONS } from "./create_options.ts";
 import { FixedMap } from "./fixed_map.ts";
 import {
@@ -85,9 +78,9 @@ async function openDynamic(
   context: OpenContext,
 ): Promise<BlockNode> {
   const header = await readDynamicHeader(file, footer, size);
-  const table = new BlockTable(file, footer, header);
+  const table = new VpcTable(file, footer, header);
   await table.examine();
-  const image = { file, size, header, table, map: table, context };
+  const image = { file, size, header, map: table, context };
   if (footer.type !== TYPE.DIFFERENCING) return new VpcNode(image);
   const parents = await readParentNames(file, header);
   const backing = await openParent(
@@ -106,61 +99,26 @@ interface VpcImage {
   readonly file: BlockNode;
   /** Bytes of the disk. */
   readonly size: number;
-  readonly map: BlockMap & { useFile(file: BlockNode): void };
+  readonly map: FormatMap;
   readonly context: OpenContext;
   /** Of a dynamic image. */
   readonly header?: DynamicHeader;
-  readonly table?: BlockTable;
   /** Of a differencing image: its parent's names, and the parent. */
   readonly parents?: readonly string[];
   readonly backing?: BlockNode;
 }
 
-class VpcNode implements BlockNode {
+class VpcNode extends MappedNode {
   readonly driver = vpcDriver;
-  readonly filename: string;
-  readonly readOnly: boolean;
   readonly size: number;
-  children: { readonly file: BlockNode; readonly backing?: BlockNode };
-  /** Absent of a differencing image: nobody here keeps its bitmaps. */
-  readonly writev?: BlockNode["writev"];
   readonly #image: VpcImage;
-  readonly #host: { readonly size: number; backing?: BlockNode };
-  readonly #access: Access;
 
   constructor(image: VpcImage) {
-    const { file, backing, size, map, context } = image;
-    this.children = backing ? { file, backing } : { file };
-    this.filename = context.filename;
-    this.readOnly = context.readOnly || image.parents !== undefined;
-    this.size = size;
+    // Nobody here keeps the bitmaps of a differencing image.
+    super({ ...image, isReadOnly: image.parents !== undefined });
+    this.size = image.size;
     this.#image = image;
-    this.#host = { size, backing };
-    this.#access = new Access(this.#host, map);
-    if (!image.parents) this.writev = this.#writev;
-  }
-
-  readv(offset: number, iov: IoVector, flags?: ReadFlags): Promise<void> {
-    return this.#access.readv(offset, iov, flags);
-  }
-
-  async #writev(
-    offset: number,
-    iov: IoVector,
-    flags?: WriteFlags,
-  ): Promise<void> {
-    await this.#access.writev(offset, iov, flags);
-    if (flags?.fua) await this.flush();
-  }
-
-  status(offset: number, length: number): Promise<Extent> {
-    return this.#access.status(offset, length);
-  }
-
-  async flush(): Promise<void> {
-    if (this.readOnly) return;
-    const { table } = this.#image;
-    await (table ? table.flush() : this.children.file.flush?.());
+    this.useMap(image.map);
   }
 
   // deno-lint-ignore require-await -- the interface is asynchronous
@@ -173,22 +131,13 @@ class VpcNode implements BlockNode {
     };
   }
 
-  replaceChild(role: string, child: BlockNode): void {
-    if (role === "file") {
-      // The footer has to be at its end.
-      if (child.size !== this.children.file.size) {
-        throw invalid(
-          `'${
-            shortened(child.filename)
-          }' has not as many bytes as the VHD image`,
-        );
-      }
-      this.#image.map.useFile(child);
-    } else this.#host.backing = child;
-    this.children = { ...this.children, [role]: child };
-  }
-
-  close(): Promise<void> {
-    return this.flush();
+  override replaceChild(role: string, child: BlockNode): void {
+    // The footer has to be at its end.
+    if (role === "file" && child.size !== this.children.file.size) {
+      throw invalid(
+        `'${shortened(child.filename)}' has not as many bytes as the VHD image`,
+      );
+    }
+    super.replaceChild(role, child);
   }
 }

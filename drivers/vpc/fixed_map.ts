@@ -3,12 +3,13 @@
  *
  * @module
  */
-import type { BlockMap, Place, Run } from "../../core/block_map.ts";
+import type { Place, Run } from "../../core/block_map.ts";
 import { BlockError } from "../../core/errors.ts";
+import type { FormatMap } from "../../core/mapped_node.ts";
 import type { BlockNode } from "../../core/node.ts";
 
 /** All of the disk lies in the file, at the same offsets. */
-export class FixedMap implements BlockMap {
+export class FixedMap implements FormatMap {
   readonly unit = 4096;
   #file: BlockNode;
 
@@ -42,5 +43,9 @@ export class FixedMap implements BlockMap {
 
   mayHaveHoles(): boolean {
     return true;
+  }
+
+  async flush(): Promise<void> {
+    await this.#file.flush?.();
   }
 }

@@ -14,6 +14,9 @@ const CACHE_BYTES = 4 * 1024 * 1024;
 /** Full blocks that are remembered. */
 const MAX_FULL = 65536;
 
+/** New blocks whose bitmaps wait to be written. */
+const MAX_NEW = 1024;
+
 /** A bitmap that differs from the file. */
 export interface ChangedBitmap {
   /** Its first byte in the file. */
@@ -30,6 +33,8 @@ export class SectorBitmaps {
   readonly #sectors: number;
   /** Blocks of which all sectors are here: most of them. */
   readonly #full = new Set<number>();
+  /** New ones whose bitmaps are not in the file yet, and where those go. */
+  readonly #new = new Map<number, number>();
   /** The bitmaps of others, in the order in which they were read. */
   readonly #bitmaps = new Map<number, Uint8Array>();
   /** Those that differ from the file, and where they lie in it. */
@@ -54,15 +59,14 @@ export class SectorBitmaps {
   }
 
   /**
-   * How many sectors from `sector` on, `most` at the most, are here or are not
-   * here; `undefined` if the bitmap is to be loaded before.
+   * How many sectors of a block that is not full, from `sector` on, `most` at the
+   * most, are here or are not here; `undefined` if the bitmap is to be loaded before.
    */
   run(
     index: number,
     sector: number,
     most: number,
   ): { isHere: boolean; count: number } | undefined {
-    if (this.#full.has(index)) return { isHere: true, count: most };
     const bitmap = this.#bitmaps.get(index);
     if (!bitmap) return undefined;
     const isHere = bitAt(bitmap, sector);
@@ -81,11 +85,11 @@ export class SectorBitmaps {
     const bytes = allocate(this.size);
     await readPadded(this.#file, offset, [bytes]);
     // Another one may have been faster, and have changed it since.
-    if (this.#full.has(index) || this.#bitmaps.has(index)) return;
+    if (this.isFull(index) || this.#bitmaps.has(index)) return;
     this.#makeRoom();
     this.#bitmaps.set(index, bytes);
     const whole = this.run(index, 0, this.#sectors)!;
-    if (whole.isHere && whole.count === this.#sectors) this.fill(index);
+    if (whole.isHere && whole.count === this.#sectors) this.#addFull(index);
   }
 
   #makeRoom(): void {
@@ -97,11 +101,39 @@ export class SectorBitmaps {
     }
   }
 
-  /** All sectors of a block are here, in the file as well. */
-  fill(index: number): void {
+  /** Whether all sectors of a block are known to be here. */
+  isFull(index: number): boolean {
+    return this.#full.has(index) || this.#new.has(index);
+  }
+
+  /**
+   * All sectors of a new block are here.
+   *
+   * @param offset Where its bitmap goes in the file.
+   */
+  fill(index: number, offset: number): void {
+    this.#new.set(index, offset);
+    this.#addFull(index);
+  }
+
+  #addFull(index: number): void {
     if (this.#full.size >= MAX_FULL) this.#full.clear();
     this.#full.add(index);
     this.#bitmaps.delete(index);
+  }
+
+  /** Whether there are so many new ones that they had better be written. */
+  get manyAreNew(): boolean {
+    return this.#new.size >= MAX_NEW;
+  }
+
+  /** Write the bitmaps of new blocks. */
+  async writeNew(): Promise<void> {
+    const bitmap = allocate(this.size).fill(0xff);
+    for (const [index, offset] of this.#new) {
+      await this.#file.writev!(offset, [bitmap]);
+      this.#new.delete(index);
+    }
   }
 
   /**

@@ -2,6 +2,7 @@
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { compileWithBun } from "../../build/bun.ts";
 import { commandLine } from "../npm/command_line.ts";
+import { assertSuite } from "../npm/suite.ts";
 import { isInstalled, mustSkip, run, runOk, TempDir } from "../qemu.ts";
 
 const ROOT = new URL("../..", import.meta.url).pathname;
@@ -23,6 +24,7 @@ Deno.test({
     }
     await using work = new TempDir();
     await commandLine([program], work);
+    await assertSuite([program]);
     const cwd = work.path;
     const io = await run(
       [dir.file("qemu-io"), "-c", "read 0 512", "missing"],

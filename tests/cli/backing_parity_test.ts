@@ -5,7 +5,7 @@
  * @module
  */
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import { BDRV, qemuTest, run, runOk, TempDir } from "../qemu.ts";
+import { BDRV, FFI, qemuTest, run, runOk, TempDir } from "../qemu.ts";
 
 interface Case {
   /** What makes the files: lines of a shell. */
@@ -305,6 +305,12 @@ function joined(entries: MapEntry[]): string {
   return parts.map((part) => JSON.stringify(part)).join("\n");
 }
 
+/** Those that bypass the page cache, or meet a lock. */
+const NEED_FFI = [
+  "commit with a limit on the rate, and a cache mode",
+  "rebase, mistakes",
+];
+
 for (const [name, example] of Object.entries(CASES)) {
   qemuTest(`as qemu-img: ${name}`, async () => {
     const [theirs, ours] = await Promise.all([
@@ -312,7 +318,10 @@ for (const [name, example] of Object.entries(CASES)) {
       outcome(example, [...BDRV, "qemu-img"]),
     ]);
     assertEquals(ours, theirs);
-  }, ["qemu-img", "qemu-io"]);
+  }, {
+    tools: ["qemu-img", "qemu-io"],
+    privileges: NEED_FFI.includes(name) ? FFI : {},
+  });
 }
 
 qemuTest("commit tells under either name why it fails", async () => {
@@ -378,5 +387,5 @@ qemuTest(
     assertEquals(await runOk([...commit, ...rest], { cwd }), "");
     await runOk(["qemu-img", "compare", "new", "before"], { cwd });
   },
-  ["qemu-img", "qemu-io"],
+  { tools: ["qemu-img", "qemu-io"], privileges: FFI },
 );

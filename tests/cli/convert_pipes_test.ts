@@ -5,7 +5,15 @@ import {
   assertRejects,
   assertStringIncludes,
 } from "@std/assert";
-import { BDRV, type Outcome, qemuTest, run, runOk, TempDir } from "../qemu.ts";
+import {
+  BDRV,
+  FFI,
+  type Outcome,
+  qemuTest,
+  run,
+  runOk,
+  TempDir,
+} from "../qemu.ts";
 
 const MiB = 1024 * 1024;
 
@@ -151,7 +159,7 @@ qemuTest("convert to standard output makes an image of nothing", async () => {
     );
     await examine("image", source, dir);
   }
-});
+}, { tools: ["qemu-img"], privileges: FFI });
 
 qemuTest("a large image goes through a pipe in little memory", async () => {
   await using dir = await new TempDir();

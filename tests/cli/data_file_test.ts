@@ -65,6 +65,7 @@ besideQemu("images with an external data file are treated as by qemu-img", {
   prepare,
   inspect,
   normalize: comparable,
+  needsHoles: (call) => /^map .*(plain|raw)$/.test(call),
   calls: [
     "create -f qcow2 -o data_file=new.data new 1M",
     "create -f qcow2 -o data_file=new.data,data_file_raw=on new 1M",

@@ -5,7 +5,7 @@
  * @module
  */
 import { assertEquals } from "@std/assert";
-import { BDRV, qemuTest, run, runOk, TempDir } from "../qemu.ts";
+import { BDRV, isBeyond, qemuTest, run, runOk, TempDir } from "../qemu.ts";
 
 const SECRET = "secret,id=key,data=letmein";
 
@@ -126,6 +126,10 @@ async function makeImages(folder: string): Promise<void> {
   }
 }
 
+/** Sources of whose data parts are holes. */
+const WITH_HOLES =
+  /disk\.raw|onraw|meta\.|corrupt\.|leaking\.|-f (raw|file)|driver(=|":")(raw|file|quorum)\b/;
+
 for (
   const command of [
     "info --output=human",
@@ -146,6 +150,9 @@ for (
       const isVague = command.startsWith("map") &&
         / null-co:|null-co.*}}/.test(` ${source.at(-1)}`);
       if (isVague) continue;
+      const last = source.join(" ");
+      const needsHoles = command.startsWith("map") && WITH_HOLES.test(last);
+      if (isBeyond(last, needsHoles)) continue;
       await t.step(source.join(" "), async () => {
         const call = ["qemu-img", ...command.split(" "), ...source];
         const [expected, actual] = await Promise.all([

@@ -80,8 +80,13 @@ class SlowFile implements BlockNode {
     return Promise.resolve();
   }
 
-  status(_offset: number, length: number) {
-    return Promise.resolve({ length, allocated: true, zero: false });
+  async status(_offset: number, length: number) {
+    await this.#turn();
+    return { length, allocated: true, zero: false };
+  }
+
+  async flush(): Promise<void> {
+    await this.#turn();
   }
 
   close(): Promise<void> {
@@ -160,6 +165,39 @@ Deno.test("a request settles when nobody touches its buffers any more", async ()
     assert(buffer.every((byte) => byte === 9), driver);
     file.isSlow = false;
     assertEquals((await disk.read(SIZE - 1, 1))[0], 7);
+    await disk.close();
+  }
+});
+
+Deno.test("a query that is given up settles at once, and a drain waits for it", async () => {
+  const queries: readonly ((
+    disk: Image,
+    signal: AbortSignal,
+  ) => Promise<unknown>)[] = [
+    (disk, signal) => disk.status(0, 4096, { signal }),
+    (disk, signal) => Array.fromAsync(disk.extents(0, SIZE, { signal })),
+    (disk, signal) => disk.flush({ signal }),
+  ];
+  for (const query of queries) {
+    const { file, disk } = await image("raw");
+    for (const isDrained of [true, false]) {
+      file.isSlow = true;
+      const cancel = new AbortController();
+      const held = isDrained ? await drain(disk) : undefined;
+      const asked = query(disk, cancel.signal);
+      assert(!await isSettled(asked));
+      cancel.abort(REASON);
+      await canceled(asked);
+      const drained = held ?? drain(disk);
+      if (!isDrained) assert(!await isSettled(Promise.resolve(drained)));
+      await file.letGo();
+      (await drained)[Symbol.dispose]();
+      // One that has been given up before is not even begun.
+      await canceled(query(disk, cancel.signal));
+      assertEquals(file.waiting.length, 0);
+    }
+    file.isSlow = false;
+    await query(disk, new AbortController().signal);
     await disk.close();
   }
 });

@@ -18,7 +18,8 @@ import {
   replaceChild,
   ThrottleGroup,
 } from "../../mod.ts";
-import { DelayNode, Scheduler } from "../delay.ts";
+import { DelayNode } from "../delay.ts";
+import { SlowFiles } from "../slow_files.ts";
 import {
   DiskModel,
   type Effect,
@@ -31,40 +32,6 @@ const SIZE = 256 * 1024;
 const CLUSTER = 4096;
 const CLIENTS = 64;
 const ROUNDS = 12;
-
-/** A file whose requests wait and overtake each other, and its store. */
-class SlowFiles {
-  readonly #scheduler: Scheduler;
-  readonly #random: Random;
-  readonly #stores = new Map<BlockNode, MemoryStore>();
-  /** Images that keep the nodes of files open; for the test to close. */
-  readonly handles: Image[] = [];
-
-  constructor(random: Random) {
-    this.#random = random;
-    this.#scheduler = new Scheduler(random);
-  }
-
-  async open(store: MemoryStore): Promise<BlockNode> {
-    const image = await openImage({ driver: "memory", store });
-    this.handles.push(image);
-    const node = new DelayNode(image.node, this.#scheduler, this.#random);
-    this.#stores.set(node, store);
-    return node;
-  }
-
-  /** A file with the same content; nothing is being written meanwhile. */
-  async copyOf(node: BlockNode): Promise<BlockNode> {
-    const from = this.#stores.get(node)!;
-    const bytes = new Uint8Array(from.size);
-    from.read(0, bytes);
-    const to = new MemoryStore();
-    to.write(0, bytes);
-    // Whoever still used the old one would be found out.
-    from.write(0, new Uint8Array(from.size).fill(0xbd));
-    return await this.open(to);
-  }
-}
 
 class Stress {
   readonly #random: Random;

@@ -15,6 +15,7 @@ import {
   registerDriver,
   removeFilter,
   replaceChild,
+  serveNbd,
   type StackObject,
   ThrottleGroup,
 } from "../../mod.ts";
@@ -724,4 +725,39 @@ Deno.test("openNode() gives a node that is closed by whoever opened it", async (
   const wrapping = new Image(node);
   await wrapping.close();
   assertEquals(ended, ["node"]);
+});
+
+Deno.test("bitmaps and servers follow an image whose node is replaced", async () => {
+  const file = { driver: "memory", store: new MemoryStore() };
+  await createImage("qcow2", file, { size: 1 << 20 });
+  const disk = await openImage({ driver: "qcow2", file });
+  const group = { driver: "throttle", "throttle-group": new ThrottleGroup({}) };
+  let filter = await insertFilter(disk, group);
+  const server = await serveNbd(disk, { host: "127.0.0.1", port: 0 });
+  await disk.bitmaps.add("b");
+  const client = await openImage(server.uri!, {
+    format: "raw",
+    readOnly: true,
+  });
+  await removeFilter(filter);
+  await disk.reopen({ cache: "unsafe" });
+  await disk.write(0, new Uint8Array(512).fill(1));
+  const { length, zero } = await client.status(0, 1 << 20);
+  assertEquals([length, zero], [65536, false]);
+  filter = await insertFilter(disk, group);
+  assertEquals((await disk.bitmaps.list()).map(({ name }) => name), ["b"]);
+  const dirty = await Array.fromAsync(disk.bitmaps.dirty("b"));
+  assertEquals(dirty, [{ offset: 0, length: 65536 }]);
+  {
+    using _ = await drain(disk.node);
+    let isListed = false;
+    const listing = disk.bitmaps.list().then(() => isListed = true);
+    await new Promise((resolve) => setTimeout(resolve, 1));
+    assertEquals(isListed, false);
+    listing.catch(() => {});
+  }
+  await removeFilter(filter);
+  await client.close();
+  await server.close();
+  await disk.close();
 });

@@ -113,6 +113,25 @@ Deno.test("RangeLock lets those pass whom no one before concerns", async () => {
   assertEquals(log.granted, ["w1", "w5", "w2", "w3", "w4"]);
 });
 
+Deno.test("RangeLock lets a waiting request be overtaken as often as it is told", async () => {
+  const lock = new RangeLock(2);
+  const log = new Log();
+  log.ask("w1", lock.acquire(0, 10, true));
+  log.ask("w2", lock.acquire(0, 20, true));
+  await settle();
+  for (const name of ["r1", "r2", "r3"]) {
+    log.ask(name, lock.acquire(10, 20, false));
+  }
+  // These do not conflict with what waits, and do not count.
+  log.ask("apart", lock.acquire(30, 40, true));
+  await settle();
+  assertEquals(log.granted, ["w1", "r1", "r2", "apart"]);
+  await log.release("w1", "r1", "r2");
+  assertEquals(log.granted.slice(4), ["w2"]);
+  await log.release("w2");
+  assertEquals(log.granted.slice(4), ["w2", "r3"]);
+});
+
 Deno.test("RangeLock forgets whoever leaves the line", async () => {
   const lock = new RangeLock();
   const log = new Log();
@@ -149,7 +168,7 @@ Deno.test("RangeLock keeps a place whose range changes", async () => {
 Deno.test("RangeLock grants every request in the end, and none that conflict", async () => {
   for (const seed of seedsToRun(50)) {
     const random = new Random(seed);
-    const lock = new RangeLock();
+    const lock = new RangeLock(random.below(3));
     const held: { start: number; end: number; alone: boolean }[] = [];
     let granted = 0;
     const request = async () => {

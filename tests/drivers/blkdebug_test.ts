@@ -222,6 +222,105 @@ Deno.test("blkdebug forgets breakpoints, and lets go of what they stopped", asyn
   breakpoints.removeBreakpoint("A");
   await write;
   assertEquals(await disk.read(0, 1), one);
+  // One that has been reached is no more, but what it stopped goes on.
+  breakpoints.breakpoint("write_aio", "A");
+  const another = disk.write(0, one);
+  await breakpoints.waitSuspended("A");
+  assertThrows(() => breakpoints.removeBreakpoint("A"), BlockError);
+  await another;
+});
+
+/** The events that a request to units of 512 bytes passes, in order. */
+async function eventsOf(
+  request: (node: BlockNode) => Promise<void>,
+  limits: StackObject = {},
+): Promise<string> {
+  const node = await openNode(blkdebug({ align: 512, ...limits }));
+  const breakpoints = node.debug!.breakpoints!;
+  const steps = ["head", "after_head", "tail", "after_tail"];
+  const names = [
+    ...steps.map((step) => `pwritev_rmw_${step}`),
+    ...["pwritev", "pwritev_zero", "pwritev_done"],
+  ];
+  for (const name of names) breakpoints.breakpoint(name, name);
+  const passed: string[] = [];
+  breakpoints.report = (line) => {
+    const tag = line.match(/Suspended request '(?:pwritev_)?(.*)'/)?.[1];
+    if (tag) passed.push(tag);
+  };
+  let isDone = false;
+  const done = request(node).then(() => isDone = true);
+  while (!isDone) {
+    for (const name of names) {
+      if (breakpoints.isSuspended(name)) breakpoints.resume(name);
+    }
+    await new Promise((resolve) => setTimeout(resolve));
+  }
+  await done;
+  await node.close();
+  return passed.join(" ");
+}
+
+const HEAD = "rmw_head rmw_after_head";
+const TAIL = "rmw_tail rmw_after_tail";
+const BOTH = "rmw_head rmw_tail rmw_after_head rmw_after_tail";
+
+const WRITES: readonly [offset: number, length: number, read: string][] = [
+  [0, 512, ""],
+  [0, 100, TAIL],
+  [412, 100, HEAD],
+  [100, 100, BOTH],
+  [412, 200, BOTH],
+  [100, 924, HEAD],
+  [0, 600, TAIL],
+  [100, 1024, `${HEAD} ${TAIL}`],
+];
+
+for (const [offset, length, read] of WRITES) {
+  const what = `${length} bytes at ${offset}`;
+  Deno.test(`blkdebug stops at each step of writing ${what}`, async () => {
+    assertEquals(
+      await eventsOf((node) => node.writev!(offset, [new Uint8Array(length)])),
+      `${read} pwritev done`.trim(),
+    );
+  });
+}
+
+Deno.test("blkdebug stops at each step of writing zeroes, but not at each piece", async () => {
+  const zero = (offset: number, length: number) => (node: BlockNode) =>
+    node.writeZeroes!(offset, length);
+  assertEquals(await eventsOf(zero(0, 512)), "zero done");
+  assertEquals(await eventsOf(zero(0, 100)), `${TAIL} pwritev done`);
+  assertEquals(
+    await eventsOf(zero(100, 1500)),
+    `${HEAD} ${TAIL} pwritev done zero`,
+  );
+  const limits = { "max-write-zero": 1024, "opt-write-zero": 1024 };
+  assertEquals(await eventsOf(zero(512, 8192), limits), "zero done");
+  const write = (node: BlockNode) => node.writev!(0, [new Uint8Array(4096)]);
+  assertEquals(await eventsOf(write, { "max-transfer": 512 }), "pwritev done");
+});
+
+Deno.test("blkdebug stops a write behind one that waits for a stopped one", async () => {
+  const node = await openNode(blkdebug({ align: 4096 }));
+  const breakpoints = node.debug!.breakpoints!;
+  const write = (offset: number, length: number, value: number) =>
+    node.writev!(offset, [new Uint8Array(length).fill(value)]);
+  breakpoints.breakpoint("pwritev_rmw_after_tail", "A");
+  const writes = [write(0, 512, 10)];
+  await breakpoints.waitSuspended("A");
+  writes.push(write(2048, 4096, 11));
+  breakpoints.breakpoint("pwritev_rmw_after_head", "B");
+  writes.push(write(7680, 512, 12));
+  await breakpoints.waitSuspended("B");
+  breakpoints.resume("A");
+  breakpoints.resume("B");
+  await Promise.all(writes);
+  const disk = new Uint8Array(8192);
+  await node.readv(0, [disk]);
+  const expected = new Uint8Array(8192).fill(10, 0, 512).fill(11, 2048, 6144);
+  assertEquals(disk, expected.fill(12, 7680, 8192));
+  await node.close();
 });
 
 Deno.test("blkdebug reads its rules from a file, and its name from a name", async () => {
@@ -373,8 +472,7 @@ Deno.test("blkdebug cuts requests to its limits", async () => {
     "read 2048 512",
   ]);
   assertEquals(await logged(node.writev!(100, [new Uint8Array(600)])), [
-    "read 0 512",
-    "read 512 512",
+    "read 0 1024",
     "write 0 1024",
   ]);
   assertEquals(await logged(node.writeZeroes!(1024, 8192)), [

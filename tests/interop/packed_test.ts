@@ -379,7 +379,8 @@ qemuTest(
       printf 'XXXX' | dd of=sum-disk.raw.gz bs=1 conv=notrunc status=none \
         seek=$(( $(stat -c %s disk.raw.gz) - 8 ))
       tar czf archive.tar.gz disk.raw; qemu-img create -q -f qcow2 i.qcow2 1M
-      gzip i.qcow2; cp disk.raw.gz self.gz
+      zstd -qk i.qcow2; zip -q i.zip i.qcow2; gzip i.qcow2
+      cp disk.raw.gz self.gz
       zip -qe -P secret locked.zip disk.raw; zip -q -Z bzip2 bzip2.zip disk.raw
       truncate -s 80M large.raw; xz --block-size=70MiB large.raw`,
     );
@@ -398,7 +399,12 @@ qemuTest(
     for (
       const [name, why] of [
         ["archive.tar.gz", "a tar archive"],
+        ["archive.tar.gz", "(gunzip -k)"],
         ["i.qcow2.gz", "'qcow2'"],
+        // How to go on, and how to pack it so that it can be read.
+        ["i.qcow2.gz", "(gunzip -k); packed by 'xz -T0' or bgzip"],
+        ["i.qcow2.zst", "(zstd -dk)"],
+        ["i.zip", "(unzip)"],
         ["locked.zip", "encrypted"],
         ["bzip2.zip", "method 12"],
       ]

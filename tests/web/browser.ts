@@ -16,6 +16,8 @@ export class WebPage implements AsyncDisposable {
   readonly url: string;
   /** Bytes that were sent of each image, by path. */
   readonly sent = new Map<string, number>();
+  /** Files of the page that were sent. */
+  readonly loaded = new Set<string>();
   /** Requests that were neither GET nor HEAD, or sent something. */
   readonly uploads: string[] = [];
   /** Errors that nobody caught, and what was written to the console. */
@@ -53,6 +55,7 @@ export class WebPage implements AsyncDisposable {
     const folder = new TempDir();
     built ??= buildPage();
     const files = await built;
+    Deno.mkdirSync(folder.file("parts"));
     for (const [name, text] of Object.entries(files)) {
       await Deno.writeTextFile(folder.file(name), text);
     }
@@ -66,6 +69,11 @@ export class WebPage implements AsyncDisposable {
     const opened = new WebPage(browser, page, folder, images);
     await page.goto(opened.url);
     return opened;
+  }
+
+  /** The page from the disk, without a server. */
+  get file(): string {
+    return `file://${this.#folder.path}/index.html`;
   }
 
   /** Wait for the end of what the page is doing; its status, or its error. */
@@ -136,6 +144,42 @@ export class WebPage implements AsyncDisposable {
     return result.usedSize + result.backingStorageSize;
   }
 
+  /**
+   * The longest task of the page's main thread during an act, in milliseconds
+   * of the processor's: others may be using it as well.
+   */
+  async longestTask(act: () => Promise<unknown>): Promise<number> {
+    const categories = ["-*", "disabled-by-default-devtools.timeline"];
+    await this.#browser.startTracing(this.page, { categories });
+    let trace: { traceEvents: readonly TraceEvent[] };
+    try {
+      await act();
+    } finally {
+      const bytes = await this.#browser.stopTracing();
+      trace = JSON.parse(new TextDecoder().decode(bytes));
+    }
+    const threads = trace.traceEvents.filter(({ name, args }) =>
+      name === "thread_name" && args?.name === "CrRendererMain"
+    );
+    const durations = trace.traceEvents
+      .filter(({ name, pid, tid }) =>
+        name.endsWith("RunTask") &&
+        threads.some((thread) => thread.pid === pid && thread.tid === tid)
+      )
+      .map(({ tdur }) => tdur ?? 0);
+    if (durations.length === 0) throw new Error("No task was traced");
+    return Math.max(...durations) / 1000;
+  }
+
+  /** Bytes of the page's own files that were sent, as `gzip` has them. */
+  async weight(): Promise<number> {
+    let sum = 0;
+    for (const name of this.loaded) {
+      sum += await zippedSize(`${this.#folder.path}${name}`);
+    }
+    return sum;
+  }
+
   /** The text of an element. */
   text(selector: string): Promise<string> {
     return this.page.locator(selector).innerText();
@@ -168,6 +212,7 @@ export class WebPage implements AsyncDisposable {
         ? "text/css"
         : "text/javascript";
       const bytes = await Deno.readFile(`${pages}${file}`);
+      this.loaded.add(file);
       return new Response(bytes, { headers: { "content-type": type } });
     } catch {
       return new Response(null, { status: 404 });
@@ -207,12 +252,30 @@ export class WebPage implements AsyncDisposable {
   }
 }
 
+/** Something that the browser has done, times in microseconds. */
+interface TraceEvent {
+  readonly name: string;
+  readonly pid: number;
+  readonly tid: number;
+  /** The processor's time. */
+  readonly tdur?: number;
+  readonly args?: { readonly name?: string };
+}
+
+/** The size of a file, as `gzip` has it. */
+export async function zippedSize(path: string): Promise<number> {
+  const stream = new Blob([await Deno.readFile(path)]).stream()
+    .pipeThrough(new CompressionStream("gzip"));
+  return (await new Response(stream).arrayBuffer()).byteLength;
+}
+
 /** What is used of the browser's document. */
 interface Doc {
   getElementById(id: string): { hidden: boolean; textContent: string };
 }
 
-async function chromiumPath(): Promise<string> {
+/** Where the browser is. */
+export async function chromiumPath(): Promise<string> {
   for (const folder of (Deno.env.get("PATH") ?? "").split(":")) {
     const path = `${folder}/chromium`;
     if (await Deno.stat(path).then(() => true, () => false)) return path;

@@ -104,6 +104,25 @@ Deno.test("convert() reads no holes and writes none to a fresh target", async ()
   assertEquals(target.offsets("zero"), []);
 });
 
+Deno.test("convert() looks for holes in the file below sparse data", async () => {
+  const bytes = filled(8 * MiB);
+  bytes.fill(0, MiB, 7 * MiB);
+  const file = new ArrayNode(bytes, [MiB, 7 * MiB, 8 * MiB]);
+  for (const sparse of [true, false]) {
+    const source = new ArrayNode(bytes, [8 * MiB]);
+    const status = source.status.bind(source);
+    source.status = async (offset, length) => ({
+      ...await status(offset, length),
+      ...{ file, hostOffset: offset, sparse },
+    });
+    const target = new ArrayNode(new Uint8Array(8 * MiB));
+    await convert([source], target, { targetIsZero: true });
+    assertEquals(target.bytes, bytes);
+    const reads = sparse ? [0, 7 * MiB] : [0, 2 * MiB, 4 * MiB, 6 * MiB];
+    assertEquals(source.offsets("read"), reads);
+  }
+});
+
 Deno.test("convert() zeroes holes where the target may hold data", async () => {
   const bytes = filled(2 * MiB);
   bytes.fill(0, MiB);

@@ -128,6 +128,16 @@ Deno.test("inspect() knows formats, sizes, tables and file systems", async () =>
   assertEquals(seen.size, Object.keys(facts).length);
 });
 
+Deno.test("inspect() says what a file is that something is packed in", async () => {
+  const stream = new Blob(["a disk"]).stream()
+    .pipeThrough(new CompressionStream("gzip"));
+  const bytes = await new Response(stream).bytes();
+  const { findings } = await inspect(memory(bytes));
+  assertEquals(findings.map(({ check, message }) => [check, message]), [
+    ["wrapped", "it is compressed with gzip: what is in it was not looked at"],
+  ]);
+});
+
 Deno.test("inspect() opens nothing that an image names, and tells what the gate would say", async () => {
   await using folder = new TempDir();
   await Deno.mkdir(folder.file("in"));

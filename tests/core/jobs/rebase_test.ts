@@ -3,6 +3,7 @@ import { isEqual } from "../../../core/runtime.ts";
 import {
   BlockError,
   createImage,
+  MemoryStore,
   openImage,
   rebase,
   type RebaseOptions,
@@ -127,6 +128,40 @@ Deno.test("rebase() to an image of the chain copies what lies between", async ()
   const [lowest, , , overlay] = layers;
   await rebaseWithin(layers, 1);
   assert(isEqual(await contentOf([lowest, overlay]), before));
+});
+
+Deno.test("rebase() copies adjacent clusters together, whatever extents they are of", async () => {
+  // A format that allocates a table with the first of them separates others.
+  const [old, base, overlay] = await Promise.all(
+    ["old", "new", "overlay"].map(async (name) => {
+      const file = { driver: "memory", store: new MemoryStore() };
+      await createImage("qcow2", file, { size: 4 * 65536 });
+      await using image = await openImage({ driver: "qcow2", file });
+      if (name !== "overlay") {
+        await image.write(3 * 65536, new Uint8Array(65536).fill(1));
+        const at = name === "old" ? 0 : 65536;
+        await image.write(at, new Uint8Array(2 * 65536).fill(2 + at / 65536));
+      }
+      return { driver: "qcow2", file };
+    }),
+  );
+  await using image = await openImage({ ...overlay, backing: old });
+  const writes: [offset: number, length: number][] = [];
+  const node = new Proxy(image.node, {
+    get(target, key) {
+      const value = Reflect.get(target, key, target);
+      if (key !== "writev") {
+        return typeof value === "function" ? value.bind(target) : value;
+      }
+      return (offset: number, iov: Uint8Array[]) => {
+        writes.push([offset, iov.reduce((sum, { length }) => sum + length, 0)]);
+        return target.writev!(offset, iov);
+      };
+    },
+  });
+  await using below = await openImage(base, { readOnly: true });
+  await rebase(node, { ...NAME, node: below.node });
+  assertEquals(writes, [[0, 3 * 65536]]);
 });
 
 Deno.test("rebase() to the same backing file copies nothing", async () => {

@@ -1,4 +1,4 @@
-import { assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertRejects } from "@std/assert";
 import { createHash } from "node:crypto";
 import {
   BlockError,
@@ -9,6 +9,7 @@ import {
   type StackObject,
 } from "../../../mod.ts";
 import { seedsToRun } from "../../model.ts";
+import { PowerLog } from "../../power_log.ts";
 import { BDRV, qemuTest, run, runOk, TempDir } from "../../qemu.ts";
 import {
   exchange,
@@ -324,6 +325,29 @@ Deno.test("bitmaps are read, and no longer there after a write", async () => {
   }
   await using image = await openImage(stack, { readOnly: true });
   await assertRejects(() => image.bitmaps.list(), BlockError);
+});
+
+Deno.test("that an image is open, and has no bitmaps any more, is durable before a write", async () => {
+  const log = new PowerLog(await imageWithBitmap());
+  await using image = await openImage({ driver: "parallels", file: log }, {
+    warn: () => {},
+  });
+  const [inUse, extension] = [44, 56];
+  assertEquals(u32(log.durable, inUse), OPEN);
+  assert(u32(log.durable, extension) !== 0);
+  await image.write(0, new Uint8Array(512).fill(1));
+  assertEquals(u32(log.durable, extension), 0);
+});
+
+Deno.test("check() knows what is not written yet, and a closed image says so durably", async () => {
+  const log = new PowerLog(await newImage("parallels", SMALL));
+  {
+    await using image = await openImage({ driver: "parallels", file: log });
+    await image.write(0, new Uint8Array(512).fill(1));
+    const { leaks, allocatedClusters } = await image.check();
+    assertEquals([leaks, allocatedClusters], [0, 1]);
+  }
+  assert(u32(log.durable, 44) !== OPEN);
 });
 
 Deno.test("an extension that makes no sense is refused in QEMU's words", async () => {

@@ -8,6 +8,7 @@ import {
   openImage,
 } from "../../../mod.ts";
 import { Random, seedsToRun } from "../../model.ts";
+import { PowerLog } from "../../power_log.ts";
 import { BDRV, qemuTest, run, runOk, TempDir } from "../../qemu.ts";
 import {
   exchange,
@@ -220,6 +221,25 @@ Deno.test("an image that is emptied is left to its backing file", async () => {
   await protocol.close();
 });
 
+Deno.test("an image that is being emptied is whole or left to its backing file", async () => {
+  const log = new PowerLog(await newImage("qcow", { size: MIB }));
+  const base = { driver: "memory", store: new MemoryStore(MIB) };
+  base.store.write(0, new Uint8Array(MIB).fill(5));
+  const backing = { driver: "raw", file: base };
+  const link = { driver: "qcow", backing };
+  {
+    await using image = await openImage({ ...link, file: log });
+    await image.write(0, new Uint8Array(8192).fill(5));
+    await image.flush();
+    await image.node.image!.makeEmpty!();
+  }
+  for (const { what, file } of log.reordered()) {
+    await using image = await openImage({ ...stackOf("qcow", file), ...link });
+    const found = await image.read(0, MIB);
+    assertEquals(found.every((byte) => byte === 5), true, what);
+  }
+});
+
 Deno.test("whatever a qcow image holds, nothing worse than an error happens", async () => {
   const [store] = await compressedImage();
   const images = [contentOf(store)];
@@ -301,6 +321,10 @@ qemuTest("encrypted images and overlays go both ways", async () => {
   await over.write(MIB, new Uint8Array(5).fill(8));
   await over.close();
   await runOk(["qemu-img", "commit", "over"], cwd);
+  // A format that the image does not name: that is no news to who commits it.
+  await runOk(["qemu-io", "-c", "write -P 9 2M 512", "over"], cwd);
+  const { stderr } = await run([...ours, "commit", "over"], cwd);
+  assertEquals(stderr, "");
   const base = await Deno.readFile(folder.file("base"));
   assertEquals(base.slice(MIB, MIB + 6).join(), "8,8,8,8,8,0");
 }, ["qemu-img", "qemu-io"]);

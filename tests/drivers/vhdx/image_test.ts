@@ -152,6 +152,23 @@ Deno.test("check() tells of blocks that are not where blocks can be", async () =
   assertEquals(lines, [start]);
 });
 
+Deno.test("check() of an image in use takes up no room of its file", async () => {
+  const sizes = [true, false].map(async (isChecked) => {
+    const store = storeOf(await newImage());
+    const stack = { driver: "vhdx", file: { driver: "memory", store } };
+    await using image = await openImage(stack);
+    for (let at = 0; at < 5 * MIB; at += MIB) {
+      await image.write(at, new Uint8Array([1]));
+      const isDue = isChecked && at === MIB;
+      if (isDue) assertEquals((await image.check()).corruptions, 0);
+    }
+    await image.flush();
+    return store.size;
+  });
+  const [checked, plain] = await Promise.all(sizes);
+  assertEquals(checked, plain);
+});
+
 Deno.test("what is only read, or opened, stays as it was", async () => {
   const bytes = await newImage();
   const store = storeOf(bytes);

@@ -1,6 +1,7 @@
 /** What an image names: extents and parents, through the gate. @module */
 import { assertEquals, assertRejects } from "@std/assert";
 import { BlockError, createImage, openImage } from "../../../mod.ts";
+import { PowerLog } from "../../power_log.ts";
 import { TempDir } from "../../qemu.ts";
 import { descriptor, stackOf } from "./make.ts";
 
@@ -103,6 +104,22 @@ Deno.test("an image may be its own extent, raw, but not a sparse one", async () 
     BlockError,
     "Image not in VMDK format",
   );
+});
+
+Deno.test("a flush makes extents durable, and the descriptor beside them", async () => {
+  const extent = new PowerLog(new Uint8Array(4096));
+  const text = new TextEncoder().encode(descriptor(['RW 8 FLAT "own" 0']));
+  const file = new PowerLog(text);
+  const stack = { driver: "vmdk", file, extents: [extent] };
+  await using image = await openImage(stack);
+  await image.write(0, new Uint8Array(512).fill(1));
+  await image.flush();
+  assertEquals(extent.durable[0], 1);
+  const found = new TextDecoder().decode(file.durable);
+  assertEquals(/CID=12345678/.test(found), false);
+  await image.write(0, new Uint8Array(512).fill(2));
+  await image.close();
+  assertEquals(extent.durable[0], 2);
 });
 
 Deno.test("users say where extents are", async () => {

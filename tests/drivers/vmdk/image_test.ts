@@ -1,6 +1,14 @@
-import { assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { openProtocol } from "../../../core/open.ts";
 import { isEqual } from "../../../core/runtime.ts";
-import { BlockError, type Image, openImage } from "../../../mod.ts";
+import {
+  BlockError,
+  createImage,
+  type Image,
+  MemoryStore,
+  openImage,
+} from "../../../mod.ts";
+import { faultyNode } from "../../fault_disk.ts";
 import { Random } from "../../model.ts";
 import { TempDir } from "../../qemu.ts";
 import { contentOf } from "../qcow2/bytes.ts";
@@ -230,6 +238,32 @@ Deno.test("entries that lead into the metadata are not written through", async (
     await image.read(0, image.size);
     const data = new Uint8Array(GRAIN).fill(7);
     await assertRejects(() => image.write(offset, data), BlockError);
+  }
+});
+
+Deno.test("what waits for a flush has a bound, however long none comes", async () => {
+  // A grain in each of more sectors of tables than are to be changed at once.
+  const [stride, count] = [8 * MIB, 2100];
+  const size = stride * count;
+  const data = new Uint8Array(GRAIN).fill(1);
+  const kinds: [options: object, change: (image: Image) => Promise<void>][] = [
+    [{}, async (image) => {
+      for (let i = 0; i < count; i++) {
+        await image.write(i * stride, data.subarray(0, 512));
+      }
+    }],
+    [{ zeroed_grain: true }, (image) => image.writeZeroes(0, size)],
+    [{ subformat: "streamOptimized" }, async (image) => {
+      for (let i = 0; i < count; i++) await image.write(i * stride, data);
+    }],
+  ];
+  for (const [options, change] of kinds) {
+    const file = { driver: "memory", store: new MemoryStore() };
+    await createImage("vmdk", file, { size, ...options });
+    const { node, counts } = faultyNode(await openProtocol(file));
+    await using image = await openImage({ driver: "vmdk", file: node });
+    await change(image);
+    assert(counts.flush > 0, Object.keys(options).join());
   }
 });
 

@@ -224,6 +224,27 @@ Deno.test("sectors that a block's bitmap does not have are zeroes until they are
   assertEquals(isEqual(await image.read(0, disk.length), disk), true);
 });
 
+Deno.test("bitmaps of many new blocks are in the file, which ends with the footer", async () => {
+  const blocks = 1500;
+  const store = storeOf(await newImage({ size: blocks * 2 * MIB }));
+  const stack = { driver: "vpc", file: { driver: "memory", store } };
+  const bytes = new Uint8Array(512).fill(7);
+  {
+    await using image = await openImage(stack);
+    for (let i = 0; i < blocks; i++) await image.write(i * 2 * MIB, bytes);
+  }
+  const footer = new Uint8Array(512);
+  store.read(store.size - 512, footer);
+  assertEquals(new TextDecoder().decode(footer.subarray(0, 8)), "conectix");
+  await using image = await openImage(stack);
+  for (let i = 0; i < blocks; i++) {
+    assertEquals(await image.read(i * 2 * MIB, 512), bytes);
+  }
+  // A block whose bitmap is not full is in parts.
+  const extents = await Array.fromAsync(image.extents());
+  assertEquals(extents.length, blocks);
+});
+
 Deno.test("an image survives power cuts with all that was flushed", async () => {
   const size = 6 * MIB;
   for (const seed of seedsToRun(4)) {

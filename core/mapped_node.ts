@@ -1,0 +1,105 @@
+/**
+ * The part of a node that is the same for all formats whose disk is where one map
+ * says, and whose changes wait for a flush.
+ *
+ * @module
+ */
+import { Access, eventOf } from "./access.ts";
+import type { BlockMap, Run } from "./block_map.ts";
+import type { IoVector } from "./bytes.ts";
+import type { BlockDriver, OpenContext } from "./driver.ts";
+import type { Encryption } from "./encryption.ts";
+import type { BlockNode, Extent, ReadFlags, WriteFlags } from "./node.ts";
+
+/** A map whose changes wait for a flush. */
+export interface FormatMap<R extends Run = Run> extends BlockMap<R> {
+  /** Switch to another file with the same content. */
+  useFile(file: BlockNode): void;
+  /** Make all that was written durable. */
+  flush(): Promise<void>;
+}
+
+/** What an image was opened with. */
+export interface MappedImage {
+  readonly file: BlockNode;
+  readonly backing?: BlockNode;
+  readonly encryption?: Encryption;
+  readonly context: OpenContext;
+  /** Whether the format has QEMU's names for the steps of moving data. */
+  readonly hasEvents?: boolean;
+  /** Whether a write would change what nobody here keeps. */
+  readonly isReadOnly?: boolean;
+}
+
+/** The node of an image; its constructor calls `useMap`. */
+export abstract class MappedNode<R extends Run = Run> implements BlockNode {
+  abstract readonly driver: BlockDriver;
+  /** Bytes of the disk. */
+  abstract readonly size: number;
+  readonly filename: string;
+  readonly readOnly: boolean;
+  children: { readonly file: BlockNode; readonly backing?: BlockNode };
+  readonly encryption?: Encryption;
+  /** As for {@linkcode Access}; absent if nobody listens. */
+  readonly event?: (name: string) => void | Promise<void>;
+  /** Absent of an image that can be read only. */
+  readonly writev?: BlockNode["writev"];
+  #map!: FormatMap<R>;
+  #access!: Access<R>;
+
+  constructor(image: MappedImage) {
+    const { file, backing, context, isReadOnly = false } = image;
+    this.children = backing ? { file, backing } : { file };
+    this.filename = context.filename;
+    this.readOnly = context.readOnly || isReadOnly;
+    this.encryption = image.encryption;
+    if (image.hasEvents) this.event = eventOf([file], context);
+    if (!isReadOnly) this.writev = this.write;
+  }
+
+  /** Find what is on the disk by a map. */
+  protected useMap(map: FormatMap<R>): void {
+    this.#map = map;
+    this.#access = new Access<R>(this, map);
+  }
+
+  /** What moves the data. */
+  protected get access(): Access<R> {
+    return this.#access;
+  }
+
+  get backing(): BlockNode | undefined {
+    return this.children.backing;
+  }
+
+  readv(offset: number, iov: IoVector, flags?: ReadFlags): Promise<void> {
+    return this.#access.readv(offset, iov, flags);
+  }
+
+  /** As `writev`. */
+  protected async write(
+    offset: number,
+    iov: IoVector,
+    flags?: WriteFlags,
+  ): Promise<void> {
+    await this.#access.writev(offset, iov, flags);
+    if (flags?.fua) await this.flush();
+  }
+
+  status(offset: number, length: number): Promise<Extent> {
+    return this.#access.status(offset, length);
+  }
+
+  async flush(): Promise<void> {
+    if (!this.readOnly) await this.#map.flush();
+  }
+
+  replaceChild(role: string, child: BlockNode): void {
+    if (role === "file") this.#map.useFile(child);
+    this.children = { ...this.children, [role]: child };
+  }
+
+  close(): Promise<void> {
+    return this.flush();
+  }
+}
