@@ -23,7 +23,6 @@ import {
 import { detach, findGraphNode, GraphNode, type KeptNode } from "./graph.ts";
 import { heldKind } from "./held.ts";
 import type { KeptSettings } from "./kept_nodes.ts";
-import { applyLimits } from "./limits.ts";
 import { asPath, resolveName } from "./names.ts";
 import { type ImageFormat, wrappingOf } from "./formats.ts";
 import type { BlockNode } from "./node.ts";
@@ -428,7 +427,9 @@ async function openDriver(
       await inGraph.abandon(adopted);
       return adopted;
     }
-    const node = await applyLimits(await applyNodeOptions(adopted, common));
+    const node = await keepingLimits(
+      await applyNodeOptions(adopted, common),
+    );
     const otherBacking = options.backing !== undefined && purpose !== "info";
     inGraph.origin = { options, otherBacking };
     inGraph.opened = {
@@ -471,6 +472,17 @@ function cachingOf(
     noFlush: noFlush ?? cache === "unsafe",
     direct: direct ?? (cache === "none" || cache === "directsync"),
   };
+}
+
+/** A node that takes requests beyond its limits, if it can get any. */
+async function keepingLimits(node: BlockNode): Promise<BlockNode> {
+  const { limits, readOnly, setMode } = node;
+  if (!limits) return node;
+  // Most are about writing, and it may stay read-only.
+  const hasOnRead = limits.maxTransfer || (limits.requestAlignment ?? 1) > 1;
+  if (readOnly && !setMode && !hasOnRead) return node;
+  const { applyLimits } = await import("./limits.ts");
+  return await applyLimits(node);
 }
 
 /** Whether a node is in the graph already. */

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import "../core/limits.ts";
 import "./file/size_limit.ts";
 import "./qcow2/allocation.ts";
 import "./qcow2/header_encoding.ts";

@@ -136,7 +136,9 @@ serviceTest("descriptions and mistakes read as QEMU's", async () => {
   ];
   for (const name of names) {
     const [theirs, ours] = await both("info", name);
-    assertEquals(ours, theirs, name);
+    // A key is not repeated in our messages.
+    const stderr = theirs.stderr.replace("key=zzz", "key=***");
+    assertEquals(ours, { ...theirs, stderr }, name);
   }
   for (const options of ["3000", "2k", "64k", "128M"]) {
     const create = async (program: readonly string[]) => {
