@@ -1,4 +1,5 @@
 /** `bitmap`: change the bitmaps that an image keeps. @module */
+import "../../drivers/writing.ts";
 import { findBitmap, mergeBitmap, operationsOf } from "../../core/bitmaps.ts";
 import { asBlockError } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";

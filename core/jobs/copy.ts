@@ -54,7 +54,10 @@ const FIRST_WORKERS = 2;
 /** Workers of a copy that takes its time: another is about to read or write. */
 const USUAL_WORKERS = 3;
 
-/** Milliseconds between two looks at whether a read has to wait. */
+/** Milliseconds until the first look at whether a read has to wait. */
+const FIRST_SAMPLE = 30;
+
+/** Milliseconds between two such looks. */
 const SAMPLE_PAUSE = 10;
 
 /** A request is slow if it takes this many milliseconds. */
@@ -120,7 +123,7 @@ class Copy {
   /** Fulfilled when all earlier writes have their places. */
   #writes: Promise<void> = Promise.resolve();
   /** When to look next whether reads have to wait, as `performance.now()`. */
-  #nextSample = performance.now() + SAMPLE_PAUSE;
+  #nextSample = performance.now() + FIRST_SAMPLE;
   /** Number of slow requests in a row. */
   #slow = 0;
   /** Bytes done or under way, and the total. */
@@ -228,7 +231,7 @@ class Copy {
   }
 
   async #work(): Promise<void> {
-    const buffer = new LazyBuffer(this.#rules.requestSize);
+    const buffer = new GrowingBuffer();
     while (!this.#error) {
       const turn = await this.#nextTurn();
       if (!turn) return;
@@ -277,7 +280,7 @@ class Copy {
     }
   }
 
-  async #copy({ range, before, placed }: Turn, buffer: LazyBuffer) {
+  async #copy({ range, before, placed }: Turn, buffer: GrowingBuffer) {
     const { offset, length, action } = range;
     await this.#throttle?.admit("write", length, this.#options.signal);
     if (action === "copy" && this.#offloads) {
@@ -331,18 +334,13 @@ function isData({ action }: Range): boolean {
   return action === "copy" || action === "fill";
 }
 
-/** A buffer allocated on first use. */
-class LazyBuffer {
-  readonly #size: number;
-  #bytes?: Uint8Array;
+/** A buffer that is as large as has been needed so far. */
+class GrowingBuffer {
+  #bytes = new Uint8Array(0);
 
-  constructor(size: number) {
-    this.#size = size;
-  }
-
-  /** Its first `length` bytes. */
+  /** The first `length` bytes; what they held before does not matter. */
   take(length: number): Uint8Array {
-    this.#bytes ??= allocate(this.#size);
+    if (this.#bytes.length < length) this.#bytes = allocate(length);
     return this.#bytes.subarray(0, length);
   }
 }

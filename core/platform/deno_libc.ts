@@ -50,6 +50,15 @@ const SYMBOLS = {
   },
 } as const satisfies Deno.ForeignLibraryInterface;
 
+/**
+ * Functions that are used together, and bound together: that takes less than to
+ * bind each of them.
+ */
+const GROUPS: readonly (readonly (keyof typeof SYMBOLS)[])[] = [
+  ["open", "fcntl", "lseek", "pread", "close"],
+  ["ftruncate", "pwrite", "pwritev", "fdatasync"],
+];
+
 /** Bound with the library: they must be ready when a call fails. */
 const HELPERS = {
   __errno_location: { parameters: [], result: "pointer" },
@@ -112,9 +121,9 @@ function addressOf(bytes: Uint8Array): bigint {
 }
 
 /**
- * Bind each function when it is first called, since binding is slow compared
- * with a small command. A function that an old library lacks returns ENOSYS, as
- * a system call missing from the kernel does.
+ * Bind functions when the first of their group is called, since binding is slow
+ * compared with a small command. A function that an old library lacks returns
+ * ENOSYS, as a system call missing from the kernel does.
  */
 function bindLazily(path: string): Libc {
   const O_DIRECT = Deno.build.arch === "aarch64" ? 0o200000 : 0o40000;
@@ -123,9 +132,12 @@ function bindLazily(path: string): Libc {
     Object.defineProperty(library, name, {
       configurable: true,
       get() {
-        const value = bind(path, name);
-        Object.defineProperty(library, name, { value });
-        return value;
+        const group = GROUPS.find((names) => names.includes(name));
+        const functions = bindAll(path, group ?? [name]);
+        for (const [name, value] of Object.entries(functions)) {
+          Object.defineProperty(library, name, { value });
+        }
+        return functions[name];
       },
     });
   }
@@ -135,17 +147,28 @@ function bindLazily(path: string): Libc {
 // deno-lint-ignore no-explicit-any -- their types are those of `SYMBOLS`
 type AnyFunction = (...parameters: any[]) => any;
 
-function bind(path: string, name: keyof typeof SYMBOLS): AnyFunction {
-  let call: AnyFunction;
+/** Functions of the library, by name. */
+function bindAll(
+  path: string,
+  names: readonly (keyof typeof SYMBOLS)[],
+): { [name: string]: AnyFunction } {
+  const wanted = Object.fromEntries(names.map((name) => [name, SYMBOLS[name]]));
+  let symbols: { readonly [name: string]: AnyFunction };
   try {
-    call = Deno.dlopen(path, { [name]: SYMBOLS[name] }).symbols[name];
+    symbols = Deno.dlopen(path, wanted).symbols as typeof symbols;
   } catch (error) {
     // The permission may have been revoked.
     if (error instanceof Deno.errors.NotCapable) throw hostError(error);
-    return () => -ENOSYS;
+    if (names.length === 1) return { [names[0]]: () => -ENOSYS };
+    return Object.assign({}, ...names.map((name) => bindAll(path, [name])));
   }
-  // `errno` belongs to the other thread.
-  return "nonblocking" in SYMBOLS[name] ? call : answering(call);
+  // `errno` of what runs in another thread belongs to that thread.
+  return Object.fromEntries(
+    names.map((name) => [
+      name,
+      "nonblocking" in SYMBOLS[name] ? symbols[name] : answering(symbols[name]),
+    ]),
+  );
 }
 
 /**
