@@ -64,6 +64,8 @@ export class FileEnd {
   /** Switch to another file with the same content. */
   useFile(file: BlockNode): void {
     this.#file = file;
+    // It may be longer, and what is behind the content need not be zeroes.
+    this.#end = file.size;
   }
 
   /**
@@ -112,7 +114,8 @@ export class FileEnd {
         // Some files cannot become shorter. What is behind does no harm.
       }
     }
-    this.#end = Math.min(this.#end, Math.max(end, this.#file.size));
+    const emptyFrom = Math.min(this.#end, Math.max(end, this.#file.size));
+    this.#end = tail ? Math.max(emptyFrom, end) : emptyFrom;
     if (tail) await this.#file.writev!(this.#next, [tail]);
     this.#isLong = this.#hasTaken = false;
     this.#ahead = 0;

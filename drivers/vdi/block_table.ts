@@ -24,8 +24,6 @@ import {
 /** The block map. */
 export class VdiTable extends BlockTable {
   readonly #header: VdiHeader;
-  /** From here on the file reads as zeroes where nothing was put. */
-  #fresh: number;
   /** Blocks whose allocation was aborted. */
   readonly #spare: number[] = [];
 
@@ -37,13 +35,6 @@ export class VdiTable extends BlockTable {
       next: dataOffset + blocksAllocated * BLOCK_SIZE,
     });
     this.#header = header;
-    this.#fresh = file.size;
-  }
-
-  /** Switch to another file with the same content. */
-  override useFile(file: BlockNode): void {
-    super.useFile(file);
-    this.#fresh = file.size;
   }
 
   protected placeOf(block: number): number | undefined {
@@ -76,7 +67,7 @@ export class VdiTable extends BlockTable {
     const { childOffset, length } = room;
     return {
       ...room,
-      isZero: spare === undefined && childOffset >= this.#fresh,
+      isZero: spare === undefined && room.isZero,
       // deno-lint-ignore require-await -- the interface is asynchronous
       abort: async () => {
         for (let at = length; at > 0; at -= BLOCK_SIZE) {

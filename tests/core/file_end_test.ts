@@ -95,3 +95,22 @@ Deno.test("FileEnd gives places in the order in which they are asked for", async
   assertEquals(await last, 1000);
   assert(file.size >= 1050);
 });
+
+Deno.test("FileEnd knows from where on what is taken reads as zeroes", async () => {
+  const { file } = await open();
+  await file.truncate!(100);
+  const end = new FileEnd(file, 60);
+  assert(!end.isZeroFrom(await end.take(10)));
+  assert(end.isZeroFrom(100));
+  // What was there is cut off with the rest, but for what was put in its place.
+  await end.trim(new Uint8Array(4).fill(7));
+  assertEquals(file.size, 74);
+  assert(!end.isZeroFrom(70));
+  assert(end.isZeroFrom(74));
+  // A copy of the file may be longer.
+  const copy = (await open()).file;
+  await copy.truncate!(200);
+  end.useFile(copy);
+  assert(!end.isZeroFrom(74));
+  assert(end.isZeroFrom(200));
+});
