@@ -7,6 +7,7 @@ import type { BlockDriver, OpenContext } from "../../core/driver.ts";
 import { invalid } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { type OptionValues, parseOptions } from "../../core/options.ts";
+import { openBacking } from "../../core/parents.ts";
 import { AMEND_OPTIONS, CREATE_OPTIONS } from "./create_options.ts";
 import { Autoclear, Crypt, Incompatible } from "./format.ts";
 import { hasBitmaps, type Header, probe, readHeader } from "./header.ts";
@@ -85,7 +86,13 @@ async function open(
     if (purpose !== "check") await loadSnapshotTable(state);
   };
   await load();
-  state.backing = await openBacking(header, options, context);
+  const { backingFile, backingFormat } = header;
+  state.backing = await openBacking(
+    backingFile,
+    backingFormat,
+    options,
+    context,
+  );
   const adopt = (header: Header) => state.adopt(header, sizes(header));
   const reread = async () => {
     adopt(await readHeader(file, policy));
@@ -138,20 +145,6 @@ async function encryptionOf(
   if (isPlain && options["encrypt.format"] === undefined) return {};
   const { openEncryption } = await import("./encryption.ts");
   return await openEncryption(file, header, options, context);
-}
-
-/** The backing file that the user describes, or else the one of the header. */
-async function openBacking(
-  { backingFile, backingFormat }: Header,
-  options: OptionValues,
-  context: OpenContext,
-): Promise<BlockNode | undefined> {
-  if (context.describes("backing")) {
-    if (options.backing === null) return undefined;
-    return await context.openChild("backing");
-  }
-  if (backingFile === undefined) return undefined;
-  return await context.openImplicit("backing", backingFile, backingFormat);
 }
 
 /** The data file that the user describes, or else the one of the header. */
