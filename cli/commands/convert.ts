@@ -36,6 +36,7 @@ import {
 } from "../images.ts";
 import { Progress } from "../progress.ts";
 import { CommandError, type Program } from "../program.ts";
+import { showSnapshot } from "../snapshots.ts";
 import { Target } from "../target.ts";
 
 /** The name that stands for standard input or standard output. */
@@ -126,7 +127,6 @@ async function selectSnapshot(
   if (nodes.length > 1 && !snapshot.startsWith("snapshot.")) {
     throw new CommandError("No support for concatenating multiple snapshot");
   }
-  const { showSnapshot } = await import("../snapshots.ts");
   await showSnapshot(nodes[0], snapshot);
 }
 

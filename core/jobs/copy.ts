@@ -109,7 +109,6 @@ interface Turn {
 
 class Copy {
   readonly #job: Job;
-  readonly #disk: JobNode;
   readonly #source: CopySource;
   readonly #target: CopyTarget;
   readonly #options: CopyOptions;
@@ -142,7 +141,6 @@ class Copy {
     options: CopyOptions,
   ) {
     this.#job = job;
-    this.#disk = target;
     const { rateLimit = 0, compression, backingEnd = Infinity } = options;
     this.#source = new CopySource(source, options);
     // Read the next range while the last one is written.
@@ -318,7 +316,7 @@ class Copy {
   async #offload(offset: number, length: number): Promise<boolean> {
     const part = this.#source.partAt(offset);
     this.#offloads &&= await this.#job.request(() =>
-      offload(part, this.#disk.node, offset, length)
+      offload(part, this.#target.node, offset, length)
     );
     return this.#offloads;
   }

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { WriteFlags } from "../node.ts";
+import type { BlockNode, WriteFlags } from "../node.ts";
 import { writeZeroes } from "../requests.ts";
 import { located } from "./copy_source.ts";
 import type { Job, JobNode } from "./job.ts";
@@ -39,6 +39,11 @@ export class CopyTarget {
     this.#options = options;
     const { zeroes } = options;
     if (typeof zeroes === "object") this.#sparse = zeroes;
+  }
+
+  /** The disk's node, for one request. */
+  get node(): BlockNode {
+    return this.#disk.node;
   }
 
   /**
@@ -83,7 +88,7 @@ export class CopyTarget {
       if (end > zeroes) {
         const data = [bytes.subarray(zeroes, end)];
         const wishes = end === length ? { ...flags, placed } : flags;
-        await this.#disk.node.writev!(offset + zeroes, data, wishes);
+        await this.node.writev!(offset + zeroes, data, wishes);
       }
       at = end;
     }
@@ -108,7 +113,7 @@ export class CopyTarget {
       if (end > zeroes) {
         const data = [bytes.subarray(zeroes, end)];
         const place = offset + zeroes;
-        writes.push(this.#disk.node.writeCompressed!(place, data, { level }));
+        writes.push(this.node.writeCompressed!(place, data, { level }));
       }
       at = end;
     }
@@ -136,7 +141,7 @@ export class CopyTarget {
     if (this.#options.targetIsZero) return;
     try {
       const flags = { ...this.#options.flags, unmap: true };
-      await writeZeroes(this.#disk.node, offset, length, flags);
+      await writeZeroes(this.node, offset, length, flags);
     } catch (error) {
       throw located("writing at byte", offset, error);
     }
