@@ -183,6 +183,15 @@ export async function runOk(
   return stdout;
 }
 
+/** What runs commands of `qemu-io` on an image in a folder. */
+export function qemuIoIn(cwd: string) {
+  return (image: string, ...commands: string[]): Promise<string> =>
+    runOk(
+      ["qemu-io", ...commands.flatMap((command) => ["-c", command]), image],
+      { cwd },
+    );
+}
+
 /** A folder that is removed at the end of an `await using` block. */
 export class TempDir implements AsyncDisposable {
   /** Its path, without a slash at the end. */

@@ -1,12 +1,11 @@
 /** `amend` beside qemu-img's. @module */
 import { assertEquals } from "@std/assert";
-import { runOk } from "../qemu.ts";
+import { qemuIoIn, runOk } from "../qemu.ts";
 import { besideQemu, type Folders, words } from "./beside.ts";
 
 async function prepare(cwd: string): Promise<void> {
   const img = (call: string) => runOk(["qemu-img", ...words(call)], { cwd });
-  const io = (file: string, ...commands: string[]) =>
-    runOk(["qemu-io", ...commands.flatMap((c) => ["-c", c]), file], { cwd });
+  const io = qemuIoIn(cwd);
   await img("create -q -f raw base.raw 3M");
   await io("base.raw", "write -P 7 0 3M");
   await img("create -q -f qcow2 -o cluster_size=4k new.qcow2 16M");

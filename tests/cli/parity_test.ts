@@ -5,7 +5,7 @@
  * @module
  */
 import { assertEquals } from "@std/assert";
-import { BDRV, qemuTest, run, runOk, TempDir } from "../qemu.ts";
+import { BDRV, qemuIoIn, qemuTest, run, runOk, TempDir } from "../qemu.ts";
 
 /** Calls that make the files which the others use. */
 const SETUP = [
@@ -368,10 +368,7 @@ async function prepare(folder: string): Promise<void> {
   for (const call of SETUP) {
     await runOk(["qemu-img", ...words(call)], { cwd: folder });
   }
-  const io = (image: string, ...commands: string[]) =>
-    runOk(["qemu-io", ...commands.flatMap((c) => ["-c", c]), image], {
-      cwd: folder,
-    });
+  const io = qemuIoIn(folder);
   await io("middle.qcow2", "write -P 1 1M 64k", "write -z 3M 128k");
   await io("top.qcow2", "write -P 2 10M 100k", "write -P 3 1000 5000");
   await io("old.qcow2", "write -P 4 4k 20k", "discard 8k 4k");

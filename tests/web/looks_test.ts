@@ -1,6 +1,6 @@
 /** What the page's pictures tell, and how they are read. @module */
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { qemuTest, run, runOk, TempDir } from "../qemu.ts";
+import { qemuIoIn, qemuTest, run, runOk, TempDir } from "../qemu.ts";
 import { WebPage } from "./browser.ts";
 
 const CLUSTER = 65536;
@@ -8,11 +8,7 @@ const CLUSTER = 65536;
 /** An image of everything, damaged: a chain, compressed, leaked, corrupt. */
 async function makeImages({ path: cwd }: TempDir): Promise<void> {
   const sh = (line: string) => runOk(line.split(" "), { cwd });
-  const io = (file: string, ...commands: string[]) =>
-    runOk(
-      ["qemu-io", ...commands.flatMap((command) => ["-c", command]), file],
-      { cwd },
-    );
+  const io = qemuIoIn(cwd);
   await sh("qemu-img create -q -f qcow2 lowest.qcow2 16M");
   await io("lowest.qcow2", "write -P 1 0 6M");
   await sh("qemu-img create -q -f qcow2 -b lowest.qcow2 -F qcow2 low.qcow2");

@@ -1,7 +1,7 @@
 /** The page, in Chromium. @module */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { createImage, openImage } from "../../mod.ts";
-import { qemuTest, runOk, TempDir } from "../qemu.ts";
+import { qemuIoIn, qemuTest, runOk, TempDir } from "../qemu.ts";
 import { WebPage } from "./browser.ts";
 
 const NEEDS = ["chromium", "qemu-img", "qemu-io"];
@@ -9,11 +9,7 @@ const NEEDS = ["chromium", "qemu-img", "qemu-io"];
 /** Images: a chain with snapshots and a bitmap, and others. */
 async function makeImages({ path: cwd }: TempDir): Promise<void> {
   const sh = (line: string) => runOk(line.split(" "), { cwd });
-  const io = (file: string, ...commands: string[]) =>
-    runOk(
-      ["qemu-io", ...commands.flatMap((command) => ["-c", command]), file],
-      { cwd },
-    );
+  const io = qemuIoIn(cwd);
   await sh("qemu-img create -q -f qcow2 base.qcow2 16M");
   await io("base.qcow2", "write -P 1 0 4M");
   await sh("qemu-img create -q -f qcow2 -b base.qcow2 -F qcow2 disk.qcow2");
