@@ -11,7 +11,7 @@
  *
  * @module
  */
-import { lockUnlessAborted, unlessAborted } from "./abort.ts";
+import { checkSignal, lockUnlessAborted, unlessAborted } from "./abort.ts";
 import type { Allocation, BlockMap, Place, Run } from "./block_map.ts";
 import {
   allocate,
@@ -27,7 +27,13 @@ import type { Encryption } from "./encryption.ts";
 import { BlockError } from "./errors.ts";
 import { InFlight } from "./in_flight.ts";
 import { type Held, RangeLock, type RangePlace } from "./lock.ts";
-import type { BlockNode, Extent, ReadFlags, WriteFlags } from "./node.ts";
+import type {
+  BlockNode,
+  Extent,
+  ReadFlags,
+  RequestFlags,
+  WriteFlags,
+} from "./node.ts";
 import {
   isFileRange,
   type Payload,
@@ -407,7 +413,12 @@ export class Access<R extends Run = Run> {
   }
 
   /** The extent at `offset`, as `BlockNode.status` describes it. */
-  async status(offset: number, length: number): Promise<Extent> {
+  async status(
+    offset: number,
+    length: number,
+    flags?: RequestFlags,
+  ): Promise<Extent> {
+    checkSignal(flags?.signal);
     const run = this.#map.lookup(offset, length) ??
       await this.#map.find(offset, length, true);
     const { kind, child, childOffset } = run;

@@ -4,7 +4,7 @@
  * @module
  */
 import { asBlockError, invalid } from "./errors.ts";
-import type { BlockNode, Extent } from "./node.ts";
+import type { BlockNode, Extent, RequestFlags } from "./node.ts";
 import { valueText } from "./values.ts";
 
 /**
@@ -86,6 +86,7 @@ export async function chainStatus(
   top: BlockNode,
   offset: number,
   length: number,
+  flags?: RequestFlags,
   base?: BlockNode,
 ): Promise<ChainExtent> {
   let node = top;
@@ -106,8 +107,8 @@ export async function chainStatus(
   for (;; depth++) {
     let extent: Extent;
     try {
-      extent = checkedExtent(node, await node.status(offset, length));
-      if (extent.recurse) extent = await refined(extent, length);
+      extent = checkedExtent(node, await node.status(offset, length, flags));
+      if (extent.recurse) extent = await refined(extent, length, flags);
     } catch (error) {
       throw asBlockError(error);
     }
@@ -159,12 +160,13 @@ export function checkedExtent(node: BlockNode, extent: Extent): Extent {
 export async function refined<E extends Extent>(
   extent: E,
   length = extent.length,
+  flags?: RequestFlags,
 ): Promise<E> {
   const { file, hostOffset } = extent;
   if (!file || hostOffset === undefined) return extent;
   const below = checkedExtent(
     file,
-    await file.status(hostOffset, Math.min(extent.length, length)),
+    await file.status(hostOffset, Math.min(extent.length, length), flags),
   );
   return {
     ...extent,

@@ -183,8 +183,8 @@ class ChildSlot extends Facts implements BlockNode {
 
   readonly readv: BlockNode["readv"] = (offset, iov, flags) =>
     this.node.readv(offset, iov, flags);
-  readonly status: BlockNode["status"] = (offset, length) =>
-    this.node.status(offset, length);
+  readonly status: BlockNode["status"] = (offset, length, flags) =>
+    this.node.status(offset, length, flags);
   readonly close: BlockNode["close"] = () => this.node.close();
 
   #handOn(verb: OptionalVerb): (...args: unknown[]) => unknown {

@@ -356,7 +356,7 @@ export class Image implements AsyncDisposable {
   async flush(flags?: RequestFlags): Promise<void> {
     this.#checkOpen();
     if (flags) checkOptions("flush", flags, REQUEST_FLAGS);
-    await this.#query(flags?.signal, (node) => node.flush?.());
+    await this.#query(flags?.signal, (node) => node.flush?.(flags));
   }
 
   /**
@@ -439,7 +439,7 @@ export class Image implements AsyncDisposable {
     if (length === 0) throw invalid("Cannot map 0 bytes");
     return await this.#query(flags?.signal, (node) => {
       this.#checkInside("map", offset, length);
-      return chainStatus(node, offset, length);
+      return chainStatus(node, offset, length, flags);
     });
   }
 

@@ -4,12 +4,19 @@
  *
  * @module
  */
+import { checkSignal } from "./abort.ts";
 import { Access, eventOf } from "./access.ts";
 import type { BlockMap, Run } from "./block_map.ts";
 import type { IoVector } from "./bytes.ts";
 import type { BlockDriver, OpenContext } from "./driver.ts";
 import type { Encryption } from "./encryption.ts";
-import type { BlockNode, Extent, ReadFlags, WriteFlags } from "./node.ts";
+import type {
+  BlockNode,
+  Extent,
+  ReadFlags,
+  RequestFlags,
+  WriteFlags,
+} from "./node.ts";
 
 /** A map whose changes wait for a flush. */
 export interface FormatMap<R extends Run = Run> extends BlockMap<R> {
@@ -86,11 +93,16 @@ export abstract class MappedNode<R extends Run = Run> implements BlockNode {
     if (flags?.fua) await this.flush();
   }
 
-  status(offset: number, length: number): Promise<Extent> {
-    return this.#access.status(offset, length);
+  status(
+    offset: number,
+    length: number,
+    flags?: RequestFlags,
+  ): Promise<Extent> {
+    return this.#access.status(offset, length, flags);
   }
 
-  async flush(): Promise<void> {
+  async flush(flags?: RequestFlags): Promise<void> {
+    checkSignal(flags?.signal);
     if (!this.readOnly) await this.#map.flush();
   }
 

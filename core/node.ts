@@ -54,7 +54,11 @@ export interface BlockNode {
    */
   readv(offset: number, iov: IoVector, flags?: ReadFlags): Promise<void>;
   /** The first extent of the range from `offset`. */
-  status(offset: number, length: number): Promise<Extent>;
+  status(
+    offset: number,
+    length: number,
+    flags?: RequestFlags,
+  ): Promise<Extent>;
   /**
    * Make everything durable that can be, and finish. The graph closes the
    * children afterwards, if they have no other user. A caller that opened a
@@ -81,7 +85,7 @@ export interface BlockNode {
     flags?: DiscardFlags,
   ): Promise<void>;
   /** Make everything written before durable. */
-  flush?(): Promise<void>;
+  flush?(flags?: RequestFlags): Promise<void>;
   /** Change the size, in bytes. */
   truncate?(size: number, options?: TruncateOptions): Promise<void>;
   /** Describe the image. */

@@ -15,7 +15,13 @@ import {
 import type { BlockDriver, OpenContext } from "./driver.ts";
 import { BlockError } from "./errors.ts";
 import { Mutex } from "./lock.ts";
-import type { BlockNode, Extent, NodeInfo, ReadFlags } from "./node.ts";
+import type {
+  BlockNode,
+  Extent,
+  NodeInfo,
+  ReadFlags,
+  RequestFlags,
+} from "./node.ts";
 import { parseOptions } from "./options.ts";
 
 /**
@@ -123,8 +129,12 @@ class ReadOnlyNode<R extends Run> implements BlockNode {
   }
 
   /** The extent at an offset. */
-  status(offset: number, length: number): Promise<Extent> {
-    return this.#access.status(offset, length);
+  status(
+    offset: number,
+    length: number,
+    flags?: RequestFlags,
+  ): Promise<Extent> {
+    return this.#access.status(offset, length, flags);
   }
 
   /** What the format says of the image. */

@@ -15,7 +15,12 @@ import type { BlockDriver, OpenContext } from "../core/driver.ts";
 import { asBlockError, BlockError, invalid } from "../core/errors.ts";
 import { chainStatus } from "../core/extents.ts";
 import { interceptable } from "../core/filter.ts";
-import type { BlockNode, Extent, ReadFlags } from "../core/node.ts";
+import type {
+  BlockNode,
+  Extent,
+  ReadFlags,
+  RequestFlags,
+} from "../core/node.ts";
 import {
   type OptionTable,
   type OptionValues,
@@ -181,8 +186,9 @@ function quorumNode(
       rules.first
         ? readFirst(children, offset, iov, flags)
         : readVoted(children, rules, offset, iov, flags),
-    status: (offset, length) => jointStatus(children, offset, length),
-    flush: () => all((child) => child.flush?.()),
+    status: (offset, length, flags) =>
+      jointStatus(children, offset, length, flags),
+    flush: (flags) => all((child) => child.flush?.(flags)),
     close: () => Promise.resolve(),
     ...interceptable(children, {
       writev(offset, iov, flags) {
@@ -273,11 +279,12 @@ async function jointStatus(
   children: readonly BlockNode[],
   offset: number,
   length: number,
+  flags?: RequestFlags,
 ): Promise<Extent> {
   let zeroes = length;
   let data = 0;
   for (const child of children) {
-    const extent = await chainStatus(child, offset, length);
+    const extent = await chainStatus(child, offset, length, flags);
     if (extent.zero) zeroes = Math.min(zeroes, extent.length);
     else data = Math.max(data, extent.length);
   }

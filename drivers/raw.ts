@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { checkSignal } from "../core/abort.ts";
 import {
   allocate,
   type IoVector,
@@ -19,6 +20,7 @@ import type {
   Extent,
   NodeInfo,
   ReadFlags,
+  RequestFlags,
   SnapshotOperations,
   TruncateOptions,
   WriteFlags,
@@ -284,10 +286,11 @@ class RawNode implements BlockNode {
     if (offset + length > this.#fixedSize!) throw new BlockError(code);
   }
 
-  async flush(): Promise<void> {
+  async flush(flags?: RequestFlags): Promise<void> {
+    checkSignal(flags?.signal);
     await this.#file.debug?.event("flush_to_os");
     await this.#file.debug?.event("flush_to_disk");
-    await this.#file.flush?.();
+    await this.#file.flush?.(flags);
   }
 
   async truncate(size: number, options?: TruncateOptions): Promise<void> {
@@ -308,13 +311,17 @@ class RawNode implements BlockNode {
     await (this.#guard ? this.#guard.resize(end, resize) : resize());
   }
 
-  async status(offset: number, length: number): Promise<Extent> {
+  async status(
+    offset: number,
+    length: number,
+    flags?: RequestFlags,
+  ): Promise<Extent> {
     const hostOffset = this.#offset + offset;
     const inside = Math.min(length, this.#file.size - hostOffset);
     const place = { allocated: true, hostOffset, file: this.#file };
     if (inside <= 0) return { length, zero: true, ...place };
     // Below may lie an image, with backing files of its own.
-    const below = await chainStatus(this.#file, hostOffset, inside);
+    const below = await chainStatus(this.#file, hostOffset, inside, flags);
     let known = Math.min(below.length, inside);
     // The file's last unit is transferred whole.
     const { requestAlignment = 1 } = this.#file.limits ?? {};

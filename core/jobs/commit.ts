@@ -202,7 +202,13 @@ async function mustGrow(base: BlockNode, overlay: BlockNode): Promise<boolean> {
   // size, unless data has to be written there.
   if (roundUp(base.size, SECTOR_SIZE) < size) return true;
   const start = size - SECTOR_SIZE;
-  const tail = await chainStatus(overlay, start, base.size - start, base);
+  const tail = await chainStatus(
+    overlay,
+    start,
+    base.size - start,
+    undefined,
+    base,
+  );
   return !isInherited(tail);
 }
 

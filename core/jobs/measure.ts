@@ -96,7 +96,9 @@ export async function measure<Format extends string>(
       secret: (id) => findSecret(secrets, { id, filename: format }),
       status: held && (async (offset, length) => {
         if (pace.isDue) await pace.rest();
-        return await job.request(() => chainStatus(held.node, offset, length));
+        return await job.request(() =>
+          chainStatus(held.node, offset, length, { signal })
+        );
       }),
     });
   } catch (error) {

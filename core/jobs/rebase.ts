@@ -309,7 +309,7 @@ class Merge {
     if (this.#isBelow && start < this.#old!.size) {
       const length = Math.min(end, this.#old!.size) - start;
       const above = await readingMetadata(
-        chainStatus(this.#old!, start, length, this.#new),
+        chainStatus(this.#old!, start, length, undefined, this.#new),
       );
       if (isInherited(above)) {
         return { isSame: true, end: start + above.length };

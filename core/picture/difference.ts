@@ -129,7 +129,9 @@ class Side {
     if (offset >= size) return { zero: true, end: Infinity };
     let known = this.#known;
     if (!known || known.offset + known.length <= offset) {
-      known = await chainStatus(this.#node, offset, size - offset);
+      known = await chainStatus(this.#node, offset, size - offset, {
+        signal: this.#signal,
+      });
       this.#known = known;
     }
     return { zero: known.zero, end: known.offset + known.length };

@@ -177,7 +177,9 @@ class Drawing {
     for (let at = 0; at < size;) {
       let extent: ChainExtent;
       try {
-        extent = await chainStatus(this.#node, at, size - at);
+        extent = await chainStatus(this.#node, at, size - at, {
+          signal: this.#options.signal,
+        });
         skip = this.#unit;
       } catch (error) {
         checkSignal(this.#options.signal);

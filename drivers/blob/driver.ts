@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { checkSignal } from "../../core/abort.ts";
 import type { IoVector } from "../../core/bytes.ts";
 import type { BlockDriver } from "../../core/driver.ts";
 import { asBlockError, BlockError, invalid } from "../../core/errors.ts";
@@ -51,7 +52,8 @@ export function nodeOfBlob(
       else await readBlob(blob as Blob, offset, iov);
     },
     // deno-lint-ignore require-await
-    async status(offset, length): Promise<Extent> {
+    async status(offset, length, flags): Promise<Extent> {
+      checkSignal(flags?.signal);
       return dataExtent(node, offset, length);
     },
     async close() {},

@@ -5,11 +5,17 @@
  *
  * @module
  */
+import { checkSignal } from "../../core/abort.ts";
 import type { IoVector } from "../../core/bytes.ts";
 import type { BlockDriver } from "../../core/driver.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
 import { dataExtent, heldKind } from "../../core/held.ts";
-import type { AccessMode, BlockNode, Extent } from "../../core/node.ts";
+import type {
+  AccessMode,
+  BlockNode,
+  Extent,
+  RequestFlags,
+} from "../../core/node.ts";
 import { type OptionTable, parseOptions } from "../../core/options.ts";
 import { valueText } from "../../core/values.ts";
 import { nodeOfBlob } from "./driver.ts";
@@ -199,12 +205,18 @@ class OpfsNode implements BlockNode {
   }
 
   // deno-lint-ignore require-await
-  async flush(): Promise<void> {
+  async flush(flags?: RequestFlags): Promise<void> {
+    checkSignal(flags?.signal);
     attempt(() => this.#access.flush());
   }
 
   // deno-lint-ignore require-await
-  async status(offset: number, length: number): Promise<Extent> {
+  async status(
+    offset: number,
+    length: number,
+    flags?: RequestFlags,
+  ): Promise<Extent> {
+    checkSignal(flags?.signal);
     return dataExtent(this, offset, length);
   }
 

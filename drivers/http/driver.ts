@@ -12,7 +12,12 @@ import {
 } from "../../core/bytes.ts";
 import type { BlockDriver, OpenContext } from "../../core/driver.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
-import type { BlockNode, Extent, ReadFlags } from "../../core/node.ts";
+import type {
+  BlockNode,
+  Extent,
+  ReadFlags,
+  RequestFlags,
+} from "../../core/node.ts";
 import { withoutSecrets } from "../../core/redaction.ts";
 import {
   isPinned,
@@ -191,7 +196,13 @@ class HttpNode implements BlockNode {
     if (inside < length) fillVector(iov, inside, length - inside);
   }
 
-  status(offset: number, length: number): Promise<Extent> {
+  // deno-lint-ignore require-await -- the interface is asynchronous
+  async status(
+    offset: number,
+    length: number,
+    flags?: RequestFlags,
+  ): Promise<Extent> {
+    checkSignal(flags?.signal);
     const place = { hostOffset: offset, file: this };
     const inside = Math.min(length, this.size - offset);
     return Promise.resolve(

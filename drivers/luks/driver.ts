@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { checkSignal } from "../../core/abort.ts";
 import { Access } from "../../core/access.ts";
 import type { BlockMap, Place, Run } from "../../core/block_map.ts";
 import {
@@ -42,6 +43,7 @@ import type {
   NodeInfo,
   Preallocation,
   ReadFlags,
+  RequestFlags,
   TruncateOptions,
   WriteFlags,
 } from "../../core/node.ts";
@@ -236,12 +238,17 @@ class LuksNode implements BlockNode {
     if (flags?.fua) await this.flush();
   }
 
-  status(offset: number, length: number): Promise<Extent> {
-    return this.#access.status(offset, length);
+  status(
+    offset: number,
+    length: number,
+    flags?: RequestFlags,
+  ): Promise<Extent> {
+    return this.#access.status(offset, length, flags);
   }
 
-  async flush(): Promise<void> {
-    await this.children.file.flush?.();
+  async flush(flags?: RequestFlags): Promise<void> {
+    checkSignal(flags?.signal);
+    await this.children.file.flush?.(flags);
   }
 
   async truncate(size: number, options: TruncateOptions = {}): Promise<void> {

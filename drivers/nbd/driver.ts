@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { checkSignal, unlessAborted } from "../../core/abort.ts";
 import {
   fillVector,
   type IoVector,
@@ -20,6 +21,7 @@ import {
 import type {
   BlockNode,
   Extent,
+  RequestFlags,
   RequestLimits,
   TruncateOptions,
   WriteFlags,
@@ -296,7 +298,7 @@ class NbdNode implements BlockNode {
       if (can(FLAG.SEND_WRITE_ZEROES)) this.writeZeroes = this.#writeZeroes;
       if (can(FLAG.SEND_TRIM)) this.discard = this.#discard;
     }
-    if (can(FLAG.SEND_FLUSH)) this.flush = () => link.flush();
+    if (can(FLAG.SEND_FLUSH)) this.flush = this.#flush;
   }
 
   async readv(offset: number, iov: IoVector): Promise<void> {
@@ -350,11 +352,21 @@ class NbdNode implements BlockNode {
     );
   };
 
+  readonly #flush = async (flags?: RequestFlags): Promise<void> => {
+    checkSignal(flags?.signal);
+    await this.#link.flush();
+  };
+
   #checkEnd(offset: number, length: number): void {
     if (offset + length > this.size) throw new BlockError("ENOSPC");
   }
 
-  async status(offset: number, length: number): Promise<Extent> {
+  async status(
+    offset: number,
+    length: number,
+    flags?: RequestFlags,
+  ): Promise<Extent> {
+    checkSignal(flags?.signal);
     const place = { hostOffset: offset, file: this };
     const inside = Math.min(length, this.size - offset, MAX_RANGE);
     if (inside <= 0) return { length, allocated: true, zero: true, ...place };
@@ -362,7 +374,8 @@ class NbdNode implements BlockNode {
     if (!hasContext) {
       return { length: inside, allocated: true, zero: false, ...place };
     }
-    const run = await this.#status.first(offset, inside);
+    const asked = this.#status.first(offset, inside);
+    const run = await unlessAborted(asked, flags?.signal);
     const isHole = (run.flags & STATE.HOLE) !== 0;
     const zero = (run.flags & STATE.ZERO) !== 0;
     return {

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { checkSignal } from "../../core/abort.ts";
 import {
   allocate,
   copyIntoVector,
@@ -150,16 +151,16 @@ export function unitsNode(
         }
       });
     },
-    status(offset, length) {
+    // deno-lint-ignore require-await -- the interface is asynchronous
+    async status(offset, length, flags) {
+      checkSignal(flags?.signal);
       const rest = Math.max(0, size - offset);
-      return Promise.resolve(
-        rest === 0 ? { length, allocated: false, zero: true } : {
-          length: Math.min(length, rest),
-          allocated: true,
-          zero: false,
-          compressed: true,
-        },
-      );
+      return rest === 0 ? { length, allocated: false, zero: true } : {
+        length: Math.min(length, rest),
+        allocated: true,
+        zero: false,
+        compressed: true,
+      };
     },
     info: () => Promise.resolve({ compressed: true }),
     close: () => Promise.resolve(cache.clear()),

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { checkSignal } from "../../core/abort.ts";
 import type { IoVector } from "../../core/bytes.ts";
 import type { OpenContext } from "../../core/driver.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
@@ -39,19 +40,19 @@ export function windowNode(
         (inside) => readPadded(file, start + offset, inside, flags),
       );
     },
-    status(offset, length): Promise<Extent> {
+    // deno-lint-ignore require-await -- the interface is asynchronous
+    async status(offset, length, flags): Promise<Extent> {
+      checkSignal(flags?.signal);
       const rest = Math.max(0, size - offset);
-      if (rest === 0) {
-        return Promise.resolve({ length, allocated: false, zero: true });
-      }
-      return Promise.resolve({
+      if (rest === 0) return { length, allocated: false, zero: true };
+      return {
         length: Math.min(length, rest),
         allocated: true,
         zero: false,
         hostOffset: start + offset,
         file,
         recurse: true,
-      });
+      };
     },
     info: () => Promise.resolve({}),
     close: () => Promise.resolve(),

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { lockUnlessAborted } from "../../core/abort.ts";
+import { checkSignal, lockUnlessAborted } from "../../core/abort.ts";
 import {
   type IoVector,
   roundUp,
@@ -274,9 +274,11 @@ export class Qcow2Node implements BlockNode {
     await writeCompressedGuest(this.#state, offset, iov, options);
   }
 
-  async flush(): Promise<void> {
+  async flush(flags?: RequestFlags): Promise<void> {
+    checkSignal(flags?.signal);
     if (this.readOnly) return;
-    using _ = await this.#state.metadata.lock();
+    const turn = this.#state.metadata.lock();
+    using _ = await lockUnlessAborted(turn, flags?.signal);
     this.#state.checkUsable();
     await this.#state.flushCaches("needed");
   }
@@ -289,13 +291,19 @@ export class Qcow2Node implements BlockNode {
     await resize(this.#state, size, options);
   }
 
-  async status(offset: number, length: number): Promise<Extent> {
+  async status(
+    offset: number,
+    length: number,
+    flags?: RequestFlags,
+  ): Promise<Extent> {
     this.#state.cleaner?.countRequest();
     const share = this.#state.operations.share();
-    const held = share instanceof Promise ? await share : share;
+    const held = share instanceof Promise
+      ? await lockUnlessAborted(share, flags?.signal)
+      : share;
     try {
       this.#state.checkUsable();
-      return await this.#state.access.status(offset, length);
+      return await this.#state.access.status(offset, length, flags);
     } finally {
       held[Symbol.dispose]();
     }

@@ -20,6 +20,7 @@ import type {
   Extent,
   NodeInfo,
   ReadFlags,
+  RequestFlags,
   RequestLimits,
   SnapshotOperations,
   TruncateOptions,
@@ -201,7 +202,8 @@ export class RbdNode implements BlockNode {
     checked(await this.#library.rbd_discard(handle, offset, inside));
   };
 
-  async flush(): Promise<void> {
+  async flush(flags?: RequestFlags): Promise<void> {
+    checkSignal(flags?.signal);
     if (this.#noFlush || this.readOnly) return;
     checked(await this.#library.rbd_flush(this.#image.handle));
   }
@@ -234,7 +236,12 @@ export class RbdNode implements BlockNode {
     this.#size = size;
   }
 
-  async status(offset: number, length: number): Promise<Extent> {
+  async status(
+    offset: number,
+    length: number,
+    flags?: RequestFlags,
+  ): Promise<Extent> {
+    checkSignal(flags?.signal);
     const place = { allocated: true, hostOffset: offset, file: this };
     const inside = Math.min(length, this.#size - offset);
     if (inside <= 0) return { length, zero: true, ...place };

@@ -167,8 +167,8 @@ export class Blocks {
   }
 
   /** Store everything that has changed. */
-  async flush(): Promise<void> {
-    const saves = new InFlight();
+  async flush(signal?: AbortSignal): Promise<void> {
+    const saves = new InFlight(signal);
     for (const index of [...this.#dirty]) {
       if (saves.hasFailed) break;
       await saves.add(this.#settle(index));

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { checkSignal, unlessAborted } from "../../core/abort.ts";
 import {
   fillVector,
   type IoVector,
@@ -17,6 +18,7 @@ import type {
   DiscardFlags,
   Extent,
   ReadFlags,
+  RequestFlags,
   TruncateOptions,
   WriteFlags,
   ZeroFlags,
@@ -95,7 +97,8 @@ export class Disk implements BlockNode {
     this.writev = this.#write;
     this.writeZeroes = this.#writeZeroes;
     this.discard = this.#discard;
-    this.flush = () => options.noFlush ? Promise.resolve() : this.#flush();
+    this.flush = (flags) =>
+      options.noFlush ? Promise.resolve() : this.#flush(flags);
     this.truncate = this.#truncate;
   }
 
@@ -226,8 +229,9 @@ export class Disk implements BlockNode {
     await parts.end();
   }
 
-  async #flush(): Promise<void> {
-    await this.#blocks.flush();
+  async #flush(flags?: RequestFlags): Promise<void> {
+    checkSignal(flags?.signal);
+    await this.#blocks.flush(flags?.signal);
     const size = this.#size;
     if (size === this.#storedSize || !this.#options.isDescribed) return;
     const { layout, lease } = this.#options;
@@ -264,14 +268,20 @@ export class Disk implements BlockNode {
     this.#size = size;
   };
 
-  async status(offset: number, length: number): Promise<Extent> {
+  async status(
+    offset: number,
+    length: number,
+    flags?: RequestFlags,
+  ): Promise<Extent> {
+    checkSignal(flags?.signal);
     const place = { allocated: true, hostOffset: offset, file: this };
     const inside = Math.min(length, this.#size - offset);
     if (inside <= 0) return { length, zero: true, ...place };
     const unit = this.#objectSize;
     const first = roundDown(offset, unit) / unit;
     if (this.#blocks.isZero(first) === undefined) {
-      await this.#blocks.listing.learn(first);
+      const learnt = this.#blocks.listing.learn(first);
+      await unlessAborted(learnt, flags?.signal);
     }
     const zero = this.#blocks.isZero(first);
     const end = Math.min(

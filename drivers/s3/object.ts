@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { checkSignal } from "../../core/abort.ts";
 import {
   fillVector,
   type IoVector,
@@ -10,7 +11,12 @@ import {
   vectorLength,
 } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
-import type { BlockNode, Extent, ReadFlags } from "../../core/node.ts";
+import type {
+  BlockNode,
+  Extent,
+  ReadFlags,
+  RequestFlags,
+} from "../../core/node.ts";
 import {
   discardBody,
   openRanged,
@@ -154,7 +160,13 @@ class ObjectNode implements BlockNode {
     if (inside < length) fillVector(iov, inside, length - inside);
   }
 
-  status(offset: number, length: number): Promise<Extent> {
+  // deno-lint-ignore require-await -- the interface is asynchronous
+  async status(
+    offset: number,
+    length: number,
+    flags?: RequestFlags,
+  ): Promise<Extent> {
+    checkSignal(flags?.signal);
     const place = { allocated: true, hostOffset: offset, file: this };
     const inside = Math.min(length, this.size - offset);
     return Promise.resolve(

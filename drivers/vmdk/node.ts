@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { checkSignal } from "../../core/abort.ts";
 import { Access, eventOf } from "../../core/access.ts";
 import {
   allocate,
@@ -23,6 +24,7 @@ import type {
   ImageOperations,
   NodeInfo,
   ReadFlags,
+  RequestFlags,
   RequestLimits,
   WriteFlags,
 } from "../../core/node.ts";
@@ -143,8 +145,12 @@ class VmdkNode implements BlockNode {
     return this.#access.readv(offset, iov, flags);
   }
 
-  status(offset: number, length: number): Promise<NodeExtent> {
-    return this.#access.status(offset, length);
+  status(
+    offset: number,
+    length: number,
+    flags?: RequestFlags,
+  ): Promise<NodeExtent> {
+    return this.#access.status(offset, length, flags);
   }
 
   async #write(
@@ -301,7 +307,8 @@ class VmdkNode implements BlockNode {
     throw new BlockError("EINVAL", `Invalid argument${detail}`, { detail });
   }
 
-  async flush(): Promise<void> {
+  async flush(flags?: RequestFlags): Promise<void> {
+    checkSignal(flags?.signal);
     if (this.readOnly) return;
     for (const extent of this.#extents) await extent.flush();
     // An extent in the same file has made it durable.
