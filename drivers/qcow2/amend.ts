@@ -1,5 +1,5 @@
 /**
- * Changing options of an image in place.
+ * Amending: changing options of an image in place.
  *
  * @module
  */
@@ -27,14 +27,14 @@ import { isIncomplete } from "./snapshot_table.ts";
 import { writeTable } from "./snapshots.ts";
 import type { Qcow2State } from "./state.ts";
 
-/** What is to be different; absent where nothing was said. */
+/** What is to change; absent fields stay as they are. */
 interface Wish {
   version: 2 | 3;
   /** Whether passphrases are added or erased. */
   changesSlots: boolean;
   refcountBits: number;
   lazyRefcounts: boolean;
-  /** Bytes; 0 leaves it. */
+  /** New size in bytes; 0 keeps it. */
   size: number;
 }
 
@@ -43,10 +43,10 @@ function unsupported(message: string): BlockError {
 }
 
 /**
- * Change options. One amendment is made at a time; all else waits but for those
- * parts that change tables or the header, not for keys.
+ * Amend options. Only one amendment runs at a time. Steps that change tables or
+ * the header hold the image exclusively; those that change keys do not.
  *
- * @param adopt Goes on with the header as it has become, and caches that fit.
+ * @param adopt Switches to the changed header, with caches that fit it.
  */
 export async function amend(
   state: Qcow2State,
@@ -66,7 +66,7 @@ export async function amend(
       Number(changesWidth),
     how.progress,
   );
-  // First what makes more possible, last what makes less possible.
+  // Widen what the format permits first, restrict it last.
   if (wish.version > oldVersion) await upgrade(state, progress.step());
   if (wish.changesSlots) {
     progress.step();
@@ -91,7 +91,7 @@ export async function amend(
   if (wish.version < oldVersion) await downgrade(state, progress.step());
 }
 
-/** Holds an image alone, for a time. */
+/** Holds the image exclusively for some of the steps. */
 class Alone {
   readonly #state: Qcow2State;
   #held?: Disposable;
@@ -115,7 +115,9 @@ class Alone {
   }
 }
 
-/** Checked in the order of the table; the first that does not fit is told. */
+/**
+ * Options are checked in the order of the table; the first fault is reported.
+ */
 function wishOf(state: Qcow2State, values: OptionValues): Wish {
   const { header, encryption, luks, behaviour } = state;
   const changesSlots = Object.keys(values).some((name) =>
@@ -170,7 +172,7 @@ function versionOf(compat: string | undefined): 2 | 3 | undefined {
   );
 }
 
-/** The backing file may be named, but is not changed here. */
+/** The backing file may be repeated, but not changed here. */
 function checkBacking({ header }: Qcow2State, values: OptionValues): void {
   const { backing_file: file, backing_fmt: format } = values;
   if (file === undefined && format === undefined) return;
@@ -181,7 +183,7 @@ function checkBacking({ header }: Qcow2State, values: OptionValues): void {
   );
 }
 
-/** Another name of the data file, which is not looked for; "" forgets it. */
+/** Record another name of the data file, without opening it; "" removes it. */
 async function setDataFile(
   state: Qcow2State,
   { data_file: name, data_file_raw: isRaw }: OptionValues,
@@ -219,7 +221,9 @@ async function setLazyRefcounts(
   behaviour.lazyRefcounts = lazyRefcounts;
 }
 
-/** From version 2 to 3, which demands more of entries of the snapshot table. */
+/**
+ * Upgrade from version 2 to 3, which requires more fields of snapshot entries.
+ */
 async function upgrade(
   state: Qcow2State,
   progress: StepProgress,
@@ -238,7 +242,9 @@ async function upgrade(
   progress(2, 2);
 }
 
-/** From version 3 to 2, which knows no zero clusters and no features. */
+/**
+ * Downgrade from version 3 to 2, which has neither zero clusters nor features.
+ */
 async function downgrade(
   state: Qcow2State,
   progress: StepProgress,
@@ -276,7 +282,7 @@ async function downgrade(
   } catch (error) {
     throw failed("Failed to turn zero into data clusters", error);
   }
-  // Version 2 has no mark for refcounts that lag behind.
+  // Version 2 has no dirty bit to mark outdated refcounts.
   behaviour.lazyRefcounts = false;
   await state.markClean();
   await state.changeHeader({
@@ -286,7 +292,7 @@ async function downgrade(
     autoclear: { high: 0, low: 0 },
     compressionType: "zlib",
   });
-  // It cannot keep any. Their clusters leak, as in QEMU.
+  // Version 2 cannot keep any. Their clusters leak, as in QEMU.
   state.forgetBitmaps();
 }
 

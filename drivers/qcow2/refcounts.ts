@@ -1,9 +1,8 @@
 /**
- * Taking free host clusters and giving them up, and making room for their
- * refcounts. (Specification: "Host cluster management".)
+ * Allocating and freeing host clusters, and growing the refcount structure.
+ * (Specification: "Host cluster management".)
  *
- * All methods but the constructor belong to the holder of the image's metadata
- * lock.
+ * All methods but the constructor require the image's metadata lock.
  *
  * @module
  */
@@ -28,30 +27,30 @@ import {
 import { RefcountTable } from "./refcount_table.ts";
 import type { CachedTable } from "./table_cache.ts";
 
-/** Clusters in a row, by their indices. */
+/** A range of cluster indices. */
 interface ClusterRange {
   start: number;
-  /** Past the last one. */
+  /** Index past the last one. */
   end: number;
 }
 
-/** Ranges to be discarded that are kept in memory at most. */
+/** Most ranges to be discarded that are kept in memory. */
 const MAX_DISCARDS = 1024;
 
-/** The refcounts of an image, and the search for free clusters. */
+/** The refcounts of an image, and its allocator. */
 export class Refcounts extends RefcountTable {
   /** No cluster below this index is free. */
   #firstFree = 0;
   /**
-   * Clusters, as a range of indices, whose last reference may still be on the
-   * disk. Before one is used again, the L2 tables are made durable: else,
-   * after a power cut, the old reference would show the new content.
+   * Range of clusters whose last reference may still be on the disk. Before one
+   * of them is reused, the L2 tables are made durable: otherwise the old
+   * reference would show the new content after a power cut.
    */
   #recentlyFreed: ClusterRange = { start: Infinity, end: 0 };
   /**
-   * Of these clusters, those whose space the file is to have back. Not before
-   * the last reference is gone from the disk: a file system may punch a hole
-   * durably long before it writes the L2 table.
+   * Those of them to be discarded, once their last reference is gone from the
+   * disk: a file system may punch a hole durably long before it writes the L2
+   * table.
    */
   #discards: ClusterRange[] = [];
   /** Where the next compressed cluster may start; 0 if nowhere. */
@@ -66,9 +65,9 @@ export class Refcounts extends RefcountTable {
   }
 
   /**
-   * Durably give up the blocks that count nothing, or only themselves. For the
-   * metadata lock's holder, when no entry in the file refers to what is free. That
-   * blocks which are left count those that were dropped is a leak at worst.
+   * Durably free the blocks that count nothing, or only themselves. No entry in
+   * the file may refer to free clusters. Remaining blocks may still count
+   * dropped ones, which is a leak at worst.
    *
    * @returns whether there were any: others may have counted only those.
    */
@@ -107,7 +106,7 @@ export class Refcounts extends RefcountTable {
     for (const [index, cluster] of dropped) {
       this.setBlockOffset(index, 0);
       refcountCache.forget(cluster * clusterSize, clusterSize);
-      // The count of one that counted itself is gone with it.
+      // A block that counted itself takes that refcount with it.
       const countedBy = Math.floor(cluster / refcountBlockEntries);
       const isCounted = countedBy !== index && await this.get(cluster) > 0;
       if (isCounted) await this.addClusters(cluster, 1, -1);
@@ -117,21 +116,23 @@ export class Refcounts extends RefcountTable {
   }
 
   /**
-   * Find `count` free clusters in a row and take them; at once if their
-   * refcounts are in memory.
+   * Allocate `count` free clusters in a row; without waiting if their refcounts
+   * are cached.
    *
-   * @returns the offset of the first.
+   * @returns the host offset of the first.
    */
   allocate(count: number): number | Promise<number> {
     return this.#allocateCached(count) ?? this.#allocateLater(count);
   }
 
-  /** Take the first free clusters, if they are in one block and in a row. */
+  /**
+   * Allocate the first free clusters, if they are consecutive and in one block.
+   */
   #allocateCached(count: number): number | undefined {
     const { geometry, refcountCache, file } = this.host;
     const { refcountOrder: order, refcountBlockEntries, clusterSize } =
       geometry;
-    // A debugger below may have to wait at each step.
+    // A debug filter may suspend each step.
     if (file.debug) return undefined;
     const first = this.#firstFree % refcountBlockEntries;
     const blockStart = this.#firstFree - first;
@@ -167,11 +168,11 @@ export class Refcounts extends RefcountTable {
   }
 
   /**
-   * Find room for `length` bytes of a compressed cluster, in the rest of the
-   * host cluster that holds the last one if they fit there; at once if the
-   * refcounts are in memory.
+   * Allocate `length` bytes for a compressed cluster, in the rest of the host
+   * cluster that holds the last one if possible; without waiting if the
+   * refcounts are cached.
    *
-   * @returns the offset of the first byte.
+   * @returns the host offset of the first byte.
    */
   allocateBytes(length: number): number | Promise<number> {
     return this.#allocateBytesCached(length) ??
@@ -182,7 +183,7 @@ export class Refcounts extends RefcountTable {
     const { geometry, refcountCache, file } = this.host;
     const { clusterSize, refcountOrder, refcountBlockEntries } = geometry;
     const last = this.#freeByte;
-    // A debugger below may have to wait at each step.
+    // A debug filter may suspend each step.
     if (file.debug || last === 0) return undefined;
     const index = Math.floor(last / clusterSize);
     const count = this.peek(index);
@@ -211,7 +212,10 @@ export class Refcounts extends RefcountTable {
     return offset;
   }
 
-  /** The next compressed cluster may start at `end`, unless that begins one. */
+  /**
+   * The next compressed cluster may start at `end`, unless that begins a
+   * cluster.
+   */
   #noteBytes(end: number): void {
     this.#freeByte = this.host.geometry.offsetInCluster(end) === 0 ? 0 : end;
   }
@@ -233,7 +237,7 @@ export class Refcounts extends RefcountTable {
     const room = offset > 0 ? clusterSize - offset % clusterSize : 0;
     if (room < length) {
       const fresh = await this.allocate(1);
-      // Bytes may run on from the last cluster into the new one.
+      // Data may extend from the last cluster into the new one.
       if (offset > 0 && room > 0 && offset + room === fresh) {
         await this.addClusters(Math.floor(offset / clusterSize), 1, 1);
       } else {
@@ -247,14 +251,13 @@ export class Refcounts extends RefcountTable {
   }
 
   /**
-   * Give up one reference to each cluster that the bytes touch. What referred
-   * to them must have been changed in the L2 cache or written to the file
-   * before: so there is nothing to go back to where the refcounts are damaged,
-   * and what cannot be given up is only reported. The change need not be
-   * durable: nothing below relies on that before the L2 cache, and with it the
-   * file, has been flushed.
+   * Drop one reference to each cluster that the bytes touch. What referred to
+   * them must have been changed in the L2 cache or in the file before, so that
+   * nothing can be undone: if refcounts are damaged, that is only reported. The
+   * change need not be durable: nothing here relies on it before the L2 cache,
+   * and with it the file, has been flushed.
    *
-   * @param step Bytes that are given up as a whole, or not at all.
+   * @param step Bytes that are freed as a whole, or not at all.
    */
   async free(
     offset: number,
@@ -281,7 +284,7 @@ export class Refcounts extends RefcountTable {
   }
 
   /**
-   * As {@linkcode free}, where damage is a reason to stop.
+   * As {@linkcode free}, but fails on damage.
    *
    * @throws {BlockError} EINVAL if a refcount is zero already.
    */
@@ -297,7 +300,8 @@ export class Refcounts extends RefcountTable {
       await this.host.refcountCache.dependOn(this.host.l2Cache);
     }
     if (this.#lacksBlock(start, end)) {
-      // Only damage refers to what nothing counts. QEMU counts it from here on.
+      // Only damage refers to clusters without a block. QEMU allocates one for
+      // them.
       await this.host.l2Cache.flush();
       if (await this.#findFree(1) === 0) await this.#refuseBlock();
       await this.#makeBlocks(start, end - start);
@@ -319,8 +323,8 @@ export class Refcounts extends RefcountTable {
   }
 
   /**
-   * No reference to a freed cluster is left on the disk: the space of those
-   * that are free is given back, and they may be used again at once.
+   * No references to freed clusters are left on the disk: they may be discarded
+   * and reused.
    */
   settle(): void | Promise<void> {
     this.#recentlyFreed = { start: Infinity, end: 0 };
@@ -329,7 +333,7 @@ export class Refcounts extends RefcountTable {
 
   async #passDiscards(): Promise<void> {
     for (const { start, end } of this.#discards.splice(0)) {
-      // Only a wish: that it fails does no harm.
+      // A discard is only a hint: a failure does no harm.
       await this.#passDiscard(start, end).catch(() => {});
     }
   }
@@ -340,7 +344,9 @@ export class Refcounts extends RefcountTable {
     );
   }
 
-  /** Whether there is room for a block that would count some of the clusters. */
+  /**
+   * Whether some of the clusters have no refcount block, but could have one.
+   */
   #lacksBlock(start: number, end: number): boolean {
     const { refcountBlockEntries } = this.host.geometry;
     const last = Math.floor((end - 1) / refcountBlockEntries);
@@ -364,7 +370,10 @@ export class Refcounts extends RefcountTable {
     }
   }
 
-  /** The index of the first of `count` free clusters in a row, made ready. */
+  /**
+   * Find `count` free clusters in a row whose refcount blocks exist; returns
+   * the index of the first.
+   */
   async #reserve(count: number): Promise<number> {
     for (;;) {
       const start = await this.#findFree(count);
@@ -373,13 +382,13 @@ export class Refcounts extends RefcountTable {
         throw new BlockError("EFBIG");
       }
       if (await this.#prepare(start, count)) return start;
-      // A refcount block was made, perhaps just there: look again.
+      // A refcount block was allocated, perhaps just there: search again.
     }
   }
 
   /**
-   * Whether free clusters can be taken at once. If they lack a refcount block,
-   * it is made, past them, as QEMU does; then the answer is false.
+   * Whether free clusters can be allocated at once. If they lack a refcount
+   * block, one is allocated after them, as in QEMU, and the answer is false.
    */
   async #prepare(start: number, count: number): Promise<boolean> {
     if (await this.#makeBlocks(start, count)) return false;
@@ -391,7 +400,7 @@ export class Refcounts extends RefcountTable {
     return true;
   }
 
-  /** The index of the first of `count` free clusters in a row from there on. */
+  /** The index of the first of `count` free clusters in a row. */
   async #findFree(count: number, from = 0): Promise<number> {
     const { geometry } = this.host;
     const { refcountOrder, refcountBlockEntries } = geometry;
@@ -413,7 +422,7 @@ export class Refcounts extends RefcountTable {
       while (at < blockEnd && found < count) {
         if (found === 0) {
           const free = next(true, blockEnd);
-          // The start of the search moves on only past what is not free.
+          // The start of the search moves only past clusters in use.
           if (this.#firstFree === at) this.#firstFree = free;
           at = free;
         }
@@ -453,7 +462,7 @@ export class Refcounts extends RefcountTable {
     }
   }
 
-  /** Freed clusters may have been tables: what the caches hold is void. */
+  /** Freed clusters may have been tables: drop them from the caches. */
   #forgetTables(start: number, count: number): void {
     const { geometry, l2Cache, refcountCache } = this.host;
     const { clusterSize } = geometry;
@@ -463,7 +472,7 @@ export class Refcounts extends RefcountTable {
   }
 
   /**
-   * Make the refcount blocks of a range of clusters.
+   * Allocate the refcount blocks of a range of clusters.
    *
    * @returns whether any was missing.
    */
@@ -484,8 +493,8 @@ export class Refcounts extends RefcountTable {
   }
 
   /**
-   * Make one refcount block. Its own cluster is the first free one that is not
-   * before `from`; the block may be the one that counts itself.
+   * Allocate one refcount block, in the first free cluster from `from` on; it
+   * may be the block that counts itself.
    */
   async #makeBlock(tableIndex: number, from: number): Promise<void> {
     const { geometry, refcountCache, file } = this.host;
@@ -509,24 +518,23 @@ export class Refcounts extends RefcountTable {
       const index = cluster % refcountBlockEntries;
       writeRefcount(block.view, refcountOrder, index, 1);
     }
-    // The block, and the count of its cluster, before what refers to it.
+    // The block and its own refcount must be written before it is referred to.
     await this.host.event("refblock_alloc_write");
     await refcountCache.flush();
     await this.host.event("refblock_alloc_hookup");
     const at = tableIndex * ENTRY_SIZE;
     const entry = allocate(ENTRY_SIZE);
     writeUint64(viewOf(entry), 0, offset);
-    // Whoever refers to what it counts has the cache flushed before, and so
-    // the file, the table included.
+    // Whoever refers to the clusters it counts has the cache flushed before,
+    // and with it the file, including this entry.
     await file.writev!(this.host.header.refcountTableOffset + at, [entry]);
     this.setBlockOffset(tableIndex, offset);
   }
 
   /**
-   * Replace the table by a larger one, for clusters up to `end`.
-   * The new table, and the blocks that count its clusters and their own, lie
-   * past all that the old table can count; a new header makes them valid in
-   * one step.
+   * Replace the table by a larger one, for clusters up to `end`. The new table
+   * and the blocks for its clusters and their own are past everything that the
+   * old table can count; a new header switches to them in one step.
    */
   async #growTable(end: number): Promise<void> {
     const { geometry, file, header, refcountCache } = this.host;
@@ -571,7 +579,7 @@ export class Refcounts extends RefcountTable {
   }
 }
 
-/** Whether all refcounts in a block are zero, but for that of itself. */
+/** Whether all refcounts in a block are zero, except perhaps its own. */
 function countsNothing(
   { offset, view, bytes }: CachedTable,
   geometry: Geometry,
