@@ -28,7 +28,7 @@ import { writeTable } from "./snapshots.ts";
 import type { Qcow2State } from "./state.ts";
 
 /** What is to change; absent fields stay as they are. */
-interface Wish {
+interface Amendment {
   version: 2 | 3;
   /** Whether passphrases are added or erased. */
   changesSlots: boolean;
@@ -55,44 +55,44 @@ export async function amend(
   adopt: () => void,
 ): Promise<void> {
   const values = parseOptions(AMEND_OPTIONS, options);
-  using alone = new Alone(state);
-  await alone.begin();
-  const wish = wishOf(state, values);
+  using hold = new ExclusiveHold(state);
+  await hold.begin();
+  const amendment = amendmentOf(state, values);
   const { header } = state;
   const oldVersion = header.version;
-  const changesWidth = wish.refcountBits !== 2 ** header.refcountOrder;
+  const changesWidth = amendment.refcountBits !== 2 ** header.refcountOrder;
   const progress = new StepsProgress(
-    Number(wish.version !== oldVersion) + Number(wish.changesSlots) +
+    Number(amendment.version !== oldVersion) + Number(amendment.changesSlots) +
       Number(changesWidth),
     how.progress,
   );
   // Widen what the format permits first, restrict it last.
-  if (wish.version > oldVersion) await upgrade(state, progress.step());
-  if (wish.changesSlots) {
+  if (amendment.version > oldVersion) await upgrade(state, progress.step());
+  if (amendment.changesSlots) {
     progress.step();
     const { amendLuks } = await import("./luks.ts");
-    alone.end();
+    hold.end();
     await amendLuks(state.luks!, values, how.force);
-    await alone.begin();
+    await hold.begin();
   }
   if (changesWidth) {
-    if (wish.version < 3 && wish.refcountBits !== 16) {
+    if (amendment.version < 3 && amendment.refcountBits !== 16) {
       throw invalid(
         "Refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)",
       );
     }
-    const order = Math.log2(wish.refcountBits);
+    const order = Math.log2(amendment.refcountBits);
     await changeRefcountWidth(state, order, adopt, progress.step());
   }
   checkBacking(state, values);
   await setDataFile(state, values);
-  await setLazyRefcounts(state, wish);
-  if (wish.size > 0) await resize(state, wish.size);
-  if (wish.version < oldVersion) await downgrade(state, progress.step());
+  await setLazyRefcounts(state, amendment);
+  if (amendment.size > 0) await resize(state, amendment.size);
+  if (amendment.version < oldVersion) await downgrade(state, progress.step());
 }
 
 /** Holds the image exclusively for some of the steps. */
-class Alone {
+class ExclusiveHold {
   readonly #state: Qcow2State;
   #held?: Disposable;
 
@@ -118,7 +118,7 @@ class Alone {
 /**
  * Options are checked in the order of the table; the first fault is reported.
  */
-function wishOf(state: Qcow2State, values: OptionValues): Wish {
+function amendmentOf(state: Qcow2State, values: OptionValues): Amendment {
   const { header, encryption, luks, behaviour } = state;
   const changesSlots = Object.keys(values).some((name) =>
     name.startsWith("encrypt.")
@@ -203,7 +203,7 @@ async function setDataFile(
 
 async function setLazyRefcounts(
   state: Qcow2State,
-  { lazyRefcounts, version }: Wish,
+  { lazyRefcounts, version }: Amendment,
 ): Promise<void> {
   const { header, behaviour } = state;
   if (lazyRefcounts === behaviour.lazyRefcounts) return;

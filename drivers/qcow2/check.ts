@@ -10,7 +10,7 @@ import type { CheckOptions, CheckResult } from "../../core/node.ts";
 import { countBitmaps } from "./bitmaps/check.ts";
 import { checkCopiedFlags } from "./check_copied.ts";
 import { compareRefcounts, countRefcountBlocks } from "./check_refcounts.ts";
-import { CheckGivenUp, CheckRun, type CheckTarget } from "./check_run.ts";
+import { CheckAbandoned, CheckRun, type CheckTarget } from "./check_run.ts";
 import { TableWalk } from "./check_tables.ts";
 import { ENTRY_SIZE, hex, MAX_L1_BYTES, MAX_SNAPSHOTS } from "./format.ts";
 import { rebuildRefcounts } from "./rebuild.ts";
@@ -56,7 +56,7 @@ export async function performCheck(run: CheckRun): Promise<CheckResult> {
   try {
     await checkReferences(run);
   } catch (error) {
-    const isKnown = error instanceof CheckGivenUp && result.corruptions > 0;
+    const isKnown = error instanceof CheckAbandoned && result.corruptions > 0;
     if (!isKnown || run.repairs) throw error;
     // The image is known to be damaged, which is all that was asked.
     result.imageEndOffset = run.file.size;

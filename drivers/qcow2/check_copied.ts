@@ -117,7 +117,7 @@ class L2Flags {
     const known = Number.isInteger(cluster) && cluster < this.#sound.length;
     if (known && this.#sound.get(cluster) > 0) return;
     const { findings } = run;
-    run.spend(this.#bytes.length, offset);
+    run.chargeRead(this.#bytes.length, offset);
     try {
       await run.read(offset, this.#bytes);
     } catch (error) {

@@ -43,7 +43,7 @@ export class L2Scan {
     weight: number,
   ): Promise<void> {
     const run = this.#run;
-    run.spend(this.#bytes.length, offset);
+    run.chargeRead(this.#bytes.length, offset);
     try {
       await run.read(offset, this.#bytes);
     } catch (error) {

@@ -111,7 +111,7 @@ export async function compareRefcounts(
     if (stored.isAbsent(index) && counts.nextUsed(first, end) === end) continue;
     const block = repair.leaks || repair.corruptions
       ? await stored.block(index)
-      : await stored.pass(index);
+      : await stored.blockOnce(index);
     if (block === null) {
       unreadable(run, first, end);
     } else if (compareBlock(run, block, first, end, repair, comparison)) {

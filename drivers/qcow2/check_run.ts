@@ -47,7 +47,7 @@ const MAX_FINDINGS = 4;
 const MIN_FINDINGS = 2 ** 22;
 
 /** The check would hardly end: the findings so far are all there is. */
-export class CheckGivenUp extends BlockError {}
+export class CheckAbandoned extends BlockError {}
 
 /** A check in progress. */
 export class CheckRun {
@@ -231,7 +231,7 @@ export class CheckRun {
    *
    * @throws {CheckAbandoned} if there were too many.
    */
-  spend(length: number, offset: number): void {
+  chargeRead(length: number, offset: number): void {
     if (offset >= this.file.size) return;
     this.#tableBytes += length;
     const bytes = Math.max(MIN_TABLE_BYTES, MAX_TABLE_READS * this.file.size);
@@ -240,7 +240,7 @@ export class CheckRun {
       this.report(
         "ERROR: too many references to the same tables; check given up",
       );
-      throw new CheckGivenUp("EFBIG");
+      throw new CheckAbandoned("EFBIG");
     }
   }
 
@@ -303,7 +303,7 @@ export class CheckRun {
     const part = new Uint8Array(Math.min(end, PART_ENTRIES) * ENTRY_SIZE);
     for (let first = 0; first < end; first += PART_ENTRIES) {
       const length = Math.min(PART_ENTRIES, end - first) * ENTRY_SIZE;
-      this.spend(length, offset);
+      this.chargeRead(length, offset);
       await this.read(offset + first * ENTRY_SIZE, part.subarray(0, length));
       yield { first, view: new DataView(part.buffer, 0, length) };
     }

@@ -100,15 +100,15 @@ async function open(
     await load();
   };
   const change = async (options: OptionValues) => {
-    const wish = parseOpenOptions(options);
-    const behaviour = behaviourOf(wish, state.header, context);
+    const next = parseOpenOptions(options);
+    const behaviour = behaviourOf(next, state.header, context);
     // Invalid options are refused before anything is changed.
-    cacheSizes(wish, state.header);
-    state.cleaner?.cleanEvery(cleanInterval(wish));
+    cacheSizes(next, state.header);
+    state.cleaner?.cleanEvery(cleanInterval(next));
     if (!readOnly) await state.flushCaches();
     if (!readOnly && !behaviour.lazyRefcounts) await state.markClean();
     state.behaviour = behaviour;
-    parsed = wish;
+    parsed = next;
     adopt(state.header);
   };
   state.cleaner?.cleanEvery(cleanInterval(parsed));

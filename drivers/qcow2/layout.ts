@@ -203,7 +203,7 @@ class ClusterMap {
       if (stored.isAbsent(index) && counts.nextUsed(first, end) === end) {
         continue;
       }
-      const block = await stored.pass(index);
+      const block = await stored.blockOnce(index);
       if (block === null) continue; // if (block === null) continue; // The check has reported it.
       const next = (from: number) =>
         counts.nextDifferent(block, refcountOrder, first, from, end);

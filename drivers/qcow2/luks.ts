@@ -45,7 +45,7 @@ export interface ImageEncryption {
 }
 
 /** How to unlock the master key. */
-interface KeyWish {
+interface KeyLookup {
   /** The id of the passphrase's secret. */
   readonly secret?: string;
   /** Milliseconds that deriving the key may take. */
@@ -56,7 +56,7 @@ interface KeyWish {
 export async function openLuks(
   file: BlockNode,
   header: Header,
-  { secret: id, time }: KeyWish,
+  { secret: id, time }: KeyLookup,
   { withoutKeys, secret, signal, unlocking }: OpenContext,
 ): Promise<ImageEncryption> {
   const volume = await LuksVolume.read(areaOf(file, header.encryptionHeader!));

@@ -524,7 +524,7 @@ export class Qcow2Node implements BlockNode {
         if (!state.unusable) {
           const lost = await this.#storeBitmaps();
           await state.markClean();
-          await this.#endWhole();
+          await this.#padToSector();
           if (lost) throw lost;
         }
       }
@@ -550,7 +550,7 @@ export class Qcow2Node implements BlockNode {
    * lose a partial one. Data of a disk that does not consist of sectors gets
    * this only here, where nobody else is writing.
    */
-  async #endWhole(): Promise<void> {
+  async #padToSector(): Promise<void> {
     const { file } = this.#state;
     const isWhole = file.size % SECTOR_SIZE === 0;
     if (isWhole || file.size <= this.#sizeAtOpen) return;

@@ -81,10 +81,10 @@ export function behaviourOf(
   header: Header,
   context: OpenContext,
 ): Behaviour {
-  const wish = (name: string, otherwise: boolean) =>
+  const flag = (name: string, otherwise: boolean) =>
     options[name] as boolean | undefined ?? otherwise;
   const isLazy = (header.compatible.low & Compatible.LAZY_REFCOUNTS) !== 0;
-  const lazyRefcounts = wish("lazy-refcounts", isLazy);
+  const lazyRefcounts = flag("lazy-refcounts", isLazy);
   if (lazyRefcounts && header.version < 3) {
     throw new BlockError(
       "EINVAL",
@@ -92,7 +92,7 @@ export function behaviourOf(
     );
   }
   const protects = protectedKinds(options);
-  const keepsDiscarded = wish("discard-no-unref", false);
+  const keepsDiscarded = flag("discard-no-unref", false);
   if (keepsDiscarded && header.version < 3) {
     throw invalid("discard-no-unref is only supported since qcow2 version 3");
   }
@@ -101,9 +101,9 @@ export function behaviourOf(
     protectedKinds: protects,
     keepsDiscarded,
     passDiscard: {
-      request: wish("pass-discard-request", true),
-      snapshot: wish("pass-discard-snapshot", true),
-      other: wish("pass-discard-other", false),
+      request: flag("pass-discard-request", true),
+      snapshot: flag("pass-discard-snapshot", true),
+      other: flag("pass-discard-other", false),
       always: true,
       never: false,
     },

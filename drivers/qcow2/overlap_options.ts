@@ -96,9 +96,9 @@ export function protectedKinds(options: OptionValues): Set<MetadataKind> {
   }
   const kinds = new Set(TEMPLATES[name]);
   for (const kind of KINDS) {
-    const wish = options[`overlap-check.${kind}`];
-    if (wish === true) kinds.add(kind);
-    if (wish === false) kinds.delete(kind);
+    const flag = options[`overlap-check.${kind}`];
+    if (flag === true) kinds.add(kind);
+    if (flag === false) kinds.delete(kind);
   }
   return kinds;
 }

@@ -268,7 +268,7 @@ export abstract class RefcountTable {
     if (stop < end) {
       // Undo this block's part; the caller undoes the others.
       addToRefcounts(view, refcountOrder, first, stop, -delta, refcountMax);
-      throw this.#beyond(start + stop - first, delta);
+      throw this.#outOfRange(start + stop - first, delta);
     }
     if (delta < 0) this.noteDecrease(view, start, first, end);
     return end - first;
@@ -285,7 +285,7 @@ export abstract class RefcountTable {
     end: number,
   ): void;
 
-  #beyond(clusterIndex: number, delta: number): BlockError {
+  #outOfRange(clusterIndex: number, delta: number): BlockError {
     if (delta < 0) return new BlockError("EINVAL");
     const { clusterSize, refcountBits } = this.host.geometry;
     return new BlockError(

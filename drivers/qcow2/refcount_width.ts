@@ -47,7 +47,7 @@ export async function changeRefcountWidth(
       await state.refcounts.free(offset, length);
     }
   } catch (error) {
-    if (!structure.isInForce && !state.unusable) await structure.release();
+    if (!structure.isActive && !state.unusable) await structure.release();
     throw error;
   }
 }
@@ -105,7 +105,7 @@ class NewStructure {
   }
 
   /** Whether the header refers to it. */
-  get isInForce(): boolean {
+  get isActive(): boolean {
     const { refcountTableOffset } = this.#state.header;
     return refcountTableOffset === this.#tableOffset;
   }

@@ -138,7 +138,7 @@ export async function applySnapshot(
     // yet.
     clearCopied(replaced);
     await state.overwrite(header.l1TableOffset, replaced, old);
-    undo.push(pastUndoing);
+    undo.push(cannotUndo);
     clusters.replaceL1(replaced);
     state.forgetTables();
     // In any order: refcounts that are too high are leaks, with or without the
@@ -174,7 +174,7 @@ async function makeRoom(
 }
 
 /** Stands for undoing a step that others may have seen. */
-function pastUndoing(): Promise<never> {
+function cannotUndo(): Promise<never> {
   return Promise.reject(new Error("it is done"));
 }
 
@@ -197,7 +197,7 @@ export async function deleteSnapshot(
   });
   let step = FREEING;
   await state.changeAsOne(async (undo) => {
-    undo.push(pastUndoing);
+    undo.push(cannotUndo);
     await countTree(state, viewOf(l1), -1);
     await state.refcounts.free(entry.l1TableOffset, l1.length);
     step = UPDATING;

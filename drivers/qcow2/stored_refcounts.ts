@@ -120,7 +120,7 @@ export class StoredRefcounts {
    * As {@linkcode block}, but valid only until the next call: for walks through
    * all blocks, which need not all be kept.
    */
-  async pass(index: number): Promise<DataView | null> {
+  async blockOnce(index: number): Promise<DataView | null> {
     const known = this.peek(index);
     if (known !== undefined) return known;
     this.#readThrough ??= allocate(this.#run.geometry.clusterSize);

@@ -145,7 +145,7 @@ export class TableCache {
     this.#walks.add(walk);
     try {
       const entry = this.#readThrough ?? newEntry(this.entrySize);
-      this.#dropPassing();
+      this.#dropReadThrough();
       entry.offset = -1;
       await this.#read(offset, entry);
       if (!walk.isCurrent || this.#entries.has(offset)) return undefined;
@@ -198,7 +198,7 @@ export class TableCache {
   async adopt(offset: number, bytes: Uint8Array): Promise<CachedTable> {
     const entry = this.peek(offset) ??
       this.#insert(offset, await this.#makeRoom());
-    this.#overtake(offset, this.entrySize);
+    this.#invalidateReads(offset, this.entrySize);
     entry.bytes.set(bytes);
     return entry;
   }
@@ -207,7 +207,7 @@ export class TableCache {
   async loadEmpty(offset: number): Promise<CachedTable> {
     const entry = this.peek(offset) ??
       this.#insert(offset, await this.#makeRoom());
-    this.#overtake(offset, this.entrySize);
+    this.#invalidateReads(offset, this.entrySize);
     entry.bytes.fill(0);
     this.markDirty(entry);
     return entry;
@@ -257,8 +257,8 @@ export class TableCache {
 
   /** Drop entries of a range whose clusters are not tables any more. */
   forget(offset: number, length: number): void {
-    this.#dropPassing();
-    this.#overtake(offset, length);
+    this.#dropReadThrough();
+    this.#invalidateReads(offset, length);
     for (let at = offset; at < offset + length; at += this.entrySize) {
       const entry = this.#entries.get(at);
       if (entry) this.#remove(entry);
@@ -268,8 +268,8 @@ export class TableCache {
   /** Drop all entries, changes included. */
   clear(): void {
     this.#entries.clear();
-    this.#overtake(0, Infinity);
-    this.#dropPassing();
+    this.#invalidateReads(0, Infinity);
+    this.#dropReadThrough();
     this.#latest = undefined;
     this.#dirtyCount = 0;
     this.#dependsOn = undefined;
@@ -278,7 +278,7 @@ export class TableCache {
 
   /** Drop entries that were not used since the last call. */
   dropUnused(): void {
-    this.#dropPassing();
+    this.#dropReadThrough();
     for (const entry of this.#entries.values()) {
       if (!entry.used && !entry.dirty) this.#remove(entry);
       entry.used = false;
@@ -287,7 +287,7 @@ export class TableCache {
   }
 
   /** Invalidate entries of a range that are being read without a lock. */
-  #overtake(start: number, length: number): void {
+  #invalidateReads(start: number, length: number): void {
     const isIn = (offset: number) => offset >= start && offset < start + length;
     for (const walk of this.#walks) {
       if (isIn(walk.offset)) walk.isCurrent = false;
@@ -305,7 +305,7 @@ export class TableCache {
     return entry;
   }
 
-  #dropPassing(): void {
+  #dropReadThrough(): void {
     if (this.#latest === this.#readThrough) this.#latest = undefined;
     this.#readThrough = undefined;
   }

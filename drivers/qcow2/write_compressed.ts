@@ -236,7 +236,7 @@ async function writeRuns(
     const checked = state.overlap.check(start, end - start);
     if (checked) await checked;
     const run = bytes.subarray(from, from + end - start);
-    await state.dataFile.writev!(start, endingWhole(state, start, run));
+    await state.dataFile.writev!(start, paddedToSector(state, start, run));
     from += end - start;
   }
 }
@@ -246,7 +246,7 @@ async function writeRuns(
  * only, and would lose the rest. The next compressed cluster begins where this
  * one ends, and overwrites the zeroes.
  */
-function endingWhole(
+function paddedToSector(
   { dataFile }: Qcow2State,
   offset: number,
   bytes: Uint8Array,
