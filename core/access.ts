@@ -1,13 +1,13 @@
 /**
- * Moving data to and from where a format's map puts it: splitting requests into
- * runs, reading backing files, copy-on-write.
+ * Moving data between requests and the places that a format's map gives:
+ * splitting requests into runs, reading backing files, copy-on-write.
  *
  * A request locks the whole range it touches, from lookup to the end of the
  * transfer, and takes it all at once: waiting for one range while holding
  * another could deadlock. A mapping cannot change while its range is held.
  *
- * No promise is made where nothing has to be waited for: small requests with
- * cached tables are so frequent that each one counts.
+ * Nothing creates a promise unless it has to wait: for small requests with
+ * cached tables, each promise is noticeable.
  *
  * @module
  */
@@ -55,8 +55,8 @@ export interface AccessHost {
 }
 
 /**
- * What announces the steps of moving data, to the debug filters among the files
- * that hold it and to whoever opened the image; `undefined` if nobody listens.
+ * The announcer of steps of moving data, to debug filters among the files that
+ * hold it and to whoever opened the image; `undefined` if nobody listens.
  */
 export function eventOf(
   files: readonly BlockNode[],

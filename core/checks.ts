@@ -159,7 +159,7 @@ export function nodeOf(what: string, disk: Disk): BlockNode {
   return node;
 }
 
-/** What is in a handle; anything else is returned as it is. */
+/** The node of a handle; anything else is returned as it is. */
 function unwrapped(disk: Disk): unknown {
   try {
     return "driver" in disk ? disk : disk.node ?? disk;
@@ -188,8 +188,8 @@ export function checkWritable(what: string, node: BlockNode): void {
 }
 
 /**
- * Refuse to write a name with secrets into an image, which others may read, and
- * one that no file can have.
+ * Refuse to store a name in an image that contains secrets, which others could
+ * read, or that no file can have.
  *
  * @throws {BlockError} EINVAL
  */

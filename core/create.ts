@@ -38,8 +38,8 @@ export interface CreateOptions {
   /** Called with each warning. Default: ignored. */
   warn?(message: string): void;
   /**
-   * Learns of each further file of the image, by its name, before it is made,
-   * emptied or taken over; may throw to prevent that.
+   * Called with the name of each further file of the image before it is
+   * created, emptied or reused; may throw to prevent that.
    */
   onPart?(filename: string): void;
 }
@@ -135,7 +135,7 @@ async function create(
     filename,
     createFile: (size, preallocation) => make(target, size, preallocation),
     createNamed: async (name, { keep = false } = {}) => {
-      // A description is no name of a file.
+      // A description is not the name of a file.
       if (name.startsWith("json:")) throw invalid("Unknown protocol 'json'");
       wishes.onPart?.(name);
       if (!keep) return await make(name, 0);
@@ -182,8 +182,8 @@ async function create(
 }
 
 /**
- * Refuse an image that would be its own backing file, under whatever name: what
- * is in it would be gone.
+ * Refuse an image that would be its own backing file, under whatever name: its
+ * content would be lost.
  */
 function checkOtherBacking(target: Source, backing: unknown): void {
   const { filename } = protocolStack(target);
@@ -196,19 +196,19 @@ function checkOtherBacking(target: Source, backing: unknown): void {
   );
 }
 
-/** The driver that makes the file of a new image, if there is such a driver. */
+/** The driver that creates the file of a new image, if there is one. */
 async function protocolOf(target: Source): Promise<BlockDriver | undefined> {
   const found = findDriver(String(protocolStack(target).driver));
   return found && await loadDriver(found);
 }
 
-/** The file called `name` in the folder of another. */
+/** Describe the file called `name` in the folder of `target`. */
 function besides(target: Source, name: string): StackObject {
   const stack = protocolStack(target);
   return { ...stack, filename: resolveName(namedBase(target), name) };
 }
 
-/** @throws {BlockError} EINVAL if it is in no folder. */
+/** @throws {BlockError} EINVAL if it has no folder. */
 function namedBase(target: Source): string {
   const { driver, filename } = protocolStack(target);
   if (typeof filename === "string") return filename;
@@ -223,7 +223,7 @@ function noFile(): never {
  * Create or empty the file at the bottom of a stack, and open it.
  *
  * @param wanted Options of the new file; those that its protocol does not know
- * are not for it.
+ * are ignored.
  */
 async function createFile(
   target: Source,

@@ -186,7 +186,7 @@ export class BlockError extends Error {
     message: string = strerror(code),
     options: BlockErrorOptions = {},
   ) {
-    // Whatever a message quotes, passwords are not to be among it.
+    // The message may quote anything, but must not reveal passwords.
     super(withoutSecrets(message), options);
     this.code = code;
     const { hint, detail } = options;
@@ -258,7 +258,9 @@ export function invalid(message: string, hint?: string): BlockError {
 /** Deno's message for a missing permission, a line to itself. */
 const NOT_PERMITTED = /^Requires \w+ access\b.*, run again with .*$/m;
 
-/** What a user cannot guess of a permission that loading a module lacks. */
+/**
+ * The hint if loading a module lacks a permission, which users cannot guess.
+ */
 const OF_MODULES =
   "; it has to cover bdrv's own modules, which are loaded when they are used";
 

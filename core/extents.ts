@@ -98,7 +98,7 @@ export async function chainStatus(
     allocated: false,
     zero,
     compressed: false,
-    // There may be room for what was never written.
+    // Unwritten ranges may have space reserved.
     ...(place?.hostOffset !== undefined && {
       file: place.file,
       hostOffset: place.hostOffset,
@@ -128,8 +128,8 @@ export async function chainStatus(
 }
 
 /**
- * Whether a node never has a backing file: what it does not claim to be zero is
- * then not known to be, such as what a bitmap shown by an NBD server has marked.
+ * Whether a node never has a backing file. What it does not report as zero is
+ * then unknown, such as dirty ranges of a bitmap exported over NBD.
  */
 function hasNoLayers(node: BlockNode): boolean {
   const { role, name } = skipFilters(node).driver;
@@ -176,8 +176,8 @@ export async function refined<E extends Extent>(
 }
 
 /**
- * All extents of a range in order, equal neighbours merged; `status` is called
- * for one after the other.
+ * All extents of a range in order, equal neighbours merged. `status` is called
+ * for one at a time.
  */
 export async function* chainExtents(
   top: BlockNode,

@@ -15,7 +15,7 @@ import type { BlockNode } from "./node.ts";
 import type { DriverTraits } from "./traits.ts";
 import { OPTIONAL_VERBS, type OptionalVerb } from "./verbs.ts";
 
-/** Verbs that a filter passes on, if the node below has them. */
+/** Verbs that a filter passes on if the node below has them. */
 const PASSED_ON = [
   "writev",
   "writeZeroes",
@@ -200,7 +200,7 @@ class ChildSlot extends Facts implements BlockNode {
     };
   }
 
-  /** Go on with another child. */
+  /** Switch to another child. */
   use(child: BlockNode): void {
     this.#check?.(child);
     this.node = child;

@@ -51,7 +51,7 @@ export interface Reopening {
 export interface OpeningChanges {
   /** All options, replacing the previous ones. */
   readonly options?: OptionValues;
-  /** The user's wishes, replacing the previous ones. */
+  /** The options of the opening, replacing the previous ones. */
   readonly wishes?: OpenOptions;
   /** Open protocol nodes to be reused. */
   readonly kept?: readonly KeptNode[];

@@ -122,7 +122,7 @@ export function folderOf(url: string): string {
   return url.replace(/[^/]*$/, "");
 }
 
-/** What has to be known of a driver for objects on web servers. */
+/** The traits of a driver for objects on web servers. */
 export function webFacts(scheme: "http" | "https"): DriverTraits {
   return {
     name: scheme,

@@ -200,8 +200,8 @@ function ignoreDiscards(node: BlockNode): BlockNode {
 }
 
 /**
- * Open a node; read-only if that is all we may, where `auto-read-only` permits
- * it.
+ * Open a node; read-only if that is all that is permitted and `auto-read-only`
+ * allows it.
  *
  * @param forget Releases what the first attempt opened.
  */

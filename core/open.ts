@@ -67,7 +67,7 @@ interface Opening {
   source: unknown;
   /** Nodes to be reused. */
   kept?: readonly KeptNode[];
-  /** How many archives and compressed files have been looked into. */
+  /** How many archives and compressed files have been opened so far. */
   unpacked?: number;
 }
 
@@ -297,8 +297,8 @@ async function openProbed(
   } finally {
     await detach(held).catch(() => {});
   }
-  // From its description, with which it can be reopened. A guest may have
-  // written it onto a disk that was raw until then, so it names no other files.
+  // From its description, so that it can be reopened. A guest may have written
+  // the header to a raw disk, so it must not name other files.
   const inside = {
     ...opening,
     options: { ...opening.options, gate: "deny" as const },
@@ -307,12 +307,13 @@ async function openProbed(
   return await openProbed(options, packed, inside, above);
 }
 
-/** A compressed archive is two of them; more may be one that holds itself. */
+/** A compressed archive counts as two. More may be one that contains itself. */
 const MAX_WRAPPINGS = 4;
 
 /**
- * What looks into a file that seems raw, if that is wanted: into those that the
- * user names, not into those that an image does.
+ * The driver for an archive or compressed file that would otherwise be taken
+ * for raw, if wanted: only for files that the user names, not for those that an
+ * image does.
  */
 function unpacking(
   head: Uint8Array,
@@ -373,7 +374,7 @@ async function openDriver(
   const driver = found.load ? await loadDriver(found) : found;
   const [common, options] = takeNodeOptions(allOptions);
   const place = inheritOptions(above, common);
-  // What only describes an image has no claims on it, and no locks.
+  // Opened only to be described, an image has no claims and no locks.
   if (opening.options.purpose === "info") place.readOnly = true;
   if (driver.isReadOnly && opening.options.readOnly === undefined) {
     place.readOnly ||= common.readOnly === undefined;
@@ -474,11 +475,11 @@ function cachingOf(
   };
 }
 
-/** A node that takes requests beyond its limits, if it can get any. */
+/** A wrapper for requests beyond a node's limits, if any can be made. */
 async function keepingLimits(node: BlockNode): Promise<BlockNode> {
   const { limits, readOnly, setMode } = node;
   if (!limits) return node;
-  // Most are about writing, and it may stay read-only.
+  // Most limits are about writing, and the node may stay read-only.
   const hasOnRead = limits.maxTransfer || (limits.requestAlignment ?? 1) > 1;
   if (readOnly && !setMode && !hasOnRead) return node;
   const { applyLimits } = await import("./limits.ts");
@@ -645,7 +646,7 @@ async function openImplicit(
   );
 }
 
-/** The first child, in which an image lies that names others. */
+/** The child that contains the image. */
 function fileOf({ options, inGraph }: Pending): BlockNode | undefined {
   if (isNode(options.file)) return options.file;
   const [first] = inGraph.children.values();

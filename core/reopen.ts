@@ -157,7 +157,9 @@ function changeBelow(
   description[role] = child;
 }
 
-/** Let a node make all the changes itself, if it can; whether it did. */
+/**
+ * Let a node apply all the changes itself, if it can; returns whether it did.
+ */
 async function changeByItself(
   at: GraphNode,
   { options = {}, readOnly, cache }: ReopenOptions,

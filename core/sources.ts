@@ -189,6 +189,6 @@ export function describesChild(child: unknown): boolean {
     filenameOf(child) !== "" ||
     (child as StackObject | undefined)?.file !== undefined ||
     isSelfContained(child) ||
-    // What cannot be opened is not to be passed over.
+    // Invalid values are not skipped, so that opening reports them.
     (child !== undefined && !isPlainObject(child));
 }

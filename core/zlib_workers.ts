@@ -4,10 +4,10 @@
  * put the results there.
  *
  * `Atomics` wakes a thread faster than a message does (see bench/RESULTS.md).
- * Workers are started once there is enough work to repay it. This thread helps,
- * always while they start, and later with calls beyond what they can take. They
- * end when nobody holds them any more, or after being idle, so that they keep
- * no program running.
+ * Workers are started once there is enough work to repay it. This thread helps:
+ * always while they start, later with calls beyond their capacity. They end
+ * when nobody holds them any more, or after being idle, so they keep no program
+ * running.
  *
  * @module
  */
