@@ -1,6 +1,6 @@
 /**
- * The first look at VHD and VHDX images. (Microsoft's "Virtual Hard Disk Image
- * Format Specification" and "[MS-VHDX]".)
+ * Inspecting VHD and VHDX images. (Microsoft's "Virtual Hard Disk Image Format
+ * Specification" and "[MS-VHDX]".)
  *
  * @module
  */
@@ -11,12 +11,12 @@ import type { Report } from "./report.ts";
 import { bytesOf, has, latin1, type Window } from "./window.ts";
 
 const KIB = 1024;
-/** Longest text about a parent that is read. */
+/** Most bytes of a text about a parent that are read. */
 const MAX_TEXT = 8192;
 
 const DIFFERENCING = 4;
 
-/** Look at a VHD image with a copy of its footer at its start. */
+/** Inspect a VHD image with a copy of its footer at its start. */
 export async function inspectVhd(
   window: Window,
   report: Report,
@@ -54,7 +54,7 @@ export async function inspectVhd(
   nameParent(report, names, "vpc");
 }
 
-/** Whether the checksum at an offset is that of the rest. */
+/** Whether the checksum at an offset is correct. */
 function isSound(view: DataView, at: number): boolean {
   let sum = 0;
   bytesOf(view).forEach((byte, i) => sum += i < at || i >= at + 4 ? byte : 0);
@@ -112,7 +112,7 @@ const GUID = {
 
 const KNOWN: readonly string[] = Object.values(GUID);
 
-/** A GUID, of which the first three groups are little-endian. */
+/** A GUID, whose first three groups are little-endian. */
 function guidAt(view: DataView, at: number): string {
   const hex = (value: number, digits: number) =>
     value.toString(16).padStart(digits, "0");
@@ -129,7 +129,7 @@ function guidAt(view: DataView, at: number): string {
   ].join("-");
 }
 
-/** Look at a VHDX image. */
+/** Inspect a VHDX image. */
 export async function inspectVhdx(
   window: Window,
   report: Report,
@@ -165,7 +165,7 @@ export async function inspectVhdx(
   await inspectMetadata(window, report, start);
 }
 
-/** Whether the header that counts, the latest, refers to a log. */
+/** Whether the current header, the latest one, refers to a log. */
 async function needsReplay(window: Window): Promise<boolean> {
   let latest = -1n;
   let isLogged = false;

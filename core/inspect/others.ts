@@ -1,5 +1,5 @@
 /**
- * The first look at images of the formats whose header says little.
+ * Inspecting images of formats with simple headers.
  *
  * @module
  */
@@ -8,7 +8,7 @@ import { size as sizeOf } from "./qcow2.ts";
 import type { Report } from "./report.ts";
 import { bytesOf, has, latin1, type Window } from "./window.ts";
 
-/** Look at a VDI image. */
+/** Inspect a VDI image. */
 export async function inspectVdi(
   window: Window,
   report: Report,
@@ -43,7 +43,7 @@ export async function inspectVdi(
   }
 }
 
-/** Look at a QED image, which OpenStack's inspector takes from nobody. */
+/** Inspect a QED image, which OpenStack's inspector always refuses. */
 export async function inspectQed(
   window: Window,
   report: Report,
@@ -73,7 +73,7 @@ export async function inspectQed(
   );
 }
 
-/** Look at a Parallels image. */
+/** Inspect a Parallels image. */
 export async function inspectParallels(
   window: Window,
   report: Report,
@@ -91,10 +91,10 @@ export async function inspectParallels(
   }
 }
 
-/** Iterations of a key slot that nobody should have to wait for. */
+/** Iterations of a key slot that take unreasonably long. */
 const MAX_ITERATIONS = 12_000_000;
 
-/** Look at a LUKS header. */
+/** Inspect a LUKS header. */
 export async function inspectLuks(
   window: Window,
   report: Report,

@@ -1,5 +1,5 @@
 /**
- * The first look at a QCOW or QCOW2 image (specification: "Header").
+ * Inspecting QCOW and QCOW2 images (specification: "Header").
  *
  * @module
  */
@@ -7,7 +7,7 @@ import { nameText } from "../values.ts";
 import type { Report } from "./report.ts";
 import { bytesOf, type Window } from "./window.ts";
 
-/** Bytes of the first cluster that are looked at for extensions. */
+/** Most bytes of the first cluster that are searched for extensions. */
 const MOST_EXTENSIONS = 256 * 1024;
 /** Longest name of a backing file. */
 const MAX_NAME = 1023;
@@ -20,10 +20,10 @@ const EXTENSION = {
 
 /** Incompatible features that are known, by bit. */
 const FEATURE = { DIRTY: 0, CORRUPT: 1, DATA_FILE: 2, COMPRESSION: 3 } as const;
-/** Known to us, but not to OpenStack's inspector, which therefore refuses it. */
+/** Supported here, but refused by OpenStack's inspector. */
 const EXTENDED_L2 = 4;
 
-/** Look at the header of an image. */
+/** Inspect the header of an image. */
 export async function inspectQcow2(
   window: Window,
   report: Report,
@@ -81,7 +81,7 @@ export function size(value: bigint): number | bigint {
   return value <= BigInt(Number.MAX_SAFE_INTEGER) ? Number(value) : value;
 }
 
-/** Numbers in the header that make no sense, or lead out of the file. */
+/** Check the header for invalid numbers, and offsets outside the file. */
 function checkNumbers(window: Window, report: Report, header: DataView): void {
   const bits = header.getUint32(20);
   if (bits < 9 || bits > 21) {
@@ -135,7 +135,7 @@ function checkNumbers(window: Window, report: Report, header: DataView): void {
   }
 }
 
-/** What header extensions say. */
+/** The content of header extensions. */
 interface Extensions {
   backingFormat?: string;
   dataFile?: string;
@@ -218,8 +218,8 @@ function checkFeatures(
   version: number,
   { dataFile }: Extensions,
 ): void {
-  // Bits of version 2 would be those of the first header extension; so does
-  // OpenStack's inspector take those.
+  // In version 2, these bytes belong to the first header extension; OpenStack's
+  // inspector reads them as features all the same.
   const low = header.getUint32(76);
   if (low & 1 << FEATURE.DATA_FILE) {
     const message = dataFile === undefined

@@ -1,7 +1,7 @@
 /**
- * The first look at a VMDK: a sparse extent with its descriptor, or a text that
- * describes extents. What is refused is what OpenStack's inspector refuses, and
- * parents, which that one overlooks.
+ * Inspecting VMDKs: a sparse extent with its descriptor, or a descriptor in a
+ * file of its own. It refuses what OpenStack's inspector refuses, and parents,
+ * which that one overlooks.
  *
  * @module
  */
@@ -12,14 +12,14 @@ import { bytesOf, has, type Window } from "./window.ts";
 
 const SECTOR = 512;
 const AT_END = 0xffffffffffffffffn;
-/** Bytes of the text that are looked at. */
+/** Most bytes of the descriptor that are read. */
 const MAX_TEXT = 768 * 1024;
 const MARKER_FOOTER = 3;
 
-/** What may be stored in one file. */
+/** The types stored in one file. */
 const ONE_FILE = ["monolithicsparse", "streamoptimized"];
 
-/** Look at an image. */
+/** Inspect an image. */
 export async function inspectVmdk(
   window: Window,
   report: Report,
@@ -57,7 +57,7 @@ export async function inspectVmdk(
   await inspectText(window, report, start, length);
 }
 
-/** The text of a descriptor, up to the zeroes that fill it. */
+/** The text of a descriptor, up to its padding of zeroes. */
 async function readText(
   window: Window,
   report: Report,
@@ -70,7 +70,7 @@ async function readText(
     const left = Math.min(start + length, window.size ?? Infinity) - at;
     const view = await window.read(at, Math.max(1, Math.min(left, 16 * 1024)));
     if (!view || at + view.byteLength > start + MAX_TEXT) {
-      // Of a file of its own, the end of the text is the end of the file.
+      // In a file of its own, the text ends with the file.
       if (!isPart && window.size === at && text !== "") return text;
       report.danger("truncated", "its descriptor does not end in sight");
       return undefined;
@@ -91,8 +91,8 @@ async function readText(
 }
 
 /**
- * Whether a file without a known magic is a text that describes extents: other
- * programs take one for it wherever it says `createType`.
+ * Whether a file without a known magic is a descriptor: other programs take it
+ * for one wherever it says `createType`.
  */
 export async function isDescription(window: Window): Promise<boolean> {
   const length = Math.min(SECTOR, window.size ?? SECTOR);
@@ -162,7 +162,7 @@ function isExtent(line: string): boolean {
   return !isPlain(line) && ACCESS.includes(line.toLowerCase().split(" ")[0]);
 }
 
-/** A comment, a line of the disk data base, or a field. */
+/** A comment, an entry of the disk database, or a field. */
 function isPlain(line: string): boolean {
   const [key] = line.split("=");
   return line === "" || line.startsWith("#") ||
@@ -211,7 +211,7 @@ function nameParent(report: Report, text: string): void {
   }
 }
 
-/** The footer counts instead of the header, so it must say the same. */
+/** The footer replaces the header, so both must agree. */
 async function inspectFooter(
   window: Window,
   report: Report,

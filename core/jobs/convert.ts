@@ -183,7 +183,7 @@ export async function copyTargetOptions(
   };
 }
 
-/** Whether a target takes nothing else. */
+/** Whether a target stores only compressed clusters. */
 async function onlyCompressed(target: BlockNode): Promise<boolean> {
   if (!target.writeCompressed) return false;
   return (await target.info?.())?.compressed === true;

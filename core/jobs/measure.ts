@@ -73,7 +73,7 @@ export async function measure<Format extends string>(
       `Block driver '${format}' does not support size measurement`,
     );
   }
-  // As if for a file: what is said of that does not change its size.
+  // As if for a local file: the file's options do not affect the size.
   const table = newImageOptions(driver, findDriver("file"));
   const values = defaultOptions(table);
   for (const [name, value] of Object.entries(given)) {
