@@ -68,14 +68,14 @@ export async function createImage<Format extends string>(
   format: Format,
   target: Source,
   options?: CreateOptionsOf<Format>,
-  wishes: CreateOptions = {},
+  settings: CreateOptions = {},
 ): Promise<void> {
   try {
     await create(
       format,
       target,
       (options === undefined ? {} : options) as OptionValues,
-      wishes,
+      settings,
     );
   } catch (error) {
     throw asBlockError(error);
@@ -86,10 +86,10 @@ async function create(
   format: string,
   target: Source,
   options: OptionValues,
-  wishes: CreateOptions,
+  settings: CreateOptions,
 ): Promise<void> {
   const driver = await loadFormat(format);
-  checkOptions("create an image", wishes, {});
+  checkOptions("create an image", settings, {});
   if (!driver.create || !driver.createOptions) {
     throw new BlockError(
       "ENOTSUP",
@@ -106,7 +106,7 @@ async function create(
   if (driver.role === "protocol") {
     // A file without a format driver is opened as it is.
     const stack = { ...protocolStack(target), driver: format };
-    const file = await createFile(stack, parsed, wishes);
+    const file = await createFile(stack, parsed, settings);
     return await file.close();
   }
   const fileOptions: OptionValues = {};
@@ -127,7 +127,7 @@ async function create(
       size,
       ...(preallocation && { preallocation }),
     };
-    const file = await createFile(target, options, wishes);
+    const file = await createFile(target, options, settings);
     files.push(file);
     return file;
   };
@@ -137,21 +137,21 @@ async function create(
     createNamed: async (name, { keep = false } = {}) => {
       // A description is not the name of a file.
       if (name.startsWith("json:")) throw invalid("Unknown protocol 'json'");
-      wishes.onPart?.(name);
+      settings.onPart?.(name);
       if (!keep) return await make(name, 0);
-      const { onUnlocked } = wishes;
+      const { onUnlocked } = settings;
       const file = await openProtocol(name, { resize: true, onUnlocked });
       files.push(file);
       return file;
     },
     createPart: async (name, size, preallocation, fill) => {
       const beside = besides(target, name);
-      wishes.onPart?.(describeSource(beside));
+      settings.onPart?.(describeSource(beside));
       const part = await createFile(beside, {
         ...fileOptions,
         size,
         ...(preallocation && { preallocation }),
-      }, wishes);
+      }, settings);
       try {
         await fill(part);
         await part.flush?.();
@@ -167,9 +167,9 @@ async function create(
         backing: false,
         gate: "allow",
       }),
-    unlocked: (why) => wishes.onUnlocked?.(why),
-    warn: (message) => wishes.warn?.(message),
-    secret: (id) => findSecret(wishes.secrets, { id, filename }),
+    unlocked: (why) => settings.onUnlocked?.(why),
+    warn: (message) => settings.warn?.(message),
+    secret: (id) => findSecret(settings.secrets, { id, filename }),
   };
   try {
     await driver.create({ ...defaultOptions(table), ...parsed }, context);

@@ -121,7 +121,7 @@ export class FileEnd {
   }
 
   /** Run a task while no space is allocated. */
-  async alone(task: () => Promise<void>): Promise<void> {
+  async exclusively(task: () => Promise<void>): Promise<void> {
     using _ = await this.#changing.lock();
     await task();
   }

@@ -104,7 +104,7 @@ export function interceptable(
 }
 
 /** Presents another node's properties, even if they change later. */
-class Facts {
+class NodeProperties {
   /** The current node. */
   node: BlockNode;
 
@@ -154,7 +154,7 @@ class Facts {
 }
 
 /** Presents a node and all its verbs. */
-class Wrapper extends Facts implements BlockNode {
+class Wrapper extends NodeProperties implements BlockNode {
   readonly readv: BlockNode["readv"];
   readonly status: BlockNode["status"];
   readonly close: BlockNode["close"];
@@ -169,7 +169,7 @@ class Wrapper extends Facts implements BlockNode {
 }
 
 /** Passes requests on to a child that can be replaced. */
-class ChildSlot extends Facts implements BlockNode {
+class ChildSlot extends NodeProperties implements BlockNode {
   readonly #check?: (child: BlockNode) => void;
 
   constructor(child: BlockNode, check?: (child: BlockNode) => void) {

@@ -52,7 +52,7 @@ export interface OpeningChanges {
   /** All options, replacing the previous ones. */
   readonly options?: OptionValues;
   /** The options of the opening, replacing the previous ones. */
-  readonly wishes?: OpenOptions;
+  readonly settings?: OpenOptions;
   /** Open protocol nodes to be reused. */
   readonly kept?: readonly KeptNode[];
 }
@@ -432,12 +432,12 @@ export class Change {
 
   /** Update a node's claims on its children to the sum of its users' claims. */
   settle(target: GraphNode): void {
-    const pending: Wish[] = [];
+    const pending: ClaimChange[] = [];
     this.#settle(target, pending);
     this.#work(pending);
   }
 
-  #work(pending: Wish[]): void {
+  #work(pending: ClaimChange[]): void {
     for (let next; (next = pending.pop());) {
       const [edge, wanted] = next;
       const before = edge.permissions;
@@ -451,7 +451,7 @@ export class Change {
     }
   }
 
-  #settle(target: GraphNode, pending: Wish[]): void {
+  #settle(target: GraphNode, pending: ClaimChange[]): void {
     const { claimed: before, node } = target;
     const now = target.sum();
     if (now.needs === before.needs && now.shares === before.shares) return;
@@ -463,7 +463,7 @@ export class Change {
       node?.setPermissions?.(before);
     });
     if (target.isForeign) return;
-    const below: Wish[] = [];
+    const below: ClaimChange[] = [];
     for (const [role, edge] of target.children) {
       below.push([edge, target.claimsOn(role)]);
     }
@@ -473,7 +473,7 @@ export class Change {
 }
 
 /** An edge and the permissions it should have. */
-type Wish = [edge: Edge, wanted: Permissions];
+type ClaimChange = [edge: Edge, wanted: Permissions];
 
 function checkReadOnly({ target, permissions }: Edge): void {
   const { node } = target;

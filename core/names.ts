@@ -123,7 +123,7 @@ export function folderOf(url: string): string {
 }
 
 /** The traits of a driver for objects on web servers. */
-export function webFacts(scheme: "http" | "https"): DriverTraits {
+export function webTraits(scheme: "http" | "https"): DriverTraits {
   return {
     name: scheme,
     role: "protocol",

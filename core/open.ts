@@ -435,12 +435,12 @@ async function openDriver(
     inGraph.origin = { options, otherBacking };
     inGraph.opened = {
       options: describedAs,
-      again: ({ options = describedAs, wishes, kept }) =>
+      again: ({ options = describedAs, settings, kept }) =>
         openDriver(
           driver,
           options,
-          { ...opening, options: { ...opening.options, ...wishes }, kept },
-          { ...above, readOnly: wishes?.readOnly ?? above.readOnly },
+          { ...opening, options: { ...opening.options, ...settings }, kept },
+          { ...above, readOnly: settings?.readOnly ?? above.readOnly },
           { probed },
         ),
     };
@@ -503,7 +503,7 @@ async function closeQuietly(node: BlockNode): Promise<void> {
 /** The context of a driver's `open`. */
 function contextOf(pending: Pending): OpenContext {
   const { filename, probed, purpose, options, place } = pending;
-  const wishes = pending.opening.options;
+  const settings = pending.opening.options;
   return {
     filename,
     get readOnly() {
@@ -512,20 +512,20 @@ function contextOf(pending: Pending): OpenContext {
     probed,
     isNamed: place.named !== undefined,
     purpose,
-    ...cachingOf(wishes, place),
-    aio: wishes.aio,
-    ...(wishes.onEvent && {
-      event: (name: string) => wishes.onEvent?.(name, filename),
+    ...cachingOf(settings, place),
+    aio: settings.aio,
+    ...(settings.onEvent && {
+      event: (name: string) => settings.onEvent?.(name, filename),
     }),
-    warn: (message) => wishes.warn?.(message),
-    unlocked: (why) => wishes.onUnlocked?.(why),
-    report: (line, named) => wishes.report?.(line, named),
-    secret: (id) => findSecret(wishes.secrets, { id, filename }),
-    withoutKeys: purpose === "info" || wishes.withoutKeys === true,
-    signal: wishes.signal,
-    ...(wishes.onUnlocking && {
+    warn: (message) => settings.warn?.(message),
+    unlocked: (why) => settings.onUnlocked?.(why),
+    report: (line, named) => settings.report?.(line, named),
+    secret: (id) => findSecret(settings.secrets, { id, filename }),
+    withoutKeys: purpose === "info" || settings.withoutKeys === true,
+    signal: settings.signal,
+    ...(settings.onUnlocking && {
       unlocking: (done: number, total: number) =>
-        wishes.onUnlocking?.({ filename, done, total }),
+        settings.onUnlocking?.({ filename, done, total }),
     }),
     checkRedirect: (url) => checkRedirect(pending, url),
     describes: (name) => describesChild(options[name]),

@@ -197,7 +197,7 @@ function usersOf({ users }: GraphNode): Edge[] {
 async function openAgain(
   at: GraphNode,
   options: OptionValues,
-  wishes: OpenOptions,
+  settings: OpenOptions,
 ): Promise<void> {
   const users = usersOf(at);
   const roots = rootsOf(users);
@@ -213,7 +213,7 @@ async function openAgain(
   try {
     try {
       await at.lose();
-      await replace(at, users, options, wishes, keep());
+      await replace(at, users, options, settings, keep());
     } catch (thrown) {
       const error = asBlockError(thrown);
       roots.forEach((edge, i) => edge.permissions = claims[i]);
@@ -251,10 +251,10 @@ async function replace(
   at: GraphNode,
   users: readonly Edge[],
   options: OptionValues,
-  wishes: OpenOptions,
+  settings: OpenOptions,
   kept: readonly KeptNode[],
 ): Promise<void> {
-  const node = await at.opened!.again({ options, wishes, kept });
+  const node = await at.opened!.again({ options, settings, kept });
   const next = graphNodeOf(node);
   const roots = rootsOf(users);
   try {

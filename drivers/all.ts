@@ -7,7 +7,7 @@
  */
 import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
-import { folderOf, webFacts } from "../core/names.ts";
+import { folderOf, webTraits } from "../core/names.ts";
 import type { OptionValues } from "../core/options.ts";
 import { protocolStack } from "../core/sources.ts";
 import { type DriverFacts, lazily, provideDriver } from "../core/registry.ts";
@@ -93,11 +93,11 @@ const drivers: readonly BlockDriver[] = [
     async () => (await import("./file/devices.ts")).hostDeviceDriver,
   ),
   lazily(
-    webFacts("http"),
+    webTraits("http"),
     async () => (await import("./http/driver.ts")).httpDriver,
   ),
   lazily(
-    webFacts("https"),
+    webTraits("https"),
     async () => (await import("./http/driver.ts")).httpsDriver,
   ),
   lazily(

@@ -146,7 +146,7 @@ async function inspectFile(
       await node.readv(offset, [bytes]);
       return true;
     });
-    return await look(window, async (file) => {
+    return await inspectWindow(window, async (file) => {
       const filename = nameFrom(node, file.filename);
       if (filename === undefined) return false;
       const request = { ...file, filename, namedBy: node.filename };
@@ -266,7 +266,7 @@ async function inspectStream(
       size,
       (offset, bytes) => view.fill(offset, bytes),
     );
-    return await look(
+    return await inspectWindow(
       window,
       // The stream has no folder.
       async (file) =>
@@ -292,14 +292,14 @@ const INSPECTORS: { readonly [format: string]: Inspector } = {
 };
 
 /** Inspect the content of the window. */
-async function look(
+async function inspectWindow(
   window: Window,
   isPermitted: (file: Naming) => Promise<boolean>,
 ): Promise<Inspection> {
   const report = new Report();
   const head = bytesOf(await window.readPadded(0, HEAD_LENGTH));
   const formats = formatsOfHead(head);
-  if (formats.length === 0) formats.push(...await nearlyFormats(window));
+  if (formats.length === 0) formats.push(...await possibleFormats(window));
   if (window.size === 0) report.note("empty", "the file is empty");
   if (window.size === undefined) {
     report.warn("end-not-seen", "only the beginning of it was seen");
@@ -308,7 +308,7 @@ async function look(
     const tail = await tailOf(window);
     const footed = tail && formatOfTail(tail, window.size!);
     if (footed) formats.push(footed);
-    else await lookAtDisk(window, report, head, tail);
+    else await inspectDisk(window, report, head, tail);
   }
   const sector = await window.read(0, 512);
   const others = [
@@ -333,7 +333,7 @@ async function look(
       report.note("no-driver", `it ${noDriverText(format)}`);
     }
   }
-  weigh(window, report);
+  checkSizes(window, report);
   const files: NamedFile[] = [];
   for (const file of report.files) {
     const gate = await isPermitted(file) ? "allowed" : "refused";
@@ -359,7 +359,7 @@ async function look(
 /**
  * Formats that other programs may take a file for, although no driver opens it.
  */
-async function nearlyFormats(window: Window): Promise<ImageFormat[]> {
+async function possibleFormats(window: Window): Promise<ImageFormat[]> {
   const start = await window.read(0, 512);
   if (start && has(start, 0, "QFI\xfb")) return [{ name: "qcow2" }];
   return await isDescription(window) ? [{ name: "vmdk" }] : [];
@@ -374,7 +374,7 @@ async function tailOf(window: Window): Promise<Uint8Array | undefined> {
 }
 
 /** Inspect a file without a header: a disk from its first byte on. */
-async function lookAtDisk(
+async function inspectDisk(
   window: Window,
   report: Report,
   head: Uint8Array,
@@ -400,7 +400,7 @@ const LEAST_BOMB = 1024n ** 4n;
 const BOMB_RATIO = 1000n;
 
 /** Compare the size of the disk with that of the file. */
-function weigh({ size }: Window, report: Report): void {
+function checkSizes({ size }: Window, report: Report): void {
   const { virtualSize } = report;
   if (size === undefined || virtualSize === undefined) return;
   const disk = BigInt(virtualSize);

@@ -129,10 +129,10 @@ class Drawing {
     if (this.#file) {
       const { size } = this.#file;
       this.#host = new Space("File", size, cells, unit);
-      await this.#lookAtFile();
+      await this.#drawFile();
     }
-    await this.#lookAtDisk(guest);
-    if (this.#host && !this.#layout) this.#nameTheRest(this.#host);
+    await this.#drawDisk(guest);
+    if (this.#host && !this.#layout) this.#nameRest(this.#host);
     if (bitmap !== undefined) await this.#lookAtBitmap(guest, bitmap);
     return {
       name: nameOf(node),
@@ -145,7 +145,7 @@ class Drawing {
   }
 
   /** Add what the file is used for, according to the format. */
-  async #lookAtFile(): Promise<void> {
+  async #drawFile(): Promise<void> {
     const { image } = this.#top;
     if (!image?.layout) return;
     const { signal } = this.#options;
@@ -171,7 +171,7 @@ class Drawing {
     }
   }
 
-  async #lookAtDisk(guest: Space): Promise<void> {
+  async #drawDisk(guest: Space): Promise<void> {
     const { size } = this.#node;
     let skip = this.#unit;
     for (let at = 0; at < size;) {
@@ -232,7 +232,7 @@ class Drawing {
   /**
    * Name what no extent of the disk accounts for, if the format cannot tell.
    */
-  #nameTheRest(host: Space): void {
+  #nameRest(host: Space): void {
     for (let cell = 0; cell < host.cells; cell++) {
       const { offset, length } = host.range(cell);
       const known = host.shares(cell).reduce((sum, it) => sum + it.bytes, 0);

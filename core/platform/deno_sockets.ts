@@ -72,7 +72,7 @@ function listener(socket: Accepting, address: SocketAddress): Listener {
         } catch (error) {
           if (closed) return null;
           // The client has gone again, or descriptors have run out for now.
-          if (!isPassing(error)) throw socketError(error, address);
+          if (!isTransient(error)) throw socketError(error, address);
           await new Promise((resolve) => setTimeout(resolve, 100));
         }
       }
@@ -95,7 +95,7 @@ function remove(path: string): void {
 }
 
 /** Whether a socket can accept further connections after this failure. */
-function isPassing(error: unknown): boolean {
+function isTransient(error: unknown): boolean {
   const { name, message } = error as Error;
   return name === "ConnectionAborted" || name === "ConnectionReset" ||
     /os error (23|24|103|104)\)/.test(message);

@@ -7,12 +7,12 @@
  * @module
  */
 import { BlockError, type ErrorCode } from "../errors.ts";
-import { PassingError } from "./retry.ts";
+import { TransientError } from "./retry.ts";
 
 /**
  * Make a request, without following redirects.
  *
- * @throws {PassingError} if the connection broke; {@linkcode BlockError}
+ * @throws {TransientError} if the connection broke; {@linkcode BlockError}
  * EACCES, ECONNREFUSED, … if there was none.
  */
 export async function fetchOnce(
@@ -31,7 +31,7 @@ export async function fetchOnce(
 }
 
 /** No connection could be made; trying again later may help. */
-export class NoConnectionError extends PassingError {}
+export class NoConnectionError extends TransientError {}
 
 /** Kinds of failures, by the runtimes' messages. */
 const KINDS: readonly [
@@ -116,7 +116,7 @@ function fetchError(thrown: unknown, at: URL): BlockError {
   const kind = KINDS.find(([words]) => words.test(text));
   // The message itself would quote the URL with its secrets.
   return kind?.[1](at, text) ??
-    new PassingError("ECONNRESET", `The connection to ${at.host} broke`);
+    new TransientError("ECONNRESET", `The connection to ${at.host} broke`);
 }
 
 function lineWith(text: string, words: RegExp): string {

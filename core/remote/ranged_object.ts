@@ -10,7 +10,7 @@
 import { unlessAborted } from "../abort.ts";
 import { BlockError } from "../errors.ts";
 import { shortened } from "../values.ts";
-import { PassingError, type Patience, retrying } from "./retry.ts";
+import { type Patience, retrying, TransientError } from "./retry.ts";
 
 /** A request to be sent to the object's URL. */
 export interface RangeRequest {
@@ -26,8 +26,8 @@ export interface RangeRequest {
  * Sends a request and returns the response, whatever its status. It follows
  * redirects, authorises and signs as needed.
  *
- * @throws {PassingError} if the request can be made again, {@linkcode
- * BlockError} if that is useless.
+ * @throws {TransientError} if the request can be repeated, {@linkcode BlockError}
+ * if that is useless.
  */
 export type SendRequest = (request: RangeRequest) => Promise<Response>;
 
@@ -372,15 +372,15 @@ function checkEncoding({ headers }: Response): void {
 }
 
 /** Statuses of failures that may be transient. */
-const PASSING = new Set([408, 425, 429, 500, 502, 503, 504]);
+const TRANSIENT = new Set([408, 425, 429, 500, 502, 503, 504]);
 
 /** The error for a status that is not success. */
 export function statusError({ status, headers }: Response): BlockError {
   const message = `The requested URL returned error: ${status}`;
-  if (PASSING.has(status)) {
+  if (TRANSIENT.has(status)) {
     const seconds = Number(headers.get("retry-after") ?? NaN);
     const pause = Number.isFinite(seconds) ? seconds * 1000 : undefined;
-    return new PassingError("EIO", message, pause);
+    return new TransientError("EIO", message, pause);
   }
   const code = status === 404 || status === 410
     ? "ENOENT"
@@ -394,7 +394,7 @@ export function statusError({ status, headers }: Response): BlockError {
  * Read a body into `parts`, from byte `done` of them on. The response announces
  * `rest` bytes.
  *
- * @throws {PassingError} if it ends early, {@linkcode BlockError} if it is too
+ * @throws {TransientError} if it ends early, {@linkcode BlockError} if it is too
  * long.
  */
 async function readBody(
@@ -428,7 +428,7 @@ async function readBody(
     arrived(bytes.length);
   }
   if (rest > 0 && rest < Infinity) {
-    throw new PassingError("EIO", "The server has sent less than it said");
+    throw new TransientError("EIO", "The server has sent less than it said");
   }
 }
 
@@ -463,7 +463,10 @@ async function readChunk(
     // byte.
     return await unlessAborted(reader.read(), signal);
   } catch {
-    throw new PassingError("ECONNRESET", "The connection to the server broke");
+    throw new TransientError(
+      "ECONNRESET",
+      "The connection to the server broke",
+    );
   }
 }
 

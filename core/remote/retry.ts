@@ -18,7 +18,7 @@ export interface Patience {
 }
 
 /** A failure that may be transient, so that the request can be repeated. */
-export class PassingError extends BlockError {
+export class TransientError extends BlockError {
   /** How long the server asks to wait, in milliseconds. */
   readonly pause?: number;
 
@@ -42,7 +42,7 @@ const PROGRESS = 64 * 1024;
  * `retries` times in a row.
  *
  * @param attempt Returns the result, or calls `progress` and throws a
- * {@linkcode PassingError}. Its signal cancels it; `progress` must be called
+ * {@linkcode TransientError}. Its signal cancels it; `progress` must be called
  * with the number of content bytes whenever anything arrives.
  * @throws {BlockError} the last failure; ECANCELED if `signal` is aborted.
  */
@@ -66,12 +66,12 @@ export async function retrying<T>(
     } catch (thrown) {
       if (signal?.aborted) throw aborted(signal);
       const error = watch.isOver
-        ? new PassingError(
+        ? new TransientError(
           "ETIMEDOUT",
           `The server has sent nothing for ${timeout / 1000} s`,
         )
         : thrown;
-      if (!(error instanceof PassingError)) throw error;
+      if (!(error instanceof TransientError)) throw error;
       if (arrived >= PROGRESS) failures = 0;
       else if (failures >= retries) throw error;
       await pause(error.pause ?? backOff(failures), signal);

@@ -10,9 +10,9 @@ import type { HostFile } from "../../core/platform/files.ts";
 import { localFiles } from "../../core/platform/mod.ts";
 import type { Opened } from "../../core/remote/ranged_object.ts";
 import {
-  PassingError,
   type Patience,
   retrying,
+  TransientError,
 } from "../../core/remote/retry.ts";
 
 /** What was fetched. */
@@ -100,7 +100,7 @@ async function fill(
     for (;;) {
       const next = unlessAborted(reader.read(), signal);
       const { value, done } = await next.catch(() => {
-        throw new PassingError("ECONNRESET", "The connection broke");
+        throw new TransientError("ECONNRESET", "The connection broke");
       });
       if (done) break;
       if (store.size + value.length > limit) throw tooLarge();
@@ -108,7 +108,7 @@ async function fill(
       alive();
     }
     if (size !== undefined && store.size !== size) {
-      throw new PassingError("EIO", "The server has sent less than it said");
+      throw new TransientError("EIO", "The server has sent less than it said");
     }
   } catch (error) {
     reader.cancel().catch(() => {});

@@ -5,7 +5,7 @@
  */
 import { invalid } from "../../core/errors.ts";
 import type { OptionValues } from "../../core/options.ts";
-import { webFacts } from "../../core/names.ts";
+import { webTraits } from "../../core/names.ts";
 import type { DriverTraits } from "../../core/traits.ts";
 import { shortened } from "../../core/values.ts";
 
@@ -15,7 +15,7 @@ const TUNING = ["readahead", "timeout", "retries", "connections"];
 /** The driver of a scheme, apart from its work. */
 export function httpFacts(scheme: "http" | "https"): DriverTraits {
   return {
-    ...webFacts(scheme),
+    ...webTraits(scheme),
     // Neither cookies nor headers: names are shown.
     strongOptions: [
       "url",

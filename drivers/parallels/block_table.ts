@@ -99,7 +99,7 @@ export class ParallelsTable extends BlockTable {
 
   /** Take space at the end of the data. */
   async reserve(length: number): Promise<number> {
-    if (!this.#isCut) await this.space.alone(() => this.#cut());
+    if (!this.#isCut) await this.space.exclusively(() => this.#cut());
     return await this.space.take(length);
   }
 
@@ -131,7 +131,7 @@ export class ParallelsTable extends BlockTable {
   /** Cut off what is behind the last cluster, and write the rest of it. */
   trim(): Promise<void> {
     const { file, space } = this;
-    return space.alone(async () => {
+    return space.exclusively(async () => {
       const end = roundUp(space.next, this.#header.entryUnit);
       if (file.size !== end) await file.truncate!(end);
     });

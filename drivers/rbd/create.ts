@@ -31,15 +31,15 @@ export async function createRbd(
   const given = Object.entries(options);
   const isOurs = ([name]: [string, unknown]) =>
     Object.hasOwn(RBD_CREATE_OPTIONS, name) || name === "preallocation";
-  const wish = parseOptions(
+  const values = parseOptions(
     { ...RBD_CREATE_OPTIONS, ...PREALLOCATION },
     Object.fromEntries(given.filter(isOurs)),
   );
   const place = parsePlace(
     Object.fromEntries(given.filter((option) => !isOurs(option))),
   );
-  refuseSecrets(wish);
-  const { preallocation = "off", clone_from: parent } = wish;
+  refuseSecrets(values);
+  const { preallocation = "off", clone_from: parent } = values;
   if (preallocation !== "off") {
     throw new BlockError(
       "ENOTSUP",
@@ -49,8 +49,8 @@ export async function createRbd(
   if (place.snapshot !== undefined) {
     throw invalid("A snapshot is not made by this: name the image alone");
   }
-  const order = orderOf(wish);
-  const size = roundUp(wish.size as number ?? 0, SECTOR_SIZE);
+  const order = orderOf(values);
+  const size = roundUp(values.size as number ?? 0, SECTOR_SIZE);
   const key = place.keySecret === undefined
     ? undefined
     : await context.secret(place.keySecret);
@@ -67,8 +67,8 @@ export async function createRbd(
 }
 
 /** Refuse what is known of, but cannot be done. */
-function refuseSecrets(wish: OptionValues): void {
-  const encrypted = Object.keys(wish).find((name) =>
+function refuseSecrets(values: OptionValues): void {
+  const encrypted = Object.keys(values).find((name) =>
     name.startsWith("encrypt.")
   );
   if (encrypted !== undefined) {
@@ -79,7 +79,7 @@ function refuseSecrets(wish: OptionValues): void {
     );
   }
   // The image is opened once it is made, which takes the key as well.
-  if (wish["password-secret"] !== undefined) {
+  if (values["password-secret"] !== undefined) {
     throw new BlockError(
       "ENOTSUP",
       "'password-secret' is not supported: describe the image with its " +

@@ -5,7 +5,7 @@
  */
 import { BlockError } from "../../core/errors.ts";
 import { fetchOnce, NoConnectionError } from "../../core/remote/fetch.ts";
-import { PassingError, retrying } from "../../core/remote/retry.ts";
+import { retrying, TransientError } from "../../core/remote/retry.ts";
 import { ConflictError, element, serviceError } from "./errors.ts";
 import type { Settings } from "./settings.ts";
 
@@ -133,7 +133,7 @@ export class S3Client {
    * Make a request once.
    *
    * @param expected Further statuses that are answered rather than thrown.
-   * @throws {PassingError} if it may succeed when made again.
+   * @throws {TransientError} if it may succeed when made again.
    */
   async send(
     request: S3Request,
@@ -249,11 +249,14 @@ async function bodyOf(
   } catch (error) {
     await reader.cancel().catch(() => {});
     if (error instanceof BlockError) throw error;
-    throw new PassingError("ECONNRESET", "The connection to the service broke");
+    throw new TransientError(
+      "ECONNRESET",
+      "The connection to the service broke",
+    );
   }
   const stated = headers.get("content-length");
   if (stated !== null && length < Number(stated)) {
-    throw new PassingError("EIO", "The service has sent less than it said");
+    throw new TransientError("EIO", "The service has sent less than it said");
   }
   const whole = new Uint8Array(length);
   let at = 0;

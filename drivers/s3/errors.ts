@@ -4,7 +4,7 @@
  * @module
  */
 import { BlockError, type ErrorCode } from "../../core/errors.ts";
-import { PassingError } from "../../core/remote/retry.ts";
+import { TransientError } from "../../core/remote/retry.ts";
 import { shortened } from "../../core/values.ts";
 
 /** A condition on the object's version does not hold. */
@@ -72,7 +72,7 @@ export function serviceError(said: Said, asked: Asked): BlockError {
   if (code === "ConditionalRequestConflict") return new ConflictError();
   if (PASSING.has(code) || PASSING_STATUSES.has(status)) {
     const detail = code === "" ? "" : ` (${shortened(code, 40)})`;
-    return new PassingError(
+    return new TransientError(
       "EIO",
       `The service answers with status ${status}${detail}`,
       pause,

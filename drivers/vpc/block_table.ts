@@ -228,7 +228,7 @@ export class VpcTable extends BlockTable {
 
   /** One may go where the footer is written otherwise. */
   #writeNewBitmaps(): Promise<void> {
-    return this.space.alone(() => this.#bitmaps.writeNew());
+    return this.space.exclusively(() => this.#bitmaps.writeNew());
   }
 
   protected override get isDirty(): boolean {
