@@ -5,7 +5,7 @@
  * @module
  */
 import { roundUp, SECTOR_SIZE } from "../core/bytes.ts";
-import type { ConvertOptions } from "../core/jobs/convert.ts";
+import type { ConvertOptions } from "../core/jobs/convert_options.ts";
 import type { StreamImageOptions } from "../core/jobs/stream.ts";
 import type { BlockNode, WriteFlags } from "../core/node.ts";
 import type { OptionValues } from "../core/options.ts";

@@ -4,11 +4,8 @@ import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { createImage } from "../../core/create.ts";
 import { asBlockError, strerror } from "../../core/errors.ts";
 import { primaryChild } from "../../core/extents.ts";
-import {
-  convert,
-  type ConvertOptions,
-  copyTargetOptions,
-} from "../../core/jobs/convert.ts";
+import { convert, copyTargetOptions } from "../../core/jobs/convert.ts";
+import type { ConvertOptions } from "../../core/jobs/convert_options.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { openNode } from "../../core/open.ts";
 import { nestOptions, type OptionValues } from "../../core/options.ts";

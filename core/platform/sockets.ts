@@ -5,7 +5,7 @@
  * @module
  */
 import { BlockError } from "../errors.ts";
-import { hostError } from "./files.ts";
+import { hostError } from "./system_calls.ts";
 
 /**
  * Bytes that come and go, in order: a connection by whatever means. One read

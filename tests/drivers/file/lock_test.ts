@@ -2,7 +2,8 @@ import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { BlockError } from "../../../core/errors.ts";
 import { openProtocol } from "../../../core/open.ts";
 import { ACCESS, ALL_ACCESS } from "../../../core/permissions.ts";
-import { type Libc, openDescriptor } from "../../../core/platform/libc.ts";
+import type { Libc } from "../../../core/platform/libc.ts";
+import { openDescriptor } from "../../../core/platform/system_calls.ts";
 import { platform } from "../../../core/platform/mod.ts";
 import { FileLock } from "../../../drivers/file/lock.ts";
 import {
