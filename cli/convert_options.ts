@@ -26,7 +26,6 @@ import {
   sizeArgument,
 } from "./numbers.ts";
 import { CommandError } from "./program.ts";
-import { snapshotArgument } from "./snapshots.ts";
 
 const MAX_SPARSE_SIZE = 16 * 1024 * 1024;
 const MAX_PARALLEL = 16;
@@ -153,7 +152,9 @@ export class ConvertWish {
 }
 
 /** Parse the options, and refuse contradictions. */
-export function parseConvert(invocation: Invocation): ConvertWish {
+export async function parseConvert(
+  invocation: Invocation,
+): Promise<ConvertWish> {
   const wish = new ConvertWish();
   for (const [option, argument] of invocation.options()) {
     if (option === "O") wish.outputFormat = argument;
@@ -161,6 +162,7 @@ export function parseConvert(invocation: Invocation): ConvertWish {
     else if (option === "b") wish.backingFile = argument;
     else if (option === "F") wish.backingFormat = argument;
     else if (option === "l") {
+      const { snapshotArgument } = await import("./snapshots.ts");
       wish.snapshot = snapshotArgument(invocation.program, argument);
     } else if (option === "c") wish.compressed = true;
     else if (option === "n") wish.skipCreate = true;
@@ -246,76 +248,6 @@ export function checkCreation(wish: ConvertWish, values: OptionValues): void {
       "Compression and preallocation not supported at the same time",
     );
   }
-}
-
-/** Whether a conversion uses standard input and standard output. */
-export interface Pipes {
-  /** Whether a source is a pipe, so that nothing is known beforehand. */
-  readonly fromPipe: boolean;
-  /** Whether the target is standard output. */
-  readonly toOutput: boolean;
-  /** The names of all sources. */
-  readonly sources: readonly string[];
-}
-
-/** Refuse options that need to seek, which pipes cannot. */
-export function checkPipes(
-  wish: ConvertWish,
-  { fromPipe, toOutput, sources }: Pipes,
-): void {
-  const refuse = (what: string, stream: "input" | "output") => {
-    throw new CommandError(`${what} with standard ${stream}`);
-  };
-  if (toOutput) {
-    if (wish.compressed) refuse("-c cannot be used", "output");
-    if (wish.skipCreate) refuse("-n cannot be used", "output");
-    if (wish.bitmaps) refuse("--bitmaps cannot be used", "output");
-  }
-  if (!fromPipe) return;
-  if (toOutput) {
-    throw new CommandError(
-      "Cannot convert a pipe to standard output: the source is gone through " +
-        "twice, once to see what it holds",
-    );
-  }
-  if (sources.length > 1) refuse("Images cannot be concatenated", "input");
-  if (wish.snapshot !== undefined) refuse("-l cannot be used", "input");
-  if (wish.bitmaps) refuse("--bitmaps cannot be used", "input");
-  if (wish.salvage) refuse("--salvage cannot be used", "input");
-}
-
-/**
- * Refuse options that need to seek in a file that is unpacked from its
- * beginning to its end.
- */
-export function checkPacked(
-  wish: ConvertWish,
-  { toOutput, sources }: Omit<Pipes, "fromPipe">,
-): void {
-  const refuse = (what: string) => {
-    throw new CommandError(
-      `${what} with a file that can only be unpacked from its beginning to ` +
-        "its end",
-      { hint: "Unpack it first." },
-    );
-  };
-  if (toOutput) refuse("Standard output cannot be used");
-  if (sources.length > 1) refuse("Images cannot be concatenated");
-  if (wish.snapshot !== undefined) refuse("-l cannot be used");
-  if (wish.bitmaps) refuse("--bitmaps cannot be used");
-  if (wish.salvage) refuse("--salvage cannot be used");
-}
-
-/** Refuse what needs to seek in a target that is stored as a whole. */
-export function checkStored(wish: ConvertWish, canStream: boolean): void {
-  const refuse = (what: string) => {
-    throw new CommandError(
-      `${what} cannot be used with a target that is written front to back`,
-    );
-  };
-  if (!canStream) refuse(`Format '${wish.targetFormat}'`);
-  if (wish.compressed) refuse("-c");
-  if (wish.bitmaps) refuse("--bitmaps");
 }
 
 function parseSparseSize(text: string): number {

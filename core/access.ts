@@ -34,12 +34,6 @@ import type {
   RequestFlags,
   WriteFlags,
 } from "./node.ts";
-import {
-  isFileRange,
-  type Payload,
-  payloadLength,
-  slicePayload,
-} from "./payload.ts";
 import { readPadded } from "./requests.ts";
 
 /** The node on whose behalf data is moved. */
@@ -69,6 +63,18 @@ export function eventOf(
     for (const file of debugged) await file.debug!.event(name);
   };
 }
+
+/** A range of a protocol node. */
+interface FileRange {
+  readonly source: BlockNode;
+  /** Bytes. */
+  readonly offset: number;
+  /** Bytes. */
+  readonly length: number;
+}
+
+/** The data of a write: bytes, or a range of a file that the system copies. */
+type Payload = IoVector | FileRange;
 
 /** The data verbs of a node, implemented on its map. */
 export class Access<R extends Run = Run> {
@@ -480,4 +486,40 @@ function readBacking(
   } finally {
     nested--;
   }
+}
+
+/** Whether the system copies a payload. */
+function isFileRange(payload: Payload): payload is FileRange {
+  return "source" in payload;
+}
+
+/** The length of a payload, in bytes. */
+function payloadLength(payload: Payload): number {
+  return isFileRange(payload) ? payload.length : vectorLength(payload);
+}
+
+/** The part `[start, start + length)` of a payload. */
+function slicePayload(
+  payload: Payload,
+  start: number,
+  length: number,
+): Payload {
+  if (!isFileRange(payload)) return sliceVector(payload, start, length);
+  const { source, offset } = payload;
+  return { source, offset: offset + start, length };
+}
+
+/** Space that the disk already has from `start` on. */
+export function roomInPlace(start: number, place: Place): Allocation {
+  const { length, child, childOffset } = place;
+  return {
+    start,
+    length,
+    child,
+    childOffset,
+    isZero: false,
+    replaces: false,
+    commit: async () => {},
+    abort: async () => {},
+  };
 }

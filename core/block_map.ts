@@ -63,21 +63,6 @@ export interface Allocation {
   abort(): Promise<void>;
 }
 
-/** Space that the disk already has from `start` on. */
-export function roomInPlace(start: number, place: Place): Allocation {
-  const { length, child, childOffset } = place;
-  return {
-    start,
-    length,
-    child,
-    childOffset,
-    isZero: false,
-    replaces: false,
-    commit: async () => {},
-    abort: async () => {},
-  };
-}
-
 /**
  * The tables of a format. `lookup`, `find` and `inPlace` may be called at any
  * time; their result stays valid while the caller holds the range. `allocate`

@@ -6,13 +6,8 @@
  *
  * @module
  */
-import {
-  type Allocation,
-  type BlockMap,
-  type Place,
-  roomInPlace,
-  type Run,
-} from "./block_map.ts";
+import type { Allocation, BlockMap, Place, Run } from "./block_map.ts";
+import { roomInPlace } from "./access.ts";
 import { divideUp } from "./bytes.ts";
 import { BlockError } from "./errors.ts";
 import { FileEnd } from "./file_end.ts";

@@ -11,6 +11,7 @@ import {
   asBlockError,
   BlockError,
   invalid,
+  OPTIONAL_VERBS,
   UnexpectedError,
 } from "./errors.ts";
 import { nodesOf, primaryChild } from "./extents.ts";
@@ -19,7 +20,6 @@ import type { BlockNode, Disk, RequestLimits } from "./node.ts";
 import { type OptionValues, parseOption } from "./options.ts";
 import { hasSecrets } from "./redaction.ts";
 import { isPlainObject, valueText } from "./values.ts";
-import { OPTIONAL_VERBS } from "./verbs.ts";
 
 const VERBS = ["readv", "status", "close"] as const;
 

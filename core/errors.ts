@@ -5,7 +5,6 @@
  */
 import { withoutSecrets } from "./redaction.ts";
 import { shortened, valueText } from "./values.ts";
-import { OPTIONAL_VERBS, type OptionalVerb } from "./verbs.ts";
 
 /**
  * POSIX error names used as {@linkcode BlockError.code}.
@@ -231,6 +230,26 @@ export class UnexpectedError extends BlockError {
     super("EIO", message, { cause });
   }
 }
+
+/** Optional verbs that change or describe a node's content. */
+export const OPTIONAL_VERBS = [
+  "writev",
+  "writeZeroes",
+  "discard",
+  "writeCompressed",
+  "copyFrom",
+  "flush",
+  "truncate",
+  "info",
+  "setMode",
+  "replaceChild",
+  "setPermissions",
+  "invalidate",
+  "reopen",
+] as const;
+
+/** One of {@linkcode OPTIONAL_VERBS}. */
+export type OptionalVerb = typeof OPTIONAL_VERBS[number];
 
 /** A driver has called a verb of a node that lacks it. */
 export class AbsentVerbError extends BlockError {

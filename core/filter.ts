@@ -10,10 +10,9 @@
  *
  * @module
  */
-import { BlockError } from "./errors.ts";
+import { BlockError, OPTIONAL_VERBS, type OptionalVerb } from "./errors.ts";
 import type { BlockNode } from "./node.ts";
 import type { DriverTraits } from "./traits.ts";
-import { OPTIONAL_VERBS, type OptionalVerb } from "./verbs.ts";
 
 /** Verbs that a filter passes on if the node below has them. */
 const PASSED_ON = [

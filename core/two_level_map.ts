@@ -8,13 +8,8 @@
  *
  * @module
  */
-import {
-  type Allocation,
-  type BlockMap,
-  type Place,
-  roomInPlace,
-  type Run,
-} from "./block_map.ts";
+import type { Allocation, BlockMap, Place, Run } from "./block_map.ts";
+import { roomInPlace } from "./access.ts";
 import { divideUp, roundUp, SECTOR_SIZE } from "./bytes.ts";
 import type { BlockError } from "./errors.ts";
 import { Mutex } from "./lock.ts";

@@ -15,8 +15,9 @@ import {
   PROGRESS,
   QUIET,
 } from "../command.ts";
-import { optionHelp, OptionList } from "../create_options.ts";
+import { OptionList } from "../create_options.ts";
 import { cacheMode, openImageArgument, usingNodes } from "../images.ts";
+import { optionHelp } from "../option_help.ts";
 import { Progress } from "../progress.ts";
 import { CommandError, type Program } from "../program.ts";
 

@@ -6,7 +6,6 @@ import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import { openNode } from "../../core/open.ts";
 import type { OptionTable, OptionValues } from "../../core/options.ts";
 import { UnsupportedFormatError } from "../../core/probe.ts";
-import { addBackingOptions, backingName } from "../backing_options.ts";
 import {
   BACKING_FORMAT,
   type Command,
@@ -18,13 +17,14 @@ import {
   QUIET,
 } from "../command.ts";
 import {
+  addBackingOptions,
+  backingName,
   createTable,
-  describeOptions,
   OptionList,
-  printCreateHelp,
 } from "../create_options.ts";
 import { creating } from "../images.ts";
 import { sizeArgument } from "../numbers.ts";
+import { describeOptions, printCreateHelp } from "../option_help.ts";
 import { type Program, usageError } from "../program.ts";
 import { inRelease } from "../qemu_releases.ts";
 import { isSameFile, Target } from "../target.ts";

@@ -5,7 +5,7 @@
  * @module
  */
 import { libraryPlaces } from "./deno_libraries.ts";
-import { hostError } from "./files.ts";
+import { hostError } from "./system_calls.ts";
 import type { Libc } from "./libc.ts";
 
 /**

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { attempt, attemptLater, hostError } from "./files.ts";
+import { attempt, attemptLater, hostError } from "./system_calls.ts";
 import type { OutputStream, PathStatus, Process } from "./process.ts";
 
 /** Deno's process; `null` in another runtime. */

@@ -4,7 +4,7 @@
  * @module
  */
 import type { ByteStream } from "./sockets.ts";
-import { attempt, attemptLater } from "./files.ts";
+import { attempt, attemptLater } from "./system_calls.ts";
 import { nodeModule } from "./node_modules.ts";
 import type { NodeSocket } from "./node_sockets.ts";
 import type {

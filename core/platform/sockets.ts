@@ -4,7 +4,7 @@
  * @module
  */
 import { BlockError } from "../errors.ts";
-import { hostError } from "./files.ts";
+import { hostError } from "./system_calls.ts";
 
 /**
  * An ordered stream of bytes in both directions, by whatever means. At most one

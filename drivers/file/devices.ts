@@ -8,7 +8,8 @@ import { SECTOR_SIZE } from "../../core/bytes.ts";
 import type { CreateContext } from "../../core/driver.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
 import type { OptionTable } from "../../core/options.ts";
-import { deviceNumbers, type FileInfo } from "../../core/platform/files.ts";
+import type { FileInfo } from "../../core/platform/files.ts";
+import { deviceNumbers } from "../../core/platform/system_calls.ts";
 import { platform } from "../../core/platform/mod.ts";
 import {
   createOptions,

@@ -22,11 +22,8 @@ import {
 } from "../../core/options.ts";
 import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { ACCESS, ALL_ACCESS } from "../../core/permissions.ts";
-import {
-  deviceNumbers,
-  type FileInfo,
-  type HostFile,
-} from "../../core/platform/files.ts";
+import type { FileInfo, HostFile } from "../../core/platform/files.ts";
+import { deviceNumbers } from "../../core/platform/system_calls.ts";
 import { localFiles, platform } from "../../core/platform/mod.ts";
 import type { AioMode, Permissions } from "../../core/traits.ts";
 import { nameText, shortened } from "../../core/values.ts";

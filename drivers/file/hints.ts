@@ -6,7 +6,7 @@
  * @module
  */
 import { BlockError, strerror } from "../../core/errors.ts";
-import { errnoError } from "../../core/platform/files.ts";
+import { errnoError } from "../../core/platform/system_calls.ts";
 import type { Libc } from "../../core/platform/libc.ts";
 import { localFiles, platform } from "../../core/platform/mod.ts";
 import { openLibcDescriptor } from "./libc_file.ts";

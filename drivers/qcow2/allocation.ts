@@ -3,11 +3,8 @@
  *
  * @module
  */
-import {
-  type Allocation,
-  type Place,
-  roomInPlace,
-} from "../../core/block_map.ts";
+import type { Allocation, Place } from "../../core/block_map.ts";
+import { roomInPlace } from "../../core/access.ts";
 import type { Encryption } from "../../core/encryption.ts";
 import type { ClusterMap, Mapping } from "./cluster_map.ts";
 import {

@@ -4,12 +4,8 @@
  *
  * @module
  */
-import {
-  type Allocation,
-  type Place,
-  roomInPlace,
-  type Run,
-} from "../../core/block_map.ts";
+import type { Allocation, Place, Run } from "../../core/block_map.ts";
+import { roomInPlace } from "../../core/access.ts";
 import {
   allocate,
   divideUp,
