@@ -1,7 +1,7 @@
 /**
- * Registers the drivers of the package. All but two are known by name, and
- * loaded when they are first used: every start of the command line, which
- * imports this rather than `mod.ts`, would pay for the code of all.
+ * Registers the drivers of the package. All but two are loaded on first use:
+ * the command line imports this rather than `mod.ts`, and every start would pay
+ * for their code.
  *
  * @module
  */
@@ -16,7 +16,7 @@ import { NBD_SCHEMES, parseNbdFilename } from "./nbd/names.ts";
 import { qcow2Driver } from "./qcow2/driver.ts";
 import { parseRbdFilename } from "./rbd/names.ts";
 
-/** Protocols of QEMU's that are refused by name, and their other schemes. */
+/** QEMU's protocols that are refused by name, and their other schemes. */
 const ABSENT: { readonly [name: string]: readonly string[] } = {
   ftp: [],
   ftps: [],
@@ -172,7 +172,7 @@ const drivers: readonly BlockDriver[] = [
       role: "protocol",
       schemes: ["s3"],
       parseFilename: (url) => ({ url }),
-      // Keys are taken as they are.
+      // Keys are not normalized.
       canonicalName: (name) => name,
       ownFolder: folderOf,
     },
@@ -218,7 +218,7 @@ const drivers: readonly BlockDriver[] = [
 
 /**
  * The options of `blkdebug:CONFIG:FILENAME`. CONFIG may be empty; a name
- * without the prefix is the image's.
+ * without the prefix is that of the image.
  */
 function parseBlkdebugFilename(filename: string): OptionValues {
   if (!filename.startsWith("blkdebug:")) {

@@ -1,7 +1,7 @@
 /**
- * The protocol driver `handle`: a file that the program has opened itself, a
- * `Deno.FsFile` or a `FileHandle` of `node:fs/promises`. It stays the program's,
- * which closes it after the image.
+ * The protocol driver `handle`: a file opened by the program, a `Deno.FsFile`
+ * or a `FileHandle` of `node:fs/promises`. The program closes it after the
+ * image.
  *
  * @module
  */

@@ -1,6 +1,6 @@
 /**
- * The protocol driver `blob`: bytes that the program holds, a `Blob`, a `File`
- * or a buffer. They are read where they are, and never written.
+ * The protocol driver `blob`: bytes held by the program, a `Blob`, a `File` or
+ * a buffer. They are read in place, and never written.
  *
  * @module
  */
@@ -79,7 +79,7 @@ async function readBlob(
   try {
     bytes = new Uint8Array(await blob.slice(offset, end).arrayBuffer());
   } catch (error) {
-    // As a file does that has changed since the user chose it.
+    // For example, a file that has changed since the user chose it.
     const { message } = asBlockError(error);
     throw new BlockError("EIO", message, { cause: error });
   }

@@ -1,7 +1,7 @@
 /**
- * The protocol driver `opfs`: files of the browser's own file system, and those
- * that the user let a page open. In a worker they are read and written in place
- * by a synchronous access handle; elsewhere they can only be read.
+ * The protocol driver `opfs`: files of the browser's own file system, and files
+ * that the user let a page open. In a worker they are read and written through
+ * a synchronous access handle; elsewhere they can only be read.
  *
  * @module
  */
@@ -22,25 +22,25 @@ import { nodeOfBlob } from "./driver.ts";
 
 /** A `FileSystemFileHandle`, as far as it is used. */
 export interface OpfsFileHandle {
-  /** The file as it is now. */
+  /** The present content of the file. */
   getFile(): Promise<Blob>;
-  /** Exclusive access, in workers; not all files have it. */
+  /** Exclusive access, only in workers and not for all files. */
   createSyncAccessHandle?(): Promise<OpfsAccess>;
 }
 
 /** A `FileSystemSyncAccessHandle`, as far as it is used. */
 export interface OpfsAccess {
-  /** Fill a buffer; returns how many bytes there were. */
+  /** Fill a buffer; returns the number of bytes read. */
   read(into: Uint8Array, options: { at: number }): number;
-  /** Write a buffer; returns how many bytes that was. */
+  /** Write a buffer; returns the number of bytes written. */
   write(bytes: Uint8Array, options: { at: number }): number;
   /** Change the size. */
   truncate(size: number): void;
   /** The size in bytes. */
   getSize(): number;
-  /** Make what was written durable. */
+  /** Make written bytes durable. */
   flush(): void;
-  /** Give the access up. */
+  /** Release the access. */
   close(): void;
 }
 
@@ -109,7 +109,7 @@ function isAccess(handle: OpfsFileHandle | OpfsAccess): handle is OpfsAccess {
   return "getSize" in handle;
 }
 
-/** Exclusive access to a file; `undefined` where there is none. */
+/** Exclusive access to a file; `undefined` if it is not available. */
 async function accessTo(
   handle: OpfsFileHandle,
 ): Promise<OpfsAccess | undefined> {

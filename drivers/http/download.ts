@@ -1,5 +1,5 @@
 /**
- * Objects on servers without ranges: fetched once, as a whole.
+ * Downloading complete objects from servers without range support.
  *
  * @module
  */
@@ -15,34 +15,34 @@ import {
   TransientError,
 } from "../../core/remote/retry.ts";
 
-/** What was fetched. */
+/** A downloaded object. */
 export interface Downloaded {
   /** Bytes. */
   readonly size: number;
-  /** Fill `iov` from `offset` on, within what there is. */
+  /** Fill `iov` from `offset` on, within the object. */
   readv(offset: number, iov: IoVector): void;
-  /** Release it; a file stays. */
+  /** Release it; a file is kept. */
   close(): void;
 }
 
-/** Where it is fetched to. */
+/** Where an object is downloaded to. */
 interface Store extends Downloaded {
   append(bytes: Uint8Array): void;
-  /** Forget everything, to begin anew. */
+  /** Discard everything, to start over. */
   empty(): void;
 }
 
 type Whole = Extract<Opened, { whole: unknown }>;
 
 /**
- * Fetch an object.
+ * Download an object.
  *
- * @param first The answer under way.
- * @param again Asks for it again, from its beginning.
+ * @param first The response being received.
+ * @param again Requests it again from the beginning.
  * @param target `memory`, or the path of a new file.
- * @param limit Bytes.
- * @throws {BlockError} EFBIG if it is larger than `limit`, EEXIST if there is
- * something in the file.
+ * @param limit Most bytes.
+ * @throws {BlockError} EFBIG if it is larger than `limit`, EEXIST if the file
+ * is not empty.
  */
 export async function download(
   first: Whole,
@@ -63,13 +63,13 @@ export async function download(
       if (!("whole" in opened)) {
         throw new BlockError("EIO", "The server answers in another way now");
       }
-      // Each attempt begins anew: what has arrived is no progress.
+      // Each attempt starts over: received bytes are no progress.
       await fill(store!, opened, limit, signal, () => progress(0));
     });
     return store;
   } catch (error) {
     if (!first.whole.locked) first.whole.cancel().catch(() => {});
-    // What is only a part must not be taken for the whole.
+    // An incomplete file must not be mistaken for the object.
     store?.empty();
     store?.close();
     throw error;
@@ -116,7 +116,7 @@ async function fill(
   }
 }
 
-/** Bytes of a piece of memory. */
+/** Bytes of a chunk of memory. */
 const PIECE = 1024 * 1024;
 
 class MemoryStore implements Store {
@@ -161,7 +161,7 @@ class FileStore implements Store {
   size = 0;
   readonly #file: HostFile;
 
-  /** Nothing that is there already is overwritten. */
+  /** The file must not exist, or be empty. */
   constructor(path: string) {
     const files = localFiles();
     files.create(path);

@@ -39,7 +39,7 @@ export const httpDriver: BlockDriver = driverOf("http");
 /** The driver of URLs that begin with `https:`. */
 export const httpsDriver: BlockDriver = driverOf("https");
 
-/** Bytes that are fetched on opening: five clusters, the metadata of most. */
+/** Bytes fetched on opening: five clusters, the metadata of most images. */
 const HEAD = 320 * 1024;
 
 function driverOf(scheme: "http" | "https"): BlockDriver {
@@ -64,7 +64,7 @@ function driverOf(scheme: "http" | "https"): BlockDriver {
   };
 }
 
-/** What a node reads from. */
+/** The source of a node's bytes. */
 interface Content {
   readonly size: number;
   readv(
@@ -75,14 +75,14 @@ interface Content {
   close(): Promise<void> | void;
 }
 
-/** An object that several nodes of this process may read at once. */
+/** An object that several nodes of this process may share. */
 interface Shared {
   readonly version: Version;
   readonly reader: RemoteReader;
   users: number;
 }
 
-/** Objects that are being read, by everything that makes a difference. */
+/** Objects being read, keyed by everything that distinguishes them. */
 const objects = new Map<string, Shared>();
 
 async function contentOf(
@@ -142,7 +142,7 @@ function reading(object: RangedObject) {
   return { size: object.version.size, read: object.read.bind(object) };
 }
 
-/** Whether two versions are the same for certain. */
+/** Whether two versions are certain to be the same. */
 function isSame(one: Version, other: Version): boolean {
   return one.etag !== undefined && !one.etag.startsWith("W/") &&
     one.etag === other.etag && one.size === other.size;
@@ -212,7 +212,7 @@ class HttpNode implements BlockNode {
     );
   }
 
-  /** Nothing is told of the space that it takes. */
+  /** The space it takes up on the server is unknown. */
   info(): Promise<Record<string, never>> {
     return Promise.resolve({});
   }

@@ -1,14 +1,14 @@
 /**
- * Memory that the requests of many connections share.
+ * A memory budget shared by the requests of many connections.
  *
  * @module
  */
 
-/** One that takes from a budget. */
+/** A user of a budget. */
 export interface Spender {
-  /** Bytes that it has now; the budget keeps count. */
+  /** Bytes that it holds; maintained by the budget. */
   held: number;
-  /** Called when it is in the way of others and may be slow. */
+  /** Called when others wait for memory and this one may be slow. */
   onPressure(): void;
 }
 
@@ -18,12 +18,12 @@ interface Waiting {
   readonly grant: (granted: boolean) => void;
 }
 
-/** How often those are looked at that have memory while others wait, in ms. */
+/** How often holders of memory are notified while others wait, in ms. */
 const PATIENCE = 1000;
 
 /**
- * A number of bytes for all, of which none may have more than its share. Who
- * has to wait is served in order, so that large requests get their turn.
+ * A number of bytes for all, of which each user may hold at most its share.
+ * Waiting users are served in order, so that large requests get their turn.
  */
 export class Budget {
   readonly #total: number;
@@ -33,21 +33,21 @@ export class Budget {
   #used = 0;
   #timer?: ReturnType<typeof setInterval>;
 
-  /** `total` bytes, of which each may have `share`. */
+  /** `total` bytes, of which each user may hold `share`. */
   constructor(total: number, share: number) {
     this.#total = total;
     this.#share = share;
   }
 
-  /** Bytes that are in use. */
+  /** Bytes in use. */
   get used(): number {
     return this.#used;
   }
 
   /**
-   * Take `bytes`, at most the share of one: at once, or when they are there.
+   * Acquire `bytes`, at most a share: at once, or when they become available.
    *
-   * @returns false in the end if the spender was forgotten.
+   * @returns eventually false if the user was removed.
    */
   acquire(spender: Spender, bytes: number): void | Promise<boolean> {
     const isFree = this.#used + bytes <= this.#total && !this.#isBesieged;
@@ -60,7 +60,7 @@ export class Budget {
     });
   }
 
-  /** Give bytes back. */
+  /** Release bytes. */
   release(spender: Spender, bytes: number): void {
     spender.held -= bytes;
     this.#used -= bytes;
@@ -68,7 +68,7 @@ export class Budget {
     if (this.#waiting.length > 0) this.#serve();
   }
 
-  /** Forget that a spender waits: its connection is gone. */
+  /** Remove a waiting user: its connection is gone. */
   forget(spender: Spender): void {
     const isIts = (waiting: Waiting) => waiting.spender === spender;
     for (const waiting of this.#waiting.filter(isIts)) waiting.grant(false);
@@ -76,7 +76,7 @@ export class Budget {
     this.#serve();
   }
 
-  /** Whether somebody waits for the common memory, not just for its own. */
+  /** Whether a user waits for the common memory, not just for its own share. */
   get #isBesieged(): boolean {
     return this.#waiting.some(({ spender, bytes }) =>
       spender.held + bytes <= this.#share

@@ -1,5 +1,5 @@
 /**
- * The protocol `nbd`: a disk that a server on the network offers.
+ * The protocol driver `nbd`: a disk exported by a server on the network.
  *
  * @module
  */
@@ -58,9 +58,9 @@ import {
 } from "./wire.ts";
 
 /**
- * A disk that a server offers. Where it is, is said by a file name, by the
- * options of QEMU's driver (`server`, `export` …), or by a function `connect`
- * that answers a connection: where a runtime has no sockets, or others.
+ * An export of an NBD server, given by a file name, by the options of QEMU's
+ * driver (`server`, `export` …), or by a function `connect` that makes the
+ * connection, for runtimes without sockets and other transports.
  */
 export const nbdDriver: BlockDriver = {
   ...NBD_FACTS,
@@ -77,9 +77,9 @@ export const nbdDriver: BlockDriver = {
   create: useExisting,
 };
 
-/** Options that do not say where the export is. */
+/** Options other than the export's location. */
 interface Wishes {
-  /** The context that takes the place of `base:allocation`. */
+  /** The dirty bitmap's context to use in place of `base:allocation`. */
   readonly dirtyBitmap?: string;
   /** Seconds. */
   readonly reconnectDelay: number;
@@ -119,7 +119,7 @@ function parse(given: OptionValues): [Place, Wishes] {
   }];
 }
 
-/** Those of `nbds://`: whom the system trusts, we trust. */
+/** The credentials of `nbds://`: the authorities that the system trusts. */
 const SYSTEM_CREDENTIALS = new TlsCredentials({ endpoint: "client" });
 
 function tlsOf(
@@ -169,7 +169,7 @@ function connect(
   });
 }
 
-/** A connection, which is ended when `signal` says so. */
+/** Connect; the connection is ended when `signal` is aborted. */
 async function connected(
   server: Place["server"],
   signal: AbortSignal,
@@ -195,7 +195,7 @@ async function newStream(
     ? await server()
     : await connectTo(server);
   const bytes = byteStream(stream);
-  // It came too late.
+  // Connecting took too long.
   if (signal.aborted) endStream(bytes);
   return bytes;
 }
@@ -210,7 +210,7 @@ async function connectTo(server: SocketAddress): Promise<ByteStream> {
   }
 }
 
-/** There is nothing to make: the export is there, and must be large enough. */
+/** Nothing is created: the export must exist and be large enough. */
 async function useExisting(
   { size = 0, preallocation: _, ...options }: OptionValues,
 ): Promise<void> {
@@ -242,7 +242,7 @@ function cannotGrow(): BlockError {
   return new BlockError("ENOTSUP", "Cannot grow NBD nodes");
 }
 
-/** Most bytes of a request with a length of 32 bits that holds no data. */
+/** Most bytes of a request without data, if lengths have 32 bits. */
 const MAX_RANGE = 2 ** 31;
 
 /** An opened export. */
@@ -284,7 +284,7 @@ class NbdNode implements BlockNode {
     if (!readOnly && can(FLAG.READ_ONLY)) {
       throw notOpened("EACCES");
     }
-    // Where nothing is known, whole sectors are sure to be fine.
+    // Without further knowledge, whole sectors are safe.
     const minimum = blockSizes?.minimum ??
       (hasContext || size % 512 !== 0 ? 1 : 512);
     const range = extended ? undefined : MAX_RANGE;
@@ -380,7 +380,7 @@ class NbdNode implements BlockNode {
     const zero = (run.flags & STATE.ZERO) !== 0;
     return {
       length: run.length,
-      // What is dirty is shown as if nothing were there.
+      // Dirty ranges are shown as unallocated.
       allocated: zero || !isHole || !this.#dirtyBitmap,
       zero,
       ...(zero && !isHole && { recurse: true }),
@@ -388,7 +388,7 @@ class NbdNode implements BlockNode {
     };
   }
 
-  /** Nothing is told of the space that it takes. */
+  /** The space that the export takes up is unknown. */
   info(): Promise<Record<string, never>> {
     return Promise.resolve({});
   }
