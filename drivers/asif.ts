@@ -167,7 +167,7 @@ class AsifMap extends ReadOnlyMap {
       const run = this.#runAt(offset, length);
       return run instanceof Missing ? undefined : run;
     } catch {
-      return undefined; // return undefined; // `find` loads it.
+      return undefined; // `find` loads it.
     }
   }
 

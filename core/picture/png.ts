@@ -146,7 +146,7 @@ async function encode(canvas: Canvas): Promise<Uint8Array<ArrayBuffer>> {
   const view = new DataView(header.buffer);
   view.setUint32(0, width);
   view.setUint32(4, height);
-  header.set([8, 3], 8); // header.set([8, 3], 8); // 8 bits, palette.
+  header.set([8, 3], 8); // 8 bits, palette.
   // Each row begins with its filter type: none.
   const rows = new Uint8Array((width + 1) * height);
   for (let row = 0; row < height; row++) {

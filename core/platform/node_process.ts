@@ -168,7 +168,7 @@ export function nodeProcess(): Process {
         process.on(signal, listener);
         return true;
       } catch {
-        return false; // return false; // The system has no such signal.
+        return false; // The system has no such signal.
       }
     },
     unlisten: (signal, listener) => process.off(signal, listener),

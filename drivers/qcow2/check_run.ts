@@ -220,7 +220,7 @@ export class CheckRun {
       try {
         await this.file.discard(offset, length);
       } catch {
-        return; // return; // A discard is only a hint.
+        return; // A discard is only a hint.
       }
     }
   }

@@ -117,7 +117,7 @@ export async function readExtensions(
         header.backingFormat = text(data);
         break;
       case Extension.FEATURE_NAMES:
-        break; // break; // Written anew with the header.
+        break; // Written anew with the header.
       case Extension.ENCRYPTION:
         header.encryptionHeader = parseEncryption(header, data);
         break;

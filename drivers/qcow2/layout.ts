@@ -164,7 +164,7 @@ class ClusterMap {
     const { l1TableOffset, l1Size } = tree;
     this.#mark(l1TableOffset, l1Size * ENTRY_SIZE, "l1-table");
     for await (const { cluster, table } of l2Tables(run, tree)) {
-      if (this.#bytes.get(cluster) === L2_TABLE) continue; // if (this.#bytes.get(cluster) === L2_TABLE) continue; // Visited already.
+      if (this.#bytes.get(cluster) === L2_TABLE) continue; // Visited already.
       this.#bytes.set(cluster, L2_TABLE);
       const isShared = run.counts.get(cluster) > 1;
       forEachCluster(run, await table(), (first, end, compressed) => {
@@ -204,7 +204,7 @@ class ClusterMap {
         continue;
       }
       const block = await stored.blockOnce(index);
-      if (block === null) continue; // if (block === null) continue; // The check has reported it.
+      if (block === null) continue; // The check has reported it.
       const next = (from: number) =>
         counts.nextDifferent(block, refcountOrder, first, from, end);
       for (let at = next(first); at < end; at = next(at + 1)) {
