@@ -1,8 +1,7 @@
 /**
- * Loads at once what `raw` and `qcow2` otherwise load when they use it. Where
- * Deno loads modules lazily (as `deno.json` of this repository has it), loading
- * one later takes a permission to read files, and stacks on memory shall need
- * none.
+ * Loads in advance what `raw` and `qcow2` otherwise load on demand. Where Deno
+ * loads modules lazily (as in this repository's `deno.json`), loading one later
+ * needs permission to read files, which stacks in memory should not need.
  *
  * @module
  */

@@ -84,7 +84,7 @@ export const quorumDriver: BlockDriver = {
   role: "format",
   openOptions: OPEN_OPTIONS,
   strongOptions: Object.keys(OPEN_OPTIONS),
-  // No single file name would open it.
+  // No single file name opens it.
   plainName: () => undefined,
   childPermissions: (_name, own, { options }) => ({
     needs: own.needs |
@@ -192,7 +192,7 @@ function quorumNode(
     close: () => Promise.resolve(),
     ...interceptable(children, {
       writev(offset, iov, flags) {
-        // One child's `placed` says nothing of the others; and an abort must
+        // `placed` of one child means nothing for the others, and an abort must
         // not leave the children different.
         const wishes = { ...flags, placed: undefined, signal: undefined };
         return all((child) => child.writev!(offset, iov, wishes));

@@ -72,7 +72,7 @@ export const rawDriver: BlockDriver = {
     const { offset = 0, size } = parseOptions(OPEN_OPTIONS, options, ["file"]);
     const file = await context.openChild("file");
     const isGuarded = context.probed && !context.readOnly;
-    // Who opens an overlay to commit it has not chosen the format below it.
+    // A user who opens an overlay to commit it has not chosen the format below.
     if (isGuarded && !context.isNamed) {
       context.report(probingWarning(nameOf(file)));
     }
@@ -80,7 +80,7 @@ export const rawDriver: BlockDriver = {
       offset: offset as number,
       fixedSize: size as number | undefined,
       readOnly: context.readOnly,
-      // Loaded on use, to keep starts fast.
+      // Loaded on demand, to keep the start fast.
       guard: isGuarded
         ? new (await import("../core/probe_guard.ts")).ProbeGuard(file)
         : undefined,
@@ -159,7 +159,7 @@ class RawNode implements BlockNode {
     return this.#file.filename;
   }
 
-  /** Those of the file, if the disk is all of it. */
+  /** Those of the file, if the disk is the whole file. */
   get snapshots(): SnapshotOperations | undefined {
     const isPart = this.#offset > 0 || this.#fixedSize !== undefined;
     const { driver, snapshots } = this.#file;
@@ -320,7 +320,7 @@ class RawNode implements BlockNode {
     const inside = Math.min(length, this.#file.size - hostOffset);
     const place = { allocated: true, hostOffset, file: this.#file };
     if (inside <= 0) return { length, zero: true, ...place };
-    // Below may lie an image, with backing files of its own.
+    // Below may be an image with backing files of its own.
     const below = await chainStatus(this.#file, hostOffset, inside, flags);
     let known = Math.min(below.length, inside);
     // The file's last unit is transferred whole.

@@ -1,5 +1,5 @@
 /**
- * Making images: new ones, and clones of snapshots.
+ * Creating images: new ones, and clones of snapshots.
  *
  * @module
  */
@@ -12,7 +12,7 @@ import { checked, cString, type Handle, Result } from "./librbd.ts";
 import { RBD_CREATE_OPTIONS } from "./options.ts";
 import { parseParent, parsePlace, type Place } from "./place.ts";
 
-/** `RBD_IMAGE_OPTION_…` */
+/** `RBD_IMAGE_OPTION_…`. */
 const OPTION = { ORDER: 2, STRIPE_UNIT: 3, STRIPE_COUNT: 4 };
 
 const PREALLOCATION = {
@@ -20,9 +20,9 @@ const PREALLOCATION = {
 } as const;
 
 /**
- * Make an image, which must not exist.
+ * Create an image, which must not exist.
  *
- * @throws {BlockError} in QEMU's words.
+ * @throws {BlockError} with QEMU's messages.
  */
 export async function createRbd(
   options: OptionValues,
@@ -66,7 +66,7 @@ export async function createRbd(
   await used.close();
 }
 
-/** Refuse what is known of, but cannot be done. */
+/** Refuse options that are known but not supported. */
 function refuseSecrets(values: OptionValues): void {
   const encrypted = Object.keys(values).find((name) =>
     name.startsWith("encrypt.")
@@ -78,7 +78,7 @@ function refuseSecrets(values: OptionValues): void {
         "format 'luks' on the image",
     );
   }
-  // The image is opened once it is made, which takes the key as well.
+  // The image is opened after it is created, which needs the key as well.
   if (values["password-secret"] !== undefined) {
     throw new BlockError(
       "ENOTSUP",
@@ -116,7 +116,9 @@ async function make(
   checked(result, "error rbd create");
 }
 
-/** Make a clone of a snapshot; it has that one's size, unless another is given. */
+/**
+ * Clone a snapshot; the clone has the snapshot's size, unless another is given.
+ */
 async function clone(
   cluster: Cluster,
   pool: Handle,

@@ -32,7 +32,7 @@ export const rbdDriver: BlockDriver = {
       const image = await OpenedImage.open(cluster, pool, place, readOnly);
       try {
         const facts = await image.stat();
-        // Nobody would close it.
+        // Otherwise nobody would close it.
         checkSignal(signal);
         return new RbdNode({
           cluster,

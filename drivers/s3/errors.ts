@@ -1,5 +1,5 @@
 /**
- * The errors that a service answers, as ours.
+ * Errors of the service, as errors of the block layer.
  *
  * @module
  */
@@ -15,18 +15,18 @@ export class ConflictError extends BlockError {
   }
 }
 
-/** What was asked for. */
+/** The request that failed. */
 export interface Asked {
   readonly bucket: string;
   readonly key: string;
   readonly region: string;
   /** Whether the request was signed. */
   readonly isSigned: boolean;
-  /** Variables that could not be read. */
+  /** Environment variables that could not be read. */
   readonly unread: readonly string[];
 }
 
-/** What a service says of an error. */
+/** The service's report of an error. */
 export interface Said {
   readonly status: number;
   /** The error's name, if the answer has one. */
@@ -34,11 +34,11 @@ export interface Said {
   readonly message?: string;
   /** The region in which the bucket is. */
   readonly region?: string;
-  /** How long the service asks to be left alone, in milliseconds. */
+  /** How long the service asks to wait, in milliseconds. */
   readonly pause?: number;
 }
 
-/** Failures that may pass, by their names. */
+/** Names of transient errors. */
 const PASSING = new Set([
   "InternalError",
   "OperationAborted",
@@ -49,10 +49,10 @@ const PASSING = new Set([
   "Throttling",
 ]);
 
-/** Statuses of such failures. */
+/** Statuses of transient errors. */
 const PASSING_STATUSES = new Set([408, 425, 429, 500, 502, 503, 504]);
 
-/** Names of errors that say what is wrong with the keys. */
+/** Names of errors about the keys. */
 const OF_KEYS: { readonly [code: string]: string } = {
   InvalidAccessKeyId: "The service does not know the access key",
   SignatureDoesNotMatch: "The secret key does not belong to the access key",
@@ -63,7 +63,7 @@ const OF_KEYS: { readonly [code: string]: string } = {
   TokenRefreshRequired: "The session token has expired",
 };
 
-/** The error for an answer that is none of those expected. */
+/** The error for an unexpected response. */
 export function serviceError(said: Said, asked: Asked): BlockError {
   const { status, code = "", pause } = said;
   if (status === 412 || code === "PreconditionFailed") {
@@ -133,7 +133,7 @@ function denied({ bucket, isSigned, unread }: Asked): BlockError {
     );
 }
 
-/** The content of the first element of a name; absent if there is none. */
+/** The content of the first element with a name; absent if there is none. */
 export function element(xml: string, name: string): string | undefined {
   const [, text] = new RegExp(`<${name}>([^<]*)</${name}>`).exec(xml) ?? [];
   return text === undefined ? undefined : unescaped(text);

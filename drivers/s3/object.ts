@@ -1,5 +1,5 @@
 /**
- * An object as a disk that is only read.
+ * An object as a read-only disk.
  *
  * @module
  */
@@ -29,26 +29,26 @@ import type { DriverTraits } from "../../core/traits.ts";
 import type { S3Client } from "./client.ts";
 import { S3_FACTS, s3Name } from "./names.ts";
 
-/** The statuses that tell of the object's version. */
+/** Statuses that depend on the object's version. */
 const OF_VERSION = [304, 412, 416];
 
-/** Bytes that are fetched on opening: the metadata of most images. */
+/** Bytes fetched on opening: the metadata of most images. */
 const HEAD = 320 * 1024;
 
-/** An object that several nodes of this process may read at once. */
+/** An object that several nodes of this process may share. */
 interface Shared {
   readonly version: Version;
   readonly reader: RemoteReader;
   users: number;
 }
 
-/** Objects that are being read, by everything that makes a difference. */
+/** Objects being read, keyed by everything that distinguishes them. */
 const objects = new Map<string, Shared>();
 
 /**
  * Open an object.
  *
- * @param readAhead Most bytes that are fetched ahead.
+ * @param readAhead Most bytes read ahead.
  * @throws {BlockError} ENOENT if there is none, EACCES …
  */
 export async function openObject(
@@ -102,8 +102,8 @@ function isSame(one: Version, other: Version): boolean {
 }
 
 /**
- * The answer to a request for what lies past the end, which some services do
- * not tell.
+ * Complete a response to a request past the end, for which some services omit
+ * the size.
  */
 async function withRange(
   client: S3Client,
@@ -131,7 +131,7 @@ class ObjectNode implements BlockNode {
   readonly readOnly = true;
   readonly children = {};
   readonly #reader: RemoteReader;
-  /** Ends its use of the reader. */
+  /** Releases the reader. */
   readonly close: () => Promise<void>;
 
   constructor(

@@ -1,5 +1,5 @@
 /**
- * An opened VMDK.
+ * The node of a VMDK.
  *
  * @module
  */
@@ -202,7 +202,7 @@ class VmdkNode implements BlockNode {
     if (flags?.fua) await this.flush();
   }
 
-  /** Store whole grains behind all others, in the order of the calls. */
+  /** Append whole grains to the file, in the order of the calls. */
   async #append(
     extent: SparseExtent,
     offset: number,
@@ -240,7 +240,10 @@ class VmdkNode implements BlockNode {
     }
   }
 
-  /** Change the content id, by which overlays notice that this image changed. */
+  /**
+   * Change the content id, by which overlays detect that this image has
+   * changed.
+   */
   async #mark(): Promise<void> {
     try {
       await (this.#marking ??= this.#changeCid());
@@ -262,7 +265,7 @@ class VmdkNode implements BlockNode {
     if (text.length > length) {
       throw new BlockError("EFBIG", "VMDK description file too big");
     }
-    // Usually as long as before, so that one sector changes, which is atomic.
+    // The length rarely changes, so that only one sector does, atomically.
     const first = text.findIndex((byte, at) => byte !== before[at]);
     const rest = allocate(Math.max(0, old - text.length));
     if (first >= 0) {
@@ -278,7 +281,7 @@ class VmdkNode implements BlockNode {
     return [...new Set(this.#extents.flatMap(({ file }) => file ?? []))];
   }
 
-  /** A parent that cannot be read from if it has changed. */
+  /** A wrapper of the parent that refuses reads if the parent has changed. */
   #checkedParent(parent: BlockNode): BlockNode {
     let checking: Promise<void> | undefined;
     let isSound = false;
@@ -311,7 +314,7 @@ class VmdkNode implements BlockNode {
     checkSignal(flags?.signal);
     if (this.readOnly) return;
     for (const extent of this.#extents) await extent.flush();
-    // An extent in the same file has made it durable.
+    // An extent in the same file has flushed it.
     const isExtent = this.#extents.some(({ file }) => file === this.#file);
     if (this.#isMarked && !isExtent) await this.#file.flush?.();
   }
