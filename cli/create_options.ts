@@ -65,7 +65,7 @@ export class OptionList {
     return values;
   }
 
-  /** What was written for an option, once it has been parsed. */
+  /** The user's spelling of an option's value, once it has been parsed. */
   spelling(name: string): string | undefined {
     return this.#spelled.get(name);
   }

@@ -1,5 +1,5 @@
 /**
- * The options of images, shown: their help, and the `Formatting …` line.
+ * Showing the options of images: their help, and the `Formatting …` line.
  *
  * @module
  */
@@ -22,7 +22,7 @@ const TYPE_NAMES: { readonly [type in OptionSpec["type"]]: string } = {
   boolean: "bool (on/off)",
 };
 
-/** The options of a table, a line each; scripts look for all of QEMU's. */
+/** The options of a table, one per line; scripts look for all of QEMU's. */
 export function optionHelp(program: Program, table: OptionTable): string {
   const names = program.isOurs ? optionNames(table) : Object.keys(table);
   const later = inRelease("laterOptions");
@@ -58,8 +58,8 @@ export async function printCreateHelp(
 /**
  * The options in the `Formatting …` line: given values and defaults.
  *
- * @param given What was written, to be printed of flags as it is; absent where
- * people read the line, and sizes have suffixes.
+ * @param given The values as the user wrote them, for flags; absent if people
+ * read the line, and sizes should have suffixes.
  */
 export function describeOptions(
   table: OptionTable,

@@ -1,6 +1,6 @@
 /**
- * Conversions of what is read or written only from its beginning to its end:
- * pipes, packed files, and targets that are stored as a whole.
+ * Conversions that read or write front to back only: pipes, packed files, and
+ * targets that are stored as a whole.
  *
  * @module
  */
@@ -19,7 +19,7 @@ import type { Progress } from "./progress.ts";
 import { CommandError, type Program } from "./program.ts";
 import { Target } from "./target.ts";
 
-/** Facts about a target. */
+/** Properties of a target. */
 export interface TargetFacts {
   /** Whether it is known to read as zeroes. */
   readonly targetIsZero: boolean;
@@ -29,7 +29,7 @@ export interface TargetFacts {
   readonly flags?: WriteFlags;
 }
 
-/** What a conversion is about, and what all conversions do alike. */
+/** The parts common to all conversions. */
 export interface ConversionHost {
   readonly program: Program;
   readonly wish: ConvertWish;
@@ -90,8 +90,8 @@ function checkPipes(
 }
 
 /**
- * Refuse options that need to seek in a file that is unpacked from its
- * beginning to its end.
+ * Refuse options that need random access to a file that can only be unpacked
+ * front to back.
  */
 function checkPacked(
   wish: ConvertWish,
@@ -111,7 +111,9 @@ function checkPacked(
   if (wish.salvage) refuse("--salvage cannot be used");
 }
 
-/** Refuse what needs to seek in a target that is stored as a whole. */
+/**
+ * Refuse options that need random access to a target that is stored as a whole.
+ */
 function checkStored(wish: ConvertWish, canStream: boolean): void {
   const refuse = (what: string) => {
     throw new CommandError(
@@ -196,7 +198,7 @@ export async function convertToFile(
   return 0;
 }
 
-/** Have `write` make the target, which an interruption makes it give up. */
+/** Let `write` create the target, and abort it if interrupted. */
 async function store(
   host: ConversionHost,
   sources: readonly BlockNode[],
@@ -238,8 +240,8 @@ export async function convertPipe(
 /**
  * Convert the raw disk in a packed file.
  *
- * @returns The exit code; `undefined` if the file is none, or not one that can
- * only be unpacked from its beginning to its end.
+ * @returns The exit code; `undefined` if the file is not packed, or offers
+ * random access.
  */
 export async function convertPacked(
   host: ConversionHost,
@@ -312,7 +314,7 @@ async function* prepended<T>(
   yield* rest;
 }
 
-/** Zeroes are added to what does not end with a sector. */
+/** Pad a stream with zeroes to whole sectors. */
 async function* inSectors(
   chunks: AsyncIterable<Uint8Array>,
 ): AsyncGenerator<Uint8Array, void> {

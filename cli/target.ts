@@ -38,7 +38,7 @@ export class Target implements Disposable {
   /** The nodes being read meanwhile. */
   readonly #sources: readonly BlockNode[];
 
-  /** Stops what is making it, which leaves nothing behind. */
+  /** Aborts the creation of the target, which leaves nothing behind. */
   giveUp?: () => Promise<void>;
 
   /** Create a target; `name` is as the user gave it. */
@@ -130,7 +130,7 @@ export class Target implements Disposable {
     if (left && this.#program.isOurs) this.#reportIncomplete();
   }
 
-  /** Remove the open file, and exit; at once if it is the second time. */
+  /** Remove the open file and exit; at once on a second signal. */
   #interrupt(signal: number): void {
     const giveUp = this.giveUp;
     this.giveUp = undefined;

@@ -1,4 +1,4 @@
-/** `bitmap`: change the bitmaps that an image keeps. @module */
+/** `bitmap`: change the bitmaps of an image. @module */
 import "../../drivers/writing.ts";
 import { findBitmap, mergeBitmap, operationsOf } from "../../core/bitmaps.ts";
 import { asBlockError } from "../../core/errors.ts";
@@ -26,19 +26,19 @@ const ACTIONS = [
   "merge",
 ] as const;
 
-/** One of the things to be done, in the order of the command line. */
+/** One of the actions, in the order of the command line. */
 interface Action {
   readonly verb: typeof ACTIONS[number];
   /** The bitmap to merge. */
   readonly source?: string;
 }
 
-/** What the user wants. */
+/** The parsed command line. */
 interface Wish {
   readonly actions: readonly Action[];
-  /** Bytes; 0 if it is the format's choice. */
+  /** Bytes; 0 for the format's default. */
   readonly granularity: number;
-  /** The image whose bitmaps are merged, if it is another one. */
+  /** The image whose bitmaps are merged, if not the same one. */
   readonly sourceFile?: string;
   readonly sourceFormat?: string;
 }

@@ -119,7 +119,7 @@ async function create(
     if (detected) program.printError(`Detected format of ${detected}.${end}`);
     return 1;
   }
-  // A header by itself is for a disk that is there, and so is a clone.
+  // A detached header belongs to an existing disk, and a clone to a snapshot.
   const isOfDisk = values["detached-header"] || values.clone_from;
   if (values.size === undefined && !isOfDisk) {
     throw new BlockError("EINVAL", "Image creation needs a size parameter");
@@ -142,7 +142,7 @@ async function create(
     );
   } catch (error) {
     const why = asBlockError(error);
-    // QEMU's program blames the format for limits of the system.
+    // QEMU blames the format for limits of the system.
     throw program.isOurs && isOfSystem(why, format, values)
       ? why
       : explainTooLarge(why, format, table, values);
@@ -248,7 +248,7 @@ async function openBackingFile(
   }
 }
 
-/** Whether it is the system that does not support so large a file. */
+/** Whether the system, not the format, limits the size of the file. */
 function isOfSystem(
   { code, message }: BlockError,
   format: string,

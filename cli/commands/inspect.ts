@@ -1,4 +1,4 @@
-/** `inspect`: what an image is, before anything of it is opened. @module */
+/** `inspect`: examine an image before opening it. @module */
 import { asBlockError } from "../../core/errors.ts";
 import {
   inspect,
@@ -144,7 +144,7 @@ function humanLines(filename: string, inspection: Inspection): string[] {
   return lines;
 }
 
-/** A text on one line that cannot do anything to the terminal. */
+/** Text on one line, without control characters of terminals. */
 function printable(text: string): string {
   return text.replaceAll(
     /\p{Cc}/gu,

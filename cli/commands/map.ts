@@ -35,7 +35,7 @@ interface Entry {
   zero: boolean;
   data: boolean;
   compressed: boolean;
-  /** Where in `file` it lies, if it is stored plainly. */
+  /** Offset in `file`, if it is stored plainly. */
   offset?: number;
   file?: BlockNode;
 }
@@ -184,8 +184,8 @@ async function forEachEntry(
 }
 
 /**
- * Whether nothing is said of a range: a protocol has no layer below that would
- * read as zeroes. (`x-dirty-bitmap` of `nbd` shows what is dirty like that.)
+ * Whether the content of a range is unknown: below a protocol, no layer reads
+ * as zeroes. (`x-dirty-bitmap` of `nbd` reports dirty ranges like that.)
  */
 function isUnknown(top: BlockNode, { allocated, depth }: ChainExtent): boolean {
   return !allocated && depth === 0 &&

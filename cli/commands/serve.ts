@@ -1,4 +1,4 @@
-/** `serve`: offer an image to NBD clients. @module */
+/** `serve`: export an image to NBD clients. @module */
 import { Image } from "../../core/image.ts";
 import { localSockets } from "../../core/platform/mod.ts";
 import { process } from "../../core/platform/this_process.ts";
@@ -183,11 +183,11 @@ async function serve(invocation: Invocation): Promise<number> {
   return 0;
 }
 
-/** Where to listen. A socket at which somebody listens already is not taken. */
+/** The address to listen on. A socket that is in use is not replaced. */
 async function freeAddress(wish: Wish): Promise<SocketAddress> {
   const { socket: path, host, port } = wish;
   if (path === undefined) return { host, port: portNumber(host, port) };
-  // Clients elsewhere could not find a name that is relative to our folder.
+  // Clients in other folders could not find a relative name.
   const absolute = path.startsWith("/")
     ? path
     : `${process.workingFolder()}/${path}`;
@@ -201,7 +201,7 @@ async function freeAddress(wish: Wish): Promise<SocketAddress> {
   throw new CommandError(`Another program listens on '${path}'`);
 }
 
-/** Tell who sits at a terminal what happens; logs get to know what fails. */
+/** Report events on a terminal; logs get only errors. */
 function watching(program: Program) {
   const isSeen = process.error.isTerminal();
   let count = 0;

@@ -1,5 +1,5 @@
 /**
- * Opening an image that is to be offered to clients.
+ * Opening an image to be exported.
  *
  * @module
  */
@@ -18,7 +18,7 @@ import { CommandError, type Program } from "../program.ts";
 import { showSnapshot } from "../snapshots.ts";
 import type { NbdRequest } from "./options.ts";
 
-/** What of a request concerns the image. */
+/** The parts of a request that concern the image. */
 export type ImageWish = Pick<
   NbdRequest,
   | "file"
@@ -34,7 +34,7 @@ export type ImageWish = Pick<
   | "detectZeroes"
 >;
 
-/** Open an image, and what of it is to be offered. */
+/** Open an image and its exported bitmaps. */
 export async function openExport(
   program: Program,
   wish: ImageWish,
@@ -91,7 +91,7 @@ async function openFile(
   }
 }
 
-/** Something to write to, in a file that has no name any more. */
+/** A temporary overlay, whose file has no name any more. */
 async function temporaryOverlay(
   backing: BlockNode,
   readOnly: boolean,
@@ -107,9 +107,9 @@ async function temporaryOverlay(
 }
 
 /**
- * The bitmaps of these names, of the image or of those below it.
+ * The bitmaps with these names, of the image or its backing chain.
  *
- * @throws {CommandError} if there is none of a name, or it cannot be used.
+ * @throws {CommandError} if one does not exist, or is inconsistent.
  */
 export async function findBitmaps(
   node: BlockNode,

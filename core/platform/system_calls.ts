@@ -1,6 +1,6 @@
 /**
- * Calls of the system: their failures as errors of ours, and repeating those
- * that a signal interrupted.
+ * System calls: converting their errors, and repeating those that a signal
+ * interrupted.
  *
  * @module
  */
@@ -42,7 +42,7 @@ export function hostError(error: unknown): BlockError {
     message?: string;
     errno?: number;
   };
-  // The message says which permission of Deno's is missing.
+  // The message names the missing permission.
   if (name === "NotCapable") return asBlockError(error);
   const said = /\(os error (\d+)\)/.exec(message)?.[1] ?? Math.abs(errno ?? 0);
   const named = CODE_OF_NAME[name ?? ""];

@@ -123,7 +123,7 @@ export const fileDriver: PathDriver = {
   },
 };
 
-/** Open a node as `options` and `context` say. */
+/** Open a node according to `options` and `context`. */
 export async function openPath(
   driver: PathDriver,
   options: OptionValues,
@@ -292,7 +292,7 @@ async function openFile(
   }
 }
 
-/** What opens the file, by the means that are asked for, or else the best. */
+/** Opens the file in the requested way, or else the best one. */
 async function hostOpener(
   { io, filename, direct }: FileRequest,
 ): Promise<(readOnly: boolean) => HostFile> {
@@ -438,15 +438,15 @@ function resolveLinks(path: string, linksLeft: number): string | undefined {
   );
 }
 
-/** What is known of a device's driver before it is loaded. */
+/** A device driver's traits, needed before it is loaded. */
 export interface DeviceFacts {
-  /** Its name. */
+  /** The name of the driver. */
   readonly name: string;
-  /** It is a protocol. */
+  /** The role of the driver. */
   readonly role: "protocol";
   /** Whether a plain file name means one of its devices. */
   claimsFile(filename: string): boolean;
-  /** As a file's. */
+  /** As for files. */
   canonicalName(filename: string): string;
 }
 

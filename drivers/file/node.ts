@@ -34,7 +34,7 @@ import { FileLock, type Locking } from "./lock.ts";
 const FILL_CHUNK = 256 * 1024;
 
 /**
- * Bytes from which on another thread makes a background write, or read: handing
+ * Bytes from which on another thread makes a background read or write: handing
  * over smaller ones would not pay (see bench/RESULTS.md).
  */
 const BULK = 32 * 1024;
@@ -310,7 +310,7 @@ export class FileNode implements BlockNode {
     }
   }
 
-  /** Resize, or say that this has failed. */
+  /** Resize, with a message of its own for failures. */
   #resizeTo(size: number): void {
     try {
       this.#resize(size);
