@@ -1,5 +1,6 @@
 /**
- * Loads at once what `raw` and `qcow2` otherwise load when they use it. Where
+ * Loads at once what opening, copying, `raw` and `qcow2` otherwise load when they
+ * use it. Where
  * Deno loads modules lazily (as `deno.json` of this repository has it), loading
  * one later takes a permission to read files, and stacks on memory shall need
  * none.
@@ -10,7 +11,10 @@ import "../core/alignment.ts";
 import "../core/compression.ts";
 import "../core/detect_zeroes.ts";
 import "../core/inflate.ts";
+import "../core/jobs/offload.ts";
 import "../core/kept_nodes.ts";
+import "../core/named_files.ts";
+import "../core/probe.ts";
 import "../core/probe_guard.ts";
 import "../core/reopen.ts";
 import "../core/zlib_workers.ts";

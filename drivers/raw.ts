@@ -24,7 +24,6 @@ import type {
   WriteFlags,
   ZeroFlags,
 } from "../core/node.ts";
-import { nameOf } from "../core/node_names.ts";
 import { type OptionTable, parseOptions } from "../core/options.ts";
 import { ACCESS } from "../core/permissions.ts";
 import type { ProbeGuard } from "../core/probe_guard.ts";
@@ -72,6 +71,7 @@ export const rawDriver: BlockDriver = {
     const isGuarded = context.probed && !context.readOnly;
     // Who opens an overlay to commit it has not chosen the format below it.
     if (isGuarded && !context.isNamed) {
+      const { nameOf } = await import("../core/node_names.ts");
       context.report(probingWarning(nameOf(file)));
     }
     return new RawNode(file, {
