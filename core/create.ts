@@ -7,11 +7,10 @@ import type { CreateOptionsOf } from "./create_options.ts";
 import type { BlockDriver, CreateContext } from "./driver.ts";
 import { checkOptions, checkStoredName, driverError } from "./checks.ts";
 import { asBlockError, BlockError, invalid } from "./errors.ts";
-import { canonicalName } from "./gate.ts";
+import { canonicalName, describeSource, protocolStack } from "./sources.ts";
 import { resolveName } from "./names.ts";
 import type { BlockNode, Preallocation } from "./node.ts";
 import { openNode, openProtocol } from "./open.ts";
-import { describeSource, protocolStack } from "./sources.ts";
 import {
   defaultOptions,
   newImageOptions,

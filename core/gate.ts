@@ -5,9 +5,9 @@
  */
 import type { BlockDriver } from "./driver.ts";
 import { primaryChild } from "./extents.ts";
-import { normalizePath, schemeOf } from "./names.ts";
-import { findDriver, findProtocol, getDriver } from "./registry.ts";
-import { toStack, withFile } from "./sources.ts";
+import { schemeOf } from "./names.ts";
+import { findDriver, findProtocol } from "./registry.ts";
+import { canonicalName, toStack, withFile, withoutScheme } from "./sources.ts";
 import { isNode, type StackObject } from "./spec.ts";
 
 /**
@@ -69,7 +69,10 @@ export function passesByDefault(
 ): boolean {
   const folder = folderOf(source);
   const protocol = protocolOfName(request.filename);
-  const named = { driver: protocol?.name, filename: pathOf(request.filename) };
+  const named = {
+    driver: protocol?.name,
+    filename: withoutScheme(request.filename),
+  };
   return protocol !== undefined && folder !== undefined &&
     folderOf(file) !== undefined &&
     folderOf(named) !== undefined && isImageBelow(folder, request);
@@ -114,26 +117,4 @@ function folderOf(source: unknown): string | undefined {
   }
   const { file, image } = driver ? withFile(driver, options) : options;
   return folderOf(file ?? image);
-}
-
-/** A canonical name: equal for all spellings of one file's name. */
-export function canonicalName(
-  filename: string,
-  driver?: BlockDriver,
-): string {
-  const scheme = schemeOf(filename) ?? "file";
-  if (scheme === "file") return canonicalPath(pathOf(filename), driver);
-  const protocol = findProtocol(scheme);
-  return protocol?.ownFolder && protocol.canonicalName
-    ? protocol.canonicalName(filename)
-    : filename;
-}
-
-function canonicalPath(path: string, driver?: BlockDriver): string {
-  const file = driver?.canonicalName ? driver : getDriver("file");
-  return file.canonicalName?.(path) ?? normalizePath(path);
-}
-
-function pathOf(filename: string): string {
-  return schemeOf(filename) === "file" ? filename.slice(5) : filename;
 }

@@ -1,7 +1,8 @@
 /**
- * Loads in advance what `raw` and `qcow2` otherwise load on demand. Where Deno
- * loads modules lazily (as in this repository's `deno.json`), loading one later
- * needs permission to read files, which stacks in memory should not need.
+ * Loads in advance what opening, copying, `raw` and `qcow2` otherwise load on
+ * demand. Where Deno loads modules lazily (as in this repository's `deno.json`),
+ * loading one later needs permission to read files, which stacks in memory
+ * should not need.
  *
  * @module
  */
@@ -9,7 +10,10 @@ import "../core/alignment.ts";
 import "../core/compression.ts";
 import "../core/detect_zeroes.ts";
 import "../core/inflate.ts";
+import "../core/jobs/offload.ts";
 import "../core/kept_nodes.ts";
+import "../core/named_files.ts";
+import "../core/probe.ts";
 import "../core/probe_guard.ts";
 import "../core/reopen.ts";
 import "../core/zlib_workers.ts";

@@ -26,7 +26,6 @@ import type {
   WriteFlags,
   ZeroFlags,
 } from "../core/node.ts";
-import { nameOf } from "../core/node_names.ts";
 import { type OptionTable, parseOptions } from "../core/options.ts";
 import { ACCESS } from "../core/permissions.ts";
 import type { ProbeGuard } from "../core/probe_guard.ts";
@@ -74,6 +73,7 @@ export const rawDriver: BlockDriver = {
     const isGuarded = context.probed && !context.readOnly;
     // A user who opens an overlay to commit it has not chosen the format below.
     if (isGuarded && !context.isNamed) {
+      const { nameOf } = await import("../core/node_names.ts");
       context.report(probingWarning(nameOf(file)));
     }
     return new RawNode(file, {

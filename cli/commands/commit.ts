@@ -2,7 +2,8 @@
 import "../../drivers/writing.ts";
 import { BlockError, strerror } from "../../core/errors.ts";
 import { backingOf } from "../../core/extents.ts";
-import { canonicalName, type ImplicitOpen } from "../../core/gate.ts";
+import type { ImplicitOpen } from "../../core/gate.ts";
+import { canonicalName } from "../../core/sources.ts";
 import { commit, CommitError } from "../../core/jobs/commit.ts";
 import { resolveName, schemeOf } from "../../core/names.ts";
 import type { BlockNode } from "../../core/node.ts";

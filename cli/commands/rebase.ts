@@ -2,7 +2,7 @@
 import "../../drivers/writing.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
 import { backingOf } from "../../core/extents.ts";
-import { canonicalName } from "../../core/gate.ts";
+import { canonicalName } from "../../core/sources.ts";
 import {
   type BackingName,
   changeBacking,

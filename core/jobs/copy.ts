@@ -13,7 +13,6 @@ import { type Range, RangeFinder, type RangeRules } from "./copy_ranges.ts";
 import { CopySource, type CopySourceOptions } from "./copy_source.ts";
 import { CopyTarget, type CopyTargetOptions } from "./copy_target.ts";
 import type { Job, JobNode } from "./job.ts";
-import { offload } from "./offload.ts";
 import { Pace } from "./pace.ts";
 
 /** How to copy. */
@@ -315,6 +314,7 @@ class Copy {
   }
 
   async #offload(offset: number, length: number): Promise<boolean> {
+    const { offload } = await import("./offload.ts");
     const part = this.#source.partAt(offset);
     this.#offloads &&= await this.#job.request(() =>
       offload(part, this.#target.node, offset, length)

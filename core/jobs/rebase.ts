@@ -19,7 +19,7 @@ import {
   isInherited,
   skipFilters,
 } from "../extents.ts";
-import { canonicalName } from "../gate.ts";
+import { canonicalName } from "../sources.ts";
 import type { BlockNode, Disk } from "../node.ts";
 import { plainName } from "../node_names.ts";
 import { readPadded, writeZeroData, writeZeroes } from "../requests.ts";

@@ -12,7 +12,7 @@ import {
 } from "../../core/bytes.ts";
 import type { CreateContext } from "../../core/driver.ts";
 import { asBlockError, BlockError, invalid } from "../../core/errors.ts";
-import { canonicalName } from "../../core/gate.ts";
+import { canonicalName } from "../../core/sources.ts";
 import type { Preallocation } from "../../core/node.ts";
 import { notAmong, type OptionValues } from "../../core/options.ts";
 import { findDriver, listDrivers } from "../../core/registry.ts";
