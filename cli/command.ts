@@ -49,7 +49,7 @@ export class HelpShown extends Error {}
 export class HelpWanted extends Error {}
 
 /** The options on the image that most commands share. */
-export type ImageWish = Pick<
+export type ImageSettings = Pick<
   ImageArgument,
   "format" | "imageOpts" | "forceShare"
 >;
@@ -60,7 +60,7 @@ export class Invocation {
   operands: readonly string[] = [];
 
   /** How to open the image: `-f`, `--image-opts`, `-U`. */
-  readonly image: ImageWish = {};
+  readonly image: ImageSettings = {};
   /** `-q`. */
   quiet = false;
   #progress = false;

@@ -13,7 +13,7 @@ import { findDriver, loadDriver } from "../core/registry.ts";
 import { readPadded } from "../core/requests.ts";
 import { toStack, withFile } from "../core/sources.ts";
 import { parseStack, type Source, type StackObject } from "../core/spec.ts";
-import type { ConvertWish } from "./convert_options.ts";
+import type { ConvertSettings } from "./convert_options.ts";
 import { reporting } from "./images.ts";
 import { CommandError, type Program } from "./program.ts";
 import { checkedRaw } from "./standard_streams.ts";
@@ -33,7 +33,7 @@ export interface Packed {
 export async function findPacked(
   program: Program,
   text: string,
-  { image: { format, imageOpts } }: ConvertWish,
+  { image: { format, imageOpts } }: ConvertSettings,
 ): Promise<Packed | undefined> {
   const source = imageOpts ? parseStack(text) : text;
   const found = await containerOf(program, source, format);

@@ -11,7 +11,7 @@ import { writeFully } from "./output.ts";
 import { CommandError, type Program, usageError } from "./program.ts";
 
 /** Which pictures to draw, and where to write them. */
-export interface PictureWish {
+export interface PictureSettings {
   /** As letters, on standard output. */
   text?: boolean;
   /** Names of files to write; `-` is standard output. */
@@ -28,9 +28,9 @@ const TEXT_CELLS = 1024;
 export async function draw(
   program: Program,
   node: BlockNode,
-  wish: PictureWish,
+  settings: PictureSettings,
 ): Promise<void> {
-  const { svg, png, bitmap, text } = wish;
+  const { svg, png, bitmap, text } = settings;
   const files = [svg, png].filter((name) => name !== undefined);
   if (Number(text ?? false) + files.filter((it) => it === "-").length > 1) {
     throw usageError("Only one picture can go to standard output");

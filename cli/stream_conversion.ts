@@ -12,7 +12,7 @@ import type { OptionValues } from "../core/options.ts";
 import {
   checkBacking,
   checkCreation,
-  type ConvertWish,
+  type ConvertSettings,
 } from "./convert_options.ts";
 import { cacheMode, creating, usingNodes } from "./images.ts";
 import type { Progress } from "./progress.ts";
@@ -32,7 +32,7 @@ export interface TargetFacts {
 /** The parts common to all conversions. */
 export interface ConversionHost {
   readonly program: Program;
-  readonly wish: ConvertWish;
+  readonly settings: ConvertSettings;
   /** The name of the target. */
   readonly target: string;
   readonly progress: Progress;
@@ -65,16 +65,16 @@ export interface Pipes {
 
 /** Refuse options that need to seek, which pipes cannot. */
 function checkPipes(
-  wish: ConvertWish,
+  settings: ConvertSettings,
   { fromPipe, toOutput, sources }: Pipes,
 ): void {
   const refuse = (what: string, stream: "input" | "output") => {
     throw new CommandError(`${what} with standard ${stream}`);
   };
   if (toOutput) {
-    if (wish.compressed) refuse("-c cannot be used", "output");
-    if (wish.skipCreate) refuse("-n cannot be used", "output");
-    if (wish.bitmaps) refuse("--bitmaps cannot be used", "output");
+    if (settings.compressed) refuse("-c cannot be used", "output");
+    if (settings.skipCreate) refuse("-n cannot be used", "output");
+    if (settings.bitmaps) refuse("--bitmaps cannot be used", "output");
   }
   if (!fromPipe) return;
   if (toOutput) {
@@ -84,9 +84,9 @@ function checkPipes(
     );
   }
   if (sources.length > 1) refuse("Images cannot be concatenated", "input");
-  if (wish.snapshot !== undefined) refuse("-l cannot be used", "input");
-  if (wish.bitmaps) refuse("--bitmaps cannot be used", "input");
-  if (wish.salvage) refuse("--salvage cannot be used", "input");
+  if (settings.snapshot !== undefined) refuse("-l cannot be used", "input");
+  if (settings.bitmaps) refuse("--bitmaps cannot be used", "input");
+  if (settings.salvage) refuse("--salvage cannot be used", "input");
 }
 
 /**
@@ -94,7 +94,7 @@ function checkPipes(
  * front to back.
  */
 function checkPacked(
-  wish: ConvertWish,
+  settings: ConvertSettings,
   { toOutput, sources }: Omit<Pipes, "fromPipe">,
 ): void {
   const refuse = (what: string) => {
@@ -106,23 +106,23 @@ function checkPacked(
   };
   if (toOutput) refuse("Standard output cannot be used");
   if (sources.length > 1) refuse("Images cannot be concatenated");
-  if (wish.snapshot !== undefined) refuse("-l cannot be used");
-  if (wish.bitmaps) refuse("--bitmaps cannot be used");
-  if (wish.salvage) refuse("--salvage cannot be used");
+  if (settings.snapshot !== undefined) refuse("-l cannot be used");
+  if (settings.bitmaps) refuse("--bitmaps cannot be used");
+  if (settings.salvage) refuse("--salvage cannot be used");
 }
 
 /**
  * Refuse options that need random access to a target that is stored as a whole.
  */
-function checkStored(wish: ConvertWish, canStream: boolean): void {
+function checkStored(settings: ConvertSettings, canStream: boolean): void {
   const refuse = (what: string) => {
     throw new CommandError(
       `${what} cannot be used with a target that is written front to back`,
     );
   };
-  if (!canStream) refuse(`Format '${wish.targetFormat}'`);
-  if (wish.compressed) refuse("-c");
-  if (wish.bitmaps) refuse("--bitmaps");
+  if (!canStream) refuse(`Format '${settings.targetFormat}'`);
+  if (settings.compressed) refuse("-c");
+  if (settings.bitmaps) refuse("--bitmaps");
 }
 
 /** Convert opened images to standard output. */
@@ -132,14 +132,14 @@ export async function convertToOutput(
 ): Promise<number> {
   const { imageChunks } = await import("../core/jobs/stream.ts");
   const { checkOutput, writeOutput } = await import("./standard_streams.ts");
-  const { wish, progress } = host;
-  checkPipes(wish, { fromPipe: false, toOutput: true, sources: [] });
+  const { settings, progress } = host;
+  checkPipes(settings, { fromPipe: false, toOutput: true, sources: [] });
   const { size: _, ...create } = await host.createValues(sources);
   const onlyDifferences = create.backing_file !== undefined;
-  checkBacking(wish, onlyDifferences, sources.length);
-  checkCreation(wish, create);
+  checkBacking(settings, onlyDifferences, sources.length);
+  checkCreation(settings, create);
   checkOutput();
-  await writeOutput(imageChunks(wish.targetFormat, sources, {
+  await writeOutput(imageChunks(settings.targetFormat, sources, {
     ...streamOptions(host),
     create,
     onlyDifferences,
@@ -162,13 +162,13 @@ function streamOptions({ copyOptions, progress }: ConversionHost) {
  * whole.
  */
 export async function isStoredWhole(
-  { wish, target }: ConversionHost,
+  { settings, target }: ConversionHost,
   created: OptionValues,
   canStream: boolean,
 ): Promise<boolean> {
   const { isStoredWhole } = await import("../core/jobs/stream_file.ts");
-  const isWhole = await isStoredWhole(wish.targetFormat, target, created);
-  if (isWhole) checkStored(wish, canStream);
+  const isWhole = await isStoredWhole(settings.targetFormat, target, created);
+  if (isWhole) checkStored(settings, canStream);
   return isWhole;
 }
 
@@ -180,7 +180,7 @@ export async function convertToFile(
   onlyDifferences: boolean,
 ): Promise<number> {
   const { streamToFile } = await import("../core/jobs/stream_file.ts");
-  const { program, target, wish: { targetFormat, targetCache } } = host;
+  const { program, target, settings: { targetFormat, targetCache } } = host;
   const cache = cacheMode(targetCache, "cache option");
   await store(
     host,
@@ -209,7 +209,7 @@ async function store(
   await host.named(() =>
     target.make(async () => {
       const stored = write(interruption.signal);
-      target.giveUp = async () => {
+      target.abort = async () => {
         interruption.abort();
         await stored.catch(() => {});
       };
@@ -231,9 +231,9 @@ export async function convertPipe(
   host: ConversionHost,
   pipes: Pipes,
 ): Promise<number> {
-  checkPipes(host.wish, pipes);
+  checkPipes(host.settings, pipes);
   const { readInput } = await import("./standard_streams.ts");
-  const { program, wish: { image: { format } } } = host;
+  const { program, settings: { image: { format } } } = host;
   return await convertStream(host, readInput(program, format));
 }
 
@@ -249,10 +249,10 @@ export async function convertPacked(
   pipes: Omit<Pipes, "fromPipe">,
 ): Promise<number | undefined> {
   const { findPacked } = await import("./packed_source.ts");
-  const packed = await findPacked(host.program, name, host.wish);
+  const packed = await findPacked(host.program, name, host.settings);
   if (!packed) return undefined;
   return await usingNodes([packed.file], async () => {
-    checkPacked(host.wish, pipes);
+    checkPacked(host.settings, pipes);
     return await convertStream(host, packed.content(), [packed.file]);
   });
 }
@@ -269,15 +269,15 @@ async function convertStream(
 ): Promise<number> {
   host.sources = sources;
   const { convertStream } = await import("../core/jobs/convert_stream.ts");
-  const { program, wish, target, progress } = host;
-  const created = wish.skipCreate ? undefined : await host.createValues([]);
-  checkBacking(wish, created?.backing_file !== undefined, 1);
-  if (created) checkCreation(wish, created);
+  const { program, settings, target, progress } = host;
+  const created = settings.skipCreate ? undefined : await host.createValues([]);
+  checkBacking(settings, created?.backing_file !== undefined, 1);
+  if (created) checkCreation(settings, created);
   if ((created?.preallocation ?? "off") !== "off") {
     throw new CommandError("Preallocation needs a size that is known before");
   }
   const isStream = created !== undefined && await host.isStream(created);
-  if (isStream && wish.targetFormat !== "raw") {
+  if (isStream && settings.targetFormat !== "raw") {
     throw new CommandError(
       `${sources.length > 0 ? "What is unpacked" : "A pipe"} can be stored ` +
         `in '${target}' only as raw data: the ` +

@@ -39,7 +39,7 @@ export class Target implements Disposable {
   readonly #sources: readonly BlockNode[];
 
   /** Aborts the creation of the target, which leaves nothing behind. */
-  giveUp?: () => Promise<void>;
+  abort?: () => Promise<void>;
 
   /** Create a target; `name` is as the user gave it. */
   constructor(
@@ -132,10 +132,10 @@ export class Target implements Disposable {
 
   /** Remove the open file and exit; at once on a second signal. */
   #interrupt(signal: number): void {
-    const giveUp = this.giveUp;
-    this.giveUp = undefined;
-    if (!giveUp) this.#leave(signal);
-    giveUp().finally(() => this.#leave(signal));
+    const abort = this.abort;
+    this.abort = undefined;
+    if (!abort) this.#leave(signal);
+    abort().finally(() => this.#leave(signal));
   }
 
   #leave(signal: number): never {

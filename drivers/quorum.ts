@@ -194,8 +194,8 @@ function quorumNode(
       writev(offset, iov, flags) {
         // `placed` of one child means nothing for the others, and an abort must
         // not leave the children different.
-        const wishes = { ...flags, placed: undefined, signal: undefined };
-        return all((child) => child.writev!(offset, iov, wishes));
+        const ownFlags = { ...flags, placed: undefined, signal: undefined };
+        return all((child) => child.writev!(offset, iov, ownFlags));
       },
       writeZeroes: (offset, length, flags) =>
         all((child) =>

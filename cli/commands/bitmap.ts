@@ -34,7 +34,7 @@ interface Action {
 }
 
 /** The parsed command line. */
-interface Wish {
+interface Settings {
   readonly actions: readonly Action[];
   /** Bytes; 0 for the format's default. */
   readonly granularity: number;
@@ -86,7 +86,7 @@ export const command: Command = {
 
   async run(invocation) {
     const { program, image } = invocation;
-    const wish = parse(invocation);
+    const settings = parse(invocation);
     const [file, name] = invocation.operands;
     const node = await openImageArgument(program, file, {
       ...image,
@@ -94,10 +94,10 @@ export const command: Command = {
       backing: false,
     });
     return await usingNodes([node], async () => {
-      const source = await openSource(program, wish);
+      const source = await openSource(program, settings);
       return await usingNodes([source], async () => {
-        for (const action of wish.actions) {
-          await act(node, name, action, source ?? node, wish);
+        for (const action of settings.actions) {
+          await act(node, name, action, source ?? node, settings);
         }
         return 0;
       });
@@ -105,7 +105,7 @@ export const command: Command = {
   },
 };
 
-function parse(invocation: Invocation): Wish {
+function parse(invocation: Invocation): Settings {
   const actions: Action[] = [];
   let granularity = 0;
   let sourceFile: string | undefined;
@@ -149,7 +149,7 @@ function parse(invocation: Invocation): Wish {
 
 async function openSource(
   program: Program,
-  { sourceFile, sourceFormat }: Wish,
+  { sourceFile, sourceFormat }: Settings,
 ): Promise<BlockNode | undefined> {
   if (sourceFile === undefined) return undefined;
   return await openImageArgument(program, sourceFile, {
@@ -163,7 +163,7 @@ async function act(
   name: string,
   { verb, source: sourceName }: Action,
   source: BlockNode,
-  { granularity }: Wish,
+  { granularity }: Settings,
 ): Promise<void> {
   try {
     if (verb === "merge") {

@@ -16,7 +16,7 @@ import {
   checkBacking,
   checkCreation,
   CONVERT_OPTIONS,
-  type ConvertWish,
+  type ConvertSettings,
   parseConvert,
 } from "../convert_options.ts";
 import {
@@ -51,22 +51,22 @@ export const command: Command = {
 
   async run(invocation) {
     const { program } = invocation;
-    const wish = await parseConvert(invocation);
+    const settings = await parseConvert(invocation);
     const sources = invocation.operands.slice(0, -1);
     const target = sources.length > 0 ? invocation.operands.at(-1) : undefined;
-    if (wish.options.asksForHelp) {
-      if (wish.targetImageOpts && wish.outputFormat === undefined) {
+    if (settings.options.asksForHelp) {
+      if (settings.targetImageOpts && settings.outputFormat === undefined) {
         throw new CommandError("Option help requires a format be specified");
       }
       const { printCreateHelp } = await import("../option_help.ts");
-      await printCreateHelp(program, wish.targetFormat, target);
+      await printCreateHelp(program, settings.targetFormat, target);
       return 0;
     }
     if (target === undefined) {
       throw new CommandError("Must specify image file name");
     }
-    const cache = cacheMode(wish.sourceCache, "source cache option");
-    const toOutput = target === STANDARD && !wish.targetImageOpts;
+    const cache = cacheMode(settings.sourceCache, "source cache option");
+    const toOutput = target === STANDARD && !settings.targetImageOpts;
     const progress = await Progress.begin(
       program,
       invocation.showsProgress,
@@ -74,8 +74,8 @@ export const command: Command = {
       { dataOnOutput: toOutput },
     );
     try {
-      const conversion = new Conversion(program, wish, target, progress);
-      if (sources.includes(STANDARD) && !wish.image.imageOpts) {
+      const conversion = new Conversion(program, settings, target, progress);
+      if (sources.includes(STANDARD) && !settings.image.imageOpts) {
         const { inputFile } = await import("../standard_streams.ts");
         const file = inputFile();
         if (file === undefined) {
@@ -92,7 +92,7 @@ export const command: Command = {
       const nodes: BlockNode[] = [];
       return await usingNodes(nodes, async () => {
         for (const source of sources) {
-          const facts = { ...wish.image, share: false, cache };
+          const facts = { ...settings.image, share: false, cache };
           try {
             nodes.push(await openImageArgument(program, source, facts));
           } catch (error) {
@@ -104,7 +104,7 @@ export const command: Command = {
             return code;
           }
         }
-        await selectSnapshot(wish, nodes);
+        await selectSnapshot(settings, nodes);
         if (!toOutput) return await conversion.fromNodes(nodes);
         const { convertToOutput } = await loadStreams();
         return await convertToOutput(conversion, nodes);
@@ -116,7 +116,7 @@ export const command: Command = {
 };
 
 async function selectSnapshot(
-  { snapshot }: ConvertWish,
+  { snapshot }: ConvertSettings,
   nodes: readonly BlockNode[],
 ): Promise<void> {
   if (snapshot === undefined) return;
@@ -130,19 +130,19 @@ async function selectSnapshot(
 /** One call of the command. */
 class Conversion implements ConversionHost {
   readonly program: Program;
-  readonly wish: ConvertWish;
+  readonly settings: ConvertSettings;
   readonly target: string;
   readonly progress: Progress;
   sources: readonly BlockNode[] = [];
 
   constructor(
     program: Program,
-    wish: ConvertWish,
+    settings: ConvertSettings,
     target: string,
     progress: Progress,
   ) {
     this.program = program;
-    this.wish = wish;
+    this.settings = settings;
     this.target = target;
     this.progress = progress;
   }
@@ -150,19 +150,19 @@ class Conversion implements ConversionHost {
   /** Convert opened images. */
   async fromNodes(sources: readonly BlockNode[]): Promise<number> {
     this.sources = sources;
-    const wish = this.wish;
-    const created = wish.skipCreate
+    const settings = this.settings;
+    const created = settings.skipCreate
       ? undefined
       : await this.createValues(sources);
-    const backing = created?.backing_file ?? wish.backingFile;
-    checkBacking(wish, backing !== undefined, sources.length);
-    if (created) checkCreation(wish, created);
-    if (wish.bitmaps) {
+    const backing = created?.backing_file ?? settings.backingFile;
+    checkBacking(settings, backing !== undefined, sources.length);
+    if (created) checkCreation(settings, created);
+    if (settings.bitmaps) {
       const { checkSourceBitmaps } = await loadBitmaps();
-      await checkSourceBitmaps(wish.skipBrokenBitmaps, sources);
+      await checkSourceBitmaps(settings.skipBrokenBitmaps, sources);
     }
     if (created && await this.isStream(created)) {
-      if (wish.bitmaps) await this.#checkAbilities(created);
+      if (settings.bitmaps) await this.#checkAbilities(created);
       const { convertToFile } = await loadStreams();
       return await convertToFile(
         this,
@@ -172,16 +172,18 @@ class Conversion implements ConversionHost {
       );
     }
     await this.withTarget(created, async (node, facts) => {
-      if (wish.bitmaps) await (await loadBitmaps()).checkTargetBitmaps(node);
+      if (settings.bitmaps) {
+        await (await loadBitmaps()).checkTargetBitmaps(node);
+      }
       await convert(sources, node, {
         ...this.copyOptions,
         ...facts,
         onlyDifferences: backing !== undefined,
         // An extra pass over all extents is wasted if nobody watches.
-        progressBy: this.progress.isShown || wish.salvage ? "data" : "disk",
+        progressBy: this.progress.isShown || settings.salvage ? "data" : "disk",
         progress: (done, total) => this.progress.update(done, total),
       });
-      if (wish.bitmaps) {
+      if (settings.bitmaps) {
         const { copyBitmaps } = await loadBitmaps();
         await copyBitmaps(this.program, sources[0], node);
       }
@@ -195,7 +197,7 @@ class Conversion implements ConversionHost {
    * memory: later, an existing target would already be lost.
    */
   async #checkAbilities(created: OptionValues): Promise<void> {
-    const { targetFormat, bitmaps, compressed } = this.wish;
+    const { targetFormat, bitmaps, compressed } = this.settings;
     if (!bitmaps && !compressed) return;
     // A protocol has no abilities to check.
     const { role } = await loadFormat(targetFormat);
@@ -226,7 +228,7 @@ class Conversion implements ConversionHost {
 
   /** Whether the new image is written front to back. */
   async isStream(created: OptionValues): Promise<boolean> {
-    const { isStream, stream } = await loadFormat(this.wish.targetFormat);
+    const { isStream, stream } = await loadFormat(this.settings.targetFormat);
     if (isStream?.(created)) return true;
     // Of most files that is known without their options.
     const { driver } = protocolStack(this.target);
@@ -241,8 +243,8 @@ class Conversion implements ConversionHost {
     created: OptionValues | undefined,
     fill: (node: BlockNode, facts: TargetFacts) => Promise<void>,
   ): Promise<void> {
-    const wish = this.wish;
-    const cache = cacheMode(wish.targetCache, "cache option");
+    const settings = this.settings;
+    const cache = cacheMode(settings.targetCache, "cache option");
     if (created) await this.#checkAbilities(created);
     const backing = created && await this.#openBackingFile(created);
     const needed = backing ? [...this.sources, backing] : this.sources;
@@ -252,8 +254,10 @@ class Conversion implements ConversionHost {
       else target.use();
     });
     const node = await openImageArgument(this.program, this.target, {
-      format: wish.targetImageOpts ? wish.outputFormat : wish.targetFormat,
-      imageOpts: wish.targetImageOpts,
+      format: settings.targetImageOpts
+        ? settings.outputFormat
+        : settings.targetFormat,
+      imageOpts: settings.targetImageOpts,
       writable: true,
       // Direct I/O may extend a file to a whole block.
       resize: cache === "none" || cache === "directsync",
@@ -264,7 +268,7 @@ class Conversion implements ConversionHost {
       const isFresh = created !== undefined &&
         created.backing_file === undefined;
       await fill(node, {
-        targetIsZero: wish.targetIsZero ||
+        targetIsZero: settings.targetIsZero ||
           (isFresh && readsAsZero(target, node, created)),
         targetIsNew: created !== undefined,
         ...((cache === "writethrough" || cache === "directsync") &&
@@ -277,8 +281,8 @@ class Conversion implements ConversionHost {
 
   /** The user's options of copying. */
   get copyOptions(): ConvertOptions {
-    const { parallel, sparseSize, compressed, outOfOrder } = this.wish;
-    const { salvage, rateLimit, copyOffload, quiet } = this.wish;
+    const { parallel, sparseSize, compressed, outOfOrder } = this.settings;
+    const { salvage, rateLimit, copyOffload, quiet } = this.settings;
     return {
       parallel,
       sparseSize,
@@ -297,9 +301,9 @@ class Conversion implements ConversionHost {
       (sum, { size }) => sum + roundUp(size, SECTOR_SIZE),
       0,
     );
-    const { targetFormat: format, backingFile, backingFormat } = this.wish;
+    const { targetFormat: format, backingFile, backingFormat } = this.settings;
     const { table } = await createTable(format, this.target);
-    const values = { ...this.wish.options.parse(table), size };
+    const values = { ...this.settings.options.parse(table), size };
     addBackingOptions(values, table, { format, backingFile, backingFormat });
     return values;
   }
@@ -328,17 +332,17 @@ class Conversion implements ConversionHost {
   }
 
   async #make(target: Target, values: OptionValues): Promise<void> {
-    const { targetFormat: format } = this.wish;
+    const { targetFormat: format } = this.settings;
     const onPart = (name: string) => target.addPart(name);
-    const wishes = { ...creating(this.program), onPart };
+    const how = { ...creating(this.program), onPart };
     await this.named(() =>
-      target.make(() => createImage(format, this.target, values, wishes))
+      target.make(() => createImage(format, this.target, values, how))
     );
   }
 
   /** Create an image; errors name the target. */
   async named(make: () => Promise<void>): Promise<void> {
-    const { targetFormat: format } = this.wish;
+    const { targetFormat: format } = this.settings;
     try {
       await make();
     } catch (thrown) {

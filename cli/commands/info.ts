@@ -10,7 +10,7 @@ import {
   FORMAT,
   HELP,
   IMAGE_OPTS,
-  type ImageWish,
+  type ImageSettings,
   type Invocation,
   OBJECT,
   OUTPUT,
@@ -68,11 +68,11 @@ export const command: Command = {
 
   async run(invocation) {
     const { program } = invocation;
-    const { output, ...wish } = parse(invocation);
-    const { chain } = wish;
+    const { output, ...settings } = parse(invocation);
+    const { chain } = settings;
     const { image } = invocation;
     const [file] = invocation.operands;
-    const images = await describeChain(program, file, wish, image);
+    const images = await describeChain(program, file, settings, image);
     if (output === "human") {
       const texts = images.map((image) =>
         humanLines(image).map((line) => `${line}\n`).join("")
@@ -109,7 +109,7 @@ async function describeChain(
   program: Program,
   file: string,
   { chain, cache, limits }: Omit<ReturnType<typeof parse>, "output">,
-  image: ImageWish,
+  image: ImageSettings,
 ): Promise<Description[]> {
   const images: Description[] = [];
   const seen = new Set<string>();

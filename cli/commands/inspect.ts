@@ -70,10 +70,10 @@ export const command: Command = {
 async function inspectArgument(
   { program, image }: Invocation,
   text: string,
-  wishes: InspectOptions,
+  given: InspectOptions,
 ): Promise<Inspection> {
   const { forceShare, imageOpts } = image;
-  const options = { ...wishes, forceShare };
+  const options = { ...given, forceShare };
   try {
     if (text === "-" && !imageOpts) {
       if (process.input.isTerminal()) {

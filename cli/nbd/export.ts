@@ -19,7 +19,7 @@ import { showSnapshot } from "../snapshots.ts";
 import type { NbdRequest } from "./options.ts";
 
 /** The parts of a request that concern the image. */
-export type ImageWish = Pick<
+export type ImageSettings = Pick<
   NbdRequest,
   | "file"
   | "format"
@@ -37,31 +37,31 @@ export type ImageWish = Pick<
 /** Open an image and its exported bitmaps. */
 export async function openExport(
   program: Program,
-  wish: ImageWish,
+  settings: ImageSettings,
 ): Promise<BlockNode> {
-  const { format, imageOpts, readOnly, snapshot, offset } = wish;
+  const { format, imageOpts, readOnly, snapshot, offset } = settings;
   if (imageOpts && format !== undefined) {
     throw new CommandError("--image-opts and -f are mutually exclusive");
   }
   const options: OpenOptions = {
     readOnly: readOnly || snapshot,
     unpack: program.isOurs,
-    cache: wish.cache,
-    aio: wish.aio,
+    cache: settings.cache,
+    aio: settings.aio,
     gate: "allow",
     maxChain: program.maxChain,
     secrets: program.secrets,
     ...reporting(program),
   };
-  let node = await openFile(program, wish, options);
+  let node = await openFile(program, settings, options);
   try {
     if (snapshot) node = await temporaryOverlay(node, readOnly);
     if (offset > 0) {
       const part = { driver: "raw", offset, file: node };
       node = await openNode(part, { readOnly });
     }
-    if (wish.loadSnapshot !== undefined) {
-      await showSnapshot(node, wish.loadSnapshot);
+    if (settings.loadSnapshot !== undefined) {
+      await showSnapshot(node, settings.loadSnapshot);
     }
     return node;
   } catch (error) {
@@ -72,7 +72,7 @@ export async function openExport(
 
 async function openFile(
   program: Program,
-  { file, format, imageOpts, discard, detectZeroes }: ImageWish,
+  { file, format, imageOpts, discard, detectZeroes }: ImageSettings,
   options: OpenOptions,
 ): Promise<BlockNode> {
   try {

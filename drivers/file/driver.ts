@@ -439,7 +439,7 @@ function resolveLinks(path: string, linksLeft: number): string | undefined {
 }
 
 /** A device driver's traits, needed before it is loaded. */
-export interface DeviceFacts {
+export interface DeviceTraits {
   /** The name of the driver. */
   readonly name: string;
   /** The role of the driver. */
@@ -451,7 +451,7 @@ export interface DeviceFacts {
 }
 
 /** Devices of the host: disks, partitions, loop devices. */
-export const HOST_DEVICE: DeviceFacts = {
+export const HOST_DEVICE: DeviceTraits = {
   name: "host_device",
   role: "protocol",
   claimsFile: (filename) => isDevice(statOf(filename)),
@@ -462,7 +462,7 @@ export const HOST_DEVICE: DeviceFacts = {
 const CDROM_MAJOR = 11;
 
 /** Optical drives. */
-export const HOST_CDROM: DeviceFacts = {
+export const HOST_CDROM: DeviceTraits = {
   name: "host_cdrom",
   role: "protocol",
   claimsFile(filename) {

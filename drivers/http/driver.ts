@@ -29,7 +29,7 @@ import {
 import { RemoteReader } from "../../core/remote/remote_reader.ts";
 import type { DriverTraits } from "../../core/traits.ts";
 import { download, type Downloaded } from "./download.ts";
-import { httpFacts } from "./options.ts";
+import { httpTraits } from "./options.ts";
 import { type Settings, settingsOf } from "./settings.ts";
 import { Transport } from "./transport.ts";
 
@@ -43,7 +43,7 @@ export const httpsDriver: BlockDriver = driverOf("https");
 const HEAD = 320 * 1024;
 
 function driverOf(scheme: "http" | "https"): BlockDriver {
-  const facts = httpFacts(scheme);
+  const facts = httpTraits(scheme);
   return {
     ...facts,
     async open(options, context) {

@@ -13,7 +13,7 @@ import { shortened } from "../../core/values.ts";
 const TUNING = ["readahead", "timeout", "retries", "connections"];
 
 /** The traits of the driver for a scheme. */
-export function httpFacts(scheme: "http" | "https"): DriverTraits {
+export function httpTraits(scheme: "http" | "https"): DriverTraits {
   return {
     ...webTraits(scheme),
     // Neither cookies nor headers, since names are shown.

@@ -49,11 +49,11 @@ import type {
 } from "../../core/node.ts";
 import { type OptionValues, parseOptions } from "../../core/options.ts";
 import { writeZeroData } from "../../core/requests.ts";
-import { LUKS_FACTS, OPEN_OPTIONS } from "./options.ts";
+import { LUKS_TRAITS, OPEN_OPTIONS } from "./options.ts";
 
 /** LUKS, version 1. */
 export const luksDriver: BlockDriver = {
-  ...LUKS_FACTS,
+  ...LUKS_TRAITS,
   open,
   create,
   measure,

@@ -40,7 +40,7 @@ export const CREATE_OPTIONS: OptionTable = {
 };
 
 /** The traits of the driver, needed before it is loaded. */
-export const LUKS_FACTS = {
+export const LUKS_TRAITS = {
   name: "luks",
   role: "format",
   openOptions: OPEN_OPTIONS,

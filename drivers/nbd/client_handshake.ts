@@ -37,7 +37,7 @@ import {
 } from "./wire.ts";
 
 /** What the client requests. */
-export interface HandshakeWishes {
+export interface HandshakeRequest {
   /** The name of the export. */
   readonly exportName: string;
   /** The metadata context to request; none if absent. */
@@ -102,18 +102,18 @@ export class ClientHandshake {
   #stream: ByteStream;
   #reader: MessageReader;
   #writer: MessageWriter;
-  readonly #wishes: HandshakeWishes;
+  readonly #requested: HandshakeRequest;
   #withoutZeroes = false;
   #structured = false;
   /** Whether the server is waiting for options. */
   #canLeave = false;
   #extended = false;
 
-  constructor(stream: ByteStream, wishes: HandshakeWishes) {
+  constructor(stream: ByteStream, requested: HandshakeRequest) {
     this.#stream = stream;
     this.#reader = new MessageReader(stream);
     this.#writer = new MessageWriter(stream);
-    this.#wishes = wishes;
+    this.#requested = requested;
   }
 
   /**
@@ -122,7 +122,7 @@ export class ClientHandshake {
    * @throws {BlockError} with QEMU's messages.
    */
   async enter(): Promise<ClientAgreement> {
-    const { exportName, context } = this.#wishes;
+    const { exportName, context } = this.#requested;
     const style = await this.#greet();
     if (style === "oldstyle") {
       if (exportName !== "") {
@@ -201,7 +201,7 @@ export class ClientHandshake {
       throw fault(`Bad initial magic received: 0x${hex(magic.bytes)}`);
     }
     const server = await this.#read(8, "server magic");
-    const { tls } = this.#wishes;
+    const { tls } = this.#requested;
     if (server.isMagic(0, OLDSTYLE_MAGIC)) {
       if (tls) throw fault("Server does not support STARTTLS");
       return "oldstyle";
@@ -236,7 +236,7 @@ export class ClientHandshake {
   }
 
   async #negotiateFeatures(): Promise<void> {
-    const { replies = "extended" } = this.#wishes;
+    const { replies = "extended" } = this.#requested;
     if (replies === "extended") {
       this.#sendOption(OPTION.EXTENDED_HEADERS);
       this.#extended = await this.#isGranted(OPTION.EXTENDED_HEADERS);
@@ -348,7 +348,7 @@ export class ClientHandshake {
   }
 
   async #setContext(query: string): Promise<number | undefined> {
-    const { exportName } = this.#wishes;
+    const { exportName } = this.#requested;
     this.#sendContextQueries(OPTION.SET_META_CONTEXT, exportName, [query]);
     let id: number | undefined;
     const option = OPTION.SET_META_CONTEXT;
@@ -474,7 +474,7 @@ export class ClientHandshake {
     this.#canLeave = false;
     this.#sendOption(
       OPTION.EXPORT_NAME,
-      encodeText(this.#wishes.exportName),
+      encodeText(this.#requested.exportName),
     );
     const size = (await this.#read(8, "export length")).u64(0);
     const flags = (await this.#read(2, "export flags")).u16(0);

@@ -44,7 +44,7 @@ import { NbdClient } from "./client.ts";
 import { ClientHandshake, type ClientTls } from "./client_handshake.ts";
 import { Link } from "./link.ts";
 import { nbdName, parseNbdFilename } from "./names.ts";
-import { NBD_FACTS, OPEN_OPTIONS } from "./options.ts";
+import { NBD_TRAITS, OPEN_OPTIONS } from "./options.ts";
 import { StatusCache } from "./status_cache.ts";
 import {
   BASE_ALLOCATION,
@@ -63,12 +63,12 @@ import {
  * connection, for runtimes without sockets and other transports.
  */
 export const nbdDriver: BlockDriver = {
-  ...NBD_FACTS,
+  ...NBD_TRAITS,
   async open(options, context) {
-    const [place, wishes] = parse(options);
-    const link = await connect(place, wishes, context.signal);
+    const [place, connection] = parse(options);
+    const link = await connect(place, connection, context.signal);
     try {
-      return new NbdNode(link, place, wishes, context);
+      return new NbdNode(link, place, connection, context);
     } catch (error) {
       await link.close();
       throw error;
@@ -78,7 +78,7 @@ export const nbdDriver: BlockDriver = {
 };
 
 /** Options other than the export's location. */
-interface Wishes {
+interface ConnectionOptions {
   /** The dirty bitmap's context to use in place of `base:allocation`. */
   readonly dirtyBitmap?: string;
   /** Seconds. */
@@ -90,7 +90,7 @@ interface Wishes {
   readonly tls?: ClientTls;
 }
 
-function parse(given: OptionValues): [Place, Wishes] {
+function parse(given: OptionValues): [Place, ConnectionOptions] {
   const { filename, ...options } = given;
   if (typeof filename === "string") {
     const named = parseNbdFilename(filename);
@@ -141,19 +141,19 @@ function tlsOf(
 
 function connect(
   place: Place,
-  wishes: Wishes,
+  connection: ConnectionOptions,
   signal?: AbortSignal,
 ): Promise<Link> {
   const { server, exportName = "" } = place;
-  const context = wishes.dirtyBitmap ?? BASE_ALLOCATION;
+  const context = connection.dirtyBitmap ?? BASE_ALLOCATION;
   return Link.open({
-    openTimeout: wishes.openTimeout * 1000,
-    reconnectDelay: wishes.reconnectDelay * 1000,
-    connections: wishes.connections,
+    openTimeout: connection.openTimeout * 1000,
+    reconnectDelay: connection.reconnectDelay * 1000,
+    connections: connection.connections,
     signal,
     async connect(signal) {
       const stream = await connected(server, signal);
-      const { tls } = wishes;
+      const { tls } = connection;
       const handshake = new ClientHandshake(stream, {
         exportName,
         context,
@@ -214,10 +214,10 @@ async function connectTo(server: SocketAddress): Promise<ByteStream> {
 async function useExisting(
   { size = 0, preallocation: _, ...options }: OptionValues,
 ): Promise<void> {
-  const [place, wishes] = parse(options);
+  const [place, connection] = parse(options);
   let link: Link;
   try {
-    link = await connect(place, wishes);
+    link = await connect(place, connection);
   } catch (error) {
     if (!(error instanceof BlockError)) throw error;
     throw error.prefixed(
@@ -247,7 +247,7 @@ const MAX_RANGE = 2 ** 31;
 
 /** An opened export. */
 class NbdNode implements BlockNode {
-  readonly driver = NBD_FACTS;
+  readonly driver = NBD_TRAITS;
   readonly filename: string;
   readonly size: number;
   readonly readOnly: boolean;
@@ -265,7 +265,7 @@ class NbdNode implements BlockNode {
   constructor(
     link: Link,
     place: Place,
-    { dirtyBitmap }: Wishes,
+    { dirtyBitmap }: ConnectionOptions,
     { readOnly }: OpenContext,
   ) {
     const { info, extended, hasContext } = link.first;

@@ -50,7 +50,7 @@ const CREATE_OPTIONS: OptionTable = {
 };
 
 /** The driver's traits. */
-export const NBD_FACTS: DriverTraits = {
+export const NBD_TRAITS: DriverTraits = {
   name: "nbd",
   role: "protocol",
   schemes: NBD_SCHEMES,

@@ -6,7 +6,7 @@
  */
 import { asBlockError, BlockError, invalid } from "../../core/errors.ts";
 import type { Image } from "../../core/image.ts";
-import type { Budget, Spender } from "./budget.ts";
+import type { Budget, BudgetUser } from "./budget.ts";
 import type { Buffers } from "./buffers.ts";
 import {
   ConnectionLost,
@@ -72,7 +72,7 @@ interface Memory {
 export class ProtocolError extends Error {}
 
 /** Serves one client. */
-export class Connection implements Spender {
+export class Connection implements BudgetUser {
   /** Bytes of memory that its requests hold; see `Budget`. */
   held = 0;
   readonly #agreement: Agreement;

@@ -31,7 +31,7 @@ import { Allocation } from "./allocation.ts";
 import type { Cluster, OpenedImage } from "./cluster.ts";
 import { checked, type Librbd } from "./librbd.ts";
 import { rbdName } from "./names.ts";
-import { RBD_FACTS } from "./options.ts";
+import { RBD_TRAITS } from "./options.ts";
 import type { Place } from "./place.ts";
 import { RbdSnapshots } from "./snapshots.ts";
 
@@ -62,7 +62,7 @@ export interface RbdParts {
  * runs them concurrently.
  */
 export class RbdNode implements BlockNode {
-  readonly driver = RBD_FACTS;
+  readonly driver = RBD_TRAITS;
   readonly filename: string;
   readonly readOnly: boolean;
   readonly children = {};

@@ -40,7 +40,7 @@ export const RBD_CREATE_OPTIONS: OptionTable = {
 };
 
 /** The driver's traits. */
-export const RBD_FACTS: DriverTraits = {
+export const RBD_TRAITS: DriverTraits = {
   name: "rbd",
   role: "protocol",
   createOptions: RBD_CREATE_OPTIONS,

@@ -29,7 +29,7 @@ import { Blocks } from "./blocks.ts";
 import type { S3Client } from "./client.ts";
 import { type Layout, type Sizes, writeDescription } from "./layout.ts";
 import { type ForeignLease, inUse, type Lease } from "./lease.ts";
-import { S3_FACTS, s3Name } from "./names.ts";
+import { S3_TRAITS, s3Name } from "./names.ts";
 
 /** Most blocks covered by one `status`. */
 const MAX_RUN = 2 ** 16;
@@ -56,7 +56,7 @@ export interface DiskOptions {
 
 /** A disk in numbered blocks. */
 export class Disk implements BlockNode {
-  readonly driver: DriverTraits = S3_FACTS;
+  readonly driver: DriverTraits = S3_TRAITS;
   readonly filename: string;
   readonly readOnly: boolean;
   readonly children = {};

@@ -26,14 +26,14 @@ import {
   writeDescription,
 } from "./layout.ts";
 import { Lease, readLease } from "./lease.ts";
-import { hasBlocks, OPEN_OPTIONS, parseS3Name, S3_FACTS } from "./names.ts";
+import { hasBlocks, OPEN_OPTIONS, parseS3Name, S3_TRAITS } from "./names.ts";
 import { openObject } from "./object.ts";
 import { checkedKey, type FindSecret, settingsOf } from "./settings.ts";
 import { upload } from "./upload.ts";
 
 /** Objects of an S3 service: `s3://bucket/key`. */
 export const s3Driver: BlockDriver = {
-  ...S3_FACTS,
+  ...S3_TRAITS,
   async open(options, context) {
     return await new Place(options).open(context);
   },

@@ -16,7 +16,7 @@ export class ConflictError extends BlockError {
 }
 
 /** The request that failed. */
-export interface Asked {
+export interface FailedRequest {
   readonly bucket: string;
   readonly key: string;
   readonly region: string;
@@ -27,7 +27,7 @@ export interface Asked {
 }
 
 /** The service's report of an error. */
-export interface Said {
+export interface ErrorReport {
   readonly status: number;
   /** The error's name, if the answer has one. */
   readonly code?: string;
@@ -39,7 +39,7 @@ export interface Said {
 }
 
 /** Names of transient errors. */
-const PASSING = new Set([
+const TRANSIENT = new Set([
   "InternalError",
   "OperationAborted",
   "RequestTimeout",
@@ -50,7 +50,7 @@ const PASSING = new Set([
 ]);
 
 /** Statuses of transient errors. */
-const PASSING_STATUSES = new Set([408, 425, 429, 500, 502, 503, 504]);
+const TRANSIENT_STATUSES = new Set([408, 425, 429, 500, 502, 503, 504]);
 
 /** Names of errors about the keys. */
 const OF_KEYS: { readonly [code: string]: string } = {
@@ -64,13 +64,16 @@ const OF_KEYS: { readonly [code: string]: string } = {
 };
 
 /** The error for an unexpected response. */
-export function serviceError(said: Said, asked: Asked): BlockError {
+export function serviceError(
+  said: ErrorReport,
+  asked: FailedRequest,
+): BlockError {
   const { status, code = "", pause } = said;
   if (status === 412 || code === "PreconditionFailed") {
     return new ConflictError();
   }
   if (code === "ConditionalRequestConflict") return new ConflictError();
-  if (PASSING.has(code) || PASSING_STATUSES.has(status)) {
+  if (TRANSIENT.has(code) || TRANSIENT_STATUSES.has(status)) {
     const detail = code === "" ? "" : ` (${shortened(code, 40)})`;
     return new TransientError(
       "EIO",
@@ -106,7 +109,7 @@ function codeOf(status: number): ErrorCode {
   return status === 404 ? "ENOENT" : "EIO";
 }
 
-function messageOf({ status, code, message }: Said): string {
+function messageOf({ status, code, message }: ErrorReport): string {
   const words = [code, message].filter((text) => text).map((text) =>
     // deno-lint-ignore no-control-regex -- they could move a terminal's cursor
     shortened(text!.replace(/[\x00-\x1f\x7f-\x9f]+/g, " "), 200)
@@ -114,7 +117,7 @@ function messageOf({ status, code, message }: Said): string {
   return [`The service answers with status ${status}`, ...words].join(": ");
 }
 
-function denied({ bucket, isSigned, unread }: Asked): BlockError {
+function denied({ bucket, isSigned, unread }: FailedRequest): BlockError {
   const flag = unread.includes("AWS_ACCESS_KEY_ID")
     ? "AWS's variables may not be read: run again with the --allow-env flag"
     : undefined;

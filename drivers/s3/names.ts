@@ -88,7 +88,7 @@ const CREATE_OPTIONS: OptionTable = {
 };
 
 /** The driver's traits. */
-export const S3_FACTS: DriverTraits = {
+export const S3_TRAITS: DriverTraits = {
   name: "s3",
   role: "protocol",
   schemes: ["s3"],

@@ -27,7 +27,7 @@ import {
 import { RemoteReader } from "../../core/remote/remote_reader.ts";
 import type { DriverTraits } from "../../core/traits.ts";
 import type { S3Client } from "./client.ts";
-import { S3_FACTS, s3Name } from "./names.ts";
+import { S3_TRAITS, s3Name } from "./names.ts";
 
 /** Statuses that depend on the object's version. */
 const OF_VERSION = [304, 412, 416];
@@ -125,7 +125,7 @@ async function withRange(
 }
 
 class ObjectNode implements BlockNode {
-  readonly driver: DriverTraits = S3_FACTS;
+  readonly driver: DriverTraits = S3_TRAITS;
   readonly filename: string;
   readonly size: number;
   readonly readOnly = true;

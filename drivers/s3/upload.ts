@@ -22,7 +22,7 @@ const CONCURRENCY = 4;
 /** Identifies the upload that created an object. */
 const MARK = "x-amz-meta-bdrv-upload";
 /** Longest time for aborting, in milliseconds. */
-const FAREWELL = 5000;
+const ABORT_TIMEOUT = 5000;
 
 /** How to store an object. */
 export interface UploadOptions {
@@ -276,7 +276,7 @@ class Upload {
           method: "DELETE",
           key: this.#key,
           query: { uploadId: this.#id },
-          signal: AbortSignal.timeout(FAREWELL),
+          signal: AbortSignal.timeout(ABORT_TIMEOUT),
         });
       }
       await this.leave();

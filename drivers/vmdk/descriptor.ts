@@ -221,9 +221,9 @@ export interface NewDescriptor {
 const SECTORS = 63;
 
 /** The text of a new descriptor. */
-export function newDescriptor(wish: NewDescriptor): Uint8Array<ArrayBuffer> {
-  const { createType, parentCid, parentFile, extents, size } = wish;
-  const heads = wish.adapterType === "ide" ? 16 : 255;
+export function newDescriptor(content: NewDescriptor): Uint8Array<ArrayBuffer> {
+  const { createType, parentCid, parentFile, extents, size } = content;
+  const heads = content.adapterType === "ide" ? 16 : 255;
   const cylinders = Math.floor(size / (SECTORS * heads * SECTOR_SIZE));
   return new TextEncoder().encode([
     "# Disk DescriptorFile",
@@ -238,12 +238,12 @@ export function newDescriptor(wish: NewDescriptor): Uint8Array<ArrayBuffer> {
     "# The Disk Data Base",
     "#DDB",
     "",
-    `ddb.virtualHWVersion = "${wish.hwVersion}"`,
+    `ddb.virtualHWVersion = "${content.hwVersion}"`,
     `ddb.geometry.cylinders = "${cylinders}"`,
     `ddb.geometry.heads = "${heads}"`,
     `ddb.geometry.sectors = "${SECTORS}"`,
-    `ddb.adapterType = "${wish.adapterType}"`,
-    `ddb.toolsVersion = "${wish.toolsVersion}"`,
+    `ddb.adapterType = "${content.adapterType}"`,
+    `ddb.toolsVersion = "${content.toolsVersion}"`,
     "",
   ].join("\n"));
 }
