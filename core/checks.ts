@@ -126,7 +126,7 @@ function safeFaultOf(value: unknown): string | undefined {
   try {
     return faultOf(value);
   } catch (error) {
-    return `looking at it fails: ${(error as Error)?.message}`;
+    return `accessing it fails: ${(error as Error)?.message}`;
   }
 }
 

@@ -204,7 +204,7 @@ class AsifMap extends ReadOnlyMap {
     const states = this.#entryAt(group + groupChunks * ENTRY_SIZE);
     if (states instanceof Missing) return states;
     if (states.place === 0) {
-      throw damaged(`Nothing says which sectors there are at ${offset}`);
+      throw damaged(`The states of the sectors are missing at ${offset}`);
     }
     return this.#partOf(states.place, inGroup, from, most, place);
   }

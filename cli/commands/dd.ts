@@ -49,7 +49,7 @@ export const command: Command = {
   ],
   notes:
     "bs is the size of a block, by default 512 bytes; skip is the number of\n" +
-    "blocks to leave out, count where to stop. TARGET is created anew.",
+    "blocks to leave out, count where to stop. TARGET is newly created.",
 
   async run(invocation) {
     const { program } = invocation;

@@ -45,7 +45,7 @@ export async function inspectVhd(
   const at = Number(footer.getBigUint64(16));
   const header = await window.read(at, 1024);
   if (!header || !has(header, 0, "cxsparse")) {
-    report.warn("damaged", "its dynamic header is not where it says");
+    report.warn("damaged", "its dynamic header is misplaced");
   } else if (!isSound(header, 36)) {
     report.warn("damaged", "the checksum of its dynamic header is wrong");
   }

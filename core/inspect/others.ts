@@ -53,7 +53,7 @@ export async function inspectQed(
   report.danger("banned", "the format is hardly used, and not to be trusted");
   const features = header.getBigUint64(16, true);
   if (features & ~7n) {
-    report.danger("unknown-features", "it needs features that nobody knows");
+    report.danger("unknown-features", "it needs unknown features");
   }
   if (features & 2n) report.warn("dirty", "it was not closed: check it");
   if ((features & 1n) === 0n) return;
@@ -84,7 +84,7 @@ export async function inspectParallels(
     (isOld ? 0xffffffffn : 0xffffffffffffffffn);
   report.virtualSize = sizeOf(sectors * 512n);
   if (header.getUint32(16, true) !== 2) {
-    report.warn("version", "it has a version of the format that nobody knows");
+    report.warn("version", "it has an unknown version of the format");
   }
   if (header.getUint32(44, true) === 0x746f6e59) {
     report.warn("dirty", "it was not closed: check it");
@@ -100,7 +100,7 @@ export async function inspectLuks(
   report: Report,
 ): Promise<void> {
   report.encrypted = true;
-  report.note("encrypted", "it is encrypted: its data cannot be looked at");
+  report.note("encrypted", "it is encrypted: its data was not inspected");
   const header = await window.readPadded(0, 592);
   if ((window.size ?? 592) < 592) {
     report.danger("truncated", "the file ends within its header");

@@ -44,7 +44,7 @@ export async function inspectQcow2(
       "version",
       version === 1
         ? "it has version 1 of the format, which is hardly tested any more"
-        : `it has version ${version} of the format, which nobody knows`,
+        : `it has version ${version} of the format, which is unknown`,
     );
     return;
   }
@@ -64,15 +64,15 @@ export async function inspectQcow2(
   if (method > 2) {
     report.danger(
       "unknown-features",
-      `it has the encryption method ${method}, which nobody knows`,
+      `it has the encryption method ${method}, which is unknown`,
     );
   } else if (method === 1) {
     report.warn(
       "weak-encryption",
-      "it is encrypted by a method that has long been given up",
+      "it is encrypted with a deprecated method",
     );
   } else if (method === 2) {
-    report.note("encrypted", "it is encrypted: its data cannot be looked at");
+    report.note("encrypted", "it is encrypted: its data was not inspected");
   }
 }
 
@@ -242,7 +242,7 @@ function checkFeatures(
       bit === EXTENDED_L2
         ? "it has extended L2 entries, an incompatible feature (bit 4) that " +
           "not all programs know"
-        : `it needs the feature of bit ${bit}, which nobody knows`,
+        : `it needs the feature of bit ${bit}, which is unknown`,
     );
   }
   if (low & 1 << FEATURE.CORRUPT) {
@@ -258,7 +258,7 @@ function checkFeatures(
   if (compression > 1) {
     report.danger(
       "unknown-features",
-      `it is compressed by the method ${compression}, which nobody knows`,
+      `it is compressed by the method ${compression}, which is unknown`,
     );
   }
   if (header.getBigUint64(80) & ~1n) {

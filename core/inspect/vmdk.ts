@@ -40,7 +40,7 @@ export async function inspectVmdk(
   if (version < 1 || version > 3) {
     report.danger(
       "version",
-      `it has version ${version} of the format, which nobody knows`,
+      `it has version ${version} of the format, which is unknown`,
     );
   }
   report.virtualSize = sizeOf(header.getBigUint64(12, true) * BigInt(SECTOR));
@@ -226,7 +226,7 @@ async function inspectFooter(
   const part = (index: number) =>
     new DataView(end.buffer, end.byteOffset + index * SECTOR, SECTOR);
   const [marker, footer, last] = [part(0), part(1), part(2)];
-  if (!has(footer, 0, "KDMV")) return complain("its footer is none");
+  if (!has(footer, 0, "KDMV")) return complain("its footer is invalid");
   if (footer.getUint32(4, true) !== header.getUint32(4, true)) {
     complain("its footer has another version than its header");
   }

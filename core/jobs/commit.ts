@@ -221,7 +221,7 @@ async function empty(overlay: BlockNode, base: BlockNode): Promise<void> {
     throw new CommitError(
       "empty",
       `Failed to empty ${nameOf(overlay)}: ${strerror(cause.code)}`,
-      `Nothing is lost: all of it is in '${shortName(base)}'.`,
+      `Nothing is lost: all data is in '${shortName(base)}'.`,
       cause,
     );
   }

@@ -386,7 +386,7 @@ async function inspectDisk(
   if (wrapping) {
     report.warn(
       "wrapped",
-      `it is ${wrapping}: what is in it was not looked at`,
+      `it is ${wrapping}: its content was not inspected`,
     );
   }
   if (tail && hasVhdFooter(tail, window.size!)) {

@@ -301,7 +301,7 @@ function contentLength({ headers }: Response): number | undefined {
   if (Number.isSafeInteger(length)) return length;
   throw new BlockError(
     "EIO",
-    `The server's Content-Length '${shortened(text, 80)}' makes no sense`,
+    `The server's Content-Length '${shortened(text, 80)}' is invalid`,
   );
 }
 
@@ -343,7 +343,7 @@ function contentRange(
   }
   throw new BlockError(
     "EIO",
-    `The server's Content-Range '${shortened(text, 80)}' makes no sense`,
+    `The server's Content-Range '${shortened(text, 80)}' is invalid`,
   );
 }
 

@@ -354,7 +354,7 @@ export class NbdClient {
   #addPart(pending: Pending, start: number, length: number): void {
     const { type, parts } = pending;
     if (type !== COMMAND.READ) {
-      throw new Violation("data that nobody asked for");
+      throw new Violation("data that was not requested");
     }
     const isWithin = start >= 0 && start + length <= pending.length;
     if (!isWithin || length === 0 || parts.length === MAX_PARTS) {

@@ -238,7 +238,7 @@ export class CheckRun {
     const findings = Math.max(MIN_FINDINGS, MAX_FINDINGS * this.counts.length);
     if (this.#tableBytes > bytes || this.findings > findings) {
       this.report(
-        "ERROR: too many references to the same tables; check given up",
+        "ERROR: too many references to the same tables; check aborted",
       );
       throw new CheckAbandoned("EFBIG");
     }

@@ -424,6 +424,6 @@ export class Blocks {
 function wrongSize(key: string, size: number): BlockError {
   return new BlockError(
     "EINVAL",
-    `The block '${key}' is not of the size ${size}, as 'object-size' says`,
+    `The block '${key}' does not have the size ${size} that 'object-size' gives`,
   );
 }

@@ -72,7 +72,7 @@ export class Log {
     const newest = pending.at(-1)!;
     const invalid = (reason: string) => fault(file.filename, "EINVAL", reason);
     if (newest.flushedSize > BigInt(file.size)) {
-      throw invalid("it is shorter than its log says");
+      throw invalid("it is shorter than its log requires");
     }
     const end = [BigInt(file.size), ...pending.map(({ lastSize }) => lastSize)]
       .reduce((a, b) => a > b ? a : b);

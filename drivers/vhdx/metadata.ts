@@ -138,7 +138,7 @@ async function readLocator(
   const bytes = allocate(Math.min(length, MIB));
   await readPadded(file, offset, [bytes]);
   const invalid = () =>
-    fault(file.filename, "EINVAL", "what it says of its parent is damaged");
+    fault(file.filename, "EINVAL", "its parent locator is damaged");
   if (bytes.length < 20) throw invalid();
   if (guidAt(bytes, 0) !== LOCATOR_TYPE) {
     throw fault(

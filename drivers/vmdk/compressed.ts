@@ -156,7 +156,9 @@ export class GrainReader {
   ): Promise<Uint8Array> {
     const { grainSize, hasMarkers } = this.#layout;
     if (!hasMarkers) return bytes;
-    if (bytes.length < MARKER_SIZE) throw corrupt("lies beyond its file");
+    if (bytes.length < MARKER_SIZE) {
+      throw corrupt("is beyond the end of its file");
+    }
     const view = new DataView(bytes.buffer, bytes.byteOffset);
     const length = view.getUint32(8, true);
     const sector = view.getUint32(4, true) * 2 ** 32 + view.getUint32(0, true);

@@ -238,7 +238,7 @@ export class SparseExtent implements Extent {
     if (run.kind === "data") {
       const place = this.inPlace(offset, length);
       if (place) return roomInPlace(offset, place);
-      throw new BlockError("EIO", "A grain lies among the image's metadata");
+      throw new BlockError("EIO", "A grain overlaps the image's metadata");
     }
     const { grainSize, start } = this;
     const { tableEntries } = this.layout;

@@ -108,7 +108,7 @@ export class VpcTable extends BlockTable {
       overlaps(tableOffset, entries * ENTRY_SIZE)
     ) {
       throw invalid(
-        `block ${index} of the VHD image lies over its headers`,
+        `block ${index} of the VHD image overlaps its headers`,
       );
     }
     return end;
