@@ -281,7 +281,7 @@ async function convertStream(
     throw new CommandError(
       `${sources.length > 0 ? "What is unpacked" : "A pipe"} can be stored ` +
         `in '${target}' only as raw data: the ` +
-        "source is gone through twice for other formats",
+        "source has to be read twice for other formats",
     );
   }
   // Check the input before the target is touched.

@@ -95,7 +95,7 @@ export class Target implements Disposable {
     throw this.#program.isOurs
       ? new BlockError(
         "EBUSY",
-        `${called} is to be read, and cannot be overwritten`,
+        `${called} is also a source, and cannot be overwritten`,
       )
       : new BlockError("EAGAIN", 'Failed to get "write" lock', {
         hint: `Is another process using the image [${name}]?`,

@@ -315,7 +315,7 @@ async function restore(
     const { message, code } = asBlockError(thrown);
     throw new BlockError(
       code,
-      `${failure.message}; nor can it be opened as it was, so that it is ` +
+      `${failure.message}; it cannot be reopened as before either, and is ` +
         `closed now: ${message}`,
       { cause: failure },
     );

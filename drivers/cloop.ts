@@ -126,7 +126,7 @@ class CloopMap extends ReadOnlyMap<ChunkRun<Chunk>> {
   readonly #reader = new ChunkReader<Chunk>(
     async ({ start }, stored, target) => {
       if (await decompressZlib(stored, target)) return;
-      throw damaged(`The block at ${start} is no stream of zlib`);
+      throw damaged(`The block at ${start} is not a zlib stream`);
     },
   );
 

@@ -52,16 +52,16 @@ export const command: Command = {
     OBJECT,
     IMAGE_OPTS,
     FORMAT,
-    { long: "add", help: "make BITMAP; it records from then on" },
+    { long: "add", help: "add BITMAP, which records writes from then on" },
     { long: "remove", help: "drop BITMAP" },
     { long: "remove-all", help: "drop all bitmaps" },
-    { long: "clear", help: "have BITMAP forget what it has recorded" },
-    { long: "enable", help: "have BITMAP record from now on" },
-    { long: "disable", help: "have BITMAP record nothing more" },
+    { long: "clear", help: "clear BITMAP" },
+    { long: "enable", help: "let BITMAP record writes" },
+    { long: "disable", help: "let BITMAP record no more writes" },
     {
       long: "merge",
       argument: "SOURCE",
-      help: "add to BITMAP what the bitmap SOURCE has recorded",
+      help: "merge the bitmap SOURCE into BITMAP",
     },
     {
       short: "g",
@@ -82,7 +82,7 @@ export const command: Command = {
       help: "format of that image",
     },
   ],
-  notes: "What is to be done is done in the order in which it is said.",
+  notes: "Actions are carried out in the order given.",
 
   async run(invocation) {
     const { program, image } = invocation;

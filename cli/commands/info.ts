@@ -62,7 +62,7 @@ export const command: Command = {
     },
     {
       long: "limits",
-      help: "show what requests are bound to, such as an alignment",
+      help: "show the limits of requests, such as an alignment",
     },
   ],
 

@@ -29,7 +29,7 @@ const EXIT_CODES = { safe: 0, unsafe: 2, suspect: 3 } as const;
 
 /** The command. */
 export const command: Command = {
-  summary: "Say what an image is and what speaks against it, opening nothing",
+  summary: "Inspect an image, and report risks, before opening it",
   operands: "FILE",
   options: [
     HELP,
@@ -43,9 +43,9 @@ export const command: Command = {
     },
   ],
   notes: "FILE is '-' for standard input. At most 1 MiB is read, and no file " +
-    "that the\nimage names is opened. The exit code is 0 if nothing speaks " +
-    "against the image,\n3 after warnings, 2 if there is a danger, and 1 if " +
-    "it cannot be read.",
+    "that the\nimage names is opened. The exit code is 0 without " +
+    "findings other than notes,\n3 after warnings, 2 if there is a danger, " +
+    "and 1 if the image cannot be read.",
 
   async run(invocation) {
     let output: string | undefined;

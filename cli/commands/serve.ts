@@ -19,7 +19,7 @@ import { CommandError, type Program } from "../program.ts";
 
 /** The command. */
 export const command: Command = {
-  summary: "Offer an image to NBD clients until a signal ends it",
+  summary: "Export an image to NBD clients until a signal ends it",
   operands: "FILE",
   options: [
     HELP,
@@ -66,7 +66,7 @@ export const command: Command = {
       short: "l",
       long: "load-snapshot",
       argument: "SNAPSHOT",
-      help: "offer a snapshot of the image: an id, or a name",
+      help: "export a snapshot of the image: an id, or a name",
     },
     {
       short: "A",
@@ -77,7 +77,7 @@ export const command: Command = {
       short: "B",
       long: "bitmap",
       argument: "NAME",
-      help: "offer a bitmap of the image",
+      help: "export a bitmap of the image",
     },
     {
       long: "tls-creds",

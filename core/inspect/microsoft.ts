@@ -135,7 +135,7 @@ export async function inspectVhdx(
   report: Report,
 ): Promise<void> {
   if (await needsReplay(window)) {
-    report.warn("dirty", "it was not closed: its log is to be replayed");
+    report.warn("dirty", "it was not closed: its log must be replayed");
   }
   let table: DataView | undefined;
   for (const at of [192 * KIB, 256 * KIB]) {
@@ -211,7 +211,7 @@ async function inspectMetadata(
   };
   const size = await read(GUID.size, 8);
   if (size) report.virtualSize = sizeOf(size.getBigUint64(0, true));
-  else report.danger("truncated", "it does not say how large its disk is");
+  else report.danger("truncated", "it does not state the size of its disk");
   const parameters = await read(GUID.parameters, 8);
   if (!parameters) return report.warn("damaged", "it lacks metadata");
   if ((parameters.getUint32(4, true) & 2) === 0) return;

@@ -29,7 +29,7 @@ export async function inspectVdi(
   const isSet = (at: number) =>
     bytesOf(header).subarray(at, at + 16).some(Boolean);
   if (header.getUint32(76, true) === 4 || isSet(424) || isSet(440)) {
-    report.danger("backing-file", "it is the difference from a parent");
+    report.danger("backing-file", "it is a differencing image");
   }
   if (header.getUint32(380, true) !== 0) {
     report.warn("damaged", "it has bytes before each block");
@@ -50,7 +50,10 @@ export async function inspectQed(
 ): Promise<void> {
   const header = await window.readPadded(0, 72);
   report.virtualSize = sizeOf(header.getBigUint64(48, true));
-  report.danger("banned", "the format is hardly used, and not to be trusted");
+  report.danger(
+    "banned",
+    "the format is hardly used, and should not be trusted",
+  );
   const features = header.getBigUint64(16, true);
   if (features & ~7n) {
     report.danger("unknown-features", "it needs unknown features");

@@ -160,7 +160,7 @@ async function readExtensions(
   for (let at = start; at + 8 <= end;) {
     const head = at < MOST_EXTENSIONS ? await window.read(at, 8) : undefined;
     if (!head) {
-      report.warn("damaged", "its header extensions have no end in sight");
+      report.warn("damaged", "its header extensions are too long");
       break;
     }
     const [type, length] = [head.getUint32(0), head.getUint32(4)];
@@ -252,7 +252,7 @@ function checkFeatures(
     );
   }
   if (low & 1 << FEATURE.DIRTY) {
-    report.warn("dirty", "it was not closed: its refcounts are to be repaired");
+    report.warn("dirty", "it was not closed: its refcounts must be repaired");
   }
   const compression = header.getUint32(100) > 104 ? header.getUint8(104) : 0;
   if (compression > 1) {

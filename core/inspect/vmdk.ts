@@ -72,7 +72,7 @@ async function readText(
     if (!view || at + view.byteLength > start + MAX_TEXT) {
       // In a file of its own, the text ends with the file.
       if (!isPart && window.size === at && text !== "") return text;
-      report.danger("truncated", "its descriptor does not end in sight");
+      report.danger("truncated", "its descriptor is too long");
       return undefined;
     }
     const bytes = bytesOf(view);
@@ -134,7 +134,7 @@ async function inspectText(
     complain(
       type === ""
         ? "its descriptor does not say what kind of image it is"
-        : `its kind '${nameText(type)}' is not one that is a single file`,
+        : `its kind '${nameText(type)}' is not stored in a single file`,
     );
   }
   const lines = text.split("\n").map((line) => line.trim());
@@ -207,7 +207,7 @@ function nameParent(report: Report, text: string): void {
       `it has the parent '${nameText(filename)}', which is read with it`,
     );
   } else if (cid !== undefined && cid.toLowerCase() !== "ffffffff") {
-    report.warn("parent", "it is made on a parent, which it does not name");
+    report.warn("parent", "it has a parent, which it does not name");
   }
 }
 
@@ -222,7 +222,7 @@ async function inspectFooter(
   const end = size === undefined
     ? undefined
     : await window.read(size - 3 * SECTOR, 3 * SECTOR);
-  if (!end) return complain("its footer, which counts, was not seen");
+  if (!end) return complain("its footer, which takes precedence, was not seen");
   const part = (index: number) =>
     new DataView(end.buffer, end.byteOffset + index * SECTOR, SECTOR);
   const [marker, footer, last] = [part(0), part(1), part(2)];

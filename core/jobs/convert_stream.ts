@@ -85,7 +85,7 @@ export async function convertStream(
   const chunks = (stream as Partial<typeof stream> | undefined)
     ?.[Symbol.asyncIterator];
   if (typeof chunks !== "function") {
-    throw invalid(`Cannot convert ${valueText(stream)}: it is no stream`);
+    throw invalid(`Cannot convert ${valueText(stream)}: it is not a stream`);
   }
   await using job = new Job(options.signal);
   const filling = new Filling(

@@ -155,7 +155,7 @@ class Drawing {
       checkSignal(signal);
       const { message } = asBlockError(error);
       this.#note(
-        `What the file is used for could not be found out: ${message}`,
+        `What the file is used for could not be determined: ${message}`,
       );
       return;
     }

@@ -336,7 +336,10 @@ function contentRange(
     /^bytes (\d+)-(\d+)\/(\d+|\*)$/i.exec(text.trim()) ?? [];
   const [start, end, size] = [Number(first), Number(last) + 1, Number(total)];
   if (total === "*") {
-    throw new BlockError("EIO", "The server does not say how large it is");
+    throw new BlockError(
+      "EIO",
+      "The server does not announce the size of the object",
+    );
   }
   if (start < end && end <= size && Number.isSafeInteger(size)) {
     return { start, end, size };
@@ -428,12 +431,15 @@ async function readBody(
     arrived(bytes.length);
   }
   if (rest > 0 && rest < Infinity) {
-    throw new TransientError("EIO", "The server has sent less than it said");
+    throw new TransientError(
+      "EIO",
+      "The server has sent less than it announced",
+    );
   }
 }
 
 function sentMore(): BlockError {
-  return new BlockError("EIO", "The server has sent more than it said");
+  return new BlockError("EIO", "The server has sent more than it announced");
 }
 
 /** The chunks of a body, which is cancelled if not all are consumed. */

@@ -84,7 +84,7 @@ export const opfsDriver: BlockDriver = {
     if (!access) {
       throw new BlockError(
         "ENOTSUP",
-        "A file of the browser's can be written only in a worker",
+        "Files of the browser can be written only in a worker",
       );
     }
     try {

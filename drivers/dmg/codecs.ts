@@ -136,7 +136,7 @@ function missing(method: string, library: string): BlockError {
   return new BlockError(
     "ENOTSUP",
     `A part of the disk is compressed with ${method}, ` +
-      `which takes ${library}, and that is not there`,
+      `which needs ${library}, which is not available`,
     {
       hint: "On a Mac, make an image that can be read: " +
         "hdiutil convert old.dmg -format UDZO -o new.dmg",

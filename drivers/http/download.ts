@@ -61,7 +61,7 @@ export async function download(
       const opened = current ?? await again(signal);
       current = undefined;
       if (!("whole" in opened)) {
-        throw new BlockError("EIO", "The server answers in another way now");
+        throw new BlockError("EIO", "The server now responds differently");
       }
       // Each attempt starts over: received bytes are no progress.
       await fill(store!, opened, limit, signal, () => progress(0));
@@ -93,7 +93,7 @@ async function fill(
     if (!hasEnd) {
       throw new BlockError(
         "EIO",
-        "The server does not say how large it is, nor where it ends",
+        "The server announces neither the size of the object nor its end",
       );
     }
     if (size !== undefined && size > limit) throw tooLarge();
@@ -108,7 +108,10 @@ async function fill(
       alive();
     }
     if (size !== undefined && store.size !== size) {
-      throw new TransientError("EIO", "The server has sent less than it said");
+      throw new TransientError(
+        "EIO",
+        "The server has sent less than it announced",
+      );
     }
   } catch (error) {
     reader.cancel().catch(() => {});

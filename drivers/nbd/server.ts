@@ -209,7 +209,7 @@ export class NbdServer implements AsyncDisposable {
     } else if ("read" in to || "readable" in to) {
       this.ended = this.#serve(byteStream(to));
     } else {
-      throw invalid(`Cannot serve on ${valueText(to)}: it is no connection`);
+      throw invalid(`Cannot serve on ${valueText(to)}: it is not a connection`);
     }
     // Whoever awaits the end gets the error; nobody else has to handle it.
     this.ended.catch(() => {});

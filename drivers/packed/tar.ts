@@ -110,7 +110,7 @@ async function readDescriptor(
   if (!ovf) {
     if (isNeeded) {
       throw invalid(
-        "It is no appliance, since it has no OVF descriptor",
+        "It is not an appliance: it has no OVF descriptor",
         "The driver 'tar' opens a member of any tar archive.",
       );
     }

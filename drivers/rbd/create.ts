@@ -47,7 +47,9 @@ export async function createRbd(
     );
   }
   if (place.snapshot !== undefined) {
-    throw invalid("A snapshot is not made by this: name the image alone");
+    throw invalid(
+      "Snapshots cannot be created like this: name the image alone",
+    );
   }
   const order = orderOf(values);
   const size = roundUp(values.size as number ?? 0, SECTOR_SIZE);

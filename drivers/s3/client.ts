@@ -256,7 +256,10 @@ async function bodyOf(
   }
   const stated = headers.get("content-length");
   if (stated !== null && length < Number(stated)) {
-    throw new TransientError("EIO", "The service has sent less than it said");
+    throw new TransientError(
+      "EIO",
+      "The service has sent less than it announced",
+    );
   }
   const whole = new Uint8Array(length);
   let at = 0;
