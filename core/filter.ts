@@ -1,12 +1,11 @@
 /**
  * Nodes that intercept some requests and pass all others on to the node below.
  *
- * A **filter** is a driver's node: it has a name in the stack, and the node
- * below as its child. A **wrapper** is put around a driver's node by the core,
- * to do what no driver should have to (aligning, splitting, detecting zeroes).
- * It presents the node's own driver, children and properties, so that nobody
- * can tell the two apart; only requests pass through it. A node that needs no
- * wrapper gets none, at no cost.
+ * A **filter** is a driver's node, with a name in the stack and the node below
+ * as its child. A **wrapper** is put around a driver's node by the core, to do
+ * what no driver should have to (aligning, splitting, detecting zeroes). It
+ * presents the node's own driver, children and properties, so that the two look
+ * alike. A node that needs no wrapper gets none, at no cost.
  *
  * @module
  */
@@ -104,7 +103,6 @@ export function interceptable(
 
 /** Presents another node's properties, even if they change later. */
 class NodeProperties {
-  /** The current node. */
   node: BlockNode;
 
   constructor(node: BlockNode) {

@@ -294,12 +294,11 @@ class Copy {
   }
 
   /**
-   * For local files a few requests in flight are enough: more would gain
-   * nothing, and their buffers would evict each other from the processor's
-   * cache. The other workers start when a read has to wait: a read of a local
-   * file ends before a message sent to oneself arrives. (The first requests may
-   * wait for parts of the program to load, and short copies need no more
-   * workers.)
+   * For local files a few requests in flight are enough: the buffers of more
+   * would evict each other from the processor's cache. The other workers start
+   * when a read has to wait, that is, takes longer than a message sent to
+   * oneself. (The first requests may wait for parts of the program to load, and
+   * short copies need no more workers.)
    */
   async #read(offset: number, bytes: Uint8Array): Promise<void> {
     let hasWaited = false;
