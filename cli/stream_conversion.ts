@@ -79,8 +79,8 @@ function checkPipes(
   if (!fromPipe) return;
   if (toOutput) {
     throw new CommandError(
-      "Cannot convert a pipe to standard output: the source is gone through " +
-        "twice, once to see what it holds",
+      "Cannot convert a pipe to standard output: the source has to be read " +
+        "twice, first to determine its content",
     );
   }
   if (sources.length > 1) refuse("Images cannot be concatenated", "input");
