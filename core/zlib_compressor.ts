@@ -1,5 +1,5 @@
 /**
- * The compressor of libdeflate, for streams of zlib: twice as fast as zlib.
+ * The compressor of libdeflate, for zlib streams.
  *
  * @module
  */
