@@ -188,7 +188,6 @@ export abstract class RefcountTable {
     while (end > 0) {
       // Clusters without a block are skipped at once: a damaged offset may have
       // made the file enormous.
-      // made the file large beyond measure.
       const tableIndex = Math.floor((end - 1) / refcountBlockEntries);
       const start = tableIndex * refcountBlockEntries;
       const block = await this.loadBlock(tableIndex);
@@ -248,7 +247,6 @@ export abstract class RefcountTable {
     if (!block) {
       // Only damage refers to a cluster without a block: allocating one makes
       // its block first.
-      // makes its block first.
       const isTooFar = tableIndex >= MAX_REFCOUNT_TABLE_BYTES / ENTRY_SIZE;
       throw new BlockError(isTooFar ? "EFBIG" : "EAGAIN");
     }

@@ -6,26 +6,12 @@
  *
  * @module
  */
-import { allocate, divideUp, viewOf } from "../../core/bytes.ts";
+import { divideUp } from "../../core/bytes.ts";
 import { asBlockError, BlockError, reasonOf } from "../../core/errors.ts";
-import { isZero } from "../../core/runtime.ts";
 import type { FreeReason } from "./behaviour.ts";
-import {
-  ENTRY_SIZE,
-  hex,
-  MAX_REFCOUNT_TABLE_BYTES,
-  writeUint64,
-} from "./format.ts";
-import type { Geometry } from "./geometry.ts";
-import {
-  addToRefcounts,
-  findRefcount,
-  growthLayout,
-  readRefcount,
-  writeRefcount,
-} from "./refcount_layout.ts";
+import { addToRefcounts, findRefcount } from "./refcount_layout.ts";
+import type { RefcountBlocks } from "./refcount_blocks.ts";
 import { RefcountTable } from "./refcount_table.ts";
-import type { CachedTable } from "./table_cache.ts";
 
 /** A range of cluster indices. */
 interface ClusterRange {
@@ -36,6 +22,8 @@ interface ClusterRange {
 
 /** Most ranges to be discarded that are kept in memory. */
 const MAX_DISCARDS = 1024;
+
+const loadBlocks = () => import("./refcount_blocks.ts");
 
 /** The refcounts of an image, and its allocator. */
 export class Refcounts extends RefcountTable {
@@ -62,57 +50,6 @@ export class Refcounts extends RefcountTable {
     this.#freeByte = 0;
     this.#recentlyFreed = { start: Infinity, end: 0 };
     this.#discards = [];
-  }
-
-  /**
-   * Durably free the blocks that count nothing, or only themselves. No entry in
-   * the file may refer to free clusters. Remaining blocks may still count
-   * dropped ones, which is a leak at worst.
-   *
-   * @returns whether there were any: others may have counted only those.
-   */
-  async dropEmptyBlocks(): Promise<boolean> {
-    const { geometry, file, header, refcountCache } = this.host;
-    const { clusterSize, refcountBlockEntries } = geometry;
-    const table = this.tableBytes.slice();
-    const dropped: [tableIndex: number, cluster: number][] = [];
-    for (let index = 0; index < this.tableSize; index++) {
-      const block = await this.loadBlock(index);
-      if (!block || !countsNothing(block, geometry, index)) continue;
-      const cluster = block.offset / clusterSize;
-      if (this.blockOffset(Math.floor(cluster / refcountBlockEntries)) === 0) {
-        await this.host.corrupt(
-          `Refblock at ${hex(block.offset)} is not covered by the refcount ` +
-            "structures",
-        );
-      }
-      const countedBy = Math.floor(cluster / refcountBlockEntries);
-      const count = await this.get(cluster);
-      if (count !== 1) {
-        await this.host.corrupt(
-          `Invalid refcount: refblock offset ${
-            hex(this.blockOffset(countedBy))
-          }, reftable index ${countedBy}, block offset ${
-            hex(block.offset)
-          }, refcount ${hex(count)}`,
-        );
-      }
-      dropped.push([index, cluster]);
-      table.fill(0, index * ENTRY_SIZE, (index + 1) * ENTRY_SIZE);
-    }
-    if (dropped.length === 0) return false;
-    await file.writev!(header.refcountTableOffset, [table]);
-    await file.flush?.();
-    for (const [index, cluster] of dropped) {
-      this.setBlockOffset(index, 0);
-      refcountCache.forget(cluster * clusterSize, clusterSize);
-      // A block that counted itself takes that refcount with it.
-      const countedBy = Math.floor(cluster / refcountBlockEntries);
-      const isCounted = countedBy !== index && await this.get(cluster) > 0;
-      if (isCounted) await this.addClusters(cluster, 1, -1);
-      else this.#noteFree(cluster);
-    }
-    return true;
   }
 
   /**
@@ -483,114 +420,43 @@ export class Refcounts extends RefcountTable {
     let missing = false;
     for (let index = first; index <= last && index < this.tableSize; index++) {
       while (this.blockOffset(index) === 0) {
-        await this.#makeBlock(index, start + count);
+        const { makeBlock } = await loadBlocks();
+        await makeBlock(this.#blocks, index, start + count);
         missing = true;
       }
     }
     if (missing || last < this.tableSize) return missing;
-    await this.#growTable(start + count);
+    const { growTable } = await loadBlocks();
+    await growTable(this.#blocks, start + count);
     return true;
   }
 
   /**
-   * Allocate one refcount block, in the first free cluster from `from` on; it
-   * may be the block that counts itself.
+   * Durably free the blocks that count nothing, or only themselves. No entry in
+   * the file may refer to free clusters. Remaining blocks may still count
+   * dropped ones, which is a leak at worst.
+   *
+   * @returns whether there were any: others may have counted only those.
    */
-  async #makeBlock(tableIndex: number, from: number): Promise<void> {
-    const { geometry, refcountCache, file } = this.host;
-    const { clusterSize, refcountBlockEntries, refcountOrder } = geometry;
-    await this.host.event("refblock_alloc");
-    const cluster = await this.#findFree(1, from);
-    if (cluster === 0) await this.#refuseBlock();
-    const countedBy = Math.floor(cluster / refcountBlockEntries);
-    if (countedBy !== tableIndex) {
-      if (this.blockOffset(countedBy) === 0) {
-        return countedBy >= this.tableSize
-          ? await this.#growTable(cluster + 1)
-          : await this.#makeBlock(countedBy, from);
-      }
-      await this.#prepare(cluster, 1);
-      await this.addClusters(cluster, 1, 1);
-    }
-    const offset = cluster * clusterSize;
-    const block = await refcountCache.loadEmpty(offset);
-    if (countedBy === tableIndex) {
-      const index = cluster % refcountBlockEntries;
-      writeRefcount(block.view, refcountOrder, index, 1);
-    }
-    // The block and its own refcount must be written before it is referred to.
-    await this.host.event("refblock_alloc_write");
-    await refcountCache.flush();
-    await this.host.event("refblock_alloc_hookup");
-    const at = tableIndex * ENTRY_SIZE;
-    const entry = allocate(ENTRY_SIZE);
-    writeUint64(viewOf(entry), 0, offset);
-    // Whoever refers to the clusters it counts has the cache flushed before,
-    // and with it the file, including this entry.
-    await file.writev!(this.host.header.refcountTableOffset + at, [entry]);
-    this.setBlockOffset(tableIndex, offset);
+  async dropEmptyBlocks(): Promise<boolean> {
+    return await (await loadBlocks()).dropEmptyBlocks(this.#blocks);
   }
 
-  /**
-   * Replace the table by a larger one, for clusters up to `end`. The new table
-   * and the blocks for its clusters and their own are past everything that the
-   * old table can count; a new header switches to them in one step.
-   */
-  async #growTable(end: number): Promise<void> {
-    const { geometry, file, header, refcountCache } = this.host;
-    const { clusterSize, refcountBlockEntries, refcountOrder, refcountMax } =
-      geometry;
-    const old = {
-      offset: header.refcountTableOffset,
-      clusters: header.refcountTableClusters,
-      entries: this.tableSize,
+  get #blocks(): RefcountBlocks {
+    return {
+      host: this.host,
+      table: () => this.tableBytes,
+      blockOffset: (index) => this.blockOffset(index),
+      setBlockOffset: (index, offset) => this.setBlockOffset(index, offset),
+      loadBlock: (index) => this.loadBlock(index),
+      get: (cluster) => this.get(cluster),
+      addClusters: (start, count, delta) =>
+        this.addClusters(start, count, delta),
+      findFree: (from) => this.#findFree(1, from),
+      prepare: (cluster) => this.#prepare(cluster, 1),
+      noteFree: (cluster) => this.#noteFree(cluster),
+      refuseBlock: () => this.#refuseBlock(),
+      replaceTable: (bytes) => super.replaceTable(bytes),
     };
-    await this.host.event("reftable_grow");
-    const layout = growthLayout(geometry, old.entries, end);
-    const { start, blocks, tableClusters } = layout;
-    const tableBytes = tableClusters * clusterSize;
-    if (tableBytes > MAX_REFCOUNT_TABLE_BYTES) throw new BlockError("EFBIG");
-    const table = allocate(tableBytes);
-    table.set(this.tableBytes);
-    const taken = blocks + tableClusters;
-    await this.host.overlap.check(start * clusterSize, taken * clusterSize);
-    await this.host.event("refblock_alloc_write_blocks");
-    for (let block = 0; block < blocks; block++) {
-      const bytes = allocate(clusterSize);
-      const first = (old.entries + block) * refcountBlockEntries;
-      const from = Math.max(0, start - first);
-      const to = Math.min(start + taken - first, refcountBlockEntries);
-      addToRefcounts(viewOf(bytes), refcountOrder, from, to, 1, refcountMax);
-      const offset = (start + block) * clusterSize;
-      await file.writev!(offset, [bytes]);
-      writeUint64(viewOf(table), (old.entries + block) * ENTRY_SIZE, offset);
-    }
-    const tableOffset = (start + blocks) * clusterSize;
-    await this.host.event("refblock_alloc_write_table");
-    await file.writev!(tableOffset, [table]);
-    await refcountCache.flush();
-    await this.host.event("refblock_alloc_switch_table");
-    await this.host.changeHeader({
-      refcountTableOffset: tableOffset,
-      refcountTableClusters: tableClusters,
-    });
-    super.replaceTable(table);
-    await this.addClusters(old.offset / clusterSize, old.clusters, -1);
   }
-}
-
-/** Whether all refcounts in a block are zero, except perhaps its own. */
-function countsNothing(
-  { offset, view, bytes }: CachedTable,
-  geometry: Geometry,
-  index: number,
-): boolean {
-  const { refcountOrder, refcountBlockEntries, clusterSize } = geometry;
-  const own = offset / clusterSize - index * refcountBlockEntries;
-  if (own < 0 || own >= refcountBlockEntries) return isZero(bytes);
-  const count = readRefcount(view, refcountOrder, own);
-  writeRefcount(view, refcountOrder, own, 0);
-  const isEmpty = isZero(bytes);
-  writeRefcount(view, refcountOrder, own, count);
-  return isEmpty;
 }
