@@ -39,7 +39,13 @@ import type { OpenOptions } from "./open_options.ts";
 import { type OptionValues, UnknownOptionError } from "./options.ts";
 import { ACCESS, ALL_ACCESS } from "./permissions.ts";
 import { doubtsOfRaw, driverOf, onlyFormat, probe } from "./probe.ts";
-import { findDriver, getDriver, loadDriver, protocolOf } from "./registry.ts";
+import {
+  findDriver,
+  getDriver,
+  loadDriver,
+  loadForOpening,
+  protocolOf,
+} from "./registry.ts";
 import { findSecret } from "./secrets.ts";
 import {
   applyFormat,
@@ -370,8 +376,10 @@ async function openDriver(
   above: Place,
   { probed = false, describedAs = allOptions }: Found = {},
 ): Promise<BlockNode> {
-  const driver = found.load ? await loadDriver(found) : found;
   const [common, options] = takeNodeOptions(allOptions);
+  const driver = found.load || found.loadTables
+    ? await loadForOpening(found, options)
+    : found;
   const place = inheritOptions(above, common);
   // What only describes an image has no claims on it, and no locks.
   if (opening.options.purpose === "info") place.readOnly = true;

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import type { OptionValues } from "../../core/options.ts";
 import type { MetadataKind } from "./overlap_options.ts";
 
 /** Why clusters are given up. */
@@ -12,8 +13,8 @@ export type FreeReason = "request" | "snapshot" | "other" | "always" | "never";
 export interface Behaviour {
   /** Refcounts on the disk may lag behind; the dirty bit says so. */
   lazyRefcounts: boolean;
-  /** Metadata that no other write may overlap. */
-  protectedKinds: ReadonlySet<MetadataKind>;
+  /** Metadata that no other write may overlap. Default: the usual kinds. */
+  protectedKinds?: ReadonlySet<MetadataKind>;
   /** Whether to pass freed space down to the file, by the reason. */
   passDiscard: { readonly [reason in FreeReason]: boolean };
   /** Clusters that are discarded or zeroed keep their places in the file. */
@@ -24,4 +25,16 @@ export interface Behaviour {
   warn(message: string): void;
   /** Receives the name of each step, as QEMU's blkdebug has them. */
   event?(name: string): void;
+}
+
+/** The options of an image that is opened, parsed. */
+export interface ParsedOptions {
+  /** By dotted name. */
+  readonly values: OptionValues;
+  /**
+   * Which kinds of metadata they say to protect; absent if they say nothing.
+   *
+   * @throws {BlockError} EINVAL if they contradict each other.
+   */
+  protectedKinds?(): ReadonlySet<MetadataKind>;
 }

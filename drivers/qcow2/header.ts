@@ -82,8 +82,6 @@ export interface HeaderPolicy {
   readOnly: boolean;
   /** For check: broken refcount and snapshot tables are let through. */
   forCheck: boolean;
-  /** For info: what only a use of the data needs is let through. */
-  infoOnly: boolean;
   warn(message: string): void;
 }
 
@@ -163,7 +161,7 @@ export async function readHeader(
     throw invalid(`Unsupported encryption method ${header.cryptMethod | 0}`);
   }
   await readExtensions(file, header, headerLength, extensionsEnd, policy);
-  checkSupported(header, policy);
+  checkEncryption(header);
   await readBackingName(file, header, backingOffset, view.getUint32(16));
   // Disks are counted in sectors: half a one at the end is no part of it.
   header.size = roundDown(header.size, SECTOR_SIZE);
@@ -313,18 +311,10 @@ function checkPlace(
   };
 }
 
-/** What this driver does not do is refused by name. */
-function checkSupported(header: Header, policy: HeaderPolicy): void {
+/** Refuse encryption without the header that it takes. */
+function checkEncryption(header: Header): void {
   if (header.cryptMethod === Crypt.LUKS && !header.encryptionHeader) {
     throw invalid("Missing CRYPTO header for crypt method 2");
-  }
-  if (policy.infoOnly) return;
-  const missing: string[] = [];
-  if (missing.length > 0) {
-    throw new BlockError(
-      "ENOTSUP",
-      `Unsupported qcow2 feature(s): ${missing.join(", ")}`,
-    );
   }
 }
 
