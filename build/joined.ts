@@ -170,7 +170,15 @@ async function join(
       },
     }],
   });
-  await Deno.writeTextFile(`${folder}/${path}`, text);
+  await Deno.writeTextFile(`${folder}/${path}`, withClassNames(text));
+}
+
+/** Undo that classes which name themselves are called `_Name`, in errors too. */
+function withClassNames(text: string): string {
+  for (const [, name] of text.matchAll(/^var (\w+) = class _\1\b/gm)) {
+    text = text.replaceAll(new RegExp(`\\b_${name}\\b`, "g"), name);
+  }
+  return text;
 }
 
 /** Have a module import from where things are now. */

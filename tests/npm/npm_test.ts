@@ -145,7 +145,7 @@ Deno.test({
       await t.step(`the library on ${name}`, async () => {
         Deno.writeTextFileSync(dir.file("library.mjs"), LIBRARY);
         const out = await runOk([runtime!, "library.mjs"], { cwd });
-        assertEquals(out, "hello\nhello\nJello\n");
+        assertEquals(out, "hello\nhello\nJello\nBlockError ENOENT\n");
       });
     }
   },
@@ -181,4 +181,7 @@ const file = await open("library.qcow2", "r+");
 await start(file, "J");
 await file.close();
 rmSync("library.qcow2");
+await openImage("library.qcow2").catch(({ code, constructor }) =>
+  console.log(constructor.name, code)
+);
 `;
