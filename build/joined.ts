@@ -22,17 +22,22 @@ const REPLACED = /^core\/platform\/(?!(mod|web)\.js)/;
 /** An earlier group comes first where a module could be in several. */
 const GROUPS: readonly Group[] = [
   {
-    path: "core/opening.js",
+    path: "core/joined.js",
     roots: ["core/image.js"],
     within: "core/",
   },
   {
-    path: "drivers/qcow2/reading.js",
+    path: "drivers/qcow2/joined.js",
     roots: ["drivers/qcow2/driver.js", "drivers/qcow2/guest_data.js"],
     within: "drivers/qcow2/",
   },
   {
-    path: "core/mapping.js",
+    path: "core/joined_probe.js",
+    roots: ["core/probe.js"],
+    within: "core/",
+  },
+  {
+    path: "core/joined_access.js",
     roots: ["core/access.js"],
     within: "core/",
   },

@@ -19,7 +19,7 @@ import {
 } from "./create_options.ts";
 import { OVERLAP_OPTIONS, protectedKinds } from "./overlap_options.ts";
 
-/** What `open` understands, apart from the children. */
+/** Options of `open`, without the children. */
 const OPEN_OPTIONS: OptionTable = {
   "cache-size": {
     type: "size",
@@ -63,7 +63,7 @@ const OPEN_OPTIONS: OptionTable = {
   ...ENCRYPT_OPTIONS,
 };
 
-/** Options by dotted name: `{"overlap-check.template": "all"}`. */
+/** Flatten options to dotted names: `{"overlap-check.template": "all"}`. */
 function flatten(options: OptionValues): OptionValues {
   const flat = { ...options };
   for (const group of ["overlap-check", "encrypt"]) {
@@ -89,9 +89,9 @@ export function parseOpenOptions(
 const CACHE_SIZES = ["cache-size", "l2-cache-size", "refcount-cache-size"];
 
 /**
- * The options of an image that is opened anew. A new template for overlap
- * checks, or a new total of cache sizes, takes the place of all details that
- * were given before; details that are complete take that of the old total.
+ * The options of an image that is reopened. A new template for overlap checks,
+ * or a new total cache size, replaces all earlier details; a complete set of
+ * details replaces the earlier total.
  */
 function joinOptions(
   before: OptionValues,

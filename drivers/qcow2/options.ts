@@ -1,5 +1,5 @@
 /**
- * The options with which an image is opened, and what follows from them.
+ * The options to open an image with, and what follows from them.
  *
  * @module
  */
@@ -30,16 +30,16 @@ export async function parseOpenOptions(
   return parseOpenOptions(options, CHILDREN);
 }
 
-/** How the image is to be used, by its options and its header. */
+/** How the image is to be used, according to its options and its header. */
 export function behaviourOf(
   { values, protectedKinds }: ParsedOptions,
   header: Header,
   context: OpenContext,
 ): Behaviour {
-  const wish = (name: string, otherwise: boolean) =>
+  const flag = (name: string, otherwise: boolean) =>
     values[name] as boolean | undefined ?? otherwise;
   const isLazy = (header.compatible.low & Compatible.LAZY_REFCOUNTS) !== 0;
-  const lazyRefcounts = wish("lazy-refcounts", isLazy);
+  const lazyRefcounts = flag("lazy-refcounts", isLazy);
   if (lazyRefcounts && header.version < 3) {
     throw new BlockError(
       "EINVAL",
@@ -47,7 +47,7 @@ export function behaviourOf(
     );
   }
   const protects = protectedKinds?.();
-  const keepsDiscarded = wish("discard-no-unref", false);
+  const keepsDiscarded = flag("discard-no-unref", false);
   if (keepsDiscarded && header.version < 3) {
     throw invalid("discard-no-unref is only supported since qcow2 version 3");
   }
@@ -56,9 +56,9 @@ export function behaviourOf(
     ...(protects && { protectedKinds: protects }),
     keepsDiscarded,
     passDiscard: {
-      request: wish("pass-discard-request", true),
-      snapshot: wish("pass-discard-snapshot", true),
-      other: wish("pass-discard-other", false),
+      request: flag("pass-discard-request", true),
+      snapshot: flag("pass-discard-snapshot", true),
+      other: flag("pass-discard-other", false),
       always: true,
       never: false,
     },
@@ -69,12 +69,12 @@ export function behaviourOf(
 }
 
 /**
- * Slices of L2 tables to cache, if nothing is said about that: of small
- * clusters, one takes up more memory than its bytes.
+ * Slices of L2 tables to cache by default: slices of small clusters take up
+ * more memory than their bytes.
  */
 const USUAL_SLICES = 4096;
 
-/** The sizes of the caches: QEMU's rules, with QEMU's messages. */
+/** The sizes of the caches, by QEMU's rules and with QEMU's messages. */
 export function cacheSizes(
   { values: options }: ParsedOptions,
   header: Header,
