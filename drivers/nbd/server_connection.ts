@@ -46,6 +46,18 @@ const FLAGS: { readonly [command: number]: number } = {
 const MAX_QUEUED = 1024 * 1024;
 /** Requests of a client that are under way at once. */
 const MAX_IN_FLIGHT = 64;
+/**
+ * Bytes of a client's requests from which on others wait: so what was read is
+ * still in the processor's cache when it is sent.
+ */
+const MAX_CACHED = 1024 * 1024;
+/** Large requests that may be under way at once all the same. */
+const LEAST_IN_FLIGHT = 4;
+/**
+ * A large request that takes longer, in ms, has waited for a disk or a network:
+ * there, having many under way is worth more than the cache.
+ */
+const SLOW = 5;
 /** How reads are made while others are under way. */
 const BACKGROUND = { background: true };
 /** Shorter reads are not looked at for holes. */
@@ -84,6 +96,8 @@ export class Connection implements Spender {
   readonly #budget: Budget;
   readonly #buffers: Buffers;
   #inFlight = 0;
+  /** Whether the last large request, one of few, was slow. */
+  #isSlow = false;
   #lastStatus: Promise<void> = Promise.resolve();
   #settled = () => {};
   /** Whether data of a request are being read. */
@@ -163,11 +177,18 @@ export class Connection implements Spender {
       if (!reader.has(size)) await reader.need(size);
       const request = this.#nextRequest(size);
       if (request.type === COMMAND.DISCONNECT) return;
-      if (this.#inFlight >= MAX_IN_FLIGHT) await this.#oneSettled();
+      while (this.#isFull(request)) await this.#oneSettled();
       // Answers to a client that is slow had better wait where they are.
       if (writer.queued >= MAX_QUEUED) await writer.room(MAX_QUEUED);
       await this.#begin(request);
     }
+  }
+
+  /** Whether a request has to wait until others are done. */
+  #isFull({ length }: Request): boolean {
+    if (this.#inFlight >= MAX_IN_FLIGHT) return true;
+    const most = Math.max(MAX_CACHED, LEAST_IN_FLIGHT * length);
+    return !this.#isSlow && this.held >= most;
   }
 
   #nextRequest(size: number): Request {
@@ -299,6 +320,10 @@ export class Connection implements Spender {
     bytes: number,
   ): Promise<void> {
     const memory = { left: bytes };
+    // Of many that are under way, each waits for the others as well.
+    const isTelling = bytes >= WORTH_A_LOOK &&
+      this.#inFlight <= LEAST_IN_FLIGHT;
+    const since = isTelling ? performance.now() : 0;
     try {
       if (request.type === COMMAND.READ) await this.#read(request, memory);
       else await this.#perform(request, data);
@@ -306,10 +331,16 @@ export class Connection implements Spender {
       this.#replies.failure(request, asBlockError(error));
     }
     if (data) this.#buffers.give(data);
-    this.#budget.release(this, memory.left);
+    if (isTelling) this.#isSlow = performance.now() - since > SLOW;
     this.#inFlight--;
-    this.#settled();
+    this.#release(memory.left);
     if (this.#isClosing) this.#closeWhenIdle();
+  }
+
+  /** Give memory back, so that the next request can have it. */
+  #release(bytes: number): void {
+    this.#budget.release(this, bytes);
+    this.#settled();
   }
 
   async #closeWhenIdle(): Promise<void> {
@@ -421,7 +452,7 @@ export class Connection implements Spender {
     memory.left -= length;
     const written = () => {
       this.#buffers.give(buffer);
-      this.#budget.release(this, length);
+      this.#release(length);
     };
     this.#replies.data(request, offset, buffer, isLast, written);
   }
@@ -454,7 +485,7 @@ export class Connection implements Spender {
     bytes = Math.min(bytes, MAX_PAYLOAD);
     const granted = this.#budget.acquire(this, bytes);
     if (granted && !await granted) throw new ConnectionLost(true);
-    const written = () => this.#budget.release(this, bytes);
+    const written = () => this.#release(bytes);
     for (const [index, [id, runs]] of answers.entries()) {
       const isLast = index === answers.length - 1;
       this.#replies.status(request, id, runs, isLast ? written : undefined);
