@@ -1,5 +1,5 @@
 /**
- * Encryption of connections by `node:tls`, over any stream of bytes.
+ * TLS by `node:tls`, over any byte stream.
  *
  * @module
  */
@@ -38,7 +38,7 @@ interface NodeTls {
   };
 }
 
-/** Encryption by the runtime's `node:tls`. */
+/** TLS by the runtime's `node:tls`. */
 export function nodeTls(): Tls {
   const tls = () => nodeModule<NodeTls>("node:tls")!;
   return {
@@ -47,7 +47,7 @@ export function nodeTls(): Tls {
   };
 }
 
-/** A stream of bytes as Node has them. */
+/** A byte stream as a Node.js duplex stream. */
 function duplexOf(stream: ByteStream): Duplex {
   const { Duplex } = nodeModule<
     { Duplex: new (options: DuplexOptions) => Duplex }
@@ -68,7 +68,7 @@ function duplexOf(stream: ByteStream): Duplex {
       try {
         stream.close();
       } catch {
-        // It has been closed already.
+        // Closed already.
       }
       done(error);
     },
@@ -99,7 +99,7 @@ async function connect(
   identity: TlsIdentity,
   host: string,
 ): Promise<ByteStream> {
-  // A name that is an address is none that a server could be chosen by.
+  // An IP address is not valid for server name indication.
   const isAddress = /^[\d.]+$|:/.test(host);
   const raw = duplexOf(stream);
   const socket = tls.connect({
@@ -148,16 +148,15 @@ async function accept(
 }
 
 /**
- * Call `fail` when the peer has gone. Not every runtime's `node:tls` tells when
- * that happens amid the handshake. It has a turn to give a better reason.
+ * Call `fail` when the peer has disconnected, which not every runtime's
+ * `node:tls` reports during the handshake. One that does has a better reason,
+ * and a turn of the event loop to give it.
  */
 function onceGone(
   sockets: readonly NodeSocket[],
   fail: (error: Error) => void,
 ): void {
-  const gone = new Error(
-    "The TLS connection was non-properly terminated.",
-  );
+  const gone = new Error("The TLS connection was non-properly terminated.");
   for (const socket of sockets) {
     for (const event of ["end", "close"]) {
       socket.once(event, () => setTimeout(fail, 0, gone));
@@ -165,7 +164,9 @@ function onceGone(
   }
 }
 
-/** Refuse a client that has no certificate, or one of a name that may not. */
+/**
+ * Refuse a client without a certificate, or with one that is not authorized.
+ */
 async function checkPeer(
   socket: TlsSocket,
   authorize: (name: string) => boolean,
@@ -178,7 +179,7 @@ async function checkPeer(
   throw new BlockError("EACCES", `TLS x509 authz check for ${name} is denied`);
 }
 
-/** What GnuTLS says of certificates, by OpenSSL's names of what is wrong. */
+/** GnuTLS's words for what is wrong with a certificate, by OpenSSL's codes. */
 const UNTRUSTED: { readonly [code: string]: string } = {
   CERT_HAS_EXPIRED: "is not trusted",
   CERT_NOT_YET_VALID: "is not trusted",
@@ -187,7 +188,7 @@ const UNTRUSTED: { readonly [code: string]: string } = {
   SELF_SIGNED_CERT_IN_CHAIN: "hasn't got a known issuer",
   UNABLE_TO_GET_ISSUER_CERT: "hasn't got a known issuer",
   UNABLE_TO_GET_ISSUER_CERT_LOCALLY: "hasn't got a known issuer",
-  // On Deno, this may stand for any of them.
+  // On Deno, this can mean any of them.
   UNABLE_TO_VERIFY_LEAF_SIGNATURE: "is not trusted",
 };
 
