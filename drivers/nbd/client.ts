@@ -4,7 +4,13 @@
  *
  * @module
  */
-import { type IoVector, sliceVector, vectorLength } from "../../core/bytes.ts";
+import { aborted, unlessAborted } from "../../core/abort.ts";
+import {
+  fillVector,
+  type IoVector,
+  sliceVector,
+  vectorLength,
+} from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
 import { endStream } from "./bytes.ts";
 import type { ClientAgreement, ExportInfo } from "./client_handshake.ts";
@@ -42,8 +48,10 @@ interface Pending {
   readonly type: number;
   readonly offset: number;
   readonly length: number;
-  /** Target of a read. */
-  readonly iov?: IoVector;
+  /** Target of a read, unless that was aborted. */
+  iov?: IoVector;
+  /** Whether the target is being filled: an abort comes too late. */
+  isFilling?: boolean;
   /** Received parts of a read, as pairs of start and end. */
   parts: [start: number, end: number][];
   /** Received runs of a block status. */
@@ -114,9 +122,17 @@ export class NbdClient {
     return this.#lost;
   }
 
-  /** Fill a vector; its length must be within the server's limits. */
-  async read(offset: number, iov: IoVector): Promise<void> {
-    await this.#request(COMMAND.READ, 0, offset, vectorLength(iov), { iov });
+  /**
+   * Fill a vector; its length must be within the server's limits. The reply to
+   * an aborted read is dropped when it comes.
+   */
+  async read(
+    offset: number,
+    iov: IoVector,
+    signal?: AbortSignal,
+  ): Promise<void> {
+    const length = vectorLength(iov);
+    await this.#request(COMMAND.READ, 0, offset, length, { iov, signal });
   }
 
   /** Write a vector. */
@@ -196,10 +212,14 @@ export class NbdClient {
     flags: number,
     offset: number,
     length: number,
-    { iov, data }: { iov?: IoVector; data?: IoVector } = {},
+    { iov, data, signal }: {
+      iov?: IoVector;
+      data?: IoVector;
+      signal?: AbortSignal;
+    } = {},
   ): Promise<Pending> {
     if (this.#pending.size >= MAX_IN_FLIGHT || this.#waiting.length > 0) {
-      await new Promise<void>((resolve) => this.#waiting.push(resolve));
+      await this.#turn(signal);
     }
     if (this.#lost) throw this.#lost;
     const { writer } = this.#agreement;
@@ -215,12 +235,34 @@ export class NbdClient {
     if (data) {
       for (const part of data) if (part.length > 0) writer.push(part);
     }
+    const abort = () => {
+      if (pending.isFilling) return;
+      pending.iov = undefined;
+      pending.reject(aborted(signal!));
+    };
+    if (signal?.aborted) abort();
+    signal?.addEventListener("abort", abort);
     try {
       await answered;
     } finally {
-      this.#waiting.shift()?.();
+      signal?.removeEventListener("abort", abort);
     }
     return pending!;
+  }
+
+  /** Wait until fewer requests are in flight. */
+  async #turn(signal: AbortSignal | undefined): Promise<void> {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    this.#waiting.push(resolve);
+    try {
+      await unlessAborted(promise, signal);
+    } catch (error) {
+      const place = this.#waiting.indexOf(resolve);
+      if (place >= 0) this.#waiting.splice(place, 1);
+      // Its turn has come already: it is another's.
+      else this.#waiting.shift()?.();
+      throw error;
+    }
   }
 
   /** Receive replies until the connection ends. */
@@ -297,7 +339,7 @@ export class NbdClient {
         throw new Violation("Protocol error: simple reply to a read");
       }
       if (length > 0) {
-        return this.#agreement.reader.readIntoVector(iov!).then(() => {
+        return this.#fill(pending, iov, length).then(() => {
           pending.parts.push([0, length]);
           this.#finish(cookie, pending);
         });
@@ -331,8 +373,9 @@ export class NbdClient {
         const at = await reader.next(8);
         const start = reader.fields.u64(at) - pending.offset;
         this.#addPart(pending, start, length - 8);
-        const target = sliceVector(pending.iov!, start, length - 8);
-        return await reader.readIntoVector(target);
+        const { iov } = pending;
+        const target = iov && sliceVector(iov, start, length - 8);
+        return await this.#fill(pending, target, length - 8);
       }
       case CHUNK.OFFSET_HOLE: {
         if (length !== 12) throw new Violation("length of a hole's chunk");
@@ -340,7 +383,8 @@ export class NbdClient {
         const start = reader.fields.u64(at) - pending.offset;
         const size = reader.fields.u32(at + 8);
         this.#addPart(pending, start, size);
-        for (const part of sliceVector(pending.iov!, start, size)) part.fill(0);
+        const { iov } = pending;
+        if (iov) fillVector(iov, start, size);
         return;
       }
       case CHUNK.BLOCK_STATUS:
@@ -349,6 +393,19 @@ export class NbdClient {
       default:
         throw new Violation(`unexpected chunk type ${type}`);
     }
+  }
+
+  /** Receive the next bytes into a read's target, if it still has one. */
+  async #fill(
+    pending: Pending,
+    target: IoVector | undefined,
+    length: number,
+  ): Promise<void> {
+    const { reader } = this.#agreement;
+    if (!target) return await reader.skip(length);
+    pending.isFilling = true;
+    await reader.readIntoVector(target);
+    pending.isFilling = false;
   }
 
   #addPart(pending: Pending, start: number, length: number): void {
@@ -414,6 +471,7 @@ export class NbdClient {
 
   #finish(cookie: number, pending: Pending): void {
     this.#pending.delete(cookie);
+    this.#waiting.shift()?.();
     const error = pending.error ?? this.#missing(pending);
     if (error) pending.reject(error);
     else pending.resolve();

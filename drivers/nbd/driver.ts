@@ -20,7 +20,9 @@ import {
 } from "../../core/errors.ts";
 import type {
   BlockNode,
+  DiscardFlags,
   Extent,
+  ReadFlags,
   RequestFlags,
   RequestLimits,
   TruncateOptions,
@@ -298,12 +300,20 @@ class NbdNode implements BlockNode {
     if (can(FLAG.SEND_FLUSH)) this.flush = this.#flush;
   }
 
-  async readv(offset: number, iov: IoVector): Promise<void> {
+  async readv(
+    offset: number,
+    iov: IoVector,
+    flags?: ReadFlags,
+  ): Promise<void> {
+    const signal = flags?.signal;
     const length = vectorLength(iov);
     const inside = Math.max(0, Math.min(length, this.size - offset));
     if (inside > 0) {
       const part = sliceVector(iov, 0, inside);
-      await this.#link.ask((client) => client.read(offset, part));
+      await this.#link.ask(
+        (client) => client.read(offset, part, signal),
+        signal,
+      );
     }
     if (inside < length) fillVector(iov, inside, length - inside);
   }
@@ -316,7 +326,9 @@ class NbdNode implements BlockNode {
     this.#checkEnd(offset, vectorLength(iov));
     const isForced = flags?.fua === true;
     const byServer = isForced && (this.#flags & FLAG.SEND_FUA) !== 0;
-    await this.#status.during(this.#link.write(offset, iov, byServer));
+    await this.#status.during(
+      this.#link.write(offset, iov, byServer, flags?.signal),
+    );
     if (isForced && !byServer) await this.flush?.();
   };
 
@@ -336,22 +348,31 @@ class NbdNode implements BlockNode {
       wire |= COMMAND_FLAG.FAST_ZERO;
     }
     await this.#status.during(
-      this.#link.change(COMMAND.WRITE_ZEROES, offset, length, wire),
+      this.#link.change(
+        COMMAND.WRITE_ZEROES,
+        offset,
+        length,
+        wire,
+        flags?.signal,
+      ),
     );
     if (isForced && !byServer) await this.flush?.();
   };
 
-  readonly #discard = async (offset: number, length: number): Promise<void> => {
+  readonly #discard = async (
+    offset: number,
+    length: number,
+    flags?: DiscardFlags,
+  ): Promise<void> => {
     const inside = Math.min(length, this.size - offset);
     if (inside <= 0) return;
     await this.#status.during(
-      this.#link.change(COMMAND.TRIM, offset, inside, 0),
+      this.#link.change(COMMAND.TRIM, offset, inside, 0, flags?.signal),
     );
   };
 
   readonly #flush = async (flags?: RequestFlags): Promise<void> => {
-    checkSignal(flags?.signal);
-    await this.#link.flush();
+    await this.#link.flush(flags?.signal);
   };
 
   #checkEnd(offset: number, length: number): void {

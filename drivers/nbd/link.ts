@@ -85,13 +85,21 @@ export class Link {
   }
 
   /** Make a request that changes nothing. */
-  ask<T>(question: (client: NbdClient) => Promise<T>): Promise<T> {
-    return this.#perform(question);
+  ask<T>(
+    question: (client: NbdClient) => Promise<T>,
+    signal?: AbortSignal,
+  ): Promise<T> {
+    return this.#perform(question, signal);
   }
 
   /** Write. */
-  async write(offset: number, iov: IoVector, fua: boolean): Promise<void> {
-    await this.#perform((client) => client.write(offset, iov, fua));
+  async write(
+    offset: number,
+    iov: IoVector,
+    fua: boolean,
+    signal?: AbortSignal,
+  ): Promise<void> {
+    await this.#perform((client) => client.write(offset, iov, fua), signal);
     this.#changes++;
     if (!this.#journal) return;
     // What is durable already must not be overwritten by what came before it.
@@ -105,9 +113,11 @@ export class Link {
     offset: number,
     length: number,
     flags: number,
+    signal?: AbortSignal,
   ): Promise<void> {
-    await this.#perform((client) =>
-      client.command(type, offset, length, flags)
+    await this.#perform(
+      (client) => client.command(type, offset, length, flags),
+      signal,
     );
     this.#changes++;
     if (!this.#journal) return;
@@ -120,10 +130,13 @@ export class Link {
    *
    * @throws {BlockError} EIO if part of it may have been lost.
    */
-  async flush(): Promise<void> {
+  async flush(signal?: AbortSignal): Promise<void> {
     const mark = this.#journal?.mark ?? 0;
     const changes = this.#changes;
-    await this.#perform((client) => client.command(COMMAND.FLUSH, 0, 0, 0));
+    await this.#perform(
+      (client) => client.command(COMMAND.FLUSH, 0, 0, 0),
+      signal,
+    );
     if (this.#mayHaveLost) {
       this.#mayHaveLost = false;
       throw new BlockError("EIO");
@@ -146,11 +159,17 @@ export class Link {
 
   /**
    * Make a request on a connection, and repeat it on another one if that is
-   * lost.
+   * lost. An abort ends the wait for a server; one that has the request is waited
+   * for, unless `act` knows better.
    */
-  async #perform<T>(act: (client: NbdClient) => Promise<T>): Promise<T> {
+  async #perform<T>(
+    act: (client: NbdClient) => Promise<T>,
+    signal?: AbortSignal,
+  ): Promise<T> {
     for (;;) {
-      const client = this.#pick() ?? await this.#recovered();
+      checkSignal(signal);
+      const client = this.#pick() ??
+        await unlessAborted(this.#recovered(), signal);
       try {
         return await act(client);
       } catch (error) {

@@ -426,3 +426,82 @@ Deno.test("a server that says nothing is not waited for longer than was asked fo
     assertEquals(error.message, "Connection attempt cancelled by timeout");
   }
 });
+
+Deno.test("what waits for a lost server can be aborted", async () => {
+  const image = await new VolatileDisk().image();
+  let end = () => {};
+  let isBack = true;
+  const connect = async () => {
+    if (!isBack) throw new BlockError("ECONNREFUSED");
+    const [ours, theirs] = streamPair();
+    await serveNbd(image, theirs, { writable: true });
+    end = () => theirs.close();
+    return ours;
+  };
+  const node = await openNode({
+    driver: "nbd",
+    connect,
+    "reconnect-delay": 600,
+  });
+  isBack = false;
+  end();
+  const bytes = new Uint8Array(UNIT);
+  const requests: ((signal: AbortSignal) => Promise<unknown>)[] = [
+    (signal) => node.readv(0, [bytes], { signal }),
+    (signal) => node.writev!(0, [bytes], { signal }),
+    (signal) => node.writeZeroes!(0, UNIT, { signal }),
+    (signal) => node.discard!(0, UNIT, { signal }),
+    (signal) => node.flush!({ signal }),
+    (signal) => node.status(0, UNIT, { signal }),
+  ];
+  for (const request of requests) {
+    const controller = new AbortController();
+    const made = request(controller.signal);
+    controller.abort(new Error("enough"));
+    const error = await assertRejects(() => made, BlockError);
+    assertEquals(error.code, "ECANCELED");
+  }
+  isBack = true;
+  await node.readv(0, [bytes]);
+  await node.close();
+});
+
+Deno.test("a read that is not answered can be aborted, and its buffer is left alone", async () => {
+  const image = await new VolatileDisk().image();
+  await image.write(0, new Uint8Array(SIZE).fill(7));
+  const waiting: (() => void)[] = [];
+  const { readv } = image;
+  image.readv = async (...request) => {
+    await new Promise<void>((resolve) => waiting.push(resolve));
+    await readv.apply(image, request);
+  };
+  const connect = async () => {
+    const [ours, theirs] = streamPair();
+    await serveNbd(image, theirs, { writable: true });
+    return ours;
+  };
+  const node = await openNode({ driver: "nbd", connect });
+  const given = new Uint8Array(UNIT);
+  const controller = new AbortController();
+  const read = node.readv(0, [given], { signal: controller.signal });
+  const others = Array.from({ length: 99 }, () => new Uint8Array(UNIT));
+  const rest = Promise.all(others.map((bytes) => node.readv(0, [bytes])));
+  // This one is not even sent.
+  const { signal } = controller;
+  const last = node.readv(0, [new Uint8Array(UNIT)], { signal });
+  const pause = () => new Promise((done) => setTimeout(done, 1));
+  while (waiting.length < 64) await pause();
+  controller.abort(new Error("enough"));
+  for (const aborted of [read, last]) {
+    const error = await assertRejects(() => aborted, BlockError);
+    assertEquals(error.code, "ECANCELED");
+  }
+  const answering = setInterval(() => {
+    for (const resolve of waiting.splice(0)) resolve();
+  }, 1);
+  await rest;
+  clearInterval(answering);
+  assert(given.every((byte) => byte === 0));
+  assert(others.every((bytes) => bytes.every((byte) => byte === 7)));
+  await node.close();
+});
