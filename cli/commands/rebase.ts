@@ -135,7 +135,8 @@ function parse(invocation: Invocation): Wish {
   if (!wish.unsafe && wish.backing === undefined) {
     throw usageError("Must specify backing file (-b) or use unsafe mode (-u)");
   }
-  if (wish.unsafe && wish.compressed) {
+  // QEMU's program leaves it to its user to notice.
+  if (wish.unsafe && wish.compressed && invocation.program.isOurs) {
     throw usageError("Cannot compress in unsafe mode: nothing is copied");
   }
   return wish;
