@@ -53,7 +53,7 @@ export class Program {
   maxChain = 10_001;
   /** The format of progress. */
   progressFormat: "line" | "json" = "line";
-  /** Columns of the line of progress that the terminal's cursor is in; or 0. */
+  /** Columns of the progress line that the terminal's cursor is in, or 0. */
   statusWidth = 0;
 
   #errorIsTerminal?: boolean;
@@ -77,8 +77,8 @@ export class Program {
   }
 
   /**
-   * Where images find their keys. `bdrv` asks the user for those that no option
-   * names; a stand-in must not ask where QEMU does not.
+   * Where keys of images come from. `bdrv` asks the user for keys that no
+   * option names; a stand-in must not ask where QEMU does not.
    */
   get secrets(): SecretSource {
     return async (request) =>
@@ -155,7 +155,7 @@ export class Program {
     return this.#errorIsTerminal ??= process.error.isTerminal();
   }
 
-  /** What clears the line of progress, so that a message can take its place. */
+  /** Characters that clear the progress line before a message. */
   #overwriteStatus(): string {
     const width = this.statusWidth;
     this.statusWidth = 0;
@@ -163,8 +163,8 @@ export class Program {
   }
 
   /**
-   * Report an error; each line is prefixed with the name of the program, or of
-   * the part of it that speaks.
+   * Report an error; each line is prefixed with the name of the program, or
+   * with `speaker`.
    */
   error(message: string, hint?: string, speaker: string = this.name): void {
     const name = this.#painted(RED, `${speaker}:`);
@@ -197,7 +197,8 @@ export class Program {
   }
 
   /**
-   * Remove a repetition of QEMU's, where the failing layer is the lowest one.
+   * Drop a repetition in QEMU's messages, if the failing layer is the lowest
+   * one.
    */
   #concise(message: string): string {
     return !this.isOurs ? message : message

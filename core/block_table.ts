@@ -1,19 +1,13 @@
 /**
- * The map of a format with one table, whose entries say where the blocks of the
- * disk lie. What is new goes to the end of the file.
+ * The map of a format with one table that maps the disk in blocks. New blocks
+ * go to the end of the file.
  *
- * Changes wait in memory for a flush, which is when they are promised to be
- * durable.
+ * Changes stay in memory until a flush, which makes them durable.
  *
  * @module
  */
-import {
-  type Allocation,
-  type BlockMap,
-  type Place,
-  roomInPlace,
-  type Run,
-} from "./block_map.ts";
+import type { Allocation, BlockMap, Place, Run } from "./block_map.ts";
+import { roomInPlace } from "./access.ts";
 import { divideUp } from "./bytes.ts";
 import { BlockError } from "./errors.ts";
 import { FileEnd } from "./file_end.ts";
@@ -26,8 +20,8 @@ import {
 } from "./paged_table.ts";
 
 /**
- * What a block is that has no place of its own: read from the backing file, zero,
- * in its place only in part, or nowhere that it can be.
+ * Instead of an offset: a block is read from the backing file, zero, mapped
+ * only in part, or damaged.
  */
 export const BLOCK = {
   UNALLOCATED: 0,
@@ -40,17 +34,17 @@ export const BLOCK = {
 export abstract class BlockTable implements BlockMap {
   /** Bytes of a block. */
   readonly unit: number;
-  /** Where the image lies. */
+  /** The file that holds the image. */
   protected file: BlockNode;
   /** The entries. */
   protected readonly table: PagedTable;
-  /** Where new blocks go. */
+  /** Where new blocks are allocated. */
   protected readonly space: FileEnd;
   readonly #flushing = new Mutex();
 
   /**
    * @param next Where the first new block goes.
-   * @param limit What the format can address ends here.
+   * @param limit End of the range that the format can address.
    */
   constructor(
     file: BlockNode,
@@ -75,15 +69,15 @@ export abstract class BlockTable implements BlockMap {
   }
 
   /**
-   * Where a block lies, or what of `BLOCK` it is; `undefined` if what tells is to
-   * be loaded before.
+   * Offset of a block, or one of `BLOCK`; `undefined` if its entry must be
+   * loaded first.
    */
   protected abstract placeOf(block: number): number | undefined;
 
-  /** Change the entry of a block, which is in memory. */
+  /** Change the entry of a block, whose page is in memory. */
   protected abstract setPlace(block: number, place: number): void;
 
-  /** Write what has changed, after the data it leads to. */
+  /** Write changes, after the data they refer to. */
   protected abstract write(changes: readonly ChangedUnit[]): Promise<void>;
 
   /** The entry of a block. */
@@ -96,22 +90,22 @@ export abstract class BlockTable implements BlockMap {
     return new BlockError("EIO");
   }
 
-  /** As {@linkcode lookup}, in a block that is in its place only in part. */
+  /** As {@linkcode lookup}, in a block that is mapped only in part. */
   protected lookupPartial?(
     place: number,
     offset: number,
     length: number,
   ): Run | undefined;
 
-  /** Load what tells of such a block. */
+  /** Load what {@linkcode lookupPartial} needs for such a block. */
   protected loadPartial?(block: number): Promise<void>;
 
-  /** Whether there is something to be written. */
+  /** Whether there are changes to be written. */
   protected get isDirty(): boolean {
     return this.table.isDirty;
   }
 
-  /** The first run at an offset, if what tells it is in memory. */
+  /** The first run at an offset, if its entries are in memory. */
   lookup(offset: number, length: number): Run | undefined {
     const { unit } = this;
     const first = Math.floor(offset / unit);
@@ -139,7 +133,7 @@ export abstract class BlockTable implements BlockMap {
     };
   }
 
-  /** As {@linkcode lookup}, loading what it takes. */
+  /** As {@linkcode lookup}, loading entries as needed. */
   async find(offset: number, length: number): Promise<Run> {
     let run: Run | undefined;
     while (!(run = this.lookup(offset, length))) {
@@ -152,20 +146,20 @@ export abstract class BlockTable implements BlockMap {
     return run;
   }
 
-  /** Where the first part of a write can go at once. */
+  /** Where the first part of a write can go without an allocation. */
   inPlace(offset: number, length: number): Place | undefined {
     const run = this.lookup(offset, length);
     return run?.kind === "data" ? run as Place : undefined;
   }
 
-  /** Space for the first part of a write. */
+  /** Allocate space for the first part of a write. */
   async allocate(offset: number, length: number): Promise<Allocation> {
     const { kind, ...place } = await this.find(offset, length);
     if (kind === "data") return roomInPlace(offset, place as Place);
     return await this.makeRoom(offset, place.length);
   }
 
-  /** Space for a part of the disk that is mapped in one way, but not to data. */
+  /** Allocate space for a uniform range that is not mapped to data. */
   protected makeRoom(
     offset: number,
     length: number,
@@ -174,13 +168,13 @@ export abstract class BlockTable implements BlockMap {
     return this.newBlocks(first, divideUp(offset + length, this.unit) - first);
   }
 
-  /** Space for whole blocks, at the end of the file. */
+  /** Allocate whole blocks at the end of the file. */
   protected async newBlocks(first: number, count: number): Promise<Allocation> {
     const place = await this.space.take(count * this.unit);
     return this.roomAt(first, count, place);
   }
 
-  /** Space for whole blocks at a place of the file that is theirs. */
+  /** Use space of the file that already belongs to whole blocks. */
   protected roomAt(first: number, count: number, place: number): Allocation {
     const { unit } = this;
     return {
@@ -195,12 +189,12 @@ export abstract class BlockTable implements BlockMap {
           await this.map(first + i, place + i * unit);
         }
       },
-      // There may be something now, where others expect zeroes.
+      // It may hold data now, where others expect zeroes.
       abort: () => Promise.resolve(),
     };
   }
 
-  /** Map a block to a place. */
+  /** Map a block to an offset. */
   async map(block: number, place: number): Promise<void> {
     const entry = this.entryOf(block);
     while (!this.table.page(entry)) await this.table.load(entry);
@@ -208,7 +202,7 @@ export abstract class BlockTable implements BlockMap {
     this.table.changed(entry);
   }
 
-  /** Make all that was written durable. */
+  /** Make all written data durable. */
   async flush(): Promise<void> {
     using _ = await this.#flushing.lock();
     await this.endFile();
@@ -216,7 +210,7 @@ export abstract class BlockTable implements BlockMap {
     await this.table.writeChanges((changes) => this.write(changes));
   }
 
-  /** Make the file end as it has to. */
+  /** Pad the file as its format requires. */
   protected endFile(): Promise<void> {
     return this.space.trim();
   }

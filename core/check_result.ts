@@ -1,11 +1,11 @@
 /**
- * The result of a check that finds nothing.
+ * An empty check result.
  *
  * @module
  */
 import type { CheckResult } from "./node.ts";
 
-/** Counts that are all zero, to be added to. */
+/** A result with all counts zero, to be added to. */
 export function nothingFound(): CheckResult {
   return {
     corruptions: 0,

@@ -1,7 +1,7 @@
 /**
- * The block allocation table of a VHDX image. An entry has the state of a block
- * and where in the file it lies. After as many entries as fill a chunk comes one
- * for a bitmap of the sectors that differencing images have of it.
+ * The block allocation table of a VHDX image. An entry holds the state and
+ * offset of a block. The entries of each chunk are followed by one for its
+ * sector bitmap, which differencing images use.
  *
  * Changes go through the log.
  *
@@ -26,7 +26,7 @@ import { overlap, overlapText, type Regions } from "./regions.ts";
 import { SectorBitmaps } from "./sector_bitmaps.ts";
 
 const ENTRY_SIZE = 8;
-/** Bits of a bitmap of sectors, which is one block of 1 MiB. */
+/** Sectors of a chunk: bits of a sector bitmap, a block of 1 MiB. */
 const CHUNK_SECTORS = 8 * MIB;
 
 /** States of blocks. */
@@ -40,11 +40,11 @@ export const STATE = {
   PARTIAL: 7,
 } as const;
 
-/** How many blocks a disk has, and how their entries lie. */
+/** Numbers of blocks and entries, and the order of the entries. */
 export class TableShape {
   /** Blocks of the disk. */
   readonly blocks: number;
-  /** Blocks of a chunk: a bitmap's entry comes after as many. */
+  /** Blocks of a chunk, after which a bitmap's entry follows. */
   readonly ratio: number;
   /** Entries that the table must have. */
   readonly entries: number;
@@ -57,7 +57,7 @@ export class TableShape {
       : this.blocks && this.blocks + Math.floor((this.blocks - 1) / this.ratio);
   }
 
-  /** Where the table lies that begins at an offset. */
+  /** The extent of a table at an offset. */
   tableAt(offset: number): TableExtent {
     const length = this.entries * ENTRY_SIZE;
     return { offset, length, entrySize: ENTRY_SIZE };
@@ -68,12 +68,12 @@ export class TableShape {
     return block + Math.floor(block / this.ratio);
   }
 
-  /** The entry of the bitmap that has a block's sectors. */
+  /** The entry of a block's sector bitmap. */
   bitmapOf(block: number): number {
     return Math.floor(block / this.ratio) * (this.ratio + 1) + this.ratio;
   }
 
-  /** The block of an entry; `undefined` if it is a bitmap's. */
+  /** The block of an entry; `undefined` for that of a bitmap. */
   blockOf(entry: number): number | undefined {
     const inChunk = entry % (this.ratio + 1);
     const chunk = Math.floor(entry / (this.ratio + 1));
@@ -108,20 +108,20 @@ export class VhdxTable extends BlockTable {
     this.#bitmaps = new SectorBitmaps(file, metadata.blockSize);
   }
 
-  /** Switch to another file with the same content, with the log and all else. */
+  /** Switch to another file with the same content, also for the log. */
   override useFile(file: BlockNode): void {
     super.useFile(file);
     this.#bitmaps.useFile(file);
     this.#log.useFile(file);
-    // What is behind its content need not be zeroes.
+    // What follows the content need not be zero.
     this.space.next = Math.max(this.space.next, roundUp(file.size, MIB));
   }
 
   /**
-   * Look at all entries, and find the end of the last block.
+   * Check all entries, and find the end of the last block.
    *
-   * @param report Receives what is wrong with a block, in QEMU's words.
-   * @returns how many lie where no block can be.
+   * @param report Receives faults of blocks, in QEMU's words.
+   * @returns the number of misplaced blocks.
    */
   async examine(report: (line: string) => void): Promise<number> {
     const hasParent = this.#metadata.parent !== undefined;
@@ -145,7 +145,7 @@ export class VhdxTable extends BlockTable {
     return faults;
   }
 
-  /** What is wrong with the place of a block. */
+  /** Faults of a block's offset. */
   *#problemsOf(
     entry: number,
     block: number,
@@ -156,7 +156,7 @@ export class VhdxTable extends BlockTable {
     if (offset > 2 ** 63 - blockSize) {
       yield `VHDX BAT entry ${entry} offset overflow.`;
     }
-    // QEMU made images of which the last block ends with the disk.
+    // QEMU has created images whose last block ends with the disk.
     const last = offset + Math.min(blockSize, size - block * blockSize);
     const pastEnd = (what: string, place: bigint) =>
       `VHDX BAT entry ${entry} ${what} offset ${place} points after ` +
@@ -255,7 +255,7 @@ function stateAt(view: DataView, at: number): number {
   return view.getUint32(at, true) & 7;
 }
 
-/** An offset in bytes; one that is not exact is invalid anyway. */
+/** An offset in bytes; an inexact one is invalid anyway. */
 function offsetAt(view: DataView, at: number): number {
   const low = view.getUint32(at, true);
   return view.getUint32(at + 4, true) * 2 ** 32 + (low - low % MIB);
@@ -274,9 +274,9 @@ function putEntry(
 /**
  * Write the table of a new image.
  *
- * @param offset Where it begins.
- * @param state Of all blocks.
- * @param dataOffset Where the first block begins; the others follow.
+ * @param offset Offset of the table.
+ * @param state The state of all blocks.
+ * @param dataOffset Offset of the first block; the others follow.
  */
 export async function writeNewTable(
   file: BlockNode,

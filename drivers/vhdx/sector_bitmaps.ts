@@ -1,6 +1,6 @@
 /**
- * The bitmaps of differencing VHDX images: a bit for each sector, the lowest of
- * a byte first, which says whether the sector lies here or in the parent.
+ * Sector bitmaps of differencing VHDX images: a bit per sector, the lowest of a
+ * byte first, which tells whether it is stored here or in the parent.
  *
  * @module
  */
@@ -9,15 +9,15 @@ import type { BlockNode } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
 import { SECTOR } from "./metadata.ts";
 
-/** Blocks whose bitmaps are kept; each has 64 KiB at the most. */
+/** Blocks whose bitmaps are kept in memory; each has at most 64 KiB. */
 const MAX_KEPT = 64;
 
-/** The bitmaps of blocks that are here in part. They are only read. */
+/** The bitmaps of partially present blocks, read-only. */
 export class SectorBitmaps {
   #file: BlockNode;
-  /** Bytes of a block's part of a bitmap. */
+  /** Bytes of one block's bits in a bitmap. */
   readonly #length: number;
-  /** By block, in the order in which they were read. */
+  /** By block, in the order of loading. */
   readonly #bitmaps = new Map<number, Uint8Array>();
 
   constructor(file: BlockNode, blockSize: number) {
@@ -31,8 +31,8 @@ export class SectorBitmaps {
   }
 
   /**
-   * How many bytes from `offset` in a block on, `most` at the most, are here or
-   * are not here; `undefined` if the bitmap must be loaded first.
+   * How many bytes from `offset` in a block on, at most `most`, are uniformly
+   * present or absent; `undefined` if the bitmap must be loaded first.
    */
   run(
     block: number,
@@ -52,8 +52,8 @@ export class SectorBitmaps {
   /**
    * Load the bitmap of a block.
    *
-   * @param offset Where the bitmap of its chunk lies in the file.
-   * @param index Which of the chunk's blocks it is.
+   * @param offset Offset of its chunk's bitmap in the file.
+   * @param index Index of the block in its chunk.
    */
   async load(block: number, offset: number, index: number): Promise<void> {
     const bytes = allocate(this.#length);

@@ -1,14 +1,14 @@
 /**
  * The block allocation table of a dynamic VHD image. An entry is the sector at
- * which a block begins, with the bitmap of its sectors.
+ * which a block begins, with its sector bitmap.
  *
- * What a bitmap does not claim reads as zeroes; of a differencing image, as its
+ * Sectors not set in the bitmap read as zeroes; in a differencing image, as its
  * parent.
  *
- * **Write order**: data, bitmaps of new blocks, and the footer behind
- * them; then, when those are durable, the table and other bitmaps. Until then
- * the image has no footer at its end, or one with blocks behind it that nothing
- * refers to; the copy at its start is never written.
+ * **Write order**: data, bitmaps of new blocks, and the footer after them;
+ * then, when those are durable, the table and other bitmaps. Until then the
+ * image has no footer at its end, or one followed by blocks that nothing refers
+ * to; its copy at the start is never written.
  *
  * @module
  */
@@ -69,9 +69,9 @@ export class VpcTable extends BlockTable {
   }
 
   /**
-   * Look at all entries, and find the end of the last block.
+   * Check all entries, and find the end of the last block.
    *
-   * @throws {BlockError} EINVAL if a block lies where none can be.
+   * @throws {BlockError} EINVAL if a block is misplaced.
    */
   async examine(): Promise<void> {
     const { tableOffset, entries } = this.#header;
@@ -86,7 +86,7 @@ export class VpcTable extends BlockTable {
     });
     const fileEnd = roundUp(this.file.size, SECTOR_SIZE);
     if (end > fileEnd) throw truncated();
-    // Without a footer at the end of the file, which may be a device, nothing
+    // If the file does not end with a footer (it may be a device), nothing
     // refers to what is there.
     this.space.next = end;
     if (fileEnd - FOOTER_SIZE < end) return;
@@ -108,23 +108,23 @@ export class VpcTable extends BlockTable {
       overlaps(tableOffset, entries * ENTRY_SIZE)
     ) {
       throw invalid(
-        `block ${index} of the VHD image lies over its headers`,
+        `block ${index} of the VHD image overlaps its headers`,
       );
     }
     return end;
   }
 
-  /** An entry; `undefined` if it is to be loaded before. */
+  /** An entry; `undefined` if it must be loaded first. */
   #entry(block: number): number | undefined {
     return this.table.page(block)?.getUint32(this.table.at(block));
   }
 
-  /** Where the sectors of a block begin, behind its bitmap. */
+  /** Offset of a block's sectors, after its bitmap. */
   #dataOf(entry: number): number {
     return entry * SECTOR_SIZE + this.#bitmaps.size;
   }
 
-  /** What the image has nothing of. */
+  /** The kind of ranges that the image has nothing of. */
   get #nothing(): "unallocated" | "zero" {
     const isLeft = this.#footer.type === TYPE.DIFFERENCING;
     return isLeft ? "unallocated" : "zero";
@@ -185,7 +185,7 @@ export class VpcTable extends BlockTable {
       : this.#newSectors(block, entry, offset, length);
   }
 
-  /** Allocate sectors of a block that is in the file already. */
+  /** Allocate sectors of a block that is already in the file. */
   #newSectors(
     block: number,
     entry: number,
@@ -203,7 +203,7 @@ export class VpcTable extends BlockTable {
       isZero: false,
       replaces: false,
       commit: async () => {
-        // It may have been let go of since.
+        // The page may have been evicted meanwhile.
         while (!this.lookup(start, 1)) await this.find(start, 1);
         const [first, count] = [inBlock, end - start].map((bytes) =>
           bytes / SECTOR_SIZE
@@ -214,7 +214,7 @@ export class VpcTable extends BlockTable {
     };
   }
 
-  /** Where there was a footer, the bitmap goes. */
+  /** The new block's bitmap goes where the footer was. */
   protected override async newBlocks(block: number): Promise<Allocation> {
     const { size } = this.#bitmaps;
     const place = await this.space.take(size + this.unit);
@@ -226,9 +226,9 @@ export class VpcTable extends BlockTable {
     if (this.#bitmaps.manyAreNew) await this.#writeNewBitmaps();
   }
 
-  /** One may go where the footer is written otherwise. */
+  /** A bitmap may be where the footer would otherwise be written. */
   #writeNewBitmaps(): Promise<void> {
-    return this.space.alone(() => this.#bitmaps.writeNew());
+    return this.space.exclusively(() => this.#bitmaps.writeNew());
   }
 
   protected override get isDirty(): boolean {
