@@ -3,14 +3,16 @@
  *
  * @module
  */
-import { asBlockError } from "../core/errors.ts";
+import { asBlockError, invalid } from "../core/errors.ts";
 import type { BlockNode } from "../core/node.ts";
 import type { CreateOptions } from "../core/create.ts";
 import { openNode } from "../core/open.ts";
 import type { CacheMode, OpenOptions } from "../core/open_options.ts";
 import type { OptionValues } from "../core/options.ts";
+import { findDriver } from "../core/registry.ts";
 import { parseStack, type Source, type StackObject } from "../core/spec.ts";
 import type { OpenPurpose } from "../core/traits.ts";
+import { isPlainObject } from "../core/values.ts";
 // Registers the drivers.
 import "../drivers/all.ts";
 import { CommandError, notAmong, type Program } from "./program.ts";
@@ -45,6 +47,34 @@ export interface ImageArgument {
 }
 
 /**
+ * The stack that the argument of `--image-opts` describes.
+ *
+ * @throws {BlockError} EINVAL if this stands in for a program of QEMU's, to
+ * which a name in place of a child is that of a node, and there are none.
+ */
+export function parseImageOpts(program: Program, text: string): StackObject {
+  const stack = parseStack(text, (message) => program.warn(message));
+  if (program.isOurs) return stack;
+  refuseNodeNames(stack);
+  const { driver, file, filename } = stack;
+  if (filename === undefined || file !== undefined) return stack;
+  if (driver === undefined) throw invalid("Must specify either driver or file");
+  if (findDriver(driver)?.role === "format") {
+    throw invalid('A block device must be specified for "file"');
+  }
+  return stack;
+}
+
+function refuseNodeNames(stack: StackObject): void {
+  for (const [option, value] of Object.entries(stack)) {
+    if (isPlainObject(value)) refuseNodeNames(value);
+    else if (option === "file" || option === "image") {
+      throw invalid(`Cannot find device='${value}' nor node-name='${value}'`);
+    }
+  }
+}
+
+/**
  * Open the image that an argument names.
  *
  * Files that an image names are opened without restrictions, as qemu-img does:
@@ -67,7 +97,7 @@ export async function openImageArgument(
     const source = options
       ? { ...options, driver: format, file: text }
       : imageOpts
-      ? parseStack(text, (message) => program.warn(message))
+      ? parseImageOpts(program, text)
       : text;
     if (forceShare) checkSharing(source);
     return await openNode(source, {

@@ -4,7 +4,7 @@
  * @module
  */
 import { process } from "../core/platform/this_process.ts";
-import { surviveSignal } from "../core/runtime.ts";
+import { surviveSignal, unrefTimer } from "../core/runtime.ts";
 import { asBlockError, BlockError } from "../core/errors.ts";
 import { withoutSecrets } from "../core/redaction.ts";
 import type { SecretSource } from "../core/secrets.ts";
@@ -36,6 +36,10 @@ export function usageError(message: string): CommandError {
 const RED = 31;
 const YELLOW = 33;
 
+/** Lines of one kind are held for this many milliseconds and letters at most. */
+const HOLDING_TIME = 20;
+const MOST_HELD = 32_768;
+
 /** The running program. */
 export class Program {
   /** The name in its messages. */
@@ -52,6 +56,11 @@ export class Program {
   /** Columns of the progress line that the terminal's cursor is in, or 0. */
   statusWidth = 0;
 
+  #errorIsTerminal?: boolean;
+  /** Lines for standard error that have not been written yet. */
+  #heldLines = "";
+  /** Set while such lines are held. */
+  #holding?: ReturnType<typeof setTimeout>;
   /** Arguments with line breaks, usually file names. */
   readonly #brokenNames: readonly string[];
 
@@ -94,14 +103,17 @@ export class Program {
 
   /** Write to standard output; secrets in URLs are left out. */
   print(text: string): void {
+    this.#writeHeldLines();
     if (this.statusWidth > 0) this.output.write(this.#overwriteStatus());
     this.output.write(withoutSecrets(text));
   }
 
   /** Write to standard error; secrets in URLs are left out. */
   printError(text: string): void {
+    text = this.#heldLines + text;
+    this.#heldLines = "";
+    const isSeen = this.#isSeen;
     // It may be a file that has reached the user's size limit.
-    const isSeen = process.error.isTerminal();
     if (!isSeen) surviveSignal("SIGXFSZ");
     try {
       const shown = (isSeen ? this.#overwriteStatus() : "") +
@@ -110,6 +122,37 @@ export class Program {
     } catch {
       // There is nowhere else to report this.
     }
+  }
+
+  /**
+   * Write a line to standard error of which there may be millions, as there are
+   * of a damaged image: written one by one, they would take most of the time.
+   */
+  printOneOfMany(line: string): void {
+    if (this.#isSeen || this.#holding === undefined) {
+      this.printError(line);
+      if (!this.#isSeen) this.#holdLines();
+      return;
+    }
+    this.#heldLines += line;
+    if (this.#heldLines.length > MOST_HELD) this.#writeHeldLines();
+  }
+
+  #holdLines(): void {
+    this.#holding = setTimeout(() => {
+      this.#holding = undefined;
+      this.#writeHeldLines();
+    }, HOLDING_TIME);
+    unrefTimer(this.#holding);
+  }
+
+  #writeHeldLines(): void {
+    if (this.#heldLines !== "") this.printError("");
+  }
+
+  /** Whether standard error is a terminal; asking anew for each line is slow. */
+  get #isSeen(): boolean {
+    return this.#errorIsTerminal ??= process.error.isTerminal();
   }
 
   /** Characters that clear the progress line before a message. */
@@ -135,11 +178,12 @@ export class Program {
   warn(message: string): void {
     const warning = this.#painted(YELLOW, "warning:");
     const text = this.#splitNames(this.#joinNames(message));
-    this.printError(`${this.name}: ${warning} ${text}\n`);
+    this.printOneOfMany(`${this.name}: ${warning} ${text}\n`);
   }
 
   /** Replace line breaks within names by NUL, which no name contains. */
   #joinNames(message: string): string {
+    if (!message.includes("\n")) return message;
     const join = (name: string) => name.replaceAll("\n", "\0");
     for (const name of this.#brokenNames) {
       message = message.replaceAll(name, join);
@@ -164,7 +208,7 @@ export class Program {
 
   /** Text in a colour, if standard error is a terminal and permits it. */
   #painted(colour: number, text: string): string {
-    return this.isOurs && !process.noColor && process.error.isTerminal()
+    return this.isOurs && !process.noColor && this.#isSeen
       ? `\x1b[1;${colour}m${text}\x1b[0m`
       : text;
   }
@@ -208,6 +252,7 @@ export class Program {
 
   /** Flush the output; returns the exit code. */
   finish(code: number): number {
+    this.#writeHeldLines();
     try {
       this.output.flush();
     } catch (error) {

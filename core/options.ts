@@ -26,6 +26,8 @@ export interface OptionSpec {
   readonly help: string;
   /** The accepted values of an `enum`. */
   readonly values?: readonly string[];
+  /** Older words that are accepted as well; help and messages leave them out. */
+  readonly oldValues?: readonly string[];
   /**
    * Known but unsupported: the whole option, or some values. The driver refuses
    * it with its own message, and the help leaves it out.
@@ -138,17 +140,19 @@ export function parseOption(
       // Negative numbers wrap around, as in C's strtoull.
       return number < 0 ? number + 2 ** 64 : number;
     }
-    case "enum":
-      if (!spec.values!.includes(String(value))) {
+    case "enum": {
+      const word = String(value);
+      if (!spec.values!.includes(word) && !spec.oldValues?.includes(word)) {
         throw notAmong(
           `Parameter '${
             lastName(name).replaceAll("_", "-")
           }' does not accept ` +
-            `value '${shortened(String(value), 80)}'`,
+            `value '${shortened(word, 80)}'`,
           supportedValues(spec),
         );
       }
-      return String(value);
+      return word;
+    }
     case "string":
       return String(value);
   }

@@ -146,7 +146,11 @@ export function parseStack(
   }
   const flat: OptionValues = {};
   for (const [name, value] of parseKeyValueList(text, "file", warn)) {
-    flat[name] = value;
+    const isNone = /^(.*\.)?backing$/.test(name) && value === "";
+    flat[name] = isNone ? null : value;
+    if (isNone) {
+      warn?.('Use of "backing": "" is deprecated; use "backing": null instead');
+    }
   }
   return nestOptions(flat);
 }

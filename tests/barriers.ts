@@ -36,10 +36,15 @@ const GROUPS: readonly Group[] = [
     ],
     seeds: "1-60",
   },
-  driver("luks", "core/crypto/luks_options.ts", "core/crypto/luks_volume.ts"),
+  driver(
+    "luks",
+    "core/crypto/header_store.ts",
+    "core/crypto/luks_options.ts",
+    "core/crypto/luks_volume.ts",
+  ),
   driver("parallels", "core/block_table.ts"),
-  driver("qcow"),
-  driver("qed"),
+  driver("qcow", "core/two_level_map.ts", "core/table_pages.ts"),
+  driver("qed", "core/two_level_map.ts"),
   driver("vdi", "core/block_table.ts", "core/mapped_node.ts"),
   driver("vhdx"),
   driver("vmdk"),
@@ -126,7 +131,10 @@ function* mutantsOf(
   }
 }
 
-/** Whether any test fails in a tree. */
+/**
+ * Whether any test fails in a tree; one that does not end on a busy machine has
+ * noticed nothing.
+ */
 async function isNoticed(
   tree: string,
   { tests, seeds }: Group,
@@ -141,7 +149,9 @@ async function isNoticed(
     stdout: "null",
     stderr: "null",
   }).output();
-  return code !== 0;
+  const isTooLong = code === 124 || code === 137;
+  if (isTooLong) console.log(`Took too long: ${tests.join(" ")}`);
+  return code !== 0 && !isTooLong;
 }
 
 async function copyTree(): Promise<string> {

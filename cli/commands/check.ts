@@ -125,7 +125,7 @@ async function checkTwice(
   repaired: (first: CheckResult) => void,
 ): Promise<CheckResult> {
   const report = (line: string, named = false) =>
-    program.printError(`${named ? `${program.name}: ` : ""}${line}\n`);
+    program.printOneOfMany(`${named ? `${program.name}: ` : ""}${line}\n`);
   try {
     const first = await node.image!.check!({ repair, report });
     const { corruptionsFixed, leaksFixed } = first;

@@ -138,7 +138,8 @@ function parse(invocation: Invocation): Settings {
   if (!settings.unsafe && settings.backing === undefined) {
     throw usageError("Must specify backing file (-b) or use unsafe mode (-u)");
   }
-  if (settings.unsafe && settings.compressed) {
+  // QEMU's program leaves it to its user to notice.
+  if (settings.unsafe && settings.compressed && invocation.program.isOurs) {
     throw usageError("Cannot compress in unsafe mode: nothing is copied");
   }
   return settings;

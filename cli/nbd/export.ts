@@ -11,9 +11,8 @@ import { openNode } from "../../core/open.ts";
 import type { OpenOptions } from "../../core/open_options.ts";
 import { process } from "../../core/platform/this_process.ts";
 import { applyFormat, toStack } from "../../core/sources.ts";
-import { parseStack } from "../../core/spec.ts";
 import type { NbdBitmap } from "../../mod.ts";
-import { reporting } from "../images.ts";
+import { parseImageOpts, reporting } from "../images.ts";
 import { CommandError, type Program } from "../program.ts";
 import { showSnapshot } from "../snapshots.ts";
 import type { NbdRequest } from "./options.ts";
@@ -76,9 +75,7 @@ async function openFile(
   options: OpenOptions,
 ): Promise<BlockNode> {
   try {
-    let stack = imageOpts
-      ? parseStack(file, (message) => program.warn(message))
-      : toStack(file);
+    let stack = imageOpts ? parseImageOpts(program, file) : toStack(file);
     if (format !== undefined) stack = applyFormat(stack, format);
     return await openNode({
       discard: discard ? "unmap" : "ignore",

@@ -50,7 +50,8 @@ export async function createQcow(
 /** @throws {BlockError} EINVAL if the options are invalid. */
 function isToBeEncrypted(options: OptionValues): boolean {
   const { encryption } = options;
-  const format = options["encrypt.format"] as string | undefined;
+  const given = options["encrypt.format"] as string | undefined;
+  const format = given === "qcow" ? "aes" : given;
   if (encryption && format !== undefined) {
     throw invalid(
       "'encrypt.format' and its alias 'encryption' can't be used at the same time",

@@ -54,6 +54,7 @@ export interface EntryPlace {
 /** What the tables need of their image. */
 export interface ClusterMapHost {
   readonly file: BlockNode;
+  readonly readOnly: boolean;
   /** Whether guest data is in an external data file. */
   readonly hasDataFile: boolean;
   readonly header: Header;
@@ -162,6 +163,8 @@ export class ClusterMap {
     const l1Index = geometry.l1Index(guestOffset);
     const l2Offset = this.l2TableOffset(l1Index);
     if (!geometry.isAligned(l2Offset) || l2Offset >= 2 ** 53) {
+      // Salvaging comes here for each sector; only marking it needs the lock.
+      if (this.#state.readOnly) await this.#checkTableOffset(l1Index, l2Offset);
       return await this.#lockAndMap(guestOffset, length);
     }
     const l2Index = geometry.l2Index(guestOffset);

@@ -39,6 +39,7 @@ export const ENCRYPT_CREATE_OPTIONS: OptionTable = {
   "encrypt.format": {
     type: "enum",
     values: FORMATS,
+    oldValues: ["qcow"],
     help: "Encrypt the image, format choices: 'aes', 'luks'",
   },
   "encrypt.key-secret": {

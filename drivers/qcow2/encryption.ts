@@ -69,9 +69,11 @@ export function encryptionFormat(
   options: OptionValues,
 ): typeof FORMATS[number] | undefined {
   const { encryption } = options;
-  const format = options["encrypt.format"] as
+  const given = options["encrypt.format"] as
     | typeof FORMATS[number]
+    | "qcow"
     | undefined;
+  const format = given === "qcow" ? "aes" : given;
   if (encryption && format !== undefined) {
     throw invalid(
       "'encrypt.format' and its alias 'encryption' can't be used at the same time",

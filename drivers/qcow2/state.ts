@@ -90,6 +90,8 @@ export class Qcow2State
   #caches!: CacheSizes;
   #data?: GuestData;
   #corruptionSeen = false;
+  /** The last damage that stopped a request. */
+  #damage?: { readonly message: string; readonly error: BlockError };
   #unusable = false;
   #clearing?: Promise<void>;
   #loadingBitmaps?: Promise<Bitmaps>;
@@ -498,7 +500,13 @@ export class Qcow2State
       this.reportDamage(message);
     }
     this.#corruptionSeen = true;
-    throw new BlockError("EIO", undefined, { cause: new Error(message) });
+    // Salvaging meets the same damage again for each sector.
+    if (this.#damage?.message !== message) {
+      const cause = new Error(message);
+      const error = new BlockError("EIO", undefined, { cause });
+      this.#damage = { message, error };
+    }
+    throw this.#damage.error;
   }
 
   /** Report damage without failing the request that found it. */

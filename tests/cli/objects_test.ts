@@ -129,6 +129,12 @@ const CALLS = [
   "create -f qcow2 SECRET -o NEW x.qcow2 1M",
   "create -f qcow2 SECRET -o encryption=on,encrypt.key-secret=s0 y.qcow2 1M",
   "create -f qcow2 SECRET -o encryption=on z.qcow2 1M",
+  // An older word for "aes".
+  "create -f qcow2 SECRET -o encrypt.format=qcow,encrypt.key-secret=s0 v.qcow2 1M",
+  "create -f qcow SECRET -o encrypt.format=qcow,encrypt.key-secret=s0 v.qcow 1M",
+  "create -f qcow2 SECRET -o encrypt.format=qcow,encryption=on z.qcow2 1M",
+  "info v.qcow2",
+  "info v.qcow",
   "create -f qcow2 -o NEW z.qcow2 1M",
   "create -f qcow2 --object secret,id=s0 -o NEW z.qcow2 1M",
   "map x.qcow2",

@@ -126,6 +126,13 @@ const CALLS: { [command: string]: string[] } = {
     "info --backing-chain loop.qcow2",
     "info --image-opts -f raw file.filename=base.qcow2",
     "info --image-opts driver=qcow2,file.filename=nothing",
+    // Names in place of children are those of nodes.
+    "info --image-opts base.qcow2",
+    "info --image-opts base.qcow2,driver=qcow2",
+    "info --image-opts driver=raw,file.driver=raw,file.file=base.qcow2",
+    "info --image-opts driver=qcow2,filename=base.qcow2",
+    "info --image-opts filename=base.qcow2",
+    "info --image-opts driver=qcow2,file.filename=base.qcow2,backing=",
     "info nothing:a",
     "info -s base.qcow2",
     "info --out",

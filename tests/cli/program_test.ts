@@ -2,6 +2,7 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { commandsOf } from "../../cli/image_tool.ts";
 import { Program } from "../../cli/program.ts";
+import { process } from "../../core/platform/this_process.ts";
 import { BDRV, mustSkip, run, runOk, TempDir } from "../qemu.ts";
 
 const QEMU_IMG = [...BDRV, "qemu-img"];
@@ -131,4 +132,38 @@ Deno.test("sizes have units under our own name, exactly", async () => {
     "Image resized from 20 GiB to 21 GiB.\n",
     "Image resized.\n",
   ]);
+});
+
+Deno.test("lines of which there are many are written in blocks, in order", async () => {
+  const written: string[] = [];
+  const { error } = process;
+  const { isTerminal, write } = error;
+  error.isTerminal = () => false;
+  error.write = (bytes) => {
+    written.push(new TextDecoder().decode(bytes));
+    return bytes.length;
+  };
+  try {
+    const program = new Program("bdrv");
+    for (let i = 0; i < 10_000; i++) program.warn(`sector ${i}`);
+    assert(written.length > 1 && written.length < 100, `${written.length}`);
+    assertEquals(written[0], "bdrv: warning: sector 0\n");
+    program.error("no more");
+    const lines = written.join("").split("\n");
+    assertEquals(lines.slice(-3), [
+      "bdrv: warning: sector 9999",
+      "bdrv: no more",
+      "",
+    ]);
+    assertEquals(lines.length, 10_002);
+    // None is lost at the end, or while the command works on something else.
+    program.warn("the last but one");
+    assertEquals(program.finish(0), 0);
+    assertEquals(written.at(-1), "bdrv: warning: the last but one\n");
+    program.warn("the last");
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    assertEquals(written.at(-1), "bdrv: warning: the last\n");
+  } finally {
+    Object.assign(error, { isTerminal, write });
+  }
 });

@@ -18,7 +18,7 @@ import {
   surviveCuts,
   surviveDamage,
 } from "../format_tests.ts";
-import { contentOf } from "../qcow2/bytes.ts";
+import { contentOf, storeOf } from "../qcow2/bytes.ts";
 
 const MIB = 1024 * 1024;
 const KIB64 = 65536;
@@ -349,6 +349,53 @@ Deno.test("check() knows what is not written yet, and a closed image says so dur
   }
   assert(u32(log.durable, 44) !== OPEN);
 });
+
+Deno.test("whatever a power cut leaves, the table names only clusters in the file", async () => {
+  const log = new PowerLog(await newImage("parallels", SMALL));
+  {
+    await using image = await openImage({ driver: "parallels", file: log });
+    for (const start of [3, 0]) {
+      for (let i = start; i < start + 3; i++) {
+        await image.write(i * KIB64, new Uint8Array(KIB64).fill(1 + i));
+      }
+      await image.flush();
+    }
+  }
+  for (const { what, file } of log.reordered()) assertInFile(file, what);
+  assertInFile(log.durable, "the end");
+});
+
+Deno.test("whatever a power cut leaves of a repair, no cluster has two users", async () => {
+  const bytes = await newImage("parallels", SMALL);
+  const table = 64;
+  const sharing = [0, 1, 2, 120, 121];
+  const store = storeOf(bytes);
+  const file = { driver: "memory", store };
+  const image = await openImage({ driver: "parallels", file });
+  await image.write(0, new Uint8Array(KIB64).fill(1));
+  await image.close();
+  const shared = contentOf(store);
+  for (const at of sharing) {
+    put(shared, table + 4 * at, u32(shared, table));
+  }
+  const log = new PowerLog(shared);
+  await using damaged = await openImage({ driver: "parallels", file: log });
+  await damaged.check({ repair: { leaks: true, corruptions: true } });
+  for (const { what, file } of log.reordered()) assertInFile(file, what);
+  // What the repair says it has done is done, whatever happens then.
+  const places = sharing.map((at) => u32(log.durable, table + 4 * at));
+  assertEquals(new Set(places).size, places.length);
+});
+
+/** Assert that all entries of the table lead to whole clusters of the file. */
+function assertInFile(file: Uint8Array, what: string): void {
+  const [unit, entries] = [u32(file, 28) * 512, u32(file, 32)];
+  for (let i = 0; i < entries; i++) {
+    const end = (u32(file, 64 + 4 * i) + u32(file, 28)) * 512;
+    if (end === unit) continue;
+    assert(end <= file.length, `${what}: entry ${i}, ${end} ${file.length}`);
+  }
+}
 
 Deno.test("an extension that makes no sense is refused in QEMU's words", async () => {
   const cases: [change: (view: DataView) => void, message: string][] = [
