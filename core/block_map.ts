@@ -79,6 +79,11 @@ export function roomInPlace(start: number, place: Place): Allocation {
   };
 }
 
+/** The place of a run that can be written where it is: one of data. */
+export function placeOfData(run: Run | undefined): Place | undefined {
+  return run?.kind === "data" ? run as Place : undefined;
+}
+
 /**
  * The tables of a format. `lookup`, `find` and `inPlace` may be called at any
  * time; their result stays valid while the caller holds the range. `allocate`

@@ -1,9 +1,9 @@
 /**
  * The map of a format with one table, whose entries say where the blocks of the
- * disk lie. What is new goes to the end of the file.
+ * disk lie. New blocks go to the end of the file.
  *
- * Changes wait in memory for a flush, which is when they are promised to be
- * durable.
+ * Changes of the table stay in memory until a flush, since nothing is promised to
+ * be durable before one.
  *
  * @module
  */
@@ -11,6 +11,7 @@ import {
   type Allocation,
   type BlockMap,
   type Place,
+  placeOfData,
   roomInPlace,
   type Run,
 } from "./block_map.ts";
@@ -26,8 +27,8 @@ import {
 } from "./paged_table.ts";
 
 /**
- * What a block is that has no place of its own: read from the backing file, zero,
- * in its place only in part, or nowhere that it can be.
+ * What a block is that does not simply lie at some place of the file: read from
+ * the backing file, zero, only partly present, or where no block can be.
  */
 export const BLOCK = {
   UNALLOCATED: 0,
@@ -50,7 +51,7 @@ export abstract class BlockTable implements BlockMap {
 
   /**
    * @param next Where the first new block goes.
-   * @param limit What the format can address ends here.
+   * @param limit The end of what the format can address. Default: none.
    */
   constructor(
     file: BlockNode,
@@ -75,8 +76,8 @@ export abstract class BlockTable implements BlockMap {
   }
 
   /**
-   * Where a block lies, or what of `BLOCK` it is; `undefined` if what tells is to
-   * be loaded before.
+   * Where a block lies, or what of `BLOCK` it is; `undefined` if its entry must
+   * be loaded first.
    */
   protected abstract placeOf(block: number): number | undefined;
 
@@ -96,22 +97,22 @@ export abstract class BlockTable implements BlockMap {
     return new BlockError("EIO");
   }
 
-  /** As {@linkcode lookup}, in a block that is in its place only in part. */
+  /** As {@linkcode lookup}, in a block that is only partly present. */
   protected lookupPartial?(
-    place: number,
+    block: number,
     offset: number,
     length: number,
   ): Run | undefined;
 
-  /** Load what tells of such a block. */
+  /** Load what `lookupPartial` needs to know of a block. */
   protected loadPartial?(block: number): Promise<void>;
 
-  /** Whether there is something to be written. */
+  /** Whether changes wait to be written. */
   protected get isDirty(): boolean {
     return this.table.isDirty;
   }
 
-  /** The first run at an offset, if what tells it is in memory. */
+  /** The first run at an offset, if its entry is in memory and sound. */
   lookup(offset: number, length: number): Run | undefined {
     const { unit } = this;
     const first = Math.floor(offset / unit);
@@ -139,7 +140,7 @@ export abstract class BlockTable implements BlockMap {
     };
   }
 
-  /** As {@linkcode lookup}, loading what it takes. */
+  /** As {@linkcode lookup}, loading what is missing. */
   async find(offset: number, length: number): Promise<Run> {
     let run: Run | undefined;
     while (!(run = this.lookup(offset, length))) {
@@ -154,18 +155,18 @@ export abstract class BlockTable implements BlockMap {
 
   /** Where the first part of a write can go at once. */
   inPlace(offset: number, length: number): Place | undefined {
-    const run = this.lookup(offset, length);
-    return run?.kind === "data" ? run as Place : undefined;
+    return placeOfData(this.lookup(offset, length));
   }
 
   /** Space for the first part of a write. */
   async allocate(offset: number, length: number): Promise<Allocation> {
-    const { kind, ...place } = await this.find(offset, length);
-    if (kind === "data") return roomInPlace(offset, place as Place);
-    return await this.makeRoom(offset, place.length);
+    const run = await this.find(offset, length);
+    const place = placeOfData(run);
+    if (place) return roomInPlace(offset, place);
+    return await this.makeRoom(offset, run.length);
   }
 
-  /** Space for a part of the disk that is mapped in one way, but not to data. */
+  /** Space for a range that is mapped in one way, though not to data. */
   protected makeRoom(
     offset: number,
     length: number,
@@ -180,7 +181,7 @@ export abstract class BlockTable implements BlockMap {
     return this.roomAt(first, count, place);
   }
 
-  /** Space for whole blocks at a place of the file that is theirs. */
+  /** Space for whole blocks, at a place that has been taken for them. */
   protected roomAt(first: number, count: number, place: number): Allocation {
     const { unit } = this;
     return {
@@ -195,7 +196,8 @@ export abstract class BlockTable implements BlockMap {
           await this.map(first + i, place + i * unit);
         }
       },
-      // There may be something now, where others expect zeroes.
+      // The space is lost: it may hold data by now, and must not be taken
+      // again for space that reads as zeroes.
       abort: () => Promise.resolve(),
     };
   }

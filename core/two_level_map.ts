@@ -1,10 +1,10 @@
 /**
- * The map of a format with tables in two levels, and no record of what is free:
- * entries of the L1 table lead to L2 tables, whose entries lead to clusters, and
- * what is new goes to the end of the file. All entries have 64 bits.
+ * The map of a format with tables in two levels, and no record of free space: the
+ * entries of the L1 table point to L2 tables, whose entries point to clusters,
+ * and new ones go to the end of the file. Entries have 64 bits.
  *
- * **Write order**: see `table_pages.ts`. A new L2 table takes up space that
- * reads as zeroes, so that only what changes of it is written.
+ * **Write order**: see `table_pages.ts`. A new L2 table takes space that reads as
+ * zeroes, so that only its changed parts have to be written.
  *
  * @module
  */
@@ -12,6 +12,7 @@ import {
   type Allocation,
   type BlockMap,
   type Place,
+  placeOfData,
   roomInPlace,
   type Run,
 } from "./block_map.ts";
@@ -24,7 +25,7 @@ import { ImageTables, TablePages } from "./table_pages.ts";
 /** Bytes of an entry. */
 const ENTRY_SIZE = 8;
 
-/** What an entry of an L2 table stands for, other than a place in the file. */
+/** What an entry of an L2 table means that is not a place in the file. */
 export const ENTRY = { ABSENT: 0, ZERO: -1, SPECIAL: -2, DAMAGED: -3 } as const;
 
 /** How a format lays its tables out. Offsets and sizes are in bytes. */
@@ -47,15 +48,15 @@ export interface TwoLevelLayout {
   readonly tablesFirst: boolean;
   /** Whether unwritten parts of a new cluster do not read as zeroes. */
   readonly isEncrypted: boolean;
-  /** Where an entry leads to, or what of `ENTRY` it is. */
+  /** Where an entry points to, or what of `ENTRY` it is. */
   decode(high: number, low: number): number;
-  /** Called before space is taken, to note that in the header. */
+  /** Called before space is taken, so that the header can say so first. */
   allocating?(): void | Promise<void>;
-  /** The error for an entry that leads to where nothing can be. */
+  /** The error for an entry that points to where nothing can be. */
   damaged(): BlockError;
 }
 
-/** A range; a special one comes with its entry. */
+/** A run; a special one carries its entry. */
 export interface TwoLevelRun extends Run {
   readonly entry?: { readonly high: number; readonly low: number };
 }
@@ -67,7 +68,7 @@ export class TwoLevelMap implements BlockMap<TwoLevelRun> {
   #file: BlockNode;
   readonly #layout: TwoLevelLayout;
   readonly #pages: TablePages;
-  /** The end of what is in use. All from there on reads as zeroes. */
+  /** The end of what is in use; from there on, the file reads as zeroes. */
   #next: number;
   /** Clusters and tables begin below this. */
   #limit: number;
@@ -110,7 +111,7 @@ export class TwoLevelMap implements BlockMap<TwoLevelRun> {
     return this.#layout.tableEntries * ENTRY_SIZE;
   }
 
-  /** Whether something of so many bytes can be there. */
+  /** Whether a table or cluster of so many bytes can be there. */
   isPlace(offset: number, length: number): boolean {
     const { headerSize, l1Offset } = this.#layout;
     return offset >= headerSize && offset < this.#limit &&
@@ -125,15 +126,15 @@ export class TwoLevelMap implements BlockMap<TwoLevelRun> {
     return this.#pages.uint32(this.#layout.isLittleEndian ? at : at + 4);
   }
 
-  /** Where the entry of the L1 table lies that tells of a cluster. */
+  /** Where the L1 entry for a cluster lies. */
   #l1At(cluster: number): number {
     const { l1Offset, tableEntries } = this.#layout;
     return l1Offset + Math.floor(cluster / tableEntries) * ENTRY_SIZE;
   }
 
   /**
-   * Where the L2 table is that tells of a cluster, `ABSENT` or `DAMAGED`;
-   * `undefined` if what tells is to be loaded before.
+   * Where the L2 table for a cluster lies, `ABSENT` or `DAMAGED`; `undefined` if
+   * the L1 entry must be loaded first.
    */
   #tableOf(cluster: number): number | undefined {
     const at = this.#l1At(cluster);
@@ -143,7 +144,7 @@ export class TwoLevelMap implements BlockMap<TwoLevelRun> {
     if (table === ENTRY.ABSENT) return table;
     const isSound = table % this.#layout.tableAlignment === 0 &&
       this.isPlace(table, this.#tableBytes) &&
-      // Changes of the one would be lost to the other.
+      // Else what is added next would overlap it, and overwrite its changes.
       table + this.#tableBytes <= Math.max(this.#limit, this.#next);
     return isSound ? table : ENTRY.DAMAGED;
   }
@@ -153,8 +154,8 @@ export class TwoLevelMap implements BlockMap<TwoLevelRun> {
   }
 
   /**
-   * Where a cluster lies, or what of `ENTRY` it is; `undefined` if what tells
-   * is to be loaded before.
+   * Where a cluster lies, or what of `ENTRY` it is; `undefined` if an entry must
+   * be loaded first.
    */
   #placeOf(cluster: number): number | undefined {
     const table = this.#tableOf(cluster);
@@ -196,7 +197,7 @@ export class TwoLevelMap implements BlockMap<TwoLevelRun> {
     };
   }
 
-  /** The end of the clusters that are mapped as the first one is. */
+  /** The end of the clusters that are mapped in the same way as the first. */
   #runOf(first: number, place: number, end: number): number {
     const { tableEntries } = this.#layout;
     let next = first + 1;
@@ -222,7 +223,7 @@ export class TwoLevelMap implements BlockMap<TwoLevelRun> {
     }
   }
 
-  /** Load what is missing to tell of a cluster. */
+  /** Load the entry that is missing for a cluster, of its L1 or L2 table. */
   async #load(cluster: number): Promise<void> {
     const table = this.#tableOf(cluster);
     if (table === undefined) return await this.#pages.load(this.#l1At(cluster));
@@ -233,13 +234,13 @@ export class TwoLevelMap implements BlockMap<TwoLevelRun> {
   }
 
   inPlace(offset: number, length: number): Place | undefined {
-    const run = this.lookup(offset, length);
-    return run?.kind === "data" ? run as Place : undefined;
+    return placeOfData(this.lookup(offset, length));
   }
 
   async allocate(offset: number, length: number): Promise<Allocation> {
-    const { kind, ...run } = await this.find(offset, length);
-    if (kind === "data") return roomInPlace(offset, run as Place);
+    const run = await this.find(offset, length);
+    const present = placeOfData(run);
+    if (present) return roomInPlace(offset, present);
     const { unit } = this;
     const { tableEntries, tablesFirst } = this.#layout;
     const first = Math.floor(offset / unit);
@@ -266,15 +267,17 @@ export class TwoLevelMap implements BlockMap<TwoLevelRun> {
         }
         await this.relieve();
       },
-      // There may be something now: others expect zeroes.
+      // The space is lost: it may hold data by now, and must not be taken
+      // again for space that reads as zeroes.
       abort: () => Promise.resolve(),
     };
   }
 
   /**
-   * Take space at the end of the file, which becomes so long before anything is
-   * written there: if it did so later, it might cut off what others wrote. It
-   * ends with a whole sector, as who sees it as a device would miss the rest.
+   * Take space at the end of the file. The file is extended before anything is
+   * written there: changing its size later might cut off what others wrote
+   * meanwhile. It ends with a whole sector, since a reader that sees it as a
+   * device would miss the rest.
    */
   async reserve(length: number, alignment: number): Promise<number> {
     const place = roundUp(this.#next, alignment);

@@ -1,9 +1,9 @@
 /**
- * The block allocation table of a VHDX image. An entry has the state of a block
- * and where in the file it lies. After as many entries as fill a chunk comes one
- * for a bitmap of the sectors that differencing images have of it.
+ * The block allocation table of a VHDX image. An entry holds the state of a
+ * block and its offset in the file. The entries of each chunk are followed by
+ * one for the chunk's sector bitmap, which only differencing images use.
  *
- * Changes go through the log.
+ * Changes are written through the log.
  *
  * @module
  */
@@ -26,7 +26,7 @@ import { overlap, overlapText, type Regions } from "./regions.ts";
 import { SectorBitmaps } from "./sector_bitmaps.ts";
 
 const ENTRY_SIZE = 8;
-/** Bits of a bitmap of sectors, which is one block of 1 MiB. */
+/** Sectors of a chunk: as many as a sector bitmap of 1 MiB has bits. */
 const CHUNK_SECTORS = 8 * MIB;
 
 /** States of blocks. */
@@ -40,13 +40,13 @@ export const STATE = {
   PARTIAL: 7,
 } as const;
 
-/** How many blocks a disk has, and how their entries lie. */
+/** How many blocks a disk has, and where in the table their entries are. */
 export class TableShape {
   /** Blocks of the disk. */
   readonly blocks: number;
-  /** Blocks of a chunk: a bitmap's entry comes after as many. */
+  /** Blocks per chunk: the specification's chunk ratio. */
   readonly ratio: number;
-  /** Entries that the table must have. */
+  /** Entries of the table, including those for sector bitmaps. */
   readonly entries: number;
 
   constructor({ size, blockSize, parent }: Metadata) {
@@ -57,7 +57,7 @@ export class TableShape {
       : this.blocks && this.blocks + Math.floor((this.blocks - 1) / this.ratio);
   }
 
-  /** Where the table lies that begins at an offset. */
+  /** The extent of a table that begins at an offset. */
   tableAt(offset: number): TableExtent {
     const length = this.entries * ENTRY_SIZE;
     return { offset, length, entrySize: ENTRY_SIZE };
@@ -68,12 +68,12 @@ export class TableShape {
     return block + Math.floor(block / this.ratio);
   }
 
-  /** The entry of the bitmap that has a block's sectors. */
+  /** The entry of the sector bitmap that covers a block. */
   bitmapOf(block: number): number {
     return Math.floor(block / this.ratio) * (this.ratio + 1) + this.ratio;
   }
 
-  /** The block of an entry; `undefined` if it is a bitmap's. */
+  /** The block that an entry is for; `undefined` for a bitmap's entry. */
   blockOf(entry: number): number | undefined {
     const inChunk = entry % (this.ratio + 1);
     const chunk = Math.floor(entry / (this.ratio + 1));
@@ -108,12 +108,12 @@ export class VhdxTable extends BlockTable {
     this.#bitmaps = new SectorBitmaps(file, metadata.blockSize);
   }
 
-  /** Switch to another file with the same content, with the log and all else. */
+  /** Switch to another file with the same content, and the log with it. */
   override useFile(file: BlockNode): void {
     super.useFile(file);
     this.#bitmaps.useFile(file);
     this.#log.useFile(file);
-    // What is behind its content need not be zeroes.
+    // Beyond that content, the new file need not read as zeroes.
     this.space.next = Math.max(this.space.next, roundUp(file.size, MIB));
   }
 
@@ -121,7 +121,7 @@ export class VhdxTable extends BlockTable {
    * Look at all entries, and find the end of the last block.
    *
    * @param report Receives what is wrong with a block, in QEMU's words.
-   * @returns how many lie where no block can be.
+   * @returns how many entries point to where no block can be.
    */
   async examine(report: (line: string) => void): Promise<number> {
     const hasParent = this.#metadata.parent !== undefined;
@@ -156,7 +156,7 @@ export class VhdxTable extends BlockTable {
     if (offset > 2 ** 63 - blockSize) {
       yield `VHDX BAT entry ${entry} offset overflow.`;
     }
-    // QEMU made images of which the last block ends with the disk.
+    // In images that QEMU made, the last block may end where the disk does.
     const last = offset + Math.min(blockSize, size - block * blockSize);
     const pastEnd = (what: string, place: bigint) =>
       `VHDX BAT entry ${entry} ${what} offset ${place} points after ` +
@@ -255,7 +255,7 @@ function stateAt(view: DataView, at: number): number {
   return view.getUint32(at, true) & 7;
 }
 
-/** An offset in bytes; one that is not exact is invalid anyway. */
+/** An offset in bytes. One too large to be exact lies behind every file. */
 function offsetAt(view: DataView, at: number): number {
   const low = view.getUint32(at, true);
   return view.getUint32(at + 4, true) * 2 ** 32 + (low - low % MIB);

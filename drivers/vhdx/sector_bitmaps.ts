@@ -1,6 +1,7 @@
 /**
- * The bitmaps of differencing VHDX images: a bit for each sector, the lowest of
- * a byte first, which says whether the sector lies here or in the parent.
+ * The sector bitmaps of differencing VHDX images: a bit for each sector, from the
+ * lowest bit of a byte up, which is set if the sector lies here and not in the
+ * parent.
  *
  * @module
  */
@@ -9,10 +10,10 @@ import type { BlockNode } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
 import { SECTOR } from "./metadata.ts";
 
-/** Blocks whose bitmaps are kept; each has 64 KiB at the most. */
+/** Most blocks whose bitmaps are kept; each has at most 64 KiB. */
 const MAX_KEPT = 64;
 
-/** The bitmaps of blocks that are here in part. They are only read. */
+/** The bitmaps of blocks that are partly present. They are only read. */
 export class SectorBitmaps {
   #file: BlockNode;
   /** Bytes of a block's part of a bitmap. */
@@ -31,8 +32,8 @@ export class SectorBitmaps {
   }
 
   /**
-   * How many bytes from `offset` in a block on, `most` at the most, are here or
-   * are not here; `undefined` if the bitmap must be loaded first.
+   * How many bytes of a block, from `offset` on and at most `most`, are all here
+   * or all absent; `undefined` if the bitmap must be loaded first.
    */
   run(
     block: number,
@@ -53,7 +54,7 @@ export class SectorBitmaps {
    * Load the bitmap of a block.
    *
    * @param offset Where the bitmap of its chunk lies in the file.
-   * @param index Which of the chunk's blocks it is.
+   * @param index The block's number in its chunk.
    */
   async load(block: number, offset: number, index: number): Promise<void> {
     const bytes = allocate(this.#length);

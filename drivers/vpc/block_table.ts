@@ -1,14 +1,15 @@
 /**
- * The block allocation table of a dynamic VHD image. An entry is the sector at
- * which a block begins, with the bitmap of its sectors.
+ * The block allocation table of a dynamic VHD image. An entry is the number of
+ * the sector at which a block begins: the bitmap of its sectors, then its data.
  *
- * What a bitmap does not claim reads as zeroes; of a differencing image, as its
- * parent.
+ * A sector whose bit is clear reads as zeroes; in a differencing image, as the
+ * parent does.
  *
- * **Write order**: data, bitmaps of new blocks, and the footer behind
- * them; then, when those are durable, the table and other bitmaps. Until then
- * the image has no footer at its end, or one with blocks behind it that nothing
- * refers to; the copy at its start is never written.
+ * **Write order**: the data, the bitmaps of new blocks, and the footer behind
+ * the last block; then, when all of these are durable, the table and the bitmaps
+ * of older blocks. In between, the file may end without a footer, or have blocks
+ * behind the footer that no entry points to. The copy of the footer at the start
+ * of the file is never rewritten, so there is always a sound one.
  *
  * @module
  */
@@ -86,8 +87,8 @@ export class VpcTable extends BlockTable {
     });
     const fileEnd = roundUp(this.file.size, SECTOR_SIZE);
     if (end > fileEnd) throw truncated();
-    // Without a footer at the end of the file, which may be a device, nothing
-    // refers to what is there.
+    // A device, or a file whose writer was interrupted, does not end with a
+    // footer; what it has behind the last block is not in use.
     this.space.next = end;
     if (fileEnd - FOOTER_SIZE < end) return;
     const last = allocate(FOOTER_SIZE);
@@ -114,7 +115,7 @@ export class VpcTable extends BlockTable {
     return end;
   }
 
-  /** An entry; `undefined` if it is to be loaded before. */
+  /** The entry of a block; `undefined` if it must be loaded first. */
   #entry(block: number): number | undefined {
     return this.table.page(block)?.getUint32(this.table.at(block));
   }
@@ -124,17 +125,17 @@ export class VpcTable extends BlockTable {
     return entry * SECTOR_SIZE + this.#bitmaps.size;
   }
 
-  /** What the image has nothing of. */
-  get #nothing(): "unallocated" | "zero" {
-    const isLeft = this.#footer.type === TYPE.DIFFERENCING;
-    return isLeft ? "unallocated" : "zero";
+  /** How a range reads that the image does not hold. */
+  get #absent(): "unallocated" | "zero" {
+    const hasParent = this.#footer.type === TYPE.DIFFERENCING;
+    return hasParent ? "unallocated" : "zero";
   }
 
   protected placeOf(block: number): number | undefined {
     const entry = this.#entry(block);
     if (entry === undefined) return undefined;
     if (entry === UNALLOCATED) {
-      return this.#nothing === "zero" ? BLOCK.ZERO : BLOCK.UNALLOCATED;
+      return this.#absent === "zero" ? BLOCK.ZERO : BLOCK.UNALLOCATED;
     }
     return this.#bitmaps.isFull(block) ? this.#dataOf(entry) : BLOCK.PARTIAL;
   }
@@ -158,7 +159,7 @@ export class VpcTable extends BlockTable {
     if (!sectors) return undefined;
     const end = (first + sectors.count) * SECTOR_SIZE;
     const run = Math.min(length, end - inBlock);
-    if (!sectors.isHere) return { length: run, kind: this.#nothing };
+    if (!sectors.isHere) return { length: run, kind: this.#absent };
     return {
       length: run,
       kind: "data",
@@ -203,7 +204,7 @@ export class VpcTable extends BlockTable {
       isZero: false,
       replaces: false,
       commit: async () => {
-        // It may have been let go of since.
+        // The bitmap may have been dropped from the cache since.
         while (!this.lookup(start, 1)) await this.find(start, 1);
         const [first, count] = [inBlock, end - start].map((bytes) =>
           bytes / SECTOR_SIZE
@@ -214,7 +215,7 @@ export class VpcTable extends BlockTable {
     };
   }
 
-  /** Where there was a footer, the bitmap goes. */
+  /** The bitmap of the block may go where the footer was until now. */
   protected override async newBlocks(block: number): Promise<Allocation> {
     const { size } = this.#bitmaps;
     const place = await this.space.take(size + this.unit);
@@ -226,7 +227,7 @@ export class VpcTable extends BlockTable {
     if (this.#bitmaps.manyAreNew) await this.#writeNewBitmaps();
   }
 
-  /** One may go where the footer is written otherwise. */
+  /** As one of them may go where the footer is written, not at that time. */
   #writeNewBitmaps(): Promise<void> {
     return this.space.alone(() => this.#bitmaps.writeNew());
   }

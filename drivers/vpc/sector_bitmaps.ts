@@ -1,6 +1,6 @@
 /**
- * The bitmaps with which blocks of a VHD image begin: a bit for each sector, the
- * highest of a byte first, which says whether the sector lies here.
+ * The bitmaps with which blocks of a VHD image begin: a bit for each sector, from
+ * the highest bit of a byte down, which is set if the image holds the sector.
  *
  * @module
  */
@@ -9,12 +9,12 @@ import type { BlockNode } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
 import type { DynamicHeader } from "./footer.ts";
 
-/** Bytes of bitmaps that are kept, unless more have changed. */
+/** Bytes of bitmaps that are cached; changed ones are kept in any case. */
 const CACHE_BYTES = 4 * 1024 * 1024;
-/** Full blocks that are remembered. */
+/** Most blocks that are remembered as full. */
 const MAX_FULL = 65536;
 
-/** New blocks whose bitmaps wait to be written. */
+/** Most new blocks whose bitmaps wait to be written. */
 const MAX_NEW = 1024;
 
 /** A bitmap that differs from the file. */
@@ -31,11 +31,11 @@ export class SectorBitmaps {
   readonly size: number;
   #file: BlockNode;
   readonly #sectors: number;
-  /** Blocks of which all sectors are here: most of them. */
+  /** Blocks that have all their sectors, as most do. */
   readonly #full = new Set<number>();
-  /** New ones whose bitmaps are not in the file yet, and where those go. */
+  /** New blocks whose bitmaps are not in the file yet, and where those go. */
   readonly #new = new Map<number, number>();
-  /** The bitmaps of others, in the order in which they were read. */
+  /** The bitmaps of other blocks, in the order in which they were read. */
   readonly #bitmaps = new Map<number, Uint8Array>();
   /** Those that differ from the file, and where they lie in it. */
   #dirty = new Map<number, number>();
@@ -59,8 +59,9 @@ export class SectorBitmaps {
   }
 
   /**
-   * How many sectors of a block that is not full, from `sector` on, `most` at the
-   * most, are here or are not here; `undefined` if the bitmap is to be loaded before.
+   * How many sectors of a block that is not full, from `sector` on and at most
+   * `most`, are all here or all absent; `undefined` if the bitmap must be loaded
+   * first.
    */
   run(
     index: number,
@@ -84,7 +85,7 @@ export class SectorBitmaps {
   async load(index: number, offset: number): Promise<void> {
     const bytes = allocate(this.size);
     await readPadded(this.#file, offset, [bytes]);
-    // Another one may have been faster, and have changed it since.
+    // Another request may have loaded it first, and have changed it since.
     if (this.isFull(index) || this.#bitmaps.has(index)) return;
     this.#makeRoom();
     this.#bitmaps.set(index, bytes);
@@ -101,13 +102,13 @@ export class SectorBitmaps {
     }
   }
 
-  /** Whether all sectors of a block are known to be here. */
+  /** Whether a block is known to have all its sectors. */
   isFull(index: number): boolean {
     return this.#full.has(index) || this.#new.has(index);
   }
 
   /**
-   * All sectors of a new block are here.
+   * Note that a new block has all its sectors.
    *
    * @param offset Where its bitmap goes in the file.
    */
@@ -122,7 +123,7 @@ export class SectorBitmaps {
     this.#bitmaps.delete(index);
   }
 
-  /** Whether there are so many new ones that they had better be written. */
+  /** Whether so many are new that it is time to write their bitmaps. */
   get manyAreNew(): boolean {
     return this.#new.size >= MAX_NEW;
   }
