@@ -72,6 +72,8 @@ class Victim {
   readonly bytes: Bytes;
   /** Bytes of the file, which may have been cut off. */
   size: number;
+  /** Where numbers are that are not zero, as far as they look like metadata. */
+  readonly words: readonly number[];
   readonly #pages: ReadonlySet<number>;
   readonly #touched = new Set<number>();
 
@@ -84,6 +86,7 @@ class Victim {
       if (!isZero(this.bytes.subarray(at, at + PAGE))) pages.add(at);
     }
     this.#pages = pages;
+    this.words = [...pages].flatMap((at) => wordsOf(this.bytes, at));
   }
 
   get isSmall(): boolean {
@@ -145,6 +148,16 @@ class Victim {
     }
     return { driver: "parts", url: `parts://x/${files[0].name}` };
   }
+}
+
+/** Words of a page that are not zero; none of data, which fills its page. */
+function wordsOf(bytes: Bytes, page: number): number[] {
+  const words: number[] = [];
+  const end = Math.min(bytes.length, page + PAGE);
+  for (let at = page; at < end; at += 4) {
+    if (!isZero(bytes.subarray(at, at + 4))) words.push(at);
+  }
+  return words.length < PAGE / 4 / 2 ? words : [];
 }
 
 /** A number of a few bytes; or another number near the one that is there. */
@@ -237,6 +250,11 @@ function mutate(victim: Victim, random: Random): string {
     victim.touch(to, to + unit);
     bytes.copyWithin(to, from, from + unit);
     return `${to} = ${unit} bytes of ${from}`;
+  }
+  if (victim.words.length > 0 && kind < 6) {
+    const at = random.pick(victim.words);
+    victim.touch(at, at + 16);
+    return putNumber(victim, at, 12, random);
   }
   const start = pick();
   victim.touch(start, start + PAGE);
