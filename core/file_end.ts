@@ -12,7 +12,7 @@ const MAX_AHEAD = 64 * 1024 * 1024;
 
 /**
  * Space at the end of a file. The file is made longer before anything is written
- * there: later, that might cut off what others have written behind.
+ * there: doing so later might cut off what others have written meanwhile.
  *
  * Each change of its size waits for all writes under way, so that the file grows
  * ahead, in larger and larger steps, until it is trimmed.
@@ -26,8 +26,8 @@ export class FileEnd {
   /** Whether it is longer than it has to be. */
   #isLong = false;
   /**
-   * From here on there is nothing but what was written by way of this: the file
-   * had ended. A device has not, and may hold anything.
+   * Where the file ended: from here on, it holds only what was written to space
+   * taken here. A device goes on, and may hold anything.
    */
   #end: number;
   /** Whether space has been taken since the file was trimmed. */
@@ -37,7 +37,7 @@ export class FileEnd {
 
   /**
    * @param next Where the first space begins.
-   * @param limit What the format can address ends here.
+   * @param limit The end of what the format can address.
    */
   constructor(file: BlockNode, next: number, limit = Infinity) {
     this.#file = file;
@@ -64,7 +64,7 @@ export class FileEnd {
   /** Switch to another file with the same content. */
   useFile(file: BlockNode): void {
     this.#file = file;
-    // It may be longer, and what is behind the content need not be zeroes.
+    // It may be longer, and need not read as zeroes behind the content.
     this.#end = file.size;
   }
 
@@ -93,15 +93,15 @@ export class FileEnd {
         this.#isLong = true;
         return;
       } catch {
-        // There may be room for what is needed.
+        // There may still be room for what is needed.
       }
     }
     await this.#file.truncate!(end);
   }
 
   /**
-   * Cut off what nobody has taken. Then the file ends with `tail`, which does not
-   * take its place.
+   * Cut off the space that nobody has taken. Then the file ends with `tail`, in
+   * whose place the next space may begin.
    */
   async trim(tail?: Uint8Array): Promise<void> {
     if (!this.#hasTaken) return;
@@ -111,7 +111,7 @@ export class FileEnd {
       try {
         await this.#file.truncate!(end);
       } catch {
-        // Some files cannot become shorter. What is behind does no harm.
+        // Some files cannot become shorter; what stays does no harm.
       }
     }
     const emptyFrom = Math.min(this.#end, Math.max(end, this.#file.size));

@@ -36,8 +36,11 @@ import {
 const LONGEST = 10_000;
 /** Bytes by which memory may grow on the way. */
 const MOST_MEMORY = 300 * 1024 ** 2;
-/** Bytes that may be asked for at once, whether they are touched or not. */
-const LARGEST_BUFFER = 40 * 1024 ** 2;
+/**
+ * Bytes that may be asked for at once, whether they are touched or not: a little
+ * more than the largest block of a cloop image.
+ */
+const LARGEST_BUFFER = 65 * 1024 ** 2;
 /** Bytes of a page, as they are copied and restored. */
 const PAGE = 4096;
 /** Larger samples are copied and restored by their pages. */

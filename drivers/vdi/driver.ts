@@ -4,7 +4,7 @@
  * @module
  */
 import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
-import { nothingFound } from "../../core/check_result.ts";
+import { nothingFound, refuseRepair } from "../../core/check_result.ts";
 import type { BlockDriver, OpenContext } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
 import { MappedNode } from "../../core/mapped_node.ts";
@@ -91,12 +91,7 @@ class VdiNode extends MappedNode {
 
   /** Each block must be used at most once, and counted. */
   async #check(options: CheckOptions = {}): Promise<CheckResult> {
-    if (options.repair) {
-      throw new BlockError(
-        "ENOTSUP",
-        "This image format does not support checks",
-      );
-    }
+    refuseRepair(options);
     await this.flush();
     const { mapOffset: offset, blocks, blocksAllocated } = this.#header;
     const seen = new Set<number>();
