@@ -227,7 +227,7 @@ export class VpcTable extends BlockTable {
     if (this.#bitmaps.manyAreNew) await this.#writeNewBitmaps();
   }
 
-  /** As one of them may go where the footer is written, not at that time. */
+  /** Not while the file is trimmed: one may lie where the footer would go. */
   #writeNewBitmaps(): Promise<void> {
     return this.space.alone(() => this.#bitmaps.writeNew());
   }
