@@ -1,5 +1,5 @@
 /**
- * `--object authz-simple` and `authz-list`: whom a server lets in.
+ * `--object authz-simple` and `authz-list`: which clients a server accepts.
  *
  * @module
  */
@@ -12,7 +12,7 @@ export const AUTHZ_HELP = {
   "authz-simple": "authz-simple options:\n  identity=<string>\n",
 };
 
-/** Whether somebody of this name is let in. */
+/** Whether a client with this name is accepted. */
 export type Authorization = (name: string) => boolean;
 
 /** The rules of an `authz-list`, by their properties. */
@@ -22,7 +22,7 @@ interface Rule {
   format?: string;
 }
 
-/** Who may enter, as properties describe it. */
+/** The authorization that properties describe. */
 export function authorizationOf(
   type: keyof typeof AUTHZ_HELP,
   properties: ReadonlyMap<string, string>,
@@ -54,7 +54,7 @@ function list(properties: ReadonlyMap<string, string>): Authorization {
   const checks = Array.from(rules, (rule, i) => checkOf(rule ?? {}, i));
   const otherwise = isAllowed(policy);
   return (name) => {
-    // The first rule that fits decides.
+    // The first matching rule decides.
     for (const [fits, allows] of checks) if (fits(name)) return allows;
     return otherwise;
   };

@@ -38,14 +38,14 @@ export async function checkTargetBitmaps(target: BlockNode): Promise<void> {
   );
 }
 
-/** Copy all bitmaps that can be relied upon, and tell which are left out. */
+/** Copy all consistent bitmaps, and warn about those left out. */
 export async function copyBitmaps(
   program: Program,
   source: BlockNode,
   target: BlockNode,
 ): Promise<void> {
   const { bitmaps = [] } = await source.info?.() ?? {};
-  // QEMU begins with the last one.
+  // QEMU starts with the last one.
   for (const bitmap of bitmaps.toReversed()) {
     if (isBroken(bitmap)) {
       program.warn(`Skipping inconsistent bitmap '${bitmap.name}'`);

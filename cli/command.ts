@@ -21,11 +21,11 @@ export interface Command {
   readonly operands: string;
   /** The options it accepts. */
   readonly options: readonly OptionSpec[];
-  /** Further ones, which QEMU's program does not have. */
+  /** Further options, which QEMU's program does not have. */
   readonly ownOptions?: readonly OptionSpec[];
   /** Further notes for the help. */
   readonly notes?: string;
-  /** Whether QEMU answers a mistake in the options with the help. */
+  /** Whether QEMU responds to mistakes in the options with the help. */
   readonly helpsOnMistake?: boolean;
   /** Run it; returns the exit code. */
   run(invocation: Invocation): Promise<number>;
@@ -49,7 +49,7 @@ export class HelpShown extends Error {}
 export class HelpWanted extends Error {}
 
 /** The options on the image that most commands share. */
-export type ImageWish = Pick<
+export type ImageSettings = Pick<
   ImageArgument,
   "format" | "imageOpts" | "forceShare"
 >;
@@ -60,7 +60,7 @@ export class Invocation {
   operands: readonly string[] = [];
 
   /** How to open the image: `-f`, `--image-opts`, `-U`. */
-  readonly image: ImageWish = {};
+  readonly image: ImageSettings = {};
   /** `-q`. */
   quiet = false;
   #progress = false;
@@ -95,7 +95,7 @@ export class Invocation {
   }
 
   /**
-   * Insist on exactly one operand, an image.
+   * Require exactly one operand, an image.
    *
    * @throws {CommandError} otherwise.
    */
@@ -104,7 +104,7 @@ export class Invocation {
     throw usageError("Expecting one image file name");
   }
 
-  /** Handle a common option; whether it was one. */
+  /** Handle a common option; returns whether it was one. */
   #take(name: string, argument: string): boolean {
     if (name === HELP.short) throw new HelpWanted();
     else if (name === OBJECT.long) this.#define(argument);
@@ -132,7 +132,7 @@ export class Invocation {
     this.program.progressFormat = format;
   }
 
-  /** How to word mistakes, if not the usual way. */
+  /** How to word mistakes, if not as usual. */
   get #complaint(): Complaint | undefined {
     const { program, command } = this;
     if (program.isOurs) return undefined;

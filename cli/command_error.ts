@@ -10,7 +10,7 @@ export interface CommandErrorOptions extends ErrorOptions {
   hint?: string;
   /** The part of the message that QEMU's programs lack. */
   detail?: string;
-  /** Who says it. Default: the program. */
+  /** The name that the message is prefixed with. Default: the program's. */
   speaker?: string;
   /** The exit code. Default: 1. */
   code?: number;
@@ -28,7 +28,7 @@ export class CommandError extends Error {
   readonly hint?: string;
   /** The part of the message that QEMU's programs lack. */
   readonly detail?: string;
-  /** Who says it, if not the program. */
+  /** The name that the message is prefixed with, if not the program's. */
   readonly speaker?: string;
   /** The exit code. */
   readonly code: number;

@@ -1,6 +1,6 @@
 /**
- * `completions`: completion scripts for shells, made from the tables of the
- * commands.
+ * `completions`: completion scripts for shells, generated from the commands'
+ * tables.
  *
  * The scripts are self-contained: calling this program at each key press would
  * be too slow.
@@ -56,13 +56,13 @@ function operandOf(invocation: Invocation): string {
   return invocation.operands[0];
 }
 
-/** A word to offer, and its meaning. */
+/** A word to complete, and its meaning. */
 interface Word {
   readonly text: string;
   readonly help: string;
 }
 
-/** The values of an argument: one of some words, a file, or anything. */
+/** The values of an argument: certain words, a file, or anything. */
 type Values = readonly string[] | "files" | "anything";
 
 /** An option, as a shell needs it. */

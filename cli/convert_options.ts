@@ -9,7 +9,7 @@ import {
   FORCE_SHARE,
   HELP,
   IMAGE_OPTS,
-  type ImageWish,
+  type ImageSettings,
   type Invocation,
   OBJECT,
   PROGRESS,
@@ -26,7 +26,6 @@ import {
   sizeArgument,
 } from "./numbers.ts";
 import { CommandError } from "./program.ts";
-import { snapshotArgument } from "./snapshots.ts";
 
 const MAX_SPARSE_SIZE = 16 * 1024 * 1024;
 const MAX_PARALLEL = 16;
@@ -120,9 +119,9 @@ export const CONVERT_OPTIONS: readonly OptionSpec[] = [
 ];
 
 /** The parsed options of `convert`. */
-export class ConvertWish {
+export class ConvertSettings {
   /** How to open the source images. */
-  image: ImageWish = {};
+  image: ImageSettings = {};
   quiet = false;
   snapshot?: string;
   outputFormat?: string;
@@ -153,68 +152,72 @@ export class ConvertWish {
 }
 
 /** Parse the options, and refuse contradictions. */
-export function parseConvert(invocation: Invocation): ConvertWish {
-  const wish = new ConvertWish();
+export async function parseConvert(
+  invocation: Invocation,
+): Promise<ConvertSettings> {
+  const settings = new ConvertSettings();
   for (const [option, argument] of invocation.options()) {
-    if (option === "O") wish.outputFormat = argument;
-    else if (option === "o") wish.options.add(argument);
-    else if (option === "b") wish.backingFile = argument;
-    else if (option === "F") wish.backingFormat = argument;
+    if (option === "O") settings.outputFormat = argument;
+    else if (option === "o") settings.options.add(argument);
+    else if (option === "b") settings.backingFile = argument;
+    else if (option === "F") settings.backingFormat = argument;
     else if (option === "l") {
-      wish.snapshot = snapshotArgument(invocation.program, argument);
-    } else if (option === "c") wish.compressed = true;
-    else if (option === "n") wish.skipCreate = true;
-    else if (option === "C") wish.copyOffload = true;
-    else if (option === "W") wish.outOfOrder = true;
-    else if (option === "t") wish.targetCache = argument;
-    else if (option === "T") wish.sourceCache = argument;
-    else if (option === "S") wish.sparseSize = parseSparseSize(argument);
-    else if (option === "m") wish.parallel = parseParallel(argument);
+      const { snapshotArgument } = await import("./snapshots.ts");
+      settings.snapshot = snapshotArgument(invocation.program, argument);
+    } else if (option === "c") settings.compressed = true;
+    else if (option === "n") settings.skipCreate = true;
+    else if (option === "C") settings.copyOffload = true;
+    else if (option === "W") settings.outOfOrder = true;
+    else if (option === "t") settings.targetCache = argument;
+    else if (option === "T") settings.sourceCache = argument;
+    else if (option === "S") settings.sparseSize = parseSparseSize(argument);
+    else if (option === "m") settings.parallel = parseParallel(argument);
     else if (option === "r") {
-      wish.rateLimit = sizeArgument("rate limit", argument);
-    } else if (option === "salvage") wish.salvage = true;
-    else if (option === "bitmaps") wish.bitmaps = true;
-    else if (option === "skip-broken-bitmaps") wish.skipBrokenBitmaps = true;
-    else if (option === "target-image-opts") wish.targetImageOpts = true;
-    else if (option === "target-is-zero") wish.targetIsZero = true;
+      settings.rateLimit = sizeArgument("rate limit", argument);
+    } else if (option === "salvage") settings.salvage = true;
+    else if (option === "bitmaps") settings.bitmaps = true;
+    else if (option === "skip-broken-bitmaps") {
+      settings.skipBrokenBitmaps = true;
+    } else if (option === "target-image-opts") settings.targetImageOpts = true;
+    else if (option === "target-is-zero") settings.targetIsZero = true;
   }
-  wish.image = invocation.image;
-  wish.quiet = invocation.quiet;
-  const mistake = findMistake(wish);
+  settings.image = invocation.image;
+  settings.quiet = invocation.quiet;
+  const mistake = findMistake(settings);
   if (mistake !== undefined) throw new CommandError(mistake);
-  return wish;
+  return settings;
 }
 
 /** The first contradiction, in QEMU's order. */
-function findMistake(wish: ConvertWish): string | undefined {
-  if (wish.skipBrokenBitmaps && !wish.bitmaps) {
+function findMistake(settings: ConvertSettings): string | undefined {
+  if (settings.skipBrokenBitmaps && !settings.bitmaps) {
     return "Use of --skip-broken-bitmaps requires --bitmaps";
   }
-  if (wish.copyOffload) {
+  if (settings.copyOffload) {
     const cannot = "Cannot enable copy offloading when";
-    if (wish.compressed) return `${cannot} -c is used`;
-    if (wish.sparseSize !== undefined) return `${cannot} -S is used`;
-    if (wish.salvage) return "Cannot use copy offloading in salvaging mode";
+    if (settings.compressed) return `${cannot} -c is used`;
+    if (settings.sparseSize !== undefined) return `${cannot} -S is used`;
+    if (settings.salvage) return "Cannot use copy offloading in salvaging mode";
   }
-  if (wish.skipCreate) {
-    if (wish.options.isGiven) {
+  if (settings.skipCreate) {
+    if (settings.options.isGiven) {
       return "-o has no effect when skipping image creation";
     }
-  } else if (wish.targetImageOpts) {
+  } else if (settings.targetImageOpts) {
     return "--target-image-opts requires use of -n flag";
-  } else if (wish.targetIsZero) {
+  } else if (settings.targetIsZero) {
     return "--target-is-zero requires use of -n flag";
   }
 }
 
 /** Refuse options that conflict with a backing file of the target. */
 export function checkBacking(
-  wish: ConvertWish,
+  settings: ConvertSettings,
   hasBacking: boolean,
   sources: number,
 ): void {
   if (!hasBacking) return;
-  if (wish.targetIsZero) {
+  if (settings.targetIsZero) {
     throw new CommandError(
       "Cannot use --target-is-zero when the destination image has a backing " +
         "file",
@@ -229,13 +232,16 @@ export function checkBacking(
 }
 
 /** Refuse options that conflict with those of a new image. */
-export function checkCreation(wish: ConvertWish, values: OptionValues): void {
+export function checkCreation(
+  settings: ConvertSettings,
+  values: OptionValues,
+): void {
   if (values.backing_file !== undefined && values.backing_fmt === undefined) {
     throw new CommandError(
       "Use of backing file requires explicit backing format",
     );
   }
-  if (!wish.compressed) return;
+  if (!settings.compressed) return;
   if (values.encryption || values["encrypt.format"]) {
     throw new CommandError(
       "Compression and encryption not supported at the same time",
@@ -246,76 +252,6 @@ export function checkCreation(wish: ConvertWish, values: OptionValues): void {
       "Compression and preallocation not supported at the same time",
     );
   }
-}
-
-/** Whether a conversion uses standard input and standard output. */
-export interface Pipes {
-  /** Whether a source is a pipe, so that nothing is known beforehand. */
-  readonly fromPipe: boolean;
-  /** Whether the target is standard output. */
-  readonly toOutput: boolean;
-  /** The names of all sources. */
-  readonly sources: readonly string[];
-}
-
-/** Refuse options that need to seek, which pipes cannot. */
-export function checkPipes(
-  wish: ConvertWish,
-  { fromPipe, toOutput, sources }: Pipes,
-): void {
-  const refuse = (what: string, stream: "input" | "output") => {
-    throw new CommandError(`${what} with standard ${stream}`);
-  };
-  if (toOutput) {
-    if (wish.compressed) refuse("-c cannot be used", "output");
-    if (wish.skipCreate) refuse("-n cannot be used", "output");
-    if (wish.bitmaps) refuse("--bitmaps cannot be used", "output");
-  }
-  if (!fromPipe) return;
-  if (toOutput) {
-    throw new CommandError(
-      "Cannot convert a pipe to standard output: the source is gone through " +
-        "twice, once to see what it holds",
-    );
-  }
-  if (sources.length > 1) refuse("Images cannot be concatenated", "input");
-  if (wish.snapshot !== undefined) refuse("-l cannot be used", "input");
-  if (wish.bitmaps) refuse("--bitmaps cannot be used", "input");
-  if (wish.salvage) refuse("--salvage cannot be used", "input");
-}
-
-/**
- * Refuse options that need to seek in a file that is unpacked from its
- * beginning to its end.
- */
-export function checkPacked(
-  wish: ConvertWish,
-  { toOutput, sources }: Omit<Pipes, "fromPipe">,
-): void {
-  const refuse = (what: string) => {
-    throw new CommandError(
-      `${what} with a file that can only be unpacked from its beginning to ` +
-        "its end",
-      { hint: "Unpack it first." },
-    );
-  };
-  if (toOutput) refuse("Standard output cannot be used");
-  if (sources.length > 1) refuse("Images cannot be concatenated");
-  if (wish.snapshot !== undefined) refuse("-l cannot be used");
-  if (wish.bitmaps) refuse("--bitmaps cannot be used");
-  if (wish.salvage) refuse("--salvage cannot be used");
-}
-
-/** Refuse what needs to seek in a target that is stored as a whole. */
-export function checkStored(wish: ConvertWish, canStream: boolean): void {
-  const refuse = (what: string) => {
-    throw new CommandError(
-      `${what} cannot be used with a target that is written front to back`,
-    );
-  };
-  if (!canStream) refuse(`Format '${wish.targetFormat}'`);
-  if (wish.compressed) refuse("-c");
-  if (wish.bitmaps) refuse("--bitmaps");
 }
 
 function parseSparseSize(text: string): number {

@@ -1,15 +1,14 @@
 /**
- * The options of new images, as given by `-o`.
+ * The options of new images, as given by `-o`, `-b` and `-F`.
  *
  * @module
  */
 import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
-import { protocolStack } from "../core/sources.ts";
+import { resolveName } from "../core/names.ts";
 import {
   newImageOptions,
   optionNames,
-  type OptionSpec,
   type OptionTable,
   type OptionValues,
   parseKeyValueList,
@@ -17,9 +16,8 @@ import {
   UnknownOptionError,
 } from "../core/options.ts";
 import { getDriver, loadDriver, loadFormat } from "../core/registry.ts";
-import { integerText } from "./numbers.ts";
-import { CommandError, type Program } from "./program.ts";
-import { inRelease } from "./qemu_releases.ts";
+import { filenameOf, protocolStack } from "../core/sources.ts";
+import { CommandError } from "./program.ts";
 
 /** Collects the arguments of several `-o`. */
 export class OptionList {
@@ -67,7 +65,7 @@ export class OptionList {
     return values;
   }
 
-  /** What was written for an option, once it has been parsed. */
+  /** The user's spelling of an option's value, once it has been parsed. */
   spelling(name: string): string | undefined {
     return this.#spelled.get(name);
   }
@@ -99,91 +97,29 @@ export async function createTable(
   return { driver, table: newImageOptions(driver, protocol) };
 }
 
-const TYPE_NAMES: { readonly [type in OptionSpec["type"]]: string } = {
-  string: "str",
-  enum: "str",
-  size: "size",
-  number: "num",
-  boolean: "bool (on/off)",
-};
-
-/** The options of a table, a line each; scripts look for all of QEMU's. */
-export function optionHelp(program: Program, table: OptionTable): string {
-  const names = program.isOurs ? optionNames(table) : Object.keys(table);
-  const later = inRelease("laterOptions");
-  const listed = names.filter((name) => !later.includes(name));
-  const lines = listed.map((name) => {
-    const { type, help } = table[name];
-    return `  ${name}=<${TYPE_NAMES[type]}>`.padEnd(24) + ` - ${help}\n`;
-  });
-  return lines.sort().join("");
-}
-
-/** Answer `-o help`. */
-export async function printCreateHelp(
-  program: Program,
-  format: string,
-  filename: string | undefined,
-): Promise<void> {
-  const { table } = await createTable(format, filename);
-  program.print(
-    filename === undefined
-      ? `Supported ${format} options:\n`
-      : "Supported options:\n",
-  );
-  program.print(optionHelp(program, table));
-  if (filename === undefined) {
-    program.print(
-      "\nThe protocol level may support further options.\n" +
-        "Specify the target filename to include those options.\n",
-    );
-  }
-}
-
-/**
- * The options in the `Formatting …` line: given values and defaults.
- *
- * @param given What was written, to be printed of flags as it is; absent where
- * people read the line, and sizes have suffixes.
- */
-export function describeOptions(
-  table: OptionTable,
+/** Add `-b` and `-F`, where given, to the options of a format. */
+export function addBackingOptions(
   values: OptionValues,
-  given?: Pick<OptionList, "spelling">,
-): string {
-  const parts: string[] = [];
-  for (const [name, spec] of Object.entries(table)) {
-    const value = values[name] ?? spec.default;
-    if (value === undefined) continue;
-    const isSize = !given && spec.type === "size";
-    const written = spec.type === "boolean" && given?.spelling(name);
-    const text = isSize
-      ? sizeText(value as number)
-      : valueText(written || value);
-    parts.push(`${name}=${text}`);
-  }
-  return parts.join(" ");
+  table: OptionTable,
+  given: { format: string; backingFile?: string; backingFormat?: string },
+): void {
+  const add = (name: string, value: string | undefined, what: string) => {
+    if (value === undefined) return;
+    if (!Object.hasOwn(table, name)) {
+      throw new BlockError(
+        "EINVAL",
+        `${what} not supported for file format '${given.format}'`,
+      );
+    }
+    values[name] = value;
+  };
+  add("backing_file", given.backingFile, "Backing file");
+  add("backing_fmt", given.backingFormat, "Backing file format");
 }
 
-/** A size with the largest suffix that keeps it a whole number. */
-function sizeText(bytes: number): string {
-  let exponent = 0;
-  while (bytes > 0 && bytes % 1024 === 0 && exponent < SUFFIXES.length - 1) {
-    bytes /= 1024;
-    exponent++;
-  }
-  return integerText(bytes) + SUFFIXES[exponent];
-}
-
-const SUFFIXES = ["", "k", "M", "G", "T", "P", "E"];
-
-function valueText(value: unknown): string {
-  switch (typeof value) {
-    case "number":
-      return integerText(value);
-    case "boolean":
-      return value ? "on" : "off";
-    default:
-      return String(value).replaceAll(",", ",,");
-  }
+/** Resolve the name of an image's backing file. */
+export function backingName(filename: string, backing: string): string {
+  const isDescribed = filename.startsWith("json:");
+  const name = isDescribed ? filenameOf(protocolStack(filename)) : filename;
+  return resolveName(name, backing);
 }

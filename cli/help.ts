@@ -97,12 +97,14 @@ ${wrappedLine(`Filters: ${driverNames("filter")}`)}
 `;
 }
 
-/** A line, which goes on indented where it is too long for the screen. */
+/**
+ * A line, with indented continuation lines if it is too long for the screen.
+ */
 function wrappedLine(text: string): string {
   return wrapped(text, WIDTH - 2).join("\n  ");
 }
 
-/** The commands of a program of QEMU's, in the layout of its own. */
+/** The commands of one of QEMU's programs, in its layout. */
 async function qemuOverview(
   program: Program,
   commands: Commands,
@@ -124,14 +126,14 @@ Supported image formats:
 ${formats.map((line) => `  ${line}\n`).join("")}`;
 }
 
-/** The help of a command of QEMU's, in the layout of its own. */
+/** The help of one of QEMU's commands, in its layout. */
 function commandHelp(
   call: string,
   { summary, operands, options, notes }: Command,
   usageFirst: boolean,
 ): string {
   const specs = options.map(asInQemu);
-  // Options are not broken apart.
+  // Options are not broken across lines.
   const words = [...specs.map(syntaxOf), operands]
     .map((word) => word.replaceAll(" ", "\0"));
   const usage = wrapped(
@@ -147,7 +149,7 @@ function commandHelp(
   return `${start}\nArguments:\n${longOptionLines(specs)}${rest}`;
 }
 
-/** Options, each with its help on lines of their own. */
+/** Options, each with its help on separate lines. */
 function longOptionLines(options: readonly OptionSpec[]): string {
   return options.map((spec) => {
     const help = wrapped(spec.help, WIDTH - 5).map((line) => `     ${line}\n`);
@@ -192,7 +194,7 @@ function asInQemu(spec: OptionSpec): OptionSpec {
   return { ...spec, argument: undefined, help };
 }
 
-/** A command's summary, and its options, a line each. */
+/** A command's summary, and its options, one per line. */
 function commandText({ summary, options, notes }: Command): string {
   return `${summary}.\n\n${optionLines(options)}` +
     (notes ? `\n${notes}\n` : "");

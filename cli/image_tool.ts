@@ -75,12 +75,12 @@ const COMMANDS: { readonly [name: string]: Entry } = {
     load: () => import("./commands/info.ts"),
   },
   inspect: {
-    summary: "Say what an image is and what speaks against it, opening nothing",
+    summary: "Inspect an image, and report risks, before opening it",
     onlyOurs: true,
     load: () => import("./commands/inspect.ts"),
   },
   io: {
-    summary: "Try an image: read, write, and look at its allocation",
+    summary: "Try an image: read, write, and show its allocation",
     onlyOurs: true,
     load: () => import("./commands/io.ts"),
   },
@@ -101,7 +101,7 @@ const COMMANDS: { readonly [name: string]: Entry } = {
     load: () => import("./commands/resize.ts"),
   },
   serve: {
-    summary: "Offer an image to NBD clients until a signal ends it",
+    summary: "Export an image to NBD clients until a signal ends it",
     onlyOurs: true,
     load: () => import("./commands/serve.ts"),
   },

@@ -38,9 +38,9 @@ export interface ImageArgument {
   resize?: boolean;
   /** How writes reach the disk. */
   cache?: CacheMode;
-  /** How to make requests to files. */
+  /** How requests to files are made. */
   aio?: AioMode;
-  /** Further options of the format, which must be given. */
+  /** Further options of the format, which must then be given. */
   options?: OptionValues;
 }
 

@@ -7,7 +7,7 @@ import { inKeyOrder, type Json, quoteJson, scalarJson } from "../core/json.ts";
 
 export type { Json } from "../core/json.ts";
 
-/** A value on several lines, indented by four blanks a level. */
+/** A value on several lines, indented by four spaces per level. */
 export function prettyJson(value: Json, indent = ""): string {
   const inner = indent + "    ";
   if (Array.isArray(value)) {
@@ -26,7 +26,7 @@ export function prettyJson(value: Json, indent = ""): string {
   }
 }
 
-/** The members of an object or list, a line each, nested ones indented. */
+/** The members of an object or list, one per line, nested ones indented. */
 export function detailLines(value: Json, indent: string): string[] {
   const members: [string, Json][] = Array.isArray(value)
     ? value.map((item, index) => [`[${index}]`, item])

@@ -1,17 +1,17 @@
 /**
- * `info --limits`: what the requests of a node are bound to.
+ * `info --limits`: the limits of a node's requests.
  *
  * @module
  */
 import type { BlockNode } from "../core/node.ts";
 
-/** Bytes of a page, which memory is best aligned to. */
+/** Bytes of a page, the best alignment of memory. */
 const PAGE_SIZE = 4096;
-/** Parts of a vectored request at most. */
+/** Most parts of a vectored request. */
 const IOV_MAX = 1024;
 const SECTOR_SIZE = 512;
 
-/** Protocols that read into memory as it is. */
+/** Protocols that read directly into the caller's memory. */
 const FILES = ["file", "host_device", "host_cdrom"];
 
 /** The limits of a node, by QEMU's names and in its order. */
@@ -32,7 +32,10 @@ export function limitsOf(node: BlockNode): Record<string, number> {
   };
 }
 
-/** What the protocols below need; a backing file has buffers of its own. */
+/**
+ * The alignment that the protocols below need; a backing file has its own
+ * buffers.
+ */
 function memoryAlignment(node: BlockNode): number {
   if (node.driver.role === "protocol") {
     return FILES.includes(node.driver.name)

@@ -1,6 +1,5 @@
 /**
- * Selects the program: `bdrv`, or the program of QEMU's that this stands in
- * for.
+ * Selects the program: `bdrv`, or the QEMU program that it stands in for.
  *
  * @module
  */

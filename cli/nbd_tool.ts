@@ -1,5 +1,5 @@
 /**
- * The program that offers an image to NBD clients: QEMU's `qemu-nbd`.
+ * The program that exports an image to NBD clients: QEMU's `qemu-nbd`.
  *
  * @module
  */
@@ -10,7 +10,7 @@ import { nbdHelp, parseNbdArguments } from "./nbd/options.ts";
 import { tlsCredentials } from "./nbd/tls.ts";
 import { versionText } from "./version.ts";
 
-/** Run the program; answers the exit code. */
+/** Run the program; returns the exit code. */
 export async function run(
   program: Program,
   args: readonly string[],
@@ -22,7 +22,7 @@ export async function run(
     return 0;
   }
   if (request.show === "version") {
-    // QEMU's own has no word in between.
+    // QEMU's own omits that word.
     program.print((await versionText(program)).replace(" version ", " "));
     return 0;
   }

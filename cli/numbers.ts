@@ -1,5 +1,5 @@
 /**
- * Parsing numbers of the user's, and printing them as QEMU does.
+ * Parsing the user's numbers, and printing numbers as QEMU does.
  *
  * @module
  */
@@ -47,12 +47,12 @@ export function sizeArgument(
   return size;
 }
 
-/** Whether a number that is none is quoted. */
+/** Whether invalid numbers are quoted in messages. */
 export function quotesNumbers(): boolean {
   return inRelease("quotedNumber") !== undefined;
 }
 
-/** A negative number, where such are parsed only to be out of range. */
+/** A negative number, which some commands parse only to report its range. */
 function negative(
   text: string,
   parse: (text: string) => number | undefined,
@@ -62,7 +62,7 @@ function negative(
   return size === undefined ? undefined : -size;
 }
 
-/** The error for text that is no number; `advice` is ours. */
+/** The error for text that is not a number; `advice` is ours. */
 function quoted(what: string, text: string, advice = ""): CommandError {
   const end = inRelease("quotedNumber");
   return new CommandError(

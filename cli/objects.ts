@@ -100,7 +100,7 @@ export class Secrets {
     return ask ? this.#askOnce(request) : undefined;
   }
 
-  /** Whom an object of type `authz-…` lets in; nothing if there is none. */
+  /** The rules of an `authz-…` object; `undefined` if there is none. */
   authorization(id: string): Authorization | undefined {
     return this.#authorizations.get(id);
   }

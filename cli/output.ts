@@ -10,7 +10,7 @@ import { process } from "../core/platform/this_process.ts";
 import { surviveSignal } from "../core/runtime.ts";
 import { CommandError } from "./command_error.ts";
 
-/** The reader of the output has gone, so no message can reach anybody. */
+/** The reader of the output has gone, so messages cannot reach it. */
 export class ReaderGone extends Error {
   /** The class name. */
   override name = "ReaderGone";

@@ -1,6 +1,5 @@
 /**
- * Compressed files as sources of `convert`, which cannot be entered in the
- * middle.
+ * Compressed files without random access as sources of `convert`.
  *
  * @module
  */
@@ -14,27 +13,27 @@ import { findDriver, loadDriver } from "../core/registry.ts";
 import { readPadded } from "../core/requests.ts";
 import { toStack, withFile } from "../core/sources.ts";
 import { parseStack, type Source, type StackObject } from "../core/spec.ts";
-import type { ConvertWish } from "./convert_options.ts";
+import type { ConvertSettings } from "./convert_options.ts";
 import { reporting } from "./images.ts";
 import { CommandError, type Program } from "./program.ts";
 import { checkedRaw } from "./standard_streams.ts";
 
-/** A file with a raw disk packed in it. */
+/** A packed file that contains a raw disk. */
 export interface Packed {
-  /** The file, which its user closes. */
+  /** The file; closed by the caller. */
   readonly file: BlockNode;
   /** The bytes of the disk. */
   content(): AsyncGenerator<Uint8Array, void>;
 }
 
 /**
- * The packed file that an argument names; `undefined` if it is none, or not
- * one that can only be unpacked from its beginning to its end.
+ * The packed file that an argument names; `undefined` if it is not packed, or
+ * offers random access.
  */
 export async function findPacked(
   program: Program,
   text: string,
-  { image: { format, imageOpts } }: ConvertWish,
+  { image: { format, imageOpts } }: ConvertSettings,
 ): Promise<Packed | undefined> {
   const source = imageOpts ? parseStack(text) : text;
   const found = await containerOf(program, source, format);
@@ -64,7 +63,7 @@ export async function findPacked(
 interface Container {
   readonly driver: BlockDriver;
   readonly options: OptionValues;
-  /** Whether the user says that a raw disk is in it. */
+  /** Whether the user states that it contains a raw disk. */
   readonly isRaw: boolean;
 }
 
@@ -77,7 +76,7 @@ async function containerOf(
   let name = format ?? stack.driver;
   const isRaw = name === "raw" && format === undefined;
   if (isRaw) {
-    // The file of a raw disk, if that is all of it.
+    // Only the file of a raw disk, without further options.
     if (Object.keys(stack).some((key) => key !== "driver" && key !== "file")) {
       return undefined;
     }
@@ -97,7 +96,7 @@ async function containerOf(
   return options.file === undefined ? undefined : { driver, options, isRaw };
 }
 
-/** The driver that unpacks a file by its beginning. */
+/** The driver for a packed file, by its beginning. */
 async function wrappingDriver(
   program: Program,
   source: Source,
@@ -115,7 +114,7 @@ async function wrappingDriver(
   }
 }
 
-/** The content, with the file's name in errors. */
+/** Adds the file's name to errors of its content. */
 async function* inside(
   chunks: AsyncIterable<Uint8Array>,
   name: string,
@@ -127,7 +126,7 @@ async function* inside(
   }
 }
 
-/** What unpacks a file, by its driver. */
+/** Commands that unpack a file, by driver. */
 const UNPACKERS: { readonly [driver: string]: string } = {
   gzip: "gunzip -k",
   xz: "xz -dk",
@@ -135,7 +134,7 @@ const UNPACKERS: { readonly [driver: string]: string } = {
   zstd: "zstd -dk",
 };
 
-/** The error for what is in it, unless that is a raw disk. */
+/** The error for packed content other than a raw disk. */
 function notRaw(
   name: string,
   driver: string,

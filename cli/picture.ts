@@ -10,9 +10,9 @@ import { pictureToText } from "../core/picture/text.ts";
 import { writeFully } from "./output.ts";
 import { CommandError, type Program, usageError } from "./program.ts";
 
-/** What picture of an image is wanted, and where. */
-export interface PictureWish {
-  /** In letters, on standard output. */
+/** Which pictures to draw, and where to write them. */
+export interface PictureSettings {
+  /** As letters, on standard output. */
   text?: boolean;
   /** Names of files to write; `-` is standard output. */
   svg?: string;
@@ -21,16 +21,16 @@ export interface PictureWish {
   bitmap?: string;
 }
 
-/** Cells of a space on a terminal: they fit on a screen. */
+/** Cells of a space on a terminal, so that both spaces fit on a screen. */
 const TEXT_CELLS = 1024;
 
 /** Draw an image. */
 export async function draw(
   program: Program,
   node: BlockNode,
-  wish: PictureWish,
+  settings: PictureSettings,
 ): Promise<void> {
-  const { svg, png, bitmap, text } = wish;
+  const { svg, png, bitmap, text } = settings;
   const files = [svg, png].filter((name) => name !== undefined);
   if (Number(text ?? false) + files.filter((it) => it === "-").length > 1) {
     throw usageError("Only one picture can go to standard output");
@@ -57,7 +57,7 @@ function warnOf(program: Program, { notes }: Picture): void {
   for (const note of notes) program.warn(note);
 }
 
-/** Refuse to write a picture over a file of the image that it shows. */
+/** Refuse to overwrite a file of the image with its picture. */
 function refuseImage(node: BlockNode, name: string): void {
   const place = name === "-" ? undefined : placeOf(name);
   if (place === undefined) return;
@@ -70,7 +70,7 @@ function refuseImage(node: BlockNode, name: string): void {
   }
 }
 
-/** What tells whether two names are of one file; `undefined` if none is. */
+/** Identifies a file, whatever its name; `undefined` if it does not exist. */
 function placeOf(name: string): string | undefined {
   try {
     return process.status(name).identity;

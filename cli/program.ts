@@ -49,7 +49,7 @@ export class Program {
   maxChain = 10_001;
   /** The format of progress. */
   progressFormat: "line" | "json" = "line";
-  /** Columns of the line of progress that the terminal's cursor is in; or 0. */
+  /** Columns of the progress line that the terminal's cursor is in, or 0. */
   statusWidth = 0;
 
   /** Arguments with line breaks, usually file names. */
@@ -68,8 +68,8 @@ export class Program {
   }
 
   /**
-   * Where images find their keys. `bdrv` asks the user for those that no option
-   * names; a stand-in must not ask where QEMU does not.
+   * Where keys of images come from. `bdrv` asks the user for keys that no
+   * option names; a stand-in must not ask where QEMU does not.
    */
   get secrets(): SecretSource {
     return async (request) =>
@@ -112,7 +112,7 @@ export class Program {
     }
   }
 
-  /** What clears the line of progress, so that a message can take its place. */
+  /** Characters that clear the progress line before a message. */
   #overwriteStatus(): string {
     const width = this.statusWidth;
     this.statusWidth = 0;
@@ -120,8 +120,8 @@ export class Program {
   }
 
   /**
-   * Report an error; each line is prefixed with the name of the program, or of
-   * the part of it that speaks.
+   * Report an error; each line is prefixed with the name of the program, or
+   * with `speaker`.
    */
   error(message: string, hint?: string, speaker: string = this.name): void {
     const name = this.#painted(RED, `${speaker}:`);
@@ -153,7 +153,8 @@ export class Program {
   }
 
   /**
-   * Remove a repetition of QEMU's, where the failing layer is the lowest one.
+   * Drop a repetition in QEMU's messages, if the failing layer is the lowest
+   * one.
    */
   #concise(message: string): string {
     return !this.isOurs ? message : message

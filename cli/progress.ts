@@ -1,7 +1,7 @@
 /**
  * Reporting the progress of a command.
  *
- * `-p` rewrites a line on standard output: QEMU's, which has nothing but the
+ * `-p` rewrites a line on standard output: QEMU's, which contains only the
  * percentage; as `bdrv`, on a terminal, also the rate and the time left. As
  * `bdrv`, `--progress=json` writes a line per step to standard *error*, since
  * standard output is for the result:
@@ -17,12 +17,12 @@ import { fixed } from "./numbers.ts";
 import type { Program } from "./program.ts";
 import type { ProgressLine, ProgressUnit } from "./progress_line.ts";
 
-/** Who receives the progress: `asker` is whoever sends SIGUSR1. */
+/** Who receives the progress; `asker` is the sender of SIGUSR1. */
 type Audience = "terminal" | "user" | "program" | "asker";
 
-/** Milliseconds until the line is shown again while nothing is done. */
+/** Milliseconds until the line is refreshed without progress. */
 const REFRESH = 1000;
-/** Columns of a terminal that does not tell. */
+/** Columns of a terminal whose width is unknown. */
 const USUAL_COLUMNS = 80;
 
 /** How progress is shown. */
@@ -98,7 +98,7 @@ export class Progress {
     // Round as QEMU's 32-bit float does.
     const percent = total > 0 ? Math.fround(done / total * 100) : 100;
     this.#percent = Math.min(100, percent);
-    // Progress goes back if more work turns up.
+    // Progress may go back if more work turns up.
     const isWorthIt = percent > this.#shown + this.#step ||
       percent < this.#shown || percent === 0;
     const isLast = percent >= 100;
@@ -151,14 +151,14 @@ export class Progress {
     }
   }
 
-  /** Show the line again from time to time, also while nothing is done. */
+  /** Refresh the line from time to time, even without progress. */
   #keepFresh(): void {
     if (this.#timer !== undefined) return;
     this.#timer = setInterval(() => this.#show(), REFRESH);
     unrefTimer(this.#timer);
   }
 
-  /** Show a line in place of the last one. */
+  /** Replace the line. */
   #rewrite(line: string): void {
     // Whatever was longer is overwritten with spaces, and the cursor returns to
     // where a message may begin.

@@ -1,29 +1,29 @@
 /**
- * The line of `-p` on a terminal: how far a command is, how fast it is, and how
- * long it will take. Pipes and logs get QEMU's line instead.
+ * The progress line of `-p` on a terminal: percentage, rate and time left.
+ * Pipes and logs get QEMU's line instead.
  *
  * @module
  */
 import { fixed, humanSize } from "./numbers.ts";
 
-/** What `done` and `total` count; a rate is shown of bytes alone. */
+/** What `done` and `total` count; only bytes have a rate. */
 export type ProgressUnit = "bytes" | "steps";
 
-/** Milliseconds between two lines: more often than that is unreadable. */
+/** Fewest milliseconds between two lines, so that they are readable. */
 const LEAST_PAUSE = 100;
-/** The rate is that of the last so many milliseconds. */
+/** The rate is measured over this many milliseconds. */
 const WINDOW = 5000;
-/** No estimate is made before so many milliseconds: it would be a guess. */
+/** No estimate is made before this many milliseconds: it would be a guess. */
 const WARM_UP = 500;
 
-/** How much was done at some time. */
+/** An amount of work done at a time. */
 interface Sample {
   /** Milliseconds. */
   readonly at: number;
   readonly done: number;
 }
 
-/** Words the line. Times are milliseconds from any origin. */
+/** Formats the line. Times are milliseconds from any origin. */
 export class ProgressLine {
   readonly #unit: ProgressUnit;
   readonly #start: number;
@@ -39,10 +39,10 @@ export class ProgressLine {
     this.#start = now;
   }
 
-  /** Take note of what is done; whether it is time for a new line. */
+  /** Record what is done; returns whether it is time for a new line. */
   update(done: number, total: number, now: number): boolean {
-    // More work has turned up, or the next part of it has begun: the rate so
-    // far says nothing about that.
+    // More work has turned up, or its next part has begun: the rate so far says
+    // nothing about that.
     if (done < this.#done) this.#samples = [];
     this.#done = Math.min(done, total);
     this.#total = total;
@@ -57,8 +57,8 @@ export class ProgressLine {
   }
 
   /**
-   * The line at `now`, `percent` being done: as many of its parts, from the
-   * first on, as fit into `columns`.
+   * The line at `now` with `percent` done: as many parts as fit into `columns`,
+   * in order of importance.
    */
   text(percent: number, now: number, columns: number): string {
     this.#shownAt = now;
@@ -109,14 +109,14 @@ function fitting(parts: readonly string[], columns: number): string {
   let line = `  ${parts[0]}`;
   for (const part of parts.slice(1)) {
     const longer = `${line}  ${part}`;
-    // In the last column, some terminals have begun the next line.
+    // Writing to the last column wraps the line on some terminals.
     if (longer.length >= columns) break;
     line = longer;
   }
   return line;
 }
 
-/** Bytes in so many milliseconds, as a rate. */
+/** The rate of a number of bytes in a number of milliseconds. */
 function rateText(bytes: number, elapsed: number): string {
   return `${humanSize(Math.round(bytes / elapsed * 1000))}/s`;
 }

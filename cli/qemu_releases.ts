@@ -1,6 +1,6 @@
 /**
- * Where the output of QEMU's programs differs between their releases. Ours is
- * that of the newest, or of the one that `BDRV_QEMU_VERSION` names.
+ * Differences between the output of QEMU's releases. We follow the newest one,
+ * or the one that `BDRV_QEMU_VERSION` names.
  *
  * @module
  */
@@ -27,15 +27,15 @@ export const RELEASES: readonly string[] = [
   "11.1",
 ];
 
-/** Variants of something, each with the release that it came with. */
+/** Variants, each with the release in which it appeared. */
 type Variants<T> = readonly (readonly [since: number, variant: T])[];
 
-/** Words, of which there may be none. */
+/** A list of words, which may be empty. */
 type Words = readonly string[];
 
 /**
- * All differences. The first variant of each is that of 7.2; how older releases
- * did it is not known here.
+ * All differences. The first variant of each is that of 7.2; older releases are
+ * not covered.
  */
 const DIFFERENCES = {
   /** The last part of the version. */
@@ -44,48 +44,45 @@ const DIFFERENCES = {
   /** `info` describes the nodes below an image, too. */
   childInfo: [[7.2, false], [8.0, true]],
 
-  /** Drivers of files whose details are shown, though there are none. */
+  /** Drivers of files whose empty details are shown. */
   fileSpecific: [
     [7.2, []],
     [8.0, ["file", "host_device"]],
   ] as Variants<Words>,
 
-  /** The heading of details is shown where there are none, too. */
+  /** The heading of empty details is shown. */
   emptyDetails: [[7.2, true], [8.0, false]],
 
   /** Details of formats that `info` does not show yet. */
   laterDetails: [[7.2, ["detached-header"]], [9.0, []]] as Variants<Words>,
 
-  /** The JSON of `map` tells what is compressed. */
+  /** The JSON of `map` reports compression. */
   mapCompressed: [[7.2, false], [8.2, true]],
 
-  /** The list of snapshots: its columns, and a count that is not known. */
+  /** The snapshot list: its columns, and an unknown count. */
   snapshotList: [
     [7.2, { id: 9, join: " ", gap: "", hours: 2, clock: 13, unknown: "" }],
     [9.0, { id: 7, join: "_", gap: " ", hours: 4, clock: 15, unknown: "--" }],
   ],
 
-  /** `snapshot` lists the snapshots if nothing else is asked of it. */
+  /** The default action of `snapshot`. */
   snapshotDefault: [[7.2, undefined], [10.0, "l"]],
 
-  /** When `snapshot -c` fails, the number of the error is shown, too. */
+  /** If `snapshot -c` fails, the error number is shown, too. */
   snapshotErrno: [[7.2, true], [10.0, false]],
 
-  /**
-   * Each command has a help of its own, to which its messages point: how that
-   * begins.
-   */
+  /** How the help of a single command begins, to which its messages refer. */
   commandHelp: [[7.2, undefined], [10.0, "summary"], [10.1, "usage"]],
 
-  /** Mistakes in options are told in the C library's words. */
+  /** Mistakes in options are worded like the C library's. */
   libraryMistakes: [[7.2, false], [10.0, true]],
 
-  /** What the help has more of, where a message points to it. */
+  /** What a message says that the help contains. */
   tryHelp: [[7.2, "information"], [10.0, "info"], [10.1, "information"]],
 
   /**
-   * A number that is none is quoted, and a negative one is out of range: what
-   * ends the message.
+   * Invalid numbers are quoted, and negative ones are out of range; the end of
+   * the message.
    */
   quotedNumber: [[7.2, undefined], [10.0, "."], [10.1, ""]],
 
@@ -93,18 +90,17 @@ const DIFFERENCES = {
   stepSize: [[7.2, "step_size"], [10.0, "step size"]],
 
   /**
-   * A word that is none of those expected is quoted, as soon as it is parsed:
-   * what stands between them.
+   * Unknown words are quoted as soon as they are parsed; the text between them.
    */
   quotedChoice: [[7.2, undefined], [10.0, ""], [10.1, ","]],
 
-  /** The least request count, queue depth and size of `bench`. */
+  /** The smallest request count, queue depth and size of `bench`. */
   benchLeast: [[7.2, 0], [10.0, 1]],
 
   /** `resize` finds its size anywhere among the arguments. */
   resizeAnywhere: [[7.2, false], [10.0, true]],
 
-  /** The format of a backing file that was probed is on a line of its own. */
+  /** The format of a probed backing file is on a line of its own. */
   detectedLine: [[7.2, ""], [10.0, "\n"]],
 
   /** `bitmap` has `--remove-all`. */
@@ -120,14 +116,14 @@ const DIFFERENCES = {
     [11.1, []],
   ] as Variants<Words>,
 
-  /** The first letters of commands that `qemu-io` does not have yet. */
+  /** The first letters of `qemu-io` commands that do not exist yet. */
   laterIoCommands: [
     [7.2, ["aio_discard", "zone_"]],
     [8.1, ["aio_discard"]],
     [11.0, []],
   ] as Variants<Words>,
 
-  /** What drivers say that was said otherwise then: now, and then. */
+  /** Messages of drivers that were worded differently: now and then. */
   reworded: [
     [7.2, [[
       "does not support creating new images, so an existing image must be " +
@@ -144,10 +140,10 @@ type Differences = typeof DIFFERENCES;
 let selected = RELEASES.at(-1)!;
 
 /**
- * Follow the release that the environment names. Without permission to read
- * that, the newest is followed, and nobody is asked.
+ * Follow the release named in the environment. Without permission to read that,
+ * follow the newest one, without prompting.
  *
- * @throws {CommandError} if it names no release that is known.
+ * @throws {CommandError} if the release is unknown.
  */
 export function selectRelease(): void {
   const wanted = process.variable(VARIABLE);

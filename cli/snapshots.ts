@@ -12,10 +12,10 @@ import { inRelease } from "./qemu_releases.ts";
 
 /**
  * The snapshot that an option names: an id, a name, or
- * `snapshot.id=ID,snapshot.name=NAME`. What is wrong with the latter is
- * reported before anything is opened.
+ * `snapshot.id=ID,snapshot.name=NAME`. Mistakes in the latter are reported
+ * before anything is opened.
  *
- * @param quote What the value begins with in the message.
+ * @param quote How messages introduce the value.
  */
 export function snapshotArgument(
   program: Program,
@@ -75,7 +75,7 @@ function findSnapshot(
   );
 }
 
-/** The table of snapshots, a line each. */
+/** The table of snapshots, one per line. */
 export function snapshotList(snapshots: readonly Snapshot[]): string[] {
   const { join, unknown } = inRelease("snapshotList");
   const titles = ["ID", "TAG", `VM${join}SIZE`, "DATE", `VM${join}CLOCK`];

@@ -56,14 +56,14 @@ export async function* readInput(
 }
 
 /**
- * The error for a disk that looks like the format, or like something else to be
- * unpacked, if that is one.
+ * The error for a disk in an unexpected format or packing; `undefined` if it is
+ * acceptable.
  */
 export type Refusal = (format: string, wrapping?: string) => Error | undefined;
 
 /**
- * Pass on a disk, unless its beginning or its end looks like what is refused;
- * returns a warning about it.
+ * Pass a disk on, unless its beginning or end looks like a format that is
+ * refused; returns a warning about it.
  */
 export async function* checkedRaw(
   chunks: AsyncGenerator<Uint8Array, void>,
@@ -118,10 +118,10 @@ function joined(a: Uint8Array, b: Uint8Array): Uint8Array<ArrayBuffer> {
   return both;
 }
 
-/** Bytes of a read, the most that a pipe holds. */
+/** Bytes of a read, as many as a pipe holds. */
 const CHUNK = 64 * 1024;
 
-/** What standard input has, in pieces as they come. */
+/** The bytes of standard input, in pieces as they arrive. */
 export async function* inputChunks(): AsyncGenerator<Uint8Array, void> {
   try {
     // Not synchronously: a blocking read would delay signals.

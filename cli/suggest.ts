@@ -10,8 +10,8 @@ import type { OptionSpec } from "./getopt.ts";
 import { CACHE_MODES } from "./images.ts";
 
 /**
- * The message with a suggestion after the unknown word; `undefined` if it has
- * no such word, or none is near.
+ * The message with a suggestion after the unknown word; `undefined` if it
+ * contains no unknown word, or none is near.
  *
  * @param error The error, which may list the known words.
  * @param commands The names of the program's commands.
@@ -90,8 +90,8 @@ function none(): string[] {
 }
 
 /**
- * The word nearest to another, if it is near enough: up to a third of the
- * letters may differ, or the rest may be missing.
+ * The word nearest to another, if near enough: up to a third of the letters may
+ * differ, or the rest may be missing.
  */
 export function nearest(
   word: string,

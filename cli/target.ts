@@ -38,8 +38,8 @@ export class Target implements Disposable {
   /** The nodes being read meanwhile. */
   readonly #sources: readonly BlockNode[];
 
-  /** Stops what is making it, which leaves nothing behind. */
-  giveUp?: () => Promise<void>;
+  /** Aborts the creation of the target, which leaves nothing behind. */
+  abort?: () => Promise<void>;
 
   /** Create a target; `name` is as the user gave it. */
   constructor(
@@ -95,7 +95,7 @@ export class Target implements Disposable {
     throw this.#program.isOurs
       ? new BlockError(
         "EBUSY",
-        `${called} is to be read, and cannot be overwritten`,
+        `${called} is also a source, and cannot be overwritten`,
       )
       : new BlockError("EAGAIN", 'Failed to get "write" lock', {
         hint: `Is another process using the image [${name}]?`,
@@ -130,12 +130,12 @@ export class Target implements Disposable {
     if (left && this.#program.isOurs) this.#reportIncomplete();
   }
 
-  /** Remove the open file, and exit; at once if it is the second time. */
+  /** Remove the open file and exit; at once on a second signal. */
   #interrupt(signal: number): void {
-    const giveUp = this.giveUp;
-    this.giveUp = undefined;
-    if (!giveUp) this.#leave(signal);
-    giveUp().finally(() => this.#leave(signal));
+    const abort = this.abort;
+    this.abort = undefined;
+    if (!abort) this.#leave(signal);
+    abort().finally(() => this.#leave(signal));
   }
 
   #leave(signal: number): never {

@@ -21,9 +21,9 @@ export const TLS_HELP = `tls-creds-x509 options:
 `;
 
 /**
- * Make the credentials that properties describe.
+ * The credentials that properties describe.
  *
- * @param secret A secret by its name.
+ * @param secret Finds a secret by its id.
  */
 export function defineTlsObject(
   id: string,

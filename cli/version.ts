@@ -1,5 +1,5 @@
 /**
- * Our version, and that of QEMU that we stand in for.
+ * Our version, and the version of QEMU that we stand in for.
  *
  * @module
  */

@@ -34,7 +34,7 @@ export function unlessAborted<T>(
   return new Promise((resolve, reject) => {
     const leave = () => reject(aborted(signal));
     if (signal.aborted) {
-      // Nobody waits for it any more, whatever becomes of it.
+      // Nobody waits for it any more: ignore its failure.
       turn.catch(() => {});
       return leave();
     }

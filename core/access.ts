@@ -1,17 +1,17 @@
 /**
- * Moving data to and from where a format's map puts it: splitting requests into
- * runs, reading backing files, copy-on-write.
+ * Moving data between requests and the places that a format's map gives:
+ * splitting requests into runs, reading backing files, copy-on-write.
  *
  * A request locks the whole range it touches, from lookup to the end of the
  * transfer, and takes it all at once: waiting for one range while holding
  * another could deadlock. A mapping cannot change while its range is held.
  *
- * No promise is made where nothing has to be waited for: small requests with
- * cached tables are so frequent that each one counts.
+ * Nothing creates a promise unless it has to wait: for small requests with
+ * cached tables, each promise is noticeable.
  *
  * @module
  */
-import { lockUnlessAborted, unlessAborted } from "./abort.ts";
+import { checkSignal, lockUnlessAborted, unlessAborted } from "./abort.ts";
 import type { Allocation, BlockMap, Place, Run } from "./block_map.ts";
 import {
   allocate,
@@ -27,13 +27,13 @@ import type { Encryption } from "./encryption.ts";
 import { BlockError } from "./errors.ts";
 import { InFlight } from "./in_flight.ts";
 import { type Held, RangeLock, type RangePlace } from "./lock.ts";
-import type { BlockNode, Extent, ReadFlags, WriteFlags } from "./node.ts";
-import {
-  isFileRange,
-  type Payload,
-  payloadLength,
-  slicePayload,
-} from "./payload.ts";
+import type {
+  BlockNode,
+  Extent,
+  ReadFlags,
+  RequestFlags,
+  WriteFlags,
+} from "./node.ts";
 import { readPadded } from "./requests.ts";
 
 /** The node on whose behalf data is moved. */
@@ -49,8 +49,8 @@ export interface AccessHost {
 }
 
 /**
- * What announces the steps of moving data, to the debug filters among the files
- * that hold it and to whoever opened the image; `undefined` if nobody listens.
+ * The announcer of steps of moving data, to debug filters among the files that
+ * hold it and to whoever opened the image; `undefined` if nobody listens.
  */
 export function eventOf(
   files: readonly BlockNode[],
@@ -63,6 +63,18 @@ export function eventOf(
     for (const file of debugged) await file.debug!.event(name);
   };
 }
+
+/** A range of a protocol node. */
+interface FileRange {
+  readonly source: BlockNode;
+  /** Bytes. */
+  readonly offset: number;
+  /** Bytes. */
+  readonly length: number;
+}
+
+/** The data of a write: bytes, or a range of a file that the system copies. */
+type Payload = IoVector | FileRange;
 
 /** The data verbs of a node, implemented on its map. */
 export class Access<R extends Run = Run> {
@@ -407,7 +419,12 @@ export class Access<R extends Run = Run> {
   }
 
   /** The extent at `offset`, as `BlockNode.status` describes it. */
-  async status(offset: number, length: number): Promise<Extent> {
+  async status(
+    offset: number,
+    length: number,
+    flags?: RequestFlags,
+  ): Promise<Extent> {
+    checkSignal(flags?.signal);
     const run = this.#map.lookup(offset, length) ??
       await this.#map.find(offset, length, true);
     const { kind, child, childOffset } = run;
@@ -469,4 +486,45 @@ function readBacking(
   } finally {
     nested--;
   }
+}
+
+/** Whether the system copies a payload. */
+function isFileRange(payload: Payload): payload is FileRange {
+  return "source" in payload;
+}
+
+/** The length of a payload, in bytes. */
+function payloadLength(payload: Payload): number {
+  return isFileRange(payload) ? payload.length : vectorLength(payload);
+}
+
+/** The part `[start, start + length)` of a payload. */
+function slicePayload(
+  payload: Payload,
+  start: number,
+  length: number,
+): Payload {
+  if (!isFileRange(payload)) return sliceVector(payload, start, length);
+  const { source, offset } = payload;
+  return { source, offset: offset + start, length };
+}
+
+/** Space that the disk already has from `start` on. */
+export function roomInPlace(start: number, place: Place): Allocation {
+  const { length, child, childOffset } = place;
+  return {
+    start,
+    length,
+    child,
+    childOffset,
+    isZero: false,
+    replaces: false,
+    commit: async () => {},
+    abort: async () => {},
+  };
+}
+
+/** Where the data of a run lies, which can be written there; of data only. */
+export function placeOfData(run: Run | undefined): Place | undefined {
+  return run?.kind === "data" ? run as Place : undefined;
 }

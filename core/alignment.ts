@@ -79,7 +79,9 @@ export function alignRequests(node: BlockNode): BlockNode {
   });
 }
 
-/** Requests that may overtake a waiting one; enough to reach breakpoints. */
+/**
+ * How many requests may overtake a waiting one; enough to reach breakpoints.
+ */
 const PATIENCE = 16;
 
 /** An address space whose requests are rounded: the disk, or its VM state. */
@@ -177,8 +179,8 @@ class AlignedArea {
   }
 
   /**
-   * What the units at the ends of a range hold outside it. One read gets both
-   * ends if there is nothing in between.
+   * Read what the units at the ends of a range hold outside it: in one request
+   * if there is nothing in between.
    */
   async #kept(
     offset: number,

@@ -1,5 +1,5 @@
 /**
- * The bitmaps of an image: the handle through which its user reaches them.
+ * The user's handle to the bitmaps of an image.
  *
  * @module
  */
@@ -15,18 +15,18 @@ import type {
 import { valueText } from "./values.ts";
 
 /**
- * Bitmaps that are kept in an image, and record which parts of its disk were
- * written to: what has to be copied to bring a backup up to date.
+ * Bitmaps kept in an image, which record the parts of its disk that are
+ * written: those to be copied to bring a backup up to date.
  *
- * Each is known by its name. While it is enabled it records what is written,
- * zeroed and discarded, in units of its granularity. It is stored when the image
- * is closed. As long as an image is open to be written to, its file says of all
- * bitmaps that they are in use; if the program ends without closing it, they stay
- * so, and all that can be done with them is to remove them.
+ * Each is known by its name. While it is enabled, it records writes, zeroes and
+ * discards in units of its granularity. It is stored when the image is closed.
+ * As long as an image is open for writing, its file marks all bitmaps as in
+ * use; if the program ends without closing the image, they stay so, and can
+ * only be removed.
  *
- * Every method rejects with ENOTSUP if the format keeps no bitmaps; those that
- * change one, with EACCES if the image is open to be read only; those that name
- * one, with ENOENT if it is not there; those that use what it has recorded, with
+ * Every method rejects with ENOTSUP if the format keeps no bitmaps. Those that
+ * change a bitmap reject with EACCES if the image is read-only; those that name
+ * one, with ENOENT if there is none of that name; those that use its bits, with
  * EINVAL if it is in use.
  *
  * @example What was written since a bitmap was made
@@ -53,9 +53,9 @@ export class ImageBitmaps {
   readonly #run: Runner;
 
   /**
-   * Made by an image, for itself.
+   * Called by an image.
    *
-   * @param nodeOf Gets the node that keeps them, which may be replaced.
+   * @param nodeOf Gets the node that keeps the bitmaps, which may be replaced.
    */
   constructor(nodeOf: () => BlockNode, run: Runner) {
     this.#nodeOf = nodeOf;
@@ -72,11 +72,11 @@ export class ImageBitmaps {
   }
 
   /**
-   * Make a bitmap that has recorded nothing yet.
+   * Add an empty bitmap.
    *
    * @param name 1 to 1023 bytes of UTF-8.
-   * @throws {BlockError} EINVAL if there is one of that name, or the image
-   * cannot keep it.
+   * @throws {BlockError} EINVAL if the name is taken, or the image cannot keep
+   * the bitmap.
    */
   add(name: string, options: BitmapOptions = {}): Promise<void> {
     return this.#change([name], (bitmaps) => {
@@ -88,31 +88,31 @@ export class ImageBitmaps {
     });
   }
 
-  /** Drop a bitmap, whatever its state. */
+  /** Remove a bitmap, whatever its state. */
   remove(name: string): Promise<void> {
     return this.#change([name], (bitmaps) => bitmaps.remove(name));
   }
 
-  /** Forget all that a bitmap has recorded. */
+  /** Clear a bitmap. */
   clear(name: string): Promise<void> {
     return this.#change([name], (bitmaps) => bitmaps.clear(name));
   }
 
-  /** Have a bitmap record from now on. */
+  /** Start recording writes in a bitmap. */
   enable(name: string): Promise<void> {
     return this.#change([name], (bitmaps) => bitmaps.enable(name));
   }
 
-  /** Have a bitmap record nothing any more; what it has recorded stays. */
+  /** Stop recording writes in a bitmap; its bits stay. */
   disable(name: string): Promise<void> {
     return this.#change([name], (bitmaps) => bitmaps.disable(name));
   }
 
   /**
-   * Add to a bitmap what another one has recorded.
+   * Merge another bitmap into a bitmap.
    *
-   * @param from The image that the other one is kept in. Default: this one.
-   * @throws {BlockError} EINVAL if that is of another size.
+   * @param from The image that keeps the other bitmap. Default: this one.
+   * @throws {BlockError} EINVAL if that image has another size.
    */
   merge(
     name: string,
@@ -127,8 +127,8 @@ export class ImageBitmaps {
   }
 
   /**
-   * What a bitmap has recorded of a range, in order, rounded to its granularity
-   * and cut to the range. What is written meanwhile may be missed.
+   * The dirty extents of a range, in order, rounded to the granularity and cut
+   * to the range. Writes made meanwhile may be missed.
    *
    * @param offset First byte. Default: 0.
    * @param length Bytes. Default: up to the end.
@@ -170,7 +170,7 @@ export class ImageBitmaps {
   }
 }
 
-/** Does what is asked of an open image, and gives its errors their form. */
+/** Runs an operation on an open image, and converts its errors. */
 type Runner = <T>(act: () => T) => Promise<Awaited<T>>;
 
 function checkNames(names: readonly unknown[]): void {
@@ -181,7 +181,7 @@ function checkNames(names: readonly unknown[]): void {
 }
 
 /**
- * What can be done to a node's bitmaps.
+ * The bitmap operations of a node.
  *
  * @throws {BlockError} ENOTSUP if its format keeps none.
  */
@@ -196,10 +196,10 @@ export function operationsOf(node: BlockNode): BitmapOperations {
 }
 
 /**
- * Add to a node's bitmap what one of another node, or its own, has recorded.
+ * Merge a bitmap of a node, or of another node, into one.
  *
- * @throws {BlockError} ENOENT if one of them is not there, EINVAL if one cannot
- * be relied upon, or the disks are of different sizes.
+ * @throws {BlockError} ENOENT if one of them does not exist, EINVAL if one is
+ * in use, or the disks differ in size.
  */
 export async function mergeBitmap(
   target: BlockNode,
@@ -220,7 +220,7 @@ export async function mergeBitmap(
 }
 
 /**
- * Insist on a bitmap.
+ * Find a bitmap.
  *
  * @throws {BlockError} ENOENT if a node has none of that name.
  */

@@ -1,11 +1,10 @@
 /**
- * A format's map: where the bytes of its disk lie. Moving them is up to
- * `access.ts`, which is the same for all formats.
+ * A format's map: where the bytes of its disk are. Moving them is up to
+ * `access.ts`, for all formats alike.
  *
- * All formats have a map today; `qcow` and `qed` share one. In a block of a VHD
- * or VHDX image that has only some of its sectors, a run ends where the bitmap of
- * sectors changes; a write to a sector that is not in it is an `allocate` in the
- * block's own place, whose `commit` sets the bits.
+ * A block of a VHD or VHDX image may be mapped only in part: a run then ends
+ * where its sector bitmap changes, and a write to an unmapped sector is an
+ * `allocate` in the block's own space, whose `commit` sets the bits.
  *
  * @module
  */
@@ -14,19 +13,19 @@ import type { BlockNode, ReadFlags } from "./node.ts";
 
 /** A range of a disk that is mapped in one way. */
 export interface Run {
-  /** Bytes from the offset that was asked for, at least 1. */
+  /** Bytes from the requested offset on, at least 1. */
   readonly length: number;
   /**
-   * `data` lies plainly in a child, `zero` reads as zeroes, `unallocated` comes
-   * from the backing file (zeroes without one), and `special` can be read only
-   * by the format itself.
+   * `data` is stored plainly in a child, `zero` reads as zeroes, `unallocated`
+   * reads as the backing file (zeroes without one), and `special` can be read
+   * only by the format itself.
    */
   readonly kind: "data" | "zero" | "unallocated" | "special";
   /**
-   * The child in which it lies; for zeroes, the one that has space reserved.
+   * The child that stores it; for zeroes, the one with space reserved for it.
    */
   readonly child?: BlockNode;
-  /** Where in the child its first byte lies. */
+  /** Offset of its first byte in the child. */
   readonly childOffset?: number;
 }
 
@@ -35,7 +34,7 @@ export interface Place {
   /** Bytes of the write, at least 1. */
   readonly length: number;
   readonly child: BlockNode;
-  /** Where in the child its first byte goes. */
+  /** Offset of its first byte in the child. */
   readonly childOffset: number;
 }
 
@@ -49,7 +48,7 @@ export interface Allocation {
    */
   readonly length: number;
   readonly child: BlockNode;
-  /** Where in the child it begins. */
+  /** Its offset in the child. */
   readonly childOffset: number;
   /** Whether the space already reads as zeroes. */
   readonly isZero: boolean;
@@ -62,26 +61,6 @@ export interface Allocation {
   commit(): Promise<void>;
   /** Nothing will be written: free the space. Never fails. */
   abort(): Promise<void>;
-}
-
-/** Space that the disk already has from `start` on. */
-export function roomInPlace(start: number, place: Place): Allocation {
-  const { length, child, childOffset } = place;
-  return {
-    start,
-    length,
-    child,
-    childOffset,
-    isZero: false,
-    replaces: false,
-    commit: async () => {},
-    abort: async () => {},
-  };
-}
-
-/** The place of a run that can be written where it is: one of data. */
-export function placeOfData(run: Run | undefined): Place | undefined {
-  return run?.kind === "data" ? run as Place : undefined;
 }
 
 /**
@@ -108,14 +87,14 @@ export interface BlockMap<R extends Run = Run> {
    */
   find(offset: number, length: number, readThrough?: boolean): Promise<R>;
   /**
-   * Where the first part of a write may go at once: space that nothing else
-   * refers to and that is mapped already. `undefined` if it must be allocated,
-   * or if cached tables do not tell.
+   * Where the first part of a write may go at once: mapped space that nothing
+   * else refers to. `undefined` if space must be allocated, or cached tables
+   * are not enough to tell.
    */
   inPlace(offset: number, length: number): Place | undefined;
   /**
    * Allocate space for the first part of a write, at least 1 byte of it; or
-   * return the space it has already, where `inPlace` could not tell.
+   * return its present space, where `inPlace` could not tell.
    *
    * @throws {BlockError} ENOSPC or EFBIG if there is none.
    */
@@ -130,8 +109,8 @@ export interface BlockMap<R extends Run = Run> {
   /** Whether parts of the run may be holes in the child. */
   mayHaveHoles?(run: R): boolean | Promise<boolean>;
   /**
-   * Whether blocks are so large that many have holes in the child, although a
-   * map of the disk, which is to be the same as QEMU's, shows none.
+   * Whether blocks are so large that many contain holes in the child, although
+   * a map of the disk, which is to equal QEMU's, shows none.
    */
   readonly isSparse?: boolean;
 }

@@ -1,20 +1,13 @@
 /**
- * The map of a format with one table, whose entries say where the blocks of the
- * disk lie. New blocks go to the end of the file.
+ * The map of a format with one table that maps the disk in blocks. New blocks
+ * go to the end of the file.
  *
- * Changes of the table stay in memory until a flush, since nothing is promised to
- * be durable before one.
+ * Changes stay in memory until a flush, which makes them durable.
  *
  * @module
  */
-import {
-  type Allocation,
-  type BlockMap,
-  type Place,
-  placeOfData,
-  roomInPlace,
-  type Run,
-} from "./block_map.ts";
+import type { Allocation, BlockMap, Place, Run } from "./block_map.ts";
+import { placeOfData, roomInPlace } from "./access.ts";
 import { divideUp } from "./bytes.ts";
 import { BlockError } from "./errors.ts";
 import { FileEnd } from "./file_end.ts";
@@ -27,8 +20,8 @@ import {
 } from "./paged_table.ts";
 
 /**
- * What a block is that does not simply lie at some place of the file: read from
- * the backing file, zero, only partly present, or where no block can be.
+ * Instead of an offset: a block is read from the backing file, zero, mapped
+ * only in part, or damaged.
  */
 export const BLOCK = {
   UNALLOCATED: 0,
@@ -41,17 +34,17 @@ export const BLOCK = {
 export abstract class BlockTable implements BlockMap {
   /** Bytes of a block. */
   readonly unit: number;
-  /** Where the image lies. */
+  /** The file that holds the image. */
   protected file: BlockNode;
   /** The entries. */
   protected readonly table: PagedTable;
-  /** Where new blocks go. */
+  /** Where new blocks are allocated. */
   protected readonly space: FileEnd;
   readonly #flushing = new Mutex();
 
   /**
    * @param next Where the first new block goes.
-   * @param limit The end of what the format can address. Default: none.
+   * @param limit End of the range that the format can address.
    */
   constructor(
     file: BlockNode,
@@ -76,15 +69,15 @@ export abstract class BlockTable implements BlockMap {
   }
 
   /**
-   * Where a block lies, or what of `BLOCK` it is; `undefined` if its entry must
-   * be loaded first.
+   * Offset of a block, or one of `BLOCK`; `undefined` if its entry must be
+   * loaded first.
    */
   protected abstract placeOf(block: number): number | undefined;
 
-  /** Change the entry of a block, which is in memory. */
+  /** Change the entry of a block, whose page is in memory. */
   protected abstract setPlace(block: number, place: number): void;
 
-  /** Write what has changed, after the data it leads to. */
+  /** Write changes, after the data they refer to. */
   protected abstract write(changes: readonly ChangedUnit[]): Promise<void>;
 
   /** The entry of a block. */
@@ -97,22 +90,22 @@ export abstract class BlockTable implements BlockMap {
     return new BlockError("EIO");
   }
 
-  /** As {@linkcode lookup}, in a block that is only partly present. */
+  /** As {@linkcode lookup}, in a block that is mapped only in part. */
   protected lookupPartial?(
     block: number,
     offset: number,
     length: number,
   ): Run | undefined;
 
-  /** Load what `lookupPartial` needs to know of a block. */
+  /** Load what {@linkcode lookupPartial} needs for such a block. */
   protected loadPartial?(block: number): Promise<void>;
 
-  /** Whether changes wait to be written. */
+  /** Whether there are changes to be written. */
   protected get isDirty(): boolean {
     return this.table.isDirty;
   }
 
-  /** The first run at an offset, if its entry is in memory and sound. */
+  /** The first run at an offset, if its entries are in memory. */
   lookup(offset: number, length: number): Run | undefined {
     const { unit } = this;
     const first = Math.floor(offset / unit);
@@ -140,7 +133,7 @@ export abstract class BlockTable implements BlockMap {
     };
   }
 
-  /** As {@linkcode lookup}, loading what is missing. */
+  /** As {@linkcode lookup}, loading entries as needed. */
   async find(offset: number, length: number): Promise<Run> {
     let run: Run | undefined;
     while (!(run = this.lookup(offset, length))) {
@@ -153,12 +146,12 @@ export abstract class BlockTable implements BlockMap {
     return run;
   }
 
-  /** Where the first part of a write can go at once. */
+  /** Where the first part of a write can go without an allocation. */
   inPlace(offset: number, length: number): Place | undefined {
     return placeOfData(this.lookup(offset, length));
   }
 
-  /** Space for the first part of a write. */
+  /** Allocate space for the first part of a write. */
   async allocate(offset: number, length: number): Promise<Allocation> {
     const run = await this.find(offset, length);
     const place = placeOfData(run);
@@ -166,7 +159,7 @@ export abstract class BlockTable implements BlockMap {
     return await this.makeRoom(offset, run.length);
   }
 
-  /** Space for a range that is mapped in one way, though not to data. */
+  /** Allocate space for a uniform range that is not mapped to data. */
   protected makeRoom(
     offset: number,
     length: number,
@@ -175,13 +168,13 @@ export abstract class BlockTable implements BlockMap {
     return this.newBlocks(first, divideUp(offset + length, this.unit) - first);
   }
 
-  /** Space for whole blocks, at the end of the file. */
+  /** Allocate whole blocks at the end of the file. */
   protected async newBlocks(first: number, count: number): Promise<Allocation> {
     const place = await this.space.take(count * this.unit);
     return this.roomAt(first, count, place);
   }
 
-  /** Space for whole blocks, at a place that has been taken for them. */
+  /** Use space of the file that already belongs to whole blocks. */
   protected roomAt(first: number, count: number, place: number): Allocation {
     const { unit } = this;
     return {
@@ -196,13 +189,12 @@ export abstract class BlockTable implements BlockMap {
           await this.map(first + i, place + i * unit);
         }
       },
-      // The space is lost: it may hold data by now, and must not be taken
-      // again for space that reads as zeroes.
+      // It may hold data now, where others expect zeroes.
       abort: () => Promise.resolve(),
     };
   }
 
-  /** Map a block to a place. */
+  /** Map a block to an offset. */
   async map(block: number, place: number): Promise<void> {
     const entry = this.entryOf(block);
     while (!this.table.page(entry)) await this.table.load(entry);
@@ -210,7 +202,7 @@ export abstract class BlockTable implements BlockMap {
     this.table.changed(entry);
   }
 
-  /** Make all that was written durable. */
+  /** Make all written data durable. */
   async flush(): Promise<void> {
     using _ = await this.#flushing.lock();
     await this.endFile();
@@ -218,7 +210,7 @@ export abstract class BlockTable implements BlockMap {
     await this.table.writeChanges((changes) => this.write(changes));
   }
 
-  /** Make the file end as it has to. */
+  /** Pad the file as its format requires. */
   protected endFile(): Promise<void> {
     return this.space.trim();
   }

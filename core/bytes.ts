@@ -11,13 +11,12 @@
  */
 export type IoVector = readonly Uint8Array[];
 
-/** The unit in which sizes of disks are counted, in bytes. */
+/** Bytes of a sector, the unit of disk sizes. */
 export const SECTOR_SIZE = 512;
 
 /**
- * Whether a number of bytes, of a disk's size or an offset in it, is exact:
- * below 2^53, or below 2^62 and made of whole sectors, of which a number then
- * holds all digits.
+ * Whether a size or offset is exact: below 2^53, or below 2^62 and in whole
+ * sectors, which a number can hold exactly.
  */
 export function isExactSize(bytes: number): boolean {
   return Number.isSafeInteger(bytes) ||
@@ -139,7 +138,7 @@ export function flattenVector(iov: IoVector): Uint8Array {
   return flat;
 }
 
-/** A view of the same memory, for the numbers in it. */
+/** A `DataView` of the same memory. */
 export function viewOf(bytes: Uint8Array): DataView {
   return new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
 }

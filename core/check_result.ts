@@ -6,7 +6,7 @@
 import { BlockError } from "./errors.ts";
 import type { CheckOptions, CheckResult } from "./node.ts";
 
-/** Counts that are all zero, to be added to. */
+/** A result with all counts zero, to be added to. */
 export function nothingFound(): CheckResult {
   return {
     corruptions: 0,

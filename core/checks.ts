@@ -11,6 +11,7 @@ import {
   asBlockError,
   BlockError,
   invalid,
+  OPTIONAL_VERBS,
   UnexpectedError,
 } from "./errors.ts";
 import { nodesOf, primaryChild } from "./extents.ts";
@@ -19,7 +20,6 @@ import type { BlockNode, Disk, RequestLimits } from "./node.ts";
 import { type OptionValues, parseOption } from "./options.ts";
 import { hasSecrets } from "./redaction.ts";
 import { isPlainObject, valueText } from "./values.ts";
-import { OPTIONAL_VERBS } from "./verbs.ts";
 
 const VERBS = ["readv", "status", "close"] as const;
 
@@ -126,7 +126,7 @@ function safeFaultOf(value: unknown): string | undefined {
   try {
     return faultOf(value);
   } catch (error) {
-    return `looking at it fails: ${(error as Error)?.message}`;
+    return `accessing it fails: ${(error as Error)?.message}`;
   }
 }
 
@@ -159,7 +159,7 @@ export function nodeOf(what: string, disk: Disk): BlockNode {
   return node;
 }
 
-/** What is in a handle; anything else is returned as it is. */
+/** The node of a handle; anything else is returned as it is. */
 function unwrapped(disk: Disk): unknown {
   try {
     return "driver" in disk ? disk : disk.node ?? disk;
@@ -188,8 +188,8 @@ export function checkWritable(what: string, node: BlockNode): void {
 }
 
 /**
- * Refuse to write a name with secrets into an image, which others may read, and
- * one that no file can have.
+ * Refuse to store a name in an image that contains secrets, which others could
+ * read, or that no file can have.
  *
  * @throws {BlockError} EINVAL
  */

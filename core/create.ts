@@ -7,11 +7,10 @@ import type { CreateOptionsOf } from "./create_options.ts";
 import type { BlockDriver, CreateContext } from "./driver.ts";
 import { checkOptions, checkStoredName, driverError } from "./checks.ts";
 import { asBlockError, BlockError, invalid } from "./errors.ts";
-import { canonicalName } from "./gate.ts";
+import { canonicalName, describeSource, protocolStack } from "./sources.ts";
 import { resolveName } from "./names.ts";
 import type { BlockNode, Preallocation } from "./node.ts";
 import { openNode, openProtocol } from "./open.ts";
-import { describeSource, protocolStack } from "./sources.ts";
 import {
   defaultOptions,
   newImageOptions,
@@ -38,8 +37,8 @@ export interface CreateOptions {
   /** Called with each warning. Default: ignored. */
   warn?(message: string): void;
   /**
-   * Learns of each further file of the image, by its name, before it is made,
-   * emptied or taken over; may throw to prevent that.
+   * Called with the name of each further file of the image before it is
+   * created, emptied or reused; may throw to prevent that.
    */
   onPart?(filename: string): void;
 }
@@ -68,14 +67,14 @@ export async function createImage<Format extends string>(
   format: Format,
   target: Source,
   options?: CreateOptionsOf<Format>,
-  wishes: CreateOptions = {},
+  settings: CreateOptions = {},
 ): Promise<void> {
   try {
     await create(
       format,
       target,
       (options === undefined ? {} : options) as OptionValues,
-      wishes,
+      settings,
     );
   } catch (error) {
     throw asBlockError(error);
@@ -86,10 +85,10 @@ async function create(
   format: string,
   target: Source,
   options: OptionValues,
-  wishes: CreateOptions,
+  settings: CreateOptions,
 ): Promise<void> {
   const driver = await loadFormat(format);
-  checkOptions("create an image", wishes, {});
+  checkOptions("create an image", settings, {});
   if (!driver.create || !driver.createOptions) {
     throw new BlockError(
       "ENOTSUP",
@@ -106,7 +105,7 @@ async function create(
   if (driver.role === "protocol") {
     // A file without a format driver is opened as it is.
     const stack = { ...protocolStack(target), driver: format };
-    const file = await createFile(stack, parsed, wishes);
+    const file = await createFile(stack, parsed, settings);
     return await file.close();
   }
   const fileOptions: OptionValues = {};
@@ -127,7 +126,7 @@ async function create(
       size,
       ...(preallocation && { preallocation }),
     };
-    const file = await createFile(target, options, wishes);
+    const file = await createFile(target, options, settings);
     files.push(file);
     return file;
   };
@@ -135,23 +134,23 @@ async function create(
     filename,
     createFile: (size, preallocation) => make(target, size, preallocation),
     createNamed: async (name, { keep = false } = {}) => {
-      // A description is no name of a file.
+      // A description is not the name of a file.
       if (name.startsWith("json:")) throw invalid("Unknown protocol 'json'");
-      wishes.onPart?.(name);
+      settings.onPart?.(name);
       if (!keep) return await make(name, 0);
-      const { onUnlocked } = wishes;
+      const { onUnlocked } = settings;
       const file = await openProtocol(name, { resize: true, onUnlocked });
       files.push(file);
       return file;
     },
     createPart: async (name, size, preallocation, fill) => {
       const beside = besides(target, name);
-      wishes.onPart?.(describeSource(beside));
+      settings.onPart?.(describeSource(beside));
       const part = await createFile(beside, {
         ...fileOptions,
         size,
         ...(preallocation && { preallocation }),
-      }, wishes);
+      }, settings);
       try {
         await fill(part);
         await part.flush?.();
@@ -167,9 +166,9 @@ async function create(
         backing: false,
         gate: "allow",
       }),
-    unlocked: (why) => wishes.onUnlocked?.(why),
-    warn: (message) => wishes.warn?.(message),
-    secret: (id) => findSecret(wishes.secrets, { id, filename }),
+    unlocked: (why) => settings.onUnlocked?.(why),
+    warn: (message) => settings.warn?.(message),
+    secret: (id) => findSecret(settings.secrets, { id, filename }),
   };
   try {
     await driver.create({ ...defaultOptions(table), ...parsed }, context);
@@ -182,8 +181,8 @@ async function create(
 }
 
 /**
- * Refuse an image that would be its own backing file, under whatever name: what
- * is in it would be gone.
+ * Refuse an image that would be its own backing file, under whatever name: its
+ * content would be lost.
  */
 function checkOtherBacking(target: Source, backing: unknown): void {
   const { filename } = protocolStack(target);
@@ -196,19 +195,19 @@ function checkOtherBacking(target: Source, backing: unknown): void {
   );
 }
 
-/** The driver that makes the file of a new image, if there is such a driver. */
+/** The driver that creates the file of a new image, if there is one. */
 async function protocolOf(target: Source): Promise<BlockDriver | undefined> {
   const found = findDriver(String(protocolStack(target).driver));
   return found && await loadDriver(found);
 }
 
-/** The file called `name` in the folder of another. */
+/** Describe the file called `name` in the folder of `target`. */
 function besides(target: Source, name: string): StackObject {
   const stack = protocolStack(target);
   return { ...stack, filename: resolveName(namedBase(target), name) };
 }
 
-/** @throws {BlockError} EINVAL if it is in no folder. */
+/** @throws {BlockError} EINVAL if it has no folder. */
 function namedBase(target: Source): string {
   const { driver, filename } = protocolStack(target);
   if (typeof filename === "string") return filename;
@@ -223,7 +222,7 @@ function noFile(): never {
  * Create or empty the file at the bottom of a stack, and open it.
  *
  * @param wanted Options of the new file; those that its protocol does not know
- * are not for it.
+ * are ignored.
  */
 async function createFile(
   target: Source,

@@ -36,7 +36,7 @@ export function rootToTake(node: BlockNode): Edge | undefined {
   return graphNodeOf(node).users.findLast(({ gate, end }) => gate && !end);
 }
 
-/** A root that claims nothing: it only keeps the node open. */
+/** A root without claims, which only keeps the node open. */
 export function hold(node: BlockNode, gate?: RequestGate): Edge {
   return attachRoot(node, { needs: 0, shares: ALL_ACCESS }, gate);
 }
@@ -81,7 +81,7 @@ export async function drain(disk: Disk): Promise<Disposable> {
   return drained;
 }
 
-/** Drains in force. */
+/** Drains in progress. */
 const drains = new Set<Drain>();
 
 /** The graph has changed: drain the new ancestors of drained nodes too. */

@@ -19,9 +19,9 @@ import type { AioMode, DriverTraits, OpenPurpose } from "./traits.ts";
  */
 export interface BlockDriver extends DriverTraits {
   /**
-   * Load the driver, if this only stands for it: that takes time, so it has to
-   * wait until somebody uses the driver. Whoever needs its option tables or
-   * optional functions asks for it by {@linkcode loadDriver}.
+   * Load the driver, if this is only a stand-in: loading takes time, so it
+   * waits until the driver is used. To access option tables or optional
+   * functions, call {@linkcode loadDriver} first.
    */
   load?(): Promise<BlockDriver>;
   /** Open a node. */
@@ -33,7 +33,7 @@ export interface BlockDriver extends DriverTraits {
    *
    * @param options As for `create`; `size` is that of `source`.
    * @param target Present if the target can seek.
-   * @returns its bytes. Each part is valid until the next is asked for.
+   * @returns its bytes. Each part is valid until the next one is requested.
    */
   stream?(
     options: OptionValues,
@@ -42,30 +42,30 @@ export interface BlockDriver extends DriverTraits {
   ): AsyncIterable<Uint8Array>;
   /**
    * Whether a new image with these options is written front to back, by
-   * {@linkcode stream}, even where one can seek. Default: it is not.
+   * {@linkcode stream}, even to seekable targets. Default: no.
    */
   isStream?(options: OptionValues): boolean;
   /**
-   * What is packed in a file, from its beginning to its end: for containers
-   * that cannot be entered in the middle, so that `open` refuses them with
-   * ENOTSUP. Each part is valid until the next is asked for.
+   * Unpack the content of a file from beginning to end: for containers without
+   * random access, whose `open` fails with ENOTSUP. Each part is valid until
+   * the next one is requested.
    *
    * @param options As for `open`.
    */
   unpack?(options: OptionValues, file: BlockNode): AsyncIterable<Uint8Array>;
   /**
-   * Make or replace a file by all its bytes, front to back: as a whole or not at
-   * all. For protocols whose files cannot be changed afterwards.
+   * Create or replace a file with all its bytes, front to back: completely or
+   * not at all. For protocols whose files cannot be changed afterwards.
    *
    * @param options As for `open`.
-   * @param chunks Each is valid until the next is asked for.
+   * @param chunks Each is valid until the next one is requested.
    */
   store?(
     options: OptionValues,
     chunks: AsyncIterable<Uint8Array>,
     context: StoreContext,
   ): Promise<void>;
-  /** Whether a new file with these options can be made only by `store`. */
+  /** Whether a new file with these options can be created only by `store`. */
   storesWhole?(options: OptionValues): boolean;
   /**
    * Compute how large the file of a new image would become.
@@ -87,16 +87,16 @@ export interface BlockDriver extends DriverTraits {
  * @category Drivers
  */
 export interface StoreContext {
-  /** About how many bytes there will be; absent if nothing is known. */
+  /** Approximate number of bytes; absent if unknown. */
   readonly expected?: number;
-  /** Ends it with ECANCELED. */
+  /** Cancels it with ECANCELED. */
   readonly signal?: AbortSignal;
   /** As {@linkcode OpenContext.secret}. */
   secret(id: string | undefined): Promise<Uint8Array | undefined>;
 }
 
 /**
- * What `measure` may ask of the block layer.
+ * What the block layer offers to `measure`.
  *
  * @category Drivers
  */
@@ -104,8 +104,8 @@ export interface MeasureContext {
   /** As {@linkcode OpenContext.secret}. */
   secret(id: string | undefined): Promise<Uint8Array | undefined>;
   /**
-   * The first extent of a range of the source, seen through its backing files.
-   * Waits while the source is drained.
+   * The first extent of a range of the source, through its backing chain. Waits
+   * while the source is drained.
    *
    * @throws {BlockError} ECANCELED if the job has been cancelled.
    */
@@ -113,14 +113,14 @@ export interface MeasureContext {
 }
 
 /**
- * The file of a new image that is written front to back, and can seek.
+ * The seekable file of a new image that is written front to back.
  *
  * @category Drivers
  */
 export interface StreamTarget {
   /**
-   * Replace bytes of the stream, once all of it has been written: what could
-   * not be known when they were due. They belong to the target.
+   * Replace bytes of the stream once all of it has been written: values that
+   * were not known in time. The target takes over `bytes`.
    */
   replace(offset: number, bytes: Uint8Array): void;
 }
@@ -133,16 +133,16 @@ export interface StreamTarget {
 export interface StreamSource {
   /** Bytes, a multiple of 512. */
   readonly size: number;
-  /** Whether zeroes are to be stored as well: they are given as data. */
+  /** Whether zeroes must be stored too; they are reported as data. */
   readonly fills: boolean;
-  /** All of it, in order; may be asked for more than once. */
+  /** All extents, in order; may be called more than once. */
   extents(): AsyncIterable<StreamExtent>;
   /** Fill `bytes` from `offset` on: lent until the promise settles. */
   read(offset: number, bytes: Uint8Array): Promise<void>;
 }
 
 /**
- * A range of the source; `unallocated` is left to the backing file.
+ * A range of the source; `unallocated` reads as the backing file.
  *
  * @category Drivers
  */
@@ -197,13 +197,13 @@ export interface OpenContext {
    * The raw driver then refuses writes that would change the result.
    */
   readonly probed: boolean;
-  /** Whether an image names what is opened, rather than the user. */
+  /** Whether an image names this file, rather than the user. */
   readonly isNamed: boolean;
-  /** Whether to do without keys, so that data is neither read nor written. */
+  /** Whether to open without keys, so that data is neither read nor written. */
   readonly withoutKeys: boolean;
-  /** Stops what takes long, such as finding a key. */
+  /** Cancels slow operations such as deriving a key. */
   readonly signal?: AbortSignal;
-  /** Told how far it has come, in iterations. */
+  /** Called with the progress of deriving a key, in iterations. */
   unlocking?(done: number, total: number): void;
   /**
    * Whether flushes do nothing: the system decides when data reaches the disk.
@@ -224,8 +224,8 @@ export interface OpenContext {
    */
   unlocked(why: string): void;
   /**
-   * Report a whole line: a finding, or that an image is damaged. `named` marks an
-   * error message, which a program precedes with its name.
+   * Report a line: a finding, or that an image is damaged. `named` marks an
+   * error message, which a program prefixes with its name.
    */
   report(line: string, named?: boolean): void;
   /**
@@ -242,8 +242,8 @@ export interface OpenContext {
    */
   openChild(name: string, description?: unknown): Promise<BlockNode>;
   /**
-   * Check that a redirect may be followed: what an image names may not lead
-   * anywhere else than it could itself.
+   * Check that a redirect may be followed: it must not lead anywhere that the
+   * image could not name itself.
    *
    * @throws {BlockError} EACCES if the gate does not permit it.
    */
@@ -253,7 +253,7 @@ export interface OpenContext {
   /**
    * Open a file that an image names (a backing file); it must pass the gate.
    * `name` is as stored in the image, relative to the image's own folder.
-   * `undefined` if backing files are not wanted.
+   * Returns `undefined` if backing files are not to be opened.
    */
   openImplicit(
     child: string,
@@ -261,15 +261,15 @@ export interface OpenContext {
     format: string | undefined,
   ): Promise<BlockNode | undefined>;
   /**
-   * Open a file that an image names for its data: it must pass the gate. `path`
-   * is taken for one whatever is in it, as seen from where we are.
+   * Open a file that an image names for its data; it must pass the gate. `path`
+   * is always taken as a path, relative to the current folder.
    */
   openNamed(child: "data-file", path: string): Promise<BlockNode>;
   /**
-   * Open a file that an image names as a part of itself (an extent): it must
+   * Open a file that an image names as a part of itself (an extent); it must
    * pass the gate, and is not probed. `name` is as for `openImplicit`;
-   * `description` is what the user says of that child: where it is, or more
-   * options for the file of that name.
+   * `description` is the user's description of that child: a replacement, or
+   * further options for the named file.
    */
   openPart(
     child: string,
@@ -296,18 +296,18 @@ export interface CreateContext {
     preallocation?: Preallocation,
   ): Promise<BlockNode>;
   /**
-   * Make or empty another file that the image is to have, as
-   * {@linkcode createFile} does its first one. `name` may have a scheme.
+   * Create or empty another file of the image, as {@linkcode createFile} does
+   * the first one. `name` may have a scheme.
    *
-   * @param how Whether to `keep` what is in it: it must be there then.
+   * @param how With `keep`, the file must exist, and keeps its content.
    */
   createNamed(
     name: string,
     how?: { readonly keep?: boolean },
   ): Promise<BlockNode>;
   /**
-   * Create or empty another file of the image, beside that one, and have `fill`
-   * write to it. It is closed then: there may be thousands.
+   * Create or empty another file of the image, in the same folder, and let
+   * `fill` write to it. It is closed afterwards: there may be thousands.
    */
   createPart(
     name: string,
@@ -316,8 +316,8 @@ export interface CreateContext {
     fill: (file: BlockNode) => Promise<void>,
   ): Promise<void>;
   /**
-   * Open another image, named as seen from the new one, to look at its header.
-   * The caller closes it.
+   * Open another image, named relative to the new one, to read its header. The
+   * caller closes it.
    */
   openBeside(name: string): Promise<BlockNode>;
   /** As {@linkcode OpenContext.unlocked}. */

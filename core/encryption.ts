@@ -30,8 +30,8 @@ export class Encryption {
   readonly #buffers: Uint8Array[] = [];
 
   /**
-   * @param by What the place of a sector is part of its key by: where it is on
-   * the disk, or where it lies in the child.
+   * @param by Which offset the encryption of a sector depends on: on the disk
+   * or in the child.
    */
   constructor(cipher: SectorCipher, by: "offset" | "childOffset") {
     this.#cipher = cipher;

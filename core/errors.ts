@@ -5,7 +5,6 @@
  */
 import { withoutSecrets } from "./redaction.ts";
 import { shortened, valueText } from "./values.ts";
-import { OPTIONAL_VERBS, type OptionalVerb } from "./verbs.ts";
 
 /**
  * POSIX error names used as {@linkcode BlockError.code}.
@@ -186,7 +185,7 @@ export class BlockError extends Error {
     message: string = strerror(code),
     options: BlockErrorOptions = {},
   ) {
-    // Whatever a message quotes, passwords are not to be among it.
+    // The message may quote anything, but must not reveal passwords.
     super(withoutSecrets(message), options);
     this.code = code;
     const { hint, detail } = options;
@@ -232,6 +231,26 @@ export class UnexpectedError extends BlockError {
   }
 }
 
+/** Optional verbs that change or describe a node's content. */
+export const OPTIONAL_VERBS = [
+  "writev",
+  "writeZeroes",
+  "discard",
+  "writeCompressed",
+  "copyFrom",
+  "flush",
+  "truncate",
+  "info",
+  "setMode",
+  "replaceChild",
+  "setPermissions",
+  "invalidate",
+  "reopen",
+] as const;
+
+/** One of {@linkcode OPTIONAL_VERBS}. */
+export type OptionalVerb = typeof OPTIONAL_VERBS[number];
+
 /** A driver has called a verb of a node that lacks it. */
 export class AbsentVerbError extends BlockError {
   /** The verb's name. */
@@ -258,7 +277,9 @@ export function invalid(message: string, hint?: string): BlockError {
 /** Deno's message for a missing permission, a line to itself. */
 const NOT_PERMITTED = /^Requires \w+ access\b.*, run again with .*$/m;
 
-/** What a user cannot guess of a permission that loading a module lacks. */
+/**
+ * The hint if loading a module lacks a permission, which users cannot guess.
+ */
 const OF_MODULES =
   "; it has to cover bdrv's own modules, which are loaded when they are used";
 

@@ -4,7 +4,7 @@
  * @module
  */
 import { asBlockError, invalid } from "./errors.ts";
-import type { BlockNode, Extent } from "./node.ts";
+import type { BlockNode, Extent, RequestFlags } from "./node.ts";
 import { valueText } from "./values.ts";
 
 /**
@@ -86,6 +86,7 @@ export async function chainStatus(
   top: BlockNode,
   offset: number,
   length: number,
+  flags?: RequestFlags,
   base?: BlockNode,
 ): Promise<ChainExtent> {
   let node = top;
@@ -97,7 +98,7 @@ export async function chainStatus(
     allocated: false,
     zero,
     compressed: false,
-    // There may be room for what was never written.
+    // Unwritten ranges may have space reserved.
     ...(place?.hostOffset !== undefined && {
       file: place.file,
       hostOffset: place.hostOffset,
@@ -106,8 +107,8 @@ export async function chainStatus(
   for (;; depth++) {
     let extent: Extent;
     try {
-      extent = checkedExtent(node, await node.status(offset, length));
-      if (extent.recurse) extent = await refined(extent, length);
+      extent = checkedExtent(node, await node.status(offset, length, flags));
+      if (extent.recurse) extent = await refined(extent, length, flags);
     } catch (error) {
       throw asBlockError(error);
     }
@@ -127,8 +128,8 @@ export async function chainStatus(
 }
 
 /**
- * Whether a node never has a backing file: what it does not claim to be zero is
- * then not known to be, such as what a bitmap shown by an NBD server has marked.
+ * Whether a node never has a backing file. What it does not report as zero is
+ * then unknown, such as dirty ranges of a bitmap exported over NBD.
  */
 function hasNoLayers(node: BlockNode): boolean {
   const { role, name } = skipFilters(node).driver;
@@ -159,12 +160,13 @@ export function checkedExtent(node: BlockNode, extent: Extent): Extent {
 export async function refined<E extends Extent>(
   extent: E,
   length = extent.length,
+  flags?: RequestFlags,
 ): Promise<E> {
   const { file, hostOffset } = extent;
   if (!file || hostOffset === undefined) return extent;
   const below = checkedExtent(
     file,
-    await file.status(hostOffset, Math.min(extent.length, length)),
+    await file.status(hostOffset, Math.min(extent.length, length), flags),
   );
   return {
     ...extent,
@@ -174,8 +176,8 @@ export async function refined<E extends Extent>(
 }
 
 /**
- * All extents of a range in order, equal neighbours merged; `status` is called
- * for one after the other.
+ * All extents of a range in order, equal neighbours merged. `status` is called
+ * for one at a time.
  */
 export async function* chainExtents(
   top: BlockNode,

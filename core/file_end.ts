@@ -1,5 +1,5 @@
 /**
- * The end of a file, where a format puts what is new.
+ * Allocating space at the end of a file.
  *
  * @module
  */
@@ -7,37 +7,37 @@ import { BlockError } from "./errors.ts";
 import { Mutex } from "./lock.ts";
 import type { BlockNode } from "./node.ts";
 
-/** Most bytes by which a file is made longer than it has to be. */
+/** Most bytes by which a file grows ahead of its use. */
 const MAX_AHEAD = 64 * 1024 * 1024;
 
 /**
- * Space at the end of a file. The file is made longer before anything is written
- * there: doing so later might cut off what others have written meanwhile.
+ * Space at the end of a file. The file is extended before anything is written
+ * there: doing it later could cut off what others have written beyond.
  *
- * Each change of its size waits for all writes under way, so that the file grows
- * ahead, in larger and larger steps, until it is trimmed.
+ * Each change of its size waits for all writes under way, so the file grows
+ * ahead of its use in ever larger steps, and is trimmed afterwards.
  */
 export class FileEnd {
   #file: BlockNode;
   #next: number;
   readonly #limit: number;
-  /** By how much the file grows ahead the next time. */
+  /** By how much the file grows ahead next time. */
   #ahead = 0;
-  /** Whether it is longer than it has to be. */
+  /** Whether it extends past the space in use. */
   #isLong = false;
   /**
-   * Where the file ended: from here on, it holds only what was written to space
-   * taken here. A device goes on, and may hold anything.
+   * From here on, the file holds only what was written through this object, and
+   * zeroes elsewhere. (A device does not end, and may hold anything.)
    */
   #end: number;
-  /** Whether space has been taken since the file was trimmed. */
+  /** Whether space has been allocated since the file was trimmed. */
   #hasTaken = false;
   /** Held while the file changes its size. */
   readonly #changing = new Mutex();
 
   /**
    * @param next Where the first space begins.
-   * @param limit The end of what the format can address.
+   * @param limit End of the range that the format can address.
    */
   constructor(file: BlockNode, next: number, limit = Infinity) {
     this.#file = file;
@@ -51,12 +51,12 @@ export class FileEnd {
     return this.#next;
   }
 
-  /** Begin somewhere else; nothing is being taken. */
+  /** Move it; no allocation may be under way. */
   set next(next: number) {
     this.#next = next;
   }
 
-  /** Whether space at `offset`, and behind, reads as zeroes when it is taken. */
+  /** Whether space from `offset` on reads as zeroes when it is allocated. */
   isZeroFrom(offset: number): boolean {
     return offset >= this.#end;
   }
@@ -64,14 +64,14 @@ export class FileEnd {
   /** Switch to another file with the same content. */
   useFile(file: BlockNode): void {
     this.#file = file;
-    // It may be longer, and need not read as zeroes behind the content.
+    // It may be longer, and need not be zero past the content.
     this.#end = file.size;
   }
 
   /**
-   * Take so many bytes.
+   * Allocate space.
    *
-   * @throws {BlockError} EFBIG past the limit; or the file's own.
+   * @throws {BlockError} EFBIG past the limit; or an error of the file.
    */
   async take(length: number): Promise<number> {
     using _ = await this.#changing.lock();
@@ -93,15 +93,14 @@ export class FileEnd {
         this.#isLong = true;
         return;
       } catch {
-        // There may still be room for what is needed.
+        // The space may suffice without growing ahead.
       }
     }
     await this.#file.truncate!(end);
   }
 
   /**
-   * Cut off the space that nobody has taken. Then the file ends with `tail`, in
-   * whose place the next space may begin.
+   * Cut off unused space; `tail` then ends the file without being allocated.
    */
   async trim(tail?: Uint8Array): Promise<void> {
     if (!this.#hasTaken) return;
@@ -111,7 +110,7 @@ export class FileEnd {
       try {
         await this.#file.truncate!(end);
       } catch {
-        // Some files cannot become shorter; what stays does no harm.
+        // Some files cannot shrink. The excess does no harm.
       }
     }
     const emptyFrom = Math.min(this.#end, Math.max(end, this.#file.size));
@@ -121,8 +120,8 @@ export class FileEnd {
     this.#ahead = 0;
   }
 
-  /** Do something while nobody takes space. */
-  async alone(task: () => Promise<void>): Promise<void> {
+  /** Run a task while no space is allocated. */
+  async exclusively(task: () => Promise<void>): Promise<void> {
     using _ = await this.#changing.lock();
     await task();
   }

@@ -1,21 +1,19 @@
 /**
  * Nodes that intercept some requests and pass all others on to the node below.
  *
- * A **filter** is a driver's node: it has a name in the stack, and the node
- * below as its child. A **wrapper** is put around a driver's node by the core,
- * to do what no driver should have to (aligning, splitting, detecting zeroes).
- * It presents the node's own driver, children and properties, so that nobody
- * can tell the two apart; only requests pass through it. A node that needs no
- * wrapper gets none, at no cost.
+ * A **filter** is a driver's node, with a name in the stack and the node below
+ * as its child. A **wrapper** is put around a driver's node by the core, to do
+ * what no driver should have to (aligning, splitting, detecting zeroes). It
+ * presents the node's own driver, children and properties, so that the two look
+ * alike. A node that needs no wrapper gets none, at no cost.
  *
  * @module
  */
-import { BlockError } from "./errors.ts";
+import { BlockError, OPTIONAL_VERBS, type OptionalVerb } from "./errors.ts";
 import type { BlockNode } from "./node.ts";
 import type { DriverTraits } from "./traits.ts";
-import { OPTIONAL_VERBS, type OptionalVerb } from "./verbs.ts";
 
-/** Verbs that a filter passes on, if the node below has them. */
+/** Verbs that a filter passes on if the node below has them. */
 const PASSED_ON = [
   "writev",
   "writeZeroes",
@@ -104,8 +102,7 @@ export function interceptable(
 }
 
 /** Presents another node's properties, even if they change later. */
-class Facts {
-  /** The current node. */
+class NodeProperties {
   node: BlockNode;
 
   constructor(node: BlockNode) {
@@ -154,7 +151,7 @@ class Facts {
 }
 
 /** Presents a node and all its verbs. */
-class Wrapper extends Facts implements BlockNode {
+class Wrapper extends NodeProperties implements BlockNode {
   readonly readv: BlockNode["readv"];
   readonly status: BlockNode["status"];
   readonly close: BlockNode["close"];
@@ -169,7 +166,7 @@ class Wrapper extends Facts implements BlockNode {
 }
 
 /** Passes requests on to a child that can be replaced. */
-class ChildSlot extends Facts implements BlockNode {
+class ChildSlot extends NodeProperties implements BlockNode {
   readonly #check?: (child: BlockNode) => void;
 
   constructor(child: BlockNode, check?: (child: BlockNode) => void) {
@@ -183,8 +180,8 @@ class ChildSlot extends Facts implements BlockNode {
 
   readonly readv: BlockNode["readv"] = (offset, iov, flags) =>
     this.node.readv(offset, iov, flags);
-  readonly status: BlockNode["status"] = (offset, length) =>
-    this.node.status(offset, length);
+  readonly status: BlockNode["status"] = (offset, length, flags) =>
+    this.node.status(offset, length, flags);
   readonly close: BlockNode["close"] = () => this.node.close();
 
   #handOn(verb: OptionalVerb): (...args: unknown[]) => unknown {
@@ -200,7 +197,7 @@ class ChildSlot extends Facts implements BlockNode {
     };
   }
 
-  /** Go on with another child. */
+  /** Switch to another child. */
   use(child: BlockNode): void {
     this.#check?.(child);
     this.node = child;

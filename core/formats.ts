@@ -123,11 +123,11 @@ function hasFooter(tail: Uint8Array, size: number, magic: string): boolean {
     (rest > 0 && has(tail, TAIL_LENGTH - rest, magic));
 }
 
-/** A kind of file that may contain an image. */
+/** A kind of file that can contain an image. */
 export interface Wrapping {
-  /** What it is, in a sentence. */
+  /** Its name in a sentence. */
   readonly what: string;
-  /** The driver that looks into it, if there may be one. */
+  /** The driver that opens it, if there is one. */
   readonly driver?: string;
 }
 
@@ -147,7 +147,7 @@ const WRAPPINGS: readonly Magics[] = [
 /** Where a tar archive has its magic. */
 const TAR_MAGIC = 257;
 
-/** How a file must be unpacked first, judged by its beginning. */
+/** The archive or compression of a file, recognised by its beginning. */
 export function wrappingOf(head: Uint8Array): Wrapping | undefined {
   if (has(head, TAR_MAGIC, "ustar")) {
     return { what: "a tar archive, as an OVA is", driver: "tar" };

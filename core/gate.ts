@@ -5,9 +5,9 @@
  */
 import type { BlockDriver } from "./driver.ts";
 import { primaryChild } from "./extents.ts";
-import { normalizePath, schemeOf } from "./names.ts";
-import { findDriver, findProtocol, getDriver } from "./registry.ts";
-import { toStack, withFile } from "./sources.ts";
+import { schemeOf } from "./names.ts";
+import { findDriver, findProtocol } from "./registry.ts";
+import { canonicalName, toStack, withFile, withoutScheme } from "./sources.ts";
 import { isNode, type StackObject } from "./spec.ts";
 
 /**
@@ -23,8 +23,8 @@ export interface ImplicitOpen {
   /** The image that names it. */
   readonly namedBy: string;
   /**
-   * What it is to the image: its `backing` file, which is only read as a rule,
-   * its `data-file`, or an `extent` of it, which are written to where it is.
+   * Its role in the image: `backing` files are usually read only, a `data-file`
+   * or an `extent` is written to along with the image.
    */
   readonly role?: "backing" | "data-file" | "extent";
 }
@@ -32,7 +32,7 @@ export interface ImplicitOpen {
 /**
  * Which of the files that an image names may be opened: all, none, those in or
  * below a folder (links followed) or a URL, or those that a function permits.
- * Where a server redirects to must pass it as well.
+ * Redirects of a server must pass it as well.
  *
  * @category Security
  */
@@ -59,8 +59,7 @@ export async function passes(
  * on the same server, in or below the same folder. Images on devices or in
  * memory have no such folder and may name no files.
  *
- * @param source The source that the user asked for.
- * @param file Where the image that names the file lies: the source, or one
+ * @param file Location of the image that names the file: the source, or one
  * below it.
  */
 export function passesByDefault(
@@ -70,7 +69,10 @@ export function passesByDefault(
 ): boolean {
   const folder = folderOf(source);
   const protocol = protocolOfName(request.filename);
-  const named = { driver: protocol?.name, filename: pathOf(request.filename) };
+  const named = {
+    driver: protocol?.name,
+    filename: withoutScheme(request.filename),
+  };
   return protocol !== undefined && folder !== undefined &&
     folderOf(file) !== undefined &&
     folderOf(named) !== undefined && isImageBelow(folder, request);
@@ -90,7 +92,7 @@ function isImageBelow(
   return file.startsWith(`${above}/`);
 }
 
-/** The protocol of a file's name, if it has folders. */
+/** The protocol of a file name, if its names have folders. */
 function protocolOfName(filename: string): BlockDriver | undefined {
   const scheme = schemeOf(filename) ?? "file";
   const protocol = findProtocol(scheme);
@@ -115,26 +117,4 @@ function folderOf(source: unknown): string | undefined {
   }
   const { file, image } = driver ? withFile(driver, options) : options;
   return folderOf(file ?? image);
-}
-
-/** A canonical name: equal for all spellings of one file's name. */
-export function canonicalName(
-  filename: string,
-  driver?: BlockDriver,
-): string {
-  const scheme = schemeOf(filename) ?? "file";
-  if (scheme === "file") return canonicalPath(pathOf(filename), driver);
-  const protocol = findProtocol(scheme);
-  return protocol?.ownFolder && protocol.canonicalName
-    ? protocol.canonicalName(filename)
-    : filename;
-}
-
-function canonicalPath(path: string, driver?: BlockDriver): string {
-  const file = driver?.canonicalName ? driver : getDriver("file");
-  return file.canonicalName?.(path) ?? normalizePath(path);
-}
-
-function pathOf(filename: string): string {
-  return schemeOf(filename) === "file" ? filename.slice(5) : filename;
 }

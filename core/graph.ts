@@ -3,14 +3,13 @@
  *
  * Every user of a node holds an *edge* to it: a parent, named after the child's
  * role, or a *root* outside the graph (an image's handle, a job). An edge
- * states which kinds of access it needs, and which it shares with the node's
- * other edges. The sum of a node's edges determines what it claims of its
- * children; protocol nodes make their claims known to other programs.
+ * states which access it needs and which it shares. Together, a node's edges
+ * determine its claims on its children; protocol nodes announce their claims to
+ * other programs.
  *
- * A node that was opened here is closed with its last edge: first the driver
- * finishes its work, then the edges to its children are removed. Foreign
- * objects that fulfil the node contract may be used as well; their makers close
- * them.
+ * A node opened here closes with its last edge: first the driver finishes its
+ * work, then the edges to its children are removed. Foreign objects that fulfil
+ * the node contract may be used as well; their makers close them.
  *
  * @module
  */
@@ -33,7 +32,7 @@ import { shortened } from "./values.ts";
 
 /** How a node was opened, from which its name is made. */
 export interface Origin {
-  /** The node's own options, by dotted name. */
+  /** Its own options, by dotted name. */
   readonly options: OptionValues;
   /** Whether its backing file differs from the one its image names. */
   readonly otherBacking: boolean;
@@ -41,7 +40,7 @@ export interface Origin {
 
 /** How to open a node again. */
 export interface Reopening {
-  /** All options it was opened with. */
+  /** Its present options. */
   options: OptionValues;
   /** Open another node like it, with changes. */
   again(changes: OpeningChanges): Promise<BlockNode>;
@@ -51,8 +50,8 @@ export interface Reopening {
 export interface OpeningChanges {
   /** All options, replacing the previous ones. */
   readonly options?: OptionValues;
-  /** The user's wishes, replacing the previous ones. */
-  readonly wishes?: OpenOptions;
+  /** The options of the opening, replacing the previous ones. */
+  readonly settings?: OpenOptions;
   /** Open protocol nodes to be reused. */
   readonly kept?: readonly KeptNode[];
 }
@@ -71,7 +70,6 @@ export interface KeptNode {
 
 /** A use of a node. */
 export class Edge {
-  /** The node in use. */
   target: GraphNode;
   /** The child's role; for a root, its name in messages. */
   readonly name: string;
@@ -109,7 +107,7 @@ export class Edge {
 
 /** A node's entry in the graph. */
 export class GraphNode {
-  /** The node; absent while it is being opened. */
+  /** Absent while it is being opened. */
   node?: BlockNode;
   /** Its name in messages: its `node-name`, or the file's name. */
   name = "";
@@ -124,7 +122,7 @@ export class GraphNode {
   readonly users: Edge[] = [];
   /** Edges to its children, in the order of opening. */
   readonly children = new Map<string, Edge>();
-  /** The sum of its users' claims, as far as it is in force. */
+  /** The sum of its users' claims that is in effect. */
   claimed: Permissions = NO_CLAIMS;
   /** Whether it shares all access, whatever its users claim. */
   forceShare: boolean;
@@ -133,14 +131,15 @@ export class GraphNode {
   #closing?: Promise<void>;
 
   /**
-   * An entry for a node to be opened as `claimant` says, or for a foreign one.
+   * Create an entry for the node that `claimant` describes, or for a foreign
+   * one.
    */
   constructor(claimant?: Claimant) {
     this.#claimant = claimant;
     this.forceShare = claimant?.forceShare ?? false;
   }
 
-  /** Its driver has opened it: it can be used from now on. */
+  /** The driver has opened the node: it can be used from now on. */
   complete(node: BlockNode): void {
     this.node = node;
     this.phase = "open";
@@ -170,7 +169,7 @@ export class GraphNode {
     }
   }
 
-  /** What it claims of a child. */
+  /** Its claims on a child. */
   claimsOn(role: string): Permissions {
     return this.#claimant
       ? childPermissions(this.#claimant, role, this.claimed)
@@ -199,7 +198,7 @@ export class GraphNode {
     this.children.set(role, edge);
   }
 
-  /** Opening it failed: release the children opened so far. */
+  /** Opening failed: release the children opened so far. */
   async abandon(except?: BlockNode): Promise<void> {
     if (this.phase === "open") return await this.#end().catch(() => {});
     const edges = [...this.children.values()];
@@ -210,12 +209,11 @@ export class GraphNode {
     }
   }
 
-  /** Whether any edge keeps it open. */
   get isHeld(): boolean {
     return this.users.some(({ holds }) => holds);
   }
 
-  /** An edge was removed: close the node, or claim less than before. */
+  /** An edge was removed: close the node, or reduce its claims. */
   async lose(): Promise<void> {
     if (this.isHeld || this.phase !== "open") {
       return loosen(this);
@@ -226,7 +224,7 @@ export class GraphNode {
     } else await this.#end();
   }
 
-  /** Enter the children of a foreign node. */
+  /** Add the children of a foreign node to the graph. */
   learnChildren(): void {
     for (const [role, child] of Object.entries(this.node!.children)) {
       if (!child || this.children.has(role)) continue;
@@ -288,7 +286,7 @@ export class GraphNode {
 
 const graph = new WeakMap<BlockNode, GraphNode>();
 
-/** A node's entry in the graph, made now if there is none. */
+/** A node's entry in the graph, created if need be. */
 export function graphNodeOf(node: BlockNode): GraphNode {
   let known = graph.get(node);
   if (!known) {
@@ -347,7 +345,7 @@ export function attach(edge: Edge, permissions: Permissions): void {
 }
 
 /**
- * Change what an edge claims.
+ * Change an edge's claims.
  *
  * @throws {BlockError} as {@linkcode attach}; nothing is changed then.
  */
@@ -366,7 +364,7 @@ export async function detach(edge: Edge): Promise<void> {
   if (drop(edge)) await edge.target.lose();
 }
 
-/** Remove an edge, and nothing more. */
+/** Only remove an edge; returns whether it was there. */
 export function drop(edge: Edge): boolean {
   const { users } = edge.target;
   const index = users.indexOf(edge);
@@ -380,18 +378,18 @@ export async function endRoot(edge: Edge): Promise<void> {
   await detach(edge);
 }
 
-/** Reduce what is claimed of a node to what its users claim now. */
+/** Reduce the claims on a node to those of its present users. */
 export function loosen(target: GraphNode): void {
   try {
     new Change().settle(target);
   } catch (error) {
-    // Claiming less cannot be refused; a lock that fails to be released goes
-    // when the file is closed.
+    // Reducing claims cannot be refused; locks that cannot be released end with
+    // the file.
     asBlockError(error);
   }
 }
 
-/** Changes of the graph that are made all or none. */
+/** Changes of the graph, made completely or not at all. */
 export class Change {
   readonly #undo: (() => void)[] = [];
 
@@ -401,7 +399,6 @@ export class Change {
     this.#undo.push(undo);
   }
 
-  /** Undo all changes. */
   rollBack(): void {
     for (const undo of this.#undo.splice(0).reverse()) undo();
   }
@@ -432,12 +429,12 @@ export class Change {
 
   /** Update a node's claims on its children to the sum of its users' claims. */
   settle(target: GraphNode): void {
-    const pending: Wish[] = [];
+    const pending: ClaimChange[] = [];
     this.#settle(target, pending);
     this.#work(pending);
   }
 
-  #work(pending: Wish[]): void {
+  #work(pending: ClaimChange[]): void {
     for (let next; (next = pending.pop());) {
       const [edge, wanted] = next;
       const before = edge.permissions;
@@ -451,7 +448,7 @@ export class Change {
     }
   }
 
-  #settle(target: GraphNode, pending: Wish[]): void {
+  #settle(target: GraphNode, pending: ClaimChange[]): void {
     const { claimed: before, node } = target;
     const now = target.sum();
     if (now.needs === before.needs && now.shares === before.shares) return;
@@ -463,7 +460,7 @@ export class Change {
       node?.setPermissions?.(before);
     });
     if (target.isForeign) return;
-    const below: Wish[] = [];
+    const below: ClaimChange[] = [];
     for (const [role, edge] of target.children) {
       below.push([edge, target.claimsOn(role)]);
     }
@@ -472,8 +469,8 @@ export class Change {
   }
 }
 
-/** An edge and the permissions it should have. */
-type Wish = [edge: Edge, wanted: Permissions];
+/** An edge, and its new permissions. */
+type ClaimChange = [edge: Edge, wanted: Permissions];
 
 function checkReadOnly({ target, permissions }: Edge): void {
   const { node } = target;
@@ -486,7 +483,7 @@ function checkReadOnly({ target, permissions }: Edge): void {
   });
 }
 
-/** Check an edge's claims against those of its node's other edges. */
+/** Check an edge's claims against the node's other edges. */
 function checkOthers(edge: Edge): void {
   if (edge.isExempt) return;
   for (const other of edge.target.users) {
@@ -497,8 +494,8 @@ function checkOthers(edge: Edge): void {
 }
 
 /**
- * A root that may write need not do so: some nodes are opened only to be passed
- * to a parent. {@linkcode checkRoot} checks when it does write.
+ * Roots that may write often do not: some nodes are opened only to be passed to
+ * a parent. {@linkcode checkRoot} checks when they do.
  */
 function checkPair(user: Edge, other: Edge): void {
   if (user.gate && other.parent) return;
@@ -523,7 +520,7 @@ function usage({ parent, name, target }: Edge): string {
 }
 
 /**
- * Refuse a root an access that a parent of the same node does not share.
+ * Refuse access to a root that a parent of the node does not share.
  *
  * @throws {BlockError} EPERM.
  */

@@ -78,7 +78,7 @@ export async function replaceChild(
   const next = usable(child);
   if (next === before) return;
   if (withAncestors(user).includes(next)) {
-    throw invalid(`Cannot replace '${role}': the new one lies above it`);
+    throw invalid(`Cannot replace '${role}': the new child is above it`);
   }
   checkFit(parent, role, before.node!, child);
   checkReplaceable(edge);

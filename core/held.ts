@@ -1,12 +1,13 @@
 /**
- * Sources that a program holds rather than names: bytes, and open files.
+ * Sources that are objects of the program rather than names: bytes and open
+ * files.
  *
  * @module
  */
 
 import type { BlockNode, Extent } from "./node.ts";
 
-/** The driver for each kind of such an object, by what engines call it. */
+/** The driver for each kind of object, by its `Symbol.toStringTag`. */
 const DRIVERS: { readonly [tag: string]: HeldKind } = {
   Blob: "blob",
   File: "blob",
@@ -16,11 +17,11 @@ const DRIVERS: { readonly [tag: string]: HeldKind } = {
   FileSystemSyncAccessHandle: "opfs",
 };
 
-/** The drivers of what is held. */
+/** The drivers of such objects. */
 export type HeldKind = "blob" | "opfs" | "handle";
 
 /**
- * Bytes or an open file, as a program holds it.
+ * Bytes or an open file.
  *
  * @category Stacks
  */
@@ -32,16 +33,16 @@ export type HeldSource =
   | HeldFile;
 
 /**
- * A `FileSystemFileHandle` of a browser, as far as it tells what it is.
+ * A browser's `FileSystemFileHandle`, as far as it is used.
  *
  * @category Stacks
  */
 export interface HeldBrowserFile {
-  /** What it is: a file. */
+  /** Always a file, never a folder. */
   readonly kind: "file";
   /** Its name, without a folder. */
   readonly name: string;
-  /** The file as it is now. */
+  /** The present content of the file. */
   getFile(): Promise<Blob>;
 }
 
@@ -53,7 +54,7 @@ export interface HeldBrowserFile {
 export interface HeldFile {
   /** Read some bytes. */
   read(...given: never[]): Promise<unknown>;
-  /** What it is. */
+  /** Describe it. */
   stat(...given: never[]): Promise<unknown>;
   /** Change its size. */
   truncate(size?: number): Promise<unknown>;
@@ -77,7 +78,7 @@ export function heldKind(value: unknown): HeldKind | undefined {
     : undefined;
 }
 
-/** The description of a held object; `undefined` for anything else. */
+/** The description of such an object; `undefined` for anything else. */
 export function heldStack(
   value: unknown,
 ): { driver: string; [option: string]: unknown } | undefined {
@@ -85,13 +86,13 @@ export function heldStack(
   return driver && { driver, [driver === "blob" ? "blob" : "handle"]: value };
 }
 
-/** What messages call it: its name, if it has one. */
+/** Its name in messages, if it has one. */
 export function heldName(value: unknown): string | undefined {
   const { name } = value as { name?: unknown };
   return typeof name === "string" && name !== "" ? name : undefined;
 }
 
-/** The extent of a file that is all data; past its end are zeroes. */
+/** The extent of a file that is all data; it reads as zeroes past its end. */
 export function dataExtent(
   file: BlockNode,
   offset: number,

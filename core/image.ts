@@ -76,8 +76,8 @@ export interface StreamOptions {
 
 /**
  * Open an image: a file name or URL (the format is probed), `json:{…}`,
- * `scheme:rest`, the description of a stack; or what the program holds, which is
- * probed as well: a `Blob`, a buffer, an open file.
+ * `scheme:rest`, a description of a stack, or an object that is probed as well:
+ * a `Blob`, a buffer, an open file.
  *
  * @throws {BlockError} ENOENT, EACCES, EINVAL, ENOTSUP … with a message that
  * names the source; EAGAIN if another process, or another part of this one,
@@ -356,7 +356,7 @@ export class Image implements AsyncDisposable {
   async flush(flags?: RequestFlags): Promise<void> {
     this.#checkOpen();
     if (flags) checkOptions("flush", flags, REQUEST_FLAGS);
-    await this.#query(flags?.signal, (node) => node.flush?.());
+    await this.#query(flags?.signal, (node) => node.flush?.(flags));
   }
 
   /**
@@ -439,7 +439,7 @@ export class Image implements AsyncDisposable {
     if (length === 0) throw invalid("Cannot map 0 bytes");
     return await this.#query(flags?.signal, (node) => {
       this.#checkInside("map", offset, length);
-      return chainStatus(node, offset, length);
+      return chainStatus(node, offset, length, flags);
     });
   }
 
@@ -535,7 +535,7 @@ export class Image implements AsyncDisposable {
     if (changes.cache) this.#writethrough = writesThrough(changes.cache);
   }
 
-  /** Bitmaps that are kept in the image and record what is written. */
+  /** The bitmaps of the image, which record writes. */
   get bitmaps(): ImageBitmaps {
     return this.#bitmaps ??= new ImageBitmaps(
       () => belowInserted(this.#root.target).node!,
@@ -603,8 +603,8 @@ export class Image implements AsyncDisposable {
   }
 
   /**
-   * Make a request that has no buffers: an abort ends the wait for it at once,
-   * and what the nodes have begun is finished without anyone waiting.
+   * Make a request without buffers: an abort ends the wait for it at once,
+   * while the nodes may still finish what they have begun.
    */
   #query<T>(
     signal: AbortSignal | undefined,

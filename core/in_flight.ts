@@ -10,8 +10,8 @@ import { aborted } from "./abort.ts";
 const MAX_IN_FLIGHT = 16;
 
 /**
- * The child requests of one request. The buffers are its caller's: it settles,
- * also with an error, only when all of them have ended.
+ * The child requests of one request. They use its caller's buffers, so it
+ * settles, even on failure, only when all of them have ended.
  */
 export class InFlight {
   readonly #pending = new Set<Promise<void>>();

@@ -1,33 +1,43 @@
 /**
- * The part of a node that is the same for all formats whose disk is where one map
- * says, and whose changes wait for a flush.
+ * The common part of nodes whose format has one map of the disk, and whose
+ * changes stay in memory until a flush.
  *
  * @module
  */
+import { checkSignal } from "./abort.ts";
 import { Access, eventOf } from "./access.ts";
 import type { BlockMap, Run } from "./block_map.ts";
 import type { IoVector } from "./bytes.ts";
 import type { BlockDriver, OpenContext } from "./driver.ts";
 import type { Encryption } from "./encryption.ts";
-import type { BlockNode, Extent, ReadFlags, WriteFlags } from "./node.ts";
+import type {
+  BlockNode,
+  Extent,
+  ReadFlags,
+  RequestFlags,
+  WriteFlags,
+} from "./node.ts";
 
-/** A map whose changes wait for a flush. */
+/** A map whose changes stay in memory until a flush. */
 export interface FormatMap<R extends Run = Run> extends BlockMap<R> {
   /** Switch to another file with the same content. */
   useFile(file: BlockNode): void;
-  /** Make all that was written durable. */
+  /** Make all written data durable. */
   flush(): Promise<void>;
 }
 
-/** What an image was opened with. */
+/** The parts of an opened image. */
 export interface MappedImage {
   readonly file: BlockNode;
   readonly backing?: BlockNode;
   readonly encryption?: Encryption;
   readonly context: OpenContext;
-  /** Whether the format has QEMU's names for the steps of moving data. */
+  /** Whether the format announces steps by QEMU's `blkdebug` names. */
   readonly hasEvents?: boolean;
-  /** Whether a write would change what nobody here keeps. */
+  /**
+   * Whether a write would invalidate parts of the image that are not maintained
+   * here.
+   */
   readonly isReadOnly?: boolean;
 }
 
@@ -42,7 +52,7 @@ export abstract class MappedNode<R extends Run = Run> implements BlockNode {
   readonly encryption?: Encryption;
   /** As for {@linkcode Access}; absent if nobody listens. */
   readonly event?: (name: string) => void | Promise<void>;
-  /** Absent of an image that can be read only. */
+  /** Absent if the image can only be read. */
   readonly writev?: BlockNode["writev"];
   #map!: FormatMap<R>;
   #access!: Access<R>;
@@ -57,13 +67,13 @@ export abstract class MappedNode<R extends Run = Run> implements BlockNode {
     if (!isReadOnly) this.writev = this.write;
   }
 
-  /** Find what is on the disk by a map. */
+  /** Set the map of the disk. */
   protected useMap(map: FormatMap<R>): void {
     this.#map = map;
     this.#access = new Access<R>(this, map);
   }
 
-  /** What moves the data. */
+  /** Moves the data. */
   protected get access(): Access<R> {
     return this.#access;
   }
@@ -86,11 +96,16 @@ export abstract class MappedNode<R extends Run = Run> implements BlockNode {
     if (flags?.fua) await this.flush();
   }
 
-  status(offset: number, length: number): Promise<Extent> {
-    return this.#access.status(offset, length);
+  status(
+    offset: number,
+    length: number,
+    flags?: RequestFlags,
+  ): Promise<Extent> {
+    return this.#access.status(offset, length, flags);
   }
 
-  async flush(): Promise<void> {
+  async flush(flags?: RequestFlags): Promise<void> {
+    checkSignal(flags?.signal);
     if (!this.readOnly) await this.#map.flush();
   }
 

@@ -122,8 +122,8 @@ export function folderOf(url: string): string {
   return url.replace(/[^/]*$/, "");
 }
 
-/** What has to be known of a driver for objects on web servers. */
-export function webFacts(scheme: "http" | "https"): DriverTraits {
+/** The traits of a driver for objects on web servers. */
+export function webTraits(scheme: "http" | "https"): DriverTraits {
   return {
     name: scheme,
     role: "protocol",

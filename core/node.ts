@@ -54,7 +54,11 @@ export interface BlockNode {
    */
   readv(offset: number, iov: IoVector, flags?: ReadFlags): Promise<void>;
   /** The first extent of the range from `offset`. */
-  status(offset: number, length: number): Promise<Extent>;
+  status(
+    offset: number,
+    length: number,
+    flags?: RequestFlags,
+  ): Promise<Extent>;
   /**
    * Make everything durable that can be, and finish. The graph closes the
    * children afterwards, if they have no other user. A caller that opened a
@@ -81,7 +85,7 @@ export interface BlockNode {
     flags?: DiscardFlags,
   ): Promise<void>;
   /** Make everything written before durable. */
-  flush?(): Promise<void>;
+  flush?(flags?: RequestFlags): Promise<void>;
   /** Change the size, in bytes. */
   truncate?(size: number, options?: TruncateOptions): Promise<void>;
   /** Describe the image. */
@@ -288,7 +292,7 @@ export interface Extent {
   file?: BlockNode;
   /** Parts of this data may be holes in `file`. */
   recurse?: boolean;
-  /** The same, but only who copies it asks: maps of the disk show it as data. */
+  /** As `recurse`, but only for copying: maps of the disk show it as data. */
   sparse?: boolean;
   /**
    * For compressed data, how many bytes of the disk are compressed together.
@@ -371,7 +375,7 @@ export interface BitmapInfo {
 }
 
 /**
- * What to keep in mind when a bitmap is made.
+ * How to create a bitmap.
  *
  * @category Bitmaps
  */
@@ -398,12 +402,12 @@ export interface DirtyExtent {
 }
 
 /**
- * Bitmaps that are kept in an image, and record which parts of the disk are
- * written to, zeroed and discarded. An image that is closed properly stores
- * them; one that is not says of those that have changed that they are in use.
+ * Bitmaps kept in an image, which record the parts of the disk that are
+ * written, zeroed or discarded. Closing the image stores them; if it is not
+ * closed properly, those that have changed stay marked as in use.
  *
- * Those that find no bitmap of the name reject with ENOENT; those that use what
- * one has recorded, with EINVAL if it is in use and so cannot be relied upon.
+ * Methods reject with ENOENT if there is no bitmap of the name; those that use
+ * its bits, with EINVAL if it is in use.
  *
  * @category Bitmaps
  */
@@ -411,28 +415,28 @@ export interface BitmapOperations {
   /** All bitmaps. */
   list(): Promise<BitmapInfo[]>;
   /**
-   * Make a bitmap that has recorded nothing yet.
+   * Add an empty bitmap.
    *
-   * @throws {BlockError} EINVAL if there is one of that name, or the format
-   * cannot keep it.
+   * @throws {BlockError} EINVAL if the name is taken, or the format cannot keep
+   * the bitmap.
    */
   add(name: string, options?: BitmapOptions): Promise<void>;
-  /** Drop a bitmap, whatever its state. */
+  /** Remove a bitmap, whatever its state. */
   remove(name: string): Promise<void>;
-  /** Forget all that a bitmap has recorded. */
+  /** Clear a bitmap. */
   clear(name: string): Promise<void>;
-  /** Have a bitmap record from now on. */
+  /** Start recording writes in a bitmap. */
   enable(name: string): Promise<void>;
-  /** Have a bitmap record nothing any more; it keeps what it has recorded. */
+  /** Stop recording writes in a bitmap; its bits stay. */
   disable(name: string): Promise<void>;
   /**
    * Record ranges in a bitmap, enabled or not, rounded to its granularity. They
-   * may be those of another bitmap of the same image.
+   * may come from another bitmap of the same image.
    */
   merge(name: string, extents: AsyncIterable<DirtyExtent>): Promise<void>;
   /**
-   * What a bitmap has recorded of a range, in order; neighbours are one extent.
-   * Requests may go on meanwhile, and be missed.
+   * The dirty extents of a range, in order; neighbours are merged. Writes made
+   * meanwhile may be missed.
    */
   dirty(
     name: string,
@@ -525,13 +529,13 @@ export interface ImageOperations {
    */
   makeEmpty?(): Promise<void>;
   /**
-   * What each byte of the file that holds the image is used for; absent where
-   * the format cannot tell. It checks the image for that, and changes nothing.
+   * What each byte of the image's file is used for; absent if the format cannot
+   * tell. This runs a check, and changes nothing.
    *
-   * @throws {BlockError} if the tables cannot be followed.
+   * @throws {BlockError} if the tables cannot be read.
    */
   layout?(options?: RequestFlags): Promise<ImageLayout>;
-  /** Bitmaps that are kept in the image. */
+  /** Bitmaps kept in the image. */
   readonly bitmaps?: BitmapOperations;
 }
 
@@ -580,7 +584,7 @@ export interface CheckResult {
   leaksFixed: number;
   /** End of the last cluster in use, in bytes. */
   imageEndOffset: number;
-  /** Guest clusters that the disk has. */
+  /** Guest clusters of the disk. */
   totalClusters: number;
   /** Guest clusters that are allocated in the file. */
   allocatedClusters: number;
@@ -600,7 +604,7 @@ export type HostUse =
   | "free"
   /** Data of the disk as it is now. */
   | "data"
-  /** The same, compressed. */
+  /** The same, but compressed. */
   | "compressed"
   /** Data that only snapshots refer to. */
   | "snapshot-data"
@@ -626,16 +630,16 @@ export interface HostRun {
   length: number;
   /** What it is used for. */
   use: HostUse;
-  /** Whether it has several users, as snapshots have. */
+  /** Whether it has several users, such as snapshots. */
   shared: boolean;
-  /** Whether it is marked as used more often than it is. */
+  /** Whether its refcount is higher than its number of users. */
   leaked: boolean;
-  /** Whether it is used more often than it is marked as used. */
+  /** Whether its refcount is lower than its number of users. */
   corrupt: boolean;
 }
 
 /**
- * What the parts of an image's file are used for, when it was asked.
+ * What the parts of an image's file were used for at the time of the call.
  *
  * @category Drivers
  */
@@ -644,7 +648,7 @@ export interface ImageLayout {
   readonly size: number;
   /** The result of the check. */
   readonly check: CheckResult;
-  /** The first lines of what the check found. */
+  /** The first findings of the check. */
   readonly findings: readonly string[];
   /** Snapshots, and how many bytes of the file deleting each would free. */
   readonly snapshots: readonly { id: string; name: string; frees: number }[];
@@ -658,7 +662,7 @@ export interface ImageLayout {
  * @category Drivers
  */
 export interface AmendOptions {
-  /** Do also what makes the image unusable, or may do so. Default: false. */
+  /** Also do what makes the image unusable, or may do so. Default: false. */
   force?: boolean;
   /**
    * Receives the progress. `total` is an estimate until the number of passes

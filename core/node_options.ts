@@ -6,7 +6,9 @@
 import type { BlockDriver, OpenContext } from "./driver.ts";
 import { asBlockError, BlockError } from "./errors.ts";
 import { wrapNode } from "./filter.ts";
+import type { ImplicitOpen } from "./gate.ts";
 import type { BlockNode } from "./node.ts";
+import type { OpenOptions } from "./open_options.ts";
 import {
   notAmong,
   type OptionTable,
@@ -145,10 +147,15 @@ export function inheritOptions<Place extends Inherited>(
   };
 }
 
-/** Whether a backing file, read-only by default, is described as writable. */
-export function wantsWritable(description: unknown): boolean {
+/** Whether a backing file may be written to, which is read-only by default. */
+export function isWritable(
+  options: OpenOptions,
+  description: unknown,
+  request: ImplicitOpen,
+): boolean {
   const readOnly = (description as OptionValues | undefined)?.["read-only"];
-  return parseBoolean(readOnly) === false;
+  return parseBoolean(readOnly) === false ||
+    options.writableBacking?.(request) === true;
 }
 
 /** A writer must not ignore the locks of others. */
@@ -200,8 +207,8 @@ function ignoreDiscards(node: BlockNode): BlockNode {
 }
 
 /**
- * Open a node; read-only if that is all we may, where `auto-read-only` permits
- * it.
+ * Open a node; read-only if that is all that is permitted and `auto-read-only`
+ * allows it.
  *
  * @param forget Releases what the first attempt opened.
  */

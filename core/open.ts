@@ -1,6 +1,6 @@
 /**
- * Opening stacks: protocols are found by name, formats by probing, children are
- * opened as drivers ask for them, and backing files must pass the gate.
+ * Opening stacks: protocols are found by name, formats by probing, and children
+ * are opened as drivers ask for them.
  *
  * @module
  */
@@ -12,33 +12,24 @@ import {
 } from "./checks.ts";
 import { attachRoot, hold } from "./drain.ts";
 import type { BlockDriver, OpenContext } from "./driver.ts";
-import { asBlockError, BlockError, invalid } from "./errors.ts";
-import {
-  canonicalName,
-  type Gate,
-  type ImplicitOpen,
-  passes,
-  passesByDefault,
-} from "./gate.ts";
-import { detach, findGraphNode, GraphNode, type KeptNode } from "./graph.ts";
+import { BlockError, invalid } from "./errors.ts";
+import { detach, findGraphNode, GraphNode } from "./graph.ts";
 import { heldKind } from "./held.ts";
 import type { KeptSettings } from "./kept_nodes.ts";
-import { asPath, resolveName } from "./names.ts";
-import { type ImageFormat, wrappingOf } from "./formats.ts";
+import type { ImageFormat, Wrapping } from "./formats.ts";
 import type { BlockNode } from "./node.ts";
-import { resolveFrom } from "./node_names.ts";
 import {
   applyNodeOptions,
   checkForceShare,
   inheritOptions,
+  isWritable,
   openAsPermitted,
   takeNodeOptions,
-  wantsWritable,
 } from "./node_options.ts";
 import type { OpenOptions } from "./open_options.ts";
+import type { Opening, Pending, Place } from "./opening.ts";
 import { type OptionValues, UnknownOptionError } from "./options.ts";
 import { ACCESS, ALL_ACCESS } from "./permissions.ts";
-import { doubtsOfRaw, driverOf, onlyFormat, probe } from "./probe.ts";
 import { findDriver, getDriver, loadDriver, protocolOf } from "./registry.ts";
 import { findSecret } from "./secrets.ts";
 import {
@@ -55,54 +46,8 @@ import {
   withFile,
 } from "./sources.ts";
 import { isNode, type Source, type StackObject } from "./spec.ts";
-import type { OpenPurpose, Permissions } from "./traits.ts";
-import { shortened, valueText } from "./values.ts";
-
-/** Settings for a whole stack. */
-interface Opening {
-  options: OpenOptions;
-  /**
-   * The source that the user asked for: images may name files in its folder.
-   */
-  source: unknown;
-  /** Nodes to be reused. */
-  kept?: readonly KeptNode[];
-  /** How many archives and compressed files have been looked into. */
-  unpacked?: number;
-}
-
-/** An image of a backing chain, linked to those above it. */
-interface ChainLink {
-  /** Its canonical name. */
-  readonly name: string;
-  readonly above?: ChainLink;
-  /** Length of the chain down to this image. */
-  readonly length: number;
-}
-
-function isInChain(link: ChainLink | undefined, name: string): boolean {
-  for (; link; link = link.above) if (link.name === name) return true;
-  return false;
-}
-
-/** A position in the stack. */
-interface Place {
-  /** How many descriptions enclose it. */
-  depth: number;
-  readOnly: boolean;
-  /** Whether to share all access, if an option says so. */
-  forceShare?: boolean;
-  /** Whether to bypass the page cache, if an option says so. */
-  direct?: boolean;
-  /** Whether to ignore flushes, if an option says so. */
-  noFlush?: boolean;
-  /** The images of the backing chain above. */
-  chain?: ChainLink;
-  /** Whether to probe the format of the child `file`. */
-  probeFile?: boolean;
-  /** What an image names, at or above this place; else the user named it. */
-  named?: { request: ImplicitOpen; file: BlockNode | undefined };
-}
+import type { Permissions } from "./traits.ts";
+import { shortened } from "./values.ts";
 
 /**
  * Open a stack and return its top node. Most callers want `openImage`, whose
@@ -276,10 +221,17 @@ async function openProbed(
   let packed: StackObject | undefined;
   try {
     const { filename } = file;
+    // Loaded where no format is given.
+    const { doubtsOfRaw, driverOf, onlyFormat, probe } = await import(
+      "./probe.ts"
+    );
+    const { wrappingOf } = await import("./formats.ts");
     const { guess, head } = await probe(file);
     const format = onlyFormat(guess, filename);
     const isRaw = format.name === "raw";
-    packed = isRaw ? unpacking(head, fileSource, opening, place) : undefined;
+    packed = isRaw
+      ? unpacking(wrappingOf(head), fileSource, opening, place)
+      : undefined;
     if (isRaw && !packed) {
       const doubts = doubtsOfRaw(head, guess, filename);
       if (doubts) opening.options.warn?.(doubts);
@@ -297,8 +249,8 @@ async function openProbed(
   } finally {
     await detach(held).catch(() => {});
   }
-  // From its description, with which it can be reopened. A guest may have
-  // written it onto a disk that was raw until then, so it names no other files.
+  // From its description, so that it can be reopened. A guest may have written
+  // the header to a raw disk, so it must not name other files.
   const inside = {
     ...opening,
     options: { ...opening.options, gate: "deny" as const },
@@ -307,21 +259,22 @@ async function openProbed(
   return await openProbed(options, packed, inside, above);
 }
 
-/** A compressed archive is two of them; more may be one that holds itself. */
+/** A compressed archive counts as two. More may be one that contains itself. */
 const MAX_WRAPPINGS = 4;
 
 /**
- * What looks into a file that seems raw, if that is wanted: into those that the
- * user names, not into those that an image does.
+ * The driver for an archive or compressed file that would otherwise be taken
+ * for raw, if wanted: only for files that the user names, not for those that an
+ * image does.
  */
 function unpacking(
-  head: Uint8Array,
+  wrapping: Wrapping | undefined,
   file: unknown,
   { options, unpacked = 0 }: Opening,
   { chain }: Place,
 ): StackObject | undefined {
   if (!options.unpack || chain) return undefined;
-  const driver = wrappingOf(head)?.driver;
+  const driver = wrapping?.driver;
   if (driver === undefined || !findDriver(driver)) return undefined;
   if (unpacked < MAX_WRAPPINGS) return { driver, file };
   throw new BlockError(
@@ -338,21 +291,6 @@ async function describingDriver(format: ImageFormat): Promise<BlockDriver> {
 /** Close an unused node; its own errors would hide the reason it is unused. */
 async function closeUnused(node: BlockNode): Promise<void> {
   await findGraphNode(node)?.lose().catch(() => {});
-}
-
-/** A node about to be opened, and its children that are already open. */
-interface Pending {
-  driver: BlockDriver;
-  /** The driver's options, without the generic ones. */
-  options: OptionValues;
-  filename: string;
-  /** Whether its format was found by probing. */
-  probed: boolean;
-  purpose: OpenPurpose;
-  opening: Opening;
-  place: Place;
-  /** Its entry in the graph. */
-  inGraph: GraphNode;
 }
 
 /** How a node came to be opened. */
@@ -373,7 +311,7 @@ async function openDriver(
   const driver = found.load ? await loadDriver(found) : found;
   const [common, options] = takeNodeOptions(allOptions);
   const place = inheritOptions(above, common);
-  // What only describes an image has no claims on it, and no locks.
+  // Opened only to be described, an image has no claims and no locks.
   if (opening.options.purpose === "info") place.readOnly = true;
   if (driver.isReadOnly && opening.options.readOnly === undefined) {
     place.readOnly ||= common.readOnly === undefined;
@@ -413,6 +351,8 @@ async function openDriver(
     opening,
     place,
     inGraph,
+    open: (child, source, place, wantProtocol) =>
+      keep(pending, child, openStack(source, opening, place, wantProtocol)),
   };
   let made: BlockNode | undefined;
   try {
@@ -434,12 +374,12 @@ async function openDriver(
     inGraph.origin = { options, otherBacking };
     inGraph.opened = {
       options: describedAs,
-      again: ({ options = describedAs, wishes, kept }) =>
+      again: ({ options = describedAs, settings, kept }) =>
         openDriver(
           driver,
           options,
-          { ...opening, options: { ...opening.options, ...wishes }, kept },
-          { ...above, readOnly: wishes?.readOnly ?? above.readOnly },
+          { ...opening, options: { ...opening.options, ...settings }, kept },
+          { ...above, readOnly: settings?.readOnly ?? above.readOnly },
           { probed },
         ),
     };
@@ -474,11 +414,11 @@ function cachingOf(
   };
 }
 
-/** A node that takes requests beyond its limits, if it can get any. */
+/** A wrapper for requests beyond a node's limits, if any can be made. */
 async function keepingLimits(node: BlockNode): Promise<BlockNode> {
   const { limits, readOnly, setMode } = node;
   if (!limits) return node;
-  // Most are about writing, and it may stay read-only.
+  // Most limits are about writing, and the node may stay read-only.
   const hasOnRead = limits.maxTransfer || (limits.requestAlignment ?? 1) > 1;
   if (readOnly && !setMode && !hasOnRead) return node;
   const { applyLimits } = await import("./limits.ts");
@@ -499,10 +439,12 @@ async function closeQuietly(node: BlockNode): Promise<void> {
   }
 }
 
+const loadNamedFiles = () => import("./named_files.ts");
+
 /** The context of a driver's `open`. */
 function contextOf(pending: Pending): OpenContext {
   const { filename, probed, purpose, options, place } = pending;
-  const wishes = pending.opening.options;
+  const settings = pending.opening.options;
   return {
     filename,
     get readOnly() {
@@ -511,29 +453,40 @@ function contextOf(pending: Pending): OpenContext {
     probed,
     isNamed: place.named !== undefined,
     purpose,
-    ...cachingOf(wishes, place),
-    aio: wishes.aio,
-    ...(wishes.onEvent && {
-      event: (name: string) => wishes.onEvent?.(name, filename),
+    ...cachingOf(settings, place),
+    aio: settings.aio,
+    ...(settings.onEvent && {
+      event: (name: string) => settings.onEvent?.(name, filename),
     }),
-    warn: (message) => wishes.warn?.(message),
-    unlocked: (why) => wishes.onUnlocked?.(why),
-    report: (line, named) => wishes.report?.(line, named),
-    secret: (id) => findSecret(wishes.secrets, { id, filename }),
-    withoutKeys: purpose === "info" || wishes.withoutKeys === true,
-    signal: wishes.signal,
-    ...(wishes.onUnlocking && {
+    warn: (message) => settings.warn?.(message),
+    unlocked: (why) => settings.onUnlocked?.(why),
+    report: (line, named) => settings.report?.(line, named),
+    secret: (id) => findSecret(settings.secrets, { id, filename }),
+    withoutKeys: purpose === "info" || settings.withoutKeys === true,
+    signal: settings.signal,
+    ...(settings.onUnlocking && {
       unlocking: (done: number, total: number) =>
-        wishes.onUnlocking?.({ filename, done, total }),
+        settings.onUnlocking?.({ filename, done, total }),
     }),
-    checkRedirect: (url) => checkRedirect(pending, url),
+    checkRedirect: async (url) => {
+      // The user's own URL may lead anywhere, unless the user gave a gate.
+      if (!place.named && settings.gate === undefined) return;
+      await (await loadNamedFiles()).checkRedirect(pending, url);
+    },
     describes: (name) => describesChild(options[name]),
     openChild: (name, description) => openChild(pending, name, description),
-    openImplicit: (child, name, format) =>
-      openImplicit(pending, child, name, format),
-    openNamed: (child, path) => openNamed(pending, child, path),
-    openPart: (child, name, description) =>
-      openPart(pending, child, name, description),
+    openImplicit: async (child, name, format) => {
+      if (settings.backing === false || purpose === "info") return undefined;
+      const { openImplicit } = await loadNamedFiles();
+      return await openImplicit(pending, child, name, format);
+    },
+    openNamed: async (child, path) =>
+      await (await loadNamedFiles()).openNamed(pending, child, path),
+    openPart: async (child, name, description) =>
+      isNode(description)
+        ? await openChild(pending, child, description)
+        : await (await loadNamedFiles())
+          .openPart(pending, child, name, description),
   };
 }
 
@@ -596,7 +549,7 @@ async function openChild(
   if (isBacking) {
     const role = "backing" as const;
     const request = { filename: filenameOf(given), namedBy: filename, role };
-    below.readOnly = !isWritable(opening, given, request);
+    below.readOnly = !isWritable(opening.options, given, request);
   }
   // A file name alone means the protocol node itself.
   const asProtocol = !isBacking && description === undefined &&
@@ -606,148 +559,6 @@ async function openChild(
     name,
     openStack(given, opening, below, asProtocol),
   );
-}
-
-async function openImplicit(
-  pending: Pending,
-  child: string,
-  name: string,
-  format?: string,
-): Promise<BlockNode | undefined> {
-  const { driver, options, filename, opening, place } = pending;
-  if (typeof name !== "string") {
-    throw invalid(`The name of a backing file cannot be ${valueText(name)}`);
-  }
-  if (opening.options.backing === false || pending.purpose === "info") {
-    return undefined;
-  }
-  const chain = {
-    name: canonicalName(filename, driver),
-    above: place.chain,
-    length: (place.chain?.length ?? 0) + 1,
-  };
-  const overrides = { ...options[child] as OptionValues };
-  const file = fileOf(pending);
-  const request = {
-    filename: file ? resolveFrom(file, name) : resolveName(filename, name),
-    format,
-    namedBy: filename,
-    role: "backing" as const,
-  };
-  const readOnly = !isWritable(opening, overrides, request);
-  const { forceShare = false } = place;
-  // Chains have their own limit.
-  const below = { depth: 0, chain, readOnly, forceShare };
-  return await keep(
-    pending,
-    child,
-    openBacking(overrides, { ...request, file }, opening, below),
-  );
-}
-
-/** The first child, in which an image lies that names others. */
-function fileOf({ options, inGraph }: Pending): BlockNode | undefined {
-  if (isNode(options.file)) return options.file;
-  const [first] = inGraph.children.values();
-  return first?.target.node;
-}
-
-async function openNamed(
-  pending: Pending,
-  child: "data-file",
-  path: string,
-): Promise<BlockNode> {
-  const { filename, options, opening, place } = pending;
-  const request = { filename: asPath(path), namedBy: filename, role: child };
-  const file = fileOf(pending);
-  await checkGate(opening, file, request, `Could not open '${path}'`);
-  const { probeFile: _, ...above } = place;
-  const below = { ...above, named: { request, file } };
-  const driver = protocolOf(path).name;
-  const stack = { driver, filename: path, ...options[child] as OptionValues };
-  return await keep(pending, child, openStack(stack, opening, below, true));
-}
-
-async function openPart(
-  pending: Pending,
-  child: string,
-  name: string,
-  description: unknown,
-): Promise<BlockNode> {
-  if (isNode(description)) return await openChild(pending, child, description);
-  const { filename, opening, place } = pending;
-  const { probeFile: _, ...below } = place;
-  const open = (stack: unknown, named = below.named) =>
-    keep(pending, child, openStack(stack, opening, { ...below, named }, true));
-  if (description !== null && describesChild(description)) {
-    return await open(description);
-  }
-  const file = fileOf(pending)!;
-  const request = {
-    filename: resolveFrom(file, name),
-    namedBy: filename,
-    role: "extent" as const,
-  };
-  await checkGate(opening, file, request, "Could not open extent file");
-  const overrides = description as OptionValues | undefined;
-  try {
-    const stack = { ...protocolStack(request.filename), ...overrides };
-    return await open(stack, { request, file });
-  } catch (thrown) {
-    const error = asBlockError(thrown);
-    if (error.message.startsWith("Could not open '")) throw error;
-    throw error.prefixed(`Could not open '${request.filename}': `);
-  }
-}
-
-async function isPermitted(
-  { gate, source }: { gate?: Gate; source: unknown },
-  file: BlockNode | undefined,
-  request: ImplicitOpen,
-): Promise<boolean> {
-  return gate === undefined
-    ? passesByDefault(source, file, request)
-    : await passes(gate, request);
-}
-
-/** Refuse a redirect to what the image that names it could not have named. */
-async function checkRedirect(
-  { opening: { options: { gate }, source }, place, filename }: Pending,
-  url: string,
-): Promise<void> {
-  const { named } = place;
-  // The user's own URL may lead anywhere, unless the user gave a gate.
-  if (!named && gate === undefined) return;
-  const request = { namedBy: filename, ...named?.request, filename: url };
-  if (await isPermitted({ gate, source }, named?.file, request)) return;
-  throw new BlockError(
-    "EACCES",
-    `The server redirects to '${url}', which is not permitted`,
-  );
-}
-
-/** Refuse a file that an image must not have opened; `what` comes before why. */
-async function checkGate(
-  { options: { gate }, source }: Opening,
-  file: BlockNode | undefined,
-  request: ImplicitOpen,
-  what: string,
-): Promise<void> {
-  if (await isPermitted({ gate, source }, file, request)) return;
-  const namedBy = request.namedBy ? `'${request.namedBy}'` : "the image";
-  throw new BlockError(
-    "EACCES",
-    `${what}: ${namedBy} names '${request.filename}', which is not permitted`,
-  );
-}
-
-/** Whether a backing file may be written to. */
-function isWritable(
-  { options }: Opening,
-  backing: unknown,
-  request: ImplicitOpen,
-): boolean {
-  return wantsWritable(backing) || options.writableBacking?.(request) === true;
 }
 
 /** The error for an option that a driver lacks, as `open` words it. */
@@ -763,40 +574,4 @@ function notSupported(
       : `Block format '${driver.name}' does not support the option '${option}'`,
     { words },
   );
-}
-
-/** Error codes of an endless chain, or of one with too many files. */
-const TOO_MUCH = new Set(["ELOOP", "EMFILE", "ENFILE"]);
-
-async function openBacking(
-  overrides: OptionValues,
-  { file, ...request }: ImplicitOpen & { file: BlockNode | undefined },
-  opening: Opening,
-  place: Place,
-): Promise<BlockNode> {
-  const { filename, format } = request;
-  const { chain } = place;
-  const limit = opening.options.maxChain ?? 256;
-  const what = "Could not open backing file";
-  const refuse = (why: string) => new BlockError("ELOOP", `${what}: ${why}`);
-  if (isInChain(chain, canonicalName(filename))) {
-    throw refuse(`'${filename}' creates an infinite loop`);
-  }
-  if (chain!.length >= limit) {
-    throw refuse(`the chain is longer than ${limit} images`);
-  }
-  await checkGate(opening, file, request, what);
-  try {
-    let stack: StackObject = { ...toStack(filename), ...overrides };
-    if (format !== undefined && overrides.driver === undefined) {
-      stack = applyFormat(stack, format);
-    }
-    const below = { ...place, named: { request, file } };
-    return await openStack(stack, opening, below, false);
-  } catch (error) {
-    const cause = asBlockError(error);
-    // Prefixed once per image, unless the chain itself is the problem.
-    if (TOO_MUCH.has(cause.code)) throw cause;
-    throw cause.prefixed(`${what}: `);
-  }
 }

@@ -24,16 +24,16 @@ export type CacheMode =
   | "unsafe";
 
 /**
- * How far the search for the key of an encrypted image has come.
+ * The progress of unlocking an encrypted image.
  *
  * @category Images
  */
 export interface UnlockProgress {
   /** The image, by its user's name for it. */
   readonly filename: string;
-  /** Iterations done so far: each slot has as many as its maker chose. */
+  /** Iterations done so far; each key slot has its own number. */
   readonly done: number;
-  /** Iterations if no slot but the last one opens. */
+  /** Iterations if only the last slot matches. */
   readonly total: number;
 }
 
@@ -48,9 +48,9 @@ export interface OpenOptions {
   /** Refuse to write. Default: false. */
   readOnly?: boolean;
   /**
-   * Whether to look into an archive or a compressed file in which the image may
-   * be, if there is a driver that can. Default: false; it is then taken for
-   * raw, with a warning, as QEMU does.
+   * Whether to look for the image inside an archive or a compressed file, if
+   * there is a driver for it. Default: false; the file is then taken for raw,
+   * with a warning, as in QEMU.
    */
   unpack?: boolean;
   /**
@@ -87,7 +87,7 @@ export interface OpenOptions {
   maxChain?: number;
   /** How writes reach the disk. Default: `writeback`. */
   cache?: CacheMode;
-  /** How to make requests to files whose own options do not say. */
+  /** How requests to files are made, unless their own options say so. */
   aio?: AioMode;
   /** Where the keys of encrypted images come from. Default: nowhere. */
   secrets?: SecretSource;
@@ -98,13 +98,13 @@ export interface OpenOptions {
    */
   withoutKeys?: boolean;
   /**
-   * Stops what takes long, such as finding the key of an encrypted image: the
+   * Cancels slow operations such as deriving the key of an encrypted image:
    * opening fails with ECANCELED.
    */
   signal?: AbortSignal;
   /**
-   * Called when the key of an encrypted image is looked for, before each slot
-   * that is tried and once the key is found. Default: ignored.
+   * Called while an encrypted image is being unlocked: before each key slot is
+   * tried, and once the key is found. Default: ignored.
    */
   onUnlocking?(progress: UnlockProgress): void;
   /**
@@ -121,8 +121,8 @@ export interface OpenOptions {
   onUnlocked?(why: string): void;
   /**
    * Receives findings, a line each: damage, and repairs made on opening.
-   * Default: they are dropped. `named` marks an error message, before which a
-   * program puts its name.
+   * Default: they are dropped. `named` marks an error message, which a program
+   * prefixes with its name.
    */
   report?(line: string, named?: boolean): void;
 }

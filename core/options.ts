@@ -246,8 +246,8 @@ function leafOf(name: string, value: unknown, depth = 0): string {
 }
 
 /**
- * The options of a new image: those of its format, and what the protocol that
- * its file is made by has besides.
+ * The options of a new image: those of its format, and those of the protocol
+ * that creates its file.
  */
 export function newImageOptions(
   format: { readonly createOptions?: OptionTable },

@@ -1,7 +1,7 @@
 /**
  * Tables of images that map a disk in large blocks: one array of entries, read
- * in pages when it is wanted. Changed entries wait in memory until whoever keeps
- * the table writes them, in the order that its format asks for.
+ * in pages on demand. Changed entries stay in memory until the owner of the
+ * table writes them, in the order that its format requires.
  *
  * @module
  */
@@ -10,26 +10,26 @@ import type { BlockNode } from "./node.ts";
 import { readPadded } from "./requests.ts";
 
 const PAGE_BYTES = 64 * 1024;
-/** Bytes of a table that are read or written as a whole. */
+/** Bytes of a table read or written at once. */
 const PIECE_BYTES = 1024 * 1024;
-/** Pages that are kept, unless more have changed. */
+/** Pages kept in memory, unless more have changed. */
 const MAX_PAGES = 256;
 
-/** Where a table lies. */
+/** Where a table is. */
 export interface TableLayout {
-  /** Its first byte in the file. */
+  /** Its offset in the file. */
   readonly offset: number;
   /** Bytes of an entry, a power of two. */
   readonly entrySize: number;
-  /** Bytes that are written at once, a power of two up to 64 KiB. */
+  /** Bytes written at once, a power of two up to 64 KiB. */
   readonly unit: number;
 }
 
 /** A part of a table that differs from the file. */
 export interface ChangedUnit {
-  /** Its first byte in the file. */
+  /** Its offset in the file. */
   readonly offset: number;
-  /** A copy of what it is to become. */
+  /** A copy of its new content. */
   readonly bytes: Uint8Array;
 }
 
@@ -38,11 +38,13 @@ export class PagedTable {
   #file: BlockNode;
   readonly #layout: TableLayout;
   readonly #pageEntries: number;
-  /** By index, in the order in which they were read. */
+  /** By index, in the order of loading. */
   readonly #pages = new Map<number, DataView>();
   /** Units that differ from the file, by index. */
   #dirty = new Set<number>();
-  /** Those that are being written: read anew, they would be old. */
+  /**
+   * Those being written: reading them from the file would return old content.
+   */
   #writing = new Set<number>();
 
   constructor(file: BlockNode, layout: TableLayout) {
@@ -56,28 +58,28 @@ export class PagedTable {
     this.#file = file;
   }
 
-  /** Whether there is something to be written. */
+  /** Whether there are changes to be written. */
   get isDirty(): boolean {
     return this.#dirty.size > 0;
   }
 
-  /** The page with an entry; `undefined` if it is to be loaded before. */
+  /** The page of an entry; `undefined` if it must be loaded first. */
   page(index: number): DataView | undefined {
     return this.#pages.get(Math.floor(index / this.#pageEntries));
   }
 
-  /** Where in its page an entry lies. */
+  /** The offset of an entry in its page. */
   at(index: number): number {
     return index % this.#pageEntries * this.#layout.entrySize;
   }
 
-  /** Load the page with an entry. */
+  /** Load the page of an entry. */
   async load(index: number): Promise<void> {
     const number = Math.floor(index / this.#pageEntries);
     const bytes = allocate(PAGE_BYTES);
     const start = this.#layout.offset + number * PAGE_BYTES;
     await readPadded(this.#file, start, [bytes]);
-    // Another one may have been faster, and have changed it since.
+    // Another caller may have loaded and changed it meanwhile.
     if (this.#pages.has(number)) return;
     this.#makeRoom();
     this.#pages.set(number, new DataView(bytes.buffer, bytes.byteOffset));
@@ -97,18 +99,18 @@ export class PagedTable {
     }
   }
 
-  /** An entry whose page is in memory has been changed there. */
+  /** Note that an entry has been changed in its page. */
   changed(index: number): void {
     const { entrySize, unit } = this.#layout;
     this.#dirty.add(Math.floor(index * entrySize / unit));
   }
 
   /**
-   * Have what has changed until now written. Copies are handed out, so that no
-   * later change gets in, whose data may not be durable yet. Where `write`
-   * fails, they count as changed again.
+   * Write all changes made so far. `write` receives copies, so that no later
+   * change gets in, whose data may not be durable yet. If `write` fails, they
+   * count as changes again.
    *
-   * One call at a time.
+   * Only one call at a time.
    */
   async writeChanges(
     write: (changes: readonly ChangedUnit[]) => Promise<void>,
@@ -136,7 +138,7 @@ export class PagedTable {
   }
 }
 
-/** Where all of a table lies, in bytes. */
+/** The extent of a table, in bytes. */
 export interface TableExtent {
   readonly offset: number;
   readonly length: number;
@@ -144,7 +146,7 @@ export interface TableExtent {
 }
 
 /**
- * Visit the entries that the file has, each with its place in `view`. An image
+ * Visit the entries as stored in the file, each at its offset in `view`. An image
  * may claim any number of others past the end of its file, which are zero.
  */
 export async function readEntries(
@@ -166,7 +168,7 @@ export async function readEntries(
   }
 }
 
-/** Write a new table, whose entries `put` sets. */
+/** Write a new table, with `put` setting its entries. */
 export async function writeEntries(
   file: BlockNode,
   { offset, length, entrySize }: TableExtent,

@@ -1,6 +1,6 @@
 /**
- * The images below an image: what a header names, or one of several names that
- * images of Windows have for their parent.
+ * Opening the parents of an image: the backing file that a header names, or one
+ * of several names that Microsoft's formats store for a parent.
  *
  * @module
  */
@@ -11,10 +11,10 @@ import type { BlockNode } from "./node.ts";
 import type { OptionValues } from "./options.ts";
 
 /**
- * Open the backing file that the user describes, or else the one that the header
- * names; `undefined` if there is none, or none is wanted.
+ * Open the backing file that the user describes, or else the one that the
+ * header names; `undefined` if there is none, or none is wanted.
  *
- * @param format The one that the header names.
+ * @param format Its format according to the header.
  */
 export async function openBacking(
   name: string | undefined,
@@ -33,9 +33,9 @@ export async function openBacking(
 /**
  * The names by which to look for a parent, the best first.
  *
- * @param relative Paths from the image's own folder.
- * @param absolute Paths on the computer that made it, of which only the last
- * part means anything here.
+ * @param relative Paths relative to the image's own folder.
+ * @param absolute Paths on the computer that created it, of which only the file
+ * name can be used here.
  */
 export function parentNames(
   relative: readonly string[],
@@ -51,12 +51,12 @@ export function parentNames(
 }
 
 /**
- * Open the parent as `backing`: what the user describes, or else the first of
- * its names that there is; `undefined` if backing files are not wanted.
+ * Open the parent as `backing`: the user's description, or else the first of
+ * its names that exists; `undefined` if backing files are not wanted.
  *
- * @param isParent Whether a file below the parent shows that it is the one that
- * the image was made from. Not asked of what the user describes.
- * @throws {BlockError} EINVAL if it is another, or has no name.
+ * @param isParent Whether a file is the parent that the image was created from.
+ * Not called for the user's description.
+ * @throws {BlockError} EINVAL if it is not, or if the image has no name for it.
  */
 export async function openParent(
   names: readonly string[],

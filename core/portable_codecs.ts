@@ -31,7 +31,7 @@ export async function compressPortably(
   const { level, windowBits = 15, memLevel = 8 } = options as DeflateOptions;
   try {
     if (method === "zstdCompressSync") {
-      // The library would complain on the console.
+      // The library would log its failure to the console.
       if (!("WebAssembly" in globalThis)) throw new Error("no WebAssembly");
       const { Zstd } = await import("@hpcc-js/wasm-zstd");
       return new Uint8Array((await Zstd.load()).compress(input, level));
@@ -52,8 +52,8 @@ const MAX_WINDOW = 2 ** 27;
 /**
  * Decompress one zstd frame.
  *
- * @returns how many bytes of `target` it has filled; `undefined` if it is
- * corrupt, or goes beyond.
+ * @returns how many bytes of `target` it filled; `undefined` if the frame is
+ * corrupt or larger.
  * @throws {BlockError} ENOTSUP where the library does not run.
  */
 export async function unzstdPortably(
@@ -69,7 +69,7 @@ export async function unzstdPortably(
   let filled = 0;
   try {
     const stream = new Decompress((chunk) => {
-      // This throws if there is too much.
+      // Throws if the frame is larger.
       target.set(chunk, filled);
       filled += chunk.length;
     });

@@ -61,7 +61,7 @@ export interface Guess {
 /** The format of everything that no driver claims. */
 const RAW: ImageFormat = { name: "raw" };
 
-/** The score of a magic, of 100; drivers that go by the name are less sure. */
+/** The score of a magic, out of 100; drivers that go by the name score less. */
 const SURE = 100;
 
 /** Probe a file; returns the guess and the sample. */
@@ -165,7 +165,7 @@ export function driverOf(format: ImageFormat, filename: string): BlockDriver {
   return driver;
 }
 
-/** A warning about an image that is taken for raw. */
+/** The warning about an image that is taken for raw. */
 export function doubtsOfRaw(
   head: Uint8Array,
   guess: Guess,

@@ -1,6 +1,5 @@
 /**
- * Formats that are only read: the parts of a node and a map that are the same
- * for all of them.
+ * The common parts of nodes and maps for formats that can only be read.
  *
  * @module
  */
@@ -15,7 +14,13 @@ import {
 import type { BlockDriver, OpenContext } from "./driver.ts";
 import { BlockError } from "./errors.ts";
 import { Mutex } from "./lock.ts";
-import type { BlockNode, Extent, NodeInfo, ReadFlags } from "./node.ts";
+import type {
+  BlockNode,
+  Extent,
+  NodeInfo,
+  ReadFlags,
+  RequestFlags,
+} from "./node.ts";
 import { parseOptions } from "./options.ts";
 
 /**
@@ -27,7 +32,7 @@ function refuseWriting({ readOnly }: OpenContext): void {
   if (!readOnly) throw new BlockError("EACCES", "Image is read-only");
 }
 
-/** What is found in a file, of whatever format it is. */
+/** The parts of an image found in a file. */
 export interface ReadOnlyImage<R extends Run> {
   /** Bytes of the disk. */
   readonly size: number;
@@ -35,7 +40,7 @@ export interface ReadOnlyImage<R extends Run> {
   readonly info?: NodeInfo;
 }
 
-/** The driver of a format that is only read, and has no options. */
+/** The driver of a format without options that can only be read. */
 export function readOnlyDriver<R extends Run>(
   name: string,
   read: (file: BlockNode, context: OpenContext) => Promise<ReadOnlyImage<R>>,
@@ -56,11 +61,11 @@ export function readOnlyDriver<R extends Run>(
   return driver;
 }
 
-/** The map of a format that is only read. */
+/** The map of a format that can only be read. */
 export abstract class ReadOnlyMap<R extends Run = Run> implements BlockMap<R> {
-  /** Of locks; nothing changes, so that any will do. */
+  /** Granularity of locking; arbitrary, since nothing changes. */
   readonly unit: number = 64 * 1024;
-  /** Where the image lies. */
+  /** The file that holds the image. */
   protected file: BlockNode;
 
   /** Create the map of the image in a file. */
@@ -73,10 +78,10 @@ export abstract class ReadOnlyMap<R extends Run = Run> implements BlockMap<R> {
     this.file = file;
   }
 
-  /** The first run at an offset, if what tells it is in memory. */
+  /** The first run at an offset, if its table is in memory. */
   abstract lookup(offset: number, length: number): R | undefined;
 
-  /** As `lookup`, loading what it takes. */
+  /** As `lookup`, loading the table if need be. */
   abstract find(offset: number, length: number): Promise<R>;
 
   /** Nothing can be written. */
@@ -90,7 +95,7 @@ export abstract class ReadOnlyMap<R extends Run = Run> implements BlockMap<R> {
   }
 }
 
-/** A node of a format that is only read. */
+/** The node of a format that can only be read. */
 class ReadOnlyNode<R extends Run> implements BlockNode {
   readonly driver: BlockDriver;
   readonly filename: string;
@@ -123,11 +128,15 @@ class ReadOnlyNode<R extends Run> implements BlockNode {
   }
 
   /** The extent at an offset. */
-  status(offset: number, length: number): Promise<Extent> {
-    return this.#access.status(offset, length);
+  status(
+    offset: number,
+    length: number,
+    flags?: RequestFlags,
+  ): Promise<Extent> {
+    return this.#access.status(offset, length, flags);
   }
 
-  /** What the format says of the image. */
+  /** Describe the image. */
   info(): Promise<NodeInfo> {
     return Promise.resolve({ ...this.#info });
   }
@@ -138,29 +147,29 @@ class ReadOnlyNode<R extends Run> implements BlockNode {
     this.#map.useFile(file);
   }
 
-  /** There is nothing to be saved. */
+  /** Nothing has to be saved. */
   close(): Promise<void> {
     return Promise.resolve();
   }
 }
 
-/** A part of a disk that is stored as one piece, and decoded as a whole. */
+/** A part of a disk that is stored and decoded as a whole. */
 export interface Chunk {
   /** Its first byte on the disk. */
   readonly start: number;
   /** Bytes of the disk. */
   readonly size: number;
-  /** Where in the file it lies, and how many bytes are stored. */
+  /** Its offset in the file, and the number of bytes stored. */
   readonly place: number;
   readonly stored: number;
 }
 
-/** A run that is a part of one chunk. */
+/** A run within one chunk. */
 export interface ChunkRun<C extends Chunk> extends Run {
   readonly chunk?: C;
 }
 
-/** Above this, chunks are decoded one at a time, which bounds the memory. */
+/** Larger chunks are decoded one at a time, to bound the memory. */
 const LARGE = 4 * 1024 * 1024;
 
 /** Reads parts of chunks. */
@@ -170,12 +179,12 @@ export class ChunkReader<C extends Chunk> {
     stored: Uint8Array,
     target: Uint8Array,
   ) => Promise<void>;
-  /** The last one of which a part was read: who reads on needs it again. */
+  /** The last chunk that was read in part: sequential readers need it again. */
   #last?: { readonly start: number; readonly content: Promise<Uint8Array> };
   readonly #large = new Mutex();
 
   /**
-   * @param decode Fills `target` from what is stored, or fails with EIO.
+   * @param decode Fills `target` from the stored bytes, or fails with EIO.
    */
   constructor(
     decode: (
@@ -187,7 +196,7 @@ export class ChunkReader<C extends Chunk> {
     this.#decode = decode;
   }
 
-  /** Fill a vector from `offset` of the disk on, which lies in the chunk. */
+  /** Fill a vector from `offset` of the disk on, within the chunk. */
   async read(
     file: BlockNode,
     chunk: C,
@@ -205,7 +214,7 @@ export class ChunkReader<C extends Chunk> {
     copyIntoVector(iov, 0, content.subarray(from, from + length));
   }
 
-  /** Its content, which those share that want it at the same time. */
+  /** Its content, shared by concurrent readers. */
   #contentOf(file: BlockNode, chunk: C): Promise<Uint8Array> {
     const { start, size } = chunk;
     if (this.#last?.start === start) return this.#last.content;
@@ -241,14 +250,14 @@ export class ChunkReader<C extends Chunk> {
   }
 }
 
-/** The error for a part of an image that cannot be what was written. */
+/** The error for a damaged part of an image. */
 export function damaged(what: string): BlockError {
   return new BlockError("EIO", what);
 }
 
 /**
- * A 64-bit number of a header, as a number. One that is not exact is larger
- * than anything that it may stand for.
+ * A 64-bit field as a number. One too large to be exact is larger than any
+ * valid value.
  */
 export function u64(view: DataView, at: number, littleEndian = false): number {
   return Number(view.getBigUint64(at, littleEndian));

@@ -1,22 +1,24 @@
 /**
  * Secrets in names and descriptions: passwords in URLs, queries that are signed
- * or hold a token, cookies, headers, keys. They are left out of messages and
- * never written into images.
+ * or hold a token, cookies, headers, keys. Messages leave them out, and they
+ * are never written into images.
  *
  * @module
  */
 
 /**
- * A URL, wherever it is in a text: what goes before its `@`, in which there may
- * be blanks and quotes if it is not well-formed, and the rest.
+ * A URL in a text: what precedes its `@`, which may contain spaces and quotes
+ * if the URL is malformed, and the rest.
  */
 const URLS =
   /\b([a-z][a-z\d+.-]*:\/\/)((?:[^\s/?#"'\\<>]|[ '](?=\w))*@)?([^\s"'\\<>]*)/gi;
 
-/** Protocols in whose URLs a query may authorise, and a user alone be a token. */
+/**
+ * Protocols whose queries may hold credentials, and whose user may be a token.
+ */
 const WEB = /^(?:https?|ftps?|s3):/i;
 
-/** What a driver is told by options that are secrets: in JSON, and as a list. */
+/** Driver options that are secrets: in JSON, and as a list. */
 const SECRET_IN_JSON =
   /("(?:[\w.-]*\.)?(?:cookie|headers(?:\.[\w-]+)?)"\s*:\s*)(?:"(?:[^"\\]|\\.)*"|\{[^}]*\})/gi;
 const SECRET_IN_LIST =
@@ -25,16 +27,16 @@ const SECRET_IN_LIST =
 /** The key of a Ceph user, in the name of an image. */
 const CEPH_KEY = /(\brbd:[^\s'"]*?:key=)[^:\s'",]+/g;
 
-/** Names of parameters that authorise whoever has them. */
+/** Names of parameters that hold credentials. */
 const SECRET_NAME =
   /sig|token|key|secret|pass|pwd|auth|cred|hmac|hash|md5|jwt|session|ticket|policy|code/i;
 
-/** Values that look as if a machine had made them up. */
+/** Values that look random. */
 const RANDOM_VALUE = /^(?=.*\d)(?=.*[a-z])[\w~+=%-]{20,}$/i;
 
 /**
- * `text` with its secrets replaced by asterisks: those in URLs, and values of
- * options that are secrets themselves.
+ * `text` with its secrets replaced by asterisks: those in URLs, and the values
+ * of secret options.
  */
 export function withoutSecrets(text: string): string {
   if (/cookie|headers/i.test(text)) {
@@ -45,7 +47,8 @@ export function withoutSecrets(text: string): string {
   if (!text.includes("://")) return text;
   return text.replace(URLS, (_, scheme: string, user = "", rest: string) => {
     const isWeb = WEB.test(scheme);
-    // Elsewhere, and in prose, a name is no secret without a password.
+    // In other protocols, and in prose, a user name without a password is no
+    // secret.
     const isPlain = isWeb && !/[ ']/.test(user);
     const isSecret = user !== "" && (isPlain || user.includes(":"));
     const [, host, path, query, end] = partsOf(rest);
@@ -54,7 +57,7 @@ export function withoutSecrets(text: string): string {
   });
 }
 
-/** Whether a file name, or the description of a stack, has such secrets. */
+/** Whether a file name or the description of a stack contains such secrets. */
 export function hasSecrets(name: string): boolean {
   return withoutSecrets(name) !== name;
 }

@@ -46,8 +46,8 @@ export function registerDriver(driver: BlockDriver): void {
 }
 
 /**
- * Register a driver of the package, unless there is one of its name: itself, or
- * what stands for it until it is used.
+ * Register a driver of the package, unless one of its name is registered: the
+ * driver itself, or its stand-in.
  */
 export function provideDriver(driver: BlockDriver): void {
   if (!drivers.has(driver.name)) drivers.set(driver.name, driver);
@@ -57,8 +57,8 @@ export function provideDriver(driver: BlockDriver): void {
 export type DriverFacts = Omit<BlockDriver, "open" | "load">;
 
 /**
- * A driver whose code is loaded when it is first used. The facts hold for the
- * loaded driver too: its own file does not repeat them.
+ * A driver whose code is loaded on first use. The facts given here apply to the
+ * loaded driver too, whose own file does not repeat them.
  */
 export function lazily(
   facts: DriverFacts,
@@ -131,11 +131,10 @@ export async function loadFormat(name: string): Promise<BlockDriver> {
 }
 
 /**
- * The driver itself, with its option tables, for one that may only stand for
- * it.
+ * The loaded driver, with its option tables, given the driver or its stand-in.
  *
- * @throws {BlockError} if it cannot be loaded; EINVAL if what is loaded is not
- * that driver.
+ * @throws {BlockError} if it cannot be loaded; EINVAL if another driver is
+ * loaded instead.
  *
  * @example
  * ```ts
@@ -173,7 +172,7 @@ export function findDriver(name: string): BlockDriver | undefined {
 }
 
 /**
- * All drivers that can be used, sorted by name.
+ * All usable drivers, sorted by name.
  *
  * @category Drivers
  */

@@ -157,7 +157,9 @@ function changeBelow(
   description[role] = child;
 }
 
-/** Let a node make all the changes itself, if it can; whether it did. */
+/**
+ * Let a node apply all the changes itself, if it can; returns whether it did.
+ */
 async function changeByItself(
   at: GraphNode,
   { options = {}, readOnly, cache }: ReopenOptions,
@@ -195,7 +197,7 @@ function usersOf({ users }: GraphNode): Edge[] {
 async function openAgain(
   at: GraphNode,
   options: OptionValues,
-  wishes: OpenOptions,
+  settings: OpenOptions,
 ): Promise<void> {
   const users = usersOf(at);
   const roots = rootsOf(users);
@@ -211,7 +213,7 @@ async function openAgain(
   try {
     try {
       await at.lose();
-      await replace(at, users, options, wishes, keep());
+      await replace(at, users, options, settings, keep());
     } catch (thrown) {
       const error = asBlockError(thrown);
       roots.forEach((edge, i) => edge.permissions = claims[i]);
@@ -249,10 +251,10 @@ async function replace(
   at: GraphNode,
   users: readonly Edge[],
   options: OptionValues,
-  wishes: OpenOptions,
+  settings: OpenOptions,
   kept: readonly KeptNode[],
 ): Promise<void> {
-  const node = await at.opened!.again({ options, wishes, kept });
+  const node = await at.opened!.again({ options, settings, kept });
   const next = graphNodeOf(node);
   const roots = rootsOf(users);
   try {
@@ -313,7 +315,7 @@ async function restore(
     const { message, code } = asBlockError(thrown);
     throw new BlockError(
       code,
-      `${failure.message}; nor can it be opened as it was, so that it is ` +
+      `${failure.message}; it cannot be reopened as before either, and is ` +
         `closed now: ${message}`,
       { cause: failure },
     );

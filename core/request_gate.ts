@@ -70,11 +70,11 @@ export class RequestGate {
 
   /** Take back one {@linkcode shut}. */
   open(): void {
-    if (--this.#shuts === 0) this.#letIn();
+    if (--this.#shuts === 0) this.#admitWaiting();
   }
 
   /** New requests queue behind those that have waited. */
-  async #letIn(): Promise<void> {
+  async #admitWaiting(): Promise<void> {
     while (this.#shuts === 0 && this.#line.length > 0) {
       this.#line.shift()!.go();
       await undefined;

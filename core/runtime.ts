@@ -163,9 +163,9 @@ let turns = 0;
 
 /** Yield to timers, signals and other pending tasks. */
 export function giveWay(): Promise<void> {
-  // Timers may have to wait while messages come, but not for what comes after
-  // `setImmediate`. Merely accessing that loads a part of Node.js in Deno, which
-  // a short program would wait for.
+  // Timers may have to wait behind messages, but not behind `setImmediate`.
+  // Accessing that loads a part of Node.js in Deno, which would slow down short
+  // programs.
   if (++turns % 4 !== 0) return messageToSelf();
   const { setImmediate } = globalThis as {
     setImmediate?(then: () => void): unknown;
@@ -175,7 +175,7 @@ export function giveWay(): Promise<void> {
 }
 
 /**
- * Fulfilled soon, but not before what happens in this turn of the event loop. A
+ * Resolves soon, but after everything else in this turn of the event loop. A
  * timer would take milliseconds.
  */
 export function messageToSelf(): Promise<void> {

@@ -8,9 +8,9 @@
 import type { BlockDriver } from "./driver.ts";
 import { BlockError, invalid } from "./errors.ts";
 import { heldKind, heldName, heldStack } from "./held.ts";
-import { pathOfUrl } from "./names.ts";
+import { normalizePath, pathOfUrl, schemeOf } from "./names.ts";
 import type { OptionValues } from "./options.ts";
-import { findDriver, getDriver, protocolOf } from "./registry.ts";
+import { findDriver, findProtocol, getDriver, protocolOf } from "./registry.ts";
 import {
   isNode,
   parseFilename,
@@ -189,6 +189,29 @@ export function describesChild(child: unknown): boolean {
     filenameOf(child) !== "" ||
     (child as StackObject | undefined)?.file !== undefined ||
     isSelfContained(child) ||
-    // What cannot be opened is not to be passed over.
+    // Invalid values are not skipped, so that opening reports them.
     (child !== undefined && !isPlainObject(child));
+}
+
+/** A canonical name: equal for all spellings of one file's name. */
+export function canonicalName(
+  filename: string,
+  driver?: BlockDriver,
+): string {
+  const scheme = schemeOf(filename) ?? "file";
+  if (scheme === "file") return canonicalPath(withoutScheme(filename), driver);
+  const protocol = findProtocol(scheme);
+  return protocol?.ownFolder && protocol.canonicalName
+    ? protocol.canonicalName(filename)
+    : filename;
+}
+
+function canonicalPath(path: string, driver?: BlockDriver): string {
+  const file = driver?.canonicalName ? driver : getDriver("file");
+  return file.canonicalName?.(path) ?? normalizePath(path);
+}
+
+/** A path without the scheme `file:`. */
+export function withoutScheme(filename: string): string {
+  return schemeOf(filename) === "file" ? filename.slice(5) : filename;
 }

@@ -32,7 +32,7 @@ export interface StackObject {
 
 /**
  * Whatever can be opened: a file name, `json:{"driver": "raw"}`, `scheme:rest`,
- * a description of a stack, or bytes and open files that the program holds.
+ * a description of a stack, or bytes and open files.
  *
  * @category Stacks
  */

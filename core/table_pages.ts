@@ -1,11 +1,11 @@
 /**
- * Tables in two levels, such as L1 and L2 tables or grain directories and grain
- * tables, in pages of their file that are read when they are wanted. Here, those
- * of the upper level are *directories*.
+ * Two-level tables, such as L1 and L2 tables or grain directories and grain
+ * tables, in pages of their file that are read on demand. The upper level is
+ * called *directories* here.
  *
- * Changes wait in memory for a flush, which is when they are promised to be
- * durable. **Write order**: the data; then the tables that lead to it, and
- * their copies; then the directories that lead to new tables.
+ * Changes stay in memory until a flush, which makes them durable. **Write
+ * order**: the data; then the tables that refer to it, and their copies; then
+ * the directories that refer to new tables.
  *
  * @module
  */
@@ -15,21 +15,23 @@ import type { BlockNode } from "./node.ts";
 import { readPadded } from "./requests.ts";
 
 const PAGE_SIZE = 16 * 1024;
-/** Pages of all files of an image, unless more have changed. */
+/** Pages kept in memory for all files of an image, unless more have changed. */
 const MAX_PAGES = 1024;
 
 interface Page {
   readonly owner: Map<number, Page>;
   readonly index: number;
   readonly view: DataView;
-  /** Sectors that differ from the file, or are being written. */
+  /** Number of its sectors that differ from the file, or are being written. */
   pins: number;
 }
 
-/** Tells that a step is about to be done in a file, by QEMU's name for it. */
+/**
+ * Announces a step that is about to be done in a file, by QEMU's name for it.
+ */
 export type Step = (name: string, file: BlockNode) => void | Promise<void>;
 
-/** What the tables of all files of an image have in common. */
+/** The shared page budget of all files of an image. */
 export class ImageTables {
   readonly step: Step;
   readonly #pages = new Set<Page>();
@@ -38,7 +40,7 @@ export class ImageTables {
     this.step = step;
   }
 
-  /** One more was read: make room for it. */
+  /** A page was loaded: make room for it. */
   add(page: Page): void {
     if (this.#pages.size >= MAX_PAGES) {
       for (const old of this.#pages) {
@@ -51,16 +53,16 @@ export class ImageTables {
     this.#pages.add(page);
   }
 
-  /** It is in use no longer. */
+  /** A page is not in use any more. */
   remove(page: Page): void {
     this.#pages.delete(page);
   }
 }
 
-/** What sectors of tables are to be written, and where their copies are. */
+/** Offsets of changed sectors, and where their copies are. */
 type Changes = Map<number, number | undefined>;
 
-/** Most changed sectors that wait for a flush. */
+/** Most changed sectors before a flush is due. */
 const MAX_CHANGES = 2048;
 
 /** The tables of one file. Offsets are in bytes, entries aligned. */
@@ -68,7 +70,7 @@ export class TablePages {
   #file: BlockNode;
   readonly #image: ImageTables;
   readonly #isLittleEndian: boolean;
-  /** By index, in the order in which they were read. */
+  /** By index, in the order of loading. */
   readonly #pages = new Map<number, Page>();
   #tables: Changes = new Map();
   #directories: Changes = new Map();
@@ -85,29 +87,29 @@ export class TablePages {
     this.#file = file;
   }
 
-  /** Whether there is something to be written. */
+  /** Whether there are changes to be written. */
   get isDirty(): boolean {
     return this.#tables.size > 0 || this.#directories.size > 0;
   }
 
-  /** Whether so much has changed that it had better be written. */
+  /** Whether enough has changed that a flush is due. */
   get isFull(): boolean {
     return this.#tables.size >= MAX_CHANGES;
   }
 
-  /** A number of 32 bits; `undefined` if its page is to be loaded before. */
+  /** A 32-bit entry; `undefined` if its page must be loaded first. */
   uint32(at: number): number | undefined {
     const page = this.#pages.get(Math.floor(at / PAGE_SIZE));
     return page?.view.getUint32(at % PAGE_SIZE, this.#isLittleEndian);
   }
 
-  /** Load the page in which an entry is. */
+  /** Load the page of an entry. */
   async load(at: number): Promise<void> {
     const index = Math.floor(at / PAGE_SIZE);
     const bytes = allocate(PAGE_SIZE);
     await this.#image.step("l2_load", this.#file);
     await readPadded(this.#file, index * PAGE_SIZE, [bytes]);
-    // Another one may have been faster, and have changed it since.
+    // Another caller may have loaded and changed it meanwhile.
     if (this.#pages.has(index)) return;
     const view = new DataView(bytes.buffer, bytes.byteOffset, PAGE_SIZE);
     const page = { owner: this.#pages, index, view, pins: 0 };
@@ -115,7 +117,7 @@ export class TablePages {
     this.#pages.set(index, page);
   }
 
-  /** As {@linkcode uint32}, loading it. */
+  /** As {@linkcode uint32}, loading the page. */
   async find(at: number): Promise<number> {
     for (;;) {
       const value = this.uint32(at);
@@ -127,7 +129,7 @@ export class TablePages {
   /**
    * Change an entry whose page is loaded.
    *
-   * @param copy Where the same entry is in the copy of its table, if it has one.
+   * @param copy Offset of the entry in the copy of its table, if there is one.
    */
   setEntry(at: number, value: number, copy?: number): void {
     this.#set(this.#tables, at, value, copy);
@@ -146,11 +148,11 @@ export class TablePages {
     changes.set(sector, copy === undefined ? copy : copy - (at - sector));
   }
 
-  /** Make all that was written durable. */
+  /** Make all changes durable. */
   async flush(): Promise<void> {
     using _ = await this.#flushing.lock();
     const file = this.#file;
-    // What is changed from here on leads to data that is not durable yet.
+    // Later changes refer to data that is not durable yet.
     const [tables, directories] = [this.#tables, this.#directories];
     this.#tables = new Map();
     this.#directories = new Map();
@@ -176,7 +178,7 @@ export class TablePages {
     }
   }
 
-  /** Forget all of it, also changes: the file has been written anew. */
+  /** Drop all pages, changes included: the file has been rewritten. */
   forget(): void {
     for (const page of this.#pages.values()) this.#image.remove(page);
     this.#pages.clear();
@@ -188,7 +190,7 @@ export class TablePages {
     return this.#pages.get(Math.floor(sector / PAGE_SIZE))!;
   }
 
-  /** What could not be written is still to be. */
+  /** Put changes back that could not be written. */
   #restore(now: Changes, before: Changes): void {
     for (const [sector, copy] of before) {
       if (now.has(sector)) this.#pageOf(sector).pins--;
@@ -196,7 +198,7 @@ export class TablePages {
     }
   }
 
-  /** Copies of changed sectors, neighbours together, and where they go. */
+  /** Copies of changed sectors, adjacent ones together, and their offsets. */
   #writesOf(changes: Changes): { at: number; iov: Uint8Array[] }[] {
     const places: [at: number, from: number][] = [];
     for (const [sector, copy] of changes) {

@@ -1,5 +1,6 @@
 /**
- * What connections are encrypted with: certificates, and whom to trust.
+ * Credentials for encrypted connections: certificates, and the authorities to
+ * trust.
  *
  * @module
  */
@@ -14,12 +15,12 @@ import type { Tls, TlsIdentity } from "./platform/tls.ts";
  * @category Security
  */
 export interface TlsCredentialsOptions extends TlsIdentity {
-  /** Which end of a connection they are for. */
+  /** Which end of a connection they belong to. */
   readonly endpoint: "client" | "server";
 }
 
 /**
- * Certificates of one end of connections.
+ * Credentials for one end of connections.
  *
  * @example
  * ```ts ignore
@@ -35,12 +36,13 @@ export interface TlsCredentialsOptions extends TlsIdentity {
  * @category Security
  */
 export class TlsCredentials {
-  /** Which end of a connection they are for. */
+  /** Which end of a connection they belong to. */
   readonly endpoint: "client" | "server";
   readonly #identity: TlsIdentity;
 
   /**
-   * Take certificates and a key. They are looked at when they are used.
+   * Create credentials. Certificates and key are not checked before they are
+   * used.
    *
    * @throws {BlockError} EINVAL if a server has no certificate.
    */
@@ -54,8 +56,8 @@ export class TlsCredentials {
   }
 
   /**
-   * Encrypt a connection as its client. The certificate of the server must be
-   * that of `host`.
+   * Encrypt a connection as its client. The server's certificate must be for
+   * `host`.
    *
    * @throws {BlockError} EACCES if it is not, ENOTSUP if the runtime cannot.
    */
@@ -66,9 +68,10 @@ export class TlsCredentials {
   /**
    * Encrypt a connection as its server.
    *
-   * @param authorize Whether the client may come in for whom a certificate is,
-   * by its distinguished name as GnuTLS writes it: `O=Acme,CN=client`.
-   * @throws {BlockError} EACCES if it may not, or shows none.
+   * @param authorize Whether to accept a client, by the subject of its
+   * certificate as GnuTLS writes it: `O=Acme,CN=client`.
+   * @throws {BlockError} EACCES if the client is not accepted or has no
+   * certificate.
    */
   async accept(
     stream: ByteStream,
@@ -87,9 +90,9 @@ async function tls(): Promise<Tls> {
 const known = new Map<string, TlsCredentials>();
 
 /**
- * Make credentials known by a name.
+ * Register credentials under a name.
  *
- * @throws {BlockError} EEXIST if others have it.
+ * @throws {BlockError} EEXIST if the name is taken.
  */
 export function defineTlsCredentials(
   id: string,
@@ -105,9 +108,10 @@ export function defineTlsCredentials(
 }
 
 /**
- * Credentials for one end, as an option has them: by name, or as they are.
+ * Resolve the value of an option to credentials for one end: a name, or
+ * credentials.
  *
- * @throws {BlockError} EINVAL if there are none, or for the other end only.
+ * @throws {BlockError} EINVAL if there are none, or only for the other end.
  */
 export function findTlsCredentials(
   named: unknown,

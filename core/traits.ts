@@ -43,9 +43,9 @@ export interface DriverTraits {
   /** The options of `create`; absent if it cannot create. */
   readonly createOptions?: OptionTable;
   /**
-   * Whether a new image reads as zeroes without anything being written to it.
-   * Default: true. Of a protocol, that is known only if it says so: what is made
-   * may have been there before.
+   * Whether a new image reads as zeroes before anything is written to it.
+   * Default: true for formats. Protocols must say so, since they may have
+   * reused an existing object.
    */
   readonly createsZeroes?: boolean;
   /** The options of its nodes' `amend`; absent if they cannot amend. */
@@ -69,9 +69,9 @@ export interface DriverTraits {
    */
   plainName?(options: OptionValues, child?: string): string | undefined;
   /**
-   * Whether its node presents a file that is packed in another, as an archive's
-   * member is: an image of any format, found by probing unless a format is put
-   * on top. Default: false.
+   * Whether its node presents a file stored in another, such as an archive's
+   * member: an image of any format, found by probing unless the stack names its
+   * format. Default: false.
    */
   readonly isContainer?: boolean;
   /**
@@ -79,20 +79,20 @@ export interface DriverTraits {
    */
   readonly childRole?: string;
   /**
-   * How sure it is, 0 to 100, that an image beginning with `head` has its
+   * Confidence, from 0 to 100, that an image beginning with `head` has its
    * format. Formats only. `head` is 2048 bytes, zeroes past the end of the
-   * image. A driver for a format of QEMU's, under QEMU's name, needs no
+   * image. A driver for one of QEMU's formats, under QEMU's name, needs no
    * `probe`: those magics are built in.
    */
   probe?(head: Uint8Array, filename: string): number;
   /**
-   * Whether nothing can ever be written to its nodes: unless the user asks for
-   * a node that can be, one is opened read-only. Default: false.
+   * Whether its nodes can never be written to: they are opened read-only unless
+   * the user asks for a writable node. Default: false.
    */
   readonly isReadOnly?: boolean;
   /**
-   * Whether it is known only so that it can be refused by name, with what to
-   * use instead; it is not listed. Default: false.
+   * Whether it is registered only to be refused by name, with a suggestion; it
+   * is not listed. Default: false.
    */
   readonly isAbsent?: boolean;
   /**
@@ -140,7 +140,7 @@ export interface Permissions {
 }
 
 /**
- * The facts about a node on which its claims on children depend.
+ * The properties of a node that its claims on children depend on.
  *
  * @category Drivers
  */

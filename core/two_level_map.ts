@@ -1,21 +1,15 @@
 /**
- * The map of a format with tables in two levels, and no record of free space: the
- * entries of the L1 table point to L2 tables, whose entries point to clusters,
- * and new ones go to the end of the file. Entries have 64 bits.
+ * The map of a format with two-level tables and no allocation bitmap: L1
+ * entries refer to L2 tables, L2 entries to clusters, and new clusters go to
+ * the end of the file. All entries have 64 bits.
  *
- * **Write order**: see `table_pages.ts`. A new L2 table takes space that reads as
- * zeroes, so that only its changed parts have to be written.
+ * **Write order**: see `table_pages.ts`. The space of a new L2 table reads as
+ * zeroes, so that only its changed sectors are written.
  *
  * @module
  */
-import {
-  type Allocation,
-  type BlockMap,
-  type Place,
-  placeOfData,
-  roomInPlace,
-  type Run,
-} from "./block_map.ts";
+import type { Allocation, BlockMap, Place, Run } from "./block_map.ts";
+import { placeOfData, roomInPlace } from "./access.ts";
 import { divideUp, roundUp, SECTOR_SIZE } from "./bytes.ts";
 import type { BlockError } from "./errors.ts";
 import { Mutex } from "./lock.ts";
@@ -25,38 +19,38 @@ import { ImageTables, TablePages } from "./table_pages.ts";
 /** Bytes of an entry. */
 const ENTRY_SIZE = 8;
 
-/** What an entry of an L2 table means that is not a place in the file. */
+/** Values of an L2 entry other than an offset. */
 export const ENTRY = { ABSENT: 0, ZERO: -1, SPECIAL: -2, DAMAGED: -3 } as const;
 
-/** How a format lays its tables out. Offsets and sizes are in bytes. */
+/** The layout of a format's tables. Offsets and sizes are in bytes. */
 export interface TwoLevelLayout {
   /** Bytes of the disk per entry of an L2 table, a power of two. */
   readonly clusterSize: number;
-  /** Where the L1 table begins, a multiple of 8. */
+  /** Offset of the L1 table, a multiple of 8. */
   readonly l1Offset: number;
   readonly l1Entries: number;
   /** Entries of an L2 table, a power of two. */
   readonly tableEntries: number;
   readonly isLittleEndian: boolean;
-  /** Bytes at the start of the file in which nothing else can lie. */
+  /** Bytes at the start of the file that hold no clusters or tables. */
   readonly headerSize: number;
-  /** Tables and clusters begin below this, before any are added. */
+  /** End of the existing tables and clusters. */
   readonly end: number;
-  /** L2 tables begin at multiples of this. */
+  /** L2 tables are aligned to this. */
   readonly tableAlignment: number;
-  /** Whether a new L2 table lies before the first cluster that it leads to. */
+  /** Whether a new L2 table precedes its first cluster in the file. */
   readonly tablesFirst: boolean;
   /** Whether unwritten parts of a new cluster do not read as zeroes. */
   readonly isEncrypted: boolean;
-  /** Where an entry points to, or what of `ENTRY` it is. */
+  /** Decode an entry to an offset, or one of `ENTRY`. */
   decode(high: number, low: number): number;
-  /** Called before space is taken, so that the header can say so first. */
+  /** Called before space is allocated, to note that in the header. */
   allocating?(): void | Promise<void>;
-  /** The error for an entry that points to where nothing can be. */
+  /** The error for an entry with an invalid offset. */
   damaged(): BlockError;
 }
 
-/** A run; a special one carries its entry. */
+/** A run; a special one comes with its entry. */
 export interface TwoLevelRun extends Run {
   readonly entry?: { readonly high: number; readonly low: number };
 }
@@ -68,13 +62,13 @@ export class TwoLevelMap implements BlockMap<TwoLevelRun> {
   #file: BlockNode;
   readonly #layout: TwoLevelLayout;
   readonly #pages: TablePages;
-  /** The end of what is in use; from there on, the file reads as zeroes. */
+  /** End of the space in use. Everything from there on reads as zeroes. */
   #next: number;
-  /** Clusters and tables begin below this. */
+  /** Existing clusters and tables are below this. */
   #limit: number;
-  /** Held while the file grows: two changes of its size must not cross. */
+  /** Held while the file grows: two changes of its size must not overlap. */
   readonly #growing = new Mutex();
-  /** Held while a table is added. */
+  /** Held while an L2 table is added. */
   readonly #adding = new Mutex();
 
   constructor(
@@ -97,7 +91,7 @@ export class TwoLevelMap implements BlockMap<TwoLevelRun> {
     this.#pages.useFile(file);
   }
 
-  /** Whether changes wait for a flush. */
+  /** Whether changes are waiting for a flush. */
   get isDirty(): boolean {
     return this.#pages.isDirty;
   }
@@ -111,7 +105,7 @@ export class TwoLevelMap implements BlockMap<TwoLevelRun> {
     return this.#layout.tableEntries * ENTRY_SIZE;
   }
 
-  /** Whether a table or cluster of so many bytes can be there. */
+  /** Whether a range can hold a cluster or table. */
   isPlace(offset: number, length: number): boolean {
     const { headerSize, l1Offset } = this.#layout;
     return offset >= headerSize && offset < this.#limit &&
@@ -126,14 +120,14 @@ export class TwoLevelMap implements BlockMap<TwoLevelRun> {
     return this.#pages.uint32(this.#layout.isLittleEndian ? at : at + 4);
   }
 
-  /** Where the L1 entry for a cluster lies. */
+  /** Offset of the L1 entry of a cluster. */
   #l1At(cluster: number): number {
     const { l1Offset, tableEntries } = this.#layout;
     return l1Offset + Math.floor(cluster / tableEntries) * ENTRY_SIZE;
   }
 
   /**
-   * Where the L2 table for a cluster lies, `ABSENT` or `DAMAGED`; `undefined` if
+   * Offset of the L2 table of a cluster, `ABSENT` or `DAMAGED`; `undefined` if
    * the L1 entry must be loaded first.
    */
   #tableOf(cluster: number): number | undefined {
@@ -144,7 +138,7 @@ export class TwoLevelMap implements BlockMap<TwoLevelRun> {
     if (table === ENTRY.ABSENT) return table;
     const isSound = table % this.#layout.tableAlignment === 0 &&
       this.isPlace(table, this.#tableBytes) &&
-      // Else what is added next would overlap it, and overwrite its changes.
+      // Two L1 entries with the same table would lose each other's changes.
       table + this.#tableBytes <= Math.max(this.#limit, this.#next);
     return isSound ? table : ENTRY.DAMAGED;
   }
@@ -154,8 +148,8 @@ export class TwoLevelMap implements BlockMap<TwoLevelRun> {
   }
 
   /**
-   * Where a cluster lies, or what of `ENTRY` it is; `undefined` if an entry must
-   * be loaded first.
+   * Offset of a cluster, or one of `ENTRY`; `undefined` if its entries must be
+   * loaded first.
    */
   #placeOf(cluster: number): number | undefined {
     const table = this.#tableOf(cluster);
@@ -197,7 +191,7 @@ export class TwoLevelMap implements BlockMap<TwoLevelRun> {
     };
   }
 
-  /** The end of the clusters that are mapped in the same way as the first. */
+  /** End of the run of clusters that are mapped like the first one. */
   #runOf(first: number, place: number, end: number): number {
     const { tableEntries } = this.#layout;
     let next = first + 1;
@@ -223,7 +217,7 @@ export class TwoLevelMap implements BlockMap<TwoLevelRun> {
     }
   }
 
-  /** Load the entry that is missing for a cluster, of its L1 or L2 table. */
+  /** Load the missing entries of a cluster. */
   async #load(cluster: number): Promise<void> {
     const table = this.#tableOf(cluster);
     if (table === undefined) return await this.#pages.load(this.#l1At(cluster));
@@ -267,17 +261,15 @@ export class TwoLevelMap implements BlockMap<TwoLevelRun> {
         }
         await this.relieve();
       },
-      // The space is lost: it may hold data by now, and must not be taken
-      // again for space that reads as zeroes.
+      // It may hold data now, where others expect zeroes.
       abort: () => Promise.resolve(),
     };
   }
 
   /**
-   * Take space at the end of the file. The file is extended before anything is
-   * written there: changing its size later might cut off what others wrote
-   * meanwhile. It ends with a whole sector, since a reader that sees it as a
-   * device would miss the rest.
+   * Allocate space at the end of the file, which is extended before anything is
+   * written there: doing it later could cut off what others have written. The
+   * file ends with a whole sector, since a device would lose a partial one.
    */
   async reserve(length: number, alignment: number): Promise<number> {
     const place = roundUp(this.#next, alignment);
@@ -296,7 +288,7 @@ export class TwoLevelMap implements BlockMap<TwoLevelRun> {
     return place;
   }
 
-  /** Map a cluster, whose range is held, to a place that has been written. */
+  /** Map a cluster, whose range is held, to an offset that has been written. */
   setPlace(cluster: number, place: number): Promise<void> {
     return this.setEntry(cluster, Math.floor(place / 2 ** 32), place >>> 0);
   }
@@ -323,7 +315,7 @@ export class TwoLevelMap implements BlockMap<TwoLevelRun> {
     }
   }
 
-  /** Add the L2 table for a cluster, unless another has done so meanwhile. */
+  /** Add the L2 table of a cluster, unless that was done meanwhile. */
   async #addTable(cluster: number): Promise<void> {
     using _ = await this.#adding.lock();
     if (this.#tableOf(cluster) !== ENTRY.ABSENT) return;
@@ -337,7 +329,7 @@ export class TwoLevelMap implements BlockMap<TwoLevelRun> {
     this.#pages.setDirectoryEntry(at + 4, isLittleEndian ? high : low);
   }
 
-  /** Write changes, if there are many. */
+  /** Flush if many changes are waiting. */
   async relieve(): Promise<void> {
     if (this.#pages.isFull) await this.flush();
   }
@@ -347,7 +339,7 @@ export class TwoLevelMap implements BlockMap<TwoLevelRun> {
     return this.#pages.flush();
   }
 
-  /** All clusters are gone, and the file was cut off at `end`. */
+  /** Unmap all clusters; the file was cut off at `end`. */
   forget(end: number): void {
     this.#pages.forget();
     this.#next = this.#limit = Math.max(end, this.#l1End);

@@ -1,5 +1,5 @@
 /**
- * The compressor of libdeflate, for streams of zlib: twice as fast as zlib.
+ * The compressor of libdeflate, for zlib streams.
  *
  * @module
  */
@@ -10,7 +10,7 @@ type Opener = (
   functions: { readonly [name: string]: NativeFunction },
 ) => { symbols: unknown };
 
-/** What is used of libdeflate. */
+/** The functions used of libdeflate. */
 interface Deflate {
   libdeflate_alloc_compressor(level: number): unknown;
   libdeflate_free_compressor(context: unknown): void;
@@ -24,8 +24,8 @@ interface Deflate {
 }
 
 /**
- * What compresses to one stream with the library that `open` opens; that is
- * valid until the next call. Workers get this function as text, so it refers to
+ * A function that compresses to a zlib stream, valid until the next call, with
+ * the library that `open` opens. Workers get this as text, so it must refer to
  * nothing outside.
  */
 export function zlibCompressorOf(
@@ -52,7 +52,7 @@ export function zlibCompressorOf(
       if (pointer === null) throw new Error("libdeflate failed");
       context = { level, pointer };
     }
-    // More than the library needs at most.
+    // More than the library ever needs.
     const room = input.length + (input.length >> 7) + 1024;
     if (output.length < room) output = new Uint8Array(room);
     const length = Number(deflate.libdeflate_zlib_compress(

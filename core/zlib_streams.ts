@@ -1,13 +1,13 @@
 /**
- * Streams with the header and the checksum of zlib (RFC 1950), as most formats
- * other than qcow2 store them.
+ * zlib streams, with header and checksum (RFC 1950), as used by most formats
+ * other than qcow2.
  *
  * @module
  */
 import { inflateWrapped, zlibCompression } from "./codecs.ts";
 import { asBlockError } from "./errors.ts";
 
-/** The level that zlib takes if it is not told one, and QEMU with it. */
+/** The default level of zlib, which QEMU uses. */
 const DEFAULT_LEVEL = 6;
 
 /** Bytes before and after the deflated data. */
@@ -21,7 +21,7 @@ function loadWorkers() {
 }
 
 /**
- * Compress to a stream of zlib, on all processors.
+ * Compress to a zlib stream, on all processors.
  *
  * @param level 0 to 9.
  * @throws {BlockError} ENOTSUP where the runtime cannot compress.
@@ -45,11 +45,10 @@ export async function compressZlib(
 }
 
 /**
- * Decompress a stream of zlib to exactly as many bytes as `target` has. What
- * follows the stream is ignored where a library tells its end, and refused
- * elsewhere.
+ * Decompress a zlib stream to exactly the size of `target`. Bytes after the
+ * stream are ignored if the library reports its end, and refused otherwise.
  *
- * @returns whether that could be done, and the checksum is right.
+ * @returns whether that succeeded, with a correct checksum.
  */
 export async function decompressZlib(
   input: Uint8Array,
@@ -73,7 +72,7 @@ export async function decompressZlib(
   return new DataView(buffer, byteOffset).getUint32(end) === adler32(target);
 }
 
-/** Sums that cannot overflow 32 bits before they are reduced. */
+/** Bytes summed before the sums could overflow 32 bits. */
 const ADLER_RUN = 3800;
 
 function adler32(bytes: Uint8Array): number {

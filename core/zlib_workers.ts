@@ -4,10 +4,10 @@
  * put the results there.
  *
  * `Atomics` wakes a thread faster than a message does (see bench/RESULTS.md).
- * Workers are started once there is enough work to repay it. This thread helps,
- * always while they start, and later with calls beyond what they can take. They
- * end when nobody holds them any more, or after being idle, so that they keep
- * no program running.
+ * Workers are started once there is enough work to repay it. This thread helps:
+ * always while they start, later with calls beyond their capacity. They end
+ * when nobody holds them any more, or after being idle, so they keep no program
+ * running.
  *
  * @module
  */
@@ -67,7 +67,7 @@ class Workers {
   #busy = 0;
   #collecting = false;
   /** Keeps the program running while there are calls: workers may be gone. */
-  readonly #vigil = new Vigil();
+  readonly #keepAlive = new KeepAlive();
   /**
    * Whether workers cannot be started or have died: all calls are then made
    * here, including those submitted.
@@ -103,7 +103,7 @@ class Workers {
   quit(): void {
     Atomics.store(this.#control, LAYOUT.quit, 1);
     this.#wake();
-    if (!this.#collecting) this.#vigil.end();
+    if (!this.#collecting) this.#keepAlive.end();
   }
 
   get #alive(): number {
@@ -173,7 +173,7 @@ class Workers {
   /** Take results from the slots, and help, until no call is left. */
   async #collect(): Promise<void> {
     this.#collecting = true;
-    this.#vigil.begin();
+    this.#keepAlive.begin();
     const pace = new Pace();
     let looks = 0;
     while (this.#busy > 0) {
@@ -193,8 +193,8 @@ class Workers {
       if (outcome === "timed-out" && ++looks === LOOKS) this.broken = true;
     }
     this.#collecting = false;
-    this.#vigil.pause();
-    if (Atomics.load(this.#control, LAYOUT.quit) !== 0) this.#vigil.end();
+    this.#keepAlive.pause();
+    if (Atomics.load(this.#control, LAYOUT.quit) !== 0) this.#keepAlive.end();
   }
 
   /**
@@ -270,7 +270,7 @@ class Workers {
 }
 
 /** Keeps the program running, as a promise alone does not. */
-class Vigil {
+class KeepAlive {
   /** Server runtimes have these methods; browsers do not. */
   readonly #port?: MessagePort & { ref?(): void; unref?(): void };
 

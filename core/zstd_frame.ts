@@ -47,8 +47,8 @@ export function zstdFrameLength(input: Uint8Array): number | undefined {
 }
 
 /**
- * The bytes that a frame says it holds, if it says so, and those of the window
- * that decompressing it takes.
+ * The content size that a frame declares, if it does, and the window size that
+ * decompressing it needs.
  */
 export function zstdContent(
   frame: Uint8Array,

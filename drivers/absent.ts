@@ -1,6 +1,6 @@
 /**
- * Protocols of QEMU's that have no driver here: refused by name, with what to
- * use instead.
+ * QEMU's protocols without a driver here: refused by name, with a suggestion of
+ * what to use instead.
  *
  * @module
  */
@@ -11,7 +11,7 @@ import { localSockets } from "../core/platform/mod.ts";
 import { addressText } from "../core/platform/sockets.ts";
 import type { DriverTraits } from "../core/traits.ts";
 
-/** The driver that refuses what `facts` stand for. */
+/** The driver that refuses the protocol with these traits. */
 export function absentDriver(facts: DriverTraits): BlockDriver {
   const { name } = facts;
   const refused = () =>
@@ -22,7 +22,8 @@ export function absentDriver(facts: DriverTraits): BlockDriver {
   return {
     ...facts,
     async open(options) {
-      // That the server is not there, or is another one, comes first.
+      // A server that cannot be reached, or is not an SSH server, is reported
+      // first.
       if (name === "ssh") await reachSsh(options);
       throw refused();
     },
@@ -44,7 +45,7 @@ const INSTEAD: { readonly [name: string]: string } = {
   vxhs: "use nbd://",
 };
 
-/** Connect to the port of a server of SSH, as if to use it. */
+/** Connect to the port of an SSH server, as if to use it. */
 async function reachSsh(options: OptionValues): Promise<void> {
   const { server, filename } = options;
   const named = typeof filename === "string" ? partsOf(filename) : {};

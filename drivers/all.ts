@@ -1,13 +1,13 @@
 /**
- * Registers the drivers of the package. All but two are known by name, and
- * loaded when they are first used: every start of the command line, which
- * imports this rather than `mod.ts`, would pay for the code of all.
+ * Registers the drivers of the package. All but two are loaded on first use:
+ * the command line imports this rather than `mod.ts`, and every start would pay
+ * for their code.
  *
  * @module
  */
 import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
-import { folderOf, webFacts } from "../core/names.ts";
+import { folderOf, webTraits } from "../core/names.ts";
 import type { OptionValues } from "../core/options.ts";
 import { protocolStack } from "../core/sources.ts";
 import { type DriverFacts, lazily, provideDriver } from "../core/registry.ts";
@@ -16,7 +16,7 @@ import { NBD_SCHEMES, parseNbdFilename } from "./nbd/names.ts";
 import { qcow2Driver } from "./qcow2/driver.ts";
 import { parseRbdFilename } from "./rbd/names.ts";
 
-/** Protocols of QEMU's that are refused by name, and their other schemes. */
+/** QEMU's protocols that are refused by name, and their other schemes. */
 const ABSENT: { readonly [name: string]: readonly string[] } = {
   ftp: [],
   ftps: [],
@@ -93,11 +93,11 @@ const drivers: readonly BlockDriver[] = [
     async () => (await import("./file/devices.ts")).hostDeviceDriver,
   ),
   lazily(
-    webFacts("http"),
+    webTraits("http"),
     async () => (await import("./http/driver.ts")).httpDriver,
   ),
   lazily(
-    webFacts("https"),
+    webTraits("https"),
     async () => (await import("./http/driver.ts")).httpsDriver,
   ),
   lazily(
@@ -172,7 +172,7 @@ const drivers: readonly BlockDriver[] = [
       role: "protocol",
       schemes: ["s3"],
       parseFilename: (url) => ({ url }),
-      // Keys are taken as they are.
+      // Keys are not normalized.
       canonicalName: (name) => name,
       ownFolder: folderOf,
     },
@@ -218,7 +218,7 @@ const drivers: readonly BlockDriver[] = [
 
 /**
  * The options of `blkdebug:CONFIG:FILENAME`. CONFIG may be empty; a name
- * without the prefix is the image's.
+ * without the prefix is that of the image.
  */
 function parseBlkdebugFilename(filename: string): OptionValues {
   if (!filename.startsWith("blkdebug:")) {

@@ -1,12 +1,12 @@
 /**
- * The format driver `asif`: sparse images of macOS 26, for reading.
+ * The format driver `asif`: sparse images of macOS 26, read-only.
  *
- * A directory says where tables lie; their entries, in groups, where the chunks
- * of the disk lie. The last entry of a group is that of a chunk of states, two
- * bits for each sector of the group's chunks. All numbers are big-endian.
+ * A directory refers to tables, whose entries, in groups, refer to the chunks
+ * of the disk. The last entry of a group refers to a chunk of states, two bits
+ * for each sector of the group's chunks. All numbers are big-endian.
  *
- * Apple has published nothing about the format; docs/formats/asif.md says what
- * all this was inferred from.
+ * Apple has published nothing about the format; docs/formats/asif.md says how
+ * it was determined.
  *
  * @module
  */
@@ -41,9 +41,11 @@ const AT = {
 } as const;
 const HEADER_SIZE = 80;
 const VERSION = 1;
-/** Bytes of any entry, and of the number with which a directory begins. */
+/**
+ * Bytes of an entry, and of the sequence number at the start of a directory.
+ */
 const ENTRY_SIZE = 8;
-/** Larger chunks have not been seen; Apple's have 1 MiB. */
+/** Larger chunks are not known; Apple's have 1 MiB. */
 const MAX_CHUNK = 64 * 1024 * 1024;
 const SECTOR_SIZES = [512, 4096];
 
@@ -52,7 +54,7 @@ interface Header {
   readonly size: number;
   readonly sectorSize: number;
   readonly chunkSize: number;
-  /** Where the newer directory lies. */
+  /** Offset of the newer directory. */
   readonly directory: number;
   /** Chunks of the disk per group, and groups per table. */
   readonly groupChunks: number;
@@ -95,7 +97,9 @@ async function readHeader(file: BlockNode): Promise<Header> {
   return { size, sectorSize, chunkSize, directory, groupChunks, tableGroups };
 }
 
-/** The directory with the higher number: they are written in turns. */
+/**
+ * The directory with the higher sequence number: they are written alternately.
+ */
 async function newerDirectory(
   file: BlockNode,
   offsets: readonly number[],
@@ -115,7 +119,7 @@ async function newerDirectory(
 
 /** States of a chunk, the two highest bits of its entry. */
 const CHUNK = { ABSENT: 0, WHOLE: 1, PARTIAL: 3 } as const;
-/** States of a sector of a chunk of which a part was written. */
+/** States of a sector in a partial chunk. */
 const SECTOR = { ABSENT: 0, WRITTEN: 1 } as const;
 /** Bits of the high half of an entry that are part of a chunk's number. */
 const NUMBER_BITS = 0x7fffff;
@@ -124,13 +128,13 @@ const SECTORS_PER_BYTE = 4;
 /** An entry of a table. */
 interface Entry {
   readonly state: number;
-  /** Where in the file the chunk lies. */
+  /** Offset of the chunk in the file. */
   readonly place: number;
 }
 
-/** What is missing to tell what lies at an offset. */
+/** Data that must be loaded to map an offset. */
 class Missing {
-  /** Where it is in the file, in bytes. */
+  /** Its offset in the file. */
   readonly at: number;
 
   constructor(at: number) {
@@ -140,7 +144,7 @@ class Missing {
 
 class AsifMap extends ReadOnlyMap {
   readonly #header: Header;
-  /** All of the file, as far as it is tables. */
+  /** The file as a paged table, for all of its tables. */
   readonly #tables: PagedTable;
 
   constructor(file: BlockNode, header: Header) {
@@ -163,7 +167,7 @@ class AsifMap extends ReadOnlyMap {
       const run = this.#runAt(offset, length);
       return run instanceof Missing ? undefined : run;
     } catch {
-      return undefined; // `find` tells.
+      return undefined; // `find` loads it.
     }
   }
 
@@ -200,12 +204,12 @@ class AsifMap extends ReadOnlyMap {
     const states = this.#entryAt(group + groupChunks * ENTRY_SIZE);
     if (states instanceof Missing) return states;
     if (states.place === 0) {
-      throw damaged(`Nothing says which sectors there are at ${offset}`);
+      throw damaged(`The states of the sectors are missing at ${offset}`);
     }
     return this.#partOf(states.place, inGroup, from, most, place);
   }
 
-  /** The first run in a chunk of which only some sectors were written. */
+  /** The first run in a partial chunk. */
   #partOf(
     states: number,
     inGroup: number,
@@ -222,7 +226,7 @@ class AsifMap extends ReadOnlyMap {
     if (state !== SECTOR.ABSENT && state !== SECTOR.WRITTEN) {
       throw unknown(`a sector of the chunk at ${place} of the file`, state);
     }
-    // A run may end where a page of the states ends.
+    // A run may end with a page of states.
     do sector++; while (
       sector < end && this.#stateOf(states, sector) === state
     );
@@ -248,7 +252,7 @@ class AsifMap extends ReadOnlyMap {
     return { kind: "data", length, child: this.file, childOffset };
   }
 
-  /** Where a table lies; 0 if there is none. */
+  /** Offset of a table; 0 if there is none. */
   #tableAt(index: number): number | Missing {
     const at = this.#header.directory + ENTRY_SIZE * (1 + index);
     const entry = this.#entryAt(at);
@@ -270,7 +274,7 @@ class AsifMap extends ReadOnlyMap {
   }
 }
 
-/** A state that nobody has seen: what it means is not guessed. */
+/** The error for an unknown state, whose meaning is not guessed. */
 function unknown(what: string, state: number): BlockError {
   return new BlockError("ENOTSUP", `Unknown state ${state} of ${what}`);
 }

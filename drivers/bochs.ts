@@ -1,10 +1,10 @@
 /**
- * The format driver `bochs`: growing disk images of the Bochs emulator, for
- * reading.
+ * The format driver `bochs`: growing disk images of the Bochs emulator,
+ * read-only.
  *
- * A catalog says for each extent of the disk where in the file it lies; a
- * bitmap before the extent, which of its sectors were written. All numbers are
- * little-endian. (There is no specification; the layout follows QEMU's driver.)
+ * A catalog maps each extent of the disk to the file; a bitmap before the
+ * extent marks the sectors that were written. All numbers are little-endian.
+ * (There is no specification; the layout follows QEMU's driver.)
  *
  * @module
  */
@@ -33,12 +33,12 @@ export const bochsDriver = readOnlyDriver("bochs", async (file) => {
 });
 
 const NAMES = ["Bochs Virtual HD Image", "Redolog", "Growing"] as const;
-/** Where they are. */
+/** Their offsets in the header. */
 const NAME_OFFSETS = [0, 32, 48] as const;
 const [VERSION_1, VERSION_2] = [0x10000, 0x20000];
 const HEADER_SIZE = 512;
 const ENTRY_SIZE = 4;
-/** An extent of which nothing was written. */
+/** The catalog's entry for an extent that was never written. */
 const ABSENT = 0xffffffff;
 
 /** QEMU's limits. */
@@ -52,9 +52,9 @@ interface Header {
   readonly extentSize: number;
   /** Bytes of the bitmap before each extent, in whole sectors. */
   readonly bitmapSize: number;
-  /** For each extent its number in the file. */
+  /** The number in the file of each extent. */
   readonly catalog: DataView;
-  /** Where in the file extent 0 and its bitmap begin. */
+  /** Offset of extent 0 with its bitmap. */
   readonly dataOffset: number;
 }
 
@@ -122,12 +122,12 @@ function textAt(bytes: Uint8Array, at: number): string {
   return String.fromCharCode(...field.subarray(0, end < 0 ? undefined : end));
 }
 
-/** Bitmaps that are kept, of at most 2 KiB each for the larger extents. */
+/** Bitmaps kept in memory; those of larger extents have at most 2 KiB. */
 const MAX_BITMAPS = 256;
 
 class BochsMap extends ReadOnlyMap {
   readonly #header: Header;
-  /** By extent, in the order in which they were read. */
+  /** By extent, in the order of loading. */
   readonly #bitmaps = new Map<number, Uint8Array>();
 
   constructor(file: BlockNode, header: Header) {
@@ -164,7 +164,7 @@ class BochsMap extends ReadOnlyMap {
     return run;
   }
 
-  /** Where in the file an extent's bitmap lies, if it has one. */
+  /** Offset of an extent's bitmap, if it has one. */
   #placeOf(extent: number): number | undefined {
     const { catalog, dataOffset, bitmapSize, extentSize } = this.#header;
     const number = catalog.getUint32(extent * ENTRY_SIZE, true);

@@ -1,9 +1,9 @@
 /**
- * The format driver `cloop`: compressed loop images of Knoppix and others, for
- * reading.
+ * The format driver `cloop`: compressed loop images of Knoppix and others,
+ * read-only.
  *
- * A header of 128 bytes of text is followed by the number of blocks, where each
- * of them lies, and the blocks, each a stream of zlib. All numbers are
+ * A header of 128 bytes of text is followed by the number of blocks, a table of
+ * their offsets, and the blocks, each a zlib stream. All numbers are
  * big-endian. (There is no specification; the layout follows QEMU's driver.)
  *
  * @module
@@ -32,7 +32,7 @@ export const cloopDriver = readOnlyDriver("cloop", async (file) => {
   return { size, map: new CloopMap(file, header) };
 });
 
-/** Bytes of text, and of the header with the two numbers behind it. */
+/** Bytes of text, and of the header with the two numbers after it. */
 const TEXT_SIZE = 128;
 const HEADER_SIZE = TEXT_SIZE + 8;
 const ENTRY_SIZE = 8;
@@ -80,15 +80,16 @@ async function readHeader(file: BlockNode): Promise<Header> {
   return { blockSize, blocks };
 }
 
-/** Bytes of the table that are looked at together. */
+/** Bytes of the table that are checked at once. */
 const PART = 64 * 1024;
 
-/** Refuse a table that cannot be one; it may be large, and is not kept. */
+/** Refuse an invalid table; it may be large, and is not kept. */
 async function checkOffsets(
   file: BlockNode,
   { blocks }: Header,
 ): Promise<void> {
-  // Past the end of the file there are but zeroes, of which some are enough.
+  // Past the end of the file everything reads as zero, and a few zeroes
+  // suffice.
   const length = Math.min((blocks + 1) * ENTRY_SIZE, file.size + PART);
   let last = 0;
   for (let at = 0; at < length; at += PART) {
@@ -96,7 +97,7 @@ async function checkOffsets(
     await readPadded(file, HEADER_SIZE + at, [bytes]);
     const view = viewOf(bytes);
     for (let i = 0; i + ENTRY_SIZE <= bytes.length; i += ENTRY_SIZE) {
-      // The loss of precision is harmless: no file is as large.
+      // Losing precision is harmless: no file is that large.
       const offset = view.getUint32(i) * 2 ** 32 + view.getUint32(i + 4);
       const index = (at + i) / ENTRY_SIZE;
       if (index > 0) checkOffset(index, last, offset);
@@ -125,7 +126,7 @@ class CloopMap extends ReadOnlyMap<ChunkRun<Chunk>> {
   readonly #reader = new ChunkReader<Chunk>(
     async ({ start }, stored, target) => {
       if (await decompressZlib(stored, target)) return;
-      throw damaged(`The block at ${start} is no stream of zlib`);
+      throw damaged(`The block at ${start} is not a zlib stream`);
     },
   );
 
@@ -175,7 +176,7 @@ class CloopMap extends ReadOnlyMap<ChunkRun<Chunk>> {
     return this.#reader.read(this.file, chunk!, offset, iov, flags);
   }
 
-  /** Where a block begins, if the table is in memory. */
+  /** Offset of a block, if its entry is in memory. */
   #entry(index: number): number | undefined {
     const page = this.#table.page(index);
     return page && u64(page, this.#table.at(index));

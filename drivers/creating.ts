@@ -1,5 +1,6 @@
 /**
- * What creates and fills `raw` and `qcow2` images in files; see `reading.ts`.
+ * What creating and writing `raw` and `qcow2` images in files needs; see
+ * `reading.ts`.
  *
  * @module
  */

@@ -1,15 +1,21 @@
 /**
- * The protocol driver `handle`: a file that the program has opened itself, a
- * `Deno.FsFile` or a `FileHandle` of `node:fs/promises`. It stays the program's,
- * which closes it after the image.
+ * The protocol driver `handle`: a file opened by the program, a `Deno.FsFile`
+ * or a `FileHandle` of `node:fs/promises`. The program closes it after the
+ * image.
  *
  * @module
  */
+import { checkSignal } from "../core/abort.ts";
 import type { IoVector } from "../core/bytes.ts";
 import type { BlockDriver } from "../core/driver.ts";
 import { invalid } from "../core/errors.ts";
 import { dataExtent, heldKind } from "../core/held.ts";
-import type { AccessMode, BlockNode, Extent } from "../core/node.ts";
+import type {
+  AccessMode,
+  BlockNode,
+  Extent,
+  RequestFlags,
+} from "../core/node.ts";
 import { type OptionTable, parseOptions } from "../core/options.ts";
 import type { AdoptedFile, HostFile } from "../core/platform/files.ts";
 import { localFiles } from "../core/platform/mod.ts";
@@ -92,12 +98,18 @@ class HandleNode implements BlockNode {
     this.#file.truncate(size);
   }
 
-  async flush(): Promise<void> {
+  async flush(flags?: RequestFlags): Promise<void> {
+    checkSignal(flags?.signal);
     if (!this.readOnly) await this.#file.syncLater();
   }
 
   // deno-lint-ignore require-await
-  async status(offset: number, length: number): Promise<Extent> {
+  async status(
+    offset: number,
+    length: number,
+    flags?: RequestFlags,
+  ): Promise<Extent> {
+    checkSignal(flags?.signal);
     return dataExtent(this, offset, length);
   }
 

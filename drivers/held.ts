@@ -1,6 +1,6 @@
 /**
- * Registers the drivers of what a program holds rather than names: bytes and
- * open files. The command line has no use for them.
+ * Registers the drivers for objects held by the program: bytes and open files.
+ * The command line does not use them.
  *
  * @module
  */

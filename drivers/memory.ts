@@ -4,11 +4,18 @@
  *
  * @module
  */
+import { checkSignal } from "../core/abort.ts";
 import type { IoVector } from "../core/bytes.ts";
 import type { BlockDriver } from "../core/driver.ts";
 import { BlockError } from "../core/errors.ts";
 import { MemoryStore } from "../core/memory_store.ts";
-import type { AccessMode, BlockNode, Extent, NodeInfo } from "../core/node.ts";
+import type {
+  AccessMode,
+  BlockNode,
+  Extent,
+  NodeInfo,
+  RequestFlags,
+} from "../core/node.ts";
 import { type OptionTable, parseOptions } from "../core/options.ts";
 
 const OPEN_OPTIONS: OptionTable = {
@@ -123,10 +130,18 @@ class MemoryNode implements BlockNode {
     this.#store.truncate(size);
   }
 
-  async flush(): Promise<void> {}
+  // deno-lint-ignore require-await
+  async flush(flags?: RequestFlags): Promise<void> {
+    checkSignal(flags?.signal);
+  }
 
   // deno-lint-ignore require-await
-  async status(offset: number, length: number): Promise<Extent> {
+  async status(
+    offset: number,
+    length: number,
+    flags?: RequestFlags,
+  ): Promise<Extent> {
+    checkSignal(flags?.signal);
     const place = { allocated: true, hostOffset: offset, file: this };
     const inside = Math.min(length, this.#store.size - offset);
     if (inside <= 0) return { length, zero: true, ...place };

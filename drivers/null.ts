@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { checkSignal } from "../core/abort.ts";
 import { fillVector, type IoVector, vectorLength } from "../core/bytes.ts";
 import type { BlockDriver } from "../core/driver.ts";
 import type { BlockNode, Extent } from "../core/node.ts";
@@ -82,15 +83,21 @@ function nullNode(
       return pass();
     },
     writev: pass,
-    flush: pass,
-    status: (offset: number, length: number): Promise<Extent> =>
-      Promise.resolve({
+    async flush(flags) {
+      checkSignal(flags?.signal);
+      await pass();
+    },
+    // deno-lint-ignore require-await -- the interface is asynchronous
+    async status(offset, length, flags): Promise<Extent> {
+      checkSignal(flags?.signal);
+      return {
         allocated: true,
         zero: zeroes,
         length,
         hostOffset: offset,
         file: node,
-      }),
+      };
+    },
     info: () => Promise.resolve({ actualSize: 0 }),
     close: () => Promise.resolve(),
   };

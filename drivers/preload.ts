@@ -1,8 +1,8 @@
 /**
- * Loads at once what `raw` and `qcow2` otherwise load when they use it. Where
- * Deno loads modules lazily (as `deno.json` of this repository has it), loading
- * one later takes a permission to read files, and stacks on memory shall need
- * none.
+ * Loads in advance what opening, copying, `raw` and `qcow2` otherwise load on
+ * demand. Where Deno loads modules lazily (as in this repository's `deno.json`),
+ * loading one later needs permission to read files, which stacks in memory
+ * should not need.
  *
  * @module
  */
@@ -10,7 +10,10 @@ import "../core/alignment.ts";
 import "../core/compression.ts";
 import "../core/detect_zeroes.ts";
 import "../core/inflate.ts";
+import "../core/jobs/offload.ts";
 import "../core/kept_nodes.ts";
+import "../core/named_files.ts";
+import "../core/probe.ts";
 import "../core/probe_guard.ts";
 import "../core/reopen.ts";
 import "../core/zlib_workers.ts";
@@ -22,6 +25,7 @@ import "./qcow2/empty.ts";
 import "./qcow2/encryption.ts";
 import "./qcow2/luks.ts";
 import "./qcow2/measure.ts";
+import "./qcow2/refcount_blocks.ts";
 import "./qcow2/resize.ts";
 import "./qcow2/snapshot_table.ts";
 import "./qcow2/snapshots.ts";

@@ -15,7 +15,12 @@ import type { BlockDriver, OpenContext } from "../core/driver.ts";
 import { asBlockError, BlockError, invalid } from "../core/errors.ts";
 import { chainStatus } from "../core/extents.ts";
 import { interceptable } from "../core/filter.ts";
-import type { BlockNode, Extent, ReadFlags } from "../core/node.ts";
+import type {
+  BlockNode,
+  Extent,
+  ReadFlags,
+  RequestFlags,
+} from "../core/node.ts";
 import {
   type OptionTable,
   type OptionValues,
@@ -79,7 +84,7 @@ export const quorumDriver: BlockDriver = {
   role: "format",
   openOptions: OPEN_OPTIONS,
   strongOptions: Object.keys(OPEN_OPTIONS),
-  // No single file name would open it.
+  // No single file name opens it.
   plainName: () => undefined,
   childPermissions: (_name, own, { options }) => ({
     needs: own.needs |
@@ -181,15 +186,16 @@ function quorumNode(
       rules.first
         ? readFirst(children, offset, iov, flags)
         : readVoted(children, rules, offset, iov, flags),
-    status: (offset, length) => jointStatus(children, offset, length),
-    flush: () => all((child) => child.flush?.()),
+    status: (offset, length, flags) =>
+      jointStatus(children, offset, length, flags),
+    flush: (flags) => all((child) => child.flush?.(flags)),
     close: () => Promise.resolve(),
     ...interceptable(children, {
       writev(offset, iov, flags) {
-        // One child's `placed` says nothing of the others; and an abort must
+        // `placed` of one child means nothing for the others, and an abort must
         // not leave the children different.
-        const wishes = { ...flags, placed: undefined, signal: undefined };
-        return all((child) => child.writev!(offset, iov, wishes));
+        const ownFlags = { ...flags, placed: undefined, signal: undefined };
+        return all((child) => child.writev!(offset, iov, ownFlags));
       },
       writeZeroes: (offset, length, flags) =>
         all((child) =>
@@ -273,11 +279,12 @@ async function jointStatus(
   children: readonly BlockNode[],
   offset: number,
   length: number,
+  flags?: RequestFlags,
 ): Promise<Extent> {
   let zeroes = length;
   let data = 0;
   for (const child of children) {
-    const extent = await chainStatus(child, offset, length);
+    const extent = await chainStatus(child, offset, length, flags);
     if (extent.zero) zeroes = Math.min(zeroes, extent.length);
     else data = Math.max(data, extent.length);
   }

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { checkSignal } from "../core/abort.ts";
 import {
   allocate,
   type IoVector,
@@ -19,12 +20,12 @@ import type {
   Extent,
   NodeInfo,
   ReadFlags,
+  RequestFlags,
   SnapshotOperations,
   TruncateOptions,
   WriteFlags,
   ZeroFlags,
 } from "../core/node.ts";
-import { nameOf } from "../core/node_names.ts";
 import { type OptionTable, parseOptions } from "../core/options.ts";
 import { ACCESS } from "../core/permissions.ts";
 import type { ProbeGuard } from "../core/probe_guard.ts";
@@ -70,15 +71,16 @@ export const rawDriver: BlockDriver = {
     const { offset = 0, size } = parseOptions(OPEN_OPTIONS, options, ["file"]);
     const file = await context.openChild("file");
     const isGuarded = context.probed && !context.readOnly;
-    // Who opens an overlay to commit it has not chosen the format below it.
+    // A user who opens an overlay to commit it has not chosen the format below.
     if (isGuarded && !context.isNamed) {
+      const { nameOf } = await import("../core/node_names.ts");
       context.report(probingWarning(nameOf(file)));
     }
     return new RawNode(file, {
       offset: offset as number,
       fixedSize: size as number | undefined,
       readOnly: context.readOnly,
-      // Loaded on use, to keep starts fast.
+      // Loaded on demand, to keep the start fast.
       guard: isGuarded
         ? new (await import("../core/probe_guard.ts")).ProbeGuard(file)
         : undefined,
@@ -157,7 +159,7 @@ class RawNode implements BlockNode {
     return this.#file.filename;
   }
 
-  /** Those of the file, if the disk is all of it. */
+  /** Those of the file, if the disk is the whole file. */
   get snapshots(): SnapshotOperations | undefined {
     const isPart = this.#offset > 0 || this.#fixedSize !== undefined;
     const { driver, snapshots } = this.#file;
@@ -284,10 +286,11 @@ class RawNode implements BlockNode {
     if (offset + length > this.#fixedSize!) throw new BlockError(code);
   }
 
-  async flush(): Promise<void> {
+  async flush(flags?: RequestFlags): Promise<void> {
+    checkSignal(flags?.signal);
     await this.#file.debug?.event("flush_to_os");
     await this.#file.debug?.event("flush_to_disk");
-    await this.#file.flush?.();
+    await this.#file.flush?.(flags);
   }
 
   async truncate(size: number, options?: TruncateOptions): Promise<void> {
@@ -308,13 +311,17 @@ class RawNode implements BlockNode {
     await (this.#guard ? this.#guard.resize(end, resize) : resize());
   }
 
-  async status(offset: number, length: number): Promise<Extent> {
+  async status(
+    offset: number,
+    length: number,
+    flags?: RequestFlags,
+  ): Promise<Extent> {
     const hostOffset = this.#offset + offset;
     const inside = Math.min(length, this.#file.size - hostOffset);
     const place = { allocated: true, hostOffset, file: this.#file };
     if (inside <= 0) return { length, zero: true, ...place };
-    // Below may lie an image, with backing files of its own.
-    const below = await chainStatus(this.#file, hostOffset, inside);
+    // Below may be an image with backing files of its own.
+    const below = await chainStatus(this.#file, hostOffset, inside, flags);
     let known = Math.min(below.length, inside);
     // The file's last unit is transferred whole.
     const { requestAlignment = 1 } = this.#file.limits ?? {};

@@ -1,7 +1,6 @@
 /**
- * What reads the data of `qcow2` images in files. Commands that need all of it
- * import this: modules loaded together are there sooner than modules loaded one
- * by one, each when it is used.
+ * What reading `qcow2` images in files needs. Commands that need all of it
+ * import this: modules loaded together load faster than one by one on demand.
  *
  * @module
  */

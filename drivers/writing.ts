@@ -1,5 +1,5 @@
 /**
- * What writes the data of `qcow2` images in files; see `reading.ts`.
+ * What writing `qcow2` images in files needs; see `reading.ts`.
  *
  * @module
  */

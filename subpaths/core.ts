@@ -52,7 +52,8 @@ export { ImageBitmaps } from "../core/bitmaps.ts";
 export { bench, type BenchOptions } from "../core/jobs/bench.ts";
 export * from "../core/jobs/commit.ts";
 export * from "../core/jobs/compare.ts";
-export { convert, type ConvertOptions } from "../core/jobs/convert.ts";
+export { convert } from "../core/jobs/convert.ts";
+export type { ConvertOptions } from "../core/jobs/convert_options.ts";
 export {
   convertStream,
   type ConvertStreamOptions,

@@ -5,18 +5,18 @@
  * @module
  */
 import type { BlockDriver } from "../core/driver.ts";
-import { webFacts } from "../core/names.ts";
+import { webTraits } from "../core/names.ts";
 import { lazily, provideDriver } from "../core/registry.ts";
 
 /** The driver of URLs that begin with `http:`. */
 const httpDriver: BlockDriver = lazily(
-  webFacts("http"),
+  webTraits("http"),
   async () => (await import("../drivers/http/driver.ts")).httpDriver,
 );
 
 /** The driver of URLs that begin with `https:`. */
 const httpsDriver: BlockDriver = lazily(
-  webFacts("https"),
+  webTraits("https"),
   async () => (await import("../drivers/http/driver.ts")).httpsDriver,
 );
 

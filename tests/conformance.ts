@@ -19,7 +19,7 @@ import { assert, assertEquals, assertRejects } from "@std/assert";
 import { allocate, type IoVector, roundUp } from "../core/bytes.ts";
 import { BlockError } from "../core/errors.ts";
 import { Image } from "../core/image.ts";
-import type { BlockNode } from "../core/node.ts";
+import type { BlockNode, RequestFlags } from "../core/node.ts";
 import { writeZeroes } from "../core/requests.ts";
 import { kindOf } from "./extents.ts";
 
@@ -39,6 +39,8 @@ export interface Subject {
   open(size: number): Promise<TestDisk>;
   /** Whether its disks keep their size, although the driver is a protocol. */
   fixedSize?: boolean;
+  /** Whether its nodes complete requests that were cancelled before. */
+  completesCancelled?: boolean;
   /** Whether its disks cannot become smaller. */
   onlyGrows?: boolean;
   /** Skip these tests; the reason is in the name. */
@@ -349,6 +351,48 @@ export function conformance(
     await disk.write(SIZE - 5, 5);
     if (!await disk.reopen()) return;
     assertEquals(disk.image.size, SIZE);
+    await disk.verify();
+    await disk.checkStatus();
+  });
+
+  test("does not begin a cancelled query, and works on", async (disk) => {
+    await disk.write(100_001, 70_003);
+    const { image } = disk;
+    const reason = new Error("no longer wanted");
+    const flags = { signal: AbortSignal.abort(reason) };
+    const queries: ((flags: RequestFlags) => Promise<unknown> | undefined)[] = [
+      (flags) => image.status(0, SIZE, flags),
+      (flags) => image.flush(flags),
+    ];
+    if (!subject.completesCancelled) {
+      queries.push(
+        (flags) => image.node.status(0, SIZE, flags),
+        (flags) => image.node.flush?.(flags),
+      );
+    }
+    const canceled = (thrown: unknown) => {
+      let cause = thrown;
+      assertEquals((cause as BlockError).code, "ECANCELED");
+      while (cause instanceof BlockError) cause = cause.cause;
+      assertEquals(cause, reason);
+    };
+    for (const query of queries) {
+      const asked = query(flags);
+      if (asked) {
+        canceled(await asked.then(() => "completed", (error) => error));
+      }
+    }
+    for (const turns of [0, 1, 5]) {
+      const cancel = new AbortController();
+      const asked = queries.map((query) => query({ signal: cancel.signal }));
+      for (let turn = 0; turn < turns; turn++) await undefined;
+      cancel.abort(reason);
+      for (const outcome of await Promise.allSettled(asked)) {
+        if (outcome.status === "rejected") canceled(outcome.reason);
+      }
+    }
+    await disk.write(200_001, 10);
+    await image.node.flush?.();
     await disk.verify();
     await disk.checkStatus();
   });

@@ -68,6 +68,7 @@ function mirrored(file: MemoryStore, copy: MemoryStore) {
 }
 
 conformance("mirror", {
+  completesCancelled: true,
   async open(size) {
     const stack = mirrored(new MemoryStore(size), new MemoryStore(size));
     const open = async () => (await openImage(stack)).node;

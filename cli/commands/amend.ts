@@ -15,12 +15,13 @@ import {
   PROGRESS,
   QUIET,
 } from "../command.ts";
-import { optionHelp, OptionList } from "../create_options.ts";
+import { OptionList } from "../create_options.ts";
 import { cacheMode, openImageArgument, usingNodes } from "../images.ts";
+import { optionHelp } from "../option_help.ts";
 import { Progress } from "../progress.ts";
 import { CommandError, type Program } from "../program.ts";
 
-class Wish {
+class Settings {
   cache = "writeback";
   force = false;
   readonly options = new OptionList();
@@ -52,9 +53,9 @@ export const command: Command = {
 
   async run(invocation) {
     const { program } = invocation;
-    const wish = parse(invocation);
+    const settings = parse(invocation);
     const { image: { format }, showsProgress: isShown } = invocation;
-    const { options } = wish;
+    const { options } = settings;
     const progress = await Progress.begin(program, isShown, 1, {
       showsStart: false,
       unit: "steps",
@@ -70,7 +71,7 @@ export const command: Command = {
       }
       const node = await openImageArgument(program, file, {
         ...invocation.image,
-        cache: cacheMode(wish.cache, "cache option"),
+        cache: cacheMode(settings.cache, "cache option"),
         writable: true,
       });
       return await usingNodes([node], async () => {
@@ -83,7 +84,7 @@ export const command: Command = {
         const values = parseValues(options, driver);
         progress.showStart();
         await node.image.amend(values, {
-          force: wish.force,
+          force: settings.force,
           progress: (done, total) => progress.update(done, total),
         }).catch((thrown) => {
           progress.fail();
@@ -99,14 +100,14 @@ export const command: Command = {
   },
 };
 
-function parse(invocation: Invocation): Wish {
-  const wish = new Wish();
+function parse(invocation: Invocation): Settings {
+  const settings = new Settings();
   for (const [option, argument] of invocation.options()) {
-    if (option === "o") wish.options.add(argument);
-    else if (option === "force") wish.force = true;
-    else if (option === "t") wish.cache = argument;
+    if (option === "o") settings.options.add(argument);
+    else if (option === "force") settings.force = true;
+    else if (option === "t") settings.cache = argument;
   }
-  if (wish.options.isGiven) return wish;
+  if (settings.options.isGiven) return settings;
   throw new CommandError("Must specify options (-o)", { usage: true });
 }
 

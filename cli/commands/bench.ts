@@ -30,7 +30,7 @@ import { CommandError, notAmong } from "../program.ts";
 import { inRelease } from "../qemu_releases.ts";
 import type { AioMode } from "../../core/traits.ts";
 
-class Wish {
+class Settings {
   cache: CacheMode = "writeback";
   aio?: AioMode;
   write = false;
@@ -116,17 +116,17 @@ export const command: Command = {
 
   async run(invocation) {
     const { program } = invocation;
-    const wish = parse(invocation);
+    const settings = parse(invocation);
     const [file] = invocation.operands;
-    const { cache, aio } = wish;
+    const { cache, aio } = settings;
     const node = await openImageArgument(program, file, {
       ...invocation.image,
-      writable: wish.write,
+      writable: settings.write,
       cache,
       aio,
     });
-    const { write, count, depth, offset, length, flushInterval } = wish;
-    const step = wish.step || length;
+    const { write, count, depth, offset, length, flushInterval } = settings;
+    const step = settings.step || length;
     return await usingNodes([node], async () => {
       program.print(
         `Sending ${count} ${write ? "write" : "read"} requests, ${length} ` +
@@ -140,7 +140,7 @@ export const command: Command = {
       const fua = cache === "writethrough" || cache === "directsync";
       let seconds;
       try {
-        seconds = await bench(node, { ...wish, step, fua });
+        seconds = await bench(node, { ...settings, step, fua });
       } catch (error) {
         throw failed(asBlockError(error));
       }
@@ -154,47 +154,52 @@ function failed(error: BlockError): CommandError {
   return new CommandError(`Failed request: ${reasonOf(error)}`);
 }
 
-function parse(invocation: Invocation): Wish {
-  const wish = new Wish();
+function parse(invocation: Invocation): Settings {
+  const settings = new Settings();
   const least = inRelease("benchLeast");
   const most = INT32_MAX;
   for (const [option, argument] of invocation.options()) {
     if (option === "c") {
-      wish.count = numberArgument("request count", argument, least, most);
+      settings.count = numberArgument("request count", argument, least, most);
     } else if (option === "d") {
-      wish.depth = numberArgument("queue depth", argument, least, most);
+      settings.depth = numberArgument("queue depth", argument, least, most);
     } else if (option === "flush-interval") {
-      wish.flushInterval = numberArgument("flush interval", argument, 0, most);
+      settings.flushInterval = numberArgument(
+        "flush interval",
+        argument,
+        0,
+        most,
+      );
     } else if (option === "pattern") {
-      wish.pattern = numberArgument("pattern byte", argument, 0, 255);
+      settings.pattern = numberArgument("pattern byte", argument, 0, 255);
     } else if (option === "s") {
-      wish.length = sizeArgument("buffer size", argument, least, most);
+      settings.length = sizeArgument("buffer size", argument, least, most);
     } else if (option === "S") {
-      wish.step = sizeArgument(inRelease("stepSize"), argument, 0, most);
+      settings.step = sizeArgument(inRelease("stepSize"), argument, 0, most);
     } else if (option === "o") {
-      wish.offset = sizeArgument("offset", argument);
-    } else if (option === "t") wish.cache = benchCache(argument);
-    else if (option === "i") wish.aio = aioMode(argument);
-    else if (option === "n") wish.aio = "native";
-    else if (option === "w") wish.write = true;
-    else if (option === "no-drain") wish.drain = false;
+      settings.offset = sizeArgument("offset", argument);
+    } else if (option === "t") settings.cache = benchCache(argument);
+    else if (option === "i") settings.aio = aioMode(argument);
+    else if (option === "n") settings.aio = "native";
+    else if (option === "w") settings.write = true;
+    else if (option === "no-drain") settings.drain = false;
   }
   invocation.expectOneImage();
-  check(wish);
-  return wish;
+  check(settings);
+  return settings;
 }
 
-function check(wish: Wish): void {
-  if (!wish.write && wish.flushInterval > 0) {
+function check(settings: Settings): void {
+  if (!settings.write && settings.flushInterval > 0) {
     throw new CommandError(
       "--flush-interval is only available in write tests",
     );
   }
-  if (wish.flushInterval > 0 && wish.flushInterval < wish.depth) {
+  if (settings.flushInterval > 0 && settings.flushInterval < settings.depth) {
     throw new CommandError("Flush interval can't be smaller than depth");
   }
   // With a depth of 0, QEMU hangs.
-  if (wish.depth === 0 && wish.count > 0) {
+  if (settings.depth === 0 && settings.count > 0) {
     const detail = " '0'";
     throw new CommandError(`Invalid queue depth${detail} specified`, {
       detail,

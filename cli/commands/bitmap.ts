@@ -1,4 +1,4 @@
-/** `bitmap`: change the bitmaps that an image keeps. @module */
+/** `bitmap`: change the bitmaps of an image. @module */
 import "../../drivers/writing.ts";
 import { findBitmap, mergeBitmap, operationsOf } from "../../core/bitmaps.ts";
 import { asBlockError } from "../../core/errors.ts";
@@ -26,19 +26,19 @@ const ACTIONS = [
   "merge",
 ] as const;
 
-/** One of the things to be done, in the order of the command line. */
+/** One of the actions, in the order of the command line. */
 interface Action {
   readonly verb: typeof ACTIONS[number];
   /** The bitmap to merge. */
   readonly source?: string;
 }
 
-/** What the user wants. */
-interface Wish {
+/** The parsed command line. */
+interface Settings {
   readonly actions: readonly Action[];
-  /** Bytes; 0 if it is the format's choice. */
+  /** Bytes; 0 for the format's default. */
   readonly granularity: number;
-  /** The image whose bitmaps are merged, if it is another one. */
+  /** The image whose bitmaps are merged, if not the same one. */
   readonly sourceFile?: string;
   readonly sourceFormat?: string;
 }
@@ -52,16 +52,16 @@ export const command: Command = {
     OBJECT,
     IMAGE_OPTS,
     FORMAT,
-    { long: "add", help: "make BITMAP; it records from then on" },
+    { long: "add", help: "add BITMAP, which records writes from then on" },
     { long: "remove", help: "drop BITMAP" },
     { long: "remove-all", help: "drop all bitmaps" },
-    { long: "clear", help: "have BITMAP forget what it has recorded" },
-    { long: "enable", help: "have BITMAP record from now on" },
-    { long: "disable", help: "have BITMAP record nothing more" },
+    { long: "clear", help: "clear BITMAP" },
+    { long: "enable", help: "let BITMAP record writes" },
+    { long: "disable", help: "let BITMAP record no more writes" },
     {
       long: "merge",
       argument: "SOURCE",
-      help: "add to BITMAP what the bitmap SOURCE has recorded",
+      help: "merge the bitmap SOURCE into BITMAP",
     },
     {
       short: "g",
@@ -82,11 +82,11 @@ export const command: Command = {
       help: "format of that image",
     },
   ],
-  notes: "What is to be done is done in the order in which it is said.",
+  notes: "Actions are carried out in the order given.",
 
   async run(invocation) {
     const { program, image } = invocation;
-    const wish = parse(invocation);
+    const settings = parse(invocation);
     const [file, name] = invocation.operands;
     const node = await openImageArgument(program, file, {
       ...image,
@@ -94,10 +94,10 @@ export const command: Command = {
       backing: false,
     });
     return await usingNodes([node], async () => {
-      const source = await openSource(program, wish);
+      const source = await openSource(program, settings);
       return await usingNodes([source], async () => {
-        for (const action of wish.actions) {
-          await act(node, name, action, source ?? node, wish);
+        for (const action of settings.actions) {
+          await act(node, name, action, source ?? node, settings);
         }
         return 0;
       });
@@ -105,7 +105,7 @@ export const command: Command = {
   },
 };
 
-function parse(invocation: Invocation): Wish {
+function parse(invocation: Invocation): Settings {
   const actions: Action[] = [];
   let granularity = 0;
   let sourceFile: string | undefined;
@@ -149,7 +149,7 @@ function parse(invocation: Invocation): Wish {
 
 async function openSource(
   program: Program,
-  { sourceFile, sourceFormat }: Wish,
+  { sourceFile, sourceFormat }: Settings,
 ): Promise<BlockNode | undefined> {
   if (sourceFile === undefined) return undefined;
   return await openImageArgument(program, sourceFile, {
@@ -163,7 +163,7 @@ async function act(
   name: string,
   { verb, source: sourceName }: Action,
   source: BlockNode,
-  { granularity }: Wish,
+  { granularity }: Settings,
 ): Promise<void> {
   try {
     if (verb === "merge") {

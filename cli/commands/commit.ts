@@ -2,7 +2,8 @@
 import "../../drivers/writing.ts";
 import { BlockError, strerror } from "../../core/errors.ts";
 import { backingOf } from "../../core/extents.ts";
-import { canonicalName, type ImplicitOpen } from "../../core/gate.ts";
+import type { ImplicitOpen } from "../../core/gate.ts";
+import { canonicalName } from "../../core/sources.ts";
 import { commit, CommitError } from "../../core/jobs/commit.ts";
 import { resolveName, schemeOf } from "../../core/names.ts";
 import type { BlockNode } from "../../core/node.ts";
@@ -13,7 +14,7 @@ import {
   FORMAT,
   HELP,
   IMAGE_OPTS,
-  type ImageWish,
+  type ImageSettings,
   type Invocation,
   OBJECT,
   PROGRESS,
@@ -25,7 +26,7 @@ import { sizeArgument } from "../numbers.ts";
 import { Progress } from "../progress.ts";
 import { CommandError, type Program } from "../program.ts";
 
-class Wish {
+class Settings {
   cache: CacheMode = "writeback";
   /** The name of the image to write to. */
   base?: string;
@@ -64,17 +65,23 @@ export const command: Command = {
 
   async run(invocation) {
     const { program } = invocation;
-    const wish = parse(invocation);
+    const settings = parse(invocation);
     const [file] = invocation.operands;
-    const stack = await open(program, file, invocation.image, wish);
+    const stack = await open(program, file, invocation.image, settings);
     const progress = await Progress.begin(program, invocation.showsProgress, 1);
     try {
       await usingNodes([stack.overlay], async () => {
         if (stack.problem) throw stack.problem;
-        await commitTo(program, baseOf(stack, file, wish), stack, wish, {
-          file,
-          progress,
-        });
+        await commitTo(
+          program,
+          baseOf(stack, file, settings),
+          stack,
+          settings,
+          {
+            file,
+            progress,
+          },
+        );
       });
     } finally {
       progress.end();
@@ -84,17 +91,17 @@ export const command: Command = {
   },
 };
 
-function parse(invocation: Invocation): Wish {
-  const wish = new Wish();
+function parse(invocation: Invocation): Settings {
+  const settings = new Settings();
   let cache = "writeback";
   for (const [option, argument] of invocation.options()) {
     if (option === "t") cache = argument;
-    else if (option === "b") wish.base = argument;
-    else if (option === "d") wish.drop = true;
-    else if (option === "r") wish.rateLimit = parseRate(argument);
+    else if (option === "b") settings.base = argument;
+    else if (option === "d") settings.drop = true;
+    else if (option === "r") settings.rateLimit = parseRate(argument);
   }
   invocation.expectOneImage();
-  return { ...wish, cache: cacheMode(cache, "cache option") };
+  return { ...settings, cache: cacheMode(cache, "cache option") };
 }
 
 function parseRate(text: string): number {
@@ -118,13 +125,13 @@ const IN_BACKING = "Could not open backing file: ";
 async function open(
   program: Program,
   file: string,
-  given: ImageWish,
-  wish: Wish,
+  given: ImageSettings,
+  settings: Settings,
 ): Promise<Stack> {
-  const search = new BaseSearch(wish.base);
+  const search = new BaseSearch(settings.base);
   const image = {
     ...given,
-    cache: wish.cache,
+    cache: settings.cache,
     writable: true,
   };
   try {
@@ -182,15 +189,15 @@ class BaseSearch {
 function baseOf(
   { overlay, depth }: Stack,
   file: string,
-  wish: Wish,
+  settings: Settings,
 ): BlockNode {
   let base = depth > 0 ? overlay : undefined;
   for (let i = 0; base && i < depth; i++) base = backingOf(base);
   if (base) return base;
   throw new CommandError(
-    wish.base === undefined
+    settings.base === undefined
       ? "Image does not have a backing file"
-      : `Did not find '${wish.base}' in the backing chain of '${file}'`,
+      : `Did not find '${settings.base}' in the backing chain of '${file}'`,
   );
 }
 
@@ -198,7 +205,7 @@ async function commitTo(
   program: Program,
   base: BlockNode,
   { overlay }: Stack,
-  wish: Wish,
+  settings: Settings,
   { file, progress }: { file: string; progress: Progress },
 ): Promise<void> {
   using interruption = new Interruption();
@@ -207,8 +214,8 @@ async function commitTo(
       (signal) =>
         commit(overlay, {
           base,
-          keepOverlay: wish.drop || wish.base !== undefined,
-          rateLimit: wish.rateLimit,
+          keepOverlay: settings.drop || settings.base !== undefined,
+          rateLimit: settings.rateLimit,
           signal,
           progress: (done, total) => progress.update(done, total),
         }),

@@ -58,13 +58,13 @@ export const command: Command = {
 
   async run(invocation) {
     const { program } = invocation;
-    const { format2, ...wish } = parse(invocation);
+    const { format2, ...settings } = parse(invocation);
     const { operands: [first, second], quiet, showsProgress } = invocation;
     const progress = await Progress.begin(program, showsProgress, 2, {
       showsStart: false,
     });
     try {
-      const cache = cacheMode(wish.cache, "source cache option", 2);
+      const cache = cacheMode(settings.cache, "source cache option", 2);
       const image = { ...invocation.image, cache };
       const a = await open(program, first, image);
       return await usingNodes([a], async () => {
@@ -74,7 +74,12 @@ export const command: Command = {
         return await usingNodes(
           [b],
           () =>
-            compareNodes(program, a, b, { ...wish, names, quiet, progress }),
+            compareNodes(program, a, b, {
+              ...settings,
+              names,
+              quiet,
+              progress,
+            }),
         );
       });
     } finally {
@@ -84,20 +89,20 @@ export const command: Command = {
 };
 
 function parse(invocation: Invocation) {
-  const wish = {
+  const settings = {
     format2: undefined as string | undefined,
     strict: false,
     cache: "writeback",
   };
   for (const [option, argument] of invocation.options()) {
-    if (option === "F") wish.format2 = argument;
-    else if (option === "T") wish.cache = argument;
-    else if (option === "s") wish.strict = true;
+    if (option === "F") settings.format2 = argument;
+    else if (option === "T") settings.cache = argument;
+    else if (option === "s") settings.strict = true;
   }
   if (invocation.operands.length !== 2) {
     throw usageError("Expecting two image file names");
   }
-  return wish;
+  return settings;
 }
 
 /** Open one of the two; failing has its own exit code. */
@@ -120,25 +125,25 @@ async function compareNodes(
   program: Program,
   a: BlockNode,
   b: BlockNode,
-  wish: {
+  settings: {
     strict: boolean;
     quiet: boolean;
     progress: Progress;
     names: readonly [string, string];
   },
 ): Promise<number> {
-  const { progress } = wish;
+  const { progress } = settings;
   try {
     const result = await compare(a, b, {
-      strict: wish.strict,
-      names: wish.names,
+      strict: settings.strict,
+      names: settings.names,
       progress: (done, total) => progress.update(done, total),
     });
-    if (!wish.quiet) program.print(resultText(result, a, b));
+    if (!settings.quiet) program.print(resultText(result, a, b));
     return result.outcome === "identical" ? 0 : 1;
   } catch (error) {
     if (!(error instanceof CompareError)) throw error;
-    if (!wish.quiet) program.print(sizeWarning(a, b, error.offset));
+    if (!settings.quiet) program.print(sizeWarning(a, b, error.offset));
     const code = error.stage === "status" ? 3 : 4;
     throw new CommandError(error.message, { code, cause: error });
   }

@@ -4,30 +4,26 @@ import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { createImage } from "../../core/create.ts";
 import { asBlockError, strerror } from "../../core/errors.ts";
 import { primaryChild } from "../../core/extents.ts";
-import {
-  convert,
-  type ConvertOptions,
-  copyTargetOptions,
-} from "../../core/jobs/convert.ts";
-import type { StreamImageOptions } from "../../core/jobs/stream.ts";
-import type { BlockNode, WriteFlags } from "../../core/node.ts";
+import { convert, copyTargetOptions } from "../../core/jobs/convert.ts";
+import type { ConvertOptions } from "../../core/jobs/convert_options.ts";
+import type { BlockNode } from "../../core/node.ts";
 import { openNode } from "../../core/open.ts";
 import { nestOptions, type OptionValues } from "../../core/options.ts";
 import { getDriver, loadDriver, loadFormat } from "../../core/registry.ts";
 import { protocolStack } from "../../core/sources.ts";
-import { addBackingOptions, backingName } from "../backing_options.ts";
 import type { Command } from "../command.ts";
 import {
   checkBacking,
   checkCreation,
-  checkPacked,
-  checkPipes,
-  checkStored,
   CONVERT_OPTIONS,
-  type ConvertWish,
+  type ConvertSettings,
   parseConvert,
 } from "../convert_options.ts";
-import { createTable, printCreateHelp } from "../create_options.ts";
+import {
+  addBackingOptions,
+  backingName,
+  createTable,
+} from "../create_options.ts";
 import {
   cacheMode,
   creating,
@@ -36,13 +32,14 @@ import {
 } from "../images.ts";
 import { Progress } from "../progress.ts";
 import { CommandError, type Program } from "../program.ts";
-import { showSnapshot } from "../snapshots.ts";
+import type { ConversionHost, TargetFacts } from "../stream_conversion.ts";
 import { Target } from "../target.ts";
 
 /** The name that stands for standard input or standard output. */
 const STANDARD = "-";
 
 const loadBitmaps = () => import("../bitmaps.ts");
+const loadStreams = () => import("../stream_conversion.ts");
 
 /** The command. */
 export const command: Command = {
@@ -54,21 +51,22 @@ export const command: Command = {
 
   async run(invocation) {
     const { program } = invocation;
-    const wish = parseConvert(invocation);
+    const settings = await parseConvert(invocation);
     const sources = invocation.operands.slice(0, -1);
     const target = sources.length > 0 ? invocation.operands.at(-1) : undefined;
-    if (wish.options.asksForHelp) {
-      if (wish.targetImageOpts && wish.outputFormat === undefined) {
+    if (settings.options.asksForHelp) {
+      if (settings.targetImageOpts && settings.outputFormat === undefined) {
         throw new CommandError("Option help requires a format be specified");
       }
-      await printCreateHelp(program, wish.targetFormat, target);
+      const { printCreateHelp } = await import("../option_help.ts");
+      await printCreateHelp(program, settings.targetFormat, target);
       return 0;
     }
     if (target === undefined) {
       throw new CommandError("Must specify image file name");
     }
-    const cache = cacheMode(wish.sourceCache, "source cache option");
-    const toOutput = target === STANDARD && !wish.targetImageOpts;
+    const cache = cacheMode(settings.sourceCache, "source cache option");
+    const toOutput = target === STANDARD && !settings.targetImageOpts;
     const progress = await Progress.begin(
       program,
       invocation.showsProgress,
@@ -76,13 +74,14 @@ export const command: Command = {
       { dataOnOutput: toOutput },
     );
     try {
-      const conversion = new Conversion(program, wish, target, progress);
-      if (sources.includes(STANDARD) && !wish.image.imageOpts) {
+      const conversion = new Conversion(program, settings, target, progress);
+      if (sources.includes(STANDARD) && !settings.image.imageOpts) {
         const { inputFile } = await import("../standard_streams.ts");
         const file = inputFile();
         if (file === undefined) {
-          checkPipes(wish, { fromPipe: true, toOutput, sources });
-          return await conversion.fromPipe();
+          const { convertPipe } = await loadStreams();
+          const pipes = { fromPipe: true, toOutput, sources };
+          return await convertPipe(conversion, pipes);
         }
         sources.splice(
           0,
@@ -93,25 +92,22 @@ export const command: Command = {
       const nodes: BlockNode[] = [];
       return await usingNodes(nodes, async () => {
         for (const source of sources) {
-          const facts = { ...wish.image, share: false, cache };
+          const facts = { ...settings.image, share: false, cache };
           try {
             nodes.push(await openImageArgument(program, source, facts));
           } catch (error) {
             if (asBlockError(error).code !== "ENOTSUP") throw error;
-            const { findPacked } = await import("../packed_source.ts");
-            const packed = await findPacked(program, source, wish);
-            if (!packed) throw error;
-            checkPacked(wish, { toOutput, sources });
-            return await usingNodes(
-              [packed.file],
-              () => conversion.fromStream(packed.content(), [packed.file]),
-            );
+            const { convertPacked } = await loadStreams();
+            const pipes = { toOutput, sources };
+            const code = await convertPacked(conversion, source, pipes);
+            if (code === undefined) throw error;
+            return code;
           }
         }
-        await selectSnapshot(wish, nodes);
+        await selectSnapshot(settings, nodes);
         if (!toOutput) return await conversion.fromNodes(nodes);
-        checkPipes(wish, { fromPipe: false, toOutput, sources });
-        return await conversion.toOutput(nodes);
+        const { convertToOutput } = await loadStreams();
+        return await convertToOutput(conversion, nodes);
       });
     } finally {
       progress.end();
@@ -120,87 +116,79 @@ export const command: Command = {
 };
 
 async function selectSnapshot(
-  { snapshot }: ConvertWish,
+  { snapshot }: ConvertSettings,
   nodes: readonly BlockNode[],
 ): Promise<void> {
   if (snapshot === undefined) return;
   if (nodes.length > 1 && !snapshot.startsWith("snapshot.")) {
     throw new CommandError("No support for concatenating multiple snapshot");
   }
+  const { showSnapshot } = await import("../snapshots.ts");
   await showSnapshot(nodes[0], snapshot);
 }
 
-function sizeOf(sources: readonly BlockNode[]): number {
-  return sources.reduce(
-    (sum, { size }) => sum + roundUp(size, SECTOR_SIZE),
-    0,
-  );
-}
-
-/** Facts about a target. */
-interface TargetFacts {
-  /** Whether it is known to read as zeroes. */
-  readonly targetIsZero: boolean;
-  /** Whether it is new, so that its backing file is fully visible. */
-  readonly targetIsNew: boolean;
-  /** Flags of each write. */
-  readonly flags?: WriteFlags;
-}
-
 /** One call of the command. */
-class Conversion {
-  readonly #program: Program;
-  readonly #wish: ConvertWish;
-  readonly #target: string;
-  readonly #progress: Progress;
-  #sources: readonly BlockNode[] = [];
+class Conversion implements ConversionHost {
+  readonly program: Program;
+  readonly settings: ConvertSettings;
+  readonly target: string;
+  readonly progress: Progress;
+  sources: readonly BlockNode[] = [];
 
   constructor(
     program: Program,
-    wish: ConvertWish,
+    settings: ConvertSettings,
     target: string,
     progress: Progress,
   ) {
-    this.#program = program;
-    this.#wish = wish;
-    this.#target = target;
-    this.#progress = progress;
+    this.program = program;
+    this.settings = settings;
+    this.target = target;
+    this.progress = progress;
   }
 
   /** Convert opened images. */
   async fromNodes(sources: readonly BlockNode[]): Promise<number> {
-    this.#sources = sources;
-    const wish = this.#wish;
-    const created = wish.skipCreate
+    this.sources = sources;
+    const settings = this.settings;
+    const created = settings.skipCreate
       ? undefined
-      : await this.#createValues(sizeOf(sources));
-    const backing = created?.backing_file ?? wish.backingFile;
-    checkBacking(wish, backing !== undefined, sources.length);
-    if (created) checkCreation(wish, created);
-    if (wish.bitmaps) {
+      : await this.createValues(sources);
+    const backing = created?.backing_file ?? settings.backingFile;
+    checkBacking(settings, backing !== undefined, sources.length);
+    if (created) checkCreation(settings, created);
+    if (settings.bitmaps) {
       const { checkSourceBitmaps } = await loadBitmaps();
-      await checkSourceBitmaps(wish.skipBrokenBitmaps, sources);
+      await checkSourceBitmaps(settings.skipBrokenBitmaps, sources);
     }
-    if (created && await this.#isStream(created)) {
-      if (wish.bitmaps) await this.#checkAbilities(created);
-      return await this.#streamToFile(sources, created, backing !== undefined);
+    if (created && await this.isStream(created)) {
+      if (settings.bitmaps) await this.#checkAbilities(created);
+      const { convertToFile } = await loadStreams();
+      return await convertToFile(
+        this,
+        sources,
+        created,
+        backing !== undefined,
+      );
     }
-    await this.#withTarget(created, async (node, facts) => {
-      if (wish.bitmaps) await (await loadBitmaps()).checkTargetBitmaps(node);
+    await this.withTarget(created, async (node, facts) => {
+      if (settings.bitmaps) {
+        await (await loadBitmaps()).checkTargetBitmaps(node);
+      }
       await convert(sources, node, {
-        ...this.#options,
+        ...this.copyOptions,
         ...facts,
         onlyDifferences: backing !== undefined,
         // An extra pass over all extents is wasted if nobody watches.
-        progressBy: this.#progress.isShown || wish.salvage ? "data" : "disk",
-        progress: (done, total) => this.#progress.update(done, total),
+        progressBy: this.progress.isShown || settings.salvage ? "data" : "disk",
+        progress: (done, total) => this.progress.update(done, total),
       });
-      if (wish.bitmaps) {
+      if (settings.bitmaps) {
         const { copyBitmaps } = await loadBitmaps();
-        await copyBitmaps(this.#program, sources[0], node);
+        await copyBitmaps(this.program, sources[0], node);
       }
     });
-    this.#progress.complete();
+    this.progress.complete();
     return 0;
   }
 
@@ -209,7 +197,7 @@ class Conversion {
    * memory: later, an existing target would already be lost.
    */
   async #checkAbilities(created: OptionValues): Promise<void> {
-    const { targetFormat, bitmaps, compressed } = this.#wish;
+    const { targetFormat, bitmaps, compressed } = this.settings;
     if (!bitmaps && !compressed) return;
     // A protocol has no abilities to check.
     const { role } = await loadFormat(targetFormat);
@@ -225,189 +213,51 @@ class Conversion {
     const file = { driver: "memory", store: new MemoryStore() };
     const small = { ...values, size: 1 << 20 };
     try {
-      await createImage(targetFormat, file, small, creating(this.#program));
+      await createImage(targetFormat, file, small, creating(this.program));
     } catch {
       // Options that make no sense cost no file, and others need a folder.
       return;
     }
     const stack = { ...keyOptions(created), driver: targetFormat, file };
-    const node = await openNode(stack, { secrets: this.#program.secrets });
+    const node = await openNode(stack, { secrets: this.program.secrets });
     await usingNodes([node], async () => {
       if (bitmaps) await (await loadBitmaps()).checkTargetBitmaps(node);
       if (compressed) await copyTargetOptions(node, { compressed });
     });
   }
 
-  /** Convert opened images to standard output. */
-  async toOutput(sources: readonly BlockNode[]): Promise<number> {
-    const { imageChunks } = await import("../../core/jobs/stream.ts");
-    const { checkOutput, writeOutput } = await import("../standard_streams.ts");
-    const { size: _, ...create } = await this.#createValues(sizeOf(sources));
-    checkBacking(
-      this.#wish,
-      create.backing_file !== undefined,
-      sources.length,
-    );
-    checkCreation(this.#wish, create);
-    checkOutput();
-    await writeOutput(imageChunks(this.#wish.targetFormat, sources, {
-      ...this.#streamOptions,
-      create,
-      onlyDifferences: create.backing_file !== undefined,
-    }));
-    this.#progress.complete();
-    return 0;
-  }
-
-  get #streamOptions(): StreamImageOptions {
-    const { sparseSize, ...options } = this.#options;
-    return {
-      ...options,
-      fill: sparseSize === 0,
-      progress: (done, total) => this.#progress.update(done, total),
-    };
-  }
-
   /** Whether the new image is written front to back. */
-  async #isStream(created: OptionValues): Promise<boolean> {
-    const { targetFormat } = this.#wish;
-    const { isStream, stream } = await loadFormat(targetFormat);
+  async isStream(created: OptionValues): Promise<boolean> {
+    const { isStream, stream } = await loadFormat(this.settings.targetFormat);
     if (isStream?.(created)) return true;
     // Of most files that is known without their options.
-    const { driver } = protocolStack(this.#target);
+    const { driver } = protocolStack(this.target);
     const protocol = await loadDriver(getDriver(String(driver)));
     if (!protocol.storesWhole) return false;
-    const { isStoredWhole } = await import("../../core/jobs/stream_file.ts");
-    const isWhole = await isStoredWhole(targetFormat, this.#target, created);
-    if (!isWhole) return false;
-    checkStored(this.#wish, stream !== undefined);
-    return true;
-  }
-
-  /** Convert opened images to a file that is written front to back. */
-  async #streamToFile(
-    sources: readonly BlockNode[],
-    { size: _, ...create }: OptionValues,
-    onlyDifferences: boolean,
-  ): Promise<number> {
-    const { streamToFile } = await import("../../core/jobs/stream_file.ts");
-    const { targetFormat: format, targetCache } = this.#wish;
-    const cache = cacheMode(targetCache, "cache option");
-    await this.#store(
-      sources,
-      (signal) =>
-        streamToFile(format, this.#target, sources, {
-          ...this.#streamOptions,
-          ...creating(this.#program),
-          onlyDifferences,
-          cache,
-          create,
-          signal,
-        }),
-    );
-    return 0;
-  }
-
-  /** Have `store` make the target, which an interruption makes it give up. */
-  async #store(
-    sources: readonly BlockNode[],
-    store: (signal: AbortSignal) => Promise<void>,
-  ): Promise<void> {
-    const interruption = new AbortController();
-    using target = new Target(this.#program, this.#target, sources);
-    await this.#named(() =>
-      target.make(async () => {
-        const stored = store(interruption.signal);
-        target.giveUp = async () => {
-          interruption.abort();
-          await stored.catch(() => {});
-        };
-        try {
-          await stored;
-        } catch (error) {
-          // The interruption is about to end the program.
-          if (interruption.signal.aborted) await new Promise<never>(() => {});
-          throw error;
-        }
-      })
-    );
-    target.complete();
-    this.#progress.complete();
-  }
-
-  /** Convert standard input. */
-  async fromPipe(): Promise<number> {
-    const { readInput } = await import("../standard_streams.ts");
-    const { format } = this.#wish.image;
-    return await this.fromStream(readInput(this.#program, format));
-  }
-
-  /**
-   * Convert the bytes of a raw disk.
-   *
-   * @param sources The files that they are read from.
-   */
-  async fromStream(
-    input: AsyncGenerator<Uint8Array, void>,
-    sources: readonly BlockNode[] = [],
-  ): Promise<number> {
-    this.#sources = sources;
-    const { convertStream } = await import("../../core/jobs/convert_stream.ts");
-    const wish = this.#wish;
-    const created = wish.skipCreate ? undefined : await this.#createValues(0);
-    checkBacking(wish, created?.backing_file !== undefined, 1);
-    if (created) checkCreation(wish, created);
-    if ((created?.preallocation ?? "off") !== "off") {
-      throw new CommandError("Preallocation needs a size that is known before");
-    }
-    if (
-      created && wish.targetFormat !== "raw" && await this.#isStream(created)
-    ) {
-      throw new CommandError(
-        `${sources.length > 0 ? "What is unpacked" : "A pipe"} can be stored ` +
-          `in '${this.#target}' only as raw data: the ` +
-          "source is gone through twice for other formats",
-      );
-    }
-    // Check the input before the target is touched.
-    const first = await input.next();
-    if (created && await this.#isStream(created)) {
-      const { chunksToFile } = await import("../../core/jobs/stream_file.ts");
-      const bytes = inSectors(prepended(first, input));
-      await this.#store(sources, (signal) =>
-        chunksToFile(this.#target, bytes, {
-          ...creating(this.#program),
-          signal,
-        }));
-      return 0;
-    }
-    await this.#withTarget(created, async (node, facts) => {
-      const all = prepended(first, input);
-      const resize = created !== undefined;
-      await convertStream(all, node, { ...this.#options, ...facts, resize });
-    });
-    this.#progress.complete();
-    return 0;
+    const { isStoredWhole } = await loadStreams();
+    return await isStoredWhole(this, created, stream !== undefined);
   }
 
   /** Create the target, unless it must exist, and fill it. */
-  async #withTarget(
+  async withTarget(
     created: OptionValues | undefined,
     fill: (node: BlockNode, facts: TargetFacts) => Promise<void>,
   ): Promise<void> {
-    const wish = this.#wish;
-    const cache = cacheMode(wish.targetCache, "cache option");
+    const settings = this.settings;
+    const cache = cacheMode(settings.targetCache, "cache option");
     if (created) await this.#checkAbilities(created);
     const backing = created && await this.#openBackingFile(created);
-    const needed = backing ? [...this.#sources, backing] : this.#sources;
-    using target = new Target(this.#program, this.#target, needed);
+    const needed = backing ? [...this.sources, backing] : this.sources;
+    using target = new Target(this.program, this.target, needed);
     await usingNodes([backing], async () => {
       if (created) await this.#make(target, created);
       else target.use();
     });
-    const node = await openImageArgument(this.#program, this.#target, {
-      format: wish.targetImageOpts ? wish.outputFormat : wish.targetFormat,
-      imageOpts: wish.targetImageOpts,
+    const node = await openImageArgument(this.program, this.target, {
+      format: settings.targetImageOpts
+        ? settings.outputFormat
+        : settings.targetFormat,
+      imageOpts: settings.targetImageOpts,
       writable: true,
       // Direct I/O may extend a file to a whole block.
       resize: cache === "none" || cache === "directsync",
@@ -418,7 +268,7 @@ class Conversion {
       const isFresh = created !== undefined &&
         created.backing_file === undefined;
       await fill(node, {
-        targetIsZero: wish.targetIsZero ||
+        targetIsZero: settings.targetIsZero ||
           (isFresh && readsAsZero(target, node, created)),
         targetIsNew: created !== undefined,
         ...((cache === "writethrough" || cache === "directsync") &&
@@ -430,9 +280,9 @@ class Conversion {
   }
 
   /** The user's options of copying. */
-  get #options(): ConvertOptions {
-    const { parallel, sparseSize, compressed, outOfOrder } = this.#wish;
-    const { salvage, rateLimit, copyOffload, quiet } = this.#wish;
+  get copyOptions(): ConvertOptions {
+    const { parallel, sparseSize, compressed, outOfOrder } = this.settings;
+    const { salvage, rateLimit, copyOffload, quiet } = this.settings;
     return {
       parallel,
       sparseSize,
@@ -441,15 +291,19 @@ class Conversion {
       salvage,
       rateLimit,
       copyOffload,
-      ...(!quiet && { warn: (message) => this.#program.warn(message) }),
+      ...(!quiet && { warn: (message) => this.program.warn(message) }),
     };
   }
 
   /** The options of the new image. */
-  async #createValues(size: number): Promise<OptionValues> {
-    const { targetFormat: format, backingFile, backingFormat } = this.#wish;
-    const { table } = await createTable(format, this.#target);
-    const values = { ...this.#wish.options.parse(table), size };
+  async createValues(sources: readonly BlockNode[]): Promise<OptionValues> {
+    const size = sources.reduce(
+      (sum, { size }) => sum + roundUp(size, SECTOR_SIZE),
+      0,
+    );
+    const { targetFormat: format, backingFile, backingFormat } = this.settings;
+    const { table } = await createTable(format, this.target);
+    const values = { ...this.settings.options.parse(table), size };
     addBackingOptions(values, table, { format, backingFile, backingFormat });
     return values;
   }
@@ -463,32 +317,32 @@ class Conversion {
   ): Promise<BlockNode | undefined> {
     if (name === undefined) return undefined;
     try {
-      return await openNode(backingName(this.#target, String(name)), {
+      return await openNode(backingName(this.target, String(name)), {
         ...(format !== undefined && { format: String(format) }),
         readOnly: true,
         gate: "allow",
-        maxChain: this.#program.maxChain,
-        secrets: this.#program.secrets,
+        maxChain: this.program.maxChain,
+        secrets: this.program.secrets,
       });
     } catch (thrown) {
       throw asBlockError(thrown).prefixed(
-        `Could not open '${this.#target}': Could not open backing file: `,
+        `Could not open '${this.target}': Could not open backing file: `,
       );
     }
   }
 
   async #make(target: Target, values: OptionValues): Promise<void> {
-    const { targetFormat: format } = this.#wish;
+    const { targetFormat: format } = this.settings;
     const onPart = (name: string) => target.addPart(name);
-    const wishes = { ...creating(this.#program), onPart };
-    await this.#named(() =>
-      target.make(() => createImage(format, this.#target, values, wishes))
+    const how = { ...creating(this.program), onPart };
+    await this.named(() =>
+      target.make(() => createImage(format, this.target, values, how))
     );
   }
 
   /** Create an image; errors name the target. */
-  async #named(make: () => Promise<void>): Promise<void> {
-    const { targetFormat: format } = this.#wish;
+  async named(make: () => Promise<void>): Promise<void> {
+    const { targetFormat: format } = this.settings;
     try {
       await make();
     } catch (thrown) {
@@ -496,32 +350,10 @@ class Conversion {
       // Of what is written at once, the place says more.
       if (error.message.startsWith("error while ")) throw error;
       throw error.prefixed(
-        `${this.#target}: error while converting ${format}: `,
+        `${this.target}: error while converting ${format}: `,
       );
     }
   }
-}
-
-async function* prepended<T>(
-  first: IteratorResult<T, void>,
-  rest: AsyncIterable<T>,
-): AsyncGenerator<T> {
-  if (first.done) return;
-  yield first.value;
-  yield* rest;
-}
-
-/** Zeroes are added to what does not end with a sector. */
-async function* inSectors(
-  chunks: AsyncIterable<Uint8Array>,
-): AsyncGenerator<Uint8Array, void> {
-  let length = 0;
-  for await (const chunk of chunks) {
-    length += chunk.length;
-    yield chunk;
-  }
-  const rest = roundUp(length, SECTOR_SIZE) - length;
-  if (rest > 0) yield new Uint8Array(rest);
 }
 
 /** The options that name the new image's keys, needed to open it. */

@@ -6,7 +6,6 @@ import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import { openNode } from "../../core/open.ts";
 import type { OptionTable, OptionValues } from "../../core/options.ts";
 import { UnsupportedFormatError } from "../../core/probe.ts";
-import { addBackingOptions, backingName } from "../backing_options.ts";
 import {
   BACKING_FORMAT,
   type Command,
@@ -18,18 +17,19 @@ import {
   QUIET,
 } from "../command.ts";
 import {
+  addBackingOptions,
+  backingName,
   createTable,
-  describeOptions,
   OptionList,
-  printCreateHelp,
 } from "../create_options.ts";
 import { creating } from "../images.ts";
 import { sizeArgument } from "../numbers.ts";
+import { describeOptions, printCreateHelp } from "../option_help.ts";
 import { type Program, usageError } from "../program.ts";
 import { inRelease } from "../qemu_releases.ts";
 import { isSameFile, Target } from "../target.ts";
 
-interface Wish {
+interface Settings {
   format: string;
   filename: string;
   options: OptionList;
@@ -66,67 +66,67 @@ export const command: Command = {
 
   async run(invocation) {
     const { program } = invocation;
-    const wish = parse(invocation);
-    if (wish.options.asksForHelp) {
-      await printCreateHelp(program, wish.format, invocation.operands[0]);
+    const settings = parse(invocation);
+    if (settings.options.asksForHelp) {
+      await printCreateHelp(program, settings.format, invocation.operands[0]);
       return 0;
     }
     const [filename, size, surplus] = invocation.operands;
     if (filename === undefined) throw usageError("Expecting image file name");
-    if (size !== undefined) wish.size = sizeArgument("image size", size);
+    if (size !== undefined) settings.size = sizeArgument("image size", size);
     if (surplus !== undefined) {
       throw usageError(`Unexpected argument: ${surplus}`);
     }
-    wish.filename = filename;
+    settings.filename = filename;
     try {
-      return await create(program, wish, invocation.quiet);
+      return await create(program, settings, invocation.quiet);
     } catch (error) {
       throw asBlockError(error).prefixed(`${filename}: `);
     }
   },
 };
 
-function parse(invocation: Invocation): Wish {
-  const wish: Wish = {
+function parse(invocation: Invocation): Settings {
+  const settings: Settings = {
     format: "raw",
     filename: "",
     options: new OptionList(),
     openBacking: true,
   };
   for (const [option, argument] of invocation.options()) {
-    if (option === "b") wish.backingFile = argument;
-    else if (option === "F") wish.backingFormat = argument;
-    else if (option === "u") wish.openBacking = false;
-    else if (option === "o") wish.options.add(argument);
+    if (option === "b") settings.backingFile = argument;
+    else if (option === "F") settings.backingFormat = argument;
+    else if (option === "u") settings.openBacking = false;
+    else if (option === "o") settings.options.add(argument);
   }
-  wish.format = invocation.image.format ?? "raw";
-  return wish;
+  settings.format = invocation.image.format ?? "raw";
+  return settings;
 }
 
 async function create(
   program: Program,
-  wish: Wish,
+  settings: Settings,
   quiet: boolean,
 ): Promise<number> {
-  const { format, filename } = wish;
+  const { format, filename } = settings;
   const { table } = await createTable(format, filename);
-  const values = createValues(wish, table);
-  if (program.isOurs) spareBackingFile(wish, values);
-  const detected = await openBackingFile(program, wish, values);
+  const values = createValues(settings, table);
+  if (program.isOurs) spareBackingFile(settings, values);
+  const detected = await openBackingFile(program, settings, values);
   if (values.backing_file !== undefined && values.backing_fmt === undefined) {
     program.error(`${filename}: Backing file specified without backing format`);
     const end = inRelease("detectedLine");
     if (detected) program.printError(`Detected format of ${detected}.${end}`);
     return 1;
   }
-  // A header by itself is for a disk that is there, and so is a clone.
+  // A detached header belongs to an existing disk, and a clone to a snapshot.
   const isOfDisk = values["detached-header"] || values.clone_from;
   if (values.size === undefined && !isOfDisk) {
     throw new BlockError("EINVAL", "Image creation needs a size parameter");
   }
   const tell = () => {
     if (quiet) return;
-    const given = program.isOurs ? undefined : wish.options;
+    const given = program.isOurs ? undefined : settings.options;
     const options = describeOptions(table, values, given);
     program.print(`Formatting '${filename}', fmt=${format} ${options}\n`);
     program.output.flush();
@@ -142,7 +142,7 @@ async function create(
     );
   } catch (error) {
     const why = asBlockError(error);
-    // QEMU's program blames the format for limits of the system.
+    // QEMU blames the format for limits of the system.
     throw program.isOurs && isOfSystem(why, format, values)
       ? why
       : explainTooLarge(why, format, table, values);
@@ -166,32 +166,32 @@ async function makeWhole(
  * QEMU recognises the backing file only by its name as given, and empties
  * others.
  */
-function spareBackingFile(wish: Wish, values: OptionValues): void {
+function spareBackingFile(settings: Settings, values: OptionValues): void {
   const { backing_file: backing, data_file: dataFile } = values;
   if (backing === undefined) return;
-  const file = backingName(wish.filename, String(backing));
+  const file = backingName(settings.filename, String(backing));
   const made = dataFile === undefined ? [] : [String(dataFile)];
-  for (const name of [wish.filename, ...made]) {
+  for (const name of [settings.filename, ...made]) {
     if (!isSameFile(file, name)) continue;
     throw new BlockError("EINVAL", "It would overwrite its own backing file");
   }
 }
 
 /** The options of the image, collected from the command line. */
-function createValues(wish: Wish, table: OptionTable): OptionValues {
-  const values = wish.options.parse(table);
+function createValues(settings: Settings, table: OptionTable): OptionValues {
+  const values = settings.options.parse(table);
   if (values.size === undefined) {
-    if (wish.size !== undefined) values.size = wish.size;
-  } else if (wish.size !== undefined) {
+    if (settings.size !== undefined) values.size = settings.size;
+  } else if (settings.size !== undefined) {
     throw new BlockError(
       "EINVAL",
       "The image size must be specified only once",
     );
   }
-  addBackingOptions(values, table, wish);
+  addBackingOptions(values, table, settings);
   checkStoredName(values.backing_file);
   const { backing_file: backing } = values;
-  if (backing === wish.filename) {
+  if (backing === settings.filename) {
     throw new BlockError(
       "EINVAL",
       "Error: Trying to create an image with the same filename as the " +
@@ -215,22 +215,25 @@ function createValues(wish: Wish, table: OptionTable): OptionValues {
  */
 async function openBackingFile(
   { maxChain, secrets }: Program,
-  wish: Wish,
+  settings: Settings,
   values: OptionValues,
 ): Promise<string | undefined> {
   const { backing_file: backing, backing_fmt: format } = values;
-  if (backing === undefined || !wish.openBacking) return undefined;
+  if (backing === undefined || !settings.openBacking) return undefined;
   try {
-    const node = await openNode(backingName(wish.filename, String(backing)), {
-      ...(format !== undefined && { format: String(format) }),
-      readOnly: true,
-      forceShare: true,
-      gate: "allow",
-      maxChain,
-      secrets,
-      // Only the size is read.
-      withoutKeys: true,
-    });
+    const node = await openNode(
+      backingName(settings.filename, String(backing)),
+      {
+        ...(format !== undefined && { format: String(format) }),
+        readOnly: true,
+        forceShare: true,
+        gate: "allow",
+        maxChain,
+        secrets,
+        // Only the size is read.
+        withoutKeys: true,
+      },
+    );
     values.size ??= roundUp(node.size, SECTOR_SIZE);
     const detected = node.driver.name;
     await node.close();
@@ -248,7 +251,7 @@ async function openBackingFile(
   }
 }
 
-/** Whether it is the system that does not support so large a file. */
+/** Whether the system, not the format, limits the size of the file. */
 function isOfSystem(
   { code, message }: BlockError,
   format: string,

@@ -20,7 +20,7 @@ import { INT32_MAX, sizeArgument } from "../numbers.ts";
 import { CommandError, type Program } from "../program.ts";
 import { Target } from "../target.ts";
 
-class Wish {
+class Settings {
   outputFormat = "raw";
   input?: string;
   output?: string;
@@ -49,31 +49,31 @@ export const command: Command = {
   ],
   notes:
     "bs is the size of a block, by default 512 bytes; skip is the number of\n" +
-    "blocks to leave out, count where to stop. TARGET is created anew.",
+    "blocks to leave out, count where to stop. TARGET is newly created.",
 
   async run(invocation) {
     const { program } = invocation;
-    const { input, output, ...wish } = parse(invocation);
+    const { input, output, ...settings } = parse(invocation);
     if (input === undefined || output === undefined) {
       throw new CommandError("Must specify both input and output files");
     }
     const source = await openImageArgument(program, input, invocation.image);
     return await usingNodes([source], async () => {
-      if (!findDriver(wish.outputFormat)) {
+      if (!findDriver(settings.outputFormat)) {
         throw new CommandError("Unknown file format");
       }
-      await createTable(wish.outputFormat, output);
+      await createTable(settings.outputFormat, output);
       const size = roundUp(source.size, SECTOR_SIZE);
-      const end = Math.min(size, wish.count * wish.blockSize);
-      const start = wish.skip * wish.blockSize;
+      const end = Math.min(size, settings.count * settings.blockSize);
+      const start = settings.skip * settings.blockSize;
       using target = new Target(program, output, [source]);
       const length = Math.max(0, end - start);
-      const node = await makeTarget(program, target, output, wish, length);
+      const node = await makeTarget(program, target, output, settings, length);
       await usingNodes([node], async () => {
         if (start > end) {
           program.error(`${input}: cannot skip to specified offset`);
         }
-        await copy(source, node, { start, end, blockSize: wish.blockSize });
+        await copy(source, node, { start, end, blockSize: settings.blockSize });
       });
       target.complete();
       return 0;
@@ -81,25 +81,25 @@ export const command: Command = {
   },
 };
 
-function parse(invocation: Invocation): Wish {
-  const wish = new Wish();
+function parse(invocation: Invocation): Settings {
+  const settings = new Settings();
   for (const [option, argument] of invocation.options()) {
-    if (option === "O") wish.outputFormat = argument;
+    if (option === "O") settings.outputFormat = argument;
   }
   for (const operand of invocation.operands) {
     const equals = operand.indexOf("=");
     const name = equals < 0 ? operand : operand.slice(0, equals);
     const value = operand.slice(equals + 1);
     if (equals < 0) throw unrecognized(name);
-    if (name === "if") wish.input = value;
-    else if (name === "of") wish.output = value;
+    if (name === "if") settings.input = value;
+    else if (name === "of") settings.output = value;
     else if (name === "bs") {
-      wish.blockSize = sizeArgument("bs", value, 1, INT32_MAX);
-    } else if (name === "count") wish.count = sizeArgument("count", value);
-    else if (name === "skip") wish.skip = sizeArgument("skip", value);
+      settings.blockSize = sizeArgument("bs", value, 1, INT32_MAX);
+    } else if (name === "count") settings.count = sizeArgument("count", value);
+    else if (name === "skip") settings.skip = sizeArgument("skip", value);
     else throw unrecognized(name);
   }
-  return wish;
+  return settings;
 }
 
 function unrecognized(name: string): CommandError {
@@ -110,12 +110,12 @@ async function makeTarget(
   program: Program,
   target: Target,
   filename: string,
-  { outputFormat: format }: Pick<Wish, "outputFormat">,
+  { outputFormat: format }: Pick<Settings, "outputFormat">,
   size: number,
 ): Promise<BlockNode> {
   try {
-    const wishes = creating(program);
-    await target.make(() => createImage(format, filename, { size }, wishes));
+    const how = creating(program);
+    await target.make(() => createImage(format, filename, { size }, how));
   } catch (error) {
     throw asBlockError(error).prefixed(
       `${filename}: error while creating output image: `,

@@ -10,7 +10,7 @@ import {
   FORMAT,
   HELP,
   IMAGE_OPTS,
-  type ImageWish,
+  type ImageSettings,
   type Invocation,
   OBJECT,
   OUTPUT,
@@ -31,11 +31,11 @@ interface Description {
   fullBackingFile?: string;
   info: NodeInfo;
   snapshots: Snapshot[];
-  /** Their list, for people. */
+  /** The snapshot list for people. */
   snapshotLines: readonly string[];
-  /** What its requests are bound to, if that is wanted. */
+  /** The limits of its requests, if requested. */
   limits?: Record<string, number>;
-  /** The nodes below it, but for its backing file. */
+  /** Its children, except for the backing file. */
   children: [role: string, child: Description][];
 }
 
@@ -62,17 +62,17 @@ export const command: Command = {
     },
     {
       long: "limits",
-      help: "show what requests are bound to, such as an alignment",
+      help: "show the limits of requests, such as an alignment",
     },
   ],
 
   async run(invocation) {
     const { program } = invocation;
-    const { output, ...wish } = parse(invocation);
-    const { chain } = wish;
+    const { output, ...settings } = parse(invocation);
+    const { chain } = settings;
     const { image } = invocation;
     const [file] = invocation.operands;
-    const images = await describeChain(program, file, wish, image);
+    const images = await describeChain(program, file, settings, image);
     if (output === "human") {
       const texts = images.map((image) =>
         humanLines(image).map((line) => `${line}\n`).join("")
@@ -101,12 +101,15 @@ function parse(invocation: Invocation) {
   return { output: outputFormat(output), chain, cache, limits };
 }
 
-/** Describe an image and, on request, those below it, each opened by itself. */
+/**
+ * Describe an image and, on request, its backing chain, opening each image
+ * separately.
+ */
 async function describeChain(
   program: Program,
   file: string,
   { chain, cache, limits }: Omit<ReturnType<typeof parse>, "output">,
-  image: ImageWish,
+  image: ImageSettings,
 ): Promise<Description[]> {
   const images: Description[] = [];
   const seen = new Set<string>();
@@ -174,7 +177,7 @@ async function describe(
   };
 }
 
-/** Describe the nodes below another, in QEMU's order: the latest first. */
+/** Describe the children of a node, in QEMU's order: the latest first. */
 async function describeChildren(
   node: BlockNode,
   limits: boolean,
@@ -188,7 +191,7 @@ async function describeChildren(
   return children;
 }
 
-/** Most of a filter's info is its file's. */
+/** A filter's info is mostly that of its file. */
 async function ownInfo(node: BlockNode): Promise<NodeInfo> {
   const info = await node.info?.() ?? {};
   if (inRelease("fileSpecific").includes(node.driver.name)) {
@@ -250,7 +253,7 @@ function jsonOf({ info, ...image }: Description): Json {
   };
 }
 
-/** Details of a format, without those that are too new. */
+/** Details of a format, without those newer than the release. */
 function known(details: Json): Json {
   if (Array.isArray(details)) return details.map(known);
   if (typeof details !== "object" || details === null) return details;
@@ -277,7 +280,7 @@ function jsonOfSnapshot(snapshot: Snapshot): Json {
 
 /** `path` leads to a child from the top. */
 function humanLines({ info, ...image }: Description, path = ""): string[] {
-  // QEMU takes a child that has none itself for a protocol.
+  // QEMU takes a child without children for a protocol.
   const isFile = path !== "" && image.children.length === 0;
   const lines = [
     `${isFile ? "filename" : "image"}: ${image.filename}`,

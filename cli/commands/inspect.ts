@@ -1,4 +1,4 @@
-/** `inspect`: what an image is, before anything of it is opened. @module */
+/** `inspect`: examine an image before opening it. @module */
 import { asBlockError } from "../../core/errors.ts";
 import {
   inspect,
@@ -29,7 +29,7 @@ const EXIT_CODES = { safe: 0, unsafe: 2, suspect: 3 } as const;
 
 /** The command. */
 export const command: Command = {
-  summary: "Say what an image is and what speaks against it, opening nothing",
+  summary: "Inspect an image, and report risks, before opening it",
   operands: "FILE",
   options: [
     HELP,
@@ -43,9 +43,9 @@ export const command: Command = {
     },
   ],
   notes: "FILE is '-' for standard input. At most 1 MiB is read, and no file " +
-    "that the\nimage names is opened. The exit code is 0 if nothing speaks " +
-    "against the image,\n3 after warnings, 2 if there is a danger, and 1 if " +
-    "it cannot be read.",
+    "that the\nimage names is opened. The exit code is 0 without " +
+    "findings other than notes,\n3 after warnings, 2 if there is a danger, " +
+    "and 1 if the image cannot be read.",
 
   async run(invocation) {
     let output: string | undefined;
@@ -70,10 +70,10 @@ export const command: Command = {
 async function inspectArgument(
   { program, image }: Invocation,
   text: string,
-  wishes: InspectOptions,
+  given: InspectOptions,
 ): Promise<Inspection> {
   const { forceShare, imageOpts } = image;
-  const options = { ...wishes, forceShare };
+  const options = { ...given, forceShare };
   try {
     if (text === "-" && !imageOpts) {
       if (process.input.isTerminal()) {
@@ -144,7 +144,7 @@ function humanLines(filename: string, inspection: Inspection): string[] {
   return lines;
 }
 
-/** A text on one line that cannot do anything to the terminal. */
+/** Text on one line, without control characters of terminals. */
 function printable(text: string): string {
   return text.replaceAll(
     /\p{Cc}/gu,

@@ -4,7 +4,7 @@ import { OPTIONS, run } from "../io_tool.ts";
 
 /** The command. */
 export const command: Command = {
-  summary: "Try an image: read, write, and look at its allocation",
+  summary: "Try an image: read, write, and show its allocation",
   operands: "[FILE]",
   options: OPTIONS,
   notes: "Without -c, commands come from standard input. 'bdrv io -c help' " +

@@ -22,7 +22,7 @@ import {
 } from "../command.ts";
 import { openImageArgument, usingNodes } from "../images.ts";
 import { integerText, sizeArgument } from "../numbers.ts";
-import type { PictureWish } from "../picture.ts";
+import type { PictureSettings } from "../picture.ts";
 import { CommandError, usageError } from "../program.ts";
 import { inRelease } from "../qemu_releases.ts";
 
@@ -35,7 +35,7 @@ interface Entry {
   zero: boolean;
   data: boolean;
   compressed: boolean;
-  /** Where in `file` it lies, if it is stored plainly. */
+  /** Offset in `file`, if it is stored plainly. */
   offset?: number;
   file?: BlockNode;
 }
@@ -125,19 +125,19 @@ function parse(invocation: Invocation) {
   let output: string | undefined;
   let start = 0;
   let maxLength = Infinity;
-  const wish: PictureWish = {};
+  const settings: PictureSettings = {};
   for (const [option, argument] of invocation.options()) {
     if (option === "output") output = argument;
     else if (option === "s") start = sizeArgument("start offset", argument);
     else if (option === "l") maxLength = sizeArgument("max length", argument);
-    else if (option === "picture") wish.text = true;
-    else if (option === "svg") wish.svg = argument;
-    else if (option === "png") wish.png = argument;
-    else if (option === "bitmap") wish.bitmap = argument;
+    else if (option === "picture") settings.text = true;
+    else if (option === "svg") settings.svg = argument;
+    else if (option === "png") settings.png = argument;
+    else if (option === "bitmap") settings.bitmap = argument;
   }
   invocation.expectOneImage();
-  const isDrawn = wish.text || (wish.svg ?? wish.png) !== undefined;
-  if (!isDrawn && wish.bitmap !== undefined) {
+  const isDrawn = settings.text || (settings.svg ?? settings.png) !== undefined;
+  if (!isDrawn && settings.bitmap !== undefined) {
     throw usageError("--bitmap needs --picture, --svg or --png");
   }
   const isMap = output !== undefined || start > 0 || maxLength < Infinity;
@@ -148,7 +148,7 @@ function parse(invocation: Invocation) {
     output: outputFormat(output),
     start,
     maxLength,
-    drawing: isDrawn ? wish : undefined,
+    drawing: isDrawn ? settings : undefined,
   };
 }
 
@@ -184,8 +184,8 @@ async function forEachEntry(
 }
 
 /**
- * Whether nothing is said of a range: a protocol has no layer below that would
- * read as zeroes. (`x-dirty-bitmap` of `nbd` shows what is dirty like that.)
+ * Whether the content of a range is unknown: below a protocol, no layer reads
+ * as zeroes. (`x-dirty-bitmap` of `nbd` reports dirty ranges like that.)
  */
 function isUnknown(top: BlockNode, { allocated, depth }: ChainExtent): boolean {
   return !allocated && depth === 0 &&

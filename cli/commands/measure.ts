@@ -27,7 +27,7 @@ import { integerText, sizeArgument } from "../numbers.ts";
 import { CommandError, type Program } from "../program.ts";
 import { showSnapshot, snapshotArgument } from "../snapshots.ts";
 
-class Wish {
+class Settings {
   outputFormat = "raw";
   snapshot?: string;
   size?: number;
@@ -71,57 +71,61 @@ export const command: Command = {
 
   async run(invocation) {
     const { program } = invocation;
-    const wish = parse(invocation);
+    const settings = parse(invocation);
     const [file] = invocation.operands;
     if (file === undefined) {
-      showMeasurement(program, wish, await measureFor(program, wish));
+      showMeasurement(program, settings, await measureFor(program, settings));
       return 0;
     }
     const node = await openImageArgument(program, file, invocation.image);
     return await usingNodes([node], async () => {
-      if (wish.snapshot !== undefined) await showSnapshot(node, wish.snapshot);
-      const measured = await measureFor(program, wish, node);
-      showMeasurement(program, wish, measured);
+      if (settings.snapshot !== undefined) {
+        await showSnapshot(node, settings.snapshot);
+      }
+      const measured = await measureFor(program, settings, node);
+      showMeasurement(program, settings, measured);
       return 0;
     });
   },
 };
 
-function parse(invocation: Invocation): Wish {
-  const wish = new Wish();
+function parse(invocation: Invocation): Settings {
+  const settings = new Settings();
   for (const [option, argument] of invocation.options()) {
-    if (option === "O") wish.outputFormat = argument;
-    else if (option === "o") wish.options.add(argument);
+    if (option === "O") settings.outputFormat = argument;
+    else if (option === "o") settings.options.add(argument);
     else if (option === "l") {
-      wish.snapshot = snapshotArgument(invocation.program, argument);
-    } else if (option === "s") wish.size = sizeArgument("image size", argument);
-    else if (option === "source-image-opts") invocation.image.imageOpts = true;
-    else if (option === "output") wish.output = outputFormat(argument);
+      settings.snapshot = snapshotArgument(invocation.program, argument);
+    } else if (option === "s") {
+      settings.size = sizeArgument("image size", argument);
+    } else if (option === "source-image-opts") {
+      invocation.image.imageOpts = true;
+    } else if (option === "output") settings.output = outputFormat(argument);
   }
   const { operands, image } = invocation;
   if (operands.length > 1) {
     throw new CommandError("At most one filename argument is allowed.");
   }
   if (operands.length === 1) {
-    if (wish.size === undefined) return wish;
+    if (settings.size === undefined) return settings;
     throw new CommandError("--size N cannot be used together with a filename.");
   }
-  if (image.imageOpts || (image.format ?? wish.snapshot) !== undefined) {
+  if (image.imageOpts || (image.format ?? settings.snapshot) !== undefined) {
     throw new CommandError(
       "--image-opts, -f, and -l require a filename argument.",
     );
   }
-  if (wish.size === undefined) {
+  if (settings.size === undefined) {
     throw new CommandError(
       "Either --size N or one filename must be specified.",
     );
   }
-  return wish;
+  return settings;
 }
 
 async function measureFor(
   program: Program,
-  { outputFormat: format, options, size }: Wish,
+  { outputFormat: format, options, size }: Settings,
   source?: Parameters<typeof measure>[2],
 ): Promise<Measurement> {
   const { driver } = await createTable(format);
@@ -149,7 +153,7 @@ function parseValues(
 
 function showMeasurement(
   program: Program,
-  { output }: Wish,
+  { output }: Settings,
   { required, fullyAllocated, bitmaps }: Measurement,
 ): void {
   if (output === "json") {

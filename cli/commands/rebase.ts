@@ -2,7 +2,7 @@
 import "../../drivers/writing.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
 import { backingOf } from "../../core/extents.ts";
-import { canonicalName } from "../../core/gate.ts";
+import { canonicalName } from "../../core/sources.ts";
 import {
   type BackingName,
   changeBacking,
@@ -38,7 +38,7 @@ import { Interruption } from "../interruption.ts";
 import { Progress } from "../progress.ts";
 import { CommandError, type Program, usageError } from "../program.ts";
 
-class Wish {
+class Settings {
   cache = "writeback";
   sourceCache = "writeback";
   backing?: string;
@@ -85,26 +85,29 @@ export const command: Command = {
 
   async run(invocation) {
     const { program } = invocation;
-    const wish = parse(invocation);
+    const settings = parse(invocation);
     const [file] = invocation.operands;
     const { forceShare, ...image } = invocation.image;
     const progress = await Progress.begin(program, invocation.showsProgress, 2);
     try {
-      const cache = cacheMode(wish.cache, "cache option");
-      const sourceCache = cacheMode(wish.sourceCache, "source cache option");
+      const cache = cacheMode(settings.cache, "cache option");
+      const sourceCache = cacheMode(
+        settings.sourceCache,
+        "source cache option",
+      );
       const overlay = await openImageArgument(program, file, {
         ...image,
         cache,
         writable: true,
-        backing: !wish.unsafe,
+        backing: !settings.unsafe,
       });
       await usingNodes([overlay], async () => {
-        checkFormat(wish.backingFormat);
-        if (wish.unsafe) await changeName(overlay, wish);
+        checkFormat(settings.backingFormat);
+        if (settings.unsafe) await changeName(overlay, settings);
         else {
           await rebaseSafely({
             program,
-            wish,
+            settings,
             file,
             overlay,
             sourceCache,
@@ -121,24 +124,24 @@ export const command: Command = {
   },
 };
 
-function parse(invocation: Invocation): Wish {
-  const wish = new Wish();
+function parse(invocation: Invocation): Settings {
+  const settings = new Settings();
   for (const [option, argument] of invocation.options()) {
-    if (option === "b") wish.backing = argument;
-    else if (option === "F") wish.backingFormat = argument;
-    else if (option === "t") wish.cache = argument;
-    else if (option === "T") wish.sourceCache = argument;
-    else if (option === "u") wish.unsafe = true;
-    else if (option === "c") wish.compressed = true;
+    if (option === "b") settings.backing = argument;
+    else if (option === "F") settings.backingFormat = argument;
+    else if (option === "t") settings.cache = argument;
+    else if (option === "T") settings.sourceCache = argument;
+    else if (option === "u") settings.unsafe = true;
+    else if (option === "c") settings.compressed = true;
   }
   invocation.expectOneImage();
-  if (!wish.unsafe && wish.backing === undefined) {
+  if (!settings.unsafe && settings.backing === undefined) {
     throw usageError("Must specify backing file (-b) or use unsafe mode (-u)");
   }
-  if (wish.unsafe && wish.compressed) {
+  if (settings.unsafe && settings.compressed) {
     throw usageError("Cannot compress in unsafe mode: nothing is copied");
   }
-  return wish;
+  return settings;
 }
 
 function checkFormat(format: string | undefined): void {
@@ -147,7 +150,9 @@ function checkFormat(format: string | undefined): void {
 }
 
 /** The name to record; QEMU requires the format. */
-function newName({ backing, backingFormat }: Wish): BackingName | undefined {
+function newName(
+  { backing, backingFormat }: Settings,
+): BackingName | undefined {
   if (!backing) return undefined;
   if (backingFormat !== undefined) {
     return { name: backing, format: backingFormat };
@@ -158,11 +163,14 @@ function newName({ backing, backingFormat }: Wish): BackingName | undefined {
   );
 }
 
-async function changeName(overlay: BlockNode, wish: Wish): Promise<void> {
+async function changeName(
+  overlay: BlockNode,
+  settings: Settings,
+): Promise<void> {
   try {
-    await changeBacking(overlay, newName(wish));
+    await changeBacking(overlay, newName(settings));
   } catch (error) {
-    if (wish.backing !== undefined) throw error;
+    if (settings.backing !== undefined) throw error;
     // How C prints a null string.
     const { code, message } = asBlockError(error);
     throw new BlockError(code, message.replace("to ''", "to '(null)'"), {
@@ -174,7 +182,7 @@ async function changeName(overlay: BlockNode, wish: Wish): Promise<void> {
 /** Everything needed to rebase without changing the content. */
 interface SafeRebase {
   readonly program: Program;
-  readonly wish: Wish;
+  readonly settings: Settings;
   /** The overlay's name, as given by the user. */
   readonly file: string;
   readonly overlay: BlockNode;
@@ -185,18 +193,18 @@ interface SafeRebase {
 }
 
 async function rebaseSafely(call: SafeRebase): Promise<void> {
-  const { program, wish, file, overlay, progress } = call;
-  const opened = wish.backing ? await openBacking(call) : undefined;
+  const { program, settings, file, overlay, progress } = call;
+  const opened = settings.backing ? await openBacking(call) : undefined;
   await usingNodes([opened?.isOurs ? opened.node : undefined], async () => {
     if (opened && program.isOurs) {
-      wish.backingFormat ??= opened.node.driver.name;
+      settings.backingFormat ??= opened.node.driver.name;
     }
-    const name = newName(wish);
+    const name = newName(settings);
     using interruption = new Interruption();
     await interruption.run(
       (signal) =>
         rebase(overlay, opened && name && { ...name, node: opened.node }, {
-          compressed: wish.compressed,
+          compressed: settings.compressed,
           signal,
           progress: (done, total) => progress.update(done, total),
         }),
@@ -211,11 +219,11 @@ async function rebaseSafely(call: SafeRebase): Promise<void> {
  * which the caller must close.
  */
 async function openBacking(
-  { program, wish, overlay, sourceCache, forceShare }: SafeRebase,
+  { program, settings, overlay, sourceCache, forceShare }: SafeRebase,
 ): Promise<{ node: BlockNode; isOurs: boolean }> {
-  const backing = wish.backing!;
+  const backing = settings.backing!;
   const filename = resolvedName(overlay, backing);
-  const { backingFormat: format } = wish;
+  const { backingFormat: format } = settings;
   const known = findInChain(overlay, filename, format);
   if (known) return { node: known, isOurs: false };
   try {

@@ -92,7 +92,7 @@ function splitArguments(
   { args, program, command }: Invocation,
 ): SplitArguments {
   if (inRelease("resizeAnywhere")) {
-    // A size that begins with a minus is no option.
+    // A size that begins with a minus is not an option.
     const at = args.findIndex((arg, index) =>
       /^-\d/.test(arg) &&
       (program.isOurs || index > 0 && !args[index - 1].startsWith("-"))
@@ -109,7 +109,7 @@ function splitArguments(
   return findSize(args, command.options) ?? split;
 }
 
-/** Find the size where it is not the last argument, which is what 7.2 takes. */
+/** Find the size where it is not the last argument. */
 function findSize(
   args: readonly string[],
   options: readonly OptionSpec[],

@@ -1,4 +1,4 @@
-/** `serve`: offer an image to NBD clients. @module */
+/** `serve`: export an image to NBD clients. @module */
 import { Image } from "../../core/image.ts";
 import { localSockets } from "../../core/platform/mod.ts";
 import { process } from "../../core/platform/this_process.ts";
@@ -19,7 +19,7 @@ import { CommandError, type Program } from "../program.ts";
 
 /** The command. */
 export const command: Command = {
-  summary: "Offer an image to NBD clients until a signal ends it",
+  summary: "Export an image to NBD clients until a signal ends it",
   operands: "FILE",
   options: [
     HELP,
@@ -66,7 +66,7 @@ export const command: Command = {
       short: "l",
       long: "load-snapshot",
       argument: "SNAPSHOT",
-      help: "offer a snapshot of the image: an id, or a name",
+      help: "export a snapshot of the image: an id, or a name",
     },
     {
       short: "A",
@@ -77,7 +77,7 @@ export const command: Command = {
       short: "B",
       long: "bitmap",
       argument: "NAME",
-      help: "offer a bitmap of the image",
+      help: "export a bitmap of the image",
     },
     {
       long: "tls-creds",
@@ -90,7 +90,7 @@ export const command: Command = {
   run: serve,
 };
 
-interface Wish {
+interface Settings {
   socket?: string;
   host: string;
   port: string;
@@ -104,8 +104,8 @@ interface Wish {
   tlsCreds?: string;
 }
 
-function parse(invocation: Invocation): Wish {
-  const wish: Wish = {
+function parse(invocation: Invocation): Settings {
+  const settings: Settings = {
     host: "127.0.0.1",
     port: "10809",
     shared: 0,
@@ -114,23 +114,23 @@ function parse(invocation: Invocation): Wish {
     bitmaps: [],
   };
   for (const [option, argument] of invocation.options()) {
-    if (option === "w") wish.writable = true;
-    else if (option === "k") wish.socket = argument;
-    else if (option === "port") wish.port = argument;
-    else if (option === "b") wish.host = argument;
-    else if (option === "e") wish.shared = clientCount(argument);
-    else if (option === "x") wish.exportName = argument;
-    else if (option === "D") wish.description = argument;
-    else if (option === "l") wish.snapshot = argument;
-    else if (option === "A") wish.allocationDepth = true;
-    else if (option === "B") wish.bitmaps.push(argument);
-    else if (option === "tls-creds") wish.tlsCreds = argument;
+    if (option === "w") settings.writable = true;
+    else if (option === "k") settings.socket = argument;
+    else if (option === "port") settings.port = argument;
+    else if (option === "b") settings.host = argument;
+    else if (option === "e") settings.shared = clientCount(argument);
+    else if (option === "x") settings.exportName = argument;
+    else if (option === "D") settings.description = argument;
+    else if (option === "l") settings.snapshot = argument;
+    else if (option === "A") settings.allocationDepth = true;
+    else if (option === "B") settings.bitmaps.push(argument);
+    else if (option === "tls-creds") settings.tlsCreds = argument;
   }
   invocation.expectOneImage();
-  if (wish.writable && wish.snapshot !== undefined) {
+  if (settings.writable && settings.snapshot !== undefined) {
     throw new CommandError("A snapshot cannot be written to");
   }
-  return wish;
+  return settings;
 }
 
 function clientCount(text: string): number {
@@ -140,10 +140,10 @@ function clientCount(text: string): number {
 
 async function serve(invocation: Invocation): Promise<number> {
   const { program } = invocation;
-  const wish = parse(invocation);
+  const settings = parse(invocation);
   const [file] = invocation.operands;
-  const tls = tlsCredentials(wish.tlsCreds, "server");
-  const address = await freeAddress(wish);
+  const tls = tlsCredentials(settings.tlsCreds, "server");
+  const address = await freeAddress(settings);
   let end = () => {};
   const ended = new Promise<void>((resolve) => end = resolve);
   onSignals(end);
@@ -151,9 +151,9 @@ async function serve(invocation: Invocation): Promise<number> {
     file,
     format: invocation.image.format,
     imageOpts: invocation.image.imageOpts ?? false,
-    readOnly: !wish.writable,
+    readOnly: !settings.writable,
     snapshot: false,
-    loadSnapshot: wish.snapshot,
+    loadSnapshot: settings.snapshot,
     offset: 0,
     discard: true,
     detectZeroes: "off",
@@ -162,12 +162,12 @@ async function serve(invocation: Invocation): Promise<number> {
     const listener = await listenAt(address);
     try {
       await using server = await serveNbd(new Image(node), listener, {
-        name: wish.exportName,
-        description: wish.description,
-        writable: wish.writable,
-        maxClients: wish.shared,
-        allocationDepth: wish.allocationDepth,
-        bitmaps: await findBitmaps(node, wish.bitmaps, !wish.writable),
+        name: settings.exportName,
+        description: settings.description,
+        writable: settings.writable,
+        maxClients: settings.shared,
+        allocationDepth: settings.allocationDepth,
+        bitmaps: await findBitmaps(node, settings.bitmaps, !settings.writable),
         tls,
         ...watching(program),
       });
@@ -183,11 +183,11 @@ async function serve(invocation: Invocation): Promise<number> {
   return 0;
 }
 
-/** Where to listen. A socket at which somebody listens already is not taken. */
-async function freeAddress(wish: Wish): Promise<SocketAddress> {
-  const { socket: path, host, port } = wish;
+/** The address to listen on. A socket that is in use is not replaced. */
+async function freeAddress(settings: Settings): Promise<SocketAddress> {
+  const { socket: path, host, port } = settings;
   if (path === undefined) return { host, port: portNumber(host, port) };
-  // Clients elsewhere could not find a name that is relative to our folder.
+  // Clients in other folders could not find a relative name.
   const absolute = path.startsWith("/")
     ? path
     : `${process.workingFolder()}/${path}`;
@@ -201,7 +201,7 @@ async function freeAddress(wish: Wish): Promise<SocketAddress> {
   throw new CommandError(`Another program listens on '${path}'`);
 }
 
-/** Tell who sits at a terminal what happens; logs get to know what fails. */
+/** Report events on a terminal; logs get only errors. */
 function watching(program: Program) {
   const isSeen = process.error.isTerminal();
   let count = 0;

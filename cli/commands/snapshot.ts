@@ -109,7 +109,7 @@ const ACTIONS = {
       await snapshots.apply(name);
     } catch (thrown) {
       const { code, message } = asBlockError(thrown);
-      // That bitmaps do not permit it is found out before one is looked for.
+      // Refusals because of bitmaps come before the snapshot is looked up.
       if (code === "EBUSY") throw failed("apply", name, message);
       const why = strerror(code);
       // A missing snapshot has no further cause to print.
@@ -129,7 +129,7 @@ const ACTIONS = {
   },
 };
 
-/** How QEMU refuses snapshots of a format that has none. */
+/** QEMU's refusal for a format without snapshots. */
 function unsupported(action: keyof typeof ACTIONS, name: string): CommandError {
   if (action === "c") return notCreated(name, new BlockError("ENOTSUP"));
   return action === "a"

@@ -25,7 +25,7 @@ import {
   ZERO,
 } from "./write.ts";
 
-const INVALID = { short: "i", help: "do nothing, as if it made no sense" };
+const INVALID = { short: "i", help: "do nothing, as for an invalid request" };
 
 /** `aio_read`. */
 export const aioRead: IoCommand = {

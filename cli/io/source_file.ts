@@ -4,7 +4,7 @@
  * @module
  */
 import { BlockError } from "../../core/errors.ts";
-import { hostError } from "../../core/platform/files.ts";
+import { hostError } from "../../core/platform/system_calls.ts";
 import type { InputFile } from "../../core/platform/process.ts";
 import { process } from "../../core/platform/this_process.ts";
 

@@ -1,5 +1,5 @@
 /**
- * Sockets that the system has made for a server before it starts it.
+ * Sockets passed on by the system (socket activation).
  *
  * @module
  */
@@ -13,7 +13,7 @@ import type { NbdRequest } from "./options.ts";
 /** The descriptor of the first such socket. */
 const FIRST = 3;
 
-/** The number of sockets that are meant for this process. */
+/** Number of sockets passed to this process. */
 function socketCount(): number {
   const isOurs = Number(process.variable("LISTEN_PID")) === process.pid;
   const count = Number(process.variable("LISTEN_FDS"));
@@ -21,9 +21,10 @@ function socketCount(): number {
 }
 
 /**
- * The socket that the system has made, if it has made one.
+ * The socket passed to this process, if any.
  *
- * @throws {CommandError} if the user names another, or there are several.
+ * @throws {CommandError} if the user gives an address as well, or there are
+ * several sockets.
  */
 export async function activatedSocket(
   request: NbdRequest,
@@ -57,7 +58,7 @@ export async function activatedSocket(
   try {
     return await (await localSockets()).inherited(FIRST);
   } catch {
-    // Runtimes call it by various names.
+    // Runtimes have different names for it.
     throw new CommandError(
       `Socket activation failed: invalid file descriptor fd = ${FIRST}: ` +
         strerror("EBADF"),

@@ -1,5 +1,5 @@
 /**
- * Opening an image that is to be offered to clients.
+ * Opening an image to be exported.
  *
  * @module
  */
@@ -18,8 +18,8 @@ import { CommandError, type Program } from "../program.ts";
 import { showSnapshot } from "../snapshots.ts";
 import type { NbdRequest } from "./options.ts";
 
-/** What of a request concerns the image. */
-export type ImageWish = Pick<
+/** The parts of a request that concern the image. */
+export type ImageSettings = Pick<
   NbdRequest,
   | "file"
   | "format"
@@ -34,34 +34,34 @@ export type ImageWish = Pick<
   | "detectZeroes"
 >;
 
-/** Open an image, and what of it is to be offered. */
+/** Open an image and its exported bitmaps. */
 export async function openExport(
   program: Program,
-  wish: ImageWish,
+  settings: ImageSettings,
 ): Promise<BlockNode> {
-  const { format, imageOpts, readOnly, snapshot, offset } = wish;
+  const { format, imageOpts, readOnly, snapshot, offset } = settings;
   if (imageOpts && format !== undefined) {
     throw new CommandError("--image-opts and -f are mutually exclusive");
   }
   const options: OpenOptions = {
     readOnly: readOnly || snapshot,
     unpack: program.isOurs,
-    cache: wish.cache,
-    aio: wish.aio,
+    cache: settings.cache,
+    aio: settings.aio,
     gate: "allow",
     maxChain: program.maxChain,
     secrets: program.secrets,
     ...reporting(program),
   };
-  let node = await openFile(program, wish, options);
+  let node = await openFile(program, settings, options);
   try {
     if (snapshot) node = await temporaryOverlay(node, readOnly);
     if (offset > 0) {
       const part = { driver: "raw", offset, file: node };
       node = await openNode(part, { readOnly });
     }
-    if (wish.loadSnapshot !== undefined) {
-      await showSnapshot(node, wish.loadSnapshot);
+    if (settings.loadSnapshot !== undefined) {
+      await showSnapshot(node, settings.loadSnapshot);
     }
     return node;
   } catch (error) {
@@ -72,7 +72,7 @@ export async function openExport(
 
 async function openFile(
   program: Program,
-  { file, format, imageOpts, discard, detectZeroes }: ImageWish,
+  { file, format, imageOpts, discard, detectZeroes }: ImageSettings,
   options: OpenOptions,
 ): Promise<BlockNode> {
   try {
@@ -91,7 +91,7 @@ async function openFile(
   }
 }
 
-/** Something to write to, in a file that has no name any more. */
+/** A temporary overlay, whose file has no name any more. */
 async function temporaryOverlay(
   backing: BlockNode,
   readOnly: boolean,
@@ -107,9 +107,9 @@ async function temporaryOverlay(
 }
 
 /**
- * The bitmaps of these names, of the image or of those below it.
+ * The bitmaps with these names, of the image or its backing chain.
  *
- * @throws {CommandError} if there is none of a name, or it cannot be used.
+ * @throws {CommandError} if one does not exist, or is inconsistent.
  */
 export async function findBitmaps(
   node: BlockNode,

@@ -1,37 +1,37 @@
 /**
- * `--fork`: the server in another process, which goes on when this one ends.
+ * `--fork`: runs the server in another process, which outlives this one.
  *
  * @module
  */
 import { process } from "../../core/platform/this_process.ts";
 import { writeFully } from "../output.ts";
 
-/** Tells the other process that it is one; it has no other meaning. */
+/** Set in the environment of that process; it has no other meaning. */
 const MARK = "BDRV_NBD_FORKED";
-/** What that process writes once it serves: no text has it. */
+/** Written by that process once it serves; no text contains it. */
 const READY = 0;
 
 let isChild = false;
 
-/** Whether this process is to be the server that another one has begun. */
+/** Whether this process is the forked server. */
 export function isForked(): boolean {
   isChild ||= process.variable(MARK) !== undefined;
   if (isChild) process.unsetVariable(MARK);
   return isChild;
 }
 
-/** The server runs: whoever waits for that need not wait any longer. */
+/** Tell the parent process that the server is running. */
 export function tellParent(): void {
   if (isChild) writeFully(process.error, Uint8Array.of(READY));
 }
 
 /**
- * Start this very program once more, as the server, and wait until it serves.
+ * Start the same program again as the server, and wait until it serves.
  *
- * @returns the exit code: 1 if there was anything to complain about.
+ * @returns the exit code: 1 if the server reported anything.
  */
 export async function forkServer(): Promise<number> {
-  // The permissions that this process was given are part of its command.
+  // The command includes the permissions of this process.
   const messages = process.detach(process.command, { [MARK]: "1" });
   let complained = false;
   for await (const chunk of messages) {

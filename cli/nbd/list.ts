@@ -1,5 +1,5 @@
 /**
- * `qemu-nbd --list`: what another server has to offer.
+ * `qemu-nbd --list`: the exports of a server.
  *
  * @module
  */
@@ -48,7 +48,7 @@ function exportText(
 ): string {
   const lines = [` export: '${name}'`];
   if (description) lines.push(`  description: ${description}`);
-  // Of an export that tells nothing, there is no more than its name.
+  // Without further information, only the name is shown.
   if (flags & 1) {
     const words = FLAGS.filter(([bit]) => flags & (1 << bit));
     const shown = words.map(([_, word]) => ` ${word}`).join("");

@@ -1,5 +1,5 @@
 /**
- * Sockets of servers, and what ends them.
+ * Listening sockets, and signals that end a server.
  *
  * @module
  */
@@ -14,7 +14,7 @@ import {
 import { CommandError } from "../program.ts";
 import { SIGNALS } from "../target.ts";
 
-/** The port of a number or the name of a service. */
+/** The port for a number or a service name. */
 export function portNumber(host: string, port: string): number {
   if (/^\d+$/.test(port) && Number(port) < 65536) return Number(port);
   for (const line of services().split("\n")) {
@@ -31,11 +31,11 @@ function services(): string {
   try {
     return localFiles().readText("/etc/services");
   } catch {
-    return ""; // Then numbers have to do.
+    return ""; // Only numbers are accepted then.
   }
 }
 
-/** Make a socket; what a former server left in its place is replaced. */
+/** Listen on a socket; one left behind by an earlier server is replaced. */
 export async function listenAt(address: SocketAddress): Promise<Listener> {
   const isPath = "path" in address;
   if (isPath) removeSocket(address.path);
@@ -55,23 +55,23 @@ export async function listenAt(address: SocketAddress): Promise<Listener> {
   }
 }
 
-/** Remove a socket; whatever else has the name is spared. */
+/** Remove a socket, but nothing else with that name. */
 function removeSocket(path: string): void {
   try {
     if (process.linkStatus(path).isSocket) process.remove(path);
   } catch {
-    // To listen there will tell what is wrong.
+    // Listening will report the problem.
   }
 }
 
-/** What a connection failed with, as programs tell it. */
+/** The message about a failed connection. */
 export function connectError(thrown: unknown, address: SocketAddress): Error {
   const error = asBlockError(thrown);
   if (error.message !== strerror(error.code)) return error;
   return error.prefixed(`Failed to connect to '${addressText(address)}': `);
 }
 
-/** Call `end` when a signal asks the program to end; others are ignored. */
+/** Call `end` on signals that ask the program to end; ignore others. */
 export function onSignals(end: () => void): void {
   for (const [signal] of SIGNALS) process.listen(signal, end);
 }

@@ -1,5 +1,5 @@
 /**
- * The command line of `qemu-nbd`, in QEMU's words.
+ * The command line of `qemu-nbd`, with QEMU's messages.
  *
  * @module
  */
@@ -10,12 +10,12 @@ import { CACHE_MODES } from "../images.ts";
 import { CommandError, type Program } from "../program.ts";
 import { snapshotArgument } from "../snapshots.ts";
 
-/** What is asked of the program. */
+/** The parsed command line. */
 export interface NbdRequest {
   show?: "help" | "version";
   list: boolean;
   file: string;
-  /** Where the server is, or is to be. */
+  /** Port of the server. */
   port?: string;
   bind?: string;
   socket?: string;
@@ -27,7 +27,7 @@ export interface NbdRequest {
   pidFile?: string;
   offset: number;
   allocationDepth: boolean;
-  /** The last one first. */
+  /** In reverse order of the command line. */
   bitmaps: string[];
   readOnly: boolean;
   snapshot: boolean;
@@ -41,7 +41,7 @@ export interface NbdRequest {
   tlsCreds?: string;
   tlsAuthz?: string;
   tlsHostname?: string;
-  /** Seconds; 0 is any number. */
+  /** Seconds; 0 for no limit. */
   handshakeLimit: number;
 }
 
@@ -132,7 +132,7 @@ const MAX_STRING = 4096;
 const AIO_MODES: readonly string[] = ["threads", "native", "io_uring"];
 
 /**
- * Take the command line apart.
+ * Parse the command line.
  *
  * @throws {CommandError} for the first mistake in it.
  */
@@ -342,7 +342,9 @@ function detectionOf(
   return mode;
 }
 
-/** As C reads it: decimal, `0x` hexadecimal, or octal after a zero. */
+/**
+ * A number as C parses it: decimal, `0x` hexadecimal, or octal after a zero.
+ */
 function wholeNumber(text: string, complaint: string): number {
   const isOctal = /^0[0-7]+$/.test(text);
   const isNumber = /^(\d+|0x[0-9a-f]+)$/i.test(text);
@@ -356,7 +358,7 @@ function checkLength(what: string, text: string): void {
   throw new CommandError(`export ${what} '${text}' too long`);
 }
 
-/** Options that speak of an image, or of one export. */
+/** Options about an image or an export. */
 const OF_IMAGE = ["x", "D", "f", "l", "B", "A", "aio", "discard", "cache", "n"];
 
 function checkList(

@@ -1,5 +1,5 @@
 /**
- * `qemu-nbd FILE`: a server that runs until it is of no more use.
+ * `qemu-nbd FILE`: runs a server until it is no longer needed.
  *
  * @module
  */
@@ -19,7 +19,7 @@ import { tlsCredentials } from "./tls.ts";
 
 const DEFAULT_PORT = "10809";
 
-/** Where the server of a request is. */
+/** The address of a request's server. */
 export function addressOf({ socket, bind, port }: NbdRequest): SocketAddress {
   if (socket !== undefined) return { path: socket };
   const host = bind ?? "0.0.0.0";
@@ -27,9 +27,9 @@ export function addressOf({ socket, bind, port }: NbdRequest): SocketAddress {
 }
 
 /**
- * Serve until a signal, or the last client's leave, ends it.
+ * Serve until a signal arrives or the last client leaves.
  *
- * @param given A socket that is there already.
+ * @param given A socket passed on by the system.
  */
 export async function serve(
   program: Program,
@@ -40,7 +40,7 @@ export async function serve(
   const address = given ? undefined : addressOf(request);
   let ended = () => {};
   const wanted = new Promise<void>((resolve) => ended = resolve);
-  // From here on, what was made is cleared away.
+  // From here on, whatever was created is removed at the end.
   onSignals(ended);
   surviveSignal("SIGUSR1");
   const listener = given ?? await listenAt(address!);
@@ -54,7 +54,7 @@ export async function serve(
 
 interface Ending {
   readonly tls: ReturnType<typeof tlsCredentials>;
-  /** Fulfilled when the server is to end. */
+  /** Resolves when the server should end. */
   readonly wanted: Promise<void>;
   end(): void;
 }
@@ -101,7 +101,7 @@ async function start(
       handshakeLimit: request.handshakeLimit,
       allocationDepth: request.allocationDepth,
       bitmaps: await findBitmaps(node, bitmaps, readOnly),
-      // Of a format that was guessed, whole sectors are written only.
+      // With a probed raw format, only whole sectors are written.
       ...(isProbedRaw && { blockSize: 512 }),
       tls,
       authorize: authorizationOf(program, request),
@@ -114,7 +114,7 @@ async function start(
   return server;
 }
 
-/** Whom `--tls-authz` lets in; absent if that was not given. */
+/** The rules of `--tls-authz`; `undefined` if not given. */
 function authorizationOf(
   program: Program,
   { tlsAuthz }: NbdRequest,

@@ -1,5 +1,5 @@
 /**
- * Credentials of servers, and of clients that list what servers have.
+ * TLS credentials of servers, and of clients that list exports.
  *
  * @module
  */
@@ -9,7 +9,7 @@ import {
   type TlsCredentials,
 } from "../../core/tls_credentials.ts";
 
-/** What the option `--tls-creds` names; nothing if it is not there. */
+/** The credentials that `--tls-creds` names; `undefined` if not given. */
 export function tlsCredentials(
   id: string | undefined,
   endpoint: "client" | "server",

@@ -1,6 +1,6 @@
 /**
- * Spreading a key over much more data than it has, so that it is lost when any
- * part of that is. (LUKS 1.2.1, "Anti-forensic information splitting")
+ * Splitting a key into much more data, so that losing any part of it destroys
+ * the key. (LUKS 1.2.1, "Anti-forensic information splitting")
  *
  * @module
  */
@@ -14,10 +14,10 @@ import {
   randomBytes,
 } from "./hashes.ts";
 
-/** Milliseconds of mixing before others get their turn. */
+/** Milliseconds of mixing before other tasks get a turn. */
 const PATIENCE = 5;
 
-/** The key in `stripes` parts of its size. */
+/** Split a key into `stripes` parts of its own size. */
 export async function splitKey(
   key: Uint8Array,
   stripes: number,
@@ -30,7 +30,7 @@ export async function splitKey(
   return material;
 }
 
-/** The key of `length` bytes that was split into `stripes` parts. */
+/** Merge the key of `length` bytes from its `stripes` parts. */
 export async function mergeKey(
   material: Uint8Array,
   length: number,
@@ -43,7 +43,7 @@ export async function mergeKey(
   return key;
 }
 
-/** What becomes of the first `count` stripes, one mixed into the next. */
+/** Mix the first `count` stripes, each into the next. */
 async function mixed(
   material: Uint8Array,
   length: number,
@@ -65,7 +65,7 @@ async function mixed(
   return block;
 }
 
-/** Have each bit of a piece depend on all others of it. */
+/** Make each bit of a stripe depend on all others. */
 async function diffuse(
   block: Uint8Array,
   size: number,

@@ -1,6 +1,6 @@
 /**
- * AES on batches of blocks: by OpenSSL's library or the runtime where they can
- * be had, and by a library in plain JavaScript elsewhere.
+ * AES on batches of blocks: through OpenSSL's library or the runtime if
+ * possible, else by a JavaScript library.
  *
  * @module
  */
@@ -22,7 +22,7 @@ export async function aes(key: Uint8Array): Promise<BlockCipher> {
   return nativeAes(own) ?? await portableAes(own);
 }
 
-/** AES by the runtime, if it can. */
+/** AES of the runtime, if it has it. */
 export function nativeAes(key: Uint8Array): BlockCipher | undefined {
   const [toEncrypt, toDecrypt] = [true, false].map((encrypts) =>
     libraryCipher(key, encrypts)
@@ -44,7 +44,7 @@ export function nativeAes(key: Uint8Array): BlockCipher | undefined {
   } catch {
     return undefined; // Not every runtime supports every key length.
   }
-  // Without padding, each call returns all the blocks it was given.
+  // Without padding, each call returns all blocks passed to it.
   encryptor.setAutoPadding(false);
   decryptor.setAutoPadding(false);
   return blockCipher(

@@ -1,7 +1,7 @@
 /**
- * Hash functions, and the derivation of keys from passphrases (PBKDF2, RFC
- * 8018). They are the runtime's own: browsers have four of them, the modules of
- * Node.js all. Derivations run in another thread.
+ * Hash functions, and deriving keys from passphrases (PBKDF2, RFC 8018), by the
+ * runtime: browsers have four hash functions, Node.js has all. Keys are derived
+ * in another thread.
  *
  * @module
  */
@@ -13,7 +13,7 @@ import type { HashName } from "./luks_option_tables.ts";
 
 export type { HashName };
 
-/** The bytes of digests. */
+/** Bytes of each digest. */
 const DIGEST_SIZES: { readonly [hash in HashName]: number } = {
   md5: 16,
   sha1: 20,
@@ -24,7 +24,7 @@ const DIGEST_SIZES: { readonly [hash in HashName]: number } = {
   ripemd160: 20,
 };
 
-/** Those that browsers have, too, by the names that they have there. */
+/** Names of the hash functions that browsers have. */
 const WEB_NAMES: { readonly [name in HashName]?: string } = {
   sha1: "SHA-1",
   sha256: "SHA-256",
@@ -33,7 +33,7 @@ const WEB_NAMES: { readonly [name in HashName]?: string } = {
 };
 
 /**
- * The hash function that a name stands for.
+ * The hash function with a name.
  *
  * @throws {BlockError} EINVAL if there is none of that name.
  */
@@ -51,7 +51,7 @@ export function digestSize(hash: HashName): number {
 export type Hasher = (data: Uint8Array) => Uint8Array | Promise<Uint8Array>;
 
 /**
- * A hash function.
+ * A function that computes digests.
  *
  * @throws {BlockError} ENOTSUP if the runtime lacks it.
  */
@@ -66,10 +66,10 @@ export function hasher(hash: HashName): Hasher {
 }
 
 /**
- * A digest of bytes that come in parts.
+ * A digest of bytes that arrive in parts.
  *
  * @throws {BlockError} ENOTSUP if the runtime lacks the hash function, or can
- * only compute it of bytes that are all there, as browsers.
+ * hash only complete data, as browsers.
  */
 export function runningHash(hash: HashName): Hash {
   const native = platform().crypto();
@@ -77,7 +77,7 @@ export function runningHash(hash: HashName): Hash {
   return native.createHash(hash);
 }
 
-/** What to derive a key from. */
+/** The input of a key derivation. */
 export interface Derivation {
   readonly hash: HashName;
   readonly salt: Uint8Array;
@@ -98,7 +98,7 @@ export async function deriveKey(
 ): Promise<Uint8Array> {
   const name = WEB_NAMES[hash];
   const { subtle } = globalThis.crypto ?? {};
-  // Some take no empty key, and 2^31 is more than others count to.
+  // Some runtimes refuse an empty key, or 2^31 and more iterations.
   if (name && subtle && passphrase.length > 0 && iterations < 2 ** 31) {
     const key = await subtle.importKey(
       "raw",
@@ -127,10 +127,10 @@ function lacking(hash: HashName): BlockError {
   );
 }
 
-/** Bytes that nobody can predict. */
+/** Cryptographically random bytes. */
 export function randomBytes(length: number): Uint8Array<ArrayBuffer> {
   const bytes = allocate(length);
-  // No more are given out at once.
+  // The most bytes per call.
   for (let at = 0; at < length; at += 65536) {
     globalThis.crypto.getRandomValues(bytes.subarray(at, at + 65536));
   }

@@ -1,5 +1,5 @@
 /**
- * A part of a node in which a LUKS header is kept.
+ * Storing a LUKS header in a part of a node.
  *
  * @module
  */
@@ -8,7 +8,7 @@ import type { BlockNode } from "../node.ts";
 import { readPadded } from "../requests.ts";
 import type { HeaderStore } from "./luks_volume.ts";
 
-/** Keeps a header in a node, from `start` on. */
+/** Stores a header in a node, from `start` on. */
 export function headerStore(node: BlockNode, start = 0): HeaderStore {
   return {
     get length() {

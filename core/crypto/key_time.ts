@@ -1,6 +1,6 @@
 /**
- * How long the derivation of keys takes: as long as the maker of an image
- * wants, and no longer than who opens it has time for.
+ * Limiting the time to derive keys: creators choose how long it takes, and
+ * whoever opens an image limits how long it may take.
  *
  * @module
  */
@@ -8,8 +8,8 @@ import { BlockError } from "../errors.ts";
 import { type Derivation, deriveKey, type HashName } from "./hashes.ts";
 
 /**
- * Iterations a millisecond that any machine does. What they would do in the time
- * that is left is not worth measuring.
+ * Iterations per millisecond that every machine achieves. If even those fit
+ * into the remaining time, nothing needs to be measured.
  */
 const SLOWEST_RATE = 100;
 /** Iterations of the first measurement. */
@@ -18,10 +18,10 @@ const FIRST_TRY = 32_768;
 const ENOUGH = 20;
 /** Fewest iterations of a key. */
 const MIN_ITERATIONS = 1000;
-/** What fits into the header. */
+/** Most iterations that the header can hold. */
 const MAX_ITERATIONS = 2 ** 32 - 1;
 
-/** Iterations a millisecond, for keys of `length` bytes. */
+/** Iterations per millisecond, for keys of `length` bytes. */
 async function measureRate(hash: HashName, length: number): Promise<number> {
   const passphrase = new Uint8Array(16).fill(1);
   const salt = new Uint8Array(32);
@@ -34,10 +34,10 @@ async function measureRate(hash: HashName, length: number): Promise<number> {
 }
 
 /**
- * The iterations that take `milliseconds` here.
+ * The iterations that take `milliseconds` on this machine.
  *
- * @param divisor To be content with a part of that.
- * @throws {BlockError} ERANGE if they are more than a header can hold.
+ * @param divisor Divides the result.
+ * @throws {BlockError} ERANGE if a header cannot hold the number.
  */
 export async function iterationsFor(
   milliseconds: number,
@@ -62,21 +62,21 @@ export async function iterationsFor(
   return Math.max(MIN_ITERATIONS, iterations);
 }
 
-/** Time that may be spent on keys whose iterations a stranger chose. */
+/** A time budget for keys whose iterations somebody else chose. */
 export class KeyTime {
   readonly #end: number;
   readonly #signal?: AbortSignal;
   readonly #rates = new Map<string, Promise<number>>();
 
-  /** @param milliseconds From now on. */
+  /** @param milliseconds The budget, from now on. */
   constructor(milliseconds: number, signal?: AbortSignal) {
     this.#end = performance.now() + milliseconds;
     this.#signal = signal;
   }
 
   /**
-   * The time that a derivation would take, in milliseconds, if it is more than
-   * what is left; `undefined` if there is enough.
+   * The time that a derivation would take, in milliseconds, if it exceeds the
+   * rest of the budget; `undefined` otherwise.
    */
   async excess(
     { hash, iterations, length }: Omit<Derivation, "salt">,
@@ -90,7 +90,7 @@ export class KeyTime {
     return time > this.#end - performance.now() ? time : undefined;
   }
 
-  /** Derive a key, unless nobody wants it any more. */
+  /** Derive a key, unless cancelled. */
   async derive(
     passphrase: Uint8Array,
     derivation: Derivation,

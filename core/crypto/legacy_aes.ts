@@ -1,6 +1,6 @@
 /**
- * The encryption that `qcow` has, and `qcow2` had before LUKS: AES in CBC mode
- * with a key of 16 bytes, by the place of a sector on the disk.
+ * The encryption of `qcow`, and of `qcow2` before LUKS: AES-128 in CBC mode, by
+ * a sector's offset on the disk.
  *
  * @module
  */
@@ -11,10 +11,10 @@ import { findPassphrase } from "./passphrase.ts";
 import { cbc, plain64 } from "./sector_ciphers.ts";
 
 /**
- * What encrypts an image with the passphrase of a secret.
+ * The encryption of an image with the passphrase in a secret.
  *
- * @param id The name of the secret; `undefined` for what the user offers.
- * @throws {BlockError} EINVAL if there is none, or if it is no text.
+ * @param id Id of the secret; `undefined` for a nameless one.
+ * @throws {BlockError} EINVAL if there is none, or if it is not text.
  */
 export async function legacyEncryption(
   id: string | undefined,
@@ -24,7 +24,7 @@ export async function legacyEncryption(
   return new Encryption(cbc(await aes(key), plain64), "offset");
 }
 
-/** The key that a passphrase stands for: its first 16 bytes, or zeroes after. */
+/** The key for a passphrase: its first 16 bytes, padded with zeroes. */
 function keyOf(passphrase: Uint8Array): Uint8Array {
   const key = new Uint8Array(16);
   key.set(passphrase.subarray(0, 16));

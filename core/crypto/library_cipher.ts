@@ -1,15 +1,15 @@
 /**
- * AES by OpenSSL's library, where the system has it and it may be called: it
- * uses the processor's own instructions, and copies nothing.
+ * AES of OpenSSL's library, where the system has it and it may be called: it
+ * uses the processor's AES instructions, and copies nothing.
  *
  * @module
  */
 import { nativeLibrary } from "../runtime.ts";
 
-/** A pointer of the library's. */
+/** A pointer of the library. */
 type Pointer = { readonly pointer: unique symbol };
 
-/** What is used of the library. */
+/** The functions used of the library. */
 interface LibCrypto {
   EVP_aes_128_ecb(): Pointer;
   EVP_aes_192_ecb(): Pointer;
@@ -57,10 +57,10 @@ function library(): LibCrypto | null {
   });
 }
 
-/** Contexts hold keys: they go with the ciphers that have them. */
+/** Contexts hold keys: they are freed with their ciphers. */
 const contexts = new FinalizationRegistry<() => void>((free) => free());
 
-/** AES on each block by itself, or `null` if there is no such library. */
+/** AES on single blocks, or `null` if there is no such library. */
 export function libraryCipher(
   key: Uint8Array,
   encrypts: boolean,

@@ -1,6 +1,6 @@
 /**
- * The ciphers, modes and hash functions that LUKS headers name, and those that
- * are supported.
+ * The ciphers, modes and hash functions that LUKS headers name, and which of
+ * them are supported.
  *
  * @module
  */
@@ -25,7 +25,7 @@ import {
   xts,
 } from "./sector_ciphers.ts";
 
-/** Bytes of the keys of each family of ciphers. */
+/** Bytes of the keys of each cipher family. */
 const KEY_SIZES: { readonly [family: string]: readonly number[] } = {
   aes: [16, 24, 32],
   cast5: [16],
@@ -37,13 +37,13 @@ const KEY_SIZES: { readonly [family: string]: readonly number[] } = {
 export interface Algorithms {
   /** `aes`, or the name of another family. */
   readonly family: string;
-  /** Bytes of the key of one cipher; `xts` has two of them. */
+  /** Bytes of the key of one cipher; `xts` uses two. */
   readonly keySize: number;
   readonly mode: CipherMode;
   readonly generator: VectorGenerator;
-  /** Named in the header, but only `essiv` has a use for it. */
+  /** Named in every header, but used only by `essiv`. */
   readonly generatorHash?: HashName;
-  /** The hash function for deriving keys. */
+  /** The hash function for key derivation. */
   readonly hash: HashName;
 }
 
@@ -52,7 +52,7 @@ export function masterKeySize({ mode, keySize }: Algorithms): number {
   return mode === "xts" ? 2 * keySize : keySize;
 }
 
-/** The fields of a header, in the order in which QEMU checks them. */
+/** Parse the fields of a header, in the order in which QEMU checks them. */
 export function parseAlgorithms(
   family: string,
   modeText: string,
@@ -91,7 +91,7 @@ export function parseAlgorithms(
   return algorithms;
 }
 
-/** Refuse combinations that give no initialization vector. */
+/** Refuse combinations that yield no initialization vector. */
 export function checkVectors(
   { family, generator, generatorHash }: Algorithms,
 ): void {
@@ -110,7 +110,7 @@ export function checkVectors(
   throw invalid(`No ${title} cipher with key size ${size} available`);
 }
 
-/** The name of the mode in a header. */
+/** The mode as written in a header. */
 export function modeText(algorithms: Algorithms): string {
   const { mode, generator, generatorHash } = algorithms;
   const hash = generatorHash ? `:${generatorHash}` : "";
@@ -123,9 +123,9 @@ export function cipherName({ family, keySize }: Algorithms): string {
 }
 
 /**
- * The cipher for sectors that a key and a header's algorithms make.
+ * The sector cipher for a key and a header's algorithms.
  *
- * @throws {BlockError} ENOTSUP if there is no such cipher here.
+ * @throws {BlockError} ENOTSUP if the cipher is not supported.
  */
 export async function sectorCipher(
   algorithms: Algorithms,

@@ -1,7 +1,7 @@
 /**
- * The header of LUKS version 1: how an image is encrypted, and eight slots for
- * passphrases, each of which opens the same key. (LUKS 1.2.1, "The partition
- * header"; all numbers are big-endian.)
+ * The LUKS 1 header: how an image is encrypted, and eight key slots for
+ * passphrases, each of which unlocks the same master key. (LUKS 1.2.1, "The
+ * partition header"; all numbers are big-endian.)
  *
  * @module
  */
@@ -22,7 +22,7 @@ const KEY_MATERIAL_SECTORS = 8;
 /** Bytes of salts and of the key's digest. */
 export const SALT_LENGTH = 32;
 export const DIGEST_LENGTH = 20;
-/** Slots for passphrases. */
+/** Number of key slots. */
 export const SLOTS = 8;
 /** Parts into which a key is split. */
 export const STRIPES = 4000;
@@ -33,7 +33,7 @@ const UUID_LENGTH = 40;
 const ENABLED = 0x00ac71f3;
 const DISABLED = 0x0000dead;
 
-/** Where the fields are. */
+/** Offsets of the fields. */
 const Field = {
   VERSION: 6,
   CIPHER: 8,
@@ -49,21 +49,21 @@ const Field = {
 } as const;
 const SLOT_LENGTH = 48;
 
-/** A slot for one passphrase. */
+/** A key slot, for one passphrase. */
 export interface KeySlot {
   readonly isActive: boolean;
   readonly iterations: number;
   readonly salt: Uint8Array;
-  /** Where its key material lies, bytes from the header on. */
+  /** Offset of its key material from the header. */
   readonly offset: number;
 }
 
 /** A header, decoded. Offsets are bytes. */
 export interface LuksHeader {
   readonly algorithms: Algorithms;
-  /** Where encrypted data begins; 0 if it is not in this file. */
+  /** Offset of the encrypted data; 0 if it is not in this file. */
   readonly payloadOffset: number;
-  /** By which a key is verified. */
+  /** Verifies a master key. */
   digest: Uint8Array;
   readonly digestSalt: Uint8Array;
   digestIterations: number;
@@ -71,12 +71,12 @@ export interface LuksHeader {
   readonly slots: readonly KeySlot[];
 }
 
-/** Bytes of a key that is split, in sectors, which encryption works on. */
+/** Bytes of a split key, in whole sectors, which are what is encrypted. */
 export function materialLength(keyBytes: number): number {
   return roundUp(keyBytes * STRIPES, SECTOR_SIZE);
 }
 
-/** Sectors that a slot takes. */
+/** Sectors of a key slot's material. */
 function slotSectors(keyBytes: number, stripes = STRIPES): number {
   const sectors = divideUp(keyBytes * stripes, SECTOR_SIZE);
   return roundUp(sectors, KEY_MATERIAL_SECTORS);
@@ -105,13 +105,13 @@ export function newHeader(
   };
 }
 
-/** Bytes of a new header and all of its slots. */
+/** Bytes of a new header with all of its key slots. */
 export function headerAreaLength(algorithms: Algorithms): number {
   const sectors = slotSectors(masterKeySize(algorithms));
   return (KEY_MATERIAL_SECTORS + SLOTS * sectors) * SECTOR_SIZE;
 }
 
-/** The bytes of a header. */
+/** Encode a header. */
 export function encodeHeader(header: LuksHeader): Uint8Array {
   const { algorithms } = header;
   const bytes = allocate(HEADER_LENGTH);
@@ -138,18 +138,18 @@ export function encodeHeader(header: LuksHeader): Uint8Array {
   return bytes;
 }
 
-/** What a header is checked against. */
+/** What a header is validated against. */
 export interface HeaderPlace {
   /** Whether encrypted data is in another file. */
   readonly isDetached?: boolean;
 }
 
 /**
- * Decode a header, and refuse one that makes no sense.
+ * Decode and validate a header.
  *
  * @param bytes {@linkcode HEADER_LENGTH} of them.
- * @throws {BlockError} EINVAL in QEMU's words, ENOTSUP for another version and
- * for unsupported ciphers.
+ * @throws {BlockError} EINVAL with QEMU's messages, ENOTSUP for other versions
+ * and unsupported ciphers.
  */
 export function parseHeader(
   bytes: Uint8Array,
@@ -197,10 +197,10 @@ function slotAt(bytes: Uint8Array, view: DataView, index: number): KeySlot {
 }
 
 /**
- * Refuse slots that lie in each other's way; inactive ones as well, because a
- * passphrase may be put there.
+ * Refuse overlapping key slots, including inactive ones, which may get a
+ * passphrase.
  *
- * @param end The sector in which encrypted data begins.
+ * @param end Sector where encrypted data begins.
  */
 function checkSlots(view: DataView, keyBytes: number, end: number): void {
   const length = slotSectors(keyBytes);
@@ -258,7 +258,7 @@ function bytesOf(text: string): Uint8Array {
 }
 
 /**
- * The details of a header, in the names of QEMU's `QCryptoBlockInfoLUKS`.
+ * Describe a header, with the names of QEMU's `QCryptoBlockInfoLUKS`.
  *
  * @param isDetached Whether it is in a file of its own.
  */

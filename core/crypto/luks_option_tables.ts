@@ -1,6 +1,6 @@
 /**
- * The options that all formats with LUKS have in common. What uses them is
- * loaded when it is used.
+ * The option tables of all formats with LUKS. The code that uses them is loaded
+ * on demand.
  *
  * @module
  */
@@ -31,17 +31,17 @@ export const SUPPORTED_CIPHERS = CIPHER_NAMES.filter((name) =>
   name.startsWith("aes-")
 );
 
-/** How a cipher is used on a sector. */
+/** Block cipher modes. */
 export const CIPHER_MODES = ["ecb", "cbc", "xts", "ctr"] as const;
 /** One of them. */
 export type CipherMode = typeof CIPHER_MODES[number];
 
-/** How the initialization vector of a sector is made. */
+/** Generators of a sector's initialization vector. */
 export const VECTOR_GENERATORS = ["plain", "plain64", "essiv"] as const;
 /** One of them. */
 export type VectorGenerator = typeof VECTOR_GENERATORS[number];
 
-/** The hash functions that images name. */
+/** Hash functions that images may name. */
 const HASH_NAMES = [
   "md5",
   "sha1",
@@ -59,7 +59,7 @@ const UNSUPPORTED_CIPHERS = CIPHER_NAMES.filter((name) =>
   !SUPPORTED_CIPHERS.includes(name)
 );
 
-/** How a new image is encrypted; see `algorithmsOf`. */
+/** Options of `create`; see `algorithmsOf`. */
 export const LUKS_CREATE_OPTIONS: OptionTable = {
   "cipher-alg": {
     type: "enum",
@@ -93,7 +93,7 @@ export const LUKS_CREATE_OPTIONS: OptionTable = {
   },
 };
 
-/** How an image is opened. */
+/** Options of `open`. */
 export const LUKS_OPEN_OPTIONS: OptionTable = {
   "max-unlock-time": {
     type: "number",
@@ -101,7 +101,7 @@ export const LUKS_OPEN_OPTIONS: OptionTable = {
   },
 };
 
-/** Which passphrases are to be added or erased; see `changeSlots`. */
+/** Options of `amend`: passphrases to add or erase; see `changeSlots`. */
 export const LUKS_AMEND_OPTIONS: OptionTable = {
   state: {
     type: "enum",
@@ -126,14 +126,14 @@ export const LUKS_AMEND_OPTIONS: OptionTable = {
   },
 };
 
-/** The options of a table, below a prefix. */
+/** The options of a table, with a prefix. */
 export function withPrefix(prefix: string, table: OptionTable): OptionTable {
   return Object.fromEntries(
     Object.entries(table).map(([name, spec]) => [prefix + name, spec]),
   );
 }
 
-/** The options below a prefix, without it, each with the type of the table. */
+/** The options with a prefix, without it, typed by the table. */
 export function withoutPrefix(
   prefix: string,
   table: OptionTable,

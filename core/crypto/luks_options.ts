@@ -1,6 +1,6 @@
 /**
- * How the options that all formats with LUKS share take effect: how a new image
- * is encrypted, and which passphrases are added or erased.
+ * Applying the options of all formats with LUKS: how a new image is encrypted,
+ * and which passphrases are added or erased.
  *
  * @module
  */
@@ -18,9 +18,9 @@ import { ITERATION_TIME, type LuksVolume } from "./luks_volume.ts";
 import { findPassphrase, type SecretFinder } from "./passphrase.ts";
 
 /**
- * How a new image is to be encrypted, by `LUKS_CREATE_OPTIONS`.
+ * The algorithms of a new image, by `LUKS_CREATE_OPTIONS`.
  *
- * @throws {BlockError} ENOTSUP or EINVAL if that is impossible.
+ * @throws {BlockError} ENOTSUP or EINVAL for invalid ones.
  */
 export function algorithmsOf(options: OptionValues): Algorithms {
   const {
@@ -40,7 +40,7 @@ export function algorithmsOf(options: OptionValues): Algorithms {
     ...(vectorHash !== undefined && { generatorHash: hashNamed(vectorHash) }),
     hash: hashNamed(hash),
   };
-  // 4000 keys of 192 bits do not fill whole sectors: QEMU could not open it.
+  // 4000 keys of 192 bits do not fill whole sectors, so QEMU could not open it.
   const isUneven = mode !== "xts" && algorithms.keySize === 24;
   if (!SUPPORTED_CIPHERS.includes(cipher) || isUneven) {
     throw new BlockError("ENOTSUP", `Algorithm '${cipher}' not supported`);
@@ -60,8 +60,8 @@ export interface OpenVolume {
 /**
  * Add or erase passphrases, by `LUKS_AMEND_OPTIONS`.
  *
- * @param force Do also what makes the image unusable, or may do so.
- * @throws {BlockError} EINVAL in QEMU's words, before anything changes.
+ * @param force Also do what makes the image unusable, or may do so.
+ * @throws {BlockError} EINVAL with QEMU's messages, before anything changes.
  */
 export async function changeSlots(
   open: OpenVolume,

@@ -1,6 +1,6 @@
 /**
- * A LUKS header and its key material, wherever a format keeps them: opening
- * with a passphrase, making, adding and erasing passphrases.
+ * A LUKS header and its key material, wherever a format stores them: unlocking
+ * with a passphrase, creating, adding and erasing passphrases.
  *
  * @module
  */
@@ -31,9 +31,11 @@ import {
 } from "./luks_header.ts";
 import type { SectorCipher } from "./sector_ciphers.ts";
 
-/** Where a header and its key material are kept. Offsets are from its start. */
+/**
+ * Where a header and its key material are stored. Offsets are from its start.
+ */
 export interface HeaderStore {
-  /** Bytes that it has. */
+  /** Bytes of the area. */
   readonly length: number;
   /** Fill `bytes` from `offset` on. */
   read(offset: number, bytes: Uint8Array): Promise<void>;
@@ -43,37 +45,39 @@ export interface HeaderStore {
 
 /** Milliseconds that opening an image may take, by default. */
 export const UNLOCK_TIME = 60_000;
-/** Milliseconds that trying a new passphrase takes, by default. */
+/** Milliseconds that trying a new passphrase should take, by default. */
 export const ITERATION_TIME = 2000;
-/** How much less time verifying a key takes. */
+/** Verifying a key takes this fraction of the time. */
 const DIGEST_DIVISOR = 8;
 
-/** Limits to opening a volume. */
+/** Limits on unlocking a volume. */
 export interface UnlockOptions {
-  /** Milliseconds for all slots together. Default: a minute. */
+  /** Milliseconds for all key slots together. Default: a minute. */
   readonly time?: number;
-  /** Stops it. */
+  /** Cancels it. */
   readonly signal?: AbortSignal;
   /** Called before each derivation with the iterations done, and their total. */
   progress?(done: number, total: number): void;
 }
 
-/** How to make a volume. */
+/** How to create a volume. */
 export interface MakeOptions extends HeaderPlace {
-  /** Milliseconds that trying the passphrase is to take. Default: two seconds. */
+  /**
+   * Milliseconds that trying the passphrase should take. Default: two seconds.
+   */
   readonly iterationTime?: number;
 }
 
-/** A LUKS header that was read or made. */
+/** A LUKS header, read from or written to a store. */
 export class LuksVolume {
   readonly #store: HeaderStore;
   readonly #place: HeaderPlace;
   #header: LuksHeader;
-  /** Held while the header is read or written, which is brief. */
+  /** Held while the header is read or written, which is quick. */
   readonly #access = new Mutex();
   /**
-   * Held while slots are changed, which takes as long as deriving a key: by
-   * those who change slots or close the header's file. Other requests go on.
+   * Held while key slots are changed, which takes as long as deriving a key,
+   * and while the header's file is closed. Other requests go on.
    */
   readonly changing = new Mutex();
 
@@ -87,7 +91,7 @@ export class LuksVolume {
     this.#header = header;
   }
 
-  /** What it says now. */
+  /** The current header. */
   get header(): LuksHeader {
     return this.#header;
   }
@@ -95,7 +99,7 @@ export class LuksVolume {
   /**
    * Read a header.
    *
-   * @throws {BlockError} EINVAL or ENOTSUP if it makes no sense.
+   * @throws {BlockError} EINVAL or ENOTSUP if it is invalid.
    */
   static async read(
     store: HeaderStore,
@@ -105,9 +109,9 @@ export class LuksVolume {
   }
 
   /**
-   * Read it anew: another program may have changed it.
+   * Reread it: another program may have changed it.
    *
-   * @throws {BlockError} EINVAL if it is for another key now.
+   * @throws {BlockError} EINVAL if it is for another master key now.
    */
   async refresh(): Promise<void> {
     using _ = await this.#access.lock();
@@ -119,9 +123,9 @@ export class LuksVolume {
   }
 
   /**
-   * Write a header with one passphrase, in the first slot.
+   * Write a header with one passphrase, in the first key slot.
    *
-   * @returns the volume, and its key.
+   * @returns the volume and its master key.
    */
   static async make(
     store: HeaderStore,
@@ -132,7 +136,7 @@ export class LuksVolume {
     const header = newHeader(algorithms, isDetached);
     const key = randomBytes(masterKeySize(algorithms));
     const { hash } = algorithms;
-    // An iteration time that is too long is refused before it has passed.
+    // Too long an iteration time is refused at once, not after it has passed.
     const iterations = await iterationsFor(iterationTime, hash, key.length);
     header.digestIterations = await iterationsFor(
       iterationTime,
@@ -146,16 +150,16 @@ export class LuksVolume {
     return { volume, key };
   }
 
-  /** The cipher that a key makes. */
+  /** The cipher for a master key. */
   cipher(key: Uint8Array): Promise<SectorCipher> {
     return sectorCipher(this.header.algorithms, key);
   }
 
   /**
-   * Find the key by a passphrase: the slots are tried in their order.
+   * Find the master key with a passphrase, trying the key slots in order.
    *
-   * @throws {BlockError} EINVAL if the passphrase opens no slot, ETIMEDOUT if
-   * trying one would take too long and no other one is opened.
+   * @throws {BlockError} EINVAL if the passphrase fits no key slot, ETIMEDOUT
+   * if trying one would take too long and no other fits.
    */
   async unlock(
     passphrase: Uint8Array,
@@ -185,13 +189,13 @@ export class LuksVolume {
       invalid("Invalid password, cannot unlock any keyslot");
   }
 
-  /** Whether a passphrase is that of a slot. */
+  /** Whether a passphrase fits a key slot. */
   async opens(slot: number, passphrase: Uint8Array): Promise<boolean> {
     const keyTime = new KeyTime(UNLOCK_TIME);
     return await this.#tryUnlock(slot, passphrase, keyTime) !== undefined;
   }
 
-  /** The key, if the passphrase is that of this slot. */
+  /** The master key, if the passphrase fits this key slot. */
   async #tryUnlock(
     index: number,
     passphrase: Uint8Array,
@@ -201,7 +205,7 @@ export class LuksVolume {
     const { isActive, iterations, salt, offset } = slots[index];
     const length = masterKeySize(algorithms);
     const material = allocate(materialLength(length));
-    // Missing key material is not worth the time of deriving a key.
+    // If key material is missing, no key need be derived.
     const isThere = offset + length * STRIPES <= this.#store.length;
     if (!isActive || !isThere) return undefined;
     const { hash } = algorithms;
@@ -229,7 +233,7 @@ export class LuksVolume {
     };
   }
 
-  /** Add a passphrase, in a slot. */
+  /** Add a passphrase in a key slot. */
   async activate(
     index: number,
     key: Uint8Array,
@@ -241,7 +245,7 @@ export class LuksVolume {
     await this.#putKey(index, key, passphrase, iterations);
   }
 
-  /** Key material reaches the disk before the header that relies on it. */
+  /** Key material must be durable before the header that relies on it. */
   async #putKey(
     index: number,
     key: Uint8Array,
@@ -261,7 +265,7 @@ export class LuksVolume {
     await this.#change(index, { isActive: true, iterations, salt });
   }
 
-  /** Erase the passphrase of a slot. */
+  /** Erase the passphrase of a key slot. */
   async erase(index: number): Promise<void> {
     const salt = allocate(SALT_LENGTH);
     await this.#change(index, { isActive: false, iterations: 0, salt });
@@ -272,7 +276,7 @@ export class LuksVolume {
     }
   }
 
-  /** Change a slot in the file, and only then in memory. */
+  /** Change a key slot in the file, and only then in memory. */
   async #change(
     index: number,
     changes: Partial<LuksHeader["slots"][number]>,

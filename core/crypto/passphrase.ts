@@ -6,21 +6,21 @@
 import type { MeasureContext } from "../driver.ts";
 import { BlockError } from "../errors.ts";
 
-/** Finds a secret; `undefined` if none is named, and none is offered. */
+/** Finds a secret; `undefined` if none is named and none is offered. */
 export type SecretFinder = (
   id: string | undefined,
 ) => Promise<Uint8Array | undefined>;
 
-/** Secrets for measuring, which asks nobody for what has no name. */
+/** Secrets for measuring, where nobody is asked for a nameless one. */
 export function namedSecrets(context?: MeasureContext): SecretFinder {
   return async (id) => id === undefined ? undefined : await context?.secret(id);
 }
 
 /**
- * A passphrase by the name of its secret.
+ * A passphrase, by the id of its secret.
  *
- * @param option The option that names it, for the message if it is missing.
- * @throws {BlockError} EINVAL if there is none, or if it is no text.
+ * @param option The option that gives the id, for the message if it is missing.
+ * @throws {BlockError} EINVAL if there is none, or if it is not text.
  */
 export async function findPassphrase(
   find: SecretFinder,
@@ -42,7 +42,7 @@ export async function findPassphrase(
   );
 }
 
-/** Whether it is UTF-8 without zeroes, at which QEMU's would end. */
+/** Whether it is UTF-8 without zeroes, which would end it in QEMU. */
 function isText(bytes: Uint8Array): boolean {
   try {
     new TextDecoder("utf-8", { fatal: true }).decode(bytes);

@@ -1,25 +1,27 @@
 /**
- * Ciphers for the sectors of disks: the modes in which a block cipher works on
- * 512 bytes, and the initialization vectors that tell sectors apart. They are
- * built on batches of blocks, because a call of the cipher costs as much as
- * many blocks do.
+ * Sector ciphers: block cipher modes on sectors of 512 bytes, and the
+ * initialization vectors that distinguish sectors. They work on batches of
+ * blocks, because a call of the cipher costs as much as many blocks.
  *
  * @module
  */
 import { SECTOR_SIZE } from "../bytes.ts";
 import { type BlockCipher, bytesOf, wordsOf } from "./ciphers.ts";
 
-/** A cipher for whole sectors of 512 bytes, whose place is part of the key. */
+/**
+ * A cipher for whole sectors of 512 bytes, whose result depends on the sector's
+ * number.
+ */
 export interface SectorCipher {
-  /** Encrypt sectors where they are; the first one has this number. */
+  /** Encrypt sectors in place; the first one has this number. */
   encrypt(sectors: Uint8Array, firstSector: number): void;
-  /** Decrypt sectors where they are; the first one has this number. */
+  /** Decrypt sectors in place; the first one has this number. */
   decrypt(sectors: Uint8Array, firstSector: number): void;
 }
 
 /**
  * The initialization vectors of `count` sectors, from a number on: four words
- * for each.
+ * each.
  */
 export type Vectors = (
   firstSector: number,
@@ -39,14 +41,16 @@ export const plain64: Vectors = (firstSector, count) => {
   return vectors;
 };
 
-/** A sector's number as 32 bits: those of large disks repeat. */
+/** A sector's number as 32 bits, which repeat on large disks. */
 export const plain: Vectors = (firstSector, count) => {
   const vectors = new Uint32Array(count * BLOCK_WORDS);
   for (let i = 0; i < count; i++) vectors[i * BLOCK_WORDS] = firstSector + i;
   return vectors;
 };
 
-/** A sector's number, encrypted: nobody without the key can predict it. */
+/**
+ * A sector's number, encrypted, so that it is unpredictable without the key.
+ */
 export function essiv(cipher: BlockCipher): Vectors {
   return (firstSector, count) =>
     cipher.encrypt(plain64(firstSector, count)) as Uint32Array<ArrayBuffer>;
@@ -72,7 +76,7 @@ function inBatches(encrypt: Change, decrypt: Change): SectorCipher {
   return { encrypt: by(encrypt), decrypt: by(decrypt) };
 }
 
-/** Each block by itself: equal ones show. */
+/** Each block by itself (ECB): equal blocks remain visible. */
 export function ecb(cipher: BlockCipher): SectorCipher {
   return inBatches(
     (words) => words.set(cipher.encrypt(words)),
@@ -80,7 +84,7 @@ export function ecb(cipher: BlockCipher): SectorCipher {
   );
 }
 
-/** Each block mixed with the one before (CBC). */
+/** Each block mixed with the previous one (CBC). */
 export function cbc(cipher: BlockCipher, vectors: Vectors): SectorCipher {
   return inBatches(
     (words, first) => encryptCbc(cipher, vectors, words, first),
@@ -89,8 +93,9 @@ export function cbc(cipher: BlockCipher, vectors: Vectors): SectorCipher {
 }
 
 /**
- * Within a sector each block needs the one before, but sectors do not need each
- * other: the first blocks of all are encrypted together, then the second ones.
+ * Within a sector each block depends on the previous one, but sectors do not
+ * depend on each other: the first blocks of all are encrypted together, then
+ * the second ones.
  */
 function encryptCbc(
   cipher: BlockCipher,
@@ -117,7 +122,7 @@ function encryptCbc(
   }
 }
 
-/** All blocks are decrypted together; what came before each is then removed. */
+/** All blocks are decrypted together, then each predecessor is removed. */
 function decryptCbc(
   cipher: BlockCipher,
   vectors: Vectors,
@@ -139,9 +144,9 @@ function decryptCbc(
 }
 
 /**
- * Each block mixed with a tweak of its own before and after (XTS). (IEEE 1619)
+ * Each block mixed with a tweak of its own, before and after (XTS). (IEEE 1619)
  *
- * @param tweaking Encrypts the vector, which is the first block's tweak then.
+ * @param tweaking Encrypts the vector to the first block's tweak.
  */
 export function xts(
   cipher: BlockCipher,
@@ -162,11 +167,11 @@ export function xts(
 }
 
 /**
- * Mix the tweak of each block into it. From one to the next, it is multiplied
- * by x in GF(2^128).
+ * Mix each block's tweak into it. From one block to the next, the tweak is
+ * multiplied by x in GF(2^128).
  *
- * @param starts The tweaks of the sectors' first blocks.
- * @param tweaks Receives all of them.
+ * @param starts The tweaks of each sector's first block.
+ * @param tweaks Receives the tweaks of all blocks.
  */
 function mix(
   words: Uint32Array,
@@ -192,7 +197,9 @@ function mix(
   }
 }
 
-/** Each block mixed with an encrypted counter, which begins at the vector. */
+/**
+ * Each block mixed with an encrypted counter that begins with the vector (CTR).
+ */
 export function ctr(cipher: BlockCipher, vectors: Vectors): SectorCipher {
   const change: Change = (words, first) => {
     const starts = vectors(first, words.length / SECTOR_WORDS);

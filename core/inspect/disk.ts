@@ -1,12 +1,12 @@
 /**
- * What a disk begins with: a partition table, a file system.
+ * What a disk begins with: a partition table or a file system.
  *
  * @module
  */
 import type { Report } from "./report.ts";
 import { bytesOf, has, type Window } from "./window.ts";
 
-/** File systems, and other ways to use a disk, by their magic. */
+/** File systems and other contents of disks, by their magic. */
 const FILE_SYSTEMS: readonly [name: string, at: number, magic: string][] = [
   ["xfs", 0, "XFSB"],
   ["squashfs", 0, "hsqs"],
@@ -29,13 +29,13 @@ const FILE_SYSTEMS: readonly [name: string, at: number, magic: string][] = [
   ["btrfs", 65600, "_BHRfS_M"],
 ];
 
-/** The magics that make an image an ISO, as OpenStack's inspector has it. */
+/** The magics of an ISO, as in OpenStack's inspector. */
 const ISO = ["CD001", "NSR02", "NSR03"];
 
-/** The kinds of file systems of optical discs begin here. */
+/** Where the volume descriptors of optical discs have their magic. */
 const ISO_AT = 32769;
 
-/** What file system a disk begins with. */
+/** The file system that a disk begins with. */
 export async function fileSystemOf(
   window: Window,
 ): Promise<string | undefined> {
@@ -46,7 +46,7 @@ export async function fileSystemOf(
   return undefined;
 }
 
-/** Whether the file is an ISO: all of its first descriptor is there. */
+/** Whether the file is an ISO: its first descriptor must be complete. */
 export async function isIso(window: Window): Promise<boolean> {
   const view = await window.read(ISO_AT - 1, 2048);
   return view !== undefined && ISO.some((magic) => has(view, 1, magic));
@@ -54,7 +54,7 @@ export async function isIso(window: Window): Promise<boolean> {
 
 /**
  * Whether the first sector has the signature of a partition table, and is not
- * that of a FAT file system, which has it too.
+ * that of a FAT file system, which has the same.
  */
 export function hasPartitionTable(sector: DataView): boolean {
   const isFat = sector.getUint8(16) === 2 && sector.getUint8(21) === 0xf8;
@@ -63,7 +63,7 @@ export function hasPartitionTable(sector: DataView): boolean {
 
 const PROTECTIVE = 0xee;
 
-/** Look at the partition table, whose first sector has the signature. */
+/** Inspect the partition table, whose first sector has the signature. */
 export async function inspectPartitions(
   window: Window,
   sector: DataView,
@@ -99,7 +99,7 @@ export async function inspectPartitions(
   report.partitionTable = { type: isGpt ? "gpt" : "mbr", partitions };
 }
 
-/** Entries that are used; most tables have 128. */
+/** Count the entries in use; most tables have 128. */
 async function countGpt(window: Window, report: Report): Promise<number> {
   for (const sectorSize of [512, 4096]) {
     const header = await window.read(sectorSize, 92);

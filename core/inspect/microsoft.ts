@@ -1,6 +1,6 @@
 /**
- * The first look at VHD and VHDX images. (Microsoft's "Virtual Hard Disk Image
- * Format Specification" and "[MS-VHDX]".)
+ * Inspecting VHD and VHDX images. (Microsoft's "Virtual Hard Disk Image Format
+ * Specification" and "[MS-VHDX]".)
  *
  * @module
  */
@@ -11,12 +11,12 @@ import type { Report } from "./report.ts";
 import { bytesOf, has, latin1, type Window } from "./window.ts";
 
 const KIB = 1024;
-/** Longest text about a parent that is read. */
+/** Most bytes of a text about a parent that are read. */
 const MAX_TEXT = 8192;
 
 const DIFFERENCING = 4;
 
-/** Look at a VHD image with a copy of its footer at its start. */
+/** Inspect a VHD image with a copy of its footer at its start. */
 export async function inspectVhd(
   window: Window,
   report: Report,
@@ -45,7 +45,7 @@ export async function inspectVhd(
   const at = Number(footer.getBigUint64(16));
   const header = await window.read(at, 1024);
   if (!header || !has(header, 0, "cxsparse")) {
-    report.warn("damaged", "its dynamic header is not where it says");
+    report.warn("damaged", "its dynamic header is misplaced");
   } else if (!isSound(header, 36)) {
     report.warn("damaged", "the checksum of its dynamic header is wrong");
   }
@@ -54,7 +54,7 @@ export async function inspectVhd(
   nameParent(report, names, "vpc");
 }
 
-/** Whether the checksum at an offset is that of the rest. */
+/** Whether the checksum at an offset is correct. */
 function isSound(view: DataView, at: number): boolean {
   let sum = 0;
   bytesOf(view).forEach((byte, i) => sum += i < at || i >= at + 4 ? byte : 0);
@@ -112,7 +112,7 @@ const GUID = {
 
 const KNOWN: readonly string[] = Object.values(GUID);
 
-/** A GUID, of which the first three groups are little-endian. */
+/** A GUID, whose first three groups are little-endian. */
 function guidAt(view: DataView, at: number): string {
   const hex = (value: number, digits: number) =>
     value.toString(16).padStart(digits, "0");
@@ -129,13 +129,13 @@ function guidAt(view: DataView, at: number): string {
   ].join("-");
 }
 
-/** Look at a VHDX image. */
+/** Inspect a VHDX image. */
 export async function inspectVhdx(
   window: Window,
   report: Report,
 ): Promise<void> {
   if (await needsReplay(window)) {
-    report.warn("dirty", "it was not closed: its log is to be replayed");
+    report.warn("dirty", "it was not closed: its log must be replayed");
   }
   let table: DataView | undefined;
   for (const at of [192 * KIB, 256 * KIB]) {
@@ -165,7 +165,7 @@ export async function inspectVhdx(
   await inspectMetadata(window, report, start);
 }
 
-/** Whether the header that counts, the latest, refers to a log. */
+/** Whether the current header, the latest one, refers to a log. */
 async function needsReplay(window: Window): Promise<boolean> {
   let latest = -1n;
   let isLogged = false;
@@ -211,7 +211,7 @@ async function inspectMetadata(
   };
   const size = await read(GUID.size, 8);
   if (size) report.virtualSize = sizeOf(size.getBigUint64(0, true));
-  else report.danger("truncated", "it does not say how large its disk is");
+  else report.danger("truncated", "it does not state the size of its disk");
   const parameters = await read(GUID.parameters, 8);
   if (!parameters) return report.warn("damaged", "it lacks metadata");
   if ((parameters.getUint32(4, true) & 2) === 0) return;

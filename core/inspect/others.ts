@@ -1,5 +1,5 @@
 /**
- * The first look at images of the formats whose header says little.
+ * Inspecting images of formats with simple headers.
  *
  * @module
  */
@@ -8,7 +8,7 @@ import { size as sizeOf } from "./qcow2.ts";
 import type { Report } from "./report.ts";
 import { bytesOf, has, latin1, type Window } from "./window.ts";
 
-/** Look at a VDI image. */
+/** Inspect a VDI image. */
 export async function inspectVdi(
   window: Window,
   report: Report,
@@ -29,7 +29,7 @@ export async function inspectVdi(
   const isSet = (at: number) =>
     bytesOf(header).subarray(at, at + 16).some(Boolean);
   if (header.getUint32(76, true) === 4 || isSet(424) || isSet(440)) {
-    report.danger("backing-file", "it is the difference from a parent");
+    report.danger("backing-file", "it is a differencing image");
   }
   if (header.getUint32(380, true) !== 0) {
     report.warn("damaged", "it has bytes before each block");
@@ -43,17 +43,20 @@ export async function inspectVdi(
   }
 }
 
-/** Look at a QED image, which OpenStack's inspector takes from nobody. */
+/** Inspect a QED image, which OpenStack's inspector always refuses. */
 export async function inspectQed(
   window: Window,
   report: Report,
 ): Promise<void> {
   const header = await window.readPadded(0, 72);
   report.virtualSize = sizeOf(header.getBigUint64(48, true));
-  report.danger("banned", "the format is hardly used, and not to be trusted");
+  report.danger(
+    "banned",
+    "the format is hardly used, and should not be trusted",
+  );
   const features = header.getBigUint64(16, true);
   if (features & ~7n) {
-    report.danger("unknown-features", "it needs features that nobody knows");
+    report.danger("unknown-features", "it needs unknown features");
   }
   if (features & 2n) report.warn("dirty", "it was not closed: check it");
   if ((features & 1n) === 0n) return;
@@ -73,7 +76,7 @@ export async function inspectQed(
   );
 }
 
-/** Look at a Parallels image. */
+/** Inspect a Parallels image. */
 export async function inspectParallels(
   window: Window,
   report: Report,
@@ -84,23 +87,23 @@ export async function inspectParallels(
     (isOld ? 0xffffffffn : 0xffffffffffffffffn);
   report.virtualSize = sizeOf(sectors * 512n);
   if (header.getUint32(16, true) !== 2) {
-    report.warn("version", "it has a version of the format that nobody knows");
+    report.warn("version", "it has an unknown version of the format");
   }
   if (header.getUint32(44, true) === 0x746f6e59) {
     report.warn("dirty", "it was not closed: check it");
   }
 }
 
-/** Iterations of a key slot that nobody should have to wait for. */
+/** Iterations of a key slot that take unreasonably long. */
 const MAX_ITERATIONS = 12_000_000;
 
-/** Look at a LUKS header. */
+/** Inspect a LUKS header. */
 export async function inspectLuks(
   window: Window,
   report: Report,
 ): Promise<void> {
   report.encrypted = true;
-  report.note("encrypted", "it is encrypted: its data cannot be looked at");
+  report.note("encrypted", "it is encrypted: its data was not inspected");
   const header = await window.readPadded(0, 592);
   if ((window.size ?? 592) < 592) {
     report.danger("truncated", "the file ends within its header");

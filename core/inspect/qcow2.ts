@@ -1,5 +1,5 @@
 /**
- * The first look at a QCOW or QCOW2 image (specification: "Header").
+ * Inspecting QCOW and QCOW2 images (specification: "Header").
  *
  * @module
  */
@@ -7,7 +7,7 @@ import { nameText } from "../values.ts";
 import type { Report } from "./report.ts";
 import { bytesOf, type Window } from "./window.ts";
 
-/** Bytes of the first cluster that are looked at for extensions. */
+/** Most bytes of the first cluster that are searched for extensions. */
 const MOST_EXTENSIONS = 256 * 1024;
 /** Longest name of a backing file. */
 const MAX_NAME = 1023;
@@ -20,10 +20,10 @@ const EXTENSION = {
 
 /** Incompatible features that are known, by bit. */
 const FEATURE = { DIRTY: 0, CORRUPT: 1, DATA_FILE: 2, COMPRESSION: 3 } as const;
-/** Known to us, but not to OpenStack's inspector, which therefore refuses it. */
+/** Supported here, but refused by OpenStack's inspector. */
 const EXTENDED_L2 = 4;
 
-/** Look at the header of an image. */
+/** Inspect the header of an image. */
 export async function inspectQcow2(
   window: Window,
   report: Report,
@@ -44,7 +44,7 @@ export async function inspectQcow2(
       "version",
       version === 1
         ? "it has version 1 of the format, which is hardly tested any more"
-        : `it has version ${version} of the format, which nobody knows`,
+        : `it has version ${version} of the format, which is unknown`,
     );
     return;
   }
@@ -64,15 +64,15 @@ export async function inspectQcow2(
   if (method > 2) {
     report.danger(
       "unknown-features",
-      `it has the encryption method ${method}, which nobody knows`,
+      `it has the encryption method ${method}, which is unknown`,
     );
   } else if (method === 1) {
     report.warn(
       "weak-encryption",
-      "it is encrypted by a method that has long been given up",
+      "it is encrypted with a deprecated method",
     );
   } else if (method === 2) {
-    report.note("encrypted", "it is encrypted: its data cannot be looked at");
+    report.note("encrypted", "it is encrypted: its data was not inspected");
   }
 }
 
@@ -81,7 +81,7 @@ export function size(value: bigint): number | bigint {
   return value <= BigInt(Number.MAX_SAFE_INTEGER) ? Number(value) : value;
 }
 
-/** Numbers in the header that make no sense, or lead out of the file. */
+/** Check the header for invalid numbers, and offsets outside the file. */
 function checkNumbers(window: Window, report: Report, header: DataView): void {
   const bits = header.getUint32(20);
   if (bits < 9 || bits > 21) {
@@ -135,7 +135,7 @@ function checkNumbers(window: Window, report: Report, header: DataView): void {
   }
 }
 
-/** What header extensions say. */
+/** The content of header extensions. */
 interface Extensions {
   backingFormat?: string;
   dataFile?: string;
@@ -160,7 +160,7 @@ async function readExtensions(
   for (let at = start; at + 8 <= end;) {
     const head = at < MOST_EXTENSIONS ? await window.read(at, 8) : undefined;
     if (!head) {
-      report.warn("damaged", "its header extensions have no end in sight");
+      report.warn("damaged", "its header extensions are too long");
       break;
     }
     const [type, length] = [head.getUint32(0), head.getUint32(4)];
@@ -218,8 +218,8 @@ function checkFeatures(
   version: number,
   { dataFile }: Extensions,
 ): void {
-  // Bits of version 2 would be those of the first header extension; so does
-  // OpenStack's inspector take those.
+  // In version 2, these bytes belong to the first header extension; OpenStack's
+  // inspector reads them as features all the same.
   const low = header.getUint32(76);
   if (low & 1 << FEATURE.DATA_FILE) {
     const message = dataFile === undefined
@@ -242,7 +242,7 @@ function checkFeatures(
       bit === EXTENDED_L2
         ? "it has extended L2 entries, an incompatible feature (bit 4) that " +
           "not all programs know"
-        : `it needs the feature of bit ${bit}, which nobody knows`,
+        : `it needs the feature of bit ${bit}, which is unknown`,
     );
   }
   if (low & 1 << FEATURE.CORRUPT) {
@@ -252,13 +252,13 @@ function checkFeatures(
     );
   }
   if (low & 1 << FEATURE.DIRTY) {
-    report.warn("dirty", "it was not closed: its refcounts are to be repaired");
+    report.warn("dirty", "it was not closed: its refcounts must be repaired");
   }
   const compression = header.getUint32(100) > 104 ? header.getUint8(104) : 0;
   if (compression > 1) {
     report.danger(
       "unknown-features",
-      `it is compressed by the method ${compression}, which nobody knows`,
+      `it is compressed by the method ${compression}, which is unknown`,
     );
   }
   if (header.getBigUint64(80) & ~1n) {

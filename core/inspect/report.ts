@@ -1,104 +1,104 @@
 /**
- * What an inspection reports.
+ * The result of an inspection.
  *
  * @module
  */
 import type { ImplicitOpen } from "../gate.ts";
 
 /**
- * How grave a finding is: a `note` is a fact worth knowing, a `warning` is worth
- * a look before the image is used, and an image with a `danger` should not be
- * taken from anyone who is not trusted.
+ * Severity of a finding: a `note` is worth knowing, a `warning` should be
+ * looked at before the image is used, and an image with a `danger` should only
+ * be accepted from trusted sources.
  *
  * @category Jobs
  */
 export type Severity = "note" | "warning" | "danger";
 
 /**
- * What the gravest finding makes of an image.
+ * The verdict on an image, by its gravest finding.
  *
  * @category Jobs
  */
 export type Verdict = "safe" | "suspect" | "unsafe";
 
 /**
- * Something that was found.
+ * A finding.
  *
  * @category Jobs
  */
 export interface Finding {
-  /** How grave it is. */
+  /** Its severity. */
   readonly severity: Severity;
-  /** Which check found it, in lower case with hyphens: `backing-file`. */
+  /** The check that found it, in lower case with hyphens: `backing-file`. */
   readonly check: string;
   /** A sentence without a full stop. */
   readonly message: string;
 }
 
 /**
- * A file that the image names. Nobody has looked whether it exists.
+ * A file that the image names. Whether it exists has not been checked.
  *
  * @category Jobs
  */
 export interface NamedFile {
-  /** What it is to the image. */
+  /** Its role in the image. */
   readonly role: NonNullable<ImplicitOpen["role"]>;
-  /** Its name, as the image has it. */
+  /** Its name, as stored in the image. */
   readonly filename: string;
-  /** Its format, if the image says so. */
+  /** Its format, if the image names it. */
   readonly format?: string;
-  /** Whether opening the image would let it be opened as well. */
+  /** Whether the gate would permit opening it with the image. */
   readonly gate: "allowed" | "refused";
 }
 
 /**
- * The table that divides a disk.
+ * The partition table of a disk.
  *
  * @category Jobs
  */
 export interface PartitionTable {
   /** Its kind. */
   readonly type: "mbr" | "gpt";
-  /** How many partitions it has. */
+  /** Number of partitions. */
   readonly partitions: number;
 }
 
 /**
- * What an image is, as far as its first look tells.
+ * What an inspection found out about an image.
  *
  * @category Jobs
  */
 export interface Inspection {
   /** The name of its driver; absent if several formats match. */
   readonly format?: string;
-  /** The formats, and for raw disks partition tables, whose magic is there. */
+  /** The formats, and partition tables of raw disks, whose magic was found. */
   readonly matches: readonly string[];
-  /** What the gravest finding makes of it. */
+  /** The verdict, by the gravest finding. */
   readonly verdict: Verdict;
   /** Bytes of the file; absent if its end was not seen. */
   readonly fileSize?: number;
-  /** Bytes of the disk, as the image says; absent if it was not found out. */
+  /** Bytes of the disk, according to the image; absent if unknown. */
   readonly virtualSize?: number | bigint;
   /** Bytes of the file that were read. */
   readonly bytesRead: number;
   /** Whether its data is encrypted. */
   readonly encrypted: boolean;
-  /** How many snapshots it has within itself. */
+  /** Number of internal snapshots. */
   readonly snapshots: number;
-  /** How a raw disk is divided. */
+  /** The partition table of a raw disk. */
   readonly partitionTable?: PartitionTable;
   /** The file system that a raw disk begins with. */
   readonly fileSystem?: string;
   /** The files that it names. */
   readonly files: readonly NamedFile[];
-  /** What was found, the gravest first. */
+  /** The findings, the gravest first. */
   readonly findings: readonly Finding[];
 }
 
-/** A file that a format's inspector has found to be named. */
+/** A file named by an image, before the gate is asked. */
 export type Naming = Omit<NamedFile, "gate">;
 
-/** Collects what the inspectors of formats find. */
+/** Collects the findings of the inspectors. */
 export class Report {
   virtualSize?: number | bigint;
   encrypted = false;
@@ -120,7 +120,7 @@ export class Report {
     this.findings.push({ severity: "danger", check, message });
   }
 
-  /** The image names a file, which is a danger. */
+  /** Note that the image names a file, which is a danger. */
   names(file: Naming, check: string, message: string): void {
     this.files.push(file);
     this.danger(check, message);

@@ -1,7 +1,7 @@
 /**
- * The first look at a VMDK: a sparse extent with its descriptor, or a text that
- * describes extents. What is refused is what OpenStack's inspector refuses, and
- * parents, which that one overlooks.
+ * Inspecting VMDKs: a sparse extent with its descriptor, or a descriptor in a
+ * file of its own. It refuses what OpenStack's inspector refuses, and parents,
+ * which that one overlooks.
  *
  * @module
  */
@@ -12,14 +12,14 @@ import { bytesOf, has, type Window } from "./window.ts";
 
 const SECTOR = 512;
 const AT_END = 0xffffffffffffffffn;
-/** Bytes of the text that are looked at. */
+/** Most bytes of the descriptor that are read. */
 const MAX_TEXT = 768 * 1024;
 const MARKER_FOOTER = 3;
 
-/** What may be stored in one file. */
+/** The types stored in one file. */
 const ONE_FILE = ["monolithicsparse", "streamoptimized"];
 
-/** Look at an image. */
+/** Inspect an image. */
 export async function inspectVmdk(
   window: Window,
   report: Report,
@@ -40,7 +40,7 @@ export async function inspectVmdk(
   if (version < 1 || version > 3) {
     report.danger(
       "version",
-      `it has version ${version} of the format, which nobody knows`,
+      `it has version ${version} of the format, which is unknown`,
     );
   }
   report.virtualSize = sizeOf(header.getBigUint64(12, true) * BigInt(SECTOR));
@@ -57,7 +57,7 @@ export async function inspectVmdk(
   await inspectText(window, report, start, length);
 }
 
-/** The text of a descriptor, up to the zeroes that fill it. */
+/** The text of a descriptor, up to its padding of zeroes. */
 async function readText(
   window: Window,
   report: Report,
@@ -70,9 +70,9 @@ async function readText(
     const left = Math.min(start + length, window.size ?? Infinity) - at;
     const view = await window.read(at, Math.max(1, Math.min(left, 16 * 1024)));
     if (!view || at + view.byteLength > start + MAX_TEXT) {
-      // Of a file of its own, the end of the text is the end of the file.
+      // In a file of its own, the text ends with the file.
       if (!isPart && window.size === at && text !== "") return text;
-      report.danger("truncated", "its descriptor does not end in sight");
+      report.danger("truncated", "its descriptor is too long");
       return undefined;
     }
     const bytes = bytesOf(view);
@@ -91,8 +91,8 @@ async function readText(
 }
 
 /**
- * Whether a file without a known magic is a text that describes extents: other
- * programs take one for it wherever it says `createType`.
+ * Whether a file without a known magic is a descriptor: other programs take it
+ * for one wherever it says `createType`.
  */
 export async function isDescription(window: Window): Promise<boolean> {
   const length = Math.min(SECTOR, window.size ?? SECTOR);
@@ -134,7 +134,7 @@ async function inspectText(
     complain(
       type === ""
         ? "its descriptor does not say what kind of image it is"
-        : `its kind '${nameText(type)}' is not one that is a single file`,
+        : `its kind '${nameText(type)}' is not stored in a single file`,
     );
   }
   const lines = text.split("\n").map((line) => line.trim());
@@ -162,7 +162,7 @@ function isExtent(line: string): boolean {
   return !isPlain(line) && ACCESS.includes(line.toLowerCase().split(" ")[0]);
 }
 
-/** A comment, a line of the disk data base, or a field. */
+/** A comment, an entry of the disk database, or a field. */
 function isPlain(line: string): boolean {
   const [key] = line.split("=");
   return line === "" || line.startsWith("#") ||
@@ -207,11 +207,11 @@ function nameParent(report: Report, text: string): void {
       `it has the parent '${nameText(filename)}', which is read with it`,
     );
   } else if (cid !== undefined && cid.toLowerCase() !== "ffffffff") {
-    report.warn("parent", "it is made on a parent, which it does not name");
+    report.warn("parent", "it has a parent, which it does not name");
   }
 }
 
-/** The footer counts instead of the header, so it must say the same. */
+/** The footer replaces the header, so both must agree. */
 async function inspectFooter(
   window: Window,
   report: Report,
@@ -222,11 +222,11 @@ async function inspectFooter(
   const end = size === undefined
     ? undefined
     : await window.read(size - 3 * SECTOR, 3 * SECTOR);
-  if (!end) return complain("its footer, which counts, was not seen");
+  if (!end) return complain("its footer, which takes precedence, was not seen");
   const part = (index: number) =>
     new DataView(end.buffer, end.byteOffset + index * SECTOR, SECTOR);
   const [marker, footer, last] = [part(0), part(1), part(2)];
-  if (!has(footer, 0, "KDMV")) return complain("its footer is none");
+  if (!has(footer, 0, "KDMV")) return complain("its footer is invalid");
   if (footer.getUint32(4, true) !== header.getUint32(4, true)) {
     complain("its footer has another version than its header");
   }

@@ -1,37 +1,39 @@
 /**
- * The bounded view that an inspection has of a file.
+ * A bounded view of a file for inspections.
  *
  * @module
  */
 import { allocate } from "../bytes.ts";
 
-/** Bytes of a file that an inspection reads at the most. */
+/** Most bytes of a file that an inspection reads. */
 export const BUDGET = 1024 * 1024;
 
-/** The file is read in units of these, each once. */
+/** The file is read in pages of this size, each once. */
 const PAGE = 4096;
 
-/** Fills `bytes` from an offset of the file on; whether that can be read. */
+/**
+ * Fills `bytes` from an offset of the file; returns whether that was possible.
+ */
 type Fetch = (offset: number, bytes: Uint8Array) => Promise<boolean>;
 
-/** What is seen of a file: not more than {@linkcode BUDGET} bytes of it. */
+/** The visible part of a file: at most {@linkcode BUDGET} bytes of it. */
 export class Window {
-  /** Bytes of the file; absent if its end was not seen. */
+  /** Bytes of the file; absent if its end was not reached. */
   readonly size?: number;
-  /** Bytes that were read. */
+  /** Bytes read so far. */
   bytesRead = 0;
   readonly #fetch: Fetch;
   readonly #pages = new Map<number, Uint8Array>();
 
-  /** A window on a file of `size` bytes that is read by `fetch`. */
+  /** A window of a file of `size` bytes, read by `fetch`. */
   constructor(size: number | undefined, fetch: Fetch) {
     this.size = size;
     this.#fetch = fetch;
   }
 
   /**
-   * Bytes of the file; `undefined` unless all of them are there and within
-   * what may be read.
+   * Bytes of the file; `undefined` unless all of them exist and the budget
+   * suffices.
    */
   async read(offset: number, length: number): Promise<DataView | undefined> {
     const end = offset + length;
@@ -50,7 +52,7 @@ export class Window {
     return new DataView(bytes.buffer, bytes.byteOffset, length);
   }
 
-  /** As {@linkcode read}, but what is not there reads as zeroes. */
+  /** As {@linkcode read}, with zeroes for missing bytes. */
   async readPadded(offset: number, length: number): Promise<DataView> {
     const there = Math.max(0, Math.min(length, (this.size ?? 0) - offset));
     const whole = await this.read(offset, length);
@@ -61,7 +63,7 @@ export class Window {
     return new DataView(bytes.buffer, bytes.byteOffset, length);
   }
 
-  /** Read pages that were not yet, together where they are neighbours. */
+  /** Read the missing pages of a range, adjacent ones together. */
   async #load(first: number, last: number): Promise<boolean> {
     for (let page = first; page < last;) {
       if (this.#pages.has(page)) {
@@ -104,7 +106,7 @@ export function latin1(
   );
 }
 
-/** Whether a view has a text, a character a byte, at an offset. */
+/** Whether a view contains a text at an offset, one character per byte. */
 export function has(view: DataView, offset: number, text: string): boolean {
   return offset + text.length <= view.byteLength &&
     String.fromCharCode(

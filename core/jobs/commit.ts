@@ -202,7 +202,13 @@ async function mustGrow(base: BlockNode, overlay: BlockNode): Promise<boolean> {
   // size, unless data has to be written there.
   if (roundUp(base.size, SECTOR_SIZE) < size) return true;
   const start = size - SECTOR_SIZE;
-  const tail = await chainStatus(overlay, start, base.size - start, base);
+  const tail = await chainStatus(
+    overlay,
+    start,
+    base.size - start,
+    undefined,
+    base,
+  );
   return !isInherited(tail);
 }
 
@@ -215,7 +221,7 @@ async function empty(overlay: BlockNode, base: BlockNode): Promise<void> {
     throw new CommitError(
       "empty",
       `Failed to empty ${nameOf(overlay)}: ${strerror(cause.code)}`,
-      `Nothing is lost: all of it is in '${shortName(base)}'.`,
+      `Nothing is lost: all data is in '${shortName(base)}'.`,
       cause,
     );
   }

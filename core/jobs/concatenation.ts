@@ -11,7 +11,7 @@ import {
   isInherited,
   refined,
 } from "../extents.ts";
-import type { BlockNode, Disk, ReadFlags } from "../node.ts";
+import type { BlockNode, Disk, ReadFlags, RequestFlags } from "../node.ts";
 import { readPadded } from "../requests.ts";
 import type { Job, JobNode } from "./job.ts";
 
@@ -94,9 +94,10 @@ export class Concatenation {
     offset: number,
     baseOf?: () => BlockNode | undefined,
     most = Infinity,
+    flags?: RequestFlags,
   ): Promise<ChainExtent> {
     return await this.#job.request(() =>
-      this.#status(offset, baseOf?.(), most)
+      this.#status(offset, baseOf?.(), most, flags)
     );
   }
 
@@ -104,6 +105,7 @@ export class Concatenation {
     offset: number,
     base: BlockNode | undefined,
     most: number,
+    flags?: RequestFlags,
   ): Promise<ChainExtent> {
     const { disk: { node }, start, end, alignment } = this.partAt(offset);
     const at = offset - start;
@@ -112,8 +114,8 @@ export class Concatenation {
       return { ...NOTHING, offset, length };
     }
     const length = Math.min(most, node.size - at);
-    let extent = await chainStatus(node, at, length, base);
-    if (extent.sparse) extent = await refined(extent);
+    let extent = await chainStatus(node, at, length, flags, base);
+    if (extent.sparse) extent = await refined(extent, undefined, flags);
     // What no backing file has either can only be had by reading it.
     if (!base && isInherited(extent)) extent.allocated = true;
     let known = roundUp(extent.length, SECTOR_SIZE);

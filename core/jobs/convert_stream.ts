@@ -9,11 +9,8 @@ import { BlockError, invalid } from "../errors.ts";
 import type { Disk } from "../node.ts";
 import { limitedWrites, type ThrottleGroup } from "../throttle_group.ts";
 import { valueText } from "../values.ts";
-import {
-  CONVERT_OPTIONS,
-  type ConvertOptions,
-  copyTargetOptions,
-} from "./convert.ts";
+import { CONVERT_OPTIONS, copyTargetOptions } from "./convert.ts";
+import type { ConvertOptions } from "./convert_options.ts";
 import { REQUEST_SIZE } from "./copy.ts";
 import { CopyTarget, type CopyTargetOptions } from "./copy_target.ts";
 import { Job, type JobNode } from "./job.ts";
@@ -88,7 +85,7 @@ export async function convertStream(
   const chunks = (stream as Partial<typeof stream> | undefined)
     ?.[Symbol.asyncIterator];
   if (typeof chunks !== "function") {
-    throw invalid(`Cannot convert ${valueText(stream)}: it is no stream`);
+    throw invalid(`Cannot convert ${valueText(stream)}: it is not a stream`);
   }
   await using job = new Job(options.signal);
   const filling = new Filling(

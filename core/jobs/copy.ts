@@ -13,7 +13,6 @@ import { type Range, RangeFinder, type RangeRules } from "./copy_ranges.ts";
 import { CopySource, type CopySourceOptions } from "./copy_source.ts";
 import { CopyTarget, type CopyTargetOptions } from "./copy_target.ts";
 import type { Job, JobNode } from "./job.ts";
-import { offload } from "./offload.ts";
 import { Pace } from "./pace.ts";
 
 /** How to copy. */
@@ -51,13 +50,13 @@ const LARGE_DISK = 64 * 1024 * 1024;
 /** Workers to begin with: one reads while the other writes. */
 const FIRST_WORKERS = 2;
 
-/** Workers of a copy that takes its time: another is about to read or write. */
+/** Workers of a long copy: one more is ready to read or write. */
 const USUAL_WORKERS = 3;
 
-/** Milliseconds until the first look at whether a read has to wait. */
+/** Milliseconds until reads are first checked for having to wait. */
 const FIRST_SAMPLE = 30;
 
-/** Milliseconds between two such looks. */
+/** Milliseconds between such checks. */
 const SAMPLE_PAUSE = 10;
 
 /** A request is slow if it takes this many milliseconds. */
@@ -121,7 +120,7 @@ class Copy {
   readonly #finding = new Mutex();
   /** Fulfilled when all earlier writes have their places. */
   #writes: Promise<void> = Promise.resolve();
-  /** When to look next whether reads have to wait, as `performance.now()`. */
+  /** When to check next whether reads have to wait, as `performance.now()`. */
   #nextSample = performance.now() + FIRST_SAMPLE;
   /** Number of slow requests in a row. */
   #slow = 0;
@@ -187,7 +186,7 @@ class Copy {
     if (this.#error) throw this.#error;
   }
 
-  /** If there is much to compress, the threads start during the first reads. */
+  /** If there is much to compress, start its threads during the first reads. */
   async #holdWorkers(): Promise<Disposable | undefined> {
     const isMuch = this.#rules.clusterSize > 0 &&
       this.#source.size >= LARGE_DISK;
@@ -295,11 +294,11 @@ class Copy {
   }
 
   /**
-   * For local files a few requests in flight are enough: more would gain
-   * nothing, and their buffers would evict each other from the processor's
-   * cache. The other workers start when a read has to wait: one of a local file
-   * is done before a message to oneself arrives. (The first requests may wait
-   * for parts of the program to load, and short copies need no more workers.)
+   * For local files a few requests in flight are enough: the buffers of more
+   * would evict each other from the processor's cache. The other workers start
+   * when a read has to wait, that is, takes longer than a message sent to
+   * oneself. (The first requests may wait for parts of the program to load, and
+   * short copies need no more workers.)
    */
   async #read(offset: number, bytes: Uint8Array): Promise<void> {
     let hasWaited = false;
@@ -314,6 +313,7 @@ class Copy {
   }
 
   async #offload(offset: number, length: number): Promise<boolean> {
+    const { offload } = await import("./offload.ts");
     const part = this.#source.partAt(offset);
     this.#offloads &&= await this.#job.request(() =>
       offload(part, this.#target.node, offset, length)

@@ -53,11 +53,12 @@ export class CopySource {
     return this.#whole.partAt(offset);
   }
 
-  /** The first extent of the range from `offset`, offsetInDisk one disk. */
+  /** The first extent of the range from `offset`, within one disk. */
   async status(offset: number): Promise<ChainExtent> {
-    if (this.#options.salvage) return await this.#salvageStatus(offset);
+    const { salvage, baseOf, signal } = this.#options;
+    if (salvage) return await this.#salvageStatus(offset);
     try {
-      return await this.#whole.status(offset, this.#options.baseOf);
+      return await this.#whole.status(offset, baseOf, undefined, { signal });
     } catch (error) {
       const offsetInDisk = offset - this.partAt(offset).start;
       throw located("reading block status at offset", offsetInDisk, error);
@@ -69,16 +70,19 @@ export class CopySource {
    * readable. After such a sector, the next one is most likely the same.
    */
   async #salvageStatus(offset: number): Promise<ChainExtent> {
-    const { baseOf } = this.#options;
+    const { baseOf, signal } = this.#options;
     let isGuess = this.#unknownEnd === offset;
     let most = isGuess ? SECTOR_SIZE : MAX_STATUS;
     for (;;) {
       try {
-        const extent = await this.#whole.status(offset, baseOf, most);
+        const extent = await this.#whole.status(offset, baseOf, most, {
+          signal,
+        });
         if (!isGuess) return extent;
         isGuess = false;
         most = MAX_STATUS;
       } catch (error) {
+        checkSignal(signal);
         isGuess = false;
         const { start, end } = this.partAt(offset);
         const sectors = Math.min(most, end - offset) / SECTOR_SIZE;

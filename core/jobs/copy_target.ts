@@ -87,8 +87,8 @@ export class CopyTarget {
         : length;
       if (end > zeroes) {
         const data = [bytes.subarray(zeroes, end)];
-        const wishes = end === length ? { ...flags, placed } : flags;
-        await this.node.writev!(offset + zeroes, data, wishes);
+        const ownFlags = end === length ? { ...flags, placed } : flags;
+        await this.node.writev!(offset + zeroes, data, ownFlags);
       }
       at = end;
     }

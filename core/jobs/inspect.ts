@@ -1,6 +1,6 @@
 /**
- * Inspecting: what an image is, and what speaks against using it, before
- * anything of it is opened.
+ * Inspecting: what an image is, and whether it is safe to use, before opening
+ * it.
  *
  * @module
  */
@@ -69,14 +69,13 @@ export interface InspectOptions {
   /** Inspect it even if another process is writing to it. Default: false. */
   forceShare?: boolean;
   /**
-   * Read a stream to its end: only that tells how large it is, and whether a
-   * footer follows. Default: its first MiB, and up to 8 MiB where the header
-   * leads further.
+   * Read a stream to its end: only then are its size and any footer known.
+   * Default: its first MiB, and up to 8 MiB if the header refers further.
    */
   whole?: boolean;
   /**
    * Which of the files that the image names would be opened with it. Default:
-   * as for `openImage`. No file is opened to find out.
+   * as for `openImage`. None is opened to find out.
    */
   gate?: Gate;
   /** Ends the job with ECANCELED. */
@@ -84,15 +83,15 @@ export interface InspectOptions {
 }
 
 /**
- * Inspect an image: its format by all magics, what it says of itself, and what
- * speaks against using it. At most 1 MiB of the file is read, and no file that
- * it names is opened.
+ * Inspect an image: its format by all magics, its header, and reasons not to
+ * use it. At most 1 MiB of the file is read, and no file that it names is
+ * opened.
  *
- * What OpenStack's `format_inspector` refuses is a `danger` here too, as is each
- * other file that belongs to the image.
+ * Whatever OpenStack's `format_inspector` refuses is a `danger` here too, as is
+ * every other file that belongs to the image.
  *
- * @param source The file, by its name or the description of a protocol node; a
- * node that is open; or a stream of its bytes.
+ * @param source The file, by its name or the description of a protocol node; an
+ * open node; or a stream of its bytes.
  * @throws {BlockError} EINVAL if the source is the description of an image of
  * some format instead of its file, and whatever reading the file throws.
  *
@@ -147,7 +146,7 @@ async function inspectFile(
       await node.readv(offset, [bytes]);
       return true;
     });
-    return await look(window, async (file) => {
+    return await inspectWindow(window, async (file) => {
       const filename = nameFrom(node, file.filename);
       if (filename === undefined) return false;
       const request = { ...file, filename, namedBy: node.filename };
@@ -160,7 +159,10 @@ async function inspectFile(
   }
 }
 
-/** Opening what is described as an image would open what the image names. */
+/**
+ * Refuse the description of an image: opening it would open files that it
+ * names.
+ */
 function checkIsFile(source: Source): void {
   for (let at: unknown = protocolStack(source); at;) {
     if (typeof at !== "object" || isNode(at)) return;
@@ -183,14 +185,14 @@ function nameFrom(node: BlockNode, name: string): string | undefined {
   }
 }
 
-/** Bytes of a stream in which all must be that is looked at, but for its end. */
+/** Bytes of a stream that inspection can reach, apart from its end. */
 const REACH = 8 * BUDGET;
-/** Bytes of its end that are kept, whatever pages they are part of. */
+/** Bytes at its end that are kept, whatever their pages. */
 const KEPT_END = 16 * 1024;
 
-/** The beginning of a stream, as far as it was wanted, and perhaps its end. */
+/** The beginning of a stream, as far as it was needed, and perhaps its end. */
 class StreamView {
-  /** Bytes that came so far. */
+  /** Bytes received so far. */
   length = 0;
   hasEnded = false;
   readonly #chunks: AsyncIterator<Uint8Array>;
@@ -203,7 +205,7 @@ class StreamView {
     this.#signal = signal;
   }
 
-  /** Read on until there are more than `length` bytes, or no more. */
+  /** Read until more than `length` bytes have been received, or to the end. */
   async pull(length: number): Promise<void> {
     while (!this.hasEnded && this.length <= length) {
       checkSignal(this.#signal);
@@ -233,7 +235,7 @@ class StreamView {
     this.length += chunk.length;
   }
 
-  /** Fill `bytes`; whether that can still be done. */
+  /** Fill `bytes`; returns whether they are still available. */
   async fill(offset: number, bytes: Uint8Array): Promise<boolean> {
     const stop = offset + bytes.length;
     if (stop <= REACH) await this.pull(stop);
@@ -246,7 +248,7 @@ class StreamView {
     return true;
   }
 
-  /** Nothing more is wanted. */
+  /** Cancel the stream. */
   async close(): Promise<void> {
     if (!this.hasEnded) await this.#chunks.return?.();
   }
@@ -264,9 +266,9 @@ async function inspectStream(
       size,
       (offset, bytes) => view.fill(offset, bytes),
     );
-    return await look(
+    return await inspectWindow(
       window,
-      // Nobody knows in which folder it is.
+      // The stream has no folder.
       async (file) =>
         gate !== undefined && await passes(gate, { ...file, namedBy: "" }),
     );
@@ -289,15 +291,15 @@ const INSPECTORS: { readonly [format: string]: Inspector } = {
   luks: inspectLuks,
 };
 
-/** Look at what is in the window. */
-async function look(
+/** Inspect the content of the window. */
+async function inspectWindow(
   window: Window,
   isPermitted: (file: Naming) => Promise<boolean>,
 ): Promise<Inspection> {
   const report = new Report();
   const head = bytesOf(await window.readPadded(0, HEAD_LENGTH));
   const formats = formatsOfHead(head);
-  if (formats.length === 0) formats.push(...await nearlyFormats(window));
+  if (formats.length === 0) formats.push(...await possibleFormats(window));
   if (window.size === 0) report.note("empty", "the file is empty");
   if (window.size === undefined) {
     report.warn("end-not-seen", "only the beginning of it was seen");
@@ -306,7 +308,7 @@ async function look(
     const tail = await tailOf(window);
     const footed = tail && formatOfTail(tail, window.size!);
     if (footed) formats.push(footed);
-    else await lookAtDisk(window, report, head, tail);
+    else await inspectDisk(window, report, head, tail);
   }
   const sector = await window.read(0, 512);
   const others = [
@@ -324,14 +326,14 @@ async function look(
     );
   }
   const [format, ...otherFormats] = formats;
-  // What the header of several says is of no use.
+  // With several formats, no header can be trusted.
   if (format && otherFormats.length === 0) {
     await INSPECTORS[format.name]?.(window, report);
     if (!findDriver(format.name)) {
       report.note("no-driver", `it ${noDriverText(format)}`);
     }
   }
-  weigh(window, report);
+  checkSizes(window, report);
   const files: NamedFile[] = [];
   for (const file of report.files) {
     const gate = await isPermitted(file) ? "allowed" : "refused";
@@ -355,10 +357,9 @@ async function look(
 }
 
 /**
- * What other programs may take for an image, though it is one that no driver
- * opens.
+ * Formats that other programs may take a file for, although no driver opens it.
  */
-async function nearlyFormats(window: Window): Promise<ImageFormat[]> {
+async function possibleFormats(window: Window): Promise<ImageFormat[]> {
   const start = await window.read(0, 512);
   if (start && has(start, 0, "QFI\xfb")) return [{ name: "qcow2" }];
   return await isDescription(window) ? [{ name: "vmdk" }] : [];
@@ -372,8 +373,8 @@ async function tailOf(window: Window): Promise<Uint8Array | undefined> {
   return tail && bytesOf(tail);
 }
 
-/** What has no header is a disk from its first byte on. */
-async function lookAtDisk(
+/** Inspect a file without a header: a disk from its first byte on. */
+async function inspectDisk(
   window: Window,
   report: Report,
   head: Uint8Array,
@@ -385,7 +386,7 @@ async function lookAtDisk(
   if (wrapping) {
     report.warn(
       "wrapped",
-      `it is ${wrapping}: what is in it was not looked at`,
+      `it is ${wrapping}: its content was not inspected`,
     );
   }
   if (tail && hasVhdFooter(tail, window.size!)) {
@@ -393,13 +394,13 @@ async function lookAtDisk(
   }
 }
 
-/** Disks that are smaller do no harm, however little they hold. */
+/** Smaller disks do no harm, however small their files. */
 const LEAST_BOMB = 1024n ** 4n;
-/** A disk so many times as large as its file. */
+/** Ratio of disk size to file size that is suspicious. */
 const BOMB_RATIO = 1000n;
 
 /** Compare the size of the disk with that of the file. */
-function weigh({ size }: Window, report: Report): void {
+function checkSizes({ size }: Window, report: Report): void {
   const { virtualSize } = report;
   if (size === undefined || virtualSize === undefined) return;
   const disk = BigInt(virtualSize);
@@ -413,7 +414,7 @@ function weigh({ size }: Window, report: Report): void {
 
 const SEVERITIES: readonly Severity[] = ["danger", "warning", "note"];
 
-/** The gravest first. */
+/** Sort by severity, the gravest first. */
 function inOrder(findings: readonly Finding[]): Finding[] {
   return SEVERITIES.flatMap((wanted) =>
     findings.filter(({ severity }) => severity === wanted)

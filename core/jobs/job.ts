@@ -20,9 +20,9 @@ export interface JobNode {
 
 /**
  * The nodes of a job, which stay open until it ends, and its requests to them,
- * which wait while one of the nodes is drained. What belongs together, such as
- * the queries of a chain's layers, is one request: the graph may change between
- * two of them.
+ * which wait while one of the nodes is drained. Steps that belong together,
+ * such as queries of a chain's layers, are one request: the graph may change
+ * between two requests.
  */
 export class Job implements AsyncDisposable {
   readonly #signal?: AbortSignal;
@@ -40,7 +40,7 @@ export class Job implements AsyncDisposable {
   use(node: BlockNode): JobNode {
     const root = hold(node, this.#gate);
     root.lost = () => this.#lost = node.filename;
-    // Closing the node is up to whoever opened it; the job lets it go in time.
+    // Closing the node is up to whoever opened it; the job releases it in time.
     root.end = () => Promise.resolve();
     this.#roots.push(root);
     return {
@@ -87,7 +87,7 @@ export class Job implements AsyncDisposable {
     throw new BlockError("EBADF", `'${this.#lost}' is closed`);
   }
 
-  /** Let go of the nodes. */
+  /** Release the nodes. */
   async [Symbol.asyncDispose](): Promise<void> {
     for (const root of this.#roots.splice(0)) await detach(root);
   }

@@ -73,7 +73,7 @@ export async function measure<Format extends string>(
       `Block driver '${format}' does not support size measurement`,
     );
   }
-  // As if for a file: what is said of that does not change its size.
+  // As if for a local file: the file's options do not affect the size.
   const table = newImageOptions(driver, findDriver("file"));
   const values = defaultOptions(table);
   for (const [name, value] of Object.entries(given)) {
@@ -96,7 +96,9 @@ export async function measure<Format extends string>(
       secret: (id) => findSecret(secrets, { id, filename: format }),
       status: held && (async (offset, length) => {
         if (pace.isDue) await pace.rest();
-        return await job.request(() => chainStatus(held.node, offset, length));
+        return await job.request(() =>
+          chainStatus(held.node, offset, length, { signal })
+        );
       }),
     });
   } catch (error) {

@@ -19,7 +19,7 @@ import {
   isInherited,
   skipFilters,
 } from "../extents.ts";
-import { canonicalName } from "../gate.ts";
+import { canonicalName } from "../sources.ts";
 import type { BlockNode, Disk } from "../node.ts";
 import { plainName } from "../node_names.ts";
 import { readPadded, writeZeroData, writeZeroes } from "../requests.ts";
@@ -309,7 +309,7 @@ class Merge {
     if (this.#isBelow && start < this.#old!.size) {
       const length = Math.min(end, this.#old!.size) - start;
       const above = await readingMetadata(
-        chainStatus(this.#old!, start, length, this.#new),
+        chainStatus(this.#old!, start, length, undefined, this.#new),
       );
       if (isInherited(above)) {
         return { isSame: true, end: start + above.length };

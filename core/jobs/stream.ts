@@ -104,7 +104,10 @@ export function streamImage(
   });
 }
 
-/** As {@linkcode streamImage}; each chunk is valid until the next is asked for. */
+/**
+ * As {@linkcode streamImage}; each chunk is valid until the next one is
+ * requested.
+ */
 export async function* imageChunks(
   format: string,
   sources: Disk | readonly Disk[],

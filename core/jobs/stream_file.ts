@@ -1,5 +1,5 @@
 /**
- * New images that are written front to back into a file.
+ * Writing new images front to back into a file.
  *
  * @module
  */
@@ -27,8 +27,8 @@ export interface StreamFileOptions extends StreamImageOptions {
 }
 
 /**
- * Whether a new image's file can only be written front to back, because of
- * where it is.
+ * Whether the file of a new image can only be written front to back, because of
+ * its protocol.
  *
  * @param create The options of the image, with those of its file.
  */
@@ -48,9 +48,9 @@ export async function isStoredWhole(
 }
 
 /**
- * Make or empty a file, and write to it what {@linkcode imageChunks} yields:
- * nothing is lost before the first of it is there, so that options which make
- * no sense cost no file.
+ * Create or empty a file, and write to it what {@linkcode imageChunks} yields.
+ * An existing file is emptied only once the first chunk is ready, so that
+ * invalid options cost no file.
  */
 export async function streamToFile(
   format: string,
@@ -74,14 +74,14 @@ export async function streamToFile(
   await chunksToFile(target, chunks, options, { expected, patches });
 }
 
-/** Bytes that replace others of a stream, from an offset on. */
+/** Bytes that replace part of a stream, and their offset. */
 type Patch = readonly [offset: number, bytes: Uint8Array];
 
 /**
- * As {@linkcode streamToFile}, for bytes that are the file's already.
+ * As {@linkcode streamToFile}, for the bytes of the file themselves.
  *
- * @param more About how many there will be; and what replaces some of them once
- * all are written.
+ * @param more Their approximate number, and the patches to apply once all are
+ * written.
  */
 export async function chunksToFile(
   target: Source,

@@ -19,21 +19,21 @@ import { Space } from "./space.ts";
  * @category Jobs
  */
 export interface Difference {
-  /** The longer disk, of which each byte is the same or different. */
+  /** The longer disk, each byte of which is the same or different. */
   readonly space: Space;
-  /** How many bytes are in sectors that differ. */
+  /** Number of bytes in sectors that differ. */
   readonly bytes: number;
   /** The first ranges that differ, in whole sectors; at most 1000. */
   readonly ranges: readonly DirtyExtent[];
 }
 
-/** Bytes that are read of each disk at once. */
+/** Bytes of each disk that are read at once. */
 const REQUEST_SIZE = 1024 * 1024;
 const MAX_RANGES = 1000;
 
 /**
- * Compare two disks to their ends. What is known to be zero in both is not
- * read; past the end of the shorter one there are zeroes.
+ * Compare two disks to their ends. Ranges known to be zero in both are not
+ * read; the shorter disk counts as zero past its end.
  *
  * @throws {BlockError} if one of them cannot be read.
  *
@@ -123,19 +123,21 @@ class Side {
     this.#signal = signal;
   }
 
-  /** What is known of the bytes from an offset on, and how far. */
+  /** What is known from an offset on, and how far it extends. */
   async at(offset: number): Promise<{ zero: boolean; end: number }> {
     const { size } = this.#node;
     if (offset >= size) return { zero: true, end: Infinity };
     let known = this.#known;
     if (!known || known.offset + known.length <= offset) {
-      known = await chainStatus(this.#node, offset, size - offset);
+      known = await chainStatus(this.#node, offset, size - offset, {
+        signal: this.#signal,
+      });
       this.#known = known;
     }
     return { zero: known.zero, end: known.offset + known.length };
   }
 
-  /** Bytes, until the next are read. */
+  /** Bytes of the disk, valid until the next read. */
   async read(offset: number, length: number): Promise<Uint8Array> {
     const bytes = this.#buffer.subarray(0, length);
     const { zero } = await this.at(offset);

@@ -1,26 +1,26 @@
 /**
- * What the parts of a picture of an image can be: their names, letters and
- * colours, for all who draw one.
+ * What the parts of a picture can represent: names, letters and colours, for
+ * all renderers.
  *
  * @module
  */
 
 /**
- * How a part of a picture looks.
+ * How a part of a picture is shown.
  *
  * @category Jobs
  */
 export interface Look {
-  /** Its name in a legend. */
+  /** Its name in the legend. */
   readonly label: string;
-  /** The character that stands for it in text. */
+  /** Its letter in text. */
   readonly letter: string;
-  /** Its colour, red, green and blue, 0 to 255 each. */
+  /** Its colour: red, green and blue from 0 to 255. */
   readonly colour: readonly [red: number, green: number, blue: number];
 }
 
 /**
- * What a byte is: of a disk, or of a file.
+ * What a byte of a disk or file is; exactly one of these.
  *
  * @category Jobs
  */
@@ -45,20 +45,20 @@ export type Base =
   | "same";
 
 /**
- * What a byte may be besides.
+ * What a byte may be in addition.
  *
  * @category Jobs
  */
 export type Mark = "different" | "shared" | "dirty" | "leaked" | "corrupt";
 
 /**
- * Any of them.
+ * Either of them.
  *
  * @category Jobs
  */
 export type LookName = Base | Mark;
 
-/** What every byte is one of. */
+/** Looks of which every byte has exactly one. */
 export const BASES: Readonly<Record<Base, Look>> = {
   "unallocated": look("not allocated", ".", 0xe6eaee),
   "zero": look("zeroes", "0", 0xb4bec8),
@@ -80,7 +80,7 @@ export const BASES: Readonly<Record<Base, Look>> = {
   "same": look("the same", "=", 0x6f9fd8),
 };
 
-/** What some bytes are besides; a part that has such bytes shows it. */
+/** Additional marks; a cell that contains marked bytes shows the mark. */
 export const MARKS: Readonly<Record<Mark, Look>> = {
   "different": look("different", "X", 0xd21f2b),
   "shared": look("shared with a snapshot", "s", 0x1fa79a),
@@ -90,13 +90,13 @@ export const MARKS: Readonly<Record<Mark, Look>> = {
 };
 
 /**
- * All, by name.
+ * All looks, by name.
  *
  * @category Jobs
  */
 export const LOOKS: Readonly<Record<LookName, Look>> = { ...BASES, ...MARKS };
 
-/** A colour in the notation of CSS. */
+/** Its colour in CSS notation. */
 export function cssColour({ colour }: Look): string {
   const digits = colour.map((part) => part.toString(16).padStart(2, "0"));
   return `#${digits.join("")}`;

@@ -28,9 +28,9 @@ import { backingLook, Space } from "./space.ts";
  * @category Jobs
  */
 export interface PictureOptions {
-  /** Cells of each space at most, 1 to 1,048,576. Default: 4096. */
+  /** Most cells of each space, 1 to 1,048,576. Default: 4096. */
   cells?: number;
-  /** A bitmap of the image whose dirty ranges are marked. */
+  /** A bitmap of the image whose dirty ranges to mark. */
   bitmap?: string;
   /** Ends the job with ECANCELED. */
   signal?: AbortSignal;
@@ -50,23 +50,23 @@ export interface Picture {
   readonly format: string;
   /** The disk. */
   readonly guest: Space;
-  /** The file that holds the image; absent if there is no one file. */
+  /** The file that holds the image; absent if there is not exactly one. */
   readonly host?: Space;
   /** What the file is used for, if the format can tell. */
   readonly layout?: ImageLayout;
-  /** What could not be found out, and why. */
+  /** What could not be determined, and why. */
   readonly notes: readonly string[];
 }
 
-/** Cells at most. */
+/** Most cells. */
 const MAX_CELLS = 2 ** 20;
 /** Largest unit that cells are multiples of, in bytes. */
 const MAX_UNIT = 64 * 1024;
-/** Errors that are noted one by one. */
+/** Errors that are noted individually. */
 const MAX_NOTES = 10;
 
 /**
- * Look at an image, without reading its data.
+ * Draw an image without reading its data.
  *
  * @throws {BlockError} ENOENT if there is no such bitmap.
  *
@@ -123,16 +123,16 @@ class Drawing {
     const node = this.#node;
     const info = await this.#top.info?.();
     this.#unit = Math.max(SECTOR_SIZE, info?.clusterSize ?? SECTOR_SIZE);
-    // Large blocks, such as those of VHDX, would make a coarse picture.
+    // Large blocks, such as those of VHDX, would make the picture too coarse.
     const unit = Math.min(this.#unit, MAX_UNIT);
     const guest = new Space("Disk", node.size, cells, unit);
     if (this.#file) {
       const { size } = this.#file;
       this.#host = new Space("File", size, cells, unit);
-      await this.#lookAtFile();
+      await this.#drawFile();
     }
-    await this.#lookAtDisk(guest);
-    if (this.#host && !this.#layout) this.#nameTheRest(this.#host);
+    await this.#drawDisk(guest);
+    if (this.#host && !this.#layout) this.#nameRest(this.#host);
     if (bitmap !== undefined) await this.#lookAtBitmap(guest, bitmap);
     return {
       name: nameOf(node),
@@ -144,8 +144,8 @@ class Drawing {
     };
   }
 
-  /** What the file is used for, by the format itself. */
-  async #lookAtFile(): Promise<void> {
+  /** Add what the file is used for, according to the format. */
+  async #drawFile(): Promise<void> {
     const { image } = this.#top;
     if (!image?.layout) return;
     const { signal } = this.#options;
@@ -155,7 +155,7 @@ class Drawing {
       checkSignal(signal);
       const { message } = asBlockError(error);
       this.#note(
-        `What the file is used for could not be found out: ${message}`,
+        `What the file is used for could not be determined: ${message}`,
       );
       return;
     }
@@ -171,18 +171,20 @@ class Drawing {
     }
   }
 
-  async #lookAtDisk(guest: Space): Promise<void> {
+  async #drawDisk(guest: Space): Promise<void> {
     const { size } = this.#node;
     let skip = this.#unit;
     for (let at = 0; at < size;) {
       let extent: ChainExtent;
       try {
-        extent = await chainStatus(this.#node, at, size - at);
+        extent = await chainStatus(this.#node, at, size - at, {
+          signal: this.#options.signal,
+        });
         skip = this.#unit;
       } catch (error) {
         checkSignal(this.#options.signal);
-        // The rest may well be readable. Whole tables may be damaged: ever
-        // larger steps, of a cell at most, come to an end.
+        // The rest may be readable. Whole tables may be damaged, so the steps
+        // grow, up to the size of a cell.
         const end = Math.min(roundUp(at + 1, skip), size);
         guest.add("unknown", at, end - at);
         guest.add("corrupt", at, end - at);
@@ -203,7 +205,7 @@ class Drawing {
   #addExtent(guest: Space, extent: ChainExtent): void {
     const { offset, length, hostOffset } = extent;
     guest.add(lookOf(extent), offset, length);
-    // Of a place that is only reserved, too, somebody may have a second claim.
+    // Reserved space counts too: two extents may claim it.
     if (hostOffset === undefined || extent.depth > 0) return;
     if (extent.file !== this.#file) return;
     if (!this.#layout) {
@@ -218,7 +220,7 @@ class Drawing {
       const part = run?.length ?? end - at;
       const place = offset + at - hostOffset;
       if (run?.shared && run.use === "data") guest.add("shared", place, part);
-      // A cluster cannot lie past the end of the file, nor in metadata.
+      // A cluster past the end of the file or in metadata is damage.
       const isWrong = run
         ? run.corrupt || run.use !== "data"
         : at >= roundUp(size, this.#unit);
@@ -227,8 +229,10 @@ class Drawing {
     }
   }
 
-  /** What no extent of the disk lies in, where the format cannot tell more. */
-  #nameTheRest(host: Space): void {
+  /**
+   * Name what no extent of the disk accounts for, if the format cannot tell.
+   */
+  #nameRest(host: Space): void {
     for (let cell = 0; cell < host.cells; cell++) {
       const { offset, length } = host.range(cell);
       const known = host.shares(cell).reduce((sum, it) => sum + it.bytes, 0);
@@ -251,7 +255,7 @@ class Drawing {
   }
 }
 
-/** What an extent of a disk is. */
+/** The look of an extent of a disk. */
 function lookOf(extent: ChainExtent): LookName {
   if (!isStored(extent)) return extent.allocated ? "zero" : "unallocated";
   if (extent.depth > 0) return backingLook(extent.depth);

@@ -20,7 +20,7 @@ import type { Space } from "./space.ts";
 /** Pixels. */
 const [CELL, GAP, LINE] = [8, 24, 16];
 const WIDTH = COLUMNS * CELL;
-/** The size of a letter, times which its dots are. */
+/** Size of a letter in dots, and of a dot in pixels. */
 const [LETTER_WIDTH, LETTER_HEIGHT, DOT] = [3, 5, 2];
 const ADVANCE = (LETTER_WIDTH + 1) * DOT;
 
@@ -92,7 +92,7 @@ function palette(): number[] {
   return colours;
 }
 
-/** Pixels, each an index into the palette. */
+/** Pixels, as indices into the palette. */
 class Canvas {
   readonly pixels: Uint8Array;
 
@@ -100,7 +100,7 @@ class Canvas {
     this.pixels = new Uint8Array(width * height).fill(PAPER);
   }
 
-  /** A rectangle; what is outside is left out. */
+  /** Fill a rectangle, clipped to the canvas. */
   fill(x: number, y: number, width: number, height: number, colour: number) {
     const right = Math.min(x + width, this.width);
     const bottom = Math.min(y + height, this.height);
@@ -110,7 +110,7 @@ class Canvas {
     }
   }
 
-  /** A line of text in capitals. */
+  /** Draw a line of text in capitals. */
   text(x: number, y: number, words: string): void {
     for (const letter of words.toUpperCase()) {
       if (letter !== " ") this.#letter(x, y, FONT.get(letter) ?? UNKNOWN);
@@ -128,7 +128,7 @@ class Canvas {
   }
 }
 
-/** Each letter, and its rows of three dots as octal digits. */
+/** Letters, each with its rows of three dots as octal digits. */
 const FONT = new Map(
   ("A25755 B65656 C34443 D65556 E74647 F74644 G34553 H55755 I72227 J11152 " +
     "K55655 L44447 M57755 N65555 O25552 P65644 Q25563 R65655 S34216 T72222 " +
@@ -137,7 +137,7 @@ const FONT = new Map(
     "(24442 )21112 /11244 _00007 ")
     .trim().split(" ").map((glyph) => [glyph[0], glyph.slice(1)] as const),
 );
-/** What a letter outside the font looks like. */
+/** The shape of a letter that the font lacks. */
 const UNKNOWN = "75557";
 
 async function encode(canvas: Canvas): Promise<Uint8Array<ArrayBuffer>> {
@@ -146,8 +146,8 @@ async function encode(canvas: Canvas): Promise<Uint8Array<ArrayBuffer>> {
   const view = new DataView(header.buffer);
   view.setUint32(0, width);
   view.setUint32(4, height);
-  header.set([8, 3], 8); // Bits, and that they are of a palette.
-  // Each row begins with its filter, which is none.
+  header.set([8, 3], 8); // 8 bits, palette.
+  // Each row begins with its filter type: none.
   const rows = new Uint8Array((width + 1) * height);
   for (let row = 0; row < height; row++) {
     const from = row * width;

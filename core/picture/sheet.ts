@@ -1,6 +1,6 @@
 /**
- * How a picture is laid out on a sheet: the disk on the left, the file on the
- * right, each in rows from the top.
+ * The layout of a picture: the disk on the left, the file on the right, each in
+ * rows from the top.
  *
  * @module
  */
@@ -8,9 +8,9 @@ import { type Look, type LookName, LOOKS } from "./looks.ts";
 import type { Picture } from "./picture.ts";
 import type { Share, Space } from "./space.ts";
 
-/** Cells in a row. */
+/** Cells per row. */
 export const COLUMNS = 64;
-/** Shades of a look: how much of a cell there is of it. */
+/** Number of shades, which show how full a cell is. */
 export const SHADES = 4;
 
 /** The shade of a cell, from 1 to {@linkcode SHADES}. */
@@ -28,19 +28,19 @@ export function spacesOf({ guest, host }: Picture): Space[] {
   return host ? [guest, host] : [guest];
 }
 
-/** Neighbouring cells of a row that look the same. */
+/** Adjacent cells of a row that look the same. */
 export interface Bar {
   /** The first cell. */
   cell: number;
   /** How many there are. */
   count: number;
-  /** What they show. */
+  /** Their look. */
   name: LookName;
   /** How much of it; see {@linkcode shadeOf}. */
   shade: number;
 }
 
-/** A space as bars, from the top left on. */
+/** Divide a space into bars, from the top left. */
 export function* barsOf(space: Space, columns = COLUMNS): Generator<Bar> {
   let bar: Bar | undefined;
   for (let cell = 0; cell < space.cells; cell++) {
@@ -66,7 +66,7 @@ export interface LegendLine {
   readonly text: string;
 }
 
-/** The legend of a space: what is in it, and how much. */
+/** The legend of a space: each look in it, with its size. */
 export function legendOf(space: Space): LegendLine[] {
   return space.totals().map((share) => {
     const { name } = share;
@@ -79,7 +79,7 @@ export function headingOf({ title, size, cellSize }: Space): string {
   return `${title}: ${bytesText(size)}, ${bytesText(cellSize)} a cell`;
 }
 
-/** What is in the cells of a bar, in words. */
+/** The content of a bar's cells, in words. */
 export function barText(space: Space, { cell, count }: Bar): string {
   const first = space.range(cell);
   const last = space.range(cell + count - 1);
@@ -100,7 +100,7 @@ function shareText({ name, bytes }: Share): string {
 
 const UNITS = ["bytes", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
 
-/** An amount for people, such as `1.5 MiB`. */
+/** A size for people, such as `1.5 MiB`. */
 export function bytesText(bytes: number): string {
   let unit = 0;
   let amount = bytes;

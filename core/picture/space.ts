@@ -1,6 +1,6 @@
 /**
- * A range of bytes as a grid of equal cells, each of which knows how many of
- * its bytes are what. Its memory does not depend on how many extents there are.
+ * A range of bytes as a grid of equal cells that count their bytes by look.
+ * Memory does not depend on the number of extents.
  *
  * @module
  */
@@ -17,13 +17,13 @@ import {
 const NAMES = Object.keys(LOOKS) as LookName[];
 const INDEX = new Map(NAMES.map((name, index) => [name, index]));
 const BASE_COUNT = Object.keys(BASES).length;
-/** The looks that stand for nothing that is stored. */
+/** Looks for which nothing is stored. */
 const EMPTY = new Set<LookName>(["unallocated", "free"]);
-/** Marks of which a single byte is reason enough to show them. */
+/** Marks that are shown for a single byte. */
 const LOUD: readonly Mark[] = ["different", "corrupt", "leaked", "dirty"];
 
 /**
- * Bytes of one look.
+ * A number of bytes with one look.
  *
  * @category Jobs
  */
@@ -40,7 +40,7 @@ export interface Share {
  * @category Jobs
  */
 export class Space {
-  /** What it is: the disk, or the file. */
+  /** Its title: the disk, or the file. */
   readonly title: string;
   /** Bytes. */
   readonly size: number;
@@ -48,14 +48,14 @@ export class Space {
   readonly cellSize: number;
   /** Number of cells. */
   readonly cells: number;
-  /** Bytes by cell and look. */
+  /** Bytes, by cell and look. */
   readonly #bytes: Float64Array;
 
   /**
    * A space of which nothing is known yet.
    *
-   * @param cells How many cells at most.
-   * @param unit What the size of a cell is a multiple of, in bytes.
+   * @param cells Most cells.
+   * @param unit The size of a cell is a multiple of this, in bytes.
    */
   constructor(title: string, size: number, cells: number, unit: number) {
     this.title = title;
@@ -65,7 +65,7 @@ export class Space {
     this.#bytes = new Float64Array(this.cells * NAMES.length);
   }
 
-  /** Say what a range is; what reaches past the end is left out. */
+  /** Set the look of a range, clipped to the space. */
   add(name: LookName, offset: number, length: number): void {
     const { cellSize } = this;
     const look = INDEX.get(name)!;
@@ -78,7 +78,7 @@ export class Space {
     }
   }
 
-  /** What a cell shows. */
+  /** The look that a cell shows. */
   lookOf(cell: number): LookName {
     const at = cell * NAMES.length;
     const bytes = (name: LookName) => this.#bytes[at + INDEX.get(name)!];
@@ -94,10 +94,7 @@ export class Space {
     return most ?? (bytes("free") > 0 ? "free" : "unallocated");
   }
 
-  /**
-   * How much of a cell is not empty, from 0 to 1. A damaged one counts as
-   * full.
-   */
+  /** How full a cell is, from 0 to 1. A damaged cell counts as full. */
   fullness(cell: number): number {
     const at = cell * NAMES.length;
     const { length } = this.range(cell);
@@ -107,13 +104,13 @@ export class Space {
     return length === 0 ? 0 : 1 - empty / length;
   }
 
-  /** The bytes that a cell stands for. */
+  /** The bytes of a cell. */
   range(cell: number): { offset: number; length: number } {
     const offset = cell * this.cellSize;
     return { offset, length: Math.min(this.cellSize, this.size - offset) };
   }
 
-  /** What is in a cell, in the order of the legend. */
+  /** The content of a cell, in the order of the legend. */
   shares(cell: number): Share[] {
     const at = cell * NAMES.length;
     return NAMES
@@ -121,7 +118,7 @@ export class Space {
       .filter(({ bytes }) => bytes > 0);
   }
 
-  /** What is in the whole space, in the order of the legend. */
+  /** The content of the whole space, in the order of the legend. */
   totals(): Share[] {
     const sums = new Float64Array(NAMES.length);
     this.#bytes.forEach((bytes, at) => sums[at % NAMES.length] += bytes);
@@ -131,7 +128,7 @@ export class Space {
   }
 }
 
-/** A base look by how deep in the backing chain the bytes are. */
+/** The look of data, by its depth in the backing chain. */
 export function backingLook(depth: number): Base {
   return depth === 1 ? "backing-1" : depth === 2 ? "backing-2" : "backing-3";
 }

@@ -21,8 +21,8 @@ const [CELL, GAP, LINE] = [8, 24, 18];
 const WIDTH = COLUMNS * CELL;
 
 /**
- * A picture as the text of an SVG file. Whoever points at a part is told what
- * it is; light or dark is the reader's choice.
+ * A picture as SVG text. Pointing at a part shows a description; light or dark
+ * follows the reader's preference.
  *
  * @category Jobs
  */
@@ -87,7 +87,9 @@ function text(x: number, y: number, words: string): string {
   return `<text x="${x}" y="${y}">${escaped(words)}</text>\n`;
 }
 
-/** Text within XML, which has no place for most control characters. */
+/**
+ * Text escaped for XML, without control characters, which XML cannot contain.
+ */
 function escaped(words: string): string {
   return words.toWellFormed()
     // deno-lint-ignore no-control-regex

@@ -12,7 +12,7 @@ import type { Space } from "./space.ts";
 /**
  * A picture as lines of text: a letter for each cell.
  *
- * @param coloured Whether to colour it by the control sequences of terminals.
+ * @param coloured Whether to use the colour sequences of terminals.
  *
  * @category Jobs
  */
@@ -42,7 +42,7 @@ function spaceText(space: Space, paint: Paint): string {
 /** Letters on a coloured ground. */
 function painted(text: string, { colour }: Look): string {
   const [red, green, blue] = colour;
-  // What the eye takes for bright.
+  // Perceived brightness.
   const isBright = 0.3 * red + 0.59 * green + 0.11 * blue > 140;
   return `\x1b[${isBright ? 30 : 97};48;2;${red};${green};${blue}m` +
     `${text}\x1b[0m`;

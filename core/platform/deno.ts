@@ -11,7 +11,7 @@ import { nodeModules } from "./node_modules.ts";
 import type { Platform } from "./platform.ts";
 import { webPlatform } from "./web.ts";
 
-/** Deno; `null` if this is another runtime. */
+/** The Deno platform; `null` in another runtime. */
 export function denoPlatform(): Platform | null {
   if (!("Deno" in globalThis)) return null;
   return {
@@ -24,7 +24,7 @@ export function denoPlatform(): Platform | null {
     libc,
     libraries,
     environment(variable) {
-      // Asking for the permission could wait for a user.
+      // Reading without permission could prompt the user.
       const { state } = Deno.permissions.querySync({ name: "env", variable });
       return state === "granted" ? Deno.env.get(variable) : null;
     },

@@ -6,14 +6,8 @@
  */
 import type { IoVector } from "../bytes.ts";
 import { BlockError } from "../errors.ts";
-import {
-  attempt,
-  attemptLater,
-  type FileInfo,
-  type Files,
-  type HostFile,
-  succeeds,
-} from "./files.ts";
+import type { FileInfo, Files, HostFile } from "./files.ts";
+import { attempt, attemptLater, succeeds } from "./system_calls.ts";
 
 export const files: Files = {
   stat: (path) => infoOf(attempt(() => Deno.statSync(path))),

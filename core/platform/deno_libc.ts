@@ -5,7 +5,7 @@
  * @module
  */
 import { libraryPlaces } from "./deno_libraries.ts";
-import { hostError } from "./files.ts";
+import { hostError } from "./system_calls.ts";
 import type { Libc } from "./libc.ts";
 
 /**
@@ -51,8 +51,8 @@ const SYMBOLS = {
 } as const satisfies Deno.ForeignLibraryInterface;
 
 /**
- * Functions that are used together, and bound together: that takes less than to
- * bind each of them.
+ * Functions that are used together are bound together, which is faster than
+ * binding each.
  */
 const GROUPS: readonly (readonly (keyof typeof SYMBOLS)[])[] = [
   ["open", "fcntl", "lseek", "pread", "close"],

@@ -6,9 +6,9 @@
 import type { Libraries, NativeCallback } from "./platform.ts";
 
 /**
- * Paths where distributions keep a library, as far as opening them is
- * permitted. Permissions are for absolute paths, of which most systems have
- * two; the loader, which takes a name, finds libraries in other places as well.
+ * Paths where distributions keep a library, as far as they may be opened.
+ * Permissions are for absolute paths, and most systems have two; the loader,
+ * given a name, finds libraries elsewhere as well.
  */
 export function* libraryPlaces(file: string): Generator<string> {
   if (Deno.build.os !== "linux") return;

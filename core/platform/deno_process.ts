@@ -1,12 +1,12 @@
 /**
- * The process, as Deno has it.
+ * The process under Deno.
  *
  * @module
  */
-import { attempt, attemptLater, hostError } from "./files.ts";
+import { attempt, attemptLater, hostError } from "./system_calls.ts";
 import type { OutputStream, PathStatus, Process } from "./process.ts";
 
-/** Deno's process; `null` if this is another runtime. */
+/** Deno's process; `null` in another runtime. */
 export function denoProcess(): Process | null {
   if (!("Deno" in globalThis)) return null;
   return {
@@ -14,7 +14,8 @@ export function denoProcess(): Process | null {
     pid: Deno.pid,
     get calledAs() {
       if (!Deno.build.standalone) return "";
-      // On Linux the path of the executable does not reveal the link.
+      // On Linux, the path of the executable does not reveal the link it was
+      // called by.
       return commandLine()?.[0] ?? Deno.execPath();
     },
     get command() {
@@ -49,7 +50,7 @@ export function denoProcess(): Process | null {
     unsetVariable: (name) => Deno.env.delete(name),
     exit: (code) => Deno.exit(code) as never,
     raise(signal) {
-      // `Deno.kill` takes only names of signals.
+      // `Deno.kill` takes only signal names.
       const { process } = globalThis as unknown as {
         process: {
           readonly pid: number;
@@ -70,7 +71,7 @@ export function denoProcess(): Process | null {
       try {
         Deno.removeSignalListener(signal as Deno.Signal, listener);
       } catch {
-        // The system does not have it.
+        // The system has no such signal.
       }
     },
     detach([program, ...args], variables) {
@@ -104,7 +105,7 @@ export function denoProcess(): Process | null {
   };
 }
 
-/** The words by which this process was started, where the system tells. */
+/** The command line of this process, where the system reveals it. */
 function commandLine(): string[] | undefined {
   try {
     return Deno.readTextFileSync("/proc/self/cmdline").split("\0").slice(0, -1);

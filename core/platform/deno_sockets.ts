@@ -1,5 +1,5 @@
 /**
- * Sockets by way of `Deno.connect` and `Deno.listen`.
+ * Sockets through `Deno.connect` and `Deno.listen`.
  *
  * @module
  */
@@ -14,7 +14,7 @@ import {
 } from "./sockets.ts";
 
 export const sockets: Sockets = {
-  // Deno itself has no way to take one over.
+  // Deno cannot take over a descriptor.
   inherited: (descriptor) => nodeSockets().inherited(descriptor),
 
   async connect(address) {
@@ -23,7 +23,7 @@ export const sockets: Sockets = {
         return await Deno.connect({ transport: "unix", path: address.path });
       }
       const { host, port } = address;
-      // Nobody listens there, but Deno takes it for a mistake of ours.
+      // Nobody can listen there, but Deno throws a TypeError.
       if (port === 0) throw new BlockError("ECONNREFUSED");
       return withoutDelay(await Deno.connect({ hostname: host, port }));
     } catch (error) {
@@ -48,7 +48,7 @@ export const sockets: Sockets = {
   },
 };
 
-/** Small messages are not to wait for others that might follow. */
+/** Send small messages at once, without waiting for more. */
 function withoutDelay(connection: { setNoDelay(): void } & ByteStream) {
   connection.setNoDelay();
   return connection;
@@ -71,8 +71,8 @@ function listener(socket: Accepting, address: SocketAddress): Listener {
           return withoutDelay(connection as Parameters<typeof withoutDelay>[0]);
         } catch (error) {
           if (closed) return null;
-          // Whoever it was has gone again, or others have to go first.
-          if (!isPassing(error)) throw socketError(error, address);
+          // The client has gone again, or descriptors have run out for now.
+          if (!isTransient(error)) throw socketError(error, address);
           await new Promise((resolve) => setTimeout(resolve, 100));
         }
       }
@@ -90,12 +90,12 @@ function remove(path: string): void {
   try {
     Deno.removeSync(path);
   } catch {
-    // Somebody else has removed it.
+    // Already removed by somebody else.
   }
 }
 
-/** Whether a socket can accept others although it has failed once. */
-function isPassing(error: unknown): boolean {
+/** Whether a socket can accept further connections after this failure. */
+function isTransient(error: unknown): boolean {
   const { name, message } = error as Error;
   return name === "ConnectionAborted" || name === "ConnectionReset" ||
     /os error (23|24|103|104)\)/.test(message);

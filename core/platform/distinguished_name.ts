@@ -1,5 +1,5 @@
 /**
- * Names in certificates, as GnuTLS, and so QEMU, writes them.
+ * Names in certificates, formatted as by GnuTLS, and so by QEMU.
  *
  * @module
  */
@@ -24,7 +24,7 @@ const ATTRIBUTES: { readonly [identifier: string]: string } = {
 
 const SET = 0x31;
 const BMP_STRING = 30;
-/** `[0]`: the version of a certificate, which the oldest ones do not tell. */
+/** `[0]`: the version of a certificate, absent from the oldest ones. */
 const VERSION = 0xa0;
 
 interface Element {
@@ -32,7 +32,7 @@ interface Element {
   readonly content: Uint8Array;
 }
 
-/** The elements that follow each other in DER (X.690). */
+/** Split DER into its elements (X.690). */
 function elementsOf(bytes: Uint8Array): Element[] {
   const found: Element[] = [];
   for (let at = 0; at < bytes.length;) {
@@ -52,10 +52,10 @@ function elementsOf(bytes: Uint8Array): Element[] {
 }
 
 /**
- * The name of whom a certificate, in DER, is for: `C=DE,O=Acme,CN=client`, in
- * the certificate's order.
+ * The subject of a certificate in DER: `C=DE,O=Acme,CN=client`, in the
+ * certificate's order.
  *
- * @throws {RangeError} if it is no certificate.
+ * @throws {RangeError} if it is not a certificate.
  */
 export function subjectOf(certificate: Uint8Array): string {
   const [whole] = elementsOf(certificate);
@@ -90,12 +90,12 @@ function hexOf(bytes: Uint8Array): string {
     .join("");
 }
 
-/** As RFC 4514, section 2.4, has it. */
+/** Escaped as in RFC 4514, section 2.4. */
 function escaped(text: string): string {
   return text.replace(/[,+"\\<>;]|^[# ]| $/g, "\\$&");
 }
 
-/** An object identifier in decimal numbers. */
+/** An object identifier in dotted decimal. */
 function dotted(bytes: Uint8Array): string {
   const numbers: number[] = [];
   let value = 0;

@@ -1,16 +1,10 @@
 /**
  * What the file driver needs of a runtime: files with positional I/O, and a few
- * queries on paths. Everything throws {@linkcode BlockError}.
+ * queries on paths. Everything throws `BlockError`.
  *
  * @module
  */
-import { type IoVector, roundDown } from "../bytes.ts";
-import {
-  asBlockError,
-  BlockError,
-  codeOfErrno,
-  isErrorCode,
-} from "../errors.ts";
+import type { IoVector } from "../bytes.ts";
 
 /** The status of a path, links followed. */
 export interface FileInfo {
@@ -58,16 +52,6 @@ export interface AdoptedFile {
   readonly file: HostFile;
   /** Whether it was opened for writing. */
   readonly isWritable: boolean;
-}
-
-/** Whether a call does not throw. */
-export function succeeds(call: () => unknown): boolean {
-  try {
-    call();
-    return true;
-  } catch {
-    return false;
-  }
 }
 
 /**
@@ -122,81 +106,4 @@ export interface HostFile {
   seekData?(offset: number): number | undefined;
   /** The first hole at or after `offset`, which must lie within the file. */
   seekHole?(offset: number): number;
-}
-
-/** The error for a Linux `errno`. */
-export function errnoError(errno: number): BlockError {
-  return new BlockError(codeOfErrno(errno));
-}
-
-/** Codes of errors that runtimes identify only by name. */
-const CODE_OF_NAME: { readonly [name: string]: string } = {
-  NotFound: "ENOENT",
-  PermissionDenied: "EACCES",
-  AlreadyExists: "EEXIST",
-  IsADirectory: "EISDIR",
-  NotADirectory: "ENOTDIR",
-  Busy: "EBUSY",
-  FilesystemLoop: "ELOOP",
-  ConnectionRefused: "ECONNREFUSED",
-  ConnectionReset: "ECONNRESET",
-  AddrInUse: "EADDRINUSE",
-  AddrNotAvailable: "EADDRNOTAVAIL",
-};
-
-/** The `BlockError` for an exception of a runtime's file function. */
-export function hostError(error: unknown): BlockError {
-  if (error instanceof BlockError) return error;
-  const { code, name, message = "", errno } = error as {
-    code?: string;
-    name?: string;
-    message?: string;
-    errno?: number;
-  };
-  // The message says which permission of Deno's is missing.
-  if (name === "NotCapable") return asBlockError(error);
-  const said = /\(os error (\d+)\)/.exec(message)?.[1] ?? Math.abs(errno ?? 0);
-  const named = CODE_OF_NAME[name ?? ""];
-  const known = isErrorCode(code)
-    ? code
-    : isErrorCode(named)
-    ? named
-    : codeOfErrno(Number(said));
-  return new BlockError(known, undefined, { cause: error });
-}
-
-/** As {@linkcode attempt}, for an asynchronous call. */
-export async function attemptLater<T>(call: () => Promise<T>): Promise<T> {
-  for (;;) {
-    try {
-      return await call();
-    } catch (error) {
-      const known = hostError(error);
-      if (known.code !== "EINTR") throw known;
-    }
-  }
-}
-
-/** Make a call, turning its exceptions into `BlockError`s. */
-export function attempt<T>(call: () => T): T {
-  for (;;) {
-    try {
-      return call();
-    } catch (error) {
-      const known = hostError(error);
-      // Interrupted by a signal before anything was done: try again.
-      if (known.code !== "EINTR") throw known;
-    }
-  }
-}
-
-/**
- * The major and minor numbers of a device, which Linux packs into one number,
- * each in two parts.
- */
-export function deviceNumbers(rdev: number): [major: number, minor: number] {
-  const [high, low] = [Math.floor(rdev / 2 ** 32), rdev % 2 ** 32];
-  const major = Math.floor(low / 2 ** 8) % 2 ** 12;
-  const minor = low % 2 ** 8 + Math.floor(low / 2 ** 20) * 2 ** 8;
-  return [major + roundDown(high, 2 ** 12), minor];
 }

@@ -4,9 +4,6 @@
  *
  * @module
  */
-import { BlockError } from "../errors.ts";
-import { errnoError } from "./files.ts";
-
 /** Its functions. Buffers must not be moved or freed during a call. */
 export interface Libc {
   /** The `open` flag, whose value depends on the architecture. */
@@ -67,47 +64,3 @@ type VectoredTransfer = (
   count: number,
   offset: bigint,
 ) => number;
-
-const O_CLOEXEC = 0o2000000;
-
-/** Linux's error number for an interrupted call. */
-export const EINTR = 4;
-
-/**
- * Throw the error of a failed call, unless a signal interrupted it, so that it
- * should be repeated.
- *
- * @throws {BlockError} for all other numbers.
- */
-export function throwUnlessInterrupted(result: number): void {
-  if (result !== -EINTR) throw errnoError(-result);
-}
-
-/**
- * Repeat a call until no signal interrupts it; returns its result.
- *
- * @throws {BlockError} if it fails.
- */
-export function uninterrupted(call: () => number): number {
-  for (;;) {
-    const result = call();
-    if (result >= 0) return result;
-    throwUnlessInterrupted(result);
-  }
-}
-
-/**
- * Open an existing file; returns its descriptor. The caller must check the
- * runtime's permissions, which libc bypasses.
- *
- * @throws {BlockError} as the system does.
- */
-export function openDescriptor(
-  library: Libc,
-  path: string,
-  flags: number,
-): number {
-  const name = new TextEncoder().encode(path + "\0");
-  if (name.indexOf(0) !== name.length - 1) throw new BlockError("ENOENT");
-  return uninterrupted(() => library.open(name, flags | O_CLOEXEC, 0));
-}

@@ -1,6 +1,6 @@
 /**
- * The current runtime's platform. What Node.js and Bun have comes from
- * `on_node.ts`, which is not loaded where the command line runs on Deno.
+ * The current runtime's platform. Node.js and Bun are provided by `on_node.ts`,
+ * which the command line does not load on Deno.
  *
  * @module
  */
@@ -14,7 +14,7 @@ import { webPlatform } from "./web.ts";
 
 export type { Platform } from "./platform.ts";
 
-/** What else a runtime that is not Deno may provide. */
+/** What runtimes other than Deno provide. */
 export const provided: {
   platform?: () => Platform | null;
   process?: () => Process;
@@ -39,9 +39,9 @@ export function localFiles(): Files {
 }
 
 /**
- * Its sockets.
+ * The platform's sockets.
  *
- * @throws {BlockError} ENOTSUP where there are none: in a browser.
+ * @throws {BlockError} ENOTSUP where there are none, as in a browser.
  */
 export async function localSockets(): Promise<Sockets> {
   const { sockets } = platform();

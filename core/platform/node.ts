@@ -27,7 +27,7 @@ interface WorkerThreads {
   ) => NodeWorker;
 }
 
-/** Node.js, or Bun; `null` if this is neither. */
+/** The platform of Node.js or Bun; `null` in another runtime. */
 export function nodePlatform(): Platform | null {
   const { process } = globalThis as { process?: NodeProcess };
   const files = nodeFiles();

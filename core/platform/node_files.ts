@@ -5,15 +5,13 @@
  */
 import type { IoVector } from "../bytes.ts";
 import { BlockError } from "../errors.ts";
+import type { FileInfo, Files, HostFile } from "./files.ts";
 import {
   attempt,
   attemptLater,
   deviceNumbers,
-  type FileInfo,
-  type Files,
-  type HostFile,
   succeeds,
-} from "./files.ts";
+} from "./system_calls.ts";
 import { nodeModule } from "./node_modules.ts";
 
 /** The functions used of `node:fs`. */

@@ -1,10 +1,10 @@
 /**
- * The process, as Node.js and Bun have it.
+ * The process under Node.js and Bun.
  *
  * @module
  */
 import type { ByteStream } from "./sockets.ts";
-import { attempt, attemptLater } from "./files.ts";
+import { attempt, attemptLater } from "./system_calls.ts";
 import { nodeModule } from "./node_modules.ts";
 import type { NodeSocket } from "./node_sockets.ts";
 import type {
@@ -83,7 +83,7 @@ interface ChildProcesses {
   };
 }
 
-/** Standard input by its descriptor. */
+/** Standard input, read through its descriptor. */
 function readInput(fs: FileSystem): ByteStream {
   return {
     read: (into) =>
@@ -117,7 +117,7 @@ export function nodeProcess(): Process {
   const openInput = () => input ??= inputStream();
   const inputStream = async (): Promise<ByteStream> => {
     const status = fs().fstatSync(0);
-    // To Node.js, these are streams without content.
+    // Node.js reads nothing from these.
     if (status.isBlockDevice() || status.isDirectory()) return readInput(fs());
     const { nodeStream } = await import("./node_sockets.ts");
     return nodeStream(process.stdin);
@@ -130,7 +130,7 @@ export function nodeProcess(): Process {
       return undefined;
     }
   };
-  /** Whether Bun has put the program and itself into one file. */
+  /** Whether Bun has compiled the program into an executable. */
   const isStandalone = /^(\/\$bunfs|[A-Z]:[\\/]~BUN)[\\/]/
     .test(process.argv[1] ?? "");
   return {
@@ -168,7 +168,7 @@ export function nodeProcess(): Process {
         process.on(signal, listener);
         return true;
       } catch {
-        return false; // The system does not have it.
+        return false; // The system has no such signal.
       }
     },
     unlisten: (signal, listener) => process.off(signal, listener),
@@ -229,7 +229,7 @@ export function nodeProcess(): Process {
 const SIGINT = 2;
 const [CTRL_C, CTRL_D, BACKSPACE, LF, CR, DELETE] = [3, 4, 8, 10, 13, 127];
 
-/** What is typed on a terminal up to the end of the line. */
+/** A line typed on a terminal. */
 async function typedLine(
   input: ByteStream,
   interrupt: () => void,
@@ -241,7 +241,7 @@ async function typedLine(
     if (code === CTRL_C) interrupt();
     if ([LF, CR, CTRL_C, CTRL_D].includes(code)) break;
     if (code === BACKSPACE || code === DELETE) {
-      // A character may be several bytes of UTF-8.
+      // A character may consist of several bytes of UTF-8.
       while (typed.length > 0 && (typed.at(-1)! & 0xc0) === 0x80) typed.pop();
       typed = typed.slice(0, -1);
     } else typed.push(code);

@@ -1,5 +1,5 @@
 /**
- * Sockets by way of `node:net`.
+ * Sockets through `node:net`.
  *
  * @module
  */
@@ -12,7 +12,7 @@ import {
   type Sockets,
 } from "./sockets.ts";
 
-/** What is used of a socket of `node:net`, or of any duplex stream. */
+/** The properties used of a `node:net` socket, or of any duplex stream. */
 export interface NodeSocket {
   on(event: string, listener: (value: Error) => void): unknown;
   once(event: string, listener: (value: Error) => void): unknown;
@@ -67,7 +67,7 @@ async function listen(
   let wake = () => {};
   let closed = false;
   server.on("connection", (socket) => {
-    // Until somebody has it, its errors are nobody's.
+    // Ignore errors until somebody uses it.
     socket.on("error", () => {});
     waiting.push(socket);
     wake();
@@ -98,7 +98,7 @@ async function listen(
   };
 }
 
-/** Where a socket turned out to be. */
+/** The actual address of a socket. */
 function addressOf(
   server: NodeServer,
   where: SocketAddress | { readonly fd: number },
@@ -110,7 +110,7 @@ function addressOf(
   return { host: "host" in where ? where.host : address, port };
 }
 
-/** A duplex stream of Node's as ours. */
+/** A Node.js duplex stream as a byte stream. */
 export function nodeStream(socket: NodeSocket): ByteStream {
   socket.setNoDelay?.();
   let rest: Uint8Array = new Uint8Array(0);

@@ -1,5 +1,5 @@
 /**
- * Encryption of connections by `node:tls`, over any stream of bytes.
+ * TLS by `node:tls`, over any byte stream.
  *
  * @module
  */
@@ -38,7 +38,7 @@ interface NodeTls {
   };
 }
 
-/** Encryption by the runtime's `node:tls`. */
+/** TLS by the runtime's `node:tls`. */
 export function nodeTls(): Tls {
   const tls = () => nodeModule<NodeTls>("node:tls")!;
   return {
@@ -47,7 +47,7 @@ export function nodeTls(): Tls {
   };
 }
 
-/** A stream of bytes as Node has them. */
+/** A byte stream as a Node.js duplex stream. */
 function duplexOf(stream: ByteStream): Duplex {
   const { Duplex } = nodeModule<
     { Duplex: new (options: DuplexOptions) => Duplex }
@@ -68,7 +68,7 @@ function duplexOf(stream: ByteStream): Duplex {
       try {
         stream.close();
       } catch {
-        // It has been closed already.
+        // Closed already.
       }
       done(error);
     },
@@ -99,7 +99,7 @@ async function connect(
   identity: TlsIdentity,
   host: string,
 ): Promise<ByteStream> {
-  // A name that is an address is none that a server could be chosen by.
+  // An IP address is not valid for server name indication.
   const isAddress = /^[\d.]+$|:/.test(host);
   const socket = tls.connect({
     ...optionsOf(identity),
@@ -145,7 +145,9 @@ async function accept(
   return nodeStream(socket);
 }
 
-/** Refuse a client that has no certificate, or one of a name that may not. */
+/**
+ * Refuse a client without a certificate, or with one that is not authorized.
+ */
 async function checkPeer(
   socket: TlsSocket,
   authorize: (name: string) => boolean,

@@ -1,5 +1,5 @@
 /**
- * Provides what Node.js and Bun have; to be imported before anything is opened.
+ * Provides the platforms Node.js and Bun; import it before opening anything.
  *
  * @module
  */

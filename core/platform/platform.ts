@@ -16,9 +16,9 @@ export interface Platform {
   readonly isWindows: boolean;
   /** Local files, used synchronously. */
   readonly files?: Files;
-  /** Load what connects to other programs. */
+  /** Load the module for connections to other programs. */
   readonly sockets?: () => Promise<Sockets>;
-  /** Load what encrypts such connections, and others. */
+  /** Load the module that encrypts connections. */
   readonly tls?: () => Promise<Tls>;
   /** The system's C library, where it may be called. */
   libc(): Libc | null;
@@ -41,8 +41,8 @@ export interface Platform {
    */
   startWorker(program: string): WorkerThread;
   /**
-   * A variable of the environment, if there is one; `null` if it may not be
-   * read.
+   * An environment variable; `undefined` if it is not set, `null` if it may not
+   * be read.
    */
   environment?(name: string): string | undefined | null;
   /** Let the program end while a timer is pending. */
@@ -67,9 +67,9 @@ export interface Libraries {
    */
   addressOf(bytes: Uint8Array): bigint;
   /**
-   * A function that a library may call from any of its threads, which waits for
-   * the answer: so nothing may wait for that thread meanwhile. `null` unless all
-   * libraries are permitted.
+   * A function that a library may call from any of its threads, which then
+   * waits for the answer: so nothing may wait for that thread meanwhile. `null`
+   * unless all libraries are permitted.
    */
   callback(
     parameters: readonly string[],
@@ -81,7 +81,7 @@ export interface Libraries {
 export interface NativeCallback {
   /** Pass this as a parameter of the type `function`. */
   readonly pointer: unknown;
-  /** It is called no more. Until then, the program does not end. */
+  /** It is not called any more. Until then, the program does not end. */
   close(): void;
 }
 

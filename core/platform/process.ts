@@ -1,6 +1,6 @@
 /**
- * What a command line needs of a runtime: its arguments, standard streams,
- * signals and exit. Libraries have no use for these, so they are no part of
+ * What a command line needs of a runtime: arguments, standard streams, signals
+ * and exit. Libraries do not need these, so they are not part of
  * {@linkcode Platform}.
  *
  * @module
@@ -22,7 +22,7 @@ export interface OutputStream {
 export interface InputStream {
   /** Whether it is a terminal. */
   isTerminal(): boolean;
-  /** Read what is there, at least a byte; `null` at the end. */
+  /** Read available bytes, at least one; `null` at the end. */
   read(into: Uint8Array): Promise<number | null>;
 }
 
@@ -45,23 +45,23 @@ export interface PathStatus {
 export interface Process {
   /** The arguments, without the program's name. */
   readonly args: readonly string[];
-  /** The number of the process. */
+  /** The process ID. */
   readonly pid: number;
   /**
-   * The path under which the program was called, links included; empty if only
-   * the runtime was.
+   * The path under which the program was called, with links unresolved; empty
+   * if only the runtime was called.
    */
   readonly calledAs: string;
   /** The command that started this process, the runtime included. */
   readonly command: readonly string[];
   /** Whether the user wants no colours. */
   readonly noColor: boolean;
-  /** The width of the terminal in letters, if that is known. */
+  /** The width of the terminal in columns, if known. */
   columns(): number | undefined;
   readonly input: InputStream;
   readonly output: OutputStream;
   readonly error: OutputStream;
-  /** A variable of the environment; nobody is asked for a permission. */
+  /** An environment variable, read without prompting for a permission. */
   variable(name: string): string | undefined;
   /** Remove a variable from the environment. */
   unsetVariable(name: string): void;
@@ -88,17 +88,17 @@ export interface Process {
   ): AsyncIterable<Uint8Array>;
   /** Ask for a secret on the terminal; `null` where there is none. */
   askSecret(question: string): Promise<string | null>;
-  /** The status of a path, links followed. */
+  /** The status of a path, following links. */
   status(path: string): PathStatus;
-  /** The status of a path, of a link itself. */
+  /** The status of a path, without following a link. */
   linkStatus(path: string): PathStatus;
   /** The content of a file. */
   readFile(path: string): Uint8Array;
-  /** Write a file, in place of an older one. */
+  /** Write a file, replacing an existing one. */
   writeFile(path: string, bytes: Uint8Array): void;
   /** Write a file that only its owner may read. */
   writeOwn(path: string, text: string): void;
-  /** Make an empty file in the system's folder for temporary ones. */
+  /** Create an empty file in the system's folder for temporary files. */
   makeTemporary(prefix: string, suffix: string): string;
   /** Remove a file or a link. */
   remove(path: string): void;
@@ -107,7 +107,7 @@ export interface Process {
   /** The current folder. */
   workingFolder(): string;
   /**
-   * Open a file, device or pipe to be read from front to back. Opening a pipe
+   * Open a file, device or pipe for reading from front to back. Opening a pipe
    * waits for its writer.
    */
   openInput(path: string): Promise<InputFile>;

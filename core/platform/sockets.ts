@@ -1,32 +1,31 @@
 /**
- * Connections between programs: streams of bytes, as far as the block layer
- * uses them.
+ * Connections to other programs, as byte streams.
  *
  * @module
  */
 import { BlockError } from "../errors.ts";
-import { hostError } from "./files.ts";
+import { hostError } from "./system_calls.ts";
 
 /**
- * Bytes that come and go, in order: a connection by whatever means. One read
- * and one write may be under way at a time.
+ * An ordered stream of bytes in both directions, by whatever means. At most one
+ * read and one write may be under way at a time.
  *
  * @category Network
  */
 export interface ByteStream {
   /**
-   * Read what is there, at least one byte, into a buffer that is lent until the
-   * promise settles; answers how many, or `null` at the end.
+   * Read available bytes, at least one, into a buffer that is lent until the
+   * promise settles; returns their number, or `null` at the end.
    */
   read(into: Uint8Array): Promise<number | null>;
-  /** Write some bytes, at least one; answers how many. */
+  /** Write some of the bytes, at least one; returns their number. */
   write(bytes: Uint8Array): Promise<number>;
-  /** End it: what is under way fails, or comes to its end. */
+  /** End it: requests under way fail or reach the end. */
   close(): void;
 }
 
 /**
- * Where a socket is: in the file system, or on the network.
+ * The address of a socket: a path, or host and port.
  *
  * @category Network
  */
@@ -35,35 +34,35 @@ export type SocketAddress =
   | { readonly host: string; readonly port: number };
 
 /**
- * A socket to which others connect.
+ * A listening socket.
  *
  * @category Network
  */
 export interface Listener {
-  /** The next connection; `null` once it has been closed. */
+  /** Wait for the next connection; `null` once the socket is closed. */
   accept(): Promise<ByteStream | null>;
-  /** Where it is; of port 0, the port that was found. */
+  /** Its address, with the actual port in place of port 0. */
   readonly address: SocketAddress;
-  /** Take no more connections. A path that was made for it is removed. */
+  /** Stop listening. A path created for it is removed. */
   close(): void;
 }
 
-/** The sockets of a runtime. */
+/** A runtime's sockets. */
 export interface Sockets {
   /** Connect to a socket. */
   connect(address: SocketAddress): Promise<ByteStream>;
-  /** Make a socket. */
+  /** Listen on a socket. */
   listen(address: SocketAddress): Promise<Listener>;
-  /** Take over a socket that another program has made and handed down. */
+  /** Take over a listening socket that another program has passed on. */
   inherited(descriptor: number): Promise<Listener>;
 }
 
-/** An address as messages have it. */
+/** An address for messages. */
 export function addressText(address: SocketAddress): string {
   return "path" in address ? address.path : `${address.host}:${address.port}`;
 }
 
-/** The error for what a runtime threw when it looked for, or made, a socket. */
+/** The error for an exception of a runtime's socket function. */
 export function socketError(
   thrown: unknown,
   address: SocketAddress,

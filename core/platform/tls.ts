@@ -1,39 +1,39 @@
 /**
- * Encryption of connections, as far as the block layer uses it.
+ * TLS, as far as the block layer uses it.
  *
  * @module
  */
 import type { ByteStream } from "./sockets.ts";
 
 /**
- * What one end shows of itself, and whom it trusts. All in PEM.
+ * The identity of one end, and whom it trusts. All in PEM.
  *
  * @category Security
  */
 export interface TlsIdentity {
-  /** Those who may have signed the peer's certificate; default: the system's. */
+  /** Certificates of trusted authorities. Default: the system's. */
   readonly ca?: string;
-  /** The certificate, and those between it and the one who signs. */
+  /** The certificate, followed by intermediate ones. */
   readonly certificate?: string;
-  /** Its key. */
+  /** The private key. */
   readonly key?: string;
-  /** What the key is encrypted with, if it is. */
+  /** The passphrase of an encrypted key. */
   readonly passphrase?: string;
-  /** Whether the peer must show a certificate that is trusted. Default: true. */
+  /** Whether the peer must present a trusted certificate. Default: true. */
   readonly verifyPeer?: boolean;
 }
 
-/** Encryption of connections. */
+/** A runtime's TLS. */
 export interface Tls {
-  /** Be the client; the server's certificate must be that of `host`. */
+  /** Act as the client; the server's certificate must be for `host`. */
   connect(
     stream: ByteStream,
     identity: TlsIdentity,
     host: string,
   ): Promise<ByteStream>;
   /**
-   * Be the server; of clients with a certificate only for those for whose name
-   * `authorize` answers true, if it is there.
+   * Act as the server. If `authorize` is given, only clients for whose subject
+   * it returns true are accepted.
    */
   accept(
     stream: ByteStream,

@@ -1,14 +1,14 @@
 /**
- * Blocks of remote objects that are kept in memory, within one budget for the
- * whole process: a base that many overlays share is fetched once.
+ * A cache of blocks of remote objects, with one budget for the whole process: a
+ * base image shared by many overlays is fetched once.
  *
  * @module
  */
 
-/** Bytes of a block: what one round trip fetches at least. */
+/** Bytes of a block: the least that one round trip fetches. */
 export const BLOCK_SIZE = 64 * 1024;
 
-/** Bytes that all blocks together may take. */
+/** Most bytes of all blocks together. */
 const BUDGET = 32 * 1024 * 1024;
 
 /** A block of an object. */
@@ -17,13 +17,13 @@ export interface Block {
   readonly bytes: Uint8Array;
   /** Pending while it is being fetched. */
   loading?: Promise<void>;
-  /** Whether somebody waits for it; if not, it is read ahead. */
+  /** Whether anybody waits for it; if not, it is being read ahead. */
   isWanted: boolean;
 }
 
-/** Blocks by the number of their object and theirs in it; oldest use first. */
+/** Blocks, keyed by object and index; least recently used first. */
 const blocks = new Map<number, Block>();
-/** Those that were read as a whole: they are the first to go. */
+/** Blocks that have been read completely: they are evicted first. */
 const spent = new Set<number>();
 let used = 0;
 let objects = 0;
@@ -35,12 +35,12 @@ const MAX_BLOCKS = 2 ** 32;
 export class ObjectBlocks {
   readonly #first = MAX_BLOCKS * objects++;
 
-  /** A block, if it is there, or on its way. */
+  /** A block that is cached or being fetched. */
   get(index: number): Block | undefined {
     return blocks.get(this.#first + index);
   }
 
-  /** Note that a block was used; `whole` if it is hardly needed again. */
+  /** Note that a block was used; `whole` if it will hardly be needed again. */
   touch(index: number, whole: boolean): void {
     const key = this.#first + index;
     const block = blocks.get(key);
@@ -54,7 +54,7 @@ export class ObjectBlocks {
     blocks.set(key, block);
   }
 
-  /** Add a block; others make room for it. */
+  /** Add a block, evicting others if need be. */
   add(index: number, block: Block): void {
     this.delete(index);
     const key = this.#first + index;
@@ -70,12 +70,12 @@ export class ObjectBlocks {
     }
   }
 
-  /** Forget a block. */
+  /** Drop a block. */
   delete(index: number): void {
     remove(this.#first + index);
   }
 
-  /** Forget all of them. */
+  /** Drop all blocks. */
   clear(): void {
     const end = this.#first + MAX_BLOCKS;
     for (const key of blocks.keys()) {

@@ -1,19 +1,19 @@
 /**
- * Single requests by the runtime's `fetch`, and what their failures mean.
+ * Single requests through the runtime's `fetch`, and the meaning of its errors.
  *
- * The runtime chooses the proxy and the authorities that it trusts, by its
- * environment variables.
+ * The runtime chooses the proxy and the trusted authorities, by its environment
+ * variables.
  *
  * @module
  */
 import { BlockError, type ErrorCode } from "../errors.ts";
-import { PassingError } from "./retry.ts";
+import { TransientError } from "./retry.ts";
 
 /**
- * Make a request; redirects are not followed.
+ * Make a request, without following redirects.
  *
- * @throws {PassingError} if the connection broke, {@linkcode BlockError} EACCES,
- * ECONNREFUSED, … if there was none.
+ * @throws {TransientError} if the connection broke; {@linkcode BlockError}
+ * EACCES, ECONNREFUSED, … if there was none.
  */
 export async function fetchOnce(
   url: string | URL,
@@ -30,17 +30,17 @@ export async function fetchOnce(
   }
 }
 
-/** The lack of a connection: it may be of use to try again later. */
-export class NoConnectionError extends PassingError {}
+/** No connection could be made; trying again later may help. */
+export class NoConnectionError extends TransientError {}
 
-/** Kinds of failures, by the words of runtimes. */
+/** Kinds of failures, by the runtimes' messages. */
 const KINDS: readonly [
   words: RegExp,
   error: (at: URL, text: string) => BlockError,
 ][] = [
   [
     /^Requires net access/m,
-    // One line: what is missing, and the flag that gives it.
+    // One line: the missing permission, and the flag that grants it.
     (_, text) => new BlockError("EACCES", lineWith(text, /Requires net/)),
   ],
   [
@@ -71,7 +71,7 @@ const KINDS: readonly [
     (at) => noConnection("ETIMEDOUT", at, "Connection timed out"),
   ],
   [
-    // Browsers: all that a page may know.
+    // Browsers tell a page no more than this.
     /^(Failed to fetch|Load failed|NetworkError when )/,
     ({ host }) =>
       new NoConnectionError(
@@ -108,22 +108,22 @@ function fetchError(thrown: unknown, at: URL): BlockError {
     | undefined;
   for (; cause && texts.length < 8; cause = cause.cause as typeof cause) {
     texts.push(`${cause.message ?? ""}`, `${cause.code ?? ""}`);
-    // Node tries each address of a host, and has an error for each.
+    // Node tries each address of a host, and reports an error for each.
     const { errors } = cause as { errors?: { message?: string }[] };
     if (Array.isArray(errors)) texts.push(...errors.map((e) => `${e.message}`));
   }
   const text = texts.join("\n");
   const kind = KINDS.find(([words]) => words.test(text));
-  // The text itself would quote the URL, with whatever is in it.
+  // The message itself would quote the URL with its secrets.
   return kind?.[1](at, text) ??
-    new PassingError("ECONNRESET", `The connection to ${at.host} broke`);
+    new TransientError("ECONNRESET", `The connection to ${at.host} broke`);
 }
 
 function lineWith(text: string, words: RegExp): string {
   return text.split("\n").find((line) => words.test(line)) ?? "";
 }
 
-/** What a runtime says of a certificate. */
+/** The reason for which a certificate was refused, in a runtime's message. */
 function reasonIn(text: string): string {
   return /invalid peer certificate: (\w+)/.exec(text)?.[1] ??
     /\b([A-Z]+(?:_[A-Z]+)+)\b/.exec(text)?.[1] ?? "not trusted";

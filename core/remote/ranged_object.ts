@@ -1,33 +1,33 @@
 /**
  * One version of an object on an HTTP server, read in ranges.
  *
- * Ranges and conditions are those of RFC 9110, sections 13 and 14. What is read
- * is pinned to the version that was opened: if the server has another one, or
- * may have, reads fail from then on, so that no two versions are ever mixed.
+ * Ranges and conditions follow RFC 9110, sections 13 and 14. Reads are pinned
+ * to the version that was opened: if the server has another one, or may have,
+ * all further reads fail, so that versions are never mixed.
  *
  * @module
  */
 import { unlessAborted } from "../abort.ts";
 import { BlockError } from "../errors.ts";
 import { shortened } from "../values.ts";
-import { PassingError, type Patience, retrying } from "./retry.ts";
+import { type Patience, retrying, TransientError } from "./retry.ts";
 
-/** A request, to be sent to wherever the object is. */
+/** A request to be sent to the object's URL. */
 export interface RangeRequest {
   /** Default: `GET`. */
   readonly method?: "HEAD";
   /** Its headers, in lower case. */
   readonly headers: Readonly<Record<string, string>>;
-  /** Ends it, with its answer. */
+  /** Cancels the request and its response. */
   readonly signal: AbortSignal;
 }
 
 /**
- * Sends a request and answers the response, whatever its status. It follows
- * redirects, authorises and signs as need be.
+ * Sends a request and returns the response, whatever its status. It follows
+ * redirects, authorises and signs as needed.
  *
- * @throws {PassingError} if the request can be made again, {@linkcode
- * BlockError} if that is useless.
+ * @throws {TransientError} if the request can be repeated, {@linkcode BlockError}
+ * if that is useless.
  */
 export type SendRequest = (request: RangeRequest) => Promise<Response>;
 
@@ -40,29 +40,29 @@ export interface Version {
   /** The time of the last change, as it was sent. */
   readonly lastModified?: string;
   /**
-   * Whether a browser asks on behalf of a page of another server. It then shows
-   * only some headers of answers, and asks for permission before it sends any
-   * that set conditions, which few servers give.
+   * Whether a browser requests it on behalf of another server's page. It then
+   * reveals only some response headers, and asks the server's permission to
+   * send conditions, which few servers grant.
    */
   readonly isForeign?: boolean;
 }
 
-/** What the answer to the first request was. */
+/** The response to the first request. */
 export type Opened =
   /** Ranges can be read; `head` holds the first bytes. */
   | { readonly version: Version; readonly head: Uint8Array }
   /**
-   * The server has no ranges: it is sending everything. The size is unknown if
-   * the server does not tell.
+   * The server does not support ranges, and is sending everything. The size is
+   * absent if the server does not announce it.
    */
   | {
     readonly version: Omit<Version, "size"> & { readonly size?: number };
     readonly whole: ReadableStream<Uint8Array>;
-    /** Whether an end that comes too early would be noticed. */
+    /** Whether a premature end would be noticed. */
     readonly hasEnd: boolean;
   };
 
-/** The entity tag, if it is the same for the same bytes only. */
+/** The entity tag, if it guarantees equal bytes. */
 function strongTag({ etag }: Version): string | undefined {
   // A weak one never matches a range, by RFC 9110, section 13.1.1.
   return etag?.startsWith("W/") ? undefined : etag;
@@ -74,11 +74,11 @@ export function isPinned({ etag, lastModified }: Omit<Version, "size">) {
 }
 
 /**
- * Ask for the first bytes of an object.
+ * Request the first bytes of an object.
  *
  * @param length How many bytes, at least one.
- * @param known A version of which nothing is to be sent again: if it is still
- * the same, `head` is empty.
+ * @param known A version that need not be sent again: if it is still current,
+ * `head` is empty.
  * @throws {BlockError} ENOENT, EACCES, EIO …
  */
 export async function openRanged(
@@ -89,12 +89,12 @@ export async function openRanged(
   known?: Version,
 ): Promise<Opened> {
   return await retrying(patience, signal, async (signal, progress) => {
-    // Each attempt begins anew: what has arrived is no progress.
+    // Each attempt starts over: received bytes are no progress.
     const alive = () => progress(0);
     const headers: Record<string, string> = rangeHeaders(0, length);
     const tag = known && (known.isForeign ? undefined : strongTag(known));
     if (tag) headers["if-none-match"] = tag;
-    // The stream of a whole object outlives the watch over this attempt.
+    // The stream of a whole object outlives this attempt's timeout.
     const outer = new AbortController();
     const leave = () => outer.abort(signal.reason);
     signal.addEventListener("abort", leave, { once: true });
@@ -157,7 +157,7 @@ export class RangedObject {
   readonly version: Version;
   readonly #send: SendRequest;
   readonly #patience: Patience;
-  /** Why nothing can be read any more: the object is not what it was. */
+  /** Why nothing can be read any more: the object has changed. */
   #changed?: BlockError;
 
   /** Read the version that {@linkcode openRanged} has found. */
@@ -168,10 +168,10 @@ export class RangedObject {
   }
 
   /**
-   * Fill `parts`, one after the other, from `offset` on. The range must lie
+   * Fill `parts`, one after the other, from `offset` on. The range must be
    * within the object.
    *
-   * @param filled Called when the part of that number is complete.
+   * @param filled Called with the index of each part that is complete.
    * @throws {BlockError} EIO … if it cannot be read, or has changed.
    */
   async read(
@@ -184,7 +184,7 @@ export class RangedObject {
     for (const part of parts) length += part.length;
     let done = 0;
     await retrying(this.#patience, signal, async (signal, progress) => {
-      // An attempt goes on where the last one came to its end.
+      // An attempt continues where the last one ended.
       while (done < length) {
         if (this.#changed) throw this.#changed;
         const headers = {
@@ -207,10 +207,10 @@ export class RangedObject {
     });
   }
 
-  /** Conditions under which the server is to answer with the content. */
+  /** Headers under which the server may send content. */
   #conditions(): Record<string, string> {
     const { etag, lastModified, isForeign } = this.version;
-    // What comes is looked at all the same.
+    // The response is checked in any case.
     if (isForeign) return {};
     const tag = strongTag(this.version);
     if (tag) return { "if-match": tag };
@@ -220,9 +220,9 @@ export class RangedObject {
   }
 
   /**
-   * Check that an answer is what was asked for, of the same version.
+   * Check that a response has the requested range of the same version.
    *
-   * @returns how many bytes it has.
+   * @returns the number of bytes in it.
    */
   #check(response: Response, offset: number, length: number): number {
     const { status } = response;
@@ -248,7 +248,7 @@ export class RangedObject {
       size: version.size,
     });
     if (size !== version.size) throw this.#change();
-    // It may send less than was asked for, and has to be asked again.
+    // It may send less than was requested; the rest is requested again.
     if (start !== offset || end > offset + length) {
       throw wrongRange(response, offset, length);
     }
@@ -266,7 +266,7 @@ export class RangedObject {
 function rangeHeaders(offset: number, length: number): Record<string, string> {
   return {
     range: `bytes=${offset}-${offset + length - 1}`,
-    // Ranges of something compressed would be of no use.
+    // Ranges of compressed content would be useless.
     "accept-encoding": "identity",
   };
 }
@@ -279,12 +279,12 @@ function versionOf({ headers, type }: Response): Omit<Version, "size"> {
   };
 }
 
-/** Whether a browser does not show which range was sent. */
+/** Whether a browser conceals which range was sent. */
 function isRangeHidden({ headers, type }: Response): boolean {
   return type === "cors" && !headers.has("content-range");
 }
 
-/** The size of an object, by a request for nothing else: that is shown. */
+/** The size of an object, by a separate request: browsers reveal that. */
 async function askSize(
   send: SendRequest,
   signal: AbortSignal,
@@ -301,15 +301,15 @@ function contentLength({ headers }: Response): number | undefined {
   if (Number.isSafeInteger(length)) return length;
   throw new BlockError(
     "EIO",
-    `The server's Content-Length '${shortened(text, 80)}' makes no sense`,
+    `The server's Content-Length '${shortened(text, 80)}' is invalid`,
   );
 }
 
 /**
- * The range of an answer; `end` is the first byte after it.
+ * The range in a response; `end` is the first byte after it.
  *
- * @param known Where it begins, and the size of the object, for one whose range
- * a browser does not show.
+ * @param known The offset, and the size of the object, if a browser conceals
+ * the range.
  */
 function contentRange(
   response: Response,
@@ -336,14 +336,17 @@ function contentRange(
     /^bytes (\d+)-(\d+)\/(\d+|\*)$/i.exec(text.trim()) ?? [];
   const [start, end, size] = [Number(first), Number(last) + 1, Number(total)];
   if (total === "*") {
-    throw new BlockError("EIO", "The server does not say how large it is");
+    throw new BlockError(
+      "EIO",
+      "The server does not announce the size of the object",
+    );
   }
   if (start < end && end <= size && Number.isSafeInteger(size)) {
     return { start, end, size };
   }
   throw new BlockError(
     "EIO",
-    `The server's Content-Range '${shortened(text, 80)}' makes no sense`,
+    `The server's Content-Range '${shortened(text, 80)}' is invalid`,
   );
 }
 
@@ -371,16 +374,16 @@ function checkEncoding({ headers }: Response): void {
   );
 }
 
-/** Statuses of failures that may pass. */
-const PASSING = new Set([408, 425, 429, 500, 502, 503, 504]);
+/** Statuses of failures that may be transient. */
+const TRANSIENT = new Set([408, 425, 429, 500, 502, 503, 504]);
 
-/** The error for a status other than those of success. */
+/** The error for a status that is not success. */
 export function statusError({ status, headers }: Response): BlockError {
   const message = `The requested URL returned error: ${status}`;
-  if (PASSING.has(status)) {
+  if (TRANSIENT.has(status)) {
     const seconds = Number(headers.get("retry-after") ?? NaN);
     const pause = Number.isFinite(seconds) ? seconds * 1000 : undefined;
-    return new PassingError("EIO", message, pause);
+    return new TransientError("EIO", message, pause);
   }
   const code = status === 404 || status === 410
     ? "ENOENT"
@@ -391,10 +394,11 @@ export function statusError({ status, headers }: Response): BlockError {
 }
 
 /**
- * Read a body into `parts`, from byte `done` of them on, of which the answer
- * says that it has `rest` bytes.
+ * Read a body into `parts`, from byte `done` of them on. The response announces
+ * `rest` bytes.
  *
- * @throws {PassingError} if it ends early, {@linkcode BlockError} if late.
+ * @throws {TransientError} if it ends early, {@linkcode BlockError} if it is too
+ * long.
  */
 async function readBody(
   response: Response,
@@ -427,15 +431,18 @@ async function readBody(
     arrived(bytes.length);
   }
   if (rest > 0 && rest < Infinity) {
-    throw new PassingError("EIO", "The server has sent less than it said");
+    throw new TransientError(
+      "EIO",
+      "The server has sent less than it announced",
+    );
   }
 }
 
 function sentMore(): BlockError {
-  return new BlockError("EIO", "The server has sent more than it said");
+  return new BlockError("EIO", "The server has sent more than it announced");
 }
 
-/** The chunks of a body, which is given up if they are not all wanted. */
+/** The chunks of a body, which is cancelled if not all are consumed. */
 async function* chunksOf(
   { body }: Response,
   signal: AbortSignal,
@@ -458,14 +465,18 @@ async function readChunk(
   signal: AbortSignal,
 ): Promise<ReadableStreamReadResult<Uint8Array>> {
   try {
-    // Node.js 22 forgets a read if the abort comes right after the last byte.
+    // Node.js 22 never settles a read that is aborted right after the last
+    // byte.
     return await unlessAborted(reader.read(), signal);
   } catch {
-    throw new PassingError("ECONNRESET", "The connection to the server broke");
+    throw new TransientError(
+      "ECONNRESET",
+      "The connection to the server broke",
+    );
   }
 }
 
-/** End an answer whose content is not wanted. */
+/** Cancel a response whose body is not needed. */
 export function discardBody({ body }: Response): void {
   if (body && !body.locked) body.cancel().catch(() => {});
 }

@@ -1,7 +1,7 @@
 /**
- * Reads of an object that is far away: every request costs a round trip, so
- * neighbouring reads are made one, blocks are kept, and what is read in order
- * is fetched ahead.
+ * Reading remote objects, where every request costs a round trip: adjacent
+ * reads are combined, blocks are cached, and sequential readers are served
+ * ahead.
  *
  * @module
  */
@@ -16,7 +16,7 @@ export interface RemoteSource {
   readonly size: number;
   /**
    * Fill `parts`, one after the other, from `offset` on, and call `filled` with
-   * the number of each part that is complete.
+   * the index of each part that is complete.
    */
   read(
     offset: number,
@@ -28,43 +28,43 @@ export interface RemoteSource {
 
 /** How a source is read. */
 export interface RemoteReaderOptions {
-  /** Most bytes that are fetched ahead. Default: 16 MiB. */
+  /** Most bytes read ahead. Default: 16 MiB. */
   readonly readAhead?: number;
   /** Most requests at once. Default: 12. */
   readonly connections?: number;
 }
 
-/** Bytes that are fetched ahead of a reader that has shown to need them. */
+/** Bytes read ahead for a reader that is sequential. */
 export const DEFAULT_READ_AHEAD = 16 * 1024 * 1024;
-/** Requests at once. */
+/** Most requests at once. */
 export const DEFAULT_CONNECTIONS = 12;
 
-/** Bytes of a read by someone who reads all of it. */
+/** Bytes of a read that shows that everything will be read. */
 const BULK = 512 * 1024;
-/** Requests that are kept free of what is fetched ahead. */
+/** Requests that reading ahead must leave free. */
 const RESERVED = 2;
 /** Most blocks of one request: 1 MiB. */
 const MAX_RUN = 16;
-/** Unwanted blocks that are cheaper to fetch than a request of its own. */
+/** Unneeded blocks that are cheaper to fetch than a separate request. */
 const MAX_GAP = 1;
-/** Sequential readers that are told apart. */
+/** Sequential readers that are distinguished. */
 const MAX_STREAMS = 8;
-/** How far the requests of one reader may overtake each other, in bytes. */
+/** How far requests of one reader may be out of order, in bytes. */
 const DISORDER = 4 * 1024 * 1024;
 
-/** A part of the object that somebody reads in order. */
+/** A sequential reader. */
 interface Stream {
-  /** The end of what was read. */
+  /** End of what it has read. */
   end: number;
-  /** Bytes that were read in order. */
+  /** Bytes that it has read in order. */
   read: number;
-  /** The end of what has been fetched ahead. */
+  /** End of what has been read ahead. */
   ahead: number;
 }
 
 /**
- * Reads a source through the cache. Requests of users that share an object
- * should go through one reader.
+ * Reads a source through the cache. All users of an object should share one
+ * reader.
  */
 export class RemoteReader {
   readonly #source: RemoteSource;
@@ -72,14 +72,14 @@ export class RemoteReader {
   readonly #connections: number;
   readonly #blocks = new ObjectBlocks();
   readonly #stop = new AbortController();
-  /** Blocks that are to be fetched; those that are wanted first. */
+  /** Blocks to be fetched; those that somebody waits for first. */
   readonly #wanted = new Map<number, PendingBlock>();
   readonly #ahead = new Map<number, PendingBlock>();
   #isScheduled = false;
   readonly #fetches = new Set<Promise<void>>();
   readonly #streams: Stream[] = [];
 
-  /** Read `source`, of which `head` has been fetched already. */
+  /** Read `source`, whose `head` has been fetched already. */
   constructor(
     source: RemoteSource,
     head: Uint8Array = new Uint8Array(),
@@ -96,8 +96,8 @@ export class RemoteReader {
   }
 
   /**
-   * Fill `iov` from `offset` on; the range must lie within the object. An
-   * abort ends the wait only: what is under way fills the cache.
+   * Fill `iov` from `offset` on; the range must be within the object. An abort
+   * only ends the wait: fetches under way still fill the cache.
    *
    * @throws {BlockError} that of the source, or ECANCELED.
    */
@@ -116,7 +116,7 @@ export class RemoteReader {
     }
     this.#follow(offset, end);
     for (const { loading } of needed) {
-      // Those that have arrived cost no turn.
+      // Blocks that have arrived need no waiting.
       if (loading) await unlessAborted(loading, signal);
     }
     copy(needed, offset - first * BLOCK_SIZE, iov);
@@ -128,7 +128,7 @@ export class RemoteReader {
     }
   }
 
-  /** End all requests; nothing may be read afterwards. */
+  /** Cancel all requests; nothing may be read afterwards. */
   async close(): Promise<void> {
     this.#stop.abort();
     const gone = new BlockError("ECANCELED");
@@ -161,10 +161,10 @@ export class RemoteReader {
     return this.#request(index, true);
   }
 
-  /** Have a block fetched. */
+  /** Queue a block to be fetched. */
   #request(index: number, isWanted: boolean): Block {
     const { promise, resolve, reject } = Promise.withResolvers<void>();
-    // Nobody may be waiting when it fails; then it is asked for again.
+    // Nobody may be waiting when it fails; it is requested again when needed.
     promise.catch(() => {});
     const block: Block = {
       bytes: allocate(this.#lengthOf(index)),
@@ -188,13 +188,13 @@ export class RemoteReader {
     return block;
   }
 
-  /** Fetch what lies ahead of a reader that reads in order. */
+  /** Read ahead of a sequential reader. */
   #follow(offset: number, end: number): void {
     const stream = this.#streamAt(offset);
     stream.read += end - offset;
     stream.end = Math.max(stream.end, end);
-    // Never more than has been read, so that at most half is in vain; but who
-    // reads in large pieces is sure to read on.
+    // Never more than has been read, so that at most half is wasted; but
+    // readers with large requests are sure to go on.
     const isInOrder = stream.read > end - offset;
     const isBulk = end - offset >= BULK;
     const window = isBulk
@@ -224,7 +224,10 @@ export class RemoteReader {
     return stream;
   }
 
-  /** Fetch what was asked for in this turn, so that neighbours go together. */
+  /**
+   * Fetch everything requested in this turn, so that adjacent blocks go
+   * together.
+   */
   #schedule(): void {
     if (this.#isScheduled) return;
     this.#isScheduled = true;
@@ -234,10 +237,10 @@ export class RemoteReader {
     });
   }
 
-  /** Begin one request; false if there is nothing to fetch. */
+  /** Begin one request; returns false if there is nothing to fetch. */
   #fetchNext(): boolean {
     const isNeeded = this.#wanted.size > 0;
-    // What somebody waits for is not to wait for what nobody does.
+    // Reading ahead must not delay blocks that somebody waits for.
     if (!isNeeded && this.#fetches.size >= this.#connections - RESERVED) {
       return false;
     }
@@ -287,7 +290,7 @@ export class RemoteReader {
   }
 }
 
-/** A block on its way. */
+/** A block being fetched. */
 interface PendingBlock {
   readonly block: Block;
   succeed(): void;

@@ -1,14 +1,14 @@
 /**
- * Requests that are made again after failures that may pass.
+ * Repeating requests after transient failures.
  *
  * @module
  */
 import { aborted, checkSignal } from "../abort.ts";
 import { BlockError, type ErrorCode } from "../errors.ts";
 
-/** How patient a user of a network is. */
+/** How long to put up with a failing server. */
 export interface Patience {
-  /** Most attempts after the first one that brought nothing. */
+  /** Most attempts in a row without progress, after the first one. */
   readonly retries: number;
   /**
    * Longest time without a single byte from the server, in milliseconds;
@@ -17,9 +17,9 @@ export interface Patience {
   readonly timeout: number;
 }
 
-/** A failure that may pass, so that the request can be made again. */
-export class PassingError extends BlockError {
-  /** How long the server asks to be left alone, in milliseconds. */
+/** A failure that may be transient, so that the request can be repeated. */
+export class TransientError extends BlockError {
+  /** How long the server asks to wait, in milliseconds. */
   readonly pause?: number;
 
   /** Create an error; `pause` is in milliseconds. */
@@ -34,16 +34,16 @@ const FIRST_PAUSE = 100;
 /** The longest pause, whatever the server says, in milliseconds. */
 const LONGEST_PAUSE = 10_000;
 
-/** Fewer bytes than this are no progress, or a few at a time would take ages. */
+/** Fewer bytes than this are no progress: a few at a time would take ages. */
 const PROGRESS = 64 * 1024;
 
 /**
  * Repeat `attempt` until it succeeds, fails for good, or has made no progress
  * `retries` times in a row.
  *
- * @param attempt Answers what is wanted, or calls `progress` and throws a
- * {@linkcode PassingError}. Its signal says when to stop; `progress` is to be
- * called whenever something arrives, with the bytes of content in it.
+ * @param attempt Returns the result, or calls `progress` and throws a
+ * {@linkcode TransientError}. Its signal cancels it; `progress` must be called
+ * with the number of content bytes whenever anything arrives.
  * @throws {BlockError} the last failure; ECANCELED if `signal` is aborted.
  */
 export async function retrying<T>(
@@ -66,12 +66,12 @@ export async function retrying<T>(
     } catch (thrown) {
       if (signal?.aborted) throw aborted(signal);
       const error = watch.isOver
-        ? new PassingError(
+        ? new TransientError(
           "ETIMEDOUT",
           `The server has sent nothing for ${timeout / 1000} s`,
         )
         : thrown;
-      if (!(error instanceof PassingError)) throw error;
+      if (!(error instanceof TransientError)) throw error;
       if (arrived >= PROGRESS) failures = 0;
       else if (failures >= retries) throw error;
       await pause(error.pause ?? backOff(failures), signal);
@@ -103,10 +103,10 @@ async function pause(
   });
 }
 
-/** Aborts an attempt during which nothing arrives for too long. */
+/** Aborts an attempt that receives nothing for too long. */
 class Watch {
   readonly signal: AbortSignal;
-  /** Whether the time is over. */
+  /** Whether the time has run out. */
   isOver = false;
   readonly #controller = new AbortController();
   readonly #timeout: number;

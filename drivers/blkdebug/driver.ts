@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { checkSignal } from "../../core/abort.ts";
 import { vectorLength } from "../../core/bytes.ts";
 import type { BlockDriver } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
@@ -158,17 +159,18 @@ function debuggedNode(
       await debug.check("read", offset, vectorLength(iov));
       await file.readv(offset, iov, flags);
     },
-    async status(offset, length) {
+    async status(offset, length, flags) {
       await debug.check("block-status", offset, length);
-      return await file.status(offset, length);
+      return await file.status(offset, length, flags);
     },
-    async flush() {
+    async flush(flags) {
+      checkSignal(flags?.signal);
       if (!isChanged) return;
       // Later writes are for the next flush.
       isChanged = false;
       try {
         await debug.check("flush");
-        await file.flush?.();
+        await file.flush?.(flags);
       } catch (error) {
         isChanged = true;
         throw error;

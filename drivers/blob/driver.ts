@@ -1,9 +1,10 @@
 /**
- * The protocol driver `blob`: bytes that the program holds, a `Blob`, a `File`
- * or a buffer. They are read where they are, and never written.
+ * The protocol driver `blob`: bytes held by the program, a `Blob`, a `File` or
+ * a buffer. They are read in place, and never written.
  *
  * @module
  */
+import { checkSignal } from "../../core/abort.ts";
 import type { IoVector } from "../../core/bytes.ts";
 import type { BlockDriver } from "../../core/driver.ts";
 import { asBlockError, BlockError, invalid } from "../../core/errors.ts";
@@ -51,7 +52,8 @@ export function nodeOfBlob(
       else await readBlob(blob as Blob, offset, iov);
     },
     // deno-lint-ignore require-await
-    async status(offset, length): Promise<Extent> {
+    async status(offset, length, flags): Promise<Extent> {
+      checkSignal(flags?.signal);
       return dataExtent(node, offset, length);
     },
     async close() {},
@@ -77,7 +79,7 @@ async function readBlob(
   try {
     bytes = new Uint8Array(await blob.slice(offset, end).arrayBuffer());
   } catch (error) {
-    // As a file does that has changed since the user chose it.
+    // For example, a file that has changed since the user chose it.
     const { message } = asBlockError(error);
     throw new BlockError("EIO", message, { cause: error });
   }

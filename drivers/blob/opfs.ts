@@ -1,40 +1,46 @@
 /**
- * The protocol driver `opfs`: files of the browser's own file system, and those
- * that the user let a page open. In a worker they are read and written in place
- * by a synchronous access handle; elsewhere they can only be read.
+ * The protocol driver `opfs`: files of the browser's own file system, and files
+ * that the user let a page open. In a worker they are read and written through
+ * a synchronous access handle; elsewhere they can only be read.
  *
  * @module
  */
+import { checkSignal } from "../../core/abort.ts";
 import type { IoVector } from "../../core/bytes.ts";
 import type { BlockDriver } from "../../core/driver.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
 import { dataExtent, heldKind } from "../../core/held.ts";
-import type { AccessMode, BlockNode, Extent } from "../../core/node.ts";
+import type {
+  AccessMode,
+  BlockNode,
+  Extent,
+  RequestFlags,
+} from "../../core/node.ts";
 import { type OptionTable, parseOptions } from "../../core/options.ts";
 import { valueText } from "../../core/values.ts";
 import { nodeOfBlob } from "./driver.ts";
 
 /** A `FileSystemFileHandle`, as far as it is used. */
 export interface OpfsFileHandle {
-  /** The file as it is now. */
+  /** The present content of the file. */
   getFile(): Promise<Blob>;
-  /** Exclusive access, in workers; not all files have it. */
+  /** Exclusive access, only in workers and not for all files. */
   createSyncAccessHandle?(): Promise<OpfsAccess>;
 }
 
 /** A `FileSystemSyncAccessHandle`, as far as it is used. */
 export interface OpfsAccess {
-  /** Fill a buffer; returns how many bytes there were. */
+  /** Fill a buffer; returns the number of bytes read. */
   read(into: Uint8Array, options: { at: number }): number;
-  /** Write a buffer; returns how many bytes that was. */
+  /** Write a buffer; returns the number of bytes written. */
   write(bytes: Uint8Array, options: { at: number }): number;
   /** Change the size. */
   truncate(size: number): void;
   /** The size in bytes. */
   getSize(): number;
-  /** Make what was written durable. */
+  /** Make written bytes durable. */
   flush(): void;
-  /** Give the access up. */
+  /** Release the access. */
   close(): void;
 }
 
@@ -78,7 +84,7 @@ export const opfsDriver: BlockDriver = {
     if (!access) {
       throw new BlockError(
         "ENOTSUP",
-        "A file of the browser's can be written only in a worker",
+        "Files of the browser can be written only in a worker",
       );
     }
     try {
@@ -103,7 +109,7 @@ function isAccess(handle: OpfsFileHandle | OpfsAccess): handle is OpfsAccess {
   return "getSize" in handle;
 }
 
-/** Exclusive access to a file; `undefined` where there is none. */
+/** Exclusive access to a file; `undefined` if it is not available. */
 async function accessTo(
   handle: OpfsFileHandle,
 ): Promise<OpfsAccess | undefined> {
@@ -199,12 +205,18 @@ class OpfsNode implements BlockNode {
   }
 
   // deno-lint-ignore require-await
-  async flush(): Promise<void> {
+  async flush(flags?: RequestFlags): Promise<void> {
+    checkSignal(flags?.signal);
     attempt(() => this.#access.flush());
   }
 
   // deno-lint-ignore require-await
-  async status(offset: number, length: number): Promise<Extent> {
+  async status(
+    offset: number,
+    length: number,
+    flags?: RequestFlags,
+  ): Promise<Extent> {
+    checkSignal(flags?.signal);
     return dataExtent(this, offset, length);
   }
 

@@ -1,6 +1,6 @@
 /**
- * The tables of a DMG: which chunk of the disk lies where. They are in the
- * resource fork or, of newer images, in a property list.
+ * The tables of a DMG, which map the disk's chunks to the file. They are in the
+ * resource fork or, in newer images, in a property list.
  *
  * @module
  */
@@ -9,7 +9,7 @@ import type { BlockNode } from "../../core/node.ts";
 import { type Chunk, u64 } from "../../core/read_only.ts";
 import { TableFault, type Trailer } from "./trailer.ts";
 
-/** What a chunk holds. */
+/** Kinds of chunks. */
 export const KIND = {
   ZERO: 0,
   RAW: 1,
@@ -22,7 +22,7 @@ export const KIND = {
   LZMA: 0x80000008,
 } as const;
 
-/** Entries that are not about a part of the disk. */
+/** Entries that do not describe a part of the disk. */
 const [COMMENT, END] = [0x7ffffffe, 0xffffffff];
 
 /** A chunk, and how it is stored. */
@@ -30,24 +30,24 @@ export interface DmgChunk extends Chunk {
   readonly kind: number;
 }
 
-/** Where a table's fields and entries are. */
+/** Offsets of a table's fields and entries. */
 const TABLE = { firstSector: 8, dataOffset: 24, entries: 204 } as const;
 const ENTRY = { sector: 8, sectors: 16, offset: 24, length: 32 } as const;
 const ENTRY_SIZE = 40;
-/** A shorter resource is none of these tables. */
+/** Shorter resources are not such tables. */
 const MIN_TABLE = TABLE.entries + ENTRY_SIZE;
 
 /** QEMU's limits. */
 const MAX_CHUNK = 64 * 1024 * 1024;
 const MAX_SECTORS = MAX_CHUNK / SECTOR_SIZE;
-/** A property list of 1 MiB has been seen. */
+/** Property lists of 1 MiB exist. */
 const MAX_TABLES = 16 * 1024 * 1024;
 
 /**
  * Read all tables.
  *
- * @returns the chunks in the order of the disk, none overlapping another.
- * @throws {TableFault} if they make no sense.
+ * @returns the chunks in the order of the disk, without overlaps.
+ * @throws {TableFault} if they are invalid.
  */
 export async function readChunks(
   file: BlockNode,
@@ -98,7 +98,7 @@ function* resourcesOf(fork: Uint8Array): Generator<Uint8Array> {
   }
 }
 
-/** What the elements `data` of a property list hold. */
+/** The content of a property list's `data` elements. */
 function* listedData(list: Uint8Array): Generator<Uint8Array> {
   const text = new TextDecoder("latin1").decode(list);
   const [open, close] = ["<data>", "</data>"];
@@ -123,7 +123,7 @@ function decodeBase64(data: string): Uint8Array {
   return bytes;
 }
 
-/** The chunks of a table; none if it is something else. */
+/** The chunks of a table; none if it is a different structure. */
 function* chunksOf(
   table: Uint8Array,
   dataOffset: number,

@@ -1,18 +1,18 @@
 /**
- * How the chunks of a DMG are compressed, apart from zlib: ADC is decoded here,
- * bzip2 and xz by libraries of the system.
+ * Codecs of DMG chunks, apart from zlib: ADC is decoded here, bzip2 and xz by
+ * libraries of the system.
  *
  * @module
  */
 import { BlockError } from "../../core/errors.ts";
 import { nativeLibrary } from "../../core/runtime.ts";
 
-/** Decodes a chunk; whether that filled `target` exactly. */
+/** Decodes a chunk; returns whether that filled `target` exactly. */
 export type Decoder = (stored: Uint8Array, target: Uint8Array) => boolean;
 
 /**
- * Decode Apple Data Compression: literal bytes, and copies of what came up to
- * 64 KiB before, by two or three bytes each.
+ * Decode Apple Data Compression: literal bytes, and matches up to 64 KiB back,
+ * encoded in two or three bytes each.
  */
 export function decodeAdc(stored: Uint8Array, target: Uint8Array): boolean {
   let [from, to] = [0, 0];
@@ -34,7 +34,7 @@ export function decodeAdc(stored: Uint8Array, target: Uint8Array): boolean {
     const high = isLong ? stored[from++] : code & 3;
     const distance = high * 256 + stored[from++] + 1;
     if (distance > to || to + length > target.length) return false;
-    // What is copied may be what this very copy has written.
+    // The match may overlap its own output.
     for (const end = to + length; to < end; to++) {
       target[to] = target[to - distance];
     }
@@ -87,7 +87,10 @@ interface Lzma {
     flags: 0,
     allocator: null,
     stored: Uint8Array,
-    /** Where decoding begins; becomes where it ended, as does that of output. */
+    /**
+     * Where decoding begins; updated to where it ended. Likewise for the
+     * output.
+     */
     storedPosition: BigUint64Array,
     storedLength: bigint,
     target: Uint8Array,
@@ -96,11 +99,11 @@ interface Lzma {
   ): number;
 }
 
-/** Most memory for the dictionary of a stream of xz. */
+/** Most memory for the dictionary of an xz stream. */
 const MAX_DICTIONARY = 128n * 1024n * 1024n;
 
 /**
- * Decode xz, by which Apple's tools mean LZMA.
+ * Decode xz, which Apple's tools call LZMA.
  *
  * @throws {BlockError} ENOTSUP without liblzma.
  */
@@ -133,7 +136,7 @@ function missing(method: string, library: string): BlockError {
   return new BlockError(
     "ENOTSUP",
     `A part of the disk is compressed with ${method}, ` +
-      `which takes ${library}, and that is not there`,
+      `which needs ${library}, which is not available`,
     {
       hint: "On a Mac, make an image that can be read: " +
         "hdiutil convert old.dmg -format UDZO -o new.dmg",

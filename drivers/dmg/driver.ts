@@ -1,5 +1,5 @@
 /**
- * The format driver `dmg`: Apple's disk images (UDIF), for reading.
+ * The format driver `dmg`: Apple's disk images (UDIF), read-only.
  *
  * @module
  */
@@ -39,7 +39,7 @@ async function readTables(
   }
 }
 
-/** Warn of what cannot be read, in QEMU's words. */
+/** Warn of chunks that cannot be read, with QEMU's messages. */
 function warnOf(chunks: readonly DmgChunk[], { warn }: OpenContext): void {
   const unknown = chunks.find(({ kind }) => !READABLE.has(kind));
   if (!unknown) return;
@@ -49,7 +49,7 @@ function warnOf(chunks: readonly DmgChunk[], { warn }: OpenContext): void {
   );
 }
 
-/** What can be read, given the libraries. */
+/** Kinds of chunks that the available libraries can decode. */
 const READABLE: ReadonlySet<number> = new Set(Object.values(KIND));
 
 const DECODERS: { readonly [kind: number]: Decoder } = {
@@ -68,7 +68,7 @@ class DmgMap extends ReadOnlyMap<ChunkRun<DmgChunk>> {
     this.#chunks = chunks;
   }
 
-  /** What cannot be read is special as well: `readSpecial` says why. */
+  /** Undecodable chunks are special as well: `readSpecial` reports why. */
   lookup(offset: number, length: number): ChunkRun<DmgChunk> {
     const after = this.#firstAfter(offset);
     const chunk = this.#chunks[after - 1];
@@ -105,7 +105,7 @@ class DmgMap extends ReadOnlyMap<ChunkRun<DmgChunk>> {
     await this.#reader.read(this.file, chunk, offset, iov, flags);
   }
 
-  /** The index of the first chunk that begins after a byte of the disk. */
+  /** Index of the first chunk that begins after a byte of the disk. */
   #firstAfter(offset: number): number {
     let [low, high] = [0, this.#chunks.length];
     while (low < high) {

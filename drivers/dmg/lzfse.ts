@@ -1,7 +1,6 @@
 /**
- * LZFSE, Apple's compression: matches of LZ77 whose lengths and distances are
- * coded by finite state entropy, as are the literal bytes, or in small blocks by
- * LZVN.
+ * LZFSE, Apple's compression: LZ77 whose lengths, distances and literals are
+ * coded by finite state entropy; small blocks use LZVN instead.
  *
  * Source: the facts of Apple's reference implementation (lzfse 1.0).
  *
@@ -21,13 +20,13 @@ const BLOCK = {
   LZVN: 0x6e787662, // "bvxn"
 } as const;
 
-/** Bytes of the headers, of `V2` without its frequencies. */
+/** Bytes of the headers; of `V2` without its frequencies. */
 const HEADER = { RAW: 8, LZVN: 12, V1: 772, V2: 32 } as const;
 
-/** What a block may hold at most. */
+/** Most literals and matches of a block. */
 const [MAX_LITERALS, MAX_MATCHES] = [40_000, 10_000];
 
-/** The coded alphabets: how many symbols, and how many states. */
+/** The coded alphabets: numbers of symbols and states. */
 const ALPHABETS = [
   { symbols: 20, states: 64 }, // lengths of runs of literals
   { symbols: 20, states: 64 }, // lengths of matches
@@ -36,12 +35,12 @@ const ALPHABETS = [
 ] as const;
 const SYMBOLS = 360;
 
-/** Bits that follow the symbol of a value, from which the values result. */
+/** Extra bits of a value, by its symbol. */
 const LITERAL_LENGTH_BITS = [...Array(16).fill(0), 2, 3, 5, 8];
 const MATCH_LENGTH_BITS = [...Array(16).fill(0), 3, 5, 8, 11];
 const DISTANCE_BITS = Array.from({ length: 64 }, (_, i) => i >> 2);
 
-/** The states of a decoder: the symbol of each, and what the next one is. */
+/** The states of a decoder: the symbol of each, and its next state. */
 class States {
   readonly symbols: Uint8Array;
   /** Bits to read. */
@@ -58,7 +57,7 @@ class States {
     for (const [symbol, frequency] of frequencies.entries()) {
       if (frequency === 0) continue;
       const bits = Math.clz32(frequency) - Math.clz32(states);
-      // So many take one bit more than the others.
+      // This many states take one bit more than the others.
       const long = ((2 * states) >> bits) - frequency;
       for (let i = 0; i < frequency; i++, state++) {
         this.symbols[state] = symbol;
@@ -80,8 +79,8 @@ class BitReader {
 
   /**
    * @param start Where the payload begins: after a header, since up to 4 bytes
-   * before it are looked at.
-   * @param unused Bits of its last byte that are not used, negative.
+   * before it are read.
+   * @param unused The number of unused bits of its last byte, negated.
    */
   constructor(bytes: Uint8Array, start: number, end: number, unused: number) {
     this.#bytes = bytes;
@@ -89,12 +88,12 @@ class BitReader {
     this.#at = 8 * end + unused;
   }
 
-  /** Whether more bits have been read than there are. */
+  /** Whether more bits have been read than exist. */
   get isOverrun(): boolean {
     return this.#at < this.#start;
   }
 
-  /** Read up to 24 bits. Those before the start are anything. */
+  /** Read up to 24 bits. Those before the start have any value. */
   read(count: number): number {
     const bytes = this.#bytes;
     const last = (this.#at - 1) >> 3;
@@ -106,7 +105,7 @@ class BitReader {
   }
 }
 
-/** Decodes values, of which a symbol and some bits are stored. */
+/** Decodes values stored as a symbol and extra bits. */
 class ValueDecoder {
   readonly #states: States;
   readonly #extra: readonly number[];
@@ -135,31 +134,33 @@ class ValueDecoder {
   }
 }
 
-/** The header of a block of either version. */
+/** A block header of either version. */
 interface Block {
-  /** Bytes that it is decoded to. */
+  /** Bytes of its decoded content. */
   readonly size: number;
   readonly literals: number;
   readonly matches: number;
-  /** Where its payloads begin, in the bytes of all blocks. */
+  /** Offset of its payloads in the bytes of all blocks. */
   readonly payload: number;
   readonly literalPayload: number;
   readonly matchPayload: number;
-  /** Bits of their last bytes that are not used, negative. */
+  /** The numbers of unused bits of their last bytes, negated. */
   readonly literalBits: number;
   readonly matchBits: number;
   readonly literalStates: readonly number[];
-  /** Of the lengths of literals and matches, and of distances. */
+  /**
+   * Initial states for the lengths of literals and matches, and for distances.
+   */
   readonly matchStates: readonly number[];
-  /** In the order of the alphabets. */
+  /** For all alphabets, in their order. */
   readonly frequencies: Uint16Array;
 }
 
 /**
  * Decode LZFSE.
  *
- * @returns whether that filled `target` exactly. It takes time in proportion to
- * the bytes of both.
+ * @returns whether that filled `target` exactly. The time is proportional to
+ * the size of both.
  */
 export function decodeLzfse(stored: Uint8Array, target: Uint8Array): boolean {
   const view = viewOf(stored);
@@ -181,7 +182,7 @@ export function decodeLzfse(stored: Uint8Array, target: Uint8Array): boolean {
       end = at + HEADER.LZVN + u32(at + 8);
       if (end > stored.length) return false;
       const payload = stored.subarray(at + HEADER.LZVN, end);
-      // Matches may lie in blocks before this one.
+      // Matches may refer to earlier blocks.
       if (!decodeLzvn(payload, target.subarray(0, to + size), to)) return false;
     } else {
       const block = magic === BLOCK.V1
@@ -222,7 +223,7 @@ function readV1(view: DataView, at: number): Block | undefined {
   };
 }
 
-/** The fields of the second version are packed in three words of 64 bits. */
+/** In the second version, the fields are packed into three 64-bit words. */
 function readV2(view: DataView, at: number): Block | undefined {
   if (at + HEADER.V2 > view.byteLength) return undefined;
   const words = [8, 16, 24].map((index) => view.getBigUint64(at + index, true));
@@ -250,7 +251,10 @@ function readV2(view: DataView, at: number): Block | undefined {
   };
 }
 
-/** All frequencies, unless the bytes end before them, or go on after them. */
+/**
+ * Unpack the frequencies; `undefined` if they do not take all the bytes
+ * exactly.
+ */
 function unpackFrequencies(packed: Uint8Array): Uint16Array | undefined {
   const frequencies = new Uint16Array(SYMBOLS);
   let at = 0;
@@ -263,7 +267,7 @@ function unpackFrequencies(packed: Uint8Array): Uint16Array | undefined {
   };
   for (let i = 0; i < SYMBOLS; i++) {
     const kind = take(2);
-    // 0 and 1 take two bits, 2 and 3 three, and so on: the more, the rarer.
+    // 0 and 1 take two bits, 2 and 3 three, and so on: larger values take more.
     if (kind === 0) frequencies[i] = 0;
     else if (kind === 2) frequencies[i] = 1;
     else if (kind === 1) frequencies[i] = 2 + take(1);
@@ -273,21 +277,24 @@ function unpackFrequencies(packed: Uint8Array): Uint16Array | undefined {
   return Math.ceil(at / 8) === packed.length ? frequencies : undefined;
 }
 
-/** Whether a header keeps to the limits, and its states exist. */
+/** Whether a header is within the limits, with valid states. */
 function isSound(block: Block): boolean {
   const { size, literals, matches, matchStates, literalStates } = block;
   const areBits = (bits: number) => bits >= -7 && bits <= 0;
   const last = ALPHABETS[3].states;
   return literals <= MAX_LITERALS && literals % 4 === 0 &&
     matches <= MAX_MATCHES &&
-    // Literals are filled up to four; each match stands for a byte or more.
+    // Literals are padded to a multiple of four; each match yields at least a
+    // byte.
     literals < size + 4 && matches <= size &&
     areBits(block.literalBits) && areBits(block.matchBits) &&
     matchStates.every((state, i) => state < ALPHABETS[i].states) &&
     literalStates.every((state) => state < last);
 }
 
-/** The states of all alphabets, unless frequencies exceed the states. */
+/**
+ * The states of all alphabets; `undefined` if frequencies exceed the states.
+ */
 function layOutStates(frequencies: Uint16Array): States[] | undefined {
   let start = 0;
   const all: States[] = [];
@@ -328,7 +335,7 @@ function decodeBlock(
   for (let i = 0; i < block.matches; i++) {
     const run = runs.next(reader);
     const match = matches.next(reader);
-    // Zero repeats the one before.
+    // Zero repeats the previous distance.
     distance = distances.next(reader) || distance;
     if (reader.isOverrun) return false;
     if (from + run > literals.length || to + run + match > end) return false;
@@ -339,7 +346,9 @@ function decodeBlock(
   return to === end;
 }
 
-/** The literals of a block: four at a time, each with a state of its own. */
+/**
+ * Decode the literals of a block: four at a time, each with a state of its own.
+ */
 function decodeLiterals(
   { literals, payload, literalBits, literalStates }: Block,
   { symbols, bits, deltas }: States,

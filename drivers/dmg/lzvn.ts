@@ -1,24 +1,25 @@
 /**
- * LZVN, the simpler of Apple's compressions, by which LZFSE stores small blocks:
- * each instruction is a byte, maybe with more bits of its operands, followed by
- * literal bytes.
+ * LZVN, Apple's simpler compression, which LZFSE uses for small blocks: each
+ * instruction is a byte, possibly with further operand bytes, followed by
+ * literals.
  *
  * Source: the facts of Apple's reference implementation (lzfse 1.0).
  *
  * @module
  */
 
-/** Instructions of which all bits are the code. */
+/** Instructions that use all bits as their code. */
 const [END, NOTHING, NOTHING_EITHER] = [0x06, 0x0e, 0x16];
-/** The shortest match that has a distance. */
+/** The shortest match with a distance. */
 const MIN_MATCH = 3;
-/** Lengths in a byte of their own begin here. */
+/** Lengths in a byte of their own start here. */
 const LONG = 16;
 
 /**
- * Decode LZVN from its first instruction to the one that ends it.
+ * Decode LZVN from its first instruction to the terminating one.
  *
- * @param to Where in `target` the output begins: matches may lie before.
+ * @param to Where in `target` the output begins: matches may refer to bytes
+ * before.
  * @returns whether that filled `target` exactly.
  */
 export function decodeLzvn(
@@ -27,7 +28,7 @@ export function decodeLzvn(
   to: number,
 ): boolean {
   let distance = 0;
-  // What is read behind the end is 0, and found out with what follows.
+  // Past the end, bytes read as 0, which is noticed afterwards.
   const byte = (at: number) => stored[at] ?? 0;
   for (let at = 0; at < stored.length;) {
     const code = stored[at++];
@@ -38,7 +39,8 @@ export function decodeLzvn(
     let match = ((code >> 3) & 7) + MIN_MATCH;
     const low = code & 7;
     if (code >= 0xe0) {
-      // 1110LLLL or 1111MMMM: either alone, of this or the next byte.
+      // 1110LLLL or 1111MMMM: only literals or only a match, with its length
+      // here or in the next byte.
       const length = code & 15 || byte(at++) + LONG;
       [literals, match] = code < 0xf0 ? [length, 0] : [0, length];
     } else if (code >= 0xa0 && code < 0xc0) {
@@ -56,7 +58,7 @@ export function decodeLzvn(
     } else if (low < 6) {
       distance = low << 8 | byte(at++);
     } else if (literals === 0) {
-      // LLMMM110 repeats the distance; without literals it is none.
+      // LLMMM110 repeats the distance; without literals it is invalid.
       return false;
     }
     const end = at + literals;
@@ -73,9 +75,9 @@ export function decodeLzvn(
 }
 
 /**
- * Copy what came before; it may be what this very copy has written.
+ * Copy earlier output; the match may overlap its own output.
  *
- * @returns whether there is something at that distance.
+ * @returns whether there is output at that distance.
  */
 export function copyMatch(
   target: Uint8Array,

@@ -17,7 +17,7 @@ import { readPadded } from "../../core/requests.ts";
 
 /** A fault of the trailer or the tables that makes an image unusable. */
 export class TableFault extends Error {
-  /** A line for the user that QEMU prints before it gives up. */
+  /** A line that QEMU prints before the error. */
   readonly line?: string;
 
   /** Create the fault. */
@@ -27,7 +27,7 @@ export class TableFault extends Error {
   }
 }
 
-/** The error by which an image is refused. */
+/** The error for an image that is refused. */
 export function refusal(filename: string, why: string): BlockError {
   const detail = `: ${why}`;
   return new BlockError(
@@ -39,21 +39,21 @@ export function refusal(filename: string, why: string): BlockError {
 
 /** Bytes of a file. */
 export interface Area {
-  /** The first one. */
+  /** Its offset. */
   readonly offset: number;
-  /** How many there are. */
+  /** Its length. */
   readonly length: number;
 }
 
-/** What the trailer says. */
+/** The content of the trailer. */
 export interface Trailer {
   /** Bytes of the disk. */
   readonly size: number;
-  /** Where the chunks lie, to which their offsets are added. */
+  /** Added to the offsets of all chunks. */
   readonly dataOffset: number;
-  /** The resource fork; empty of newer images. */
+  /** The resource fork; empty in newer images. */
   readonly fork: Area;
-  /** The property list, in XML; empty of old images. */
+  /** The XML property list; empty in old images. */
   readonly list: Area;
 }
 
@@ -68,7 +68,7 @@ const AT = {
   sectors: 492,
 } as const;
 
-/** Files of other lengths than whole sectors end with one after the trailer. */
+/** Files that do not consist of whole sectors have bytes after the trailer. */
 const WINDOW = 2 * SECTOR_SIZE - 1;
 const MAGIC_SIZE = 4;
 
@@ -77,7 +77,7 @@ const MAGIC_SIZE = 4;
  *
  * @throws {BlockError} EINVAL if there is none, ENOTSUP if the image is
  * encrypted, or split.
- * @throws {TableFault} if it makes no sense.
+ * @throws {TableFault} if it is invalid.
  */
 export async function readTrailer(file: BlockNode): Promise<Trailer> {
   const length = roundUp(file.size, SECTOR_SIZE);
@@ -128,7 +128,10 @@ function readFields(view: DataView, trailer: number): Trailer {
   };
 }
 
-/** Encrypted images have a magic at the start or, of old ones, at the end. */
+/**
+ * The error for a file without a trailer. Encrypted images have a magic at the
+ * start or, if old, at the end.
+ */
 async function withoutTrailer(
   file: BlockNode,
   end: string,

@@ -8,11 +8,12 @@ import { SECTOR_SIZE } from "../../core/bytes.ts";
 import type { CreateContext } from "../../core/driver.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
 import type { OptionTable } from "../../core/options.ts";
-import { deviceNumbers, type FileInfo } from "../../core/platform/files.ts";
+import type { FileInfo } from "../../core/platform/files.ts";
+import { deviceNumbers } from "../../core/platform/system_calls.ts";
 import { platform } from "../../core/platform/mod.ts";
 import {
   createOptions,
-  type DeviceFacts,
+  type DeviceTraits,
   HOST_CDROM,
   HOST_DEVICE,
   isDevice,
@@ -38,7 +39,7 @@ export const hostDeviceDriver: PathDriver = deviceDriver(HOST_DEVICE);
 /** Optical drives. */
 export const hostCdromDriver: PathDriver = deviceDriver(HOST_CDROM);
 
-function deviceDriver(facts: DeviceFacts): PathDriver {
+function deviceDriver(facts: DeviceTraits): PathDriver {
   const driver: PathDriver = {
     ...facts,
     kind: "either a character or block device",

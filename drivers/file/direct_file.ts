@@ -12,11 +12,11 @@ import {
   vectorLength,
 } from "../../core/bytes.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
+import type { Libc } from "../../core/platform/libc.ts";
 import {
   EINTR,
-  type Libc,
   throwUnlessInterrupted,
-} from "../../core/platform/libc.ts";
+} from "../../core/platform/system_calls.ts";
 import { localFiles, platform } from "../../core/platform/mod.ts";
 import { LibcFile, openLibcDescriptor } from "./libc_file.ts";
 

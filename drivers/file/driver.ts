@@ -22,11 +22,8 @@ import {
 } from "../../core/options.ts";
 import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { ACCESS, ALL_ACCESS } from "../../core/permissions.ts";
-import {
-  deviceNumbers,
-  type FileInfo,
-  type HostFile,
-} from "../../core/platform/files.ts";
+import type { FileInfo, HostFile } from "../../core/platform/files.ts";
+import { deviceNumbers } from "../../core/platform/system_calls.ts";
 import { localFiles, platform } from "../../core/platform/mod.ts";
 import type { AioMode, Permissions } from "../../core/traits.ts";
 import { nameText, shortened } from "../../core/values.ts";
@@ -126,7 +123,7 @@ export const fileDriver: PathDriver = {
   },
 };
 
-/** Open a node as `options` and `context` say. */
+/** Open a node according to `options` and `context`. */
 export async function openPath(
   driver: PathDriver,
   options: OptionValues,
@@ -295,7 +292,7 @@ async function openFile(
   }
 }
 
-/** What opens the file, by the means that are asked for, or else the best. */
+/** Opens the file in the requested way, or else the best one. */
 async function hostOpener(
   { io, filename, direct }: FileRequest,
 ): Promise<(readOnly: boolean) => HostFile> {
@@ -441,20 +438,20 @@ function resolveLinks(path: string, linksLeft: number): string | undefined {
   );
 }
 
-/** What is known of a device's driver before it is loaded. */
-export interface DeviceFacts {
-  /** Its name. */
+/** A device driver's traits, needed before it is loaded. */
+export interface DeviceTraits {
+  /** The name of the driver. */
   readonly name: string;
-  /** It is a protocol. */
+  /** The role of the driver. */
   readonly role: "protocol";
   /** Whether a plain file name means one of its devices. */
   claimsFile(filename: string): boolean;
-  /** As a file's. */
+  /** As for files. */
   canonicalName(filename: string): string;
 }
 
 /** Devices of the host: disks, partitions, loop devices. */
-export const HOST_DEVICE: DeviceFacts = {
+export const HOST_DEVICE: DeviceTraits = {
   name: "host_device",
   role: "protocol",
   claimsFile: (filename) => isDevice(statOf(filename)),
@@ -465,7 +462,7 @@ export const HOST_DEVICE: DeviceFacts = {
 const CDROM_MAJOR = 11;
 
 /** Optical drives. */
-export const HOST_CDROM: DeviceFacts = {
+export const HOST_CDROM: DeviceTraits = {
   name: "host_cdrom",
   role: "protocol",
   claimsFile(filename) {

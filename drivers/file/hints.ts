@@ -1,12 +1,12 @@
 /**
- * What a file system is told of a new file: not to copy it on write (btrfs), and
- * to allocate its space in extents of a certain size (XFS). Both must be said
- * while it is empty.
+ * Hints to the file system about a new file: not to copy it on write (btrfs),
+ * and to allocate its space in extents of a certain size (XFS). Both must be
+ * given while the file is empty.
  *
  * @module
  */
 import { BlockError, strerror } from "../../core/errors.ts";
-import { errnoError } from "../../core/platform/files.ts";
+import { errnoError } from "../../core/platform/system_calls.ts";
 import type { Libc } from "../../core/platform/libc.ts";
 import { localFiles, platform } from "../../core/platform/mod.ts";
 import { openLibcDescriptor } from "./libc_file.ts";
@@ -21,10 +21,10 @@ const FS_XFLAG_EXTSIZE = 0x00000800;
 /** Bytes of `struct fsxattr`. */
 const FSXATTR_SIZE = 28;
 
-/** Bytes of an extent, if nothing is said: QEMU's choice. */
+/** Default bytes of an extent, as in QEMU. */
 const USUAL_EXTENT = 1024 * 1024;
 
-/** What to tell. */
+/** The hints. */
 export interface Hints {
   readonly nocow: boolean;
   /** Bytes; 0 for no hint. Default: 1 MiB. */
@@ -32,12 +32,12 @@ export interface Hints {
 }
 
 /**
- * Give hints about a file that has just been emptied. A file system that has no
- * use for them goes without: they change how fast the file is, not what is in it.
+ * Give hints about a file that has just been emptied. File systems without
+ * support ignore them: they affect the speed of a file, not its content.
  *
- * @param warn Told if the hint on extents was asked for, and is refused.
- * @throws {BlockError} EINVAL if an extent cannot be that large; ENOTSUP if
- * something is asked for that takes a library which is not there.
+ * @param warn Called if a requested extent size hint is refused.
+ * @throws {BlockError} EINVAL if an extent cannot be that large; ENOTSUP if a
+ * requested hint needs a library that is missing.
  */
 export function giveHints(
   filename: string,

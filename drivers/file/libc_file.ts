@@ -6,14 +6,15 @@
  */
 import type { IoVector } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
-import { errnoError, type HostFile } from "../../core/platform/files.ts";
+import type { HostFile } from "../../core/platform/files.ts";
 import {
   EINTR,
-  type Libc,
+  errnoError,
   openDescriptor,
   throwUnlessInterrupted,
   uninterrupted,
-} from "../../core/platform/libc.ts";
+} from "../../core/platform/system_calls.ts";
+import type { Libc } from "../../core/platform/libc.ts";
 import { localFiles, platform } from "../../core/platform/mod.ts";
 
 const O_RDONLY = 0;

@@ -13,8 +13,12 @@
 import { BlockError } from "../../core/errors.ts";
 import { ACCESS_NAMES, ALL_ACCESS } from "../../core/permissions.ts";
 import type { Permissions } from "../../core/traits.ts";
-import { errnoError } from "../../core/platform/files.ts";
-import { type Libc, openDescriptor } from "../../core/platform/libc.ts";
+import {
+  EINTR,
+  errnoError,
+  openDescriptor,
+} from "../../core/platform/system_calls.ts";
+import type { Libc } from "../../core/platform/libc.ts";
 import { localFiles, platform } from "../../core/platform/mod.ts";
 
 /** Offset of the bytes for needed access, one per kind. */
@@ -30,7 +34,6 @@ const F_RDLCK = 0;
 const F_WRLCK = 1;
 const F_UNLCK = 2;
 
-const EINTR = 4;
 const EINVAL = 22;
 const ENOLCK = 37;
 const ENOSYS = 38;

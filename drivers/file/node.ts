@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { checkSignal } from "../../core/abort.ts";
 import {
   allocate,
   type IoVector,
@@ -18,6 +19,7 @@ import type {
   Extent,
   NodeInfo,
   ReadFlags,
+  RequestFlags,
   TruncateOptions,
   WriteFlags,
   ZeroFlags,
@@ -32,7 +34,7 @@ import { FileLock, type Locking } from "./lock.ts";
 const FILL_CHUNK = 256 * 1024;
 
 /**
- * Bytes from which on another thread makes a background write, or read: handing
+ * Bytes from which on another thread makes a background read or write: handing
  * over smaller ones would not pay (see bench/RESULTS.md).
  */
 const BULK = 32 * 1024;
@@ -250,7 +252,8 @@ export class FileNode implements BlockNode {
   }
 
   // deno-lint-ignore require-await
-  async flush(): Promise<void> {
+  async flush(flags?: RequestFlags): Promise<void> {
+    checkSignal(flags?.signal);
     const host = this.#open;
     if (this.readOnly || this.#noFlush) return;
     if (this.#usesThreads) return this.#settle(host.syncLater());
@@ -307,7 +310,7 @@ export class FileNode implements BlockNode {
     }
   }
 
-  /** Resize, or say that this has failed. */
+  /** Resize, with a message of its own for failures. */
   #resizeTo(size: number): void {
     try {
       this.#resize(size);
@@ -352,7 +355,12 @@ export class FileNode implements BlockNode {
   }
 
   // deno-lint-ignore require-await
-  async status(offset: number, length: number): Promise<Extent> {
+  async status(
+    offset: number,
+    length: number,
+    flags?: RequestFlags,
+  ): Promise<Extent> {
+    checkSignal(flags?.signal);
     const place = { allocated: true, hostOffset: offset, file: this };
     if (offset >= this.#size) return { length, zero: true, ...place };
     length = Math.min(length, this.#size - offset);

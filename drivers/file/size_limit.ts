@@ -13,8 +13,8 @@ const RLIM_INFINITY = 0xffff_ffff_ffff_ffffn;
 let isHeeded = false;
 
 /**
- * Make writes past the limit fail with EFBIG rather than end the program by a
- * signal, without a message. Only if there is a limit, since listening to the
+ * Make writes past the limit fail with EFBIG, instead of a signal that ends the
+ * program without a message. Only if there is a limit, since listening to the
  * signal takes time.
  */
 export function failAtSizeLimit(): void {
@@ -23,7 +23,7 @@ export function failAtSizeLimit(): void {
   if (isLimited(platform().libc())) surviveSignal("SIGXFSZ");
 }
 
-/** Whether there is a limit, as far as that can be found out. */
+/** Whether there is a limit, as far as can be determined. */
 function isLimited(library: Libc | null): boolean {
   const limits = new BigUint64Array(2);
   const result = library?.getrlimit(

@@ -1,5 +1,5 @@
 /**
- * Objects on servers without ranges: fetched once, as a whole.
+ * Downloading complete objects from servers without range support.
  *
  * @module
  */
@@ -10,39 +10,39 @@ import type { HostFile } from "../../core/platform/files.ts";
 import { localFiles } from "../../core/platform/mod.ts";
 import type { Opened } from "../../core/remote/ranged_object.ts";
 import {
-  PassingError,
   type Patience,
   retrying,
+  TransientError,
 } from "../../core/remote/retry.ts";
 
-/** What was fetched. */
+/** A downloaded object. */
 export interface Downloaded {
   /** Bytes. */
   readonly size: number;
-  /** Fill `iov` from `offset` on, within what there is. */
+  /** Fill `iov` from `offset` on, within the object. */
   readv(offset: number, iov: IoVector): void;
-  /** Release it; a file stays. */
+  /** Release it; a file is kept. */
   close(): void;
 }
 
-/** Where it is fetched to. */
+/** Where an object is downloaded to. */
 interface Store extends Downloaded {
   append(bytes: Uint8Array): void;
-  /** Forget everything, to begin anew. */
+  /** Discard everything, to start over. */
   empty(): void;
 }
 
 type Whole = Extract<Opened, { whole: unknown }>;
 
 /**
- * Fetch an object.
+ * Download an object.
  *
- * @param first The answer under way.
- * @param again Asks for it again, from its beginning.
+ * @param first The response being received.
+ * @param again Requests it again from the beginning.
  * @param target `memory`, or the path of a new file.
- * @param limit Bytes.
- * @throws {BlockError} EFBIG if it is larger than `limit`, EEXIST if there is
- * something in the file.
+ * @param limit Most bytes.
+ * @throws {BlockError} EFBIG if it is larger than `limit`, EEXIST if the file
+ * is not empty.
  */
 export async function download(
   first: Whole,
@@ -61,15 +61,15 @@ export async function download(
       const opened = current ?? await again(signal);
       current = undefined;
       if (!("whole" in opened)) {
-        throw new BlockError("EIO", "The server answers in another way now");
+        throw new BlockError("EIO", "The server now responds differently");
       }
-      // Each attempt begins anew: what has arrived is no progress.
+      // Each attempt starts over: received bytes are no progress.
       await fill(store!, opened, limit, signal, () => progress(0));
     });
     return store;
   } catch (error) {
     if (!first.whole.locked) first.whole.cancel().catch(() => {});
-    // What is only a part must not be taken for the whole.
+    // An incomplete file must not be mistaken for the object.
     store?.empty();
     store?.close();
     throw error;
@@ -93,14 +93,14 @@ async function fill(
     if (!hasEnd) {
       throw new BlockError(
         "EIO",
-        "The server does not say how large it is, nor where it ends",
+        "The server announces neither the size of the object nor its end",
       );
     }
     if (size !== undefined && size > limit) throw tooLarge();
     for (;;) {
       const next = unlessAborted(reader.read(), signal);
       const { value, done } = await next.catch(() => {
-        throw new PassingError("ECONNRESET", "The connection broke");
+        throw new TransientError("ECONNRESET", "The connection broke");
       });
       if (done) break;
       if (store.size + value.length > limit) throw tooLarge();
@@ -108,7 +108,10 @@ async function fill(
       alive();
     }
     if (size !== undefined && store.size !== size) {
-      throw new PassingError("EIO", "The server has sent less than it said");
+      throw new TransientError(
+        "EIO",
+        "The server has sent less than it announced",
+      );
     }
   } catch (error) {
     reader.cancel().catch(() => {});
@@ -116,7 +119,7 @@ async function fill(
   }
 }
 
-/** Bytes of a piece of memory. */
+/** Bytes of a chunk of memory. */
 const PIECE = 1024 * 1024;
 
 class MemoryStore implements Store {
@@ -161,7 +164,7 @@ class FileStore implements Store {
   size = 0;
   readonly #file: HostFile;
 
-  /** Nothing that is there already is overwritten. */
+  /** The file must not exist, or be empty. */
   constructor(path: string) {
     const files = localFiles();
     files.create(path);

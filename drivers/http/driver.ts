@@ -12,7 +12,12 @@ import {
 } from "../../core/bytes.ts";
 import type { BlockDriver, OpenContext } from "../../core/driver.ts";
 import { asBlockError, BlockError } from "../../core/errors.ts";
-import type { BlockNode, Extent, ReadFlags } from "../../core/node.ts";
+import type {
+  BlockNode,
+  Extent,
+  ReadFlags,
+  RequestFlags,
+} from "../../core/node.ts";
 import { withoutSecrets } from "../../core/redaction.ts";
 import {
   isPinned,
@@ -24,7 +29,7 @@ import {
 import { RemoteReader } from "../../core/remote/remote_reader.ts";
 import type { DriverTraits } from "../../core/traits.ts";
 import { download, type Downloaded } from "./download.ts";
-import { httpFacts } from "./options.ts";
+import { httpTraits } from "./options.ts";
 import { type Settings, settingsOf } from "./settings.ts";
 import { Transport } from "./transport.ts";
 
@@ -34,11 +39,11 @@ export const httpDriver: BlockDriver = driverOf("http");
 /** The driver of URLs that begin with `https:`. */
 export const httpsDriver: BlockDriver = driverOf("https");
 
-/** Bytes that are fetched on opening: five clusters, the metadata of most. */
+/** Bytes fetched on opening: five clusters, the metadata of most images. */
 const HEAD = 320 * 1024;
 
 function driverOf(scheme: "http" | "https"): BlockDriver {
-  const facts = httpFacts(scheme);
+  const facts = httpTraits(scheme);
   return {
     ...facts,
     async open(options, context) {
@@ -59,7 +64,7 @@ function driverOf(scheme: "http" | "https"): BlockDriver {
   };
 }
 
-/** What a node reads from. */
+/** The source of a node's bytes. */
 interface Content {
   readonly size: number;
   readv(
@@ -70,14 +75,14 @@ interface Content {
   close(): Promise<void> | void;
 }
 
-/** An object that several nodes of this process may read at once. */
+/** An object that several nodes of this process may share. */
 interface Shared {
   readonly version: Version;
   readonly reader: RemoteReader;
   users: number;
 }
 
-/** Objects that are being read, by everything that makes a difference. */
+/** Objects being read, keyed by everything that distinguishes them. */
 const objects = new Map<string, Shared>();
 
 async function contentOf(
@@ -137,7 +142,7 @@ function reading(object: RangedObject) {
   return { size: object.version.size, read: object.read.bind(object) };
 }
 
-/** Whether two versions are the same for certain. */
+/** Whether two versions are certain to be the same. */
 function isSame(one: Version, other: Version): boolean {
   return one.etag !== undefined && !one.etag.startsWith("W/") &&
     one.etag === other.etag && one.size === other.size;
@@ -191,7 +196,13 @@ class HttpNode implements BlockNode {
     if (inside < length) fillVector(iov, inside, length - inside);
   }
 
-  status(offset: number, length: number): Promise<Extent> {
+  // deno-lint-ignore require-await -- the interface is asynchronous
+  async status(
+    offset: number,
+    length: number,
+    flags?: RequestFlags,
+  ): Promise<Extent> {
+    checkSignal(flags?.signal);
     const place = { hostOffset: offset, file: this };
     const inside = Math.min(length, this.size - offset);
     return Promise.resolve(
@@ -201,7 +212,7 @@ class HttpNode implements BlockNode {
     );
   }
 
-  /** Nothing is told of the space that it takes. */
+  /** The space it takes up on the server is unknown. */
   info(): Promise<Record<string, never>> {
     return Promise.resolve({});
   }

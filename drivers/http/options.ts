@@ -1,22 +1,22 @@
 /**
- * What the drivers say of themselves.
+ * The drivers' traits, needed before they are loaded.
  *
  * @module
  */
 import { invalid } from "../../core/errors.ts";
 import type { OptionValues } from "../../core/options.ts";
-import { webFacts } from "../../core/names.ts";
+import { webTraits } from "../../core/names.ts";
 import type { DriverTraits } from "../../core/traits.ts";
 import { shortened } from "../../core/values.ts";
 
-/** Options that are not needed to reach the same content again. */
+/** Options that do not affect the content. */
 const TUNING = ["readahead", "timeout", "retries", "connections"];
 
-/** The driver of a scheme, apart from its work. */
-export function httpFacts(scheme: "http" | "https"): DriverTraits {
+/** The traits of the driver for a scheme. */
+export function httpTraits(scheme: "http" | "https"): DriverTraits {
   return {
-    ...webFacts(scheme),
-    // Neither cookies nor headers: names are shown.
+    ...webTraits(scheme),
+    // Neither cookies nor headers, since names are shown.
     strongOptions: [
       "url",
       "sslverify",
@@ -39,7 +39,7 @@ function plainName({ url, ...others }: OptionValues): string | undefined {
 /**
  * The URL of an image, for the driver of its scheme.
  *
- * @throws {BlockError} EINVAL in QEMU's words.
+ * @throws {BlockError} EINVAL with QEMU's messages.
  */
 export function checkedUrl(scheme: string, name?: string): URL {
   if (name === undefined) {

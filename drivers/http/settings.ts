@@ -1,5 +1,5 @@
 /**
- * The options of the drivers, and what they come to.
+ * Parsing the drivers' options.
  *
  * @module
  */
@@ -19,7 +19,7 @@ import type { Patience } from "../../core/remote/retry.ts";
 import { isPlainObject, shortened } from "../../core/values.ts";
 import { checkedUrl } from "./options.ts";
 
-/** The options of the drivers, by QEMU's names where it has them. */
+/** Options of the drivers, with QEMU's names where it has them. */
 export const OPEN_OPTIONS: OptionTable = {
   url: { type: "string", help: "URL of the image" },
   readahead: {
@@ -79,31 +79,31 @@ export const OPEN_OPTIONS: OptionTable = {
   },
 };
 
-/** What the options of a node come to. */
+/** The settings of a node, from its options. */
 export interface Settings {
-  /** Where the object is; without a user's name or password. */
+  /** The object's URL, without user name and password. */
   readonly url: URL;
-  /** What is sent to the server of that URL, and to no other. */
+  /** Headers sent to the server of that URL, and to no other. */
   readonly headers: Headers;
   readonly patience: Patience;
   /** Bytes. */
   readonly readAhead: number;
   readonly connections: number;
-  /** Where everything is fetched to if there are no ranges. */
+  /** Where the object is downloaded to if the server has no ranges. */
   readonly download?: string;
   /** Bytes. */
   readonly downloadLimit: number;
 }
 
-/** Longest time to wait, in seconds: QEMU's. */
+/** Longest timeout, in seconds, as in QEMU. */
 const MAX_TIMEOUT = 10_000;
 
 /**
- * The settings of a node.
+ * Determine the settings of a node.
  *
  * @param scheme The name of its driver.
- * @throws {BlockError} EINVAL, in QEMU's words where it has them; ENOTSUP for
- * what the runtime cannot do.
+ * @throws {BlockError} EINVAL, with QEMU's messages where it has them; ENOTSUP
+ * for what the runtime cannot do.
  */
 export async function settingsOf(
   scheme: string,
@@ -112,7 +112,7 @@ export async function settingsOf(
 ): Promise<Settings> {
   const { filename, headers, ...options } = given;
   const [plain, dotted] = takeDotted(options, "headers.");
-  // A description may have the name of a file in place of a URL.
+  // A description may give a file name instead of a URL.
   const parsed = parseOptions(OPEN_OPTIONS, {
     ...plain,
     url: plain.url ?? filename,
@@ -187,10 +187,10 @@ function withoutUser(url: URL): URL {
   return plain;
 }
 
-/** Headers that the driver needs for itself. */
+/** Headers that the driver sets itself. */
 const OWN_HEADERS = /^(range|accept-encoding|host|if-.*|connection)$/i;
 
-/** Everything that is only for the server that the user named. */
+/** The headers only for the server that the user named. */
 async function headersOf(
   url: URL,
   text: (name: string) => string | undefined,
@@ -215,7 +215,7 @@ async function headersOf(
   const secret = async (name: string) => {
     const id = text(name);
     if (id === undefined) return undefined;
-    // An empty secret is one, too.
+    // An empty secret is valid, too.
     return new TextDecoder().decode(await context.secret(id));
   };
   for (const line of (await secret("headers-secret") ?? "").split(/\r?\n/)) {
@@ -241,7 +241,7 @@ async function headersOf(
   return headers;
 }
 
-/** An absent part of a URL is an empty text. */
+/** A missing part of a URL is an empty string. */
 function decoded(part: string): string | undefined {
   if (part === "") return undefined;
   try {
@@ -276,7 +276,7 @@ function authorizationOf(
 function setHeader(headers: Headers, name: string, value: string): void {
   try {
     headers.set(name, value);
-    // A browser drops headers that are its own, such as cookies.
+    // Browsers drop headers under their own control, such as cookies.
     const { headers: sent } = new Request("http://localhost/", {
       headers: { [name]: value },
     });

@@ -1,5 +1,5 @@
 /**
- * Requests for one object, wherever redirects lead.
+ * Requests for one object, following redirects.
  *
  * @module
  */
@@ -11,12 +11,12 @@ import {
 } from "../../core/remote/ranged_object.ts";
 import { shortened } from "../../core/values.ts";
 
-/** Most redirects that are followed for one request. */
+/** Most redirects followed for one request. */
 const MAX_REDIRECTS = 20;
 
 const REDIRECTS = new Set([301, 302, 303, 307, 308]);
 
-/** Answers that may only mean that a redirect has lost its validity. */
+/** Statuses that may only mean that a redirect has expired. */
 const EXPIRED = new Set([400, 401, 403, 404, 410]);
 
 /** Sends requests for one object. */
@@ -24,7 +24,7 @@ export class Transport {
   readonly #url: URL;
   readonly #headers: Headers;
   readonly #checkRedirect: (url: string) => Promise<void>;
-  /** Where redirects have led. */
+  /** The URL after all redirects. */
   #place: URL;
   /** Whether the server has ever answered. */
   #hasAnswered = false;
@@ -43,7 +43,7 @@ export class Transport {
     this.#checkRedirect = checkRedirect;
   }
 
-  /** Send a request; as `SendRequest` has it. */
+  /** Send a request; see `SendRequest`. */
   readonly send = async (request: RangeRequest): Promise<Response> => {
     if (this.#place !== this.#url) {
       const response = await this.#fetch(this.#place, request);
@@ -69,7 +69,7 @@ export class Transport {
     throw new BlockError("ELOOP", "The server redirects in circles");
   };
 
-  /** A browser tells where a redirect leads to only when it has been there. */
+  /** A browser reveals the target of a redirect only after following it. */
   async #followBlindly(from: URL, request: RangeRequest): Promise<Response> {
     if ([...this.#headers].length > 0) {
       throw new BlockError(
@@ -129,7 +129,7 @@ export class Transport {
       this.#hasAnswered = true;
       return response;
     } catch (error) {
-      // A server that was there may come back.
+      // A server that has answered before may come back.
       if (!(error instanceof NoConnectionError) || this.#hasAnswered) {
         throw error;
       }

@@ -1,9 +1,10 @@
 /**
- * The format driver `luks`: a disk that is encrypted as a whole, behind a
- * header with slots for passphrases.
+ * The format driver `luks`: a disk that is encrypted as a whole, after a header
+ * with key slots for passphrases.
  *
  * @module
  */
+import { checkSignal } from "../../core/abort.ts";
 import { Access } from "../../core/access.ts";
 import type { BlockMap, Place, Run } from "../../core/block_map.ts";
 import {
@@ -42,16 +43,17 @@ import type {
   NodeInfo,
   Preallocation,
   ReadFlags,
+  RequestFlags,
   TruncateOptions,
   WriteFlags,
 } from "../../core/node.ts";
 import { type OptionValues, parseOptions } from "../../core/options.ts";
 import { writeZeroData } from "../../core/requests.ts";
-import { LUKS_FACTS, OPEN_OPTIONS } from "./options.ts";
+import { LUKS_TRAITS, OPEN_OPTIONS } from "./options.ts";
 
 /** LUKS, version 1. */
 export const luksDriver: BlockDriver = {
-  ...LUKS_FACTS,
+  ...LUKS_TRAITS,
   open,
   create,
   measure,
@@ -90,7 +92,7 @@ async function open(
   });
 }
 
-/** The key, by the passphrase that the options name. */
+/** The master key, unlocked with the passphrase that the options name. */
 async function findKey(
   volume: LuksVolume,
   options: OptionValues,
@@ -153,7 +155,7 @@ function sectorsOf(file: BlockNode): number {
   return roundUp(file.size, SECTOR_SIZE);
 }
 
-/** All of the disk lies in the file, in one piece. */
+/** Maps the whole disk to the file, contiguously. */
 class WholeFile implements BlockMap {
   readonly unit = SECTOR_SIZE;
   readonly #file: BlockNode;
@@ -185,11 +187,11 @@ class WholeFile implements BlockMap {
 /** The parts of a node. */
 interface Parts {
   readonly file: BlockNode;
-  /** The header's file, if that is another one. */
+  /** The file of a detached header. */
   readonly header?: BlockNode;
   readonly volume: LuksVolume;
   readonly context: OpenContext;
-  /** Absent if the image was opened without it. */
+  /** Absent if the image was opened without the key. */
   readonly key?: Uint8Array;
   readonly encryption: Encryption;
 }
@@ -236,12 +238,17 @@ class LuksNode implements BlockNode {
     if (flags?.fua) await this.flush();
   }
 
-  status(offset: number, length: number): Promise<Extent> {
-    return this.#access.status(offset, length);
+  status(
+    offset: number,
+    length: number,
+    flags?: RequestFlags,
+  ): Promise<Extent> {
+    return this.#access.status(offset, length, flags);
   }
 
-  async flush(): Promise<void> {
-    await this.children.file.flush?.();
+  async flush(flags?: RequestFlags): Promise<void> {
+    checkSignal(flags?.signal);
+    await this.children.file.flush?.(flags);
   }
 
   async truncate(size: number, options: TruncateOptions = {}): Promise<void> {
@@ -251,7 +258,7 @@ class LuksNode implements BlockNode {
     }
     const before = this.size;
     await file.truncate(volume.header.payloadOffset + size, options);
-    // What the file reads as there is not what zeroes are encrypted to.
+    // Zeroes in the file do not decrypt to zeroes.
     const isRead = options.zero ?? true;
     if (isRead && size > before) {
       await writeZeroData(this, before, roundUp(size, SECTOR_SIZE) - before);

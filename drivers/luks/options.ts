@@ -1,5 +1,6 @@
 /**
- * The options of encrypted disks. What uses them is loaded when it is used.
+ * Option tables of encrypted disks. The code that uses them is loaded on
+ * demand.
  *
  * @module
  */
@@ -10,7 +11,7 @@ import {
 } from "../../core/crypto/luks_option_tables.ts";
 import type { OptionTable } from "../../core/options.ts";
 
-/** The options of `open`. */
+/** Options of `open`. */
 export const OPEN_OPTIONS: OptionTable = {
   "key-secret": {
     type: "string",
@@ -19,7 +20,7 @@ export const OPEN_OPTIONS: OptionTable = {
   ...LUKS_OPEN_OPTIONS,
 };
 
-/** The options of `create`, in the order in which they are shown. */
+/** Options of `create`, in the order in which help shows them. */
 export const CREATE_OPTIONS: OptionTable = {
   size: { type: "size", help: "Virtual disk size" },
   "key-secret": {
@@ -39,13 +40,13 @@ export const CREATE_OPTIONS: OptionTable = {
 };
 
 /** The traits of the driver, needed before it is loaded. */
-export const LUKS_FACTS = {
+export const LUKS_TRAITS = {
   name: "luks",
   role: "format",
   openOptions: OPEN_OPTIONS,
   strongOptions: ["key-secret"],
   createOptions: CREATE_OPTIONS,
-  // Zeroes in the file are not what zeroes of the disk are encrypted to.
+  // Zeroes in the file do not decrypt to zeroes.
   createsZeroes: false,
   amendOptions: LUKS_AMEND_OPTIONS,
 } as const;

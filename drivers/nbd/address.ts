@@ -1,5 +1,5 @@
 /**
- * Where an export is: the spellings of file names and options, and back.
+ * Locations of exports: parsing file names and options.
  *
  * @module
  */
@@ -10,30 +10,30 @@ import { isPlainObject } from "../../core/values.ts";
 import type { WebStreams } from "./bytes.ts";
 import { DEFAULT_PORT } from "./names.ts";
 
-/** Makes a connection by means of the user's own. */
+/** Connects by means of the user's own. */
 export type Connect = () =>
   | ByteStream
   | WebStreams
   | Promise<ByteStream | WebStreams>;
 
-/** Where an export is. */
+/** The location of an export. */
 export interface Place {
   /** The address of the server, or how to reach it. */
   readonly server: SocketAddress | Connect;
-  /** Absent if the user names none, which stands for the empty name. */
+  /** Absent if the user gives no name, which stands for the empty one. */
   readonly exportName?: string;
 }
 
-/** The options that decide what the node holds. */
+/** Options that determine the content of the node. */
 const PLACE_OPTIONS = ["server", "host", "port", "path", "export"];
 
-/** Properties of an `inet` address that tell how to connect, not where to. */
+/** Properties of an `inet` address that concern how to connect, not where. */
 const INET_EXTRAS = ["numeric", "to", "ipv4", "ipv6", "keep-alive", "mptcp"];
 
 /**
- * Take the options that say where the export is apart from the others.
+ * Separate the options that locate the export from the others.
  *
- * @throws {BlockError} EINVAL in QEMU's words.
+ * @throws {BlockError} EINVAL with QEMU's messages.
  */
 export function takePlace(
   options: OptionValues,

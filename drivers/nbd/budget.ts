@@ -1,104 +1,104 @@
 /**
- * Memory that the requests of many connections share.
+ * A memory budget shared by the requests of many connections.
  *
  * @module
  */
 
-/** One that takes from a budget. */
-export interface Spender {
-  /** Bytes that it has now; the budget keeps count. */
+/** A user of a budget. */
+export interface BudgetUser {
+  /** Bytes that it holds; maintained by the budget. */
   held: number;
-  /** Called when it is in the way of others and may be slow. */
+  /** Called when others wait for memory and this one may be slow. */
   onPressure(): void;
 }
 
 interface Waiting {
-  readonly spender: Spender;
+  readonly user: BudgetUser;
   readonly bytes: number;
   readonly grant: (granted: boolean) => void;
 }
 
-/** How often those are looked at that have memory while others wait, in ms. */
+/** How often holders of memory are notified while others wait, in ms. */
 const PATIENCE = 1000;
 
 /**
- * A number of bytes for all, of which none may have more than its share. Who
- * has to wait is served in order, so that large requests get their turn.
+ * A number of bytes for all, of which each user may hold at most its share.
+ * Waiting users are served in order, so that large requests get their turn.
  */
 export class Budget {
   readonly #total: number;
   readonly #share: number;
-  readonly #spenders = new Set<Spender>();
+  readonly #users = new Set<BudgetUser>();
   #waiting: Waiting[] = [];
   #used = 0;
   #timer?: ReturnType<typeof setInterval>;
 
-  /** `total` bytes, of which each may have `share`. */
+  /** `total` bytes, of which each user may hold `share`. */
   constructor(total: number, share: number) {
     this.#total = total;
     this.#share = share;
   }
 
-  /** Bytes that are in use. */
+  /** Bytes in use. */
   get used(): number {
     return this.#used;
   }
 
   /**
-   * Take `bytes`, at most the share of one: at once, or when they are there.
+   * Acquire `bytes`, at most a share: at once, or when they become available.
    *
-   * @returns false in the end if the spender was forgotten.
+   * @returns eventually false if the user was removed.
    */
-  acquire(spender: Spender, bytes: number): void | Promise<boolean> {
-    const isFree = this.#used + bytes <= this.#total && !this.#isBesieged;
-    if (isFree && spender.held + bytes <= this.#share) {
-      return this.#take(spender, bytes);
+  acquire(user: BudgetUser, bytes: number): void | Promise<boolean> {
+    const isFree = this.#used + bytes <= this.#total && !this.#isContended;
+    if (isFree && user.held + bytes <= this.#share) {
+      return this.#take(user, bytes);
     }
     return new Promise((grant) => {
-      this.#waiting.push({ spender, bytes, grant });
+      this.#waiting.push({ user, bytes, grant });
       this.#timer ??= setInterval(() => this.#press(), PATIENCE);
     });
   }
 
-  /** Give bytes back. */
-  release(spender: Spender, bytes: number): void {
-    spender.held -= bytes;
+  /** Release bytes. */
+  release(user: BudgetUser, bytes: number): void {
+    user.held -= bytes;
     this.#used -= bytes;
-    if (spender.held === 0) this.#spenders.delete(spender);
+    if (user.held === 0) this.#users.delete(user);
     if (this.#waiting.length > 0) this.#serve();
   }
 
-  /** Forget that a spender waits: its connection is gone. */
-  forget(spender: Spender): void {
-    const isIts = (waiting: Waiting) => waiting.spender === spender;
+  /** Remove a waiting user: its connection is gone. */
+  forget(user: BudgetUser): void {
+    const isIts = (waiting: Waiting) => waiting.user === user;
     for (const waiting of this.#waiting.filter(isIts)) waiting.grant(false);
     this.#waiting = this.#waiting.filter((waiting) => !isIts(waiting));
     this.#serve();
   }
 
-  /** Whether somebody waits for the common memory, not just for its own. */
-  get #isBesieged(): boolean {
-    return this.#waiting.some(({ spender, bytes }) =>
-      spender.held + bytes <= this.#share
+  /** Whether a user waits for the common memory, not just for its own share. */
+  get #isContended(): boolean {
+    return this.#waiting.some(({ user, bytes }) =>
+      user.held + bytes <= this.#share
     );
   }
 
-  #take(spender: Spender, bytes: number): void {
-    spender.held += bytes;
+  #take(user: BudgetUser, bytes: number): void {
+    user.held += bytes;
     this.#used += bytes;
-    this.#spenders.add(spender);
+    this.#users.add(user);
   }
 
   #serve(): void {
     const left: Waiting[] = [];
     let isFull = false;
     for (const waiting of this.#waiting) {
-      const { spender, bytes, grant } = waiting;
-      const hasShare = spender.held + bytes <= this.#share;
+      const { user, bytes, grant } = waiting;
+      const hasShare = user.held + bytes <= this.#share;
       if (hasShare && this.#used + bytes > this.#total) isFull = true;
       if (isFull || !hasShare) left.push(waiting);
       else {
-        this.#take(spender, bytes);
+        this.#take(user, bytes);
         grant(true);
       }
     }
@@ -109,7 +109,7 @@ export class Budget {
   }
 
   #press(): void {
-    if (!this.#isBesieged) return;
-    for (const spender of this.#spenders) spender.onPressure();
+    if (!this.#isContended) return;
+    for (const user of this.#users) user.onPressure();
   }
 }

@@ -1,25 +1,25 @@
 /**
- * Buffers that are used again: new memory costs more than what is read into it.
+ * A buffer pool: allocating memory costs more than reading into it.
  *
  * @module
  */
 
-/** Sizes of buffers that are kept are multiples of one of these. */
+/** Sizes of pooled buffers are multiples of one of these. */
 const SMALL_UNIT = 4096;
 const UNIT = 64 * 1024;
-/** Smaller ones cost little. */
+/** Smaller buffers are cheap to allocate. */
 const SMALLEST = 2048;
-/** Larger ones are rare. */
+/** Larger buffers are rare. */
 const LARGEST = 4 * 1024 * 1024;
-/** Bytes that are kept at most. */
+/** Most bytes in the pool. */
 const MOST = 32 * 1024 * 1024;
 
-/** Buffers of one server. */
+/** The buffers of one server. */
 export class Buffers {
   readonly #free = new Map<number, ArrayBuffer[]>();
   #bytes = 0;
 
-  /** A buffer of `length` bytes, of which nothing is known. */
+  /** A buffer of `length` bytes with arbitrary content. */
   take(length: number): Uint8Array {
     if (length < SMALLEST || length > LARGEST) return new Uint8Array(length);
     const size = sizeFor(length);
@@ -29,7 +29,7 @@ export class Buffers {
     return new Uint8Array(buffer, 0, length);
   }
 
-  /** Give a buffer back that nobody uses any more. */
+  /** Return a buffer that is not used any more. */
   give({ buffer }: Uint8Array): void {
     const size = buffer.byteLength;
     if (size < SMALLEST || size > LARGEST + UNIT) return;
@@ -41,7 +41,7 @@ export class Buffers {
   }
 }
 
-/** Bytes for the header of a reply, so that whole units fit. */
+/** Room for the header of a reply, so that whole units fit. */
 const ROOM = 64;
 
 function sizeFor(length: number): number {

@@ -1,5 +1,5 @@
 /**
- * Reading messages from, and writing them to, a stream of bytes.
+ * Reading and writing messages on a byte stream.
  *
  * @module
  */
@@ -8,9 +8,9 @@ import type { ByteStream } from "../../core/platform/sockets.ts";
 import type { IoVector } from "../../core/bytes.ts";
 import { Fields } from "./wire.ts";
 
-/** The other end is gone, or has broken off in the midst of a message. */
+/** The other end is gone, or has broken off in the middle of a message. */
 export class ConnectionLost extends BlockError {
-  /** Whether the stream ended between two messages, as it may. */
+  /** Whether the stream ended between two messages, as is permitted. */
   readonly isEnd: boolean;
 
   /** An error for a stream that has ended or failed. */
@@ -20,12 +20,12 @@ export class ConnectionLost extends BlockError {
   }
 }
 
-/** Bytes that are read at once: room for many small messages. */
+/** Bytes read at once: enough for many small messages. */
 const READ_AHEAD = 128 * 1024;
 
-/** Takes messages from a stream. */
+/** Reads messages from a stream. */
 export class MessageReader {
-  /** When anything last came, by `performance.now()`. */
+  /** When bytes last arrived, by `performance.now()`. */
   lastProgress = performance.now();
   readonly #stream: ByteStream;
   readonly #buffer = new Uint8Array(READ_AHEAD);
@@ -33,32 +33,32 @@ export class MessageReader {
   #start = 0;
   #end = 0;
 
-  /** Reads from `stream`, which nobody else does. */
+  /** Reads from `stream`, which must have no other reader. */
   constructor(stream: ByteStream) {
     this.#stream = stream;
   }
 
-  /** Whether so many bytes can be had without waiting. */
+  /** Whether this many bytes are buffered. */
   has(length: number): boolean {
     return this.#end - this.#start >= length;
   }
 
-  /** Where the next message begins in `fields`; `length` bytes of it are there. */
+  /** Consume `length` buffered bytes; returns their offset in `fields`. */
   take(length: number): number {
     const at = this.#start;
     this.#start += length;
     return at;
   }
 
-  /** What has been read so far: valid until more is read. */
+  /** The buffered bytes; valid until more are read. */
   get fields(): Fields {
     return this.#fields;
   }
 
   /**
-   * Wait until `length` bytes, at most some KiB, are there to be taken.
+   * Wait until `length` bytes, at most a few KiB, are buffered.
    *
-   * @throws {ConnectionLost} if they will not come.
+   * @throws {ConnectionLost} if they do not arrive.
    */
   async need(length: number): Promise<void> {
     if (this.#start === this.#end) this.#start = this.#end = 0;
@@ -73,7 +73,7 @@ export class MessageReader {
     }
   }
 
-  /** Wait for a small message, and answer where it begins in `fields`. */
+  /** Wait for a small message; returns its offset in `fields`. */
   async next(length: number): Promise<number> {
     if (!this.has(length)) await this.need(length);
     return this.take(length);
@@ -85,7 +85,7 @@ export class MessageReader {
     target.set(this.#buffer.subarray(this.#start, this.#start + done));
     this.#start += done;
     while (done < target.length) {
-      // What is short had better bring along what follows it.
+      // A short rest is read together with what follows it.
       if (target.length - done < 4096) {
         await this.need(target.length - done);
         const at = this.take(target.length - done);
@@ -104,7 +104,7 @@ export class MessageReader {
     for (const part of iov) await this.readInto(part);
   }
 
-  /** A copy of the next `length` bytes, whose number was found sensible. */
+  /** A copy of the next `length` bytes; the caller has checked the number. */
   async bytes(length: number): Promise<Uint8Array> {
     const bytes = new Uint8Array(length);
     await this.readInto(bytes);
@@ -116,7 +116,7 @@ export class MessageReader {
     return new Fields(await this.bytes(length));
   }
 
-  /** Leave out `length` bytes. */
+  /** Skip `length` bytes. */
   async skip(length: number): Promise<void> {
     while (length > 0) {
       const part = Math.min(length, READ_AHEAD / 2);
@@ -138,28 +138,28 @@ export class MessageReader {
   }
 }
 
-/** Pieces that are shorter are copied together, since each write costs more. */
+/** Shorter pieces are combined by copying, since each write costs more. */
 const WORTH_A_WRITE = 32 * 1024;
 const WRITE_BEHIND = 256 * 1024;
-/** So many bytes are written without looking whether others come along. */
+/** This many bytes are written without waiting for more. */
 const BATCH = 64 * 1024;
-/** Turns of the microtasks without another piece, after which none is awaited. */
+/** Idle microtask turns after which no further piece is expected. */
 const QUIET = 8;
 
-/** A piece that waits, and who waits for it. */
+/** A queued piece, and who waits for it. */
 interface Piece {
   readonly bytes: Uint8Array;
   readonly written?: () => void;
 }
 
 /**
- * Gives messages to a stream, in order, many small ones at once.
+ * Writes messages to a stream, in order, combining small ones.
  *
- * Pieces are not copied unless they are short. They must stay as they are
- * until `written` is called, which happens in any case.
+ * Only short pieces are copied. Others must not change until `written` is
+ * called, which always happens.
  */
 export class MessageWriter {
-  /** When anything was last taken by the other end, by `performance.now()`. */
+  /** When the other end last accepted bytes, by `performance.now()`. */
   lastProgress = performance.now();
   readonly #stream: ByteStream;
   #queue: Piece[] = [];
@@ -170,22 +170,25 @@ export class MessageWriter {
   #roomy?: () => void;
   #buffer?: Uint8Array;
 
-  /** Writes to `stream`, which nobody else does. */
+  /** Writes to `stream`, which must have no other writer. */
   constructor(stream: ByteStream) {
     this.#stream = stream;
   }
 
-  /** Whether anything waits to be taken by the other end. */
+  /** Whether any bytes are still queued. */
   get isBusy(): boolean {
     return this.#isWriting;
   }
 
-  /** Bytes that wait to be taken by the other end. */
+  /** Number of queued bytes. */
   get queued(): number {
     return this.#queued;
   }
 
-  /** Wait until fewer than `most` bytes are queued. One may wait at a time. */
+  /**
+   * Wait until fewer than `most` bytes are queued. Only one caller may wait at
+   * a time.
+   */
   async room(most: number): Promise<void> {
     while (this.#queued >= most) {
       await new Promise<void>((resolve) => this.#roomy = resolve);
@@ -197,7 +200,7 @@ export class MessageWriter {
     return this.#failure;
   }
 
-  /** Queue a piece. `written` is called when it is the caller's again. */
+  /** Queue a piece. `written` is called when it belongs to the caller again. */
   push(bytes: Uint8Array, written?: () => void): void {
     if (this.#failure) {
       written?.();
@@ -208,14 +211,14 @@ export class MessageWriter {
     if (this.#isWriting) return;
     this.#isWriting = true;
     this.lastProgress = performance.now();
-    // Others may be added in the same turn.
+    // Others may be queued in the same turn.
     queueMicrotask(() => this.#writeAll());
   }
 
   /**
-   * Wait until all of it has been written.
+   * Wait until everything has been written.
    *
-   * @throws {ConnectionLost} if it cannot be.
+   * @throws {ConnectionLost} if that fails.
    */
   async drained(): Promise<void> {
     if (this.#isWriting) {
@@ -241,7 +244,7 @@ export class MessageWriter {
   }
 
   /**
-   * Let others join what is queued, as long as they come within the same turn
+   * Let further pieces join the queue, as long as they arrive in the same turn
    * of the event loop: each write costs a system call, and wakes the other end.
    */
   async #others(): Promise<void> {
@@ -254,7 +257,7 @@ export class MessageWriter {
     }
   }
 
-  /** What to write at once, and how many pieces that is. */
+  /** The bytes to write next, and the number of pieces in them. */
   #nextWrite(): [bytes: Uint8Array, count: number] {
     const queue = this.#queue;
     const [{ bytes: first }] = queue;
@@ -293,35 +296,35 @@ export function endStream(stream: ByteStream): void {
   try {
     stream.close();
   } catch {
-    // Some runtimes complain when it is closed twice.
+    // Some runtimes throw when it is closed twice.
   }
 }
 
 /**
- * A connection as browsers have them.
+ * A connection as a pair of web streams.
  *
  * @category Network
  */
 export interface WebStreams {
-  /** What comes. */
+  /** Bytes received. */
   readonly readable: ReadableStream<Uint8Array>;
-  /** Where to send to. */
+  /** Bytes to send. */
   readonly writable: WritableStream<Uint8Array>;
 }
 
 /**
- * A connection as a stream of bytes. Those of Deno have web streams as well,
+ * A connection as a byte stream. Deno's connections have web streams as well,
  * which are slower.
  */
 export function byteStream(stream: ByteStream | WebStreams): ByteStream {
   return "read" in stream ? stream : webStream(stream);
 }
 
-/** A pair of web streams as a stream of bytes. */
+/** A pair of web streams as a byte stream. */
 function webStream({ readable, writable }: WebStreams): ByteStream {
   const reader = readable.getReader();
   const writer = writable.getWriter();
-  // Whoever reads or writes learns of it; nobody waits for this.
+  // Reads and writes report the failure; nobody awaits this.
   reader.closed.catch(() => {});
   writer.closed.catch(() => {});
   let rest: Uint8Array = new Uint8Array(0);
@@ -339,7 +342,7 @@ function webStream({ readable, writable }: WebStreams): ByteStream {
     },
     async write(bytes) {
       await writer.ready;
-      // The other end may keep a chunk for longer than we may lend it.
+      // The other end may keep the chunk for longer than it is lent.
       await writer.write(bytes.slice());
       return bytes.length;
     },

@@ -1,6 +1,6 @@
 /**
- * Transmission, as the client sees it: many requests at once, each answered
- * when the server is done with it.
+ * The transmission phase of the client: many requests at once, each answered
+ * when the server has completed it.
  *
  * @module
  */
@@ -30,62 +30,64 @@ import {
   STRUCTURED_REPLY_SIZE,
 } from "./wire.ts";
 
-/** A run of the context that was asked for. */
+/** A run of the negotiated metadata context. */
 export interface StatusRun {
   /** Bytes. */
   readonly length: number;
   readonly flags: number;
 }
 
-/** A request that waits for its reply. */
+/** A request waiting for its reply. */
 interface Pending {
   readonly type: number;
   readonly offset: number;
   readonly length: number;
-  /** Where the data of a read go. */
+  /** Target of a read. */
   readonly iov?: IoVector;
-  /** Parts of a read that have come, as pairs of start and end. */
+  /** Received parts of a read, as pairs of start and end. */
   parts: [start: number, end: number][];
-  /** What block status has told. */
+  /** Received runs of a block status. */
   runs?: StatusRun[];
   error?: BlockError;
   resolve(): void;
   reject(error: BlockError): void;
 }
 
-/** Requests that are under way at once; others wait here. */
+/** Most requests in flight; others wait here. */
 const MAX_IN_FLIGHT = 64;
-/** Parts in which a server may answer one read. */
+/** Most parts in which a server may answer one read. */
 const MAX_PARTS = 65536;
-/** Most bytes of a chunk that holds no data: 2^20 extents of 16 bytes. */
+/** Most bytes of a chunk without data: 2^20 extents of 16 bytes. */
 const MAX_CHUNK = 16 * 1024 * 1024 + 16;
 
-/** Runs of one reply that are kept; the others can be asked for again. */
+/** Runs of one reply that are kept; the others can be requested again. */
 const MAX_RUNS = 4096;
 
-/** The server does not keep to the protocol. */
+/** The server has violated the protocol. */
 class Violation extends BlockError {
   constructor(message: string) {
     super("EINVAL", undefined, { cause: new Error(message) });
   }
 }
 
-/** What is known of a connection that has come to its end. */
+/** The connection has ended. */
 export class LostConnection extends BlockError {
-  /** The error for what ended it. */
+  /** The error for the reason it ended. */
   constructor(cause: unknown) {
     super(cause instanceof Violation ? "EINVAL" : "EIO", undefined, { cause });
   }
 }
 
-/** An entered export. */
+/** A connection to an export. */
 export class NbdClient {
   readonly info: ExportInfo;
-  /** Whether lengths have 64 bits. */
+  /** Whether extended headers, with 64-bit lengths, were negotiated. */
   readonly extended: boolean;
-  /** Whether the context that was asked for is there. */
+  /** Whether the requested metadata context was negotiated. */
   readonly hasContext: boolean;
-  /** Fulfilled when the connection has ended, and nobody uses buffers any more. */
+  /**
+   * Resolves when the connection has ended and no buffers are in use any more.
+   */
   readonly ended: Promise<void>;
   readonly #agreement: ClientAgreement;
   readonly #pending = new Map<number, Pending>();
@@ -93,7 +95,7 @@ export class NbdClient {
   #cookie = 0;
   #lost?: LostConnection;
 
-  /** Uses the connection on which both have agreed. */
+  /** Uses a connection after negotiation. */
   constructor(agreement: ClientAgreement) {
     this.#agreement = agreement;
     this.info = agreement.info;
@@ -102,17 +104,17 @@ export class NbdClient {
     this.ended = this.#receiveAll();
   }
 
-  /** How many requests are under way. */
+  /** Number of requests in flight. */
   get inFlight(): number {
     return this.#pending.size + this.#waiting.length;
   }
 
-  /** Why it is of no more use; nothing as long as it is. */
+  /** Why the connection has ended; `undefined` while it is usable. */
   get lost(): LostConnection | undefined {
     return this.#lost;
   }
 
-  /** Fill a vector, whose length is within what the server takes. */
+  /** Fill a vector; its length must be within the server's limits. */
   async read(offset: number, iov: IoVector): Promise<void> {
     await this.#request(COMMAND.READ, 0, offset, vectorLength(iov), { iov });
   }
@@ -135,8 +137,8 @@ export class NbdClient {
   }
 
   /**
-   * What a range holds in the context that was asked for, from its first byte
-   * on: all runs that the server tells, or just the first one.
+   * The runs of a range in the metadata context, from its first byte on: all
+   * that the server reports, or only the first.
    */
   async status(
     offset: number,
@@ -149,11 +151,11 @@ export class NbdClient {
       offset,
       length,
     );
-    // The server's answer was looked at when it came.
+    // The reply was checked when it arrived.
     return runs!;
   }
 
-  /** Say goodbye; what is under way is finished by the server, or fails. */
+  /** Disconnect; the server completes requests in flight, or they fail. */
   async close(): Promise<void> {
     if (!this.#lost) {
       const { writer } = this.#agreement;
@@ -164,7 +166,7 @@ export class NbdClient {
     await this.ended;
   }
 
-  /** End it at once. */
+  /** End the connection at once. */
   abandon(): void {
     this.#lost ??= new LostConnection(undefined);
     endStream(this.#agreement.stream);
@@ -221,7 +223,7 @@ export class NbdClient {
     return pending!;
   }
 
-  /** Take replies until there are no more. */
+  /** Receive replies until the connection ends. */
   async #receiveAll(): Promise<void> {
     const { stream, reader, writer, structured, extended } = this.#agreement;
     const size = extended ? EXTENDED_REPLY_SIZE : SIMPLE_REPLY_SIZE;
@@ -256,7 +258,8 @@ export class NbdClient {
       this.#lost ??= new LostConnection(error);
     }
     endStream(stream);
-    // Buffers are the caller's again only when nothing writes them any more.
+    // Buffers belong to the callers again only when nothing is written from
+    // them.
     await writer.drained().catch(() => {});
     const lost = this.#lost!;
     for (const { reject } of this.#pending.values()) reject(lost);
@@ -282,7 +285,7 @@ export class NbdClient {
     return pending;
   }
 
-  /** A simple reply; something to wait for if there are data with it. */
+  /** Handle a simple reply; returns a promise if it has data. */
   #takeSimple(fields: Fields, at: number): Promise<void> | undefined {
     const error = fields.u32(at + 4);
     const cookie = cookieOf(fields, at);
@@ -351,7 +354,7 @@ export class NbdClient {
   #addPart(pending: Pending, start: number, length: number): void {
     const { type, parts } = pending;
     if (type !== COMMAND.READ) {
-      throw new Violation("data that nobody asked for");
+      throw new Violation("data that was not requested");
     }
     const isWithin = start >= 0 && start + length <= pending.length;
     if (!isWithin || length === 0 || parts.length === MAX_PARTS) {
@@ -397,7 +400,7 @@ export class NbdClient {
     }
     at += fixed;
     pending.runs = [];
-    // The last one may go on beyond what was asked for.
+    // The last run may extend past the request.
     let rest = pending.length;
     for (const end = at + count * size; at < end && rest > 0; at += size) {
       const told = extended ? fields.u64(at) : fields.u32(at);
@@ -416,7 +419,7 @@ export class NbdClient {
     else pending.resolve();
   }
 
-  /** What a reply that claims success has left out. */
+  /** What is missing from a reply that claims success. */
   #missing({ type, length, parts, runs }: Pending): BlockError | undefined {
     if (type === COMMAND.BLOCK_STATUS) {
       return runs ? undefined : new BlockError("EIO");
@@ -440,8 +443,8 @@ interface Chunk {
   readonly length: number;
 }
 
-/** Our mark on a request, which the reply bears in its second half. */
+/** The cookie of a request, in the second half of the field. */
 function cookieOf(fields: Fields, at: number): number {
-  // In the first half there is nothing: a reply that has it is none to us.
+  // The first half of our cookies is zero: other replies are not for us.
   return fields.u32(at + 8) === 0 ? fields.u32(at + 12) : -1;
 }

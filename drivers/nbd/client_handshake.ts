@@ -1,6 +1,5 @@
 /**
- * The beginning of a connection, as the client sees it: what the server offers,
- * and what both agree on. Messages are QEMU's.
+ * The handshake phase of the client: negotiating options. Messages are QEMU's.
  *
  * @module
  */
@@ -37,39 +36,38 @@ import {
   u32Bytes,
 } from "./wire.ts";
 
-/** What a client has to say for itself. */
-export interface HandshakeWishes {
+/** What the client requests. */
+export interface HandshakeRequest {
   /** The name of the export. */
   readonly exportName: string;
-  /** The context that is asked for; none if absent. */
+  /** The metadata context to request; none if absent. */
   readonly context?: string;
-  /** How the connection is to be encrypted; absent: not at all. */
+  /** How to encrypt the connection; absent for no encryption. */
   readonly tls?: ClientTls;
   /**
-   * The latest part of the protocol that is asked for: lengths of 64 bits
-   * (`extended`), answers in chunks (`structured`), or neither. Default:
-   * `extended`.
+   * The newest protocol features to request: 64-bit lengths (`extended`),
+   * structured replies (`structured`), or neither. Default: `extended`.
    */
   readonly replies?: "extended" | "structured" | "simple";
 }
 
-/** How a client makes of a connection one that is encrypted. */
+/** Encrypts a client's connection. */
 export interface ClientTls {
   connect(stream: ByteStream): Promise<ByteStream>;
 }
 
-/** An export, as the server describes it. */
+/** An export, as described by the server. */
 export interface ExportInfo {
   /** Bytes. */
   readonly size: number;
   /** Transmission flags. */
   readonly flags: number;
   readonly description: string;
-  /** Absent if the server does not tell. */
+  /** Absent if the server does not report them. */
   readonly blockSizes?: BlockSizes;
 }
 
-/** A connection that is ready for requests. */
+/** A connection that is ready for transmission. */
 export interface ClientAgreement {
   readonly stream: ByteStream;
   readonly reader: MessageReader;
@@ -77,11 +75,11 @@ export interface ClientAgreement {
   readonly info: ExportInfo;
   readonly structured: boolean;
   readonly extended: boolean;
-  /** The number of the context, if the server has it. */
+  /** The id of the metadata context, if the server has it. */
   readonly contextId?: number;
 }
 
-/** An export in a list. */
+/** An entry of the server's list of exports. */
 export interface ListedExport {
   readonly name: string;
   readonly info: ExportInfo;
@@ -94,37 +92,37 @@ interface OptionReply {
   readonly length: number;
 }
 
-/** The server refuses an option. */
+/** The server has refused an option. */
 class Refused extends BlockError {}
 
 const fault = (message: string) => new BlockError("EINVAL", message);
 
-/** Negotiates with one server. */
+/** Negotiates with a server. */
 export class ClientHandshake {
   #stream: ByteStream;
   #reader: MessageReader;
   #writer: MessageWriter;
-  readonly #wishes: HandshakeWishes;
+  readonly #requested: HandshakeRequest;
   #withoutZeroes = false;
   #structured = false;
-  /** Whether the server waits for options. */
+  /** Whether the server is waiting for options. */
   #canLeave = false;
   #extended = false;
 
-  constructor(stream: ByteStream, wishes: HandshakeWishes) {
+  constructor(stream: ByteStream, requested: HandshakeRequest) {
     this.#stream = stream;
     this.#reader = new MessageReader(stream);
     this.#writer = new MessageWriter(stream);
-    this.#wishes = wishes;
+    this.#requested = requested;
   }
 
   /**
    * Enter the export.
    *
-   * @throws {BlockError} in QEMU's words.
+   * @throws {BlockError} with QEMU's messages.
    */
   async enter(): Promise<ClientAgreement> {
-    const { exportName, context } = this.#wishes;
+    const { exportName, context } = this.#requested;
     const style = await this.#greet();
     if (style === "oldstyle") {
       if (exportName !== "") {
@@ -146,7 +144,9 @@ export class ClientHandshake {
     return this.#agreement(await this.#enterByName(), contextId);
   }
 
-  /** All exports of the server, after which the connection is of no more use. */
+  /**
+   * List all exports of the server; the connection cannot be used afterwards.
+   */
   async list(): Promise<ListedExport[]> {
     const style = await this.#greet();
     if (style === "oldstyle") {
@@ -174,7 +174,7 @@ export class ClientHandshake {
     return listed;
   }
 
-  /** Take leave, if the server still listens, after all that went wrong. */
+  /** Abort the handshake after a failure, if the server still listens. */
   async abandon(): Promise<void> {
     if (this.#canLeave) {
       this.#sendOption(OPTION.ABORT);
@@ -201,7 +201,7 @@ export class ClientHandshake {
       throw fault(`Bad initial magic received: 0x${hex(magic.bytes)}`);
     }
     const server = await this.#read(8, "server magic");
-    const { tls } = this.#wishes;
+    const { tls } = this.#requested;
     if (server.isMagic(0, OLDSTYLE_MAGIC)) {
       if (tls) throw fault("Server does not support STARTTLS");
       return "oldstyle";
@@ -226,7 +226,7 @@ export class ClientHandshake {
     if (!await this.#isAcknowledged(OPTION.STARTTLS)) {
       throw fault("Server don't support STARTTLS option");
     }
-    // What came before TLS began is nothing that may count within it.
+    // Bytes received before TLS must not be taken for encrypted ones.
     if (this.#reader.has(1)) {
       throw fault("Unexpected data before the TLS handshake");
     }
@@ -236,7 +236,7 @@ export class ClientHandshake {
   }
 
   async #negotiateFeatures(): Promise<void> {
-    const { replies = "extended" } = this.#wishes;
+    const { replies = "extended" } = this.#requested;
     if (replies === "extended") {
       this.#sendOption(OPTION.EXTENDED_HEADERS);
       this.#extended = await this.#isGranted(OPTION.EXTENDED_HEADERS);
@@ -248,7 +248,7 @@ export class ClientHandshake {
     }
   }
 
-  /** Whether the server does what we could do without. */
+  /** Whether the server grants an optional feature. */
   async #isGranted(option: number): Promise<boolean> {
     try {
       return await this.#isAcknowledged(option);
@@ -258,7 +258,10 @@ export class ClientHandshake {
     }
   }
 
-  /** Whether a simple request was granted; that it is unknown is no error. */
+  /**
+   * Whether a simple option was acknowledged; being unknown to the server is
+   * not an error.
+   */
   async #isAcknowledged(option: number): Promise<boolean> {
     const reply = await this.#reply(option);
     if (!reply) return false;
@@ -286,7 +289,7 @@ export class ClientHandshake {
   }
 
   /**
-   * The next reply to an option: nothing if the server does not know it.
+   * The next reply to an option; `undefined` if the server does not know it.
    *
    * @throws {BlockError} if it refuses.
    */
@@ -322,7 +325,7 @@ export class ClientHandshake {
     });
   }
 
-  /** Replies up to the acknowledgement; nothing if the option is not known. */
+  /** Replies up to the acknowledgement; none if the option is not known. */
   async *#replies(option: number, expected: number): AsyncGenerator<Fields> {
     for (;;) {
       const reply = await this.#reply(option);
@@ -345,7 +348,7 @@ export class ClientHandshake {
   }
 
   async #setContext(query: string): Promise<number | undefined> {
-    const { exportName } = this.#wishes;
+    const { exportName } = this.#requested;
     this.#sendContextQueries(OPTION.SET_META_CONTEXT, exportName, [query]);
     let id: number | undefined;
     const option = OPTION.SET_META_CONTEXT;
@@ -413,11 +416,13 @@ export class ClientHandshake {
         description: decodeText(bytes.subarray(4 + length)),
       });
     }
-    // An empty list and a server that lists nothing are much the same here.
+    // A server that lists nothing is treated like one that cannot list.
     return answered ? names : undefined;
   }
 
-  /** What the server tells of an export; nothing if it cannot. */
+  /**
+   * The server's description of an export; `undefined` if it cannot give one.
+   */
   async #inform(
     option: number,
     name: string,
@@ -469,7 +474,7 @@ export class ClientHandshake {
     this.#canLeave = false;
     this.#sendOption(
       OPTION.EXPORT_NAME,
-      encodeText(this.#wishes.exportName),
+      encodeText(this.#requested.exportName),
     );
     const size = (await this.#read(8, "export length")).u64(0);
     const flags = (await this.#read(2, "export flags")).u16(0);
@@ -499,7 +504,7 @@ export class ClientHandshake {
   }
 }
 
-/** Most entries of a list that a server sends. */
+/** Most entries of a list that a server may send. */
 const MAX_LIST = 10_000;
 
 function refusal(type: number, option: string): string {

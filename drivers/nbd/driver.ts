@@ -1,8 +1,9 @@
 /**
- * The protocol `nbd`: a disk that a server on the network offers.
+ * The protocol driver `nbd`: a disk exported by a server on the network.
  *
  * @module
  */
+import { checkSignal, unlessAborted } from "../../core/abort.ts";
 import {
   fillVector,
   type IoVector,
@@ -20,6 +21,7 @@ import {
 import type {
   BlockNode,
   Extent,
+  RequestFlags,
   RequestLimits,
   TruncateOptions,
   WriteFlags,
@@ -42,7 +44,7 @@ import { NbdClient } from "./client.ts";
 import { ClientHandshake, type ClientTls } from "./client_handshake.ts";
 import { Link } from "./link.ts";
 import { nbdName, parseNbdFilename } from "./names.ts";
-import { NBD_FACTS, OPEN_OPTIONS } from "./options.ts";
+import { NBD_TRAITS, OPEN_OPTIONS } from "./options.ts";
 import { StatusCache } from "./status_cache.ts";
 import {
   BASE_ALLOCATION,
@@ -56,17 +58,17 @@ import {
 } from "./wire.ts";
 
 /**
- * A disk that a server offers. Where it is, is said by a file name, by the
- * options of QEMU's driver (`server`, `export` …), or by a function `connect`
- * that answers a connection: where a runtime has no sockets, or others.
+ * An export of an NBD server, given by a file name, by the options of QEMU's
+ * driver (`server`, `export` …), or by a function `connect` that makes the
+ * connection, for runtimes without sockets and other transports.
  */
 export const nbdDriver: BlockDriver = {
-  ...NBD_FACTS,
+  ...NBD_TRAITS,
   async open(options, context) {
-    const [place, wishes] = parse(options);
-    const link = await connect(place, wishes, context.signal);
+    const [place, connection] = parse(options);
+    const link = await connect(place, connection, context.signal);
     try {
-      return new NbdNode(link, place, wishes, context);
+      return new NbdNode(link, place, connection, context);
     } catch (error) {
       await link.close();
       throw error;
@@ -75,9 +77,9 @@ export const nbdDriver: BlockDriver = {
   create: useExisting,
 };
 
-/** Options that do not say where the export is. */
-interface Wishes {
-  /** The context that takes the place of `base:allocation`. */
+/** Options other than the export's location. */
+interface ConnectionOptions {
+  /** The dirty bitmap's context to use in place of `base:allocation`. */
   readonly dirtyBitmap?: string;
   /** Seconds. */
   readonly reconnectDelay: number;
@@ -88,7 +90,7 @@ interface Wishes {
   readonly tls?: ClientTls;
 }
 
-function parse(given: OptionValues): [Place, Wishes] {
+function parse(given: OptionValues): [Place, ConnectionOptions] {
   const { filename, ...options } = given;
   if (typeof filename === "string") {
     const named = parseNbdFilename(filename);
@@ -117,7 +119,7 @@ function parse(given: OptionValues): [Place, Wishes] {
   }];
 }
 
-/** Those of `nbds://`: whom the system trusts, we trust. */
+/** The credentials of `nbds://`: the authorities that the system trusts. */
 const SYSTEM_CREDENTIALS = new TlsCredentials({ endpoint: "client" });
 
 function tlsOf(
@@ -139,19 +141,19 @@ function tlsOf(
 
 function connect(
   place: Place,
-  wishes: Wishes,
+  connection: ConnectionOptions,
   signal?: AbortSignal,
 ): Promise<Link> {
   const { server, exportName = "" } = place;
-  const context = wishes.dirtyBitmap ?? BASE_ALLOCATION;
+  const context = connection.dirtyBitmap ?? BASE_ALLOCATION;
   return Link.open({
-    openTimeout: wishes.openTimeout * 1000,
-    reconnectDelay: wishes.reconnectDelay * 1000,
-    connections: wishes.connections,
+    openTimeout: connection.openTimeout * 1000,
+    reconnectDelay: connection.reconnectDelay * 1000,
+    connections: connection.connections,
     signal,
     async connect(signal) {
       const stream = await connected(server, signal);
-      const { tls } = wishes;
+      const { tls } = connection;
       const handshake = new ClientHandshake(stream, {
         exportName,
         context,
@@ -167,7 +169,7 @@ function connect(
   });
 }
 
-/** A connection, which is ended when `signal` says so. */
+/** Connect; the connection is ended when `signal` is aborted. */
 async function connected(
   server: Place["server"],
   signal: AbortSignal,
@@ -193,7 +195,7 @@ async function newStream(
     ? await server()
     : await connectTo(server);
   const bytes = byteStream(stream);
-  // It came too late.
+  // Connecting took too long.
   if (signal.aborted) endStream(bytes);
   return bytes;
 }
@@ -208,14 +210,14 @@ async function connectTo(server: SocketAddress): Promise<ByteStream> {
   }
 }
 
-/** There is nothing to make: the export is there, and must be large enough. */
+/** Nothing is created: the export must exist and be large enough. */
 async function useExisting(
   { size = 0, preallocation: _, ...options }: OptionValues,
 ): Promise<void> {
-  const [place, wishes] = parse(options);
+  const [place, connection] = parse(options);
   let link: Link;
   try {
-    link = await connect(place, wishes);
+    link = await connect(place, connection);
   } catch (error) {
     if (!(error instanceof BlockError)) throw error;
     throw error.prefixed(
@@ -240,12 +242,12 @@ function cannotGrow(): BlockError {
   return new BlockError("ENOTSUP", "Cannot grow NBD nodes");
 }
 
-/** Most bytes of a request with a length of 32 bits that holds no data. */
+/** Most bytes of a request without data, if lengths have 32 bits. */
 const MAX_RANGE = 2 ** 31;
 
 /** An opened export. */
 class NbdNode implements BlockNode {
-  readonly driver = NBD_FACTS;
+  readonly driver = NBD_TRAITS;
   readonly filename: string;
   readonly size: number;
   readonly readOnly: boolean;
@@ -263,7 +265,7 @@ class NbdNode implements BlockNode {
   constructor(
     link: Link,
     place: Place,
-    { dirtyBitmap }: Wishes,
+    { dirtyBitmap }: ConnectionOptions,
     { readOnly }: OpenContext,
   ) {
     const { info, extended, hasContext } = link.first;
@@ -282,7 +284,7 @@ class NbdNode implements BlockNode {
     if (!readOnly && can(FLAG.READ_ONLY)) {
       throw notOpened("EACCES");
     }
-    // Where nothing is known, whole sectors are sure to be fine.
+    // Without further knowledge, whole sectors are safe.
     const minimum = blockSizes?.minimum ??
       (hasContext || size % 512 !== 0 ? 1 : 512);
     const range = extended ? undefined : MAX_RANGE;
@@ -296,7 +298,7 @@ class NbdNode implements BlockNode {
       if (can(FLAG.SEND_WRITE_ZEROES)) this.writeZeroes = this.#writeZeroes;
       if (can(FLAG.SEND_TRIM)) this.discard = this.#discard;
     }
-    if (can(FLAG.SEND_FLUSH)) this.flush = () => link.flush();
+    if (can(FLAG.SEND_FLUSH)) this.flush = this.#flush;
   }
 
   async readv(offset: number, iov: IoVector): Promise<void> {
@@ -350,11 +352,21 @@ class NbdNode implements BlockNode {
     );
   };
 
+  readonly #flush = async (flags?: RequestFlags): Promise<void> => {
+    checkSignal(flags?.signal);
+    await this.#link.flush();
+  };
+
   #checkEnd(offset: number, length: number): void {
     if (offset + length > this.size) throw new BlockError("ENOSPC");
   }
 
-  async status(offset: number, length: number): Promise<Extent> {
+  async status(
+    offset: number,
+    length: number,
+    flags?: RequestFlags,
+  ): Promise<Extent> {
+    checkSignal(flags?.signal);
     const place = { hostOffset: offset, file: this };
     const inside = Math.min(length, this.size - offset, MAX_RANGE);
     if (inside <= 0) return { length, allocated: true, zero: true, ...place };
@@ -362,12 +374,13 @@ class NbdNode implements BlockNode {
     if (!hasContext) {
       return { length: inside, allocated: true, zero: false, ...place };
     }
-    const run = await this.#status.first(offset, inside);
+    const asked = this.#status.first(offset, inside);
+    const run = await unlessAborted(asked, flags?.signal);
     const isHole = (run.flags & STATE.HOLE) !== 0;
     const zero = (run.flags & STATE.ZERO) !== 0;
     return {
       length: run.length,
-      // What is dirty is shown as if nothing were there.
+      // Dirty ranges are shown as unallocated.
       allocated: zero || !isHole || !this.#dirtyBitmap,
       zero,
       ...(zero && !isHole && { recurse: true }),
@@ -375,7 +388,7 @@ class NbdNode implements BlockNode {
     };
   }
 
-  /** Nothing is told of the space that it takes. */
+  /** The space that the export takes up is unknown. */
   info(): Promise<Record<string, never>> {
     return Promise.resolve({});
   }

@@ -1,5 +1,5 @@
 /**
- * What a server offers: one disk, by a name, and what is known of its ranges.
+ * An export: a disk with its name and metadata contexts.
  *
  * @module
  */
@@ -16,45 +16,45 @@ import {
 } from "./wire.ts";
 
 /**
- * A bitmap that clients may ask for, as `qemu:dirty-bitmap:NAME`.
+ * A bitmap exported as `qemu:dirty-bitmap:NAME`.
  *
  * @category Network
  */
 export interface NbdBitmap {
   /** Its name. */
   readonly name: string;
-  /** What it has recorded of a range, in order; neighbours are one extent. */
+  /** The dirty extents of a range, in order; neighbours are merged. */
   dirty(offset: number, length: number): AsyncIterable<DirtyRange>;
 }
 
 /**
- * A range of a disk that a bitmap has marked, in bytes.
+ * A dirty range of a disk, in bytes.
  *
  * @category Network
  */
 export interface DirtyRange {
-  /** Its first byte. */
+  /** Its offset. */
   readonly offset: number;
-  /** How many there are. */
+  /** Its length. */
   readonly length: number;
 }
 
-/** A run of a context: so many bytes have these flags. */
+/** A run of a metadata context: a number of bytes with these flags. */
 export interface Run {
   readonly length: number;
   readonly flags: number;
 }
 
-/** Something that clients can ask of ranges. */
+/** A metadata context. */
 export interface MetaContext {
   readonly name: string;
   /** The first run of a range. */
   run(offset: number, length: number): Run | Promise<Run>;
-  /** What is said of a block that holds two runs. */
+  /** The flags of a block that consists of two runs. */
   join(first: number, second: number): number;
 }
 
-/** A disk and what a server says of it. */
+/** A disk and its properties as an export. */
 export interface Export {
   readonly name: string;
   readonly description: string;
@@ -64,11 +64,11 @@ export interface Export {
   /** Whether several clients may use it at once. */
   readonly shared: boolean;
   readonly blockSizes: BlockSizes;
-  /** The index of each is its number on the wire. */
+  /** Their indices are the context ids. */
   readonly contexts: readonly MetaContext[];
 }
 
-/** The contexts that a disk has. */
+/** The metadata contexts of a disk. */
 export function contextsOf(
   image: Image,
   { allocationDepth = false, bitmaps = [] }: {
@@ -80,7 +80,7 @@ export function contextsOf(
     {
       name: BASE_ALLOCATION,
       run: (...range) => allocationRun(image, ...range),
-      // Where there are data, there is neither a hole nor zeroes.
+      // Data anywhere makes it neither a hole nor zero.
       join: (first, second) => first & second,
     },
     ...(allocationDepth
@@ -140,13 +140,13 @@ async function bitmapRun(
   return { length, flags: 0 };
 }
 
-/** Runs looked up before others get their turn. */
+/** Lookups before other tasks get a turn. */
 const BURST = 256;
 
 /**
- * The runs of a range, alike neighbours joined: at most `most`, which may then
- * end before the range does. They are made of whole blocks of `unit` bytes,
- * which clients may have been told not to look into.
+ * The runs of a range, equal neighbours merged: at most `most`, which may cover
+ * only part of it. Runs consist of whole blocks of `unit` bytes, which clients
+ * are told not to look into.
  */
 export async function runsOf(
   context: MetaContext,
@@ -164,7 +164,7 @@ export async function runsOf(
     else if (runs.length === most) break;
     else runs.push({ ...run });
     offset += run.length;
-    // Lookups in memory take turns with nobody.
+    // Cached lookups never yield by themselves.
     if (count % BURST === 0) await giveWay();
   }
   return runs;
@@ -191,7 +191,10 @@ async function wholeRun(
   return { length, flags };
 }
 
-/** The contexts that a query selects; of `list`, part of a name selects all. */
+/**
+ * The contexts selected by a query; when listing, part of a name selects all
+ * with it.
+ */
 export function selectContexts(
   contexts: readonly MetaContext[],
   query: string,
@@ -203,11 +206,11 @@ export function selectContexts(
   );
 }
 
-/** The namespaces of contexts: to list one, it is asked for as it is. */
+/** The namespace of `base:allocation`. */
 const BASE = "base:";
 const QEMU = "qemu:";
 
-/** The transmission flags of an export, by what was negotiated. */
+/** The transmission flags of an export, as negotiated. */
 export function exportFlags(
   { writable, shared }: Export,
   { structured, extended }: { structured: boolean; extended: boolean },

@@ -1,6 +1,6 @@
 /**
- * Changes that a server has acknowledged and may still lose: it keeps them in
- * its memory until it is told to flush.
+ * Changes that a server has acknowledged but may still lose, since it keeps
+ * them in memory until it is flushed.
  *
  * @module
  */
@@ -10,27 +10,27 @@ import { type IoVector, vectorLength } from "../../core/bytes.ts";
 export interface Change {
   readonly offset: number;
   readonly length: number;
-  /** What was written; absent of zeroes and discards. */
+  /** The data of a write; absent for zeroes and discards. */
   readonly data?: Uint8Array;
   /** The `COMMAND` and flags of a change without data. */
   readonly type: number;
   readonly flags: number;
 }
 
-/** What a change takes beside its data. */
+/** Bytes that a change takes in addition to its data. */
 const OVERHEAD = 128;
 
 /**
- * Changes since the last flush, in the order in which they were acknowledged,
- * so that a connection that takes the place of a lost one can have them again.
+ * Changes since the last flush, in the order of their acknowledgement, to be
+ * repeated on a connection that replaces a lost one.
  */
 export class Journal {
   #changes: Change[] = [];
   #bytes = 0;
-  /** How many there were before these. */
+  /** Number of changes before these. */
   #forgotten = 0;
 
-  /** Bytes of memory that it takes. */
+  /** Bytes of memory in use. */
   get bytes(): number {
     return this.#bytes;
   }
@@ -40,7 +40,7 @@ export class Journal {
     return this.#changes;
   }
 
-  /** Note a write. The data are copied: they are the caller's. */
+  /** Record a write. The data is copied, since it belongs to the caller. */
   addWrite(type: number, offset: number, iov: IoVector): void {
     const data = new Uint8Array(vectorLength(iov));
     let at = 0;
@@ -51,20 +51,22 @@ export class Journal {
     this.add({ type, flags: 0, offset, length: data.length, data });
   }
 
-  /** Note a change. */
+  /** Record a change. */
   add(change: Change): void {
     this.#changes.push(change);
     this.#bytes += OVERHEAD + (change.data?.length ?? 0);
   }
 
-  /** All up to now: what a flush that begins now will make durable. */
+  /**
+   * The end of the present changes: a flush that begins now makes them durable.
+   */
   get mark(): number {
     return this.#forgotten + this.#changes.length;
   }
 
-  /** Forget all up to a mark: they are durable. */
+  /** Drop all changes up to a mark: they are durable. */
   forget(mark: number): void {
-    // Of two flushes at once, the later one may have been done first.
+    // With overlapping flushes, the later one may have completed first.
     const count = Math.max(0, mark - this.#forgotten);
     for (const { data } of this.#changes.splice(0, count)) {
       this.#bytes -= OVERHEAD + (data?.length ?? 0);

@@ -1,9 +1,9 @@
 /**
- * The connections of a node to its server, which are made anew when they break.
+ * A node's connections to its server, which are replaced when they break.
  *
- * They live and die together: what one server has acknowledged on one of them
- * is written again, in its order, before anything else is sent to the next. So
- * no change that a flush will vouch for is lost or overtaken.
+ * They are all replaced together: changes that the server acknowledged on one
+ * of them are repeated, in order, before anything else is sent on a new one.
+ * Thus no change that a flush promises is lost or reordered.
  *
  * @module
  */
@@ -18,9 +18,9 @@ import { COMMAND, FLAG } from "./wire.ts";
 export interface LinkOptions {
   /** Make one connection, and enter the export on it, unless aborted. */
   connect(signal: AbortSignal): Promise<NbdClient>;
-  /** Milliseconds to go on trying when the node is opened. */
+  /** Milliseconds to keep trying when the node is opened. */
   readonly openTimeout: number;
-  /** Ends the opening with ECANCELED. */
+  /** Cancels the opening with ECANCELED. */
   readonly signal?: AbortSignal;
   /** Milliseconds that requests wait for a lost server. */
   readonly reconnectDelay: number;
@@ -28,20 +28,22 @@ export interface LinkOptions {
   readonly connections: number;
 }
 
-/** Milliseconds before the first retry; each next one waits twice as long. */
+/** Milliseconds before the first retry; the pause doubles each time. */
 const FIRST_PAUSE = 250;
 const LONGEST_PAUSE = 16_000;
-/** Requests under way on each connection before another one is worth it. */
+/**
+ * Requests in flight on each connection from which another one is worthwhile.
+ */
 const WORTH_ANOTHER = 8;
-/** Bytes of changes after which the server is asked to flush them. */
+/** Bytes of recorded changes that trigger a flush. */
 const JOURNAL_LIMIT = 64 * 1024 * 1024;
 
 /** The connections to one server. */
 export class Link {
   readonly #options: LinkOptions;
-  /** Those that are there; none while the server is gone. */
+  /** The present connections; none while the server is gone. */
   #clients: NbdClient[] = [];
-  /** Resolves when an attempt to get the server back has ended. */
+  /** Resolves when the attempt to reconnect has ended. */
   #recovery?: Promise<void>;
   /** When waiting for a lost server ends, by `performance.now()`. */
   #deadline = 0;
@@ -51,7 +53,7 @@ export class Link {
   /** How many changes were acknowledged, and how many of them are durable. */
   #changes = 0;
   #durable = 0;
-  /** Whether others may have been lost: the next flush fails for it. */
+  /** Whether changes may have been lost: the next flush then fails. */
   #mayHaveLost = false;
   #isGrowing = false;
   #isClosed = false;
@@ -67,7 +69,7 @@ export class Link {
     const { connect, signal } = options;
     link.#first = await retried(connect, end, () => false, signal);
     const { flags } = link.#first.info;
-    // Without a flush there is nothing that it could vouch for.
+    // Without flushes, nothing would ever leave the journal.
     if (options.reconnectDelay > 0 && flags & FLAG.SEND_FLUSH) {
       link.#journal = new Journal();
     }
@@ -75,12 +77,14 @@ export class Link {
     return link;
   }
 
-  /** What the server said when the node was opened. */
+  /**
+   * The first connection, with the export as it was when the node was opened.
+   */
   get first(): NbdClient {
     return this.#first;
   }
 
-  /** Ask something that changes nothing. */
+  /** Make a request that changes nothing. */
   ask<T>(question: (client: NbdClient) => Promise<T>): Promise<T> {
     return this.#perform(question);
   }
@@ -112,7 +116,7 @@ export class Link {
   }
 
   /**
-   * Make all that was acknowledged durable.
+   * Make all acknowledged changes durable.
    *
    * @throws {BlockError} EIO if part of it may have been lost.
    */
@@ -140,7 +144,10 @@ export class Link {
     await this.#flushing;
   }
 
-  /** Do something on a connection, on another one if that is lost meanwhile. */
+  /**
+   * Make a request on a connection, and repeat it on another one if that is
+   * lost.
+   */
   async #perform<T>(act: (client: NbdClient) => Promise<T>): Promise<T> {
     for (;;) {
       const client = this.#pick() ?? await this.#recovered();
@@ -154,12 +161,12 @@ export class Link {
     }
   }
 
-  /** Whether requests still wait for a server that was lost. */
+  /** Whether requests still wait for a lost server. */
   get #isWaiting(): boolean {
     return !this.#isClosed && performance.now() < this.#deadline;
   }
 
-  /** The connection with the least to do. */
+  /** The connection with the fewest requests. */
   #pick(): NbdClient | undefined {
     if (this.#recovery) return undefined;
     let best: NbdClient | undefined;
@@ -174,7 +181,7 @@ export class Link {
     return best;
   }
 
-  /** Have one more connection, if the server and the user permit it. */
+  /** Add a connection, if the server and the user permit it. */
   #grow(): void {
     const { connections, connect } = this.#options;
     const canShare = this.#first.info.flags & FLAG.CAN_MULTI_CONN;
@@ -184,12 +191,12 @@ export class Link {
     this.#isGrowing = true;
     const [companion] = this.#clients;
     connect(new AbortController().signal).then((client) => {
-      // What it was to go with may be gone by now.
+      // The connections it was to join may be gone by now.
       if (this.#isClosed || this.#clients[0] !== companion) client.abandon();
       else this.#adopt(client);
       this.#isGrowing = false;
     }, () => {
-      // The server takes no more: no reason to ask again.
+      // The server accepts no more connections: do not try again.
     });
   }
 
@@ -198,7 +205,10 @@ export class Link {
     client.ended.then(() => this.#lose(client));
   }
 
-  /** All connections are lost, if one is; `lost` only if it is one of them. */
+  /**
+   * All connections are lost if one is; ignores a `lost` one that has been
+   * replaced.
+   */
   #lose(lost?: NbdClient): void {
     if (lost && !this.#clients.includes(lost)) return;
     if (this.#clients.length === 0) return;
@@ -213,9 +223,9 @@ export class Link {
   }
 
   /**
-   * Get the server back. Requests share the attempts.
+   * Reconnect. Requests share the attempts.
    *
-   * @throws {LostConnection} if it does not come back in time.
+   * @throws {LostConnection} if the server does not come back in time.
    */
   async #recovered(): Promise<NbdClient> {
     if (this.#isClosed) throw new LostConnection(undefined);
@@ -242,7 +252,7 @@ export class Link {
     }
   }
 
-  /** A connection on which the server has all that it had acknowledged. */
+  /** Connect, and repeat all acknowledged changes. */
   async #reconnect(signal: AbortSignal): Promise<NbdClient> {
     const client = await this.#options.connect(signal);
     try {
@@ -264,7 +274,7 @@ export class Link {
   }
 }
 
-/** Try, and go on trying until it works or the time is over. */
+/** Retry until it succeeds or the time has run out. */
 async function retried<T>(
   attempt: (signal: AbortSignal) => Promise<T>,
   end: number,
@@ -277,7 +287,7 @@ async function retried<T>(
     const controller = new AbortController();
     const abort = () => controller.abort();
     signal?.addEventListener("abort", abort);
-    // Without a limit, a server may take as long as it likes to answer.
+    // Without a limit, a server may take any time to answer.
     const timer = left > 0 ? setTimeout(abort, left) : undefined;
     try {
       return await attempt(controller.signal);
@@ -300,7 +310,7 @@ async function retried<T>(
   }
 }
 
-/** Wait, unless the signal says that it is over. */
+/** Wait, unless the signal is aborted. */
 async function paused(
   milliseconds: number,
   signal?: AbortSignal,

@@ -1,5 +1,5 @@
 /**
- * What a server has to offer.
+ * Listing a server's exports.
  *
  * @module
  */
@@ -16,33 +16,35 @@ import type { BlockSizes } from "./wire.ts";
 export interface NbdListing {
   /** The name that clients ask for. */
   readonly name: string;
-  /** What it is, for people; may be empty. */
+  /** A description for people; may be empty. */
   readonly description: string;
   /** Bytes. */
   readonly size: number;
-  /** Transmission flags, as the protocol numbers them; 0 if they are not told. */
+  /** Transmission flags of the protocol; 0 if not reported. */
   readonly flags: number;
-  /** Sizes to which requests must keep, if the server tells. */
+  /** Block size constraints, if reported. */
   readonly blockSizes?: BlockSizes;
-  /** What can be asked of its ranges. */
+  /** Metadata contexts. */
   readonly contexts: readonly string[];
 }
 
 /**
- * How to speak to a server that lists its exports.
+ * How to connect to a server for listing.
  *
  * @category Network
  */
 export interface ListOptions {
-  /** How the connection is encrypted. Default: not. */
+  /** TLS credentials. Default: no encryption. */
   tls?: TlsCredentials;
-  /** The name that the server's certificate must have. Default: `localhost`. */
+  /**
+   * The name that the server's certificate must be for. Default: `localhost`.
+   */
   hostname?: string;
 }
 
 /**
- * List the exports of the server at the other end of a connection, which is
- * closed then.
+ * List the exports of the server at the other end of a connection, and close
+ * it.
  *
  * @throws {BlockError} if the server does not list them.
  *

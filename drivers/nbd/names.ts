@@ -1,6 +1,6 @@
 /**
- * File names that lead to NBD exports. They are known before the rest of the
- * driver is loaded.
+ * File names of NBD exports. They are known before the rest of the driver is
+ * loaded.
  *
  * @module
  */
@@ -8,16 +8,16 @@ import { invalid } from "../../core/errors.ts";
 import type { OptionValues } from "../../core/options.ts";
 import type { SocketAddress } from "../../core/platform/sockets.ts";
 
-/** Where a server is found if nothing else is said. */
+/** The server's default port. */
 export const DEFAULT_PORT = 10809;
 
 /** The schemes of such names. */
 export const NBD_SCHEMES = ["nbd", "nbd+tcp", "nbd+unix", "nbds", "nbds+tcp"];
 
 /**
- * The options that a file name stands for.
+ * The options for a file name.
  *
- * @throws {BlockError} EINVAL in QEMU's words.
+ * @throws {BlockError} EINVAL with QEMU's messages.
  */
 export function parseNbdFilename(filename: string): OptionValues {
   return filename.includes("://") ? parseUri(filename) : parseLegacy(filename);
@@ -60,7 +60,9 @@ function decoded(text: string): string {
   }
 }
 
-/** `nbd:HOST:PORT` or `nbd:unix:PATH`, with `:exportname=NAME` after it. */
+/**
+ * Parse `nbd:HOST:PORT` or `nbd:unix:PATH`, optionally with `:exportname=NAME`.
+ */
 function parseLegacy(filename: string): OptionValues {
   const prefix = "nbd:";
   if (!filename.startsWith(prefix)) {
@@ -88,7 +90,9 @@ function parseLegacy(filename: string): OptionValues {
   };
 }
 
-/** The file name of an export, which has an empty name if none is given. */
+/**
+ * The file name of an export; without a name, of the one with the empty name.
+ */
 export function nbdName(server: SocketAddress, exportName?: string): string {
   if ("path" in server) {
     return exportName === undefined

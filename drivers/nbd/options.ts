@@ -1,5 +1,5 @@
 /**
- * What is known of the driver before it is loaded.
+ * The driver's traits and options, needed before it is loaded.
  *
  * @module
  */
@@ -12,7 +12,7 @@ import {
   parseNbdFilename,
 } from "./names.ts";
 
-/** The options of the driver, apart from those that say where the export is. */
+/** Options of the driver, apart from the export's location. */
 export const OPEN_OPTIONS: OptionTable = {
   "reconnect-delay": {
     type: "number",
@@ -39,7 +39,7 @@ export const OPEN_OPTIONS: OptionTable = {
   },
 };
 
-/** The options that `create` takes: an export has the size that it has. */
+/** Options of `create`; the size of an export cannot be changed. */
 const CREATE_OPTIONS: OptionTable = {
   size: { type: "size", help: "Size that it must have at least" },
   preallocation: {
@@ -49,8 +49,8 @@ const CREATE_OPTIONS: OptionTable = {
   },
 };
 
-/** The driver, apart from its work. */
-export const NBD_FACTS: DriverTraits = {
+/** The driver's traits. */
+export const NBD_TRAITS: DriverTraits = {
   name: "nbd",
   role: "protocol",
   schemes: NBD_SCHEMES,
@@ -66,7 +66,7 @@ export const NBD_FACTS: DriverTraits = {
   plainName: plainNbdName,
 };
 
-/** The file name that leads to an export with these options. */
+/** The file name of an export with these options. */
 function plainNbdName(options: OptionValues): string | undefined {
   const {
     "server.type": type,

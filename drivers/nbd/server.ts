@@ -1,5 +1,5 @@
 /**
- * A server: offers an image to clients, over any streams of bytes.
+ * The NBD server: exports an image to clients over any byte streams.
  *
  * @module
  */
@@ -27,73 +27,72 @@ import { ServerHandshake } from "./server_handshake.ts";
 import { encodeText, MAX_PAYLOAD, MAX_STRING } from "./wire.ts";
 
 /**
- * How an image is offered.
+ * How to export an image.
  *
  * @category Network
  */
 export interface NbdServerOptions {
-  /** The name that clients ask for. Default: empty, which all find. */
+  /** The export's name. Default: empty, which every client finds. */
   name?: string;
-  /** What it is, for people who list what a server has. Default: nothing. */
+  /** A description for people. Default: none. */
   description?: string;
   /** Whether clients may write. Default: false. */
   writable?: boolean;
-  /**
-   * How many clients may be connected at once; others wait. 0 stands for any
-   * number. Default: 0.
-   */
+  /** Most clients connected at once; others wait. Default: 0, for no limit. */
   maxClients?: number;
-  /** Seconds that a client may take to choose the export. Default: 10; 0: any. */
+  /**
+   * Seconds that a client may take for the handshake. Default: 10; 0: no limit.
+   */
   handshakeLimit?: number;
-  /** Bytes that all requests under way may take. Default: 256 MiB. */
+  /** Most bytes of all requests in flight. Default: 256 MiB. */
   maxMemory?: number;
-  /** Whether to tell which backing file a range comes from. Default: false. */
+  /** Whether to export `qemu:allocation-depth`. Default: false. */
   allocationDepth?: boolean;
-  /** Bitmaps that clients may look at. Default: none. */
+  /** Bitmaps to export. Default: none. */
   bitmaps?: readonly NbdBitmap[];
-  /** Bytes that requests must be multiples of, for clients who ask. Default: 1. */
+  /** Block size constraint, for clients that request it. Default: 1. */
   blockSize?: number;
-  /** How connections are encrypted. Default: not at all. */
+  /** TLS credentials. Default: no encryption. */
   tls?: TlsCredentials;
-  /** Whether they must be, if they can. Default: true. */
+  /** Whether clients must encrypt, if they can. Default: true. */
   requireTls?: boolean;
   /**
-   * Whether the client may come in that has shown a certificate for this name:
-   * a distinguished name as GnuTLS writes it, such as `O=Acme,CN=client`.
-   * Default: all may whose certificate is trusted.
+   * Whether to accept a client with a certificate for this distinguished name,
+   * as GnuTLS writes it, such as `O=Acme,CN=client`. Default: all with a
+   * trusted certificate.
    */
   authorize?(name: string): boolean;
-  /** Learns of each client that has chosen the export. */
+  /** Called for each client that has entered the export. */
   onConnect?(): void;
   /**
-   * Learns of each client that leaves; `why` is a sentence if it did so in
-   * disorder. `entered`: it had chosen the export.
+   * Called for each client that leaves; `why` is a sentence if it violated the
+   * protocol or broke off. `entered`: it had entered the export.
    */
   onDisconnect?(entered: boolean, why?: string): void;
 }
 
 /**
- * Where a server takes its clients from: a socket, or one connection.
+ * Where a server's clients come from: a socket, or one connection.
  *
  * @category Network
  */
 export type NbdTransport = SocketAddress | Listener | ByteStream | WebStreams;
 
-/** Memory that all requests may take, unless the user says otherwise. */
+/** Default memory budget of all requests. */
 const MEMORY = 256 * 1024 * 1024;
-/** Memory that the requests of one client may take: two of the largest. */
+/** Memory budget of one client's requests: two of the largest. */
 const SHARE = 2 * MAX_PAYLOAD + 1024 * 1024;
 
 /**
- * Offer an image to NBD clients, until the server is closed; a server of one
- * connection ends with that. Closing the image is left to the caller, when the
- * server has ended.
+ * Export an image to NBD clients until the server is closed; a server for one
+ * connection ends with it. The caller closes the image after the server has
+ * ended.
  *
- * @param image What to offer. Many clients share it.
- * @param to A socket's address, a socket, or a connection. A browser has no
- * sockets; any pair of streams will do there.
- * @throws {BlockError} EACCES if the image is to be written to and cannot be,
- * EINVAL for options that make no sense, and what the socket fails with.
+ * @param image The image. Many clients share it.
+ * @param to A socket address, a listening socket, or a connection. Browsers
+ * have no sockets, but any pair of streams will do.
+ * @throws {BlockError} EACCES if the image is to be writable and is not, EINVAL
+ * for invalid options, and errors of the socket.
  *
  * @example Offer an image on a free port, and read it through that
  * ```ts
@@ -179,7 +178,7 @@ function exportOf(image: Image, options: NbdServerOptions): Export {
  * @category Network
  */
 export class NbdServer implements AsyncDisposable {
-  /** Fulfilled when it has ended: it was closed, or its only client has left. */
+  /** Resolves when it has ended: it was closed, or its only client has left. */
   readonly ended: Promise<void>;
   readonly #image: Image;
   readonly #export: Export;
@@ -187,7 +186,7 @@ export class NbdServer implements AsyncDisposable {
   readonly #budget: Budget;
   readonly #buffers = new Buffers();
   readonly #listener?: Listener;
-  /** How each connection is ended. */
+  /** Functions that end each connection. */
   readonly #connections = new Map<object, () => void>();
   #isClosing = false;
   #left = () => {};
@@ -210,23 +209,25 @@ export class NbdServer implements AsyncDisposable {
     } else if ("read" in to || "readable" in to) {
       this.ended = this.#serve(byteStream(to));
     } else {
-      throw invalid(`Cannot serve on ${valueText(to)}: it is no connection`);
+      throw invalid(`Cannot serve on ${valueText(to)}: it is not a connection`);
     }
-    // Who waits for the end learns of it; others have nothing to catch.
+    // Whoever awaits the end gets the error; nobody else has to handle it.
     this.ended.catch(() => {});
   }
 
-  /** How many clients are connected. */
+  /** Number of connected clients. */
   get clients(): number {
     return this.#connections.size;
   }
 
-  /** Where clients find it; absent of a single connection. */
+  /** The socket's address; absent for a single connection. */
   get address(): SocketAddress | undefined {
     return this.#listener?.address;
   }
 
-  /** The address as `nbd://` or `nbd+unix://`; absent of a single connection. */
+  /**
+   * The address as `nbd://` or `nbd+unix://`; absent for a single connection.
+   */
   get uri(): string | undefined {
     const { address } = this;
     if (!address) return undefined;
@@ -241,7 +242,8 @@ export class NbdServer implements AsyncDisposable {
   }
 
   /**
-   * Take no more clients, finish what has been begun, and end all connections.
+   * Stop accepting clients, complete requests in flight, and end all
+   * connections.
    */
   async close(): Promise<void> {
     this.#isClosing = true;
@@ -261,13 +263,13 @@ export class NbdServer implements AsyncDisposable {
     const served = new Set<Promise<void>>();
     try {
       while (!this.#isClosing) {
-        // The others stay where the system keeps them.
+        // Others stay in the system's queue.
         if (maxClients > 0 && this.clients >= maxClients) {
           await new Promise<void>((resolve) => this.#left = resolve);
           continue;
         }
         const stream = await listener.accept().catch((error) => {
-          // Some runtimes' own listeners complain when they are closed.
+          // Some runtimes' listeners throw when they are closed.
           if (!this.#isClosing) throw error;
           return null;
         });
@@ -281,7 +283,7 @@ export class NbdServer implements AsyncDisposable {
     }
   }
 
-  /** Serve one client. Whatever it does, nobody else is to suffer for it. */
+  /** Serve one client. Nothing it does may affect others. */
   async #serve(stream: ByteStream): Promise<void> {
     const { handshakeLimit = 10, tls, requireTls, authorize } = this.#options;
     const handshake = new ServerHandshake(

@@ -1,12 +1,12 @@
 /**
- * Transmission, as the server sees it: takes the requests of one client, many
- * at once, and answers each when it is done.
+ * The transmission phase of the server: takes the requests of one client, many
+ * at once, and answers each on completion.
  *
  * @module
  */
 import { asBlockError, BlockError, invalid } from "../../core/errors.ts";
 import type { Image } from "../../core/image.ts";
-import type { Budget, Spender } from "./budget.ts";
+import type { Budget, BudgetUser } from "./budget.ts";
 import type { Buffers } from "./buffers.ts";
 import {
   ConnectionLost,
@@ -30,7 +30,7 @@ import {
 
 const { FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO, PAYLOAD_LEN } = COMMAND_FLAG;
 
-/** Flags that a command may have; FUA may go with any. */
+/** Permitted flags of each command; FUA is permitted with all. */
 const FLAGS: { readonly [command: number]: number } = {
   [COMMAND.READ]: FUA | DF,
   [COMMAND.WRITE]: FUA,
@@ -42,38 +42,38 @@ const FLAGS: { readonly [command: number]: number } = {
   [COMMAND.BLOCK_STATUS]: FUA | REQ_ONE,
 };
 
-/** Bytes of answers that wait for the client, from which on others do, too. */
+/** Bytes of queued replies from which on further ones wait. */
 const MAX_QUEUED = 1024 * 1024;
-/** Requests of a client that are under way at once. */
+/** Most requests of a client in flight. */
 const MAX_IN_FLIGHT = 64;
-/** How reads are made while others are under way. */
+/** Flags of reads while other requests are in flight. */
 const BACKGROUND = { background: true };
-/** Shorter reads are not looked at for holes. */
+/** Shorter reads are not searched for holes. */
 const WORTH_A_LOOK = 64 * 1024;
-/** Parts in which one read is answered. */
+/** Most parts in which one read is answered. */
 const MAX_PARTS = 64;
-/** Runs in one answer. Clients ask for the rest. */
+/** Most runs in one reply. Clients request the rest. */
 const MAX_RUNS = 32 * 1024;
 /** Most bytes of a run on the wire. */
 const RUN_SIZE = 16;
-/** What each request takes of the memory beside its data. */
+/** Memory of each request, in addition to its data. */
 const OVERHEAD = 512;
-/** Bytes read at once where nobody wants them. */
+/** Bytes read at once for a cache request, whose data nobody needs. */
 const CACHE_STEP = 1024 * 1024;
-/** For how long a client may let others wait for it, in ms. */
+/** How long a client may stall while others wait for memory, in ms. */
 const STALL = 3000;
 
-/** Bytes that a request has, and has not handed on to what it writes. */
+/** Memory of a request, less what its reply has taken over. */
 interface Memory {
   left: number;
 }
 
-/** A client that does not keep to the protocol: the connection is ended. */
+/** The client has violated the protocol: the connection is ended. */
 export class ProtocolError extends Error {}
 
 /** Serves one client. */
-export class Connection implements Spender {
-  /** Bytes of memory that its requests have; see `Budget`. */
+export class Connection implements BudgetUser {
+  /** Bytes of memory that its requests hold; see `Budget`. */
   held = 0;
   readonly #agreement: Agreement;
   readonly #reader: MessageReader;
@@ -86,12 +86,12 @@ export class Connection implements Spender {
   #inFlight = 0;
   #lastStatus: Promise<void> = Promise.resolve();
   #settled = () => {};
-  /** Whether data of a request are being read. */
+  /** Whether the data of a request is being received. */
   #isReadingData = false;
   #isClosing = false;
   #patience?: ReturnType<typeof setInterval>;
 
-  /** Serve `image`, as `offered` describes it. */
+  /** Serve `image`, described by `offered`. */
   constructor(
     agreement: Agreement,
     image: Image,
@@ -109,20 +109,21 @@ export class Connection implements Spender {
     this.#buffers = buffers;
   }
 
-  /** Take no more requests; those under way are finished, and answered. */
+  /** Accept no more requests; those in flight are completed and answered. */
   close(): void {
     this.#isClosing = true;
     this.#budget.forget(this);
-    // Who waits for the next request need not be answered any more.
+    // Nobody waits for a reply any more.
     if (this.#inFlight === 0 && !this.#writer.isBusy) {
       endStream(this.#agreement.stream);
       return;
     }
-    // A client that takes no answers must not keep the server from ending.
+    // A client that does not receive its replies must not keep the server from
+    // ending.
     this.#patience ??= setInterval(() => this.onPressure(), STALL / 3);
   }
 
-  /** Others wait for it: let go of the client if it does not get on. */
+  /** Others wait for memory: disconnect the client if it makes no progress. */
   onPressure(): void {
     const stalled = (last: number) => performance.now() - last > STALL;
     const isSlow = this.#isReadingData && stalled(this.#reader.lastProgress) ||
@@ -131,10 +132,10 @@ export class Connection implements Spender {
   }
 
   /**
-   * Serve until the client leaves, or is gone.
+   * Serve until the client disconnects or is gone.
    *
    * @throws {ConnectionLost} if it breaks off.
-   * @throws {ProtocolError} if it does not keep to the protocol.
+   * @throws {ProtocolError} if it violates the protocol.
    */
   async run(): Promise<void> {
     try {
@@ -152,7 +153,7 @@ export class Connection implements Spender {
     return new Promise((resolve) => this.#settled = resolve);
   }
 
-  /** Take one request after the other, and begin with it. */
+  /** Receive and begin one request after the other. */
   async #takeAll(): Promise<void> {
     const reader = this.#reader;
     const writer = this.#writer;
@@ -164,7 +165,7 @@ export class Connection implements Spender {
       const request = this.#nextRequest(size);
       if (request.type === COMMAND.DISCONNECT) return;
       if (this.#inFlight >= MAX_IN_FLIGHT) await this.#oneSettled();
-      // Answers to a client that is slow had better wait where they are.
+      // If the client is slow, replies should not pile up in memory.
       if (writer.queued >= MAX_QUEUED) await writer.room(MAX_QUEUED);
       await this.#begin(request);
     }
@@ -189,7 +190,7 @@ export class Connection implements Spender {
     };
   }
 
-  /** Begin with a request, unless it makes no sense; something to wait for. */
+  /** Begin a request, or refuse it; returns a promise if that has to wait. */
   #begin(request: Request): void | Promise<void> {
     const payload = this.#payloadOf(request);
     if (payload > MAX_PAYLOAD) {
@@ -215,17 +216,17 @@ export class Connection implements Spender {
   ): Promise<void> {
     await this.#reader.skip(payload);
     this.#replies.failure(request, refusal);
-    // Who asks for nonsense without end must not have answers without end.
+    // Endless invalid requests must not queue endless replies.
     if (this.#writer.isBusy) await this.#writer.drained();
   }
 
-  /** Bytes that follow the header of a request. */
+  /** Bytes of payload after the header of a request. */
   #payloadOf({ type, flags, length }: Request): number {
     if (this.#agreement.extended && flags & PAYLOAD_LEN) return length;
     return type === COMMAND.WRITE ? length : 0;
   }
 
-  /** Why a request is not even begun with. */
+  /** Why a request is refused outright. */
   #refusalOf(request: Request): BlockError | undefined {
     const { type, flags, offset, length } = request;
     const { extended, contexts } = this.#agreement;
@@ -252,7 +253,7 @@ export class Connection implements Spender {
       if (contexts.length === 0) {
         return invalid("CMD_BLOCK_STATUS not negotiated");
       }
-      // Its length says how much follows; that is looked at later.
+      // The payload's length is checked later.
       if (flags & PAYLOAD_LEN) {
         return length === 0 ? badEffects() : undefined;
       }
@@ -268,7 +269,7 @@ export class Connection implements Spender {
     );
   }
 
-  /** Let a request run once it has the memory and the data that it needs. */
+  /** Run a request once it has its memory and its data. */
   async #beginLater(
     request: Request,
     payload: number,
@@ -351,7 +352,9 @@ export class Connection implements Spender {
     this.#replies.success(request);
   }
 
-  /** Read a range for what reading does, such as copying it nearer. */
+  /**
+   * Read a range for the side effects of reading, such as copying it nearer.
+   */
   async #cache(offset: number, length: number): Promise<void> {
     const scratch = new Uint8Array(Math.min(length, CACHE_STEP));
     for (let done = 0; done < length; done += scratch.length) {
@@ -369,7 +372,7 @@ export class Connection implements Spender {
     return this.#readParts(request, memory);
   }
 
-  /** Read a range whose holes are told as such. */
+  /** Read a range, reporting its holes as such. */
   async #readParts(request: Request, memory: Memory): Promise<void> {
     const { offset, length } = request;
     const end = offset + length;
@@ -384,7 +387,7 @@ export class Connection implements Spender {
     }
   }
 
-  /** What a range begins with, in whole blocks. */
+  /** The first extent of a range, in whole blocks. */
   async #extentOf(
     at: number,
     end: number,
@@ -417,7 +420,7 @@ export class Connection implements Spender {
         isOneOfMany ? BACKGROUND : undefined,
       );
     }
-    // The memory is free again when the client has taken what is in it.
+    // The memory is released when the client has received the reply.
     memory.left -= length;
     const written = () => {
       this.#buffers.give(buffer);
@@ -426,7 +429,7 @@ export class Connection implements Spender {
     this.#replies.data(request, offset, buffer, isLast, written);
   }
 
-  /** Only one at a time: there may be many runs, of many contexts. */
+  /** Only one at a time: there may be many runs in many contexts. */
   #status(request: Request, effects?: Uint8Array): Promise<void> {
     const answered = this.#lastStatus.then(() =>
       this.#answerStatus(request, effects)
@@ -449,8 +452,8 @@ export class Connection implements Spender {
       answers.push([id, runs]);
       bytes += runs.length * RUN_SIZE;
     }
-    // Answers to a client that does not read them take memory, too. No one
-    // answer may count for more than a connection is ever granted.
+    // Unread replies take memory, too. No single reply may need more than a
+    // connection is ever granted.
     bytes = Math.min(bytes, MAX_PAYLOAD);
     const granted = this.#budget.acquire(this, bytes);
     if (granted && !await granted) throw new ConnectionLost(true);
@@ -461,7 +464,7 @@ export class Connection implements Spender {
     }
   }
 
-  /** What the payload of a request for the status asks for. */
+  /** The contexts that the payload of a block status request selects. */
   #effectsOf(
     offset: number,
     payload: Uint8Array,

@@ -1,6 +1,6 @@
 /**
- * The beginning of a connection, as the server sees it: greeting and options,
- * until the client has chosen the export or leaves.
+ * The handshake phase of the server: greeting and options, until the client has
+ * entered the export or leaves.
  *
  * @module
  */
@@ -28,29 +28,29 @@ import {
   u32Bytes,
 } from "./wire.ts";
 
-/** What both have agreed on. */
+/** The result of the negotiation. */
 export interface Agreement {
   readonly reader: MessageReader;
   readonly writer: MessageWriter;
   readonly stream: ByteStream;
-  /** Whether reads are answered in chunks. */
+  /** Whether structured replies were negotiated. */
   readonly structured: boolean;
-  /** Whether lengths have 64 bits. */
+  /** Whether extended headers, with 64-bit lengths, were negotiated. */
   readonly extended: boolean;
-  /** The contexts that the client wants, by number. */
+  /** The ids of the selected metadata contexts. */
   readonly contexts: readonly number[];
 }
 
-/** Whose certificates a server shows, and how: see `tls.ts`. */
+/** The server's TLS; see `tls.ts`. */
 export interface ServerTls {
-  /** Make of a connection one that is encrypted. */
+  /** Encrypt a connection. */
   accept(stream: ByteStream): Promise<ByteStream>;
 }
 
-/** Why a client is left without an answer. */
+/** Why the handshake ended without a reply. */
 export class HandshakeFailed extends Error {}
 
-/** An option is refused; the client may go on with others. */
+/** An option is refused; the client may continue with others. */
 class Refusal extends Error {
   readonly type: number;
 
@@ -62,7 +62,7 @@ class Refusal extends Error {
 
 const invalid = (message: string) => new Refusal(REPLY.ERROR_INVALID, message);
 
-/** Negotiates with one client. */
+/** Negotiates with a client. */
 export class ServerHandshake {
   #stream: ByteStream;
   readonly #export: Export;
@@ -75,13 +75,13 @@ export class ServerHandshake {
   #encrypted = false;
   #structured = false;
   #extended = false;
-  /** What SET_META_CONTEXT chose, and for which export. */
+  /** The contexts selected by SET_META_CONTEXT, and their export. */
   #contexts: { readonly exportName: string; readonly ids: number[] } = {
     exportName: "",
     ids: [],
   };
   #option = 0;
-  /** Bytes of the option's data that are yet to come. */
+  /** Bytes of the option's data not yet received. */
   #left = 0;
 
   constructor(
@@ -98,15 +98,15 @@ export class ServerHandshake {
     this.#writer = new MessageWriter(stream);
   }
 
-  /** Close the connection, whichever layer it has by now. */
+  /** Close the connection, encrypted or not. */
   close(): void {
     endStream(this.#stream);
   }
 
   /**
-   * Negotiate; answers nothing if the client leaves in good order.
+   * Negotiate; returns `undefined` if the client leaves properly.
    *
-   * @throws {HandshakeFailed} if it does not keep to the protocol.
+   * @throws {HandshakeFailed} if it violates the protocol.
    * @throws {ConnectionLost} if it is gone.
    */
   async run(): Promise<Agreement | undefined> {
@@ -170,7 +170,7 @@ export class ServerHandshake {
     this.#withoutZeroes = (flags & HANDSHAKE.NO_ZEROES) !== 0;
   }
 
-  /** Deal with one option; answers how the handshake has ended, if it has. */
+  /** Handle one option; returns how the handshake has ended, if it has. */
   async #answer(): Promise<"transmission" | "left" | undefined> {
     const option = this.#option;
     if (!this.#isFixed && option !== OPTION.EXPORT_NAME) {
@@ -198,7 +198,8 @@ export class ServerHandshake {
       if (!(error instanceof Refusal)) throw error;
       await this.#reader.skip(this.#left);
       this.#reply(error.type, encodeText(error.message));
-      // A client that was to begin with TLS could not be understood any more.
+      // After refusing an unencrypted client, there is nothing to say but
+      // goodbye.
       if (option === OPTION.ABORT) return await this.#leave();
       return undefined;
     }
@@ -249,7 +250,7 @@ export class ServerHandshake {
     }
   }
 
-  /** Let the client have the last answer, if it still reads. */
+  /** Send the last reply, if the client still reads. */
   async #leave(): Promise<"left"> {
     await this.#writer.drained().catch(() => {});
     return "left";
@@ -286,14 +287,14 @@ export class ServerHandshake {
     return decodeText(bytes);
   }
 
-  /** The name of an export, which has its length before it. */
+  /** The name of an export, preceded by its length. */
   async #takeName(): Promise<string> {
     const length = (await this.#take(4)).u32(0);
     if (length > MAX_STRING) throw invalid(`Invalid name length: ${length}`);
     return await this.#takeText(length);
   }
 
-  /** Refuse data that an option does not have. */
+  /** Refuse unexpected data after an option. */
   #expectEnd(): void {
     if (this.#left === 0) return;
     throw invalid(
@@ -348,7 +349,7 @@ export class ServerHandshake {
     this.#reply(REPLY.ACK);
   }
 
-  /** Tell about the export; with `enter`, transmission is next. */
+  /** Describe the export; with `enter`, transmission follows. */
   async #inform(enter: boolean): Promise<void> {
     const name = await this.#takeName();
     const count = (await this.#take(2)).u16(0);
@@ -395,7 +396,7 @@ export class ServerHandshake {
   }
 
   async #setContexts(): Promise<void> {
-    // What was chosen before does not count any more, whatever comes now.
+    // An earlier selection is void, even if this one fails.
     this.#contexts = { exportName: "", ids: [] };
     if (!this.#structured) {
       throw invalid(
@@ -413,7 +414,7 @@ export class ServerHandshake {
     this.#reply(REPLY.META_CONTEXT, joined(u32Bytes(number), encodeText(name)));
   }
 
-  /** What a list of queries selects, each context once, in our order. */
+  /** The contexts that a list of queries selects, each once, in our order. */
   async #takeQueries(
     list: boolean,
   ): Promise<{ exportName: string; ids: number[] }> {
@@ -431,7 +432,7 @@ export class ServerHandshake {
     return { exportName, ids: [...chosen].sort((a, b) => a - b) };
   }
 
-  /** One query; nothing, which selects nothing, if it is too long. */
+  /** One query; empty, which selects nothing, if it is too long. */
   async #takeQuery(): Promise<string> {
     const length = (await this.#take(4)).u32(0);
     if (length <= MAX_STRING) return await this.#takeText(length);
@@ -454,7 +455,7 @@ export class ServerHandshake {
     }
     this.#reply(REPLY.ACK);
     await this.#writer.drained();
-    // What came before TLS began is nothing that may count within it.
+    // Bytes received before TLS must not be taken for encrypted ones.
     if (this.#reader.has(1)) {
       throw new HandshakeFailed("Unexpected data before the TLS handshake");
     }

@@ -1,6 +1,6 @@
 /**
- * Replies of a server, in the forms that were agreed on: simple ones, chunks,
- * and chunks with extended headers.
+ * A server's replies in the negotiated form: simple, structured, or structured
+ * with extended headers.
  *
  * @module
  */
@@ -22,25 +22,25 @@ import {
   wireError,
 } from "./wire.ts";
 
-/** A request as it came. */
+/** A request as received. */
 export interface Request {
   readonly type: number;
   readonly flags: number;
-  /** The client's mark, which the reply bears: two halves. */
+  /** The client's cookie, which the reply repeats, in two halves. */
   readonly cookie: readonly [number, number];
   readonly offset: number;
   readonly length: number;
 }
 
-/** Writes replies to one client. */
+/** Sends replies to one client. */
 export class Replies {
-  /** Bytes before the data of a read: so much room is to be left. */
+  /** Bytes to leave free before the data of a read. */
   readonly dataHeader: number;
   readonly #writer: MessageWriter;
   readonly #structured: boolean;
   readonly #extended: boolean;
 
-  /** Replies of the forms that were agreed on. */
+  /** Replies in the negotiated form. */
   constructor(
     writer: MessageWriter,
     form: { readonly structured: boolean; readonly extended: boolean },
@@ -53,18 +53,20 @@ export class Replies {
       : 8 + (form.extended ? EXTENDED_REPLY_SIZE : STRUCTURED_REPLY_SIZE);
   }
 
-  /** It is done. */
+  /** Report success. */
   success(request: Request): void {
     if (!this.#extended) this.#simple(request, 0);
     else this.#chunk(request, CHUNK.NONE, CHUNK_DONE, 0);
   }
 
-  /** A read of nothing is done: there must be a chunk all the same. */
+  /**
+   * Report success of a read without data, which needs a chunk nevertheless.
+   */
   nothing(request: Request): void {
     this.#chunk(request, CHUNK.NONE, CHUNK_DONE, 0);
   }
 
-  /** It has failed. */
+  /** Report failure. */
   failure(request: Request, error: BlockError): void {
     const number = wireError(error.code);
     if (!this.#structured) return this.#simple(request, number);
@@ -78,8 +80,8 @@ export class Replies {
   }
 
   /**
-   * The answer to a read, or a part of it: `buffer` holds the data after
-   * `dataHeader` bytes, which are written here.
+   * Reply to a read or to a part of it: `buffer` holds the data after
+   * `dataHeader` bytes, which are filled in here.
    */
   data(
     request: Request,
@@ -106,7 +108,7 @@ export class Replies {
     this.#writer.push(buffer, written);
   }
 
-  /** A part of what a read covers that is all zeroes. */
+  /** Report a part of a read as zeroes. */
   hole(
     request: Request,
     offset: number,
@@ -120,7 +122,7 @@ export class Replies {
     chunk.setU32(at + 8, length);
   }
 
-  /** The runs of a context; of the last one, `written` is to be called. */
+  /** Report the runs of a context; `written` is called for the last one. */
   status(
     request: Request,
     context: number,
@@ -161,7 +163,7 @@ export class Replies {
     fields.setU32(12, cookie[1]);
   }
 
-  /** Queue a chunk; what follows its header is filled in by the caller. */
+  /** Queue a chunk; the caller fills in what follows its header. */
   #chunk(
     request: Request,
     type: number,

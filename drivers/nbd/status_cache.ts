@@ -1,40 +1,40 @@
 /**
- * What a server has told of ranges that have yet to be asked for.
+ * A cache of block status runs that were received but not requested yet.
  *
  * @module
  */
 import type { NbdClient, StatusRun } from "./client.ts";
 import type { Link } from "./link.ts";
 
-/** For how long answers are used, in ms: others may write to the export. */
+/** How long runs stay valid, in ms: others may write to the export. */
 const LIFE = 1000;
 
 /**
- * Whoever walks over a disk asks for one range after the other: from the second
- * one on, the server is asked for all that follow, and the walk goes on with
- * its answer. Nothing is remembered across a change that is made through the
- * same node, or the loss of a connection.
+ * A walk over a disk requests one range after the other: from the second one
+ * on, all that follows is requested from the server, and the walk continues
+ * with its reply. The cache is dropped by changes through the same node, and
+ * when the connection is lost.
  */
 export class StatusCache {
   readonly #link: Link;
-  /** Runs that were told, of which those from `#index` on were not asked for. */
+  /** Received runs; those from `#index` on have not been requested yet. */
   #runs: StatusRun[] = [];
   #index = 0;
-  /** Where the last answer ended, and these runs begin. */
+  /** End of the last result, where the next run begins. */
   #next = -1;
-  /** When, and by whom, they were told. */
+  /** When and on which connection they were received. */
   #since = 0;
   #source?: NbdClient;
-  /** Changes that were begun, and how many of them are under way. */
+  /** Number of changes begun, and of those in flight. */
   #changes = 0;
   #underWay = 0;
 
-  /** Asks the server at the other end of a link. */
+  /** Requests block status on a link. */
   constructor(link: Link) {
     this.#link = link;
   }
 
-  /** Forget what was told, and remember nothing until a change is made. */
+  /** Drop the cache, and keep it empty until a change has completed. */
   async during(change: Promise<void>): Promise<void> {
     this.#changes++;
     this.#underWay++;

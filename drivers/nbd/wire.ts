@@ -1,5 +1,5 @@
 /**
- * The NBD protocol's numbers and messages, for both ends of it.
+ * Constants and messages of the NBD protocol, for client and server.
  *
  * All integers are big-endian and unsigned; lengths and offsets are in bytes.
  *
@@ -7,7 +7,7 @@
  */
 import { BlockError, codeOfErrno, type ErrorCode } from "../../core/errors.ts";
 
-/** What a greeting begins with, each as two halves. */
+/** Magic numbers of the greeting, as two halves each. */
 export const NBD_MAGIC = [0x4e42444d, 0x41474943] as const; // NBDMAGIC
 export const OPTION_MAGIC = [0x49484156, 0x454f5054] as const; // IHAVEOPT
 export const OLDSTYLE_MAGIC = [0x00004202, 0x81861253] as const;
@@ -25,7 +25,7 @@ export const SIMPLE_REPLY_SIZE = 16;
 export const STRUCTURED_REPLY_SIZE = 20;
 export const EXTENDED_REPLY_SIZE = 32;
 
-/** Flags of the greeting, and the client's answer to it. */
+/** Flags of the greeting, and of the client's reply to it. */
 export const HANDSHAKE = { FIXED_NEWSTYLE: 1, NO_ZEROES: 2 } as const;
 
 export const OPTION = {
@@ -55,7 +55,7 @@ const OPTION_NAMES: { readonly [option: number]: string } = {
   11: "extended headers",
 };
 
-/** What an option is called in messages. */
+/** The name of an option in messages. */
 export function optionName(option: number): string {
   return OPTION_NAMES[option] ?? "<unknown>";
 }
@@ -84,7 +84,7 @@ const REPLY_NAMES: { readonly [type: number]: string } = {
   [REPLY.META_CONTEXT]: "meta context",
 };
 
-/** What a type of reply is called in messages. */
+/** The name of a reply type in messages. */
 export function replyName(type: number): string {
   return REPLY_NAMES[type] ?? "<unknown>";
 }
@@ -96,7 +96,7 @@ export const INFO = {
   BLOCK_SIZE: 3,
 } as const;
 
-/** Transmission flags: what an export can do. */
+/** Transmission flags: the abilities of an export. */
 export const FLAG = {
   HAS_FLAGS: 1 << 0,
   READ_ONLY: 1 << 1,
@@ -135,12 +135,12 @@ const COMMAND_NAMES = [
   "block status",
 ];
 
-/** What a command is called in messages. */
+/** The name of a command in messages. */
 export function commandName(command: number): string {
   return COMMAND_NAMES[command] ?? "<unknown>";
 }
 
-/** Flags of a request. */
+/** Command flags. */
 export const COMMAND_FLAG = {
   FUA: 1,
   NO_HOLE: 2,
@@ -150,7 +150,7 @@ export const COMMAND_FLAG = {
   PAYLOAD_LEN: 32,
 } as const;
 
-/** Types of chunks of a structured reply. */
+/** Chunk types of structured replies. */
 export const CHUNK = {
   NONE: 0,
   OFFSET_DATA: 1,
@@ -161,24 +161,24 @@ export const CHUNK = {
   ERROR_OFFSET: 0x8002,
 } as const;
 
-/** Bit of a chunk's type: it tells of an error. */
+/** Bit of a chunk type: it reports an error. */
 export const CHUNK_IS_ERROR = 0x8000;
-/** Flag of a chunk: no other one follows. */
+/** Chunk flag: the last one of a reply. */
 export const CHUNK_DONE = 1;
 
-/** Flags of an extent in the context `base:allocation`. */
+/** Extent flags of the context `base:allocation`. */
 export const STATE = { HOLE: 1, ZERO: 2 } as const;
 
 export const BASE_ALLOCATION = "base:allocation";
 export const ALLOCATION_DEPTH = "qemu:allocation-depth";
 export const DIRTY_BITMAP = "qemu:dirty-bitmap:";
 
-/** Most bytes of data in a request, or of an option. */
+/** Most bytes of data in a request or option. */
 export const MAX_PAYLOAD = 32 * 1024 * 1024;
 /** Most bytes of a name. */
 export const MAX_STRING = 4096;
 
-/** Numbers that errors have on the wire, which are Linux's. */
+/** Error numbers of the protocol, which are Linux's. */
 const WIRE_ERRORS: { readonly [code in ErrorCode]?: number } = {
   EPERM: 1,
   EACCES: 1,
@@ -192,45 +192,45 @@ const WIRE_ERRORS: { readonly [code in ErrorCode]?: number } = {
   ESHUTDOWN: 108,
 };
 
-/** The number that an error has on the wire: EINVAL for those that have none. */
+/** The protocol's number for an error: EINVAL for those without one. */
 export function wireError(code: ErrorCode): number {
   return WIRE_ERRORS[code] ?? 22;
 }
 
 const KNOWN_ERRORS = new Set([1, 5, 12, 22, 28, 75, 95, 108]);
 
-/** The error that a number on the wire stands for; others count as EINVAL. */
+/** The error for a number of the protocol; unknown numbers count as EINVAL. */
 export function errorOfWire(number: number, text?: string): BlockError {
   const code = KNOWN_ERRORS.has(number) ? codeOfErrno(number) : "EINVAL";
   return new BlockError(code, undefined, {
-    // QEMU says no more than the system's text.
+    // QEMU reports only the system's text.
     ...(text && { cause: new Error(text) }),
   });
 }
 
-/** Numbers in a message, big-endian. */
+/** Big-endian numbers in a message. */
 export class Fields {
   /** The bytes, for texts and data among them. */
   readonly bytes: Uint8Array;
   readonly #view: DataView;
 
-  /** See, and change, these bytes. */
+  /** Access these bytes. */
   constructor(bytes: Uint8Array) {
     this.bytes = bytes;
     this.#view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
   }
 
-  /** The 16 bits at an offset. */
+  /** Read 16 bits. */
   u16(at: number): number {
     return this.#view.getUint16(at);
   }
 
-  /** The 32 bits at an offset. */
+  /** Read 32 bits. */
   u32(at: number): number {
     return this.#view.getUint32(at);
   }
 
-  /** The 64 bits at an offset; what is 2^53 or more is not exact. */
+  /** Read 64 bits; inexact for 2^53 and more. */
   u64(at: number): number {
     return this.#view.getUint32(at) * 2 ** 32 + this.#view.getUint32(at + 4);
   }
@@ -251,19 +251,19 @@ export class Fields {
     this.#view.setUint32(at + 4, value % 2 ** 32);
   }
 
-  /** Set 64 bits to a magic number. */
+  /** Write a magic number. */
   setMagic(at: number, [high, low]: readonly [number, number]): void {
     this.setU32(at, high);
     this.setU32(at + 4, low);
   }
 
-  /** Whether there is this magic number. */
+  /** Whether a magic number is at an offset. */
   isMagic(at: number, [high, low]: readonly [number, number]): boolean {
     return this.u32(at) === high && this.u32(at + 4) === low;
   }
 }
 
-/** An empty message of some length. */
+/** A zeroed message of some length. */
 export function message(length: number): Fields {
   return new Fields(new Uint8Array(length));
 }
@@ -271,17 +271,17 @@ export function message(length: number): Fields {
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 
-/** The bytes of a text. */
+/** Encode text. */
 export function encodeText(text: string): Uint8Array {
   return encoder.encode(text);
 }
 
-/** The text of some bytes; what is no UTF-8 in it is replaced. */
+/** Decode text; invalid UTF-8 is replaced. */
 export function decodeText(bytes: Uint8Array): string {
   return decoder.decode(bytes);
 }
 
-/** Several pieces as one message. */
+/** Concatenate pieces into a message. */
 export function joined(...pieces: readonly Uint8Array[]): Uint8Array {
   const whole = new Uint8Array(
     pieces.reduce((sum, { length }) => sum + length, 0),
@@ -294,35 +294,35 @@ export function joined(...pieces: readonly Uint8Array[]): Uint8Array {
   return whole;
 }
 
-/** 16 bits, as bytes of a message. */
+/** A 16-bit number as bytes. */
 export function u16Bytes(value: number): Uint8Array {
   const fields = message(2);
   fields.setU16(0, value);
   return fields.bytes;
 }
 
-/** 32 bits, as bytes of a message. */
+/** A 32-bit number as bytes. */
 export function u32Bytes(value: number): Uint8Array {
   const fields = message(4);
   fields.setU32(0, value);
   return fields.bytes;
 }
 
-/** A text with its length before it. */
+/** A text preceded by its length. */
 export function lengthAndText(text: string): Uint8Array {
   const bytes = encodeText(text);
   return joined(u32Bytes(bytes.length), bytes);
 }
 
 /**
- * The sizes to which requests of an export must, or had better, keep.
+ * Block size constraints of an export.
  *
  * @category Network
  */
 export interface BlockSizes {
-  /** A power of two. */
+  /** Requests must be multiples of this power of two. */
   readonly minimum: number;
-  /** What requests had better be multiples of. */
+  /** Requests should be multiples of this. */
   readonly preferred: number;
   /** Most bytes that a request moves. */
   readonly maximum: number;

@@ -4,7 +4,7 @@
  * @module
  */
 
-/** Tables for as many bytes at once. */
+/** Number of tables, and of bytes processed at once. */
 const SLICES = 4;
 
 let tables: Uint32Array[] | undefined;
@@ -27,7 +27,7 @@ function makeTables(): Uint32Array[] {
   return all;
 }
 
-/** The checksum of what `before` is that of, and of `bytes` after it. */
+/** Continue the checksum `before` with `bytes`. */
 export function crc32(bytes: Uint8Array, before = 0): number {
   const [one, two, three, four] = tables ??= makeTables();
   let crc = ~before;

@@ -1,7 +1,7 @@
 /**
- * The driver `gzip`: RFC 1952. A file is unpacked from its beginning to its
- * end, unless it is BGZF ("Sequence Alignment/Map Format Specification",
- * section 4.1), whose members are small and say how long they are.
+ * The driver `gzip`: RFC 1952. A file is unpacked front to back, unless it is
+ * BGZF ("Sequence Alignment/Map Format Specification", section 4.1), whose
+ * members are small and state their length.
  *
  * @module
  */
@@ -20,9 +20,9 @@ import { checkReadOnly } from "./window.ts";
 
 /** Bytes of a member's header in BGZF, which has one extra field. */
 const HEADER = 18;
-/** Bytes behind the data: checksum and length. */
+/** Bytes after the data: checksum and length. */
 const TRAILER = 8;
-/** Most bytes of a member, unpacked. */
+/** Most bytes of an unpacked member. */
 const MAX_MEMBER = 65536;
 
 /** A disk in a file that is compressed with gzip. */
@@ -59,7 +59,7 @@ async function checkMagic(file: BlockNode): Promise<void> {
   throw new BlockError("ENOTSUP", "The gzip data has an unknown method");
 }
 
-/** The members of a BGZF file; `undefined` if it is none. */
+/** The members of a BGZF file; `undefined` for other gzip files. */
 async function membersOf(file: BlockNode): Promise<Units | undefined> {
   const units = new Units();
   let next = await bytesAt(file, 0, HEADER);
@@ -86,7 +86,7 @@ async function membersOf(file: BlockNode): Promise<Units | undefined> {
   return units;
 }
 
-/** The bytes of a member with this header, 0 if it does not say. */
+/** The length of a member with this header; 0 if it is not stated. */
 function memberLength(header: Uint8Array): number {
   const view = viewOf(header);
   const isMember = view.getUint32(0) === 0x1f8b0804 &&
@@ -109,7 +109,9 @@ async function unpackMember(
   if (crc32(target) !== sum) throw damaged("gzip");
 }
 
-/** Unpack without a library: a gzip file must then have only one member. */
+/**
+ * Unpack without a library, which requires a gzip file with only one member.
+ */
 export async function* unpackedByRuntime(
   format: "gzip" | "deflate-raw",
   bytes: AsyncIterable<Uint8Array>,

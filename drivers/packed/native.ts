@@ -1,6 +1,6 @@
 /**
  * Unpacking front to back by libraries of the system: zlib, liblzma, libzstd.
- * They take input and give output in parts, in little memory.
+ * They process parts of input and output, in little memory.
  *
  * @module
  */
@@ -12,20 +12,20 @@ import type { NativeFunction } from "../../core/platform/platform.ts";
 /** Unpacks one file. */
 export interface Unpacker extends Disposable {
   /**
-   * Unpack more of it. Each part is valid until the next is asked for.
+   * Unpack more of it. Each part is valid until the next one is requested.
    *
    * @throws {BlockError} EIO if it is damaged.
    */
   push(input: Uint8Array): Generator<Uint8Array>;
   /**
-   * The rest, since nothing more follows.
+   * Finish: no more input follows.
    *
    * @throws {BlockError} EIO if it is cut off.
    */
   end(): Generator<Uint8Array>;
 }
 
-/** Bytes that are unpacked at once. */
+/** Most bytes unpacked at once. */
 const OUTPUT = 1024 * 1024;
 
 /** Most memory for the dictionary of an xz file: twice that of `xz -9`. */
@@ -57,21 +57,21 @@ function addressOf(bytes: Uint8Array): bigint {
   return platform().libraries!.addressOf(bytes);
 }
 
-/** A compressed file that is damaged, whatever the library says of it. */
+/** The error for a damaged compressed file, whatever the library reports. */
 export function damaged(what: string): BlockError {
   return new BlockError("EIO", `The ${what} data is damaged`);
 }
 
-/** A compressed file that ends too early. */
+/** The error for a compressed file that ends too early. */
 export function cutOff(what: string): BlockError {
   return new BlockError("EIO", `The ${what} data is cut off`);
 }
 
 /**
  * The structure through which zlib and liblzma get their buffers. Both begin
- * with a pointer to the input, its length (`avail_in`), and a total; then the
- * same of the output. Lengths are below 2^32, so that the upper half of
- * liblzma's is zero, as is zlib's padding.
+ * with a pointer to the input, its length (`avail_in`), and a total, then the
+ * same for the output. Lengths are below 2^32, so that the upper half of
+ * liblzma's is zero, like zlib's padding.
  */
 class Buffers {
   readonly struct: Uint8Array<ArrayBuffer>;
@@ -94,12 +94,12 @@ class Buffers {
     this.#view.setUint32(8, input.length, true);
   }
 
-  /** Bytes of the input that have not been used. */
+  /** Unused bytes of the input. */
   get rest(): number {
     return this.#view.getUint32(8, true);
   }
 
-  /** The input that has not been used. */
+  /** The unused input. */
   get left(): Uint8Array {
     return this.#input.subarray(this.#input.length - this.rest);
   }
@@ -108,7 +108,7 @@ class Buffers {
     return this.#view.getUint32(32, true) === 0;
   }
 
-  /** What has been put out since the last call of {@linkcode empty}. */
+  /** The output since the last call of {@linkcode empty}. */
   get filled(): Uint8Array {
     const room = this.#view.getUint32(32, true);
     return this.#output.subarray(0, OUTPUT - room);
@@ -135,14 +135,16 @@ interface ZlibLibrary {
 const [Z_OK, Z_STREAM_END, Z_BUF_ERROR] = [0, 1, -5];
 const Z_STREAM_SIZE = 112;
 
-/** To the window's size: read what gzip puts around the data, and check it. */
+/**
+ * Added to the window size: expect gzip's header and trailer, and check them.
+ */
 const GZIP_WINDOW = 15 + 16;
-/** Negative: there is nothing around the data. */
+/** Negated window size: expect neither header nor trailer. */
 const RAW_WINDOW = -15;
 
 /**
- * Unpacks gzip's format, of which several may follow each other, or `deflate`
- * data alone; `null` without zlib.
+ * Unpacks gzip, of which several members may follow each other, or plain
+ * `deflate` data; `null` without zlib.
  */
 export function inflater(format: "gzip" | "deflate"): Unpacker | null {
   const stream = { parameters: ["buffer"], result: "i32" } as const;
@@ -169,7 +171,7 @@ export function inflater(format: "gzip" | "deflate"): Unpacker | null {
   function* push(input: Uint8Array): Generator<Uint8Array> {
     buffers.give(input);
     while (buffers.rest > 0 && !isOver) {
-      // Tapes and disks fill up their last block with zeroes.
+      // Tapes and disks pad their last block with zeroes.
       if (isGzip && !isInside && buffers.left.every((byte) => byte === 0)) {
         return;
       }
@@ -194,7 +196,7 @@ export function inflater(format: "gzip" | "deflate"): Unpacker | null {
   return {
     push,
     *end() {
-      // A full buffer may have left some behind.
+      // A full buffer may mean that there is more output.
       while (isInside && !isOver) {
         const code = zlib.inflate(struct, 0);
         const { filled } = buffers;
@@ -255,7 +257,7 @@ function lzmaLibrary(): LzmaLibrary {
   throw withoutLibrary("xz", "liblzma.so.5");
 }
 
-/** The error where there is nothing to unpack with. */
+/** The error for a missing library. */
 export function withoutLibrary(format: string, library: string): BlockError {
   return new BlockError(
     "ENOTSUP",
@@ -280,7 +282,7 @@ function lzmaError(code: number): BlockError {
 }
 
 /**
- * Unpacks xz's format.
+ * Unpacks xz.
  *
  * @throws {BlockError} ENOTSUP without liblzma.
  */
@@ -319,7 +321,7 @@ export function xzUnpacker(): Unpacker {
 }
 
 /**
- * Unpack a whole xz stream to exactly as many bytes as `target` has.
+ * Unpack a whole xz stream to exactly the size of `target`.
  *
  * @throws {BlockError} EIO if that does not succeed.
  */
@@ -360,7 +362,7 @@ const ZSTD_d_windowLogMax = 100;
 const ZSTD_ERROR_WINDOW = 16;
 
 /**
- * Unpacks zstd's format.
+ * Unpacks zstd.
  *
  * @throws {BlockError} ENOTSUP without libzstd.
  */
@@ -385,7 +387,7 @@ export function zstdUnpacker(): Unpacker {
   if (!context) throw new BlockError("ENOMEM", "libzstd has no memory");
   zstd.ZSTD_DCtx_setParameter(context, ZSTD_d_windowLogMax, ZSTD_WINDOW);
   const output = allocate(OUTPUT);
-  // A buffer's address, its length, and how much of it has been used.
+  // A buffer's address, its length, and the number of bytes used.
   const out = new BigUint64Array([addressOf(output), BigInt(OUTPUT), 0n]);
   const taken = new BigUint64Array(3);
   const [outStruct, inStruct] = [out, taken]
@@ -404,7 +406,8 @@ export function zstdUnpacker(): Unpacker {
       isInside = code !== 0n;
       const filled = Number(out[2]);
       if (filled > 0) yield output.subarray(0, filled);
-      // A full buffer may have left some behind, unless the frame has ended.
+      // A full buffer may mean that there is more output, unless the frame has
+      // ended.
       if (taken[2] === taken[1] && (filled < OUTPUT || !isInside)) return;
     }
   }

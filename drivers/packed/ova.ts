@@ -1,13 +1,12 @@
 /**
  * New appliances: a tar archive of an OVF descriptor, a manifest with digests,
- * and the disk as a stream-optimized VMDK (DMTF DSP0243, section 5.3 in version
- * 1.1: the descriptor comes first; the manifest is second or last).
+ * and the disk as a stream-optimized VMDK (DMTF DSP0243 version 1.1, section
+ * 5.3: the descriptor comes first; the manifest is second or last).
  *
- * The archive begins with the size of the disk's file, which is not known
- * before that has been compressed. Where the target can seek, the beginning is
- * written once more at the end. Elsewhere the disk is compressed twice, first
- * only to learn its size; the manifest, which needs the bytes as they are
- * written, then comes last.
+ * The archive begins with the size of the disk's file, which is known only
+ * after compression. If the target can seek, the beginning is rewritten at the
+ * end. Otherwise the disk is compressed twice, first only to learn its size;
+ * the manifest, which needs the bytes as written, then comes last.
  *
  * @module
  */
@@ -55,7 +54,7 @@ export const OVA_CREATE_OPTIONS: OptionTable = {
 /** Archives end in zeroes, up to a multiple of this. */
 const RECORD = 20 * BLOCK;
 
-/** An archive with the disk that `source` is. */
+/** An archive with the disk `source`. */
 export async function* streamAppliance(
   options: OptionValues,
   source: StreamSource,
@@ -124,7 +123,7 @@ function diskOf(
 
 const MIB = 1024 * 1024;
 
-/** Bytes of a name that leave room for what is appended, in a tar header. */
+/** Bytes of a name that leave room for a suffix in a tar header. */
 const MAX_NAME = 80;
 
 function planAppliance(options: OptionValues, capacity: number): Plan {
@@ -159,7 +158,7 @@ function planAppliance(options: OptionValues, capacity: number): Plan {
 
 const NO_DIGEST = allocate(32);
 
-/** A line a file, as DSP0243 has it; it does not name itself. */
+/** A line per file, as in DSP0243, except for the manifest itself. */
 function manifestOf(
   { name, diskName }: Plan,
   [ofDescriptor, ofDisk]: readonly Uint8Array[],
@@ -178,11 +177,11 @@ function member(name: string, content: Uint8Array): Uint8Array[] {
   return [tarHeader(name, content.length), ...padded(content, BLOCK)];
 }
 
-/** The largest size that a header states in octal. */
+/** The largest size that a header can hold in octal. */
 const MAX_OCTAL = 8 ** 11 - 1;
 
 /**
- * A header of ustar; of GNU's format for a size that ustar cannot state.
+ * A ustar header; GNU's format for sizes that ustar cannot hold.
  *
  * @param size Bytes.
  */

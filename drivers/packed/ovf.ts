@@ -15,18 +15,18 @@ export interface OvfDisk {
   readonly id: string;
   /** `ovf:id` of its file. */
   readonly fileId: string;
-  /** The file, as the descriptor names it. */
+  /** The file's name in the descriptor. */
   readonly href: string;
   /** Whether the file is split into several. */
   readonly isSplit: boolean;
-  /** Whether it holds only what differs from another disk. */
+  /** Whether it stores only the differences from another disk. */
   readonly hasParent: boolean;
 }
 
 /**
  * The disks that have a file, in order.
  *
- * @throws {BlockError} EINVAL if it is no descriptor.
+ * @throws {BlockError} EINVAL if it is not a descriptor.
  */
 export function parseOvf(bytes: Uint8Array): OvfDisk[] {
   const text = decodeXml(bytes).replaceAll(/<!--[^]*?(-->|$)/g, "");
@@ -40,7 +40,7 @@ export function parseOvf(bytes: Uint8Array): OvfDisk[] {
   const disks: OvfDisk[] = [];
   for (const disk of elements(text, "Disk")) {
     const fileId = disk.get("fileRef");
-    // Without a file it is a new, empty disk.
+    // Without a file, it is a new, empty disk.
     if (fileId === undefined) continue;
     const file = files.get(fileId);
     const href = file?.get("href");
@@ -60,7 +60,7 @@ export function parseOvf(bytes: Uint8Array): OvfDisk[] {
   return disks;
 }
 
-/** Names in an archive are as they are; in a reference they may be escaped. */
+/** Names in an archive are literal; in a reference they may be escaped. */
 function decodedHref(href: string): string {
   try {
     return decodeURIComponent(href.replace(/^(\.\/)+/, ""));
@@ -80,7 +80,7 @@ function decodeXml(bytes: Uint8Array): string {
   return new TextDecoder().decode(bytes);
 }
 
-/** The attributes of all elements of a name, whatever their namespace. */
+/** The attributes of all elements with a name, whatever their namespace. */
 function* elements(
   text: string,
   name: string,
@@ -119,13 +119,13 @@ function unescaped(text: string): string {
   });
 }
 
-/** A text as an attribute, or as the content of an element. */
+/** Escape text for an attribute or the content of an element. */
 export function escaped(text: string): string {
   return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;")
     .replaceAll(">", "&gt;").replaceAll('"', "&quot;");
 }
 
-/** Refuse a disk whose file alone does not hold it. */
+/** Refuse a disk that is not completely in its own file. */
 export function checkOwnDisk({ id, isSplit, hasParent }: OvfDisk): void {
   const called = `The disk '${shortened(id, 255)}' of the OVF descriptor`;
   if (isSplit) {

@@ -5,12 +5,12 @@
  */
 import { escaped } from "./ovf.ts";
 
-/** What the descriptor says. */
+/** The content of the descriptor. */
 export interface Plan {
   readonly name: string;
-  /** The disk's file in the archive. */
+  /** The name of the disk's file in the archive. */
   readonly diskName: string;
-  /** Of the disk, bytes. */
+  /** Bytes of the disk. */
   readonly capacity: number;
   readonly adapterType: string;
   readonly hwVersion: number;
@@ -21,17 +21,17 @@ export interface Plan {
 
 const SCHEMAS = "http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/";
 
-/** Types of resources in CIM. */
+/** CIM resource types. */
 const RESOURCE = { cpu: 3, memory: 4, ide: 5, scsi: 6, disk: 17 };
 
-/** An item of virtual hardware: the names of its elements, in their order. */
+/** An item of virtual hardware: its elements in order. */
 type Item = readonly (readonly [name: string, value: string | number])[];
 
 /** Digits of the largest size. */
 const SIZE_DIGITS = 16;
 
 /**
- * Its text, whose length does not depend on `size`.
+ * The text, whose length does not depend on `size`.
  *
  * @param size Bytes of the disk's file.
  */
@@ -73,7 +73,8 @@ export function descriptorOf(
     ],
   ];
   const called = escaped(name);
-  // XML permits spaces at the end. Zeroes before the digits some take for octal.
+  // XML permits trailing spaces. Leading zeroes would be octal to some
+  // programs.
   const filler = " ".repeat(SIZE_DIGITS - `${size}`.length);
   return new TextEncoder().encode(`<?xml version="1.0" encoding="UTF-8"?>
 <Envelope xmlns="http://schemas.dmtf.org/ovf/envelope/1" \

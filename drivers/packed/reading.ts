@@ -7,7 +7,7 @@ import { allocate } from "../../core/bytes.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
 
-/** Bytes of a file; past its end there are zeroes. */
+/** Bytes of a file, with zeroes past its end. */
 export async function bytesAt(
   file: BlockNode,
   at: number,

@@ -1,6 +1,5 @@
 /**
- * Compressed files from their beginning to their end, since they cannot be
- * entered in the middle.
+ * Reading compressed files front to back, without random access.
  *
  * @module
  */
@@ -27,7 +26,7 @@ export async function* bytesOf(
   }
 }
 
-/** What is packed in a range of a file. Each part is valid until the next. */
+/** Unpack a range of a file. Each part is valid until the next. */
 export async function* unpacked(
   file: BlockNode,
   window: Window,
@@ -39,9 +38,9 @@ export async function* unpacked(
 }
 
 /**
- * The refusal to enter compressed data in the middle.
+ * The error for random access to compressed data.
  *
- * @param what It, as the beginning of a sentence.
+ * @param what The data, as the beginning of a sentence.
  * @param command The program that unpacks it.
  */
 export function cannotSeek(what: string, command: string): BlockError {

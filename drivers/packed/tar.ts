@@ -1,5 +1,5 @@
 /**
- * The drivers `tar` and `ova`: an image in an archive, used where it lies.
+ * The drivers `tar` and `ova`: an image in an archive, used in place.
  *
  * @module
  */
@@ -24,7 +24,7 @@ import {
   windowNode,
 } from "./window.ts";
 
-/** Options of opening a member. */
+/** Options to select a member. */
 export const MEMBER_OPTIONS: OptionTable = {
   member: {
     type: "string",
@@ -94,10 +94,12 @@ async function examine(
   return { file, members, wanted: member as string | undefined };
 }
 
-/** Files of an appliance beside the disks. */
+/** Files of an appliance other than disks. */
 const ABOUT = /\.(ovf|mf|cert)$/i;
 
-/** The disks of the OVF descriptor, and the files that may be one without it. */
+/**
+ * The disks of the OVF descriptor; without one, the files that may be disks.
+ */
 async function readDescriptor(
   file: BlockNode,
   members: readonly TarMember[],
@@ -108,7 +110,7 @@ async function readDescriptor(
   if (!ovf) {
     if (isNeeded) {
       throw invalid(
-        "It is no appliance, since it has no OVF descriptor",
+        "It is not an appliance: it has no OVF descriptor",
         "The driver 'tar' opens a member of any tar archive.",
       );
     }
@@ -119,7 +121,7 @@ async function readDescriptor(
   return { disks: parseOvf(await bytesAt(file, ovf.start, ovf.size)), others };
 }
 
-/** The member that holds the disk that is wanted, or the only one. */
+/** The member that holds the selected disk, or the only one. */
 function memberOfDisk(
   disks: readonly OvfDisk[],
   members: readonly TarMember[],

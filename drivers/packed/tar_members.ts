@@ -1,8 +1,8 @@
 /**
  * The members of a tar archive: ustar (POSIX 1003.1), its pax extensions, and
- * what GNU tar adds (long names, sizes in base 256).
+ * GNU tar's (long names, sizes in base 256).
  *
- * Nothing is unpacked under a member's name, so that a name may be anything.
+ * Nothing is unpacked under a member's name, so names may contain anything.
  *
  * @module
  */
@@ -16,7 +16,7 @@ import type { Window } from "./window.ts";
 /** Bytes of a header; members are padded to multiples of them. */
 export const BLOCK = 512;
 
-/** Most members: more are no appliance. */
+/** Most members: an archive with more is not an appliance. */
 const MAX_MEMBERS = 100_000;
 
 /** Most bytes of a long name, or of an extended header. */
@@ -25,20 +25,20 @@ const MAX_EXTRA = 1024 * 1024;
 /** A file in an archive. */
 export interface TarMember extends Window {
   readonly name: string;
-  /** Whether only its data is stored, and holes are left out. */
+  /** Whether holes are left out. */
   readonly isSparse: boolean;
-  /** Whether the archive ends within it. */
+  /** Whether the archive ends within its data. */
   readonly isCut: boolean;
 }
 
-/** What headers before a member's own say of it. */
+/** Attributes from extended headers before a member's own. */
 interface Extra {
   name?: string;
   size?: number;
   isSparse?: boolean;
 }
 
-/** Types of members that have no data, whatever size they state. */
+/** Types of members without data, whatever size they state. */
 const WITHOUT_DATA = "123456V";
 /** Types of regular files; a slash at the end of a name marks a folder. */
 const REGULAR = "0\0" + "7S";
@@ -46,7 +46,7 @@ const REGULAR = "0\0" + "7S";
 /**
  * The regular files of an archive, in order.
  *
- * @throws {BlockError} EINVAL if it is none, or is damaged.
+ * @throws {BlockError} EINVAL if it is not an archive, or damaged.
  */
 export async function tarMembers(file: BlockNode): Promise<TarMember[]> {
   const members: TarMember[] = [];
@@ -92,7 +92,7 @@ export async function tarMembers(file: BlockNode): Promise<TarMember[]> {
     extra = {};
     if (isCut) break;
     at = start + roundUp(stored, BLOCK);
-    // A header of GNU's old sparse format may be followed by more of its map.
+    // In GNU's old sparse format, blocks with more of the map may follow.
     if (header.hasMoreMap) at = await afterSparseMap(file, start, stored);
   }
   if (count === 0) throw invalid("It is not a tar archive");
@@ -107,7 +107,7 @@ interface Header {
   readonly hasMoreMap: boolean;
 }
 
-/** Where the fields of a header are. */
+/** Offsets of the fields of a header. */
 const FIELD = {
   name: [0, 100],
   size: [124, 12],
@@ -130,7 +130,7 @@ function parseHeader(block: Uint8Array, at: number): Header {
     );
   }
   const type = String.fromCharCode(block[FIELD.type]);
-  // GNU's magic ends in a space: it uses the prefix for other things.
+  // GNU's magic ends in a space, and its prefix field has other uses.
   const isPosix = textOf(block.subarray(FIELD.magic, FIELD.magic + 6)) ===
       "ustar" && block[FIELD.magic + 5] === 0;
   const prefix = isPosix ? textOf(field(FIELD.prefix)) : "";
@@ -143,7 +143,7 @@ function parseHeader(block: Uint8Array, at: number): Header {
   };
 }
 
-/** Old programs added up signed bytes. */
+/** Both sums: old programs added up signed bytes. */
 function checksums(block: Uint8Array): number[] {
   let [unsigned, signed] = [0, 0];
   const [start, length] = FIELD.checksum;
@@ -187,7 +187,7 @@ function parsePax(bytes: Uint8Array, at: number): Extra {
     const key = textOf(record.subarray(0, equals));
     const value = new TextDecoder().decode(record.subarray(equals + 1));
     if (key === "path") extra.name ??= value;
-    // The real name of a sparse member; its own is made up.
+    // The real name of a sparse member, whose own name is generated.
     else if (key === "GNU.sparse.name") extra.name = value;
     else if (key === "size") {
       if (!/^\d{1,16}$/.test(value)) throw refuse();
@@ -200,7 +200,9 @@ function parsePax(bytes: Uint8Array, at: number): Extra {
   return extra;
 }
 
-/** Where the next header is, behind the blocks of a sparse map and the data. */
+/**
+ * The offset of the next header, after the blocks of a sparse map and the data.
+ */
 async function afterSparseMap(
   file: BlockNode,
   start: number,
@@ -220,7 +222,7 @@ function textOf(bytes: Uint8Array): string {
 }
 
 /**
- * Refuse a member whose bytes are not all there, one after the other.
+ * Refuse a member whose bytes are not complete and contiguous.
  *
  * @throws {BlockError} ENOTSUP or EINVAL
  */

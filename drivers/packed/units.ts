@@ -1,9 +1,9 @@
 /**
- * Compressed files in parts that can be unpacked by themselves, and where each
- * of them is.
+ * Compressed files that consist of independent parts, and a table of them.
  *
  * @module
  */
+import { checkSignal } from "../../core/abort.ts";
 import {
   allocate,
   copyIntoVector,
@@ -20,40 +20,40 @@ import { readWithin } from "./window.ts";
 /** Largest part, unpacked, in bytes. */
 export const MAX_UNIT = 64 * 1024 * 1024;
 
-/** Largest part in the file: what does not shrink grows by little. */
+/** Largest stored part: incompressible data grows only a little. */
 const MAX_STORED = MAX_UNIT + MAX_UNIT / 8;
 
 /** Most parts of a file. */
 export const MAX_UNITS = 2 * 1024 * 1024;
 
-/** Unpacked bytes that are kept. */
+/** Most unpacked bytes kept in memory. */
 const BUDGET = 128 * 1024 * 1024;
 
 /** A part. */
 export interface Unit {
-  /** Where in the file it begins. */
+  /** Its offset in the file. */
   readonly start: number;
-  /** Bytes in the file. */
+  /** Its bytes in the file. */
   readonly stored: number;
-  /** Where what is in it begins, unpacked. */
+  /** The unpacked offset of its content. */
   readonly offset: number;
-  /** Bytes, unpacked. */
+  /** Bytes of its content. */
   readonly length: number;
 }
 
-/** A table of parts, in the order of what is in them. */
+/** A table of parts, in order of their content. */
 export class Units {
-  /** Four numbers a part. */
+  /** Four numbers per part. */
   #numbers = new Float64Array(256);
   #count = 0;
   #size = 0;
 
-  /** How many. */
+  /** Number of parts. */
   get count(): number {
     return this.#count;
   }
 
-  /** Bytes of all of them, unpacked. */
+  /** Bytes of all content. */
   get size(): number {
     return this.#size;
   }
@@ -69,7 +69,7 @@ export class Units {
     ) {
       throw new BlockError("EFBIG", "The compressed file has too many parts");
     }
-    // What holds nothing is never looked for.
+    // An empty part is never looked up.
     if (length === 0) return;
     const at = this.#count++ * 4;
     if (at === this.#numbers.length) {
@@ -81,7 +81,7 @@ export class Units {
     this.#size += length;
   }
 
-  /** The largest one's bytes, unpacked. */
+  /** Bytes of the largest part's content. */
   get largest(): number {
     let most = 0;
     for (let i = 0; i < this.#count; i++) {
@@ -90,14 +90,14 @@ export class Units {
     return most;
   }
 
-  /** One of them. */
+  /** The part with an index. */
   at(index: number): Unit {
     const [start, stored, offset, length] = this.#numbers
       .subarray(index * 4, index * 4 + 4);
     return { start, stored, offset, length };
   }
 
-  /** The number of the one with the byte at `offset`, which is below `size`. */
+  /** The index of the part with the byte at `offset`, which is below `size`. */
   find(offset: number): number {
     let [low, high] = [0, this.#count - 1];
     while (low < high) {
@@ -109,7 +109,7 @@ export class Units {
   }
 }
 
-/** Unpacks one part into `target`, which has its length. */
+/** Unpacks one part into `target`, which has the size of its content. */
 export type UnpackUnit = (
   stored: Uint8Array,
   target: Uint8Array,
@@ -117,9 +117,9 @@ export type UnpackUnit = (
 ) => Promise<void> | void;
 
 /**
- * A node that presents what is in the parts of `file`.
+ * A node that presents the content of the parts of `file`.
  *
- * @param padding What the bytes of a part are rounded up to when it is read.
+ * @param padding Stored parts are read rounded up to this.
  */
 export function unitsNode(
   driver: DriverTraits,
@@ -150,31 +150,33 @@ export function unitsNode(
         }
       });
     },
-    status(offset, length) {
+    // deno-lint-ignore require-await -- the interface is asynchronous
+    async status(offset, length, flags) {
+      checkSignal(flags?.signal);
       const rest = Math.max(0, size - offset);
-      return Promise.resolve(
-        rest === 0 ? { length, allocated: false, zero: true } : {
-          length: Math.min(length, rest),
-          allocated: true,
-          zero: false,
-          compressed: true,
-        },
-      );
+      return rest === 0 ? { length, allocated: false, zero: true } : {
+        length: Math.min(length, rest),
+        allocated: true,
+        zero: false,
+        compressed: true,
+      };
     },
     info: () => Promise.resolve({ compressed: true }),
     close: () => Promise.resolve(cache.clear()),
   };
 }
 
-/** The parts that were used last. */
+/** The most recently used parts. */
 class UnitCache {
   readonly #file: BlockNode;
   readonly #unpack: UnpackUnit;
   readonly #padding: number;
-  /** How many are kept. */
+  /** Most parts kept. */
   readonly #most: number;
   readonly #kept = new Map<number, Promise<Uint8Array>>();
-  /** One at a time: libraries keep the processor busy, and memory is bounded. */
+  /**
+   * One at a time: unpacking uses the processor fully, and memory is bounded.
+   */
   readonly #lock = new Mutex();
 
   constructor(
@@ -194,7 +196,7 @@ class UnitCache {
     this.#kept.delete(index);
     if (!bytes) {
       bytes = this.#load(unit);
-      // Another try may succeed.
+      // The next reader tries again.
       bytes.catch(() => this.#kept.delete(index));
     }
     this.#kept.set(index, bytes);

@@ -1,8 +1,9 @@
 /**
- * A part of a file that is used where it lies: a stored member of an archive.
+ * A part of a file used in place: a stored member of an archive.
  *
  * @module
  */
+import { checkSignal } from "../../core/abort.ts";
 import type { IoVector } from "../../core/bytes.ts";
 import type { OpenContext } from "../../core/driver.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
@@ -13,7 +14,7 @@ import type { DriverTraits } from "../../core/traits.ts";
 
 /** A range of a file. */
 export interface Window {
-  /** Its first byte. */
+  /** Its offset. */
   readonly start: number;
   /** Bytes. */
   readonly size: number;
@@ -39,26 +40,26 @@ export function windowNode(
         (inside) => readPadded(file, start + offset, inside, flags),
       );
     },
-    status(offset, length): Promise<Extent> {
+    // deno-lint-ignore require-await -- the interface is asynchronous
+    async status(offset, length, flags): Promise<Extent> {
+      checkSignal(flags?.signal);
       const rest = Math.max(0, size - offset);
-      if (rest === 0) {
-        return Promise.resolve({ length, allocated: false, zero: true });
-      }
-      return Promise.resolve({
+      if (rest === 0) return { length, allocated: false, zero: true };
+      return {
         length: Math.min(length, rest),
         allocated: true,
         zero: false,
         hostOffset: start + offset,
         file,
         recurse: true,
-      });
+      };
     },
     info: () => Promise.resolve({}),
     close: () => Promise.resolve(),
   };
 }
 
-/** Read the part of a vector that lies within `size`; the rest is zero. */
+/** Read the part of a vector within `size`; the rest reads as zeroes. */
 export async function readWithin(
   size: number,
   offset: number,
@@ -77,7 +78,7 @@ export async function readWithin(
 }
 
 /**
- * Refuse to write into an archive or a compressed file.
+ * Refuse to write to an archive or a compressed file.
  *
  * @throws {BlockError} EACCES
  */
@@ -88,31 +89,30 @@ export function checkReadOnly(context: OpenContext, what: string): void {
   });
 }
 
-/** A member of an archive that can be chosen. */
+/** A member of an archive that can be selected. */
 export interface Choice {
   /** Its name in the archive. */
   readonly name: string;
 }
 
-/** Names of files that images usually have. */
+/** Names that images usually have. */
 const IMAGE_NAME = /\.(vmdk|qcow2?|qed|img|raw|vhdx?|vdi|iso|hdd|hds|dmg)$/i;
 
 /** Most members that are listed in a message. */
 const MOST_LISTED = 20;
 
 /**
- * The member of an archive that holds the image: the one with the name
- * `wanted`, else the only one, else the only one that is called like an image.
+ * The member of an archive that holds the image: the one named `wanted`, else
+ * the only one, else the only one named like an image.
  *
- * @throws {BlockError} ENOENT, or EINVAL if it is not clear which one is meant;
- * the message lists them.
+ * @throws {BlockError} ENOENT, or EINVAL with a list if it is ambiguous.
  */
 export function chooseMember<T extends Choice>(
   members: readonly T[],
   wanted: string | undefined,
 ): T {
   if (wanted !== undefined) {
-    // Later ones replace those before them, as when they are unpacked.
+    // As in unpacking, later members replace earlier ones.
     const found = members.findLast(({ name }) => name === wanted);
     if (found) return found;
     throw new BlockError(
@@ -132,12 +132,12 @@ export function chooseMember<T extends Choice>(
   );
 }
 
-/** How a member is chosen. */
+/** How to select a member. */
 export const HOW_TO_CHOOSE =
   "Choose one: --image-opts driver=tar,member=NAME,file.filename=FILE " +
   "(or driver=zip).";
 
-/** The members, for a message. */
+/** A list of members for a message. */
 export function listed(members: readonly Choice[]): string {
   const names = members.slice(0, MOST_LISTED)
     .map(({ name }) => `'${shortened(name, 255)}'`);

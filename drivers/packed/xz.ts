@@ -1,7 +1,7 @@
 /**
  * The driver `xz` ("The .xz File Format", version 1.2). Each stream ends in an
- * index of its blocks, which are unpacked as they are needed, unless they are
- * very large.
+ * index of its blocks, which are unpacked on demand, unless they are very
+ * large.
  *
  * @module
  */
@@ -63,9 +63,9 @@ async function checkMagic(file: BlockNode): Promise<void> {
 
 /** The blocks of all streams of a file. */
 interface Blocks {
-  /** Their stored sizes are without padding, as the index has them. */
+  /** Their stored sizes exclude padding, as in the index. */
   readonly units: Units;
-  /** The flags of the stream of the block at `start`. */
+  /** The stream flags of the block at `start`. */
   flags(start: number): number;
 }
 
@@ -73,11 +73,11 @@ interface Blocks {
 interface Stream {
   readonly start: number;
   readonly flags: number;
-  /** Of each block, its size without padding, and unpacked. */
+  /** For each block, its stored size without padding, and its unpacked size. */
   readonly records: Float64Array;
 }
 
-/** Read the indices, from the last one on. */
+/** Read the indices, beginning with the last. */
 async function blocksOf(file: BlockNode): Promise<Blocks> {
   const streams: Stream[] = [];
   let count = 0;
@@ -109,7 +109,7 @@ async function blocksOf(file: BlockNode): Promise<Blocks> {
   };
 }
 
-/** Most streams of a file: each one costs three reads. */
+/** Most streams of a file: each costs three reads. */
 const MAX_STREAMS = 100_000;
 
 async function streamBefore(
@@ -162,7 +162,7 @@ function parseIndex(index: Uint8Array): Float64Array {
     throw damaged("xz");
   };
   const count = next();
-  // Two bytes a record at least.
+  // Each record takes at least two bytes.
   if (index[0] !== 0 || count > end / 2) throw damaged("xz");
   if (count > MAX_UNITS) {
     throw new BlockError("EFBIG", "The xz file has too many blocks");
@@ -176,7 +176,7 @@ function parseIndex(index: Uint8Array): Float64Array {
   return records;
 }
 
-/** A stream of one block, which a library can unpack. */
+/** A stream of one block, for a library to unpack. */
 function singleStream(
   block: Uint8Array,
   flags: number,
@@ -206,7 +206,7 @@ function singleStream(
   return stream;
 }
 
-/** A number, seven bits a byte, the lowest first. */
+/** Encode a number, seven bits per byte, the lowest first. */
 function numberBytes(value: number): number[] {
   const bytes: number[] = [];
   for (; value >= 128; value = Math.floor(value / 128)) {

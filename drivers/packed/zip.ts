@@ -1,7 +1,6 @@
 /**
  * The driver `zip` (PKWARE's APPNOTE 6.3): an image in an archive. A stored
- * member is used where it lies; one that is compressed can be unpacked from its
- * beginning to its end.
+ * member is used in place; a compressed one can be unpacked front to back.
  *
  * @module
  */
@@ -41,11 +40,11 @@ interface Member {
   readonly stored: number;
   /** Bytes, unpacked. */
   readonly size: number;
-  /** Where its own header is. */
+  /** Offset of its own header. */
   readonly headerAt: number;
 }
 
-/** Methods of compression, by their numbers. */
+/** Compression methods. */
 const [STORED, DEFLATED, ZSTD, XZ] = [0, 8, 93, 95];
 
 /** Most bytes of the directory, and most members. */
@@ -75,7 +74,7 @@ export const zipDriver: BlockDriver = {
     let [size, sum] = [0, 0];
     for await (const bytes of contentOf(file, member)) {
       size += bytes.length;
-      // Nothing is believed of a member that has more than it says.
+      // A member larger than stated is damaged.
       if (size > member.size) throw damaged("zip");
       sum = crc32(bytes, sum);
       yield bytes;
@@ -123,7 +122,7 @@ async function memberOf(
   return member;
 }
 
-/** Where a member's data is. */
+/** The range of a member's data. */
 async function placeOf(file: BlockNode, member: Member): Promise<Window> {
   const { headerAt, stored, method, size } = member;
   const header = viewOf(await bytesAt(file, headerAt, 30));
@@ -142,7 +141,7 @@ interface Directory {
   readonly start: number;
   readonly length: number;
   readonly count: number;
-  /** What offsets count from: a program may come before the archive. */
+  /** The origin of all offsets: a program may precede the archive. */
   readonly base: number;
 }
 
@@ -181,7 +180,7 @@ async function findDirectory(file: BlockNode): Promise<Directory> {
   return { start, length: bytes, count, base: start - offset };
 }
 
-/** The files in an archive; folders are left out. */
+/** The files in an archive, without folders. */
 async function readDirectory(file: BlockNode): Promise<Member[]> {
   const { start, length, count, base } = await findDirectory(file);
   const bytes = await bytesAt(file, start, length);
@@ -221,7 +220,7 @@ async function readDirectory(file: BlockNode): Promise<Member[]> {
   return members;
 }
 
-/** Those that do not fit in 32 bits are in an extra field, one by one. */
+/** Sizes that do not fit in 32 bits are in an extra field, in order. */
 function sizesOf(given: readonly number[], extra: Uint8Array): number[] {
   if (!given.includes(0xffffffff)) return [...given];
   const view = viewOf(extra);

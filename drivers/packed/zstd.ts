@@ -1,7 +1,6 @@
 /**
- * The driver `zstd` (RFC 8878). A file is unpacked from its beginning to its
- * end, unless it ends in a table of its frames ("Zstandard Seekable Format",
- * version 0.1.0).
+ * The driver `zstd` (RFC 8878). A file is unpacked front to back, unless it
+ * ends in a table of its frames ("Zstandard Seekable Format", version 0.1.0).
  *
  * @module
  */
@@ -19,10 +18,10 @@ import { checkReadOnly } from "./window.ts";
 
 const FOOTER = 9;
 const FOOTER_MAGIC = 0x8f92eab1;
-/** Of the skippable frame in which the table is. */
+/** The magic of the skippable frame that contains the table. */
 const TABLE_MAGIC = 0x184d2a5e;
 const FRAME_MAGIC = 0xfd2fb528;
-/** Frames that decompressors skip have one of sixteen magics. */
+/** The upper bits of the sixteen magics of skippable frames. */
 const SKIPPABLE = 0x184d2a5;
 
 /** A disk in a file that is compressed with zstd. */

@@ -1,6 +1,6 @@
 /**
- * The block allocation table (BAT): where each cluster lies, in sectors or in
- * clusters.
+ * The block allocation table (BAT): the offset of each cluster, in sectors or
+ * in clusters.
  *
  * **Write order**: the data, then the table.
  *
@@ -14,15 +14,15 @@ import { type ChangedUnit, readEntries } from "../../core/paged_table.ts";
 import { ENTRY_SIZE, HEADER_SIZE, type ParallelsHeader } from "./header.ts";
 
 /**
- * Bytes of the table that are written at once. The table begins behind the
- * header: larger units could reach into the sector behind it.
+ * Bytes of the table written at once. The table follows the header: larger
+ * units could overlap the sector behind it.
  */
 const UNIT = 64;
 
 /** The block allocation table. */
 export class ParallelsTable extends BlockTable {
   readonly #header: ParallelsHeader;
-  /** Whether all from the end of the data on reads as zeroes. */
+  /** Whether everything past the end of the data reads as zeroes. */
   #isCut = false;
 
   constructor(file: BlockNode, header: ParallelsHeader) {
@@ -36,20 +36,20 @@ export class ParallelsTable extends BlockTable {
     this.#header = header;
   }
 
-  /** Where the data ends. */
+  /** End of the data. */
   get dataEnd(): number {
     return this.space.next;
   }
 
   /**
-   * Visit all entries that are not 0, with the place that each leads to, as the
-   * file has them.
+   * Visit all nonzero entries as stored in the file, with the offset that each
+   * refers to.
    */
   async eachEntry(
     visit: (index: number, place: number) => void | Promise<void>,
   ): Promise<void> {
     const { entries, entryUnit } = this.#header;
-    // Where there is nothing of a table, it is empty.
+    // A table that is cut off is empty there.
     const inFile = Math.max(0, this.file.size - HEADER_SIZE);
     const length = Math.min(entries * ENTRY_SIZE, inFile - inFile % ENTRY_SIZE);
     const table = { offset: HEADER_SIZE, length, entrySize: ENTRY_SIZE };
@@ -69,8 +69,8 @@ export class ParallelsTable extends BlockTable {
   }
 
   /**
-   * Whether a cluster can lie there. QEMU 11 makes images that have some before
-   * what their headers call the start of the data.
+   * Whether a cluster can be there. QEMU 11 creates images with clusters before
+   * the stated start of the data.
    */
   isPlace(place: number): boolean {
     return place >= this.#header.tableEnd && place < this.file.size;
@@ -97,13 +97,13 @@ export class ParallelsTable extends BlockTable {
     return this.roomAt(first, count, await this.reserve(count * this.unit));
   }
 
-  /** Take space at the end of the data. */
+  /** Allocate space at the end of the data. */
   async reserve(length: number): Promise<number> {
-    if (!this.#isCut) await this.space.alone(() => this.#cut());
+    if (!this.#isCut) await this.space.exclusively(() => this.#cut());
     return await this.space.take(length);
   }
 
-  /** Cut off what lies behind the last cluster: it may not be zero. */
+  /** Truncate the file after the last cluster: what follows may not be zero. */
   async #cut(): Promise<void> {
     if (this.#isCut) return;
     const end = this.space.next;
@@ -128,10 +128,12 @@ export class ParallelsTable extends BlockTable {
     await file.flush?.();
   }
 
-  /** Cut off what is behind the last cluster, and write the rest of it. */
+  /**
+   * Truncate the file after the last cluster, and pad that to its full size.
+   */
   trim(): Promise<void> {
     const { file, space } = this;
-    return space.alone(async () => {
+    return space.exclusively(async () => {
       const end = roundUp(space.next, this.#header.entryUnit);
       if (file.size !== end) await file.truncate!(end);
     });

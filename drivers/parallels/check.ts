@@ -1,6 +1,6 @@
 /**
- * Checking a Parallels image: clusters must lie in the file, each in its own
- * place, and nothing behind the last one.
+ * Checking a Parallels image: each cluster must be within the file, with no
+ * other at its offset, and nothing may follow the last one.
  *
  * @module
  */
@@ -11,19 +11,19 @@ import { isEqual } from "../../core/runtime.ts";
 import type { ParallelsTable } from "./block_table.ts";
 import type { ParallelsHeader } from "./header.ts";
 
-/** Bytes of a cluster that are copied at once. */
+/** Bytes of a cluster copied at once. */
 const COPY_BYTES = 1024 * 1024;
 
-/** What is checked. */
+/** The image to check. */
 export interface CheckedImage {
   readonly file: BlockNode;
   readonly header: ParallelsHeader;
   readonly table: ParallelsTable;
-  /** Whether it was not closed properly; so it is no longer once repaired. */
+  /** Whether it was not closed properly; cleared by a repair. */
   isUnclean: boolean;
 }
 
-/** Check the table, all changes of which have been written. */
+/** Check the table, whose changes must have been written. */
 export async function checkTable(
   image: CheckedImage,
   { repair, report = () => {} }: CheckOptions,
@@ -40,7 +40,7 @@ export async function checkTable(
     corruption("image was not closed correctly");
     if (repair?.corruptions) image.isUnclean = false;
   }
-  /** Of each place, whose it is. */
+  /** Offsets in use. */
   const seen = new Set<number>();
   const shared: [index: number, place: number][] = [];
   const lost: number[] = [];
@@ -59,7 +59,7 @@ export async function checkTable(
     if (!table.isPlace(place)) {
       corruption(`cluster ${index} is outside image`);
       lost.push(index);
-      // What stays counts, as in QEMU.
+      // In QEMU, leaked space stays unless corruptions are repaired.
       if (repair?.corruptions) last = 0;
       else note(place, isNext);
       return;
@@ -98,14 +98,14 @@ export async function checkTable(
   return result;
 }
 
-/** Give a cluster a place of its own, with what is in that which it shared. */
+/** Copy a shared cluster to one of its own. */
 async function separate(
   { file, header, table }: CheckedImage,
   index: number,
   from: number,
   fileSize: number,
 ): Promise<void> {
-  // Past the end of the file there is nothing to be copied.
+  // Past the end of the file there is nothing to copy.
   const length = Math.min(header.clusterSize, fileSize - from);
   const place = await table.reserve(header.clusterSize);
   const buffer = allocate(Math.min(COPY_BYTES, length));
@@ -113,7 +113,7 @@ async function separate(
   for (let done = 0; done < length; done += buffer.length) {
     const bytes = buffer.subarray(0, Math.min(buffer.length, length - done));
     await file.readv(from + done, [bytes]);
-    // The new place reads as zeroes, and may well be a hole.
+    // The new cluster reads as zeroes, and may stay a hole.
     if (!isEqual(bytes, zeroes.subarray(0, bytes.length))) {
       await file.writev!(place + done, [bytes]);
     }

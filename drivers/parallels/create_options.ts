@@ -1,6 +1,8 @@
 import type { OptionTable } from "../../core/options.ts";
 
-/** The options of new Parallels images, apart from the code that uses them. */
+/**
+ * Options of new Parallels images. The code that uses them is loaded on demand.
+ */
 export const PARALLELS_CREATE_OPTIONS: OptionTable = {
   size: { type: "size", help: "Virtual disk size" },
   cluster_size: {

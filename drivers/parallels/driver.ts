@@ -88,17 +88,17 @@ async function open(
     await file.writev!(0, [header.bytes]);
     await file.flush?.();
   }
-  // No image names one, but its user may.
+  // No image names a backing file, but its user may.
   const backing = await openBacking(undefined, undefined, options, context);
   return new ParallelsNode({ file, header, table, bitmaps, backing, context });
 }
 
-/** What an open image consists of. */
+/** The parts of an open image. */
 interface ParallelsImage {
   readonly file: BlockNode;
   readonly header: ParallelsHeader;
   readonly table: ParallelsTable;
-  /** Of an image that is read only. */
+  /** Of a read-only image. */
   readonly bitmaps?: BitmapOperations;
   readonly backing?: BlockNode;
   readonly context: OpenContext;
@@ -112,7 +112,7 @@ class ParallelsNode extends MappedNode {
   readonly #bitmaps?: BitmapOperations;
   /** Whether it was not closed properly, and has not been repaired. */
   #isUnclean: boolean;
-  /** Whether there is an extension, which knows nothing of writes. */
+  /** Whether there is a format extension, which writes would invalidate. */
   #hasExtension: boolean;
   readonly #dropping = new Mutex();
 
@@ -144,7 +144,7 @@ class ParallelsNode extends MappedNode {
     await super.write(offset, iov, flags);
   }
 
-  /** Bitmaps that do not know of a write would mislead a backup. */
+  /** Drop the extension: bitmaps that miss a write would mislead a backup. */
   async #dropExtension(): Promise<void> {
     using _ = await this.#dropping.lock();
     if (!this.#hasExtension) return;
@@ -168,19 +168,19 @@ class ParallelsNode extends MappedNode {
       table: this.#table,
       isUnclean: this.#isUnclean,
     };
-    // They lie behind the last cluster, and would be taken for a leak.
+    // It is stored after the last cluster, and would be taken for a leak.
     if (options.repair && this.#hasExtension) await this.#dropExtension();
     const result = await checkTable(image, options);
     this.#isUnclean = image.isUnclean;
     return result;
   }
 
-  /** Say that it is closed, once all of it is durable. */
+  /** Mark the image as closed, once everything is durable. */
   override async close(): Promise<void> {
     if (this.readOnly) return;
     await this.#table.flush();
     const { file } = this.children;
-    // Where that is lost, space is leaked, which does no harm.
+    // Losing this in a power cut only leaks space.
     if (!this.#hasExtension && !this.#isUnclean) await this.#table.trim();
     setInUse(this.#header, this.#isUnclean ? IN_USE.OPEN : IN_USE.CLOSED);
     await file.writev!(0, [this.#header.bytes]);

@@ -1,7 +1,7 @@
 /**
- * The format extension: a cluster that tells of features, of which there is
- * one, bitmaps of what was written. (Specification: "Format Extension" and
- * "Dirty bitmaps feature".)
+ * The format extension: a cluster that describes features, of which only dirty
+ * bitmaps exist. (Specification: "Format Extension" and "Dirty bitmaps
+ * feature".)
  *
  * @module
  */
@@ -29,13 +29,15 @@ const DIRTY_BITMAP = 0x20385fae252cb34an;
 
 /** Bytes of the extension's header, of a feature's, and of a bitmap's. */
 const [EXTENSION_HEADER, FEATURE_HEADER, BITMAP_HEADER] = [24, 24, 32];
-/** Where the checksum lies. */
+/** Offset of the checksum. */
 const CHECKSUM_AT = 8;
-/** Largest extension that is read, in bytes; QEMU reads a cluster whatever it is. */
+/**
+ * Most bytes of an extension that are read; QEMU reads a cluster of any size.
+ */
 const MAX_EXTENSION = 64 * 1024 * 1024;
-/** Bytes of a bitmap that are looked at together. */
+/** Bytes of a bitmap processed at once. */
 const CHUNK_BYTES = 64 * 1024;
-/** An entry of a bitmap's L1 table that stands for set bits. */
+/** An L1 entry of a bitmap that stands for set bits. */
 const ALL_ONES = 1;
 
 /** A bitmap in the file. */
@@ -44,14 +46,17 @@ interface StoredBitmap {
   readonly name: string;
   /** Bytes of the disk per bit. */
   readonly granularity: number;
-  /** For each cluster of the bitmap: 0 and 1 for bits, or its first sector. */
+  /**
+   * For each cluster of the bitmap: 0 or 1 for uniform bits, or its first
+   * sector.
+   */
   readonly table: readonly number[];
 }
 
 /**
  * Read the extension of an image.
  *
- * @throws {BlockError} EINVAL if it is damaged, or tells of what is unknown.
+ * @throws {BlockError} EINVAL if it is damaged, or has unknown features.
  */
 export async function readBitmaps(
   file: BlockNode,
@@ -218,7 +223,9 @@ class Bitmaps implements BitmapOperations {
     if (last) yield last;
   }
 
-  /** Runs of set bits, perhaps in several parts, of a range of the disk. */
+  /**
+   * Runs of set bits in a range of the disk; one run may be returned in parts.
+   */
   async *#setBits(
     { granularity, table }: StoredBitmap,
     start: number,
@@ -267,7 +274,9 @@ class Bitmaps implements BitmapOperations {
   merge = cannotChange;
 }
 
-/** They are read only: nobody keeps them true when the disk is written to. */
+/**
+ * Bitmaps are read-only here: they are not updated when the disk is written to.
+ */
 function cannotChange(): Promise<never> {
   return Promise.reject(
     new BlockError("ENOTSUP", "Bitmaps of Parallels images can only be read"),

@@ -45,7 +45,7 @@ const AT = {
   extension: 56,
 } as const;
 
-/** What the header says of whether the image is open. */
+/** The field that tells whether the image is open. */
 export const IN_USE = { OPEN: 0x746f6e59, CLOSED: 0 } as const;
 
 /** The parsed header. Sizes and offsets are in bytes. */
@@ -55,13 +55,13 @@ export interface ParallelsHeader {
   readonly clusterSize: number;
   /** Entries of the table. */
   readonly entries: number;
-  /** What an entry of 1 stands for. */
+  /** The unit of table entries in bytes. */
   readonly entryUnit: number;
-  /** Where the table ends. */
+  /** End of the table. */
   readonly tableEnd: number;
-  /** Where the first cluster is to lie. */
+  /** Offset of the first cluster. */
   readonly dataOffset: number;
-  /** Where the format extension is; 0 if there is none. */
+  /** Offset of the format extension; 0 if there is none. */
   readonly extension: number;
   /** Whether the image is open, or was not closed properly. */
   readonly isInUse: boolean;
@@ -72,8 +72,8 @@ export interface ParallelsHeader {
 /**
  * Read the header. Checks are in QEMU's order, which decides the message.
  *
- * @throws {BlockError} EINVAL if it is no such image, EFBIG if something in it
- * is too large.
+ * @throws {BlockError} EINVAL if it is not such an image, EFBIG if a field is
+ * too large.
  */
 export async function readHeader(file: BlockNode): Promise<ParallelsHeader> {
   const bytes = allocate(HEADER_SIZE);
@@ -121,7 +121,7 @@ export async function readHeader(file: BlockNode): Promise<ParallelsHeader> {
   };
 }
 
-/** Say in the raw header whether the image is open. */
+/** Set the field in the raw header that tells whether the image is open. */
 export function setInUse({ bytes }: ParallelsHeader, value: number): void {
   new DataView(bytes.buffer, bytes.byteOffset).setUint32(AT.inUse, value, true);
 }
@@ -132,9 +132,9 @@ export function dropExtension({ bytes }: ParallelsHeader): void {
 }
 
 /**
- * The header of a new image, and how many bytes the file has with the table.
+ * The header of a new image, and the size of its file with the table.
  *
- * @throws {BlockError} EINVAL if there can be no such image.
+ * @throws {BlockError} EINVAL if the sizes are invalid.
  */
 export function newHeader(
   wantedSize: number,
@@ -143,7 +143,7 @@ export function newHeader(
   const size = roundUp(wantedSize, SECTOR_SIZE);
   const clusterSize = roundUp(wantedClusterSize, SECTOR_SIZE);
   const tracks = clusterSize / SECTOR_SIZE;
-  // QEMU also makes images that it cannot open then.
+  // QEMU would also create images that it cannot open.
   if (tracks > MAX_TRACKS) throw invalid("Cluster size is too large");
   const entries = clusterSize === 0 ? Infinity : divideUp(size, clusterSize);
   if (entries > MAX_ENTRIES || !isExactSize(size)) {

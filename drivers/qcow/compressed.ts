@@ -1,7 +1,7 @@
 /**
  * Compressed clusters: raw deflate streams with a window of 4096 bytes, at any
  * byte of the file. Their entries have the highest bit set, then the length of
- * the stream in as many bits as a cluster has, then its place.
+ * the stream in as many bits as a cluster offset has, then the stream's offset.
  *
  * @module
  */
@@ -21,21 +21,21 @@ import type { BlockNode, CompressOptions } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
 import type { TwoLevelMap, TwoLevelRun } from "../../core/two_level_map.ts";
 
-/** Most clusters that are stored at once. */
+/** Most clusters stored at once. */
 const GROUP = 64;
 
-/** Most images have nothing that is compressed, and need no codecs. */
+/** Loaded on demand: most images have no compressed clusters. */
 let codecs: Promise<typeof import("../../core/compression.ts")> | undefined;
 
 function loadCodecs() {
   return codecs ??= import("../../core/compression.ts");
 }
 
-/** What compressed clusters need of the image that they belong to. */
+/** What compressed clusters need of their image. */
 export interface CompressionHost {
   /** Bytes of the disk. */
   readonly size: number;
-  /** The file now. */
+  /** The current file. */
   file(): BlockNode;
   readonly map: TwoLevelMap;
   readonly access: Access<TwoLevelRun>;
@@ -46,9 +46,9 @@ export interface CompressionHost {
 export class CompressedClusters {
   readonly #host: CompressionHost;
   readonly #clusterSize: number;
-  /** Bits of an entry's upper half that belong to the place. */
+  /** Bits of an entry's upper half that belong to the offset. */
   readonly #placeBits: number;
-  /** The last one that was read: small reads want several parts of it. */
+  /** The last cluster read: small reads need several parts of it. */
   #last?: { readonly place: number; readonly content: Uint8Array };
   readonly #turn = new Mutex();
 
@@ -58,12 +58,12 @@ export class CompressedClusters {
     this.#placeBits = 31 - clusterBits;
   }
 
-  /** Forget what was read: clusters are gone. */
+  /** Drop cached data: clusters have been freed. */
   forget(): void {
     this.#last = undefined;
   }
 
-  /** Fill `iov` with a part of a cluster. */
+  /** Read part of a cluster into `iov`. */
   async read(run: TwoLevelRun, offset: number, iov: IoVector): Promise<void> {
     const { high, low } = run.entry!;
     const size = (high >>> this.#placeBits) % this.#clusterSize;
@@ -97,10 +97,10 @@ export class CompressedClusters {
   }
 
   /**
-   * Store clusters compressed, and those plain that would not become smaller.
+   * Store clusters compressed, or plain if they would not become smaller.
    *
-   * @throws {BlockError} EINVAL unless they are whole, the disk's last one up
-   * to its end; EIO if one is allocated already.
+   * @throws {BlockError} EINVAL unless they are whole clusters, the disk's last
+   * one up to its end; EIO if one is allocated already.
    */
   async write(
     offset: number,
@@ -112,7 +112,7 @@ export class CompressedClusters {
     const clusterSize = this.#clusterSize;
     const isWhole = length % clusterSize === 0 || offset + length === size;
     if (offset % clusterSize !== 0 || !isWhole) throw new BlockError("EINVAL");
-    // One after the other, so that the order in the file is that of the calls.
+    // One after the other, so that the file has the order of the calls.
     using _ = await this.#turn.lock();
     let group: Uint8Array[] = [];
     for (let at = 0; at < length; at += clusterSize) {
@@ -131,7 +131,7 @@ export class CompressedClusters {
     await this.#store(end - group.length * clusterSize, group, onlyEmpty);
   }
 
-  /** Store neighbouring clusters, from `offset` of the disk on. */
+  /** Store adjacent clusters, from `offset` of the disk on. */
   async #store(
     offset: number,
     group: readonly Uint8Array[],
@@ -169,7 +169,7 @@ export class CompressedClusters {
   }
 }
 
-/** A cluster, compressed; the disk's last one goes on with zeroes. */
+/** Compress a cluster; the disk's last one is padded with zeroes. */
 async function compressCluster(
   part: IoVector,
   clusterSize: number,
@@ -182,6 +182,6 @@ async function compressCluster(
     ? null
     : compressNow("zlib", cluster, level);
   if (output === null) return await compress("zlib", cluster, level);
-  // It is valid until the next call.
+  // The result is valid only until the next call.
   return output?.slice();
 }

@@ -1,5 +1,5 @@
 /**
- * Making qcow images.
+ * Creating qcow images.
  *
  * @module
  */
@@ -13,7 +13,7 @@ import { findDriver } from "../../core/registry.ts";
 import { valueText } from "../../core/values.ts";
 import { CRYPT, newHeader } from "./header.ts";
 
-/** Make an image. */
+/** Create an image. */
 export async function createQcow(
   options: OptionValues,
   context: CreateContext,
@@ -35,7 +35,7 @@ export async function createQcow(
     cryptMethod: isEncrypted ? CRYPT.AES : CRYPT.NONE,
   });
   if (isEncrypted) {
-    // Nothing is encrypted yet, but the key must be there.
+    // Nothing is encrypted yet, but the secret must exist.
     const id = options["encrypt.key-secret"] as string | undefined;
     await legacyEncryption(id, context);
   }
@@ -47,7 +47,7 @@ export async function createQcow(
   await file.truncate!(fileSize);
 }
 
-/** @throws {BlockError} EINVAL if the options make no sense. */
+/** @throws {BlockError} EINVAL if the options are invalid. */
 function isToBeEncrypted(options: OptionValues): boolean {
   const { encryption } = options;
   const format = options["encrypt.format"] as string | undefined;

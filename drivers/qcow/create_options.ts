@@ -1,6 +1,6 @@
 import type { OptionTable } from "../../core/options.ts";
 
-/** The options of new qcow images, apart from the code that uses them. */
+/** Options of new qcow images. The code that uses them is loaded on demand. */
 export const QCOW_CREATE_OPTIONS: OptionTable = {
   size: { type: "size", help: "Virtual disk size" },
   backing_file: { type: "string", help: "File name of a base image" },
@@ -26,7 +26,7 @@ export const QCOW_CREATE_OPTIONS: OptionTable = {
   },
 };
 
-/** The options with which they are opened. */
+/** Options of opening them. */
 export const QCOW_OPEN_OPTIONS: OptionTable = {
   "encrypt.format": {
     type: "string",

@@ -52,7 +52,7 @@ async function open(
   const file = await context.openChild("file");
   const header = await readHeader(file);
   const encryption = await openEncryption(header, parsed, context);
-  // The format does not say which one the backing file has.
+  // The format does not record the backing file's format.
   const backing = await openBacking(
     header.backingFile,
     undefined,
@@ -98,7 +98,7 @@ async function openEncryption(
   return await legacyEncryption(secret, context);
 }
 
-/** What an open image consists of. */
+/** The parts of an open image. */
 interface QcowImage {
   readonly file: BlockNode;
   readonly header: QcowHeader;
@@ -148,7 +148,7 @@ class QcowNode extends MappedNode<TwoLevelRun> {
     options?: CompressOptions,
   ): Promise<void> {
     if (this.encryption) {
-      // The format has compressed clusters lie open for all to read.
+      // The format does not encrypt compressed clusters.
       throw new BlockError(
         "ENOTSUP",
         "Compression and encryption not supported at the same time",
@@ -168,7 +168,7 @@ class QcowNode extends MappedNode<TwoLevelRun> {
     };
   }
 
-  /** Once the L1 table is zero, nothing leads to what is cut off then. */
+  /** Once the L1 table is zero, nothing refers to what is then truncated. */
   async #makeEmpty(): Promise<void> {
     const { l1Offset, l1Entries } = this.#header;
     const { file } = this.children;

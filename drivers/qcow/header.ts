@@ -1,7 +1,7 @@
 /**
- * The header of a qcow image of version 1: 48 bytes, big-endian. The name of
- * the backing file and the L1 table usually follow it. (There is no
- * specification: the layout follows QEMU's driver.)
+ * The header of a qcow image of version 1: 48 bytes, big-endian. The backing
+ * file's name and the L1 table usually follow it. (There is no specification;
+ * the layout follows QEMU's driver.)
  *
  * @module
  */
@@ -137,7 +137,7 @@ function l1EntriesFor(
   return divideUp(size, 2 ** (clusterBits + l2Bits));
 }
 
-/** What decides how a new image is laid out. */
+/** What determines the layout of a new image. */
 export interface NewImage {
   /** Bytes of the disk. */
   readonly size: number;
@@ -146,9 +146,9 @@ export interface NewImage {
 }
 
 /**
- * The header of a new image, with the name of the backing file, and how many
- * bytes the file has with the L1 table. Clusters of an image with a backing
- * file are as small as they can be, so that little is copied.
+ * The header of a new image, with the backing file's name, and the size of the
+ * file with the L1 table. Clusters of an image with a backing file are as small
+ * as possible, so that little is copied.
  *
  * @throws {BlockError} EINVAL if the disk is too small or too large.
  */

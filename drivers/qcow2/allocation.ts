@@ -1,14 +1,10 @@
 /**
- * Clusters for what is to be written: their room, and the L2 entries that make
- * them part of the disk.
+ * Allocating clusters for writes, and linking them into the L2 tables.
  *
  * @module
  */
-import {
-  type Allocation,
-  type Place,
-  roomInPlace,
-} from "../../core/block_map.ts";
+import type { Allocation, Place } from "../../core/block_map.ts";
+import { roomInPlace } from "../../core/access.ts";
 import type { Encryption } from "../../core/encryption.ts";
 import type { ClusterMap, Mapping } from "./cluster_map.ts";
 import {
@@ -32,23 +28,23 @@ import { type WritableRun, writableRun } from "./writable_run.ts";
 export interface AllocationHost extends EntryHost {
   readonly encryption?: Encryption;
   readonly clusters: ClusterMap;
-  /** Refuse to work on after damage was found while writing. */
+  /** Refuse to continue once damage was found while writing. */
   checkUsable(): void;
-  /** Report damage: never answers. */
+  /** Report damage; always rejects. */
   corrupt(message: string): Promise<never>;
 }
 
-/** A range of the disk that becomes data, and where it is to lie. */
+/** A range of the disk that becomes data, and where it is stored. */
 interface Room {
   readonly start: number;
   readonly end: number;
-  /** Of the cluster in which it begins. */
+  /** Host offset of the cluster in which it begins. */
   readonly hostStart: number;
 }
 
 /**
- * The place of the first part of a write, if that can be found out without
- * waiting, and nothing but the data changes there.
+ * Where the first part of a write can go, if that is known without waiting and
+ * nothing but the data changes there.
  */
 export function placeOf(
   host: AllocationHost,
@@ -71,8 +67,9 @@ export function placeOf(
 }
 
 /**
- * Find room for the first part of a write: its own clusters where these are the
- * image's alone, new ones elsewhere. The caller holds the range exclusively.
+ * Allocate space for the first part of a write: its own clusters where the
+ * image alone uses them, new ones elsewhere. The range must be held
+ * exclusively.
  */
 export async function allocateClusters(
   host: AllocationHost,
@@ -111,7 +108,7 @@ export async function allocateClusters(
   }
 }
 
-/** Refuse to write to a cluster in a place where none can be. */
+/** Refuse to write in place at an offset where no data cluster can be. */
 function checkInPlace(
   host: AllocationHost,
   { kind, hostOffset }: Mapping,
@@ -127,7 +124,9 @@ function checkInPlace(
   );
 }
 
-/** The image's own clusters, of which some was no data until now. */
+/**
+ * Reuse clusters that belong to the image alone, some of which were not data.
+ */
 async function reuseClusters(
   host: AllocationHost,
   { start, end }: WritableRun,
@@ -152,7 +151,7 @@ async function reuseClusters(
   };
 }
 
-/** New clusters. */
+/** Allocate new clusters. */
 async function newClusters(
   host: AllocationHost,
   { start, end, replaces }: WritableRun,
@@ -165,7 +164,7 @@ async function newClusters(
   const hostStart = taken instanceof Promise ? await taken : taken;
   const bytes = count * clusterSize;
   try {
-    // First of all, as QEMU has it: what is copied may be damaged as well.
+    // Checked first, as in QEMU: the data to be copied may be damaged as well.
     const checked = checkData(host, hostStart, bytes);
     if (checked) await checked;
   } catch (error) {
@@ -182,8 +181,8 @@ async function newClusters(
     length: end - start,
     child: dataFile,
     childOffset: hostStart + start - guestStart,
-    // Past the file's end, unwritten bytes read as zeroes anyway; but as
-    // encrypted ones, they are something else.
+    // Unwritten bytes past the end of the file read as zeroes, but would not
+    // decrypt to zeroes.
     isZero: !encryption && hostStart >= dataFile.size,
     replaces,
     abort,
@@ -195,7 +194,7 @@ async function newClusters(
         await abort();
         throw error;
       }
-      // From here on they are in use: a failure can only leak others.
+      // The new clusters are in use now: a failure can only leak the old ones.
       await releaseClusters(host, freed);
     },
   };
@@ -203,9 +202,9 @@ async function newClusters(
 
 /**
  * Point the L2 entries at clusters whose data has been written. If this fails,
- * no entry has changed: all are in one slice, and change in one turn.
+ * no entry has changed: they are all in one slice, and change in one turn.
  *
- * @param freed Receives what they pointed to before, if that was something else.
+ * @param freed Receives what they pointed to before, if it differs.
  */
 async function link(
   host: AllocationHost,

@@ -1,5 +1,5 @@
 /**
- * Changing options of an image in place.
+ * Amending: changing options of an image in place.
  *
  * @module
  */
@@ -27,14 +27,14 @@ import { isIncomplete } from "./snapshot_table.ts";
 import { writeTable } from "./snapshots.ts";
 import type { Qcow2State } from "./state.ts";
 
-/** What is to be different; absent where nothing was said. */
-interface Wish {
+/** What is to change; absent fields stay as they are. */
+interface Amendment {
   version: 2 | 3;
   /** Whether passphrases are added or erased. */
   changesSlots: boolean;
   refcountBits: number;
   lazyRefcounts: boolean;
-  /** Bytes; 0 leaves it. */
+  /** New size in bytes; 0 keeps it. */
   size: number;
 }
 
@@ -43,10 +43,10 @@ function unsupported(message: string): BlockError {
 }
 
 /**
- * Change options. One amendment is made at a time; all else waits but for those
- * parts that change tables or the header, not for keys.
+ * Amend options. Only one amendment runs at a time. Steps that change tables or
+ * the header hold the image exclusively; those that change keys do not.
  *
- * @param adopt Goes on with the header as it has become, and caches that fit.
+ * @param adopt Switches to the changed header, with caches that fit it.
  */
 export async function amend(
   state: Qcow2State,
@@ -55,44 +55,44 @@ export async function amend(
   adopt: () => void,
 ): Promise<void> {
   const values = parseOptions(AMEND_OPTIONS, options);
-  using alone = new Alone(state);
-  await alone.begin();
-  const wish = wishOf(state, values);
+  using hold = new ExclusiveHold(state);
+  await hold.begin();
+  const amendment = amendmentOf(state, values);
   const { header } = state;
   const oldVersion = header.version;
-  const changesWidth = wish.refcountBits !== 2 ** header.refcountOrder;
+  const changesWidth = amendment.refcountBits !== 2 ** header.refcountOrder;
   const progress = new StepsProgress(
-    Number(wish.version !== oldVersion) + Number(wish.changesSlots) +
+    Number(amendment.version !== oldVersion) + Number(amendment.changesSlots) +
       Number(changesWidth),
     how.progress,
   );
-  // First what makes more possible, last what makes less possible.
-  if (wish.version > oldVersion) await upgrade(state, progress.step());
-  if (wish.changesSlots) {
+  // Widen what the format permits first, restrict it last.
+  if (amendment.version > oldVersion) await upgrade(state, progress.step());
+  if (amendment.changesSlots) {
     progress.step();
     const { amendLuks } = await import("./luks.ts");
-    alone.end();
+    hold.end();
     await amendLuks(state.luks!, values, how.force);
-    await alone.begin();
+    await hold.begin();
   }
   if (changesWidth) {
-    if (wish.version < 3 && wish.refcountBits !== 16) {
+    if (amendment.version < 3 && amendment.refcountBits !== 16) {
       throw invalid(
         "Refcount widths other than 16 bits require compatibility level 1.1 or above (use compat=1.1 or greater)",
       );
     }
-    const order = Math.log2(wish.refcountBits);
+    const order = Math.log2(amendment.refcountBits);
     await changeRefcountWidth(state, order, adopt, progress.step());
   }
   checkBacking(state, values);
   await setDataFile(state, values);
-  await setLazyRefcounts(state, wish);
-  if (wish.size > 0) await resize(state, wish.size);
-  if (wish.version < oldVersion) await downgrade(state, progress.step());
+  await setLazyRefcounts(state, amendment);
+  if (amendment.size > 0) await resize(state, amendment.size);
+  if (amendment.version < oldVersion) await downgrade(state, progress.step());
 }
 
-/** Holds an image alone, for a time. */
-class Alone {
+/** Holds the image exclusively for some of the steps. */
+class ExclusiveHold {
   readonly #state: Qcow2State;
   #held?: Disposable;
 
@@ -115,8 +115,10 @@ class Alone {
   }
 }
 
-/** Checked in the order of the table; the first that does not fit is told. */
-function wishOf(state: Qcow2State, values: OptionValues): Wish {
+/**
+ * Options are checked in the order of the table; the first fault is reported.
+ */
+function amendmentOf(state: Qcow2State, values: OptionValues): Amendment {
   const { header, encryption, luks, behaviour } = state;
   const changesSlots = Object.keys(values).some((name) =>
     name.startsWith("encrypt.")
@@ -170,7 +172,7 @@ function versionOf(compat: string | undefined): 2 | 3 | undefined {
   );
 }
 
-/** The backing file may be named, but is not changed here. */
+/** The backing file may be repeated, but not changed here. */
 function checkBacking({ header }: Qcow2State, values: OptionValues): void {
   const { backing_file: file, backing_fmt: format } = values;
   if (file === undefined && format === undefined) return;
@@ -181,7 +183,7 @@ function checkBacking({ header }: Qcow2State, values: OptionValues): void {
   );
 }
 
-/** Another name of the data file, which is not looked for; "" forgets it. */
+/** Record another name of the data file, without opening it; "" removes it. */
 async function setDataFile(
   state: Qcow2State,
   { data_file: name, data_file_raw: isRaw }: OptionValues,
@@ -201,7 +203,7 @@ async function setDataFile(
 
 async function setLazyRefcounts(
   state: Qcow2State,
-  { lazyRefcounts, version }: Wish,
+  { lazyRefcounts, version }: Amendment,
 ): Promise<void> {
   const { header, behaviour } = state;
   if (lazyRefcounts === behaviour.lazyRefcounts) return;
@@ -219,7 +221,9 @@ async function setLazyRefcounts(
   behaviour.lazyRefcounts = lazyRefcounts;
 }
 
-/** From version 2 to 3, which demands more of entries of the snapshot table. */
+/**
+ * Upgrade from version 2 to 3, which requires more fields of snapshot entries.
+ */
 async function upgrade(
   state: Qcow2State,
   progress: StepProgress,
@@ -238,7 +242,9 @@ async function upgrade(
   progress(2, 2);
 }
 
-/** From version 3 to 2, which knows no zero clusters and no features. */
+/**
+ * Downgrade from version 3 to 2, which has neither zero clusters nor features.
+ */
 async function downgrade(
   state: Qcow2State,
   progress: StepProgress,
@@ -276,7 +282,7 @@ async function downgrade(
   } catch (error) {
     throw failed("Failed to turn zero into data clusters", error);
   }
-  // Version 2 has no mark for refcounts that lag behind.
+  // Version 2 has no dirty bit to mark outdated refcounts.
   behaviour.lazyRefcounts = false;
   await state.markClean();
   await state.changeHeader({
@@ -286,7 +292,7 @@ async function downgrade(
     autoclear: { high: 0, low: 0 },
     compressionType: "zlib",
   });
-  // It cannot keep any. Their clusters leak, as in QEMU.
+  // Version 2 cannot keep any. Their clusters leak, as in QEMU.
   state.forgetBitmaps();
 }
 

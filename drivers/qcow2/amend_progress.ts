@@ -1,5 +1,5 @@
 /**
- * How far a change of options has come, over all the steps that it takes.
+ * The progress of an amendment over all of its steps.
  *
  * @module
  */
@@ -9,8 +9,8 @@ import type { AmendOptions } from "../../core/node.ts";
 export type StepProgress = (done: number, total: number) => void;
 
 /**
- * Joins the progress of several steps into one. How large the later ones are
- * is guessed from those before.
+ * Joins the progress of several steps into one. The size of later steps is
+ * estimated from the earlier ones.
  */
 export class StepsProgress {
   readonly #steps: number;

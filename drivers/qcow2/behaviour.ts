@@ -1,27 +1,29 @@
 /**
- * How an image is used, as its user's options say, or who makes it.
+ * How an image is used: the result of its options.
  *
  * @module
  */
 import type { MetadataKind } from "./overlap_options.ts";
 
-/** Why clusters are given up. */
+/** Why clusters are freed. */
 export type FreeReason = "request" | "snapshot" | "other" | "always" | "never";
 
 /** How an image is used, apart from its caches. */
 export interface Behaviour {
-  /** Refcounts on the disk may lag behind; the dirty bit says so. */
+  /** Refcounts on the disk may be outdated, as the dirty bit then says. */
   lazyRefcounts: boolean;
-  /** Metadata that no other write may overlap. */
+  /** Metadata that other writes must not overlap. */
   protectedKinds: ReadonlySet<MetadataKind>;
-  /** Whether to pass freed space down to the file, by the reason. */
+  /**
+   * Whether to discard freed space in the file, by the reason for freeing it.
+   */
   passDiscard: { readonly [reason in FreeReason]: boolean };
-  /** Clusters that are discarded or zeroed keep their places in the file. */
+  /** Clusters that are discarded or zeroed stay allocated in the file. */
   keepsDiscarded: boolean;
   /** Receives findings, a line each. */
   report(line: string): void;
   /** Receives warnings. */
   warn(message: string): void;
-  /** Receives the name of each step, as QEMU's blkdebug has them. */
+  /** Receives the name of each step, as in QEMU's blkdebug. */
   event?(name: string): void;
 }

@@ -1,5 +1,5 @@
 /**
- * Letting go of cached tables that were not used for a while.
+ * Dropping cached tables that were not used for a while.
  *
  * @module
  */
@@ -7,21 +7,21 @@ import { invalid } from "../../core/errors.ts";
 import { unrefTimer } from "../../core/runtime.ts";
 import type { TableCache } from "./table_cache.ts";
 
-/** The caches of an image, as they are now. */
+/** The current caches of an image. */
 interface Caches {
   readonly l2Cache: TableCache;
   readonly refcountCache: TableCache;
 }
 
 /**
- * A program's first timer costs Deno 7 ms, clearing none at all another 6:
- * more than all of `info`. So there is none for a few requests, which leave
- * little in the caches, nor in the first seconds: most programs end by then.
+ * A program's first timer delays its start noticeably. So there is none for a
+ * few requests, which leave little in the caches, nor in the first seconds:
+ * most programs have ended by then.
  */
 const REQUESTS_BEFORE_CLEANING = 64;
 const MILLISECONDS_BEFORE_CLEANING = 3000;
 
-/** Empties the caches of an image of what has not been used for some time. */
+/** Periodically drops unused tables from the caches of an image. */
 export class CacheCleaner {
   readonly #caches: Caches;
   readonly #createdAt = performance.now();
@@ -34,7 +34,7 @@ export class CacheCleaner {
   }
 
   /**
-   * Let go of tables that were not used for some seconds; 0: never.
+   * Drop tables that were not used for this many seconds; 0: never.
    *
    * @throws {BlockError} EINVAL if that is longer than timers can wait.
    */
@@ -44,7 +44,7 @@ export class CacheCleaner {
     this.#seconds = seconds;
   }
 
-  /** A request comes, which may leave tables in the caches. */
+  /** Count a request, which may leave tables in the caches. */
   countRequest(): void {
     if (++this.#requests % REQUESTS_BEFORE_CLEANING !== 0) return;
     if (this.#timer !== undefined || this.#seconds === 0) return;
@@ -54,11 +54,11 @@ export class CacheCleaner {
       this.#caches.l2Cache.dropUnused();
       this.#caches.refcountCache.dropUnused();
     }, this.#seconds * 1000);
-    // Cleaning up is no reason for a program to go on.
+    // Cleaning must not keep the program running.
     unrefTimer(this.#timer);
   }
 
-  /** Clean up no more, until the next interval is set. */
+  /** Stop until the next interval is set. */
   stop(): void {
     if (this.#timer !== undefined) clearInterval(this.#timer);
     this.#timer = undefined;

@@ -1,7 +1,7 @@
 /**
  * Check and repair: every reference in the metadata is counted and compared
- * with the refcounts stored in the image. What is found, and the order in
- * which it is told, is that of `qemu-img check`.
+ * with the refcounts stored in the image. Findings and their order are those of
+ * `qemu-img check`.
  *
  * @module
  */
@@ -10,7 +10,7 @@ import type { CheckOptions, CheckResult } from "../../core/node.ts";
 import { countBitmaps } from "./bitmaps/check.ts";
 import { checkCopiedFlags } from "./check_copied.ts";
 import { compareRefcounts, countRefcountBlocks } from "./check_refcounts.ts";
-import { CheckGivenUp, CheckRun, type CheckTarget } from "./check_run.ts";
+import { CheckAbandoned, CheckRun, type CheckTarget } from "./check_run.ts";
 import { TableWalk } from "./check_tables.ts";
 import { ENTRY_SIZE, hex, MAX_L1_BYTES, MAX_SNAPSHOTS } from "./format.ts";
 import { rebuildRefcounts } from "./rebuild.ts";
@@ -31,11 +31,11 @@ const NOTHING = { leaks: false, corruptions: false };
 
 /**
  * Check an image, and repair what the options say. Nothing else may use the
- * file meanwhile; caches of tables must have been written before, and be read
- * anew after a repair, as must `header`, which is kept true to the file.
+ * file meanwhile. Cached tables must have been written before, and must be
+ * reloaded after a repair; `header` is updated together with the file.
  *
- * A repair is done when the result says that something was fixed; to learn
- * whether the image is sound then, check again.
+ * A repair was made if the result says that something was fixed; check again to
+ * learn whether the image is sound then.
  *
  * @throws {BlockError} if the check could not be completed.
  */
@@ -46,7 +46,9 @@ export async function checkImage(
   return await performCheck(new CheckRun(target, options));
 }
 
-/** The same, by a caller that needs what was counted. */
+/**
+ * As {@linkcode checkImage}, for a caller that needs the counted references.
+ */
 export async function performCheck(run: CheckRun): Promise<CheckResult> {
   const { result } = run;
   const inSnapshots = await readSnapshots(run);
@@ -54,9 +56,9 @@ export async function performCheck(run: CheckRun): Promise<CheckResult> {
   try {
     await checkReferences(run);
   } catch (error) {
-    const isKnown = error instanceof CheckGivenUp && result.corruptions > 0;
+    const isKnown = error instanceof CheckAbandoned && result.corruptions > 0;
     if (!isKnown || run.repairs) throw error;
-    // That it is damaged is certain, and all that was asked.
+    // The image is known to be damaged, which is all that was asked.
     result.imageEndOffset = run.file.size;
   }
   if (inSnapshots > 0 && run.fix.corruptions) {
@@ -74,7 +76,7 @@ export async function performCheck(run: CheckRun): Promise<CheckResult> {
   return result;
 }
 
-/** Read the snapshot table; the number of entries that must be rewritten. */
+/** Read the snapshot table; returns the number of entries to be rewritten. */
 async function readSnapshots(run: CheckRun): Promise<number> {
   const { header, result, fix } = run;
   const removed: SnapshotTableRepair = {
@@ -98,7 +100,7 @@ async function readSnapshots(run: CheckRun): Promise<number> {
     throw new BlockError(code, reasonOf(error), { cause: error });
   }
   if (removed.discarded > 0) {
-    // Now, since counting goes by what the header says.
+    // Before anything is counted: counting relies on the header.
     header.snapshotCount = run.snapshots.entries.length;
     await writeSnapshotCount(run);
     result.corruptionsFixed += removed.discarded;
@@ -130,7 +132,7 @@ function checkSnapshotPointer(run: CheckRun): void {
   }
 }
 
-/** Compare refcounts and references, and repair what is to be repaired. */
+/** Compare refcounts with references, and repair what is to be repaired. */
 async function checkReferences(run: CheckRun): Promise<void> {
   const { result, fix, geometry } = run;
   result.totalClusters = geometry.clustersFor(run.diskSize);
@@ -154,13 +156,13 @@ async function checkReferences(run: CheckRun): Promise<void> {
   }
   await checkCopiedFlags(run);
   await run.stored.flush();
-  // Before any of them is taken for something new.
+  // Before any of these clusters is allocated again.
   await run.discardFreed();
   result.imageEndOffset = (comparison.highestCluster + 1) *
     geometry.clusterSize;
 }
 
-/** Replace the refcount structure, and account for what that has repaired. */
+/** Rebuild the refcount structure, and count what that repaired. */
 async function replaceRefcounts(run: CheckRun) {
   const { result, fix } = run;
   const before = { ...result };
@@ -173,7 +175,7 @@ async function replaceRefcounts(run: CheckRun) {
   let comparison;
   let newLeaks = 0;
   if (fix.leaks) {
-    // The old structure is leaked now; only what stays so is of interest.
+    // The old structure is leaked now; only leaks that remain are of interest.
     const counted = { ...result };
     const repair = { leaks: true, corruptions: false };
     comparison = await compareRefcounts(run, repair);
@@ -193,7 +195,7 @@ async function replaceRefcounts(run: CheckRun) {
 /**
  * Count every reference in the metadata.
  *
- * @returns whether the refcount structure must be made anew.
+ * @returns whether the refcount structure must be rebuilt.
  */
 async function countReferences(
   run: CheckRun,

@@ -1,5 +1,5 @@
 /**
- * The COPIED flags of the active L1 and L2 tables against the stored
+ * Checking the COPIED flags of the active L1 and L2 tables against the stored
  * refcounts: set where the refcount is exactly one, and nowhere else.
  *
  * @module
@@ -24,8 +24,8 @@ export async function checkCopiedFlags(run: CheckRun): Promise<void> {
   const { fix, result, header } = run;
   const sound = result.checkErrors === 0 && result.corruptions === 0 &&
     result.leaks === 0;
-  // As usual, all are flagged, and each refcount is what was counted: one. The
-  // tables, which make up most of what a check reads, are not read again.
+  // The usual case: all entries are flagged, and every refcount is as counted,
+  // one. The tables, most of what a check reads, are not read again.
   const usual = run.allCopied && !run.counts.hasShared;
   if (sound && usual && !run.repairs && !run.uses("DATA_FILE")) return;
   const repair = fix.corruptions || (fix.leaks && sound);
@@ -47,7 +47,7 @@ export async function checkCopiedFlags(run: CheckRun): Promise<void> {
   }
 }
 
-/** Whether the flag of an entry does not fit the refcount. */
+/** Whether an entry's flag contradicts the refcount. */
 function isWrong(view: DataView, at: number, refcount: number): boolean {
   return (refcount === 1) !== ((view.getUint32(at) & COPIED) !== 0);
 }
@@ -80,8 +80,8 @@ async function wrongL1Entry(
 }
 
 /**
- * Entries that are compared at once. Where refcounts end a run early, the rest
- * of it is looked at again.
+ * Most entries compared at once. Where refcounts end a run early, the rest of
+ * it is examined again.
  */
 const MAX_RUN = 512;
 
@@ -93,10 +93,10 @@ class L2Flags {
   readonly #view: DataView;
   readonly #l2: L2Layout;
   readonly #dataFile: boolean;
-  /** Tables without a finding: entries may name them again and again. */
+  /** Tables without a finding: several entries may refer to one. */
   readonly #sound: ReferenceCounts;
   #changed = 0;
-  /** The refcount block that was looked at last, and its number. */
+  /** The refcount block used last, and its index. */
   #block: DataView | null = null;
   #blockIndex = -1;
 
@@ -117,7 +117,7 @@ class L2Flags {
     const known = Number.isInteger(cluster) && cluster < this.#sound.length;
     if (known && this.#sound.get(cluster) > 0) return;
     const { findings } = run;
-    run.spend(this.#bytes.length, offset);
+    run.chargeRead(this.#bytes.length, offset);
     try {
       await run.read(offset, this.#bytes);
     } catch (error) {
@@ -128,7 +128,7 @@ class L2Flags {
     this.#blockIndex = -1;
     const { entriesPerTable } = this.#l2;
     for (let index = 0; (index = this.#scan(index)) < entriesPerTable;) {
-      // Stopped for want of a refcount block.
+      // Stopped because a refcount block must be loaded.
       this.#blockIndex = this.#blockIndexOf(index);
       this.#block = await run.stored.block(this.#blockIndex);
     }
@@ -144,7 +144,7 @@ class L2Flags {
       this.#run.geometry;
     const { entriesPerTable } = l2;
     const perByte = 1 / clusterSize;
-    // What the refcount block at hand covers.
+    // What the current refcount block covers.
     const coverage = refcountBlockEntries * clusterSize;
     const start = this.#blockIndex * coverage;
     const end = start + coverage;
@@ -172,9 +172,9 @@ class L2Flags {
   }
 
   /**
-   * The entries of a run that begins at an index, with a flagged one: clusters
-   * in a row whose refcounts, from `inBlock` of the block on, are all one. Runs
-   * are long as a rule, and take less time as a whole than entry by entry.
+   * The length of a sound run of entries from an index on: flagged entries of
+   * consecutive clusters whose refcounts, from `inBlock` of the block on, are
+   * all one. Runs are usually long, and faster to compare as a whole.
    */
   #soundRun(index: number, block: DataView, inBlock: number): number {
     const inThisBlock = block.byteLength / 2 - inBlock;

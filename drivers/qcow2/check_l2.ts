@@ -1,7 +1,7 @@
 /**
- * Looking at the entries of L2 tables, and counting what they refer to.
- * (Specification: "L2 table entry", "Compressed Clusters Descriptor",
- * "Extended L2 Entries".)
+ * Checking the entries of L2 tables, and counting their references.
+ * (Specification: "L2 table entry", "Compressed Clusters Descriptor", "Extended
+ * L2 Entries".)
  *
  * @module
  */
@@ -10,7 +10,7 @@ import { BlockError, reasonOf } from "../../core/errors.ts";
 import type { CheckRun } from "./check_run.ts";
 import type { L2Layout } from "./l2_entry.ts";
 
-/** Looks at all entries of one L2 table after the other. */
+/** Scans the entries of L2 tables, one table at a time. */
 export class L2Scan {
   readonly #run: CheckRun;
   readonly #bytes: Uint8Array<ArrayBuffer>;
@@ -21,7 +21,10 @@ export class L2Scan {
   /** Whether to count for the fragmentation statistics. */
   #statistics = false;
   #weight = 1;
-  /** Where the next cluster would not be a fragment; 0 at first. */
+  /**
+   * Where the next cluster would have to be, not to count as a fragment; 0 at
+   * first.
+   */
   #nextOffset = 0;
 
   constructor(run: CheckRun) {
@@ -40,7 +43,7 @@ export class L2Scan {
     weight: number,
   ): Promise<void> {
     const run = this.#run;
-    run.spend(this.#bytes.length, offset);
+    run.chargeRead(this.#bytes.length, offset);
     try {
       await run.read(offset, this.#bytes);
     } catch (error) {
@@ -52,13 +55,13 @@ export class L2Scan {
     this.#nextOffset = 0;
     let index = this.#scan(0);
     while (index < this.#l2.entriesPerTable) {
-      // A misaligned preallocated cluster: its data is zero, so it can go.
+      // A misaligned preallocated cluster: it reads as zeroes, so it can go.
       await this.#dropPlace(offset, index, active);
       index = this.#scan(index + 1);
     }
   }
 
-  /** Look at entries; the answer is one to repair, or past the last. */
+  /** Scan entries; returns the index of one to repair, or past the last. */
   #scan(from: number): number {
     const table = this.#view;
     const l2 = this.#l2;
@@ -79,11 +82,11 @@ export class L2Scan {
   }
 
   /**
-   * Count a run of the usual entries from an index on: clusters in a row,
-   * aligned, in the file, with no flag but COPIED. Runs are long as a rule, and
-   * take less time as a whole than entry by entry.
+   * Count a run of ordinary entries from an index on: consecutive clusters,
+   * aligned, within the file, with no flag but COPIED. Runs are usually long,
+   * and faster to count as a whole.
    *
-   * @returns the entries of the run; 0 if this one is not usual.
+   * @returns the length of the run; 0 if this entry is not ordinary.
    */
   #countRun(index: number): number {
     const run = this.#run;
@@ -104,7 +107,7 @@ export class L2Scan {
     return length;
   }
 
-  /** Look at one entry closely; whether it is to be repaired. */
+  /** Examine one entry; returns whether it is to be repaired. */
   #examine(index: number): boolean {
     const run = this.#run;
     const table = this.#view;
@@ -166,7 +169,7 @@ export class L2Scan {
     if (!this.#dataFile) this.#run.count(offset, clusterSize, this.#weight);
   }
 
-  /** Account for clusters in a row, whose entries have the same flags. */
+  /** Count consecutive clusters whose entries have the same flags. */
   #noteClusters(index: number, offset: number, count: number): void {
     const { result, geometry } = this.#run;
     if (!this.#l2.isCopied(this.#view, index)) this.#run.allCopied = false;
@@ -210,12 +213,12 @@ export class L2Scan {
     if (this.#statistics) {
       run.result.allocatedClusters++;
       run.result.compressedClusters++;
-      // Several share a sector, so that each is read by itself anyway.
+      // Several share a sector, so that each is read separately anyway.
       run.result.fragmentedClusters++;
     }
   }
 
-  /** Turn an entry into that of a zero cluster; count it if that fails. */
+  /** Turn an entry into a plain zero cluster; count it if that fails. */
   async #dropPlace(
     tableOffset: number,
     index: number,

@@ -1,6 +1,6 @@
 /**
- * The refcount structure against the references that were counted: blocks
- * that lie where none can, and clusters whose stored refcount is wrong.
+ * Checking the refcount structure against the counted references: misplaced
+ * blocks, and clusters whose stored refcount is wrong.
  *
  * @module
  */
@@ -13,10 +13,10 @@ import { readRefcount, writeRefcount } from "./refcount_layout.ts";
 type Repair = NonNullable<CheckOptions["repair"]>;
 
 /**
- * Count the references of the refcount table, and look at its entries.
+ * Count the references of the refcount table, and check its entries.
  *
- * @param repair Whether the file may be made longer for blocks past its end.
- * @returns whether the structure is beyond repair and must be made anew.
+ * @param repair Whether the file may be extended for blocks past its end.
+ * @returns whether the structure is beyond repair and must be rebuilt.
  */
 export async function countRefcountBlocks(
   run: CheckRun,
@@ -58,7 +58,7 @@ export async function countRefcountBlocks(
   return rebuild;
 }
 
-/** Make the file long enough for a block, which then reads as zeroes. */
+/** Extend the file to contain a block, which then reads as zeroes. */
 async function growFile(run: CheckRun, offset: number): Promise<boolean> {
   const { file, geometry, counts, result } = run;
   const size = offset + geometry.clusterSize;
@@ -89,9 +89,9 @@ async function resize(run: CheckRun, size: number): Promise<void> {
   }
 }
 
-/** What a comparison showed. */
+/** The result of a comparison. */
 export interface Comparison {
-  /** Whether the refcount structure lacks blocks, and must be made anew. */
+  /** Whether the refcount structure lacks blocks and must be rebuilt. */
   rebuild: boolean;
   /** The last cluster in use. */
   highestCluster: number;
@@ -111,7 +111,7 @@ export async function compareRefcounts(
     if (stored.isAbsent(index) && counts.nextUsed(first, end) === end) continue;
     const block = repair.leaks || repair.corruptions
       ? await stored.block(index)
-      : await stored.pass(index);
+      : await stored.blockOnce(index);
     if (block === null) {
       unreadable(run, first, end);
     } else if (compareBlock(run, block, first, end, repair, comparison)) {
@@ -130,7 +130,7 @@ function unreadable(run: CheckRun, first: number, end: number): void {
   }
 }
 
-/** Compare the clusters of one block; whether the block was changed. */
+/** Compare the clusters of one block; returns whether the block was changed. */
 function compareBlock(
   run: CheckRun,
   block: DataView,

@@ -1,6 +1,6 @@
 /**
- * What the parts of a check share: the image, what was counted, what was
- * found, and access to the file that believes no offset.
+ * What the parts of a check share: the image, counts and findings, and access
+ * to the file that trusts no offset.
  *
  * @module
  */
@@ -18,36 +18,36 @@ import { ReferenceCounts } from "./reference_counts.ts";
 import type { SnapshotTable } from "./snapshot_table.ts";
 import { StoredRefcounts } from "./stored_refcounts.ts";
 
-/** The image to check. Nothing of it may be cached elsewhere meanwhile. */
+/** The image to check. None of it may be cached elsewhere meanwhile. */
 export interface CheckTarget {
   readonly file: BlockNode;
   readonly header: Header;
   readonly geometry: Geometry;
-  /** Write the header as it is now and make it durable. */
+  /** Write the current header durably. */
   writeHeader(): Promise<void>;
-  /** To be waited for before the header is written. */
+  /** Awaited before the header is written. */
   prepareChange(): void | Promise<void>;
   /** Report damage, and mark the image as corrupt if it is writable. */
   corrupt?(message: string): Promise<never>;
 }
 
-/** Clusters of the file at most, as in QEMU. */
+/** Most clusters of the file, as in QEMU. */
 const MAX_CLUSTERS = 2 ** 31 - 1;
 /** Offsets past this cannot be read, as in QEMU. */
 const MAX_OFFSET = 2 ** 63 - 2 ** 30;
 /**
- * How often the bytes of the file may be read as tables. In a sound image
- * each is read once; damaged tables may refer to each other so often that the
- * check would never end.
+ * How often each byte of the file may be read as a table. In a sound image each
+ * is read once; damaged tables may refer to each other so often that the check
+ * would never end.
  */
 const MAX_TABLE_READS = 16;
 const MIN_TABLE_BYTES = 2 ** 31;
-/** Likewise, how many findings there may be in tables for each cluster. */
+/** Likewise, the most findings in tables per cluster. */
 const MAX_FINDINGS = 4;
 const MIN_FINDINGS = 2 ** 22;
 
-/** The check would hardly end: what it found so far is all that is known. */
-export class CheckGivenUp extends BlockError {}
+/** The check would hardly end: the findings so far are all there is. */
+export class CheckAbandoned extends BlockError {}
 
 /** A check in progress. */
 export class CheckRun {
@@ -63,15 +63,15 @@ export class CheckRun {
   /** Refcounts stored in the image. */
   readonly stored: StoredRefcounts;
   snapshots: SnapshotTable = { entries: [], byteLength: 0 };
-  /** Findings so far; says whether a table was sound. */
+  /** Findings so far; used to see whether a table was sound. */
   findings = 0;
-  /** Whether all entries of active tables that have a cluster are flagged. */
+  /** Whether all active entries with a cluster have the COPIED flag. */
   allCopied = true;
   readonly #report?: CheckOptions["report"];
-  /** Ends the check; a repair that has begun is finished. */
+  /** Cancels the check; a repair that has begun is finished. */
   readonly #signal?: AbortSignal;
   #metadata?: MetadataMap;
-  /** Clusters to give up, as ranges. */
+  /** Ranges of clusters to be discarded. */
   readonly #freed: { start: number; end: number }[] = [];
   #tableBytes = 0;
   #signaled = false;
@@ -109,21 +109,21 @@ export class CheckRun {
   /**
    * Tell the user.
    *
-   * @param named Whether it is an error message, before which a program puts
+   * @param named Whether it is an error message, which a program prefixes with
    * its name.
    */
   report(line: string, named = false): void {
     this.#report?.(line, named);
   }
 
-  /** Tell of damage, and count it. */
+  /** Report damage, and count it. */
   corruption(line: string): void {
     this.report(line);
     this.result.corruptions++;
     this.findings++;
   }
 
-  /** Tell why the check cannot go on. */
+  /** Report why the check cannot go on. */
   failure(line: string, error: unknown): BlockError {
     this.report(line);
     this.result.checkErrors++;
@@ -140,8 +140,8 @@ export class CheckRun {
   }
 
   /**
-   * Whether metadata of the given kind can be written there: not if that is
-   * the place of other metadata.
+   * Whether metadata of the given kind can be written there: not over other
+   * metadata.
    */
   async mayWrite(
     offset: number,
@@ -160,7 +160,7 @@ export class CheckRun {
   /**
    * Write metadata of the given kind.
    *
-   * @throws {BlockError} EIO if other metadata lies there.
+   * @throws {BlockError} EIO if other metadata is there.
    */
   async write(
     offset: number,
@@ -173,14 +173,14 @@ export class CheckRun {
     await this.file.writev!(offset, [bytes]);
   }
 
-  /** Tables lie elsewhere now. */
+  /** Tables have moved. */
   metadataMoved(): void {
     this.#metadata = undefined;
   }
 
   /**
-   * Damage through which nothing more may be written by way of the driver.
-   * The check itself goes on.
+   * Damage after which the driver must not write any more. The check itself
+   * goes on.
    */
   async signalCorruption(message: string): Promise<void> {
     if (this.#signaled) return;
@@ -199,7 +199,7 @@ export class CheckRun {
     }
   }
 
-  /** Nothing refers to a cluster any more, and its refcount is zero. */
+  /** A cluster has no reference left, and its refcount is zero. */
   freed(cluster: number): void {
     const last = this.#freed.at(-1);
     if (last?.end === cluster) last.end++;
@@ -207,9 +207,9 @@ export class CheckRun {
   }
 
   /**
-   * Give freed clusters up; the refcounts must have been written. Nothing in the
-   * file refers to them: either nothing did when the references were counted, or
-   * a header that names what took their place is durable.
+   * Discard freed clusters; the refcounts must have been written. Nothing in
+   * the file refers to them: either nothing did when the references were
+   * counted, or the header that refers to their replacement is durable.
    */
   async discardFreed(): Promise<void> {
     const { clusterSize } = this.geometry;
@@ -220,31 +220,31 @@ export class CheckRun {
       try {
         await this.file.discard(offset, length);
       } catch {
-        return; // Only a wish.
+        return; // A discard is only a hint.
       }
     }
   }
 
   /**
-   * Account for a table that is about to be read; past the end of the file,
-   * there is none, and each entry that names it has but one finding.
+   * Charge a table that is about to be read. A table past the end of the file
+   * costs one finding for each entry that refers to it.
    *
-   * @throws {CheckGivenUp} if there were too many.
+   * @throws {CheckAbandoned} if there were too many.
    */
-  spend(length: number, offset: number): void {
+  chargeRead(length: number, offset: number): void {
     if (offset >= this.file.size) return;
     this.#tableBytes += length;
     const bytes = Math.max(MIN_TABLE_BYTES, MAX_TABLE_READS * this.file.size);
     const findings = Math.max(MIN_FINDINGS, MAX_FINDINGS * this.counts.length);
     if (this.#tableBytes > bytes || this.findings > findings) {
       this.report(
-        "ERROR: too many references to the same tables; check given up",
+        "ERROR: too many references to the same tables; check aborted",
       );
-      throw new CheckGivenUp("EFBIG");
+      throw new CheckAbandoned("EFBIG");
     }
   }
 
-  /** Count from nothing. */
+  /** Reset all counts. */
   startCounting(): void {
     this.counts.clear();
     this.#tableBytes = 0;
@@ -253,10 +253,10 @@ export class CheckRun {
   }
 
   /**
-   * Count a reference to each cluster that the bytes touch.
+   * Count a reference to each cluster that a range touches.
    *
    * @param weight How many references.
-   * @param text The offset in hexadecimal digits, where it may be inexact.
+   * @param text The offset in hexadecimal digits, if a number may be inexact.
    */
   count(offset: number, length: number, weight = 1, text?: string): void {
     if (length <= 0) return;
@@ -278,7 +278,7 @@ export class CheckRun {
     }
   }
 
-  /** There are more references to a cluster than a refcount can say. */
+  /** A cluster has more references than a refcount can hold. */
   overflow(cluster: number, count = 1): void {
     const offset = cluster * this.geometry.clusterSize;
     this.corruption(`ERROR: overflow cluster offset=0x${offset.toString(16)}`);
@@ -291,7 +291,7 @@ export class CheckRun {
   }
 
   /**
-   * The table of `entries` 64-bit entries at `offset`, in parts; what lies
+   * Read the table of `entries` 64-bit entries at `offset` in parts; what is
    * past the end of the file is zero and left out.
    */
   async *tableParts(
@@ -303,7 +303,7 @@ export class CheckRun {
     const part = new Uint8Array(Math.min(end, PART_ENTRIES) * ENTRY_SIZE);
     for (let first = 0; first < end; first += PART_ENTRIES) {
       const length = Math.min(PART_ENTRIES, end - first) * ENTRY_SIZE;
-      this.spend(length, offset);
+      this.chargeRead(length, offset);
       await this.read(offset + first * ENTRY_SIZE, part.subarray(0, length));
       yield { first, view: new DataView(part.buffer, 0, length) };
     }

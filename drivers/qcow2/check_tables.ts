@@ -1,6 +1,6 @@
 /**
- * Counting the references in L1 tables, and in the L2 tables that they name.
- * (Specification: "L1 table entry".)
+ * Counting the references in L1 tables and in their L2 tables. (Specification:
+ * "L1 table entry".)
  *
  * @module
  */
@@ -17,7 +17,10 @@ import {
 } from "./format.ts";
 import { ReferenceCounts } from "./reference_counts.ts";
 
-/** The size of the smallest refcount with which no image is full of shares. */
+/**
+ * The smallest refcount maximum with which tables are shared often enough to
+ * remember.
+ */
 const MIN_SHARING_MAX = 255;
 
 /** An L1 table. */
@@ -25,9 +28,9 @@ interface L1Table {
   offset: number;
   /** Entries. */
   size: number;
-  /** Whether it is the one in use, not a snapshot's. */
+  /** Whether it is the active one, not a snapshot's. */
   active: boolean;
-  /** The offset in hexadecimal digits, where it may be inexact. */
+  /** The offset in hexadecimal digits, if a number may be inexact. */
   offsetText?: string;
 }
 
@@ -51,21 +54,20 @@ function difference(after: Figures, before: Figures): Figures {
   };
 }
 
-/** Walks the tables of an image, the active ones and those of snapshots. */
+/** Walks the active tables of an image and those of snapshots. */
 export class TableWalk {
   readonly #run: CheckRun;
   readonly #repair: boolean;
   readonly #scan: L2Scan;
   /**
-   * For each L2 table that was found sound, how often it was met. Snapshots
-   * share their tables: all but the first meeting are counted at the end, in
-   * one go.
+   * For each sound L2 table, how often it was reached. Snapshots share their
+   * tables: all references but the first are counted at the end, in one go.
    */
   readonly #sound: ReferenceCounts;
-  /** The statistics of active L2 tables that were met more than once. */
+  /** The statistics of active L2 tables that were reached more than once. */
   readonly #figures = new Map<number, Figures>();
 
-  /** @param repair Whether what can be repaired in the entries is. */
+  /** @param repair Whether to repair entries where possible. */
   constructor(run: CheckRun, repair: boolean) {
     this.#run = run;
     this.#repair = repair;
@@ -73,7 +75,7 @@ export class TableWalk {
     this.#sound = new ReferenceCounts(run.counts.length, Infinity);
   }
 
-  /** Count what an L1 table refers to, and the table. */
+  /** Count an L1 table and all that it refers to. */
   async walk(table: L1Table): Promise<void> {
     const { offset, size, active, offsetText } = table;
     if (size === 0) return;
@@ -106,7 +108,7 @@ export class TableWalk {
     }
   }
 
-  /** Count the further meetings of shared L2 tables. */
+  /** Count the further references to shared L2 tables. */
   async finish(): Promise<void> {
     const { clusterSize } = this.#run.geometry;
     let cluster = this.#sound.nextUsed(0);
@@ -137,7 +139,7 @@ export class TableWalk {
     else this.#figures.set(cluster, difference(figuresOf(run), before));
   }
 
-  /** Add the statistics of a table that was met before, if they are known. */
+  /** Add the statistics of a table reached before, if they are known. */
   #addFigures(cluster: number): boolean {
     const figures = this.#figures.get(cluster);
     if (!figures) return false;

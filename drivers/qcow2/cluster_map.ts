@@ -26,35 +26,35 @@ import type { Refcounts } from "./refcounts.ts";
 import type { CachedTable, TableCache } from "./table_cache.ts";
 
 /**
- * A run of guest clusters of one kind, or of subclusters where entries tell of
- * them, in a row in the file if they are there.
+ * A run of guest clusters of one kind, or of subclusters in extended entries,
+ * consecutive in the file if they are stored there.
  */
 export interface Mapping {
   kind: SubclusterKind;
-  /** Bytes from the offset that was asked for. */
+  /** Bytes from the requested offset on. */
   length: number;
   /**
-   * Of the byte that was asked for, where that has a place; where the data of a
-   * `compressed` cluster begins.
+   * Host offset of the first byte, if it has one; for a `compressed` cluster,
+   * where its data begins.
    */
   hostOffset: number;
-  /** Bytes of the data of a `compressed` cluster. */
+  /** Bytes of a `compressed` cluster's data. */
   compressedLength: number;
   /** Whether the first cluster's refcount is exactly one. */
   isCopied: boolean;
 }
 
-/** An L2 entry in the cache: valid until the next `await`. */
+/** An L2 entry in the cache; valid until the next `await`. */
 export interface EntryPlace {
   slice: CachedTable;
   /** Index of the entry within the slice. */
   index: number;
 }
 
-/** What the tables need of the image that they belong to. */
+/** What the tables need of their image. */
 export interface ClusterMapHost {
   readonly file: BlockNode;
-  /** Whether guest data lies in a file of its own. */
+  /** Whether guest data is in an external data file. */
   readonly hasDataFile: boolean;
   readonly header: Header;
   readonly geometry: Geometry;
@@ -64,11 +64,11 @@ export interface ClusterMapHost {
   readonly overlap: OverlapGuard;
   /** Protects tables and refcounts. */
   readonly metadata: Mutex;
-  /** Tell that a step is about to be done. */
+  /** Announce a step that is about to be done. */
   event(name: string): Promise<void> | void;
-  /** Change the header, in memory and durably in the file, or not at all. */
+  /** Change the header in memory and durably in the file, or not at all. */
   changeHeader(changes: Partial<Header>): Promise<void>;
-  /** Report damage: never answers. */
+  /** Report damage; always rejects. */
   corrupt(message: string): Promise<never>;
 }
 
@@ -95,7 +95,7 @@ export class ClusterMap {
     return bytesOf(this.#l1);
   }
 
-  /** Go on with another L1 table, which the file holds already. */
+  /** Switch to another L1 table, which the file holds already. */
   replaceL1(bytes: Uint8Array): void {
     this.#l1 = viewOf(bytes);
   }
@@ -107,15 +107,15 @@ export class ClusterMap {
     return { high: this.#l1.getUint32(at), low: this.#l1.getUint32(at + 4) };
   }
 
-  /** Where the L2 table of an L1 entry lies; 0 if it has none. */
+  /** Offset of the L2 table of an L1 entry; 0 if it has none. */
   l2TableOffset(l1Index: number): number {
     const { high, low } = this.l1Entry(l1Index);
     return entryOffset(high, low);
   }
 
   /**
-   * What the bytes from `guestOffset` are mapped to, as far as one slice of an
-   * L2 table tells; `undefined` if that slice is not in memory.
+   * The mapping of the bytes from `guestOffset`, as far as one slice of an L2
+   * table reaches; `undefined` if that slice is not cached.
    */
   lookup(guestOffset: number, length: number): Mapping | undefined {
     const { geometry, l2Cache } = this.#state;
@@ -133,9 +133,9 @@ export class ClusterMap {
   }
 
   /**
-   * As {@linkcode lookup}, reading the slice if need be; at once if it is in
-   * memory and the entry is sound. What is mapped may change until it is looked
-   * at, unless the caller holds its range.
+   * As {@linkcode lookup}, reading the slice if need be; without waiting if it
+   * is cached and the entry is sound. The mapping may change before it is used,
+   * unless the caller holds its range.
    *
    * @param readThrough Whether this is a step of a walk through the whole disk.
    */
@@ -150,7 +150,9 @@ export class ClusterMap {
     return this.#lockAndMap(guestOffset, length);
   }
 
-  /** Without a lock: a slow file keeps nobody waiting for other tables. */
+  /**
+   * Takes no lock, so that a slow file delays nobody who needs other tables.
+   */
   async #fetchAndMap(
     guestOffset: number,
     length: number,
@@ -186,7 +188,9 @@ export class ClusterMap {
     return await this.#refuse(mapping, guestOffset);
   }
 
-  /** As {@linkcode map}, under the metadata lock; entries may be damaged. */
+  /**
+   * As {@linkcode map}, but with damaged entries. Requires the metadata lock.
+   */
   async findLocked(guestOffset: number, length: number): Promise<Mapping> {
     const mapping = this.lookup(guestOffset, length);
     if (mapping) return mapping;
@@ -195,16 +199,16 @@ export class ClusterMap {
   }
 
   /**
-   * The place of an L2 entry in a table that may be changed: made if there is
-   * none, copied if a snapshot shares it. At once if it is in memory. For the
-   * metadata lock's holder.
+   * An L2 entry in a table that may be changed: allocated if there is none,
+   * copied if a snapshot shares it; without waiting if it is cached. Requires
+   * the metadata lock.
    */
   entryForWrite(guestOffset: number): EntryPlace | Promise<EntryPlace> {
     return this.peekForWrite(guestOffset) ?? this.#prepareEntry(guestOffset);
   }
 
   /**
-   * The place of an L2 entry, if it is in memory and in a table that may be
+   * As {@linkcode entryForWrite}, if the entry is cached and its table may be
    * changed.
    */
   peekForWrite(guestOffset: number): EntryPlace | undefined {
@@ -234,7 +238,10 @@ export class ClusterMap {
     return { slice, index: this.#indexInSlice(l2Index) };
   }
 
-  /** What the entries from `place` on say, which is that of a guest offset. */
+  /**
+   * The mapping in the entries from `place` on, the first being that of a guest
+   * offset.
+   */
   mappingAt(
     { slice, index }: EntryPlace,
     guestOffset: number,
@@ -243,15 +250,15 @@ export class ClusterMap {
     return this.#decodeRun(slice.view, index, guestOffset, length);
   }
 
-  /** Entries of the table of `place` from there to the end of its slice. */
+  /** Entries from `place` to the end of its slice. */
   entriesLeft(place: EntryPlace): number {
     const { l2Cache, geometry: { l2 } } = this.#state;
     return l2.entriesIn(l2Cache.entrySize) - place.index;
   }
 
   /**
-   * The slice of a table in which an L2 entry is set, in the same turn; the
-   * caller has seen to the write order.
+   * The slice in which an entry is about to be changed, in the same turn; the
+   * caller ensures the write order.
    */
   changing({ slice }: EntryPlace): DataView {
     this.#state.l2Cache.markDirty(slice);
@@ -259,8 +266,8 @@ export class ClusterMap {
   }
 
   /**
-   * Make room for more entries. The new table is complete before the header
-   * points to it.
+   * Enlarge the L1 table. The new table is complete before the header refers to
+   * it.
    */
   async growL1(entries: number, exact: boolean): Promise<void> {
     const { header, geometry, file, refcounts, refcountCache } = this.#state;
@@ -282,7 +289,7 @@ export class ClusterMap {
       await refcountCache.flush();
       await this.#state.overlap.check(offset, bytes.length);
       await this.#state.event("l1_grow_write_table");
-      // The table may end the file, which ends with a whole sector.
+      // The table may end the file, which must consist of whole sectors.
       await file.writev!(offset, padded(bytes, SECTOR_SIZE));
       await file.flush?.();
       await this.#state.event("l1_grow_activate_table");
@@ -295,7 +302,7 @@ export class ClusterMap {
     await refcounts.free(old.offset, old.size * ENTRY_SIZE);
   }
 
-  /** Change an L1 entry; if that fails, it is in memory what it was. */
+  /** Change an L1 entry; if that fails, the old one stays in memory. */
   async setL1Entry(index: number, offset: number): Promise<void> {
     const { file, header, overlap } = this.#state;
     const at = index * ENTRY_SIZE;
@@ -305,7 +312,7 @@ export class ClusterMap {
     const place = header.l1TableOffset + at;
     const oldOffset = this.l2TableOffset(index);
     const old = this.l1Bytes.slice(at, at + ENTRY_SIZE);
-    // What the old entry points to need not be spared any more.
+    // The old table need not be protected any more.
     overlap.replaceL2(oldOffset, offset);
     this.l1Bytes.set(entry, at);
     try {
@@ -376,7 +383,7 @@ export class ClusterMap {
     };
   }
 
-  /** What an extended entry says from byte `within` of its cluster on. */
+  /** Decode an extended entry from byte `within` of its cluster on. */
   #decodeSubclusters(
     table: DataView,
     index: number,
@@ -400,8 +407,8 @@ export class ClusterMap {
   }
 
   /**
-   * What the entries from that of `guestOffset` on say of their clusters as a
-   * whole, and how many of one slice say it. For the metadata lock's holder.
+   * The kind of whole clusters from that of `guestOffset` on, and how many in
+   * one slice share it. Requires the metadata lock.
    */
   async findWhole(
     guestOffset: number,
@@ -425,7 +432,7 @@ export class ClusterMap {
     return { kind, length: Math.min(length, count * clusterSize) };
   }
 
-  /** Whether a correct program may have written the entry. */
+  /** Whether a correct program could have written the entry. */
   isSound({ kind, hostOffset }: Mapping, guestOffset: number): boolean {
     const { geometry, hasDataFile, header } = this.#state;
     if (kind === "unallocated") return true;
@@ -438,7 +445,7 @@ export class ClusterMap {
     return geometry.isAligned(cluster);
   }
 
-  /** Where an L2 entry lies, for messages. */
+  /** The position of an L2 entry, for messages. */
   placeText(guestOffset: number): string {
     const { geometry } = this.#state;
     const l2Offset = hex(this.l2TableOffset(geometry.l1Index(guestOffset)));
@@ -446,7 +453,7 @@ export class ClusterMap {
     return `(L2 offset: ${l2Offset}, L2 index: ${l2Index})`;
   }
 
-  /** Refuse an entry that no correct program writes. */
+  /** Refuse an entry that no correct program could have written. */
   async #refuse(mapping: Mapping, guestOffset: number): Promise<never> {
     const { geometry, hasDataFile, header } = this.#state;
     const place = this.placeText(guestOffset);
@@ -461,13 +468,13 @@ export class ClusterMap {
       );
     }
     if (mapping.kind === "invalid") {
-      // Two blanks, as in QEMU.
+      // Two spaces, as in QEMU.
       await this.#state.corrupt(`Invalid cluster entry found  ${place}`);
     }
     const cluster = mapping.hostOffset - geometry.offsetInCluster(guestOffset);
     if (hasDataFile && geometry.isAligned(cluster)) {
       const guest = hex(geometry.clusterStart(guestOffset));
-      // With a bracket too many, as in QEMU.
+      // With a stray bracket, as in QEMU.
       await this.#state.corrupt(
         `External data file host cluster offset ${hex(cluster)} does not ` +
           `match guest cluster offset: ${guest}, L2 index: ` +
@@ -485,7 +492,7 @@ export class ClusterMap {
     const l2Offset = this.l2TableOffset(l1Index);
     await this.#checkTableOffset(l1Index, l2Offset);
     const l2Index = geometry.l2Index(guestOffset);
-    // Not looked up again: others may have driven it out by then.
+    // Not looked up again: it may have been evicted by then.
     const slice = await l2Cache.load(this.#sliceOffset(l2Offset, l2Index));
     return { slice, index: this.#indexInSlice(l2Index) };
   }
@@ -501,7 +508,7 @@ export class ClusterMap {
     );
   }
 
-  /** Give an L1 entry an L2 table of its own; answers what that holds. */
+  /** Allocate an L2 table of its own for an L1 entry; returns its content. */
   async #makeTable(l1Index: number): Promise<Uint8Array> {
     const { geometry, file, l2Cache, refcountCache, refcounts } = this.#state;
     const { clusterSize } = geometry;

@@ -1,7 +1,7 @@
 /**
- * Reading compressed clusters, and a memory of the last ones. (Specification:
- * "Compressed Clusters Descriptor"; deflate streams have no header and a
- * window of 4 KiB.)
+ * Reading compressed clusters, with a cache of the last ones. (Specification:
+ * "Compressed Clusters Descriptor"; deflate streams have no header and a window
+ * of 4 KiB.)
  *
  * @module
  */
@@ -19,45 +19,45 @@ import type { ClusterMap, Mapping } from "./cluster_map.ts";
 import type { Geometry } from "./geometry.ts";
 import type { Header } from "./header.ts";
 
-/** Clusters to remember: sequential readers ask for parts of the same one. */
+/** Clusters to cache: sequential readers ask for parts of the same one. */
 const REMEMBERED = 4;
 
-/** Most bytes of compressed data in memory, if it is not one run. */
+/** Most bytes of compressed data in memory, unless one run is larger. */
 const MAX_BUFFERS = 8 * 1024 * 1024;
 
-/** Most buffers that are kept for later ones. */
+/** Most buffers kept for reuse. */
 const SPARE_BUFFERS = 4;
 
 /** Bytes between compressed clusters that are read rather than skipped. */
 const MAX_GAP = 4096;
 
-/** What compressed clusters need of the image that they belong to. */
+/** What compressed clusters need of their image. */
 export interface CompressionHost {
   readonly dataFile: BlockNode;
   readonly header: Header;
   readonly geometry: Geometry;
   readonly clusters: ClusterMap;
-  /** Tell that a step is about to be done. */
+  /** Announce a step that is about to be done. */
   event(name: string): Promise<void> | void;
 }
 
-/** A cluster that is to be read, where to, and who else waits for it. */
+/** A cluster to be read, its target, and who else waits for it. */
 interface Wanted {
   /** The first byte of its data, anywhere in the file. */
   readonly hostOffset: number;
-  /** Bytes of its data, to the end of the last sector that it touches. */
+  /** Bytes of its data, to the end of the last sector it touches. */
   readonly length: number;
   readonly target: Uint8Array;
   resolve?(cluster: Uint8Array): void;
   reject?(error: BlockError): void;
 }
 
-/** A cluster that was read, or is being read. */
+/** A cached cluster, or one being read. */
 interface Remembered {
   readonly content: Promise<Uint8Array>;
-  /** How many are about to copy from it. */
+  /** How many requests are about to copy from it. */
   readers: number;
-  /** Nobody will find it any more. */
+  /** It has left the cache. */
   isForgotten: boolean;
 }
 
@@ -67,14 +67,13 @@ export class CompressedReader {
   readonly #mostAtOnce: number;
   readonly #holdWorkers: () => Promise<unknown>;
   readonly #clusters = new Map<string, Remembered>();
-  /** For the next cluster to remember. */
+  /** The buffer for the next cluster to cache. */
   #spare?: Uint8Array;
   readonly #buffers = new RunBuffers();
 
   /**
-   * @param mostAtOnce Most bytes that are read at once, if it is not one
-   * cluster.
-   * @param holdWorkers Waited for before anything is decompressed.
+   * @param mostAtOnce Most bytes read at once, unless one cluster is larger.
+   * @param holdWorkers Awaited before anything is decompressed.
    */
   constructor(
     state: CompressionHost,
@@ -86,7 +85,7 @@ export class CompressedReader {
     this.#holdWorkers = holdWorkers;
   }
 
-  /** Read the bytes from `offset` on; each mapping is about one cluster. */
+  /** Read the bytes from `offset` on; each mapping describes one cluster. */
   async read(
     mappings: readonly Mapping[],
     offset: number,
@@ -100,7 +99,7 @@ export class CompressedReader {
     for (const mapping of mappings) {
       const { length } = mapping;
       const part = sliceVector(iov, done, length);
-      // Who wants all of it will hardly ask for it again soon.
+      // Whoever reads a whole cluster will hardly ask for it again soon.
       const isDirect = length === geometry.clusterSize && part.length === 1 &&
         !(this.#clusters.size > 0 && this.#clusters.has(keyOf(mapping)));
       if (isDirect) {
@@ -118,7 +117,7 @@ export class CompressedReader {
     }
   }
 
-  /** What has to be read for it is added to `wanted` at once. */
+  /** Adds what must be read to `wanted` in the same turn. */
   async #readPart(
     mapping: Mapping,
     start: number,
@@ -140,18 +139,18 @@ export class CompressedReader {
     cluster.readers++;
     const content = await cluster.content;
     copyIntoVector(iov, 0, content.subarray(start, start + length));
-    // Nobody else can see it any more.
+    // Nobody else can reach it any more.
     if (--cluster.readers === 0 && cluster.isForgotten) this.#spare = content;
   }
 
-  /** Forget what was read: clusters have been freed or written anew. */
+  /** Empty the cache: clusters have been freed or rewritten. */
   forget(): void {
     this.#clusters.clear();
   }
 
   #remember(key: string, cluster: Remembered): void {
-    // If it could not be read, the next reader tries again. What is corrupt
-    // stays so: it is not decompressed for each sector that is asked for.
+    // After a read error, the next reader tries again. Corrupt data stays
+    // cached as such, so that it is not decompressed for each sector requested.
     cluster.content.catch((error) => {
       if (!(error instanceof CorruptCluster)) this.#clusters.delete(key);
     });
@@ -164,7 +163,7 @@ export class CompressedReader {
     forgotten.content.then((content) => this.#spare = content, () => {});
   }
 
-  /** @throws what one of the clusters did that could not be read. */
+  /** @throws the error of one of the clusters that could not be read. */
   async #readRuns(
     wanted: readonly Wanted[],
     flags?: ReadFlags,
@@ -184,8 +183,8 @@ export class CompressedReader {
   }
 
   /**
-   * Read clusters that lie together at once, and have them decompressed, which
-   * may still be `pending` then.
+   * Read adjacent clusters at once, and decompress them, which may still be
+   * `pending` on return.
    */
   async #readRun(
     run: readonly Wanted[],
@@ -207,11 +206,11 @@ export class CompressedReader {
     if (waiting) await waiting;
     const buffer = this.#buffers.take(end - start);
     const later: Promise<void>[] = [];
-    // Others may wait for the same cluster, who have not given up.
+    // Others, who have not cancelled, may wait for the same cluster.
     const isShared = run.some(({ resolve }) => resolve);
     const bytes = buffer.subarray(0, end - start);
     try {
-      // The descriptor may claim more than there is: what decodes is enough.
+      // The descriptor may claim more than there is; enough to decode will do.
       const own = isShared ? undefined : flags;
       await readPadded(this.#state.dataFile, start, [bytes], own);
       await this.#decompressRun(run, buffer, start, end, later, failures);
@@ -225,7 +224,7 @@ export class CompressedReader {
     );
   }
 
-  /** What is not done when this is takes part of `buffer` in `later`. */
+  /** Work that still uses part of `buffer` on return is added to `later`. */
   async #decompressRun(
     run: readonly Wanted[],
     buffer: Uint8Array,
@@ -235,7 +234,7 @@ export class CompressedReader {
     failures: unknown[],
   ): Promise<void> {
     const { dataFile, header } = this.#state;
-    // Of what a device has cut off, the zeroes in its place are no data.
+    // Zeroes past the end of a cut-off file are not data.
     const inside = Math.max(0, Math.min(end, dataFile.size) - start);
     const type = header.compressionType;
     await this.#holdWorkers();
@@ -244,7 +243,7 @@ export class CompressedReader {
       const stop = Math.max(at, Math.min(at + cluster.length, inside));
       const data = buffer.subarray(at, stop);
       const { target } = cluster;
-      // Thousands of small clusters would otherwise have a promise each.
+      // Otherwise thousands of small clusters would have a promise each.
       if (decompressNow(type, data, target)) cluster.resolve?.(target);
       else {
         later.push(
@@ -262,15 +261,15 @@ export class CompressedReader {
 }
 
 /**
- * Buffers for compressed data, which are used again: a new one takes as long as
- * reading into it, and stays until garbage is collected.
+ * A pool of buffers for compressed data: allocating one takes as long as
+ * reading into it, and it stays until garbage is collected.
  */
 class RunBuffers {
   readonly #spare: Uint8Array[] = [];
   readonly #waiting: (() => void)[] = [];
   #bytes = 0;
 
-  /** To be waited for before a buffer is taken, if many are in use. */
+  /** Reserve bytes; to be awaited if too many are in use. */
   reserve(length: number): Promise<void> | undefined {
     if (this.#bytes === 0 || this.#bytes + sizeFor(length) <= MAX_BUFFERS) {
       this.#bytes += sizeFor(length);
@@ -286,7 +285,7 @@ class RunBuffers {
     this.#bytes += sizeFor(length);
   }
 
-  /** A buffer of at least `length` bytes, which were reserved. */
+  /** A buffer of at least `length` bytes, which have been reserved. */
   take(length: number): Uint8Array {
     const size = sizeFor(length);
     const index = this.#spare.findIndex((spare) => spare.length === size);
@@ -294,7 +293,7 @@ class RunBuffers {
     return this.#spare.splice(index, 1)[0];
   }
 
-  /** The buffer may be used by others. */
+  /** Return a buffer to the pool. */
   giveBack(buffer: Uint8Array): void {
     this.#bytes -= buffer.length;
     this.#spare.push(buffer);
@@ -303,12 +302,12 @@ class RunBuffers {
   }
 }
 
-/** So few sizes that one buffer does for the next run as well. */
+/** Rounds sizes, so that one buffer fits the next run as well. */
 function sizeFor(length: number): number {
   return 2 ** Math.ceil(Math.log2(Math.max(length, 4096)));
 }
 
-/** What clusters are remembered by. */
+/** The cache's key for a cluster. */
 function keyOf({ hostOffset, compressedLength }: Mapping): string {
   return `${hostOffset}:${compressedLength}`;
 }
@@ -317,17 +316,19 @@ function placeOf({ hostOffset, compressedLength }: Mapping) {
   return { hostOffset, length: compressedLength };
 }
 
-/** What to tell of data that cannot be decompressed. */
+/** The error to report for data that cannot be decompressed. */
 function readError(thrown: unknown): BlockError {
   const error = asBlockError(thrown);
   if (error.code === "ENOTSUP") return error;
   return new CorruptCluster("EIO", undefined, { cause: error });
 }
 
-/** Compressed data that was read, but is none. */
+/** Compressed data was read but is invalid. */
 class CorruptCluster extends BlockError {}
 
-/** Split into groups that lie so close, in order, that one request reads them. */
+/**
+ * Split into groups of clusters so close together that one request reads them.
+ */
 function inRuns(wanted: readonly Wanted[], most: number): Wanted[][] {
   const runs: Wanted[][] = [];
   for (const cluster of wanted) {

@@ -1,6 +1,6 @@
 /**
- * The compressed clusters of an image: what is known of them without looking
- * into any. (Specification: "Compressed Clusters Descriptor".)
+ * The compressed clusters of an image. Their codecs are loaded on demand.
+ * (Specification: "Compressed Clusters Descriptor".)
  *
  * @module
  */
@@ -10,10 +10,12 @@ import type { Mapping } from "./cluster_map.ts";
 import type { CompressedReader, CompressionHost } from "./compressed_reader.ts";
 import type { CompressionQueue } from "./compression_queue.ts";
 
-/** Most bytes that are read or decompressed at once, if it is not one cluster. */
+/** Most bytes read or decompressed at once, unless one cluster is larger. */
 const MAX_RUN = 2 * 1024 * 1024;
 
-/** Most clusters of it: with small ones, what tells of them takes more memory. */
+/**
+ * Most clusters of it: mappings of small ones take more memory than their data.
+ */
 const MAX_CLUSTERS = 128;
 
 /** What works on the data. */
@@ -21,10 +23,10 @@ type Codecs = typeof import("../../core/compression.ts");
 
 /** Compresses clusters, and has compressed ones read. */
 export class CompressedClusters {
-  /** What is being compressed; made when something is. */
+  /** Clusters being compressed; created when needed. */
   queue?: CompressionQueue;
   readonly #state: CompressionHost;
-  /** Most images have nothing that is compressed, and need none. */
+  /** Created when needed: most images have no compressed clusters. */
   #reader?: CompressedReader;
   #codecs?: Promise<Codecs>;
   #workers?: Disposable;
@@ -33,7 +35,10 @@ export class CompressedClusters {
     this.#state = state;
   }
 
-  /** A compressed cluster's mapping, and those after it that are in memory. */
+  /**
+   * The mapping of a compressed cluster, and of those after it whose tables are
+   * cached.
+   */
   run(first: Mapping, offset: number, length: number): Mapping[] {
     const run = [first];
     const most = Math.min(length, MAX_RUN);
@@ -46,7 +51,7 @@ export class CompressedClusters {
     return run;
   }
 
-  /** Read the bytes from `offset` on; each mapping is about one cluster. */
+  /** Read the bytes from `offset` on; each mapping describes one cluster. */
   read(
     mappings: readonly Mapping[],
     offset: number,
@@ -86,7 +91,7 @@ export class CompressedClusters {
     return await compress(this.#state.header.compressionType, cluster, level);
   }
 
-  /** The codecs, and workers that they may use. */
+  /** Load the codecs, and the workers they may use. */
   load(): Promise<Codecs> {
     return this.#codecs ??= import("../../core/compression.ts").then(
       (codecs) => {
@@ -96,12 +101,12 @@ export class CompressedClusters {
     );
   }
 
-  /** Forget what was read: clusters have been freed or written anew. */
+  /** Empty the cache: clusters have been freed or rewritten. */
   forget(): void {
     this.#reader?.forget();
   }
 
-  /** Nothing more is wanted. */
+  /** Release everything. */
   close(): void {
     this.#reader = undefined;
     this.#workers?.[Symbol.dispose]();

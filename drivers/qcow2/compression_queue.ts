@@ -1,15 +1,13 @@
 /**
- * Clusters that are to be stored compressed, in the order in which that was
- * asked for.
+ * Clusters to be stored compressed, in the order of the requests.
  *
  * @module
  */
 import { type Held, Mutex } from "../../core/lock.ts";
 
 /**
- * Most bytes, and most clusters, that are compressed before their turn to be
- * stored has come: enough for all processors, and no more than that, since
- * they take up memory.
+ * Most bytes and most clusters compressed ahead of their turn to be stored:
+ * enough to keep all processors busy, but no more, since they take up memory.
  */
 const MAX_BYTES = 6 * 1024 * 1024;
 const MAX_CLUSTERS = 128;
@@ -17,43 +15,43 @@ const MAX_CLUSTERS = 128;
 /** What a cluster was compressed to; `undefined` if that saves nothing. */
 export type Compressed = Uint8Array | undefined;
 
-/** Clusters in a row of one request. */
+/** Consecutive clusters of one request. */
 interface Batch {
   readonly count: number;
   readonly compress: (index: number) => Promise<Compressed>;
-  /** How many are being compressed, or were. */
+  /** How many have begun to be compressed. */
   begun: number;
-  /** Of those, the ones that are not being stored yet, in order. */
+  /** Those of them that are not being stored yet, in order. */
   readonly results: Promise<Compressed>[];
 }
 
 /**
- * Has clusters compressed ahead of their turn. The first one that was not
- * begun is always the next, whichever request it belongs to: what is stored
- * next is never kept waiting by what comes after it.
+ * Compresses clusters ahead of their turn. The first one not yet begun is
+ * always the next, whichever request it belongs to, so that nothing delays the
+ * cluster to be stored next.
  */
 export class CompressionQueue {
   readonly #turn = new Mutex();
   readonly #batches: Batch[] = [];
   readonly #most: number;
-  /** Clusters that were begun, and are not stored yet. */
+  /** Clusters that were begun and not yet stored. */
   #ahead = 0;
 
-  /** A queue for clusters of so many bytes. */
+  /** Create a queue for clusters of this many bytes. */
   constructor(clusterSize: number) {
     this.#most = Math.min(MAX_CLUSTERS, MAX_BYTES / clusterSize);
   }
 
-  /** Wait until the clusters of all calls before are stored. */
+  /** Wait until the clusters of all earlier calls are stored. */
   turn(): Held | Promise<Held> {
     return this.#turn.lock();
   }
 
   /**
-   * Compress clusters, and store one after the other when those of all calls
-   * before are stored; nothing of them is in use any more at the end.
+   * Compress clusters, and store them one by one after those of all earlier
+   * calls. On return, none of them is in use any more.
    *
-   * @throws what the first one that fails does; no further ones are stored.
+   * @throws the error of the first one that fails; later ones are not stored.
    */
   async run(
     count: number,
@@ -61,7 +59,7 @@ export class CompressionQueue {
     store: (index: number, compressed: Compressed) => Promise<void>,
   ): Promise<void> {
     const batch: Batch = { count, compress, begun: 0, results: [] };
-    // Both in the same turn, so that their order is the same.
+    // Both in the same turn, so that their orders agree.
     const turn = this.#turn.lock();
     this.#batches.push(batch);
     this.#begin();
@@ -78,12 +76,12 @@ export class CompressionQueue {
     }
   }
 
-  /** Begin with as many clusters as there may be. */
+  /** Begin to compress as many clusters as permitted. */
   #begin(): void {
     while (this.#ahead < this.#most && this.#batches.length > 0) {
       const [batch] = this.#batches;
       const result = batch.compress(batch.begun++);
-      // If it fails before its turn, that is still dealt with then.
+      // A failure before its turn is handled when its turn comes.
       result.catch(() => {});
       batch.results.push(result);
       this.#ahead++;
@@ -91,7 +89,7 @@ export class CompressionQueue {
     }
   }
 
-  /** Give up the rest of a batch, one cluster of which could not be stored. */
+  /** Drop the rest of a batch after one of its clusters could not be stored. */
   async #leave(batch: Batch): Promise<void> {
     const place = this.#batches.indexOf(batch);
     if (place >= 0) this.#batches.splice(place, 1);

@@ -1,5 +1,5 @@
 /**
- * Making images.
+ * Creating images.
  *
  * @module
  */
@@ -12,7 +12,7 @@ import {
 } from "../../core/bytes.ts";
 import type { CreateContext } from "../../core/driver.ts";
 import { asBlockError, BlockError, invalid } from "../../core/errors.ts";
-import { canonicalName } from "../../core/gate.ts";
+import { canonicalName } from "../../core/sources.ts";
 import type { Preallocation } from "../../core/node.ts";
 import { notAmong, type OptionValues } from "../../core/options.ts";
 import { findDriver, listDrivers } from "../../core/registry.ts";
@@ -35,14 +35,14 @@ import { encodeHeader } from "./header_encoding.ts";
 import { firstRefcounts, refcountsFor } from "./refcount_layout.ts";
 import { Qcow2State } from "./state.ts";
 
-/** Valid options, with names and units of ours. */
+/** Validated options, as the properties of the image. */
 export interface Plan {
   header: Header;
   size: number;
   preallocation: Preallocation;
 }
 
-/** How an image is used while it is being made. */
+/** How an image is used while it is being created. */
 export const QUIET: Behaviour = {
   lazyRefcounts: false,
   protectedKinds: new Set(),
@@ -58,7 +58,7 @@ export const QUIET: Behaviour = {
   warn: () => {},
 };
 
-/** Make an image. */
+/** Create an image. */
 export async function create(
   options: OptionValues,
   context: CreateContext,
@@ -68,7 +68,7 @@ export async function create(
   const luks = encryption === "luks" ? await loadLuks() : undefined;
   const plan = await luks?.planLuks(options, context);
   if (encryption && !luks) header.cryptMethod = Crypt.AES;
-  // Whether it all fits into the first cluster is known before the file goes.
+  // Before the file is emptied, it must be known that the header fits.
   const encryptionHeader = luks && { offset: 0, length: 0 };
   encodeHeader({ ...header, encryptionHeader });
   checkOtherFile(header, context);
@@ -77,11 +77,11 @@ export async function create(
     header.dataFile === undefined
       ? undefined
       : await context.createNamed(header.dataFile, { keep });
-  // One that is to be there, and is not, must not cost a file that is.
+  // An existing data file that cannot be opened must not cost the image's file.
   const kept = keep ? await makeDataFile() : undefined;
   const file = await context.createFile(0);
   const dataFile = kept ?? await makeDataFile();
-  // A scheme before it has done its work.
+  // Of a URL-like name, the name after its driver has parsed it.
   if (dataFile) header.dataFile = dataFile.filename;
   const geometry = Geometry.of(header);
   const { clusterSize } = geometry;
@@ -120,14 +120,14 @@ export async function create(
   await state.writeHeader();
 }
 
-/** Refuse an image that would be its own data file: it would be emptied. */
+/** Refuse an image that would be its own data file, which would empty it. */
 function checkOtherFile({ dataFile }: Header, { filename }: CreateContext) {
   if (dataFile === undefined) return;
   if (canonicalName(dataFile) !== canonicalName(filename)) return;
   throw invalid(`'${nameText(filename)}' cannot be its own data file`);
 }
 
-/** What the new image is to be encrypted with, if any option speaks of it. */
+/** The encryption of the new image, if its options ask for one. */
 async function encryptionOf(options: OptionValues, context: CreateContext) {
   const isNamed = Object.keys(ENCRYPT_CREATE_OPTIONS).some((name) =>
     options[name] !== undefined
@@ -137,7 +137,7 @@ async function encryptionOf(options: OptionValues, context: CreateContext) {
   return await createEncryption(options, context);
 }
 
-/** Loaded when it is used: few images are encrypted. */
+/** Loaded on demand: few images are encrypted. */
 function loadLuks() {
   return import("./luks.ts");
 }
@@ -153,7 +153,7 @@ export function estimateFileSize(size: number, geometry: Geometry): number {
   return (fixed + blocks + tableClusters) * clusterSize;
 }
 
-/** Check the options of a new image, and tell what its header will be. */
+/** Check the options of a new image, and derive its header. */
 export function planImage(options: OptionValues): Plan {
   if (options.size === undefined) {
     throw invalid("Image creation needs a size parameter");
@@ -202,7 +202,7 @@ export function planImage(options: OptionValues): Plan {
   if (version === 2 && zstd) {
     throw v3("Non-zlib compression type is only supported with");
   }
-  // Who reads the data file alone finds all of the disk there.
+  // Whoever reads the data file alone must find the whole disk there.
   if (isRaw && preallocation === "off") preallocation = "metadata";
   if (backingFile === undefined && backingFormat !== undefined) {
     throw invalid("Backing format cannot be used without backing file");
@@ -257,7 +257,7 @@ const QEMU_DRIVERS =
       " ",
     );
 
-/** Refuse a backing format that nobody knows. */
+/** Refuse an unknown backing format. */
 function checkFormat(name: string): void {
   if (findDriver(name) || QEMU_DRIVERS.includes(name)) return;
   throw notAmong(
@@ -267,7 +267,7 @@ function checkFormat(name: string): void {
   );
 }
 
-/** Refuse what a data file that is there already could not stay as it is with. */
+/** Refuse options that an existing data file cannot be kept with. */
 function checkKept(
   hasDataFile: boolean,
   isRaw: boolean,
@@ -290,14 +290,14 @@ function checkKept(
   );
 }
 
-/** Extended L2 entries have subclusters of 512 bytes at least. */
+/** The error for subclusters of less than 512 bytes. */
 export function tooSmallForSubclusters(): BlockError {
   return invalid(
     "Extended L2 entries are only supported with cluster sizes of at least 16384 bytes",
   );
 }
 
-/** What the options say of the cluster size. */
+/** The cluster size according to the options. */
 export function clusterBitsOf(options: OptionValues): number {
   const clusterSize = options.cluster_size as number;
   const clusterBits = Math.log2(clusterSize);
@@ -310,7 +310,10 @@ export function clusterBitsOf(options: OptionValues): number {
   return clusterBits;
 }
 
-/** What the options say of refcounts; `remedy` is the option for wider ones. */
+/**
+ * The refcount width according to the options; `remedy` is the option that
+ * permits wider ones.
+ */
 export function refcountOrderOf(
   options: OptionValues,
   version: 2 | 3,

@@ -1,6 +1,6 @@
 /**
- * The options of new images, of images that are changed, and of encryption.
- * What they are for is loaded when it is used.
+ * Option tables for create, amend and encryption. The code that uses them is
+ * loaded on demand.
  *
  * @module
  */
@@ -16,7 +16,7 @@ import { DEFAULT_CLUSTER_SIZE } from "./format.ts";
 /** The kinds of encryption. */
 export const FORMATS = ["aes", "luks"] as const;
 
-/** The options of `open` below `encrypt`. */
+/** Options of `open` below `encrypt`. */
 export const ENCRYPT_OPTIONS: OptionTable = {
   "encrypt.format": {
     type: "string",
@@ -29,7 +29,7 @@ export const ENCRYPT_OPTIONS: OptionTable = {
   ...withPrefix("encrypt.", LUKS_OPEN_OPTIONS),
 };
 
-/** The options of `create`, before all others. */
+/** Encryption options of `create`, which come first. */
 export const ENCRYPT_CREATE_OPTIONS: OptionTable = {
   encryption: {
     type: "boolean",
@@ -48,7 +48,7 @@ export const ENCRYPT_CREATE_OPTIONS: OptionTable = {
   ...withPrefix("encrypt.", LUKS_CREATE_OPTIONS),
 };
 
-/** The options of `create`, in the order in which they are shown. */
+/** Options of `create`, in the order in which help shows them. */
 export const CREATE_OPTIONS: OptionTable = {
   ...ENCRYPT_CREATE_OPTIONS,
   cluster_size: {
@@ -105,12 +105,12 @@ const { size, compat, backing_file, backing_fmt } = CREATE_OPTIONS;
 const { data_file, data_file_raw } = CREATE_OPTIONS;
 const { lazy_refcounts, refcount_bits } = CREATE_OPTIONS;
 
-/** The options of `amend`, in the order in which they are looked at. */
+/** Options of `amend`, in the order in which they are checked. */
 export const AMEND_OPTIONS: OptionTable = {
   ...withPrefix("encrypt.", LUKS_AMEND_OPTIONS),
   size,
   compat,
-  // They may be named, but `rebase` is what changes them.
+  // They are accepted unchanged; `rebase` changes them.
   backing_file: { ...backing_file, unsupported: true },
   backing_fmt: { ...backing_fmt, unsupported: true },
   data_file,

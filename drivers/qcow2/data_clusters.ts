@@ -1,7 +1,7 @@
 /**
- * Places for guest data: in the file, where each cluster is counted, or in an
- * external data file, where guest clusters have the offsets that they have on
- * the disk, and nothing counts them. (Specification: "External data file".)
+ * Space for guest data: in the file, where each cluster has a refcount, or in
+ * an external data file, where guest clusters have the same offsets as on the
+ * disk and no refcounts. (Specification: "External data file".)
  *
  * @module
  */
@@ -12,11 +12,11 @@ import type { OverlapGuard } from "./overlap.ts";
 import type { Refcounts } from "./refcounts.ts";
 import type { TableCache } from "./table_cache.ts";
 
-/** What it takes to find places. */
+/** What allocating data clusters needs of the image. */
 export interface DataHost {
   /** What guest data is written to: the file, or an external data file. */
   readonly dataFile: BlockNode;
-  /** Whether guest data lies in a file of its own. */
+  /** Whether guest data is in an external data file. */
   readonly hasDataFile: boolean;
   readonly refcounts: Refcounts;
   readonly overlap: OverlapGuard;
@@ -26,15 +26,17 @@ export interface DataHost {
   readonly metadata: Mutex;
 }
 
-/** A place that L2 entries no longer refer to. */
+/** Space that L2 entries no longer refer to. */
 export interface Freed {
   offset: number;
   length: number;
-  /** It is that of one compressed cluster. */
+  /** Whether it is the data of one compressed cluster. */
   compressed?: boolean;
 }
 
-/** Take a place for guest clusters in a row; at once if that can be. */
+/**
+ * Allocate space for consecutive guest clusters; without waiting if possible.
+ */
 export function allocateData(
   { hasDataFile, refcounts }: DataHost,
   guestOffset: number,
@@ -43,10 +45,7 @@ export function allocateData(
   return hasDataFile ? guestOffset : refcounts.allocate(clusters);
 }
 
-/**
- * Give back a place that no entry has come to refer to. For the metadata lock's
- * holder.
- */
+/** Free space that no entry refers to yet. Requires the metadata lock. */
 export async function returnData(
   { hasDataFile, refcounts }: DataHost,
   hostOffset: number,
@@ -55,7 +54,7 @@ export async function returnData(
   if (!hasDataFile) await refcounts.add(hostOffset, length, -1);
 }
 
-/** Refuse to write guest data where metadata lies, which is only in the file. */
+/** Refuse to write guest data over metadata, which is only in the file. */
 export function checkData(
   { hasDataFile, overlap }: DataHost,
   hostOffset: number,
@@ -64,7 +63,7 @@ export function checkData(
   if (!hasDataFile) return overlap.check(hostOffset, length);
 }
 
-/** Whether guest data can go there, as far as that is known at once. */
+/** Whether guest data is known, without waiting, to overlap no metadata. */
 export function isClearOfMetadata(
   { hasDataFile, overlap }: DataHost,
   hostOffset: number,
@@ -74,9 +73,9 @@ export function isClearOfMetadata(
 }
 
 /**
- * Pass freed space down to an external data file, once no entry in the file
- * refers to it. The caller holds the guest clusters: written to before, they
- * would lose what was written.
+ * Discard freed space in an external data file, once no entry in the file
+ * refers to it. The caller holds the guest clusters, so that no later write is
+ * discarded.
  */
 export async function discardData(
   state: DataHost,
@@ -93,7 +92,7 @@ export async function discardData(
   for (const { offset, length, compressed } of freed) {
     const inside = Math.min(length, dataFile.size - offset);
     if (compressed || inside <= 0) continue;
-    // Only a wish: that it fails does no harm.
+    // A discard is only a hint: a failure does no harm.
     await dataFile.discard!(offset, inside).catch(() => {});
   }
 }

@@ -39,7 +39,7 @@ export const qcow2Driver: BlockDriver = {
   amendOptions: AMEND_OPTIONS,
   probe,
   open,
-  // Loaded when they are used: every start would pay for them.
+  // Loaded on demand, to keep the start fast.
   create: async (options, context) =>
     (await import("./create.ts")).create(options, context),
   async *stream(options, source) {
@@ -100,15 +100,15 @@ async function open(
     await load();
   };
   const change = async (options: OptionValues) => {
-    const wish = parseOpenOptions(options);
-    const behaviour = behaviourOf(wish, state.header, context);
-    // What makes no sense is refused before anything is changed.
-    cacheSizes(wish, state.header);
-    state.cleaner?.cleanEvery(cleanInterval(wish));
+    const next = parseOpenOptions(options);
+    const behaviour = behaviourOf(next, state.header, context);
+    // Invalid options are refused before anything is changed.
+    cacheSizes(next, state.header);
+    state.cleaner?.cleanEvery(cleanInterval(next));
     if (!readOnly) await state.flushCaches();
     if (!readOnly && !behaviour.lazyRefcounts) await state.markClean();
     state.behaviour = behaviour;
-    parsed = wish;
+    parsed = next;
     adopt(state.header);
   };
   state.cleaner?.cleanEvery(cleanInterval(parsed));
@@ -120,7 +120,8 @@ async function open(
     hooks,
   );
   if (!readOnly && purpose === "check" && hasBitmaps(header)) {
-    // A check has to be possible of damaged ones: read when they must be.
+    // A check must be possible although bitmaps are damaged: load them when
+    // needed.
     state.recorder = {
       mark: async (offset, length) =>
         await (await state.loadBitmaps()).mark(offset, length),
@@ -128,13 +129,14 @@ async function open(
   }
   if (!readOnly && purpose === "io") {
     await node.prepareForWriting();
-    // Now, since one that cannot be read cannot be kept true either.
+    // Before writing: bitmaps that cannot be loaded could not be kept up to
+    // date.
     if (hasBitmaps(state.header)) await node.beginBitmaps();
   }
   return node;
 }
 
-/** What the image is encrypted with, if it is. */
+/** The encryption of the image, if it has any. */
 async function encryptionOf(
   file: BlockNode,
   header: Header,
@@ -147,7 +149,9 @@ async function encryptionOf(
   return await openEncryption(file, header, options, context);
 }
 
-/** The data file that the user describes, or else the one of the header. */
+/**
+ * Open the data file that the options describe, or else the one in the header.
+ */
 async function openDataFile(
   { incompatible, autoclear, dataFile }: Header,
   context: OpenContext,
@@ -176,7 +180,7 @@ function parseOpenOptions(options: OptionValues): OptionValues {
   return parseOptions(OPEN_OPTIONS, flatten(options), CHILDREN);
 }
 
-/** Seconds after which unused tables are let go of. */
+/** Seconds after which unused tables are dropped. */
 function cleanInterval(options: OptionValues): number {
   return options["cache-clean-interval"] as number | undefined ?? 600;
 }

@@ -1,5 +1,5 @@
 /**
- * Giving up all that an image holds of its own.
+ * Emptying an image: freeing all of its own data.
  *
  * @module
  */
@@ -10,12 +10,12 @@ import { firstRefcounts } from "./refcount_layout.ts";
 import type { Qcow2State } from "./state.ts";
 import { cutOff } from "./unmap.ts";
 
-/** Clusters in front of the L1 table: header, refcount table, refcount block. */
+/** Clusters before the L1 table: header, refcount table, refcount block. */
 const FIXED_CLUSTERS = 3;
 
 /**
- * Leave the whole disk to the backing file; without one it reads as zeroes.
- * The caller holds the image alone.
+ * Unmap the whole disk: it reads as the backing file, or as zeroes without one.
+ * Requires exclusive access to the image.
  */
 export async function makeEmpty(state: Qcow2State): Promise<void> {
   if (canReset(state)) return await reset(state);
@@ -25,9 +25,9 @@ export async function makeEmpty(state: Qcow2State): Promise<void> {
 }
 
 /**
- * Whether nothing but the disk has clusters, and the tables of an empty image
- * fit below one refcount block. Version 2 lacks the dirty bit, on which
- * {@linkcode reset} relies.
+ * Whether only the disk has clusters, and one refcount block counts the tables
+ * of an empty image. Version 2 lacks the dirty bit, which {@linkcode reset}
+ * relies on.
  */
 function canReset(
   { header, geometry, clusters, hasDataFile }: Qcow2State,
@@ -40,12 +40,12 @@ function canReset(
 }
 
 /**
- * Make the file what it was when the image was made: as long as its tables,
- * however much it held.
+ * Make the file as short as when the image was created, in time that does not
+ * depend on its content.
  *
- * The dirty bit is set meanwhile. Once the L1 table is zero, there is nothing
- * left that could be lost: refcounts that are gone, or of the old disk, are
- * set right by whoever opens the image to write to it.
+ * The dirty bit is set meanwhile. Once the L1 table is zero, nothing can be
+ * lost any more: missing or outdated refcounts are repaired when the image is
+ * next opened for writing.
  */
 async function reset(state: Qcow2State): Promise<void> {
   const { file, header, geometry, clusters } = state;
@@ -71,7 +71,7 @@ async function reset(state: Qcow2State): Promise<void> {
       await file.writev!(clusterSize, firstRefcounts(geometry, total));
       await state.reload();
     } catch (error) {
-      // What is in memory is of the old disk, of which something is gone.
+      // Tables in memory describe the old disk, part of which is gone.
       state.abandon();
       throw error;
     }
@@ -79,7 +79,7 @@ async function reset(state: Qcow2State): Promise<void> {
   await file.truncate?.(total * clusterSize);
 }
 
-/** Durably, so that what comes next cannot overtake it. */
+/** Durable, so that the next step cannot overtake it. */
 async function zero(
   file: BlockNode,
   offset: number,

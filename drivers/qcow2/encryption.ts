@@ -1,9 +1,9 @@
 /**
- * Encrypted images: which kind the options and the header speak of, and the
- * legacy one: AES in CBC mode with a key of 16 bytes. (Specification: "Data
- * Encryption".) Guest data is encrypted in sectors of 512 bytes; tables,
- * snapshots and compressed clusters are not. The place of a sector is that on
- * the disk for the legacy kind, and that in the file for LUKS.
+ * Encrypted images: which encryption the options and the header select, and the
+ * legacy one, AES-128 in CBC mode. (Specification: "Data Encryption".) Guest
+ * data is encrypted in sectors of 512 bytes; tables, snapshots and compressed
+ * clusters are not. The IV depends on the sector's guest offset with the legacy
+ * encryption, on its host offset with LUKS.
  *
  * @module
  */
@@ -17,7 +17,7 @@ import { Crypt } from "./format.ts";
 import type { Header } from "./header.ts";
 import type { ImageEncryption } from "./luks.ts";
 
-/** What an image to be opened is encrypted with, if it is. */
+/** The encryption of an image to be opened, if it has any. */
 export async function openEncryption(
   file: BlockNode,
   header: Header,
@@ -47,7 +47,7 @@ export async function openEncryption(
   return { data: await withAesKey(secret, context) };
 }
 
-/** What a new image is to be encrypted with, if the options ask for it. */
+/** The encryption of a new image, if the options ask for it. */
 export async function createEncryption(
   options: OptionValues,
   context: CreateContext,

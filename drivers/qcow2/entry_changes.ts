@@ -1,7 +1,7 @@
 /**
- * Changing L2 entries: whose clusters they refer to, what has to reach the disk
- * before they change, and what they no longer refer to then. (Specification:
- * "L2 table entry".)
+ * Changing L2 entries: which clusters they own, what must be durable before
+ * they change, and freeing what they referred to. (Specification: "L2 table
+ * entry".)
  *
  * @module
  */
@@ -18,34 +18,34 @@ export interface EntryHost extends DataHost {
   readonly geometry: Geometry;
   readonly refcountCache: TableCache;
   readonly compressed: { forget(): void };
-  /** Mark the image as dirty: refcounts need not be right from here on. */
+  /** Set the dirty bit: refcounts need not be correct from here on. */
   markDirty(): Promise<void>;
-  /** Report damage that does not stop the request which found it. */
+  /** Report damage without failing the request that found it. */
   reportDamage(message: string): void;
 }
 
-/** Whether an entry's cluster belongs to this image alone. */
+/** Whether the cluster of an entry belongs to this image alone. */
 export function isOwned(isCopied: boolean, kind: SubclusterKind): boolean {
   return isCopied && kind !== "compressed" && hasPlace(kind);
 }
 
-/** Whether such a cluster takes up space in the file. */
+/** Whether an entry of this kind takes up space in the file. */
 export function hasPlace(kind: SubclusterKind): boolean {
   return kind !== "unallocated" && kind !== "zero";
 }
 
 /**
- * Before L2 entries change: neither data nor refcounts that they rely on may
- * reach the disk later than they do.
+ * Order the writes before L2 entries change: data and refcounts that the
+ * entries rely on must reach the disk before them.
  */
 export function orderL2AfterData(state: EntryHost): void | Promise<void> {
   const { l2Cache, refcountCache, behaviour } = state;
-  // Flushing that cache flushes the file, and with it the data.
+  // Flushing the refcount cache flushes the file, and with it the data.
   if (!behaviour.lazyRefcounts) return l2Cache.dependOn(refcountCache);
   return state.markDirty().then(() => l2Cache.dependOnFlush());
 }
 
-/** Note what an L2 entry refers to, which is about to be overwritten. */
+/** Note the cluster of an L2 entry that is about to be overwritten. */
 export function noteFreed(
   state: EntryHost,
   place: EntryPlace,
@@ -61,7 +61,7 @@ export function noteFreed(
     const offset = l2.offset(view, index);
     const last = freed[freed.length - 1];
     if (!geometry.isAligned(offset)) {
-      // In an external data file, nothing counts it.
+      // Clusters of an external data file have no refcounts.
       if (state.hasDataFile) return;
       state.reportDamage(`Cannot free unaligned cluster ${hex(offset)}`);
     } else if (
@@ -74,13 +74,13 @@ export function noteFreed(
   }
 }
 
-/** Give up references that L2 entries no longer make. */
+/** Free clusters that L2 entries no longer refer to. */
 export async function releaseClusters(
   state: EntryHost,
   freed: readonly Freed[],
   reason: FreeReason = "other",
 ): Promise<void> {
-  // In an external data file, nothing counts them.
+  // Clusters of an external data file have no refcounts.
   if (freed.length === 0 || state.hasDataFile) return;
   using _ = await state.metadata.lock();
   state.compressed.forget();

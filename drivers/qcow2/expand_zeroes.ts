@@ -1,7 +1,7 @@
 /**
- * Doing without zero clusters, which version 2 of the format does not know, in
- * the active tables and in those of snapshots. (Specification: "Standard
- * Cluster Descriptor", bit 0.)
+ * Removing zero clusters, which version 2 of the format lacks, from the active
+ * tables and those of snapshots. (Specification: "Standard Cluster Descriptor",
+ * bit 0.)
  *
  * @module
  */
@@ -14,37 +14,37 @@ import { readTable, updateCopiedFlags } from "./references.ts";
 import { readSnapshotL1 } from "./snapshot_table.ts";
 import { type Qcow2State, zeroes } from "./state.ts";
 
-/** Bytes of zeroes that are encrypted at once. */
+/** Most bytes of zeroes encrypted at once. */
 const BATCH = 256 * 1024;
 
-/** An L2 table that is being gone through. */
+/** An L2 table being processed. */
 interface Table {
   readonly view: DataView;
   readonly offset: number;
-  /** Where the guest clusters that it maps begin. */
+  /** Guest offset of its first cluster. */
   readonly guestStart: number;
   /** How many L1 entries refer to it. */
   readonly references: number;
 }
 
-/** A zero cluster that is to have a cluster of zeroes in the file. */
+/** A zero cluster that needs a data cluster of zeroes. */
 interface Wanted {
-  /** Of its entry in the table. */
+  /** Index of its entry in the table. */
   index: number;
-  /** The cluster that it has already, if nobody else uses that. */
+  /** Host offset of its present cluster, if it belongs to this table alone. */
   host?: number;
 }
 
 /**
  * Turn all zero clusters into unallocated ones if the image has no backing
- * file, or else into clusters that hold zeroes. For the metadata lock's
- * holder; the caches must have been written.
+ * file, or else into data clusters of zeroes. Requires the metadata lock; the
+ * caches must have been written.
  */
 export async function expandZeroClusters(
   state: Qcow2State,
   progress: StepProgress,
 ): Promise<void> {
-  // From the tables, not the refcounts, which may be higher than they should.
+  // Counted in the tables, since refcounts may be too high.
   const references = new Map<number, number>();
   let total = 0;
   for await (const l1 of l1Tables(state)) {
@@ -54,7 +54,7 @@ export async function expandZeroClusters(
     }
   }
   await state.changeAsOne(async (undo) => {
-    // What is shared now need not be so for long, and the other way round.
+    // Sharing changes on the way, and so do the COPIED flags.
     undo.push(() => updateCopiedFlags(state));
     let visited = 0;
     for await (const l1 of l1Tables(state)) {
@@ -79,7 +79,7 @@ async function* l1Tables(state: Qcow2State): AsyncGenerator<DataView> {
   }
 }
 
-/** Where the L2 tables lie that an L1 table names; 0 for none. */
+/** Offsets of the L2 tables of an L1 table; 0 for none. */
 function* l1Entries(
   l1: DataView,
 ): Generator<{ offset: number; l1Index: number }> {
@@ -130,12 +130,13 @@ async function expandTable(
   try {
     for (const { index, host } of wanted) {
       l2.setPlace(table.view, index, host!);
-      // Which flags are to be set is found out at the end, for all entries.
+      // The flags are set at the end, for all entries.
       l2.setCopied(table.view, index, false);
       const guest = table.guestStart + index * clusterSize;
       await zeroCluster(state, host!, guest);
     }
-    // Zeroes and refcounts must be there before the entries that rely on them.
+    // Zeroes and refcounts must be durable before the entries that rely on
+    // them.
     if (wanted.length > 0) {
       await state.flushData();
       await state.refcountCache.flush();
@@ -150,9 +151,9 @@ async function expandTable(
 }
 
 /**
- * Find the zero clusters of a table. Those that need no data become
- * unallocated at once. A cluster that is shared with another table may hold
- * data there: it is given up rather than overwritten.
+ * Find the zero clusters of a table. Those that need no data become unallocated
+ * at once. A cluster shared with another table may hold data there: it is freed
+ * rather than overwritten.
  */
 async function examine(state: Qcow2State, table: Table) {
   const { geometry, refcounts, backing } = state;
@@ -186,7 +187,7 @@ async function examine(state: Qcow2State, table: Table) {
   return { wanted, freed, changed };
 }
 
-/** Give each zero cluster that has none a cluster in the file; answers those. */
+/** Allocate clusters for the zero clusters without one; returns these. */
 async function takeClusters(
   { refcounts, geometry }: Qcow2State,
   { references }: Table,
@@ -211,7 +212,7 @@ async function zeroCluster(
   const { geometry, dataFile, encryption } = state;
   const { clusterSize } = geometry;
   await checkData(state, host, clusterSize);
-  // Plain zeroes in the file would not decrypt to zeroes.
+  // Plain zeroes would not decrypt to zeroes.
   if (!encryption) return await writeZeroes(dataFile, host, clusterSize);
   for (let done = 0; done < clusterSize; done += BATCH) {
     const part = zeroes(Math.min(BATCH, clusterSize - done));
@@ -219,7 +220,7 @@ async function zeroCluster(
   }
 }
 
-/** Give up all references that a table makes to clusters. */
+/** Drop all references of a table to clusters. */
 async function release(
   { refcounts, geometry }: Qcow2State,
   { references }: Table,

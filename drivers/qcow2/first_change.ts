@@ -1,6 +1,6 @@
 /**
- * What an image claims that holds only as long as nobody changes it without
- * knowing of it. (Specification: "Autoclear features".)
+ * Autoclear features: they hold only as long as no program that does not know
+ * them changes the image. (Specification: "Autoclear features".)
  *
  * @module
  */
@@ -9,7 +9,7 @@ import type { BlockNode } from "../../core/node.ts";
 import { Autoclear, Incompatible } from "./format.ts";
 import type { FeatureBits, Header } from "./header.ts";
 
-/** The features of an image that stay true here, whatever is changed. */
+/** The features that stay valid when the image is changed here. */
 export function keptFeatures({ autoclear, incompatible }: Header): FeatureBits {
   const hasDataFile = (incompatible.low & Incompatible.DATA_FILE) !== 0;
   const known = Autoclear.BITMAPS |
@@ -17,13 +17,13 @@ export function keptFeatures({ autoclear, incompatible }: Header): FeatureBits {
   return { high: 0, low: autoclear.low & known };
 }
 
-/** Whether there are features that a change would make untrue. */
+/** Whether there are features that a change would invalidate. */
 export function losesFeatures(header: Header): boolean {
   const { high, low } = header.autoclear;
   return high !== 0 || low !== keptFeatures(header).low;
 }
 
-/** The file of an image, with `prepare` waited for before it is changed. */
+/** The file of an image, with `prepare` awaited before its first change. */
 export function watchChanges(
   file: BlockNode,
   prepare: () => void | Promise<void>,

@@ -1,6 +1,6 @@
 /**
- * The numbers of the qcow2 format: constants, and what entries of all tables
- * have in common. (Specification: "Header", "L1 table entry".)
+ * Constants of the qcow2 format, and what entries of all tables have in common.
+ * (Specification: "Header", "L1 table entry".)
  *
  * 64-bit entries are handled as two 32-bit halves; offsets are numbers below
  * 2^53.
@@ -15,21 +15,21 @@ export const MIN_CLUSTER_BITS = 9;
 export const MAX_CLUSTER_BITS = 21;
 export const DEFAULT_CLUSTER_SIZE = 65536;
 
-/** Bytes of an active or inactive L1 table at most: 32 MiB. */
+/** Most bytes of an active or inactive L1 table: 32 MiB. */
 export const MAX_L1_BYTES = 32 * 1024 * 1024;
-/** Bytes of the refcount table at most: 8 MiB. */
+/** Most bytes of the refcount table: 8 MiB. */
 export const MAX_REFCOUNT_TABLE_BYTES = 8 * 1024 * 1024;
 export const MAX_SNAPSHOTS = 65536;
-/** Bytes of the snapshot table at most: 64 MiB. */
+/** Most bytes of the snapshot table: 64 MiB. */
 export const MAX_SNAPSHOT_TABLE_BYTES = 1024 * MAX_SNAPSHOTS;
-/** Bytes of a snapshot's extra data at most. */
+/** Most bytes of a snapshot's extra data. */
 export const MAX_SNAPSHOT_EXTRA_BYTES = 1024;
 
-/** Bytes of an entry of any table, but for extended ones of L2 tables. */
+/** Bytes of a table entry, except for extended L2 entries. */
 export const ENTRY_SIZE = 8;
 
 /**
- * In the upper halves of L1 and L2 entries: the refcount is exactly one, and so
+ * In the upper half of L1 and L2 entries: the refcount is exactly one, so that
  * the target may be written in place.
  */
 export const COPIED = 0x80000000;
@@ -52,12 +52,12 @@ export const Autoclear = { BITMAPS: 1, RAW_EXTERNAL_DATA: 2 } as const;
 /** Encryption methods. */
 export const Crypt = { NONE: 0, AES: 1, LUKS: 2 } as const;
 
-/** What `icount` is where no instructions were counted. */
+/** The value of `icount` if instructions were not counted. */
 export const NO_ICOUNT = 2n ** 64n - 1n;
 
 const TWO_32 = 2 ** 32;
 
-/** Read 64 bits; values of 2^53 or more lose precision, but stay as large. */
+/** Read 64 bits; values of 2^53 or more lose precision, but not magnitude. */
 export function readUint64(view: DataView, at: number): number {
   return view.getUint32(at) * TWO_32 + view.getUint32(at + 4);
 }
@@ -85,13 +85,16 @@ export function l1ReservedBits(high: number, low: number): boolean {
   return (high & 0x7f000000) !== 0 || (low & 0x1ff) !== 0;
 }
 
-/** Set or clear COPIED in the entry at a byte; whether that changed it. */
+/**
+ * Set or clear COPIED in the entry at a byte offset; returns whether that
+ * changed it.
+ */
 export function setCopied(
   view: DataView,
   at: number,
   copied: boolean,
 ): boolean {
-  // It is the highest bit; a byte stays a small integer, which V8 handles fast.
+  // Its byte is a small integer, which V8 handles faster than the whole half.
   const first = view.getUint8(at);
   const wanted = copied ? first | 0x80 : first & 0x7f;
   if (wanted === first) return false;
@@ -100,8 +103,8 @@ export function setCopied(
 }
 
 /**
- * Clear COPIED in all entries of a table, `entrySize` bytes each; whether it was
- * set in any.
+ * Clear COPIED in all entries of a table, `entrySize` bytes each; returns
+ * whether any had it.
  */
 export function clearCopied(
   table: Uint8Array,

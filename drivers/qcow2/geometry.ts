@@ -1,17 +1,17 @@
 /**
- * The sizes of an image's parts, and the arithmetic that relates guest offsets
- * to its tables. (Specification: "Cluster mapping".)
+ * Sizes of an image's structures, and the arithmetic from guest offsets to
+ * table indices. (Specification: "Cluster mapping".)
  *
  * @module
  */
 import { L2Layout } from "./l2_entry.ts";
 
-/** The sizes that follow from the cluster size, refcount width and features. */
+/** Sizes that follow from the cluster size, refcount width and features. */
 export class Geometry {
   readonly clusterBits: number;
-  /** Bytes. */
+  /** Bytes of a cluster. */
   readonly clusterSize: number;
-  /** How L2 tables are laid out. */
+  /** The layout of L2 entries. */
   readonly l2: L2Layout;
   /** Guest bytes that an L2 table covers. */
   readonly l2Coverage: number;
@@ -34,7 +34,7 @@ export class Geometry {
     this.refcountMax = 2 ** this.refcountBits - 1;
   }
 
-  /** Of an image with such a header. */
+  /** The geometry of an image with this header. */
   static of(header: {
     readonly clusterBits: number;
     readonly refcountOrder: number;
@@ -49,38 +49,38 @@ export class Geometry {
     return Math.ceil(size / this.l2Coverage);
   }
 
-  /** The index in the L1 table. */
+  /** Index in the L1 table. */
   l1Index(guestOffset: number): number {
     return Math.floor(guestOffset / this.l2Coverage);
   }
 
-  /** The index in the L2 table. */
+  /** Index in the L2 table. */
   l2Index(guestOffset: number): number {
     return Math.floor((guestOffset % this.l2Coverage) / this.clusterSize);
   }
 
-  /** The byte of its cluster. */
+  /** Byte within the cluster. */
   offsetInCluster(offset: number): number {
     return offset % this.clusterSize;
   }
 
-  /** The start of its cluster. */
+  /** Start of the cluster. */
   clusterStart(offset: number): number {
     return offset - offset % this.clusterSize;
   }
 
-  /** The next start of a cluster, unless it is one. */
+  /** The offset rounded up to a cluster's start. */
   clusterEnd(offset: number): number {
     const rest = offset % this.clusterSize;
     return rest === 0 ? offset : offset + this.clusterSize - rest;
   }
 
-  /** Clusters that `bytes` take. */
+  /** Clusters that `bytes` need. */
   clustersFor(bytes: number): number {
     return Math.ceil(bytes / this.clusterSize);
   }
 
-  /** Whether an offset in the file can be that of a cluster. */
+  /** Whether an offset in the file is that of a cluster. */
   isAligned(offset: number): boolean {
     return offset % this.clusterSize === 0;
   }

@@ -1,6 +1,6 @@
 /**
- * What it takes to read and write guest data. An image that is only described
- * does without, which `info` would otherwise load for nothing.
+ * What reading and writing guest data needs. `info` does without, and does not
+ * load it.
  *
  * @module
  */
@@ -30,7 +30,7 @@ export type GuestDataHost =
   & RefcountHost
   & { flushData(): Promise<void> | void };
 
-/** The guest data of an image, and the tables that say where it is. */
+/** The guest data of an image, and its mapping tables. */
 export class GuestData {
   readonly #host: GuestDataHost;
   l2Cache!: TableCache;
@@ -38,7 +38,7 @@ export class GuestData {
   readonly cleaner = new CacheCleaner(this);
   readonly clusters: ClusterMap;
   readonly compressed: CompressedClusters;
-  /** Moves it. */
+  /** Moves the data. */
   readonly access: Access;
 
   constructor(host: GuestDataHost, caches: CacheSizes) {
@@ -49,7 +49,7 @@ export class GuestData {
     this.access = new Access(host, new GuestMap(host));
   }
 
-  /** Go on with empty caches, which fit the image's header. */
+  /** Start with empty caches that fit the header. */
   makeCaches({ l2, l2Entry, refcount }: CacheSizes): void {
     const { file, geometry: { clusterSize } } = this.#host;
     this.l2Cache = new TableCache(file, l2Entry, l2, {
@@ -68,7 +68,7 @@ export class GuestData {
     });
   }
 
-  /** Read the refcount table, which has to be there in all images. */
+  /** Read the refcount table, which must be readable in all images. */
   async readRefcountTable(): Promise<Uint8Array> {
     const { file, header, geometry } = this.#host;
     const length = header.refcountTableClusters * geometry.clusterSize;

@@ -1,5 +1,5 @@
 /**
- * Where guest data lies, for what moves it. (`core/access.ts`)
+ * The map of guest data for `core/access.ts`.
  *
  * @module
  */
@@ -11,20 +11,20 @@ import type { ClusterMap, Mapping } from "./cluster_map.ts";
 import type { CompressedClusters } from "./compression.ts";
 import type { HolesHost } from "./holes.ts";
 
-/** What is loaded with the first write: most programs only read. */
+/** Loaded with the first write: most programs only read. */
 type Writing = typeof import("./allocation.ts");
 
 /** What the map needs of the image. */
 export interface GuestMapHost extends AllocationHost, HolesHost {
   readonly clusters: ClusterMap;
   readonly compressed: CompressedClusters;
-  /** Where guest data is, for those who only look. */
+  /** Where guest data is, for reading. */
   readonly plainDataFile: BlockNode;
   /** Whether damage was found while writing. */
   readonly unusable: boolean;
 }
 
-/** A run of clusters; compressed ones that are best read together are one. */
+/** A run of clusters; compressed ones worth reading together form one. */
 interface GuestRun extends Run {
   readonly compressed?: readonly Mapping[];
 }
@@ -63,7 +63,7 @@ export class GuestMap implements BlockMap<GuestRun> {
     const { kind, hostOffset: childOffset } = mapping;
     switch (kind) {
       case "normal":
-        // Past the end of any file, there are zeroes.
+        // Past the end of any file: reads as zeroes.
         if (childOffset >= 2 ** 53) break;
         return { length: mapping.length, kind: "data", child, childOffset };
       case "zeroAllocated":
@@ -88,7 +88,7 @@ export class GuestMap implements BlockMap<GuestRun> {
   }
 
   inPlace(offset: number, length: number): Place | undefined {
-    // Whatever is wrong, `allocate` says so.
+    // If anything is wrong, `allocate` reports it.
     if (this.#host.unusable) return undefined;
     return this.#writing?.placeOf(this.#host, offset, length);
   }

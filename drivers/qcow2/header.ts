@@ -1,5 +1,5 @@
 /**
- * The header: reading with every check, keeping all that is not understood.
+ * The header: reading it with all checks, keeping what is not understood.
  * (Specification: "Header".)
  *
  * @module
@@ -35,10 +35,12 @@ import {
   text,
 } from "./header_extensions.ts";
 
-/** Bytes of the header itself, as written. */
+/** Bytes of the version 2 header. */
 export const V2_LENGTH = 72;
 export const V3_LENGTH = 112;
-/** Up to and including the refcount order; what version 3 must have. */
+/**
+ * Fewest bytes of the version 3 header: up to and including the refcount order.
+ */
 const V3_MIN_LENGTH = 104;
 
 /** A 64-bit set of features, as halves. */
@@ -56,7 +58,7 @@ export interface Header extends ExtensionFields {
   clusterBits: number;
   size: number;
   cryptMethod: number;
-  /** Entries. */
+  /** Entries of the L1 table. */
   l1Size: number;
   l1TableOffset: number;
   refcountTableOffset: number;
@@ -68,33 +70,35 @@ export interface Header extends ExtensionFields {
   autoclear: FeatureBits;
   refcountOrder: number;
   compressionType: "zlib" | "zstd";
-  /** Header fields past the known ones, kept. */
+  /** Header fields past the known ones, preserved. */
   unknownFields: Uint8Array;
 }
 
-/** Whether there are bitmaps that have been kept true. */
+/** Whether there are bitmaps that are up to date. */
 export function hasBitmaps({ bitmaps, autoclear }: Header): boolean {
   return bitmaps !== undefined && (autoclear.low & Autoclear.BITMAPS) !== 0;
 }
 
-/** How far to trust a header. */
+/** Which faults of a header are tolerated. */
 export interface HeaderPolicy {
   readOnly: boolean;
-  /** For check: broken refcount and snapshot tables are let through. */
+  /** For check: accept invalid refcount and snapshot tables. */
   forCheck: boolean;
-  /** For info: what only a use of the data needs is let through. */
+  /** For info: accept what only matters when data is used. */
   infoOnly: boolean;
   warn(message: string): void;
 }
 
-/** 0 to 100: how sure it is that an image beginning so is a qcow2 image. */
+/** Confidence, from 0 to 100, that an image with this beginning is qcow2. */
 export function probe(head: Uint8Array): number {
   if (head.length < 8) return 0;
   const view = viewOf(head);
   return view.getUint32(0) === MAGIC && view.getUint32(4) >= 2 ? 100 : 0;
 }
 
-/** The disk's size; too large to be one if a number does not hold it. */
+/**
+ * The disk's size; if a number cannot hold it exactly, one that is too large.
+ */
 function readSize(view: DataView, at: number): number {
   const size = readUint64(view, at);
   const isRounded = size >= 2 ** 53 && view.getUint32(at + 4) % SECTOR_SIZE > 0;
@@ -102,8 +106,8 @@ function readSize(view: DataView, at: number): number {
 }
 
 /**
- * Read and check a header. The first condition that fails is reported, with
- * the message that QEMU gives.
+ * Read and check a header. The first failing condition is reported with QEMU's
+ * message.
  */
 export async function readHeader(
   file: BlockNode,
@@ -165,7 +169,7 @@ export async function readHeader(
   await readExtensions(file, header, headerLength, extensionsEnd, policy);
   checkSupported(header, policy);
   await readBackingName(file, header, backingOffset, view.getUint32(16));
-  // Disks are counted in sectors: half a one at the end is no part of it.
+  // Disks consist of whole sectors: a partial one at the end is dropped.
   header.size = roundDown(header.size, SECTOR_SIZE);
   return header;
 }
@@ -301,7 +305,7 @@ function checkTables(header: Header, policy: HeaderPolicy): void {
   if (header.l1Size < needed) throw invalid("L1 table is too small");
 }
 
-/** A complaint to call if a table cannot lie there. */
+/** A function that reports a table which cannot be at its offset. */
 function checkPlace(
   offset: number,
   length: number,
@@ -313,7 +317,7 @@ function checkPlace(
   };
 }
 
-/** What this driver does not do is refused by name. */
+/** Refuse by name what this driver does not support. */
 function checkSupported(header: Header, policy: HeaderPolicy): void {
   if (header.cryptMethod === Crypt.LUKS && !header.encryptionHeader) {
     throw invalid("Missing CRYPTO header for crypt method 2");

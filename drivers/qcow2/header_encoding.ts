@@ -1,5 +1,5 @@
 /**
- * From a header to its bytes, extensions and the backing file name included.
+ * Encoding a header with its extensions and the backing file name.
  *
  * @module
  */
@@ -26,7 +26,7 @@ const FEATURE_NAMES: readonly [type: number, bit: number, name: string][] = [
 ];
 
 /**
- * The bytes of a header with all its extensions and the backing file name.
+ * Encode a header with all its extensions and the backing file name.
  *
  * @throws {BlockError} ENOSPC if they do not fit into the first cluster.
  */
@@ -107,7 +107,7 @@ function headerExtensions(header: Header): HeaderExtension[] {
     viewOf(data).setUint32(0, count);
     list.push({ type: Extension.BITMAPS, data });
   }
-  // There may be more of them than a call can have arguments.
+  // There may be more of them than a call can take arguments.
   return list.concat(
     header.unknownExtensions,
     { type: Extension.END, data: new Uint8Array() },
@@ -130,7 +130,7 @@ function featureNameTable(): Uint8Array {
   return data;
 }
 
-/** The name that was read is written as it was, if it is still the same. */
+/** A name that has not changed is written with its original bytes. */
 function backingName({ backingFile = "", rawBackingFile }: Header): Uint8Array {
   return rawBackingFile && text(rawBackingFile) === backingFile
     ? rawBackingFile

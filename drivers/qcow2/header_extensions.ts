@@ -1,6 +1,6 @@
 /**
- * The extensions of the header: what follows its fields, up to the backing
- * file's name. (Specification: "Header extensions", "Feature name table".)
+ * Header extensions: what is between the header and the backing file name.
+ * (Specification: "Header extensions", "Feature name table".)
  *
  * @module
  */
@@ -14,7 +14,7 @@ import {
 import type { BlockNode } from "../../core/node.ts";
 import { Autoclear, Crypt, readUint64 } from "./format.ts";
 
-/** The types of header extensions that are understood. */
+/** Types of the header extensions that are understood. */
 export const Extension = {
   END: 0,
   BACKING_FORMAT: 0xe2792aca,
@@ -24,7 +24,7 @@ export const Extension = {
   DATA_FILE: 0x44415441,
 } as const;
 
-/** A header extension that is kept as it is. */
+/** A header extension that is preserved as it is. */
 export interface HeaderExtension {
   type: number;
   data: Uint8Array;
@@ -37,18 +37,18 @@ export interface BitmapsExtension {
   directoryOffset: number;
 }
 
-/** What of a header the extensions hold. */
+/** The fields of a header that are stored in extensions. */
 export interface ExtensionFields {
   backingFormat?: string;
   dataFile?: string;
-  /** Where the LUKS header lies. */
+  /** Where the LUKS header is. */
   encryptionHeader?: { offset: number; length: number };
   bitmaps?: BitmapsExtension;
-  /** Extensions of unknown types, kept. */
+  /** Extensions of unknown types, preserved. */
   unknownExtensions: HeaderExtension[];
 }
 
-/** A header, as far as its extensions must fit it. */
+/** The fields of a header that its extensions must agree with. */
 interface ExtendedHeader extends ExtensionFields {
   readonly version: 2 | 3;
   readonly clusterBits: number;
@@ -61,12 +61,12 @@ interface Warned {
   warn(message: string): void;
 }
 
-/** Bitmaps that an image can have. */
+/** Most bitmaps of an image. */
 export const MAX_BITMAPS = 65535;
-/** Bytes of the bitmap directory at most. */
+/** Most bytes of the bitmap directory. */
 export const MAX_DIRECTORY_BYTES = 1024 * MAX_BITMAPS;
 
-/** A header has room for a quarter of a million extensions without data. */
+/** Shared: a header has room for a quarter of a million empty extensions. */
 const NO_DATA = new Uint8Array();
 
 /** The extensions between the header and the backing file name. */
@@ -97,7 +97,7 @@ async function* extensions(
   }
 }
 
-/** Take over what the extensions between `start` and `end` say. */
+/** Decode the extensions between `start` and `end` into the header. */
 export async function readExtensions(
   file: BlockNode,
   header: ExtendedHeader,
@@ -117,7 +117,7 @@ export async function readExtensions(
         header.backingFormat = text(data);
         break;
       case Extension.FEATURE_NAMES:
-        break; // Made anew whenever the header is written.
+        break; // Written anew with the header.
       case Extension.ENCRYPTION:
         header.encryptionHeader = parseEncryption(header, data);
         break;
@@ -225,7 +225,7 @@ export function text(bytes: Uint8Array): string {
   return decoder.decode(end < 0 ? bytes : bytes.subarray(0, end));
 }
 
-/** Read a part of the header; `message` comes before the reason if that fails. */
+/** Read a part of the header; `message` precedes the reason of a failure. */
 export async function readOr(
   file: BlockNode,
   offset: number,

@@ -1,5 +1,5 @@
 /**
- * Whether it pays to ask the file where its holes are.
+ * Whether data clusters may be holes in the file.
  *
  * @module
  */
@@ -8,24 +8,26 @@ import type { BlockNode } from "../../core/node.ts";
 import type { Geometry } from "./geometry.ts";
 import type { Refcounts } from "./refcounts.ts";
 
-/** What it takes to find out. */
+/** What that depends on. */
 export interface HolesHost {
   readonly plainFile: BlockNode;
   readonly geometry: Geometry;
   readonly metadata: Mutex;
-  /** Whether data clusters may be holes in the file; found out when asked. */
+  /**
+   * Whether data clusters may be holes in the file; `undefined` until asked.
+   */
   hasHoles?: boolean | Promise<boolean>;
-  /** The refcounts, of an image that is only read as well. */
+  /** Load the refcounts, also of a read-only image. */
   loadRefcounts(): Promise<Refcounts>;
 }
 
 /**
- * Whether the file has far fewer bytes on its disk than clusters in use, as
- * after preallocation of metadata.
+ * Whether the file takes up far less space than its clusters in use, as after
+ * preallocation of metadata.
  */
 export function hasHoles(host: HolesHost): boolean | Promise<boolean> {
   return host.hasHoles ??= findHoles(host)
-    // Who is not told reads what is there.
+    // If that cannot be determined, holes are read as data.
     .catch(() => false)
     .then((found) => host.hasHoles = found);
 }

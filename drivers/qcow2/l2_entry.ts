@@ -1,7 +1,7 @@
 /**
- * Entries of L2 tables: nothing else knows how long they are and what their
- * bits mean. (Specification: "L2 table entry", "Standard Cluster Descriptor",
- * "Compressed Clusters Descriptor", "Extended L2 Entries".)
+ * L2 table entries: the only code that knows their size and bits.
+ * (Specification: "L2 table entry", "Standard Cluster Descriptor", "Compressed
+ * Clusters Descriptor", "Extended L2 Entries".)
  *
  * | bits | of every entry |
  * |---|---|
@@ -10,12 +10,12 @@
  * | 9-55 | host offset; with an external data file, 0 is one if COPIED is set |
  * | 0 | the cluster reads as zeroes; without a meaning in extended entries |
  *
- * An extended entry goes on with 64 bits for the 32 subclusters: which of them
- * read as zeroes (upper half), and which are allocated (lower half).
+ * An extended entry continues with 64 bits for its 32 subclusters: which of
+ * them read as zeroes (upper half), and which are allocated (lower half).
  *
- * All functions take a table, or a slice of one, as it is in the file, and the
- * index of the entry in it. Entries are read as two 32-bit halves, without an
- * object for each of them: a large disk has millions.
+ * All functions take a table, or a slice of one, as stored in the file, and the
+ * index of an entry. Entries are read as two 32-bit halves, without an object
+ * for each: a large disk has millions.
  *
  * @module
  */
@@ -29,7 +29,7 @@ import {
   writeUint64,
 } from "./format.ts";
 
-/** What an L2 entry says of its cluster. */
+/** What an L2 entry makes of its cluster. */
 export type ClusterKind =
   | "unallocated"
   | "zero"
@@ -38,12 +38,12 @@ export type ClusterKind =
   | "compressed";
 
 /**
- * What an L2 entry says of a subcluster: one that is left to the backing file
- * may have a place all the same, and the bits may contradict each other.
+ * What an L2 entry makes of a subcluster: an unallocated one may still have
+ * space in the file, and the bits may contradict each other.
  */
 export type SubclusterKind = ClusterKind | "unallocatedPlaced" | "invalid";
 
-/** What an L2 entry says of its cluster as a whole. */
+/** What an L2 entry makes of its cluster as a whole. */
 export type WholeKind = ClusterKind | "partlyZero";
 
 // In the upper half.
@@ -59,19 +59,19 @@ const TWO_32 = 2 ** 32;
 const SUBCLUSTERS = 32;
 const ALL_SUBCLUSTERS = 0xffffffff;
 
-/** How the L2 tables of an image are laid out. */
+/** The layout of an image's L2 tables. */
 export class L2Layout {
-  /** Bytes of an entry: 8, or 16 in extended ones. */
+  /** Bytes of an entry: 8, or 16 if extended. */
   readonly entrySize: number;
   readonly entriesPerTable: number;
-  /** Whether entries tell of subclusters. */
+  /** Whether entries have subclusters. */
   readonly isExtended: boolean;
-  /** Bytes of the disk that an entry tells apart: a cluster in standard ones. */
+  /** Bytes of a subcluster; of a cluster in standard entries. */
   readonly subclusterSize: number;
   readonly #clusterSize: number;
-  /** Of an index, to the offset of the entry. */
+  /** Shifts an index to the offset of its entry. */
   readonly #shift: number;
-  /** COPIED, where an entry with no other bit has a place. */
+  /** COPIED, if an entry with no other bit set has a cluster. */
   readonly #place: number;
   /** Bits of a compressed cluster's offset in the upper half. */
   readonly #compressedBits: number;
@@ -89,12 +89,12 @@ export class L2Layout {
     this.#compressedBits = 62 - (clusterBits - 8) - 32;
   }
 
-  /** The entries of a slice of so many bytes. */
+  /** Entries in a slice of this many bytes. */
   entriesIn(bytes: number): number {
     return bytes >> this.#shift;
   }
 
-  /** What the entry says of its cluster; extended ones say it of subclusters. */
+  /** The kind of the cluster; extended entries have kinds of subclusters. */
   kind(table: DataView, index: number): ClusterKind {
     const at = index << this.#shift;
     const high = table.getUint32(at);
@@ -107,7 +107,7 @@ export class L2Layout {
     return placed ? "normal" : "unallocated";
   }
 
-  /** What the entry says of one of its subclusters. */
+  /** The kind of one of the entry's subclusters. */
   subclusterKind(
     table: DataView,
     index: number,
@@ -127,11 +127,11 @@ export class L2Layout {
 
   /**
    * Whether bits of an extended entry contradict each other. One contradiction
-   * makes the whole cluster useless.
+   * makes the whole entry invalid.
    */
   isInvalid(table: DataView, index: number): boolean {
     const allocated = this.allocatedSubclusters(table, index);
-    // None in standard entries.
+    // Standard entries have none.
     if (allocated === 0 || this.isCompressed(table, index)) return false;
     const others = this.isPlaced(table, index)
       ? this.zeroSubclusters(table, index)
@@ -140,8 +140,8 @@ export class L2Layout {
   }
 
   /**
-   * What an entry says of its cluster as a whole. Subclusters that differ count
-   * as `normal` where the cluster has a place, and as `partlyZero` elsewhere.
+   * The kind of the cluster as a whole. Mixed subclusters count as `normal` if
+   * the entry has a cluster, else as `partlyZero`.
    */
   wholeKind(table: DataView, index: number): WholeKind {
     const kind = this.kind(table, index);
@@ -154,7 +154,7 @@ export class L2Layout {
     return allocated === 0 && zero === 0 ? kind : "partlyZero";
   }
 
-  /** A bit for each subcluster that is allocated; standard entries have none. */
+  /** A bit for each allocated subcluster; standard entries have none. */
   allocatedSubclusters(table: DataView, index: number): number {
     if (!this.isExtended) return 0;
     return table.getUint32((index << this.#shift) + ENTRY_SIZE + 4);
@@ -182,7 +182,7 @@ export class L2Layout {
     return (table.getUint32(index << this.#shift) & COMPRESSED) !== 0;
   }
 
-  /** Whether the entry has a place for a whole cluster. */
+  /** Whether the entry has a whole cluster in the file. */
   isPlaced(table: DataView, index: number): boolean {
     const at = index << this.#shift;
     const high = table.getUint32(at);
@@ -199,27 +199,27 @@ export class L2Layout {
           (low & (this.#clusterSize - 1))) === 0 && this.#hasPlace(high, low);
   }
 
-  /** Whether bits are set that must not be, in one that is not compressed. */
+  /** Whether reserved bits are set in an entry that is not compressed. */
   hasReservedBits(table: DataView, index: number): boolean {
     const at = index << this.#shift;
     return ((table.getUint32(at) & RESERVED_HIGH) |
       (table.getUint32(at + 4) & RESERVED_LOW)) !== 0;
   }
 
-  /** The host offset of a cluster that {@linkcode isPlaced}; 0 without one. */
+  /** Host offset of a cluster that {@linkcode isPlaced}; 0 without one. */
   offset(table: DataView, index: number): number {
     const at = index << this.#shift;
     return entryOffset(table.getUint32(at), table.getUint32(at + 4));
   }
 
-  /** Where compressed data begins: at any byte. */
+  /** Host offset of compressed data: any byte. */
   compressedOffset(table: DataView, index: number): number {
     const at = index << this.#shift;
     return this.#compressedHigh(table.getUint32(at)) * TWO_32 +
       table.getUint32(at + 4);
   }
 
-  /** Bytes of compressed data, to the end of the last sector that it touches. */
+  /** Bytes of compressed data, to the end of the last sector it touches. */
   compressedLength(table: DataView, index: number): number {
     const at = index << this.#shift;
     const further = (table.getUint32(at) & ~(COPIED | COMPRESSED)) >>>
@@ -228,9 +228,9 @@ export class L2Layout {
   }
 
   /**
-   * How many entries from `index` on, `most` at most, are of one kind, their
-   * clusters in a row in the file if they have any. COPIED may differ.
-   * Compressed ones are no run. What subclusters there are is not looked at.
+   * How many entries from `index` on, at most `most`, are of one kind, with
+   * consecutive clusters if they have any. COPIED may differ. Compressed
+   * entries form no runs. Subclusters are not examined.
    */
   runLength(table: DataView, index: number, most: number): number {
     const first = index << this.#shift;
@@ -249,7 +249,7 @@ export class L2Layout {
       (at = sequenceEnd(table, at, end, entrySize, step, flags)) < end;
       at += entrySize
     ) {
-      // Other flags make no difference, or the lower half has begun anew.
+      // Other flags do not matter here, unless the lower half overflowed.
       const nextHigh = table.getUint32(at);
       const nextLow = table.getUint32(at + 4);
       const expected = start + (at - first) / entrySize * step;
@@ -263,8 +263,8 @@ export class L2Layout {
   }
 
   /**
-   * How many subclusters from one of an entry on, `most` at most, are of one
-   * kind, in a row in the file if they have a place. COPIED may differ.
+   * How many subclusters from one of an entry on, at most `most`, are of one
+   * kind, consecutive in the file if they have space there. COPIED may differ.
    */
   subclusterRun(
     table: DataView,
@@ -317,12 +317,12 @@ export class L2Layout {
     return Math.min(rest, trailingZeroes(others >>> subcluster));
   }
 
-  /** The first subcluster that is allocated; as many as there are if none is. */
+  /** The first allocated subcluster; their number if none is. */
   firstAllocated(table: DataView, index: number): number {
     return trailingZeroes(this.allocatedSubclusters(table, index));
   }
 
-  /** One past the last subcluster that is allocated; 0 if none is. */
+  /** One past the last allocated subcluster; 0 if none is. */
   lastAllocated(table: DataView, index: number): number {
     return SUBCLUSTERS - Math.clz32(this.allocatedSubclusters(table, index));
   }
@@ -338,7 +338,7 @@ export class L2Layout {
     return (mask & ~this.allocatedSubclusters(table, index)) === 0;
   }
 
-  /** Bits for the subclusters in which bytes `start` to `end` of a cluster lie. */
+  /** Bits of the subclusters that bytes `start` to `end` of a cluster touch. */
   #maskOf(start: number, end: number): number {
     const first = Math.floor(start / this.subclusterSize);
     const count = Math.ceil(end / this.subclusterSize) - first;
@@ -347,8 +347,8 @@ export class L2Layout {
   }
 
   /**
-   * How many entries from `index` on, `most` at most, have exactly the flags of
-   * the first one, and clusters in a row, within the same 4 GiB of the file.
+   * How many entries from `index` on, at most `most`, have exactly the flags of
+   * the first one, and consecutive clusters within the same 4 GiB of the file.
    */
   sequenceLength(table: DataView, index: number, most: number): number {
     const { entrySize } = this;
@@ -361,9 +361,10 @@ export class L2Layout {
   }
 
   /**
-   * Give an entry a cluster that is this image's alone.
+   * Give an entry a cluster of its own.
    *
-   * @param readsAsZeroes Whether what is there does not count.
+   * @param readsAsZeroes Whether the cluster reads as zeroes, whatever it
+   * holds.
    */
   setPlace(
     table: DataView,
@@ -383,9 +384,9 @@ export class L2Layout {
   }
 
   /**
-   * Give an entry a cluster that is this image's alone, in which bytes `start`
-   * to `end` hold data now: whole subclusters of them. The others are what they
-   * were; standard entries have none.
+   * Give an entry a cluster of its own, with data in bytes `start` to `end`,
+   * which are whole subclusters. Other subclusters stay as they are; standard
+   * entries have none.
    */
   setData(
     table: DataView,
@@ -403,10 +404,10 @@ export class L2Layout {
   }
 
   /**
-   * Give an entry a cluster ahead of its use. Subclusters read as before;
-   * standard entries cannot say that.
+   * Give an entry a cluster without changing what it reads as. Standard entries
+   * need `readsAsZeroes` for that.
    *
-   * @param readsAsZeroes Whether what is there does not count, in a standard one.
+   * @param readsAsZeroes Whether a standard entry reads as zeroes.
    */
   reserve(
     table: DataView,
@@ -418,7 +419,10 @@ export class L2Layout {
     else this.setPlace(table, index, hostOffset, readsAsZeroes);
   }
 
-  /** Have bytes `start` to `end` of a cluster, whole subclusters, be zeroes. */
+  /**
+   * Make bytes `start` to `end` of a cluster, whole subclusters, read as
+   * zeroes.
+   */
   setZeroPart(
     table: DataView,
     index: number,
@@ -431,14 +435,14 @@ export class L2Layout {
     this.#setSubclusters(index << this.#shift, table, zero, allocated);
   }
 
-  /** Have a cluster that has a place, and keeps it, read as zeroes. */
+  /** Make a cluster read as zeroes that keeps its space in the file. */
   setZero(table: DataView, index: number): void {
     const at = index << this.#shift;
     if (this.isExtended) this.#setAllSubclusters(at, table, true);
     else table.setUint32(at + 4, table.getUint32(at + 4) | ZERO);
   }
 
-  /** Have an entry refer to nothing, and read as zeroes or show the backing. */
+  /** Unmap an entry: it reads as zeroes or as the backing file. */
   clear(table: DataView, index: number, readsAsZeroes: boolean): void {
     const at = index << this.#shift;
     if (!this.isExtended) {
@@ -450,13 +454,13 @@ export class L2Layout {
     table.setUint32(at + ENTRY_SIZE + 4, 0);
   }
 
-  /** Have an entry without data lose its place, and read as before. */
+  /** Drop the cluster of an entry without data; it reads as before. */
   dropPlace(table: DataView, index: number): void {
     const isZero = this.kind(table, index) === "zeroAllocated";
     writeUint64(table, index << this.#shift, isZero ? ZERO : 0);
   }
 
-  /** Refer to compressed data: `length` bytes of it. */
+  /** Refer to `length` bytes of compressed data. */
   setCompressed(
     table: DataView,
     index: number,
@@ -473,7 +477,7 @@ export class L2Layout {
     if (this.isExtended) writeUint64(table, at + ENTRY_SIZE, 0);
   }
 
-  /** Set or clear COPIED; whether that changed the entry. */
+  /** Set or clear COPIED; returns whether that changed the entry. */
   setCopied(table: DataView, index: number, copied: boolean): boolean {
     return setCopied(table, index << this.#shift, copied);
   }
@@ -491,7 +495,7 @@ export class L2Layout {
     return entryToHex(high, table.getUint32(at + 4));
   }
 
-  /** {@linkcode compressedOffset}, in all its digits. */
+  /** {@linkcode compressedOffset} with all its digits. */
   compressedOffsetText(table: DataView, index: number): string {
     const at = index << this.#shift;
     const high = this.#compressedHigh(table.getUint32(at));
@@ -522,16 +526,15 @@ export class L2Layout {
   }
 }
 
-/** Bits below the lowest one that is set; 32 if none is. */
+/** Number of zero bits below the lowest set bit; 32 if none is set. */
 function trailingZeroes(bits: number): number {
   return bits === 0 ? 32 : 31 - Math.clz32(bits & -bits);
 }
 
 /**
- * Where the entries from `at` on cease to be like the one before: each `step`
- * bytes further in the file, within the same 4 GiB, and with the same `flags`
- * among those of the upper half; `end` or more if they do not. There must be
- * one before.
+ * The first entry from `at` on that does not continue the one before: `step`
+ * bytes further in the file, within the same 4 GiB, with the same `flags` in
+ * the upper half; `end` or more if all do. There must be an entry before `at`.
  */
 function sequenceEnd(
   table: DataView,
@@ -541,7 +544,7 @@ function sequenceEnd(
   step: number,
   flags: number,
 ): number {
-  // They are integers, but V8 may not know, and takes four times as long.
+  // They are integers, which V8 does not see without this: much faster.
   at |= 0;
   end |= 0;
   entrySize |= 0;

@@ -1,7 +1,7 @@
 /**
  * What each cluster of the file is used for, and what deleting a snapshot would
- * free: a check counts the references and compares them with the refcounts;
- * then the tables are followed once more to learn who makes them.
+ * free: a check counts the references and compares them with the refcounts,
+ * then a second walk through the tables finds out who makes them.
  * (Specification: "Host cluster management", "Snapshots".)
  *
  * @module
@@ -20,7 +20,7 @@ import { ENTRY_SIZE, entryOffset } from "./format.ts";
 import { readRefcount } from "./refcount_layout.ts";
 import { ReferenceCounts } from "./reference_counts.ts";
 
-/** The uses by the number that a cluster's byte holds. */
+/** Uses, indexed by the low bits of a cluster's byte. */
 const USES: readonly HostUse[] = [
   "free",
   "data",
@@ -40,16 +40,16 @@ const USE_MASK = 15;
 /** Flags of a cluster's byte. */
 const [SHARED, LEAKED, CORRUPT] = [16, 32, 64];
 
-/** Lines of the check's findings that are kept. */
+/** Most findings of the check that are kept. */
 const MAX_FINDINGS = 1000;
 
-/** A tree of tables, by its L1 table. */
+/** A tree of tables, given by its L1 table. */
 interface Tree {
   readonly l1TableOffset: number;
   readonly l1Size: number;
 }
 
-/** The layout of an image, whose caches have been written. */
+/** The layout of an image whose caches have been written. */
 export async function readLayout(
   target: CheckTarget,
   { signal }: RequestFlags = {},
@@ -80,7 +80,7 @@ export async function readLayout(
   };
 }
 
-/** A byte for each cluster of the file: its use, and flags. */
+/** A byte for each cluster of the file: its use and flags. */
 class ClusterMap {
   readonly #run: CheckRun;
   readonly #bytes: ReferenceCounts;
@@ -94,7 +94,7 @@ class ClusterMap {
     this.#bytes = new ReferenceCounts(clusters, 255);
   }
 
-  /** Follow all tables. */
+  /** Walk all tables. */
   async fill(): Promise<void> {
     const run = this.#run;
     const { header, snapshots, stored } = run;
@@ -137,7 +137,7 @@ class ClusterMap {
     };
   }
 
-  /** Whatever else was marked there, which is not metadata, is replaced. */
+  /** Mark metadata, which takes precedence over other uses. */
   #mark(offset: number, length: number, use: HostUse): void {
     if (length <= 0) return;
     const value = USES.indexOf(use);
@@ -153,7 +153,7 @@ class ClusterMap {
     if (cluster >= bytes.length) return;
     const known = bytes.get(cluster);
     if (known === 0) bytes.set(cluster, active ? use : SNAPSHOT_DATA);
-    // Several compressed clusters of one disk may lie in one of the file.
+    // Compressed clusters of several disks may share a host cluster.
     else if (known === COMPRESSED && !active) {
       bytes.set(cluster, known | SHARED);
     }
@@ -164,7 +164,7 @@ class ClusterMap {
     const { l1TableOffset, l1Size } = tree;
     this.#mark(l1TableOffset, l1Size * ENTRY_SIZE, "l1-table");
     for await (const { cluster, table } of l2Tables(run, tree)) {
-      if (this.#bytes.get(cluster) === L2_TABLE) continue; // Seen already.
+      if (this.#bytes.get(cluster) === L2_TABLE) continue; // Visited already.
       this.#bytes.set(cluster, L2_TABLE);
       const isShared = run.counts.get(cluster) > 1;
       forEachCluster(run, await table(), (first, end, compressed) => {
@@ -176,7 +176,7 @@ class ClusterMap {
     }
   }
 
-  /** Flag what has several users. */
+  /** Flag clusters with several users. */
   #markShared(): void {
     const { counts } = this.#run;
     if (!counts.hasShared) return;
@@ -186,13 +186,14 @@ class ClusterMap {
       at = counts.nextUsed(at + 1)
     ) {
       const byte = this.#bytes.get(at);
-      // References to compressed clusters are counted by sectors' clusters.
+      // A cluster with compressed data is counted once for each compressed
+      // cluster.
       if (counts.get(at) < 2 || (byte & USE_MASK) === COMPRESSED) continue;
       this.#bytes.set(at, byte | SHARED);
     }
   }
 
-  /** Flag the clusters whose refcounts are not what they should be. */
+  /** Flag the clusters whose refcounts are wrong. */
   async #markWrong(): Promise<void> {
     const { counts, stored, geometry } = this.#run;
     const { refcountBlockEntries, refcountOrder } = geometry;
@@ -202,8 +203,8 @@ class ClusterMap {
       if (stored.isAbsent(index) && counts.nextUsed(first, end) === end) {
         continue;
       }
-      const block = await stored.pass(index);
-      if (block === null) continue; // The check has said so.
+      const block = await stored.blockOnce(index);
+      if (block === null) continue; // The check has reported it.
       const next = (from: number) =>
         counts.nextDifferent(block, refcountOrder, first, from, end);
       for (let at = next(first); at < end; at = next(at + 1)) {
@@ -216,8 +217,8 @@ class ClusterMap {
 }
 
 /**
- * How many bytes of the file only one snapshot uses. An L2 table that others
- * use as well leads to nothing that would be freed, so it is not read.
+ * How many bytes of the file only one snapshot uses. An L2 table with other
+ * users leads to nothing that would be freed, so it is not read.
  */
 async function onlyUsedBy(run: CheckRun, tree: Tree): Promise<number> {
   const { counts, geometry } = run;
@@ -242,10 +243,10 @@ async function onlyUsedBy(run: CheckRun, tree: Tree): Promise<number> {
   return clusters * clusterSize;
 }
 
-/** The L2 tables of a tree that are where a table can be, to read on demand. */
+/** The correctly placed L2 tables of a tree, read on demand. */
 async function* l2Tables(run: CheckRun, tree: Tree): AsyncGenerator<{
   cluster: number;
-  /** The table's bytes, until the next one is read. */
+  /** Reads the table; valid until the next one is read. */
   table(): Promise<DataView>;
 }> {
   const { geometry, file } = run;
@@ -268,7 +269,7 @@ async function* l2Tables(run: CheckRun, tree: Tree): AsyncGenerator<{
   }
 }
 
-/** Visit the clusters of the file that an L2 table refers to, as ranges. */
+/** Visit the ranges of the file that an L2 table refers to. */
 function forEachCluster(
   run: CheckRun,
   table: DataView,

@@ -1,7 +1,7 @@
 /**
- * Images that are encrypted with LUKS: its header has clusters of its own, and
- * the place of a sector that its encryption depends on is that in the file.
- * (Specification: "Full disk encryption header pointer", "Data Encryption".)
+ * Images encrypted with LUKS: the LUKS header has clusters of its own, and
+ * sectors are encrypted by their host offset. (Specification: "Full disk
+ * encryption header pointer", "Data Encryption".)
  *
  * @module
  */
@@ -36,25 +36,27 @@ import type { Qcow2State } from "./state.ts";
 
 /** How an image is encrypted. */
 export interface ImageEncryption {
-  /** Moves guest data. */
+  /**
+   * Encrypts and decrypts guest data; absent if the image is only described.
+   */
   readonly data?: Encryption;
-  /** The LUKS header, and the key that it keeps, if there is one. */
+  /** The LUKS header and its master key, if there is one. */
   readonly luks?: OpenVolume;
 }
 
-/** How to find the key. */
-interface KeyWish {
-  /** The name of the passphrase's secret. */
+/** How to unlock the master key. */
+interface KeyLookup {
+  /** The id of the passphrase's secret. */
   readonly secret?: string;
-  /** Milliseconds that it may take. */
+  /** Milliseconds that deriving the key may take. */
   readonly time?: number;
 }
 
-/** Read the LUKS header and, unless it is only to be described, find the key. */
+/** Read the LUKS header and, unless the image is only described, unlock it. */
 export async function openLuks(
   file: BlockNode,
   header: Header,
-  { secret: id, time }: KeyWish,
+  { secret: id, time }: KeyLookup,
   { withoutKeys, secret, signal, unlocking }: OpenContext,
 ): Promise<ImageEncryption> {
   const volume = await LuksVolume.read(areaOf(file, header.encryptionHeader!));
@@ -76,7 +78,7 @@ async function withKey(
   return { luks, data: new Encryption(cipher, "childOffset") };
 }
 
-/** The part of the file that the extension of the header speaks of. */
+/** The area of the file that the header extension refers to. */
 function areaOf(
   file: BlockNode,
   { offset, length }: NonNullable<Header["encryptionHeader"]>,
@@ -93,7 +95,7 @@ function areaOf(
     throw invalid("Request for data outside of extension header");
   };
   return {
-    // Whether that much is there is found out by reading it.
+    // Reading it shows whether that much is there.
     length: store.length,
     async read(at, bytes) {
       check(at + bytes.length);
@@ -106,7 +108,7 @@ function areaOf(
   };
 }
 
-/** What a new image is to be encrypted with. */
+/** The encryption of a new image. */
 export interface LuksPlan {
   readonly algorithms: Algorithms;
   readonly passphrase: Uint8Array;
@@ -138,7 +140,7 @@ export async function measureLuks(
   return headerAreaLength((await planLuks(options, { secret })).algorithms);
 }
 
-/** Make the LUKS header of a new image. For the metadata lock's holder. */
+/** Write the LUKS header of a new image. Requires the metadata lock. */
 export async function makeLuks(
   state: Qcow2State,
   { algorithms, passphrase, iterationTime }: LuksPlan,
@@ -161,7 +163,7 @@ export async function makeLuks(
   return await withKey({ volume, key, secret });
 }
 
-/** Add or erase passphrases, by options that begin with `encrypt.`. */
+/** Add or erase passphrases, by the `encrypt.` options. */
 export async function amendLuks(
   luks: OpenVolume,
   options: OptionValues,

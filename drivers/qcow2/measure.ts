@@ -1,5 +1,5 @@
 /**
- * How large the file of a new image would become.
+ * Measuring how large the file of a new image would become.
  *
  * @module
  */
@@ -20,7 +20,7 @@ import {
 import { ENTRY_SIZE, Incompatible, MAX_L1_BYTES } from "./format.ts";
 import { Geometry } from "./geometry.ts";
 
-/** What the options say of the new image. */
+/** The new image according to the options. */
 interface Plan {
   version: 2 | 3;
   geometry: Geometry;
@@ -29,7 +29,7 @@ interface Plan {
   hasBacking: boolean;
 }
 
-/** Measure a new image, the way QEMU does it: tables count in full. */
+/** Measure a new image as QEMU does, with all tables at full size. */
 export async function measure(
   options: OptionValues,
   source?: BlockNode,
@@ -106,7 +106,7 @@ async function encryptionHeaderBytes(
   return await measureLuks(options, context);
 }
 
-/** QEMU's own `measure` takes only the older names of versions. */
+/** QEMU's `measure` knows only the older names of versions. */
 function versionOf(compat: string | undefined): 2 | 3 {
   if (compat === "0.10") return 2;
   if (compat === undefined || compat === "1.1") return 3;
@@ -116,7 +116,7 @@ function versionOf(compat: string | undefined): 2 | 3 {
   );
 }
 
-/** Bytes of the clusters that are needed for what the source holds. */
+/** Bytes of the clusters needed for the content of the source. */
 async function dataOf(
   source: BlockNode,
   { hasBacking, geometry }: Plan,
@@ -124,7 +124,7 @@ async function dataOf(
   context?: MeasureContext,
 ): Promise<number> {
   const status = context?.status ?? chainStatus.bind(undefined, source);
-  // How much of it the backing file has as well is not known.
+  // How much of it equals the backing file is not known.
   if (hasBacking) return size;
   let data = 0;
   for (let offset = 0; offset < source.size;) {
@@ -139,7 +139,7 @@ async function dataOf(
   return data;
 }
 
-/** What bitmaps take, if every bit of them is stored. */
+/** Bytes of bitmaps if every bit of them is stored. */
 function bitmapBytes(
   bitmaps: readonly BitmapInfo[],
   diskSize: number,

@@ -1,6 +1,6 @@
 /**
- * Which clusters of the file hold metadata, going by the tables alone: the
- * last guard before a repair writes, since refcounts are not to be trusted.
+ * Which clusters of the file hold metadata, according to the tables alone: the
+ * last safeguard before a repair writes, since refcounts cannot be trusted.
  *
  * @module
  */
@@ -12,7 +12,7 @@ import { ReferenceCounts } from "./reference_counts.ts";
 import type { SnapshotTable } from "./snapshot_table.ts";
 import type { StoredRefcounts } from "./stored_refcounts.ts";
 
-/** Kinds of metadata; of several in one place, the first is reported. */
+/** Kinds of metadata; where several overlap, the first is reported. */
 const KINDS = [
   "qcow2_header",
   "active L1 table",
@@ -27,10 +27,10 @@ const KINDS = [
 /** A kind of metadata. */
 export type Metadata = typeof KINDS[number];
 
-/** Clusters past the end of the file that are looked at. */
+/** Clusters past the end of the file that are covered. */
 const SLACK = 65536;
 
-/** What is known of the image, by the check that writes to it. */
+/** What a check knows of the image. */
 export interface KnownMetadata {
   readonly file: BlockNode;
   readonly header: Header;
@@ -46,7 +46,7 @@ export interface KnownMetadata {
   ): AsyncIterable<{ readonly view: DataView }>;
 }
 
-/** The places of all metadata of an image. */
+/** The locations of all metadata of an image. */
 export class MetadataMap {
   /** A set of kinds, as bits, for each cluster. */
   readonly #kinds: ReferenceCounts;
@@ -57,7 +57,7 @@ export class MetadataMap {
     this.#kinds = new ReferenceCounts(clusters, 255);
   }
 
-  /** Look up the places. */
+  /** Determine the locations. */
   static async of(run: KnownMetadata): Promise<MetadataMap> {
     const { header, geometry, stored, snapshots } = run;
     const { clusterSize } = geometry;
@@ -93,7 +93,7 @@ export class MetadataMap {
     return map;
   }
 
-  /** What other metadata than `own` lies in the clusters of a range. */
+  /** What metadata other than `own` is in the clusters of a range. */
   find(offset: number, length: number, own?: Metadata): Metadata | undefined {
     const [first, end] = this.#clusters(offset, length);
     let found = 0;

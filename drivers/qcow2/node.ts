@@ -1,10 +1,10 @@
 /**
- * An opened image: which part does what a node is asked for, and what must
- * wait for what. What few programs ask for is loaded when they do.
+ * An opened image: which part handles each request, and which lock it needs.
+ * Rarely used parts are loaded on demand.
  *
  * @module
  */
-import { lockUnlessAborted } from "../../core/abort.ts";
+import { checkSignal, lockUnlessAborted } from "../../core/abort.ts";
 import {
   type IoVector,
   roundUp,
@@ -49,8 +49,8 @@ import type { Qcow2State } from "./state.ts";
 import type { TableCache } from "./table_cache.ts";
 
 /**
- * Loads a module when it is first wanted, once for all: an `import` of its own
- * takes longer than a small request, and one request may overtake another.
+ * Loads a module on first use, once for all callers: a repeated `import` takes
+ * longer than a small request, and could reorder requests.
  */
 function once<T>(load: () => Promise<T>): () => Promise<T> {
   let loaded: Promise<T> | undefined;
@@ -62,11 +62,11 @@ const loadWriteCompressed = once(() => import("./write_compressed.ts"));
 
 /** Steps of opening that can be repeated later. */
 export interface ReopenHooks {
-  /** Read everything anew. */
+  /** Reread everything. */
   reread(): Promise<void>;
-  /** Go on with a header, and empty caches that fit it. */
+  /** Switch to a header, with empty caches that fit it. */
   adopt(header: Header): void;
-  /** Go on with other options. */
+  /** Change the options. */
   change(options: OptionValues): Promise<void>;
 }
 
@@ -78,7 +78,7 @@ export class Qcow2Node implements BlockNode {
   readonly #state: Qcow2State;
   readonly #hooks: ReopenHooks;
   readonly #amending = new Mutex();
-  /** Bytes of the file before anything was written to it. */
+  /** Size of the file before anything was written to it. */
   readonly #sizeAtOpen: number;
 
   readonly image: ImageOperations;
@@ -135,7 +135,7 @@ export class Qcow2Node implements BlockNode {
     return { file, "data-file": dataFile, backing };
   }
 
-  /** Repair what an unclean end left. */
+  /** Repair what an unclean shutdown left. */
   async prepareForWriting(): Promise<void> {
     const { header } = this.#state;
     if (header.incompatible.low & Incompatible.DIRTY) {
@@ -153,10 +153,10 @@ export class Qcow2Node implements BlockNode {
   }
 
   /**
-   * Begin a request. While it waited, the disk may have become shorter.
+   * Begin a request. The disk may have become shorter while it waited.
    *
    * @throws {BlockError} EINVAL if the range is not within the disk any more;
-   * ENOMEDIUM if the image has been given up.
+   * ENOMEDIUM if the image was found damaged.
    */
   #begin(offset: number, length: number): Held | Promise<Held> {
     this.#state.cleaner?.countRequest();
@@ -178,13 +178,15 @@ export class Qcow2Node implements BlockNode {
     );
   }
 
-  /** What bitmaps record must be recorded before it is written. */
+  /** Bitmaps must record a write before it is made. */
   #mark(offset: number, length: number): void | Promise<void> {
     this.#checkWritable();
     return this.#state.recorder?.mark(offset, length);
   }
 
-  /** What changes an image is not even loaded for one that is only read. */
+  /**
+   * The modules that change an image are not even loaded for a read-only one.
+   */
   #checkWritable(): void {
     if (this.#state.readOnly) throw new BlockError("EACCES");
   }
@@ -214,7 +216,7 @@ export class Qcow2Node implements BlockNode {
     if (flags?.fua) await this.flush();
   }
 
-  /** Present where the file has it. */
+  /** Present if the file has it. */
   copyFrom?: BlockNode["copyFrom"];
 
   async #copyFrom(
@@ -274,9 +276,11 @@ export class Qcow2Node implements BlockNode {
     await writeCompressedGuest(this.#state, offset, iov, options);
   }
 
-  async flush(): Promise<void> {
+  async flush(flags?: RequestFlags): Promise<void> {
+    checkSignal(flags?.signal);
     if (this.readOnly) return;
-    using _ = await this.#state.metadata.lock();
+    const turn = this.#state.metadata.lock();
+    using _ = await lockUnlessAborted(turn, flags?.signal);
     this.#state.checkUsable();
     await this.#state.flushCaches("needed");
   }
@@ -289,13 +293,19 @@ export class Qcow2Node implements BlockNode {
     await resize(this.#state, size, options);
   }
 
-  async status(offset: number, length: number): Promise<Extent> {
+  async status(
+    offset: number,
+    length: number,
+    flags?: RequestFlags,
+  ): Promise<Extent> {
     this.#state.cleaner?.countRequest();
     const share = this.#state.operations.share();
-    const held = share instanceof Promise ? await share : share;
+    const held = share instanceof Promise
+      ? await lockUnlessAborted(share, flags?.signal)
+      : share;
     try {
       this.#state.checkUsable();
-      return await this.#state.access.status(offset, length);
+      return await this.#state.access.status(offset, length, flags);
     } finally {
       held[Symbol.dispose]();
     }
@@ -332,7 +342,7 @@ export class Qcow2Node implements BlockNode {
     return { format: "luks", ...describeHeader(luks.volume.header, false) };
   }
 
-  /** Absent if the image is of a version that cannot keep any. */
+  /** Absent if the image's version cannot keep any. */
   async #bitmaps(
     tell: (fault: string) => void,
   ): Promise<BitmapInfo[] | undefined> {
@@ -343,7 +353,7 @@ export class Qcow2Node implements BlockNode {
     try {
       return await listBitmaps(this.#state);
     } catch (error) {
-      // All else that there is to be known is sound.
+      // Everything else about the image can still be described.
       tell(asBlockError(error).message);
       return [];
     }
@@ -441,13 +451,13 @@ export class Qcow2Node implements BlockNode {
     const { checkImage } = await import("./check.ts");
     if (!options?.repair) return await checkImage(state, options ?? {});
     await state.bitmaps?.store();
-    // Features that nobody knows are among what a repair cannot vouch for.
+    // A repair invalidates features that are not known here.
     await state.prepareChange();
     let result: CheckResult;
     try {
       result = await checkImage(state, options);
     } catch (error) {
-      // However far it came, tables in memory are not those of the file.
+      // However far it got, tables in memory are not those of the file.
       await state.reload().catch(() => state.abandon());
       throw error;
     }
@@ -456,7 +466,7 @@ export class Qcow2Node implements BlockNode {
     return result;
   }
 
-  /** Another one may have changed what the file says of bitmaps. */
+  /** Bitmaps in the file may have been changed by another program. */
   async #reloadBitmaps(): Promise<void> {
     const state = this.#state;
     if (!state.bitmaps) return;
@@ -464,11 +474,11 @@ export class Qcow2Node implements BlockNode {
     await this.beginBitmaps();
   }
 
-  /** Load what is to be kept true. */
+  /** Load the bitmaps that are to be kept up to date. */
   async beginBitmaps(): Promise<void> {
     const state = this.#state;
     const bitmaps = await state.loadBitmaps();
-    // Features that nobody knows stay until something is changed indeed.
+    // Unknown autoclear features stay until something is actually changed.
     if (!state.readOnly && !losesFeatures(state.header)) {
       await bitmaps.beginWriting();
     }
@@ -478,7 +488,7 @@ export class Qcow2Node implements BlockNode {
     this.#checkWritable();
     using _ = await this.#state.operations.drain();
     this.#state.checkUsable();
-    // Loaded when it is used: every start would pay for it.
+    // Loaded on demand, to keep the start fast.
     const { makeEmpty } = await import("./empty.ts");
     await makeEmpty(this.#state);
   }
@@ -488,7 +498,7 @@ export class Qcow2Node implements BlockNode {
     if (name !== undefined && this.#state.dataFileIsRaw) {
       throw new BlockError("EINVAL");
     }
-    // Too long a name is found out before anything is written.
+    // A name that is too long is refused before anything is written.
     await this.#state.changeHeader({
       backingFile: name,
       backingFormat: name === undefined ? undefined : format,
@@ -514,7 +524,7 @@ export class Qcow2Node implements BlockNode {
         if (!state.unusable) {
           const lost = await this.#storeBitmaps();
           await state.markClean();
-          await this.#endWhole();
+          await this.#padToSector();
           if (lost) throw lost;
         }
       }
@@ -523,7 +533,7 @@ export class Qcow2Node implements BlockNode {
     }
   }
 
-  /** Answers why bitmaps could not be stored; those that changed are lost. */
+  /** Returns why bitmaps could not be stored; those that changed are lost. */
   async #storeBitmaps(): Promise<BlockError | undefined> {
     try {
       await this.#state.bitmaps?.store();
@@ -536,22 +546,22 @@ export class Qcow2Node implements BlockNode {
   }
 
   /**
-   * Have a file that became longer end with a whole sector: who sees it as a
-   * device, which has no other, would miss the rest. Data of the disk that is
-   * not made of sectors is seen to only here, where nobody else is writing.
+   * Extend a file that has grown to a whole sector: shown as a device, it would
+   * lose a partial one. Data of a disk that does not consist of sectors gets
+   * this only here, where nobody else is writing.
    */
-  async #endWhole(): Promise<void> {
+  async #padToSector(): Promise<void> {
     const { file } = this.#state;
     const isWhole = file.size % SECTOR_SIZE === 0;
     if (isWhole || file.size <= this.#sizeAtOpen) return;
-    // If it cannot be made longer, it is still whole to all others.
+    // If that fails, the file is still complete to everyone else.
     await file.truncate?.(roundUp(file.size, SECTOR_SIZE)).catch(() => {});
   }
 
-  /** Tables could not be written: try once more, and say which ones fail. */
+  /** Retry each cache on its own, to report which one failed. */
   async #explain(error: unknown): Promise<void> {
     const { l2Cache, refcountCache, unusable } = this.#state;
-    // That it is corrupt has been told, and nothing more is to be written.
+    // The corruption has been reported, and nothing more may be written.
     if (unusable) return;
     const failures: string[] = [];
     const attempt = async (name: string, cache: TableCache) => {
@@ -570,7 +580,7 @@ export class Qcow2Node implements BlockNode {
   }
 }
 
-/** The bitmaps of an image of which none has been used. */
+/** The bitmaps of an image none of whose bitmaps has been used. */
 async function listBitmaps(
   { file, header, geometry }: Qcow2State,
 ): Promise<BitmapInfo[]> {
@@ -586,7 +596,10 @@ async function listBitmaps(
   return directory.map(describeBitmap);
 }
 
-/** What only this format has, in the names of QEMU's `ImageInfoSpecificQCow2`. */
+/**
+ * Format-specific information, with the names of QEMU's
+ * `ImageInfoSpecificQCow2`.
+ */
 function specificInfo(
   header: Header,
   bitmaps: readonly BitmapInfo[] = [],

@@ -1,5 +1,5 @@
 /**
- * The options with which an image is opened, and what follows from them.
+ * The options to open an image with, and what follows from them.
  *
  * @module
  */
@@ -17,7 +17,7 @@ import type { CacheSizes } from "./guest_data.ts";
 
 const MIB = 1024 * 1024;
 
-/** What `open` understands, apart from the children. */
+/** Options of `open`, without the children. */
 export const OPEN_OPTIONS: OptionTable = {
   "cache-size": {
     type: "size",
@@ -61,7 +61,7 @@ export const OPEN_OPTIONS: OptionTable = {
   ...ENCRYPT_OPTIONS,
 };
 
-/** Options by dotted name: `{"overlap-check.template": "all"}`. */
+/** Flatten options to dotted names: `{"overlap-check.template": "all"}`. */
 export function flatten(options: OptionValues): OptionValues {
   const flat = { ...options };
   for (const group of ["overlap-check", "encrypt"]) {
@@ -75,16 +75,16 @@ export function flatten(options: OptionValues): OptionValues {
   return flat;
 }
 
-/** How the image is to be used, by its options and its header. */
+/** How the image is to be used, according to its options and its header. */
 export function behaviourOf(
   options: OptionValues,
   header: Header,
   context: OpenContext,
 ): Behaviour {
-  const wish = (name: string, otherwise: boolean) =>
+  const flag = (name: string, otherwise: boolean) =>
     options[name] as boolean | undefined ?? otherwise;
   const isLazy = (header.compatible.low & Compatible.LAZY_REFCOUNTS) !== 0;
-  const lazyRefcounts = wish("lazy-refcounts", isLazy);
+  const lazyRefcounts = flag("lazy-refcounts", isLazy);
   if (lazyRefcounts && header.version < 3) {
     throw new BlockError(
       "EINVAL",
@@ -92,7 +92,7 @@ export function behaviourOf(
     );
   }
   const protects = protectedKinds(options);
-  const keepsDiscarded = wish("discard-no-unref", false);
+  const keepsDiscarded = flag("discard-no-unref", false);
   if (keepsDiscarded && header.version < 3) {
     throw invalid("discard-no-unref is only supported since qcow2 version 3");
   }
@@ -101,9 +101,9 @@ export function behaviourOf(
     protectedKinds: protects,
     keepsDiscarded,
     passDiscard: {
-      request: wish("pass-discard-request", true),
-      snapshot: wish("pass-discard-snapshot", true),
-      other: wish("pass-discard-other", false),
+      request: flag("pass-discard-request", true),
+      snapshot: flag("pass-discard-snapshot", true),
+      other: flag("pass-discard-other", false),
       always: true,
       never: false,
     },
@@ -114,12 +114,12 @@ export function behaviourOf(
 }
 
 /**
- * Slices of L2 tables to cache, if nothing is said about that: of small
- * clusters, one takes up more memory than its bytes.
+ * Slices of L2 tables to cache by default: slices of small clusters take up
+ * more memory than their bytes.
  */
 const USUAL_SLICES = 4096;
 
-/** The sizes of the caches: QEMU's rules, with QEMU's messages. */
+/** The sizes of the caches, by QEMU's rules and with QEMU's messages. */
 export function cacheSizes(options: OptionValues, header: Header): CacheSizes {
   const geometry = Geometry.of(header);
   const { clusterSize } = geometry;
@@ -172,9 +172,9 @@ export function cacheSizes(options: OptionValues, header: Header): CacheSizes {
 const CACHE_SIZES = ["cache-size", "l2-cache-size", "refcount-cache-size"];
 
 /**
- * The options of an image that is opened anew. A new template for overlap
- * checks, or a new total of cache sizes, takes the place of all details that
- * were given before; details that are complete take that of the old total.
+ * The options of an image that is reopened. A new template for overlap checks,
+ * or a new total cache size, replaces all earlier details; a complete set of
+ * details replaces the earlier total.
  */
 export function joinOptions(
   before: OptionValues,

@@ -1,6 +1,6 @@
 /**
- * The last line of defence: no write may land on metadata that it is not meant
- * for. In an image whose refcounts are wrong, a "free" cluster may be a table.
+ * Overlap checks: no write may hit metadata that it is not meant for. In an
+ * image whose refcounts are wrong, a "free" cluster may be a table.
  *
  * @module
  */
@@ -12,7 +12,7 @@ import type { Header } from "./header.ts";
 import { METADATA_NAMES, type MetadataKind } from "./overlap_options.ts";
 import type { SnapshotEntry } from "./snapshot_table.ts";
 
-/** What the guard needs of the image: what says where metadata lies. */
+/** What the checks need of the image: where its metadata is. */
 export interface OverlapHost {
   readonly file: BlockNode;
   readonly header: Header;
@@ -23,14 +23,14 @@ export interface OverlapHost {
   readonly behaviour: { readonly protectedKinds: ReadonlySet<MetadataKind> };
   readonly clusters: { readonly l1Bytes: Uint8Array };
   readonly refcounts: { isBlock(clusterIndex: number): boolean };
-  /** Report damage: never answers. */
+  /** Report damage; always rejects. */
   corrupt(message: string): Promise<never>;
 }
 
-/** Knows where metadata lies, and refuses writes there. */
+/** Knows where metadata is, and refuses to overwrite it. */
 export class OverlapGuard {
   readonly #state: OverlapHost;
-  /** Clusters that are L2 tables, by index; found at the first use. */
+  /** Indices of clusters that are L2 tables; determined on first use. */
   #l2Tables?: Set<number>;
   /** Clusters that are L2 tables of snapshots. */
   #inactiveL2?: Set<number>;
@@ -43,7 +43,7 @@ export class OverlapGuard {
     return this.#state.behaviour.protectedKinds;
   }
 
-  /** The tables have changed: look for them again. */
+  /** Tables have changed: determine their clusters again. */
   forget(): void {
     this.#l2Tables = undefined;
     this.#inactiveL2 = undefined;
@@ -52,7 +52,8 @@ export class OverlapGuard {
   /**
    * Refuse a write that would overlap metadata.
    *
-   * @param kinds What the write is meant for, which it may of course overlap.
+   * @param kinds The metadata that the write is meant for, which it may
+   * overlap.
    * @throws {BlockError} EIO; the image is marked as corrupt.
    */
   check(
@@ -169,7 +170,7 @@ export class OverlapGuard {
     }
   }
 
-  /** An L1 entry refers to another L2 table than before; 0 is none. */
+  /** An L1 entry now refers to another L2 table; 0 is none. */
   replaceL2(oldOffset: number, offset: number): void {
     const { clusterSize } = this.#state.geometry;
     this.#l2Tables?.delete(oldOffset / clusterSize);

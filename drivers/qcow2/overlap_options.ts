@@ -1,6 +1,6 @@
 /**
- * Which kinds of metadata are to be protected from writes that are not meant
- * for them. What does it is in `overlap.ts`, which only writers need.
+ * Which kinds of metadata to protect from overlapping writes. The checks
+ * themselves are in `overlap.ts`, which only writers load.
  *
  * @module
  */
@@ -8,7 +8,7 @@ import { BlockError } from "../../core/errors.ts";
 import type { OptionTable, OptionValues } from "../../core/options.ts";
 import { valueText } from "../../core/values.ts";
 
-/** The kinds of metadata, in the order in which they are looked at. */
+/** The kinds of metadata, in the order in which they are checked. */
 const KINDS = [
   "main-header",
   "active-l1",
@@ -24,7 +24,7 @@ const KINDS = [
 /** A kind of metadata. */
 export type MetadataKind = typeof KINDS[number];
 
-/** What the messages call them. */
+/** Their names in messages. */
 export const METADATA_NAMES: { readonly [kind in MetadataKind]: string } = {
   "main-header": "qcow2_header",
   "active-l1": "active L1 table",
@@ -45,7 +45,7 @@ const CONSTANT: readonly MetadataKind[] = [
   "bitmap-directory",
 ];
 
-/** What each value of `overlap-check` looks at. */
+/** The kinds protected by each value of `overlap-check`. */
 const TEMPLATES: { readonly [name: string]: readonly MetadataKind[] } = {
   none: [],
   constant: CONSTANT,
@@ -73,7 +73,7 @@ export const OVERLAP_OPTIONS: OptionTable = {
   ),
 };
 
-/** Which kinds of metadata the options say to protect. */
+/** The kinds of metadata to protect, according to the options. */
 export function protectedKinds(options: OptionValues): Set<MetadataKind> {
   const plain = options["overlap-check"] as string | undefined;
   const template = options["overlap-check.template"] as string | undefined;
@@ -96,9 +96,9 @@ export function protectedKinds(options: OptionValues): Set<MetadataKind> {
   }
   const kinds = new Set(TEMPLATES[name]);
   for (const kind of KINDS) {
-    const wish = options[`overlap-check.${kind}`];
-    if (wish === true) kinds.add(kind);
-    if (wish === false) kinds.delete(kind);
+    const flag = options[`overlap-check.${kind}`];
+    if (flag === true) kinds.add(kind);
+    if (flag === false) kinds.delete(kind);
   }
   return kinds;
 }

@@ -1,6 +1,6 @@
 /**
- * Making the refcount structure anew from the references that were counted,
- * in free clusters, so that the old one stays as it is until the header names
+ * Rebuilding the refcount structure from the counted references, in free
+ * clusters, so that the old structure stays intact until the header refers to
  * the new one.
  *
  * @module
@@ -11,13 +11,13 @@ import type { CheckRun } from "./check_run.ts";
 import { ENTRY_SIZE, MAX_REFCOUNT_TABLE_BYTES, writeUint64 } from "./format.ts";
 import { writeRefcount } from "./refcount_layout.ts";
 
-/** Where the header has the refcount table's offset and its clusters. */
+/** Offset in the header of the refcount table's offset and clusters. */
 const HEADER_POINTER = 48;
 
 /**
- * Write a new refcount structure, and let the header name it. What the old
- * one took is then leaked, and so may be clusters of tables that proved too
- * small; the counts say so after the references have been counted again.
+ * Write a new refcount structure, and let the header refer to it. The clusters
+ * of the old structure are then leaked, as may be those of tables that proved
+ * too small; counting the references again shows them.
  */
 export async function rebuildRefcounts(run: CheckRun): Promise<void> {
   const structure = new NewStructure(run);
@@ -37,12 +37,12 @@ export async function rebuildRefcounts(run: CheckRun): Promise<void> {
   await run.stored.load();
 }
 
-/** The structure that is being made. */
+/** The structure being built. */
 class NewStructure {
   readonly #run: CheckRun;
   /** Offsets of its blocks; 0 where there is none. */
   readonly #blocks: number[] = [];
-  /** Entries that fill its table's clusters. */
+  /** Entries in its table, a whole number of clusters. */
   #tableSize = 0;
 
   constructor(run: CheckRun) {
@@ -55,13 +55,13 @@ class NewStructure {
     return geometry.clustersFor(this.#tableSize * ENTRY_SIZE);
   }
 
-  /** Find a place for the table. */
+  /** Allocate the table. */
   takeTable(): number {
     const { counts, geometry } = this.#run;
     return counts.take(this.#tableClusters, 0) * geometry.clusterSize;
   }
 
-  /** Write the blocks that count the table; whether the table has grown. */
+  /** Write the blocks that count the table; returns whether it has grown. */
   async writeTableBlocks(offset: number): Promise<boolean> {
     const first = offset / this.#run.geometry.clusterSize;
     return await this.writeBlocks(first, first + this.#tableClusters);
@@ -118,7 +118,7 @@ class NewStructure {
     await this.#write(this.#blocks[index], bytes, "refblock");
   }
 
-  /** Write the table, and make it the image's. */
+  /** Write the table, and let the header refer to it. */
   async writeTable(offset: number): Promise<void> {
     const { header, file } = this.#run;
     const bytes = allocate(this.#tableSize * ENTRY_SIZE);
@@ -127,7 +127,7 @@ class NewStructure {
       writeUint64(view, index * ENTRY_SIZE, block)
     );
     await this.#write(offset, bytes, "reftable");
-    // All of it must be durable before the header names it.
+    // All of it must be durable before the header refers to it.
     await file.flush?.();
     const pointer = allocate(12);
     writeUint64(viewOf(pointer), 0, offset);

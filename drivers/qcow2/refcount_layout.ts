@@ -1,6 +1,6 @@
 /**
- * The arithmetic of refcounts: entries of a block, and where a larger table
- * goes. (Specification: "Host cluster management".)
+ * Refcount arithmetic: entries of a block, and the layout of a larger table.
+ * (Specification: "Host cluster management".)
  *
  * @module
  */
@@ -57,8 +57,8 @@ export function writeRefcount(
  * Add `delta` to the refcounts of a block from `from` up to `end`.
  *
  * @param max The greatest value that fits.
- * @returns `end`, or the index of the first that would leave its range; those
- * before it are changed.
+ * @returns `end`, or the index of the first one that would overflow; those
+ * before it have been changed.
  */
 export function addToRefcounts(
   view: DataView,
@@ -72,7 +72,7 @@ export function addToRefcounts(
   for (let index = from; index < end; index++) {
     const value = readRefcount(view, order, index) + delta;
     if (value >= 2 ** 53) {
-      // Only damage counts so far, but it is not to be made worse.
+      // Inexact only in damaged images, which must not get worse.
       const exact = view.getBigUint64(index * 8) + BigInt(delta);
       if (exact >= 2n ** 64n) return index;
       view.setBigUint64(index * 8, exact);
@@ -102,8 +102,8 @@ function addToUsual(
 
 /**
  * The index of the first refcount of a block, from `from` up to `end`, that is
- * zero (`free`) or is not; `end` if there is none. Those of the usual width are
- * looked at where they lie, byte order or no: a large disk has millions.
+ * zero (`free`) or not zero; `end` if there is none. Those of the usual width
+ * are compared in place, whatever the byte order: a large disk has millions.
  */
 export function findRefcount(
   view: DataView,
@@ -125,8 +125,8 @@ export function findRefcount(
 }
 
 /**
- * The refcount table and its only block of an image in which they are the
- * clusters 1 and 2; they count the first `count` clusters.
+ * The refcount table and its only block, in clusters 1 and 2 of a new image;
+ * they count the first `count` clusters.
  */
 export function firstRefcounts(
   { clusterSize, refcountOrder, refcountMax }: Geometry,
@@ -139,7 +139,7 @@ export function firstRefcounts(
   return [table, block];
 }
 
-/** How large the refcounts are that count `clusters` and themselves. */
+/** The size of refcounts that count `clusters` and themselves. */
 export function refcountsFor(
   geometry: Geometry,
   clusters: number,
@@ -157,20 +157,23 @@ export function refcountsFor(
   }
 }
 
-/** Where the parts of a larger refcount table go. */
+/** The layout of a larger refcount table. */
 interface GrowthLayout {
   /** The cluster where the new blocks begin; the table follows them. */
   start: number;
-  /** New blocks: from the end of the old table to those that count the new. */
+  /**
+   * Number of new blocks: from the end of the old table to those that count the
+   * new.
+   */
   blocks: number;
   tableClusters: number;
 }
 
 /**
  * The layout of a table that counts the clusters up to `end` and itself, past
- * them and past all that the `entries` of the old one count. It is half as
- * large again as it must be, so that it need not grow often; with blocks for
- * as many clusters as QEMU makes them for.
+ * them and past all that the `entries` of the old table count. It is half as
+ * large again as needed, so that it seldom grows; it gets blocks for as many
+ * clusters as in QEMU.
  */
 export function growthLayout(
   geometry: Geometry,

@@ -1,9 +1,8 @@
 /**
- * Reference counts of host clusters: the refcount table and its blocks, read
- * and changed. (Specification: "Host cluster management".)
+ * Reading and changing refcounts: the refcount table and its blocks.
+ * (Specification: "Host cluster management".)
  *
- * All methods but the constructor belong to the holder of the image's metadata
- * lock.
+ * All methods but the constructor require the image's metadata lock.
  *
  * @module
  */
@@ -27,10 +26,10 @@ import type { OverlapGuard } from "./overlap.ts";
 import { addToRefcounts, readRefcount } from "./refcount_layout.ts";
 import type { CachedTable, TableCache } from "./table_cache.ts";
 
-/** Bytes of the refcount table that are looked at together. */
+/** Bytes of the refcount table that are compared at once. */
 const SCAN_BYTES = 4096;
 
-/** What the refcounts need of the image they belong to. */
+/** What the refcounts need of their image. */
 export interface RefcountHost {
   readonly file: BlockNode;
   readonly header: Header;
@@ -39,13 +38,13 @@ export interface RefcountHost {
   readonly l2Cache: TableCache;
   readonly overlap: OverlapGuard;
   readonly behaviour: Behaviour;
-  /** Whether the refcounts on the disk must never be too low. */
+  /** Whether refcounts on the disk must never be too low. */
   readonly accurateRefcounts: boolean;
-  /** Tell that a step is about to be done. */
+  /** Announce a step that is about to be done. */
   event(name: string): Promise<void> | void;
-  /** Change the header, in memory and durably in the file, or not at all. */
+  /** Change the header in memory and durably in the file, or not at all. */
   changeHeader(changes: Partial<Header>): Promise<void>;
-  /** Report damage: never answers. */
+  /** Report damage; always rejects. */
   corrupt(message: string, fatal?: boolean): Promise<never>;
 }
 
@@ -54,14 +53,14 @@ export abstract class RefcountTable {
   protected readonly host: RefcountHost;
   /** The table as it is in the file. */
   #table: DataView = viewOf(new Uint8Array());
-  /** Clusters that are refcount blocks, by index; found at the first use. */
+  /** Indices of clusters that are refcount blocks; determined on first use. */
   #blocks?: Set<number>;
 
   constructor(host: RefcountHost) {
     this.host = host;
   }
 
-  /** Go on with another refcount table, which the file holds already. */
+  /** Switch to another refcount table, which the file holds already. */
   replaceTable(bytes: Uint8Array): void {
     this.#blocks = undefined;
     this.#table = viewOf(bytes);
@@ -72,7 +71,7 @@ export abstract class RefcountTable {
     return bytesOf(this.#table);
   }
 
-  /** An entry of the table is in the file: 0, or where a block lies. */
+  /** An entry of the table in the file has changed: 0, or a block's offset. */
   protected setBlockOffset(tableIndex: number, offset: number): void {
     const { clusterSize } = this.host.geometry;
     const old = this.blockOffset(tableIndex);
@@ -92,8 +91,8 @@ export abstract class RefcountTable {
   }
 
   /**
-   * Looks at entries only where there are any: most of a table's are zero, and
-   * thousands of looks take 3 ms while the code is new.
+   * Skips runs of zeroes: most of a table is zero, and examining each entry
+   * would be slow.
    */
   #findBlocks(): Set<number> {
     const blocks = new Set<number>();
@@ -111,14 +110,14 @@ export abstract class RefcountTable {
   }
 
   /**
-   * The block of an entry of the table, to be looked at until the next `await`;
-   * `undefined` if there is none.
+   * The block of a table entry, valid until the next `await`; `undefined` if
+   * there is none.
    */
   async block(tableIndex: number): Promise<DataView | undefined> {
     return (await this.loadBlock(tableIndex))?.view;
   }
 
-  /** Where the block of an entry of the table lies; 0 if there is none. */
+  /** Offset of the block of a table entry; 0 if there is none. */
   blockOffset(tableIndex: number): number {
     if (tableIndex >= this.tableSize) return 0;
     const at = tableIndex * ENTRY_SIZE;
@@ -128,14 +127,14 @@ export abstract class RefcountTable {
     );
   }
 
-  /** What an entry of the table says, reserved bits of the offset included. */
+  /** An entry of the table with its reserved bits, for messages. */
   protected entryText(tableIndex: number): string {
     const at = tableIndex * ENTRY_SIZE;
     const low = (this.#table.getUint32(at + 4) & ~0x1ff) >>> 0;
     return `0x${entryToHex(this.#table.getUint32(at), low)}`;
   }
 
-  /** The refcount of a cluster if it is in memory. */
+  /** The refcount of a cluster if it is cached. */
   peek(clusterIndex: number): number | undefined {
     const { geometry, refcountCache } = this.host;
     const { refcountOrder, refcountBlockEntries: entries } = geometry;
@@ -146,8 +145,8 @@ export abstract class RefcountTable {
   }
 
   /**
-   * The refcount of the cluster with that index in the file. Who can do without
-   * says that damage is not `fatal`: it is no more than reported then.
+   * The refcount of a cluster, by its index. If damage is not `fatal` to the
+   * caller, it is only reported.
    */
   async get(clusterIndex: number, fatal = true): Promise<number> {
     const { geometry } = this.host;
@@ -159,7 +158,7 @@ export abstract class RefcountTable {
     return readRefcount(block.view, refcountOrder, clusterIndex % entries);
   }
 
-  /** The refcount block of an entry of the table, if there is one. */
+  /** The refcount block of a table entry, if there is one. */
   protected async loadBlock(
     tableIndex: number,
     fatal = true,
@@ -187,8 +186,8 @@ export abstract class RefcountTable {
       this.tableSize * refcountBlockEntries,
     );
     while (end > 0) {
-      // What no block counts is passed over at once: a damaged offset may have
-      // made the file large beyond measure.
+      // Clusters without a block are skipped at once: a damaged offset may have
+      // made the file enormous.
       const tableIndex = Math.floor((end - 1) / refcountBlockEntries);
       const start = tableIndex * refcountBlockEntries;
       const block = await this.loadBlock(tableIndex);
@@ -224,13 +223,13 @@ export abstract class RefcountTable {
         done += await this.#addInBlock(start + done, count - done, delta);
       }
     } catch (error) {
-      // All or nothing: give back what was done.
+      // All or nothing: undo what was done.
       if (done > 0) await this.addClusters(start, done, -delta);
       throw error;
     }
   }
 
-  /** Change the refcounts that lie in the block of the first. */
+  /** Change the refcounts that are in the same block as the first. */
   async #addInBlock(
     start: number,
     count: number,
@@ -239,20 +238,20 @@ export abstract class RefcountTable {
     const { geometry, refcountCache } = this.host;
     const { refcountOrder, refcountBlockEntries, refcountMax } = geometry;
     const tableIndex = Math.floor(start / refcountBlockEntries);
-    // QEMU tells of both also where the block is in memory already.
+    // QEMU announces both steps even if the block is cached.
     await this.host.event("refblock_alloc");
     if (this.blockOffset(tableIndex) !== 0) {
       await this.host.event("refblock_load");
     }
     const block = await this.loadBlock(tableIndex);
     if (!block) {
-      // Only damage refers to a cluster that nothing counts: whoever takes one
-      // makes its block first.
+      // Only damage refers to a cluster without a block: allocating one makes
+      // its block first.
       const isTooFar = tableIndex >= MAX_REFCOUNT_TABLE_BYTES / ENTRY_SIZE;
       throw new BlockError(isTooFar ? "EFBIG" : "EAGAIN");
     }
     const { view } = block;
-    // Also if nothing changes: writing it may show that it is no block at all.
+    // Even if nothing changes: writing it may show that it is no block at all.
     refcountCache.markDirty(block);
     const first = start % refcountBlockEntries;
     const end = Math.min(first + count, refcountBlockEntries);
@@ -267,15 +266,15 @@ export abstract class RefcountTable {
     if (stop < end) {
       // Undo this block's part; the caller undoes the others.
       addToRefcounts(view, refcountOrder, first, stop, -delta, refcountMax);
-      throw this.#beyond(start + stop - first, delta);
+      throw this.#outOfRange(start + stop - first, delta);
     }
     if (delta < 0) this.noteDecrease(view, start, first, end);
     return end - first;
   }
 
   /**
-   * Refcounts from `first` to `end` of a block are less by one; the first is
-   * that of the cluster `start`.
+   * Refcounts `first` to `end` of a block were decreased; the first is that of
+   * cluster `start`.
    */
   protected abstract noteDecrease(
     view: DataView,
@@ -284,7 +283,7 @@ export abstract class RefcountTable {
     end: number,
   ): void;
 
-  #beyond(clusterIndex: number, delta: number): BlockError {
+  #outOfRange(clusterIndex: number, delta: number): BlockError {
     if (delta < 0) return new BlockError("EINVAL");
     const { clusterSize, refcountBits } = this.host.geometry;
     return new BlockError(

@@ -1,6 +1,6 @@
 /**
- * Making refcounts wider or narrower: a new refcount structure is written
- * beside the old one, and a new header makes it valid in one step.
+ * Changing the width of refcounts: a new refcount structure is written beside
+ * the old one, and a new header switches to it in one step.
  *
  * @module
  */
@@ -21,11 +21,11 @@ import type { Qcow2State } from "./state.ts";
 import { refcountText } from "./stored_refcounts.ts";
 
 /**
- * Rewrite all refcounts with `2 ** order` bits. Until the header names the new
- * structure, the old one counts its clusters; then it is given up. What a
- * power cut leaves of either is leaked.
+ * Rewrite all refcounts with `2 ** order` bits. Until the header refers to the
+ * new structure, the old one counts its clusters; then the old one is freed. A
+ * power cut leaks one of the two.
  *
- * @param adopt Goes on with the header as it has become, and caches that fit.
+ * @param adopt Switches to the changed header, with caches that fit it.
  */
 export async function changeRefcountWidth(
   state: Qcow2State,
@@ -47,7 +47,7 @@ export async function changeRefcountWidth(
       await state.refcounts.free(offset, length);
     }
   } catch (error) {
-    if (!structure.isInForce && !state.unusable) await structure.release();
+    if (!structure.isActive && !state.unusable) await structure.release();
     throw error;
   }
 }
@@ -58,7 +58,7 @@ interface Place {
   length: number;
 }
 
-/** Where the refcount table and its blocks lie. */
+/** Where the refcount table and its blocks are. */
 function oldStructure({ refcounts, header, geometry }: Qcow2State): Place[] {
   const { clusterSize } = geometry;
   const places = [{
@@ -72,10 +72,10 @@ function oldStructure({ refcounts, header, geometry }: Qcow2State): Place[] {
   return places;
 }
 
-/** What is done when all that one of the new blocks counts has been seen. */
+/** Called once all that one of the new blocks counts has been processed. */
 type BlockDone = (index: number, isEmpty: boolean) => Promise<void>;
 
-/** The structure that is being made. */
+/** The structure being built. */
 class NewStructure {
   readonly #state: Qcow2State;
   readonly #geometry: Geometry;
@@ -83,9 +83,9 @@ class NewStructure {
   /** Offsets of its blocks; 0 where none is needed. */
   readonly #blocks: number[] = [];
   #tableOffset = 0;
-  /** Entries, a whole number of clusters. */
+  /** Entries in its table, a whole number of clusters. */
   #tableSize = 0;
-  /** How often the refcounts have been gone through. */
+  /** How often the refcounts have been walked through. */
   #walks = 0;
 
   constructor(state: Qcow2State, order: number, progress: StepProgress) {
@@ -94,7 +94,7 @@ class NewStructure {
     this.#progress = progress;
   }
 
-  /** What the header says of it. */
+  /** The header fields that refer to it. */
   get header() {
     const { clusterSize, refcountOrder } = this.#geometry;
     return {
@@ -104,8 +104,8 @@ class NewStructure {
     };
   }
 
-  /** Whether the header says so. */
-  get isInForce(): boolean {
+  /** Whether the header refers to it. */
+  get isActive(): boolean {
     const { refcountTableOffset } = this.#state.header;
     return refcountTableOffset === this.#tableOffset;
   }
@@ -115,14 +115,14 @@ class NewStructure {
   }
 
   /**
-   * Take clusters for the blocks and the table. They are counted as well, so
-   * that more blocks may be needed for them: until nothing is missing.
+   * Allocate clusters for the blocks and the table. These need to be counted
+   * too, perhaps by more blocks: repeat until none is missing.
    */
   async allocate(): Promise<void> {
     const { refcounts } = this.#state;
     for (let isMissing = true; isMissing;) {
       isMissing = false;
-      // One more walk finds nothing missing, and another one writes.
+      // One more walk finds nothing missing, and the last one writes.
       const total = Math.max(this.#walks + 2, 3);
       await this.#walk(total, undefined, async (index, isEmpty) => {
         if (isEmpty || this.#blocks[index]) return;
@@ -153,14 +153,14 @@ class NewStructure {
     while (this.#blocks.length < blocks) this.#blocks.push(0);
   }
 
-  /** Write the blocks and the table; answers what the table holds. */
+  /** Write the blocks and the table; returns the table. */
   async write(): Promise<Uint8Array> {
     const { clusterSize } = this.#geometry;
     const block = allocate(clusterSize);
     const view = viewOf(block);
     await this.#walk(this.#walks + 1, view, async (index) => {
       const offset = this.#blocks[index];
-      // What has no block is all zero, and there may be a million of those.
+      // All zero, and there may be a million of those.
       if (!offset) return;
       await this.#writeAt(offset, block);
       block.fill(0);
@@ -180,10 +180,9 @@ class NewStructure {
   }
 
   /**
-   * Go through all refcounts, in ranges that lie in one block of either
-   * structure.
+   * Walk through all refcounts, in ranges within one block of either structure.
    *
-   * @param total How many walks there will be, as far as is known.
+   * @param total How many walks there will be, as far as known.
    * @param target Receives the refcounts, block after block.
    */
   async #walk(
@@ -224,7 +223,7 @@ class NewStructure {
 
   /**
    * Copy refcounts from a block, beginning with its entry `at`, which counts
-   * `cluster`; answers whether all are zero.
+   * `cluster`; returns whether all are zero.
    */
   #copy(
     block: DataView,
@@ -235,7 +234,7 @@ class NewStructure {
   ): boolean {
     const { refcountOrder: oldOrder } = this.#state.geometry;
     const { refcountOrder, refcountMax, refcountBlockEntries } = this.#geometry;
-    // Less than a byte only if there is no more in a block.
+    // Less than a byte only if a block has no more.
     const start = (at << oldOrder) >> 3;
     const length = Math.max(1, (count << oldOrder) >> 3);
     if (isZero(bytesOf(block).subarray(start, start + length))) return true;
@@ -267,7 +266,7 @@ class NewStructure {
     this.#tableOffset = 0;
   }
 
-  /** Give back all that was taken. */
+  /** Free everything that was allocated. */
   async release(): Promise<void> {
     const { refcounts, geometry } = this.#state;
     for (const offset of this.#blocks) {

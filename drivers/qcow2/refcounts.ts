@@ -1,57 +1,44 @@
 /**
- * Taking free host clusters and giving them up, and making room for their
- * refcounts. (Specification: "Host cluster management".)
+ * Allocating and freeing host clusters, and growing the refcount structure.
+ * (Specification: "Host cluster management".)
  *
- * All methods but the constructor belong to the holder of the image's metadata
- * lock.
+ * All methods but the constructor require the image's metadata lock.
  *
  * @module
  */
-import { allocate, divideUp, viewOf } from "../../core/bytes.ts";
+import { divideUp } from "../../core/bytes.ts";
 import { asBlockError, BlockError, reasonOf } from "../../core/errors.ts";
-import { isZero } from "../../core/runtime.ts";
 import type { FreeReason } from "./behaviour.ts";
-import {
-  ENTRY_SIZE,
-  hex,
-  MAX_REFCOUNT_TABLE_BYTES,
-  writeUint64,
-} from "./format.ts";
-import type { Geometry } from "./geometry.ts";
-import {
-  addToRefcounts,
-  findRefcount,
-  growthLayout,
-  readRefcount,
-  writeRefcount,
-} from "./refcount_layout.ts";
+import { addToRefcounts, findRefcount } from "./refcount_layout.ts";
+import type { RefcountBlocks } from "./refcount_blocks.ts";
 import { RefcountTable } from "./refcount_table.ts";
-import type { CachedTable } from "./table_cache.ts";
 
-/** Clusters in a row, by their indices. */
+/** A range of cluster indices. */
 interface ClusterRange {
   start: number;
-  /** Past the last one. */
+  /** Index past the last one. */
   end: number;
 }
 
-/** Ranges to be discarded that are kept in memory at most. */
+/** Most ranges to be discarded that are kept in memory. */
 const MAX_DISCARDS = 1024;
 
-/** The refcounts of an image, and the search for free clusters. */
+const loadBlocks = () => import("./refcount_blocks.ts");
+
+/** The refcounts of an image, and its allocator. */
 export class Refcounts extends RefcountTable {
   /** No cluster below this index is free. */
   #firstFree = 0;
   /**
-   * Clusters, as a range of indices, whose last reference may still be on the
-   * disk. Before one is used again, the L2 tables are made durable: else,
-   * after a power cut, the old reference would show the new content.
+   * Range of clusters whose last reference may still be on the disk. Before one
+   * of them is reused, the L2 tables are made durable: otherwise the old
+   * reference would show the new content after a power cut.
    */
   #recentlyFreed: ClusterRange = { start: Infinity, end: 0 };
   /**
-   * Of these clusters, those whose space the file is to have back. Not before
-   * the last reference is gone from the disk: a file system may punch a hole
-   * durably long before it writes the L2 table.
+   * Those of them to be discarded, once their last reference is gone from the
+   * disk: a file system may punch a hole durably long before it writes the L2
+   * table.
    */
   #discards: ClusterRange[] = [];
   /** Where the next compressed cluster may start; 0 if nowhere. */
@@ -66,72 +53,23 @@ export class Refcounts extends RefcountTable {
   }
 
   /**
-   * Durably give up the blocks that count nothing, or only themselves. For the
-   * metadata lock's holder, when no entry in the file refers to what is free. That
-   * blocks which are left count those that were dropped is a leak at worst.
+   * Allocate `count` free clusters in a row; without waiting if their refcounts
+   * are cached.
    *
-   * @returns whether there were any: others may have counted only those.
-   */
-  async dropEmptyBlocks(): Promise<boolean> {
-    const { geometry, file, header, refcountCache } = this.host;
-    const { clusterSize, refcountBlockEntries } = geometry;
-    const table = this.tableBytes.slice();
-    const dropped: [tableIndex: number, cluster: number][] = [];
-    for (let index = 0; index < this.tableSize; index++) {
-      const block = await this.loadBlock(index);
-      if (!block || !countsNothing(block, geometry, index)) continue;
-      const cluster = block.offset / clusterSize;
-      if (this.blockOffset(Math.floor(cluster / refcountBlockEntries)) === 0) {
-        await this.host.corrupt(
-          `Refblock at ${hex(block.offset)} is not covered by the refcount ` +
-            "structures",
-        );
-      }
-      const countedBy = Math.floor(cluster / refcountBlockEntries);
-      const count = await this.get(cluster);
-      if (count !== 1) {
-        await this.host.corrupt(
-          `Invalid refcount: refblock offset ${
-            hex(this.blockOffset(countedBy))
-          }, reftable index ${countedBy}, block offset ${
-            hex(block.offset)
-          }, refcount ${hex(count)}`,
-        );
-      }
-      dropped.push([index, cluster]);
-      table.fill(0, index * ENTRY_SIZE, (index + 1) * ENTRY_SIZE);
-    }
-    if (dropped.length === 0) return false;
-    await file.writev!(header.refcountTableOffset, [table]);
-    await file.flush?.();
-    for (const [index, cluster] of dropped) {
-      this.setBlockOffset(index, 0);
-      refcountCache.forget(cluster * clusterSize, clusterSize);
-      // The count of one that counted itself is gone with it.
-      const countedBy = Math.floor(cluster / refcountBlockEntries);
-      const isCounted = countedBy !== index && await this.get(cluster) > 0;
-      if (isCounted) await this.addClusters(cluster, 1, -1);
-      else this.#noteFree(cluster);
-    }
-    return true;
-  }
-
-  /**
-   * Find `count` free clusters in a row and take them; at once if their
-   * refcounts are in memory.
-   *
-   * @returns the offset of the first.
+   * @returns the host offset of the first.
    */
   allocate(count: number): number | Promise<number> {
     return this.#allocateCached(count) ?? this.#allocateLater(count);
   }
 
-  /** Take the first free clusters, if they are in one block and in a row. */
+  /**
+   * Allocate the first free clusters, if they are consecutive and in one block.
+   */
   #allocateCached(count: number): number | undefined {
     const { geometry, refcountCache, file } = this.host;
     const { refcountOrder: order, refcountBlockEntries, clusterSize } =
       geometry;
-    // A debugger below may have to wait at each step.
+    // A debug filter may suspend each step.
     if (file.debug) return undefined;
     const first = this.#firstFree % refcountBlockEntries;
     const blockStart = this.#firstFree - first;
@@ -167,11 +105,11 @@ export class Refcounts extends RefcountTable {
   }
 
   /**
-   * Find room for `length` bytes of a compressed cluster, in the rest of the
-   * host cluster that holds the last one if they fit there; at once if the
-   * refcounts are in memory.
+   * Allocate `length` bytes for a compressed cluster, in the rest of the host
+   * cluster that holds the last one if possible; without waiting if the
+   * refcounts are cached.
    *
-   * @returns the offset of the first byte.
+   * @returns the host offset of the first byte.
    */
   allocateBytes(length: number): number | Promise<number> {
     return this.#allocateBytesCached(length) ??
@@ -182,7 +120,7 @@ export class Refcounts extends RefcountTable {
     const { geometry, refcountCache, file } = this.host;
     const { clusterSize, refcountOrder, refcountBlockEntries } = geometry;
     const last = this.#freeByte;
-    // A debugger below may have to wait at each step.
+    // A debug filter may suspend each step.
     if (file.debug || last === 0) return undefined;
     const index = Math.floor(last / clusterSize);
     const count = this.peek(index);
@@ -211,7 +149,10 @@ export class Refcounts extends RefcountTable {
     return offset;
   }
 
-  /** The next compressed cluster may start at `end`, unless that begins one. */
+  /**
+   * The next compressed cluster may start at `end`, unless that begins a
+   * cluster.
+   */
   #noteBytes(end: number): void {
     this.#freeByte = this.host.geometry.offsetInCluster(end) === 0 ? 0 : end;
   }
@@ -233,7 +174,7 @@ export class Refcounts extends RefcountTable {
     const room = offset > 0 ? clusterSize - offset % clusterSize : 0;
     if (room < length) {
       const fresh = await this.allocate(1);
-      // Bytes may run on from the last cluster into the new one.
+      // Data may extend from the last cluster into the new one.
       if (offset > 0 && room > 0 && offset + room === fresh) {
         await this.addClusters(Math.floor(offset / clusterSize), 1, 1);
       } else {
@@ -247,14 +188,13 @@ export class Refcounts extends RefcountTable {
   }
 
   /**
-   * Give up one reference to each cluster that the bytes touch. What referred
-   * to them must have been changed in the L2 cache or written to the file
-   * before: so there is nothing to go back to where the refcounts are damaged,
-   * and what cannot be given up is only reported. The change need not be
-   * durable: nothing below relies on that before the L2 cache, and with it the
-   * file, has been flushed.
+   * Drop one reference to each cluster that the bytes touch. What referred to
+   * them must have been changed in the L2 cache or in the file before, so that
+   * nothing can be undone: if refcounts are damaged, that is only reported. The
+   * change need not be durable: nothing here relies on it before the L2 cache,
+   * and with it the file, has been flushed.
    *
-   * @param step Bytes that are given up as a whole, or not at all.
+   * @param step Bytes that are freed as a whole, or not at all.
    */
   async free(
     offset: number,
@@ -281,7 +221,7 @@ export class Refcounts extends RefcountTable {
   }
 
   /**
-   * As {@linkcode free}, where damage is a reason to stop.
+   * As {@linkcode free}, but fails on damage.
    *
    * @throws {BlockError} EINVAL if a refcount is zero already.
    */
@@ -297,7 +237,8 @@ export class Refcounts extends RefcountTable {
       await this.host.refcountCache.dependOn(this.host.l2Cache);
     }
     if (this.#lacksBlock(start, end)) {
-      // Only damage refers to what nothing counts. QEMU counts it from here on.
+      // Only damage refers to clusters without a block. QEMU allocates one for
+      // them.
       await this.host.l2Cache.flush();
       if (await this.#findFree(1) === 0) await this.#refuseBlock();
       await this.#makeBlocks(start, end - start);
@@ -319,8 +260,8 @@ export class Refcounts extends RefcountTable {
   }
 
   /**
-   * No reference to a freed cluster is left on the disk: the space of those
-   * that are free is given back, and they may be used again at once.
+   * No references to freed clusters are left on the disk: they may be discarded
+   * and reused.
    */
   settle(): void | Promise<void> {
     this.#recentlyFreed = { start: Infinity, end: 0 };
@@ -329,7 +270,7 @@ export class Refcounts extends RefcountTable {
 
   async #passDiscards(): Promise<void> {
     for (const { start, end } of this.#discards.splice(0)) {
-      // Only a wish: that it fails does no harm.
+      // A discard is only a hint: a failure does no harm.
       await this.#passDiscard(start, end).catch(() => {});
     }
   }
@@ -340,7 +281,9 @@ export class Refcounts extends RefcountTable {
     );
   }
 
-  /** Whether there is room for a block that would count some of the clusters. */
+  /**
+   * Whether some of the clusters have no refcount block, but could have one.
+   */
   #lacksBlock(start: number, end: number): boolean {
     const { refcountBlockEntries } = this.host.geometry;
     const last = Math.floor((end - 1) / refcountBlockEntries);
@@ -364,7 +307,10 @@ export class Refcounts extends RefcountTable {
     }
   }
 
-  /** The index of the first of `count` free clusters in a row, made ready. */
+  /**
+   * Find `count` free clusters in a row whose refcount blocks exist; returns
+   * the index of the first.
+   */
   async #reserve(count: number): Promise<number> {
     for (;;) {
       const start = await this.#findFree(count);
@@ -373,13 +319,13 @@ export class Refcounts extends RefcountTable {
         throw new BlockError("EFBIG");
       }
       if (await this.#prepare(start, count)) return start;
-      // A refcount block was made, perhaps just there: look again.
+      // A refcount block was allocated, perhaps just there: search again.
     }
   }
 
   /**
-   * Whether free clusters can be taken at once. If they lack a refcount block,
-   * it is made, past them, as QEMU does; then the answer is false.
+   * Whether free clusters can be allocated at once. If they lack a refcount
+   * block, one is allocated after them, as in QEMU, and the answer is false.
    */
   async #prepare(start: number, count: number): Promise<boolean> {
     if (await this.#makeBlocks(start, count)) return false;
@@ -391,7 +337,7 @@ export class Refcounts extends RefcountTable {
     return true;
   }
 
-  /** The index of the first of `count` free clusters in a row from there on. */
+  /** The index of the first of `count` free clusters in a row. */
   async #findFree(count: number, from = 0): Promise<number> {
     const { geometry } = this.host;
     const { refcountOrder, refcountBlockEntries } = geometry;
@@ -413,7 +359,7 @@ export class Refcounts extends RefcountTable {
       while (at < blockEnd && found < count) {
         if (found === 0) {
           const free = next(true, blockEnd);
-          // The start of the search moves on only past what is not free.
+          // The start of the search moves only past clusters in use.
           if (this.#firstFree === at) this.#firstFree = free;
           at = free;
         }
@@ -453,7 +399,7 @@ export class Refcounts extends RefcountTable {
     }
   }
 
-  /** Freed clusters may have been tables: what the caches hold is void. */
+  /** Freed clusters may have been tables: drop them from the caches. */
   #forgetTables(start: number, count: number): void {
     const { geometry, l2Cache, refcountCache } = this.host;
     const { clusterSize } = geometry;
@@ -463,7 +409,7 @@ export class Refcounts extends RefcountTable {
   }
 
   /**
-   * Make the refcount blocks of a range of clusters.
+   * Allocate the refcount blocks of a range of clusters.
    *
    * @returns whether any was missing.
    */
@@ -474,115 +420,43 @@ export class Refcounts extends RefcountTable {
     let missing = false;
     for (let index = first; index <= last && index < this.tableSize; index++) {
       while (this.blockOffset(index) === 0) {
-        await this.#makeBlock(index, start + count);
+        const { makeBlock } = await loadBlocks();
+        await makeBlock(this.#blocks, index, start + count);
         missing = true;
       }
     }
     if (missing || last < this.tableSize) return missing;
-    await this.#growTable(start + count);
+    const { growTable } = await loadBlocks();
+    await growTable(this.#blocks, start + count);
     return true;
   }
 
   /**
-   * Make one refcount block. Its own cluster is the first free one that is not
-   * before `from`; the block may be the one that counts itself.
+   * Durably free the blocks that count nothing, or only themselves. No entry in
+   * the file may refer to free clusters. Remaining blocks may still count
+   * dropped ones, which is a leak at worst.
+   *
+   * @returns whether there were any: others may have counted only those.
    */
-  async #makeBlock(tableIndex: number, from: number): Promise<void> {
-    const { geometry, refcountCache, file } = this.host;
-    const { clusterSize, refcountBlockEntries, refcountOrder } = geometry;
-    await this.host.event("refblock_alloc");
-    const cluster = await this.#findFree(1, from);
-    if (cluster === 0) await this.#refuseBlock();
-    const countedBy = Math.floor(cluster / refcountBlockEntries);
-    if (countedBy !== tableIndex) {
-      if (this.blockOffset(countedBy) === 0) {
-        return countedBy >= this.tableSize
-          ? await this.#growTable(cluster + 1)
-          : await this.#makeBlock(countedBy, from);
-      }
-      await this.#prepare(cluster, 1);
-      await this.addClusters(cluster, 1, 1);
-    }
-    const offset = cluster * clusterSize;
-    const block = await refcountCache.loadEmpty(offset);
-    if (countedBy === tableIndex) {
-      const index = cluster % refcountBlockEntries;
-      writeRefcount(block.view, refcountOrder, index, 1);
-    }
-    // The block, and the count of its cluster, before what refers to it.
-    await this.host.event("refblock_alloc_write");
-    await refcountCache.flush();
-    await this.host.event("refblock_alloc_hookup");
-    const at = tableIndex * ENTRY_SIZE;
-    const entry = allocate(ENTRY_SIZE);
-    writeUint64(viewOf(entry), 0, offset);
-    // Whoever refers to what it counts has the cache flushed before, and so
-    // the file, the table included.
-    await file.writev!(this.host.header.refcountTableOffset + at, [entry]);
-    this.setBlockOffset(tableIndex, offset);
+  async dropEmptyBlocks(): Promise<boolean> {
+    return await (await loadBlocks()).dropEmptyBlocks(this.#blocks);
   }
 
-  /**
-   * Replace the table by a larger one, for clusters up to `end`.
-   * The new table, and the blocks that count its clusters and their own, lie
-   * past all that the old table can count; a new header makes them valid in
-   * one step.
-   */
-  async #growTable(end: number): Promise<void> {
-    const { geometry, file, header, refcountCache } = this.host;
-    const { clusterSize, refcountBlockEntries, refcountOrder, refcountMax } =
-      geometry;
-    const old = {
-      offset: header.refcountTableOffset,
-      clusters: header.refcountTableClusters,
-      entries: this.tableSize,
+  get #blocks(): RefcountBlocks {
+    return {
+      host: this.host,
+      table: () => this.tableBytes,
+      blockOffset: (index) => this.blockOffset(index),
+      setBlockOffset: (index, offset) => this.setBlockOffset(index, offset),
+      loadBlock: (index) => this.loadBlock(index),
+      get: (cluster) => this.get(cluster),
+      addClusters: (start, count, delta) =>
+        this.addClusters(start, count, delta),
+      findFree: (from) => this.#findFree(1, from),
+      prepare: (cluster) => this.#prepare(cluster, 1),
+      noteFree: (cluster) => this.#noteFree(cluster),
+      refuseBlock: () => this.#refuseBlock(),
+      replaceTable: (bytes) => super.replaceTable(bytes),
     };
-    await this.host.event("reftable_grow");
-    const layout = growthLayout(geometry, old.entries, end);
-    const { start, blocks, tableClusters } = layout;
-    const tableBytes = tableClusters * clusterSize;
-    if (tableBytes > MAX_REFCOUNT_TABLE_BYTES) throw new BlockError("EFBIG");
-    const table = allocate(tableBytes);
-    table.set(this.tableBytes);
-    const taken = blocks + tableClusters;
-    await this.host.overlap.check(start * clusterSize, taken * clusterSize);
-    await this.host.event("refblock_alloc_write_blocks");
-    for (let block = 0; block < blocks; block++) {
-      const bytes = allocate(clusterSize);
-      const first = (old.entries + block) * refcountBlockEntries;
-      const from = Math.max(0, start - first);
-      const to = Math.min(start + taken - first, refcountBlockEntries);
-      addToRefcounts(viewOf(bytes), refcountOrder, from, to, 1, refcountMax);
-      const offset = (start + block) * clusterSize;
-      await file.writev!(offset, [bytes]);
-      writeUint64(viewOf(table), (old.entries + block) * ENTRY_SIZE, offset);
-    }
-    const tableOffset = (start + blocks) * clusterSize;
-    await this.host.event("refblock_alloc_write_table");
-    await file.writev!(tableOffset, [table]);
-    await refcountCache.flush();
-    await this.host.event("refblock_alloc_switch_table");
-    await this.host.changeHeader({
-      refcountTableOffset: tableOffset,
-      refcountTableClusters: tableClusters,
-    });
-    super.replaceTable(table);
-    await this.addClusters(old.offset / clusterSize, old.clusters, -1);
   }
-}
-
-/** Whether all refcounts in a block are zero, but for that of itself. */
-function countsNothing(
-  { offset, view, bytes }: CachedTable,
-  geometry: Geometry,
-  index: number,
-): boolean {
-  const { refcountOrder, refcountBlockEntries, clusterSize } = geometry;
-  const own = offset / clusterSize - index * refcountBlockEntries;
-  if (own < 0 || own >= refcountBlockEntries) return isZero(bytes);
-  const count = readRefcount(view, refcountOrder, own);
-  writeRefcount(view, refcountOrder, own, 0);
-  const isEmpty = isZero(bytes);
-  writeRefcount(view, refcountOrder, own, count);
-  return isEmpty;
 }

@@ -1,7 +1,7 @@
 /**
- * Numbers counted per host cluster, in memory proportional to the part of the
- * file that is used: one byte a cluster, in pages that exist once something in
- * them is counted; a page with a larger number is widened.
+ * A counter per host cluster, in memory proportional to the part of the file in
+ * use: one byte each, in pages that are created when needed; a page is widened
+ * for larger numbers.
  *
  * @module
  */
@@ -34,12 +34,12 @@ export class ReferenceCounts {
     return this.#length;
   }
 
-  /** Whether a counter was ever more than one, since all were zero. */
+  /** Whether any counter has exceeded one since the last reset. */
   get hasShared(): boolean {
     return this.#hasShared;
   }
 
-  /** Make room for at least `length` clusters. */
+  /** Make room for at least `length` counters. */
   grow(length: number): void {
     if (length <= this.#length) return;
     this.#length = length;
@@ -71,9 +71,9 @@ export class ReferenceCounts {
   }
 
   /**
-   * Add one to `count` counters from `first` on, up to one that has no room.
+   * Increment `count` counters from `first` on, up to one that is full.
    *
-   * @returns how many there was room for.
+   * @returns how many were incremented.
    */
   incrementRun(first: number, count: number): number {
     const end = first + count;
@@ -95,7 +95,7 @@ export class ReferenceCounts {
     return count;
   }
 
-  /** Add `amount`; how much of it there was no room for. */
+  /** Add `amount`; returns how much of it did not fit. */
   add(cluster: number, amount: number): number {
     const value = this.get(cluster);
     const added = Math.min(amount, this.max - value);
@@ -118,7 +118,7 @@ export class ReferenceCounts {
 
   /**
    * The first cluster in `from` to `end` whose counter differs from the
-   * refcount in `block`, which begins with the cluster `first`; or `end`.
+   * refcount in `block`, which begins with cluster `first`; or `end`.
    */
   nextDifferent(
     block: DataView,
@@ -154,8 +154,8 @@ export class ReferenceCounts {
   }
 
   /**
-   * Find `count` zero counters in a row, and set them to one; it grows if
-   * there is no such place.
+   * Find `count` zero counters in a row, and set them to one; grows if there
+   * are none.
    *
    * @returns the first cluster.
    */

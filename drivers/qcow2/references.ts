@@ -1,6 +1,6 @@
 /**
- * Counting the references of a whole tree of tables: what an L1 table leads
- * to. Runs of clusters are counted as one range. (Specification: "Snapshots".)
+ * Counting the references of a tree of tables, given by its L1 table.
+ * Consecutive clusters are counted as one range. (Specification: "Snapshots".)
  *
  * @module
  */
@@ -17,9 +17,9 @@ import type { Geometry } from "./geometry.ts";
 import type { Qcow2State } from "./state.ts";
 
 /**
- * Add `delta` to the refcount of each L2 table and each cluster that an L1
- * table leads to, once for every reference. For the metadata lock's holder; the
- * cached L2 tables, of which a snapshot's do not change, must have been written.
+ * Add `delta` to the refcounts of the L2 tables and clusters of an L1 table,
+ * once for every reference. Requires the metadata lock. Cached L2 tables must
+ * have been written; a snapshot's do not change.
  */
 export async function countTree(
   state: Qcow2State,
@@ -38,7 +38,7 @@ export async function countTree(
       }
     }
   } catch (error) {
-    // A count that cannot grow any further must not leave the others grown.
+    // If one refcount cannot grow any further, none may have grown.
     for (const { offset, length } of done) {
       await state.refcounts.add(offset, length, -1);
     }
@@ -46,7 +46,7 @@ export async function countTree(
   }
 }
 
-/** All ranges of the file that an L1 table leads to, L2 tables among them. */
+/** All ranges of the file that an L1 table refers to, including L2 tables. */
 async function* treeRanges(
   state: Qcow2State,
   l1: DataView,
@@ -65,7 +65,7 @@ async function* treeRanges(
   }
 }
 
-/** The message for an entry that does not point to the start of a cluster. */
+/** The message for an entry whose offset is not aligned to a cluster. */
 function unaligned(offset: number, l2Offset: number, index: number): string {
   return `Cluster allocation offset ${hex(offset)} unaligned ` +
     `(L2 offset: ${hex(l2Offset)}, L2 index: ${hex(index)})`;
@@ -78,9 +78,8 @@ interface TreeRange {
 }
 
 /**
- * What an entry of an L2 table leads to, with the entries after it that go on
- * where it ends; and where to look next. No promises and no objects for each
- * entry: a large disk has millions.
+ * The range of an L2 entry, extended by the entries that continue it, and where
+ * to go on. No promise and no object for each entry: a large disk has millions.
  */
 function rangeFrom(
   { clusterSize, l2 }: Geometry,
@@ -105,7 +104,7 @@ function rangeFrom(
   return { next: index };
 }
 
-/** Each L2 table that an L1 table leads to; its bytes are used again. */
+/** The L2 tables of an L1 table, in a buffer that is reused. */
 async function* l2Tables(
   state: Qcow2State,
   l1: DataView,
@@ -121,9 +120,9 @@ async function* l2Tables(
 }
 
 /**
- * Clear the COPIED flags of the active tables: everything is shared now. For
- * the metadata lock's holder; the cached L2 tables must have been written, and
- * are forgotten.
+ * Clear the COPIED flags of the active tables, since everything is shared now.
+ * Requires the metadata lock. The cached L2 tables must have been written, and
+ * are dropped.
  */
 export async function clearCopiedFlags(state: Qcow2State): Promise<void> {
   const { clusters, file, geometry: { l2 }, header } = state;
@@ -137,9 +136,9 @@ export async function clearCopiedFlags(state: Qcow2State): Promise<void> {
 }
 
 /**
- * Make the COPIED flags of the active tables true to the refcounts. For the
- * metadata lock's holder; the cached L2 tables must have been written, and are
- * forgotten.
+ * Make the COPIED flags of the active tables agree with the refcounts. Requires
+ * the metadata lock. The cached L2 tables must have been written, and are
+ * dropped.
  */
 export async function updateCopiedFlags(state: Qcow2State): Promise<void> {
   const { file, clusters, header, refcounts } = state;
@@ -155,7 +154,7 @@ export async function updateCopiedFlags(state: Qcow2State): Promise<void> {
         await state.corrupt(unaligned(offset, l2Offset, index));
       }
       const cluster = offset / clusterSize;
-      // Nearly always at hand: no waiting for each of millions of entries.
+      // Nearly always cached: no waiting for each of millions of entries.
       const count = refcounts.peek(cluster) ?? await refcounts.get(cluster);
       changed = l2.setCopied(table, index, count === 1) || changed;
     }
@@ -167,7 +166,7 @@ export async function updateCopiedFlags(state: Qcow2State): Promise<void> {
   if (l1Changed) await file.writev!(header.l1TableOffset, [clusters.l1Bytes]);
 }
 
-/** Read an L2 table; `l1Index` says where it was found, for messages. */
+/** Read an L2 table; `l1Index` is its L1 entry, for messages. */
 export async function readTable(
   state: Qcow2State,
   l2Offset: number,

@@ -1,6 +1,6 @@
 /**
- * Repairs that go beyond single entries: a snapshot table that must be
- * written anew, and the marks in the header of an image that is sound again.
+ * Repairs beyond single entries: rewriting the snapshot table, and clearing the
+ * flags in the header of an image that is sound again.
  *
  * @module
  */
@@ -17,13 +17,15 @@ import { rebuildRefcounts } from "./rebuild.ts";
 import { writeRefcount } from "./refcount_layout.ts";
 import { encodeSnapshotTable } from "./snapshot_table.ts";
 
-/** Where the header has the number of snapshots, and their table's offset. */
+/**
+ * Offset in the header of the number of snapshots, and of their table's offset.
+ */
 const SNAPSHOT_COUNT = 60;
 
 /**
- * Let the header say how many snapshots are left. It need not be durable when
- * clusters of the others are freed: with so many snapshots, nobody opens the
- * image but a repair, which drops the same ones again.
+ * Update the number of snapshots in the header. It need not be durable when the
+ * clusters of the others are freed: with so many snapshots, only a repair can
+ * open the image, and it would drop the same ones again.
  */
 export async function writeSnapshotCount(run: CheckRun): Promise<void> {
   const bytes = allocate(4);
@@ -32,7 +34,7 @@ export async function writeSnapshotCount(run: CheckRun): Promise<void> {
 }
 
 /**
- * Write the snapshot table to a new place with all its entries complete. The
+ * Rewrite the snapshot table at a new offset, with all entries complete. The
  * refcounts must be sound.
  */
 export async function rewriteSnapshotTable(run: CheckRun): Promise<void> {
@@ -42,7 +44,8 @@ export async function rewriteSnapshotTable(run: CheckRun): Promise<void> {
     const clusters = geometry.clustersFor(table.length);
     const first = await takeClusters(run, clusters);
     const offset = first * geometry.clusterSize;
-    // Refcounts and table before the header that names the table.
+    // Refcounts and table must be durable before the header refers to the
+    // table.
     await run.write(offset, table);
     await file.flush?.();
     const old = {
@@ -69,7 +72,7 @@ export async function rewriteSnapshotTable(run: CheckRun): Promise<void> {
   }
 }
 
-/** Give up the place of the table that was replaced. */
+/** Free the table that was replaced. */
 async function freeOldTable(
   run: CheckRun,
   offset: number,
@@ -80,7 +83,7 @@ async function freeOldTable(
   const end = first + geometry.clustersFor(length);
   for (let cluster = first; cluster < end; cluster++) {
     if ((await stored.get(cluster))?.value) continue;
-    // The old table was not where the header had it.
+    // The old table was misplaced.
     const reason = strerror("EINVAL");
     run.report(`qcow2_free_clusters failed: ${reason}`);
     return;
@@ -90,7 +93,7 @@ async function freeOldTable(
   }
 }
 
-/** Take free clusters in a row, and record it in the file. */
+/** Allocate free clusters in a row, and record that in the file. */
 async function takeClusters(run: CheckRun, count: number): Promise<number> {
   const { counts, stored, geometry } = run;
   const first = await findFree(run, count);
@@ -107,16 +110,16 @@ async function takeClusters(run: CheckRun, count: number): Promise<number> {
     for (let at = first; at < end; at++) await storeRefcount(run, at, 1);
     await stored.flush();
   } else {
-    // They lie past what the refcount blocks cover, at the end of the file.
+    // They are past what the refcount blocks cover, at the end of the file.
     await replaceRefcounts(run);
   }
   return first;
 }
 
 /**
- * Find clusters that nothing refers to. Their stored refcounts must be zero as
+ * Find clusters without references. Their stored refcounts must be zero as
  * well: clusters past the end of the file are not counted, but entries that
- * nobody could repair may refer to them.
+ * could not be repaired may refer to them.
  */
 async function findFree(run: CheckRun, count: number): Promise<number> {
   let free = 0;
@@ -129,7 +132,7 @@ async function findFree(run: CheckRun, count: number): Promise<number> {
   return at - count;
 }
 
-/** Make the refcount structure anew, and give the old one up. */
+/** Rebuild the refcount structure, and free the old one. */
 async function replaceRefcounts(run: CheckRun): Promise<void> {
   const { stored, geometry, header } = run;
   const { clusterSize } = geometry;
@@ -146,11 +149,11 @@ async function replaceRefcounts(run: CheckRun): Promise<void> {
   for (const cluster of old) await release(run, cluster);
 }
 
-/** Give up one reference to a cluster. */
+/** Drop one reference to a cluster. */
 async function release(run: CheckRun, cluster: number): Promise<void> {
   const refcount = await run.stored.get(cluster);
   if (!refcount || refcount.value === 0) return;
-  // A damaged table may lie in the header's place, which it must not take.
+  // A damaged table may claim the header's cluster, which must stay in use.
   if (cluster === 0 && refcount.value === 1) return;
   await storeRefcount(run, cluster, refcount.value - 1);
   if (refcount.value === 1) run.freed(cluster);
@@ -169,7 +172,7 @@ async function storeRefcount(
   run.stored.markDirty(index);
 }
 
-/** Clear the marks of an image that was not closed well, or corrupt. */
+/** Clear the flags of an image that is dirty or corrupt. */
 export async function markClean(run: CheckRun): Promise<void> {
   const marks = Incompatible.DIRTY | Incompatible.CORRUPT;
   if ((run.header.incompatible.low & marks) === 0) return;

@@ -1,5 +1,5 @@
 /**
- * Changing the size of the disk, and reserving clusters ahead of their use.
+ * Resizing the disk, and preallocating clusters.
  *
  * @module
  */
@@ -18,7 +18,7 @@ import type { Qcow2State } from "./state.ts";
 import { cutOff, zeroGuest, zeroParts } from "./unmap.ts";
 
 /**
- * Change the size of the disk; the caller holds the image alone.
+ * Resize the disk. Requires exclusive access to the image.
  *
  * @param size Bytes, a multiple of 512.
  */
@@ -54,7 +54,7 @@ export async function resize(
     else await grow(state, size, preallocation);
   } finally {
     await bitmaps?.resize(header.size);
-    // What was to be cut off may be gone, and the end is where it was.
+    // The part to be cut off may be lost, but the size is unchanged.
     const lost = header.size - size;
     if (lost > 0) await bitmaps?.mark(size, lost);
   }
@@ -67,7 +67,7 @@ async function grow(
 ): Promise<void> {
   const { header, geometry, clusters, backing } = state;
   const oldSize = header.size;
-  // Who reads a raw data file alone finds all of the disk there.
+  // Whoever reads a raw data file alone must find the whole disk there.
   if (state.dataFileIsRaw && preallocation === "off") {
     preallocation = "metadata";
   }
@@ -80,9 +80,8 @@ async function grow(
       throw error.prefixed("Failed to grow the L1 table: ");
     }
   }
-  // The new area must read as zeroes before the disk reaches it: neither what
-  // a larger backing file has there, nor what the last cluster held past the
-  // old end, may show.
+  // The new area must read as zeroes before the disk includes it: neither a
+  // larger backing file nor the old rest of the last cluster may show.
   header.size = size;
   try {
     await forgetPast(state, oldSize);
@@ -103,8 +102,8 @@ async function grow(
       const first = geometry.clusterEnd(oldSize);
       const start = await completeLast(state, oldSize, clusterEnd);
       await preallocate(state, start, size, preallocation);
-      // QEMU marks what would show the backing file as zeroes once more, unless
-      // its space is zeroed on the disk.
+      // QEMU marks areas that would show the backing file as zeroes once more,
+      // unless their space is zeroed on the disk.
       if (showsMore && preallocation === "metadata" && first < size) {
         await zeroGuest(state, first, size - first);
       }
@@ -116,16 +115,16 @@ async function grow(
     header.size = oldSize;
     throw error;
   }
-  // In the file it is still the old one, to which a failure goes back.
+  // The file still has the old size, to which a failure returns.
   header.size = oldSize;
   await state.changeHeader({ size });
 }
 
 /**
- * See to the cluster that the old end lies in, which may have no place yet, or
- * one whose rest is a hole.
+ * Complete the cluster that contains the old end: it may be unallocated, or its
+ * rest a hole.
  *
- * @returns where those begin that are to get a place.
+ * @returns where the clusters to be allocated begin.
  */
 async function completeLast(
   state: Qcow2State,
@@ -136,7 +135,7 @@ async function completeLast(
   const next = geometry.clusterEnd(oldSize);
   if (oldSize >= end) return next;
   if (!geometry.l2.isExtended) {
-    // Zeroes as data leave neither.
+    // Writing zeroes as data fixes both.
     await state.access.writev(oldSize, [allocate(end - oldSize)]);
     return next;
   }
@@ -145,15 +144,15 @@ async function completeLast(
   const { kind } = await clusters.findWhole(start, 1);
   const isPlaced = kind === "normal" || kind === "zeroAllocated" ||
     kind === "compressed";
-  // A place can be had without a change of what it holds.
+  // It can be allocated without changing what it reads as.
   return isPlaced ? next : start;
 }
 
 /**
- * Give up what tables map past the end of the disk, which is about to move: the
- * state of a machine of which no snapshot came to be, for one.
+ * Unmap everything past the end of the disk, which is about to move: for one,
+ * VM state that never became a snapshot.
  *
- * @param end The end of the disk so far.
+ * @param end The present end of the disk.
  */
 async function forgetPast(state: Qcow2State, end: number): Promise<void> {
   const { header, geometry, clusters } = state;
@@ -192,7 +191,7 @@ async function shrink(state: Qcow2State, size: number): Promise<void> {
   }
   const end = await state.refcounts.endOfUse();
   if (end < file.size) {
-    // The disk is smaller in any case; a window on a file cannot be.
+    // The disk is smaller in any case; a window of a file cannot shrink.
     await file.truncate?.(end).catch((error) => {
       state.behaviour.report(
         "warning: Failed to truncate the tail of the image: " +
@@ -202,7 +201,7 @@ async function shrink(state: Qcow2State, size: number): Promise<void> {
   }
 }
 
-/** Give a data file the size of the disk, if that can be. */
+/** Resize a data file along with the disk, if possible. */
 async function fitDataFile(
   { dataFile, hasDataFile }: Qcow2State,
   size: number,
@@ -216,7 +215,7 @@ async function fitDataFile(
   }
 }
 
-/** Give up the L2 tables of all L1 entries from an index on. */
+/** Free the L2 tables of all L1 entries from an index on. */
 async function dropL2Tables(state: Qcow2State, from: number): Promise<void> {
   const { header, geometry, clusters, refcounts } = state;
   for (let index = from; index < header.l1Size; index++) {
@@ -228,11 +227,11 @@ async function dropL2Tables(state: Qcow2State, from: number): Promise<void> {
 }
 
 /**
- * Give every cluster of a range a place in the file, reading as before (which
- * must be zeroes). `falloc` and `full` also reserve the space on the disk.
+ * Allocate every cluster of a range, which must read as zeroes and still does
+ * afterwards. `falloc` and `full` also reserve the space on the disk.
  *
- * @param first Where the range begins: a cluster's start.
- * @param keep Whether a data file is to read as what is in it instead.
+ * @param first Where the range begins: the start of a cluster.
+ * @param keep Whether a data file keeps its content and shows it.
  */
 export async function preallocate(
   state: Qcow2State,
@@ -243,14 +242,14 @@ export async function preallocate(
 ): Promise<void> {
   const { geometry, refcounts, clusters, header } = state;
   const { clusterSize, l2 } = geometry;
-  // Zeroes in the file do not decrypt to zeroes: the entries must say it.
+  // Zeroes in the file do not decrypt to zeroes: the entries must mark them.
   const areZero = state.encryption !== undefined && header.version >= 3;
   const count = geometry.clustersFor(Math.max(0, end - first));
   if (count === 0) return;
   const freed: Freed[] = [];
   {
     using _ = await state.metadata.lock();
-    // With the tables before it, the data lies in one piece.
+    // With the tables allocated first, the data is contiguous.
     for (let at = first; at < end; at += geometry.l2Coverage) {
       await clusters.entryForWrite(at);
     }
@@ -276,7 +275,7 @@ export async function preallocate(
     }
   }
   await releaseClusters(state, freed);
-  // Entries of version 2 cannot say it: there, the data does.
+  // Version 2 entries cannot mark zeroes: encrypted zeroes are written.
   if (state.encryption && !areZero) await zeroParts(state, first, end);
 }
 
@@ -293,8 +292,8 @@ async function allocateClusters(
 }
 
 /**
- * Have clusters that were just taken read as zeroes, with the space that a mode
- * of preallocation demands.
+ * Make new clusters read as zeroes, and reserve the space that the
+ * preallocation mode demands.
  *
  * @param length Bytes of the disk in them.
  */
@@ -306,8 +305,8 @@ async function reserveData(
   mode: Preallocation,
 ): Promise<void> {
   const hostEnd = hostStart + count * geometry.clusterSize;
-  // Clusters that were used before hold what they held then. What a raw data
-  // file holds, others may have put there for the disk.
+  // Reused clusters hold old data, and a raw data file may hold data put there
+  // for the disk.
   const used = Math.min(file.size, hostEnd) - hostStart;
   if (used > 0 && !dataFileIsRaw) {
     const unmap = mode === "metadata";
@@ -315,10 +314,11 @@ async function reserveData(
   }
   // Space is reserved for data only: tables are written in any case.
   if (hostStart > file.size) await file.truncate!(hostStart);
-  // Of the last cluster, the part that the disk has.
+  // Of the last cluster, only the part that belongs to the disk.
   const dataEnd = hostStart + length;
   const preallocation = mode === "metadata" ? "off" : mode;
-  // Also where it is large enough: who cannot reserve says so.
+  // Even if it is large enough already: a file that cannot reserve space
+  // reports it.
   const reserved = Math.max(dataEnd, file.size);
   if (reserved > file.size || preallocation !== "off") {
     await file.truncate!(reserved, { preallocation }).catch((error) => {
@@ -329,7 +329,8 @@ async function reserveData(
     });
   }
   if (hostEnd > file.size) {
-    // What is never written to would stay an extent of its own, if reserved.
+    // If reserved, the part that is never written would remain an extent of its
+    // own.
     const rest = hostEnd - file.size;
     if (mode === "metadata") await file.truncate!(hostEnd);
     else await writeZeroData(file, file.size, rest);

@@ -1,6 +1,6 @@
 /**
- * The snapshots of an image that is open: what opening and describing it need.
- * What takes and applies them is loaded when it is used.
+ * Listing the snapshots of an open image, for opening and describing it. Taking
+ * and applying them is loaded on demand.
  *
  * @module
  */
@@ -9,10 +9,10 @@ import { Incompatible, NO_ICOUNT } from "./format.ts";
 import type { SnapshotEntry } from "./snapshot_table.ts";
 import type { Qcow2State } from "./state.ts";
 
-/** Read the snapshot table of an image that is being opened. */
+/** Load the snapshot table of an image that is being opened. */
 export async function loadSnapshotTable(state: Qcow2State): Promise<void> {
   const { file, header } = state;
-  // Loaded where there is one to be read.
+  // Loaded only if there is one.
   const table = header.snapshotCount === 0
     ? { entries: [], byteLength: 0 }
     : await (await import("./snapshot_table.ts"))
@@ -22,15 +22,15 @@ export async function loadSnapshotTable(state: Qcow2State): Promise<void> {
 }
 
 /**
- * The snapshots of an image as everybody sees them. With an external data file
- * there are none, whatever is in the table: nothing was kept for them.
+ * Describe the snapshots of an image. With an external data file there are
+ * none, whatever the table says: no data was kept for them.
  */
 export function listSnapshots(state: Qcow2State): Snapshot[] {
   const hasDataFile = state.header.incompatible.low & Incompatible.DATA_FILE;
   return hasDataFile ? [] : state.snapshots.map(describeSnapshot);
 }
 
-/** A snapshot as everybody sees it. */
+/** Describe a snapshot. */
 export function describeSnapshot(entry: SnapshotEntry): Snapshot {
   const { id, name, dateSeconds, dateNanoseconds, vmClockNanoseconds } = entry;
   const { vmStateSize, diskSize, icount } = entry;
@@ -46,7 +46,7 @@ export function describeSnapshot(entry: SnapshotEntry): Snapshot {
   };
 }
 
-/** Where VM state begins: past all that L2 tables of the disk cover. */
+/** Where VM state begins: past everything that the disk's L2 tables cover. */
 export function vmStateOffset(state: Qcow2State): number {
   const { geometry, header } = state;
   return geometry.l1EntriesFor(header.size) * geometry.l2Coverage;

@@ -1,6 +1,6 @@
 /**
- * The snapshot table: reading and writing its entries, with everything kept
- * that is not understood. (Specification: "Snapshots", "Snapshot table".)
+ * Reading and writing the snapshot table; what is not understood is preserved.
+ * (Specification: "Snapshots", "Snapshot table".)
  *
  * @module
  */
@@ -25,13 +25,13 @@ import {
 import type { Geometry } from "./geometry.ts";
 import type { Header } from "./header.ts";
 
-/** Bytes of the part of an entry that each has. */
+/** Bytes of the fixed part of an entry. */
 const ENTRY_LENGTH = 40;
-/** Bytes of the extra data that are understood. */
+/** Bytes of extra data that are understood. */
 const KNOWN_EXTRA = 24;
-/** Bytes of extra data that version 3 demands. */
+/** Bytes of extra data that version 3 requires. */
 const V3_EXTRA = 16;
-/** The table ends before this, or the rest cannot be addressed in QEMU. */
+/** Most bytes of the table, so that QEMU can address it. */
 const MAX_TABLE_SPAN = 0x7fffffff;
 
 /** One snapshot. Offsets and sizes are bytes. */
@@ -53,14 +53,14 @@ export interface SnapshotEntry {
   diskSize: number;
   /** Instructions that the guest had executed; 2^64 - 1 if not counted. */
   icount: bigint;
-  /** Bytes of extra data in the file; new entries may say 0. */
+  /** Bytes of extra data in the file; may be 0 for new entries. */
   extraDataSize: number;
   /** Extra data past the known fields. */
   unknownExtraData: Uint8Array;
-  /** The id and the name as stored, where that is not valid UTF-8. */
+  /** The stored id and name, if not valid UTF-8. */
   rawId?: Uint8Array;
   rawName?: Uint8Array;
-  /** Fields as stored that are too large for a number: damage, but kept. */
+  /** Stored fields too large for a number: damage, but preserved. */
   huge?: { l1TableOffset?: bigint; vmStateSize?: bigint; diskSize?: bigint };
 }
 
@@ -71,25 +71,26 @@ export interface SnapshotTable {
   byteLength: number;
 }
 
-/** What was left out of a damaged table to make it readable. */
+/** What was dropped from a damaged table to make it readable. */
 export interface SnapshotTableRepair {
-  /** Entries at the end. */
+  /** Entries dropped at the end. */
   discarded: number;
-  /** Entries whose extra data was cut. */
+  /** Entries whose extra data was truncated. */
   shortened: number;
   /** Receives a line about each. */
   report(line: string): void;
 }
 
-/** Whether an entry lacks fields that the image's version demands. */
+/** Whether an entry lacks fields that the image's version requires. */
 export function isIncomplete(entry: SnapshotEntry, version: number): boolean {
   return version >= 3 && entry.extraDataSize < V3_EXTRA;
 }
 
 /**
- * Read the snapshot table that the header names.
+ * Read the snapshot table that the header refers to.
  *
- * @param repair If given, too large a table is cut, and `repair` says how.
+ * @param repair If given, a table that is too large is truncated and the
+ * changes are counted here.
  * @throws {BlockError} EFBIG if the table or extra data is too large.
  */
 export async function readSnapshotTable(
@@ -100,7 +101,7 @@ export async function readSnapshotTable(
   const reader = new TableReader(file, header.snapshotsOffset);
   const entries: SnapshotEntry[] = [];
   const count = header.snapshotCount;
-  // The size that the table has when it is written again.
+  // Size of the table when rewritten.
   let written = 0;
   for (let index = 0; index < count; index++) {
     const start = reader.position;
@@ -196,7 +197,7 @@ function readKnownExtra(entry: SnapshotEntry, extra: DataView): void {
   if (extra.byteLength >= 24) entry.icount = extra.getBigUint64(16);
 }
 
-/** Keep what a number is not exact enough for. */
+/** Preserve values that a number cannot hold exactly. */
 function keepHuge(
   entry: SnapshotEntry,
   fixed: DataView,
@@ -213,7 +214,10 @@ function keepHuge(
   if (Object.keys(huge).length > 0) entry.huge = huge;
 }
 
-/** Text up to a zero byte, and its bytes if the text alone does not tell them. */
+/**
+ * Decode text up to a zero byte; also returns its bytes if they cannot be
+ * derived from the text.
+ */
 function decodeText(bytes: Uint8Array): [text: string, raw?: Uint8Array] {
   const end = bytes.indexOf(0);
   const used = end < 0 ? bytes : bytes.subarray(0, end);
@@ -227,7 +231,7 @@ function decodeText(bytes: Uint8Array): [text: string, raw?: Uint8Array] {
 const STRICT = { fatal: true, ignoreBOM: true } as const;
 
 /**
- * The bytes of a snapshot table. Every entry has all known fields.
+ * Encode a snapshot table. Every entry gets all known fields.
  *
  * @throws {BlockError} EFBIG if they are too many.
  */
@@ -267,8 +271,8 @@ function encodeEntry(entry: SnapshotEntry): Uint8Array {
   view.setUint32(16, entry.dateSeconds);
   view.setUint32(20, entry.dateNanoseconds);
   view.setBigUint64(24, entry.vmClockNanoseconds);
-  // What needs more bits is left to the extra data; old programs then take
-  // the snapshot for one without VM state.
+  // Larger sizes are only in the extra data; old programs then see a snapshot
+  // without VM state.
   view.setUint32(32, vmStateSize < 2 ** 32 ? vmStateSize : 0);
   view.setUint32(36, extra);
   view.setBigUint64(40, huge?.vmStateSize ?? BigInt(vmStateSize));
@@ -282,7 +286,7 @@ function encodeEntry(entry: SnapshotEntry): Uint8Array {
 
 const WINDOW_BYTES = 65536;
 
-/** Reads forward through a part of a file, in large requests. */
+/** Reads a part of a file from front to back, in large requests. */
 class TableReader {
   readonly #file: BlockNode;
   readonly #start: number;
@@ -300,7 +304,7 @@ class TableReader {
     this.position += length;
   }
 
-  /** Go on to an offset in the file that is a multiple of `unit`. */
+  /** Skip to the next multiple of `unit` in the file. */
   alignTo(unit: number): void {
     const at = this.#start + this.position;
     this.position = roundUp(at, unit) - this.#start;
@@ -331,7 +335,7 @@ class TableReader {
 /**
  * Read the L1 table of a snapshot.
  *
- * @throws {BlockError} EINVAL or EFBIG if its entry says what cannot be.
+ * @throws {BlockError} EINVAL or EFBIG if its entry is invalid.
  */
 export async function readSnapshotL1(
   file: BlockNode,

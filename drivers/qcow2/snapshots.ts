@@ -1,11 +1,11 @@
 /**
- * Snapshots: taking one, going back to one, forgetting one, looking at one.
+ * Snapshots: creating, applying, deleting and loading them.
  *
- * A snapshot is a copy of the L1 table; each cluster that it leads to counts
- * one reference more. The snapshot table in the file is replaced as a whole,
- * by a header that points to the new one. (Specification: "Snapshots".)
+ * A snapshot is a copy of the L1 table and one more reference to each cluster
+ * that it leads to. The snapshot table in the file is replaced as a whole, by a
+ * header that refers to the new one. (Specification: "Snapshots".)
  *
- * All functions belong to the holder of the image alone.
+ * All functions require exclusive access to the image.
  *
  * @module
  */
@@ -35,7 +35,7 @@ import {
 import type { Qcow2State, UndoSteps } from "./state.ts";
 import { cutOff } from "./unmap.ts";
 
-/** Find by id, or else by name. */
+/** Find a snapshot by id, or else by name. */
 function find(state: Qcow2State, idOrName: string): SnapshotEntry {
   const known = state.hasDataFile ? [] : state.snapshots;
   const found = known.find(({ id }) => id === idOrName) ??
@@ -44,13 +44,13 @@ function find(state: Qcow2State, idOrName: string): SnapshotEntry {
   return found;
 }
 
-/** Keep the disk as it is now. */
+/** Take a snapshot of the disk. */
 export async function createSnapshot(
   state: Qcow2State,
   request: SnapshotRequest,
 ): Promise<Snapshot> {
   const { geometry, clusters, refcounts, header, file } = state;
-  // Nothing there counts who refers to a cluster.
+  // Its clusters have no refcounts.
   if (state.hasDataFile) throw new BlockError("ENOTSUP");
   if (state.snapshots.length >= MAX_SNAPSHOTS) throw new BlockError("EFBIG");
   const now = request.date ?? Date.now();
@@ -74,13 +74,13 @@ export async function createSnapshot(
     using _ = await state.metadata.lock();
     await state.flushCaches();
     const l1 = clusters.l1Bytes;
-    // An empty disk has no table: where it would be is free.
+    // An empty disk has no L1 table.
     const length = roundUp(l1.length, geometry.clusterSize);
     await state.changeAsOne(async (undo) => {
       entry.l1TableOffset = await refcounts.allocate(
         length / geometry.clusterSize,
       );
-      // From here on, a snapshot that fails leaks its table, as in QEMU.
+      // From here on, a failure leaks the new table, as in QEMU.
       const copy = allocate(length);
       copy.set(l1);
       clearCopied(copy);
@@ -92,13 +92,14 @@ export async function createSnapshot(
         await updateCopiedFlags(state);
       });
       // In any order: an entry without the flag has its cluster copied before
-      // it is written to. Both are durable before the header names the table.
+      // it is written to. Both are durable before the header refers to the
+      // table.
       await clearCopiedFlags(state);
       await writeTable(state, [...state.snapshots, entry]);
     });
   }
-  // The VM state belongs to the snapshot now; left in the active tables, it
-  // would have to be copied when the next one is written.
+  // The VM state belongs to the snapshot now; in the active tables, it would
+  // have to be copied when the next one is written.
   const start = vmStateOffset(state);
   await cutOff(
     state,
@@ -113,14 +114,14 @@ function toNumber(id: string): number {
   return /^\d+$/.test(id) ? Number(id) : 0;
 }
 
-/** Make the disk what it was. */
+/** Revert the disk to a snapshot. */
 export async function applySnapshot(
   state: Qcow2State,
   idOrName: string,
 ): Promise<void> {
   if (state.hasDataFile) throw new BlockError("ENOTSUP");
   if (hasBitmaps(state.header) || state.bitmaps?.count) {
-    // Nobody knows in what the disk differs from what it was.
+    // How the disk differs from the snapshot is not known.
     throw new BlockError("EBUSY", "Device has active dirty bitmaps");
   }
   const entry = find(state, idOrName);
@@ -133,13 +134,15 @@ export async function applySnapshot(
     const old = clusters.l1Bytes.slice();
     const replaced = allocate(header.l1Size * ENTRY_SIZE);
     replaced.set(l1);
-    // Nothing is this disk's alone now, so no entry has its COPIED flag yet.
+    // All clusters of the disk are shared now, so no entry has its COPIED flag
+    // yet.
     clearCopied(replaced);
     await state.overwrite(header.l1TableOffset, replaced, old);
-    undo.push(pastUndoing);
+    undo.push(cannotUndo);
     clusters.replaceL1(replaced);
     state.forgetTables();
-    // In any order: counts that are too high are leaks, with the flag or without.
+    // In any order: refcounts that are too high are leaks, with or without the
+    // flag.
     await countTree(state, viewOf(old), -1);
     await updateCopiedFlags(state);
   });
@@ -153,10 +156,10 @@ async function makeRoom(
   undo: UndoSteps,
 ): Promise<void> {
   {
-    // First of all: narrow refcounts may have no room for it.
+    // First of all: narrow refcounts may overflow.
     using _ = await state.metadata.lock();
     await countTree(state, l1, 1).catch((error) => {
-      // QEMU gives its users the number alone.
+      // QEMU reports the error code alone.
       const { code } = asBlockError(error);
       throw new BlockError(code, reasonOf(error), { cause: error });
     });
@@ -170,15 +173,15 @@ async function makeRoom(
   await state.clusters.growL1(entry.l1Size, true);
 }
 
-/** In place of what would undo a step that others have seen. */
-function pastUndoing(): Promise<never> {
+/** Stands for undoing a step that others may have seen. */
+function cannotUndo(): Promise<never> {
   return Promise.reject(new Error("it is done"));
 }
 
 const FREEING = "Failed to free the cluster and L1 table: ";
 const UPDATING = "Failed to update snapshot status in disk: ";
 
-/** Forget a snapshot, and give up what only it referred to. */
+/** Delete a snapshot, and free what only it referred to. */
 export async function deleteSnapshot(
   state: Qcow2State,
   idOrName: string,
@@ -194,7 +197,7 @@ export async function deleteSnapshot(
   });
   let step = FREEING;
   await state.changeAsOne(async (undo) => {
-    undo.push(pastUndoing);
+    undo.push(cannotUndo);
     await countTree(state, viewOf(l1), -1);
     await state.refcounts.free(entry.l1TableOffset, l1.length);
     step = UPDATING;
@@ -204,7 +207,7 @@ export async function deleteSnapshot(
   });
 }
 
-/** Show a snapshot in place of the disk. */
+/** Present a snapshot in place of the disk. */
 export async function loadSnapshot(
   state: Qcow2State,
   idOrName: string,
@@ -224,7 +227,7 @@ export async function loadSnapshot(
   state.header.size = entry.diskSize;
 }
 
-/** Replace the table in the file; a new header makes it valid in one step. */
+/** Replace the table in the file; a new header switches to it in one step. */
 export async function writeTable(
   state: Qcow2State,
   entries: SnapshotEntry[],
@@ -240,7 +243,7 @@ export async function writeTable(
     : await refcounts.allocate(geometry.clustersFor(bytes.length));
   try {
     await state.overlap.check(offset, bytes.length);
-    // The table may end the file, which ends with a whole sector.
+    // The table may end the file, which must consist of whole sectors.
     if (bytes.length > 0) {
       await file.writev!(offset, padded(bytes, SECTOR_SIZE));
     }
@@ -257,6 +260,6 @@ export async function writeTable(
   state.overlap.forget();
   state.snapshotTableLength = bytes.length;
   if (old.length === 0) return;
-  // The new table is in force: that the old one leaks is no reason to go back.
+  // The new table is in effect: leaking the old one is no reason to undo it.
   await refcounts.free(old.offset, old.length);
 }

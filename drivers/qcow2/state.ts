@@ -1,14 +1,13 @@
 /**
- * An open qcow2 image: what its parts share. Each part says what it needs of
- * the image, its host, in an interface of its own; only here are they known to
- * belong together.
+ * The shared state of an open qcow2 image. Each part declares what it needs of
+ * the image, its host, in an interface of its own; they meet only here.
  *
  * **Locks, in the order in which they are taken:** `operations` is shared by
- * every request and held alone by what changes the image as a whole
- * (snapshots, resize, check). `access.ranges` holds the guest clusters that a
- * request is about: shared to read them and to write in place, alone to change
- * what they are mapped to. `metadata` protects tables and refcounts, and is never
- * held while guest data is read or written, or while waiting for a range.
+ * every request and held exclusively by whatever changes the image as a whole
+ * (snapshots, resize, check). `access.ranges` holds the guest clusters of a
+ * request: shared to read them and to write in place, exclusively to change
+ * their mapping. `metadata` protects tables and refcounts, and is never held
+ * while guest data is read or written, or while waiting for a range.
  *
  * @module
  */
@@ -34,7 +33,9 @@ import type { Refcounts } from "./refcounts.ts";
 import type { SnapshotEntry } from "./snapshot_table.ts";
 import type { TableCache } from "./table_cache.ts";
 
-/** What undoes the steps of a change, in the order in which they were done. */
+/**
+ * Undoes the steps of a change, listed in the order in which they were done.
+ */
 export type UndoSteps = (() => Promise<unknown>)[];
 
 /** An open image. */
@@ -44,11 +45,11 @@ export class Qcow2State
   file: BlockNode;
   /** What guest data is written to: the same, or an external data file. */
   dataFile: BlockNode;
-  /** Whether guest data lies in a file of its own. */
+  /** Whether guest data is in an external data file. */
   readonly hasDataFile: boolean;
-  /** The file, for what leaves true all that the image claims. */
+  /** The file, for changes that invalidate nothing the image claims. */
   plainFile: BlockNode;
-  /** Where guest data is, for those who only look. */
+  /** Where guest data is, for reading. */
   plainDataFile: BlockNode;
   readonly readOnly: boolean;
   header!: Header;
@@ -56,33 +57,35 @@ export class Qcow2State
   behaviour: Behaviour;
   readonly operations = new SharedLock();
   readonly metadata = new Mutex();
-  /** Whether data clusters may be holes in the file; found out when asked. */
+  /**
+   * Whether data clusters may be holes in the file; `undefined` until asked.
+   */
   hasHoles?: boolean | Promise<boolean>;
-  /** What unallocated clusters are left to. */
+  /** What unallocated clusters read as. */
   backing?: BlockNode;
-  /** What guest data is encrypted with in the file, if it is. */
+  /** Encrypts guest data in the file, if it is encrypted. */
   encryption?: Encryption;
-  /** Bitmaps that are kept in the image; absent until they are needed. */
+  /** Bitmaps of the image; loaded on demand. */
   bitmaps?: Bitmaps;
-  /** Who is to be told of guest writes before they are made, if anybody. */
+  /** Receives guest writes before they are made, if bitmaps record them. */
   recorder?: Pick<Bitmaps, "mark">;
   /** Its LUKS header, if it has one. */
   luks?: OpenVolume;
   /** The snapshot table, and the bytes it takes in the file. */
   snapshots: SnapshotEntry[] = [];
   snapshotTableLength = 0;
-  /** Whether the image claims something that changes would make untrue. */
+  /** Whether the image claims something that changes would invalidate. */
   readonly #watches: boolean;
-  // What follows is there once the data is open. Each is a field of its own,
-  // since loops over all clusters look at it.
+  // These exist once the data is open. Each is a field of its own, since loops
+  // over all clusters use it.
   l2Cache!: TableCache;
   refcountCache!: TableCache;
   clusters!: ClusterMap;
   compressed!: CompressedClusters;
-  // Of an image that can be written to.
+  // Of a writable image.
   overlap!: OverlapGuard;
   refcounts!: Refcounts;
-  /** The refcount table of one that cannot: hardly anybody asks for it. */
+  /** The refcount table of a read-only one, which is hardly ever needed. */
   #refcountTable?: Uint8Array;
   #caches!: CacheSizes;
   #data?: GuestData;
@@ -90,12 +93,12 @@ export class Qcow2State
   #unusable = false;
   #clearing?: Promise<void>;
   #loadingBitmaps?: Promise<Bitmaps>;
-  /** Something was begun, and neither done nor undone. */
+  /** Something was begun, and neither finished nor undone. */
   #needsRepair = false;
-  /** The dirty bit is set for the sake of a change alone. */
+  /** The dirty bit is set only for a change in progress. */
   #isMarked = false;
 
-  /** @param dataFile Where guest data lies, if the header says so. */
+  /** @param dataFile The external data file, if the header has one. */
   constructor(
     file: BlockNode,
     header: Header,
@@ -115,7 +118,7 @@ export class Qcow2State
     this.adopt(header, caches);
   }
 
-  /** Whether the data file alone is to hold what the disk does. */
+  /** Whether the data file alone must read as the disk does. */
   get dataFileIsRaw(): boolean {
     const { low } = this.header.autoclear;
     return this.hasDataFile && (low & Autoclear.RAW_EXTERNAL_DATA) !== 0;
@@ -126,14 +129,16 @@ export class Qcow2State
     return this.header.size;
   }
 
-  /** A file, or what has it changed only after the claims were withdrawn. */
+  /**
+   * A file that clears outdated claims of the image before its first change.
+   */
   #watched(file: BlockNode): BlockNode {
     return this.#watches
       ? watchChanges(file, () => this.prepareChange())
       : file;
   }
 
-  /** Go on with a file that holds the same as the one before. */
+  /** Switch to a file with the same content. */
   useFile(file: BlockNode): void {
     this.plainFile = file;
     this.file = this.#watched(file);
@@ -146,7 +151,7 @@ export class Qcow2State
     this.hasHoles = undefined;
   }
 
-  /** Go on with a header, and empty caches that fit it. */
+  /** Switch to a header, with empty caches that fit it. */
   adopt(header: Header, caches: CacheSizes): void {
     this.header = header;
     this.geometry = Geometry.of(header);
@@ -161,7 +166,7 @@ export class Qcow2State
     this.refcountCache = refcountCache;
   }
 
-  /** Make it possible to read and write guest data, once tables are loaded. */
+  /** Make guest data accessible, once tables are loaded. */
   async openData(): Promise<void> {
     const { GuestData } = this.readOnly
       ? await import("./guest_data.ts")
@@ -180,10 +185,7 @@ export class Qcow2State
     return writing;
   }
 
-  /**
-   * The refcounts, of an image that is only read as well. For the metadata
-   * lock's holder.
-   */
+  /** The refcounts, also of a read-only image. Requires the metadata lock. */
   async loadRefcounts(): Promise<Refcounts> {
     if (!this.refcounts) {
       const { Refcounts } = await import("./refcounts.ts");
@@ -195,19 +197,21 @@ export class Qcow2State
     return this.refcounts;
   }
 
-  /** Release what was needed for that. */
+  /** Release what {@linkcode openData} created. */
   closeData(): void {
     this.#data?.cleaner.stop();
     this.#data?.compressed.close();
   }
 
-  /** @throws {BlockError} EINVAL if the image was only to be described. */
+  /**
+   * @throws {BlockError} EINVAL if the image was opened only to be described.
+   */
   checkOpen(): GuestData {
     if (this.#data) return this.#data;
     throw new BlockError("EINVAL", "The image was opened only to be described");
   }
 
-  /** Lets go of tables; absent if none are ever read. */
+  /** Drops unused tables; absent if none are ever read. */
   get cleaner(): CacheCleaner | undefined {
     return this.#data?.cleaner;
   }
@@ -217,7 +221,7 @@ export class Qcow2State
     return this.checkOpen().access;
   }
 
-  /** Read the tables that are kept whole. */
+  /** Read the tables that are kept in memory as a whole. */
   async load(): Promise<void> {
     if (!this.#data) return;
     await this.clusters.load();
@@ -226,7 +230,7 @@ export class Qcow2State
     else this.#refcountTable = table;
   }
 
-  /** Read everything anew, after a repair changed the file. */
+  /** Reread everything, after a repair changed the file. */
   async reload(): Promise<void> {
     this.#needsRepair &&= this.isDirty;
     this.#data?.refcountCache.clear();
@@ -234,13 +238,13 @@ export class Qcow2State
     await this.load();
   }
 
-  /** Forget what was read of L2 tables: others are in force now. */
+  /** Drop cached L2 tables: others are active now. */
   forgetTables(): void {
     this.#data?.l2Cache.clear();
     this.#forgetFindings();
   }
 
-  /** Forget what was found by way of tables. */
+  /** Drop what was derived from tables. */
   #forgetFindings(): void {
     this.hasHoles = undefined;
     this.overlap?.forget();
@@ -248,8 +252,8 @@ export class Qcow2State
   }
 
   /**
-   * Tell that a step is about to be done. The node below may use that to fail
-   * or delay it.
+   * Announce a step that is about to be done. The node below may make it fail
+   * or wait.
    */
   event(name: string): Promise<void> | void {
     this.behaviour.event?.(name);
@@ -261,12 +265,12 @@ export class Qcow2State
     return (this.header.incompatible.low & Incompatible.DIRTY) !== 0;
   }
 
-  /** Whether the refcounts on the disk must never be too low. */
+  /** Whether refcounts on the disk must never be too low. */
   get accurateRefcounts(): boolean {
     return !this.isDirty || !this.behaviour.lazyRefcounts;
   }
 
-  /** From now on, the refcounts on the disk may lag behind. */
+  /** From now on, refcounts on the disk may be outdated. */
   async markDirty(): Promise<void> {
     if (this.behaviour.lazyRefcounts) await this.#setDirty();
   }
@@ -278,7 +282,7 @@ export class Qcow2State
     await this.changeHeader({ incompatible });
   }
 
-  /** The refcounts on the disk are right again, and stay so. */
+  /** Refcounts on the disk are accurate again, and stay so. */
   async markClean(): Promise<void> {
     if (!this.isDirty || this.#needsRepair) return;
     await this.l2Cache.write();
@@ -291,12 +295,12 @@ export class Qcow2State
 
   /**
    * Change refcounts and COPIED flags of many clusters, which cannot be done in
-   * one step. What is left in the midst of it by a power cut, or by an error
-   * that `undo` meets as well, is marked as dirty, so that whoever opens the
-   * image to write to it repairs it first. (Version 2 has no such mark.)
+   * one step. If a power cut interrupts it, or an error that `undo` runs into
+   * as well, the image is left dirty, and is repaired when it is next opened
+   * for writing. (Version 2 has no dirty bit.)
    *
-   * @param change Pushes what undoes each of its steps, once that is done; a
-   * step that cannot be undone any more has one that fails.
+   * @param change Adds to `undo` what reverts each of its steps, once that is
+   * done; for a step that cannot be reverted, a function that fails.
    */
   async changeAsOne<T>(change: (undo: UndoSteps) => Promise<T>): Promise<T> {
     const undo: UndoSteps = [];
@@ -313,7 +317,8 @@ export class Qcow2State
     try {
       result = await change(undo);
     } catch (error) {
-      // If it is not known what is in the file: better leak than lose something.
+      // If the content of the file is not known, better leak than lose
+      // something.
       if (!this.unusable) await undoAll(undo).then(end).catch(() => {});
       throw error;
     }
@@ -322,8 +327,8 @@ export class Qcow2State
   }
 
   /**
-   * To be waited for before anything in the file changes: features that do not
-   * stay true then must be gone from the header, durably.
+   * Awaited before anything in the file changes: features that the change
+   * invalidates must be durably gone from the header by then.
    */
   prepareChange(): void | Promise<void> {
     if (this.#clearing || losesFeatures(this.header)) {
@@ -343,7 +348,7 @@ export class Qcow2State
     }
   }
 
-  /** The bitmaps of the image, which are read at first. */
+  /** The bitmaps of the image, loaded on first use. */
   async loadBitmaps(): Promise<Bitmaps> {
     const load = async () => {
       const { Bitmaps } = await import("./bitmaps/bitmaps.ts");
@@ -356,13 +361,13 @@ export class Qcow2State
     }
   }
 
-  /** What is known of bitmaps does not hold any more. */
+  /** Bitmaps in memory are outdated. */
   forgetBitmaps(): void {
     this.bitmaps = undefined;
     this.recorder = undefined;
   }
 
-  /** Write the marks in the header as they are now and make them durable. */
+  /** Write the feature bits in the header durably. */
   async writeHeader(): Promise<void> {
     const { encodeHeader } = await import("./header_encoding.ts");
     await this.plainFile.writev!(0, [encodeHeader(this.header)]);
@@ -370,8 +375,8 @@ export class Qcow2State
   }
 
   /**
-   * Change the header, in memory and durably in the file. If that fails, it is
-   * in both what it was.
+   * Change the header in memory and durably in the file. If that fails, both
+   * keep the old one.
    */
   async changeHeader(changes: Partial<Header>): Promise<void> {
     await this.prepareChange();
@@ -391,16 +396,16 @@ export class Qcow2State
       Object.assign(header, changes);
       await this.#overwrite(file, 0, encodeHeader(header), old);
     } catch (error) {
-      // Fields that were not set before are set to nothing again.
+      // Fields that were not set before are removed again.
       Object.assign(header, Object.fromEntries(before));
       throw error;
     }
   }
 
   /**
-   * Replace bytes that have a place of their own, durably. If that fails, they
-   * are put back; where that fails as well, it is not known any more what the
-   * file holds, and nothing more can be done with the image.
+   * Overwrite bytes in place, durably. If that fails, the old ones are
+   * restored; if that fails as well, the content of the file is not known, and
+   * the image becomes unusable.
    */
   async overwrite(
     offset: number,
@@ -424,27 +429,27 @@ export class Qcow2State
       await file.flush?.();
     } catch (error) {
       await file.writev!(offset, [old]).catch(() => {
-        // A request that failed has not changed anything, most likely.
+        // A failed request has most likely not changed anything.
         if (isWritten) this.#unusable = true;
       });
       throw error;
     }
   }
 
-  /** Make guest data durable, unless flushing the file does it. */
+  /** Make guest data durable, unless flushing the file does so. */
   flushData(): Promise<void> | void {
     if (this.hasDataFile) return this.dataFile.flush?.();
   }
 
   /**
-   * Make guest data and metadata durable: all of it, so that it may be read from
-   * the file or be forgotten, or as much as it takes to lose nothing, lazy
-   * refcounts left out. For the metadata lock's holder.
+   * Make guest data and metadata durable: `all` of it, so that it may be read
+   * from the file or dropped, or as much as is needed to lose nothing, without
+   * lazy refcounts. Requires the metadata lock.
    */
   async flushCaches(what: "all" | "needed" = "all"): Promise<void> {
     this.checkOpen();
     await this.event("flush_to_os");
-    // In the safe order.
+    // In the order that survives a power cut.
     await this.l2Cache.write();
     if (what === "all" || this.accurateRefcounts) {
       await this.refcountCache.write();
@@ -460,19 +465,19 @@ export class Qcow2State
     return this.#unusable;
   }
 
-  /** Do nothing more with the image: what is in memory does not fit it. */
+  /** Make the image unusable: what is in memory does not match it. */
   abandon(): void {
     this.#unusable = true;
   }
 
-  /** Refuse to work on after damage was found while writing. */
+  /** Refuse to continue once damage was found while writing. */
   checkUsable(): void {
     if (this.#unusable) throw new BlockError("ENOMEDIUM");
   }
 
   /**
-   * Report damage. If it is `fatal` and the image is writable, it is marked as
-   * corrupt and nothing more can be done with it.
+   * Report damage. If it is `fatal` and the image is writable, the image is
+   * marked as corrupt and becomes unusable.
    *
    * @throws {BlockError} EIO, always.
    */
@@ -484,7 +489,7 @@ export class Qcow2State
         `qcow2: Marking image as corrupt: ${message}; further corruption events will be suppressed`,
       );
       if (this.header.version >= 3) {
-        // Who is to repair it counts all references anyway.
+        // Repairing it counts all references anyway.
         if (this.#isMarked) this.header.incompatible.low &= ~Incompatible.DIRTY;
         this.header.incompatible.low |= Incompatible.CORRUPT;
         await this.writeHeader();
@@ -496,7 +501,7 @@ export class Qcow2State
     throw new BlockError("EIO", undefined, { cause: new Error(message) });
   }
 
-  /** Report damage that does not stop the request which found it. */
+  /** Report damage without failing the request that found it. */
   reportDamage(message: string): void {
     if (!this.#corruptionSeen) {
       this.behaviour.report(
@@ -511,7 +516,7 @@ async function undoAll(steps: UndoSteps): Promise<void> {
   for (const step of steps.reverse()) await step();
 }
 
-/** A buffer of zeroes of a cluster's size at least; never written to. */
+/** A buffer of zeroes, at least as large as a cluster; never written to. */
 export function zeroes(length: number): Uint8Array {
   if (shared.length < length) shared = allocate(length);
   return shared.subarray(0, length);

@@ -1,6 +1,6 @@
 /**
- * The refcounts as they are in the file, for check and repair: the tables may
- * be damaged, so nothing here refuses; what cannot be read is said to be so.
+ * Refcounts as stored in the file, for check and repair: the tables may be
+ * damaged, so nothing is refused here; what cannot be read is reported as such.
  * (Specification: "Host cluster management".)
  *
  * @module
@@ -11,10 +11,10 @@ import type { Geometry } from "./geometry.ts";
 import type { Header } from "./header.ts";
 import { readRefcount } from "./refcount_layout.ts";
 
-/** Bytes of refcount blocks that are kept at most. */
+/** Most bytes of refcount blocks kept in memory. */
 const CACHE_BYTES = 32 * 1024 * 1024;
 
-/** A refcount for people, exact at any width. */
+/** A refcount as text, exact at any width. */
 export function refcountText(
   block: DataView,
   order: number,
@@ -27,7 +27,7 @@ export function refcountText(
   return value.toString();
 }
 
-/** What the stored refcounts need of the check that they belong to. */
+/** What the stored refcounts need of their check. */
 export interface StoredRefcountsHost {
   readonly header: Header;
   readonly geometry: Geometry;
@@ -39,7 +39,7 @@ export interface StoredRefcountsHost {
     bytes: Uint8Array,
     kind: "refcount block",
   ): Promise<void>;
-  /** Report damage; nothing more may be written by way of the driver. */
+  /** Report damage; the driver must not write any more. */
   signalCorruption(message: string): Promise<void>;
 }
 
@@ -62,7 +62,9 @@ export class StoredRefcounts {
     this.#maxBlocks = Math.max(4, CACHE_BYTES / clusterSize);
   }
 
-  /** Read the refcount table that the header names; nothing may be dirty. */
+  /**
+   * Read the refcount table that the header refers to; nothing may be dirty.
+   */
   async load(): Promise<void> {
     const { header, geometry } = this.#run;
     this.#blocks.clear();
@@ -86,23 +88,23 @@ export class StoredRefcounts {
     };
   }
 
-  /** Where the block of an entry lies; 0 if there is none. */
+  /** Offset of the block of an entry; 0 if there is none. */
   blockOffset(index: number): number {
     if (index >= this.tableSize) return 0;
     const offset = readUint64(this.#table, index * ENTRY_SIZE);
     return offset - offset % 512;
   }
 
-  /** Whether the block of an entry lies where a cluster can. */
+  /** Whether the block of an entry is at the start of a cluster. */
   isAligned(index: number): boolean {
-    // By the lower half: a damaged offset may be too large for a number.
+    // The lower half suffices: a damaged offset may be too large for a number.
     const { low } = this.entry(index);
     return this.#run.geometry.isAligned(low - low % 512);
   }
 
   /**
-   * The block of an entry: null if it cannot be read, `undefined` if it must
-   * be loaded before.
+   * The block of an entry: null if it cannot be read, `undefined` if it must be
+   * loaded first.
    */
   peek(index: number): DataView | null | undefined {
     if (this.blockOffset(index) === 0) return this.#zeroes;
@@ -115,10 +117,10 @@ export class StoredRefcounts {
   }
 
   /**
-   * As {@linkcode block}, but valid only until this is called again: for who
-   * looks at all blocks in turn, so that they need not all be kept.
+   * As {@linkcode block}, but valid only until the next call: for walks through
+   * all blocks, which need not all be kept.
    */
-  async pass(index: number): Promise<DataView | null> {
+  async blockOnce(index: number): Promise<DataView | null> {
     const known = this.peek(index);
     if (known !== undefined) return known;
     this.#readThrough ??= allocate(this.#run.geometry.clusterSize);
@@ -159,7 +161,7 @@ export class StoredRefcounts {
     }
   }
 
-  /** A block was changed: it is written by and by. */
+  /** A block was changed; it is written eventually. */
   markDirty(index: number): void {
     this.#dirty.add(index);
   }
@@ -181,7 +183,9 @@ export class StoredRefcounts {
     await this.#run.write(this.blockOffset(index), bytes, "refcount block");
   }
 
-  /** The refcount of a cluster, also as text; `undefined` if unreadable. */
+  /**
+   * The refcount of a cluster, also as text; `undefined` if it cannot be read.
+   */
   async get(
     cluster: number,
   ): Promise<{ value: number; text: string } | undefined> {

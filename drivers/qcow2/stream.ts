@@ -1,8 +1,8 @@
 /**
- * New images written front to back. What is allocated is found out first; from
- * that follows where everything lies, so that the tables can go ahead of the
- * data: header, refcount table, refcount blocks, L1 table, L2 tables, and the
- * clusters in the order of the disk, none of them twice.
+ * Writing new images front to back. The allocation is determined first, which
+ * fixes where everything goes, so that tables can precede the data: header,
+ * refcount table, refcount blocks, L1 table, L2 tables, and data clusters in
+ * guest order.
  *
  * @module
  */
@@ -25,19 +25,19 @@ import { refcountsFor, writeRefcount } from "./refcount_layout.ts";
 /** Bytes read at once. */
 const READ_SIZE = 1024 * 1024;
 
-/** What becomes of a cluster of the disk. */
+/** What a cluster of the disk becomes. */
 type Kind = "none" | "data" | "zero";
 
-/** Clusters of one kind in a row. */
+/** Consecutive clusters of one kind. */
 interface Run {
   readonly kind: Kind;
-  /** The first one, counted from the start of the disk. */
+  /** Index of the first one on the disk. */
   readonly start: number;
-  /** The first one that is no part of it. */
+  /** Index past the last one. */
   end: number;
 }
 
-/** The parts of the file, in clusters from its start. */
+/** The parts of the file, as cluster indices. */
 interface Layout {
   refcountTable: number;
   refcountBlocks: number;
@@ -47,7 +47,7 @@ interface Layout {
   end: number;
 }
 
-/** An image that holds what `source` holds. */
+/** Stream an image with the content of `source`. */
 export async function* streamImage(
   options: OptionValues,
   source: StreamSource,
@@ -71,13 +71,16 @@ function impossible(what: string): BlockError {
   return new BlockError("ENOTSUP", `${what} is not possible in a stream`);
 }
 
-/** Which clusters there will be. A cluster of which parts differ holds data. */
+/**
+ * Determine the clusters to be written. A cluster with mixed content becomes
+ * data.
+ */
 async function findRuns(
   source: StreamSource,
   geometry: Geometry,
   { version, backingFile }: Header,
 ): Promise<Run[]> {
-  // Without a backing file, what is not allocated reads as zeroes.
+  // Without a backing file, unallocated clusters read as zeroes.
   const hidesBacking = backingFile !== undefined;
   const zero = !hidesBacking ? "none" : version < 3 ? "data" : "zero";
   const runs: Run[] = [];
@@ -87,7 +90,9 @@ async function findRuns(
     if (last?.kind === kind && last.end === start) last.end = end;
     else runs.push({ kind, start, end });
   };
-  /** Of the cluster in the midst of which the last extent ended. */
+  /**
+   * // Kind of the cluster in which the last extent ended, if not at its end.
+   */
   let begun: Kind | undefined;
   for await (const extent of source.extents()) {
     const end = extent.offset + extent.length;
@@ -97,7 +102,7 @@ async function findRuns(
       ? "data"
       : "none";
     let first = Math.floor(extent.offset / geometry.clusterSize);
-    // The disk's end is the end of its last cluster.
+    // The end of the disk ends its last cluster.
     const stop = end === source.size
       ? geometry.clustersFor(end)
       : Math.floor(end / geometry.clusterSize);
@@ -115,7 +120,7 @@ async function findRuns(
   return runs;
 }
 
-/** The indices of the L1 entries that have a table. */
+/** Indices of the L1 entries that have a table. */
 function tablesFor(
   runs: readonly Run[],
   { l2: { entriesPerTable } }: Geometry,
@@ -159,7 +164,7 @@ function plan(
   };
 }
 
-/** All that goes before the L2 tables. */
+/** Everything before the L2 tables. */
 function* metadata(
   header: Header,
   layout: Layout,
@@ -185,7 +190,7 @@ function* metadata(
     writeUint64(viewOf(table), i * ENTRY_SIZE, offset);
   }
   yield table;
-  // All blocks are alike, but for the last one.
+  // All blocks are alike, except for the last one.
   const block = clusters(1);
   const mostInBlock = Math.min(layout.end, refcountBlockEntries);
   const fill = (from: number, refcount: number) => {

@@ -1,16 +1,16 @@
 /**
  * A write-back cache of pieces of metadata tables: slices of L2 tables, and
- * refcount blocks. Entries stay as they are in the file, big-endian.
+ * refcount blocks. Entries stay big-endian, as in the file.
  *
  * **Write order.** A cache may depend on another: none of its entries is
- * written before the other cache is durable. So a refcount increase reaches
+ * written before the other cache is durable. Thus a refcount increase reaches
  * the disk before the L2 entry that relies on it, and a decrease after the L2
  * entry is gone.
  *
  * **Who may call what.** {@linkcode TableCache.peek},
  * {@linkcode TableCache.fetch} and {@linkcode TableCache.readThrough} may be
- * called at any time, and the answer used until the next `await`. Everything
- * else belongs to the holder of the image's metadata lock.
+ * called at any time; their results are valid until the next `await`. Everything
+ * else requires the image's metadata lock.
  *
  * @module
  */
@@ -18,21 +18,23 @@ import { allocate, viewOf } from "../../core/bytes.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
 
-/** A piece of a table in memory; it may become another one at an `await`. */
+/**
+ * A piece of a table in memory; may be replaced by another one at an `await`.
+ */
 export interface CachedTable {
-  /** Where it lies in the file; -1 if it is not in use. */
+  /** Its offset in the file; -1 if it is not in use. */
   offset: number;
   readonly bytes: Uint8Array;
   readonly view: DataView;
-  /** Differs from the file. */
+  /** Whether it differs from the file. */
   dirty: boolean;
-  /** Used since the last clean-up of unused entries. */
+  /** Whether it was used since the last call of `dropUnused`. */
   used: boolean;
 }
 
-/** What is to happen before the file is touched. */
+/** Hooks before the file is accessed. */
 export interface TableHooks {
-  /** Before what entries depend on is flushed; what lies in other files. */
+  /** Before a dependency is flushed; flushes what is in other files. */
   settling?(): Promise<void> | void;
   /** Before an entry is read. */
   loading?(offset: number): Promise<void> | void;
@@ -40,29 +42,29 @@ export interface TableHooks {
   writing?(offset: number): Promise<void> | void;
 }
 
-/** A cache of equally long pieces of the file. */
+/** A cache of pieces of the file, all of one size. */
 export class TableCache {
   /** Bytes of an entry. */
   readonly entrySize: number;
   readonly #hooks: TableHooks;
   #file: BlockNode;
   readonly #capacity: number;
-  /** In the order of their last use, oldest first. */
+  /** In order of their last use, oldest first. */
   readonly #entries = new Map<number, CachedTable>();
   #latest?: CachedTable;
-  /** Entries that are being read by whoever does not hold the metadata lock. */
+  /** Entries being read without the metadata lock. */
   readonly #pending = new Map<number, Promise<CachedTable | undefined>>();
-  /** Entries that walks are reading. */
+  /** Entries being read by walks. */
   readonly #walks = new Set<{ offset: number; isCurrent: boolean }>();
-  /** An entry that is only passed by: not among the others, never dirty. */
+  /** The entry of the last walk: not among the others, never dirty. */
   #readThrough?: CachedTable;
-  /** Must be durable before any entry here is written. */
+  /** A cache that must be durable before any entry here is written. */
   #dependsOn?: TableCache;
-  /** The file itself must be flushed before any entry here is written. */
+  /** Whether the file must be flushed before any entry here is written. */
   #dependsOnFlush = false;
   #dirtyCount = 0;
 
-  /** @param size Bytes to hold at most; at least two entries are kept. */
+  /** @param size Most bytes to hold; at least two entries are kept. */
   constructor(
     file: BlockNode,
     entrySize: number,
@@ -75,17 +77,17 @@ export class TableCache {
     this.#capacity = Math.max(2, Math.floor(size / entrySize));
   }
 
-  /** Go on with a file that holds the same as the one before. */
+  /** Switch to a file with the same content. */
   useFile(file: BlockNode): void {
     this.#file = file;
   }
 
-  /** Whether anything waits to be written. */
+  /** Whether anything has to be written. */
   get dirty(): boolean {
     return this.#dirtyCount > 0;
   }
 
-  /** The entry at a file offset if it is in memory; valid until an `await`. */
+  /** The entry at a file offset if it is cached; valid until an `await`. */
   peek(offset: number): CachedTable | undefined {
     const latest = this.#latest;
     if (latest !== undefined && latest.offset === offset) return latest;
@@ -100,7 +102,7 @@ export class TableCache {
     return this.#readThrough?.offset === offset ? this.#readThrough : undefined;
   }
 
-  /** The entry at a file offset; read if need be. */
+  /** The entry at a file offset, read if need be. */
   async load(offset: number): Promise<CachedTable> {
     for (let pending; (pending = this.#pending.get(offset));) await pending;
     const known = this.peek(offset);
@@ -111,10 +113,11 @@ export class TableCache {
   }
 
   /**
-   * As {@linkcode load}, for who does not hold the metadata lock: a slow file
-   * keeps nobody waiting but those who want the same entry.
+   * As {@linkcode load}, without the metadata lock: a slow file delays only
+   * those who need the same entry.
    *
-   * @returns `undefined` if the entry is of no use by now: look anew.
+   * @returns `undefined` if the entry became outdated meanwhile: look it up
+   * again.
    */
   fetch(offset: number): Promise<CachedTable | undefined> {
     return this.#readUnlocked(offset, async (isCurrent) => {
@@ -127,12 +130,12 @@ export class TableCache {
   }
 
   /**
-   * As {@linkcode fetch}, for who walks through all tables of the image and
-   * will hardly come back. All that are met so share one buffer: filling new
-   * ones takes ten times as long, and would drive out what others use.
+   * As {@linkcode fetch}, for walks through all tables of the image, which
+   * hardly come back. Such walks share one buffer: new ones would be slow to
+   * fill, and would evict what others use.
    *
-   * @param use Called in the turn in which the entry has been read: in the next
-   * one, another walk may have its buffer.
+   * @param use Called in the same turn in which the entry has been read: in the
+   * next one, another walk may use its buffer.
    */
   async readThrough<T>(
     offset: number,
@@ -142,7 +145,7 @@ export class TableCache {
     this.#walks.add(walk);
     try {
       const entry = this.#readThrough ?? newEntry(this.entrySize);
-      this.#dropPassing();
+      this.#dropReadThrough();
       entry.offset = -1;
       await this.#read(offset, entry);
       if (!walk.isCurrent || this.#entries.has(offset)) return undefined;
@@ -155,7 +158,7 @@ export class TableCache {
     }
   }
 
-  /** Have an entry read, or wait for who is reading it. */
+  /** Read an entry, or wait for whoever is reading it. */
   #readUnlocked(
     offset: number,
     read: (isCurrent: () => boolean) => Promise<CachedTable | undefined>,
@@ -178,8 +181,8 @@ export class TableCache {
   }
 
   /**
-   * Have room for one entry more, unless all have changed. What is dropped is
-   * not used again: the metadata lock's holder may be about to change it.
+   * Make room for one more entry, unless all are dirty. A dropped one is not
+   * reused: the metadata lock's holder may be about to change it.
    */
   #dropClean(): void {
     if (this.#entries.size < this.#capacity) return;
@@ -191,54 +194,54 @@ export class TableCache {
     }
   }
 
-  /** Remember an entry that has just been written to the file. */
+  /** Cache an entry that has just been written to the file. */
   async adopt(offset: number, bytes: Uint8Array): Promise<CachedTable> {
     const entry = this.peek(offset) ??
       this.#insert(offset, await this.#makeRoom());
-    this.#overtake(offset, this.entrySize);
+    this.#invalidateReads(offset, this.entrySize);
     entry.bytes.set(bytes);
     return entry;
   }
 
-  /** An entry whose former content does not matter: zeroes, to be written. */
+  /** A zeroed entry whose former content does not matter; it is dirty. */
   async loadEmpty(offset: number): Promise<CachedTable> {
     const entry = this.peek(offset) ??
       this.#insert(offset, await this.#makeRoom());
-    this.#overtake(offset, this.entrySize);
+    this.#invalidateReads(offset, this.entrySize);
     entry.bytes.fill(0);
     this.markDirty(entry);
     return entry;
   }
 
-  /** To be called in the same turn as the change to `entry`. */
+  /** Must be called in the same turn as the change to `entry`. */
   markDirty(entry: CachedTable): void {
     if (entry.dirty) return;
     if (entry === this.#readThrough) this.#readThrough = undefined;
-    // It may have been dropped since it was found: it is the one that counts.
+    // It may have been dropped since it was looked up: this one is valid.
     this.#entries.set(entry.offset, entry);
     this.#latest = entry;
     entry.dirty = true;
     this.#dirtyCount++;
   }
 
-  /** Nothing here is written before `other` is durable. */
+  /** Do not write entries before `other` is durable. */
   dependOn(other: TableCache): void | Promise<void> {
     if (this.#dependsOn !== other) return this.#changeDependency(other);
   }
 
   async #changeDependency(other: TableCache): Promise<void> {
-    // No circles: what the other one waits for is settled first. (An image has
-    // but two caches: this one cannot depend on a third.)
+    // No cycles: dependencies of the other cache are settled first. (An image
+    // has two caches, so that this one cannot depend on a third.)
     if (other.#dependsOn) await other.#settleDependency();
     this.#dependsOn = other;
   }
 
-  /** Nothing here is written before what is in the file now is durable. */
+  /** Do not write entries before the file has been flushed. */
   dependOnFlush(): void {
     this.#dependsOnFlush = true;
   }
 
-  /** Write what has changed, without waiting for the disk. */
+  /** Write dirty entries, without flushing the file. */
   async write(): Promise<void> {
     if (this.#dirtyCount === 0) return;
     const dirty = [...this.#entries.values()].filter((entry) => entry.dirty);
@@ -246,36 +249,36 @@ export class TableCache {
     for (const entry of dirty) await this.#writeEntry(entry);
   }
 
-  /** Write what has changed and make it durable. */
+  /** Write dirty entries and flush the file. */
   async flush(): Promise<void> {
     await this.write();
     await this.#file.flush?.();
   }
 
-  /** Forget entries within a range whose clusters are not tables any more. */
+  /** Drop entries of a range whose clusters are not tables any more. */
   forget(offset: number, length: number): void {
-    this.#dropPassing();
-    this.#overtake(offset, length);
+    this.#dropReadThrough();
+    this.#invalidateReads(offset, length);
     for (let at = offset; at < offset + length; at += this.entrySize) {
       const entry = this.#entries.get(at);
       if (entry) this.#remove(entry);
     }
   }
 
-  /** Forget everything, changes included. */
+  /** Drop all entries, changes included. */
   clear(): void {
     this.#entries.clear();
-    this.#overtake(0, Infinity);
-    this.#dropPassing();
+    this.#invalidateReads(0, Infinity);
+    this.#dropReadThrough();
     this.#latest = undefined;
     this.#dirtyCount = 0;
     this.#dependsOn = undefined;
     this.#dependsOnFlush = false;
   }
 
-  /** Forget entries that nobody used since the last call. */
+  /** Drop entries that were not used since the last call. */
   dropUnused(): void {
-    this.#dropPassing();
+    this.#dropReadThrough();
     for (const entry of this.#entries.values()) {
       if (!entry.used && !entry.dirty) this.#remove(entry);
       entry.used = false;
@@ -283,8 +286,8 @@ export class TableCache {
     this.#latest = undefined;
   }
 
-  /** What is being read of a range, without a lock, is void by now. */
-  #overtake(start: number, length: number): void {
+  /** Invalidate entries of a range that are being read without a lock. */
+  #invalidateReads(start: number, length: number): void {
     const isIn = (offset: number) => offset >= start && offset < start + length;
     for (const walk of this.#walks) {
       if (isIn(walk.offset)) walk.isCurrent = false;
@@ -302,7 +305,7 @@ export class TableCache {
     return entry;
   }
 
-  #dropPassing(): void {
+  #dropReadThrough(): void {
     if (this.#latest === this.#readThrough) this.#latest = undefined;
     this.#readThrough = undefined;
   }
@@ -316,15 +319,15 @@ export class TableCache {
   }
 
   /**
-   * An entry that is not in use, what is in it notwithstanding; the one that was
-   * not used for longest if all are. (That is cheaper than a new one, which also
-   * outlives many collections of garbage before it is garbage.)
+   * A free entry with arbitrary content: the least recently used one if all are
+   * in use. (Reusing it is cheaper than a new one, which would also survive
+   * many garbage collections.)
    */
   async #makeRoom(): Promise<CachedTable> {
     let spare: CachedTable | undefined;
     while (this.#entries.size >= this.#capacity) {
       const oldest: CachedTable = this.#entries.values().next().value!;
-      // All at once: they share the barrier that comes before.
+      // All at once: they share the barrier before them.
       if (oldest.dirty) await this.write();
       this.#remove(oldest);
       spare = oldest;

@@ -1,6 +1,6 @@
 /**
- * Changing what clusters are mapped to without writing data: zeroes, discard,
- * and cutting off.
+ * Changing the mapping of clusters without writing data: write zeroes, discard,
+ * truncate.
  *
  * @module
  */
@@ -20,11 +20,11 @@ import type { Qcow2State } from "./state.ts";
 import { zeroes } from "./state.ts";
 
 /**
- * What becomes of an L2 entry: `keep` it as it is, `zero` keeps its cluster
- * but reads as zeroes, `punch` does so and frees the space behind the cluster,
- * `unmapZero` gives its cluster up and reads as zeroes, `unmap` gives its cluster
- * up and leaves the range to the backing file. Of a cluster's part, whole
- * subclusters, zeroes are all that there can be.
+ * How an L2 entry changes: `keep` leaves it, `zero` keeps its cluster but reads
+ * as zeroes, `punch` does so and discards the cluster's space, `unmapZero`
+ * frees its cluster and reads as zeroes, `unmap` frees its cluster and reads as
+ * the backing file. Part of a cluster, whole subclusters, can only become
+ * zeroes.
  */
 type Change = "keep" | "zero" | "punch" | "unmapZero" | "unmap" | ClusterPart;
 
@@ -43,7 +43,7 @@ async function changeEntries(
   decide: (kind: WholeKind) => Change,
 ): Promise<void> {
   const { geometry, clusters, access: { ranges } } = state;
-  // Zeroes in an encrypted one would not read as zeroes without their entry.
+  // Encrypted zeroes would not read as zeroes without their entries.
   const isRaw = state.dataFileIsRaw && !state.encryption;
   let inLine: RangePlace | undefined;
   try {
@@ -55,14 +55,14 @@ async function changeEntries(
       {
         using _ = await state.metadata.lock();
         state.checkUsable();
-        // Damaged entries as well: what they refer to is not touched.
+        // Damaged entries as well: their clusters are not accessed.
         const found = await clusters.findWhole(at, end - at);
         change = decide(found.kind);
         if (change === "keep") {
           at += found.length;
           continue;
         }
-        // Entries that refer to less rely on nothing that must come before.
+        // Removing references requires nothing to be durable before.
         const place = await clusters.entryForWrite(at);
         const count = Math.min(
           geometry.clustersFor(found.length),
@@ -85,7 +85,7 @@ async function changeEntries(
         using _ = held;
         if (isRaw) await changeRaw(state, at, next, change);
         else {
-          // By a damaged entry, what it frees may be something else.
+          // With a damaged entry, this might discard something else.
           for (const { offset, length } of change === "punch" ? freed : []) {
             await checkData(state, offset, length);
           }
@@ -100,7 +100,7 @@ async function changeEntries(
 }
 
 /**
- * Change the entries of a range, and what a raw data file holds of it: that comes
+ * Change the entries of a range, and the content of a raw data file: that comes
  * first, so that both read the same at any time. The caller holds the range.
  */
 async function changeRaw(
@@ -123,7 +123,9 @@ async function changeRaw(
   changeRun(state, place, count, change, []);
 }
 
-/** Change entries from `place` on; what they referred to is added to `freed`. */
+/**
+ * Change entries from `place` on; what they referred to is added to `freed`.
+ */
 function changeRun(
   state: Qcow2State,
   place: EntryPlace,
@@ -134,7 +136,7 @@ function changeRun(
   const { geometry: { l2 }, clusters } = state;
   for (let i = 0; i < count; i++, place.index++) {
     const isKept = change === "zero" || typeof change === "object";
-    // What a snapshot has as well is not to lose its data.
+    // Data shared with a snapshot must not be lost.
     const isShared = change === "punch" && !state.hasDataFile &&
       !l2.isCopied(place.slice.view, place.index);
     if (!isKept && !isShared) noteFreed(state, place, freed);
@@ -148,10 +150,10 @@ function changeRun(
 }
 
 /**
- * Make a part of a cluster, whole subclusters of it, read as zeroes.
+ * Make part of a cluster, whole subclusters, read as zeroes.
  *
- * @param onlyEmpty Leave it alone if it holds data.
- * @returns whether it reads as zeroes now: a part of a compressed cluster cannot.
+ * @param onlyEmpty Leave it unchanged if it holds data.
+ * @returns whether it reads as zeroes now: part of a compressed cluster cannot.
  */
 async function zeroSubclusters(
   state: Qcow2State,
@@ -179,10 +181,10 @@ async function zeroSubclusters(
 /**
  * Make whole clusters read as zeroes.
  *
- * @param onlyEmpty Leave those alone that hold data.
+ * @param onlyEmpty Leave clusters that hold data unchanged.
  * @returns whether all of them read as zeroes now.
  * @throws {BlockError} ENOTSUP for version 2 with a backing file, which has no
- * way to say it.
+ * zero clusters.
  */
 async function zeroClusters(
   state: Qcow2State,
@@ -217,7 +219,7 @@ async function zeroClusters(
   return areAllZero;
 }
 
-/** How a cluster comes to read as zeroes that is to keep its place. */
+/** How a cluster that stays allocated becomes zero. */
 function keptChange(kind: WholeKind, unmap: boolean): Change {
   switch (kind) {
     case "zero":
@@ -235,10 +237,10 @@ function keptChange(kind: WholeKind, unmap: boolean): Change {
 
 /**
  * Make a range read as zeroes: whole clusters or subclusters by their entries,
- * and so those at its ends if the rest of them is zeroes already; otherwise
- * these are written to.
+ * and partial ones at its ends if their rest is zero already; otherwise these
+ * are written to.
  *
- * @throws {BlockError} ENOTSUP where that must not be.
+ * @throws {BlockError} ENOTSUP if writing data is not permitted.
  */
 export async function zeroGuest(
   state: Qcow2State,
@@ -258,13 +260,12 @@ export async function zeroGuest(
   }
 }
 
-/** Bytes to be written as data at most where entries cannot say it. */
+/** Most bytes written as data where entries cannot mark zeroes. */
 const MAX_FALLBACK = 16 * 1024 * 1024;
 
 /**
- * Make whole clusters, and subclusters before and after them, read as zeroes.
- * Where one of these is part of a compressed cluster, all is written as data, as
- * QEMU does it.
+ * Zero whole clusters, and subclusters before and after them. If one of these
+ * is part of a compressed cluster, everything is written as data, as in QEMU.
  */
 async function zeroUnits(
   state: Qcow2State,
@@ -286,7 +287,7 @@ async function zeroUnits(
   }
 }
 
-/** Whether all of a range, whole subclusters, could be made to read as zeroes. */
+/** Whether a range of whole subclusters could be zeroed by its entries. */
 async function zeroByEntries(
   state: Qcow2State,
   start: number,
@@ -295,7 +296,7 @@ async function zeroByEntries(
 ): Promise<boolean> {
   const { geometry, header } = state;
   const first = Math.min(geometry.clusterEnd(start), end);
-  // What ends the disk ends its cluster.
+  // The end of the disk ends its cluster.
   const last = end === header.size ? end : geometry.clusterStart(end);
   if (start < first && !await zeroSubclusters(state, start, first)) {
     return false;
@@ -305,7 +306,7 @@ async function zeroByEntries(
   return rest === end || await zeroSubclusters(state, rest, end);
 }
 
-/** Make a part of a cluster or subcluster read as zeroes. */
+/** Zero a part of a cluster or subcluster. */
 async function zeroPart(
   state: Qcow2State,
   start: number,
@@ -327,7 +328,7 @@ async function zeroPart(
   await zeroData(state, start, end, flags);
 }
 
-/** Write zeroes where entries cannot say it. */
+/** Write zeroes as data where entries cannot mark them. */
 async function zeroData(
   state: Qcow2State,
   start: number,
@@ -338,7 +339,7 @@ async function zeroData(
   await state.access.writev(start, [zeroes(end - start)], { signal });
 }
 
-/** Whether a part of a unit reads as zeroes, as far as can be told. */
+/** Whether a part of a unit is known to read as zeroes. */
 async function holdsZeroes(
   state: Qcow2State,
   start: number,
@@ -348,7 +349,7 @@ async function holdsZeroes(
   try {
     if (await state.access.readsAsZeroes(start, end)) return true;
   } catch (error) {
-    // Damage has been reported; what is tried instead fails in its own way.
+    // The damage has been reported; the fallback fails in its own way.
     if (state.unusable) return false;
     throw error;
   }
@@ -362,7 +363,7 @@ async function holdsZeroes(
   return true;
 }
 
-/** Write zeroes as data, except to clusters that read as zeroes. */
+/** Write zeroes as data, except where the disk reads as zeroes already. */
 export async function zeroParts(
   state: Qcow2State,
   start: number,
@@ -382,10 +383,10 @@ export async function zeroParts(
 }
 
 /**
- * Give up the whole clusters of a range. They read as zeroes afterwards.
+ * Free the whole clusters of a range, which then read as zeroes.
  *
- * @throws {BlockError} ENOTSUP for version 2 with a backing file, whose old
- * content would show.
+ * @throws {BlockError} ENOTSUP for version 2 with a backing file, whose content
+ * would show.
  */
 export async function discardGuest(
   state: Qcow2State,
@@ -406,7 +407,7 @@ export async function discardGuest(
   });
 }
 
-/** Forget everything from a cluster on, as if it had never been written. */
+/** Unmap everything from a cluster on, as if it had never been written. */
 export async function cutOff(
   state: Qcow2State,
   start: number,

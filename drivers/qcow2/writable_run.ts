@@ -1,5 +1,5 @@
 /**
- * How far a write can go in one way.
+ * How much of a write can be done in one way.
  *
  * @module
  */
@@ -7,18 +7,18 @@ import type { EntryPlace, Mapping } from "./cluster_map.ts";
 import { hasPlace, isOwned } from "./entry_changes.ts";
 import type { Geometry } from "./geometry.ts";
 
-/** How the first part of a write can be done, and how far. */
+/** How the first part of a write can be done, and how much of it. */
 export interface WritableRun {
   readonly kind: "inPlace" | "reuse" | "allocate";
   /** Bytes. */
   readonly length: number;
   /**
-   * The bytes of the disk that come to be data, which are more than those of
-   * the write where the rest of a cluster, or of a subcluster, is not yet.
+   * The bytes of the disk that become data: more than those of the write if the
+   * rest of a cluster or subcluster is not data yet.
    */
   readonly start: number;
   readonly end: number;
-  /** Whether clusters are replaced that are not the image's alone. */
+  /** Whether it replaces clusters that are shared. */
   readonly replaces: boolean;
 }
 
@@ -48,7 +48,7 @@ export function writableRun(
   let replaces = !owned && hasPlace(last);
   for (; count < most; count++) {
     const index = place.index + count;
-    // Damage is found when it is the first.
+    // Damage is reported when it comes first.
     if (l2.isInvalid(view, index)) break;
     const kind = l2.kind(view, index);
     if (isOwned(l2.isCopied(view, index), kind) !== owned) break;
@@ -71,7 +71,7 @@ export function writableRun(
     const end = start + count * clusterSize;
     return { kind: "allocate", length: run, start, end, replaces };
   }
-  // What lies in the first or the last one stays as it is.
+  // What the first and last cluster hold already stays.
   const whole = {
     start: offset - offsetInCluster,
     end: geometry.clusterEnd(end),
@@ -85,7 +85,7 @@ export function writableRun(
   };
 }
 
-/** A run in entries that tell of subclusters. */
+/** A run in entries with subclusters. */
 function subclusterRun(
   { clusterSize, l2 }: Geometry,
   table: DataView,
@@ -95,7 +95,7 @@ function subclusterRun(
   owned: boolean,
 ): Pick<WritableRun, "kind" | "start" | "end"> {
   const last = index + count - 1;
-  /** Bytes of each cluster that are written to, from its start. */
+  /** Bytes of each cluster that are written, from its start. */
   const from = offset % clusterSize;
   const guestStart = offset - from;
   const to = end - guestStart - (count - 1) * clusterSize;
@@ -113,7 +113,7 @@ function subclusterRun(
     if (isData(index, from, from + 1)) start = from;
     if (isData(last, to - 1, to)) stop = to;
   } else {
-    // What others share is copied in one piece, as QEMU does it.
+    // A shared cluster is copied in one piece, as in QEMU.
     const first = l2.firstAllocated(table, index) * l2.subclusterSize;
     const end = l2.lastAllocated(table, last) * l2.subclusterSize;
     start = l2.isCompressed(table, index) ? 0 : Math.min(start, first);

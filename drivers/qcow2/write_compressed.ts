@@ -1,5 +1,5 @@
 /**
- * Writing clusters compressed: several share a cluster of the file.
+ * Writing compressed clusters, several of which share a host cluster.
  *
  * @module
  */
@@ -27,13 +27,13 @@ import {
 import type { Freed } from "./data_clusters.ts";
 import { type Qcow2State, zeroes } from "./state.ts";
 
-/** Bytes of a cluster from which on other processors help to compress it. */
+/** Bytes of a cluster from which compressing it in workers pays off. */
 const SMALL = 16 * 1024;
 
 /**
- * Store clusters compressed. Those that would not become smaller are stored
- * plain. They are compressed at once, but stored in the order in which this
- * was asked for, so that the order in the file is the order on the disk.
+ * Store clusters compressed; those that would not become smaller are stored
+ * plain. They are compressed concurrently, but stored in the order of the
+ * calls, so that the file has the order of the disk.
  *
  * @throws {BlockError} EINVAL unless they are whole clusters, the disk's last
  * one up to its end; EIO if one is allocated already; ENOTSUP in an encrypted
@@ -51,10 +51,10 @@ export async function writeCompressedGuest(
   const length = vectorLength(iov);
   const whole = geometry.isAligned(length) || offset + length === header.size;
   if (!geometry.isAligned(offset) || !whole) throw new BlockError("EINVAL");
-  // There, a cluster's place follows from that on the disk.
+  // In a data file, a cluster's offset is that on the disk.
   if (state.hasDataFile) throw new BlockError("ENOTSUP");
   if (state.encryption) {
-    // The format has compressed clusters lie open for all to read.
+    // The format does not encrypt compressed clusters.
     throw new BlockError(
       "ENOTSUP",
       "Compression and encryption not supported at the same time",
@@ -87,12 +87,12 @@ export async function writeCompressedGuest(
   );
 }
 
-/** Clusters that are stored together at most. */
+/** Most clusters stored together. */
 const GROUP = 64;
 
 /**
- * Compress and store small clusters: in groups, since their number counts, not
- * their bytes. Other processors do not help, so that nothing goes ahead.
+ * Compress and store small clusters in groups, since their number matters, not
+ * their bytes. Workers do not help here, so nothing is compressed ahead.
  */
 async function writeSmall(
   state: Qcow2State,
@@ -109,7 +109,7 @@ async function writeSmall(
   let lengths: number[] = [];
   /** Clusters before the current one that do not become smaller. */
   let plain = 0;
-  /** Store those that wait, all of one kind; the last one ends at `end`. */
+  /** Store the pending clusters, all of one kind, up to `end`. */
   const storeAll = async (end: number) => {
     if (plain > 0) {
       const start = end - plain * clusterSize;
@@ -140,21 +140,21 @@ async function writeSmall(
   release(bytes);
 }
 
-/** A cluster; the disk's last one goes on with zeroes. */
+/** A whole cluster; the disk's last one is padded with zeroes. */
 function wholeCluster(part: IoVector, clusterSize: number): Uint8Array {
   return flattenVector(padded(flattenVector(part), clusterSize));
 }
 
 /**
- * Compressed clusters that follow each other on the disk, to be stored together
- * as far as they come to lie together.
+ * Compressed clusters that are consecutive on the disk, to be stored together
+ * as far as they become contiguous in the file.
  */
 interface Group {
   guestOffset: number;
-  /** The clusters' data, one after the other, and how long each one's is. */
+  /** The compressed data, concatenated, and the length of each cluster's. */
   readonly bytes: Uint8Array;
   readonly lengths: readonly number[];
-  /** Refuse where something compressed is stored already. */
+  /** Refuse to replace compressed data. */
   readonly onlyEmpty: boolean;
 }
 
@@ -192,7 +192,7 @@ async function store(state: Qcow2State, group: Group): Promise<void> {
   if (failure) throw failure;
 }
 
-/** Room for the clusters of a group, as far as there is some for them. */
+/** Allocate space for the clusters of a group, as far as possible. */
 async function findPlaces(
   state: Qcow2State,
   { guestOffset, lengths, onlyEmpty }: Group,
@@ -213,13 +213,13 @@ async function findPlaces(
       places.push(place instanceof Promise ? await place : place);
     }
   } catch (failure) {
-    // Those before it are stored all the same.
+    // Those before the failure are stored nevertheless.
     return { places, failure };
   }
   return { places };
 }
 
-/** Write the data of a group, as much at once as lies together. */
+/** Write the data of a group, contiguous parts at once. */
 async function writeRuns(
   state: Qcow2State,
   { bytes, lengths }: Group,
@@ -236,17 +236,17 @@ async function writeRuns(
     const checked = state.overlap.check(start, end - start);
     if (checked) await checked;
     const run = bytes.subarray(from, from + end - start);
-    await state.dataFile.writev!(start, endingWhole(state, start, run));
+    await state.dataFile.writev!(start, paddedToSector(state, start, run));
     from += end - start;
   }
 }
 
 /**
- * What ends the file ends a sector of it: who sees the file as a device, which
- * has whole sectors only, would miss the rest. The next compressed cluster
- * begins where this one ends, and takes the place of the zeroes.
+ * Pad data that ends the file to a whole sector: a device has whole sectors
+ * only, and would lose the rest. The next compressed cluster begins where this
+ * one ends, and overwrites the zeroes.
  */
-function endingWhole(
+function paddedToSector(
   { dataFile }: Qcow2State,
   offset: number,
   bytes: Uint8Array,

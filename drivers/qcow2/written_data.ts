@@ -1,5 +1,5 @@
 /**
- * What it takes to write guest data, besides what it takes to read it.
+ * What writing guest data needs, in addition to reading it.
  *
  * @module
  */

@@ -1,5 +1,5 @@
 /**
- * Checking a QED image: entries must lead to clusters of the file, and to each
+ * Checking a QED image: entries must refer to clusters of the file, each used
  * only once. (Specification: "Consistency checking".)
  *
  * @module
@@ -16,20 +16,20 @@ import {
   tableEntries,
 } from "./header.ts";
 
-/** Bytes of a table that are read at once. */
+/** Bytes of a table read at once. */
 const CHUNK_BYTES = 256 * 1024;
-/** Clusters that are noted together. */
+/** Clusters per bitmap. */
 const GROUP = 1 << 16;
 
 const ZERO_CLUSTER = 1;
 
-/** The clusters that something refers to. */
+/** The set of clusters in use. */
 class UsedClusters {
   readonly #groups = new Map<number, Uint8Array>();
-  /** How many there are. */
+  /** Number of clusters. */
   count = 0;
 
-  /** Note that one is used; whether it is so for the first time. */
+  /** Add a cluster; returns whether it was not in use before. */
   add(cluster: number): boolean {
     const index = Math.floor(cluster / GROUP);
     let group = this.#groups.get(index);
@@ -43,10 +43,10 @@ class UsedClusters {
 }
 
 /**
- * Check the tables in the file, to which all changes have been written.
+ * Check the tables in the file, to which all changes must have been written.
  *
- * @param repairs Whether to clear entries that lead to no cluster. What is used
- * twice stays so: nobody knows whose it is.
+ * @param repairs Whether to clear invalid entries. Clusters used twice stay so:
+ * their owner is unknown.
  */
 export async function checkTables(
   file: BlockNode,
@@ -90,7 +90,7 @@ class QedCheck {
     this.result.leaks = clusters - headerClusters - this.#used.count;
   }
 
-  /** Note the clusters of a table; whether nothing else uses them. */
+  /** Mark the clusters of a table as used; returns whether none was in use. */
   #useTable(offset: number): boolean {
     const { clusterSize, tableSize } = this.#header;
     let isSole = true;
@@ -102,7 +102,7 @@ class QedCheck {
     return isSole;
   }
 
-  /** Check an entry of the L1 table, and the table that it leads to. */
+  /** Check an entry of the L1 table, and its L2 table. */
   async #checkTable(offset: number): Promise<boolean> {
     if (!isTablePlace(offset, this.#header, this.#file)) return false;
     if (!this.#useTable(offset)) return true;
@@ -123,7 +123,7 @@ class QedCheck {
     return true;
   }
 
-  /** Note a cluster of data; whether there can be one. */
+  /** Mark a data cluster as used; returns whether it is valid. */
   #useCluster(offset: number): boolean {
     const { clusterSize, headerClusters } = this.#header;
     const isPlace = offset % clusterSize === 0 &&
@@ -134,7 +134,7 @@ class QedCheck {
     return true;
   }
 
-  /** Visit the entries that are not 0; those found not to be sound are wrong. */
+  /** Visit the nonzero entries; those found to be invalid are counted. */
   async #eachEntry(
     table: number,
     isSound: (entry: number) => boolean | Promise<boolean>,

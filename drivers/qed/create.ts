@@ -1,5 +1,5 @@
 /**
- * Making QED images.
+ * Creating QED images.
  *
  * @module
  */
@@ -11,7 +11,7 @@ import { findDriver, listDrivers } from "../../core/registry.ts";
 import { valueText } from "../../core/values.ts";
 import { encodeHeader, newHeader } from "./header.ts";
 
-/** Make an image. */
+/** Create an image. */
 export async function createQed(
   options: OptionValues,
   context: CreateContext,
@@ -43,8 +43,8 @@ export async function createQed(
     0,
     options.preallocation as Preallocation | undefined,
   );
-  // Whatever is behind its clusters would be taken for more of them, so it
-  // cannot be on a device.
+  // Whatever follows its clusters would be taken for more of them, so a device
+  // cannot hold it.
   await file.truncate!(0, { exact: true });
   await file.writev!(0, [encodeHeader(header), name]);
   await file.truncate!(header.clusterSize * (1 + header.tableSize));

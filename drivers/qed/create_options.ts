@@ -1,6 +1,6 @@
 import type { OptionTable } from "../../core/options.ts";
 
-/** The options of new QED images, apart from the code that uses them. */
+/** Options of new QED images. The code that uses them is loaded on demand. */
 export const QED_CREATE_OPTIONS: OptionTable = {
   size: { type: "size", help: "Virtual disk size" },
   backing_file: { type: "string", help: "File name of a base image" },

@@ -42,10 +42,10 @@ import {
   tableEntries,
 } from "./header.ts";
 
-/** An entry of an L2 table that stands for zeroes. */
+/** The value of an L2 entry that stands for zeroes. */
 const ZERO_CLUSTER = 1;
 
-/** QEMU's format between qcow and qcow2's third version. */
+/** QEMU's format between qcow2 version 2 and version 3. */
 export const qedDriver: BlockDriver = {
   name: "qed",
   role: "format",
@@ -77,7 +77,7 @@ async function open(
   return new QedNode(file, header, backing, context);
 }
 
-/** What others noted in a way unknown here will be wrong after a write. */
+/** Unknown features would be invalidated by a write. */
 async function clearUnknownFeatures(
   file: BlockNode,
   header: QedHeader,
@@ -95,7 +95,7 @@ async function recover(file: BlockNode, header: QedHeader): Promise<void> {
   if (checkErrors > 0) throw invalid("Image corrupted");
 }
 
-/** Check, and mark what has passed or was repaired as such. */
+/** Check, and mark the image as clean if it is sound or was repaired. */
 async function check(
   file: BlockNode,
   header: QedHeader,
@@ -105,14 +105,14 @@ async function check(
   const result = await checkTables(file, header, repairs);
   const isClean = result.corruptions === 0 && result.checkErrors === 0;
   if (repairs && isClean) {
-    // Repairs come first: nobody would look for them again.
+    // Repairs must be durable first: nobody would look for them again.
     await file.flush?.();
     await markClean(file, header);
   }
   return result;
 }
 
-/** Note, once all else is durable, that no check is needed. */
+/** Record durably that no check is needed, after everything else. */
 async function markClean(file: BlockNode, header: QedHeader): Promise<void> {
   if (!(header.features & FEATURE.NEED_CHECK)) return;
   header.features &= ~FEATURE.NEED_CHECK;
@@ -156,8 +156,8 @@ class QedNode extends MappedNode<TwoLevelRun> {
   }
 
   /**
-   * Note that the tables are about to change. The order of writes makes this
-   * superfluous here, but QEMU's driver relies on it, unless there is a backing
+   * Record that the tables are about to change. The write order makes this
+   * unnecessary here, but QEMU's driver relies on it, unless there is a backing
    * file.
    */
   #markDirty(): void | Promise<void> {
@@ -168,7 +168,7 @@ class QedNode extends MappedNode<TwoLevelRun> {
     });
   }
 
-  /** Change the header, in the file first. */
+  /** Change the header, first in the file. */
   async #changeHeader(change: (header: QedHeader) => void): Promise<void> {
     using _ = await this.#changing.lock();
     const header = { ...this.#header };
@@ -178,8 +178,8 @@ class QedNode extends MappedNode<TwoLevelRun> {
   }
 
   /**
-   * Zero clusters have no place. Those that have one keep it, and are written
-   * to, as in QEMU.
+   * Zero clusters have no space. Clusters that have space keep it, and are
+   * written to, as in QEMU.
    *
    * @throws {BlockError} ENOTSUP unless they are whole clusters, the last one up
    * to the end of the disk.
@@ -202,7 +202,7 @@ class QedNode extends MappedNode<TwoLevelRun> {
     if (flags?.fua) await this.flush();
   }
 
-  /** Make the first clusters zero that are mapped in one way without a place. */
+  /** Zero the first run of clusters if it has no space. */
   async #zeroRun(
     offset: number,
     length: number,
@@ -239,7 +239,7 @@ class QedNode extends MappedNode<TwoLevelRun> {
       );
     }
     const { backing } = this;
-    // It cannot hide what a longer backing file has there.
+    // The format cannot hide the rest of a longer backing file.
     if (backing && size > this.size && backing.size > this.size) {
       throw new BlockError(
         "ENOTSUP",
@@ -277,18 +277,18 @@ class QedNode extends MappedNode<TwoLevelRun> {
     await this.flush();
     const repairs = repair !== undefined;
     const result = await check(file, this.#header, repairs);
-    // What was repaired may be in memory.
+    // Cached tables may predate the repair.
     if (repairs) this.#useTables();
     return result;
   }
 
   /**
-   * Record another name behind the header: not over the old one, so that the
-   * header leads to the one or the other.
+   * Record another name behind the header, not over the old one, so that the
+   * header refers to either of them.
    */
   async #changeBacking(name?: string, format?: string): Promise<void> {
     const { compatible, clusterSize, headerClusters } = this.#header;
-    // What else is behind the header is not known then.
+    // Unknown features may use the rest of the header clusters.
     if (name !== undefined && compatible !== 0n) {
       throw new BlockError("ENOTSUP");
     }

@@ -1,6 +1,6 @@
 /**
  * The header of a QED image: 64 bytes, little-endian, in the first of the
- * clusters that are set aside for it. (Specification: "Header" of QEMU's
+ * header clusters. (Specification: "Header" of QEMU's
  * docs/interop/qed_spec.txt.)
  *
  * @module
@@ -44,7 +44,7 @@ const AT = {
   backingSize: 60,
 } as const;
 
-/** Features without which an image cannot be used. */
+/** Incompatible features. */
 export const FEATURE = { BACKING: 1, NEED_CHECK: 2, NO_PROBE: 4 } as const;
 const KNOWN_FEATURES = 7n;
 
@@ -55,11 +55,11 @@ export interface QedHeader {
   readonly tableSize: number;
   /** Clusters at the start of the file that belong to the header. */
   readonly headerClusters: number;
-  /** Combinations of `FEATURE`. */
+  /** A combination of `FEATURE`. */
   features: number;
-  /** Features that may be ignored; none is known. */
+  /** Compatible features, which may be ignored; none is known. */
   readonly compatible: bigint;
-  /** Features to be cleared by who does not know them; none is known. */
+  /** Autoclear features, to be cleared if unknown; none is known. */
   autoclear: bigint;
   readonly l1Offset: number;
   size: number;
@@ -75,7 +75,7 @@ export function tableEntries(
   return clusterSize * tableSize / 8;
 }
 
-/** The largest disk that tables can tell of. */
+/** The largest disk that tables can map. */
 function maxSize(clusterSize: number, tableSize: number): bigint {
   const entries = BigInt(tableEntries({ clusterSize, tableSize }));
   return entries * entries * BigInt(clusterSize);
@@ -107,8 +107,8 @@ export function clustersEnd(
 }
 
 /**
- * Whether a table can lie there. (QEMU refuses all tables of one cluster, since
- * it takes their end for their beginning.)
+ * Whether a table can be there. (QEMU refuses all tables of one cluster, since
+ * it checks their end instead of their start.)
  */
 export function isTablePlace(
   offset: number,
@@ -123,8 +123,8 @@ export function isTablePlace(
 /**
  * Read the header. Checks are in QEMU's order, which decides the message.
  *
- * @throws {BlockError} EINVAL if it is no such image, ENOTSUP if it has
- * features that are not known here.
+ * @throws {BlockError} EINVAL if it is not such an image, ENOTSUP if it has
+ * unknown features.
  */
 export async function readHeader(file: BlockNode): Promise<QedHeader> {
   const bytes = allocate(HEADER_SIZE);
@@ -186,12 +186,12 @@ async function readBackingName(
   return text === "" ? undefined : text;
 }
 
-/** The format of the backing file, as far as the header tells. */
+/** The backing file's format, as far as the header records it. */
 export function backingFormatOf({ features }: QedHeader): string | undefined {
   return features & FEATURE.NO_PROBE ? "raw" : undefined;
 }
 
-/** The bytes of the header. */
+/** Encode the header. */
 export function encodeHeader(header: QedHeader): Uint8Array {
   const bytes = allocate(HEADER_SIZE);
   const view = new DataView(bytes.buffer, bytes.byteOffset);
@@ -212,7 +212,7 @@ export function encodeHeader(header: QedHeader): Uint8Array {
   return bytes;
 }
 
-/** What decides how a new image is laid out. */
+/** What determines the layout of a new image. */
 export interface NewImage {
   /** Bytes of the disk. */
   readonly size: number;
@@ -224,9 +224,9 @@ export interface NewImage {
 }
 
 /**
- * The header of a new image, and the name of the backing file behind it.
+ * The header of a new image, followed by the backing file's name.
  *
- * @throws {BlockError} EINVAL if there can be no such image.
+ * @throws {BlockError} EINVAL if the sizes are invalid.
  */
 export function newHeader(
   { size, clusterSize, tableSize = DEFAULT_TABLE, ...image }: NewImage,

@@ -1,5 +1,5 @@
 /**
- * Which parts of an image hold data, as far as Ceph keeps a map of its objects.
+ * Which parts of an image hold data, according to Ceph's object map.
  *
  * @module
  */
@@ -8,25 +8,25 @@ import { platform } from "../../core/platform/mod.ts";
 import { type Handle, type Librbd, Result } from "./librbd.ts";
 
 const FEATURE = { STRIPING: 1n << 1n, FAST_DIFF: 1n << 4n };
-/** The map is being rebuilt, or has to be. */
+/** The object map is being rebuilt, or must be. */
 const FAST_DIFF_INVALID = 1n << 1n;
-/** What the callback answers to hear no more, and then the call itself. */
+/** Returned by the callback, and then by the call, to end the iteration. */
 const ENOUGH = -9000;
 
-/** A run of bytes from where it was asked for. */
+/** A run from the requested offset on. */
 export interface Run {
   readonly length: number;
   readonly hasData: boolean;
 }
 
-/** Finds out which parts of an image hold data. */
+/** Determines which parts of an image hold data. */
 export class Allocation {
   readonly #library: Librbd;
   readonly #image: Handle;
   readonly #objectSize: number;
   #isExact?: boolean;
 
-  /** Of an image that is open, with objects of so many bytes. */
+  /** For an open image with objects of this many bytes. */
   constructor(library: Librbd, image: Handle, objectSize: number) {
     this.#library = library;
     this.#image = image;
@@ -34,8 +34,8 @@ export class Allocation {
   }
 
   /**
-   * The first run of a range within the image; `undefined` where nothing is
-   * known. A clone holds what its parent does.
+   * The first run of a range within the image; `undefined` if nothing is known.
+   * A clone includes its parent's data.
    */
   async find(offset: number, length: number): Promise<Run | undefined> {
     if (!await this.#isMapped()) return undefined;
@@ -50,7 +50,7 @@ export class Allocation {
     return { length: run.length - (offset - start), hasData };
   }
 
-  /** Whether there is a map of objects to be relied upon. */
+  /** Whether there is a valid object map. */
   async #isMapped(): Promise<boolean> {
     const features = await this.#features();
     if ((features & FEATURE.FAST_DIFF) === 0n) return false;
@@ -69,8 +69,8 @@ export class Allocation {
   }
 
   /**
-   * Whether one may begin anywhere. Before version 1.17, the library answered
-   * wrong offsets unless that was the start of an object
+   * Whether a range may begin anywhere. Before version 1.17, the library
+   * reported wrong offsets unless it began at the start of an object
    * (https://tracker.ceph.com/issues/53784).
    */
   #knowsOffsets(): boolean {
@@ -83,7 +83,7 @@ export class Allocation {
 
   /**
    * Rounding is not enough for clones, whose parents may have larger objects,
-   * nor where objects interleave.
+   * nor for striped objects.
    */
   async #cannotRound(): Promise<boolean> {
     if ((await this.#features() & FEATURE.STRIPING) !== 0n) return true;
@@ -128,7 +128,7 @@ export class Allocation {
     } finally {
       callback.close();
     }
-    // Of what lies behind the last data, there is no word.
+    // The library does not report what follows the last data.
     return data > 0
       ? { length: Math.min(data, length), hasData: true }
       : { length: hole > 0 ? hole : length, hasData: false };

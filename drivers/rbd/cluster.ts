@@ -19,18 +19,18 @@ import type { Place } from "./place.ts";
 
 /** How to connect. */
 export interface ConnectOptions {
-  /** Whether data may be kept in memory until it is flushed. */
+  /** Whether to cache writes until they are flushed. */
   readonly cached: boolean;
-  /** The bytes of the user's key; default: as configured. */
+  /** The bytes of the user's key. Default: as configured. */
   readonly key?: Uint8Array;
-  /** Gives up. */
+  /** Cancels the connecting. */
   readonly signal?: AbortSignal;
 }
 
 /**
  * Settings that limit how many seconds the cluster may take, Ceph's defaults
- * (five minutes to connect, and no limit for requests), and what they are while
- * an image is opened, unless its user has set others.
+ * (five minutes to connect, no limit for requests), and their values while an
+ * image is opened, unless the user has set others.
  */
 const LIMITS = [
   ["client_mount_timeout", 300, 15],
@@ -38,7 +38,7 @@ const LIMITS = [
   ["rados_osd_op_timeout", 0, 30],
 ] as const;
 
-/** A cluster, and the pool in it that an image is in. */
+/** A cluster, and the pool that contains the image. */
 export class Cluster {
   /** The library. */
   readonly library: Librbd;
@@ -52,11 +52,11 @@ export class Cluster {
   }
 
   /**
-   * Connect, and have `use` do what needs an answer before long. The cluster is
-   * disconnected if that fails, or `signal` has been aborted by then; otherwise
-   * the caller closes it.
+   * Connect, and let `use` make the requests that must be answered soon. If
+   * that fails, or `signal` has been aborted by then, the cluster is
+   * disconnected; otherwise the caller closes it.
    *
-   * @throws {BlockError} in QEMU's words.
+   * @throws {BlockError} with QEMU's messages.
    */
   static async open<T>(
     place: Place,
@@ -69,7 +69,7 @@ export class Cluster {
     checked(library.rados_create(made.bytes, user), "error initializing");
     const cluster = new Cluster(library, made.value);
     const work = cluster.#connect(place, options, use);
-    // What waits for the cluster cannot be called off, but be left behind.
+    // Calls that wait for the cluster cannot be cancelled, only abandoned.
     return await unlessAborted(work, options.signal);
   }
 
@@ -95,11 +95,11 @@ export class Cluster {
   #configure(place: Place, { cached, key }: ConnectOptions): void {
     const { library } = this;
     const { conf } = place;
-    // Where there is none, the defaults may do.
+    // Without a configuration, the defaults may do.
     const path = conf === undefined ? null : cString(conf);
     const read = library.rados_conf_read_file(this.#cluster, path);
     if (conf !== undefined) checked(read, `error reading conf file ${conf}`);
-    // What goes wrong is said by the errors; the log is for the user's file.
+    // Errors are reported as such; the log is for the user's file.
     this.#set("err_to_stderr", "false");
     this.#set("log_to_stderr", "false");
     for (const [name, value] of place.settings) {
@@ -120,8 +120,8 @@ export class Cluster {
   }
 
   /**
-   * An image that is open waits for its cluster to come back, unless its user
-   * has set limits.
+   * Requests to an open image wait for the cluster to come back, unless the
+   * user has set limits.
    */
   #restoreLimits(): void {
     for (const [name, usual] of LIMITS) {
@@ -149,7 +149,7 @@ export class Cluster {
   }
 
   /**
-   * Open a pool, and the namespace in it; the cluster closes it.
+   * Open a pool and its namespace; closing the cluster closes it.
    *
    * @throws {BlockError} ENOENT if there is none.
    */
@@ -179,7 +179,7 @@ export class Cluster {
     return handle;
   }
 
-  /** Disconnect; all images have been closed. */
+  /** Disconnect; all images must have been closed. */
   async close(): Promise<void> {
     for (const pool of this.#pools.splice(0)) {
       await this.library.rados_ioctx_destroy(pool);
@@ -192,7 +192,7 @@ function base64(bytes: Uint8Array): string {
   return btoa(String.fromCharCode(...bytes));
 }
 
-/** An image that is open in the library. */
+/** An image opened in the library. */
 export class OpenedImage {
   /** Its handle. */
   readonly handle: Handle;
@@ -204,9 +204,9 @@ export class OpenedImage {
   }
 
   /**
-   * Open it, or a snapshot of it.
+   * Open an image, or a snapshot of it.
    *
-   * @throws {BlockError} in QEMU's words.
+   * @throws {BlockError} with QEMU's messages.
    */
   static async open(
     { library }: Cluster,
@@ -223,9 +223,9 @@ export class OpenedImage {
     return new OpenedImage(library, made.value);
   }
 
-  /** Its size, and that of its objects, in bytes. */
+  /** The sizes of the image and its objects, in bytes. */
   async stat(): Promise<{ size: number; objectSize: number }> {
-    // `rbd_image_info_t` begins with these.
+    // The first two fields of `rbd_image_info_t`.
     const info = new BigUint64Array(32);
     const bytes = new Uint8Array(info.buffer);
     const result = await this.#library.rbd_stat(
@@ -237,7 +237,7 @@ export class OpenedImage {
     return { size: Number(info[0]), objectSize: Number(info[1]) };
   }
 
-  /** Close it. */
+  /** Close the image. */
   async close(): Promise<void> {
     checked(await this.#library.rbd_close(this.handle));
   }

@@ -1,5 +1,5 @@
 /**
- * Making images: new ones, and clones of snapshots.
+ * Creating images: new ones, and clones of snapshots.
  *
  * @module
  */
@@ -12,7 +12,7 @@ import { checked, cString, type Handle, Result } from "./librbd.ts";
 import { RBD_CREATE_OPTIONS } from "./options.ts";
 import { parseParent, parsePlace, type Place } from "./place.ts";
 
-/** `RBD_IMAGE_OPTION_…` */
+/** `RBD_IMAGE_OPTION_…`. */
 const OPTION = { ORDER: 2, STRIPE_UNIT: 3, STRIPE_COUNT: 4 };
 
 const PREALLOCATION = {
@@ -20,9 +20,9 @@ const PREALLOCATION = {
 } as const;
 
 /**
- * Make an image, which must not exist.
+ * Create an image, which must not exist.
  *
- * @throws {BlockError} in QEMU's words.
+ * @throws {BlockError} with QEMU's messages.
  */
 export async function createRbd(
   options: OptionValues,
@@ -31,15 +31,15 @@ export async function createRbd(
   const given = Object.entries(options);
   const isOurs = ([name]: [string, unknown]) =>
     Object.hasOwn(RBD_CREATE_OPTIONS, name) || name === "preallocation";
-  const wish = parseOptions(
+  const values = parseOptions(
     { ...RBD_CREATE_OPTIONS, ...PREALLOCATION },
     Object.fromEntries(given.filter(isOurs)),
   );
   const place = parsePlace(
     Object.fromEntries(given.filter((option) => !isOurs(option))),
   );
-  refuseSecrets(wish);
-  const { preallocation = "off", clone_from: parent } = wish;
+  refuseSecrets(values);
+  const { preallocation = "off", clone_from: parent } = values;
   if (preallocation !== "off") {
     throw new BlockError(
       "ENOTSUP",
@@ -47,10 +47,12 @@ export async function createRbd(
     );
   }
   if (place.snapshot !== undefined) {
-    throw invalid("A snapshot is not made by this: name the image alone");
+    throw invalid(
+      "Snapshots cannot be created like this: name the image alone",
+    );
   }
-  const order = orderOf(wish);
-  const size = roundUp(wish.size as number ?? 0, SECTOR_SIZE);
+  const order = orderOf(values);
+  const size = roundUp(values.size as number ?? 0, SECTOR_SIZE);
   const key = place.keySecret === undefined
     ? undefined
     : await context.secret(place.keySecret);
@@ -66,9 +68,9 @@ export async function createRbd(
   await used.close();
 }
 
-/** Refuse what is known of, but cannot be done. */
-function refuseSecrets(wish: OptionValues): void {
-  const encrypted = Object.keys(wish).find((name) =>
+/** Refuse options that are known but not supported. */
+function refuseSecrets(values: OptionValues): void {
+  const encrypted = Object.keys(values).find((name) =>
     name.startsWith("encrypt.")
   );
   if (encrypted !== undefined) {
@@ -78,8 +80,8 @@ function refuseSecrets(wish: OptionValues): void {
         "format 'luks' on the image",
     );
   }
-  // The image is opened once it is made, which takes the key as well.
-  if (wish["password-secret"] !== undefined) {
+  // The image is opened after it is created, which needs the key as well.
+  if (values["password-secret"] !== undefined) {
     throw new BlockError(
       "ENOTSUP",
       "'password-secret' is not supported: describe the image with its " +
@@ -116,7 +118,9 @@ async function make(
   checked(result, "error rbd create");
 }
 
-/** Make a clone of a snapshot; it has that one's size, unless another is given. */
+/**
+ * Clone a snapshot; the clone has the snapshot's size, unless another is given.
+ */
 async function clone(
   cluster: Cluster,
   pool: Handle,

@@ -8,7 +8,7 @@ import type { BlockDriver } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
 import { Cluster, OpenedImage } from "./cluster.ts";
 import { RbdNode } from "./node.ts";
-import { RBD_FACTS } from "./options.ts";
+import { RBD_TRAITS } from "./options.ts";
 import { parsePlace } from "./place.ts";
 
 /**
@@ -16,7 +16,7 @@ import { parsePlace } from "./place.ts";
  * `rbd:POOL/IMAGE`, or `{driver: "rbd", pool, image, conf, user, …}`.
  */
 export const rbdDriver: BlockDriver = {
-  ...RBD_FACTS,
+  ...RBD_TRAITS,
 
   async open(options, context) {
     const place = parsePlace(options);
@@ -32,7 +32,7 @@ export const rbdDriver: BlockDriver = {
       const image = await OpenedImage.open(cluster, pool, place, readOnly);
       try {
         const facts = await image.stat();
-        // Nobody would close it.
+        // Otherwise nobody would close it.
         checkSignal(signal);
         return new RbdNode({
           cluster,

@@ -1,9 +1,9 @@
 /**
- * Ceph's library for block devices, by the names of its C functions.
+ * Ceph's library for block devices, with the names of its C functions.
  *
- * Handles and addresses are numbers of 64 bits, so that permission for this one
- * library is enough. Whatever may wait for the cluster runs in another thread;
- * the buffers of such a call must be kept, and not be moved, until it ends.
+ * Handles and addresses are 64-bit numbers, so that permission for this one
+ * library is enough. Calls that may wait for the cluster run in another thread;
+ * their buffers must be kept alive, and must not move, until the calls end.
  *
  * @module
  */
@@ -17,13 +17,13 @@ import { platform } from "../../core/platform/mod.ts";
 
 const FILE = "librbd.so.1";
 
-/** A handle of the library's, or an address. */
+/** A handle or an address. */
 export type Handle = bigint;
 
 type Bytes = Uint8Array;
 type Later = Promise<number>;
 
-/** Its functions; those of librados and the C library come with them. */
+/** The functions used, including those of librados and the C library. */
 export interface Librbd {
   rados_create(cluster: Bytes, id: Bytes | null): number;
   rados_conf_read_file(cluster: Handle, path: Bytes | null): number;
@@ -113,8 +113,8 @@ const H = "usize";
 const B = "buffer";
 
 /**
- * Parameters and results. Lengths of transfers, declared `i32`, stay below
- * 2^31: a result of 64 bits would cost a bigint each.
+ * Parameters and results. Lengths of transfers stay below 2^31 and are declared
+ * `i32`: a 64-bit result would cost a bigint each.
  */
 const AT_ONCE: { readonly [name: string]: readonly [string[], string] } = {
   rados_create: [[B, B], "i32"],
@@ -164,9 +164,9 @@ const LATER_WITHOUT_RESULT = ["rados_shutdown", "rados_ioctx_destroy"];
 let loaded: Librbd | undefined;
 
 /**
- * The library.
+ * Load the library.
  *
- * @throws {BlockError} ENOTSUP, with what is missing.
+ * @throws {BlockError} ENOTSUP, naming what is missing.
  */
 export function librbd(): Librbd {
   return loaded ??= load();
@@ -204,31 +204,29 @@ function load(): Librbd {
   }
 }
 
-/** Text for the library. */
+/** A zero-terminated string. */
 export function cString(text: string): Bytes {
   return new TextEncoder().encode(`${text}\0`);
 }
 
-/**
- * Room for a result of up to 64 bits.
- */
+/** An output parameter of up to 64 bits. */
 export class Result {
   readonly #value = new BigUint64Array(1);
-  /** Where the library puts it. */
+  /** The memory for the library. */
   readonly bytes: Bytes = new Uint8Array(this.#value.buffer);
 
-  /** The result, of 64 bits. */
+  /** The result, as 64 bits. */
   get value(): bigint {
     return this.#value[0];
   }
 
-  /** The result, of 32 bits. */
+  /** The result, as 32 bits. */
   get int(): number {
     return new Int32Array(this.#value.buffer)[0];
   }
 }
 
-/** Text of the library's. */
+/** Read a zero-terminated string. */
 export function textAt(address: Handle): string {
   const { strlen, memcpy } = librbd();
   const bytes = new Uint8Array(Number(strlen(address)));
@@ -236,7 +234,7 @@ export function textAt(address: Handle): string {
   return new TextDecoder().decode(bytes);
 }
 
-/** Texts of numbers that no code of ours stands for. */
+/** Texts of error numbers without a code here. */
 const TEXTS: { readonly [number: number]: string } = {
   7: "Argument list too long",
   8: "Exec format error",
@@ -246,8 +244,8 @@ const TEXTS: { readonly [number: number]: string } = {
 };
 
 /**
- * The error of a failed call. `what` failed; without it, it is the system's
- * text alone.
+ * The error of a failed call. `what` has failed; without it, the message is the
+ * system's text.
  */
 export function rbdError(result: number, what?: string): BlockError {
   const number = -result;
@@ -257,7 +255,7 @@ export function rbdError(result: number, what?: string): BlockError {
   return new BlockError(code, what === undefined ? text : `${what}: ${text}`);
 }
 
-/** Throw the error of a failed call; else its result is returned. */
+/** Throw the error of a failed call, or return its result. */
 export function checked(result: number, what?: string): number {
   if (result < 0) throw rbdError(result, what);
   return result;

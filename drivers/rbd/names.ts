@@ -8,16 +8,15 @@ import { invalid } from "../../core/errors.ts";
 import type { OptionValues } from "../../core/options.ts";
 
 /**
- * The option in which a file name's settings for Ceph are kept, as JSON: names
- * and values in turn. The name is QEMU's, and no user's.
+ * The option for a file name's Ceph settings, as JSON: names and values
+ * alternate. The name is QEMU's internal one.
  */
 export const SETTINGS = "=keyvalue-pairs";
 
 /**
- * The options that a file name stands for. A backslash takes the special
- * meaning of the character after it.
+ * The options for a file name. A backslash escapes the next character.
  *
- * @throws {BlockError} EINVAL in QEMU's words.
+ * @throws {BlockError} EINVAL with QEMU's messages.
  */
 export function parseRbdFilename(filename: string): OptionValues {
   if (!filename.startsWith("rbd:")) {
@@ -61,7 +60,7 @@ function addSettings(options: OptionValues, rest: string | undefined): void {
   if (settings.length > 0) options[SETTINGS] = JSON.stringify(settings);
 }
 
-/** Split at the first delimiter that has no backslash before it. */
+/** Split at the first delimiter that is not escaped. */
 function cut(text: string, delimiter: string): [string, string?] {
   for (let at = 0; at < text.length; at++) {
     if (text[at] === delimiter) {
@@ -76,16 +75,16 @@ function unescaped(text: string): string {
   return text.replace(/\\(.)/gs, "$1");
 }
 
-/** What a file name tells of an image. */
+/** The components of a file name. */
 export interface ImageName {
   readonly pool: string;
-  /** Empty for that without a name. */
+  /** Empty for the default namespace. */
   readonly namespace?: string;
   readonly image: string;
   readonly snapshot?: string;
 }
 
-/** The file name of an image, without settings. */
+/** The file name of an image, without Ceph settings. */
 export function rbdName(
   { pool, namespace, image, snapshot }: ImageName,
 ): string {

@@ -20,6 +20,7 @@ import type {
   Extent,
   NodeInfo,
   ReadFlags,
+  RequestFlags,
   RequestLimits,
   SnapshotOperations,
   TruncateOptions,
@@ -30,19 +31,19 @@ import { Allocation } from "./allocation.ts";
 import type { Cluster, OpenedImage } from "./cluster.ts";
 import { checked, type Librbd } from "./librbd.ts";
 import { rbdName } from "./names.ts";
-import { RBD_FACTS } from "./options.ts";
+import { RBD_TRAITS } from "./options.ts";
 import type { Place } from "./place.ts";
 import { RbdSnapshots } from "./snapshots.ts";
 
-/** Largest transfer: results of 32 bits hold its length. */
+/** Largest transfer: its length must fit into a 32-bit result. */
 const MAX_TRANSFER = 2 ** 26;
 /** Largest range of a request that moves no data, for the same reason. */
 const MAX_RANGE = 2 ** 30;
 
-/** Have zeroes stored, rather than space given up. */
+/** Store zeroes, rather than freeing the space. */
 const THICK_PROVISION = 1;
 
-/** What a node is made of. */
+/** The parts of a node. */
 export interface RbdParts {
   readonly cluster: Cluster;
   readonly image: OpenedImage;
@@ -57,11 +58,11 @@ export interface RbdParts {
 }
 
 /**
- * An open RBD image. Each request waits in a thread of its own; the library has
- * them run at the same time.
+ * An open RBD image. Each request waits in a thread of its own; the library
+ * runs them concurrently.
  */
 export class RbdNode implements BlockNode {
-  readonly driver = RBD_FACTS;
+  readonly driver = RBD_TRAITS;
   readonly filename: string;
   readonly readOnly: boolean;
   readonly children = {};
@@ -152,13 +153,13 @@ export class RbdNode implements BlockNode {
     if (flags?.fua) await this.flush();
   };
 
-  /** `bytes` are referred to until the end, so that they are not freed. */
+  /** `bytes` stays referenced until the end, so that it is not freed. */
   async #transfer(
     verb: "rbd_read" | "rbd_write",
     offset: number,
     bytes: Uint8Array,
   ): Promise<number> {
-    // V8 moves small arrays about until their `buffer` has been asked for.
+    // V8 moves small arrays about until their `buffer` is accessed.
     void bytes.buffer;
     const { handle } = this.#image;
     const { length } = bytes;
@@ -172,7 +173,7 @@ export class RbdNode implements BlockNode {
     flags?: ZeroFlags,
   ): Promise<void> => {
     checkSignal(flags?.signal);
-    // Zeroes that take space are written as data, if in the cluster.
+    // Ceph stores such zeroes as data.
     if (flags?.noFallback && !flags.unmap) throw new BlockError("ENOTSUP");
     await this.#reach(offset + length);
     const zeroFlags = flags?.unmap ? 0 : THICK_PROVISION;
@@ -201,7 +202,8 @@ export class RbdNode implements BlockNode {
     checked(await this.#library.rbd_discard(handle, offset, inside));
   };
 
-  async flush(): Promise<void> {
+  async flush(flags?: RequestFlags): Promise<void> {
+    checkSignal(flags?.signal);
     if (this.#noFlush || this.readOnly) return;
     checked(await this.#library.rbd_flush(this.#image.handle));
   }
@@ -221,7 +223,7 @@ export class RbdNode implements BlockNode {
     await this.#resize(size);
   };
 
-  /** Make it as large as a write needs it. */
+  /** Grow the image as far as a write needs. */
   async #reach(end: number): Promise<void> {
     if (end <= this.#size) return;
     using _held = await this.#resizing.lock();
@@ -234,7 +236,12 @@ export class RbdNode implements BlockNode {
     this.#size = size;
   }
 
-  async status(offset: number, length: number): Promise<Extent> {
+  async status(
+    offset: number,
+    length: number,
+    flags?: RequestFlags,
+  ): Promise<Extent> {
+    checkSignal(flags?.signal);
     const place = { allocated: true, hostOffset: offset, file: this };
     const inside = Math.min(length, this.#size - offset);
     if (inside <= 0) return { length, zero: true, ...place };
@@ -268,7 +275,7 @@ export class RbdNode implements BlockNode {
   }
 }
 
-/** Whether the library may use the memory: it may not be shared. */
+/** Whether the library may use the memory, which must not be shared. */
 function isOwn(bytes: Uint8Array): boolean {
   return bytes.buffer instanceof ArrayBuffer;
 }

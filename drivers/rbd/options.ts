@@ -1,5 +1,5 @@
 /**
- * What is known of the driver before it is loaded.
+ * The driver's traits and options, needed before it is loaded.
  *
  * @module
  */
@@ -39,12 +39,12 @@ export const RBD_CREATE_OPTIONS: OptionTable = {
   },
 };
 
-/** The driver, apart from its work. */
-export const RBD_FACTS: DriverTraits = {
+/** The driver's traits. */
+export const RBD_TRAITS: DriverTraits = {
   name: "rbd",
   role: "protocol",
   createOptions: RBD_CREATE_OPTIONS,
-  // Creating one that exists fails.
+  // Creating an existing image fails.
   createsZeroes: true,
   strongOptions: [
     "pool",

@@ -1,5 +1,5 @@
 /**
- * Where an image is, and how its cluster is reached: the options of the driver.
+ * The location of an image, and how to reach its cluster: the driver's options.
  *
  * @module
  */
@@ -8,19 +8,19 @@ import { notAmong, type OptionValues } from "../../core/options.ts";
 import { isPlainObject } from "../../core/values.ts";
 import { type ImageName, parseRbdFilename, SETTINGS } from "./names.ts";
 
-/** Where an image is, and how its cluster is reached. */
+/** The location of an image, and how to reach its cluster. */
 export interface Place extends ImageName {
-  /** Path of Ceph's configuration; absent for where Ceph looks for it. */
+  /** Path of Ceph's configuration. Default: Ceph's own search path. */
   readonly conf?: string;
   /** Name of Ceph's user, without `client.`. */
   readonly user?: string;
-  /** Addresses of monitors, as Ceph has them, in place of the configured. */
+  /** Monitor addresses in Ceph's notation, instead of the configured ones. */
   readonly monitors?: string;
-  /** Ways to authenticate, in place of the configured. */
+  /** Authentication methods, instead of the configured ones. */
   readonly auth?: string;
-  /** Name of the secret that is the user's key. */
+  /** Id of the secret that holds the user's key. */
   readonly keySecret?: string;
-  /** Further settings of Ceph's. */
+  /** Further Ceph settings. */
   readonly settings: readonly (readonly [name: string, value: string])[];
 }
 
@@ -38,7 +38,7 @@ const TEXTS = [
 /**
  * Parse the options of the driver.
  *
- * @throws {BlockError} EINVAL in QEMU's words; ENOTSUP for Ceph's own
+ * @throws {BlockError} EINVAL with QEMU's messages; ENOTSUP for Ceph's own
  * encryption.
  */
 export function parsePlace({ filename, ...given }: OptionValues): Place {
@@ -92,7 +92,7 @@ function textOf(name: string, value: unknown): string {
   return text;
 }
 
-/** Add an option, whose name may have dots, to the groups it belongs to. */
+/** Add an option with a dotted name to its nested groups. */
 function addTo(
   groups: { [name: string]: unknown },
   name: string,
@@ -112,14 +112,14 @@ function required(name: string, value: string | undefined): string {
   return value;
 }
 
-/** The items of a list, which may be an object with their numbers as names. */
+/** The items of a list, or of an object numbered from 0. */
 function itemsOf(name: string, value: unknown): unknown[] {
   if (Array.isArray(value)) return value;
   const numbers = isPlainObject(value) ? Object.keys(value) : [""];
   if (!numbers.every((number) => /^\d+$/.test(number))) {
     throw invalid(`Invalid parameter type for '${name}', expected: array`);
   }
-  // Numbers come in their order.
+  // Numeric names are in order.
   return Object.values(value as OptionValues);
 }
 
@@ -170,8 +170,8 @@ function settingsOf(json: string | undefined): [string, string][] {
 }
 
 /**
- * The snapshot that `POOL/NAMESPACE/IMAGE@SNAPSHOT` names, as in a file name;
- * `rbd:` may come before it.
+ * Parse `POOL/NAMESPACE/IMAGE@SNAPSHOT`, as in a file name; `rbd:` may precede
+ * it.
  *
  * @throws {BlockError} EINVAL if it names none.
  */

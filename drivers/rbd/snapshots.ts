@@ -1,5 +1,5 @@
 /**
- * Snapshots of an image: Ceph's own, which have no numbers, only names.
+ * Ceph's snapshots of an image, which have names but no ids.
  *
  * @module
  */
@@ -17,15 +17,15 @@ import {
   textAt,
 } from "./librbd.ts";
 
-/** Bytes of `rbd_snap_info_t`: a number, the size, and the name's address. */
+/** Bytes of `rbd_snap_info_t`: id, size, and address of the name. */
 const INFO_SIZE = 24;
-/** Longest name, in bytes, with the zero at its end; as in QEMU. */
+/** Longest name in bytes, with its terminating zero, as in QEMU. */
 const MAX_NAME = 128;
 const ERANGE = -34;
 
-/** What is to be done when the image has become another. */
+/** Called when the image has changed. */
 export interface Changes {
-  /** What it held is gone, and its size may be another. */
+  /** The content was replaced, and the size may differ. */
   changed(): Promise<void>;
 }
 
@@ -35,7 +35,7 @@ export class RbdSnapshots implements SnapshotOperations {
   readonly #image: Handle;
   readonly #changes: Changes;
 
-  /** Of the image with this handle. */
+  /** For the image with this handle. */
   constructor(library: Librbd, image: Handle, changes: Changes) {
     this.#library = library;
     this.#image = image;
@@ -104,7 +104,7 @@ function snapshotAt(list: Uint8Array, index: number): Snapshot {
   const size = Number(info[1]);
   const name = textAt(info[2]);
   return {
-    // As in QEMU: with the name for a number, and at no time.
+    // As in QEMU: the name serves as the id, without a date.
     id: name,
     name,
     dateSeconds: 0,

@@ -1,9 +1,9 @@
 /**
- * The blocks of a disk, as far as they are in memory: read whole, and written
- * whole when they are flushed or their memory is needed.
+ * The cached blocks of a disk: read as a whole, and written as a whole when
+ * flushed or evicted.
  *
- * Each block is written on the condition that it is still in the version that
- * we know, so that what another writer did in spite of the lease is not lost.
+ * Blocks are written on the condition that they still have the known version,
+ * so that changes made by others in spite of the lease are not lost.
  *
  * @module
  */
@@ -23,36 +23,36 @@ import {
 import type { Lease } from "./lease.ts";
 import { changedError, Listing } from "./listing.ts";
 
-/** Bytes that blocks may take, if there are enough of them. */
+/** Most bytes of cached blocks, if those are enough blocks. */
 const BUDGET = 32 * 1024 ** 2;
-/** Blocks that may be in memory, however large they are. */
+/** Fewest blocks that may be cached, however large they are. */
 const LEAST_BLOCKS = 8;
-/** Blocks that are written in the background at once. */
+/** Blocks written in the background at once. */
 const SAVERS = 8;
 
-/** A block in memory. */
+/** A cached block. */
 interface Block {
   /** Its content; `null` if all of it is zero. */
   bytes: Uint8Array<ArrayBuffer> | null;
   isDirty: boolean;
-  /** Requests that need it to stay. */
+  /** Requests that need it to stay cached. */
   users: number;
   loading?: Promise<void>;
   saving?: Promise<void>;
 }
 
-/** How blocks are used. */
+/** Options of a disk's blocks. */
 export interface BlockOptions {
   readonly layout: Layout;
   /** Bytes of a block. */
   readonly objectSize: number;
-  /** Absent if nothing is written, or nobody is kept away. */
+  /** Absent if read-only, or without a lease. */
   readonly lease?: Lease;
-  /** Time after which nothing may have changed, in milliseconds. */
+  /** Time after which no block may have changed, in milliseconds. */
   readonly since: number;
   /** Most bytes to read ahead. */
   readonly readAhead: number;
-  /** The size of the disk, which s3backer's first block tells. */
+  /** The size of the disk, stored in s3backer's first block. */
   fileSize(): number;
 }
 
@@ -61,16 +61,16 @@ export class Blocks {
   readonly listing: Listing;
   readonly #client: S3Client;
   readonly #options: BlockOptions;
-  /** The one used longest ago comes first. */
+  /** Least recently used first. */
   readonly #blocks = new Map<number, Block>();
   readonly #dirty = new Set<number>();
   readonly #savers = new Set<Promise<void>>();
   readonly #stop = new AbortController();
   readonly #signal: AbortSignal;
   readonly #limit: number;
-  /** Blocks with bytes. */
+  /** Number of blocks with bytes. */
   #filled = 0;
-  /** The block after the one that was read last, and how many came in order. */
+  /** Index after the last block read, and number of blocks read in order. */
   #next = 0;
   #inOrder = 0;
 
@@ -85,7 +85,7 @@ export class Blocks {
     this.listing = new Listing(client, layout, this.#signal, since);
   }
 
-  /** Fill `parts` from byte `start` of a block on. */
+  /** Read `parts` from byte `start` of a block on. */
   async read(
     index: number,
     start: number,
@@ -124,7 +124,7 @@ export class Blocks {
     await this.#relieve();
   }
 
-  /** Make a part of a block zero. */
+  /** Zero a part of a block. */
   async zero(
     index: number,
     start: number,
@@ -141,7 +141,7 @@ export class Blocks {
     }, signal);
   }
 
-  /** Make whole blocks zero, as many as there may be. */
+  /** Zero whole blocks; there may be very many. */
   async zeroAll(start: number, end: number): Promise<void> {
     await this.listing.learnRange(start, end);
     const there = new Set(this.listing.present(start, end));
@@ -157,7 +157,7 @@ export class Blocks {
     await deletions.end();
   }
 
-  /** Whether a block is zero for certain; absent if that is not known yet. */
+  /** Whether a block is known to be zero; `undefined` if unknown. */
   isZero(index: number): boolean | undefined {
     const block = this.#blocks.get(index);
     if (block && !block.loading) return block.bytes === null;
@@ -166,9 +166,9 @@ export class Blocks {
       : undefined;
   }
 
-  /** Store everything that has changed. */
-  async flush(): Promise<void> {
-    const saves = new InFlight();
+  /** Store all changes. An abort stops further blocks from being stored. */
+  async flush(signal?: AbortSignal): Promise<void> {
+    const saves = new InFlight(signal);
     for (const index of [...this.#dirty]) {
       if (saves.hasFailed) break;
       await saves.add(this.#settle(index));
@@ -177,7 +177,7 @@ export class Blocks {
     this.#options.lease?.check();
   }
 
-  /** End all requests; what has not been flushed is lost. */
+  /** Cancel all requests; changes not flushed are lost. */
   async close(): Promise<void> {
     this.#stop.abort();
     const loads = [...this.#blocks.values()].map(({ loading }) => loading);
@@ -186,9 +186,9 @@ export class Blocks {
   }
 
   /**
-   * Have a block in memory while `act` uses it.
+   * Use a block, loading it first unless all of it is replaced.
    *
-   * @param isWhole Whether all of it is about to be replaced.
+   * @param isWhole Whether `act` replaces the whole block.
    */
   async #use(
     index: number,
@@ -204,7 +204,7 @@ export class Blocks {
             await unlessAborted(block.loading, signal);
           } catch (error) {
             if (signal?.aborted || !isWhole) throw error;
-            // The block in whose place ours would have been is gone.
+            // The load that failed was not needed.
             continue;
           }
         }
@@ -216,7 +216,7 @@ export class Blocks {
     }
   }
 
-  /** A block that stays until its users are gone. */
+  /** Get a block that stays cached until its users are done. */
   #hold(index: number, isWhole: boolean): Block {
     let block = this.#blocks.get(index);
     if (block) this.#blocks.delete(index);
@@ -237,7 +237,7 @@ export class Blocks {
         throw error;
       },
     ) as Promise<void>;
-    // Nobody may be waiting for what is read ahead.
+    // Nobody may be waiting for a block that is read ahead.
     block.loading.catch(() => {});
   }
 
@@ -274,7 +274,7 @@ export class Blocks {
     const signal = this.#signal;
     return this.#client.ask({ ...request, signal }, limit, again)
       .catch((error) => {
-        // That the lease has ended says more than that something was ended.
+        // A lease that ended explains more than the cancelled request.
         this.#options.lease?.check();
         throw error;
       });
@@ -313,7 +313,7 @@ export class Blocks {
     this.#dirty.add(index);
   }
 
-  /** Forget clean blocks beyond the budget. */
+  /** Evict clean blocks beyond the budget. */
   #trim(): void {
     if (this.#filled <= this.#limit && this.#blocks.size <= 64 * this.#limit) {
       return;
@@ -327,7 +327,7 @@ export class Blocks {
     }
   }
 
-  /** Store changed blocks before they take all of the memory. */
+  /** Store changed blocks before they take up all of the memory. */
   async #relieve(): Promise<void> {
     const most = this.#limit / 2;
     for (const index of this.#dirty) {
@@ -337,14 +337,14 @@ export class Blocks {
       const saver = this.#save(index, block).finally(() =>
         this.#savers.delete(saver)
       );
-      // A flush tries it again.
+      // A flush tries again.
       saver.catch(() => {});
       this.#savers.add(saver);
     }
     if (this.#dirty.size > this.#limit) await Promise.race(this.#savers);
   }
 
-  /** Store the present content of a block. */
+  /** Store the current content of a block. */
   async #settle(index: number): Promise<void> {
     const block = this.#blocks.get(index);
     if (!block) return;
@@ -365,7 +365,7 @@ export class Blocks {
       this.#options.lease?.check();
       block.isDirty = false;
       const { bytes } = block;
-      // It may be written to while it is on its way.
+      // It may be written to meanwhile.
       if (bytes && !isZero(bytes)) await this.#put(index, bytes.slice());
       else await this.#remove(index);
     } catch (error) {
@@ -399,7 +399,7 @@ export class Blocks {
       this.listing.set(index, answer.headers.get("etag") ?? "");
     } catch (error) {
       if (!(error instanceof ConflictError) || !isRepeated) throw error;
-      // The first request may have arrived, and only its answer been lost.
+      // The first attempt may have succeeded, and only its response been lost.
       const there = await this.#ask({ method: "GET", key }, body.length + 1);
       const isOurs = there.body.length === body.length &&
         there.body.every((byte, at) => byte === body[at]);
@@ -424,6 +424,6 @@ export class Blocks {
 function wrongSize(key: string, size: number): BlockError {
   return new BlockError(
     "EINVAL",
-    `The block '${key}' is not of the size ${size}, as 'object-size' says`,
+    `The block '${key}' does not have the size ${size} that 'object-size' gives`,
   );
 }

@@ -1,11 +1,11 @@
 /**
- * Requests to a bucket: signed, made again if that may help, and their answers.
+ * Signed requests to a bucket, with retries, and their responses.
  *
  * @module
  */
 import { BlockError } from "../../core/errors.ts";
 import { fetchOnce, NoConnectionError } from "../../core/remote/fetch.ts";
-import { PassingError, retrying } from "../../core/remote/retry.ts";
+import { retrying, TransientError } from "../../core/remote/retry.ts";
 import { ConflictError, element, serviceError } from "./errors.ts";
 import type { Settings } from "./settings.ts";
 
@@ -21,19 +21,19 @@ export interface S3Request {
   readonly signal?: AbortSignal;
 }
 
-/** An answer, of which everything has arrived. */
+/** A complete response. */
 export interface Answer {
   readonly status: number;
   readonly headers: Headers;
   readonly body: Uint8Array<ArrayBuffer>;
 }
 
-/** Most bytes of an answer that is not an object's content. */
+/** Most bytes of a response other than an object's content. */
 const MAX_TEXT = 16 * 1024 * 1024;
-/** Bytes per millisecond that the slowest useful connection sends. */
+/** Bytes per millisecond of the slowest useful connection. */
 const SLOWEST = 128;
 
-/** Statuses of answers that nothing is wrong with. */
+/** Statuses of success. */
 const GOOD = new Set([200, 204, 206]);
 
 const EMPTY = new Uint8Array();
@@ -41,11 +41,11 @@ const EMPTY = new Uint8Array();
 /** Makes requests to one bucket. */
 export class S3Client {
   readonly settings: Settings;
-  /** The keys that `aws4fetch` derives from the secret one, day by day. */
+  /** Keys derived by `aws4fetch` from the secret one, by day. */
   readonly #derived = new Map<string, ArrayBuffer>();
   /**
-   * Whether the service compares the tags of changes without their quotes, as
-   * Ceph's gateway does; absent if that is not known yet.
+   * Whether the service compares the tags in conditions without their quotes,
+   * as Ceph's gateway does; absent if unknown.
    */
   #takesBareTags?: boolean;
   #hasAnswered = false;
@@ -55,19 +55,19 @@ export class S3Client {
     this.settings = settings;
   }
 
-  /** The service's time, as of its last answer, in milliseconds. */
+  /** The service's time as of its last response, in milliseconds. */
   get now(): number {
     return this.#now ?? Date.now();
   }
 
   /**
-   * Make a request, again if need be, and wait for all of its answer.
+   * Make a request, with retries, and wait for the complete response.
    *
-   * @param limit Most bytes that the answer may hold.
-   * @param again Called if a request is made again, which the service may have
-   * carried out the first time.
-   * @throws {ConflictError} if a condition does not hold; {@linkcode
-   * BlockError} for other answers than those of success.
+   * @param limit Most bytes of the response.
+   * @param again Called before a request is repeated, which the service may
+   * have carried out the first time.
+   * @throws {ConflictError} if a condition does not hold;
+   * {@linkcode BlockError} for other failures.
    */
   async ask(
     request: S3Request,
@@ -130,10 +130,10 @@ export class S3Client {
   }
 
   /**
-   * Make a request once.
+   * Make a single attempt.
    *
-   * @param expected Further statuses that are answered rather than thrown.
-   * @throws {PassingError} if it may succeed when made again.
+   * @param expected Further statuses to return rather than throw.
+   * @throws {TransientError} if repeating it may succeed.
    */
   async send(
     request: S3Request,
@@ -148,7 +148,7 @@ export class S3Client {
       const date = Date.parse(response.headers.get("date") ?? "");
       if (!Number.isNaN(date)) this.#now = date;
     } catch (error) {
-      // A service that was there may come back.
+      // A service that has answered before may come back.
       if (!(error instanceof NoConnectionError) || this.#hasAnswered) {
         throw error;
       }
@@ -183,7 +183,7 @@ export class S3Client {
     return { url, headers: (await signer.sign()).headers };
   }
 
-  /** The error for an answer. */
+  /** The error for a response. */
   async #error(
     { key }: S3Request,
     response: Response,
@@ -201,7 +201,7 @@ export class S3Client {
     }, this.asked(key));
   }
 
-  /** What an error about `key` has to name. */
+  /** What an error about `key` needs to know of the request. */
   asked(key: string) {
     const { bucket, region, credentials, unread } = this.settings;
     const isSigned = credentials !== undefined;
@@ -209,7 +209,7 @@ export class S3Client {
   }
 }
 
-/** A key as a path: only its slashes stay as they are. */
+/** A key as a path: only its slashes stay unencoded. */
 function encodeKey(key: string): string {
   return key.split("/").map((part) =>
     encodeURIComponent(part).replace(
@@ -225,7 +225,7 @@ async function sha256(bytes: Uint8Array<ArrayBuffer>): Promise<string> {
     .map((byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-/** Read an answer whole. */
+/** Read a complete response. */
 async function bodyOf(
   { body, headers }: Response,
   limit: number,
@@ -249,11 +249,17 @@ async function bodyOf(
   } catch (error) {
     await reader.cancel().catch(() => {});
     if (error instanceof BlockError) throw error;
-    throw new PassingError("ECONNRESET", "The connection to the service broke");
+    throw new TransientError(
+      "ECONNRESET",
+      "The connection to the service broke",
+    );
   }
   const stated = headers.get("content-length");
   if (stated !== null && length < Number(stated)) {
-    throw new PassingError("EIO", "The service has sent less than it said");
+    throw new TransientError(
+      "EIO",
+      "The service has sent less than it announced",
+    );
   }
   const whole = new Uint8Array(length);
   let at = 0;

@@ -1,8 +1,9 @@
 /**
- * A disk in numbered blocks, opened.
+ * The node of a disk in numbered blocks.
  *
  * @module
  */
+import { checkSignal, unlessAborted } from "../../core/abort.ts";
 import {
   fillVector,
   type IoVector,
@@ -17,6 +18,7 @@ import type {
   DiscardFlags,
   Extent,
   ReadFlags,
+  RequestFlags,
   TruncateOptions,
   WriteFlags,
   ZeroFlags,
@@ -27,20 +29,20 @@ import { Blocks } from "./blocks.ts";
 import type { S3Client } from "./client.ts";
 import { type Layout, type Sizes, writeDescription } from "./layout.ts";
 import { type ForeignLease, inUse, type Lease } from "./lease.ts";
-import { S3_FACTS, s3Name } from "./names.ts";
+import { S3_TRAITS, s3Name } from "./names.ts";
 
-/** Most blocks that one answer of `status` covers. */
+/** Most blocks covered by one `status`. */
 const MAX_RUN = 2 ** 16;
 
-/** Most pages that are listed to tell how much a disk takes up. */
+/** Most pages of a listing used to determine the space of a disk. */
 const MAX_PAGES = 16;
 
-/** How a disk was opened. */
+/** Parameters of an opened disk. */
 export interface DiskOptions {
   readonly key: string;
   readonly layout: Layout;
   readonly sizes: Sizes;
-  /** Whether our description tells its size, which can change then. */
+  /** Whether the size is in our description, so that it can change. */
   readonly isDescribed: boolean;
   readonly readOnly: boolean;
   /** Whether flushes do nothing. */
@@ -48,13 +50,13 @@ export interface DiskOptions {
   readonly readAhead: number;
   /** Our own lease. */
   readonly lease?: Lease;
-  /** Another writer's, which it had when this was opened for reading. */
+  /** The lease that another writer held when this was opened for reading. */
   readonly foreign?: ForeignLease;
 }
 
 /** A disk in numbered blocks. */
 export class Disk implements BlockNode {
-  readonly driver: DriverTraits = S3_FACTS;
+  readonly driver: DriverTraits = S3_TRAITS;
   readonly filename: string;
   readonly readOnly: boolean;
   readonly children = {};
@@ -68,10 +70,10 @@ export class Disk implements BlockNode {
   readonly #blocks: Blocks;
   readonly #objectSize: number;
   #size: number;
-  /** The size that the description tells. */
+  /** The size in the stored description. */
   #storedSize: number;
 
-  /** A disk whose lease, if it has one, is the node's from now on. */
+  /** A disk; its lease, if it has one, now belongs to the node. */
   constructor(client: S3Client, options: DiskOptions) {
     const { key, layout, sizes, readOnly, lease, foreign } = options;
     this.filename = s3Name(client.settings.bucket, key);
@@ -84,9 +86,9 @@ export class Disk implements BlockNode {
       layout,
       objectSize: sizes.objectSize,
       lease,
-      // A reader that shares it with a writer knows what it may see. The
-      // service's clock tells whole seconds: what changed in that one may have
-      // changed before.
+      // A reader that shares it with a writer accepts changes. The service's
+      // clock has whole seconds: a change in the same second may be an earlier
+      // one.
       since: readOnly && !foreign ? client.now + 999 : Infinity,
       readAhead: options.readAhead,
       fileSize: () => this.#size,
@@ -95,7 +97,8 @@ export class Disk implements BlockNode {
     this.writev = this.#write;
     this.writeZeroes = this.#writeZeroes;
     this.discard = this.#discard;
-    this.flush = () => options.noFlush ? Promise.resolve() : this.#flush();
+    this.flush = (flags) =>
+      options.noFlush ? Promise.resolve() : this.#flush(flags);
     this.truncate = this.#truncate;
   }
 
@@ -188,7 +191,7 @@ export class Disk implements BlockNode {
     await this.#blocks.zeroAll(first, end);
   }
 
-  /** Grow to `end`, if it is beyond the end. */
+  /** Grow to `end` if need be. */
   #reach(end: number): void {
     if (end <= this.#size) return;
     const { layout, isDescribed } = this.#options;
@@ -198,7 +201,7 @@ export class Disk implements BlockNode {
     this.#size = end;
   }
 
-  /** Have `act` do what concerns each block of a range. */
+  /** Call `act` for the part of each block in a range. */
   async #each(
     offset: number,
     length: number,
@@ -226,8 +229,9 @@ export class Disk implements BlockNode {
     await parts.end();
   }
 
-  async #flush(): Promise<void> {
-    await this.#blocks.flush();
+  async #flush(flags?: RequestFlags): Promise<void> {
+    checkSignal(flags?.signal);
+    await this.#blocks.flush(flags?.signal);
     const size = this.#size;
     if (size === this.#storedSize || !this.#options.isDescribed) return;
     const { layout, lease } = this.#options;
@@ -259,19 +263,25 @@ export class Disk implements BlockNode {
     }
     if (size > this.#size) return this.#reach(size);
     const before = this.#size;
-    // What lies beyond the end of the disk must be zero when it grows again.
+    // What is cut off must read as zeroes when the disk grows again.
     await this.#zero(size, before - size, options.signal);
     this.#size = size;
   };
 
-  async status(offset: number, length: number): Promise<Extent> {
+  async status(
+    offset: number,
+    length: number,
+    flags?: RequestFlags,
+  ): Promise<Extent> {
+    checkSignal(flags?.signal);
     const place = { allocated: true, hostOffset: offset, file: this };
     const inside = Math.min(length, this.#size - offset);
     if (inside <= 0) return { length, zero: true, ...place };
     const unit = this.#objectSize;
     const first = roundDown(offset, unit) / unit;
     if (this.#blocks.isZero(first) === undefined) {
-      await this.#blocks.listing.learn(first);
+      const learnt = this.#blocks.listing.learn(first);
+      await unlessAborted(learnt, flags?.signal);
     }
     const zero = this.#blocks.isZero(first);
     const end = Math.min(
@@ -287,7 +297,7 @@ export class Disk implements BlockNode {
     };
   }
 
-  /** What it takes up is not told if that would take many requests. */
+  /** The space is not reported if that would take many requests. */
   async info(): Promise<{ actualSize?: number }> {
     const { listing } = this.#blocks;
     const end = Math.ceil(this.#size / this.#objectSize);
@@ -302,7 +312,7 @@ export class Disk implements BlockNode {
     return {};
   }
 
-  /** Refuse to read what another program is writing. */
+  /** Refuse to read what another program is writing to. */
   setPermissions({ shares }: Permissions): void {
     const { layout, foreign } = this.#options;
     if (foreign && !(shares & ACCESS.WRITE)) throw inUse(layout, foreign);

@@ -1,6 +1,6 @@
 /**
- * The protocol `s3`: an object that is only read, or stored front to back; or a
- * disk in numbered blocks, each an object, which can be written to anywhere.
+ * The protocol driver `s3`: an object, read-only or stored front to back; or a
+ * disk in numbered blocks, each an object, with random writes.
  *
  * @module
  */
@@ -26,14 +26,14 @@ import {
   writeDescription,
 } from "./layout.ts";
 import { Lease, readLease } from "./lease.ts";
-import { hasBlocks, OPEN_OPTIONS, parseS3Name, S3_FACTS } from "./names.ts";
+import { hasBlocks, OPEN_OPTIONS, parseS3Name, S3_TRAITS } from "./names.ts";
 import { openObject } from "./object.ts";
 import { checkedKey, type FindSecret, settingsOf } from "./settings.ts";
 import { upload } from "./upload.ts";
 
 /** Objects of an S3 service: `s3://bucket/key`. */
 export const s3Driver: BlockDriver = {
-  ...S3_FACTS,
+  ...S3_TRAITS,
   async open(options, context) {
     return await new Place(options).open(context);
   },
@@ -50,7 +50,7 @@ export const s3Driver: BlockDriver = {
   storesWhole: (options) => !hasBlocks(options),
 };
 
-/** What options describe. */
+/** The location that options describe. */
 class Place {
   readonly #options: OptionValues;
   readonly #key: string;
@@ -109,7 +109,7 @@ class Place {
     });
   }
 
-  /** Our description of a disk, if that is what there is in place of an object. */
+  /** Our description of a disk, if there is one in place of an object. */
   async #described(
     client: S3Client,
     signal?: AbortSignal,
@@ -154,7 +154,7 @@ class Place {
       return new Disk(client, { ...options, lease });
     }
     try {
-      // The last writer may have been at work until now.
+      // The last writer may have been active until now.
       const sizes = await readDescription(client, layout, signal) ?? described;
       checkSizes(sizes, layout.digits);
       return new Disk(client, { ...options, sizes, lease });
@@ -173,7 +173,7 @@ class Place {
     return await Lease.acquire(client, this.#layout, seconds, signal);
   }
 
-  /** The sizes that a disk was created with, which the options may repeat. */
+  /** The sizes of the description, which options may only repeat. */
   #agreed(described: Sizes): Sizes {
     const { size, "object-size": objectSize } = this.#options;
     const isOther = (objectSize ?? described.objectSize) !==
@@ -185,7 +185,7 @@ class Place {
     );
   }
 
-  /** The sizes of a disk that another program has made. */
+  /** The sizes of a disk created by another program. */
   async #given(client: S3Client, signal?: AbortSignal): Promise<Sizes> {
     const { size, "object-size": objectSize, layout } = this.#options;
     const found = layout === "s3backer"
@@ -237,7 +237,7 @@ class Place {
     }
   }
 
-  /** A disk of s3backer's has the size that it has, and needs no creation. */
+  /** An s3backer disk has a fixed size, and is not created here. */
   async #useExisting(secret: FindSecret, { size }: Sizes): Promise<void> {
     const client = await this.#client(secret);
     const given = await this.#given(client);
@@ -246,7 +246,10 @@ class Place {
     }
   }
 
-  /** An object of that key would be found before the blocks. */
+  /**
+   * Refuse a disk where an object has the key: it would be found before the
+   * blocks.
+   */
   async #refuseObject(client: S3Client): Promise<void> {
     try {
       await client.ask({ method: "HEAD", key: this.#key });
@@ -278,9 +281,10 @@ class Place {
   }
 }
 
-/** Whether there is nothing, as far as we may know. */
+/** Whether the object does not exist, as far as can be told. */
 function isMissing(error: unknown): boolean {
-  // Who may not list a bucket is denied what is not there.
+  // Without permission to list a bucket, missing objects are reported as
+  // denied.
   return error instanceof BlockError &&
     (error.code === "ENOENT" || error.code === "EACCES");
 }

@@ -1,10 +1,10 @@
 /**
- * The errors that a service answers, as ours.
+ * Errors of the service, as errors of the block layer.
  *
  * @module
  */
 import { BlockError, type ErrorCode } from "../../core/errors.ts";
-import { PassingError } from "../../core/remote/retry.ts";
+import { TransientError } from "../../core/remote/retry.ts";
 import { shortened } from "../../core/values.ts";
 
 /** A condition on the object's version does not hold. */
@@ -15,31 +15,31 @@ export class ConflictError extends BlockError {
   }
 }
 
-/** What was asked for. */
-export interface Asked {
+/** The request that failed. */
+export interface FailedRequest {
   readonly bucket: string;
   readonly key: string;
   readonly region: string;
   /** Whether the request was signed. */
   readonly isSigned: boolean;
-  /** Variables that could not be read. */
+  /** Environment variables that could not be read. */
   readonly unread: readonly string[];
 }
 
-/** What a service says of an error. */
-export interface Said {
+/** The service's report of an error. */
+export interface ErrorReport {
   readonly status: number;
   /** The error's name, if the answer has one. */
   readonly code?: string;
   readonly message?: string;
   /** The region in which the bucket is. */
   readonly region?: string;
-  /** How long the service asks to be left alone, in milliseconds. */
+  /** How long the service asks to wait, in milliseconds. */
   readonly pause?: number;
 }
 
-/** Failures that may pass, by their names. */
-const PASSING = new Set([
+/** Names of transient errors. */
+const TRANSIENT = new Set([
   "InternalError",
   "OperationAborted",
   "RequestTimeout",
@@ -49,10 +49,10 @@ const PASSING = new Set([
   "Throttling",
 ]);
 
-/** Statuses of such failures. */
-const PASSING_STATUSES = new Set([408, 425, 429, 500, 502, 503, 504]);
+/** Statuses of transient errors. */
+const TRANSIENT_STATUSES = new Set([408, 425, 429, 500, 502, 503, 504]);
 
-/** Names of errors that say what is wrong with the keys. */
+/** Names of errors about the keys. */
 const OF_KEYS: { readonly [code: string]: string } = {
   InvalidAccessKeyId: "The service does not know the access key",
   SignatureDoesNotMatch: "The secret key does not belong to the access key",
@@ -63,16 +63,19 @@ const OF_KEYS: { readonly [code: string]: string } = {
   TokenRefreshRequired: "The session token has expired",
 };
 
-/** The error for an answer that is none of those expected. */
-export function serviceError(said: Said, asked: Asked): BlockError {
+/** The error for an unexpected response. */
+export function serviceError(
+  said: ErrorReport,
+  asked: FailedRequest,
+): BlockError {
   const { status, code = "", pause } = said;
   if (status === 412 || code === "PreconditionFailed") {
     return new ConflictError();
   }
   if (code === "ConditionalRequestConflict") return new ConflictError();
-  if (PASSING.has(code) || PASSING_STATUSES.has(status)) {
+  if (TRANSIENT.has(code) || TRANSIENT_STATUSES.has(status)) {
     const detail = code === "" ? "" : ` (${shortened(code, 40)})`;
-    return new PassingError(
+    return new TransientError(
       "EIO",
       `The service answers with status ${status}${detail}`,
       pause,
@@ -106,7 +109,7 @@ function codeOf(status: number): ErrorCode {
   return status === 404 ? "ENOENT" : "EIO";
 }
 
-function messageOf({ status, code, message }: Said): string {
+function messageOf({ status, code, message }: ErrorReport): string {
   const words = [code, message].filter((text) => text).map((text) =>
     // deno-lint-ignore no-control-regex -- they could move a terminal's cursor
     shortened(text!.replace(/[\x00-\x1f\x7f-\x9f]+/g, " "), 200)
@@ -114,7 +117,7 @@ function messageOf({ status, code, message }: Said): string {
   return [`The service answers with status ${status}`, ...words].join(": ");
 }
 
-function denied({ bucket, isSigned, unread }: Asked): BlockError {
+function denied({ bucket, isSigned, unread }: FailedRequest): BlockError {
   const flag = unread.includes("AWS_ACCESS_KEY_ID")
     ? "AWS's variables may not be read: run again with the --allow-env flag"
     : undefined;
@@ -133,7 +136,7 @@ function denied({ bucket, isSigned, unread }: Asked): BlockError {
     );
 }
 
-/** The content of the first element of a name; absent if there is none. */
+/** The content of the first element with a name; absent if there is none. */
 export function element(xml: string, name: string): string | undefined {
   const [, text] = new RegExp(`<${name}>([^<]*)</${name}>`).exec(xml) ?? [];
   return text === undefined ? undefined : unescaped(text);

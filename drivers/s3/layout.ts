@@ -1,7 +1,7 @@
 /**
- * Disks in numbered blocks: each block that is not all zeroes is an object, and
- * its number is part of the key. nbdkit's S3 plugin and s3backer use the same
- * blocks under different keys.
+ * Layouts of disks in numbered blocks: each block that is not all zeroes is an
+ * object whose key contains its number. nbdkit's S3 plugin and s3backer use the
+ * same blocks with different keys.
  *
  * @module
  */
@@ -9,23 +9,23 @@ import { BlockError, invalid } from "../../core/errors.ts";
 import { isPlainObject } from "../../core/values.ts";
 import type { S3Client } from "./client.ts";
 
-/** How the objects of a disk are called, and what they tell. */
+/** The keys of a disk's objects. */
 export interface Layout {
-  /** What all keys of blocks begin with. */
+  /** The prefix of all blocks' keys. */
   readonly prefix: string;
   /** Hexadecimal digits of a number. */
   readonly digits: number;
-  /** The key of the object that keeps other writers away. */
+  /** The key of the lease, which keeps other writers away. */
   readonly leaseKey: string;
-  /** Whether a lease lasts until it is given back, however long that takes. */
+  /** Whether a lease is valid until it is released, however long that takes. */
   readonly isEndless: boolean;
   /** The key of our own description of the disk, if it may have one. */
   readonly descriptionKey?: string;
 }
 
 /**
- * nbdkit's names: a slash and sixteen digits. The objects besides the blocks are
- * ours; nbdkit does not look for them.
+ * nbdkit's keys: a slash and sixteen digits. The other objects are ours; nbdkit
+ * ignores them.
  */
 export function nbdkitLayout(key: string): Layout {
   return {
@@ -37,7 +37,7 @@ export function nbdkitLayout(key: string): Layout {
   };
 }
 
-/** s3backer's names: eight digits, right after its prefix. */
+/** s3backer's keys: eight digits, right after its prefix. */
 export function s3backerLayout(key: string): Layout {
   return {
     prefix: key,
@@ -52,7 +52,7 @@ export function blockKey({ prefix, digits }: Layout, index: number): string {
   return prefix + index.toString(16).padStart(digits, "0");
 }
 
-/** The number of the block with this key; absent if it is none. */
+/** The number of the block with this key; absent for other keys. */
 export function blockIndex(
   { prefix, digits }: Layout,
   key: string,
@@ -63,16 +63,16 @@ export function blockIndex(
   return Number.isSafeInteger(index) ? index : undefined;
 }
 
-/** How large a disk and its blocks are, in bytes. */
+/** The sizes of a disk and its blocks, in bytes. */
 export interface Sizes {
   readonly size: number;
   readonly objectSize: number;
 }
 
-/** Bounds of the size of a block, in bytes. */
+/** Bounds of the block size, in bytes. */
 const [MIN_OBJECT, MAX_OBJECT] = [512, 32 * 1024 ** 2];
 
-/** @throws {BlockError} EINVAL if the sizes make no sense. */
+/** @throws {BlockError} EINVAL if the sizes are invalid. */
 export function checkSizes({ size, objectSize }: Sizes, digits: number): void {
   const isUsable = objectSize >= MIN_OBJECT && objectSize <= MAX_OBJECT &&
     objectSize % MIN_OBJECT === 0;
@@ -130,12 +130,12 @@ export async function writeDescription(
   await client.ask({ method: "PUT", key: key!, body, headers, signal });
 }
 
-/** The headers of s3backer's first block that tell the sizes of the disk. */
+/** Headers of s3backer's first block that hold the sizes of the disk. */
 export const FILE_SIZE_HEADER = "x-amz-meta-s3backer-filesize";
 /** In bytes, as the size of the disk is. */
 export const BLOCK_SIZE_HEADER = "x-amz-meta-s3backer-blocksize";
 
-/** What the first block of s3backer's tells; absent if there is none. */
+/** The sizes in s3backer's first block; absent if there is none. */
 export async function readFirstBlock(
   client: S3Client,
   layout: Layout,

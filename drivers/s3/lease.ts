@@ -1,15 +1,15 @@
 /**
- * The lease of a writer: an object that only one can have created, by which the
- * others see that they must keep away.
+ * The lease of a writer: an object that only one writer can create, which tells
+ * others to keep away.
  *
  * It is created on the condition that there is none (`If-None-Match: *`), and
- * renewed on the condition that it is still ours (`If-Match`). A writer that died
- * does not renew it; how long ago that was, is told by the service's clock
- * alone: its `Date` and the object's `Last-Modified`. Whoever finds a lease that
- * has ended replaces it on the condition that nobody else has.
+ * renewed on the condition that it is still ours (`If-Match`). A writer that
+ * died does not renew it; its age is determined by the service's clock alone:
+ * `Date` and the object's `Last-Modified`. An expired lease may be replaced, on
+ * the condition that nobody else has done so.
  *
- * The writer itself goes by its own clock, from before it asked, so that for it
- * the lease ends earlier than for anybody else.
+ * The writer itself uses its own clock, from before the request, so that the
+ * lease expires for it earlier than for anybody else.
  *
  * @module
  */
@@ -19,14 +19,14 @@ import type { Answer, S3Client } from "./client.ts";
 import { ConflictError } from "./errors.ts";
 import type { Layout } from "./layout.ts";
 
-/** How often a lease is renewed while it lasts. */
+/** Renewals during the time of a lease. */
 const RENEWALS = 3;
-/** The longest lease that is believed, in seconds. */
+/** The longest accepted lease, in seconds. */
 const LONGEST = 24 * 3600;
 
-/** A lease as others see it. */
+/** Another writer's lease. */
 export interface ForeignLease {
-  /** Seconds until it ends, unless it is renewed; not positive if it has. */
+  /** Seconds until it expires, unless renewed; not positive if it has. */
   readonly rest: number;
   readonly tag: string | null;
 }
@@ -56,7 +56,7 @@ export async function readLease(
   };
 }
 
-/** What nobody can understand, ends never. */
+/** A lease that cannot be parsed never expires. */
 function secondsOf(body: Uint8Array): number {
   try {
     const { seconds } = JSON.parse(new TextDecoder().decode(body));
@@ -66,7 +66,7 @@ function secondsOf(body: Uint8Array): number {
   }
 }
 
-/** The error about a lease that another writer has. */
+/** The error for a disk that another writer has leased. */
 export function inUse(
   { leaseKey, isEndless }: Layout,
   { rest }: ForeignLease,
@@ -104,10 +104,10 @@ export class Lease {
   }
 
   /**
-   * Get the lease.
+   * Acquire the lease.
    *
    * @throws {BlockError} EAGAIN if another writer has it; ENOTSUP if the
-   * service ignores conditions, by which two could have it.
+   * service ignores conditions, so that two writers could have it.
    */
   static async acquire(
     client: S3Client,
@@ -120,12 +120,12 @@ export class Lease {
     return lease;
   }
 
-  /** Aborted when it ends. */
+  /** Aborted when it expires. */
   get signal(): AbortSignal {
     return this.#ended.signal;
   }
 
-  /** @throws {BlockError} EIO if it has ended. */
+  /** @throws {BlockError} EIO if it has expired. */
   check(): void {
     if (performance.now() >= this.#end) this.#lose();
     if (this.#lost) throw this.#lost;
@@ -135,7 +135,7 @@ export class Lease {
     if (!await this.#put({ "if-none-match": "*" }, signal)) {
       const lease = await readLease(this.#client, this.#layout, signal);
       if (lease && lease.rest > 0) throw inUse(this.#layout, lease);
-      // It has ended, or was given back just now.
+      // It has expired, or was released just now.
       const isOurs = await this.#put(
         lease?.tag ? { "if-match": lease.tag } : { "if-none-match": "*" },
         signal,
@@ -155,8 +155,8 @@ export class Lease {
   }
 
   /**
-   * Write it; false if the condition does not hold. When a request was made
-   * again, that may be because of the first time.
+   * Write it; returns false if the condition does not hold. After a retry, the
+   * first attempt may be the reason.
    */
   async #put(
     condition: { readonly [name: string]: string },
@@ -217,7 +217,7 @@ export class Lease {
       () => this.#lose(),
       this.#end - performance.now(),
     );
-    // They do not keep a program alive that has nothing else to do.
+    // Renewals do not keep a program running.
     unrefTimer(this.#timer);
     unrefTimer(this.#deadline);
   }
@@ -230,7 +230,7 @@ export class Lease {
         this.#lose();
       }
     } catch {
-      // The service cannot be reached: try until it ends.
+      // If the service cannot be reached, retry until it expires.
       if (!this.#lost) {
         this.#timer = setTimeout(
           () => this.#renewing = this.#renew(),
@@ -255,12 +255,12 @@ export class Lease {
     clearTimeout(this.#deadline);
   }
 
-  /** Give it back. */
+  /** Release it. */
   async release(): Promise<void> {
     this.#stop();
     await this.#renewing;
     this.#stop();
-    // One that has ended may be another writer's by now.
+    // An expired lease may be another writer's by now.
     if (this.#lost || performance.now() >= this.#end) return;
     await this.#client.ask({ method: "DELETE", key: this.#layout.leaseKey });
   }

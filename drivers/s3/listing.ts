@@ -1,6 +1,6 @@
 /**
- * Which blocks of a disk there are, and in which version: learnt by listing
- * them, a page at a time, where somebody asks.
+ * Which blocks of a disk exist, and in which version: listed on demand, a page
+ * at a time.
  *
  * @module
  */
@@ -9,10 +9,10 @@ import type { S3Client } from "./client.ts";
 import { element } from "./errors.ts";
 import { blockIndex, blockKey, type Layout } from "./layout.ts";
 
-/** Most pages without a block on them: other objects may lie between. */
+/** Most pages without a block: other objects may be in between. */
 const MAX_PAGES = 1000;
 
-/** Blocks from `start` up to, but not with, `end`. */
+/** Blocks from `start` up to, but not including, `end`. */
 interface Range {
   start: number;
   end: number;
@@ -23,17 +23,16 @@ export class Listing {
   readonly #client: S3Client;
   readonly #layout: Layout;
   readonly #signal: AbortSignal;
-  /** Time after which nothing may have changed, in milliseconds. */
+  /** Time after which no block may have changed, in milliseconds. */
   readonly #since: number;
-  /** The tags of the blocks that there are. */
+  /** The tags of existing blocks. */
   readonly #tags = new Map<number, string>();
-  /** Where all blocks are known: apart from each other, in order. */
+  /** Ranges that have been listed: disjoint, in order. */
   #known: Range[] = [];
   #pending?: Promise<void>;
 
   /**
-   * @param since A block that has changed later is refused; `Infinity` if that
-   * may be.
+   * @param since Blocks changed later are refused; `Infinity` to accept all.
    */
   constructor(
     client: S3Client,
@@ -47,23 +46,23 @@ export class Listing {
     this.#since = since;
   }
 
-  /** Whether it is known if this block is there. */
+  /** Whether the block has been listed. */
   isKnown(index: number): boolean {
     return this.#known.some(({ start, end }) => index >= start && index < end);
   }
 
-  /** The tag of a known block; absent if it is not there. */
+  /** The tag of a listed block; absent if it does not exist. */
   tag(index: number): string | undefined {
     return this.#tags.get(index);
   }
 
-  /** Note the version of a known block; `undefined` if it is gone. */
+  /** Record the version of a listed block; `undefined` if it was deleted. */
   set(index: number, tag: string | undefined): void {
     if (tag === undefined) this.#tags.delete(index);
     else this.#tags.set(index, tag);
   }
 
-  /** The known blocks in a range that are there, in no order. */
+  /** The existing blocks in a listed range, in no particular order. */
   *present(start: number, end: number): Generator<number> {
     if (end - start > this.#tags.size) {
       for (const index of [...this.#tags.keys()]) {
@@ -76,10 +75,10 @@ export class Listing {
     }
   }
 
-  /** Learn whether a block is there. */
+  /** List the part with a block. */
   async learn(index: number): Promise<void> {
     while (!this.isKnown(index)) {
-      // One at a time: neighbours ask for the same page.
+      // One at a time: adjacent blocks are on the same page.
       this.#pending ??= this.#page(index).finally(() =>
         this.#pending = undefined
       );
@@ -87,14 +86,14 @@ export class Listing {
     }
   }
 
-  /** Learn of all blocks in a range. */
+  /** List all blocks in a range. */
   async learnRange(start: number, end: number): Promise<void> {
     for (let next; (next = this.firstUnknown(start, end)) !== undefined;) {
       await this.learn(next);
     }
   }
 
-  /** The first block in a range of which nothing is known, if there is one. */
+  /** The first block in a range that has not been listed, if any. */
   firstUnknown(start: number, end: number): number | undefined {
     for (const known of this.#known) {
       if (known.start <= start) start = Math.max(start, known.end);
@@ -126,7 +125,7 @@ export class Listing {
     throw new BlockError("EIO", "The service's listing comes to no end");
   }
 
-  /** What was known before may have changed since, and is ours. */
+  /** Entries known before may be newer, since they are ours. */
   #add(start: number, end: number, found: Map<number, string>): void {
     for (const [index, tag] of found) {
       if (!this.isKnown(index)) this.#tags.set(index, tag);
@@ -169,7 +168,7 @@ export class Listing {
   }
 }
 
-/** The error for what others have written while it was read. */
+/** The error for a disk that others have changed. */
 export function changedError(): BlockError {
   return new BlockError("EIO", "The disk has changed since it was opened");
 }

@@ -1,5 +1,5 @@
 /**
- * What the driver says of itself: its names and options.
+ * The driver's traits and options, needed before it is loaded.
  *
  * @module
  */
@@ -78,7 +78,7 @@ export const OPEN_OPTIONS: OptionTable = {
   },
 };
 
-/** The options that `create` takes of its caller. */
+/** Options of `create`. */
 const CREATE_OPTIONS: OptionTable = {
   size: { type: "size", help: "Size of the new disk" },
   "object-size": {
@@ -87,8 +87,8 @@ const CREATE_OPTIONS: OptionTable = {
   },
 };
 
-/** The driver, apart from its work. */
-export const S3_FACTS: DriverTraits = {
+/** The driver's traits. */
+export const S3_TRAITS: DriverTraits = {
   name: "s3",
   role: "protocol",
   schemes: ["s3"],
@@ -109,14 +109,14 @@ export const S3_FACTS: DriverTraits = {
     if (Object.keys(others).length > 0) return undefined;
     return typeof url === "string" ? url : s3Name(String(bucket), String(key));
   },
-  // Keys are taken as they are.
+  // Keys are not normalized.
   canonicalName: (name) => name,
   ownFolder: (name) => name.replace(/[^/]*$/, ""),
 };
 
 /**
- * The bucket and the key of `s3://BUCKET/KEY`. The key is taken as it is:
- * nothing in it is encoded, as in other programs that take such names.
+ * The bucket and the key of `s3://BUCKET/KEY`. The key is literal, not encoded,
+ * as in other programs with such names.
  */
 export function parseS3Name(name: string): { bucket: string; key: string } {
   const match = /^s3:\/\/([^/]*)(?:\/([^]*))?$/.exec(name);
@@ -134,7 +134,7 @@ export function s3Name(bucket: string, key: string): string {
   return `s3://${bucket}/${key}`;
 }
 
-/** Whether a description is that of a disk in numbered blocks. */
+/** Whether a description is of a disk in numbered blocks. */
 export function hasBlocks(options: OptionValues): boolean {
   return ["size", "object-size", "layout"].some((name) =>
     options[name] !== undefined

@@ -1,8 +1,9 @@
 /**
- * An object as a disk that is only read.
+ * An object as a read-only disk.
  *
  * @module
  */
+import { checkSignal } from "../../core/abort.ts";
 import {
   fillVector,
   type IoVector,
@@ -10,7 +11,12 @@ import {
   vectorLength,
 } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
-import type { BlockNode, Extent, ReadFlags } from "../../core/node.ts";
+import type {
+  BlockNode,
+  Extent,
+  ReadFlags,
+  RequestFlags,
+} from "../../core/node.ts";
 import {
   discardBody,
   openRanged,
@@ -21,28 +27,28 @@ import {
 import { RemoteReader } from "../../core/remote/remote_reader.ts";
 import type { DriverTraits } from "../../core/traits.ts";
 import type { S3Client } from "./client.ts";
-import { S3_FACTS, s3Name } from "./names.ts";
+import { S3_TRAITS, s3Name } from "./names.ts";
 
-/** The statuses that tell of the object's version. */
+/** Statuses that depend on the object's version. */
 const OF_VERSION = [304, 412, 416];
 
-/** Bytes that are fetched on opening: the metadata of most images. */
+/** Bytes fetched on opening: the metadata of most images. */
 const HEAD = 320 * 1024;
 
-/** An object that several nodes of this process may read at once. */
+/** An object that several nodes of this process may share. */
 interface Shared {
   readonly version: Version;
   readonly reader: RemoteReader;
   users: number;
 }
 
-/** Objects that are being read, by everything that makes a difference. */
+/** Objects being read, keyed by everything that distinguishes them. */
 const objects = new Map<string, Shared>();
 
 /**
  * Open an object.
  *
- * @param readAhead Most bytes that are fetched ahead.
+ * @param readAhead Most bytes read ahead.
  * @throws {BlockError} ENOENT if there is none, EACCES …
  */
 export async function openObject(
@@ -96,8 +102,8 @@ function isSame(one: Version, other: Version): boolean {
 }
 
 /**
- * The answer to a request for what lies past the end, which some services do
- * not tell.
+ * Complete a response to a request past the end, for which some services omit
+ * the size.
  */
 async function withRange(
   client: S3Client,
@@ -119,13 +125,13 @@ async function withRange(
 }
 
 class ObjectNode implements BlockNode {
-  readonly driver: DriverTraits = S3_FACTS;
+  readonly driver: DriverTraits = S3_TRAITS;
   readonly filename: string;
   readonly size: number;
   readonly readOnly = true;
   readonly children = {};
   readonly #reader: RemoteReader;
-  /** Ends its use of the reader. */
+  /** Releases the reader. */
   readonly close: () => Promise<void>;
 
   constructor(
@@ -154,7 +160,13 @@ class ObjectNode implements BlockNode {
     if (inside < length) fillVector(iov, inside, length - inside);
   }
 
-  status(offset: number, length: number): Promise<Extent> {
+  // deno-lint-ignore require-await -- the interface is asynchronous
+  async status(
+    offset: number,
+    length: number,
+    flags?: RequestFlags,
+  ): Promise<Extent> {
+    checkSignal(flags?.signal);
     const place = { allocated: true, hostOffset: offset, file: this };
     const inside = Math.min(length, this.size - offset);
     return Promise.resolve(

@@ -1,6 +1,6 @@
 /**
- * Where the service is, and who asks: options, and where they say nothing the
- * environment variables of AWS's own programs.
+ * The location of the service and the credentials, from options or AWS's
+ * environment variables.
  *
  * @module
  */
@@ -17,16 +17,16 @@ export interface Credentials {
   readonly sessionToken?: string;
 }
 
-/** How a bucket is reached. */
+/** How to reach a bucket. */
 export interface Settings {
   readonly bucket: string;
   /** The URL below which the keys are, without a slash at its end. */
   readonly base: string;
   readonly region: string;
-  /** Absent if requests are not signed, as for public objects. */
+  /** Absent for unsigned requests, to public objects. */
   readonly credentials?: Credentials;
   readonly patience: Patience;
-  /** Variables that could not be read for want of a permission. */
+  /** Environment variables that could not be read without permission. */
   readonly unread: readonly string[];
 }
 
@@ -34,9 +34,9 @@ export interface Settings {
 export type FindSecret = (id: string) => Promise<Uint8Array | undefined>;
 
 /**
- * Collect the settings.
+ * Determine the settings.
  *
- * @throws {BlockError} EINVAL if they make no sense, or a secret is missing.
+ * @throws {BlockError} EINVAL if they are invalid, or a secret is missing.
  */
 export async function settingsOf(
   options: OptionValues,
@@ -76,7 +76,7 @@ export async function settingsOf(
   };
 }
 
-/** Names of the past were longer and had capitals and underscores. */
+/** Old bucket names may be longer, with capitals and underscores. */
 const BUCKET = /^[A-Za-z0-9][A-Za-z0-9._-]{2,254}$/;
 
 function checkedBucket(bucket: unknown): string {
@@ -86,7 +86,7 @@ function checkedBucket(bucket: unknown): string {
     : invalid(`'${shortened(String(bucket), 80)}' is not the name of a bucket`);
 }
 
-/** Check a key, which may be empty for blocks that have only numbers. */
+/** Check a key, which may be empty for blocks whose keys are only numbers. */
 export function checkedKey(key: unknown, mayBeEmpty = false): string {
   const text = String(key ?? "");
   if (text === "" && !mayBeEmpty) throw invalid("The key is missing");
@@ -95,7 +95,7 @@ export function checkedKey(key: unknown, mayBeEmpty = false): string {
   }
   const parts = text.split("/");
   if (parts.includes(".") || parts.includes("..")) {
-    // A URL with such parts is changed before it is sent.
+    // Such parts of a URL would be resolved before it is sent.
     throw invalid("A key with a part '.' or '..' cannot be asked for");
   }
   if (!text.isWellFormed()) throw invalid("The key is not valid Unicode");
@@ -112,7 +112,7 @@ function baseUrl(
     ? new URL(`https://s3.${region}.${domainOf(region)}`)
     : parsedEndpoint(endpoint);
   const path = url.pathname.replace(/\/+$/, "");
-  // A certificate for all buckets is for names without dots.
+  // A certificate for all buckets only covers names without dots.
   const inPath = wantsPath ?? (endpoint !== undefined || bucket.includes("."));
   return inPath
     ? `${url.origin}${path}/${bucket}`
@@ -124,7 +124,7 @@ function domainOf(region: string): string {
 }
 
 function parsedEndpoint(text: string): URL {
-  // What is wrong with it may be a password in it.
+  // Messages must not quote it: it may contain a password.
   const refuse = (why: string) => invalid(`The endpoint's URL ${why}`);
   if (!URL.canParse(text)) throw refuse("cannot be understood");
   const url = new URL(text);
@@ -148,7 +148,7 @@ async function credentialsOf(
   const find = async (name: string) => {
     const id = options[name] as string | undefined;
     if (id === undefined) return undefined;
-    // A file that holds it ends in a line break as a rule.
+    // A file with the secret usually ends in a line break.
     return new TextDecoder().decode(await secret(id)).trim();
   };
   const named = options["access-key"] as string | undefined;
@@ -168,7 +168,7 @@ async function credentialsOf(
   if (secretAccessKey === undefined) {
     throw invalid("There is an access key without a secret key");
   }
-  // A token of the environment belongs to the keys of the environment.
+  // A token of the environment belongs to its keys.
   const sessionToken = ownToken ??
     (ownSecret === undefined ? variable("AWS_SESSION_TOKEN") : undefined);
   return { accessKeyId, secretAccessKey, sessionToken };

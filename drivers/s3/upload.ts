@@ -1,6 +1,6 @@
 /**
- * Storing an object front to back, as an upload of several parts: it appears as
- * a whole when the last part is there, or not at all.
+ * Storing an object front to back as a multipart upload: it appears as a whole
+ * when complete, or not at all.
  *
  * @module
  */
@@ -11,35 +11,35 @@ import type { S3Client } from "./client.ts";
 import { ConflictError, element, serviceError } from "./errors.ts";
 import type { Lease } from "./lease.ts";
 
-/** Bounds of a part that is not the last one, in bytes. */
+/** Bounds of a part other than the last, in bytes. */
 const [MIN_PART, MAX_PART] = [5 * 1024 ** 2, 5 * 1024 ** 3];
-/** Bytes of a part if that is enough. */
+/** Default bytes of a part. */
 const USUAL_PART = 8 * 1024 ** 2;
 /** Most parts of an object. */
 const MAX_PARTS = 10_000;
-/** Parts under way at once. */
+/** Parts uploaded concurrently. */
 const CONCURRENCY = 4;
-/** Tells which upload an object is from. */
+/** Identifies the upload that created an object. */
 const MARK = "x-amz-meta-bdrv-upload";
-/** Longest time that giving up may take, in milliseconds. */
-const FAREWELL = 5000;
+/** Longest time for aborting, in milliseconds. */
+const ABORT_TIMEOUT = 5000;
 
 /** How to store an object. */
 export interface UploadOptions {
   /** Bytes of a part. */
   readonly partSize?: number;
-  /** About how many bytes there will be. */
+  /** Approximate number of bytes. */
   readonly expected?: number;
   readonly signal?: AbortSignal;
-  /** Keeps others away who do the same; `undefined` if nobody is to be. */
+  /** Acquires a lease against other uploaders; `undefined` if none is used. */
   acquire(signal: AbortSignal): Promise<Lease | undefined>;
 }
 
 /**
- * Store the bytes of `chunks` under `key`. An object that is there is replaced
- * at the end, unless another program has replaced it meanwhile.
+ * Store the bytes of `chunks` under `key`. An existing object is replaced at
+ * the end, unless another program has replaced it meanwhile.
  *
- * @throws {BlockError} EBUSY if another program was faster.
+ * @throws {BlockError} EBUSY in that case.
  */
 export async function upload(
   client: S3Client,
@@ -60,7 +60,8 @@ export async function upload(
         part.set(chunk.subarray(at, at + take), filled);
         at += take;
         filled += take;
-        // A full part waits for more: the last one ends the upload.
+        // A full part waits for more data, since the last part completes the
+        // upload.
         if (filled < size || at === chunk.length) continue;
         await target.add(part);
         part = allocate(size);
@@ -80,7 +81,7 @@ function partSize({ partSize, expected = 0 }: UploadOptions): number {
     if (partSize >= MIN_PART && partSize <= MAX_PART) return partSize;
     throw invalid("The size of a part must be between 5 MiB and 5 GiB");
   }
-  // Tables come in addition to the data.
+  // Allow for tables in addition to the data.
   const needed = Math.ceil(expected * 1.1 / MAX_PARTS / 1024 ** 2) * 1024 ** 2;
   return Math.max(USUAL_PART, needed);
 }
@@ -93,9 +94,9 @@ class Upload {
   readonly #acquire: UploadOptions["acquire"];
   #lease?: Lease;
   readonly #stop = new AbortController();
-  /** The version that is to be replaced; `null` if there is none. */
+  /** The version to be replaced; `null` if there is none. */
   #before: string | null = null;
-  /** Absent until there is more than one part. */
+  /** Absent for an upload of one part. */
   #id?: string;
   #count = 0;
   readonly #mark = crypto.randomUUID();
@@ -117,13 +118,14 @@ class Upload {
     this.#before = await this.#version();
   }
 
-  /** The version that is there; `null` if there is none. */
+  /** The present version; `null` if there is none. */
   async #version(): Promise<string | null> {
     try {
       const { headers } = await this.#ask({ method: "HEAD" });
       return headers.get("etag");
     } catch (error) {
-      // Who may only write is denied a look; the condition shows it then.
+      // With only write permission, looking is denied; the condition decides
+      // later.
       const isUnseen = error instanceof BlockError &&
         (error.code === "ENOENT" || error.code === "EACCES");
       if (isUnseen) return null;
@@ -140,7 +142,7 @@ class Upload {
     return this.#client.ask(whole, undefined, again);
   }
 
-  /** Send a part, which is not the last one, and belongs to the upload now. */
+  /** Upload a part other than the last; the upload takes over `bytes`. */
   async add(bytes: Uint8Array<ArrayBuffer>): Promise<void> {
     if (this.#count === MAX_PARTS) {
       throw new BlockError(
@@ -163,8 +165,8 @@ class Upload {
   }
 
   /**
-   * Several parts take their time, and not all services check conditions when
-   * they put them together.
+   * Begin a multipart upload. Not all services check conditions on completing
+   * one, so the version is checked here.
    */
   async #begin(): Promise<string> {
     this.#lease = await this.#acquire(this.#stop.signal);
@@ -189,7 +191,7 @@ class Upload {
     this.#tags[number - 1] = tag;
   }
 
-  /** Send the last part, and make the object visible. */
+  /** Upload the last part, and make the object visible. */
   async complete(last: Uint8Array<ArrayBuffer>): Promise<void> {
     if (this.#id === undefined) return await this.#putAtOnce(last);
     if (last.length > 0) await this.add(last);
@@ -210,7 +212,7 @@ class Upload {
     );
   }
 
-  /** A request that may fail after a `200` has been sent. */
+  /** A request that may fail even after status 200. */
   async #completed(
     body: Uint8Array<ArrayBuffer>,
     again: () => void,
@@ -236,8 +238,8 @@ class Upload {
   }
 
   /**
-   * Make the request that shows the object. When it had to be made again, a
-   * refusal may mean that it was carried out the first time.
+   * Make the request that publishes the object. If it was repeated, a refusal
+   * may mean that the first attempt succeeded.
    */
   async #confirmed(
     make: (again: () => void) => Promise<unknown>,
@@ -258,13 +260,13 @@ class Upload {
       : { "if-match": this.#before };
   }
 
-  /** End the part of others in it. */
+  /** Cancel the parts being uploaded. */
   async leave(): Promise<void> {
     this.#signal?.removeEventListener("abort", this.#halt);
     await this.#lease?.release();
   }
 
-  /** Have the service forget the parts. */
+  /** Let the service discard the parts. */
   async abandon(): Promise<void> {
     this.#stop.abort();
     await Promise.all(this.#pending);
@@ -274,12 +276,12 @@ class Upload {
           method: "DELETE",
           key: this.#key,
           query: { uploadId: this.#id },
-          signal: AbortSignal.timeout(FAREWELL),
+          signal: AbortSignal.timeout(ABORT_TIMEOUT),
         });
       }
       await this.leave();
     } catch {
-      // What is left costs space, but nobody can take it for an object.
+      // The rest costs space, but cannot be mistaken for an object.
     }
   }
 }

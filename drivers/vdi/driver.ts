@@ -89,7 +89,7 @@ class VdiNode extends MappedNode {
     return { clusterSize: BLOCK_SIZE, dirty: false };
   }
 
-  /** Each block must be used at most once, and counted. */
+  /** Each block must be used at most once, and must be counted. */
   async #check(options: CheckOptions = {}): Promise<CheckResult> {
     refuseRepair(options);
     await this.flush();

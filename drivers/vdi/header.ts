@@ -30,7 +30,7 @@ const VERSION = 0x00010001;
 const MAX_BLOCKS = 0x1fffff80;
 const MAX_DISK_SIZE = MAX_BLOCKS * BLOCK_SIZE;
 
-/** Offsets of the fields of 32 bits. */
+/** Offsets of the 32-bit fields. */
 const AT = {
   signature: 64,
   version: 68,
@@ -44,9 +44,9 @@ const AT = {
   blocks: 384,
   blocksAllocated: 388,
 } as const;
-/** That of the disk size, which has 64 bits. */
+/** Offset of the disk size, a 64-bit field. */
 const DISK_SIZE = 368;
-/** Those of the UUIDs: of the image and its last snapshot, and of parents. */
+/** Offsets of the UUIDs: of the image, its last snapshot, and parents. */
 const UUID = { own: 392, link: 424, parent: 440, size: 16 } as const;
 
 /** Image types. */

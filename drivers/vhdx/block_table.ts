@@ -1,9 +1,9 @@
 /**
- * The block allocation table of a VHDX image. An entry holds the state of a
- * block and its offset in the file. The entries of each chunk are followed by
- * one for the chunk's sector bitmap, which only differencing images use.
+ * The block allocation table of a VHDX image. An entry holds the state and
+ * offset of a block. The entries of each chunk are followed by one for its
+ * sector bitmap, which differencing images use.
  *
- * Changes are written through the log.
+ * Changes go through the log.
  *
  * @module
  */
@@ -26,7 +26,7 @@ import { overlap, overlapText, type Regions } from "./regions.ts";
 import { SectorBitmaps } from "./sector_bitmaps.ts";
 
 const ENTRY_SIZE = 8;
-/** Sectors of a chunk: as many as a sector bitmap of 1 MiB has bits. */
+/** Sectors of a chunk: bits of a sector bitmap, a block of 1 MiB. */
 const CHUNK_SECTORS = 8 * MIB;
 
 /** States of blocks. */
@@ -40,13 +40,13 @@ export const STATE = {
   PARTIAL: 7,
 } as const;
 
-/** How many blocks a disk has, and where in the table their entries are. */
+/** Numbers of blocks and entries, and the order of the entries. */
 export class TableShape {
   /** Blocks of the disk. */
   readonly blocks: number;
-  /** Blocks per chunk: the specification's chunk ratio. */
+  /** Blocks of a chunk, after which a bitmap's entry follows. */
   readonly ratio: number;
-  /** Entries of the table, including those for sector bitmaps. */
+  /** Entries that the table must have. */
   readonly entries: number;
 
   constructor({ size, blockSize, parent }: Metadata) {
@@ -57,7 +57,7 @@ export class TableShape {
       : this.blocks && this.blocks + Math.floor((this.blocks - 1) / this.ratio);
   }
 
-  /** The extent of a table that begins at an offset. */
+  /** The extent of a table at an offset. */
   tableAt(offset: number): TableExtent {
     const length = this.entries * ENTRY_SIZE;
     return { offset, length, entrySize: ENTRY_SIZE };
@@ -68,12 +68,12 @@ export class TableShape {
     return block + Math.floor(block / this.ratio);
   }
 
-  /** The entry of the sector bitmap that covers a block. */
+  /** The entry of a block's sector bitmap. */
   bitmapOf(block: number): number {
     return Math.floor(block / this.ratio) * (this.ratio + 1) + this.ratio;
   }
 
-  /** The block that an entry is for; `undefined` for a bitmap's entry. */
+  /** The block of an entry; `undefined` for that of a bitmap. */
   blockOf(entry: number): number | undefined {
     const inChunk = entry % (this.ratio + 1);
     const chunk = Math.floor(entry / (this.ratio + 1));
@@ -108,20 +108,20 @@ export class VhdxTable extends BlockTable {
     this.#bitmaps = new SectorBitmaps(file, metadata.blockSize);
   }
 
-  /** Switch to another file with the same content, and the log with it. */
+  /** Switch to another file with the same content, also for the log. */
   override useFile(file: BlockNode): void {
     super.useFile(file);
     this.#bitmaps.useFile(file);
     this.#log.useFile(file);
-    // Beyond that content, the new file need not read as zeroes.
+    // What follows the content need not be zero.
     this.space.next = Math.max(this.space.next, roundUp(file.size, MIB));
   }
 
   /**
-   * Look at all entries, and find the end of the last block.
+   * Check all entries, and find the end of the last block.
    *
-   * @param report Receives what is wrong with a block, in QEMU's words.
-   * @returns how many entries point to where no block can be.
+   * @param report Receives faults of blocks, in QEMU's words.
+   * @returns the number of misplaced blocks.
    */
   async examine(report: (line: string) => void): Promise<number> {
     const hasParent = this.#metadata.parent !== undefined;
@@ -145,7 +145,7 @@ export class VhdxTable extends BlockTable {
     return faults;
   }
 
-  /** What is wrong with the place of a block. */
+  /** Faults of a block's offset. */
   *#problemsOf(
     entry: number,
     block: number,
@@ -156,7 +156,7 @@ export class VhdxTable extends BlockTable {
     if (offset > 2 ** 63 - blockSize) {
       yield `VHDX BAT entry ${entry} offset overflow.`;
     }
-    // In images that QEMU made, the last block may end where the disk does.
+    // QEMU has created images whose last block ends with the disk.
     const last = offset + Math.min(blockSize, size - block * blockSize);
     const pastEnd = (what: string, place: bigint) =>
       `VHDX BAT entry ${entry} ${what} offset ${place} points after ` +
@@ -255,7 +255,7 @@ function stateAt(view: DataView, at: number): number {
   return view.getUint32(at, true) & 7;
 }
 
-/** An offset in bytes. One too large to be exact lies behind every file. */
+/** An offset in bytes; an inexact one is invalid anyway. */
 function offsetAt(view: DataView, at: number): number {
   const low = view.getUint32(at, true);
   return view.getUint32(at + 4, true) * 2 ** 32 + (low - low % MIB);
@@ -274,9 +274,9 @@ function putEntry(
 /**
  * Write the table of a new image.
  *
- * @param offset Where it begins.
- * @param state Of all blocks.
- * @param dataOffset Where the first block begins; the others follow.
+ * @param offset Offset of the table.
+ * @param state The state of all blocks.
+ * @param dataOffset Offset of the first block; the others follow.
  */
 export async function writeNewTable(
   file: BlockNode,

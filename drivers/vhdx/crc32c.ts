@@ -1,5 +1,5 @@
 /**
- * The checksum of VHDX structures: CRC-32C, with the polynomial of Castagnoli.
+ * The checksum of VHDX structures: CRC-32C, with Castagnoli's polynomial.
  *
  * @module
  */
@@ -13,7 +13,7 @@ const TABLE = new Uint32Array(256).map((_, byte) => {
   return value;
 });
 
-/** The checksum of bytes that come in parts, each of at least 4. */
+/** A checksum of bytes that arrive in parts of at least 4 bytes. */
 export class Checksum {
   #crc = 0xffffffff;
 
@@ -25,7 +25,7 @@ export class Checksum {
   /**
    * Add bytes.
    *
-   * @param field Where 4 of them count as zeroes: the checksum itself.
+   * @param field Offset of 4 bytes that count as zeroes: the checksum itself.
    */
   add(bytes: Uint8Array, field = bytes.length): void {
     let crc = this.#crc;
@@ -37,12 +37,12 @@ export class Checksum {
   }
 }
 
-/** Whether the checksum at `field` is that of `bytes`. */
+/** Whether the checksum at `field` is correct. */
 export function hasChecksum(bytes: Uint8Array, field: number): boolean {
   return viewOf(bytes).getUint32(field, true) === checksum(bytes, field);
 }
 
-/** Put the checksum of `bytes` there. */
+/** Set the checksum at `field`. */
 export function putChecksum(bytes: Uint8Array, field: number): void {
   viewOf(bytes).setUint32(field, checksum(bytes, field), true);
 }

@@ -1,6 +1,6 @@
 /**
- * Making VHDX images. The file has the headers, the log, the block allocation
- * table, the metadata, some room, and the blocks of a fixed image.
+ * Creating VHDX images. The file has the headers, the log, the block allocation
+ * table, the metadata, some spare space, and the blocks of a fixed image.
  *
  * @module
  */
@@ -14,10 +14,12 @@ import { MAX_SIZE, SECTOR, writeNewMetadata } from "./metadata.ts";
 import { writeNewRegions } from "./regions.ts";
 
 const GIB = 1024 * MIB;
-/** Bytes between the table and the first block, of which metadata has one MiB. */
+/**
+ * Bytes between the table and the first block, including one MiB of metadata.
+ */
 const ROOM = 5 * MIB;
 
-/** Make an image; options as `VHDX_CREATE_OPTIONS` has them. */
+/** Create an image; `options` are those of `VHDX_CREATE_OPTIONS`. */
 export async function createVhdx(
   options: OptionValues,
   context: CreateContext,
@@ -61,7 +63,7 @@ function logSize(wanted: number): number {
   return size;
 }
 
-/** Bytes of a block: as requested, or so many that the table stays small. */
+/** Bytes of a block: as requested, or large enough to keep the table small. */
 function blockSizeOf(wanted: number, size: number): number {
   if (wanted === 0) {
     if (size > 32 * 1024 * GIB) return 64 * MIB;

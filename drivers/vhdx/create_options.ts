@@ -1,6 +1,6 @@
 import type { OptionTable } from "../../core/options.ts";
 
-/** The options of new VHDX images. What makes them is loaded when it is used. */
+/** Options of new VHDX images. The code that uses them is loaded on demand. */
 export const VHDX_CREATE_OPTIONS: OptionTable = {
   size: { type: "size", help: "Virtual disk size; max of 64TB." },
   log_size: {

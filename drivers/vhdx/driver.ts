@@ -1,5 +1,5 @@
 /**
- * The format driver `vhdx`: Hyper-V's images, dynamic, fixed and, to be read,
+ * The format driver `vhdx`: Hyper-V's images: dynamic, fixed and (read-only)
  * differencing.
  *
  * @module
@@ -95,7 +95,7 @@ async function replay(log: Log, context: OpenContext): Promise<boolean> {
   return true;
 }
 
-/** Refuse what has blocks in wrong places, unless that is to be found out. */
+/** Refuse misplaced blocks, unless the image is opened to be checked. */
 async function examine(table: VhdxTable, context: OpenContext): Promise<void> {
   let first: string | undefined;
   await table.examine((line) => first ??= line);
@@ -104,16 +104,16 @@ async function examine(table: VhdxTable, context: OpenContext): Promise<void> {
   throw fault(context.filename, "EINVAL", "its block table is damaged");
 }
 
-/** What an open image consists of. */
+/** The parts of an open image. */
 interface VhdxImage {
   readonly file: BlockNode;
-  /** Of a differencing image: its parent. */
+  /** The parent of a differencing image. */
   readonly backing?: BlockNode;
   readonly headers: Headers;
   readonly metadata: Metadata;
   readonly table: VhdxTable;
   readonly context: OpenContext;
-  /** Whether the log was replayed, which is still to be reported. */
+  /** Whether the log was replayed and this has not been reported yet. */
   isReplayed: boolean;
 }
 
@@ -124,13 +124,13 @@ class VhdxNode extends MappedNode {
     check: (options) => this.#check(options),
   };
   readonly #image: VhdxImage;
-  /** Whether the headers say that the disk has changed. */
+  /** Whether the headers record that the disk has changed. */
   #hasChanged = false;
   readonly #changing = new Mutex();
 
   constructor(image: VhdxImage) {
     const { metadata, table } = image;
-    // Nobody here keeps the bitmaps of a differencing image.
+    // The sector bitmaps of a differencing image are not maintained here.
     super({ ...image, isReadOnly: metadata.parent !== undefined });
     this.size = metadata.size;
     this.#image = image;
@@ -146,7 +146,7 @@ class VhdxNode extends MappedNode {
     await super.write(offset, iov, flags);
   }
 
-  /** Overlays notice by a GUID that the disk has changed. */
+  /** Overlays detect by a GUID that the disk has changed. */
   async #beginChanges(): Promise<void> {
     using _ = await this.#changing.lock();
     if (this.#hasChanged) return;

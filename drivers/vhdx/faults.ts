@@ -1,5 +1,5 @@
 /**
- * Why an image is refused. QEMU reports most faults as an invalid argument;
+ * Errors for invalid images. QEMU reports most faults as an invalid argument;
  * here the reason follows.
  *
  * @module

@@ -1,13 +1,13 @@
 /**
- * GUIDs, whose first three groups are little-endian in a file.
+ * GUIDs, whose first three groups are stored little-endian.
  *
  * @module
  */
 
-/** The GUID that stands for none. */
+/** The null GUID. */
 export const NO_GUID = "00000000-0000-0000-0000-000000000000";
 
-/** Where in a file the digits of the text come from, byte by byte. */
+/** The order of the text's bytes in a file. */
 const ORDER = [3, 2, 1, 0, 5, 4, 7, 6, 8, 9, 10, 11, 12, 13, 14, 15];
 
 /** The GUID at an offset, as text. */
@@ -17,7 +17,7 @@ export function guidAt(bytes: Uint8Array, at: number): string {
   return hex.replace(/^(.{8})(.{4})(.{4})(.{4})(.{12})$/, "$1-$2-$3-$4-$5");
 }
 
-/** Put a GUID there. */
+/** Store a GUID at an offset. */
 export function putGuid(bytes: Uint8Array, at: number, guid: string): void {
   const hex = guid.replaceAll("-", "");
   ORDER.forEach((place, i) => {
@@ -25,7 +25,7 @@ export function putGuid(bytes: Uint8Array, at: number, guid: string): void {
   });
 }
 
-/** A new one. */
+/** A new GUID. */
 export function newGuid(): string {
   return crypto.randomUUID();
 }

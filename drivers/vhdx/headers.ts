@@ -1,8 +1,8 @@
 /**
- * The two headers of a VHDX image: the valid one with the higher sequence number
- * counts. Changes go to the other one, so that one of them is valid at any time.
- * (Microsoft's "[MS-VHDX]: Virtual Hard Disk v2 (VHDX) File Format", as are all
- * parts of this driver.)
+ * The two headers of a VHDX image: the valid one with the higher sequence
+ * number is current. Changes go to the other one, so that one of them is always
+ * valid. (Microsoft's "[MS-VHDX]: Virtual Hard Disk v2 (VHDX) File Format", as
+ * for all parts of this driver.)
  *
  * @module
  */
@@ -14,11 +14,11 @@ import { hasChecksum, putChecksum } from "./crc32c.ts";
 import { fault } from "./faults.ts";
 import { guidAt, newGuid, NO_GUID, putGuid } from "./guid.ts";
 
-/** Regions and blocks begin at multiples of this, and headers end before it. */
+/** Alignment of regions and blocks, and the end of the headers. */
 export const MIB = 1024 * 1024;
 /** Bytes of a header. */
 export const HEADER_SIZE = 4096;
-/** Where the headers lie. */
+/** Offsets of the headers. */
 const PLACES = [64 * 1024, 128 * 1024] as const;
 
 const SIGNATURE = "vhdxfile";
@@ -36,18 +36,18 @@ const AT = {
   logOffset: 72,
 } as const;
 
-/** What a header says. */
+/** The content of a header. */
 export interface Header {
   readonly sequence: bigint;
-  /** Changes with the content of the disk, by which overlays know it. */
+  /** Changes with the content of the disk, so that overlays detect that. */
   readonly dataWriteGuid: string;
-  /** The GUID of the log entries to be replayed; `NO_GUID` for none. */
+  /** The GUID of the log entries to replay; `NO_GUID` for none. */
   readonly logGuid: string;
   /** Bytes of the log. */
   readonly logLength: number;
-  /** Its first byte in the file. */
+  /** Its offset in the file. */
   readonly logOffset: number;
-  /** All of it, as it is in the file. */
+  /** The raw header. */
   readonly bytes: Uint8Array;
 }
 
@@ -62,7 +62,7 @@ export interface HeaderChanges {
 export class Headers {
   #file: BlockNode;
   #current: Header;
-  /** Which of the two places has the current one. */
+  /** The index of the current header. */
   #place: number;
 
   private constructor(file: BlockNode, current: Header, place: number) {
@@ -72,9 +72,10 @@ export class Headers {
   }
 
   /**
-   * Read them.
+   * Read both headers.
    *
-   * @throws {BlockError} EINVAL if it is no VHDX image, or none of them is valid.
+   * @throws {BlockError} EINVAL if it is not a VHDX image, or no header is
+   * valid.
    */
   static async read(file: BlockNode): Promise<Headers> {
     const signature = allocate(8);
@@ -100,15 +101,14 @@ export class Headers {
     this.#file = file;
   }
 
-  /** The one that counts. */
+  /** The current header. */
   get current(): Header {
     return this.#current;
   }
 
   /**
-   * Write a new header in the place of the one that does not count. The one
-   * that does must be durable, and what is written next as well before another
-   * change.
+   * Write a new header over the one that is not current. The current one must
+   * be durable, and so must the next write before another change.
    */
   async change(changes: HeaderChanges): Promise<void> {
     const bytes = this.#current.bytes.slice();
@@ -149,7 +149,9 @@ function decoded(bytes: Uint8Array): Header {
   };
 }
 
-/** Which of two headers counts; of two as new, neither unless they are alike. */
+/**
+ * The index of the current header; if both are equally new, they must be equal.
+ */
 function currentOf(
   first: Header | undefined,
   second: Header | undefined,
@@ -178,7 +180,7 @@ function checkLog(file: BlockNode, header: Header): void {
   }
 }
 
-/** Write what a new image begins with: its signature, and both headers. */
+/** Write the beginning of a new image: its signature and both headers. */
 export async function writeNewHeaders(
   file: BlockNode,
   log: { offset: number; length: number },
@@ -208,7 +210,7 @@ export async function writeNewHeaders(
   }
 }
 
-/** Whether a block can have a size in bytes. */
+/** Whether a block may have this many bytes. */
 export function isBlockSize(bytes: number): boolean {
   return isPowerOfTwo(bytes) && bytes >= MIB && bytes <= MAX_BLOCK_SIZE;
 }

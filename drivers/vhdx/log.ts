@@ -1,11 +1,11 @@
 /**
- * The log of a VHDX image, through which its metadata is changed, so that a
- * power cut leaves either the old metadata or the new.
+ * The log of a VHDX image: metadata is changed through it, so that a power cut
+ * leaves either the old metadata or the new.
  *
- * **Write order**: the data that new entries of the table point to, and the
- * entry of the log; when both are durable, the header that says that the log
- * counts; then the metadata in its place; then the header that says that it does
- * not. Each of these four steps is durable before the next one begins.
+ * **Write order**: the data that new table entries refer to, and the log entry;
+ * when both are durable, the header that activates the log; then the metadata
+ * in its place; then the header that deactivates the log. Each of these four
+ * steps is durable before the next one begins.
  *
  * @module
  */
@@ -30,7 +30,9 @@ export class Log {
   #file: BlockNode;
   readonly #headers: Headers;
   readonly #log: Region;
-  /** The half of the log for the next entry: the last one may still count. */
+  /**
+   * The half of the log for the next entry: the last entry may still be active.
+   */
   #half = 0;
 
   constructor(file: BlockNode, headers: Headers) {
@@ -46,13 +48,13 @@ export class Log {
     this.#headers.useFile(file);
   }
 
-  /** The entries to be replayed before the image can be used, oldest first. */
+  /** The entries to replay before the image can be used, oldest first. */
   async pending(): Promise<LogEntry[]> {
     const { logGuid } = this.#headers.current;
     if (logGuid === NO_GUID) return [];
     const { filename } = this.#file;
     const entries = new Map<number, LogEntry>();
-    // Overwritten entries hardly count, but each is examined.
+    // Overwritten entries hardly count, but each has to be checked.
     let most = 4 * this.#log.length;
     for (const entry of await entriesOf(this.#file, this.#log, logGuid)) {
       most -= entry.length;
@@ -70,7 +72,7 @@ export class Log {
     const newest = pending.at(-1)!;
     const invalid = (reason: string) => fault(file.filename, "EINVAL", reason);
     if (newest.flushedSize > BigInt(file.size)) {
-      throw invalid("it is shorter than its log says");
+      throw invalid("it is shorter than its log requires");
     }
     const end = [BigInt(file.size), ...pending.map(({ lastSize }) => lastSize)]
       .reduce((a, b) => a > b ? a : b);
@@ -96,7 +98,7 @@ export class Log {
   }
 
   /**
-   * Change metadata, and make it and all data written before durable.
+   * Change metadata, and make it and all earlier data durable.
    *
    * @param changes Sectors of 4096 bytes.
    */
@@ -127,9 +129,9 @@ export class Log {
 }
 
 /**
- * The entries that count: of runs of entries, each right behind the one before
- * and numbered after it, the one that goes furthest. It must hold all that its
- * last entry needs.
+ * The active entries: of all sequences of adjacent entries with consecutive
+ * numbers, the newest one. It must contain everything that its last entry
+ * needs.
  */
 function activeSequence(
   entries: ReadonlyMap<number, LogEntry>,

@@ -1,7 +1,7 @@
 /**
- * Entries of the log of a VHDX image: a header, descriptors, and the sectors of
- * data that these describe. All is in sectors of 4096 bytes; the log is a ring
- * of them.
+ * Log entries of a VHDX image: a header, descriptors, and the data sectors they
+ * describe. Everything is in sectors of 4096 bytes, of which the log is a ring
+ * buffer.
  *
  * @module
  */
@@ -22,7 +22,7 @@ const DESCRIPTOR = { ZERO: 0x6f72657a, DATA: 0x63736564 } as const; // "desc"
 const HEADER_SIZE = 64;
 const DESCRIPTOR_SIZE = 32;
 
-/** Where fields of an entry's header lie. */
+/** Offsets of the fields in an entry's header. */
 const AT = {
   checksum: 4,
   length: 8,
@@ -36,18 +36,18 @@ const AT = {
 
 /** The header of an entry. */
 export interface LogEntry {
-  /** Where it begins, from the start of the log. */
+  /** Its offset in the log. */
   readonly offset: number;
-  /** Bytes of all of it. */
+  /** Bytes of the whole entry. */
   readonly length: number;
-  /** Where the oldest entry begins that is needed with it. */
+  /** Offset of the oldest entry needed along with it. */
   readonly tail: number;
   readonly sequence: bigint;
-  /** Descriptors. */
+  /** Number of descriptors. */
   readonly count: number;
-  /** Durable bytes of the file when it was written. */
+  /** Durable size of the file when it was written. */
   readonly flushedSize: bigint;
-  /** Bytes that the file must have once it has been replayed. */
+  /** Size that the file must have after replaying. */
   readonly lastSize: bigint;
 }
 
@@ -60,7 +60,7 @@ export type LogStep =
     readonly bytes: Uint8Array;
   };
 
-/** Reads sectors of the log in order; after the last one comes the first. */
+/** Reads sectors of the log in order, from the last one back to the first. */
 class RingCursor {
   readonly #file: BlockNode;
   readonly #log: Region;
@@ -74,7 +74,7 @@ class RingCursor {
     this.#at = at % log.length;
   }
 
-  /** The next sector, valid until the one after it is asked for. */
+  /** The next sector, valid until the following one is requested. */
   async next(): Promise<Uint8Array> {
     if (this.#left === 0) {
       const length = Math.min(16 * LOG_SECTOR, this.#log.length - this.#at);
@@ -89,7 +89,7 @@ class RingCursor {
   }
 }
 
-/** The header in the first sector of an entry; `undefined` without one. */
+/** The header in the first sector of an entry; `undefined` if there is none. */
 export function entryIn(
   sector: Uint8Array,
   offset: number,
@@ -120,7 +120,7 @@ function descriptorSectors(count: number): number {
   return divideUp(HEADER_SIZE + count * DESCRIPTOR_SIZE, LOG_SECTOR);
 }
 
-/** Look for entries of a GUID at each sector of the log. */
+/** Search each sector of the log for entries with a GUID. */
 export async function entriesOf(
   file: BlockNode,
   log: Region,
@@ -128,7 +128,7 @@ export async function entriesOf(
 ): Promise<LogEntry[]> {
   const found: LogEntry[] = [];
   const cursor = new RingCursor(file, log, 0);
-  // Past the end of the file there are only zeroes.
+  // Past the end of the file, the log is zero.
   const end = Math.min(log.length, file.size - log.offset);
   for (let offset = 0; offset < end; offset += LOG_SECTOR) {
     const entry = entryIn(await cursor.next(), offset, log, guid);
@@ -137,7 +137,7 @@ export async function entriesOf(
   return found;
 }
 
-/** Whether an entry was written as a whole, by its checksum and content. */
+/** Whether an entry is complete, by its checksum and content. */
 export async function isWhole(
   file: BlockNode,
   log: Region,
@@ -166,7 +166,7 @@ export async function isWhole(
   return data === 0 && sum.value === expected;
 }
 
-/** Where descriptors lie in a sector of an entry. */
+/** Offsets of the descriptors in a sector of an entry. */
 function* descriptorsIn(sector: number, count: number): Generator<number> {
   const end = HEADER_SIZE + count * DESCRIPTOR_SIZE - sector * LOG_SECTOR;
   const first = sector === 0 ? HEADER_SIZE : 0;
@@ -222,7 +222,8 @@ export async function* stepsOf(
         yield { kind: "zero", offset, length };
         continue;
       }
-      // Where a sector of the log has its own marks, the descriptor has the data.
+      // Part of a log sector is replaced by marks; the descriptor holds the
+      // original.
       const bytes = (await data.next()).slice();
       bytes.set(sector.subarray(at + 8, at + 16), 0);
       bytes.set(sector.subarray(at + 4, at + 8), LOG_SECTOR - 4);
@@ -231,7 +232,7 @@ export async function* stepsOf(
   }
 }
 
-/** How many sectors an entry of at most a number of bytes can change. */
+/** How many sectors an entry of at most this many bytes can change. */
 export function capacityOf(bytes: number): number {
   const sectors = bytes / LOG_SECTOR;
   let count = sectors - 1;
@@ -240,11 +241,11 @@ export function capacityOf(bytes: number): number {
 }
 
 /**
- * An entry that needs no other one.
+ * An entry that needs no others.
  *
- * @param offset Where it will be in the log.
+ * @param offset Its offset in the log.
  * @param changes Sectors of the file.
- * @param size Bytes that the file has.
+ * @param size Size of the file.
  */
 export function newEntry(
   guid: string,

@@ -1,6 +1,6 @@
 /**
- * The metadata of a VHDX image: the properties of its disk, and its parent's
- * names.
+ * The metadata of a VHDX image: properties of its disk, and names of its
+ * parent.
  *
  * @module
  */
@@ -12,7 +12,7 @@ import { guidAt, newGuid, putGuid } from "./guid.ts";
 import { isBlockSize, MIB } from "./headers.ts";
 import type { Region } from "./regions.ts";
 
-/** The table; items lie after it. */
+/** Bytes of the table; items follow it. */
 const TABLE_SIZE = 64 * 1024;
 const ENTRY_SIZE = 32;
 const MAX_ENTRIES = 2047;
@@ -34,10 +34,10 @@ const ITEM = {
 /** The type of a parent locator that names a VHDX image. */
 const LOCATOR_TYPE = "b04aefb7-d19e-4a81-b789-25b8e9445913";
 
-/** Bytes of a sector, the only size that is supported. */
+/** Bytes of a sector, the only supported size. */
 export const SECTOR = 512;
 
-/** What the metadata says. */
+/** The content of the metadata. */
 export interface Metadata {
   /** Bytes of the disk, a multiple of 512. */
   readonly size: number;
@@ -51,7 +51,7 @@ export interface Metadata {
  * Read the metadata.
  *
  * @throws {BlockError} EINVAL if it is damaged, ENOTSUP if it has an unknown
- * item that is required.
+ * required item.
  */
 export async function readMetadata(
   file: BlockNode,
@@ -96,7 +96,7 @@ export async function readMetadata(
 /** Bytes of the largest disk: 64 TiB. */
 export const MAX_SIZE = 64 * 1024 ** 4;
 
-/** Where the items lie, by their GUIDs. */
+/** Positions of the items, by GUID. */
 async function readItems(
   file: BlockNode,
   region: Region,
@@ -138,7 +138,7 @@ async function readLocator(
   const bytes = allocate(Math.min(length, MIB));
   await readPadded(file, offset, [bytes]);
   const invalid = () =>
-    fault(file.filename, "EINVAL", "what it says of its parent is damaged");
+    fault(file.filename, "EINVAL", "its parent locator is damaged");
   if (bytes.length < 20) throw invalid();
   if (guidAt(bytes, 0) !== LOCATOR_TYPE) {
     throw fault(

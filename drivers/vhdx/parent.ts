@@ -20,7 +20,7 @@ export function namesOf(locator: Locator): string[] {
   );
 }
 
-/** Whether a file is the parent, and has not changed since. */
+/** Whether a file is the parent, unchanged since. */
 export async function isParent(
   locator: Locator,
   file: BlockNode,

@@ -1,6 +1,6 @@
 /**
- * The region table, of which there are two copies: where the block allocation
- * table and the metadata lie.
+ * The region table, stored twice: where the block allocation table and the
+ * metadata are.
  *
  * @module
  */
@@ -24,26 +24,26 @@ const METADATA = "8b7ca206-4790-4b9a-b8fe-575f050f886e";
 
 /** A part of the file. */
 export interface Region {
-  /** Its first byte. */
+  /** Its offset. */
   readonly offset: number;
   /** Bytes. */
   readonly length: number;
 }
 
-/** Where the parts of an image lie. */
+/** The regions of an image. */
 export interface Regions {
   /** The block allocation table. */
   readonly bat: Region;
   readonly metadata: Region;
-  /** All of them, and the log: where no block can be. */
+  /** All regions and the log, where no block can be. */
   readonly all: readonly Region[];
 }
 
 /**
  * Read the region table.
  *
- * @throws {BlockError} EINVAL if there is no valid one, ENOTSUP if it has an
- * unknown region that is required.
+ * @throws {BlockError} EINVAL if no copy is valid, ENOTSUP if it has an unknown
+ * required region.
  */
 export async function readRegions(
   file: BlockNode,
@@ -97,13 +97,13 @@ async function readTable(
   return isTable ? bytes : undefined;
 }
 
-/** Whether two parts of the file have a byte in common. */
+/** Whether two regions overlap. */
 export function overlap(one: Region, other: Region): boolean {
   return one.offset < other.offset + other.length &&
     other.offset < one.offset + one.length;
 }
 
-/** The message about parts that overlap, in QEMU's words. */
+/** The message about overlapping regions, in QEMU's words. */
 export function overlapText(one: Region, other: Region): string {
   const range = ({ offset, length }: Region) => `${offset}-${offset + length}`;
   return `VHDX region ${range(one)} overlaps with region ${range(other)}`;

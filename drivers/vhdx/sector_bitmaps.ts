@@ -1,7 +1,6 @@
 /**
- * The sector bitmaps of differencing VHDX images: a bit for each sector, from the
- * lowest bit of a byte up, which is set if the sector lies here and not in the
- * parent.
+ * Sector bitmaps of differencing VHDX images: a bit per sector, the lowest of a
+ * byte first, which tells whether it is stored here or in the parent.
  *
  * @module
  */
@@ -10,15 +9,15 @@ import type { BlockNode } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
 import { SECTOR } from "./metadata.ts";
 
-/** Most blocks whose bitmaps are kept; each has at most 64 KiB. */
+/** Blocks whose bitmaps are kept in memory; each has at most 64 KiB. */
 const MAX_KEPT = 64;
 
-/** The bitmaps of blocks that are partly present. They are only read. */
+/** The bitmaps of partially present blocks, read-only. */
 export class SectorBitmaps {
   #file: BlockNode;
-  /** Bytes of a block's part of a bitmap. */
+  /** Bytes of one block's bits in a bitmap. */
   readonly #length: number;
-  /** By block, in the order in which they were read. */
+  /** By block, in the order of loading. */
   readonly #bitmaps = new Map<number, Uint8Array>();
 
   constructor(file: BlockNode, blockSize: number) {
@@ -32,8 +31,8 @@ export class SectorBitmaps {
   }
 
   /**
-   * How many bytes of a block, from `offset` on and at most `most`, are all here
-   * or all absent; `undefined` if the bitmap must be loaded first.
+   * How many bytes from `offset` in a block on, at most `most`, are uniformly
+   * present or absent; `undefined` if the bitmap must be loaded first.
    */
   run(
     block: number,
@@ -53,8 +52,8 @@ export class SectorBitmaps {
   /**
    * Load the bitmap of a block.
    *
-   * @param offset Where the bitmap of its chunk lies in the file.
-   * @param index The block's number in its chunk.
+   * @param offset Offset of its chunk's bitmap in the file.
+   * @param index Index of the block in its chunk.
    */
   async load(block: number, offset: number, index: number): Promise<void> {
     const bytes = allocate(this.#length);

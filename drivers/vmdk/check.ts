@@ -13,7 +13,7 @@ import { SparseExtent } from "./sparse_extent.ts";
 /**
  * Examine the tables.
  *
- * @throws {BlockError} EINVAL at the first fault, which is told of.
+ * @throws {BlockError} EINVAL after reporting the first fault.
  */
 export async function checkExtents(
   extents: readonly Extent[],

@@ -1,6 +1,6 @@
 /**
- * Compressed grains: each a stream of zlib behind a marker that says which
- * grain it is, and how long.
+ * Compressed grains: each a zlib stream after a marker with its sector and
+ * length.
  *
  * @module
  */
@@ -21,34 +21,34 @@ import type { Step } from "../../core/table_pages.ts";
 /** Bytes of a marker before the data: a sector of the disk, and a length. */
 const MARKER_SIZE = 12;
 
-/** Most bytes that are read at once, if it is not one grain. */
+/** Most bytes read at once, unless one grain is larger. */
 const MAX_READ = 2 * 1024 * 1024;
 
 let codecs: Promise<typeof import("../../core/zlib_streams.ts")> | undefined;
 
 /**
- * Loaded on use, since most images have no compressed grains, and through one
- * promise: requests made together then resume together, and are decompressed in
- * parallel.
+ * Loaded on demand, since most images have no compressed grains, and through
+ * one promise: requests made together then resume together, and are
+ * decompressed in parallel.
  */
 function loadCodecs() {
   return codecs ??= import("../../core/zlib_streams.ts");
 }
 
-/** A grain to be read, and where its bytes go. */
+/** A grain to be read, and the target of its bytes. */
 interface Wanted {
   /** Its index. */
   readonly grain: number;
-  /** Where in the file it lies. */
+  /** Its offset in the file. */
   readonly place: number;
-  /** Bytes of it that are part of the disk. */
+  /** Bytes of it within the disk. */
   readonly size: number;
-  /** The first of its bytes to be read, and where they go. */
+  /** The first byte to read, and the target. */
   readonly from: number;
   readonly iov: IoVector;
 }
 
-/** Where a grain lies, and how much of it is part of the disk. */
+/** The offset of a grain, and its bytes within the disk. */
 export type Locate = (
   grain: number,
 ) => Promise<{ place: number; size: number }>;
@@ -58,9 +58,9 @@ export class GrainReader {
   #file: BlockNode;
   readonly #layout: SparseLayout;
   readonly #step: Step;
-  /** The last one read in part: a sequential reader needs it again. */
+  /** The last grain read in part: sequential readers need it again. */
   #last?: { readonly place: number; readonly content: Uint8Array };
-  /** What the last request was read into, to be used again. */
+  /** The last request's buffer, for reuse. */
   #spare?: Uint8Array;
 
   constructor(file: BlockNode, layout: SparseLayout, step: Step) {
@@ -100,7 +100,7 @@ export class GrainReader {
     await this.#readGroup(group, flags);
   }
 
-  /** Whether one request reads a grain with those before it. */
+  /** Whether a grain can be read in one request with those before it. */
   #continues(group: readonly Wanted[], { place }: Wanted): boolean {
     const last = group.at(-1);
     if (!last) return true;
@@ -109,7 +109,7 @@ export class GrainReader {
       place + this.#mostBytes - group[0].place <= MAX_READ;
   }
 
-  /** Most bytes that a grain takes: compression may have made it longer. */
+  /** Most bytes of a stored grain, which compression may have enlarged. */
   get #mostBytes(): number {
     const { grainSize } = this.#layout;
     return grainSize + (grainSize >> 8) + 2 * SECTOR_SIZE;
@@ -141,7 +141,7 @@ export class GrainReader {
     if (buffer.length <= MAX_READ) this.#spare = buffer;
   }
 
-  /** A buffer of at least so many bytes, whatever is in it. */
+  /** A buffer of at least this many bytes, with arbitrary content. */
   #takeBuffer(length: number): Uint8Array {
     const spare = this.#spare;
     if (!spare || spare.length < length) return allocate(length);
@@ -149,14 +149,16 @@ export class GrainReader {
     return spare;
   }
 
-  /** The compressed data of a grain, of whose place the first bytes were read. */
+  /** The compressed data of a grain whose first bytes have been read. */
   async #dataOf(
     { grain, place }: Wanted,
     bytes: Uint8Array,
   ): Promise<Uint8Array> {
     const { grainSize, hasMarkers } = this.#layout;
     if (!hasMarkers) return bytes;
-    if (bytes.length < MARKER_SIZE) throw corrupt("lies beyond its file");
+    if (bytes.length < MARKER_SIZE) {
+      throw corrupt("is beyond the end of its file");
+    }
     const view = new DataView(bytes.buffer, bytes.byteOffset);
     const length = view.getUint32(8, true);
     const sector = view.getUint32(4, true) * 2 ** 32 + view.getUint32(0, true);
@@ -196,16 +198,16 @@ export class GrainReader {
   }
 }
 
-/** QEMU's error code, with a reason, which QEMU does not give. */
+/** QEMU's error code, with a reason, which QEMU does not report. */
 function corrupt(what: string): BlockError {
   const detail = `: a compressed grain ${what}`;
   return new BlockError("EINVAL", `Invalid argument${detail}`, { detail });
 }
 
 /**
- * A grain as it is stored: its marker, and its data compressed.
+ * A grain as stored: its marker, and its compressed data.
  *
- * @param sector The first sector of the extent that it holds.
+ * @param sector The first sector of the extent in it.
  */
 export async function compressGrain(
   content: Uint8Array,

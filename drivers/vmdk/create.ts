@@ -1,5 +1,5 @@
 /**
- * Making VMDK images.
+ * Creating VMDK images.
  *
  * @module
  */
@@ -35,20 +35,20 @@ const SUBFORMATS = [
 ];
 const ADAPTER_TYPES = ["ide", "buslogic", "lsilogic", "legacyESX"];
 
-/** The file's name in a descriptor if the real one is not known. */
+/** The file's name in a descriptor whose real name is not known. */
 export const FILENAME = "disk.vmdk";
 
-/** Bytes of each extent of a disk that has several. */
+/** Bytes of each extent of a split disk. */
 const EXTENT_SIZE = 2 ** 31;
 /**
- * Bytes of a sparse extent: 32 Mi tables, as many as QEMU's driver reads. (Only
- * 2 TiB of them can be written to.)
+ * Most bytes of a sparse extent: 32 Mi tables, as many as QEMU's driver reads.
+ * (Only 2 TiB of them can be written.)
  */
 const MAX_SPARSE = 2 ** 25 * TABLE_ENTRIES * GRAIN_SECTORS * SECTOR_SIZE;
 /** Directory entries written at once. */
 const DIRECTORY_PIECE = 64 * 1024;
 
-/** Valid options. */
+/** The validated options. */
 export interface Plan {
   readonly subformat: string;
   readonly isFlat: boolean;
@@ -67,7 +67,7 @@ export interface Plan {
 /**
  * Check the options of a new image.
  *
- * @throws {BlockError} EINVAL, ENOTSUP or EFBIG, in QEMU's words.
+ * @throws {BlockError} EINVAL, ENOTSUP or EFBIG, with QEMU's messages.
  */
 export function planImage(options: OptionValues): Plan {
   if (options.backing_fmt !== undefined && options.backing_fmt !== "vmdk") {
@@ -123,13 +123,13 @@ export function planImage(options: OptionValues): Plan {
   };
 }
 
-/** Refuse what would end the quotes in a descriptor. */
+/** Refuse characters that would end the quotes in a descriptor. */
 function checkQuotable(text: string): void {
   if (!/["\r\n\0]/.test(text)) return;
   throw invalid(`A VMDK descriptor cannot hold the text ${nameText(text)}`);
 }
 
-/** Make an image. */
+/** Create an image. */
 export async function create(
   options: OptionValues,
   context: CreateContext,
@@ -176,7 +176,7 @@ export async function create(
   await file.writev!(isAlone ? DESCRIPTOR.start * SECTOR_SIZE : 0, [text]);
 }
 
-/** The line of a sparse extent. */
+/** The line of a sparse extent in the descriptor. */
 export function sparseLine(size: number, name: string): string {
   return `RW ${size / SECTOR_SIZE} SPARSE "${name}"`;
 }
@@ -202,7 +202,7 @@ function partsOf(
   return parts;
 }
 
-/** The name of a file in its folder; any name if it has no folder. */
+/** The name of a file in its folder, or any name if it has no folder. */
 function fileName(path: string): string {
   if (path === "" || path.startsWith("json:")) return FILENAME;
   return path.slice(lastSeparator(path) + 1);
@@ -226,7 +226,9 @@ async function readCid(
   }
 }
 
-/** Write the header and the directories of a sparse extent; tables are zero. */
+/**
+ * Write the header and the directories of a sparse extent; its tables are zero.
+ */
 async function writeTables(
   file: BlockNode,
   size: number,

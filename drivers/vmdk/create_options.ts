@@ -1,11 +1,11 @@
 /**
- * The options of new VMDK images. What makes them is loaded when it is used.
+ * Options of new VMDK images. The code that uses them is loaded on demand.
  *
  * @module
  */
 import type { OptionTable, OptionValues } from "../../core/options.ts";
 
-/** The options of `create`, in the order in which they are shown. */
+/** Options of `create`, in the order in which help shows them. */
 export const VMDK_CREATE_OPTIONS: OptionTable = {
   size: { type: "size", help: "Virtual disk size" },
   adapter_type: {

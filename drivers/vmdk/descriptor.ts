@@ -1,6 +1,6 @@
 /**
- * The text that describes a VMDK: a file of its own, or a part of the only
- * one. (VMware's "Virtual Disk Format 5.0"; where that is silent, QEMU.)
+ * The descriptor of a VMDK: in a file of its own, or in the only one. (VMware's
+ * "Virtual Disk Format 5.0"; where that says nothing, QEMU.)
  *
  * @module
  */
@@ -11,10 +11,10 @@ import { shortened } from "../../core/values.ts";
 /** Most bytes of a descriptor that are read. */
 export const MAX_DESCRIPTOR = 1024 * 1024 - 1;
 
-/** The parent's content id where there is no parent. */
+/** The parent's content id if there is no parent. */
 export const NO_PARENT = 0xffffffff;
 
-/** Types of extents that are read. */
+/** Supported types of extents. */
 export type ExtentType =
   | "FLAT"
   | "VMFS"
@@ -23,34 +23,34 @@ export type ExtentType =
   | "VMFSSPARSE"
   | "SESPARSE";
 
-/** A line that says where a part of the disk is. */
+/** The line of an extent. */
 export interface ExtentLine {
   readonly type: ExtentType;
   /** Bytes of the disk. */
   readonly size: number;
-  /** The file, as the line names it; empty for ZERO. */
+  /** The file's name in the line; empty for ZERO. */
   readonly filename: string;
-  /** Where in the file it begins, bytes; flat extents only. */
+  /** Its offset in the file, in bytes; flat extents only. */
   readonly start: number;
   /** Whether it may be written to. */
   readonly isWritable: boolean;
 }
 
-/** What a descriptor says. */
+/** The content of a descriptor. */
 export interface Descriptor {
-  /** Absent where it does not say. */
+  /** Absent if not stated. */
   readonly createType?: string;
-  /** Changes whenever a session begins to write. */
+  /** Changes in every session that writes to the image. */
   readonly cid: number;
   /** The parent's content id when this overlay was made. */
   readonly parentCid: number;
   /** The parent's name. */
   readonly parentFile?: string;
-  /** Its text. */
+  /** The whole text. */
   readonly text: string;
 }
 
-/** Formats of descriptors that are files of their own. */
+/** Formats whose descriptor is a file of its own. */
 const CREATE_TYPES = [
   "monolithicFlat",
   "vmfs",
@@ -60,7 +60,7 @@ const CREATE_TYPES = [
   "twoGbMaxExtentFlat",
 ];
 
-/** The text of a descriptor, up to the zeroes that fill it. */
+/** The text of a descriptor, without its padding of zeroes. */
 export function descriptorText(bytes: Uint8Array): string {
   const end = bytes.indexOf(0);
   const used = end < 0 ? bytes : bytes.subarray(0, end);
@@ -75,7 +75,7 @@ export function descriptorText(bytes: Uint8Array): string {
 }
 
 /**
- * Read a descriptor.
+ * Parse a descriptor.
  *
  * @throws {BlockError} EINVAL if it lacks the parent's content id.
  */
@@ -83,7 +83,7 @@ export function parseDescriptor(bytes: Uint8Array): Descriptor {
   const text = descriptorText(bytes);
   const parentCid = numberOf(text, "parentCID");
   if (parentCid === undefined) throw new BlockError("EINVAL");
-  // QEMU uses the parent's content id where there is no other.
+  // QEMU uses the parent's content id if there is no other.
   const cid = numberOf(text, "CID") ?? parentCid;
   const parentFile = valueOf(text, "parentFileNameHint");
   if (parentFile !== undefined && parentFile.length > 1023) {
@@ -93,7 +93,7 @@ export function parseDescriptor(bytes: Uint8Array): Descriptor {
   return { createType, cid, parentCid, parentFile, text };
 }
 
-/** A value in quotes; `undefined` if there is no such key. */
+/** A quoted value; `undefined` if there is no such key. */
 function valueOf(text: string, key: string): string | undefined {
   return new RegExp(`^[ \\t]*${key}[ \\t]*=[ \\t]*"([^"\\n]*)"`, "im")
     .exec(text)?.[1];
@@ -110,7 +110,8 @@ function numberOf(text: string, key: string): number | undefined {
 /**
  * The kind of image that a descriptor describes.
  *
- * @throws {BlockError} EINVAL if it names none, ENOTSUP if it is not supported.
+ * @throws {BlockError} EINVAL if it is not stated, ENOTSUP if it is not
+ * supported.
  */
 export function createTypeOf(text: string): string {
   const type = valueOf(text, "createType");
@@ -126,10 +127,10 @@ const EXTENT_LINE =
   /^[ \t]*(RW|RDONLY|NOACCESS)[ \t]+(-?\d+)[ \t]+([A-Z]+)(?:[ \t]+"([^"]*)")?(?:[ \t]+(-?\d+))?/;
 
 /**
- * The extents that a descriptor names.
+ * Parse the extent lines of a descriptor.
  *
- * @throws {BlockError} EINVAL for lines that make no sense, ENOTSUP for
- * extents of other types: leaving one out would shift all that follow.
+ * @throws {BlockError} EINVAL for invalid lines, ENOTSUP for other types of
+ * extents: leaving one out would shift all that follow.
  */
 export function parseExtents(text: string): ExtentLine[] {
   const extents: ExtentLine[] = [];
@@ -174,9 +175,10 @@ function parseExtent(line: string, match: RegExpExecArray): ExtentLine {
 }
 
 /**
- * A descriptor with another content id, and nothing else changed.
+ * A descriptor with another content id, otherwise unchanged.
  *
- * @param bytes The descriptor, and the zeroes that it may grow into.
+ * @param bytes The descriptor with its padding of zeroes, into which it may
+ * grow.
  */
 export function withCid(
   bytes: Uint8Array,
@@ -194,19 +196,19 @@ export function withCid(
   return Uint8Array.from(changed, (character) => character.charCodeAt(0));
 }
 
-/** A random content id of eight digits, as all others have. */
+/** A random content id with eight digits, as is usual. */
 export function newCid(): number {
   const [random] = crypto.getRandomValues(new Uint32Array(1));
-  // 0xfffffffe and 0xffffffff have meanings of their own.
+  // 0xfffffffe and 0xffffffff have special meanings.
   return Math.min(random, 0xfffffff0) % 0xeffffff0 + 0x10000000;
 }
 
-/** What a new descriptor is to say. */
+/** The content of a new descriptor. */
 export interface NewDescriptor {
   readonly createType: string;
   readonly parentCid: number;
   readonly parentFile?: string;
-  /** Lines without their ends. */
+  /** Extent lines, without line ends. */
   readonly extents: readonly string[];
   /** Bytes. */
   readonly size: number;
@@ -219,9 +221,9 @@ export interface NewDescriptor {
 const SECTORS = 63;
 
 /** The text of a new descriptor. */
-export function newDescriptor(wish: NewDescriptor): Uint8Array<ArrayBuffer> {
-  const { createType, parentCid, parentFile, extents, size } = wish;
-  const heads = wish.adapterType === "ide" ? 16 : 255;
+export function newDescriptor(content: NewDescriptor): Uint8Array<ArrayBuffer> {
+  const { createType, parentCid, parentFile, extents, size } = content;
+  const heads = content.adapterType === "ide" ? 16 : 255;
   const cylinders = Math.floor(size / (SECTORS * heads * SECTOR_SIZE));
   return new TextEncoder().encode([
     "# Disk DescriptorFile",
@@ -236,12 +238,12 @@ export function newDescriptor(wish: NewDescriptor): Uint8Array<ArrayBuffer> {
     "# The Disk Data Base",
     "#DDB",
     "",
-    `ddb.virtualHWVersion = "${wish.hwVersion}"`,
+    `ddb.virtualHWVersion = "${content.hwVersion}"`,
     `ddb.geometry.cylinders = "${cylinders}"`,
     `ddb.geometry.heads = "${heads}"`,
     `ddb.geometry.sectors = "${SECTORS}"`,
-    `ddb.adapterType = "${wish.adapterType}"`,
-    `ddb.toolsVersion = "${wish.toolsVersion}"`,
+    `ddb.adapterType = "${content.adapterType}"`,
+    `ddb.toolsVersion = "${content.toolsVersion}"`,
     "",
   ].join("\n"));
 }

@@ -1,5 +1,5 @@
 /**
- * What all kinds of extents of a disk have in common, and those without tables.
+ * The interface of all kinds of extents, and those without tables.
  *
  * @module
  */
@@ -7,14 +7,14 @@ import type { Allocation, Place, Run } from "../../core/block_map.ts";
 import type { IoVector } from "../../core/bytes.ts";
 import type { BlockNode, ReadFlags } from "../../core/node.ts";
 
-/** A part of the disk. Ranges that are asked for lie within it. */
+/** A part of the disk. Requested ranges are within it. */
 export interface Extent {
-  /** As a descriptor calls its kind; empty for the only one of an image. */
+  /** Its type in the descriptor; empty for the only extent of an image. */
   readonly type: string;
-  /** The first byte of the disk that it holds, and the first it does not. */
+  /** Its first byte on the disk, and the byte after its last one. */
   readonly start: number;
   readonly end: number;
-  /** Where its data is, if it has any. */
+  /** The file with its data, if it has any. */
   readonly file?: BlockNode;
   /** Bytes of a grain; absent without tables. */
   readonly grainSize?: number;
@@ -35,21 +35,21 @@ export interface Extent {
     iov: IoVector,
     flags?: ReadFlags,
   ): Promise<void>;
-  /** Zero whole grains; absent if no entry can say so. */
+  /** Zero whole grains; absent if entries cannot mark zeroes. */
   zeroGrains?(offset: number, length: number): Promise<void>;
-  /** Switch to another file with the same content, if its data is in one. */
+  /** Switch to another file with the same content, if it has one. */
   useFile?(file: BlockNode): void;
-  /** Make all that was written durable. */
+  /** Make all written data durable. */
   flush(): Promise<void>;
 }
 
-/** An extent whose data lies in a file unchanged. */
+/** An extent stored unchanged in a file. */
 export class FlatExtent implements Extent {
   readonly type: string;
   readonly start: number;
   readonly end: number;
   file: BlockNode;
-  /** Where in the file it begins. */
+  /** Its offset in the file. */
   readonly fileOffset: number;
 
   constructor(

@@ -1,5 +1,5 @@
 /**
- * The extents of a disk, one after the other, as its map.
+ * The map of a disk: its extents in a row.
  *
  * @module
  */
@@ -8,7 +8,7 @@ import { type IoVector, isPowerOfTwo, SECTOR_SIZE } from "../../core/bytes.ts";
 import type { ReadFlags } from "../../core/node.ts";
 import type { Extent } from "./extent.ts";
 
-/** As much as any disk has. */
+/** Larger than any disk. */
 const EVERYTHING = 2 ** 53;
 
 /** The map of a disk. */
@@ -68,7 +68,7 @@ export class ExtentMap implements BlockMap {
   }
 
   mayHaveHoles({ child, childOffset }: Run): boolean {
-    // Only flat extents: of others, grains are allocated when written.
+    // Only flat extents have holes: grains are allocated when written.
     return childOffset !== undefined &&
       this.extents.some(({ file, grainSize }) =>
         file === child && grainSize === undefined
@@ -76,7 +76,7 @@ export class ExtentMap implements BlockMap {
   }
 }
 
-/** Where grain sizes do not divide each other, changes take turns. */
+/** Where grain sizes do not divide each other, the unit is the whole disk. */
 function unitOf(extents: readonly Extent[]): number {
   const sizes = extents.flatMap(({ grainSize }) => grainSize ?? []);
   const largest = Math.max(SECTOR_SIZE, ...sizes);

@@ -1,5 +1,5 @@
 /**
- * Where the tables of a sparse extent lie, as its header says. Numbers are
+ * The layout of a sparse extent's tables, from its header. Numbers are
  * little-endian. Of VMware's hosted products (`KDMV`; "Virtual Disk Format
  * 5.0") and of ESX 3 (`COWD`; libvmdk's paper).
  *
@@ -16,7 +16,7 @@ import { BlockError, invalid } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
 
-/** How a sparse extent begins, as a number that is read big-endian. */
+/** The magics of sparse extents, read big-endian. */
 export const MAGIC = { HOSTED: 0x4b444d56, COWD: 0x434f5744 } as const;
 
 /** Flags of a hosted extent. */
@@ -36,7 +36,7 @@ export const MARKER = {
   FOOTER: 3,
 } as const;
 
-/** Where the fields of a hosted header lie. */
+/** Offsets of the fields in a hosted header. */
 const AT = {
   magic: 0,
   version: 4,
@@ -55,12 +55,12 @@ const AT = {
 
 /** Most sectors of a grain that QEMU accepts. */
 const MAX_GRAIN = 0x200000;
-/** Larger grains are not decompressed, as each is in memory as a whole. */
+/** Larger compressed grains are refused, since each is in memory as a whole. */
 const MAX_COMPRESSED_GRAIN = 0x10000;
-/** Entries of a grain directory. */
+/** Most entries of a grain directory. */
 const MAX_DIRECTORY = 32 * 1024 * 1024;
 
-/** What a header says; all of it in bytes. */
+/** The content of a header, in bytes. */
 export interface SparseLayout {
   readonly kind: "hosted" | "cowd" | "sesparse";
   readonly version: number;
@@ -69,11 +69,11 @@ export interface SparseLayout {
   readonly grainSize: number;
   /** Entries of a grain table. */
   readonly tableEntries: number;
-  /** Where the grain directory begins. */
+  /** Offset of the grain directory. */
   readonly directory: number;
-  /** Where its copy begins, which leads to copies of the tables; 0: none. */
+  /** Offset of its copy, which refers to copies of the tables; 0: none. */
   readonly redundant: number;
-  /** Where grains may begin. */
+  /** Offset of the first grain. */
   readonly overhead: number;
   readonly isCompressed: boolean;
   /** Whether a marker with its length precedes each compressed grain. */
@@ -82,9 +82,9 @@ export interface SparseLayout {
   readonly zeroedGrains: boolean;
   /** Whether it is a stream that ends with a footer. */
   readonly hasFooter: boolean;
-  /** Where the descriptor begins in it, and its length. */
+  /** Offset and length of the embedded descriptor. */
   readonly descriptor: { readonly offset: number; readonly length: number };
-  /** SESPARSE only: where the tables and the grains begin. */
+  /** SESPARSE only: offsets of the tables and the grains. */
   readonly areas?: { readonly tables: number; readonly grains: number };
 }
 
@@ -92,12 +92,12 @@ function viewOf({ buffer, byteOffset }: Uint8Array): DataView {
   return new DataView(buffer, byteOffset);
 }
 
-/** A number of 64 bits, rounded where it is too large to be an offset. */
+/** A 64-bit number, rounded if it is too large to be an offset. */
 export function readUint64(view: DataView, at: number): number {
   return view.getUint32(at + 4, true) * 2 ** 32 + view.getUint32(at, true);
 }
 
-/** The first sector of a file, zeroes past its end. */
+/** The first sector of a file, padded with zeroes. */
 export async function readSector(
   file: BlockNode,
   offset: number,
@@ -110,7 +110,7 @@ export async function readSector(
 /**
  * Read the header of a sparse extent.
  *
- * @throws {BlockError} EINVAL, EFBIG or ENOTSUP, in QEMU's words.
+ * @throws {BlockError} EINVAL, EFBIG or ENOTSUP, with QEMU's messages.
  */
 export async function readLayout(
   file: BlockNode,
@@ -126,7 +126,10 @@ export async function readLayout(
   throw invalid("Image not in VMDK format");
 }
 
-/** Where an extent without data has the descriptor of others. */
+/**
+ * The offset of the descriptor in an extent without data; `undefined` for
+ * others.
+ */
 export function descriptorAlone(header: DataView): number | undefined {
   if (header.getUint32(AT.magic) !== MAGIC.HOSTED) return undefined;
   const offset = readUint64(header, AT.descriptorOffset) * SECTOR_SIZE;
@@ -140,7 +143,7 @@ async function readHosted(
   readOnly: boolean,
 ): Promise<SparseLayout> {
   let header = first;
-  // With all bits of the directory's offset set, a footer has the real one.
+  // An offset with all bits set means that a footer has the real one.
   const hasFooter = header.getBigUint64(AT.directory, true) === 2n ** 64n - 1n;
   if (hasFooter) header = await readFooter(file);
   const u32 = (at: number) => header.getUint32(at, true);
@@ -150,7 +153,7 @@ async function readHosted(
   if (version > 3) {
     throw new BlockError("ENOTSUP", `Unsupported VMDK version ${version}`);
   }
-  // Version 3 tracks changed blocks, which writing would have to do, too.
+  // Version 3 tracks changed blocks, which writes would have to update.
   if (version === 3 && !readOnly && !isCompressed) {
     throw invalid("VMDK version 3 must be read only");
   }
@@ -220,7 +223,7 @@ function readCowd(header: DataView): SparseLayout {
   };
 }
 
-/** Refuse sizes that no file or memory can have. */
+/** Refuse impossible sizes. */
 export function checked(layout: SparseLayout): SparseLayout {
   const { capacity, grainSize, tableEntries, isCompressed } = layout;
   const most = isCompressed ? MAX_COMPRESSED_GRAIN : MAX_GRAIN;
@@ -249,22 +252,22 @@ export function directoryEntries(
   return divideUp(capacity, tableEntries * grainSize);
 }
 
-/** Sectors of a grain, of its table, and its entries, in images of ours. */
+/** Sectors of a grain in new images. */
 export const GRAIN_SECTORS = 128;
 /** Entries of a grain table. */
 export const TABLE_ENTRIES = 512;
 /** Sectors of a grain table. */
 export const TABLE_SECTORS = TABLE_ENTRIES * 4 / SECTOR_SIZE;
-/** Where the descriptor lies, and how long it may become, in sectors. */
+/** Sector and maximum length of the descriptor, in sectors. */
 export const DESCRIPTOR = { start: 1, length: 20 } as const;
 
-/** What a new header is to say, in sectors. */
+/** The content of a new header, in sectors. */
 export interface NewHeader {
   readonly version: number;
   readonly flags: number;
   readonly capacity: number;
   readonly redundant: number;
-  /** -1 for what a footer has. */
+  /** -1 if a footer holds it. */
   readonly directory: number;
   readonly overhead: number;
   readonly isCompressed: boolean;

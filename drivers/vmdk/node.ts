@@ -1,8 +1,9 @@
 /**
- * An opened VMDK.
+ * The node of a VMDK.
  *
  * @module
  */
+import { checkSignal } from "../../core/abort.ts";
 import { Access, eventOf } from "../../core/access.ts";
 import {
   allocate,
@@ -23,6 +24,7 @@ import type {
   ImageOperations,
   NodeInfo,
   ReadFlags,
+  RequestFlags,
   RequestLimits,
   WriteFlags,
 } from "../../core/node.ts";
@@ -143,8 +145,12 @@ class VmdkNode implements BlockNode {
     return this.#access.readv(offset, iov, flags);
   }
 
-  status(offset: number, length: number): Promise<NodeExtent> {
-    return this.#access.status(offset, length);
+  status(
+    offset: number,
+    length: number,
+    flags?: RequestFlags,
+  ): Promise<NodeExtent> {
+    return this.#access.status(offset, length, flags);
   }
 
   async #write(
@@ -196,7 +202,7 @@ class VmdkNode implements BlockNode {
     if (flags?.fua) await this.flush();
   }
 
-  /** Store whole grains behind all others, in the order of the calls. */
+  /** Append whole grains to the file, in the order of the calls. */
   async #append(
     extent: SparseExtent,
     offset: number,
@@ -234,7 +240,10 @@ class VmdkNode implements BlockNode {
     }
   }
 
-  /** Change the content id, by which overlays notice that this image changed. */
+  /**
+   * Change the content id, by which overlays detect that this image has
+   * changed.
+   */
   async #mark(): Promise<void> {
     try {
       await (this.#marking ??= this.#changeCid());
@@ -256,7 +265,7 @@ class VmdkNode implements BlockNode {
     if (text.length > length) {
       throw new BlockError("EFBIG", "VMDK description file too big");
     }
-    // Usually as long as before, so that one sector changes, which is atomic.
+    // The length rarely changes, so that only one sector does, atomically.
     const first = text.findIndex((byte, at) => byte !== before[at]);
     const rest = allocate(Math.max(0, old - text.length));
     if (first >= 0) {
@@ -272,7 +281,7 @@ class VmdkNode implements BlockNode {
     return [...new Set(this.#extents.flatMap(({ file }) => file ?? []))];
   }
 
-  /** A parent that cannot be read from if it has changed. */
+  /** A wrapper of the parent that refuses reads if the parent has changed. */
   #checkedParent(parent: BlockNode): BlockNode {
     let checking: Promise<void> | undefined;
     let isSound = false;
@@ -301,10 +310,11 @@ class VmdkNode implements BlockNode {
     throw new BlockError("EINVAL", `Invalid argument${detail}`, { detail });
   }
 
-  async flush(): Promise<void> {
+  async flush(flags?: RequestFlags): Promise<void> {
+    checkSignal(flags?.signal);
     if (this.readOnly) return;
     for (const extent of this.#extents) await extent.flush();
-    // An extent in the same file has made it durable.
+    // An extent in the same file has flushed it.
     const isExtent = this.#extents.some(({ file }) => file === this.#file);
     if (this.#isMarked && !isExtent) await this.#file.flush?.();
   }

@@ -1,5 +1,5 @@
 /**
- * Opening a VMDK: its header or descriptor, and the extents that those lead to.
+ * Opening a VMDK: its header or descriptor, and the extents they refer to.
  *
  * @module
  */
@@ -29,16 +29,16 @@ import { readSeSparse } from "./sesparse.ts";
 import { SparseExtent } from "./sparse_extent.ts";
 import { ImageTables, type Step } from "../../core/table_pages.ts";
 
-/** What was found when an image was opened. */
+/** The parts of an opened image. */
 export interface OpenedImage {
   readonly createType: string;
   readonly extents: readonly Extent[];
-  /** The files of the extents, by the names of the children. */
+  /** The files of the extents, by child name. */
   readonly files: { readonly [name: string]: BlockNode };
   readonly descriptor: Descriptor;
-  /** Where in `file` the descriptor lies, and how long it may become. */
+  /** Offset and maximum length of the descriptor in `file`. */
   readonly place: { readonly offset: number; readonly length: number };
-  /** Whether all of it can be written to. */
+  /** Whether all of it can be written. */
   readonly isWritable: boolean;
 }
 
@@ -48,7 +48,7 @@ type OpenPart = (
   name: string,
 ) => Promise<{ child: string; node: BlockNode }>;
 
-/** Bytes of the descriptor that is a part of the file. */
+/** Most bytes of an embedded descriptor. */
 const MAX_EMBEDDED = 1024 * 1024;
 
 /** Determine the kind of an image, and open its extents. */
@@ -94,7 +94,7 @@ function isOneFile(text: string): boolean {
     .test(text);
 }
 
-/** Whether it can be written to without updating other metadata. */
+/** Whether it can be written without updating other metadata. */
 function isWritable({ kind, version, isCompressed, hasFooter }: SparseLayout) {
   return kind === "hosted" && !hasFooter && (version < 3 || isCompressed);
 }
@@ -115,7 +115,7 @@ async function readText(file: BlockNode, offset: number): Promise<string> {
   );
 }
 
-/** Open an image that is described by a text. */
+/** Open an image from its descriptor. */
 async function openDescribed(
   file: BlockNode,
   offset: number,
@@ -134,7 +134,7 @@ async function openDescribed(
   return { createType, extents, files, descriptor, place, isWritable };
 }
 
-/** Announces the next step of the work to a listener. */
+/** The announcer of steps, for listeners. */
 export function stepOf(context: OpenContext): Step {
   return (name, file) => {
     context.event?.(name);
@@ -142,7 +142,7 @@ export function stepOf(context: OpenContext): Step {
   };
 }
 
-/** Opens extents one after the other. */
+/** Opens the extents one by one. */
 class Opener {
   readonly extents: Extent[] = [];
   readonly files: { [name: string]: BlockNode } = {};
@@ -152,7 +152,7 @@ class Opener {
   readonly #tables: ImageTables;
   /** By their names in the image. */
   readonly #opened = new Map<string, BlockNode>();
-  /** Files with tables: they cannot be two extents at once. */
+  /** Files with tables: none can be two extents at once. */
   readonly #sparse = new Set<BlockNode>();
 
   constructor(context: OpenContext, openPart: OpenPart) {
@@ -182,7 +182,7 @@ class Opener {
     this.isWritable &&= isWritable(layout) && !layout.isCompressed &&
       !this.#sparse.has(file);
     this.#sparse.add(file);
-    // Its own capacity counts, as in QEMU; without any it is left out.
+    // Its own capacity applies, as in QEMU; without any it is left out.
     if (layout.capacity === 0) return;
     extents.push(new SparseExtent(type, start, file, layout, this.#tables));
     if (!Number.isSafeInteger(extents.at(-1)!.end)) {

@@ -1,6 +1,6 @@
 /**
- * The header of an SESPARSE extent, which ESX makes since version 6.5. There is
- * no specification: the layout follows QEMU's driver, and nothing else is
+ * The header of an SESPARSE extent, made by ESX since version 6.5. There is no
+ * specification: the layout follows QEMU's driver, and nothing else is
  * accepted.
  *
  * @module
@@ -25,7 +25,7 @@ const [GRAIN, TABLE] = [8n, 64n];
  * Read the headers of an extent.
  *
  * @throws {BlockError} EACCES unless read-only, EINVAL if it is not such an
- * extent, ENOTSUP if it is of an unknown kind, or has a journal to be replayed.
+ * extent, ENOTSUP if its kind is unknown, or its journal must be replayed.
  */
 export async function readSeSparse(
   file: BlockNode,

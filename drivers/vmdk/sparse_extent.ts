@@ -1,15 +1,11 @@
 /**
- * An extent with a grain directory, whose entries lead to grain tables, whose
- * entries lead to grains.
+ * An extent with a grain directory, which refers to grain tables, which refer
+ * to grains.
  *
  * @module
  */
-import {
-  type Allocation,
-  type Place,
-  roomInPlace,
-  type Run,
-} from "../../core/block_map.ts";
+import type { Allocation, Place, Run } from "../../core/block_map.ts";
+import { roomInPlace } from "../../core/access.ts";
 import {
   allocate,
   divideUp,
@@ -39,7 +35,7 @@ const ZEROED_ENTRY = 1;
 /** Bytes of a file that 32-bit entries can address. */
 const MAX_FILE = 2 ** 32 * SECTOR_SIZE;
 
-/** Most bytes of compressed grains that are read at once. */
+/** Most bytes of compressed grains read at once. */
 const MAX_COMPRESSED_RUN = 2 * 1024 * 1024;
 
 /** An extent whose grains are allocated in a file. */
@@ -55,7 +51,7 @@ export class SparseExtent implements Extent {
   readonly #pages: TablePages;
   readonly #step: Step;
   readonly #reader?: GrainReader;
-  /** Where the next grain goes. */
+  /** Offset of the next grain. */
   #next: number;
   /** Held while the file grows: concurrent truncations could shrink it. */
   readonly #growing = new Mutex();
@@ -82,7 +78,7 @@ export class SparseExtent implements Extent {
     this.#next = this.#endOf(file);
   }
 
-  /** The end of all that is in a file, rounded up for grains. */
+  /** The end of a file's content, rounded up for grains. */
   #endOf({ size }: BlockNode): number {
     const { overhead, isCompressed } = this.layout;
     return roundUp(
@@ -102,7 +98,7 @@ export class SparseExtent implements Extent {
     return this.layout.isCompressed;
   }
 
-  /** Where the table with a grain's entry is; 0 if there is none. */
+  /** Offset of the table with a grain's entry; 0 if there is none. */
   #tableOf(grain: number): number | undefined {
     const index = Math.floor(grain / this.layout.tableEntries);
     return this.#tableAt(this.layout.directory + index * this.#entrySize);
@@ -121,7 +117,7 @@ export class SparseExtent implements Extent {
   }
 
   /**
-   * Where a grain lies, `ABSENT`, `ZEROED` or `DAMAGED`; `undefined` if its
+   * Offset of a grain, `ABSENT`, `ZEROED` or `DAMAGED`; `undefined` if its
    * entry must be loaded first.
    */
   #placeOf(grain: number): number | undefined {
@@ -153,7 +149,7 @@ export class SparseExtent implements Extent {
     return DAMAGED;
   }
 
-  /** Load the page that a grain's lookup lacks. */
+  /** Load the page that looking up a grain needs. */
   async #load(grain: number): Promise<void> {
     const { directory, tableEntries } = this.layout;
     const index = Math.floor(grain / tableEntries);
@@ -231,7 +227,7 @@ export class SparseExtent implements Extent {
     return run.childOffset! < this.#firstGrain ? undefined : run as Place;
   }
 
-  /** Where grains may begin: behind the tables, if the header says so. */
+  /** Offset of the first grain: after the tables, if the header says so. */
   get #firstGrain(): number {
     const { overhead, descriptor } = this.layout;
     return Math.max(overhead, descriptor.offset + descriptor.length);
@@ -242,7 +238,7 @@ export class SparseExtent implements Extent {
     if (run.kind === "data") {
       const place = this.inPlace(offset, length);
       if (place) return roomInPlace(offset, place);
-      throw new BlockError("EIO", "A grain lies among the image's metadata");
+      throw new BlockError("EIO", "A grain overlaps the image's metadata");
     }
     const { grainSize, start } = this;
     const { tableEntries } = this.layout;
@@ -297,8 +293,8 @@ export class SparseExtent implements Extent {
 
   /**
    * Grow the file to whole grains, which other programs expect, even if their
-   * end is never written. That comes before anything is written there: later,
-   * it might cut off what others have written behind.
+   * end is never written. The file is extended before anything is written
+   * there: doing it later could cut off what others have written beyond.
    */
   async #grow(end: number): Promise<void> {
     if (this.file.size >= end) return;
@@ -319,7 +315,9 @@ export class SparseExtent implements Extent {
     this.#pages.setEntry(at, value, copied && copied + within);
   }
 
-  /** Where a table is. Some writers leave out those that nothing needs yet. */
+  /**
+   * Offset of a table. Some writers leave out tables that are not needed yet.
+   */
   async #tableToWrite(directory: number, index: number): Promise<number> {
     const at = directory + index * 4;
     let table = await this.#pages.find(at) * SECTOR_SIZE;
@@ -335,7 +333,7 @@ export class SparseExtent implements Extent {
     throw new BlockError("EIO", "A grain table has no place in its file");
   }
 
-  /** Make a table, and point the directory's entry to it. */
+  /** Allocate a table, and let the directory refer to it. */
   async #newTable(at: number): Promise<number> {
     const bytes = roundUp(this.#tableBytes, SECTOR_SIZE);
     // Keep what follows aligned to grains.
@@ -352,7 +350,7 @@ export class SparseExtent implements Extent {
     return zeroedGrains && !isCompressed ? this.#zeroGrains : undefined;
   }
 
-  /** Grains given up are not reused: there is no list of free ones. */
+  /** Freed grains are not reused: there is no free list. */
   async #zeroGrains(offset: number, length: number): Promise<void> {
     const first = (offset - this.start) / this.grainSize;
     const end = divideUp(offset + length - this.start, this.grainSize);
@@ -372,7 +370,7 @@ export class SparseExtent implements Extent {
     const within = offset - this.start;
     await this.#reader!.read(within, iov, async (grain) => {
       const place = await this.#findPlace(grain);
-      // All grains of a run that was found are allocated.
+      // All grains of this run are allocated.
       if (place <= 0) throw new BlockError("EIO");
       return { place, size: Math.min(grainSize, this.#sizeFrom(grain)) };
     }, flags);
@@ -393,9 +391,9 @@ export class SparseExtent implements Extent {
   }
 
   /**
-   * Append compressed grains, each behind its marker, to the file.
+   * Append compressed grains, each after its marker, to the file.
    *
-   * @param offset Where on the disk the first of them begins.
+   * @param offset Offset of the first one on the disk.
    */
   async append(offset: number, grains: readonly Uint8Array[]): Promise<void> {
     const first = (offset - this.start) / this.grainSize;
@@ -421,9 +419,9 @@ export class SparseExtent implements Extent {
   }
 
   /**
-   * Look at all grains.
+   * Visit all grains.
    *
-   * @param found Called for each that is allocated, or whose entry is damaged.
+   * @param found Called for each grain that is allocated or damaged.
    */
   async eachGrain(
     found: (grain: number, place: number | undefined) => void,

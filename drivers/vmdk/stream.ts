@@ -1,9 +1,9 @@
 /**
- * New images written front to back, as VMware's tools export them: grains in
- * the order of the disk, each behind its marker; after those of a grain table
- * that table, after all of them the directory, a footer that knows where it is,
- * and the end-of-stream marker. ("Virtual Disk Format 5.0": stream-optimized
- * compressed sparse extents.)
+ * Writing new images front to back, like VMware's export tools: grains in the
+ * order of the disk, each after its marker; after the grains of a table that
+ * table, after all of them the directory, a footer that refers to it, and the
+ * end-of-stream marker. ("Virtual Disk Format 5.0": stream-optimized compressed
+ * sparse extents.)
  *
  * @module
  */
@@ -35,22 +35,22 @@ import {
 const GRAIN_SIZE = GRAIN_SECTORS * SECTOR_SIZE;
 const TABLE_SIZE = TABLE_SECTORS * SECTOR_SIZE;
 
-/** Grains that are read and compressed at once. */
+/** Grains read and compressed at once. */
 const BATCH = 32;
 
 /** Disks of this size and more start workers at once. */
 const MUCH = 64 * 1024 * 1024;
 
-/** Where the first grain lies. */
+/** Sector of the first grain. */
 const OVERHEAD = 128;
 
-/** A grain that is not zero, as it is stored. */
+/** A nonzero grain, as stored. */
 interface Grain {
   readonly index: number;
   readonly stored: Uint8Array;
 }
 
-/** An image that holds what `source` holds. */
+/** Stream an image with the content of `source`. */
 export async function* streamImage(
   options: OptionValues,
   source: StreamSource,
@@ -87,7 +87,7 @@ class StreamWriter {
   /** Sectors produced so far. */
   #position = 0;
   readonly #directory: DataView;
-  /** The table that is being filled, and its number. */
+  /** The current table and its index. */
   #table: Uint8Array = allocate(TABLE_SIZE);
   #tableIndex = -1;
 
@@ -177,7 +177,7 @@ class StreamWriter {
   }
 }
 
-/** As one part, since parts are counted in sectors. */
+/** One part, since parts are counted in sectors. */
 function padToSector(bytes: Uint8Array): readonly Uint8Array[] {
   const [only, rest] = padded(bytes, SECTOR_SIZE);
   if (!rest) return [only];
@@ -186,7 +186,7 @@ function padToSector(bytes: Uint8Array): readonly Uint8Array[] {
   return [whole];
 }
 
-/** The grains that are not zero, in batches; the next one is under way. */
+/** The nonzero grains, in batches; the next batch is prepared meanwhile. */
 async function* compressed(source: StreamSource): AsyncGenerator<Grain[]> {
   let before: Promise<Grain[]> | undefined;
   try {
@@ -194,7 +194,7 @@ async function* compressed(source: StreamSource): AsyncGenerator<Grain[]> {
       const content = await readBatch(source, indices);
       if (before) yield await before;
       before = compressBatch(source, indices, content);
-      // It is not awaited if the consumer stops here.
+      // Nobody awaits it if the consumer stops here.
       before.catch(() => {});
     }
     if (before) yield await before;
@@ -204,7 +204,7 @@ async function* compressed(source: StreamSource): AsyncGenerator<Grain[]> {
   }
 }
 
-/** Neighbouring grains in which there is data, by their numbers. */
+/** Batches of adjacent grains with data, by index. */
 async function* batches(
   source: StreamSource,
 ): AsyncGenerator<{ first: number; end: number }> {
@@ -237,7 +237,7 @@ async function readBatch(
   return bytes;
 }
 
-/** The disk's last grain is stored whole, as if zeroes followed it. */
+/** The disk's last grain is stored whole, padded with zeroes. */
 async function compressBatch(
   { fills }: StreamSource,
   { first }: { first: number },

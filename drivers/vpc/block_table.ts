@@ -1,15 +1,14 @@
 /**
- * The block allocation table of a dynamic VHD image. An entry is the number of
- * the sector at which a block begins: the bitmap of its sectors, then its data.
+ * The block allocation table of a dynamic VHD image. An entry is the sector at
+ * which a block begins, with its sector bitmap.
  *
- * A sector whose bit is clear reads as zeroes; in a differencing image, as the
- * parent does.
+ * Sectors not set in the bitmap read as zeroes; in a differencing image, as its
+ * parent.
  *
- * **Write order**: the data, the bitmaps of new blocks, and the footer behind
- * the last block; then, when all of these are durable, the table and the bitmaps
- * of older blocks. In between, the file may end without a footer, or have blocks
- * behind the footer that no entry points to. The copy of the footer at the start
- * of the file is never rewritten, so there is always a sound one.
+ * **Write order**: data, bitmaps of new blocks, and the footer after them;
+ * then, when those are durable, the table and other bitmaps. Until then the
+ * image has no footer at its end, or one followed by blocks that nothing refers
+ * to; its copy at the start is never written.
  *
  * @module
  */
@@ -70,9 +69,9 @@ export class VpcTable extends BlockTable {
   }
 
   /**
-   * Look at all entries, and find the end of the last block.
+   * Check all entries, and find the end of the last block.
    *
-   * @throws {BlockError} EINVAL if a block lies where none can be.
+   * @throws {BlockError} EINVAL if a block is misplaced.
    */
   async examine(): Promise<void> {
     const { tableOffset, entries } = this.#header;
@@ -87,8 +86,8 @@ export class VpcTable extends BlockTable {
     });
     const fileEnd = roundUp(this.file.size, SECTOR_SIZE);
     if (end > fileEnd) throw truncated();
-    // A device, or a file whose writer was interrupted, does not end with a
-    // footer; what it has behind the last block is not in use.
+    // If the file does not end with a footer (it may be a device), nothing
+    // refers to what is there.
     this.space.next = end;
     if (fileEnd - FOOTER_SIZE < end) return;
     const last = allocate(FOOTER_SIZE);
@@ -109,23 +108,23 @@ export class VpcTable extends BlockTable {
       overlaps(tableOffset, entries * ENTRY_SIZE)
     ) {
       throw invalid(
-        `block ${index} of the VHD image lies over its headers`,
+        `block ${index} of the VHD image overlaps its headers`,
       );
     }
     return end;
   }
 
-  /** The entry of a block; `undefined` if it must be loaded first. */
+  /** An entry; `undefined` if it must be loaded first. */
   #entry(block: number): number | undefined {
     return this.table.page(block)?.getUint32(this.table.at(block));
   }
 
-  /** Where the sectors of a block begin, behind its bitmap. */
+  /** Offset of a block's sectors, after its bitmap. */
   #dataOf(entry: number): number {
     return entry * SECTOR_SIZE + this.#bitmaps.size;
   }
 
-  /** How a range reads that the image does not hold. */
+  /** The kind of ranges that the image has nothing of. */
   get #absent(): "unallocated" | "zero" {
     const hasParent = this.#footer.type === TYPE.DIFFERENCING;
     return hasParent ? "unallocated" : "zero";
@@ -186,7 +185,7 @@ export class VpcTable extends BlockTable {
       : this.#newSectors(block, entry, offset, length);
   }
 
-  /** Allocate sectors of a block that is in the file already. */
+  /** Allocate sectors of a block that is already in the file. */
   #newSectors(
     block: number,
     entry: number,
@@ -204,7 +203,7 @@ export class VpcTable extends BlockTable {
       isZero: false,
       replaces: false,
       commit: async () => {
-        // The bitmap may have been dropped from the cache since.
+        // The page may have been evicted meanwhile.
         while (!this.lookup(start, 1)) await this.find(start, 1);
         const [first, count] = [inBlock, end - start].map((bytes) =>
           bytes / SECTOR_SIZE
@@ -215,7 +214,7 @@ export class VpcTable extends BlockTable {
     };
   }
 
-  /** The bitmap of the block may go where the footer was until now. */
+  /** The new block's bitmap goes where the footer was. */
   protected override async newBlocks(block: number): Promise<Allocation> {
     const { size } = this.#bitmaps;
     const place = await this.space.take(size + this.unit);
@@ -227,9 +226,9 @@ export class VpcTable extends BlockTable {
     if (this.#bitmaps.manyAreNew) await this.#writeNewBitmaps();
   }
 
-  /** Not while the file is trimmed: one may lie where the footer would go. */
+  /** A bitmap may be where the footer would otherwise be written. */
   #writeNewBitmaps(): Promise<void> {
-    return this.space.alone(() => this.#bitmaps.writeNew());
+    return this.space.exclusively(() => this.#bitmaps.writeNew());
   }
 
   protected override get isDirty(): boolean {

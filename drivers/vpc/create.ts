@@ -1,5 +1,5 @@
 /**
- * Making VHD images.
+ * Creating VHD images.
  *
  * @module
  */
@@ -17,10 +17,10 @@ import {
 } from "./footer.ts";
 import { roundedGeometry } from "./geometry.ts";
 
-/** Bytes of a block, the only size that Hyper-V and others make. */
+/** Bytes of a block, the only size used in practice. */
 const BLOCK_SIZE = 2 * 1024 * 1024;
 
-/** Make an image; options as `VPC_CREATE_OPTIONS` has them. */
+/** Create an image; `options` are those of `VPC_CREATE_OPTIONS`. */
 export async function createVhd(
   options: OptionValues,
   context: CreateContext,

@@ -1,6 +1,6 @@
 import type { OptionTable } from "../../core/options.ts";
 
-/** The options of new VHD images. What makes them is loaded when it is used. */
+/** Options of new VHD images. The code that uses them is loaded on demand. */
 export const VPC_CREATE_OPTIONS: OptionTable = {
   size: { type: "size", help: "Virtual disk size" },
   subformat: {
@@ -16,7 +16,7 @@ export const VPC_CREATE_OPTIONS: OptionTable = {
   },
 };
 
-/** The options with which VHD images are opened. */
+/** Options of opening VHD images. */
 export const VPC_OPEN_OPTIONS: OptionTable = {
   force_size_calc: {
     type: "string",

@@ -1,6 +1,6 @@
 /**
- * The format driver `vpc`: the VHD images of Virtual PC, Hyper-V and Azure,
- * dynamic, fixed and, to be read, differencing.
+ * The format driver `vpc`: VHD images of Virtual PC, Hyper-V and Azure:
+ * dynamic, fixed and (read-only) differencing.
  *
  * @module
  */
@@ -65,7 +65,7 @@ function openFixed(
   size: number,
   context: OpenContext,
 ): BlockNode {
-  // Writes to a disk that reached into the footer would overwrite it.
+  // A disk that extended into the footer would overwrite it.
   if (size + FOOTER_SIZE > roundUp(file.size, SECTOR_SIZE)) throw truncated();
   return new VpcNode({ file, size, map: new FixedMap(file), context });
 }
@@ -94,7 +94,7 @@ async function openDynamic(
   return new VpcNode({ ...image, parents, backing });
 }
 
-/** What an open image consists of. */
+/** The parts of an open image. */
 interface VpcImage {
   readonly file: BlockNode;
   /** Bytes of the disk. */
@@ -103,7 +103,7 @@ interface VpcImage {
   readonly context: OpenContext;
   /** Of a dynamic image. */
   readonly header?: DynamicHeader;
-  /** Of a differencing image: its parent's names, and the parent. */
+  /** The names of a differencing image's parent, and the parent. */
   readonly parents?: readonly string[];
   readonly backing?: BlockNode;
 }
@@ -114,7 +114,7 @@ class VpcNode extends MappedNode {
   readonly #image: VpcImage;
 
   constructor(image: VpcImage) {
-    // Nobody here keeps the bitmaps of a differencing image.
+    // The sector bitmaps of a differencing image are not maintained here.
     super({ ...image, isReadOnly: image.parents !== undefined });
     this.size = image.size;
     this.#image = image;
@@ -132,7 +132,7 @@ class VpcNode extends MappedNode {
   }
 
   override replaceChild(role: string, child: BlockNode): void {
-    // The footer has to be at its end.
+    // The footer must be at its end.
     if (role === "file" && child.size !== this.children.file.size) {
       throw invalid(
         `'${shortened(child.filename)}' has not as many bytes as the VHD image`,

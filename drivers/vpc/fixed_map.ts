@@ -8,7 +8,7 @@ import { BlockError } from "../../core/errors.ts";
 import type { FormatMap } from "../../core/mapped_node.ts";
 import type { BlockNode } from "../../core/node.ts";
 
-/** All of the disk lies in the file, at the same offsets. */
+/** Maps the whole disk to the file, at the same offsets. */
 export class FixedMap implements FormatMap {
   readonly unit = 4096;
   #file: BlockNode;

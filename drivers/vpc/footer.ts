@@ -20,13 +20,13 @@ import {
 export const FOOTER_SIZE = 512;
 /** Bytes of the header of a dynamic image. */
 export const DYNAMIC_HEADER_SIZE = 1024;
-/** An entry of the block allocation table without a block. */
+/** A table entry without a block. */
 export const UNALLOCATED = 0xffffffff;
 
 /** Types of images. */
 export const TYPE = { FIXED: 2, DYNAMIC: 3, DIFFERENCING: 4 } as const;
 
-/** Where fields of the footer lie. */
+/** Offsets of the fields in the footer. */
 const AT = {
   features: 8,
   version: 12,
@@ -45,7 +45,7 @@ const AT = {
   uuid: 68,
 } as const;
 
-/** Where fields of the dynamic header lie. */
+/** Offsets of the fields in the dynamic header. */
 const DYNAMIC = {
   nextOffset: 8,
   tableOffset: 16,
@@ -66,32 +66,32 @@ const MAX_ENTRIES = 0x1fffffff;
 /** The epoch of VHD, 2000-01-01, as Unix time in seconds. */
 const EPOCH = 946684800;
 
-/** What a footer says. */
+/** The content of a footer. */
 export interface Footer {
   /** One of `TYPE`, unless it is damaged. */
   readonly type: number;
-  /** Four characters: the program that made it. */
+  /** Four characters that identify the creator. */
   readonly creator: string;
   readonly geometry: Geometry;
-  /** Bytes of the disk, unless the geometry decides. */
+  /** Bytes of the disk, unless the geometry determines them. */
   readonly currentSize: bigint;
-  /** Where the dynamic header lies. */
+  /** Offset of the dynamic header. */
   readonly dataOffset: bigint;
   /** Hexadecimal digits. */
   readonly uuid: string;
-  /** All of it, as it is in the file. */
+  /** The raw footer. */
   readonly bytes: Uint8Array;
 }
 
-/** What decides the size of the disk: its geometry, or its bytes. */
+/** What determines the size of the disk: its geometry or its size field. */
 export type SizeRule = "chs" | "current_size" | undefined;
 
 /**
- * Read the footer: of a dynamic image there is a copy at its start, of a fixed
- * one only the one at its end, since all before it is the disk.
+ * Read the footer: a dynamic image has a copy at its start, a fixed one only
+ * the one at its end, since everything before it is the disk.
  *
- * @throws {BlockError} EINVAL if it is no VHD image, ENOTSUP if it is one of an
- * unknown kind.
+ * @throws {BlockError} EINVAL if it is not a VHD image, ENOTSUP if its type is
+ * unknown.
  */
 export async function readFooter(
   file: BlockNode,
@@ -104,15 +104,15 @@ export async function readFooter(
     : allocate(FOOTER_SIZE);
   if (isSound(front)) {
     const footer = decoded(front);
-    // The guest of a fixed disk can write anything to its first sector, even
-    // the name of a parent that it wants to read.
+    // The guest of a fixed disk can write anything to its first sector,
+    // including a header that names a parent to read.
     if (isSound(back) && decoded(back).type === TYPE.FIXED) {
       throw invalid(
         "the footers of the VHD image at the start and at the end of the file " +
           "contradict each other",
       );
     }
-    // A fixed image has one footer, which is behind the disk.
+    // A fixed image has only the footer after the disk.
     if (footer.type === TYPE.FIXED) throw invalid("invalid VPC image");
     return checkedType(footer);
   }
@@ -143,7 +143,7 @@ async function readAt(file: BlockNode, offset: number): Promise<Uint8Array> {
   return bytes;
 }
 
-/** Whether the bytes are those of a footer. */
+/** Whether the bytes are a valid footer. */
 export function isSound(bytes: Uint8Array): boolean {
   return hasCookie(bytes) &&
     viewOf(bytes).getUint32(AT.checksum) === checksum(bytes, AT.checksum);
@@ -178,12 +178,12 @@ function checkedType(footer: Footer): Footer {
   );
 }
 
-/** Creators that go by the geometry: Virtual PC, and QEMU after it. */
+/** Creators that use the geometry: Virtual PC, and QEMU after it. */
 const BY_GEOMETRY = ["vpc ", "qemu"];
 
 /**
- * Bytes of the disk. Virtual PC goes by the geometry and others by the size,
- * which is usually larger: with the wrong one, the end of the disk is lost.
+ * Bytes of the disk. Virtual PC uses the geometry, others the size field, which
+ * is usually larger: with the wrong one, the end of the disk is lost.
  *
  * @throws {BlockError} EFBIG if there are more than 2040 GiB.
  */
@@ -198,9 +198,9 @@ export function diskSize(footer: Footer, rule: SizeRule): number {
   return sectors * SECTOR_SIZE;
 }
 
-/** What the header of a dynamic image says. */
+/** The content of a dynamic header. */
 export interface DynamicHeader {
-  /** Where the block allocation table begins, in bytes. */
+  /** Offset of the block allocation table. */
   readonly tableOffset: number;
   /** Its entries. */
   readonly entries: number;
@@ -213,22 +213,22 @@ export interface DynamicHeader {
   readonly locators: readonly ParentLocator[];
 }
 
-/** Where a name of the parent is stored. */
+/** The location of a stored parent name. */
 export interface ParentLocator {
-  /** Four characters: what kind of name it is. */
+  /** Four characters that identify the kind of name. */
   readonly platform: string;
   /** Bytes of the name. */
   readonly length: number;
-  /** Where in the file it lies, in bytes. */
+  /** Its offset in the file. */
   readonly offset: number;
 }
 
 /**
- * Read the header of a dynamic image; the first check that fails is the one
- * that QEMU names.
+ * Read the header of a dynamic image; the first failing check is the one that
+ * QEMU reports.
  *
  * @param size Bytes of the disk.
- * @throws {BlockError} EINVAL if it is none.
+ * @throws {BlockError} EINVAL if it is invalid.
  */
 export async function readDynamicHeader(
   file: BlockNode,
@@ -279,7 +279,7 @@ export async function readDynamicHeader(
   };
 }
 
-/** The error for an image whose end is missing, in QEMU's words. */
+/** The error for an image whose end is missing, with QEMU's message. */
 export function truncated(): BlockError {
   return invalid(
     "block-vpc: free_data_block_offset points after the end of file. " +
@@ -287,13 +287,13 @@ export function truncated(): BlockError {
   );
 }
 
-/** What a new image is to be. */
+/** The properties of a new image. */
 export interface NewImage {
   readonly type: number;
   readonly geometry: Geometry;
   /** Bytes. */
   readonly size: number;
-  /** Four characters, which decide the rule for its size. */
+  /** Four characters, which determine the size rule. */
   readonly creator: string;
 }
 
@@ -309,7 +309,7 @@ export function newFooter(image: NewImage): Uint8Array {
   view.setBigUint64(AT.dataOffset, isFixed ? ALL_ONES : BigInt(FOOTER_SIZE));
   view.setUint32(AT.timestamp, Math.floor(Date.now() / 1000) - EPOCH);
   putText(bytes, AT.creator, creator);
-  // That of Virtual PC 2007, as in QEMU: other programs check it.
+  // Virtual PC 2007's version, as in QEMU: other programs check it.
   view.setUint32(AT.creatorVersion, 0x00050003);
   putText(bytes, AT.creatorSystem, "Wi2k");
   view.setBigUint64(AT.originalSize, BigInt(size));
@@ -345,7 +345,7 @@ export function newDynamicHeader(
 
 const ALL_ONES = 0xffffffffffffffffn;
 
-/** The complement of the sum of all bytes but those of the checksum itself. */
+/** The complement of the sum of all bytes, without the checksum itself. */
 function checksum(bytes: Uint8Array, at: number): number {
   let sum = 0;
   for (let i = 0; i < bytes.length; i++) {

@@ -1,6 +1,6 @@
 /**
- * Cylinders, heads and sectors: how the VHD specification computes them, and
- * the size of the disk that Virtual PC derives from them.
+ * Disk geometry (cylinders, heads, sectors) by the VHD specification, and the
+ * disk size that Virtual PC derives from it.
  *
  * @module
  */
@@ -11,11 +11,11 @@ import { BlockError } from "../../core/errors.ts";
 export interface Geometry {
   readonly cylinders: number;
   readonly heads: number;
-  /** Sectors of a track. */
+  /** Sectors per track. */
   readonly sectors: number;
 }
 
-/** The largest one, which stands for "look at the size instead". */
+/** The largest geometry, which means that the size field applies. */
 export const LARGEST_GEOMETRY: Geometry = {
   cylinders: 65535,
   heads: 16,
@@ -56,8 +56,8 @@ export function geometryOf(sectorCount: number): Geometry {
 }
 
 /**
- * The geometry that holds at least so many bytes, and how many it holds. Disks
- * that are too large for any keep their size.
+ * The geometry with at least this many bytes, and its size. Disks too large for
+ * any geometry keep their size.
  *
  * @param exact Whether to keep the size in any case.
  * @throws {BlockError} EFBIG if the disk is larger than 2040 GiB.

@@ -1,5 +1,5 @@
 /**
- * The parent of a differencing VHD image: by which names it is looked for.
+ * The stored names of a differencing VHD image's parent.
  *
  * @module
  */

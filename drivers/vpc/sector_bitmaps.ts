@@ -1,6 +1,6 @@
 /**
- * The bitmaps with which blocks of a VHD image begin: a bit for each sector, from
- * the highest bit of a byte down, which is set if the image holds the sector.
+ * Sector bitmaps, with which the blocks of a VHD image begin: a bit per sector,
+ * the highest of a byte first, which tells whether it is stored here.
  *
  * @module
  */
@@ -9,35 +9,35 @@ import type { BlockNode } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
 import type { DynamicHeader } from "./footer.ts";
 
-/** Bytes of bitmaps that are cached; changed ones are kept in any case. */
+/** Bytes of bitmaps kept in memory, unless more have changed. */
 const CACHE_BYTES = 4 * 1024 * 1024;
-/** Most blocks that are remembered as full. */
+/** Most full blocks that are remembered. */
 const MAX_FULL = 65536;
 
-/** Most new blocks whose bitmaps wait to be written. */
+/** Most new blocks whose bitmaps have not been written. */
 const MAX_NEW = 1024;
 
 /** A bitmap that differs from the file. */
 export interface ChangedBitmap {
-  /** Its first byte in the file. */
+  /** Its offset in the file. */
   readonly offset: number;
-  /** A copy of what it is to become. */
+  /** A copy of its new content. */
   readonly bytes: Uint8Array;
 }
 
-/** The bitmaps of an image, by the index of their block. */
+/** The bitmaps of an image, by block index. */
 export class SectorBitmaps {
-  /** Bytes of each in the file. */
+  /** Bytes of a stored bitmap. */
   readonly size: number;
   #file: BlockNode;
   readonly #sectors: number;
-  /** Blocks that have all their sectors, as most do. */
+  /** Blocks whose sectors are all present, as in most. */
   readonly #full = new Set<number>();
-  /** New blocks whose bitmaps are not in the file yet, and where those go. */
+  /** New blocks whose bitmaps are not in the file yet, and their offsets. */
   readonly #new = new Map<number, number>();
-  /** The bitmaps of other blocks, in the order in which they were read. */
+  /** The other bitmaps, in the order of loading. */
   readonly #bitmaps = new Map<number, Uint8Array>();
-  /** Those that differ from the file, and where they lie in it. */
+  /** Bitmaps that differ from the file, and their offsets. */
   #dirty = new Map<number, number>();
   /** Those being written: the file still has the old content. */
   #writing = new Map<number, number>();
@@ -53,15 +53,15 @@ export class SectorBitmaps {
     this.#file = file;
   }
 
-  /** Whether there is something to be written. */
+  /** Whether there are changes to be written. */
   get isDirty(): boolean {
     return this.#dirty.size > 0;
   }
 
   /**
    * How many sectors of a block that is not full, from `sector` on and at most
-   * `most`, are all here or all absent; `undefined` if the bitmap must be loaded
-   * first.
+   * `most`, are uniformly present or absent; `undefined` if the bitmap must be
+   * loaded first.
    */
   run(
     index: number,
@@ -81,11 +81,11 @@ export class SectorBitmaps {
     return { isHere, count: Math.min(most, next - sector) };
   }
 
-  /** Load the bitmap of a block that lies at an offset of the file. */
+  /** Load a block's bitmap from an offset of the file. */
   async load(index: number, offset: number): Promise<void> {
     const bytes = allocate(this.size);
     await readPadded(this.#file, offset, [bytes]);
-    // Another request may have loaded it first, and have changed it since.
+    // Another caller may have loaded and changed it meanwhile.
     if (this.isFull(index) || this.#bitmaps.has(index)) return;
     this.#makeRoom();
     this.#bitmaps.set(index, bytes);
@@ -102,15 +102,15 @@ export class SectorBitmaps {
     }
   }
 
-  /** Whether a block is known to have all its sectors. */
+  /** Whether all sectors of a block are known to be present. */
   isFull(index: number): boolean {
     return this.#full.has(index) || this.#new.has(index);
   }
 
   /**
-   * Note that a new block has all its sectors.
+   * Mark all sectors of a new block as present.
    *
-   * @param offset Where its bitmap goes in the file.
+   * @param offset Offset of its bitmap in the file.
    */
   fill(index: number, offset: number): void {
     this.#new.set(index, offset);
@@ -123,7 +123,7 @@ export class SectorBitmaps {
     this.#bitmaps.delete(index);
   }
 
-  /** Whether so many are new that it is time to write their bitmaps. */
+  /** Whether so many blocks are new that their bitmaps should be written. */
   get manyAreNew(): boolean {
     return this.#new.size >= MAX_NEW;
   }
@@ -138,9 +138,9 @@ export class SectorBitmaps {
   }
 
   /**
-   * Mark sectors of a block, whose bitmap is in memory, as present.
+   * Mark sectors as present in a block whose bitmap is in memory.
    *
-   * @param offset Where the bitmap lies in the file.
+   * @param offset Offset of the bitmap in the file.
    */
   set(index: number, offset: number, first: number, count: number): void {
     const bitmap = this.#bitmaps.get(index)!;
@@ -172,7 +172,7 @@ export class SectorBitmaps {
   }
 }
 
-/** Bytes of the bitmap before a block of a size. */
+/** Bytes of the bitmap of a block with this size. */
 export function bitmapSize(blockSize: number): number {
   const sectors = blockSize / SECTOR_SIZE;
   return Math.ceil(sectors / 8 / SECTOR_SIZE) * SECTOR_SIZE;

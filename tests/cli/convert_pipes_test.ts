@@ -268,7 +268,7 @@ const REFUSED: readonly [line: string, message: string][] = [
   ],
   [
     "cat disk | $bdrv convert -O qcow2 - -",
-    "Cannot convert a pipe to standard output: the source is gone through twice, once to see what it holds",
+    "Cannot convert a pipe to standard output: the source has to be read twice, first to determine its content",
   ],
   [
     "cat disk | $bdrv convert disk - out",

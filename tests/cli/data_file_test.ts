@@ -194,10 +194,10 @@ const WITHOUT_LOCKS = BDRV.flatMap((word) =>
 Deno.test("no data file is made of what is yet to be read, locks or none", async () => {
   const content = new Uint8Array(1 << 20).fill(7);
   const cases: [call: string, why: string][] = [
-    ["convert -f raw -O qcow2 -o data_file=disk disk new", "to be read"],
+    ["convert -f raw -O qcow2 -o data_file=disk disk new", "also a source"],
     [
       "convert -f raw -O qcow2 -o data_file=file:./disk disk new",
-      "to be read",
+      "also a source",
     ],
     [
       "qemu-img convert -f raw -O qcow2 -o data_file=disk disk new",

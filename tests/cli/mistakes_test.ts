@@ -36,15 +36,15 @@ const CALLS: { readonly [call: string]: string } = {
   "convert disk": "Must specify image file name",
   "convert missing new": "Could not open 'missing': No such file or directory",
   "convert disk disk":
-    "disk: error while converting raw: it is to be read, and cannot be overwritten",
+    "disk: error while converting raw: it is also a source, and cannot be overwritten",
   "convert over ./disk":
-    "./disk: error while converting raw: it is to be read, and cannot be overwritten",
+    "./disk: error while converting raw: it is also a source, and cannot be overwritten",
   "convert disk missing/new":
     "missing/new: error while converting raw: Could not create 'missing/new': No such file or directory",
   "convert -n disk missing":
     "Could not open 'missing': No such file or directory",
   "dd if=disk of=disk":
-    "disk: error while creating output image: it is to be read, and cannot be overwritten",
+    "disk: error while creating output image: it is also a source, and cannot be overwritten",
   "snapshot -f raw -c one junk": "junk: Format 'raw' has no snapshots",
   "snapshot -d none disk":
     "disk: Could not delete snapshot 'none': snapshot not found",

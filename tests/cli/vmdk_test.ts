@@ -58,7 +58,7 @@ Deno.test("a file that is yet to be read is no extent of a new image", async () 
     `bdrv convert ${options} x-flat.vmdk x.vmdk`,
   );
   assertEquals(code, 1);
-  assert(stderr.includes("'x-flat.vmdk' is to be read"), stderr);
+  assert(stderr.includes("'x-flat.vmdk' is also a source"), stderr);
   assertEquals(await Deno.readFile(folder.file("x-flat.vmdk")), bytes);
   assertEquals(files(folder), ["x-flat.vmdk"]);
 });

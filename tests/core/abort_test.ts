@@ -276,6 +276,14 @@ async function watchedFile(memory: StackObject) {
       signals.push(flags?.signal);
       return below.writev!(offset, iov, flags);
     },
+    status(offset, length, flags) {
+      signals.push(flags?.signal);
+      return below.status(offset, length, flags);
+    },
+    flush(flags) {
+      signals.push(flags?.signal);
+      return below.flush!(flags);
+    },
   });
   return { file, signals, below };
 }
@@ -331,6 +339,37 @@ Deno.test("a reader of a compressed cluster who gives up leaves it to others", a
   file.isSlow = false;
   await disk.close();
 });
+
+for (
+  const stack of [
+    { driver: "raw" },
+    { driver: "throttle", "throttle-group": new ThrottleGroup({}) },
+    { driver: "preallocate" },
+    { driver: "quorum", "vote-threshold": 1 },
+  ]
+) {
+  Deno.test(`${stack.driver}: queries hand their signal down`, async () => {
+    const store = new MemoryStore(SIZE);
+    const { file, signals, below } = await watchedFile({
+      driver: "memory",
+      store,
+    });
+    const isQuorum = stack.driver === "quorum";
+    const image = await openImage({
+      ...stack,
+      ...(isQuorum ? { children: [file] } : { file }),
+    } as StackObject);
+    await image.write(0, new Uint8Array(512));
+    const { signal } = new AbortController();
+    signals.length = 0;
+    await image.status(0, SIZE, { signal });
+    assertEquals(signals, [signal]);
+    await image.flush({ signal });
+    assertEquals(signals, [signal, signal]);
+    await image.close();
+    await below.close();
+  });
+}
 
 Deno.test("copy-on-read hands a signal down", async () => {
   const memory = () => ({ driver: "memory", store: new MemoryStore(SIZE) });

@@ -53,7 +53,7 @@ async function strictNode(
       await check("discard", offset, length);
       await below.discard!(offset, length);
     },
-    status: (offset, length) => below.status(offset, length),
+    status: (offset, length, flags) => below.status(offset, length, flags),
     close: () => below.close(),
   };
   return { node: alignRequests(node), log };

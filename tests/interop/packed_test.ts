@@ -419,7 +419,7 @@ qemuTest(
         [["convert", "self.gz", "-"], "Standard output"],
         [["convert", "self.gz", "disk.raw", "o.raw"], "concatenated"],
         [["convert", "-l", "x", "self.gz", "o.raw"], "-l"],
-        [["convert", "-O", "ova", "self.gz", "o.ova"], "gone through twice"],
+        [["convert", "-O", "ova", "self.gz", "o.ova"], "read twice"],
         [["map", "large.raw.xz"], "large blocks"],
       ] as const
     ) assertStringIncludes(await refusal(dir, ...args), why);

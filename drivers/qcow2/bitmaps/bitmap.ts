@@ -1,5 +1,5 @@
 /**
- * One persistent bitmap of an image that is open.
+ * One persistent bitmap of an open image.
  *
  * @module
  */
@@ -18,7 +18,7 @@ export class DirtyBitmap {
   readonly granularity: number;
   /** Whether it records what is written. */
   isEnabled: boolean;
-  /** What the directory in the file says of it; absent if it is not there. */
+  /** Its entry of the directory in the file; absent if it has none. */
   entry?: BitmapEntry;
   #content: BitmapContent | undefined;
 
@@ -36,24 +36,24 @@ export class DirtyBitmap {
     this.#content = content;
   }
 
-  /** It cannot be relied upon; all that can be done is to remove it. */
+  /** Whether its bits cannot be trusted: it can then only be removed. */
   get isInconsistent(): boolean {
     return this.#content === undefined;
   }
 
-  /** What it has recorded is not known any more. */
+  /** What it has recorded is lost. */
   lose(): void {
     this.#content = undefined;
   }
 
-  /** Its bits; only of one that is not inconsistent. */
+  /** Its bits. It must not be inconsistent. */
   get content(): BitmapContent {
     this.checkUsable();
     return this.#content!;
   }
 
   /**
-   * Insist on bits that can be relied upon.
+   * Refuse a bitmap whose bits cannot be trusted.
    *
    * @throws {BlockError} EINVAL otherwise.
    */
@@ -65,18 +65,18 @@ export class DirtyBitmap {
     );
   }
 
-  /** Whether the file has another bitmap, or none, of this name. */
+  /** Whether the file lacks this bitmap or has a different one of its name. */
   get isChanged(): boolean {
     if (!this.#content) return false;
     return this.entry?.auto !== this.isEnabled || this.#content.isChanged;
   }
 
-  /** What is in the file claims to be up to date. */
+  /** Whether the file says that its stored bits are up to date. */
   get mustBeMarked(): boolean {
     return this.entry !== undefined && !this.entry.inUse;
   }
 
-  /** It as everybody sees it. */
+  /** Describe it to users. */
   describe(): BitmapInfo {
     const { rawName, name, granularity, isInconsistent, isEnabled } = this;
     return describeBitmap({
@@ -90,17 +90,17 @@ export class DirtyBitmap {
     });
   }
 
-  /** The bits that a range of the disk touches. */
+  /** The indices of the bits for a range of the disk. */
   #bits(offset: number, length: number) {
     const start = Math.floor(offset / this.granularity);
     return { start, end: divideUp(offset + length, this.granularity) };
   }
 
   /**
-   * Record a range at once.
+   * Record a range without waiting.
    *
-   * @returns whether that could be done: the file must say before that the
-   * bitmap is in use, and its bits must be in memory.
+   * @returns whether that was possible: the file must already mark the bitmap
+   * as in use, and its bits must be in memory.
    */
   mark(offset: number, length: number): boolean {
     const { start, end } = this.#bits(offset, length);
@@ -109,13 +109,13 @@ export class DirtyBitmap {
       : this.content.set(start, end);
   }
 
-  /** Have in memory what recording a range needs. */
+  /** Load the bits that recording a range needs. */
   async load(offset: number, length: number): Promise<void> {
     const { start, end } = this.#bits(offset, length);
     await this.content.load(start, end);
   }
 
-  /** The first part of a range of the disk that is recorded. */
+  /** The first part of a range of the disk that it has recorded. */
   async nextDirty(
     offset: number,
     length: number,
@@ -129,7 +129,7 @@ export class DirtyBitmap {
   }
 }
 
-/** The complaint that there is no such bitmap. */
+/** The error for a bitmap that does not exist. */
 export function notFound(name: string): BlockError {
   return new BlockError("ENOENT", `Dirty bitmap '${name}' not found`);
 }

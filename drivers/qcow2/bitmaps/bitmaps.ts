@@ -1,12 +1,12 @@
 /**
- * The persistent bitmaps of an image that is open: recording what is written,
- * and what users do to them. (Specification: "Bitmaps".)
+ * The persistent bitmaps of an open image: recording writes, and what users do
+ * to the bitmaps. (Specification: "Bitmaps".)
  *
- * **No bitmap claims less than was written.** In memory, a bit is set before the
- * data is written. In the file, all bitmaps say durably that they are in use from
- * when the image is opened to be written to (at the latest, before the first bit
- * is set that they do not have) until it is closed and all of it is stored.
- * Whoever opens the image after a crash finds them right or in use.
+ * **No bitmap misses a write.** In memory, a bit is set before the data is
+ * written. In the file, all bitmaps are durably marked as in use from when the
+ * image is opened for writing (at the latest, before the first bit is set that
+ * is not stored) until they have been stored on closing. After a crash, every
+ * bitmap is either complete or marked as in use.
  *
  * @module
  */
@@ -39,16 +39,16 @@ import {
 import { readTable, storeBitmaps, type StoreHost } from "./store.ts";
 import type { BitmapTable } from "./table.ts";
 
-/** Bytes of the tables of all bitmaps together at most. */
+/** Most bytes of all bitmap tables together. */
 const MAX_TABLES_BYTES = 64 * 1024 * 1024;
 
 /** What bitmaps need of the image. */
 export interface BitmapsHost extends StoreHost {
-  /** The file by the name that its user knows. */
+  /** The file; for its name in messages. */
   readonly plainFile: Pick<BlockNode, "filename">;
-  /** Who is to be told of writes; absent while nobody records any. */
+  /** Receives guest writes; absent while no bitmap records any. */
   recorder?: Pick<Bitmaps, "mark">;
-  /** Replace bytes that have a place of their own, durably. */
+  /** Overwrite bytes in place, durably. */
   overwrite(
     offset: number,
     bytes: Uint8Array,
@@ -59,11 +59,11 @@ export interface BitmapsHost extends StoreHost {
 /** All bitmaps of an image. */
 export class Bitmaps {
   readonly #host: BitmapsHost;
-  /** In the order of the directory, new ones at the end. */
+  /** In the order of the directory; new ones come last. */
   readonly #bitmaps: DirtyBitmap[] = [];
-  /** Those that record. */
+  /** Those that record writes. */
   #enabled: DirtyBitmap[] = [];
-  /** The directory in the file. */
+  /** The directory as it is in the file. */
   #directory: BitmapEntry[] = [];
   #marking?: Promise<void>;
 
@@ -145,12 +145,12 @@ export class Bitmaps {
     this.#host.recorder = this.#enabled.length > 0 ? this : undefined;
   }
 
-  /** How many there are. */
+  /** Number of bitmaps. */
   get count(): number {
     return this.#bitmaps.length;
   }
 
-  /** All bitmaps as everybody sees them. */
+  /** Describe all bitmaps to users. */
   list(): BitmapInfo[] {
     return this.#bitmaps.map((bitmap) => bitmap.describe());
   }
@@ -161,7 +161,7 @@ export class Bitmaps {
     return found;
   }
 
-  /** A bitmap of which the bits can be relied upon. */
+  /** Find a bitmap whose bits can be trusted. */
   #findUsable(name: string): DirtyBitmap {
     const bitmap = this.#find(name);
     bitmap.checkUsable();
@@ -169,7 +169,7 @@ export class Bitmaps {
   }
 
   /**
-   * Insist on a bitmap of which the bits can be relied upon.
+   * Check that there is such a bitmap, and that its bits can be trusted.
    *
    * @throws {BlockError} ENOENT if there is none, EINVAL if it is in use.
    */
@@ -178,8 +178,8 @@ export class Bitmaps {
   }
 
   /**
-   * Record that a range is about to be written; at once where that can be. Any
-   * number of these may be under way.
+   * Record that a range is about to be written; without waiting if possible.
+   * Any number of these calls may overlap.
    */
   mark(offset: number, length: number): void | Promise<void> {
     if (length === 0) return;
@@ -196,7 +196,7 @@ export class Bitmaps {
     length: number,
   ): Promise<void> {
     for (const bitmap of bitmaps) await bitmap.load(offset, length);
-    // All at once: others will be written to soon.
+    // Load for all bitmaps at once: the others will be written to soon.
     if (!bitmaps.every((bitmap) => bitmap.mark(offset, length))) {
       await this.#markInUse(bitmaps);
     }
@@ -204,16 +204,16 @@ export class Bitmaps {
   }
 
   /**
-   * The image may be written to from now on. What says that bitmaps are in use
-   * is taken back by storing, byte for byte if nothing has changed.
+   * The image may be written to from now on. The marks are removed again when
+   * the bitmaps are stored, byte for byte if nothing has changed.
    */
   async beginWriting(): Promise<void> {
     await this.#markInUse(this.#bitmaps);
   }
 
-  /** Have the file say durably that bitmaps may be out of date. */
+  /** Durably mark bitmaps in the file as in use. */
   async #markInUse(bitmaps: readonly DirtyBitmap[]): Promise<void> {
-    // The directory is changed by one at a time.
+    // Only one caller at a time changes the directory.
     while (this.#marking) await this.#marking.catch(() => {});
     const entries = bitmaps.filter((bitmap) => bitmap.mustBeMarked)
       .map((bitmap) => bitmap.entry!);
@@ -247,7 +247,10 @@ export class Bitmaps {
     for (const entry of entries) entry.inUse = inUse;
   }
 
-  /** Make a new bitmap, in memory for now. For the image's holder alone. */
+  /**
+   * Make a new bitmap, in memory for now. Requires exclusive access to the
+   * image.
+   */
   add(name: string, options: BitmapOptions = {}): void {
     const { header, geometry, plainFile } = this.#host;
     const { clusterSize } = geometry;
@@ -295,22 +298,25 @@ export class Bitmaps {
     this.#noteEnabled();
   }
 
-  /** Drop a bitmap, whatever its state. For the image's holder alone. */
+  /**
+   * Remove a bitmap, whatever its state. Requires exclusive access to the
+   * image.
+   */
   async remove(name: string): Promise<void> {
     const bitmap = this.#find(name);
-    // What is written from now on is not recorded any more.
+    // Writes from now on are not recorded any more.
     await this.#markInUse([bitmap]);
     this.#drop(bitmap);
   }
 
-  /** Forget all that a bitmap has recorded. For the image's holder alone. */
+  /** Clear a bitmap. Requires exclusive access to the image. */
   async clear(name: string): Promise<void> {
     const bitmap = this.#findUsable(name);
     await this.#markInUse([bitmap]);
     bitmap.content.clear();
   }
 
-  /** Have a bitmap record, or not. For the image's holder alone. */
+  /** Enable or disable a bitmap. Requires exclusive access to the image. */
   async enable(name: string, isEnabled: boolean): Promise<void> {
     const bitmap = this.#findUsable(name);
     if (bitmap.isEnabled === isEnabled) return;
@@ -319,7 +325,7 @@ export class Bitmaps {
     this.#noteEnabled();
   }
 
-  /** Record a range in one bitmap, enabled or not. */
+  /** Record a range in one bitmap, whether enabled or not. */
   async mergeRange(
     name: string,
     { offset, length }: DirtyExtent,
@@ -342,7 +348,7 @@ export class Bitmaps {
   }
 
   /**
-   * Refuse a change of the disk's size that bitmaps cannot follow.
+   * Refuse a new disk size that the bitmaps cannot take.
    *
    * @throws {BlockError} EINVAL.
    */
@@ -357,13 +363,13 @@ export class Bitmaps {
     }
   }
 
-  /** The disk is about to get another size. */
+  /** Prepare for a change of the disk's size. */
   async prepareResize(): Promise<void> {
     await this.#markInUse(this.#bitmaps);
   }
 
   /**
-   * The disk has got another size. For the image's holder alone.
+   * Follow a change of the disk's size. Requires exclusive access to the image.
    *
    * @throws {BlockError} if bits cannot be read: that bitmap is lost.
    */
@@ -374,7 +380,7 @@ export class Bitmaps {
       await bitmap.content.resize(bits).catch((error) => {
         failures.push(error);
         bitmap.lose();
-        // One that the file does not have is gone.
+        // One that is not in the file cannot be recovered.
         if (!bitmap.entry) this.#drop(bitmap);
       });
     }
@@ -388,11 +394,11 @@ export class Bitmaps {
   }
 
   /**
-   * Store all that is not in the file as it is. For the holder of the image and
-   * of its metadata lock.
+   * Store all bitmaps that have changed. Requires exclusive access to the image
+   * and the metadata lock.
    *
-   * @throws {BlockError} if that cannot be done: what was changed stays marked
-   * as in use in the file.
+   * @throws {BlockError} if that fails: what has changed stays marked as in use
+   * in the file.
    */
   async store(): Promise<void> {
     if (this.#host.header.version < 3) return;
@@ -409,13 +415,13 @@ export class Bitmaps {
         (directory) => this.#directory = directory,
       );
     } catch (error) {
-      // Of what has not changed nothing need be lost.
+      // Bitmaps that have not changed need not be lost.
       if (!this.#host.unusable) await this.#unmark().catch(() => {});
       throw error;
     }
   }
 
-  /** Have the file say again that bitmaps which have not changed are right. */
+  /** Remove the marks of bitmaps that have not changed. */
   async #unmark(): Promise<void> {
     const entries = this.#bitmaps
       .filter(({ isInconsistent, isChanged, entry }) =>

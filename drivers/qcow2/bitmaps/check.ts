@@ -21,7 +21,7 @@ import {
   parseBitmapTable,
 } from "./table.ts";
 
-/** A bitmap, and where its data lies. */
+/** A bitmap and where its data is stored. */
 interface Found {
   readonly entry: BitmapEntry;
   readonly table: BitmapTable;
@@ -30,8 +30,7 @@ interface Found {
 /**
  * Count all references that bitmaps make.
  *
- * @param repair Whether to drop those that are damaged: what they recorded is
- * lost, and nothing leads to it any more.
+ * @param repair Whether to remove damaged bitmaps, with all that they recorded.
  */
 export async function countBitmaps(
   run: CheckRun,
@@ -42,7 +41,7 @@ export async function countBitmaps(
   }
 }
 
-/** All ranges of the file that bitmaps use. */
+/** All ranges of the file that bitmaps occupy. */
 export async function bitmapPlaces(
   run: CheckRun,
   repair = false,
@@ -102,14 +101,14 @@ async function readEntries(run: CheckRun): Promise<BitmapEntry[]> {
   return parseBitmapDirectory(bytes, count, run.geometry, run.diskSize);
 }
 
-/** A bitmap's table; `undefined` if it makes no sense. */
+/** A bitmap's table; `undefined` if it is invalid. */
 async function readTable(
   run: CheckRun,
   { tableOffset, tableSize, granularity, inUse }: BitmapEntry,
 ): Promise<BitmapTable | undefined> {
   const { clusterSize } = run.geometry;
   const clusters = bitmapClusters(run.diskSize, granularity, clusterSize);
-  // One that was in use may be of an earlier size.
+  // One that was in use may have an earlier size.
   if (!inUse && tableSize !== clusters) return undefined;
   const bytes = allocate(tableSize * ENTRY_SIZE);
   await run.read(tableOffset, bytes);
@@ -126,8 +125,8 @@ function damaged(run: CheckRun, what: string): BlockError {
 }
 
 /**
- * Write a shorter directory in place. Meanwhile no header names it: cut off in
- * the midst of it, all bitmaps are lost, and none says what is not so.
+ * Write a shorter directory in place. No header refers to it meanwhile: if this
+ * is interrupted, all bitmaps are lost, but none is wrong.
  */
 async function replaceDirectory(
   run: CheckRun,

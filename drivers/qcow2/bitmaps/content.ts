@@ -1,6 +1,6 @@
 /**
- * The bits of one bitmap, in pages that are read when they are needed. What is
- * all zeroes or all ones takes no memory, however large the disk.
+ * The bits of one bitmap, in pages that are read on demand. Runs of zeroes or
+ * ones take no memory, however large the disk.
  *
  * Bits are counted from the start of the disk; bit 0 of a byte comes first.
  * (Specification: "Bitmap data".)
@@ -10,14 +10,14 @@
 import { allocate } from "../../../core/bytes.ts";
 import { ALL_ONES, ALL_ZEROES, type BitmapTable } from "./table.ts";
 
-/** Bytes of a page at most; a cluster is a whole number of pages. */
+/** Most bytes of a page; a cluster is a whole number of pages. */
 const MAX_PAGE_SIZE = 4096;
 /** A page of any size that is all zeroes, never written to. */
 const ZEROES = new Uint8Array(MAX_PAGE_SIZE);
 /** A page of any size that is all ones, never written to. */
 const ONES = new Uint8Array(MAX_PAGE_SIZE).fill(0xff);
 
-/** Where the bits lie. */
+/** Where the bits are stored. */
 export interface ContentSource {
   readonly clusterSize: number;
   /** Fill `target` from the file. */
@@ -27,7 +27,7 @@ export interface ContentSource {
 /** Bits in a row that are set. */
 export interface BitRun {
   start: number;
-  /** Past the last one. */
+  /** Index past the last one. */
   end: number;
 }
 
@@ -37,17 +37,17 @@ export class BitmapContent {
   readonly #pageSize: number;
   readonly #pagesPerCluster: number;
   #bits: number;
-  /** What is in force where there is no page. */
+  /** The table that applies where there is no page. */
   #table: BitmapTable;
   readonly #pages = new Map<number, Uint8Array>();
-  /** Clusters that are not what the table says. */
+  /** Clusters that differ from the table. */
   readonly #changed = new Set<number>();
-  /** The table is not the one in the file either. */
+  /** Whether the table differs from the one in the file. */
   #isCleared = false;
-  /** The page that was looked at last, if it is not one of `#pages`. */
+  /** The page used last, if it is not one of `#pages`. */
   #latest?: { index: number; bytes: Uint8Array };
 
-  /** @param table For as many clusters as `bits` take, or fewer. */
+  /** @param table May have fewer clusters than `bits` need. */
   constructor(source: ContentSource, bits: number, table: BitmapTable) {
     this.#source = source;
     this.#pageSize = Math.min(source.clusterSize, MAX_PAGE_SIZE);
@@ -56,7 +56,7 @@ export class BitmapContent {
     this.#table = table;
   }
 
-  /** Clusters that the bits take. */
+  /** Clusters that the bits need. */
   get clusters(): number {
     return Math.ceil(this.#bits / 8 / this.#source.clusterSize);
   }
@@ -65,7 +65,7 @@ export class BitmapContent {
     return this.#pageSize * 8;
   }
 
-  /** What the table says of a cluster. */
+  /** The table's entry of a cluster. */
   #stored(cluster: number): number {
     return this.#table[cluster] ?? ALL_ZEROES;
   }
@@ -88,7 +88,8 @@ export class BitmapContent {
   }
 
   /**
-   * Whether all bits of a range are set; `undefined` if it takes reading to know.
+   * Whether all bits of a range are set; `undefined` if pages must be read
+   * first.
    */
   covers(start: number, end: number): boolean | undefined {
     const { start: first, end: past } = this.#pagesOf(start, end);
@@ -102,7 +103,7 @@ export class BitmapContent {
     return true;
   }
 
-  /** Have the pages of a range in memory that will be set in part. */
+  /** Load the pages of a range that will be set in part. */
   async load(start: number, end: number): Promise<void> {
     const { start: first, end: past } = this.#pagesOf(start, end);
     for (let index = first; index < past; index++) {
@@ -110,7 +111,7 @@ export class BitmapContent {
       const { from, to } = this.#within(index, start, end);
       if (to - from === this.#pageBits) continue;
       const bytes = await this.#readPage(index);
-      // Somebody else may have read and changed it meanwhile.
+      // Another caller may have loaded and changed it meanwhile.
       if (!this.#page(index)) this.#pages.set(index, bytes);
     }
   }
@@ -118,7 +119,7 @@ export class BitmapContent {
   /**
    * Set the bits of a range.
    *
-   * @returns whether it could be done; if not, pages must be loaded first.
+   * @returns whether that was possible; if not, pages must be loaded first.
    */
   set(start: number, end: number): boolean {
     const { start: first, end: past } = this.#pagesOf(start, end);
@@ -139,7 +140,7 @@ export class BitmapContent {
       if (page === ZEROES) page = allocate(this.#pageSize);
       setBits(page, from, to);
     }
-    // Who writes from the start to the end leaves no page behind.
+    // A sequential writer leaves no page behind.
     const isFull = isWhole || to === this.#pageBits &&
         findBit(page!, 0, to, false) === to;
     this.#change(index, isFull ? ONES : page!);
@@ -158,7 +159,7 @@ export class BitmapContent {
     this.#isCleared = true;
   }
 
-  /** Whether the file has other bits. */
+  /** Whether the bits differ from those in the file. */
   get isChanged(): boolean {
     return this.#isCleared || this.#changed.size > 0;
   }
@@ -169,7 +170,7 @@ export class BitmapContent {
     this.#latest = undefined;
   }
 
-  /** Have another number of bits; those that are added are clear. */
+  /** Change the number of bits; new ones are clear. */
   async resize(bits: number): Promise<void> {
     const kept = Math.min(bits, this.#bits);
     const pagesPerCluster = this.#pagesPerCluster;
@@ -183,7 +184,7 @@ export class BitmapContent {
     for (const index of this.#changed) {
       if (index > cluster) this.#changed.delete(index);
     }
-    // What lies past the end must not come back with it.
+    // Bits past the end must not reappear when it grows again.
     const cut = allocate(this.#pageSize);
     cut.set(page.subarray(0, this.#pageSize));
     clearBits(cut, kept % this.#pageBits);
@@ -196,7 +197,7 @@ export class BitmapContent {
     this.#bits = bits;
   }
 
-  /** The next bits in a row that are set, of those up to `end`. */
+  /** The next run of set bits in `from` to `end`. */
   async nextRun(from: number, end: number): Promise<BitRun | undefined> {
     end = Math.min(end, this.#bits);
     const start = await this.#find(from, end, true);
@@ -218,7 +219,7 @@ export class BitmapContent {
     return end;
   }
 
-  /** Look at a page without keeping it. */
+  /** Read a page without keeping it. */
   async #peek(index: number): Promise<Uint8Array> {
     if (this.#latest?.index !== index) {
       this.#latest = { index, bytes: await this.#readPage(index) };
@@ -233,7 +234,7 @@ export class BitmapContent {
     };
   }
 
-  /** The bits of a page that are in a range. */
+  /** The part of a page that is in a range, as bits of the page. */
   #within(index: number, start: number, end: number) {
     const first = index * this.#pageBits;
     return {
@@ -242,7 +243,7 @@ export class BitmapContent {
     };
   }
 
-  /** What is to be stored of a cluster, if it is not what the table says. */
+  /** The content of a cluster to be stored, if it differs from the table. */
   async changedCluster(cluster: number): Promise<Uint8Array | undefined> {
     if (!this.#changed.has(cluster)) return undefined;
     const bytes = allocate(this.#source.clusterSize);
@@ -254,12 +255,12 @@ export class BitmapContent {
     return bytes;
   }
 
-  /** The table as it was when bits were stored last, or was cleared since. */
+  /** The table as it was when bits were last stored or cleared. */
   get table(): BitmapTable {
     return this.#table;
   }
 
-  /** All is stored, and lies where this table says. */
+  /** All bits have been stored where this table says. */
   stored(table: BitmapTable): void {
     this.#forget();
     this.#table = table;
@@ -267,7 +268,7 @@ export class BitmapContent {
   }
 }
 
-/** The first bit of a range in a page with a value; `to` if there is none. */
+/** The first bit with a value in a range of a page; `to` if there is none. */
 function findBit(
   page: Uint8Array,
   from: number,

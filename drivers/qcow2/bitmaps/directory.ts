@@ -1,5 +1,5 @@
 /**
- * The bitmap directory: what bitmaps there are, and where their tables lie.
+ * The bitmap directory: which bitmaps there are, and where their tables are.
  * (Specification: "Bitmaps", "Bitmap directory".)
  *
  * @module
@@ -12,18 +12,18 @@ import { readUint64, writeUint64 } from "../format.ts";
 import type { Geometry } from "../geometry.ts";
 import type { BitmapsExtension } from "../header_extensions.ts";
 
-/** Bytes of the part of a directory entry that each has. */
+/** Bytes of a directory entry without its name and extra data. */
 const ENTRY_LENGTH = 24;
 const IN_USE = 1;
 const AUTO = 2;
 const RESERVED_FLAGS = 0xfffffffc;
 const TYPE_DIRTY_TRACKING = 1;
-/** Bytes of a name at most. */
+/** Most bytes of a name. */
 export const MAX_NAME_LENGTH = 1023;
 const MAX_TABLE_ENTRIES = 0x8000000;
-/** Bytes of a bitmap at most. */
+/** Most bytes of a bitmap. */
 const MAX_BITMAP_BYTES = 0x20000000;
-/** Bytes of the disk that a bit can stand for. */
+/** Fewest bytes of the disk that a bit can stand for. */
 export const MIN_GRANULARITY = 512;
 export const MAX_GRANULARITY = 2 ** 31;
 
@@ -34,13 +34,13 @@ export interface BitmapEntry {
   readonly name: string;
   /** Bytes of the disk that a bit stands for. */
   readonly granularity: number;
-  /** What is stored of it may be out of date. */
+  /** Whether its stored bits may be out of date. */
   inUse: boolean;
-  /** It records what is written. */
+  /** Whether it records writes. */
   auto: boolean;
-  /** Where the bitmap table lies. */
+  /** Offset of the bitmap table. */
   tableOffset: number;
-  /** Entries of that table. */
+  /** Entries of the bitmap table. */
   tableSize: number;
 }
 
@@ -50,10 +50,10 @@ export function bitmapEntryLength(nameLength: number, extraLength = 0): number {
 }
 
 /**
- * The entries of a directory with `count` of them.
+ * Decode a directory of `count` entries.
  *
  * @param diskSize Bytes that each bitmap must cover.
- * @throws {BlockError} EINVAL if they make no sense.
+ * @throws {BlockError} EINVAL if they are invalid.
  */
 export function parseBitmapDirectory(
   bytes: Uint8Array,
@@ -76,7 +76,7 @@ export function parseBitmapDirectory(
       throw invalid("Bitmap extra data is not supported");
     }
     const entry = parseEntry(bytes.subarray(at, end), geometry, diskSize);
-    // As bytes: what is not UTF-8 looks the same as text.
+    // Compared as bytes: decoding maps all that is not UTF-8 to the same text.
     const key = entry.rawName.join();
     if (names.has(key)) throw alreadyExists(entry.name);
     names.add(key);
@@ -94,12 +94,12 @@ function miscounted(how: "More" | "Less"): BlockError {
   return invalid(`${how} bitmaps found than specified in header extension`);
 }
 
-/** The complaint that there is a bitmap of that name. */
+/** The error for a bitmap whose name is taken. */
 export function alreadyExists(name: string): BlockError {
   return invalid(`Bitmap already exists: ${name}`);
 }
 
-/** Clusters of data that a bitmap of a disk takes. */
+/** Clusters of data that a bitmap of a disk needs. */
 export function bitmapClusters(
   diskSize: number,
   granularity: number,
@@ -108,7 +108,7 @@ export function bitmapClusters(
   return Math.ceil(Math.ceil(diskSize / granularity) / 8 / clusterSize);
 }
 
-/** Whether a bitmap of a disk is one that the format can hold. */
+/** Whether a bitmap of a disk is larger than the format permits. */
 export function isTooLarge(
   diskSize: number,
   granularity: number,
@@ -142,7 +142,7 @@ function parseEntry(
   const rawName = bytes.slice(ENTRY_LENGTH, ENTRY_LENGTH + nameLength);
   const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
   const name = decoder.decode(rawName);
-  // One that was in use when the program died may be of an earlier size.
+  // One that was in use at a crash may have an earlier size.
   const covered = bitmapBytes * 8 * granularity;
   if (!isValid || !(flags & IN_USE) && diskSize > covered) {
     throw invalid(`Bitmap '${name}' doesn't satisfy the constraints`);
@@ -158,7 +158,7 @@ function parseEntry(
   };
 }
 
-/** The bytes of a directory. */
+/** Encode a directory. */
 export function encodeBitmapDirectory(
   entries: readonly BitmapEntry[],
 ): Uint8Array {
@@ -179,7 +179,7 @@ export function encodeBitmapDirectory(
   return bytes;
 }
 
-/** Bytes of a directory. */
+/** Bytes of an encoded directory. */
 export function directoryLength(
   entries: readonly { readonly rawName: Uint8Array }[],
 ): number {
@@ -190,7 +190,7 @@ export function directoryLength(
 }
 
 /**
- * The directory of an image.
+ * Read the directory of an image.
  *
  * @throws {BlockError} EINVAL if it is damaged.
  */
@@ -205,7 +205,7 @@ export async function readBitmapDirectory(
   return parseBitmapDirectory(bytes, count, geometry, diskSize);
 }
 
-/** A bitmap as everybody sees it. */
+/** Describe a bitmap to users. */
 export function describeBitmap(
   { name, granularity, inUse, auto }: BitmapEntry,
 ): BitmapInfo {

@@ -1,5 +1,5 @@
 /**
- * What users of an image can do to its bitmaps, and what that has to wait for.
+ * What users can do to an image's bitmaps, and which lock each operation needs.
  *
  * @module
  */
@@ -8,7 +8,7 @@ import type { BitmapOperations, DirtyExtent } from "../../../core/node.ts";
 import type { Qcow2State } from "../state.ts";
 import type { Bitmaps } from "./bitmaps.ts";
 
-/** The group of a node's verbs. */
+/** The `bitmaps` verbs of a node. */
 export function bitmapOperations(state: Qcow2State): BitmapOperations {
   const change = async <T>(
     act: (bitmaps: Bitmaps) => T | Promise<T>,
@@ -18,7 +18,7 @@ export function bitmapOperations(state: Qcow2State): BitmapOperations {
     state.checkUsable();
     return await act(await state.loadBitmaps());
   };
-  /** As a request: others go on meanwhile. */
+  /** Run as a request: others go on meanwhile. */
   const request = async <T>(
     act: (bitmaps: Bitmaps) => T | Promise<T>,
   ): Promise<T> => {
@@ -36,7 +36,7 @@ export function bitmapOperations(state: Qcow2State): BitmapOperations {
     async merge(name, extents) {
       if (state.readOnly) throw new BlockError("EACCES");
       await request((bitmaps) => bitmaps.checkUsable(name));
-      // Nothing is held while the next one is waited for: it may come from here.
+      // Nothing is held between extents: they may come from this image.
       for await (const extent of extents) {
         await request((bitmaps) => bitmaps.mergeRange(name, extent));
       }

@@ -1,8 +1,8 @@
 /**
- * Storing bitmaps. What is new goes to free clusters, and is in force when the
- * header names the new directory; only then is what it replaces released. What
- * is cut off in the midst of that leaks clusters at worst, and the old
- * directory says which bitmaps are in use.
+ * Storing bitmaps. New content goes to free clusters and takes effect when the
+ * header refers to the new directory; only then is the old content freed. An
+ * interruption leaks clusters at worst, and the old directory says which
+ * bitmaps are in use.
  *
  * @module
  */
@@ -27,7 +27,7 @@ import {
   parseBitmapTable,
 } from "./table.ts";
 
-/** Bytes of clusters that are written at once. */
+/** Most bytes of clusters that are written at once. */
 const MAX_WRITE = 1024 * 1024;
 
 /** What storing needs of the image. */
@@ -37,7 +37,7 @@ export interface StoreHost {
   readonly geometry: Geometry;
   readonly refcounts: Refcounts;
   readonly overlap: OverlapGuard;
-  /** Whether it is not known any more what the file holds. */
+  /** Whether the content of the file is not known any more. */
   readonly unusable: boolean;
   /** Make all that was written durable. */
   flushCaches(): Promise<void>;
@@ -45,13 +45,13 @@ export interface StoreHost {
   changeHeader(changes: Partial<Header>): Promise<void>;
 }
 
-/** Bytes in the file. */
+/** A range of the file. */
 interface Place {
   offset: number;
   length: number;
 }
 
-/** The table of a bitmap in the file. */
+/** Read the table of a bitmap. */
 export async function readTable(
   { file, geometry }: Pick<StoreHost, "file" | "geometry">,
   { tableOffset, tableSize }: BitmapEntry,
@@ -62,11 +62,11 @@ export async function readTable(
 }
 
 /**
- * Store bitmaps in place of those that the file has. For the holder of the
- * image and of its metadata lock.
+ * Replace the bitmaps in the file. Requires exclusive access to the image and
+ * the metadata lock.
  *
  * @param old The directory in the file.
- * @param adopt Called with the new one when that is in force.
+ * @param adopt Called with the new directory once it is in effect.
  */
 export async function storeBitmaps(
   host: StoreHost,
@@ -101,9 +101,9 @@ export async function storeBitmaps(
 /** One round of storing. */
 class Storing {
   readonly #host: StoreHost;
-  /** What was taken for what is new. */
+  /** Clusters allocated for new content. */
   readonly #taken: Place[] = [];
-  /** What is not needed any more, once the header says so. */
+  /** Clusters to free once the header no longer refers to them. */
   readonly #replaced: Place[] = [];
 
   constructor(host: StoreHost) {
@@ -111,8 +111,8 @@ class Storing {
   }
 
   /**
-   * Store one bitmap: its table, and what of its data differs from what the file
-   * has. (The tables of all, as QEMU does: an image is as long as one of QEMU's.)
+   * Store one bitmap: its table, and the data that differs from the file.
+   * (Always the table, so that the image grows exactly as QEMU's does.)
    */
   async bitmap(
     bitmap: DirtyBitmap,
@@ -134,9 +134,8 @@ class Storing {
   }
 
   /**
-   * Write the clusters that have changed. The others stay where they are: until
-   * the header names the new table, only the old one leads to them, and then
-   * only the new one.
+   * Write the clusters that have changed. The others stay where they are: the
+   * old table refers to them until the header refers to the new one.
    */
   async #data(content: BitmapContent): Promise<BitmapTable> {
     const { clusterSize } = this.#host.geometry;
@@ -162,7 +161,7 @@ class Storing {
     return table;
   }
 
-  /** Write to free clusters in a row; answers where. */
+  /** Write to new clusters in a row; returns where. */
   async #write(...parts: Uint8Array[]): Promise<number> {
     const { file, geometry, refcounts, overlap } = this.#host;
     const { clusterSize } = geometry;
@@ -171,7 +170,7 @@ class Storing {
     const offset = await refcounts.allocate(length / clusterSize);
     this.#taken.push({ offset, length });
     await overlap.check(offset, bytes);
-    // They may end the file, which ends with a whole sector.
+    // They may end the file, which must consist of whole sectors.
     const rest = roundUp(bytes, SECTOR_SIZE) - bytes;
     const iov = rest > 0 ? [...parts, allocate(rest)] : parts;
     await file.writev!(offset, iov);
@@ -179,9 +178,9 @@ class Storing {
   }
 
   /**
-   * A bitmap in the file is replaced.
+   * Note that a bitmap in the file is replaced.
    *
-   * @param kept Clusters of its data that are used further.
+   * @param kept Clusters of its data that stay in use.
    */
   async replaceAll(
     entry: BitmapEntry,
@@ -196,8 +195,7 @@ class Storing {
     try {
       table = await readTable(this.#host, entry);
     } catch (error) {
-      // It is damaged: better leak what it refers to than release what it must
-      // not.
+      // It is damaged: better leak its clusters than free others'.
       if (asBlockError(error).code === "EINVAL") return;
       throw error;
     }
@@ -212,7 +210,7 @@ class Storing {
     }
   }
 
-  /** Write the directory, and have the header name it. */
+  /** Write the directory, and let the header refer to it. */
   async directory(entries: readonly BitmapEntry[]): Promise<void> {
     const { header } = this.#host;
     const { high, low } = header.autoclear;
@@ -230,7 +228,7 @@ class Storing {
     }
     const bytes = encodeBitmapDirectory(entries);
     const directoryOffset = await this.#write(bytes);
-    // All of it, and its refcounts, before the header that names it.
+    // All data and refcounts must be durable before the header refers to them.
     await this.#host.flushCaches();
     await this.#host.changeHeader({
       bitmaps: {
@@ -242,12 +240,12 @@ class Storing {
     });
   }
 
-  /** Release what is not needed any more. */
+  /** Free what was replaced. */
   async release(): Promise<void> {
     await this.#free(this.#replaced);
   }
 
-  /** Nothing of it is in force: release what was taken. */
+  /** Nothing took effect: free what was allocated. */
   async undo(): Promise<void> {
     if (this.#host.unusable) return;
     // If that fails, it leaks.

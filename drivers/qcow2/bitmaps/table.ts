@@ -1,6 +1,6 @@
 /**
- * Bitmap tables: where the clusters of a bitmap's data lie. (Specification:
- * "Bitmap table".)
+ * Bitmap tables: where a bitmap's data clusters are. (Specification: "Bitmap
+ * table".)
  *
  * @module
  */
@@ -9,20 +9,20 @@ import { BlockError } from "../../../core/errors.ts";
 import { ENTRY_SIZE, entryOffset, writeUint64 } from "../format.ts";
 
 /**
- * For each cluster of data the offset of its place in the file, or one of
- * {@linkcode ALL_ZEROES} and {@linkcode ALL_ONES}.
+ * For each data cluster its offset in the file, {@linkcode ALL_ZEROES} or
+ * {@linkcode ALL_ONES}.
  */
 export type BitmapTable = Float64Array<ArrayBuffer>;
 
-/** The cluster has no place: it is all zeroes. */
+/** The cluster is not stored: its bits are all zero. */
 export const ALL_ZEROES = 0;
-/** The cluster has no place: it is all ones. */
+/** The cluster is not stored: its bits are all one. */
 export const ALL_ONES = 1;
 
 /**
  * Decode a table.
  *
- * @throws {BlockError} EINVAL if an entry makes no sense.
+ * @throws {BlockError} EINVAL if an entry is invalid.
  */
 export function parseBitmapTable(
   bytes: Uint8Array,
@@ -39,16 +39,16 @@ export function parseBitmapTable(
   return table;
 }
 
-/** Whether an entry of a bitmap table makes sense. */
+/** Whether an entry of a bitmap table is valid. */
 function isValidEntry(high: number, low: number, clusterSize: number): boolean {
   if ((high & 0xff000000) !== 0 || (low & 0x1fe) !== 0) return false;
   const offset = entryOffset(high, low);
-  // Without an offset, bit 0 tells all ones from all zeroes.
+  // Without an offset, bit 0 distinguishes all ones from all zeroes.
   return offset === 0 ||
     ((low & 1) === 0 && offset % clusterSize === 0 && offset < 2 ** 53);
 }
 
-/** The bytes of a table. */
+/** Encode a table. */
 export function encodeBitmapTable(table: BitmapTable): Uint8Array {
   const bytes = allocate(table.length * ENTRY_SIZE);
   const view = viewOf(bytes);

@@ -134,7 +134,7 @@ Deno.test("inspect() says what a file is that something is packed in", async () 
   const bytes = await new Response(stream).bytes();
   const { findings } = await inspect(memory(bytes));
   assertEquals(findings.map(({ check, message }) => [check, message]), [
-    ["wrapped", "it is compressed with gzip: what is in it was not looked at"],
+    ["wrapped", "it is compressed with gzip: its content was not inspected"],
   ]);
 });
 

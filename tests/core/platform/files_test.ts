@@ -4,7 +4,7 @@ import {
   attempt,
   deviceNumbers,
   hostError,
-} from "../../../core/platform/files.ts";
+} from "../../../core/platform/system_calls.ts";
 
 /** An error as a runtime throws it. */
 function thrown(facts: object): Error {

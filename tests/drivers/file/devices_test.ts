@@ -244,7 +244,9 @@ loopTest(
       assertEquals(code, 1);
       assertEquals(
         stderr,
-        `bdrv: ${names[1]}: error while converting qcow2: it is to be read, ` +
+        `bdrv: ${
+          names[1]
+        }: error while converting qcow2: it is also a source, ` +
           "and cannot be overwritten\n",
       );
       assertEquals(Deno.readFileSync(path), content);

@@ -2,7 +2,8 @@ import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { BlockError } from "../../../core/errors.ts";
 import { openProtocol } from "../../../core/open.ts";
 import { ACCESS, ALL_ACCESS } from "../../../core/permissions.ts";
-import { type Libc, openDescriptor } from "../../../core/platform/libc.ts";
+import type { Libc } from "../../../core/platform/libc.ts";
+import { openDescriptor } from "../../../core/platform/system_calls.ts";
 import { platform } from "../../../core/platform/mod.ts";
 import { FileLock } from "../../../drivers/file/lock.ts";
 import {
@@ -34,17 +35,34 @@ async function images(): Promise<TempDir> {
   return dir;
 }
 
-/** The bytes of a file that are locked, by anybody. */
+/**
+ * The bytes of a file that this process has locked. (The list of the whole
+ * machine, /proc/locks, is read in pieces: when others lock and unlock in
+ * between, entries are missed.)
+ */
 function lockedBytes(path: string): number[] {
-  const { ino } = Deno.statSync(path);
-  const bytes: number[] = [];
-  for (const line of Deno.readTextFileSync("/proc/locks").split("\n")) {
-    const words = line.split(/\s+/);
-    if (!words.some((word) => word.endsWith(`:${ino}`))) continue;
-    const [start, end] = words.slice(-2).map(Number);
-    for (let byte = start; byte <= end; byte++) bytes.push(byte);
+  const { dev, ino } = Deno.statSync(path);
+  const bytes = new Set<number>();
+  for (const { name } of Deno.readDirSync("/proc/self/fd")) {
+    const file = statOf(`/proc/self/fd/${name}`);
+    if (file?.ino !== ino || file.dev !== dev) continue;
+    const described = Deno.readTextFileSync(`/proc/self/fdinfo/${name}`);
+    for (const line of described.split("\n")) {
+      if (!line.startsWith("lock:")) continue;
+      const [start, end] = line.split(/\s+/).slice(-2).map(Number);
+      for (let byte = start; byte <= end; byte++) bytes.add(byte);
+    }
   }
-  return [...new Set(bytes)].sort((a, b) => a - b);
+  return [...bytes].sort((a, b) => a - b);
+}
+
+/** What a descriptor stands for; undefined if it is no file, or was closed. */
+function statOf(path: string): Deno.FileInfo | undefined {
+  try {
+    return Deno.statSync(path);
+  } catch {
+    return undefined;
+  }
 }
 
 /** As strace shows it of QEMU 7.2's tools. */

@@ -11,7 +11,7 @@ import type { ByteStream } from "../../../core/platform/sockets.ts";
 import { NbdClient } from "../../../drivers/nbd/client.ts";
 import {
   ClientHandshake,
-  type HandshakeWishes,
+  type HandshakeRequest,
 } from "../../../drivers/nbd/client_handshake.ts";
 import { MessageReader } from "../../../drivers/nbd/bytes.ts";
 import {
@@ -50,10 +50,10 @@ export async function served(
 /** A client on a connection. */
 export async function entered(
   stream: ByteStream,
-  wishes: Partial<HandshakeWishes> = {},
+  requested: Partial<HandshakeRequest> = {},
 ): Promise<NbdClient> {
   const context = "base:allocation";
-  const all = { exportName: "", context, ...wishes };
+  const all = { exportName: "", context, ...requested };
   return new NbdClient(await new ClientHandshake(stream, all).enter());
 }
 

@@ -90,7 +90,7 @@ Deno.test("new rbd images are not made with options that make no sense", async (
   );
   assertEquals(
     await create({}, "rbd:p/i@s"),
-    "A snapshot is not made by this: name the image alone",
+    "Snapshots cannot be created like this: name the image alone",
   );
   assertEquals(await create({ foo: 1 }), "Invalid parameter 'foo'");
   assertEquals(

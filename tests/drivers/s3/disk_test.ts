@@ -113,7 +113,7 @@ Deno.test("a block of another size is refused", async () => {
   await assertRejects(
     () => image.read(0, 512),
     BlockError,
-    "is not of the size 8192",
+    "does not have the size 8192",
   );
 });
 

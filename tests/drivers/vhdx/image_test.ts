@@ -299,7 +299,7 @@ Deno.test("a file that is shorter than its log says is refused", async () => {
   await assertRejects(
     () => openImage(stackOf(bytes.subarray(0, -MIB))),
     BlockError,
-    "shorter than its log says",
+    "shorter than its log requires",
   );
 });
 

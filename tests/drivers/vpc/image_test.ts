@@ -76,8 +76,8 @@ const DAMAGES: readonly (readonly [
     "The image has been truncated",
   ],
   [(bytes) => putEntry(bytes, 1, 5000), "The image has been truncated"],
-  [(bytes) => putEntry(bytes, 1, 0), "lies over its headers"],
-  [(bytes) => putEntry(bytes, 1, 3), "lies over its headers"],
+  [(bytes) => putEntry(bytes, 1, 0), "overlaps its headers"],
+  [(bytes) => putEntry(bytes, 1, 3), "overlaps its headers"],
 ];
 
 Deno.test("an image that makes no sense is refused in QEMU's words", async () => {
