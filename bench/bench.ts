@@ -231,7 +231,7 @@ async function printRow(work: Work, row: Promise<string>): Promise<void> {
 }
 
 print(
-  await machine(),
+  `${await machine()}.`,
   `Main input ${settings.size / 2 ** 20} MiB (a quarter random, a quarter ` +
     `text, half holes), medians of ${settings.runs} alternating runs; ` +
     "best: the ratio of the shortest ones; built: of the program as " +

@@ -9,6 +9,7 @@
  * @module
  */
 import config from "../deno.json" with { type: "json" };
+import { joinModules } from "./joined.ts";
 import { stdModule, TOOLS } from "./std.ts";
 
 const ROOT = new URL("..", import.meta.url).pathname;
@@ -113,6 +114,9 @@ async function modules(): Promise<string[]> {
 function entries(): string[] {
   return Object.values(config.exports).filter((path) => path !== "./cli.ts");
 }
+
+/** The path of a module in the package. */
+const emitted = (path: string) => path.replace(/\.ts$/, ".js");
 
 /** Name files as they are in the package, also in types. */
 function renamed(text: string): string {
@@ -303,6 +307,7 @@ async function makePackage(into: string): Promise<string> {
       }
       await Deno.writeTextFile(path, text);
     }
+    await joinModules(out, (await modules()).map(emitted));
     const data = JSON.stringify(manifest(), null, 2);
     await Deno.writeTextFile(`${out}/package.json`, `${data}\n`);
     for (const name of ["README.md", "LICENSE"]) {

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { Program } from "./program.ts";
+import { CommandError, type Program } from "./program.ts";
 import { activatedSocket } from "./nbd/activation.ts";
 import { forkServer, isForked } from "./nbd/fork.ts";
 import { nbdHelp, parseNbdArguments } from "./nbd/options.ts";
@@ -31,9 +31,14 @@ export async function run(
   if (request.list) {
     const { list } = await import("./nbd/list.ts");
     const { tlsCreds, tlsHostname, bind } = request;
-    return await list(program, addressOf(request), {
+    const address = addressOf(request);
+    const hostname = tlsHostname ?? bind;
+    if (tlsCreds !== undefined && !hostname && "path" in address) {
+      throw new CommandError("No hostname for certificate validation");
+    }
+    return await list(program, address, {
       tls: tlsCredentials(tlsCreds, "client"),
-      hostname: tlsHostname ?? bind,
+      hostname,
     });
   }
   if (request.fork && !isForked()) return await forkServer();

@@ -30,7 +30,13 @@ import type { OpenOptions } from "./open_options.ts";
 import type { Opening, Pending, Place } from "./opening.ts";
 import { type OptionValues, UnknownOptionError } from "./options.ts";
 import { ACCESS, ALL_ACCESS } from "./permissions.ts";
-import { findDriver, getDriver, loadDriver, protocolOf } from "./registry.ts";
+import {
+  findDriver,
+  getDriver,
+  loadDriver,
+  loadForOpening,
+  protocolOf,
+} from "./registry.ts";
 import { findSecret } from "./secrets.ts";
 import {
   applyFormat,
@@ -308,8 +314,10 @@ async function openDriver(
   above: Place,
   { probed = false, describedAs = allOptions }: Found = {},
 ): Promise<BlockNode> {
-  const driver = found.load ? await loadDriver(found) : found;
   const [common, options] = takeNodeOptions(allOptions);
+  const driver = found.load || found.loadTables
+    ? await loadForOpening(found, options)
+    : found;
   const place = inheritOptions(above, common);
   // Opened only to be described, an image has no claims and no locks.
   if (opening.options.purpose === "info") place.readOnly = true;

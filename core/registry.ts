@@ -5,6 +5,8 @@
  */
 import type { BlockDriver } from "./driver.ts";
 import { asBlockError, BlockError, invalid } from "./errors.ts";
+import type { OptionValues } from "./options.ts";
+import type { DriverTables, DriverTraits } from "./traits.ts";
 import { isPlainObject, valueText } from "./values.ts";
 
 const drivers = new Map<string, BlockDriver>();
@@ -76,20 +78,27 @@ export function lazily(
   };
 }
 
+function refuse(why: string): BlockError {
+  return invalid(`Cannot register a driver: ${why}`);
+}
+
 const ROLES: readonly unknown[] = ["protocol", "format", "filter"];
 
 /** Refuse anything but a driver; only its `open` is mandatory. */
 function checkDriver(driver: BlockDriver): void {
   const { name, role, open, load, create, probe, schemes = [] } = driver ?? {};
-  const { openOptions = {}, createOptions = {} } = driver ?? {};
-  const refuse = (why: string) => invalid(`Cannot register a driver: ${why}`);
   if (typeof name !== "string" || name === "") {
     throw refuse(`its name is ${valueText(name)}`);
   }
   if (!ROLES.includes(role)) {
     throw refuse(`the role of '${name}' is ${valueText(role)}`);
   }
-  for (const [verb, value] of Object.entries({ open, load, create, probe })) {
+  const { loadTables } = driver;
+  for (
+    const [verb, value] of Object.entries(
+      { open, load, loadTables, create, probe },
+    )
+  ) {
     if (
       typeof value === "function" || (value === undefined && verb !== "open")
     ) {
@@ -97,12 +106,17 @@ function checkDriver(driver: BlockDriver): void {
     }
     throw refuse(`the '${verb}' of '${name}' is ${valueText(value)}`);
   }
+  checkTables(name, driver);
+  if (!Array.isArray(schemes)) {
+    throw refuse(`the schemes of '${name}' are ${valueText(schemes)}`);
+  }
+}
+
+function checkTables(name: string, tables: DriverTables): void {
+  const { openOptions = {}, createOptions = {} } = tables;
   for (const table of [openOptions, createOptions]) {
     if (isPlainObject(table)) continue;
     throw refuse(`the options of '${name}' are ${valueText(table)}`);
-  }
-  if (!Array.isArray(schemes)) {
-    throw refuse(`the schemes of '${name}' are ${valueText(schemes)}`);
   }
 }
 
@@ -147,10 +161,30 @@ export async function loadFormat(name: string): Promise<BlockDriver> {
  * @category Drivers
  */
 export async function loadDriver(driver: BlockDriver): Promise<BlockDriver> {
-  if (!driver.load) return driver;
+  const whole = driver.load ? await loadCode(driver) : driver;
+  await loadTables(whole);
+  return whole;
+}
+
+/**
+ * The driver, with all that it takes to open a node with these options, the
+ * generic ones left out.
+ */
+export async function loadForOpening(
+  driver: BlockDriver,
+  options: OptionValues,
+): Promise<BlockDriver> {
+  const whole = driver.load ? await loadCode(driver) : driver;
+  const { childNames = [] } = whole;
+  const hasOwn = Object.keys(options).some((it) => !childNames.includes(it));
+  if (hasOwn) await loadTables(whole);
+  return whole;
+}
+
+async function loadCode(driver: BlockDriver): Promise<BlockDriver> {
   const { name } = driver;
   try {
-    const whole = await driver.load();
+    const whole = await driver.load!();
     checkDriver(whole);
     if (whole.name !== name || whole.load) {
       throw invalid(`What it loads stands for '${whole.name}'`);
@@ -158,8 +192,28 @@ export async function loadDriver(driver: BlockDriver): Promise<BlockDriver> {
     if (drivers.get(name) === driver) drivers.set(name, whole);
     return whole;
   } catch (error) {
-    throw asBlockError(error).prefixed(`Cannot load the driver '${name}': `);
+    throw cannotLoad(name, error);
   }
+}
+
+/**
+ * Have a driver, which nodes may refer to already, get its option tables.
+ *
+ * @throws {BlockError} if they cannot be loaded; EINVAL if they are none.
+ */
+export async function loadTables(driver: DriverTraits): Promise<void> {
+  if (!driver.loadTables) return;
+  try {
+    const tables = await driver.loadTables();
+    checkTables(driver.name, tables);
+    Object.assign(driver, tables, { loadTables: undefined });
+  } catch (error) {
+    throw cannotLoad(driver.name, error);
+  }
+}
+
+function cannotLoad(name: string, error: unknown): BlockError {
+  return asBlockError(error).prefixed(`Cannot load the driver '${name}': `);
 }
 
 /**

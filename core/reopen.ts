@@ -28,6 +28,7 @@ import type { BlockNode } from "./node.ts";
 import type { CacheMode, OpenOptions } from "./open_options.ts";
 import type { OptionValues } from "./options.ts";
 import { ACCESS } from "./permissions.ts";
+import { loadTables } from "./registry.ts";
 import { isDescription, toStack } from "./sources.ts";
 import { isNode } from "./spec.ts";
 import type { Permissions } from "./traits.ts";
@@ -64,6 +65,7 @@ export async function reopenNode(
   using _drained = await drain(node);
   using _ = await changing.lock();
   const at = described(usable(node));
+  await loadTables(at.node!.driver);
   const options = joined(at, changes);
   if (await changeByItself(at, changes, options)) return;
   for (const edge of usersOf(at)) checkReplaceable(edge);

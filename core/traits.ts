@@ -24,6 +24,16 @@ export type DriverRole = "protocol" | "format" | "filter";
 export type AioMode = "threads" | "native" | "io_uring";
 
 /**
+ * The part of a driver's description of itself that only options are needed for.
+ *
+ * @category Drivers
+ */
+export type DriverTables = Pick<
+  DriverTraits,
+  "openOptions" | "joinOptions" | "createOptions" | "amendOptions"
+>;
+
+/**
  * A driver's description of itself.
  *
  * @category Drivers
@@ -33,6 +43,13 @@ export interface DriverTraits {
   readonly name: string;
   /** Its role in a stack. */
   readonly role: DriverRole;
+  /**
+   * Load the tables of options, if the driver begins without: `loadDriver` adds
+   * them to it. A node is opened without them if it gets nothing but children.
+   */
+  loadTables?(): Promise<DriverTables>;
+  /** The names of its children. Goes with `loadTables`. */
+  readonly childNames?: readonly string[];
   /** The options of `open`, apart from children. */
   readonly openOptions?: OptionTable;
   /**

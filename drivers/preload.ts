@@ -25,6 +25,7 @@ import "./qcow2/empty.ts";
 import "./qcow2/encryption.ts";
 import "./qcow2/luks.ts";
 import "./qcow2/measure.ts";
+import "./qcow2/option_tables.ts";
 import "./qcow2/refcount_blocks.ts";
 import "./qcow2/resize.ts";
 import "./qcow2/snapshot_table.ts";

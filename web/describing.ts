@@ -25,7 +25,7 @@ const TARGETS: readonly Target[] = [
 export async function describe(
   { opened, overlay }: Session,
 ): Promise<Description> {
-  const { image, chain, inspection } = opened;
+  const { image, chain, locked, inspection } = opened;
   const info = await image.node.info?.() ?? {};
   const snapshots = await image.node.snapshots?.list() ?? [];
   const edits = {
@@ -41,6 +41,7 @@ export async function describe(
       `${severity}: ${message}`
     ),
     chain: overlay ? [edits, ...chain] : chain,
+    ...(locked !== undefined && { locked }),
     snapshots: snapshots.map(({ id, name, dateSeconds, diskSize }) => ({
       id,
       name,

@@ -102,12 +102,14 @@ function hex(value: number): string {
 
 /** Compare the disk with that of another image. */
 export async function compare(
-  { opened, content, meter }: Session,
-  { place, cells }: Requests["compare"]["ask"],
+  { opened, content, meter, passphrases }: Session,
+  { place, cells, passphrase }: Requests["compare"]["ask"],
   { signal, progress }: Work,
 ): Promise<DifferenceDrawing> {
   const { image } = opened;
-  const other = await openPlace(place, meter);
+  // Two versions of one image have the same passphrases, most likely.
+  const keys = passphrase ?? passphrases;
+  const other = await openPlace(place, meter, keys, signal);
   try {
     refuseIncomplete(other);
     const { space, bytes, ranges } = await drawDifference(

@@ -42,33 +42,54 @@ export async function overlayName(
 export async function reopenOverlay(
   name: string,
   base: BlockNode,
+  passphrase?: string,
 ): Promise<Overlay | undefined> {
   // Where no files are kept, there are no edits.
   const handle = await findFile(name);
-  return handle && await onTop(handle, base);
+  return handle && await onTop(handle, base, passphrase);
 }
 
-/** Make an overlay for the changes of an image. */
+/**
+ * Make an overlay for the changes of an image.
+ *
+ * @param passphrase That of the image, if it is encrypted: what is beside the
+ * changes is copied from it, and must not lie about in plain.
+ */
 export async function makeOverlay(
   name: string,
   base: BlockNode,
+  passphrase?: string,
 ): Promise<Overlay> {
   if (!hasFiles()) {
     throw new BlockError("ENOTSUP", "This browser keeps no files for pages");
   }
   try {
     const handle = await findFile(name, true);
-    await createImage("qcow2", { driver: "opfs", handle }, { size: base.size });
-    return await onTop(handle!, base);
+    const file = { driver: "opfs", handle };
+    const { size } = base;
+    await (passphrase === undefined
+      ? createImage("qcow2", file, { size })
+      : createImage("qcow2", file, { size, ...ENCRYPTED }, {
+        secrets: () => passphrase,
+      }));
+    return await onTop(handle!, base, passphrase);
   } catch (error) {
     await removeFile(name).catch(() => {});
     throw error;
   }
 }
 
+/** Options of overlays; every opening takes at least the `iter-time`. */
+const ENCRYPTED = {
+  "encrypt.format": "luks",
+  "encrypt.key-secret": "image",
+  "encrypt.iter-time": 1000,
+} as const;
+
 async function onTop(
   handle: FileSystemFileHandle,
   base: BlockNode,
+  passphrase?: string,
 ): Promise<Overlay> {
   const stack = {
     driver: "qcow2",
@@ -76,7 +97,10 @@ async function onTop(
     backing: base,
   };
   try {
-    const image = await openImage(stack, { gate: "deny" });
+    const image = await openImage(stack, {
+      gate: "deny",
+      secrets: () => passphrase,
+    });
     return { image, close: () => image.close() };
   } catch (thrown) {
     const error = asBlockError(thrown);

@@ -21,6 +21,8 @@ export type Place =
 export interface Requests {
   /** Open an image, and describe it. */
   open: { ask: { place: Place }; answer: Description };
+  /** Open it again, with the passphrase of its layer that is locked. */
+  unlock: { ask: { passphrase: string }; answer: Description };
   /** Draw it. */
   draw: { ask: { cells: number; bitmap?: string }; answer: Drawing };
   /** What `map` says of the bytes of a cell. */
@@ -35,8 +37,11 @@ export interface Requests {
   edit: { ask: { offset: string; bytes: string }; answer: Description };
   /** Forget all edits. */
   forget: { ask: Record<string, never>; answer: Description };
-  /** Compare its disk with that of another image. */
-  compare: { ask: { place: Place; cells: number }; answer: DifferenceDrawing };
+  /** Compare its disk with that of another image, which may be encrypted. */
+  compare: {
+    ask: { place: Place; cells: number; passphrase?: string };
+    answer: DifferenceDrawing;
+  };
   /** Convert it; into the file, or else into a Blob. */
   convert: {
     ask: Omit<Target, "text"> & { target?: FileSystemFileHandle };
@@ -99,6 +104,8 @@ export interface Description {
   readonly findings: readonly string[];
   /** The backing chain, the image itself first. */
   readonly chain: readonly Layer[];
+  /** The uppermost layer whose passphrase is needed to read the disk. */
+  readonly locked?: string;
   readonly snapshots: readonly {
     readonly id: string;
     readonly name: string;

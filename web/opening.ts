@@ -21,6 +21,8 @@ import { counted, type Meter } from "./meter.ts";
 export interface Opened {
   readonly image: Image;
   readonly chain: readonly Layer[];
+  /** The uppermost layer that is encrypted, and was opened without its key. */
+  readonly locked?: string;
   /** What the image itself is, and what speaks against using it. */
   readonly inspection: Inspection;
   /** Let go of it, and of what it is in. */
@@ -33,8 +35,12 @@ interface Part {
   readonly node: BlockNode;
   readonly format: string;
   readonly size: number;
+  readonly isEncrypted: boolean;
   readonly backing?: string;
 }
+
+/** Passphrases that the user has given, by the name of the layer. */
+export type Passphrases = ReadonlyMap<string, string>;
 
 /** Longest chain that is followed. */
 const MAX_CHAIN = 256;
@@ -73,33 +79,55 @@ class Sources {
   }
 
   async #open(stack: StackObject): Promise<Image> {
-    const image = await openImage(stack, { readOnly: true });
-    this.#images.push(image);
+    const image = await this.use(openImage(stack, { readOnly: true }));
     this.#meter.total += image.size;
     return image;
   }
 
+  /** Keep an image open as long as the others. */
+  async use(opening: Promise<Image>): Promise<Image> {
+    const image = await opening;
+    this.#images.push(image);
+    return image;
+  }
+
+  /** What was opened last is above the others. */
   async close(): Promise<void> {
-    for (const image of this.#images) await image.close();
+    for (const image of this.#images.toReversed()) await image.close();
   }
 }
 
 /**
- * Open what is at a place.
+ * Open what is at a place. Of a layer whose passphrase is not given, all but the
+ * data can be seen.
  *
+ * @param passphrases Those of the layers, or one for all of them.
  * @throws {BlockError} what `openImage` throws.
  */
-export async function openPlace(place: Place, meter: Meter): Promise<Opened> {
+export async function openPlace(
+  place: Place,
+  meter: Meter,
+  passphrases: Passphrases | string,
+  signal?: AbortSignal,
+): Promise<Opened> {
   const sources = new Sources(meter);
+  const passphraseOf = typeof passphrases === "string"
+    ? () => passphrases
+    : (layer: string) => passphrases.get(layer);
   try {
-    return await openFrom(sources, place);
+    return await openFrom(sources, place, passphraseOf, signal);
   } catch (error) {
     await sources.close();
     throw error;
   }
 }
 
-async function openFrom(sources: Sources, place: Place): Promise<Opened> {
+async function openFrom(
+  sources: Sources,
+  place: Place,
+  passphraseOf: (layer: string) => string | undefined,
+  signal?: AbortSignal,
+): Promise<Opened> {
   const parts = place.files
     ? await filesChain(place.files, sources)
     : await urlChain(place.url, sources);
@@ -109,29 +137,35 @@ async function openFrom(sources: Sources, place: Place): Promise<Opened> {
     size,
   }));
   if (parts.missing) chain.push(parts.missing);
-  let stack: StackObject | null = null;
-  for (const { node, format, backing } of parts.found.toReversed()) {
-    stack = {
-      driver: format,
-      file: node,
-      ...(backing !== undefined && { backing: stack }),
-    };
-  }
   const { inspect } = await import("../core/jobs/inspect.ts");
   const inspection = await inspect(parts.found[0].node, { gate: "deny" });
-  const image = await openImage(stack!, {
-    readOnly: true,
-    gate: "deny",
-    withoutKeys: true,
-  });
+  let image: Image | undefined;
+  let locked: string | undefined;
+  for (const part of parts.found.toReversed()) {
+    const { name, node, format, isEncrypted, backing } = part;
+    const passphrase = isEncrypted ? passphraseOf(name) : undefined;
+    if (isEncrypted && passphrase === undefined) locked = name;
+    const below = image?.node ?? null;
+    const stack = {
+      driver: format,
+      file: node,
+      ...(backing !== undefined && { backing: below }),
+    };
+    image = await sources.use(openImage(stack, {
+      readOnly: true,
+      gate: "deny",
+      signal,
+      ...(passphrase === undefined
+        ? { withoutKeys: true }
+        : { secrets: () => passphrase }),
+    }));
+  }
   return {
-    image,
+    image: image!,
     chain,
+    locked,
     inspection,
-    async close() {
-      await image.close();
-      await sources.close();
-    },
+    close: () => sources.close(),
   };
 }
 
@@ -162,7 +196,8 @@ async function look(name: string, node: BlockNode): Promise<Part> {
       );
     }
     const { format, size } = image;
-    return { name, node, format, size, backing: info?.backingFile };
+    const { encrypted: isEncrypted = false, backingFile: backing } = info ?? {};
+    return { name, node, format, size, isEncrypted, backing };
   } finally {
     await image.close();
   }

@@ -82,7 +82,7 @@ async function open(place: Place): Promise<void> {
   // So that a reload opens the same again; a file has to be given again.
   const address = place.url ? `#${encodeURIComponent(place.url)}` : "";
   history.replaceState(null, "", location.pathname + address);
-  byId("result").hidden = true;
+  byId("result").hidden = byId("unlock").hidden = true;
   byId("difference").replaceChildren();
   byId("difference-verdict").textContent = "";
   byId("ranges").hidden = true;
@@ -93,6 +93,7 @@ async function open(place: Place): Promise<void> {
 async function show(found: Description): Promise<void> {
   description = found;
   drawing = undefined;
+  showLock(found);
   byId("forget").hidden = !found.chain[0].isEdits;
   showFacts(found);
   showTree(found, {});
@@ -108,6 +109,26 @@ async function show(found: Description): Promise<void> {
   );
   byId("result").hidden = false;
   await draw();
+}
+
+/** Ask for the passphrase that is missing, if one is. */
+function showLock({ locked }: Description): void {
+  const form = byId("unlock");
+  const input = byId<HTMLInputElement>("passphrase");
+  form.hidden = locked === undefined;
+  input.value = "";
+  if (locked === undefined) return;
+  form.querySelector("label")!.textContent =
+    `“${locked}” is encrypted. Its passphrase:`;
+  input.focus();
+}
+
+async function unlock(): Promise<void> {
+  const input = byId<HTMLInputElement>("passphrase");
+  const passphrase = input.value;
+  const found = await work("Unlocking", "unlock", { passphrase });
+  if (found) await show(found);
+  else input.select();
 }
 
 async function draw(): Promise<void> {
@@ -274,7 +295,13 @@ function download(blob: Blob, name: string): void {
 
 async function compare(place: Place): Promise<void> {
   const cells = Number(byId<HTMLSelectElement>("cells").value);
-  const found = await work("Comparing", "compare", { place, cells });
+  const own = byId<HTMLInputElement>("other-passphrase").value;
+  const passphrase = own === "" ? undefined : own;
+  const found = await work("Comparing", "compare", {
+    place,
+    cells,
+    passphrase,
+  });
   if (!found) return;
   const order = byId<HTMLSelectElement>("order").value as Order;
   byId("difference-verdict").textContent = found.verdict;
@@ -318,6 +345,10 @@ function listen(): void {
     drop.classList.remove("over");
     const place = filesOf(event.dataTransfer?.files ?? null);
     if (place) open(place);
+  });
+  byId("unlock").addEventListener("submit", (event) => {
+    event.preventDefault();
+    unlock();
   });
   byId("cancel").addEventListener("click", () => running?.cancel());
   byId("cells").addEventListener("change", draw);

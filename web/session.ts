@@ -5,11 +5,14 @@
  */
 import type { BlockNode } from "../core/node.ts";
 import type { Overlay } from "./edits.ts";
+import type { Place } from "./messages.ts";
 import type { Meter } from "./meter.ts";
-import type { Opened } from "./opening.ts";
+import type { Opened, Passphrases } from "./opening.ts";
 
 /** An image that is shown, with the user's edits. */
 export class Session {
+  readonly place: Place;
+  readonly passphrases: Passphrases;
   readonly opened: Opened;
   /** The name of the file of edits. */
   readonly overlayFile: string;
@@ -18,15 +21,17 @@ export class Session {
   overlay?: Overlay;
 
   constructor(
+    place: Place,
+    passphrases: Passphrases,
     opened: Opened,
     meter: Meter,
     overlayFile: string,
-    overlay?: Overlay,
   ) {
+    this.place = place;
+    this.passphrases = passphrases;
     this.opened = opened;
     this.meter = meter;
     this.overlayFile = overlayFile;
-    this.overlay = overlay;
   }
 
   /** The disk that is shown. */
@@ -34,10 +39,15 @@ export class Session {
     return (this.overlay ?? this.opened).image.node;
   }
 
-  /** Its data, which is not all there without its whole backing chain. */
+  /** Its data, which takes its whole backing chain, and all passphrases. */
   get content(): BlockNode {
     refuseIncomplete(this.opened);
     return this.disk;
+  }
+
+  /** What edits are encrypted with, which hold parts of the image: as it is. */
+  get overlayKey(): string | undefined {
+    return [...this.passphrases.values()][0];
   }
 
   async close(): Promise<void> {
@@ -46,8 +56,11 @@ export class Session {
   }
 }
 
-/** Refuse to work on data of which a part is missing. */
-export function refuseIncomplete({ chain }: Opened): void {
+/** Refuse to work on data of which a part is missing, or locked. */
+export function refuseIncomplete({ chain, locked }: Opened): void {
+  if (locked !== undefined) {
+    throw new Error(`'${locked}' is encrypted, and its passphrase is needed`);
+  }
   const missing = chain.find((layer) => layer.missing !== undefined);
   if (!missing) return;
   throw new Error(

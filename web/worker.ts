@@ -9,12 +9,13 @@ import type {
   Call,
   Cancel,
   Description,
+  Place,
   Reply,
   Requests,
   Work,
 } from "./messages.ts";
 import { countFetches, Meter } from "./meter.ts";
-import { openPlace } from "./opening.ts";
+import { openPlace, type Passphrases } from "./opening.ts";
 import { refuseIncomplete, Session } from "./session.ts";
 
 type Handlers = {
@@ -31,6 +32,7 @@ countFetches((bytes) => meter.fetched += bytes);
 
 const handlers: Handlers = {
   open,
+  unlock,
   edit,
   forget,
   draw: async (ask, work) =>
@@ -50,20 +52,52 @@ function current(): Session {
 /** Images that were to be opened: only the last one is of interest. */
 let openings = 0;
 
-async function open({ place }: Requests["open"]["ask"]): Promise<Description> {
+async function open(
+  { place }: Requests["open"]["ask"],
+  { signal }: Work,
+): Promise<Description> {
   const turn = ++openings;
   if (turn === 1) await clear();
   const before = session;
   session = undefined;
   await before?.close();
+  return await start(turn, place, new Map(), signal);
+}
+
+/** What is locked has no edits open, and stays open unless this succeeds. */
+async function unlock(
+  { passphrase }: Requests["unlock"]["ask"],
+  { signal }: Work,
+): Promise<Description> {
+  const shown = current();
+  const { locked } = shown.opened;
+  if (locked === undefined) throw new Error("The image is not locked");
+  const passphrases = new Map(shown.passphrases).set(locked, passphrase);
+  try {
+    return await start(++openings, shown.place, passphrases, signal);
+  } catch (error) {
+    if (session === shown) meter = shown.meter;
+    throw error;
+  }
+}
+
+/** Open an image, in place of one that may be open. */
+async function start(
+  turn: number,
+  place: Place,
+  passphrases: Passphrases,
+  signal: AbortSignal,
+): Promise<Description> {
   const counter = meter = new Meter();
-  const found = await openPlace(place, counter);
+  const found = await openPlace(place, counter, passphrases, signal);
   const { overlayName, reopenOverlay } = await import("./edits.ts");
   const file = await overlayName(place, found.image);
-  let opened: Session;
+  const opened = new Session(place, passphrases, found, counter, file);
   try {
-    const edits = await reopenOverlay(file, found.image.node);
-    opened = new Session(found, counter, file, edits);
+    if (found.locked === undefined) {
+      const { overlayKey } = opened;
+      opened.overlay = await reopenOverlay(file, found.image.node, overlayKey);
+    }
   } catch (error) {
     await found.close();
     throw error;
@@ -72,7 +106,9 @@ async function open({ place }: Requests["open"]["ask"]): Promise<Description> {
     await opened.close();
     throw new Error("Another image was opened");
   }
+  const before = session;
   session = opened;
+  await before?.close();
   return await describe(opened);
 }
 
@@ -97,6 +133,7 @@ async function edit(ask: Requests["edit"]["ask"]): Promise<Description> {
   const overlay = shown.overlay ??= await makeOverlay(
     shown.overlayFile,
     image.node,
+    shown.overlayKey,
   );
   await overlay.image.write(offset, bytes);
   await overlay.image.flush();

@@ -2,7 +2,7 @@
 import "../../drivers/writing.ts";
 import { asBlockError, BlockError, strerror } from "../../core/errors.ts";
 import type { OptionValues } from "../../core/options.ts";
-import { loadFormat } from "../../core/registry.ts";
+import { loadFormat, loadTables } from "../../core/registry.ts";
 import type { DriverTraits } from "../../core/traits.ts";
 import {
   CACHE,
@@ -76,6 +76,7 @@ export const command: Command = {
       });
       return await usingNodes([node], async () => {
         const { driver } = node;
+        await loadTables(driver);
         if (options.asksForHelp) {
           program.print(amendHelp(program, driver));
           return 0;

@@ -6,6 +6,7 @@
 import { asBlockError, BlockError } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { type OptionValues, parseKeyValueList } from "../../core/options.ts";
+import { loadTables } from "../../core/registry.ts";
 import type { DriverTraits } from "../../core/traits.ts";
 import type { OptionSpec } from "../getopt.ts";
 import { cacheMode } from "../images.ts";
@@ -191,7 +192,7 @@ export const reopen: IoCommand = {
       throw new CommandError("Cannot set both -c and the cache options");
     }
     const { opening, image: { node } } = session;
-    checkChangeable(node, opening.options, options);
+    await checkChangeable(node, opening.options, options);
     const changed = reopening(node.driver, opening, changes, options);
     if (opening.snapshot) {
       // The data written to it would be lost.
@@ -237,11 +238,12 @@ function parseReopen(call: Call): Changes & { options: OptionValues } {
 }
 
 /** Refuse options that the driver lacks or that cannot be changed. */
-function checkChangeable(
+async function checkChangeable(
   node: BlockNode,
   before: OptionValues,
   options: OptionValues,
-): void {
+): Promise<void> {
+  await loadTables(node.driver);
   for (const [name, value] of Object.entries(options)) {
     if (before[name] === value || CHANGEABLE.includes(name)) continue;
     if (name === "driver" && value === node.driver.name) continue;
@@ -249,7 +251,7 @@ function checkChangeable(
     const child = node.children[role];
     const { role: kind, openOptions = {} } = node.driver;
     if (child && rest.length > 0) {
-      checkChangeable(child, {}, { [rest.join(".")]: value });
+      await checkChangeable(child, {}, { [rest.join(".")]: value });
     } else if (kind === "protocol" || !Object.hasOwn(openOptions, name)) {
       throw new CommandError(`Cannot change the option '${name}'`);
     }

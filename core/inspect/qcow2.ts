@@ -56,7 +56,10 @@ export async function inspectQcow2(
   checkFeatures(report, header, version, extensions);
   report.snapshots = header.getUint32(60);
   if (report.snapshots > 0) {
-    report.note("snapshots", `it has ${report.snapshots} snapshots within it`);
+    const many = report.snapshots === 1
+      ? "a snapshot"
+      : `${report.snapshots} snapshots`;
+    report.note("snapshots", `it has ${many} within it`);
   }
   if (extensions.hasBitmaps) report.note("bitmaps", "it has bitmaps");
   const method = header.getUint32(32);

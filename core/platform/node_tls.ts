@@ -101,16 +101,18 @@ async function connect(
 ): Promise<ByteStream> {
   // An IP address is not valid for server name indication.
   const isAddress = /^[\d.]+$|:/.test(host);
+  const raw = duplexOf(stream);
   const socket = tls.connect({
     ...optionsOf(identity),
-    socket: duplexOf(stream),
+    socket: raw,
     host,
     ...(!isAddress && { servername: host }),
   });
   await new Promise<void>((resolve, reject) => {
+    const fail = (error: Error) => reject(tlsError(error, host));
     socket.once("secureConnect", () => resolve());
-    socket.on("error", (error) => reject(tlsError(error, host)));
-    socket.once("close", () => reject(tlsError(new Error("closed"), host)));
+    socket.on("error", fail);
+    onceGone([raw, socket], fail);
   });
   return nodeStream(socket);
 }
@@ -131,7 +133,7 @@ async function accept(
     server.on("tlsClientError", fail);
     server.on("error", fail);
     raw.on("error", fail);
-    raw.once("close", () => fail(new Error("closed")));
+    onceGone([raw], fail);
     server.emit("connection", raw);
   });
   if (authorize) {
@@ -143,6 +145,23 @@ async function accept(
     }
   }
   return nodeStream(socket);
+}
+
+/**
+ * Call `fail` when the peer has disconnected, which not every runtime's
+ * `node:tls` reports during the handshake. One that does has a better reason,
+ * and a turn of the event loop to give it.
+ */
+function onceGone(
+  sockets: readonly NodeSocket[],
+  fail: (error: Error) => void,
+): void {
+  const gone = new Error("The TLS connection was non-properly terminated.");
+  for (const socket of sockets) {
+    for (const event of ["end", "close"]) {
+      socket.once(event, () => setTimeout(fail, 0, gone));
+    }
+  }
 }
 
 /**
@@ -160,11 +179,26 @@ async function checkPeer(
   throw new BlockError("EACCES", `TLS x509 authz check for ${name} is denied`);
 }
 
+/** GnuTLS's words for what is wrong with a certificate, by OpenSSL's codes. */
+const UNTRUSTED: { readonly [code: string]: string } = {
+  CERT_HAS_EXPIRED: "is not trusted",
+  CERT_NOT_YET_VALID: "is not trusted",
+  CERT_REVOKED: "has been revoked",
+  DEPTH_ZERO_SELF_SIGNED_CERT: "hasn't got a known issuer",
+  SELF_SIGNED_CERT_IN_CHAIN: "hasn't got a known issuer",
+  UNABLE_TO_GET_ISSUER_CERT: "hasn't got a known issuer",
+  UNABLE_TO_GET_ISSUER_CERT_LOCALLY: "hasn't got a known issuer",
+  // On Deno, this can mean any of them.
+  UNABLE_TO_VERIFY_LEAF_SIGNATURE: "is not trusted",
+};
+
 function tlsError(error: Error, host?: string): BlockError {
-  const { code, message } = error as Error & { code?: string };
+  const { code = "", message } = error as Error & { code?: string };
   const text = code === "ERR_TLS_CERT_ALTNAME_INVALID" ||
       /NotValidForName|not valid for name/i.test(message)
     ? `Certificate does not match the hostname ${host}`
+    : UNTRUSTED[code]
+    ? `The certificate ${UNTRUSTED[code]}`
     : /no certificate|did not return a certificate/i.test(message)
     ? "Verify failed: No certificate was found."
     : `TLS handshake failed: ${message.split("\n")[0]}`;

@@ -131,10 +131,7 @@ function tlsOf(
   const found = findTlsCredentials(credentials, "client");
   const host = hostname ?? ("host" in server ? server.host : undefined);
   if (host === undefined) {
-    throw invalid(
-      "The server has no name that its certificate could be for: give it in " +
-        "'tls-hostname'",
-    );
+    throw invalid("No hostname for certificate validation");
   }
   return { connect: (stream) => found.connect(stream, host) };
 }

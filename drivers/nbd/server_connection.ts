@@ -46,6 +46,18 @@ const FLAGS: { readonly [command: number]: number } = {
 const MAX_QUEUED = 1024 * 1024;
 /** Most requests of a client in flight. */
 const MAX_IN_FLIGHT = 64;
+/**
+ * Memory of a client's requests, in bytes, from which on further ones wait: so
+ * what was read is still in the processor's cache when it is sent.
+ */
+const MAX_CACHED = 1024 * 1024;
+/** Large requests that may be in flight regardless of that. */
+const LEAST_IN_FLIGHT = 4;
+/**
+ * A large request that takes longer, in ms, has waited for a disk or a network:
+ * there, many requests in flight gain more than the cache does.
+ */
+const SLOW_REQUEST = 5;
 /** Flags of reads while other requests are in flight. */
 const BACKGROUND = { background: true };
 /** Shorter reads are not searched for holes. */
@@ -84,6 +96,8 @@ export class Connection implements BudgetUser {
   readonly #budget: Budget;
   readonly #buffers: Buffers;
   #inFlight = 0;
+  /** Whether the last large request measured was slow. */
+  #isSlow = false;
   #lastStatus: Promise<void> = Promise.resolve();
   #settled = () => {};
   /** Whether the data of a request is being received. */
@@ -164,11 +178,18 @@ export class Connection implements BudgetUser {
       if (!reader.has(size)) await reader.need(size);
       const request = this.#nextRequest(size);
       if (request.type === COMMAND.DISCONNECT) return;
-      if (this.#inFlight >= MAX_IN_FLIGHT) await this.#oneSettled();
+      while (this.#isFull(request)) await this.#oneSettled();
       // If the client is slow, replies should not pile up in memory.
       if (writer.queued >= MAX_QUEUED) await writer.room(MAX_QUEUED);
       await this.#begin(request);
     }
+  }
+
+  /** Whether a request has to wait for others to finish. */
+  #isFull({ length }: Request): boolean {
+    if (this.#inFlight >= MAX_IN_FLIGHT) return true;
+    const most = Math.max(MAX_CACHED, LEAST_IN_FLIGHT * length);
+    return !this.#isSlow && this.held >= most;
   }
 
   #nextRequest(size: number): Request {
@@ -300,6 +321,10 @@ export class Connection implements BudgetUser {
     bytes: number,
   ): Promise<void> {
     const memory = { left: bytes };
+    // With many in flight, each waits for the others as well.
+    const isTelling = bytes >= WORTH_A_LOOK &&
+      this.#inFlight <= LEAST_IN_FLIGHT;
+    const since = isTelling ? performance.now() : 0;
     try {
       if (request.type === COMMAND.READ) await this.#read(request, memory);
       else await this.#perform(request, data);
@@ -307,10 +332,16 @@ export class Connection implements BudgetUser {
       this.#replies.failure(request, asBlockError(error));
     }
     if (data) this.#buffers.give(data);
-    this.#budget.release(this, memory.left);
+    if (isTelling) this.#isSlow = performance.now() - since > SLOW_REQUEST;
     this.#inFlight--;
-    this.#settled();
+    this.#release(memory.left);
     if (this.#isClosing) this.#closeWhenIdle();
+  }
+
+  /** Give memory back, so that the next request can have it. */
+  #release(bytes: number): void {
+    this.#budget.release(this, bytes);
+    this.#settled();
   }
 
   async #closeWhenIdle(): Promise<void> {
@@ -424,7 +455,7 @@ export class Connection implements BudgetUser {
     memory.left -= length;
     const written = () => {
       this.#buffers.give(buffer);
-      this.#budget.release(this, length);
+      this.#release(length);
     };
     this.#replies.data(request, offset, buffer, isLast, written);
   }
@@ -457,7 +488,7 @@ export class Connection implements BudgetUser {
     bytes = Math.min(bytes, MAX_PAYLOAD);
     const granted = this.#budget.acquire(this, bytes);
     if (granted && !await granted) throw new ConnectionLost(true);
-    const written = () => this.#budget.release(this, bytes);
+    const written = () => this.#release(bytes);
     for (const [index, [id, runs]] of answers.entries()) {
       const isLast = index === answers.length - 1;
       this.#replies.status(request, id, runs, isLast ? written : undefined);

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import type { OptionValues } from "../../core/options.ts";
 import type { MetadataKind } from "./overlap_options.ts";
 
 /** Why clusters are freed. */
@@ -12,8 +13,8 @@ export type FreeReason = "request" | "snapshot" | "other" | "always" | "never";
 export interface Behaviour {
   /** Refcounts on the disk may be outdated, as the dirty bit then says. */
   lazyRefcounts: boolean;
-  /** Metadata that other writes must not overlap. */
-  protectedKinds: ReadonlySet<MetadataKind>;
+  /** Metadata that other writes must not overlap. Default: the usual kinds. */
+  protectedKinds?: ReadonlySet<MetadataKind>;
   /**
    * Whether to discard freed space in the file, by the reason for freeing it.
    */
@@ -26,4 +27,16 @@ export interface Behaviour {
   warn(message: string): void;
   /** Receives the name of each step, as in QEMU's blkdebug. */
   event?(name: string): void;
+}
+
+/** The options of an image that is opened, parsed. */
+export interface ParsedOptions {
+  /** By dotted name. */
+  readonly values: OptionValues;
+  /**
+   * Which kinds of metadata they say to protect; absent if they say nothing.
+   *
+   * @throws {BlockError} EINVAL if they contradict each other.
+   */
+  protectedKinds?(): ReadonlySet<MetadataKind>;
 }

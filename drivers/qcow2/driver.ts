@@ -6,9 +6,9 @@
 import type { BlockDriver, OpenContext } from "../../core/driver.ts";
 import { invalid } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
-import { type OptionValues, parseOptions } from "../../core/options.ts";
+import type { OptionValues } from "../../core/options.ts";
 import { openBacking } from "../../core/parents.ts";
-import { AMEND_OPTIONS, CREATE_OPTIONS } from "./create_options.ts";
+import type { ParsedOptions } from "./behaviour.ts";
 import { Autoclear, Crypt, Incompatible } from "./format.ts";
 import { hasBitmaps, type Header, probe, readHeader } from "./header.ts";
 import type { ImageEncryption } from "./luks.ts";
@@ -16,9 +16,8 @@ import { Qcow2Node } from "./node.ts";
 import {
   behaviourOf,
   cacheSizes,
-  flatten,
-  joinOptions,
-  OPEN_OPTIONS,
+  CHILDREN,
+  parseOpenOptions,
 } from "./options.ts";
 import { loadSnapshotTable } from "./snapshot_list.ts";
 import { Qcow2State } from "./state.ts";
@@ -32,14 +31,12 @@ import { Qcow2State } from "./state.ts";
 export const qcow2Driver: BlockDriver = {
   name: "qcow2",
   role: "format",
-  openOptions: OPEN_OPTIONS,
   strongOptions: ["encrypt.key-secret"],
-  joinOptions,
-  createOptions: CREATE_OPTIONS,
-  amendOptions: AMEND_OPTIONS,
+  childNames: CHILDREN,
   probe,
   open,
   // Loaded on demand, to keep the start fast.
+  loadTables: async () => (await import("./option_tables.ts")).TABLES,
   create: async (options, context) =>
     (await import("./create.ts")).create(options, context),
   async *stream(options, source) {
@@ -53,13 +50,12 @@ async function open(
   options: OptionValues,
   context: OpenContext,
 ): Promise<BlockNode> {
-  let parsed = parseOpenOptions(options);
+  let parsed = await parseOpenOptions(options);
   const file = await context.openChild("file");
   const { purpose } = context;
   const policy = {
     readOnly: context.readOnly,
     forCheck: purpose === "check",
-    infoOnly: purpose === "info",
     warn: (message: string) => context.warn(message),
   };
   const header = await readHeader(file, policy);
@@ -100,7 +96,7 @@ async function open(
     await load();
   };
   const change = async (options: OptionValues) => {
-    const next = parseOpenOptions(options);
+    const next = await parseOpenOptions(options);
     const behaviour = behaviourOf(next, state.header, context);
     // Invalid options are refused before anything is changed.
     cacheSizes(next, state.header);
@@ -140,7 +136,7 @@ async function open(
 async function encryptionOf(
   file: BlockNode,
   header: Header,
-  options: OptionValues,
+  { values: options }: ParsedOptions,
   context: OpenContext,
 ): Promise<ImageEncryption> {
   const isPlain = header.cryptMethod === Crypt.NONE;
@@ -174,13 +170,7 @@ async function openDataFile(
   }
 }
 
-const CHILDREN = ["file", "backing", "data-file"];
-
-function parseOpenOptions(options: OptionValues): OptionValues {
-  return parseOptions(OPEN_OPTIONS, flatten(options), CHILDREN);
-}
-
 /** Seconds after which unused tables are dropped. */
-function cleanInterval(options: OptionValues): number {
-  return options["cache-clean-interval"] as number | undefined ?? 600;
+function cleanInterval({ values }: ParsedOptions): number {
+  return values["cache-clean-interval"] as number | undefined ?? 600;
 }

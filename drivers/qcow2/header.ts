@@ -84,8 +84,6 @@ export interface HeaderPolicy {
   readOnly: boolean;
   /** For check: accept invalid refcount and snapshot tables. */
   forCheck: boolean;
-  /** For info: accept what only matters when data is used. */
-  infoOnly: boolean;
   warn(message: string): void;
 }
 
@@ -167,7 +165,7 @@ export async function readHeader(
     throw invalid(`Unsupported encryption method ${header.cryptMethod | 0}`);
   }
   await readExtensions(file, header, headerLength, extensionsEnd, policy);
-  checkSupported(header, policy);
+  checkEncryption(header);
   await readBackingName(file, header, backingOffset, view.getUint32(16));
   // Disks consist of whole sectors: a partial one at the end is dropped.
   header.size = roundDown(header.size, SECTOR_SIZE);
@@ -317,18 +315,10 @@ function checkPlace(
   };
 }
 
-/** Refuse by name what this driver does not support. */
-function checkSupported(header: Header, policy: HeaderPolicy): void {
+/** Refuse encryption without the header that it takes. */
+function checkEncryption(header: Header): void {
   if (header.cryptMethod === Crypt.LUKS && !header.encryptionHeader) {
     throw invalid("Missing CRYPTO header for crypt method 2");
-  }
-  if (policy.infoOnly) return;
-  const missing: string[] = [];
-  if (missing.length > 0) {
-    throw new BlockError(
-      "ENOTSUP",
-      `Unsupported qcow2 feature(s): ${missing.join(", ")}`,
-    );
   }
 }
 

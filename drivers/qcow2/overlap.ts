@@ -9,7 +9,11 @@ import type { BlockNode } from "../../core/node.ts";
 import { Autoclear, ENTRY_SIZE, entryOffset } from "./format.ts";
 import type { Geometry } from "./geometry.ts";
 import type { Header } from "./header.ts";
-import { METADATA_NAMES, type MetadataKind } from "./overlap_options.ts";
+import {
+  METADATA_NAMES,
+  type MetadataKind,
+  USUAL_KINDS,
+} from "./overlap_options.ts";
 import type { SnapshotEntry } from "./snapshot_table.ts";
 
 /** What the checks need of the image: where its metadata is. */
@@ -20,7 +24,7 @@ export interface OverlapHost {
   readonly snapshots: readonly SnapshotEntry[];
   /** Bytes of the snapshot table in the file. */
   readonly snapshotTableLength: number;
-  readonly behaviour: { readonly protectedKinds: ReadonlySet<MetadataKind> };
+  readonly behaviour: { readonly protectedKinds?: ReadonlySet<MetadataKind> };
   readonly clusters: { readonly l1Bytes: Uint8Array };
   readonly refcounts: { isBlock(clusterIndex: number): boolean };
   /** Report damage; always rejects. */
@@ -40,7 +44,7 @@ export class OverlapGuard {
   }
 
   get #kinds(): ReadonlySet<MetadataKind> {
-    return this.#state.behaviour.protectedKinds;
+    return this.#state.behaviour.protectedKinds ?? USUAL_KINDS;
   }
 
   /** Tables have changed: determine their clusters again. */

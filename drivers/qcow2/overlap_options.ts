@@ -53,6 +53,9 @@ const TEMPLATES: { readonly [name: string]: readonly MetadataKind[] } = {
   all: KINDS,
 };
 
+/** What is protected if the options say nothing. */
+export const USUAL_KINDS: ReadonlySet<MetadataKind> = new Set(TEMPLATES.cached);
+
 /** The options of `overlap-check`, as QEMU has them. */
 export const OVERLAP_OPTIONS: OptionTable = {
   "overlap-check": {

@@ -2,6 +2,7 @@ import { assertEquals, assertRejects, assertThrows } from "@std/assert";
 import {
   type BlockDriver,
   BlockError,
+  createImage,
   getDriver,
   insertFilter,
   listDrivers,
@@ -108,4 +109,82 @@ Deno.test("loadDriver() takes nothing for a driver that is another, or none", as
     BlockError,
     "the 'load' of 'odd' is 5",
   );
+});
+
+Deno.test("a driver's option tables are loaded when it gets an option, or when they are asked for", async () => {
+  const read = (options: object) => {
+    let times = 0;
+    const driver: BlockDriver = {
+      name: `tables-late-${names++}`,
+      role: "filter",
+      childNames: ["file"],
+      loadTables: () => {
+        times++;
+        return Promise.resolve({
+          openOptions: { tag: { type: "number", help: "A number" } },
+          createOptions: { size: { type: "size", help: "A size" } },
+        });
+      },
+      open: (_options, context) => context.openChild("file"),
+    };
+    registerDriver(driver);
+    const file = { driver: "memory", store: new MemoryStore(512) };
+    const opened = openImage({ driver: driver.name, file, ...options });
+    return { driver, opened, loaded: () => times };
+  };
+  let names = 0;
+
+  const plain = read({ "read-only": true });
+  await (await plain.opened).close();
+  assertEquals(plain.loaded(), 0);
+  assertEquals(plain.driver.createOptions, undefined);
+  assertEquals(await loadDriver(plain.driver), plain.driver);
+  await loadDriver(plain.driver);
+  assertEquals(plain.loaded(), 1);
+  assertEquals(Object.keys(plain.driver.createOptions!), ["size"]);
+
+  const tagged = read({ tag: 5 });
+  await (await tagged.opened).close();
+  assertEquals(tagged.loaded(), 1);
+  await assertRejects(() => read({ tag: "x" }).opened, BlockError, "'tag'");
+});
+
+Deno.test("option tables that cannot be loaded are an error that names the driver", async () => {
+  const odd: [tables: unknown, words: string][] = [
+    [Promise.reject(new TypeError("Module not found")), "Module not found"],
+    [{ openOptions: 5 }, "the options of 'tables-odd-1' are 5"],
+  ];
+  for (const [i, [tables, words]] of odd.entries()) {
+    const driver: BlockDriver = {
+      name: `tables-odd-${i}`,
+      role: "filter",
+      loadTables: async () => await (tables as Promise<object>),
+      open: () => Promise.reject(new Error("opened")),
+    };
+    registerDriver(driver);
+    const why = `Cannot load the driver 'tables-odd-${i}': `;
+    await assertRejects(() => loadDriver(driver), BlockError, why);
+    await assertRejects(() => loadDriver(driver), BlockError, words);
+  }
+  const loadTables = 5 as unknown as BlockDriver["loadTables"];
+  const open = () => Promise.reject(new Error("opened"));
+  assertThrows(
+    () => registerDriver({ name: "odd", role: "filter", open, loadTables }),
+    BlockError,
+    "the 'loadTables' of 'odd' is 5",
+  );
+});
+
+Deno.test("qcow2's tables are there for who reopens, and for who loads it", async () => {
+  const file = { driver: "memory", store: new MemoryStore() };
+  await createImage("qcow2", file, { size: 1 << 20 });
+  await using image = await openImage({ driver: "qcow2", file });
+  await image.reopen({ options: { "l2-cache-size": 65536 } });
+  await assertRejects(
+    () => image.reopen({ options: { "l2-cache-siz": 65536 } }),
+    BlockError,
+    "l2-cache-siz",
+  );
+  const { createOptions = {} } = await loadDriver(getDriver("qcow2"));
+  assertEquals("cluster_size" in createOptions, true);
 });

@@ -22,7 +22,6 @@ async function targetOf(bytes: Uint8Array) {
   const header = await readHeader(file, {
     readOnly: true,
     forCheck: true,
-    infoOnly: true,
     warn: () => {},
   });
   return {

@@ -104,4 +104,79 @@ qemuTest("TLS is required or not, of one end or of both", async () => {
     unknown.message.split("': ").at(-1),
     "No TLS credentials with id 'nothing'",
   );
+  const nameless = await fails(one, {
+    "tls-creds": stranger,
+    "tls-hostname": undefined,
+  });
+  assert(nameless.message.endsWith("No hostname for certificate validation"));
+  const distrustful = new TlsCredentials({
+    endpoint: "client",
+    ca: pem("server-cert"),
+  });
+  const untrusted = await fails(one, { "tls-creds": distrustful });
+  assert(/: The certificate [^:]*$/.test(untrusted.message), untrusted.message);
+}, ["openssl"]);
+
+qemuTest("who goes amid a TLS handshake is not waited for", async () => {
+  await using dir = new TempDir();
+  await using image = await memoryImage();
+  const folder = await makeCertificates(dir);
+  const pem = (name: string) => Deno.readTextFileSync(`${folder}/${name}.pem`);
+  const identity = {
+    certificate: pem("server-cert"),
+    key: pem("server-key"),
+  };
+  const ca = pem("ca-cert");
+  const tls = new TlsCredentials({ endpoint: "server", ca, ...identity });
+  const client = new TlsCredentials({ endpoint: "client", ca });
+  // What each end says before it goes: nothing, or the beginning of a record.
+  for (const said of [[], [22, 3, 1, 0]]) {
+    for (const end of [tls, client]) {
+      const [ours, theirs] = streamPair();
+      const lost = assertRejects(
+        () => end === tls ? tls.accept(theirs) : end.connect(theirs, "x"),
+        BlockError,
+      );
+      if (said.length > 0) await ours.write(Uint8Array.from(said));
+      ours.close();
+      const { message } = await lost;
+      assert(message.startsWith("TLS handshake failed: "));
+    }
+  }
+  // Nor does one that does not like what it is shown keep its place.
+  const left: (string | undefined)[] = [];
+  const options = {
+    tls,
+    maxClients: 1,
+    onDisconnect: (_: boolean, why?: string) => void left.push(why),
+  };
+  await using server = await serveNbd(
+    image,
+    { host: "127.0.0.1", port: 0 },
+    options,
+  );
+  const { port } = server.address as { port: number };
+  const stranger = { "tls-creds": client, "tls-hostname": "other.example" };
+  for (let count = 1; count < 4; count++) {
+    const error = await assertRejects(
+      () =>
+        openImage({
+          driver: "nbd",
+          server: { type: "inet", host: "127.0.0.1", port: String(port) },
+          ...stranger,
+        }),
+      BlockError,
+    );
+    assert(error.message.endsWith("match the hostname other.example"));
+    while (left.length < count) {
+      await new Promise((resolve) => setTimeout(resolve, 1));
+    }
+  }
+  assertEquals(server.clients, 0);
+  const why = "TLS handshake failed: " +
+    "The TLS connection was non-properly terminated.";
+  assertEquals(
+    new Set(left),
+    new Set([`option negotiation failed: ${why}`]),
+  );
 }, ["openssl"]);

@@ -344,9 +344,11 @@ qemuTest("the page's main thread never works long", async () => {
   assert(longest < 50, `${longest} ms`);
 }, ["chromium"]);
 
-qemuTest("the page stays small with a disk of 1 TiB", async () => {
-  await using folder = new TempDir();
-  const path = folder.file("large.qcow2");
+/**
+ * Make an image of 1 TiB with all its L2 tables: it is data and zeroes by turns,
+ * a quarter of a million times.
+ */
+async function makeLarge(path: string): Promise<void> {
   await createImage("qcow2", path, { size: 0 });
   {
     // Nothing has to survive a power cut, so that no sync is waited for.
@@ -354,14 +356,207 @@ qemuTest("the page stays small with a disk of 1 TiB", async () => {
     await using image = await openImage(path, how);
     await image.resize(2 ** 40, { preallocation: "metadata" });
   }
-  await using web = await WebPage.open(folder.path);
+  using file = Deno.openSync(path, { read: true, write: true });
+  const read = (offset: number, bytes: Uint8Array) => {
+    file.seekSync(offset, Deno.SeekMode.Start);
+    assertEquals(file.readSync(bytes), bytes.length);
+  };
+  const header = new DataView(new ArrayBuffer(104));
+  read(0, new Uint8Array(header.buffer));
+  const l1 = new DataView(new ArrayBuffer(header.getUint32(36) * 8));
+  read(Number(header.getBigUint64(40)), new Uint8Array(l1.buffer));
+  const table = new Uint8Array(65536);
+  for (let at = 0; at < l1.byteLength; at += 8) {
+    const offset = Number(l1.getBigUint64(at) & 0xff_ffff_ffff_fe00n);
+    read(offset, table);
+    for (let entry = 0; entry < table.length / 8; entry++) {
+      if (entry & 64) table[entry * 8 + 7] |= 1; // It reads as zeroes.
+    }
+    file.seekSync(offset, Deno.SeekMode.Start);
+    file.writeSync(table);
+  }
+}
+
+qemuTest(
+  "a disk of 1 TiB: the page stays small, and its main thread never works long",
+  async () => {
+    await using folder = new TempDir();
+    const path = folder.file("large.qcow2");
+    await makeLarge(path);
+    await using web = await WebPage.open(folder.path);
+    const { page } = web;
+    const longest = await web.longestTask(async () => {
+      await page.setInputFiles("#files", path);
+      await page.locator("#spaces canvas").first().waitFor({
+        timeout: 120_000,
+      });
+      assertMatch(await web.text("#facts"), /Disk\s+1 TiB/);
+      assertMatch(await web.text("#spaces"), /L2 tables: 128 MiB/);
+      await page.selectOption("#order", "hilbert");
+      await page.locator("#spaces summary").first().click();
+      await page.locator("#spaces td").first().waitFor();
+      for (let x = 0; x < 512; x += 64) {
+        await page.hover("#spaces canvas", { position: { x, y: x } });
+      }
+    });
+    assert(longest < 50, `${longest} ms`);
+    const heap = await web.workerHeap();
+    assert(heap < 300 * 1024 ** 2, `${heap}`);
+  },
+  ["chromium"],
+);
+
+qemuTest("the page asks for the passphrases of encrypted images", async (t) => {
+  await using folder = new TempDir();
+  const cwd = folder.path;
+  const io = (image: string, line: string) =>
+    runOk(
+      [
+        ...["qemu-io", "--object", "secret,id=key,data=correct horse"],
+        ...["--image-opts", image, "-c", line],
+      ],
+      { cwd },
+    );
+  const secrets = { key: "correct horse" };
+  const size = 8 << 20;
+  await createImage("qcow2", folder.file("base.qcow2"), {
+    size,
+    "encrypt.format": "luks",
+    "encrypt.key-secret": "key",
+    "encrypt.iter-time": 10,
+  }, { secrets });
+  await io(
+    "driver=qcow2,file.filename=base.qcow2,encrypt.key-secret=key",
+    "write -P 7 0 1M",
+  );
+  await runOk(
+    ["qemu-img", "create", "-q", "-f", "qcow2", "-b", "base.qcow2"]
+      .concat("-F", "qcow2", "disk.qcow2"),
+    { cwd },
+  );
+  await createImage("luks", folder.file("whole.luks"), {
+    size,
+    "key-secret": "key",
+    "iter-time": 10,
+  }, { secrets });
+  await io(
+    "driver=luks,file.filename=whole.luks,key-secret=key",
+    "write -P 7 0 1M",
+  );
+  // Elsewhere, what the file does not have is decrypted to noise.
+  await io(
+    "driver=luks,file.filename=whole.luks,key-secret=key",
+    "write -P 0 1M 7M",
+  );
+  const expected = folder.file("expected.raw");
+  Deno.writeFileSync(expected, new Uint8Array(size).fill(7, 0, 1 << 20));
+
+  await using web = await WebPage.open(cwd);
   const { page } = web;
-  await page.setInputFiles("#files", path);
-  await page.locator("#spaces canvas").first().waitFor({ timeout: 120_000 });
-  assertMatch(await web.text("#facts"), /Disk\s+1 TiB/);
-  assertMatch(await web.text("#spaces"), /L2 tables: 128 MiB/);
-  const heap = await web.workerHeap();
-  assert(heap < 300 * 1024 ** 2, `${heap}`);
-  await page.locator("#spaces summary").first().click();
-  await page.locator("#spaces td").first().waitFor();
-}, ["chromium"]);
+  const unlock = async (passphrase: string) => {
+    await page.fill("#passphrase", passphrase);
+    await page.click("#unlock button");
+    return await web.settled();
+  };
+  const saved = async () => {
+    await web.withoutPicker();
+    await page.selectOption("#format", "raw");
+    const waiting = page.waitForEvent("download");
+    await page.click("#convert button");
+    const copy = folder.file("copy.raw");
+    await (await waiting).saveAs(copy);
+    return copy;
+  };
+
+  for (const names of [["disk.qcow2", "base.qcow2"], ["whole.luks"]]) {
+    await t.step(names.join(" on "), async () => {
+      const locked = names.at(-1)!;
+      await page.setInputFiles("#files", names.map((it) => folder.file(it)));
+      assertEquals(await web.settled(), "Drawing: done");
+      // What takes no key is there all the same.
+      assertMatch(await web.text("#facts"), /Disk\s+8 MiB/);
+      assertEquals(
+        await web.text("#unlock label"),
+        `“${locked}” is encrypted. Its passphrase:`,
+      );
+      assertEquals(
+        await page.evaluate(() =>
+          // deno-lint-ignore no-explicit-any -- types of the browser
+          (globalThis as any).document.activeElement.id
+        ),
+        "passphrase",
+      );
+      await web.withoutPicker();
+      await page.click("#convert button");
+      assertEquals(
+        await web.settled(),
+        `'${locked}' is encrypted, and its passphrase is needed`,
+      );
+      assertEquals(
+        await unlock("battery staple"),
+        `Could not open '${locked}': Invalid password, cannot unlock any keyslot`,
+      );
+      assert(await page.locator("#unlock").isVisible());
+      assertEquals(await unlock("correct horse"), "Drawing: done");
+      assert(!await page.locator("#unlock").isVisible());
+      await runOk(["cmp", await saved(), expected]);
+    });
+  }
+
+  await t.step("edits are encrypted with it, and there again", async () => {
+    await page.fill("#offset", "0x200000");
+    await page.fill("#bytes", '"written in the page"');
+    await page.click("#edit button");
+    assertEquals(await web.settled(), "Drawing: done");
+    const kept = await page.evaluate(async () => {
+      // deno-lint-ignore no-explicit-any -- types of the browser
+      const { storage } = (globalThis as any).navigator;
+      const texts: string[] = [];
+      for await (const handle of (await storage.getDirectory()).values()) {
+        const file = await handle.getFile();
+        texts.push(new TextDecoder("latin1").decode(await file.arrayBuffer()));
+      }
+      return texts.map((text) => [
+        text.slice(0, 3),
+        text.includes("written in the page"),
+        text.includes("\x07".repeat(512)),
+      ]);
+    });
+    assertEquals(kept, [["QFI", false, false]]);
+    await page.reload();
+    await page.setInputFiles("#files", folder.file("whole.luks"));
+    assertEquals(await web.settled(), "Drawing: done");
+    assertEquals(await web.text("#tree"), "whole.luks (luks, 8 MiB)");
+    assertEquals(await unlock("correct horse"), "Drawing: done");
+    assert((await web.text("#tree")).includes("your edits"));
+    const copy = Deno.readFileSync(await saved());
+    const text = new TextDecoder().decode(
+      copy.subarray(2 << 20, (2 << 20) + 19),
+    );
+    assertEquals(text, "written in the page");
+  });
+
+  await t.step("an encrypted image is compared with another", async () => {
+    await page.setInputFiles(
+      "#other-files",
+      ["disk.qcow2", "base.qcow2"].map((it) => folder.file(it)),
+    );
+    page.on("dialog", (dialog) => dialog.accept());
+    await page.click("#forget");
+    assertEquals(await web.settled(), "Drawing: done");
+    await page.click("#compare button");
+    assertEquals(
+      await web.settled(),
+      "'base.qcow2' is encrypted, and its passphrase is needed",
+    );
+    await page.fill("#other-passphrase", "correct horse");
+    await page.click("#compare button");
+    assertEquals(await web.settled(), "Comparing: done");
+    assertEquals(
+      await web.text("#difference-verdict"),
+      "The content is the same",
+    );
+  });
+  assertEquals(web.complaints, []);
+  assertEquals(web.uploads, []);
+}, NEEDS);

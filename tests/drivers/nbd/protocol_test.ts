@@ -94,6 +94,35 @@ Deno.test("64 requests at once, the largest among them, each get their own", asy
   await server.ended;
 });
 
+Deno.test("few large reads are under way at once, unless they are slow", async () => {
+  await using image = await memoryImage(8 * MIB);
+  const readv = image.readv.bind(image);
+  const pause = (ms: number) => new Promise((done) => setTimeout(done, ms));
+  const waiting: (() => void)[] = [];
+  image.readv = async (...request) => {
+    await new Promise<void>((resolve) => waiting.push(resolve));
+    await readv(...request);
+  };
+  await image.write(0, new Uint8Array(8 * MIB).fill(3));
+  const [stream, server] = await served(image);
+  const client = await entered(stream);
+  const reads = Array.from({ length: 32 }, async (_, i) => {
+    const bytes = new Uint8Array(MIB / 4);
+    await client.read(i * bytes.length, [bytes]);
+    assert(bytes.every((byte) => byte === 3));
+  });
+  while (waiting.length < 4) await pause(1);
+  await pause(10);
+  assertEquals(waiting.length, 4);
+  for (const resolve of waiting) resolve();
+  // Those have taken their time: the others wait together.
+  while (waiting.length < 32) await pause(1);
+  for (const resolve of waiting) resolve();
+  await Promise.all(reads);
+  await client.close();
+  await server.ended;
+});
+
 Deno.test("a server tells what it has, and only the asker of its name gets it", async () => {
   await using image = await memoryImage();
   const options = {

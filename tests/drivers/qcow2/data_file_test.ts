@@ -41,7 +41,6 @@ async function stateOf(
   const header = await readHeader(file, {
     readOnly: false,
     forCheck: false,
-    infoOnly: false,
     warn: () => {},
   });
   const { passDiscard } = QUIET;

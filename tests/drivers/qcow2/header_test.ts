@@ -496,7 +496,6 @@ Deno.test("opening for writing clears autoclear bits and keeps the unknown", asy
   const header = await readHeader(protocol, {
     readOnly: true,
     forCheck: false,
-    infoOnly: true,
     warn: () => {},
   });
   assertEquals(header.autoclear, { high: 0, low: 0 });
