@@ -523,3 +523,8 @@ export function roomInPlace(start: number, place: Place): Allocation {
     abort: async () => {},
   };
 }
+
+/** Where the data of a run lies, which can be written there; of data only. */
+export function placeOfData(run: Run | undefined): Place | undefined {
+  return run?.kind === "data" ? run as Place : undefined;
+}

@@ -7,7 +7,7 @@
  * @module
  */
 import type { Allocation, BlockMap, Place, Run } from "./block_map.ts";
-import { roomInPlace } from "./access.ts";
+import { placeOfData, roomInPlace } from "./access.ts";
 import { divideUp } from "./bytes.ts";
 import { BlockError } from "./errors.ts";
 import { FileEnd } from "./file_end.ts";
@@ -92,7 +92,7 @@ export abstract class BlockTable implements BlockMap {
 
   /** As {@linkcode lookup}, in a block that is mapped only in part. */
   protected lookupPartial?(
-    place: number,
+    block: number,
     offset: number,
     length: number,
   ): Run | undefined;
@@ -148,15 +148,15 @@ export abstract class BlockTable implements BlockMap {
 
   /** Where the first part of a write can go without an allocation. */
   inPlace(offset: number, length: number): Place | undefined {
-    const run = this.lookup(offset, length);
-    return run?.kind === "data" ? run as Place : undefined;
+    return placeOfData(this.lookup(offset, length));
   }
 
   /** Allocate space for the first part of a write. */
   async allocate(offset: number, length: number): Promise<Allocation> {
-    const { kind, ...place } = await this.find(offset, length);
-    if (kind === "data") return roomInPlace(offset, place as Place);
-    return await this.makeRoom(offset, place.length);
+    const run = await this.find(offset, length);
+    const place = placeOfData(run);
+    if (place) return roomInPlace(offset, place);
+    return await this.makeRoom(offset, run.length);
   }
 
   /** Allocate space for a uniform range that is not mapped to data. */

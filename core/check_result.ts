@@ -1,9 +1,10 @@
 /**
- * An empty check result.
+ * What checks of several formats have in common.
  *
  * @module
  */
-import type { CheckResult } from "./node.ts";
+import { BlockError } from "./errors.ts";
+import type { CheckOptions, CheckResult } from "./node.ts";
 
 /** A result with all counts zero, to be added to. */
 export function nothingFound(): CheckResult {
@@ -19,4 +20,10 @@ export function nothingFound(): CheckResult {
     fragmentedClusters: 0,
     compressedClusters: 0,
   };
+}
+
+/** Refuse, in QEMU's words, to repair an image of a format that cannot be. */
+export function refuseRepair({ repair }: CheckOptions): void {
+  if (!repair) return;
+  throw new BlockError("ENOTSUP", "This image format does not support checks");
 }

@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { allocate, viewOf } from "./bytes.ts";
+import { allocate, roundUp, viewOf } from "./bytes.ts";
 import type { BlockNode } from "./node.ts";
 import { readPadded } from "./requests.ts";
 
@@ -145,12 +145,17 @@ export interface TableExtent {
   readonly entrySize: number;
 }
 
-/** Visit all entries as stored in the file, each at its offset in `view`. */
+/**
+ * Visit the entries as stored in the file, each at its offset in `view`. An image
+ * may claim any number of others past the end of its file, which are zero.
+ */
 export async function readEntries(
   file: BlockNode,
-  { offset, length, entrySize }: TableExtent,
+  { offset, length: claimed, entrySize }: TableExtent,
   visit: (view: DataView, at: number, index: number) => void | Promise<void>,
 ): Promise<void> {
+  const stored = Math.max(0, roundUp(file.size - offset, entrySize));
+  const length = Math.min(claimed, stored);
   const bytes = allocate(Math.min(PIECE_BYTES, length));
   for (let done = 0; done < length; done += bytes.length) {
     const piece = bytes.subarray(0, Math.min(bytes.length, length - done));

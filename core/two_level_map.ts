@@ -9,7 +9,7 @@
  * @module
  */
 import type { Allocation, BlockMap, Place, Run } from "./block_map.ts";
-import { roomInPlace } from "./access.ts";
+import { placeOfData, roomInPlace } from "./access.ts";
 import { divideUp, roundUp, SECTOR_SIZE } from "./bytes.ts";
 import type { BlockError } from "./errors.ts";
 import { Mutex } from "./lock.ts";
@@ -228,13 +228,13 @@ export class TwoLevelMap implements BlockMap<TwoLevelRun> {
   }
 
   inPlace(offset: number, length: number): Place | undefined {
-    const run = this.lookup(offset, length);
-    return run?.kind === "data" ? run as Place : undefined;
+    return placeOfData(this.lookup(offset, length));
   }
 
   async allocate(offset: number, length: number): Promise<Allocation> {
-    const { kind, ...run } = await this.find(offset, length);
-    if (kind === "data") return roomInPlace(offset, run as Place);
+    const run = await this.find(offset, length);
+    const present = placeOfData(run);
+    if (present) return roomInPlace(offset, present);
     const { unit } = this;
     const { tableEntries, tablesFirst } = this.#layout;
     const first = Math.floor(offset / unit);

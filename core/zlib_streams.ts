@@ -5,15 +5,20 @@
  * @module
  */
 import { inflateWrapped, zlibCompression } from "./codecs.ts";
-import { decompress } from "./compression.ts";
 import { asBlockError } from "./errors.ts";
-import { callZlib, nativeZlib } from "./zlib_workers.ts";
 
 /** The default level of zlib, which QEMU uses. */
 const DEFAULT_LEVEL = 6;
 
 /** Bytes before and after the deflated data. */
 const [HEADER, CHECKSUM] = [2, 4];
+
+let workers: Promise<typeof import("./zlib_workers.ts")> | undefined;
+
+/** Loaded on use: where a library inflates, reading does without them. */
+function loadWorkers() {
+  return workers ??= import("./zlib_workers.ts");
+}
 
 /**
  * Compress to a zlib stream, on all processors.
@@ -25,6 +30,7 @@ export async function compressZlib(
   input: Uint8Array,
   level: number = DEFAULT_LEVEL,
 ): Promise<Uint8Array> {
+  const { callZlib, nativeZlib } = await loadWorkers();
   const deflate = zlibCompression(level);
   const { length } = input;
   if (deflate) {
@@ -55,6 +61,7 @@ export async function decompressZlib(
     (method * 256 + flags) % 31 === 0 && (flags & 32) === 0;
   if (!isZlib) return false;
   const end = input.length - CHECKSUM;
+  const { decompress } = await import("./compression.ts");
   try {
     await decompress("zlib", input.subarray(HEADER, end), target);
   } catch (error) {

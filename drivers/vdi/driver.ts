@@ -4,7 +4,7 @@
  * @module
  */
 import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
-import { nothingFound } from "../../core/check_result.ts";
+import { nothingFound, refuseRepair } from "../../core/check_result.ts";
 import type { BlockDriver, OpenContext } from "../../core/driver.ts";
 import { BlockError } from "../../core/errors.ts";
 import { MappedNode } from "../../core/mapped_node.ts";
@@ -20,6 +20,7 @@ import { readEntries } from "../../core/paged_table.ts";
 import { hasPlace, VdiTable, writeNewTable } from "./block_table.ts";
 import {
   BLOCK_SIZE,
+  checkMapIsStored,
   ENTRY_SIZE,
   newHeader,
   readHeader,
@@ -46,6 +47,8 @@ export const vdiDriver: BlockDriver = {
     parseOptions({}, options, ["file"]);
     const file = await context.openChild("file");
     const header = await readHeader(file);
+    // A small file may claim a map that takes hours to walk through.
+    if (context.purpose !== "info") checkMapIsStored(header, file.size);
     return new VdiNode(file, header, context);
   },
 
@@ -88,12 +91,7 @@ class VdiNode extends MappedNode {
 
   /** Each block must be used at most once, and must be counted. */
   async #check(options: CheckOptions = {}): Promise<CheckResult> {
-    if (options.repair) {
-      throw new BlockError(
-        "ENOTSUP",
-        "This image format does not support checks",
-      );
-    }
+    refuseRepair(options);
     await this.flush();
     const { mapOffset: offset, blocks, blocksAllocated } = this.#header;
     const seen = new Set<number>();

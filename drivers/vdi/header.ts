@@ -11,7 +11,7 @@ import {
   SECTOR_SIZE,
   viewOf,
 } from "../../core/bytes.ts";
-import { BlockError } from "../../core/errors.ts";
+import { BlockError, invalid } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { readPadded } from "../../core/requests.ts";
 
@@ -164,6 +164,23 @@ function checkLayout(header: VdiHeader): void {
   if (type === TYPE.DIFFERENCING) throw unsupported("differencing image");
   const extra = header.u32("blockExtra");
   if (extra !== 0) throw unsupported(`${extra} bytes before each block`);
+}
+
+/**
+ * Check that the file has all of the block map.
+ *
+ * @throws {BlockError} EINVAL if it was cut off.
+ */
+export function checkMapIsStored(
+  { mapOffset, blocks }: VdiHeader,
+  fileSize: number,
+): void {
+  const end = mapOffset + blocks * ENTRY_SIZE;
+  if (end <= fileSize) return;
+  throw invalid(
+    `The block map of the VDI image ends at ${end}, after the end of the ` +
+      `file (${fileSize}). Image has probably been truncated.`,
+  );
 }
 
 /**

@@ -4,7 +4,7 @@
  * @module
  */
 import { SECTOR_SIZE } from "../../core/bytes.ts";
-import { nothingFound } from "../../core/check_result.ts";
+import { nothingFound, refuseRepair } from "../../core/check_result.ts";
 import { BlockError } from "../../core/errors.ts";
 import type { CheckOptions, CheckResult } from "../../core/node.ts";
 import { type Extent, FlatExtent } from "./extent.ts";
@@ -17,14 +17,10 @@ import { SparseExtent } from "./sparse_extent.ts";
  */
 export async function checkExtents(
   extents: readonly Extent[],
-  { repair, report = () => {} }: CheckOptions,
+  options: CheckOptions,
 ): Promise<CheckResult> {
-  if (repair) {
-    throw new BlockError(
-      "ENOTSUP",
-      "This image format does not support checks",
-    );
-  }
+  refuseRepair(options);
+  const { report = () => {} } = options;
   for (const extent of extents) {
     const { start, file } = extent;
     const check = (offset: number, place: number | undefined) => {

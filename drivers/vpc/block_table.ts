@@ -125,16 +125,16 @@ export class VpcTable extends BlockTable {
   }
 
   /** The kind of ranges that the image has nothing of. */
-  get #nothing(): "unallocated" | "zero" {
-    const isLeft = this.#footer.type === TYPE.DIFFERENCING;
-    return isLeft ? "unallocated" : "zero";
+  get #absent(): "unallocated" | "zero" {
+    const hasParent = this.#footer.type === TYPE.DIFFERENCING;
+    return hasParent ? "unallocated" : "zero";
   }
 
   protected placeOf(block: number): number | undefined {
     const entry = this.#entry(block);
     if (entry === undefined) return undefined;
     if (entry === UNALLOCATED) {
-      return this.#nothing === "zero" ? BLOCK.ZERO : BLOCK.UNALLOCATED;
+      return this.#absent === "zero" ? BLOCK.ZERO : BLOCK.UNALLOCATED;
     }
     return this.#bitmaps.isFull(block) ? this.#dataOf(entry) : BLOCK.PARTIAL;
   }
@@ -158,7 +158,7 @@ export class VpcTable extends BlockTable {
     if (!sectors) return undefined;
     const end = (first + sectors.count) * SECTOR_SIZE;
     const run = Math.min(length, end - inBlock);
-    if (!sectors.isHere) return { length: run, kind: this.#nothing };
+    if (!sectors.isHere) return { length: run, kind: this.#absent };
     return {
       length: run,
       kind: "data",
