@@ -6,5 +6,6 @@
  */
 import "./file/hints.ts";
 import "./qcow2/create.ts";
+import "./qcow2/option_tables.ts";
 import "./raw.ts";
 import "./writing.ts";
