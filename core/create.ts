@@ -18,7 +18,7 @@ import {
   parseOptions,
 } from "./options.ts";
 import { findDriver, getDriver, loadDriver, loadFormat } from "./registry.ts";
-import { findSecret, type SecretSource } from "./secrets.ts";
+import type { SecretSource } from "./secrets.ts";
 import type { Source, StackObject } from "./spec.ts";
 
 /**
@@ -168,7 +168,7 @@ async function create(
       }),
     unlocked: (why) => settings.onUnlocked?.(why),
     warn: (message) => settings.warn?.(message),
-    secret: (id) => findSecret(settings.secrets, { id, filename }),
+    secret: (id) => secretOf(settings.secrets, id, filename),
   };
   try {
     await driver.create({ ...defaultOptions(table), ...parsed }, context);
@@ -257,7 +257,16 @@ async function createFile(
     openBeside: noFile,
     unlocked: (why) => onUnlocked?.(why),
     warn: (message) => warn?.(message),
-    secret: (id) => findSecret(secrets, { id, filename }),
+    secret: (id) => secretOf(secrets, id, filename),
   });
   return await openProtocol(stack, { resize: true, onUnlocked, secrets });
+}
+
+async function secretOf(
+  secrets: SecretSource | undefined,
+  id: string | undefined,
+  filename: string,
+): Promise<Uint8Array | undefined> {
+  const { findSecret } = await import("./secrets.ts");
+  return await findSecret(secrets, { id, filename });
 }

@@ -37,7 +37,6 @@ import {
   loadForOpening,
   protocolOf,
 } from "./registry.ts";
-import { findSecret } from "./secrets.ts";
 import {
   applyFormat,
   checkedStack,
@@ -469,7 +468,10 @@ function contextOf(pending: Pending): OpenContext {
     warn: (message) => settings.warn?.(message),
     unlocked: (why) => settings.onUnlocked?.(why),
     report: (line, named) => settings.report?.(line, named),
-    secret: (id) => findSecret(settings.secrets, { id, filename }),
+    secret: async (id) => {
+      const { findSecret } = await import("./secrets.ts");
+      return await findSecret(settings.secrets, { id, filename });
+    },
     withoutKeys: purpose === "info" || settings.withoutKeys === true,
     signal: settings.signal,
     ...(settings.onUnlocking && {

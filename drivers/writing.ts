@@ -7,5 +7,6 @@ import "../core/limits.ts";
 import "./file/size_limit.ts";
 import "./qcow2/allocation.ts";
 import "./qcow2/header_encoding.ts";
-import "./qcow2/written_data.ts";
+import "./qcow2/overlap.ts";
+import "./qcow2/refcounts.ts";
 import "./reading.ts";

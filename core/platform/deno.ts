@@ -5,8 +5,7 @@
  * @module
  */
 import { files } from "./deno_files.ts";
-import { libc } from "./deno_libc.ts";
-import { libraries } from "./deno_libraries.ts";
+import { libc, libraries } from "./deno_ffi.ts";
 import { nodeModules } from "./node_modules.ts";
 import type { Platform } from "./platform.ts";
 import { webPlatform } from "./web.ts";

@@ -19,7 +19,6 @@ import {
   CHILDREN,
   parseOpenOptions,
 } from "./options.ts";
-import { loadSnapshotTable } from "./snapshot_list.ts";
 import { Qcow2State } from "./state.ts";
 
 /**
@@ -79,7 +78,7 @@ async function open(
   state.luks = encryption.luks;
   const load = async () => {
     await state.load();
-    if (purpose !== "check") await loadSnapshotTable(state);
+    if (purpose !== "check") await loadSnapshots(state);
   };
   await load();
   const { backingFile, backingFormat } = header;
@@ -130,6 +129,18 @@ async function open(
     if (hasBitmaps(state.header)) await node.beginBitmaps();
   }
   return node;
+}
+
+/** Read the snapshot table of an image that is being opened. */
+async function loadSnapshots(state: Qcow2State): Promise<void> {
+  const { file, header } = state;
+  // Loaded where there is one to be read.
+  const table = header.snapshotCount === 0
+    ? { entries: [], byteLength: 0 }
+    : await (await import("./snapshot_table.ts"))
+      .readSnapshotTable(file, header);
+  state.snapshots = table.entries;
+  state.snapshotTableLength = table.byteLength;
 }
 
 /** The encryption of the image, if it has any. */

@@ -44,6 +44,11 @@ export class Geometry {
     return new Geometry(clusterBits, refcountOrder, incompatible.low);
   }
 
+  /** Where VM state begins: past all that L2 tables of the disk cover. */
+  vmStateOffset(diskSize: number): number {
+    return this.l1EntriesFor(diskSize) * this.l2Coverage;
+  }
+
   /** Entries that an L1 table needs for a disk of `size` bytes. */
   l1EntriesFor(size: number): number {
     return Math.ceil(size / this.l2Coverage);

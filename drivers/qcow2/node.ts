@@ -44,7 +44,6 @@ import { bitmapOperations } from "./bitmaps/operations.ts";
 import { Autoclear, Compatible, Crypt, Incompatible } from "./format.ts";
 import { losesFeatures } from "./first_change.ts";
 import { hasBitmaps, type Header } from "./header.ts";
-import { listSnapshots, vmStateOffset } from "./snapshot_list.ts";
 import type { Qcow2State } from "./state.ts";
 import type { TableCache } from "./table_cache.ts";
 
@@ -323,7 +322,7 @@ export class Qcow2Node implements BlockNode {
       encrypted: header.cryptMethod !== Crypt.NONE,
       backingFile: header.backingFile,
       backingFormat: header.backingFormat,
-      vmStateOffset: geometry.l1EntriesFor(header.size) * geometry.l2Coverage,
+      vmStateOffset: geometry.vmStateOffset(header.size),
       specific: {
         type: "qcow2",
         data: specificInfo(header, bitmaps, await this.#encryptionInfo()),
@@ -373,7 +372,8 @@ export class Qcow2Node implements BlockNode {
     };
     const load = () => import("./snapshots.ts");
     return {
-      list: () => Promise.resolve(listSnapshots(state)),
+      list: async () =>
+        (await import("./snapshot_list.ts")).listSnapshots(state),
       create: (request) =>
         change(async () => (await load()).createSnapshot(state, request)),
       apply: (name) =>
@@ -389,7 +389,7 @@ export class Qcow2Node implements BlockNode {
     const state = this.#state;
     this.#checkWritable();
     using _ = await state.operations.drain();
-    const start = vmStateOffset(state) + offset;
+    const start = state.geometry.vmStateOffset(state.header.size) + offset;
     const end = start + vectorLength(iov);
     {
       using _lock = await state.metadata.lock();
@@ -402,7 +402,7 @@ export class Qcow2Node implements BlockNode {
     const state = this.#state;
     const held = await state.operations.share();
     await state.access.readv(
-      vmStateOffset(state) + offset,
+      state.geometry.vmStateOffset(state.header.size) + offset,
       iov,
       undefined,
       held,

@@ -26,7 +26,7 @@ import {
   updateCopiedFlags,
 } from "./references.ts";
 import { resize } from "./resize.ts";
-import { describeSnapshot, vmStateOffset } from "./snapshot_list.ts";
+import { describeSnapshot } from "./snapshot_list.ts";
 import {
   encodeSnapshotTable,
   readSnapshotL1,
@@ -100,7 +100,7 @@ export async function createSnapshot(
   }
   // The VM state belongs to the snapshot now; in the active tables, it would
   // have to be copied when the next one is written.
-  const start = vmStateOffset(state);
+  const start = geometry.vmStateOffset(state.header.size);
   await cutOff(
     state,
     start,

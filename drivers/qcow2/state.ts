@@ -170,21 +170,19 @@ export class Qcow2State
 
   /** Make guest data accessible, once tables are loaded. */
   async openData(): Promise<void> {
-    const { GuestData } = this.readOnly
-      ? await import("./guest_data.ts")
-      : await this.#loadWriting();
+    if (!this.readOnly) await this.#loadWriting();
+    const { GuestData } = await import("./guest_data.ts");
     this.#data = new GuestData(this, this.#caches);
     this.clusters = this.#data.clusters;
     this.compressed = this.#data.compressed;
     this.#useCaches(this.#data);
   }
 
-  /** Loaded together, since each step of loading takes a while. */
-  async #loadWriting() {
-    const writing = await import("./written_data.ts");
-    this.overlap = new writing.OverlapGuard(this);
-    this.refcounts = new writing.Refcounts(this);
-    return writing;
+  async #loadWriting(): Promise<void> {
+    const { OverlapGuard } = await import("./overlap.ts");
+    const { Refcounts } = await import("./refcounts.ts");
+    this.overlap = new OverlapGuard(this);
+    this.refcounts = new Refcounts(this);
   }
 
   /** The refcounts, also of a read-only image. Requires the metadata lock. */
