@@ -9,6 +9,8 @@ import type { OptionValues } from "../../../core/options.ts";
 import type { StackObject } from "../../../core/spec.ts";
 import { createImage, MemoryStore } from "../../../mod.ts";
 import { conformance, generator } from "../../conformance.ts";
+import { PowerLog } from "../../power_log.ts";
+import { contentOf, storeOf } from "../qcow2/bytes.ts";
 
 const MIB = 1024 * 1024;
 const secrets = { s0: "correct horse battery", s1: "staple", s2: "" };
@@ -125,6 +127,48 @@ Deno.test("amend() adds passphrases to a luks disk and erases them", async () =>
     await image.node.image!.amend!(last, { force: true });
   }
   assertEquals(await slots(), []);
+});
+
+Deno.test("a power cut amid amend() leaves no active key slot that opens nothing", async () => {
+  const passphrases = ["s0", "s1"];
+  const file = memory();
+  await make(file, 4096);
+  const log = new PowerLog(contentOf(file.store));
+  const stack = { driver: "luks", ...KEY, file: log };
+  await using image = new Image(await openNode(stack, { secrets }));
+  const { amend } = image.node.image!;
+  await amend!({ state: "active", "new-secret": "s1", "iter-time": 0 });
+  await assertUnlocks(log.durable, 2);
+  await amend!({ state: "inactive", "old-secret": "s0" });
+  await assertUnlocks(log.durable, 1);
+  for (const { what, file } of log.reordered()) {
+    await assertUnlocks(file, undefined, what);
+  }
+
+  /** Each active slot is opened by a passphrase of its own. */
+  async function assertUnlocks(
+    bytes: Uint8Array<ArrayBuffer>,
+    count?: number,
+    what?: string,
+  ) {
+    const cut = { driver: "memory", store: storeOf(bytes) };
+    await using info = await open(cut, {}, { purpose: "info" });
+    const { slots } = (await info.info()).specific!.data as {
+      slots: { active: boolean }[];
+    };
+    const active = slots.filter(({ active }) => active).length;
+    if (count !== undefined) assertEquals(active, count);
+    let opened = 0;
+    for (const name of passphrases) {
+      try {
+        await using _ = await open(cut, { "key-secret": name });
+        opened++;
+      } catch {
+        // It is counted below.
+      }
+    }
+    assertEquals(opened, active, what);
+  }
 });
 
 const WRONG: readonly [message: string, options: OptionValues][] = [
