@@ -4,8 +4,10 @@
  * called *directories* here.
  *
  * Changes stay in memory until a flush, which makes them durable. **Write
- * order**: the data; then the tables that refer to it, and their copies; then
- * the directories that refer to new tables.
+ * order**: the data, and the space of new tables; then the tables that refer to
+ * the data, their copies, and the directories that refer to new tables. The
+ * order of the latter does not matter: space that the file was extended by reads
+ * as zeroes, which is a table without entries.
  *
  * @module
  */
@@ -162,10 +164,8 @@ export class TablePages {
       await file.flush?.();
       if (tableWrites.length === 0 && directoryWrites.length === 0) return;
       await this.#image.step("l2_update", file);
-      for (const { at, iov } of tableWrites) await file.writev!(at, iov);
-      if (directoryWrites.length > 0) {
-        await file.flush?.();
-        for (const { at, iov } of directoryWrites) await file.writev!(at, iov);
+      for (const { at, iov } of [...tableWrites, ...directoryWrites]) {
+        await file.writev!(at, iov);
       }
       await file.flush?.();
     } catch (error) {
