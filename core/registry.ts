@@ -245,7 +245,13 @@ export function findProtocol(scheme: string): BlockDriver | undefined {
 
 /** The protocol of a file name without a scheme. */
 export function protocolOf(filename: unknown): BlockDriver {
-  const claims = ({ claimsFile }: BlockDriver) =>
-    typeof filename === "string" && claimsFile?.(filename);
-  return listDrivers().find(claims) ?? getDriver("file");
+  let found: BlockDriver | undefined;
+  if (typeof filename === "string") {
+    for (const driver of drivers.values()) {
+      if (driver.isAbsent || !driver.claimsFile?.(filename)) continue;
+      // Of several, the first by name.
+      if (!found || driver.name < found.name) found = driver;
+    }
+  }
+  return found ?? getDriver("file");
 }

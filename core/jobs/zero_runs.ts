@@ -69,9 +69,10 @@ function nextZero(
   offset: number,
   alignment: number,
 ): number {
-  while (from < to && bytes[from] !== 0) {
+  if (from < to && bytes[from] !== 0) {
     from = blockEnd(offset + from, alignment) - offset;
   }
+  while (from < to && bytes[from] !== 0) from += alignment;
   return from;
 }
 

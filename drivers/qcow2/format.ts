@@ -7,6 +7,8 @@
  *
  * @module
  */
+import { viewOf } from "../../core/bytes.ts";
+import { isZero } from "../../core/runtime.ts";
 
 /** `QFI\xfb`, the first four bytes. */
 export const MAGIC = 0x514649fb;
@@ -78,6 +80,31 @@ export function bytesOf(
 /** The host offset in an entry of an L1, L2 or refcount table (bits 9 to 55). */
 export function entryOffset(high: number, low: number): number {
   return (high & 0x00ffffff) * TWO_32 + ((low & 0xfffffe00) >>> 0);
+}
+
+/** Bytes of a table that are compared with zero at once. */
+const SCAN_BYTES = 4096;
+
+/**
+ * Visit the offsets in an L1 table or a refcount table. Most of such a table is
+ * zero and skipped: examining each entry would be slow.
+ */
+export function visitOffsets(
+  table: Uint8Array,
+  visit: (offset: number) => void,
+): void {
+  const view = viewOf(table);
+  for (let at = 0; at < table.length; at += SCAN_BYTES) {
+    const end = Math.min(table.length, at + SCAN_BYTES);
+    if (isZero(table.subarray(at, end))) continue;
+    for (let entry = at; entry < end; entry += ENTRY_SIZE) {
+      const high = view.getUint32(entry);
+      const low = view.getUint32(entry + 4);
+      if (high === 0 && low === 0) continue;
+      const offset = entryOffset(high, low);
+      if (offset !== 0) visit(offset);
+    }
+  }
 }
 
 /** Reserved bits of an L1 entry, which must be zero. */

@@ -4,9 +4,8 @@
  *
  * @module
  */
-import { viewOf } from "../../core/bytes.ts";
 import type { BlockNode } from "../../core/node.ts";
-import { Autoclear, ENTRY_SIZE, entryOffset } from "./format.ts";
+import { Autoclear, ENTRY_SIZE, visitOffsets } from "./format.ts";
 import type { Geometry } from "./geometry.ts";
 import type { Header } from "./header.ts";
 import {
@@ -166,12 +165,8 @@ export class OverlapGuard {
   }
 
   #addTables(tables: Set<number>, l1: Uint8Array): void {
-    const view = viewOf(l1);
     const { clusterSize } = this.#state.geometry;
-    for (let at = 0; at < l1.length; at += ENTRY_SIZE) {
-      const offset = entryOffset(view.getUint32(at), view.getUint32(at + 4));
-      if (offset !== 0) tables.add(Math.floor(offset / clusterSize));
-    }
+    visitOffsets(l1, (offset) => tables.add(Math.floor(offset / clusterSize)));
   }
 
   /** An L1 entry now refers to another L2 table; 0 is none. */

@@ -9,7 +9,6 @@
 import { divideUp, viewOf } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
-import { isZero } from "../../core/runtime.ts";
 import type { Behaviour } from "./behaviour.ts";
 import {
   bytesOf,
@@ -18,6 +17,7 @@ import {
   entryToHex,
   hex,
   MAX_REFCOUNT_TABLE_BYTES,
+  visitOffsets,
   writeUint64,
 } from "./format.ts";
 import type { Geometry } from "./geometry.ts";
@@ -25,9 +25,6 @@ import type { Header } from "./header.ts";
 import type { OverlapGuard } from "./overlap.ts";
 import { addToRefcounts, readRefcount } from "./refcount_layout.ts";
 import type { CachedTable, TableCache } from "./table_cache.ts";
-
-/** Bytes of the refcount table that are compared at once. */
-const SCAN_BYTES = 4096;
 
 /** What the refcounts need of their image. */
 export interface RefcountHost {
@@ -90,22 +87,13 @@ export abstract class RefcountTable {
     return (this.#blocks ??= this.#findBlocks()).has(clusterIndex);
   }
 
-  /**
-   * Skips runs of zeroes: most of a table is zero, and examining each entry
-   * would be slow.
-   */
   #findBlocks(): Set<number> {
     const blocks = new Set<number>();
     const { clusterSize } = this.host.geometry;
-    const bytes = this.tableBytes;
-    for (let at = 0; at < bytes.length; at += SCAN_BYTES) {
-      if (isZero(bytes.subarray(at, at + SCAN_BYTES))) continue;
-      const end = Math.min(bytes.length, at + SCAN_BYTES) / ENTRY_SIZE;
-      for (let index = at / ENTRY_SIZE; index < end; index++) {
-        const offset = this.blockOffset(index);
-        if (offset !== 0) blocks.add(Math.floor(offset / clusterSize));
-      }
-    }
+    visitOffsets(
+      this.tableBytes,
+      (offset) => blocks.add(Math.floor(offset / clusterSize)),
+    );
     return blocks;
   }
 
