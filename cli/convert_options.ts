@@ -19,13 +19,9 @@ import {
 import { OptionList } from "./create_options.ts";
 import type { OptionSpec } from "./getopt.ts";
 import { valueText } from "../core/values.ts";
-import {
-  cInteger,
-  numberArgument,
-  quotesNumbers,
-  sizeArgument,
-} from "./numbers.ts";
 import { CommandError } from "./program.ts";
+
+const loadNumbers = () => import("./numbers.ts");
 
 const MAX_SPARSE_SIZE = 16 * 1024 * 1024;
 const MAX_PARALLEL = 16;
@@ -170,9 +166,12 @@ export async function parseConvert(
     else if (option === "W") settings.outOfOrder = true;
     else if (option === "t") settings.targetCache = argument;
     else if (option === "T") settings.sourceCache = argument;
-    else if (option === "S") settings.sparseSize = parseSparseSize(argument);
-    else if (option === "m") settings.parallel = parseParallel(argument);
-    else if (option === "r") {
+    else if (option === "S") {
+      settings.sparseSize = await parseSparseSize(argument);
+    } else if (option === "m") {
+      settings.parallel = await parseParallel(argument);
+    } else if (option === "r") {
+      const { sizeArgument } = await loadNumbers();
       settings.rateLimit = sizeArgument("rate limit", argument);
     } else if (option === "salvage") settings.salvage = true;
     else if (option === "bitmaps") settings.bitmaps = true;
@@ -254,7 +253,8 @@ export function checkCreation(
   }
 }
 
-function parseSparseSize(text: string): number {
+async function parseSparseSize(text: string): Promise<number> {
+  const { sizeArgument } = await loadNumbers();
   const size = sizeArgument("buffer size for sparse output", text);
   if (size % SECTOR_SIZE !== 0 || size > MAX_SPARSE_SIZE) {
     const detail = ` ${valueText(text)}`;
@@ -268,7 +268,8 @@ function parseSparseSize(text: string): number {
   return size;
 }
 
-function parseParallel(text: string): number {
+async function parseParallel(text: string): Promise<number> {
+  const { cInteger, numberArgument, quotesNumbers } = await loadNumbers();
   if (quotesNumbers()) {
     return numberArgument("number of coroutines", text, 1, MAX_PARALLEL);
   }

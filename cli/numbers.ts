@@ -4,7 +4,7 @@
  * @module
  */
 import { parseSize } from "../core/options.ts";
-import { valueText } from "../core/values.ts";
+import { fixed, valueText } from "../core/values.ts";
 import { CommandError } from "./program.ts";
 import { inRelease } from "./qemu_releases.ts";
 
@@ -121,20 +121,6 @@ export function cInteger(text: string): number | undefined {
 export function integerText(value: number | bigint): string {
   // `String` is faster, but inexact beyond.
   return Number.isSafeInteger(value) ? String(value) : BigInt(value).toString();
-}
-
-/**
- * C's `%.Nf`, up to three digits: ties go to even, where `toFixed` rounds up.
- */
-export function fixed(value: number, digits: number): string {
-  const scaled = value * 10 ** digits;
-  const below = Math.floor(scaled);
-  const isTie = scaled - below === 0.5 &&
-    Number.isInteger(value * 2 ** (digits + 1));
-  if (isTie && below % 2 === 0) {
-    return (below / 10 ** digits).toFixed(digits);
-  }
-  return value.toFixed(digits);
 }
 
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];

@@ -13,7 +13,7 @@
 import type { OutputStream } from "../core/platform/process.ts";
 import { process } from "../core/platform/this_process.ts";
 import { unrefTimer } from "../core/runtime.ts";
-import { fixed } from "./numbers.ts";
+import { fixed } from "../core/values.ts";
 import type { Program } from "./program.ts";
 import type { ProgressLine, ProgressUnit } from "./progress_line.ts";
 

@@ -4,7 +4,8 @@
  *
  * @module
  */
-import { fixed, humanSize } from "./numbers.ts";
+import { humanSize } from "./numbers.ts";
+import { fixed } from "../core/values.ts";
 
 /** What `done` and `total` count; only bytes have a rate. */
 export type ProgressUnit = "bytes" | "steps";

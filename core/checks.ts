@@ -293,8 +293,8 @@ export function checkDriverOptions(
 }
 
 /**
- * Check the node that a driver opened, and make it read-only if it cannot be
- * written to or `readOnly` asks for it.
+ * Check the node that a driver opened, unless the driver is trusted, and make
+ * it read-only if it cannot be written to or `readOnly` asks for it.
  *
  * @throws {BlockError} EINVAL
  */
@@ -302,8 +302,9 @@ export function adoptNode(
   driver: BlockDriver,
   value: unknown,
   readOnly = false,
+  isTrusted = false,
 ): BlockNode {
-  const fault = safeFaultOf(value);
+  const fault = isTrusted ? undefined : safeFaultOf(value);
   if (fault !== undefined) {
     throw invalid(`Driver '${driver.name}' opened no usable node: ${fault}`);
   }

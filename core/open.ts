@@ -33,6 +33,7 @@ import { ACCESS, ALL_ACCESS } from "./permissions.ts";
 import {
   findDriver,
   getDriver,
+  isProvided,
   loadDriver,
   loadForOpening,
   protocolOf,
@@ -368,7 +369,12 @@ async function openDriver(
     const context = contextOf(pending);
     const forget = () => inGraph.abandon();
     made = await openAsPermitted(driver, options, context, common, forget);
-    const adopted = adoptNode(driver, made, place.readOnly);
+    const adopted = adoptNode(
+      driver,
+      made,
+      place.readOnly,
+      isProvided(driver),
+    );
     if (isInUse(adopted)) {
       // The driver returned its child unchanged.
       await inGraph.abandon(adopted);

@@ -81,3 +81,17 @@ export function isPlainObject(
     return false; // A revoked proxy.
   }
 }
+
+/**
+ * C's `%.Nf`, up to three digits: ties go to even, where `toFixed` rounds up.
+ */
+export function fixed(value: number, digits: number): string {
+  const scaled = value * 10 ** digits;
+  const below = Math.floor(scaled);
+  const isTie = scaled - below === 0.5 &&
+    Number.isInteger(value * 2 ** (digits + 1));
+  if (isTie && below % 2 === 0) {
+    return (below / 10 ** digits).toFixed(digits);
+  }
+  return value.toFixed(digits);
+}

@@ -20,12 +20,12 @@ import {
   usingNodes,
 } from "../images.ts";
 import {
-  fixed,
   INT32_MAX,
   integerText,
   numberArgument,
   sizeArgument,
 } from "../numbers.ts";
+import { fixed } from "../../core/values.ts";
 import { CommandError, notAmong } from "../program.ts";
 import { inRelease } from "../qemu_releases.ts";
 import type { AioMode } from "../../core/traits.ts";

@@ -17,7 +17,7 @@ import {
 } from "../command.ts";
 import { cacheMode, openImageArgument, usingNodes } from "../images.ts";
 import { prettyJson } from "../json.ts";
-import { fixed } from "../numbers.ts";
+import { fixed } from "../../core/values.ts";
 import { CommandError, type Program, usageError } from "../program.ts";
 import { inRelease } from "../qemu_releases.ts";
 

@@ -4,7 +4,8 @@
  * @module
  */
 import { parseSize } from "../../core/options.ts";
-import { cInteger, fixed } from "../numbers.ts";
+import { cInteger } from "../numbers.ts";
+import { fixed } from "../../core/values.ts";
 import { Refusal } from "./command.ts";
 
 const INT64_MAX = 2n ** 63n - 1n;

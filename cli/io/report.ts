@@ -3,7 +3,8 @@
  *
  * @module
  */
-import { fixed, integerText } from "../numbers.ts";
+import { integerText } from "../numbers.ts";
+import { fixed } from "../../core/values.ts";
 import { sizeText } from "./numbers.ts";
 
 /** A request that succeeded. */

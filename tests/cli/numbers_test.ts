@@ -1,10 +1,6 @@
 import { assertEquals, assertThrows } from "@std/assert";
-import {
-  fixed,
-  humanSize,
-  integerText,
-  sizeArgument,
-} from "../../cli/numbers.ts";
+import { humanSize, integerText, sizeArgument } from "../../cli/numbers.ts";
+import { fixed } from "../../core/values.ts";
 import { CommandError } from "../../cli/program.ts";
 
 Deno.test("humanSize() has three digits and changes units at 1000", () => {
