@@ -49,6 +49,12 @@ const SYMBOLS = {
     result: "i32",
     nonblocking: true,
   },
+  pwritevLater: {
+    name: "pwritev",
+    parameters: ["i32", "buffer", "i32", "i64"],
+    result: "i32",
+    nonblocking: true,
+  },
 } as const satisfies Deno.ForeignLibraryInterface;
 
 /**

@@ -42,6 +42,10 @@ export interface Libc {
   preadLater: LateTransfer;
   /** As `pwrite`, in another thread; a failure is just -1, without a reason. */
   pwriteLater: LateTransfer;
+  /** As `pwritev`, in another thread; a failure is just -1, without a reason. */
+  pwritevLater(
+    ...parameters: Parameters<VectoredTransfer>
+  ): Promise<number>;
   /** The address of a buffer, valid as long as the buffer is referenced. */
   addressOf(bytes: Uint8Array): bigint;
 }

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import type { IoVector } from "../../core/bytes.ts";
+import { type IoVector, sliceVector, vectorLength } from "../../core/bytes.ts";
 import { BlockError } from "../../core/errors.ts";
 import type { HostFile } from "../../core/platform/files.ts";
 import {
@@ -136,7 +136,29 @@ export class LibcFile implements HostFile {
   }
 
   pwritevLater(offset: number, iov: IoVector): Promise<void> {
-    return this.#later("pwriteLater", offset, iov);
+    return iov.length > 1 && iov.length <= IOV_MAX
+      ? this.#pwritevLater(offset, iov)
+      : this.#later("pwriteLater", offset, iov);
+  }
+
+  /** One call for all parts; whatever it leaves undone is done here. */
+  async #pwritevLater(offset: number, iov: IoVector): Promise<void> {
+    const iovecs = new BigUint64Array(2 * iov.length);
+    for (const [i, part] of iov.entries()) {
+      iovecs[2 * i] = this.#libc.addressOf(part);
+      iovecs[2 * i + 1] = BigInt(part.length);
+    }
+    const count = await this.#libc.pwritevLater(
+      this.descriptor,
+      new Uint8Array(iovecs.buffer),
+      iov.length,
+      BigInt(offset),
+    );
+    const done = Math.max(0, count);
+    const length = vectorLength(iov);
+    if (done < length) {
+      this.pwritev(offset + done, sliceVector(iov, done, length - done));
+    }
   }
 
   /**

@@ -29,6 +29,7 @@ import { ACCESS } from "../../core/permissions.ts";
 import type { HostFile } from "../../core/platform/files.ts";
 import { localFiles } from "../../core/platform/mod.ts";
 import { FileLock, type Locking } from "./lock.ts";
+import { WriteQueue } from "./write_queue.ts";
 
 /** Bytes written at once when writing zeroes as data. */
 const FILL_CHUNK = 256 * 1024;
@@ -39,6 +40,8 @@ const FILL_CHUNK = 256 * 1024;
  */
 const BULK = 32 * 1024;
 const BULK_READ = 128 * 1024;
+/** Background writes at a time: one at work, and one that is next at once. */
+const MOST_WRITES = 2;
 
 /** Devices zero and discard whole sectors, of at most this size. */
 const DEVICE_UNIT = 4096;
@@ -79,6 +82,7 @@ export class FileNode implements BlockNode {
   readonly #reopen: (readOnly: boolean) => HostFile;
   /** Transfers under way in other threads. */
   readonly #transfers = new Set<Promise<void>>();
+  readonly #writes = new WriteQueue(MOST_WRITES);
   #host: HostFile | undefined;
   #size: number;
   /**
@@ -151,7 +155,9 @@ export class FileNode implements BlockNode {
     try {
       const isBulk = flags?.background && end - offset >= BULK;
       if (this.#usesThreads || (isBulk && host.descriptor !== undefined)) {
-        const write = host.pwritevLater(offset, iov);
+        const write = this.#usesThreads
+          ? host.pwritevLater(offset, iov)
+          : this.#writes.write(host, offset, iov);
         flags?.placed?.();
         await this.#settle(write);
       } else host.pwritev(offset, iov);
