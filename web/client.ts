@@ -1,6 +1,6 @@
 /// <reference lib="dom" />
 /**
- * Asking the worker.
+ * Requests to the worker.
  *
  * @module
  */

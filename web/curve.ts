@@ -1,6 +1,6 @@
 /**
- * Where the cells of a space are drawn: in rows, or along a Hilbert curve, on
- * which what is near in the space is near in the picture.
+ * Where the cells of a space are drawn: in rows, or along a Hilbert curve, which
+ * keeps neighbours in the space close to each other in the picture.
  *
  * @module
  */

@@ -1,5 +1,5 @@
 /**
- * What an image is, in words.
+ * Descriptions of images in words.
  *
  * @module
  */

@@ -1,6 +1,6 @@
 /**
- * The pictures of an image, what a cell of them stands for, and the difference
- * to another image.
+ * The pictures of an image, what their cells stand for, and how the image
+ * differs from another one.
  *
  * @module
  */
@@ -107,7 +107,7 @@ export async function compare(
   { signal, progress }: Work,
 ): Promise<DifferenceDrawing> {
   const { image } = opened;
-  // Two versions of one image have the same passphrases, most likely.
+  // Two versions of one image most likely have the same passphrases.
   const keys = passphrase ?? passphrases;
   const other = await openPlace(place, meter, keys, signal);
   try {

@@ -1,5 +1,5 @@
 /**
- * Pictures in the form in which the worker sends them to the page.
+ * Pictures, as the worker sends them to the page.
  *
  * @module
  */

@@ -1,6 +1,6 @@
 /**
- * What the user changes of an image: an overlay that the browser keeps, so that
- * the image stays as it is, and the changes are there again after a reload.
+ * The user's changes to an image: an overlay that the browser keeps. The image
+ * stays as it is, and a reload of the page does not lose the changes.
  *
  * @module
  */
@@ -44,7 +44,7 @@ export async function reopenOverlay(
   base: BlockNode,
   passphrase?: string,
 ): Promise<Overlay | undefined> {
-  // Where no files are kept, there are no edits.
+  // Without storage there are no edits.
   const handle = await findFile(name);
   return handle && await onTop(handle, base, passphrase);
 }
@@ -52,8 +52,8 @@ export async function reopenOverlay(
 /**
  * Make an overlay for the changes of an image.
  *
- * @param passphrase That of the image, if it is encrypted: what is beside the
- * changes is copied from it, and must not lie about in plain.
+ * @param passphrase The image's, if it is encrypted: copy-on-write copies its data
+ * into the overlay, which therefore is encrypted too.
  */
 export async function makeOverlay(
   name: string,
@@ -118,7 +118,7 @@ export { removeFile as removeOverlay } from "./kept_files.ts";
 const MAX_BYTES = 2 ** 20;
 
 /**
- * The bytes that a user means: pairs of hexadecimal digits, or text in quotes.
+ * Parse bytes: pairs of hexadecimal digits, or text in quotes.
  *
  * @throws {BlockError} EINVAL if it is neither.
  */
@@ -138,7 +138,7 @@ export function parseBytes(text: string): Uint8Array<ArrayBuffer> {
 }
 
 /**
- * An offset that a user means.
+ * Parse an offset.
  *
  * @throws {BlockError} EINVAL if it is none.
  */

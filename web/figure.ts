@@ -1,7 +1,7 @@
 /// <reference lib="dom" />
 /**
- * A space as a figure: a picture whose cells can be pointed at or walked
- * through by keys, its legend, and the same as a table.
+ * A space as a figure: a picture whose cells can be pointed at, or visited with
+ * the arrow keys; its legend; and the same as a table.
  *
  * @module
  */
@@ -59,7 +59,7 @@ function pictureOf(
   canvas.style.width = `${WIDTH}px`;
   canvas.style.aspectRatio = `${columns} / ${rows}`;
   canvas.tabIndex = 0;
-  // An application, since it handles the arrow keys itself.
+  // It handles the arrow keys itself, as the role `application` says.
   canvas.setAttribute("role", "application");
   canvas.setAttribute("aria-roledescription", "picture");
   canvas.setAttribute(

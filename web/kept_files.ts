@@ -1,6 +1,6 @@
 /// <reference lib="dom" />
 /**
- * Files that the browser keeps for this page, in its own file system.
+ * Files that the browser stores for this page, in its private file system.
  * (Source: "File System", section "Storage".)
  *
  * @module
@@ -8,8 +8,8 @@
 import { BlockError } from "../core/errors.ts";
 
 /**
- * The name of an image that is being made. The user may be downloading it until
- * the page is closed.
+ * The name of an image that is being created. The user may still be downloading
+ * it when the page is closed.
  */
 export const UNFINISHED = "compact.qcow2";
 
@@ -21,10 +21,10 @@ export function hasFiles(): boolean {
 }
 
 /**
- * A file that is kept, or is to be `create`d.
+ * Open a stored file; with `create`, create it if need be.
  *
- * @returns `undefined` if there is none, and it is not to be made.
- * @throws {BlockError} ENOTSUP if the browser keeps no files for this page.
+ * @returns `undefined` if there is none, and none was created.
+ * @throws {BlockError} ENOTSUP if the browser stores no files for this page.
  */
 export async function findFile(
   name: string,

@@ -1,6 +1,6 @@
 /// <reference lib="dom" />
 /**
- * What the page and its worker say to each other.
+ * The messages between the page and its worker.
  *
  * @module
  */

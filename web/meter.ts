@@ -1,6 +1,6 @@
 /// <reference lib="dom" />
 /**
- * How much is read of the files that a user gave, and fetched from addresses.
+ * Counts what is read from the files of the user, and fetched from servers.
  *
  * @module
  */
@@ -36,15 +36,15 @@ export function counted(
     },
     // deno-lint-ignore require-await -- the interface is asynchronous
     status: async (offset, length) => dataExtent(counting, offset, length),
-    // Who opened the node closes it.
+    // Whoever opened the node closes it.
     close: () => Promise.resolve(),
   };
   return counting;
 }
 
 /**
- * Have what `fetch` brings from now on counted: the driver of web servers
- * fetches more than it is asked for, and keeps it.
+ * Count what `fetch` transfers from now on: the driver for web servers reads
+ * ahead, and caches what it has read.
  */
 export function countFetches(add: (bytes: number) => void): void {
   const plain = globalThis.fetch;
@@ -60,7 +60,7 @@ export function countFetches(add: (bytes: number) => void): void {
         },
       }),
     );
-    // A response made anew would not tell where it comes from.
+    // A new `Response` would lack the URL.
     Object.defineProperty(response, "body", { value: counting });
     return response;
   };

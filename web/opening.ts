@@ -1,6 +1,6 @@
 /**
- * Opening an image with its backing chain, out of what the user gave: only the
- * files that were dropped, or what is next to the address that was pasted.
+ * Opening an image with its backing chain, from what the user gave: only the
+ * files that were dropped, or what is beside the URL that was pasted.
  *
  * @module
  */
@@ -69,7 +69,7 @@ class Sources {
     if (driver !== "http" && driver !== "https") {
       throw new BlockError("EINVAL", `'${url}' is no address of a web server`);
     }
-    // Where a server has no ranges, all of it has to be fetched.
+    // From a server without ranges, the whole file must be fetched.
     const stack = { driver, url, download: "memory" };
     try {
       return (await this.#open(stack)).node;
@@ -98,10 +98,10 @@ class Sources {
 }
 
 /**
- * Open what is at a place. Of a layer whose passphrase is not given, all but the
- * data can be seen.
+ * Open an image. A layer whose passphrase is not given shows everything but its
+ * data.
  *
- * @param passphrases Those of the layers, or one for all of them.
+ * @param passphrases One for each layer, or one for all.
  * @throws {BlockError} what `openImage` throws.
  */
 export async function openPlace(
@@ -214,7 +214,7 @@ async function filesChain(
   const named = new Set(
     [...parts.values()].map(({ backing }) => backing && baseName(backing)),
   );
-  // The image that no other one builds upon.
+  // The image that is no other one's backing file.
   const top = [...parts.values()].find(({ name }) => !named.has(name)) ??
     [...parts.values()][0];
   return await follow(top, (backing) => {
@@ -228,7 +228,7 @@ async function urlChain(url: string, sources: Sources): Promise<Parts> {
   const top = await look(url, await sources.address(url));
   return await follow(top, async (backing, { name }) => {
     const address = URL.parse(backing, name)?.href;
-    // What an image says must not make the page ask any server for anything.
+    // An image must not make the page contact any server.
     if (!address?.startsWith(folder)) {
       return "it is not next to the image, and was not asked for";
     }

@@ -1,6 +1,6 @@
 /// <reference lib="dom" />
 /**
- * The page. All work is the worker's, so that the page always answers.
+ * The page. The worker does all the work, so that the page stays responsive.
  *
  * @module
  */
@@ -35,8 +35,8 @@ function theClient(): Client {
 }
 
 /**
- * Ask the worker for something that may take a while: there is progress, and it
- * can be cancelled. What was asked before is.
+ * Send the worker a request that may take a while: its progress is shown, and it
+ * can be cancelled. It cancels the request before it.
  */
 async function work<Name extends keyof Requests>(
   what: string,
@@ -79,7 +79,7 @@ function fail(error: unknown): void {
 }
 
 async function open(place: Place): Promise<void> {
-  // So that a reload opens the same again; a file has to be given again.
+  // A reload opens the same URL again; a file must be dropped again.
   const address = place.url ? `#${encodeURIComponent(place.url)}` : "";
   history.replaceState(null, "", location.pathname + address);
   byId("result").hidden = byId("unlock").hidden = true;
@@ -179,7 +179,7 @@ function showTree(
         : `${name}: not at hand: ${missing}`,
     );
     const list = element("ul");
-    // Below the edits, if there are any, is the image.
+    // The image lies below the edits, if there are any.
     if (index === chain.length - (chain[0].isEdits ? 2 : 1)) {
       for (const snapshot of snapshots) {
         const freed = frees[snapshot.id];
@@ -289,7 +289,7 @@ function download(blob: Blob, name: string): void {
   link.href = URL.createObjectURL(blob);
   link.download = name;
   link.click();
-  // The browser reads it meanwhile.
+  // The browser may still be reading it.
   setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
 }
 
@@ -327,7 +327,7 @@ function listen(): void {
     const place = filesOf(files.files);
     if (place) open(place);
   });
-  // So that the same file can be chosen again.
+  // Allows choosing the same file again.
   files.addEventListener("click", () => files.value = "");
   byId("address").addEventListener("submit", (event) => {
     event.preventDefault();

@@ -1,7 +1,7 @@
 /// <reference lib="dom" />
 /**
- * Converting the disk into a new image, which the user saves. Nothing of it is
- * sent anywhere.
+ * Converting the disk to a new image, which the user saves. Nothing leaves the
+ * browser.
  *
  * @module
  */

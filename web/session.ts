@@ -1,5 +1,5 @@
 /**
- * What the worker has open, and what can be done with it.
+ * What the worker has opened, and the operations on it.
  *
  * @module
  */

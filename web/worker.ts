@@ -1,6 +1,6 @@
 /**
- * The page's worker: all that opens, reads and computes. What an answer takes
- * is loaded when it is first asked for.
+ * The page's worker: opens, reads and computes everything. The code for a kind
+ * of request is loaded with the first one.
  *
  * @module
  */
@@ -115,7 +115,7 @@ async function start(
 /** What an earlier page has left, if no other window is using it. */
 async function clear(): Promise<void> {
   const { removeFile, UNFINISHED } = await import("./kept_files.ts");
-  // There may be no storage at all.
+  // The browser may have no storage at all.
   await removeFile(UNFINISHED).catch(() => {});
 }
 
@@ -123,7 +123,7 @@ async function edit(ask: Requests["edit"]["ask"]): Promise<Description> {
   const { makeOverlay, parseBytes, parseOffset } = await import("./edits.ts");
   const shown = current();
   const { image } = shown.opened;
-  // A cluster that is changed in part is completed from below.
+  // A cluster that is written in part is completed from the backing file.
   refuseIncomplete(shown.opened);
   const offset = parseOffset(ask.offset);
   const bytes = parseBytes(ask.bytes);
@@ -185,7 +185,7 @@ async function answer({ id, name, ask }: Call): Promise<void> {
       ask: unknown,
       work: Work,
     ) => Promise<unknown>;
-    // What cannot be interrupted goes on, and nobody waits for it.
+    // What cannot be interrupted goes on, unobserved.
     const cancelled = Promise.withResolvers<never>();
     controller.signal.onabort = () => cancelled.reject(new Error());
     const answer = await Promise.race([handle(ask, work), cancelled.promise]);
