@@ -100,7 +100,7 @@ export interface Description {
   readonly name: string;
   /** Facts, and their names. */
   readonly facts: readonly (readonly [name: string, value: string])[];
-  /** What speaks against using it, and what is worth knowing. */
+  /** What is suspicious about it, and what is worth knowing. */
   readonly findings: readonly string[];
   /** The backing chain, the image itself first. */
   readonly chain: readonly Layer[];

@@ -23,7 +23,7 @@ export interface Opened {
   readonly chain: readonly Layer[];
   /** The uppermost layer that is encrypted, and was opened without its key. */
   readonly locked?: string;
-  /** What the image itself is, and what speaks against using it. */
+  /** What the image itself is, and what is suspicious about it. */
   readonly inspection: Inspection;
   /** Let go of it, and of what it is in. */
   close(): Promise<void>;
