@@ -10,7 +10,7 @@ import { asBlockError, BlockError, invalid } from "./errors.ts";
 import { canonicalName, describeSource, protocolStack } from "./sources.ts";
 import { resolveName } from "./names.ts";
 import type { BlockNode, Preallocation } from "./node.ts";
-import { openNode, openProtocol } from "./open.ts";
+import { openNode, openProtocol, secretOf } from "./open.ts";
 import {
   defaultOptions,
   newImageOptions,
@@ -260,13 +260,4 @@ async function createFile(
     secret: (id) => secretOf(secrets, id, filename),
   });
   return await openProtocol(stack, { resize: true, onUnlocked, secrets });
-}
-
-async function secretOf(
-  secrets: SecretSource | undefined,
-  id: string | undefined,
-  filename: string,
-): Promise<Uint8Array | undefined> {
-  const { findSecret } = await import("./secrets.ts");
-  return await findSecret(secrets, { id, filename });
 }

@@ -38,6 +38,7 @@ import {
   loadForOpening,
   protocolOf,
 } from "./registry.ts";
+import type { SecretSource } from "./secrets.ts";
 import {
   applyFormat,
   checkedStack,
@@ -452,6 +453,16 @@ async function closeQuietly(node: BlockNode): Promise<void> {
   }
 }
 
+/** The bytes of a secret, whose code is loaded for the first one. */
+export async function secretOf(
+  secrets: SecretSource | undefined,
+  id: string | undefined,
+  filename: string,
+): Promise<Uint8Array | undefined> {
+  const { findSecret } = await import("./secrets.ts");
+  return await findSecret(secrets, { id, filename });
+}
+
 const loadNamedFiles = () => import("./named_files.ts");
 
 /** The context of a driver's `open`. */
@@ -474,10 +485,7 @@ function contextOf(pending: Pending): OpenContext {
     warn: (message) => settings.warn?.(message),
     unlocked: (why) => settings.onUnlocked?.(why),
     report: (line, named) => settings.report?.(line, named),
-    secret: async (id) => {
-      const { findSecret } = await import("./secrets.ts");
-      return await findSecret(settings.secrets, { id, filename });
-    },
+    secret: (id) => secretOf(settings.secrets, id, filename),
     withoutKeys: purpose === "info" || settings.withoutKeys === true,
     signal: settings.signal,
     ...(settings.onUnlocking && {
