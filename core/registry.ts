@@ -6,6 +6,8 @@
 import type { BlockDriver } from "./driver.ts";
 import { asBlockError, BlockError, invalid } from "./errors.ts";
 import type { OptionValues } from "./options.ts";
+import type { FileInfo } from "./platform/files.ts";
+import { platform } from "./platform/mod.ts";
 import type { DriverTables, DriverTraits } from "./traits.ts";
 import { isPlainObject, valueText } from "./values.ts";
 
@@ -257,11 +259,21 @@ export function findProtocol(scheme: string): BlockDriver | undefined {
 export function protocolOf(filename: unknown): BlockDriver {
   let found: BlockDriver | undefined;
   if (typeof filename === "string") {
+    const info = statOf(filename);
     for (const driver of drivers.values()) {
-      if (driver.isAbsent || !driver.claimsFile?.(filename)) continue;
+      if (driver.isAbsent || !driver.claimsFile?.(filename, info)) continue;
       // Of several, the first by name.
       if (!found || driver.name < found.name) found = driver;
     }
   }
   return found ?? getDriver("file");
+}
+
+/** What a path leads to, if we may know. */
+function statOf(path: string): FileInfo | undefined {
+  try {
+    return platform().files?.stat(path);
+  } catch {
+    return undefined;
+  }
 }

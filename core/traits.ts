@@ -6,6 +6,7 @@
  * @module
  */
 import type { OptionTable, OptionValues } from "./options.ts";
+import type { FileInfo } from "./platform/files.ts";
 
 /**
  * A driver's role in a stack. A `protocol` accesses bytes itself, a `format`
@@ -130,9 +131,9 @@ export interface DriverTraits {
   ownFolder?(filename: string): string | undefined;
   /**
    * Whether a plain file name, such as a device's, means this protocol rather
-   * than `file`. Protocols only.
+   * than `file`; `info` says what the file is, if there is one. Protocols only.
    */
-  claimsFile?(filename: string): boolean;
+  claimsFile?(filename: string, info?: FileInfo): boolean;
   /**
    * What its node claims of the child `name`, if `own` is claimed of the node.
    * Default: the rules of the driver's role.

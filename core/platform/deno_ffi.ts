@@ -57,30 +57,12 @@ const SYMBOLS = {
   },
 } as const satisfies Deno.ForeignLibraryInterface;
 
-/**
- * Functions that are used together are bound together, which is faster than
- * binding each.
- */
-const GROUPS: readonly (readonly (keyof typeof SYMBOLS)[])[] = [
-  ["open", "fcntl", "lseek", "pread", "close"],
-  ["ftruncate", "pwrite", "pwritev", "fdatasync"],
-];
-
 /** Bound with the library: they must be ready when a call fails. */
 const HELPERS = {
   __errno_location: { parameters: [], result: "pointer" },
-  copyNumber: {
-    name: "memcpy",
-    parameters: ["buffer", "pointer", "usize"],
-    result: "void",
-  },
-  // Copies nothing and returns the target's address. Deno's own function for
-  // that is slower, and needs permission for all libraries.
-  addressOf: {
-    name: "memcpy",
-    parameters: ["buffer", "buffer", "usize"],
-    result: "usize",
-  },
+  // Returns the target's address. Deno's own function for that is slower, and
+  // needs permission for all libraries.
+  memcpy: { parameters: ["buffer", "pointer", "usize"], result: "usize" },
 } as const;
 
 /**
@@ -123,14 +105,12 @@ export function libc(): Libc | null {
 function addressOf(bytes: Uint8Array): bigint {
   // V8 keeps small arrays on its heap until their `buffer` is accessed.
   void bytes.buffer;
-  const memory = bytes as Uint8Array<ArrayBuffer>;
-  return helpers.addressOf(memory, memory, 0n);
+  return helpers.memcpy(bytes as Uint8Array<ArrayBuffer>, errnoPlace, 0n);
 }
 
 /**
- * Bind functions when the first of their group is called, since binding is slow
- * compared with a small command. A function that an old library lacks returns
- * ENOSYS, as a system call missing from the kernel does.
+ * Bind each function when it is first called: binding is slow compared with a
+ * small command, and most commands use a few.
  */
 function bindLazily(path: string): Libc {
   const O_DIRECT = Deno.build.arch === "aarch64" ? 0o200000 : 0o40000;
@@ -139,12 +119,9 @@ function bindLazily(path: string): Libc {
     Object.defineProperty(library, name, {
       configurable: true,
       get() {
-        const group = GROUPS.find((names) => names.includes(name));
-        const functions = bindAll(path, group ?? [name]);
-        for (const [name, value] of Object.entries(functions)) {
-          Object.defineProperty(library, name, { value });
-        }
-        return functions[name];
+        const value = bind(path, name);
+        Object.defineProperty(library, name, { value });
+        return value;
       },
     });
   }
@@ -154,28 +131,23 @@ function bindLazily(path: string): Libc {
 // deno-lint-ignore no-explicit-any -- their types are those of `SYMBOLS`
 type AnyFunction = (...parameters: any[]) => any;
 
-/** Functions of the library, by name. */
-function bindAll(
-  path: string,
-  names: readonly (keyof typeof SYMBOLS)[],
-): { [name: string]: AnyFunction } {
-  const wanted = Object.fromEntries(names.map((name) => [name, SYMBOLS[name]]));
+/**
+ * A function of the library. One that an old library lacks returns ENOSYS, as a
+ * system call missing from the kernel does.
+ */
+function bind(path: string, name: keyof typeof SYMBOLS): AnyFunction {
   let symbols: { readonly [name: string]: AnyFunction };
   try {
-    symbols = Deno.dlopen(path, wanted).symbols as typeof symbols;
+    symbols = Deno.dlopen(path, { [name]: SYMBOLS[name] })
+      .symbols as typeof symbols;
   } catch (error) {
     // The permission may have been revoked.
     if (error instanceof Deno.errors.NotCapable) throw hostError(error);
-    if (names.length === 1) return { [names[0]]: () => -ENOSYS };
-    return Object.assign({}, ...names.map((name) => bindAll(path, [name])));
+    return () => -ENOSYS;
   }
   // `errno` of what runs in another thread belongs to that thread.
-  return Object.fromEntries(
-    names.map((name) => [
-      name,
-      "nonblocking" in SYMBOLS[name] ? symbols[name] : answering(symbols[name]),
-    ]),
-  );
+  const isLater = "nonblocking" in SYMBOLS[name];
+  return isLater ? symbols[name] : answering(symbols[name]);
 }
 
 /**
@@ -190,7 +162,7 @@ function answering(call: AnyFunction): AnyFunction {
   return (...parameters) => {
     const result = call(...parameters);
     if (result >= 0) return Number(result);
-    helpers.copyNumber(errnoBytes, errnoPlace, 4n);
+    helpers.memcpy(errnoBytes, errnoPlace, 4n);
     return isErrno(errno[0]) ? -errno[0] : -EIO;
   };
 }

@@ -107,15 +107,20 @@ export const fileDriver: PathDriver = {
     const node = await openToCreate(fileDriver, file, context);
     const whole = roundUp(size, SECTOR_SIZE);
     try {
-      // A size that no file can have is refused while the old content is there.
-      if (node.size > 0 && whole > node.size) await node.truncate(whole);
-      await node.truncate(0);
+      if (node.size > 0) {
+        // A size that no file can have is refused while the old content is
+        // there.
+        if (whole > node.size) await node.truncate(whole);
+        await node.truncate(0);
+      }
       const { giveHints } = await import("./hints.ts");
       giveHints(file.filename, {
         nocow: hints.nocow as boolean,
         extentSize: hints.extent_size_hint as number | undefined,
       }, context.warn);
-      await node.truncate(whole, { preallocation });
+      if (whole > 0 || preallocation !== "off") {
+        await node.truncate(whole, { preallocation });
+      }
       if (preallocation === "off") await allocateFirstBlock(node);
     } finally {
       await node.close();
@@ -445,7 +450,7 @@ export interface DeviceTraits {
   /** The role of the driver. */
   readonly role: "protocol";
   /** Whether a plain file name means one of its devices. */
-  claimsFile(filename: string): boolean;
+  claimsFile(filename: string, info?: FileInfo): boolean;
   /** As for files. */
   canonicalName(filename: string): string;
 }
@@ -454,7 +459,7 @@ export interface DeviceTraits {
 export const HOST_DEVICE: DeviceTraits = {
   name: "host_device",
   role: "protocol",
-  claimsFile: (filename) => isDevice(statOf(filename)),
+  claimsFile: (_filename, info) => isDevice(info),
   canonicalName,
 };
 
@@ -465,24 +470,12 @@ const CDROM_MAJOR = 11;
 export const HOST_CDROM: DeviceTraits = {
   name: "host_cdrom",
   role: "protocol",
-  claimsFile(filename) {
-    const { isBlockDevice, rdev } = statOf(filename) ?? {};
-    return isBlockDevice === true &&
-      deviceNumbers(rdev ?? 0)[0] === CDROM_MAJOR;
-  },
+  claimsFile: (_filename, info) =>
+    info?.isBlockDevice === true && deviceNumbers(info.rdev)[0] === CDROM_MAJOR,
   canonicalName,
 };
 
 /** Whether a path is that of a block or character device. */
 export function isDevice(info: FileInfo | undefined): boolean {
   return info !== undefined && (info.isBlockDevice || info.isCharDevice);
-}
-
-/** The status of a path, if we may query it. */
-function statOf(filename: string): FileInfo | undefined {
-  try {
-    return platform().files?.stat(filename);
-  } catch {
-    return undefined;
-  }
 }
