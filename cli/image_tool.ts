@@ -24,7 +24,10 @@ const COMMANDS: { readonly [name: string]: Entry } = {
   },
   bench: {
     summary: "Measure how fast an image is",
-    load: () => import("./commands/bench.ts"),
+    load: (args = []) =>
+      args.includes("-w")
+        ? import("./commands/bench_writing.ts")
+        : import("./commands/bench.ts"),
   },
   bitmap: {
     summary: "Change the bitmaps of an image, which record what is written",
@@ -52,7 +55,10 @@ const COMMANDS: { readonly [name: string]: Entry } = {
   },
   convert: {
     summary: "Convert images to a new one, in any format",
-    load: () => import("./commands/convert.ts"),
+    load: (args = []) =>
+      args[args.indexOf("-O") + 1] === "qcow2"
+        ? import("./commands/convert_creating.ts")
+        : import("./commands/convert.ts"),
   },
   create: {
     summary: "Create an image",
@@ -142,7 +148,7 @@ export async function run(program: Program, args: string[]): Promise<number> {
     if (program.isOurs || inRelease("commandHelp")) {
       program.helpCommand = `${program.name} ${name} --help`;
     }
-    const command = await loadCommand(program, entry);
+    const command = await loadCommand(program, entry, rest);
     await program.prepareObjects(rest);
     call = new Invocation(program, name, command, rest);
     return await command.run(call);

@@ -1,5 +1,5 @@
 /** `bench`: measure how fast an image is. @module */
-import "../../drivers/writing.ts";
+import "../../drivers/reading.ts";
 import { bench } from "../../core/jobs/bench.ts";
 import { asBlockError, BlockError, reasonOf } from "../../core/errors.ts";
 import type { CacheMode } from "../../core/open_options.ts";
