@@ -80,4 +80,5 @@ export {
 } from "../core/registry.ts";
 export type { Secret, SecretRequest, SecretSource } from "../core/secrets.ts";
 export { parseStack, type Source, type StackObject } from "../core/spec.ts";
+export type { FileInfo } from "../core/platform/files.ts";
 export type * from "../core/traits.ts";

@@ -6,12 +6,21 @@
  */
 import type { IoVector } from "../bytes.ts";
 
-/** The status of a path, links followed. */
+/**
+ * The status of a path, links followed.
+ *
+ * @category Drivers
+ */
 export interface FileInfo {
+  /** Whether it is a plain file. */
   readonly isFile: boolean;
+  /** Whether it is a folder. */
   readonly isDirectory: boolean;
+  /** Whether it is a block device. */
   readonly isBlockDevice: boolean;
+  /** Whether it is a character device. */
   readonly isCharDevice: boolean;
+  /** Whether it is a Unix socket. */
   readonly isSocket: boolean;
   /** The device number. */
   readonly rdev: number;
