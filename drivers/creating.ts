@@ -1,11 +1,10 @@
 /**
- * What creating and writing `raw` and `qcow2` images in files needs; see
- * `reading.ts`.
+ * What creating and writing `qcow2` images in files needs, also from `raw` ones;
+ * see `reading.ts`.
  *
  * @module
  */
-import "./file/hints.ts";
+import "./creating_raw.ts";
 import "./qcow2/create.ts";
 import "./qcow2/option_tables.ts";
-import "./raw.ts";
 import "./writing.ts";

@@ -150,7 +150,8 @@ export function chainText(
 const RULES: readonly { room: RegExp; mayImport: RegExp; rule: string }[] = [
   { room: /^core\//, mayImport: /^$/, rule: "core imports only core" },
   {
-    room: /^drivers\/(all|creating|held|preload|reading|writing)\.ts$/,
+    room:
+      /^drivers\/(all|creating|creating_raw|held|preload|reading|writing)\.ts$/,
     mayImport: /^(core|drivers)\//,
     rule: "what registers drivers imports core and drivers",
   },
@@ -169,7 +170,7 @@ const RULES: readonly { room: RegExp; mayImport: RegExp; rule: string }[] = [
     // drivers/all.ts is part of mod.ts, and starts faster by itself; others of
     // drivers only say what to load with a command. The version is in deno.json.
     mayImport:
-      /^(core\/|mod\.ts$|drivers\/(all|creating|reading|writing)\.ts$|deno\.json$)/,
+      /^(core\/|mod\.ts$|drivers\/(all|creating|creating_raw|reading|writing)\.ts$|deno\.json$)/,
     rule: "cli imports mod.ts and core",
   },
   {

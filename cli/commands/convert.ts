@@ -1,9 +1,5 @@
 /** `convert`: convert images to a new one. @module */
-import "../../core/limits.ts";
-import "../../drivers/file/hints.ts";
-import "../../drivers/file/size_limit.ts";
-import "../../drivers/raw.ts";
-import "../../drivers/reading.ts";
+import "../../drivers/creating_raw.ts";
 import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { createImage } from "../../core/create.ts";
 import { asBlockError, strerror } from "../../core/errors.ts";

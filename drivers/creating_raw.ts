@@ -1,0 +1,11 @@
+/**
+ * What creating `raw` images in files, also from `qcow2` ones, needs; see
+ * `reading.ts`.
+ *
+ * @module
+ */
+import "../core/limits.ts";
+import "./file/hints.ts";
+import "./file/size_limit.ts";
+import "./raw.ts";
+import "./reading.ts";
