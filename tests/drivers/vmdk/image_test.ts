@@ -74,6 +74,10 @@ Deno.test("a descriptor that makes no sense is refused in QEMU's words", async (
     // QEMU leaves these out, and all that follows is somewhere else.
     [['RW 8 VMFSRDM "x"'], "vmfs", "Unsupported extent type 'VMFSRDM'"],
     [['NOACCESS 8 FLAT "x" 0'], "vmfs", "Unsupported extent access"],
+    [['rw 8 flat "x"'], "vmfs", 'Invalid extent line: rw 8 flat "x"'],
+    [['RW 8k FLAT "x" 0'], "vmfs", 'Invalid extent line: RW 8k FLAT "x" 0'],
+    [["rdonly zero"], "vmfs", "Invalid extent line: rdonly zero"],
+    [[flat, "\tRW\t8"], "vmfs", "Invalid extent line: "],
     [['RW 99999999999999999999 FLAT "x" 0'], "vmfs", "Invalid extent line"],
   ];
   for (const [lines, type, message] of cases) {
