@@ -414,8 +414,8 @@ Deno.test("extents of zeroes, and those that may only be read, are read", async 
     folder.file("d"),
     descriptor([
       'RW 2 FLAT "x" 0',
-      "RW 3 ZERO",
-      'RDONLY 4 FLAT "x" 4',
+      "rw 3 Zero",
+      'RdOnly 4 flat "x" 4',
       // Past the end of its file there are zeroes.
       'RW 6 FLAT "x" 6',
     ]),
