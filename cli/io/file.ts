@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { asBlockError } from "../../core/errors.ts";
+import { asBlockError, BlockError } from "../../core/errors.ts";
 import type { Image } from "../../core/image.ts";
 import type { Preallocation } from "../../core/node.ts";
 import { integerText } from "../numbers.ts";
@@ -66,6 +66,12 @@ export const truncate: IoCommand = {
       );
     }
     const { image, background } = call.session;
+    if (!image.node.truncate) {
+      throw new BlockError(
+        "ENOTSUP",
+        "Image format driver does not support resize",
+      );
+    }
     await background.during(
       image.resize(size, { preallocation }),
     );
