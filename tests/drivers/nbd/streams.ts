@@ -1,11 +1,11 @@
 /**
- * Connections within a test: two ends of a stream of bytes, without sockets.
+ * Connections within a test: two ends of a byte stream, without sockets.
  *
  * @module
  */
 import type { ByteStream } from "../../../core/platform/sockets.ts";
 
-/** One direction. Small pieces show what depends on how bytes come. */
+/** One direction. Small pieces reveal assumptions about how bytes arrive. */
 class Pipe {
   #chunks: Uint8Array[] = [];
   #closed = false;
@@ -52,7 +52,7 @@ class Pipe {
   }
 }
 
-/** How the two ends are connected. */
+/** How to connect the two ends. */
 export interface PairOptions {
   /** Most bytes of a read. Default: all there are. */
   most?: number;
