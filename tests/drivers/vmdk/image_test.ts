@@ -26,7 +26,7 @@ import {
 
 const MIB = 1024 * 1024;
 
-/** Where the fields of a header are. */
+/** The offsets of a header's fields. */
 const AT = {
   version: 4,
   flags: 8,
@@ -38,7 +38,7 @@ const AT = {
   overhead: 64,
 };
 
-/** A field of 64 bits that is damaged, and what is said of it. */
+/** A damaged 64-bit field, and the message about it. */
 const DAMAGES: [at: number, value: bigint, message: string][] = [
   [AT.version, 0x300000004n, "Unsupported VMDK version 4"],
   [AT.version, 0x300000003n, "VMDK version 3 must be read only"],
@@ -71,7 +71,7 @@ Deno.test("a descriptor that makes no sense is refused in QEMU's words", async (
     [['RW 8 VMFS "x" 1'], "vmfs", 'Invalid extent line: RW 8 VMFS "x" 1'],
     [['RW 0 FLAT "x" 0'], "vmfs", 'Invalid extent line: RW 0 FLAT "x" 0'],
     [["RW 8 FLAT"], "vmfs", "Invalid extent line: RW 8 FLAT"],
-    // QEMU leaves these out, and all that follows is somewhere else.
+    // QEMU skips these, which shifts everything that follows.
     [['RW 8 VMFSRDM "x"'], "vmfs", "Unsupported extent type 'VMFSRDM'"],
     [['NOACCESS 8 FLAT "x" 0'], "vmfs", "Unsupported extent access"],
     [['RW 99999999999999999999 FLAT "x" 0'], "vmfs", "Invalid extent line"],
