@@ -1,11 +1,11 @@
-/** Damaged images, and what QEMU's tools say of them. */
+/** Damaged images, and what QEMU's tools say about them. */
 import { assertEquals } from "@std/assert";
 import { BDRV, qemuTest, run, runOk, TempDir } from "../qemu.ts";
 
 const OURS = [...BDRV, "qemu-img"];
 const TOOLS = ["qemu-img", "qemu-io"];
 
-/** Where in the header the size and the place of the L1 table are. */
+/** Where the header stores the size and the offset of the L1 table. */
 const L1_SIZE = 36;
 const L1_OFFSET = 40;
 
@@ -81,8 +81,8 @@ qemuTest(
       const theirs = await run(["qemu-img", ...repair], { cwd });
       await Deno.copyFile(dir.file("before.qcow2"), dir.file("a.qcow2"));
       assertEquals(await run([...OURS, ...repair], { cwd }), theirs);
-      // QEMU frees the table, which extends past the end of the file, and so
-      // loses all data; then it gives up.
+      // QEMU frees the table, which extends past the end of the file, thereby
+      // loses all data, and then gives up.
       await runOk(["qemu-io", "-r", "-c", "read -P 0xcd 0 320k", "a.qcow2"], {
         cwd,
       });
@@ -91,7 +91,7 @@ qemuTest(
   TOOLS,
 );
 
-qemuTest("errors of reading name the compressed cluster", async () => {
+qemuTest("read errors name the compressed cluster", async () => {
   await using dir = new TempDir();
   const { path: cwd } = dir;
   const raw = new Uint8Array(8 * 2 ** 20);
@@ -119,7 +119,7 @@ qemuTest("errors of reading name the compressed cluster", async () => {
 }, TOOLS);
 
 qemuTest(
-  "convert --salvage tells of each sector below a bad L1 entry",
+  "convert --salvage reports each sector below a bad L1 entry",
   async () => {
     await using dir = new TempDir();
     const { path: cwd } = dir;

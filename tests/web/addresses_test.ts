@@ -1,4 +1,4 @@
-/** Where the page and the images are that it opens. @module */
+/** Addresses of the page, and of the images that it opens. @module */
 import { assertEquals, assertMatch } from "@std/assert";
 import { qemuTest, runOk, TempDir } from "../qemu.ts";
 import { WebPage } from "./browser.ts";
@@ -14,8 +14,8 @@ async function makeImage({ path: cwd }: TempDir): Promise<void> {
 }
 
 /**
- * A server that permits any page to read what it has, and nothing more: no
- * conditions in requests, and few headers of answers.
+ * A server that permits any page to read its files, and does nothing beyond: no
+ * conditional requests, and few response headers.
  */
 function sparingServer(folder: string): Deno.HttpServer<Deno.NetAddr> {
   const options = { port: 0, hostname: "127.0.0.1", onListen: () => {} };
@@ -49,7 +49,7 @@ function sparingServer(folder: string): Deno.HttpServer<Deno.NetAddr> {
 }
 
 qemuTest(
-  "the page reads other servers that permit it, however little they say",
+  "the page reads other servers that permit it, however few headers they send",
   async () => {
     await using folder = new TempDir();
     await makeImage(folder);
@@ -90,7 +90,7 @@ qemuTest(
   NEEDS,
 );
 
-qemuTest("the page works from the disk, without a server", async () => {
+qemuTest("the page works from disk, without a server", async () => {
   await using folder = new TempDir();
   await makeImage(folder);
   await using web = await WebPage.open(folder.path);
