@@ -281,7 +281,7 @@ async function luks(): Promise<Sample[]> {
       bytes: contentOf(store),
       secrets,
       options: KEY,
-      damage: spareTime,
+      damage: limitIterations,
     };
   };
   return [
@@ -294,7 +294,7 @@ async function luks(): Promise<Sample[]> {
  * Limit the iterations of key derivation: a header may demand any number, of
  * cryptsetup and QEMU too, and a test does not wait for them.
  */
-function spareTime(bytes: Bytes): string {
+function limitIterations(bytes: Bytes): string {
   const view = new DataView(bytes.buffer);
   for (
     const at of [

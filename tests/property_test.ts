@@ -311,7 +311,7 @@ class Subject {
     const random = this.#random;
     if (random.oneIn(25)) return await this.#resize();
     if (random.oneIn(20)) return await this.#snapshot();
-    if (random.oneIn(30)) return await this.#lookAfter();
+    if (random.oneIn(30)) return await this.#maintain();
     if (random.oneIn(20)) return await this.#changeBitmaps();
     if (random.oneIn(40)) {
       await this.#close();
@@ -518,7 +518,7 @@ class Subject {
   }
 
   /** Check the image, or reload its tables: this must change nothing. */
-  async #lookAfter(): Promise<void> {
+  async #maintain(): Promise<void> {
     const { format, openOptions } = this.#layers[this.#layers.length - 1];
     if (format !== "qcow2") return;
     const { node } = this.#image;

@@ -147,9 +147,9 @@ for (
     await makeImages(cwd);
     for (const source of [...SOURCES, ...OTHERS]) {
       // QEMU calls a raw image on null-co empty, although it can be read.
-      const isVague = command.startsWith("map") &&
+      const isDifferent = command.startsWith("map") &&
         / null-co:|null-co.*}}/.test(` ${source.at(-1)}`);
-      if (isVague) continue;
+      if (isDifferent) continue;
       const last = source.join(" ");
       const needsHoles = command.startsWith("map") && WITH_HOLES.test(last);
       if (isBeyond(last, needsHoles)) continue;

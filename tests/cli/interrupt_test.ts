@@ -118,8 +118,8 @@ Deno.test("a convert that fails before it truncates its target keeps it", async 
   const [source, target] = [dir.file("source"), dir.file("target")];
   await runOk([...BDRV, "create", "-q", source, "1M"]);
   await Deno.writeTextFile(target, "precious");
-  const wish = ["-O", "qcow2", "-o", "cluster_size=3000"];
-  const { code } = await run([...BDRV, "convert", ...wish, source, target]);
+  const invalid = ["-O", "qcow2", "-o", "cluster_size=3000"];
+  const { code } = await run([...BDRV, "convert", ...invalid, source, target]);
   assertEquals(code, 1);
   assertEquals(await Deno.readTextFile(target), "precious");
 });

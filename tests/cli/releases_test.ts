@@ -192,7 +192,7 @@ async function compareCalls(
   folders: readonly string[],
 ): Promise<void> {
   const env = { BDRV_QEMU_VERSION: tools.release };
-  const told = ({ code, stdout, stderr }: Outcome) => [
+  const comparable = ({ code, stdout, stderr }: Outcome) => [
     ...[stdout, stderr].map((text) =>
       // The newest tools call themselves by their path.
       text.replaceAll(tools.img[0], "qemu-img")
@@ -206,7 +206,7 @@ async function compareCalls(
       const expected = await run([...tools.img, ...call], { cwd });
       const actual = await run([...OUR_TOOLS.img, ...call], { cwd, env });
       try {
-        assertEquals(told(actual), told(expected));
+        assertEquals(comparable(actual), comparable(expected));
       } catch (error) {
         different.push(`${call.join(" ")}: ${(error as Error).message}`);
       }

@@ -12,22 +12,22 @@ const ROOT = new URL("../..", import.meta.url).href;
 /** Runs the command line, and reports each use of a slow part. */
 const SPY = `
 const scope = globalThis;
-const tell = (name) => console.error("USED " + name);
+const report = (name) => console.error("USED " + name);
 for (const name of ["setTimeout", "setInterval", "clearTimeout", "clearInterval"]) {
   const real = scope[name];
-  scope[name] = (...args) => (tell(name), real(...args));
+  scope[name] = (...args) => (report(name), real(...args));
 }
 for (const name of ["process", "Buffer"]) {
   const real = Object.getOwnPropertyDescriptor(scope, name);
   Object.defineProperty(scope, name, {
     configurable: true,
-    get: () => (tell(name), real.get ? real.get.call(scope) : real.value),
+    get: () => (report(name), real.get ? real.get.call(scope) : real.value),
   });
 }
 for (const [type, name] of [[String, "localeCompare"], [Number, "toLocaleString"]]) {
   const real = type.prototype[name];
   type.prototype[name] = function (...args) {
-    tell(name);
+    report(name);
     return real.apply(this, args);
   };
 }

@@ -51,7 +51,7 @@ class SlowFile implements BlockNode {
   }
 
   /** Release all waiting requests, until no more arrive. */
-  async letGo(): Promise<void> {
+  async release(): Promise<void> {
     for (let idle = 0; idle < 20; idle++) {
       if (this.waiting.length > 0) idle = 0;
       for (const go of this.waiting.splice(0)) go();
@@ -158,10 +158,10 @@ Deno.test("a request settles once nobody touches its buffers any more", async ()
     await turns(50);
     controller.abort(REASON);
     assertEquals(await isSettled(reading), false, driver);
-    file.letGo();
+    file.release();
     await canceled(reading);
     buffer.fill(9);
-    await file.letGo();
+    await file.release();
     assert(buffer.every((byte) => byte === 9), driver);
     file.isSlow = false;
     assertEquals((await disk.read(SIZE - 1, 1))[0], 7);
@@ -190,7 +190,7 @@ Deno.test("an aborted query settles at once, and a drain still waits for it", as
       await canceled(asked);
       const drained = held ?? drain(disk);
       if (!isDrained) assert(!await isSettled(Promise.resolve(drained)));
-      await file.letGo();
+      await file.release();
       (await drained)[Symbol.dispose]();
       // A query aborted beforehand does not even begin.
       await canceled(query(disk, cancel.signal));
@@ -334,7 +334,7 @@ Deno.test("an aborted reader of a compressed cluster leaves it to the others", a
   first.catch(() => {});
   await turns(100);
   controller.abort(REASON);
-  await file.letGo();
+  await file.release();
   assertEquals(await second, new Uint8Array(20).fill(5));
   file.isSlow = false;
   await disk.close();
@@ -403,9 +403,9 @@ Deno.test("an aborted write leaves a sound image", async () => {
       file.waiting.shift()?.();
     }
     controller.abort(REASON);
-    file.letGo();
+    file.release();
     assert(["done", "ECANCELED"].includes(await outcome));
-    await file.letGo();
+    await file.release();
   }
   file.isSlow = false;
   const { corruptions, leaks } = await disk.check();
@@ -431,7 +431,7 @@ Deno.test("an aborted waiter leaves the queue at once", async () => {
   await canceled(third);
   assertEquals(file.waiting.length, waits);
   file.isSlow = false;
-  await file.letGo();
+  await file.release();
   await first;
   assertEquals(await disk.read(8192, 10), new Uint8Array(10).fill(2));
   // Waiting at a drained node.
@@ -501,9 +501,9 @@ Deno.test("aborted jobs end, and say so", async () => {
     assert(file.waiting.length > 0, `job ${index} has not begun`);
     controller.abort(REASON);
     assertEquals(await isSettled(running), false);
-    file.letGo();
+    file.release();
     await canceled(running);
-    await file.letGo();
+    await file.release();
     file.isSlow = false;
   }
   const { corruptions } = await target.check();

@@ -114,7 +114,7 @@ function watchDriver(): string {
     registerDriver({
       name,
       role: "filter",
-      openOptions: { tag: { type: "string", help: "What to tell" } },
+      openOptions: { tag: { type: "string", help: "What to report" } },
       async open({ tag }, context) {
         const file = await context.openChild("file");
         if (tag === "refuse") {

@@ -8,7 +8,7 @@ Deno.test("zeroes written as data do not wait behind a request that waits for th
   const file = { driver: "memory", store: new MemoryStore(8192) };
   const below = await openNode({ driver: "raw", file });
   const begun = Promise.withResolvers<void>();
-  const goOn = Promise.withResolvers<void>();
+  const resume = Promise.withResolvers<void>();
   const node: BlockNode = {
     driver: below.driver,
     filename: "disk",
@@ -20,7 +20,7 @@ Deno.test("zeroes written as data do not wait behind a request that waits for th
     writev: (offset, iov) => below.writev!(offset, iov),
     async writeZeroes() {
       begun.resolve();
-      await goOn.promise;
+      await resume.promise;
       throw new BlockError("ENOTSUP");
     },
     status: (offset, length) => below.status(offset, length),
@@ -32,7 +32,7 @@ Deno.test("zeroes written as data do not wait behind a request that waits for th
   await begun.promise;
   // It covers only part of a unit, so it needs the unit exclusively.
   const writing = limited.writev!(1000, [new Uint8Array(100).fill(2)]);
-  goOn.resolve();
+  resume.resolve();
   await Promise.all([zeroing, writing]);
   const bytes = new Uint8Array(8192);
   await limited.readv(0, [bytes]);

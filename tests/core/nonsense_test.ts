@@ -814,7 +814,7 @@ Deno.test("every nonsense value of any driver's option gives a one-line error", 
           ) => [role, children[role as keyof typeof children]]),
           [name, value],
         ]);
-        await soundly(async () => {
+        await succeedsOrExplains(async () => {
           await using opened = await openImage(stack);
           await opened.read(0, Math.min(opened.size, 1));
         });
@@ -826,8 +826,10 @@ Deno.test("every nonsense value of any driver's option gives a one-line error", 
         )
       ) {
         const options = { size: MIB, [name]: value };
-        await soundly(() => createImage(driver.name, disk(), options));
-        await soundly(() => measure(driver.name, options));
+        await succeedsOrExplains(() =>
+          createImage(driver.name, disk(), options)
+        );
+        await succeedsOrExplains(() => measure(driver.name, options));
       }
     });
   }
@@ -841,7 +843,7 @@ function product<A, B>(first: A[], second: B[]): [A, B][] {
  * A call that succeeds, or fails with a one-line message that is no internal
  * error.
  */
-async function soundly(act: () => Promise<unknown>): Promise<void> {
+async function succeedsOrExplains(act: () => Promise<unknown>): Promise<void> {
   let wrong: string | undefined;
   try {
     await act();

@@ -51,7 +51,7 @@ const CASES: { readonly [what: string]: readonly string[] } = {
     "img commit -d top",
   ],
 };
-const LOOKS = [
+const INSPECTIONS = [
   "img check top",
   "img info --output=json top",
   "img compare top base",
@@ -70,7 +70,7 @@ qemuTest("combined features work as in QEMU", async (t) => {
         });
         await runOk(["qemu-io", "-c", "write -P 3 0 1M", "base"], { cwd });
         const said: unknown[] = [];
-        for (const command of [...commands, ...LOOKS]) {
+        for (const command of [...commands, ...INSPECTIONS]) {
           const [program, ...words] = command.split(" ");
           const args = program === "io" ? ["-c", ...words] : words;
           const { code, stdout, stderr } = await run([

@@ -38,7 +38,7 @@ async function damageCluster(image: string, cluster: number): Promise<void> {
   await Deno.writeFile(image, bytes);
 }
 
-async function bothSay(
+async function assertSameOutput(
   args: readonly string[],
   cwd: string,
 ): Promise<void> {
@@ -56,7 +56,7 @@ qemuTest(
     await runOk(["qemu-io", "-c", "write -P 0xcd 0 320k", image]);
     for (const entries of [36_000, 4_194_304]) {
       await patch(image, L1_SIZE, (view) => view.setUint32(0, entries));
-      await bothSay(["check", image], dir.path);
+      await assertSameOutput(["check", image], dir.path);
     }
   },
   TOOLS,
@@ -109,8 +109,8 @@ qemuTest("read errors name the compressed cluster", async () => {
       ];
       await runOk(["qemu-img", ...make, "a.raw", "a.qcow2"], { cwd });
       await damageCluster(dir.file("a.qcow2"), cluster);
-      await bothSay(["convert", "-O", "raw", "a.qcow2", "o.raw"], cwd);
-      await bothSay(
+      await assertSameOutput(["convert", "-O", "raw", "a.qcow2", "o.raw"], cwd);
+      await assertSameOutput(
         ["compare", "-f", "raw", "-F", "qcow2", "a.raw", "a.qcow2"],
         cwd,
       );
@@ -130,12 +130,15 @@ qemuTest(
     await patch(dir.file("a.qcow2"), l1 + 8, (view) => {
       view.setUint32(4, view.getUint32(4) | 0x200);
     });
-    const said = async (program: readonly string[], to: string) => {
+    const salvage = async (program: readonly string[], to: string) => {
       const args = ["convert", "--salvage", "-O", "raw", "a.qcow2", to];
       const { code, stderr } = await run([...program, ...args], { cwd });
       return { code, lines: stderr.split("\n").sort() };
     };
-    assertEquals(await said(OURS, "o.raw"), await said(["qemu-img"], "t.raw"));
+    assertEquals(
+      await salvage(OURS, "o.raw"),
+      await salvage(["qemu-img"], "t.raw"),
+    );
     await runOk(["cmp", "o.raw", "t.raw"], { cwd });
   },
   TOOLS,

@@ -89,8 +89,8 @@ async function toQemu(
       readOnly: true,
     });
     await using target = await openImage(ours);
-    const wishes = { targetIsZero: true, compressed };
-    await convert([source.node], target.node, wishes);
+    const converting = { targetIsZero: true, compressed };
+    await convert([source.node], target.node, converting);
   }
   const check = await run(["qemu-img", "check", ours]);
   assertEquals(check.code, 0, check.stdout + check.stderr);

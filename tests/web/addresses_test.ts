@@ -36,12 +36,14 @@ function sparingServer(folder: string): Deno.HttpServer<Deno.NetAddr> {
       headers.set("content-length", `${bytes.length}`);
       return new Response(null, { headers });
     }
-    const wish = /^bytes=(\d+)-(\d+)$/.exec(request.headers.get("range") ?? "");
-    if (pathname.endsWith(".whole") || !wish) {
+    const range = /^bytes=(\d+)-(\d+)$/.exec(
+      request.headers.get("range") ?? "",
+    );
+    if (pathname.endsWith(".whole") || !range) {
       return new Response(bytes, { headers });
     }
-    const start = Number(wish[1]);
-    const end = Math.min(Number(wish[2]) + 1, bytes.length);
+    const start = Number(range[1]);
+    const end = Math.min(Number(range[2]) + 1, bytes.length);
     headers.set("content-range", `bytes ${start}-${end - 1}/${bytes.length}`);
     const part = bytes.slice(start, end);
     return new Response(part, { status: 206, headers });

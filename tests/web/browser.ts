@@ -235,13 +235,15 @@ export class WebPage implements AsyncDisposable {
     }
     using _ = file;
     const { size } = await file.stat();
-    const wish = /^bytes=(\d+)-(\d+)$/.exec(request.headers.get("range") ?? "");
-    if (!wish) {
+    const range = /^bytes=(\d+)-(\d+)$/.exec(
+      request.headers.get("range") ?? "",
+    );
+    if (!range) {
       const headers = { "content-length": `${size}` };
       return new Response(null, { status: 500, headers });
     }
-    const start = Number(wish[1]);
-    const end = Math.min(Number(wish[2]) + 1, size);
+    const start = Number(range[1]);
+    const end = Math.min(Number(range[2]) + 1, size);
     const bytes = new Uint8Array(end - start);
     await file.seek(start, Deno.SeekMode.Start);
     for (let at = 0; at < bytes.length;) {

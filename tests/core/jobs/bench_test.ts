@@ -64,7 +64,7 @@ Deno.test("bench() writes the pattern", async () => {
 });
 
 Deno.test("bench() flushes with nothing else in flight, unless told otherwise", async () => {
-  const wish = {
+  const options = {
     write: true,
     count: 20,
     depth: 4,
@@ -72,11 +72,11 @@ Deno.test("bench() flushes with nothing else in flight, unless told otherwise", 
     flushInterval: 5,
   };
   const drained = await slowDisk(1000);
-  await bench(drained.node, wish);
+  await bench(drained.node, options);
   const flushes = drained.log.filter((what) => what.startsWith("f"));
   assertEquals(flushes, Array(4).fill("f while 0"));
   const other = await slowDisk(1000);
-  await bench(other.node, { ...wish, drain: false });
+  await bench(other.node, { ...options, drain: false });
   const busy = other.log.filter((what) => /^f while [^0]/.test(what));
   assertEquals(busy.length > 0, true);
 });

@@ -74,8 +74,8 @@ export async function scribble(
   await using image = await openImage(stackOf(layers));
   for (let round = 0; round < rounds; round++) {
     const offset = random.below(image.size - 1);
-    const wish = 1 + random.below(random.pick([600, 20_000, 80_000]));
-    const length = Math.min(image.size - offset, wish);
+    const wanted = 1 + random.below(random.pick([600, 20_000, 80_000]));
+    const length = Math.min(image.size - offset, wanted);
     const kind = random.below(6);
     if (kind === 0) await image.writeZeroes(offset, length);
     else if (kind === 1) {
@@ -103,28 +103,28 @@ export async function damageOf(layer: Layer): Promise<number> {
 }
 
 /** A file that records what is done to it. */
-export async function tellingFile(
+export async function recordingFile(
   layer: Layer,
   name: string,
-  told: string[],
+  events: string[],
 ): Promise<BlockNode> {
   const raw = { driver: "raw", file: { driver: "memory", store: layer.store } };
   const { node } = await openImage(raw);
   return filterNode(getDriver("throttle"), node, {
     async writev(offset, iov) {
-      told.push(`${name} write`);
+      events.push(`${name} write`);
       await node.writev!(offset, iov);
     },
     async writeZeroes(offset, length) {
-      told.push(`${name} write`);
+      events.push(`${name} write`);
       await node.writeZeroes!(offset, length);
     },
     async flush() {
-      told.push(`${name} flush`);
+      events.push(`${name} flush`);
       await node.flush!();
     },
     async truncate(size) {
-      told.push(`${name} write`);
+      events.push(`${name} write`);
       await node.truncate!(size);
     },
   });

@@ -15,9 +15,9 @@ import {
   damageOf,
   type Layer,
   makeLayer,
+  recordingFile,
   scribble,
   stackOf,
-  tellingFile,
 } from "./chains.ts";
 
 const SIZE = 600 * 512;
@@ -131,17 +131,17 @@ Deno.test("commit() grows a smaller base, and does not shrink a larger one", asy
 Deno.test("commit() empties the overlay only after the base is durable", async () => {
   const layers = await makePair(3);
   const [base, overlay] = layers;
-  const told: string[] = [];
+  const events: string[] = [];
   const files = {
-    0: await tellingFile(overlay, "overlay", told),
-    1: await tellingFile(base, "base", told),
+    0: await recordingFile(overlay, "overlay", events),
+    1: await recordingFile(base, "base", events),
   };
   const image = await openImage(stackOf(layers, { writable: [1], files }));
-  told.length = 0;
+  events.length = 0;
   await commit(image.node);
-  const firstOfOverlay = told.indexOf("overlay write");
-  const lastOfBase = told.lastIndexOf("base write");
-  const flushed = told.indexOf("base flush", lastOfBase);
+  const firstOfOverlay = events.indexOf("overlay write");
+  const lastOfBase = events.lastIndexOf("base write");
+  const flushed = events.indexOf("base flush", lastOfBase);
   assert(lastOfBase >= 0 && lastOfBase < flushed && flushed < firstOfOverlay);
   await image.close();
 });

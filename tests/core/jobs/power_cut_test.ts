@@ -150,8 +150,8 @@ async function makeLayers(count: number, random: Random): Promise<Layer[]> {
 async function scribble(image: Image, random: Random): Promise<void> {
   for (let round = random.below(12); round > 0; round--) {
     const offset = random.below(image.size - 1);
-    const wish = 1 + random.below(random.pick([600, 20_000, 80_000]));
-    const length = Math.min(image.size - offset, wish);
+    const wanted = 1 + random.below(random.pick([600, 20_000, 80_000]));
+    const length = Math.min(image.size - offset, wanted);
     const kind = random.below(8);
     if (kind === 0) {
       await image.writeZeroes(offset, length, { unmap: random.oneIn(2) });

@@ -16,9 +16,9 @@ import {
   damageOf,
   type Layer,
   makeLayer,
+  recordingFile,
   scribble,
   stackOf,
-  tellingFile,
 } from "./chains.ts";
 import { kindOf } from "../../extents.ts";
 
@@ -224,16 +224,16 @@ Deno.test("rebase() compresses what it copies if asked to", async () => {
 Deno.test("rebase() names the new backing file only when all data is durable", async () => {
   const [base, other] = await makeLayers(5, 2);
   const overlay = await makeLayer(SIZE);
-  const told: string[] = [];
-  const files = { 0: await tellingFile(overlay, "overlay", told) };
+  const events: string[] = [];
+  const files = { 0: await recordingFile(overlay, "overlay", events) };
   const image = await openImage(stackOf([base, overlay], { files }));
   await using below = await openImage(stackOf([other]), { readOnly: true });
-  told.length = 0;
+  events.length = 0;
   await rebase(image.node, { ...NAME, node: below.node });
   // The last write is that of the header.
-  const header = told.lastIndexOf("overlay write");
-  assertEquals(told[header - 1], "overlay flush");
-  assert(told.indexOf("overlay write") < header - 1);
+  const header = events.lastIndexOf("overlay write");
+  assertEquals(events[header - 1], "overlay flush");
+  assert(events.indexOf("overlay write") < header - 1);
   await image.close();
 });
 

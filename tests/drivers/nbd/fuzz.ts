@@ -185,7 +185,7 @@ async function say(stream: ByteStream, bytes: Uint8Array): Promise<void> {
   await listening.catch(() => {});
 }
 
-async function inTime<T>(what: string, promise: Promise<T>): Promise<T> {
+async function withTimeout<T>(what: string, promise: Promise<T>): Promise<T> {
   let timer: ReturnType<typeof setTimeout> | undefined;
   const late = new Promise<never>((_, reject) => {
     timer = setTimeout(() => reject(new Error(`${what} hangs`)), LIMIT);
@@ -230,7 +230,7 @@ export class Fuzzer {
     const bytes = mutated(client, random);
     const [ours, theirs] = this.#connection();
     const server = await serveNbd(this.#image, theirs, { writable: true });
-    await inTime(
+    await withTimeout(
       `conversation ${this.#count}`,
       Promise.all([say(ours, bytes), server.ended]),
     );
@@ -246,7 +246,7 @@ export class Fuzzer {
     const talking = talk(ours).catch((error) => {
       if (!(error instanceof BlockError)) throw error;
     }).finally(() => ours.close());
-    await inTime(
+    await withTimeout(
       `conversation ${this.#count}`,
       Promise.all([say(theirs, bytes), talking]),
     );

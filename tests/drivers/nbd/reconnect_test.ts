@@ -111,7 +111,7 @@ function units(bytes: Uint8Array): number[] {
 }
 
 /** What each end sends until all the work below is done. */
-async function allThatIsSaid(): Promise<[there: Uint8Array, back: Uint8Array]> {
+async function recordTraffic(): Promise<[there: Uint8Array, back: Uint8Array]> {
   const disk = new VolatileDisk();
   const image = await disk.image();
   const there: number[] = [];
@@ -172,7 +172,7 @@ interface Cut {
  * Try something with connections that break at each message, in each direction.
  */
 async function atEveryMessage(act: (cut: Cut) => Promise<void>): Promise<void> {
-  const [there, back] = await allThatIsSaid();
+  const [there, back] = await recordTraffic();
   const cuts: Cut[] = [
     ...breaks(there).map((cutThere) => ({ cutThere })),
     ...breaks(back).map((cutBack) => ({ cutBack })),

@@ -56,7 +56,7 @@ function pattern(seed: number, length: number): Uint8Array {
 }
 
 /** Bytes that deflate well. */
-function dull(seed: number, length: number): Uint8Array {
+function compressible(seed: number, length: number): Uint8Array {
   return new Uint8Array(length).fill(1 + seed % 255);
 }
 
@@ -75,9 +75,9 @@ const mixed: Workload = {
     await disk.zero(2048, 1024, false);
     await disk.zero(70 * KIB, 3 * KIB, true);
     await disk.flush();
-    await disk.writeCompressed(8192, dull(5, 512));
-    await disk.writeCompressed(8704, dull(6, 512));
-    await disk.writeCompressed(60 * KIB, dull(7, 512));
+    await disk.writeCompressed(8192, compressible(5, 512));
+    await disk.writeCompressed(8704, compressible(6, 512));
+    await disk.writeCompressed(60 * KIB, compressible(7, 512));
     await disk.write(8200, pattern(8, 100));
     await disk.takeSnapshot("two");
     await disk.discard(1024, 2048);
@@ -189,7 +189,7 @@ const extended: Workload = {
     await disk.write(30 * KIB, pattern(2, 40 * KIB));
     await disk.zero(31 * KIB, KIB, false);
     await disk.flush();
-    await disk.writeCompressed(96 * KIB, dull(3, 16 * KIB));
+    await disk.writeCompressed(96 * KIB, compressible(3, 16 * KIB));
     await disk.takeSnapshot("one");
     await disk.write(2 * KIB, pattern(4, 700));
     await disk.write(40 * KIB, pattern(5, 512));

@@ -74,7 +74,7 @@ for (const name of new Set(GOLDEN.map(({ name }) => name))) {
 }
 
 /** Use an image that may be damaged in any way. */
-async function useUp(
+async function exercise(
   store: MemoryStore,
   random: Random,
   data: OptionValues,
@@ -174,7 +174,7 @@ Deno.test("a damaged image causes BlockErrors at worst, and soon", async () => {
     const start = performance.now();
     try {
       const data = await goldenData(names[which]);
-      await useUp(store, random, data).catch(expectBlockError);
+      await exercise(store, random, data).catch(expectBlockError);
     } catch (error) {
       throw new Error(`BDRV_SEED=${seed}, ${names[which]}: ${error}`, {
         cause: error,

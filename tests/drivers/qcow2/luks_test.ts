@@ -208,13 +208,13 @@ Deno.test("opening reports the progress of the search for the key, and can be ab
       "encrypt.iter-time": 0,
     });
   }
-  const told: UnlockProgress[] = [];
-  const onUnlocking = (progress: UnlockProgress) => void told.push(progress);
+  const reports: UnlockProgress[] = [];
+  const onUnlocking = (progress: UnlockProgress) => void reports.push(progress);
   const other = { encrypt: { "key-secret": "s1" } };
   await (await open(file, other, { onUnlocking })).close();
-  const { total, filename } = told[0];
+  const { total, filename } = reports[0];
   assertEquals(
-    told,
+    reports,
     [0, total / 2, total].map((done) => ({
       filename,
       done,

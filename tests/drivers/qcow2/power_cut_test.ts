@@ -183,9 +183,9 @@ class Subject {
     const requests: Promise<void>[] = [];
     let at = random.below(size);
     for (let count = 1 + random.below(5); count > 0 && at < size; count--) {
-      const wish = 1 + random.below(random.pick([100, 2000, 20_000]));
+      const wanted = 1 + random.below(random.pick([100, 2000, 20_000]));
       const offset = at;
-      const length = Math.min(wish, size - offset);
+      const length = Math.min(wanted, size - offset);
       const kind = random.below(10);
       const bytes = kind < 5 ? random.bytes(length) : new Uint8Array(length);
       if (kind < 7) {

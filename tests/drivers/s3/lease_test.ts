@@ -19,14 +19,14 @@ async function make(service: Service): Promise<void> {
 async function open(
   service: Service,
   options: Record<string, unknown> = {},
-  wishes: Record<string, unknown> = {},
+  openOptions: Record<string, unknown> = {},
 ): Promise<Image> {
   const { secrets } = service;
   const file = service.stack("disk", options);
   return await openImage({ driver: "raw", file }, {
     secrets,
     readOnly: false,
-    ...wishes,
+    ...openOptions,
   });
 }
 
@@ -168,13 +168,16 @@ Deno.test("a reader is refused a disk that is being written, unless it force-sha
   await createImage("qcow2", file, { size: 1 << 20 }, { secrets });
   const stack = { driver: "qcow2", file: service.stack("disk") };
   const writer = await openImage(stack, { secrets, readOnly: false });
-  const wishes = { secrets, readOnly: true };
+  const openOptions = { secrets, readOnly: true };
   await assertRejects(
-    () => openImage(stack, wishes),
+    () => openImage(stack, openOptions),
     BlockError,
     "Another program is writing to it",
   );
-  await using reader = await openImage(stack, { ...wishes, forceShare: true });
+  await using reader = await openImage(stack, {
+    ...openOptions,
+    forceShare: true,
+  });
   await writer.write(0, new Uint8Array(64 * KIB).fill(1));
   await writer.close();
   assertEquals(reader.size, 1 << 20);

@@ -92,7 +92,7 @@ Deno.test("an object that changes is an error, never a mixture", async () => {
   }
 });
 
-const PASSING: { readonly [name: string]: () => Response } = {
+const TRANSIENT_FAULTS: { readonly [name: string]: () => Response } = {
   "503 SlowDown": () => failure(503, "SlowDown"),
   "500 InternalError": () => failure(500, "InternalError"),
   "400 RequestTimeout": () => failure(400, "RequestTimeout"),
@@ -104,7 +104,7 @@ const PASSING: { readonly [name: string]: () => Response } = {
     }),
 };
 
-for (const [name, response] of Object.entries(PASSING)) {
+for (const [name, response] of Object.entries(TRANSIENT_FAULTS)) {
   Deno.test(`a read is retried after ${name}`, async () => {
     await using service = new Service();
     const bytes = pattern(MIB);
@@ -115,7 +115,7 @@ for (const [name, response] of Object.entries(PASSING)) {
   });
 }
 
-const LASTING: [string, () => Response, string][] = [
+const PERMANENT_FAULTS: [string, () => Response, string][] = [
   ["403 AccessDenied", () => failure(403, "AccessDenied"), "denies these keys"],
   ["an unknown error", () => failure(418, "Teapot"), "418: Teapot: It is so &"],
   ["no XML", () => new Response("oh \x1b[31m", { status: 400 }), "status 400"],
@@ -142,7 +142,7 @@ const LASTING: [string, () => Response, string][] = [
   ],
 ];
 
-for (const [name, response, message] of LASTING) {
+for (const [name, response, message] of PERMANENT_FAULTS) {
   Deno.test(`${name}: one line, and no retries`, async () => {
     await using service = new Service();
     service.fault = ({ key }) => key === "disk" ? response() : undefined;
