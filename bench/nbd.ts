@@ -19,7 +19,7 @@ export interface NbdPrograms {
 }
 
 /** One row of the table. */
-export interface NbdWork {
+export interface NbdWorkload {
   /** Its name in the table. */
   readonly name: string;
   /** The ratio to aim for, bdrv ÷ QEMU. */
@@ -43,7 +43,7 @@ function uriOf(programs: NbdPrograms, side: Side): string {
   return `nbd+unix:///?socket=${socketOf(programs, side)}`;
 }
 
-function reads(depth: number, count: number): NbdWork["measure"] {
+function reads(depth: number, count: number): NbdWorkload["measure"] {
   return async (programs, side) => {
     const client = [Deno.execPath(), "run", "--quiet", "-A"];
     return Number(
@@ -56,7 +56,7 @@ function reads(depth: number, count: number): NbdWork["measure"] {
 }
 
 /** The rows of the table, in order. */
-export const nbdWorkloads: readonly NbdWork[] = [
+export const nbdWorkloads: readonly NbdWorkload[] = [
   {
     name: "nbd server: nbdcopy to null",
     goal: 1,
@@ -124,7 +124,7 @@ async function startServers(
 
 /** Measure some workloads, one row each. */
 export async function* measureNbd(
-  chosen: readonly NbdWork[],
+  chosen: readonly NbdWorkload[],
   programs: NbdPrograms,
 ): AsyncGenerator<string> {
   const { folder, size, runs } = programs;
@@ -153,7 +153,7 @@ export async function* measureNbd(
   }
 }
 
-function row({ name, goal }: NbdWork, times: { [side in Side]: number[] }) {
+function row({ name, goal }: NbdWorkload, times: { [side in Side]: number[] }) {
   const { ours, theirs } = times;
   const cells = [
     name.padEnd(36),

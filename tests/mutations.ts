@@ -294,7 +294,7 @@ async function writeSomething(image: Image, random: Random): Promise<void> {
   await image.write(offset, bytes);
   const found = await image.read(offset, 512);
   if (corruptions === 0 && found.some((byte) => byte !== bytes[0])) {
-    throw new Error(`what was written at ${offset} is not there`);
+    throw new Error(`data written at ${offset} is lost`);
   }
   await image.flush();
   if (!random.oneIn(4)) return;
@@ -319,7 +319,7 @@ async function readAll(image: Image, random: Random): Promise<void> {
     let at = 0;
     for await (const extent of image.extents()) {
       if (extent.offset !== at || extent.length <= 0) {
-        throw new Error(`the map goes on at ${extent.offset}, not at ${at}`);
+        throw new Error(`the map continues at ${extent.offset}, not at ${at}`);
       }
       at += extent.length;
       if (++count > MAX_EXTENTS || at > size) break;
@@ -346,7 +346,7 @@ async function readAll(image: Image, random: Random): Promise<void> {
     await convert(image, target, { targetIsZero: true });
     const copy = await target.read(0, Math.min(size, LOOK));
     if (!start || !isEqual(copy, start)) {
-      throw new Error("the copy is not what was read");
+      throw new Error("the copy differs from what was read");
     }
   });
 }

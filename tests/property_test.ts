@@ -529,7 +529,7 @@ class Subject {
       .#image.check({ repair: { leaks: true, corruptions: true } });
     const found = [leaks, leaksFixed, corruptions, corruptionsFixed];
     if (found.some((count) => count > 0)) {
-      throw new Error(`check() found and mended ${found}`);
+      throw new Error(`check() found and repaired ${found}`);
     }
   }
 

@@ -56,7 +56,7 @@ Deno.test({
     const cwd = dir.path;
     const size = 40 * 2 ** 20;
     await Deno.writeFile(dir.file("a.raw"), sample(size));
-    // Garbage from one-time reads only accumulates over time.
+    // Garbage only piles up over a long input.
     await Deno.writeFile(dir.file("long.raw"), sample(4 * size));
     const make = ["convert", "-c", "-f", "raw", "-O", "qcow2"];
     for (

@@ -545,7 +545,7 @@ Deno.test("unlessAborted() handles the rejection of a promise it no longer await
   const signal = AbortSignal.abort();
   for (const delay of [0, 5]) {
     const turn = new Promise<void>((_, reject) => {
-      setTimeout(() => reject(new Error("nobody is to see this")), delay);
+      setTimeout(() => reject(new Error("nobody awaits this")), delay);
     });
     const { code } = await assertRejects(
       () => unlessAborted(turn, signal),

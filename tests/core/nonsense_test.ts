@@ -380,7 +380,8 @@ Deno.test("jobs say what makes no sense", async (t) => {
   const cases: Record<string, () => unknown> = {
     "new Image()": () => new Image({} as Anything),
     "compare options": () => compare(a.node, b.node, null as Anything),
-    "compare what has no node": () => compare({ node: 5 } as Anything, b),
+    "compare something without a node": () =>
+      compare({ node: 5 } as Anything, b),
     "convert no list": () => convert({ 0: a } as Anything, b),
     "convert to none": () => convert(a, 5 as Anything),
     "convert to two": () => convert([a], [b] as Anything),

@@ -42,7 +42,7 @@ async function onDisk(
   await run(image, store);
 }
 
-/** The format when the file is probed anew, with any warnings. */
+/** The format when the file is probed again, with any warnings. */
 async function probed(store: MemoryStore): Promise<string> {
   const said: string[] = [];
   try {

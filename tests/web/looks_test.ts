@@ -54,7 +54,7 @@ qemuTest(
     await page.setInputFiles("#files", names.map((name) => folder.file(name)));
     assertEquals(await web.settled(), "Drawing: done");
 
-    await t.step("in words, beside both pictures", async () => {
+    await t.step("in words, next to both pictures", async () => {
       await page.selectOption("#bitmap", "since");
       assertEquals(await web.settled(), "Drawing: done");
       const [guest, host] = await page.locator(".legend").allInnerTexts();

@@ -69,7 +69,7 @@ for (const [name, platform] of Object.entries(PLATFORMS)) {
     );
   });
 
-  test("a closed socket accepts no more clients, and can be created anew", async () => {
+  test("a closed socket accepts no more clients, and can be created again", async () => {
     const sockets = await localSockets();
     const listener = await sockets.listen({ host: "127.0.0.1", port: 0 });
     const { address } = listener;

@@ -33,7 +33,7 @@ export function joined(parts: readonly Uint8Array[]): Uint8Array {
 }
 
 /** How to make a tar archive. */
-export interface TarWish {
+export interface TarOptions {
   /** Changes each header. */
   change?(header: Uint8Array): void;
   /** Whether checksums are updated afterwards. Default: true. */
@@ -45,7 +45,7 @@ export interface TarWish {
 /** A tar archive. */
 export function tar(
   members: readonly (readonly [name: string, content: Uint8Array])[],
-  { change = () => {}, sums = true, isOpen = false }: TarWish = {},
+  { change = () => {}, sums = true, isOpen = false }: TarOptions = {},
 ): Uint8Array {
   const parts: Uint8Array[] = [];
   for (const [name, content] of members) {

@@ -64,7 +64,7 @@ function open(file: unknown, { backing }: Subject): Promise<Image> {
 
 /** Assert that the image shows only its backing file. */
 async function assertEmpty(image: Image, { below }: Subject): Promise<void> {
-  assert(isEqual(await image.read(0, SIZE), below), "shows what is below");
+  assert(isEqual(await image.read(0, SIZE), below), "shows its backing file");
 }
 
 async function assertSound(store: MemoryStore, leaksToo = true): Promise<void> {

@@ -32,7 +32,7 @@ const CHANGES: { [name: string]: (image: Image) => Promise<unknown> } = {
     }
   },
   "a byte in a new cluster": (image) => image.write(7, new Uint8Array([1])),
-  "a byte at the end of a cluster that is there": async (image) => {
+  "a byte at the end of an existing cluster": async (image) => {
     await image.write(0, new Uint8Array([1]));
     await image.write(1001, new Uint8Array([1]));
   },

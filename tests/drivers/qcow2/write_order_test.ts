@@ -159,7 +159,7 @@ function changes(): { [name: string]: Change } {
         await image.write(60 * 512, new Random(7).bytes(30 * 512));
       },
     },
-    "growing hides what lies below": {
+    "growing hides a longer backing file": {
       create: { size: 100 * 512, cluster_size: 4096 },
       backing: new Random(1).bytes(400 * 512),
       prepare: async () => {},
