@@ -40,8 +40,8 @@ export function describeSource(source: unknown): string {
     if (!isPlainObject(source)) return heldName(source) ?? valueText(source);
     return nameText(filenameOf(toStack(source))) || `json:${jsonText(source)}`;
   } catch {
-    // A foreign getter threw, or the name cannot be decoded.
-    return valueText(source);
+    // A foreign getter threw, the name cannot be decoded, or no driver has it.
+    return source instanceof URL ? nameText(source.href) : valueText(source);
   }
 }
 

@@ -95,6 +95,9 @@ async function* runsOf(
   if (run) yield run;
 }
 
+/** Formats of whose images QEMU's drivers tell nothing here. */
+const TELL_NOTHING: readonly string[] = ["bochs", "cloop", "dmg", "parallels"];
+
 /** `info`. */
 export const info: IoCommand = {
   name: "info",
@@ -112,7 +115,7 @@ export const info: IoCommand = {
       program.print(`format name: ${format}\n`);
       if (!["file", "host_device"].includes(format)) throw new Refusal();
     }
-    if (!node.info) throw new Refusal();
+    if (!node.info || TELL_NOTHING.includes(format)) throw new Refusal();
     const info = await image.info();
     const lines = [
       `cluster size: ${sizeText(info.clusterSize ?? 0)}`,
