@@ -1,19 +1,20 @@
 /**
  * Benchmarks bdrv side by side with qemu-img, and prints a table.
  *
- * `deno task bench [WORD…] [--runs=5] [--size=1024] [--growth] [--save]`: only
- * works whose names contain one of the words; runs per side (medians are
- * shown); MiB of the main input; also measure bdrv at a sixteenth, a quarter
- * and the whole of that size; write the tables to bench/RESULTS.md. Whole
- * processes are timed, in turn, on files in memory (/dev/shm): bdrv run from
- * source, bdrv as `deno task build` packages it, and qemu-img.
+ * `deno task bench [WORD…] [--runs=5] [--size=1024] [--growth] [--save]`: runs
+ * the workloads whose names contain one of the words. `--runs` is per side (the
+ * medians are shown); `--size` is that of the main input, in MiB; `--growth`
+ * also measures bdrv on a sixteenth, a quarter and all of that size; `--save`
+ * writes the tables to bench/RESULTS.md. Whole processes are timed,
+ * alternating, on files in memory (/dev/shm): bdrv run from source, bdrv as
+ * `deno task build` bundles it, and qemu-img.
  *
  * @module
  */
 import { isInput, makeInput } from "./inputs.ts";
 import { machine, median, peakMemory, runTool, time } from "./measure.ts";
-import { measureNbd, NBD_HEADER, nbdWorks } from "./nbd.ts";
-import { type Work, works } from "./works.ts";
+import { measureNbd, NBD_HEADER, nbdWorkloads } from "./nbd.ts";
+import { type Workload, workloads } from "./workloads.ts";
 
 const HERE = new URL(".", import.meta.url).pathname;
 const RUN = [Deno.execPath(), "run", "--quiet", "--no-prompt", "-A"];
@@ -45,7 +46,7 @@ interface Measured {
   mebibytes: { [side in Side]: number };
 }
 
-/** A command's words, with the side's files and the size filled in. */
+/** A command line, with the side's files and the size filled in. */
 function words(command: string, side: Side, { size }: Settings): string[] {
   return command.split(" ").map((word) =>
     word.replace(/(?<=^|=)OUT/, FILES[side])
@@ -58,13 +59,17 @@ function words(command: string, side: Side, { size }: Settings): string[] {
   );
 }
 
-function commandOf(work: Work, side: Side, settings: Settings): string[] {
-  return [...PROGRAMS[side], ...words(work.command, side, settings)];
+function commandOf(
+  workload: Workload,
+  side: Side,
+  settings: Settings,
+): string[] {
+  return [...PROGRAMS[side], ...words(workload.command, side, settings)];
 }
 
-/** Prepare a run, outside the time measured. */
+/** Prepare a run, before the clock starts. */
 async function prepare(
-  work: Work,
+  workload: Workload,
   side: Side,
   settings: Settings,
 ): Promise<void> {
@@ -72,31 +77,35 @@ async function prepare(
   for (const file of [FILES[side], `${FILES[side]}.base`]) {
     await Deno.remove(`${folder}/${file}`).catch(() => {});
   }
-  for (const command of work.before ?? []) {
+  for (const command of workload.before ?? []) {
     await runTool(folder, "qemu-img", words(command, side, settings));
   }
 }
 
-async function makeInputs(work: Work, { folder, size }: Settings) {
-  const { command, before = [], verify = [] } = work;
+async function makeInputs(workload: Workload, { folder, size }: Settings) {
+  const { command, before = [], verify = [] } = workload;
   const words = [command, ...before, ...verify].join(" ").split(/[ ,=]/);
   for (const word of words) {
     if (isInput(word)) await makeInput(word, size, folder);
   }
 }
 
-async function measure(work: Work, settings: Settings): Promise<Measured> {
+async function measure(
+  workload: Workload,
+  settings: Settings,
+): Promise<Measured> {
   const { folder, runs } = settings;
-  await makeInputs(work, settings);
+  await makeInputs(workload, settings);
   const sides: Side[] = ["ours", "built", "theirs"];
   const mebibytes = { ours: 0, built: 0, theirs: 0 };
-  // These runs also fill caches: the page cache, and Deno's of checked code.
+  // These runs also warm the caches: the page cache, and Deno's of checked
+  // code.
   for (const side of sides) {
-    await prepare(work, side, settings);
-    const command = commandOf(work, side, settings);
+    await prepare(workload, side, settings);
+    const command = commandOf(workload, side, settings);
     mebibytes[side] = await peakMemory(folder, command);
   }
-  for (const check of work.verify ?? []) {
+  for (const check of workload.verify ?? []) {
     await runTool(folder, "qemu-img", words(check, "ours", settings));
     await runTool(folder, "qemu-img", words(check, "built", settings));
   }
@@ -107,28 +116,31 @@ async function measure(work: Work, settings: Settings): Promise<Measured> {
   };
   for (let run = 0; run < runs; run++) {
     for (const side of sides) {
-      await prepare(work, side, settings);
-      times[side].push(await time(folder, commandOf(work, side, settings)));
+      await prepare(workload, side, settings);
+      times[side].push(await time(folder, commandOf(workload, side, settings)));
     }
     sides.reverse();
   }
   return { milliseconds: times, mebibytes };
 }
 
-function row(work: Work, { milliseconds, mebibytes }: Measured): string {
+function row(
+  workload: Workload,
+  { milliseconds, mebibytes }: Measured,
+): string {
   const { ours, built, theirs } = milliseconds;
   const ratio = median(ours) / median(theirs);
-  // Other load on the machine makes runs longer, never shorter.
+  // Other load on the machine only ever makes runs longer.
   const best = Math.min(...ours) / Math.min(...theirs);
   const cells = [
-    work.name.padEnd(36),
+    workload.name.padEnd(36),
     median(ours).toFixed(0).padStart(8),
     median(built).toFixed(0).padStart(8),
     median(theirs).toFixed(0).padStart(8),
     ratio.toFixed(2).padStart(6),
     best.toFixed(2).padStart(6),
     (median(built) / median(theirs)).toFixed(2).padStart(6),
-    work.goal.toFixed(1).padStart(6),
+    workload.goal.toFixed(1).padStart(6),
     mebibytes.ours.toFixed(0).padStart(8),
     mebibytes.theirs.toFixed(0).padStart(8),
   ];
@@ -137,7 +149,7 @@ function row(work: Work, { milliseconds, mebibytes }: Measured): string {
 
 const HEADER = [
   `| ${
-    "work".padEnd(36)
+    "workload".padEnd(36)
   } |  ours ms | built ms |  qemu ms |  ratio |   best |  built |   goal | ours MiB | qemu MiB |`,
   `| ${
     "-".repeat(36)
@@ -145,42 +157,48 @@ const HEADER = [
 ];
 
 /** The median of several runs of bdrv, in milliseconds. */
-async function timeOurs(work: Work, settings: Settings): Promise<number> {
+async function timeOurs(
+  workload: Workload,
+  settings: Settings,
+): Promise<number> {
   const { folder, runs } = settings;
-  await makeInputs(work, settings);
+  await makeInputs(workload, settings);
   const times = [];
   for (let run = 0; run <= runs; run++) {
-    await prepare(work, "ours", settings);
-    times.push(await time(folder, commandOf(work, "ours", settings)));
+    await prepare(workload, "ours", settings);
+    times.push(await time(folder, commandOf(workload, "ours", settings)));
   }
-  // The first run fills caches.
+  // The first run warms the caches.
   return median(times.slice(1));
 }
 
-/** Whether a work grows with the size of the input. */
-function grows({ command }: Work): boolean {
+/** Whether a workload's time depends on the size of the input. */
+function grows({ command }: Workload): boolean {
   return !/^info|huge/.test(command);
 }
 
-async function growthRow(work: Work, settings: Settings): Promise<string> {
+async function growthRow(
+  workload: Workload,
+  settings: Settings,
+): Promise<string> {
   const times = [];
   for (const part of [16, 4, 1]) {
     const folder = `${settings.folder}/${part}`;
     await Deno.mkdir(folder, { recursive: true });
     const size = settings.size / part;
-    times.push(await timeOurs(work, { ...settings, folder, size }));
+    times.push(await timeOurs(workload, { ...settings, folder, size }));
     await Deno.remove(folder, { recursive: true });
   }
   const cells = times.map((time) => time.toFixed(0).padStart(8));
   const steps = [times[1] / times[0], times[2] / times[1]].map((ratio) =>
     ratio.toFixed(1).padStart(6)
   );
-  return `| ${[work.name.padEnd(36), ...cells, ...steps].join(" | ")} |`;
+  return `| ${[workload.name.padEnd(36), ...cells, ...steps].join(" | ")} |`;
 }
 
 const GROWTH_HEADER = [
   `| ${
-    "work, ours".padEnd(36)
+    "workload, ours".padEnd(36)
   } |  1/16 ms |   1/4 ms |     1 ms |  1/16→ |   1/4→ |`,
   `| ${"-".repeat(36)} | -------: | -------: | -------: | -----: | -----: |`,
 ];
@@ -193,15 +211,15 @@ function option(name: string, otherwise: number): number {
 const wanted = Deno.args.filter((arg) => !arg.startsWith("-"));
 const isChosen = ({ name }: { name: string }) =>
   wanted.length === 0 || wanted.some((word) => name.includes(word));
-const chosen = works.filter(isChosen);
-const chosenNbd = nbdWorks.filter(isChosen);
+const chosen = workloads.filter(isChosen);
+const chosenNbd = nbdWorkloads.filter(isChosen);
 const argument = /^([^-].*|--(runs|size)=[1-9]\d*|--growth|--save)$/;
 const hasWork = chosen.length > 0 || chosenNbd.length > 0;
 if (!hasWork || !Deno.args.every((arg) => argument.test(arg))) {
   console.error(
     "Usage: deno task bench [WORD...] [--runs=5] [--size=1024] [--growth] " +
       `[--save]\nA WORD is part of one of: ${
-        [...works, ...nbdWorks].map(({ name }) => name).join("; ")
+        [...workloads, ...nbdWorkloads].map(({ name }) => name).join("; ")
       }`,
   );
   Deno.exit(2);
@@ -219,13 +237,16 @@ function print(...more: string[]): void {
   lines.push(...more);
 }
 
-/** Print a row; a work that fails must not stop the others. */
-async function printRow(work: Work, row: Promise<string>): Promise<void> {
+/** Print a row; a workload that fails must not stop the others. */
+async function printRow(
+  workload: Workload,
+  row: Promise<string>,
+): Promise<void> {
   try {
     print(await row);
   } catch (error) {
     console.error((error as Error).message);
-    print(`| ${work.name.padEnd(36)} | failed |`);
+    print(`| ${workload.name.padEnd(36)} | failed |`);
     Deno.exitCode = 1;
   }
 }
@@ -234,20 +255,22 @@ print(
   `${await machine()}.`,
   `Main input ${settings.size / 2 ** 20} MiB (a quarter random, a quarter ` +
     `text, half holes), medians of ${settings.runs} alternating runs; ` +
-    "best: the ratio of the shortest ones; built: of the program as " +
-    "installed.",
+    "best: the ratio of the fastest; built: the program as installed.",
 );
 if (chosen.length > 0) print("", ...HEADER);
 try {
-  for (const work of chosen) {
-    const result = measure(work, settings);
-    await printRow(work, result.then((measured) => row(work, measured)));
+  for (const workload of chosen) {
+    const result = measure(workload, settings);
+    await printRow(
+      workload,
+      result.then((measured) => row(workload, measured)),
+    );
   }
   if (chosenNbd.length > 0) {
     print(
       "",
-      "NBD, on an image without holes: servers with the same client, which is " +
-        "timed, and clients with the same server.",
+      "NBD, on an image without holes: both servers with the same client, " +
+        "which is timed, and both clients with the same server.",
       "",
       ...NBD_HEADER,
     );
@@ -257,14 +280,13 @@ try {
   if (Deno.args.includes("--growth")) {
     print(
       "",
-      "How ours grows with the size of its input: at a sixteenth of it, a " +
-        "quarter, and the whole; and by which factors, where 4 is as fast as " +
-        "the size.",
+      "How bdrv scales with the size of its input: a sixteenth, a quarter and " +
+        "all of it, and the factor from each to the next, where 4 is linear.",
       "",
       ...GROWTH_HEADER,
     );
-    for (const work of chosen.filter(grows)) {
-      await printRow(work, growthRow(work, settings));
+    for (const workload of chosen.filter(grows)) {
+      await printRow(workload, growthRow(workload, settings));
     }
   }
 } finally {
@@ -274,7 +296,7 @@ if (Deno.args.includes("--save")) {
   const command = ["deno task bench", ...Deno.args].join(" ");
   const date = new Date().toISOString().slice(0, 10);
   const file = `${HERE}RESULTS.md`;
-  // Everything from the section on costs on is written by hand.
+  // Everything from the section on costs onwards is written by hand.
   const before = await Deno.readTextFile(file);
   const costs = /^## Costs [^]*/m.exec(before)?.[0] ?? "";
   await Deno.writeTextFile(

@@ -1,11 +1,11 @@
 /**
- * The same work by each way in which bdrv is run: from source, as installed, as
- * an npm package on Node.js and Bun, as one compiled file, and by a page in a
- * browser; side by side, in turn.
+ * The same workloads in each of the ways bdrv can be run: from source, as
+ * installed, as an npm package on Node.js and Bun, as one compiled file, and by
+ * a page in a browser; side by side, taking turns.
  *
  * Usage: `deno task bench:everywhere [--runs=5] [--size=1024] [--save]`; `size`
- * in MiB, of which the browser gets a quarter. `--save` writes the section of
- * RESULTS.md on it.
+ * in MiB, of which the browser gets a quarter. `--save` updates this section of
+ * RESULTS.md.
  *
  * @module
  */
@@ -18,7 +18,7 @@ const ROOT = `${HERE}../`;
 const MIB = 1024 * 1024;
 const RUN = [Deno.execPath(), "run", "--quiet", "--no-prompt", "-A"];
 
-/** A command of the table, and what proves that it has done its work. */
+/** A row of the table: a command, and a check that it did its work. */
 interface Row {
   readonly name: string;
   readonly args: readonly string[];
@@ -44,7 +44,7 @@ const ROWS: readonly Row[] = [
 interface Way {
   readonly name: string;
   readonly command: readonly string[];
-  /** Bytes of what is shipped, the runtime only where it is in it. */
+  /** Bytes to ship; includes the runtime only where it is part of the file. */
   readonly size?: number;
 }
 
@@ -76,13 +76,13 @@ async function bytesBelow(path: string): Promise<number> {
   return sum;
 }
 
-/** The path of a runtime that npm has. */
+/** The path of a runtime installed by npm. */
 async function runtime(name: string): Promise<string> {
   const print = ["-p", "process.execPath"];
   return (await outputOf(["npx", "-y", name, ...print])).trim();
 }
 
-/** Build everything, and say how each way is run. */
+/** Build everything, and return how each way is run. */
 async function ways(): Promise<Way[]> {
   const dist = `${folder}/dist`;
   const task = JSON.parse(await Deno.readTextFile(`${ROOT}deno.json`));
@@ -140,13 +140,13 @@ async function ways(): Promise<Way[]> {
   ];
 }
 
-/** The medians of a work, in milliseconds, one a way. */
+/** The medians of a workload, in milliseconds, one for each way. */
 async function measure(
   { args, verify }: Row,
   ways: readonly Way[],
 ): Promise<number[]> {
   const times: number[][] = ways.map(() => []);
-  // The first round fills caches.
+  // The first round warms the caches.
   for (let round = 0; round <= runs; round++) {
     for (const [index, { command }] of ways.entries()) {
       await Deno.remove(`${folder}/out`).catch(() => {});
@@ -171,7 +171,7 @@ async function measureCommands(): Promise<void> {
     "",
     `Milliseconds, and the ratio to qemu-img; ${size / MIB} MiB.`,
     "",
-    `| work | ${all.map(({ name }) => name).join(" | ")} |`,
+    `| workload | ${all.map(({ name }) => name).join(" | ")} |`,
     `| --- |${" ---: |".repeat(all.length)}`,
   );
   for (const row of ROWS) {
@@ -185,7 +185,7 @@ async function measureCommands(): Promise<void> {
   print(`| ${["size", ...sizes].join(" | ")} |`);
 }
 
-/** What the page and Deno both make of a raw disk. */
+/** What both the page and Deno make of a raw disk. */
 const TARGETS: readonly (readonly [choice: string, args: string[]])[] = [
   ["qcow2", []],
   ["qcow2, compact (zstd)", ["-c", "-o", "compression_type=zstd"]],
@@ -199,7 +199,7 @@ async function measurePage(): Promise<void> {
   print(
     "",
     `A raw disk of ${size / 4 / MIB} MiB to qcow2, in milliseconds: by the ` +
-      "page in Chromium, from a file that was chosen to the end of the " +
+      "page in Chromium, from choosing the file to the end of the " +
       "download, and by Deno, from source.",
     "",
     "| target | page | Deno | page ÷ Deno |",
@@ -240,7 +240,7 @@ try {
   print(
     `${new Date().toISOString().slice(0, 10)}, by \`${
       ["deno task bench:everywhere", ...Deno.args].join(" ")
-    }\`: medians of ${runs} rounds, in each of which all take their turn. ` +
+    }\`: medians of ${runs} rounds, in each of which every way takes its turn. ` +
       `${await machine()}.`,
   );
   await measureCommands();
@@ -250,7 +250,7 @@ try {
 }
 if (Deno.args.includes("--save")) {
   const file = `${HERE}RESULTS.md`;
-  // bench.ts keeps all sections from the one on costs on.
+  // bench.ts keeps every section from the one on costs onwards.
   const before = (await Deno.readTextFile(file))
     .replace(/\n## Everywhere\n[^]*?(?=\n## |$)/, "");
   const section = `\n## Everywhere\n\n${lines.join("\n")}\n`;

@@ -1,5 +1,5 @@
 /**
- * The input images. Each is made when a work first needs it.
+ * The input images. Each is made when a workload first needs it.
  *
  * @module
  */
@@ -114,7 +114,9 @@ function asFormat(input: string, format: string, ...options: string[]): Recipe {
   };
 }
 
-/** A LUKS header takes QEMU several attempts when keys take no time. */
+/**
+ * QEMU needs several attempts at a LUKS header when deriving keys is too fast.
+ */
 const ATTEMPTS = 40;
 
 /** An encrypted image with the content of `source`, or an empty one. */

@@ -4,7 +4,7 @@
  * @module
  */
 
-/** The median of some figures. */
+/** The median of some numbers. */
 export function median(values: readonly number[]): number {
   const sorted = [...values].sort((a, b) => a - b);
   const middle = sorted.length >> 1;
@@ -13,7 +13,7 @@ export function median(values: readonly number[]): number {
     : (sorted[middle - 1] + sorted[middle]) / 2;
 }
 
-/** Run a program that must succeed; its output is dropped. */
+/** Run a program that must succeed, and drop its output. */
 export async function runTool(
   folder: string,
   program: string,
@@ -31,7 +31,7 @@ export async function runTool(
   throw new Error(`${program} ${args.join(" ")}: exit code ${code}\n${said}`);
 }
 
-/** What a program prints, which must succeed. */
+/** The output of a program, which must succeed. */
 export async function outputOf(
   [program, ...args]: readonly string[],
 ): Promise<string> {
@@ -67,7 +67,8 @@ export async function peakMemory(
 }
 
 /**
- * The machine: processor, memory, system, versions, and its load beforehand.
+ * The machine: processor, memory, system, versions, and its load before the
+ * run.
  * With a load above 1 or so, the figures mean little.
  */
 export async function machine(): Promise<string> {

@@ -19,10 +19,10 @@ export interface NbdPrograms {
 }
 
 /** One row of the table. */
-export interface NbdWork {
+export interface NbdWorkload {
   /** Its name in the table. */
   readonly name: string;
-  /** The ratio to reach, bdrv ÷ QEMU. */
+  /** The ratio to aim for, bdrv ÷ QEMU. */
   readonly goal: number;
   /** Milliseconds of one run of a side. */
   measure(programs: NbdPrograms, side: Side): Promise<number>;
@@ -43,7 +43,7 @@ function uriOf(programs: NbdPrograms, side: Side): string {
   return `nbd+unix:///?socket=${socketOf(programs, side)}`;
 }
 
-function reads(depth: number, count: number): NbdWork["measure"] {
+function reads(depth: number, count: number): NbdWorkload["measure"] {
   return async (programs, side) => {
     const client = [Deno.execPath(), "run", "--quiet", "-A"];
     return Number(
@@ -55,8 +55,8 @@ function reads(depth: number, count: number): NbdWork["measure"] {
   };
 }
 
-/** The rows of the table, in its order. */
-export const nbdWorks: readonly NbdWork[] = [
+/** The rows of the table, in order. */
+export const nbdWorkloads: readonly NbdWorkload[] = [
   {
     name: "nbd server: nbdcopy to null",
     goal: 1,
@@ -90,7 +90,7 @@ export const nbdWorks: readonly NbdWork[] = [
   },
 ];
 
-/** The servers of both sides, for the time of a run. */
+/** Start the servers of both sides, for the duration of a run. */
 async function startServers(
   programs: NbdPrograms,
 ): Promise<readonly Deno.ChildProcess[]> {
@@ -122,27 +122,27 @@ async function startServers(
   return servers;
 }
 
-/** Measure some works, one row each. */
+/** Measure some workloads, one row each. */
 export async function* measureNbd(
-  chosen: readonly NbdWork[],
+  chosen: readonly NbdWorkload[],
   programs: NbdPrograms,
 ): AsyncGenerator<string> {
   const { folder, size, runs } = programs;
   await makeInput(IMAGE, size, folder);
   const servers = await startServers(programs);
   try {
-    for (const work of chosen) {
+    for (const workload of chosen) {
       const times: { [side in Side]: number[] } = { ours: [], theirs: [] };
       const sides: Side[] = ["ours", "theirs"];
       // The first run of each warms it up.
-      for (const side of sides) await work.measure(programs, side);
+      for (const side of sides) await workload.measure(programs, side);
       for (let run = 0; run < runs; run++) {
         for (const side of sides) {
-          times[side].push(await work.measure(programs, side));
+          times[side].push(await workload.measure(programs, side));
         }
         sides.reverse();
       }
-      yield row(work, times);
+      yield row(workload, times);
     }
   } finally {
     for (const server of servers) {
@@ -153,7 +153,7 @@ export async function* measureNbd(
   }
 }
 
-function row({ name, goal }: NbdWork, times: { [side in Side]: number[] }) {
+function row({ name, goal }: NbdWorkload, times: { [side in Side]: number[] }) {
   const { ours, theirs } = times;
   const cells = [
     name.padEnd(36),
@@ -166,10 +166,10 @@ function row({ name, goal }: NbdWork, times: { [side in Side]: number[] }) {
   return `| ${cells.join(" | ")} |`;
 }
 
-/** The head of the table. */
+/** The table's header. */
 export const NBD_HEADER: readonly string[] = [
   `| ${
-    "work, NBD".padEnd(36)
+    "workload, NBD".padEnd(36)
   } | built ms |  qemu ms |  ratio |   best |   goal |`,
   `| ${"-".repeat(36)} | -------: | -------: | -----: | -----: | -----: |`,
 ];

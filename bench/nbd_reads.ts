@@ -1,10 +1,10 @@
 /**
- * Reads 4 KiB at random places of an NBD export, and prints how many
+ * Reads 4 KiB blocks at random offsets of an NBD export, and prints how many
  * milliseconds that took: `nbd_reads.ts SOCKET DEPTH COUNT`.
  *
- * `DEPTH` reads are under way at once, on one connection. It is as simple as
- * can be, so that the server's time is what is measured: replies are all of one
- * length, and are counted as they come.
+ * `DEPTH` reads are in flight at once, on one connection. The client is as
+ * simple as can be, so that the server's time is what is measured: replies all
+ * have the same length, and are merely counted as they arrive.
  *
  * @module
  */
@@ -20,7 +20,7 @@ async function receive(length: number): Promise<DataView> {
   const bytes = new Uint8Array(length);
   for (let done = 0; done < length;) {
     const count = await connection.read(bytes.subarray(done));
-    if (count === null) throw new Error("the server has gone");
+    if (count === null) throw new Error("the server closed the connection");
     done += count;
   }
   return new DataView(bytes.buffer);
@@ -32,7 +32,7 @@ async function send(bytes: Uint8Array): Promise<void> {
   }
 }
 
-/** Enter the default export, in the oldest of ways; answers its size. */
+/** Enter the default export by the oldest handshake; returns its size. */
 async function enter(): Promise<number> {
   await receive(18);
   const hello = new DataView(new ArrayBuffer(20));
@@ -61,16 +61,16 @@ function next(count: number): Uint8Array {
 }
 
 const into = new Uint8Array(REPLY * 64);
-/** Reads that were asked for, and that were answered. */
+/** Reads sent so far, and reads answered. */
 let asked = depth;
 let answered = 0;
-/** Bytes of the reply that is on its way. */
+/** Bytes received of a reply that is not complete yet. */
 let rest = 0;
 const start = performance.now();
 await send(next(depth));
 while (answered < total) {
   const count = await connection.read(into);
-  if (count === null) throw new Error("the server has gone");
+  if (count === null) throw new Error("the server closed the connection");
   rest += count;
   const done = Math.floor(rest / REPLY);
   rest -= done * REPLY;

@@ -1,10 +1,10 @@
 /**
- * Remote images, measured: through a slow network (see `slow_network.ts`), side
- * by side with qemu-img's curl driver where that is installed, and many
- * overlays on one remote base in one process.
+ * Benchmarks of remote images: through a slow network (see `slow_network.ts`),
+ * side by side with qemu-img's curl driver where that is installed, and with
+ * many overlays on one remote base in one process.
  *
  * Usage: `deno run -A bench/remote.ts [--size=256] [--overlays=1000] [--save]`;
- * `size` in MiB. `--save` writes the section of RESULTS.md on it.
+ * `size` in MiB. `--save` updates this section of RESULTS.md.
  *
  * @module
  */
@@ -42,7 +42,9 @@ interface Statistics {
   readonly bytes: number;
 }
 
-/** A disk of which a third is random, a third zero, a third random again. */
+/**
+ * A disk of one third random data, one third zeroes, and one third random data.
+ */
 async function makeInputs(size: number): Promise<void> {
   using file = await Deno.create(`${folder}/disk.raw`);
   const part = new Uint8Array(MIB);
@@ -131,7 +133,7 @@ async function measureOpen(
   }
 }
 
-/** What a guest reads while it starts, from the first part of the disk. */
+/** What a guest reads while it boots, from the first part of the disk. */
 function* workingSet(
   size: number,
 ): Generator<[offset: number, length: number]> {
@@ -233,7 +235,7 @@ try {
 }
 if (Deno.args.includes("--save")) {
   const file = `${HERE}RESULTS.md`;
-  // bench.ts keeps all sections from the one on costs on.
+  // bench.ts keeps every section from the one on costs onwards.
   const before = (await Deno.readTextFile(file))
     .replace(/\n## Remote images\n[^]*?(?=\n## |$)/, "");
   const section = `\n## Remote images\n\n${lines.join("\n")}\n`;

@@ -1,20 +1,20 @@
 /**
- * A web server behind a slow network, as a process of its own: the files of a
- * folder, through a proxy with a round trip of 20 ms and 400 Mbit/s for all
- * connections together.
+ * A web server behind a slow network, as a process of its own: it serves the
+ * files of a folder through a proxy with a round trip of 20 ms, and 400 Mbit/s
+ * shared by all connections.
  *
  * Usage: `deno run -A bench/slow_network.ts FOLDER`; prints the URLs of the
- * proxy and of the server. A `GET` of `/statistics` answers the requests and
- * the bytes since the last one.
+ * proxy and of the server. `GET /statistics` returns the number of requests and
+ * of bytes since it was last asked.
  *
  * @module
  */
 
-/** Milliseconds that a byte takes each way. */
+/** One-way latency, in milliseconds. */
 const DELAY = 10;
-/** Bytes a second, for all connections together. */
+/** Bytes a second, shared by all connections. */
 export const RATE = 400e6 / 8;
-/** Milliseconds for a question and its answer. */
+/** The round-trip time, in milliseconds. */
 export const ROUND_TRIP = 2 * DELAY;
 
 const counted = { requests: 0, bytes: 0 };
@@ -66,10 +66,10 @@ async function serveFile(folder: string, request: Request): Promise<Response> {
   });
 }
 
-/** When the line is free for the next byte, in milliseconds. */
+/** When the line is next idle, in milliseconds. */
 let free = 0;
 
-/** Pass bytes on, as late as the network would. */
+/** Forward bytes, as late as the network would deliver them. */
 async function pump(
   from: Deno.Conn,
   to: Deno.Conn,
@@ -103,14 +103,14 @@ async function pump(
       const due = (isLimited ? free : now) + DELAY;
       queue.push({ bytes: buffer.slice(0, count), due });
       wake();
-      // What is under way fits the line: no more is taken from the sender.
+      // The line is full: take no more from the sender until there is room.
       const ahead = free - now - DELAY;
       if (isLimited && ahead > 0) {
         await new Promise((done) => setTimeout(done, ahead));
       }
     }
   } catch {
-    // The other end has gone.
+    // The peer has closed its end.
   }
   isEnd = true;
   wake();
@@ -128,7 +128,7 @@ async function proxy(listener: Deno.TcpListener, port: number): Promise<void> {
           try {
             end.close();
           } catch {
-            // It has been.
+            // It is closed already.
           }
         }
       });

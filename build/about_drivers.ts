@@ -1,6 +1,6 @@
 /**
- * What each driver is, and its children, which no option table tells: for
- * `docs/drivers.md`.
+ * What each driver is for, and its children, which no option table lists; the
+ * text goes into `docs/drivers.md`.
  *
  * @module
  */

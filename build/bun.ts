@@ -1,7 +1,6 @@
 /**
  * `deno task compile --with=bun`: the command line and Bun in one executable
- * file, for machines where Deno's runtime cannot be downloaded. Bun comes from
- * npm.
+ * file, for machines that cannot download Deno's runtime. Bun comes from npm.
  *
  * @module
  */
@@ -10,7 +9,7 @@ import { stdModule, TOOLS } from "./std.ts";
 
 const ROOT = new URL("..", import.meta.url).pathname;
 
-/** Compiled by Bun; it starts the command line. */
+/** The entry point that Bun compiles: it starts the command line. */
 const START = `import "./cli/on_node.ts";
 import { main } from "./cli/main.ts";
 process.exit(await main(process.argv.slice(2)));
@@ -68,7 +67,7 @@ export async function compileWithBun(output: string): Promise<void> {
     await run("npx", [...bun, ...how], folder);
   } catch (error) {
     if (!(error instanceof Deno.errors.NotFound)) throw error;
-    throw new Error("npm is not installed, which has Bun");
+    throw new Error("Bun comes from npm, which is not installed");
   } finally {
     await Deno.remove(folder, { recursive: true });
   }

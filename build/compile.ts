@@ -4,11 +4,10 @@
  *
  * Each target has its own folder in `dist/`; the default target is this
  * machine, `all` means all five. The permissions are compiled in: those given,
- * such as `--allow-read=/images`, or else all.
+ * such as `--allow-read=/images`, or else all of them.
  *
- * With `--with=bun`, it is Bun that is in the file instead of Deno: for this
- * machine only, and without permissions, which Bun does not have.
- *
+ * With `--with=bun`, the file contains Bun in place of Deno: for this machine
+ * only, and without permissions, which Bun does not have.
  * @module
  */
 const ROOT = new URL("..", import.meta.url).pathname;
@@ -21,13 +20,13 @@ const TARGETS = [
   "x86_64-pc-windows-msvc",
 ];
 
-/** Flags that `deno compile` takes for permissions. */
+/** Permission flags that `deno compile` takes. */
 const PERMISSION = /^(-[A-Z]|--(allow|deny|ignore)-[a-z])/;
 
-/** The flag that has Bun compile. */
+/** The flag that selects Bun. */
 const WITH_BUN = "--with=bun";
 
-/** Link names that select a program. */
+/** Names of links that select a program. */
 const LINKS = ["qemu-img", "qemu-io", "qemu-nbd"];
 
 /** Compile for one target. */
@@ -51,16 +50,17 @@ async function compile(
     stderr: "piped",
   }).output().finally(() => Deno.remove(config));
   if (code !== 0) {
-    // This fails, as it should, if an earlier run left other files there.
+    // This rightly fails if an earlier run left other files there.
     await Deno.remove(folder).catch(() => {});
     throw new Error(reasonOf(new TextDecoder().decode(stderr)));
   }
   console.log(`dist/${target}/${name}`);
-  // On Windows, links need a privilege: the program's name is an argument.
+  // On Windows, links need a privilege; there the program's name is an
+  // argument.
   if (!isWindows) await makeLinks(`dist/${target}`, name);
 }
 
-/** Make links to the program that are named after QEMU's. */
+/** Link QEMU's program names to the program. */
 async function makeLinks(folder: string, name: string): Promise<void> {
   for (const link of LINKS) {
     await Deno.remove(`${ROOT}${folder}/${link}`).catch(() => {});
@@ -81,8 +81,8 @@ async function compileByBun(): Promise<void> {
 }
 
 /**
- * Make a copy of the configuration with which Deno looks at all modules at
- * once: those that a checkout loads lazily have to be in the file.
+ * Copy the configuration in a form that has Deno see all modules at once: those
+ * that a checkout loads lazily must be in the file too.
  */
 async function wholeConfig(): Promise<string> {
   const { unstable: _, ...config } = JSON.parse(
@@ -97,7 +97,7 @@ async function wholeConfig(): Promise<string> {
   return path;
 }
 
-/** Why `deno compile` failed, in one line. */
+/** Why `deno compile` failed, as one line. */
 function reasonOf(said: string): string {
   const url = /error sending request for url \((\S+?)\)/.exec(said)?.[1];
   if (url?.includes("denort")) {
@@ -117,7 +117,7 @@ function reasonOf(said: string): string {
 function parse(args: readonly string[]) {
   const targets = args.filter((arg) => !arg.startsWith("-"));
   const permissions = args.filter((arg) => arg.startsWith("-"));
-  // Other flags, such as --help, might not compile anything.
+  // Other flags, such as --help, might have it not compile at all.
   const other = permissions.find((flag) => !PERMISSION.test(flag));
   if (other !== undefined) {
     throw new Error(

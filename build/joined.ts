@@ -1,25 +1,27 @@
 /**
- * Modules of the npm package that are always loaded together become one file: a
- * page loads few files then, which compress better than many.
+ * Joins modules of the npm package that are always loaded together into one
+ * file: a page then loads fewer files, and they compress better than many.
  *
  * @module
  */
 import * as esbuild from "esbuild";
 
-/** A file that stands for modules, in the package's folder. */
+/** A file that replaces several modules of the package. */
 interface Group {
-  /** The path of the file. */
+  /** The path of the file, in the package's folder. */
   readonly path: string;
-  /** The modules that it is made of, with what they import statically. */
+  /**
+   * Modules that belong to it, and with them whatever they import statically…
+   */
   readonly roots: readonly string[];
-  /** Of those, the ones with paths that begin so. */
+  /** …as long as their paths begin with this. */
   readonly within: string;
 }
 
-/** What a group never takes in: a bundler may put something else in its place. */
+/** Never joined: a bundler may substitute something else for these. */
 const REPLACED = /^core\/platform\/(?!(mod|web)\.js)/;
 
-/** An earlier group comes first where a module could be in several. */
+/** A module that fits several groups goes to the first. */
 const GROUPS: readonly Group[] = [
   {
     path: "core/joined.js",
@@ -49,7 +51,7 @@ interface Facts {
   readonly imports: readonly string[];
 }
 
-/** Where something is exported now. */
+/** Where an export is now. */
 interface Place {
   readonly path: string;
   readonly name: string;
@@ -59,8 +61,8 @@ interface Place {
 type Places = Map<string, Map<string, Place>>;
 
 /**
- * Join modules in a folder. The others import from the files that these are in
- * now; where each was, there is still a module that exports the same.
+ * Join modules in a folder. Others are made to import from the joined files; at
+ * each module's own path a stub stays that exports the same names.
  *
  * @param files The paths of all modules.
  */
@@ -99,7 +101,7 @@ async function factsOf(
     format: "esm",
     logLevel: "warning",
   };
-  // One knows the exports, and only the other the paths of what is imported.
+  // One build lists the exports; only the other, the paths of the imports.
   const single = await esbuild.build(common);
   const bundled = await esbuild.build({
     ...common,
@@ -116,7 +118,7 @@ async function factsOf(
   }));
 }
 
-/** The modules of a group that no earlier one has. */
+/** The modules of a group that no earlier group has taken. */
 function membersOf(
   { roots, within }: Group,
   facts: ReadonlyMap<string, Facts>,
@@ -134,7 +136,7 @@ function membersOf(
   return [...found].sort();
 }
 
-/** Make the file of a group, and tell what is where in it. */
+/** Write the file of a group, and record where its exports are. */
 async function join(
   folder: string,
   path: string,
@@ -178,7 +180,10 @@ async function join(
   await Deno.writeTextFile(`${folder}/${path}`, withClassNames(text));
 }
 
-/** Undo that classes which name themselves are called `_Name`, in errors too. */
+/**
+ * Undo esbuild's renaming of classes that name themselves to `_Name`, which
+ * shows in errors.
+ */
 function withClassNames(text: string): string {
   for (const [, name] of text.matchAll(/^var (\w+) = class _\1\b/gm)) {
     text = text.replaceAll(new RegExp(`\\b_${name}\\b`, "g"), name);
@@ -186,7 +191,7 @@ function withClassNames(text: string): string {
   return text;
 }
 
-/** Have a module import from where things are now. */
+/** Redirect a module's imports to where the exports are now. */
 async function point(
   folder: string,
   path: string,
@@ -213,7 +218,7 @@ async function point(
   if (pointed !== text) await Deno.writeTextFile(`${folder}/${path}`, pointed);
 }
 
-/** A module that exports what was in it. */
+/** A module that re-exports what has moved. */
 function stub(path: string, exports: ReadonlyMap<string, Place>): string {
   return [...exports].map(([name, there]) =>
     `export { ${there.name} as ${name} } from "${
@@ -222,7 +227,9 @@ function stub(path: string, exports: ReadonlyMap<string, Place>): string {
   ).join("");
 }
 
-/** How one module names another; both are paths in the same folder. */
+/**
+ * The specifier of one module in another; both are paths in the same folder.
+ */
 function relative(from: string, to: string): string {
   const up = from.split("/").slice(0, -1);
   const down = to.split("/");

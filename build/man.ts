@@ -1,6 +1,6 @@
 /**
  * `deno task man`: makes the manual pages `dist/man/bdrv.1` and
- * `dist/man/bdrv-COMMAND.1` from the tables that `--help` is made from.
+ * `dist/man/bdrv-COMMAND.1` from the tables behind `--help`.
  *
  * @module
  */
@@ -16,7 +16,7 @@ import config from "../deno.json" with { type: "json" };
 
 const ROOT = new URL("..", import.meta.url);
 
-/** Text, so that no character of it is taken for markup. */
+/** Text, escaped so that none of it is taken for markup. */
 function text(plain: string): string {
   return plain.replaceAll("\\", "\\e").replaceAll("-", "\\-")
     .replaceAll("'", "\\(aq").replaceAll("`", "\\(ga").replaceAll("^", "\\(ha")
@@ -37,7 +37,7 @@ function italic(plain: string): string {
   return `\\fI${text(plain)}\\fP`;
 }
 
-/** The first lines of a page. */
+/** The beginning of a page. */
 function heading(title: string, summary: string): string {
   return `.TH ${quoted(title.toUpperCase())} 1 "" ${
     quoted(`bdrv ${config.version}`)
@@ -66,12 +66,12 @@ function argumentOf({ argument, optional }: OptionSpec): string {
   return optional ? `[=${italic(argument)}]` : ` ${italic(argument)}`;
 }
 
-/** Lines that are kept as they are. */
+/** Lines that are not filled. */
 function verbatim(lines: string): string {
   return `.PP\n.nf\n${text(lines)}\n.fi\n`;
 }
 
-/** The page of a command. */
+/** A command's page. */
 function commandPage(name: string, command: Command): string {
   const { summary, operands, options, notes } = command;
   return `${heading(`bdrv-${name}`, summary)}.SH SYNOPSIS
@@ -91,7 +91,7 @@ function driverNames(role: DriverRole): string {
     .map(({ name }) => name).join(", ");
 }
 
-/** The page of the program; `commands` are its commands and their summaries. */
+/** The program's page; `commands` are its commands and their summaries. */
 function programPage(commands: readonly [string, string][]): string {
   const list = commands.map(([name, summary]) =>
     `.TP\n.BR ${text(`bdrv-${name}`)} (1)\n${text(summary)}.\n`
@@ -148,7 +148,7 @@ ${pages.join(",\n")}
 `;
 }
 
-/** All pages, by the name of their file. */
+/** All pages, by file name. */
 export async function manPages(): Promise<Map<string, string>> {
   const program = new Program("bdrv");
   const commands = commandsOf(program);

@@ -1,10 +1,10 @@
 /**
- * `deno task npm`: makes the npm package, which needs no Deno, as
+ * `deno task npm`: makes the npm package, which does not need Deno, as
  * `dist/bdrv-bdrv-VERSION.tgz`.
  *
- * The library's modules stay as they are, apart from types and `using`, so that
- * bundlers take only what a page uses. The command line is bundled, which starts
- * faster.
+ * The library's modules stay separate, with only types removed and `using`
+ * lowered, so that bundlers take no more than a page uses. The command line is
+ * bundled, which starts faster.
  *
  * @module
  */
@@ -17,13 +17,15 @@ const ROOT = new URL("..", import.meta.url).pathname;
 const ESBUILD = "npm:esbuild@0.28";
 const TYPESCRIPT = "npm:typescript@5.9/tsc";
 
-/** The oldest version of Node.js: older ones lack `process.getBuiltinModule`. */
+/**
+ * The oldest supported Node.js: earlier ones lack `process.getBuiltinModule`.
+ */
 const NODE = [22, 3];
 
-/** What is lowered, and what is not. */
+/** The syntax to lower to. */
 const TARGET = `--target=node${NODE[0]},es2022`;
 
-/** Modules that do something when they are loaded. */
+/** Modules with side effects when they are loaded. */
 const SIDE_EFFECTS = [
   "./mod.js",
   ...Object.keys(config.exports)
@@ -36,7 +38,7 @@ const SIDE_EFFECTS = [
   "./bin/**",
 ];
 
-/** Modules that browsers do without, and what they have instead. */
+/** Modules that make no sense in browsers, and their replacements there. */
 const BROWSER = {
   "./core/node_version.js": false,
   "./core/platform/deno.js": "./core/platform/no_deno.js",
@@ -47,13 +49,13 @@ const BROWSER = {
 const IS_OLD = `found[0] < ${NODE[0]} || ` +
   `(found[0] === ${NODE[0]} && found[1] < ${NODE[1]})`;
 
-/** What its user is told. */
+/** The error message then. */
 const TOO_OLD = `"bdrv needs Node.js ${NODE.join(".")} or later, and this is " +
       process.versions.node`;
 
 /**
- * Each entry imports this first, so that an old Node.js fails while it imports
- * the library, rather than later, for want of some function.
+ * Each entry point imports this first, so that an old Node.js fails while it
+ * imports the library, rather than later, for want of some function.
  */
 const CHECK = `const versions = globalThis.process?.versions;
 if (versions?.node) {
@@ -66,7 +68,7 @@ if (versions?.node) {
 }
 `;
 
-/** The program: it has to be understood by any Node.js, however old. */
+/** The program. Every Node.js, however old, has to be able to parse it. */
 const PROGRAM = `#!/usr/bin/env node
 var found = process.versions.node.split(".").map(Number);
 if (${IS_OLD}) {
@@ -79,7 +81,7 @@ if (${IS_OLD}) {
 }
 `;
 
-/** Starts the command line; older versions cannot read this. */
+/** Starts the command line, in syntax that older versions cannot parse. */
 const START = `import("./cli.js")
   .then(({ main }) => main(process.argv.slice(2)))
   .then((code) => process.exit(code));
@@ -105,7 +107,7 @@ async function run(
   return said;
 }
 
-/** Run a program of npm's. */
+/** Run a program from an npm package. */
 const tool = (name: string, args: readonly string[], cwd: string) =>
   run(
     Deno.execPath(),
@@ -113,7 +115,7 @@ const tool = (name: string, args: readonly string[], cwd: string) =>
     cwd,
   );
 
-/** The modules that the package's entries need, below the root. */
+/** The modules that the package's entry points need, below the root. */
 async function modules(): Promise<string[]> {
   const found = new Set<string>();
   for (const entry of entries()) {
@@ -132,15 +134,15 @@ async function modules(): Promise<string[]> {
   return [...found].filter((path) => !path.startsWith("links/")).sort();
 }
 
-/** The library's entries; the command line is a bundle of its own. */
+/** The library's entry points; the command line is a bundle of its own. */
 function entries(): string[] {
   return Object.values(config.exports).filter((path) => path !== "./cli.ts");
 }
 
-/** The path of a module in the package. */
+/** A module's path in the package. */
 const emitted = (path: string) => path.replace(/\.ts$/, ".js");
 
-/** Name files as they are in the package, also in types. */
+/** Rename imports to the package's file names, in types too. */
 function renamed(text: string): string {
   return text.replace(
     /(\bfrom\s*|\bimport\s*\(?\s*)"(\.{1,2}\/[^"\n]+)\.ts"/g,
@@ -148,12 +150,11 @@ function renamed(text: string): string {
   );
 }
 
-/** The module that has the functions to which `using` is lowered. */
+/** The module with the helpers that lowered `using` calls. */
 const HELPERS = "core/using.js";
 
 /**
- * Separate a module from the functions at its beginning that esbuild repeats in
- * each one.
+ * Split off the helpers that esbuild repeats at the beginning of each module.
  */
 function splitHelpers(text: string): [helpers: string, rest: string] {
   const lines = text.split("\n");
@@ -161,7 +162,7 @@ function splitHelpers(text: string): [helpers: string, rest: string] {
   return [lines.slice(0, first).join("\n"), lines.slice(first).join("\n")];
 }
 
-/** Have all modules share those functions. */
+/** Let all modules share one copy of the helpers. */
 async function shareHelpers(out: string): Promise<void> {
   for await (const path of filesBelow(out)) {
     if (!path.endsWith(".js")) continue;
@@ -185,7 +186,7 @@ async function* filesBelow(folder: string): AsyncGenerator<string> {
   }
 }
 
-/** The library's modules, without types. */
+/** Emit the library's modules, without types. */
 async function emitModules(out: string): Promise<void> {
   const files = await modules();
   await tool(
@@ -204,7 +205,7 @@ async function emitModules(out: string): Promise<void> {
   }
 }
 
-/** The types, by the compiler itself, against what is portable. */
+/** Emit the types, by the compiler itself, against the portable libraries. */
 async function emitTypes(out: string): Promise<void> {
   const settings = {
     compilerOptions: {
@@ -238,7 +239,7 @@ async function emitTypes(out: string): Promise<void> {
       `${copy}/tsconfig.json`,
       JSON.stringify(settings),
     );
-    // For the types of the libraries in use.
+    // For the types of the dependencies.
     await run(
       Deno.execPath(),
       ["install", "--quiet", "--no-lock", "--node-modules-dir=auto"],
@@ -252,7 +253,7 @@ async function emitTypes(out: string): Promise<void> {
 
 const WRITE_ALL = "@std/io/write-all";
 
-/** The command line as a few files. */
+/** Emit the command line, as a few files. */
 async function emitProgram(out: string): Promise<void> {
   await tool(
     ESBUILD,
@@ -262,7 +263,7 @@ async function emitProgram(out: string): Promise<void> {
       `--outdir=${out}/bin`,
       "--define:import.meta.main=false",
       `--alias:${WRITE_ALL}=${await stdModule(WRITE_ALL, "cli/output.ts")}`,
-      // A terminal's secrets are asked for otherwise there.
+      // On Node.js, secrets are read from the terminal in another way.
       "--external:@std/cli/*",
       "--log-level=warning",
       ...Object.keys(dependencies()).map((name) => `--external:${name}`),
@@ -279,7 +280,7 @@ async function emitProgram(out: string): Promise<void> {
   );
 }
 
-/** Have each entry check the runtime before anything else. */
+/** Make each entry point check the runtime before anything else. */
 async function checkRuntime(out: string): Promise<void> {
   const module = "core/node_version.js";
   await Deno.writeTextFile(`${out}/${module}`, CHECK);
@@ -328,7 +329,7 @@ function manifest(): object {
   };
 }
 
-/** Make the package in a folder; returns the path of the archive. */
+/** Make the package in a folder, and return the path of the archive. */
 async function makePackage(into: string): Promise<string> {
   const out = await Deno.makeTempDir({ prefix: "bdrv-npm-" });
   try {

@@ -1,14 +1,14 @@
 /**
- * What builds for other runtimes have to know of the imports in `deno.json`.
+ * What builds for other runtimes have to know about the imports in `deno.json`.
  *
  * @module
  */
 const ROOT = new URL("..", import.meta.url).pathname;
 
-/** Packages that only this repository needs, to build and to test. */
+/** Packages that only the builds and tests of this repository need. */
 export const TOOLS = ["esbuild", "playwright-core"];
 
-/** What `deno info --json` tells of a graph. */
+/** What `deno info --json` prints about a module graph. */
 interface Graph {
   readonly modules: readonly {
     readonly specifier: string;
@@ -21,8 +21,8 @@ interface Graph {
 }
 
 /**
- * The path of the module that `importer` imports as `specifier`, for one of an
- * `@std` package: in `links/`, or where Deno keeps what it has of JSR.
+ * The path of the module of an `@std` package that `importer` imports as
+ * `specifier`: in `links/`, or in Deno's cache of JSR.
  */
 export async function stdModule(
   specifier: string,

@@ -1,6 +1,6 @@
 /**
- * `deno task tables`: makes what is told by the drivers' option tables: the
- * page `docs/drivers.md`, and the types of `createImage`'s options.
+ * `deno task tables`: generates from the drivers' option tables the page
+ * `docs/drivers.md`, and the types of `createImage`'s options.
  *
  * @module
  */
@@ -17,19 +17,19 @@ import { ABOUT } from "./about_drivers.ts";
 
 const ROOT = new URL("..", import.meta.url);
 
-/** What a driver is opened with. */
+/** Text about the options that a driver is opened with. */
 function openTable({ name, openOptions }: BlockDriver): OptionTable {
   if (name === "nbd") return NBD_OPTIONS;
   if (name === "http" || name === "https") return HTTP_OPTIONS;
   return openOptions ?? {};
 }
 
-/** The supported options of a table. */
+/** A table's supported options. */
 function entriesOf(table: OptionTable = {}): [string, OptionSpec][] {
   return Object.entries(table).filter(([, spec]) => spec.unsupported !== true);
 }
 
-/** The supported values of an enumeration. */
+/** An enumeration's supported values. */
 function valuesOf({ values = [], unsupported }: OptionSpec): readonly string[] {
   return Array.isArray(unsupported)
     ? values.filter((value) => !unsupported.includes(value))
@@ -42,7 +42,7 @@ const ROLES: readonly [DriverRole, string][] = [
   ["filter", "Filters"],
 ];
 
-/** The page about the drivers. */
+/** The page on the drivers. */
 function page(drivers: readonly BlockDriver[]): string {
   const parts = ROLES.map(([role, title]) => {
     const sections = drivers.filter((driver) => driver.role === role)
@@ -106,19 +106,19 @@ function defaultText({ type, default: value }: OptionSpec): string {
   return `${size}${["", "k", "M", "G", "T", "P", "E"][unit]}`;
 }
 
-/** Text in a table of Markdown. */
+/** Text for a cell of a Markdown table. */
 function cell(text: string): string {
   return text.trim().replaceAll("|", "\\|").replaceAll("*", "\\*");
 }
 
-/** What a file is made with whose format has no such option. */
+/** Options of the file, for formats that have none of that name. */
 const PREALLOCATION: OptionSpec = {
   type: "enum",
   values: ["off", "falloc", "full"],
   help: "Preallocation of the file, where its protocol can",
 };
 
-/** The module with the types of the options of new images. */
+/** The module with the types of new images' options. */
 function types(drivers: readonly BlockDriver[]): string {
   const creating = drivers.filter(({ createOptions }) => createOptions);
   const protocols = creating.filter(({ role }) => role === "protocol");
@@ -126,7 +126,7 @@ function types(drivers: readonly BlockDriver[]): string {
     {},
     ...protocols.map(({ createOptions }) => createOptions),
   ) as OptionTable;
-  // Protocols differ in these, and formats have their own.
+  // These differ between protocols, and formats have their own.
   const { size: _, preallocation: __, ...others } = ofFiles;
   const interfaces = creating.map(({ name, role, createOptions = {} }) => {
     const table = role === "format" && !createOptions.preallocation
@@ -199,7 +199,7 @@ function members(table: OptionTable): string {
   }).join("");
 }
 
-/** A comment of lines that are not too long. */
+/** A comment, wrapped. */
 function comment(text: string): string {
   const lines: string[] = [];
   for (const word of text.split(/ +/)) {
@@ -227,7 +227,7 @@ function typeOf(spec: OptionSpec): string {
   }
 }
 
-/** Text as \`deno fmt\` has it. */
+/** Text as `deno fmt` formats it. */
 async function formatted(text: string, extension: string): Promise<string> {
   const child = new Deno.Command(Deno.execPath(), {
     args: ["fmt", "--quiet", "--ext", extension, "-"],
@@ -242,7 +242,7 @@ async function formatted(text: string, extension: string): Promise<string> {
   return new TextDecoder().decode(stdout);
 }
 
-/** The files to be made, and their content. */
+/** The generated files, and their content. */
 export async function tables(): Promise<Map<string, string>> {
   const drivers = await Promise.all(listDrivers().map(loadDriver));
   return new Map([

@@ -1,6 +1,6 @@
 /**
- * `deno task web [FOLDER]`: builds the page into `dist/web/`, as files that any
- * server can serve, or none: opened from the disk, it works as well.
+ * `deno task web [FOLDER]`: builds the page into `dist/web/`, as static files:
+ * they work on any server, and opened from the disk as well.
  *
  * @module
  */
@@ -9,18 +9,18 @@ import * as esbuild from "esbuild";
 const ROOT = new URL("..", import.meta.url).pathname;
 const TARGET = "es2022";
 
-/** The text of files, by name. */
+/** File contents, by name. */
 type Files = Record<string, string>;
 
 /**
- * A program with all that it imports, for browsers: one plain script, or with
- * what it imports dynamically in `parts` of their own.
+ * A program with all its imports, for browsers: as one classic script, or with
+ * what it imports dynamically in separate `parts`.
  */
 async function bundle(module: string, parts: boolean): Promise<Files> {
   const folder = await Deno.makeTempDir();
   try {
-    // Deno knows where modules come from, npm's among them; esbuild lowers
-    // what not all browsers have.
+    // Deno resolves modules, npm's among them; esbuild lowers syntax that not
+    // all browsers have.
     const how = parts ? ["--code-splitting"] : [];
     const { success, stderr } = await new Deno.Command(Deno.execPath(), {
       args: [
@@ -56,7 +56,7 @@ async function bundle(module: string, parts: boolean): Promise<Files> {
   }
 }
 
-/** The files of the page, by name. */
+/** The page's files, by name. */
 export async function buildPage(): Promise<Files> {
   const files: Files = {};
   try {
@@ -80,7 +80,7 @@ export async function buildPage(): Promise<Files> {
 if (import.meta.main) {
   const folder = Deno.args[0] ?? `${ROOT}dist/web`;
   const files = await buildPage();
-  // Parts that an earlier build has left would never be used.
+  // Parts left over from an earlier build would never be used.
   await Deno.remove(folder, { recursive: true }).catch(() => {});
   await Deno.mkdir(`${folder}/parts`, { recursive: true });
   for (const [name, text] of Object.entries(files)) {

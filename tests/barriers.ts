@@ -1,6 +1,6 @@
 /**
  * Removes each write barrier in turn, and lists those whose removal no test
- * notices: either a test is missing, or the barrier is not needed. It takes
+ * notices: either a test is missing, or the barrier is not needed. This takes
  * minutes, so it is run by hand: `deno run -A tests/barriers.ts [words of the
  * line …]`.
  *
@@ -9,7 +9,10 @@
 
 const ROOT = new URL("..", import.meta.url).pathname;
 
-/** Files and folders with barriers, and the tests that must notice. */
+/**
+ * Files and folders with barriers, and the tests that must notice a missing
+ * one.
+ */
 interface Group {
   readonly sources: readonly string[];
   readonly tests: readonly string[];
@@ -51,11 +54,11 @@ const GROUPS: readonly Group[] = [
   driver("vpc"),
 ];
 
-/** A statement on one line that makes something durable, or orders writes. */
+/** A one-line statement that makes something durable, or orders writes. */
 const BARRIER =
   /^\s*(if \(.*\) )?(return )?(await )?[\w.#!?]*\b(flush\?\.\(\)|flush\(\)|flushCaches\(.*\)|dependOn\(.*\)|dependOnFlush\(\)|settleDependency\(\)|orderL2AfterData\(.*\)|setDirty\(\)|markDirty\(\))(\.catch\(.*\))?;$/;
 
-/** Statements that look the same, but write only because much is waiting. */
+/** Statements that look the same, but only write back to bound memory. */
 const BOUNDS_MEMORY = /\bisFull\b/;
 
 /** Barriers inside other statements, and their replacements. */
@@ -122,7 +125,7 @@ function* mutantsOf(
     const replacements = OTHERS.filter(([name, from]) =>
       name === file && text.includes(from)
     ).map(([, from, to]) => text.replace(from, to));
-    // The rest must be a statement: it may follow an `if` on the line above.
+    // What remains must be a statement: it may be the body of an `if` above.
     if (BARRIER.test(text) && !BOUNDS_MEMORY.test(text)) {
       const leaves = /^\s*(if \(.*\) )?return /.exec(text);
       replacements.push(leaves ? `${leaves[0]};` : ";");
@@ -135,7 +138,7 @@ function* mutantsOf(
 }
 
 /**
- * Whether any test fails in a tree; one that does not end on a busy machine has
+ * Whether any test fails in a tree. One that times out on a busy machine has
  * noticed nothing.
  */
 async function isNoticed(

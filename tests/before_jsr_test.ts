@@ -4,7 +4,7 @@ import { runOk, TempDir } from "./qemu.ts";
 
 const ROOT = new URL("..", import.meta.url).pathname.replace(/\/$/, "");
 
-/** The first block of a language in the README that contains `text`. */
+/** The README's first code block in a language that contains `text`. */
 async function blockOf(language: string, text: string): Promise<string> {
   const readme = await Deno.readTextFile(`${ROOT}/README.md`);
   const blocks = readme.matchAll(
@@ -13,7 +13,7 @@ async function blockOf(language: string, text: string): Promise<string> {
   return [...blocks].map(([, it]) => it).find((it) => it.includes(text))!;
 }
 
-/** A folder beside a link to this clone, called as in the README. */
+/** A folder beside a link to this clone, named as in the README. */
 async function newFolder(dir: TempDir): Promise<string> {
   await Deno.symlink(ROOT, dir.file("bdrv"));
   const cwd = dir.file("mine");

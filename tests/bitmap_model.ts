@@ -21,12 +21,12 @@ export class BitmapModel {
     this.#bits = new Uint8Array(Math.ceil(size / granularity));
   }
 
-  /** A range is written to. */
+  /** A range has been written to. */
   write(offset: number, length: number): void {
     if (this.isEnabled) this.mark(offset, length);
   }
 
-  /** Record a range in any case. */
+  /** Record a range unconditionally. */
   mark(offset: number, length: number): void {
     if (length === 0) return;
     const first = Math.floor(offset / this.granularity);
@@ -37,7 +37,7 @@ export class BitmapModel {
     this.#bits.fill(0);
   }
 
-  /** The disk has got another size. */
+  /** The disk has been resized. */
   resize(size: number): void {
     const old = this.#bits;
     this.#size = size;
@@ -45,7 +45,7 @@ export class BitmapModel {
     this.#bits.set(old.subarray(0, this.#bits.length));
   }
 
-  /** What it has recorded. */
+  /** What should be recorded. */
   extents(): DirtyExtent[] {
     const extents: DirtyExtent[] = [];
     const { granularity } = this;
@@ -72,6 +72,6 @@ export class BitmapModel {
       JSON.stringify(extents)
     );
     if (are === should) return;
-    throw new Error(`bitmap '${this.name}' has ${are}, and should ${should}`);
+    throw new Error(`bitmap '${this.name}' has ${are}, but should ${should}`);
   }
 }

@@ -37,20 +37,22 @@ export interface TestDisk {
 export interface Subject {
   /** Create a disk of `size` bytes, a multiple of 64 KiB. */
   open(size: number): Promise<TestDisk>;
-  /** Whether its disks keep their size, although the driver is a protocol. */
+  /** Whether its disks have a fixed size, although the driver is a protocol. */
   fixedSize?: boolean;
-  /** Whether its nodes complete requests that were cancelled before. */
+  /**
+   * Whether its nodes complete requests that were aborted before they began.
+   */
   completesCancelled?: boolean;
   /** Whether its disks cannot become smaller. */
   onlyGrows?: boolean;
-  /** Skip these tests; the reason is in the name. */
+  /** Skip these tests; the reason goes into their names. */
   ignore?: boolean;
 }
 
 const KIB = 1024;
 const SIZE = 1024 * KIB;
 
-/** Offsets and lengths on and off all sorts of boundaries. */
+/** Offsets and lengths on and off all kinds of boundaries. */
 const RANGES: readonly (readonly [offset: number, length: number])[] = [
   [0, 1],
   [1, 511],
@@ -64,7 +66,7 @@ const RANGES: readonly (readonly [offset: number, length: number])[] = [
   [0, SIZE],
 ];
 
-/** A test, for a runner. */
+/** A test, as runners take it. */
 export interface ConformanceTest {
   readonly name: string;
   readonly ignore?: boolean;
@@ -130,7 +132,7 @@ export function conformance(
     await disk.verify();
   });
 
-  test("returns buffers as they were lent", async (disk) => {
+  test("does not modify or keep the buffers it is lent", async (disk) => {
     const { node } = disk.image;
     for (const [offset, length] of [[0, 4096], [100_001, 70_003]]) {
       const bytes = randomBytes(length);
@@ -147,12 +149,15 @@ export function conformance(
       target.fill(0xdd);
       await disk.verifyRange(offset, length);
       await node.flush?.();
-      assert(target.every((byte) => byte === 0xdd), "read into once too often");
+      assert(
+        target.every((byte) => byte === 0xdd),
+        "read into after the request settled",
+      );
     }
     await disk.verify();
   });
 
-  test("does nothing on empty requests", async (disk) => {
+  test("does nothing for empty requests", async (disk) => {
     await disk.write(0, 4096);
     for (const offset of [0, 77, SIZE]) {
       assertEquals((await disk.image.read(offset, 0)).length, 0);
@@ -181,7 +186,7 @@ export function conformance(
     await disk.verify();
   });
 
-  test("as a protocol reads zeroes past its end, and grows", async (disk) => {
+  test("as a protocol, reads zeroes past its end, and grows", async (disk) => {
     const { node } = disk.image;
     if (node.driver.role !== "protocol" || subject.fixedSize) return;
     await disk.write(SIZE - 100, 100);
@@ -193,7 +198,7 @@ export function conformance(
     await node.readv(SIZE * 3, [far]);
     assertEquals(far, new Uint8Array(10));
 
-    // A node that works in units grows to a whole one.
+    // A node that works in units grows to a whole number of them.
     const { requestAlignment = 1 } = node.limits ?? {};
     const end = (offset: number) => roundUp(offset, requestAlignment);
     disk.grow(end(SIZE + 1000));
@@ -222,7 +227,7 @@ export function conformance(
     }
   });
 
-  test("gives up what is discarded, and nothing else", async (disk) => {
+  test("discards what it is asked to, and nothing else", async (disk) => {
     for (const [offset, length] of RANGES) {
       await disk.write(0, SIZE);
       await disk.image.discard(offset, length);
@@ -238,7 +243,7 @@ export function conformance(
     }
   });
 
-  test("tells what its ranges hold", async (disk) => {
+  test("reports what its ranges hold", async (disk) => {
     await disk.checkStatus();
     await disk.write(70_000, 1);
     await disk.write(300_000, 150_000);
@@ -275,7 +280,7 @@ export function conformance(
     await disk.verify();
   });
 
-  test("keeps requests apart that are under way together", async (disk) => {
+  test("keeps concurrent requests apart", async (disk) => {
     const step = 3001;
     const count = Math.floor(SIZE / step);
     await Promise.all(
@@ -287,7 +292,7 @@ export function conformance(
       (_, i) => disk.verifyRange(i * step, step),
     );
     await Promise.all(reads);
-    // Each on its own bytes, but in shared clusters and sectors.
+    // Each writes its own bytes, but they share clusters and sectors.
     await Promise.all(Array.from({ length: 200 }, async (_, i) => {
       const offset = i * 100;
       if (i % 3 === 0) {
@@ -355,7 +360,7 @@ export function conformance(
     await disk.checkStatus();
   });
 
-  test("does not begin a cancelled query, and works on", async (disk) => {
+  test("does not begin an aborted query, and goes on working", async (disk) => {
     await disk.write(100_001, 70_003);
     const { image } = disk;
     const reason = new Error("no longer wanted");
@@ -397,7 +402,7 @@ export function conformance(
     await disk.checkStatus();
   });
 
-  test("can be closed twice, and then does nothing more", async (disk) => {
+  test("can be closed twice, the second time without effect", async (disk) => {
     const { image } = disk;
     await image.close();
     await image.close();
@@ -406,7 +411,7 @@ export function conformance(
   });
 }
 
-/** A disk and its expected content. */
+/** A disk, and its expected content. */
 class Disk {
   image: Image;
   model: Uint8Array;
@@ -470,7 +475,7 @@ class Disk {
     );
   }
 
-  /** Compare the extents with the content read. */
+  /** Compare the extents with the content as read. */
   async checkStatus(): Promise<void> {
     const { node } = this.image;
     const { size } = node;
@@ -527,7 +532,9 @@ function randomBytes(length: number): Uint8Array<ArrayBuffer> {
   return bytes;
 }
 
-/** Repeatable whole numbers from 0 up to, but not including, a limit. */
+/**
+ * Repeatable pseudo-random integers from 0 up to, but not including, a limit.
+ */
 export function generator(start: number): (limit: number) => number {
   let state = start | 0;
   return (limit) => {

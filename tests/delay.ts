@@ -1,6 +1,6 @@
 /**
  * A node whose requests take random times and finish in random order, so that
- * the code above it interleaves in many ways, repeatably for the same seed.
+ * the code above it interleaves in many ways, repeatably for each seed.
  *
  * @module
  */
@@ -18,7 +18,7 @@ export class Scheduler {
     this.#random = random;
   }
 
-  /** Wait until it is this request's turn. */
+  /** Wait for this request's turn. */
   pause(): Promise<void> {
     return new Promise((resolve) => {
       this.#waiting.push(resolve);
@@ -29,7 +29,8 @@ export class Scheduler {
   async #run(): Promise<void> {
     this.#running = true;
     while (this.#waiting.length > 0) {
-      // Sometimes let all others get as far as they can, sometimes hardly any.
+      // Sometimes let the others get as far as they can, sometimes hardly at
+      // all.
       for (let ticks = this.#random.below(40); ticks > 0; ticks--) await null;
       const next = this.#random.below(this.#waiting.length);
       this.#waiting.splice(next, 1)[0]();

@@ -35,7 +35,7 @@ interface Symbol {
   }[];
 }
 
-Deno.test("all that the package exports is in one of its categories", async () => {
+Deno.test("everything that the package exports is in one of its categories", async () => {
   const json = await runOk([Deno.execPath(), "doc", "--json", "mod.ts"], {
     cwd: ROOT,
   });

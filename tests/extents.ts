@@ -1,4 +1,4 @@
-/** What an extent holds, in one word. @module */
+/** An extent's kind, in one word. @module */
 import type { Extent } from "../core/node.ts";
 
 /** The word. */

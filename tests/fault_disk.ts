@@ -40,7 +40,7 @@ export type RequestCounts = { [kind in FaultKind]: number };
 /**
  * A node that passes requests on until one has to fail.
  *
- * @param counts Those of another node, if requests of both are counted.
+ * @param counts Those of another node, to count requests of both.
  */
 export function faultyNode(
   below: BlockNode,
@@ -91,16 +91,16 @@ type Content = Uint8Array;
  */
 export class FaultDisk {
   readonly image: Image;
-  /** The content of the disk, as far as it is known. */
+  /** The expected content, as far as it is known. */
   #current: Content;
-  /** The possible contents after reopening, the newest last. */
+  /** The permitted contents after reopening, the newest last. */
   #possible: Content[];
   /** Whether the disk has been unreadable since a step failed. */
   #blind = false;
   readonly snapshots = new Map<string, Content>();
   /** Names of snapshots that may or may not exist. */
   readonly #uncertain = new Set<string>();
-  /** What the disk may have held when each bitmap began to record. */
+  /** The permitted contents at the time when each bitmap began to record. */
   readonly #begun = new Map<string, Content[]>();
   failures = 0;
 
@@ -137,7 +137,9 @@ export class FaultDisk {
     );
   }
 
-  /** Discard whole clusters of an image in which they then read as zeroes. */
+  /**
+   * Discard whole clusters of an image in which they read as zeroes afterwards.
+   */
   async discard(offset: number, length: number): Promise<void> {
     const zeroes = new Uint8Array(length);
     await this.#step(
@@ -196,7 +198,7 @@ export class FaultDisk {
     );
   }
 
-  /** Make a bitmap. */
+  /** Create a bitmap. */
   async addBitmap(name: string, granularity: number): Promise<void> {
     this.#noteBegin(name);
     await this.#step(
@@ -205,7 +207,7 @@ export class FaultDisk {
     );
   }
 
-  /** Have a bitmap begin anew. */
+  /** Clear a bitmap. */
   async clearBitmap(name: string): Promise<void> {
     this.#noteBegin(name);
     await this.#step(this.#current, () => this.image.bitmaps.clear(name));
@@ -215,7 +217,7 @@ export class FaultDisk {
     await this.#step(this.#current, () => this.image.bitmaps.remove(name));
   }
 
-  /** Store bitmaps, and read everything anew. */
+  /** Store bitmaps, and read all metadata again. */
   async invalidate(): Promise<void> {
     await this.#step(this.#current, () => this.image.node.invalidate!());
   }
@@ -233,7 +235,7 @@ export class FaultDisk {
   }
 
   /**
-   * Inspect the result: it must be a sound image with a permitted content.
+   * Examine the result: it must be a sound image with a permitted content.
    *
    * @param stack How to open it.
    */
@@ -279,7 +281,7 @@ export class FaultDisk {
     await image.close();
   }
 
-  /** Those that are not in use have recorded all that was written. */
+  /** Bitmaps that are not in use must have recorded everything written. */
   async #checkBitmaps(image: Image, content: Content): Promise<void> {
     for (const { name, flags } of await image.bitmaps.list()) {
       const begun = this.#begun.get(name);
@@ -331,7 +333,7 @@ export class FaultDisk {
     return isDone;
   }
 
-  /** After a failure, read the content of the disk. */
+  /** After a failure, read the disk's content. */
   async #settle(): Promise<void> {
     const read = new Uint8Array(this.image.size);
     this.#blind = !await attempt(async () => {
@@ -357,7 +359,7 @@ async function isDirty(image: Image): Promise<boolean> {
   return dirty === true;
 }
 
-/** Repair; whether there was anything to repair. */
+/** Repair the image; returns whether there was anything to repair. */
 async function hasFindings(image: Image): Promise<boolean> {
   const repair = { leaks: true, corruptions: true };
   const found = await image.check({ repair });
@@ -365,13 +367,13 @@ async function hasFindings(image: Image): Promise<boolean> {
   return found.leaksFixed + found.corruptionsFixed > 0;
 }
 
-/** Whether it succeeded; it must fail only with a `BlockError`. */
+/** Whether a step succeeded; it may fail only with a `BlockError`. */
 async function attempt(run: () => Promise<void>): Promise<boolean> {
   try {
     await run();
     return true;
   } catch (error) {
-    // A bug would be hidden as the cause of an EIO.
+    // An EIO might hide a bug as its cause.
     const { cause } = error as Error;
     if (!(error instanceof BlockError)) throw error;
     if (
@@ -400,7 +402,9 @@ function withBytes(
   return next;
 }
 
-/** The first byte that matches none of the contents, which end in zeroes. */
+/**
+ * The first byte that matches none of the contents, which continue as zeroes.
+ */
 function firstDifference(
   read: Uint8Array,
   contents: readonly Content[],

@@ -54,7 +54,7 @@ const FIELDS: readonly (readonly [string, number, 4 | 8])[] = [
   ["compression", 104, 4],
 ];
 
-/** Names by which no backing file may be opened. */
+/** Names for which no backing file may be opened. */
 export const BACKING_NAMES: readonly string[] = [
   'json:{"driver":"file","filename":"/dev/zero"}',
   'json:{"driver":"raw","file":{"driver":"file","filename":"/etc/hostname"}}',
@@ -93,7 +93,7 @@ function damageHeader(bytes: Uint8Array, random: Random): string {
     return `${name} = 0x${value.toString(16)}`;
   }
   if (kind < 7) {
-    // In the header extensions, or the backing name that follows them.
+    // In the header extensions, or in the backing file name behind them.
     const at = 72 + random.below(400);
     bytes[at] = random.pick([0, 1, 0x10, 0x7f, 0xff, bytes[at] ^ 1]);
     return `header byte ${at} = ${bytes[at]}`;
@@ -122,7 +122,7 @@ function damageHeader(bytes: Uint8Array, random: Random): string {
   return `byte ${at} = ${bytes[at]}`;
 }
 
-/** Where header extensions say that something is, by their types. */
+/** Offsets at which header extensions point to something, by their types. */
 function* extensionsOf(view: DataView) {
   if (view.getUint32(4) < 3) return;
   const end = Math.min(2 ** view.getUint32(20), view.byteLength - 8);
@@ -169,7 +169,7 @@ const LUKS_FIELDS: readonly (readonly [string, number, 2 | 4 | 8])[] = [
   ]),
 ];
 
-/** Names that a LUKS header may have where it names an algorithm. */
+/** Names to put where a LUKS header names an algorithm. */
 const LUKS_NAMES = [
   ...["xts-plain64", "cbc-essiv:sha256", "xts-essiv:sha1", "ecb-plain"],
   ...["ctr-plain64:md5", "-", "xts-", "xts-essiv:", "__proto__", "aes"],
@@ -211,8 +211,8 @@ export function damageLuks(
 }
 
 /**
- * Damage what header extensions refer to, or the bitmaps of subclusters; returns
- * a description, or `undefined` if the image has none of them.
+ * Damage what header extensions point to, or the subcluster bitmaps; returns a
+ * description, or `undefined` if the image has none of them.
  */
 function damageParts(bytes: Uint8Array, random: Random): string | undefined {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
@@ -239,7 +239,7 @@ function damageParts(bytes: Uint8Array, random: Random): string | undefined {
       return "name of the data file";
     }
   }
-  // Entries of subclusters: 16 bytes, of which half are bitmaps.
+  // Extended L2 entries: 16 bytes, half of which are bitmaps.
   const isExtended = (view.getUint32(76) & 0x10) !== 0;
   const l1 = place(40);
   if (!isExtended || l1 + 8 > bytes.length) return undefined;
@@ -247,7 +247,7 @@ function damageParts(bytes: Uint8Array, random: Random): string | undefined {
   const entry = l2 + 16 * random.below(64);
   const field = ["subclusters", 8 + 4 * random.below(2), 4] as const;
   const what = putField(bytes, field, entry, random);
-  // Both of a kind, some, or each other's.
+  // Sometimes change the zero bitmap as well.
   if (random.below(2) === 0 && entry + 16 <= bytes.length) {
     put32(bytes, entry + 8, random.below(2 ** 31) * random.below(3));
   }
@@ -280,7 +280,7 @@ export function makeHostile(
 export interface Victim {
   /** The image in memory, for `openImage`. */
   stack: StackObject;
-  /** How to open it, with a limit to its chain. */
+  /** How to open it, with a limit on the length of its chain. */
   options: OpenOptions;
 }
 
@@ -532,7 +532,7 @@ async function eachBitmap(
  */
 export function mistake(thrown: unknown): string | undefined {
   if (thrown instanceof SuppressedError) {
-    // The failure, and that of closing afterwards.
+    // The failure, and that of the close that follows.
     return mistake(thrown.error) ?? mistake(thrown.suppressed);
   }
   if (!(thrown instanceof BlockError)) return stackOf(thrown);

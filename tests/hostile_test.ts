@@ -1,4 +1,4 @@
-/** What hostile images may not do, whatever is done with them. @module */
+/** What hostile images must not achieve, whatever is done with them. @module */
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import {
   BlockError,
@@ -19,16 +19,16 @@ import {
 } from "./hostile.ts";
 import { TempDir } from "./qemu.ts";
 
-/** Images that are made; more with BDRV_HOSTILE_SEEDS. */
+/** How many images are made; BDRV_HOSTILE_SEEDS sets more. */
 const SEEDS = Number(Deno.env.get("BDRV_HOSTILE_SEEDS") ?? "40");
 const FIRST = Number(Deno.env.get("BDRV_HOSTILE_FIRST") ?? "0");
 
-/** Milliseconds that no operation may take. */
+/** The time limit of each operation, in milliseconds. */
 const LONGEST = 10_000;
-/** Bytes by which the memory that is in use may have grown at its end. */
+/** The limit on the growth of memory in use by its end, in bytes. */
 const MOST_MEMORY = 400 * 1024 ** 2;
 
-/** What opening encrypted images may take. */
+/** The limit for opening encrypted images. */
 const UNLOCKING = { "encrypt.max-unlock-time": 1000 };
 /** Images with bitmaps, keys, subclusters and a data file. */
 const RICH = [
@@ -38,16 +38,17 @@ const RICH = [
 const NAMES = [...new Set(GOLDEN.map(({ name }) => name))]
   .filter((name) => name.endsWith(".qcow2"));
 
-Deno.test("whatever an image holds, each operation succeeds or says why not", async () => {
+Deno.test("on a damaged image, each operation succeeds or says why not", async () => {
   await using folder = new TempDir();
   const found: string[] = [];
   for (let seed = FIRST; seed < FIRST + SEEDS; seed++) {
     const random = new Random(seed);
-    // Half of them have something that is not in all images.
+    // Half of the images have something that others lack.
     const image = random.pick(seed % 2 === 0 ? RICH : NAMES);
     const original = await goldenBytes(image);
     const { bytes, what } = makeHostile(original, random);
-    // Half of them are files, of which backing files' names are relative.
+    // Half of them are files, so that names of backing files are relative to
+    // them.
     const filename = seed % 2 === 0 ? undefined : folder.file("hostile");
     for (const [name, operate] of Object.entries(OPERATIONS)) {
       if (filename) await Deno.writeFile(filename, bytes);
@@ -76,7 +77,7 @@ Deno.test("whatever an image holds, each operation succeeds or says why not", as
   assertEquals(found.join("\n"), "");
 });
 
-Deno.test("whatever a LUKS header holds, opening succeeds or says why not", async () => {
+Deno.test("with a damaged LUKS header, opening succeeds or says why not", async () => {
   const original = await goldenBytes("disk.luks");
   const found: string[] = [];
   const secrets = () => "sesame";
@@ -117,17 +118,18 @@ Deno.test("whatever a LUKS header holds, opening succeeds or says why not", asyn
   assertEquals(found.join("\n"), "");
 });
 
-Deno.test("amend() skips what a refcount table as large as it may be does not count", async () => {
+Deno.test("amend() skips the unused entries of the largest possible refcount table", async () => {
   const bytes = await goldenBytes("large-clusters.qcow2");
   const file = { driver: "memory", store: storeOf(bytes) };
   await using image = await openImage({ driver: "qcow2", file });
   const start = performance.now();
   await image.node.image!.amend!({ refcount_bits: 64 });
-  // Of a million blocks four are needed. Clearing a buffer for each: 40 s.
+  // Only four of a million blocks exist; clearing a buffer for each would take
+  // longer.
   assert(performance.now() - start < LONGEST);
 });
 
-Deno.test("a corrupt compressed cluster takes no more memory each time it is read", async () => {
+Deno.test("reading a corrupt compressed cluster repeatedly does not pile up memory", async () => {
   const store = new MemoryStore();
   const file = { driver: "memory", store };
   const size = 4 * 1024 ** 2;
@@ -140,7 +142,7 @@ Deno.test("a corrupt compressed cluster takes no more memory each time it is rea
     );
     assertEquals(value.compressed, true);
   }
-  // Where the L2 table says that the compressed data lies.
+  // The offset of the compressed data, according to the L2 table.
   const entry = new Uint8Array(8);
   const l1 = new Uint8Array(8);
   store.read(3 * 2 * 1024 ** 2, l1);
@@ -164,7 +166,7 @@ Deno.test("a corrupt compressed cluster takes no more memory each time it is rea
     warn: () => warnings++,
   });
   assertEquals(warnings, 2 * 1024 ** 2 / 512);
-  // It was 2 MiB for each sector.
+  // Once, each sector read took another 2 MiB.
   assert(Deno.memoryUsage().external - before < 200 * 1024 ** 2);
 });
 
@@ -203,7 +205,7 @@ Deno.test("messages about hostile images show what was found", async () => {
   );
 });
 
-Deno.test("no name in an image leads out of its folder", async () => {
+Deno.test("no backing file name in an image leads out of its folder", async () => {
   await using folder = new TempDir();
   await Deno.mkdir(folder.file("in"));
   const filename = folder.file("in/overlay");
@@ -280,7 +282,7 @@ Deno.test("no name of a data file leads out of the image's folder", async () => 
   }
 });
 
-/** The image, with another backing file and its format. */
+/** The image, naming another backing file and its format. */
 function withBacking(
   image: Uint8Array,
   name: string,

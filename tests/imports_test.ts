@@ -22,7 +22,7 @@ async function graphOf(
   return await readImports(dir.path);
 }
 
-/** The cycles of such a tree, as they are shown. */
+/** The cycles of such a tree, in the form in which they are reported. */
 async function cyclesOf(modules: { readonly [path: string]: string }) {
   const graph = await graphOf(modules);
   return findCycles(graph).map((cycle) => chainText(graph, cycle));
@@ -118,7 +118,7 @@ const NAMED: readonly [module: string, text: string, what: string[]][] = [
 ];
 
 for (const [module, text, what] of NAMED) {
-  Deno.test(`findNamed() sees who names a runtime: ${module}: ${text}`, () => {
+  Deno.test(`findNamed() sees which modules name a runtime: ${module}: ${text}`, () => {
     assertEquals(findNamed(module, text), what);
   });
 }

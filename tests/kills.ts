@@ -14,7 +14,7 @@ import { BDRV, isInstalled, run, runOk, TempDir } from "./qemu.ts";
 const MIB = 1024 ** 2;
 const SIZE = 12 * MIB;
 
-/** What a `top.qcow2` is like. */
+/** The kind of a `top.qcow2`. */
 interface Kind {
   readonly clusterSize: number;
   readonly compat: string;
@@ -38,11 +38,11 @@ export interface Work {
   readonly again?: readonly string[];
   /** Whether `check` may find errors: there are some before. */
   readonly isDamaged?: boolean;
-  /** Whether it writes, and bitmap `b` has to cover where. */
+  /** Whether it writes, so that bitmap `b` has to cover the ranges. */
   readonly writes?: boolean;
 }
 
-/** The arguments by which a command opens an image of a kind. */
+/** The arguments with which a command opens an image of a kind. */
 function argsFor({ isEncrypted }: Kind, args: readonly string[]): string[] {
   if (!isEncrypted) return [...args];
   const opened = "driver=qcow2,file.filename=top.qcow2,encrypt.key-secret=key";
@@ -260,7 +260,7 @@ async function scribble(
     if (compresses && random.oneIn(2)) {
       const text = new Uint8Array(unit).fill(i);
       text.set(random.bytes(700), 9);
-      // It may not replace allocated clusters.
+      // Compressed writes cannot replace allocated clusters.
       await image.writeCompressed(at, text).catch(() => {});
     } else if (random.oneIn(3)) {
       await image.discard(at, unit);
@@ -269,13 +269,14 @@ async function scribble(
 }
 
 async function contentOf(folder: TempDir, kind: Kind): Promise<Uint8Array> {
-  // Opened for writing, so that a dirty image is repaired.
+  // Opening it for writing repairs a dirty image.
   await using image = await openTop(folder, kind);
   return await image.read(0, image.size);
 }
 
 /**
- * Start a program and kill it after some time; whether it was still running.
+ * Start a program, and kill it after some time; returns whether it was still
+ * running.
  */
 async function killAfter(
   folder: TempDir,
@@ -303,7 +304,8 @@ async function killAfter(
 }
 
 /**
- * Assert that the image is sound except for leaks, also for QEMU if installed.
+ * Assert that the image is sound except for leaks, according to QEMU too if
+ * installed.
  */
 async function assertSound(
   folder: TempDir,
@@ -315,7 +317,7 @@ async function assertSound(
   if (isInstalled("qemu-img")) programs.push(["qemu-img", ...check]);
   for (const program of programs) {
     const { code, stderr } = await run(program, { cwd: folder.path });
-    // 3: leaked clusters only.
+    // 3 means leaked clusters only.
     if (code === 0 || code === 3) continue;
     // Version 2 cannot mark a snapshot that is only half taken.
     const isMidway = kind.compat === "0.10" &&
@@ -366,13 +368,13 @@ async function killOnce(
   if (work.again) {
     await bdrv(folder, kind, ...work.again);
     const then = await contentOf(folder, kind);
-    assertEquals(isEqual(then, before), true, "changed by the second time");
+    assertEquals(isEqual(then, before), true, "changed by the repetition");
     await assertSound(folder, "top.qcow2", kind);
   }
   return isKilled;
 }
 
-/** Assert that bitmap `b` covers what is not as before, or admits not to. */
+/** Assert that bitmap `b` covers all changes, or is marked as in use. */
 async function assertRecorded(
   folder: TempDir,
   kind: Kind,
@@ -419,7 +421,7 @@ export async function kill(count: number, seed: number, prefix = "") {
     const random = new Random(seed + i);
     let kind = randomKind(random);
     while (work.suits?.(kind) === false) kind = randomKind(random);
-    // The time depends most on the number of clusters.
+    // The time depends mostly on the number of clusters.
     const key = `${name} ${kind.clusterSize}`;
     try {
       if (!times.has(key)) times.set(key, await measure(work, random, kind));

@@ -48,9 +48,9 @@ export class DiskModel {
   }
 
   /**
-   * Apply concurrent requests that have all ended. Bytes that several wrote may
-   * come from any of them: `readBack` tells which. Reads may have seen each
-   * byte before or after any of the writes.
+   * Apply concurrent requests that have all ended. Where several wrote the same
+   * bytes, any of them may have won: `readBack` tells which. Reads may have
+   * seen each byte before or after any of the writes.
    *
    * @throws if the disk or a read has bytes that nobody wrote.
    */
@@ -186,7 +186,7 @@ export class Random {
     return values[this.below(values.length)];
   }
 
-  /** The values in another order. */
+  /** The values in random order. */
   shuffle<T>(values: readonly T[]): T[] {
     const list = [...values];
     for (let i = list.length - 1; i > 0; i--) {

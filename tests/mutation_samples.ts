@@ -1,6 +1,6 @@
 /**
- * Small images of each format, to be changed: those that `createImage` makes,
- * those that others made, and what is known of where their numbers are.
+ * Small images of each format, to be mutated: some made by `createImage`, some
+ * by other programs, with what is known about the offsets of their fields.
  *
  * @module
  */
@@ -41,44 +41,44 @@ import {
 } from "./drivers/vmdk/make.ts";
 import type { Random } from "./model.ts";
 
-/** Bytes to be changed. */
+/** Bytes to be mutated. */
 export type Bytes = Uint8Array<ArrayBuffer>;
 
 const MIB = 1024 * 1024;
-/** Of the disks that are made here: a vdi has two blocks, and part of one. */
+/** The size of disks made here: two blocks of a vdi, and part of a third. */
 export const SIZE = 2 * MIB + 64 * 1024;
 
-/** A range, from the first byte to behind the last. */
+/** A range, from the first byte to just past the last. */
 export type Range = readonly [start: number, end: number];
 
-/** A part of a file that has a checksum. */
+/** A part of a file with a checksum. */
 export interface Sealed {
   readonly range: Range;
-  /** Put the right checksum, or no change of the part would be read. */
+  /** Update the checksum; otherwise a change of the part would go unread. */
   seal(bytes: Bytes): void;
 }
 
 /** An image, and what to do with it. */
 export interface Sample {
   readonly bytes: Bytes;
-  /** Where numbers are, besides in the first sectors and the last. */
+  /** Offsets of fields, besides those in the first and last sectors. */
   readonly places?: readonly number[];
-  /** Where text is that is read. */
+  /** Ranges of text that gets parsed. */
   readonly texts?: readonly Range[];
   readonly seals?: readonly Sealed[];
-  /** Change it as only this format can be changed; says how. */
+  /** Make a change specific to this format; returns a description. */
   readonly damage?: (bytes: Bytes, random: Random) => string;
-  /** The files that it consists of, one behind the other, if it is not one. */
+  /** The files it consists of, concatenated, if there are several. */
   readonly files?: readonly { name: string; length: number }[];
-  /** Passphrases by their id. */
+  /** Passphrases, by their IDs. */
   readonly secrets?: Readonly<Record<string, string>>;
-  /** Options of opening it. */
+  /** Options for opening it. */
   readonly options?: StackObject;
-  /** Whether it is only unpacked from the beginning to the end. */
+  /** Whether it can only be unpacked from beginning to end. */
   readonly isStream?: boolean;
 }
 
-/** The parts of images that are several files, by their names. */
+/** The parts of images of several files, by name. */
 export const PARTS = new Map<string, MemoryStore>();
 
 registerDriver({
@@ -93,7 +93,7 @@ registerDriver({
   },
 });
 
-/** An image that has some data, as `createImage` makes it. */
+/** An image with some data, made by `createImage`. */
 async function made(format: string, options: OptionValues): Promise<Bytes> {
   const store = new MemoryStore();
   const file = { driver: "memory", store };
@@ -106,7 +106,7 @@ async function made(format: string, options: OptionValues): Promise<Bytes> {
   return contentOf(store);
 }
 
-/** An image as it is written to a stream. */
+/** An image written as a stream. */
 async function streamed(
   format: string,
   create: OptionValues,
@@ -159,7 +159,7 @@ const VHDX_SEALS: readonly Sealed[] = [
     range: [at, at + 65536],
     seal: (bytes) => putChecksum(bytes.subarray(at, at + 65536), 4),
   })),
-  // An entry of the log: its length is at 8.
+  // A log entry, with its length at offset 8.
   ...[0, 1, 2, 3, 4].map((sector): Sealed => {
     const at = VHDX.log + 4096 * sector;
     return {
@@ -244,7 +244,7 @@ async function vmdk(): Promise<Sample[]> {
   ];
 }
 
-/** The layouts of a VMDK that is more than one file. */
+/** The VMDK layouts that have more than one file. */
 async function vmdkFiles(): Promise<Sample[]> {
   const size = SIZE - SIZE % 4096;
   const lines = (kind: string, name: string) => [
@@ -281,7 +281,7 @@ async function luks(): Promise<Sample[]> {
       bytes: contentOf(store),
       secrets,
       options: KEY,
-      damage: spareTime,
+      damage: limitIterations,
     };
   };
   return [
@@ -291,10 +291,10 @@ async function luks(): Promise<Sample[]> {
 }
 
 /**
- * The iterations of a key are as many as the header says, for cryptsetup and
- * QEMU too. A test does not wait for them.
+ * Limit the iterations of key derivation: a header may demand any number, of
+ * cryptsetup and QEMU too, and a test does not wait for them.
  */
-function spareTime(bytes: Bytes): string {
+function limitIterations(bytes: Bytes): string {
   const view = new DataView(bytes.buffer);
   for (
     const at of [
@@ -307,7 +307,7 @@ function spareTime(bytes: Bytes): string {
   return "at most 2000 iterations";
 }
 
-/** Where the headers of a tar archive are, which is not damaged. */
+/** The headers in an intact tar archive. */
 function tarSeals(bytes: Bytes): Sealed[] {
   const seals: Sealed[] = [];
   const text = new TextDecoder("latin1").decode(bytes);
@@ -382,7 +382,7 @@ async function xzSamples(): Promise<Sample[]> {
   ];
 }
 
-/** Samples of each format, made when they are asked for. */
+/** Samples of each format, made on demand. */
 export const SAMPLES: { readonly [format: string]: () => Promise<Sample[]> } = {
   asif: () =>
     fixtures(["read-only/small.asif", "read-only/sectors.asif"], {

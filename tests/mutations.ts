@@ -1,8 +1,8 @@
 /**
- * Changes bytes of images of each format, and looks whether anything worse comes
- * of it than a clear error: a crash, a hang, memory out of proportion, a map
- * that contradicts what is read, or a write that cannot be read back. By hand,
- * as often as wanted:
+ * Mutates bytes of images of each format, and checks that nothing worse comes
+ * of it than a clear error: no crash, no hang, no memory out of proportion, no
+ * map that contradicts what is read, and no write that cannot be read back. By
+ * hand, as often as desired:
  * `deno run -A tests/mutations.ts [FORMAT|all] [COUNT] [FIRST]`.
  *
  * @module
@@ -32,26 +32,26 @@ import {
   SIZE,
 } from "./mutation_samples.ts";
 
-/** Milliseconds of the processors' time that nothing may take. */
+/** The limit on processor time, in milliseconds. */
 const LONGEST = 10_000;
-/** Bytes by which memory may grow on the way. */
+/** The limit on memory growth along the way, in bytes. */
 const MOST_MEMORY = 300 * 1024 ** 2;
 /**
- * Bytes that may be asked for at once, whether they are touched or not: a little
+ * The largest buffer that may be allocated, touched or not, in bytes: a little
  * more than the largest block of a cloop image.
  */
 const LARGEST_BUFFER = 65 * 1024 ** 2;
-/** Bytes of a page, as they are copied and restored. */
+/** The unit in which samples are copied and restored, in bytes. */
 const PAGE = 4096;
-/** Larger samples are copied and restored by their pages. */
+/** Samples larger than this are copied and restored page by page. */
 const SMALL = 512 * 1024;
-/** Most bytes of a disk that are read in one go. */
+/** The most bytes of a disk to read at once. */
 const LOOK = 140_000;
 
-/** Most extents of a map that are compared with what is read there. */
+/** The most extents of a map to compare with what is read. */
 const MAX_EXTENTS = 60;
 
-/** The formats whose images are changed. */
+/** The formats whose images are mutated. */
 export const FORMATS: readonly string[] = Object.keys(SAMPLES);
 
 /** Values that have broken programs before. */
@@ -69,13 +69,13 @@ const TEXTS = [
   ...["0x10", "1e3", "NaN", "RW", "ZERO", "FLAT", "SPARSE", "streamOptimized"],
 ];
 
-/** An image that is changed, restored, and changed in another way. */
+/** An image that is mutated, restored, and mutated again. */
 class Victim {
   readonly sample: Sample;
   readonly bytes: Bytes;
-  /** Bytes of the file, which may have been cut off. */
+  /** The size of the file, which may have been truncated. */
   size: number;
-  /** Where numbers are that are not zero, as far as they look like metadata. */
+  /** Offsets of nonzero words that look like metadata. */
   readonly words: readonly number[];
   readonly #pages: ReadonlySet<number>;
   readonly #touched = new Set<number>();
@@ -96,7 +96,7 @@ class Victim {
     return this.bytes.length <= SMALL;
   }
 
-  /** Note that a range is about to be changed. */
+  /** Note that a range is about to change. */
   touch(start: number, end: number): void {
     const last = Math.min(end, this.bytes.length);
     for (let at = start - start % PAGE; at < last; at += PAGE) {
@@ -123,7 +123,7 @@ class Victim {
     this.size = bytes.length;
   }
 
-  /** A copy of a part of it, to be used as a file. */
+  /** A copy of a range, to be used as a file. */
   store(start = 0, end: number = this.size): MemoryStore {
     const store = new MemoryStore(end - start);
     if (this.isSmall) store.write(0, this.bytes.subarray(start, end));
@@ -140,7 +140,7 @@ class Victim {
     return store;
   }
 
-  /** The file, or the first of several, as a protocol opens it. */
+  /** The protocol's description of the file, or of the first of several. */
   file(): StackObject {
     const { files } = this.sample;
     if (!files) return { driver: "memory", store: this.store() };
@@ -153,7 +153,7 @@ class Victim {
   }
 }
 
-/** Words of a page that are not zero; none of data, which fills its page. */
+/** Nonzero words of a page; none if it is mostly full, as pages of data are. */
 function wordsOf(bytes: Bytes, page: number): number[] {
   const words: number[] = [];
   const end = Math.min(bytes.length, page + PAGE);
@@ -163,7 +163,7 @@ function wordsOf(bytes: Bytes, page: number): number[] {
   return words.length < PAGE / 4 / 2 ? words : [];
 }
 
-/** A number of a few bytes; or another number near the one that is there. */
+/** Replace a number of a few bytes, or change it slightly. */
 function putNumber(
   { bytes }: Victim,
   start: number,
@@ -193,7 +193,7 @@ function putNumber(
   return `${aligned} (${length}) = 0x${value.toString(16)}`;
 }
 
-/** Put other words into a text; what does not fit any more is cut off. */
+/** Replace a word of a text; what does not fit any more is cut off. */
 function changeText(
   { bytes }: Victim,
   [start, end]: readonly [number, number],
@@ -212,13 +212,13 @@ function changeText(
     : random.pick(words);
   words.splice(at, random.below(2) + random.below(2), word);
   const text = new TextEncoder().encode(words.join(""));
-  // Of a fixed length, text in the middle of a file is padded with spaces.
+  // Text in the middle of a file has a fixed length, and is padded with spaces.
   area.fill(stop < 0 ? 0x20 : 0);
   area.set(text.subarray(0, area.length));
   return `text at ${start}, word ${at} = ${word.slice(0, 40)}`;
 }
 
-/** Change it in one way. */
+/** Mutate it in one way. */
 function mutate(victim: Victim, random: Random): string {
   const { bytes, sample } = victim;
   const { places = [], texts = [], damage } = sample;
@@ -244,7 +244,7 @@ function mutate(victim: Victim, random: Random): string {
     return `byte ${at} = ${bytes[at]}`;
   }
   if (kind === 1) {
-    // Two entries that are the same, or one structure in place of another.
+    // Duplicate an entry, or put one structure in place of another.
     const unit = random.pick([4, 8, 16, 32, 64]);
     const [from, to] = [pick(), pick()].map((start) =>
       Math.min(start + unit * random.below(512 / unit), length - unit)
@@ -264,7 +264,7 @@ function mutate(victim: Victim, random: Random): string {
   return putNumber(victim, start, random.pick([128, 512, 4096]), random);
 }
 
-/** Whether somebody has thrown it on purpose. */
+/** Whether an error was thrown on purpose, with a clear message. */
 function isClear(error: unknown): boolean {
   if (error instanceof SuppressedError) {
     return isClear(error.error) && isClear(error.suppressed);
@@ -274,7 +274,7 @@ function isClear(error: unknown): boolean {
     !/\n +at /.test(error.message);
 }
 
-/** What the act returns, if it does not fail as it may. */
+/** The result of a call, unless it fails as it may. */
 async function attempt<T>(act: () => Promise<T>): Promise<T | undefined> {
   try {
     return await act();
@@ -284,7 +284,7 @@ async function attempt<T>(act: () => Promise<T>): Promise<T | undefined> {
   }
 }
 
-/** What is written is there, as long as nothing else is. */
+/** A write must be readable, as long as nothing else has been damaged. */
 async function writeSomething(image: Image, random: Random): Promise<void> {
   if (image.readOnly || image.size < 4096) return;
   const { corruptions } = await image.check().catch(() => ({ corruptions: 1 }));
@@ -294,7 +294,7 @@ async function writeSomething(image: Image, random: Random): Promise<void> {
   await image.write(offset, bytes);
   const found = await image.read(offset, 512);
   if (corruptions === 0 && found.some((byte) => byte !== bytes[0])) {
-    throw new Error(`what was written at ${offset} is not there`);
+    throw new Error(`data written at ${offset} is lost`);
   }
   await image.flush();
   if (!random.oneIn(4)) return;
@@ -308,7 +308,7 @@ async function writeSomething(image: Image, random: Random): Promise<void> {
   await attempt(() => image.read(0, Math.min(image.size, LOOK)));
 }
 
-/** Read all of it that is not endless: at once, by its map, and as a copy. */
+/** Read everything of reasonable size: at once, by its map, and as a copy. */
 async function readAll(image: Image, random: Random): Promise<void> {
   const { size } = image;
   const start = await attempt(() => image.read(0, Math.min(size, LOOK)));
@@ -319,7 +319,7 @@ async function readAll(image: Image, random: Random): Promise<void> {
     let at = 0;
     for await (const extent of image.extents()) {
       if (extent.offset !== at || extent.length <= 0) {
-        throw new Error(`the map goes on at ${extent.offset}, not at ${at}`);
+        throw new Error(`the map continues at ${extent.offset}, not at ${at}`);
       }
       at += extent.length;
       if (++count > MAX_EXTENTS || at > size) break;
@@ -346,12 +346,12 @@ async function readAll(image: Image, random: Random): Promise<void> {
     await convert(image, target, { targetIsZero: true });
     const copy = await target.read(0, Math.min(size, LOOK));
     if (!start || !isEqual(copy, start)) {
-      throw new Error("the copy is not what was read");
+      throw new Error("the copy differs from what was read");
     }
   });
 }
 
-/** Unpack what is packed, as far as it is not endless. */
+/** Unpack everything of reasonable size. */
 async function unpack(format: string, file: StackObject): Promise<void> {
   const driver = await loadDriver(getDriver(format));
   const node = await openNode(file);
@@ -376,11 +376,12 @@ async function use(
     gate: files ? ({ filename }) => filename.startsWith("parts:") : "deny",
     maxChain: 1,
     secrets,
-    // Finding a key takes as long as all else a hundred times.
+    // Deriving a key takes a hundred times as long as everything else.
     withoutKeys: secrets !== undefined && !random.oneIn(40),
   };
   const file = victim.file();
-  // Opening takes most of the time: not every change is looked at in every way.
+  // Opening takes most of the time, so each mutation gets only some of the
+  // checks.
   if (random.oneIn(4)) await attempt(() => inspect(file));
   if (isStream) return void await attempt(() => unpack(format, file));
   const driver = await loadDriver(getDriver(format));
@@ -412,11 +413,11 @@ async function use(
   });
 }
 
-/** The most bytes that any buffer was asked for, since it was last 0. */
+/** The size of the largest buffer allocated since this was last 0. */
 let largest = 0;
 let askedBy = "";
 
-/** Watch how large buffers are: they take no memory until they are touched. */
+/** Track the sizes of buffers: they take no memory until they are touched. */
 function watchBuffers(): void {
   const scope = globalThis as unknown as Record<string, unknown>;
   for (
@@ -445,16 +446,16 @@ function watchBuffers(): void {
 
 let isWatching = false;
 
-/** The most that images of a format took. */
+/** The maxima over all images of a format. */
 export interface Extremes {
   milliseconds: number;
   buffer: number;
 }
 
 /**
- * Change images of a format, each in some ways that the seed determines.
+ * Mutate images of a format, each in ways that the seed determines.
  *
- * @returns what was wrong with whose outcome, a line each.
+ * @returns a line for each wrong outcome.
  */
 export async function runMutations(
   format: string,

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # OpenStack's image inspector, which only newer releases of Debian's package
-# python3-oslo.utils have: unpacked into a folder of its own, not installed.
-# It needs the installed packages python3-oslo.i18n and python3-cryptography.
+# python3-oslo.utils have: unpacked into a folder of its own, not installed. It
+# needs the installed packages python3-oslo.i18n and python3-cryptography.
 #
 #   tests/oslo.sh DIR      then BDRV_OSLO=DIR/usr/lib/python3/dist-packages
 set -euo pipefail

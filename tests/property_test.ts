@@ -1,9 +1,9 @@
 /**
- * Random requests, several at once, on random stacks, against a model; and
- * every now and then QEMU's opinion of the image.
+ * Random concurrent requests on random stacks, compared with a model; and every
+ * now and then QEMU's opinion of the image.
  *
- * `BDRV_SEED` (`7` or `1-500`) chooses seeds, `BDRV_STEPS` changes how many rounds of
- * requests each seed gets.
+ * `BDRV_SEED` (`7` or `1-500`) chooses the seeds, `BDRV_STEPS` sets how many
+ * rounds of requests each seed gets.
  *
  * @module
  */
@@ -48,9 +48,9 @@ const SIMPLE_FORMATS = {
   vhdx: 2 ** 20,
 };
 type SimpleFormat = keyof typeof SIMPLE_FORMATS;
-/** Those of them that can have a backing file. */
+/** The ones that can have a backing file. */
 const OVERLAY_FORMATS: readonly SimpleFormat[] = ["qcow", "qed"];
-/** Of those, the options without which the disk would be another. */
+/** The options that some of them need. */
 const SIMPLE_OPTIONS: { readonly [format: string]: Record<string, unknown> } = {
   luks: { "key-secret": "key", "iter-time": 0, "cipher-alg": "aes-128" },
   vpc: { force_size: true },
@@ -78,11 +78,11 @@ interface Layer {
   clusterSize: number;
   version: 2 | 3;
   openOptions: Record<string, unknown>;
-  /** Whether L2 entries tell of subclusters. */
+  /** Whether L2 entries are extended. */
   isExtended: boolean;
   /** The name of the external data file, if there is one. */
   dataFile?: string;
-  /** Whether that alone is to hold the disk. */
+  /** Whether the data file alone holds the disk's content. */
   isRaw: boolean;
   /** How its data is encrypted, with the key in `SECRETS`. */
   encryption?: "aes" | "luks";
@@ -90,7 +90,7 @@ interface Layer {
 
 const SECRETS = { key: "a secret" };
 const KEY_OPTION = { "encrypt.key-secret": "key" };
-/** What each kind of encryption is made with. */
+/** Creation options of each kind of encryption. */
 const ENCRYPTION = {
   aes: { "encrypt.format": "aes", ...KEY_OPTION },
   luks: {
@@ -101,7 +101,7 @@ const ENCRYPTION = {
   },
 };
 
-/** A stack under test, with what it should hold. */
+/** A stack under test, and its expected content. */
 class Subject {
   readonly #random: Random;
   readonly #folder: TempDir;
@@ -109,10 +109,10 @@ class Subject {
   readonly #scheduler: Scheduler;
   readonly #layers: Layer[] = [];
   #image!: Image;
-  /** What the image lies on. */
+  /** The nodes that the image is opened on. */
   #nodes: BlockNode[] = [];
   #model = new DiskModel(0);
-  /** What the top image's snapshots hold, by id. */
+  /** The expected content of the top image's snapshots, by id. */
   #snapshots = new Map<string, Uint8Array>();
   /** The top image's bitmaps. */
   #bitmaps: BitmapModel[] = [];
@@ -127,7 +127,7 @@ class Subject {
     this.#scheduler = new Scheduler(this.#random);
   }
 
-  /** What the stack looks like, for messages. */
+  /** A description of the stack, for messages. */
   describe(): string {
     const layers = this.#layers.map((
       {
@@ -177,7 +177,7 @@ class Subject {
   async #addLayer(): Promise<void> {
     const random = this.#random;
     const level = this.#layers.length;
-    // What cannot have a backing file is the lowest one.
+    // A format that cannot have a backing file is the lowest.
     const others = level === 0
       ? Object.keys(SIMPLE_FORMATS) as SimpleFormat[]
       : OVERLAY_FORMATS;
@@ -245,7 +245,7 @@ class Subject {
     this.#model.resize(size);
     this.#bitmaps = [];
     await this.#open();
-    // A new one holds whatever zeroes of its file decrypt to.
+    // A new luks disk holds whatever the file's zeroes decrypt to.
     if (format === "luks") await this.#image.writeZeroes(0, size);
     if (format === "qcow2" && version === 3 && random.oneIn(3)) {
       await this.#addBitmap("first");
@@ -260,7 +260,7 @@ class Subject {
     this.#bitmaps.push(model);
   }
 
-  /** From a few to a few thousand clusters, and a bit. */
+  /** From a few to a few thousand clusters, plus a bit. */
   #newSize(clusterSize: number): number {
     const most = Math.min(clusterSize * 3000, 6 * 2 ** 20);
     const size = 512 * (1 + this.#random.below(most / 512));
@@ -281,7 +281,7 @@ class Subject {
     for (const node of this.#nodes) await node.close();
   }
 
-  /** What it takes to open a layer; the caller closes `nodes`. */
+  /** How to open a layer; the caller closes `nodes`. */
   async #stack(
     level: number,
     nodes: BlockNode[],
@@ -306,12 +306,12 @@ class Subject {
     return { driver: format, file: node, ...data, ...openOptions, ...backing };
   }
 
-  /** Some requests at once, and then what they must have done. */
+  /** Some concurrent requests, and a check of their effects. */
   async #round(): Promise<void> {
     const random = this.#random;
     if (random.oneIn(25)) return await this.#resize();
     if (random.oneIn(20)) return await this.#snapshot();
-    if (random.oneIn(30)) return await this.#lookAfter();
+    if (random.oneIn(30)) return await this.#maintain();
     if (random.oneIn(20)) return await this.#changeBitmaps();
     if (random.oneIn(40)) {
       await this.#close();
@@ -321,7 +321,7 @@ class Subject {
     const requests: Promise<Effect | undefined>[] = [];
     const place = this.#somewhere();
     for (let count = random.pick([1, 1, 2, 4, 8, 16]); count > 0; count--) {
-      // Half of them near to each other.
+      // Half of them are close to each other.
       const { offset, length } = random.oneIn(2)
         ? this.#near(place)
         : this.#somewhere();
@@ -363,7 +363,7 @@ class Subject {
     return { offset, length: Math.min(length, size - offset) };
   }
 
-  /** Send one request; answers its effect on the disk, if it has one. */
+  /** Send one request; returns its effect on the disk, if it has one. */
   async #request(
     offset: number,
     length: number,
@@ -409,12 +409,12 @@ class Subject {
     return parts;
   }
 
-  /** Whole clusters read as zeroes then; nothing else changes. */
+  /** Whole clusters must read as zeroes afterwards; nothing else changes. */
   async #discard(offset: number, length: number): Promise<Effect | undefined> {
     const { format, clusterSize, version } =
       this.#layers[this.#layers.length - 1];
     const { encryption } = this.#layers[this.#layers.length - 1];
-    // Sectors are encrypted whole: those that it covers in part are left out.
+    // Sectors are encrypted whole: those covered in part are left out.
     const first = encryption ? Math.ceil(offset / 512) * 512 : offset;
     let end = offset + length;
     const last = encryption ? end - end % 512 : end;
@@ -426,13 +426,13 @@ class Subject {
       if (end < this.#model.size) end -= end % clusterSize;
       if (offset >= end) return undefined;
     } else {
-      // The driver's choice: whatever is there now, after the others ended.
+      // The result is the driver's choice, so fix it by writing zeroes.
       await this.#image.writeZeroes(offset, length);
     }
     return { offset, bytes: new Uint8Array(end - offset) };
   }
 
-  /** A whole cluster, refused where one lies that cannot be written over. */
+  /** A whole cluster; refused where data cannot be overwritten. */
   async #compressed(offset: number): Promise<Effect | undefined> {
     const { format, clusterSize, encryption, dataFile } =
       this.#layers[this.#layers.length - 1];
@@ -469,10 +469,10 @@ class Subject {
     } catch (error) {
       if (this.#image.format === "raw" && preallocation !== "off") return;
       if (!this.#image.node.truncate && isError(error, "ENOTSUP")) return;
-      // It only grows, and not below the end of a longer backing file.
+      // QED only grows, and not below the end of a longer backing file.
       if (this.#image.format === "qed" && isError(error, "ENOTSUP")) return;
-      // It can neither hide what a longer backing file has there, nor tell
-      // the sizes of its snapshots.
+      // Version 2 can neither hide a longer backing file's data, nor store the
+      // sizes of its snapshots.
       const mayFail = version === 2 &&
         (this.#layers.length > 1 || this.#snapshots.size > 0);
       if (mayFail && isError(error, "ENOTSUP")) return;
@@ -486,7 +486,7 @@ class Subject {
     for (const bitmap of this.#bitmaps) bitmap.write(offset, length);
   }
 
-  /** Do to a bitmap what its user can. */
+  /** Do something to a bitmap that its user can do. */
   async #changeBitmaps(): Promise<void> {
     const random = this.#random;
     const { bitmaps } = this.#image;
@@ -517,8 +517,8 @@ class Subject {
     }
   }
 
-  /** Check the image, or read its tables anew: that must change nothing. */
-  async #lookAfter(): Promise<void> {
+  /** Check the image, or reload its tables: this must change nothing. */
+  async #maintain(): Promise<void> {
     const { format, openOptions } = this.#layers[this.#layers.length - 1];
     if (format !== "qcow2") return;
     const { node } = this.#image;
@@ -529,11 +529,11 @@ class Subject {
       .#image.check({ repair: { leaks: true, corruptions: true } });
     const found = [leaks, leaksFixed, corruptions, corruptionsFixed];
     if (found.some((count) => count > 0)) {
-      throw new Error(`check() found and mended ${found}`);
+      throw new Error(`check() found and repaired ${found}`);
     }
   }
 
-  /** Take a snapshot, delete one, or go back to one. */
+  /** Create a snapshot, delete one, or apply one. */
   async #snapshot(): Promise<void> {
     const { snapshots } = this.#image.node;
     const { dataFile } = this.#layers[this.#layers.length - 1];
@@ -546,7 +546,7 @@ class Subject {
         this.#snapshots.set(id, this.#model.bytes.slice());
       } catch (error) {
         if (!this.#isOverflow(error)) throw error;
-        // The copy of the L1 table leaks then, as QEMU's does (its test 112).
+        // This leaks the copy of the L1 table, as in QEMU (its test 112).
         await this.#image.check({
           repair: { leaks: true, corruptions: false },
         });
@@ -559,7 +559,7 @@ class Subject {
       try {
         await snapshots.apply(id);
       } catch (error) {
-        // As for any change of the size.
+        // As for any other change of the size.
         const { version } = this.#layers[this.#layers.length - 1];
         if (
           version === 2 && bytes.length !== this.#model.size &&
@@ -573,13 +573,13 @@ class Subject {
     }
   }
 
-  /** Refcounts of one bit count no second user, narrow ones not many. */
+  /** One-bit refcounts cannot count a second user, narrow ones not many. */
   #isOverflow(error: unknown): boolean {
     return this.#refcountBits <= 4 && isError(error, "EINVAL");
   }
 
   async #checkSnapshots(): Promise<void> {
-    // It is open for writing all the while.
+    // The image remains open for writing.
     const how = { readOnly: true, forceShare: true };
     const nodes: BlockNode[] = [];
     const stack = await this.#stack(this.#layers.length - 1, nodes, how);
@@ -608,7 +608,7 @@ class Subject {
     await this.#image.flush();
     await this.#verify();
     if (this.#isLazy) {
-      // Its refcounts are not true before it is closed.
+      // Lazy refcounts are not correct before the image is closed.
       await this.#close();
       await this.#open();
     }
@@ -619,7 +619,7 @@ class Subject {
     const top = files.length - 1;
     const stack = `json:${JSON.stringify(this.#qemuStack(files, top))}`;
     const object = ["--object", `secret,id=key,data=${SECRETS.key}`];
-    // One of Parallels' says while it is open that it was not closed.
+    // While it is open, a Parallels image is marked as not closed.
     const isOpen = this.#image.format === "parallels";
     if (this.#image.node.image?.check && !isOpen) {
       const { code, stdout, stderr } = await run(
@@ -639,7 +639,7 @@ class Subject {
     ]);
   }
 
-  /** A raw data file is the disk. */
+  /** A raw data file must equal the disk. */
   #checkRaw(): void {
     const { dataFile, isRaw, encryption } =
       this.#layers[this.#layers.length - 1];
@@ -648,7 +648,7 @@ class Subject {
     this.#model.check(0, bytes.subarray(0, this.#model.size), "of the data");
   }
 
-  /** The file of a layer, written out if it lies in memory. */
+  /** The file of a layer, written out if it is in memory. */
   #export(level: number): string {
     const { file } = this.#layers[level];
     if (file.filename !== undefined) return file.filename;
@@ -671,7 +671,7 @@ class Subject {
     return { driver: format, file, ...data, ...key, backing };
   }
 
-  /** What is said to be zero must be. */
+  /** Extents reported as zero must read as zeroes. */
   async #checkStatus(): Promise<void> {
     let next = 0;
     for await (const { zero, offset, length } of this.#image.extents()) {

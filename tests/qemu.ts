@@ -33,14 +33,14 @@ const NEWEST = Deno.env.get("BDRV_QEMU_NEWEST");
 let release: string | undefined;
 
 /**
- * The release of the installed tools, whose output ours is compared with, such
- * as `7.2`; that is also the one without any.
+ * The release of the installed tools, with which our output is compared, such
+ * as `7.2`; without any tools, that one.
  */
 export function installedRelease(): string {
   return release ??= isInstalled("qemu-img") ? releaseOf("qemu-img") : "7.2";
 }
 
-/** The release of a `qemu-img`; the newest that we know for those after it. */
+/** The release of a `qemu-img`, or for later ones the newest that we know. */
 function releaseOf(program: string): string {
   const { stdout } = new Deno.Command(program, { args: ["--version"] })
     .outputSync();
@@ -50,7 +50,7 @@ function releaseOf(program: string): string {
 
 const ROOT = new URL("..", import.meta.url).pathname;
 
-/** A command to be tested in place of the source: a list of words, as JSON. */
+/** A command to test in place of the source: a list of words, as JSON. */
 const OTHER = Deno.env.get("BDRV_COMMAND");
 
 /** The command line of this project, for `run`. */
@@ -65,26 +65,25 @@ export const BDRV: readonly string[] = OTHER ? JSON.parse(OTHER) : [
 ];
 
 /**
- * Whether the program to be tested can call the system's functions, which it
- * takes to lock files, to bypass the page cache, and to know of holes: only on
- * Deno.
+ * Whether the program under test can call system functions, which it needs to
+ * lock files, to bypass the page cache, and to find holes: only on Deno.
  */
 export const HAS_FFI = Deno.env.get("BDRV_HAS_FFI") !== "0";
 
-/** What of a command line takes more of files than any runtime can. */
+/** Command lines that need more of files than every runtime offers. */
 const NEEDS_FFI =
   /(^| )(-[tT]|--(source-)?cache)[ =](none|directsync)\b|\b(nocow|extent_size_hint)=|\bcache\.direct=on/;
 
-/** The requirement of tests that need what {@linkcode HAS_FFI} tells of. */
+/** The requirement of tests that need {@linkcode HAS_FFI}. */
 export const FFI: Readonly<Record<string, boolean>> = {
   "locks, O_DIRECT and holes (this runtime has no FFI)": HAS_FFI,
 };
 
 /**
- * Whether to leave out a call, because the program to be tested cannot do it
- * on its runtime; that is noted as a skipped test is.
+ * Whether to leave out a call that the program under test cannot do on its
+ * runtime; this is recorded like a skipped test.
  *
- * @param needsHoles Whether its output depends on holes of files.
+ * @param needsHoles Whether the output depends on holes in files.
  */
 export function isBeyond(call: string, needsHoles = false): boolean {
   if (HAS_FFI || !(needsHoles || NEEDS_FFI.test(call))) return false;
@@ -92,7 +91,7 @@ export function isBeyond(call: string, needsHoles = false): boolean {
   return true;
 }
 
-/** What was said, without that files cannot be locked: nothing locks them. */
+/** Output without the warning that files cannot be locked. */
 export function withoutUnlocked(text: string): string {
   if (HAS_FFI) return text;
   return text.split("\n").filter((line) => !/cannot be locked/.test(line))
@@ -122,8 +121,8 @@ export function isInstalled(program: string): boolean {
 }
 
 /**
- * A command with limits on memory and time, since QEMU's tools use as much as a
- * damaged image makes them.
+ * A command with limits on memory and time, since a damaged image may make
+ * QEMU's tools use any amount.
  */
 function withinLimits(command: readonly string[]): readonly string[] {
   if (!command[0].startsWith("qemu-") || !isInstalled("prlimit")) {
@@ -133,8 +132,8 @@ function withinLimits(command: readonly string[]): readonly string[] {
 }
 
 /**
- * Run a program, and wait for its end. Ours prints what the installed tools of
- * QEMU would, unless `BDRV_QEMU_VERSION` is among the variables.
+ * Run a program, and wait for its end. Ours prints what the installed QEMU
+ * tools would, unless `BDRV_QEMU_VERSION` is among the variables.
  */
 export async function run(
   command: readonly string[],
@@ -158,7 +157,7 @@ export async function run(
     ? Promise.resolve()
     : ReadableStream.from([new TextEncoder().encode(options.stdin)])
       .pipeTo(child.stdin);
-  // Read the output meanwhile: the program may wait for that.
+  // Read the output meanwhile, for which the program may wait.
   const [{ code, stdout, stderr }] = await Promise.all([
     child.output(),
     writing.catch(() => {}), // It may not read everything.
@@ -183,7 +182,7 @@ export async function runOk(
   return stdout;
 }
 
-/** What runs commands of `qemu-io` on an image in a folder. */
+/** A function that runs `qemu-io` commands on an image in a folder. */
 export function qemuIoIn(cwd: string) {
   return (image: string, ...commands: string[]): Promise<string> =>
     runOk(
@@ -194,7 +193,7 @@ export function qemuIoIn(cwd: string) {
 
 /** A folder that is removed at the end of an `await using` block. */
 export class TempDir implements AsyncDisposable {
-  /** Its path, without a slash at the end. */
+  /** Its path, without a trailing slash. */
   readonly path: string = Deno.makeTempDirSync({ prefix: "bdrv-test-" });
 
   /** The path of a file in it. */
@@ -300,8 +299,8 @@ export function mustSkip(needed: Requirements): boolean {
 }
 
 /**
- * A test that requires QEMU's tools or other things of the machine. Without
- * them it is ignored, and the reason printed once ({@linkcode mustSkip}).
+ * A test that requires QEMU's tools or other things from the machine. Without
+ * them it is ignored, and the reason is printed once ({@linkcode mustSkip}).
  *
  * @param needs The required programs, or all requirements. Default: `qemu-img`.
  */
@@ -325,8 +324,8 @@ export function qemuTest(
 }
 
 /**
- * A test beside the tools of the newest QEMU. It is skipped where the machine
- * has no way to get them, in CI too.
+ * A test against the newest QEMU's tools. It is skipped where the machine has
+ * no way to get them, even in CI.
  */
 export function newestQemuTest(
   name: string,
@@ -361,7 +360,7 @@ export function installedTools(): Tools {
   return { img: ["qemu-img"], io: ["qemu-io"], release: installedRelease() };
 }
 
-/** Ours in their place. */
+/** Our stand-ins for them. */
 export const OUR_TOOLS: Omit<Tools, "release"> = {
   img: [...BDRV, "qemu-img"],
   io: [...BDRV, "qemu-io"],

@@ -100,7 +100,7 @@ Deno.test("mirror reads the copy where the file fails", async () => {
   assertEquals(new TextDecoder().decode(bytes), "twice");
 });
 
-Deno.test("the README shows the example driver as it is", async () => {
+Deno.test("the README shows the example driver unchanged", async () => {
   const source = await Deno.readTextFile(new URL(import.meta.url));
   const readme = await Deno.readTextFile(
     new URL("../README.md", import.meta.url),

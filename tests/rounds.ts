@@ -1,5 +1,5 @@
 /**
- * A file that answers in rounds: all waiting requests are answered together,
+ * A file that responds in rounds: all waiting requests are answered together,
  * once everything else is idle. The number of rounds is the number of latencies
  * that a slow file would cost, independent of the machine's speed.
  *
@@ -11,7 +11,7 @@ import { type BlockNode, getDriver } from "../mod.ts";
 
 /** Counts the rounds of a node's reads and writes. */
 export class Rounds {
-  /** The node that answers in rounds. */
+  /** The node that responds in rounds. */
   readonly node: BlockNode;
   #waiting: (() => void)[] = [];
   #count = 0;

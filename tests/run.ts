@@ -54,7 +54,7 @@ async function runTests(
   const child = new Deno.Command(Deno.execPath(), {
     args: [
       ...["test", "--quiet", "-A", "--doc", "--parallel"],
-      // They have a task of their own, which starts the services.
+      // These have a task of their own, which starts the services.
       "--ignore=tests/services",
       ...hasReporter ? [] : ["--reporter=dot"],
       ...Deno.args,

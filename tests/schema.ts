@@ -4,7 +4,7 @@
  * @module
  */
 
-/** A schema; keywords that are not here are refused. */
+/** A schema; keywords that are not listed here are refused. */
 export interface Schema {
   readonly $schema?: string;
   readonly title?: string;
@@ -26,7 +26,7 @@ const KEYWORDS = [
   "additionalProperties",
 ];
 
-/** What is wrong with a value, a line each, by its path. */
+/** The violations of a schema, one a line, with their paths. */
 export function faultsOf(schema: Schema, value: unknown, path = "$"): string[] {
   const unknown = Object.keys(schema).find((key) => !KEYWORDS.includes(key));
   if (unknown) throw new Error(`The keyword '${unknown}' is not known`);

@@ -28,14 +28,14 @@ export class SlowFiles {
     return node;
   }
 
-  /** A file with the same content; nothing is being written meanwhile. */
+  /** A file with the same content; nothing may be writing meanwhile. */
   async copyOf(node: BlockNode): Promise<BlockNode> {
     const from = this.#stores.get(node)!;
     const bytes = new Uint8Array(from.size);
     from.read(0, bytes);
     const to = new MemoryStore();
     to.write(0, bytes);
-    // Whoever still used the old one would be found out.
+    // Spoil the old file, to expose anyone who still uses it.
     from.write(0, new Uint8Array(from.size).fill(0xbd));
     return await this.open(to);
   }

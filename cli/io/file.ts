@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { asBlockError, BlockError } from "../../core/errors.ts";
+import { asBlockError } from "../../core/errors.ts";
 import type { Image } from "../../core/image.ts";
 import type { Preallocation } from "../../core/node.ts";
 import { integerText } from "../numbers.ts";

@@ -156,9 +156,11 @@ function checkError<E extends Error>(
   }
 }
 
-/** Assert that `fn` throws; answers what was thrown. */
+/** Assert that `fn` throws; returns what was thrown. */
 export function assertThrows(fn: () => unknown, msg?: string): unknown;
-/** Assert that `fn` throws an error of a class, with a text in its message. */
+/**
+ * Assert that `fn` throws an error of a class, whose message includes a text.
+ */
 export function assertThrows<E extends Error = Error>(
   fn: () => unknown,
   errorClass: ErrorClass<E>,
@@ -185,12 +187,15 @@ export function assertThrows<E extends Error = Error>(
   throw failure("Expected function to throw", msg);
 }
 
-/** Assert that `fn` rejects; answers the reason. */
+/** Assert that `fn` rejects; returns the reason. */
 export function assertRejects(
   fn: () => PromiseLike<unknown>,
   msg?: string,
 ): Promise<unknown>;
-/** Assert that `fn` rejects with an error of a class, and a text in it. */
+/**
+ * Assert that `fn` rejects with an error of a class, whose message includes a
+ * text.
+ */
 export function assertRejects<E extends Error = Error>(
   fn: () => PromiseLike<unknown>,
   errorClass: ErrorClass<E>,

@@ -5,7 +5,7 @@
 
 /** Something bytes can be written to synchronously. */
 export interface WriterSync {
-  /** Write some of `p`, and answer how many bytes. */
+  /** Write some of `p`; returns how many bytes. */
   writeSync(p: Uint8Array): number;
 }
 

@@ -8,7 +8,8 @@ import { isInstalled, mustSkip, run, runOk, TempDir } from "../qemu.ts";
 const ROOT = new URL("../..", import.meta.url).pathname;
 
 Deno.test({
-  name: "what Bun compiles is the command line, and QEMU's through links",
+  name:
+    "the file that Bun compiles is the command line, and through links QEMU's tools",
   ignore: mustSkip({
     tools: ["qemu-img"],
     others: { "npm": isInstalled("npm") },
@@ -37,7 +38,7 @@ Deno.test({
   },
 });
 
-Deno.test("deno task compile --with=bun takes nothing else", async () => {
+Deno.test("deno task compile --with=bun takes no other arguments", async () => {
   const { code, stderr } = await run(
     [Deno.execPath(), "run", "-A", "build/compile.ts", "--with=bun", "all"],
     { cwd: ROOT },

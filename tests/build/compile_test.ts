@@ -1,11 +1,11 @@
-/** `deno task compile`, as far as it goes without the runtime. @module */
+/** `deno task compile`, as far as it gets without the runtime. @module */
 import { assert, assertEquals } from "@std/assert";
 import { run, TempDir } from "../qemu.ts";
 
 const ROOT = new URL("../..", import.meta.url).pathname;
 const DENO = Deno.execPath();
 
-/** A copy of the tree, into whose `dist` may be compiled. */
+/** A copy of the tree, with a `dist` to compile into. */
 async function clone(): Promise<TempDir> {
   const dir = new TempDir();
   for (const name of ["cli.ts", "deno.json", "deno.lock"]) {
@@ -19,7 +19,7 @@ async function clone(): Promise<TempDir> {
 
 Deno.test("deno task compile makes a file with all modules, and links", async () => {
   await using dir = await clone();
-  // The runtime has to be downloaded; any file shows what is put into it.
+  // Deno would download the runtime; any file in its place shows what is added.
   const target = "x86_64-unknown-linux-gnu";
   const { code, stdout, stderr } = await run(
     [DENO, "task", "--quiet", "compile", target],
@@ -39,7 +39,7 @@ Deno.test("deno task compile makes a file with all modules, and links", async ()
   }
 });
 
-Deno.test("deno task compile says in a line why it cannot", async (t) => {
+Deno.test("deno task compile says in one line why it failed", async (t) => {
   await using dir = await clone();
   const refused = async (args: string[], env: Record<string, string>) => {
     const { code, stdout, stderr } = await run(

@@ -8,7 +8,7 @@ import { mustSkip, run, TempDir } from "../qemu.ts";
 
 const program = new Program("bdrv");
 
-/** What a page shows, without formatting. */
+/** A page as it is shown, without formatting. */
 async function shown(path: string): Promise<string> {
   const { code, stdout, stderr } = await run(
     ["groff", "-man", "-Tascii", "-ww", "-rLL=200n", "-P-cbou", path],
@@ -18,7 +18,7 @@ async function shown(path: string): Promise<string> {
 }
 
 Deno.test({
-  name: "groff shows every page without a warning, with every option",
+  name: "groff formats every page without a warning, with every option",
   ignore: mustSkip({ tools: ["groff"] }),
   async fn() {
     await using dir = await new TempDir();

@@ -1,4 +1,4 @@
-/** What is made from the drivers' option tables. @module */
+/** What is generated from the drivers' option tables. @module */
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { tables } from "../../build/tables.ts";
 import { listDrivers, loadDriver } from "../../mod.ts";
@@ -12,7 +12,7 @@ Deno.test("docs/drivers.md and the types of options are up to date", async () =>
   }
 });
 
-Deno.test("docs/drivers.md tells every option of every driver", async () => {
+Deno.test("docs/drivers.md lists every option of every driver", async () => {
   const page = await Deno.readTextFile(new URL("docs/drivers.md", ROOT));
   const sections = new Map(
     page.split("\n### ").map((text) => [/^`(.+)`/.exec(text)?.[1], text]),

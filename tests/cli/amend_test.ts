@@ -1,4 +1,4 @@
-/** `amend` beside qemu-img's. @module */
+/** `amend`, compared with qemu-img's. @module */
 import { assertEquals } from "@std/assert";
 import { qemuIoIn, runOk } from "../qemu.ts";
 import { besideQemu, type Folders, words } from "./beside.ts";
@@ -34,11 +34,14 @@ async function prepare(cwd: string): Promise<void> {
   await io("over.qcow2", "write -P 3 310k 4k", "write -z -u 2200k 100k");
   await img("snapshot -c two over.qcow2");
   await Deno.copyFile(`${cwd}/over.qcow2`, `${cwd}/shared.qcow2`);
-  // Zeroes in front of data that the snapshots have there still.
+  // Zeroes that hide data which the snapshots still have.
   await io("shared.qcow2", "write -z 0 64k");
 }
 
-/** The disk and its snapshots are what they were, the image what theirs is. */
+/**
+ * The disk and its snapshots are unchanged, and the image's options equal
+ * QEMU's.
+ */
 async function inspect(call: string, { pristine, ours, theirs }: Folders) {
   const file = /\w+\.qcow2$/.exec(call)?.[0];
   if (file === undefined || /help|\?/.test(call)) return;
@@ -62,7 +65,7 @@ async function inspect(call: string, { pristine, ours, theirs }: Folders) {
       ...[`${pristine}/${snapshot}.raw`, `${ours}/${snapshot}.raw`],
     ]);
   }
-  // QEMU overwrites what snapshots share with zero clusters of the disk.
+  // Expanding zero clusters, QEMU overwrites data that snapshots still use.
   if (file === "shared.qcow2") return;
   const [actual, expected] = await Promise.all([
     describe(`${ours}/${file}`),
@@ -79,7 +82,7 @@ async function snapshotsOf(path: string): Promise<string[]> {
 
 /** The image's options, and what is allocated in it. */
 async function describe(path: string) {
-  // Where many blocks of a file are holes, QEMU shows those, too.
+  // Where many blocks of a file are holes, QEMU's map shows those, too.
   await runOk(["cp", "--sparse=never", path, `${path}.solid`]);
   await Deno.rename(`${path}.solid`, path);
   const info = await runOk(["qemu-img", "info", "--output=json", path]);
@@ -91,7 +94,7 @@ async function describe(path: string) {
   return { facts, runs: runsOf(JSON.parse(map)) };
 }
 
-/** A map without the places, which are the writer's choice. */
+/** A map without host offsets, which are the writer's choice. */
 function runsOf(map: { start: number; length: number; offset?: number }[]) {
   const runs = new Map<number, string>();
   let last = "";
@@ -142,7 +145,7 @@ besideQemu("amend behaves as qemu-img does", {
     "amend -f qcow2 -o size=1,help",
     "amend -o help new.qcow2",
     "amend -o ? new.qcow2",
-    // Mistakes.
+    // Invalid calls.
     "amend",
     "amend new.qcow2",
     "amend -o size=1M",

@@ -5,7 +5,7 @@ import { BlockError } from "../../mod.ts";
 const list = (properties: { [name: string]: string }) =>
   authorizationOf("authz-list", new Map(Object.entries(properties)));
 
-Deno.test("authz-list: the first rule that fits decides", () => {
+Deno.test("authz-list: the first rule that matches decides", () => {
   const isAllowed = list({
     id: "a",
     policy: "allow",

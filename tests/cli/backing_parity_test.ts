@@ -1,6 +1,7 @@
 /**
- * `commit` and `rebase` beside qemu-img's: the same calls on the same files
- * print the same, end the same, and leave the same disks, as QEMU sees them.
+ * `commit` and `rebase`, compared with qemu-img's: the same calls on the same
+ * files must print the same, exit with the same code, and leave the same disks,
+ * as seen by QEMU.
  *
  * @module
  */
@@ -8,11 +9,11 @@ import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { BDRV, FFI, qemuTest, run, runOk, TempDir } from "../qemu.ts";
 
 interface Case {
-  /** What makes the files: lines of a shell. */
+  /** Makes the files: lines for a shell. */
   setup: string[];
-  /** Calls of the program, one after the other. */
+  /** Calls of the program, in order. */
   calls: string[];
-  /** Images whose maps, as QEMU shows them, must be the same. */
+  /** Images whose maps, as QEMU shows them, must be equal. */
   images: string[];
 }
 
@@ -52,7 +53,7 @@ const PAIR_IMAGES = ["base", "over"];
 const LONG = "n".repeat(1100);
 
 const CASES: { [name: string]: Case } = {
-  "commit, all that is simple": {
+  "commit, the simple calls": {
     setup: PAIR,
     calls: ["commit over"],
     images: PAIR_IMAGES,
@@ -116,7 +117,7 @@ const CASES: { [name: string]: Case } = {
     ],
     images: [],
   },
-  "commit over an intermediate that is shorter": {
+  "commit across a shorter intermediate image": {
     setup: [
       ...image("base", "4M", "write -P 1 0 4M"),
       ...image("middle", "-b base -F qcow2 1M"),
@@ -156,7 +157,7 @@ const CASES: { [name: string]: Case } = {
     calls: ["rebase -b new -F qcow2 over"],
     images: ["over"],
   },
-  "rebase to none": {
+  "rebase to no backing file": {
     setup: THREE,
     calls: ["rebase -b '' over"],
     images: ["over"],
@@ -188,7 +189,7 @@ const CASES: { [name: string]: Case } = {
     calls: ["rebase -b base -F qcow2 top"],
     images: ["top"],
   },
-  "rebase within a chain whose middle is shorter": {
+  "rebase within a chain with a shorter image in the middle": {
     setup: [
       ...image("base", "4M", "write -P 1 0 4M"),
       ...image("middle", "-b base -F qcow2 1M", "write -P 4 0 64k"),
@@ -197,7 +198,7 @@ const CASES: { [name: string]: Case } = {
     calls: ["rebase -b base -F qcow2 over"],
     images: ["over"],
   },
-  "rebase from a shorter to a longer one": {
+  "rebase from a shorter to a longer backing file": {
     setup: [
       "yes | head -c 1000000 >old",
       ...image("new", "4M", "write -P 7 0 4M"),
@@ -206,7 +207,7 @@ const CASES: { [name: string]: Case } = {
     calls: ["rebase -b new -F qcow2 over"],
     images: ["over"],
   },
-  "rebase from a longer to a shorter one": {
+  "rebase from a longer to a shorter backing file": {
     setup: [
       "yes | head -c 1000000 >new",
       ...image("old", "4M", "write -P 7 0 4M"),
@@ -215,7 +216,7 @@ const CASES: { [name: string]: Case } = {
     calls: ["rebase -b new -F raw over"],
     images: ["over"],
   },
-  "rebase from none": {
+  "rebase from no backing file": {
     setup: [
       ...image("new", "4M", "write -P 7 0 1M"),
       ...image("over", "3M", "write -P 3 512k 64k"),
@@ -256,12 +257,12 @@ const CASES: { [name: string]: Case } = {
       "rebase -f raw -u -b x -F raw over",
       "rebase -Z over",
     ],
-    // QEMU finds out that the format is missing when it has copied everything.
+    // QEMU notices the missing format only after it has copied everything.
     images: [],
   },
 };
 
-/** What became of a case with one of the programs. */
+/** The outcome of a case with one of the programs. */
 async function outcome(
   { setup, calls, images }: Case,
   program: readonly string[],
@@ -273,13 +274,13 @@ async function outcome(
   for (const call of calls) {
     const words = call.split(" ").map((word) => word === "''" ? "" : word);
     const { code, stdout, stderr } = await run([...program, ...words], { cwd });
-    // What a file takes on the disk depends on the order of writes, too.
+    // A file's disk usage depends on the order of writes as well.
     const shown = stdout.replace(/disk size: .*/, "disk size: …");
     lines.push(`$ ${call}`, shown, stderr, `= ${code}`);
   }
   for (const image of images) {
     const map = ["qemu-img", "map", "--output=json", image];
-    // Where things lie in the file is up to each.
+    // Each program may place things in the file as it likes.
     lines.push(joined(JSON.parse(await runOk(map, { cwd }))));
     await runOk(["qemu-img", "check", "-q", image], { cwd });
   }
@@ -292,7 +293,7 @@ interface MapEntry {
   offset?: number;
 }
 
-/** A map without places in the file, neighbours alike joined. */
+/** A map without host offsets, with equal neighbours merged. */
 function joined(entries: MapEntry[]): string {
   const parts: MapEntry[] = [];
   for (const { offset: _, ...entry } of entries) {
@@ -305,7 +306,7 @@ function joined(entries: MapEntry[]): string {
   return parts.map((part) => JSON.stringify(part)).join("\n");
 }
 
-/** Those that bypass the page cache, or meet a lock. */
+/** Cases that bypass the page cache, or run into a lock. */
 const NEED_FFI = [
   "commit with a limit on the rate, and a cache mode",
   "rebase, mistakes",
@@ -324,7 +325,7 @@ for (const [name, example] of Object.entries(CASES)) {
   });
 }
 
-qemuTest("commit tells under either name why it fails", async () => {
+qemuTest("commit says why it failed, under either name", async () => {
   await using folder = new TempDir();
   const cwd = folder.path;
   // The backing file fails at the first write to its data.
@@ -349,22 +350,26 @@ qemuTest("commit tells under either name why it fails", async () => {
   assertStringIncludes(stderr, "Nothing is lost: 'over' holds what it held");
 }, ["qemu-img", "qemu-io"]);
 
-qemuTest("rebase of version 2 from nothing hides what is below", async () => {
-  // qemu-img 7.2 lets it show: there are no zeroes to be recorded.
-  await using folder = new TempDir();
-  const cwd = folder.path;
-  const setup = [
-    ...image("new", "1M", "write -P 7 0 1M"),
-    ...image("over", "-o compat=0.10 1M"),
-  ];
-  await runOk(["sh", "-ec", setup.join("\n")], { cwd });
-  await runOk([...BDRV, "rebase", "-b", "new", "over"], { cwd });
-  await runOk(["qemu-io", "-r", "-c", "read -P 0 0 1M", "over"], { cwd })
-    .then((text) => assert(!text.includes("failed"), text));
-}, ["qemu-img", "qemu-io"]);
+qemuTest(
+  "rebase of version 2 from none hides the new base's data",
+  async () => {
+    // qemu-img 7.2 lets it show through: version 2 cannot record zeroes.
+    await using folder = new TempDir();
+    const cwd = folder.path;
+    const setup = [
+      ...image("new", "1M", "write -P 7 0 1M"),
+      ...image("over", "-o compat=0.10 1M"),
+    ];
+    await runOk(["sh", "-ec", setup.join("\n")], { cwd });
+    await runOk([...BDRV, "rebase", "-b", "new", "over"], { cwd });
+    await runOk(["qemu-io", "-r", "-c", "read -P 0 0 1M", "over"], { cwd })
+      .then((text) => assert(!text.includes("failed"), text));
+  },
+  ["qemu-img", "qemu-io"],
+);
 
 qemuTest(
-  "rebase -c compresses what it copies, and takes long options",
+  "rebase -c compresses what it copies; long options work",
   async () => {
     await using folder = new TempDir();
     const cwd = folder.path;

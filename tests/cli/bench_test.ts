@@ -1,4 +1,4 @@
-/** `bench` beside qemu-img's. @module */
+/** `bench`, compared with qemu-img's. @module */
 import { runOk } from "../qemu.ts";
 import { besideQemu, words } from "./beside.ts";
 
@@ -39,7 +39,7 @@ besideQemu("bench behaves as qemu-img does", {
     "bench -i threads -c 10 a.qcow2",
     "bench -n -t none -c 10 a.qcow2",
     "bench --image-opts -c 10 driver=qcow2,file.filename=a.qcow2",
-    // Mistakes.
+    // Invalid calls.
     "bench",
     "bench a b",
     "bench nothing",

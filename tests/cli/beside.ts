@@ -1,6 +1,6 @@
 /**
- * Running our command line beside qemu-img's own: the same calls in two folders
- * with the same files must print the same and end the same.
+ * Running our command line beside qemu-img: the same calls in two folders with
+ * the same files must print the same and exit with the same code.
  *
  * @module
  */
@@ -15,28 +15,28 @@ import {
   TempDir,
 } from "../qemu.ts";
 
-/** Calls that are compared. */
+/** A comparison: some calls, and what they need. */
 export interface Comparison {
   /** Makes, in a folder, the files that the calls use. */
   prepare(folder: string): Promise<void>;
   /** Arguments of `qemu-img`, separated by blanks. */
   calls: readonly string[];
-  /** Whether what a call prints depends on holes of files. */
+  /** Whether a call's output depends on holes in files. */
   needsHoles?(call: string): boolean;
-  /** Makes outputs comparable that cannot be the same. */
+  /** Normalizes output that cannot be the same. */
   normalize?(text: string): string;
-  /** Looks at what two successful calls left behind. */
+  /** Checks what two successful calls left behind. */
   inspect?(call: string, folders: Folders): Promise<void>;
 }
 
-/** Where the files are: as they were, and what became of them. */
+/** The folders: the files as prepared, and as a call left them. */
 export interface Folders {
   readonly pristine: string;
   readonly ours: string;
   readonly theirs: string;
 }
 
-/** The words of a call. */
+/** A call, split into words. */
 export function words(call: string): string[] {
   return call === "" ? [] : call.split(" ");
 }

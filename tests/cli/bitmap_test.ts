@@ -1,6 +1,6 @@
 /**
- * `bitmap`, and what other commands do to bitmaps, beside qemu-img: the same
- * calls one after the other in two folders.
+ * `bitmap`, and what other commands do to bitmaps, compared with qemu-img: the
+ * same calls in the same order in two folders.
  *
  * @module
  */
@@ -74,7 +74,7 @@ const CALLS = [
   "convert --bitmaps -n -O qcow2 a c",
   "convert --bitmaps -O qcow2 a a c3",
   "convert --bitmaps -f raw -O qcow2 r c3",
-  // Ours is in use only where it records.
+  // Ours marks bitmaps as in use only where it records into them.
   "bitmap --remove a b1",
   "KILL write~0~1 a",
   "resize a 5M",
@@ -93,7 +93,7 @@ const CALLS = [
   "check -q a",
 ];
 
-/** A call, of QEMU's program or ours, with what differs between them evened. */
+/** A call of QEMU's program or ours, with legitimate differences normalized. */
 async function outcome(call: string, tool: readonly string[], cwd: string) {
   const [first, ...rest] = call.split(" ");
   const program = [...tool, "qemu-img"];
@@ -111,9 +111,9 @@ async function outcome(call: string, tool: readonly string[], cwd: string) {
   const { code, stdout, stderr } = await run([...program, ...words], { cwd });
   return {
     code,
-    // What it takes on the disk is the writer's choice.
+    // Disk usage is the writer's choice.
     stdout: stdout.replace(/"actual-size": \d+/, ""),
-    // QEMU names its nodes by numbers that mean nothing to others.
+    // QEMU numbers its nodes in a way that means nothing to anyone else.
     stderr: stderr.replace(/(persistent in )'[^']*'/, "$1'NODE'")
       .replace(/(bitmaps to )[^:]*:/, "$1NODE:"),
   };

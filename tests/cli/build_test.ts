@@ -12,7 +12,7 @@ Deno.test({
     await using dir = new TempDir();
     const cwd = dir.path;
     await build(cwd);
-    // As the README has it installed.
+    // Installed as the README says.
     const built = [
       ...[Deno.execPath(), "run", "-A", "--unstable-lazy-dynamic-imports"],
       "--v8-flags=--no-lazy",
@@ -35,7 +35,7 @@ Deno.test({
         ["conver"],
       ]
     ) {
-      // One after the other: the image is locked while it is written to.
+      // In sequence: the image is locked while it is written to.
       const ours = await run([...built, ...call], { cwd });
       assertEquals(ours, await run([...BDRV, ...call], { cwd }));
     }
@@ -43,7 +43,7 @@ Deno.test({
 });
 
 Deno.test({
-  name: "other runtimes say in one line that Deno is needed",
+  name: "on other runtimes, one line says that Deno is needed",
   ignore: mustSkip({
     tools: ["node"],
     others: { "deno bundle": await canBundle() },
@@ -52,7 +52,7 @@ Deno.test({
     await using dir = new TempDir();
     await build(dir.path);
     const programs = [dir.file("cli.js")];
-    // Those before do not know such files, and say so in their own words.
+    // Earlier versions cannot load such files, and say so in their own words.
     const { stdout: version } = await run(["node", "--version"]);
     if (/^v(2[4-9]|[3-9]\d)/.test(version)) programs.push(`${ROOT}cli.ts`);
     for (const program of programs) {

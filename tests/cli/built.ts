@@ -7,7 +7,7 @@ import { run, runOk, TempDir } from "../qemu.ts";
 
 const ROOT = new URL("../..", import.meta.url).pathname;
 
-/** Whether what makes bundles is here, or can be had. */
+/** Whether the bundler is installed, or can be downloaded. */
 export async function canBundle(): Promise<boolean> {
   await using dir = new TempDir();
   Deno.writeTextFileSync(dir.file("a.ts"), "");

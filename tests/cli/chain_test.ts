@@ -6,8 +6,8 @@ import { BDRV, run, runOk, TempDir } from "../qemu.ts";
 const CLUSTER = 512;
 
 /**
- * Images that name each other, the first one the base: `0.qcow2` and so on. They
- * are made by changing names in one, which is faster than making them.
+ * Images that name each other, from the base `0.qcow2` up. They are copies of
+ * one image with the names patched, which is faster than creating each.
  */
 async function makeChain(dir: TempDir, count: number): Promise<string> {
   const name = (index: number) => `${String(index).padStart(6, "0")}.qcow2`;
@@ -53,7 +53,7 @@ Deno.test("chains of 4,000 images are opened, read and written", async () => {
   assertEquals(JSON.parse(described).length, 4000);
 });
 
-Deno.test("--max-chain limits chains, and too many open files are told of in a line", async () => {
+Deno.test("--max-chain limits chains, and too many open files make an error of one line", async () => {
   await using dir = new TempDir();
   const { path: cwd } = dir;
   const top = await makeChain(dir, 300);

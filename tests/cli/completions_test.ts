@@ -7,7 +7,7 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { BDRV, mustSkip, run, runOk, TempDir } from "../qemu.ts";
 
-/** What completes the last word of a line; the folder has `disk.qcow2`. */
+/** The completions of a line's last word, in a folder with `disk.qcow2`. */
 const LINES: { readonly [line: string]: readonly string[] } = {
   "bdrv conver": ["convert"],
   "bdrv --ver": ["--version"],
@@ -67,8 +67,8 @@ shellTest("fish", async (script, line, cwd) => {
 });
 
 /**
- * zsh completes only what is typed: so it is, on a terminal of its own; what
- * matches is written to a file as well.
+ * zsh only completes as the user types: so the line is typed, on a
+ * pseudo-terminal; the matches are also written to a file.
  */
 const ZSH = `zmodload zsh/zpty
 zpty shell zsh -f -i

@@ -17,7 +17,7 @@ import {
 
 const MiB = 1024 * 1024;
 
-/** Run a line of the shell, in which `$bdrv` is our program. */
+/** Run a line in the shell, where `$bdrv` is our program. */
 function shell(line: string, dir: TempDir): Promise<Outcome> {
   const bdrv = BDRV.map((word) => `'${word}'`).join(" ");
   return run(["bash", "-c", line.replaceAll("$bdrv", bdrv)], { cwd: dir.path });
@@ -29,7 +29,7 @@ async function shellOk(line: string, dir: TempDir): Promise<Outcome> {
   return outcome;
 }
 
-/** Data, holes, and zeroes that are data; it ends within a cluster. */
+/** Data, holes, and zeroes stored as data; it ends within a cluster. */
 function makeDisk(path: string, size = 20 * MiB + 1536): void {
   const data = new Uint8Array(3 * MiB + 700);
   for (let at = 0; at < data.length; at += 65536) {
@@ -47,7 +47,7 @@ function makeDisk(path: string, size = 20 * MiB + 1536): void {
   write(data, size - 1000);
 }
 
-Deno.test("a pipe with another format in it is refused, whole", async () => {
+Deno.test("a pipe with another format in it is refused before anything is written", async () => {
   await using dir = new TempDir();
   const write = (at: number, magic: string) => {
     const bytes = new Uint8Array(MiB);
@@ -72,7 +72,7 @@ Deno.test("a pipe with another format in it is refused, whole", async () => {
   assertStringIncludes(stderr, "VHD");
 });
 
-/** What QEMU says of an image that must hold a raw one. */
+/** QEMU's verdict on an image that must equal a raw one. */
 async function examine(image: string, raw: string, dir: TempDir) {
   const cwd = { cwd: dir.path };
   assertStringIncludes(
@@ -108,7 +108,7 @@ for (
 }
 
 qemuTest(
-  "convert to standard output stores what differs from the backing file",
+  "convert to standard output stores only what differs from the backing file",
   async () => {
     for (const compat of ["0.10", "1.1"]) {
       await using dir = await new TempDir();
@@ -138,7 +138,7 @@ qemuTest(
 );
 
 qemuTest(
-  "convert to standard output puts several images in a row",
+  "convert to standard output concatenates several images",
   async () => {
     await using dir = await new TempDir();
     makeDisk(dir.file("a"));
@@ -149,7 +149,7 @@ qemuTest(
   },
 );
 
-qemuTest("convert to standard output makes an image of nothing", async () => {
+qemuTest("convert to standard output takes empty disks", async () => {
   await using dir = await new TempDir();
   await shellOk("> empty; truncate -s 1T holes", dir);
   for (const source of ["empty", "holes"]) {
@@ -195,7 +195,7 @@ for (
     "-O qcow2 -B base -F qcow2",
   ]
 ) {
-  qemuTest(`convert from a pipe stores what comes ${options}`, async () => {
+  qemuTest(`convert from a pipe stores what arrives ${options}`, async () => {
     await using dir = await new TempDir();
     makeDisk(dir.file("disk"));
     await shellOk("qemu-img create -q -f qcow2 base 64M", dir);
@@ -209,7 +209,7 @@ for (
   });
 }
 
-qemuTest("convert from a pipe into an image that is there", async () => {
+qemuTest("convert from a pipe into an existing image", async () => {
   await using dir = await new TempDir();
   makeDisk(dir.file("disk"));
   await shellOk(
@@ -242,14 +242,14 @@ Deno.test("convert from a pipe rounds up to whole sectors", async () => {
   }
 });
 
-Deno.test("convert reads a file as standard input like any other", async () => {
+Deno.test("convert reads a file on standard input like any other", async () => {
   await using dir = await new TempDir();
   makeDisk(dir.file("disk"));
   await shellOk("$bdrv convert -f raw -O qcow2 disk image", dir);
   await shellOk("$bdrv convert - copy < image && cmp copy disk", dir);
   await shellOk("$bdrv convert -O qcow2 - - < image | cat > again", dir);
   await shellOk("$bdrv convert again copy && cmp copy disk", dir);
-  // Where part of it was read, it begins there.
+  // If part of it has been read already, the image begins there.
   await shellOk(
     "{ head -c 512 > /dev/null; $bdrv convert -f raw - rest; } < disk",
     dir,
@@ -316,7 +316,7 @@ const REFUSED: readonly [line: string, message: string][] = [
   ],
 ];
 
-Deno.test("convert says what is not possible with pipes", async (t) => {
+Deno.test("convert says what pipes cannot do", async (t) => {
   await using dir = await new TempDir();
   makeDisk(dir.file("disk"));
   await shellOk("$bdrv convert -f raw -O qcow2 disk image", dir);
@@ -331,7 +331,7 @@ Deno.test("convert says what is not possible with pipes", async (t) => {
   }
 });
 
-Deno.test("a name of - is reached by another spelling", async () => {
+Deno.test("a file named - is reached by another spelling", async () => {
   await using dir = await new TempDir();
   makeDisk(dir.file("disk"), MiB);
   await shellOk("$bdrv convert -f raw disk ./- && cmp disk ./-", dir);

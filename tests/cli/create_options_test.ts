@@ -1,13 +1,13 @@
 /**
- * Options of new images: those of files, how flags are spelled, and data files
- * that are there already.
+ * Options of new images: those for their files, how flags are spelled, and data
+ * files that exist already.
  *
  * @module
  */
 import { assert, assertEquals } from "@std/assert";
 import { BDRV, FFI, isBeyond, qemuTest, run, runOk, TempDir } from "../qemu.ts";
 
-/** Calls of `create`, `measure` and `convert`, without the tool. */
+/** Calls of `create`, `measure` and `convert`, without the program's name. */
 const CALLS = [
   "create -f qcow2 -o nocow=on X 1M",
   "create -f qcow2 -o nocow=yes,extent_size_hint=64k X 1M",
@@ -28,7 +28,7 @@ const CALLS = [
   "create -f qcow2 -o extended_l2 X 1M",
   "create -f qcow2 -o noextended_l2 X 1M",
   "create -f qcow2 -o lazy_refcounts=yes,lazy_refcounts=no X 1M",
-  // Which of two mistakes is told.
+  // Which of two mistakes is reported.
   ...[
     "preallocation=metadata,backing_file=S,backing_fmt=raw,data_file=D,data_file_raw=on",
     "compat=v2,lazy_refcounts=on,refcount_bits=8",
@@ -92,7 +92,7 @@ qemuTest("options of files and flags are qemu-img's", async (t) => {
   }
 });
 
-qemuTest("a data file that is kept is not changed", async () => {
+qemuTest("keep_data_file leaves the data file's content alone", async () => {
   await using dir = new TempDir();
   const cwd = dir.path;
   const data = new Uint8Array(300_000).fill(7);

@@ -1,4 +1,4 @@
-/** Images with an external data file, beside qemu-img's. @module */
+/** Images with an external data file, compared with qemu-img's. @module */
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { BDRV, mustSkip, qemuIoIn, run, runOk, TempDir } from "../qemu.ts";
 import { besideQemu, type Folders, words } from "./beside.ts";
@@ -29,12 +29,12 @@ async function prepare(cwd: string): Promise<void> {
   await Deno.mkdir(`${cwd}/folder`);
 }
 
-/** What a call left: what the disk holds, and so its data file. */
+/** What a call left behind: the disk's content, and the data file's. */
 async function inspect(call: string, { ours, theirs }: Folders) {
   const name = /(plain|raw|over|new)$/.exec(call)?.[0];
   if (name === undefined || call.includes("other.data")) return;
   const commands = ["check", "info --output=json"];
-  // Where data is copied, it depends on the file system what is a hole.
+  // Where data was copied, holes depend on the file system.
   if (/^(create|resize)/.test(call)) commands.push("map --output=json");
   for (const command of commands) {
     const [first, second] = await Promise.all(
@@ -54,7 +54,7 @@ async function inspect(call: string, { ours, theirs }: Folders) {
   await runOk(["cmp", ...disks]);
 }
 
-/** Without what depends on the file system, or on how tables are laid out. */
+/** Drop what depends on the file system, or on the layout of tables. */
 function comparable(text: string): string {
   return text.replaceAll(/"actual-size": \d+/g, "")
     .replaceAll(/disk size: .*/g, "").replaceAll(/Image end offset: .*/g, "");
@@ -111,7 +111,7 @@ besideQemu("images with an external data file are treated as by qemu-img", {
     "measure -O qcow2 plain",
     "measure -O qcow2 -o data_file=x --size 1G",
     "snapshot -l plain",
-    // What is refused.
+    // Refused calls.
     "create -f qcow2 -o data_file_raw=on new 1M",
     "create -f qcow2 -o data_file=new.data,compat=0.10 new 1M",
     "create -f qcow2 -o data_file=new.data,data_file_raw=on -b base.raw -F raw new 1M",
@@ -176,7 +176,7 @@ besideQemu("images with extended L2 entries are treated as by qemu-img", {
     "amend -o refcount_bits=8 over",
     "measure -O qcow2 -o extended_l2=on --size 1G",
     "measure -O qcow2 -o extended_l2=on over",
-    // What is refused.
+    // Refused calls.
     "create -f qcow2 -o extended_l2=on,cluster_size=8k new 1M",
     "create -f qcow2 -o extended_l2=on,compat=0.10 new 1M",
     "create -f qcow2 -o extended_l2=on,compat=v2,cluster_size=8k new 1M",
@@ -194,7 +194,7 @@ const WITHOUT_LOCKS = BDRV.flatMap((word) =>
     : word
 );
 
-Deno.test("no data file is made of what is yet to be read, locks or none", async () => {
+Deno.test("a source is never overwritten as the new data file, with or without locks", async () => {
   const content = new Uint8Array(1 << 20).fill(7);
   const cases: [call: string, why: string][] = [
     ["convert -f raw -O qcow2 -o data_file=disk disk new", "also a source"],
@@ -232,7 +232,7 @@ function equal(one: Uint8Array, other: Uint8Array): boolean {
 }
 
 Deno.test({
-  name: "the data file of an image that was not completed is removed",
+  name: "a failed convert removes the data file too",
   ignore: mustSkip({ tools: ["bash"] }),
   async fn() {
     const noise = new Uint8Array(4 << 20);

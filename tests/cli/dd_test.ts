@@ -1,4 +1,4 @@
-/** `dd` beside qemu-img's. @module */
+/** `dd`, compared with qemu-img's. @module */
 import { assertEquals } from "@std/assert";
 import { BDRV, run, runOk, TempDir } from "../qemu.ts";
 import { besideQemu, words } from "./beside.ts";
@@ -53,7 +53,7 @@ besideQemu("dd behaves as qemu-img does", {
     "dd if=small.raw of=b -f raw",
     "dd -U if=a.qcow2 of=b",
     "dd --image-opts if=driver=qcow2,file.filename=a.qcow2 of=b",
-    // Mistakes.
+    // Invalid calls.
     "dd",
     "dd if=a.qcow2",
     "dd of=b",
@@ -75,7 +75,7 @@ besideQemu("dd behaves as qemu-img does", {
   ],
 });
 
-Deno.test("dd leaves no target that is not whole", async () => {
+Deno.test("dd leaves no incomplete target", async () => {
   await using dir = new TempDir();
   await Deno.writeFile(dir.file("a"), new Uint8Array(100_000).fill(1));
   const failing = {

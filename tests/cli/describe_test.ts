@@ -1,6 +1,6 @@
 /**
- * What `info`, `map` and `check` say of images and stacks of every kind,
- * beside qemu-img: to people letter for letter, to programs key for key.
+ * What `info`, `map` and `check` say about images and stacks of every kind,
+ * compared with qemu-img: human output character by character, JSON key by key.
  *
  * @module
  */
@@ -9,7 +9,7 @@ import { BDRV, isBeyond, qemuTest, run, runOk, TempDir } from "../qemu.ts";
 
 const SECRET = "secret,id=key,data=letmein";
 
-/** Commands that make images, in order; a line each. */
+/** Commands that make images, in order, one a line. */
 const IMAGES = `
 qemu-img create -f raw disk.raw 1M
 qemu-img create -f qcow2 base.qcow2 1M
@@ -45,9 +45,9 @@ cp base.qcow2 unknown.qcow2
 cp base.qcow2 leaking.qcow2
 `;
 
-/** Bytes put into images that no command makes. */
+/** Bytes patched into images where no command can produce them. */
 const PATCHES: [name: string, offset: number, bytes: number[]][] = [
-  // Incompatible features: dirty, corrupt. Then one that nobody knows.
+  // Incompatible features: dirty, then corrupt, then an unknown one.
   ["dirty.qcow2", 79, [1 | 8]],
   ["corrupt.qcow2", 79, [2]],
   ["unknown.qcow2", 78, [0x80]],
@@ -107,7 +107,7 @@ const OTHERS = [
 
 const SOURCES = [...PLAIN, ...STACKS].map((source) => [source]);
 
-/** `write_0_1k` is one word, though it has blanks. */
+/** Underscores stand for the blanks within one argument. */
 function wordsOf(line: string): string[] {
   return line.split(" ").map((word) =>
     /^(write|discard)_/.test(word) ? word.replaceAll("_", " ") : word
@@ -126,7 +126,7 @@ async function makeImages(folder: string): Promise<void> {
   }
 }
 
-/** Sources of whose data parts are holes. */
+/** Sources whose map depends on the holes in a file. */
 const WITH_HOLES =
   /disk\.raw|onraw|meta\.|corrupt\.|leaking\.|-f (raw|file)|driver(=|":")(raw|file|quorum)\b/;
 
@@ -146,10 +146,10 @@ for (
     const { path: cwd } = dir;
     await makeImages(cwd);
     for (const source of [...SOURCES, ...OTHERS]) {
-      // To QEMU a raw image on null-co holds nothing, though it is read.
-      const isVague = command.startsWith("map") &&
+      // QEMU calls a raw image on null-co empty, although it can be read.
+      const isDifferent = command.startsWith("map") &&
         / null-co:|null-co.*}}/.test(` ${source.at(-1)}`);
-      if (isVague) continue;
+      if (isDifferent) continue;
       const last = source.join(" ");
       const needsHoles = command.startsWith("map") && WITH_HOLES.test(last);
       if (isBeyond(last, needsHoles)) continue;

@@ -1,6 +1,5 @@
 /**
- * What fails, fails with qemu-img's words: deep in a chain, and where progress
- * is shown.
+ * Failures use qemu-img's words: deep in a chain, and where progress is shown.
  *
  * @module
  */
@@ -16,12 +15,12 @@ async function makeOrphans(cwd: string): Promise<void> {
   }
 }
 
-besideQemu("each image of a chain is named that cannot be opened", {
+besideQemu("an image of a chain that cannot be opened is named", {
   prepare: makeOrphans,
   calls: ["map one", "map two", "info --backing-chain two", "commit two"],
 });
 
-besideQemu("progress begins and ends where qemu-img's does in failure", {
+besideQemu("progress of a failing command begins and ends as qemu-img's does", {
   prepare: makeOrphans,
   calls: [
     "amend -p -o compat=1.1 none",

@@ -1,4 +1,4 @@
-/** Names that cannot be those of a file, or not of the one meant. @module */
+/** Names that no file can have, or that would mean another file. @module */
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { BlockError, createImage, openImage } from "../../mod.ts";
 import { BDRV, mustSkip, run, TempDir } from "../qemu.ts";
@@ -70,7 +70,7 @@ Deno.test({
   },
 });
 
-Deno.test("a backing file's name is kept as it is, if it is not UTF-8", async () => {
+Deno.test("a backing file's name that is not UTF-8 is kept as it is", async () => {
   await using dir = new TempDir();
   const path = dir.file("disk");
   const options = { size: MIB, backing_file: "a?b", backing_fmt: "raw" };
@@ -93,7 +93,7 @@ Deno.test("a backing file's name is kept as it is, if it is not UTF-8", async ()
         file: path,
         backing: null,
       });
-      // The header is written anew.
+      // The header is rewritten.
       await overlay.node.image!.amend!({ compat: "0.10" });
     }
     const written = Deno.readFileSync(path);
@@ -102,7 +102,7 @@ Deno.test("a backing file's name is kept as it is, if it is not UTF-8", async ()
   }
 });
 
-besideQemu("an empty name has no file", {
+besideQemu("an empty name is no file", {
   prepare: async (cwd) => {
     await createImage("qcow2", `${cwd}/disk`, { size: MIB });
   },
@@ -124,7 +124,7 @@ besideQemu("an empty name has no file", {
   ],
 });
 
-Deno.test("a name of two lines makes an error of one", async () => {
+Deno.test("a name with a line break makes an error of one line", async () => {
   await using dir = new TempDir();
   await createImage("qcow2", dir.file("disk"), { size: MIB });
   for (
@@ -144,7 +144,7 @@ Deno.test("a name of two lines makes an error of one", async () => {
     const { code, stderr } = await run([...BDRV, ...args], { cwd: dir.path });
     assertEquals([code, stderr], [1, `bdrv: ${text}\n`]);
   }
-  // QEMU shows it as it is.
+  // QEMU prints it verbatim.
   const command = [...BDRV, "qemu-img", "info", "a\nb"];
   const { stderr } = await run(command, { cwd: dir.path });
   const name = "Could not open 'a\nb': ";

@@ -27,7 +27,7 @@ Deno.test("OptionParser finds options before and after operands", () => {
   });
 });
 
-Deno.test("OptionParser takes bundles apart", () => {
+Deno.test("OptionParser splits bundled options", () => {
   assertEquals(parse("-qp").options, [["q", ""], ["p", ""]]);
   assertEquals(parse("-qfraw").options, [["q", ""], ["f", "raw"]]);
   assertEquals(parse("-qf", "raw").options, [["q", ""], ["f", "raw"]]);
@@ -40,7 +40,7 @@ Deno.test("OptionParser accepts attached and separate arguments", () => {
   assertEquals(parse("-f", "--output").options, [["f", "--output"]]);
 });
 
-Deno.test("OptionParser accepts unambiguous beginnings of long names", () => {
+Deno.test("OptionParser accepts unambiguous prefixes of long names", () => {
   assertEquals(parse("--form", "raw").options, [["f", "raw"]]);
   assertEquals(parse("--im").options, [["image-opts", ""]]);
   assertEquals(message("--o", "x"), "unrecognized option '--o'");

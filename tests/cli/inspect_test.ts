@@ -13,7 +13,7 @@ const inspect = (...args: string[]) => run([...BDRV, "inspect", ...args]);
 
 Deno.test("inspect prints JSON as its schema says, and exits by severity", async () => {
   await using folder = new TempDir();
-  // Each takes a process: these have all members between them.
+  // Each input costs a process: these cover all members between them.
   const wanted = [
     ...["qcow2", "qcow2 overlay", "qcow2 bit 1", "qcow2 and VDI", "vmdk flat"],
     ...["gpt", "ext", "luks", "empty", "qcow2 with snapshots"],
@@ -36,7 +36,7 @@ Deno.test("inspect prints JSON as its schema says, and exits by severity", async
   );
 });
 
-Deno.test("inspect says in lines what it found, and cannot be made to print more", async () => {
+Deno.test("inspect prints a line for each finding, and no image can make it print more", async () => {
   await using folder = new TempDir();
   const file = folder.file("a");
   for await (const { name, bytes } of inputs()) {
@@ -62,7 +62,7 @@ verdict: unsafe
   );
 });
 
-Deno.test("inspect of what cannot be read is one line, and exit code 1", async () => {
+Deno.test("inspect of something unreadable prints one line, and exits with 1", async () => {
   await using folder = new TempDir();
   for (
     const [args, message] of [
@@ -79,7 +79,7 @@ Deno.test("inspect of what cannot be read is one line, and exit code 1", async (
   }
 });
 
-Deno.test("inspect - takes a file as it is, and reads a pipe only as far as needed", async () => {
+Deno.test("inspect - reads a file in place, and a pipe only as far as needed", async () => {
   await using folder = new TempDir();
   const file = folder.file("disk");
   await Deno.writeFile(file, new Uint8Array(3 << 20));
@@ -131,7 +131,7 @@ qemuTest(
 );
 
 qemuTest(
-  "inspect of a remote image reads 1 MiB at the most",
+  "inspect of a remote image reads at most 1 MiB",
   async () => {
     await using folder = new TempDir();
     for (const format of ["qcow2", "vhdx", "vmdk", "raw"]) {

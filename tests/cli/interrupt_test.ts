@@ -12,7 +12,7 @@ function makeLarge(path: string): void {
   file.truncateSync(4 * 1024 ** 3);
 }
 
-/** Start a command, end it by a signal once its target is there. */
+/** Start a command, and signal it once its target exists. */
 async function interrupt(
   args: string[],
   target: string,
@@ -62,7 +62,7 @@ Deno.test("convert -n leaves the target when interrupted, and says so", async ()
   assert(await exists(target));
 });
 
-Deno.test("a target that nothing was written to is not said to be incomplete", async () => {
+Deno.test("a target that nothing was written to is not called incomplete", async () => {
   await using dir = new TempDir();
   const { path: cwd } = dir;
   await runOk([...BDRV, "create", "-q", "-f", "qcow2", "large", "2M"], { cwd });
@@ -93,7 +93,7 @@ Deno.test("convert removes its target when a source cannot be read", async () =>
     "preallocation=metadata",
   ];
   await runOk([...BDRV, ...create, source, "1M"]);
-  // The fifth cluster's entry points beyond the end of the file, unaligned.
+  // The fifth cluster's entry points past the end of the file, unaligned.
   using file = await Deno.open(source, { read: true, write: true });
   const head = new Uint8Array(48);
   file.readSync(head);
@@ -113,13 +113,13 @@ Deno.test("convert removes its target when a source cannot be read", async () =>
   assert(!await exists(target));
 });
 
-Deno.test("a failed convert keeps a file that it did not get to empty", async () => {
+Deno.test("a convert that fails before it truncates its target keeps it", async () => {
   await using dir = await new TempDir();
   const [source, target] = [dir.file("source"), dir.file("target")];
   await runOk([...BDRV, "create", "-q", source, "1M"]);
   await Deno.writeTextFile(target, "precious");
-  const wish = ["-O", "qcow2", "-o", "cluster_size=3000"];
-  const { code } = await run([...BDRV, "convert", ...wish, source, target]);
+  const invalid = ["-O", "qcow2", "-o", "cluster_size=3000"];
+  const { code } = await run([...BDRV, "convert", ...invalid, source, target]);
   assertEquals(code, 1);
   assertEquals(await Deno.readTextFile(target), "precious");
 });
@@ -135,7 +135,7 @@ Deno.test("a reader that goes away ends the command quietly", async () => {
   assertEquals(stderr, "");
 });
 
-Deno.test("commit ends cleanly when interrupted, and says what is where", async () => {
+Deno.test("an interrupted commit ends cleanly, and says what each image holds", async () => {
   await using dir = await new TempDir();
   const [base, overlay] = [dir.file("base"), dir.file("overlay")];
   await runOk([...BDRV, "create", "-q", "-f", "qcow2", base, "64M"]);

@@ -1,6 +1,6 @@
 /**
  * Our command line beside qemu-io: the same commands on the same files must
- * print the same, end the same, and leave the same content.
+ * print the same, exit with the same code, and leave the same content.
  *
  * @module
  */
@@ -25,7 +25,7 @@ const SETUP = [
   "create -f qed old.qed 1M",
 ];
 
-/** Arguments, and after each `;` a command. */
+/** Arguments, and a command after each `;`. */
 const CALLS: { [subject: string]: string[] } = {
   "reads and writes": [
     "-f raw disk.raw; write 0 64k; read 0 64k; readv 5 10 1k 0; writev -P 3 1 2 3",
@@ -144,7 +144,7 @@ const CALLS: { [subject: string]: string[] } = {
   ],
 };
 
-/** What differs from call to call: how long it took. */
+/** Drop what differs from call to call: timings. */
 function withoutTimes(text: string): string {
   return text
     .replaceAll(
@@ -207,7 +207,7 @@ const TOOLS = ["qemu-img", "qemu-io"];
 for (const [subject, calls] of Object.entries(CALLS)) {
   qemuTest(`qemu-io: ${subject}`, async (t) => {
     for (const call of calls) {
-      // Without FFI, files are neither punched nor read past the page cache.
+      // Without FFI, holes are not punched, and the page cache is not bypassed.
       if (isBeyond(call, /discard -C|write -zn|-n -k/.test(call))) continue;
       await t.step(call, () => compare(argumentsOf(call)));
     }
@@ -247,7 +247,7 @@ qemuTest("qemu-io: breakpoints", async () => {
   );
 }, TOOLS);
 
-qemuTest("qemu-io: nodes go on where they are when reopened", async () => {
+qemuTest("qemu-io: reopening keeps nodes in place", async () => {
   const rules = `[inject-error]
 event = "write_aio"
 errno = "28"
@@ -270,7 +270,7 @@ once = "on"
     "wait_break A; resume A; aio_flush; reopen -o lazy-refcounts=off; map";
   const files = { rules };
   await compare(argumentsOf(call), {}, files);
-  // Nothing of what is in force changes with options that make no sense.
+  // Options that make no sense change nothing that is in force.
   await compare(
     argumentsOf(
       "-f qcow2 blkdebug:rules:top.qcow2; reopen -o overlap-check=x; " +
@@ -281,7 +281,7 @@ once = "on"
   );
 }, TOOLS);
 
-qemuTest("qemu-io: signals end it as it is", async () => {
+qemuTest("qemu-io: signals end it at once", async () => {
   for (const command of ["abort", "sigraise 9", "sigraise 15"]) {
     await compare([
       "-c",
@@ -295,7 +295,7 @@ qemuTest("qemu-io: signals end it as it is", async () => {
   }
 }, TOOLS);
 
-qemuTest("qemu-io: a thousand commands take no longer each", async () => {
+qemuTest("qemu-io: thousands of commands in a row", async () => {
   const lines = Array.from(
     { length: 4000 },
     (_, i) => `${i % 2 ? "read" : "write"} -P ${i % 2} ${i * 700 % 1000000} 1k`,
@@ -305,7 +305,7 @@ qemuTest("qemu-io: a thousand commands take no longer each", async () => {
   });
 }, TOOLS);
 
-Deno.test("qemu-io: mistakes among its options", async () => {
+Deno.test("qemu-io: invalid options", async () => {
   const mistakes = {
     "--foo": "unrecognized option '--foo'",
     "-y": "invalid option -- 'y'",
@@ -325,7 +325,7 @@ Deno.test("qemu-io: mistakes among its options", async () => {
   }
 });
 
-Deno.test("bdrv io is the same under our own name", async () => {
+Deno.test("bdrv io is qemu-io under our own name", async () => {
   await using dir = new TempDir();
   const file = dir.file("disk.raw");
   await Deno.writeTextFile(file, "x".repeat(512));

@@ -7,7 +7,7 @@ function order(...names: string[]): string[] {
   return inKeyOrder(object).map(([name]) => name);
 }
 
-Deno.test("inKeyOrder() is the order of qemu-img info", () => {
+Deno.test("inKeyOrder() sorts keys as qemu-img info does", () => {
   const expected = [
     "backing-image",
     "compressed",
@@ -27,7 +27,7 @@ Deno.test("inKeyOrder() is the order of qemu-img info", () => {
   assertEquals(order(...expected.toSorted()), expected);
 });
 
-Deno.test("inKeyOrder() is the order of qcow2's own data", () => {
+Deno.test("inKeyOrder() sorts qcow2's own data as QEMU does", () => {
   const expected = [
     "compat",
     "compression-type",
@@ -43,7 +43,7 @@ Deno.test("inKeyOrder() is the order of qcow2's own data", () => {
   assertEquals(order(...expected.toSorted()), expected);
 });
 
-Deno.test("prettyJson() indents by four blanks", () => {
+Deno.test("prettyJson() indents by four spaces", () => {
   assertEquals(
     prettyJson({ b: [1, true], a: undefined, c: {} }),
     '{\n    "b": [\n        1,\n        true\n    ],\n    "c": {\n    }\n}',

@@ -1,6 +1,6 @@
 /**
- * The long options that QEMU has got since 7.2, whose own programs knew most
- * options by their letters alone.
+ * The long options that QEMU has gained since 7.2, whose programs knew most
+ * options only by their letters.
  *
  * @module
  */
@@ -9,7 +9,7 @@ import { commandsOf } from "../../cli/image_tool.ts";
 import { Program } from "../../cli/program.ts";
 import { BDRV, isBeyond, qemuTest, run, runOk, TempDir } from "../qemu.ts";
 
-/** What each letter is short for. Letters that are not here have no long form. */
+/** The long form of each letter. Letters that are missing have none. */
 const NAMES: { readonly [command: string]: { [letter: string]: string } } = {
   amend: { f: "format", o: "options", t: "cache", p: "progress", q: "quiet" },
   bench: {
@@ -136,7 +136,7 @@ for (const [name, { load }] of commandsOf(new Program("qemu-img"))) {
   });
 }
 
-/** Calls of newer QEMU, and what they are in 7.2's words. */
+/** Calls of newer QEMU, and the same calls of 7.2. */
 const CALLS: readonly [later: string, before: string][] = [
   [
     "create --quiet --format qcow2 --options=cluster_size=4k a.qcow2 4M",
@@ -165,7 +165,7 @@ const CALLS: readonly [later: string, before: string][] = [
   ["resize a.qcow2 9M --preallocation off", "resize a.qcow2 9M"],
 ];
 
-qemuTest("newer calls do what older ones do in qemu-img", async () => {
+qemuTest("newer calls do what their older forms do in qemu-img", async () => {
   await using ours = new TempDir();
   await using theirs = new TempDir();
   for (const [later, before] of CALLS) {

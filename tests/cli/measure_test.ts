@@ -1,4 +1,4 @@
-/** `measure` beside qemu-img's: what it prints and refuses. @module */
+/** `measure`, compared with qemu-img's: output and refusals. @module */
 import { runOk } from "../qemu.ts";
 import { besideQemu, words } from "./beside.ts";
 
@@ -12,7 +12,7 @@ besideQemu("measure behaves as qemu-img does", {
     await img("create -q -f qcow2 b.qcow2 4M");
     await img("bitmap --add b.qcow2 bitmap");
   },
-  // What help says is ours.
+  // The help text is ours.
   normalize: (text) => /^(Usage|qemu-img version)/.test(text) ? "HELP" : text,
   calls: [
     "measure a.qcow2",
@@ -37,7 +37,7 @@ besideQemu("measure behaves as qemu-img does", {
     "measure --size=1G -O qcow2 --output=json",
     "measure --size=1G -O qcow2 -o preallocation=full",
     "measure --size=1G -O qcow2 -o cluster_size=512 -o refcount_bits=64",
-    // Mistakes.
+    // Invalid calls.
     "measure",
     "measure a.qcow2 b.qcow2",
     "measure --size 1G a.qcow2",

@@ -1,17 +1,17 @@
 /**
- * How much memory the command line takes, in a process of its own; the README
+ * How much memory the command line needs, in a process of its own; the README
  * promises a limit.
  */
 import { assert, assertEquals } from "@std/assert";
 import { BDRV, TempDir } from "../qemu.ts";
 
-/** MiB that no command takes more of. */
+/** The limit for every command, in MiB. */
 const LIMIT = 130;
 
-/** MiB that reading takes no more of: with longer disks it grows a little. */
+/** The limit for reading, in MiB: it grows a little with longer disks. */
 const READING_LIMIT = 120;
 
-/** Bytes that compress, but not to nothing, and are nowhere the same. */
+/** Bytes that compress, but not to nothing, and never repeat. */
 function sample(length: number): Uint8Array<ArrayBuffer> {
   const words = new Uint32Array(length / 4);
   let state = 1;
@@ -23,7 +23,7 @@ function sample(length: number): Uint8Array<ArrayBuffer> {
   return new Uint8Array(words.buffer);
 }
 
-/** The most memory that a command had at once, in MiB; it must succeed. */
+/** A command's peak memory in MiB; it must succeed. */
 async function peakMemory(cwd: string, args: string[]): Promise<number> {
   const [program, ...before] = BDRV;
   const child = new Deno.Command(program, {
@@ -37,7 +37,7 @@ async function peakMemory(cwd: string, args: string[]): Promise<number> {
   const ending = child.status.finally(() => isOver = true);
   let peak = 0;
   while (!isOver) {
-    // The system counts the highest: it is enough to look now and then.
+    // The system keeps the peak: polling it now and then is enough.
     const status = await Deno.readTextFile(`/proc/${child.pid}/status`)
       .catch(() => "");
     peak = Number(/VmHWM:\s+(\d+) kB/.exec(status)?.[1] ?? 1024 * peak) / 1024;
@@ -56,7 +56,7 @@ Deno.test({
     const cwd = dir.path;
     const size = 40 * 2 ** 20;
     await Deno.writeFile(dir.file("a.raw"), sample(size));
-    // What is read once and thrown away gathers only in the course of time.
+    // Garbage only piles up over a long input.
     await Deno.writeFile(dir.file("long.raw"), sample(4 * size));
     const make = ["convert", "-c", "-f", "raw", "-O", "qcow2"];
     for (

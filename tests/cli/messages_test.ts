@@ -1,8 +1,8 @@
-/** What our own messages say beyond QEMU's, and that its names do not. @module */
+/** What messages say under our own name, beyond QEMU's words. @module */
 import { assert, assertEquals } from "@std/assert";
 import { BDRV, qemuTest, run, runOk, TempDir } from "../qemu.ts";
 
-/** What each call must say, somewhere. */
+/** What each call's message must include. */
 const SAID: { readonly [call: string]: string } = {
   "create -f qcow2 new 10GB": "'10GB'",
   "create -f qcow2 new 1,5G": "'1,5G'",
@@ -36,7 +36,7 @@ const SAID: { readonly [call: string]: string } = {
 };
 
 qemuTest(
-  "values that are refused are told under our own name only",
+  "only our own name's messages say which values were refused",
   async (t) => {
     await using dir = new TempDir();
     const cwd = dir.path;
@@ -45,7 +45,7 @@ qemuTest(
     });
     for (const [call, words] of Object.entries(SAID)) {
       await t.step(call, async () => {
-        // One after the other: an image that is written to is locked.
+        // In sequence: an image is locked while it is written to.
         const args = call.split(" ");
         const ours = await run([...BDRV, ...args], { cwd });
         const standIn = await run([...BDRV, "qemu-img", ...args], { cwd });
@@ -61,7 +61,7 @@ qemuTest(
   },
 );
 
-/** A value that fits each kind of option. */
+/** A valid value for each kind of option. */
 const FITTING: { readonly [name: string]: string } = {
   backing_file: "disk.qcow2",
   backing_fmt: "qcow2",
@@ -122,9 +122,9 @@ Deno.test("-o help offers what is accepted", async (t) => {
     const names = await offered(command);
     assert(names.includes("size"));
     for (const name of names) {
-      // Only of an image that has one.
+      // Only for images that have one.
       if (name === "data_file" && command.startsWith("amend")) continue;
-      // Those take an image with LUKS, and its key: see interop/luks_test.ts.
+      // These need an image with LUKS, and its key: see interop/luks_test.ts.
       if (command.startsWith("amend") && name.startsWith("encrypt.")) continue;
       await t.step(`${command} -o ${name}`, async () => {
         const option = [`${name}=${FITTING[name]}`, needs[name]].filter(
@@ -142,7 +142,7 @@ Deno.test("-o help offers what is accepted", async (t) => {
   }
 });
 
-Deno.test("what is meant is never what was said", async (t) => {
+Deno.test("a suggestion never repeats what was typed", async (t) => {
   await using dir = new TempDir();
   const cwd = dir.path;
   await runOk([...BDRV, "create", "-q", "-f", "qcow2", "disk.qcow2", "1M"], {
@@ -167,7 +167,7 @@ Deno.test("what is meant is never what was said", async (t) => {
 });
 
 qemuTest(
-  "qemu-io calls what lies past the end an error of input and output",
+  "qemu-io calls an access past the end an input/output error",
   async () => {
     await using dir = new TempDir();
     const cwd = dir.path;
@@ -195,7 +195,7 @@ qemuTest(
   ["qemu-img", "qemu-io"],
 );
 
-/** Where the directory of an image's bitmaps lies, and its entry's fields. */
+/** The offset of an image's bitmap directory, and the fields of its entry. */
 function damaged(
   bytes: Uint8Array,
   change: (view: DataView, extension: number, directory: number) => void,
@@ -211,7 +211,7 @@ function damaged(
 }
 
 qemuTest(
-  "info tells of a damaged bitmap directory, and of all else",
+  "info reports a damaged bitmap directory, and everything else as usual",
   async (t) => {
     await using dir = new TempDir();
     const cwd = dir.path;

@@ -1,13 +1,13 @@
 /**
- * The first mistakes that a user makes under our own name: each ends with one
- * clear message that names the file and the cause, and leaves files alone.
+ * The first mistakes that a user makes under our own name: each gives one clear
+ * message that names the file and the cause, and leaves files alone.
  *
  * @module
  */
 import { assert, assertEquals } from "@std/assert";
 import { BDRV, isInstalled, mustSkip, run, runOk, TempDir } from "../qemu.ts";
 
-/** What each call says, after the program's name. */
+/** Each call's message, after the program's name. */
 const CALLS: { readonly [call: string]: string } = {
   "info missing": "Could not open 'missing': No such file or directory",
   "info folder":
@@ -66,7 +66,7 @@ for (
     ],
   ] as const
 ) {
-  Deno.test(`mistakes are told in one line, with ${how}`, async (t) => {
+  Deno.test(`mistakes are reported in one line, with ${how}`, async (t) => {
     await using dir = new TempDir();
     const cwd = dir.path;
     Deno.mkdirSync(dir.file("folder"));
@@ -87,7 +87,7 @@ for (
           cwd,
           env: { BDRV_QEMU_VERSION: "" },
         });
-        // Said once, where it is so.
+        // The warning comes once, where it applies.
         const stderr = outcome.stderr.replace(/^bdrv: warning: .*\n/, "");
         assertEquals(stderr, `bdrv: ${message}\n`);
         assertEquals(outcome.stdout, "");
@@ -98,7 +98,7 @@ for (
   });
 }
 
-/** Whether we may mount a file system, as only some testers may. */
+/** Whether we may mount a file system, which takes privileges. */
 function mayMount(): boolean {
   if (Deno.uid() !== 0 || !isInstalled("unshare")) return false;
   const mount = "mount -t tmpfs tmpfs /mnt";
@@ -108,7 +108,8 @@ function mayMount(): boolean {
 }
 
 Deno.test({
-  name: "a full and a read-only disk are told, and nothing is left on it",
+  name:
+    "a full or read-only file system is reported, and nothing is left on it",
   ignore: mustSkip({ privileges: { "mounting file systems": mayMount() } }),
   async fn() {
     await using dir = new TempDir();

@@ -1,6 +1,6 @@
 /**
- * Names with colons beside qemu-img: which are paths, which have a scheme, and
- * how they are shown.
+ * Names with colons, compared with qemu-img: which are paths, which have a
+ * scheme, and how they are shown.
  *
  * @module
  */

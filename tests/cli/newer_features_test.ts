@@ -1,5 +1,5 @@
 /**
- * What QEMU's programs have since 7.2, told without them.
+ * What QEMU's programs have gained since 7.2, tested without them.
  *
  * @module
  */
@@ -8,7 +8,7 @@ import { BDRV, FFI, mustSkip, run, runOk, TempDir } from "../qemu.ts";
 
 const tool = (name: string, ...args: string[]) => [...BDRV, name, ...args];
 
-Deno.test("info --limits shows what requests are bound to", async () => {
+Deno.test("info --limits shows the limits of requests", async () => {
   await using dir = new TempDir();
   const cwd = dir.path;
   const create = ["create", "-q", "-f", "qcow2", "-o", "extended_l2=on"];
@@ -42,7 +42,7 @@ Deno.test("info --limits shows what requests are bound to", async () => {
 });
 
 Deno.test({
-  name: "qemu-io has aio_discard, and says what it thinks of zones",
+  name: "qemu-io has aio_discard, and the zone commands fail as QEMU's do",
   ignore: mustSkip({ privileges: FFI }),
   fn: async () => {
     await using dir = new TempDir();

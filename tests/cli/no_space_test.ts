@@ -1,6 +1,6 @@
 /**
- * Commands that write where no more can be written: a full file system, the
- * limit on the size of files, a full standard output.
+ * Commands that run out of room: a full file system, the limit on file sizes, a
+ * full standard output.
  *
  * @module
  */
@@ -10,7 +10,7 @@ import { BDRV, mustSkip, run, runOk, TempDir } from "../qemu.ts";
 
 const MIB = 1024 * 1024;
 
-/** A folder with images of which nothing more fits into some MiB. */
+/** A folder with a source image that does not fit into a few MiB. */
 async function images(): Promise<TempDir> {
   const dir = new TempDir();
   const data = crypto.getRandomValues(new Uint8Array(65536));
@@ -25,12 +25,12 @@ async function images(): Promise<TempDir> {
   return dir;
 }
 
-/** What is done in the folder where space is short, and what is left of it. */
+/** A call in the folder that is short of space, and what it leaves. */
 interface Case {
-  /** Run before there is a limit; `SRC` is the source's folder. */
+  /** Run before the limit applies; `SRC` is the source's folder. */
   readonly prepare?: string;
   readonly call: string;
-  /** Whether the target is there afterwards, and still an image. */
+  /** Whether the target exists afterwards, and is still an image. */
   readonly left?: "image" | "incomplete";
 }
 
@@ -79,7 +79,7 @@ const CASES: Case[] = [
 
 const bdrv = BDRV.map((word) => `'${word}'`).join(" ");
 
-/** Run a case under a shell's `limit`; `why` is what the system says. */
+/** Run a case under a shell's `limit`; `why` is the system's message. */
 async function check(
   { prepare, call, left }: Case,
   source: TempDir,
@@ -106,7 +106,7 @@ async function check(
   );
   assertEquals(isThere, left !== undefined, call);
   if (left === "incomplete") assertMatch(stderr, /'t' is left incomplete\n/);
-  // Leaked clusters, at worst.
+  // Leaked clusters at worst.
   if (left) {
     assert([0, 3].includes((await run([...BDRV, "check", target])).code));
   }
@@ -118,7 +118,7 @@ const SHELL = {
 };
 
 Deno.test({
-  name: "the limit on the size of files is an error",
+  name: "exceeding the limit on file sizes is an error",
   ignore: mustSkip(SHELL),
   async fn() {
     await using source = await images();
@@ -147,7 +147,7 @@ Deno.test({
   },
 });
 
-/** Whether a small file system can be had, here. */
+/** Whether a small file system can be mounted here. */
 async function canMount(): Promise<boolean> {
   await using dir = new TempDir();
   try {
@@ -181,7 +181,7 @@ Deno.test({
 });
 
 Deno.test({
-  name: "output that cannot be written is an error, and stops nothing",
+  name: "output that cannot be written is an error, but the work gets done",
   ignore: mustSkip({
     tools: ["bash"],
     others: { Linux: Deno.build.os === "linux" },
@@ -230,7 +230,7 @@ Deno.test({
       );
       assertEquals([code, stderr], [1, expected], args);
     }
-    // What was asked for was done.
+    // The command did its work.
     const compare = [...BDRV, "compare", source.file("source")];
     await runOk([...compare, source.file("copy")]);
     await runOk([...BDRV, "check", source.file("made")]);

@@ -3,7 +3,7 @@ import { humanSize, integerText, sizeArgument } from "../../cli/numbers.ts";
 import { fixed } from "../../core/values.ts";
 import { CommandError } from "../../cli/program.ts";
 
-Deno.test("humanSize() has three digits and changes units at 1000", () => {
+Deno.test("humanSize() shows three digits, and switches units at 1000", () => {
   const cases: [number, string][] = [
     [0, "0 B"],
     [1, "1 B"],
@@ -40,7 +40,7 @@ Deno.test("sizeArgument() accepts suffixes and fractions", () => {
   assertEquals(sizeArgument("x", "10G"), 10 * 1024 ** 3);
 });
 
-Deno.test("sizeArgument() refuses what is no size", () => {
+Deno.test("sizeArgument() refuses anything else", () => {
   for (const text of ["", "x", "1x", "1.5", "-1", "1 k"]) {
     assertThrows(() => sizeArgument("x", text), CommandError, "Invalid x");
   }

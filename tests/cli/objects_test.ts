@@ -42,7 +42,7 @@ for (const [value, definitions] of GOOD) {
   });
 }
 
-Deno.test("--object secret,file=… takes the file as it is", async () => {
+Deno.test("--object secret,file=… takes the file's bytes verbatim", async () => {
   await using dir = new TempDir();
   const file = dir.file("key");
   await Deno.writeTextFile(file, "abc\n");
@@ -124,12 +124,12 @@ for (const [message, definition] of BAD) {
   });
 }
 
-/** One after the other, in two folders: by qemu-img, and by us. */
+/** Calls in order, in two folders: by qemu-img, and by us. */
 const CALLS = [
   "create -f qcow2 SECRET -o NEW x.qcow2 1M",
   "create -f qcow2 SECRET -o encryption=on,encrypt.key-secret=s0 y.qcow2 1M",
   "create -f qcow2 SECRET -o encryption=on z.qcow2 1M",
-  // An older word for "aes".
+  // A legacy name of "aes".
   "create -f qcow2 SECRET -o encrypt.format=qcow,encrypt.key-secret=s0 v.qcow2 1M",
   "create -f qcow SECRET -o encrypt.format=qcow,encrypt.key-secret=s0 v.qcow 1M",
   "create -f qcow2 SECRET -o encrypt.format=qcow,encryption=on z.qcow2 1M",
@@ -151,7 +151,7 @@ const CALLS = [
   "resize SECRET --image-opts OPEN 4M",
 ];
 
-qemuTest("encrypted images on the command line, beside qemu-img", async () => {
+qemuTest("encrypted images behave as qemu-img's do", async () => {
   await using dir = new TempDir();
   const pattern = Uint8Array.from(
     { length: 300_000 },
@@ -190,7 +190,7 @@ qemuTest("encrypted images on the command line, beside qemu-img", async () => {
     assertEquals(ours.length, theirs.length, name);
     assertEquals(ours.findIndex((byte, i) => byte !== theirs[i]), -1, name);
   }
-  // The key of one works for the other.
+  // Each program opens the other's images with the same key.
   await runOk(
     [
       "qemu-img",

@@ -1,13 +1,13 @@
 /**
- * Our command line beside qemu-img: the same calls in two folders with the
- * same files must print the same and end the same.
+ * Our command line beside qemu-img: the same calls in two folders with the same
+ * files must print the same and exit with the same code.
  *
  * @module
  */
 import { assertEquals } from "@std/assert";
 import { BDRV, qemuIoIn, qemuTest, run, runOk, TempDir } from "../qemu.ts";
 
-/** Calls that make the files which the others use. */
+/** Calls that make the files used by the others. */
 const SETUP = [
   "create -f raw small.raw 1000",
   "create -f raw disk.raw 4M",
@@ -47,7 +47,7 @@ const CALLS: { [command: string]: string[] } = {
     "create -f qcow2 -b disk.raw -F raw a,b",
     "create -f raw -o preallocation=full a 64k",
     "create -f raw -o preallocation=off a 64k",
-    // Mistakes.
+    // Invalid calls.
     "create",
     "create a",
     "create -f qcow2 a",
@@ -114,7 +114,7 @@ const CALLS: { [command: string]: string[] } = {
     "info --image-opts driver=qcow2,file.filename=base.qcow2",
     'info json:{"driver":"qcow2","file":{"driver":"file","filename":"base.qcow2"}}',
     "info file:base.qcow2",
-    // Mistakes.
+    // Invalid calls.
     "info",
     "info a b",
     "info nothing",
@@ -126,7 +126,7 @@ const CALLS: { [command: string]: string[] } = {
     "info --backing-chain loop.qcow2",
     "info --image-opts -f raw file.filename=base.qcow2",
     "info --image-opts driver=qcow2,file.filename=nothing",
-    // Names in place of children are those of nodes.
+    // Strings in place of children are node names.
     "info --image-opts base.qcow2",
     "info --image-opts base.qcow2,driver=qcow2",
     "info --image-opts driver=raw,file.driver=raw,file.file=base.qcow2",
@@ -156,7 +156,7 @@ const CALLS: { [command: string]: string[] } = {
     "map -s 100M --output=json base.qcow2",
     "map -l 0 --output=json base.qcow2",
     "map -l 0 base.qcow2",
-    // Mistakes.
+    // Invalid calls.
     "map",
     "map packed.qcow2",
     "map nothing",
@@ -180,7 +180,7 @@ const CALLS: { [command: string]: string[] } = {
     "check -q leak.qcow2",
     "check broken.qcow2",
     "check --output=json broken.qcow2",
-    // Mistakes.
+    // Invalid calls.
     "check",
     "check disk.raw",
     "check -f raw base.qcow2",
@@ -205,7 +205,7 @@ const CALLS: { [command: string]: string[] } = {
     "compare -s base.qcow2 packed.qcow2",
     "compare -s base.qcow2 base.qcow2",
     "compare -s pattern.raw base.qcow2",
-    // Mistakes.
+    // Invalid calls.
     "compare",
     "compare base.qcow2",
     "compare base.qcow2 nothing",
@@ -259,7 +259,7 @@ const CALLS: { [command: string]: string[] } = {
     "convert -l snapshot.name=two -O raw snap.qcow2 a",
     "convert -l snapshot.id=1,snapshot.name=one -O raw snap.qcow2 a",
     "convert -l snapshot.name=one -O raw snap.qcow2 small.raw a",
-    // Mistakes.
+    // Invalid calls.
     "convert",
     "convert base.qcow2",
     "convert nothing a",
@@ -330,7 +330,7 @@ const CALLS: { [command: string]: string[] } = {
     "resize -f raw --shrink disk.raw -1M",
     "resize --image-opts driver=qcow2,file.filename=old.qcow2 +512",
     "resize base.qcow2 9M",
-    // Mistakes.
+    // Invalid calls.
     "resize",
     "resize base.qcow2",
     "resize a b c",
@@ -432,7 +432,7 @@ async function solidify(path: string): Promise<void> {
   await Deno.rename(`${path}.solid`, path);
 }
 
-/** The files that calls make or change. */
+/** The files that calls create or change. */
 const MADE = ["a", "a,b", "empty.qcow2", "full.raw"];
 
 /** Both calls must have made the same disk, allocated in the same places. */
@@ -444,18 +444,18 @@ async function assertSameDisks(
   const targets = MADE.filter((name) =>
     words(call).some((word) => word === name || word.endsWith(`=${name}`))
   );
-  // A backing file that is not there keeps QEMU from opening the image.
+  // A missing backing file keeps QEMU from opening the image.
   if (words(call).includes("-u")) return;
   for (const name of targets) {
     const maps: string[] = [];
     for (const folder of [ours, theirs]) {
-      // Where many of a file's blocks are holes, QEMU shows those, too; how
-      // many there are is the writer's choice.
+      // QEMU's map also shows the holes of a file with many; how many there are
+      // is the writer's choice.
       await solidify(`${folder}/${name}`);
       const map = await runOk(
         ["qemu-img", "map", "--output=json", `${folder}/${name}`],
       );
-      // Where something lies is the writer's choice, what lies there is not.
+      // Where a cluster lies is the writer's choice; its content is not.
       maps.push(map.replace(/, "offset": \d+/g, ""));
     }
     assertEquals(maps[0], maps[1]);

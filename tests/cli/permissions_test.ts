@@ -1,4 +1,4 @@
-/** The table of permissions in the README, row by row. @module */
+/** The README's table of permissions, row by row. @module */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { BDRV, mustSkip, type Outcome, run, TempDir } from "../qemu.ts";
 import { isLibcAvailable } from "../platforms.ts";
@@ -8,7 +8,7 @@ const ROOT = new URL("../..", import.meta.url).pathname;
 const LIBC = `/lib/${Deno.build.arch}-linux-gnu/libc.so.6`;
 const FILES = ["--allow-read", "--allow-write"];
 
-/** The rows whose flags allow everything to be done. */
+/** Rows whose flags suffice for everything. */
 const ROWS: { [flag: string]: string[] } = {
   "--allow-write": FILES,
   "--allow-ffi": [...FILES, "--allow-ffi"],
@@ -16,7 +16,7 @@ const ROWS: { [flag: string]: string[] } = {
   "-A": ["-A"],
 };
 
-/** What `deno run` is given, with exactly the flags of a row. */
+/** The arguments of `deno run`, with exactly the flags of a row. */
 type Program = (...flags: string[]) => string[];
 
 const fromSource: Program = (...flags) =>
@@ -40,14 +40,14 @@ Deno.test("the README's table of permissions is what is tested here", () => {
   );
   assertEquals(
     flags.sort(),
-    // Sockets are tested beside other people's servers and clients, and the
+    // Sockets are tested against foreign servers and clients, and the
     // environment with S3.
     ["none", "--allow-read", "--allow-net", "--allow-env", ...Object.keys(ROWS)]
       .sort(),
   );
 });
 
-/** Make, write, read, convert and check images, in a folder of their own. */
+/** Make, write, read, convert and check images, in a fresh folder. */
 async function useAll(
   command: string[],
   path: string,
@@ -59,7 +59,7 @@ async function useAll(
   const call = async (...args: string[]): Promise<string> => {
     const { code, stdout, stderr } = await run([...command, ...args], { cwd });
     assertEquals(code, 0, `${args}: ${stderr}`);
-    // Who writes to files without locks is told so, once.
+    // Writing to files without locks gives one warning.
     const warning = /^bdrv: warning: '.*' cannot be locked: .*--allow-ffi\n$/;
     if (isLocked) assertEquals(stderr, "");
     else assert(stderr === "" || warning.test(stderr), stderr);
@@ -78,7 +78,7 @@ async function useAll(
   Deno.removeSync(cwd, { recursive: true });
 }
 
-/** The one line that names what is missing, after the error it explains. */
+/** The one line that names the missing flag, after the error it explains. */
 function assertNames(outcome: Outcome, flag: string): void {
   const { code, stdout, stderr } = outcome;
   assertEquals([code, stdout], [1, ""], stderr);
@@ -103,7 +103,7 @@ async function useRows(
     const flags = [...FILES, `--allow-ffi=/usr${LIBC}`];
     await useAll(program(...flags), dir.path, true);
   }
-  // Narrowed down to a folder, and with all that is not needed denied.
+  // Narrowed to a folder, with everything that is not needed denied.
   const narrow = [
     `--allow-read=${dir.path},${folder}`,
     `--allow-write=${dir.path}`,
@@ -157,7 +157,7 @@ Deno.test("each row of the table suffices for the source", async () => {
   await using dir = new TempDir();
   await useRows(fromSource, ROOT, dir);
   const disk = dir.file("read-only");
-  // What loads its own files when it needs them has to be allowed to read them.
+  // A program that loads its modules on demand needs permission to read them.
   for (const flags of [[], ["--allow-write"], [`--allow-read=${disk}`]]) {
     const { code, stderr } = await run([...fromSource(...flags), "info", disk]);
     assertEquals(code, 1);
@@ -171,7 +171,7 @@ Deno.test("each row of the table suffices for the source", async () => {
 const ignore = !await canBundle();
 
 Deno.test({
-  name: "each row of the table suffices for what is built",
+  name: "each row of the table suffices for the built program",
   ignore,
   async fn() {
     await using dir = new TempDir();
@@ -180,7 +180,7 @@ Deno.test({
   },
 });
 
-Deno.test("stacks on memory need no permission", async () => {
+Deno.test("stacks in memory need no permission", async () => {
   const program = `
     import { convert, createImage, MemoryStore, openImage } from
       ${JSON.stringify(`${ROOT}mod.ts`)};
@@ -212,7 +212,7 @@ Deno.test("stacks on memory need no permission", async () => {
   );
 });
 
-Deno.test("who makes an image without locks is told before", async () => {
+Deno.test("making an image without locks gives a warning beforehand", async () => {
   await using dir = new TempDir();
   const path = dir.file("disk");
   Deno.writeTextFileSync(path, "of others");
@@ -229,7 +229,7 @@ Deno.test("who makes an image without locks is told before", async () => {
 });
 
 Deno.test({
-  name: "with libc alone, what QEMU has open is refused",
+  name: "with only libc permitted, an image that QEMU has open is refused",
   ignore: mustSkip({
     tools: ["qemu-io"],
     others: { libc: isLibcAvailable() },
@@ -247,7 +247,7 @@ Deno.test({
       stdout: "piped",
     }).spawn();
     try {
-      // It shows that it is ready.
+      // Its output shows that it is ready.
       const reader = qemu.stdout.getReader();
       await reader.read();
       reader.releaseLock();

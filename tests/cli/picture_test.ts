@@ -35,7 +35,7 @@ Deno.test("map draws pictures on a terminal and in files", async () => {
   assertEquals(out.stdout, svg);
 });
 
-Deno.test("map refuses pictures that cannot be, and destroys no image", async () => {
+Deno.test("map refuses impossible pictures, and overwrites no image with one", async () => {
   await using folder = new TempDir();
   await images(folder);
   const { path: cwd } = folder;

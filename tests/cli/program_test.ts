@@ -1,4 +1,4 @@
-/** What the program says of itself, and how it speaks of mistakes. @module */
+/** What the program says about itself, and how it reports mistakes. @module */
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { commandsOf } from "../../cli/image_tool.ts";
 import { Program } from "../../cli/program.ts";
@@ -33,7 +33,7 @@ function assertFits(help: string, height: number): void {
   for (const line of lines) assert(line.length <= 80, line);
 }
 
-Deno.test("qemu-img --help tells everything, whatever stands before it", async () => {
+Deno.test("qemu-img --help lists everything, whatever precedes it", async () => {
   const help = await runOk([...QEMU_IMG, "--help"]);
   for (const [name, { load, onlyOurs }] of COMMANDS) {
     const syntax = help.split("\n").find((line) =>
@@ -54,7 +54,7 @@ Deno.test("qemu-img --help tells everything, whatever stands before it", async (
   }
 });
 
-Deno.test("commands of ours are none under the other name", async () => {
+Deno.test("our own commands do not exist under QEMU's name", async () => {
   const { code, stderr } = await run([...QEMU_IMG, "completions", "bash"]);
   assertEquals(code, 1);
   assertStringIncludes(stderr, "qemu-img: Command not found: completions\n");
@@ -82,7 +82,7 @@ Deno.test("a wrong option points to the command's help", async () => {
   assertStringIncludes(stderr, "'bdrv info --help'");
 });
 
-Deno.test("-p ends at 100 % and on a line of its own", async () => {
+Deno.test("-p ends at 100 %, with a line break", async () => {
   await using dir = await new TempDir();
   const [a, b] = [dir.file("a"), dir.file("b")];
   await runOk([...BDRV, "create", "-q", a, "1M"]);
@@ -92,7 +92,8 @@ Deno.test("-p ends at 100 % and on a line of its own", async () => {
 });
 
 Deno.test({
-  name: "errors are red on a terminal, if that is welcome, and under our name",
+  name:
+    "errors are red on a terminal, unless NO_COLOR is set, and under our own name only",
   ignore: mustSkip({ tools: ["script"] }),
   async fn() {
     const onTerminal = async (command: readonly string[], NO_COLOR = "") => {
@@ -112,7 +113,7 @@ Deno.test({
   },
 });
 
-Deno.test("sizes have units under our own name, exactly", async () => {
+Deno.test("under our own name sizes have units, and stay exact", async () => {
   await using dir = await new TempDir();
   const both = async (call: string) => {
     const words = call.split(" ");
@@ -134,7 +135,7 @@ Deno.test("sizes have units under our own name, exactly", async () => {
   ]);
 });
 
-Deno.test("lines of which there are many are written in blocks, in order", async () => {
+Deno.test("many lines are written in blocks, in order", async () => {
   const written: string[] = [];
   const { error } = process;
   const { isTerminal, write } = error;
@@ -156,7 +157,7 @@ Deno.test("lines of which there are many are written in blocks, in order", async
       "",
     ]);
     assertEquals(lines.length, 10_002);
-    // None is lost at the end, or while the command works on something else.
+    // No line is lost at the end, or while the command is busy otherwise.
     program.warn("the last but one");
     assertEquals(program.finish(0), 0);
     assertEquals(written.at(-1), "bdrv: warning: the last but one\n");

@@ -5,7 +5,7 @@ import { BDRV, mustSkip, run, runOk, TempDir } from "../qemu.ts";
 
 const MIB = 1024 * 1024;
 
-Deno.test("ProgressLine shows what is done, the rate and the time left", () => {
+Deno.test("ProgressLine shows the progress, the rate and the time left", () => {
   const line = new ProgressLine("bytes", 0);
   for (let at = 0; at <= 10_000; at += 50) {
     line.update(at / 10_000 * 500 * MIB, 2000 * MIB, at);
@@ -31,7 +31,7 @@ Deno.test("ProgressLine: the rate is that of the last seconds", () => {
   assertMatch(line.text(10, 16_000, 80), / 1 MiB\/s {2}24:59:5\d left$/);
 });
 
-Deno.test("ProgressLine: a stall slows the rate, and nothing done has no end", () => {
+Deno.test("ProgressLine: a stall lowers the rate; without progress there is no time left", () => {
   const line = new ProgressLine("bytes", 0);
   line.update(0, 100 * MIB, 0);
   assertEquals(
@@ -71,13 +71,13 @@ Deno.test("timeText() grows with the time", () => {
   assertEquals(timeText(Infinity), "over 1000 d");
 });
 
-/** What a command shows on a terminal. */
+/** What a command prints on a terminal. */
 async function onTerminal(line: string): Promise<string> {
   return (await run(["script", "-qec", line, "/dev/null"])).stdout;
 }
 
 Deno.test({
-  name: "-p on a terminal shows more than qemu-img, whose line is its own",
+  name: "-p on a terminal shows more under our own name than under qemu-img's",
   ignore: mustSkip({ tools: ["script"] }),
   async fn() {
     await using dir = await new TempDir();
@@ -90,7 +90,7 @@ Deno.test({
     assertMatch(ours, /\r {2}100\.00 % {2}8 MiB.* in \d:\d\d *\r\r?\n$/);
     const theirs = await onTerminal(`${bdrv} qemu-img ${args}`);
     assertMatch(theirs, /^( {4}\(\d+\.\d\d\/100%\)\r)+\r?\n$/);
-    // A message takes the place of the line, of which nothing is left.
+    // A message replaces the progress line, of which nothing remains.
     const compared = await onTerminal(
       `${bdrv} compare -p ${source} ${source}`,
     );

@@ -1,4 +1,4 @@
-/** How commands tell how far they are. @module */
+/** How commands report their progress. @module */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { BDRV, run, runOk, TempDir, withoutUnlocked } from "../qemu.ts";
 
@@ -41,7 +41,7 @@ Deno.test("--progress=json does not touch what a command prints", async () => {
   assertEquals(percents(stderr)[0], 0);
 });
 
-Deno.test("--progress is -p; other formats than json are refused", async () => {
+Deno.test("--progress is -p; formats other than json are refused", async () => {
   await using dir = await new TempDir();
   const source = await makeSource(dir);
   const convert = (...args: string[]) =>
@@ -61,7 +61,7 @@ Deno.test("--progress is -p; other formats than json are refused", async () => {
   );
 });
 
-Deno.test("SIGUSR1 has a command without -p tell how far it is", async () => {
+Deno.test("SIGUSR1 makes a command without -p print its progress", async () => {
   await using dir = await new TempDir();
   const source = dir.file("source");
   await runOk([...BDRV, "create", "-q", source, "4G"]);

@@ -1,6 +1,6 @@
 /**
- * What we print of images of every kind, beside the tools of QEMU: the installed
- * ones, and the newest.
+ * What we print about images of every kind, compared with QEMU's tools: the
+ * installed ones, and the newest.
  *
  * @module
  */
@@ -24,7 +24,7 @@ import {
   makeSource,
 } from "../interop/kinds.ts";
 
-/** Calls on the images of all kinds, which only read them. */
+/** Read-only calls on the images of all kinds. */
 const READING = [
   "info --output=json",
   "map --output=json",
@@ -32,7 +32,7 @@ const READING = [
   "measure --output=json -O qcow2",
 ];
 
-/** Further calls; those that make something make `made`. */
+/** Further calls; those that create an image call it `made`. */
 const CALLS = [
   "info plain.qcow2",
   "info old.qcow2",
@@ -91,7 +91,7 @@ const CALLS = [
   "create -f qcow2 -o cluster_size=-1 made 1M",
   "create -f qcow2 -o size=-1k made",
   "create -f qcow2 -o size=-1 made",
-  // Mistakes.
+  // Invalid calls.
   "",
   "nothing",
   "-Z",
@@ -157,7 +157,7 @@ const CALLS = [
   "resize --preallocation=x plain.qcow2 1M",
 ];
 
-/** Those among them that old releases answer otherwise. */
+/** Calls that old releases answer differently. */
 const OLD_CALLS = [
   "info plain.raw",
   "info luks.qcow2",
@@ -182,7 +182,7 @@ const OLD_CALLS = [
   "resize -f qcow2 plain.qcow2",
 ];
 
-/** Calls whose options old releases do not have. */
+/** Calls with options that old releases do not have. */
 const LATER = [
   "create --fo",
   "info --limits snapshots.qcow2",
@@ -199,7 +199,7 @@ async function prepare({ img, io }: Tools, cwd: string): Promise<void> {
   makeSource(cwd);
   const theirs = { img, io };
   await Promise.all(KINDS.map((kind) => {
-    // QEMU cannot time iterations everywhere.
+    // QEMU cannot measure key derivation everywhere.
     const tools = kind.file.includes("luks") ? OUR_TOOLS : theirs;
     return makeKind(tools, kind, "source.raw", cwd);
   }));
@@ -217,8 +217,8 @@ async function prepare({ img, io }: Tools, cwd: string): Promise<void> {
 }
 
 /**
- * Compare calls with the tools that made the images. Those in one folder follow
- * each other: some lock what they would change.
+ * Compare calls with the tools that made the images. Calls in one folder run in
+ * sequence, since some lock what they would change.
  */
 async function compareCalls(
   tools: Tools,
@@ -226,9 +226,9 @@ async function compareCalls(
   folders: readonly string[],
 ): Promise<void> {
   const env = { BDRV_QEMU_VERSION: tools.release };
-  const told = ({ code, stdout, stderr }: Outcome) => [
+  const comparable = ({ code, stdout, stderr }: Outcome) => [
     ...[stdout, stderr].map((text) =>
-      // The newest ones call themselves by their path.
+      // The newest tools call themselves by their path.
       text.replaceAll(tools.img[0], "qemu-img")
     ),
     code,
@@ -240,7 +240,7 @@ async function compareCalls(
       const expected = await run([...tools.img, ...call], { cwd });
       const actual = await run([...OUR_TOOLS.img, ...call], { cwd, env });
       try {
-        assertEquals(told(actual), told(expected));
+        assertEquals(comparable(actual), comparable(expected));
       } catch (error) {
         different.push(`${call.join(" ")}: ${(error as Error).message}`);
       }
@@ -259,11 +259,11 @@ async function compareAll(tools: Tools, isNew: boolean): Promise<void> {
   await runOk(["cp", "-r", "--sparse=always", ...folders]);
   const reading = KINDS.flatMap((kind) =>
     READING
-      // QEMU does not tell where a VHDX has its blocks.
+      // QEMU does not report where a VHDX has its blocks.
       .filter((call) => !(call.startsWith("map") && kind.format === "vhdx"))
       .map((call) => [
         ...words(call),
-        // Without its key, an image can be described only.
+        // Without its key, an image can only be described.
         ...call.startsWith("info") ? [kind.file] : imageArguments(kind),
       ])
   );
@@ -310,7 +310,7 @@ Deno.test("BDRV_QEMU_VERSION selects the release whose output is followed", asyn
   assertEquals(await compressed("8.2"), true);
   assertEquals(await compressed("11.1"), true);
   assertEquals(await compressed(""), true);
-  // It is not read without permission to, and nobody is asked.
+  // Without permission the variable is not read, and nobody is prompted.
   assertEquals(await compressed("7.2", ["--allow-read"]), true);
   assertEquals(await compressed("7.2", ["-A", "--deny-env"]), true);
 });
@@ -348,7 +348,7 @@ Deno.test("the stand-in has the help of the release that is followed", async () 
   );
 });
 
-Deno.test("the stand-in words mistakes as the release that is followed", async () => {
+Deno.test("the stand-in words mistakes like the release that is followed", async () => {
   const said: [call: string, version: string, message: string][] = [
     [
       "create made x",

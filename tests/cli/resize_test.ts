@@ -1,12 +1,15 @@
-/** `resize` beside qemu-img's, where the disk ends within a cluster. @module */
+/**
+ * `resize`, compared with qemu-img's, where the disk ends within a cluster.
+ * @module
+ */
 import { assertEquals } from "@std/assert";
 import { runOk } from "../qemu.ts";
 import { besideQemu } from "./beside.ts";
 
-/** 1 MiB and a sector, which is not a whole number of clusters. */
+/** 1 MiB and one sector: not a whole number of clusters. */
 const ODD = "1049088";
 
-besideQemu("resize leaves what qemu-img's leaves", {
+besideQemu("resize leaves the same image as qemu-img's", {
   async prepare(cwd) {
     const create = ["qemu-img", "create", "-q", "-f"];
     const write = ["qemu-io", "-f"];
@@ -48,7 +51,8 @@ besideQemu("resize leaves what qemu-img's leaves", {
     await runOk(["qemu-img", "check", "-q", file], { cwd: ours });
     const names = [`${ours}/${file}`, `${theirs}/${file}`];
     await runOk(["qemu-img", "compare", "-q", ...names]);
-    // Ours cleans what a cluster holds past the old end, and leaves no hole.
+    // Ours clears the rest of the cluster behind the old end, and leaves no
+    // hole.
     if (file === "base") return;
     const map = ["qemu-img", "map", "--output=json", file];
     const [own, qemu] = await Promise.all(

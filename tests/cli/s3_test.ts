@@ -22,7 +22,7 @@ async function rawDisk(dir: TempDir): Promise<string> {
   return path;
 }
 
-/** Run bdrv on the service; returns what it says. */
+/** Run bdrv against the service, and return its output. */
 async function bdrv(
   service: Service,
   args: readonly string[],
@@ -125,7 +125,7 @@ const MISTAKES: [string[], RegExp][] = [
 ];
 
 for (const [args, message] of MISTAKES) {
-  Deno.test(`bdrv ${args.join(" ")} is refused, and changes nothing`, async () => {
+  Deno.test(`bdrv ${args.join(" ")} is refused without changing anything`, async () => {
     await using service = new Service();
     await using dir = new TempDir();
     Deno.writeFileSync(dir.file("A"), new Uint8Array(1024));
@@ -158,7 +158,7 @@ Deno.test("keys come from --object secret too, and are not shown", async () => {
   assert(!(stdout + stderr).includes(KEYS.secret));
 });
 
-Deno.test("a missing permission is named, and needs nothing but itself", async () => {
+Deno.test("a missing permission is named, and granting that one is enough", async () => {
   await using service = new Service();
   await service.put("disk", new Uint8Array(1024));
   const using = (...flags: string[]) =>
@@ -182,7 +182,7 @@ Deno.test("a missing permission is named, and needs nothing but itself", async (
 });
 
 for (const [signal, code] of [["SIGINT", 130], ["SIGKILL", 137]] as const) {
-  Deno.test(`convert that ends by ${signal} leaves no object`, async () => {
+  Deno.test(`a convert ended by ${signal} leaves no object`, async () => {
     await using service = new Service();
     await using dir = new TempDir();
     const path = dir.file("disk.raw");
@@ -206,7 +206,7 @@ for (const [signal, code] of [["SIGINT", 130], ["SIGKILL", 137]] as const) {
   });
 }
 
-/** Writes, flushes, and reports each flush as soon as it is done. */
+/** Writes, flushes, and reports each flush as soon as it has completed. */
 const WRITER = `
 import { openImage } from "${new URL("../../mod.ts", import.meta.url)}";
 const image = await openImage("${urlOf("disk")}", { readOnly: false });
@@ -218,7 +218,7 @@ for (let i = 0; i < 8; i++) {
 }
 `;
 
-Deno.test("a writer that is killed at any request loses nothing that was flushed", async () => {
+Deno.test("a writer killed at any request loses nothing that was flushed", async () => {
   await using dir = new TempDir();
   const script = dir.file("writer.ts");
   Deno.writeTextFileSync(script, WRITER);

@@ -2,7 +2,7 @@
 import { assertEquals } from "@std/assert";
 import { BDRV, qemuTest, run, runOk, TempDir } from "../qemu.ts";
 
-/** What is done, in turn, to an image in each of two folders. */
+/** Calls, in order, on an image in each of two folders. */
 const CALLS = [
   "snapshot -l disk.qcow2",
   "snapshot -c one disk.qcow2",
@@ -101,7 +101,7 @@ qemuTest(
 );
 
 qemuTest(
-  "a snapshot that refcounts have no room for is refused in qemu-img's words",
+  "a snapshot that would overflow a refcount is refused in qemu-img's words",
   async () => {
     await using dir = new TempDir();
     const path = dir.file("narrow.qcow2");

@@ -3,7 +3,7 @@ import { headOf } from "../../cli/io/source_file.ts";
 import { BlockError } from "../../core/errors.ts";
 import { BDRV, run, TempDir } from "../qemu.ts";
 
-Deno.test("headOf() reads what a file has, and not more than is wanted", async () => {
+Deno.test("headOf() reads what a file has, and no more than is asked for", async () => {
   await using dir = new TempDir();
   Deno.writeTextFileSync(dir.file("text"), "abcdef");
   const read = async (most: number) =>
@@ -18,7 +18,7 @@ Deno.test("headOf() reads devices, whatever size they claim", async () => {
   assertEquals((await headOf("/dev/null", 3)).length, 0);
 });
 
-Deno.test("headOf() reads a pipe, but waits for nobody for ever", async () => {
+Deno.test("headOf() reads a pipe, but does not wait for ever for a writer", async () => {
   await using dir = new TempDir();
   const pipe = dir.file("pipe");
   new Deno.Command("mkfifo", { args: [pipe] }).outputSync();
@@ -27,7 +27,7 @@ Deno.test("headOf() reads a pipe, but waits for nobody for ever", async () => {
   assertEquals(new TextDecoder().decode(await reading), "from somewhere");
   const error = await assertRejects(() => headOf(pipe, 100, 10), BlockError);
   assertEquals(error.code, "ENXIO");
-  // The one who waits is let go of.
+  // Let the blocked opener go.
   await Deno.writeTextFile(pipe, "too late").catch(() => {});
 });
 

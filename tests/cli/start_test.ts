@@ -1,7 +1,6 @@
 /**
- * What a start costs: parts of Deno that are slow to begin with (its timers
- * take 7 ms, `process` 17 and more, comparing by language 16) are not touched by
- * commands that do little.
+ * What a start costs: commands that do little must not touch parts of Deno that
+ * are slow to initialize (its timers, `process`, and comparison by locale).
  *
  * @module
  */
@@ -10,25 +9,25 @@ import { run, runOk, TempDir } from "../qemu.ts";
 
 const ROOT = new URL("../..", import.meta.url).href;
 
-/** Runs the command line, and tells of each use of a slow part. */
+/** Runs the command line, and reports each use of a slow part. */
 const SPY = `
 const scope = globalThis;
-const tell = (name) => console.error("USED " + name);
+const report = (name) => console.error("USED " + name);
 for (const name of ["setTimeout", "setInterval", "clearTimeout", "clearInterval"]) {
   const real = scope[name];
-  scope[name] = (...args) => (tell(name), real(...args));
+  scope[name] = (...args) => (report(name), real(...args));
 }
 for (const name of ["process", "Buffer"]) {
   const real = Object.getOwnPropertyDescriptor(scope, name);
   Object.defineProperty(scope, name, {
     configurable: true,
-    get: () => (tell(name), real.get ? real.get.call(scope) : real.value),
+    get: () => (report(name), real.get ? real.get.call(scope) : real.value),
   });
 }
 for (const [type, name] of [[String, "localeCompare"], [Number, "toLocaleString"]]) {
   const real = type.prototype[name];
   type.prototype[name] = function (...args) {
-    tell(name);
+    report(name);
     return real.apply(this, args);
   };
 }
@@ -55,7 +54,7 @@ const CALLS = [
   "qemu-io -c info a",
 ];
 
-Deno.test("commands that do little start nothing that is slow", async (t) => {
+Deno.test("commands that do little initialize nothing slow", async (t) => {
   await using dir = new TempDir();
   const cwd = dir.path;
   Deno.writeTextFileSync(dir.file("spy.js"), SPY);
@@ -72,7 +71,7 @@ Deno.test("commands that do little start nothing that is slow", async (t) => {
     });
   }
   await t.step(
-    "compressing does, which shows that this test can fail",
+    "compressing does, which proves that this test can fail",
     async () => {
       Deno.writeFileSync(dir.file("data"), new Uint8Array(1 << 16).fill(1));
       const { stderr } = await run(

@@ -1,21 +1,21 @@
-/** What is suggested in place of a mistyped word. @module */
+/** Suggestions for mistyped words. @module */
 import { assertEquals } from "@std/assert";
 import { nearest } from "../../cli/suggest.ts";
 import { BDRV, run, runOk, TempDir } from "../qemu.ts";
 
-Deno.test("nearest() finds what a third of the letters make different", () => {
+Deno.test("nearest() finds words that differ in up to a third of their letters", () => {
   const known = ["check", "compare", "convert", "create", "info"];
   assertEquals(nearest("conver", known), "convert");
   assertEquals(nearest("covnert", known), "convert");
   assertEquals(nearest("inof", known), "info");
   assertEquals(nearest("comp", known), "compare");
   assertEquals(nearest("delete", known), undefined);
-  assertEquals(nearest("co", known), undefined); // It fits two of them.
+  assertEquals(nearest("co", known), undefined); // Ambiguous.
   assertEquals(nearest("c", known), undefined);
   assertEquals(nearest("", known), undefined);
 });
 
-/** What each call suggests. */
+/** The suggestion for each call. */
 const CALLS: { readonly [call: string]: string } = {
   "conver a b": "convert",
   "--hlep": "--help",
@@ -33,14 +33,14 @@ const CALLS: { readonly [call: string]: string } = {
   "info --image-opts driver=raw,ofset=1,file.filename=disk": "offset",
 };
 
-Deno.test("our own program suggests, the one for QEMU's name does not", async (t) => {
+Deno.test("our own program makes suggestions; under QEMU's names there are none", async (t) => {
   await using dir = new TempDir();
   Deno.writeFileSync(dir.file("disk"), new Uint8Array(512));
   const create = ["create", "-q", "-f", "qcow2", dir.file("q"), "1M"];
   await runOk([...BDRV, ...create]);
   for (const [call, meant] of Object.entries(CALLS)) {
     await t.step(call, async () => {
-      // One after the other: an image that is written to is locked.
+      // In sequence: an image is locked while it is written to.
       const words = call.split(" ");
       const ours = await run([...BDRV, ...words], { cwd: dir.path });
       const theirs = await run([...BDRV, "qemu-img", ...words], {

@@ -1,7 +1,6 @@
 /**
- * What was not asked to change does not: an image of which bitmaps are kept,
- * a feature is unknown, and a backing file is longer, after commands that fail
- * and commands that write nothing.
+ * Nothing changes unasked: commands that fail or write nothing leave alone an
+ * image that has bitmaps, an unknown feature, and a longer backing file.
  *
  * @module
  */
@@ -72,7 +71,7 @@ qemuTest(
   async (t) => {
     await using dir = new TempDir();
     const cwd = dir.path;
-    // One has its bitmaps marked as in use meanwhile, the other does not.
+    // One image has its bitmaps marked as in use, the other does not.
     for (const hasUnknown of [true, false]) {
       const bytes = await makeImages(cwd, hasUnknown);
       for (const call of CALLS) {
@@ -96,7 +95,7 @@ async function features(path: string): Promise<number> {
 }
 
 qemuTest(
-  "the first change clears what nobody knows, bitmaps apart",
+  "the first change clears unknown autoclear features, but not that of bitmaps",
   async (t) => {
     await using dir = new TempDir();
     const cwd = dir.path;
@@ -124,7 +123,7 @@ qemuTest(
         const { code, stderr } = await run([...BDRV, ...words], { cwd });
         assertEquals({ code, stderr }, { code: 0, stderr: "" });
         assertEquals(await features(`${cwd}/X`), 1);
-        // QEMU reads the bitmaps that it opens.
+        // QEMU loads the bitmaps of an image that it opens.
         const info = JSON.parse(
           await runOk(["qemu-img", "info", "--output=json", "X"], { cwd }),
         );

@@ -16,7 +16,7 @@ function files(folder: TempDir): string[] {
   return [...Deno.readDirSync(folder.path)].map(({ name }) => name).sort();
 }
 
-Deno.test("files of an image that was not completed are removed", async () => {
+Deno.test("a failed convert removes every file of its target", async () => {
   await using folder = new TempDir();
   await Deno.writeFile(folder.file("disk"), new Uint8Array(4 << 20).fill(1));
   for (
@@ -31,7 +31,7 @@ Deno.test("files of an image that was not completed are removed", async () => {
     const noise = subformat === "streamOptimized"
       ? "head -c 4M /dev/urandom > disk; "
       : "";
-    // Deno's own caches would be too long as well, while they are cold.
+    // While Deno's own caches are cold, they would exceed the limit too.
     await bdrv(
       folder,
       `${noise}bdrv convert -O vmdk -o subformat=${subformat} disk x.vmdk; ` +
@@ -48,7 +48,7 @@ Deno.test("files of an image that was not completed are removed", async () => {
   }
 });
 
-Deno.test("a file that is yet to be read is no extent of a new image", async () => {
+Deno.test("a source is never overwritten as an extent of the new image", async () => {
   await using folder = new TempDir();
   const bytes = new Uint8Array(1 << 20).fill(7);
   await Deno.writeFile(folder.file("x-flat.vmdk"), bytes);
@@ -63,7 +63,7 @@ Deno.test("a file that is yet to be read is no extent of a new image", async () 
   assertEquals(files(folder), ["x-flat.vmdk"]);
 });
 
-Deno.test("options that make no sense cost no file", async () => {
+Deno.test("options that make no sense destroy no file", async () => {
   await using folder = new TempDir();
   await Deno.writeFile(folder.file("disk"), new Uint8Array(1 << 20));
   await Deno.writeTextFile(folder.file("x.vmdk"), "precious");

@@ -1,4 +1,4 @@
-/** Requests and jobs that are given up. @module */
+/** Requests and jobs that are aborted. @module */
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import {
   BlockError,
@@ -26,14 +26,14 @@ import { openProtocol } from "../../core/open.ts";
 
 const SIZE = 1 << 20;
 
-/** A file whose requests wait until they are let go. */
+/** A file whose requests wait until they are released. */
 class SlowFile implements BlockNode {
   readonly driver = { name: "slow", role: "protocol" } as const;
   readonly filename = "slow";
   readonly readOnly = false;
   readonly children = {};
   readonly store: MemoryStore;
-  /** Those that wait. */
+  /** The waiting requests. */
   readonly waiting: (() => void)[] = [];
   isSlow = false;
 
@@ -50,8 +50,8 @@ class SlowFile implements BlockNode {
     await new Promise<void>((go) => this.waiting.push(go));
   }
 
-  /** Let all go that wait, until nobody comes any more. */
-  async letGo(): Promise<void> {
+  /** Release all waiting requests, until no more arrive. */
+  async release(): Promise<void> {
     for (let idle = 0; idle < 20; idle++) {
       if (this.waiting.length > 0) idle = 0;
       for (const go of this.waiting.splice(0)) go();
@@ -127,7 +127,7 @@ async function image(driver: string, memory = new MemoryStore()) {
 
 const aborted = () => AbortSignal.abort(REASON);
 
-Deno.test("a request that was given up before it began does nothing", async () => {
+Deno.test("a request aborted before it began does nothing", async () => {
   for (const driver of ["raw", "qcow2", "vdi"]) {
     const { disk } = await image(driver);
     const bytes = new Uint8Array(512).fill(1);
@@ -146,7 +146,7 @@ Deno.test("a request that was given up before it began does nothing", async () =
   }
 });
 
-Deno.test("a request settles when nobody touches its buffers any more", async () => {
+Deno.test("a request settles once nobody touches its buffers any more", async () => {
   for (const driver of ["raw", "qcow2", "vdi"]) {
     const { file, disk } = await image(driver);
     await disk.write(0, new Uint8Array(SIZE).fill(7));
@@ -158,10 +158,10 @@ Deno.test("a request settles when nobody touches its buffers any more", async ()
     await turns(50);
     controller.abort(REASON);
     assertEquals(await isSettled(reading), false, driver);
-    file.letGo();
+    file.release();
     await canceled(reading);
     buffer.fill(9);
-    await file.letGo();
+    await file.release();
     assert(buffer.every((byte) => byte === 9), driver);
     file.isSlow = false;
     assertEquals((await disk.read(SIZE - 1, 1))[0], 7);
@@ -169,7 +169,7 @@ Deno.test("a request settles when nobody touches its buffers any more", async ()
   }
 });
 
-Deno.test("a query that is given up settles at once, and a drain waits for it", async () => {
+Deno.test("an aborted query settles at once, and a drain still waits for it", async () => {
   const queries: readonly ((
     disk: Image,
     signal: AbortSignal,
@@ -190,9 +190,9 @@ Deno.test("a query that is given up settles at once, and a drain waits for it", 
       await canceled(asked);
       const drained = held ?? drain(disk);
       if (!isDrained) assert(!await isSettled(Promise.resolve(drained)));
-      await file.letGo();
+      await file.release();
       (await drained)[Symbol.dispose]();
-      // One that has been given up before is not even begun.
+      // A query aborted beforehand does not even begin.
       await canceled(query(disk, cancel.signal));
       assertEquals(file.waiting.length, 0);
     }
@@ -202,9 +202,9 @@ Deno.test("a query that is given up settles at once, and a drain waits for it", 
   }
 });
 
-Deno.test("reads of many runs begin no more of them", async () => {
+Deno.test("an aborted read of many runs begins no more of them", async () => {
   const { file, disk } = await image("qcow2");
-  // Every other cluster, last to first: as many runs in the file.
+  // Every other cluster, last to first: each is a run of its own in the file.
   for (let at = SIZE - 8192; at >= 0; at -= 8192) {
     await disk.write(at, new Uint8Array(4096).fill(1));
   }
@@ -222,7 +222,7 @@ Deno.test("reads of many runs begin no more of them", async () => {
   await disk.close();
 });
 
-/** How an image is made and opened, and whether its clusters are compressed. */
+/** How to make and open an image, and whether its clusters are compressed. */
 interface Kind {
   readonly format: string;
   readonly create?: Record<string, unknown>;
@@ -263,7 +263,7 @@ const KINDS: { readonly [name: string]: Kind } = {
   },
 };
 
-/** A file that notes the signals of requests. */
+/** A file that records the signals of requests. */
 async function watchedFile(memory: StackObject) {
   const below = await openProtocol(memory);
   const signals: unknown[] = [];
@@ -288,7 +288,7 @@ async function watchedFile(memory: StackObject) {
   return { file, signals, below };
 }
 
-/** An image, and the signals that requests hand down to its file. */
+/** An image, and the signals that its requests pass down to the file. */
 async function watched({ format, create, open, isCompressed }: Kind) {
   const memory = { driver: "memory", store: new MemoryStore() };
   const how = { secrets: SECRETS };
@@ -306,7 +306,7 @@ async function watched({ format, create, open, isCompressed }: Kind) {
 }
 
 for (const [name, kind] of Object.entries(KINDS)) {
-  Deno.test(`${name}: a request hands its signal down to the file`, async () => {
+  Deno.test(`${name}: a request passes its signal down to the file`, async () => {
     const { image, signals, close } = await watched(kind);
     const { signal } = new AbortController();
     signals.length = 0;
@@ -324,7 +324,7 @@ for (const [name, kind] of Object.entries(KINDS)) {
   });
 }
 
-Deno.test("a reader of a compressed cluster who gives up leaves it to others", async () => {
+Deno.test("an aborted reader of a compressed cluster leaves it to the others", async () => {
   const { file, disk } = await image("qcow2");
   await disk.writeCompressed(0, new Uint8Array(4096).fill(5));
   file.isSlow = true;
@@ -334,7 +334,7 @@ Deno.test("a reader of a compressed cluster who gives up leaves it to others", a
   first.catch(() => {});
   await turns(100);
   controller.abort(REASON);
-  await file.letGo();
+  await file.release();
   assertEquals(await second, new Uint8Array(20).fill(5));
   file.isSlow = false;
   await disk.close();
@@ -348,7 +348,7 @@ for (
     { driver: "quorum", "vote-threshold": 1 },
   ]
 ) {
-  Deno.test(`${stack.driver}: queries hand their signal down`, async () => {
+  Deno.test(`${stack.driver}: queries pass their signal down`, async () => {
     const store = new MemoryStore(SIZE);
     const { file, signals, below } = await watchedFile({
       driver: "memory",
@@ -371,7 +371,7 @@ for (
   });
 }
 
-Deno.test("copy-on-read hands a signal down", async () => {
+Deno.test("copy-on-read passes a signal down", async () => {
   const memory = () => ({ driver: "memory", store: new MemoryStore(SIZE) });
   const { file, signals, below } = await watchedFile(memory());
   const overlay = { driver: "memory", store: new MemoryStore() };
@@ -389,12 +389,12 @@ Deno.test("copy-on-read hands a signal down", async () => {
   await below.close();
 });
 
-Deno.test("a write that is given up leaves a sound image", async () => {
+Deno.test("an aborted write leaves a sound image", async () => {
   const { file, disk } = await image("qcow2");
   file.isSlow = true;
   for (let turn = 0; turn < 40; turn++) {
     const controller = new AbortController();
-    // Across many L2 tables' worth of what is allocated in one go.
+    // Across many L2 tables: more than is allocated in one go.
     const data = new Uint8Array(SIZE - 1000).fill(turn + 1);
     const writing = disk.write(500, data, { signal: controller.signal });
     const outcome = writing.then(() => "done", (error) => error.code);
@@ -403,9 +403,9 @@ Deno.test("a write that is given up leaves a sound image", async () => {
       file.waiting.shift()?.();
     }
     controller.abort(REASON);
-    file.letGo();
+    file.release();
     assert(["done", "ECANCELED"].includes(await outcome));
-    await file.letGo();
+    await file.release();
   }
   file.isSlow = false;
   const { corruptions, leaks } = await disk.check();
@@ -413,11 +413,11 @@ Deno.test("a write that is given up leaves a sound image", async () => {
   await disk.close();
 });
 
-Deno.test("whoever waits leaves the line at once", async () => {
+Deno.test("an aborted waiter leaves the queue at once", async () => {
   const { file, disk } = await image("qcow2");
   await disk.write(0, new Uint8Array(4096).fill(1));
   file.isSlow = true;
-  // Its clusters are being allocated.
+  // Waiting for clusters that another request is allocating.
   const first = disk.write(8192, new Uint8Array(4096).fill(2));
   await turns(50);
   const controller = new AbortController();
@@ -431,10 +431,10 @@ Deno.test("whoever waits leaves the line at once", async () => {
   await canceled(third);
   assertEquals(file.waiting.length, waits);
   file.isSlow = false;
-  await file.letGo();
+  await file.release();
   await first;
   assertEquals(await disk.read(8192, 10), new Uint8Array(10).fill(2));
-  // At a drained node.
+  // Waiting at a drained node.
   const late = new AbortController();
   using drained = await drain(disk.node);
   const held = disk.read(0, 1, { signal: late.signal });
@@ -447,7 +447,7 @@ Deno.test("whoever waits leaves the line at once", async () => {
   await disk.close();
 });
 
-Deno.test("RangeLock: who gives up leaves the line at once", async () => {
+Deno.test("RangeLock: an aborted waiter leaves the queue at once", async () => {
   const lock = new RangeLock();
   const held = await lock.acquire(0, 10, true);
   const controller = new AbortController();
@@ -461,7 +461,7 @@ Deno.test("RangeLock: who gives up leaves the line at once", async () => {
   assert(!(again instanceof Promise));
 });
 
-Deno.test("a throttled request is not waited for", async () => {
+Deno.test("an aborted request that is throttled settles at once", async () => {
   const { disk } = await image("raw");
   const group = new ThrottleGroup({ "iops-total": 1e-3 });
   await insertFilter(disk.node, {
@@ -478,7 +478,7 @@ Deno.test("a throttled request is not waited for", async () => {
   await disk.close();
 });
 
-Deno.test("jobs end, and say so", async () => {
+Deno.test("aborted jobs end, and say so", async () => {
   const { file, disk: source } = await image("raw");
   const { disk: target } = await image("qcow2");
   const { disk: other } = await image("raw");
@@ -501,9 +501,9 @@ Deno.test("jobs end, and say so", async () => {
     assert(file.waiting.length > 0, `job ${index} has not begun`);
     controller.abort(REASON);
     assertEquals(await isSettled(running), false);
-    file.letGo();
+    file.release();
     await canceled(running);
-    await file.letGo();
+    await file.release();
     file.isSlow = false;
   }
   const { corruptions } = await target.check();
@@ -511,7 +511,7 @@ Deno.test("jobs end, and say so", async () => {
   for (const disk of [source, target, other]) await disk.close();
 });
 
-Deno.test("commit ends, and loses nothing", async () => {
+Deno.test("an aborted commit ends, and loses nothing", async () => {
   const base = { driver: "memory", store: new MemoryStore(SIZE) };
   const file = { driver: "memory", store: new MemoryStore() };
   await createImage("qcow2", file, { size: SIZE });
@@ -525,7 +525,7 @@ Deno.test("commit ends, and loses nothing", async () => {
   assertEquals((await overlay.read(511, 1))[0], 1);
 });
 
-Deno.test("convertStream() ends, and says so", async () => {
+Deno.test("an aborted convertStream() ends, and says so", async () => {
   const { disk } = await image("raw");
   const wrapped = new Image(disk.node);
   const chunks = new ReadableStream<Uint8Array>({
@@ -541,11 +541,11 @@ Deno.test("convertStream() ends, and says so", async () => {
   await disk.close();
 });
 
-Deno.test("unlessAborted() takes care of what it does not wait for", async () => {
+Deno.test("unlessAborted() handles the rejection of a promise it no longer awaits", async () => {
   const signal = AbortSignal.abort();
   for (const delay of [0, 5]) {
     const turn = new Promise<void>((_, reject) => {
-      setTimeout(() => reject(new Error("nobody is to see this")), delay);
+      setTimeout(() => reject(new Error("nobody awaits this")), delay);
     });
     const { code } = await assertRejects(
       () => unlessAborted(turn, signal),
@@ -554,7 +554,7 @@ Deno.test("unlessAborted() takes care of what it does not wait for", async () =>
     assertEquals(code, "ECANCELED");
     await assertRejects(() => turn, Error, "nobody");
   }
-  // One that has failed before is none that nobody handles, either.
+  // A promise that rejected beforehand must not go unhandled either.
   await assertRejects(
     () => unlessAborted(Promise.reject(new Error("before")), signal),
     BlockError,
@@ -562,7 +562,7 @@ Deno.test("unlessAborted() takes care of what it does not wait for", async () =>
   await new Promise((done) => setTimeout(done, 10));
 });
 
-Deno.test("a server that does not answer is waited for only as long as one likes", async () => {
+Deno.test("waiting for a silent server can be aborted", async () => {
   using listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   const { port } = listener.addr as Deno.NetAddr;
   const accepted: Deno.Conn[] = [];

@@ -9,7 +9,7 @@ import { conformance } from "../conformance.ts";
 
 /**
  * A disk in memory that takes whole units only, and whose requests take a
- * while, so that they get in each other's way.
+ * while, so that they interleave.
  */
 async function strictNode(
   unit: number,
@@ -81,7 +81,7 @@ const cases: readonly [
   ["part of a unit", 515, 3, ["read 512 512", "write 512 512"]],
   ["the start of a unit", 512, 3, ["read 512 512", "write 512 512"]],
   ["the end of a unit", 1000, 24, ["read 512 512", "write 512 512"]],
-  ["the start of one after a whole one", 512, 600, [
+  ["a whole unit and the start of the next", 512, 600, [
     "read 1024 512",
     "write 512 1024",
   ]],
@@ -92,7 +92,7 @@ const cases: readonly [
 ];
 
 for (const [what, offset, length, expected] of cases) {
-  Deno.test(`alignRequests() writes ${what} with no request too many`, async () => {
+  Deno.test(`alignRequests() writes ${what} with no needless request`, async () => {
     const { node, log } = await strictNode(512, new MemoryStore(4096));
     await node.writev!(offset, [new Uint8Array(length).fill(7)]);
     assertEquals(log, expected);
@@ -105,7 +105,7 @@ for (const [what, offset, length, expected] of cases) {
   });
 }
 
-Deno.test("alignRequests() keeps zeroes and discards to whole units", async () => {
+Deno.test("alignRequests() restricts zeroes and discards to whole units", async () => {
   const { node, log } = await strictNode(512, new MemoryStore(4096));
   await node.discard!(100, 800);
   assertEquals(log, []);

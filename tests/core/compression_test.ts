@@ -11,13 +11,15 @@ import { holdWorkers } from "../../core/zlib_workers.ts";
 
 type Test = () => Promise<void> | void;
 
-/** Run a test with libraries of the system, with `node:zlib`, with neither. */
+/**
+ * Run a test with the system's libraries, with `node:zlib`, and with neither.
+ */
 function allWays(name: string, test: Test): void {
   nativeWays(name, test);
   way(name, "portable", true, test);
 }
 
-/** Run a test with libraries of the system, and with `node:zlib`. */
+/** Run a test with the system's libraries, and with `node:zlib`. */
 function nativeWays(name: string, test: Test): void {
   way(name, "libraries", false, test);
   way(name, "node:zlib", "libraries", test);
@@ -100,7 +102,7 @@ allWays("decompress() of zlib stops at the wanted length", async () => {
   assertEquals(await inflate(deflatedBomb, 65536), new Uint8Array(65536));
 });
 
-allWays("decompress() of zlib refuses what is corrupt or short", async () => {
+allWays("decompress() of zlib refuses corrupt or truncated input", async () => {
   const inputs = [
     new Uint8Array(0),
     new Uint8Array(100).fill(0xff),
@@ -139,7 +141,7 @@ allWays("compress() with zlib keeps to a window of 4096 bytes", async () => {
   assertEquals(await inflate(output, 16384), bytes);
 });
 
-Deno.test("compress() works without anything of the runtime's", async () => {
+Deno.test("compress() works without any help from the runtime", async () => {
   for (const type of ["zlib", "zstd"] as const) {
     for (const level of [undefined, 1, 9]) {
       setPortable(true);
@@ -198,7 +200,7 @@ allWays("decompress() of zstd ignores what follows the frame", async () => {
 });
 
 allWays(
-  "decompress() of zstd refuses what is corrupt, short or long",
+  "decompress() of zstd refuses input that is corrupt, truncated or too long",
   async () => {
     const inputs = [
       new Uint8Array(0),
@@ -218,7 +220,7 @@ allWays(
   },
 );
 
-/** As many clusters as workers are started for, and more than fit at once. */
+/** Enough clusters for workers to be started, and more than fit at once. */
 async function roundTrip(type: CompressionType, size: number): Promise<void> {
   const clusters = Array.from(
     { length: Math.max(6, (12 << 20) / size) },
@@ -235,7 +237,7 @@ async function roundTrip(type: CompressionType, size: number): Promise<void> {
   }
 }
 
-nativeWays("compress() and decompress() have workers work", async () => {
+nativeWays("compress() and decompress() use workers", async () => {
   using _ = holdWorkers();
   for (const type of ["zlib", "zstd"] as const) {
     for (const size of [1 << 16, 1 << 21, 1 << 12]) {
@@ -244,7 +246,7 @@ nativeWays("compress() and decompress() have workers work", async () => {
   }
 });
 
-nativeWays("compress() fails in workers as it does without", async () => {
+nativeWays("compress() fails in workers as it does without them", async () => {
   using _ = holdWorkers();
   await roundTrip("zlib", 1 << 16);
   const results = await Promise.allSettled(
@@ -263,15 +265,15 @@ nativeWays("compress() fails in workers as it does without", async () => {
   }
 });
 
-nativeWays("holdWorkers() has workers start anew after a rest", async () => {
+nativeWays("holdWorkers() restarts workers after a pause", async () => {
   using _ = holdWorkers();
   await roundTrip("zlib", 1 << 16);
-  // Longer than workers wait for work.
+  // Longer than idle workers wait for work.
   await new Promise((resolve) => setTimeout(resolve, 1300));
   await roundTrip("zlib", 1 << 16);
 });
 
-Deno.test("holdWorkers() loses no calls when let go", async () => {
+Deno.test("holdWorkers() loses no calls when released", async () => {
   const hold = holdWorkers();
   const pending = roundTrip("zlib", 1 << 16);
   await null;

@@ -1,6 +1,6 @@
 /**
  * What the core does so that no driver has to: wrappers, absent verbs,
- * read-only nodes, types of options, and exceptions nobody expected.
+ * read-only nodes, types of options, and unexpected exceptions.
  */
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { filterNode, wrapNode } from "../../core/filter.ts";
@@ -43,7 +43,7 @@ function register(
   return driver.name;
 }
 
-/** A disk in memory that has `changes`, and only the verbs of `verbs`. */
+/** A disk in memory with `changes`, and only the given `verbs`. */
 function plainNode(
   driver: BlockDriver,
   store: MemoryStore,
@@ -159,7 +159,7 @@ Deno.test("a node that needs no wrapper has none", async () => {
   assert(over.node.children.file === made());
 });
 
-Deno.test("a wrapper shows what changes in the node, and its verbs alone", () => {
+Deno.test("a wrapper reflects changes of its node, and adds no verbs to it", () => {
   let size = 5;
   const driver: BlockDriver = {
     name: "none",
@@ -183,7 +183,7 @@ Deno.test("a wrapper shows what changes in the node, and its verbs alone", () =>
   assert(wrapper.flush);
 });
 
-Deno.test("a filter has the intercepted verbs that the node below has", async () => {
+Deno.test("a filter has an intercepted verb only if the node below has it", async () => {
   const intercept = (driver: BlockDriver, file: BlockNode) =>
     filterNode(driver, file, {
       writev: (...args) => file.writev!(...args),
@@ -208,7 +208,7 @@ Deno.test("a filter has the intercepted verbs that the node below has", async ()
   }
 });
 
-/** A filter that takes for granted that its children can do everything. */
+/** A filter that assumes its children can do everything. */
 function carelessFilter(roles: readonly string[]): string {
   return register(async (driver, _options, context) => {
     const children: BlockNode[] = [];
@@ -241,7 +241,7 @@ function carelessFilter(roles: readonly string[]): string {
   });
 }
 
-Deno.test("a driver that calls what a child cannot do is named, and the child", async () => {
+Deno.test("calling a verb that a child lacks is an error that names both the driver and the child", async () => {
   const { name } = plainDriver(["writev"]);
   for (const over of [undefined, "raw"]) {
     const careless = carelessFilter(["file"]);
@@ -253,7 +253,7 @@ Deno.test("a driver that calls what a child cannot do is named, and the child", 
     const names = [`'${careless}'`, `'${name}'`, "'plain'"];
     await refused(() => disk.resize(KIB), "ENOTSUP", "truncate", ...names);
     await refused(() => disk.flush(), "ENOTSUP", "flush", ...names);
-    // What can be done in another way is.
+    // What can be emulated works.
     await disk.writeZeroes(0, 10);
     await disk.discard(0, 10);
     if (over) continue;
@@ -267,7 +267,7 @@ Deno.test("a driver that calls what a child cannot do is named, and the child", 
   }
 });
 
-Deno.test("a child that cannot be written to makes its parent read-only, or is refused", async () => {
+Deno.test("a child without write access makes its parent read-only, or is refused", async () => {
   const { name } = plainDriver([]);
   const careless = carelessFilter(["file"]);
   {
@@ -300,7 +300,7 @@ Deno.test("a child that cannot be written to makes its parent read-only, or is r
   }
 });
 
-Deno.test("what is opened read-only is so, whatever its driver says", async () => {
+Deno.test("a node opened read-only stays so, whatever its driver says", async () => {
   const { name, made } = plainDriver(ALL);
   const ways: [stack: StackObject, options: OpenOptions][] = [
     [{ driver: name }, { readOnly: true }],
@@ -328,7 +328,7 @@ const OPTIONS: OptionTable = {
 
 Deno.test("options that do not fit a driver's table are refused, naming it", async () => {
   const name = register(
-    // It trusts its options.
+    // A driver that trusts its options.
     (driver, options) =>
       plainNode(driver, new MemoryStore(SIZE), ALL, {
         filename: (options.title as string | undefined ?? "it").toLowerCase(),
@@ -357,7 +357,7 @@ Deno.test("options that do not fit a driver's table are refused, naming it", asy
   assertEquals(disk.filename, "x");
 });
 
-Deno.test("an exception of a driver while it opens names it, and keeps its message", async () => {
+Deno.test("an exception thrown while opening names the driver, and keeps its message", async () => {
   const broken = new TypeError("x is not iterable");
   const name = register(() => Promise.reject(broken));
   const error = await assertRejects(
@@ -370,7 +370,7 @@ Deno.test("an exception of a driver while it opens names it, and keeps its messa
   assert(cause === broken);
 });
 
-Deno.test("an exception of a driver while it makes an image names it", async () => {
+Deno.test("an exception thrown while creating an image names the driver", async () => {
   const target = { driver: "memory", store: new MemoryStore() };
   const fail = (error: unknown) =>
     register(() => Promise.reject(error), {
@@ -388,7 +388,7 @@ Deno.test("an exception of a driver while it makes an image names it", async () 
   await refused(() => createImage(full, target), "ENOSPC", "no room");
 });
 
-Deno.test("flags of a request are of the right type", async () => {
+Deno.test("flags of a request must be of the right type", async () => {
   await using disk = await openImage({ driver: plainDriver(ALL).name });
   const wrong: [flags: unknown, name: string][] = [
     [{ fua: "yes" }, "'fua'"],
@@ -409,7 +409,7 @@ Deno.test("flags of a request are of the right type", async () => {
   );
 });
 
-Deno.test("an exception of a file is not lost in what qcow2 makes of it", async () => {
+Deno.test("qcow2 keeps the message of an exception thrown by its file", async () => {
   const store = new MemoryStore();
   await createImage("qcow2", { driver: "memory", store }, { size: SIZE });
   let broken = false;
@@ -454,7 +454,7 @@ Deno.test("an exception of a file is not lost in what qcow2 makes of it", async 
   }
 });
 
-Deno.test("groups of verbs are looked at", async () => {
+Deno.test("groups of verbs are validated", async () => {
   const odd: [group: string, value: unknown][] = [
     ["image", 5],
     ["image", { check: true }],

@@ -1,6 +1,6 @@
 /**
- * The types of the options of new images. What must not compile is marked, and
- * would be an error of `deno check` if it did.
+ * The types of the options of new images. Lines that must not compile are
+ * marked, and `deno check` fails if one does.
  *
  * @module
  */
@@ -23,7 +23,7 @@ import {
 const memory = () => ({ driver: "memory", store: new MemoryStore() });
 const MIB = 1024 * 1024;
 
-/** Checked, never called. */
+/** Type-checked, never called. */
 async function _types(format: string, known: "qcow2" | "raw"): Promise<void> {
   const file = memory();
   await createImage("qcow2", file, { size: "1G", compression_type: "zstd" });
@@ -43,7 +43,7 @@ async function _types(format: string, known: "qcow2" | "raw"): Promise<void> {
   await createImage("luks", file, { size: 1, "cipher-alg": "des" });
   // @ts-expect-error: raw files have no metadata.
   await createImage("raw", file, { size: 1, preallocation: "metadata" });
-  // Any name and any options, where the compiler cannot know.
+  // Any name and any options, where the compiler cannot know the driver.
   await createImage("mine", file, { size: 1, colour: "red" });
   await createImage(format, file, { size: 1, colour: "red" });
   await createImage(known, file, { size: 1 });

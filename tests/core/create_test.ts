@@ -1,5 +1,5 @@
 /**
- * Creating images: what goes to the format, and what to the file below it.
+ * Creating images: which options go to the format, and which to the file below.
  *
  * @module
  */
@@ -18,7 +18,7 @@ import {
 
 const given: OptionValues[] = [];
 
-/** Memory with options for what is made in it. */
+/** Memory with creation options of its own. */
 const shelf: BlockDriver = {
   name: "shelf",
   role: "protocol",
@@ -45,17 +45,17 @@ Deno.test("options that a format lacks go to the protocol", async () => {
   const options = { size: 2 ** 20, cluster_size: 4096, colour: "red" };
   await createImage("raw", target, options, SECRETS);
   assertEquals(given.pop(), { cluster_size: 4096, colour: "red", key });
-  // What both know is the format's.
+  // An option that both have is the format's.
   await createImage("qcow2", target, options, SECRETS);
   assertEquals(given.pop(), { cluster_size: undefined, colour: "red", key });
   await using image = await openImage({ driver: "qcow2", file: target });
   assertEquals((await image.info()).clusterSize, 4096);
-  // Its own, as an image by itself.
+  // As the image's own driver, the protocol gets only its own options.
   await createImage("shelf", target, options, SECRETS);
   assertEquals(given.pop(), { cluster_size: 4096, colour: "red", key });
 });
 
-Deno.test("options that nobody knows are refused before anything is lost", async () => {
+Deno.test("unknown options are refused before anything is lost", async () => {
   const store = new MemoryStore(512);
   for (const format of ["raw", "qcow2", "shelf"]) {
     const target = { driver: "shelf", store };

@@ -21,7 +21,7 @@ async function opened(options: Record<string, unknown>): Promise<Image> {
   return await openImage({ driver: "qcow2", file, ...options });
 }
 
-/** The kind of each extent, and whether it has a place in the file. */
+/** The kind of each extent, and whether it has space in the file. */
 async function kinds(image: Image): Promise<string[]> {
   const found: string[] = [];
   for await (const extent of image.extents(0, 3 * CLUSTER)) {
@@ -70,7 +70,7 @@ Deno.test("discard=off keeps the space of zeroes that are written", async () => 
   }
 });
 
-Deno.test("detect-zeroes: what a node cannot zero is written", async () => {
+Deno.test("detect-zeroes: zeroes are written as data where a node cannot zero", async () => {
   const file = { driver: "memory", store: new MemoryStore() };
   await createImage("qcow2", file, { size: CLUSTER });
   await using image = await openImage({ driver: "qcow2", file });

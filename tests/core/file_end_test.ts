@@ -20,7 +20,7 @@ async function open(
   return { file, sizes };
 }
 
-Deno.test("FileEnd grows a file in few steps, and cuts off what is too much", async () => {
+Deno.test("FileEnd grows a file in a few steps, and trims the excess", async () => {
   const { file, sizes } = await open();
   const end = new FileEnd(file, 512);
   for (let i = 0; i < 1000; i++) {
@@ -32,7 +32,7 @@ Deno.test("FileEnd grows a file in few steps, and cuts off what is too much", as
   assertEquals(file.size, 512 + 1000 * 1024);
 });
 
-Deno.test("FileEnd makes a file no longer than it has to be for a single piece", async () => {
+Deno.test("FileEnd makes a file no longer than a single piece needs", async () => {
   const { file, sizes } = await open();
   const end = new FileEnd(file, 0);
   for (const size of [100, 200, 300]) {
@@ -43,7 +43,7 @@ Deno.test("FileEnd makes a file no longer than it has to be for a single piece",
   assertEquals(sizes, [100, 200, 300]);
 });
 
-Deno.test("FileEnd puts a tail behind what was taken, whose place can be taken", async () => {
+Deno.test("FileEnd puts a tail behind what was taken, and later reuses its space", async () => {
   const { file } = await open();
   const end = new FileEnd(file, 0);
   await end.trim(new Uint8Array(4).fill(7));
@@ -58,7 +58,7 @@ Deno.test("FileEnd puts a tail behind what was taken, whose place can be taken",
   }
 });
 
-Deno.test("FileEnd takes what there is room for, and no place where there is none", async () => {
+Deno.test("FileEnd takes no space where the file cannot grow", async () => {
   const { file } = await open((size) => {
     if (size > 1000) throw new BlockError("ENOSPC");
   });
@@ -73,7 +73,7 @@ Deno.test("FileEnd takes what there is room for, and no place where there is non
   assertEquals(limited.next, 500);
 });
 
-Deno.test("FileEnd leaves a file as it is that cannot become shorter", async () => {
+Deno.test("FileEnd leaves a file that cannot shrink at its length", async () => {
   const { file } = await open((size, before) => {
     if (size < before) throw new BlockError("ENOTSUP");
   });
@@ -84,7 +84,7 @@ Deno.test("FileEnd leaves a file as it is that cannot become shorter", async () 
   assertEquals(await end.take(100), 1000);
 });
 
-Deno.test("FileEnd gives places in the order in which they are asked for", async () => {
+Deno.test("FileEnd hands out space in the order of the requests", async () => {
   const { file } = await open();
   const end = new FileEnd(file, 0);
   const pieces = [100, 200, 300, 400].map((length) => end.take(length));
@@ -96,13 +96,13 @@ Deno.test("FileEnd gives places in the order in which they are asked for", async
   assert(file.size >= 1050);
 });
 
-Deno.test("FileEnd knows from where on what is taken reads as zeroes", async () => {
+Deno.test("FileEnd knows from which offset on new space reads as zeroes", async () => {
   const { file } = await open();
   await file.truncate!(100);
   const end = new FileEnd(file, 60);
   assert(!end.isZeroFrom(await end.take(10)));
   assert(end.isZeroFrom(100));
-  // What was there is cut off with the rest, but for what was put in its place.
+  // Trimming discards the old content, but the tail is no zeroes either.
   await end.trim(new Uint8Array(4).fill(7));
   assertEquals(file.size, 74);
   assert(!end.isZeroFrom(70));

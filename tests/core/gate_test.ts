@@ -13,7 +13,7 @@ import { mustSkip, run, runOk } from "../qemu.ts";
 
 const SIZE = 1 << 20;
 
-/** A folder below the working folder, and its name as seen from there. */
+/** A folder below the working folder, and its relative name. */
 async function inFolder(
   use: (folder: string, name: string) => Promise<void>,
 ): Promise<void> {
@@ -50,7 +50,7 @@ async function overlay(
   return filename;
 }
 
-/** Whether a source, whose image names a file, can be opened. */
+/** Whether a source whose image names a file can be opened. */
 async function opens(
   source: Source,
   options: OpenOptions = {},
@@ -60,7 +60,7 @@ async function opens(
     return true;
   } catch (error) {
     assert(error instanceof BlockError);
-    // EINVAL: a relative name has nothing that it is relative to.
+    // EINVAL: there is no folder that a relative name could be relative to.
     const isRefused = error.code === "EACCES" ||
       error.message.includes("Cannot generate a base directory");
     assert(isRefused, error.message);
@@ -68,7 +68,7 @@ async function opens(
   }
 }
 
-Deno.test("what has no folder has no file opened", async () => {
+Deno.test("an image without a folder cannot have a file opened", async () => {
   await inFolder(async (folder, name) => {
     await createImage("raw", `${folder}/secret`, { size: SIZE });
     const described = JSON.stringify({
@@ -132,7 +132,7 @@ Deno.test("what has no folder has no file opened", async () => {
   });
 });
 
-Deno.test("what has a folder may use it, however it is opened", async () => {
+Deno.test("an image with a folder may use its files, however it is opened", async () => {
   await inFolder(async (folder, name) => {
     await createImage("raw", `${folder}/base`, { size: SIZE });
     const top = await overlay(`${folder}/top`, "base");
@@ -161,7 +161,7 @@ Deno.test("what has a folder may use it, however it is opened", async () => {
     for (const source of sources) {
       assertEquals(await opens(source), true, JSON.stringify(source));
     }
-    // By other names of what is in its folder.
+    // Under other names of files in its folder.
     const names = [
       `file:${name}/base`,
       `${folder}/base`,
@@ -175,7 +175,7 @@ Deno.test("what has a folder may use it, however it is opened", async () => {
   });
 });
 
-Deno.test("what has no folder is not lent that of what is above it", async () => {
+Deno.test("an image without a folder does not inherit that of its overlay", async () => {
   await inFolder(async (folder) => {
     await createImage("raw", `${folder}/base`, { size: SIZE });
     await createImage("qcow2", `${folder}/top`, { size: SIZE });
@@ -192,7 +192,7 @@ Deno.test("what has no folder is not lent that of what is above it", async () =>
   });
 });
 
-Deno.test("what is no plain file is not opened, wherever it lies", async () => {
+Deno.test("only regular files are opened, wherever they lie", async () => {
   await inFolder(async (folder) => {
     await runOk(["mkfifo", `${folder}/fifo`]);
     await Deno.symlink("/dev/zero", `${folder}/zero`);
@@ -249,11 +249,11 @@ Deno.test("a device, or an open file, has no folder", () => {
       }
     }
   }
-  // A folder of files is one, also there.
+  // Among the devices, a folder of regular files still counts as one.
   const image = "/dev/shm/images/top";
   assert(passesByDefault(image, image, request("/dev/shm/images/base")));
   assert(!passesByDefault(image, image, request("/dev/shm/base")));
-  // It does not lend its folder to what has none.
+  // It does not lend that folder to an image that has none.
   for (const file of ["/dev/zero", { driver: "memory" }, undefined]) {
     assert(!passesByDefault(image, file, request("/dev/shm/images/base")));
   }
@@ -274,7 +274,7 @@ Deno.test("an image does not choose what opens the file it names", async () => {
 });
 
 Deno.test({
-  name: "an image on a block device has no other device opened",
+  name: "an image on a block device cannot have another device opened",
   ignore: mustSkip({ loop: true }),
   fn: () =>
     inFolder(async (folder) => {
@@ -305,7 +305,7 @@ Deno.test({
     }),
 });
 
-Deno.test("a gate learns what a file is to the image that names it", async () => {
+Deno.test("a gate is told a file's role in the image that names it", async () => {
   await inFolder(async (folder) => {
     await createImage("raw", `${folder}/base`, { size: SIZE });
     const filename = `${folder}/image`;
@@ -335,7 +335,7 @@ Deno.test("a gate learns what a file is to the image that names it", async () =>
       await opens(filename, { gate: "deny", backing: false }),
       false,
     );
-    // What the user names passes no gate.
+    // Files that the user names pass no gate.
     const stack = { driver: "qcow2", file: filename };
     const given = { ...stack, backing: null, "data-file": `${folder}/data` };
     assertEquals(await opens(given, { gate: "deny" }), true);

@@ -1,5 +1,5 @@
 /**
- * Many clients of one graph, which is drained and changed meanwhile; compared
+ * Many clients of one graph, which is drained and changed meanwhile, compared
  * with a disk in memory.
  *
  * @module
@@ -38,7 +38,7 @@ class Stress {
   readonly #files: SlowFiles;
   readonly #model: DiskModel;
   readonly #handles: Image[];
-  /** The format's node and that of its backing file. */
+  /** The format's node, and that of its backing file. */
   readonly #top: BlockNode;
   readonly #base: BlockNode;
   readonly #filters: BlockNode[] = [];
@@ -148,7 +148,7 @@ class Stress {
         return;
       }
       case 1: {
-        // Only a file that nothing lies above but the format itself.
+        // Only a file directly below the format: a copy would bypass filters.
         using _ = await drain(parent);
         const file = this.#fileOf(parent);
         if (!(file instanceof DelayNode)) return;
@@ -163,7 +163,7 @@ class Stress {
           this.#fileOf(parent),
         ]);
         const throttle = { driver: "throttle", "throttle-group": this.#group };
-        // Nothing can be compressed above what compresses already.
+        // Nothing can be compressed above a filter that compresses already.
         const isImage = above.writeCompressed !== undefined &&
           !this.#filters.some(({ driver }) => driver.name === "compress");
         const filter = isImage && random.oneIn(3)
@@ -178,7 +178,7 @@ class Stress {
         return;
       }
       case 4: {
-        // A client comes, and another one goes.
+        // One client leaves, and another one comes.
         const last = this.#handles.pop()!;
         this.#handles.push(new Image(this.#handles[0].node));
         await last.close();
@@ -191,7 +191,9 @@ class Stress {
     return parent.children.file!;
   }
 
-  /** All that is left is what the model has, and sound. */
+  /**
+   * Without its filters, the graph holds what the model holds, and is sound.
+   */
   async end(): Promise<void> {
     for (const filter of this.#filters) await removeFilter(filter);
     const [first, ...others] = this.#handles;
@@ -208,7 +210,7 @@ class Stress {
       file,
       backing: { driver: "qcow2", file: backing },
     }, { readOnly: true });
-    this.#model.check(0, await again.read(0, SIZE), "opened once more");
+    this.#model.check(0, await again.read(0, SIZE), "reopened");
     await again.close();
     for (const handle of this.#files.handles) await handle.close();
   }

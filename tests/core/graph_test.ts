@@ -34,14 +34,14 @@ async function qcow2(options: Record<string, unknown> = {}) {
   return file;
 }
 
-/** A node of a user's own, which counts how often it is closed. */
+/** A node of the user's own, which counts how often it is closed. */
 class OwnNode implements BlockNode {
   readonly driver = { name: "own", role: "protocol" } as const;
   readonly filename = "own";
   readonly readOnly = false;
   readonly children = {};
   closed = 0;
-  /** Requests wait for it. */
+  /** Requests wait for this. */
   hold: Promise<void> = Promise.resolve();
   underWay = 0;
   readonly store: MemoryStore;
@@ -97,12 +97,15 @@ class OwnNode implements BlockNode {
   }
 }
 
-/** An own node that holds what a description's file holds. */
+/** A node of the user's own, with the content of a description's file. */
 async function ownQcow2(): Promise<OwnNode> {
   return new OwnNode((await qcow2()).store);
 }
 
-/** A driver whose nodes tell when they end, and close their child as of old. */
+/**
+ * A driver whose nodes report when they close, and close their child
+ * themselves.
+ */
 const ended: string[] = [];
 
 function watchDriver(): string {
@@ -111,7 +114,7 @@ function watchDriver(): string {
     registerDriver({
       name,
       role: "filter",
-      openOptions: { tag: { type: "string", help: "What to tell" } },
+      openOptions: { tag: { type: "string", help: "What to report" } },
       async open({ tag }, context) {
         const file = await context.openChild("file");
         if (tag === "refuse") {
@@ -154,7 +157,7 @@ async function refusedBy(
   return error;
 }
 
-/** Turns of others, in which whatever can go on does. */
+/** Yield to others, so that whatever can proceed does. */
 async function turns(count = 50): Promise<void> {
   for (let i = 0; i < count; i++) await undefined;
 }
@@ -180,7 +183,7 @@ Deno.test("a second writer of one node is refused with QEMU's message", async ()
     await refusedBy("EPERM", () => openImage(stack, { readOnly: true }));
     await first.write(0, new Uint8Array([1]));
   }
-  // What was refused has left nothing behind, and what was closed neither.
+  // Neither refused nor closed nodes have left claims behind.
   await using again = await openImage(stack);
   assertEquals(await again.read(0, 1), new Uint8Array([1]));
   assertEquals(own.closed, 0);
@@ -236,7 +239,7 @@ Deno.test("readers share a node, and overlays a backing file", async () => {
   assertEquals(await two.read(0, 2), new Uint8Array([7, 2]));
   await base.close();
   await refusedBy("EBADF", () => base.read(0, 1));
-  // It is still the other's backing file.
+  // It is still the backing file of the other overlay.
   assertEquals(await two.read(0, 2), new Uint8Array([7, 2]));
   await two.close();
   const file = await qcow2();
@@ -246,7 +249,7 @@ Deno.test("readers share a node, and overlays a backing file", async () => {
   );
 });
 
-Deno.test("what an edge claimed is claimed no more when it has gone", async () => {
+Deno.test("claims end with their edge", async () => {
   const own = new OwnNode((await qcow2()).store) as OwnNode & {
     setPermissions?(permissions: unknown): void;
   };
@@ -266,7 +269,7 @@ Deno.test("what an edge claimed is claimed no more when it has gone", async () =
   await refusing.close();
 });
 
-Deno.test("a node closes with its last edge, the upper ones first", async () => {
+Deno.test("a node closes with its last edge, parents first", async () => {
   ended.length = 0;
   const stack = watched("top", watched("middle", watched("low", memory(512))));
   const image = await openImage(stack);
@@ -286,7 +289,7 @@ Deno.test("a node closes with its last edge, the upper ones first", async () => 
   assertEquals(ended, ["top", "middle", "low"]);
 });
 
-Deno.test("objects of others are shared, and closed by those who made them", async () => {
+Deno.test("nodes of the user's own are shared, and closed by whoever made them", async () => {
   const own = new OwnNode(new MemoryStore(512));
   ended.length = 0;
   const a = await openImage({ driver: "raw", file: own });
@@ -317,7 +320,7 @@ Deno.test("what an object of others lacks to be a node is named", async () => {
   }
 });
 
-Deno.test("a driver that closes its children closes none that others use", async () => {
+Deno.test("a driver that closes its children does not close shared ones", async () => {
   ended.length = 0;
   const shared = await openImage(watched("shared", memory(512)));
   await (await openImage(watched("above", shared.node))).close();
@@ -330,7 +333,7 @@ Deno.test("a driver that closes its children closes none that others use", async
   await refusedBy("EBADF", () => shared.read(0, 1));
 });
 
-Deno.test("an opening that fails leaves nothing open, and claims nothing", async () => {
+Deno.test("a failed open leaves nothing open or claimed", async () => {
   ended.length = 0;
   await refusedBy(
     "EINVAL",
@@ -351,7 +354,7 @@ Deno.test("an opening that fails leaves nothing open, and claims nothing", async
   await (await openImage({ driver: "raw", file: own, size: 512 })).close();
 });
 
-Deno.test("a driver may give out its child as it is", async () => {
+Deno.test("a driver may return its child itself", async () => {
   ended.length = 0;
   const name = "graph-test-same";
   registerDriver({
@@ -369,7 +372,7 @@ Deno.test("a driver may give out its child as it is", async () => {
   assertEquals(ended, ["x"]);
 });
 
-Deno.test("Image.close() waits for requests under way", async () => {
+Deno.test("Image.close() waits for requests in flight", async () => {
   const own = new OwnNode(new MemoryStore(512));
   const image = await openImage({ driver: "raw", file: own });
   const { promise, resolve } = Promise.withResolvers<void>();
@@ -387,7 +390,7 @@ Deno.test("Image.close() waits for requests under way", async () => {
   assertEquals(order, ["written", "closed"]);
 });
 
-Deno.test("drain() waits for requests, and holds up those that come", async () => {
+Deno.test("drain() waits for requests in flight, and holds back new ones", async () => {
   const own = new OwnNode(new MemoryStore(512));
   await using image = await openImage({ driver: "raw", file: own });
   await using beside = await openImage(image.node);
@@ -406,7 +409,7 @@ Deno.test("drain() waits for requests, and holds up those that come", async () =
   resolve();
   const drained = await draining;
   const fourth = image.flush().then(note("fourth"));
-  // Requests of a handle that was made meanwhile wait as well.
+  // Requests of a handle made meanwhile wait as well.
   await using late = await openImage({ driver: "raw", file: own });
   const fifth = late.read(0, 1).then(note("fifth"));
   await turns();
@@ -419,7 +422,7 @@ Deno.test("drain() waits for requests, and holds up those that come", async () =
   assertEquals(order.length, 6);
 });
 
-Deno.test("held up requests go on in the order of their arrival", async () => {
+Deno.test("requests held back go on in the order of their arrival", async () => {
   await using image = await openImage({ driver: "raw", file: memory(512) });
   const drained = await drain(image.node);
   const order: number[] = [];
@@ -431,7 +434,7 @@ Deno.test("held up requests go on in the order of their arrival", async () => {
   ask(5);
   await undefined;
   ask(6);
-  // Drained once more while they go on.
+  // Drain once more while they go on.
   const again = await drain(image.node);
   ask(7);
   await turns();
@@ -441,8 +444,8 @@ Deno.test("held up requests go on in the order of their arrival", async () => {
   assertEquals(order, [0, 1, 2, 3, 4, 5, 6, 7]);
 });
 
-Deno.test("drain() stops the outermost first: what is inside may go on", async () => {
-  // A node that asks an image, which is drained with it.
+Deno.test("drain() stops the outermost nodes first: inner requests may finish", async () => {
+  // A node that asks an image, which is drained along with it.
   await using inner = await openImage({ driver: "raw", file: memory(512) });
   const own: BlockNode = {
     driver: { name: "own", role: "protocol" },
@@ -529,7 +532,7 @@ Deno.test("replaceChild() gives an overlay another backing file", async () => {
   assertEquals(await overlay.read(0, 1), new Uint8Array([9]));
 });
 
-Deno.test("replaceChild() gives an image of another format its other children", async () => {
+Deno.test("replaceChild() gives children to images of other formats", async () => {
   await using folder = new TempDir();
   const filename = folder.file("disk.vmdk");
   const subformat = "monolithicFlat";
@@ -560,7 +563,7 @@ Deno.test("replaceChild() gives an image of another format its other children", 
   await other.close();
 });
 
-Deno.test("replaceChild() of a VHD image wants a file that ends where its own does", async () => {
+Deno.test("replaceChild() of a VHD image needs a file that ends where the old one does", async () => {
   const file = memory();
   await createImage("vpc", file, { size: SIZE });
   await using image = await openImage({ driver: "vpc", file });
@@ -570,7 +573,7 @@ Deno.test("replaceChild() of a VHD image wants a file that ends where its own do
   assertEquals(await image.read(0, 1), new Uint8Array([1]));
 });
 
-Deno.test("replaceChild() that cannot be changes nothing", async () => {
+Deno.test("a refused replaceChild() changes nothing", async () => {
   const file = await qcow2();
   await using image = await openImage({ driver: "qcow2", file });
   await image.write(0, new Uint8Array([3]));
@@ -601,7 +604,8 @@ Deno.test("replaceChild() that cannot be changes nothing", async () => {
     driver: "qcow2",
     file: watched("a", await qcow2()),
   });
-  // A driver without a way to do it. (Filters are renewed, but it has no name.)
+  // A driver that cannot replace it. (A filter could, but this one has no
+  // name.)
   const own = watching.node.children.file!;
   await refusedBy("EINVAL", () => replaceChild(own, "nothing", used));
   await using gone = await openImage(memory(512));
@@ -615,7 +619,7 @@ Deno.test("replaceChild() that cannot be changes nothing", async () => {
   assertEquals(await again.read(0, 2), new Uint8Array([3, 4]));
 });
 
-Deno.test("replaceChild() of a driver that has no way to do so names it", async () => {
+Deno.test("replaceChild() names a driver that cannot replace its child", async () => {
   const name = "graph-test-stiff";
   registerDriver({
     name,
@@ -688,7 +692,7 @@ Deno.test("replaceChild() of a filter, and of an image in a quorum", async () =>
   );
 });
 
-Deno.test("filters are put above and below nodes in use, and taken out", async () => {
+Deno.test("filters are inserted above and below nodes in use, and removed", async () => {
   const group = new ThrottleGroup({});
   const throttle = { driver: "throttle", "throttle-group": group };
   await using image = await openImage({ driver: "qcow2", file: await qcow2() });
@@ -715,7 +719,7 @@ Deno.test("filters are put above and below nodes in use, and taken out", async (
   await refusedBy("EBADF", () => removeFilter(top));
 });
 
-Deno.test("a filter that was opened with its disk can be taken out", async () => {
+Deno.test("a filter that was opened with its disk can be removed", async () => {
   await using image = await openImage({
     driver: "qcow2",
     file: { driver: "preallocate", file: await qcow2() },
@@ -730,7 +734,7 @@ Deno.test("a filter that was opened with its disk can be taken out", async () =>
   await image.write(0, new Uint8Array(SIZE).fill(2));
 });
 
-Deno.test("openNode() gives a node that is closed by whoever opened it", async () => {
+Deno.test("openNode() returns a node that its caller closes", async () => {
   ended.length = 0;
   const node = await openNode(watched("node", memory(512)));
   const image = await openImage({ driver: "raw", file: node });

@@ -1,6 +1,6 @@
 /**
- * Files that grow under concurrent requests: no request cuts off what another
- * has written.
+ * Files that grow under concurrent requests: no request may cut off what
+ * another has written.
  *
  * @module
  */
@@ -27,7 +27,7 @@ const FORMATS: { [format: string]: Record<string, unknown> } = {
   vhdx: { block_size: MIB },
 };
 
-/** A file whose requests take their time, each another. */
+/** A file whose requests all take different times. */
 function slow(file: BlockNode, random: Random): BlockNode {
   const wait = () =>
     new Promise<void>((resolve) => setTimeout(resolve, random.below(8)));
@@ -44,7 +44,7 @@ function slow(file: BlockNode, random: Random): BlockNode {
 }
 
 for (const [format, options] of Object.entries(FORMATS)) {
-  Deno.test(`${format}: a file that grows loses nothing of other writes`, async () => {
+  Deno.test(`${format}: growing a file loses nothing of other writes`, async () => {
     for (let seed = 1; seed <= 3; seed++) {
       const random = new Random(seed);
       const memory = { driver: "memory", store: new MemoryStore() };
@@ -56,7 +56,7 @@ for (const [format, options] of Object.entries(FORMATS)) {
       });
       const expected = new Map<number, Uint8Array>();
       for (let i = 0; i < WRITES; i++) {
-        // The start of a block: its end is not written.
+        // The start of a block: nothing is written at its end.
         expected.set(i * 4 * MIB, random.bytes(4096));
       }
       await Promise.all(

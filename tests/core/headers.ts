@@ -1,14 +1,14 @@
 /**
- * The beginnings of images of all formats, as small as probing lets them be,
- * by the offsets that their specifications give.
+ * The beginnings of images of all formats, as small as probing permits, at the
+ * offsets that their specifications give.
  *
  * @module
  */
 
-/** Bytes given as text, a character each, at an offset. */
+/** Bytes at an offset, given as text with one character for each. */
 export type Piece = readonly [offset: number, text: string];
 
-/** What an image has, and the name of the driver that QEMU has for it. */
+/** An image's bytes, and QEMU's name of its driver. */
 export const HEADERS: readonly [format: string, ...pieces: Piece[]][] = [
   ["qcow", [0, "QFI\xfb\0\0\0\x01"]],
   ["qcow2", [0, "QFI\xfb\0\0\0\x02"]],
@@ -58,7 +58,10 @@ function VDI(): string {
   return "\x7f\x10\xda\xbe\x01\0\x01\0";
 }
 
-/** What is raw, though it looks like something: a disk, or a file to unpack. */
+/**
+ * Content that is raw, though it looks like something: a disk, or a file to
+ * unpack.
+ */
 export const RAW_DISKS: readonly [what: string, ...pieces: Piece[]][] = [
   ["zeroes"],
   ["a boot sector", [0, "\xeb\x3c\x90MSDOS5.0"], [510, "\x55\xaa"]],
@@ -75,7 +78,7 @@ export const RAW_DISKS: readonly [what: string, ...pieces: Piece[]][] = [
   ["a footer in the middle", [4096, "koly\0\0\0\x04"], [8192, "conectix"]],
 ];
 
-/** Files that may have to be unpacked first, and what is said of them. */
+/** Files that may have to be unpacked first, and the hints given for them. */
 export const WRAPPED: readonly [what: string, ...pieces: Piece[]][] = [
   ["gzip", [0, "\x1f\x8b\x08"]],
   ["bzip2", [0, "BZh9"]],
@@ -87,7 +90,7 @@ export const WRAPPED: readonly [what: string, ...pieces: Piece[]][] = [
   ["tar", [0, "disk.ovf"], [257, "ustar\x0000"]],
 ];
 
-/** The pieces in a file of `size` bytes. */
+/** A file of `size` bytes with some pieces in it. */
 export function fileOf(pieces: readonly Piece[], size: number): Uint8Array {
   const file = new Uint8Array(size);
   for (const [offset, text] of pieces) file.set(bytesOf(text), offset);

@@ -2,7 +2,7 @@ import { assert, assertEquals } from "@std/assert";
 import { inflateExactly } from "../../core/inflate.ts";
 import { nativeZlib } from "../../core/zlib_workers.ts";
 
-/** Bytes of all kinds: random ones, few values, long repetitions. */
+/** Bytes of several kinds: random ones, few values, long repetitions. */
 function samples(): Uint8Array[] {
   return [1, 5, 300, 4096, 70_000].flatMap((length) =>
     [256, 3, 1].map((values) => {
@@ -20,7 +20,7 @@ function* streams(): Generator<[plain: Uint8Array, stream: Uint8Array]> {
   const zlib = nativeZlib()!;
   for (const plain of samples()) {
     for (const level of [0, 1, 6, 9]) {
-      // Huffman codes alone, runs alone, fixed codes.
+      // Huffman codes only, runs only, fixed codes.
       for (const strategy of [0, 2, 3, 4]) {
         const options = { level, strategy, windowBits: 12 };
         yield [plain, zlib.deflateRawSync(plain, options)];
@@ -48,11 +48,12 @@ Deno.test("inflateExactly() stops where the target is full", () => {
   }
 });
 
-Deno.test("inflateExactly() needs no more of the input than it takes", () => {
+Deno.test("inflateExactly() needs no input beyond what fills the target", () => {
   const plain = new Uint8Array(5000).fill(7);
   const zlib = nativeZlib()!;
   const { Z_SYNC_FLUSH } = zlib.constants;
-  // Without an end; then anything may follow that begins like a literal.
+  // Without the end-of-block code, and then with anything that begins like a
+  // literal.
   const open = zlib.deflateRawSync(plain, { finishFlush: Z_SYNC_FLUSH });
   assertEquals(inflated(open, 5000), plain);
   const closed = zlib.deflateRawSync(plain, {});
@@ -66,13 +67,13 @@ Deno.test("inflateExactly() needs no more of the input than it takes", () => {
   assert(shortest > 0);
 });
 
-Deno.test("inflateExactly() refuses what is no stream", () => {
+Deno.test("inflateExactly() refuses broken streams", () => {
   const inputs: number[][] = [
     [],
-    [0x07], // A block of the type that does not exist.
-    [0x01, 0x01, 0x00, 0x00, 0x00, 0x41], // A length that is not repeated.
-    [0x03, 0x00], // The end at once.
-    [0x03, 0x02], // A distance before the start.
+    [0x07], // The reserved block type.
+    [0x01, 0x01, 0x00, 0x00, 0x00, 0x41], // A length that its complement contradicts.
+    [0x03, 0x00], // An empty stream.
+    [0x03, 0x02], // A distance that reaches before the start.
     [0x05, 0xe0, 0x81, 0x08, 0x00, 0x00, 0x00, 0x00, 0x20, 0x7f, 0xeb, 0x0b],
   ];
   for (const input of inputs) {

@@ -4,11 +4,11 @@ import type { BlockNode } from "../../core/node.ts";
 import { openNode } from "../../core/open.ts";
 import { BlockError, MemoryStore } from "../../mod.ts";
 
-Deno.test("zeroes written as data do not wait behind who waits for them", async () => {
+Deno.test("zeroes written as data do not wait behind a request that waits for them", async () => {
   const file = { driver: "memory", store: new MemoryStore(8192) };
   const below = await openNode({ driver: "raw", file });
   const begun = Promise.withResolvers<void>();
-  const goOn = Promise.withResolvers<void>();
+  const resume = Promise.withResolvers<void>();
   const node: BlockNode = {
     driver: below.driver,
     filename: "disk",
@@ -20,7 +20,7 @@ Deno.test("zeroes written as data do not wait behind who waits for them", async 
     writev: (offset, iov) => below.writev!(offset, iov),
     async writeZeroes() {
       begun.resolve();
-      await goOn.promise;
+      await resume.promise;
       throw new BlockError("ENOTSUP");
     },
     status: (offset, length) => below.status(offset, length),
@@ -30,9 +30,9 @@ Deno.test("zeroes written as data do not wait behind who waits for them", async 
   await limited.writev!(0, [new Uint8Array(8192).fill(1)]);
   const zeroing = limited.writeZeroes!(512, 2048);
   await begun.promise;
-  // It covers a unit in part, so it wants that alone.
+  // It covers only part of a unit, so it needs the unit exclusively.
   const writing = limited.writev!(1000, [new Uint8Array(100).fill(2)]);
-  goOn.resolve();
+  resume.resolve();
   await Promise.all([zeroing, writing]);
   const bytes = new Uint8Array(8192);
   await limited.readv(0, [bytes]);

@@ -8,12 +8,12 @@ import {
 } from "../../core/lock.ts";
 import { Random, seedsToRun } from "../model.ts";
 
-/** Let everything get on that can. */
+/** Let everything proceed that can. */
 async function settle(): Promise<void> {
   for (let i = 0; i < 20; i++) await null;
 }
 
-/** Notes when what was asked for is granted, and lets go of it. */
+/** Records when locks are granted, and releases them. */
 class Log {
   readonly granted: string[] = [];
   readonly #held = new Map<string, Held>();
@@ -33,7 +33,7 @@ class Log {
   }
 }
 
-Deno.test("Mutex is held by one at a time, in the order of arrival", async () => {
+Deno.test("Mutex has one holder at a time, in the order of arrival", async () => {
   const mutex = new Mutex();
   const log = new Log();
   for (const name of ["a", "b", "c"]) log.ask(name, mutex.lock());
@@ -41,7 +41,7 @@ Deno.test("Mutex is held by one at a time, in the order of arrival", async () =>
   assertEquals(log.granted, ["a"]);
   await log.release("a");
   assertEquals(log.granted, ["a", "b"]);
-  // Who comes now does not get between.
+  // A newcomer does not get in between.
   log.ask("d", mutex.lock());
   await log.release("b", "c");
   assertEquals(log.granted, ["a", "b", "c", "d"]);
@@ -49,7 +49,7 @@ Deno.test("Mutex is held by one at a time, in the order of arrival", async () =>
   assert(!(mutex.lock() instanceof Promise));
 });
 
-Deno.test("SharedLock is shared by many, or held alone", async () => {
+Deno.test("SharedLock has many sharers, or one exclusive holder", async () => {
   const lock = new SharedLock();
   const log = new Log();
   log.ask("r1", lock.share());
@@ -58,7 +58,7 @@ Deno.test("SharedLock is shared by many, or held alone", async () => {
   log.ask("r3", lock.share());
   log.ask("r4", lock.share());
   await settle();
-  // Sharers that come later wait for the one that wants it alone.
+  // Later sharers wait behind the one that wants it exclusively.
   assertEquals(log.granted, ["r1", "r2"]);
   await log.release("r1", "r2");
   assertEquals(log.granted, ["r1", "r2", "w"]);
@@ -66,7 +66,7 @@ Deno.test("SharedLock is shared by many, or held alone", async () => {
   assertEquals(log.granted, ["r1", "r2", "w", "r3", "r4"]);
 });
 
-Deno.test("RangeLock lets requests overlap that share, or are apart", async () => {
+Deno.test("RangeLock lets requests run together that share or do not overlap", async () => {
   const lock = new RangeLock();
   const log = new Log();
   log.ask("r1", lock.acquire(0, 10, false));
@@ -89,7 +89,7 @@ Deno.test("RangeLock serves a writer among readers that overlap each other", asy
   await settle();
   log.ask("writer", lock.acquire(0, 10, true));
   await settle();
-  // There is a reader at any time: each comes before the last one has gone.
+  // There is always a reader: each comes before the last one has left.
   for (let i = 1; i < 5; i++) log.ask(`r${i}`, lock.acquire(0, 10, false));
   await settle();
   await log.release("r0");
@@ -98,7 +98,7 @@ Deno.test("RangeLock serves a writer among readers that overlap each other", asy
   assertEquals(log.granted, ["r0", "writer", "r1", "r2", "r3", "r4"]);
 });
 
-Deno.test("RangeLock lets those pass whom no one before concerns", async () => {
+Deno.test("RangeLock lets requests pass that nobody ahead conflicts with", async () => {
   const lock = new RangeLock();
   const log = new Log();
   log.ask("w1", lock.acquire(0, 10, true));
@@ -113,7 +113,7 @@ Deno.test("RangeLock lets those pass whom no one before concerns", async () => {
   assertEquals(log.granted, ["w1", "w5", "w2", "w3", "w4"]);
 });
 
-Deno.test("RangeLock lets a waiting request be overtaken as often as it is told", async () => {
+Deno.test("RangeLock lets a waiting request be overtaken a limited number of times", async () => {
   const lock = new RangeLock(2);
   const log = new Log();
   log.ask("w1", lock.acquire(0, 10, true));
@@ -122,7 +122,7 @@ Deno.test("RangeLock lets a waiting request be overtaken as often as it is told"
   for (const name of ["r1", "r2", "r3"]) {
     log.ask(name, lock.acquire(10, 20, false));
   }
-  // These do not conflict with what waits, and do not count.
+  // These do not conflict with the waiting request, and do not count.
   log.ask("apart", lock.acquire(30, 40, true));
   await settle();
   assertEquals(log.granted, ["w1", "r1", "r2", "apart"]);
@@ -132,7 +132,7 @@ Deno.test("RangeLock lets a waiting request be overtaken as often as it is told"
   assertEquals(log.granted.slice(4), ["w2", "r3"]);
 });
 
-Deno.test("RangeLock forgets whoever leaves the line", async () => {
+Deno.test("RangeLock forgets whoever leaves the queue", async () => {
   const lock = new RangeLock();
   const log = new Log();
   log.ask("r1", lock.acquire(0, 10, false));
@@ -155,7 +155,7 @@ Deno.test("RangeLock keeps a place whose range changes", async () => {
   let place: RangePlace | undefined = lock.conflict(0, 10, true);
   log.ask("w2", lock.acquire(0, 30, true));
   await log.release("w1");
-  // Ahead of the second one, also where it has not asked before.
+  // It stays ahead of the second one, even for a range it had not asked for.
   place = lock.conflict(20, 30, true, place);
   assertEquals(place, undefined);
   log.ask("w3", Promise.resolve(lock.hold(20, 30, true)));
@@ -165,7 +165,7 @@ Deno.test("RangeLock keeps a place whose range changes", async () => {
   assertEquals(log.granted, ["w1", "w3", "w2"]);
 });
 
-Deno.test("RangeLock grants every request in the end, and none that conflict", async () => {
+Deno.test("RangeLock grants every request eventually, and never conflicting ones", async () => {
   for (const seed of seedsToRun(50)) {
     const random = new Random(seed);
     const lock = new RangeLock(random.below(3));

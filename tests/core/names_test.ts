@@ -10,7 +10,7 @@ import {
 import { usePlatform } from "../../core/platform/mod.ts";
 import { webPlatform } from "../../core/platform/web.ts";
 
-Deno.test("schemeOf() knows a protocol from a path", () => {
+Deno.test("schemeOf() tells a protocol from a path", () => {
   const cases: [string, string | undefined][] = [
     ["disk.img", undefined],
     ["nbd:localhost:10809", "nbd"],
@@ -27,7 +27,7 @@ Deno.test("schemeOf() knows a protocol from a path", () => {
   }
 });
 
-Deno.test("resolveName() takes a name from its image's folder", () => {
+Deno.test("resolveName() resolves a name against its image's folder", () => {
   const cases: [string, string, string][] = [
     ["top.qcow2", "base.qcow2", "base.qcow2"],
     ["dir/top.qcow2", "base.qcow2", "dir/base.qcow2"],
@@ -45,7 +45,7 @@ Deno.test("resolveName() takes a name from its image's folder", () => {
   }
 });
 
-Deno.test("isAbsolute() is about what needs no folder", () => {
+Deno.test("isAbsolute() holds for names that need no folder", () => {
   for (const name of ["/a", "nbd:x", "C:\\a"]) {
     assertEquals(isAbsolute(name), true);
   }
@@ -61,7 +61,7 @@ Deno.test("asPath() keeps a path from looking like a scheme", () => {
   }
 });
 
-Deno.test("normalizePath() works out dots", () => {
+Deno.test("normalizePath() resolves dots", () => {
   const cases: [string, string][] = [
     ["/a/./b//c", "/a/b/c"],
     ["/a/../b", "/b"],
@@ -75,7 +75,7 @@ Deno.test("normalizePath() works out dots", () => {
   }
 });
 
-/** Run with the paths of Windows. */
+/** Run a test with Windows paths. */
 function onWindows(run: () => void): void {
   usePlatform({ ...webPlatform(), isWindows: true });
   try {
@@ -85,7 +85,7 @@ function onWindows(run: () => void): void {
   }
 }
 
-Deno.test("a path of Windows has drives and two separators", () => {
+Deno.test("Windows paths have drives and two separators", () => {
   onWindows(() => {
     assertEquals(schemeOf("C:disk.img"), undefined);
     assertEquals(schemeOf("dir\\odd:name"), undefined);
@@ -119,7 +119,7 @@ Deno.test("a path of Windows has drives and two separators", () => {
   });
 });
 
-Deno.test("pathOfUrl() knows drives and computers of Windows", () => {
+Deno.test("pathOfUrl() knows Windows drives and host names", () => {
   const drive = new URL("file:///C:/of%20mine/disk");
   assertEquals(pathOfUrl(drive), "/C:/of mine/disk");
   onWindows(() => {
@@ -133,6 +133,6 @@ Deno.test("elsewhere, a name may contain backslashes", () => {
   assertEquals(resolveName("odd\\top", "base"), "base");
   assertEquals(normalizePath("/a\\..\\b"), "/a\\..\\b");
   assertEquals(isAbsolute("\\a"), false);
-  // But for what begins with a drive.
+  // Except where a drive comes first.
   assertEquals(resolveName("C:\\images\\top", "base"), "C:\\images\\base");
 });

@@ -13,7 +13,7 @@ async function opened(
   use(image.node);
 }
 
-Deno.test("nameOf() is a file name where that alone leads there", async () => {
+Deno.test("nameOf() is a file name where that alone opens the node", async () => {
   await using dir = await new TempDir();
   const [base, top] = [dir.file("base.qcow2"), dir.file("top.qcow2")];
   await createImage("qcow2", base, { size: 1 << 20 });
@@ -60,7 +60,7 @@ Deno.test("nameOf() is a file name where that alone leads there", async () => {
   for (const [source, description] of described) {
     await opened(source, (node) => {
       assertEquals(nameOf(node), `json:${description}`);
-      // What it names is as good as the description itself.
+      // Opening that name gives the same as the description itself.
       assertEquals(resolveFrom(node, "x"), dir.file("x"));
     });
     await opened(
@@ -70,7 +70,7 @@ Deno.test("nameOf() is a file name where that alone leads there", async () => {
   }
 });
 
-Deno.test("resolveFrom() refuses names relative to what has no folder", async () => {
+Deno.test("resolveFrom() refuses names relative to a node without a folder", async () => {
   const file = { driver: "memory", store: new MemoryStore() };
   await createImage("qcow2", file, { size: 1 << 20 });
   await opened({ driver: "qcow2", file }, (node) => {

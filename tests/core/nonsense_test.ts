@@ -1,6 +1,6 @@
 /**
- * What the library answers to what makes no sense: one `BlockError`, whose
- * message is a line that says what was wrong. @module
+ * What the library answers to arguments that make no sense: one `BlockError`,
+ * whose one-line message says what was wrong. @module
  */
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import {
@@ -33,17 +33,19 @@ import { TempDir } from "../qemu.ts";
 
 const MIB = 1024 * 1024;
 
-/** Anything at all, where something else is wanted. */
+/** Anything at all, in place of something else. */
 // deno-lint-ignore no-explicit-any
 type Anything = any;
 
 /**
  * The longest message: names may be long, values are shortened, and a list may
- * have all drivers in it, with those that tests add.
+ * contain all drivers, including those that tests register.
  */
 const LINE = 2500;
 
-/** What an act fails with, which must be a `BlockError` with a line to say. */
+/**
+ * The failure of a call, which must be a `BlockError` with a one-line message.
+ */
 async function failure(act: () => unknown): Promise<BlockError> {
   let error: unknown;
   try {
@@ -51,7 +53,7 @@ async function failure(act: () => unknown): Promise<BlockError> {
   } catch (thrown) {
     error = thrown;
   }
-  assert(error instanceof BlockError, `${error} is no BlockError`);
+  assert(error instanceof BlockError, `${error} is not a BlockError`);
   assert(error.message !== "Input/output error", "It does not say what failed");
   assertEquals(error.message.split("\n").length, 1, error.message);
   assert(error.message.length < LINE, `${error.message.length} letters`);
@@ -71,7 +73,7 @@ const trap = {
 const revoked = Proxy.revocable({}, {});
 revoked.revoke();
 
-/** What is neither a number nor a description of anything. */
+/** Neither a number nor the description of anything. */
 const NONSENSE: Record<string, unknown> = {
   null: null,
   undefined: undefined,
@@ -100,7 +102,7 @@ async function image(format = "qcow2", size = MIB): Promise<Image> {
   return await openImage({ driver: format, file });
 }
 
-Deno.test("openImage() says what is no source", async (t) => {
+Deno.test("openImage() says what is not a source", async (t) => {
   const sources: Record<string, unknown> = {
     ...NO_SOURCES,
     number: 5,
@@ -226,7 +228,7 @@ Deno.test("drivers refuse options that make no sense, each by name", async (t) =
   }
 });
 
-Deno.test("a backing file that makes no sense is not passed over", async (t) => {
+Deno.test("a backing file that makes no sense is not ignored", async (t) => {
   const store = await qcow2Store();
   const nonsense = [5, true, Symbol("x"), 5n, () => 1, [], new Date(), ["a"]];
   for (const backing of nonsense) {
@@ -241,7 +243,7 @@ Deno.test("a backing file that makes no sense is not passed over", async (t) => 
   }
 });
 
-Deno.test("createImage() makes no image that is its own backing file", async (t) => {
+Deno.test("createImage() refuses to make an image its own backing file", async (t) => {
   await using dir = new TempDir();
   const name = dir.file("disk");
   const link = dir.file("link");
@@ -369,7 +371,7 @@ Deno.test("an image refuses ranges and buffers that make no sense", async () => 
   );
   await disk.write(0, new Uint8Array(new SharedArrayBuffer(512)).fill(3));
   assertEquals((await disk.read(0, 1))[0], 3);
-  // All of it would be more memory than there is.
+  // Reading all of it would take more memory than there is.
   await using large = await openImage({
     driver: "memory",
     store: new MemoryStore(2 ** 50),
@@ -385,7 +387,8 @@ Deno.test("jobs say what makes no sense", async (t) => {
   const cases: Record<string, () => unknown> = {
     "new Image()": () => new Image({} as Anything),
     "compare options": () => compare(a.node, b.node, null as Anything),
-    "compare what has no node": () => compare({ node: 5 } as Anything, b),
+    "compare something without a node": () =>
+      compare({ node: 5 } as Anything, b),
     "convert no list": () => convert({ 0: a } as Anything, b),
     "convert to none": () => convert(a, 5 as Anything),
     "convert to two": () => convert([a], [b] as Anything),
@@ -466,7 +469,7 @@ Deno.test("jobs say what makes no sense", async (t) => {
 
 let drivers = 0;
 
-/** Register a driver that answers `node`, or throws what it throws. */
+/** Register a driver that returns `node`, or throws what it throws. */
 function driverOf(
   node: (driver: BlockDriver) => unknown,
   more: Partial<BlockDriver> = {},
@@ -484,7 +487,7 @@ function driverOf(
 
 const DATA = { allocated: true, zero: false };
 
-/** A sound node of a MiB, apart from `changes`; it cannot be written to. */
+/** A sound read-only node of 1 MiB, apart from `changes`. */
 function nodeOf(driver: BlockDriver, changes: Anything = {}): BlockNode {
   return {
     driver,
@@ -499,7 +502,7 @@ function nodeOf(driver: BlockDriver, changes: Anything = {}): BlockNode {
   };
 }
 
-Deno.test("what a driver opens is looked at", async (t) => {
+Deno.test("nodes that a driver opens are validated", async (t) => {
   const odd: Record<string, Anything> = {
     "no size": { size: undefined },
     "a size that is no number": { size: NaN },
@@ -532,7 +535,7 @@ Deno.test("what a driver opens is looked at", async (t) => {
     });
   }
   for (const [name, value] of Object.entries(NONSENSE)) {
-    // It is the waiting for such a proxy that fails.
+    // Merely awaiting such a proxy fails.
     if (name === "proxy") continue;
     await t.step(name, async () => {
       const driver = driverOf(() => value);
@@ -553,7 +556,7 @@ Deno.test("what a driver opens is looked at", async (t) => {
   });
 });
 
-Deno.test("a driver names a backing file by a text", async () => {
+Deno.test("the name of a backing file that a driver reports must be a string", async () => {
   const driver = `nonsense-${crypto.randomUUID()}`;
   registerDriver({
     name: driver,
@@ -629,7 +632,7 @@ Deno.test("whatever a driver throws becomes a BlockError with its message", asyn
   });
 });
 
-Deno.test("a driver without writev is read-only, and named where one writes", async (t) => {
+Deno.test("a node without writev is read-only, and the error of a write names its driver", async (t) => {
   const store = await qcow2Store();
   const changes: Anything = {
     size: store.size,
@@ -700,7 +703,7 @@ Deno.test("a node that is read-only is not written to from above", async () => {
   }
 });
 
-Deno.test("an extent of no length or content ends in an error, not in a loop", async (t) => {
+Deno.test("an extent without length or content causes an error, not an endless loop", async (t) => {
   const extents: Anything[] = [
     { ...DATA, length: 0 },
     { ...DATA, length: NaN },
@@ -751,7 +754,7 @@ Deno.test("an extent of no length or content ends in an error, not in a loop", a
   });
 });
 
-Deno.test("registerDriver() refuses what is no driver", async () => {
+Deno.test("registerDriver() refuses anything but a driver", async () => {
   const open = () => Promise.reject(new BlockError("EIO"));
   for (
     const driver of [
@@ -786,7 +789,7 @@ const OPTION_NAMES = [
   ...["", "__proto__", "constructor", "a.b", "driver"],
 ];
 
-Deno.test("no option of any driver is answered by anything but a line", async (t) => {
+Deno.test("every nonsense value of any driver's option gives a one-line error", async (t) => {
   const disk = () => ({ driver: "memory", store: new MemoryStore(MIB) });
   const qcow2 = {
     driver: "qcow2",
@@ -798,7 +801,7 @@ Deno.test("no option of any driver is answered by anything but a line", async (t
     ...["x".repeat(100_000), trap, Object.create(null)],
   ];
   const children = { file: qcow2, image: disk(), children: [disk()] };
-  // Some of it is as good as a file name, and such files are made.
+  // Some values are as good as file names, so files of these names get created.
   await using folder = new TempDir();
   const before = Deno.cwd();
   using _ = { [Symbol.dispose]: () => Deno.chdir(before) };
@@ -819,7 +822,7 @@ Deno.test("no option of any driver is answered by anything but a line", async (t
           ) => [role, children[role as keyof typeof children]]),
           [name, value],
         ]);
-        await soundly(async () => {
+        await succeedsOrExplains(async () => {
           await using opened = await openImage(stack);
           await opened.read(0, Math.min(opened.size, 1));
         });
@@ -831,8 +834,10 @@ Deno.test("no option of any driver is answered by anything but a line", async (t
         )
       ) {
         const options = { size: MIB, [name]: value };
-        await soundly(() => createImage(driver.name, disk(), options));
-        await soundly(() => measure(driver.name, options));
+        await succeedsOrExplains(() =>
+          createImage(driver.name, disk(), options)
+        );
+        await succeedsOrExplains(() => measure(driver.name, options));
       }
     });
   }
@@ -842,8 +847,11 @@ function product<A, B>(first: A[], second: B[]): [A, B][] {
   return first.flatMap((a) => second.map((b): [A, B] => [a, b]));
 }
 
-/** An act that succeeds, or fails with a line that stems from no mistake. */
-async function soundly(act: () => Promise<unknown>): Promise<void> {
+/**
+ * A call that succeeds, or fails with a one-line message that is no internal
+ * error.
+ */
+async function succeedsOrExplains(act: () => Promise<unknown>): Promise<void> {
   let wrong: string | undefined;
   try {
     await act();

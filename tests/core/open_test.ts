@@ -22,7 +22,7 @@ function inFolder(name: string, run: (folder: string) => Promise<void>): void {
 
 const SIZE = 1 << 20;
 
-/** A raw base that says who it is, and an overlay that names it so. */
+/** A raw base with recognizable content, and an overlay that names it. */
 async function makeChain(
   base: string,
   overlay: string,
@@ -68,7 +68,7 @@ async function refused(
   assert(error.message.includes(message), error.message);
 }
 
-inFolder("openImage() opens one image in all spellings", async (folder) => {
+inFolder("openImage() takes any spelling of a source", async (folder) => {
   const filename = `${folder}/disk.qcow2`;
   await createImage("qcow2", filename, { size: SIZE });
   {
@@ -157,7 +157,7 @@ Deno.test("openImage() refuses descriptions that make no sense", async () => {
   );
 });
 
-Deno.test("openImage() heeds the options of every node", async () => {
+Deno.test("openImage() applies the options of every node", async () => {
   const store = new MemoryStore();
   await createImage("raw", { driver: "memory", store }, { size: 1024 });
   const open = (options: Record<string, unknown>) =>
@@ -274,7 +274,7 @@ inFolder("the gate is not fooled by protocols", async (folder) => {
   }
 });
 
-/** An overlay whose backing file's name was put in behind everyone's back. */
+/** An overlay whose header was patched to name another backing file. */
 async function makeOverlayUnchecked(top: string, name: string): Promise<void> {
   await createImage("qcow2", top, { size: SIZE });
   const bytes = await Deno.readFile(top);
@@ -285,7 +285,7 @@ async function makeOverlayUnchecked(top: string, name: string): Promise<void> {
   await Deno.writeFile(top, bytes);
 }
 
-inFolder("a gate of one's own is told who wants what", async (folder) => {
+inFolder("a gate is told which image wants what", async (folder) => {
   await makeChain(`${folder}/base`, `${folder}/top`, "base");
   const requests: ImplicitOpen[] = [];
   const gate = (answer: boolean) => (request: ImplicitOpen) => {
@@ -306,7 +306,7 @@ inFolder("a gate of one's own is told who wants what", async (folder) => {
   );
 });
 
-inFolder("a chain may be long, but not longer than allowed", async (folder) => {
+inFolder("a chain may be long, but not exceed the limit", async (folder) => {
   await createImage("raw", `${folder}/0`, { size: SIZE });
   for (let i = 1; i < 8; i++) {
     await makeOverlay(`${folder}/${i}`, `${i - 1}`, i === 1 ? "raw" : "qcow2");
@@ -320,7 +320,7 @@ inFolder("a chain may be long, but not longer than allowed", async (folder) => {
   );
 });
 
-inFolder("a chain that closes on itself is refused", async (folder) => {
+inFolder("a cyclic chain is refused", async (folder) => {
   await createImage("qcow2", `${folder}/a`, { size: SIZE });
   await makeOverlay(`${folder}/b`, "a", "qcow2");
   await makeOverlay(`${folder}/c`, "./b", "qcow2");

@@ -69,7 +69,7 @@ Deno.test("parseOptions() gives each option its type", () => {
   assertEquals(defaultOptions(TABLE), { count: 16, lazy: false });
 });
 
-Deno.test("parseOptions() refuses what does not fit, as QEMU words it", () => {
+Deno.test("parseOptions() refuses what does not fit, in QEMU's words", () => {
   const cases: [string, unknown, string][] = [
     ["other", 1, "Invalid parameter 'other'"],
     ["toString", 1, "Invalid parameter 'toString'"],
@@ -147,7 +147,7 @@ Deno.test("nestOptions() makes objects of dotted names", () => {
   );
 });
 
-Deno.test("nestOptions() refuses a name that is a value and an object", () => {
+Deno.test("nestOptions() refuses a name that is both a value and an object", () => {
   for (
     const flat of [
       { file: "x", "file.driver": "raw" },

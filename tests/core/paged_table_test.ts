@@ -3,7 +3,7 @@ import { openNode } from "../../core/open.ts";
 import { readEntries } from "../../core/paged_table.ts";
 import { MemoryStore } from "../../mod.ts";
 
-Deno.test("readEntries() visits what the file has, whatever is claimed", async () => {
+Deno.test("readEntries() visits only what the file has, whatever a header claims", async () => {
   const store = new MemoryStore();
   store.write(0, new Uint8Array(40).fill(1));
   const file = await openNode({ driver: "memory", store });

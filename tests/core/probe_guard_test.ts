@@ -21,7 +21,7 @@ registerDriver(rawDriver);
 
 const SIZE = 65536;
 
-/** What a guest may try to leave behind in a disk of `size` bytes. */
+/** What a guest may try to plant in a disk of `size` bytes. */
 function plants(size: number): readonly [what: string, ...pieces: Piece[]][] {
   const end = size - 512;
   return [
@@ -31,7 +31,7 @@ function plants(size: number): readonly [what: string, ...pieces: Piece[]][] {
   ];
 }
 
-/** A disk that is found to be raw, for writing. */
+/** A writable disk whose format was probed as raw. */
 async function onDisk(
   run: (image: Image, store: MemoryStore) => Promise<void>,
   content: Uint8Array = new Uint8Array(SIZE),
@@ -42,7 +42,7 @@ async function onDisk(
   await run(image, store);
 }
 
-/** What is found if the file is probed anew, with what is said of it. */
+/** The format when the file is probed again, with any warnings. */
 async function probed(store: MemoryStore): Promise<string> {
   const said: string[] = [];
   try {
@@ -57,7 +57,7 @@ async function probed(store: MemoryStore): Promise<string> {
   }
 }
 
-/** Make an attempt; answers how often it was refused, which is the only error. */
+/** Make attempts, and return how many were refused; nothing else may fail. */
 async function refusals(attempts: readonly Promise<void>[]): Promise<number> {
   let refused = 0;
   for (const outcome of await Promise.allSettled(attempts)) {
@@ -70,7 +70,7 @@ async function refusals(attempts: readonly Promise<void>[]): Promise<number> {
 
 type Write = (image: Image, offset: number, bytes: Uint8Array) => Promise<void>;
 
-/** Ways of having a few bytes written. */
+/** Ways to write a few bytes. */
 const WAYS: readonly [way: string, write: Write][] = [
   ["at once", (image, offset, bytes) => image.write(offset, bytes)],
   [
@@ -149,7 +149,7 @@ for (const [way, write] of WAYS) {
   });
 }
 
-Deno.test("a probed disk does not show a footer by its end's being moved", async () => {
+Deno.test("moving the end of a probed disk does not expose a footer", async () => {
   for (const footer of ["koly\0\0\0\x04", "conectix"]) {
     const content = fileOf([[8192, footer], [20000, footer]], SIZE);
     await onDisk(async (image, store) => {
@@ -157,7 +157,7 @@ Deno.test("a probed disk does not show a footer by its end's being moved", async
         assertEquals(await refusals([image.resize(size)]), 1);
         assertEquals(store.size, SIZE);
       }
-      // Both are harmless alone.
+      // Both requests are harmless alone.
       await refusals([
         image.write(SIZE / 2, bytesOf(footer)),
         image.resize(SIZE / 2 + 512),
@@ -174,7 +174,7 @@ Deno.test("a probed disk does not show a footer by its end's being moved", async
       assertEquals(await probed(store), "raw");
     }, content);
   }
-  // The disk goes on to the end of its last sector, which the file has not got.
+  // The file ends within the disk's last sector.
   await onDisk(async (image, store) => {
     assertEquals(image.size, 4096);
     assertEquals(await refusals([image.write(3584, bytesOf("conectix"))]), 1);
@@ -185,7 +185,7 @@ Deno.test("a probed disk does not show a footer by its end's being moved", async
   }, new Uint8Array(4000));
 });
 
-Deno.test("a probed disk takes what is raw, and files to unpack", async () => {
+Deno.test("a probed disk takes raw content, and files to unpack", async () => {
   for (const [what, ...pieces] of [...RAW_DISKS, ...WRAPPED]) {
     await onDisk(async (image) => {
       for (const [offset, text] of pieces) {
@@ -202,7 +202,7 @@ Deno.test("a probed disk takes what is raw, and files to unpack", async () => {
   });
 });
 
-Deno.test("a disk that is said to be raw takes everything", async () => {
+Deno.test("a disk declared as raw takes everything", async () => {
   for (const [what, ...pieces] of plants(SIZE)) {
     const store = new MemoryStore(SIZE);
     const file = { driver: "memory", store };
@@ -214,7 +214,7 @@ Deno.test("a disk that is said to be raw takes everything", async () => {
   }
 });
 
-Deno.test("a probed disk may keep the footer of a VHD that it has", async () => {
+Deno.test("a probed disk may keep a VHD footer that it already has", async () => {
   const end = SIZE - 512;
   await onDisk(async (image, store) => {
     await image.write(end + 100, bytesOf("more"));
@@ -227,7 +227,7 @@ Deno.test("a probed disk may keep the footer of a VHD that it has", async () => 
   }, fileOf([[end, "conectix"]], SIZE));
 });
 
-Deno.test("a window on a probed file is guarded by where it is in that", async () => {
+Deno.test("a window on a probed file is guarded by offsets in the file", async () => {
   const store = new MemoryStore(SIZE);
   const file = { driver: "memory", store };
   await using image = await openImage({ file, offset: 64 });
@@ -242,7 +242,8 @@ Deno.test("a window on a probed file is guarded by where it is in that", async (
     BlockError,
   );
   assertEquals(dmg.code, "EPERM");
-  // The disk's last sector goes on where the file ends, and lets it grow.
+  // The disk extends past the end of the file, so writing its last sector grows
+  // the file.
   assertEquals(image.size, SIZE);
   await image.write(SIZE - 512, bytesOf("koly"));
   const growth = image.write(SIZE - 1, new Uint8Array(1));
@@ -250,7 +251,7 @@ Deno.test("a window on a probed file is guarded by where it is in that", async (
   assertEquals(await probed(store), "raw");
 });
 
-Deno.test("a probed disk is cut off when writes under way have ended", async () => {
+Deno.test("truncating a probed disk waits for writes in flight", async () => {
   const store = new MemoryStore(SIZE);
   const memory = await openNode({ driver: "memory", store });
   const slow = filterNode(memoryDriver, memory, {
@@ -274,7 +275,7 @@ Deno.test("a probed disk is cut off when writes under way have ended", async () 
   assertEquals(await probed(store), "raw");
 });
 
-Deno.test("what a probed disk checks is what it writes", async () => {
+Deno.test("a probed disk writes the bytes that it has checked", async () => {
   const store = new MemoryStore(SIZE);
   const memory = await openNode({ driver: "memory", store });
   const slow = filterNode(memoryDriver, memory, {
@@ -298,7 +299,7 @@ function delay(milliseconds: number): Promise<void> {
   return new Promise((done) => setTimeout(done, milliseconds));
 }
 
-/** Numbers that look random, the same each time. */
+/** Pseudo-random numbers, the same each time. */
 function* numbers(seed: number): Generator<number> {
   for (;;) {
     seed = (seed * 1103515245 + 12345) % 2 ** 31;
@@ -330,7 +331,7 @@ Deno.test("whatever is done to a probed disk, it stays raw", async () => {
       const chosen = [below(5), below(5)].map((which) => attempts[which]());
       for (const outcome of await Promise.allSettled(chosen)) {
         if (outcome.status === "fulfilled") continue;
-        // What another request has cut off is not there to be written.
+        // The range may have been cut off by the other request.
         if (outcome.reason.code === "EPERM") refused++;
         else assertEquals(outcome.reason.code, "EIO");
       }

@@ -10,7 +10,7 @@ import { memoryDriver } from "../../drivers/memory.ts";
 import { rawDriver } from "../../drivers/raw.ts";
 import { bytesOf, fileOf, HEADERS, RAW_DISKS, WRAPPED } from "./headers.ts";
 
-// None of the other formats has a driver here, not even qcow2.
+// No other format has a driver here, not even qcow2.
 registerDriver(memoryDriver);
 registerDriver(rawDriver);
 
@@ -22,7 +22,7 @@ function memory(bytes: Uint8Array) {
   return { driver: "memory", store };
 }
 
-/** The format that a file is found to have, and what was said of it. */
+/** The format that a file is probed as, with any warnings. */
 async function probed(
   bytes: Uint8Array,
   options: OpenOptions = {},
@@ -40,7 +40,7 @@ async function refusal(bytes: Uint8Array): Promise<BlockError> {
   return await assertRejects(() => probed(bytes), BlockError);
 }
 
-Deno.test("what has a format without a driver is refused by its name", async () => {
+Deno.test("an image of a format without a driver is refused, naming the format", async () => {
   for (const [format, ...pieces] of HEADERS) {
     const bytes = fileOf(pieces, SIZE);
     const error = await refusal(bytes);
@@ -63,7 +63,7 @@ Deno.test("an image may end with its magic", async () => {
   }
 });
 
-Deno.test("what only looks like a format is raw", async () => {
+Deno.test("a file that only resembles a format is raw", async () => {
   for (const [what, ...pieces] of RAW_DISKS) {
     const found = await probed(fileOf(pieces, SIZE));
     assertEquals(found, ["raw", []], what);
@@ -84,7 +84,7 @@ Deno.test("files that have to be unpacked are raw, with a hint", async () => {
 Deno.test("footers are found where the last sector begins", async () => {
   const koly = bytesOf("koly\0\0\0\x04");
   const conectix = bytesOf("conectix");
-  // 511 bytes are what old programs wrote of the footer of a VHD.
+  // Old programs wrote only 511 bytes of a VHD's footer.
   for (
     const [size, at] of [[4096, 3584], [512, 0], [4095, 3584], [4100, 3588]]
   ) {
@@ -102,13 +102,13 @@ Deno.test("footers are found where the last sector begins", async () => {
   }
 });
 
-Deno.test("a header counts for more than a footer, which is a guest's", async () => {
+Deno.test("a header outranks a footer, which a guest may have written", async () => {
   const file = fileOf([[0, "vhdxfile"], [3584, "koly\0\0\0\x04"]], 4096);
   const { message } = await refusal(file);
   assert(message.includes("'vhdx'") && !message.includes("dmg"), message);
 });
 
-Deno.test("what looks like two formats at once is refused", async () => {
+Deno.test("a file that looks like two formats at once is refused", async () => {
   for (const [format, ...pieces] of HEADERS) {
     if (format === "vdi" || pieces.length > 1) continue;
     const [[at, text]] = pieces;
@@ -122,7 +122,7 @@ Deno.test("what looks like two formats at once is refused", async () => {
   }
 });
 
-Deno.test("a disk whose last sector cannot be read is found to be raw", async () => {
+Deno.test("a disk whose last sector cannot be read is probed as raw", async () => {
   const file = {
     driver: memoryDriver,
     filename: "broken",
@@ -141,7 +141,7 @@ Deno.test("a disk whose last sector cannot be read is found to be raw", async ()
   assertEquals(image.format, "raw");
 });
 
-/** A driver for `name`, which says of nothing that it is its own. */
+/** A driver for `name`, whose probe recognizes nothing. */
 function driverNamed(name: string, probe?: BlockDriver["probe"]): BlockDriver {
   const driver: BlockDriver = {
     name,
@@ -167,13 +167,13 @@ function rawNodeOf(file: BlockNode): Omit<BlockNode, "driver"> {
   };
 }
 
-Deno.test("a driver that is registered takes its format over", async () => {
+Deno.test("a registered driver takes over its format", async () => {
   const vhdx = fileOf([[0, "vhdxfile"]], SIZE);
   const bochs = fileOf([[0, "Bochs Virtual HD Image\0"]], SIZE);
   const dmg = fileOf([[SIZE - 512, "koly\0\0\0\x04"]], SIZE);
   for (const bytes of [vhdx, bochs, dmg]) await refusal(bytes);
   registerDriver(driverNamed("vhdx"));
-  // What its probe does not know, the magic does: it must not become raw.
+  // Its probe misses the image, but the magic is known: it must not become raw.
   registerDriver(driverNamed("bochs", () => 0));
   registerDriver(
     driverNamed("dmg", (_, name) => name.endsWith(".dmg") ? 2 : 0),
@@ -183,7 +183,7 @@ Deno.test("a driver that is registered takes its format over", async () => {
   assertEquals(await probed(dmg), ["dmg", []]);
 });
 
-Deno.test("of drivers, the surest has it; two that are as sure, neither", async () => {
+Deno.test("the driver that is surest wins; a tie is refused", async () => {
   const sure = (score: number): BlockDriver["probe"] => (head) =>
     head[0] === 0x53 ? score : 0;
   const bytes = fileOf([[0, "S"]], SIZE);

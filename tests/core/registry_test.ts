@@ -13,10 +13,10 @@ import {
   removeFilter,
 } from "../../mod.ts";
 
-/** The driver before it is loaded, which every test file sees once. */
+/** The drivers before they are loaded, which happens once in each test file. */
 const stubs = listDrivers().filter(({ load }) => load !== undefined);
 
-Deno.test("insertFilter() takes a filter that has not been loaded, whatever its child is called", async () => {
+Deno.test("insertFilter() takes a filter that is not loaded yet, whatever its child is called", async () => {
   const file = { driver: "memory", store: new MemoryStore(1024) };
   await using disk = await openImage({ driver: "raw", file });
   const filter = await insertFilter(disk.node, { driver: "blkdebug" });
@@ -44,7 +44,7 @@ Deno.test("a file name means the same before and after its driver is loaded", as
   }
 });
 
-Deno.test("loading a driver changes nothing that was known of it", async () => {
+Deno.test("loading a driver changes nothing that was known about it", async () => {
   for (const stub of stubs) {
     const whole = await loadDriver(stub);
     assertEquals(getDriver(stub.name), whole);
@@ -84,7 +84,7 @@ Deno.test("loadDriver() says which driver cannot be loaded, and why", async () =
   assertEquals(getDriver("not-loadable"), stub);
 });
 
-Deno.test("loadDriver() takes nothing for a driver that is another, or none", async () => {
+Deno.test("loadDriver() rejects another driver, and anything that is not one", async () => {
   const raw = await loadDriver(getDriver("raw"));
   const open = () => Promise.reject(new Error("opened"));
   const odd: [loaded: unknown, words: string][] = [
@@ -111,7 +111,7 @@ Deno.test("loadDriver() takes nothing for a driver that is another, or none", as
   );
 });
 
-Deno.test("a driver's option tables are loaded when it gets an option, or when they are asked for", async () => {
+Deno.test("a driver's option tables are loaded on demand, or when it gets an option", async () => {
   const read = (options: object) => {
     let times = 0;
     const driver: BlockDriver = {
@@ -149,7 +149,7 @@ Deno.test("a driver's option tables are loaded when it gets an option, or when t
   await assertRejects(() => read({ tag: "x" }).opened, BlockError, "'tag'");
 });
 
-Deno.test("option tables that cannot be loaded are an error that names the driver", async () => {
+Deno.test("failing to load option tables is an error that names the driver", async () => {
   const odd: [tables: unknown, words: string][] = [
     [Promise.reject(new TypeError("Module not found")), "Module not found"],
     [{ openOptions: 5 }, "the options of 'tables-odd-1' are 5"],
@@ -175,7 +175,7 @@ Deno.test("option tables that cannot be loaded are an error that names the drive
   );
 });
 
-Deno.test("qcow2's tables are there for who reopens, and for who loads it", async () => {
+Deno.test("qcow2's tables are available to reopen(), and once it is loaded", async () => {
   const file = { driver: "memory", store: new MemoryStore() };
   await createImage("qcow2", file, { size: 1 << 20 });
   await using image = await openImage({ driver: "qcow2", file });

@@ -1,4 +1,4 @@
-/** Opening an image once more while it is in use. @module */
+/** Reopening an image while it is in use. @module */
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import {
   BlockError,
@@ -16,7 +16,7 @@ import { qemuTest, run, TempDir } from "../qemu.ts";
 
 const SIZE = 1 << 20;
 
-/** What is to be done whenever a node of the driver below opens or ends. */
+/** Called whenever a node of the driver below opens or closes. */
 let onStep: (what: string) => Promise<void> = () => Promise.resolve();
 
 function stepDriver(): string {
@@ -65,7 +65,7 @@ async function memoryImage(): Promise<{ driver: string; store: MemoryStore }> {
   return file;
 }
 
-Deno.test("reopen() goes on read-only, and for writing again", async () => {
+Deno.test("reopen() switches to read-only, and back to writing", async () => {
   const file = await memoryImage();
   const sources = [
     { driver: "qcow2", file },
@@ -91,7 +91,7 @@ Deno.test("reopen() goes on read-only, and for writing again", async () => {
   }
 });
 
-Deno.test("reopen() that fails leaves the image as it was", async () => {
+Deno.test("a failed reopen() leaves the image as it was", async () => {
   await using image = await openImage({
     driver: "qcow2",
     file: await memoryImage(),
@@ -108,7 +108,7 @@ Deno.test("reopen() that fails leaves the image as it was", async () => {
   await fails("EINVAL", () => image.reopen({ readOnly: 1 as never }));
 });
 
-Deno.test("an image that can be opened no more is closed", async () => {
+Deno.test("an image that cannot be opened again is closed", async () => {
   const file = await memoryImage();
   const image = await openImage({
     driver: "qcow2",
@@ -123,7 +123,7 @@ Deno.test("an image that can be opened no more is closed", async () => {
   await image.close();
 });
 
-Deno.test("requests wait while an image is opened once more", async () => {
+Deno.test("requests wait while an image is reopened", async () => {
   await using image = await openImage({
     driver: "qcow2",
     file: { driver: stepDriver(), file: await memoryImage() },
@@ -144,7 +144,7 @@ Deno.test("requests wait while an image is opened once more", async () => {
   assertEquals(beside.node, image.node);
 });
 
-Deno.test("a node's own options change without opening it once more", async () => {
+Deno.test("a node's own options change without reopening it", async () => {
   let steps = 0;
   await using image = await openImage({
     driver: "qcow2",
@@ -159,7 +159,7 @@ Deno.test("a node's own options change without opening it once more", async () =
   onStep = () => Promise.resolve();
 });
 
-Deno.test("reopen() keeps filters that were put above, and nodes that were given", async () => {
+Deno.test("reopen() keeps filters inserted above, and the user's own nodes", async () => {
   const base = await openImage({
     driver: "qcow2",
     file: await memoryImage(),
@@ -174,7 +174,7 @@ Deno.test("reopen() keeps filters that were put above, and nodes that were given
   const filter = await insertFilter(image.node, throttle);
   await image.reopen({ readOnly: true });
   assertEquals([image.node, image.readOnly], [filter, true]);
-  // One that is the backing file of another image goes on being that.
+  // A backing file of another image remains that.
   await base.reopen({ readOnly: true });
   await fails("EACCES", () => base.write(0, new Uint8Array(1)));
   await base.reopen({ readOnly: false });
@@ -184,7 +184,7 @@ Deno.test("reopen() keeps filters that were put above, and nodes that were given
   assertEquals(await image.read(0, 1), new Uint8Array([4]));
 });
 
-Deno.test("raw stays raw, whatever it has come to hold", async () => {
+Deno.test("raw stays raw, whatever has been written to it", async () => {
   const store = new MemoryStore(SIZE);
   const file = { driver: "memory", store };
   await using image = await openImage({ file });
@@ -198,7 +198,7 @@ Deno.test("raw stays raw, whatever it has come to hold", async () => {
 });
 
 if (isLibcAvailable()) {
-  qemuTest("locks are held while an image is opened once more", async () => {
+  qemuTest("locks are held while an image is reopened", async () => {
     await using dir = new TempDir();
     const filename = dir.file("disk.qcow2");
     await createImage("qcow2", filename, { size: SIZE });
@@ -209,7 +209,7 @@ if (isLibcAvailable()) {
     let steps = 0;
     onStep = async () => {
       steps++;
-      // Neither we nor another program gets in between.
+      // Neither this process nor another program gets in between.
       await fails("EAGAIN", () => openImage(filename));
       const { code, stderr } = await run(["qemu-io", "-c", "quit", filename]);
       assertEquals([code, stderr.includes("Failed to get")], [1, true], stderr);
@@ -219,7 +219,7 @@ if (isLibcAvailable()) {
     }
     onStep = () => Promise.resolve();
     assertEquals(steps, 6);
-    // Who only reads lets others read.
+    // A reader lets others read.
     await using _reader = await openImage(filename, { readOnly: true });
     await fails("EAGAIN", () => image.reopen({ readOnly: false }));
     assertEquals(image.readOnly, true);

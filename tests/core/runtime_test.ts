@@ -3,7 +3,10 @@ import { hasher } from "../../core/crypto/hashes.ts";
 import { giveWay, isEqual, isZero } from "../../core/runtime.ts";
 import { setPortable } from "../platforms.ts";
 
-/** Run a test with libraries of the system, without, and with nothing at all. */
+/**
+ * Run a test with the system's libraries, without them, and with no help at
+ * all.
+ */
 function allWays(name: string, test: () => Promise<void> | void): void {
   const ways = { libraries: false, modules: "libraries", portable: true };
   for (const [way, portable] of Object.entries(ways)) {
@@ -35,9 +38,9 @@ function checkIsZero(): void {
   }
 }
 
-allWays("isZero() finds every byte that is not", () => {
+allWays("isZero() finds any nonzero byte", () => {
   checkIsZero();
-  // After this much, a runtime's own comparison is used.
+  // From this length on, a runtime's own comparison is used.
   const zeroes = new Uint8Array(1 << 20);
   for (let i = 0; i < 80; i++) assert(isZero(zeroes));
   checkIsZero();
@@ -62,9 +65,9 @@ function checkIsEqual(): void {
   }
 }
 
-allWays("isEqual() finds every byte that differs", () => {
+allWays("isEqual() finds any differing byte", () => {
   checkIsEqual();
-  // After this much, a native comparison is used.
+  // From this length on, a native comparison is used.
   const [a, b] = [new Uint8Array(1 << 20), new Uint8Array(1 << 20)];
   for (let i = 0; i < 80; i++) assert(isEqual(a, b));
   checkIsEqual();
@@ -77,11 +80,11 @@ Deno.test("isZero() takes shared memory", () => {
   assert(!isZero(bytes));
 });
 
-Deno.test("giveWay() lets timers have their turn", async () => {
+Deno.test("giveWay() lets timers run", async () => {
   let fired = 0;
   const timer = setInterval(() => fired++, 1);
   const digest = hasher("sha256");
-  // Work in turns, as the derivation of keys does.
+  // Work in slices, as deriving keys does.
   for (let turn = 0; turn < 40; turn++) {
     for (let i = 0; i < 100; i++) await digest(new Uint8Array(36));
     await giveWay();

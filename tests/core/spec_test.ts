@@ -58,7 +58,7 @@ Deno.test("parseFilename() refuses what it cannot read", () => {
   }
 });
 
-Deno.test("parseStack() reads options as --image-opts has them", () => {
+Deno.test("parseStack() reads options in the form of --image-opts", () => {
   assertEquals(
     parseStack(
       "driver=qcow2,file.driver=file,file.filename=a,,b,backing.driver=null",

@@ -8,7 +8,7 @@ import { holdWorkers } from "../../core/zlib_workers.ts";
 
 const RealWorker = globalThis.Worker;
 
-/** Have workers run another program than they should. */
+/** Have workers run another program. */
 function substitute(program: string | (() => never)): Disposable {
   globalThis.Worker = class extends RealWorker {
     constructor(_url: string | URL, options?: WorkerOptions) {
@@ -17,14 +17,14 @@ function substitute(program: string | (() => never)): Disposable {
         `data:text/javascript,${encodeURIComponent(`${program}`)}`,
         options,
       );
-      // As Deno does it, which prints the error as well.
+      // As Deno does, which also prints the error.
       this.onmessage = () => this.dispatchEvent(new ErrorEvent("error"));
     }
   };
   return { [Symbol.dispose]: () => void (globalThis.Worker = RealWorker) };
 }
 
-/** Enough calls for workers to be started, and given some. */
+/** Enough calls for workers to be started, and used. */
 async function compressMuch(): Promise<void> {
   const clusters = Array.from({ length: 40 }, (_, i) => {
     const bytes = allocate(65536).fill(i);
@@ -42,7 +42,7 @@ async function compressMuch(): Promise<void> {
   for (const [i, bytes] of again.entries()) assertEquals(bytes, clusters[i]);
 }
 
-/** What a worker does that takes a call, and then comes to an end. */
+/** A worker that takes a call, and then comes to an end. */
 function dying(last: string): string {
   const { ready, taken } = LAYOUT.states;
   return `onmessage = ({ data: { control } }) => {
@@ -69,14 +69,14 @@ const ENDS: { [name: string]: string | (() => never) } = {
   },
   "fail while they are loaded": `(() => { ${FAIL} })()`,
   "end without a word": "close()",
-  "fail with a call": dying(FAIL),
-  "end with a call": dying("return close();"),
+  "fail during a call": dying(FAIL),
+  "end during a call": dying("return close();"),
 };
 
 for (const [name, program] of Object.entries(ENDS)) {
   Deno.test(`no call is lost with workers that ${name}`, async () => {
     using _ = substitute(program);
-    // By way of node:zlib, which is there on all systems.
+    // Through node:zlib, which exists on all systems.
     setPortable("libraries");
     try {
       using _hold = holdWorkers(true);

@@ -17,7 +17,7 @@ function frame(plain: Uint8Array, params?: object): Uint8Array {
   return nativeZlib()!.zstdCompressSync!(plain, { params, chunkSize });
 }
 
-/** What the input decompresses to, or the code of the error. */
+/** The decompressed input, or the error's code. */
 async function outcome(input: Uint8Array, length: number) {
   const target = new Uint8Array(length);
   try {
@@ -51,7 +51,7 @@ for (
     "libraries",
   ]] as const
 ) {
-  Deno.test(`decompress() of zstd takes as many frames as fill the target (${way})`, async () => {
+  Deno.test(`decompress() of zstd reads as many frames as fill the target (${way})`, async () => {
     setPortable(portable);
     try {
       const plain = new Uint8Array(1000).map((_, i) => i % 251);

@@ -29,11 +29,11 @@ async function bdrv(command: string, expected = 0): Promise<void> {
     stdin: "null",
   }).spawn().status;
   if (code !== expected) {
-    throw new Error(`exit code ${code}, and it should be ${expected}`);
+    throw new Error(`exit code ${code} instead of ${expected}`);
   }
 }
 
-/** Print a line of code that the demo itself runs next. */
+/** Print a line of code, which the demo runs next. */
 function show(code: string): void {
   console.log(`%c> ${code}`, "color: blue");
 }
@@ -69,7 +69,7 @@ async function demo(): Promise<void> {
   await bdrv("compare disk.img base.qcow2");
   await bdrv("map base.qcow2");
 
-  heading("An overlay takes all changes, the base stays as it is");
+  heading("An overlay takes all changes; the base stays as it is");
   await bdrv("create -f qcow2 -b base.qcow2 -F qcow2 overlay.qcow2");
   {
     show(`await using disk = await openImage("overlay.qcow2");`);
@@ -94,7 +94,7 @@ async function demo(): Promise<void> {
   await bdrv("map overlay.qcow2");
   await bdrv("check overlay.qcow2");
 
-  heading("A larger disk, and a raw one of it again");
+  heading("A larger disk, and back to raw");
   await bdrv("resize overlay.qcow2 1G");
   await bdrv("convert -O raw overlay.qcow2 flat.img");
   await bdrv("compare -f qcow2 -F raw overlay.qcow2 flat.img");
@@ -104,7 +104,7 @@ async function demo(): Promise<void> {
   );
 }
 
-/** A word that a shell takes as it is. */
+/** A word, quoted for a shell where necessary. */
 function quoted(word: string): string {
   return /^[-./\w]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
 }
@@ -115,7 +115,7 @@ await Deno.mkdir(folder, { recursive: true });
 Deno.chdir(folder);
 console.log("The commands below were run after these two:\n");
 console.log(`%ccd ${quoted(Deno.cwd())}`, "color: green");
-// By way of npx each call would take a second longer.
+// Each call through npx would take much longer.
 const deno = quoted(Deno.execPath());
 console.log(
   `%cbdrv() { ${deno} run --quiet -A ${quoted(CLI)} "$@"; }`,

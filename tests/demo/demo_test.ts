@@ -1,11 +1,11 @@
-/** The demo, and that its commands can be copied. @module */
+/** The demo, and that its commands work when copied. @module */
 import { assertEquals } from "@std/assert";
 import { run, runOk, TempDir } from "../qemu.ts";
 
 const DEMO = new URL("demo.ts", import.meta.url).pathname;
 const CONFIG = new URL("../../deno.json", import.meta.url).pathname;
 
-Deno.test("the demo's commands can be copied after it", async () => {
+Deno.test("the demo's commands work when copied", async () => {
   await using dir = new TempDir();
   const folder = dir.file("a folder");
   const text = await runOk(

@@ -1,7 +1,7 @@
 /**
- * A small disk as a computer would use it: a partition table, and in its only
- * partition a FAT16 file system with some files. Written and read through an
- * image, in as few requests as possible, so that holes stay holes.
+ * A small disk as a computer would use it: a partition table, and in the only
+ * partition a FAT16 file system with some files. It is written and read through
+ * an image, in as few requests as possible, so that holes stay holes.
  *
  * @module
  */
@@ -12,19 +12,19 @@ const CLUSTER = 4 * SECTOR;
 const FAT_COUNT = 2;
 const ROOT_ENTRIES = 512;
 const ENTRY = 32;
-/** In the table of clusters: the last cluster of a file. */
+/** In the allocation table: the last cluster of a file. */
 const LAST = 0xffff;
-/** Where the partition begins, bytes. */
+/** The start of the partition, in bytes. */
 const PARTITION = 1024 * 1024;
-/** The type of partition: FAT16, found by its sector and not its cylinder. */
+/** Partition type: FAT16, addressed by sector (LBA). */
 const FAT16_LBA = 0x0e;
 
-/** Where the parts of a file system lie, in bytes from the start of the disk. */
+/** The parts of the file system, in bytes from the start of the disk. */
 interface Layout {
   fat: number;
   fatSize: number;
   root: number;
-  /** Of cluster 2, the first there is. */
+  /** Cluster 2, which is the first. */
   data: number;
 }
 
@@ -64,7 +64,7 @@ export async function makeFatDisk(
   await image.write(root, entries);
 }
 
-/** Find a file by way of the partition table, and read it. */
+/** Find a file through the partition table, and read it. */
 export async function readFatFile(
   image: Image,
   name: string,
@@ -78,7 +78,7 @@ export async function readFatFile(
   return whole.subarray(0, bytes);
 }
 
-/** Overwrite the beginning of a file, as an editor of bytes would. */
+/** Overwrite the beginning of a file in place, as a hex editor would. */
 export async function patchFatFile(
   image: Image,
   name: string,
@@ -111,7 +111,7 @@ async function findFile(image: Image, name: string) {
       data,
     };
   }
-  throw new BlockError("ENOENT", `The disk has no file '${name}'`);
+  throw new BlockError("ENOENT", `There is no file '${name}' on the disk`);
 }
 
 function layoutOf(boot: Uint8Array): Layout {
@@ -125,8 +125,8 @@ function layoutOf(boot: Uint8Array): Layout {
 function masterBootRecord(sectors: number): Uint8Array {
   const record = new Uint8Array(SECTOR);
   const fields = view(record);
-  record[446] = 0x80; // may be booted from
-  record.set([0xfe, 0xff, 0xff], 447); // too far in for cylinder and head
+  record[446] = 0x80; // bootable
+  record.set([0xfe, 0xff, 0xff], 447); // beyond what CHS can address
   record[450] = FAT16_LBA;
   record.set([0xfe, 0xff, 0xff], 451);
   fields.setUint32(454, PARTITION / SECTOR, true);
@@ -142,17 +142,17 @@ function bootSector(sectors: number, fatSectors: number): Uint8Array {
   boot.set(ascii("BDRV    "), 3);
   fields.setUint16(11, SECTOR, true);
   fields.setUint8(13, CLUSTER / SECTOR);
-  fields.setUint16(14, 1, true); // this sector
+  fields.setUint16(14, 1, true); // reserved sectors: this one
   fields.setUint8(16, FAT_COUNT);
   fields.setUint16(17, ROOT_ENTRIES, true);
   fields.setUint16(19, sectors, true);
   fields.setUint8(21, 0xf8); // a hard disk
   fields.setUint16(22, fatSectors, true);
   fields.setUint16(24, 63, true); // sectors a track …
-  fields.setUint16(26, 255, true); // … and heads, which nobody uses now
+  fields.setUint16(26, 255, true); // … and heads, which are obsolete
   fields.setUint32(28, PARTITION / SECTOR, true);
   fields.setUint8(36, 0x80);
-  fields.setUint8(38, 0x29); // the three fields below are there
+  fields.setUint8(38, 0x29); // the next three fields are valid
   fields.setUint32(39, 0xb10c_d15c, true);
   boot.set(ascii("NO NAME    "), 43);
   boot.set(ascii("FAT16   "), 54);
@@ -175,7 +175,7 @@ function directoryEntry(
   return entry;
 }
 
-/** `NAME.EXT` as directories have it: padded to 8 and 3 characters. */
+/** `NAME.EXT` as directories store it: padded to 8 and 3 characters. */
 function shortName(name: string): Uint8Array {
   const [base, extension = ""] = name.split(".");
   return ascii(base.padEnd(8) + extension.padEnd(3));

@@ -14,7 +14,7 @@ const NAMES = [
   "vxhs",
 ];
 
-Deno.test("protocols without a driver are refused by name, with what to use", async () => {
+Deno.test("protocols without a driver are refused by name, with an alternative", async () => {
   await using server = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   const { port } = server.addr;
   for (const name of NAMES) {
@@ -49,7 +49,7 @@ Deno.test("protocols without a driver are refused by name, with what to use", as
   );
 });
 
-Deno.test("ssh: a server that is not there is what is wrong first", async () => {
+Deno.test("ssh: an unreachable server is reported first", async () => {
   const described = { driver: "ssh", host: "127.0.0.1", path: "/foo" };
   const refused = (port: unknown) =>
     assertRejects(() => openImage({ ...described, port }), BlockError);

@@ -92,7 +92,7 @@ Deno.test("blkdebug fails a request once", async () => {
   }
 });
 
-Deno.test("blkdebug fails from the start on at the event none", async () => {
+Deno.test("blkdebug with the event none fails from the start", async () => {
   const node = await openNode(blkdebug({
     "inject-error": { event: "none", iotype: "flush" },
   }));
@@ -136,7 +136,7 @@ Deno.test("blkdebug fails requests that touch a sector", async () => {
   await node.close();
 });
 
-Deno.test("blkdebug goes from state to state", async () => {
+Deno.test("blkdebug moves from state to state", async () => {
   await using disk = new Image(
     await openNode({
       driver: "raw",
@@ -206,7 +206,7 @@ Deno.test("blkdebug stops requests at breakpoints", async () => {
   );
 });
 
-Deno.test("blkdebug forgets breakpoints, and lets go of what they stopped", async () => {
+Deno.test("blkdebug removes breakpoints, and resumes what they stopped", async () => {
   await using disk = await qcow2Over({});
   const breakpoints = breakpointsOf(disk.node)!;
   const unknown = assertThrows(
@@ -222,7 +222,7 @@ Deno.test("blkdebug forgets breakpoints, and lets go of what they stopped", asyn
   breakpoints.removeBreakpoint("A");
   await write;
   assertEquals(await disk.read(0, 1), one);
-  // One that has been reached is no more, but what it stopped goes on.
+  // A breakpoint that was reached is gone, but its request still resumes.
   breakpoints.breakpoint("write_aio", "A");
   const another = disk.write(0, one);
   await breakpoints.waitSuspended("A");
@@ -301,7 +301,7 @@ Deno.test("blkdebug stops at each step of writing zeroes, but not at each piece"
   assertEquals(await eventsOf(write, { "max-transfer": 512 }), "pwritev done");
 });
 
-Deno.test("blkdebug stops a write behind one that waits for a stopped one", async () => {
+Deno.test("blkdebug stops a write even behind one that waits for a stopped one", async () => {
   const node = await openNode(blkdebug({ align: 4096 }));
   const breakpoints = node.debug!.breakpoints!;
   const write = (offset: number, length: number, value: number) =>
@@ -323,7 +323,7 @@ Deno.test("blkdebug stops a write behind one that waits for a stopped one", asyn
   await node.close();
 });
 
-Deno.test("blkdebug reads its rules from a file, and its name from a name", async () => {
+Deno.test("blkdebug reads its rules from a file, and parses its file name", async () => {
   await using dir = new TempDir();
   const config = dir.file("blkdebug.conf");
   const image = dir.file("a.qcow2");
@@ -355,7 +355,7 @@ Deno.test("blkdebug reads its rules from a file, and its name from a name", asyn
   assertEquals(await forced.read(0, 3), new TextEncoder().encode("QFI"));
 });
 
-Deno.test("blkdebug can be put above a format", async () => {
+Deno.test("blkdebug can be inserted above a format", async () => {
   await using dir = new TempDir();
   const image = dir.file("a.qcow2");
   await createImage("qcow2", image, { size: MIB });
@@ -428,7 +428,7 @@ Deno.test("blkdebug refuses what makes no sense, in QEMU's words", async () => {
   );
 });
 
-Deno.test("blkdebug cuts requests to its limits", async () => {
+Deno.test("blkdebug splits requests to fit its limits", async () => {
   const log: string[] = [];
   const below = await openNode({ driver: "raw", file: memory() });
   const { readv, writev, writeZeroes, discard } = below;
@@ -490,7 +490,7 @@ Deno.test("blkdebug cuts requests to its limits", async () => {
   await node.close();
 });
 
-Deno.test("blkdebug stands aside when files are described", async () => {
+Deno.test("blkdebug does not interfere when files are described", async () => {
   await using disk = await qcow2Over({});
   await disk.write(0, one);
   const [first] = await Array.fromAsync(disk.extents(0, 10));

@@ -1,4 +1,4 @@
-/** What flushes, and writes with FUA, promise of each format. @module */
+/** What flushes, and writes with FUA, guarantee for each format. @module */
 import { assertEquals } from "@std/assert";
 import { isEqual } from "../../core/runtime.ts";
 import { openNode } from "../../core/open.ts";
@@ -36,7 +36,7 @@ for (const [driver, options = {}] of KINDS) {
     const log = new PowerLog(contentOf(store));
     const node = await openNode({ driver, file: log, ...key }, { secrets });
     const disk = new Uint8Array(SIZE);
-    // What was never written reads as anything where it is encrypted.
+    // Where data is encrypted, unwritten ranges may read as anything.
     await node.readv(0, [disk]);
     const fua = { fua: true };
     const stream = options.subformat === "streamOptimized";
@@ -47,7 +47,7 @@ for (const [driver, options = {}] of KINDS) {
       [SIZE - 65536, 4],
     ];
     for (const [at, byte, flags] of steps) {
-      // Of a stream, whole grains are written, each once.
+      // Streams take whole grains, each written once.
       if (stream && byte === 2) continue;
       const offset = stream ? at - at % 65536 : at;
       const bytes = new Uint8Array(65536).fill(byte);
@@ -67,7 +67,7 @@ for (const [driver, options = {}] of KINDS) {
       const file = { driver: "memory", store: storeOf(log.durable) };
       await using image = await openImage(
         { driver, file, ...key },
-        // After a crash, it can be changed only once it was repaired.
+        // After a crash, the image has to be repaired before it can be changed.
         { secrets, readOnly: driver === "parallels" },
       );
       assertEquals(isEqual(await image.read(0, SIZE), disk), true);

@@ -22,7 +22,7 @@ registerDriver(rawDriver);
 
 const WAYS = isLibcAvailable() ? ["libc", "deno"] : ["deno"];
 
-/** Run a test in a folder of its own, once for each way to do I/O. */
+/** Run a test in a folder of its own, once for each way of doing I/O. */
 function eachWay(
   name: string,
   run: (io: string, folder: string) => Promise<void>,
@@ -66,7 +66,7 @@ for (
   });
 }
 
-/** Open a file by `node:fs`, as other runtimes do it. */
+/** Open a file through `node:fs`, as other runtimes do. */
 async function openByNode(filename: string): Promise<BlockNode> {
   usePlatform(nodePlatform()!);
   try {
@@ -139,7 +139,7 @@ eachWay("refuses a folder", async (io, folder) => {
   }
 });
 
-eachWay("does not wait at a pipe", async (io, folder) => {
+eachWay("does not block on a pipe", async (io, folder) => {
   const filename = `${folder}/pipe`;
   await new Deno.Command("mkfifo", { args: [filename] }).output();
   const error = await assertRejects(
@@ -161,7 +161,7 @@ eachWay("reports a full device", async (io) => {
     );
     assertEquals(error.code, "ENOSPC");
     assertEquals(error.message, "No space left on device");
-    // These may take another way.
+    // Requests like these may take another path.
     const writes = [1, 2, 3].map((length) =>
       node.writev!(0, [new Uint8Array(length << 20)], { background: true })
     );
@@ -190,7 +190,7 @@ eachWay(
       assert(head.every((byte) => byte === 0xff));
       await Promise.all(writes);
       assertEquals(node.size, 1000 + 20 * piece);
-      // What was written is there at once.
+      // The data can be read at once.
       const last = new Uint8Array(piece);
       await node.readv(1000 + 19 * piece, [last]);
       assertEquals(last, pieces[19]);
@@ -204,7 +204,7 @@ eachWay(
 );
 
 eachWay(
-  "keeps what is written in the background past its end",
+  "can read what is being written in the background past its end",
   async (io, folder) => {
     for (const change of ["writeZeroes", "truncate"] as const) {
       const filename = `${folder}/${change}`;
@@ -212,7 +212,7 @@ eachWay(
       await withNode({ filename, io }, async (node) => {
         const bytes = new Uint8Array(2 << 20).fill(7);
         const write = node.writev!(4 << 20, [bytes], { background: true });
-        // It gets somewhere meanwhile, but nobody has been told.
+        // The write makes progress, but has not reported it yet.
         for (const end = performance.now() + 5; performance.now() < end;);
         if (change === "writeZeroes") await writeZeroes(node, 0, 1 << 20);
         else await node.truncate!(8 << 20);
@@ -226,7 +226,7 @@ eachWay(
   },
 );
 
-eachWay("closes when writes in the background are done", async (io, folder) => {
+eachWay("closes once background writes are done", async (io, folder) => {
   const filename = `${folder}/closed`;
   await Deno.writeFile(filename, new Uint8Array());
   const node = await openProtocol({ driver: "file", filename, io });
@@ -238,7 +238,7 @@ eachWay("closes when writes in the background are done", async (io, folder) => {
 });
 
 eachWay(
-  "makes files of the right size, and empties old ones",
+  "creates files of the right size, and truncates old ones",
   async (io, folder) => {
     const filename = `${folder}/new.raw`;
     const target = { driver: "file", filename, io };
@@ -255,7 +255,7 @@ eachWay(
   },
 );
 
-eachWay("reserves what it grows by", async (io, folder) => {
+eachWay("reserves the space that it grows by", async (io, folder) => {
   const filename = `${folder}/disk`;
   await Deno.writeFile(filename, new Uint8Array(5000).fill(1));
   await withNode({ filename, io }, async (node) => {
@@ -343,7 +343,7 @@ eachWay("takes shared memory", async (io, folder) => {
 });
 
 Deno.test({
-  name: "file, io=libc: finds holes and makes them",
+  name: "file, io=libc: finds holes and punches them",
   ignore: mustSkip({ others: { libc: WAYS.includes("libc") } }),
   fn: async () => {
     const filename = await Deno.makeTempFile();
@@ -375,7 +375,7 @@ Deno.test({
   },
 });
 
-Deno.test("file says how a name is spelt, links followed", async () => {
+Deno.test("file resolves links to a canonical name", async () => {
   const folder = await Deno.realPath(await Deno.makeTempDir());
   const name = (path: string) => fileDriver.canonicalName!(path);
   await Deno.mkdir(`${folder}/real/sub`, { recursive: true });
@@ -386,7 +386,7 @@ Deno.test("file says how a name is spelt, links followed", async () => {
   const cases: [string, string][] = [
     ["real/file", "real/file"],
     ["./real//sub/../file", "real/file"],
-    // `..` is taken after the link was followed, as the system does.
+    // `..` applies after the link was followed, as in the system.
     ["link/../file", "real/file"],
     ["link/new", "real/sub/new"],
     ["link/no/such/../folder", "real/sub/no/folder"],
@@ -445,7 +445,7 @@ try {
 
 const LIBC = `/lib/${Deno.build.arch}-linux-gnu/libc.so.6`;
 
-Deno.test("file keeps to Deno's permissions, through libc as well", async () => {
+Deno.test("file respects Deno's permissions, through libc as well", async () => {
   const folder = await Deno.makeTempDir();
   const filename = `${folder}/disk`;
   await Deno.writeFile(filename, new Uint8Array([7, 8]));
@@ -486,13 +486,13 @@ Deno.test("file does without libc where it may not be called", async () => {
   await Deno.remove(filename);
 });
 
-eachWay("past its end it reads as zeroes, however far", async (io, folder) => {
+eachWay("reads zeroes past its end, however far", async (io, folder) => {
   const filename = `${folder}/short`;
   await Deno.writeTextFile(filename, "short");
   const stack = { driver: "file", filename, io };
   await using file = await openImage(stack, { readOnly: true });
   const buffer = new Uint8Array(8).fill(1);
-  // No file system could have a file as large as that.
+  // No file system allows a file that large.
   await file.node.readv(2 ** 53 - 512, [buffer]);
   assertEquals(buffer, new Uint8Array(8));
 });

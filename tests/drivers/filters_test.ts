@@ -101,7 +101,7 @@ Deno.test("null-co takes everything and keeps nothing", async () => {
   );
 });
 
-Deno.test("null-co waits as long as it is told", async () => {
+Deno.test("null-co takes the latency that it is given", async () => {
   const file = { driver: "null-co", "latency-ns": 30_000_000 };
   await using image = await openImage({ driver: "raw", file });
   const start = performance.now();
@@ -109,7 +109,7 @@ Deno.test("null-co waits as long as it is told", async () => {
   assert(performance.now() - start >= 25);
 });
 
-Deno.test("copy-on-read keeps what it reads of a backing file", async () => {
+Deno.test("copy-on-read keeps what it reads from a backing file", async () => {
   await using dir = new TempDir();
   const base = dir.file("base.qcow2");
   const top = dir.file("top.qcow2");
@@ -124,7 +124,7 @@ Deno.test("copy-on-read keeps what it reads of a backing file", async () => {
     backing_fmt: "qcow2",
   });
   {
-    // The format below a filter is found as it is anywhere.
+    // Below a filter, the format is probed as anywhere.
     const source = { driver: "copy-on-read", file: { filename: top } };
     await using image = await openImage(source);
     assertEquals(await image.read(70_000, 3), new Uint8Array(3).fill(5));
@@ -165,7 +165,7 @@ function sum(bytes: Uint8Array): number {
   return bytes.reduce((total, byte) => total + byte, 0);
 }
 
-Deno.test("compress has writes reach the disk that are to", async () => {
+Deno.test("compress makes writes with FUA durable", async () => {
   const { driver, file } = await qcow2(MIB);
   const { node, counts } = faultyNode(await openProtocol(file));
   await using image = await openImage({
@@ -200,7 +200,7 @@ Deno.test("compress stores what is written compressed", async () => {
   );
 });
 
-Deno.test("preallocate lets a file grow in steps, and crops it", async () => {
+Deno.test("preallocate grows a file in steps, and trims it in the end", async () => {
   await using dir = new TempDir();
   const filename = dir.file("a");
   await Deno.writeFile(filename, new Uint8Array(512));
@@ -215,7 +215,7 @@ Deno.test("preallocate lets a file grow in steps, and crops it", async () => {
   });
   await node.children.file!.writev!(512, [new Uint8Array(100).fill(1)]);
   const { size } = await Deno.stat(filename);
-  // Where the file cannot reserve space, it does not grow by itself.
+  // Where the file cannot reserve space, the filter does not grow it.
   assert(size === MIB + 64 * KIB || size === 612, `${size} bytes`);
   assertEquals(node.children.file!.size, 612);
   await node.children.file!.writev!(5000, [new Uint8Array(100).fill(1)]);
@@ -227,7 +227,7 @@ Deno.test("preallocate lets a file grow in steps, and crops it", async () => {
   );
 });
 
-/** How long it takes to write `count` times `size` bytes, in seconds. */
+/** How long writing `count` times `size` bytes takes, in seconds. */
 async function timeOf(limits: ThrottleLimits, count: number, size: number) {
   const group = new ThrottleGroup(limits);
   const file = memory(new MemoryStore(MIB));
@@ -243,7 +243,8 @@ async function timeOf(limits: ThrottleLimits, count: number, size: number) {
 
 Deno.test("throttle keeps to bytes and requests per second", async () => {
   const [bytes, requests, reads, burst, large] = await Promise.all([
-    // A tenth of a second's worth, and the request that exceeds it, are free.
+    // A tenth of a second's worth, and the request that exceeds it, pass at
+    // once.
     timeOf({ "bps-total": 100 * KIB }, 10, 4 * KIB),
     timeOf({ "iops-write": 50 }, 21, 512),
     timeOf({ "iops-read": 1 }, 21, 512),

@@ -1,6 +1,6 @@
 /**
  * What the tests of several image formats have in common: power cuts, hostile
- * images, and images that go both ways between QEMU and here.
+ * images, and images exchanged with QEMU in both directions.
  *
  * @module
  */
@@ -31,21 +31,21 @@ export async function newImage(
   return contentOf(store);
 }
 
-/** An image that consists of the bytes. */
+/** A description of an image that consists of the bytes. */
 export function stackOf(driver: string, bytes: Uint8Array): StackObject {
   return { driver, file: { driver: "memory", store: storeOf(bytes) } };
 }
 
-/** An image to be used until the power goes. */
+/** An image to be used until the power fails. */
 export interface PowerSubject {
   readonly driver: string;
-  /** Of `create`; `size` among them. */
+  /** Options of `create`, including `size`. */
   readonly options: Record<string, unknown> & { readonly size: number };
-  /** Whether there is a backing file with something in it. */
+  /** Whether there is a backing file with some content. */
   readonly isOverlay?: boolean;
   /** A change; a write of random bytes by default. */
   change?(image: Image, disk: Uint8Array, random: Random): Promise<void>;
-  /** What else must be true of an image after a cut. */
+  /** What else must hold for an image after a cut. */
   examine?(file: Uint8Array, backing: StackObject | null): Promise<void>;
 }
 
@@ -57,8 +57,8 @@ async function write(image: Image, disk: Uint8Array, random: Random) {
 }
 
 /**
- * Cut the power at random moments: what was flushed must be there, and what was
- * not must be old or new.
+ * Cut the power at random moments: flushed data must survive, and data that was
+ * not flushed must be old or new.
  */
 export async function surviveCuts(
   { driver, options, isOverlay, change = write, examine }: PowerSubject,
@@ -94,7 +94,7 @@ export async function surviveCuts(
       if (found[at] === before[at] || found[at] === after[at]) continue;
       throw new Error(`seed ${seed}, cut at ${moment}: byte ${at}`);
     }
-    // What is written next takes nobody's place.
+    // The next write does not overwrite anything else.
     const fresh = random.bytes(100);
     const offset = random.below(size - 100);
     await image.write(offset, fresh);
@@ -111,7 +111,7 @@ const VALUES = [
   ...[(1n << 63n) - 1n, 1n << 63n, (1n << 64n) - 1n, (1n << 64n) - 4096n],
 ];
 
-/** A field: where it begins, and its bytes. */
+/** A field's offset and length. */
 export type Field = readonly [at: number, length: number];
 
 /** Images to be damaged. */
@@ -119,12 +119,12 @@ export interface HostileSubject {
   readonly driver: string;
   readonly images: readonly Uint8Array[];
   readonly fields: readonly Field[];
-  /** Where tables are, of entries of 8 bytes or of parts of that. */
+  /** Offsets and lengths of tables whose entries have 4 or 8 bytes. */
   readonly tables: readonly Field[];
   readonly isLittleEndian: boolean;
 }
 
-/** Damage an image in a few places; returns what was done. */
+/** Damage an image in one place; returns what was done. */
 function damage(
   bytes: Uint8Array,
   { fields, tables, isLittleEndian }: HostileSubject,
@@ -147,7 +147,7 @@ function damage(
       const [start, length] = random.pick(tables);
       const at = start + 4 * random.below(length / 4);
       if (random.oneIn(3)) {
-        // Twice the same entry.
+        // The same entry twice.
         const from = start + 8 * random.below(length / 8);
         const to = start + 8 * random.below(length / 8);
         bytes.copyWithin(to, from, from + 8);
@@ -161,7 +161,7 @@ function damage(
   return `byte ${at}`;
 }
 
-/** Whether somebody has thrown it on purpose. */
+/** Whether an error was thrown on purpose. */
 function isExpected(error: unknown): boolean {
   if (error instanceof SuppressedError) {
     return isExpected(error.error) && isExpected(error.suppressed);
@@ -169,7 +169,7 @@ function isExpected(error: unknown): boolean {
   return error instanceof BlockError && !(error instanceof UnexpectedError);
 }
 
-/** Do all that can be done to an image, whatever is in it. */
+/** Do everything that can be done with an image, whatever it contains. */
 async function useAll(stack: StackObject, random: Random): Promise<void> {
   for (const how of ["read", "write", "check"]) {
     const readOnly = how === "read";
@@ -225,7 +225,7 @@ async function useAll(stack: StackObject, random: Random): Promise<void> {
   }
 }
 
-/** Milliseconds that no image may take. */
+/** The time that any image may take, in milliseconds. */
 const LONGEST = 60_000;
 
 /** Damage images in many ways, and use them. */
@@ -256,7 +256,7 @@ export async function surviveDamage(
 
 const MIB = 1024 * 1024;
 
-/** Disks: their size, and what is in them. */
+/** Disks: their size, and the ranges with data. */
 const DISKS: readonly [
   what: string,
   size: number,
@@ -303,7 +303,7 @@ export async function exchange(
     for (const options of ways) {
       const note = `${what}, ${options.join(" ")}`;
       const convert = ["convert", "-f", "raw", "-O", driver, ...options, raw];
-      // QEMU's compressing to qcow does its work, and fails without a word.
+      // QEMU does compress to qcow, but exits with an error and no message.
       await run(["qemu-img", ...convert, theirs]);
       await runOk([...bdrv, "qemu-img", ...convert, ours]);
       const compare = ["compare", "-f", "raw", "-F", driver, raw];

@@ -1,4 +1,4 @@
-/** Older formats' images that QEMU made hold what QEMU says. @module */
+/** Images of older formats made by QEMU read as QEMU says. @module */
 import { assertEquals } from "@std/assert";
 import { openImage } from "../../mod.ts";
 import golden from "../fixtures/old/golden.json" with { type: "json" };
@@ -14,7 +14,7 @@ for (const { name, what, size, sha256 } of golden) {
     const bytes = await new Response(unpacking).bytes();
     const driver = name.split(".")[1];
     const { file } = stackOf(driver, bytes);
-    // Probed, as well.
+    // By probing as well.
     await using image = await openImage({ file }, { readOnly: true });
     assertEquals([image.format, image.size], [driver, size]);
     if (driver !== "qcow") {

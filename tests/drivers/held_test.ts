@@ -1,4 +1,4 @@
-/** Sources that a program holds: bytes, blobs, and open files. @module */
+/** Sources held by the program: bytes, blobs, and open files. @module */
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import {
   BlockError,
@@ -12,7 +12,7 @@ import { TempDir } from "../qemu.ts";
 
 const MIB = 1024 ** 2;
 
-/** The bytes of a qcow2 image of 4 MiB that begins with "hello". */
+/** The bytes of a qcow2 image of 4 MiB whose disk begins with "hello". */
 async function hello(options = {}): Promise<Uint8Array<ArrayBuffer>> {
   const store = new MemoryStore();
   const file = { driver: "memory", store };
@@ -55,7 +55,7 @@ Deno.test("openImage() takes blobs, files and buffers, and probes them", async (
   }
 });
 
-Deno.test("what is held can be a child of any depth, and a backing file", async () => {
+Deno.test("held sources can be children at any depth, and backing files", async () => {
   const bytes = await hello();
   const blob = new Blob([bytes]);
   const overlay = { driver: "memory", store: new MemoryStore() };
@@ -89,7 +89,7 @@ Deno.test("a blob is read-only, and says so", async () => {
   assertEquals(error.code, "ENOTSUP");
 });
 
-Deno.test("an image in a blob names no files", async () => {
+Deno.test("an image in a blob cannot name files", async () => {
   const bytes = await hello({
     backing_file: "/etc/passwd",
     backing_fmt: "raw",
@@ -142,7 +142,7 @@ Deno.test("createImage() makes an image in an open file", async () => {
   assertEquals(image.size, MIB);
 });
 
-/** A file of a browser's own file system. */
+/** A file in a browser's origin-private file system. */
 class FileSystemFileHandle {
   readonly kind = "file";
   readonly name = "disk.img";
@@ -192,7 +192,7 @@ class FileSystemFileHandle {
   }
 }
 
-Deno.test("files of a browser are written in place in workers", async () => {
+Deno.test("a browser's files are written in place in workers", async () => {
   const handle = new FileSystemFileHandle(true);
   await createImage("qcow2", { driver: "opfs", handle }, { size: MIB });
   {
@@ -210,7 +210,7 @@ Deno.test("files of a browser are written in place in workers", async () => {
   assertEquals([...await image.read(4, 5)], [0, 1, 2, 3, 0]);
 });
 
-Deno.test("elsewhere files of a browser are read", async () => {
+Deno.test("outside workers, a browser's files are read-only", async () => {
   const handle = new FileSystemFileHandle(false);
   handle.bytes = await hello();
   assertEquals(await startOf(handle), "hello");
@@ -222,7 +222,7 @@ Deno.test("elsewhere files of a browser are read", async () => {
   assertEquals(error.code, "ENOTSUP");
 });
 
-Deno.test("anything else is refused by its type, in a line", async () => {
+Deno.test("anything else is refused in one line that names its type", async () => {
   class Disk {
     bytes = 5;
   }
@@ -249,7 +249,7 @@ Deno.test("anything else is refused by its type, in a line", async () => {
   }
 });
 
-Deno.test("an option that is not what a driver opens is refused", async () => {
+Deno.test("an option that a driver cannot open is refused", async () => {
   for (
     const stack of [
       { driver: "blob", blob: "text" },

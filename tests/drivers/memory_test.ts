@@ -20,7 +20,7 @@ conformance("memory", {
   },
 });
 
-Deno.test("memory takes only the room of what was written", async () => {
+Deno.test("memory takes only as much space as was written", async () => {
   const store = new MemoryStore(8 * 1024 ** 4);
   await using node = disposable(
     await openProtocol({ driver: "memory", store }),
@@ -38,7 +38,7 @@ Deno.test("memory takes only the room of what was written", async () => {
   assertEquals(node.size, 2 ** 53 - 512);
 });
 
-Deno.test("memory forgets what a truncation cut off", () => {
+Deno.test("memory forgets what truncation cut off", () => {
   const store = new MemoryStore();
   store.write(0, new Uint8Array(100_000).fill(1));
   store.truncate(70_000);

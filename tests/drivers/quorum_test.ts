@@ -6,7 +6,9 @@ import { conformance } from "../conformance.ts";
 
 const KIB = 1024;
 
-/** A quorum of qcow2 images in memory, which are also opened by themselves. */
+/**
+ * A quorum of qcow2 images in memory, which can also be opened on their own.
+ */
 async function quorumOf(
   count: number,
   options: OptionValues,
@@ -33,7 +35,7 @@ conformance("quorum", {
   },
 });
 
-Deno.test("quorum believes what enough of its images say", async () => {
+Deno.test("quorum returns what enough of its images agree on", async () => {
   const source = await quorumOf(3, { "vote-threshold": 2 });
   await using image = await openImage(source);
   const [a, b, c] = Object.values(image.node.children);
@@ -43,7 +45,8 @@ Deno.test("quorum believes what enough of its images say", async () => {
   await b!.writev!(0, [text("lost")]);
   const error = await assertRejects(() => image.read(0, 4), BlockError);
   assertEquals(error.code, "EIO");
-  // One that fails is outvoted; two are too many, and tell why.
+  // One failing image is outvoted; two are too many, and their error is
+  // reported.
   b!.readv = () => Promise.reject(new BlockError("ENOSPC"));
   await assertRejects(() => image.read(0, 4), BlockError);
   await a!.writev!(0, [text("same")]);
@@ -55,7 +58,7 @@ Deno.test("quorum believes what enough of its images say", async () => {
   assertEquals(full.code, "ENOSPC");
 });
 
-Deno.test("quorum mends what was outvoted, if it may", async () => {
+Deno.test("quorum rewrites outvoted data, where permitted", async () => {
   for (const rewrites of [false, true]) {
     const options = { "vote-threshold": 2, "rewrite-corrupted": rewrites };
     await using image = await openImage(await quorumOf(3, options));
@@ -69,7 +72,7 @@ Deno.test("quorum mends what was outvoted, if it may", async () => {
   }
 });
 
-Deno.test("quorum reads the first that can, if that is wanted", async () => {
+Deno.test("quorum with read-pattern=fifo reads the first image that works", async () => {
   const options = { "vote-threshold": 1, "read-pattern": "fifo" };
   await using image = await openImage(await quorumOf(2, options));
   const [a, b] = Object.values(image.node.children);

@@ -14,7 +14,7 @@ import { kindOf } from "../extents.ts";
 registerDriver(memoryDriver);
 registerDriver(rawDriver);
 
-/** A format whose images begin with `FMT!`; another one for probing to find. */
+/** A format whose images begin with `FMT!`, as another result of probing. */
 const markedDriver: BlockDriver = {
   name: "test-marked",
   role: "format",
@@ -73,7 +73,7 @@ Deno.test("raw ends with the file, rounded up to sectors", async () => {
     [0, 0, 0],
     [1, 0, 512],
     [512, 0, 512],
-    [1000, 513, 512], // As QEMU has it: the file counts 1049600 bytes, of which 1048600 are left.
+    [1000, 513, 512], // As in QEMU: the file counts 1049600 bytes, of which 1048600 are left.
     [1049576, 1000, 1049088],
   ];
   for (const [fileSize, offset, size] of cases) {
@@ -86,7 +86,7 @@ Deno.test("raw ends with the file, rounded up to sectors", async () => {
   }
 });
 
-Deno.test("raw lets the last sector of an odd file be used", async () => {
+Deno.test("raw gives access to all of an odd file's last sector", async () => {
   const store = new MemoryStore();
   store.write(0, text("abc"));
   await using image = await openImage({ driver: "raw", file: memory(store) });
@@ -154,7 +154,7 @@ Deno.test("raw refuses windows that do not fit, as QEMU does", async () => {
   }
 });
 
-Deno.test("raw shifts what its file tells of holes", async () => {
+Deno.test("raw shifts its file's extents", async () => {
   const store = new MemoryStore(1 << 20);
   store.write(65536, new Uint8Array(65536).fill(1));
   const source = { driver: "raw", offset: 32768, file: memory(store) };
@@ -183,7 +183,7 @@ Deno.test("raw found by probing stays raw", async () => {
   const attempts = [
     () => image.write(0, text("FMT!")),
     () => image.writev(0, [text("F"), text("MT"), text("!rest")]),
-    // Two writes that are harmless alone, under way together.
+    // Two concurrent writes that are harmless alone.
     () => Promise.all([image.write(0, text("FM")), image.write(2, text("T!"))]),
   ];
   for (const attempt of attempts) {
@@ -199,7 +199,7 @@ Deno.test("raw found by probing stays raw", async () => {
   assertEquals(back, new Uint8Array(1000).fill(3));
 });
 
-Deno.test("raw asked for by name takes any content", async () => {
+Deno.test("raw, named explicitly, takes any content", async () => {
   const store = new MemoryStore(4096);
   await using image = await openImage({ driver: "raw", file: memory(store) });
   await image.write(0, text("FMT!"));

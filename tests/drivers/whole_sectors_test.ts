@@ -1,6 +1,6 @@
 /**
- * Whatever is left behind ends with a whole sector: a program that sees the
- * file as a device misses the rest.
+ * Files always end with a whole sector: a program that sees the file as a
+ * device would miss the rest.
  *
  * @module
  */

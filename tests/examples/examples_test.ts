@@ -96,7 +96,7 @@ Deno.test("example: serve", async () => {
   assertEquals((await after.read(0, 1))[0], 0);
 });
 
-/** A sparse image of 12 KiB: data, four bytes repeated, nothing. */
+/** A sparse image of 12 KiB: data, four repeated bytes, nothing. */
 function sparseImage(): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(28 + 12 + 4096 + 16 + 12 + 16);
   const view = new DataView(bytes.buffer);
@@ -130,7 +130,7 @@ Deno.test("example: android_sparse", async () => {
   assertEquals([...await disk.read(8190, 4)], [3, 4, 0, 0]);
 });
 
-Deno.test("example: android_sparse refuses damage in a line", async () => {
+Deno.test("example: android_sparse refuses damage in one line", async () => {
   await using dir = await new TempDir();
   const file = dir.file("a.simg");
   const sound = sparseImage();

@@ -1,6 +1,6 @@
 /**
  * Persistent bitmaps in both directions: what one side has recorded, the other
- * one reads and keeps true.
+ * reads and keeps up to date.
  *
  * @module
  */
@@ -11,7 +11,7 @@ import { BDRV, qemuTest, run, runOk, TempDir } from "../qemu.ts";
 
 const NEEDED = ["qemu-img", "qemu-io", "qemu-nbd"];
 
-/** What QEMU finds in a bitmap, by way of an NBD export. */
+/** The content of a bitmap according to QEMU, through an NBD export. */
 async function qemuDirty(
   dir: TempDir,
   image: string,
@@ -52,11 +52,11 @@ async function exportImage(
   }
   return {
     async [Symbol.asyncDispose]() {
-      // It may have ended with its only client.
+      // It may have ended along with its only client.
       try {
         server.kill();
       } catch {
-        // It has.
+        // It is gone already.
       }
       await server.status;
       await Deno.remove(socket).catch(() => {});
@@ -74,7 +74,7 @@ async function ownDirty(
   return await Array.fromAsync(image.bitmaps.dirty(bitmap));
 }
 
-/** The same commands for QEMU's tools, and for ours. */
+/** The same commands for QEMU's tools and for ours. */
 const STEPS: readonly (readonly string[])[] = [
   ["qemu-img", "create", "-q", "-f", "qcow2", "-o", "OPTIONS", "X", "10M"],
   ["qemu-img", "bitmap", "--add", "X", "b0"],
@@ -104,10 +104,10 @@ const STEPS: readonly (readonly string[])[] = [
   ["qemu-io", "write 2M 1", "X"],
 ];
 
-/** Bitmaps that are there after a step, from the one that makes them. */
+/** The bitmaps that exist after a step, by the step that creates them. */
 const BITMAPS = ["b0", "b1", "b2"];
 
-/** Do one step with ours, or with QEMU's. */
+/** Do one step with our tools, or with QEMU's. */
 async function step(
   dir: TempDir,
   words: readonly string[],
@@ -131,11 +131,11 @@ async function step(
 for (
   const options of ["cluster_size=4k", "cluster_size=2M"]
 ) {
-  qemuTest(`bitmaps record what QEMU's do (${options})`, async () => {
+  qemuTest(`bitmaps record the same as QEMU's (${options})`, async () => {
     await using dir = new TempDir();
     for (const [index, words] of STEPS.entries()) {
       await step(dir, words, options, "theirs", false);
-      // Every other step with the other one's tool: each goes on from there.
+      // Alternate the tools: each continues where the other left off.
       await step(dir, words, options, "mixed", index % 2 === 0);
       await step(dir, words, options, "ours", true);
       if (index < 3) continue;
@@ -231,7 +231,7 @@ qemuTest("commit and rebase record what they write", async () => {
 }, NEEDED);
 
 qemuTest(
-  "a process that is killed leaves bitmaps in use, as QEMU's does",
+  "a killed process leaves bitmaps marked as in use, as with QEMU",
   async () => {
     await using dir = new TempDir();
     const cwd = dir.path;

@@ -1,5 +1,5 @@
 /**
- * A chain of overlays that QEMU and we write to in turn reads the same to
+ * A chain of overlays to which QEMU and we write in turn reads the same to
  * both.
  *
  * @module
@@ -12,7 +12,7 @@ import { qemuTest, runOk, TempDir } from "../qemu.ts";
 
 const MIB = 1024 * 1024;
 
-/** Layers from the base up, of sizes that shrink and grow. */
+/** Layers from the base up, of smaller and larger sizes. */
 const LAYERS = [
   { name: "base.qcow2", size: 3 * MIB + 512, clusterSize: 65536, compat: "v2" },
   { name: "one.qcow2", size: 2 * MIB, clusterSize: 4096, compat: "v3" },
@@ -25,7 +25,7 @@ const LAYERS = [
   },
 ];
 
-/** Requests in the words of qemu-io. */
+/** Requests as qemu-io commands. */
 function requests(random: Random, size: number): string[] {
   return Array.from({ length: 25 }, () => {
     const offset = random.below(size - 1);
@@ -41,7 +41,7 @@ function requests(random: Random, size: number): string[] {
   });
 }
 
-/** Do to our own handle what the words ask of qemu-io. */
+/** Do what a qemu-io command does, through our own handle. */
 async function perform(filename: string, words: string[]): Promise<void> {
   await using image = await openImage(filename);
   await Promise.all(words.map(async (line) => {

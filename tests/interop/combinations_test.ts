@@ -1,13 +1,13 @@
 /**
- * Features of qcow2 together, and commands on them one after the other: beside
- * qemu-img, what is said is the same, and so is what the disks hold.
+ * Combined features of qcow2, and sequences of commands on them: both output
+ * and content must equal qemu-img's.
  *
  * @module
  */
 import { assertEquals } from "@std/assert";
 import { BDRV, qemuTest, run, runOk, TempDir } from "../qemu.ts";
 
-/** How the image at the top is created, and what is done to it. */
+/** How to create the top image, and the commands to run on it. */
 const CASES: { readonly [what: string]: readonly string[] } = {
   "subclusters, bitmaps, snapshots and a backing file": [
     "img create -f qcow2 -o extended_l2=on,cluster_size=16k -b base -F qcow2 top 2M",
@@ -51,13 +51,13 @@ const CASES: { readonly [what: string]: readonly string[] } = {
     "img commit -d top",
   ],
 };
-const LOOKS = [
+const INSPECTIONS = [
   "img check top",
   "img info --output=json top",
   "img compare top base",
 ];
 
-qemuTest("features together do what they do in QEMU", async (t) => {
+qemuTest("combined features work as in QEMU", async (t) => {
   for (const [what, commands] of Object.entries(CASES)) {
     await t.step(what, async () => {
       const results = [];
@@ -70,7 +70,7 @@ qemuTest("features together do what they do in QEMU", async (t) => {
         });
         await runOk(["qemu-io", "-c", "write -P 3 0 1M", "base"], { cwd });
         const said: unknown[] = [];
-        for (const command of [...commands, ...LOOKS]) {
+        for (const command of [...commands, ...INSPECTIONS]) {
           const [program, ...words] = command.split(" ");
           const args = program === "io" ? ["-c", ...words] : words;
           const { code, stdout, stderr } = await run([
@@ -92,7 +92,7 @@ qemuTest("features together do what they do in QEMU", async (t) => {
   }
 }, ["qemu-img", "qemu-io"]);
 
-/** Without times, and without where things lie in the file. */
+/** Drop times, and host offsets. */
 function comparable(text: string): string {
   return text
     .replaceAll(/ops; .*/g, "")

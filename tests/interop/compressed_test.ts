@@ -1,6 +1,6 @@
 /**
  * Compressed clusters whose descriptor claims more or fewer sectors than the
- * data takes, or another place: readable for us if they are for QEMU.
+ * data takes, or another offset: we must be able to read them if QEMU is.
  *
  * @module
  */
@@ -10,12 +10,12 @@ import { openImage } from "../../mod.ts";
 import { qemuTest, run, runOk, TempDir } from "../qemu.ts";
 
 const CLUSTER = 65536;
-/** Where, in a descriptor, the number of further sectors begins. */
+/** The position of the number of additional sectors in a descriptor. */
 const SECTORS_AT = 54n;
 const OFFSET = (1n << SECTORS_AT) - 1n;
 const COMPRESSED = 1n << 62n;
 
-/** Whether the first cluster can be read, and what it holds. */
+/** The content of the first cluster, if it can be read. */
 async function ours(filename: string): Promise<Uint8Array | undefined> {
   await using image = await openImage({
     driver: "qcow2",
@@ -43,7 +43,7 @@ async function theirs(filename: string, dir: TempDir) {
 
 for (const type of ["zlib", "zstd"]) {
   qemuTest(
-    `what descriptors claim does not matter where it decodes: ${type}`,
+    `wrong descriptors do not matter as long as data decodes: ${type}`,
     async () => {
       await using dir = new TempDir();
       const plain = new Uint8Array(CLUSTER).map((_, i) => i * i >> 7);
@@ -86,8 +86,8 @@ for (const type of ["zlib", "zstd"]) {
         new DataView(bytes.buffer).setBigUint64(l2, claim);
         await Deno.writeFile(image, bytes);
         let expected = await theirs(image, dir);
-        // Zeroes in the place of what was cut off are data for QEMU: it reads
-        // something that was never written, which is no example.
+        // QEMU takes zeroes in place of the missing bytes for data, and reads
+        // something that was never written: no example to follow.
         if (length < whole.length && expected && !isEqual(expected, plain)) {
           expected = undefined;
         }

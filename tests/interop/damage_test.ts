@@ -1,6 +1,6 @@
 /**
- * Damaged tables, one entry at a time: what is done with the image must print
- * what QEMU's tools print, end the same, and leave the same state behind.
+ * Damaged tables, one entry at a time: all uses of the image must print the
+ * same as QEMU's tools, exit with the same code, and leave the same state.
  *
  * @module
  */
@@ -9,10 +9,10 @@ import { BDRV, qemuTest, run, runOk, TempDir } from "../qemu.ts";
 
 const COPIED = 1n << 63n;
 const COMPRESSED = 1n << 62n;
-/** Entries' offsets. */
+/** Offsets of entries. */
 const OFFSET = 0x00fffffffffffe00n;
 
-/** What the header of an image, and the first table, say of the others. */
+/** What an image's header and first tables say about the others. */
 interface Places {
   bytes: Uint8Array;
   l1: number;
@@ -34,7 +34,7 @@ interface Damage {
   entry: bigint;
 }
 
-/** By name, what is damaged. The disk's clusters 0, 1 and 5 to 7 are data. */
+/** Damage by name. The disk's clusters 0, 1 and 5 to 7 are data. */
 const DAMAGES: {
   readonly [name: string]: (places: Places) => Damage;
 } = {
@@ -59,7 +59,7 @@ const DAMAGES: {
     at: l2,
     entry: COPIED | 0x10000000n,
   }),
-  "data of which the copied flag is gone": ({ bytes, l2 }) => ({
+  "data whose COPIED flag is missing": ({ bytes, l2 }) => ({
     at: l2,
     entry: new DataView(bytes.buffer).getBigUint64(l2) & ~COPIED,
   }),
@@ -98,14 +98,18 @@ const CALLS = [
   "img resize -q 2M",
 ];
 
-/** What is not compared, since QEMU does more damage, and then what to. */
+/**
+ * Cases in which QEMU does further damage, with the calls that are not
+ * compared.
+ */
 const LEFT_OUT: { readonly [call: string]: readonly string[] } = {
-  // A refcount block that is given up loses what it counts.
+  // Freeing a refcount block loses the refcounts in it.
   "io; discard 0 64k; discard 192k 64k; flush": [
     "data over a refcount block",
-    "a compressed cluster over the L2 table", // It fails an assertion.
+    "a compressed cluster over the L2 table", // QEMU fails an assertion.
   ],
-  // Where a refcount was zero, what the snapshot shares may be written to.
+  // Clusters with a refcount of zero may be overwritten, although the snapshot
+  // shares them.
   "img snapshot -c new": [
     "data past the end of the file",
     "an L2 table past the end of the file",
@@ -119,7 +123,7 @@ function command(call: string): string[] {
   return [`qemu-${tool}`, ...args, ...commands, "image"];
 }
 
-/** Without what takes a different time each time. */
+/** Drop timings. */
 function comparable(text: string): string {
   return text.replaceAll(/^.* ops; .*$/gm, "…");
 }
@@ -133,7 +137,7 @@ function readHead(path: string): Uint8Array {
 
 async function outcome(program: readonly string[], cwd: string) {
   const { code, stdout, stderr } = await run(program, { cwd });
-  // Features: dirty, corrupt.
+  // Incompatible features: dirty, corrupt.
   const marks = readHead(`${cwd}/image`)[79];
   const after = await run(["qemu-img", "check", "image"], { cwd });
   return {
@@ -163,7 +167,7 @@ async function makeImage(folder: string): Promise<Uint8Array<ArrayBuffer>> {
   return await Deno.readFile(`${cwd}/image`);
 }
 
-qemuTest("damaged entries are dealt with as QEMU does", async (t) => {
+qemuTest("damaged entries are handled as by QEMU", async (t) => {
   await using dir = new TempDir();
   const bytes = await makeImage(dir.path);
   const places = placesOf(bytes);
@@ -172,7 +176,7 @@ qemuTest("damaged entries are dealt with as QEMU does", async (t) => {
     const damaged = bytes.slice();
     new DataView(damaged.buffer).setBigUint64(at, entry);
     await t.step(name, async () => {
-      // Side by side: starting our command line takes longest.
+      // In parallel: starting our command line takes longest.
       const compareOne = async (call: string, i: number) => {
         const [ours, theirs] = [dir.file(`ours${i}`), dir.file(`theirs${i}`)];
         for (const folder of [ours, theirs]) {

@@ -1,11 +1,11 @@
-/** Damaged images, and what QEMU's tools say of them. */
+/** Damaged images, and what QEMU's tools say about them. */
 import { assertEquals } from "@std/assert";
 import { BDRV, qemuTest, run, runOk, TempDir } from "../qemu.ts";
 
 const OURS = [...BDRV, "qemu-img"];
 const TOOLS = ["qemu-img", "qemu-io"];
 
-/** Where in the header the size and the place of the L1 table are. */
+/** Where the header stores the size and the offset of the L1 table. */
 const L1_SIZE = 36;
 const L1_OFFSET = 40;
 
@@ -38,7 +38,7 @@ async function damageCluster(image: string, cluster: number): Promise<void> {
   await Deno.writeFile(image, bytes);
 }
 
-async function bothSay(
+async function assertSameOutput(
   args: readonly string[],
   cwd: string,
 ): Promise<void> {
@@ -56,7 +56,7 @@ qemuTest(
     await runOk(["qemu-io", "-c", "write -P 0xcd 0 320k", image]);
     for (const entries of [36_000, 4_194_304]) {
       await patch(image, L1_SIZE, (view) => view.setUint32(0, entries));
-      await bothSay(["check", image], dir.path);
+      await assertSameOutput(["check", image], dir.path);
     }
   },
   TOOLS,
@@ -81,8 +81,8 @@ qemuTest(
       const theirs = await run(["qemu-img", ...repair], { cwd });
       await Deno.copyFile(dir.file("before.qcow2"), dir.file("a.qcow2"));
       assertEquals(await run([...OURS, ...repair], { cwd }), theirs);
-      // QEMU frees the table, which extends past the end of the file, and so
-      // loses all data; then it gives up.
+      // QEMU frees the table, which extends past the end of the file, thereby
+      // loses all data, and then gives up.
       await runOk(["qemu-io", "-r", "-c", "read -P 0xcd 0 320k", "a.qcow2"], {
         cwd,
       });
@@ -91,7 +91,7 @@ qemuTest(
   TOOLS,
 );
 
-qemuTest("errors of reading name the compressed cluster", async () => {
+qemuTest("read errors name the compressed cluster", async () => {
   await using dir = new TempDir();
   const { path: cwd } = dir;
   const raw = new Uint8Array(8 * 2 ** 20);
@@ -109,8 +109,8 @@ qemuTest("errors of reading name the compressed cluster", async () => {
       ];
       await runOk(["qemu-img", ...make, "a.raw", "a.qcow2"], { cwd });
       await damageCluster(dir.file("a.qcow2"), cluster);
-      await bothSay(["convert", "-O", "raw", "a.qcow2", "o.raw"], cwd);
-      await bothSay(
+      await assertSameOutput(["convert", "-O", "raw", "a.qcow2", "o.raw"], cwd);
+      await assertSameOutput(
         ["compare", "-f", "raw", "-F", "qcow2", "a.raw", "a.qcow2"],
         cwd,
       );
@@ -119,7 +119,7 @@ qemuTest("errors of reading name the compressed cluster", async () => {
 }, TOOLS);
 
 qemuTest(
-  "convert --salvage tells of each sector below a bad L1 entry",
+  "convert --salvage reports each sector below a bad L1 entry",
   async () => {
     await using dir = new TempDir();
     const { path: cwd } = dir;
@@ -130,12 +130,15 @@ qemuTest(
     await patch(dir.file("a.qcow2"), l1 + 8, (view) => {
       view.setUint32(4, view.getUint32(4) | 0x200);
     });
-    const said = async (program: readonly string[], to: string) => {
+    const salvage = async (program: readonly string[], to: string) => {
       const args = ["convert", "--salvage", "-O", "raw", "a.qcow2", to];
       const { code, stderr } = await run([...program, ...args], { cwd });
       return { code, lines: stderr.split("\n").sort() };
     };
-    assertEquals(await said(OURS, "o.raw"), await said(["qemu-img"], "t.raw"));
+    assertEquals(
+      await salvage(OURS, "o.raw"),
+      await salvage(["qemu-img"], "t.raw"),
+    );
     await runOk(["cmp", "o.raw", "t.raw"], { cwd });
   },
   TOOLS,
@@ -155,7 +158,7 @@ qemuTest(
       view.setUint32(4, view.getUint32(4) | 0x200);
     });
     const damaged = await Deno.readFile(dir.file("a.qcow2"));
-    await bothSay(["measure", "-O", "qcow2", "a.qcow2"], cwd);
+    await assertSameOutput(["measure", "-O", "qcow2", "a.qcow2"], cwd);
     const grow = ["resize", "a.qcow2", "5M"];
     const theirs = await run(["qemu-img", ...grow], { cwd });
     const grown = await Deno.readFile(dir.file("a.qcow2"));

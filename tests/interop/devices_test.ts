@@ -1,6 +1,7 @@
 /**
- * Devices beside QEMU: two that are alike, one for each, are used in the same
- * ways by the same names; both must print, end and hold the same.
+ * Devices, compared with QEMU: two equal ones, one for each program, are used
+ * in the same ways by the same names; output, exit code and content must be
+ * equal.
  */
 import { assertEquals } from "@std/assert";
 import { LoopDevice, loopTest } from "../loop.ts";
@@ -8,7 +9,10 @@ import { BDRV, run, runOk, TempDir } from "../qemu.ts";
 
 const SIZE = 8 * 1024 * 1024;
 
-/** By format, calls on the devices `a`, of text, and `b`, of zeroes, and files beside. */
+/**
+ * Calls by format, on the devices `a`, with text, and `b`, with zeroes, and on
+ * some files.
+ */
 const SCRIPTS: { [name: string]: string[][] } = {
   raw: [
     ["qemu-img", "info", "a"],
@@ -81,7 +85,7 @@ const SCRIPTS: { [name: string]: string[][] } = {
 for (const sectorSize of [512, 4096]) {
   for (const [format, calls] of Object.entries(SCRIPTS)) {
     loopTest(
-      `${format} on sectors of ${sectorSize} bytes is used as by QEMU`,
+      `${format} on sectors of ${sectorSize} bytes works as with QEMU`,
       async (t) => {
         await using dir = new TempDir();
         using ours = new Side(dir.file("ours"), sectorSize);
@@ -135,10 +139,10 @@ class Side implements Disposable {
     return this.#devices.map(({ size }) => size);
   }
 
-  /** What a call prints, without what may differ. */
+  /** A call's output, without what may differ. */
   async run(command: string[]): Promise<unknown> {
     const { code, stdout, stderr } = await run(command, { cwd: this.path });
-    // Clusters may be used again in another order.
+    // Clusters may be reused in another order.
     const comparable = stdout.replace(/ ops; .*/g, " ops")
       .replace(/Image end offset: .*/, "");
     return { code, stdout: comparable, stderr };

@@ -1,5 +1,5 @@
 /**
- * A file system of real files goes through qcow2 and back.
+ * A file system with real files, converted to qcow2 and back.
  *
  * @module
  */
@@ -11,14 +11,14 @@ import { qemuTest, run, runOk, TempDir } from "../qemu.ts";
 const ROOT = new URL("../..", import.meta.url).pathname;
 const SIZE = 32 * 1024 * 1024;
 
-/** Make an ext4 file system that holds this project's own files. */
+/** Make an ext4 file system that contains this project's own files. */
 async function makeFileSystem(folder: TempDir): Promise<string> {
   const tree = folder.file("tree");
   await Deno.mkdir(tree);
   for (const name of ["core", "drivers", "cli", "tests/fixtures"]) {
     await runOk(["cp", "-a", `${ROOT}${name}`, tree]);
   }
-  // And one large file without a pattern.
+  // And one large file of random bytes.
   const noise = new Uint8Array(3_000_000);
   for (let at = 0; at < noise.length; at += 65536) {
     crypto.getRandomValues(noise.subarray(at, at + 65536));
@@ -53,7 +53,7 @@ interface Variant {
 }
 
 const VARIANTS: readonly Variant[] = [
-  { name: "as by default", options: {} },
+  { name: "default options", options: {} },
   {
     name: "version 2, 512-byte clusters",
     options: { compat: "v2", cluster_size: 512 },
@@ -62,7 +62,7 @@ const VARIANTS: readonly Variant[] = [
   { name: "preallocated", options: { preallocation: "metadata" } },
   { name: "compressed", options: {}, compressed: true },
   {
-    name: "compressed by zstd",
+    name: "compressed with zstd",
     options: { compression_type: "zstd" },
     compressed: true,
   },

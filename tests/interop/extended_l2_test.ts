@@ -1,6 +1,6 @@
 /**
- * L2 entries with subclusters, as QEMU writes them and as we do: what they say,
- * and what a check finds wrong with them.
+ * L2 entries with subclusters, as written by QEMU and by us: what they mean,
+ * and which errors a check finds in them.
  *
  * @module
  */
@@ -16,7 +16,7 @@ import { qemuTest, run, runOk, TempDir } from "../qemu.ts";
 
 const COPIED = 1n << 63n;
 
-/** What a check needs of an image that consists of the bytes. */
+/** The parts of an image, given as bytes, that a check needs. */
 async function targetOf(bytes: Uint8Array) {
   const file = await openProtocol({ driver: "memory", store: storeOf(bytes) });
   const header = await readHeader(file, {
@@ -33,7 +33,7 @@ async function targetOf(bytes: Uint8Array) {
   };
 }
 
-/** An image that QEMU made and wrote to; where its first L2 table is. */
+/** An image written by QEMU, and the offset of its first L2 table. */
 async function imageOf(dir: TempDir, ...requests: string[]) {
   const name = dir.file("image");
   const options = "extended_l2=on,cluster_size=64k";
@@ -47,7 +47,7 @@ async function imageOf(dir: TempDir, ...requests: string[]) {
   return { name, bytes, l2 };
 }
 
-qemuTest("subclusters are what QEMU made of them", async () => {
+qemuTest("subclusters written by QEMU are decoded correctly", async () => {
   await using dir = new TempDir();
   const { bytes, l2 } = await imageOf(
     dir,
@@ -73,7 +73,7 @@ qemuTest("subclusters are what QEMU made of them", async () => {
   ]);
 });
 
-/** Entries that are damaged, in place of the first one. */
+/** Damaged entries, to replace the first one. */
 const DAMAGED: Record<string, (entry: bigint, bitmap: bigint) => bigint[]> = {
   "none": (entry, bitmap) => [entry, bitmap],
   "allocated and zero": (entry) => [entry, 1n << 33n | 0b10n],
@@ -88,7 +88,7 @@ const DAMAGED: Record<string, (entry: bigint, bitmap: bigint) => bigint[]> = {
 };
 
 for (const [what, damage] of Object.entries(DAMAGED)) {
-  qemuTest(`a check finds what QEMU does in subclusters: ${what}`, async () => {
+  qemuTest(`a check finds what QEMU does: ${what}`, async () => {
     await using dir = new TempDir();
     const { name, bytes, l2 } = await imageOf(dir, "write 3k 100k");
     const view = viewOf(bytes);

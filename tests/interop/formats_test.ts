@@ -1,5 +1,5 @@
 /**
- * Images of formats that QEMU or we do without, as QEMU makes and takes them.
+ * Images of formats that either QEMU or we lack, and how QEMU treats them.
  *
  * @module
  */
@@ -31,7 +31,7 @@ qemuTest("no command takes a broken image for a disk", async () => {
   await Deno.writeFile(folder.file("before"), asif);
   await sh("qemu-img create -q -f raw disk 4M");
   await sh("qemu-img create -q -f qcow2 -b disk -F raw top");
-  // An image that does not say which format its backing file has.
+  // An image that does not record its backing file's format.
   await sh("qemu-img create -q -f qcow2 -o compat=0.10 over 4M");
   const over = await Deno.readFile(folder.file("over"));
   const view = new DataView(over.buffer);
@@ -76,7 +76,7 @@ qemuTest("no command takes a broken image for a disk", async () => {
 });
 
 qemuTest(
-  "what QEMU finds by probing, we find; what its guard refuses, ours does",
+  "probing finds the same as QEMU's, and refuses the same writes",
   async () => {
     await using folder = new TempDir();
     const [file, disk] = [folder.file("head"), folder.file("disk")];
@@ -96,7 +96,7 @@ qemuTest(
           }
           return image.format === "raw";
         },
-        () => false, // Its own driver finds the rest of it missing.
+        () => false, // The format's driver misses the rest of the image.
       );
       const write = `write -s ${file} 0 512`;
       const { stdout } = await run(["qemu-io", "-c", write, disk]);

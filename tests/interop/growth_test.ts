@@ -1,6 +1,6 @@
 /**
- * Tables that outgrow their place: refcount tables and L1 tables of images
- * with the smallest clusters, and metadata made ahead of data.
+ * Tables that outgrow their space: refcount tables and L1 tables of images with
+ * the smallest clusters, and preallocated metadata.
  *
  * @module
  */
@@ -17,7 +17,7 @@ async function assertSound(filename: string): Promise<void> {
   assertEquals(code, 0, stdout + stderr);
 }
 
-/** Bytes of the disk that have a place in the file. */
+/** Bytes of the disk that have a host offset. */
 async function mapped(filename: string): Promise<number> {
   const map = await runOk(["qemu-img", "map", "--output=json", filename]);
   const extents: { length: number; offset?: number }[] = JSON.parse(map);
@@ -32,7 +32,7 @@ for (const bits of [1, 2, 4, 8, 16, 32, 64]) {
     const options = { size: 64 * KIB, cluster_size: 512, refcount_bits: bits };
     await createImage("qcow2", filename, options);
     const random = new Random(bits);
-    // Filled, several times doubled, by requests that overtake each other.
+    // Filled, and doubled several times, by requests that overtake each other.
     let size = 64 * KIB;
     const patterns: string[] = [];
     {
@@ -58,7 +58,7 @@ for (const bits of [1, 2, 4, 8, 16, 32, 64]) {
     const commands = patterns.flatMap((line) => ["-c", line]);
     const output = await runOk(["qemu-io", "-r", ...commands, filename]);
     assertEquals(output.includes("verification failed"), false, output);
-    // The header names more than one cluster of refcount table if need be.
+    // The header can give a refcount table more than one cluster.
     const clusters = new DataView((await Deno.readFile(filename)).buffer)
       .getUint32(56);
     if (bits === 64) assertEquals(clusters > 1, true, `${clusters}`);
@@ -68,7 +68,7 @@ for (const bits of [1, 2, 4, 8, 16, 32, 64]) {
 for (const clusterSize of [512, 65536]) {
   for (const preallocation of ["metadata", "falloc", "full"] as const) {
     const name = `preallocation=${preallocation}, clusters of ${clusterSize}`;
-    qemuTest(`${name}: as QEMU has it`, async () => {
+    qemuTest(`${name}: as in QEMU`, async () => {
       await using folder = new TempDir();
       const [ours, theirs] = ["ours", "theirs"].map((name) =>
         folder.file(`${name}.qcow2`)
@@ -83,7 +83,7 @@ for (const clusterSize of [512, 65536]) {
       await assertSound(ours);
       assertEquals(await mapped(ours), size);
       assertEquals(await mapped(theirs), size);
-      // All of it is written to in place.
+      // All of this writes in place.
       {
         await using image = await openImage(ours);
         await image.write(0, new Uint8Array(size).fill(0x5a));

@@ -6,12 +6,12 @@ const TOOLS = ["qemu-img", "qemu-io", "nginx"];
 const QEMU_IMG = [...BDRV, "qemu-img"];
 const QEMU_IO = [...BDRV, "qemu-io"];
 
-/** The command line without the permission to use the network. */
+/** The command line without permission to use the network. */
 const OFFLINE = BDRV.map((part) =>
   part === "--allow-all" ? "--allow-read" : part
 );
 
-/** An image of each format, and the disk that they hold. */
+/** An image of each format, and the disk that all of them contain. */
 async function makeImages(nginx: Nginx): Promise<void> {
   const raw = nginx.file("disk.raw");
   const bytes = new Uint8Array(3 * 1024 * 1024 + 512);
@@ -28,7 +28,7 @@ async function makeImages(nginx: Nginx): Promise<void> {
 }
 
 qemuTest(
-  "http: images on nginx are what they are, in every format",
+  "http: images on nginx read correctly, in every format",
   async () => {
     await using nginx = await Nginx.start();
     await makeImages(nginx);
@@ -40,7 +40,7 @@ qemuTest(
       const file = nginx.file("disk.raw");
       await runOk([...QEMU_IMG, "compare", url, file]);
       await runOk([...QEMU_IMG, "compare", `${nginx.url}/moved/${name}`, file]);
-      // qemu-img has its own driver, where that is installed.
+      // qemu-img reads through its own driver, where that is installed.
       const theirs = await run(["qemu-img", "info", url]);
       if (theirs.stderr.includes("Unknown protocol")) continue;
       assertEquals(await run([...QEMU_IMG, "info", url]), theirs, name);
@@ -67,7 +67,7 @@ qemuTest("http: convert, with secrets and without ranges", async () => {
   const convert = [...QEMU_IMG, "convert", "-O", "raw"];
   await runOk([...convert, `${nginx.url}/disk.qcow2`, out]);
   await compare();
-  // Encoded, unless the server is asked not to.
+  // Encoded, unless the client asks for no encoding.
   await runOk([...convert, `${nginx.url}/gzip/disk.qcow2`, out]);
   await compare();
   const url = (path: string) => `file.driver=http,file.url=${nginx.url}${path}`;
@@ -95,7 +95,7 @@ qemuTest("http: convert, with secrets and without ranges", async () => {
   await compare();
 }, TOOLS);
 
-qemuTest("http: one base there, an overlay here, copied on read", async () => {
+qemuTest("http: a remote base, a local overlay, copy-on-read", async () => {
   await using nginx = await Nginx.start();
   await using folder = new TempDir();
   await makeImages(nginx);
@@ -113,7 +113,7 @@ qemuTest("http: one base there, an overlay here, copied on read", async () => {
     `${cor}${overlay}`,
   ]);
   await runOk(["qemu-img", "check", "-U", overlay]);
-  // What was read is here now.
+  // The data read is in the overlay now.
   const map = await runOk([...QEMU_IMG, "map", "--output=json", overlay]);
   assertEquals(JSON.parse(map)[0].depth, 0);
   await Deno.remove(nginx.file("disk.qcow2"));
@@ -156,7 +156,7 @@ Deno.test("http: without --allow-net, one line names the flag", async () => {
   assertStringIncludes(stderr, "--allow-net");
 });
 
-Deno.test("http: no secret of a URL is shown", async () => {
+Deno.test("http: secrets in a URL are never shown", async () => {
   await using folder = new TempDir();
   const listener = Deno.listen({ hostname: "127.0.0.1", port: 0 });
   const { port } = listener.addr;
@@ -188,7 +188,7 @@ Deno.test("http: no secret of a URL is shown", async () => {
       assert(!/s3cret|us3r/.test(said), said);
     }
   }
-  // A name that another program has written into an image is not shown, either.
+  // Nor are those in a name that another program has written into an image.
   const file = folder.file("theirs.qcow2");
   const named = ["-b", urls[0], "-F", "raw", file, "1M"];
   const made = await run(["qemu-img", "create", "-f", "qcow2", "-u", ...named]);
@@ -223,7 +223,7 @@ function serveDisk(
 }
 
 qemuTest(
-  "https: an authority of one's own is the runtime's to trust",
+  "https: the runtime decides whether to trust a custom authority",
   async () => {
     await using folder = new TempDir();
     const openssl = (...args: string[]) =>
@@ -267,7 +267,7 @@ qemuTest(
   ["openssl"],
 );
 
-Deno.test("http: a proxy is the one that the runtime knows", async () => {
+Deno.test("http: the runtime's proxy is used", async () => {
   const seen: string[] = [];
   await using proxy = serveDisk(undefined, ({ url, headers }) => {
     seen.push(`${url} ${headers.get("proxy-authorization")}`);

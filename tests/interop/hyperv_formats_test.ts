@@ -1,6 +1,6 @@
 /**
- * VHD and VHDX images go both ways between QEMU and here: each subformat with
- * each kind of content.
+ * VHD and VHDX images exchanged with QEMU in both directions: each subformat
+ * with each kind of content.
  *
  * @module
  */
@@ -16,7 +16,7 @@ import { qemuTest, run, runOk, TempDir } from "../qemu.ts";
 
 const MIB = 1024 * 1024;
 
-/** A disk: its name, bytes, and where there is data. */
+/** A disk: its name, its bytes, and the ranges with data. */
 type Disk = readonly [
   name: string,
   size: number,
@@ -48,7 +48,7 @@ const SUBFORMATS: readonly [format: string, options: OptionValues][] = [
   ["vhdx", { subformat: "fixed", block_state_zero: "off" }],
 ];
 
-/** Write a raw disk. */
+/** Write the raw disk to a file. */
 async function writeRaw(filename: string, [, size, data]: Disk) {
   using file = await Deno.open(filename, { write: true, create: true });
   await file.truncate(size);
@@ -58,7 +58,7 @@ async function writeRaw(filename: string, [, size, data]: Disk) {
   }
 }
 
-/** Make an image here that holds what a raw disk does. */
+/** Make an image here with the content of a raw disk. */
 async function makeOurs(
   raw: string,
   filename: string,
@@ -71,7 +71,7 @@ async function makeOurs(
   await convert([source.node], target.node, { targetIsZero: true });
 }
 
-/** An image that QEMU made, and one made here, hold what they should. */
+/** Check the content of an image made by QEMU, and of one made here. */
 async function goBothWays(
   folder: TempDir,
   format: string,
@@ -92,7 +92,7 @@ async function goBothWays(
     assertEquals((await compare(one.node, other.node)).outcome, "identical");
   }
   const { size } = await Deno.stat(raw);
-  // Of VHDX, QEMU does not know where nothing is, and reads all of it.
+  // QEMU does not report unallocated ranges of VHDX, and reads them all.
   if (format !== "vhdx" || size < 100 * MIB) {
     const same = ["qemu-img", "compare", "-f", "raw", "-F", format, raw, ours];
     assert((await runOk(same)).includes("identical"));
@@ -129,7 +129,7 @@ async function goBothWays(
 }
 
 for (const disk of [...DISKS, LARGE]) {
-  qemuTest(`VHD and VHDX go both ways: ${disk[0]}`, async () => {
+  qemuTest(`VHD and VHDX in both directions: ${disk[0]}`, async () => {
     await using folder = new TempDir();
     await writeRaw(folder.file("raw"), disk);
     for (const [format, options] of SUBFORMATS) {
@@ -141,7 +141,7 @@ for (const disk of [...DISKS, LARGE]) {
   }, ["qemu-img", "qemu-io"]);
 }
 
-/** What `vhdiinfo` says of an image. */
+/** What `vhdiinfo` says about an image. */
 const FACTS: readonly [format: string, options: OptionValues, fact: RegExp][] =
   [
     ["vpc", {}, /Disk type\s*: Dynamic/],
@@ -150,7 +150,7 @@ const FACTS: readonly [format: string, options: OptionValues, fact: RegExp][] =
     ["vhdx", { subformat: "fixed" }, /Disk type\s*: Fixed/],
   ];
 
-qemuTest("libvhdi takes what is made here", async () => {
+qemuTest("libvhdi reads our images", async () => {
   await using folder = new TempDir();
   for (const [format, options, fact] of FACTS) {
     const file = folder.file(`image.${format}`);

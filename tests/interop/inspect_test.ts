@@ -1,4 +1,6 @@
-/** Inspections, beside OpenStack's inspector, and of real images. @module */
+/**
+ * Inspections, compared with OpenStack's inspector, and of real images. @module
+ */
 import { assert, assertEquals } from "@std/assert";
 import { inspect } from "../../mod.ts";
 import { storeOf } from "../drivers/qcow2/bytes.ts";
@@ -6,7 +8,7 @@ import { inputs } from "../core/jobs/inspect_inputs.ts";
 import { mustSkip, runOk, TempDir } from "../qemu.ts";
 
 /**
- * Where Debian's package `python3-oslo.utils` lies, unpacked; releases before 8
+ * Where Debian's package `python3-oslo.utils` is unpacked; releases before 8
  * have no inspector.
  */
 const OSLO = Deno.env.get("BDRV_OSLO");
@@ -25,7 +27,7 @@ async function osloVerdicts(files: readonly string[]): Promise<Verdict[]> {
   return lines.trim().split("\n").map((line) => JSON.parse(line));
 }
 
-/** Whether there is an inspector to compare with. */
+/** Whether the inspector is available. */
 function hasOslo(): boolean {
   try {
     return new Deno.Command("/usr/bin/python3", {
@@ -38,14 +40,14 @@ function hasOslo(): boolean {
   }
 }
 
-/** Its names of formats, where ours are others. */
+/** Its names of formats, where they differ from ours. */
 const FORMATS: { readonly [name: string]: string } = {
   vhd: "vpc",
   iso: "raw",
   gpt: "raw",
 };
 
-/** The checks of ours that find what one of its checks finds. */
+/** Our checks that correspond to each of its checks. */
 const CHECKS: { readonly [check: string]: readonly string[] } = {
   backing_file: ["backing-file"],
   data_file: ["data-file"],
@@ -66,7 +68,7 @@ Deno.test({
   async fn() {
     await using folder = new TempDir();
     const all = (await Array.fromAsync(inputs()))
-      // It needs more than an empty file to say anything.
+      // It says nothing about an empty file.
       .filter(({ bytes }) => bytes.length > 0);
     const files = all.map((_, index) => folder.file(`${index}`));
     for (const [index, { bytes }] of all.entries()) {

@@ -5,10 +5,10 @@
  */
 import { run, runOk, type Tools } from "../qemu.ts";
 
-/** Bytes of each disk. */
+/** The size of each disk, in bytes. */
 export const SIZE = 4 << 20;
 
-/** The key of all encrypted images. */
+/** The passphrase of all encrypted images. */
 export const SECRET = ["--object", "secret,id=key,data=abc"];
 
 /** A kind of image. */
@@ -17,13 +17,13 @@ export interface Kind {
   readonly file: string;
   /** Its format. */
   readonly format: string;
-  /** The options of a new one, if any. */
+  /** Creation options, if any. */
   readonly options?: string;
-  /** The option that names its key, if it has one. */
+  /** The option that names its passphrase, if it has one. */
   readonly key?: string;
-  /** Arguments of `bitmap` before the file, for each bitmap to add. */
+  /** Arguments of `bitmap` before the file name, for each bitmap to add. */
   readonly bitmaps?: readonly string[];
-  /** Whether its clusters are compressed when it is converted. */
+  /** Whether convert compresses its clusters. */
   readonly compressed?: boolean;
 }
 
@@ -103,7 +103,7 @@ export const KINDS: readonly Kind[] = [
   { file: "plain.raw", format: "raw" },
 ];
 
-/** How to name an image to a program, with its key. */
+/** How to refer to an image on a command line, with its passphrase. */
 export function imageArguments(kind: Kind): string[] {
   return kind.key === undefined
     ? ["-f", kind.format, kind.file]
@@ -115,8 +115,8 @@ function described({ format, key, file }: Kind): string {
 }
 
 /**
- * Convert `source`, a raw image, to an image of a kind, and write to that. The
- * same requests are made for all kinds.
+ * Convert `source`, a raw image, to an image of a kind, and write to it. All
+ * kinds get the same requests.
  */
 export async function makeKind(
   { img, io }: Pick<Tools, "img" | "io">,
@@ -148,7 +148,7 @@ const REQUESTS = [
   "write -P 19 3M 512",
 ].flatMap((request) => ["-c", request]);
 
-/** Write what {@linkcode makeKind} converts, and what must come of it. */
+/** Write the source of {@linkcode makeKind}, and the expected result. */
 export function makeSource(cwd: string): void {
   const bytes = new Uint8Array(SIZE);
   for (let i = 0; i < 300_000; i++) bytes[i] = i * 31 >> 3;
@@ -163,8 +163,8 @@ export function makeSource(cwd: string): void {
 }
 
 /**
- * Whether a program finds an image sound, and its disk to be what was written;
- * the answer tells what it says otherwise.
+ * Whether a program finds an image sound, with the expected content; otherwise,
+ * its output is returned.
  */
 export async function examine(
   { img }: Pick<Tools, "img">,
@@ -175,7 +175,7 @@ export async function examine(
     [...img, "check", ...imageArguments(kind)],
     { cwd },
   );
-  // Formats without checks answer with 63.
+  // Formats without checks exit with 63.
   if (check.code !== 0 && check.code !== 63) {
     return `check: ${check.stdout}${check.stderr}`;
   }

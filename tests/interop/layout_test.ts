@@ -1,6 +1,6 @@
 /**
- * Where the clusters of a copy lie: in the order of the disk, as in the images
- * that qemu-img makes, however many writes are under way.
+ * The order of a copy's clusters: that of the disk, as in qemu-img's images,
+ * however many writes are in flight.
  *
  * @module
  */
@@ -12,12 +12,12 @@ const MIB = 1024 * 1024;
 
 for (
   const options of [
-    // Each request of 2 MiB goes on in another L2 table.
+    // Each request of 2 MiB continues in another L2 table.
     "-o cluster_size=4k",
     "-o cluster_size=8k -m 16",
     "-o cluster_size=64k",
     "-o cluster_size=64k -S 0",
-    // Some clusters have a place already, others give theirs up.
+    // Some clusters are allocated already, others get freed.
     "-n",
     "-n -m 4",
   ]
@@ -34,7 +34,7 @@ for (
           write: true,
         });
         file.truncateSync(24 * MIB);
-        // It begins and ends within clusters, and goes on for many requests.
+        // Data that begins and ends within clusters, and takes many requests.
         file.seekSync(5 * 8192 + 4096, Deno.SeekMode.Start);
         file.writeSync(random.bytes(9 * MIB));
         file.seekSync(12 * MIB + 512 * 1024, Deno.SeekMode.Start);

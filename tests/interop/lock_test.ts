@@ -1,6 +1,6 @@
 /**
- * While QEMU's tools use an image, ours are refused as QEMU's own are, and the
- * other way round.
+ * While QEMU's tools use an image, ours are refused as QEMU's own are, and vice
+ * versa.
  *
  * @module
  */
@@ -8,7 +8,7 @@ import { assertEquals } from "@std/assert";
 import { isLibcAvailable } from "../platforms.ts";
 import { BDRV, qemuTest, run, runOk, TempDir } from "../qemu.ts";
 
-/** `qemu-io` with an image open, until it is closed. */
+/** `qemu-io` with an image open, until it is disposed of. */
 class User implements AsyncDisposable {
   readonly #child: Deno.ChildProcess;
 
@@ -26,7 +26,7 @@ class User implements AsyncDisposable {
       stdout: "piped",
       stderr: "null",
     }).spawn();
-    // Its prompt comes when the image is open.
+    // The prompt appears once the image is open.
     const reader = child.stdout.getReader();
     await reader.read();
     reader.releaseLock();
@@ -52,7 +52,7 @@ async function images(): Promise<TempDir> {
   return dir;
 }
 
-/** How an image is used. */
+/** Ways of using an image. */
 const USES = [
   "-r base.qcow2",
   "base.qcow2",
@@ -61,7 +61,7 @@ const USES = [
   "-s top.qcow2",
 ];
 
-/** What is tried meanwhile; underscores stand for blanks. */
+/** Calls to try meanwhile; underscores stand for blanks. */
 const TRIED = [
   "qemu-img info base.qcow2",
   "qemu-img info -U base.qcow2",
@@ -104,14 +104,17 @@ function words(line: string): string[] {
 
 const tools = ["qemu-img", "qemu-io"];
 
-/** How a program ended; its output depends on what others made of the images. */
+/**
+ * How a program ended; its output depends on what earlier calls did to the
+ * images.
+ */
 async function outcome(program: string[], line: string, cwd: string) {
   const { code, stderr } = await run([...program, ...words(line)], { cwd });
   return { line, code, stderr };
 }
 
 if (isLibcAvailable()) {
-  qemuTest("what QEMU uses, we refuse as QEMU does", async (t) => {
+  qemuTest("images in use by QEMU are refused as by QEMU", async (t) => {
     for (const use of USES) {
       await t.step(use, async () => {
         await using dir = await images();
@@ -128,7 +131,7 @@ if (isLibcAvailable()) {
     }
   }, tools);
 
-  qemuTest("what we use, QEMU refuses as if QEMU did", async (t) => {
+  qemuTest("images in use by us are refused by QEMU alike", async (t) => {
     const outcomes = async (user: string[]) => {
       await using dir = await images();
       const cwd = dir.path;

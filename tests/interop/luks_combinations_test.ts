@@ -1,13 +1,13 @@
 /**
- * LUKS together with all else that an image may have, made and changed by QEMU
- * and by us in turn. Each sees what the other did.
+ * LUKS combined with everything else that an image may have, made and changed
+ * by QEMU and by us in turn. Each must see what the other did.
  *
  * @module
  */
 import { assertEquals, assertStringIncludes } from "@std/assert";
 import { BDRV, qemuTest, run, TempDir } from "../qemu.ts";
 
-/** How each side's programs are run. */
+/** How to run each side's programs. */
 const QEMU = (tool: string) => [tool];
 const OURS = (tool: string) => [...BDRV, tool];
 type Side = typeof QEMU;
@@ -34,7 +34,7 @@ class Subject {
     ];
   }
 
-  /** Make both; so short a time for keys is at times too short for QEMU. */
+  /** Make both; key derivation is at times too fast for QEMU to measure. */
   async create(side: Side, options: string, size: string): Promise<void> {
     const cwd = this.#dir.path;
     const how = ["-f", "qcow2", "-o", `${LUKS}${options}`, "image", size];
@@ -74,14 +74,17 @@ class Subject {
     );
   }
 
-  /** A side sees the content of the model. */
+  /** Assert that one side sees the content of the model. */
   async compare(side: Side): Promise<void> {
     const model = ["driver=raw,file.filename=model"];
     const { code, stderr } = await this.img(side, ["compare"], model);
     assertEquals([code, stderr], [0, ""]);
   }
 
-  /** Both see a sound image with the content of the model, and the same map. */
+  /**
+   * Assert that both see a sound image with the content of the model, and the
+   * same map.
+   */
   async verify(): Promise<void> {
     for (const side of [QEMU, OURS]) {
       await this.compare(side);
@@ -159,7 +162,7 @@ for (const [name, first, second] of ORDERS) {
       await snapshot(second, "-a", "one");
       await Deno.writeFile(dir.file("model"), before);
       await subject.compare(first);
-      // An added passphrase opens what snapshots hold as well.
+      // An added passphrase opens the content of snapshots as well.
       const amend = ["amend", "-o"];
       const options = "encrypt.state=active,encrypt.new-secret=s1";
       for (let left = 40; left > 0; left--) {

@@ -1,4 +1,4 @@
-/** LUKS beside QEMU's tools and cryptsetup. @module */
+/** LUKS, tested against QEMU's tools and cryptsetup. @module */
 import { assertEquals, assertStringIncludes } from "@std/assert";
 import { BDRV, type Outcome, qemuTest, run, runOk, TempDir } from "../qemu.ts";
 
@@ -18,7 +18,7 @@ function image(
   return run([...tool, command, ...SECRETS, ...args], { cwd });
 }
 
-/** So short a time as tests have is at times too short for QEMU to measure. */
+/** Retry: key derivation is at times too fast for QEMU to measure. */
 async function untilMeasured(attempt: () => Promise<Outcome>): Promise<void> {
   for (let left = 40;; left--) {
     const { code, stderr } = await attempt();
@@ -28,7 +28,7 @@ async function untilMeasured(attempt: () => Promise<Outcome>): Promise<void> {
   }
 }
 
-/** How to open an image, as `--image-opts` wants it. */
+/** How to open an image, in the form of `--image-opts`. */
 function opened(driver: "luks" | "qcow2", name: string, secret = "s0") {
   const prefix = driver === "qcow2" ? "encrypt." : "";
   return [
@@ -59,11 +59,11 @@ const ALGORITHMS = [
 ];
 
 for (const driver of ["luks", "qcow2"] as const) {
-  // The ciphers are the same for both.
+  // LUKS has the same ciphers in both drivers.
   const some = driver === "luks" ? ALGORITHMS : ALGORITHMS.slice(0, 1);
   for (const algorithms of some) {
     qemuTest(
-      `${driver}: QEMU and we read each other's, ${algorithms}`,
+      `${driver}: QEMU and we read each other's images, ${algorithms}`,
       async () => {
         await using dir = new TempDir();
         const cwd = dir.path;
@@ -128,7 +128,7 @@ for (const driver of ["luks", "qcow2"] as const) {
       await untilMeasured(() => amend(OURS, "s0", add));
       assertEquals(await opens(QEMU, "s1"), true);
       await untilMeasured(() => amend(QEMU, "s1", [...add, "keyslot=5"]));
-      // Both of them.
+      // Both passphrases.
       await untilMeasured(() =>
         amend(OURS, "s0", ["state=inactive", "old-secret=s1"])
       );
@@ -161,7 +161,7 @@ for (const driver of ["luks", "qcow2"] as const) {
 }
 
 qemuTest(
-  "luks: what QEMU refuses to make or to measure, we refuse so, too",
+  "luks: create and measure refuse the same as QEMU",
   async () => {
     await using dir = new TempDir();
     const cwd = dir.path;
@@ -196,7 +196,7 @@ qemuTest(
   },
 );
 
-qemuTest("luks: cryptsetup and we open each other's", async () => {
+qemuTest("luks: cryptsetup and we open each other's images", async () => {
   await using dir = new TempDir();
   const cwd = dir.path;
   const options = "key-secret=s0,iter-time=10";
@@ -212,7 +212,7 @@ qemuTest("luks: cryptsetup and we open each other's", async () => {
   };
   assertEquals((await tried("first")).code, 0);
   assertEquals((await tried("second")).code, 2);
-  // What each of them does to the slots, the other one sees.
+  // Each sees what the other does to the slots.
   const addKey = ["cryptsetup", "luksAddKey", "-q", "-d", "first.txt"];
   await Deno.writeTextFile(dir.file("first.txt"), "first");
   await Deno.writeTextFile(dir.file("second.txt"), "second");
@@ -254,7 +254,8 @@ qemuTest("luks: cryptsetup and we open each other's", async () => {
   await runOk(["cryptsetup", "luksKillSlot", "-q", "ours", "1"], { cwd });
   assertEquals(await opens("s1"), false);
   assertEquals(await opens("s0"), true);
-  // QEMU cannot open the second one: its key is no whole number of sectors.
+  // QEMU cannot open the second one: its key area is not a whole number of
+  // sectors.
   for (
     const [cipher, bits] of [["xts-plain64", 512], ["cbc-essiv:sha256", 192]]
   ) {

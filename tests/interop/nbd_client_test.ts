@@ -1,5 +1,5 @@
 /**
- * Our client with other people's servers.
+ * Our client with foreign servers.
  *
  * @module
  */
@@ -26,7 +26,7 @@ async function nbdkit(dir: TempDir, ...args: string[]) {
   return { server, source: { driver: "nbd", path: socket } };
 }
 
-/** Write, zero, read and ask, whatever a server can and cannot. */
+/** Write, zero, read and query, whatever a server can do. */
 async function exercise(source: object): Promise<void> {
   await using disk = await openImage({ driver: "raw", file: source });
   const model = new Uint8Array(disk.size);
@@ -53,13 +53,13 @@ async function exercise(source: object): Promise<void> {
 }
 
 const KITS: Record<string, string[]> = {
-  "all that it can": ["memory", "4M"],
+  "all features": ["memory", "4M"],
   "no options": ["--mask-handshake=0", "memory", "4M"],
   "simple replies": ["--no-sr", "memory", "4M"],
   "no zeroing, no extents": [
     ...["--filter=nozero", "--filter=noextents", "memory", "4M"],
   ],
-  "no writing through": ["--filter=fua", "memory", "4M"],
+  "no FUA": ["--filter=fua", "memory", "4M"],
   "large blocks only": [
     ...["--filter=blocksize-policy", "memory", "4M"],
     ...["blocksize-minimum=4096", "blocksize-preferred=65536"],
@@ -81,7 +81,7 @@ for (const [what, args] of Object.entries(KITS)) {
 
 qemuTest("nbdkit with the oldest protocol", async () => {
   await using dir = new TempDir();
-  // It offers to be written to, and refuses that.
+  // It announces itself as writable, and refuses writes.
   const { server, source } = await nbdkit(dir, "--oldstyle", "pattern", "1M");
   await using _ = server;
   await using disk = await openImage({ driver: "raw", file: source }, {
@@ -99,7 +99,7 @@ qemuTest("nbdkit with the oldest protocol", async () => {
   );
 }, ["nbdkit"]);
 
-qemuTest("nbdkit's errors are told, and harm nothing else", async () => {
+qemuTest("nbdkit's errors are reported, and affect nothing else", async () => {
   await using dir = new TempDir();
   const { server, source } = await nbdkit(
     dir,
@@ -126,7 +126,7 @@ qemuTest("nbdkit's errors are told, and harm nothing else", async () => {
   assertEquals(Object.keys(counts).sort(), ["read EIO", "write ENOSPC"]);
 }, ["nbdkit"]);
 
-qemuTest("nbdkit's data plugin: what is a hole is told", async () => {
+qemuTest("nbdkit's data plugin: holes are reported", async () => {
   await using dir = new TempDir();
   const data = "data=@1048576 ( 1 2 3 4 )*1024";
   const { server, source } = await nbdkit(dir, "data", data, "size=8M");
@@ -143,7 +143,7 @@ qemuTest("nbdkit's data plugin: what is a hole is told", async () => {
   assertEquals([...await disk.read(MIB, 4)], [1, 2, 3, 4]);
 }, ["nbdkit"]);
 
-qemuTest("qemu-nbd: convert, map and compare as qemu-img", async () => {
+qemuTest("qemu-nbd: convert, map and compare as with qemu-img", async () => {
   await using dir = new TempDir();
   const image = dir.file("disk.qcow2");
   await runOk(["qemu-img", "create", "-q", "-f", "qcow2", image, "32M"]);
@@ -193,7 +193,7 @@ qemuTest("qemu-nbd: convert, map and compare as qemu-img", async () => {
 }, ["qemu-img", "qemu-io", "qemu-nbd"]);
 
 qemuTest(
-  "what a bitmap shows as unallocated is not taken for zeroes",
+  "ranges that a bitmap shows as unallocated are not taken for zeroes",
   async () => {
     await using dir = new TempDir();
     const image = dir.file("disk.qcow2");
@@ -226,7 +226,7 @@ qemuTest(
   ["qemu-img", "qemu-io", "qemu-nbd"],
 );
 
-qemuTest("qemu-nbd: certificates of both ends", async () => {
+qemuTest("qemu-nbd: certificates at both ends", async () => {
   await using dir = new TempDir();
   const image = dir.file("disk.raw");
   await Deno.writeFile(image, pattern(MIB, 1));
@@ -271,7 +271,7 @@ qemuTest("qemu-nbd: certificates of both ends", async () => {
   assert(plain.message.includes("TLS negotiation required before"));
 }, ["qemu-nbd", "openssl"]);
 
-/** Whether an image holds the last of what was written to each unit. */
+/** Whether an image has the last byte written to each unit. */
 async function verify(
   image: string,
   format: string,
@@ -285,7 +285,7 @@ async function verify(
   }
 }
 
-/** Kill a server under load, and see that all is there in the end. */
+/** Kill a server under load, and check that everything is there in the end. */
 async function killed(
   dir: TempDir,
   server: readonly string[],
@@ -330,13 +330,13 @@ async function killed(
   }
 }
 
-qemuTest("qemu-nbd that is killed again and again loses nothing", async () => {
+qemuTest("qemu-nbd, killed again and again, loses nothing", async () => {
   await using dir = new TempDir();
   await killed(dir, ["qemu-nbd"], "raw");
 }, ["qemu-img", "qemu-nbd"]);
 
 qemuTest(
-  "nor does our own, of which qcow2 keeps tables in memory",
+  "nor does our own server, although qcow2 keeps tables in memory",
   async () => {
     await using dir = new TempDir();
     await killed(dir, [...BDRV, "qemu-nbd"], "qcow2");

@@ -1,5 +1,6 @@
 /**
- * Servers in processes of their own, ours and others', for a test's time.
+ * Servers in processes of their own, ours and foreign ones, for the duration of
+ * a test.
  *
  * @module
  */
@@ -15,7 +16,7 @@ export class ServerProcess implements AsyncDisposable {
     this.#errors = new Response(child.stderr).text();
   }
 
-  /** Start a server, and wait until its socket is there. */
+  /** Start a server, and wait until it accepts connections. */
   static async start(
     command: readonly string[],
     socket: string,
@@ -37,7 +38,7 @@ export class ServerProcess implements AsyncDisposable {
   async #ready(socket: string): Promise<void> {
     for (let tries = 0; tries < 600; tries++) {
       try {
-        // One that is there may be on its way to be listened at.
+        // The socket may exist before the server listens on it.
         (await Deno.connect({ transport: "unix", path: socket })).close();
         return;
       } catch {
@@ -48,18 +49,20 @@ export class ServerProcess implements AsyncDisposable {
     throw new Error(`No server at ${socket}: ${await this.#errors}`);
   }
 
-  /** Send a signal, and wait for the end: its exit code, and what it said. */
+  /**
+   * Send a signal, and wait for the end; returns the exit code and the output.
+   */
   async end(
     signal: Deno.Signal = "SIGTERM",
   ): Promise<{ code: number; errors: string }> {
     try {
       this.#child.kill(signal);
     } catch {
-      // It has ended by itself.
+      // It has ended already.
     }
     const { code } = await this.#child.status;
     const lines = (await this.#errors).split("\n");
-    // We have knocked at the door to see whether it is there.
+    // Our probing connection was closed at once, about which some complain.
     const errors = lines.filter((line) => !line.includes("read flags"));
     return { code, errors: errors.join("\n") };
   }
@@ -75,7 +78,7 @@ export function uriOf(socket: string, name = ""): string {
   return `nbd+unix:///${name}?socket=${socket}`;
 }
 
-/** Certificates of a server and a client, signed by the same. */
+/** Certificates of a server and a client, signed by the same authority. */
 export async function makeCertificates(dir: TempDir): Promise<string> {
   const folder = dir.file("certificates");
   await Deno.mkdir(folder);

@@ -1,5 +1,5 @@
 /**
- * Our server under other people's clients.
+ * Our server with foreign clients.
  *
  * @module
  */
@@ -64,7 +64,7 @@ qemuTest("qemu-img and qemu-io read and write what we serve", async () => {
   ]);
 }, ["qemu-img", "qemu-io"]);
 
-qemuTest("nbdinfo and nbdcopy find what is there", async () => {
+qemuTest("nbdinfo and nbdcopy see the right content", async () => {
   await using dir = new TempDir();
   const image = await makeImage(dir);
   const args = ["-t", "-A", "-D", "a disk", "-f", "qcow2", "-e", "0", image];
@@ -127,7 +127,7 @@ qemuTest("nbdinfo and nbdcopy find what is there", async () => {
 }, ["qemu-img", "qemu-io", "nbdinfo", "nbdcopy"]);
 
 qemuTest(
-  "a snapshot, a part, an overlay: what is served is as asked for",
+  "snapshots, parts and overlays are served as requested",
   async () => {
     await using dir = new TempDir();
     const image = await makeImage(dir);
@@ -159,7 +159,7 @@ qemuTest(
   ["qemu-img", "qemu-io"],
 );
 
-qemuTest("bitmaps of ours are exported as by qemu-nbd", async () => {
+qemuTest("our bitmaps are exported as by qemu-nbd", async () => {
   await using dir = new TempDir();
   const image = dir.file("disk.qcow2");
   await runOk([...BDRV, "create", "-q", "-f", "qcow2", image, "16M"]);
@@ -183,7 +183,7 @@ qemuTest("bitmaps of ours are exported as by qemu-nbd", async () => {
   assertEquals(JSON.parse(maps[1])[1].start, 3 * MIB);
 }, ["qemu-img", "qemu-nbd"]);
 
-qemuTest("it ends with the last client, unless it is to stay", async () => {
+qemuTest("it ends with the last client, unless told to stay", async () => {
   await using dir = new TempDir();
   const image = await makeImage(dir);
   const socket = dir.file("socket");
@@ -195,7 +195,7 @@ qemuTest("it ends with the last client, unless it is to stay", async () => {
   ]);
   assertEquals([code, stdout, stderr], [0, "", ""]);
   const pid = Number(await Deno.readTextFile(pidFile));
-  // A list is no use of the image: it goes on.
+  // Merely listing exports does not count as a client.
   assertMatch(
     await runOk(["qemu-nbd", "-L", "-k", socket]),
     /size: {2}16777216\n {2}flags: 0xced /,
@@ -226,7 +226,7 @@ function isRunning(pid: number): boolean {
 }
 
 qemuTest(
-  "bdrv serve offers a disk read-only, until it may be written to",
+  "bdrv serve offers a disk read-only, unless told otherwise",
   async () => {
     await using dir = new TempDir();
     const image = await makeImage(dir);
@@ -264,7 +264,7 @@ qemuTest(
   ["qemu-img", "qemu-io"],
 );
 
-qemuTest("encrypted, and only for clients with a certificate", async () => {
+qemuTest("TLS, and only for clients with a certificate", async () => {
   await using dir = new TempDir();
   const image = await makeImage(dir);
   const folder = await makeCertificates(dir);
@@ -302,7 +302,7 @@ qemuTest("encrypted, and only for clients with a certificate", async () => {
   assertMatch(errors, /Verify failed: No certificate was found/);
 }, ["qemu-img", "qemu-io", "openssl"]);
 
-qemuTest("--tls-authz lets in whom an object names", async () => {
+qemuTest("--tls-authz admits those whom an object names", async () => {
   await using dir = new TempDir();
   const image = await makeImage(dir);
   const folder = await makeCertificates(dir);
@@ -347,7 +347,7 @@ qemuTest("--tls-authz lets in whom an object names", async () => {
   }
 }, ["qemu-img", "openssl"]);
 
-qemuTest("mistakes are told as by qemu-nbd", async () => {
+qemuTest("mistakes are reported as by qemu-nbd", async () => {
   await using dir = new TempDir();
   await makeImage(dir);
   const socket = ["-k", dir.file("socket")];
@@ -396,7 +396,7 @@ os.environ["LISTEN_FDS"] = "1"
 os.execvp(sys.argv[2], sys.argv[2:])
 `;
 
-qemuTest("a socket that the system has made is taken over", async () => {
+qemuTest("a socket passed by the system is used", async () => {
   await using dir = new TempDir();
   const image = await makeImage(dir);
   const socket = dir.file("socket");

@@ -1,6 +1,6 @@
 /**
  * Encrypted connections between our own ends, over streams in memory; the
- * certificates are OpenSSL's.
+ * certificates are made by OpenSSL.
  *
  * @module
  */
@@ -40,7 +40,7 @@ function connected(
   });
 }
 
-qemuTest("TLS is required or not, of one end or of both", async () => {
+qemuTest("TLS is required or not, by one end or by both", async () => {
   await using dir = new TempDir();
   await using image = await memoryImage();
   const folder = await makeCertificates(dir);
@@ -117,7 +117,7 @@ qemuTest("TLS is required or not, of one end or of both", async () => {
   assert(/: The certificate [^:]*$/.test(untrusted.message), untrusted.message);
 }, ["openssl"]);
 
-qemuTest("who goes amid a TLS handshake is not waited for", async () => {
+qemuTest("leaving during a TLS handshake blocks nobody", async () => {
   await using dir = new TempDir();
   await using image = await memoryImage();
   const folder = await makeCertificates(dir);
@@ -129,7 +129,8 @@ qemuTest("who goes amid a TLS handshake is not waited for", async () => {
   const ca = pem("ca-cert");
   const tls = new TlsCredentials({ endpoint: "server", ca, ...identity });
   const client = new TlsCredentials({ endpoint: "client", ca });
-  // What each end says before it goes: nothing, or the beginning of a record.
+  // What each end sends before it leaves: nothing, or the beginning of a
+  // record.
   for (const said of [[], [22, 3, 1, 0]]) {
     for (const end of [tls, client]) {
       const [ours, theirs] = streamPair();
@@ -143,7 +144,7 @@ qemuTest("who goes amid a TLS handshake is not waited for", async () => {
       assert(message.startsWith("TLS handshake failed: "));
     }
   }
-  // Nor does one that does not like what it is shown keep its place.
+  // A peer that rejects the certificate does not block a slot, either.
   const left: (string | undefined)[] = [];
   const options = {
     tls,

@@ -1,4 +1,4 @@
-/** Images of every kind, from the newest QEMU to us and back. @module */
+/** Images of every kind, exchanged with the newest QEMU. @module */
 import { assertEquals } from "@std/assert";
 import { newestQemuTest, OUR_TOOLS, TempDir } from "../qemu.ts";
 import { examine, KINDS, makeKind, makeSource } from "./kinds.ts";

@@ -5,9 +5,9 @@
  */
 import { TempDir } from "../qemu.ts";
 
-/** A running nginx, whose files are in a folder of its own. */
+/** A running nginx, which serves a folder of its own. */
 export class Nginx implements AsyncDisposable {
-  /** Its URL, without a slash at the end. */
+  /** Its URL, without a trailing slash. */
   readonly url: string;
   readonly #folder: TempDir;
   readonly #process: Deno.ChildProcess;
@@ -22,8 +22,8 @@ export class Nginx implements AsyncDisposable {
   }
 
   /**
-   * Start it: `/` has ranges; `/whole/` has none; `/auth/` asks for `user` and
-   * `pass word`; `/gzip/` compresses what is not asked for otherwise.
+   * Start it: `/` supports ranges; `/whole/` does not; `/auth/` asks for `user`
+   * and `pass word`; `/gzip/` compresses unless asked not to.
    */
   static async start(): Promise<Nginx> {
     const folder = new TempDir();
@@ -79,7 +79,7 @@ http {
     throw new Error("nginx does not start");
   }
 
-  /** The path of a file that it serves. */
+  /** The path of a file to serve. */
   file(name: string): string {
     return this.#folder.file(`www/${name}`);
   }

@@ -1,4 +1,7 @@
-/** Archives and compressed files by other programs, and appliances for them. @module */
+/**
+ * Archives and compressed files made by other programs, and appliances for
+ * them. @module
+ */
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { isEqual } from "../../core/runtime.ts";
 import { Random } from "../model.ts";
@@ -6,7 +9,7 @@ import { BDRV, OUR_TOOLS, qemuTest, run, runOk, TempDir } from "../qemu.ts";
 
 const MIB = 1024 * 1024;
 
-/** Data here and there, some of it not compressible. */
+/** Some data, part of which does not compress. */
 function writeDisk(path: string, seed = 1, size = 6 * MIB): Uint8Array {
   const disk = new Uint8Array(size);
   disk.set(new Random(seed).bytes(700_000), 70_000);
@@ -33,7 +36,7 @@ async function converts(
   await Deno.remove(out);
 }
 
-/** Convert to qcow2, and compare with the disk by QEMU. */
+/** Convert to qcow2, and have QEMU compare it with the disk. */
 async function convertsToQcow2(
   dir: TempDir,
   args: readonly string[],
@@ -59,7 +62,7 @@ async function refusal(
 }
 
 qemuTest(
-  "an image is used where it lies in a tar archive, of any kind of tar",
+  "an image is used in place in a tar archive of any variant",
   async () => {
     await using dir = new TempDir();
     writeDisk(dir.file("disk.raw"));
@@ -87,7 +90,7 @@ t.close()"
       const name of ["ustar", "gnu", "oldgnu", "pax", "long-gnu", "long-pax"]
         .concat("dot", "folder", "python", "vmdk")
     ) await converts(dir, [`${name}.tar`]);
-    // Without a magic it has to be named.
+    // Without a magic number, the format has to be named.
     await converts(dir, ["-f", "tar", "v7.tar"]);
     await converts(dir, ["-f", "tar", "label.tar"]);
     const member = `driver=tar,member=${long},file.filename=long-pax.tar`;
@@ -95,7 +98,7 @@ t.close()"
     const stack = '{"driver": "vmdk", "file": {"driver": "tar", ' +
       '"file": {"driver": "file", "filename": "vmdk.tar"}}}';
     await converts(dir, [`json:${stack}`]);
-    // As QEMU's tool it does what QEMU does: the archive's bytes are the disk.
+    // Under QEMU's name it does as QEMU does: the archive's bytes are the disk.
     const { stdout, stderr } = await run(
       [...OUR_TOOLS.img, "info", dir.file("gnu.tar")],
     );
@@ -141,7 +144,7 @@ qemuTest(
       "no member 'none'",
     );
     await converts(dir, ["readme.tar"]);
-    // The later of two with the same name counts, as when it is unpacked.
+    // Of two members with the same name the later one counts, as in unpacking.
     await converts(dir, ["again.tar"]);
     for (const kind of ["gnu", "pax"]) {
       const name = `sparse-${kind}.tar`;
@@ -176,7 +179,7 @@ qemuTest(
       const byId = `driver=ova,member=vmdisk1,file.filename=${name}.ova`;
       await converts(dir, ["--image-opts", byId]);
     }
-    // Nothing is left of one that cannot be made.
+    // Nothing is left of an appliance that cannot be made.
     const { code, stderr } = await run(
       [...BDRV, "convert", "-O", "ova", "-o", "name=a/b"].concat(
         dir.file("disk.raw"),
@@ -200,7 +203,7 @@ async function exists(path: string): Promise<boolean> {
   return await Deno.stat(path).then(() => true, () => false);
 }
 
-/** Check an appliance as importers do, and take out its disk. */
+/** Check an appliance as importers do, and extract its disk. */
 const CHECK_OVA = `
 import hashlib, re, sys, tarfile
 import xml.etree.ElementTree as xml
@@ -351,7 +354,7 @@ z.close()"`,
     }
     await convertsToQcow2(dir, ["streams.xz"]);
     await converts(dir, ["-f", "zip", "program.zip"]);
-    // As QEMU's tool: raw, unless it is told otherwise.
+    // Under QEMU's name: raw, unless told otherwise.
     await runOk([...OUR_TOOLS.img, "convert", "disk.raw.gz", "same.gz"], {
       cwd: dir.path,
     });
@@ -373,7 +376,7 @@ z.close()"`,
 );
 
 qemuTest(
-  "what is damaged, cut off or no raw disk leaves no target",
+  "a source that is damaged, truncated or not a raw disk leaves no target",
   async () => {
     await using dir = new TempDir();
     const size = writeDisk(dir.file("disk.raw")).length;
@@ -411,7 +414,7 @@ qemuTest(
         ["archive.tar.gz", "a tar archive"],
         ["archive.tar.gz", "(gunzip -k)"],
         ["i.qcow2.gz", "'qcow2'"],
-        // How to go on, and how to pack it so that it can be read.
+        // A way out, and how to pack it so that it can be read.
         ["i.qcow2.gz", "(gunzip -k); packed by 'xz -T0' or bgzip"],
         ["i.qcow2.zst", "(zstd -dk)"],
         ["i.zip", "(unzip)"],
@@ -439,7 +442,7 @@ qemuTest(
     });
     const large = await Deno.stat(dir.file("large.raw"));
     assertEquals([large.size, size], [80 * MIB, 6 * MIB]);
-    // Nothing may be called where foreign functions are not permitted.
+    // Without permission for FFI, no library may be called.
     const careful = BDRV.map((arg) =>
       arg === "--allow-all" ? "--allow-read --allow-write" : arg
     ).flatMap((arg) => arg.split(" "));
@@ -461,7 +464,7 @@ qemuTest(
 );
 
 qemuTest(
-  "an image in an archive names no files outside, unless the archive is named",
+  "an image in an archive cannot name files outside, unless the archive is named",
   async () => {
     await using dir = new TempDir();
     await sh(

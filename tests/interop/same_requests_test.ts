@@ -1,6 +1,6 @@
 /**
- * The same random requests, to an image by us and to one by QEMU: what L2
- * entries say, what `map` shows, and what data files hold must be the same.
+ * The same random requests, to one image by us and to another by QEMU: the L2
+ * entries, `map`'s output and the data files must be equal.
  *
  * @module
  */
@@ -14,8 +14,8 @@ const CLUSTER = 16384;
 const SIZE = 40 * CLUSTER;
 
 /**
- * What the entries of the active L2 tables say: whether they have a place, and
- * which parts of it count. Where it is does not matter.
+ * The entries of the active L2 tables: whether they are allocated, and which
+ * parts count. The host offset does not matter.
  */
 function entriesOf(bytes: Uint8Array): string[] {
   const view = viewOf(bytes);
@@ -64,7 +64,7 @@ function someCommand(random: Random): string {
   }
 }
 
-/** Create options of the images; a data file has the name that follows. */
+/** Creation options of the images; a data file's name gets appended. */
 const VARIANTS = [
   "extended_l2=on",
   "extended_l2=on,preallocation=metadata",
@@ -121,7 +121,7 @@ async function compare(options: string, random: Random): Promise<void> {
 for (const seed of seedsToRun(VARIANTS.length)) {
   const options = VARIANTS[(seed - 1) % VARIANTS.length];
   qemuTest(
-    `the same requests have the same effect as QEMU's (${options}, seed ${seed})`,
+    `the same requests have the same effect as in QEMU (${options}, seed ${seed})`,
     () => compare(options, new Random(seed)),
   );
 }

@@ -1,6 +1,6 @@
 /**
- * Images of all versions, cluster sizes and kinds, made by QEMU and read by
- * us, and the reverse.
+ * Images of all versions, cluster sizes and kinds, made by QEMU and read by us,
+ * and vice versa.
  *
  * @module
  */
@@ -12,7 +12,7 @@ import { qemuTest, run, runOk, TempDir } from "../qemu.ts";
 
 const SIZE = 5 * 1024 * 1024 + 1536;
 
-/** Data of all sorts: dull, noisy, and none. */
+/** Data of several kinds: compressible, random, and none. */
 function content(): Uint8Array<ArrayBuffer> {
   const random = new Random(42);
   const bytes = new Uint8Array(SIZE);
@@ -34,7 +34,7 @@ for (const compat of ["v2", "v3"]) {
   for (const kind of KINDS) {
     if (compat === "v2" && kind === "zstd") continue;
     qemuTest(
-      `${compat}, ${kind}: what QEMU makes we read, and the reverse`,
+      `${compat}, ${kind}: we read QEMU's images, and vice versa`,
       async () => {
         await using folder = new TempDir();
         const raw = folder.file("content.raw");
@@ -89,13 +89,13 @@ async function toQemu(
       readOnly: true,
     });
     await using target = await openImage(ours);
-    const wishes = { targetIsZero: true, compressed };
-    await convert([source.node], target.node, wishes);
+    const converting = { targetIsZero: true, compressed };
+    await convert([source.node], target.node, converting);
   }
   const check = await run(["qemu-img", "check", ours]);
   assertEquals(check.code, 0, check.stdout + check.stderr);
   await runOk(["qemu-img", "compare", "-f", "raw", "-F", "qcow2", raw, ours]);
-  // As large as QEMU's at most, and some clusters for another order.
+  // At most as large as QEMU's, plus a few clusters for a different order.
   const theirSize = Deno.statSync(folder.file("theirs.qcow2")).size;
   const ourSize = Deno.statSync(ours).size;
   const most = theirSize * 1.05 + 3 * Number(options.cluster_size);

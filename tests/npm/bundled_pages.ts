@@ -1,6 +1,6 @@
 /**
- * Pages that open images with the npm package, as a bundler makes them, and how
- * much of the library a browser loads for them.
+ * Pages that open images with the npm package, made by a bundler, and how much
+ * of the library a browser loads for them.
  *
  * @module
  */
@@ -9,7 +9,10 @@ import { type Browser, chromium } from "playwright-core";
 import { runOk, type TempDir } from "../qemu.ts";
 import { chromiumPath, zippedSize } from "../web/browser.ts";
 
-/** The program of a page that opens what `drivers` can, for `start` to call. */
+/**
+ * The program of a page that opens images with a driver: it defines
+ * `readStart`.
+ */
 const program = (driver: string) => `
 import { openImage } from "@bdrv/bdrv/core";
 import "@bdrv/bdrv/${driver}";
@@ -33,7 +36,7 @@ export class BundledPages implements AsyncDisposable {
   readonly #folder: string;
   readonly #browser: Browser;
   readonly #server: Deno.HttpServer<Deno.NetAddr>;
-  /** The files of a page that were sent. */
+  /** The files of a page that have been sent. */
   #sent = new Set<string>();
 
   private constructor(folder: string, browser: Browser) {
@@ -45,7 +48,7 @@ export class BundledPages implements AsyncDisposable {
     );
   }
 
-  /** Bundle them in a folder in which the package is installed. */
+  /** Bundle the pages in a folder in which the package is installed. */
   static async open(dir: TempDir): Promise<BundledPages> {
     const cwd = dir.path;
     for (const driver of ["blob", "http"]) {
@@ -78,7 +81,7 @@ export class BundledPages implements AsyncDisposable {
     return new BundledPages(cwd, browser);
   }
 
-  /** What a page loads that opens a `blob`, or by `http`. */
+  /** What a page loads to open a `blob`, or an image by `http`. */
   async weigh(driver: string): Promise<Weight> {
     const page = await this.#browser.newPage();
     this.#sent.clear();

@@ -1,12 +1,12 @@
 /**
- * What the command line does on any runtime.
+ * What the command line must do on any runtime.
  *
  * @module
  */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { run, runOk, type TempDir } from "../qemu.ts";
 
-/** What the program does on any runtime, beside qemu-img. */
+/** Test the program, comparing it with qemu-img. */
 export async function commandLine(
   bdrv: readonly string[],
   dir: TempDir,
@@ -24,7 +24,7 @@ export async function commandLine(
   assertMatch(await ours("--version"), /^bdrv \d/);
   assert((await ours("--help")).includes("convert"));
   for (const type of ["zlib", "zstd"]) {
-    // QEMU's clusters, and ours.
+    // Images with QEMU's clusters, and with ours.
     await runOk(
       ["qemu-img", "convert", "-c", "-O", "qcow2", "-o"].concat(
         `compression_type=${type}`,
@@ -72,7 +72,7 @@ export async function commandLine(
   assertEquals(piped.code, 0, piped.stderr);
   assert(Deno.readTextFileSync(dir.file("copy")).startsWith(text));
 
-  // What some runtimes take for an empty stream.
+  // Some runtimes take this for an empty stream.
   const folder = await run(
     ["sh", "-c", 'exec "$@" < .', "sh", ...bdrv, "convert", "-", "none"],
     { cwd },

@@ -18,13 +18,13 @@ const RUNTIMES: { [name: string]: string } = {
   "Bun": "bun@1",
 };
 
-/** A program of npm's, which Deno fetches. */
+/** A program from an npm package, fetched by Deno. */
 const tool = (name: string) => [
   ...[Deno.execPath(), "run", "-A", "--quiet", "--no-lock", "--no-config"],
   `npm:${name}`,
 ];
 
-/** The path of a runtime that npm has, which may take a while the first time. */
+/** The path of a runtime from npm, which may take a while the first time. */
 async function pathOf(name: string): Promise<string | undefined> {
   const print = ["-p", "process.execPath"];
   try {
@@ -121,8 +121,8 @@ Deno.test({
       }
     });
 
-    await t.step("an old Node.js is told which one is needed", async () => {
-      // It stands for one: only its version is looked at.
+    await t.step("an old Node.js is told which version is needed", async () => {
+      // A simulation: only the version number is checked.
       const old = "Object.defineProperty(process.versions, 'node', " +
         "{ value: '18.20.1' });";
       Deno.writeTextFileSync(dir.file("old.cjs"), old);
@@ -163,9 +163,9 @@ Deno.test({
 });
 
 /**
- * Most bytes of what a page loads that opens images: of what it begins with,
- * which is its first file and all that this imports, and of everything until it
- * has read a disk. Each file counts as `gzip` compresses it.
+ * The most bytes that a page may load which opens images: at the start, which
+ * is its first file and all static imports of it, and in all until it has read
+ * a disk. Each file counts as compressed by `gzip`.
  */
 const MOST_AT_START = 30 * 1024;
 const MOST_READ = { blob: 45 * 1024, http: 54 * 1024 } as const;

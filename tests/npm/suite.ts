@@ -3,7 +3,7 @@
  * npm package on some runtime, or a compiled file.
  *
  * `deno run -A tests/npm/suite.ts COMMAND [ARGUMENT…] [-- TEST…]` runs all of
- * `tests/cli`, or the tests that are named: it takes about as long as
+ * `tests/cli`, or the named tests: it takes about as long as
  * `deno task test tests/cli`.
  *
  * @module
@@ -13,9 +13,10 @@ import { assertEquals } from "@std/assert";
 const ROOT = new URL("../..", import.meta.url).pathname;
 
 /**
- * Those that CI runs on every way to run the program, which take seconds. All
- * take minutes on each, and some are about Deno, its permissions and sources:
- * `build`, `mistakes`, `permissions`, `program`, `start`.
+ * The tests that CI runs with every way to run the program; they take seconds.
+ * All of them would take minutes each time, and some are about Deno, its
+ * permissions and sources: `build`, `mistakes`, `permissions`, `program`,
+ * `start`.
  */
 export const SAMPLE: readonly string[] = [
   "bitmap",
@@ -28,7 +29,7 @@ export const SAMPLE: readonly string[] = [
   "snapshot",
 ].map((name) => `tests/cli/${name}_test.ts`);
 
-/** Run tests on a command; its output, and whether all of them pass. */
+/** Run tests on a command; returns their output, and whether all pass. */
 export async function runSuite(
   command: readonly string[],
   tests: readonly string[],
@@ -38,7 +39,7 @@ export async function runSuite(
     cwd: ROOT,
     env: {
       BDRV_COMMAND: JSON.stringify(command),
-      // Neither Node.js nor Bun can call the system's functions.
+      // Neither Node.js nor Bun can call system functions.
       BDRV_HAS_FFI: "0",
       NO_COLOR: "1",
     },
@@ -48,7 +49,9 @@ export async function runSuite(
   return { isPassed: success, output };
 }
 
-/** As {@linkcode runSuite}, for tests: they pass, or all that fails is shown. */
+/**
+ * As {@linkcode runSuite}, for tests: fails, with the output, unless all pass.
+ */
 export async function assertSuite(command: readonly string[]): Promise<void> {
   const { isPassed, output } = await runSuite(command, SAMPLE);
   const failures = output.slice(Math.max(0, output.indexOf(" ERRORS ")));

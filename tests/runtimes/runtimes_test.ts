@@ -16,13 +16,16 @@ const RUNTIMES: { [name: string]: readonly string[] } = {
 };
 const ESBUILD = ["npx", "-y", "esbuild@0.28"];
 
-/** Whether npm has a program for us, which may take a while the first time. */
+/**
+ * Whether npm has a runtime for this machine, which may take a while the first
+ * time.
+ */
 async function isThere(command: readonly string[]): Promise<boolean> {
   try {
     const limited = ["timeout", "120", ...command, "--version"];
     return (await run(limited)).code === 0;
   } catch {
-    return false; // There is no `timeout` either.
+    return false; // There may be no `timeout` here.
   }
 }
 
@@ -44,7 +47,7 @@ Deno.test({
     const config = `--config=${ROOT}deno.json`;
     const bundle = [Deno.execPath(), "bundle", "--quiet", config, suite];
     await runOk([...bundle, "-o", dir.file("suite.js")]);
-    // As what is published for others: `using` is all that has to be lowered.
+    // As in the published package: only `using` has to be lowered.
     const lowered = dir.file("suite.mjs");
     const target = ["--target=node22", `--outfile=${lowered}`];
     await runOk([...ESBUILD, dir.file("suite.js"), ...target]);

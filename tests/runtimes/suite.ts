@@ -1,9 +1,9 @@
 /**
- * The core of the tests, without a runner of any runtime's: the conformance
- * suite on drivers that reach files and memory, compression by workers, and
- * what the file driver says of files that it cannot open. It is bundled,
- * lowered and run elsewhere by `runtimes_test.ts`, and ends with a line such
- * as `70 passed, 0 failed`.
+ * The core of the tests, without any runtime's test runner: the conformance
+ * suite on drivers for files and memory, compression by workers, and the file
+ * driver's messages about files that it cannot open. It is bundled, lowered and
+ * run elsewhere by `runtimes_test.ts`, and ends with a line such as
+ * `70 passed, 0 failed`.
  *
  * @module
  */
@@ -20,7 +20,9 @@ import { openNode, openProtocol } from "../../core/open.ts";
 import { platform } from "../../core/platform/mod.ts";
 import { conformance, type ConformanceTest } from "../conformance.ts";
 
-/** What the tests themselves need of the runtime: both have `node:` modules. */
+/**
+ * What the tests themselves need from the runtime: both have `node:` modules.
+ */
 interface Runtime {
   process: {
     getBuiltinModule(name: "node:fs"): FileSystem;
@@ -107,7 +109,7 @@ for (const options of [{}, { aio: "threads" }]) {
   }, register);
 }
 
-test("the file driver goes by the runtime's own files", () => {
+test("the file driver uses the runtime's own files", () => {
   assert(platform().files !== undefined);
   return Promise.resolve();
 });
@@ -139,7 +141,7 @@ test("files that cannot be opened are named, with the reason", async () => {
   );
 });
 
-test("disks in Ceph need what only Deno has", async () => {
+test("disks in Ceph need FFI, which only Deno has", async () => {
   const { message } = await assertRejects(
     () => openImage("rbd:pool/disk"),
     BlockError,

@@ -1,5 +1,5 @@
 /**
- * Images in the cluster of the tests.
+ * Images in the tests' cluster.
  *
  * @module
  */
@@ -10,12 +10,12 @@ export function newName(pool = "rbd"): string {
   return `rbd:${pool}/test-${crypto.randomUUID()}`;
 }
 
-/** Ceph's own program. */
+/** Run Ceph's own program. */
 export async function rbd(...args: string[]): Promise<string> {
   return await runOk(["rbd", ...args]);
 }
 
-/** Make an image of so many bytes; returns its file name. */
+/** Make an image of a given size; returns its file name. */
 export async function makeImage(
   size: number,
   ...options: string[]
@@ -25,7 +25,7 @@ export async function makeImage(
   return name;
 }
 
-/** What Ceph's program calls the image of a file name. */
+/** Ceph's name of the image with a file name. */
 export function spec(name: string): string {
   return name.slice("rbd:".length);
 }

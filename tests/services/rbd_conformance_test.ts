@@ -1,6 +1,6 @@
 /**
- * What every driver must pass, on images in a cluster; and random requests,
- * many at once.
+ * The suite that every driver must pass, on images in a cluster; and random
+ * concurrent requests.
  *
  * @module
  */
@@ -85,7 +85,7 @@ for (const seed of seedsToRun(4)) {
   });
 }
 
-/** A random request; answers what it writes, or adds what it has read. */
+/** A random request; returns what it writes, or adds what it has read. */
 async function request(
   image: Image,
   random: Random,

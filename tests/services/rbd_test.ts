@@ -1,5 +1,6 @@
 /**
- * The driver against a cluster, beside QEMU's driver and Ceph's own program.
+ * The driver against a cluster, compared with QEMU's driver and Ceph's own
+ * program.
  *
  * @module
  */
@@ -14,7 +15,7 @@ import { serviceTest } from "./service.ts";
 const MIB = 2 ** 20;
 const OURS = [...BDRV, "qemu-img"];
 
-/** Run QEMU's program, and ours in its place. */
+/** Run QEMU's program, and our stand-in. */
 async function both(...args: string[]): Promise<[Outcome, Outcome]> {
   return [
     await run(["qemu-img", ...args]),
@@ -34,7 +35,7 @@ async function makeFile(path: string): Promise<void> {
 }
 
 serviceTest(
-  "disks go into the cluster and out of it, as qemu-img sees it",
+  "disks are copied into the cluster and back, as seen by qemu-img",
   async () => {
     await using dir = new TempDir();
     const source = dir.file("source");
@@ -72,7 +73,7 @@ serviceTest(
         assertEquals(same, map);
       }
       if (format === "qcow2") await runOk(["qemu-img", "check", ours]);
-      // No more space than QEMU takes.
+      // No more space than QEMU's image takes.
       const used = async (name: string) =>
         JSON.parse(await rbd("du", "--format=json", spec(name))).images[0]
           .used_size;
@@ -81,7 +82,7 @@ serviceTest(
   },
 );
 
-serviceTest("an image that is there is written over with -n", async () => {
+serviceTest("an existing image is overwritten with -n", async () => {
   await using dir = new TempDir();
   const source = dir.file("source");
   await makeFile(source);
@@ -136,7 +137,7 @@ serviceTest("descriptions and mistakes read as QEMU's", async () => {
   ];
   for (const name of names) {
     const [theirs, ours] = await both("info", name);
-    // A key is not repeated in our messages.
+    // Our messages do not repeat a key.
     const stderr = theirs.stderr.replace("key=zzz", "key=***");
     assertEquals(ours, { ...theirs, stderr }, name);
   }
@@ -154,7 +155,7 @@ serviceTest("descriptions and mistakes read as QEMU's", async () => {
   }
 });
 
-serviceTest("snapshots are Ceph's, to us as to QEMU", async () => {
+serviceTest("snapshots are Ceph's own, as in QEMU", async () => {
   const name = await makeImage(5 * MIB);
   const write = async (byte: number) => {
     await using image = await openImage(name, { format: "raw" });
@@ -218,7 +219,7 @@ serviceTest("many snapshots are listed, whatever their names", async () => {
   }
 });
 
-serviceTest("a clone of a protected snapshot holds what it does", async () => {
+serviceTest("a clone of a protected snapshot reads the same", async () => {
   const parent = await makeImage(9 * MIB);
   {
     await using image = await openImage(parent, { format: "raw" });
@@ -256,7 +257,7 @@ serviceTest("a clone of a protected snapshot holds what it does", async () => {
   }
 });
 
-serviceTest("images lie in namespaces", async () => {
+serviceTest("images may be in namespaces", async () => {
   const namespace = crypto.randomUUID();
   await rbd("namespace", "create", `rbd/${namespace}`);
   const name = `rbd:rbd/${namespace}/disk`;
@@ -268,7 +269,7 @@ serviceTest("images lie in namespaces", async () => {
 });
 
 serviceTest(
-  "an image takes another size, and grows when it is written past",
+  "an image can be resized, and grows when written past its end",
   async () => {
     const name = await makeImage(MIB);
     await runOk([...BDRV, "resize", "-f", "raw", name, "3M"]);
@@ -293,7 +294,7 @@ serviceTest(
 );
 
 serviceTest(
-  "qcow2 overlays have their backing files in the cluster",
+  "qcow2 overlays can have their backing files in the cluster",
   async () => {
     const [base, overlay] = [newName(), newName()];
     await createImage("raw", base, { size: 4 * MIB });
@@ -313,7 +314,7 @@ serviceTest(
 );
 
 serviceTest(
-  "a cluster that does not answer is given up, and an abort is heard",
+  "a cluster that does not respond is given up on, and requests can be aborted",
   async () => {
     const away = `${newName()}:mon_host=127.0.0.1\\:1`;
     const limited = `${away}:client_mount_timeout=2`;
@@ -327,7 +328,7 @@ serviceTest(
     const signal = AbortSignal.timeout(50);
     const open = () => openImage(`${away}:client_mount_timeout=1`, { signal });
     assertEquals((await assertRejects(open, BlockError)).code, "ECANCELED");
-    // The library's thread ends with its own limit.
+    // The library's thread ends only at its own time limit.
     await new Promise((resolve) => setTimeout(resolve, 1500));
 
     const name = await makeImage(8 * MIB);
@@ -350,7 +351,7 @@ serviceTest(
 );
 
 serviceTest(
-  "the permission for librbd alone is enough, for less of a map",
+  "permission for librbd alone is enough, with a less detailed map",
   async () => {
     const name = await makeImage(MIB);
     const allowed = (library: string) =>
@@ -377,7 +378,7 @@ serviceTest("the key of a user is a secret", async () => {
   const secrets = { k: new Uint8Array(28).fill(1) };
   const open = (secrets: Record<string, Uint8Array>) =>
     openImage({ driver: "raw", file }, { secrets });
-  // The cluster asks for none; that it is not one is found out by Ceph.
+  // The cluster asks for no key; Ceph itself finds out that this is none.
   await using _image = await open(secrets).catch((error) => {
     assert(error.message.includes("error connecting"), error.message);
     return null;

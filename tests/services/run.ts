@@ -1,11 +1,12 @@
 /**
- * `deno task test:services`: tests against services too large for every run of
- * the tests. It starts a Ceph cluster, with its S3 gateway, runs what is in
- * this folder, and stops the cluster. Arguments are passed to `deno test`.
+ * `deno task test:services`: tests against services that are too large to start
+ * for every run of the tests. It starts a Ceph cluster with its S3 gateway,
+ * runs the tests in this folder, and stops the cluster. Arguments are passed to
+ * `deno test`.
  *
- * A cluster that runs already is used if the environment names it (`CEPH_CONF`,
- * `S3_ENDPOINT` and the keys of AWS). Without one, and without the program that
- * starts one, everything is skipped.
+ * A running cluster is used if the environment names it (`CEPH_CONF`,
+ * `S3_ENDPOINT` and AWS keys). Without one, and without the program that starts
+ * one, everything is skipped.
  *
  * @module
  */
@@ -14,7 +15,7 @@ const CEPH = new URL("../../../shared/services/ceph", import.meta.url).pathname;
 
 type Settings = Record<string, string>;
 
-/** Let `use` have a running cluster; `null` if there is none. */
+/** Call `use` with a running cluster; `null` if there is none. */
 async function withCluster(
   use: (settings: Settings | null) => Promise<number>,
 ): Promise<number> {
@@ -41,7 +42,7 @@ function isFile(path: string): boolean {
   }
 }
 
-/** Start it; on a busy machine, not every try succeeds in time. */
+/** Start it; on a busy machine, not every attempt succeeds in time. */
 async function start(folder: string): Promise<Settings> {
   let output: string;
   try {
@@ -74,7 +75,7 @@ function freePort(): string {
   return String((listener.addr as Deno.NetAddr).port);
 }
 
-/** A signal ends the tests, after which the cluster is stopped. */
+/** A signal ends the tests; the cluster is stopped afterwards. */
 async function runTests(env: Settings): Promise<number> {
   const child = new Deno.Command(Deno.execPath(), {
     args: ["test", "--quiet", "-A", "--no-check", ...Deno.args]

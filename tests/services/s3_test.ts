@@ -1,6 +1,6 @@
 /**
- * The driver `s3` on Ceph's gateway, beside other programs that use the same
- * objects: nbdkit's S3 plugin, and s3backer.
+ * The `s3` driver on Ceph's gateway, together with other programs that use the
+ * same objects: nbdkit's S3 plugin, and s3backer.
  *
  * @module
  */
@@ -78,7 +78,7 @@ async function rawDisk(dir: TempDir, size = 40 * MIB): Promise<string> {
 
 for (const format of ["raw", "qcow2"]) {
   s3Test(
-    `S3: ${format} there and back, and what is there is what QEMU reads`,
+    `S3: ${format} there and back, and QEMU reads the same`,
     async (bucket, dir) => {
       const source = await rawDisk(dir);
       const url = `s3://${bucket}/folder/disk ü+%.${format}`;
@@ -220,7 +220,7 @@ s3Test("S3: s3backer reads and writes the same blocks", async (bucket, dir) => {
       await use();
     } finally {
       await runOk(["umount", mounted]);
-      // It writes, and removes its mark, after that.
+      // It writes, and removes its mark afterwards.
       const mark = `${bucket}/sb/s3backer-mounted`;
       while (await isThere(mark)) {
         await new Promise((go) => setTimeout(go, 50));
@@ -249,7 +249,7 @@ s3Test("S3: s3backer reads and writes the same blocks", async (bucket, dir) => {
   const change = "write -P 9 100k 200k";
   await bdrv("qemu-io", "-c", change, "--image-opts", stack);
   await runOk(["qemu-io", "-f", "raw", "-c", change, source]);
-  // The sizes are found in what we have written.
+  // It finds the sizes in what we have written.
   await s3backer(async () => {
     await runOk(["cmp", source, `${mounted}/file`]);
   });

@@ -1,13 +1,13 @@
 /**
- * What the tests of services share.
+ * What the tests against services share.
  *
  * @module
  */
 import { mustSkip, type Requirements } from "../qemu.ts";
 
 /**
- * A test against the cluster of `deno task test:services`, which tells of it in
- * the environment. Without that it is ignored.
+ * A test against the cluster of `deno task test:services`, which the
+ * environment describes. Without it, the test is ignored.
  *
  * @param needs The variables that it reads. Default: `CEPH_CONF`.
  */

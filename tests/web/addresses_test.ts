@@ -1,4 +1,4 @@
-/** Where the page and the images are that it opens. @module */
+/** Addresses of the page, and of the images that it opens. @module */
 import { assertEquals, assertMatch } from "@std/assert";
 import { qemuTest, runOk, TempDir } from "../qemu.ts";
 import { WebPage } from "./browser.ts";
@@ -14,8 +14,8 @@ async function makeImage({ path: cwd }: TempDir): Promise<void> {
 }
 
 /**
- * A server that permits any page to read what it has, and nothing more: no
- * conditions in requests, and few headers of answers.
+ * A server that permits any page to read its files, and does nothing beyond: no
+ * conditional requests, and few response headers.
  */
 function sparingServer(folder: string): Deno.HttpServer<Deno.NetAddr> {
   const options = { port: 0, hostname: "127.0.0.1", onListen: () => {} };
@@ -36,12 +36,14 @@ function sparingServer(folder: string): Deno.HttpServer<Deno.NetAddr> {
       headers.set("content-length", `${bytes.length}`);
       return new Response(null, { headers });
     }
-    const wish = /^bytes=(\d+)-(\d+)$/.exec(request.headers.get("range") ?? "");
-    if (pathname.endsWith(".whole") || !wish) {
+    const range = /^bytes=(\d+)-(\d+)$/.exec(
+      request.headers.get("range") ?? "",
+    );
+    if (pathname.endsWith(".whole") || !range) {
       return new Response(bytes, { headers });
     }
-    const start = Number(wish[1]);
-    const end = Math.min(Number(wish[2]) + 1, bytes.length);
+    const start = Number(range[1]);
+    const end = Math.min(Number(range[2]) + 1, bytes.length);
     headers.set("content-range", `bytes ${start}-${end - 1}/${bytes.length}`);
     const part = bytes.slice(start, end);
     return new Response(part, { status: 206, headers });
@@ -49,7 +51,7 @@ function sparingServer(folder: string): Deno.HttpServer<Deno.NetAddr> {
 }
 
 qemuTest(
-  "the page reads other servers that permit it, however little they say",
+  "the page reads other servers that permit it, however few headers they send",
   async () => {
     await using folder = new TempDir();
     await makeImage(folder);
@@ -90,7 +92,7 @@ qemuTest(
   NEEDS,
 );
 
-qemuTest("the page works from the disk, without a server", async () => {
+qemuTest("the page works from disk, without a server", async () => {
   await using folder = new TempDir();
   await makeImage(folder);
   await using web = await WebPage.open(folder.path);

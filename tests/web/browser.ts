@@ -1,5 +1,5 @@
 /**
- * The page in a browser without a window, and a server for it and for images.
+ * The page in a headless browser, and a server for it and for images.
  *
  * @module
  */
@@ -12,15 +12,15 @@ let built: ReturnType<typeof buildPage> | undefined;
 /** The page, built and served, in a browser. */
 export class WebPage implements AsyncDisposable {
   readonly page: Page;
-  /** Where the page is. */
+  /** The address of the page. */
   readonly url: string;
-  /** Bytes that were sent of each image, by path. */
+  /** Bytes sent of each image, by path. */
   readonly sent = new Map<string, number>();
-  /** Files of the page that were sent. */
+  /** Files of the page that have been sent. */
   readonly loaded = new Set<string>();
-  /** Requests that were neither GET nor HEAD, or sent something. */
+  /** Requests other than GET and HEAD, or with a body. */
   readonly uploads: string[] = [];
-  /** Errors that nobody caught, and what was written to the console. */
+  /** Uncaught errors, and console output. */
   readonly complaints: string[] = [];
   readonly #browser: Browser;
   readonly #server: Deno.HttpServer<Deno.NetAddr>;
@@ -47,9 +47,9 @@ export class WebPage implements AsyncDisposable {
   }
 
   /**
-   * Open the page, which is built for the first one.
+   * Open the page, which is built for the first test.
    *
-   * @param images The folder of the images that are served below `/images/`.
+   * @param images The folder of the images to serve below `/images/`.
    */
   static async open(images: string): Promise<WebPage> {
     const folder = new TempDir();
@@ -61,7 +61,7 @@ export class WebPage implements AsyncDisposable {
     }
     const browser = await chromium.launch({
       executablePath: await chromiumPath(),
-      // Its sandbox does not work as root, as in containers.
+      // Chromium's sandbox does not work as root, as in containers.
       args: ["--no-sandbox"],
     });
     const page = await browser.newPage();
@@ -71,12 +71,12 @@ export class WebPage implements AsyncDisposable {
     return opened;
   }
 
-  /** The page from the disk, without a server. */
+  /** Open the page from disk, without a server. */
   get file(): string {
     return `file://${this.#folder.path}/index.html`;
   }
 
-  /** Wait for the end of what the page is doing; its status, or its error. */
+  /** Wait until the page has finished; returns its status, or its error. */
   async settled(): Promise<string> {
     await this.page.waitForFunction(() => {
       const doc = (globalThis as unknown as { document: Doc }).document;
@@ -110,14 +110,14 @@ export class WebPage implements AsyncDisposable {
     await this.page.dispatchEvent("#drop", "drop", { dataTransfer: transfer });
   }
 
-  /** Open what is at an address. */
+  /** Open the image at an address. */
   async paste(url: string): Promise<string> {
     await this.page.fill("#url", url);
     await this.page.click("#address button");
     return await this.settled();
   }
 
-  /** Make the browser one that has no picker of files to save to. */
+  /** Make the browser one that cannot pick a file to save to. */
   async withoutPicker(): Promise<void> {
     await this.page.evaluate(() =>
       // deno-lint-ignore no-explicit-any -- types of the browser
@@ -125,7 +125,7 @@ export class WebPage implements AsyncDisposable {
     );
   }
 
-  /** Bytes of the worker's heap, with all buffers. */
+  /** The size of the worker's heap, including all buffers, in bytes. */
   async workerHeap(): Promise<number> {
     const session = await this.#browser.newBrowserCDPSession();
     const { targetInfos } = await session.send("Target.getTargets");
@@ -146,7 +146,7 @@ export class WebPage implements AsyncDisposable {
 
   /**
    * The longest task of the page's main thread during an act, in milliseconds
-   * of the processor's: others may be using it as well.
+   * of processor time: the machine may be busy otherwise.
    */
   async longestTask(act: () => Promise<unknown>): Promise<number> {
     const categories = ["-*", "disabled-by-default-devtools.timeline"];
@@ -171,7 +171,10 @@ export class WebPage implements AsyncDisposable {
     return Math.max(...durations) / 1000;
   }
 
-  /** Bytes of the page's own files that were sent, as `gzip` has them. */
+  /**
+   * The total size of the page's own files that were sent, compressed by
+   * `gzip`.
+   */
   async weight(): Promise<number> {
     let sum = 0;
     for (const name of this.loaded) {
@@ -232,13 +235,15 @@ export class WebPage implements AsyncDisposable {
     }
     using _ = file;
     const { size } = await file.stat();
-    const wish = /^bytes=(\d+)-(\d+)$/.exec(request.headers.get("range") ?? "");
-    if (!wish) {
+    const range = /^bytes=(\d+)-(\d+)$/.exec(
+      request.headers.get("range") ?? "",
+    );
+    if (!range) {
       const headers = { "content-length": `${size}` };
       return new Response(null, { status: 500, headers });
     }
-    const start = Number(wish[1]);
-    const end = Math.min(Number(wish[2]) + 1, size);
+    const start = Number(range[1]);
+    const end = Math.min(Number(range[2]) + 1, size);
     const bytes = new Uint8Array(end - start);
     await file.seek(start, Deno.SeekMode.Start);
     for (let at = 0; at < bytes.length;) {
@@ -252,29 +257,29 @@ export class WebPage implements AsyncDisposable {
   }
 }
 
-/** Something that the browser has done, times in microseconds. */
+/** A trace event; times in microseconds. */
 interface TraceEvent {
   readonly name: string;
   readonly pid: number;
   readonly tid: number;
-  /** The processor's time. */
+  /** Processor time. */
   readonly tdur?: number;
   readonly args?: { readonly name?: string };
 }
 
-/** The size of a file, as `gzip` has it. */
+/** The size of a file, compressed by `gzip`. */
 export async function zippedSize(path: string): Promise<number> {
   const stream = new Blob([await Deno.readFile(path)]).stream()
     .pipeThrough(new CompressionStream("gzip"));
   return (await new Response(stream).arrayBuffer()).byteLength;
 }
 
-/** What is used of the browser's document. */
+/** The part of the browser's document that is used. */
 interface Doc {
   getElementById(id: string): { hidden: boolean; textContent: string };
 }
 
-/** Where the browser is. */
+/** The path of the browser. */
 export async function chromiumPath(): Promise<string> {
   for (const folder of (Deno.env.get("PATH") ?? "").split(":")) {
     const path = `${folder}/chromium`;

@@ -1,8 +1,8 @@
-/** Where the page draws the cells of a space. @module */
+/** The arrangement of cells in the page's pictures. @module */
 import { assertEquals } from "@std/assert";
 import { layOut } from "../../web/curve.ts";
 
-Deno.test("layOut() gives each cell a place of its own, in both orders", () => {
+Deno.test("layOut() gives each cell its own place, in both orders", () => {
   for (const order of ["rows", "hilbert"] as const) {
     for (const cells of [0, 1, 2, 63, 64, 65, 4096, 5000]) {
       const { columns, rows, places, cellsAt } = layOut(cells, order);
@@ -13,7 +13,7 @@ Deno.test("layOut() gives each cell a place of its own, in both orders", () => {
   }
 });
 
-Deno.test("on a Hilbert curve, one cell follows next to the other", () => {
+Deno.test("on a Hilbert curve, consecutive cells are neighbours", () => {
   const { columns, places } = layOut(4096, "hilbert");
   for (let cell = 1; cell < places.length; cell++) {
     const [from, to] = [places[cell - 1], places[cell]];

@@ -1,4 +1,4 @@
-/** What a user of the page types. @module */
+/** Input by the page's user. @module */
 import { assertEquals, assertThrows } from "@std/assert";
 import { BlockError } from "../../mod.ts";
 import { parseBytes, parseOffset } from "../../web/edits.ts";
@@ -12,7 +12,7 @@ Deno.test("parseBytes() takes hexadecimal digits and quoted text", () => {
   }
 });
 
-Deno.test("parseOffset() takes numbers in two bases", () => {
+Deno.test("parseOffset() takes decimal and hexadecimal numbers", () => {
   assertEquals(["0", " 512 ", "0x1F"].map(parseOffset), [0, 512, 31]);
   for (const text of ["", "-1", "1.5", "1k", "9007199254740993", "0x"]) {
     assertThrows(() => parseOffset(text), BlockError, "is no offset");

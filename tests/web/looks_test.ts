@@ -1,11 +1,13 @@
-/** What the page's pictures tell, and how they are read. @module */
+/** What the page's pictures show, and how they are read. @module */
 import { assert, assertEquals, assertMatch } from "@std/assert";
 import { qemuIoIn, qemuTest, run, runOk, TempDir } from "../qemu.ts";
 import { WebPage } from "./browser.ts";
 
 const CLUSTER = 65536;
 
-/** An image of everything, damaged: a chain, compressed, leaked, corrupt. */
+/**
+ * An image with everything, and damage: a chain, compressed, leaked, corrupt.
+ */
 async function makeImages({ path: cwd }: TempDir): Promise<void> {
   const sh = (line: string) => runOk(line.split(" "), { cwd });
   const io = qemuIoIn(cwd);
@@ -27,7 +29,7 @@ async function makeImages({ path: cwd }: TempDir): Promise<void> {
   damage(`${cwd}/all.qcow2`);
 }
 
-/** Lose a cluster, by an entry that forgets it; and use one that is free. */
+/** Leak a cluster by clearing its entry, and use one that is free. */
 function damage(path: string): void {
   const bytes = Deno.readFileSync(path);
   const view = new DataView(bytes.buffer);
@@ -42,7 +44,7 @@ function damage(path: string): void {
 }
 
 qemuTest(
-  "the page colours everything that there is to be told of",
+  "the page colours everything there is to show",
   async (t) => {
     await using folder = new TempDir();
     await makeImages(folder);
@@ -52,7 +54,7 @@ qemuTest(
     await page.setInputFiles("#files", names.map((name) => folder.file(name)));
     assertEquals(await web.settled(), "Drawing: done");
 
-    await t.step("in words, beside both pictures", async () => {
+    await t.step("in words, next to both pictures", async () => {
       await page.selectOption("#bitmap", "since");
       assertEquals(await web.settled(), "Drawing: done");
       const [guest, host] = await page.locator(".legend").allInnerTexts();
@@ -106,7 +108,7 @@ qemuTest(
       await page.setViewportSize({ width: 1280, height: 720 });
     });
 
-    await t.step("in colours, which are those of the legend", async () => {
+    await t.step("in the colours of the legend", async () => {
       const found = await page.evaluate(() => {
         // deno-lint-ignore no-explicit-any -- types of the browser
         const doc = (globalThis as any).document;
@@ -186,7 +188,7 @@ qemuTest(
       ) assertMatch(tree, words);
     });
 
-    await t.step("by light and by dark", async () => {
+    await t.step("in light and in dark mode", async () => {
       const shades: number[] = [];
       for (const colorScheme of ["light", "dark"] as const) {
         await page.emulateMedia({ colorScheme });

@@ -28,13 +28,13 @@ qemuTest("the page shows what is in images, and converts them", async (t) => {
   const { page } = web;
   const file = (name: string) => ({ name, path: folder.file(name) });
 
-  await t.step("it begins with little", async () => {
+  await t.step("it starts small", async () => {
     const weight = await web.weight();
     assert(weight < 10 * 1024, `${weight}`);
     assert(!web.loaded.has("/offline.js"));
   });
 
-  await t.step("a file is dropped, its backing file is missing", async () => {
+  await t.step("a file is dropped whose backing file is missing", async () => {
     await web.drop([file("disk.qcow2")]);
     assertEquals(await web.settled(), "Drawing: done");
     assertMatch(
@@ -46,7 +46,7 @@ qemuTest("the page shows what is in images, and converts them", async (t) => {
       await web.text("#tree"),
       /base\.qcow2: not at hand: drop it together with the image/,
     );
-    // A copy without that would lack data, and look whole.
+    // A copy without the backing file would lack data, but look complete.
     await web.withoutPicker();
     await page.fill("#bytes", "55");
     for (const form of ["#convert", "#edit"]) {
@@ -58,7 +58,7 @@ qemuTest("the page shows what is in images, and converts them", async (t) => {
     }
   });
 
-  await t.step("with its backing file, there is a tree", async () => {
+  await t.step("with its backing file, the tree is shown", async () => {
     const names = ["base.qcow2", "disk.qcow2"];
     await page.setInputFiles("#files", names.map((it) => folder.file(it)));
     assertEquals(await web.settled(), "Drawing: done");
@@ -76,7 +76,7 @@ qemuTest("the page shows what is in images, and converts them", async (t) => {
     assertMatch(legend, /shared with a snapshot: 1 MiB/);
   });
 
-  await t.step("a cell tells its lines of map, also to keys", async () => {
+  await t.step("a cell shows its map entries, by keyboard too", async () => {
     await page.locator("#spaces canvas").first().focus();
     await page.keyboard.press("ArrowRight");
     await page.locator("#cell", { hasText: "0x10000, 64 KiB" }).waitFor();
@@ -112,7 +112,7 @@ qemuTest("the page shows what is in images, and converts them", async (t) => {
     assertMatch(await rows.nth(2).innerText(), /^0x200000\t0x300000\tdata: 1/);
   });
 
-  await t.step("a bitmap and the order are chosen", async () => {
+  await t.step("a bitmap and the order can be chosen", async () => {
     await page.selectOption("#bitmap", "since");
     assertEquals(await web.settled(), "Drawing: done");
     await page.locator(".legend", { hasText: "dirty in the bitmap: 1 MiB" })
@@ -204,7 +204,7 @@ qemuTest("the page shows what is in images, and converts them", async (t) => {
   });
 
   await t.step(
-    "an address is read by ranges, no more than needed",
+    "an address is read in ranges, only as needed",
     async () => {
       const url = `${web.url}images/disk.qcow2`;
       assertEquals(await web.paste(url), "Drawing: done");
@@ -228,7 +228,7 @@ qemuTest("the page shows what is in images, and converts them", async (t) => {
     assertEquals(await web.settled(), "Drawing: done");
     assertMatch(await web.text("#tree"), /^your edits, kept in this browser/);
     await page.reload();
-    // What was open is opened again.
+    // The open image is opened again.
     assertEquals(await web.settled(), "Drawing: done");
     assertMatch(
       await web.text("#tree"),
@@ -275,7 +275,7 @@ qemuTest("the page shows what is in images, and converts them", async (t) => {
   assertEquals(web.complaints, []);
 }, NEEDS);
 
-/** How the clusters of an image are compressed, all of which have to be. */
+/** The compression of an image's clusters, all of which must be compressed. */
 async function compressionOf(path: string): Promise<string> {
   const print = async (...args: string[]) =>
     JSON.parse(await runOk(["qemu-img", ...args, "--output=json", path]));
@@ -283,19 +283,19 @@ async function compressionOf(path: string): Promise<string> {
   const map: { data: boolean; compressed?: boolean }[] = await print("map");
   const data = map.filter((extent) => extent.data);
   assert(data.length > 0);
-  // Releases before 8.2 do not tell.
+  // Releases before 8.2 do not report it.
   assert(data.every(({ compressed = true }) => compressed));
   return info["format-specific"].data["compression-type"];
 }
 
-qemuTest("the page says what it cannot open, and goes on", async () => {
+qemuTest("the page says what it cannot open, and keeps working", async () => {
   await using folder = new TempDir();
   await makeImages(folder);
   const bad = folder.file("bad.qcow2");
   await Deno.copyFile(folder.file("base.qcow2"), bad);
   await using raw = await Deno.open(bad, { write: true });
   await raw.seek(20, Deno.SeekMode.Start);
-  await raw.write(new Uint8Array([0, 0, 0, 60])); // The bits of a cluster.
+  await raw.write(new Uint8Array([0, 0, 0, 60])); // cluster_bits
   const name = "<img src=x onerror=alert(1)>.qcow2";
   await Deno.copyFile(folder.file("disk.qcow2"), folder.file("odd"));
   await using web = await WebPage.open(folder.path);
@@ -313,7 +313,7 @@ qemuTest("the page says what it cannot open, and goes on", async () => {
       `'${url}' is no address of a web server`,
     );
   }
-  web.complaints.length = 0; // The browser tells its console of these.
+  web.complaints.length = 0; // The browser logs these.
   await web.drop([{ name, path: folder.file("odd") }]);
   assertEquals(await web.settled(), "Drawing: done");
   assert((await web.text("#facts")).includes(name));
@@ -321,13 +321,13 @@ qemuTest("the page says what it cannot open, and goes on", async () => {
   assertEquals(web.complaints, []);
 }, NEEDS);
 
-qemuTest("the page's main thread never works long", async () => {
+qemuTest("the page's main thread is never busy for long", async () => {
   await using folder = new TempDir();
   const path = folder.file("chequered.qcow2");
   await createImage("qcow2", path, { size: 2 ** 30 });
   {
     await using image = await openImage(path, { cache: "unsafe" });
-    // The most that there is to draw: no cell looks as the one before.
+    // The most there can be to draw: no cell looks like the previous one.
     for (let at = 0; at < image.size; at += 2 ** 17) {
       await image.writeZeroes(at, 2 ** 16);
     }
@@ -350,13 +350,13 @@ qemuTest("the page's main thread never works long", async () => {
 }, ["chromium"]);
 
 /**
- * Make an image of 1 TiB with all its L2 tables: it is data and zeroes by turns,
- * a quarter of a million times.
+ * Make an image of 1 TiB with all its L2 tables: data and zeroes alternate a
+ * quarter of a million times.
  */
 async function makeLarge(path: string): Promise<void> {
   await createImage("qcow2", path, { size: 0 });
   {
-    // Nothing has to survive a power cut, so that no sync is waited for.
+    // Nothing has to survive a power cut, so do not wait for any sync.
     const how = { cache: "unsafe", resize: true } as const;
     await using image = await openImage(path, how);
     await image.resize(2 ** 40, { preallocation: "metadata" });
@@ -375,7 +375,7 @@ async function makeLarge(path: string): Promise<void> {
     const offset = Number(l1.getBigUint64(at) & 0xff_ffff_ffff_fe00n);
     read(offset, table);
     for (let entry = 0; entry < table.length / 8; entry++) {
-      if (entry & 64) table[entry * 8 + 7] |= 1; // It reads as zeroes.
+      if (entry & 64) table[entry * 8 + 7] |= 1; // Reads as zeroes.
     }
     file.seekSync(offset, Deno.SeekMode.Start);
     file.writeSync(table);
@@ -383,7 +383,7 @@ async function makeLarge(path: string): Promise<void> {
 }
 
 qemuTest(
-  "a disk of 1 TiB: the page stays small, and its main thread never works long",
+  "a disk of 1 TiB: the page stays small, and its main thread is never busy for long",
   async () => {
     await using folder = new TempDir();
     const path = folder.file("large.qcow2");
@@ -448,7 +448,7 @@ qemuTest("the page asks for the passphrases of encrypted images", async (t) => {
     "driver=luks,file.filename=whole.luks,key-secret=key",
     "write -P 7 0 1M",
   );
-  // Elsewhere, what the file does not have is decrypted to noise.
+  // Without this, the missing part of the file would decrypt to noise.
   await io(
     "driver=luks,file.filename=whole.luks,key-secret=key",
     "write -P 0 1M 7M",
@@ -478,7 +478,7 @@ qemuTest("the page asks for the passphrases of encrypted images", async (t) => {
       const locked = names.at(-1)!;
       await page.setInputFiles("#files", names.map((it) => folder.file(it)));
       assertEquals(await web.settled(), "Drawing: done");
-      // What takes no key is there all the same.
+      // What takes no key is shown anyway.
       assertMatch(await web.text("#facts"), /Disk\s+8 MiB/);
       assertEquals(
         await web.text("#unlock label"),
@@ -508,7 +508,7 @@ qemuTest("the page asks for the passphrases of encrypted images", async (t) => {
     });
   }
 
-  await t.step("edits are encrypted with it, and there again", async () => {
+  await t.step("edits are encrypted, and survive a reload", async () => {
     await page.fill("#offset", "0x200000");
     await page.fill("#bytes", '"written in the page"');
     await page.click("#edit button");

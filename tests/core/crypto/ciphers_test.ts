@@ -12,7 +12,7 @@ function pattern(length: number): Uint8Array<ArrayBuffer> {
   return Uint8Array.from({ length }, (_, i) => (i * 7 + (i >> 8)) & 0xff);
 }
 
-/** What a sector becomes, by a cipher object for it alone. */
+/** A sector after encryption, by a cipher object made for it alone. */
 function expectedSectors(
   key: Uint8Array,
   plain: Uint8Array,
@@ -98,7 +98,7 @@ for (const length of [16, 32]) {
   );
 }
 
-bothWays("cbc() works at addresses where no word begins", async () => {
+bothWays("cbc() works at unaligned addresses", async () => {
   const key = pattern(16);
   const cipher = cbc(await aes(key), plain64);
   const plain = pattern(1024);

@@ -18,7 +18,7 @@ import { setPortable } from "../../platforms.ts";
 
 const text = (passphrase: string) => new TextEncoder().encode(passphrase);
 
-/** A header's place in memory, which notes what is written. */
+/** A header's area in memory, which records what is written. */
 class MemoryArea implements HeaderStore {
   bytes = new Uint8Array(3 << 20);
   readonly writes: number[] = [];
@@ -108,7 +108,7 @@ for (
   });
 }
 
-Deno.test("splitKey() and mergeKey() are each other's reverse, for any key length", async () => {
+Deno.test("splitKey() and mergeKey() are inverses, for any key length", async () => {
   for (const length of [16, 24, 32, 48, 64]) {
     const key = crypto.getRandomValues(new Uint8Array(length));
     const material = await splitKey(key, 10, "sha256");
@@ -143,7 +143,7 @@ Deno.test("deriveKey() and splitting work without Node.js for the hashes of brow
   }
 });
 
-Deno.test("iterationsFor() is never too few, nor more than a header holds", async () => {
+Deno.test("iterationsFor() never returns too few, nor more than a header can hold", async () => {
   assertEquals(await iterationsFor(0, "sha256", 20), 1000);
   for (
     const [time, what] of [[1e9, "larger than 4294967295"], [
@@ -161,7 +161,7 @@ Deno.test("iterationsFor() is never too few, nor more than a header holds", asyn
   }
 });
 
-/** Where the fields of a slot are. */
+/** The offsets of a slot's fields. */
 const slot = (index: number, field: number) => 208 + index * 48 + field;
 
 type Patch = (view: DataView, bytes: Uint8Array) => void;
@@ -170,7 +170,7 @@ const put = (at: number, value: number): Patch => (view) =>
 const name = (at: number, value: string): Patch => (_, bytes) =>
   bytes.set(text(`${value}\0`).subarray(0, 32), at);
 
-/** What is wrong with a header, in the order in which it is looked at. */
+/** Faults of a header, in the order in which they are checked. */
 const HOSTILE: readonly [message: string, ...patches: Patch[]][] = [
   ["Volume is not in LUKS format", put(0, 0)],
   ["LUKS version 2 is not supported", (view) => view.setUint16(6, 2)],
@@ -238,19 +238,19 @@ Deno.test("encodeHeader() gives what parseHeader() was given", async () => {
   ) {
     const { area } = await make(options);
     const bytes = area.bytes.slice(0, HEADER_LENGTH);
-    // Names and numbers of slots that are not in use are kept, too.
+    // Names and numbers of unused slots are kept, too.
     bytes[168] = 0xff;
     bytes[slot(4, 8)] = 0x77;
     assertEquals(encodeHeader(parseHeader(bytes)).slice(), bytes);
   }
 });
 
-Deno.test("LuksVolume spends no more time on strangers' iterations than it may", async (t) => {
+Deno.test("LuksVolume bounds the time that untrusted iteration counts can cost", async (t) => {
   const { area, volume, key } = await make();
   await volume.activate(1, key, text("second"), 0);
   const slow = area.bytes.slice(0, HEADER_LENGTH);
   const view = new DataView(slow.buffer);
-  await t.step("a slot that takes too long is left out", async () => {
+  await t.step("a slot that would take too long is skipped", async () => {
     view.setUint32(slot(0, 4), 2 ** 32 - 1);
     area.bytes.set(slow);
     const hostile = await LuksVolume.read(area);
@@ -273,7 +273,7 @@ Deno.test("LuksVolume spends no more time on strangers' iterations than it may",
     );
     assertEquals(error.code, "ETIMEDOUT");
   });
-  await t.step("a short time is kept to", async () => {
+  await t.step("a short limit is respected", async () => {
     view.setUint32(164, 1000);
     view.setUint32(slot(0, 4), 3_900_000);
     area.bytes.set(slow);
@@ -295,10 +295,10 @@ Deno.test("LuksVolume spends no more time on strangers' iterations than it may",
   });
 });
 
-Deno.test("LuksVolume stops deriving when it is told to", async () => {
+Deno.test("LuksVolume stops deriving keys when aborted", async () => {
   const { area } = await make();
   const bytes = area.bytes.slice(0, HEADER_LENGTH);
-  // Some seconds, below the ceiling.
+  // Some seconds' worth, below the ceiling.
   new DataView(bytes.buffer).setUint32(slot(0, 4), 3_900_000);
   area.bytes.set(bytes);
   const volume = await LuksVolume.read(area);

@@ -25,7 +25,7 @@ function pattern(length: number): Uint8Array<ArrayBuffer> {
   return Uint8Array.from({ length }, (_, i) => (i * 7 + (i >> 8)) & 0xff);
 }
 
-/** IEEE 1619-2007, annex B: vectors 4 and 10, their first and last blocks. */
+/** IEEE 1619-2007, annex B: the first and last blocks of vectors 4 and 10. */
 const XTS_VECTORS = [
   {
     key: "27182818284590452353602874713526",
@@ -69,7 +69,7 @@ const CIPHERS = {
 
 for (const [name, make] of Object.entries(CIPHERS)) {
   for (const way of ["portable", "native"] as const) {
-    Deno.test(`${name}: sectors are encrypted each by itself, at any address, ${way}`, async () => {
+    Deno.test(`${name}: each sector is encrypted on its own, at any address, ${way}`, async () => {
       setPortable(way === "portable");
       try {
         const cipher = await make();
@@ -106,7 +106,7 @@ Deno.test("ctr() counts through all 128 bits", async () => {
   assertEquals(bytes, expected);
 });
 
-Deno.test("essiv() encrypts the number with the key's digest", async () => {
+Deno.test("essiv() encrypts the sector number with the key's digest", async () => {
   const digest = createHash("sha256").update(KEY).digest();
   const vectors = essiv(await aes(digest))(5, 2);
   const numbers = new Uint8Array(32);
@@ -119,7 +119,7 @@ Deno.test("essiv() encrypts the number with the key's digest", async () => {
   );
 });
 
-Deno.test("plain numbers repeat, plain64 ones do not", () => {
+Deno.test("plain sector numbers wrap around, plain64 ones do not", () => {
   assertEquals([...plain(2 ** 32 + 1, 1)], [1, 0, 0, 0]);
   assertEquals([...plain64(2 ** 32 + 1, 1)], [1, 1, 0, 0]);
 });

@@ -1,4 +1,4 @@
-/** What requests `bench()` sends, and when. @module */
+/** Which requests `bench()` sends, and when. @module */
 import { assertEquals, assertRejects } from "@std/assert";
 import { filterNode } from "../../../core/filter.ts";
 import {
@@ -10,7 +10,7 @@ import {
   openImage,
 } from "../../../mod.ts";
 
-/** A disk that notes its requests and answers them later. */
+/** A disk that records its requests, and answers them later. */
 async function slowDisk(size: number) {
   const store = new MemoryStore();
   store.write(0, new Uint8Array(size));
@@ -35,7 +35,7 @@ async function slowDisk(size: number) {
   return { node, store, log, most: () => most };
 }
 
-Deno.test("bench() goes through the disk and begins anew", async () => {
+Deno.test("bench() walks through the disk, and wraps around", async () => {
   const { node, log, most } = await slowDisk(1000);
   await bench(node, {
     count: 6,
@@ -48,13 +48,13 @@ Deno.test("bench() goes through the disk and begins anew", async () => {
   assertEquals(most(), 2);
 });
 
-Deno.test("bench() has as many requests in flight as was asked for", async () => {
+Deno.test("bench() keeps as many requests in flight as it is asked to", async () => {
   const { node, most } = await slowDisk(100_000);
   await bench(node, { count: 100, depth: 17, length: 100 });
   assertEquals(most(), 17);
 });
 
-Deno.test("bench() fills what it writes", async () => {
+Deno.test("bench() writes the pattern", async () => {
   const { node, store } = await slowDisk(1000);
   const options = { write: true, count: 5, length: 200, pattern: 7 };
   await bench(node, options);
@@ -63,8 +63,8 @@ Deno.test("bench() fills what it writes", async () => {
   assertEquals(bytes, new Uint8Array(1000).fill(7));
 });
 
-Deno.test("bench() flushes with nothing else in flight, unless told so", async () => {
-  const wish = {
+Deno.test("bench() flushes with nothing else in flight, unless told otherwise", async () => {
+  const options = {
     write: true,
     count: 20,
     depth: 4,
@@ -72,16 +72,16 @@ Deno.test("bench() flushes with nothing else in flight, unless told so", async (
     flushInterval: 5,
   };
   const drained = await slowDisk(1000);
-  await bench(drained.node, wish);
+  await bench(drained.node, options);
   const flushes = drained.log.filter((what) => what.startsWith("f"));
   assertEquals(flushes, Array(4).fill("f while 0"));
   const other = await slowDisk(1000);
-  await bench(other.node, { ...wish, drain: false });
+  await bench(other.node, { ...options, drain: false });
   const busy = other.log.filter((what) => /^f while [^0]/.test(what));
   assertEquals(busy.length > 0, true);
 });
 
-Deno.test("bench() tells of the first error", async () => {
+Deno.test("bench() reports the first error", async () => {
   const { node } = await slowDisk(1000);
   await assertRejects(
     () => bench(node, { count: 10, length: 300 }),

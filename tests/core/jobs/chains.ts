@@ -15,17 +15,17 @@ import {
 } from "../../../mod.ts";
 import type { Random } from "../../model.ts";
 
-/** An image in memory; what its stack leaves out is what is below it. */
+/** An image in memory. */
 export interface Layer {
   /** Its file. */
   readonly store: MemoryStore;
   /** Its format. */
   readonly driver: "raw" | "qcow2";
-  /** Bytes of the disk. */
+  /** The disk's size, in bytes. */
   readonly size: number;
 }
 
-/** Make an empty image of a size. */
+/** Make an empty image of a given size. */
 export async function makeLayer(
   size: number,
   options: { [name: string]: unknown } = {},
@@ -40,13 +40,13 @@ export async function makeLayer(
 
 /** How to open a chain. */
 export interface ChainOptions {
-  /** Depths, from the top, of the backing files that may be written to. */
+  /** Depths, from the top, of the backing files that are writable. */
   writable?: readonly number[];
-  /** Put in place of a layer's file, by its depth. */
+  /** Replacements for layers' files, by depth. */
   files?: { [depth: number]: BlockNode };
 }
 
-/** Layers, the lowest first, as the description of a stack. */
+/** Layers, the lowest first, as a stack's description. */
 export function stackOf(
   layers: readonly Layer[],
   { writable = [], files = {} }: ChainOptions = {},
@@ -74,8 +74,8 @@ export async function scribble(
   await using image = await openImage(stackOf(layers));
   for (let round = 0; round < rounds; round++) {
     const offset = random.below(image.size - 1);
-    const wish = 1 + random.below(random.pick([600, 20_000, 80_000]));
-    const length = Math.min(image.size - offset, wish);
+    const wanted = 1 + random.below(random.pick([600, 20_000, 80_000]));
+    const length = Math.min(image.size - offset, wanted);
     const kind = random.below(6);
     if (kind === 0) await image.writeZeroes(offset, length);
     else if (kind === 1) {
@@ -84,7 +84,7 @@ export async function scribble(
   }
 }
 
-/** All that a chain shows. */
+/** The content of a chain. */
 export async function contentOf(
   layers: readonly Layer[],
 ): Promise<Uint8Array> {
@@ -92,7 +92,7 @@ export async function contentOf(
   return await image.read(0, image.size);
 }
 
-/** Corruptions and leaks of an image. */
+/** An image's corruptions and leaks. */
 export async function damageOf(layer: Layer): Promise<number> {
   await using image: Image = await openImage(stackOf([layer]), {
     readOnly: true,
@@ -102,29 +102,29 @@ export async function damageOf(layer: Layer): Promise<number> {
   return corruptions + leaks + checkErrors;
 }
 
-/** A file that tells what is done to it. */
-export async function tellingFile(
+/** A file that records what is done to it. */
+export async function recordingFile(
   layer: Layer,
   name: string,
-  told: string[],
+  events: string[],
 ): Promise<BlockNode> {
   const raw = { driver: "raw", file: { driver: "memory", store: layer.store } };
   const { node } = await openImage(raw);
   return filterNode(getDriver("throttle"), node, {
     async writev(offset, iov) {
-      told.push(`${name} write`);
+      events.push(`${name} write`);
       await node.writev!(offset, iov);
     },
     async writeZeroes(offset, length) {
-      told.push(`${name} write`);
+      events.push(`${name} write`);
       await node.writeZeroes!(offset, length);
     },
     async flush() {
-      told.push(`${name} flush`);
+      events.push(`${name} flush`);
       await node.flush!();
     },
     async truncate(size) {
-      told.push(`${name} write`);
+      events.push(`${name} write`);
       await node.truncate!(size);
     },
   });

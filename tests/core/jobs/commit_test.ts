@@ -15,14 +15,14 @@ import {
   damageOf,
   type Layer,
   makeLayer,
+  recordingFile,
   scribble,
   stackOf,
-  tellingFile,
 } from "./chains.ts";
 
 const SIZE = 600 * 512;
 
-/** A base and an overlay, both written to. */
+/** A base and an overlay, both with data. */
 async function makePair(seed: number, options = {}): Promise<[Layer, Layer]> {
   const random = new Random(seed);
   const base = await makeLayer(SIZE, options);
@@ -40,7 +40,7 @@ async function commitPair(
   await commit(image.node, options);
 }
 
-Deno.test("commit() leaves the content to the base, and the overlay empty", async () => {
+Deno.test("commit() moves the content to the base, and empties the overlay", async () => {
   const layers = await makePair(1);
   const before = await contentOf(layers);
   await commitPair(layers);
@@ -68,7 +68,7 @@ Deno.test("commit() of any chain to any of its images keeps the content", async 
     for (let i = 0; i < count; i++) {
       const size = 512 * (1 + random.below(600));
       if (i === 0 && random.oneIn(3)) {
-        // Of any size: the last sector may be cut short.
+        // Disks of any size: the last sector may be incomplete.
         const length = size - random.pick([0, 0, 24, 511]);
         const store = new MemoryStore(length);
         store.write(0, random.bytes(Math.min(length, 30_000)));
@@ -78,7 +78,8 @@ Deno.test("commit() of any chain to any of its images keeps the content", async 
       layers.push(
         await makeLayer(size, {
           cluster_size: random.pick([512, 4096, 65536]),
-          // Version 2 cannot grow where a longer backing file would show.
+          // Version 2 cannot grow where a longer backing file would show
+          // through.
           compat: i === 0 || i === count - 1
             ? random.pick(["v2", "v3", "v3"])
             : "v3",
@@ -110,7 +111,7 @@ Deno.test("commit() of any chain to any of its images keeps the content", async 
   }
 });
 
-Deno.test("commit() makes a smaller base larger, and leaves a larger one", async () => {
+Deno.test("commit() grows a smaller base, and does not shrink a larger one", async () => {
   for (const [below, above] of [[1000, 4000], [4000, 1000]]) {
     const base = await makeLayer(below * 512);
     await scribble([base], new Random(1));
@@ -130,22 +131,22 @@ Deno.test("commit() makes a smaller base larger, and leaves a larger one", async
 Deno.test("commit() empties the overlay only after the base is durable", async () => {
   const layers = await makePair(3);
   const [base, overlay] = layers;
-  const told: string[] = [];
+  const events: string[] = [];
   const files = {
-    0: await tellingFile(overlay, "overlay", told),
-    1: await tellingFile(base, "base", told),
+    0: await recordingFile(overlay, "overlay", events),
+    1: await recordingFile(base, "base", events),
   };
   const image = await openImage(stackOf(layers, { writable: [1], files }));
-  told.length = 0;
+  events.length = 0;
   await commit(image.node);
-  const firstOfOverlay = told.indexOf("overlay write");
-  const lastOfBase = told.lastIndexOf("base write");
-  const flushed = told.indexOf("base flush", lastOfBase);
+  const firstOfOverlay = events.indexOf("overlay write");
+  const lastOfBase = events.lastIndexOf("base write");
+  const flushed = events.indexOf("base flush", lastOfBase);
   assert(lastOfBase >= 0 && lastOfBase < flushed && flushed < firstOfOverlay);
   await image.close();
 });
 
-Deno.test("commit() to a base that fails loses nothing", async () => {
+Deno.test("commit() loses nothing if the base fails", async () => {
   for (const kind of ["writev", "flush"] as const) {
     for (let after = 0;; after++) {
       const layers = await makePair(4, { cluster_size: 4096 });
@@ -173,7 +174,7 @@ Deno.test("commit() to a base that fails loses nothing", async () => {
   }
 });
 
-Deno.test("commit() ends when it is told to, and can be done again", async () => {
+Deno.test("an aborted commit() ends, and can be repeated", async () => {
   const layers = await makePair(5);
   const before = await contentOf(layers);
   {
@@ -192,7 +193,7 @@ Deno.test("commit() ends when it is told to, and can be done again", async () =>
   assert(isEqual(await contentOf([layers[0]]), before));
 });
 
-Deno.test("commit() keeps to the rate", async () => {
+Deno.test("commit() respects the rate limit", async () => {
   const base = await makeLayer(1 << 20);
   const overlay = await makeLayer(1 << 20);
   {
@@ -202,7 +203,7 @@ Deno.test("commit() keeps to the rate", async () => {
   const start = performance.now();
   await commitPair([base, overlay], { rateLimit: 1 << 20 });
   const seconds = (performance.now() - start) / 1000;
-  // A tenth of a second's worth may come at once, and so does the last request.
+  // A tenth of a second's worth may come at once, and the last request too.
   assert(seconds > 0.4 && seconds < 5, `${seconds} s`);
 });
 

@@ -30,7 +30,7 @@ Deno.test("compare() names the first sector that differs", async () => {
   assertEquals(await compare(b, a), expected);
 });
 
-Deno.test("compare() takes written zeroes and holes for the same", async () => {
+Deno.test("compare() treats written zeroes and holes alike", async () => {
   const [a, b] = [await disk("qcow2"), await disk("qcow2")];
   await a.writev!(MiB, [new Uint8Array(100_000)]);
   assertEquals(await compare(a, b), { outcome: "identical" });
@@ -40,7 +40,7 @@ Deno.test("compare() takes written zeroes and holes for the same", async () => {
   });
 });
 
-Deno.test("compare() looks at what is beyond the shorter disk's end", async () => {
+Deno.test("compare() looks past the shorter disk's end", async () => {
   const [a, b] = [await disk("qcow2"), await disk("qcow2", 6 * MiB)];
   assertEquals(await compare(a, b), { outcome: "identical" });
   assertEquals(await compare(a, b, { strict: true }), { outcome: "size" });
@@ -50,7 +50,7 @@ Deno.test("compare() looks at what is beyond the shorter disk's end", async () =
   assertEquals(await compare(b, a), expected);
 });
 
-Deno.test("compare() says whether looking or reading failed", async () => {
+Deno.test("compare() says whether the block status or a read failed", async () => {
   const [a, b] = [await disk("qcow2"), await disk("qcow2")];
   await a.writev!(0, [new Uint8Array(512).fill(1)]);
   a.readv = () => Promise.reject(new BlockError("EIO"));

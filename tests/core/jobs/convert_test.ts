@@ -12,24 +12,24 @@ import {
 
 const MiB = 1024 * 1024;
 
-/** A node on an array that tells what is asked of it. */
+/** A node on an array that records its requests. */
 class ArrayNode implements BlockNode {
   readonly driver = getDriver("raw");
   readonly filename = "array";
   readonly readOnly = false;
   readonly children = {};
   readonly calls: string[] = [];
-  /** Requests under way, and the most there were. */
+  /** Requests in flight, and their peak. */
   inFlight = 0;
   mostInFlight = 0;
-  /** Milliseconds that each request takes. */
+  /** The duration of each request, in milliseconds. */
   delay = 0;
-  /** Offset at which requests fail. */
+  /** The offset at which requests fail. */
   failAt = Infinity;
 
   constructor(
     readonly bytes: Uint8Array,
-    /** Ends of extents, data and holes in turn. */
+    /** Ends of extents, data and holes alternating. */
     readonly extents: readonly number[] = [bytes.length],
   ) {}
 
@@ -133,7 +133,7 @@ Deno.test("convert() zeroes holes where the target may hold data", async () => {
   assertEquals(target.calls.at(-1), `zero ${MiB} ${MiB}`);
 });
 
-Deno.test("convert() finds zeroes in data", async () => {
+Deno.test("convert() detects zeroes in data", async () => {
   const bytes = filled(MiB);
   bytes.fill(0, 100_000, 200_000);
   const target = new ArrayNode(new Uint8Array(MiB));
@@ -154,7 +154,7 @@ Deno.test("convert() with sparseSize 0 writes everything", async () => {
   assertEquals(source.calls, []);
 });
 
-Deno.test("convert() puts sources in a row, each in whole sectors", async () => {
+Deno.test("convert() concatenates sources, each in whole sectors", async () => {
   const target = new ArrayNode(filled(2048));
   const sources = [new ArrayNode(filled(1000)), new ArrayNode(filled(700))];
   await convert(sources, target);
@@ -172,7 +172,7 @@ Deno.test("convert() joins data in many extents into large requests", async () =
   assertEquals(source.calls, [`read 0 ${MiB}`]);
 });
 
-Deno.test("convert() has several requests in flight where they wait", async () => {
+Deno.test("convert() keeps several requests in flight if they take time", async () => {
   const source = new ArrayNode(filled(32 * MiB));
   const target = new ArrayNode(new Uint8Array(32 * MiB));
   source.delay = target.delay = 2;
@@ -181,7 +181,7 @@ Deno.test("convert() has several requests in flight where they wait", async () =
   for (const { mostInFlight } of [source, target]) {
     assert(mostInFlight > 1 && mostInFlight <= 4);
   }
-  // But in this order they begin.
+  // They still begin in this order.
   assertEquals(
     target.offsets("write"),
     target.offsets("write").toSorted(
@@ -190,7 +190,7 @@ Deno.test("convert() has several requests in flight where they wait", async () =
   );
 });
 
-Deno.test("convert() lets writes overtake each other where permitted", async () => {
+Deno.test("convert() reorders writes where permitted", async () => {
   const source = new ArrayNode(filled(32 * MiB));
   const target = new ArrayNode(new Uint8Array(32 * MiB));
   source.delay = target.delay = 2;
@@ -199,7 +199,7 @@ Deno.test("convert() lets writes overtake each other where permitted", async () 
   assert(target.mostInFlight > 1 && target.mostInFlight <= 8);
 });
 
-Deno.test("convert() reports where it failed, and starts no more", async () => {
+Deno.test("convert() reports where it failed, and starts no further requests", async () => {
   for (const delay of [0, 1]) {
     const source = new ArrayNode(filled(32 * MiB));
     const target = new ArrayNode(new Uint8Array(32 * MiB));
@@ -250,7 +250,7 @@ Deno.test("convert() compresses whole clusters whose end is a hole", async () =>
   assertEquals(await target.read(0, disk.length), disk);
 });
 
-Deno.test("convert() that compresses ends when all its writes have", async () => {
+Deno.test("a compressing convert() ends only after all its writes", async () => {
   const disk = filled(8 * 65536);
   for (let i = 1; i < 8; i += 2) disk.fill(0, i * 65536, (i + 1) * 65536);
   const source = new ArrayNode(disk);
@@ -277,7 +277,7 @@ Deno.test("convert() that compresses ends when all its writes have", async () =>
   assertEquals([error.code, inFlight], ["ENOSPC", 0]);
 });
 
-Deno.test("convert() ends when it is told to", async () => {
+Deno.test("an aborted convert() ends", async () => {
   const source = new ArrayNode(filled(32 * MiB));
   const target = new ArrayNode(new Uint8Array(32 * MiB));
   source.delay = 20;
@@ -290,8 +290,8 @@ Deno.test("convert() ends when it is told to", async () => {
   assertEquals(error.code, "ECANCELED");
 });
 
-Deno.test("convert() tells how far it is", async () => {
-  // Of data; holes take no time.
+Deno.test("convert() reports its progress", async () => {
+  // Only data counts; holes take no time.
   const source = new ArrayNode(filled(24 * MiB), [6 * MiB, 22 * MiB, 24 * MiB]);
   const target = new ArrayNode(new Uint8Array(24 * MiB));
   const seen: number[] = [];
@@ -318,7 +318,7 @@ Deno.test("convert() with salvage puts zeroes where it cannot read", async () =>
   ]);
 });
 
-Deno.test("convert() with salvage reads what it cannot tell the status of", async () => {
+Deno.test("convert() with salvage reads ranges whose block status fails", async () => {
   const source = new ArrayNode(filled(MiB));
   const target = new ArrayNode(new Uint8Array(MiB));
   const status = source.status.bind(source);
@@ -337,13 +337,13 @@ Deno.test("convert() with salvage reads what it cannot tell the status of", asyn
     warn: (message) => warnings.push(message),
   });
   assertEquals(target.bytes, source.bytes);
-  // Once to see how much there is, once more to copy it.
+  // Once to add up the allocated size, once to copy.
   const warning =
     "error while reading block status at offset 4096: Input/output error";
   assertEquals(warnings, [warning, warning]);
 });
 
-Deno.test("convert() keeps to a limit of bytes a second", async () => {
+Deno.test("convert() respects a limit of bytes a second", async () => {
   const source = new ArrayNode(filled(3 * MiB));
   const target = new ArrayNode(new Uint8Array(3 * MiB));
   const start = performance.now();
@@ -370,11 +370,11 @@ Deno.test("convert() has no more than 16 requests in flight, or as few as one", 
   }
 });
 
-Deno.test("convert() takes requests in proportion to what is allocated", async () => {
+Deno.test("convert() needs requests only in proportion to allocated data", async () => {
   const MANY = 64;
   const requests: number[] = [];
   for (const scale of [1, 4, 16]) {
-    // Clusters far from each other: the disk grows much faster than they do.
+    // Clusters far apart: the disk grows much faster than its data.
     const from = { driver: "memory", store: new MemoryStore() };
     const size = scale * scale * 1024 ** 3;
     await createImage("qcow2", from, { size });

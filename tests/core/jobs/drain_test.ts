@@ -32,16 +32,18 @@ import { SlowFiles } from "../../slow_files.ts";
 const CLUSTER = 4096;
 const SIZE = 256 * CLUSTER;
 
-/** The disk of an overlay, its base, and another one, all over slow files. */
+/** An overlay, its base, and another disk, all on slow files. */
 class Disks {
   readonly random: Random;
   readonly files: SlowFiles;
-  /** What the overlay reads as, and what its base does. */
+  /** The content of the overlay, and that of its base. */
   readonly content = new Uint8Array(SIZE);
   readonly baseContent = new Uint8Array(SIZE);
   overlay!: Image;
   other!: Image;
-  /** Nodes with slow files: the overlay, its base, and the other one. */
+  /**
+   * The format nodes on slow files: the overlay, its base, and the other disk.
+   */
   readonly formats: BlockNode[] = [];
 
   private constructor(random: Random) {
@@ -92,7 +94,7 @@ class Disks {
   }
 }
 
-/** Write to some runs of clusters of an image; returns its disk. */
+/** Write to some runs of clusters of an image, and return its content. */
 async function written(
   stack: { driver: string; file: unknown },
   random: Random,
@@ -153,7 +155,7 @@ const JOBS: { readonly [name: string]: Work } = {
   async rebase({ overlay, other, content }) {
     await rebase(overlay, { name: "other", format: "qcow2", node: other });
     assert(same(await overlay.read(0, SIZE), content));
-    // Its own clusters are enough now, above a disk of zeroes.
+    // The overlay's own clusters must suffice now, above a disk of zeroes.
     for await (const { offset, length, depth } of overlay.extents()) {
       const bytes = content.subarray(offset, offset + length);
       assert(depth === 0 || bytes.every((byte) => byte === 0));
@@ -197,13 +199,13 @@ const JOBS: { readonly [name: string]: Work } = {
   },
 };
 
-/** Let everything go on for a while. */
+/** Give everything time to proceed. */
 function settle(): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, 2));
 }
 
 for (const [name, work] of Object.entries(JOBS)) {
-  Deno.test(`a drain holds a job back: ${name}`, async () => {
+  Deno.test(`a drain pauses a job: ${name}`, async () => {
     const disks = await Disks.make(new Random(1));
     const all = disks.formats.map((format) => disks.slowFile(format));
     for (const [index, file] of all.entries()) {
@@ -230,7 +232,7 @@ for (const [name, work] of Object.entries(JOBS)) {
       const disks = await Disks.make(random);
       let isDone = false;
       const job = work(disks).finally(() => isDone = true);
-      // Handled below, once the changes have ended.
+      // Errors are handled below, once the changes have ended.
       job.catch(() => {});
       const filters: BlockNode[] = [];
       while (!isDone) {
@@ -279,7 +281,7 @@ async function change(disks: Disks, filters: BlockNode[]): Promise<void> {
   }
 }
 
-Deno.test("a job keeps its nodes open, and goes on when they are reopened", async () => {
+Deno.test("a job keeps its nodes open, and continues after a reopen", async () => {
   const disks = await Disks.make(new Random(3));
   const { overlay, other, content } = disks;
   const job = convert(overlay, other);
@@ -296,7 +298,7 @@ Deno.test("a job keeps its nodes open, and goes on when they are reopened", asyn
   for (const handle of disks.files.handles) await handle.close();
 });
 
-Deno.test("a job that waits for the end of a drain can be cancelled", async () => {
+Deno.test("a job that waits for the end of a drain can be aborted", async () => {
   const disks = await Disks.make(new Random(4));
   const { overlay, other } = disks;
   const cancel = new AbortController();

@@ -1,6 +1,6 @@
 /**
- * Images with what an inspection is to find, each check of OpenStack's
- * `format_inspector` among them.
+ * Images with something for an inspection to find, including each check of
+ * OpenStack's `format_inspector`.
  *
  * @module
  */
@@ -16,15 +16,15 @@ import { goldenBytes } from "../../drivers/qcow2/golden.ts";
 
 type Bytes = Uint8Array<ArrayBuffer>;
 
-/** An image, and what is to be found in it. */
+/** An image, and what must be found in it. */
 export interface Input {
   readonly name: string;
   readonly bytes: Bytes;
-  /** The checks that find a danger. */
+  /** The checks that report a danger. */
   readonly dangers: readonly string[];
-  /** The checks that warn. */
+  /** The checks that report a warning. */
   readonly warnings?: readonly string[];
-  /** Whether OpenStack's inspector does not find what ours does. */
+  /** Whether OpenStack's inspector misses what ours finds. */
   readonly isOurs?: boolean;
 }
 
@@ -40,7 +40,7 @@ async function made(
   return contentOf(store);
 }
 
-/** A copy with other bytes at an offset: a text, or numbers a byte. */
+/** A copy with other bytes at an offset, given as text or as numbers. */
 function patched(
   bytes: Bytes,
   ...patches: [at: number, what: string | readonly number[]][]
@@ -62,7 +62,7 @@ async function* qcow2Inputs(): AsyncGenerator<Input> {
   yield { name: "qcow2", bytes: plain, dangers: [] };
   const v2 = await made("qcow2", { compat: "0.10" });
   yield { name: "qcow2 v2", bytes: v2, dangers: [] };
-  // Extensions follow there, so all bits of the features may be anything.
+  // Extensions begin there, so the feature bits may be anything.
   yield {
     name: "qcow2 v2 with an extension",
     bytes: patched(v2, [72, [0x12, 0x34, 0x56, 0xf0, 0, 0, 0, 0x10]]),
@@ -71,7 +71,7 @@ async function* qcow2Inputs(): AsyncGenerator<Input> {
   const backing = await goldenBytes("overlay.qcow2");
   yield { name: "qcow2 overlay", bytes: backing, dangers: ["backing-file"] };
   yield {
-    name: "qcow2 with a backing file without name",
+    name: "qcow2 with a nameless backing file",
     bytes: patched(plain, [15, [1]]),
     dangers: ["backing-file"],
   };
@@ -129,7 +129,7 @@ async function* qcow2Inputs(): AsyncGenerator<Input> {
     dangers: [],
   };
   yield {
-    name: "qcow2 with a method of encryption that nobody knows",
+    name: "qcow2 with an unknown method of encryption",
     bytes: patched(plain, [35, [3]]),
     dangers: ["unknown-features"],
     isOurs: true,
@@ -165,7 +165,7 @@ async function* qcow2Inputs(): AsyncGenerator<Input> {
   };
 }
 
-/** The text of a descriptor with lines changed, as bytes. */
+/** A descriptor with some text replaced, as bytes. */
 function described(from: Bytes, change: (text: string) => string): Bytes {
   const copy = from.slice();
   const text = new TextDecoder("latin1").decode(copy.subarray(512, 21 * 512))
@@ -181,7 +181,7 @@ async function* vmdkInputs(): AsyncGenerator<Input> {
     ["with an odd line", "# Extent", "dd oops\n# Extent"],
     ["without an extent", /^RW.*$/m, ""],
     ["of another kind", "monolithicSparse", "monolithicFlat"],
-    ["of a kind that nobody knows", "monolithicSparse", "x"],
+    ["of an unknown kind", "monolithicSparse", "x"],
     ["of a kind with a long name", "monolithicSparse", "x".repeat(100)],
     ["of no kind", /^createType.*$/m, ""],
     ["with an extent elsewhere", /"[^"]*"(?=\s*$)/m, '"/etc/passwd"'],
@@ -200,7 +200,7 @@ async function* vmdkInputs(): AsyncGenerator<Input> {
     yield {
       name: `vmdk ${name}`,
       bytes,
-      dangers: /kind/.test(name) && /other|nobody|long|no /.test(name)
+      dangers: /kind/.test(name) && /other|unknown|long|no /.test(name)
         ? ["descriptor", "extents"]
         : ["descriptor"],
     };
@@ -390,7 +390,7 @@ async function* otherInputs(): AsyncGenerator<Input> {
 function* diskInputs(): Generator<Input> {
   const nothing = allocate(1024 * 1024);
   const signature = [510, [0x55, 0xaa]] as [number, number[]];
-  /** An entry of an MBR: active, CHS, type, CHS, first sector, sectors. */
+  /** An MBR entry: active flag, CHS, type, CHS, first sector, sector count. */
   const entry = (index: number, bytes: readonly number[]) =>
     [446 + 16 * index, bytes] as [number, readonly number[]];
   const linux = [0x80, 0, 2, 0, 0x83, 0, 2, 0, 1, 0, 0, 0, 9, 0, 0, 0];
@@ -467,7 +467,7 @@ function* diskInputs(): Generator<Input> {
   };
 }
 
-/** All of them. */
+/** All inputs. */
 export async function* inputs(): AsyncGenerator<Input> {
   yield* qcow2Inputs();
   yield* vmdkInputs();

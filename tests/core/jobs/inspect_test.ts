@@ -19,7 +19,7 @@ const memory = (bytes: Uint8Array) => ({
   store: storeOf(bytes),
 });
 
-/** The checks that found something of a severity, each once. */
+/** The checks that found something of a severity, without duplicates. */
 function checksOf({ findings }: Inspection, severity: string): string[] {
   const checks = findings.filter((finding) => finding.severity === severity)
     .map(({ check }) => check);
@@ -32,7 +32,7 @@ async function* inChunks(bytes: Uint8Array, size: number) {
   }
 }
 
-Deno.test("inspect() finds what speaks against an image, and nothing else", async () => {
+Deno.test("inspect() finds what is suspicious about an image, and nothing else", async () => {
   for await (const { name, bytes, dangers, warnings = [] } of inputs()) {
     const inspection = await inspect(memory(bytes));
     const found = ["danger", "warning"].map((one) => checksOf(inspection, one));
@@ -87,7 +87,7 @@ Deno.test("inspect() reads no more of a stream than it needs, unless told to", a
   assertEquals([whole.format, whole.fileSize], ["dmg", disk.length]);
 });
 
-Deno.test("inspect() knows formats, sizes, tables and file systems", async () => {
+Deno.test("inspect() recognizes formats, sizes, tables and file systems", async () => {
   const facts: { [name: string]: Partial<Inspection> } = {
     "qcow2": { format: "qcow2", virtualSize: 64 * 1024 ** 2 },
     "qcow2 version 1": { format: "qcow", virtualSize: 64 * 1024 ** 2 },
@@ -128,7 +128,7 @@ Deno.test("inspect() knows formats, sizes, tables and file systems", async () =>
   assertEquals(seen.size, Object.keys(facts).length);
 });
 
-Deno.test("inspect() says what a file is that something is packed in", async () => {
+Deno.test("inspect() says what a file is that contains something packed", async () => {
   const stream = new Blob(["a disk"]).stream()
     .pipeThrough(new CompressionStream("gzip"));
   const bytes = await new Response(stream).bytes();
@@ -138,7 +138,7 @@ Deno.test("inspect() says what a file is that something is packed in", async () 
   ]);
 });
 
-Deno.test("inspect() opens nothing that an image names, and tells what the gate would say", async () => {
+Deno.test("inspect() opens nothing that an image names, and reports the gate's verdict", async () => {
   await using folder = new TempDir();
   await Deno.mkdir(folder.file("in"));
   const filename = folder.file("in/overlay");
@@ -167,7 +167,7 @@ Deno.test("inspect() opens nothing that an image names, and tells what the gate 
   }
 });
 
-/** A qcow2 image with the name of a backing file, which nobody has to open. */
+/** A qcow2 image that names a backing file, which need not exist. */
 async function overlayOf(name: string): Promise<Uint8Array> {
   const store = new MemoryStore();
   const file = { driver: "memory", store };
@@ -205,7 +205,7 @@ Deno.test("inspect() reads only the node that it is given, and closes only its o
   await assertRejects(() => inspect("/nonexistent/x"), BlockError, "No such");
 });
 
-Deno.test("inspect() of whatever is in a file gives a verdict, and reads 1 MiB at the most", async () => {
+Deno.test("inspect() of any content gives a verdict, and reads at most 1 MiB", async () => {
   const all: Uint8Array[] = [];
   for await (const { bytes } of inputs()) all.push(bytes);
   const rounds = Number(Deno.env.get("BDRV_HOSTILE_SEEDS") ?? "300");
@@ -231,7 +231,7 @@ Deno.test("inspect() of whatever is in a file gives a verdict, and reads 1 MiB a
   }
 });
 
-Deno.test("inspect() keeps its memory and its reading within bounds, whatever a header claims", async () => {
+Deno.test("inspect() bounds its memory and its reads, whatever a header claims", async () => {
   const text = '# Disk DescriptorFile\nversion=1\ncreateType="x"\n';
   const long = new TextEncoder().encode(text + "# x\n".repeat(1024 * 1024));
   const found = await inspect(memory(long));

@@ -1,4 +1,7 @@
-/** Sizes of new images, beside qemu-img's figures and beside real files. @module */
+/**
+ * Sizes of new images, compared with qemu-img's figures and with real files.
+ * @module
+ */
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import {
   BlockError,
@@ -32,7 +35,7 @@ function list(options: OptionValues): string[] {
   return text.length ? ["-o", text.join(",")] : [];
 }
 
-/** What qemu-img says, in our words. */
+/** qemu-img's result, in our form. */
 async function theirs(cwd: string, ...args: string[]) {
   const text = await runOk(
     ["qemu-img", "measure", "--output=json", ...args],
@@ -80,7 +83,7 @@ qemuTest("measure() equals qemu-img's for images of every kind", async (t) => {
   }
   for (const name of names) {
     await t.step(name, async () => {
-      // The name of a data file is seen from the working folder.
+      // A data file's name is relative to the working folder.
       const dataFile = GOLDEN.find((image) => image.name === name)?.open
         ?.dataFile;
       const source = dataFile === undefined ? dir.file(name) : {
@@ -110,7 +113,7 @@ qemuTest("measure() equals qemu-img's for images of every kind", async (t) => {
   }
 });
 
-Deno.test("measure() tells no less than an image takes", async () => {
+Deno.test("measure() never returns less than an image takes", async () => {
   const size = 3_000_000;
   for (const options of [{}, { cluster_size: 512 }, { refcount_bits: 64 }]) {
     const store = new MemoryStore();
@@ -133,7 +136,7 @@ Deno.test("measure() tells no less than an image takes", async () => {
   }
 });
 
-Deno.test("measure() refuses what cannot be made", async () => {
+Deno.test("measure() refuses what cannot be created", async () => {
   await assertRejects(() => measure("nothing"), BlockError, "Unknown file");
   await assertRejects(() => measure("memory"), BlockError, "not support");
   await assertRejects(

@@ -1,4 +1,4 @@
-/** Copying by the system, from file to file. @module */
+/** Copies made by the system, from file to file. @module */
 import { assert, assertEquals } from "@std/assert";
 import type { BlockNode } from "../../../core/node.ts";
 import { convert, createImage, openImage, type Source } from "../../../mod.ts";
@@ -7,7 +7,7 @@ import { mustSkip, TempDir } from "../../qemu.ts";
 const MiB = 1024 * 1024;
 const SIZE = 5 * MiB;
 
-/** A disk with a hole, and data that does not begin with a cluster. */
+/** A disk with a hole, and data that begins within a cluster. */
 async function makeSource(dir: TempDir, format: string): Promise<string> {
   const path = dir.file(`source.${format}`);
   await createImage(format, path, { size: SIZE });
@@ -17,7 +17,7 @@ async function makeSource(dir: TempDir, format: string): Promise<string> {
   return path;
 }
 
-/** Convert to a fresh image; answers how many ranges the system copied. */
+/** Convert to a fresh image; returns how many ranges the system copied. */
 async function convertByOffload(
   source: BlockNode,
   file: Source,
@@ -62,7 +62,7 @@ for (const from of ["raw", "qcow2"]) {
   }
 }
 
-Deno.test("an overlay's data is copied from the files of its chain", async () => {
+Deno.test("the system copies an overlay's data from all files of its chain", async () => {
   await using dir = await new TempDir();
   const base = await makeSource(dir, "qcow2");
   const overlay = dir.file("overlay");
@@ -77,7 +77,7 @@ Deno.test("an overlay's data is copied from the files of its chain", async () =>
   assert(!isLinux || copied >= 2);
 });
 
-Deno.test("where the system cannot copy, it is done as usual", async () => {
+Deno.test("where the system cannot copy, data is copied as usual", async () => {
   await using dir = await new TempDir();
   const path = await makeSource(dir, "raw");
   const file = { driver: "file", filename: dir.file("target"), io: "deno" };
@@ -89,7 +89,7 @@ Deno.test("where the system cannot copy, it is done as usual", async () => {
     assertEquals(await convertByOffload(source.node, file, "raw"), 0);
   }
   {
-    // One that is written to may change meanwhile.
+    // A file that is being written to may change meanwhile.
     await using source = await openImage(path, { format: "raw" });
     assertEquals(
       await convertByOffload(source.node, dir.file("target"), "qcow2"),
@@ -108,11 +108,11 @@ Deno.test("where the system cannot copy, it is done as usual", async () => {
       dir.file("target"),
       "qcow2",
     );
-    assert(copied <= 1, "it is tried once");
+    assert(copied <= 1, "at most one attempt");
   }
 });
 
-Deno.test("what is compressed is copied as usual", async () => {
+Deno.test("compressed data is copied as usual", async () => {
   await using dir = await new TempDir();
   const path = dir.file("source");
   await createImage("qcow2", path, { size: SIZE });

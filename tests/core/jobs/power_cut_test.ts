@@ -1,8 +1,8 @@
 /**
- * The power fails while data moves from one image to another, each on a disk
- * of its own. Whatever either disk had written by then, the content is whole.
+ * The power fails while data moves between images, each on a disk of its own.
+ * Whatever either disk had written by then, the content must be whole.
  *
- * `BDRV_SEED` (`7` or `1-500`) chooses seeds.
+ * `BDRV_SEED` (`7` or `1-500`) chooses the seeds.
  *
  * @module
  */
@@ -27,24 +27,24 @@ import { PowerLog, PowerLogs } from "../../power_log.ts";
 
 const SEEDS = 30;
 const CUTS = 30;
-/** Bytes of the largest disk. */
+/** The largest disk's size, in bytes. */
 const MAX_SIZE = 451 * 512;
 
 /** An image on a disk of its own. */
 interface Layer {
   readonly driver: "raw" | "qcow2";
   readonly store: MemoryStore;
-  /** What it is opened with. */
+  /** The options to open it with. */
   readonly options: OptionValues;
 }
 
-/** Disks that lose their power together. */
+/** Disks that lose power together. */
 class Disks extends PowerLogs {
   constructor(layers: readonly Layer[]) {
     super(layers.map(({ store }) => bytesOf(store)));
   }
 
-  /** What some power cuts leave of all disks. */
+  /** The content of all disks after some power cuts. */
   *someCuts(random: Random): Generator<Uint8Array[]> {
     const moments = Array.from(
       { length: CUTS },
@@ -62,7 +62,7 @@ function bytesOf(store: MemoryStore): Uint8Array<ArrayBuffer> {
 
 const fileOf = ({ store }: Layer) => ({ driver: "memory", store });
 
-/** Open images that lie upon each other, the lowest first. */
+/** Open a chain of images, the lowest first. */
 function chain(
   layers: readonly Layer[],
   files: readonly unknown[],
@@ -80,7 +80,7 @@ function chain(
   return openImage(stack!, { readOnly: !isWritable(layers.length - 1) });
 }
 
-/** All that a chain shows. Marks may say that images must be repaired first. */
+/** The content of a chain. Marks may say that images need a repair first. */
 async function contentAfter(
   layers: readonly Layer[],
   files: readonly Uint8Array[],
@@ -146,12 +146,12 @@ async function makeLayers(count: number, random: Random): Promise<Layer[]> {
   return layers;
 }
 
-/** Write at random: data, compressed data, zeroes, and nothing at all. */
+/** Write at random: data, compressed data, zeroes, or nothing at all. */
 async function scribble(image: Image, random: Random): Promise<void> {
   for (let round = random.below(12); round > 0; round--) {
     const offset = random.below(image.size - 1);
-    const wish = 1 + random.below(random.pick([600, 20_000, 80_000]));
-    const length = Math.min(image.size - offset, wish);
+    const wanted = 1 + random.below(random.pick([600, 20_000, 80_000]));
+    const length = Math.min(image.size - offset, wanted);
     const kind = random.below(8);
     if (kind === 0) {
       await image.writeZeroes(offset, length, { unmap: random.oneIn(2) });
@@ -161,7 +161,7 @@ async function scribble(image: Image, random: Random): Promise<void> {
   }
 }
 
-/** Write the whole clusters of a range compressed, if they may be. */
+/** Write the whole clusters of a range compressed, where that is possible. */
 async function compress(
   image: Image,
   offset: number,
@@ -177,12 +177,12 @@ async function compress(
     try {
       await image.node.writeCompressed!(at, [bytes]);
     } catch {
-      // Data has a place there already, or narrow refcounts leave none.
+      // The clusters are allocated already, or narrow refcounts have no room.
     }
   }
 }
 
-/** With narrow refcounts, there may be no room for it. */
+/** With narrow refcounts, there may be no room. */
 async function takeSnapshot(image: Image, random: Random): Promise<void> {
   const vmStateSize = random.oneIn(2) ? 9000 : 0;
   if (vmStateSize > 0) {
@@ -192,7 +192,7 @@ async function takeSnapshot(image: Image, random: Random): Promise<void> {
     .catch(() => {});
 }
 
-/** The qcow2 images say that they must be repaired, or are sound. */
+/** The qcow2 images either ask for a repair, or are sound. */
 async function assertAllSound(
   layers: readonly Layer[],
   files: readonly Uint8Array[],
@@ -240,7 +240,7 @@ for (const seed of seedsToRun(SEEDS)) {
     const [base] = layers;
     const before = await contentOf(layers);
     {
-      // So that its header tells which of them it relies on.
+      // So that the header says which of the chains it relies on.
       await using image = await chain([top], [fileOf(top)], () => true);
       await image.node.image!.changeBacking!("old", "raw");
     }

@@ -16,16 +16,16 @@ import {
   damageOf,
   type Layer,
   makeLayer,
+  recordingFile,
   scribble,
   stackOf,
-  tellingFile,
 } from "./chains.ts";
 import { kindOf } from "../../extents.ts";
 
 const SIZE = 600 * 512;
 const NAME = { name: "new.qcow2", format: "qcow2" };
 
-/** Rebase the top of a chain to the top of another one. */
+/** Rebase the top of a chain onto the top of another. */
 async function rebaseTo(
   layers: readonly Layer[],
   below: readonly Layer[] | undefined,
@@ -37,7 +37,7 @@ async function rebaseTo(
   await rebase(overlay.node, { ...NAME, node: base.node }, options);
 }
 
-/** Rebase the top of a chain to one of its own images, the `count`th. */
+/** Rebase the top of a chain onto one of its own images, the `count`th. */
 async function rebaseWithin(
   layers: readonly Layer[],
   count: number,
@@ -55,7 +55,7 @@ async function headerOf(layer: Layer) {
   return { backingFile, backingFormat };
 }
 
-/** Bytes that are stored in an image itself, of each kind. */
+/** Bytes stored in the image itself, by kind. */
 async function ownBytes(layer: Layer): Promise<{ [kind: string]: number }> {
   await using image = await openImage(stackOf([layer]));
   const bytes: { [kind: string]: number } = {};
@@ -79,7 +79,7 @@ async function makeLayers(seed: number, count: number): Promise<Layer[]> {
   return layers;
 }
 
-Deno.test("rebase() keeps the content over any old and new chain", async () => {
+Deno.test("rebase() keeps the content with any old and new chain", async () => {
   for (const seed of seedsToRun(60)) {
     const random = new Random(seed);
     const make = async (below: Layer[]) => {
@@ -131,7 +131,8 @@ Deno.test("rebase() to an image of the chain copies what lies between", async ()
 });
 
 Deno.test("rebase() copies adjacent clusters together, whatever extents they are of", async () => {
-  // A format that allocates a table with the first of them separates others.
+  // Written alone, the first cluster would be cut off from the rest by a table
+  // allocated along with it.
   const [old, base, overlay] = await Promise.all(
     ["old", "new", "overlay"].map(async (name) => {
       const file = { driver: "memory", store: new MemoryStore() };
@@ -206,7 +207,7 @@ Deno.test("rebase() hides a longer backing file with zeroes", async () => {
   }
 });
 
-Deno.test("rebase() compresses what it copies on demand", async () => {
+Deno.test("rebase() compresses what it copies if asked to", async () => {
   const [base] = await makeLayers(4, 1);
   const overlay = await makeLayer(SIZE);
   {
@@ -220,23 +221,23 @@ Deno.test("rebase() compresses what it copies on demand", async () => {
   assert(isEqual(await contentOf([overlay]), before));
 });
 
-Deno.test("rebase() names the new backing file only when all is durable", async () => {
+Deno.test("rebase() names the new backing file only when all data is durable", async () => {
   const [base, other] = await makeLayers(5, 2);
   const overlay = await makeLayer(SIZE);
-  const told: string[] = [];
-  const files = { 0: await tellingFile(overlay, "overlay", told) };
+  const events: string[] = [];
+  const files = { 0: await recordingFile(overlay, "overlay", events) };
   const image = await openImage(stackOf([base, overlay], { files }));
   await using below = await openImage(stackOf([other]), { readOnly: true });
-  told.length = 0;
+  events.length = 0;
   await rebase(image.node, { ...NAME, node: below.node });
   // The last write is that of the header.
-  const header = told.lastIndexOf("overlay write");
-  assertEquals(told[header - 1], "overlay flush");
-  assert(told.indexOf("overlay write") < header - 1);
+  const header = events.lastIndexOf("overlay write");
+  assertEquals(events[header - 1], "overlay flush");
+  assert(events.indexOf("overlay write") < header - 1);
   await image.close();
 });
 
-Deno.test("rebase() that fails or is ended leaves the disk as it was", async () => {
+Deno.test("a failed or aborted rebase() leaves the disk as it was", async () => {
   for (const kind of ["writev", "flush"] as const) {
     for (let after = 0;; after++) {
       const [base, other, overlay] = await makeLayers(6, 3);
@@ -272,7 +273,7 @@ Deno.test("rebase() that fails or is ended leaves the disk as it was", async () 
   assertEquals((await headerOf(overlay)).backingFile, undefined);
 });
 
-Deno.test("rebase() refuses to have an image below itself", async () => {
+Deno.test("rebase() refuses to put an image below itself", async () => {
   await using dir = await new TempDir();
   const [base, overlay, top] = ["base", "overlay", "top"].map((name) =>
     dir.file(name)
@@ -285,7 +286,7 @@ Deno.test("rebase() refuses to have an image below itself", async () => {
   await createImage("qcow2", base, { size: SIZE });
   await createImage("qcow2", overlay, backed(base));
   await createImage("qcow2", top, backed(overlay));
-  // Locks would refuse it already.
+  // Otherwise locks would already refuse it.
   const file = { driver: "file", filename: overlay, locking: "off" };
   await using image = await openImage({ driver: "qcow2", file });
   await using below = await openImage(top, { readOnly: true });
@@ -296,7 +297,7 @@ Deno.test("rebase() refuses to have an image below itself", async () => {
   );
 });
 
-Deno.test("rebase() tells what it cannot do", async () => {
+Deno.test("rebase() says what it cannot do", async () => {
   const [base, overlay] = await makeLayers(8, 2);
   await using raw = await openImage({
     driver: "raw",

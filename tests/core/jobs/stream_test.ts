@@ -14,7 +14,7 @@ import {
 
 const SIZE = 3 * 1024 * 1024 + 512;
 
-/** A disk in memory, with data here and there. */
+/** A disk in memory, with some data. */
 async function makeDisk(): Promise<Image> {
   const file = { driver: "memory", store: new MemoryStore(SIZE) };
   const disk = await openImage({ driver: "raw", file });
@@ -55,7 +55,7 @@ for (
     assertEquals(await image.read(0, SIZE), await disk.read(0, SIZE));
     const { corruptions, leaks, checkErrors } = await image.check();
     assertEquals([corruptions, leaks, checkErrors], [0, 0, 0]);
-    // It can be gone on with like any other.
+    // The image can be used like any other.
     await image.write(1_500_000, new Uint8Array(100_000).fill(9));
     assertEquals((await image.check()).corruptions, 0);
   });
@@ -72,7 +72,7 @@ Deno.test("streamImage() makes the same without a runtime's help", async () => {
   }
 });
 
-Deno.test("streamImage() stores nothing of holes, unless told to", async () => {
+Deno.test("streamImage() does not store holes, unless told to", async () => {
   await using disk = await makeDisk();
   const sparse = await streamed(disk);
   const full = await streamed(disk, { fill: true });
@@ -81,7 +81,7 @@ Deno.test("streamImage() stores nothing of holes, unless told to", async () => {
   assertEquals(await image.read(0, SIZE), await disk.read(0, SIZE));
 });
 
-Deno.test("streamImage() gives away chunks that stay as they are", async () => {
+Deno.test("streamImage() never modifies chunks it has handed out", async () => {
   await using disk = await makeDisk();
   const chunks: Uint8Array[] = [];
   for await (const chunk of streamImage("raw", disk.node)) chunks.push(chunk);
@@ -91,7 +91,7 @@ Deno.test("streamImage() gives away chunks that stay as they are", async () => {
   );
 });
 
-Deno.test("streamImage() ends when its reader goes, and when it is told to", async () => {
+Deno.test("streamImage() ends when its reader cancels, and when aborted", async () => {
   await using disk = await makeDisk();
   let reads = 0;
   const readv = disk.node.readv.bind(disk.node);
@@ -109,7 +109,7 @@ Deno.test("streamImage() ends when its reader goes, and when it is told to", asy
   assertEquals(error.code, "ECANCELED");
 });
 
-Deno.test("streamImage() tells how far it is", async () => {
+Deno.test("streamImage() reports its progress", async () => {
   await using disk = await makeDisk();
   const seen: number[] = [];
   await streamed(disk, {
@@ -140,7 +140,7 @@ Deno.test("streamImage() refuses what cannot be written front to back", async ()
   );
 });
 
-/** Chunks of all kinds of lengths. */
+/** Chunks of many lengths. */
 async function* chopped(bytes: Uint8Array): AsyncGenerator<Uint8Array> {
   for (let at = 0, length = 1; at < bytes.length; at += length, length *= 3) {
     await Promise.resolve();
@@ -168,7 +168,7 @@ Deno.test("convertStream() fills an image that grows with it", async () => {
   }
 });
 
-Deno.test("convertStream() writes zeroes where there is something else", async () => {
+Deno.test("convertStream() overwrites old data with zeroes", async () => {
   await using disk = await makeDisk();
   const bytes = await disk.read(0, SIZE);
   const file = { driver: "memory", store: new MemoryStore() };
@@ -180,7 +180,7 @@ Deno.test("convertStream() writes zeroes where there is something else", async (
   assertEquals(await image.read(SIZE, 1), new Uint8Array([5]));
 });
 
-Deno.test("convertStream() refuses what does not fit, and passes errors on", async () => {
+Deno.test("convertStream() refuses what does not fit, and passes on errors", async () => {
   const file = { driver: "memory", store: new MemoryStore() };
   await createImage("qcow2", file, { size: 512 });
   await using image = await openImage({ driver: "qcow2", file });

@@ -5,7 +5,7 @@ import { dataEnd, zeroEnd } from "../../../core/jobs/zero_runs.ts";
 function sectors(pattern: string): Uint8Array {
   const bytes = new Uint8Array(pattern.length * 512);
   for (let i = 0; i < pattern.length; i++) {
-    // The last byte, so that a look at the first does not tell.
+    // The last byte, so that checking the first is not enough.
     if (pattern[i] !== ".") bytes[i * 512 + 511] = 1;
   }
   return bytes;
@@ -39,7 +39,7 @@ function runs(
   return text;
 }
 
-Deno.test("runs of zeroes are left out sector by sector where that is wanted", () => {
+Deno.test("runs of zeroes are left out sector by sector if so configured", () => {
   assertEquals(runs("x..xx.x", 1, 1), "x..xx.x");
 });
 
@@ -54,7 +54,7 @@ Deno.test("blocks are aligned on the disk, not in the buffer", () => {
   assertEquals(runs("..x.......", 4, 4, 2), "..xxxx....");
 });
 
-Deno.test("runs of zeroes between data that are too short are written", () => {
+Deno.test("short runs of zeroes between data are written", () => {
   assertEquals(runs("x..x....x", 3, 1), "xxxx....x");
 });
 
@@ -62,7 +62,7 @@ Deno.test("runs of zeroes at both ends are left out, however short", () => {
   assertEquals(runs(".x..x.", 3, 1), ".xxxx.");
 });
 
-Deno.test("a buffer of one kind is one run", () => {
+Deno.test("a buffer of only data or only zeroes is one run", () => {
   assertEquals(runs("........", 4, 4), "........");
   assertEquals(runs("xxxxxxxx", 4, 4), "xxxxxxxx");
 });

@@ -1,4 +1,4 @@
-/** Pictures of images: what they show, and what they are written as. @module */
+/** Pictures of images: what they show, and how they are encoded. @module */
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { crc32, inflateSync } from "node:zlib";
 import { BlockError } from "../../../core/errors.ts";
@@ -25,7 +25,7 @@ async function qcow2(size: number, more = {}): Promise<Image> {
   return await openImage({ driver: "qcow2", file });
 }
 
-/** Bytes by look. */
+/** Bytes by appearance. */
 function totals(space: Space): Partial<Record<LookName, number>> {
   return Object.fromEntries(
     space.totals().map(({ name, bytes }) => [name, bytes]),
@@ -48,7 +48,7 @@ Deno.test("Space counts bytes by cell, and shows the least damage", () => {
   assertEquals(space.range(3), { offset: 7680, length: 2320 });
   space.add("corrupt", 7700, 1);
   assertEquals([space.lookOf(3), space.fullness(3)], ["corrupt", 1]);
-  // What reaches past the end is not there.
+  // A range that reaches past the end is cut off.
   space.add("zero", 9_000, 1e12);
   assertEquals(totals(space).zero, 1000);
 });
@@ -108,7 +108,7 @@ async function created(size: number) {
   return file;
 }
 
-Deno.test("layout() knows what deleting a snapshot frees", async () => {
+Deno.test("layout() shows what deleting a snapshot would free", async () => {
   await using disk = await qcow2(64 * 1024 * KIB, { cluster_size: 4096 });
   const random = (length: number) => {
     const bytes = new Uint8Array(length);
@@ -270,7 +270,7 @@ Deno.test("pictureToSvg() writes XML whatever the image is called", async () => 
   assert(svg.includes('a&lt;b&gt;&amp;"c"\ufffd\ufffd]]&gt; (qcow2)'));
   assert(svg.includes("&lt;script&gt;"));
   assert(svg.includes("0x0 to 0x10000: data: 64 KiB"));
-  // One rectangle for the many cells of nothing in a row.
+  // The many empty cells of a row share one rectangle.
   assert(svg.match(/<rect class="unallocated"/g)!.length <= 3);
 });
 

@@ -2,7 +2,7 @@ import { assertEquals, assertThrows } from "@std/assert";
 import { subjectOf } from "../../../core/platform/distinguished_name.ts";
 import { qemuTest, runOk, TempDir } from "../../qemu.ts";
 
-/** The certificate of a PEM file. */
+/** The certificate in a PEM file, as DER. */
 function certificateOf(path: string): Uint8Array {
   const text = Deno.readTextFileSync(path);
   const lines = text.split("\n").filter((line) => !line.startsWith("-----"));
@@ -34,12 +34,12 @@ qemuTest("subjectOf() writes names as GnuTLS does", async () => {
       ...["-subj", subject],
     ]);
     const found = subjectOf(certificateOf(dir.file("cert.pem")));
-    // Of one set, the order is that of the encoding.
+    // Within a set, the order is that of the encoding.
     assertEquals(found.split("+").sort(), name.split("+").sort());
   }
 }, ["openssl"]);
 
-Deno.test("subjectOf() refuses what is no certificate", () => {
+Deno.test("subjectOf() refuses anything but a certificate", () => {
   assertThrows(() => subjectOf(new Uint8Array([0x30, 0x84, 1, 1, 1, 1])));
   assertThrows(() => subjectOf(new Uint8Array(3)));
   assertThrows(() => subjectOf(new Uint8Array()));

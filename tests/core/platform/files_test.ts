@@ -13,17 +13,17 @@ function thrown(facts: object): Error {
 
 const ERRORS: readonly [facts: object, code: string][] = [
   [{ code: "ENOSPC" }, "ENOSPC"],
-  // Node.js names what we have no code for; its number has one.
+  // Node.js gives a name that we have no code for; its number has one.
   [{ code: "EDQUOT", errno: -122 }, "ENOSPC"],
   [{ message: "No space left on device (os error 28)" }, "ENOSPC"],
-  // On Windows the numbers are others, and Deno's names tell.
+  // Windows has other numbers; there Deno's names tell them apart.
   [{ name: "NotFound", message: "no such path (os error 3)" }, "ENOENT"],
   [{ name: "PermissionDenied", message: "denied (os error 5)" }, "EACCES"],
   [{ message: "no such number (os error 4000)" }, "EIO"],
   [{}, "EIO"],
 ];
 
-Deno.test("hostError() knows what runtimes throw", () => {
+Deno.test("hostError() translates what runtimes throw", () => {
   for (const [facts, code] of ERRORS) {
     assertEquals(hostError(thrown(facts)).code, code, JSON.stringify(facts));
   }
@@ -31,7 +31,7 @@ Deno.test("hostError() knows what runtimes throw", () => {
   assertEquals(hostError(error), error);
 });
 
-Deno.test("hostError() keeps the permission that is missing", () => {
+Deno.test("hostError() keeps the name of the missing permission", () => {
   const message = 'Requires read access to "x", run again with the ' +
     "--allow-read flag";
   const error = hostError(thrown({ name: "NotCapable", message }));
@@ -39,7 +39,7 @@ Deno.test("hostError() keeps the permission that is missing", () => {
   assertMatch(error.hint!, /--allow-read/);
 });
 
-Deno.test("attempt() makes a call again that a signal interrupted", () => {
+Deno.test("attempt() retries a call that a signal interrupted", () => {
   let left = 3;
   const result = attempt(() => {
     if (left-- > 0) throw thrown({ code: "EINTR" });
@@ -48,7 +48,7 @@ Deno.test("attempt() makes a call again that a signal interrupted", () => {
   assertEquals(result, "done");
 });
 
-Deno.test("deviceNumbers() takes Linux's number apart", () => {
+Deno.test("deviceNumbers() splits Linux's device number", () => {
   assertEquals(deviceNumbers(0x803), [8, 3]);
   assertEquals(deviceNumbers(0x100_10ff), [0x10, 0x10ff]);
   assertEquals(deviceNumbers(0x1000_0000_0000 + 0x700), [0x1007, 0]);

@@ -43,7 +43,7 @@ function numbered(length: number): Uint8Array {
   return new Uint8Array(words.buffer, 0, length);
 }
 
-Deno.test("RemoteReader reads what is there, whatever is asked for at once", async () => {
+Deno.test("RemoteReader returns the right bytes for any concurrent reads", async () => {
   const source = new Source(numbered(3 * 1024 * KIB + 77));
   const reader = new RemoteReader(source, source.content.slice(0, 65_536));
   const read = async (offset: number, length: number) => {
@@ -66,7 +66,7 @@ Deno.test("RemoteReader reads what is there, whatever is asked for at once", asy
   await reader.close();
 });
 
-Deno.test("RemoteReader merges neighbouring reads, and keeps what it has", async () => {
+Deno.test("RemoteReader merges neighbouring reads, and caches blocks", async () => {
   const source = new Source(numbered(4096 * KIB));
   const reader = new RemoteReader(source);
   const small = (at: number) => reader.readv(at, [new Uint8Array(512)]);
@@ -77,7 +77,7 @@ Deno.test("RemoteReader merges neighbouring reads, and keeps what it has", async
   await reader.close();
 });
 
-Deno.test("RemoteReader fetches ahead of what is read in order, no more than was read", async () => {
+Deno.test("RemoteReader prefetches sequential reads, no more than was read", async () => {
   const source = new Source(numbered(16 * 1024 * KIB));
   const reader = new RemoteReader(source);
   for (let at = 0; at < source.size; at += 128 * KIB) {
@@ -89,7 +89,7 @@ Deno.test("RemoteReader fetches ahead of what is read in order, no more than was
   await reader.close();
 });
 
-Deno.test("RemoteReader fetches nothing ahead of scattered reads", async () => {
+Deno.test("RemoteReader prefetches nothing for scattered reads", async () => {
   const source = new Source(numbered(16 * 1024 * KIB));
   const reader = new RemoteReader(source);
   for (let at = 0; at < 12; at++) {
@@ -99,7 +99,7 @@ Deno.test("RemoteReader fetches nothing ahead of scattered reads", async () => {
   await reader.close();
 });
 
-Deno.test("RemoteReader: a failed block is asked for again; an abort ends the wait", async () => {
+Deno.test("RemoteReader: a failed block is requested again; an abort ends the wait", async () => {
   const source = new Source(numbered(1024 * KIB));
   const reader = new RemoteReader(source);
   source.failures = 1;
@@ -116,7 +116,7 @@ Deno.test("RemoteReader: a failed block is asked for again; an abort ends the wa
   await waiting;
 });
 
-Deno.test("RemoteReader keeps within its memory", async () => {
+Deno.test("RemoteReader stays within its memory", async () => {
   const source = new Source(numbered(48 * 1024 * KIB));
   const readers = [new RemoteReader(source), new RemoteReader(source)];
   for (const reader of readers) {
@@ -125,7 +125,7 @@ Deno.test("RemoteReader keeps within its memory", async () => {
     }
   }
   source.requests.length = 0;
-  // What was used last is still there; what was long ago is not.
+  // Recently used blocks are still cached; the oldest are not.
   await readers[1].readv(source.size - 4096, [new Uint8Array(4096)]);
   assertEquals(source.requests.length, 0);
   await readers[0].readv(0, [new Uint8Array(4096)]);

@@ -12,7 +12,7 @@ import { kindOf } from "../../extents.ts";
 
 const SIZE = 4 * 1024 * 1024;
 
-/** A device on a file of random bytes, in a folder of its own. */
+/** A device backed by a file of random bytes, in a folder of its own. */
 async function onDevice(
   sectorSize: number,
   use: (device: LoopDevice, dir: TempDir, content: Uint8Array) => Promise<void>,
@@ -85,7 +85,7 @@ for (const sectorSize of [512, 4096]) {
   );
 
   loopTest(
-    `${name} is a backing file, and what is converted to`,
+    `${name} works as a backing file, and as the target of convert`,
     () =>
       onDevice(sectorSize, async (device, dir, content) => {
         const overlay = dir.file("overlay");
@@ -146,7 +146,7 @@ for (const sectorSize of [512, 4096]) {
   );
 
   loopTest(
-    `${name} takes no image that is larger`,
+    `${name} takes no image larger than itself`,
     () =>
       onDevice(sectorSize, async ({ path }) => {
         await assertRejects(
@@ -165,7 +165,7 @@ for (const sectorSize of [512, 4096]) {
 }
 
 loopTest(
-  "a plain name leads to a device, file only to files",
+  "a plain name may be a device; the file driver takes only files",
   () =>
     onDevice(512, async ({ path }, dir) => {
       Deno.symlinkSync(path, dir.file("link"));
@@ -204,7 +204,7 @@ loopTest(
 );
 
 loopTest(
-  "a device that is made an image does not look like the last one",
+  "a device made into an image does not look like its old content",
   () =>
     onDevice(512, async ({ path }) => {
       await createImage("qcow2", path, { size: 1 << 20 });
@@ -215,7 +215,7 @@ loopTest(
 );
 
 loopTest(
-  "a device that is write-protected is opened by readers only",
+  "a write-protected device opens only for reading",
   async () => {
     await using dir = new TempDir();
     Deno.writeFileSync(dir.file("disk"), new Uint8Array(8192));
@@ -234,7 +234,7 @@ loopTest(
 );
 
 loopTest(
-  "a device is not converted onto itself, by whatever names",
+  "a device is not converted onto itself, under whatever names",
   () =>
     onDevice(512, async ({ path }, dir, content) => {
       Deno.symlinkSync(path, dir.file("link"));
@@ -253,7 +253,7 @@ loopTest(
     }),
 );
 
-Deno.test("character devices are disks without a byte", async () => {
+Deno.test("character devices are empty disks", async () => {
   for (const name of ["null", "zero", "full", "urandom"]) {
     await using disk = await openImage(`/dev/${name}`, { format: "raw" });
     assertEquals(disk.size, 0);
@@ -264,14 +264,14 @@ Deno.test("character devices are disks without a byte", async () => {
       "Cannot grow device files",
     );
   }
-  // No header is found there afterwards, but nothing waits for one either.
+  // No header is found afterwards, but nothing blocks either.
   await assertRejects(
     () => createImage("qcow2", "/dev/null", { size: 512 }),
     BlockError,
   );
 });
 
-Deno.test("nobody waits at a pipe", async () => {
+Deno.test("opening a pipe does not block", async () => {
   await using dir = new TempDir();
   const pipe = dir.file("pipe");
   new Deno.Command("mkfifo", { args: [pipe] }).outputSync();

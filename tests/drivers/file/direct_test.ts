@@ -1,4 +1,4 @@
-/** `cache=none`: past the page cache, as QEMU does it. @module */
+/** `cache=none`: bypassing the page cache, as QEMU does. @module */
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { BlockError } from "../../../core/errors.ts";
 import { createImage, openImage } from "../../../mod.ts";
@@ -8,7 +8,7 @@ import { BDRV, mustSkip, qemuTest, run, TempDir } from "../../qemu.ts";
 const needed = { others: { libc: isLibcAvailable() } };
 const O_DIRECT = Deno.build.arch === "aarch64" ? 0o200000 : 0o40000;
 
-/** The flags of the open files of this process that are at a path. */
+/** The flags with which this process has a path open. */
 function flagsOf(path: string): number[] {
   const folder = "/proc/self/fd";
   return [...Deno.readDirSync(folder)].flatMap(({ name }) => {
@@ -17,7 +17,7 @@ function flagsOf(path: string): number[] {
       const facts = Deno.readTextFileSync(`/proc/self/fdinfo/${name}`);
       return [parseInt(/^flags:\s*(\d+)$/m.exec(facts)![1], 8)];
     } catch {
-      return []; // Closed meanwhile.
+      return []; // Closed in the meantime.
     }
   });
 }
@@ -68,7 +68,7 @@ Deno.test({
   },
 });
 
-/** What both are to say of a file, and leave in it. */
+/** What both programs must say about a file, and leave in it. */
 const CALLS: readonly string[][] = [
   ["qemu-io", "-f", "raw", "-t", "none", "-c", "write -q -P 3 100 1024", "odd"],
   [

@@ -10,7 +10,7 @@ const [EINTR, EIO, ENXIO, EBADF, ENOSPC, EINVAL] = [4, 5, 6, 9, 28, 22];
 const [SEEK_DATA, SEEK_HOLE] = [3, 4];
 
 Deno.test({
-  name: "libc() answers the number of an error, whatever the runtime does",
+  name: "libc() returns an error's number, whatever the runtime does",
   ignore,
   fn() {
     const library = platform().libc()!;
@@ -27,7 +27,7 @@ Deno.test({
 });
 
 Deno.test({
-  name: "addressOf() is where a view begins, also of shared memory",
+  name: "addressOf() is where a view begins, even of shared memory",
   ignore,
   fn() {
     const { addressOf } = platform().libc()!;
@@ -45,7 +45,7 @@ Deno.test({
   },
 });
 
-/** A library each of whose functions answers what is left of a list. */
+/** A library whose functions return the values of a list, one by one. */
 function answering(answers: { [name: string]: number[] }): Libc {
   return new Proxy({}, {
     get: (_, name: string) => () => {
@@ -57,7 +57,7 @@ function answering(answers: { [name: string]: number[] }): Libc {
 }
 
 Deno.test({
-  name: "a signal interrupts no request",
+  name: "a signal does not make a request fail",
   ignore,
   fn() {
     const once = (result: number) => [-EINTR, -EINTR, result];
@@ -72,7 +72,7 @@ Deno.test({
         ftruncate: once(0),
         fdatasync: once(0),
         fallocate: once(0),
-        // It is closed; the descriptor may be another file's by now.
+        // close() has closed it; the descriptor may be another file's by now.
         close: [-EINTR],
       }),
       3,
@@ -91,7 +91,7 @@ Deno.test({
   },
 });
 
-Deno.test("what fails is an error with the system's words", () => {
+Deno.test("failures are errors in the system's words", () => {
   const file = new LibcFile(
     answering({
       pwrite: [50, -ENOSPC],
@@ -108,7 +108,7 @@ Deno.test("what fails is an error with the system's words", () => {
   assertEquals(codeOf(() => file.close()), "ENOSPC");
 });
 
-/** A library that seeks as it is told, time after time. */
+/** A library whose seeks return prescribed values, one by one. */
 function seeking(data: number[], hole: number): Libc {
   const next = [...data];
   return {
@@ -120,14 +120,14 @@ function seeking(data: number[], hole: number): Libc {
   } as unknown as Libc;
 }
 
-Deno.test("that no data follows is not believed of an error's number alone", () => {
+Deno.test("an error's number alone does not prove that no data follows", () => {
   const at = 4096;
   const find = (data: number[], hole: number) =>
     new LibcFile(seeking(data, hole), 3).seekData(at);
   assertEquals(find([-ENXIO], at), undefined);
-  // The file ends before.
+  // The file ends before the offset.
   assertEquals(find([-ENXIO], -ENXIO), undefined);
-  // The number was another one's, and the second time it is right.
+  // The number belonged to another call; the second time it is right.
   assertEquals(find([-ENXIO, at], at), at);
   assertEquals(find([-EIO, -ENXIO, -ENXIO], at), undefined);
   for (

@@ -36,9 +36,9 @@ async function images(): Promise<TempDir> {
 }
 
 /**
- * The bytes of a file that this process has locked. (The list of the whole
- * machine, /proc/locks, is read in pieces: when others lock and unlock in
- * between, entries are missed.)
+ * The bytes of a file that this process has locked. (The machine's list,
+ * /proc/locks, is read in pieces: when others lock and unlock in between,
+ * entries are missed.)
  */
 function lockedBytes(path: string): number[] {
   const { dev, ino } = Deno.statSync(path);
@@ -56,7 +56,7 @@ function lockedBytes(path: string): number[] {
   return [...bytes].sort((a, b) => a - b);
 }
 
-/** What a descriptor stands for; undefined if it is no file, or was closed. */
+/** What a descriptor refers to; undefined if it is no file, or was closed. */
 function statOf(path: string): Deno.FileInfo | undefined {
   try {
     return Deno.statSync(path);
@@ -65,7 +65,7 @@ function statOf(path: string): Deno.FileInfo | undefined {
   }
 }
 
-/** As strace shows it of QEMU 7.2's tools. */
+/** As strace shows QEMU 7.2's tools doing it. */
 const LOCKS: [string, Source, OpenOptions, number[]][] = [
   ["a raw disk, read", { driver: "raw", file: "disk.raw" }, {
     readOnly: true,
@@ -89,7 +89,7 @@ const LOCKS: [string, Source, OpenOptions, number[]][] = [
     203,
   ]],
   [
-    "a raw disk that is shared by force",
+    "a raw disk, force-shared",
     {
       driver: "raw",
       file: "disk.raw",
@@ -104,7 +104,7 @@ const LOCKS: [string, Source, OpenOptions, number[]][] = [
     purpose: "info",
   }, [201, 203]],
   ["an image, written", "base.qcow2", {}, [100, 101, 103, 201, 203]],
-  ["an image that is shared by force", "base.qcow2", {
+  ["an image, force-shared", "base.qcow2", {
     readOnly: true,
     forceShare: true,
   }, [100]],
@@ -124,7 +124,7 @@ const LOCKS: [string, Source, OpenOptions, number[]][] = [
     ...[100, 101, 103, 201, 203],
   ]],
   [
-    "an image that is not to be locked",
+    "an image opened without locking",
     {
       driver: "qcow2",
       file: { driver: "file", filename: "base.qcow2", locking: "off" },
@@ -161,7 +161,7 @@ const LOCKS: [string, Source, OpenOptions, number[]][] = [
   ],
 ];
 
-/** The same source with its file in a folder. */
+/** The same source with its files in a folder. */
 function within(dir: TempDir, source: unknown): unknown {
   if (typeof source === "string") {
     return /\.(raw|qcow2)$/.test(source) ? dir.file(source) : source;
@@ -173,7 +173,7 @@ function within(dir: TempDir, source: unknown): unknown {
 }
 
 Deno.test({
-  name: "locks are QEMU's bytes, for all that is done to an image",
+  name: "locks are on QEMU's bytes, for all uses of an image",
   ignore: mustSkip(needed),
   async fn(t) {
     await using dir = await images();
@@ -195,7 +195,7 @@ Deno.test({
   },
 });
 
-/** What opening fails with while the image is in use. */
+/** The error of opening an image while it is in use. */
 const IN_USE: [string, OpenOptions, OpenOptions, string | undefined][] = [
   ["read twice", { readOnly: true }, { readOnly: true }, undefined],
   ["read, then written", { readOnly: true }, {}, 'Failed to get "write" lock'],
@@ -213,7 +213,7 @@ const IN_USE: [string, OpenOptions, OpenOptions, string | undefined][] = [
     'Failed to get shared "write" lock',
   ],
   [
-    "written, then read by force",
+    "written, then read with force-share",
     {},
     { readOnly: true, forceShare: true },
     undefined,
@@ -221,7 +221,7 @@ const IN_USE: [string, OpenOptions, OpenOptions, string | undefined][] = [
 ];
 
 Deno.test({
-  name: "two parts of one process keep off each other's images",
+  name: "two parts of one process are kept off each other's images",
   ignore: mustSkip(needed),
   async fn(t) {
     await using dir = await images();
@@ -242,7 +242,7 @@ Deno.test({
           error.hint,
           `Is another process using the image [${path}]?`,
         );
-        // What the refused one locked is let go of.
+        // The refused one has released its locks.
         const { readOnly } = first;
         assertEquals(lockedBytes(path).includes(101), !readOnly);
       });
@@ -251,7 +251,7 @@ Deno.test({
 });
 
 Deno.test({
-  name: "a chain locks all of its images, and says which one is in use",
+  name: "a chain locks all its images, and names one that is in use",
   ignore: mustSkip(needed),
   async fn() {
     await using dir = await images();
@@ -274,7 +274,7 @@ Deno.test({
       await (await openImage(base, { readOnly: true })).close();
       await assertRejects(() => openImage(base), BlockError, '"write" lock');
     }
-    // A backing file that is to be written to is locked for that.
+    // A writable backing file is locked for writing.
     const file = { driver: "qcow2", file: base, "read-only": "off" };
     await using image = await openImage({
       driver: "qcow2",
@@ -287,7 +287,7 @@ Deno.test({
 });
 
 Deno.test({
-  name: "a resize locks what it needs, and a refused one nothing",
+  name: "a resize locks what it needs, and nothing if it is refused",
   ignore: mustSkip(needed),
   async fn() {
     await using dir = await images();
@@ -309,7 +309,7 @@ Deno.test({
 });
 
 Deno.test({
-  name: "making an image does not empty a file that is in use",
+  name: "creating an image does not truncate a file that is in use",
   ignore: mustSkip(needed),
   async fn() {
     await using dir = await images();
@@ -359,12 +359,15 @@ Deno.test("force-share is for readers", async () => {
   );
 });
 
-/** Errors of Linux's, by number. */
+/** Linux's errors, by number. */
 const [ENOENT, EINTR, EIO, EAGAIN, EINVAL, ENOLCK, ENOSYS, EOPNOTSUPP] = //
   [2, 4, 5, 11, 22, 37, 38, 95];
 const F_OFD_SETLK = 37;
 
-/** A library whose `fcntl` answers errors: to lock, and to ask for locks. */
+/**
+ * A library whose `fcntl` returns given errors: for locking, and for querying
+ * locks.
+ */
 function lockingLibc(toLock: number[], toAsk: number[] = []): () => Libc {
   const next = (errors: number[]) =>
     -((errors.length > 1 ? errors.shift() : errors[0]) ?? 0);
@@ -377,7 +380,7 @@ function lockingLibc(toLock: number[], toAsk: number[] = []): () => Libc {
   return () => ({ fcntl, close: () => 0 }) as unknown as Libc;
 }
 
-/** What comes of locking with that library, and what the user is reasons. */
+/** The result of locking with that library, and the warnings to the user. */
 function tryLocking(load: () => Libc, locking: "on" | "auto" = "auto") {
   const reasons: string[] = [];
   const unlocked = (why: string) => reasons.push(why);
@@ -394,7 +397,7 @@ function tryLocking(load: () => Libc, locking: "on" | "auto" = "auto") {
   }
 }
 
-Deno.test("where a file system has no locks, that is said once", () => {
+Deno.test("a file system without locks gives one warning", () => {
   for (const errno of [EINVAL, ENOLCK, ENOSYS, EOPNOTSUPP]) {
     const library = () => lockingLibc([errno], [errno]);
     const { isLocked, reasons } = tryLocking(library());
@@ -409,7 +412,7 @@ Deno.test("a lock that fails for any other reason is an error", () => {
   for (const errno of [ENOENT, EIO, 999]) {
     cases.push([[errno], []], [[errno], [errno]]);
   }
-  // Locks can be asked for: so there are some. And the other way round.
+  // Locks can be queried, so they exist; and the other way round.
   cases.push([[ENOLCK], []], [[EINVAL], [EIO]], [[EIO], [ENOLCK]]);
   cases.push([[0], [ENOLCK]], [[0], [EIO]]);
   for (const [toLock, toAsk] of cases) {
@@ -421,7 +424,7 @@ Deno.test("a lock that fails for any other reason is an error", () => {
   }
 });
 
-Deno.test("a lock that others hold is no reason to go on without", () => {
+Deno.test("a lock that others hold is not ignored", () => {
   const { error, reasons } = tryLocking(lockingLibc([EAGAIN], [ENOLCK]));
   assertEquals([error, reasons], ["Failed to lock byte 101", []]);
 });
@@ -432,7 +435,7 @@ Deno.test("a signal does not keep a file from being locked", () => {
 });
 
 Deno.test({
-  name: "locks end when they are let go, even if the file stays open",
+  name: "releasing locks takes effect even if the file stays open",
   ignore: mustSkip(needed),
   async fn() {
     await using dir = await images();
@@ -457,7 +460,7 @@ Deno.test({
   },
 });
 
-Deno.test("without FFI the user is told, and QEMU's stand-ins are silent", async () => {
+Deno.test("without FFI there is a warning, but not under QEMU's names", async () => {
   await using dir = await images();
   const bdrv = BDRV.map((word) =>
     word === "--allow-all" ? `--allow-read --allow-write=${dir.path}` : word
@@ -472,7 +475,7 @@ Deno.test("without FFI the user is told, and QEMU's stand-ins are silent", async
   );
   const standIn = await run([...bdrv, "qemu-img", ...args, target]);
   assertEquals([standIn.stderr, standIn.code, ours.code], ["", 0, 0]);
-  // Who asks for locks is told in any case; who only reads is not.
+  // Explicitly requested locks always give a warning; reading alone does not.
   const locking = `driver=raw,file.filename=${dir.file("disk.raw")},` +
     "file.locking=";
   for (const [mode, isTold] of [["on", true], ["auto", false]] as const) {

@@ -5,7 +5,7 @@ import type { HostFile } from "../../../core/platform/files.ts";
 import { FileNode } from "../../../drivers/file/node.ts";
 import { kindOf } from "../../extents.ts";
 
-/** Does at once what others have threads for. */
+/** Does at once what others use threads for. */
 abstract class Unthreaded {
   readonly descriptor = 3;
 
@@ -63,7 +63,7 @@ class FullDisk extends Unthreaded implements HostFile {
 
 for (const background of [false, true]) {
   const way = background ? "in the background" : "at once";
-  Deno.test(`a file ends where a write made ${way} failed`, async () => {
+  Deno.test(`a file ends where a write failed, made ${way}`, async () => {
     const node = new FileNode(new FullDisk(100_000), {
       driver: fileDriver,
       filename: "full",
@@ -84,7 +84,8 @@ for (const background of [false, true]) {
       BlockError,
     );
     assertEquals(error.code, "ENOSPC");
-    // A part of it is there: who allocates that must not take it for a hole.
+    // Part of it was written: whoever allocates that space must not take it for
+    // a hole.
     assertEquals(node.size, 100_000);
     await node.close();
   });
@@ -135,7 +136,7 @@ function nodeOf(host: HostFile): FileNode {
 }
 
 for (const code of ["EINVAL", "EPERM", "ENOTSUP", "EIO"] as const) {
-  Deno.test(`holes that are not told of (${code}) are data`, async () => {
+  Deno.test(`holes that cannot be queried (${code}) are data`, async () => {
     const node = nodeOf(new PoorFile(new BlockError(code)));
     const extent = await node.status(1000, 5000);
     assertEquals([kindOf(extent), extent.length], ["data", 5000]);
@@ -143,7 +144,7 @@ for (const code of ["EINVAL", "EPERM", "ENOTSUP", "EIO"] as const) {
   });
 }
 
-Deno.test("data that becomes a hole while it is looked for is an extent", async () => {
+Deno.test("data that becomes a hole during the search is still an extent", async () => {
   const host = new PoorFile(new BlockError("EIO"));
   host.seekData = () => 100;
   host.seekHole = () => 100;
@@ -151,12 +152,12 @@ Deno.test("data that becomes a hole while it is looked for is an extent", async 
   assertEquals([kindOf(extent), extent.length], ["data", 5000]);
 });
 
-Deno.test("a file that is not where it was has no size on disk", async () => {
+Deno.test("a file that has been moved has no known size on disk", async () => {
   const node = nodeOf(new PoorFile(new BlockError("EIO")));
   assertEquals((await node.info()).actualSize, undefined);
 });
 
-/** Notes what it is asked for. */
+/** Records its requests. */
 class NotingFile extends Unthreaded implements HostFile {
   readonly calls: string[] = [];
 
@@ -201,7 +202,7 @@ class NotingFile extends Unthreaded implements HostFile {
 }
 
 for (const aio of [undefined, "threads", "native", "io_uring"] as const) {
-  Deno.test(`with aio=${aio}, requests of all sizes take that way`, async () => {
+  Deno.test(`with aio=${aio}, requests of all sizes use it`, async () => {
     const host = new NotingFile();
     const node = new FileNode(host, {
       driver: fileDriver,
@@ -220,7 +221,7 @@ for (const aio of [undefined, "threads", "native", "io_uring"] as const) {
     await node.writev(0, part, { fua: true });
     await node.flush();
     const last = node.readv(0, part);
-    // Whoever is under way still has the file.
+    // Requests in flight still have the file.
     await Promise.all([node.close(), last]);
     const way = aio ? " later" : "";
     const calls = ["read", "write", "write", "sync", "sync", "read"]

@@ -6,13 +6,13 @@ import { WriteQueue } from "../../../drivers/file/write_queue.ts";
 
 const KIB = 1024;
 
-/** A file that notes calls, and ends them when it is told to. */
+/** A file that records calls, and completes them on command. */
 class SlowFile {
   readonly bytes = new Uint8Array(4096 * KIB);
-  /** The calls of other threads: where they begin, and their lengths. */
+  /** Offsets and lengths of the calls for other threads. */
   readonly calls: [offset: number, length: number][] = [];
   readonly #ends: (() => void)[] = [];
-  /** Where writing fails. */
+  /** The offset at which writes fail. */
   bad = -1;
 
   get host(): HostFile {
@@ -48,7 +48,7 @@ function part(byte: number): Uint8Array {
   return new Uint8Array(64 * KIB).fill(byte);
 }
 
-Deno.test("writes that wait are joined where they are contiguous", async () => {
+Deno.test("queued writes are merged where they are contiguous", async () => {
   const file = new SlowFile();
   const queue = new WriteQueue(2);
   const offsets = [0, 64, 128, 192, 512, 576, 256].map((at) => at * KIB);
@@ -67,7 +67,7 @@ Deno.test("writes that wait are joined where they are contiguous", async () => {
   ]);
 });
 
-Deno.test("no more is joined than a call does quickly", async () => {
+Deno.test("merged writes stay small enough for a quick call", async () => {
   const file = new SlowFile();
   const queue = new WriteQueue(1);
   const writes = Array.from(
@@ -82,7 +82,7 @@ Deno.test("no more is joined than a call does quickly", async () => {
   );
 });
 
-Deno.test("of writes that were joined, only those fail that cannot be done", async () => {
+Deno.test("of merged writes, only those fail that cannot be done", async () => {
   const file = new SlowFile();
   file.bad = 130 * KIB;
   const queue = new WriteQueue(1);
@@ -98,7 +98,7 @@ Deno.test("of writes that were joined, only those fail that cannot be done", asy
   const error = await assertRejects(() => writes[2], BlockError);
   assertEquals(error.code, "ENOSPC");
   assertEquals(file.bytes[192 * KIB], 4);
-  // The next one is written as usual.
+  // The next write works as usual.
   const last = queue.write(file.host, 0, [part(9)]);
   await file.finish();
   await last;

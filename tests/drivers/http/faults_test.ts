@@ -17,7 +17,7 @@ const MIB = 1024 * 1024;
 const SIZE = 3 * MIB + 777;
 const CONTENT = numbered(SIZE);
 
-/** The image that a server has, as it is. */
+/** The image on the server, unchanged. */
 function disk(server: FaultyServer, options: StackObject = {}): StackObject {
   const url = `${server.url}/disk.raw`;
   return { driver: "raw", file: { driver: "http", url, ...options } };
@@ -57,7 +57,7 @@ Deno.test("http: all of an image is read, each byte once", async () => {
   }
 });
 
-Deno.test("http: what passes is tried again, and the rest goes on where it was", async () => {
+Deno.test("http: transient failures are retried, and a read resumes where it broke off", async () => {
   await using server = new FaultyServer(CONTENT, ({ number }, right) => {
     switch (number % 5) {
       case 0:
@@ -80,7 +80,7 @@ Deno.test("http: what passes is tried again, and the rest goes on where it was",
   assertEquals(read.subarray(0, SIZE), CONTENT);
 });
 
-Deno.test("http: a server that never gets well is given up", async () => {
+Deno.test("http: a server that never recovers is given up on", async () => {
   const broken: Respond = (_, right) => ({ ...right, status: 503 });
   const given = { retries: 1 };
   const server = await refused(broken, "returned error: 503", given);
@@ -89,7 +89,7 @@ Deno.test("http: a server that never gets well is given up", async () => {
   assertEquals((await refused(cut, "connection", given)).asked.length, 2);
 });
 
-Deno.test("http: a silent server is given up, and one that wakes up is not", async () => {
+Deno.test("http: a silent server is given up on, unless it wakes up in time", async () => {
   const silent: Respond = (_, right) => ({ ...right, isSilent: true });
   const given = { retries: 0, timeout: 1 };
   await refused(silent, "has sent nothing for 1 s", given);
@@ -101,7 +101,7 @@ Deno.test("http: a silent server is given up, and one that wakes up is not", asy
   assertEquals(image.size, 3 * MIB + 1024);
 });
 
-Deno.test("http: an object that changes is an error, whatever tells so", async () => {
+Deno.test("http: an object that changes is an error, whatever reveals it", async () => {
   const changes: [what: string, respond: Respond][] = [
     ["412", (_, right) => ({ ...right, status: 412 })],
     ["416", (_, right) => ({ ...right, status: 416 })],
@@ -137,7 +137,7 @@ Deno.test("http: an object that changes is an error, whatever tells so", async (
       what,
     );
     assertEquals(error.code, "EIO");
-    // Even if it changes back: what was read meanwhile may be of neither.
+    // Even if it changes back: data read meanwhile may be of neither version.
     server.respond = (_, right) => right;
     await assertRejects(() => image.read(MIB, 512), BlockError, "has changed");
   }
@@ -179,14 +179,14 @@ Deno.test("http: a weak tag is compared, not sent", async () => {
   await assertRejects(() => image.read(2 * MIB, 512), BlockError, "changed");
 });
 
-Deno.test("http: content that is encoded is not taken for the image's", async () => {
+Deno.test("http: encoded content is not taken for the image's bytes", async () => {
   for (const encoding of ["gzip", "br", "deflate", "zstd", "x-unknown"]) {
     const respond: Respond = (_, right) => ({
       ...right,
       headers: { ...right.headers, "Content-Encoding": encoding },
     });
     await refused(respond, `Content-Encoding: ${encoding}`);
-    // In the middle, too.
+    // In the middle of a read, too.
     await using server = new FaultyServer(CONTENT);
     await using image = await openImage(disk(server));
     server.respond = respond;
@@ -244,7 +244,7 @@ Deno.test("http: bodies that are too short or too long are refused", async () =>
   );
 });
 
-Deno.test("http: statuses become codes", async () => {
+Deno.test("http: statuses become error codes", async () => {
   const codes = { 404: "ENOENT", 410: "ENOENT", 401: "EACCES", 403: "EACCES" };
   for (const [status, code] of Object.entries(codes)) {
     await using server = new FaultyServer(
@@ -261,7 +261,7 @@ Deno.test("http: statuses become codes", async () => {
   }
 });
 
-Deno.test("http: small and empty objects are read without ranges, too", async () => {
+Deno.test("http: small and empty objects are read even without ranges", async () => {
   for (const size of [0, 1, 511, 512, 65_537]) {
     for (const hasRanges of [true, false]) {
       await using server = new FaultyServer(CONTENT.slice(0, size));
@@ -283,7 +283,7 @@ Deno.test("http: small and empty objects are read without ranges, too", async ()
   }
 });
 
-/** A server that has no ranges. */
+/** A server without support for ranges. */
 const whole: Respond = (asked, right) => ({
   ...right,
   status: 200,
@@ -292,7 +292,7 @@ const whole: Respond = (asked, right) => ({
   ...(asked.number === 0 && asked.path.includes("cut") && { cutAt: 300_000 }),
 });
 
-Deno.test("http: a server without ranges is refused, or read once", async () => {
+Deno.test("http: without ranges, a server is refused, or downloaded once", async () => {
   const server = await refused(whole, "does not support 'range'");
   assertEquals(server.asked.length, 1);
   const file = await Deno.makeTempFile();
@@ -304,7 +304,7 @@ Deno.test("http: a server without ranges is refused, or read once", async () => 
       assertEquals(server.asked.length, 1);
     }
     assertEquals(await Deno.readFile(file), CONTENT);
-    // What is there is not overwritten.
+    // An existing file is not overwritten.
     await refused(whole, "is not empty", { download: file });
     assertEquals((await Deno.stat(file)).size, SIZE);
   } finally {
@@ -312,7 +312,7 @@ Deno.test("http: a server without ranges is refused, or read once", async () => 
   }
 });
 
-Deno.test("http: a download that breaks begins anew, and leaves no half", async () => {
+Deno.test("http: a broken download starts over, and leaves nothing incomplete", async () => {
   await using server = new FaultyServer(CONTENT, whole);
   const url = `${server.url}/cut`;
   const file = await Deno.makeTempFile();
@@ -336,7 +336,7 @@ Deno.test("http: a download that breaks begins anew, and leaves no half", async 
   }
 });
 
-Deno.test("http: a download keeps to its limit, and knows where it ends", async () => {
+Deno.test("http: a download respects its limit, and must have a known end", async () => {
   const given = { download: "memory", "download-limit": "2M" };
   await refused(whole, "larger than the 2097152 bytes", given);
   const sized: Respond = (_, right) => ({
@@ -356,7 +356,7 @@ Deno.test("http: a download keeps to its limit, and knows where it ends", async 
   await refused(endless, "nor its end", { download: "memory" });
 });
 
-Deno.test("http: a read is given up when its signal says so", async () => {
+Deno.test("http: a read can be aborted by its signal", async () => {
   await using server = new FaultyServer(CONTENT);
   await using image = await openImage(disk(server));
   server.respond = (_, right) => ({ ...right, isSilent: true });

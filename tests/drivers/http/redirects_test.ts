@@ -32,14 +32,14 @@ Deno.test("http: redirects are followed, and remembered", async () => {
     });
     assertEquals(await image.read(0, image.size), CONTENT);
     assertEquals(first.asked.length, 1);
-    // It has lost its validity: the first server knows a new place.
+    // The redirect no longer works: the first server knows a new one.
     target.respond = (asked, right) =>
       asked.path === "/there" ? { ...right, status: 403 } : right;
     first.respond = redirectTo(`${target.url}/elsewhere`);
   }
 });
 
-Deno.test("http: a redirect that expires is asked for again", async () => {
+Deno.test("http: an expired redirect is requested again", async () => {
   await using target = new FaultyServer(CONTENT);
   await using first = new FaultyServer(CONTENT, redirectTo(`${target.url}/1`));
   await using image = await openImage({ driver: "http", url: `${first.url}/` });
@@ -167,7 +167,7 @@ async function overlayOf(backing: string): Promise<Uint8Array<ArrayBuffer>> {
   return await Deno.readFile(file);
 }
 
-/** A server of an overlay, and of whatever else is asked for. */
+/** A server of an overlay, and of anything else that is requested. */
 async function serverOf(backing: string): Promise<FaultyServer> {
   const overlay = await overlayOf(backing);
   const server = new FaultyServer(CONTENT);
@@ -193,7 +193,7 @@ async function opens(server: FaultyServer, gate?: Gate): Promise<boolean> {
   }
 }
 
-Deno.test("http: a remote image names what is in its own folder, no more", async () => {
+Deno.test("http: a remote image may name only files in its own folder", async () => {
   const names: [name: string, isPermitted: boolean][] = [
     ["base.raw", true],
     ["b/base.raw", true],
@@ -217,7 +217,7 @@ Deno.test("http: a remote image names what is in its own folder, no more", async
   for (const [name, isPermitted] of names) {
     const port = (await serverOf("x")).port;
     await using server = await serverOf(name.replace("PORT", String(port)));
-    // The port is known only once the server is there.
+    // The port is known only once the server is running.
     const again = await overlayOf(name.replace("PORT", String(server.port)));
     const { rightAnswer } = server;
     server.respond = (asked) => {
@@ -229,7 +229,7 @@ Deno.test("http: a remote image names what is in its own folder, no more", async
   }
 });
 
-Deno.test("http: gates: below a URL, and a function", async () => {
+Deno.test("http: gates: a URL prefix, and a function", async () => {
   await using server = await serverOf("../base.raw");
   assertEquals(await opens(server, { below: server.url }), true);
   assertEquals(await opens(server, { below: `${server.url}/` }), true);
@@ -238,11 +238,11 @@ Deno.test("http: gates: below a URL, and a function", async () => {
   const names: string[] = [];
   const gate: Gate = ({ filename }) => names.push(filename) > 0;
   assertEquals(await opens(server, gate), true);
-  // A query is that of one object.
+  // A query belongs to one object only.
   assertEquals(names, [`${server.url}/a/../base.raw`]);
 });
 
-Deno.test("http: a local image names no URL, unless the gate says so", async () => {
+Deno.test("http: a local image names no URL, unless the gate permits it", async () => {
   await using server = new FaultyServer(CONTENT);
   await using folder = new TempDir();
   const file = folder.file("overlay.qcow2");
@@ -260,7 +260,7 @@ Deno.test("http: a local image names no URL, unless the gate says so", async () 
   }
 });
 
-Deno.test("http: what an image names cannot be redirected past the gate", async () => {
+Deno.test("http: a file that an image names cannot be redirected past the gate", async () => {
   await using other = new FaultyServer(CONTENT);
   await using server = await serverOf("base.raw");
   const { respond } = server;

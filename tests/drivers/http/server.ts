@@ -1,5 +1,5 @@
 /**
- * A web server that makes mistakes when it is told to.
+ * A web server that makes mistakes on demand.
  *
  * @module
  */
@@ -9,32 +9,32 @@ export interface Asked {
   readonly method: string;
   readonly path: string;
   readonly headers: Headers;
-  /** The range that was asked for, `end` being the first byte after it. */
+  /** The requested range; `end` is exclusive. */
   readonly range?: { readonly start: number; readonly end: number };
-  /** How many requests came before it. */
+  /** How many requests came before. */
   readonly number: number;
 }
 
-/** What is sent back, to the letter. */
+/** The response, sent verbatim. */
 export interface Answer {
   status: number;
   headers: Record<string, string>;
   body: Uint8Array;
-  /** Bytes of the body that are sent before the connection is cut. */
+  /** Bytes of the body to send before the connection is cut. */
   cutAt?: number;
-  /** Milliseconds before anything is sent. */
+  /** A delay before anything is sent, in milliseconds. */
   delay?: number;
   /** Whether nothing is ever sent. */
   isSilent?: boolean;
 }
 
-/** How requests are answered; `right` is what a good server would answer. */
+/** How to respond; `right` is what a correct server would send. */
 export type Respond = (
   asked: Asked,
   right: Answer,
 ) => Answer | Promise<Answer>;
 
-/** A server of one object, at every path. */
+/** A server that has the same object at every path. */
 export class FaultyServer implements AsyncDisposable {
   /** The requests so far. */
   readonly asked: Asked[] = [];
@@ -53,7 +53,7 @@ export class FaultyServer implements AsyncDisposable {
     this.#serving = this.#serve();
   }
 
-  /** Its URL, without a slash at the end. */
+  /** Its URL, without a trailing slash. */
   get url(): string {
     return `http://127.0.0.1:${this.port}`;
   }
@@ -73,13 +73,13 @@ export class FaultyServer implements AsyncDisposable {
             try {
               connection.close();
             } catch {
-              // It has been.
+              // It is closed already.
             }
           }),
         );
       }
     } catch {
-      // It has been closed.
+      // The connection has been closed.
     }
     await Promise.all(all);
   }
@@ -129,7 +129,7 @@ export class FaultyServer implements AsyncDisposable {
     };
   }
 
-  /** The answer of a server that makes no mistake. */
+  /** A correct server's response. */
   rightAnswer({ headers: asked, range }: Asked): Answer {
     const { content, etag } = this;
     const headers: Record<string, string> = {
@@ -154,7 +154,7 @@ export class FaultyServer implements AsyncDisposable {
     return { status: 206, headers, body: content.subarray(start, end) };
   }
 
-  /** Whether the connection can be used again. */
+  /** Whether the connection can be reused. */
   async #send(
     connection: Deno.Conn,
     { method }: Asked,
@@ -197,7 +197,7 @@ export class FaultyServer implements AsyncDisposable {
       try {
         connection.close();
       } catch {
-        // It has been.
+        // It is closed already.
       }
     }
     await this.#serving;
@@ -212,7 +212,7 @@ async function write(connection: Deno.Conn, bytes: Uint8Array): Promise<void> {
   }
 }
 
-/** Bytes of which no two aligned words are equal. */
+/** Bytes in which no two aligned words are equal. */
 export function numbered(length: number): Uint8Array<ArrayBuffer> {
   const words = new Uint32Array(Math.ceil(length / 4)).map((_, at) =>
     Math.imul(at + 1, 2654435761)

@@ -62,14 +62,14 @@ for (const [name, options] of Object.entries(VARIANTS)) {
       await make(file, size, options);
       const node = async () => (await open(file)).node;
       const first = await node();
-      // A new one holds whatever zeroes of the file decrypt to.
+      // A new disk holds whatever the file's zeroes decrypt to.
       await first.writev!(0, [new Uint8Array(size)]);
       return { node: first, reopen: node };
     },
   });
 }
 
-Deno.test("a luks disk has nothing readable in its file, nor a place there", async () => {
+Deno.test("a luks disk exposes neither plaintext nor offsets in its file", async () => {
   const file = memory();
   await make(file, MIB);
   {
@@ -106,7 +106,7 @@ Deno.test("amend() adds passphrases to a luks disk and erases them", async () =>
     await amend({ ...add, "new-secret": "s2", keyslot: 7 });
     assertEquals(await slots(), [0, 1, 7]);
     await amend({ state: "inactive", "old-secret": "s0" });
-    // The key is known, though the passphrase that led to it is gone.
+    // The key is in memory, although the passphrase that led to it is gone.
     await amend({ ...add, "new-secret": "s1", keyslot: 3 });
     assertEquals(await slots(), [1, 3, 7]);
     await amend({ state: "inactive", "old-secret": "s1" });
@@ -129,7 +129,7 @@ Deno.test("amend() adds passphrases to a luks disk and erases them", async () =>
   assertEquals(await slots(), []);
 });
 
-Deno.test("a power cut amid amend() leaves no active key slot that opens nothing", async () => {
+Deno.test("a power cut during amend() leaves no active key slot that opens nothing", async () => {
   const passphrases = ["s0", "s1"];
   const file = memory();
   await make(file, 4096);
@@ -181,7 +181,7 @@ const WRONG: readonly [message: string, options: OptionValues][] = [
 ];
 
 for (const [message, options] of WRONG) {
-  Deno.test(`making a luks disk fails before its file is touched: ${message}`, async () => {
+  Deno.test(`creating a luks disk fails before its file is touched: ${message}`, async () => {
     const file = { driver: "memory", store: new MemoryStore(100) };
     const error = await assertRejects(
       () => make(file, MIB, options),
@@ -218,7 +218,7 @@ Deno.test("a luks disk may have its header elsewhere", async () => {
   );
 });
 
-Deno.test("without its key, a luks disk tells what it is and nothing else", async () => {
+Deno.test("without its key, a luks disk can be described, and nothing else", async () => {
   const file = memory();
   await make(file, MIB);
   await using image = await open(file, { "key-secret": undefined }, {

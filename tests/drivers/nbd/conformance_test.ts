@@ -1,6 +1,6 @@
 /**
  * The driver's own conformance, through our server: over streams in memory,
- * with and without the later parts of the protocol.
+ * with and without the newer parts of the protocol.
  *
  * @module
  */

@@ -6,7 +6,7 @@ import {
   selectContexts,
 } from "../../../drivers/nbd/export.ts";
 
-/** A context whose runs are these, from the start of a disk. */
+/** A context with these runs, from the start of a disk. */
 function contextOf(runs: Run[], join: MetaContext["join"]): MetaContext {
   return {
     name: "test:runs",
@@ -29,7 +29,7 @@ const RUNS = [[1000, 0], [24, 3], [1024, 3], [100, 0], [412, 3], [600, 3]]
   .map(([length, flags]) => ({ length, flags }));
 const SIZE = 3160;
 
-Deno.test("runsOf() joins neighbours that are alike", async () => {
+Deno.test("runsOf() merges equal neighbours", async () => {
   const context = contextOf(RUNS, (a, b) => a & b);
   const found = await runsOf(context, 0, SIZE, 10);
   assertEquals(found.map(({ length, flags }) => [length, flags]), [
@@ -42,7 +42,7 @@ Deno.test("runsOf() joins neighbours that are alike", async () => {
   assertEquals(await runsOf(context, 1100, 50, 1), [{ length: 50, flags: 3 }]);
 });
 
-Deno.test("runsOf() answers whole blocks: what is joined is what is sure", async () => {
+Deno.test("runsOf() returns whole blocks, joining the flags of mixed ones", async () => {
   const both = (a: number, b: number) => a & b;
   const either = (a: number, b: number) => a | b;
   const lengths = async (join: MetaContext["join"]) =>
@@ -52,7 +52,7 @@ Deno.test("runsOf() answers whole blocks: what is joined is what is sure", async
   assertEquals(await lengths(either), [[512, 0], [SIZE - 512, 3]]);
 });
 
-Deno.test("selectContexts() knows names and, in lists, kinds", () => {
+Deno.test("selectContexts() knows names and, for listing, namespaces", () => {
   const contexts = ["base:allocation", "qemu:dirty-bitmap:a", "qemu:x"]
     .map((name) => ({ ...contextOf([], Math.max), name }));
   const cases: [query: string, list: boolean, ids: number[]][] = [

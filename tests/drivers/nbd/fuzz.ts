@@ -1,9 +1,10 @@
 /**
- * Conversations with bytes changed, left out and put in, for both ends of the
- * wire: each ends in good time, whatever comes, and leaves nothing behind.
+ * Conversations with bytes changed, left out and inserted, for both ends of the
+ * wire: each must end in good time, whatever comes, and leave nothing behind.
  *
- * `deno run -A tests/drivers/nbd/fuzz.ts [COUNT] [SEED]` has as many of each
- * end, and prints how long the longest took, and how much memory all needed.
+ * `deno run -A tests/drivers/nbd/fuzz.ts [COUNT] [SEED]` runs COUNT of them for
+ * each end, and prints how long the longest took, and how much memory was
+ * needed.
  *
  * @module
  */
@@ -24,10 +25,10 @@ import { Random } from "../../model.ts";
 import { entered, memoryImage, RawClient } from "./peers.ts";
 import { streamPair } from "./streams.ts";
 
-/** A conversation longer than this counts as one that hangs, in ms. */
+/** A conversation longer than this counts as hanging, in milliseconds. */
 const LIMIT = 10_000;
 
-/** What a client does with a server, whatever comes of it. */
+/** What a client does with a server; errors do not matter. */
 type Talk = (stream: ByteStream) => Promise<void>;
 
 /** Enter the export, and make requests of all kinds. */
@@ -51,7 +52,7 @@ function requests(replies: "extended" | "structured" | "simple"): Talk {
   };
 }
 
-/** All options, one after the other, and data where there should be none. */
+/** All options in turn, and data where there should be none. */
 async function options(stream: ByteStream): Promise<void> {
   const client = new RawClient(stream);
   await client.greet();
@@ -81,7 +82,7 @@ async function options(stream: ByteStream): Promise<void> {
   while (!await client.isAtEnd());
 }
 
-/** The oldest way in, and no more. */
+/** The oldest handshake, and no more. */
 async function oldest(stream: ByteStream): Promise<void> {
   const client = new RawClient(stream);
   await client.greet(0);
@@ -91,7 +92,7 @@ async function oldest(stream: ByteStream): Promise<void> {
   while (!await client.isAtEnd());
 }
 
-/** What our client does; others may do more. */
+/** What our client does; other clients may do more. */
 const OURS: readonly Talk[] = [
   requests("extended"),
   requests("structured"),
@@ -100,7 +101,7 @@ const OURS: readonly Talk[] = [
 ];
 const OTHERS: readonly Talk[] = [options, oldest];
 
-/** A stream whose bytes are kept, to be said again. */
+/** A stream that records its bytes, to be replayed. */
 function recorded(stream: ByteStream, said: number[]): ByteStream {
   return {
     read: (into) => stream.read(into),
@@ -114,7 +115,7 @@ function recorded(stream: ByteStream, said: number[]): ByteStream {
 
 interface Conversation {
   readonly talk: Talk;
-  /** What each end says when nothing is wrong. */
+  /** What each end sends when nothing is wrong. */
   readonly client: Uint8Array;
   readonly server: Uint8Array;
 }
@@ -136,7 +137,7 @@ async function conversation(talk: Talk): Promise<Conversation> {
 function mutated(bytes: Uint8Array, random: Random): Uint8Array {
   let result: Uint8Array = bytes.slice();
   for (let count = 1 + random.below(4); count > 0; count--) {
-    // The beginning, where lengths and magic numbers are, more often.
+    // Favour the beginning, with its lengths and magic numbers.
     const within = random.below(2)
       ? result.length
       : Math.min(600, result.length);
@@ -169,14 +170,14 @@ function mutated(bytes: Uint8Array, random: Random): Uint8Array {
   return result;
 }
 
-/** Say something, read what is answered, and hang up. */
+/** Send something, read the replies, and hang up. */
 async function say(stream: ByteStream, bytes: Uint8Array): Promise<void> {
   const into = new Uint8Array(65536);
   const listening = (async () => {
     while (await stream.read(into));
   })();
   await stream.write(bytes).catch(() => {});
-  // What is said has been taken by then, as far as it ever will be.
+  // By then the peer has read as much of it as it ever will.
   for (let turn = 0; turn < 3; turn++) {
     await new Promise((resolve) => setTimeout(resolve, 0));
   }
@@ -184,7 +185,7 @@ async function say(stream: ByteStream, bytes: Uint8Array): Promise<void> {
   await listening.catch(() => {});
 }
 
-async function inTime<T>(what: string, promise: Promise<T>): Promise<T> {
+async function withTimeout<T>(what: string, promise: Promise<T>): Promise<T> {
   let timer: ReturnType<typeof setTimeout> | undefined;
   const late = new Promise<never>((_, reject) => {
     timer = setTimeout(() => reject(new Error(`${what} hangs`)), LIMIT);
@@ -196,10 +197,10 @@ async function inTime<T>(what: string, promise: Promise<T>): Promise<T> {
   }
 }
 
-/** Conversations at once: most of the time, one waits for its turns. */
+/** Concurrent conversations: a single one spends most of its time waiting. */
 const AT_ONCE = 20;
 
-/** Conversations that are changed in an order that a seed determines. */
+/** Conversations mutated in a sequence that a seed determines. */
 export class Fuzzer {
   readonly #random: Random;
   readonly #said: readonly Conversation[];
@@ -216,27 +217,27 @@ export class Fuzzer {
     this.#image = image;
   }
 
-  /** Hear what is said when nothing is wrong. */
+  /** Record what is sent when nothing is wrong. */
   static async start(seed: number): Promise<Fuzzer> {
     const said = await Promise.all([...OURS, ...OTHERS].map(conversation));
     return new Fuzzer(seed, said, await memoryImage(2 << 20));
   }
 
-  /** A server hears what makes no sense. */
+  /** Send nonsense to a server. */
   async server(): Promise<void> {
     const random = this.#random;
     const { client } = this.#said[random.below(this.#said.length)];
     const bytes = mutated(client, random);
     const [ours, theirs] = this.#connection();
     const server = await serveNbd(this.#image, theirs, { writable: true });
-    await inTime(
+    await withTimeout(
       `conversation ${this.#count}`,
       Promise.all([say(ours, bytes), server.ended]),
     );
     assertEquals(server.clients, 0);
   }
 
-  /** A client is answered what makes no sense. */
+  /** Answer a client with nonsense. */
   async client(): Promise<void> {
     const random = this.#random;
     const { talk, server } = this.#said[random.below(OURS.length)];
@@ -245,13 +246,13 @@ export class Fuzzer {
     const talking = talk(ours).catch((error) => {
       if (!(error instanceof BlockError)) throw error;
     }).finally(() => ours.close());
-    await inTime(
+    await withTimeout(
       `conversation ${this.#count}`,
       Promise.all([say(theirs, bytes), talking]),
     );
   }
 
-  /** Have `count` conversations with one of the ends. */
+  /** Run `count` conversations with one of the ends. */
   async run(end: "server" | "client", count: number): Promise<void> {
     for (let i = 0; i < count; i += AT_ONCE) {
       const batch = Array.from(

@@ -1,5 +1,5 @@
 /**
- * Some of the conversations of `fuzz.ts`.
+ * A sample of the conversations of `fuzz.ts`.
  *
  * @module
  */
@@ -7,12 +7,12 @@ import { Fuzzer } from "./fuzz.ts";
 
 const COUNT = 1000;
 
-Deno.test("a server outlives all that clients say", async () => {
+Deno.test("a server survives anything a client sends", async () => {
   const fuzzer = await Fuzzer.start(1);
   await fuzzer.run("server", COUNT);
 });
 
-Deno.test("a client outlives all that servers say", async () => {
+Deno.test("a client survives anything a server sends", async () => {
   const fuzzer = await Fuzzer.start(2);
   await fuzzer.run("client", COUNT);
 });

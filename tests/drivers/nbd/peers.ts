@@ -1,6 +1,5 @@
 /**
- * Disks that are served within a test, and peers that speak the protocol by
- * hand.
+ * Disks served within a test, and peers that speak the protocol by hand.
  *
  * @module
  */
@@ -37,7 +36,7 @@ export async function memoryImage(size = 4 << 20): Promise<Image> {
   return new Image(await openNode({ driver: "qcow2", file }));
 }
 
-/** A server of one connection, and our end of that. */
+/** A server of one connection, and our end of that connection. */
 export async function served(
   image: Image,
   options: NbdServerOptions = {},
@@ -57,7 +56,7 @@ export async function entered(
   return new NbdClient(await new ClientHandshake(stream, all).enter());
 }
 
-/** A client that sends what it is told to. */
+/** A client that sends whatever it is told to. */
 export class RawClient {
   readonly stream: ByteStream;
   readonly #reader: MessageReader;
@@ -129,7 +128,7 @@ export class RawClient {
     return this.#reader.message(length);
   }
 
-  /** Whether nothing more comes. */
+  /** Whether the connection has ended. */
   async isAtEnd(): Promise<boolean> {
     return await this.#reader.next(1).then(() => false, () => true);
   }

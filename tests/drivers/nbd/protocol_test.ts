@@ -1,6 +1,6 @@
 /**
  * The protocol: client and server against each other, and against peers that
- * do not keep to it.
+ * violate it.
  *
  * @module
  */
@@ -28,7 +28,7 @@ import { streamPair } from "./streams.ts";
 const MIB = 1 << 20;
 
 for (const replies of ["extended", "structured", "simple"] as const) {
-  Deno.test(`a client with ${replies} replies reads, writes and asks`, async () => {
+  Deno.test(`a client with ${replies} replies reads, writes and queries`, async () => {
     await using image = await memoryImage();
     const [stream, server] = await served(image);
     const client = await entered(stream, { replies });
@@ -50,7 +50,7 @@ for (const replies of ["extended", "structured", "simple"] as const) {
       const [{ length, flags }] = await client.status(2 * MIB, MIB, true);
       assertEquals([length, flags], [MIB, 3]);
     }
-    // Errors leave the connection as it was.
+    // Errors leave the connection usable.
     for (
       const wrong of [
         () => client.read(4 * MIB - 1, [new Uint8Array(2)]),
@@ -72,7 +72,7 @@ for (const replies of ["extended", "structured", "simple"] as const) {
   });
 }
 
-Deno.test("64 requests at once, the largest among them, each get their own", async () => {
+Deno.test("64 requests at once, the largest possible among them, each get their own reply", async () => {
   await using image = await memoryImage(64 * MIB);
   await image.write(0, new Uint8Array(32 * MIB).fill(5));
   const [stream, server] = await served(image);
@@ -94,7 +94,7 @@ Deno.test("64 requests at once, the largest among them, each get their own", asy
   await server.ended;
 });
 
-Deno.test("few large reads are under way at once, unless they are slow", async () => {
+Deno.test("few large reads are in flight at once, unless they are slow", async () => {
   await using image = await memoryImage(8 * MIB);
   const readv = image.readv.bind(image);
   const pause = (ms: number) => new Promise((done) => setTimeout(done, ms));
@@ -115,7 +115,7 @@ Deno.test("few large reads are under way at once, unless they are slow", async (
   await pause(10);
   assertEquals(waiting.length, 4);
   for (const resolve of waiting) resolve();
-  // Those have taken their time: the others wait together.
+  // Those took long enough: the others are sent together.
   while (waiting.length < 32) await pause(1);
   for (const resolve of waiting) resolve();
   await Promise.all(reads);
@@ -123,7 +123,7 @@ Deno.test("few large reads are under way at once, unless they are slow", async (
   await server.ended;
 });
 
-Deno.test("a server tells what it has, and only the asker of its name gets it", async () => {
+Deno.test("a server lists its export, and only a client that names it gets in", async () => {
   await using image = await memoryImage();
   const options = {
     name: "disk",
@@ -171,7 +171,7 @@ Deno.test("a server tells what it has, and only the asker of its name gets it", 
   await client.close();
 });
 
-Deno.test("a server that is read-only refuses to be written to", async () => {
+Deno.test("a read-only server refuses writes", async () => {
   await using image = await memoryImage();
   const [stream] = await served(image, { writable: false });
   const client = await entered(stream);
@@ -199,7 +199,7 @@ Deno.test("a server that is read-only refuses to be written to", async () => {
   assertEquals(disk.size, 4 * MIB);
 });
 
-Deno.test("options that make no sense are refused, and others go on", async () => {
+Deno.test("options that make no sense are refused, and negotiation goes on", async () => {
   await using image = await memoryImage();
   const [stream] = await served(image);
   const client = new RawClient(stream);
@@ -251,7 +251,7 @@ Deno.test("options that make no sense are refused, and others go on", async () =
       ERROR_INVALID,
       "request option 'set meta context' when structured reply is not negotiated",
     ],
-    // What QEMU's server dies of.
+    // QEMU's server dies of this one.
     [
       OPTION.LIST_META_CONTEXT,
       queries(0, junk),
@@ -274,7 +274,7 @@ Deno.test("options that make no sense are refused, and others go on", async () =
   assertEquals((await client.reply()).type, REPLY.ACK);
   await client.option(OPTION.STRUCTURED_REPLY);
   assertEquals((await client.reply()).type, ERROR_INVALID);
-  // Too long a query selects nothing, and is no error.
+  // Too long a query selects nothing, but is no error.
   await client.option(
     OPTION.SET_META_CONTEXT,
     queries(2, lengthAndText("base:".repeat(2000)), lengthAndText("no colon")),
@@ -285,7 +285,7 @@ Deno.test("options that make no sense are refused, and others go on", async () =
   assert(await client.isAtEnd());
 });
 
-Deno.test("what cannot be understood costs the connection", async (t) => {
+Deno.test("what cannot be parsed costs the connection", async (t) => {
   await using image = await memoryImage();
   const trials: Record<string, (client: RawClient) => Promise<void>> = {
     "unknown flags": (client) => client.greet(0x80),
@@ -330,7 +330,7 @@ Deno.test("what cannot be understood costs the connection", async (t) => {
   }
 });
 
-Deno.test("requests that make no sense get errors, and others go on", async () => {
+Deno.test("requests that make no sense get errors, and others still work", async () => {
   await using image = await memoryImage();
   const [stream] = await served(image);
   const client = new RawClient(stream);
@@ -352,7 +352,7 @@ Deno.test("requests that make no sense get errors, and others go on", async () =
     await client.request(type, offset, length, { flags, cookie: index });
     assertEquals(await client.simpleReply(), [22, index], `case ${index}`);
   }
-  // The data of a bad write are not taken for requests.
+  // The data of a refused write is not taken for requests.
   const data = new Uint8Array(512);
   await client.request(COMMAND.WRITE, 4 * MIB, 512, { data });
   assertEquals(await client.simpleReply(), [28, 1]);
@@ -363,7 +363,7 @@ Deno.test("requests that make no sense get errors, and others go on", async () =
   assertEquals(await image.read(0, 512), data);
 });
 
-Deno.test("a client that takes too long to choose is sent away", async () => {
+Deno.test("a client that takes too long to choose an export is disconnected", async () => {
   await using image = await memoryImage();
   const [stream, server] = await served(image, { handshakeLimit: 0.05 });
   const client = new RawClient(stream);
@@ -372,7 +372,7 @@ Deno.test("a client that takes too long to choose is sent away", async () => {
   await server.ended;
 });
 
-Deno.test("a client waits for its turn where there may be no more", async () => {
+Deno.test("a client above the limit waits for its turn", async () => {
   await using image = await memoryImage();
   const waiting = [streamPair(), streamPair()];
   const ends = waiting.map(([_, theirs]) => theirs);
@@ -390,7 +390,7 @@ Deno.test("a client waits for its turn where there may be no more", async () => 
   await (await second).close();
 });
 
-Deno.test("a closing server finishes what it has begun", async () => {
+Deno.test("a closing server finishes requests in flight", async () => {
   await using image = await memoryImage();
   const [stream, server] = await served(image);
   const client = await entered(stream);
@@ -407,7 +407,7 @@ Deno.test("a closing server finishes what it has begun", async () => {
   }
 });
 
-Deno.test("a closing server does not wait for a client that takes no answers", async () => {
+Deno.test("a closing server does not wait for a client that reads no replies", async () => {
   await using image = await memoryImage();
   const [ours, theirs] = streamPair();
   let isStuck = false;
@@ -439,7 +439,7 @@ Deno.test("a closing server does not wait for a client that takes no answers", a
   );
 });
 
-Deno.test("a peer that announces much and sends nothing gives its memory back", async () => {
+Deno.test("a peer that announces much data and sends none gives its memory back", async () => {
   await using image = await memoryImage(64 * MIB);
   const pairs = Array.from({ length: 12 }, () => streamPair());
   const ends = pairs.map(([_, theirs]) => theirs);
@@ -452,7 +452,7 @@ Deno.test("a peer that announces much and sends nothing gives its memory back", 
     writable: true,
     maxMemory: 70 * MIB,
   });
-  // Two of them take all there is.
+  // Two of these take the whole budget.
   for (const [stream] of pairs.slice(0, 2)) {
     const client = new RawClient(stream);
     await client.greet();
@@ -466,7 +466,7 @@ Deno.test("a peer that announces much and sends nothing gives its memory back", 
   await client.close();
 });
 
-Deno.test("bad servers are told in QEMU's words", async (t) => {
+Deno.test("bad servers are reported in QEMU's words", async (t) => {
   const greeting = message(18);
   greeting.bytes.set(encodeText("NBDMAGICIHAVEOPT"));
   greeting.setU16(16, 3);
@@ -502,7 +502,7 @@ Deno.test("bad servers are told in QEMU's words", async (t) => {
   }
 });
 
-Deno.test("of a connection that has web streams as well, those are not used", async () => {
+Deno.test("a connection's web streams are not used if it can read and write itself", async () => {
   await using image = await memoryImage();
   const both = (stream: ByteStream) => ({
     ...stream,
@@ -520,7 +520,7 @@ Deno.test("of a connection that has web streams as well, those are not used", as
   await node.close();
 });
 
-Deno.test("where there are no sockets, that is said", async () => {
+Deno.test("a runtime without sockets gives a clear error", async () => {
   usePlatform(webPlatform());
   try {
     const error = await assertRejects(

@@ -1,6 +1,7 @@
 /**
  * Connections that break, and servers that die, at every message: what was
- * flushed, or written through, is there in the end, and nothing is overtaken.
+ * flushed, or written with FUA, must be there in the end, and no write may
+ * overtake another.
  *
  * @module
  */
@@ -31,7 +32,7 @@ import { streamPair } from "./streams.ts";
 const UNIT = 4096;
 const SIZE = 64 * UNIT;
 
-/** A disk that forgets what was not flushed when its server dies. */
+/** A disk that loses what was not flushed when its server dies. */
 class VolatileDisk {
   readonly #durable = new Uint8Array(SIZE);
   readonly #cached = new Uint8Array(SIZE);
@@ -75,7 +76,7 @@ class VolatileDisk {
     return new Image({ ...node, flush, size: SIZE } as BlockNode);
   }
 
-  /** The power fails: what nobody has flushed is gone. */
+  /** The power fails: what was not flushed is gone. */
   lose(): void {
     this.#cached.set(this.#durable);
   }
@@ -85,7 +86,10 @@ class VolatileDisk {
   }
 }
 
-/** A server that breaks off after some bytes, the first time, and comes back. */
+/**
+ * A server whose first connection breaks after some bytes, and which comes
+ * back.
+ */
 async function brittle(
   disk: VolatileDisk,
   cuts: { cutThere?: number; cutBack?: number },
@@ -101,13 +105,13 @@ async function brittle(
   };
 }
 
-/** The first byte of each unit: all of one are the same. */
+/** The first byte of each unit: a unit's bytes are all equal. */
 function units(bytes: Uint8Array): number[] {
   return Array.from({ length: 6 }, (_, i) => bytes[i * UNIT]);
 }
 
-/** What each end says until everything below is done. */
-async function allThatIsSaid(): Promise<[there: Uint8Array, back: Uint8Array]> {
+/** What each end sends until all the work below is done. */
+async function recordTraffic(): Promise<[there: Uint8Array, back: Uint8Array]> {
   const disk = new VolatileDisk();
   const image = await disk.image();
   const there: number[] = [];
@@ -134,7 +138,7 @@ async function allThatIsSaid(): Promise<[there: Uint8Array, back: Uint8Array]> {
   return [Uint8Array.from(there), Uint8Array.from(back)];
 }
 
-/** How messages begin. The data of writes are nothing like them. */
+/** How messages begin. Written data never looks like that. */
 const MAGICS = new Set([
   OPTION_MAGIC[0],
   OPTION_REPLY_MAGIC[0],
@@ -145,7 +149,10 @@ const MAGICS = new Set([
   EXTENDED_REPLY_MAGIC,
 ]);
 
-/** Where to break off: before, in the head of and at the end of each message. */
+/**
+ * Offsets to break off at: before, within the head and at the end of each
+ * message.
+ */
 function breaks(said: Uint8Array): number[] {
   const fields = new Fields(said);
   const found = new Set<number>([said.length - 1]);
@@ -161,9 +168,11 @@ interface Cut {
   cutBack?: number;
 }
 
-/** Try something with connections that break at each message, either way. */
+/**
+ * Try something with connections that break at each message, in each direction.
+ */
 async function atEveryMessage(act: (cut: Cut) => Promise<void>): Promise<void> {
-  const [there, back] = await allThatIsSaid();
+  const [there, back] = await recordTraffic();
   const cuts: Cut[] = [
     ...breaks(there).map((cutThere) => ({ cutThere })),
     ...breaks(back).map((cutBack) => ({ cutBack })),
@@ -172,7 +181,7 @@ async function atEveryMessage(act: (cut: Cut) => Promise<void>): Promise<void> {
   while (cuts.length > 0) await Promise.all(cuts.splice(0, 100).map(act));
 }
 
-/** Writes of all kinds; `model` becomes what the disk must hold then. */
+/** Writes of all kinds; `model` becomes what the disk must hold afterwards. */
 async function work(node: BlockNode, model: Uint8Array): Promise<void> {
   const write = async (unit: number, value: number, fua = false) => {
     const bytes = new Uint8Array(UNIT).fill(value);
@@ -185,7 +194,7 @@ async function work(node: BlockNode, model: Uint8Array): Promise<void> {
   await Promise.all([write(2, 4), write(3, 5), write(4, 6, true)]);
   await node.flush!();
   await write(0, 7);
-  // What is durable must not be overwritten by what came before.
+  // A retried older write must not overwrite this durable one.
   await write(0, 8, true);
   await node.writeZeroes!(3 * UNIT, UNIT);
   model.fill(0, 3 * UNIT, 4 * UNIT);
@@ -196,7 +205,7 @@ async function work(node: BlockNode, model: Uint8Array): Promise<void> {
   await node.flush!();
 }
 
-Deno.test("with a delay, all goes on as if no connection had ever broken", async () => {
+Deno.test("with a reconnect delay, all goes on as if the connection had never broken", async () => {
   await atEveryMessage(async (cut) => {
     const disk = new VolatileDisk();
     const connect = await brittle(disk, cut);
@@ -213,7 +222,7 @@ Deno.test("with a delay, all goes on as if no connection had ever broken", async
   });
 });
 
-Deno.test("without one, nothing that was flushed is lost, and what may be is told", async () => {
+Deno.test("without one, nothing flushed is lost, and other losses are reported", async () => {
   await atEveryMessage(async (cut) => {
     const disk = new VolatileDisk();
     const connect = await brittle(disk, cut);
@@ -221,9 +230,9 @@ Deno.test("without one, nothing that was flushed is lost, and what may be is tol
     try {
       node = await openNode({ driver: "nbd", connect });
     } catch {
-      return; // It broke before it was open.
+      return; // The connection broke during the open.
     }
-    /** What units must hold, as far as that was promised. */
+    /** What units must hold, as far as it was promised. */
     const promised = new Map<number, number>();
     const pending = new Map<number, number>();
     let failures = 0;
@@ -275,7 +284,7 @@ Deno.test("a flush does not vouch for what a lost server may have lost", async (
   const bytes = new Uint8Array(UNIT).fill(1);
   await node.writev!(0, [bytes]);
   await lose();
-  // One may fail that was sent before anybody knew.
+  // A request sent before the loss is noticed may fail.
   await node.readv(0, [new Uint8Array(UNIT)]).catch(() => {});
   await node.readv(0, [new Uint8Array(UNIT)]);
   const error = await assertRejects(() => node.flush!(), BlockError);
@@ -299,7 +308,7 @@ Deno.test("what is written during a flush is not taken for flushed", async () =>
     size: SIZE,
     async flush() {
       await below.flush!();
-      // It is done, and the answer is late.
+      // The flush is done, but its reply is late.
       await new Promise<void>((resolve) => held.push(resolve));
     },
   } as BlockNode);
@@ -344,7 +353,7 @@ Deno.test("what is written during a flush is not taken for flushed", async () =>
   ]);
 });
 
-Deno.test("a server that does not come back fails what waits for it", async () => {
+Deno.test("requests that wait for a server fail if it does not come back", async () => {
   const image = await new VolatileDisk().image();
   let end = () => {};
   let count = 0;
@@ -368,7 +377,7 @@ Deno.test("a server that does not come back fails what waits for it", async () =
   await node.close().catch(() => {});
 });
 
-Deno.test("an export that has changed is not taken for the same", async () => {
+Deno.test("a changed export is not taken for the old one", async () => {
   const image = await new VolatileDisk().image();
   let end = () => {};
   let size = SIZE;
@@ -394,7 +403,7 @@ Deno.test("an export that has changed is not taken for the same", async () => {
   await node.close();
 });
 
-Deno.test("several connections, where server and user permit it", async () => {
+Deno.test("several connections, where both server and user permit them", async () => {
   const image = await new VolatileDisk().image();
   let count = 0;
   const connect = async () => {
@@ -419,7 +428,7 @@ Deno.test("several connections, where server and user permit it", async () => {
   assertEquals(count, 3);
 });
 
-Deno.test("a server that says nothing is not waited for longer than was asked for", async () => {
+Deno.test("waiting for a silent server ends after the given time", async () => {
   for (const connect of [() => streamPair()[0], () => new Promise(() => {})]) {
     const options = { driver: "nbd", connect, "open-timeout": 1 };
     const error = await assertRejects(() => openNode(options), BlockError);
@@ -427,7 +436,7 @@ Deno.test("a server that says nothing is not waited for longer than was asked fo
   }
 });
 
-Deno.test("what waits for a lost server can be aborted", async () => {
+Deno.test("requests that wait for a lost server can be aborted", async () => {
   const image = await new VolatileDisk().image();
   let end = () => {};
   let isBack = true;
@@ -466,7 +475,7 @@ Deno.test("what waits for a lost server can be aborted", async () => {
   await node.close();
 });
 
-Deno.test("a read that is not answered can be aborted, and its buffer is left alone", async () => {
+Deno.test("an unanswered read can be aborted, and its buffer is left alone", async () => {
   const image = await new VolatileDisk().image();
   await image.write(0, new Uint8Array(SIZE).fill(7));
   const waiting: (() => void)[] = [];

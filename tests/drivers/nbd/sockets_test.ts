@@ -1,5 +1,5 @@
 /**
- * Sockets of the runtimes: Deno's own, and those of `node:net`.
+ * The runtimes' sockets: Deno's own, and those of `node:net`.
  *
  * @module
  */
@@ -47,7 +47,7 @@ for (const [name, platform] of Object.entries(PLATFORMS)) {
     await assertRejects(() => Deno.stat(dir.file("a socket")));
   });
 
-  test("what cannot be reached is told", async () => {
+  test("unreachable servers are reported", async () => {
     await using dir = new TempDir();
     const path = dir.file("nothing");
     const failed = async (name: string) => {
@@ -69,7 +69,7 @@ for (const [name, platform] of Object.entries(PLATFORMS)) {
     );
   });
 
-  test("a closed socket has no more clients, and can be made anew", async () => {
+  test("a closed socket accepts no more clients, and can be created again", async () => {
     const sockets = await localSockets();
     const listener = await sockets.listen({ host: "127.0.0.1", port: 0 });
     const { address } = listener;

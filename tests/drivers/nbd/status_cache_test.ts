@@ -1,5 +1,6 @@
 /**
- * What a server has told in advance saves round trips, and is never stale.
+ * Block status that a server sent in advance saves round trips, and is never
+ * stale.
  *
  * @module
  */
@@ -23,7 +24,7 @@ async function striped(): Promise<Image> {
   return image;
 }
 
-/** A client's node of a disk, and how many messages it has sent. */
+/** A client's node for a disk, and a counter of the messages it has sent. */
 async function clientOf(image: Image): Promise<[BlockNode, () => number]> {
   let count = 0;
   const connect = async () => {
@@ -40,7 +41,7 @@ async function clientOf(image: Image): Promise<[BlockNode, () => number]> {
   return [await openNode({ driver: "nbd", connect }), () => count];
 }
 
-Deno.test("a walk over a disk asks twice", async () => {
+Deno.test("walking over a disk takes two queries", async () => {
   await using image = await striped();
   const [node, sent] = await clientOf(image);
   const before = sent();
@@ -53,7 +54,7 @@ Deno.test("a walk over a disk asks twice", async () => {
   await node.close();
 });
 
-Deno.test("ranges may be cut short, and asked for in any order", async () => {
+Deno.test("ranges may be cut short, and queried in any order", async () => {
   await using image = await striped();
   const [node] = await clientOf(image);
   const isZero = async (offset: number, length: number) => {
@@ -73,7 +74,7 @@ Deno.test("ranges may be cut short, and asked for in any order", async () => {
   await node.close();
 });
 
-Deno.test("no answer is older than a change", async () => {
+Deno.test("no status is older than a change", async () => {
   const bytes = new Uint8Array(UNIT).fill(7);
   const changes: ((node: BlockNode, at: number) => Promise<void>)[] = [
     (node, at) => node.writev!(at, [bytes]),
@@ -84,12 +85,12 @@ Deno.test("no answer is older than a change", async () => {
     await using image = await striped();
     const [node] = await clientOf(image);
     await node.status(0, COUNT * UNIT);
-    // From here on, all that follows is known.
+    // From here on, everything that follows is cached.
     await node.status(UNIT, COUNT * UNIT);
     await node.status(2 * UNIT, COUNT * UNIT);
     const at = change === changes[0] ? 3 * UNIT : 4 * UNIT;
     const changing = change(node, at);
-    // What is asked for meanwhile is not remembered.
+    // A query that overlaps with a change is not cached.
     const walk = (async () => {
       for (let i = 3; i < COUNT; i++) await node.status(i * UNIT, 40 * UNIT);
     })();
@@ -103,7 +104,7 @@ Deno.test("no answer is older than a change", async () => {
   }
 });
 
-Deno.test("what others write is seen before long", async () => {
+Deno.test("writes of others are seen before long", async () => {
   await using image = await striped();
   const [node] = await clientOf(image);
   await node.status(0, COUNT * UNIT);

@@ -1,11 +1,11 @@
 /**
- * Connections within a test: two ends of a stream of bytes, without sockets.
+ * Connections within a test: two ends of a byte stream, without sockets.
  *
  * @module
  */
 import type { ByteStream } from "../../../core/platform/sockets.ts";
 
-/** One direction. Small pieces show what depends on how bytes come. */
+/** One direction. Small pieces reveal assumptions about how bytes arrive. */
 class Pipe {
   #chunks: Uint8Array[] = [];
   #closed = false;
@@ -52,13 +52,15 @@ class Pipe {
   }
 }
 
-/** How the two ends are connected. */
+/** How to connect the two ends. */
 export interface PairOptions {
-  /** Most bytes of a read. Default: all there are. */
+  /** The most bytes that a read returns. Default: all there are. */
   most?: number;
-  /** Bytes after which the connection breaks, each way. Default: never. */
+  /**
+   * Bytes after which the connection breaks, in this direction. Default: never.
+   */
   cutThere?: number;
-  /** The same, the other way. */
+  /** The same in the other direction. */
   cutBack?: number;
 }
 
@@ -73,7 +75,7 @@ export function streamPair(
     read: (into) => from.read(into),
     async write(bytes) {
       const count = await to.write(bytes);
-      // Whoever cuts one way cuts both.
+      // Cutting one direction cuts both.
       if (to.isClosed) from.close();
       return count;
     },

@@ -17,13 +17,13 @@ import {
   zstd,
 } from "./make.ts";
 
-/** Mutations of each sample; others with BDRV_SEED. */
+/** Mutations of each sample; BDRV_SEED chooses others. */
 const ROUNDS = 150;
 
 function mutated(random: Random, sample: Uint8Array): Uint8Array {
   const bytes = sample.slice();
   for (let i = random.below(4); i >= 0; i--) {
-    // Structures are at the ends.
+    // The structures are at both ends.
     const near = random.pick([64, 600, bytes.length]);
     const from = random.below(Math.min(near, bytes.length));
     const at = random.oneIn(2) ? from : bytes.length - 1 - from;
@@ -32,7 +32,7 @@ function mutated(random: Random, sample: Uint8Array): Uint8Array {
   return random.oneIn(8) ? bytes.slice(0, random.below(bytes.length)) : bytes;
 }
 
-/** All bytes of what can be entered. */
+/** All bytes of everything that can be unpacked. */
 async function readAll(driver: string, bytes: Uint8Array): Promise<Uint8Array> {
   const file: StackObject = { driver: "memory", store: storeOf(bytes) };
   await using image = await openImage({
@@ -93,7 +93,7 @@ for (const [index, [name, make, read, isSure]] of SAMPLES.entries()) {
   });
 }
 
-Deno.test("tar: headers that lie are refused, each by what is wrong", async () => {
+Deno.test("tar: headers that lie are refused, each with its reason", async () => {
   const refused = async (
     change: (header: Uint8Array) => void,
     message: string,
@@ -168,7 +168,7 @@ Deno.test("tar: sizes beyond 8 GiB are in base 256, or in a pax header", async (
   }
 });
 
-Deno.test("what fills the buffers exactly is unpacked to its end", async () => {
+Deno.test("content that fills the buffers exactly is unpacked to its end", async () => {
   const zeroes = new Uint8Array(2 * 1024 * 1024);
   for (const [name, pack] of [["gzip", gzip], ["zstd", zstd]] as const) {
     for (const bytes of [zeroes, zeroes.subarray(1), zeroes.subarray(512)]) {
@@ -178,7 +178,7 @@ Deno.test("what fills the buffers exactly is unpacked to its end", async () => {
   }
 });
 
-Deno.test("gzip in gzip in gzip ends, even if it holds itself", async () => {
+Deno.test("nested gzip files end, even one that contains itself", async () => {
   let bytes = bgzf(disk.subarray(0, 1024));
   for (let i = 0; i < 3; i++) bytes = bgzf(bytes);
   const open = (bytes: Uint8Array) =>
@@ -192,8 +192,8 @@ Deno.test("gzip in gzip in gzip ends, even if it holds itself", async () => {
   assertEquals(code, "ELOOP");
 });
 
-Deno.test("what claims to be enormous takes little memory", async () => {
-  // A zstd frame table with frames of 4 GiB, and millions of frames of nothing.
+Deno.test("a file that claims to be enormous takes little memory", async () => {
+  // A zstd seek table with frames of 4 GiB, and millions of empty frames.
   const claim = (count: number, stored: number, length: number) => {
     const bytes = new Uint8Array(4 + 8 + count * 8 + 9);
     const view = new DataView(bytes.buffer);

@@ -11,7 +11,7 @@ import { openNode } from "../../../core/open.ts";
 import { Random } from "../../model.ts";
 import { storeOf } from "../qcow2/bytes.ts";
 
-/** A disk of 200 KiB, some of it not compressible. */
+/** A disk of 200 KiB, part of which does not compress. */
 export const disk: Uint8Array = (() => {
   const bytes = new Uint8Array(200 * 1024);
   bytes.set(new Random(3).bytes(20_000), 1000);
@@ -19,7 +19,7 @@ export const disk: Uint8Array = (() => {
   return bytes;
 })();
 
-/** Parts as one. */
+/** Concatenate parts. */
 export function joined(parts: readonly Uint8Array[]): Uint8Array {
   const all = new Uint8Array(
     parts.reduce((sum, { length }) => sum + length, 0),
@@ -33,19 +33,19 @@ export function joined(parts: readonly Uint8Array[]): Uint8Array {
 }
 
 /** How to make a tar archive. */
-export interface TarWish {
+export interface TarOptions {
   /** Changes each header. */
   change?(header: Uint8Array): void;
-  /** Whether checksums are right after that. Default: true. */
+  /** Whether checksums are updated afterwards. Default: true. */
   sums?: boolean;
-  /** Whether to leave out the end. Default: false. */
+  /** Whether to leave out the end marker. Default: false. */
   isOpen?: boolean;
 }
 
 /** A tar archive. */
 export function tar(
   members: readonly (readonly [name: string, content: Uint8Array])[],
-  { change = () => {}, sums = true, isOpen = false }: TarWish = {},
+  { change = () => {}, sums = true, isOpen = false }: TarOptions = {},
 ): Uint8Array {
   const parts: Uint8Array[] = [];
   for (const [name, content] of members) {
@@ -77,7 +77,7 @@ export function gzip(content: Uint8Array): Uint8Array {
   return new Uint8Array(gzipSync(content));
 }
 
-/** A gzip file of small members that say how long they are. */
+/** A gzip file of small members that state their own lengths. */
 export function bgzf(content: Uint8Array): Uint8Array {
   const parts: Uint8Array[] = [];
   for (let at = 0; at < content.length; at += 60_000) {
@@ -95,7 +95,7 @@ export function bgzf(content: Uint8Array): Uint8Array {
   return joined(parts);
 }
 
-/** An xz file, made by its program. */
+/** An xz file, made by the xz program. */
 export async function xz(
   content: Uint8Array,
   ...args: string[]
@@ -121,7 +121,7 @@ export function zstd(content: Uint8Array): Uint8Array {
   return new Uint8Array(zstdCompressSync(content, CHECKED));
 }
 
-/** A zstd file of frames with a table of them. */
+/** A zstd file of several frames, with a seek table. */
 export function seekableZstd(content: Uint8Array): Uint8Array {
   const parts: Uint8Array[] = [];
   const sizes: number[] = [];
@@ -173,7 +173,7 @@ export function zip(
   return joined([head, called, data, entry, called, last]);
 }
 
-/** All that is packed in a file, from its beginning to its end. */
+/** The whole unpacked content of a file. */
 export async function unpackAll(
   name: string,
   bytes: Uint8Array,

@@ -27,7 +27,7 @@ const OPEN = 0x746f6e59;
 /** Bytes of the disk for each bit of a bitmap. */
 const GRANULARITY = 4096;
 
-/** A field of the header that is damaged, and what is said of it. */
+/** A damaged field of the header, and the message about it. */
 const DAMAGES: [at: number, value: number, message: string][] = [
   [0, 0, "Image not in Parallels format"],
   [16, 3, "Image not in Parallels format"],
@@ -88,7 +88,7 @@ Deno.test("options of new images that make no sense are refused", async () => {
   }
 });
 
-/** An image in memory, with what describes it. */
+/** An image in memory, and its description. */
 async function freshImage(options = {}) {
   const store = new MemoryStore();
   const file = { driver: "memory", store };
@@ -96,7 +96,7 @@ async function freshImage(options = {}) {
   return { store, stack: { driver: "parallels", file } };
 }
 
-Deno.test("an image is marked while it is open to be written to", async () => {
+Deno.test("an image is marked while it is open for writing", async () => {
   const { store, stack } = await freshImage();
   const mark = () => u32(contentOf(store), 44);
   {
@@ -132,7 +132,7 @@ Deno.test("an image is marked while it is open to be written to", async () => {
   await (await openImage(killed)).close();
 });
 
-/** What a check finds that is not 0. */
+/** The nonzero results of a check. */
 function findings(result: CheckResult) {
   const { corruptions, leaks, corruptionsFixed, leaksFixed } = result;
   return [corruptions, leaks, corruptionsFixed, leaksFixed];
@@ -182,7 +182,7 @@ Deno.test("check() finds and repairs what is wrong with clusters", async () => {
   assertEquals((await opened.read(2 * KIB64, 1))[0], 1);
 });
 
-Deno.test("space behind the last cluster is a leak, and is not zero", async () => {
+Deno.test("space behind the last cluster is a leak, and not taken for zeroes", async () => {
   const { store, stack } = await freshImage();
   const end = store.size;
   store.write(end, new Uint8Array(3 * KIB64).fill(0xee));
@@ -204,7 +204,7 @@ Deno.test("space behind the last cluster is a leak, and is not zero", async () =
   assertEquals(store.size, end + KIB64);
 });
 
-/** The same image as the first version of the format has it. */
+/** The same image in the first version of the format. */
 function asFirstVersion(bytes: Uint8Array): Uint8Array {
   const old = bytes.slice();
   old.set(new TextEncoder().encode("WithoutFreeSpace"));
@@ -232,7 +232,7 @@ Deno.test("images of the first version count in sectors", async () => {
   assertEquals(findings(await again.check()), [0, 0, 0, 0]);
 });
 
-Deno.test("an image survives power cuts with all that was flushed", async () => {
+Deno.test("flushed data survives power cuts", async () => {
   for (const seed of seedsToRun(4)) {
     await surviveCuts({
       driver: "parallels",
@@ -246,14 +246,14 @@ Deno.test("an image survives power cuts with all that was flushed", async () => 
         await image.check({ report: (line) => lines.push(line) });
         const wrong = lines.filter((line) => /cluster|duplicate/.test(line));
         assertEquals(wrong, []);
-        // To go on, as `check -r all` does.
+        // Make it usable again, as `check -r all` does.
         put(file, 44, 0);
       },
     }, seed);
   }
 });
 
-/** An image with a bitmap, of whose clusters one is stored. */
+/** An image with a bitmap, one of whose clusters is allocated. */
 async function imageWithBitmap(change = (_: DataView) => {}) {
   const size = 48 * MIB;
   const { store } = await freshImage({ size, cluster_size: 512 });
@@ -268,8 +268,8 @@ async function imageWithBitmap(change = (_: DataView) => {}) {
   view.setUint32(40, 32 + 8 * 3, true);
   view.setBigUint64(48, BigInt(size / 512), true);
   for (let i = 0; i < 16; i++) view.setUint8(56 + i, i * 17);
-  view.setUint32(72, 8, true); // sectors a bit
-  view.setUint32(76, 3, true); // clusters of bits
+  view.setUint32(72, 8, true); // sectors per bit
+  view.setUint32(76, 3, true); // clusters in the bitmap
   view.setBigUint64(80 + 8, 1n, true);
   view.setBigUint64(80 + 16, BigInt(bits / 512), true);
   bytes[bits] = 0b11000001;
@@ -281,10 +281,10 @@ async function imageWithBitmap(change = (_: DataView) => {}) {
   return bytes;
 }
 
-Deno.test("bitmaps are read, and no longer there after a write", async () => {
+Deno.test("bitmaps are read, and dropped by a write", async () => {
   const bytes = await imageWithBitmap();
   const stack = stackOf("parallels", bytes);
-  const covered = 512 * 8 * GRANULARITY; // bytes of the disk for a cluster of bits
+  const covered = 512 * 8 * GRANULARITY; // bytes of the disk per bitmap cluster
   const name = "00112233-4455-6677-8899-aabbccddeeff";
   {
     await using image = await openImage(stack, { readOnly: true });
@@ -327,7 +327,7 @@ Deno.test("bitmaps are read, and no longer there after a write", async () => {
   await assertRejects(() => image.bitmaps.list(), BlockError);
 });
 
-Deno.test("that an image is open, and has no bitmaps any more, is durable before a write", async () => {
+Deno.test("the open mark, and the removal of bitmaps, are durable before a write", async () => {
   const log = new PowerLog(await imageWithBitmap());
   await using image = await openImage({ driver: "parallels", file: log }, {
     warn: () => {},
@@ -339,7 +339,7 @@ Deno.test("that an image is open, and has no bitmaps any more, is durable before
   assertEquals(u32(log.durable, extension), 0);
 });
 
-Deno.test("check() knows what is not written yet, and a closed image says so durably", async () => {
+Deno.test("check() sees what is not written yet, and closing is durable", async () => {
   const log = new PowerLog(await newImage("parallels", SMALL));
   {
     await using image = await openImage({ driver: "parallels", file: log });
@@ -350,7 +350,7 @@ Deno.test("check() knows what is not written yet, and a closed image says so dur
   assert(u32(log.durable, 44) !== OPEN);
 });
 
-Deno.test("whatever a power cut leaves, the table names only clusters in the file", async () => {
+Deno.test("after any power cut, the table points only to clusters in the file", async () => {
   const log = new PowerLog(await newImage("parallels", SMALL));
   {
     await using image = await openImage({ driver: "parallels", file: log });
@@ -365,7 +365,7 @@ Deno.test("whatever a power cut leaves, the table names only clusters in the fil
   assertInFile(log.durable, "the end");
 });
 
-Deno.test("whatever a power cut leaves of a repair, no cluster has two users", async () => {
+Deno.test("after a power cut during a repair, no cluster has two users", async () => {
   const bytes = await newImage("parallels", SMALL);
   const table = 64;
   const sharing = [0, 1, 2, 120, 121];
@@ -382,12 +382,12 @@ Deno.test("whatever a power cut leaves of a repair, no cluster has two users", a
   await using damaged = await openImage({ driver: "parallels", file: log });
   await damaged.check({ repair: { leaks: true, corruptions: true } });
   for (const { what, file } of log.reordered()) assertInFile(file, what);
-  // What the repair says it has done is done, whatever happens then.
+  // A repair that has reported success is durable.
   const places = sharing.map((at) => u32(log.durable, table + 4 * at));
   assertEquals(new Set(places).size, places.length);
 });
 
-/** Assert that all entries of the table lead to whole clusters of the file. */
+/** Assert that all entries of the table point to whole clusters of the file. */
 function assertInFile(file: Uint8Array, what: string): void {
   const [unit, entries] = [u32(file, 28) * 512, u32(file, 32)];
   for (let i = 0; i < entries; i++) {
@@ -440,7 +440,7 @@ Deno.test("an extension that makes no sense is refused in QEMU's words", async (
   );
 });
 
-Deno.test("whatever a Parallels image holds, nothing worse than an error happens", async () => {
+Deno.test("a damaged Parallels image causes BlockErrors at worst", async () => {
   const { store, stack } = await freshImage();
   {
     await using image = await openImage(stack);
@@ -459,14 +459,14 @@ Deno.test("whatever a Parallels image holds, nothing worse than an error happens
   }, seedsToRun(250));
 });
 
-qemuTest("images go both ways between QEMU and here", async () => {
+qemuTest("QEMU reads our images, and we read QEMU's", async () => {
   await using folder = new TempDir();
   const ways = [[], ["-o", "cluster_size=31k"]];
   await exchange("parallels", ways, folder, BDRV);
 });
 
 qemuTest(
-  "QEMU finds what we find in damaged images, and repairs the same",
+  "QEMU finds the same damage, and repairs it the same way",
   async () => {
     await using folder = new TempDir();
     const cwd = { cwd: folder.path };
@@ -488,8 +488,8 @@ qemuTest(
         ["check", "--output=json"],
         ["info"],
         ["check", "-r", "all"],
-        // Another repair would differ: QEMU makes the file as long as the wrong
-        // entry said when it closes it.
+        // Any other repair would differ: closing the image, QEMU makes the file
+        // as long as the wrong entry demanded.
       ]
     ) {
       const [theirs, ours] = [

@@ -21,7 +21,7 @@ import { contentOf } from "../qcow2/bytes.ts";
 
 const MIB = 1024 * 1024;
 
-/** A field of the header that is damaged, and what is said of it. */
+/** A damaged field of the header, and the message about it. */
 const DAMAGES: [at: number, value: number[], message: string][] = [
   [0, [1], "Image not in qcow format"],
   [7, [3], "qcow (v1) does not support qcow version 3"],
@@ -91,13 +91,13 @@ Deno.test("a new image is as large as QEMU's, and its clusters too", async () =>
   assertEquals([over.length, over[32], over[33]], [568, 9, 12]);
 });
 
-Deno.test("entries that lead nowhere are errors, not data", async () => {
+Deno.test("entries that point nowhere are errors, not data", async () => {
   const bytes = await newImage("qcow", { size: 8 * MIB });
   const view = new DataView(bytes.buffer);
   const cases: [low: number, high?: number][] = [
     [8], // over the header
     [56], // over the L1 table itself
-    [4097], // at no sector
+    [4097], // not on a sector boundary
     [1 << 20], // past the end
     [0, 0x80000000],
   ];
@@ -118,7 +118,7 @@ Deno.test("entries that lead nowhere are errors, not data", async () => {
   }
 });
 
-/** An image of 2 MiB with clusters of 4 KiB, of which some are compressed. */
+/** An image of 2 MiB with clusters of 4 KiB, some of them compressed. */
 async function compressedImage(): Promise<[MemoryStore, Uint8Array]> {
   const random = new Random(3);
   const store = new MemoryStore();
@@ -135,7 +135,7 @@ async function compressedImage(): Promise<[MemoryStore, Uint8Array]> {
   return [store, disk];
 }
 
-Deno.test("compressed clusters are read, written over, and refused twice", async () => {
+Deno.test("compressed clusters are read, overwritten, and not compressed again", async () => {
   const [store, disk] = await compressedImage();
   await using image = await openImage({
     driver: "qcow",
@@ -161,7 +161,7 @@ Deno.test("compressed clusters are read, written over, and refused twice", async
     const writing = () => image.writeCompressed(at, new Uint8Array(bytes));
     assertEquals((await assertRejects(writing, BlockError)).code, code);
   }
-  // What is compressed already may be replaced, unless that is not wanted.
+  // A compressed cluster may be replaced, unless that is not wanted.
   const again = new Uint8Array(4096).fill(4);
   await assertRejects(
     () => image.node.writeCompressed!(8 * 4096, [again], { onlyEmpty: true }),
@@ -172,7 +172,7 @@ Deno.test("compressed clusters are read, written over, and refused twice", async
   assertEquals(isEqual(await image.read(0, disk.length), disk), true);
 });
 
-Deno.test("an image survives power cuts with all that was flushed", async () => {
+Deno.test("flushed data survives power cuts", async () => {
   for (const seed of seedsToRun(4)) {
     const options = { size: 3 * MIB };
     await surviveCuts({ driver: "qcow", options }, seed);
@@ -196,7 +196,7 @@ Deno.test("compressed clusters survive power cuts", async () => {
   }
 });
 
-Deno.test("an image that is emptied is left to its backing file", async () => {
+Deno.test("emptying an image exposes its backing file", async () => {
   const store = new MemoryStore();
   const file = { driver: "memory", store };
   await createImage("qcow", file, { size: MIB });
@@ -221,7 +221,7 @@ Deno.test("an image that is emptied is left to its backing file", async () => {
   await protocol.close();
 });
 
-Deno.test("an image that is being emptied is whole or left to its backing file", async () => {
+Deno.test("at any moment, an image being emptied is whole, or shows its backing file", async () => {
   const log = new PowerLog(await newImage("qcow", { size: MIB }));
   const base = { driver: "memory", store: new MemoryStore(MIB) };
   base.store.write(0, new Uint8Array(MIB).fill(5));
@@ -240,7 +240,7 @@ Deno.test("an image that is being emptied is whole or left to its backing file",
   }
 });
 
-Deno.test("whatever a qcow image holds, nothing worse than an error happens", async () => {
+Deno.test("a damaged qcow image causes BlockErrors at worst", async () => {
   const [store] = await compressedImage();
   const images = [contentOf(store)];
   for (const backing_file of [undefined, "/etc/hostname"]) {
@@ -269,12 +269,12 @@ Deno.test("whatever a qcow image holds, nothing worse than an error happens", as
   }, seedsToRun(250));
 });
 
-qemuTest("images go both ways between QEMU and here", async () => {
+qemuTest("QEMU reads our images, and we read QEMU's", async () => {
   await using folder = new TempDir();
   await exchange("qcow", [[], ["-c"]], folder, BDRV);
 });
 
-qemuTest("encrypted images and overlays go both ways", async () => {
+qemuTest("encrypted images and overlays work in both directions", async () => {
   await using folder = new TempDir();
   const cwd = { cwd: folder.path };
   const key = ["--object", "secret,id=key,data=a secret"];
@@ -321,7 +321,7 @@ qemuTest("encrypted images and overlays go both ways", async () => {
   await over.write(MIB, new Uint8Array(5).fill(8));
   await over.close();
   await runOk(["qemu-img", "commit", "over"], cwd);
-  // A format that the image does not name: that is no news to who commits it.
+  // Committing does not report a format that the image does not name.
   await runOk(["qemu-io", "-c", "write -P 9 2M 512", "over"], cwd);
   const { stderr } = await run([...ours, "commit", "over"], cwd);
   assertEquals(stderr, "");

@@ -1,5 +1,5 @@
 /**
- * The bits of a bitmap in pages, against plain bytes.
+ * The bits of a bitmap in pages, compared with plain bytes.
  *
  * @module
  */
@@ -12,7 +12,7 @@ import {
 } from "../../../drivers/qcow2/bitmaps/table.ts";
 import { Random, seedsToRun } from "../../model.ts";
 
-/** A file, and a table that says where in it the clusters lie. */
+/** A file, and a table of the offsets of clusters in it. */
 class Stored {
   readonly #clusterSize: number;
   readonly file = new Map<number, Uint8Array>();
@@ -43,7 +43,7 @@ class Stored {
   }
 }
 
-/** Store what has changed, as the driver does. */
+/** Store the changes, as the driver does. */
 async function store(content: BitmapContent, stored: Stored): Promise<void> {
   const table: BitmapTable = new Float64Array(content.clusters);
   for (let index = 0; index < table.length; index++) {
@@ -68,7 +68,7 @@ async function runs(content: BitmapContent, bits: number) {
   }
 }
 
-Deno.test("BitmapContent holds what was set, stored or not", async () => {
+Deno.test("BitmapContent has the bits that were set, stored or not", async () => {
   for (const seed of seedsToRun(20)) {
     const random = new Random(seed);
     const clusterSize = random.pick([512, 1024, 8192]);
@@ -108,13 +108,13 @@ Deno.test("BitmapContent holds what was set, stored or not", async () => {
   }
 });
 
-Deno.test("BitmapContent takes a cluster for ones that the table says so of", async () => {
+Deno.test("BitmapContent reads a cluster as ones if its table entry says so", async () => {
   const stored = new Stored(512);
   const table = Float64Array.of(ALL_ZEROES, ALL_ONES, ALL_ONES);
   const bits = 2.5 * 4096;
   const content = new BitmapContent(stored.source, bits, table);
   assertEquals(await content.nextRun(0, bits), { start: 4096, end: bits });
-  // The rest of the last cluster is no part of it.
+  // The rest of the last cluster does not belong to it.
   await content.resize(3 * 4096);
   assertEquals(await content.nextRun(0, bits + 9), { start: 4096, end: bits });
 });

@@ -1,10 +1,10 @@
 /**
  * The power fails while an image with persistent bitmaps is written to, while
- * they are changed, and while they are stored. Each is then marked as in use,
- * or has recorded all in which the disk differs from what it was when the
- * bitmap began.
+ * bitmaps are changed, and while they are stored. Afterwards each is either
+ * marked as in use, or has recorded every difference between the disk and its
+ * content when the bitmap began.
  *
- * `BDRV_SEED` (`7` or `1-500`) chooses seeds.
+ * `BDRV_SEED` (`7` or `1-500`) chooses the seeds.
  *
  * @module
  */
@@ -32,18 +32,18 @@ import {
 const SEEDS = 16;
 const SESSIONS = 4;
 const CUTS = 100;
-/** Those of an image that takes some time to open. */
+/** The number of cuts for an image that takes some time to open. */
 const CUTS_OF_LUKS = 30;
 
-/** A bitmap, and what the disk held when it began to record. */
+/** A bitmap, and the disk's content when it began to record. */
 interface Recording {
   readonly model: BitmapModel;
   begin: Uint8Array<ArrayBuffer>;
 }
 
-/** What was stored when the image was closed. */
+/** The bitmaps that were stored when the image was closed. */
 interface Stored {
-  /** The moment of the log from which on it is there. */
+  /** The moment of the log from which on they are stored. */
   readonly at: number;
   readonly bitmaps: ReadonlyMap<string, {
     readonly extents: DirtyExtent[];
@@ -191,7 +191,7 @@ class Subject {
   }
 
   #discard(offset: number, length: number): Promise<void> {
-    // Sectors are encrypted whole: those that it covers in part are left out.
+    // Sectors are encrypted whole: those covered in part are left out.
     const unit = this.variant.encryption ? 512 : 1;
     const start = Math.ceil(offset / unit) * unit;
     const end = Math.floor((offset + length) / unit) * unit;
@@ -210,7 +210,7 @@ class Subject {
     this.#stored.push({ at: this.#log.now, bitmaps: new Map(bitmaps) });
   }
 
-  /** Cut the power, and look at what is left. */
+  /** Cut the power, and examine what is left. */
   async cut(folder: TempDir): Promise<{ valid: number; inUse: number }> {
     const random = this.#random;
     const counts = { valid: 0, inUse: 0 };
@@ -231,10 +231,11 @@ class Subject {
       }
     }
     const [log, data] = this.#log.logs;
-    // What a data file held then cannot be told, and keys take their time.
+    // A data file's content at that moment is unknown, and deriving keys takes
+    // time.
     if (data || this.variant.encryption === "luks") return counts;
     for (const { what, file } of log.reordered()) {
-      // Any of the states that were ever stored.
+      // Any of the states ever stored.
       await this.#examine([file], this.#stored, counts).catch((error) => {
         throw new Error(`${what}: ${error}`, { cause: error });
       });
@@ -276,7 +277,7 @@ class Subject {
   }
 }
 
-/** Whether all in which two contents differ is recorded. */
+/** Whether every difference between two contents is recorded. */
 function covers(
   extents: readonly DirtyExtent[],
   begin: Uint8Array,
@@ -312,12 +313,12 @@ async function examineWithQemu(
     Deno.writeFileSync(name, file);
     return name;
   });
-  // It refuses an image of which it cannot read the bitmaps.
+  // It refuses an image whose bitmaps it cannot read.
   const { code, stderr } = await qemuOn(variant, ["info"], names);
   assertEquals(code, 0, stderr);
 }
 
-Deno.test("bitmaps survive power cuts, or say that they are in use", async () => {
+Deno.test("bitmaps survive power cuts, or are marked as in use", async () => {
   await using folder = new TempDir();
   const total = { valid: 0, inUse: 0 };
   for (const seed of seedsToRun(SEEDS)) {

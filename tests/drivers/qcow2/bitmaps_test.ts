@@ -1,6 +1,6 @@
 /**
  * Persistent bitmaps of qcow2: what they record, what is stored when, and what
- * becomes of damaged ones.
+ * happens to damaged ones.
  *
  * @module
  */
@@ -98,7 +98,7 @@ Deno.test("bitmaps record writes, zeroes and discards, in whole units", async ()
   await assertClean(store);
 });
 
-Deno.test("bitmaps that QEMU has stored hold what QEMU says", async () => {
+Deno.test("bitmaps stored by QEMU read as QEMU says", async () => {
   const stack = await goldenStack("bitmaps.qcow2");
   await using image = await openImage(stack, { readOnly: true });
   const list = await image.bitmaps.list();
@@ -124,7 +124,7 @@ Deno.test("bitmaps that QEMU has stored hold what QEMU says", async () => {
   ]);
 });
 
-Deno.test("bitmaps are listed as they are now", async () => {
+Deno.test("bitmaps are listed in their current state", async () => {
   const store = await newStore();
   await using(store, async (image) => {
     const { bitmaps } = image;
@@ -178,7 +178,7 @@ Deno.test("a bitmap is merged into one of another granularity", async () => {
   await assertClean(two);
 });
 
-Deno.test("what is past the end does not come back with it", async () => {
+Deno.test("bits past the end do not come back when the disk grows again", async () => {
   const store = await newStore({ cluster_size: 512 });
   await using(store, async (image) => {
     await image.bitmaps.add("a", { granularity: 512 });
@@ -191,7 +191,7 @@ Deno.test("what is past the end does not come back with it", async () => {
   await assertClean(store);
 });
 
-Deno.test("an image that is open to be written to says that bitmaps are in use", async () => {
+Deno.test("an image open for writing marks its bitmaps as in use", async () => {
   const store = await newStore();
   await using(store, async (image) => {
     await image.bitmaps.add("on");
@@ -237,7 +237,7 @@ Deno.test("an image that is open to be written to says that bitmaps are in use",
   }
 });
 
-Deno.test("what nobody knows of is not cleared until something changes", async () => {
+Deno.test("unknown autoclear features are kept until something changes", async () => {
   const store = await newStore();
   await using(store, (image) => image.bitmaps.add("on"));
   const bytes = contentOf(store);
@@ -288,7 +288,7 @@ Deno.test("a bitmap in use can only be removed", async () => {
       "Bitmap 'a' is inconsistent and cannot be used",
     );
   }
-  // It stays as it is, whatever else is done.
+  // Whatever else is done, it stays as it is.
   await image.write(0, new Uint8Array(10));
   await image.close();
   await using again = await open(left);
@@ -333,7 +333,7 @@ Deno.test("bitmaps that make no sense are refused", async () => {
   assertEquals((await bitmaps.list()).length, 1);
 });
 
-Deno.test("what keeps no bitmaps, or must not change, says so", async () => {
+Deno.test("images without bitmaps, or read-only ones, refuse changes of bitmaps", async () => {
   const file = { driver: "memory", store: new MemoryStore(MIB) };
   await using raw = await openImage({ driver: "raw", file });
   await assertRejects(
@@ -355,7 +355,7 @@ Deno.test("what keeps no bitmaps, or must not change, says so", async () => {
   assertEquals(error.code, "EACCES");
 });
 
-Deno.test("a huge disk takes no memory for what is not written", async () => {
+Deno.test("a huge disk takes no memory for what has not been written", async () => {
   const store = new MemoryStore();
   const file = { driver: "memory", store };
   const size = 2 ** 41;
@@ -364,7 +364,7 @@ Deno.test("a huge disk takes no memory for what is not written", async () => {
     await image.bitmaps.add("fine", { granularity: 512 });
     await image.bitmaps.add("coarse", { granularity: 2 ** 31 });
     await image.write(size / 2, new Uint8Array(1));
-    // All of it, in pages that need no memory.
+    // The whole disk, in pages that need no memory.
     await image.writeZeroes(0, 2 ** 30);
     assertEquals(await dirtyOf(image, "fine"), [[0, 2 ** 30], [
       size / 2,
@@ -374,7 +374,7 @@ Deno.test("a huge disk takes no memory for what is not written", async () => {
       size / 2,
       2 ** 31,
     ]]);
-    // Twice the size would take more than 512 MiB.
+    // Double the size would take more than 512 MiB.
     await assertRejects(
       () => image.resize(2 * size + 512),
       BlockError,
@@ -385,7 +385,7 @@ Deno.test("a huge disk takes no memory for what is not written", async () => {
   await assertClean(store);
 });
 
-Deno.test("bitmaps that cannot be stored are lost, and said to be", async () => {
+Deno.test("bitmaps that cannot be stored are reported as lost", async () => {
   const store = await newStore();
   await using(store, async (image) => {
     await image.bitmaps.add("a");
@@ -421,7 +421,7 @@ Deno.test("bitmaps that cannot be stored are lost, and said to be", async () => 
   await assertClean(store);
 });
 
-/** An image of 64 KiB with one bitmap, and where its parts lie. */
+/** An image of 64 KiB with one bitmap, and the offsets of its parts. */
 async function imageWithBitmap() {
   const store = await newStore({ size: 65536 });
   await using(store, async (image) => {
@@ -446,7 +446,7 @@ const at =
   (offset: number, ...values: number[]): Damage => ({ bytes, directory }) =>
     bytes.set(values, directory + offset);
 
-/** Damage of the directory or a table, and what is said of it. */
+/** Damage to the directory or a table, and the message about it. */
 const DAMAGED: { readonly [what: string]: readonly [Damage, string] } = {
   "too many bitmaps": [
     ({ bytes, extension }) => put32(bytes, extension + 8, 2),
@@ -501,7 +501,7 @@ const DAMAGED: { readonly [what: string]: readonly [Damage, string] } = {
 };
 
 for (const [what, [damage, message]] of Object.entries(DAMAGED)) {
-  Deno.test(`an image with ${what} is not written to until it is repaired`, async () => {
+  Deno.test(`an image with ${what} is not written to before it is repaired`, async () => {
     const image = await imageWithBitmap();
     damage(image);
     const store = storeOf(image.bytes);
@@ -568,7 +568,7 @@ Deno.test("a repair drops bitmaps whose table is damaged, and keeps others", asy
   assertEquals(await dirtyOf(again, "c"), [[49152, 4096]]);
 });
 
-Deno.test("bitmaps stay true whatever an image was opened for", async () => {
+Deno.test("bitmaps stay correct, whatever an image was opened for", async () => {
   for (const purpose of ["io", "check", "info"] as const) {
     for (const isListed of [false, true]) {
       const store = await newStore();
@@ -594,7 +594,7 @@ Deno.test("bitmaps stay true whatever an image was opened for", async () => {
       await Promise.all(
         [0, 1, 2].map((i) => image.write(i << 16, new Uint8Array([1]))),
       );
-      // As much as there would be if it were killed now.
+      // What would be in the file if the process were killed now.
       const killed = storeOf(contentOf(store).slice());
       await image.close();
       await assertClean(store);
@@ -611,7 +611,7 @@ Deno.test("bitmaps stay true whatever an image was opened for", async () => {
   }
 });
 
-qemuTest("QEMU says the same of damaged bitmaps", async (t) => {
+qemuTest("QEMU says the same about damaged bitmaps", async (t) => {
   await using dir = new TempDir();
   for (const [what, [damage, message]] of Object.entries(DAMAGED)) {
     await t.step(what, async () => {

@@ -36,7 +36,7 @@ export function storeOf(bytes: Uint8Array): MemoryStore {
   return store;
 }
 
-/** Open an image that consists of the bytes. */
+/** Open an image given as bytes. */
 export function openBytes(
   bytes: Uint8Array,
   options: OpenOptions = {},
@@ -46,7 +46,7 @@ export function openBytes(
   return openNode({ driver: "qcow2", file, ...stack }, options);
 }
 
-/** Put big-endian numbers of 32 bits there. */
+/** Put big-endian 32-bit numbers at an offset. */
 export function put32(
   bytes: Uint8Array,
   offset: number,
@@ -56,7 +56,7 @@ export function put32(
   values.forEach((value, i) => view.setUint32(offset + 4 * i, value));
 }
 
-/** Put big-endian numbers of 64 bits there. */
+/** Put big-endian 64-bit numbers at an offset. */
 export function put64(
   bytes: Uint8Array,
   offset: number,

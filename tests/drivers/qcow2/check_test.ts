@@ -9,13 +9,13 @@ import {
 import { qemuTest, run, runOk, TempDir } from "../../qemu.ts";
 import { damage, makeImage, Random, RECIPES } from "./damage.ts";
 
-/** Damaged images of each recipe; more with BDRV_CHECK_SEEDS. */
+/** Damaged images for each recipe; BDRV_CHECK_SEEDS sets more. */
 const SEEDS = Number(Deno.env.get("BDRV_CHECK_SEEDS") ?? "16");
 const FIRST = Number(Deno.env.get("BDRV_CHECK_FIRST") ?? "0");
 
 type Mode = "report" | "leaks" | "all";
 
-/** What a check said. */
+/** The outcome of a check. */
 interface Verdict {
   code: number;
   lines: string[];
@@ -98,7 +98,10 @@ async function ownCheck(path: string, mode: Mode): Promise<Verdict> {
   return { code, lines, counts };
 }
 
-/** In a few lines, what is not as expected; nothing if all is. */
+/**
+ * In a few lines, what differs from the expected verdict; nothing if it is
+ * equal.
+ */
 function difference(actual: Verdict, expected: Verdict): string | undefined {
   const { lines, ...rest } = actual;
   const { lines: wanted, ...wantedRest } = expected;
@@ -121,7 +124,10 @@ function sorted(verdict: Omit<Verdict, "lines">) {
   return { code: verdict.code, counts };
 }
 
-/** Check and repair copies of an image; what differs from QEMU's verdicts. */
+/**
+ * Check and repair copies of an image; returns differences from QEMU's
+ * verdicts.
+ */
 async function compareModes(
   dir: TempDir,
   bytes: Uint8Array,
@@ -132,7 +138,8 @@ async function compareModes(
   for (const mode of modes) {
     for (const path of [own, theirs]) await Deno.writeFile(path, bytes);
     const expected = await qemuCheck(theirs, mode);
-    // More memory or time than anyone has: QEMU was stopped, we must not be.
+    // QEMU was killed, as it takes too much memory or time; we must still
+    // finish.
     const stopped = expected.code > 128;
     const actual = await ownCheck(own, mode);
     if (stopped) continue;
@@ -142,13 +149,14 @@ async function compareModes(
     }
     const after2 = await qemuCheck(theirs, "report");
     if (!opens(after2)) {
-      // Given up with a table that seemed to lie there: the header. Not ours.
+      // QEMU overwrote the header with a table that seemed to lie there. We
+      // must not.
       if (!opens(await qemuCheck(own, "report"))) found.push(`${mode}: lost`);
       continue;
     }
     const first = difference(actual, expected);
     if (first) found.push(`${mode}:\n${first}`);
-    // Of what it repaired before it failed, QEMU writes only some.
+    // If its repair failed, QEMU writes only some of what it had repaired.
     if (mode === "report" || expected.counts === undefined) continue;
     const after = difference(await qemuCheck(own, "report"), after2);
     if (after) found.push(`after ${mode}:\n${after}`);
@@ -169,7 +177,7 @@ async function contentsDiffer(
 ): Promise<string | undefined> {
   const command = ["qemu-img", "compare", "-f", "qcow2", "-F", "qcow2"];
   const { code, stdout, stderr } = await run([...command, own, theirs]);
-  // Where QEMU cannot read what it has repaired, there is nothing to compare.
+  // If QEMU cannot read what it has repaired, there is nothing to compare.
   return code === 0 || stderr !== "" ? undefined : stdout;
 }
 
@@ -184,8 +192,8 @@ RECIPES.forEach((recipe, number) => {
     const sound = dir.file("sound.qcow2");
     await makeImage(sound, recipe);
     const image = await Deno.readFile(sound);
-    // Opened for repair by QEMU, an image with bitmaps loses its snapshots,
-    // and the bitmaps are stored elsewhere as it is closed.
+    // When QEMU opens an image with bitmaps for repair, it drops the snapshots,
+    // and stores the bitmaps elsewhere when it closes the image.
     const modes: Mode[] = recipe.bitmap
       ? ["report"]
       : ["report", "leaks", "all"];
@@ -202,7 +210,7 @@ RECIPES.forEach((recipe, number) => {
   }, ["qemu-img", "qemu-io"]);
 });
 
-qemuTest("check() of tables that refer to each other ends", async () => {
+qemuTest("check() ends even if tables refer to each other", async () => {
   await using dir = new TempDir();
   const path = dir.file("hostile.qcow2");
   const options = "cluster_size=64k,preallocation=metadata";
@@ -210,7 +218,7 @@ qemuTest("check() of tables that refer to each other ends", async () => {
   await runOk([...create, path, "32M"]);
   const bytes = await Deno.readFile(path);
   const view = new DataView(bytes.buffer);
-  // The L1 table grows to 32 MiB, and all its entries name one L2 table.
+  // The L1 table grows to 32 MiB, and all its entries point to one L2 table.
   const entries = 4 * 1024 * 1024;
   const l1 = Math.ceil(bytes.length / 65536) * 65536;
   const entry = view.getBigUint64(Number(view.getBigUint64(40)));

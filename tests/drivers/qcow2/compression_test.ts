@@ -1,4 +1,4 @@
-/** Compressed clusters, alone and beside QEMU's tools. @module */
+/** Compressed clusters, by ourselves and together with QEMU's tools. @module */
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { BlockError } from "../../../core/errors.ts";
 import type { Image } from "../../../core/image.ts";
@@ -11,7 +11,9 @@ const KIB = 1024;
 const CLUSTER_SIZES = Array.from({ length: 13 }, (_, i) => 512 << i);
 const TYPES = ["zlib", "zstd"] as const;
 
-/** Clusters of every kind, in an arbitrary order; the last one is a part. */
+/**
+ * Clusters of every kind, in an arbitrary order; the last one is incomplete.
+ */
 function sampleDisk(clusterSize: number): Uint8Array<ArrayBuffer> {
   const random = new Random(clusterSize);
   const count = Math.max(11, Math.min(150, 2 ** 18 / clusterSize));
@@ -57,7 +59,7 @@ async function assertClean(image: Image): Promise<void> {
 
 for (const type of TYPES) {
   qemuTest(
-    `QEMU reads what is compressed with ${type}, of any cluster size`,
+    `QEMU reads what we compress with ${type}, at any cluster size`,
     async () => {
       await using folder = new TempDir();
       for (const clusterSize of CLUSTER_SIZES) {
@@ -89,7 +91,7 @@ for (const type of TYPES) {
   );
 
   qemuTest(
-    `what QEMU compresses with ${type} is read, of any cluster size`,
+    `we read what QEMU compresses with ${type}, at any cluster size`,
     async () => {
       await using folder = new TempDir();
       for (const clusterSize of CLUSTER_SIZES) {
@@ -103,14 +105,14 @@ for (const type of TYPES) {
         ]);
         await using image = await openImage(name);
         assertEquals(await image.read(0, disk.length), disk);
-        // In pieces that lie across clusters.
+        // In pieces that straddle clusters.
         const piece = Math.max(700, clusterSize + 1);
         for (let at = 0; at < disk.length; at += piece) {
           const length = Math.min(piece, disk.length - at);
           const expected = disk.subarray(at, at + length);
           assertEquals(await image.read(at, length), expected);
         }
-        // Plain data in place of some, and nothing in place of others.
+        // Replace some with plain data, and discard others.
         const bytes = new Uint8Array(clusterSize).fill(0x5a);
         await image.write(0, bytes);
         await image.write(clusterSize * 4 + 100, bytes);
@@ -135,7 +137,7 @@ for (const type of TYPES) {
   );
 }
 
-Deno.test("writeCompressed() has clusters share one of the file", async () => {
+Deno.test("writeCompressed() packs several clusters into one of the file", async () => {
   const { store, image } = await memoryImage(4096 * KIB);
   const empty = store.size;
   const random = new Random(1);
@@ -144,7 +146,8 @@ Deno.test("writeCompressed() has clusters share one of the file", async () => {
   await image.flush();
   assert(store.size - empty < 64 * 64 * KIB / 2, "nothing is shared");
   await assertClean(image);
-  // All but the last of those that share are given up, then the last.
+  // All but the last of the clusters that share one are discarded, then the
+  // last.
   for (let at = 0; at < disk.length; at += 64 * KIB) {
     await image.write(at, new Uint8Array(64 * KIB).fill(at >> 16));
     if (at % (1024 * KIB) === 0) await assertClean(image);
@@ -184,7 +187,7 @@ Deno.test("writeCompressed() stores in the order of its calls", async () => {
   assertEquals(files[0], files[1]);
 });
 
-Deno.test("writeCompressed() takes a level", async () => {
+Deno.test("writeCompressed() takes a compression level", async () => {
   for (const compression_type of TYPES) {
     const sizes = [];
     for (const level of [1, 9]) {
@@ -222,7 +225,7 @@ Deno.test("writeCompressed() refuses what it cannot store", async () => {
   await image.close();
 });
 
-Deno.test("compressed clusters are read and written without native means", async () => {
+Deno.test("compressed clusters are read and written without native libraries", async () => {
   for (const compression_type of TYPES) {
     const disk = sampleDisk(64 * KIB);
     const options = { compression_type };
@@ -243,7 +246,7 @@ Deno.test("compressed clusters are read and written without native means", async
   }
 });
 
-Deno.test("convert() compresses with all processors, and back", async () => {
+Deno.test("convert() compresses and decompresses on all processors", async () => {
   const random = new Random(4);
   const size = 24 * 1024 * KIB + 1536;
   const disk = new Uint8Array(size);
@@ -276,7 +279,7 @@ Deno.test("convert() compresses with all processors, and back", async () => {
   }
 });
 
-Deno.test("invalidate() forgets what was decompressed", async () => {
+Deno.test("invalidate() forgets decompressed clusters", async () => {
   const contents = await Promise.all([1, 2].map(async (value) => {
     const { store, image } = await memoryImage(128 * KIB);
     const cluster = new Uint8Array(64 * KIB).fill(value);

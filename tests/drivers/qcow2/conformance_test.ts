@@ -7,7 +7,7 @@ import { Random } from "../../model.ts";
 import { TempDir } from "../../qemu.ts";
 
 const VARIANTS: { readonly [name: string]: OptionValues } = {
-  "as it is by default": {},
+  "with default options": {},
   "version 2": { compat: "v2" },
   "smallest clusters, 1-bit refcounts": { cluster_size: 512, refcount_bits: 1 },
   "largest clusters, 64-bit refcounts": {
@@ -69,7 +69,7 @@ for (const data_file_raw of [false, true]) {
   });
 }
 
-conformance("qcow2, with small caches and requests that take their time", {
+conformance("qcow2, with small caches and slow requests", {
   async open(size) {
     const file = { driver: "memory", store: new MemoryStore() };
     await createImage("qcow2", file, { size, cluster_size: 4096 });

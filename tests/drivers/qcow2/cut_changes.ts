@@ -1,5 +1,5 @@
 /**
- * Cuts the power during a change of an image, and looks at what that leaves.
+ * Cuts the power during a change of an image, and examines what is left.
  *
  * @module
  */
@@ -12,36 +12,36 @@ import { PowerLog } from "../../power_log.ts";
 import { contentOf, openBytes, storeOf } from "./bytes.ts";
 import { assertSound, isDirty } from "./soundness.ts";
 
-/** Cuts of a change, spread evenly over its steps. */
+/** Power cuts during a change, spread evenly over its steps. */
 const CUTS = 150;
 
-/** A change, and what comes before it. */
+/** A change, and what precedes it. */
 export interface Change {
-  /** What the image is made with. */
+  /** Options of the image. */
   readonly create: OptionValues;
-  /** What lies below it. */
+  /** The content of its backing file. */
   readonly backing?: Uint8Array;
-  /** What it is opened with. */
+  /** Options to open it with. */
   readonly options?: OptionValues;
-  /** Done before, and durable. */
+  /** Done beforehand, and durable. */
   prepare(image: Image, random: Random): Promise<void>;
-  /** Damage done to the file. */
+  /** Damage to the file. */
   damage?(bytes: Uint8Array): void;
-  /** Whether it is opened to be repaired. */
+  /** Whether the image is opened for repair. */
   readonly isRepair?: boolean;
-  /** What is cut off. */
+  /** The change that the power cut interrupts. */
   change(image: Image): Promise<unknown>;
 }
 
-/** Repair all that can be. */
+/** Repair everything that can be repaired. */
 export async function repair(image: Image): Promise<void> {
   const all = { leaks: true, corruptions: true };
   await image.check({ repair: all });
 }
 
 /**
- * Do a change, and open what power cuts may leave of it: it is sound or says that
- * it is not, and holds what it held before or what it is to hold.
+ * Make a change, and open what a power cut at any step may leave: the image is
+ * sound or marked as dirty, and holds the old or the new content.
  */
 export async function cutEverywhere(
   change: Change,
@@ -63,10 +63,10 @@ export async function cutEverywhere(
     try {
       const store = storeOf(file);
       if (change.isRepair) {
-        // As much as was damaged may still be, unless no mark says so any more.
+        // The original damage may still be there, unless the mark is gone.
         const isMended = wasDirty && !await isDirty(store);
         await assertNoWorse(file, isMended ? [] : damage);
-        // It may have to be done again, and then is done.
+        // The repair may have to be repeated, which must then succeed.
         await using image = await open(change, { store }, true);
         await repair(image);
         await image.close();
@@ -92,7 +92,7 @@ function* cutsOf(log: PowerLog, random: Random) {
   yield* log.reordered();
 }
 
-/** Nothing is left to repair, not even a leak. */
+/** Assert that nothing is left to repair, not even a leak. */
 async function assertWhole(store: MemoryStore): Promise<void> {
   const file = { driver: "memory", store };
   const stack = { driver: "qcow2", file, backing: null };
@@ -101,7 +101,10 @@ async function assertWhole(store: MemoryStore): Promise<void> {
   assertEquals([corruptions, leaks, checkErrors], [0, 0, 0]);
 }
 
-/** Nothing is mapped past the end: QEMU shows it again when the disk grows. */
+/**
+ * Assert that nothing is mapped past the end: QEMU would show it when the disk
+ * grows.
+ */
 async function assertEnds(store: MemoryStore): Promise<void> {
   const node = await openBytes(contentOf(store), { readOnly: true });
   const { allocatedClusters, totalClusters } = await node.image!.check!();
@@ -109,18 +112,18 @@ async function assertEnds(store: MemoryStore): Promise<void> {
   assert(allocatedClusters <= totalClusters, "more clusters than the disk has");
 }
 
-/** What a check says of an image, leaks apart. */
+/** What a check reports, except for leaks. */
 async function damageOf(bytes: Uint8Array): Promise<string[]> {
   const lines: string[] = [];
   const node = await openBytes(bytes, { purpose: "check", readOnly: true });
-  // Where bitmaps are damaged, it ends early.
+  // Where bitmaps are damaged, the check ends early.
   await node.image!.check!({ report: (line) => lines.push(line) })
     .catch((error) => lines.push(String(error)));
   await node.close();
   return lines.filter((line) => !line.startsWith("Leaked cluster"));
 }
 
-/** A repair that was cut off has broken nothing that was whole. */
+/** Assert that an interrupted repair has broken nothing that was sound. */
 async function assertNoWorse(
   bytes: Uint8Array,
   damage: readonly string[],
@@ -144,7 +147,7 @@ async function makeImage(
   return bytes;
 }
 
-/** What it reads as, damaged or not. */
+/** The content as it reads, damaged or not. */
 async function contentBefore(
   change: Change,
   start: Uint8Array,
@@ -184,7 +187,7 @@ async function read(change: Change, store: MemoryStore): Promise<Uint8Array> {
   return await image.read(0, image.size);
 }
 
-/** Each byte is what it was or what it is to be; and so is the size. */
+/** Assert that each byte is old or new, and so is the size. */
 function assertEither(
   found: Uint8Array,
   before: Uint8Array,
@@ -192,7 +195,7 @@ function assertEither(
 ): void {
   assertEquals([before.length, after.length].includes(found.length), true);
   for (let at = 0; at < found.length; at++) {
-    // What is past the end of either is zeroes there.
+    // Past the end of either content, zeroes are expected.
     if (found[at] === (before[at] ?? 0)) continue;
     if (found[at] === (after[at] ?? 0)) continue;
     throw new Error(`byte ${at} is ${found[at]}: neither old nor new`);

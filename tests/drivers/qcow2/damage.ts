@@ -5,7 +5,7 @@
  */
 import { runOk } from "../../qemu.ts";
 
-/** Numbers from 0 to `below`, the same for the same seed (mulberry32). */
+/** Numbers from 0 up to `below`, repeatable by seed (mulberry32). */
 export class Random {
   #state: number;
 
@@ -50,7 +50,8 @@ export const RECIPES: readonly Recipe[] = [
     version: 3,
     clusterSize: 1024,
     refcountBits: 16,
-    // None: QEMU itself loses them when it repairs an image with bitmaps.
+    // No snapshots: QEMU itself loses them when it repairs an image with
+    // bitmaps.
     snapshots: 0,
     bitmap: true,
   },
@@ -64,7 +65,7 @@ export const RECIPES: readonly Recipe[] = [
   },
 ];
 
-/** Make the image that a recipe describes. */
+/** Make an image by a recipe. */
 export async function makeImage(path: string, recipe: Recipe): Promise<void> {
   const { version, clusterSize, refcountBits, snapshots } = recipe;
   const cluster = clusterSize / 1024;
@@ -82,7 +83,7 @@ export async function makeImage(path: string, recipe: Recipe): Promise<void> {
   const write = (commands: string[]) =>
     runOk(["qemu-io", ...commands.flatMap((c) => ["-c", c]), path]);
   const at = (index: number) => `${index * clusterSize} ${clusterSize}`;
-  // Compressed clusters share a host cluster as often as it can be counted.
+  // As many compressed clusters share a host cluster as refcounts can count.
   const packed = recipe.preallocation ? [] : [12, 13, 14].slice(
     0,
     Math.max(0, 2 ** refcountBits - 1 - 2 * snapshots),
@@ -105,7 +106,7 @@ export async function makeImage(path: string, recipe: Recipe): Promise<void> {
   }
 }
 
-/** A part of the metadata, as offsets of its 64-bit entries. */
+/** A piece of metadata, as the offsets of its 64-bit entries. */
 interface Structures {
   refcountTable: number[];
   l1: number[];
@@ -142,7 +143,7 @@ class Damager {
       : 0;
   }
 
-  /** The entries of a table that are not zero, and one or two that are. */
+  /** The nonzero entries of a table, and one or two zero ones. */
   #entries(offset: number, count: number): number[] {
     const found: number[] = [];
     let zeroes = 0;
@@ -207,7 +208,7 @@ class Damager {
     return [];
   }
 
-  /** Do one thing to the image; says what. */
+  /** Do one thing to the image; returns a description. */
   step(): string {
     const { l1, l2, refcountTable, snapshotL1, snapshotL2, bitmaps } =
       this.#found;
@@ -257,7 +258,7 @@ class Damager {
       case 5:
         return old + 512n * BigInt(1 + random.below(3));
       case 6: {
-        // Not so far for refcount blocks: QEMU makes the file that long.
+        // Refcount blocks stay nearer: QEMU extends the file up to them.
         const bits = places === this.#found.refcountTable ? 6 : 30;
         return flags | BigInt(2 ** (20 + random.below(bits)));
       }
@@ -336,7 +337,7 @@ class Damager {
   }
 }
 
-/** Damage an image in one to four ways; says how. */
+/** Damage an image in one to four ways; returns a description. */
 export function damage(
   image: Uint8Array,
   random: Random,

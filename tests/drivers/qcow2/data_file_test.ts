@@ -1,5 +1,5 @@
 /**
- * Guest data in a file of its own: what is written where, and in which order.
+ * Guest data in an external file: what is written where, and in which order.
  */
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { roundUp } from "../../../core/bytes.ts";
@@ -26,7 +26,7 @@ import { contentOf, newImage, storeOf } from "./bytes.ts";
 const CLUSTER = 4096;
 const SIZE = 65536;
 
-/** An image whose header says that there is a data file. */
+/** An image whose header announces a data file. */
 async function imageBytes(): Promise<Uint8Array> {
   const bytes = await newImage();
   bytes[79] |= Incompatible.DATA_FILE;
@@ -67,7 +67,7 @@ function memoryNode(store: MemoryStore): Promise<BlockNode> {
   return openProtocol({ driver: "memory", store });
 }
 
-/** A new image, its two files in memory. */
+/** A new image, with its two files in memory. */
 async function newState(dataSize = 0) {
   const store = storeOf(await imageBytes());
   const dataStore = new MemoryStore();
@@ -100,7 +100,7 @@ async function assertSound(state: Qcow2State): Promise<void> {
 const filled = (length: number, value: number) =>
   new Uint8Array(length).fill(value);
 
-Deno.test("guest data lies in the data file where it is on the disk", async () => {
+Deno.test("guest data has the same offset in the data file as on the disk", async () => {
   const { state, store, dataStore, dataFile } = await newState();
   const disk = new Uint8Array(SIZE);
   for (const [offset, length] of [[0, 10_000], [30_000, 100], [4000, 200]]) {
@@ -114,13 +114,13 @@ Deno.test("guest data lies in the data file where it is on the disk", async () =
   const first = await state.access.status(0, SIZE);
   assertEquals([first.hostOffset, first.length], [0, 3 * CLUSTER]);
   assertEquals(first.file, dataFile);
-  // Offset 0 is a place like any other; entries are flagged, and not counted.
+  // Offset 0 is valid; entries have COPIED set, but data clusters no refcounts.
   const file = contentOf(store);
   const view = new DataView(file.buffer);
   const l2 = Number(view.getBigUint64(view.getUint32(44)) & 0xffffffffffff00n);
   assertEquals(view.getBigUint64(l2), 1n << 63n);
   assertEquals(view.getBigUint64(l2 + 8), 1n << 63n | BigInt(CLUSTER));
-  // The L2 table is all that was added to it.
+  // Only the L2 table was added to the image.
   assertEquals(file.length, l2 + CLUSTER);
   await assertSound(state);
   const again = await stateOf(
@@ -130,7 +130,7 @@ Deno.test("guest data lies in the data file where it is on the disk", async () =
   assertEquals(await diskOf(again), disk);
 });
 
-Deno.test("what was in the data file before does not show", async () => {
+Deno.test("old content of the data file does not show", async () => {
   const { state } = await newState(SIZE);
   assertEquals(await diskOf(state), new Uint8Array(SIZE));
   await state.access.writev(5000, [filled(10, 7)]);
@@ -139,7 +139,7 @@ Deno.test("what was in the data file before does not show", async () => {
   assertEquals(await diskOf(state), disk);
 });
 
-Deno.test("zeroes and discards of clusters of a data file", async () => {
+Deno.test("zeroing and discarding clusters of a data file", async () => {
   const { state, dataStore } = await newState();
   await state.access.writev(0, [filled(SIZE, 5)]);
   await zeroGuest(state, 0, CLUSTER);
@@ -147,7 +147,7 @@ Deno.test("zeroes and discards of clusters of a data file", async () => {
   await discardGuest(state, 2 * CLUSTER, CLUSTER);
   const disk = filled(SIZE, 5).fill(0, 0, 3 * CLUSTER);
   assertEquals(await diskOf(state), disk);
-  // The first one keeps its place, and the others are given back.
+  // The first one stays allocated; the others are freed.
   const data = disk.slice().fill(5, 0, CLUSTER);
   assertEquals(contentOf(dataStore), data);
   await state.access.writev(CLUSTER + 1, [filled(1, 6)]);
@@ -156,7 +156,7 @@ Deno.test("zeroes and discards of clusters of a data file", async () => {
   await assertSound(state);
 });
 
-Deno.test("a data file is punched when no durable entry refers to it", async () => {
+Deno.test("holes are punched in a data file only once no durable entry refers to them", async () => {
   const file = new PowerLog(await imageBytes());
   let atDiscard: number | undefined;
   const data = filterNode(memoryDriver, new PowerLog(new Uint8Array()), {
@@ -177,7 +177,7 @@ Deno.test("a data file is punched when no durable entry refers to it", async () 
   }
 });
 
-Deno.test("a write waits for the discard of its cluster of a data file", async () => {
+Deno.test("a write waits for the discard of its cluster in the data file", async () => {
   const begun = Promise.withResolvers<void>();
   const discarding = Promise.withResolvers<void>();
   const below = await memoryNode(new MemoryStore());
@@ -196,7 +196,7 @@ Deno.test("a write waits for the discard of its cluster of a data file", async (
   const discard = discardGuest(state, 0, CLUSTER);
   await begun.promise;
   const write = state.access.writev(100, [filled(10, 2)]);
-  // That of another cluster does not.
+  // The discard of another cluster does not hold it up.
   await state.access.writev(CLUSTER, [filled(10, 3)]);
   discarding.resolve();
   await Promise.all([discard, write]);
@@ -205,18 +205,18 @@ Deno.test("a write waits for the discard of its cluster of a data file", async (
   assertEquals(await diskOf(state), disk);
 });
 
-Deno.test("the space for a data file is reserved in it", async () => {
+Deno.test("preallocation reserves space in the data file", async () => {
   const { state, store, dataStore } = await newState();
   const before = store.size;
   await resize(state, 2 * SIZE, { preallocation: "full" });
   assertEquals(dataStore.size, 2 * SIZE);
-  // Of the image itself, the L2 table.
+  // In the image itself, only the L2 table.
   assertEquals(store.size, roundUp(before, CLUSTER) + CLUSTER);
   assertEquals((await state.access.status(SIZE, SIZE)).hostOffset, SIZE);
   await assertSound(state);
 });
 
-Deno.test("nothing is stored compressed in a data file", async () => {
+Deno.test("clusters in a data file cannot be compressed", async () => {
   const { state } = await newState();
   const error = await assertRejects(
     () => writeCompressedGuest(state, 0, [filled(CLUSTER, 1)]),
@@ -225,7 +225,7 @@ Deno.test("nothing is stored compressed in a data file", async () => {
   assertEquals(error.code, "ENOTSUP");
 });
 
-Deno.test("a data file that fails leaves the disk as it was", async () => {
+Deno.test("a failing data file leaves the disk as it was", async () => {
   const store = storeOf(await imageBytes());
   const { node } = faultyNode(await memoryNode(new MemoryStore()), {
     kind: "writev",
@@ -244,7 +244,7 @@ Deno.test("a data file that fails leaves the disk as it was", async () => {
   await assertSound(state);
 });
 
-/** A raw data file, and an image of it, for which all clusters have a place. */
+/** A raw data file, and its image, in which all clusters are allocated. */
 async function rawImage(extended: boolean): Promise<Uint8Array> {
   const bytes = await newImage({
     preallocation: "metadata",
@@ -260,13 +260,13 @@ async function rawImage(extended: boolean): Promise<Uint8Array> {
     const entry = l2 + at / cluster * (extended ? 16 : 8);
     view.setBigUint64(entry, 1n << 63n | BigInt(at));
   }
-  // What was reserved in the file is none of its clusters any more.
+  // The clusters preallocated in the image itself are no longer used.
   return bytes.subarray(0, l2 + cluster);
 }
 
 for (const extended of [false, true]) {
   const what = extended ? "subclusters" : "clusters";
-  Deno.test(`a raw data file holds what the disk does, whatever becomes of ${what}`, async () => {
+  Deno.test(`a raw data file has the disk's content, whatever becomes of ${what}`, async () => {
     const random = new Random(7);
     const disk = new Uint8Array(SIZE);
     const dataStore = storeOf(disk);
@@ -298,9 +298,9 @@ for (const extended of [false, true]) {
   });
 }
 
-/** Random requests; what the disk may be at each moment of two power logs. */
+/** Random requests; what the disk may hold at each moment of two power logs. */
 async function recordHistory(random: Random, passesDiscard: boolean) {
-  /** What the disk was since it was flushed, that included. */
+  /** The contents of the disk since the last flush, and at it. */
   let disks = [new Uint8Array(SIZE)];
   const moments: { at: [file: number, data: number]; disks: Uint8Array[] }[] =
     [];

@@ -1,5 +1,6 @@
 /**
- * The option `discard-no-unref`: what is discarded or zeroed keeps its place.
+ * The option `discard-no-unref`: discarded and zeroed clusters keep their
+ * offsets.
  *
  * @module
  */
@@ -45,7 +46,7 @@ async function using<T>(
   return result;
 }
 
-/** Where each cluster lies, and whether it reads as zeroes. */
+/** Each cluster's host offset, and whether it reads as zeroes. */
 function placesOf(image: Image) {
   return Promise.all(
     Array.from({ length: SIZE / CLUSTER }, async (_, index) => {
@@ -58,7 +59,7 @@ function placesOf(image: Image) {
 const filled = (byte: number) => new Uint8Array(CLUSTER).fill(byte);
 
 for (const extended of [false, true]) {
-  Deno.test(`clusters keep their places (extended_l2=${extended})`, async () => {
+  Deno.test(`clusters keep their offsets (extended_l2=${extended})`, async () => {
     const disk = await newDisk({ extended_l2: extended });
     await using(disk, async (image) => {
       await image.write(0, new Uint8Array(4 * CLUSTER).fill(1));
@@ -75,14 +76,14 @@ for (const extended of [false, true]) {
         assertEquals(after[index], [before[index][0], true]);
         assertEquals(await image.read(index * CLUSTER, CLUSTER), filled(0));
       }
-      // One that is compressed has no place of its own.
+      // A compressed cluster has no host cluster of its own.
       assertEquals(after[8], [undefined, true]);
       await image.write(0, filled(3));
       assertEquals((await placesOf(image))[0], before[0]);
       assertEquals(await image.read(0, CLUSTER), filled(3));
       const { leaks, corruptions } = await image.check();
       assertEquals([leaks, corruptions], [0, 0]);
-      // What they held is gone from the file.
+      // Their data is gone from the file.
       const host = before[1][0]!;
       const bytes = contentOf(disk.store).subarray(host, host + CLUSTER);
       assertEquals(bytes, filled(0));
@@ -90,7 +91,7 @@ for (const extended of [false, true]) {
   });
 }
 
-Deno.test("clusters that a snapshot has as well keep their data", async () => {
+Deno.test("clusters shared with a snapshot keep their data", async () => {
   const disk = await newDisk();
   await using(disk, async (image) => {
     await image.write(0, new Uint8Array(4 * CLUSTER).fill(1));
@@ -108,7 +109,7 @@ Deno.test("clusters that a snapshot has as well keep their data", async () => {
   });
 });
 
-Deno.test("version 2 has no way to keep them", async () => {
+Deno.test("version 2 refuses the option", async () => {
   const disk = await newDisk({ compat: "v2" });
   const error = await assertRejects(
     () => using(disk, (image) => image.info()),

@@ -1,5 +1,5 @@
 /**
- * Emptying an image: what is left, and what a power cut or an error leaves.
+ * Emptying an image: the result, and what a power cut or an error leaves.
  *
  * @module
  */
@@ -24,11 +24,11 @@ const CLUSTER = 512;
 interface Subject {
   store: MemoryStore;
   backing: { driver: string; file: { driver: string; store: MemoryStore } };
-  /** What is below the image. */
+  /** The content of the backing file. */
   below: Uint8Array;
 }
 
-/** An overlay that is full of this and that. */
+/** An overlay with clusters of many kinds. */
 async function makeSubject(
   random: Random,
   options = {},
@@ -62,9 +62,9 @@ function open(file: unknown, { backing }: Subject): Promise<Image> {
   return openImage({ driver: "qcow2", file, backing });
 }
 
-/** Whether the image shows nothing but what is below it. */
+/** Assert that the image shows only its backing file. */
 async function assertEmpty(image: Image, { below }: Subject): Promise<void> {
-  assert(isEqual(await image.read(0, SIZE), below), "shows what is below");
+  assert(isEqual(await image.read(0, SIZE), below), "shows its backing file");
 }
 
 async function assertSound(store: MemoryStore, leaksToo = true): Promise<void> {
@@ -120,7 +120,7 @@ for (
     ["version 2 and a snapshot", { compat: "v2" }, true],
   ] as const
 ) {
-  Deno.test(`makeEmpty() with ${name} gives up the disk alone`, async () => {
+  Deno.test(`makeEmpty() with ${name} frees only the disk's clusters`, async () => {
     const subject = await makeSubject(new Random(2), options, hasSnapshot);
     const { store } = subject;
     const file = { driver: "memory", store };
@@ -190,7 +190,7 @@ function isDirty(file: Uint8Array): boolean {
   return (file[79] & 1) !== 0;
 }
 
-/** Each cluster is what it was, or has been given up. */
+/** Assert that each byte is the old one, or the backing file's. */
 function assertEither(
   found: Uint8Array,
   before: Uint8Array,

@@ -48,7 +48,7 @@ function bytes(length: number, seed: number): Uint8Array<ArrayBuffer> {
   return Uint8Array.from({ length }, () => 1 + random(255));
 }
 
-/** Everything that a file holds. */
+/** The whole content of a file. */
 async function fileContent(file: File): Promise<Uint8Array> {
   const node = await openNode({ driver: "raw", file }, { readOnly: true });
   const content = new Uint8Array(node.size);
@@ -76,7 +76,7 @@ for (const [name, options] of Object.entries(VARIANTS)) {
   });
 }
 
-Deno.test("an encrypted image has nothing readable in its file", async () => {
+Deno.test("an encrypted image has no plaintext in its file", async () => {
   const file = memory();
   await make(file, 1024 * KIB);
   {
@@ -90,7 +90,7 @@ Deno.test("an encrypted image has nothing readable in its file", async () => {
   const content = await fileContent(file);
   const text = new TextDecoder("latin1").decode(content);
   assert(!text.includes("UUUUUUUU"));
-  // Data, and the zeroes around it: no block of a data cluster is like another.
+  // Data, and the zeroes around it: no two blocks of a data cluster are equal.
   const data = content.subarray(5 * 64 * KIB);
   const blocks = new Set<string>();
   for (let at = 0; at < data.length; at += 16) {
@@ -111,7 +111,7 @@ Deno.test("writing to an encrypted image leaves the caller's buffers alone", asy
   assertEquals(parts, copies);
 });
 
-Deno.test("the extents of an encrypted image have no place in the file", async () => {
+Deno.test("the extents of an encrypted image have no offset in the file", async () => {
   const file = memory();
   await make(file, 1024 * KIB);
   await using image = await open(file);
@@ -121,7 +121,7 @@ Deno.test("the extents of an encrypted image have no place in the file", async (
   assertEquals([extent.hostOffset, extent.file], [undefined, undefined]);
 });
 
-Deno.test("an encrypted image stores nothing compressed", async () => {
+Deno.test("an encrypted image refuses compressed writes", async () => {
   const file = memory();
   await make(file, 1024 * KIB);
   await using image = await open(file);
@@ -151,7 +151,7 @@ Deno.test("VM state of an encrypted image is encrypted, at any offset", async ()
   assert(!text.includes(needle));
 });
 
-Deno.test("snapshots of an encrypted image keep what they had", async () => {
+Deno.test("snapshots of an encrypted image keep their content", async () => {
   const file = memory();
   await make(file, 1024 * KIB);
   const before = bytes(200_000, 6);
@@ -169,7 +169,7 @@ Deno.test("snapshots of an encrypted image keep what they had", async () => {
   assertEquals(await image.read(1000, before.length), before);
 });
 
-Deno.test("an encrypted image keeps its key when it is read anew", async () => {
+Deno.test("an encrypted image keeps its key when its metadata is reloaded", async () => {
   const file = memory();
   await make(file, 1024 * KIB);
   await using image = await open(file);
@@ -178,7 +178,7 @@ Deno.test("an encrypted image keeps its key when it is read anew", async () => {
   assertEquals(await image.read(1, 1000), bytes(1000, 14));
 });
 
-Deno.test("encrypted images and others can be each other's backing files", async (t) => {
+Deno.test("encrypted and plain images can be each other's backing files", async (t) => {
   const size = 1024 * KIB;
   const lower = bytes(300_000, 8);
   const upper = bytes(30_000, 9);
@@ -242,7 +242,7 @@ Deno.test("info on an encrypted image needs no key", async () => {
   await node.close();
 });
 
-Deno.test("a function can find the secret, also one without a name", async () => {
+Deno.test("a function can supply the secret, even one without a name", async () => {
   const file = memory();
   await make(file, 1024 * KIB);
   {
@@ -306,7 +306,7 @@ for (const [message, stack, source] of WRONG_TO_OPEN) {
   });
 }
 
-Deno.test("a key for an image that is not encrypted is no mistake, a format is", async () => {
+Deno.test("for a plain image, a key is accepted, but an encryption format is refused", async () => {
   const file = memory();
   await createImage("qcow2", file, { size: 1024 });
   await (await open(file)).close();
@@ -350,7 +350,7 @@ const WRONG_TO_CREATE: readonly [message: string, options: OptionValues][] = [
 ];
 
 for (const [message, options] of WRONG_TO_CREATE) {
-  Deno.test(`making an encrypted image: ${message}, ${JSON.stringify(options)}`, async () => {
+  Deno.test(`creating an encrypted image: ${message}, ${JSON.stringify(options)}`, async () => {
     const file = { driver: "memory", store: new MemoryStore(100) };
     const error = await assertRejects(
       () => createImage("qcow2", file, { size: 1024, ...options }, { secrets }),
@@ -369,7 +369,7 @@ Deno.test("the old option `encryption` stands for AES", async () => {
   assertEquals((await image.info()).encrypted, true);
 });
 
-/** Offsets and lengths of writes; QEMU and we make the same ones. */
+/** Offsets and lengths of writes, made by both QEMU and us. */
 const WRITES = [
   [0, 512],
   [65_535, 2],
@@ -404,7 +404,7 @@ const QEMU_VARIANTS = [
 
 for (const variant of QEMU_VARIANTS) {
   qemuTest(
-    `an encrypted image that QEMU made and wrote reads the same here (${variant})`,
+    `an encrypted image written by QEMU reads the same here (${variant})`,
     async () => {
       await using dir = new TempDir();
       const path = dir.file("a.qcow2");
@@ -431,7 +431,7 @@ for (const variant of QEMU_VARIANTS) {
       ]);
       await using image = await open(path);
       assertEquals(await image.read(0, image.size), expectedContent());
-      // And written on here, it is still QEMU's.
+      // After we have written to it as well, QEMU still reads it.
       await image.write(77_777, bytes(99_999, 12));
       await image.close();
       await runOk([
@@ -460,7 +460,7 @@ for (const variant of QEMU_VARIANTS) {
   );
 
   qemuTest(
-    `an encrypted image made and written here reads the same in QEMU (${variant})`,
+    `an encrypted image written here reads the same in QEMU (${variant})`,
     async () => {
       await using dir = new TempDir();
       const path = dir.file("a.qcow2");
@@ -501,7 +501,7 @@ for (const variant of QEMU_VARIANTS) {
 }
 
 qemuTest(
-  "an encrypted overlay of an encrypted image is the same here and in QEMU",
+  "an encrypted overlay of an encrypted image reads the same here and in QEMU",
   async () => {
     await using dir = new TempDir();
     const [base, overlay] = [dir.file("base.qcow2"), dir.file("overlay.qcow2")];
@@ -548,7 +548,7 @@ qemuTest(
 );
 
 qemuTest(
-  "compressed clusters that QEMU put into an encrypted image can be read",
+  "compressed clusters of an encrypted image of QEMU's can be read",
   async () => {
     await using dir = new TempDir();
     const path = dir.file("a.qcow2");

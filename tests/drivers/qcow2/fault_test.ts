@@ -1,8 +1,8 @@
 /**
- * Requests below qcow2 fail: at each event that it tells of, and at each n-th
- * request. The operation above fails with a `BlockError`, the next ones work
- * or fail as well, and what is left is a sound image, at worst with leaked
- * clusters, that holds all that was flushed.
+ * Requests below qcow2 fail: at each debug event, and at each n-th request. The
+ * operation above fails with a `BlockError`, later ones work or fail too, and
+ * what is left is a sound image, at worst with leaked clusters, that holds
+ * everything that was flushed.
  *
  * @module
  */
@@ -30,22 +30,22 @@ import { newFiles, SECRETS, stackOf, type Variant } from "./variants.ts";
 
 const KIB = 1024;
 
-/** What is done to an image, and what kind of image it is. */
+/** What is done with an image, and what kind of image it is. */
 interface Workload {
   readonly options: OptionValues;
   readonly size: number;
-  /** Bytes of a backing file, all of them data. */
+  /** The size of a backing file, which is all data, in bytes. */
   readonly backing?: number;
-  /** How many bytes were written before, from the start of the disk on. */
+  /** How many bytes have been written already, from the start of the disk. */
   readonly filled?: number;
-  /** What it is, besides; its data file has any name. */
+  /** The kind of image; the data file's name does not matter. */
   readonly variant?: Variant;
   /** How many faults of each kind are tried. Default: 80. */
   readonly trials?: number;
   run(disk: FaultDisk): Promise<void>;
 }
 
-/** Bytes that differ from place to place and from call to call. */
+/** Bytes that differ between offsets, and between calls. */
 function pattern(seed: number, length: number): Uint8Array {
   const bytes = new Uint8Array(length);
   for (let i = 0, x = seed * 7919 + 1; i < length; i++) {
@@ -55,8 +55,8 @@ function pattern(seed: number, length: number): Uint8Array {
   return bytes;
 }
 
-/** What deflates well. */
-function dull(seed: number, length: number): Uint8Array {
+/** Bytes that deflate well. */
+function compressible(seed: number, length: number): Uint8Array {
   return new Uint8Array(length).fill(1 + seed % 255);
 }
 
@@ -75,9 +75,9 @@ const mixed: Workload = {
     await disk.zero(2048, 1024, false);
     await disk.zero(70 * KIB, 3 * KIB, true);
     await disk.flush();
-    await disk.writeCompressed(8192, dull(5, 512));
-    await disk.writeCompressed(8704, dull(6, 512));
-    await disk.writeCompressed(60 * KIB, dull(7, 512));
+    await disk.writeCompressed(8192, compressible(5, 512));
+    await disk.writeCompressed(8704, compressible(6, 512));
+    await disk.writeCompressed(60 * KIB, compressible(7, 512));
     await disk.write(8200, pattern(8, 100));
     await disk.takeSnapshot("two");
     await disk.discard(1024, 2048);
@@ -111,7 +111,7 @@ const growing: Workload = {
   },
 };
 
-/** Refcounts are written late, and repaired if that goes wrong. */
+/** Refcounts are written late, and repaired if that fails. */
 const lazy: Workload = {
   ...mixed,
   options: { cluster_size: 1024, lazy_refcounts: true },
@@ -126,7 +126,7 @@ const lazy: Workload = {
   },
 };
 
-/** Options are changed: zero clusters and refcounts are written anew. */
+/** Options are changed: zero clusters and refcounts are rewritten. */
 const amending: Workload = {
   options: { cluster_size: 512 },
   size: 96 * KIB,
@@ -155,7 +155,7 @@ const amending: Workload = {
   },
 };
 
-/** Bitmaps record, are changed and stored. */
+/** Bitmaps record, are changed, and are stored. */
 const bitmaps: Workload = {
   options: { cluster_size: 512 },
   size: 96 * KIB,
@@ -189,7 +189,7 @@ const extended: Workload = {
     await disk.write(30 * KIB, pattern(2, 40 * KIB));
     await disk.zero(31 * KIB, KIB, false);
     await disk.flush();
-    await disk.writeCompressed(96 * KIB, dull(3, 16 * KIB));
+    await disk.writeCompressed(96 * KIB, compressible(3, 16 * KIB));
     await disk.takeSnapshot("one");
     await disk.write(2 * KIB, pattern(4, 700));
     await disk.write(40 * KIB, pattern(5, 512));
@@ -205,7 +205,7 @@ const extended: Workload = {
   },
 };
 
-/** What is copied is encrypted anew. */
+/** Copied data is encrypted again. */
 const encrypted: Workload = {
   options: { cluster_size: 4 * KIB },
   size: 96 * KIB,
@@ -231,7 +231,7 @@ const encrypted: Workload = {
   },
 };
 
-/** Data and what tells of it are in two files. */
+/** Data and its metadata are in two files. */
 const dataFile: Workload = {
   options: { cluster_size: 4 * KIB },
   size: 96 * KIB,
@@ -253,7 +253,7 @@ const dataFile: Workload = {
   },
 };
 
-/** As before, and the data file is the disk; its sectors are encrypted. */
+/** The same, but the data file equals the disk; its sectors are encrypted. */
 const rawDataFile: Workload = {
   ...dataFile,
   options: { cluster_size: 16 * KIB, extended_l2: true },
@@ -292,7 +292,7 @@ class Subject {
     this.#content = new Uint8Array(workload.size);
   }
 
-  /** Make the image, or a copy of one that was made so before. */
+  /** Make the image, or copy one made earlier with the same options. */
   static async make(workload: Workload, like?: Subject): Promise<Subject> {
     const { options, size, backing = 0, filled = 0 } = workload;
     const subject = new Subject(workload);
@@ -327,7 +327,7 @@ class Subject {
     return { driver: "memory", store: this.store };
   }
 
-  /** How it is opened, on top of its files. */
+  /** The description to open it, on top of its files. */
   #stack(file: BlockNode, data: BlockNode): StackObject {
     const { backing, variant = {} } = this.#workload;
     const stack = stackOf(variant, [file, data]);
@@ -337,9 +337,9 @@ class Subject {
   }
 
   /**
-   * Do the work on top of the files, close, and look at what is left.
+   * Run the workload on top of the files, close, and examine what is left.
    *
-   * @returns how many steps failed, or said that they had done less.
+   * @returns how many steps failed, or reported partial success.
    */
   async work(file: BlockNode, data?: BlockNode): Promise<number> {
     let node: BlockNode;
@@ -380,14 +380,14 @@ class Subject {
   }
 }
 
-/** Do the work without failures, and count. */
+/** Run the workload without failures, and count requests. */
 async function rehearse(workload: Workload) {
   const model = await Subject.make(workload);
   const subject = await Subject.make(workload, model);
   const events = new Map<string, number>();
   const { node, counts } = faultyNode(await subject.plainFile());
   const data = faultyNode(await subject.plainData(), undefined, counts);
-  // Opening is no part of the work.
+  // Opening is not part of the workload.
   const debug = {
     event(name: string) {
       events.set(name, (events.get(name) ?? 0) + 1);
@@ -400,7 +400,7 @@ async function rehearse(workload: Workload) {
   return { model, events, counts };
 }
 
-/** Many cases, of which all are tried and those that go wrong are named. */
+/** Many cases, all of which are tried; those that go wrong are listed. */
 class Trials {
   readonly #wrong: string[] = [];
   #count = 0;
@@ -424,7 +424,7 @@ class Trials {
   }
 }
 
-/** The rules that make the `nth` occurrence of an event fail requests. */
+/** Rules that make requests fail at the `nth` occurrence of an event. */
 function rulesFor(event: string, nth: number, fault: OptionValues) {
   const steps = Array.from({ length: nth - 1 }, (_, i) => ({
     event,
@@ -441,9 +441,9 @@ function rulesFor(event: string, nth: number, fault: OptionValues) {
 const FAULTS = [[5, true], [28, true], [28, false]] as const;
 
 for (const [name, workload] of Object.entries(WORKLOADS)) {
-  Deno.test(`qcow2 outlives errors at each event: ${name}`, async () => {
+  Deno.test(`qcow2 survives errors at each event: ${name}`, async () => {
     const { model, events } = await rehearse(workload);
-    // Keys take their time.
+    // Deriving keys takes time.
     const isSlow = workload.variant?.encryption === "luks";
     const faults = isSlow ? FAULTS.slice(2) : FAULTS;
     const trials = new Trials();
@@ -470,7 +470,7 @@ for (const [name, workload] of Object.entries(WORKLOADS)) {
 
 const KINDS: readonly FaultKind[] = ["readv", "writev", "flush"];
 
-/** About `most` numbers below `count`, the first ones among them. */
+/** About `most` numbers below `count`, including the first ones. */
 function sample(count: number, most: number): Set<number> {
   const step = Math.max(1, count / most);
   const numbers = new Set<number>();
@@ -479,7 +479,7 @@ function sample(count: number, most: number): Set<number> {
 }
 
 for (const [name, workload] of Object.entries(WORKLOADS)) {
-  Deno.test(`qcow2 outlives errors of each request: ${name}`, async () => {
+  Deno.test(`qcow2 survives errors of each request: ${name}`, async () => {
     const { model, counts } = await rehearse(workload);
     const trials = new Trials();
     for (const kind of KINDS) {
@@ -494,7 +494,7 @@ for (const [name, workload] of Object.entries(WORKLOADS)) {
             const below = await subject.plainData();
             const { node: data } = faultyNode(below, fault, counts);
             const failures = await subject.work(node, data);
-            // That a data file stays larger than the disk is no failure.
+            // A data file that stays larger than the disk is not a failure.
             if (!workload.variant?.dataFile) assertNotEquals(failures, 0);
           });
         }
@@ -504,7 +504,7 @@ for (const [name, workload] of Object.entries(WORKLOADS)) {
   });
 }
 
-qemuTest("what errors leave behind of qcow2 is sound for QEMU", async () => {
+qemuTest("QEMU finds sound what errors leave of a qcow2 image", async () => {
   await using dir = new TempDir();
   const { events } = await rehearse(mixed);
   for (const event of events.keys()) {
@@ -514,7 +514,7 @@ qemuTest("what errors leave behind of qcow2 is sound for QEMU", async () => {
     const path = dir.file(event);
     await Deno.writeFile(path, contentOf(subject.store));
     const { code, stdout } = await run(["qemu-img", "check", path]);
-    // 3 stands for leaks alone.
+    // 3 means leaks only.
     assertEquals([0, 3].includes(code), true, `${event}: ${stdout}`);
   }
 });

@@ -1,5 +1,5 @@
 /**
- * Entries of tables that no correct program writes.
+ * Table entries that no correct program writes.
  *
  * @module
  */
@@ -13,7 +13,9 @@ import { DelayNode, Scheduler } from "../../delay.ts";
 import { Random } from "../../model.ts";
 import { contentOf, newImage, openBytes, put64, storeOf } from "./bytes.ts";
 
-/** An image whose first L2 table has entries; where that table is. */
+/**
+ * An image with given entries in its first L2 table, and that table's offset.
+ */
 async function writtenImage(
   options = {},
 ): Promise<{ bytes: Uint8Array; l1: number; l2: number }> {
@@ -32,7 +34,7 @@ async function writtenImage(
 const COPIED = 1n << 63n;
 const COMPRESSED = 1n << 62n;
 
-/** Open, and collect what is said meanwhile. */
+/** Open the image, and collect the warnings. */
 async function open(bytes: Uint8Array, readOnly = false) {
   const said: string[] = [];
   const report = (line: string) => said.push(line);
@@ -46,7 +48,7 @@ async function assertCorrupt(act: () => Promise<unknown>): Promise<void> {
 }
 
 for (const cached of [false, true]) {
-  const how = cached ? "in the cache already" : "not read before";
+  const how = cached ? "already in the cache" : "not read before";
   Deno.test(`an unaligned cluster, its table ${how}, is not read`, async () => {
     const { bytes, l2 } = await writtenImage();
     put64(bytes, l2 + 8, COPIED | 0x5200n);
@@ -58,12 +60,12 @@ for (const cached of [false, true]) {
       `(L2 offset: 0x${l2.toString(16)}, L2 index: 0x1); ` +
       "further non-fatal corruption events will be suppressed",
     ]);
-    // The others are still there.
+    // The other clusters can still be read.
     assertEquals((await image.read(8192, 1))[0], 1);
   });
 }
 
-Deno.test("reading damage in a writable image marks it, and ends its use", async () => {
+Deno.test("reading damage in a writable image marks it as corrupt, and ends its use", async () => {
   const { bytes, l2 } = await writtenImage();
   put64(bytes, l2 + 8, COPIED | 0x5200n);
   const store = storeOf(bytes);
@@ -92,7 +94,7 @@ Deno.test("reading damage in a writable image marks it, and ends its use", async
   assertEquals(refused.code, "EACCES");
 });
 
-Deno.test("an unaligned cluster can be discarded; what it referred to stays", async () => {
+Deno.test("an unaligned cluster can be discarded, without freeing anything", async () => {
   const { bytes, l2 } = await writtenImage();
   put64(bytes, l2 + 8, COPIED | 0x5200n);
   const { image, said } = await open(bytes);
@@ -135,9 +137,9 @@ for (const entry of [1n, COPIED | 0x5001n]) {
   });
 }
 
-Deno.test("a compressed cluster of nothing but rubbish is an EIO", async () => {
+Deno.test("a compressed cluster of garbage is an EIO", async () => {
   const { bytes, l2 } = await writtenImage();
-  // Past the end of the file; over the header; as far away as can be.
+  // Past the end of the file; over the header; as far away as possible.
   const places = [COMPRESSED | 0x7fffff00n, COMPRESSED, (1n << 63n) - 1n];
   for (const entry of places) {
     put64(bytes, l2, entry);
@@ -154,7 +156,7 @@ Deno.test("data far past the end of the file reads as zeroes", async () => {
   assertEquals(await image.read(0, 4096), new Uint8Array(4096));
 });
 
-Deno.test("shrinking does not look at each cluster of a file made huge", async () => {
+Deno.test("shrinking does not visit each cluster of a file made huge", async () => {
   const { bytes } = await writtenImage();
   put64(bytes, 40, (1n << 40n) + 4096n);
   const { image } = await open(bytes);
@@ -165,7 +167,7 @@ Deno.test("shrinking does not look at each cluster of a file made huge", async (
 });
 
 for (const [place, code] of [[1n << 41n, "EAGAIN"], [1n << 55n, "EFBIG"]]) {
-  Deno.test(`a snapshot refers to nothing that is not counted (${code})`, async () => {
+  Deno.test(`a snapshot never refers to clusters without a refcount (${code})`, async () => {
     const { bytes, l2 } = await writtenImage();
     put64(bytes, l2, COPIED | place as bigint);
     const store = storeOf(bytes);
@@ -181,9 +183,9 @@ for (const [place, code] of [[1n << 41n, "EAGAIN"], [1n << 55n, "EFBIG"]]) {
   });
 }
 
-Deno.test("refcount blocks and tables are never put over the header", async () => {
+Deno.test("refcount blocks and tables never overwrite the header", async () => {
   const { bytes } = await writtenImage();
-  // Nothing is counted any more: the first free cluster is that of the header.
+  // All refcounts are gone: the first free cluster seems to be the header's.
   const table = Number(new DataView(bytes.buffer).getBigUint64(48));
   put64(bytes, table, 0);
   const head = bytes.slice(0, 104);
@@ -214,7 +216,7 @@ class SlowReads extends DelayNode {
 }
 
 Deno.test("a reader sees no other cluster's data while its own moves", async () => {
-  // Clusters are given up and taken anew all the time.
+  // Clusters are freed and allocated again all the time.
   const store = storeOf(await newImage({ cluster_size: 512, size: 8192 }));
   const below = await openProtocol({ driver: "memory", store });
   const image = await openImage({
@@ -232,7 +234,7 @@ Deno.test("a reader sees no other cluster's data while its own moves", async () 
         const right = found.every((byte) => byte === 0 || byte === index + 1);
         assertEquals(right, true, `cluster ${index} held ${found[0] - 1}'s`);
       }),
-      // What one gives up, another takes.
+      // One client reuses what the other frees.
       image.discard(index * 512, 512).then(() =>
         image.write((15 - index) * 512, filled(15 - index))
       ),

@@ -13,16 +13,16 @@ export interface Golden {
   name: string;
   /** What is special about it. */
   what: string;
-  /** Bytes of the disk. */
+  /** The disk's size, in bytes. */
   size: number;
-  /** Of the disk's content, in hexadecimal digits. */
+  /** Hash of the disk's content, in hexadecimal digits. */
   sha256: string;
   open?: {
     /** Its backing files, nearest first. */
     backing?: string[];
-    /** The snapshot that is meant. */
+    /** The snapshot to read. */
     snapshot?: string;
-    /** The key of its encryption. */
+    /** The passphrase of its encryption. */
     key?: string;
     /** Its external data file. */
     dataFile?: string;
@@ -42,7 +42,7 @@ export async function goldenBytes(
   return await new Response(stream).bytes();
 }
 
-/** Describe the stack of an image and its backing files, all in memory. */
+/** The description of an image and its backing files, all in memory. */
 export async function goldenStack(
   name: string,
   backing: readonly string[] = [],
@@ -56,7 +56,7 @@ export async function goldenStack(
   return { driver: "qcow2", file, ...await goldenData(name), backing: below };
 }
 
-/** Describe the external data file of an image that has one, in memory. */
+/** The description of an image's external data file, if any, in memory. */
 export async function goldenData(name: string): Promise<OptionValues> {
   const image = GOLDEN.find((image) => image.name === name);
   const dataFile = image?.open?.dataFile;

@@ -1,6 +1,6 @@
 /**
- * Images that QEMU made hold what QEMU says; and whatever is done to their
- * bytes, nothing worse happens than a `BlockError`.
+ * Images made by QEMU read as QEMU says; and whatever is done to their bytes,
+ * the worst result is a `BlockError`.
  *
  * @module
  */
@@ -24,7 +24,7 @@ async function sha256(image: Image): Promise<string> {
   return hex(await crypto.subtle.digest("SHA-256", new Uint8Array(content)));
 }
 
-/** How the key of an encrypted image is named. */
+/** How to name the key of an encrypted image. */
 function keyOption(name: string): OptionValues {
   const key = { "key-secret": "key" };
   return name.endsWith(".luks") ? key : { encrypt: key };
@@ -49,7 +49,7 @@ for (const { name, what, size, sha256: sum, open = {} } of GOLDEN) {
   });
 }
 
-/** The names of those that need no key. */
+/** The names of the images that need no key. */
 const PLAIN = new Set(
   GOLDEN.filter(({ open }) => !open?.key).map(({ name }) => name),
 );
@@ -60,7 +60,7 @@ for (const name of new Set(GOLDEN.map(({ name }) => name))) {
     const { key } = GOLDEN.find((image) => image.name === name)?.open ?? {};
     const stack = { ...await goldenStack(name), ...(key && keyOption(name)) };
     const secrets = { key: key ?? "" };
-    // Opening for writing repairs the one that was not closed.
+    // Opening for writing repairs the image that was not closed.
     await using image = await openImage(stack, { secrets });
     await image.write(3000, new Uint8Array(100_000).fill(7));
     await image.writeZeroes(50_000, 300_000);
@@ -74,7 +74,7 @@ for (const name of new Set(GOLDEN.map(({ name }) => name))) {
 }
 
 /** Use an image that may be damaged in any way. */
-async function useUp(
+async function exercise(
   store: MemoryStore,
   random: Random,
   data: OptionValues,
@@ -127,7 +127,7 @@ async function useUp(
 
 function expectBlockError(error: unknown): void {
   if (!(error instanceof BlockError)) throw error;
-  // What had no code of its own was not foreseen.
+  // An error without a code of its own was not foreseen.
   if (error.cause && !(error.cause instanceof BlockError)) {
     assert(
       (error.cause as Error).constructor === Error ||
@@ -174,7 +174,7 @@ Deno.test("a damaged image causes BlockErrors at worst, and soon", async () => {
     const start = performance.now();
     try {
       const data = await goldenData(names[which]);
-      await useUp(store, random, data).catch(expectBlockError);
+      await exercise(store, random, data).catch(expectBlockError);
     } catch (error) {
       throw new Error(`BDRV_SEED=${seed}, ${names[which]}: ${error}`, {
         cause: error,
@@ -182,8 +182,8 @@ Deno.test("a damaged image causes BlockErrors at worst, and soon", async () => {
     }
     const took = performance.now() - start;
     const { allocated, size } = store;
-    // What was written where a damaged entry points may have made the file
-    // terabytes long, of which a check looks at each cluster.
+    // Writing where a damaged entry points may have made the file terabytes
+    // long, and a check visits each cluster of that.
     const most = 5000 + size / 2 ** 26;
     assert(took < most, `BDRV_SEED=${seed}, ${names[which]}: ${took} ms`);
     assert(

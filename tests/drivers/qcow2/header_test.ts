@@ -1,6 +1,6 @@
 /**
- * Headers that must be refused, each with the words QEMU has for it, and what
- * must be kept of those that are not.
+ * Headers that must be refused, each in QEMU's words, and what must be kept of
+ * those that are not.
  *
  * @module
  */
@@ -23,18 +23,18 @@ import {
   storeOf,
 } from "./bytes.ts";
 
-/** What is wrong with a header, and what is said about it. */
+/** A fault of a header, and the message about it. */
 interface Refusal {
   readonly what: string;
   readonly code: string;
   readonly message: string;
   patch(bytes: Uint8Array): void;
-  /** What the image is made with. */
+  /** Options of the image. */
   readonly create?: OptionValues;
   readonly open?: OpenOptions;
   /** Options of the driver. */
   readonly stack?: OptionValues;
-  /** Why QEMU is not asked, if it must not be. */
+  /** Why QEMU is not asked, where it must not be. */
   readonly notQemu?: string;
 }
 
@@ -109,7 +109,7 @@ const REFUSALS: readonly Refusal[] = [
     patch: (b) => b[104] = 2,
   },
   {
-    what: "zlib and the bit for others",
+    what: "zlib with the bit for other types",
     code: "EINVAL",
     message: "qcow2: Compression type incompatible feature bit must not be set",
     patch: (b) => put64(b, 72, 8),
@@ -128,7 +128,7 @@ const REFUSALS: readonly Refusal[] = [
     patch: (b) => put64(b, 72, 0x8000000000000020n),
   },
   {
-    what: "unknown features of which some have names",
+    what: "unknown features, some with names",
     code: "ENOTSUP",
     message:
       "Unsupported qcow2 feature(s): time travel, mind reading, Unknown incompatible feature: 80",
@@ -149,7 +149,7 @@ const REFUSALS: readonly Refusal[] = [
     },
   },
   {
-    what: "a feature name without an end",
+    what: "an unterminated feature name",
     code: "ENOTSUP",
     message: `Unsupported qcow2 feature(s): ${"x".repeat(46)}`,
     patch: (b) => {
@@ -162,7 +162,7 @@ const REFUSALS: readonly Refusal[] = [
     code: "EACCES",
     message: "qcow2: Image is corrupt; cannot be opened read/write",
     patch: (b) => put64(b, 72, 2),
-    notQemu: "it opens for reading only to tell of it",
+    notQemu: "it opens the image read-only just to say so",
   },
   {
     what: "extended L2 entries in small clusters",
@@ -195,7 +195,7 @@ const REFUSALS: readonly Refusal[] = [
     patch: (b) => put64(b, 48, 4608),
   },
   {
-    what: "a refcount table past all files",
+    what: "a refcount table past any file's end",
     code: "EINVAL",
     message: "Reference count table offset invalid",
     patch: (b) => put64(b, 48, 0x7ffffffffffff000n),
@@ -207,7 +207,7 @@ const REFUSALS: readonly Refusal[] = [
     patch: (b) => put32(b, 60, 65537),
   },
   {
-    what: "an unaligned snapshot table, though it is empty",
+    what: "an unaligned snapshot table, although it is empty",
     code: "EINVAL",
     message: "Snapshot table offset invalid",
     patch: (b) => put64(b, 64, 1),
@@ -237,7 +237,7 @@ const REFUSALS: readonly Refusal[] = [
     patch: (b) => put64(b, 24, 2097152 + 512),
   },
   {
-    what: "an extension that does not end",
+    what: "an unterminated extension",
     code: "EINVAL",
     message: "Header extension too large",
     patch: (b) => put32(b, 112, 0x12345678, 4096 - 119),
@@ -298,7 +298,7 @@ const REFUSALS: readonly Refusal[] = [
     notQemu: "it crashes",
   },
   {
-    what: "a bitmaps extension of another length",
+    what: "a bitmaps extension of the wrong length",
     code: "EINVAL",
     message: "bitmaps_ext: Invalid extension length",
     patch: (b) => putExtensions(b, extension(BITMAPS, new Uint8Array(16))),
@@ -323,7 +323,7 @@ const REFUSALS: readonly Refusal[] = [
     },
   },
   {
-    what: "no bitmaps in their extension",
+    what: "a bitmaps extension without bitmaps",
     code: "EINVAL",
     message: "found bitmaps extension with zero bitmaps",
     patch: (b) => {
@@ -444,7 +444,7 @@ qemuTest("QEMU refuses these images with the same words", async () => {
   }
 }, ["qemu-io"]);
 
-Deno.test("info opens what names files that are not there", async () => {
+Deno.test("info opens an image whose other files are missing", async () => {
   const bytes = await newImage({
     backing_file: "/no/such",
     backing_fmt: "raw",
@@ -461,20 +461,20 @@ Deno.test("a corrupt image can be read, and opened to check it", async () => {
   await openBytes(bytes, { purpose: "check" });
 });
 
-Deno.test("for a check, missing refcount and snapshot tables are no matter", async () => {
+Deno.test("check opens an image without refcount and snapshot tables", async () => {
   const bytes = await newImage();
   put32(bytes, 56, 0);
   put64(bytes, 64, 1);
   await openBytes(bytes, { purpose: "check", readOnly: true });
 });
 
-Deno.test("opening for writing clears autoclear bits and keeps the unknown", async () => {
+Deno.test("opening for writing clears autoclear bits and keeps unknown fields", async () => {
   const bytes = await newImage();
   const future = [
     extension(0x11111111, utf8("one")),
     extension(0x22222222, utf8("twotwotwo")),
   ];
-  // A header of 120 bytes, and bits that nobody knows.
+  // A header of 120 bytes, and unknown bits.
   put64(bytes, 112, 0x0123456789abcdefn);
   put32(bytes, 100, 120);
   put64(bytes, 80, 0xf0);
@@ -509,7 +509,7 @@ Deno.test("opening for writing clears autoclear bits and keeps the unknown", asy
   assertEquals(header.backingFormat, "raw");
 });
 
-Deno.test("a backing file name without room is refused and changes nothing", async () => {
+Deno.test("a backing file name without room is refused, without changing anything", async () => {
   const store = storeOf(await newImage({ cluster_size: 512 }));
   const before = contentOf(store);
   const file = { driver: "memory", store };
@@ -525,7 +525,7 @@ Deno.test("a backing file name without room is refused and changes nothing", asy
   }
 });
 
-Deno.test("half a sector at the end of the disk is no part of it", async () => {
+Deno.test("half a sector at the end of the disk does not belong to it", async () => {
   const bytes = await newImage();
   put64(bytes, 24, 1000);
   const node = await openBytes(bytes);

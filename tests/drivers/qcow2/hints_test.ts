@@ -1,4 +1,4 @@
-/** What only tells where to look ends no request. */
+/** Mere hints on where to look do not fail requests. */
 import { assertEquals, assertRejects } from "@std/assert";
 import {
   BlockError,
@@ -16,21 +16,21 @@ import { kindOf } from "../../extents.ts";
 
 const MIB = 1024 * 1024;
 
-/** A file that says it has next to nothing on its disk. */
+/** A file that claims to take next to no space on disk. */
 function asSparse(file: BlockNode): BlockNode {
   return filterNode(file.driver, file, {
     info: () => Promise.resolve({ actualSize: 4096 }),
   });
 }
 
-/** Have the first entry of the refcount table point to no cluster's start. */
+/** Make the first entry of the refcount table point into a cluster. */
 function misalign(bytes: Uint8Array): void {
   const view = new DataView(bytes.buffer, bytes.byteOffset);
   const table = Number(view.getBigUint64(48));
   view.setBigUint64(table, view.getBigUint64(table) | 0x200n);
 }
 
-/** A sparse image of 4 MiB, preallocated, whose refcounts are damaged. */
+/** A sparse, preallocated image of 4 MiB whose refcounts are damaged. */
 async function damagedImage(): Promise<Source> {
   const store = new MemoryStore();
   const file = { driver: "memory", store };
@@ -52,7 +52,7 @@ async function damagedImage(): Promise<Source> {
 
 for (const readOnly of [true, false]) {
   const how = readOnly ? "read-only" : "for writing";
-  Deno.test(`damaged refcounts do not keep holes from being asked for, opened ${how}`, async () => {
+  Deno.test(`damaged refcounts do not fail queries for holes, opened ${how}`, async () => {
     const reports: string[] = [];
     const report = (line: string) => reports.push(line);
     await using image = await openImage(await damagedImage(), {
@@ -68,7 +68,7 @@ for (const readOnly of [true, false]) {
     await using target = await openImage({ driver: "raw", file });
     await convert([image.node], target.node, { targetIsZero: true });
     assertEquals(await target.read(2 * MIB - 1, 2), new Uint8Array([5, 0]));
-    // Said once; to look does not mark the image.
+    // Reported once; a query does not mark the image.
     assertEquals(reports, [
       "qcow2: Image is corrupt: Refblock offset 0x20200 unaligned (reftable " +
       "index: 0); further non-fatal corruption events will be suppressed",
@@ -77,7 +77,7 @@ for (const readOnly of [true, false]) {
   });
 }
 
-Deno.test("who needs the refcounts is still refused", async () => {
+Deno.test("requests that need the refcounts still fail", async () => {
   await using image = await openImage(await damagedImage());
   await assertRejects(
     () => image.node.snapshots!.create({ name: "a" }),
@@ -85,7 +85,7 @@ Deno.test("who needs the refcounts is still refused", async () => {
   );
 });
 
-Deno.test("a file that cannot be cut off does not keep a disk from shrinking", async () => {
+Deno.test("a file that cannot be truncated does not keep a disk from shrinking", async () => {
   const store = new MemoryStore();
   const file = { driver: "memory", store };
   await createImage("qcow2", file, { size: 4 * MIB });
@@ -107,7 +107,7 @@ Deno.test("a file that cannot be cut off does not keep a disk from shrinking", a
 });
 
 qemuTest(
-  "a sparse image with damaged refcounts is used as by qemu-img",
+  "a sparse image with damaged refcounts works as with qemu-img",
   async () => {
     await using dir = new TempDir();
     const file = dir.file("disk.qcow2");

@@ -18,7 +18,7 @@ const standard = new L2Layout(CLUSTER_BITS);
 const withDataFile = new L2Layout(CLUSTER_BITS, DATA_FILE);
 const extended = new L2Layout(CLUSTER_BITS, EXTENDED_L2);
 
-/** A table that has these words from an entry on. */
+/** A table with these words, starting at an entry. */
 function tableOf(
   layout: L2Layout,
   words: readonly bigint[],
@@ -49,7 +49,7 @@ Deno.test("an L2 table has half as many entries if they are extended", () => {
   assertEquals(whole.l1EntriesFor(2 ** 30), 2);
 });
 
-Deno.test("kind() is what a standard entry says", () => {
+Deno.test("kind() decodes standard entries", () => {
   const kinds: [bigint, string, string][] = [
     [0n, "unallocated", "unallocated"],
     [1n, "zero", "zero"],
@@ -57,9 +57,9 @@ Deno.test("kind() is what a standard entry says", () => {
     [COPIED | HOST, "normal", "normal"],
     [COPIED | HOST | 1n, "zeroAllocated", "zeroAllocated"],
     [1n << 55n, "normal", "normal"],
-    // Reserved bits are no offset.
+    // Reserved bits are not part of the offset.
     [1n << 56n | 0x1fen, "unallocated", "unallocated"],
-    // With a data file, offset 0 is a place like any other.
+    // With a data file, offset 0 is valid.
     [COPIED, "unallocated", "normal"],
     [COPIED | 1n, "zero", "zeroAllocated"],
     [COMPRESSED | HOST, "compressed", "compressed"],
@@ -91,7 +91,7 @@ Deno.test("isPlain() takes aligned clusters without flags, and no others", () =>
   assert(!isPlain(COPIED));
 });
 
-Deno.test("hasReservedBits() knows those of the specification", () => {
+Deno.test("hasReservedBits() knows the specification's reserved bits", () => {
   for (let bit = 0n; bit < 62n; bit++) {
     const table = tableOf(standard, [1n << bit]);
     const isReserved = bit >= 1n && bit <= 8n || bit >= 56n;
@@ -99,7 +99,7 @@ Deno.test("hasReservedBits() knows those of the specification", () => {
   }
 });
 
-/** Entries as of the specification's table of subclusters. */
+/** Entries according to the specification's table of subclusters. */
 const SUBCLUSTER_KINDS: [bigint, bigint, string[]][] = [
   [HOST, 0b1n, ["normal", "unallocatedPlaced"]],
   [HOST, 1n << 32n, ["zeroAllocated", "unallocatedPlaced"]],
@@ -108,13 +108,13 @@ const SUBCLUSTER_KINDS: [bigint, bigint, string[]][] = [
   [0n, 1n << 32n, ["zero", "unallocated"]],
   [0n, 0n, ["unallocated", "unallocated"]],
   [0n, 1n << 31n, ["invalid", "invalid"]],
-  // The flag for all of a cluster has no meaning here.
+  // The zero flag of whole clusters has no meaning here.
   [1n, 0n, ["unallocated", "unallocated"]],
   [HOST | 1n, 0b10n, ["unallocatedPlaced", "normal"]],
   [COMPRESSED | HOST, 0b1n, ["compressed", "compressed"]],
 ];
 
-Deno.test("subclusterKind() is what an extended entry says", () => {
+Deno.test("subclusterKind() decodes extended entries", () => {
   for (const [entry, bitmap, kinds] of SUBCLUSTER_KINDS) {
     const table = tableOf(extended, [entry, bitmap]);
     const found = kinds.map((_, i) => extended.subclusterKind(table, INDEX, i));
@@ -127,7 +127,7 @@ Deno.test("subclusterKind() is what an extended entry says", () => {
   assertEquals(both.subclusterKind(first, INDEX, 0), "normal");
 });
 
-Deno.test("entries become what they are set to, and their neighbours stay", () => {
+Deno.test("setters change their own entries, and no neighbours", () => {
   const all = 0xffffffffn;
   type Change = (layout: L2Layout, table: DataView) => void;
   const changes: [Change, bigint[], bigint[]][] = [
@@ -157,7 +157,7 @@ Deno.test("entries become what they are set to, and their neighbours stay", () =
     ]],
     [
       (layout, table) => layout.setCompressed(table, INDEX, 0x50100, 0x400),
-      // From the middle of a sector into the third one.
+      // From the middle of one sector into the third.
       [COMPRESSED | 2n << 54n | 0x50100n],
       [COMPRESSED | 2n << 54n | 0x50100n, 0n],
     ],
@@ -193,7 +193,7 @@ Deno.test("setCopied() says whether it changed the entry", () => {
   assertEquals(standard.offset(table, INDEX), Number(HOST));
 });
 
-Deno.test("compressed cluster descriptors are what they were", () => {
+Deno.test("compressed cluster descriptors survive encoding and decoding", () => {
   const random = new Random(1);
   for (let bits = 9; bits <= 21; bits++) {
     const layout = new L2Layout(bits);
@@ -204,7 +204,7 @@ Deno.test("compressed cluster descriptors are what they were", () => {
       layout.setCompressed(table, 0, hostOffset, length);
       assertEquals(layout.kind(table, 0), "compressed");
       assertEquals(layout.compressedOffset(table, 0), hostOffset);
-      // It is counted in sectors.
+      // The length is counted in sectors.
       const end = Math.ceil((hostOffset + length) / 512) * 512;
       assertEquals(layout.compressedLength(table, 0), end - hostOffset);
       const digits = hostOffset.toString(16);
@@ -213,7 +213,9 @@ Deno.test("compressed cluster descriptors are what they were", () => {
   }
 });
 
-/** How far entries from the first one on are alike, read one by one. */
+/**
+ * The length of the run of equal entries from the first one, read one by one.
+ */
 function slowRun(layout: L2Layout, table: DataView, most: number): number {
   const kind = layout.kind(table, 0);
   const isPlaced = layout.isPlaced(table, 0);
@@ -226,7 +228,7 @@ function slowRun(layout: L2Layout, table: DataView, most: number): number {
   return count;
 }
 
-Deno.test("runLength() goes as far as entries are alike", () => {
+Deno.test("runLength() extends over equal entries", () => {
   const random = new Random(2);
   for (const layout of [standard, withDataFile, extended]) {
     for (let round = 0; round < 2000; round++) {
@@ -274,7 +276,7 @@ Deno.test("sequenceLength() ends where flags differ, and at 4 GiB", () => {
   assertEquals(standard.sequenceLength(table, 0, 8), 1);
 });
 
-/** A table of entries whose subclusters are of all kinds. */
+/** A table of entries with subclusters of all kinds. */
 function someSubclusters(random: Random): DataView {
   const table = viewOf(new Uint8Array(8 * extended.entrySize));
   for (let index = 0; index < 8; index++) {
@@ -282,7 +284,7 @@ function someSubclusters(random: Random): DataView {
       BigInt(random.pick([0, -1, random.below(2 ** 32)]) >>> 0);
     const isPlaced = random.below(3) > 0;
     const zero = bits();
-    // Most contradict nothing.
+    // Most are free of contradictions.
     const allocated = random.oneIn(9) ? bits() : isPlaced ? bits() & ~zero : 0n;
     const entry = isPlaced ? COPIED | BigInt((1 + index) * CLUSTER) : 0n;
     put64(
@@ -295,7 +297,7 @@ function someSubclusters(random: Random): DataView {
   return table;
 }
 
-Deno.test("subclusterRun() goes as far as subclusters are alike", () => {
+Deno.test("subclusterRun() extends over equal subclusters", () => {
   const random = new Random(3);
   for (let round = 0; round < 2000; round++) {
     const table = someSubclusters(random);
@@ -322,7 +324,7 @@ Deno.test("setData(), reserve() and setZeroPart() change the bits of a part", ()
   extended.setData(table, INDEX, Number(HOST), at(4), at(12));
   const place = COPIED | HOST;
   assertEquals(wordsAt(extended, table), [place, 0xff00f000n << 32n | 0xff0n]);
-  // From the middle of one to the middle of another.
+  // From the middle of one cluster to the middle of another.
   extended.setData(table, INDEX, Number(HOST), at(30) + 1, at(31) + 1);
   assertEquals(wordsAt(extended, table), [
     place,
@@ -347,7 +349,7 @@ Deno.test("setData(), reserve() and setZeroPart() change the bits of a part", ()
   );
 });
 
-Deno.test("wholeKind() tells of a cluster in which subclusters differ", () => {
+Deno.test("wholeKind() recognizes clusters whose subclusters differ", () => {
   const all = 0xffffffffn;
   const kinds = [
     [0n, 0n],

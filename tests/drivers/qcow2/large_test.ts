@@ -1,4 +1,4 @@
-/** Disks larger than a number counts bytes. @module */
+/** Disks whose size in bytes is not a safe integer. @module */
 import { assertEquals, assertRejects } from "@std/assert";
 import {
   BlockError,
@@ -7,7 +7,7 @@ import {
   openImage,
 } from "../../../mod.ts";
 
-Deno.test("a disk may be larger than a number counts bytes exactly", async () => {
+Deno.test("a disk may be larger than 2^53 bytes", async () => {
   const file = { driver: "memory", store: new MemoryStore() };
   const size = 2 ** 55;
   await createImage("qcow2", file, { size, cluster_size: 2 ** 18 });
@@ -21,7 +21,7 @@ Deno.test("a disk may be larger than a number counts bytes exactly", async () =>
     assertEquals(await image.read(offset, 1024), data);
   }
   assertEquals(await image.read(2 ** 54, 512), new Uint8Array(512));
-  // Beyond 2^53, only whole sectors have exact places.
+  // Beyond 2^53, only offsets of whole sectors are exact.
   await assertRejects(() => image.read(2 ** 54, 1000), BlockError);
   const found = [];
   for await (const { offset, length, allocated } of image.extents()) {

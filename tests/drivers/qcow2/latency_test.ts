@@ -1,5 +1,5 @@
 /**
- * On a file that is slow to answer, requests wait for what they need, and not
+ * On a file that responds slowly, requests wait only for what they need, not
  * for each other.
  *
  * @module
@@ -18,11 +18,11 @@ import { Random } from "../../model.ts";
 import { Rounds } from "../../rounds.ts";
 
 const CLUSTER = 4096;
-/** Bytes of the disk that one L2 table maps. */
+/** Bytes of the disk mapped by one L2 table. */
 const COVERAGE = CLUSTER / 8 * CLUSTER;
 const TABLES = 16;
 
-/** An image of which every other cluster is written, in random order. */
+/** An image in which every other cluster is written, in random order. */
 async function makeImage(): Promise<MemoryStore> {
   const store = new MemoryStore();
   await createImage("qcow2", { driver: "memory", store }, {
@@ -64,14 +64,14 @@ function copyOf(store: MemoryStore): MemoryStore {
   return copy;
 }
 
-Deno.test("reads under L2 tables that are not in memory wait together", async () => {
+Deno.test("reads under different uncached L2 tables wait together", async () => {
   const { rounds, image } = await openSlowly(store);
   const count = await rounds.of(() =>
     Promise.all(
       Array.from({ length: TABLES }, (_, i) => image.read(i * COVERAGE, 512)),
     )
   );
-  // The tables, and the data.
+  // One round for the tables, and one for the data.
   assertEquals(count, 2);
   await image.close();
 });
@@ -87,7 +87,7 @@ Deno.test("reads under the same L2 table read it once", async () => {
   await image.close();
 });
 
-Deno.test("a read over scattered clusters waits once for all of them", async () => {
+Deno.test("a read of scattered clusters waits for all of them at once", async () => {
   const { rounds, image } = await openSlowly(store);
   const length = 32 * CLUSTER;
   const found = new Uint8Array(length);
@@ -101,13 +101,13 @@ Deno.test("a read over scattered clusters waits once for all of them", async () 
   await image.close();
 });
 
-Deno.test("a write over scattered clusters waits once for all of them", async () => {
+Deno.test("a write to scattered clusters waits for all of them at once", async () => {
   const { rounds, image } = await openSlowly(copyOf(store));
   const bytes = new Random(2).bytes(32 * CLUSTER);
   await image.read(0, 1);
   const count = await rounds.of(() => image.write(0, bytes));
-  // A refcount block; then 31 runs, in place and new, of which 16 at most are
-  // under way.
+  // A refcount block; then 31 runs, in place and new, of which at most 16 are
+  // in flight.
   assertEquals(count, 3);
   assert(isEqual(await image.read(0, bytes.length), bytes));
   await image.close();
@@ -129,7 +129,7 @@ Deno.test("a copy's requests wait together", async () => {
   assert(4 * eight <= one + 4 * TABLES, `${eight} rounds, ${one} one by one`);
 });
 
-Deno.test("walks through all tables get on beside each other", async () => {
+Deno.test("concurrent walks through all tables make progress", async () => {
   const file = { driver: "memory", store };
   await using image = await openImage({ driver: "qcow2", file });
   const walk = async () => {

@@ -1,7 +1,7 @@
 /**
- * Tables in the file lag behind while it is open, and with lazy refcounts those
- * do even after a flush: what reads them there, or forgets what is in memory,
- * has them written before.
+ * While an image is open, the tables in its file lag behind, and with lazy
+ * refcounts even a flush does not write those: whatever reads them from the
+ * file, or drops what is in memory, must have them written first.
  *
  * @module
  */
@@ -13,7 +13,7 @@ import { newImage, storeOf } from "./bytes.ts";
 const CLUSTER = 4096;
 const REPAIR = { repair: { leaks: true, corruptions: true } };
 
-/** What may be done with a disk between writes. */
+/** Operations on a disk between writes. */
 const STEPS: { [name: string]: (image: Image) => Promise<unknown> } = {
   "check()": async (image) => {
     const { leaks, corruptions } = await image.check();
@@ -59,7 +59,7 @@ async function survive(
       await image.write(i * CLUSTER, new Uint8Array(CLUSTER).fill(1));
     }
     await image.discard(0, 4 * CLUSTER);
-    // Using a freed cluster again writes the tables; later ones lag behind.
+    // Reusing a freed cluster writes the tables; later changes lag behind.
     await image.write(45 * CLUSTER, new Uint8Array(CLUSTER).fill(1));
     await image.write(46 * CLUSTER, new Uint8Array(CLUSTER).fill(1));
     await step(image);

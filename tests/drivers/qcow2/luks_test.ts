@@ -81,14 +81,14 @@ for (const [name, options] of Object.entries(VARIANTS)) {
   });
 }
 
-Deno.test("sectors of LUKS in qcow2 are encrypted by their place in the file", async () => {
+Deno.test("LUKS in qcow2 encrypts sectors by their offset in the file", async () => {
   const file = memory();
   await make(file, MIB);
   await using image = await open(file);
   const data = bytes(65_536, 1);
   await image.write(0, data);
   await image.node.snapshots!.create({ name: "one" });
-  // The same data of the same part of the disk, at another place.
+  // The same guest data, at another host offset.
   await image.write(0, data);
   await image.flush();
   await patch(file, (content) => {
@@ -103,7 +103,7 @@ Deno.test("sectors of LUKS in qcow2 are encrypted by their place in the file", a
   assertEquals(await image.read(0, data.length), data);
 });
 
-Deno.test("LUKS in qcow2: what is copied on write is encrypted anew", async () => {
+Deno.test("LUKS in qcow2: copy-on-write encrypts data again", async () => {
   const file = memory();
   await make(file, MIB);
   await using image = await open(file);
@@ -147,7 +147,7 @@ Deno.test("amend() adds a passphrase to qcow2, next to other changes", async () 
   assertEquals([corruptions, leaks], [0, 0]);
 });
 
-Deno.test("requests go on while a key is derived for a new passphrase", async () => {
+Deno.test("requests proceed while a key is derived for a new passphrase", async () => {
   const file = memory();
   await make(file, MIB);
   await using image = await open(file);
@@ -171,7 +171,7 @@ Deno.test("requests go on while a key is derived for a new passphrase", async ()
   assertEquals((await image.info()).specific!.data["lazy-refcounts"], true);
 });
 
-Deno.test("an image that is closed while a passphrase is added has it afterwards", async () => {
+Deno.test("an image closed while a passphrase is added has it afterwards", async () => {
   for (const driver of ["qcow2", "luks"]) {
     const file = memory();
     const prefix = driver === "qcow2" ? "encrypt." : "";
@@ -197,7 +197,7 @@ Deno.test("an image that is closed while a passphrase is added has it afterwards
   }
 });
 
-Deno.test("opening tells how far the search for the key has come, and can be given up", async () => {
+Deno.test("opening reports the progress of the search for the key, and can be aborted", async () => {
   const file = memory();
   await make(file, MIB);
   {
@@ -208,20 +208,20 @@ Deno.test("opening tells how far the search for the key has come, and can be giv
       "encrypt.iter-time": 0,
     });
   }
-  const told: UnlockProgress[] = [];
-  const onUnlocking = (progress: UnlockProgress) => void told.push(progress);
+  const reports: UnlockProgress[] = [];
+  const onUnlocking = (progress: UnlockProgress) => void reports.push(progress);
   const other = { encrypt: { "key-secret": "s1" } };
   await (await open(file, other, { onUnlocking })).close();
-  const { total, filename } = told[0];
+  const { total, filename } = reports[0];
   assertEquals(
-    told,
+    reports,
     [0, total / 2, total].map((done) => ({
       filename,
       done,
       total,
     })),
   );
-  // Some seconds.
+  // Some seconds' worth.
   await patch(file, (b) => put32(b, 262_144 + 212, 3_000_000));
   const signal = AbortSignal.timeout(20);
   const error = await assertRejects(
@@ -253,7 +253,7 @@ Deno.test("amend() sees the slots that another program changed", async () => {
   assertEquals(active.length, 3);
 });
 
-/** Where the extension's data is: right after the header. */
+/** The extension's data, right after the header. */
 const EXTENSION = 112 + 8;
 
 const HOSTILE: readonly [message: string, (content: Uint8Array) => void][] = [
@@ -293,7 +293,7 @@ for (const [message, change] of HOSTILE) {
   });
 }
 
-Deno.test("the payload offset of a LUKS header in qcow2 counts for nothing but its slots", async () => {
+Deno.test("the payload offset of a LUKS header in qcow2 matters only for its slots", async () => {
   const file = memory();
   await make(file, MIB);
   await patch(file, (b) => put32(b, 262_144 + 104, 100_001));

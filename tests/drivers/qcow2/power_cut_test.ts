@@ -1,9 +1,9 @@
 /**
  * The power fails at random moments while an image is written to. What is left
- * must be a sound image, at worst with leaked clusters, that holds all that
- * was flushed.
+ * must be a sound image, at worst with leaked clusters, that holds everything
+ * that was flushed.
  *
- * `BDRV_SEED` (`7` or `1-500`) chooses seeds.
+ * `BDRV_SEED` (`7` or `1-500`) chooses the seeds.
  *
  * @module
  */
@@ -35,23 +35,23 @@ import {
 const SEEDS = 36;
 const ROUNDS = 40;
 const CUTS = 60;
-/** Those of an image that takes some time to open. */
+/** The number of cuts for an image that takes some time to open. */
 const CUTS_OF_LUKS = 25;
 
-/** What happened between two flushes of the disk. */
+/** The time between two flushes of the disk. */
 interface Epoch {
   /** Moments of the log at which it began and ended. */
   from: number;
   to: number;
-  /** What the disk durably holds at its beginning. */
+  /** The durable content of the disk at its beginning. */
   before: Uint8Array;
-  /** What was written in it. */
+  /** The writes in it. */
   effects: Effect[];
-  /** Sizes that the disk had in it. */
+  /** The disk's sizes during it. */
   sizes: Set<number>;
-  /** Snapshots that were there all the time, by id. */
+  /** Snapshots that existed all the time, by id. */
   snapshots: Map<string, Uint8Array>;
-  /** Whether the image may be marked as dirty, with refcounts that are wrong. */
+  /** Whether the image may be marked as dirty, with wrong refcounts. */
   mayBeDirty: boolean;
 }
 
@@ -61,7 +61,7 @@ class Subject {
   readonly #folder: TempDir;
   readonly #clusterSize: number;
   readonly #epochs: Epoch[] = [];
-  /** What the image is, besides. */
+  /** The kind of image. */
   variant: Variant = {};
   #log!: PowerLogs;
   #image!: Image;
@@ -70,7 +70,7 @@ class Subject {
   #isLazy = false;
   #isVersion2 = false;
   #backing?: { driver: string; store: MemoryStore };
-  /** What the disk holds where it has no clusters. */
+  /** The disk's content where it has no clusters. */
   #base = new Uint8Array(0);
 
   constructor(random: Random, folder: TempDir) {
@@ -140,7 +140,7 @@ class Subject {
     );
   }
 
-  /** What a range of the disk reads as that has no clusters. */
+  /** The content of a range of the disk without clusters. */
   #baseRange(start: number, end: number): Uint8Array<ArrayBuffer> {
     const bytes = new Uint8Array(end - start);
     bytes.set(this.#base.subarray(start, end));
@@ -175,7 +175,7 @@ class Subject {
     });
   }
 
-  /** Requests at once that do not overlap. */
+  /** Concurrent requests that do not overlap. */
   async #round(): Promise<void> {
     const random = this.#random;
     const { effects } = this.#current;
@@ -183,9 +183,9 @@ class Subject {
     const requests: Promise<void>[] = [];
     let at = random.below(size);
     for (let count = 1 + random.below(5); count > 0 && at < size; count--) {
-      const wish = 1 + random.below(random.pick([100, 2000, 20_000]));
+      const wanted = 1 + random.below(random.pick([100, 2000, 20_000]));
       const offset = at;
-      const length = Math.min(wish, size - offset);
+      const length = Math.min(wanted, size - offset);
       const kind = random.below(10);
       const bytes = kind < 5 ? random.bytes(length) : new Uint8Array(length);
       if (kind < 7) {
@@ -208,7 +208,7 @@ class Subject {
     await Promise.all(requests);
   }
 
-  /** Whole clusters from the next one on; answers their end. */
+  /** Whole clusters from the next boundary on; returns their end. */
   #compressed(offset: number, requests: Promise<void>[]): number {
     offset = Math.ceil(offset / this.#clusterSize) * this.#clusterSize;
     const end = offset + this.#clusterSize;
@@ -219,7 +219,7 @@ class Subject {
       try {
         await this.#image.node.writeCompressed!(offset, [bytes]);
       } catch (error) {
-        // Where data lies it is refused.
+        // Refused where the cluster is allocated.
         if (!(error instanceof BlockError && error.code === "EIO")) throw error;
         return;
       }
@@ -230,7 +230,7 @@ class Subject {
     return end;
   }
 
-  /** Take, delete or go back to a snapshot. */
+  /** Take, delete or apply a snapshot. */
   async #snapshot(): Promise<void> {
     if (this.variant.dataFile) return;
     const snapshots = this.#image.node.snapshots!;
@@ -263,7 +263,7 @@ class Subject {
     }
   }
 
-  /** Change the width of refcounts, or the version; the disk stays as it is. */
+  /** Change the width of refcounts, or the version; the content stays. */
   async #amend(): Promise<void> {
     const isVersion2 = this.#random.oneIn(3) && !this.#isLazy &&
       !this.variant.dataFile;
@@ -274,7 +274,7 @@ class Subject {
         refcount_bits: isVersion2 ? 16 : width,
       });
     } catch (error) {
-      // Snapshots may need more bits, or be of another size; version 2 has no
+      // Snapshots may need more bits, or have another size; version 2 has no
       // subclusters.
       if (!(error instanceof BlockError)) throw error;
       assertMatch(error.message, /Cannot decrease|prevent downgrade|features/);
@@ -303,7 +303,7 @@ class Subject {
   }
 
   async #resize(): Promise<void> {
-    // Version 2 has no way to hide what a backing file holds.
+    // Version 2 cannot hide the content of a backing file.
     const isShared = this.#backing || this.#snapshots.size > 0;
     if (this.#isVersion2 && isShared) return;
     const size = 512 * (1 + this.#random.below(500));
@@ -312,7 +312,7 @@ class Subject {
     this.#disk = resized(this.#disk, size);
   }
 
-  /** What lies past the smaller size may be gone before the size changes. */
+  /** Data past the smaller size may disappear before the size changes. */
   #noteResize(size: number): void {
     const { effects, sizes } = this.#current;
     const { length: old } = this.#disk;
@@ -324,7 +324,7 @@ class Subject {
     sizes.add(size);
   }
 
-  /** Cut the power at random moments, and look at what is left. */
+  /** Cut the power at random moments, and examine what is left. */
   async cut(folder: TempDir): Promise<void> {
     const random = this.#random;
     const moments = Array.from(
@@ -351,15 +351,15 @@ class Subject {
     const [store] = stores;
     const others = stackOf(this.variant, stores.map(nodeOf));
     const epoch = this.#epochs.findLast(({ from }) => from <= moment)!;
-    // Else it is put right when it is opened.
+    // If it is dirty, opening it repairs it.
     if (!epoch.mayBeDirty || !await isDirty(store, others)) {
       await assertSound(store, others);
     }
     await using image = await this.#open(stores);
-    assertEquals(epoch.sizes.has(image.size), true, "a size of its own");
+    assertEquals(epoch.sizes.has(image.size), true, "an unexpected size");
     const found = await image.read(0, image.size);
     checkContent(epoch, found);
-    // The image can be used further.
+    // The image remains usable.
     const bytes = this.#random.bytes(Math.min(20_000, image.size));
     const offset = this.#random.below(image.size - bytes.length + 1);
     await image.write(offset, bytes);
@@ -374,7 +374,7 @@ class Subject {
     if (this.#random.oneIn(3)) await this.#resizeAfterCut(stores, found);
   }
 
-  /** What was cut off before must not come back with the size. */
+  /** Data that was cut off must not come back when the disk grows. */
   async #resizeAfterCut(
     stores: MemoryStore[],
     disk: Uint8Array,
@@ -408,7 +408,9 @@ class Subject {
   }
 }
 
-/** Each byte is what it was before the epoch, or was written in it. */
+/**
+ * Assert that each byte is what it was before the epoch, or was written in it.
+ */
 function checkContent(epoch: Epoch, found: Uint8Array): void {
   const { before, effects } = epoch;
   for (let at = 0; at < found.length; at++) {
@@ -424,7 +426,7 @@ function checkContent(epoch: Epoch, found: Uint8Array): void {
   }
 }
 
-/** What a description says of a file. */
+/** The description of a file. */
 function nodeOf(file: BlockNode | MemoryStore): unknown {
   return file instanceof MemoryStore ? { driver: "memory", store: file } : file;
 }
@@ -440,7 +442,7 @@ async function examineWithQemu(
   // Bit 0 of the incompatible features: dirty.
   const isMarked = file[7] === 3 && (file[79] & 1) !== 0;
   const { code, stderr } = await qemuOn(variant, ["check"], names);
-  // 3: leaked clusters only.
+  // 3 means leaked clusters only.
   if (code === 0 || code === 3) return;
   const mayBeRepaired = isMarked || stderr.includes("OFLAG_COPIED");
   const repair = await qemuOn(variant, ["check", "-r", "all"], names);
@@ -448,19 +450,19 @@ async function examineWithQemu(
   throw new Error(`qemu-img check: ${stderr}`);
 }
 
-/** The bytes of a disk that has got another size. */
+/** The bytes of a disk after a change of its size. */
 function resized(disk: Uint8Array, size: number): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(size);
   bytes.set(disk.subarray(0, size));
   return bytes;
 }
 
-/** Narrow refcounts count no second user of a cluster. */
+/** The narrowest refcounts cannot count a second user of a cluster. */
 function isOverflow(error: unknown): boolean {
   return error instanceof BlockError && error.code === "EINVAL";
 }
 
-Deno.test("an image survives power cuts with all that was flushed", async () => {
+Deno.test("flushed data survives power cuts", async () => {
   await using folder = new TempDir();
   for (const seed of seedsToRun(SEEDS)) {
     const subject = new Subject(new Random(seed), folder);

@@ -1,4 +1,4 @@
-/** Images that are only read, for which what writes is not loaded. @module */
+/** Images opened read-only, without loading what writes. @module */
 import { assertEquals, assertRejects } from "@std/assert";
 import {
   BlockError,
@@ -25,14 +25,14 @@ function bytesOf(store: MemoryStore): Uint8Array {
   return bytes;
 }
 
-Deno.test("a node that is only read refuses every change, whoever asks", async () => {
+Deno.test("a read-only node refuses every change, whoever asks", async () => {
   const store = await makeImage();
   const before = bytesOf(store);
   const file = { driver: "memory", store };
   await using image = await openImage({ driver: "qcow2", file }, {
     readOnly: true,
   });
-  // Its users check that; what is on top of it in a stack may not.
+  // The image checks this first; a node above in a stack may not.
   const { node } = image;
   const acts: { readonly [name: string]: () => Promise<unknown> } = {
     writev: () => node.writev!(0, [new Uint8Array(512)]),
@@ -56,7 +56,7 @@ Deno.test("a node that is only read refuses every change, whoever asks", async (
   assertEquals(bytesOf(store), before);
 });
 
-Deno.test("an image that is only read is read, checked and laid out in full", async () => {
+Deno.test("a read-only image can be read, checked and laid out in full", async () => {
   const file = { driver: "memory", store: await makeImage() };
   await using image = await openImage({ driver: "qcow2", file }, {
     readOnly: true,

@@ -1,5 +1,5 @@
 /**
- * A repair that fails half-way: what it has changed in the file counts, not
+ * A repair that fails half-way: from then on its changes in the file count, not
  * what was in memory before.
  *
  * @module
@@ -18,7 +18,9 @@ import { contentOf, newImage, storeOf } from "./bytes.ts";
 const CLUSTER = 4096;
 const DATA = 20;
 
-/** An image whose first clusters of data count as free, and one is not copied. */
+/**
+ * An image whose first data clusters have no refcount, and one lacks COPIED.
+ */
 async function damagedImage(): Promise<MemoryStore> {
   const store = storeOf(await newImage({ size: 1 << 20 }));
   {
@@ -49,7 +51,7 @@ async function soundness(store: MemoryStore) {
   return { corruptions, data: await image.read(0, DATA * CLUSTER) };
 }
 
-/** Write to clusters that are still to be allocated. */
+/** Write to unallocated clusters. */
 async function writeMore(image: Image): Promise<void> {
   for (let i = 100; i < 110; i++) {
     await image.write(i * CLUSTER, new Uint8Array(CLUSTER).fill(9));
@@ -70,7 +72,7 @@ Deno.test("a repair that fails half-way leaves no old tables in use", async () =
     };
     const { node, counts } = faultyNode(file, fault);
     const image = await openImage({ driver: "qcow2", file: node });
-    // Now the damaged refcounts are in memory.
+    // This loads the damaged refcounts into memory.
     await image.discard((DATA - 1) * CLUSTER, CLUSTER);
     await image.flush();
     fault.after = counts.writev + after;
@@ -82,7 +84,7 @@ Deno.test("a repair that fails half-way leaves no old tables in use", async () =
     const { corruptions, data } = await soundness(store);
     if (corruptions === 0) {
       mended.push(after);
-      // It goes on, or refuses to; nothing gets lost.
+      // The image continues to work, or refuses to; nothing gets lost.
       await writeMore(image).catch((error) =>
         assert(error instanceof BlockError)
       );
@@ -91,6 +93,6 @@ Deno.test("a repair that fails half-way leaves no old tables in use", async () =
     await image.close().catch(() => {});
     if (isOver) break;
   }
-  // Some failed after all was mended.
+  // Some attempts failed only after everything was mended.
   assert(mended.length > 1, `${mended}`);
 });

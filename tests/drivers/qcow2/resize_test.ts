@@ -9,7 +9,7 @@ import {
 
 const MIB = 1024 * 1024;
 
-Deno.test("a request that waits for a shrink finds itself past the end", async () => {
+Deno.test("a request that waits for a shrink ends up past the end", async () => {
   const file = { driver: "memory", store: new MemoryStore() };
   await createImage("qcow2", file, { size: 4 * MIB });
   await using image = await openImage({ driver: "qcow2", file });
@@ -31,7 +31,7 @@ Deno.test("a request that waits for a shrink finds itself past the end", async (
   assertEquals([corruptions, leaks], [0, 0]);
 });
 
-Deno.test("shrinking gives up refcount blocks that count nothing any more", async () => {
+Deno.test("shrinking frees refcount blocks that count nothing any more", async () => {
   const file = { driver: "memory", store: new MemoryStore() };
   const options = { size: 3 * MIB, cluster_size: 512, refcount_bits: 64 };
   await createImage("qcow2", file, options);
@@ -61,13 +61,13 @@ Deno.test("shrinking gives up refcount blocks that count nothing any more", asyn
   assertEquals([corruptions, leaks], [0, 0]);
 });
 
-Deno.test("what is preallocated is there also where the old end lies in a cluster", async () => {
+Deno.test("preallocation works even where the old end lies within a cluster", async () => {
   for (const preallocation of ["metadata", "falloc", "full"] as const) {
     for (const head of [0, 1]) {
       const file = { driver: "memory", store: new MemoryStore() };
       await createImage("qcow2", file, { size: MIB - 512 });
       await using image = await openImage({ driver: "qcow2", file });
-      // The last cluster has no place yet, or one that is half empty.
+      // The last cluster is unallocated, or allocated and half empty.
       await image.write(MIB - 1024, new Uint8Array(512 * head).fill(1));
       await image.resize(MIB + 1536, { preallocation });
       const grown = file.store.size;
@@ -82,15 +82,15 @@ Deno.test("what is preallocated is there also where the old end lies in a cluste
   }
 });
 
-Deno.test("growing shows nothing of what lay past the end", async () => {
+Deno.test("growing does not expose what lay past the end", async () => {
   const file = { driver: "memory", store: new MemoryStore() };
-  // So many snapshots that there can be none.
+  // Refcounts of one bit leave no room for any snapshot.
   const options = { size: MIB, cluster_size: 512, refcount_bits: 1 };
   await createImage("qcow2", file, options);
   for (const preallocation of ["off", "metadata"] as const) {
     await using image = await openImage({ driver: "qcow2", file });
     const { size } = image;
-    // The state of a machine of which no snapshot came to be.
+    // VM state that was saved for a snapshot which was never created.
     await image.node.vmState!.save(0, [new Uint8Array(MIB).fill(1)]);
     await image.resize(size + 1536, { preallocation });
     await image.resize(size + MIB / 2, { preallocation });

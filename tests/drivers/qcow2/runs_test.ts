@@ -1,6 +1,6 @@
 /**
- * Long runs of entries are decoded by comparing numbers; here are the ends
- * that such runs may have.
+ * Long runs of entries are decoded by comparing numbers; these are the ways in
+ * which a run may end.
  */
 import { assertEquals } from "@std/assert";
 import { chainExtents } from "../../../core/extents.ts";
@@ -12,7 +12,7 @@ import { contentOf, newImage, openBytes, put64, storeOf } from "./bytes.ts";
 const CLUSTER = 4096;
 const COPIED = 2 ** 63;
 const ZERO = 1;
-/** Of an image of 64 KiB: everything else lies before. */
+/** The L2 table of an image of 64 KiB: everything else precedes it. */
 const L2_TABLE = 0x10000;
 
 /** The lengths of the extents of an image with these L2 entries, in clusters. */
@@ -34,19 +34,19 @@ async function runsOf(entries: readonly bigint[]): Promise<number[]> {
 
 const copied = (offset: number) => BigInt(COPIED) + BigInt(offset);
 
-Deno.test("a run goes on past 4 GiB", async () => {
+Deno.test("a run continues past 4 GiB", async () => {
   const start = 2 ** 33 - 2 * CLUSTER;
   const entries = [0, 1, 2, 3].map((i) => copied(start + i * CLUSTER));
   assertEquals(await runsOf(entries), [4, 12]);
 });
 
-Deno.test("a run does not go on 4 GiB earlier", async () => {
+Deno.test("a run does not continue 4 GiB earlier", async () => {
   const start = 2 ** 33 - CLUSTER;
   const entries = [start, 2 ** 32, 2 ** 32 + CLUSTER].map(copied);
   assertEquals(await runsOf(entries), [1, 2, 13]);
 });
 
-Deno.test("a run goes on whatever COPIED says, but not where zeroes begin", async () => {
+Deno.test("a run continues whatever COPIED says, but ends where zeroes begin", async () => {
   const at = (i: number) => BigInt(2 ** 20 + i * CLUSTER);
   const entries = [
     copied(2 ** 20),
@@ -60,7 +60,7 @@ Deno.test("a run goes on whatever COPIED says, but not where zeroes begin", asyn
   assertEquals(await runsOf(entries), [3, 2, 2, 9]);
 });
 
-Deno.test("check() counts what lies 4 GiB earlier where it lies", async () => {
+Deno.test("check() counts a cluster 4 GiB earlier at its own offset", async () => {
   const bytes = new Uint8Array(L2_TABLE + CLUSTER);
   bytes.set(await newImage());
   const l1 = Number(new DataView(bytes.buffer).getBigUint64(40));
@@ -78,7 +78,7 @@ Deno.test("check() counts what lies 4 GiB earlier where it lies", async () => {
   assertEquals(places, [L2_TABLE, 2 ** 32, 2 ** 33 - CLUSTER]);
 });
 
-Deno.test("what was passed by is changed, and written, as anything else", async () => {
+Deno.test("tables that were read in passing can be changed and written", async () => {
   const store = new MemoryStore();
   const file = { driver: "memory", store };
   await createImage("qcow2", file, { size: 64 << 20, cluster_size: 4096 });
@@ -98,7 +98,7 @@ Deno.test("what was passed by is changed, and written, as anything else", async 
   {
     await using image = await openImage(stack);
     for (let at = CLUSTER; at < image.size; at += 1 << 20) {
-      // Reads the table in passing; then the other tables push it out.
+      // Reads the table in passing; then the other tables evict it.
       await image.node.status(at, CLUSTER);
       await image.write(at, piece.fill(2));
       await Array.fromAsync(image.extents());
@@ -116,7 +116,7 @@ Deno.test("what was passed by is changed, and written, as anything else", async 
   assertEquals([corruptions, leaks], [0, 0]);
 });
 
-Deno.test("ReferenceCounts counts runs up to what a counter holds", () => {
+Deno.test("ReferenceCounts counts runs up to a counter's maximum", () => {
   const counts = new ReferenceCounts(100_000, 300);
   assertEquals(counts.incrementRun(10, 90_000), 90_000);
   assertEquals(counts.hasShared, false);
@@ -137,7 +137,7 @@ Deno.test("ReferenceCounts counts runs up to what a counter holds", () => {
 });
 
 for (const order of [0, 1, 2, 3, 4, 5, 6]) {
-  Deno.test(`ReferenceCounts finds differences to blocks of order ${order}`, () => {
+  Deno.test(`ReferenceCounts finds differences from blocks of order ${order}`, () => {
     const length = 70_000;
     const first = 30_000;
     const counts = new ReferenceCounts(200_000, 2 ** (1 << order) - 1);

@@ -1,4 +1,4 @@
-/** The snapshot table: entries read as they were written. @module */
+/** The snapshot table: entries survive encoding and decoding. @module */
 import { assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { openProtocol } from "../../../core/open.ts";
 import { BlockError, type BlockNode, MemoryStore } from "../../../mod.ts";
@@ -25,7 +25,7 @@ const ENTRY: SnapshotEntry = {
   unknownExtraData: new Uint8Array(),
 };
 
-/** A file that holds the table at offset 65536. */
+/** A file with the table at offset 65536. */
 async function fileWith(table: Uint8Array): Promise<BlockNode> {
   const store = new MemoryStore();
   store.write(65536, table);
@@ -47,7 +47,7 @@ async function roundTrip(entries: SnapshotEntry[]) {
   return await readSnapshotTable(await fileWith(table), header);
 }
 
-Deno.test("readSnapshotTable() gives what encodeSnapshotTable() was given", async () => {
+Deno.test("readSnapshotTable() returns what encodeSnapshotTable() was given", async () => {
   const second = { ...ENTRY, id: "2", name: "ünïcode", vmStateSize: 7 };
   const { entries, byteLength } = await roundTrip([ENTRY, second]);
   assertEquals(entries, [ENTRY, second]);
@@ -77,7 +77,7 @@ Deno.test("readSnapshotTable() keeps fields too large for a number", async () =>
 
 Deno.test("readSnapshotTable() takes entries of version 2 for disk snapshots", async () => {
   const table = encodeSnapshotTable([{ ...ENTRY, vmStateSize: 9 }]);
-  // Without extra data, as programs before QEMU 0.14 wrote it.
+  // Without extra data, as programs before QEMU 0.14 wrote them.
   const old = new Uint8Array(table.length - 24);
   old.set(table.subarray(0, 40));
   old.set(table.subarray(64), 40);
@@ -93,7 +93,7 @@ Deno.test("readSnapshotTable() takes entries of version 2 for disk snapshots", a
   assertEquals(isIncomplete(entries[0], 3), true);
 });
 
-Deno.test("readSnapshotTable() refuses too much extra data, or cuts it", async () => {
+Deno.test("readSnapshotTable() refuses too much extra data, or truncates it", async () => {
   const table = encodeSnapshotTable([ENTRY]);
   new DataView(table.buffer, table.byteOffset).setUint32(36, 2000);
   const file = await fileWith(table);

@@ -1,5 +1,5 @@
 /**
- * Snapshots that fail half-way, and that others have to wait for.
+ * Snapshots that fail half-way, and requests that must wait for them.
  *
  * @module
  */
@@ -53,14 +53,14 @@ Deno.test("a snapshot whose clusters cannot be freed is gone; the next writer re
   assertEquals(await image.read(9_999, 2), new Uint8Array([1, 0]));
 });
 
-Deno.test("VM state is read where it is when a snapshot has been applied", async () => {
+Deno.test("VM state is read from its new offset once a snapshot is applied", async () => {
   const file = { driver: "memory", store: storeOf(await newImage()) };
   await using image = await openImage({ driver: "qcow2", file });
   const { node } = image;
   const state = new Uint8Array(16).fill(7);
   await node.vmState!.save(0, [state]);
   await node.snapshots!.create({ name: "s", vmStateSize: state.length });
-  // The VM state lies behind the disk, whose size the snapshot takes back.
+  // VM state lies behind the disk, whose size the snapshot restores.
   await node.truncate!(1 << 30);
   const read = new Uint8Array(state.length);
   await Promise.all([
@@ -79,6 +79,6 @@ Deno.test("a read that waits for the disk to shrink is refused", async () => {
   const error = await assertRejects(() => reading, BlockError);
   assertEquals(error.code, "EINVAL");
   await shrinking;
-  // What waited has let go: nothing stands in the way of the next change.
+  // The waiting request released its lock: nothing blocks the next change.
   await node.truncate!(1 << 20);
 });

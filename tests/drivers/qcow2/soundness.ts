@@ -1,5 +1,5 @@
 /**
- * What is demanded of an image that a power cut has left.
+ * Requirements on an image after a power cut.
  *
  * @module
  */
@@ -13,12 +13,12 @@ import {
 } from "../../../mod.ts";
 
 /**
- * Check an image. A snapshot that is being taken or deleted changes refcounts
- * and COPIED flags, of which one comes first; so there may be a flag that is
- * missing, or one on a cluster that is counted twice but used once. The image
- * is marked as dirty then, but in version 2, which has no mark.
+ * Check an image. Taking or deleting a snapshot changes refcounts and COPIED
+ * flags, one before the other; so a flag may be missing, or set on a cluster
+ * that is counted twice but used once. The image is marked as dirty then,
+ * except in version 2, which has no mark.
  *
- * @param others What else the image consists of.
+ * @param others Other children of the image.
  */
 export async function assertSound(
   store: MemoryStore,
@@ -37,7 +37,7 @@ export async function assertSound(
   assertEquals(damage, 0, lines.join("\n"));
 }
 
-/** Whether an image says that it is to be repaired. */
+/** Whether an image is marked as needing a repair. */
 export async function isDirty(
   store: MemoryStore,
   others?: StackObject,

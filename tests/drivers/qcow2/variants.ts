@@ -1,6 +1,6 @@
 /**
  * Kinds of images whose data is encrypted or lies elsewhere, for tests that do
- * the same to all of them.
+ * the same with all of them.
  *
  * @module
  */
@@ -10,11 +10,13 @@ import type { Random } from "../../model.ts";
 import { run } from "../../qemu.ts";
 import { contentOf } from "./bytes.ts";
 
-/** The secrets that variants are encrypted with. */
+/** The secrets for encrypted variants. */
 export const SECRETS = { key: "a secret" };
 const KEY = { "encrypt.key-secret": "key" };
 
-/** How each kind of encryption is made; keys take no time. */
+/**
+ * Options of each kind of encryption; deriving their keys takes little time.
+ */
 export const ENCRYPTION: { readonly [kind in "aes" | "luks"]: OptionValues } = {
   aes: { "encrypt.format": "aes", ...KEY },
   luks: {
@@ -31,11 +33,11 @@ export interface Variant {
   readonly encryption?: keyof typeof ENCRYPTION;
   /** The name of its external data file, if it has one. */
   readonly dataFile?: string;
-  /** Whether that alone is to hold the disk. */
+  /** Whether that file alone holds the disk's content. */
   readonly isRaw?: boolean;
 }
 
-/** Any kind; most images are plain ones, and others are more than one. */
+/** All kinds; most images are plain ones, and some combine several. */
 export function someVariant(random: Random, dataFile?: string): Variant {
   const hasDataFile = dataFile !== undefined && random.oneIn(4);
   return {
@@ -44,13 +46,13 @@ export function someVariant(random: Random, dataFile?: string): Variant {
   };
 }
 
-/** What it is, for messages. */
+/** A description, for messages. */
 export function describe({ encryption, dataFile, isRaw }: Variant): string {
   const data = dataFile && (isRaw ? "raw data file" : "data file");
   return [encryption, data].filter(Boolean).join(", ") || "plain";
 }
 
-/** What a new image of this kind holds: the image, and its data file. */
+/** The bytes of a new image of this kind, and of its data file. */
 export async function newFiles(
   { encryption, dataFile, isRaw }: Variant,
   options: OptionValues,
@@ -68,7 +70,7 @@ export async function newFiles(
     : [image, await Deno.readFile(dataFile)];
 }
 
-/** How to open an image of this kind that lies in `files`. */
+/** How to open an image of this kind, given its `files`. */
 export function stackOf(
   { encryption, dataFile }: Variant,
   [file, data]: readonly unknown[],
@@ -82,7 +84,7 @@ export function stackOf(
   };
 }
 
-/** Run a command of qemu-img on an image of this kind that is in `files`. */
+/** Run a command of qemu-img on an image of this kind, given its `files`. */
 export function qemuOn(
   variant: Variant,
   command: readonly string[],

@@ -1,4 +1,4 @@
-/** What is left of images can be read by who sees whole sectors only. */
+/** Readers that see only whole sectors can read all of an image. */
 import { assertEquals, assertRejects } from "@std/assert";
 import {
   BlockError,
@@ -12,7 +12,7 @@ import { TempDir } from "../../qemu.ts";
 
 const MIB = 1024 * 1024;
 
-/** Bytes that become a little smaller, to an odd length. */
+/** Bytes that compress slightly, to an odd length. */
 function textOf(length: number, seed = 1): Uint8Array {
   const bytes = new Uint8Array(length);
   let state = seed;
@@ -23,7 +23,7 @@ function textOf(length: number, seed = 1): Uint8Array {
   return bytes;
 }
 
-/** What makes a file longer, each at its end. */
+/** Operations that make a file longer, each at its end. */
 const CHANGES: { [name: string]: (image: Image) => Promise<unknown> } = {
   "a compressed cluster": (image) => image.writeCompressed(0, textOf(65536)),
   "some compressed clusters": async (image) => {
@@ -32,7 +32,7 @@ const CHANGES: { [name: string]: (image: Image) => Promise<unknown> } = {
     }
   },
   "a byte in a new cluster": (image) => image.write(7, new Uint8Array([1])),
-  "a byte at the end of a cluster that is there": async (image) => {
+  "a byte at the end of an existing cluster": async (image) => {
     await image.write(0, new Uint8Array([1]));
     await image.write(1001, new Uint8Array([1]));
   },
@@ -54,7 +54,7 @@ for (const [what, change] of Object.entries(CHANGES)) {
   });
 }
 
-Deno.test("an odd length that was there before is left alone", async () => {
+Deno.test("a file that already has an odd length is left alone", async () => {
   const store = new MemoryStore();
   const file = { driver: "memory", store };
   await createImage("qcow2", file, { size: MIB });
@@ -70,7 +70,7 @@ Deno.test("an odd length that was there before is left alone", async () => {
 for (const compression_type of ["zlib", "zstd"] as const) {
   for (const cluster_size of [512, 4096, 65536]) {
     const kind = `${compression_type}, clusters of ${cluster_size} bytes`;
-    Deno.test(`a compressed cluster that is cut off is EIO: ${kind}`, async () => {
+    Deno.test(`a truncated compressed cluster is EIO: ${kind}`, async () => {
       const store = new MemoryStore();
       const file = { driver: "memory", store };
       const options = { size: MIB, cluster_size, compression_type };
@@ -89,7 +89,7 @@ for (const compression_type of ["zlib", "zstd"] as const) {
       const start = Math.min(last * cluster_size, MIB - cluster_size);
       const read = () => image.read(start, cluster_size);
       assertEquals(await read(), textOf(cluster_size, start / cluster_size));
-      // Zeroes in place of what is missing may well decode, to other data.
+      // Zeroes in place of the missing bytes may well decode, to other data.
       const whole = store.size - 512;
       for (let missing = 0; missing < Math.min(512, cluster_size / 8);) {
         store.truncate(whole - missing);
@@ -101,7 +101,7 @@ for (const compression_type of ["zlib", "zstd"] as const) {
   }
 }
 
-loopTest("a compressed image is whole when seen as a device", async () => {
+loopTest("a compressed image is complete when read from a device", async () => {
   await using dir = new TempDir();
   const file = dir.file("disk.qcow2");
   await createImage("qcow2", file, { size: MIB });

@@ -1,6 +1,6 @@
 /**
- * The power fails at every step of changes that random ones seldom make:
- * those in which many tables move, or the image is repaired.
+ * The power fails at every step of changes that random tests seldom make: those
+ * that move many tables, or repair the image.
  *
  * @module
  */
@@ -23,7 +23,7 @@ for (const [name, change] of Object.entries(changes())) {
   });
 }
 
-Deno.test("create() makes an image whose size shows when it is whole", async () => {
+Deno.test("create() writes the image's size only once the image is complete", async () => {
   const log = new PowerLog(new Uint8Array());
   const options = {
     ...defaultOptions(CREATE_OPTIONS),
@@ -63,7 +63,7 @@ for (
     },
   })
 ) {
-  Deno.test(`what ${name} has done outlives a power cut at once`, async () => {
+  Deno.test(`${name} is durable as soon as it completes`, async () => {
     const log = new PowerLog(await newImage());
     await using image = await openImage({ driver: "qcow2", file: log });
     await image.write(0, new Uint8Array(20_000).fill(1));
@@ -77,9 +77,9 @@ for (
   });
 }
 
-Deno.test("the mark of a corrupt image outlives a power cut at once", async () => {
+Deno.test("the mark of a corrupt image is durable at once", async () => {
   const bytes = await newImage();
-  // An L2 table that lies within a cluster.
+  // An L2 table that is not aligned to a cluster.
   put32(bytes, l1Of(bytes), 0x80000000, 0x5200);
   const log = new PowerLog(bytes);
   await using image = await openImage({ driver: "qcow2", file: log }, {
@@ -103,14 +103,14 @@ function changes(): { [name: string]: Change } {
       create: { size: 400 * 512, cluster_size: 512, refcount_bits: 16 },
       async prepare(image, random) {
         await writeShuffled(image, random);
-        // The new blocks lie together, counted by one of them.
+        // The new blocks are adjacent, and counted by one of them.
         await image.node.image!.amend!({ refcount_bits: 64 });
       },
       change: (image) => image.resize(512),
     },
     "shrinking drops L2 tables, but no refcount block": {
       create: { size: 150 * 512, cluster_size: 512 },
-      // In a row, so that what is left lies before those tables.
+      // Sequentially, so that the remaining data precedes those tables.
       prepare: (image, random) => image.write(0, random.bytes(150 * 512)),
       change: (image) => image.resize(512),
     },
@@ -133,7 +133,7 @@ function changes(): { [name: string]: Change } {
     },
     "refcounts lag behind": {
       create: { size: 100 * 512, cluster_size: 512, lazy_refcounts: true },
-      // Clusters that are used again hold what they held.
+      // Reused clusters still have their old content.
       options: { "pass-discard-request": false },
       async prepare(image, random) {
         await image.write(0, random.bytes(50 * 512));
@@ -159,7 +159,7 @@ function changes(): { [name: string]: Change } {
         await image.write(60 * 512, new Random(7).bytes(30 * 512));
       },
     },
-    "growing hides what lies below": {
+    "growing hides a longer backing file": {
       create: { size: 100 * 512, cluster_size: 4096 },
       backing: new Random(1).bytes(400 * 512),
       prepare: async () => {},
@@ -182,14 +182,15 @@ function changes(): { [name: string]: Change } {
       create: { size: 300 * 512, cluster_size: 512, lazy_refcounts: true },
       async prepare(image, random) {
         await image.write(0, random.bytes(297 * 512));
-        // In the file, the last comes before the one before it.
+        // In the file, cluster 299 precedes 298.
         for (const cluster of [297, 299, 298]) {
           await image.write(cluster * 512, random.bytes(512));
         }
         await image.discard(0, 20 * 512);
       },
       damage(bytes) {
-        // The second refcount block; it will be made anew just behind 297.
+        // The second refcount block; a new one will be allocated right behind
+        // 297.
         put32(bytes, refcountTableOf(bytes) + 8, 0, 0);
         const l2 = offsetAt(bytes, l1Of(bytes) + 4 * 8);
         for (const cluster of [297, 298, 299]) {
@@ -198,10 +199,10 @@ function changes(): { [name: string]: Change } {
       },
       change: (image) => image.write(297 * 512, new Random(5).bytes(3 * 512)),
     },
-    "emptying an image in more pieces than are kept in mind": {
+    "emptying an image in more pieces than are remembered": {
       create: { size: 1100 * 512, cluster_size: 512, compat: "0.10" },
       backing: new Random(2).bytes(1100 * 512),
-      // All fit: making room for another would write the L2 tables first.
+      // All refcount blocks fit: evicting one would write the L2 tables first.
       options: { "refcount-cache-size": 65536 },
       prepare: writeShuffled,
       change: (image) => image.node.image!.makeEmpty!(),
@@ -210,7 +211,7 @@ function changes(): { [name: string]: Change } {
       create: { size: 100 * 512, cluster_size: 512 },
       backing: new Random(3).bytes(300 * 512),
       async prepare(image, random) {
-        // Data comes to lie where the first tables were, and are to be again.
+        // Data comes to lie where the first tables were, and will be again.
         await image.resize(300 * 512);
         await image.node.image!.amend!({ refcount_bits: 64 });
         await writeShuffled(image, random);
@@ -234,12 +235,12 @@ function changes(): { [name: string]: Change } {
       change: (image) => image.node.image!.amend!({ compat: "0.10" }),
     },
     ...snapshotChanges("1.1"),
-    // Which has no mark that says that it must be repaired.
+    // Version 2 has no mark that asks for a repair.
     ...snapshotChanges("0.10"),
     "repairing leaks": {
       create: { size: 100 * 512, cluster_size: 512 },
       prepare: writeShuffled,
-      // The last L1 entry: its tables and data are leaked.
+      // The last L1 entry: its L2 table and data are leaked.
       damage: (bytes) => put32(bytes, l1Of(bytes) + 8, 0, 0),
       isRepair: true,
       change: repair,
@@ -275,7 +276,7 @@ function changes(): { [name: string]: Change } {
         await addBitmaps(image);
         await writeShuffled(image, random);
       },
-      // Each time they are stored, and then marked as in use.
+      // Each invalidation stores them, and marks them as in use again.
       async change(image) {
         await image.bitmaps.clear("a");
         await image.node.invalidate!();
@@ -293,7 +294,7 @@ function changes(): { [name: string]: Change } {
         await writeShuffled(image, random);
       },
       damage(bytes) {
-        // The table of the second one.
+        // The table of the second bitmap.
         const directory = bitmapDirectoryOf(bytes);
         bytes[offsetAt(bytes, directory + 32) + 7] |= 2;
       },
@@ -306,7 +307,8 @@ function changes(): { [name: string]: Change } {
         await writeShuffled(image, random);
         await image.node.snapshots!.create({ name: "a snapshot" });
       },
-      // Its extra data is cut to nothing: what follows is taken for the name.
+      // Its extra data is truncated to nothing: what follows is taken for the
+      // name.
       damage: (bytes) => put32(bytes, snapshotsOf(bytes) + 36, 0),
       isRepair: true,
       change: repair,
@@ -344,13 +346,15 @@ function offsetAt(bytes: Uint8Array, field: number): number {
   return Number(view.getBigUint64(field) & 0xff_ffff_ffff_ff00n);
 }
 
-/** Change a refcount of 16 bits that the first block has. */
+/** Change a 16-bit refcount in the first block. */
 function setRefcount(bytes: Uint8Array, cluster: number, value: number): void {
   const block = offsetAt(bytes, refcountTableOf(bytes));
   new DataView(bytes.buffer).setUint16(block + 2 * cluster, value);
 }
 
-/** Write to every cluster, so that none lies beside its neighbour. */
+/**
+ * Write to every cluster, so that no two neighbours are adjacent in the file.
+ */
 async function writeShuffled(image: Image, random: Random): Promise<void> {
   const { clusterSize } = await image.info();
   const clusters = Array.from(
@@ -366,7 +370,7 @@ async function writeShuffled(image: Image, random: Random): Promise<void> {
   }
 }
 
-/** Write to some clusters, and to some when a snapshot has them. */
+/** Write to some clusters, and to some that a snapshot shares. */
 async function writeBesideSnapshot(
   image: Image,
   random: Random,
@@ -383,7 +387,7 @@ async function addBitmaps({ bitmaps }: Image): Promise<void> {
   }
 }
 
-/** Where the bitmap directory lies, of an image without other extensions. */
+/** The offset of the bitmap directory, in an image without other extensions. */
 function bitmapDirectoryOf(bytes: Uint8Array): number {
   return offsetAt(bytes, 112 + 8 + 16);
 }

@@ -3,7 +3,7 @@ import { createImage, MemoryStore, openImage } from "../../../mod.ts";
 
 const CLUSTER = 65536;
 
-Deno.test("a write goes to data and preallocated zeroes at once", async () => {
+Deno.test("one write covers both data and preallocated zeroes", async () => {
   const file = { driver: "memory", store: new MemoryStore() };
   await createImage("qcow2", file, { size: 4 * CLUSTER });
   const stack = { driver: "qcow2", file };
@@ -13,7 +13,7 @@ Deno.test("a write goes to data and preallocated zeroes at once", async () => {
   });
   const expected = new Uint8Array(4 * CLUSTER).fill(42);
   await image.write(0, expected);
-  // The first and third read as zeroes, the second and fourth hold data.
+  // Clusters one and three read as zeroes, two and four hold data.
   for (const cluster of [0, 2]) {
     await image.writeZeroes(cluster * CLUSTER, CLUSTER);
     expected.fill(0, cluster * CLUSTER, (cluster + 1) * CLUSTER);

@@ -20,7 +20,7 @@ import { contentOf, storeOf } from "../qcow2/bytes.ts";
 const MIB = 1024 * 1024;
 const SMALL = { cluster_size: 4096, table_size: 1 };
 
-/** A field of the header that is damaged, and what is said of it. */
+/** A damaged field of the header, and the message about it. */
 const DAMAGES: [at: number, value: number[], message: string][] = [
   [0, [1], "Image not in QED format"],
   [16, [0x10], "Unsupported QED features: 10"],
@@ -89,7 +89,7 @@ Deno.test("options of new images that make no sense are refused", async () => {
   }
 });
 
-/** An image in memory, with what describes it. */
+/** An image in memory, and its description. */
 async function freshImage(options = {}) {
   const store = new MemoryStore();
   const file = { driver: "memory", store };
@@ -101,7 +101,7 @@ function features(store: MemoryStore): number {
   return contentOf(store)[16];
 }
 
-Deno.test("whoever is about to add clusters notes that, until it is closed", async () => {
+Deno.test("the image is marked before clusters are added, until it is closed", async () => {
   const { store, stack } = await freshImage();
   await using image = await openImage(stack);
   await image.read(0, 512);
@@ -115,7 +115,7 @@ Deno.test("whoever is about to add clusters notes that, until it is closed", asy
   await image.close();
   assertEquals(features(store), 0);
 
-  // A reader leaves the note; who writes checks first.
+  // A reader leaves the mark; a writer checks the image first.
   const left = stackOf("qed", killed);
   {
     await using image = await openImage(left, { readOnly: true });
@@ -126,7 +126,7 @@ Deno.test("whoever is about to add clusters notes that, until it is closed", asy
   assertEquals((await image2.info()).dirty, false);
 });
 
-Deno.test("with a backing file nothing is noted", async () => {
+Deno.test("with a backing file, the image is not marked", async () => {
   const { store, stack } = await freshImage();
   const file = { driver: "memory", store: new MemoryStore(MIB) };
   const backing = { driver: "raw", file };
@@ -135,13 +135,13 @@ Deno.test("with a backing file nothing is noted", async () => {
   assertEquals(features(store), 0);
 });
 
-/** What a check finds that is not 0. */
+/** The nonzero results of a check. */
 function findings(result: CheckResult) {
   const { corruptions, leaks, corruptionsFixed, checkErrors } = result;
   return [corruptions, leaks, corruptionsFixed, checkErrors];
 }
 
-Deno.test("check() finds and repairs entries that lead nowhere", async () => {
+Deno.test("check() finds and repairs entries that point nowhere", async () => {
   const { store, stack } = await freshImage();
   {
     await using image = await openImage(stack);
@@ -152,7 +152,7 @@ Deno.test("check() finds and repairs entries that lead nowhere", async () => {
   const bytes = contentOf(store);
   const view = new DataView(bytes.buffer);
   const l2 = (entry: number) => view.getUint32(4096 + 8 * entry, true);
-  view.setUint32(l2(0), 12345, true); // at no cluster's start
+  view.setUint32(l2(0), 12345, true); // not at the start of a cluster
   view.setUint32(l2(0) + 8, 2 ** 30, true); // past the end
   view.setUint32(l2(1) + 4 * 512, view.getUint32(l2(3), true), true);
   view.setUint32(4096 + 8 * 7, 4096 * 1000, true); // of the L1 table
@@ -175,7 +175,7 @@ Deno.test("check() finds and repairs entries that lead nowhere", async () => {
   }
   await using damaged = await openImage(image, checking);
   const repair = { leaks: true, corruptions: true };
-  // Who owns what is used twice, nobody knows.
+  // Nobody knows who owns a cluster that is used twice.
   assertEquals(findings(await damaged.check({ repair })), [1, 3, 3, 0]);
   assertEquals(findings(await damaged.check()), [1, 3, 0, 0]);
   assertEquals(await damaged.read(0, 8192), new Uint8Array(8192));
@@ -228,11 +228,11 @@ Deno.test("a disk grows, and does not shrink", async () => {
     ...(await freshImage({ size: MIB })).stack,
     backing: { driver: "raw", file },
   });
-  // The part of the longer backing file would show up.
+  // The rest of the longer backing file would show through.
   await assertRejects(() => over.resize(2 * MIB), BlockError);
 });
 
-Deno.test("another backing file is recorded", async () => {
+Deno.test("a change of the backing file is recorded", async () => {
   const { store, stack } = await freshImage({ backing_file: "one" });
   await using image = await openImage({ ...stack, backing: null });
   const changes = [
@@ -253,7 +253,7 @@ Deno.test("another backing file is recorded", async () => {
     assertEquals(backingFormat, format === "raw" ? "raw" : undefined);
   }
   const bytes = contentOf(store);
-  bytes[24] = 1; // What this feature keeps behind the header is unknown.
+  bytes[24] = 1; // An unknown feature may keep anything behind the header.
   await using other = await openImage({
     ...stackOf("qed", bytes),
     backing: null,
@@ -261,7 +261,7 @@ Deno.test("another backing file is recorded", async () => {
   await assertRejects(() => other.node.image!.changeBacking!("x"), BlockError);
 });
 
-Deno.test("unknown features that a write would make wrong are cleared", async () => {
+Deno.test("unknown autoclear features are cleared by a write", async () => {
   const { store } = await freshImage();
   const bytes = contentOf(store);
   bytes[32] = 5;
@@ -273,7 +273,7 @@ Deno.test("unknown features that a write would make wrong are cleared", async ()
   assertEquals(contentOf(file.store)[32], 0);
 });
 
-Deno.test("an image survives power cuts with all that was flushed", async () => {
+Deno.test("flushed data survives power cuts", async () => {
   for (const seed of seedsToRun(2)) {
     for (const isOverlay of [false, true]) {
       await surviveCuts({
@@ -305,7 +305,7 @@ Deno.test("an image survives power cuts with all that was flushed", async () => 
   }
 });
 
-Deno.test("whatever a QED image holds, nothing worse than an error happens", async () => {
+Deno.test("a damaged QED image causes BlockErrors at worst", async () => {
   const images: Uint8Array[] = [];
   for (const backing_file of [undefined, "/etc/hostname"]) {
     const { store, stack } = await freshImage({ backing_file });
@@ -339,14 +339,14 @@ Deno.test("whatever a QED image holds, nothing worse than an error happens", asy
   }, seedsToRun(250));
 });
 
-qemuTest("images go both ways between QEMU and here", async () => {
+qemuTest("QEMU reads our images, and we read QEMU's", async () => {
   await using folder = new TempDir();
   const ways = [[], ["-o", "cluster_size=4k,table_size=16"]];
   await exchange("qed", ways, folder, BDRV);
 });
 
 qemuTest(
-  "QEMU finds what we find in damaged images, and repairs the same",
+  "QEMU finds the same damage, and repairs it the same way",
   async () => {
     await using folder = new TempDir();
     const cwd = { cwd: folder.path };

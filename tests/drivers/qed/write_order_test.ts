@@ -1,4 +1,4 @@
-/** What is durable when, of QED images. @module */
+/** When what becomes durable in QED images. @module */
 import { assert, assertEquals } from "@std/assert";
 import { openImage } from "../../../mod.ts";
 import { PowerLog } from "../../power_log.ts";
@@ -9,10 +9,10 @@ const MIB = 1024 * 1024;
 const SMALL = { size: MIB, cluster_size: 4096, table_size: 1 };
 const NEED_CHECK = 2;
 
-/** Fields of the header, of which the first byte is enough. */
+/** Fields of the header, whose first byte is enough. */
 const AT = { features: 16, autoclear: 32, l1Offset: 40, size: 48 } as const;
 
-/** What a check finds in a file. */
+/** The results of a check of a file. */
 async function corruptionsOf(file: Uint8Array<ArrayBuffer>): Promise<number> {
   await using image = await openImage(stackOf("qed", file), {
     purpose: "check",
@@ -21,7 +21,7 @@ async function corruptionsOf(file: Uint8Array<ArrayBuffer>): Promise<number> {
   return (await image.check()).corruptions;
 }
 
-/** An image with an entry that leads nowhere, which says that it needs a check. */
+/** An image with an entry that points nowhere, marked as needing a check. */
 async function damagedImage(): Promise<Uint8Array<ArrayBuffer>> {
   const log = new PowerLog(await newImage("qed", SMALL));
   {
@@ -46,7 +46,7 @@ Deno.test("unknown features are durably cleared before anything is written", asy
   assertEquals(log.durable[AT.autoclear], 0);
 });
 
-Deno.test("an image says that it needs no check only when that is so", async () => {
+Deno.test("the mark is removed only once the image needs no check", async () => {
   for (const purpose of ["check", undefined] as const) {
     const log = new PowerLog(await damagedImage());
     {
@@ -64,7 +64,7 @@ Deno.test("an image says that it needs no check only when that is so", async () 
   }
 });
 
-Deno.test("a closed image durably needs no check", async () => {
+Deno.test("closing an image durably removes its mark", async () => {
   const log = new PowerLog(await newImage("qed", SMALL));
   {
     await using image = await openImage({ driver: "qed", file: log });
@@ -75,7 +75,7 @@ Deno.test("a closed image durably needs no check", async () => {
   assertEquals(log.durable[AT.features] & NEED_CHECK, 0);
 });
 
-Deno.test("zeroes without a place are noted, and durable with FUA", async () => {
+Deno.test("unallocated zeroes set the mark, and are durable with FUA", async () => {
   const log = new PowerLog(await newImage("qed", SMALL));
   {
     await using image = await openImage({ driver: "qed", file: log });
@@ -101,7 +101,7 @@ Deno.test("zeroes without a place are noted, and durable with FUA", async () => 
   );
 });
 
-Deno.test("check() knows what is not written yet", async () => {
+Deno.test("check() sees what is not written yet", async () => {
   const log = new PowerLog(await newImage("qed", SMALL));
   await using image = await openImage({ driver: "qed", file: log });
   await image.write(0, new Uint8Array(4096).fill(1));
@@ -127,7 +127,8 @@ Deno.test("a new size, and a new backing file, are durable at once", async () =>
   const { buffer } = log.durable;
   const size = new DataView(buffer).getBigUint64(AT.size, true);
   assertEquals(size, BigInt(2 * MIB));
-  // The second is not in the header's sector, with which it would be stored.
+  // The second feature field is not in the header's sector, and not stored
+  // along with it.
   const names = ["one", "another", "b".repeat(900)];
   for (const one of names.slice(1)) {
     await image.node.image!.changeBacking!(one, "raw");

@@ -1,5 +1,5 @@
 /**
- * What the driver says where it cannot work, and what needs no cluster.
+ * What the driver says where it cannot work, and what works without a cluster.
  *
  * @module
  */
@@ -15,7 +15,7 @@ async function failure(act: () => Promise<unknown>): Promise<string> {
   return (await assertRejects(act, BlockError)).message;
 }
 
-Deno.test("rbd says what it needs where the library cannot be called", async () => {
+Deno.test("rbd says what it needs if the library cannot be called", async () => {
   const needs = "Could not open 'rbd:p/i': Driver 'rbd' needs Ceph's " +
     "librbd.so.1, ";
   const { libraries, ...others } = denoPlatform()!;
@@ -54,7 +54,7 @@ Deno.test("rbd says what it needs where the library cannot be called", async () 
   }
 });
 
-Deno.test("rbd without --allow-ffi is one line, and no prompt", async () => {
+Deno.test("rbd without --allow-ffi gives one line, and no prompt", async () => {
   const command = BDRV.map((word) =>
     word === "--allow-all" ? "--allow-read" : word
   );
@@ -67,7 +67,7 @@ Deno.test("rbd without --allow-ffi is one line, and no prompt", async () => {
   ]);
 });
 
-Deno.test("new rbd images are not made with options that make no sense", async () => {
+Deno.test("options of new rbd images that make no sense are refused", async () => {
   const create = (options: object, name = "rbd:p/i") =>
     failure(() => createImage("raw", name, { size: 512, ...options }));
   assertEquals(
@@ -100,7 +100,7 @@ Deno.test("new rbd images are not made with options that make no sense", async (
   );
 });
 
-Deno.test("options of rbd images are nobody else's", async () => {
+Deno.test("other protocols refuse the options of rbd images", async () => {
   const { code, stderr } = await run([
     ...BDRV,
     ...["create", "-f", "raw", "-o", "object_size=4M", "/nowhere/x", "1M"],
@@ -109,7 +109,7 @@ Deno.test("options of rbd images are nobody else's", async () => {
   assertEquals(stderr.includes("Invalid parameter 'object_size'"), true);
 });
 
-Deno.test("the help of a format has the options of rbd images", async () => {
+Deno.test("a format's help lists the options of rbd images", async () => {
   const help = async (...args: string[]) =>
     (await run([...BDRV, "create", "-o", "help", "-f", ...args])).stdout
       .split("\n").map((line) => line.trim().split("=")[0]);

@@ -10,7 +10,7 @@ import { BlockError } from "../../../mod.ts";
 
 const SETTINGS = "=keyvalue-pairs";
 
-Deno.test("names of images are taken apart as in QEMU", () => {
+Deno.test("names of images are parsed as in QEMU", () => {
   const names: { [name: string]: Record<string, string> } = {
     "rbd:p/i": { pool: "p", namespace: "", image: "i" },
     "rbd:p/n/i": { pool: "p", namespace: "n", image: "i" },
@@ -34,7 +34,7 @@ Deno.test("names of images are taken apart as in QEMU", () => {
       snapshot: "s",
       [SETTINGS]: '["mon_host","a:1","key","AQ=="]',
     },
-    // Only the first `=` has a meaning, and an empty value has none.
+    // Only the first `=` has a meaning, and an empty value is none.
     "rbd:p/i:key=AQ==:x=": {
       pool: "p",
       namespace: "",
@@ -43,7 +43,7 @@ Deno.test("names of images are taken apart as in QEMU", () => {
     },
     "rbd:\\p\\/q/i\\@s\\:": { pool: "p/q", namespace: "", image: "i@s:" },
     "rbd:p/i\\": { pool: "p", namespace: "", image: "i\\" },
-    // Any `@` is a snapshot's, even one of a setting.
+    // Any `@` begins a snapshot, even one in a setting.
     "rbd:p/i:key=a@s": {
       pool: "p",
       namespace: "",
@@ -56,7 +56,7 @@ Deno.test("names of images are taken apart as in QEMU", () => {
   }
 });
 
-Deno.test("names that say too little are refused", () => {
+Deno.test("incomplete names are refused", () => {
   const names: { [name: string]: string } = {
     "rbd:": "Pool name is required",
     "rbd:p": "Pool name is required",
@@ -72,7 +72,7 @@ Deno.test("names that say too little are refused", () => {
   }
 });
 
-Deno.test("a name that was put together leads to the same image", () => {
+Deno.test("a generated name leads to the same image", () => {
   for (const text of ["i", "a/b", "a@b", "a:b=c", "\\", "a\\:"]) {
     const name = { pool: text, namespace: text, image: text, snapshot: text };
     assertEquals(parseRbdFilename(rbdName(name)), name, text);

@@ -1,5 +1,5 @@
 /**
- * Damage to images of the formats that are only read.
+ * Damage to images of the read-only formats.
  *
  * @module
  */
@@ -13,7 +13,9 @@ const VALUES = [
   ...[1n << 62n, (1n << 63n) - 1n, 1n << 63n, (1n << 64n) - 1n],
 ];
 
-/** Fields, by the offset from the start, or from the end if it is negative. */
+/**
+ * Fields, by their offset from the start, or from the end if it is negative.
+ */
 const FIELDS: { readonly [format: string]: readonly number[] } = {
   dmg: [24, 32, 40, 48, 60, 216, 224, 492].map((at) => at - 512),
   cloop: [...[128, 132], ...Array.from({ length: 66 }, (_, i) => 136 + 8 * i)],
@@ -25,7 +27,7 @@ const FIELDS: { readonly [format: string]: readonly number[] } = {
   ],
 };
 
-/** Put a number of some bytes, as far as they exist. */
+/** Store a number of some bytes, as far as they exist. */
 export function putValue(
   bytes: Uint8Array,
   at: number,
@@ -39,11 +41,11 @@ export function putValue(
   }
 }
 
-/** Change entries in the tables of a DMG, or others of its numbers. */
+/** Change entries in the tables of a DMG, or other numbers in it. */
 export function damageTables(bytes: Uint8Array, random: Random): string {
   const mish = positionsOf(bytes, "mish");
   if (mish.length > 0) {
-    // In a resource fork, as they are.
+    // In a resource fork, tables are stored as they are.
     const table = random.pick(mish);
     const at = random.pick([4, 8, 16, 24]) - 8 * random.below(2);
     const entry = 204 + 40 * random.below(20) + random.pick([0, 8, 16, 24, 32]);
@@ -61,7 +63,7 @@ export function damageTables(bytes: Uint8Array, random: Random): string {
   try {
     content = atob(text);
   } catch {
-    return "the table is none any more"; // by an earlier change
+    return "the table is no longer one"; // by an earlier change
   }
   const table = Uint8Array.from(content, (char) => char.charCodeAt(0));
   const entries = Math.max(1, Math.floor((table.length - 204) / 40));
@@ -74,13 +76,13 @@ export function damageTables(bytes: Uint8Array, random: Random): string {
     putValue(table, where, BigInt(0x80000004 + random.below(6)), 4);
   } else putValue(table, where, value, 8);
   const encoded = btoa(String.fromCharCode(...table));
-  // As long as it was, with the white space that this leaves.
+  // The same length, given the white space that this leaves.
   const packed = encoded.padEnd(end - data, " ").slice(0, end - data);
   bytes.set(new TextEncoder().encode(packed), data);
   return `table in a list, ${where} = ${value}`;
 }
 
-/** Where a text is found. */
+/** The offsets of a text. */
 export function positionsOf(bytes: Uint8Array, magic: string): number[] {
   const text = new TextDecoder("latin1").decode(bytes);
   const found = [];
@@ -94,7 +96,7 @@ export function positionsOf(bytes: Uint8Array, magic: string): number[] {
   return found;
 }
 
-/** Damage one of its fields, tables or bytes. */
+/** Damage a field, a table or a byte. */
 export function damage(
   bytes: Uint8Array,
   format: string,

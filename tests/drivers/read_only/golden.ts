@@ -1,5 +1,5 @@
 /**
- * The golden images of formats that are only read.
+ * The golden images of read-only formats.
  *
  * @module
  */
@@ -7,16 +7,16 @@ import golden from "../../fixtures/read-only/golden.json" with { type: "json" };
 
 const FIXTURES = new URL("../../fixtures/read-only/", import.meta.url);
 
-/** An image, and what others say that it holds. */
+/** An image, and its content according to other programs. */
 export interface Golden {
   readonly name: string;
   readonly format: string;
   readonly size: number;
-  /** In hexadecimal. */
+  /** A hash of it, in hexadecimal digits. */
   readonly sha256: string;
 }
 
-/** All of them. */
+/** All golden images. */
 export const GOLDEN: readonly Golden[] = golden;
 
 /** The bytes of an image. */

@@ -1,4 +1,4 @@
-/** Images of formats that are only read hold what others say. @module */
+/** Images of read-only formats read as other programs say. @module */
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { allocate } from "../../../core/bytes.ts";
 import { openNode } from "../../../core/open.ts";
@@ -18,9 +18,9 @@ async function fileOf(name: string) {
 }
 
 for (const { name, format, size, sha256 } of GOLDEN) {
-  Deno.test(`golden ${name} reads as others say`, async () => {
+  Deno.test(`golden ${name} reads as other programs say`, async () => {
     const file = await fileOf(name);
-    // Found by its content.
+    // Found by probing.
     await using image = await openImage({ file }, { readOnly: true });
     assertEquals([image.format, image.size], [format, size]);
     const content = new Uint8Array(await image.read(0, size));
@@ -28,7 +28,7 @@ for (const { name, format, size, sha256 } of GOLDEN) {
     assertEquals(new Uint8Array(sum).toHex(), sha256);
   });
 
-  Deno.test(`golden ${name} reads in all ways`, async () => {
+  Deno.test(`golden ${name} reads correctly in any pieces`, async () => {
     const file = await fileOf(name);
     await using image = await openImage({ file }, { readOnly: true });
     const content = new Uint8Array(await image.read(0, size));
@@ -51,7 +51,7 @@ for (const { name, format, size, sha256 } of GOLDEN) {
     await assertRejects(() => image.read(size - 1, 2), BlockError);
   });
 
-  Deno.test(`golden ${name} tells what its ranges hold`, async () => {
+  Deno.test(`golden ${name} reports what its ranges hold`, async () => {
     const file = await fileOf(name);
     await using image = await openImage({ file }, { readOnly: true });
     const content = await image.read(0, size);
@@ -75,7 +75,7 @@ for (const { name, format, size, sha256 } of GOLDEN) {
   });
 }
 
-Deno.test("what is only read is opened for nothing else", async () => {
+Deno.test("read-only formats cannot be opened for writing", async () => {
   for (const { name, format } of GOLDEN) {
     const file = await fileOf(name);
     const before = await bytesOf(name);
@@ -108,7 +108,7 @@ Deno.test("what is only read is opened for nothing else", async () => {
   }
 });
 
-Deno.test("what is only read can be a backing file", async () => {
+Deno.test("an image of a read-only format can be a backing file", async () => {
   for (const { name, format, size } of GOLDEN) {
     const backing = { driver: format, file: await fileOf(name) };
     const file = { driver: "memory", store: new MemoryStore() };
@@ -122,7 +122,7 @@ Deno.test("what is only read can be a backing file", async () => {
   }
 });
 
-Deno.test("a chunk is decoded once for those who read it together", async () => {
+Deno.test("a chunk is decoded once for concurrent readers", async () => {
   const store = storeOf(await bytesOf("lzma.dmg"));
   const node = await openNode({
     driver: "dmg",

@@ -1,6 +1,6 @@
 /**
- * Whatever is done to the bytes of an image that is only read, nothing worse
- * happens than a `BlockError`, and nothing takes memory that the file does not
+ * Whatever is done to the bytes of an image of a read-only format, the worst
+ * result is a `BlockError`, and no memory is taken that the file does not
  * account for.
  *
  * @module
@@ -16,7 +16,7 @@ import { bytesOf, GOLDEN } from "./golden.ts";
 
 const LOOK = 128 * 1024;
 
-/** Look at a disk; an error of another kind is passed on. */
+/** Read a disk; errors of other kinds are passed on. */
 async function look(
   format: string,
   bytes: Uint8Array<ArrayBuffer>,
@@ -30,7 +30,7 @@ async function look(
     });
     await image.info();
     const { node, size } = image;
-    // Of larger disks than 2^53 bytes, offsets of sectors are exact.
+    // On disks larger than 2^53 bytes, only offsets of sectors are exact.
     const unit = Number.isSafeInteger(size) ? 1 : 512;
     const places = [0, random.below(Math.max(1, Math.min(size, 2 ** 40)))]
       .concat(Math.max(0, size - LOOK))
@@ -84,7 +84,7 @@ for (const { name, format } of GOLDEN) {
   });
 }
 
-Deno.test("what zlib, bzip2 and xz have checksums of is right, or not read", async () => {
+Deno.test("data with checksums of zlib, bzip2 and xz is right, or an error", async () => {
   for (const name of ["zlib.dmg", "bzip2.dmg", "lzma.dmg", "small.cloop"]) {
     const { format, size } = GOLDEN.find((one) => one.name === name)!;
     const sample = await bytesOf(name);
@@ -113,7 +113,7 @@ Deno.test("what zlib, bzip2 and xz have checksums of is right, or not read", asy
   }
 });
 
-Deno.test("tables that a small file only claims take no memory", async () => {
+Deno.test("tables that a small file merely claims take no memory", async () => {
   const cloop = (await bytesOf("small.cloop")).slice(0, 200);
   putValue(cloop, 132, BigInt(2 ** 26 - 1), 4);
   cloop.fill(0, 136);

@@ -1,4 +1,7 @@
-/** Images that others make and read, and what QEMU says of them. @module */
+/**
+ * Images that other programs make and read, and what QEMU says about them.
+ * @module
+ */
 import { assertEquals } from "@std/assert";
 import { isEqual } from "../../../core/runtime.ts";
 import { openImage } from "../../../mod.ts";
@@ -17,7 +20,9 @@ function content(): Uint8Array<ArrayBuffer> {
   return bytes;
 }
 
-/** An image is found to have a format, and to hold these bytes and zeroes. */
+/**
+ * Assert an image's probed format, and its content of these bytes and zeroes.
+ */
 async function assertHolds(
   image: string,
   format: string,
@@ -45,7 +50,7 @@ qemuTest("cloop images of create_compressed_fs are read", async () => {
 qemuTest("growing images of bximage are read", async () => {
   await using folder = new TempDir();
   const [raw, image] = [folder.file("raw"), folder.file("image")];
-  // It makes disks of whole cylinders.
+  // bximage makes disks of whole cylinders.
   const plain = new Uint8Array(4 * 16 * 63 * 512);
   plain.set(content());
   await Deno.writeFile(raw, plain);
@@ -59,7 +64,7 @@ qemuTest("growing images of bximage are read", async () => {
   assertEquals([length > 0, zero], [true, true]);
 }, ["bximage"]);
 
-/** What a program says, without its name and what it lacks. */
+/** A program's message, without its name and what it lacks. */
 async function said(command: string[]): Promise<[number, string]> {
   const { code, stdout, stderr } = await run(command, {
     env: { BDRV_QEMU_VERSION: "7.2" },
@@ -70,7 +75,7 @@ async function said(command: string[]): Promise<[number, string]> {
   return [code, lines.join("\n")];
 }
 
-/** Where a number of a sample is changed, and to what. */
+/** The offset of a number in a sample, and its new value. */
 const CHANGES: readonly [name: string, at: number, value: number][] = [
   ["small.cloop", 128, 513],
   ["small.cloop", 128, 0],
@@ -111,7 +116,7 @@ qemuTest("damaged images are refused in QEMU's words", async () => {
   }
 });
 
-qemuTest("what is only read is refused to be changed as by QEMU", async () => {
+qemuTest("changes of read-only formats are refused as by QEMU", async () => {
   await using folder = new TempDir();
   const image = folder.file("image");
   for (const name of ["small.cloop", "small.bochs", "zlib.dmg"]) {

@@ -1,4 +1,4 @@
-/** What the formats that are only read refuse, each in its own words. @module */
+/** What the read-only formats refuse, each in its own words. @module */
 import { assertEquals, assertRejects } from "@std/assert";
 import { decodeAdc } from "../../../drivers/dmg/codecs.ts";
 import { decodeLzfse } from "../../../drivers/dmg/lzfse.ts";
@@ -9,7 +9,7 @@ import { bytesOf } from "./golden.ts";
 
 type Bytes = Uint8Array<ArrayBuffer>;
 
-/** Open an image as what it is found to be; answers what was warned of. */
+/** Open an image in its probed format; returns the warnings. */
 async function opened(bytes: Bytes, format?: string) {
   const warnings: string[] = [];
   const file = { driver: "memory", store: storeOf(bytes) };
@@ -26,7 +26,7 @@ async function refusal(act: () => Promise<unknown>) {
   return [code, message.replace(/^Could not open '.*?': /, "")];
 }
 
-/** A copy in which a number of the table of a resource fork is another. */
+/** A copy in which one number of a resource fork's table is changed. */
 async function withEntry(
   entry: number,
   field: number,
@@ -39,7 +39,7 @@ async function withEntry(
   return bytes;
 }
 
-Deno.test("ADC is decoded, as far as it makes sense", () => {
+Deno.test("ADC is decoded as far as it makes sense", () => {
   const decoded = (stored: number[], length: number) => {
     const target = new Uint8Array(length);
     return decodeAdc(Uint8Array.from(stored), target) && [...target];
@@ -62,18 +62,18 @@ Deno.test("ADC is decoded, as far as it makes sense", () => {
   for (const stored of broken.slice(0, -1)) {
     assertEquals(decoded(stored, 10), false, stored.join(" "));
   }
-  // What follows the last byte of the disk is not looked at.
+  // Input behind the last byte of the disk is ignored.
   assertEquals(decoded(broken.at(-1)!, 10), run);
 });
 
-/** A block of LZVN, of which the output has so many bytes, and the end. */
+/** A block of LZVN whose output has so many bytes, and the end marker. */
 function lzvn(size: number, instructions: number[]): Bytes {
   const head = new Uint32Array([0x6e787662, size, instructions.length]);
   const end = new TextEncoder().encode("bvx$");
   return Uint8Array.of(...new Uint8Array(head.buffer), ...instructions, ...end);
 }
 
-Deno.test("LZVN is decoded, as far as it makes sense", () => {
+Deno.test("LZVN is decoded as far as it makes sense", () => {
   const decoded = (instructions: number[], size: number) => {
     const target = new Uint8Array(size);
     return decodeLzfse(lzvn(size, instructions), target) && [...target];
@@ -97,7 +97,7 @@ Deno.test("LZVN is decoded, as far as it makes sense", () => {
       expected,
       text,
     );
-    // Of another size, without an end, or with parts cut off, it is none.
+    // A block with another size, without an end, or truncated is invalid.
     const { length } = expected;
     assertEquals(decoded([...instructions, ...end], length - 1), false, text);
     assertEquals(decoded([...instructions, ...end], length + 1), false, text);
@@ -110,7 +110,7 @@ Deno.test("LZVN is decoded, as far as it makes sense", () => {
   }
 });
 
-Deno.test("whatever a stream of LZFSE holds, it is decoded or not", async () => {
+Deno.test("any LZFSE stream is decoded, or refused", async () => {
   const stored = (await bytesOf("lzfse-blocks.dmg")).subarray(5);
   const size = 131_072;
   const whole = new Uint8Array(size);
@@ -149,7 +149,7 @@ Deno.test("dmg: encrypted and split images are refused", async () => {
   ]);
 });
 
-Deno.test("dmg: chunks that cannot be read are warned of", async () => {
+Deno.test("dmg: chunks that cannot be read give a warning", async () => {
   const { image, warnings } = await opened(await withEntry(1, 0, 0x80000009));
   await using _ = image;
   assertEquals(warnings, [
@@ -160,11 +160,11 @@ Deno.test("dmg: chunks that cannot be read are warned of", async () => {
     "EIO",
     "The chunk at 0 has the unknown type 80000009",
   ]);
-  // The others can be.
+  // The other chunks can be read.
   await image.read(65536, 65536);
 });
 
-Deno.test("dmg: parts that no chunk holds, or half of one, are not read", async () => {
+Deno.test("dmg: ranges without a chunk, or with a truncated one, are errors", async () => {
   const gap = (await opened(await withEntry(1, 20, 100))).image;
   await gap.read(0, 100 * 512).catch(() => {});
   assertEquals(await refusal(() => gap.read(51_200, 1)), [
@@ -184,7 +184,7 @@ Deno.test("dmg: parts that no chunk holds, or half of one, are not read", async 
   );
 });
 
-Deno.test("asif: what nobody has seen is not guessed", async () => {
+Deno.test("asif: unknown values are refused, not guessed", async () => {
   // The second chunk of the disk is at 32768 + 8; the states are at 65536.
   const cases: [at: number, value: number, code: string, message: string][] = [
     [32768, 0x80, "ENOTSUP", "Unknown state 2 of the chunk at 0"],

@@ -63,7 +63,7 @@ async function open(
   return await openImage({ driver: "raw", file }, { readOnly, secrets });
 }
 
-Deno.test("blocks have nbdkit's names, and those of zeroes are not there", async () => {
+Deno.test("blocks have nbdkit's names, and blocks of zeroes do not exist", async () => {
   await using service = new Service();
   {
     await using image = await made(service, {}, 64 * MIB);
@@ -81,7 +81,7 @@ Deno.test("blocks have nbdkit's names, and those of zeroes are not there", async
   assertEquals([block[4], block[5], block[6]], [0, 1, 0]);
 });
 
-Deno.test("a disk of nbdkit's is read and written in its size", async () => {
+Deno.test("a disk of nbdkit's is read and written with its own block size", async () => {
   await using service = new Service();
   await service.put("disk/0000000000000001", new Uint8Array(4096).fill(7));
   const sizes = { size: 12288, "object-size": 4096 };
@@ -134,7 +134,7 @@ Deno.test("options that contradict the disk, or make no sense, are refused", asy
   }
 });
 
-Deno.test("what is discarded is removed, and shows as a hole", async () => {
+Deno.test("discarded blocks are removed, and show as holes", async () => {
   await using service = new Service();
   await using image = await made(service);
   await image.write(0, new Uint8Array(MIB).fill(1));
@@ -181,7 +181,7 @@ Deno.test("listings of several pages are joined", async () => {
   assertEquals(await again.read(0, MIB), data);
 });
 
-Deno.test("the service's clock counts, not this computer's", async () => {
+Deno.test("the service's clock is authoritative, not this computer's", async () => {
   await using service = new Service();
   service.clock = 3600_000;
   {
@@ -206,7 +206,7 @@ Deno.test("a listing without an end is an error", async () => {
   await assertRejects(() => reader.read(0, 1), BlockError, "no end");
 });
 
-Deno.test("creating a disk again removes what it held", async () => {
+Deno.test("creating a disk again removes its old content", async () => {
   await using service = new Service();
   {
     await using image = await made(service);
@@ -218,7 +218,7 @@ Deno.test("creating a disk again removes what it held", async () => {
   assertEquals(keys, ["disk/layout.json", "disk/lease"]);
 });
 
-Deno.test("neither an object nor a disk is made over the other", async () => {
+Deno.test("neither an object nor a disk is created over the other", async () => {
   await using service = new Service();
   await service.put("disk", new Uint8Array(512));
   await assertRejects(() => made(service), BlockError, "There is an object");
@@ -233,7 +233,7 @@ Deno.test("a reader notices that another has written", async () => {
   await using reader = await open(service, { readahead: 0 }, true);
   await reader.read(0, 512);
   service.clock = 2000;
-  // One that knows nothing of leases.
+  // A writer that knows nothing of leases.
   const key = "disk/0000000000000003";
   await service.put(key, new Uint8Array(64 * KIB).fill(2));
   await reader.read(2 * 64 * KIB, 512);
@@ -252,7 +252,7 @@ Deno.test("a reader notices that another has written", async () => {
   );
 });
 
-Deno.test("a write over that of another program fails, and is not mixed in", async () => {
+Deno.test("a write that conflicts with another program's fails, and is not mixed in", async () => {
   await using service = new Service();
   const image = await made(service);
   await image.write(0, new Uint8Array(100).fill(1));
@@ -266,7 +266,7 @@ Deno.test("a write over that of another program fails, and is not mixed in", asy
   assertEquals(service.objects.get("disk/0000000000000000")?.body, theirs);
 });
 
-Deno.test("what a failing flush did not store is stored by the next one", async () => {
+Deno.test("what a failed flush did not store is stored by the next one", async () => {
   await using service = new Service();
   await using image = await made(service);
   await image.write(0, new Uint8Array(MIB).fill(1));
@@ -281,7 +281,7 @@ Deno.test("what a failing flush did not store is stored by the next one", async 
   );
 });
 
-Deno.test("answers to writes that are lost do no harm", async () => {
+Deno.test("lost responses to writes do no harm", async () => {
   await using service = new Service();
   await using image = await made(service);
   const seen = new Set<string>();
@@ -302,7 +302,7 @@ Deno.test("answers to writes that are lost do no harm", async () => {
   assertEquals(await again.read(0, MIB), data);
 });
 
-Deno.test("random requests leave what they would in memory", async () => {
+Deno.test("random requests leave the same content as in memory", async () => {
   await using service = new Service();
   let random = 12345;
   const below = (limit: number) => {
@@ -353,7 +353,7 @@ Deno.test("memory stays bounded while a disk is filled without a flush", async (
   assertEquals((await image.read(3 * MIB, 1))[0], 4);
 });
 
-Deno.test("a protocol's size grows with what is written, and is kept", async () => {
+Deno.test("a protocol's size grows with writes, and is kept", async () => {
   await using service = new Service();
   const { secrets } = service;
   const stack = service.stack("disk", { "object-size": 4096 });

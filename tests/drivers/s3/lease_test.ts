@@ -1,4 +1,4 @@
-/** Leases: of two writers, one. @module */
+/** Leases: of two writers, only one gets in. @module */
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { BlockError } from "../../../core/errors.ts";
 import { createImage, type Image, openImage } from "../../../mod.ts";
@@ -19,14 +19,14 @@ async function make(service: Service): Promise<void> {
 async function open(
   service: Service,
   options: Record<string, unknown> = {},
-  wishes: Record<string, unknown> = {},
+  openOptions: Record<string, unknown> = {},
 ): Promise<Image> {
   const { secrets } = service;
   const file = service.stack("disk", options);
   return await openImage({ driver: "raw", file }, {
     secrets,
     readOnly: false,
-    ...wishes,
+    ...openOptions,
   });
 }
 
@@ -56,7 +56,7 @@ Deno.test("of many writers at once, one gets the lease", async () => {
   await (winners[0] as PromiseFulfilledResult<Image>).value.close();
 });
 
-Deno.test("of many that find a lease that has ended, one gets it", async () => {
+Deno.test("of many that find an expired lease, one gets it", async () => {
   await using service = new Service();
   await make(service);
   const body = new TextEncoder().encode('{"owner":"gone","seconds":30}');
@@ -70,7 +70,7 @@ Deno.test("of many that find a lease that has ended, one gets it", async () => {
   await (winners[0] as PromiseFulfilledResult<Image>).value.close();
 });
 
-Deno.test("what nobody understands is a lease without an end", async () => {
+Deno.test("a malformed lease never expires", async () => {
   await using service = new Service();
   await make(service);
   await service.put(LEASE, new TextEncoder().encode("something else"));
@@ -86,7 +86,7 @@ Deno.test("a lease is renewed, and a writer that has lost it stops", async () =>
   await delay(1500);
   await image.write(0, new Uint8Array(512).fill(1));
   await image.flush();
-  // The service goes away for longer than the lease lasts.
+  // The service is unreachable for longer than the lease lasts.
   service.fault = () => failure(503, "SlowDown");
   await image.write(512, new Uint8Array(512).fill(2));
   await assertRejects(() => image.flush(), BlockError, "The lease has ended");
@@ -99,14 +99,14 @@ Deno.test("a lease is renewed, and a writer that has lost it stops", async () =>
   service.clock = 2000;
   const other = await open(service);
   await image.close().catch(() => {});
-  // The other one's lease is not taken from it.
+  // The other writer's lease is not taken away.
   assert(service.objects.has(LEASE));
   const bytes = await other.read(0, 1024);
   assertEquals([bytes[0], bytes[511], bytes[512]], [1, 1, 0]);
   await other.close();
 });
 
-Deno.test("a lease that another took is noticed when it is renewed", async () => {
+Deno.test("a lease taken over by another writer is noticed at the renewal", async () => {
   await using service = new Service();
   await make(service);
   const image = await open(service, { lease: 1 });
@@ -138,7 +138,7 @@ Deno.test("a service that ignores conditions is refused, unless told otherwise",
   await image.write(0, new Uint8Array(512).fill(2));
 });
 
-Deno.test("lost answers do not lose the lease", async () => {
+Deno.test("lost responses do not lose the lease", async () => {
   await using service = new Service();
   await make(service);
   let failures = 3;
@@ -150,7 +150,7 @@ Deno.test("lost answers do not lose the lease", async () => {
   await using _ = await open(service);
 });
 
-Deno.test("who compares tags without their quotes is understood", async () => {
+Deno.test("a service that compares tags without quotes is supported", async () => {
   await using service = new Service();
   await make(service);
   service.comparesBareTags = true;
@@ -161,20 +161,23 @@ Deno.test("who compares tags without their quotes is understood", async () => {
   }
 });
 
-Deno.test("a reader is refused what is being written, unless it shares", async () => {
+Deno.test("a reader is refused a disk that is being written, unless it force-shares", async () => {
   await using service = new Service();
   const { secrets } = service;
   const file = service.stack("disk", { "object-size": "64k" });
   await createImage("qcow2", file, { size: 1 << 20 }, { secrets });
   const stack = { driver: "qcow2", file: service.stack("disk") };
   const writer = await openImage(stack, { secrets, readOnly: false });
-  const wishes = { secrets, readOnly: true };
+  const openOptions = { secrets, readOnly: true };
   await assertRejects(
-    () => openImage(stack, wishes),
+    () => openImage(stack, openOptions),
     BlockError,
     "Another program is writing to it",
   );
-  await using reader = await openImage(stack, { ...wishes, forceShare: true });
+  await using reader = await openImage(stack, {
+    ...openOptions,
+    forceShare: true,
+  });
   await writer.write(0, new Uint8Array(64 * KIB).fill(1));
   await writer.close();
   assertEquals(reader.size, 1 << 20);
@@ -196,7 +199,7 @@ Deno.test("s3backer's mark keeps us away, and ours keeps s3backer away", async (
     "x-amz-meta-s3backer-blocksize": "4096",
     "x-amz-meta-s3backer-filesize": String(1 << 20),
   });
-  // Its first block tells the sizes.
+  // Its first block contains the sizes.
   await using again = await open(service, { layout: "s3backer" }, {
     readOnly: true,
   });

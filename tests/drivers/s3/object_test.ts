@@ -30,7 +30,9 @@ async function openKey(
   return await openImage({ driver: "raw", file }, { readOnly: true, secrets });
 }
 
-/** Answer with `response` for the first `times` requests that `matches`. */
+/**
+ * Respond with `response` to the first `times` requests that `matches` selects.
+ */
 function firstTimes(
   times: number,
   matches: (asked: Parameters<Fault>[0]) => boolean,
@@ -60,7 +62,7 @@ Deno.test("an empty object is an empty disk", async () => {
   assertEquals(image.size, 0);
 });
 
-Deno.test("what several nodes read of an object is fetched once", async () => {
+Deno.test("what several nodes read from an object is fetched once", async () => {
   await using service = new Service();
   const bytes = pattern(2 * MIB);
   await service.put("disk", bytes);
@@ -71,7 +73,7 @@ Deno.test("what several nodes read of an object is fetched once", async () => {
     await using other = await openKey(service, "disk");
     assertEquals(await other.read(MIB, 512), bytes.slice(MIB, MIB + 512));
   }
-  // Each looks whether it is still the same.
+  // Each checks whether the object is still the same.
   assertEquals(service.count(/GET disk$/) - before, 20);
   await service.put("disk", new Uint8Array(MIB));
   await using changed = await openKey(service, "disk");
@@ -90,7 +92,7 @@ Deno.test("an object that changes is an error, never a mixture", async () => {
   }
 });
 
-const PASSING: { readonly [name: string]: () => Response } = {
+const TRANSIENT_FAULTS: { readonly [name: string]: () => Response } = {
   "503 SlowDown": () => failure(503, "SlowDown"),
   "500 InternalError": () => failure(500, "InternalError"),
   "400 RequestTimeout": () => failure(400, "RequestTimeout"),
@@ -102,8 +104,8 @@ const PASSING: { readonly [name: string]: () => Response } = {
     }),
 };
 
-for (const [name, response] of Object.entries(PASSING)) {
-  Deno.test(`a read is made again after ${name}`, async () => {
+for (const [name, response] of Object.entries(TRANSIENT_FAULTS)) {
+  Deno.test(`a read is retried after ${name}`, async () => {
     await using service = new Service();
     const bytes = pattern(MIB);
     await service.put("disk", bytes);
@@ -113,9 +115,9 @@ for (const [name, response] of Object.entries(PASSING)) {
   });
 }
 
-const LASTING: [string, () => Response, string][] = [
+const PERMANENT_FAULTS: [string, () => Response, string][] = [
   ["403 AccessDenied", () => failure(403, "AccessDenied"), "denies these keys"],
-  ["a strange error", () => failure(418, "Teapot"), "418: Teapot: It is so &"],
+  ["an unknown error", () => failure(418, "Teapot"), "418: Teapot: It is so &"],
   ["no XML", () => new Response("oh \x1b[31m", { status: 400 }), "status 400"],
   [
     "another region",
@@ -140,8 +142,8 @@ const LASTING: [string, () => Response, string][] = [
   ],
 ];
 
-for (const [name, response, message] of LASTING) {
-  Deno.test(`${name}: one line, and no further request for it`, async () => {
+for (const [name, response, message] of PERMANENT_FAULTS) {
+  Deno.test(`${name}: one line, and no retries`, async () => {
     await using service = new Service();
     service.fault = ({ key }) => key === "disk" ? response() : undefined;
     const error = await assertRejects(
@@ -154,7 +156,7 @@ for (const [name, response, message] of LASTING) {
   });
 }
 
-Deno.test("a service that answers nothing is given up", async () => {
+Deno.test("a service that never responds is given up on", async () => {
   await using service = new Service();
   const answers: (() => void)[] = [];
   service.fault = () =>
@@ -173,7 +175,7 @@ Deno.test("a service that answers nothing is given up", async () => {
   for (const answer of answers) answer();
 });
 
-Deno.test("a service that stops answering is asked again, and then given up", async () => {
+Deno.test("a service that stops responding is retried, and then given up on", async () => {
   await using service = new Service();
   await service.put("disk", pattern(MIB));
   const options = { timeout: 1, readahead: 0 };
@@ -218,7 +220,7 @@ async function store(
 const PART = 5 * MIB;
 
 for (const length of [0, 512, PART - 512, PART, PART + 512, 3 * PART]) {
-  Deno.test(`${length} bytes are stored, in parts where they are many`, async () => {
+  Deno.test(`${length} bytes are stored, in several parts if necessary`, async () => {
     await using service = new Service();
     const bytes = pattern(length);
     await store(service, "new", bytes, { "part-size": "5M" });
@@ -230,7 +232,7 @@ for (const length of [0, 512, PART - 512, PART, PART + 512, 3 * PART]) {
   });
 }
 
-Deno.test("qcow2 is stored front to back, without the target being read", async () => {
+Deno.test("qcow2 is stored front to back, without reading the target", async () => {
   await using service = new Service();
   const file = { driver: "memory", store: new MemoryStore() };
   await createImage("qcow2", file, { size: 64 * MIB });
@@ -256,7 +258,7 @@ const BROKEN: [string, Fault][] = [
       query.get("partNumber") === "2" ? failure(400, "InvalidPart") : undefined,
   ],
   [
-    "an error follows the status 200 at the end",
+    "the final response is an error in spite of its status 200",
     ({ method, query }) =>
       method === "POST" && query.has("uploadId")
         ? new Response(`<Error><Code>NoSuchPart</Code></Error>`)
@@ -265,7 +267,7 @@ const BROKEN: [string, Fault][] = [
 ];
 
 for (const [name, fault] of BROKEN) {
-  Deno.test(`${name}: nothing is left, and the old object stays`, async () => {
+  Deno.test(`${name}: nothing is left behind, and the old object stays`, async () => {
     await using service = new Service();
     await service.put("disk", pattern(512));
     service.fault = fault;
@@ -279,7 +281,7 @@ for (const [name, fault] of BROKEN) {
   });
 }
 
-Deno.test("an upload that is cancelled leaves nothing", async () => {
+Deno.test("an aborted upload leaves nothing", async () => {
   await using service = new Service();
   const stop = new AbortController();
   service.fault = ({ query }) => {
@@ -298,7 +300,7 @@ Deno.test("an upload that is cancelled leaves nothing", async () => {
   assertEquals(service.uploads.size, 0);
 });
 
-Deno.test("lost answers of an upload are asked for again", async () => {
+Deno.test("requests of an upload are retried if their responses are lost", async () => {
   await using service = new Service();
   let failures = 0;
   const lost = new Set<string>();
@@ -320,12 +322,12 @@ Deno.test("lost answers of an upload are asked for again", async () => {
 });
 
 for (const checks of [true, false]) {
-  Deno.test(`of two that store an object one fails, ${checks ? "" : "also "}where conditions are ${checks ? "checked" : "ignored at the end"}`, async () => {
+  Deno.test(`of two writers of an object one fails, ${checks ? "" : "also "}where conditions are ${checks ? "checked" : "ignored at the end"}`, async () => {
     await using service = new Service();
     const looked = Promise.withResolvers<void>();
     let looks = 0;
     service.fault = async ({ method, query }) => {
-      // Neither is to find what the other one has stored.
+      // Neither may see what the other one has stored.
       if (method === "HEAD" && ++looks === 2) looked.resolve();
       if (method === "PUT") await looked.promise;
       const isEnd = method === "POST" && query.has("uploadId");
@@ -349,7 +351,7 @@ for (const checks of [true, false]) {
   });
 }
 
-Deno.test("an object that another program made meanwhile is not replaced", async () => {
+Deno.test("an object that another program created meanwhile is not replaced", async () => {
   await using service = new Service();
   let isMade = false;
   service.fault = async ({ method }) => {

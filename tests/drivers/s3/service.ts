@@ -1,14 +1,14 @@
 /**
  * An S3 service in this process: one bucket, in memory, which checks signatures
- * and conditions, and fails as it is told to.
+ * and conditions, and fails on demand.
  *
  * @module
  */
 import { faultOf, sha256 } from "./signature.ts";
 
-/** The keys that the service knows. */
+/** The keys known to the service. */
 export const KEYS = { id: "AKIDEXAMPLE", secret: "a/very+secret=key" };
-/** The bucket that there is. */
+/** Its only bucket. */
 export const BUCKET = "bucket";
 
 /** A request as faults see it. */
@@ -21,8 +21,8 @@ export interface Asked {
 }
 
 /**
- * A fault: answers in place of the service, or lets it answer and changes the
- * answer.
+ * A fault: responds in place of the service, or lets it respond and changes the
+ * response.
  */
 export type Fault = (
   asked: Asked,
@@ -36,13 +36,13 @@ interface Stored {
   readonly headers: Record<string, string>;
 }
 
-/** An upload under way: its parts by number, and the object's headers. */
+/** An upload in progress: its parts by number, and the object's headers. */
 interface Upload {
   readonly parts: Map<number, Uint8Array<ArrayBuffer>>;
   readonly headers: Record<string, string>;
 }
 
-/** The headers that are kept with an object. */
+/** The headers stored with an object. */
 function kept(headers: Headers): Record<string, string> {
   return Object.fromEntries(
     [...headers].filter(([name]) =>
@@ -57,21 +57,21 @@ async function etagOf(body: Uint8Array<ArrayBuffer>): Promise<string> {
 
 /** The service. */
 export class Service implements AsyncDisposable {
-  /** What is stored, by key. */
+  /** The objects, by key. */
   readonly objects = new Map<string, Stored>();
-  /** Uploads under way, by id. */
+  /** Uploads in progress, by id. */
   readonly uploads = new Map<string, Upload>();
   /** All requests, as `METHOD key`. */
   readonly log: string[] = [];
-  /** Consulted for each request. */
+  /** Called for each request. */
   fault?: Fault;
-  /** Whether conditions of changes are checked; of GET, they always are. */
+  /** Whether conditions of changes are checked; those of GET always are. */
   checksConditions = true;
   /** Whether tags of changes are compared without quotes, as Ceph does. */
   comparesBareTags = false;
-  /** Milliseconds by which the service's clock is ahead. */
+  /** How far the service's clock is ahead, in milliseconds. */
   clock = 0;
-  /** The most keys of a listing. */
+  /** The most keys in one page of a listing. */
   pageSize = 1000;
   readonly #server: Deno.HttpServer<Deno.NetAddr>;
   #ids = 0;
@@ -81,7 +81,7 @@ export class Service implements AsyncDisposable {
       hostname: "127.0.0.1",
       port: 0,
       onListen() {},
-      // The program that asked has gone.
+      // The client has gone.
       onError: () => new Response(null, { status: 500 }),
     }, (request) => this.#handle(request));
   }
@@ -91,7 +91,7 @@ export class Service implements AsyncDisposable {
     return `http://127.0.0.1:${this.#server.addr.port}`;
   }
 
-  /** The variables by which programs find it. */
+  /** The environment variables by which programs find it. */
   get env(): Record<string, string> {
     return {
       AWS_ENDPOINT_URL: this.endpoint,
@@ -115,7 +115,7 @@ export class Service implements AsyncDisposable {
     };
   }
 
-  /** The secrets that those options name. */
+  /** The secrets named by those options. */
   readonly secrets = { s3key: `${KEYS.secret}\n` };
 
   /** Store an object. */
@@ -137,7 +137,7 @@ export class Service implements AsyncDisposable {
     this.objects.set(key, { body, etag, changed, headers });
   }
 
-  /** How many requests there were whose text has this in it. */
+  /** How many requests matched a pattern. */
   count(pattern: RegExp): number {
     return this.log.filter((line) => pattern.test(line)).length;
   }
@@ -211,7 +211,8 @@ export class Service implements AsyncDisposable {
     }
     if (method === "PUT") {
       const etag = await etagOf(body);
-      // From here on at once: of several conditional writes, one succeeds.
+      // From here on synchronously: of several conditional writes, one
+      // succeeds.
       const refusal = this.#condition(key, headers);
       if (refusal) return refusal;
       this.#store(key, body, kept(headers), etag);
@@ -295,7 +296,7 @@ function send(
   });
 }
 
-/** An answer that reports an error. */
+/** A response that reports an error. */
 export function failure(
   status: number,
   code: string,

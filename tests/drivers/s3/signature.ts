@@ -1,22 +1,22 @@
 /**
- * AWS's Signature Version 4, computed from a request as it has arrived: apart
- * from the library that signs, by the description in AWS's documentation
+ * AWS's Signature Version 4, computed from a request as it arrived:
+ * independently of the library that signs, following AWS's documentation
  * ("Authenticating Requests: Using the Authorization Header").
  *
  * @module
  */
 
-/** A request as it has arrived. */
+/** A request as it arrived. */
 export interface Arrived {
   readonly method: string;
-  /** The path and the query, encoded as they were. */
+  /** The path and the query, encoded as they were sent. */
   readonly target: string;
   readonly headers: Headers;
   /** SHA-256 of the body, in hexadecimal digits. */
   readonly bodyHash: string;
 }
 
-/** What is wrong with a signature; `undefined` if nothing is. */
+/** The fault of a signature; `undefined` if it is correct. */
 export async function faultOf(
   request: Arrived,
   keys: { readonly [accessKey: string]: string },
@@ -75,7 +75,7 @@ export async function sign(
   return hex(await hmac(key, text));
 }
 
-/** Encoded as it is signed, however it was sent. */
+/** Encoded as for signing, however it was sent. */
 function encoded(part: string): string {
   return encodeURIComponent(decodeURIComponent(part)).replace(
     /[!'()*]/g,

@@ -1,4 +1,4 @@
-/** Signatures, by AWS's own examples and on odd names. @module */
+/** Signatures, by AWS's own examples and with odd names. @module */
 import { assertEquals, assertRejects } from "@std/assert";
 import { BlockError } from "../../../core/errors.ts";
 import { openImage } from "../../../mod.ts";
@@ -8,7 +8,7 @@ import { sign } from "./signature.ts";
 const EMPTY =
   "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
 
-/** The examples of AWS's documentation for S3, all of 24 May 2013. */
+/** The examples in AWS's documentation for S3, all of 24 May 2013. */
 const EXAMPLES = [
   {
     target: "/test.txt",
@@ -31,7 +31,7 @@ const EXAMPLES = [
 ];
 
 for (const { target, more, signature } of EXAMPLES) {
-  Deno.test(`the tests' own signature of ${target} is that of AWS's example`, async () => {
+  Deno.test(`the tests' own signature of ${target} equals AWS's example`, async () => {
     const headers = new Headers([
       ["host", "examplebucket.s3.amazonaws.com"],
       ["x-amz-content-sha256", EMPTY],
@@ -46,7 +46,7 @@ for (const { target, more, signature } of EXAMPLES) {
   });
 }
 
-Deno.test("keys with odd characters are signed, and sent, as they are", async () => {
+Deno.test("keys with odd characters are signed and sent unchanged", async () => {
   await using service = new Service();
   const keys = [
     "with space",
@@ -84,7 +84,7 @@ Deno.test("a key that a URL cannot hold is refused", async () => {
   assertEquals(service.log, []);
 });
 
-Deno.test("wrong keys are named as what they are", async () => {
+Deno.test("mistakes in keys, buckets and endpoints are named", async () => {
   await using service = new Service();
   const open = (options: Record<string, unknown>, s3key = KEYS.secret) => () =>
     openImage(service.stack("x", options), {

@@ -30,7 +30,7 @@ function put(bytes: Uint8Array, at: number, value: number): void {
   new DataView(bytes.buffer).setUint32(at, value, true);
 }
 
-/** A field of the header that is damaged, and what is said of it. */
+/** A damaged field of the header, and the message about it. */
 const DAMAGES: [at: number, value: number, message: string][] = [
   [64, 0x12345678, "Image not in VDI format (bad signature 12345678)"],
   [68, 0x00020003, "unsupported VDI image (version 2.3)"],
@@ -85,7 +85,7 @@ Deno.test("check() counts blocks, and finds those used twice", async () => {
   ]);
 });
 
-Deno.test("a map that a small file only claims is not walked through", async () => {
+Deno.test("a block map that a small file merely claims is not walked", async () => {
   const whole = await newImage();
   for (const length of [512, whole.length - 1, whole.length]) {
     const bytes = whole.slice(0, length);
@@ -103,7 +103,7 @@ Deno.test("a map that a small file only claims is not walked through", async () 
   }
 });
 
-Deno.test("an image survives power cuts with all that was flushed", async () => {
+Deno.test("flushed data survives power cuts", async () => {
   for (const seed of seedsToRun(5)) {
     const random = new Random(seed);
     const log = new PowerLog(await newImage({ size: 3 * MIB }));
@@ -134,7 +134,7 @@ Deno.test("an image survives power cuts with all that was flushed", async () => 
         if (found[at] === before[at] || found[at] === after[at]) continue;
         throw new Error(`seed ${seed}, cut at ${moment}: byte ${at}`);
       }
-      // What is written next takes nobody's place.
+      // The next write does not overwrite anything else.
       const fresh = random.bytes(100);
       const offset = random.below(disk.length - 100);
       await image.write(offset, fresh);
@@ -144,12 +144,13 @@ Deno.test("an image survives power cuts with all that was flushed", async () => 
   }
 });
 
-Deno.test("whatever a power cut leaves, the header counts all blocks of the map", async () => {
+Deno.test("after any power cut, the header counts all blocks of the map", async () => {
   const log = new PowerLog(await newImage({ size: 6 * MIB }));
   {
     await using image = await openImage({ driver: "vdi", file: log });
     for (const start of [3, 0]) {
-      // Others take the next block by the header, and must not take one twice.
+      // Others allocate the next block by the header, and must not use one
+      // twice.
       for (let i = start; i < start + 3; i++) {
         await image.write(i * MIB, new Uint8Array(512).fill(1 + i));
       }
@@ -166,13 +167,13 @@ Deno.test("whatever a power cut leaves, the header counts all blocks of the map"
   }
 });
 
-Deno.test("check() counts blocks that were not flushed", async () => {
+Deno.test("check() counts blocks that are not flushed yet", async () => {
   await using image = await openImage(stackOf(await newImage()));
   await image.write(MIB, new Uint8Array([1]));
   assertEquals((await image.check()).corruptions, 0);
 });
 
-qemuTest("images go both ways between QEMU and here", async () => {
+qemuTest("QEMU reads our images, and we read QEMU's", async () => {
   await using folder = new TempDir();
   const random = new Random(1);
   const plain = new Uint8Array(5 * MIB + 512);

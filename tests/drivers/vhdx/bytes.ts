@@ -1,6 +1,6 @@
 /**
- * VHDX images as bytes, to be patched. The places are those that images made
- * here, and by QEMU, have as long as their table and their log take 1 MiB each.
+ * VHDX images as bytes, to be patched. The offsets are those of images made
+ * here, or by QEMU, as long as the table and the log take 1 MiB each.
  *
  * @module
  */
@@ -10,7 +10,7 @@ import { createImage, MemoryStore } from "../../../mod.ts";
 import { contentOf, storeOf } from "../qcow2/bytes.ts";
 
 export const MIB = 1024 * 1024;
-/** Where parts of the image lie. */
+/** Offsets of the image's parts. */
 export const PLACE = {
   header: 64 * 1024,
   otherHeader: 128 * 1024,
@@ -19,7 +19,7 @@ export const PLACE = {
   log: MIB,
   bat: 2 * MIB,
   metadata: 3 * MIB,
-  /** Items of metadata; the first are the file parameters. */
+  /** Metadata items; the first are the file parameters. */
   items: 3 * MIB + 64 * 1024,
 } as const;
 
@@ -36,12 +36,12 @@ export async function newImage(
   return contentOf(store);
 }
 
-/** A stack with an image that consists of the bytes. */
+/** The description of an image that consists of the bytes. */
 export function stackOf(bytes: Uint8Array): StackObject {
   return { driver: "vhdx", file: { driver: "memory", store: storeOf(bytes) } };
 }
 
-/** Change a structure that has a checksum: a header, or a table of regions. */
+/** Change a structure with a checksum: a header, or a region table. */
 export function patch(
   bytes: Uint8Array,
   at: number,

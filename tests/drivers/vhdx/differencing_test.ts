@@ -36,7 +36,7 @@ function locatorOf(entries: Record<string, string>): Uint8Array {
   return bytes;
 }
 
-/** The bytes of a child that holds nothing yet. */
+/** The bytes of a child without any content yet. */
 async function newChild(
   entries: Record<string, string>,
 ): Promise<Uint8Array<ArrayBuffer>> {
@@ -54,7 +54,7 @@ async function newChild(
   return bytes;
 }
 
-/** A parent in a folder: what it holds, and how a child refers to it. */
+/** A parent in a folder: its content, and how a child refers to it. */
 async function newParent(filename: string) {
   const options = { size: SIZE, block_size: MIB };
   await createImage("vhdx", filename, options);
@@ -72,7 +72,9 @@ async function newParent(filename: string) {
   return { disk, linkage: `{${guidAt(bytes, header + 32).toUpperCase()}}` };
 }
 
-/** Give a child blocks of its own: a whole one, a zero one, and sectors. */
+/**
+ * Give a child blocks of its own: a whole one, a zero one, and some sectors.
+ */
 function fillChild(
   child: Uint8Array<ArrayBuffer>,
   disk: Uint8Array,
@@ -86,7 +88,7 @@ function fillChild(
   disk.set(whole, 0);
   putEntry(bytes, 1, 2);
   disk.fill(0, MIB, 2 * MIB);
-  // Of the third block, sectors 1, 8 and 9 lie here.
+  // Of the third block, the child has sectors 1, 8 and 9.
   putEntry(bytes, 2, 7, end + MIB);
   putEntry(bytes, 4096, 6, end + 2 * MIB);
   const bitmap = end + 2 * MIB + 2 * 256;
@@ -146,7 +148,7 @@ Deno.test("a differencing image is read, not written", async () => {
   assertEquals(isEqual(await Deno.readFile(name), child), true);
 });
 
-Deno.test("the parent of a differencing image passes the gate, and is the right one", async () => {
+Deno.test("the parent of a differencing image must pass the gate, and match", async () => {
   await using folder = new TempDir();
   const { linkage } = await newParent(folder.file("base.vhdx"));
   const name = folder.file("child.avhdx");
@@ -179,12 +181,12 @@ Deno.test("the parent of a differencing image passes the gate, and is the right 
   for (const [given, message] of refusals) {
     await assertRejects(() => open(...given), BlockError, message);
   }
-  // What the user says goes before what the image does.
+  // The user's choice overrides the image's.
   assertEquals(await open(relative, { backing: false }), SIZE);
   assertEquals(await open({ ...entries, relative_path: "" }).catch(() => 0), 0);
 });
 
-Deno.test("a sector bitmap that is not there is an error, not zeroes", async () => {
+Deno.test("a missing sector bitmap is an error, not zeroes", async () => {
   await using folder = new TempDir();
   const { disk, linkage } = await newParent(folder.file("base.vhdx"));
   const name = folder.file("child.avhdx");
@@ -199,7 +201,7 @@ Deno.test("a sector bitmap that is not there is an error, not zeroes", async () 
   assertEquals(await image.read(0, 5), disk.slice(0, 5));
 });
 
-Deno.test("a block that is here in part makes no sense without a parent", async () => {
+Deno.test("a partially present block makes no sense without a parent", async () => {
   const bytes = await newImage();
   const whole = new Uint8Array(bytes.length + MIB);
   whole.set(bytes);

@@ -20,7 +20,7 @@ const IMAGES: readonly [format: string, options: OptionValues][] = [
   ["vhdx", { block_size: MIB }],
 ];
 
-/** What is written, in order, each of it followed by a flush. */
+/** The writes, in order, each followed by a flush. */
 const WRITES: readonly [offset: number, length: number][] = [
   [100, 3000],
   [2 * MIB - 50, 100],
@@ -28,7 +28,7 @@ const WRITES: readonly [offset: number, length: number][] = [
   [200, 10],
 ];
 
-/** Try something; whether it succeeded. */
+/** Try something, and return whether it succeeded. */
 async function succeeds(step: () => Promise<unknown>): Promise<boolean> {
   try {
     await step();
@@ -39,7 +39,7 @@ async function succeeds(step: () => Promise<unknown>): Promise<boolean> {
   }
 }
 
-/** Each byte is one that was to be there before, or after, what failed. */
+/** Whether each byte is from before or after what failed. */
 function isOneOf(found: Uint8Array, contents: Uint8Array[]): boolean {
   for (let at = 0; at < found.length; at += 4096) {
     const [part, ...parts] = [found, ...contents].map((one) =>
@@ -54,7 +54,7 @@ function isOneOf(found: Uint8Array, contents: Uint8Array[]): boolean {
 }
 
 for (const [format, options] of IMAGES) {
-  Deno.test(`${format}: whichever request fails below, nothing that was flushed is lost`, async () => {
+  Deno.test(`${format}: whichever request fails below, nothing flushed is lost`, async () => {
     const empty = new MemoryStore();
     const target = { driver: "memory", store: empty };
     await createImage(format, target, { ...options, size: SIZE });

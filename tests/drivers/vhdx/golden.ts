@@ -5,24 +5,24 @@
  */
 const FOLDER = new URL("../../fixtures/vhd/", import.meta.url);
 
-/** An image that QEMU made. */
+/** An image made by QEMU. */
 export interface Golden {
   /** Its file's name, which ends with the format's. */
   readonly name: string;
   /** What is special about it. */
   readonly what: string;
-  /** Bytes of its disk. */
+  /** The disk's size, in bytes. */
   readonly size: number;
-  /** Of the disk. */
+  /** A hash of the disk. */
   readonly sha256: string;
 }
 
-/** All of them. */
+/** All golden images. */
 export const GOLDEN: readonly Golden[] = JSON.parse(
   Deno.readTextFileSync(new URL("golden.json", FOLDER)),
 );
 
-/** The bytes of one. */
+/** The bytes of a golden image. */
 export async function goldenBytes(
   name: string,
 ): Promise<Uint8Array<ArrayBuffer>> {

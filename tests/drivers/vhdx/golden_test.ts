@@ -4,7 +4,7 @@ import { storeOf } from "../qcow2/bytes.ts";
 import { GOLDEN, goldenBytes } from "./golden.ts";
 
 for (const { name, what, size, sha256 } of GOLDEN) {
-  Deno.test(`an image that QEMU made is read: ${name}, ${what}`, async () => {
+  Deno.test(`an image made by QEMU is read: ${name}, ${what}`, async () => {
     const driver = name.split(".")[1];
     const store = storeOf(await goldenBytes(name));
     const stack = { driver, file: { driver: "memory", store } };

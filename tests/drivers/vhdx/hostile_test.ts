@@ -1,4 +1,7 @@
-/** What hostile VHD and VHDX images may not do, whatever is done with them. */
+/**
+ * What hostile VHD and VHDX images must not achieve, whatever is done with
+ * them.
+ */
 import { assertEquals } from "@std/assert";
 import { Random } from "../qcow2/damage.ts";
 import { mistake, OPERATIONS } from "../../hostile.ts";
@@ -7,12 +10,12 @@ import { patch as patchVhd, PLACE as VHD } from "../vpc/bytes.ts";
 import { patch as patchVhdx, PLACE as VHDX } from "./bytes.ts";
 import { GOLDEN, goldenBytes } from "./golden.ts";
 
-/** Images that are made; more with BDRV_HOSTILE_SEEDS. */
+/** How many images are made; BDRV_HOSTILE_SEEDS sets more. */
 const SEEDS = Number(Deno.env.get("BDRV_HOSTILE_SEEDS") ?? "60");
 const FIRST = Number(Deno.env.get("BDRV_HOSTILE_FIRST") ?? "0");
-/** Milliseconds that no operation may take. */
+/** The time limit of each operation, in milliseconds. */
 const LONGEST = 10_000;
-/** Bytes by which the memory that is in use may have grown at its end. */
+/** The limit on the growth of memory in use by its end, in bytes. */
 const MOST_MEMORY = 400 * 1024 ** 2;
 
 const USED = [
@@ -35,10 +38,10 @@ const VALUES = [
   ...[(1n << 63n) - 1n, 1n << 63n, (1n << 64n) - (1n << 20n), (1n << 64n) - 1n],
 ];
 
-/** A field: where it begins, and its bytes. */
+/** A field's offset and length. */
 type Field = readonly [at: number, length: number];
 
-/** Fields of the footer, and those of the dynamic header. */
+/** Fields of the footer, and of the dynamic header. */
 const FOOTER: readonly Field[] = [
   ...[[8, 4], [12, 4], [16, 8], [28, 4], [40, 8], [48, 8]] as Field[],
   ...[[56, 2], [58, 1], [59, 1], [60, 4]] as Field[],
@@ -48,7 +51,7 @@ const DYNAMIC: readonly Field[] = [
   ...[[576, 4], [580, 4], [584, 4], [592, 8]] as Field[],
 ];
 
-/** Fields of the header, of the region table, and of metadata. */
+/** Fields of the header, the region table, and the metadata. */
 const HEADER: readonly Field[] = [[8, 8], [48, 8], [64, 2], [66, 2], [68, 4], [
   72,
   8,
@@ -132,7 +135,7 @@ function damageVhdx(bytes: Uint8Array<ArrayBuffer>, random: Random): string {
 }
 
 for (const driver of ["vpc", "vhdx"]) {
-  Deno.test(`whatever a ${driver} image holds, each operation succeeds or says why not`, async () => {
+  Deno.test(`on a damaged ${driver} image, each operation succeeds or says why not`, async () => {
     const names = GOLDEN.map(({ name }) => name)
       .filter((name) => name.endsWith(driver));
     const images = await Promise.all(names.map(goldenBytes));

@@ -25,7 +25,7 @@ function view(bytes: Bytes): DataView {
   return new DataView(bytes.buffer);
 }
 
-/** What is done to an image, and what is said of it. */
+/** A change of an image, and the message about it. */
 const DAMAGES: readonly (readonly [
   damage: (bytes: Bytes) => void,
   message: string,
@@ -91,7 +91,7 @@ Deno.test("an image that makes no sense is refused, with QEMU's words first", as
     const bytes = await newImage();
     damage(bytes);
     if (message === "") {
-      // As new as each other, and alike.
+      // Equally new, and equal.
       await using image = await openImage(stackOf(bytes));
       assertEquals(image.size, 8 * MIB);
       continue;
@@ -119,7 +119,7 @@ Deno.test("one valid header, and one valid region table, are enough", async () =
   }
 });
 
-Deno.test("check() tells of blocks that are not where blocks can be", async () => {
+Deno.test("check() reports blocks where no block can be", async () => {
   const bytes = await newImage();
   const end = bytes.length;
   putEntry(bytes, 0, 6, 100 * MIB);
@@ -152,7 +152,7 @@ Deno.test("check() tells of blocks that are not where blocks can be", async () =
   assertEquals(lines, [start]);
 });
 
-Deno.test("check() of an image in use takes up no room of its file", async () => {
+Deno.test("check() of an image in use takes no space in its file", async () => {
   const sizes = [true, false].map(async (isChecked) => {
     const store = storeOf(await newImage());
     const stack = { driver: "vhdx", file: { driver: "memory", store } };
@@ -169,7 +169,7 @@ Deno.test("check() of an image in use takes up no room of its file", async () =>
   assertEquals(checked, plain);
 });
 
-Deno.test("what is only read, or opened, stays as it was", async () => {
+Deno.test("an image that is merely opened or read stays as it was", async () => {
   const bytes = await newImage();
   const store = storeOf(bytes);
   const stack = { driver: "vhdx", file: { driver: "memory", store } };
@@ -184,7 +184,7 @@ Deno.test("what is only read, or opened, stays as it was", async () => {
 
 const GUID = "12345678-9abc-4def-8123-456789abcdef";
 
-/** An image whose log has entries that set blocks to zeroes by their state. */
+/** An image whose log entries set blocks to zeroes by changing their states. */
 async function withLog(
   entries: readonly {
     at: number;
@@ -202,7 +202,7 @@ async function withLog(
     table[0] = state;
     const change = { offset: PLACE.bat, bytes: table };
     const entry = newEntry(GUID, tail, [change], bytes.length);
-    // Parts of it go where the ring goes on.
+    // The entry wraps around where the ring ends.
     patchEntry(entry, sequence);
     for (let i = 0; i < entry.length; i += 4096) {
       const place = PLACE.log + (at + i) % MIB;
@@ -212,14 +212,14 @@ async function withLog(
   return bytes;
 }
 
-/** Give an entry of the log another number. */
+/** Give a log entry another sequence number. */
 function patchEntry(entry: Uint8Array, sequence: bigint): void {
   const view = new DataView(entry.buffer, entry.byteOffset, entry.length);
   view.setBigUint64(16, sequence, true);
   view.setBigUint64(64 + 24, sequence, true);
   view.setUint32(4096 + 4, Number(sequence >> 32n), true);
   view.setUint32(8192 - 4, Number(sequence & 0xffffffffn), true);
-  // A whole entry is what a checksum is of; the helper does 4096 bytes.
+  // The checksum covers the whole entry; the helper handles only 4096 bytes.
   let crc = 0xffffffff;
   for (let i = 0; i < entry.length; i++) {
     crc ^= i >= 4 && i < 8 ? 0 : entry[i];
@@ -230,7 +230,7 @@ function patchEntry(entry: Uint8Array, sequence: bigint): void {
   view.setUint32(4, ~crc >>> 0, true);
 }
 
-Deno.test("the newest sequence of the log that is complete is replayed", async () => {
+Deno.test("the newest complete sequence of the log is replayed", async () => {
   const last = MIB - 4096;
   const cases: [what: string, expected: number, entries: {
     at: number;
@@ -242,26 +242,26 @@ Deno.test("the newest sequence of the log that is complete is replayed", async (
     ["in the middle", 3, [
       { at: 40960, sequence: 9n, tail: 40960, state: 3 },
     ]],
-    ["two, one after the other", 1, [
+    ["two in a row", 1, [
       { at: 0, sequence: 5n, tail: 0, state: 3 },
       { at: 8192, sequence: 6n, tail: 0, state: 1 },
     ]],
-    ["past the end of the ring", 1, [
+    ["across the end of the ring", 1, [
       { at: last, sequence: 1n << 33n, tail: last, state: 1 },
     ]],
-    ["over the end of the ring", 1, [
+    ["a second entry beyond the end of the ring", 1, [
       { at: MIB - 8192, sequence: 5n, tail: MIB - 8192, state: 3 },
       { at: 0, sequence: 6n, tail: MIB - 8192, state: 1 },
     ]],
-    ["an older one elsewhere", 3, [
+    ["an older sequence elsewhere", 3, [
       { at: 81920, sequence: 7n, tail: 81920, state: 3 },
       { at: 0, sequence: 3n, tail: 0, state: 1 },
     ]],
-    ["one whose tail is lost", 3, [
+    ["a sequence whose tail is lost", 3, [
       { at: 81920, sequence: 2n, tail: 81920, state: 3 },
       { at: 8192, sequence: 9n, tail: 0, state: 1 },
     ]],
-    ["a gap in the numbers", 1, [
+    ["a gap in the sequence numbers", 1, [
       { at: 0, sequence: 5n, tail: 0, state: 3 },
       { at: 8192, sequence: 7n, tail: 8192, state: 1 },
     ]],
@@ -287,14 +287,14 @@ Deno.test("the newest sequence of the log that is complete is replayed", async (
   }
 });
 
-Deno.test("a log without a valid entry is an empty one", async () => {
+Deno.test("a log without a valid entry is empty", async () => {
   const bytes = await withLog([{ at: 0, sequence: 1n, tail: 0, state: 3 }]);
   bytes[PLACE.log + 5000]++;
   await using image = await openImage(stackOf(bytes), { readOnly: true });
   assertEquals(image.size, 8 * MIB);
 });
 
-Deno.test("a file that is shorter than its log says is refused", async () => {
+Deno.test("a file shorter than its log says is refused", async () => {
   const bytes = await withLog([{ at: 0, sequence: 1n, tail: 0, state: 3 }]);
   await assertRejects(
     () => openImage(stackOf(bytes.subarray(0, -MIB))),
@@ -316,12 +316,12 @@ Deno.test("a fixed image has room for all of its disk", async () => {
   assertEquals(await image.read(image.size - 1, 1), new Uint8Array([1]));
 });
 
-Deno.test("a disk of no size is an image that can be opened", async () => {
+Deno.test("a disk of size zero can be opened", async () => {
   await using image = await openImage(stackOf(await newImage({ size: 0 })));
   assertEquals([image.size, (await image.check()).corruptions], [0, 0]);
 });
 
-Deno.test("blocks beyond the first chunk have their entries behind its bitmap's", async () => {
+Deno.test("entries of blocks beyond the first chunk follow its bitmap's entry", async () => {
   const size = 5 * 1024 * MIB;
   const store = storeOf(await newImage({ size }));
   const stack = { driver: "vhdx", file: { driver: "memory", store } };

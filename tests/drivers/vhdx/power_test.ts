@@ -14,7 +14,7 @@ interface Flushed {
   readonly disk: Uint8Array;
 }
 
-/** Write here and there, flushing after each or after some. */
+/** Write at random, flushing after each write or after a few. */
 async function writeTo(
   image: Image,
   log: PowerLog,
@@ -33,7 +33,7 @@ async function writeTo(
   return flushed;
 }
 
-/** Each byte is as it was flushed last, or as it was to be flushed next. */
+/** Assert that each byte is as last flushed, or as to be flushed next. */
 function assertHolds(
   found: Uint8Array,
   flushed: readonly Flushed[],
@@ -48,7 +48,7 @@ function assertHolds(
   if (at >= 0) throw new Error(`cut at ${moment}: byte ${at} is ${found[at]}`);
 }
 
-/** What Hyper-V asks of an image: all blocks in the file, each used once. */
+/** Hyper-V's demands on an image: all blocks in the file, each used once. */
 async function assertSound(image: Image): Promise<void> {
   const { corruptions } = await image.check();
   assertEquals(corruptions, 0);
@@ -62,7 +62,7 @@ async function assertSound(image: Image): Promise<void> {
   }
 }
 
-Deno.test("a power cut at any write leaves a sound image with all that was flushed", async () => {
+Deno.test("a power cut at any write leaves a sound image with all flushed data", async () => {
   for (const seed of seedsToRun(2)) {
     const random = new Random(seed);
     const log = new PowerLog(await newImage({ size: SIZE }));
@@ -77,7 +77,7 @@ Deno.test("a power cut at any write leaves a sound image with all that was flush
       await assertSound(image);
       const found = await image.read(0, SIZE);
       assertHolds(found, flushed, moment);
-      // What is written next takes nobody's place.
+      // The next write does not overwrite anything else.
       const fresh = random.bytes(100);
       const offset = random.below(SIZE - 100);
       await image.write(offset, fresh);
@@ -88,7 +88,7 @@ Deno.test("a power cut at any write leaves a sound image with all that was flush
   }
 });
 
-Deno.test("each write of those between two flushes may be late, or early", async () => {
+Deno.test("writes between two flushes may reach the disk in any order", async () => {
   const random = new Random(7);
   const log = new PowerLog(await newImage({ size: SIZE }));
   {
@@ -106,7 +106,7 @@ Deno.test("each write of those between two flushes may be late, or early", async
   }
 });
 
-Deno.test("a log that is being replayed may be cut off, too", async () => {
+Deno.test("a power cut may interrupt the replay of a log, too", async () => {
   const random = new Random(3);
   const log = new PowerLog(await newImage({ size: SIZE }));
   let flushed: Flushed[];
@@ -132,7 +132,7 @@ Deno.test("a log that is being replayed may be cut off, too", async () => {
   assertEquals(replays > 5, true);
 });
 
-qemuTest("QEMU replays the log as it is replayed here", async () => {
+qemuTest("QEMU replays the log as we do", async () => {
   await using folder = new TempDir();
   const random = new Random(11);
   const log = new PowerLog(await newImage({ size: SIZE }));

@@ -4,14 +4,14 @@ import { Random } from "../../model.ts";
 import { PowerLog } from "../../power_log.ts";
 import { MIB, newImage, PLACE } from "./bytes.ts";
 
-/** What of an image lies at an offset, in a word. */
+/** The part of an image at an offset, in one word. */
 function partAt(offset: number): string {
   if (offset < PLACE.regions) return "header";
   if (offset < PLACE.bat) return "log";
   return offset < PLACE.metadata ? "table" : "data";
 }
 
-/** A file that notes what is done to it, in words. */
+/** A file that records what is done to it, in words. */
 class WrittenFile extends PowerLog {
   readonly steps: string[] = [];
 
@@ -41,7 +41,7 @@ Deno.test("metadata is changed through the log, and data is durable before it", 
   await image.flush();
   assertEquals(file.takeSteps(), "flush");
   await image.write(0, new Uint8Array(10));
-  // A child of this image must know that its parent is not what it was.
+  // A child must be able to tell that its parent has changed.
   assertEquals(file.takeSteps(), "header flush data");
   await image.flush();
   assertEquals(file.takeSteps(), TABLE_CHANGE);
@@ -53,7 +53,7 @@ Deno.test("metadata is changed through the log, and data is durable before it", 
   assertEquals(file.takeSteps(), `data ${TABLE_CHANGE}`);
 });
 
-Deno.test("a table that has changed more than the log holds takes turns", async () => {
+Deno.test("more changes of a table than fit into the log are made in turns", async () => {
   // Each sector of the table has the entries of 512 blocks.
   const sectors = 130;
   const size = sectors * 512 * MIB;
@@ -76,7 +76,7 @@ Deno.test("a table that has changed more than the log holds takes turns", async 
   }
 });
 
-Deno.test("what a log says is durable before the header says that it is done with", async () => {
+Deno.test("a log's changes are durable before the header declares the log empty", async () => {
   const random = new Random(3);
   const log = new WrittenFile(await newImage());
   {

@@ -1,4 +1,4 @@
-/** What an image names: extents and parents, through the gate. @module */
+/** Files that an image names: extents and parents, and the gate. @module */
 import { assertEquals, assertRejects } from "@std/assert";
 import { BlockError, createImage, openImage } from "../../../mod.ts";
 import { PowerLog } from "../../power_log.ts";
@@ -7,7 +7,7 @@ import { descriptor, stackOf } from "./make.ts";
 
 const MIB = 1024 * 1024;
 
-/** A folder with a descriptor of one flat extent, which it calls so. */
+/** A folder with a descriptor that names one flat extent in this way. */
 async function describing(folder: TempDir, name: string): Promise<string> {
   await Deno.mkdir(folder.file("images/parts"), { recursive: true });
   for (const file of ["secret", "images/own", "images/parts/own"]) {
@@ -33,7 +33,7 @@ Deno.test("extents below the image's own folder are opened", async () => {
   }
 });
 
-Deno.test("an extent from elsewhere is opened only if one says so", async () => {
+Deno.test("an extent from elsewhere is opened only if permitted", async () => {
   await using folder = new TempDir();
   const secret = folder.file("secret");
   await describing(folder, "own");
@@ -70,7 +70,7 @@ Deno.test("an extent from elsewhere is opened only if one says so", async () => 
   }
 });
 
-Deno.test("names of other kinds lead nowhere", async () => {
+Deno.test("names of other kinds are refused", async () => {
   await using folder = new TempDir();
   for (
     const name of [
@@ -106,7 +106,7 @@ Deno.test("an image may be its own extent, raw, but not a sparse one", async () 
   );
 });
 
-Deno.test("a flush makes extents durable, and the descriptor beside them", async () => {
+Deno.test("a flush makes both extents and descriptor durable", async () => {
   const extent = new PowerLog(new Uint8Array(4096));
   const text = new TextEncoder().encode(descriptor(['RW 8 FLAT "own" 0']));
   const file = new PowerLog(text);
@@ -122,7 +122,7 @@ Deno.test("a flush makes extents durable, and the descriptor beside them", async
   assertEquals(extent.durable[0], 2);
 });
 
-Deno.test("users say where extents are", async () => {
+Deno.test("users can say where extents are", async () => {
   await using folder = new TempDir();
   const path = await describing(folder, "gone");
   const own = folder.file("images/own");
@@ -149,7 +149,7 @@ Deno.test("users say where extents are", async () => {
   );
 });
 
-/** A base with a byte in each MiB, and a link over it. */
+/** A base with one nonzero byte in each MiB, and a linked clone of it. */
 async function makeChain(folder: TempDir): Promise<[string, string]> {
   const [base, top] = ["base.vmdk", "top.vmdk"].map((n) => folder.file(n));
   await createImage("vmdk", base, { size: 4 * MIB });
@@ -167,7 +167,7 @@ async function makeChain(folder: TempDir): Promise<[string, string]> {
   return [base, top];
 }
 
-Deno.test("a link leaves to its parent what it does not hold", async () => {
+Deno.test("a linked clone reads from its parent what it does not hold", async () => {
   await using folder = new TempDir();
   const [base, top] = await makeChain(folder);
   const before = await Deno.readFile(base);
@@ -184,7 +184,7 @@ Deno.test("a link leaves to its parent what it does not hold", async () => {
   }
 });
 
-Deno.test("a link whose parent has changed is not read any more", async () => {
+Deno.test("a linked clone whose parent has changed is refused", async () => {
   await using folder = new TempDir();
   const [base, top] = await makeChain(folder);
   {

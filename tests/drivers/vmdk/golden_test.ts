@@ -1,4 +1,4 @@
-/** Images that QEMU made hold what QEMU says. @module */
+/** Images made by QEMU read as QEMU says. @module */
 import { assertEquals } from "@std/assert";
 import { openImage } from "../../../mod.ts";
 import golden from "../../fixtures/vmdk/golden.json" with { type: "json" };
@@ -6,7 +6,7 @@ import { TempDir } from "../../qemu.ts";
 
 const FIXTURES = new URL("../../fixtures/vmdk/", import.meta.url);
 
-/** What the large one holds, apart from zeroes. */
+/** The content of the large one, apart from zeroes. */
 const SPOTS = [
   [0, 0x77, 1024],
   [2147483136, 0x88, 1024],

@@ -1,6 +1,6 @@
 /**
- * Whatever is done to the bytes of an image, nothing worse happens than a
- * `BlockError`, and nothing takes memory that the file does not have.
+ * Whatever is done to the bytes of an image, the worst result is a
+ * `BlockError`, and no memory is taken that the file does not account for.
  *
  * @module
  */
@@ -75,7 +75,7 @@ function damage(bytes: Uint8Array, random: Random): string {
   const kind = random.below(4);
   if (kind === 0) {
     const [at, value] = [random.pick(FIELDS), random.pick(VALUES)];
-    // Of two fields in the same eight bytes, both change.
+    // Two fields may share these eight bytes; then both change.
     putLong(bytes, at, value);
     return `field ${at} = ${value}`;
   }
@@ -86,7 +86,7 @@ function damage(bytes: Uint8Array, random: Random): string {
     return `text at ${at}`;
   }
   if (kind === 2) {
-    // Entries of tables, in front or, of a stream, at the end.
+    // Entries of tables: in front, or in a stream at the end.
     const from = random.pick([512 * 21, 65536, bytes.length - 20_000]);
     const at = from - from % 4 + 4 * random.below(2000);
     if (at < 0 || at + 8 > bytes.length) return "nothing";
@@ -98,7 +98,7 @@ function damage(bytes: Uint8Array, random: Random): string {
   return `byte ${at}`;
 }
 
-/** Whether somebody has thrown it on purpose. */
+/** Whether an error was thrown on purpose. */
 function isExpected(error: unknown): boolean {
   return error instanceof BlockError && !(error instanceof UnexpectedError) &&
     !(error instanceof AbsentVerbError);

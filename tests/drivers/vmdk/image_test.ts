@@ -26,7 +26,7 @@ import {
 
 const MIB = 1024 * 1024;
 
-/** Where the fields of a header are. */
+/** The offsets of a header's fields. */
 const AT = {
   version: 4,
   flags: 8,
@@ -38,7 +38,7 @@ const AT = {
   overhead: 64,
 };
 
-/** A field of 64 bits that is damaged, and what is said of it. */
+/** A damaged 64-bit field, and the message about it. */
 const DAMAGES: [at: number, value: bigint, message: string][] = [
   [AT.version, 0x300000004n, "Unsupported VMDK version 4"],
   [AT.version, 0x300000003n, "VMDK version 3 must be read only"],
@@ -71,7 +71,7 @@ Deno.test("a descriptor that makes no sense is refused in QEMU's words", async (
     [['RW 8 VMFS "x" 1'], "vmfs", 'Invalid extent line: RW 8 VMFS "x" 1'],
     [['RW 0 FLAT "x" 0'], "vmfs", 'Invalid extent line: RW 0 FLAT "x" 0'],
     [["RW 8 FLAT"], "vmfs", "Invalid extent line: RW 8 FLAT"],
-    // QEMU leaves these out, and all that follows is somewhere else.
+    // QEMU skips these, which shifts everything that follows.
     [['RW 8 VMFSRDM "x"'], "vmfs", "Unsupported extent type 'VMFSRDM'"],
     [['NOACCESS 8 FLAT "x" 0'], "vmfs", "Unsupported extent access"],
     [['rw 8 flat "x"'], "vmfs", 'Invalid extent line: rw 8 flat "x"'],
@@ -132,7 +132,7 @@ Deno.test("options that make no sense are refused in QEMU's words", async () => 
   }
 });
 
-/** Write at random, and see that all of it is there. */
+/** Write at random, and check that everything is there. */
 async function fillAndCompare(
   image: Image,
   random: Random,
@@ -148,7 +148,7 @@ async function fillAndCompare(
   return disk;
 }
 
-Deno.test("both copies of a grain table lead to the same grains", async () => {
+Deno.test("both copies of a grain table point to the same grains", async () => {
   const stack = stackOf(await newImage({ size: 40 * MIB }));
   const { store } = stack.file as { store: Parameters<typeof contentOf>[0] };
   {
@@ -170,10 +170,10 @@ Deno.test("both copies of a grain table lead to the same grains", async () => {
   }
 });
 
-Deno.test("a table that is not there yet is made, and nothing is overwritten", async () => {
+Deno.test("a missing grain table is created, and nothing is overwritten", async () => {
   const bytes = await newImage({ size: 100 * MIB });
   const view = new DataView(bytes.buffer);
-  // One writer leaves out both, another one only the second.
+  // One writer leaves out both copies of a table, another only the second.
   const directory = view.getUint32(AT.directory, true) * SECTOR;
   const redundant = view.getUint32(AT.redundant, true) * SECTOR;
   put(bytes, directory, 0);
@@ -202,7 +202,7 @@ Deno.test("grains of any size are read and written", async () => {
   for (const sectors of [1, 3, 24, 4096]) {
     const bytes = await newImage({ size: 3 * MIB + 512 });
     put(bytes, AT.grain, sectors);
-    // Few entries: more tables than there are, so they are made.
+    // Tables with few entries: more are needed than exist, so they are created.
     const tables = Math.ceil((3 * MIB / 512 + 1) / sectors / 512);
     const directory = new DataView(bytes.buffer).getUint32(AT.directory, true);
     bytes.fill(0, directory * SECTOR, directory * SECTOR + 4 * tables);
@@ -219,7 +219,7 @@ Deno.test("grains of any size are read and written", async () => {
   }
 });
 
-Deno.test("entries that lead into the metadata are not written through", async () => {
+Deno.test("writes through entries that point into the metadata are refused", async () => {
   const bytes = await newImage();
   const view = new DataView(bytes.buffer);
   const directory = view.getUint32(AT.directory, true) * SECTOR;
@@ -233,7 +233,7 @@ Deno.test("entries that lead into the metadata are not written through", async (
   for (
     const [damaged, offset] of [
       [grain, 0],
-      // Behind the descriptor's text, its entries would be free.
+      // Behind the descriptor's text, its area would have room for entries.
       [bytes, 120 * GRAIN],
       [beyond, 0],
     ] as const
@@ -245,8 +245,8 @@ Deno.test("entries that lead into the metadata are not written through", async (
   }
 });
 
-Deno.test("what waits for a flush has a bound, however long none comes", async () => {
-  // A grain in each of more sectors of tables than are to be changed at once.
+Deno.test("the metadata that waits for a flush is bounded", async () => {
+  // A grain in each of more table sectors than may be dirty at once.
   const [stride, count] = [8 * MIB, 2100];
   const size = stride * count;
   const data = new Uint8Array(GRAIN).fill(1);
@@ -271,7 +271,7 @@ Deno.test("what waits for a flush has a bound, however long none comes", async (
   }
 });
 
-Deno.test("check() tells of the first grain that lies beyond its file", async () => {
+Deno.test("check() reports the first grain past the end of its file", async () => {
   const bytes = await newImage();
   const view = new DataView(bytes.buffer);
   const directory = view.getUint32(AT.directory, true) * SECTOR;
@@ -288,7 +288,7 @@ Deno.test("check() tells of the first grain that lies beyond its file", async ()
   ]);
 });
 
-Deno.test("tables that a small file only claims take no memory", async () => {
+Deno.test("tables that a small file merely claims take no memory", async () => {
   const bytes = (await newImage()).slice();
   putLong(bytes, AT.capacity, 2n ** 41n);
   await using image = await openImage(stackOf(bytes));
@@ -296,7 +296,7 @@ Deno.test("tables that a small file only claims take no memory", async () => {
   assertEquals(await image.read(image.size - 512, 512), new Uint8Array(512));
 });
 
-Deno.test("the first write of a session gives the disk another content id", async () => {
+Deno.test("the first write of a session changes the content ID", async () => {
   const stack = stackOf(await newImage());
   const { store } = stack.file as { store: Parameters<typeof contentOf>[0] };
   const cidOf = async () => {
@@ -316,14 +316,14 @@ Deno.test("the first write of a session gives the disk another content id", asyn
     await image.write(0, new Uint8Array(512));
   }
   assertEquals(await cidOf() === before, false);
-  // All else of the descriptor is as it was.
+  // The rest of the descriptor is unchanged.
   const text = (bytes: Uint8Array) =>
     new TextDecoder().decode(bytes.subarray(512, 21 * 512))
       .replace(/^CID=\w+/m, "");
   assertEquals(text(contentOf(store)), text(old));
 });
 
-/** Grains with odd numbers of their own, at borders of tables. */
+/** Grains at odd indices, at the borders of tables. */
 const GRAINS = new Map([[0, 1], [2, 2], [3, 3], [4095, 4], [4096, 5]]);
 
 Deno.test("extents of ESX are read, and not written to", async () => {
@@ -362,7 +362,7 @@ Deno.test("extents of ESX are read, and not written to", async () => {
   );
 });
 
-Deno.test("an SESPARSE extent that is not known through and through is refused", async () => {
+Deno.test("an SESPARSE extent with anything unknown is refused", async () => {
   await using folder = new TempDir();
   const good = seSparseExtent(MIB, new Map([[0, 1]]));
   await Deno.writeTextFile(
@@ -407,7 +407,7 @@ Deno.test("an SESPARSE extent that is not known through and through is refused",
   assertEquals(error.code, "EIO");
 });
 
-Deno.test("extents of zeroes, and those that may only be read, are read", async () => {
+Deno.test("extents of zeroes, and read-only ones, are read", async () => {
   await using folder = new TempDir();
   await Deno.writeFile(folder.file("x"), new Uint8Array(4096).fill(3));
   await Deno.writeTextFile(
@@ -416,7 +416,7 @@ Deno.test("extents of zeroes, and those that may only be read, are read", async 
       'RW 2 FLAT "x" 0',
       "rw 3 Zero",
       'RdOnly 4 flat "x" 4',
-      // Past the end of its file there are zeroes.
+      // Past the end of the extent's file it reads as zeroes.
       'RW 6 FLAT "x" 6',
     ]),
   );
@@ -428,7 +428,7 @@ Deno.test("extents of zeroes, and those that may only be read, are read", async 
   assertEquals(await image.read(0, disk.length), disk);
 });
 
-Deno.test("extents of different kinds and grains make one disk", async () => {
+Deno.test("extents of different kinds and grain sizes form one disk", async () => {
   await using folder = new TempDir();
   const odd = await newImage({ size: 5 * GRAIN + 512 });
   await Deno.writeFile(folder.file("odd"), odd);

@@ -1,4 +1,4 @@
-/** Images go both ways between QEMU and here. @module */
+/** Images exchanged with QEMU in both directions. @module */
 import { assertEquals } from "@std/assert";
 import { BDRV, qemuTest, run, runOk, TempDir } from "../../qemu.ts";
 
@@ -10,13 +10,13 @@ const SUBFORMATS = [
   "streamOptimized",
 ];
 
-/** Disks by what makes them: their size, and what is written where. */
+/** Disks by creation options: their size, and the writes to them. */
 const DISKS: { readonly [name: string]: readonly string[] } = {
   empty: ["3M"],
   sparse: ["20M", "write -P 1 100 5000", "write -P 2 19M 1M"],
   full: ["2M", "write -P 3 0 2M"],
   odd: ["1049088", "write -P 4 1M 512", "write -P 5 65000 1000"],
-  // Across the borders of extents, and of 32 bits.
+  // Across the borders of extents, and of 32-bit offsets.
   large: [
     "4296M",
     "write -P 6 2147483136 1k",
@@ -26,7 +26,7 @@ const DISKS: { readonly [name: string]: readonly string[] } = {
 };
 
 for (const [name, [size, ...writes]] of Object.entries(DISKS)) {
-  qemuTest(`${name} disks go both ways between QEMU and here`, async () => {
+  qemuTest(`QEMU and we read each other's disks: ${name}`, async () => {
     await using folder = new TempDir();
     const cwd = { cwd: folder.path };
     const sh = (line: string) =>
@@ -54,7 +54,7 @@ for (const [name, [size, ...writes]] of Object.entries(DISKS)) {
   });
 }
 
-qemuTest("QEMU and we write to each other's images in turn", async () => {
+qemuTest("QEMU and we write to the same image in turn", async () => {
   await using folder = new TempDir();
   const cwd = { cwd: folder.path };
   const sh = (line: string) =>
@@ -87,7 +87,7 @@ qemuTest("QEMU and we write to each other's images in turn", async () => {
   }
 }, ["qemu-img", "qemu-io"]);
 
-qemuTest("links go both ways between QEMU and here", async () => {
+qemuTest("QEMU and we read each other's linked clones", async () => {
   await using folder = new TempDir();
   const cwd = { cwd: folder.path };
   const sh = (line: string) =>
@@ -108,7 +108,7 @@ qemuTest("links go both ways between QEMU and here", async () => {
     ];
     assertEquals(ours, theirs);
   }
-  // Now neither reads them any more.
+  // Now neither program reads the clones any more.
   await sh("bdrv io -c 'write 0 1k' base.vmdk");
   for (const tool of ["qemu-img", BDRV.join(" ")]) {
     const line = `${tool} convert -O raw ours.vmdk one`;
@@ -116,7 +116,7 @@ qemuTest("links go both ways between QEMU and here", async () => {
   }
 }, ["qemu-img", "qemu-io"]);
 
-qemuTest("what QEMU refuses is refused in its words", async () => {
+qemuTest("we refuse what QEMU refuses, in its words", async () => {
   await using folder = new TempDir();
   const cwd = { cwd: folder.path, env: { BDRV_QEMU_VERSION: "7.2" } };
   const both = async (call: string) => {

@@ -1,6 +1,6 @@
 /**
- * VMDK images for tests: those that `createImage` makes, and by hand those that
- * only VMware's products make.
+ * VMDK images for tests: those made by `createImage`, and handmade ones of the
+ * kinds that only VMware's products make.
  *
  * @module
  */
@@ -12,10 +12,10 @@ import {
 } from "../../../mod.ts";
 import { contentOf, storeOf } from "../qcow2/bytes.ts";
 
-/** Bytes of a sector and of a grain of images of ours. */
+/** The size of a sector, and of a grain in our own images, in bytes. */
 export const [SECTOR, GRAIN] = [512, 65536];
 
-/** The bytes of a new image that is one file. */
+/** The bytes of a new single-file image. */
 export async function newImage(
   options: OptionValues = {},
 ): Promise<Uint8Array<ArrayBuffer>> {
@@ -27,17 +27,17 @@ export async function newImage(
   return contentOf(store);
 }
 
-/** An image that consists of the bytes. */
+/** The description of an image that consists of the bytes. */
 export function stackOf(bytes: Uint8Array): StackObject {
   return { driver: "vmdk", file: { driver: "memory", store: storeOf(bytes) } };
 }
 
-/** Put a little-endian number of 32 bits there. */
+/** Put a little-endian 32-bit number at an offset. */
 export function put(bytes: Uint8Array, at: number, value: number): void {
   new DataView(bytes.buffer, bytes.byteOffset).setUint32(at, value, true);
 }
 
-/** As {@linkcode put}, of 64 bits. */
+/** As {@linkcode put}, with 64 bits. */
 export function putLong(
   bytes: Uint8Array,
   at: number,
@@ -47,7 +47,7 @@ export function putLong(
     .setBigUint64(at, BigInt(value), true);
 }
 
-/** A descriptor of the extents that the lines name. */
+/** A descriptor with these extent lines. */
 export function descriptor(
   lines: readonly string[],
   createType = "monolithicFlat",
@@ -71,10 +71,10 @@ export function descriptor(
   ].join("\n");
 }
 
-/** Grains by their number: 0 for zeroes, or the byte that fills them. */
+/** Grains by index: 0 for zeroes, or the byte that fills them. */
 export type Grains = ReadonlyMap<number, number>;
 
-/** An extent of ESX 3, with grains of `grainSectors`. */
+/** An ESX 3 extent, with grains of `grainSectors`. */
 export function cowdExtent(
   size: number,
   grains: Grains,
@@ -100,7 +100,7 @@ export function cowdExtent(
   return bytes;
 }
 
-/** An SESPARSE extent: of filler 0, the entry alone says so. */
+/** An SESPARSE extent; for grains of zeroes there is only the entry. */
 export function seSparseExtent(
   size: number,
   grains: Grains,
@@ -112,9 +112,9 @@ export function seSparseExtent(
   const bytes = new Uint8Array(data * SECTOR + grains.size * grainSize);
   const fields = [
     ...[0xcafebaben, 0x200000001n, size / SECTOR, 8, 64, 0, 0, 0, 0, 0],
-    // The volatile header, two of the journal, directory, tables.
+    // The volatile header, two areas of the journal, the directory, the tables.
     ...[1, 1, 2, 1, 3, 1, directory, 8, first, tables * 64],
-    // The free bitmap, the backmap, grains.
+    // The free bitmap, the backmap, the grains.
     ...[0, 0, 0, 0, data, grains.size * 8],
   ];
   fields.forEach((value, i) => putLong(bytes, 8 * i, value));

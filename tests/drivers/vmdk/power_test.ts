@@ -8,7 +8,10 @@ import { GRAIN, newImage, stackOf } from "./make.ts";
 
 const SIZE = 3 * 1024 * 1024;
 
-/** Wants only what was flushed, and of a later write all of it or nothing. */
+/**
+ * Require only that flushed data survives, and that a later write is complete
+ * or absent.
+ */
 async function surviveCuts(
   seed: number,
   options: Record<string, unknown>,
@@ -20,7 +23,7 @@ async function surviveCuts(
 ): Promise<void> {
   const random = new Random(seed);
   const log = new PowerLog(await newImage({ size: SIZE, ...options }));
-  // What is copied from below into new grains is lost first.
+  // Data copied from the backing file into new grains is the first to get lost.
   const below = random.bytes(SIZE);
   const parent = { driver: "memory", store: storeOf(below) };
   const backing = options.subformat ? null : { driver: "raw", file: parent };
@@ -53,7 +56,7 @@ async function surviveCuts(
     }
     await image.check();
     if (options.subformat) continue;
-    // What is written next takes nobody's place.
+    // The next write does not overwrite anything else.
     const fresh = random.bytes(100);
     const offset = random.below(SIZE - 100);
     await image.write(offset, fresh);
@@ -63,7 +66,7 @@ async function surviveCuts(
 }
 
 for (const zeroed_grain of [false, true]) {
-  Deno.test(`an image survives power cuts (zeroed grains: ${zeroed_grain})`, async () => {
+  Deno.test(`flushed data survives power cuts (zeroed grains: ${zeroed_grain})`, async () => {
     for (const seed of seedsToRun(6)) {
       await surviveCuts(seed, { zeroed_grain }, async (image, disk, random) => {
         if (zeroed_grain && random.oneIn(4)) {

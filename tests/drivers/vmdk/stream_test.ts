@@ -1,4 +1,4 @@
-/** Images of which grains are compressed. @module */
+/** Images with compressed grains. @module */
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { deflateSync, inflateSync } from "node:zlib";
 import { isEqual } from "../../../core/runtime.ts";
@@ -17,7 +17,7 @@ import { GRAIN, newImage, SECTOR, stackOf } from "./make.ts";
 
 const MIB = 1024 * 1024;
 
-/** A disk with data in some places, some of it not compressible. */
+/** A disk with some data, part of which does not compress. */
 function someDisk(size: number): Uint8Array {
   const disk = new Uint8Array(size);
   const random = new Random(7);
@@ -29,7 +29,7 @@ function someDisk(size: number): Uint8Array {
   return disk;
 }
 
-/** As a tool reads it that knows markers only, and cannot seek. */
+/** Read it as a tool would that knows only markers, and cannot seek. */
 function walk(bytes: Uint8Array, size: number) {
   const view = new DataView(bytes.buffer, bytes.byteOffset);
   const disk = new Uint8Array(size + GRAIN);
@@ -62,7 +62,7 @@ function walk(bytes: Uint8Array, size: number) {
   }
 }
 
-Deno.test("a stream has the markers, tables and footer of VMware's", async () => {
+Deno.test("a stream has the same markers, tables and footer as VMware's", async () => {
   const size = 80 * MIB + 512;
   const disk = someDisk(size);
   const source = { driver: "memory", store: new MemoryStore() };
@@ -104,7 +104,8 @@ Deno.test("a stream has the markers, tables and footer of VMware's", async () =>
   assertEquals({ ...footer, directory: first.directory }, first);
   const found = walk(bytes, size);
   assertEquals(isEqual(found.disk, disk), true);
-  // Three tables of 32 MiB, each behind its grains; then all about them.
+  // Three tables that map 32 MiB each, behind their grains; then the directory
+  // and the footer.
   assertEquals(found.markers, [1, 1, 1, 2, 3, 0]);
   const at = Number(directory) * SECTOR;
   for (let table = 0; table < 3; table++) {
@@ -114,7 +115,7 @@ Deno.test("a stream has the markers, tables and footer of VMware's", async () =>
       assertEquals(entry, found.grains.get(512 * table + i) ?? 0);
     }
   }
-  // Only what holds something takes room.
+  // Only grains with content take space.
   const used = Array.from({ length: Math.ceil(size / GRAIN) }, (_, i) => i)
     .filter((i) => disk.subarray(i * GRAIN, (i + 1) * GRAIN).some(Boolean));
   assertEquals([...found.grains.keys()], used);
@@ -144,7 +145,7 @@ Deno.test("only streams can be streamed", async () => {
   }
 });
 
-Deno.test("what is converted to an open stream is compressed", async () => {
+Deno.test("convert() to an open stream compresses", async () => {
   const size = 80 * MIB + 512;
   const disk = someDisk(size);
   const source = { driver: "memory", store: new MemoryStore() };
@@ -165,7 +166,7 @@ Deno.test("what is converted to an open stream is compressed", async () => {
   await image.check();
 });
 
-Deno.test("a stream takes whole grains, and each of them once", async () => {
+Deno.test("a stream takes only whole grains, each of them once", async () => {
   const bytes = await newImage({
     size: 3 * GRAIN + 512,
     subformat: "streamOptimized",
@@ -183,14 +184,14 @@ Deno.test("a stream takes whole grains, and each of them once", async () => {
   assertEquals(error.message.includes("allocated cluster"), true);
   assertEquals(await image.read(0, GRAIN), data);
   assertEquals(await image.read(3 * GRAIN, 512), data.subarray(0, 512));
-  // Those that are under way together keep their order.
+  // Concurrent writes are stored in their order.
   const both = [image.write(GRAIN, data), image.write(2 * GRAIN, data)];
   await Promise.all(both);
   assertEquals(await image.read(2 * GRAIN, 5), data.subarray(0, 5));
   await image.check();
 });
 
-Deno.test("a damaged grain is no data", async () => {
+Deno.test("a damaged grain is an error", async () => {
   const file = { driver: "memory", store: new MemoryStore() };
   await createImage("vmdk", file, { size: MIB, subformat: "streamOptimized" });
   {
@@ -219,7 +220,7 @@ Deno.test("a damaged grain is no data", async () => {
   }
 });
 
-Deno.test("grains without markers, and a last one that was cut off, are read", async () => {
+Deno.test("grains without markers, and a truncated last one, are read", async () => {
   const size = GRAIN + 1024;
   const empty = await newImage({ size, subformat: "streamOptimized" });
   const random = new Random(2);
@@ -245,7 +246,7 @@ Deno.test("grains without markers, and a last one that was cut off, are read", a
   }
 });
 
-Deno.test("streams are read where no library of the system is", async () => {
+Deno.test("streams are read without the system's libraries", async () => {
   const size = 80 * MIB + 512;
   const disk = someDisk(size);
   const source = { driver: "memory", store: new MemoryStore() };

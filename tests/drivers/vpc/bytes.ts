@@ -8,7 +8,7 @@ import { createImage, MemoryStore } from "../../../mod.ts";
 import { contentOf, storeOf } from "../qcow2/bytes.ts";
 
 export const MIB = 1024 * 1024;
-/** Where parts of a dynamic image lie; and where the table ends, if it is small. */
+/** Offsets of a dynamic image's parts, and the end of a small table. */
 export const PLACE = {
   footer: 0,
   header: 512,
@@ -29,7 +29,7 @@ export async function newImage(
   return contentOf(store);
 }
 
-/** A stack with an image that consists of the bytes. */
+/** The description of an image that consists of the bytes. */
 export function stackOf(bytes: Uint8Array, options = {}): StackObject {
   const file = { driver: "memory", store: storeOf(bytes) };
   return { driver: "vpc", file, ...options };
@@ -58,7 +58,7 @@ export function patchFooters(
   patch(bytes, bytes.length - 512, change);
 }
 
-/** Set an entry of the block allocation table: a sector. */
+/** Set an entry of the block allocation table: a sector number. */
 export function putEntry(
   bytes: Uint8Array,
   index: number,

@@ -19,7 +19,9 @@ import {
 
 const SIZE = 8 * MIB;
 
-/** Names of a parent: of kinds of locators, and the one in the header. */
+/**
+ * Names of a parent: by platform code of its locators, and the header's own.
+ */
 interface Names {
   readonly W2ru?: string;
   readonly W2ku?: string;
@@ -32,7 +34,7 @@ function encoded(kind: string, text: string): Uint8Array {
   return new Uint8Array(Uint16Array.from(text, (c) => c.charCodeAt(0)).buffer);
 }
 
-/** The bytes of a child: sectors 1, 8 and 9 of its third block are its own. */
+/** The bytes of a child, whose third block has sectors 1, 8 and 9. */
 async function newChild(
   parentUuid: Uint8Array,
   { name = "", ...locators }: Names,
@@ -68,7 +70,7 @@ async function newChild(
   return bytes;
 }
 
-/** A parent in a folder: what a child of it holds, and its identifier. */
+/** A parent in a folder: the content that a child reads, and its identifier. */
 async function newParent(
   filename: string,
   subformat: "dynamic" | "fixed" = "dynamic",
@@ -114,7 +116,7 @@ Deno.test("a differencing image reads its parent where it has no sectors", async
   }
 });
 
-Deno.test("the parent of a differencing image passes the gate, and is the right one", async () => {
+Deno.test("the parent of a differencing image must pass the gate, and match", async () => {
   await using folder = new TempDir();
   await Deno.mkdir(folder.file("in"));
   const { uuid } = await newParent(folder.file("base.vhd"));

@@ -15,7 +15,7 @@ import {
   stackOf,
 } from "./bytes.ts";
 
-/** What is done to an image, and what is said of it. */
+/** A change of an image, and the message about it. */
 const DAMAGES: readonly (readonly [
   damage: (bytes: Uint8Array<ArrayBuffer>) => void,
   message: string,
@@ -102,7 +102,7 @@ Deno.test("an image that makes no sense is refused in QEMU's words", async () =>
   );
 });
 
-Deno.test("a damaged copy of the footer is made up for by the other", async () => {
+Deno.test("either copy of the footer makes up for damage to the other", async () => {
   const bytes = await newImage();
   bytes[70]++;
   const warnings: string[] = [];
@@ -111,7 +111,7 @@ Deno.test("a damaged copy of the footer is made up for by the other", async () =
   assertEquals([image.size, warnings.length], [8 * MIB, 1]);
 });
 
-Deno.test("the size of a disk is by its maker's rule", async () => {
+Deno.test("a disk's size follows the rule of the program that made it", async () => {
   const sizes: [creator: string, rule: string | undefined, size: number][] = [
     ["qemu", undefined, 1000 * 512],
     ["vpc ", undefined, 1000 * 512],
@@ -138,7 +138,7 @@ Deno.test("the size of a disk is by its maker's rule", async () => {
   }
 });
 
-Deno.test("the largest geometry says nothing of the size", async () => {
+Deno.test("the largest geometry says nothing about the size", async () => {
   const bytes = await newImage();
   await using image = await openImage(
     stackOf(bytes, { force_size_calc: "chs" }),
@@ -146,7 +146,7 @@ Deno.test("the largest geometry says nothing of the size", async () => {
   assertEquals(image.size, 8 * MIB);
 });
 
-Deno.test("geometryOf() is that of the specification", () => {
+Deno.test("geometryOf() follows the specification", () => {
   const cases: [sectors: number, geometry: [number, number, number]][] = [
     [2108, [31, 4, 17]],
     [204800, [1003, 12, 17]],
@@ -175,7 +175,7 @@ Deno.test("a fixed image ends before its footer", async () => {
     assertEquals(again.size, MIB);
     assertEquals(await again.read(MIB - 5, 5), new Uint8Array(5).fill(1));
   }
-  // One whose footer is a byte shorter.
+  // An old image, whose footer is one byte shorter.
   await using old = await openImage(stackOf(bytes.subarray(0, -1)));
   assertEquals(old.size, MIB);
   patch(bytes, MIB, (view) => view.setBigUint64(48, BigInt(2 * MIB)));
@@ -200,7 +200,7 @@ async function partlyFilled(): Promise<Uint8Array<ArrayBuffer>> {
   return bytes;
 }
 
-Deno.test("sectors that a block's bitmap does not have are zeroes until they are written", async () => {
+Deno.test("sectors that are clear in a block's bitmap are zeroes until written", async () => {
   const store = storeOf(await partlyFilled());
   const stack = { driver: "vpc", file: { driver: "memory", store } };
   const disk = new Uint8Array(8 * MIB);
@@ -224,7 +224,7 @@ Deno.test("sectors that a block's bitmap does not have are zeroes until they are
   assertEquals(isEqual(await image.read(0, disk.length), disk), true);
 });
 
-Deno.test("bitmaps of many new blocks are in the file, which ends with the footer", async () => {
+Deno.test("bitmaps of many new blocks get written, and the footer stays at the end", async () => {
   const blocks = 1500;
   const store = storeOf(await newImage({ size: blocks * 2 * MIB }));
   const stack = { driver: "vpc", file: { driver: "memory", store } };
@@ -240,12 +240,12 @@ Deno.test("bitmaps of many new blocks are in the file, which ends with the foote
   for (let i = 0; i < blocks; i++) {
     assertEquals(await image.read(i * 2 * MIB, 512), bytes);
   }
-  // A block whose bitmap is not full is in parts.
+  // A block whose bitmap is not full has several extents.
   const extents = await Array.fromAsync(image.extents());
   assertEquals(extents.length, blocks);
 });
 
-Deno.test("an image survives power cuts with all that was flushed", async () => {
+Deno.test("flushed data survives power cuts", async () => {
   const size = 6 * MIB;
   for (const seed of seedsToRun(4)) {
     const random = new Random(seed);
@@ -279,7 +279,7 @@ Deno.test("an image survives power cuts with all that was flushed", async () => 
         if (found[at] === before[at] || found[at] === after[at]) continue;
         throw new Error(`seed ${seed}, cut at ${moment}: byte ${at}`);
       }
-      // What is written next takes nobody's place.
+      // The next write does not overwrite anything else.
       const fresh = random.bytes(100);
       const offset = random.below(size - 100);
       await image.write(offset, fresh);

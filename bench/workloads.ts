@@ -1,19 +1,19 @@
 /**
- * The benchmarks. A work is a command that both programs understand. Inputs
- * that it names (see `inputs.ts`) are made beforehand; `OUT` and `OUT.base` are
- * the side's own output files, absent at the start. `SIZE` is that of the main
- * input in bytes; `SIZE*N` and `SIZE/N` are multiples and fractions of it.
+ * The benchmarks. A workload is a command that both programs understand. The
+ * inputs it names (see `inputs.ts`) are made beforehand; `OUT` and `OUT.base`
+ * are the side's own output files, absent at the start. `SIZE` is that of the
+ * main input in bytes; `SIZE*N` and `SIZE/N` are multiples and fractions of it.
  *
  * @module
  */
 
 /** One row of the table. */
-export interface Work {
+export interface Workload {
   /** Its name in the table. */
   readonly name: string;
   /** The arguments of qemu-img and bdrv. */
   readonly command: string;
-  /** The ratio to reach, bdrv ÷ qemu-img. */
+  /** The ratio to aim for, bdrv ÷ qemu-img. */
   readonly goal: number;
   /** Arguments of qemu-img to run for each side before each run. */
   readonly before?: readonly string[];
@@ -21,11 +21,13 @@ export interface Work {
   readonly verify?: readonly string[];
 }
 
-/** The passphrase of encrypted images, and how QEMU's is to be opened. */
+/** The passphrase of encrypted images, and how QEMU opens one with it. */
 const KEY = "--object secret,id=key,data=bench";
 const LUKS = "driver=luks,key-secret=key,file.filename=";
 const LUKS_QCOW2 = "driver=qcow2,encrypt.key-secret=key,file.filename=";
-/** Fills an image that is there, whose header took QEMU its time to make. */
+/**
+ * Fills an existing image: formatting one takes QEMU long, and is not timed.
+ */
 const FILL = `convert -n ${KEY} --target-image-opts -f raw mixed.raw `;
 const SAME_AS_MIXED_OPTS =
   `compare ${KEY} --image-opts driver=raw,file.filename=mixed.raw `;
@@ -35,8 +37,8 @@ const SCATTER = 269 * 4096;
 /** About 100,000 at the default size. */
 const READS = "SIZE/10737";
 
-/** Conversions to and from a format, whose disks have the size of the input. */
-function other(format: string): Work[] {
+/** Conversions to and from a format, of disks as large as the main input. */
+function other(format: string): Workload[] {
   const size = format === "vpc" ? " -o force_size=on" : "";
   return [
     {
@@ -54,8 +56,8 @@ function other(format: string): Work[] {
   ];
 }
 
-/** The rows of the table, in its order. */
-export const works: readonly Work[] = [
+/** The rows of the table, in order. */
+export const workloads: readonly Workload[] = [
   {
     name: "convert raw → qcow2",
     command: "convert -f raw -O qcow2 mixed.raw OUT",
