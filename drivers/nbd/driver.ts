@@ -132,10 +132,10 @@ function tlsOf(
   if (credentials === undefined) return undefined;
   const found = findTlsCredentials(credentials, "client");
   const host = hostname ?? ("host" in server ? server.host : undefined);
-  if (host === undefined) {
+  if (host === undefined && found.hasCertificates) {
     throw invalid("No hostname for certificate validation");
   }
-  return { connect: (stream) => found.connect(stream, host) };
+  return { connect: (stream) => found.connect(stream, host ?? "") };
 }
 
 function connect(

@@ -151,7 +151,14 @@ function exportOf(image: Image, options: NbdServerOptions): Export {
       `'${image.filename}' cannot be offered for writing: it is read-only`,
     );
   }
-  if (options.tls !== undefined) findTlsCredentials(options.tls, "server");
+  if (options.tls !== undefined) {
+    const { hasCertificates } = findTlsCredentials(options.tls, "server");
+    if (options.authorize && !hasCertificates) {
+      throw invalid(
+        "Clients are authorized by certificates, which keys replace",
+      );
+    }
+  }
   if (blockSize & (blockSize - 1)) {
     throw invalid(`The block size ${blockSize} is not a power of two`);
   }
