@@ -31,12 +31,18 @@ interface PeerCertificate {
 
 interface TlsSocket extends NodeSocket {
   getPeerCertificate(): PeerCertificate;
+  /** Why the client's certificate is not trusted. */
+  readonly authorizationError?: string | null;
 }
 
 interface NodeTls {
   connect(options: object): NodeSocket;
   createServer(options: object): {
     on(event: string, listener: (error: Error) => void): void;
+    on(
+      event: "tlsClientError",
+      listener: (error: Error, socket?: TlsSocket) => void,
+    ): void;
     on(event: "secureConnection", listener: (socket: TlsSocket) => void): void;
     emit(event: "connection", socket: Duplex): void;
   };
@@ -161,7 +167,11 @@ async function accept(
   const socket = await new Promise<TlsSocket>((resolve, reject) => {
     const fail = (error: Error) => reject(tlsError(error));
     server.on("secureConnection", resolve);
-    server.on("tlsClientError", fail);
+    server.on("tlsClientError", (error, socket) => {
+      // What is wrong with a client's certificate is not in the error.
+      const code = socket?.authorizationError;
+      fail(code ? Object.assign(new Error(code), { code }) : error);
+    });
     server.on("error", fail);
     raw.on("error", fail);
     onceGone([raw], fail);
