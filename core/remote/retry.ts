@@ -29,6 +29,20 @@ export class TransientError extends BlockError {
   }
 }
 
+/**
+ * How long a response asks to wait until the request is repeated (RFC 9110,
+ * section 10.2.3: seconds or a date), in milliseconds; `undefined` if it does
+ * not say.
+ */
+export function pauseOf({ headers }: Response): number | undefined {
+  const text = headers.get("retry-after")?.trim();
+  if (!text) return undefined;
+  const pause = /^\d+$/.test(text)
+    ? Number(text) * 1000
+    : Date.parse(text) - Date.now();
+  return pause >= 0 ? pause : undefined;
+}
+
 /** The first pause, in milliseconds; each one is twice as long as the last. */
 const FIRST_PAUSE = 100;
 /** The longest pause, whatever the server says, in milliseconds. */

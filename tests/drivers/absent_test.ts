@@ -49,7 +49,21 @@ Deno.test("protocols without a driver are refused by name, with what to use", as
   );
 });
 
-Deno.test("ssh: a server that is not there is what is wrong first", async () => {
+Deno.test("a URL is refused without a word to its server", async () => {
+  for (const name of NAMES) {
+    // Nobody listens there.
+    for (const host of ["127.0.0.1:0", "host.invalid", ""]) {
+      const error = await assertRejects(
+        () => openImage(`${name}://${host}/disk`),
+        BlockError,
+      );
+      assertEquals(error.code, "ENOTSUP", error.message);
+      assertStringIncludes(error.message, `There is no driver for '${name}'; `);
+    }
+  }
+});
+
+Deno.test("ssh: a described server that is not there is what is wrong first", async () => {
   const described = { driver: "ssh", host: "127.0.0.1", path: "/foo" };
   const refused = (port: unknown) =>
     assertRejects(() => openImage({ ...described, port }), BlockError);
