@@ -143,6 +143,43 @@ qemuTest("nbdkit's data plugin: what is a hole is told", async () => {
   assertEquals([...await disk.read(MIB, 4)], [1, 2, 3, 4]);
 }, ["nbdkit"]);
 
+qemuTest(
+  "nbdkit tells of less than its blocks, and is not asked so",
+  async () => {
+    await using dir = new TempDir();
+    const { server, source } = await nbdkit(
+      dir,
+      ...["--filter=blocksize-policy", "data", "size=8M"],
+      // Its own pages have 32 KiB.
+      ...["data=@1048676 ( 1 2 3 4 )*1024 @4194304 ( 5 )*40000"],
+      ...["blocksize-minimum=65536", "blocksize-preferred=65536"],
+      ...["blocksize-maximum=1M", "blocksize-error-policy=error"],
+    );
+    await using _ = server;
+    await using disk = await openImage({ driver: "raw", file: source }, {
+      readOnly: true,
+    });
+    const found = [];
+    for await (const { offset, zero, length } of disk.extents()) {
+      found.push([offset, length, zero]);
+    }
+    const unit = 65536;
+    assertEquals(found, [
+      [0, MIB, true],
+      [MIB, unit, false],
+      [MIB + unit, 3 * MIB - unit, true],
+      [4 * MIB, unit, false],
+      [4 * MIB + unit, 4 * MIB - unit, true],
+    ]);
+    const parts = [[MIB - 1, 1, true], [MIB, 9, false]] as const;
+    for (const [offset, length, zero] of parts) {
+      const [extent] = await Array.fromAsync(disk.extents(offset, length));
+      assertEquals([extent.length, extent.zero], [length, zero]);
+    }
+  },
+  ["nbdkit"],
+);
+
 qemuTest("qemu-nbd: convert, map and compare as qemu-img", async () => {
   await using dir = new TempDir();
   const image = dir.file("disk.qcow2");
