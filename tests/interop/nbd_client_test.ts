@@ -180,6 +180,18 @@ qemuTest(
   ["nbdkit"],
 );
 
+Deno.test("nothing is left incomplete on a server that cannot be reached", async () => {
+  await using dir = new TempDir();
+  await Deno.writeFile(dir.file("disk"), pattern(MIB, 1));
+  const target = `nbd+unix:///?socket=${dir.file("nothing")}`;
+  const convert = [...BDRV, "convert", "-n", "-O", "raw", dir.file("disk")];
+  const { code, stderr } = await run([...convert, target]);
+  assertEquals(code, 1);
+  const why = `Failed to connect to '${dir.file("nothing")}'`;
+  const line = `bdrv: Could not open '${target}': ${why}: No such file or`;
+  assertEquals(stderr, `${line} directory\n`);
+});
+
 qemuTest("qemu-nbd: convert, map and compare as qemu-img", async () => {
   await using dir = new TempDir();
   const image = dir.file("disk.qcow2");
