@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { aborted, checkSignal } from "../abort.ts";
+import { aborted, checkSignal, LONGEST_DELAY } from "../abort.ts";
 import { BlockError, type ErrorCode } from "../errors.ts";
 
 /** How long to put up with a failing server. */
@@ -142,7 +142,7 @@ class Watch {
     this.#timer = setTimeout(() => {
       this.isOver = true;
       this.#controller.abort();
-    }, this.#timeout);
+    }, Math.min(this.#timeout, LONGEST_DELAY));
   }
 
   stop(): void {

@@ -217,6 +217,10 @@ async function useExisting(
   let link: Link;
   try {
     link = await connect(place, connection);
+    if (link.first.info.flags & FLAG.READ_ONLY) {
+      await link.close();
+      throw notOpened("EACCES");
+    }
   } catch (error) {
     if (!(error instanceof BlockError)) throw error;
     throw error.prefixed(

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { LONGEST_DELAY } from "../../core/abort.ts";
 import "../../core/disposal.ts";
 import { AMOUNT, checkOptions } from "../../core/checks.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
@@ -302,7 +303,10 @@ export class NbdServer implements AsyncDisposable {
     const id = {};
     this.#connections.set(id, () => handshake.close());
     const timer = handshakeLimit > 0
-      ? setTimeout(() => handshake.close(), handshakeLimit * 1000)
+      ? setTimeout(
+        () => handshake.close(),
+        Math.min(handshakeLimit * 1000, LONGEST_DELAY),
+      )
       : undefined;
     let entered = false;
     let why: string | undefined;

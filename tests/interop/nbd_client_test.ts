@@ -180,6 +180,29 @@ qemuTest(
   ["nbdkit"],
 );
 
+qemuTest("nothing is created where nothing may be written", async () => {
+  await using dir = new TempDir();
+  await Deno.writeFile(dir.file("disk"), pattern(MIB, 1));
+  const socket = dir.file("socket");
+  await using _ = await ServerProcess.start([
+    ...["qemu-nbd", "-t", "-e", "0", "-r", "-f", "raw", "-k", socket],
+    dir.file("disk"),
+  ], socket);
+  const calls = [
+    ["create", "-f", "raw", uriOf(socket), "512k"],
+    ["create", "-f", "raw", uriOf(socket), "2M"],
+    ["convert", "-O", "raw", dir.file("disk"), uriOf(socket)],
+  ];
+  for (const call of calls) {
+    const [theirs, ours] = await Promise.all(
+      [["qemu-img"], [...BDRV, "qemu-img"]].map((program) =>
+        run([...program, ...call], { env: { BDRV_QEMU_VERSION: "7.2" } })
+      ),
+    );
+    assertEquals(ours, theirs);
+  }
+}, ["qemu-img", "qemu-nbd"]);
+
 Deno.test("nothing is left incomplete on a server that cannot be reached", async () => {
   await using dir = new TempDir();
   await Deno.writeFile(dir.file("disk"), pattern(MIB, 1));
