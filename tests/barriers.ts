@@ -21,7 +21,11 @@ interface Group {
 /** A driver and its own tests. */
 const driver = (name: string, ...sources: string[]): Group => ({
   sources: [`drivers/${name}`, ...sources],
-  tests: ["tests/drivers/durable_test.ts", `tests/drivers/${name}`],
+  tests: [
+    "tests/drivers/durable_test.ts",
+    "tests/drivers/flush_beside_writes_test.ts",
+    `tests/drivers/${name}`,
+  ],
 });
 
 const GROUPS: readonly Group[] = [
@@ -34,6 +38,8 @@ const GROUPS: readonly Group[] = [
       "tests/drivers/qcow2/power_cut_test.ts",
       "tests/property_test.ts",
       "tests/drivers/qcow2",
+      "tests/drivers/flush_beside_writes_test.ts",
+      "tests/core/picture",
     ],
     seeds: "1-60",
   },

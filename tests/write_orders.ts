@@ -28,7 +28,7 @@ const swapped = (first: string, second: string, between = "") =>
 const PUT = "      const first = head ? start : offset;\n";
 
 export const WRONG_ORDERS: readonly WrongOrder[] = [
-  ...sharedBy(["qcow2", "vmdk", "vhdx", "vpc", "qed", "qcow", "parallels"], {
+  ...sharedBy(["qcow2", "vmdk", "qed", "qcow"], {
     what: "entries before their data",
     file: "core/access.ts",
     changes: [
@@ -580,17 +580,18 @@ export const WRONG_ORDERS: readonly WrongOrder[] = [
       ],
     ],
   },
-  ...sharedBy(["vhdx", "vpc", "vdi", "parallels"], {
-    what: "the file's end, in changes that are written too late",
+  {
+    what: "a footer after the table that needs its place",
     file: "core/block_table.ts",
+    driver: "vpc",
     changes: [
       [
         "    await this.endFile();\n    if (!this.isDirty) return await this.file.flush?.();\n    await this.table.writeChanges((changes) => this.write(changes));\n",
         "    if (!this.isDirty) return await this.file.flush?.();\n    await this.table.writeChanges((changes) => this.write(changes));\n    await this.endFile();\n",
       ],
     ],
-  }),
-  ...sharedBy(["vhdx", "vpc", "vdi", "parallels"], {
+  },
+  ...sharedBy(["vpc", "vdi", "parallels"], {
     what: "changes of the table that come while it is written",
     file: "core/paged_table.ts",
     changes: [

@@ -31,6 +31,8 @@ interface Kind {
   readonly hasBacking?: boolean;
   /** Whether whole units are written, each once. */
   readonly isStream?: boolean;
+  /** Whether they are written compressed. */
+  readonly isCompressed?: boolean;
   /** Most calls of a request at which something else is done. Default: 9. */
   readonly calls?: number;
 }
@@ -50,6 +52,13 @@ const KINDS: readonly Kind[] = [
     options: { cluster_size: 4096, table_size: 1 },
     hasBacking: true,
   },
+  ...["qcow", "qcow2"].map((driver) => ({
+    driver,
+    unit: 4096,
+    options: driver === "qcow2" ? { cluster_size: 4096 } : {},
+    isCompressed: true,
+    hasBacking: true,
+  })),
   { driver: "vdi", unit: MIB, calls: 3 },
   { driver: "vhdx", unit: MIB, options: { block_size: MIB }, calls: 2 },
   { driver: "vmdk", unit: 65536, hasBacking: true },
@@ -75,7 +84,8 @@ const MOMENTS: readonly Moment[] = [
 for (const kind of KINDS) {
   for (const isOverlay of kind.hasBacking ? [false, true] : [false]) {
     const where = isOverlay ? " over another" : "";
-    const name = `${kind.driver}${kind.isStream ? " stream" : ""}${where}`;
+    const what = kind.isStream ? " stream" : kind.isCompressed ? " -c" : "";
+    const name = `${kind.driver}${what}${where}`;
     Deno.test(`${name}: nothing refers to what a write beside a flush has not stored`, async () => {
       let tried = 0;
       for (const moment of MOMENTS) {
@@ -129,13 +139,14 @@ class Subject {
     this.#log = new PowerLog(contentOf(fresh));
     let isReached = false;
     let isArmed = false;
-    let beside = Promise.resolve();
+    let beside: Promise<unknown> = Promise.resolve();
     let left = call;
     const file = hooked(this.#log, verbs, after, async () => {
       if (!isArmed || --left > 0) return;
       isArmed = false;
       isReached = true;
-      beside = this.#change(image, 2).then(() => image.flush());
+      const writing = this.#change(image, 2).then(() => image.flush());
+      beside = Promise.all([image.flush(), writing]);
       // As far as it gets: it may have to wait for what waits for it here.
       await Promise.race([beside, ticks(2000)]);
     });
@@ -151,11 +162,16 @@ class Subject {
 
   /** Write to the middle of a unit, or to all of it. */
   async #change(image: Image, index: number): Promise<void> {
-    const { unit, isStream } = this.#kind;
-    const bytes = this.#random.bytes(
-      isStream ? unit : Math.min(unit / 2, 9000),
-    );
-    const offset = index * unit + (isStream ? 0 : unit / 4);
+    const { unit, isStream, isCompressed } = this.#kind;
+    if (isStream || isCompressed) {
+      const bytes = this.#random.dullBytes(unit);
+      this.#effects.push({ offset: index * unit, bytes });
+      if (isStream) await image.write(index * unit, bytes);
+      else await image.writeCompressed(index * unit, bytes);
+      return;
+    }
+    const bytes = this.#random.bytes(Math.min(unit / 2, 9000));
+    const offset = index * unit + unit / 4;
     this.#effects.push({ offset, bytes });
     await image.write(offset, bytes);
   }

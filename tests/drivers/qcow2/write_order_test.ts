@@ -77,6 +77,21 @@ for (
   });
 }
 
+for (const compat of ["0.10", "1.1"]) {
+  Deno.test(`what emptying has given up does not come back with a power cut (${compat})`, async () => {
+    const log = new PowerLog(await newImage({ compat }));
+    await using image = await openImage({ driver: "qcow2", file: log });
+    await image.write(0, new Uint8Array(20_000).fill(1));
+    await image.flush();
+    await image.node.image!.makeEmpty!();
+    const left = await openBytes(log.durable);
+    const found = new Uint8Array(20_000);
+    await left.readv(0, [found]);
+    await left.close();
+    assertEquals(isEqual(found, new Uint8Array(20_000)), true);
+  });
+}
+
 Deno.test("the mark of a corrupt image outlives a power cut at once", async () => {
   const bytes = await newImage();
   // An L2 table that lies within a cluster.
