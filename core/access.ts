@@ -76,6 +76,8 @@ interface FileRange {
 /** The data of a write: bytes, or a range of a file that the system copies. */
 type Payload = IoVector | FileRange;
 
+const NOTHING: IoVector = [];
+
 /** The data verbs of a node, implemented on its map. */
 export class Access<R extends Run = Run> {
   readonly #host: AccessHost;
@@ -327,8 +329,8 @@ export class Access<R extends Run = Run> {
         first,
         payload,
         flags.background ? { background: true } : undefined,
-        head ? [head] : [],
-        tail ? [tail] : [],
+        head ? [head] : NOTHING,
+        tail ? [tail] : NOTHING,
       );
     } catch (error) {
       await room.abort();
@@ -341,14 +343,23 @@ export class Access<R extends Run = Run> {
    * The old content to copy into new space; `undefined` if it is zero and the
    * new space reads as zeroes already.
    */
-  async #kept(
+  #kept(
     { isZero }: Allocation,
     start: number,
     end: number,
+  ): Promise<Uint8Array | undefined> | undefined {
+    const wasZero = this.readsAsZeroes(start, end);
+    if (wasZero === true && isZero) return undefined;
+    return this.#readKept(wasZero, isZero, start, end);
+  }
+
+  async #readKept(
+    wasZero: boolean | Promise<boolean>,
+    isZero: boolean,
+    start: number,
+    end: number,
   ): Promise<Uint8Array | undefined> {
-    if (await this.readsAsZeroes(start, end)) {
-      return isZero ? undefined : allocate(end - start);
-    }
+    if (await wasZero) return isZero ? undefined : allocate(end - start);
     const bytes = allocate(end - start);
     const event = this.#host.event?.("cow_read");
     if (event) await event;
@@ -358,21 +369,32 @@ export class Access<R extends Run = Run> {
   }
 
   /**
-   * Whether a range is known to read as zeroes without reading its data. The
-   * part of the last unit past the end of the disk counts as zero.
+   * Whether a range is known to read as zeroes without reading its data; without
+   * waiting if the map need not be read. The part of the last unit past the end
+   * of the disk counts as zero.
    */
-  async readsAsZeroes(start: number, end: number): Promise<boolean> {
-    const { backing, size } = this.#host;
+  readsAsZeroes(start: number, end: number): boolean | Promise<boolean> {
     const stop = start + this.#bytesWithin(start, end);
     while (start < stop) {
-      const run = this.#map.lookup(start, stop - start) ??
-        await this.#map.find(start, stop - start);
-      const isEmpty = run.kind === "unallocated" &&
-        (!backing || start >= Math.min(backing.size, size));
-      if (run.kind !== "zero" && !isEmpty) return false;
+      const run = this.#map.lookup(start, stop - start);
+      if (!run) return this.#findsZeroes(start, stop);
+      if (!this.#isZero(run, start)) return false;
       start += run.length;
     }
     return true;
+  }
+
+  async #findsZeroes(start: number, stop: number): Promise<boolean> {
+    const run = await this.#map.find(start, stop - start);
+    return this.#isZero(run, start) &&
+      await this.readsAsZeroes(start + run.length, stop);
+  }
+
+  #isZero({ kind }: R, start: number): boolean {
+    const { backing, size } = this.#host;
+    return kind === "zero" ||
+      kind === "unallocated" &&
+        (!backing || start >= Math.min(backing.size, size));
   }
 
   /**
@@ -392,25 +414,37 @@ export class Access<R extends Run = Run> {
    * @param flags Those for the child.
    * @throws {BlockError} ENOTSUP for a file range to an encrypted disk.
    */
-  async #put(
+  #put(
     child: BlockNode,
     childOffset: number,
     offset: number,
     payload: Payload,
     flags: WriteFlags | undefined,
-    before: IoVector = [],
-    after: IoVector = [],
+    before: IoVector = NOTHING,
+    after: IoVector = NOTHING,
   ): Promise<void> {
-    const { encryption } = this.#host;
-    if (!isFileRange(payload)) {
-      const all = before.length || after.length
-        ? [...before, ...payload, ...after]
-        : payload;
-      return encryption
-        ? await encryption.writev(child, childOffset, offset, all, flags)
-        : await child.writev!(childOffset, all, flags);
+    if (isFileRange(payload)) {
+      return this.#putRange(child, childOffset, payload, before, after);
     }
-    if (encryption || !child.copyFrom) throw new BlockError("ENOTSUP");
+    const { encryption } = this.#host;
+    const all = before.length || after.length
+      ? [...before, ...payload, ...after]
+      : payload;
+    return encryption
+      ? encryption.writev(child, childOffset, offset, all, flags)
+      : child.writev!(childOffset, all, flags);
+  }
+
+  async #putRange(
+    child: BlockNode,
+    childOffset: number,
+    payload: FileRange,
+    before: IoVector,
+    after: IoVector,
+  ): Promise<void> {
+    if (this.#host.encryption || !child.copyFrom) {
+      throw new BlockError("ENOTSUP");
+    }
     const start = childOffset + vectorLength(before);
     const end = start + payload.length;
     if (before.length) await child.writev!(childOffset, before);

@@ -121,8 +121,17 @@ function faultOfLimits(limits: unknown): string | undefined {
   return wrong && `its limit '${wrong}' is ${valueText(given[wrong])}`;
 }
 
+/** Nodes that were opened here, so that they need not be checked again. */
+const trusted = new WeakSet<BlockNode>();
+
+/** Do not check a node that was opened here. */
+export function trustNode(node: BlockNode): void {
+  trusted.add(node);
+}
+
 /** As {@linkcode faultOf}, for values whose getters may throw. */
 function safeFaultOf(value: unknown): string | undefined {
+  if (trusted.has(value as BlockNode)) return undefined;
   try {
     return faultOf(value);
   } catch (error) {

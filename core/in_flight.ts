@@ -14,7 +14,7 @@ const MAX_IN_FLIGHT = 16;
  * settles, even on failure, only when all of them have ended.
  */
 export class InFlight {
-  readonly #pending = new Set<Promise<void>>();
+  readonly #pending: Promise<void>[] = [];
   readonly #signal?: AbortSignal;
   #failure?: { readonly error: unknown };
 
@@ -35,9 +35,10 @@ export class InFlight {
   add(move: Promise<void>): Promise<void> | undefined {
     const pending = move.catch((error) => {
       this.#failure ??= { error };
-    }).finally(() => this.#pending.delete(pending));
-    this.#pending.add(pending);
-    if (this.#pending.size < MAX_IN_FLIGHT) return undefined;
+    }).finally(() => {
+      this.#pending.splice(this.#pending.indexOf(pending), 1);
+    });
+    if (this.#pending.push(pending) < MAX_IN_FLIGHT) return undefined;
     return Promise.race(this.#pending);
   }
 
@@ -45,7 +46,11 @@ export class InFlight {
    * Wait for a promise that the request depends on; if it fails, also for
    * everything in flight.
    */
-  async whileUnderWay<T>(needed: Promise<T>): Promise<T> {
+  whileUnderWay<T>(needed: Promise<T>): Promise<T> {
+    return this.#pending.length === 0 ? needed : this.#beside(needed);
+  }
+
+  async #beside<T>(needed: Promise<T>): Promise<T> {
     try {
       return await needed;
     } catch (error) {

@@ -9,6 +9,7 @@ import {
   checkDriverOptions,
   checkNode,
   driverError,
+  trustNode,
 } from "./checks.ts";
 import { attachRoot, hold } from "./drain.ts";
 import type { BlockDriver, OpenContext } from "./driver.ts";
@@ -384,6 +385,7 @@ async function openDriver(
     const node = await keepingLimits(
       await applyNodeOptions(adopted, common),
     );
+    trustNode(node);
     const otherBacking = options.backing !== undefined && purpose !== "info";
     inGraph.origin = { options, otherBacking };
     inGraph.opened = {

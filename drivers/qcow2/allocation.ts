@@ -195,7 +195,7 @@ async function newClusters(
         throw error;
       }
       // The new clusters are in use now: a failure can only leak the old ones.
-      await releaseClusters(host, freed);
+      if (freed.length > 0) await releaseClusters(host, freed);
     },
   };
 }

@@ -216,10 +216,10 @@ export class ClusterMap {
    */
   peekForWrite(guestOffset: number): EntryPlace | undefined {
     const { geometry, l2Cache } = this.#state;
-    const { high } = this.l1Entry(geometry.l1Index(guestOffset));
+    const { high, low } = this.l1Entry(geometry.l1Index(guestOffset));
     if (!(high & COPIED)) return undefined;
-    const l2Offset = this.l2TableOffset(geometry.l1Index(guestOffset));
     const l2Index = geometry.l2Index(guestOffset);
+    const l2Offset = entryOffset(high, low);
     const slice = l2Cache.peek(this.#sliceOffset(l2Offset, l2Index));
     const index = this.#indexInSlice(l2Index);
     return slice && { slice, index };
