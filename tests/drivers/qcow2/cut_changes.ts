@@ -59,7 +59,7 @@ export async function cutEverywhere(
   if (change.isRepair) await assertWhole(last);
   const after = await read(change, last);
   const snapshots = [
-    ...await snapshotsOf(change, storeOf(start)),
+    ...change.isRepair ? [] : await snapshotsOf(change, storeOf(start)),
     ...await snapshotsOf(change, last),
   ];
   const damage = await damageOf(start);
@@ -196,7 +196,7 @@ async function read(change: Change, store: MemoryStore): Promise<Uint8Array> {
   return await image.read(0, image.size);
 }
 
-/** What the snapshots hold, by their ids; none of an image to be repaired. */
+/** What the snapshots hold, by their ids. */
 async function snapshotsOf(
   change: Change,
   store: MemoryStore,
@@ -206,7 +206,7 @@ async function snapshotsOf(
     await using image = await open(change, { store }, false, true);
     return await image.node.snapshots!.list();
   };
-  for (const { id } of change.isRepair ? [] : await list()) {
+  for (const { id } of await list()) {
     await using image = await open(change, { store }, false, true);
     await image.node.snapshots!.loadTemporary(id);
     found.push([id, await image.read(0, image.size)]);

@@ -232,10 +232,28 @@ function changes(): { [name: string]: Change } {
       },
       change: (image) => image.node.image!.makeEmpty!(),
     },
+    "emptying an image with tables in front": {
+      create: { size: 100 * 512, cluster_size: 512 },
+      backing: new Random(3).bytes(100 * 512),
+      async prepare(image, random) {
+        // An L2 table comes to lie where the refcounts were.
+        await image.node.image!.amend!({ refcount_bits: 64 });
+        await writeShuffled(image, random);
+      },
+      change: (image) => image.node.image!.makeEmpty!(),
+    },
     "widening refcounts": {
       create: { size: 200 * 512, cluster_size: 512 },
       prepare: writeShuffled,
       change: (image) => image.node.image!.amend!({ refcount_bits: 64 }),
+    },
+    "narrowing refcounts of which one block counts the others": {
+      create: { size: 200 * 512, cluster_size: 512 },
+      async prepare(image, random) {
+        await writeShuffled(image, random);
+        await image.node.image!.amend!({ refcount_bits: 64 });
+      },
+      change: (image) => image.node.image!.amend!({ refcount_bits: 16 }),
     },
     "amending to version 2": {
       create: { size: 200 * 512, cluster_size: 512 },
