@@ -32,24 +32,46 @@ const SIDE_EFFECTS = [
   "./drivers/all.js",
   "./drivers/held.js",
   "./core/disposal.js",
+  "./core/node_version.js",
   "./bin/**",
 ];
 
 /** Modules that browsers do without, and what they have instead. */
 const BROWSER = {
+  "./core/node_version.js": false,
   "./core/platform/deno.js": "./core/platform/no_deno.js",
   "./core/platform/node.js": "./core/platform/no_node.js",
 };
 
+/** Whether `found`, an array, is the version of a Node.js that is too old. */
+const IS_OLD = `found[0] < ${NODE[0]} || ` +
+  `(found[0] === ${NODE[0]} && found[1] < ${NODE[1]})`;
+
+/** What its user is told. */
+const TOO_OLD = `"bdrv needs Node.js ${NODE.join(".")} or later, and this is " +
+      process.versions.node`;
+
+/**
+ * Each entry imports this first, so that an old Node.js fails while it imports
+ * the library, rather than later, for want of some function.
+ */
+const CHECK = `const versions = globalThis.process?.versions;
+if (versions?.node) {
+  const found = versions.node.split(".").map(Number);
+  if (${IS_OLD}) {
+    throw new Error(
+      ${TOO_OLD},
+    );
+  }
+}
+`;
+
 /** The program: it has to be understood by any Node.js, however old. */
 const PROGRAM = `#!/usr/bin/env node
 var found = process.versions.node.split(".").map(Number);
-if (found[0] < ${NODE[0]} || (found[0] === ${NODE[0]} && found[1] < ${
-  NODE[1]
-})) {
+if (${IS_OLD}) {
   console.error(
-    "bdrv needs Node.js ${NODE.join(".")} or later, and this is " +
-      process.versions.node
+    ${TOO_OLD}
   );
   process.exitCode = 1;
 } else {
@@ -257,6 +279,20 @@ async function emitProgram(out: string): Promise<void> {
   );
 }
 
+/** Have each entry check the runtime before anything else. */
+async function checkRuntime(out: string): Promise<void> {
+  const module = "core/node_version.js";
+  await Deno.writeTextFile(`${out}/${module}`, CHECK);
+  for (const path of [...entries().map(emitted), "./bin/cli.js"]) {
+    const up = path.split("/").length === 2 ? "./" : "../";
+    const text = await Deno.readTextFile(`${out}/${path}`);
+    await Deno.writeTextFile(
+      `${out}/${path}`,
+      `import "${up}${module}";\n${text}`,
+    );
+  }
+}
+
 /** The npm packages that the library uses, and their versions. */
 function dependencies(): { [name: string]: string } {
   const found: { [name: string]: string } = {};
@@ -308,6 +344,7 @@ async function makePackage(into: string): Promise<string> {
       await Deno.writeTextFile(path, text);
     }
     await joinModules(out, (await modules()).map(emitted));
+    await checkRuntime(out);
     const data = JSON.stringify(manifest(), null, 2);
     await Deno.writeTextFile(`${out}/package.json`, `${data}\n`);
     for (const name of ["README.md", "LICENSE"]) {

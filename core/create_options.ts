@@ -141,7 +141,7 @@ export interface MemoryCreateOptions {
  * @category Options of new images
  */
 export interface NbdCreateOptions {
-  /** Size that it must have at least. */
+  /** Virtual disk size: what the export must have at least. */
   size?: number | string;
   /** Preallocation mode (allowed values: off). */
   preallocation?: "off";
@@ -194,7 +194,7 @@ export interface ParallelsCreateOptions extends ProtocolCreateOptions {
   size?: number | string;
   /** Parallels image cluster size. Default: `1M`. */
   cluster_size?: number | string;
-  /** Preallocation mode (allowed values: off, falloc, full). */
+  /** Preallocation of the file, where its protocol can. */
   preallocation?: "off" | "falloc" | "full";
 }
 
@@ -219,7 +219,7 @@ export interface QcowCreateOptions extends ProtocolCreateOptions {
   "encrypt.format"?: string;
   /** ID of the secret that provides the AES encryption key. */
   "encrypt.key-secret"?: string;
-  /** Preallocation mode (allowed values: off, falloc, full). */
+  /** Preallocation of the file, where its protocol can. */
   preallocation?: "off" | "falloc" | "full";
 }
 
@@ -308,7 +308,7 @@ export interface QedCreateOptions extends ProtocolCreateOptions {
   cluster_size?: number | string;
   /** L1/L2 table size (in clusters). */
   table_size?: number | string;
-  /** Preallocation mode (allowed values: off, falloc, full). */
+  /** Preallocation of the file, where its protocol can. */
   preallocation?: "off" | "falloc" | "full";
 }
 

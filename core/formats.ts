@@ -133,12 +133,14 @@ export interface Wrapping {
 
 type Magics = readonly [magic: string, what: string, driver?: string];
 
+const ZSTD = "\x28\xb5\x2f\xfd";
+
 /** Archives and compressed files that may contain an image, by their magic. */
 const WRAPPINGS: readonly Magics[] = [
   ["\x1f\x8b\x08", "compressed with gzip", "gzip"],
   ["BZh", "compressed with bzip2"],
   ["\xfd7zXZ\0", "compressed with xz", "xz"],
-  ["\x28\xb5\x2f\xfd", "compressed with zstd", "zstd"],
+  [ZSTD, "compressed with zstd", "zstd"],
   ["\x04\x22\x4d\x18", "compressed with lz4"],
   ["PK\x03\x04", "a zip archive", "zip"],
   ["7z\xbc\xaf\x27\x1c", "a 7z archive"],
@@ -152,8 +154,26 @@ export function wrappingOf(head: Uint8Array): Wrapping | undefined {
   if (has(head, TAR_MAGIC, "ustar")) {
     return { what: "a tar archive, as an OVA is", driver: "tar" };
   }
-  const found = WRAPPINGS.find(([magic]) => has(head, 0, magic));
+  const found = hasSkippable(head)
+    ? WRAPPINGS.find(([magic]) => magic === ZSTD)
+    : WRAPPINGS.find(([magic]) => has(head, 0, magic));
   return found && { what: found[1], driver: found[2] };
+}
+
+/**
+ * Whether a file begins with skippable frames, and goes on with zstd's (lz4 has
+ * the same ones), as far as the head tells (RFC 8878, section 3.1.2).
+ */
+function hasSkippable(head: Uint8Array): boolean {
+  let at = 0;
+  while (
+    at + 8 <= head.length && head[at] >>> 4 === 5 &&
+    has(head, at + 1, "\x2a\x4d\x18")
+  ) {
+    at += 8 +
+      new DataView(head.buffer, head.byteOffset).getUint32(at + 4, true);
+  }
+  return at > 0 && (at + 4 > head.length || has(head, at, ZSTD));
 }
 
 function isQcow(head: Uint8Array): boolean {

@@ -40,8 +40,8 @@ export function describeSource(source: unknown): string {
     if (!isPlainObject(source)) return heldName(source) ?? valueText(source);
     return nameText(filenameOf(toStack(source))) || `json:${jsonText(source)}`;
   } catch {
-    // A foreign getter threw, or the name cannot be decoded.
-    return valueText(source);
+    // A foreign getter threw, the name cannot be decoded, or no driver has it.
+    return source instanceof URL ? nameText(source.href) : valueText(source);
   }
 }
 
@@ -124,9 +124,17 @@ function isProtocol({ driver }: StackObject): boolean {
   return driver !== undefined && standsForProtocol(getDriver(driver));
 }
 
-/** Put `format` on top of the protocol that a name selects. */
+/**
+ * Put `format` on top of the protocol that a name selects. A protocol for a
+ * format means the protocol node itself.
+ */
 export function applyFormat(stack: StackObject, format: string): StackObject {
-  if (stack.driver === undefined) return { ...stack, driver: format };
+  if (stack.driver === undefined) {
+    const { file, ...others } = stack;
+    const isIt = isDescription(file) && file.driver === format &&
+      standsForProtocol(getDriver(format));
+    return isIt ? { ...others, ...file } : { ...stack, driver: format };
+  }
   if (stack.driver === format) return stack;
   if (standsForProtocol(getDriver(stack.driver))) {
     return { driver: format, file: stack };

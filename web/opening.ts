@@ -224,8 +224,8 @@ async function filesChain(
 }
 
 async function urlChain(url: string, sources: Sources): Promise<Parts> {
-  const folder = new URL(".", url).href;
   const top = await look(url, await sources.address(url));
+  const folder = new URL(".", url).href;
   return await follow(top, async (backing, { name }) => {
     const address = URL.parse(backing, name)?.href;
     // An image must not make the page contact any server.

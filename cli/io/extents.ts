@@ -7,6 +7,7 @@ import { SECTOR_SIZE } from "../../core/bytes.ts";
 import { isInherited, skipFilters } from "../../core/extents.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { detailLines, type Json } from "../json.ts";
+import { knownDetails } from "../qemu_releases.ts";
 import { integerText } from "../numbers.ts";
 import { type IoCommand, Refusal } from "./command.ts";
 import { byteCount, sizeText } from "./numbers.ts";
@@ -95,6 +96,9 @@ async function* runsOf(
   if (run) yield run;
 }
 
+/** Formats of whose images QEMU's drivers tell nothing here. */
+const TELL_NOTHING: readonly string[] = ["bochs", "cloop", "dmg", "parallels"];
+
 /** `info`. */
 export const info: IoCommand = {
   name: "info",
@@ -112,7 +116,7 @@ export const info: IoCommand = {
       program.print(`format name: ${format}\n`);
       if (!["file", "host_device"].includes(format)) throw new Refusal();
     }
-    if (!node.info) throw new Refusal();
+    if (!node.info || TELL_NOTHING.includes(format)) throw new Refusal();
     const info = await image.info();
     const lines = [
       `cluster size: ${sizeText(info.clusterSize ?? 0)}`,
@@ -120,7 +124,9 @@ export const info: IoCommand = {
     ];
     if (info.specific) {
       lines.push("Format specific information:");
-      lines.push(...detailLines(info.specific.data as Json, "    "));
+      lines.push(
+        ...detailLines(knownDetails(info.specific.data as Json), "    "),
+      );
     }
     program.print(lines.map((line) => `${line}\n`).join(""));
   },

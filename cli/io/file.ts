@@ -66,6 +66,9 @@ export const truncate: IoCommand = {
       );
     }
     const { image, background } = call.session;
+    if (!image.node.truncate) {
+      throw new CommandError("Image format driver does not support resize");
+    }
     await background.during(
       image.resize(size, { preallocation }),
     );

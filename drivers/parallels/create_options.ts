@@ -10,10 +10,4 @@ export const PARALLELS_CREATE_OPTIONS: OptionTable = {
     default: 1048576,
     help: "Parallels image cluster size",
   },
-  preallocation: {
-    type: "enum",
-    values: ["off", "metadata", "falloc", "full"],
-    unsupported: ["metadata"],
-    help: "Preallocation mode (allowed values: off, falloc, full)",
-  },
 };

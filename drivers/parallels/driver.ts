@@ -15,7 +15,6 @@ import type {
   CheckResult,
   ImageOperations,
   NodeInfo,
-  Preallocation,
   WriteFlags,
 } from "../../core/node.ts";
 import { type OptionValues, parseOptions } from "../../core/options.ts";
@@ -40,21 +39,15 @@ export const parallelsDriver: BlockDriver = {
   open,
 
   async create(options, context) {
-    const { size, cluster_size, preallocation } = options;
+    const { size, cluster_size } = options;
     if (size === undefined) {
       throw invalid("Image creation needs a size parameter");
-    }
-    if (preallocation === "metadata") {
-      throw invalid("Unsupported preallocation mode: metadata");
     }
     const { bytes, fileSize } = newHeader(
       size as number,
       cluster_size as number,
     );
-    const file = await context.createFile(
-      0,
-      preallocation as Preallocation | undefined,
-    );
+    const file = await context.createFile(0);
     await file.writev!(0, [bytes]);
     await file.truncate!(fileSize);
   },

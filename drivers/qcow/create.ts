@@ -7,7 +7,6 @@ import { roundUp, SECTOR_SIZE } from "../../core/bytes.ts";
 import { legacyEncryption } from "../../core/crypto/legacy_aes.ts";
 import type { CreateContext } from "../../core/driver.ts";
 import { invalid } from "../../core/errors.ts";
-import type { Preallocation } from "../../core/node.ts";
 import { notAmong, type OptionValues } from "../../core/options.ts";
 import { findDriver } from "../../core/registry.ts";
 import { valueText } from "../../core/values.ts";
@@ -20,9 +19,6 @@ export async function createQcow(
 ): Promise<void> {
   if (options.size === undefined) {
     throw invalid("Image creation needs a size parameter");
-  }
-  if (options.preallocation === "metadata") {
-    throw invalid("Unsupported preallocation mode: metadata");
   }
   const format = options.backing_fmt as string | undefined;
   if (format !== undefined && !findDriver(format)) {
@@ -39,10 +35,7 @@ export async function createQcow(
     const id = options["encrypt.key-secret"] as string | undefined;
     await legacyEncryption(id, context);
   }
-  const file = await context.createFile(
-    0,
-    options.preallocation as Preallocation | undefined,
-  );
+  const file = await context.createFile(0);
   await file.writev!(0, [bytes]);
   await file.truncate!(fileSize);
 }

@@ -18,12 +18,6 @@ export const QCOW_CREATE_OPTIONS: OptionTable = {
     type: "string",
     help: "ID of the secret that provides the AES encryption key",
   },
-  preallocation: {
-    type: "enum",
-    values: ["off", "metadata", "falloc", "full"],
-    unsupported: ["metadata"],
-    help: "Preallocation mode (allowed values: off, falloc, full)",
-  },
 };
 
 /** Options of opening them. */

@@ -5,7 +5,6 @@
  */
 import type { CreateContext } from "../../core/driver.ts";
 import { invalid } from "../../core/errors.ts";
-import type { Preallocation } from "../../core/node.ts";
 import { notAmong, type OptionValues } from "../../core/options.ts";
 import { findDriver, listDrivers } from "../../core/registry.ts";
 import { valueText } from "../../core/values.ts";
@@ -18,9 +17,6 @@ export async function createQed(
 ): Promise<void> {
   if (options.size === undefined) {
     throw invalid("Image creation needs a size parameter");
-  }
-  if (options.preallocation === "metadata") {
-    throw invalid("Unsupported preallocation mode: metadata");
   }
   const backingFormat = options.backing_fmt as string | undefined;
   if (backingFormat !== undefined && !findDriver(backingFormat)) {
@@ -39,10 +35,7 @@ export async function createQed(
     backingFile: options.backing_file as string | undefined,
     backingFormat,
   });
-  const file = await context.createFile(
-    0,
-    options.preallocation as Preallocation | undefined,
-  );
+  const file = await context.createFile(0);
   // Whatever follows its clusters would be taken for more of them, so a device
   // cannot hold it.
   await file.truncate!(0, { exact: true });

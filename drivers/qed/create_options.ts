@@ -11,10 +11,4 @@ export const QED_CREATE_OPTIONS: OptionTable = {
     help: "Cluster size (in bytes)",
   },
   table_size: { type: "size", help: "L1/L2 table size (in clusters)" },
-  preallocation: {
-    type: "enum",
-    values: ["off", "metadata", "falloc", "full"],
-    unsupported: ["metadata"],
-    help: "Preallocation mode (allowed values: off, falloc, full)",
-  },
 };

@@ -240,10 +240,15 @@ export function newHeader(
     throw invalid(`QED table size ${among(MIN_TABLE, MAX_TABLE)}`);
   }
   const exactSize = roundUp(size, SECTOR_SIZE);
-  if (!isSizeValid(exactSize, { clusterSize, tableSize })) {
+  // QEMU counts in 64 bits, and opens no image whose tables map more.
+  const most = BigInt.asUintN(64, maxSize(clusterSize, tableSize));
+  if (
+    !isSizeValid(exactSize, { clusterSize, tableSize }) ||
+    BigInt(exactSize) > most
+  ) {
     throw invalid(
       "QED image size must be a non-zero multiple of cluster size and less " +
-        `than ${maxSize(clusterSize, tableSize)} bytes`,
+        `than ${most} bytes`,
     );
   }
   const { backingFile, backingFormat } = image;

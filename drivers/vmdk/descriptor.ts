@@ -123,8 +123,10 @@ export function createTypeOf(text: string): string {
   );
 }
 
+const EXTENT_START = /^[ \t]*(RW|RDONLY|NOACCESS)[ \t]/i;
+
 const EXTENT_LINE =
-  /^[ \t]*(RW|RDONLY|NOACCESS)[ \t]+(-?\d+)[ \t]+([A-Z]+)(?:[ \t]+"([^"]*)")?(?:[ \t]+(-?\d+))?/;
+  /^[ \t]*(RW|RDONLY|NOACCESS)[ \t]+(-?\d+)[ \t]+([A-Z]+)(?:[ \t]+"([^"]*)")?(?:[ \t]+(-?\d+))?/i;
 
 /**
  * Parse the extent lines of a descriptor.
@@ -135,17 +137,23 @@ const EXTENT_LINE =
 export function parseExtents(text: string): ExtentLine[] {
   const extents: ExtentLine[] = [];
   for (const line of text.split(/\r?\n/)) {
+    if (!EXTENT_START.test(line)) continue;
     const match = EXTENT_LINE.exec(line);
-    if (match) extents.push(parseExtent(line, match));
+    if (!match) throw invalidExtent(line);
+    extents.push(parseExtent(line, match));
   }
   return extents;
 }
 
+function invalidExtent(line: string): BlockError {
+  return invalid(`Invalid extent line: ${shortened(line, 700)}`);
+}
+
 function parseExtent(line: string, match: RegExpExecArray): ExtentLine {
-  const [, access, sectors, type, filename = "", start] = match;
+  const [, accessWord, sectors, typeWord, filename = "", start] = match;
+  const [access, type] = [accessWord.toUpperCase(), typeWord.toUpperCase()];
   const size = Number(sectors) * SECTOR_SIZE;
   const offset = Number(start ?? 0) * SECTOR_SIZE;
-  const refuse = () => invalid(`Invalid extent line: ${shortened(line, 700)}`);
   if (access === "NOACCESS") {
     throw new BlockError(
       "ENOTSUP",
@@ -154,7 +162,7 @@ function parseExtent(line: string, match: RegExpExecArray): ExtentLine {
   }
   switch (type) {
     case "FLAT":
-      if (start === undefined || filename === "") throw refuse();
+      if (start === undefined || filename === "") throw invalidExtent(line);
       break;
     case "ZERO":
       break;
@@ -162,13 +170,13 @@ function parseExtent(line: string, match: RegExpExecArray): ExtentLine {
     case "SPARSE":
     case "VMFSSPARSE":
     case "SESPARSE":
-      if (start !== undefined || filename === "") throw refuse();
+      if (start !== undefined || filename === "") throw invalidExtent(line);
       break;
     default:
       throw new BlockError("ENOTSUP", `Unsupported extent type '${type}'`);
   }
   if (!(size > 0 && isExactSize(size) && offset >= 0 && isExactSize(offset))) {
-    throw refuse();
+    throw invalidExtent(line);
   }
   const isWritable = access === "RW" && type !== "ZERO";
   return { type, size, filename, start: offset, isWritable };

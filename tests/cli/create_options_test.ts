@@ -47,7 +47,15 @@ const CALLS = [
   "create -f qcow2 -o help X",
   "create -f raw -o help",
   "create -f raw -o help X",
-  "create -f vdi -o help",
+  ...["vdi", "vmdk", "vhdx", "vpc", "qcow", "qed", "parallels"].map(
+    (format) => `create -f ${format} -o help`,
+  ),
+  ...["qcow", "qed", "parallels"].flatMap((format) => [
+    `create -f ${format} -o help X`,
+    `create -f ${format} -o preallocation=metadata X 1M`,
+    `create -f ${format} -o preallocation=foo X 1M`,
+    `create -f ${format} -o preallocation=full X 1M`,
+  ]),
   "create -f raw -o help nbd:unix:/none",
   "measure -O qcow2 -o nocow=on,extended_l2=y --size 1M",
   "measure -O raw -o extent_size_hint=1M,preallocation=full --size 1M",

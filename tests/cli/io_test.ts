@@ -20,6 +20,8 @@ const SETUP = [
   "create -f qcow2 base.qcow2 1M",
   "create -f qcow2 -b base.qcow2 -F qcow2 top.qcow2",
   "create -f qcow2 -o cluster_size=512,compat=0.10 old.qcow2 1M",
+  "create -f parallels disk.hds 1M",
+  "create -f vdi disk.vdi 1M",
 ];
 
 /** Arguments, and after each `;` a command. */
@@ -62,6 +64,8 @@ const CALLS: { [subject: string]: string[] } = {
     "-f qcow2 old.qcow2; i; write 100k 1k; map",
     "-f raw disk.raw; truncate 2M; l; truncate 3G; l; truncate 5; l; truncate; t 1 2 3 4; t -m foo 1; t x",
     "-f qcow2 base.qcow2; truncate 2M; l; truncate 1000; truncate -m metadata 3M; map; t 512; l; map",
+    "-f vdi disk.vdi; i; t 2M; l",
+    "-f parallels disk.hds; i; t 2M; l",
   ],
   "opening and closing": [
     "; open disk.raw; l; open disk.raw; close; close; l; read 0 1; o -r top.qcow2; write 0 1; info",

@@ -303,6 +303,20 @@ Deno.test("objects of others are shared, and closed by those who made them", asy
   assertEquals(own.closed, 1);
 });
 
+Deno.test("what an object of others lacks to be a node is named", async () => {
+  for (const method of ["readv", "status", "close"] as const) {
+    const own = new OwnNode();
+    Object.defineProperty(own, method, { value: undefined });
+    for (const source of [own, { driver: "raw", file: own }]) {
+      await assertRejects(
+        () => openImage(source),
+        BlockError,
+        `it has no method '${method}'`,
+      );
+    }
+  }
+});
+
 Deno.test("a driver that closes its children closes none that others use", async () => {
   ended.length = 0;
   const shared = await openImage(watched("shared", memory(512)));

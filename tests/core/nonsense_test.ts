@@ -133,6 +133,13 @@ Deno.test("openImage() says what is no source", async (t) => {
     "Cannot open an object (Map): a file name or the description of a stack " +
       "is needed",
   );
+  for (const url of ["data:,abc", "about:blank", "blob:abc"]) {
+    const { message } = await failure(() => openImage(new URL(url)));
+    assertEquals(
+      message,
+      `Could not open '${url}': Unknown protocol '${url.split(":")[0]}'`,
+    );
+  }
   assertEquals(
     (await failure(() => openImage(trap as Anything))).message.includes(
       "a trap",

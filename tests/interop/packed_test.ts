@@ -308,6 +308,10 @@ qemuTest(
         head -c 8 /dev/zero) > streams.xz
       zstd -q -k disk.raw; (head -c 9999 disk.raw | zstd -q
         tail -c +10000 disk.raw | zstd -q --long=27) > two.zst
+      (printf '\\120*M\\030\\004\\0\\0\\0abcd\\137*M\\030\\0\\0\\0\\0'
+        cat disk.raw.zst) > skipped.zst
+      (printf '\\121*M\\030\\0\\004\\0\\0'
+        head -c 1024 /dev/zero; cat disk.raw.zst) > skipped-long.zst
       zip -q deflated.zip disk.raw; zip -q0 stored.zip disk.raw
       cat disk.raw | zip -q piped.zip -
       (echo '#!/bin/sh'; cat stored.zip) > program.zip
@@ -319,7 +323,13 @@ with z.open('disk.raw', 'w', force_zip64=True) as f:
 z.close()"`,
     );
     const streamed = ["disk.raw.gz", "two.gz", "zeroes.gz", "disk.raw.zst"]
-      .concat("two.zst", "deflated.zip", "piped.zip");
+      .concat(
+        "two.zst",
+        "skipped.zst",
+        "skipped-long.zst",
+        "deflated.zip",
+        "piped.zip",
+      );
     await convertsToQcow2(dir, ["disk.raw.gz"]);
     for (const name of streamed) await converts(dir, [name]);
     for (

@@ -134,6 +134,17 @@ Deno.test({
         stderr,
         "bdrv needs Node.js 22.3 or later, and this is 18.20.1\n",
       );
+      for (const entry of Object.keys(manifest.exports)) {
+        if (entry.endsWith(".json")) continue;
+        const program = `import(process.argv[1]).then(() => console.log("ok"),
+          ({ message }) => console.log(message))`;
+        const name = `@bdrv/bdrv${entry.slice(1)}`;
+        const said = await runOk(
+          ["node", "--require", dir.file("old.cjs"), "-e", program, name],
+          { cwd },
+        );
+        assertEquals(said, stderr, name);
+      }
     });
 
     for (const [name, runtime] of runtimes) {

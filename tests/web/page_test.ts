@@ -307,7 +307,12 @@ qemuTest("the page says what it cannot open, and goes on", async () => {
     await web.paste("http://127.0.0.1:1/x"),
     /'http:\/\/127\.0\.0\.1:1\/x': .*It cannot be fetched: 127\.0\.0\.1:1 /,
   );
-  assertMatch(await web.paste("ftp://example.org/x"), /no address of a web/);
+  for (const url of ["ftp://example.org/x", "data:,x", "blob:http://a/b"]) {
+    assertEquals(
+      await web.paste(url),
+      `'${url}' is no address of a web server`,
+    );
+  }
   web.complaints.length = 0; // The browser tells its console of these.
   await web.drop([{ name, path: folder.file("odd") }]);
   assertEquals(await web.settled(), "Drawing: done");
