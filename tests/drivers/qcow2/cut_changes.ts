@@ -6,6 +6,7 @@
 import { assert, assertEquals } from "@std/assert";
 import type { Image } from "../../../core/image.ts";
 import type { OptionValues } from "../../../core/options.ts";
+import { isEqual } from "../../../core/runtime.ts";
 import { createImage, MemoryStore, openImage } from "../../../mod.ts";
 import { Random } from "../../model.ts";
 import { PowerLog } from "../../power_log.ts";
@@ -57,6 +58,10 @@ export async function cutEverywhere(
   const last = storeOf(contentNow(log));
   if (change.isRepair) await assertWhole(last);
   const after = await read(change, last);
+  const snapshots = [
+    ...change.isRepair ? [] : await snapshotsOf(change, storeOf(start)),
+    ...await snapshotsOf(change, last),
+  ];
   const damage = await damageOf(start);
   const wasDirty = await isDirty(storeOf(start));
   for (const { what, file } of cutsOf(log, random)) {
@@ -75,6 +80,12 @@ export async function cutEverywhere(
       if (isSound && !await isDirty(store)) await assertSound(store);
       if (after.length < before.length) await assertEnds(store);
       assertEither(await read(change, store), before, after);
+      for (const [id, bytes] of await snapshotsOf(change, store)) {
+        const isKnown = snapshots.some(([known, content]) =>
+          known === id && isEqual(content, bytes)
+        );
+        assert(isKnown, `snapshot ${id} has not what it was taken of`);
+      }
     } catch (error) {
       throw new Error(`${what}: ${error}`, { cause: error });
     }
@@ -168,6 +179,7 @@ function open(
   { backing, options }: Change,
   file: PowerLog | { store: MemoryStore },
   isCheck = false,
+  readOnly = false,
 ): Promise<Image> {
   const below = backing && {
     driver: "raw",
@@ -179,12 +191,30 @@ function open(
     backing: below ?? null,
     "pass-discard-other": true,
     ...options,
-  }, { ...(isCheck && { purpose: "check" as const }) });
+  }, { readOnly, ...(isCheck && { purpose: "check" as const }) });
 }
 
 async function read(change: Change, store: MemoryStore): Promise<Uint8Array> {
   await using image = await open(change, { store });
   return await image.read(0, image.size);
+}
+
+/** What the snapshots hold, by their ids. */
+async function snapshotsOf(
+  change: Change,
+  store: MemoryStore,
+): Promise<[id: string, content: Uint8Array][]> {
+  const found: [string, Uint8Array][] = [];
+  const list = async () => {
+    await using image = await open(change, { store }, false, true);
+    return await image.node.snapshots!.list();
+  };
+  for (const { id } of await list()) {
+    await using image = await open(change, { store }, false, true);
+    await image.node.snapshots!.loadTemporary(id);
+    found.push([id, await image.read(0, image.size)]);
+  }
+  return found;
 }
 
 /** Assert that each byte is old or new, and so is the size. */

@@ -6,7 +6,7 @@
  *
  * @module
  */
-import { assertEquals, assertNotEquals } from "@std/assert";
+import { assertEquals, assertNotEquals, assertRejects } from "@std/assert";
 import { openNode } from "../../../core/open.ts";
 import { Image } from "../../../core/image.ts";
 import type { OptionValues } from "../../../core/options.ts";
@@ -516,5 +516,25 @@ qemuTest("QEMU finds sound what errors leave of a qcow2 image", async () => {
     const { code, stdout } = await run(["qemu-img", "check", path]);
     // 3 means leaks only.
     assertEquals([0, 3].includes(code), true, `${event}: ${stdout}`);
+  }
+});
+
+Deno.test("an image that cannot be closed tells which tables are not written", async () => {
+  for (const kind of ["writev", "flush"] as const) {
+    const [bytes] = await newFiles({}, { size: 64 * KIB, cluster_size: 512 });
+    const store = new MemoryStore();
+    store.write(0, bytes);
+    const below = await openNode({ driver: "memory", store });
+    const fault = { after: Infinity, kind, once: false, code: "ENOSPC" };
+    const { node: file } = faultyNode(below, fault as NthFault);
+    const image = await openImage({ driver: "qcow2", file });
+    await image.write(0, pattern(1, 4 * KIB));
+    fault.after = 0;
+    const error = await assertRejects(() => image.close(), BlockError);
+    assertEquals([error.code, error.message], [
+      "ENOSPC",
+      "Failed to flush the L2 table cache: No space left on device\n" +
+      "Failed to flush the refcount block cache: No space left on device",
+    ]);
   }
 });

@@ -77,6 +77,21 @@ for (
   });
 }
 
+for (const compat of ["0.10", "1.1"]) {
+  Deno.test(`what emptying has given up does not come back with a power cut (${compat})`, async () => {
+    const log = new PowerLog(await newImage({ compat }));
+    await using image = await openImage({ driver: "qcow2", file: log });
+    await image.write(0, new Uint8Array(20_000).fill(1));
+    await image.flush();
+    await image.node.image!.makeEmpty!();
+    const left = await openBytes(log.durable);
+    const found = new Uint8Array(20_000);
+    await left.readv(0, [found]);
+    await left.close();
+    assertEquals(isEqual(found, new Uint8Array(20_000)), true);
+  });
+}
+
 Deno.test("the mark of a corrupt image is durable at once", async () => {
   const bytes = await newImage();
   // An L2 table that is not aligned to a cluster.
@@ -218,10 +233,28 @@ function changes(): { [name: string]: Change } {
       },
       change: (image) => image.node.image!.makeEmpty!(),
     },
+    "emptying an image with tables in front": {
+      create: { size: 100 * 512, cluster_size: 512 },
+      backing: new Random(3).bytes(100 * 512),
+      async prepare(image, random) {
+        // An L2 table comes to lie where the refcounts were.
+        await image.node.image!.amend!({ refcount_bits: 64 });
+        await writeShuffled(image, random);
+      },
+      change: (image) => image.node.image!.makeEmpty!(),
+    },
     "widening refcounts": {
       create: { size: 200 * 512, cluster_size: 512 },
       prepare: writeShuffled,
       change: (image) => image.node.image!.amend!({ refcount_bits: 64 }),
+    },
+    "narrowing refcounts of which one block counts the others": {
+      create: { size: 200 * 512, cluster_size: 512 },
+      async prepare(image, random) {
+        await writeShuffled(image, random);
+        await image.node.image!.amend!({ refcount_bits: 64 });
+      },
+      change: (image) => image.node.image!.amend!({ refcount_bits: 16 }),
     },
     "amending to version 2": {
       create: { size: 200 * 512, cluster_size: 512 },

@@ -1,10 +1,11 @@
 import { assertEquals } from "@std/assert";
+import { wrapNode } from "../../../core/filter.ts";
 import { isEqual } from "../../../core/runtime.ts";
 import { openImage } from "../../../mod.ts";
 import { Random, seedsToRun } from "../../model.ts";
 import { PowerLog } from "../../power_log.ts";
 import { storeOf } from "../qcow2/bytes.ts";
-import { GRAIN, newImage, stackOf } from "./make.ts";
+import { GRAIN, newImage, SECTOR, stackOf } from "./make.ts";
 
 const SIZE = 3 * 1024 * 1024;
 
@@ -95,5 +96,34 @@ Deno.test("a stream survives power cuts", async () => {
       await image.writeCompressed(next, bytes);
       next += 2 * GRAIN;
     });
+  }
+});
+
+Deno.test("the content id changes before the data", async () => {
+  for (const zeroed_grain of [false, true]) {
+    const log = new PowerLog(await newImage({ zeroed_grain }));
+    const places: number[] = [];
+    const file = wrapNode(log, {
+      writev(offset, iov) {
+        places.push(Math.floor(offset / SECTOR));
+        return log.writev(offset, iov);
+      },
+    });
+    await using image = await openImage({ driver: "vmdk", file });
+    if (zeroed_grain) await image.writeZeroes(0, GRAIN);
+    else await image.write(0, new Uint8Array(GRAIN).fill(1));
+    await image.flush();
+    // It is at the start of the descriptor, which follows the header.
+    assertEquals([places.indexOf(1), places.lastIndexOf(1)], [0, 0]);
+    assertEquals(places.length > 1, true);
+  }
+});
+
+Deno.test("the file has all of each grain, however little is written of it", async () => {
+  const log = new PowerLog(await newImage());
+  await using image = await openImage({ driver: "vmdk", file: log });
+  for (const at of [5 * GRAIN, 2 * GRAIN + 1000]) {
+    await image.write(at, new Uint8Array(600).fill(1));
+    assertEquals(log.size % GRAIN, 0);
   }
 });
