@@ -8,6 +8,7 @@ import {
   type OptionSpec,
   type OptionTable,
   type OptionValues,
+  parseInteger,
 } from "../core/options.ts";
 import { createTable, type OptionList } from "./create_options.ts";
 import { integerText } from "./numbers.ts";
@@ -71,13 +72,24 @@ export function describeOptions(
     const value = values[name] ?? spec.default;
     if (value === undefined) continue;
     const isSize = !given && spec.type === "size";
-    const written = spec.type === "boolean" && given?.spelling(name);
+    const spelling = given?.spelling(name);
     const text = isSize
       ? sizeText(value as number)
-      : valueText(written || value);
+      : spec.type === "boolean"
+      ? valueText(spelling || value)
+      : valueText(asSigned(value, spelling));
     parts.push(`${name}=${text}`);
   }
   return parts.join(" ");
+}
+
+/**
+ * A number as QEMU prints it: from 2^63 on as the negative number with the same
+ * 64 bits, taken from its spelling where the number is not exact.
+ */
+function asSigned(value: unknown, spelling = ""): unknown {
+  if (typeof value !== "number" || value < 2 ** 63) return value;
+  return BigInt.asIntN(64, parseInteger(spelling) ?? BigInt(value));
 }
 
 /** A size with the largest suffix that keeps it a whole number. */
@@ -95,6 +107,7 @@ const SUFFIXES = ["", "k", "M", "G", "T", "P", "E"];
 function valueText(value: unknown): string {
   switch (typeof value) {
     case "number":
+    case "bigint":
       return integerText(value);
     case "boolean":
       return value ? "on" : "off";

@@ -239,7 +239,7 @@ export class Program {
         thrown.speaker,
       );
     } else if (thrown instanceof BlockError) {
-      this.error(this.messageOf(thrown), thrown.hint);
+      this.error(this.messageOf(thrown), hintOf(thrown));
     } else {
       // For example, a module that could not be loaded.
       const { code, message, hint } = asBlockError(thrown);
@@ -287,4 +287,10 @@ function isReaderGone(thrown: unknown): boolean {
 /** Whether the developer asked for stack traces. */
 function wantsStack(): boolean {
   return process.variable("BDRV_DEBUG") !== undefined;
+}
+
+/** The hint of an error, or the one that its message had in an older release. */
+function hintOf({ message, hint }: BlockError): string | undefined {
+  const reworded = inRelease("reworded");
+  return reworded.find(([now]) => message.search(now) >= 0)?.[2] ?? hint;
 }

@@ -5,8 +5,10 @@
  * @module
  */
 import { process } from "../core/platform/this_process.ts";
+import { SIZE_HINT } from "../core/options.ts";
 import { valueText } from "../core/values.ts";
 import { CommandError } from "./command_error.ts";
+import type { Json } from "./json.ts";
 
 /** The environment variable that selects a release. */
 const VARIABLE = "BDRV_QEMU_VERSION";
@@ -32,6 +34,9 @@ type Variants<T> = readonly (readonly [since: number, variant: T])[];
 
 /** A list of words, which may be empty. */
 type Words = readonly string[];
+
+/** Words that a message has now and had then, and the hint that it had. */
+type Reworded = readonly [now: string | RegExp, then: string, hint?: string];
 
 /**
  * All differences. The first variant of each is that of 7.2; older releases are
@@ -123,16 +128,23 @@ const DIFFERENCES = {
     [11.0, []],
   ] as Variants<Words>,
 
-  /** Messages of drivers that were worded differently: now and then. */
+  /** The letter of the `qemu-io` option for registered buffers. */
+  registeredBuffer: [[7.2, ""], [8.0, "r"]],
+
+  /** Messages of drivers that were worded differently. */
   reworded: [
     [7.2, [[
       "does not support creating new images, so an existing image must be " +
       "selected as the target; however, opening the given target as an " +
       "existing image failed:",
       "does not support image creation, and opening the image failed:",
+    ], [
+      /Value '-[^']*' is out of range for parameter ('[^']*')/,
+      "Parameter $1 expects a non-negative number below 2^64",
+      SIZE_HINT,
     ]]],
     [10.0, []],
-  ] as Variants<readonly [now: string, then: string][]>,
+  ] as Variants<readonly Reworded[]>,
 } as const satisfies { readonly [name: string]: Variants<unknown> };
 
 type Differences = typeof DIFFERENCES;
@@ -169,4 +181,16 @@ export function inRelease<Name extends keyof Differences>(
 ): Differences[Name][number][1] {
   const variants: Variants<Differences[Name][number][1]> = DIFFERENCES[name];
   return variants.findLast(([since]) => since <= Number(selected))![1];
+}
+
+/** Details of a format, without those newer than the release. */
+export function knownDetails(details: Json): Json {
+  if (Array.isArray(details)) return details.map(knownDetails);
+  if (typeof details !== "object" || details === null) return details;
+  const later = inRelease("laterDetails");
+  return Object.fromEntries(
+    Object.entries(details)
+      .filter(([name]) => !later.includes(name))
+      .map(([name, value]) => [name, knownDetails(value)]),
+  );
 }

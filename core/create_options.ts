@@ -141,7 +141,7 @@ export interface MemoryCreateOptions {
  * @category Options of new images
  */
 export interface NbdCreateOptions {
-  /** Size that it must have at least. */
+  /** Virtual disk size: what the export must have at least. */
   size?: number | string;
   /** Preallocation mode (allowed values: off). */
   preallocation?: "off";

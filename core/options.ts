@@ -44,7 +44,8 @@ export interface OptionSpec {
  */
 export type OptionTable = { readonly [name: string]: OptionSpec };
 
-const SIZE_HINT =
+/** What messages about sizes add. */
+export const SIZE_HINT =
   "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n" +
   "and exabytes, respectively.";
 
@@ -126,19 +127,30 @@ export function parseOption(
       const size = typeof value === "number" ? value : parseSize(String(value));
       const isSize = size !== undefined && size >= 0 && size < 2 ** 64 &&
         Number.isInteger(size);
-      if (!isSize) throw refuse(EXPECTED.size, SIZE_HINT);
-      return size;
+      if (isSize) return size;
+      if (typeof value === "string" && isOutOfRange(value, size)) {
+        throw invalid(
+          `Value '${shortened(value, 80)}' is out of range for parameter ` +
+            `'${shortened(name, 80)}'`,
+        );
+      }
+      throw refuse(EXPECTED.size, SIZE_HINT);
     }
     case "number": {
       if (typeof value === "number") {
         if (Number.isInteger(value) && value >= 0) return value;
         throw refuse(EXPECTED.number);
       }
-      const text = String(value).trim();
-      const number = /^-?(\d+|0x[0-9a-f]+)$/i.test(text) ? Number(text) : NaN;
-      if (!(Math.abs(number) < 2 ** 64)) throw refuse(EXPECTED.number);
+      const number = parseInteger(String(value));
+      if (number === undefined) throw refuse(EXPECTED.number);
+      if (number >= 2n ** 64n || number <= -(2n ** 64n)) {
+        throw invalid(
+          `Value '${shortened(String(value), 80)}' is too large for ` +
+            `parameter '${shortened(name, 80)}'`,
+        );
+      }
       // Negative numbers wrap around, as in C's strtoull.
-      return number < 0 ? number + 2 ** 64 : number;
+      return Number(BigInt.asUintN(64, number));
     }
     case "enum": {
       const word = String(value);
@@ -156,6 +168,22 @@ export function parseOption(
     case "string":
       return String(value);
   }
+}
+
+/** Whether text is a size, or a negative number of bytes, out of range. */
+function isOutOfRange(text: string, size: number | undefined): boolean {
+  return (size !== undefined && size >= 2 ** 64) || /^\s*-\d+$/.test(text);
+}
+
+/**
+ * Parse an integer: decimal or `0x` hexadecimal, with an optional minus sign.
+ *
+ * @returns `undefined` if it is none.
+ */
+export function parseInteger(text: string): bigint | undefined {
+  const [, minus, digits] = /^\s*(-?)(\d+|0x[0-9a-f]+)\s*$/i.exec(text) ?? [];
+  if (digits === undefined) return undefined;
+  return minus ? -BigInt(digits) : BigInt(digits);
 }
 
 /** The values that each type accepts, for messages. */

@@ -124,9 +124,17 @@ function isProtocol({ driver }: StackObject): boolean {
   return driver !== undefined && standsForProtocol(getDriver(driver));
 }
 
-/** Put `format` on top of the protocol that a name selects. */
+/**
+ * Put `format` on top of the protocol that a name selects. A protocol for a
+ * format means the protocol node itself.
+ */
 export function applyFormat(stack: StackObject, format: string): StackObject {
-  if (stack.driver === undefined) return { ...stack, driver: format };
+  if (stack.driver === undefined) {
+    const { file, ...others } = stack;
+    const isIt = isDescription(file) && file.driver === format &&
+      standsForProtocol(getDriver(format));
+    return isIt ? { ...others, ...file } : { ...stack, driver: format };
+  }
   if (stack.driver === format) return stack;
   if (standsForProtocol(getDriver(stack.driver))) {
     return { driver: format, file: stack };

@@ -41,8 +41,8 @@ export type Source = string | URL | StackObject | HeldSource;
 /** Whether a value is an open node. */
 export function isNode(value: unknown): value is BlockNode {
   return typeof value === "object" && value !== null &&
-    typeof (value as BlockNode).readv === "function" &&
-    typeof (value as BlockNode).status === "function";
+    (typeof (value as BlockNode).readv === "function" ||
+      typeof (value as BlockNode).status === "function");
 }
 
 /**

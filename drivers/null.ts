@@ -6,10 +6,15 @@
 import { checkSignal } from "../core/abort.ts";
 import { fillVector, type IoVector, vectorLength } from "../core/bytes.ts";
 import type { BlockDriver } from "../core/driver.ts";
+import { invalid } from "../core/errors.ts";
 import type { BlockNode, Extent } from "../core/node.ts";
 import { type OptionTable, parseOptions } from "../core/options.ts";
 
 const OPEN_OPTIONS: OptionTable = {
+  filename: {
+    type: "string",
+    help: "The driver's name, followed by `://`",
+  },
   size: {
     type: "size",
     default: 1024 ** 3,
@@ -47,6 +52,12 @@ function nullDriver(name: string): BlockDriver {
     // deno-lint-ignore require-await -- the interface is asynchronous
     async open(options, context) {
       const parsed = parseOptions(OPEN_OPTIONS, options);
+      const { filename = `${name}://` } = parsed;
+      if (filename !== `${name}://`) {
+        throw invalid(
+          `The only allowed filename for this driver is '${name}://'`,
+        );
+      }
       return nullNode(driver, context.readOnly, {
         size: parsed.size as number | undefined ?? 1024 ** 3,
         latency: (parsed["latency-ns"] as number | undefined ?? 0) / 1e6,

@@ -20,7 +20,7 @@ import { cacheMode, openImageArgument, usingNodes } from "../images.ts";
 import { detailLines, type Json, prettyJson } from "../json.ts";
 import { humanSize, integerText } from "../numbers.ts";
 import { CommandError, type Program } from "../program.ts";
-import { inRelease } from "../qemu_releases.ts";
+import { inRelease, knownDetails } from "../qemu_releases.ts";
 
 /** The description of one image. */
 interface Description {
@@ -246,23 +246,11 @@ function jsonOf({ info, ...image }: Description): Json {
     "snapshots": image.snapshots.length
       ? image.snapshots.map(jsonOfSnapshot)
       : undefined,
-    "format-specific": known(info.specific as Json),
+    "format-specific": knownDetails(info.specific as Json),
     "children": inRelease("childInfo")
       ? image.children.map(([name, child]) => ({ name, info: jsonOf(child) }))
       : undefined,
   };
-}
-
-/** Details of a format, without those newer than the release. */
-function known(details: Json): Json {
-  if (Array.isArray(details)) return details.map(known);
-  if (typeof details !== "object" || details === null) return details;
-  const later = inRelease("laterDetails");
-  return Object.fromEntries(
-    Object.entries(details)
-      .filter(([name]) => !later.includes(name))
-      .map(([name, value]) => [name, known(value)]),
-  );
 }
 
 function jsonOfSnapshot(snapshot: Snapshot): Json {
@@ -309,16 +297,19 @@ function humanLines({ info, ...image }: Description, path = ""): string[] {
       lines.push(`backing file format: ${info.backingFormat}`);
     }
   }
-  if (image.snapshots.length) {
-    lines.push("Snapshot list:", ...image.snapshotLines);
-  }
   if (image.limits) {
     lines.push("Block limits:");
     for (const [name, value] of Object.entries(image.limits)) {
       lines.push(`    ${name.replaceAll("-", " ")}: ${value}`);
     }
   }
-  const details = detailLines(known(info.specific?.data as Json) ?? {}, "    ");
+  if (image.snapshots.length) {
+    lines.push("Snapshot list:", ...image.snapshotLines);
+  }
+  const details = detailLines(
+    knownDetails(info.specific?.data as Json) ?? {},
+    "    ",
+  );
   if (details.length > 0 || (info.specific && inRelease("emptyDetails"))) {
     lines.push("Format specific information:", ...details);
   }

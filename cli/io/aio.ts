@@ -12,10 +12,19 @@ import {
   TERSE,
 } from "./command.ts";
 import { byteCount } from "./numbers.ts";
-import { SHOWING, type Showing, shown, takeShowing, UNREAD } from "./read.ts";
+import {
+  REGISTERED,
+  registered,
+  SHOWING,
+  type Showing,
+  shown,
+  takeShowing,
+  UNREAD,
+} from "./read.ts";
 import { reportText } from "./report.ts";
 import { timed, vectorOf } from "./requests.ts";
 import {
+  checkBuffer,
   FILL,
   FUA,
   takeWriting,
@@ -30,7 +39,9 @@ const INVALID = { short: "i", help: "do nothing, as for an invalid request" };
 /** `aio_read`. */
 export const aioRead: IoCommand = {
   name: "aio_read",
-  usage: "[-Ciqv] [-P pattern] off len [len..]",
+  get usage() {
+    return `[-Ciq${registered()}v] [-P pattern] off len [len..]`;
+  },
   summary: "asynchronously reads a number of bytes",
   min: 2,
   max: Infinity,
@@ -62,12 +73,14 @@ export const aioRead: IoCommand = {
 /** `aio_write`. */
 export const aioWrite: IoCommand = {
   name: "aio_write",
-  usage: "[-Cfiquz] [-P pattern] off len [len..]",
+  get usage() {
+    return `[-Cfiq${registered()}uz] [-P pattern] off len [len..]`;
+  },
   summary: "asynchronously writes a number of bytes",
   min: 2,
   max: Infinity,
   needs: "writable",
-  options: [TERSE, FUA, INVALID, SILENT, UNMAP, ZERO, FILL],
+  options: [TERSE, FUA, INVALID, SILENT, UNMAP, ZERO, FILL, REGISTERED],
 
   run(call) {
     const { program, background } = call.session;
@@ -133,6 +146,7 @@ function checkTogether(options: WriteOptions, operands: number): void {
     throw new Refusal("-z supports only a single length parameter");
   }
   if (unmap && !zero) throw new Refusal("-u requires -z to be specified");
+  checkBuffer(options);
 }
 
 function requestOf(

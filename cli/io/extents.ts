@@ -7,6 +7,7 @@ import { SECTOR_SIZE } from "../../core/bytes.ts";
 import { isInherited, skipFilters } from "../../core/extents.ts";
 import type { BlockNode } from "../../core/node.ts";
 import { detailLines, type Json } from "../json.ts";
+import { knownDetails } from "../qemu_releases.ts";
 import { integerText } from "../numbers.ts";
 import { type IoCommand, Refusal } from "./command.ts";
 import { byteCount, sizeText } from "./numbers.ts";
@@ -123,7 +124,9 @@ export const info: IoCommand = {
     ];
     if (info.specific) {
       lines.push("Format specific information:");
-      lines.push(...detailLines(info.specific.data as Json, "    "));
+      lines.push(
+        ...detailLines(knownDetails(info.specific.data as Json), "    "),
+      );
     }
     program.print(lines.map((line) => `${line}\n`).join(""));
   },

@@ -11,7 +11,7 @@ import { openNode as open } from "../../core/open.ts";
 import type { CacheMode, OpenOptions } from "../../core/open_options.ts";
 import { nestOptions, type OptionValues } from "../../core/options.ts";
 import { findDriver } from "../../core/registry.ts";
-import { toStack } from "../../core/sources.ts";
+import { applyFormat, toStack } from "../../core/sources.ts";
 import type { Source } from "../../core/spec.ts";
 import { MemoryStore } from "../../core/memory_store.ts";
 import { reporting } from "../images.ts";
@@ -97,7 +97,11 @@ function sourceOf({ filename, options }: Opening): Source {
     // It parses the file name itself.
     return { filename, ...nested };
   }
-  return merged(toStack(filename), nested);
+  const stack = toStack(filename);
+  const named = stack.driver === undefined && typeof driver === "string"
+    ? applyFormat(stack, driver)
+    : stack;
+  return merged(named, nested);
 }
 
 /** Options overridden by others, at every level. */

@@ -6,6 +6,7 @@
 import { BlockError } from "../../core/errors.ts";
 import type { Image } from "../../core/image.ts";
 import type { OptionSpec } from "../getopt.ts";
+import { inRelease } from "../qemu_releases.ts";
 import {
   type Call,
   type IoCommand,
@@ -27,6 +28,9 @@ import {
 /** The byte that fills buffers before a read. */
 export const UNREAD = 0xab;
 
+/** The letter of {@linkcode REGISTERED} in usage texts, where it is known. */
+export const registered = () => inRelease("registeredBuffer");
+
 /** How to show the data read. */
 export interface Showing extends Reporting {
   /** Dump all of it. */
@@ -34,6 +38,9 @@ export interface Showing extends Reporting {
   /** The byte that the data must consist of. */
   pattern?: number;
 }
+
+/** The option for buffers that QEMU registers with its drivers beforehand. */
+export const REGISTERED: OptionSpec = { short: "r", help: "has no effect" };
 
 /** The options on showing the data read. */
 export const SHOWING: readonly OptionSpec[] = [
@@ -45,6 +52,7 @@ export const SHOWING: readonly OptionSpec[] = [
   },
   SILENT,
   { short: "v", help: "show the bytes read" },
+  REGISTERED,
 ];
 
 /** Parse one of these options. */
@@ -63,7 +71,9 @@ export function takeShowing(
 export const read: IoCommand = {
   name: "read",
   alias: "r",
-  usage: "[-abCqv] [-P pattern [-s off] [-l len]] off len",
+  get usage() {
+    return `[-abCq${registered()}v] [-P pattern [-s off] [-l len]] off len`;
+  },
   summary: "reads a number of bytes at a specified offset",
   min: 2,
   max: Infinity,
@@ -77,7 +87,7 @@ export const read: IoCommand = {
 
   async run(call) {
     const { image, background } = call.session;
-    const { vmState, skip, lookAt, ...showing } = parseRead(call);
+    const { vmState, isRegistered, skip, lookAt, ...showing } = parseRead(call);
     if (call.operands.length !== 2) throw call.misused();
     const [offset, length] = call.operands.map((word) => byteCount(word));
     checkLength(length, call.operands[1]);
@@ -85,7 +95,14 @@ export const read: IoCommand = {
       throw call.misused();
     }
     const range = lookedAt(length, skip, lookAt);
-    if (vmState) checkSectors(offset, length);
+    if (vmState) {
+      if (isRegistered) {
+        throw new Refusal(
+          "I/O buffer registration is not supported when reading from vmstate",
+        );
+      }
+      checkSectors(offset, length);
+    }
     const buffer = filled(length, UNREAD);
     const request = () =>
       vmState ? readVmState(image, offset, buffer) : image.read(offset, buffer);
@@ -96,6 +113,7 @@ export const read: IoCommand = {
 
 interface ReadOptions extends Showing {
   vmState?: boolean;
+  isRegistered?: boolean;
   skip?: number;
   lookAt?: number;
 }
@@ -104,6 +122,7 @@ function parseRead(call: Call): ReadOptions {
   const options: ReadOptions = {};
   for (const [option, argument] of call.options()) {
     if (option === "b") options.vmState = true;
+    else if (option === "r") options.isRegistered = true;
     else if (option === "l") options.lookAt = byteCount(argument);
     else if (option === "s") options.skip = byteCount(argument);
     else takeShowing(options, option, argument);
@@ -141,7 +160,9 @@ async function readVmState(
 /** `readv`. */
 export const readv: IoCommand = {
   name: "readv",
-  usage: "[-Cqv] [-P pattern] off len [len..]",
+  get usage() {
+    return `[-Cq${registered()}v] [-P pattern] off len [len..]`;
+  },
   summary: "reads a number of bytes at a specified offset",
   min: 2,
   max: Infinity,

@@ -16,6 +16,7 @@ import {
   TERSE,
 } from "./command.ts";
 import { byteCount, patternByte } from "./numbers.ts";
+import { REGISTERED, registered } from "./read.ts";
 import { reportText } from "./report.ts";
 import {
   checkLength,
@@ -56,6 +57,7 @@ export const ZERO: OptionSpec = { short: "z", help: "write zeroes, not data" };
 export interface WriteOptions extends Reporting, ZeroFlags {
   zero?: boolean;
   pattern?: number;
+  isRegistered?: boolean;
 }
 
 /** Parse an option of all writes. */
@@ -69,14 +71,23 @@ export function takeWriting(
   else if (option === "f") options.fua = true;
   else if (option === "u") options.unmap = true;
   else if (option === "z") options.zero = true;
+  else if (option === "r") options.isRegistered = true;
   else if (option === "P") options.pattern = patternByte(argument);
+}
+
+/** Refuse a registered buffer for a write of zeroes, which uses none. */
+export function checkBuffer({ zero, isRegistered }: WriteOptions): void {
+  if (!zero || !isRegistered) return;
+  throw new Refusal("cannot combine zero write with registered I/O buffer");
 }
 
 /** `write`. */
 export const write: IoCommand = {
   name: "write",
   alias: "w",
-  usage: "[-bcCfnquz] [-P pattern | -s source_file] off len",
+  get usage() {
+    return `[-bcCfnq${registered()}uz] [-P pattern | -s source_file] off len`;
+  },
   summary: "writes a number of bytes at a specified offset",
   min: 2,
   max: Infinity,
@@ -93,6 +104,7 @@ export const write: IoCommand = {
     { short: "s", argument: "FILE", help: "write the content of this file" },
     UNMAP,
     ZERO,
+    REGISTERED,
   ],
 
   async run(call) {
@@ -137,6 +149,7 @@ function checkTogether(options: SingleWriteOptions): void {
   }
   if (noFallback && !zero) throw new Refusal("-n requires -z to be specified");
   if (unmap && !zero) throw new Refusal("-u requires -z to be specified");
+  checkBuffer(options);
   const { pattern, source } = options;
   const contents = [zero || undefined, pattern, source];
   if (contents.filter((content) => content !== undefined).length > 1) {
@@ -206,12 +219,14 @@ async function writeVmState(
 /** `writev`. */
 export const writev: IoCommand = {
   name: "writev",
-  usage: "[-Cfq] [-P pattern] off len [len..]",
+  get usage() {
+    return `[-Cfq${registered()}] [-P pattern] off len [len..]`;
+  },
   summary: "writes a number of bytes at a specified offset",
   min: 2,
   max: Infinity,
   needs: "writable",
-  options: [TERSE, FUA, SILENT, FILL],
+  options: [TERSE, FUA, SILENT, FILL, REGISTERED],
 
   async run(call) {
     const { image } = call.session;

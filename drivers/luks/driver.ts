@@ -41,7 +41,6 @@ import type {
   Extent,
   ImageOperations,
   NodeInfo,
-  Preallocation,
   ReadFlags,
   RequestFlags,
   TruncateOptions,
@@ -108,7 +107,7 @@ async function create(
   options: OptionValues,
   context: CreateContext,
 ): Promise<void> {
-  const { size = 0, preallocation } = options;
+  const { size = 0 } = options;
   const isDetached = options["detached-header"] === true;
   if (options.size === undefined && !isDetached) {
     throw new BlockError("EINVAL", "Image creation needs a size parameter");
@@ -120,10 +119,7 @@ async function create(
   const length = headerAreaLength(algorithms) +
     (isDetached ? 0 : size as number);
   if (!isExactSize(length)) throw tooLarge();
-  const file = await context.createFile(
-    length,
-    preallocation as Preallocation | undefined,
-  ).catch((error) => {
+  const file = await context.createFile(length).catch((error) => {
     throw asBlockError(error).code === "EFBIG" ? tooLarge(error) : error;
   });
   await LuksVolume.make(headerStore(file), algorithms, passphrase, {

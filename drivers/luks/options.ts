@@ -32,11 +32,6 @@ export const CREATE_OPTIONS: OptionTable = {
     type: "boolean",
     help: "Create a detached LUKS header",
   },
-  preallocation: {
-    type: "enum",
-    values: ["off", "falloc", "full"],
-    help: "Preallocation mode (allowed values: off, falloc, full)",
-  },
 };
 
 /** The traits of the driver, needed before it is loaded. */

@@ -41,7 +41,7 @@ export const OPEN_OPTIONS: OptionTable = {
 
 /** Options of `create`; the size of an export cannot be changed. */
 const CREATE_OPTIONS: OptionTable = {
-  size: { type: "size", help: "Size that it must have at least" },
+  size: { type: "size", help: "Virtual disk size" },
   preallocation: {
     type: "enum",
     values: ["off"],

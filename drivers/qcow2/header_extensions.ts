@@ -166,10 +166,11 @@ function parseBitmaps(
     throw invalid("bitmaps_ext: Invalid extension length");
   }
   if (!(header.autoclear.low & Autoclear.BITMAPS)) {
+    const why = header.version < 3
+      ? "This qcow2 v2 image contains bitmaps, but they may have been modified by a program without persistent bitmap support; so now they must all be considered inconsistent"
+      : "a program lacking bitmap support modified this file, so all bitmaps are now considered inconsistent";
     policy.warn(
-      header.version < 3
-        ? "This qcow2 v2 image contains bitmaps, but they may have been modified by a program without persistent bitmap support; so now they must all be considered inconsistent"
-        : "a program lacking bitmap support modified this file, so all bitmaps are now considered inconsistent",
+      `${why}\nSome clusters may be leaked, run 'qemu-img check -r' on the image file to fix.`,
     );
     return undefined;
   }

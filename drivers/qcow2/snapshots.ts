@@ -119,11 +119,11 @@ export async function applySnapshot(
   state: Qcow2State,
   idOrName: string,
 ): Promise<void> {
-  if (state.hasDataFile) throw new BlockError("ENOTSUP");
   if (hasBitmaps(state.header) || state.bitmaps?.count) {
     // How the disk differs from the snapshot is not known.
     throw new BlockError("EBUSY", "Device has active dirty bitmaps");
   }
+  if (state.hasDataFile) throw new BlockError("ENOTSUP");
   const entry = find(state, idOrName);
   const l1 = await readSnapshotL1(state.file, state.geometry, entry);
   await state.changeAsOne(async (undo) => {

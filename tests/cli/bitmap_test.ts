@@ -135,6 +135,28 @@ qemuTest("bitmaps behave as qemu-img's do", async (t) => {
   }
 }, ["qemu-img", "qemu-io"]);
 
+qemuTest(
+  "bitmaps that a change by others made stale are warned of",
+  async () => {
+    await using dir = new TempDir();
+    const cwd = dir.path;
+    await run(["qemu-img", "create", "-q", "-f", "qcow2", "a", "1M"], { cwd });
+    await run(["qemu-img", "bitmap", "--add", "a", "b"], { cwd });
+    {
+      using file = Deno.openSync(dir.file("a"), { read: true, write: true });
+      file.seekSync(88, Deno.SeekMode.Start); // Autoclear features.
+      file.writeSync(new Uint8Array(8));
+    }
+    for (const call of ["info", "map"]) {
+      const theirs = await run(["qemu-img", call, "a"], { cwd });
+      const ours = await run([...BDRV, "qemu-img", call, "a"], { cwd });
+      assertMatch(ours.stderr, /^qemu-img: warning: .*\nSome clusters may be/);
+      // QEMU does not end the line.
+      assertEquals(ours.stderr, `${theirs.stderr}\n`);
+    }
+  },
+);
+
 Deno.test("bitmap --remove-all drops all bitmaps", async () => {
   await using dir = new TempDir();
   const cwd = dir.path;

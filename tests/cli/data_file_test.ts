@@ -24,6 +24,8 @@ async function prepare(cwd: string): Promise<void> {
   await img("create -q -f qcow2 none 1M");
   await img("create -q -f qcow2 -o data_file=x.data nameless 1M");
   await img("amend -o data_file= nameless");
+  await img("create -q -f qcow2 -o data_file=marked.data marked 1M");
+  await img("bitmap --add marked b");
   await Deno.mkdir(`${cwd}/folder`);
 }
 
@@ -120,6 +122,7 @@ besideQemu("images with an external data file are treated as by qemu-img", {
     "create -f qcow2 -o data_file=zzz:x new 1M",
     "snapshot -c one plain",
     "snapshot -a one plain",
+    "snapshot -a one marked",
     "snapshot -d one plain",
     "convert -c -O qcow2 -o data_file=new.data plain new",
     "convert -n -c -f raw -O qcow2 base.raw over",

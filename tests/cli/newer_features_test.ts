@@ -79,3 +79,62 @@ Deno.test({
     );
   },
 });
+
+Deno.test("qemu-io registers buffers for requests that have them", async () => {
+  await using dir = new TempDir();
+  await Deno.writeFile(dir.file("X"), new Uint8Array(65536).fill(7));
+  const output = async (release: string, ...commands: string[]) => {
+    const words = commands.flatMap((command) => ["-c", command]);
+    const { stdout } = await run(tool("qemu-io", "-f", "raw", ...words, "X"), {
+      cwd: dir.path,
+      env: { BDRV_QEMU_VERSION: release },
+    });
+    return stdout.split("\n").filter((line) => !/ops; /.test(line));
+  };
+  const commands = [
+    "read -r -P 7 0 512",
+    "readv -r -P 7 0 512 512",
+    "write -r -P 1 0 512",
+    "writev -r -P 2 512 512",
+    "aio_read -r 0 512",
+    "aio_flush",
+    "aio_write -r 0 512",
+    "aio_flush",
+    "write -rz 0 512",
+    "aio_write -rz 0 512",
+    "read -rb 0 512",
+  ];
+  assertEquals(await output("11.1", ...commands), [
+    "read 512/512 bytes at offset 0",
+    "read 1024/1024 bytes at offset 0",
+    "wrote 512/512 bytes at offset 0",
+    "wrote 512/512 bytes at offset 512",
+    "read 512/512 bytes at offset 0",
+    "wrote 512/512 bytes at offset 0",
+    "cannot combine zero write with registered I/O buffer",
+    "cannot combine zero write with registered I/O buffer",
+    "I/O buffer registration is not supported when reading from vmstate",
+    "",
+  ]);
+  const usage = async (release: string) =>
+    (await output(release, "help")).filter((line) => /^aio_write /.test(line));
+  const words = "[-P pattern] off len [len..] -- " +
+    "asynchronously writes a number of bytes";
+  assertEquals(await usage("11.1"), [`aio_write [-Cfiqruz] ${words}`]);
+  assertEquals(await usage("7.2"), [`aio_write [-Cfiquz] ${words}`]);
+});
+
+Deno.test("qemu-io shows the details of a format that its release knows", async () => {
+  await using dir = new TempDir();
+  const cwd = dir.path;
+  const key = ["--object", "secret,id=k,data=abc"];
+  const made = ["-f", "luks", "-o", "key-secret=k,iter-time=10", "X", "1M"];
+  await runOk(tool("qemu-img", "create", "-q", ...key, ...made), { cwd });
+  const image = "driver=luks,key-secret=k,file.filename=X";
+  const call = tool("qemu-io", ...key, "-c", "info", "--image-opts", image);
+  for (const [release, isShown] of [["7.2", false], ["11.1", true]] as const) {
+    const env = { BDRV_QEMU_VERSION: release };
+    const shown = await runOk(call, { cwd, env });
+    assertEquals(shown.includes("detached header: false"), isShown, release);
+  }
+});

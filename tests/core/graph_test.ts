@@ -306,6 +306,20 @@ Deno.test("nodes of the user's own are shared, and closed by whoever made them",
   assertEquals(own.closed, 1);
 });
 
+Deno.test("an error names what a user's object lacks to be a node", async () => {
+  for (const method of ["readv", "status", "close"] as const) {
+    const own = new OwnNode();
+    Object.defineProperty(own, method, { value: undefined });
+    for (const source of [own, { driver: "raw", file: own }]) {
+      await assertRejects(
+        () => openImage(source),
+        BlockError,
+        `it has no method '${method}'`,
+      );
+    }
+  }
+});
+
 Deno.test("a driver that closes its children does not close shared ones", async () => {
   ended.length = 0;
   const shared = await openImage(watched("shared", memory(512)));

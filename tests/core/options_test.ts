@@ -87,7 +87,7 @@ Deno.test("parseOptions() refuses what does not fit, in QEMU's words", () => {
     [
       "size",
       "16E",
-      "Parameter 'size' expects a non-negative number below 2^64, not '16E'",
+      "Value '16E' is out of range for parameter 'size'",
     ],
     [
       "size",
