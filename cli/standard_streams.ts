@@ -145,20 +145,37 @@ export function checkOutput(): void {
   }
 }
 
-/** Write an image to standard output. */
+/**
+ * Write an image to standard output. If it fails, what a file then holds is
+ * said to be incomplete: it may look like a whole image.
+ */
 export async function writeOutput(
+  program: Program,
   chunks: AsyncIterable<Uint8Array>,
 ): Promise<void> {
   // At a file size limit, fail with an error rather than a signal.
   surviveSignal("SIGXFSZ");
-  for await (const chunk of chunks) {
-    try {
+  let hasBegun = false;
+  try {
+    for await (const chunk of chunks) {
       for (let at = 0; at < chunk.length;) {
         at += await writeSome(chunk.subarray(at));
+        hasBegun = true;
       }
-    } catch (error) {
-      throw streamError("write to standard output", error);
     }
+  } catch (error) {
+    if (hasBegun && outputIsFile()) {
+      program.error("Standard output is left incomplete");
+    }
+    throw error;
+  }
+}
+
+function outputIsFile(): boolean {
+  try {
+    return process.status("/dev/stdout").isFile;
+  } catch {
+    return false;
   }
 }
 
@@ -168,7 +185,9 @@ async function writeSome(bytes: Uint8Array): Promise<number> {
     try {
       return process.output.write(bytes);
     } catch (error) {
-      if (!canRetry(error)) throw error;
+      if (!canRetry(error)) {
+        throw streamError("write to standard output", error);
+      }
       // Signals can be handled meanwhile.
       await new Promise((resolve) => setTimeout(resolve, PAUSE));
     }

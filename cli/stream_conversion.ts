@@ -132,18 +132,19 @@ export async function convertToOutput(
 ): Promise<number> {
   const { imageChunks } = await import("../core/jobs/stream.ts");
   const { checkOutput, writeOutput } = await import("./standard_streams.ts");
-  const { settings, progress } = host;
+  const { program, settings, progress } = host;
   checkPipes(settings, { fromPipe: false, toOutput: true, sources: [] });
   const { size: _, ...create } = await host.createValues(sources);
   const onlyDifferences = create.backing_file !== undefined;
   checkBacking(settings, onlyDifferences, sources.length);
   checkCreation(settings, create);
   checkOutput();
-  await writeOutput(imageChunks(settings.targetFormat, sources, {
+  const chunks = imageChunks(settings.targetFormat, sources, {
     ...streamOptions(host),
     create,
     onlyDifferences,
-  }));
+  });
+  await writeOutput(program, chunks);
   progress.complete();
   return 0;
 }

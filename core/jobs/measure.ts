@@ -98,7 +98,9 @@ export async function measure<Format extends string>(
         if (pace.isDue) await pace.rest();
         return await job.request(() =>
           chainStatus(held.node, offset, length, { signal })
-        );
+        ).catch((error) => {
+          throw asBlockError(error).prefixed("Unable to get block status: ");
+        });
       }),
     });
   } catch (error) {

@@ -161,7 +161,9 @@ async function forgetPast(state: Qcow2State, end: number): Promise<void> {
   for (; index < header.l1Size; index++) {
     const first = index * geometry.l2Coverage;
     if (first >= header.size) break;
-    if (clusters.l2TableOffset(index) === 0) continue;
+    const table = clusters.l2TableOffset(index);
+    // Nothing can be read through a table that is in no cluster of its own.
+    if (table === 0 || !geometry.isAligned(table)) continue;
     const last = Math.min(first + geometry.l2Coverage, header.size);
     await cutOff(state, Math.max(start, first), last, "always");
   }

@@ -22,6 +22,7 @@ const SETUP = [
   "create -f qcow2 -o cluster_size=512,compat=0.10 old.qcow2 1M",
   "create -f parallels disk.hds 1M",
   "create -f vdi disk.vdi 1M",
+  "create -f qed old.qed 1M",
 ];
 
 /** Arguments, and a command after each `;`. */
@@ -119,6 +120,10 @@ const CALLS: { [subject: string]: string[] } = {
     "-f qcow2 top.qcow2; reopen -o driver=qcow2,file.driver=file; reopen -o file.driver=raw; reopen -o auto-read-only=x; reopen -o backing.driver=qcow2",
     "-f qcow2 top.qcow2; reopen -o overlap-check=none; reopen -o overlap-check.template=all; reopen -o overlap-check.main-header=off; write 0 1k; reopen -o overlap-check=constant,overlap-check.template=all",
     "-f qcow2 top.qcow2; reopen -o cache-size=1M; reopen -o l2-cache-size=512k; reopen -o refcount-cache-size=256k; reopen -o cache-size=1M,l2-cache-size=64k,refcount-cache-size=64k; reopen -o cache-clean-interval=-1",
+  ],
+  "what cannot be resized": [
+    "-f qed old.qed; truncate 512k; length; truncate 2M; length",
+    "--image-opts driver=null-co,size=1M; truncate 2M; length",
   ],
   "odd numbers": [
     "-C -f qcow2 top.qcow2; info; truncate 9223372036854775807; length",

@@ -207,6 +207,22 @@ Deno.test({
         "bdrv: Could not open 'none': No such file or directory\n",
       ],
     ];
+    // A file that is not whole could be taken for an image.
+    for (const format of ["raw", "qcow2"]) {
+      const call = `${bdrv} convert -O ${format} source - > part`;
+      const { code, stderr } = await run(
+        ["bash", "-c", `ulimit -f 4096; ${call}`],
+        { cwd: source.path },
+      );
+      assertEquals(
+        [code, stderr],
+        [
+          1,
+          "bdrv: Standard output is left incomplete\n" +
+          "bdrv: Cannot write to standard output: File too large\n",
+        ],
+      );
+    }
     for (const [args, expected] of calls) {
       const { code, stderr } = await run(
         ["bash", "-c", `${bdrv} ${args} > /dev/full`],

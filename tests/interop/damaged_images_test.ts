@@ -143,3 +143,31 @@ qemuTest(
   },
   TOOLS,
 );
+
+qemuTest(
+  "what does not need a table that is not aligned goes on without it",
+  async () => {
+    await using dir = new TempDir();
+    const { path: cwd } = dir;
+    await runOk(["qemu-img", "create", "-q", "-f", "qcow2", "a.qcow2", "4M"], {
+      cwd,
+    });
+    await runOk(["qemu-io", "-c", "write 0 64k", "a.qcow2"], { cwd });
+    const l1 = offsetAt(await Deno.readFile(dir.file("a.qcow2")), L1_OFFSET);
+    await patch(dir.file("a.qcow2"), l1, (view) => {
+      view.setUint32(4, view.getUint32(4) | 0x200);
+    });
+    const damaged = await Deno.readFile(dir.file("a.qcow2"));
+    await assertSameOutput(["measure", "-O", "qcow2", "a.qcow2"], cwd);
+    const grow = ["resize", "a.qcow2", "5M"];
+    const theirs = await run(["qemu-img", ...grow], { cwd });
+    const grown = await Deno.readFile(dir.file("a.qcow2"));
+    await Deno.writeFile(dir.file("a.qcow2"), damaged);
+    assertEquals(await run([...OURS, ...grow], { cwd }), theirs);
+    assertEquals(
+      (await Deno.readFile(dir.file("a.qcow2"))).subarray(0, 80),
+      grown.subarray(0, 80),
+    );
+  },
+  TOOLS,
+);
