@@ -33,13 +33,11 @@ export async function run(
     const { tlsCreds, tlsHostname, bind } = request;
     const address = addressOf(request);
     const hostname = tlsHostname ?? bind;
-    if (tlsCreds !== undefined && !hostname && "path" in address) {
+    const tls = tlsCredentials(tlsCreds, "client");
+    if (tls?.hasCertificates && !hostname && "path" in address) {
       throw new CommandError("No hostname for certificate validation");
     }
-    return await list(program, address, {
-      tls: tlsCredentials(tlsCreds, "client"),
-      hostname,
-    });
+    return await list(program, address, { tls, hostname });
   }
   if (request.fork && !isForked()) return await forkServer();
   return await serve(program, request, activated);

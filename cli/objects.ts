@@ -13,13 +13,18 @@ import {
   authorizationOf,
   AUTHZ_HELP,
 } from "./authz_object.ts";
-import { defineTlsObject, TLS_HELP } from "./tls_object.ts";
+import {
+  defineSharedKeysObject,
+  defineTlsObject,
+  SHARED_KEYS_HELP,
+  TLS_HELP,
+} from "./tls_object.ts";
 import { defineThrottleObject, THROTTLE_HELP } from "./throttle_object.ts";
 
 /** The text of `--object help`. */
 const OBJECT_HELP =
   "List of user creatable objects:\n  authz-list\n  authz-simple\n  secret\n  throttle-group\n" +
-  "  tls-creds-x509\n";
+  "  tls-creds-psk\n  tls-creds-x509\n";
 
 /** The text of `--object secret,help`. */
 const SECRET_HELP = `secret options:
@@ -64,8 +69,13 @@ export class Secrets {
       defineTlsObject(identifier(properties), properties, secret);
       return undefined;
     }
-    if (type === "tls-creds-psk" || type === "tls-creds-anon") {
-      throw invalid(`This runtime has no ${type}: use tls-creds-x509`);
+    if (type === "tls-creds-psk") {
+      if (isHelp) return SHARED_KEYS_HELP;
+      defineSharedKeysObject(identifier(properties), properties);
+      return undefined;
+    }
+    if (type === "tls-creds-anon") {
+      throw invalid("No runtime has tls-creds-anon: use tls-creds-x509");
     }
     if (type === "authz-simple" || type === "authz-list") {
       if (isHelp) return AUTHZ_HELP[type];
@@ -78,7 +88,7 @@ export class Secrets {
         `Parameter 'qom-type' does not accept value '${type}'`,
         [
           ...["secret", "throttle-group", "tls-creds-x509"],
-          ...["authz-simple", "authz-list"],
+          ...["tls-creds-psk", "authz-simple", "authz-list"],
         ],
       );
     }

@@ -96,15 +96,24 @@ async function containerOf(
   return options.file === undefined ? undefined : { driver, options, isRaw };
 }
 
-/** The driver for a packed file, by its beginning. */
+/**
+ * The driver for a packed file, by its beginning; `undefined` if it is not one,
+ * or cannot be opened.
+ */
 async function wrappingDriver(
   program: Program,
   source: Source,
 ): Promise<string | undefined> {
-  const file = await openProtocol(source, {
-    readOnly: true,
-    ...reporting(program),
-  });
+  let file: BlockNode;
+  try {
+    file = await openProtocol(source, {
+      readOnly: true,
+      ...reporting(program),
+    });
+  } catch {
+    // Opening it as an image has failed before, and said why.
+    return undefined;
+  }
   try {
     const head = new Uint8Array(HEAD_LENGTH);
     await readPadded(file, 0, [head.subarray(0, file.size)]);

@@ -1,11 +1,13 @@
 /**
- * `--object tls-creds-x509`: certificates in a folder.
+ * `--object tls-creds-x509` and `tls-creds-psk`: certificates, or keys shared in
+ * advance, in a folder.
  *
  * @module
  */
 import { parseBoolean } from "../core/options.ts";
 import { asBlockError, invalid, strerror } from "../core/errors.ts";
 import { process } from "../core/platform/this_process.ts";
+import { parseSharedKeys } from "../core/shared_keys.ts";
 import {
   defineTlsCredentials,
   TlsCredentials,
@@ -20,8 +22,16 @@ export const TLS_HELP = `tls-creds-x509 options:
   verify-peer=<bool>
 `;
 
+/** What `--object tls-creds-psk,help` prints. */
+export const SHARED_KEYS_HELP = `tls-creds-psk options:
+  dir=<string>
+  endpoint=<QCryptoTLSCredsEndpoint>
+  username=<string>
+  verify-peer=<bool>
+`;
+
 /**
- * The credentials that properties describe.
+ * Define the credentials that the properties of a `tls-creds-x509` describe.
  *
  * @param secret Finds a secret by its id.
  */
@@ -30,22 +40,8 @@ export function defineTlsObject(
   properties: ReadonlyMap<string, string>,
   secret: (id: string) => Uint8Array | undefined,
 ): void {
-  const known = ["id", "qom-type", "dir", "endpoint", "passwordid"];
-  for (const name of properties.keys()) {
-    if (name === "priority") {
-      throw invalid("Parameter 'priority' is not supported");
-    }
-    if ([...known, "verify-peer"].includes(name)) continue;
-    throw invalid(`Parameter '${name}' is unexpected`);
-  }
-  const endpoint = properties.get("endpoint") ?? "client";
-  if (endpoint !== "client" && endpoint !== "server") {
-    throw invalid(`Parameter 'endpoint' does not accept value '${endpoint}'`);
-  }
-  const dir = properties.get("dir");
-  if (dir === undefined) throw invalid("Missing 'dir' property value");
+  const { endpoint, verifyPeer, dir } = parse(properties, "passwordid");
   const isServer = endpoint === "server";
-  const verifyPeer = flag(properties.get("verify-peer") ?? "on");
   const passwordId = properties.get("passwordid");
   const password = passwordId === undefined ? undefined : secret(passwordId);
   if (passwordId !== undefined && !password) {
@@ -71,6 +67,53 @@ export function defineTlsObject(
       ...(password && { passphrase: new TextDecoder().decode(password) }),
     }),
   );
+}
+
+/** Define the credentials that the properties of a `tls-creds-psk` describe. */
+export function defineSharedKeysObject(
+  id: string,
+  properties: ReadonlyMap<string, string>,
+): void {
+  // Whoever has a key has been verified.
+  const { endpoint, dir } = parse(properties, "username");
+  const username = properties.get("username");
+  const path = `${dir}/keys.psk`;
+  const keys = read(path, true)!;
+  const users = usersIn(path, keys);
+  if (endpoint === "client" && !users.has(username ?? "qemu")) {
+    throw invalid(
+      `Username ${username ?? "qemu"} not found in PSK file ${path}`,
+    );
+  }
+  defineTlsCredentials(id, new TlsCredentials({ endpoint, keys, username }));
+}
+
+function usersIn(path: string, text: string): ReadonlyMap<string, unknown> {
+  try {
+    return parseSharedKeys(text);
+  } catch (error) {
+    throw asBlockError(error).prefixed(`${path}: `);
+  }
+}
+
+/** What all credentials have, and another property. */
+function parse(properties: ReadonlyMap<string, string>, other: string) {
+  const known = ["id", "qom-type", "dir", "endpoint", "verify-peer", other];
+  for (const name of properties.keys()) {
+    if (name === "priority") {
+      throw invalid("Parameter 'priority' is not supported");
+    }
+    if (known.includes(name)) continue;
+    throw invalid(`Parameter '${name}' is unexpected`);
+  }
+  const endpoint = properties.get("endpoint") ?? "client";
+  if (endpoint !== "client" && endpoint !== "server") {
+    throw invalid(`Parameter 'endpoint' does not accept value '${endpoint}'`);
+  }
+  const dir = properties.get("dir");
+  if (dir === undefined) throw invalid("Missing 'dir' property value");
+  const verifyPeer = flag(properties.get("verify-peer") ?? "on");
+  return { endpoint, verifyPeer, dir } as const;
 }
 
 function flag(value: string): boolean {

@@ -5,6 +5,9 @@
  */
 import { BlockError } from "./errors.ts";
 
+/** The longest delay of a timer, in milliseconds; longer ones end at once. */
+export const LONGEST_DELAY = 2 ** 31 - 1;
+
 /** The error of a cancelled request; the signal's reason is its cause. */
 export function aborted(signal: AbortSignal): BlockError {
   return new BlockError("ECANCELED", undefined, { cause: signal.reason });

@@ -6,7 +6,7 @@
  *
  * @module
  */
-import { checkSignal, lockUnlessAborted } from "./abort.ts";
+import { checkSignal, lockUnlessAborted, LONGEST_DELAY } from "./abort.ts";
 import { AMOUNT, checkOptions } from "./checks.ts";
 import { BlockError, invalid } from "./errors.ts";
 import { Mutex } from "./lock.ts";
@@ -216,8 +216,8 @@ export class ThrottleGroup {
 
 /** Wait `seconds` seconds. */
 async function delay(seconds: number, signal?: AbortSignal): Promise<void> {
-  // A timer takes at most 31 bits of milliseconds; the caller checks again.
-  const milliseconds = Math.min(Math.ceil(seconds * 1000), 2 ** 31 - 1);
+  // The caller checks again.
+  const milliseconds = Math.min(Math.ceil(seconds * 1000), LONGEST_DELAY);
   const { promise, resolve } = Promise.withResolvers<void>();
   const timer = setTimeout(resolve, milliseconds);
   const wake = () => resolve();

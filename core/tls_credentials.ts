@@ -1,22 +1,32 @@
 /**
- * Credentials for encrypted connections: certificates, and the authorities to
- * trust.
+ * Credentials for encrypted connections: certificates and the authorities to
+ * trust, or keys shared in advance.
  *
  * @module
  */
 import { BlockError, invalid } from "./errors.ts";
 import { platform } from "./platform/mod.ts";
 import type { ByteStream } from "./platform/sockets.ts";
-import type { Tls, TlsIdentity } from "./platform/tls.ts";
+import type { SharedKeys, Tls, TlsIdentity } from "./platform/tls.ts";
+import { parseSharedKeys } from "./shared_keys.ts";
 
 /**
- * What {@linkcode TlsCredentials} are made of; all in PEM.
+ * What {@linkcode TlsCredentials} are made of: certificates, all in PEM, or
+ * `keys`.
  *
  * @category Security
  */
 export interface TlsCredentialsOptions extends TlsIdentity {
   /** Which end of a connection they belong to. */
   readonly endpoint: "client" | "server";
+  /**
+   * Keys shared in advance (PSK), instead of certificates: the text of a file
+   * that GnuTLS's `psktool` makes, a line `name:key` for each user, with the
+   * key in hexadecimal. They need Node.js; Deno and Bun have none.
+   */
+  readonly keys?: string;
+  /** Which of the keys a client has. Default: `qemu`. */
+  readonly username?: string;
 }
 
 /**
@@ -38,26 +48,42 @@ export interface TlsCredentialsOptions extends TlsIdentity {
 export class TlsCredentials {
   /** Which end of a connection they belong to. */
   readonly endpoint: "client" | "server";
-  readonly #identity: TlsIdentity;
+  readonly #identity: TlsIdentity | SharedKeys;
 
   /**
-   * Create credentials. Certificates and key are not checked before they are
-   * used.
+   * Create credentials. Certificates and their keys are not checked before they
+   * are used.
    *
-   * @throws {BlockError} EINVAL if a server has no certificate.
+   * @throws {BlockError} EINVAL if a server has no certificate, or `keys` are
+   * malformed or lack the client's; ENOTSUP if the runtime has no `keys`.
    */
-  constructor({ endpoint, ...identity }: TlsCredentialsOptions) {
+  constructor(
+    { endpoint, keys, username, ...identity }: TlsCredentialsOptions,
+  ) {
     const isServer = endpoint === "server";
+    this.endpoint = endpoint;
+    if (keys !== undefined) {
+      if (Object.values(identity).some((value) => value !== undefined)) {
+        throw invalid("Keys shared in advance replace certificates");
+      }
+      this.#identity = sharedKeys(isServer, keys, username);
+      return;
+    }
+    if (username !== undefined) throw invalid("A username needs keys");
     if (isServer && !(identity.certificate && identity.key)) {
       throw invalid("A server needs a certificate and its key");
     }
-    this.endpoint = endpoint;
     this.#identity = identity;
+  }
+
+  /** Whether they are certificates rather than keys shared in advance. */
+  get hasCertificates(): boolean {
+    return !("keys" in this.#identity);
   }
 
   /**
    * Encrypt a connection as its client. The server's certificate must be for
-   * `host`.
+   * `host`; with keys, there is none.
    *
    * @throws {BlockError} EACCES if it is not, ENOTSUP if the runtime cannot.
    */
@@ -79,6 +105,27 @@ export class TlsCredentials {
   ): Promise<ByteStream> {
     return await (await tls()).accept(stream, this.#identity, authorize);
   }
+}
+
+function sharedKeys(
+  isServer: boolean,
+  text: string,
+  username?: string,
+): SharedKeys {
+  if (!platform().hasSharedKeys) {
+    throw new BlockError(
+      "ENOTSUP",
+      "TLS with keys shared in advance (PSK) needs Node.js; Deno and Bun have only certificates",
+    );
+  }
+  const keys = parseSharedKeys(text);
+  if (isServer) {
+    if (username === undefined) return { keys };
+    throw invalid("username should not be set when endpoint=server");
+  }
+  const key = keys.get(username ?? "qemu");
+  if (key) return { keys: new Map([[username ?? "qemu", key]]) };
+  throw invalid(`No key of user '${username ?? "qemu"}'`);
 }
 
 async function tls(): Promise<Tls> {

@@ -22,9 +22,11 @@ export function absentDriver(facts: DriverTraits): BlockDriver {
   return {
     ...facts,
     async open(options) {
-      // A server that cannot be reached, or is not an SSH server, is reported
-      // first.
-      if (name === "ssh") await reachSsh(options);
+      // As in QEMU, wrong options for a server, and one that cannot be reached,
+      // are reported first.
+      if (name === "ssh" && options.filename === undefined) {
+        await reachSsh(options);
+      }
       throw refused();
     },
     create: () => Promise.reject(refused()),
@@ -47,10 +49,8 @@ const INSTEAD: { readonly [name: string]: string } = {
 
 /** Connect to the port of an SSH server, as if to use it. */
 async function reachSsh(options: OptionValues): Promise<void> {
-  const { server, filename } = options;
-  const named = typeof filename === "string" ? partsOf(filename) : {};
+  const { server } = options;
   const { host = "localhost", port = "22" } = {
-    ...named,
     ...server as OptionValues,
     ...definedOf({
       host: options.host ?? options["server.host"],
@@ -69,12 +69,6 @@ async function reachSsh(options: OptionValues): Promise<void> {
     if (error.message !== strerror(error.code)) throw error;
     throw error.prefixed(`Failed to connect to '${addressText(address)}': `);
   }
-}
-
-function partsOf(filename: string): OptionValues {
-  const [, host, port] =
-    /^ssh:\/\/(?:[^@/]*@)?(\[[^\]]*\]|[^:/]+)(?::(\d+))?/.exec(filename) ?? [];
-  return definedOf({ host: host?.replace(/^\[(.*)\]$/, "$1"), port });
 }
 
 function definedOf(options: OptionValues): OptionValues {

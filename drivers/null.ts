@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { checkSignal } from "../core/abort.ts";
+import { checkSignal, LONGEST_DELAY } from "../core/abort.ts";
 import { fillVector, type IoVector, vectorLength } from "../core/bytes.ts";
 import type { BlockDriver } from "../core/driver.ts";
 import { invalid } from "../core/errors.ts";
@@ -81,7 +81,11 @@ function nullNode(
   { size, latency, zeroes }: NullOptions,
 ): BlockNode {
   const pass = async () => {
-    if (latency > 0) await new Promise((done) => setTimeout(done, latency));
+    if (latency > 0) {
+      await new Promise((done) =>
+        setTimeout(done, Math.min(latency, LONGEST_DELAY))
+      );
+    }
   };
   const node: BlockNode = {
     driver,

@@ -251,7 +251,6 @@ class Conversion implements ConversionHost {
     using target = new Target(this.program, this.target, needed);
     await usingNodes([backing], async () => {
       if (created) await this.#make(target, created);
-      else target.use();
     });
     const node = await openImageArgument(this.program, this.target, {
       format: settings.targetImageOpts
@@ -265,6 +264,7 @@ class Conversion implements ConversionHost {
       options: created && keyOptions(created),
     });
     await usingNodes([node], async () => {
+      if (!created) target.use();
       const isFresh = created !== undefined &&
         created.backing_file === undefined;
       await fill(node, {

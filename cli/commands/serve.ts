@@ -82,7 +82,7 @@ export const command: Command = {
     {
       long: "tls-creds",
       argument: "ID",
-      help: "encrypt, by a --object of type tls-creds-x509",
+      help: "encrypt, by a --object of type tls-creds-x509 or -psk",
     },
   ],
   notes: "Without --writable the image is opened read-only.\n" +

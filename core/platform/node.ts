@@ -39,6 +39,8 @@ export function nodePlatform(): Platform | null {
     files,
     sockets: async () => (await import("./node_sockets.ts")).nodeSockets(),
     tls: async () => (await import("./node_tls.ts")).nodeTls(),
+    // Bun ignores them, as Deno does.
+    hasSharedKeys: !("Bun" in globalThis),
     startWorker,
     environment: (name) => process.env[name],
     unrefTimer: (timer) => (timer as { unref?(): void }).unref?.(),

@@ -7,7 +7,7 @@ import { BlockError } from "../errors.ts";
 import { nodeModule } from "./node_modules.ts";
 import { type NodeSocket, nodeStream } from "./node_sockets.ts";
 import type { ByteStream } from "./sockets.ts";
-import type { Tls, TlsIdentity } from "./tls.ts";
+import type { SharedKeys, Tls, TlsIdentity } from "./tls.ts";
 
 interface Duplex extends NodeSocket {
   push(bytes: Uint8Array | null): void;
@@ -25,14 +25,24 @@ interface DuplexOptions {
   destroy(error: unknown, done: (error: unknown) => void): void;
 }
 
+interface PeerCertificate {
+  readonly raw?: Uint8Array;
+}
+
 interface TlsSocket extends NodeSocket {
-  getPeerCertificate(): { readonly raw?: Uint8Array };
+  getPeerCertificate(): PeerCertificate;
+  /** Why the client's certificate is not trusted. */
+  readonly authorizationError?: string | null;
 }
 
 interface NodeTls {
   connect(options: object): NodeSocket;
   createServer(options: object): {
     on(event: string, listener: (error: Error) => void): void;
+    on(
+      event: "tlsClientError",
+      listener: (error: Error, socket?: TlsSocket) => void,
+    ): void;
     on(event: "secureConnection", listener: (socket: TlsSocket) => void): void;
     emit(event: "connection", socket: Duplex): void;
   };
@@ -81,22 +91,44 @@ async function writeAll(stream: ByteStream, bytes: Uint8Array): Promise<void> {
   }
 }
 
-function optionsOf(identity: TlsIdentity): object {
+/**
+ * The cipher suites that can be used with shared keys. OpenSSL allows those of
+ * TLS 1.3 whose hash is SHA-256; those of TLS 1.2 are off by default.
+ */
+const SHARED_KEY_CIPHERS = [
+  ...["TLS_AES_128_GCM_SHA256", "TLS_CHACHA20_POLY1305_SHA256"],
+  ...["kECDHEPSK+HIGH", "kDHEPSK+HIGH", "kPSK+HIGH", "!eNULL"],
+].join(":");
+
+function optionsOf(identity: TlsIdentity | SharedKeys): object {
+  const minVersion = "TLSv1.2";
+  if ("keys" in identity) return { minVersion, ciphers: SHARED_KEY_CIPHERS };
   const { ca, certificate, key, passphrase, verifyPeer = true } = identity;
   return {
     ca,
     cert: certificate,
     key,
     passphrase,
-    minVersion: "TLSv1.2",
+    minVersion,
     rejectUnauthorized: verifyPeer,
+  };
+}
+
+/** What a client is asked for its key by. */
+function clientKey({ keys }: SharedKeys): object {
+  const [[identity, psk]] = keys;
+  return {
+    pskCallback: () => ({ identity, psk }),
+    // A server without the key could show a certificate that anybody can have.
+    checkServerIdentity: (_host: string, { raw }: PeerCertificate) =>
+      raw && new Error("The server has a certificate, but not the key."),
   };
 }
 
 async function connect(
   tls: NodeTls,
   stream: ByteStream,
-  identity: TlsIdentity,
+  identity: TlsIdentity | SharedKeys,
   host: string,
 ): Promise<ByteStream> {
   // An IP address is not valid for server name indication.
@@ -104,6 +136,7 @@ async function connect(
   const raw = duplexOf(stream);
   const socket = tls.connect({
     ...optionsOf(identity),
+    ..."keys" in identity && clientKey(identity),
     socket: raw,
     host,
     ...(!isAddress && { servername: host }),
@@ -120,17 +153,25 @@ async function connect(
 async function accept(
   tls: NodeTls,
   stream: ByteStream,
-  identity: TlsIdentity,
+  identity: TlsIdentity | SharedKeys,
   authorize?: (name: string) => boolean,
 ): Promise<ByteStream> {
-  const { verifyPeer = true } = identity;
-  const options = { ...optionsOf(identity), requestCert: verifyPeer };
+  const options = {
+    ...optionsOf(identity),
+    ..."keys" in identity
+      ? { pskCallback: (_: object, name: string) => identity.keys.get(name) }
+      : { requestCert: identity.verifyPeer ?? true },
+  };
   const server = tls.createServer(options);
   const raw = duplexOf(stream);
   const socket = await new Promise<TlsSocket>((resolve, reject) => {
     const fail = (error: Error) => reject(tlsError(error));
     server.on("secureConnection", resolve);
-    server.on("tlsClientError", fail);
+    server.on("tlsClientError", (error, socket) => {
+      // What is wrong with a client's certificate is not in the error.
+      const code = socket?.authorizationError;
+      fail(code ? Object.assign(new Error(code), { code }) : error);
+    });
     server.on("error", fail);
     raw.on("error", fail);
     onceGone([raw], fail);
@@ -201,6 +242,13 @@ function tlsError(error: Error, host?: string): BlockError {
     ? `The certificate ${UNTRUSTED[code]}`
     : /no certificate|did not return a certificate/i.test(message)
     ? "Verify failed: No certificate was found."
-    : `TLS handshake failed: ${message.split("\n")[0]}`;
+    : `TLS handshake failed: ${reasonIn(message.split("\n")[0])}`;
   return new BlockError("EACCES", text, { cause: error });
+}
+
+/** The reason in a message, which of OpenSSL's is one of many fields. */
+function reasonIn(message: string): string {
+  const fields = message.split(":");
+  const at = fields.indexOf("SSL routines");
+  return at < 0 ? message : fields[at + 2] || message;
 }

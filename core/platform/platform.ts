@@ -20,6 +20,8 @@ export interface Platform {
   readonly sockets?: () => Promise<Sockets>;
   /** Load the module that encrypts connections. */
   readonly tls?: () => Promise<Tls>;
+  /** Whether its TLS has keys shared in advance (PSK), not only certificates. */
+  readonly hasSharedKeys?: boolean;
   /** The system's C library, where it may be called. */
   libc(): Libc | null;
   /** Other libraries of the system, where they may be called. */

@@ -23,12 +23,21 @@ export interface TlsIdentity {
   readonly verifyPeer?: boolean;
 }
 
+/** Keys that both ends have been given in advance (PSK). */
+export interface SharedKeys {
+  /** The key of each user. A client has just its own. */
+  readonly keys: ReadonlyMap<string, Uint8Array>;
+}
+
 /** A runtime's TLS. */
 export interface Tls {
-  /** Act as the client; the server's certificate must be for `host`. */
+  /**
+   * Act as the client; the server's certificate must be for `host`, unless it
+   * proves that it has the key.
+   */
   connect(
     stream: ByteStream,
-    identity: TlsIdentity,
+    identity: TlsIdentity | SharedKeys,
     host: string,
   ): Promise<ByteStream>;
   /**
@@ -37,7 +46,7 @@ export interface Tls {
    */
   accept(
     stream: ByteStream,
-    identity: TlsIdentity,
+    identity: TlsIdentity | SharedKeys,
     authorize?: (name: string) => boolean,
   ): Promise<ByteStream>;
 }

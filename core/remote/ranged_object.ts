@@ -10,7 +10,7 @@
 import { unlessAborted } from "../abort.ts";
 import { BlockError } from "../errors.ts";
 import { shortened } from "../values.ts";
-import { type Patience, retrying, TransientError } from "./retry.ts";
+import { type Patience, pauseOf, retrying, TransientError } from "./retry.ts";
 
 /** A request to be sent to the object's URL. */
 export interface RangeRequest {
@@ -378,12 +378,11 @@ function checkEncoding({ headers }: Response): void {
 const TRANSIENT = new Set([408, 425, 429, 500, 502, 503, 504]);
 
 /** The error for a status that is not success. */
-export function statusError({ status, headers }: Response): BlockError {
+export function statusError(response: Response): BlockError {
+  const { status } = response;
   const message = `The requested URL returned error: ${status}`;
   if (TRANSIENT.has(status)) {
-    const seconds = Number(headers.get("retry-after") ?? NaN);
-    const pause = Number.isFinite(seconds) ? seconds * 1000 : undefined;
-    return new TransientError("EIO", message, pause);
+    return new TransientError("EIO", message, pauseOf(response));
   }
   const code = status === 404 || status === 410
     ? "ENOENT"

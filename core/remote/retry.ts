@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { aborted, checkSignal } from "../abort.ts";
+import { aborted, checkSignal, LONGEST_DELAY } from "../abort.ts";
 import { BlockError, type ErrorCode } from "../errors.ts";
 
 /** How long to put up with a failing server. */
@@ -27,6 +27,20 @@ export class TransientError extends BlockError {
     super(code, message);
     this.pause = pause;
   }
+}
+
+/**
+ * How long a response asks to wait until the request is repeated (RFC 9110,
+ * section 10.2.3: seconds or a date), in milliseconds; `undefined` if it does
+ * not say.
+ */
+export function pauseOf({ headers }: Response): number | undefined {
+  const text = headers.get("retry-after")?.trim();
+  if (!text) return undefined;
+  const pause = /^\d+$/.test(text)
+    ? Number(text) * 1000
+    : Date.parse(text) - Date.now();
+  return pause >= 0 ? pause : undefined;
 }
 
 /** The first pause, in milliseconds; each one is twice as long as the last. */
@@ -128,7 +142,7 @@ class Watch {
     this.#timer = setTimeout(() => {
       this.isOver = true;
       this.#controller.abort();
-    }, this.#timeout);
+    }, Math.min(this.#timeout, LONGEST_DELAY));
   }
 
   stop(): void {

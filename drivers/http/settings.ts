@@ -234,7 +234,10 @@ async function headersOf(
   }
   const authorization = authorizationOf(
     text("username") ?? decoded(url.username),
-    await secret("password-secret") ?? decoded(url.password),
+    // Passwords have no control characters (RFC 7617, section 2), but files end
+    // with a newline.
+    (await secret("password-secret"))?.replace(/\r?\n$/, "") ??
+      decoded(url.password),
     await secret("bearer-secret"),
   );
   if (authorization) setHeader(headers, "authorization", authorization);

@@ -107,6 +107,11 @@ export class ClientHandshake {
   #structured = false;
   /** Whether the server is waiting for options. */
   #canLeave = false;
+  /**
+   * Whether the server has said anything since the last TLS handshake, in which
+   * a client does not learn yet that its certificate is refused.
+   */
+  #isAdmitted = true;
   #extended = false;
 
   constructor(stream: ByteStream, requested: HandshakeRequest) {
@@ -231,6 +236,7 @@ export class ClientHandshake {
       throw fault("Unexpected data before the TLS handshake");
     }
     this.#stream = await tls.connect(this.#stream);
+    this.#isAdmitted = false;
     this.#reader = new MessageReader(this.#stream);
     this.#writer = new MessageWriter(this.#stream);
   }
@@ -496,9 +502,19 @@ export class ClientHandshake {
 
   async #read(length: number, what: string): Promise<Fields> {
     try {
-      return await this.#reader.message(length);
+      const message = await this.#reader.message(length);
+      this.#isAdmitted = true;
+      return message;
     } catch (error) {
       if (!(error instanceof ConnectionLost)) throw error;
+      if (!this.#isAdmitted) {
+        throw new BlockError(
+          "EIO",
+          `Failed to read ${what}: Cannot read from TLS channel: ` +
+            "Software caused connection abort",
+          { cause: error },
+        );
+      }
       throw error.prefixed(`Failed to read ${what}: `);
     }
   }

@@ -132,10 +132,10 @@ function tlsOf(
   if (credentials === undefined) return undefined;
   const found = findTlsCredentials(credentials, "client");
   const host = hostname ?? ("host" in server ? server.host : undefined);
-  if (host === undefined) {
+  if (host === undefined && found.hasCertificates) {
     throw invalid("No hostname for certificate validation");
   }
-  return { connect: (stream) => found.connect(stream, host) };
+  return { connect: (stream) => found.connect(stream, host ?? "") };
 }
 
 function connect(
@@ -217,6 +217,10 @@ async function useExisting(
   let link: Link;
   try {
     link = await connect(place, connection);
+    if (link.first.info.flags & FLAG.READ_ONLY) {
+      await link.close();
+      throw notOpened("EACCES");
+    }
   } catch (error) {
     if (!(error instanceof BlockError)) throw error;
     throw error.prefixed(
@@ -270,7 +274,6 @@ class NbdNode implements BlockNode {
     const { info, extended, hasContext } = link.first;
     const { size, flags, blockSizes } = info;
     this.#link = link;
-    this.#status = new StatusCache(link);
     this.#flags = flags;
     this.#dirtyBitmap = dirtyBitmap !== undefined;
     this.filename = typeof place.server === "function"
@@ -286,6 +289,9 @@ class NbdNode implements BlockNode {
     // Without further knowledge, whole sectors are safe.
     const minimum = blockSizes?.minimum ??
       (hasContext || size % 512 !== 0 ? 1 : 512);
+    // What is partly allocated is data; what is partly dirty, dirty.
+    const mixed = dirtyBitmap === undefined ? 0 : STATE.DIRTY;
+    this.#status = new StatusCache(link, minimum, mixed);
     const range = extended ? undefined : MAX_RANGE;
     this.limits = {
       requestAlignment: minimum,
@@ -392,12 +398,17 @@ class NbdNode implements BlockNode {
     if (!hasContext) {
       return { length: inside, allocated: true, zero: false, ...place };
     }
-    const asked = this.#status.first(offset, inside);
+    // A server may refuse to tell about parts of its blocks.
+    const unit = this.limits.requestAlignment ?? 1;
+    const skipped = offset % unit;
+    const end = Math.ceil((offset + inside) / unit) * unit;
+    const start = offset - skipped;
+    const asked = this.#status.first(start, end - start);
     const run = await unlessAborted(asked, flags?.signal);
     const isHole = (run.flags & STATE.HOLE) !== 0;
     const zero = (run.flags & STATE.ZERO) !== 0;
     return {
-      length: run.length,
+      length: Math.min(run.length - skipped, inside),
       // Dirty ranges are shown as unallocated.
       allocated: zero || !isHole || !this.#dirtyBitmap,
       zero,

@@ -7,7 +7,7 @@
  *
  * @module
  */
-import { checkSignal, unlessAborted } from "../../core/abort.ts";
+import { checkSignal, LONGEST_DELAY, unlessAborted } from "../../core/abort.ts";
 import { BlockError } from "../../core/errors.ts";
 import type { IoVector } from "../../core/bytes.ts";
 import { LostConnection, type NbdClient } from "./client.ts";
@@ -307,7 +307,9 @@ async function retried<T>(
     const abort = () => controller.abort();
     signal?.addEventListener("abort", abort);
     // Without a limit, a server may take any time to answer.
-    const timer = left > 0 ? setTimeout(abort, left) : undefined;
+    const timer = left > 0
+      ? setTimeout(abort, Math.min(left, LONGEST_DELAY))
+      : undefined;
     try {
       return await attempt(controller.signal);
     } catch (error) {

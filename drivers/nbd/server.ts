@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { LONGEST_DELAY } from "../../core/abort.ts";
 import "../../core/disposal.ts";
 import { AMOUNT, checkOptions } from "../../core/checks.ts";
 import { BlockError, invalid } from "../../core/errors.ts";
@@ -151,7 +152,14 @@ function exportOf(image: Image, options: NbdServerOptions): Export {
       `'${image.filename}' cannot be offered for writing: it is read-only`,
     );
   }
-  if (options.tls !== undefined) findTlsCredentials(options.tls, "server");
+  if (options.tls !== undefined) {
+    const { hasCertificates } = findTlsCredentials(options.tls, "server");
+    if (options.authorize && !hasCertificates) {
+      throw invalid(
+        "Clients are authorized by certificates, which keys replace",
+      );
+    }
+  }
   if (blockSize & (blockSize - 1)) {
     throw invalid(`The block size ${blockSize} is not a power of two`);
   }
@@ -295,7 +303,10 @@ export class NbdServer implements AsyncDisposable {
     const id = {};
     this.#connections.set(id, () => handshake.close());
     const timer = handshakeLimit > 0
-      ? setTimeout(() => handshake.close(), handshakeLimit * 1000)
+      ? setTimeout(
+        () => handshake.close(),
+        Math.min(handshakeLimit * 1000, LONGEST_DELAY),
+      )
       : undefined;
     let entered = false;
     let why: string | undefined;

@@ -17,6 +17,8 @@ const LIFE = 1000;
  */
 export class StatusCache {
   readonly #link: Link;
+  readonly #unit: number;
+  readonly #mixed: number;
   /** Received runs; those from `#index` on have not been requested yet. */
   #runs: StatusRun[] = [];
   #index = 0;
@@ -29,9 +31,15 @@ export class StatusCache {
   #changes = 0;
   #underWay = 0;
 
-  /** Requests block status on a link. */
-  constructor(link: Link) {
+  /**
+   * Requests block status on a link, of whole blocks of `unit` bytes.
+   *
+   * @param mixed The flags of a block of which the server tells parts.
+   */
+  constructor(link: Link, unit: number, mixed: number) {
     this.#link = link;
+    this.#unit = unit;
+    this.#mixed = mixed;
   }
 
   /** Drop the cache, and keep it empty until a change has completed. */
@@ -55,10 +63,12 @@ export class StatusCache {
       const isQuiet = this.#underWay === 0;
       const since = performance.now();
       let source: NbdClient | undefined;
-      const runs = await this.#link.ask((client) => {
-        source = client;
-        return client.status(offset, length, !isWalk);
-      });
+      const runs = this.#inBlocks(
+        await this.#link.ask((client) => {
+          source = client;
+          return client.status(offset, length, !isWalk);
+        }),
+      );
       if (!isQuiet || this.#changes !== changes) return runs[0];
       this.#runs = runs;
       this.#index = 0;
@@ -67,6 +77,21 @@ export class StatusCache {
       this.#source = source;
     }
     return this.#take(length);
+  }
+
+  /**
+   * Runs of whole blocks: some servers tell what is smaller than the least that
+   * they can be asked for, after which the rest has to be asked for anew.
+   */
+  #inBlocks(runs: StatusRun[]): StatusRun[] {
+    const unit = this.#unit;
+    const odd = runs.findIndex(({ length }) => length % unit !== 0);
+    if (odd < 0) return runs;
+    const { length, flags } = runs[odd];
+    const last = length > unit
+      ? { length: length - length % unit, flags }
+      : { length: unit, flags: this.#mixed };
+    return [...runs.slice(0, odd), last];
   }
 
   get #isFresh(): boolean {

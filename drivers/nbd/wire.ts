@@ -167,7 +167,7 @@ export const CHUNK_IS_ERROR = 0x8000;
 export const CHUNK_DONE = 1;
 
 /** Extent flags of the context `base:allocation`. */
-export const STATE = { HOLE: 1, ZERO: 2 } as const;
+export const STATE = { HOLE: 1, ZERO: 2, DIRTY: 1 } as const;
 
 export const BASE_ALLOCATION = "base:allocation";
 export const ALLOCATION_DEPTH = "qemu:allocation-depth";

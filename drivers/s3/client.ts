@@ -5,7 +5,7 @@
  */
 import { BlockError } from "../../core/errors.ts";
 import { fetchOnce, NoConnectionError } from "../../core/remote/fetch.ts";
-import { retrying, TransientError } from "../../core/remote/retry.ts";
+import { pauseOf, retrying, TransientError } from "../../core/remote/retry.ts";
 import { ConflictError, element, serviceError } from "./errors.ts";
 import type { Settings } from "./settings.ts";
 
@@ -191,13 +191,12 @@ export class S3Client {
     const { status, headers } = response;
     const bytes = await bodyOf(response, MAX_TEXT, () => {});
     const xml = new TextDecoder().decode(bytes);
-    const seconds = Number(headers.get("retry-after") ?? NaN);
     return serviceError({
       status,
       code: element(xml, "Code"),
       message: element(xml, "Message"),
       region: headers.get("x-amz-bucket-region") ?? element(xml, "Region"),
-      pause: Number.isFinite(seconds) ? seconds * 1000 : undefined,
+      pause: pauseOf(response),
     }, this.asked(key));
   }
 

@@ -1,4 +1,4 @@
-import { assertEquals, assertThrows } from "@std/assert";
+import { assert, assertEquals, assertThrows } from "@std/assert";
 import { Secrets } from "../../cli/objects.ts";
 import { BlockError } from "../../core/errors.ts";
 import { findSecret } from "../../core/secrets.ts";
@@ -56,8 +56,21 @@ Deno.test("--object secret,file=… takes the file's bytes verbatim", async () =
 
 const BAD: readonly [message: string, definition: string][] = [
   [
-    "Parameter 'qom-type' does not accept value 'bogus'; it must be one of secret, throttle-group, tls-creds-x509, authz-simple, authz-list",
+    "Parameter 'qom-type' does not accept value 'bogus'; it must be one of secret, throttle-group, tls-creds-x509, tls-creds-psk, authz-simple, authz-list",
     "bogus,id=s0",
+  ],
+  [
+    "Parameter 'username' is unexpected",
+    "tls-creds-x509,id=t0,dir=/nothing,username=me",
+  ],
+  ["Missing 'dir' property value", "tls-creds-psk,id=t0"],
+  [
+    "Parameter 'passwordid' is unexpected",
+    "tls-creds-psk,id=t0,dir=/nothing,passwordid=s0",
+  ],
+  [
+    "Unable to access credentials /nothing/keys.psk: No such file or directory",
+    "tls-creds-psk,id=t0,dir=/nothing",
   ],
   ["Parameter 'qom-type' is missing", "id=s0,data=abc"],
   ["Parameter 'id' is missing", "secret,data=abc"],
@@ -123,6 +136,27 @@ for (const [message, definition] of BAD) {
     assertEquals(error.message, message);
   });
 }
+
+Deno.test("--object tls-creds-psk is refused where TLS has no keys", async () => {
+  await using dir = new TempDir();
+  const define = (properties: string) =>
+    new Secrets().define(`tls-creds-psk,id=t0,dir=${dir.path},${properties}`);
+  const refused = (properties: string) =>
+    assertThrows(() => define(properties), BlockError);
+  await Deno.writeTextFile(dir.file("keys.psk"), "alice:00ff\n");
+  for (const properties of ["endpoint=server", "username=alice"]) {
+    const { code, message } = refused(properties);
+    assertEquals(code, "ENOTSUP");
+    assert(message.includes("needs Node.js; Deno and Bun have only"), message);
+  }
+  const { message } = refused("endpoint=client");
+  const path = dir.file("keys.psk");
+  assertEquals(message, `Username qemu not found in PSK file ${path}`);
+  await Deno.writeTextFile(dir.file("keys.psk"), "alice:00ff\nbob:secret\n");
+  const malformed = refused("username=alice");
+  const line = "Line 2 is not a user's name, ':', and a key";
+  assertEquals(malformed.message, `${path}: ${line}`);
+});
 
 /** Calls in order, in two folders: by qemu-img, and by us. */
 const CALLS = [

@@ -49,6 +49,20 @@ Deno.test("protocols without a driver are refused by name, with an alternative",
   );
 });
 
+Deno.test("a URL is refused without a word to its server", async () => {
+  for (const name of NAMES) {
+    // Nobody listens there.
+    for (const host of ["127.0.0.1:0", "host.invalid", ""]) {
+      const error = await assertRejects(
+        () => openImage(`${name}://${host}/disk`),
+        BlockError,
+      );
+      assertEquals(error.code, "ENOTSUP", error.message);
+      assertStringIncludes(error.message, `There is no driver for '${name}'; `);
+    }
+  }
+});
+
 Deno.test("ssh: an unreachable server is reported first", async () => {
   const described = { driver: "ssh", host: "127.0.0.1", path: "/foo" };
   const refused = (port: unknown) =>

@@ -82,10 +82,15 @@ qemuTest("http: convert, with secrets and without ranges", async () => {
   await runOk([...convert, named, out]);
   await compare();
   const whole = `driver=qcow2,${url("/whole/disk.qcow2")}`;
-  const refused = await run([...BDRV, "info", "--image-opts", whole]);
-  assertEquals(refused.code, 1);
-  assertStringIncludes(refused.stderr, "Server does not support 'range'");
-  assertStringIncludes(refused.stderr, "download=memory");
+  for (const command of [["info"], ["convert", "-O", "raw"]]) {
+    const target = command.length > 1 ? [out] : [];
+    const args = [...command, "--image-opts", whole, ...target];
+    const refused = await run([...BDRV, ...args]);
+    assertEquals(refused.code, 1);
+    const why = "CURL: Error opening file: Server does not support 'range'";
+    assertStringIncludes(refused.stderr, `Could not open '${whole}': ${why}`);
+    assertStringIncludes(refused.stderr, "download=memory");
+  }
   await runOk([
     ...convert,
     "--image-opts",

@@ -143,6 +143,78 @@ qemuTest("nbdkit's data plugin: holes are reported", async () => {
   assertEquals([...await disk.read(MIB, 4)], [1, 2, 3, 4]);
 }, ["nbdkit"]);
 
+qemuTest(
+  "nbdkit is asked for the status of whole blocks only",
+  async () => {
+    await using dir = new TempDir();
+    const { server, source } = await nbdkit(
+      dir,
+      ...["--filter=blocksize-policy", "data", "size=8M"],
+      // Its own pages have 32 KiB.
+      ...["data=@1048676 ( 1 2 3 4 )*1024 @4194304 ( 5 )*40000"],
+      ...["blocksize-minimum=65536", "blocksize-preferred=65536"],
+      ...["blocksize-maximum=1M", "blocksize-error-policy=error"],
+    );
+    await using _ = server;
+    await using disk = await openImage({ driver: "raw", file: source }, {
+      readOnly: true,
+    });
+    const found = [];
+    for await (const { offset, zero, length } of disk.extents()) {
+      found.push([offset, length, zero]);
+    }
+    const unit = 65536;
+    assertEquals(found, [
+      [0, MIB, true],
+      [MIB, unit, false],
+      [MIB + unit, 3 * MIB - unit, true],
+      [4 * MIB, unit, false],
+      [4 * MIB + unit, 4 * MIB - unit, true],
+    ]);
+    const parts = [[MIB - 1, 1, true], [MIB, 9, false]] as const;
+    for (const [offset, length, zero] of parts) {
+      const [extent] = await Array.fromAsync(disk.extents(offset, length));
+      assertEquals([extent.length, extent.zero], [length, zero]);
+    }
+  },
+  ["nbdkit"],
+);
+
+qemuTest("nothing is created where nothing may be written", async () => {
+  await using dir = new TempDir();
+  await Deno.writeFile(dir.file("disk"), pattern(MIB, 1));
+  const socket = dir.file("socket");
+  await using _ = await ServerProcess.start([
+    ...["qemu-nbd", "-t", "-e", "0", "-r", "-f", "raw", "-k", socket],
+    dir.file("disk"),
+  ], socket);
+  const calls = [
+    ["create", "-f", "raw", uriOf(socket), "512k"],
+    ["create", "-f", "raw", uriOf(socket), "2M"],
+    ["convert", "-O", "raw", dir.file("disk"), uriOf(socket)],
+  ];
+  for (const call of calls) {
+    const [theirs, ours] = await Promise.all(
+      [["qemu-img"], [...BDRV, "qemu-img"]].map((program) =>
+        run([...program, ...call], { env: { BDRV_QEMU_VERSION: "7.2" } })
+      ),
+    );
+    assertEquals(ours, theirs);
+  }
+}, ["qemu-img", "qemu-nbd"]);
+
+Deno.test("nothing is left incomplete on a server that cannot be reached", async () => {
+  await using dir = new TempDir();
+  await Deno.writeFile(dir.file("disk"), pattern(MIB, 1));
+  const target = `nbd+unix:///?socket=${dir.file("nothing")}`;
+  const convert = [...BDRV, "convert", "-n", "-O", "raw", dir.file("disk")];
+  const { code, stderr } = await run([...convert, target]);
+  assertEquals(code, 1);
+  const why = `Failed to connect to '${dir.file("nothing")}'`;
+  const line = `bdrv: Could not open '${target}': ${why}: No such file or`;
+  assertEquals(stderr, `${line} directory\n`);
+});
+
 qemuTest("qemu-nbd: convert, map and compare as with qemu-img", async () => {
   await using dir = new TempDir();
   const image = dir.file("disk.qcow2");

@@ -302,6 +302,37 @@ qemuTest("TLS, and only for clients with a certificate", async () => {
   assertMatch(errors, /Verify failed: No certificate was found/);
 }, ["qemu-img", "qemu-io", "openssl"]);
 
+qemuTest("a client with another authority's certificate", async () => {
+  await using dir = new TempDir();
+  await using elsewhere = new TempDir();
+  const image = await makeImage(dir);
+  const folder = await makeCertificates(dir);
+  const stranger = await makeCertificates(elsewhere);
+  // It trusts the server, which does not trust it.
+  await Deno.copyFile(`${folder}/ca-cert.pem`, `${stranger}/ca-cert.pem`);
+  const object = (endpoint: string, from: string) => [
+    "--object",
+    `tls-creds-x509,id=tls0,endpoint=${endpoint},dir=${from}`,
+  ];
+  const source = `driver=nbd,path=${dir.file("socket")},tls-creds=tls0,` +
+    "tls-hostname=localhost";
+  const client = ["info", ...object("client", stranger), "--image-opts"];
+  for (const program of [["qemu-nbd"], [...BDRV, "qemu-nbd"]]) {
+    await using server = await ServerProcess.start([
+      ...[...program, "-t", "-f", "qcow2", "-k", dir.file("socket")],
+      ...[...object("server", folder), "--tls-creds", "tls0", image],
+    ], dir.file("socket"));
+    const { code, stderr } = await run([...BDRV, ...client, source]);
+    assertEquals(code, 1);
+    const why =
+      "Cannot read from TLS channel: Software caused connection abort";
+    assert(stderr.endsWith(`Failed to read option reply: ${why}\n`), stderr);
+    const { errors } = await server.end();
+    const log = "option negotiation failed: The certificate ";
+    assert(errors.includes(log), errors);
+  }
+}, ["qemu-img", "qemu-nbd", "openssl"]);
+
 qemuTest("--tls-authz admits those whom an object names", async () => {
   await using dir = new TempDir();
   const image = await makeImage(dir);

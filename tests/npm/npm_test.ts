@@ -8,6 +8,7 @@ import { assert, assertEquals } from "@std/assert";
 import { mustSkip, run, runOk, TempDir } from "../qemu.ts";
 import { BundledPages } from "./bundled_pages.ts";
 import { commandLine } from "./command_line.ts";
+import { noSharedKeys, sharedKeys } from "./shared_keys.ts";
 import { assertSuite } from "./suite.ts";
 
 const ROOT = new URL("../..", import.meta.url).pathname;
@@ -61,7 +62,10 @@ async function install(): Promise<TempDir> {
 Deno.test({
   name: "the npm package",
   ignore: mustSkip({
-    tools: ["npm", "node", "qemu-img", "qemu-io", "chromium"],
+    tools: [
+      ...["npm", "node", "qemu-img", "qemu-io", "qemu-nbd", "chromium"],
+      ...["nbdkit", "nbdinfo"],
+    ],
     others: Object.fromEntries(runtimes.map(([name, it]) => [name, !!it])),
   }),
   async fn(t) {
@@ -152,6 +156,11 @@ Deno.test({
         await using work = new TempDir();
         await commandLine([runtime!, bin], work);
         await assertSuite([runtime!, bin]);
+      });
+      await t.step(`keys shared in advance on ${name}`, async () => {
+        await using work = new TempDir();
+        const bdrv = [runtime!, bin];
+        await (name === "Bun" ? noSharedKeys : sharedKeys)(bdrv, work);
       });
       await t.step(`the library on ${name}`, async () => {
         Deno.writeTextFileSync(dir.file("library.mjs"), LIBRARY);

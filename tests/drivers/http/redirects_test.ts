@@ -84,7 +84,10 @@ Deno.test("http: authorisation, cookies and headers stay with their server", asy
 
 Deno.test("http: secrets authorise, and mistakes in them are named", async () => {
   await using server = new FaultyServer(CONTENT);
-  const secrets = { pass: "geheim ü", token: "abc.def\n", jar: "a=1; b=2" };
+  const secrets = {
+    ...{ pass: "geheim ü", typed: "geheim ü\n" },
+    ...{ token: "abc.def\n", jar: "a=1; b=2" },
+  };
   const headersFor = async (options: Record<string, string>) => {
     const url = `${server.url}/`;
     await using _ = await openImage({ driver: "http", url, ...options }, {
@@ -92,12 +95,14 @@ Deno.test("http: secrets authorise, and mistakes in them are named", async () =>
     });
     return server.asked.at(-1)!.headers;
   };
-  const basic = await headersFor({ username: "me", "password-secret": "pass" });
   const bytes = new TextEncoder().encode("me:geheim ü");
-  assertEquals(
-    basic.get("authorization"),
-    `Basic ${btoa(String.fromCharCode(...bytes))}`,
-  );
+  for (const id of ["pass", "typed"]) {
+    const basic = await headersFor({ username: "me", "password-secret": id });
+    assertEquals(
+      basic.get("authorization"),
+      `Basic ${btoa(String.fromCharCode(...bytes))}`,
+    );
+  }
   const bearer = await headersFor({ "bearer-secret": "token" });
   assertEquals(bearer.get("authorization"), "Bearer abc.def");
   assertEquals(
