@@ -80,7 +80,7 @@ Deno.test({
   },
 });
 
-Deno.test("qemu-io takes registered buffers for what has buffers", async () => {
+Deno.test("qemu-io registers buffers for requests that have them", async () => {
   await using dir = new TempDir();
   await Deno.writeFile(dir.file("X"), new Uint8Array(65536).fill(7));
   const output = async (release: string, ...commands: string[]) => {
@@ -124,7 +124,7 @@ Deno.test("qemu-io takes registered buffers for what has buffers", async () => {
   assertEquals(await usage("7.2"), [`aio_write [-Cfiquz] ${words}`]);
 });
 
-Deno.test("qemu-io shows of a format what its release knows", async () => {
+Deno.test("qemu-io shows the details of a format that its release knows", async () => {
   await using dir = new TempDir();
   const cwd = dir.path;
   const key = ["--object", "secret,id=k,data=abc"];

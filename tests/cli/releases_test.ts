@@ -70,7 +70,7 @@ const CALLS = [
   "create -f luks -o help",
   "create -f luks -o help made",
   "create -f nbd -o help",
-  // A protocol in place of a format.
+  // A protocol where a format is expected.
   "create -f qcow2 -b file:plain.raw -F file made",
   "create -f qcow2 -b null-co:// -F null-co made",
   "create -f qcow2 -b plain.raw -F null-co made",

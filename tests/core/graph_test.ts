@@ -306,7 +306,7 @@ Deno.test("nodes of the user's own are shared, and closed by whoever made them",
   assertEquals(own.closed, 1);
 });
 
-Deno.test("what an object of others lacks to be a node is named", async () => {
+Deno.test("an error names what a user's object lacks to be a node", async () => {
   for (const method of ["readv", "status", "close"] as const) {
     const own = new OwnNode();
     Object.defineProperty(own, method, { value: undefined });
