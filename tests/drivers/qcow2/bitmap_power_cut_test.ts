@@ -35,6 +35,9 @@ const CUTS = 100;
 /** The number of cuts for an image that takes some time to open. */
 const CUTS_OF_LUKS = 30;
 
+/** The last byte of the header's autoclear features. */
+const AUTOCLEAR_END = 95;
+
 /** A bitmap, and the disk's content when it began to record. */
 interface Recording {
   readonly model: BitmapModel;
@@ -88,6 +91,7 @@ class Subject {
 
   async #session(): Promise<void> {
     const random = this.#random;
+    if (random.oneIn(3)) await this.#addUnknownFeature();
     const scheduler = new Scheduler(random);
     const files = this.#log.logs.map((log) =>
       new DelayNode(log, scheduler, random)
@@ -102,6 +106,7 @@ class Subject {
       if (kind < 2) await this.#image.flush();
       else if (kind < 4) await this.#resize();
       else if (kind < 7) await this.#changeBitmap();
+      else if (kind < 9) await this.#store();
       else await this.#write();
     }
     for (const { model } of this.#recordings) await model.check(this.#image);
@@ -149,6 +154,25 @@ class Subject {
       case 3:
         return await this.#add();
     }
+  }
+
+  /**
+   * Set an autoclear bit, as a later program might: then the bitmaps are marked
+   * as in use by the first change only.
+   */
+  async #addUnknownFeature(): Promise<void> {
+    const [log] = this.#log.logs;
+    const last = new Uint8Array(1);
+    await log.readv(AUTOCLEAR_END, [last]);
+    last[0] |= 0x20;
+    await log.writev(AUTOCLEAR_END, [last]);
+    await log.flush();
+  }
+
+  /** Store the bitmaps, which are not marked as in use until the next change. */
+  async #store(): Promise<void> {
+    await this.#image.node.invalidate!();
+    this.#noteStored();
   }
 
   async #resize(): Promise<void> {

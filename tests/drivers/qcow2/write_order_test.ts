@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { assertEquals, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertRejects } from "@std/assert";
 import type { Image } from "../../../core/image.ts";
 import { defaultOptions } from "../../../core/options.ts";
 import { isEqual } from "../../../core/runtime.ts";
@@ -91,6 +91,21 @@ for (const compat of ["0.10", "1.1"]) {
     assertEquals(isEqual(found, new Uint8Array(20_000)), true);
   });
 }
+
+Deno.test("features that a change invalidates are gone before it", async () => {
+  const start = await newImage();
+  // An autoclear feature that nobody knows.
+  start[95] |= 0x20;
+  const log = new PowerLog(start);
+  {
+    await using image = await openImage({ driver: "qcow2", file: log });
+    await image.write(0, new Uint8Array(9000).fill(1));
+  }
+  for (const { what, file } of log.reordered()) {
+    const claimsIt = (file[95] & 0x20) !== 0;
+    assert(!claimsIt || isEqual(file, start), what);
+  }
+});
 
 Deno.test("the mark of a corrupt image is durable at once", async () => {
   const bytes = await newImage();
