@@ -62,3 +62,23 @@ export function lockUnlessAborted<Held extends Disposable>(
     throw error;
   });
 }
+
+/**
+ * Wait some milliseconds; less if that is more than {@linkcode LONGEST_DELAY}.
+ *
+ * @throws {BlockError} ECANCELED
+ */
+export async function delay(
+  milliseconds: number,
+  signal?: AbortSignal,
+): Promise<void> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const waiting = new Promise<void>((resolve) => {
+    timer = setTimeout(resolve, Math.min(milliseconds, LONGEST_DELAY));
+  });
+  try {
+    await unlessAborted(waiting, signal);
+  } finally {
+    clearTimeout(timer);
+  }
+}

@@ -6,7 +6,7 @@
  *
  * @module
  */
-import { checkSignal, lockUnlessAborted, LONGEST_DELAY } from "./abort.ts";
+import { delay, lockUnlessAborted } from "./abort.ts";
 import { AMOUNT, checkOptions } from "./checks.ts";
 import { BlockError, invalid } from "./errors.ts";
 import { Mutex } from "./lock.ts";
@@ -194,7 +194,7 @@ export class ThrottleGroup {
       const waits = kinds.map((kind) => this.#buckets.get(kind)?.wait ?? 0);
       const wait = Math.max(...waits);
       if (wait === 0) break;
-      await delay(wait, signal);
+      await delay(Math.ceil(wait * 1000), signal);
     }
     const requests = this.#requestSize > 0 && bytes > this.#requestSize
       ? bytes / this.#requestSize
@@ -212,23 +212,6 @@ export class ThrottleGroup {
     }
     this.#lastLeak = now;
   }
-}
-
-/** Wait `seconds` seconds. */
-async function delay(seconds: number, signal?: AbortSignal): Promise<void> {
-  // The caller checks again.
-  const milliseconds = Math.min(Math.ceil(seconds * 1000), LONGEST_DELAY);
-  const { promise, resolve } = Promise.withResolvers<void>();
-  const timer = setTimeout(resolve, milliseconds);
-  const wake = () => resolve();
-  signal?.addEventListener("abort", wake);
-  try {
-    if (!signal?.aborted) await promise;
-  } finally {
-    clearTimeout(timer);
-    signal?.removeEventListener("abort", wake);
-  }
-  checkSignal(signal);
 }
 
 function checkLimits(limits: ThrottleLimits): void {

@@ -3,11 +3,16 @@
  *
  * @module
  */
-import { checkSignal, LONGEST_DELAY } from "../core/abort.ts";
+import { checkSignal, delay } from "../core/abort.ts";
 import { fillVector, type IoVector, vectorLength } from "../core/bytes.ts";
 import type { BlockDriver } from "../core/driver.ts";
 import { invalid } from "../core/errors.ts";
-import type { BlockNode, Extent } from "../core/node.ts";
+import type {
+  BlockNode,
+  Extent,
+  ReadFlags,
+  RequestFlags,
+} from "../core/node.ts";
 import { type OptionTable, parseOptions } from "../core/options.ts";
 
 const OPEN_OPTIONS: OptionTable = {
@@ -80,12 +85,8 @@ function nullNode(
   readOnly: boolean,
   { size, latency, zeroes }: NullOptions,
 ): BlockNode {
-  const pass = async () => {
-    if (latency > 0) {
-      await new Promise((done) =>
-        setTimeout(done, Math.min(latency, LONGEST_DELAY))
-      );
-    }
+  const pass = async ({ signal }: RequestFlags = {}) => {
+    if (latency > 0) await delay(latency, signal);
   };
   const node: BlockNode = {
     driver,
@@ -93,14 +94,14 @@ function nullNode(
     size,
     readOnly,
     children: {},
-    readv(_offset: number, iov: IoVector) {
+    readv(_offset: number, iov: IoVector, flags?: ReadFlags) {
       if (zeroes) fillVector(iov, 0, vectorLength(iov));
-      return pass();
+      return pass(flags);
     },
-    writev: pass,
+    writev: (_offset, _iov, flags) => pass(flags),
     async flush(flags) {
       checkSignal(flags?.signal);
-      await pass();
+      await pass(flags);
     },
     // deno-lint-ignore require-await -- the interface is asynchronous
     async status(offset, length, flags): Promise<Extent> {

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { aborted, checkSignal, LONGEST_DELAY } from "../abort.ts";
+import { aborted, checkSignal, delay, LONGEST_DELAY } from "../abort.ts";
 import { BlockError, type ErrorCode } from "../errors.ts";
 
 /** How long to put up with a failing server. */
@@ -88,7 +88,8 @@ export async function retrying<T>(
       if (!(error instanceof TransientError)) throw error;
       if (arrived >= PROGRESS) failures = 0;
       else if (failures >= retries) throw error;
-      await pause(error.pause ?? backOff(failures), signal);
+      const wish = error.pause ?? backOff(failures);
+      await delay(Math.min(wish, LONGEST_PAUSE), signal);
     } finally {
       watch.stop();
     }
@@ -98,23 +99,6 @@ export async function retrying<T>(
 /** Pauses vary, so that many clients do not return all at once. */
 function backOff(failures: number): number {
   return FIRST_PAUSE * 2 ** failures * (0.75 + Math.random() / 2);
-}
-
-async function pause(
-  milliseconds: number,
-  signal: AbortSignal | undefined,
-): Promise<void> {
-  await new Promise<void>((resolve, reject) => {
-    const leave = () => {
-      clearTimeout(timer);
-      reject(aborted(signal!));
-    };
-    const timer = setTimeout(() => {
-      signal?.removeEventListener("abort", leave);
-      resolve();
-    }, Math.min(milliseconds, LONGEST_PAUSE));
-    signal?.addEventListener("abort", leave, { once: true });
-  });
 }
 
 /** Aborts an attempt that receives nothing for too long. */

@@ -7,7 +7,12 @@
  *
  * @module
  */
-import { checkSignal, LONGEST_DELAY, unlessAborted } from "../../core/abort.ts";
+import {
+  checkSignal,
+  delay,
+  LONGEST_DELAY,
+  unlessAborted,
+} from "../../core/abort.ts";
 import { BlockError } from "../../core/errors.ts";
 import type { IoVector } from "../../core/bytes.ts";
 import { LostConnection, type NbdClient } from "./client.ts";
@@ -323,26 +328,10 @@ async function retried<T>(
       }
       const left = end - performance.now();
       if (left <= 0 || isOver()) throw error;
-      await paused(Math.min(pause, left), signal);
+      await delay(Math.min(pause, left), signal);
     } finally {
       signal?.removeEventListener("abort", abort);
       clearTimeout(timer);
     }
-  }
-}
-
-/** Wait, unless the signal is aborted. */
-async function paused(
-  milliseconds: number,
-  signal?: AbortSignal,
-): Promise<void> {
-  let timer: ReturnType<typeof setTimeout> | undefined;
-  const waiting = new Promise<void>((done) => {
-    timer = setTimeout(done, milliseconds);
-  });
-  try {
-    await unlessAborted(waiting, signal);
-  } finally {
-    clearTimeout(timer);
   }
 }
