@@ -10,6 +10,7 @@
 // imports, and old ones do not know whether this is the main program.
 if (!("Deno" in globalThis)) refuse();
 else if (import.meta.main) {
+  surviveSizeLimit();
   const { main } = await import("./cli/main.ts").catch(explainPermission);
   Deno.exit(await main(Deno.args));
 }
@@ -30,6 +31,16 @@ export async function main(args: readonly string[]): Promise<number> {
   if (!("Deno" in globalThis)) await import("./cli/on_node.ts");
   const { main } = await import("./cli/main.ts");
   return await main(args);
+}
+
+/**
+ * Writes past a limit on the size of files (`ulimit -f`) fail, in place of a
+ * signal that ends the program without a word. This precedes all imports, since
+ * Deno's cache of modules may be what exceeds the limit.
+ */
+function surviveSizeLimit(): void {
+  if (Deno.build.os === "windows") return;
+  Deno.addSignalListener("SIGXFSZ", () => {});
 }
 
 /** Explain a missing permission to load a module. */
