@@ -116,7 +116,7 @@ export interface LuksCreateOptions extends ProtocolCreateOptions {
   "iter-time"?: number | string;
   /** Create a detached LUKS header. */
   "detached-header"?: boolean | "on" | "off";
-  /** Preallocation mode (allowed values: off, falloc, full). */
+  /** Preallocation of the file, where its protocol can. */
   preallocation?: "off" | "falloc" | "full";
 }
 
@@ -141,7 +141,7 @@ export interface MemoryCreateOptions {
  * @category Options of new images
  */
 export interface NbdCreateOptions {
-  /** Virtual disk size: what the export must have at least. */
+  /** Virtual disk size. */
   size?: number | string;
   /** Preallocation mode (allowed values: off). */
   preallocation?: "off";

@@ -38,11 +38,16 @@ export interface StackObject {
  */
 export type Source = string | URL | StackObject | HeldSource;
 
-/** Whether a value is an open node. */
+/**
+ * Whether a value is an open node, or is meant to be one and lacks a method. (An
+ * open file of Node.js has `readv`, too.)
+ */
 export function isNode(value: unknown): value is BlockNode {
-  return typeof value === "object" && value !== null &&
-    (typeof (value as BlockNode).readv === "function" ||
-      typeof (value as BlockNode).status === "function");
+  if (typeof value !== "object" || value === null) return false;
+  const { readv, status, driver } = value as Partial<BlockNode>;
+  const count = Number(typeof readv === "function") +
+    Number(typeof status === "function");
+  return count === 2 || count === 1 && typeof driver === "object";
 }
 
 /**
