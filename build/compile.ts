@@ -8,6 +8,7 @@
  *
  * With `--with=bun`, the file contains Bun in place of Deno: for this machine
  * only, and without permissions, which Bun does not have.
+ *
  * @module
  */
 const ROOT = new URL("..", import.meta.url).pathname;

@@ -121,10 +121,10 @@ function faultOfLimits(limits: unknown): string | undefined {
   return wrong && `its limit '${wrong}' is ${valueText(given[wrong])}`;
 }
 
-/** Nodes that were opened here, so that they need not be checked again. */
+/** Nodes that need not be checked. */
 const trusted = new WeakSet<BlockNode>();
 
-/** Do not check a node that was opened here. */
+/** Do not check a node: one of our own drivers', or one checked before. */
 export function trustNode(node: BlockNode): void {
   trusted.add(node);
 }
@@ -302,8 +302,8 @@ export function checkDriverOptions(
 }
 
 /**
- * Check the node that a driver opened, unless the driver is trusted, and make
- * it read-only if it cannot be written to or `readOnly` asks for it.
+ * Check the node that a driver opened, and make it read-only if it cannot be
+ * written to or `readOnly` asks for it.
  *
  * @throws {BlockError} EINVAL
  */
@@ -311,9 +311,8 @@ export function adoptNode(
   driver: BlockDriver,
   value: unknown,
   readOnly = false,
-  isTrusted = false,
 ): BlockNode {
-  const fault = isTrusted ? undefined : safeFaultOf(value);
+  const fault = safeFaultOf(value);
   if (fault !== undefined) {
     throw invalid(`Driver '${driver.name}' opened no usable node: ${fault}`);
   }

@@ -371,12 +371,8 @@ async function openDriver(
     const context = contextOf(pending);
     const forget = () => inGraph.abandon();
     made = await openAsPermitted(driver, options, context, common, forget);
-    const adopted = adoptNode(
-      driver,
-      made,
-      place.readOnly,
-      isProvided(driver),
-    );
+    if (isProvided(driver)) trustNode(made);
+    const adopted = adoptNode(driver, made, place.readOnly);
     if (isInUse(adopted)) {
       // The driver returned its child unchanged.
       await inGraph.abandon(adopted);

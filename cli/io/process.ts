@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { LONGEST_DELAY } from "../../core/abort.ts";
+import { delay } from "../../core/abort.ts";
 import { type IoCommand, Refusal } from "./command.ts";
 import { process } from "../../core/platform/this_process.ts";
 import { giveWay } from "../../core/runtime.ts";
@@ -66,11 +66,7 @@ export const sleep: IoCommand = {
     if (time === undefined || time < 0) {
       throw new Refusal(`${words[0]} is not a valid number`);
     }
-    await session.background.during(
-      new Promise<void>((resolve) =>
-        setTimeout(resolve, Math.min(time, LONGEST_DELAY))
-      ),
-    );
+    await session.background.during(delay(time));
   },
 };
 
