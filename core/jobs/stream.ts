@@ -21,7 +21,7 @@ import { backingOf, isInherited } from "../extents.ts";
 import { Concatenation, sourceNodes } from "./concatenation.ts";
 import { CopySource } from "./copy_source.ts";
 import { Job } from "./job.ts";
-import { Pace } from "./pace.ts";
+import { Pace } from "../abort.ts";
 
 /**
  * How to stream an image.
