@@ -309,6 +309,13 @@ function changes(): { [name: string]: Change } {
       backing: new Random(4).bytes(200 * 512),
       change: (image) => image.node.image!.amend!({ compat: "0.10" }),
     },
+    "amending to version 3": {
+      create: { size: 100 * 512, cluster_size: 512, compat: "0.10" },
+      prepare: writeBesideSnapshot,
+      // Its entry has no extra data, which version 3 requires.
+      damage: (bytes) => put32(bytes, snapshotsOf(bytes) + 36, 0),
+      change: (image) => image.node.image!.amend!({ compat: "1.1" }),
+    },
     ...snapshotChanges("1.1"),
     // Version 2 has no mark that asks for a repair.
     ...snapshotChanges("0.10"),
