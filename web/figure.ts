@@ -14,7 +14,7 @@ import type { DrawnSpace } from "./messages.ts";
 export type OnCell = (space: DrawnSpace, cell: number) => void;
 
 /** Rows that are added to a table at once: more would block the page. */
-const ROWS_AT_ONCE = 200;
+const ROWS_AT_ONCE = 50;
 /** Width of a picture, in CSS pixels. */
 const WIDTH = 512;
 
