@@ -266,14 +266,10 @@ Deno.test("an option that a driver cannot open is refused", async () => {
 });
 
 Deno.test("writing to what has no name says so without one", async () => {
-  const bytes = await hello();
-  const named = new File([bytes], "disk.qcow2");
-  for (const [source, where] of [[bytes, ""], [named, " to 'disk.qcow2'"]]) {
-    await using image = await openImage(source as HeldSource);
-    await assertRejects(
-      () => image.write(0, new Uint8Array(1)),
-      BlockError,
-      `Cannot write: driver 'blob' cannot write${where}`,
-    );
-  }
+  await using image = await openImage(await hello());
+  const error = await assertRejects(
+    () => image.write(0, new Uint8Array(1)),
+    BlockError,
+  );
+  assertEquals(error.message, "Cannot write: driver 'blob' cannot write");
 });
