@@ -44,7 +44,7 @@ import { claimsOf, openNode } from "./open.ts";
 import { checkOpenOptions, type OpenOptions } from "./open_options.ts";
 import { describeSource, isSource } from "./sources.ts";
 import type { Source } from "./spec.ts";
-import { valueText } from "./values.ts";
+import { nodeText, valueText } from "./values.ts";
 
 /**
  * Bytes transferred through a handle so far.
@@ -108,8 +108,9 @@ export async function openImage(
   } catch (thrown) {
     const error = asBlockError(thrown);
     const saysWhat = error.message.startsWith("Could not open '");
-    if (saysWhat || !isSource(source)) throw error;
-    throw error.prefixed(`Could not open '${describeSource(source)}': `);
+    const name = isSource(source) ? describeSource(source) : "";
+    if (saysWhat || name === "") throw error;
+    throw error.prefixed(`Could not open '${name}': `);
   }
 }
 
@@ -622,7 +623,12 @@ export class Image implements AsyncDisposable {
 
   #checkOpen(): void {
     if (this.#closed) {
-      throw new BlockError("EBADF", `Image '${this.filename}' is closed`);
+      throw new BlockError(
+        "EBADF",
+        this.filename
+          ? `Image '${this.filename}' is closed`
+          : "Image is closed",
+      );
     }
   }
 
@@ -654,7 +660,7 @@ export class Image implements AsyncDisposable {
     throw new OutOfRangeError(
       `Cannot ${verb} ${valueText(length)} bytes at offset ${
         valueText(offset)
-      }: '${this.filename}' has ${size} bytes`,
+      }: ${nodeText(this.node)} has ${size} bytes`,
     );
   }
 
