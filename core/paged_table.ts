@@ -8,6 +8,7 @@
 import { allocate, roundUp, viewOf } from "./bytes.ts";
 import type { BlockNode } from "./node.ts";
 import { readPadded } from "./requests.ts";
+import { SharedLoads } from "./shared_loads.ts";
 
 const PAGE_BYTES = 64 * 1024;
 /** Bytes of a table read or written at once. */
@@ -40,6 +41,7 @@ export class PagedTable {
   readonly #pageEntries: number;
   /** By index, in the order of loading. */
   readonly #pages = new Map<number, DataView>();
+  readonly #loads = new SharedLoads();
   /** Units that differ from the file, by index. */
   #dirty = new Set<number>();
   /**
@@ -74,15 +76,19 @@ export class PagedTable {
   }
 
   /** Load the page of an entry. */
-  async load(index: number): Promise<void> {
+  load(index: number): Promise<void> {
     const number = Math.floor(index / this.#pageEntries);
+    return this.#loads.run(number, () => this.#read(number), (page) => {
+      this.#makeRoom();
+      this.#pages.set(number, page);
+    });
+  }
+
+  async #read(number: number): Promise<DataView> {
     const bytes = allocate(PAGE_BYTES);
     const start = this.#layout.offset + number * PAGE_BYTES;
     await readPadded(this.#file, start, [bytes]);
-    // Another caller may have loaded and changed it meanwhile.
-    if (this.#pages.has(number)) return;
-    this.#makeRoom();
-    this.#pages.set(number, new DataView(bytes.buffer, bytes.byteOffset));
+    return viewOf(bytes);
   }
 
   #makeRoom(): void {

@@ -11,10 +11,11 @@
  *
  * @module
  */
-import { allocate, roundDown, SECTOR_SIZE } from "./bytes.ts";
+import { allocate, roundDown, SECTOR_SIZE, viewOf } from "./bytes.ts";
 import { Mutex } from "./lock.ts";
 import type { BlockNode } from "./node.ts";
 import { readPadded } from "./requests.ts";
+import { SharedLoads } from "./shared_loads.ts";
 
 const PAGE_SIZE = 16 * 1024;
 /** Pages kept in memory for all files of an image, unless more have changed. */
@@ -74,6 +75,7 @@ export class TablePages {
   readonly #isLittleEndian: boolean;
   /** By index, in the order of loading. */
   readonly #pages = new Map<number, Page>();
+  readonly #loads = new SharedLoads();
   #tables: Changes = new Map();
   #directories: Changes = new Map();
   readonly #flushing = new Mutex();
@@ -106,17 +108,20 @@ export class TablePages {
   }
 
   /** Load the page of an entry. */
-  async load(at: number): Promise<void> {
+  load(at: number): Promise<void> {
     const index = Math.floor(at / PAGE_SIZE);
+    return this.#loads.run(index, () => this.#read(index), (view) => {
+      const page = { owner: this.#pages, index, view, pins: 0 };
+      this.#image.add(page);
+      this.#pages.set(index, page);
+    });
+  }
+
+  async #read(index: number): Promise<DataView> {
     const bytes = allocate(PAGE_SIZE);
     await this.#image.step("l2_load", this.#file);
     await readPadded(this.#file, index * PAGE_SIZE, [bytes]);
-    // Another caller may have loaded and changed it meanwhile.
-    if (this.#pages.has(index)) return;
-    const view = new DataView(bytes.buffer, bytes.byteOffset, PAGE_SIZE);
-    const page = { owner: this.#pages, index, view, pins: 0 };
-    this.#image.add(page);
-    this.#pages.set(index, page);
+    return viewOf(bytes);
   }
 
   /** As {@linkcode uint32}, loading the page. */
@@ -182,6 +187,7 @@ export class TablePages {
   forget(): void {
     for (const page of this.#pages.values()) this.#image.remove(page);
     this.#pages.clear();
+    this.#loads.forget();
     this.#tables.clear();
     this.#directories.clear();
   }
