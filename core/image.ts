@@ -498,11 +498,10 @@ export class Image implements AsyncDisposable {
       );
     }
     if (options !== undefined) checkOptions("check", options, CHECK_OPTIONS);
-    if (options?.repair) checkOptions("check", options.repair, REPAIRS);
-    return await this.#request(
-      options?.signal,
-      (node) => node.image!.check!(options),
-    );
+    const check = (node: BlockNode) => node.image!.check!(options);
+    if (!options?.repair) return await this.#query(options?.signal, check);
+    checkOptions("check", options.repair, REPAIRS);
+    return await this.#request(options.signal, check);
   }
 
   /**

@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { checkSignal, unlessAborted } from "./abort.ts";
 import {
   adoptNode,
   checkDriverOptions,
@@ -68,6 +69,7 @@ export async function openNode(
   source: Source | BlockNode,
   options: OpenOptions = {},
 ): Promise<BlockNode> {
+  checkSignal(options.signal);
   if (isNode(source)) return await givenNode("The source", source);
   let stack = toStack(source);
   if (options.format !== undefined) {
@@ -88,12 +90,19 @@ function topPlace({ readOnly = false, forceShare }: OpenOptions): Place {
   return { depth: 0, readOnly, forceShare };
 }
 
-/** Attach a root to an opened node, with its user's claims. */
+/** Attach a root to a node once it is open, with its user's claims. */
 async function claimed(
   opened: Promise<BlockNode>,
   options: OpenOptions,
 ): Promise<BlockNode> {
-  const node = await opened;
+  let node: BlockNode;
+  try {
+    node = await unlessAborted(opened, options.signal);
+  } catch (error) {
+    // After an abort, the node may still be opened.
+    opened.then(closeUnused, () => {});
+    throw error;
+  }
   try {
     attachRoot(node, claimsOf(node, options));
   } catch (error) {
@@ -151,6 +160,7 @@ export async function openProtocol(
   source: Source,
   options: OpenOptions = {},
 ): Promise<BlockNode> {
+  checkSignal(options.signal);
   return await claimed(
     openStack(
       protocolStack(source),

@@ -5,6 +5,7 @@
  *
  * @module
  */
+import { checkSignal } from "./abort.ts";
 import { allocate, roundUp, viewOf } from "./bytes.ts";
 import type { BlockNode } from "./node.ts";
 import { readPadded } from "./requests.ts";
@@ -159,13 +160,15 @@ export async function readEntries(
   file: BlockNode,
   { offset, length: claimed, entrySize }: TableExtent,
   visit: (view: DataView, at: number, index: number) => void | Promise<void>,
+  signal?: AbortSignal,
 ): Promise<void> {
   const stored = Math.max(0, roundUp(file.size - offset, entrySize));
   const length = Math.min(claimed, stored);
   const bytes = allocate(Math.min(PIECE_BYTES, length));
   for (let done = 0; done < length; done += bytes.length) {
     const piece = bytes.subarray(0, Math.min(bytes.length, length - done));
-    await readPadded(file, offset + done, [piece]);
+    checkSignal(signal);
+    await readPadded(file, offset + done, [piece], { signal });
     const view = viewOf(piece);
     for (let at = 0; at < piece.length; at += entrySize) {
       const visited = visit(view, at, (done + at) / entrySize);
