@@ -152,7 +152,9 @@ export class Access<R extends Run = Run> {
     for (let done = 0, known = first; !moves.hasFailed;) {
       const at = offset + done;
       const run = known ??
-        await moves.whileUnderWay(this.#map.find(at, length - done));
+        await moves.whileUnderWay(
+          unlessAborted(this.#map.find(at, length - done), flags?.signal),
+        );
       const part = sliceVector(iov, done, run.length);
       const reading = this.#readRun(run, at, part, flags);
       if (

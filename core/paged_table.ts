@@ -5,9 +5,11 @@
  *
  * @module
  */
+import { checkSignal } from "./abort.ts";
 import { allocate, roundUp, viewOf } from "./bytes.ts";
 import type { BlockNode } from "./node.ts";
 import { readPadded } from "./requests.ts";
+import { SharedLoads } from "./shared_loads.ts";
 
 const PAGE_BYTES = 64 * 1024;
 /** Bytes of a table read or written at once. */
@@ -40,8 +42,7 @@ export class PagedTable {
   readonly #pageEntries: number;
   /** By index, in the order of loading. */
   readonly #pages = new Map<number, DataView>();
-  /** Pages being loaded, by index: whoever needs one of them waits too. */
-  readonly #loading = new Map<number, Promise<void>>();
+  readonly #loads = new SharedLoads();
   /** Units that differ from the file, by index. */
   #dirty = new Set<number>();
   /**
@@ -78,19 +79,18 @@ export class PagedTable {
   /** Load the page of an entry. */
   load(index: number): Promise<void> {
     const number = Math.floor(index / this.#pageEntries);
-    let loading = this.#loading.get(number);
-    if (!loading) {
-      loading = this.#load(number).finally(() => this.#loading.delete(number));
-      this.#loading.set(number, loading);
-    }
-    return loading;
+    return this.#loads.run(
+      number,
+      () => this.#read(number),
+      (bytes) => this.#keep(number, bytes),
+    );
   }
 
-  async #load(number: number): Promise<void> {
+  async #read(number: number): Promise<Uint8Array> {
     const bytes = allocate(PAGE_BYTES);
     const start = this.#layout.offset + number * PAGE_BYTES;
     await readPadded(this.#file, start, [bytes]);
-    this.#keep(number, bytes);
+    return bytes;
   }
 
   #keep(number: number, bytes: Uint8Array): void {
@@ -107,6 +107,7 @@ export class PagedTable {
   async readAll(
     count: number,
     visit: (view: DataView, at: number, index: number) => void | Promise<void>,
+    signal?: AbortSignal,
   ): Promise<void> {
     const { offset, entrySize } = this.#layout;
     const length = roundUp(count * entrySize, PAGE_BYTES);
@@ -118,7 +119,7 @@ export class PagedTable {
         this.#keep(index / this.#pageEntries, pageAt(view, at));
       }
       return index < count ? visit(view, at, index) : undefined;
-    });
+    }, signal);
   }
 
   #makeRoom(): void {
@@ -198,13 +199,15 @@ export async function readEntries(
   file: BlockNode,
   { offset, length: claimed, entrySize }: TableExtent,
   visit: (view: DataView, at: number, index: number) => void | Promise<void>,
+  signal?: AbortSignal,
 ): Promise<void> {
   const stored = Math.max(0, roundUp(file.size - offset, entrySize));
   const length = Math.min(claimed, stored);
   const bytes = allocate(Math.min(PIECE_BYTES, length));
   for (let done = 0; done < length; done += bytes.length) {
     const piece = bytes.subarray(0, Math.min(bytes.length, length - done));
-    await readPadded(file, offset + done, [piece]);
+    checkSignal(signal);
+    await readPadded(file, offset + done, [piece], { signal });
     const view = viewOf(piece);
     for (let at = 0; at < piece.length; at += entrySize) {
       const visited = visit(view, at, (done + at) / entrySize);

@@ -15,6 +15,7 @@ import { allocate, divideUp, roundDown, SECTOR_SIZE } from "./bytes.ts";
 import { Mutex } from "./lock.ts";
 import type { BlockNode } from "./node.ts";
 import { readPadded } from "./requests.ts";
+import { SharedLoads } from "./shared_loads.ts";
 
 const PAGE_SIZE = 16 * 1024;
 /** Pages kept in memory for all files of an image, unless more have changed. */
@@ -81,8 +82,7 @@ export class TablePages {
   readonly #isLittleEndian: boolean;
   /** By index, in the order of loading. */
   readonly #pages = new Map<number, Page>();
-  /** Pages being loaded, by index: whoever needs one of them waits too. */
-  readonly #loading = new Map<number, Promise<void>>();
+  readonly #loads = new SharedLoads();
   #tables: Changes = new Map();
   #directories: Changes = new Map();
   readonly #flushing = new Mutex();
@@ -134,19 +134,18 @@ export class TablePages {
   /** Load the page of an entry. */
   load(at: number): Promise<void> {
     const index = Math.floor(at / PAGE_SIZE);
-    let loading = this.#loading.get(index);
-    if (!loading) {
-      loading = this.#load(index).finally(() => this.#loading.delete(index));
-      this.#loading.set(index, loading);
-    }
-    return loading;
+    return this.#loads.run(
+      index,
+      () => this.#read(index),
+      (bytes) => this.#keep(index, bytes),
+    );
   }
 
-  async #load(index: number): Promise<void> {
+  async #read(index: number): Promise<Uint8Array> {
     const bytes = allocate(PAGE_SIZE);
     await this.#image.step("l2_load", this.#file);
     await readPadded(this.#file, index * PAGE_SIZE, [bytes]);
-    this.#keep(index, bytes);
+    return bytes;
   }
 
   #keep(index: number, bytes: Uint8Array): void {
@@ -221,6 +220,7 @@ export class TablePages {
   forget(): void {
     for (const page of this.#pages.values()) this.#image.remove(page);
     this.#pages.clear();
+    this.#loads.forget();
     this.#tables.clear();
     this.#directories.clear();
   }

@@ -25,6 +25,7 @@ import {
   u64,
 } from "../core/read_only.ts";
 import { readPadded } from "../core/requests.ts";
+import { SharedLoads } from "../core/shared_loads.ts";
 
 /** Bochs's growing images. */
 export const bochsDriver = readOnlyDriver("bochs", async (file) => {
@@ -131,6 +132,7 @@ class BochsMap extends ReadOnlyMap {
   readonly #header: Header;
   /** By extent, in the order of loading. */
   readonly #bitmaps = new Map<number, Uint8Array>();
+  readonly #loads = new SharedLoads();
 
   constructor(file: BlockNode, header: Header) {
     super(file);
@@ -188,14 +190,21 @@ class BochsMap extends ReadOnlyMap {
   async #load(extent: number): Promise<void> {
     const place = this.#placeOf(extent);
     if (place === undefined || this.#bitmaps.has(extent)) return;
-    const { extentSize } = this.#header;
-    const bitmap = allocate(divideUp(extentSize / SECTOR_SIZE, 8));
-    if (place + bitmap.length > this.file.size) return;
-    await this.file.readv(place, [bitmap]);
-    if (this.#bitmaps.size >= MAX_BITMAPS) {
-      this.#bitmaps.delete(this.#bitmaps.keys().next().value!);
-    }
-    this.#bitmaps.set(extent, bitmap);
+    const read = async () => {
+      const { extentSize } = this.#header;
+      const bitmap = allocate(divideUp(extentSize / SECTOR_SIZE, 8));
+      if (place + bitmap.length > this.file.size) {
+        throw damaged(`Extent ${extent} goes past the end of the file`);
+      }
+      await this.file.readv(place, [bitmap]);
+      return bitmap;
+    };
+    await this.#loads.run(extent, read, (bitmap) => {
+      if (this.#bitmaps.size >= MAX_BITMAPS) {
+        this.#bitmaps.delete(this.#bitmaps.keys().next().value!);
+      }
+      this.#bitmaps.set(extent, bitmap);
+    });
   }
 }
 

@@ -201,9 +201,11 @@ class Comparison {
     try {
       return await this.#job.request(() => {
         const { node } = disk;
-        return chainStatus(node, offset, node.size - offset);
+        const { signal } = this.#options;
+        return chainStatus(node, offset, node.size - offset, { signal });
       });
     } catch (error) {
+      this.#pace.check();
       throw new CompareError(
         "status",
         offset,

@@ -122,7 +122,10 @@ export class VhdxTable extends BlockTable {
    * @param report Receives faults of blocks, in QEMU's words.
    * @returns the number of misplaced blocks.
    */
-  async examine(report: (line: string) => void): Promise<number> {
+  async examine(
+    report: (line: string) => void,
+    signal?: AbortSignal,
+  ): Promise<number> {
     const hasParent = this.#metadata.parent !== undefined;
     let end = roundUp(this.file.size, MIB);
     let faults = 0;
@@ -138,7 +141,7 @@ export class VhdxTable extends BlockTable {
         faults++;
       }
       end = Math.max(end, offset + this.unit);
-    });
+    }, signal);
     this.space.next = Math.max(this.space.next, end);
     return faults;
   }
