@@ -6,6 +6,10 @@
  */
 import { swapped, type WrongOrder } from "./wrong_order.ts";
 
+/** What makes refcounts of another width durable. */
+const FLUSH =
+  '    await naming("Failed to flush the refblock cache", async () => {\n      await state.flushCaches();\n    });\n';
+
 export const QCOW2_WRONG_ORDERS: readonly WrongOrder[] = [
   {
     what: "entries of compressed clusters before their data",
@@ -305,8 +309,9 @@ export const QCOW2_WRONG_ORDERS: readonly WrongOrder[] = [
     file: "drivers/qcow2/refcount_width.ts",
     changes: [
       [
-        "    await state.flushCaches();\n    const old = oldStructure(state);\n",
-        "    const old = oldStructure(state);\n    for (const { offset, length } of old) {\n      await state.refcounts.free(offset, length);\n    }\n    await state.flushCaches();\n",
+        `${FLUSH}    const old = oldStructure(state);\n`,
+        "    const old = oldStructure(state);\n    for (const { offset, length } of old) {\n      await state.refcounts.free(offset, length);\n    }\n" +
+        FLUSH,
       ],
       [
         "    state.refcounts.replaceTable(table);\n    for (const { offset, length } of old) {\n      await state.refcounts.free(offset, length);\n    }\n",
@@ -319,7 +324,7 @@ export const QCOW2_WRONG_ORDERS: readonly WrongOrder[] = [
     file: "drivers/qcow2/refcount_width.ts",
     changes: [
       swapped(
-        "    await state.flushCaches();\n",
+        FLUSH,
         "    await state.changeHeader(structure.header);\n",
         "    const old = oldStructure(state);\n",
       ),

@@ -109,7 +109,7 @@ export abstract class RefcountTable {
     if (tableIndex >= this.tableSize) return 0;
     const at = tableIndex * ENTRY_SIZE;
     const low = this.#table.getUint32(at + 4);
-    return this.#table.getUint32(at) * 2 ** 32 + (low - low % 512);
+    return this.#table.getUint32(at) * 2 ** 32 + ((low & 0xfffffe00) >>> 0);
   }
 
   /** An entry of the table with its reserved bits, for messages. */

@@ -38,7 +38,9 @@ export async function changeRefcountWidth(
   try {
     await structure.allocate();
     const table = await structure.write();
-    await naming("Failed to flush the refblock cache", state.flushCaches());
+    await naming("Failed to flush the refblock cache", async () => {
+      await state.flushCaches();
+    });
     const old = oldStructure(state);
     await state.changeHeader(structure.header);
     adopt();
@@ -175,9 +177,14 @@ class NewStructure {
 
   async #writeAt(offset: number, bytes: Uint8Array): Promise<void> {
     const { overlap, file } = this.#state;
-    const check = overlap.check(offset, bytes.length);
-    await naming("Overlap check failed", check);
-    await naming("Failed to write refblock", file.writev!(offset, [bytes]));
+    await naming(
+      "Overlap check failed",
+      () => overlap.check(offset, bytes.length),
+    );
+    await naming(
+      "Failed to write refblock",
+      () => file.writev!(offset, [bytes]),
+    );
   }
 
   /**
@@ -228,7 +235,7 @@ class NewStructure {
     if (geometry.isAligned(refcounts.blockOffset(index))) {
       return await naming(
         "Failed to retrieve refblock",
-        refcounts.block(index),
+        () => refcounts.block(index),
       );
     }
     await refcounts.block(index).catch((cause) => {
@@ -292,10 +299,13 @@ class NewStructure {
   }
 }
 
-/** Name a step in the message of its failure. */
-async function naming<T>(step: string, done: T | Promise<T>): Promise<T> {
+/** Do a step, and name it in the message of its failure. */
+async function naming<T>(
+  step: string,
+  run: () => T | Promise<T>,
+): Promise<T> {
   try {
-    return await done;
+    return await run();
   } catch (error) {
     throw asBlockError(error).prefixed(`${step}: `);
   }

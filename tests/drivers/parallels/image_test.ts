@@ -8,6 +8,7 @@ import {
   openImage,
   type StackObject,
 } from "../../../mod.ts";
+import { isEqual } from "../../../core/runtime.ts";
 import { seedsToRun } from "../../model.ts";
 import { PowerLog } from "../../power_log.ts";
 import { BDRV, qemuTest, run, runOk, TempDir } from "../../qemu.ts";
@@ -335,6 +336,10 @@ Deno.test("the open mark, and the removal of bitmaps, are durable before a write
   const [inUse, extension] = [44, 56];
   assertEquals(u32(log.durable, inUse), OPEN);
   assert(u32(log.durable, extension) !== 0);
+  log.writev = (offset, iov) => {
+    if (offset > 0) assertEquals(u32(log.durable, extension), 0);
+    return PowerLog.prototype.writev.call(log, offset, iov);
+  };
   await image.write(0, new Uint8Array(512).fill(1));
   assertEquals(u32(log.durable, extension), 0);
 });
@@ -348,6 +353,20 @@ Deno.test("check() sees what is not written yet, and closing is durable", async 
     assertEquals([leaks, allocatedClusters], [0, 1]);
   }
   assert(u32(log.durable, 44) !== OPEN);
+});
+
+Deno.test("an image is marked as closed only once all that was written can be found", async () => {
+  const start = await newImage("parallels", SMALL);
+  const log = new PowerLog(start);
+  {
+    await using image = await openImage({ driver: "parallels", file: log });
+    await image.write(0, new Uint8Array(512).fill(1));
+  }
+  for (const { what, file } of log.reordered()) {
+    if (u32(file, 44) === OPEN || isEqual(file, start)) continue;
+    await using left = await openImage(stackOf("parallels", file));
+    assertEquals([what, ...await left.read(0, 1)], [what, 1]);
+  }
 });
 
 Deno.test("after any power cut, the table points only to clusters in the file", async () => {

@@ -21,7 +21,7 @@ import { writeCompressedGuest } from "../../../drivers/qcow2/write_compressed.ts
 import { BlockError, MemoryStore } from "../../../mod.ts";
 import { faultyNode } from "../../fault_disk.ts";
 import { Random, seedsToRun } from "../../model.ts";
-import { PowerLog } from "../../power_log.ts";
+import { PowerLog, PowerLogs } from "../../power_log.ts";
 import { contentOf, newImage, storeOf } from "./bytes.ts";
 
 const CLUSTER = 4096;
@@ -326,6 +326,21 @@ Deno.test("zeroes that a raw data file refuses change neither it nor the disk", 
       await assertRejects(() => request(state), BlockError, undefined, what);
       const same = isEqual(await diskOf(state), contentOf(dataStore));
       assertEquals([what, same], [what, true]);
+    }
+  }
+});
+
+Deno.test("a raw data file is at no time shorter than the disk", async () => {
+  const both = new PowerLogs([await rawImage(false), filled(SIZE, 1)]);
+  const [file, data] = both.logs;
+  const state = await stateOf(file, data);
+  await resize(state, 2 * SIZE);
+  await resize(state, SIZE / 2);
+  const moments = Array.from({ length: both.now + 1 }, (_, moment) => moment);
+  for (let seed = 1; seed <= 20; seed++) {
+    for (const { moment, files } of both.cuts(moments, new Random(seed))) {
+      const size = Number(new DataView(files[0].buffer).getBigUint64(24));
+      assert(files[1].length >= size, `cut at ${moment} of ${both.now}`);
     }
   }
 });

@@ -75,6 +75,26 @@ Deno.test("closing an image durably removes its mark", async () => {
   assertEquals(log.durable[AT.features] & NEED_CHECK, 0);
 });
 
+Deno.test("a mark is removed only once all that was written can be found", async () => {
+  const log = new PowerLog(await newImage("qed", SMALL));
+  {
+    await using image = await openImage({ driver: "qed", file: log });
+    await image.write(0, new Uint8Array(4096).fill(1));
+    await image.flush();
+    await image.write(4096, new Uint8Array(4096).fill(2));
+  }
+  let closed = 0;
+  for (const { what, file } of log.reordered()) {
+    if (file[AT.features] & NEED_CHECK) continue;
+    await using left = await openImage(stackOf("qed", file));
+    const [first] = await left.read(0, 1);
+    if (first !== 1) continue;
+    closed++;
+    assertEquals([what, ...await left.read(4096, 1)], [what, 2]);
+  }
+  assertEquals(closed, 1);
+});
+
 Deno.test("unallocated zeroes set the mark, and are durable with FUA", async () => {
   const log = new PowerLog(await newImage("qed", SMALL));
   {
