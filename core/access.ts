@@ -182,20 +182,34 @@ export class Access<R extends Run = Run> {
     const { backing, size } = this.#host;
     switch (run.kind) {
       case "data": {
-        const read = () => this.#readData(run, offset, iov, flags);
         const event = this.#host.event?.("read_aio");
-        return event ? event.then(read) : read();
+        return event
+          ? this.#readLater(event, run, offset, iov, flags)
+          : this.#readData(run, offset, iov, flags);
       }
       case "special":
         return this.#map.readSpecial!(run, offset, iov, flags);
       case "unallocated":
         if (backing && offset < size) {
-          const read = () => readBacking(backing, offset, iov, flags);
           const event = this.#host.event?.("read_backing_aio");
-          return event ? event.then(read) : read();
+          return event
+            ? readBackingLater(event, backing, offset, iov, flags)
+            : readBacking(backing, offset, iov, flags);
         }
     }
     fillVector(iov, 0, run.length);
+  }
+
+  // A function of its own: closures take time even where nobody listens.
+  async #readLater(
+    event: Promise<void>,
+    run: Run,
+    offset: number,
+    iov: IoVector,
+    flags?: ReadFlags,
+  ): Promise<void> {
+    await event;
+    await this.#readData(run, offset, iov, flags);
   }
 
   #readData(
@@ -517,9 +531,7 @@ function readBacking(
   flags?: ReadFlags,
 ): Promise<void> {
   if (nested >= MAX_NESTED) {
-    return Promise.resolve().then(() =>
-      readBacking(backing, offset, iov, flags)
-    );
+    return readBackingLater(Promise.resolve(), backing, offset, iov, flags);
   }
   nested++;
   try {
@@ -527,6 +539,17 @@ function readBacking(
   } finally {
     nested--;
   }
+}
+
+async function readBackingLater(
+  event: Promise<void>,
+  backing: BlockNode,
+  offset: number,
+  iov: IoVector,
+  flags?: ReadFlags,
+): Promise<void> {
+  await event;
+  await readBacking(backing, offset, iov, flags);
 }
 
 /** Whether the system copies a payload. */
