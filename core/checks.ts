@@ -265,6 +265,11 @@ export function checkStoredName(name: unknown): void {
   );
 }
 
+/** A node's name in messages, which memory lacks. */
+function quoted(filename: string): string {
+  return filename === "" ? "it" : `'${filename}'`;
+}
+
 /** The error for writing to a read-only node. */
 export function cannotWrite(what: string, node: BlockNode): BlockError {
   let unable: BlockNode | undefined;
@@ -274,12 +279,12 @@ export function cannotWrite(what: string, node: BlockNode): BlockError {
   return unable
     ? new BlockError(
       "ENOTSUP",
-      `${what}: driver '${unable.driver.name}' cannot write to ` +
-        `'${unable.filename}'`,
+      `${what}: driver '${unable.driver.name}' cannot write` +
+        (unable.filename && ` to '${unable.filename}'`),
     )
     : new BlockError(
       "EACCES",
-      `${what}: '${node.filename}' was opened read-only`,
+      `${what}: ${quoted(node.filename)} was opened read-only`,
     );
 }
 

@@ -79,17 +79,47 @@ export class PagedTable {
   /** Load the page of an entry. */
   load(index: number): Promise<void> {
     const number = Math.floor(index / this.#pageEntries);
-    return this.#loads.run(number, () => this.#read(number), (page) => {
-      this.#makeRoom();
-      this.#pages.set(number, page);
-    });
+    return this.#loads.run(
+      number,
+      () => this.#read(number),
+      (bytes) => this.#keep(number, bytes),
+    );
   }
 
-  async #read(number: number): Promise<DataView> {
+  async #read(number: number): Promise<Uint8Array> {
     const bytes = allocate(PAGE_BYTES);
     const start = this.#layout.offset + number * PAGE_BYTES;
     await readPadded(this.#file, start, [bytes]);
-    return viewOf(bytes);
+    return bytes;
+  }
+
+  #keep(number: number, bytes: Uint8Array): void {
+    // It may have been loaded and changed meanwhile.
+    if (this.#pages.has(number)) return;
+    this.#makeRoom();
+    this.#pages.set(number, viewOf(bytes));
+  }
+
+  /**
+   * Visit the first entries, as {@linkcode readEntries} does. The first call
+   * keeps the pages, so that lookups need not read them again.
+   */
+  async readAll(
+    count: number,
+    visit: (view: DataView, at: number, index: number) => void | Promise<void>,
+    signal?: AbortSignal,
+  ): Promise<void> {
+    const { offset, entrySize } = this.#layout;
+    const length = roundUp(count * entrySize, PAGE_BYTES);
+    const table = { offset, length, entrySize };
+    const isFirst = this.#pages.size === 0;
+    await readEntries(this.#file, table, (view, at, index) => {
+      const isPage = at % PAGE_BYTES === 0;
+      if (isFirst && isPage && this.#pages.size < MAX_PAGES) {
+        this.#keep(index / this.#pageEntries, pageAt(view, at));
+      }
+      return index < count ? visit(view, at, index) : undefined;
+    }, signal);
   }
 
   #makeRoom(): void {
@@ -143,6 +173,15 @@ export class PagedTable {
     const bytes = new Uint8Array(page.buffer, start, unit).slice();
     return { offset: offset + at, bytes };
   }
+}
+
+/** A copy of a page in a piece; past the end of the file, it is zero. */
+function pageAt(piece: DataView, at: number): Uint8Array {
+  const { buffer, byteOffset, byteLength } = piece;
+  const bytes = allocate(PAGE_BYTES);
+  const length = Math.min(PAGE_BYTES, byteLength - at);
+  bytes.set(new Uint8Array(buffer, byteOffset + at, length));
+  return bytes;
 }
 
 /** The extent of a table, in bytes. */

@@ -123,6 +123,8 @@ function textAt(bytes: Uint8Array, at: number): string {
   return String.fromCharCode(...field.subarray(0, end < 0 ? undefined : end));
 }
 
+/** Most bitmaps read at once, for a request that spans several extents. */
+const MAX_TOGETHER = 16;
 /** Bitmaps kept in memory; those of larger extents have at most 2 KiB. */
 const MAX_BITMAPS = 256;
 
@@ -159,8 +161,19 @@ class BochsMap extends ReadOnlyMap {
   }
 
   async find(offset: number, length: number): Promise<Run> {
-    const extent = Math.floor(offset / this.#header.extentSize);
-    if (!this.#bitmaps.has(extent)) await this.#load(extent);
+    const { extentSize } = this.#header;
+    const extent = Math.floor(offset / extentSize);
+    if (!this.#bitmaps.has(extent)) {
+      const most = Math.min(
+        divideUp(offset + length, extentSize) - extent,
+        MAX_TOGETHER,
+      );
+      await Promise.all(Array.from({ length: most }, (_, i) => {
+        const loading = this.#load(extent + i);
+        // The failure of another one is reported in its turn.
+        return i === 0 ? loading : loading.catch(() => {});
+      }));
+    }
     const run = this.lookup(offset, length);
     if (!run) throw damaged(`Extent ${extent} goes past the end of the file`);
     return run;
@@ -176,7 +189,7 @@ class BochsMap extends ReadOnlyMap {
 
   async #load(extent: number): Promise<void> {
     const place = this.#placeOf(extent);
-    if (place === undefined) return;
+    if (place === undefined || this.#bitmaps.has(extent)) return;
     const read = async () => {
       const { extentSize } = this.#header;
       const bitmap = allocate(divideUp(extentSize / SECTOR_SIZE, 8));

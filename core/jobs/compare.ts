@@ -11,7 +11,7 @@ import type { BlockNode, Disk } from "../node.ts";
 import { nameOf } from "../node_names.ts";
 import { isEqual, isZero } from "../runtime.ts";
 import { Job, type JobNode } from "./job.ts";
-import { Pace } from "./pace.ts";
+import { Pace } from "../abort.ts";
 
 /**
  * How to compare.

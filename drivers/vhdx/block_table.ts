@@ -14,7 +14,6 @@ import { BlockError } from "../../core/errors.ts";
 import type { BlockNode } from "../../core/node.ts";
 import {
   type ChangedUnit,
-  readEntries,
   type TableExtent,
   writeEntries,
 } from "../../core/paged_table.ts";
@@ -130,8 +129,7 @@ export class VhdxTable extends BlockTable {
     const hasParent = this.#metadata.parent !== undefined;
     let end = roundUp(this.file.size, MIB);
     let faults = 0;
-    const table = this.#shape.tableAt(this.#regions.bat.offset);
-    await readEntries(this.file, table, (view, at, entry) => {
+    await this.table.readAll(this.#shape.entries, (view, at, entry) => {
       const state = stateAt(view, at);
       const block = this.#shape.blockOf(entry);
       const isThere = state === STATE.PRESENT ||
