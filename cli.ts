@@ -28,7 +28,8 @@ else if (import.meta.main) {
  * ```
  */
 export async function main(args: readonly string[]): Promise<number> {
-  if (!("Deno" in globalThis)) await import("./cli/on_node.ts");
+  if ("Deno" in globalThis) surviveSizeLimit();
+  else await import("./cli/on_node.ts");
   const { main } = await import("./cli/main.ts");
   return await main(args);
 }
@@ -40,8 +41,10 @@ export async function main(args: readonly string[]): Promise<number> {
  */
 function surviveSizeLimit(): void {
   if (Deno.build.os === "windows") return;
-  Deno.addSignalListener("SIGXFSZ", () => {});
+  Deno.addSignalListener("SIGXFSZ", ignore);
 }
+
+function ignore(): void {}
 
 /** Explain a missing permission to load a module. */
 function explainPermission(error: Error): never {

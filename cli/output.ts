@@ -7,7 +7,6 @@ import { writeAllSync } from "@std/io/write-all";
 import { asBlockError, BlockError, strerror } from "../core/errors.ts";
 import type { OutputStream } from "../core/platform/process.ts";
 import { process } from "../core/platform/this_process.ts";
-import { surviveSignal } from "../core/runtime.ts";
 import { CommandError } from "./command_error.ts";
 
 /** The reader of the output has gone, so messages cannot reach it. */
@@ -78,8 +77,6 @@ export class Output {
   /** Write; once something has been lost, write nothing more. */
   #writeOut(bytes: Uint8Array): void {
     if (this.#failure || bytes.length === 0) return;
-    // A file may reach the user's size limit.
-    if (!this.#interactive) surviveSignal("SIGXFSZ");
     try {
       writeFully(process.output, bytes);
     } catch (error) {

@@ -4,7 +4,7 @@
  * @module
  */
 import { process } from "../core/platform/this_process.ts";
-import { surviveSignal, unrefTimer } from "../core/runtime.ts";
+import { unrefTimer } from "../core/runtime.ts";
 import { asBlockError, BlockError } from "../core/errors.ts";
 import { withoutSecrets } from "../core/redaction.ts";
 import type { SecretSource } from "../core/secrets.ts";
@@ -112,11 +112,8 @@ export class Program {
   printError(text: string): void {
     text = this.#heldLines + text;
     this.#heldLines = "";
-    const isSeen = this.#isSeen;
-    // It may be a file that has reached the user's size limit.
-    if (!isSeen) surviveSignal("SIGXFSZ");
     try {
-      const shown = (isSeen ? this.#overwriteStatus() : "") +
+      const shown = (this.#isSeen ? this.#overwriteStatus() : "") +
         withoutSecrets(text);
       writeFully(process.error, new TextEncoder().encode(shown));
     } catch {

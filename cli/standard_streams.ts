@@ -13,7 +13,6 @@ import {
 } from "../core/probe.ts";
 import { localFiles } from "../core/platform/mod.ts";
 import { process } from "../core/platform/this_process.ts";
-import { surviveSignal } from "../core/runtime.ts";
 import { canRetry, PAUSE, streamError } from "./output.ts";
 import { CommandError, type Program } from "./program.ts";
 
@@ -153,8 +152,6 @@ export async function writeOutput(
   program: Program,
   chunks: AsyncIterable<Uint8Array>,
 ): Promise<void> {
-  // At a file size limit, fail with an error rather than a signal.
-  surviveSignal("SIGXFSZ");
   let hasBegun = false;
   try {
     for await (const chunk of chunks) {
