@@ -81,7 +81,7 @@ export class SharedLock {
 
   #unshare(): void {
     this.#sharers--;
-    if (this.#sharers === 0) this.#wake();
+    if (this.#sharers === 0 && this.#waiting.length > 0) this.#wake();
   }
 
   /** Hand the lock to the first in line and, if it shares, to all sharers. */
@@ -156,9 +156,9 @@ export class RangeLock {
       own?.[Symbol.dispose]();
       return undefined;
     }
-    const waiting = own ?? new Range(this, this.#line);
+    const waiting = own ?? new Range(this, this.#line, start, end, exclusive);
     if (!own) this.#line.push(waiting);
-    waiting.set(start, end, exclusive);
+    else own.set(start, end, exclusive);
     waiting.turn = blocker.released;
     return waiting;
   }
@@ -236,8 +236,7 @@ export class RangeLock {
 
   /** Take a range that nothing conflicts with. */
   hold(start: number, end: number, exclusive: boolean): HeldRange {
-    const range = new Range(this, this.#held);
-    range.set(start, end, exclusive);
+    const range = new Range(this, this.#held, start, end, exclusive);
     this.#held.push(range);
     if (exclusive) this.#exclusive++;
     return range;
@@ -260,9 +259,9 @@ export class RangeLock {
 
 /** A range, held or waited for. */
 class Range implements HeldRange, RangePlace {
-  start = 0;
-  end = 0;
-  exclusive = false;
+  start: number;
+  end: number;
+  exclusive: boolean;
   /** For a place in the queue: by how many later requests. */
   overtaken = 0;
   /** For a place in the queue: fulfilled when its obstacle is gone. */
@@ -272,9 +271,18 @@ class Range implements HeldRange, RangePlace {
   #released?: Promise<void>;
   #release?: () => void;
 
-  constructor(lock: RangeLock, list: Range[]) {
+  constructor(
+    lock: RangeLock,
+    list: Range[],
+    start: number,
+    end: number,
+    exclusive: boolean,
+  ) {
     this.#lock = lock;
     this.list = list;
+    this.start = start;
+    this.end = end;
+    this.exclusive = exclusive;
   }
 
   set(start: number, end: number, exclusive: boolean): void {

@@ -39,7 +39,8 @@ export class RequestGate {
 
   /** End a request. */
   leave(): void {
-    if (--this.#underWay > 0) return;
+    // Requests made one at a time all get past the first condition.
+    if (--this.#underWay > 0 || this.#whenIdle.length === 0) return;
     for (const tell of this.#whenIdle.splice(0)) tell();
   }
 
